@@ -51,7 +51,7 @@ hunt: $(VENV)/installed-dev  ## an hour of random patterns against Python closur
 	$(BIN)/python tests/support/hunting --seconds $(HUNT_SECONDS) --seed $(HUNT_SEED)
 
 tables: $(VENV)/installed-dev  ## write the parser's tables anew, after a change of spec/attn.lark or of lark's version
-	$(BIN)/python -m attnc.spec.reading.tables
+	$(BIN)/python -m attnc.spec.reading.parser_tables
 
 kernels: $(VENV)/installed-dev  ## compile the library's kernels for every target and read their machine code: more than an hour
 	$(BIN)/python benchmarks/kernels.py; of_masks=$$?; $(BIN)/python benchmarks/recurrent_kernels.py --library; of_states=$$?; \

@@ -12,8 +12,8 @@ from library_table import Asked, line, read_library
 
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.runtime.gpu import routing_gate
-from attnc.runtime.gpu.chosen_gate import SELECTION, cases, judge
 from attnc.runtime.gpu.compiling import compile_all
+from attnc.runtime.gpu.selected_gate import SELECTION, cases, judge
 from attnc.runtime.library import routing_names
 
 

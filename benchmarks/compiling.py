@@ -21,7 +21,7 @@ from attnc.runtime.library import ModuleLoader, library_files, library_names
 from attnc.runtime.tuning.timer import Timing
 from attnc.spec.load import check_source, load_program
 from attnc.spec.meaning.bind import bind
-from attnc.spec.reading.text import decode
+from attnc.spec.reading.source_text import decode
 
 ROUNDS = 5
 
@@ -90,11 +90,11 @@ def _imports(rounds: int) -> Row:
 
 TIMED = """
 import logging, time, torch
-logging.getLogger("attnc.runtime.tuning.tune").setLevel(logging.INFO)
+logging.getLogger("attnc.runtime.tuning.tuner").setLevel(logging.INFO)
 tuned = []
 handler = logging.Handler()
 handler.emit = lambda record: tuned.append(record.getMessage().startswith("tuned "))
-logging.getLogger("attnc.runtime.tuning.tune").addHandler(handler)
+logging.getLogger("attnc.runtime.tuning.tuner").addHandler(handler)
 torch.manual_seed(0)
 q, k, v = (torch.randn(1, 4, 4096, 64, requires_grad={trains}) for _ in range(3))
 {imports}

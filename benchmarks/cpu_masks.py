@@ -22,7 +22,7 @@ from timing import as_json, interleaved, once
 from torch import Tensor
 
 from attnc import Attention
-from attnc.compiler.planning.plan import Plan
+from attnc.compiler.planning.cpu_plan import Plan
 from attnc.runtime.tuning.timer import Timing
 
 Run = Callable[[], Any]

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attnc import Attention, compile_attention
-from attnc.runtime.call import Sizes
-from attnc.runtime.cpu.decoding import look
-from attnc.runtime.general import steps_of
+from attnc.runtime.cpu.cpu_decoding import look
+from attnc.runtime.general_attention import steps_of
+from attnc.runtime.tensor_checks import TensorSizes
 
 HEADS, KV_HEADS, DIM = 8, 2, 64
 LENGTHS = (1 << 14, 1 << 16, 1 << 18, 1 << 20)
@@ -86,7 +86,7 @@ def _true(attend: Attention, q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> T
 
 def _seen(attend: Attention, n: int) -> Tensor:
     """The keys that the last row sees, in order."""
-    sizes = Sizes(1, n, 1, HEADS, KV_HEADS, DIM, DIM, "float32")
+    sizes = TensorSizes(1, n, 1, HEADS, KV_HEADS, DIM, DIM, "float32")
     ((_, planner),) = steps_of(attend._last_rows._planner).planners(sizes, {})
     return torch.from_numpy(look(planner, sizes, {}).parts[0].seen.every[0])
 

@@ -22,9 +22,9 @@ from part import Row, Setting
 from torch import Tensor
 
 from attnc import Attention
-from attnc.compiler.kernels.source import KernelSource
+from attnc.compiler.kernels.kernel_source import KernelSource
+from attnc.runtime.gpu.kernel_modules import function_of
 from attnc.runtime.gpu.launch import started_by
-from attnc.runtime.gpu.modules import function_of
 
 OPERANDS = frozenset({"q", "k", "v", "out", "lse", "dout", "lse2", "delta", "dq", "dk", "dv", "part", "part_lse"})
 """Arguments of kernels that are no lists; `part` are partial results."""

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from attnc import compile_attention
 from attnc.compiler import simulation
-from attnc.runtime.gpu.recurrent.linear import linear_recurrence
+from attnc.runtime.gpu.recurrent.linear_on_gpu import linear_recurrence
 from attnc.runtime.recurrent.linear import Delta
 
 SHAPES = (

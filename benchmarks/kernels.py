@@ -20,10 +20,10 @@ import provenance
 import timing
 
 from attnc.compiler.kernels.targets import TARGETS
-from attnc.compiler.simulation import seen_kernels
+from attnc.compiler.simulation import compiled_figures
 from attnc.runtime.commands import console
-from attnc.runtime.commands.gate import Row, line, rows
-from attnc.runtime.gpu.gate import Case
+from attnc.runtime.commands.doctor_targets import Row, line, rows
+from attnc.runtime.gpu.kernel_gate import GateCase
 from attnc.runtime.gpu.selection import SELECTION, NoKernels, cases, whole_library
 
 EVERY = 5
@@ -46,8 +46,8 @@ def main() -> int:
     found = _chosen(options)
     table.begin(options.targets, found, keep=options.changed)
     if options.changed:
-        found = [one for one in found if isinstance(one, Case) and not table.has(one)]
-    total = sum(isinstance(one, Case) for one in found)
+        found = [one for one in found if isinstance(one, GateCase) and not table.has(one)]
+    total = sum(isinstance(one, GateCase) for one in found)
     with console.progress("kernels", total) as step:
         for i, row in enumerate(rows(found, options.processes)):
             table.add(row)
@@ -74,14 +74,14 @@ class Table:
         provenance.refuse_uncommitted()  # before anything is compiled
         self._facts = provenance.header()
 
-    def begin(self, targets: Sequence[str], asked: Sequence[Case | NoKernels], *, keep: bool) -> None:
+    def begin(self, targets: Sequence[str], asked: Sequence[GateCase | NoKernels], *, keep: bool) -> None:
         """Forget the rows of targets, or `keep` those that are asked for."""
         kept = set(map(_key_of, asked)) if keep else set()
         self._rows = {key: row for key, row in self._rows.items() if row["target"] not in targets or key in kept}
         if not keep:
             self._runs |= dict.fromkeys(targets, self._facts)
 
-    def has(self, case: Case) -> bool:
+    def has(self, case: GateCase) -> bool:
         """Whether there is a row of a kernel as it is now."""
         row = self._rows.get(_key_of(case))
         return row is not None and row.get("digest") == case.source.digest
@@ -112,17 +112,17 @@ def _key(row: Row) -> Key:
     return tuple(row[name] for name in ("target", "dtype", "head_dim", "pattern", "kernel"))
 
 
-def _key_of(one: Case | NoKernels) -> Key:
-    return one.target, one.dtype, one.head_dim, one.pattern, one.title if isinstance(one, Case) else None
+def _key_of(one: GateCase | NoKernels) -> Key:
+    return one.target, one.dtype, one.head_dim, one.pattern, one.title if isinstance(one, GateCase) else None
 
 
 def _write_facts() -> int:
-    """What the simulator is told of the kernels of causal attention (`compiler/simulation/seen_kernels.py`)."""
+    """What the simulator is told of the kernels of causal attention (`compiler/simulation/compiled_figures.py`)."""
     source = f"kernels-triton-{version('triton')}.json"
     table = json.loads((timing.RESULTS / source).read_text(encoding="utf-8"))
     wanted = [row for row in table["rows"] if row["pattern"] == "causal" and row["kernel"] not in ("decode", "merge")]
     found = [_fact(row) for row in wanted if row.get("loops")]
-    path = Path(seen_kernels.__file__).with_suffix(".json")
+    path = Path(compiled_figures.__file__).with_suffix(".json")
     lines = ",\n".join(f"  {json.dumps(one)}" for one in found)
     path.write_text(f'{{"from": "{source}", "kernels": [\n{lines}\n]}}\n', encoding="utf-8")
     return 0
@@ -156,7 +156,7 @@ def summary(done: Iterable[Row]) -> dict[str, dict[str, int]]:
     return {target: dict(sorted(counts.items())) for target, counts in found.items() if counts}
 
 
-def _chosen(options: argparse.Namespace) -> list[Case | NoKernels]:
+def _chosen(options: argparse.Namespace) -> list[GateCase | NoKernels]:
     targets, widths = options.targets, options.head_dims
     if options.selection:
         return list(cases(SELECTION, targets, widths, ["bfloat16"]))

@@ -11,8 +11,8 @@ from typing import Any
 import provenance
 import timing
 
-from attnc.runtime.gpu.compiling import Compiled, Outcome, compile_all
-from attnc.runtime.gpu.gate import Case
+from attnc.runtime.gpu.compiling import CompiledBinary, Outcome, compile_all
+from attnc.runtime.gpu.kernel_gate import GateCase
 
 Row = dict[str, Any]
 
@@ -36,7 +36,7 @@ class Asked:
 
 
 def read_library(
-    kind: str, cases: Iterable[Case], asked: Asked, judge: Callable[[Case, Outcome], list[str]], processes: int
+    kind: str, cases: Iterable[GateCase], asked: Asked, judge: Callable[[GateCase, Outcome], list[str]], processes: int
 ) -> int:
     """Write results/kernels-<kind>-triton-*.json; 1 where a kernel of it may not go out.
 
@@ -68,7 +68,7 @@ def _save(name: str, rows: Mapping[Any, Row], facts: Mapping[str, object]) -> No
     timing.save(name, found, dict(facts))
 
 
-def _row(case: Case, outcome: Outcome, reasons: list[str]) -> Row:
+def _row(case: GateCase, outcome: Outcome, reasons: list[str]) -> Row:
     row: Row = {
         "pattern": case.pattern,
         "kernel": case.source.function,
@@ -79,7 +79,7 @@ def _row(case: Case, outcome: Outcome, reasons: list[str]) -> Row:
         "verdict": "fail" if reasons else "pass",
         "reasons": reasons,
     }
-    if isinstance(outcome, Compiled):
+    if isinstance(outcome, CompiledBinary):
         code = outcome.code
         row |= {
             "registers": code.registers,
@@ -91,12 +91,12 @@ def _row(case: Case, outcome: Outcome, reasons: list[str]) -> Row:
     return row
 
 
-def line(case: Case, outcome: Outcome, reasons: list[str]) -> str:
+def line(case: GateCase, outcome: Outcome, reasons: list[str]) -> str:
     """A row of the table."""
     tiles = case.source.tiles
     start = f"{case.target:7}{case.head_dim:4}  {case.pattern:24}{case.stage:13}{tiles.k_tile:3} columns"
     facts = ""
-    if isinstance(outcome, Compiled):
+    if isinstance(outcome, CompiledBinary):
         code = outcome.code
         products = " ".join(f"{name} {count}" for name, count in code.products.items()) or "no products"
         loops = " ".join(str(loop.instructions) for loop in code.loops)

@@ -24,7 +24,7 @@ import timing
 import torch
 
 import attnc
-from attnc.runtime.disk.machine import installed
+from attnc.runtime.disk.machine_key import installed
 
 Row = dict[str, Any]
 """What is kept of one measurement: `key` names it, `ok` is false where its result is wrong, `ms` holds its timings."""

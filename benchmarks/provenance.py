@@ -28,7 +28,7 @@ class UncommittedError(Exception):
 
 def header() -> dict[str, object]:
     """Return versions, machine, commit, date, command and load: what a figure needs to be believed."""
-    from attnc.runtime.disk.machine import cpu_name, installed
+    from attnc.runtime.disk.machine_key import cpu_name, installed
 
     return {
         "torch": installed("torch"),

@@ -24,15 +24,15 @@ from torch import Tensor
 
 from attnc import compile_attention
 from attnc.compiler.planning.build_plan import CallShape, build_plan
-from attnc.compiler.planning.plan import Plan
+from attnc.compiler.planning.cpu_plan import Plan
 from attnc.compiler.planning.recipes import alternatives
-from attnc.compiler.planning.schedule import Choice, Problem, choose
+from attnc.compiler.planning.schedule import CoverChoice, CoverProblem, choose
 from attnc.runtime.attention import Attention
-from attnc.runtime.call import input_tensors
 from attnc.runtime.call_shapes import dtype_name
 from attnc.runtime.cpu import calibration
-from attnc.runtime.operators import plain
+from attnc.runtime.operators import attend
 from attnc.runtime.plans import Planner, relations_of
+from attnc.runtime.tensor_checks import input_tensors
 from attnc.runtime.tuning.timer import Timing
 
 HEADS = 4
@@ -156,10 +156,10 @@ class _Other(Planner):
         super().__init__(own.text, own.pattern, strict=False)
         self._number = number
 
-    def _build(self, shape: CallShape, choice: Callable[[Problem], Choice] = choose) -> Plan:
+    def _build(self, shape: CallShape, choice: Callable[[CoverProblem], CoverChoice] = choose) -> Plan:
         return build_plan(relations_of(self.pattern, shape), self._choose)
 
-    def _choose(self, problem: Problem) -> Choice:
+    def _choose(self, problem: CoverProblem) -> CoverChoice:
         found = alternatives(problem)
         return found[min(self._number, len(found) - 1)]
 
@@ -173,9 +173,9 @@ def _alternatives(
     relations = attention._relations(
         attention._sizes(n, n, HEADS, HEADS, inputs, head_dim=d, dtype=dtype_name(q.dtype)), inputs
     )
-    problems: list[Problem] = []
+    problems: list[CoverProblem] = []
 
-    def first(problem: Problem) -> Choice:
+    def first(problem: CoverProblem) -> CoverChoice:
         problems.append(problem)
         return alternatives(problem)[0]
 
@@ -190,4 +190,4 @@ def _alternatives(
 
 
 def _run(q: Tensor, k: Tensor, v: Tensor, tensors: list[Tensor], planner: Planner) -> Tensor:
-    return plain.attend(q, k, v, tensors, planner, None, return_lse=False)[0]
+    return attend.attend(q, k, v, tensors, planner, None, return_lse=False)[0]

@@ -92,7 +92,7 @@ def work(number: int, size: Size) -> int:
             tuned.append(record.getMessage())
 
     handler = Told()
-    logger = logging.getLogger("attnc.runtime.tuning.tune")
+    logger = logging.getLogger("attnc.runtime.tuning.tuner")
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     draw = random.Random(number)
@@ -126,10 +126,10 @@ def _compile_kernels(number: int) -> None:
     if importlib.util.find_spec("triton") is None:
         return
     from attnc import compile_attention
-    from attnc.compiler.kernels.kernels import Heads
+    from attnc.compiler.kernels.attention_kernels import HeadShape
     from attnc.compiler.kernels.targets import TARGETS
     from attnc.runtime.gpu.compiling import compile_here
 
     for attention in (compile_attention("causal"), compile_attention("sliding_window", window=40 + number % 2)):
-        kernels = attention._planner.gpu.kernels(Heads(64, 64, "float16"), TARGETS["sm_90"], square=True)
+        kernels = attention._planner.gpu.kernels(HeadShape(64, 64, "float16"), TARGETS["sm_90"], square=True)
         compile_here(kernels.forward, "sm_90")

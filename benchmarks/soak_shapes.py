@@ -107,8 +107,8 @@ def _launched(size: Size) -> tuple[int, int]:
 
     from attnc import compile_attention
     from attnc.compiler.kernels.targets import TARGETS
+    from attnc.runtime.gpu.device_targets import pretending
     from attnc.runtime.gpu.launch import started_by
-    from attnc.runtime.gpu.targets import pretending
 
     texts: set[str] = set()
     variants: set[tuple[object, ...]] = set()
@@ -142,16 +142,20 @@ def _variant(argument: Any, value: Any) -> object:
 
 def _kept(attends: dict[str, Any]) -> dict[str, tuple[int, int]]:
     """What is kept in this process, and the most that may be."""
-    from attnc.runtime.cpu import program
-    from attnc.runtime.gpu import modules
+    from attnc.runtime.cpu import bound_plan
+    from attnc.runtime.gpu import kernel_modules
     from attnc.runtime.settings import SETTINGS
 
     plans = max(len(attend._planner._by_shape) for attend in attends.values())
-    held: dict[str, Sized] = {"programs": program._PROGRAMS, "masks": program._MASKS, "layouts": program._LAYOUTS}
+    held: dict[str, Sized] = {
+        "programs": bound_plan._PROGRAMS,
+        "masks": bound_plan._MASKS,
+        "layouts": bound_plan._LAYOUTS,
+    }
     most = {"programs": SETTINGS.plans, "masks": SETTINGS.masks, "layouts": SETTINGS.layouts}
     return {
         "plans of one pattern, at most": (plans, SETTINGS.plans),
         **{name: (len(kept), most[name]) for name, kept in held.items()},
-        "bytes of masks": (program._MASKS.weight, SETTINGS.mask_bytes),
-        "kernel functions": (len(modules._FUNCTIONS), SETTINGS.kernels),
+        "bytes of masks": (bound_plan._MASKS.weight, SETTINGS.mask_bytes),
+        "kernel functions": (len(kernel_modules._FUNCTIONS), SETTINGS.kernels),
     }

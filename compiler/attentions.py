@@ -9,8 +9,8 @@ from attnc.compiler import fold
 from attnc.compiler.ir import (
     Attend,
     Bool,
-    Choice,
     Element,
+    ExactSelect,
     Index,
     Lookup,
     Not,
@@ -22,7 +22,7 @@ from attnc.compiler.ir import (
     Value,
 )
 from attnc.compiler.rewrite import substitute_attend
-from attnc.compiler.values import default_score, output, output_lse, output_of_state, values_of, vector
+from attnc.compiler.value_nodes import default_score, output, output_lse, output_of_state, values_of, vector
 from attnc.compiler.verify_ir import verified
 
 
@@ -77,7 +77,7 @@ def might_hold(condition: Index, open_: set[Tensor], hopes: bool = True) -> Inde
         case Bool(op=op, operands=operands):
             parts = [might_hold(operand, open_, hopes) for operand in operands]
             return fold.conjunction(*parts) if op == "and" else fold.disjunction(*parts)
-        case Choice(condition=which, then=then, otherwise=otherwise) if not asked([which]) & open_:
+        case ExactSelect(condition=which, then=then, otherwise=otherwise) if not asked([which]) & open_:
             return fold.choice(which, might_hold(then, open_, hopes), might_hold(otherwise, open_, hopes))
         case _:
             return fold.truth(hopes)

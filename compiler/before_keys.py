@@ -19,11 +19,11 @@ from attnc.compiler.ir import (
     Reduce,
     Selection,
     TableRead,
-    Total,
+    ValueReduce,
     Var,
     Vec,
 )
-from attnc.compiler.values import reads, values_of
+from attnc.compiler.value_nodes import reads, values_of
 
 
 def needs_tokens(pattern: Pattern) -> str | None:
@@ -87,7 +87,7 @@ def _is_of_query(index: Index, running: Set[Var]) -> bool:
 
 def _of_queries(roots: Sequence[Node]) -> Set[Var]:
     """The variables of aggregates over ranges whose ends depend on the query."""
-    loops = [below for root in roots for below in root.below if isinstance(below, Reduce | Total)]
+    loops = [below for root in roots for below in root.below if isinstance(below, Reduce | ValueReduce)]
     found: set[Var] = set()
     while True:
         more = {x.var for x in loops if x.var not in found and any(_is_of_query(end, found) for end in (x.low, x.high))}

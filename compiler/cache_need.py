@@ -11,10 +11,10 @@ import numpy as np
 from attnc.compiler import fold, presburger
 from attnc.compiler.analysis.intervals import FALSE, Boxes, classify
 from attnc.compiler.counted_isl import UndecidedError, is_available
-from attnc.compiler.ir import Extent, Index, Lookup, Pattern, Vec, Whole
+from attnc.compiler.ir import Extent, Index, Lookup, Pattern, RoundToInt, Vec
 from attnc.compiler.lowering.specialise import of_any_length, reads_head
 from attnc.compiler.rewrite import substitute, walk
-from attnc.compiler.values import is_own, values_of
+from attnc.compiler.value_nodes import is_own, values_of
 
 MOST = 1 << 24
 """Tokens; a pattern that needs more needs all."""
@@ -54,7 +54,7 @@ def cache_need(pattern: Pattern, heads: int, group: int) -> CacheNeed | None:
     search = _Search(monotonic() + SECONDS)
     relations = []
     for node in pattern.nodes:
-        if node.family is not None or any(isinstance(below, Lookup | Whole) for below in walk(node.visible)):
+        if node.family is not None or any(isinstance(below, Lookup | RoundToInt) for below in walk(node.visible)):
             return None
         differing = range(heads) if reads_head(node.visible) else range(1)
         try:

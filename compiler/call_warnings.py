@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from attnc.compiler import ir
-from attnc.compiler.lowering.expressions import Lowered, Scope
 from attnc.compiler.lowering.lower import lowering_of
-from attnc.compiler.lowering.selections import SelectingLowering
+from attnc.compiler.lowering.lower_expressions import Lowered, LoweringScope
+from attnc.compiler.lowering.lower_selections import SelectingLowering
 from attnc.spec import program as checked
 from attnc.spec.checks.measure import below
 from attnc.spec.diagnostics import Diagnostic, Label, Severity
@@ -38,7 +38,7 @@ def _scores_without_vectors(program: checked.Program) -> Iterator[Diagnostic]:
         if score is None:
             continue
         numbers = list(_numbers(score))
-        positions = any(isinstance(node, checked.Place | checked.Coordinate) for node in numbers)
+        positions = any(isinstance(node, checked.PositionRead | checked.Coordinate) for node in numbers)
         if positions and not any(isinstance(node, _CONTENT) for node in numbers):
             message = "the score reads no vectors: `q` and `k` are positions here"
             help_ = "write `dot(q, k)` for the product of the vectors; the default score is `scale * dot(q, k)`"
@@ -46,7 +46,14 @@ def _scores_without_vectors(program: checked.Program) -> Iterator[Diagnostic]:
 
 
 _CONTENT = (
-    *(checked.Vector, checked.InputRead, checked.BranchRead, checked.Merge, checked.Score, checked.Share),
+    *(
+        checked.Vector,
+        checked.InputRead,
+        checked.BranchRead,
+        checked.MergeCall,
+        checked.ScoreRead,
+        checked.SoftmaxShare,
+    ),
     checked.StateRead,
 )
 """Expressions whose value depends on the tensors of a call."""
@@ -67,11 +74,11 @@ def _numbers(root: checked.Expr) -> Iterator[checked.Expr]:
                     pending.append(definition.body)
             case checked.Operation(op=op, operands=operands) if op not in _CONDITIONS:
                 pending.extend(operands)
-            case checked.Choice(then=then, otherwise=otherwise):
+            case checked.ConditionalValue(then=then, otherwise=otherwise):
                 pending += [then, otherwise]
             case checked.Aggregate(body=body):
                 pending.append(body)
-            case checked.Table(items=items):
+            case checked.ListValue(items=items):
                 pending.extend(items)
             case checked.Item(table=table):
                 pending.append(table)
@@ -92,7 +99,7 @@ def _windows_off_centre(bound: checked.BoundProgram) -> Iterator[Diagnostic]:
         return
     lowering = lowering_of(bound)
     told: set[tuple[Span, int]] = set()
-    for use, arguments in (found for line in lines for found in _uses(line, lowering, Scope())):
+    for use, arguments in (found for line in lines for found in _uses(line, lowering, LoweringScope())):
         window, stride, length = (_count(arguments.get(name)) for name in ("window", "stride", "length"))
         if window is None or window % 2 or (stride or 1) % 2 == 0 or (length is not None and window >= length):
             continue
@@ -113,7 +120,7 @@ def _count(value: Lowered | None) -> int | None:
     return value.value if isinstance(value, ir.Const) else None
 
 
-def _uses(expr: checked.Expr, lowering: SelectingLowering, scope: Scope) -> Iterator[_Use]:
+def _uses(expr: checked.Expr, lowering: SelectingLowering, scope: LoweringScope) -> Iterator[_Use]:
     """Yield the uses of centred windows in a condition, with their arguments for these parameters."""
     match expr:
         case checked.DefinitionUse(definition=definition, arguments=arguments):
@@ -128,7 +135,7 @@ def _uses(expr: checked.Expr, lowering: SelectingLowering, scope: Scope) -> Iter
         case checked.Operation(op="and" | "or" | "not", operands=operands):
             for operand in operands:
                 yield from _uses(operand, lowering, scope)
-        case checked.Choice(condition=condition, then=then, otherwise=otherwise):
+        case checked.ConditionalValue(condition=condition, then=then, otherwise=otherwise):
             decided = lowering.truth(condition, scope)
             if not (isinstance(decided, ir.Truth) and not decided.value):
                 yield from _uses(then, lowering, scope)

@@ -19,19 +19,19 @@ import numpy as np
 from attnc.compiler.ir import (
     Arith,
     Attend,
+    Compare,
     Coord,
     Data,
     Linear,
     Pattern,
     Recur,
-    Round,
     Segment,
     Selection,
-    Sign,
     State,
     StateAt,
     Step,
     Tensor,
+    UnitCondition,
     Var,
 )
 from attnc.spec.source import Span
@@ -106,7 +106,7 @@ class Writer:
                 return self.value(value.array)
             case Linear():  # in an order, and under `abs` with a sign, that names decide
                 return self._linear(value, 1)
-            case Arith(op="abs", operands=(Linear() as inside,)) | Sign(op="eq", value=Linear() as inside):
+            case Arith(op="abs", operands=(Linear() as inside,)) | Compare(op="eq", value=Linear() as inside):
                 what = "abs" if isinstance(value, Arith) else "eq"
                 return digest_of(what, min(self._linear(inside, sign) for sign in (1, -1)))
             case Arith(op=op) if op in _SYMMETRIC:
@@ -115,7 +115,7 @@ class Writer:
                 return digest_of("Segment", *map(self.value, ([e for _, e in value.axes], value.offset, value.length)))
             case Var():  # serials tell apart what is bound, but for the numbers of blocks
                 return digest_of("Var", self._blocks.get(value, str(value.serial)).encode())
-            case Round():
+            case UnitCondition():
                 sides = (("q", value.q_vars), ("k", value.k_vars))
                 self._blocks.update((var, f"{side}{i}") for side, own in sides for i, var in enumerate(own))
         kind: type = type(value)

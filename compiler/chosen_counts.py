@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from attnc.compiler import fold
 from attnc.compiler.attentions import asked
-from attnc.compiler.ir import Choice, Index, Lookup, Ratio, Reduce, Selection, Tensor, Value, intern
+from attnc.compiler.ir import ExactSelect, Index, Lookup, Ratio, Reduce, Selection, Tensor, Value, intern
 from attnc.compiler.rewrite import replace_values
-from attnc.compiler.values import apply, element, ratio
+from attnc.compiler.value_nodes import apply, element, ratio
 
 
 def with_counts(item: Selection, selections: Sequence[Selection]) -> tuple[Selection, Mapping[Tensor, Tensor]]:
@@ -41,7 +41,7 @@ def _apart(node: Ratio, places: Mapping[Tensor, Index], counts: dict[Tensor, Ten
 def _count(node: Index, places: Mapping[Tensor, Index], counts: dict[Tensor, Tensor]) -> Value | None:
     """The element that stands for a sum over all places of what was chosen; None for anything else."""
     match node:
-        case Reduce(op="sum", body=Choice(condition=Lookup() as read)) if read.tensor in places:
+        case Reduce(op="sum", body=ExactSelect(condition=Lookup() as read)) if read.tensor in places:
             whole = fold.reduce(
                 "sum",
                 node.var,

@@ -17,8 +17,8 @@ from functools import lru_cache, reduce
 from math import isfinite, log
 
 from attnc.compiler import fold
-from attnc.compiler.ir import VALUES, Apply, Const, Element, Index, Node, Number, Ratio, Select, Value, Vec
-from attnc.compiler.values import apply, number, rank, select
+from attnc.compiler.ir import VALUES, Apply, Const, Element, FloatSelect, Index, Node, Number, Ratio, Value, Vec
+from attnc.compiler.value_nodes import apply, number, rank, select
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ def _constant(value: Value) -> Fraction | None:
 
 def _may_vanish(value: Value) -> bool:
     """Whether it is 0 beyond a kink: there what it is multiplied with may be no number."""
-    return any(isinstance(below, Select) or _is_kink(below) for below in value.below)
+    return any(isinstance(below, FloatSelect) or _is_kink(below) for below in value.below)
 
 
 def _is_kink(node: Node) -> bool:
@@ -152,7 +152,7 @@ def _sum(changes: list[_Change]) -> _Change:
 
 def _operands(node: Value, change: _Change) -> Iterable[tuple[Value, _Change]] | None:
     """What a change of a node asks of its operands; None of an atom."""
-    if isinstance(node, Select):
+    if isinstance(node, FloatSelect):
         other = fold.negation(node.condition)
         return [(node.then, change.chosen(node.condition)), (node.otherwise, change.chosen(other))]
     if not isinstance(node, Apply) or any(rank(operand) for operand in node.operands):

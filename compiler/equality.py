@@ -14,7 +14,7 @@ from math import lcm
 
 import numpy as np
 
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.analysis.linear_forms import UnknownFormError, common_divisor, largest_constant
 from attnc.compiler.ir import Extent, Index
 from attnc.compiler.rewrite import walk
@@ -63,7 +63,7 @@ def first_difference(one: Index, other: Index, n: int) -> Difference | None:
     rows = max(1, ROWS_AT_ONCE // max(n, 1))
     for start in range(0, n, rows):
         stop = min(start + rows, n)
-        a, b = (exact.mask(relation, (start, stop), (0, n)) for relation in (one, other))
+        a, b = (exact_evaluation.mask(relation, (start, stop), (0, n)) for relation in (one, other))
         places = np.argwhere(a != b)
         if len(places):
             q, k = (int(x) for x in places[0])
@@ -73,7 +73,7 @@ def first_difference(one: Index, other: Index, n: int) -> Difference | None:
 
 def difference_at(one: Index, other: Index, n: int, q: int, k: int) -> Difference | None:
     """This pair of n tokens, if two relations differ on it."""
-    shown, shown_by_other = (exact.mask(relation, (q, q + 1), (k, k + 1))[0, 0] for relation in (one, other))
+    shown, shown_by_other = (exact_evaluation.mask(relation, (q, q + 1), (k, k + 1))[0, 0] for relation in (one, other))
     return None if shown == shown_by_other else Difference(q, k, n, bool(shown))
 
 

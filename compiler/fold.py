@@ -1,6 +1,6 @@
 """Folding constructors: every exact expression is built here, and is in normal form from the start.
 
-Sums are `Linear`; comparisons are `Sign` of a difference; `//` and `%` by a positive constant drop what divides;
+Sums are `Linear`; comparisons are `Compare` of a difference; `//` and `%` by a positive constant drop what divides;
 conjunctions and disjunctions are flat. All rules hold for unbounded integers and for `//` and `%` that floor.
 """
 
@@ -13,24 +13,24 @@ from typing import Literal
 from attnc.compiler.ir import (
     Arith,
     Bool,
-    Choice,
+    Compare,
     Const,
     Coord,
     Data,
     DataRead,
+    ExactSelect,
     Extent,
     HeadIndex,
     Index,
     Linear,
     Lookup,
     Not,
-    Place,
+    Position,
     Reduce,
-    Round,
-    Sign,
     TableRead,
     Tensor,
     Truth,
+    UnitCondition,
     Var,
     intern,
     is_truth,
@@ -63,7 +63,7 @@ def truth(value: bool) -> Index:
 
 def place(name: Literal["q", "k"]) -> Index:
     """The position of this query or key."""
-    return intern(Place(name))
+    return intern(Position(name))
 
 
 def head_index(name: str) -> Index:
@@ -320,7 +320,7 @@ def nonnegative(node: Index) -> Index:
     if not terms:
         return truth(constant >= 0)
     divisor = gcd(*(c for _, c in terms))
-    return intern(Sign("ge", linear([(t, c // divisor) for t, c in terms], constant // divisor)))
+    return intern(Compare("ge", linear([(t, c // divisor) for t, c in terms], constant // divisor)))
 
 
 def zero(node: Index) -> Index:
@@ -333,7 +333,7 @@ def zero(node: Index) -> Index:
         return truth(False)
     if terms[0][1] < 0:
         divisor = -divisor
-    return intern(Sign("eq", linear([(t, c // divisor) for t, c in terms], constant // divisor)))
+    return intern(Compare("eq", linear([(t, c // divisor) for t, c in terms], constant // divisor)))
 
 
 def less_equal(a: Index, b: Index) -> Index:
@@ -360,7 +360,7 @@ def negation(node: Index) -> Index:
             return truth(not node.value)
         case Not():
             return node.operand
-        case Sign(op="ge"):
+        case Compare(op="ge"):
             return nonnegative(add(times(node.value, -1), const(-1)))
         case _:
             return intern(Not(node))
@@ -384,16 +384,16 @@ def _junction(op: Literal["and", "or"], nodes: Iterable[Index]) -> Index:
 
 def _tightened(op: Literal["and", "or"], operands: tuple[Index, ...]) -> tuple[Index, ...]:
     """Of bounds on one sum only the one that decides, at the place of the first: what it guards stays guarded."""
-    bounds: dict[tuple[tuple[Index, int], ...], list[Sign]] = {}
+    bounds: dict[tuple[tuple[Index, int], ...], list[Compare]] = {}
     for operand in operands:
-        if isinstance(operand, Sign) and operand.op == "ge":
+        if isinstance(operand, Compare) and operand.op == "ge":
             bounds.setdefault(parts(operand.value)[0], []).append(operand)
     if any(_crosses(op, terms, same, bounds) for terms, same in bounds.items()):
         return (truth(op == "or"),)
     extreme = min if op == "and" else max
     result: dict[Index, None] = {}
     for operand in operands:
-        same = bounds.get(parts(operand.value)[0], []) if isinstance(operand, Sign) and operand.op == "ge" else []
+        same = bounds.get(parts(operand.value)[0], []) if isinstance(operand, Compare) and operand.op == "ge" else []
         result[extreme(same, key=lambda sign: parts(sign.value)[1]) if same else operand] = None
     return tuple(result)
 
@@ -401,7 +401,7 @@ def _tightened(op: Literal["and", "or"], operands: tuple[Index, ...]) -> tuple[I
 _Terms = tuple[tuple[Index, int], ...]
 
 
-def _crosses(op: str, terms: _Terms, same: list[Sign], bounds: dict[_Terms, list[Sign]]) -> bool:
+def _crosses(op: str, terms: _Terms, same: list[Compare], bounds: dict[_Terms, list[Compare]]) -> bool:
     """Whether bounds from below and from above leave nothing between them, or, joined by `or`, everything."""
     opposite = bounds.get(tuple((term, -factor) for term, factor in terms), [])
     extreme = min if op == "and" else max
@@ -441,7 +441,7 @@ def choice(condition: Index, then: Index, otherwise: Index) -> Index:
         return disjunction(condition, otherwise) if then.value else conjunction(negation(condition), otherwise)
     if isinstance(otherwise, Truth):
         return disjunction(negation(condition), then) if otherwise.value else conjunction(condition, then)
-    return intern(Choice(condition, then, otherwise))
+    return intern(ExactSelect(condition, then, otherwise))
 
 
 # --- aggregates ------------------------------------------------------------------------------------------------------
@@ -478,7 +478,7 @@ def reduce(
 
 def _closed_value(node: Reduce) -> Index | None:
     """The value of an aggregate that depends on nothing else; None where it does, or takes long, or is a fault."""
-    from attnc.compiler.analysis import exact
+    from attnc.compiler.analysis import exact_evaluation
     from attnc.compiler.analysis.aggregates import counted
 
     bound = {below.var for below in node.below if isinstance(below, Reduce)}
@@ -487,13 +487,13 @@ def _closed_value(node: Reduce) -> Index | None:
     try:
         with counted(CLOSED_STEPS):
             if is_truth(node):
-                return truth(bool(exact.mask(node, (0, 1), (0, 1))[0, 0]))
-            return const(int(exact.integers(node, (0, 1), (0, 1))[0, 0]))
+                return truth(bool(exact_evaluation.mask(node, (0, 1), (0, 1))[0, 0]))
+            return const(int(exact_evaluation.integers(node, (0, 1), (0, 1))[0, 0]))
     except EvaluationError:
         return None
 
 
-_CLOSED = (Const, Truth, Linear, Arith, Sign, Bool, Not, Choice, TableRead, Reduce)
+_CLOSED = (Const, Truth, Linear, Arith, Compare, Bool, Not, ExactSelect, TableRead, Reduce)
 
 
 def _narrowed(variable: Var, low: Index, high: Index, condition: Index) -> tuple[Index, Index, Index]:
@@ -510,7 +510,7 @@ def _narrowed(variable: Var, low: Index, high: Index, condition: Index) -> tuple
 
 def _quotient_asked(condition: Index, variable: Var) -> tuple[Index, int] | None:
     """The stretch, by start and length, in which `(variable + rest) // length == quotient`."""
-    if not (isinstance(condition, Sign) and condition.op == "eq"):
+    if not (isinstance(condition, Compare) and condition.op == "eq"):
         return None
     terms, constant = parts(condition.value)
     found = [(term, factor, _quotient(term, variable)) for term, factor in terms]
@@ -579,4 +579,4 @@ def rounded(
     keep: Index,
 ) -> Index:
     """A condition on blocks; see `ir.Round`."""
-    return keep if isinstance(keep, Truth) else intern(Round(q_vars, q_units, k_vars, k_units, keep))
+    return keep if isinstance(keep, Truth) else intern(UnitCondition(q_vars, q_units, k_vars, k_units, keep))

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler import fold, ir
-from attnc.compiler.analysis import exact
-from attnc.compiler.analysis.exact import Lanes
+from attnc.compiler.analysis import exact_evaluation
+from attnc.compiler.analysis.exact_evaluation import PointBatch
 from attnc.compiler.attentions import asked, asked_by_selection, might_hold
 from attnc.compiler.ir import Index, Value
-from attnc.compiler.lowering.attends import TOKENS
-from attnc.compiler.lowering.specialise import Sizes, Slices, Window, specialise
+from attnc.compiler.lowering.lower_attention import TOKENS
+from attnc.compiler.lowering.specialise import CallSizes, Slices, Window, specialise
 from attnc.compiler.rewrite import substitute
 from attnc.spec.errors import EvaluationError
 
@@ -42,7 +42,7 @@ def looks_ahead(pattern: ir.Pattern) -> Ahead | None:
     """A witness that a causal pattern chooses by what comes later, None where none was found."""
     for item in pattern.selections:
         asking = [node for node in pattern.nodes if item in _decisive(pattern, node)]
-        found = _Sample.of(item)
+        found = _SelectionSample.of(item)
         if found is None or not asking or not all(_is_causal(node, found.tokens) for node in asking):
             continue
         witness = found.witness()
@@ -72,41 +72,41 @@ def _is_causal(node: ir.Attend, n: int) -> bool:
         variable, low, high = node.family
         ends = {_count(low, n), max(_count(high, n) - 1, _count(low, n))}
         relations = [substitute(relation, {variable: fold.const(end)}) for end in ends]
-    masks = [exact.mask(_specialised(each, n), (0, n), (0, n)) for each in relations]
+    masks = [exact_evaluation.mask(_specialised(each, n), (0, n), (0, n)) for each in relations]
     return not any(bool(np.triu(mask, 1).any()) for mask in masks)
 
 
 def _specialised(node: Index, n: int) -> Index:
     own = {name: PLACES for below in node.below if isinstance(below, ir.Extent) for name in [below.name]}
-    sizes = Sizes({**own, "heads": 1, "kv_heads": 1, "group": 1, "dk": 8, "dv": 8, TOKENS: n})
+    sizes = CallSizes({**own, "heads": 1, "kv_heads": 1, "group": 1, "dk": 8, "dv": 8, TOKENS: n})
     return specialise(node, sizes, Slices({}), Window(0, 0, n, n, 0), batch=0, head=0, group=1)
 
 
 @dataclass
-class _Sample:
+class _SelectionSample:
     """Rows and places of a selection among some tokens: a lane for each pair."""
 
     item: ir.Selection
     tokens: int
-    lanes: Lanes
+    lanes: PointBatch
     limit: Int64
     """By lane: the first query of its row."""
     alive: Bools
     _variables: dict[ir.Var, Int64] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, item: ir.Selection) -> _Sample | None:
+    def of(cls, item: ir.Selection) -> _SelectionSample | None:
         """A sample that has a few places."""
         n = SHORTEST
         try:
             while _count(item.items, n) < PLACES and n < LONGEST:
                 n *= 2
             rows, places = _count(item.rows, n), _count(item.items, n)
-            row_of = exact.integers(_specialised(item.row_of, n), (0, n), (0, 1))[:, 0]
+            row_of = exact_evaluation.integers(_specialised(item.row_of, n), (0, n), (0, 1))[:, 0]
             own = np.unique(np.linspace(0, rows - 1, ROWS).astype(np.int64))
             first = np.array([int(np.argmax(row_of == row)) if (row_of == row).any() else n for row in own])
             q, k = np.repeat(own, places), np.tile(np.arange(places), len(own))
-            sample = cls(item, n, Lanes({}, q, k), np.repeat(first, places), np.ones(len(q), dtype=np.bool_))
+            sample = cls(item, n, PointBatch({}, q, k), np.repeat(first, places), np.ones(len(q), dtype=np.bool_))
             candidates = might_hold(item.candidates, asked([item.candidates]))
             sample.alive = sample._holds(candidates) & (sample.limit < n)
         except (AssertionError, KeyError, EvaluationError):
@@ -126,8 +126,8 @@ class _Sample:
         return Ahead(self.item.name, int(self.limit[lane]), int(self.lanes.k[lane]), int(token[lane]))
 
     def _numbers(self, node: Index) -> Int64:
-        own = Lanes(self._variables, self.lanes.q, self.lanes.k)
-        return np.asarray(exact.values(_specialised(node, self.tokens), own, wide=False), dtype=np.int64)
+        own = PointBatch(self._variables, self.lanes.q, self.lanes.k)
+        return np.asarray(exact_evaluation.values(_specialised(node, self.tokens), own, wide=False), dtype=np.int64)
 
     def _holds(self, condition: Index) -> Bools:
         return np.asarray(self._numbers(condition) != 0)
@@ -144,19 +144,19 @@ class _Sample:
                 pairs = zip(tensor.dims, indices, strict=False)
                 own = [self._numbers(i) for dim, i in pairs if dim in ("key", "token", "query")]
                 return np.where(alive, np.maximum.reduce([nothing, *own]), -1)
-            case ir.Select(condition=condition, then=then, otherwise=otherwise):
+            case ir.FloatSelect(condition=condition, then=then, otherwise=otherwise):
                 holds = self._holds(condition)
                 return np.maximum(self._last(then, alive & holds), self._last(otherwise, alive & ~holds))
-            case ir.Total():
+            case ir.ValueReduce():
                 return self._of_total(node, alive)
-            case ir.Seen(body=body):
+            case ir.VisibleReduce(body=body):
                 own = self._last(body, self.alive).reshape(-1, len(np.unique(self.lanes.k))).max(1)
                 return np.asarray(np.where(alive, np.repeat(own, len(alive) // max(len(own), 1)), -1))
             case _:
                 inner = [self._last(child, alive) for child in node.children() if isinstance(child, ir.VALUES)]
                 return np.asarray(np.maximum.reduce([nothing, *inner]))
 
-    def _of_total(self, node: ir.Total, alive: Bools) -> Int64:
+    def _of_total(self, node: ir.ValueReduce, alive: Bools) -> Int64:
         """Over a range, by its ends: what it reads lies between those."""
         low, high = self._numbers(node.low), self._numbers(node.high)
         some = alive & (low < high)
@@ -173,4 +173,4 @@ def _count(node: Index | None, n: int) -> int:
     if node is None:
         return n
     found = _specialised(node, n)
-    return found.value if isinstance(found, ir.Const) else int(exact.integers(found, (0, 1), (0, 1))[0, 0])
+    return found.value if isinstance(found, ir.Const) else int(exact_evaluation.integers(found, (0, 1), (0, 1))[0, 0])

@@ -112,7 +112,7 @@ class Const(Node):
 
 
 @dataclass(frozen=True, eq=False)
-class Place(Node):
+class Position(Node):
     """The position of this query or key. After `specialise`, the query's is its row."""
 
     name: Literal["q", "k"]
@@ -204,7 +204,7 @@ class DataRead(Node):
 
 
 @dataclass(frozen=True, eq=False)
-class Whole(Node):
+class RoundToInt(Node):
     """`floor` or `ceil` of a binary64 value of exact numbers; `specialise` makes a table of it."""
 
     operand_fields = ("value",)
@@ -241,7 +241,7 @@ class Truth(Node):
 
 
 @dataclass(frozen=True, eq=False)
-class Sign(Node):
+class Compare(Node):
     """`value >= 0` or `value == 0`: the normal form of comparisons."""
 
     operand_fields = ("value",)
@@ -270,7 +270,7 @@ class Not(Node):
 
 
 @dataclass(frozen=True, eq=False)
-class Choice(Node):
+class ExactSelect(Node):
     """`then if condition else otherwise`, of integers or of truth values; only the chosen side is asked."""
 
     operand_fields = ("condition", "then", "otherwise")
@@ -281,7 +281,7 @@ class Choice(Node):
 
 
 @dataclass(frozen=True, eq=False)
-class Round(Node):
+class UnitCondition(Node):
     """`keep` at the units around the place: a truth value that is the same all over a block.
 
     `q_vars` and `k_vars` stand in `keep` for the values of `q_units`, which depend on the query, and `k_units`, on the
@@ -304,7 +304,7 @@ class Round(Node):
 
 Index = (
     Const
-    | Place
+    | Position
     | HeadIndex
     | Extent
     | Var
@@ -314,23 +314,23 @@ Index = (
     | TableRead
     | Lookup
     | DataRead
-    | Whole
+    | RoundToInt
     | Reduce
     | Truth
-    | Sign
+    | Compare
     | Bool
     | Not
-    | Choice
-    | Round
+    | ExactSelect
+    | UnitCondition
 )
 
 
 def is_truth(node: Index) -> bool:
     """Whether the node's value is a truth value (else an integer)."""
     match node:
-        case Truth() | Sign() | Bool() | Not() | Round():
+        case Truth() | Compare() | Bool() | Not() | UnitCondition():
             return True
-        case Choice():
+        case ExactSelect():
             return is_truth(node.then)
         case Reduce():
             return node.op in ("any", "all")
@@ -477,7 +477,7 @@ class Pick(Node):
 
 
 @dataclass(frozen=True, eq=False)
-class Part(Node):
+class VectorPart(Node):
     """The part with this number of `of` equal ones of a vector."""
 
     operand_fields = ("vector",)
@@ -548,7 +548,7 @@ class Solve(Node):
 
 
 @dataclass(frozen=True, eq=False)
-class Select(Node):
+class FloatSelect(Node):
     """`then if condition else otherwise`."""
 
     operand_fields = ("condition", "then", "otherwise")
@@ -559,7 +559,7 @@ class Select(Node):
 
 
 @dataclass(frozen=True, eq=False)
-class Total(Node):
+class ValueReduce(Node):
     """`op(body for var in low .. high if condition)`; op is sum, min or max. Of nothing: 0, inf, -inf."""
 
     operand_fields = ("low", "high", "condition", "body")
@@ -573,7 +573,7 @@ class Total(Node):
 
 
 @dataclass(frozen=True, eq=False)
-class Seen(Node):
+class VisibleReduce(Node):
     """`op(body for k if condition)` over the keys that the row sees; op is sum, min or max. Of nothing: 0, inf, -inf.
 
     The place k in `condition` and `body` is the one that runs.
@@ -602,21 +602,21 @@ Value = (
     | Apply
     | Dot
     | Pick
-    | Part
+    | VectorPart
     | Outer
     | Contract
     | Diagonal
     | StateAt
     | Eye
     | Solve
-    | Select
-    | Total
-    | Seen
+    | FloatSelect
+    | ValueReduce
+    | VisibleReduce
     | Ranking
 )
 VALUES = (
-    *(Number, Ratio, Vec, Scale, Element, Apply, Dot, Pick, Part, Outer, Contract, Diagonal, StateAt, Eye, Solve),
-    *(Select, Total, Seen, Ranking),
+    *(Number, Ratio, Vec, Scale, Element, Apply, Dot, Pick, VectorPart, Outer, Contract, Diagonal, StateAt, Eye, Solve),
+    *(FloatSelect, ValueReduce, VisibleReduce, Ranking),
 )
 
 
@@ -736,7 +736,7 @@ BOUNDARIES = "cu_seqlens.size"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class General:
+class OpenExtents:
     """A pattern whose extents of a grid are left open: each is a size `Extent(name)`, which has its value in `sizes`.
 
     `extents` are those of the axes. `known` gives for a relation of the pattern the one that it is for these sizes:
@@ -783,7 +783,7 @@ class Pattern:
     origins: Mapping[Index, Span]
     combine: Value | None = None
     lse: Value | None = None
-    general: General | None = None
+    general: OpenExtents | None = None
     recur: Recur | None = None
     stateful: tuple[Recur, ...] = ()
     selections: tuple[Selection, ...] = ()

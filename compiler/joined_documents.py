@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler import fold
-from attnc.compiler.ir import Extent, Index, Lookup, Pattern, Place, Round, Tensor, intern
+from attnc.compiler.ir import Extent, Index, Lookup, Pattern, Position, Tensor, UnitCondition, intern
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import CallShape, Relations
 from attnc.compiler.rewrite import rewrite, walk
@@ -31,7 +31,7 @@ def join_documents(pattern: Pattern, shape: CallShape) -> tuple[Pattern, CallSha
     if pattern.documents is None:
         return pattern, shape
     relation = pattern.attend.visible
-    if any(isinstance(node, Round) for node in walk(relation)):
+    if any(isinstance(node, UnitCondition) for node in walk(relation)):
         raise RoundedDocumentsError
     relations = Relations(pattern, shape)
     batched = "batch" in pattern.documents.dims
@@ -90,9 +90,9 @@ def _over_all(relation: Index, tables: _Tables) -> Index:
 
     def change(node: Index) -> Index | None:
         match node:
-            case Place(name="q"):
+            case Position(name="q"):
                 return fold.sub(node, start)
-            case Place(name="k"):
+            case Position(name="k"):
                 return local_k
             case Extent(name="queries" | "keys" as name):
                 return tables.read(name, "query")

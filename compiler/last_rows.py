@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from attnc.compiler import fold
-from attnc.compiler.ir import Attend, Element, Index, Lookup, Pattern, Place, Selection, Value, Vec
-from attnc.compiler.lowering.attends import TOKENS
+from attnc.compiler.ir import Attend, Element, Index, Lookup, Pattern, Position, Selection, Value, Vec
+from attnc.compiler.lowering.lower_attention import TOKENS
 from attnc.compiler.rewrite import substitute, substitute_attend, substitute_value
-from attnc.compiler.values import values_of
+from attnc.compiler.value_nodes import values_of
 from attnc.compiler.verify_ir import verified
 
 
@@ -91,7 +91,7 @@ def _read(roots: list[Value | Index]) -> Iterator[str]:
                     yield "`q`"
                 case Element(tensor=tensor, indices=indices) | Lookup(tensor=tensor, indices=indices):
                     places = [index for dim, index in zip(tensor.dims, indices, strict=False) if dim == "query"]
-                    if any(not isinstance(index, Place) or index is not own for index in places):
+                    if any(not isinstance(index, Position) or index is not own for index in places):
                         yield f"`{tensor.name}`"
                 case _:
                     pass

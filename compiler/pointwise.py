@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler import fold
-from attnc.compiler.analysis import exact
-from attnc.compiler.analysis.blocks import decide
-from attnc.compiler.analysis.exact import Lanes
+from attnc.compiler.analysis import exact_evaluation
+from attnc.compiler.analysis.block_conditions import decide
+from attnc.compiler.analysis.exact_evaluation import PointBatch
 from attnc.compiler.analysis.intervals import fits_word
 from attnc.compiler.ir import (
     VALUES,
@@ -24,22 +24,22 @@ from attnc.compiler.ir import (
     Index,
     Lookup,
     Pattern,
-    Place,
+    Position,
     Reduce,
-    Round,
+    RoundToInt,
     Tensor,
     Truth,
+    UnitCondition,
     Value,
-    Whole,
     intern,
     is_truth,
 )
+from attnc.compiler.lowering.float_tables import arguments
 from attnc.compiler.lowering.specialise import reads_batch, reads_head, specialise
-from attnc.compiler.lowering.tables import arguments
 from attnc.compiler.planning.build_plan import CallShape, Relations, conditions
 from attnc.compiler.planning.documents import whole
 from attnc.compiler.rewrite import rebuild, rewrite, walk
-from attnc.compiler.values import element
+from attnc.compiler.value_nodes import element
 from attnc.spec.errors import EvaluationError
 from attnc.spec.source import Span
 
@@ -82,7 +82,7 @@ def pointwise_value(
 
 
 def _pointwise(pattern: Pattern, shape: CallShape, root: Index, lengths: Mapping[str, tuple[int, ...]]) -> Pointwise:
-    maker = _Maker(pattern, shape)
+    maker = _LoopTables(pattern, shape)
     found = maker.of(_sized(root, shape))
     tabled = replace(pattern, tensors=(*pattern.tensors, *maker.tensors))
     called = replace(shape, inputs={**shape.inputs, **maker.arrays})
@@ -125,7 +125,7 @@ def _by_row(root: Index, pattern: Pattern, shape: CallShape, lengths: Mapping[st
 
     def change(node: Index) -> Index | None:
         match node:
-            case Place(name="q"):
+            case Position(name="q"):
                 return fold.add(node, shift)
             case Lookup(tensor=tensor, indices=indices):
                 return fold.lookup(tensor, tuple(map(placed, tensor.dims, lengths[tensor.name], indices)))
@@ -143,7 +143,7 @@ def _by_row(root: Index, pattern: Pattern, shape: CallShape, lengths: Mapping[st
     return rewrite(root, change)
 
 
-class _Maker:
+class _LoopTables:
     """Replaces what is a loop by reads of tables."""
 
     def __init__(self, pattern: Pattern, shape: CallShape) -> None:
@@ -158,19 +158,19 @@ class _Maker:
         """The node without loops."""
         if node not in self._done:
             match node:
-                case Round():
+                case UnitCondition():
                     self._done[node] = self._rounded(node)
-                case Reduce() | Whole():
+                case Reduce() | RoundToInt():
                     self._done[node] = self._tabled(node)
                 case _:
                     self._done[node] = rebuild(node, tuple(map(self.of, node.children())))
         return self._done[node]
 
-    def _tabled(self, node: Reduce | Whole) -> Index:
-        places = {below.name for below in walk(node) if isinstance(below, Place)}
+    def _tabled(self, node: Reduce | RoundToInt) -> Index:
+        places = {below.name for below in walk(node) if isinstance(below, Position)}
         if len(places) < 2:
             return self._by_place(node, "k" if "k" in places else "q")
-        if isinstance(node, Whole):
+        if isinstance(node, RoundToInt):
             return self._by_argument(node)
         raise NotPointwiseError(f"`{node.op}` over {fold.UNROLL} terms or more that read the query and the key")
 
@@ -179,14 +179,16 @@ class _Maker:
         rows, keys = ((0, self._shape.n_q), (0, 1)) if place == "q" else ((0, 1), (0, self._shape.n_k))
 
         def entries(own: Index) -> tuple[Table]:
-            values = exact.mask(own, rows, keys) if is_truth(node) else exact.integers(own, rows, keys)
+            values = (
+                exact_evaluation.mask(own, rows, keys) if is_truth(node) else exact_evaluation.integers(own, rows, keys)
+            )
             return (values.reshape(-1),)
 
         dims, kind = ("query" if place == "q" else "key",), "bool" if is_truth(node) else "int"
         (table,) = self._tables(node, entries, [dims], [kind])
         return self._read(table, fold.place("q" if place == "q" else "k"))
 
-    def _by_argument(self, node: Whole) -> Index:
+    def _by_argument(self, node: RoundToInt) -> Index:
         """A rounded number of both places: an entry for each value of what it depends on."""
         (argument,) = arguments(node.value)
         if reads_head(node) or reads_batch(self._pattern, node):
@@ -199,7 +201,7 @@ class _Maker:
         table = self._tensor("int", (len(found.data.array),), found.data.array)
         return fold.lookup(table, (fold.sub(self.of(argument), first),))
 
-    def _rounded(self, node: Round) -> Index:
+    def _rounded(self, node: UnitCondition) -> Index:
         """A condition on blocks: the block of each row and of each key, and a truth value for each pair."""
 
         def entries(own: Index) -> tuple[Table, Table, Table]:
@@ -256,11 +258,11 @@ class _Maker:
 
 def _blocks(node: Index, n_q: int, n_k: int, origins: Mapping[Index, Span]) -> tuple[Int64, Int64, NDArray[np.bool_]]:
     """The number of the block of each row, and of each key, and whether a pair of blocks is kept."""
-    if not isinstance(node, Round):
+    if not isinstance(node, UnitCondition):
         assert isinstance(node, Truth)
         return np.zeros(n_q, dtype=np.int64), np.zeros(n_k, dtype=np.int64), np.full((1, 1), node.value)
-    q_units = np.stack([exact.integers(unit, (0, n_q), (0, 1))[:, 0] for unit in node.q_units])
-    k_units = np.stack([exact.integers(unit, (0, 1), (0, n_k))[0] for unit in node.k_units])
+    q_units = np.stack([exact_evaluation.integers(unit, (0, n_q), (0, 1))[:, 0] for unit in node.q_units])
+    k_units = np.stack([exact_evaluation.integers(unit, (0, 1), (0, n_k))[0] for unit in node.k_units])
     q_blocks, rows = np.unique(q_units, axis=1, return_inverse=True)
     k_blocks, keys = np.unique(k_units, axis=1, return_inverse=True)
     a, b = np.indices((q_blocks.shape[1], k_blocks.shape[1])).reshape(2, -1)
@@ -268,7 +270,7 @@ def _blocks(node: Index, n_q: int, n_k: int, origins: Mapping[Index, Span]) -> t
         zip(node.k_vars, k_blocks[:, b], strict=True)
     )
     nowhere = np.zeros(len(a), dtype=np.int64)
-    kept = decide(node.keep, Lanes(variables, nowhere, nowhere), origins)
+    kept = decide(node.keep, PointBatch(variables, nowhere, nowhere), origins)
     return rows.reshape(-1), keys.reshape(-1), kept.reshape(q_blocks.shape[1], k_blocks.shape[1])
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from attnc.compiler import ir
 from attnc.compiler.heads import heads_read
-from attnc.compiler.values import is_plain, is_scored, reads, vector
+from attnc.compiler.value_nodes import is_plain, is_scored, reads, vector
 
 
 class PooledKeys(NamedTuple):

@@ -22,15 +22,15 @@ from attnc.compiler.counted_isl import SECONDS, CountedIsl, Pieces, Sets, Undeci
 from attnc.compiler.ir import (
     Arith,
     Bool,
-    Choice,
+    Compare,
     Const,
     Coord,
+    ExactSelect,
     Extent,
     Index,
     Linear,
     Not,
-    Place,
-    Sign,
+    Position,
     TableRead,
     Truth,
     is_truth,
@@ -45,7 +45,7 @@ QUOTIENTS = 16
 
 
 @dataclass(frozen=True)
-class Point:
+class TokenPair:
     """A pair of `length` tokens."""
 
     length: int
@@ -53,7 +53,7 @@ class Point:
     k: int
 
 
-def first_point(one: Index, other: Index, conditions: Iterable[Index], seconds: float = SECONDS) -> Point | None:
+def first_point(one: Index, other: Index, conditions: Iterable[Index], seconds: float = SECONDS) -> TokenPair | None:
     """The first pair, by length, query and key, on which two relations differ; None where they are equal.
 
     The relations may read the number of tokens, the size `keys`, and no other size (`of_any_length`). Looked at are the
@@ -71,7 +71,7 @@ def first_point(one: Index, other: Index, conditions: Iterable[Index], seconds: 
     (shown, hidden), (other_shown, other_hidden) = (translation.truth(relation) for relation in (one, other))
     found = isl.first(isl.made(lambda: shown.intersect(other_hidden).union(hidden.intersect(other_shown))))
     if found is not None:
-        return Point(*found)
+        return TokenPair(*found)
     if translation.may_fail:
         for yes, no in ((shown, hidden), (other_shown, other_hidden)):
             if not isl.step(partial(translation.all.is_subset, isl.made(partial(yes.union, no)))):
@@ -118,9 +118,9 @@ class _Translation:
             case Truth(value=value):
                 none = self._isl.Set.empty(self.all.get_space())
                 return (self.all, none) if value else (none, self.all)
-            case Sign(op="ge", value=value):
+            case Compare(op="ge", value=value):
                 return self._integers[value].nonneg_set(), self._integers[value].neg().pos_set()
-            case Sign(value=value):
+            case Compare(value=value):
                 return self._integers[value].zero_set(), self._integers[value].non_zero_set()
             case Not(operand=operand):
                 yes, no = self._truths[operand]
@@ -130,7 +130,7 @@ class _Translation:
             case Bool(operands=operands):
                 yes, no = self._all_of([self._truths[operand][::-1] for operand in operands])
                 return no, yes
-            case Choice(condition=condition, then=then, otherwise=otherwise):
+            case ExactSelect(condition=condition, then=then, otherwise=otherwise):
                 (yes, no), first, second = (self._truths[n] for n in (condition, then, otherwise))
                 return (
                     yes.intersect(first[0]).union(no.intersect(second[0])),
@@ -163,14 +163,14 @@ class _Translation:
         match node:
             case Const(value=value):
                 return self._constant(value)
-            case Place(name=name):
+            case Position(name=name):
                 return self._place(1 if name == "q" else 2)
             case Extent(name="keys"):
                 return self._place(0)
             case Linear(terms=terms, constant=constant):
                 parts = [self._times(self._integers[term], factor) for term, factor in terms]
                 return reduce(lambda a, b: self._calls.small(a.add(b)), parts, self._constant(constant))
-            case Choice(condition=condition, then=then, otherwise=otherwise):
+            case ExactSelect(condition=condition, then=then, otherwise=otherwise):
                 yes, no = self._truths[condition]
                 first = self._integers[then].intersect_domain(yes)
                 return first.union_add(self._integers[otherwise].intersect_domain(no))

@@ -11,7 +11,7 @@ from attnc.compiler.ir import (
     Arith,
     Attend,
     Bool,
-    Choice,
+    Compare,
     Const,
     Contract,
     Coord,
@@ -19,8 +19,10 @@ from attnc.compiler.ir import (
     Diagonal,
     Dot,
     Element,
+    ExactSelect,
     Extent,
     Eye,
+    FloatSelect,
     HeadIndex,
     Index,
     Linear,
@@ -29,34 +31,32 @@ from attnc.compiler.ir import (
     Not,
     Number,
     Outer,
-    Part,
     Pattern,
     Pick,
-    Place,
+    Position,
     Ranking,
     Ratio,
     Recur,
     Reduce,
-    Round,
+    RoundToInt,
     Scale,
-    Seen,
     Segment,
-    Select,
     Selection,
-    Sign,
     Softmax,
     Solve,
     StateAt,
     TableRead,
     Tensor,
-    Total,
     Truth,
+    UnitCondition,
     Value,
+    ValueReduce,
     Var,
     Vec,
-    Whole,
+    VectorPart,
+    VisibleReduce,
 )
-from attnc.compiler.values import is_default, is_scored
+from attnc.compiler.value_nodes import is_default, is_scored
 
 
 def print_pattern(pattern: Pattern) -> str:
@@ -158,7 +158,7 @@ def _derivative(found: Derivative) -> str:
 
 def _loop(loop: Loop) -> str:
     variable, low, high = loop
-    return f"{_atom(variable)} in {_text(low, Level.SUM)} .. {_text(high, Level.SUM)}"
+    return f"{_atom(variable)} in {_text(low, Precedence.SUM)} .. {_text(high, Precedence.SUM)}"
 
 
 def _weights(weights: Softmax | Value) -> str:
@@ -170,7 +170,7 @@ def _weights(weights: Softmax | Value) -> str:
 # --- exact expressions -----------------------------------------------------------------------------------------------
 
 
-class Level(IntEnum):
+class Precedence(IntEnum):
     """How tightly an expression holds together."""
 
     CHOICE = 0
@@ -187,42 +187,42 @@ class Level(IntEnum):
 
 def print_index(node: Index) -> str:
     """An exact expression. Bound variables carry their serial where a name alone would not tell them apart."""
-    return _text(node, Level.CHOICE)
+    return _text(node, Precedence.CHOICE)
 
 
-def _text(node: Index, level: Level) -> str:
+def _text(node: Index, level: Precedence) -> str:
     """The expression, in parentheses where it holds together less tightly than its place asks."""
     text, own = _expression(node)
     return text if own >= level else f"({text})"
 
 
-def _expression(node: Index) -> tuple[str, Level]:
+def _expression(node: Index) -> tuple[str, Precedence]:
     match node:
         case Const():
-            return str(node.value), Level.ATOM if node.value >= 0 else Level.UNARY
+            return str(node.value), Precedence.ATOM if node.value >= 0 else Precedence.UNARY
         case Linear():
             return _linear(node)
         case Arith():
             return _arith(node)
-        case Sign():
-            return _comparison(node), Level.COMPARISON
+        case Compare():
+            return _comparison(node), Precedence.COMPARISON
         case Bool():
-            level = Level.AND if node.op == "and" else Level.OR
-            return f" {node.op} ".join(_text(operand, Level(level + 1)) for operand in node.operands), level
+            level = Precedence.AND if node.op == "and" else Precedence.OR
+            return f" {node.op} ".join(_text(operand, Precedence(level + 1)) for operand in node.operands), level
         case Not():
-            return f"not {_text(node.operand, Level.NOT)}", Level.NOT
-        case Choice():
-            condition, otherwise = _text(node.condition, Level.OR), _text(node.otherwise, Level.CHOICE)
-            return f"{_text(node.then, Level.OR)} if {condition} else {otherwise}", Level.CHOICE
+            return f"not {_text(node.operand, Precedence.NOT)}", Precedence.NOT
+        case ExactSelect():
+            condition, otherwise = _text(node.condition, Precedence.OR), _text(node.otherwise, Precedence.CHOICE)
+            return f"{_text(node.then, Precedence.OR)} if {condition} else {otherwise}", Precedence.CHOICE
         case _:
-            return _atom(node), Level.ATOM
+            return _atom(node), Precedence.ATOM
 
 
 def _atom(node: Index) -> str:
     match node:
         case Truth():
             return "true" if node.value else "false"
-        case Place() | HeadIndex() | Extent():
+        case Position() | HeadIndex() | Extent():
             return node.name
         case Var():
             return f"{node.name}'{node.serial}"
@@ -235,9 +235,9 @@ def _atom(node: Index) -> str:
             return f"{name}[{_list(node.indices)}]" if node.indices else name
         case Reduce():
             return _reduce(node)
-        case Whole():
+        case RoundToInt():
             return f"{node.op}({print_value(node.value)})"
-        case Round():
+        case UnitCondition():
             units = ", ".join(f"{_atom(var)} = {print_index(unit)}" for var, unit in node.units)
             return f"round({print_index(node.keep)} per {units})"
         case _:
@@ -246,13 +246,13 @@ def _atom(node: Index) -> str:
 
 def _coordinate(node: Coord) -> str:
     """`q.t`; where the position is no place, the place stands in parentheses."""
-    return f"{_text(node.position, Level.ATOM)}.{node.name}"
+    return f"{_text(node.position, Precedence.ATOM)}.{node.name}"
 
 
 def _reduce(node: Reduce) -> str:
-    ends = f"{_text(node.low, Level.SUM)} .. {_text(node.high, Level.SUM)}"
+    ends = f"{_text(node.low, Precedence.SUM)} .. {_text(node.high, Precedence.SUM)}"
     always = isinstance(node.condition, Truth) and node.condition.value
-    condition = "" if always else f" if {_text(node.condition, Level.OR)}"
+    condition = "" if always else f" if {_text(node.condition, Precedence.OR)}"
     return f"{node.op}({print_index(node.body)} for {_atom(node.var)} in {ends}{condition})"
 
 
@@ -260,38 +260,38 @@ def _list(nodes: tuple[Index, ...]) -> str:
     return ", ".join(map(print_index, nodes))
 
 
-def _linear(node: Linear) -> tuple[str, Level]:
+def _linear(node: Linear) -> tuple[str, Precedence]:
     """Positive terms first, so that a sum seldom opens with a minus."""
     terms = [(_term(term, abs(factor)), factor) for term, factor in node.terms]
     terms += [(str(abs(node.constant)), node.constant)] if node.constant else []
     terms.sort(key=lambda item: item[1] < 0)
     first, factor = terms[0]
     if len(terms) == 1:
-        return (first, Level.PRODUCT) if factor > 0 else (f"-({first})", Level.UNARY)
+        return (first, Precedence.PRODUCT) if factor > 0 else (f"-({first})", Precedence.UNARY)
     start = first if factor > 0 else f"-({first})"
-    return start + "".join(f" {'-' if f < 0 else '+'} {text}" for text, f in terms[1:]), Level.SUM
+    return start + "".join(f" {'-' if f < 0 else '+'} {text}" for text, f in terms[1:]), Precedence.SUM
 
 
 def _term(term: Index, factor: int) -> str:
-    return _text(term, Level.PRODUCT) if factor == 1 else f"{factor} * {_text(term, Level.UNARY)}"
+    return _text(term, Precedence.PRODUCT) if factor == 1 else f"{factor} * {_text(term, Precedence.UNARY)}"
 
 
-def _arith(node: Arith) -> tuple[str, Level]:
+def _arith(node: Arith) -> tuple[str, Precedence]:
     match node.op, node.operands:
         case "mul", (a, b):
-            return f"{_text(a, Level.PRODUCT)} * {_text(b, Level.UNARY)}", Level.PRODUCT
+            return f"{_text(a, Precedence.PRODUCT)} * {_text(b, Precedence.UNARY)}", Precedence.PRODUCT
         case (("floordiv" | "mod"), (a, b)):
             return (
-                f"{_text(a, Level.PRODUCT)} {'//' if node.op == 'floordiv' else '%'} {_text(b, Level.UNARY)}",
-                Level.PRODUCT,
+                f"{_text(a, Precedence.PRODUCT)} {'//' if node.op == 'floordiv' else '%'} {_text(b, Precedence.UNARY)}",
+                Precedence.PRODUCT,
             )
         case "pow", (a, b):
-            return f"{_text(a, Level.ATOM)} ** {_text(b, Level.UNARY)}", Level.POWER
+            return f"{_text(a, Precedence.ATOM)} ** {_text(b, Precedence.UNARY)}", Precedence.POWER
         case _:
-            return f"{node.op}({_list(node.operands)})", Level.ATOM
+            return f"{node.op}({_list(node.operands)})", Precedence.ATOM
 
 
-def _comparison(node: Sign) -> str:
+def _comparison(node: Compare) -> str:
     """Negative terms and constants go to the right; `x - 1 >= y` reads `x > y`."""
     value = node.value
     terms, constant = (value.terms, value.constant) if isinstance(value, Linear) else (((value, 1),), 0)
@@ -316,57 +316,57 @@ def _sum(terms: list[str]) -> str:
 # --- values ----------------------------------------------------------------------------------------------------------
 
 _OPERATORS = {
-    "add": ("+", Level.SUM, Level.PRODUCT),
-    "sub": ("-", Level.SUM, Level.PRODUCT),
-    "mul": ("*", Level.PRODUCT, Level.UNARY),
-    "div": ("/", Level.PRODUCT, Level.UNARY),
-    "share": ("/", Level.PRODUCT, Level.UNARY),
+    "add": ("+", Precedence.SUM, Precedence.PRODUCT),
+    "sub": ("-", Precedence.SUM, Precedence.PRODUCT),
+    "mul": ("*", Precedence.PRODUCT, Precedence.UNARY),
+    "div": ("/", Precedence.PRODUCT, Precedence.UNARY),
+    "share": ("/", Precedence.PRODUCT, Precedence.UNARY),
 }
 """Sign, level of the whole and of the left operand, level of the right one."""
 
 
 def print_value(node: Value) -> str:
     """A floating-point expression."""
-    return _value_text(node, Level.CHOICE)
+    return _value_text(node, Precedence.CHOICE)
 
 
-def _value_text(node: Value, level: Level) -> str:
+def _value_text(node: Value, level: Precedence) -> str:
     text, own = _value(node)
     return text if own >= level else f"({text})"
 
 
-def _value(node: Value) -> tuple[str, Level]:
+def _value(node: Value) -> tuple[str, Precedence]:
     match node:
         case Ratio():
             return _ratio(node)
         case Apply():
             return _applied(node)
-        case Select():
-            condition, otherwise = _text(node.condition, Level.OR), _value_text(node.otherwise, Level.CHOICE)
-            return f"{_value_text(node.then, Level.OR)} if {condition} else {otherwise}", Level.CHOICE
+        case FloatSelect():
+            condition, otherwise = _text(node.condition, Precedence.OR), _value_text(node.otherwise, Precedence.CHOICE)
+            return f"{_value_text(node.then, Precedence.OR)} if {condition} else {otherwise}", Precedence.CHOICE
         case Number():
-            return repr(node.value), Level.ATOM if node.value >= 0 else Level.UNARY
+            return repr(node.value), Precedence.ATOM if node.value >= 0 else Precedence.UNARY
         case _:
-            return _value_atom(node), Level.ATOM
+            return _value_atom(node), Precedence.ATOM
 
 
-def _ratio(node: Ratio) -> tuple[str, Level]:
+def _ratio(node: Ratio) -> tuple[str, Precedence]:
     if isinstance(node.den, Const) and node.den.value == 1:
         return _expression(node.num)
-    return f"{_text(node.num, Level.PRODUCT)} / {_text(node.den, Level.UNARY)}", Level.PRODUCT
+    return f"{_text(node.num, Precedence.PRODUCT)} / {_text(node.den, Precedence.UNARY)}", Precedence.PRODUCT
 
 
-def _applied(node: Apply) -> tuple[str, Level]:
+def _applied(node: Apply) -> tuple[str, Precedence]:
     if node.op in _OPERATORS:
         sign, own, right = _OPERATORS[node.op]
         a, b = node.operands
         return f"{_value_text(a, own)} {sign} {_value_text(b, right)}", own
     if node.op == "neg":
-        return f"-{_value_text(node.operands[0], Level.UNARY)}", Level.UNARY
+        return f"-{_value_text(node.operands[0], Precedence.UNARY)}", Precedence.UNARY
     if node.op == "pow":
         a, b = node.operands
-        return f"{_value_text(a, Level.ATOM)} ** {_value_text(b, Level.UNARY)}", Level.POWER
-    return f"{node.op}({', '.join(map(print_value, node.operands))})", Level.ATOM
+        return f"{_value_text(a, Precedence.ATOM)} ** {_value_text(b, Precedence.UNARY)}", Precedence.POWER
+    return f"{node.op}({', '.join(map(print_value, node.operands))})", Precedence.ATOM
 
 
 def _value_atom(node: Value) -> str:
@@ -381,13 +381,13 @@ def _value_atom(node: Value) -> str:
             name = "dot" if isinstance(node, Dot) else "outer"
             return f"{name}({print_value(node.left)}, {print_value(node.right)})"
         case Contract():
-            return f"({_value_text(node.left, Level.UNARY)} @ {_value_text(node.right, Level.UNARY)})"
+            return f"({_value_text(node.left, Precedence.UNARY)} @ {_value_text(node.right, Precedence.UNARY)})"
         case StateAt():
             return node.name + "'" * node.version
-        case Total():
-            ends = f"{_text(node.low, Level.SUM)} .. {_text(node.high, Level.SUM)}"
+        case ValueReduce():
+            ends = f"{_text(node.low, Precedence.SUM)} .. {_text(node.high, Precedence.SUM)}"
             always = isinstance(node.condition, Truth) and node.condition.value
-            condition = "" if always else f" if {_text(node.condition, Level.OR)}"
+            condition = "" if always else f" if {_text(node.condition, Precedence.OR)}"
             return f"{node.op}({print_value(node.body)} for {_atom(node.var)} in {ends}{condition})"
         case _:
             return _matrix_atom(node)
@@ -397,13 +397,13 @@ def _matrix_atom(node: Value) -> str:
     match node:
         case Ranking():
             return node.name
-        case Seen():
+        case VisibleReduce():
             always = isinstance(node.condition, Truth) and node.condition.value
-            condition = "" if always else f" if {_text(node.condition, Level.OR)}"
+            condition = "" if always else f" if {_text(node.condition, Precedence.OR)}"
             return f"{node.op}({print_value(node.body)} for k{condition})"
         case Pick():
-            return f"{_value_text(node.vector, Level.ATOM)}[{print_index(node.index)}]"
-        case Part():
+            return f"{_value_text(node.vector, Precedence.ATOM)}[{print_index(node.index)}]"
+        case VectorPart():
             return f"part({print_value(node.vector)}, {node.number}, {node.of})"
         case Eye():
             return f"eye({print_index(node.size)})"
@@ -418,7 +418,7 @@ def _matrix_atom(node: Value) -> str:
 
 def _vector(node: Vec) -> str:
     """`q`; `k[j]` elsewhere than at its place, `k[j] of head h` of another head."""
-    own = isinstance(node.at, Place) and node.at.name == ("q" if node.tensor == "q" else "k")
+    own = isinstance(node.at, Position) and node.at.name == ("q" if node.tensor == "q" else "k")
     at = "" if own else f"[{print_index(node.at)}]"
     here = isinstance(node.head, HeadIndex) and node.head.name == "head"
     return f"{node.tensor}{at}" if here else f"({node.tensor}{at} of head {print_index(node.head)})"

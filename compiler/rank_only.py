@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from attnc.compiler.ir import Element, Index, Pattern, Recur, Value
-from attnc.compiler.values import values_of
+from attnc.compiler.value_nodes import values_of
 
 
 def rank_only(pattern: Pattern) -> tuple[str, ...]:

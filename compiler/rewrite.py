@@ -13,34 +13,34 @@ from attnc.compiler.ir import (
     Arith,
     Attend,
     Bool,
-    Choice,
+    Compare,
     Contract,
     Coord,
     DataRead,
     Dot,
     Element,
+    ExactSelect,
+    FloatSelect,
     Index,
     Linear,
     Lookup,
     Loop,
     Not,
-    Part,
     Ratio,
     Reduce,
-    Round,
-    Seen,
-    Select,
-    Sign,
+    RoundToInt,
     Softmax,
     Solve,
     StateAt,
     TableRead,
-    Total,
     Truth,
+    UnitCondition,
     Value,
+    ValueReduce,
     Var,
     Vec,
-    Whole,
+    VectorPart,
+    VisibleReduce,
     intern,
 )
 
@@ -129,7 +129,7 @@ def _build(node: Index, children: tuple[Index, ...]) -> Index:
             return fold.data_read(node.data, children)
         case Reduce():
             return fold.reduce(node.op, node.var, *children)
-        case _ if isinstance(node, (Whole, *VALUES)):
+        case _ if isinstance(node, (RoundToInt, *VALUES)):
             return cast("Index", _value(node, children))
         case _:
             return _truth(node, children)
@@ -139,23 +139,23 @@ def _value(node: Any, children: tuple[Any, ...]) -> Any:
     match node:
         case Ratio():
             return intern(Ratio(*children))
-        case Whole():
-            return intern(Whole(node.op, *children))
+        case RoundToInt():
+            return intern(RoundToInt(node.op, *children))
         case Element():
             return intern(Element(node.tensor, children))
         case Apply():
             return intern(Apply(node.op, children))
         case Dot():
             return intern(Dot(*children))
-        case Select():
+        case FloatSelect():
             condition, then, otherwise = children
             if isinstance(condition, Truth):
                 return then if condition.value else otherwise
-            return intern(Select(condition, then, otherwise))
-        case Total():
-            return intern(Total(node.op, node.var, *children))
-        case Seen():
-            return intern(Seen(node.op, *children))
+            return intern(FloatSelect(condition, then, otherwise))
+        case ValueReduce():
+            return intern(ValueReduce(node.op, node.var, *children))
+        case VisibleReduce():
+            return intern(VisibleReduce(node.op, *children))
         case _:
             return _vector(node, children)
 
@@ -164,8 +164,8 @@ def _vector(node: Any, children: tuple[Any, ...]) -> Any:
     match node:
         case Vec():
             return intern(Vec(node.tensor, *children))
-        case Part():
-            return intern(Part(children[0], node.number, node.of))
+        case VectorPart():
+            return intern(VectorPart(children[0], node.number, node.of))
         case Solve():
             return intern(Solve(children[0], children[1], node.steps))
         case Contract():
@@ -178,15 +178,15 @@ def _vector(node: Any, children: tuple[Any, ...]) -> Any:
 
 def _truth(node: Index, children: tuple[Index, ...]) -> Index:
     match node:
-        case Sign():
+        case Compare():
             return fold.nonnegative(children[0]) if node.op == "ge" else fold.zero(children[0])
         case Bool():
             return fold.conjunction(*children) if node.op == "and" else fold.disjunction(*children)
         case Not():
             return fold.negation(children[0])
-        case Choice():
+        case ExactSelect():
             return fold.choice(*children)
-        case Round():
+        case UnitCondition():
             at = len(node.q_units)
             return fold.rounded(node.q_vars, children[:at], node.k_vars, children[at:-1], children[-1])
         case _:

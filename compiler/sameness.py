@@ -24,7 +24,7 @@ def normal_forms(pattern: Pattern) -> dict[str, bytes]:
     Names that only the text knows do not count; names of inputs do. Alignment, requirements, and inputs that nothing
     reads are no part of it.
     """
-    writer = _Forms(own_names(pattern))
+    writer = _UnorderedWriter(own_names(pattern))
     nodes = pattern.nodes
     return {
         "relation": writer.value([node.visible for node in nodes]),
@@ -43,7 +43,7 @@ def _weights(weights: Softmax | Value) -> tuple[object, ...]:
     return ("softmax", weights.extra) if isinstance(weights, Softmax) else ("own", weights)
 
 
-class _Forms(Writer):
+class _UnorderedWriter(Writer):
     """Digests in which the operands of what commutes have no order."""
 
     def _structure(self, value: Any) -> bytes:

@@ -16,11 +16,12 @@ from attnc.compiler.ir import (
     Arith,
     Attend,
     Bool,
-    Choice,
+    Compare,
     Const,
     Coord,
     DataRead,
     Element,
+    ExactSelect,
     Extent,
     HeadIndex,
     Index,
@@ -28,27 +29,26 @@ from attnc.compiler.ir import (
     Lookup,
     Not,
     Pattern,
-    Place,
+    Position,
     Recur,
     Reduce,
-    Round,
+    RoundToInt,
     Selection,
-    Sign,
     Softmax,
     StateAt,
     TableRead,
     Tensor,
-    Total,
     Truth,
+    UnitCondition,
     Value,
+    ValueReduce,
     Var,
-    Whole,
     intern,
     is_truth,
 )
 from attnc.compiler.print_ir import print_index
 from attnc.compiler.rewrite import walk
-from attnc.compiler.values import output, output_lse, output_of_state
+from attnc.compiler.value_nodes import output, output_lse, output_of_state
 
 ARITY = {
     "mul": 2,
@@ -211,7 +211,7 @@ def _condition(
 
 def _value(root: Value, tensors: tuple[Tensor, ...], where: str, own: frozenset[Var]) -> Iterator[str]:
     """The tensors that a value reads, and the exact expressions in it, free of variables but those of its totals."""
-    bound = own | {node.var for node in root.below if isinstance(node, Total)}
+    bound = own | {node.var for node in root.below if isinstance(node, ValueReduce)}
     for node in root.below:
         if isinstance(node, Element):
             if node.tensor not in tensors or not node.tensor.is_floating:
@@ -251,7 +251,7 @@ def _expression(
 def _nodes_of(root: Index, where: str) -> Iterator[str]:
     """Violations of single nodes below an exact expression."""
     for node in walk(root):
-        if isinstance(node, VALUES):  # below a `Whole`
+        if isinstance(node, VALUES):  # below a `RoundToInt`
             continue
         for violation in violations_of(node):
             yield f"{where}: `{print_index(node)}`: {violation}"
@@ -267,7 +267,7 @@ def free_variables(root: Index) -> frozenset[Var]:
         below = [free[child] for child in node.children()]
         if isinstance(node, Reduce):
             below = [free[node.low], free[node.high], (free[node.condition] | free[node.body]) - {node.var}]
-        elif isinstance(node, Round):
+        elif isinstance(node, UnitCondition):
             below = [*below[:-1], below[-1] - {*node.q_vars, *node.k_vars}]
         free[node] = frozenset().union(*below)
     return free[root]
@@ -356,17 +356,17 @@ def _reduce(node: Reduce) -> Iterator[str]:
     yield from _truths(node.body) if node.op in ("any", "all") else _numbers(node.body)
 
 
-def _round(node: Round) -> Iterator[str]:
+def _round(node: UnitCondition) -> Iterator[str]:
     yield from _numbers(*node.q_units, *node.k_units)
     yield from _truths(node.keep)
     if (len(node.q_vars), len(node.k_vars)) != (len(node.q_units), len(node.k_units)):
         yield "its units and their variables do not pair"
     for place, units in (("k", node.q_units), ("q", node.k_units), ("q", (node.keep,)), ("k", (node.keep,))):
-        if any(isinstance(below, Place) and below.name == place for unit in units for below in walk(unit)):
+        if any(isinstance(below, Position) and below.name == place for unit in units for below in walk(unit)):
             yield f"`{place}` stands where it has no meaning"
 
 
-def _sign(node: Sign) -> Iterator[str]:
+def _sign(node: Compare) -> Iterator[str]:
     yield from _numbers(node.value)
     if isinstance(node.value, Const):
         yield "its value is known"
@@ -390,11 +390,11 @@ def _bool(node: Bool) -> Iterator[str]:
 
 def _not(node: Not) -> Iterator[str]:
     yield from _truths(node.operand)
-    if isinstance(node.operand, Not | Truth) or (isinstance(node.operand, Sign) and node.operand.op == "ge"):
+    if isinstance(node.operand, Not | Truth) or (isinstance(node.operand, Compare) and node.operand.op == "ge"):
         yield "it has a form without `not`"
 
 
-def _choice(node: Choice) -> Iterator[str]:
+def _choice(node: ExactSelect) -> Iterator[str]:
     yield from _truths(node.condition)
     if is_truth(node.then) != is_truth(node.otherwise):
         yield "one side is a number, the other a truth value"
@@ -406,11 +406,11 @@ def _choice(node: Choice) -> Iterator[str]:
 
 _RULES: dict[type, Callable[..., Iterator[str]]] = {
     Const: _nothing,
-    Place: _nothing,
+    Position: _nothing,
     HeadIndex: _nothing,
     Extent: _nothing,
     Var: _nothing,
-    Whole: _nothing,
+    RoundToInt: _nothing,
     Truth: _nothing,
     Linear: _linear,
     Arith: _arith,
@@ -419,9 +419,9 @@ _RULES: dict[type, Callable[..., Iterator[str]]] = {
     Lookup: _lookup,
     DataRead: _data,
     Reduce: _reduce,
-    Sign: _sign,
+    Compare: _sign,
     Bool: _bool,
     Not: _not,
-    Choice: _choice,
-    Round: _round,
+    ExactSelect: _choice,
+    UnitCondition: _round,
 }

@@ -14,10 +14,10 @@ from torch import Tensor
 from attnc import ArgumentError, AttncError, compile_attention
 from attnc.compiler.simulation.machine import MachineError
 from attnc.compiler.simulation.print_simulation import times
-from attnc.compiler.simulation.recurrent.found import RecurrenceSimulation
+from attnc.compiler.simulation.recurrent.recurrence_simulation import RecurrenceSimulation
 from attnc.compiler.simulation.simulation import RungName, Simulation
 from attnc.runtime.attention import Attention
-from attnc.runtime.commands.library import FAMILIES, Entry, entries
+from attnc.runtime.commands.list_patterns import FAMILIES, LibraryEntry, entries
 from attnc.runtime.commands.simulate_cases import LENGTH
 from attnc.runtime.example_inputs import example_inputs, head_count
 from attnc.runtime.lengths import natural_length
@@ -78,7 +78,7 @@ MODULES = "modules"
 class Shown:
     """A pattern of the library at its headline."""
 
-    entry: Entry
+    entry: LibraryEntry
     drawn: bool
     headline: Headline
 

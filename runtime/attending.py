@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from attnc.compiler import ir
-from attnc.compiler.values import rank
+from attnc.compiler.value_nodes import rank
+from attnc.runtime.block_values import BlockValues
 from attnc.runtime.scaled import plain
-from attnc.runtime.values import Values
 from attnc.runtime.vector_math import settle
 
 settle()
 
 
-def attend(values: Values, node: ir.Attend) -> tuple[Tensor, Tensor | None]:
+def attend(values: BlockValues, node: ir.Attend) -> tuple[Tensor, Tensor | None]:
     """(out, lse) of the rows of a block: (heads or 1, rows or 1[, width]) and (heads or 1, rows), None for no softmax.
 
     A row that sees nothing has out 0 and lse -inf.
@@ -27,7 +27,7 @@ def attend(values: Values, node: ir.Attend) -> tuple[Tensor, Tensor | None]:
     return out.expand(ends[1] - ends[0], *out.shape[1:]).movedim(0, -1), None
 
 
-def _attended(values: Values, node: ir.Attend) -> tuple[Tensor, Tensor | None]:
+def _attended(values: BlockValues, node: ir.Attend) -> tuple[Tensor, Tensor | None]:
     keys = -1 - rank(node.value)
     if not isinstance(node.weights, ir.Softmax):
         weights = values.quantity(node.weights)

@@ -16,7 +16,22 @@ from attnc.compiler.ir import Pattern
 from attnc.compiler.rank_only import rank_only
 from attnc.runtime import identity, reference
 from attnc.runtime.bridged import Bridged
-from attnc.runtime.call import (
+from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.runtime.call_inputs import CallInputs
+from attnc.runtime.compiled import Backend, Options
+from attnc.runtime.given_devices import check_devices
+from attnc.runtime.given_indices import check_indices
+from attnc.runtime.gpu.device_targets import check_triton
+from attnc.runtime.identity import Form
+from attnc.runtime.no_entries import has_no_entries, inputs_with_one_entry, with_one_entry
+from attnc.runtime.operators import attend, attend_general
+from attnc.runtime.pattern_description import read_spec
+from attnc.runtime.profiling import is_profiling, profiled
+from attnc.runtime.served import Served
+from attnc.runtime.sharded import refuse_shards
+from attnc.runtime.shown import Shown
+from attnc.runtime.stateful import Stateful, States
+from attnc.runtime.tensor_checks import (
     FLOATS,
     check_are_tensors,
     check_counts,
@@ -27,24 +42,9 @@ from attnc.runtime.call import (
     input_tensors,
     refuse_options,
 )
-from attnc.runtime.compiled import Backend, Options
-from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
-from attnc.runtime.given import Given
-from attnc.runtime.given_devices import check_devices
-from attnc.runtime.given_indices import check_indices
-from attnc.runtime.gpu.targets import check_triton
-from attnc.runtime.identity import Form
-from attnc.runtime.no_entries import has_no_entries, inputs_with_one_entry, with_one_entry
-from attnc.runtime.operators import general, plain
-from attnc.runtime.pattern_description import read_spec
-from attnc.runtime.profiling import is_profiling, profiled
-from attnc.runtime.served import Served
-from attnc.runtime.sharded import refuse_shards
-from attnc.runtime.shown import Shown
-from attnc.runtime.stateful import Stateful, States
 from attnc.runtime.transforms import cast_for_autocast, untraced, wide_in_interpreter, without_autocast
 from attnc.runtime.tunable import Tunable
-from attnc.runtime.tuning.wanted import read_wanted
+from attnc.runtime.tuning.choice_source import read_wanted
 from attnc.runtime.warned import warn_of_gradient, warn_of_pattern
 from attnc.spec.program import BoundProgram
 from attnc.spec.source import SourceFile
@@ -286,8 +286,8 @@ class Attention(Shown, Bridged, Served, Stateful, Tunable):
                 return self._of_no_entries(q, k, v, scale, return_lse, inputs)
             return self._lse_of(self._call_general(q, k, v, factor, inputs, tensors), return_lse)
         if self._is_interpreted(q):
-            return _result(plain.by_kernels(q, k, v, tensors, self._planner, factor), return_lse)
-        pair = plain.attend(q, k, v, tensors, self._planner, factor, return_lse=return_lse)
+            return _result(attend.by_kernels(q, k, v, tensors, self._planner, factor), return_lse)
+        pair = attend.attend(q, k, v, tensors, self._planner, factor, return_lse=return_lse)
         return _result(pair, return_lse)
 
     def _of_no_entries(
@@ -327,10 +327,10 @@ class Attention(Shown, Bridged, Served, Stateful, Tunable):
             raise UnsupportedError(NOT_TRANSFORMED)
         q, k, v = cast_for_autocast(self.name, q, k, v)
         check_tensors(q, k, v)
-        plain.refuse_device(q)
+        attend.refuse_device(q)
         by_kernels = q.is_cuda or self._is_interpreted(q)
         if torch.compiler.is_compiling() or is_fake(q) or q.is_meta:
-            return general.attend(self._general, q, k, v, tensors, scale)
+            return attend_general.attend(self._general, q, k, v, tensors, scale)
         dtype = q.dtype
         if by_kernels:
             q, k, v = wide_in_interpreter(self.name, q, k, v)
@@ -450,7 +450,7 @@ class Attention(Shown, Bridged, Served, Stateful, Tunable):
             return recurrent.attend(q, k, v, inputs, tensors, factor, dense=True)[0], None
         real = {t.name: x for t, x in zip(self._pattern.tensors, tensors, strict=True)}
         if self._steps is not None:
-            return self._steps.densely(q, k, v, Given(sizes, inputs, real, factor))
+            return self._steps.densely(q, k, v, CallInputs(sizes, inputs, real, factor))
         out, lse = reference.attend(q, k, v, self._relations(sizes, inputs), factor, real)
         return out.to(q.dtype), lse
 

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler import ir
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.attentions import alone, open_choices, rows_of
 from attnc.compiler.lowering.specialise import Window, specialise
 from attnc.compiler.planning.build_plan import CallShape, Relations
-from attnc.compiler.values import is_scored
+from attnc.compiler.value_nodes import is_scored
+from attnc.runtime.call_errors import UnsupportedError
 from attnc.runtime.call_relations import relations_of
-from attnc.runtime.call_shapes import Sizes, number, shape_of_call
-from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.call_shapes import TensorSizes, number, shape_of_call
 from attnc.runtime.selections.gather_choices import choice_of
 from attnc.spec.errors import EvaluationError
 
@@ -52,7 +52,7 @@ class BranchRelations:
         """Branch relations in which every key that a selection may choose is visible."""
         return BranchRelations(open_choices(self._pattern))
 
-    def relations(self, sizes: Sizes, inputs: Mapping[str, object]) -> list[tuple[ir.Attend, Relations]]:
+    def relations(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> list[tuple[ir.Attend, Relations]]:
         """The relations of every attention; `inputs` have what selections chose."""
         found = []
         for node in self._pattern.nodes:
@@ -63,7 +63,7 @@ class BranchRelations:
                 found.append((pattern.attend, relations_of(pattern, self._shape_of(pattern, sizes, own))))
         return found
 
-    def visible(self, sizes: Sizes, inputs: Mapping[str, object], batch: int, head: int) -> NDArray[np.bool_]:
+    def visible(self, sizes: TensorSizes, inputs: Mapping[str, object], batch: int, head: int) -> NDArray[np.bool_]:
         """The pairs of tokens that one of the attentions sees, a unit standing for its tokens."""
         if not self.has_tokens:
             name = self._pattern.name
@@ -77,7 +77,7 @@ class BranchRelations:
             result |= seen if node.keys is None else seen[:, places(node, relations, sizes.n_k)]
         return result
 
-    def _shape_of(self, pattern: ir.Pattern, sizes: Sizes, inputs: Mapping[str, object]) -> CallShape:
+    def _shape_of(self, pattern: ir.Pattern, sizes: TensorSizes, inputs: Mapping[str, object]) -> CallShape:
         """The shape of a call of one attention."""
         return shape_of_call(pattern, sizes, inputs)
 
@@ -93,7 +93,7 @@ class BranchRelations:
         others = {item.name for item in self._pattern.selections} - {tensor.name for tensor in pattern.tensors}
         return {name: x for name, x in inputs.items() if name not in others}
 
-    def _members(self, node: ir.Attend, sizes: Sizes, inputs: Mapping[str, object]) -> range:
+    def _members(self, node: ir.Attend, sizes: TensorSizes, inputs: Mapping[str, object]) -> range:
         assert node.family is not None
         pattern = rows_of(replace(self._pattern, nodes=()))
         pattern = replace(pattern, requirements=(), nodes=(replace(pattern.nodes[0], family=node.family),))
@@ -110,7 +110,7 @@ def places(node: ir.Attend, relations: Relations, tokens: int) -> Int64:
     assert node.key_of is not None
     window = Window(0, 0, relations.shape.n_q, tokens, 0)
     own = specialise(node.key_of, relations.sizes, relations.slices, window, batch=0, head=0, group=1)
-    places: Int64 = exact.integers(own, (0, 1), (0, tokens))[0]
+    places: Int64 = exact_evaluation.integers(own, (0, 1), (0, tokens))[0]
     return places
 
 

@@ -14,17 +14,17 @@ from attnc.compiler import ir
 from attnc.compiler.joined_documents import RoundedDocumentsError, join_documents
 from attnc.compiler.planning.build_plan import CallShape
 from attnc.compiler.rewrite import walk
-from attnc.compiler.values import is_plain, is_scored
-from attnc.runtime.call import call_shape, finite, input_tensors
-from attnc.runtime.compiled import Compiled
-from attnc.runtime.errors import ArgumentError, UnsupportedError
+from attnc.compiler.value_nodes import is_plain, is_scored
+from attnc.runtime.call_errors import ArgumentError, UnsupportedError
+from attnc.runtime.compiled import CompiledAttention
 from attnc.runtime.plans import relations_of
+from attnc.runtime.tensor_checks import call_shape, finite, input_tensors
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
     from typing_extensions import Self
 
-    from attnc.runtime.bridges.tape import MaskMod, ScoreMod
+    from attnc.runtime.bridges.torch_tape import MaskMod, ScoreMod
 
 
 NOT_TRACED = (
@@ -35,7 +35,7 @@ NOT_TRACED = (
 T = TypeVar("T")
 
 
-class Bridged(Compiled):
+class Bridged(CompiledAttention):
     """What other attention functions are given instead of a pattern."""
 
     def mask_mod(

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attnc.runtime.constants import on_device
-from attnc.runtime.errors import ArgumentError, ArgumentTypeError
+from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError
+from attnc.runtime.device_constants import on_device
 
 Int64 = NDArray[np.int64]
 

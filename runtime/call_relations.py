@@ -17,7 +17,7 @@ from attnc.compiler.planning.documents import (
     document_windows,
     packed_windows,
 )
-from attnc.runtime.errors import ArgumentError
+from attnc.runtime.call_errors import ArgumentError
 from attnc.runtime.requirements import check_requirements
 
 T = TypeVar("T")

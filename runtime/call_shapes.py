@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from typing_extensions import TypeIs
 
 from attnc.compiler import fold, ir
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.before_keys import needs_tokens
-from attnc.compiler.lowering.attends import TOKENS
-from attnc.compiler.lowering.specialise import Sizes as SizesByName
+from attnc.compiler.lowering.lower_attention import TOKENS
+from attnc.compiler.lowering.specialise import CallSizes as SizesByName
 from attnc.compiler.lowering.specialise import Slices, Window, specialise
 from attnc.compiler.planning.build_plan import CallShape, is_ids_alone
 from attnc.compiler.planning.rates import AMX, Rates
 from attnc.compiler.rewrite import walk
-from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.fallbacks import HOST_WAIT, note
 from attnc.spec.suggest import did_you_mean
 
@@ -51,7 +51,7 @@ OPTIONS = ("scale", "return_lse", "cu_seqlens", "state", "return_state")
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class TensorSizes:
     """The sizes of a call before its inputs are looked at."""
 
     n_q: int
@@ -97,7 +97,9 @@ def _is_off(value: object) -> bool:
     return value is None or (isinstance(value, bool | int | float) and not value)
 
 
-def shape_of_call(pattern: ir.Pattern, sizes: Sizes, given: Mapping[str, object], rates: Rates = AMX) -> CallShape:
+def shape_of_call(
+    pattern: ir.Pattern, sizes: TensorSizes, given: Mapping[str, object], rates: Rates = AMX
+) -> CallShape:
     """Everything a plan depends on; inputs that the relation does not read may be missing.
 
     `rates`: those that plans for the CPU are costed with; of the relation they are not.
@@ -136,7 +138,7 @@ def shape_of_call(pattern: ir.Pattern, sizes: Sizes, given: Mapping[str, object]
     )
 
 
-def _places(pattern: ir.Pattern, sizes: Sizes, named: Mapping[str, int]) -> tuple[int, int | None]:
+def _places(pattern: ir.Pattern, sizes: TensorSizes, named: Mapping[str, int]) -> tuple[int, int | None]:
     """Return the number of keys of a row, and the position of query 0 where keys are not tokens."""
     keys = pattern.nodes[0].keys if len(pattern.nodes) == 1 else None
     if keys is None:
@@ -145,11 +147,11 @@ def _places(pattern: ir.Pattern, sizes: Sizes, named: Mapping[str, int]) -> tupl
     return max(number(keys, sizes, named), 0), shift
 
 
-def number(node: ir.Index, sizes: Sizes, named: Mapping[str, int]) -> int:
+def number(node: ir.Index, sizes: TensorSizes, named: Mapping[str, int]) -> int:
     """The value of an expression of sizes."""
     window = Window(0, 0, sizes.n_q, sizes.n_k, 0)
     found = specialise(node, SizesByName(named), Slices({}), window, batch=0, head=0, group=1)
-    return found.value if isinstance(found, ir.Const) else int(exact.integers(found, (0, 1), (0, 1))[0, 0])
+    return found.value if isinstance(found, ir.Const) else int(exact_evaluation.integers(found, (0, 1), (0, 1))[0, 0])
 
 
 def _completed(pattern: ir.Pattern, given: Mapping[str, object]) -> Mapping[str, object]:
@@ -293,7 +295,7 @@ def _type(tensor: ir.Tensor) -> str:
     return f"{tensor.kind}[{', '.join(map(str, tensor.dims))}]" if tensor.dims else tensor.kind
 
 
-def _check_dims(tensor: ir.Tensor, shape: tuple[int, ...], sizes: Sizes, named: dict[str, int]) -> None:
+def _check_dims(tensor: ir.Tensor, shape: tuple[int, ...], sizes: TensorSizes, named: dict[str, int]) -> None:
     fixed = {
         "batch": sizes.batch,
         "head": sizes.heads,
@@ -316,7 +318,7 @@ def _check_dims(tensor: ir.Tensor, shape: tuple[int, ...], sizes: Sizes, named: 
             )
 
 
-def check_alignment(pattern: ir.Pattern, sizes: Sizes) -> None:
+def check_alignment(pattern: ir.Pattern, sizes: TensorSizes) -> None:
     """Raise ArgumentError where a pattern does not say how these queries meet these keys."""
     n_q, n_k = sizes.n_q, sizes.n_k
     if n_q == n_k:
@@ -334,7 +336,7 @@ def check_alignment(pattern: ir.Pattern, sizes: Sizes) -> None:
         )
 
 
-def _check_lengths_of_segments(pattern: ir.Pattern, sizes: Sizes, named: dict[str, int]) -> None:
+def _check_lengths_of_segments(pattern: ir.Pattern, sizes: TensorSizes, named: dict[str, int]) -> None:
     if not pattern.segments:
         return
     if pattern.documents is not None:
@@ -378,7 +380,7 @@ def _size(extent: ir.Index, named: Mapping[str, int]) -> int:
     return extent.value
 
 
-def _check_head_lists(pattern: ir.Pattern, sizes: Sizes) -> None:
+def _check_head_lists(pattern: ir.Pattern, sizes: TensorSizes) -> None:
     for name, length in pattern.head_lists:
         if length != sizes.heads:
             raise ArgumentError(

@@ -11,10 +11,10 @@ from types import ModuleType
 from typing import NoReturn
 
 from attnc import __version__
-from attnc.runtime import plain
+from attnc.runtime import ascii_text
+from attnc.runtime.call_errors import TorchMissingError
 from attnc.runtime.commands import console
 from attnc.runtime.commands.console import UsageError
-from attnc.runtime.errors import TorchMissingError
 from attnc.spec.diagnostics import Diagnostic
 from attnc.spec.errors import AttncError, SpecError
 from attnc.spec.suggest import did_you_mean
@@ -26,7 +26,7 @@ _MODULES = {
     "emit": "emit",
     "explain": "explain",
     "fmt": "fmt",
-    "list": "library",
+    "list": "list_patterns",
     "receptive": "receptive",
     "same": "same",
     "show": "show",
@@ -179,7 +179,7 @@ def _tolerate_narrow_encodings() -> None:
     """A character that the terminal cannot show is replaced by plain ones, never a crash and never `?`."""
     for stream in (sys.stdout, sys.stderr):
         if not console.has_unicode(stream) and hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors=plain.HANDLER)
+            stream.reconfigure(errors=ascii_text.HANDLER)
 
 
 if __name__ == "__main__":

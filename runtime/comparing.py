@@ -10,7 +10,7 @@ from time import monotonic
 from attnc.compiler import fold, presburger
 from attnc.compiler.counted_isl import SECONDS, UndecidedError, is_available
 from attnc.compiler.equality import MOST, Difference, deciding_length, difference_at, first_difference, reads_length
-from attnc.compiler.ir import Attend, Extent, HeadIndex, Index, Whole
+from attnc.compiler.ir import Attend, Extent, HeadIndex, Index, RoundToInt
 from attnc.compiler.lowering.specialise import alone, of_any_length
 from attnc.compiler.rewrite import substitute, walk
 from attnc.spec.errors import EvaluationError
@@ -23,7 +23,7 @@ SHORT = 2048
 
 
 @dataclass(frozen=True)
-class Answer:
+class ComparisonAnswer:
     """`witness`, if the relations differ; else `how` far they are equal.
 
     `up_to`: None where that is proved, else the number of tokens up to which pairs were looked at.
@@ -44,7 +44,7 @@ class Witness:
 
 
 @dataclass(frozen=True)
-class Question:
+class ComparisonQuestion:
     """Two relations of so many heads, `groups` of which may share a kv head, where all conditions hold."""
 
     relations: tuple[Index, Index]
@@ -66,7 +66,7 @@ class Question:
     @property
     def reads_length(self) -> bool:
         """Whether a relation depends on the number of tokens."""
-        whole = any(isinstance(node, Whole) for relation in self.relations for node in walk(relation))
+        whole = any(isinstance(node, RoundToInt) for relation in self.relations for node in walk(relation))
         return whole or any(map(reads_length, self.relations))
 
     def is_allowed(self, n: int, group: int) -> bool:
@@ -79,7 +79,9 @@ class Question:
         return tuple((head, group) for head, group in self.each if group in groups)
 
 
-def compare(question: Question, length: int | None = None, lengths: Sequence[int] | None = None) -> Answer:
+def compare(
+    question: ComparisonQuestion, length: int | None = None, lengths: Sequence[int] | None = None
+) -> ComparisonAnswer:
     """Compare the relations of a question.
 
     `length`: the only number of tokens that the patterns allow. `lengths`: the only ones to try, some of those that the
@@ -89,9 +91,11 @@ def compare(question: Question, length: int | None = None, lengths: Sequence[int
     """
     first, second = question.relations
     if first is second:
-        return Answer(None, f"for every length: both have one normal form{question.whose}")
+        return ComparisonAnswer(None, f"for every length: both have one normal form{question.whose}")
     if length is not None:
-        return Answer(_differing(question, [length]), f"for {length:,} tokens, all pairs looked at{question.whose}")
+        return ComparisonAnswer(
+            _differing(question, [length]), f"for {length:,} tokens, all pairs looked at{question.whose}"
+        )
     if lengths is not None:
         return _by_grids(question, lengths)
     answer = _by_small_lengths(question)
@@ -103,7 +107,7 @@ def compare(question: Question, length: int | None = None, lengths: Sequence[int
         return _by_trying(question, str(error))
 
 
-def _by_small_lengths(question: Question) -> Answer | None:
+def _by_small_lengths(question: ComparisonQuestion) -> ComparisonAnswer | None:
     """By the pairs of the length that decides about all; None where there is none, or `require` does not allow it."""
     if question.reads_length:
         return None
@@ -114,10 +118,10 @@ def _by_small_lengths(question: Question) -> Answer | None:
     found = _differing(question, [longest])
     if found is not None and not question.is_allowed(longest, found.group):
         return None
-    return Answer(found, f"for every length: the pairs of {longest:,} tokens decide{question.whose}")
+    return ComparisonAnswer(found, f"for every length: the pairs of {longest:,} tokens decide{question.whose}")
 
 
-def _by_arithmetic(question: Question) -> Answer:
+def _by_arithmetic(question: ComparisonQuestion) -> ComparisonAnswer:
     """By proof with isl. Raises UndecidedError where there is none, or islpy is missing."""
     if not is_available():
         raise UndecidedError("`pip install 'attnc[proofs]'` may prove it for every length")
@@ -138,14 +142,14 @@ def _by_arithmetic(question: Question) -> Answer:
         except UndecidedError as error:
             undecided = error
     if witnesses:
-        return Answer(min(witnesses, key=lambda witness: witness.pair.length), "")
+        return ComparisonAnswer(min(witnesses, key=lambda witness: witness.pair.length), "")
     if undecided is not None:
         raise undecided
     allowed = " that `require` allows" if any(map(reads_length, question.conditions)) else ""
-    return Answer(None, f"for every length{allowed}: Presburger arithmetic (isl) proves it{question.whose}")
+    return ComparisonAnswer(None, f"for every length{allowed}: Presburger arithmetic (isl) proves it{question.whose}")
 
 
-def _confirmed(question: Question, point: presburger.Point, head: int, group: int) -> Witness:
+def _confirmed(question: ComparisonQuestion, point: presburger.TokenPair, head: int, group: int) -> Witness:
     """What isl found, as the relations themselves have it. Raises UndecidedError where they have no value there."""
     try:
         pair = difference_at(*_alone(question, point.length, head, group), point.length, point.q, point.k)
@@ -155,7 +159,7 @@ def _confirmed(question: Question, point: presburger.Point, head: int, group: in
     return Witness(pair, head, group)
 
 
-def _by_trying(question: Question, why: str) -> Answer:
+def _by_trying(question: ComparisonQuestion, why: str) -> ComparisonAnswer:
     """By lengths that are tried, for want of a proof."""
     rest = f"longer ones are not proved ({why}){question.whose}"
     most = LENGTHS if question.reads_length else SHORT
@@ -166,20 +170,20 @@ def _by_trying(question: Question, why: str) -> Answer:
     of_all = "all lengths" if len(lengths) == most else f"the {len(lengths)} lengths that `require` allows"
     # Relations that do not read the length have in the longest all pairs of the others.
     found = _allowed_difference(question, lengths if question.reads_length else lengths[-1:])
-    return Answer(found, f"for {of_all} up to {most:,}; {rest}", most)
+    return ComparisonAnswer(found, f"for {of_all} up to {most:,}; {rest}", most)
 
 
-def _by_grids(question: Question, lengths: Sequence[int]) -> Answer:
+def _by_grids(question: ComparisonQuestion, lengths: Sequence[int]) -> ComparisonAnswer:
     """Look at all pairs of some grids of tokens, one axis of which is as long as the call says."""
     tried = [n for n in lengths if question.allowed(n)]
     if not tried:
         raise UndecidedError(f"`require` refuses all of {', '.join(map(str, lengths))} tokens")
     found = _allowed_difference(question, tried)
     listed = ", ".join(map(str, tried))
-    return Answer(found, f"for {listed} tokens; other lengths are not looked at{question.whose}", tried[-1])
+    return ComparisonAnswer(found, f"for {listed} tokens; other lengths are not looked at{question.whose}", tried[-1])
 
 
-def _allowed_difference(question: Question, lengths: Iterable[int]) -> Witness | None:
+def _allowed_difference(question: ComparisonQuestion, lengths: Iterable[int]) -> Witness | None:
     for n in lengths:
         found = _first(question, n, question.allowed(n))
         if found is not None:
@@ -187,16 +191,16 @@ def _allowed_difference(question: Question, lengths: Iterable[int]) -> Witness |
     return None
 
 
-def _alone(question: Question, n: int, head: int, group: int) -> tuple[Index, Index]:
+def _alone(question: ComparisonQuestion, n: int, head: int, group: int) -> tuple[Index, Index]:
     one, other = (alone(relation, n, head, question.heads, group) for relation in question.relations)
     return one, other
 
 
-def _differing(question: Question, lengths: list[int]) -> Witness | None:
+def _differing(question: ComparisonQuestion, lengths: list[int]) -> Witness | None:
     return next((found for found in (_first(question, n, question.each) for n in lengths) if found is not None), None)
 
 
-def _first(question: Question, n: int, which: Iterable[tuple[int, int]]) -> Witness | None:
+def _first(question: ComparisonQuestion, n: int, which: Iterable[tuple[int, int]]) -> Witness | None:
     """The first difference among `n` tokens, in some heads with their groups."""
     for head, group in which:
         found = first_difference(*_alone(question, n, head, group), n)

@@ -12,25 +12,25 @@ from typing_extensions import Self
 
 from attnc.compiler.ir import Pattern
 from attnc.compiler.planning.build_plan import CallShape
-from attnc.compiler.planning.plan import Plan
+from attnc.compiler.planning.cpu_plan import Plan
 from attnc.runtime import identity
-from attnc.runtime.call import Sizes, call_shape
-from attnc.runtime.errors import UnsupportedError
-from attnc.runtime.general import general_of
-from attnc.runtime.gpu.targets import target_of
+from attnc.runtime.call_errors import UnsupportedError
+from attnc.runtime.general_attention import general_of
+from attnc.runtime.gpu.device_targets import target_of
 from attnc.runtime.identity import Form, How
 from attnc.runtime.pattern_analysis import PatternAnalysis
+from attnc.runtime.pattern_executor import PatternExecutor
 from attnc.runtime.planners import planner_in, shared_planner
 from attnc.runtime.plans import Planner
-from attnc.runtime.steps import Steps
-from attnc.runtime.tuning.tables import remember
-from attnc.runtime.tuning.wanted import Wanted
+from attnc.runtime.tensor_checks import TensorSizes, call_shape
+from attnc.runtime.tuning.choice_source import ChoiceSource
+from attnc.runtime.tuning.tuned_tables import remember
 from attnc.spec.program import BoundProgram
 from attnc.spec.source import SourceFile
 
 if TYPE_CHECKING:
-    from attnc.runtime.recurrent.call import Recurrent
-    from attnc.runtime.tuning.asked import Asked
+    from attnc.runtime.recurrent.pattern_recurrence import PatternRecurrence
+    from attnc.runtime.tuning.tune_request import TuneRequest
 
 NOT_COMPILED_HERE = (
     'backend="triton" on the CPU in torch.compile: Triton\'s interpreter is not traced; use the default backend, or '
@@ -47,10 +47,10 @@ class Options:
     backend: Backend = "auto"
     strict: bool = False
     deterministic: bool = True
-    tune: Wanted = field(default_factory=Wanted)
+    tune: ChoiceSource = field(default_factory=ChoiceSource)
 
 
-class Compiled(PatternAnalysis):
+class CompiledAttention(PatternAnalysis):
     """A pattern with its options, immutable and stateless."""
 
     def __init__(
@@ -107,7 +107,7 @@ class Compiled(PatternAnalysis):
 
     def __eq__(self, other: object) -> bool:
         """Whether both are the same text with the same parameters and options."""
-        return self is other or (isinstance(other, Compiled) and self._identity == other._identity)
+        return self is other or (isinstance(other, CompiledAttention) and self._identity == other._identity)
 
     def __hash__(self) -> int:
         return hash(self._identity)
@@ -131,7 +131,7 @@ class Compiled(PatternAnalysis):
         target_of(q.device)
         return True
 
-    def _tuned_planners(self, asked: Asked) -> list[Planner]:
+    def _tuned_planners(self, asked: TuneRequest) -> list[Planner]:
         """The planner of every attention of a call; of recurrences, and of what content chooses, nothing is tuned."""
         if self.is_recurrence or self._pattern.chooses:
             return []
@@ -140,7 +140,7 @@ class Compiled(PatternAnalysis):
         steps = self._steps.by_kernels if asked.by_kernels else self._steps
         return [planner for _, planner in steps.planners(asked.sizes, asked.inputs)]
 
-    def _recurrents(self) -> Sequence[Recurrent]:
+    def _recurrents(self) -> Sequence[PatternRecurrence]:
         """What has states: the recurrence itself, or the branches that have some."""
         if self._steps is not None:
             return self._steps.stateful
@@ -156,11 +156,11 @@ class Compiled(PatternAnalysis):
         return out, lse
 
     @property
-    def _branches(self) -> Steps | None:
+    def _branches(self) -> PatternExecutor | None:
         return self._steps
 
-    def _plan_on_cpu(self, sizes: Sizes, inputs: Mapping[str, object]) -> Plan:
+    def _plan_on_cpu(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> Plan:
         return self._planner.plan(sizes, inputs) if self._steps is None else self._steps.plan(sizes, inputs)
 
-    def _shape_of(self, sizes: Sizes, inputs: Mapping[str, object]) -> CallShape:
+    def _shape_of(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> CallShape:
         return call_shape(self._pattern, sizes, inputs)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Variable:
+class EnvironmentVariable:
     """An environment variable. `by`: who reads it; where that is not attnc alone, what comes of it is theirs to say."""
 
     name: str
@@ -16,39 +16,39 @@ class Variable:
     by: str = "attnc"
 
 
-CACHE_DIR = Variable("ATTNC_CACHE_DIR", "`$XDG_CACHE_HOME/attnc`", "the folder of what attnc keeps on disk")
-CACHE_LIMIT = Variable("ATTNC_CACHE_LIMIT", "64", "MiB that attnc keeps on disk at most")
-XDG_CACHE_HOME = Variable(
+CACHE_DIR = EnvironmentVariable("ATTNC_CACHE_DIR", "`$XDG_CACHE_HOME/attnc`", "the folder of what attnc keeps on disk")
+CACHE_LIMIT = EnvironmentVariable("ATTNC_CACHE_LIMIT", "64", "MiB that attnc keeps on disk at most")
+XDG_CACHE_HOME = EnvironmentVariable(
     "XDG_CACHE_HOME",
     "`~/.cache`",
     "the user's cache folder, in which attnc has one, if it is an absolute path; not read under `ATTNC_CACHE_DIR`",
 )
-HOME = Variable("HOME", "the user's entry in the password database", "whose `.cache` is taken", "Python")
-NO_COLOR = Variable(
+HOME = EnvironmentVariable("HOME", "the user's entry in the password database", "whose `.cache` is taken", "Python")
+NO_COLOR = EnvironmentVariable(
     "NO_COLOR", "", "with any value but an empty one no command colours or moves the cursor (<https://no-color.org>)"
 )
-TERM = Variable("TERM", "", "`dumb`: the same")
-COLUMNS = Variable("COLUMNS", "the terminal's width, else 100", "columns that commands write for", "Python")
-TRITON_INTERPRET = Variable(
+TERM = EnvironmentVariable("TERM", "", "`dumb`: the same")
+COLUMNS = EnvironmentVariable("COLUMNS", "the terminal's width, else 100", "columns that commands write for", "Python")
+TRITON_INTERPRET = EnvironmentVariable(
     "TRITON_INTERPRET",
     "0",
     'with a value but 0, set before Triton is imported, `backend="triton"` takes CPU tensors, in Triton\'s interpreter',
     "attnc, Triton",
 )
-TRITON_CACHE_DIR = Variable(
+TRITON_CACHE_DIR = EnvironmentVariable(
     "TRITON_CACHE_DIR",
     "`$TRITON_HOME/.triton/cache`",
     "where compiled kernels are kept, and `attnc cache load` puts them",
     "Triton",
 )
-TRITON_HOME = Variable("TRITON_HOME", "`~`", "the folder above Triton's own", "Triton")
-TORCH_LOGS = Variable(
+TRITON_HOME = EnvironmentVariable("TRITON_HOME", "`~`", "the folder above Triton's own", "Triton")
+TORCH_LOGS = EnvironmentVariable(
     "TORCH_LOGS", "", "`+attnc` shows all that attnc logs, `attnc` without what is for debugging", "torch"
 )
-OMP_NUM_THREADS = Variable(
+OMP_NUM_THREADS = EnvironmentVariable(
     "OMP_NUM_THREADS", "one for each core", "threads of the CPU executor, and of `attnc doctor --measure`", "torch"
 )
-VERIFY_IR = Variable(
+VERIFY_IR = EnvironmentVariable(
     "ATTNC_VERIFY_IR", "0", "with a value but 0, the pattern that each pass of the compiler returns is verified"
 )
 
@@ -69,7 +69,7 @@ VARIABLES = (
 )
 
 
-def text_of(variable: Variable) -> str:
+def text_of(variable: EnvironmentVariable) -> str:
     """Its value, empty where it is not set."""
     return os.environ.get(variable.name, "")
 
@@ -89,4 +89,4 @@ def verifies_ir() -> bool:
     return text_of(VERIFY_IR) not in ("", "0")
 
 
-__all__ = ["VARIABLES", "Variable", "is_interpreted", "text_of", "verifies_ir", "wants_plain_text"]
+__all__ = ["VARIABLES", "EnvironmentVariable", "is_interpreted", "text_of", "verifies_ir", "wants_plain_text"]

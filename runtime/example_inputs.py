@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.runtime.errors import ArgumentError
+from attnc.runtime.call_errors import ArgumentError
 from attnc.spec.meaning.evaluate import constant_value
 from attnc.spec.program import BoundProgram, Expr, Input
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from attnc.runtime.blocks import Operands
+from attnc.runtime.pair_blocks import Operands
 
 AT_ONCE = 1 << 21
 """Numbers of the largest tensor that batch entries make at once; 8 MiB in fp32."""

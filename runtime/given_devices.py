@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.ir import Pattern
-from attnc.runtime.errors import ArgumentError
+from attnc.runtime.call_errors import ArgumentError
 from attnc.runtime.fallbacks import CAST, MOVED, note
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from attnc.compiler import fold, ir
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.rewrite import walk
-from attnc.compiler.values import reads
-from attnc.runtime.call import as_tensor
-from attnc.runtime.errors import ArgumentError
+from attnc.compiler.value_nodes import reads
+from attnc.runtime.call_errors import ArgumentError
+from attnc.runtime.tensor_checks import as_tensor
 
 
 class _List(NamedTuple):
@@ -52,7 +52,7 @@ def _lists(pattern: ir.Pattern) -> Iterator[_List]:
     for node in (below for root in roots for below in walk(root)):
         if not (isinstance(node, ir.Reduce) and node.op == "any"):
             continue
-        for equal in (below for below in walk(node.body) if isinstance(below, ir.Sign) and below.op == "eq"):
+        for equal in (below for below in walk(node.body) if isinstance(below, ir.Compare) and below.op == "eq"):
             terms, constant = fold.parts(equal.value)
             for entry, factor in terms:
                 rest = fold.linear([(term, -n * factor) for term, n in terms if term is not entry], -constant * factor)
@@ -65,20 +65,20 @@ def _lists(pattern: ir.Pattern) -> Iterator[_List]:
 
 def _span(place: ir.Index, n_k: int) -> tuple[int, int]:
     """The least and the largest number that a key has."""
-    numbers = exact.integers(place, (0, 1), (0, n_k)) if n_k else None
+    numbers = exact_evaluation.integers(place, (0, 1), (0, n_k)) if n_k else None
     return (0, -1) if numbers is None else (int(numbers.min()), int(numbers.max()))
 
 
 def _numbered(place: ir.Index) -> str:
     """Return the noun for the entries of this list."""
-    if isinstance(place, ir.Arith) and place.op == "floordiv" and isinstance(place.operands[0], ir.Place):
+    if isinstance(place, ir.Arith) and place.op == "floordiv" and isinstance(place.operands[0], ir.Position):
         return "blocks are numbered"
-    return "keys are numbered" if isinstance(place, ir.Place) else "no key asks for others than"
+    return "keys are numbered" if isinstance(place, ir.Position) else "no key asks for others than"
 
 
 def _is_of_keys(node: ir.Index) -> bool:
     """Whether an expression is one of the key's position alone."""
-    return all(isinstance(below, ir.Place | ir.Const | ir.Arith | ir.Linear) for below in node.below)
+    return all(isinstance(below, ir.Position | ir.Const | ir.Arith | ir.Linear) for below in node.below)
 
 
 def _tensor(inputs: Mapping[str, object], name: str) -> Tensor | None:

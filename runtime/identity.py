@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Literal, get_args
 
-from attnc.runtime.errors import ArgumentError
+from attnc.runtime.call_errors import ArgumentError
 from attnc.runtime.library import ModuleLoader
 from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind
 from attnc.spec.program import BoundProgram, Value
-from attnc.spec.reading.text import decode
+from attnc.spec.reading.source_text import decode
 from attnc.spec.source import SourceFile
 
 FORMAT = 4

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler import fold, ir
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.analysis.intervals import fits_word
 from attnc.compiler.attentions import open_choices, rows_of
 from attnc.compiler.ir import Extent, HeadIndex, Index, Lookup, Recur
@@ -20,11 +20,11 @@ from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.receptive.fields import Layer
 from attnc.compiler.receptive.held import Held
 from attnc.compiler.rewrite import walk
-from attnc.compiler.values import output, output_lse, output_of_state, values_of
+from attnc.compiler.value_nodes import output, output_lse, output_of_state, values_of
 from attnc.runtime.branch_relations import BranchRelations, places
+from attnc.runtime.call_errors import ArgumentError, UnsupportedError
 from attnc.runtime.call_relations import relations_of
-from attnc.runtime.call_shapes import Sizes, shape_of_call
-from attnc.runtime.errors import ArgumentError, UnsupportedError
+from attnc.runtime.call_shapes import TensorSizes, shape_of_call
 from attnc.runtime.pattern_description import PatternDescription
 
 Int64 = NDArray[np.int64]
@@ -46,7 +46,7 @@ def layer_of(attention: PatternDescription, n: int, heads: int, inputs: Mapping[
     pattern = open_choices(lower(attention.bound))
     _refuse(pattern)
     batch = next((x.shape[0] for t, x in _given(pattern, inputs) if t.dims[:1] == ("batch",)), 1)
-    sizes = Sizes(n, n, batch, heads, heads, 64, 64, "float32")
+    sizes = TensorSizes(n, n, batch, heads, heads, 64, 64, "float32")
     found = BranchRelations(replace(pattern, stateful=())).relations(sizes, inputs) if pattern.nodes else []
     held = [state for recur in states_of(pattern) for state in _held(pattern, recur, sizes, inputs)]
     return Layer.of(n, [(r, None if node.keys is None else places(node, r, n)) for node, r in found], held)
@@ -80,7 +80,7 @@ def _given(pattern: ir.Pattern, inputs: Mapping[str, Any]) -> list[tuple[ir.Tens
 # --- states ----------------------------------------------------------------------------------------------------------
 
 
-def _held(pattern: ir.Pattern, recur: Recur, sizes: Sizes, inputs: Mapping[str, Any]) -> list[Held]:
+def _held(pattern: ir.Pattern, recur: Recur, sizes: TensorSizes, inputs: Mapping[str, Any]) -> list[Held]:
     """Return the tokens that the state of a branch holds, by head. Raises ArgumentError where a scan has ties."""
     clauses = _clauses(recur)
     # A node that reads what the state's order and resets read, so that a call takes the same inputs.
@@ -124,7 +124,7 @@ def _by_token(root: Index, relations: Relations, window: Window, head: int) -> I
     places, one = np.arange(window.n_q, dtype=np.int64), np.zeros(1, dtype=np.int64)
     wide = not fits_word(own, (0, window.n_q), (0, 1))
     alive = np.ones((window.n_q, 1), dtype=np.bool_)
-    return exact.integers_at(own, places, one, alive, relations.pattern.origins, wide=wide)[:, 0]
+    return exact_evaluation.integers_at(own, places, one, alive, relations.pattern.origins, wide=wide)[:, 0]
 
 
 # --- what is not followed --------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from attnc.spec.meaning.evaluate import constant_value
-from attnc.spec.program import Axis, BoundProgram, Size
+from attnc.spec.program import BoundProgram, SegmentAxis, Size
 
 SHORT = 64
 """The length where nothing else says one, of a picture for instance."""
@@ -32,7 +32,7 @@ def fixed_and_row(bound: BoundProgram) -> tuple[int, int]:
     return fixed, row
 
 
-def extent_of(bound: BoundProgram, axis: Axis) -> int | None:
+def extent_of(bound: BoundProgram, axis: SegmentAxis) -> int | None:
     """The extent of an axis, None where the call decides it."""
     value = None if isinstance(axis.extent, Size) else constant_value(bound, axis.extent)
     return value if isinstance(value, int) else None

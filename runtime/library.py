@@ -9,8 +9,8 @@ from importlib import resources
 from os import PathLike
 from pathlib import Path
 
-from attnc.runtime.errors import ArgumentTypeError, PatternNotFoundError
-from attnc.spec.reading.text import decode
+from attnc.runtime.call_errors import ArgumentTypeError, PatternNotFoundError
+from attnc.spec.reading.source_text import decode
 from attnc.spec.source import SourceFile
 from attnc.spec.suggest import did_you_mean
 
@@ -22,7 +22,7 @@ _IN_FILE = re.compile(r"(?P<file>.+\.attn):(?P<name>[A-Za-z_][A-Za-z_0-9]*)\Z")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class PatternText:
     """A text, the pattern asked for (None: its only one), and the folder whose modules it may use."""
 
     source: SourceFile
@@ -30,7 +30,7 @@ class Found:
     folder: Path | None
 
 
-def find(spec: str | PathLike[str]) -> Found:
+def find(spec: str | PathLike[str]) -> PatternText:
     """The text that a spec names: source with a newline, a file (a path, or a name with `.attn`), else the library's.
 
     Raises PatternNotFoundError, SpecError (a text that cannot be read), ArgumentTypeError.
@@ -42,7 +42,7 @@ def find(spec: str | PathLike[str]) -> Found:
             f"spec is {type(spec).__name__}: give a library name, a path to an .attn file, or source text"
         )
     if "\n" in spec:
-        return Found(decode(spec, "<spec>"), None, None)
+        return PatternText(decode(spec, "<spec>"), None, None)
     in_file = _IN_FILE.match(spec)
     if in_file:
         return _file(Path(in_file["file"]), in_file["name"])
@@ -51,22 +51,22 @@ def find(spec: str | PathLike[str]) -> Found:
     return _library(spec)
 
 
-def _file(path: Path, name: str | None) -> Found:
+def _file(path: Path, name: str | None) -> PatternText:
     try:
         data = path.read_bytes()
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise PatternNotFoundError(f"cannot read {path}: {reason}; give the path of an .attn file") from error
-    return Found(decode(data, str(path)), name, path.parent)
+    return PatternText(decode(data, str(path)), name, path.parent)
 
 
-def _library(name: str) -> Found:
+def _library(name: str) -> PatternText:
     source = library_source(name) if _is_pattern(name) else None
     if source is None:
         hint = did_you_mean(name, library_names(), "`attnc list` shows the library")
         shown = name if len(name) <= SHOWN else f"{name[:SHOWN]}…"
         raise PatternNotFoundError(f"the library has no pattern `{shown}`: {hint} (source text needs a newline)")
-    return Found(source, name, None)
+    return PatternText(source, name, None)
 
 
 def _root() -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attnc.runtime.errors import ArgumentError, ArgumentTypeError
+from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError
 from attnc.runtime.vector_math import settle
 
 settle()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attnc.compiler import ir
-from attnc.runtime.errors import ArgumentError, ArgumentTypeError
+from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError
 from attnc.spec.suggest import did_you_mean
 
 if TYPE_CHECKING:

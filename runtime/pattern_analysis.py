@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from attnc.compiler.call_warnings import call_warnings
 from attnc.compiler.lowering.lower import lower
 from attnc.compiler.planning.build_plan import build_plan
-from attnc.compiler.planning.plan import Plan
-from attnc.runtime.call_shapes import Sizes
-from attnc.runtime.errors import ArgumentError, UnsupportedError, needing_torch
+from attnc.compiler.planning.cpu_plan import Plan
+from attnc.runtime.call_errors import ArgumentError, UnsupportedError, needing_torch
+from attnc.runtime.call_shapes import TensorSizes
 from attnc.runtime.pattern_description import PatternDescription, read_spec
 from attnc.runtime.warned import warn_of_pattern
 
 if TYPE_CHECKING:
     from attnc.compiler.growth.growth import Growth
-    from attnc.compiler.simulation.candidates import Wish
+    from attnc.compiler.simulation.candidates import ScheduleRequest
     from attnc.compiler.simulation.simulation import Baseline, Pass, Simulation
     from attnc.runtime.attention import Attention
     from attnc.runtime.floors import Floor
@@ -72,7 +72,7 @@ class PatternAnalysis(PatternDescription):
         self._refuse_states("mask")
         return build_plan(self._relations(self._sizes(n_q, n_k, heads, None, inputs), inputs))
 
-    def _visible(self, sizes: Sizes, inputs: Mapping[str, object], batch: int, head: int) -> NDArray[np.bool_]:
+    def _visible(self, sizes: TensorSizes, inputs: Mapping[str, object], batch: int, head: int) -> NDArray[np.bool_]:
         branches = self._branches
         if branches is not None:
             return branches.visible(sizes, inputs, batch, head)
@@ -129,13 +129,13 @@ class PatternAnalysis(PatternDescription):
         """
         if self._pattern.recur is not None and (tile is not None or order is not None):
             raise ArgumentError("tile and order are of pairs; the chunks of a recurrence are chosen by their time")
-        from attnc.compiler.simulation.candidates import Wish
+        from attnc.compiler.simulation.candidates import ScheduleRequest
         from attnc.runtime.simulating import default_dtype, find_device, simulated
 
         machine = find_device(device)
         dtype = default_dtype(machine) if dtype is None else dtype
         sizes = self._sizes(n_q, n_k, heads, kv_heads, inputs, batch=batch, head_dim=head_dim, dtype=dtype)
-        values, wish = self._bound.values, Wish(tile, order)
+        values, wish = self._bound.values, ScheduleRequest(tile, order)
         if self._pattern.recur is not None:
             from attnc.runtime.simulating_recurrences import simulated_recurrence
 
@@ -164,14 +164,14 @@ class PatternAnalysis(PatternDescription):
 
     def _simulated_states(
         self,
-        sizes: Sizes,
+        sizes: TensorSizes,
         inputs: Mapping[str, object],
         machine: Device,
         stage: Pass,
         baseline: Baseline | None,
-        wish: Wish,
+        wish: ScheduleRequest,
     ) -> Simulation:
-        from attnc.compiler.simulation.candidates import Wish
+        from attnc.compiler.simulation.candidates import ScheduleRequest
         from attnc.compiler.simulation.machine import Machine
         from attnc.runtime.simulating import check_asked
         from attnc.runtime.simulating_states import simulated_states
@@ -180,7 +180,7 @@ class PatternAnalysis(PatternDescription):
             self._refuse_states("simulation on a CPU, of decode, or beside choices: ask for a whole call on a GPU")
         assert isinstance(machine, Machine)
         check_asked(stage, baseline, wish, on_cpu=False)
-        if wish != Wish():
+        if wish != ScheduleRequest():
             raise ArgumentError("tile and order are of pairs; the chunks of branches with a state have their own")
         branches = self._branches
         assert branches is not None
@@ -190,22 +190,22 @@ class PatternAnalysis(PatternDescription):
 
     def _simulated_choices(
         self,
-        sizes: Sizes,
+        sizes: TensorSizes,
         inputs: Mapping[str, object],
         machine: Device,
         stage: Pass,
         baseline: Baseline | None,
-        wish: Wish,
+        wish: ScheduleRequest,
     ) -> Simulation:
-        from attnc.compiler.simulation.candidates import Wish
-        from attnc.compiler.simulation.cpu import Cpu
+        from attnc.compiler.simulation.candidates import ScheduleRequest
+        from attnc.compiler.simulation.cpu_ladder import CpuMachine
         from attnc.runtime.simulating import check_asked
         from attnc.runtime.simulating_choices import simulated_choices
 
         if stage == "decode":
             raise UnsupportedError(f"decode of `{self.name}`, which chooses by content, is not simulated yet")
-        check_asked(stage, baseline, wish, on_cpu=isinstance(machine, Cpu))
-        if wish != Wish():
+        check_asked(stage, baseline, wish, on_cpu=isinstance(machine, CpuMachine))
+        if wish != ScheduleRequest():
             raise ArgumentError("tile and order are chosen for pairs; the kernels of chosen keys have their own")
         branches = self._branches
         assert branches is not None
@@ -216,7 +216,7 @@ class PatternAnalysis(PatternDescription):
 
         return simulated_choices(self._pattern, bound, relations, plan, sizes, inputs, machine, stage, baseline)
 
-    def _plan_on_cpu(self, sizes: Sizes, inputs: Mapping[str, object]) -> Plan:
+    def _plan_on_cpu(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> Plan:
         """The plan of the CPU's executor, which is costed with the rates of this machine."""
         return self._compiled._plan_on_cpu(sizes, inputs)
 

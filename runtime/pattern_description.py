@@ -13,9 +13,9 @@ from attnc.compiler.attentions import asked_by_selection, stateful_alone
 from attnc.compiler.ir import Pattern
 from attnc.compiler.planning.build_plan import CallShape, Relations
 from attnc.runtime.branch_relations import BranchRelations, is_single
+from attnc.runtime.call_errors import ArgumentError, UnsupportedError, needing_torch
 from attnc.runtime.call_relations import relations_of
-from attnc.runtime.call_shapes import Sizes, check_counts, names_read, shape_of_call
-from attnc.runtime.errors import ArgumentError, UnsupportedError, needing_torch
+from attnc.runtime.call_shapes import TensorSizes, check_counts, names_read, shape_of_call
 from attnc.runtime.library import ModuleLoader, find
 from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind
@@ -157,7 +157,7 @@ class PatternDescription:
         batch: int | None = None,
         head_dim: int = 64,
         dtype: str = "float32",
-    ) -> Sizes:
+    ) -> TensorSizes:
         n_k = n_q if n_k is None else n_k
         known = self._known_counts(inputs)
         if heads is None and kv_heads is None and known.get("kv_head", 1) > 1 and "head" not in known:
@@ -171,7 +171,7 @@ class PatternDescription:
         check_counts(1, heads=heads, kv_heads=kv_heads, batch=batch, head_dim=head_dim)
         if heads % kv_heads:
             raise ArgumentError(f"heads is {heads} and kv_heads {kv_heads}: heads must be a multiple of kv_heads")
-        return Sizes(n_q, n_k, batch, heads, kv_heads, head_dim, head_dim, dtype)
+        return TensorSizes(n_q, n_k, batch, heads, kv_heads, head_dim, head_dim, dtype)
 
     def _known_counts(self, inputs: Mapping[str, object]) -> dict[str, int]:
         """Batch and heads as far as inputs and per-head parameters tell."""
@@ -182,11 +182,11 @@ class PatternDescription:
             counts.update({str(dim): int(size) for dim, size in zip(tensor.dims, shape, strict=False)})
         return counts
 
-    def _shape_of(self, sizes: Sizes, inputs: Mapping[str, object]) -> CallShape:
+    def _shape_of(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> CallShape:
         """The shape of a call; plans for the CPU need the rates of the machine besides."""
         return shape_of_call(self._pattern, sizes, inputs)
 
-    def _relations(self, sizes: Sizes, inputs: Mapping[str, object]) -> Relations:
+    def _relations(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> Relations:
         return relations_of(self._pattern, self._shape_of(sizes, inputs))
 
 

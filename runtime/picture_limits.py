@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from attnc.compiler.planning.memory import as_bytes
-from attnc.runtime.errors import ArgumentError
+from attnc.compiler.planning.call_memory import as_bytes
+from attnc.runtime.call_errors import ArgumentError
 
 LARGEST_MASK = 1 << 32
 """Bytes of a mask at most: 65,536 queries by 65,536 keys, a byte for each pair."""

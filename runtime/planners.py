@@ -13,9 +13,9 @@ from attnc.runtime.identity import Form, How
 from attnc.runtime.plans import Planner
 from attnc.runtime.recent import Recent
 from attnc.runtime.settings import SETTINGS
-from attnc.runtime.tuning.keys import CompiledPattern
+from attnc.runtime.tuning.choice_keys import CompiledPattern
+from attnc.runtime.tuning.choice_source import wanted_of
 from attnc.runtime.tuning.tuned import Tuned
-from attnc.runtime.tuning.wanted import wanted_of
 from attnc.spec.program import BoundProgram
 
 _LOCK = fork_safe_lock()

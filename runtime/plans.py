@@ -21,17 +21,17 @@ from attnc.compiler.cache_need import CacheNeed, cache_need
 from attnc.compiler.ir import Pattern
 from attnc.compiler.kernels.targets import Target
 from attnc.compiler.planning.build_plan import CallShape, build_plan
-from attnc.compiler.planning.plan import Plan
+from attnc.compiler.planning.cpu_plan import Plan
 from attnc.compiler.planning.recipes import covered, read_recipe
-from attnc.compiler.planning.schedule import Choice, Problem, choose
-from attnc.compiler.values import is_plain, values_of
-from attnc.runtime.call import Sizes, call_shape, check_tensors, ids_of_documents, names_read
+from attnc.compiler.planning.schedule import CoverChoice, CoverProblem, choose
+from attnc.compiler.value_nodes import is_plain, values_of
+from attnc.runtime.call_errors import ArgumentError, UnsupportedError
 from attnc.runtime.call_relations import documents_of_call, relations_of
+from attnc.runtime.cpu.cpu_memory import memory_of
 from attnc.runtime.cpu.direct import Direct
-from attnc.runtime.cpu.memory import memory_of
-from attnc.runtime.errors import ArgumentError, UnsupportedError
 from attnc.runtime.recent import Recent, held_bytes
 from attnc.runtime.settings import SETTINGS
+from attnc.runtime.tensor_checks import TensorSizes, call_shape, check_tensors, ids_of_documents, names_read
 
 if TYPE_CHECKING:
     from attnc.runtime.gpu.planner import GpuPlanner
@@ -89,15 +89,15 @@ class Planner:
 
         return GpuPlanner(self.pattern, self.strict, self.tuned, self.knob)
 
-    def plan_on(self, target: Target | None, sizes: Sizes, given: Mapping[str, object]) -> Plan:
+    def plan_on(self, target: Target | None, sizes: TensorSizes, given: Mapping[str, object]) -> Plan:
         """The plan of a call on a GPU, or on the CPU for None. Raises as `plan`."""
         if target is None:
             return self.plan(sizes, given)
-        from attnc.runtime.gpu.plan import plan_on_gpu
+        from attnc.runtime.gpu.gpu_plan import plan_on_gpu
 
         return plan_on_gpu(self, sizes, given, target)
 
-    def plan(self, sizes: Sizes, given: Mapping[str, object]) -> Plan:
+    def plan(self, sizes: TensorSizes, given: Mapping[str, object]) -> Plan:
         """The plan of a call of these sizes with these inputs.
 
         Raises ArgumentError, ArgumentTypeError, UnsupportedError, SpecError, EvaluationError.
@@ -109,7 +109,7 @@ class Planner:
         key = (self.tuned.state, option, sizes, *self._names(shape))
         return self._by_shape.get(key, lambda: self._by_option(shape, sizes, option))
 
-    def _by_option(self, shape: CallShape, sizes: Sizes, option: str | None) -> Plan:
+    def _by_option(self, shape: CallShape, sizes: TensorSizes, option: str | None) -> Plan:
         """The plan by what was tuned, and the reason."""
         assert self.tuned is not None
         taken: list[bool] = []
@@ -154,7 +154,7 @@ class Planner:
             raise ArgumentError(f"`{self.pattern.name}` has {len(names)} inputs and is given {len(inputs)}")
         return self.plan(check_tensors(q, k, v), dict(zip(names, inputs, strict=True)))
 
-    def _build(self, shape: CallShape, choice: Callable[[Problem], Choice] = choose) -> Plan:
+    def _build(self, shape: CallShape, choice: Callable[[CoverProblem], CoverChoice] = choose) -> Plan:
         with planning():
             began = perf_counter()
             own = build_plan(relations_of(self.pattern, shape), choice)
@@ -171,7 +171,9 @@ class Planner:
         return plan
 
 
-def by_option(option: str | None, note: Callable[[bool], None] = lambda taken: None) -> Callable[[Problem], Choice]:
+def by_option(
+    option: str | None, note: Callable[[bool], None] = lambda taken: None
+) -> Callable[[CoverProblem], CoverChoice]:
     """What takes the cover of a recipe's name; the model's for None, and where a relation has no such cover.
 
     `note` hears of each relation whether it has one.
@@ -180,7 +182,7 @@ def by_option(option: str | None, note: Callable[[bool], None] = lambda taken: N
     if recipe is None:
         return choose
 
-    def chosen(problem: Problem) -> Choice:
+    def chosen(problem: CoverProblem) -> CoverChoice:
         found = covered(problem, recipe)
         note(found is not None)
         return choose(problem) if found is None else found

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from attnc.compiler.ir import Node
 from attnc.compiler.locks import fork_safe_lock
-from attnc.compiler.planning.plan import Plan
+from attnc.compiler.planning.cpu_plan import Plan
 
 T = TypeVar("T")
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.planning.build_plan import Relations
-from attnc.compiler.values import is_plain
+from attnc.compiler.value_nodes import is_plain
 from attnc.runtime.attending import attend as attend_block
 from attnc.runtime.attending import widened
-from attnc.runtime.blocks import Block, Operands
-from attnc.runtime.values import Values
+from attnc.runtime.block_values import BlockValues
+from attnc.runtime.pair_blocks import Operands, PairBlock
 from attnc.runtime.widths import of_out
 
 
@@ -94,8 +94,8 @@ def _general(
             seen = alive[batch, :, rows, keys]
             if not seen.any():
                 continue
-            block = Block(batch, heads, window, np.arange(window.n_q), np.arange(window.n_k), seen, seen=seen)
-            out, lse = attend_block(Values(operands, block), node)
+            block = PairBlock(batch, heads, window, np.arange(window.n_q), np.arange(window.n_k), seen, seen=seen)
+            out, lse = attend_block(BlockValues(operands, block), node)
             found.append((batch, rows, widened(out, len(heads), window.n_q, node), lse))
     width = found[0][2].shape[2:] if found else of_out(relations, {name: x.shape for name, x in inputs.items()})
     result = torch.zeros((*q.shape[:3], *width), dtype=dtype, device=q.device)

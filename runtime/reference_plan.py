@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from attnc.compiler.planning.build_plan import Relations, build_plan
-from attnc.compiler.planning.plan import Plan, TileCounts, joined
+from attnc.compiler.planning.cpu_plan import Plan, TileCounts, joined
 
 REASON = 'backend="reference": every score, then the mask, in torch, on the device of q'
 

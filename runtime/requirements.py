@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.ir import Pattern
-from attnc.compiler.lowering.attends import TOKENS
+from attnc.compiler.lowering.lower_attention import TOKENS
 from attnc.compiler.planning.build_plan import CallShape, conditions
 from attnc.spec.diagnostics import Diagnostic, Label
 from attnc.spec.errors import SpecError
@@ -20,7 +20,7 @@ def check_requirements(pattern: Pattern, shape: CallShape) -> None:
     sizes = replace(shape, n_k=shape.sizes.get(TOKENS, shape.n_k), shift=None)
     for condition, span in pattern.requirements:
         for local in conditions(pattern, sizes, condition):
-            if not exact.mask(local, (0, 1), (0, 1), pattern.origins).all():
+            if not exact_evaluation.mask(local, (0, 1), (0, 1), pattern.origins).all():
                 raise SpecError(
                     (
                         Diagnostic(

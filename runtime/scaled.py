@@ -17,7 +17,7 @@ from attnc.runtime.asking import perhaps_any, surely_all
 
 
 @dataclass(frozen=True)
-class Scaled:
+class ScaledTensor:
     """`mantissa * exp(shift)`; both have the same number of dimensions, and broadcast."""
 
     mantissa: Tensor
@@ -28,7 +28,7 @@ class Scaled:
         return self.mantissa * torch.exp(self.shift)
 
 
-Quantity = Tensor | Scaled
+Quantity = Tensor | ScaledTensor
 
 SPARE = 60.0
 """By how much the exponent of a 0 may lie above the others': its value is 0 all the same, its gradient is not."""
@@ -36,77 +36,79 @@ SPARE = 60.0
 
 def plain(value: Quantity) -> Tensor:
     """The value as a tensor."""
-    return value.plain() if isinstance(value, Scaled) else value
+    return value.plain() if isinstance(value, ScaledTensor) else value
 
 
-def exp(x: Tensor) -> Scaled:
+def exp(x: Tensor) -> ScaledTensor:
     """e^x."""
     shift = torch.where(x.isfinite(), x, 0).detach()
-    return Scaled(torch.exp(x - shift), shift)
+    return ScaledTensor(torch.exp(x - shift), shift)
 
 
-def log(x: Scaled) -> Tensor:
+def log(x: ScaledTensor) -> Tensor:
     """The logarithm; of 0, -inf, without a gradient."""
     zero = x.mantissa == 0
     return torch.where(zero, -torch.inf, torch.log(torch.where(zero, 1, x.mantissa)) + x.shift)
 
 
-def negative(x: Scaled) -> Scaled:
+def negative(x: ScaledTensor) -> ScaledTensor:
     """-x."""
-    return Scaled(-x.mantissa, x.shift)
+    return ScaledTensor(-x.mantissa, x.shift)
 
 
 def multiplied(a: Quantity, b: Quantity) -> Quantity:
     """a · b."""
-    if not isinstance(a, Scaled):
-        return a * b if not isinstance(b, Scaled) else Scaled(a * b.mantissa, b.shift)
-    if not isinstance(b, Scaled):
-        return Scaled(a.mantissa * b, a.shift)
-    return Scaled(a.mantissa * b.mantissa, a.shift + b.shift)
+    if not isinstance(a, ScaledTensor):
+        return a * b if not isinstance(b, ScaledTensor) else ScaledTensor(a * b.mantissa, b.shift)
+    if not isinstance(b, ScaledTensor):
+        return ScaledTensor(a.mantissa * b, a.shift)
+    return ScaledTensor(a.mantissa * b.mantissa, a.shift + b.shift)
 
 
 def chained(a: Quantity, b: Quantity) -> Quantity:
     """a · b, but 0 where a is, also if b is no number. Without gradients."""
-    product, zero = multiplied(a, b), (a.mantissa if isinstance(a, Scaled) else a) == 0
-    if isinstance(product, Scaled):
-        return Scaled(torch.where(zero, 0, product.mantissa), product.shift)
+    product, zero = multiplied(a, b), (a.mantissa if isinstance(a, ScaledTensor) else a) == 0
+    if isinstance(product, ScaledTensor):
+        return ScaledTensor(torch.where(zero, 0, product.mantissa), product.shift)
     return torch.where(zero, 0, product)
 
 
 def divided(a: Quantity, b: Quantity, *, share: bool = False) -> Quantity:
     """a / b; of a `share`, 0 / 0 is 0, without gradients."""
-    top, low = (x.mantissa if isinstance(x, Scaled) else x for x in (a, b))
+    top, low = (x.mantissa if isinstance(x, ScaledTensor) else x for x in (a, b))
     if share:
         nothing = (low == 0) & (top == 0)
         quotient = torch.where(nothing, 0, top / torch.where(nothing, torch.ones_like(low), low))
     else:
         quotient = top / low
-    shifts = [x.shift if i == 0 else -x.shift for i, x in enumerate((a, b)) if isinstance(x, Scaled)]
-    return Scaled(quotient, shifts[0] if len(shifts) == 1 else shifts[0] + shifts[1]) if shifts else quotient
+    shifts = [x.shift if i == 0 else -x.shift for i, x in enumerate((a, b)) if isinstance(x, ScaledTensor)]
+    return ScaledTensor(quotient, shifts[0] if len(shifts) == 1 else shifts[0] + shifts[1]) if shifts else quotient
 
 
 def added(a: Quantity, b: Quantity) -> Quantity:
     """a + b."""
-    if not isinstance(a, Scaled) and not isinstance(b, Scaled):
+    if not isinstance(a, ScaledTensor) and not isinstance(b, ScaledTensor):
         return a + b
-    parts = [x if isinstance(x, Scaled) else Scaled(x, torch.zeros_like(x, requires_grad=False)) for x in (a, b)]
+    parts = [
+        x if isinstance(x, ScaledTensor) else ScaledTensor(x, torch.zeros_like(x, requires_grad=False)) for x in (a, b)
+    ]
     shifts = [torch.where(p.mantissa.detach() == 0, -torch.inf, p.shift) for p in parts]
     most = torch.maximum(*shifts)
     most = torch.where(most.isfinite(), most, 0)
     first, second = (p.mantissa * torch.exp((p.shift - most).clamp(max=SPARE)) for p in parts)
-    return Scaled(first + second, most)
+    return ScaledTensor(first + second, most)
 
 
 def chosen(condition: Tensor, then: Quantity, otherwise: Quantity) -> Quantity:
     """One of two values; what the other would be, however large, is gone."""
-    if not isinstance(then, Scaled) and not isinstance(otherwise, Scaled):
+    if not isinstance(then, ScaledTensor) and not isinstance(otherwise, ScaledTensor):
         return torch.where(condition, then, otherwise)
     (top, up), (low, down) = _parts(then), _parts(otherwise)
-    return Scaled(torch.where(condition, top, low), torch.where(condition, up, down))
+    return ScaledTensor(torch.where(condition, top, low), torch.where(condition, up, down))
 
 
 def _parts(value: Quantity) -> tuple[Tensor, Tensor]:
-    if isinstance(value, Scaled):
+    if isinstance(value, ScaledTensor):
         return value.mantissa, value.shift
     return value, torch.zeros((1,) * value.ndim, dtype=value.dtype, device=value.device)
 
@@ -118,8 +120,8 @@ def contracted(factors: Sequence[Quantity], inside: Tensor, axis: int, extra: in
     out where two of them have it. Terms that a zero makes nothing have no say in the exponent; zeros in vectors do not
     count.
     """
-    tensors = [f.mantissa if isinstance(f, Scaled) else f for f in factors]
-    shifts = [f.shift for f in factors if isinstance(f, Scaled)]
+    tensors = [f.mantissa if isinstance(f, ScaledTensor) else f for f in factors]
+    shifts = [f.shift for f in factors if isinstance(f, ScaledTensor)]
     most: Tensor | None = None
     if shifts:
         shift = shifts[0]
@@ -134,7 +136,7 @@ def contracted(factors: Sequence[Quantity], inside: Tensor, axis: int, extra: in
         most = torch.where(most.isfinite(), most, 0)
         tensors.append(torch.exp((shift - most).clamp(max=SPARE)))
     result = _summed(_masked(tensors, inside), axis)
-    return result if most is None else Scaled(result, most)
+    return result if most is None else ScaledTensor(result, most)
 
 
 def _masked(tensors: list[Tensor], inside: Tensor) -> list[Tensor]:

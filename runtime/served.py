@@ -15,14 +15,14 @@ from typing_extensions import Self
 from attnc.compiler.last_rows import OtherRowsError
 from attnc.runtime import serving, serving_states
 from attnc.runtime.caches import Cache, check_cache, read_cache
-from attnc.runtime.call import finite, input_tensors
-from attnc.runtime.compiled import Compiled
-from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.runtime.compiled import CompiledAttention
 from attnc.runtime.fallbacks import HOST_WAIT, note
 from attnc.runtime.operators import cached
 from attnc.runtime.profiling import profiled
 from attnc.runtime.serving_states import How, States
 from attnc.runtime.sharded import refuse_shards
+from attnc.runtime.tensor_checks import finite, input_tensors
 from attnc.runtime.transforms import cast_for_autocast, wide_in_interpreter, without_autocast
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def _check_ring(ring: object, block_table: object) -> None:
         raise ArgumentError("ring and block_table are both given: a cache is one of them")
 
 
-class Served(Compiled):
+class Served(CompiledAttention):
     """The last rows of a call of all tokens."""
 
     @overload
@@ -235,7 +235,7 @@ class Served(Compiled):
             factor = None if scale is None else finite(scale)
             tensors = input_tensors(self._pattern, inputs)
             _check_ring(ring, block_table)
-            step = cached.Step(self._rows_text, factor, ring, self.has_lse)
+            step = cached.CachedStep(self._rows_text, factor, ring, self.has_lse)
             return self._lse_of(cached.prefill(step, q, k_cache, v_cache, kv_len, block_table, tensors), return_lse)
         cache = self._cache(q, k_cache, v_cache, kv_len, block_table, ring)
         self._refuse_backend(q)
@@ -281,7 +281,7 @@ class Served(Compiled):
         if self._is_reference or (self._options.backend == "triton" and not q.is_cuda):
             raise UnsupportedError(NOT_TRACED)
         _check_ring(ring, block_table)
-        step = cached.Step(self._rows_text, scale, ring, self.has_lse)
+        step = cached.CachedStep(self._rows_text, scale, ring, self.has_lse)
         return cached.decode(step, q, k, v, kv_len, block_table, input_tensors(self._pattern, inputs))
 
     def _is_one_node(self, q: Tensor, k: Tensor, v: Tensor) -> bool:

@@ -18,12 +18,12 @@ from attnc.compiler.ir import Pattern
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.last_rows import OtherRowsError
 from attnc.runtime.caches import Cache
-from attnc.runtime.call import check_tensors, completed, input_tensors
-from attnc.runtime.errors import ArgumentError, UnsupportedError
-from attnc.runtime.general import steps_of
-from attnc.runtime.given import Given
+from attnc.runtime.call_errors import ArgumentError, UnsupportedError
+from attnc.runtime.call_inputs import CallInputs
+from attnc.runtime.general_attention import steps_of
 from attnc.runtime.given_devices import check_devices
 from attnc.runtime.plans import Planner, need_of
+from attnc.runtime.tensor_checks import check_tensors, completed, input_tensors
 
 if TYPE_CHECKING:
     from attnc.runtime.gpu.device_cache import DeviceCache
@@ -37,7 +37,7 @@ Call = Callable[[Tensor, Tensor, Tensor, "float | None", Mapping[str, object]], 
 
 
 @dataclass(frozen=True)
-class Share:
+class LengthGroup:
     """Batch entries of one length."""
 
     entries: tuple[int, ...]
@@ -61,7 +61,7 @@ def decode(rows: Planner, q: Tensor, cache: Cache, scale: float | None, inputs: 
     if any(x.device.type != "cpu" for x in (q, cache.k, cache.v)):
         raise UnsupportedError(f"decode on {q.device}: there are no kernels for it; move the tensors to the CPU")
 
-    def of(share: Share) -> Result:
+    def of(share: LengthGroup) -> Result:
         own = q[list(share.entries)]
         k, v = share.cache.placeholders(share.length)
         sizes = check_tensors(own, k, v)
@@ -70,7 +70,7 @@ def decode(rows: Planner, q: Tensor, cache: Cache, scale: float | None, inputs: 
         real = {t.name: x for t, x in zip(rows.pattern.tensors, tensors, strict=True)}
         factor = float(sizes.dk**-0.5) if scale is None else scale
         inputs_ = completed(rows.pattern, share.inputs)
-        return steps.on_cache(own, k, v, share.cache, Given(sizes, inputs_, real, factor))
+        return steps.on_cache(own, k, v, share.cache, CallInputs(sizes, inputs_, real, factor))
 
     shares = list(shares_of(rows.pattern, cache, inputs))
     return together(q, [of(share) for share in shares], shares)
@@ -80,7 +80,7 @@ def decode_by_kernels(
     rows: Planner, q: Tensor, cache: DeviceCache, scale: float | None, inputs: Mapping[str, object]
 ) -> Result:
     """The same by kernels. Raises ArgumentError, UnsupportedError."""
-    from attnc.runtime.gpu.decoding import decode as by_kernels
+    from attnc.runtime.gpu.gpu_decoding import decode as by_kernels
 
     pattern = rows.pattern
     check_tensors(q, *cache.placeholders(q.shape[2]))
@@ -155,11 +155,11 @@ def check_ring(pattern: Pattern, q: Tensor, k: Tensor, longest: int | None) -> i
     return need.first
 
 
-def shares_of(pattern: Pattern, cache: Cache, inputs: Mapping[str, object]) -> Iterator[Share]:
+def shares_of(pattern: Pattern, cache: Cache, inputs: Mapping[str, object]) -> Iterator[LengthGroup]:
     """The batch entries of each length."""
     for length in sorted(set(cache.lengths)):
         entries = tuple(i for i, own in enumerate(cache.lengths) if own == length)
-        yield Share(entries, cache.of(entries), dict(cut(pattern, inputs, cache, entries, length)))
+        yield LengthGroup(entries, cache.of(entries), dict(cut(pattern, inputs, cache, entries, length)))
 
 
 def cut(
@@ -188,7 +188,7 @@ def _nothing(q: Tensor, cache: Cache) -> Result:
     return q.new_empty((*q.shape[:3], cache.v.shape[3])), lse
 
 
-def together(q: Tensor, results: Sequence[Result], shares: Sequence[Share]) -> Result:
+def together(q: Tensor, results: Sequence[Result], shares: Sequence[LengthGroup]) -> Result:
     """The results of all batch entries in their order."""
     if len(results) == 1:
         return results[0]

@@ -13,16 +13,16 @@ from torch import Tensor
 from attnc.compiler.attentions import inputs_of_attentions
 from attnc.compiler.ir import Pattern
 from attnc.runtime.caches import Cache
-from attnc.runtime.call import check_tensors, input_tensors
-from attnc.runtime.errors import ArgumentError, ArgumentTypeError
-from attnc.runtime.general import steps_of
-from attnc.runtime.given import Given
+from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError
+from attnc.runtime.call_inputs import CallInputs
+from attnc.runtime.general_attention import steps_of
+from attnc.runtime.pattern_executor import PatternExecutor
 from attnc.runtime.plans import Planner
-from attnc.runtime.serving import Share, shares_of, together
-from attnc.runtime.steps import Steps
+from attnc.runtime.serving import LengthGroup, shares_of, together
+from attnc.runtime.tensor_checks import check_tensors, input_tensors
 
 if TYPE_CHECKING:
-    from attnc.runtime.recurrent.call import Recurrent
+    from attnc.runtime.recurrent.pattern_recurrence import PatternRecurrence
 
 States = dict[str, Tensor]
 How = Literal["cache", "cpu", "gpu", "reference"]
@@ -31,7 +31,7 @@ How = Literal["cache", "cpu", "gpu", "reference"]
 BY_TOKEN = frozenset({"token", "key"})
 
 
-def beginning(steps: Steps, sizes: Mapping[str, int], batch: int, heads: int, like: Tensor) -> States:
+def beginning(steps: PatternExecutor, sizes: Mapping[str, int], batch: int, heads: int, like: Tensor) -> States:
     """The states of all branches before the first token, `branch.state` (a family's: `branch[0].state`)."""
     found: States = {}
     for one in steps.stateful:
@@ -75,14 +75,14 @@ def served(
 
 @dataclass(frozen=True)
 class _Serving:
-    steps: Steps
+    steps: PatternExecutor
     pattern: Pattern
     how: How
     scale: float | None
     of_attentions: frozenset[str]
     """Inputs that others than branches with a state read."""
 
-    def share(self, q: Tensor, share: Share, state: Mapping[str, Tensor]) -> tuple[Tensor, States]:
+    def share(self, q: Tensor, share: LengthGroup, state: Mapping[str, Tensor]) -> tuple[Tensor, States]:
         """Batch entries of one length."""
         entries, count, length = list(share.entries), q.shape[2], share.length
         own, cache = q[entries], share.cache
@@ -104,12 +104,12 @@ class _Serving:
             raise ArgumentError(f"state has {', '.join(map(str, unknown))}: there are {', '.join(after)}")
         return self._attentions(own, share, factor, self.steps.by_branch(outs)), after
 
-    def _attentions(self, q: Tensor, share: Share, factor: float, states: Mapping[str, Tensor]) -> Tensor:
+    def _attentions(self, q: Tensor, share: LengthGroup, factor: float, states: Mapping[str, Tensor]) -> Tensor:
         cache, length = share.cache, share.length
         k, v = cache.placeholders(length) if self.how == "cache" else cache.whole(range(len(share.entries)), length)
         inputs = {name: self._whole(name, x, length) for name, x in share.inputs.items()}
         real = dict(zip((t.name for t in self.pattern.tensors), input_tensors(self.pattern, inputs), strict=True))
-        given = Given(check_tensors(q, k, v), inputs, real, factor, states)
+        given = CallInputs(check_tensors(q, k, v), inputs, real, factor, states)
         if self.how == "cache":
             return self.steps.on_cache(q, k, v, cache, given)[0]
         run = {"cpu": self.steps.on_cpu, "gpu": self.steps.on_gpu, "reference": self.steps.densely}[self.how]
@@ -137,7 +137,7 @@ class _Serving:
         return torch.as_tensor(x).new_zeros(()).expand(shape)
 
 
-def _prefix(one: Recurrent) -> str:
+def _prefix(one: PatternRecurrence) -> str:
     member = "" if one.recur.member is None else f"[{one.recur.member}]"
     return f"{one.recur.name}{member}."
 

@@ -6,7 +6,7 @@ import sys
 
 import torch.nn.functional as F
 
-from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.call_errors import UnsupportedError
 
 _CONTEXT_PARALLEL = "torch.distributed.tensor.experimental._context_parallel._attention"
 

@@ -12,10 +12,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attnc.compiler.planning.build_plan import Relations
-from attnc.compiler.planning.plan import Plan
-from attnc.runtime.call import (
+from attnc.compiler.planning.cpu_plan import Plan
+from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.runtime.call_inputs import CallInputs
+from attnc.runtime.call_shapes import dtype_name
+from attnc.runtime.compiled import CompiledAttention
+from attnc.runtime.gpu.device_targets import named_target, planned_target
+from attnc.runtime.lengths import natural_length
+from attnc.runtime.picture_limits import check_mask_size
+from attnc.runtime.reference_plan import reference_plan
+from attnc.runtime.tensor_checks import (
     FLOATS,
-    Sizes,
+    TensorSizes,
     check_are_tensors,
     check_counts,
     check_tensors,
@@ -23,14 +31,6 @@ from attnc.runtime.call import (
     finite,
     input_tensors,
 )
-from attnc.runtime.call_shapes import dtype_name
-from attnc.runtime.compiled import Compiled
-from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
-from attnc.runtime.given import Given
-from attnc.runtime.gpu.targets import named_target, planned_target
-from attnc.runtime.lengths import natural_length
-from attnc.runtime.picture_limits import check_mask_size
-from attnc.runtime.reference_plan import reference_plan
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from attnc.compiler.simulation.simulation import Simulation
 
 
-class Shown(Compiled):
+class Shown(CompiledAttention):
     """What can be known before anything runs."""
 
     @abstractmethod
@@ -118,7 +118,7 @@ class Shown(Compiled):
 
     def _chosen(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]
-    ) -> tuple[Sizes, Mapping[str, object], dict[str, Tensor]]:
+    ) -> tuple[TensorSizes, Mapping[str, object], dict[str, Tensor]]:
         """The sizes of a call, its inputs, and what is chosen."""
         if not self._pattern.selections:
             raise ArgumentError(f"`{self.name}` has no selection: nothing is chosen by content")
@@ -132,7 +132,7 @@ class Shown(Compiled):
         real = {t.name: x for t, x in zip(self._pattern.tensors, tensors, strict=True)}
         factor = float(sizes.dk**-0.5) if scale is None else finite(scale)
         with torch.no_grad():
-            return sizes, inputs, self._steps.chosen(q, k, v, Given(sizes, inputs, real, factor))
+            return sizes, inputs, self._steps.chosen(q, k, v, CallInputs(sizes, inputs, real, factor))
 
     def _drawn_mask(self, n_q: int, n_k: int, head: int, inputs: Mapping[str, object]) -> NDArray[np.bool_]:
         """The pairs that a picture of one head shows, of the first batch entry."""
@@ -181,7 +181,7 @@ class Shown(Compiled):
             return self._planner.plan_on(target, sizes, inputs)
         return self._steps.plan(sizes, inputs, target)
 
-    def _all_relations(self, sizes: Sizes, inputs: Mapping[str, object]) -> list[tuple[str, Relations]]:
+    def _all_relations(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> list[tuple[str, Relations]]:
         """The relations of all attentions by name; of what selections choose, all that they may."""
         if self._steps is None:
             return [(self.name, self._relations(sizes, inputs))]
@@ -204,8 +204,8 @@ class Shown(Compiled):
 
         Raises ArgumentError, ArgumentTypeError, UnsupportedError.
         """
-        from attnc.runtime.gpu.recurrent.sources import recurrent_sources
-        from attnc.runtime.gpu.sources import sources
+        from attnc.runtime.gpu.kernel_texts import sources
+        from attnc.runtime.gpu.recurrent.recurrence_texts import recurrent_sources
 
         check_counts(1, head_dim=head_dim)
         if dtype not in FLOATS:

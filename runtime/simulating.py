@@ -12,16 +12,16 @@ from attnc.compiler.ir import Const, Index, Pattern
 from attnc.compiler.lowering.lower import lower
 from attnc.compiler.lowering.specialise import alone
 from attnc.compiler.rewrite import walk
-from attnc.compiler.simulation.candidates import Wish
-from attnc.compiler.simulation.cpu import Cpu, simulate_cpu
-from attnc.compiler.simulation.gpu import simulate_gpu
+from attnc.compiler.simulation.candidates import ScheduleRequest
+from attnc.compiler.simulation.cpu_ladder import CpuMachine, simulate_cpu
+from attnc.compiler.simulation.gpu_ladder import simulate_gpu
 from attnc.compiler.simulation.machine import Machine, find_machine
-from attnc.compiler.simulation.problem import Problem, problem_of
-from attnc.compiler.simulation.recurrent.found import RecurrenceSimulation
+from attnc.compiler.simulation.recurrent.recurrence_simulation import RecurrenceSimulation
+from attnc.compiler.simulation.simulated_call import SimulatedCall, problem_of
 from attnc.compiler.simulation.simulation import PASSES, Baseline, Pass, Simulation
+from attnc.runtime.call_errors import ArgumentError, needing_torch
 from attnc.runtime.call_relations import relations_of
-from attnc.runtime.call_shapes import Sizes, shape_of_call
-from attnc.runtime.errors import ArgumentError, needing_torch
+from attnc.runtime.call_shapes import TensorSizes, shape_of_call
 from attnc.runtime.floors import Floor, find_floors
 from attnc.spec.errors import SpecError
 from attnc.spec.meaning.bind import bind
@@ -29,12 +29,12 @@ from attnc.spec.program import BoundProgram, ParameterRead, Value
 
 if TYPE_CHECKING:
     from attnc.compiler.planning.build_plan import Relations
-    from attnc.compiler.planning.plan import Plan
+    from attnc.compiler.planning.cpu_plan import Plan
 
 SHORTEST = 64
 """Lengths from here on are asked whether a pattern is worth it."""
 
-Device = Machine | Cpu
+Device = Machine | CpuMachine
 
 
 def find_device(name: str) -> Device:
@@ -46,31 +46,31 @@ def find_device(name: str) -> Device:
             from attnc.runtime.cpu import calibration
         rates = calibration.rates()
         title = f"this CPU ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
-        return Cpu(title, torch.get_num_threads(), rates, calibration.measured() is not None)
+        return CpuMachine(title, torch.get_num_threads(), rates, calibration.measured() is not None)
     return find_machine(name)
 
 
 def default_dtype(device: Device) -> str:
     """The name of the dtype that a call runs in where nothing else is said."""
-    return "float32" if isinstance(device, Cpu) else "bfloat16"
+    return "float32" if isinstance(device, CpuMachine) else "bfloat16"
 
 
 def simulated(
     name: str,
     params: Mapping[str, Value],
     attends: Sequence[Relations],
-    sizes: Sizes,
+    sizes: TensorSizes,
     device: Device,
     plan: Callable[[], Plan],
     stage: Pass,
     baseline: Baseline | None,
-    wish: Wish,
+    wish: ScheduleRequest,
 ) -> Simulation:
     """The ladder of a call of these relations; `plan` makes the plan of the CPU's executor.
 
     Raises MachineError, ArgumentError, EvaluationError.
     """
-    check_asked(stage, baseline, wish, on_cpu=isinstance(device, Cpu))
+    check_asked(stage, baseline, wish, on_cpu=isinstance(device, CpuMachine))
     problem = problem_of(attends, name, params, sizes.n_k)
     baseline = baseline_of(problem, baseline)
     if isinstance(device, Machine):
@@ -79,7 +79,7 @@ def simulated(
     return simulate_cpu(problem, plan(), device, nodes, stage, baseline)
 
 
-def check_asked(stage: Pass, baseline: Baseline | None, wish: Wish, *, on_cpu: bool) -> None:
+def check_asked(stage: Pass, baseline: Baseline | None, wish: ScheduleRequest, *, on_cpu: bool) -> None:
     """Raise ArgumentError where one of them is none."""
     if stage not in PASSES:
         raise ArgumentError(f"stage is {stage!r}: it must be {', '.join(map(repr, PASSES))}")
@@ -87,11 +87,11 @@ def check_asked(stage: Pass, baseline: Baseline | None, wish: Wish, *, on_cpu: b
         raise ArgumentError(f'baseline is {baseline!r}: it must be "full", "causal" or None')
     if wish.order not in (None, "natural", "bricks", "residues"):
         raise ArgumentError(f'order is {wish.order!r}: it must be "natural", "bricks" or "residues"')
-    if on_cpu and wish != Wish():
+    if on_cpu and wish != ScheduleRequest():
         raise ArgumentError("tile and order are chosen for GPUs; on the CPU the plan chooses them")
 
 
-def baseline_of(problem: Problem, baseline: Baseline | None) -> Baseline:
+def baseline_of(problem: SimulatedCall, baseline: Baseline | None) -> Baseline:
     """Return the dense rival: the one asked for, or else causal attention if it shows all that the pattern shows.
 
     Raises ArgumentError where causal attention is asked for and shows less than the pattern.
@@ -124,7 +124,7 @@ def growth(bound: BoundProgram, pattern: Pattern, heads: int | None) -> Growth:
     return fit_growth(grown, [own * factor for factor in (1, 2, 3, 4, 6, 8)])
 
 
-def floors(bound: BoundProgram, sizes: Sizes, inputs: Mapping[str, object]) -> tuple[Floor, ...]:
+def floors(bound: BoundProgram, sizes: TensorSizes, inputs: Mapping[str, object]) -> tuple[Floor, ...]:
     """How sparse a pattern of one attention can become by its real parameters."""
 
     def count(of: BoundProgram) -> int:

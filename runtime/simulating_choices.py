@@ -11,29 +11,29 @@ from numpy.typing import NDArray
 from attnc.compiler import ir
 from attnc.compiler.attentions import alone, asked, asked_by_selection, choosing, might_hold
 from attnc.compiler.keeping import most_kept
-from attnc.compiler.kernels.chosen.kernels import tiles_of
-from attnc.compiler.kernels.chosen.problem import ChosenProblem, columns_for
+from attnc.compiler.kernels.selected.selected_kernels import tiles_of
+from attnc.compiler.kernels.selected.selected_problem import SelectedProblem, columns_for
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.lowering.specialise import Window, specialise
 from attnc.compiler.planning.build_plan import Relations
-from attnc.compiler.planning.chosen import ChosenKeys, Places, find_places, single_keys
-from attnc.compiler.planning.plan import Plan, TileCounts, joined
+from attnc.compiler.planning.cpu_plan import Plan, TileCounts, joined
+from attnc.compiler.planning.selected_keys import BlockKeys, SelectedKeys, find_places, single_keys
 from attnc.compiler.pooled import pooled_keys
 from attnc.compiler.rewrite import walk
-from attnc.compiler.simulation.choices import Taking, all_taken, expected_choice
-from attnc.compiler.simulation.cpu import Cpu, simulate_cpu
-from attnc.compiler.simulation.cpu_choices import ChosenWork, Deciding
-from attnc.compiler.simulation.gpu import simulate_gpu
+from attnc.compiler.simulation.cpu_choices import Deciding, SelectionWork
+from attnc.compiler.simulation.cpu_ladder import CpuMachine, simulate_cpu
+from attnc.compiler.simulation.expected_choices import Taking, all_taken, expected_choice
 from attnc.compiler.simulation.gpu_choices import GpuWork, ListedWork, repeated, simulate_gpu_choices
 from attnc.compiler.simulation.gpu_clocks import Kernel, TileShape
+from attnc.compiler.simulation.gpu_ladder import simulate_gpu
 from attnc.compiler.simulation.machine import Machine
 from attnc.compiler.simulation.mask_cost import LOOKUP
-from attnc.compiler.simulation.problem import Problem, problem_of
+from attnc.compiler.simulation.simulated_call import SimulatedCall, problem_of
 from attnc.compiler.simulation.simulation import Baseline, Pass, Simulation
-from attnc.compiler.values import is_scored
+from attnc.compiler.value_nodes import is_scored
+from attnc.runtime.call_errors import UnsupportedError
 from attnc.runtime.call_relations import relations_of
-from attnc.runtime.call_shapes import Sizes, missing, number, shape_of_call
-from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.call_shapes import TensorSizes, missing, number, shape_of_call
 from attnc.runtime.selections.counted import besides, deciding
 from attnc.runtime.selections.gather_choices import choice_of, tokens_of
 from attnc.runtime.selections.score_limits import AT_ONCE, ON_DEVICE
@@ -54,7 +54,7 @@ def simulated_choices(
     params: Mapping[str, Value],
     open_relations: Open,
     plan: Callable[[], Plan],
-    sizes: Sizes,
+    sizes: TensorSizes,
     inputs: Mapping[str, object],
     device: Device,
     stage: Pass,
@@ -68,11 +68,11 @@ def simulated_choices(
     open_relations, stands_for = _some_members(open_relations)
     problem = problem_of([own for _, own in open_relations], pattern.name, params, sizes.n_k)
     baseline = baseline_of(problem, baseline)
-    works: dict[str, _Attention] = {}
+    works: dict[str, _SelectingAttention] = {}
     known: set[str] = set()
     at_once = ON_DEVICE if isinstance(device, Machine) else AT_ONCE
     for node in pattern.nodes:
-        if isinstance(device, Cpu):
+        if isinstance(device, CpuMachine):
             _check_rows(pattern, node)
         if asked([node.visible]) & {item.given for item in pattern.selections}:
             works[node.name] = _attention(pattern, node, open_relations, stands_for, sizes, inputs, known, at_once)
@@ -84,14 +84,14 @@ def simulated_choices(
 
 
 def _on_cpu(
-    problem: Problem,
-    works: Mapping[str, _Attention],
+    problem: SimulatedCall,
+    works: Mapping[str, _SelectingAttention],
     pattern: ir.Pattern,
     open_relations: Open,
     plan: Plan,
-    sizes: Sizes,
+    sizes: TensorSizes,
     inputs: Mapping[str, object],
-    cpu: Cpu,
+    cpu: CpuMachine,
     stage: Pass,
     baseline: Baseline,
 ) -> Simulation:
@@ -113,12 +113,12 @@ def _on_cpu(
 
 
 def _on_gpu(
-    problem: Problem,
-    works: Mapping[str, _Attention],
+    problem: SimulatedCall,
+    works: Mapping[str, _SelectingAttention],
     open_relations: Open,
     stands_for: Mapping[str, float],
     params: Mapping[str, Value],
-    sizes: Sizes,
+    sizes: TensorSizes,
     machine: Machine,
     stage: Pass,
     baseline: Baseline,
@@ -134,7 +134,7 @@ def _on_gpu(
         if not one.places:
             listed.append(ListedWork(one.work, one.entries))
             continue
-        kernels = ChosenProblem(sizes.dk, sizes.dv, sizes.dtype, target, columns=columns_for(one.largest))
+        kernels = SelectedProblem(sizes.dk, sizes.dv, sizes.dtype, target, columns=columns_for(one.largest))
         tiles: dict[Kernel, TileShape] = {stage: tiles_of(kernels, stage) for stage in ("forward", "dq", "dkdv")}
         own.append(GpuWork(one.work, tiles, one.work.expected.slots, one.items))
     for node, relations in open_relations:
@@ -146,7 +146,7 @@ def _on_gpu(
     return simulate_gpu_choices(problem, own, listed, others, machine, stage, baseline)
 
 
-def _scattered(whole: Problem, asks: _Attention, machine: Machine, stage: Pass) -> Simulation:
+def _scattered(whole: SimulatedCall, asks: _SelectingAttention, machine: Machine, stage: Pass) -> Simulation:
     """An attention to single keys that are chosen: every tile that may have one is taken to have one, and to ask."""
     asking = replace(whole, extra=replace(whole.extra, score=whole.extra.score + ASKED))
     found = simulate_gpu(asking, machine, stage)
@@ -172,12 +172,12 @@ def _of_rows(pattern: ir.Pattern, node: ir.Attend) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class _Attention:
+class _SelectingAttention:
     """An attention that asks `item`. `places`: whether that is a choice among places, `items` of them; `entries`: of
     all that it asks, in all lanes.
     """
 
-    work: ChosenWork
+    work: SelectionWork
     item: ir.Selection
     places: bool
     items: int
@@ -191,11 +191,11 @@ def _attention(
     node: ir.Attend,
     open_relations: Open,
     stands_for: Mapping[str, float],
-    sizes: Sizes,
+    sizes: TensorSizes,
     inputs: Mapping[str, object],
     known: set[str],
     at_once: int,
-) -> _Attention:
+) -> _SelectingAttention:
     """What an attention to what is chosen is; `known`: selections that an earlier one has worked out.
 
     `at_once`: scores of a block of rows.
@@ -224,13 +224,13 @@ def _attention(
         expected = expected_choice(places, taking, sizes.n_q, sizes.n_k)
     largest = int(expected.keys.max(initial=0))
     expected = expected if choice is not None else expected.without_places
-    work = ChosenWork(expected, sizes.n_q, sizes.batch * heads, sizes.heads // max(heads, 1), decided, counted)
+    work = SelectionWork(expected, sizes.n_q, sizes.batch * heads, sizes.heads // max(heads, 1), decided, counted)
     entries = sum(_rows(one, sizes, named) * _items(one, sizes, named) for one in items) * sizes.batch * heads
-    return _Attention(work, item, choice is not None, _items(item, sizes, named), entries, largest, node.name)
+    return _SelectingAttention(work, item, choice is not None, _items(item, sizes, named), entries, largest, node.name)
 
 
 def _may_be_chosen(
-    pattern: ir.Pattern, node: ir.Attend, open_relations: Open, stands_for: Mapping[str, float], sizes: Sizes
+    pattern: ir.Pattern, node: ir.Attend, open_relations: Open, stands_for: Mapping[str, float], sizes: TensorSizes
 ) -> int:
     """Pairs of all heads, and of all members of a family, that may be chosen; 0 for a family that is empty here."""
     found = 0
@@ -257,12 +257,12 @@ def _some_members(open_relations: Open) -> tuple[Open, Mapping[str, float]]:
 
 def _taken(
     pattern: ir.Pattern,
-    choice: ChosenKeys,
+    choice: SelectedKeys,
     item: ir.Selection,
-    sizes: Sizes,
+    sizes: TensorSizes,
     inputs: Mapping[str, object],
     named: Mapping[str, int],
-) -> tuple[Places, Taking]:
+) -> tuple[BlockKeys, Taking]:
     """Where the places lie, and what a row may take of them."""
     own = replace(choosing(pattern, item), tensors=pattern.tensors)
     relations = relations_of(own, replace(shape_of_call(own, sizes, inputs), n_k=sizes.n_k, shift=None))
@@ -284,7 +284,7 @@ def _taken(
 
 
 def _check_given(
-    pattern: ir.Pattern, choice: ChosenKeys, item: ir.Selection, given: Mapping[str, NDArray[Any]]
+    pattern: ir.Pattern, choice: SelectedKeys, item: ir.Selection, given: Mapping[str, NDArray[Any]]
 ) -> None:
     """Raise ArgumentTypeError for an input that says where places lie and is not given."""
     roots = [choice.row_of, choice.item_of, choice.rest, item.candidates, item.always]
@@ -301,15 +301,15 @@ def _asked_before(pattern: ir.Pattern, item: ir.Selection) -> list[ir.Selection]
     return [*(below for one in before for below in _asked_before(pattern, one)), item]
 
 
-def _rows(item: ir.Selection, sizes: Sizes, named: Mapping[str, int]) -> int:
+def _rows(item: ir.Selection, sizes: TensorSizes, named: Mapping[str, int]) -> int:
     return sizes.n_q if item.rows is None else max(number(item.rows, sizes, named), 0)
 
 
-def _items(item: ir.Selection, sizes: Sizes, named: Mapping[str, int]) -> int:
+def _items(item: ir.Selection, sizes: TensorSizes, named: Mapping[str, int]) -> int:
     return sizes.n_k if item.items is None else max(number(item.items, sizes, named), 0)
 
 
-def _counted(plan: Plan, work: ChosenWork) -> Plan:
+def _counted(plan: Plan, work: SelectionWork) -> Plan:
     """The plan of all that may be chosen, which counts what is expected."""
     area = plan.q_tile * plan.k_tile
     elements = {True: 0.0, False: 0.0}
@@ -325,7 +325,7 @@ def _counted(plan: Plan, work: ChosenWork) -> Plan:
     )
 
 
-def _notes(works: Mapping[str, _Attention]) -> list[str]:
+def _notes(works: Mapping[str, _SelectingAttention]) -> list[str]:
     """What was assumed."""
     notes = []
     for name, one in works.items():

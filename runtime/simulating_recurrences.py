@@ -7,15 +7,15 @@ from collections.abc import Mapping
 import numpy as np
 
 from attnc.compiler.ir import Recur
-from attnc.compiler.simulation.cpu import Cpu
+from attnc.compiler.simulation.cpu_ladder import CpuMachine
 from attnc.compiler.simulation.machine import MachineError
-from attnc.compiler.simulation.recurrent.call import call_of, own_sizes, repeats
-from attnc.compiler.simulation.recurrent.cpu import simulate_recurrence_cpu
-from attnc.compiler.simulation.recurrent.found import RecurrenceSimulation
-from attnc.compiler.simulation.recurrent.gpu import simulate_recurrence_gpu
+from attnc.compiler.simulation.recurrent.recurrence_call import call_of, own_sizes, repeats
+from attnc.compiler.simulation.recurrent.recurrence_cpu_ladder import simulate_recurrence_cpu
+from attnc.compiler.simulation.recurrent.recurrence_gpu_ladder import simulate_recurrence_gpu
+from attnc.compiler.simulation.recurrent.recurrence_simulation import RecurrenceSimulation
 from attnc.compiler.simulation.simulation import PASSES, Pass, Shape
-from attnc.runtime.call_shapes import Sizes, is_tensor
-from attnc.runtime.errors import ArgumentError
+from attnc.runtime.call_errors import ArgumentError
+from attnc.runtime.call_shapes import TensorSizes, is_tensor
 from attnc.runtime.recurrent.derived_recurrence import DerivedRecurrence
 from attnc.runtime.simulating import Device
 from attnc.spec.program import Value
@@ -31,7 +31,7 @@ MOST_TOKENS = 16
 def simulated_recurrence(
     recurrent: DerivedRecurrence,
     params: Mapping[str, Value],
-    sizes: Sizes,
+    sizes: TensorSizes,
     device: Device,
     stage: Pass,
     inputs: Mapping[str, object],
@@ -57,13 +57,13 @@ def simulated_recurrence(
     named, notes = _named(recurrent, sizes, inputs)
     shape = Shape(sizes.batch, sizes.heads, sizes.kv_heads, sizes.n_q, sizes.n_k, sizes.dk, sizes.dv, sizes.dtype)
     call = call_of(recurrent.recur, recurrent.derived, recurrent.reason, params, shape, named, notes)
-    if isinstance(device, Cpu):
+    if isinstance(device, CpuMachine):
         return simulate_recurrence_cpu(call, device, _nodes(recurrent.recur), stage)
     return simulate_recurrence_gpu(call, device, stage)
 
 
 def _named(
-    recurrent: DerivedRecurrence, sizes: Sizes, inputs: Mapping[str, object]
+    recurrent: DerivedRecurrence, sizes: TensorSizes, inputs: Mapping[str, object]
 ) -> tuple[dict[str, int], tuple[str, ...]]:
     """Every size by name, and what was assumed of some."""
     own = own_sizes(recurrent.recur)

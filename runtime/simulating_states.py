@@ -8,14 +8,14 @@ from math import inf
 
 from attnc.compiler.ir import Attend
 from attnc.compiler.planning.build_plan import Relations
-from attnc.compiler.simulation.gpu import simulate_gpu
 from attnc.compiler.simulation.gpu_choices import alike
+from attnc.compiler.simulation.gpu_ladder import simulate_gpu
 from attnc.compiler.simulation.machine import Machine
-from attnc.compiler.simulation.problem import problem_of
-from attnc.compiler.simulation.recurrent.call import own_sizes
-from attnc.compiler.simulation.recurrent.found import RUNGS, RecurrenceSimulation
-from attnc.compiler.simulation.simulation import Baseline, Choice, Pass, Rung, RungName, Simulation, Traffic
-from attnc.runtime.call_shapes import Sizes
+from attnc.compiler.simulation.recurrent.recurrence_call import own_sizes
+from attnc.compiler.simulation.recurrent.recurrence_simulation import RUNGS, RecurrenceSimulation
+from attnc.compiler.simulation.simulated_call import problem_of
+from attnc.compiler.simulation.simulation import Baseline, Pass, Rung, RungName, SimulatedSchedule, Simulation, Traffic
+from attnc.runtime.call_shapes import TensorSizes
 from attnc.runtime.recurrent.derived_recurrence import DerivedRecurrence
 from attnc.runtime.simulating import baseline_of
 from attnc.runtime.simulating_recurrences import simulated_recurrence
@@ -30,7 +30,7 @@ def simulated_states(
     params: Mapping[str, Value],
     attends: Sequence[tuple[Attend, Relations]],
     stateful: Sequence[DerivedRecurrence],
-    sizes: Sizes,
+    sizes: TensorSizes,
     machine: Machine,
     stage: Pass,
     baseline: Baseline | None,
@@ -73,7 +73,7 @@ def simulated_states(
     )
 
 
-def _plans(states: Sequence[RecurrenceSimulation]) -> list[Choice]:
+def _plans(states: Sequence[RecurrenceSimulation]) -> list[SimulatedSchedule]:
     """How branches with a state run, which is no matter of tiles."""
     return [replace(choice, q_tile=0, k_tile=0) for one in states for choice in one.choices]
 

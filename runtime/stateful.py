@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from attnc.runtime import serving_states
-from attnc.runtime.call import check_counts
-from attnc.runtime.compiled import Compiled
-from attnc.runtime.errors import ArgumentError, UnsupportedError
+from attnc.runtime.call_errors import ArgumentError, UnsupportedError
+from attnc.runtime.compiled import CompiledAttention
+from attnc.runtime.tensor_checks import check_counts
 
 States: TypeAlias = "dict[str, Tensor]"
 """The states of a recurrence by name, (B, H, …) in fp32 (fp64 for calls in fp64)."""
 
 
-class Stateful(Compiled):
+class Stateful(CompiledAttention):
     """What only recurrences have."""
 
     def derivation(self) -> str:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attnc.runtime.blocks import Alive, Int64
-from attnc.runtime.constants import on_device
+from attnc.runtime.device_constants import on_device
+from attnc.runtime.pair_blocks import Alive, Int64
 
 SCALES = (0.0, 1e3, 1e9, 1e15, 1e22, 1e30)
 """Terms between these sizes are added up apart, so that a large one takes no digits from ranges that it is not in."""

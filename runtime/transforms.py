@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from typing_extensions import ParamSpec
 
 from attnc.runtime.fallbacks import CAST, note
-from attnc.runtime.gpu.targets import pretended
+from attnc.runtime.gpu.device_targets import pretended
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -11,21 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnc.runtime.call import check_are_tensors, completed
-from attnc.runtime.compiled import Compiled
-from attnc.runtime.errors import ArgumentError
+from attnc.runtime.call_errors import ArgumentError
+from attnc.runtime.compiled import CompiledAttention
 from attnc.runtime.recent import Recent
 from attnc.runtime.settings import SETTINGS
+from attnc.runtime.tensor_checks import check_are_tensors, completed
 from attnc.runtime.transforms import cast_for_autocast, is_watched
+from attnc.runtime.tuning.choice_source import Choices, ChoiceSource
 from attnc.runtime.tuning.records import Record
-from attnc.runtime.tuning.tune import Call, Untuned, stage_of, tune
 from attnc.runtime.tuning.tuned import Tuned
-from attnc.runtime.tuning.wanted import Choices, Wanted
+from attnc.runtime.tuning.tuner import TunedCall, Untuned, stage_of, tune
 
 _log = logging.getLogger(__name__)
 
 
-class Tunable(Compiled):
+class Tunable(CompiledAttention):
     """What `tune=` adds to a pattern."""
 
     def __init__(self, *compiled: Any) -> None:
@@ -84,7 +84,9 @@ class Tunable(Compiled):
             _log.log(logging.INFO if found.expected else logging.WARNING, "`%s`: %s", self.name, found)
         return found
 
-    def _tuning_call(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]) -> Call:
+    def _tuning_call(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]
+    ) -> TunedCall:
         """A call as tuning takes it. Raises ArgumentError, ArgumentTypeError, UnsupportedError."""
         check_are_tensors(q, k, v)
         self._refuse_backend(q)
@@ -99,9 +101,9 @@ class Tunable(Compiled):
 
         own = completed(self._pattern, inputs) if inputs else inputs
         tensors, by_kernels = cast_for_autocast(self.name, q, k, v), q.is_cuda or self._is_interpreted(q)
-        return Call(self.name, compute, self._tuned_planners, tensors, own, by_kernels)
+        return TunedCall(self.name, compute, self._tuned_planners, tensors, own, by_kernels)
 
     def _by(self, choices: Choices) -> Tunable:
         """The same by these choices, with planners of its own."""
-        options = replace(self._options, tune=Wanted("tried", choices=choices))
+        options = replace(self._options, tune=ChoiceSource("tried", choices=choices))
         return type(self)(self._bound, options, self._modules, self._form)

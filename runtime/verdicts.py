@@ -17,24 +17,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler import fold
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.counted_isl import UndecidedError
 from attnc.compiler.equality import Difference, reads_length
 from attnc.compiler.ir import DataRead, Index, Lookup
 from attnc.compiler.lowering.specialise import alone, other_sizes, reads_head
 from attnc.compiler.rewrite import variables, walk
 from attnc.compiler.sameness import PARTS, normal_forms
+from attnc.runtime.call_errors import ArgumentError, UnsupportedError, needing_torch
 from attnc.runtime.comparing import (
     LENGTHS,
-    Answer,
-    Question,
+    ComparisonAnswer,
+    ComparisonQuestion,
     Witness,
     compare,
     of_tokens,
     reads_counts,
     reads_groups,
 )
-from attnc.runtime.errors import ArgumentError, UnsupportedError, needing_torch
 from attnc.runtime.example_inputs import head_count
 from attnc.runtime.lengths import fixed_and_row
 from attnc.runtime.pattern_analysis import PatternAnalysis
@@ -146,10 +146,10 @@ class _Judge:
     # --- relations ---
 
     @cached_property
-    def _answer(self) -> Answer | None:
+    def _answer(self) -> ComparisonAnswer | None:
         """Compare the visible pairs; None where they depend on more than positions and heads."""
         if all(self._same(part) for part in ("relation", "branches", "states", "selections")) and self._why is not None:
-            return Answer(None, ONE_FORM)
+            return ComparisonAnswer(None, ONE_FORM)
         relations = [_relation(p) for p in self.patterns]
         if self._why is not None or None in relations:
             return None
@@ -158,7 +158,7 @@ class _Judge:
         assert second is not None
         return self._compared(first, second)
 
-    def _compared(self, first: Index, second: Index) -> Answer:
+    def _compared(self, first: Index, second: Index) -> ComparisonAnswer:
         question = self._question(first, second)
         if first is second:
             return compare(question)
@@ -169,7 +169,7 @@ class _Judge:
         except UndecidedError as error:
             raise UnsupportedError(f"not decided: {error}") from error
 
-    def _question(self, first: Index, second: Index) -> Question:
+    def _question(self, first: Index, second: Index) -> ComparisonQuestion:
         required = [condition for p in self.patterns for condition, _ in p.pattern.requirements]
         conditions = tuple(
             condition for condition in required if not (other_sizes(condition) or _reads_inputs(condition))
@@ -177,7 +177,7 @@ class _Judge:
         read = any(reads_head(root) or reads_counts(root) for root in (first, second, *conditions))
         heads = self.heads if read or self._is_given else 1
         asked = any(map(reads_groups, (first, second, *conditions)))
-        return Question((first, second), conditions, heads, _groups(heads) if asked else (1,))
+        return ComparisonQuestion((first, second), conditions, heads, _groups(heads) if asked else (1,))
 
     @property
     def _asked(self) -> int:
@@ -283,7 +283,7 @@ class _Judge:
             found.append("documents")
         return tuple(found)
 
-    def _by_calls(self, answer: Answer | None) -> Sameness:
+    def _by_calls(self, answer: ComparisonAnswer | None) -> Sameness:
         """The verdict of drawn calls; `answer`: what is known of the visible pairs, which are not known to differ."""
         differing = self._differing or (("relation",) if answer is None else ("branches",))
         how, proved = ("", None) if answer is None else (answer.how, True if answer.up_to is None else None)
@@ -363,7 +363,7 @@ def _heads(one: PatternAnalysis, other: PatternAnalysis, given: int | None) -> i
     return given if given is not None else counts.pop() if counts else HEADS
 
 
-def _check_heads(question: Question) -> None:
+def _check_heads(question: ComparisonQuestion) -> None:
     """Raise UnsupportedError where `require` refuses so many heads whatever the length."""
     by_heads = tuple(condition for condition in question.conditions if not reads_length(condition))
     if not replace(question, conditions=by_heads).allowed(1):
@@ -411,5 +411,5 @@ def _mask(relation: Index, n: int, border: int, head: int, heads: int, group: in
         count = stop - start
         if count:
             own = alone(relation, count, head, heads, group)
-            found[start:stop, start:stop] = exact.mask(own, (0, count), (0, count))
+            found[start:stop, start:stop] = exact_evaluation.mask(own, (0, count), (0, count))
     return found

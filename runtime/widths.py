@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from attnc.compiler import ir
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.lowering.specialise import Slices, Window, specialise
 from attnc.compiler.planning.build_plan import Relations
-from attnc.compiler.values import rank
+from attnc.compiler.value_nodes import rank
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Widths:
                 return (self.vectors[node.tensor],)
             case ir.Element():
                 return tuple(self.inputs[node.tensor.name][len(node.indices) :])
-            case ir.Part():
+            case ir.VectorPart():
                 return (self.of(node.vector)[0] // node.of,)
             case ir.Outer():
                 return (*self.of(node.left), *self.of(node.right))
@@ -49,7 +49,9 @@ def of_out(relations: Relations, inputs: Mapping[str, Sequence[int]]) -> tuple[i
     def integer(index: ir.Index) -> int:
         window = Window(0, 0, shape.n_q, shape.n_k, 0)
         found = specialise(index, relations.sizes, Slices({}), window, batch=0, head=0, group=1)
-        return found.value if isinstance(found, ir.Const) else int(exact.integers(found, (0, 1), (0, 1))[0, 0])
+        return (
+            found.value if isinstance(found, ir.Const) else int(exact_evaluation.integers(found, (0, 1), (0, 1))[0, 0])
+        )
 
     if node.stack is not None:
         return (integer(node.stack[2]) - integer(node.stack[1]),)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from attnc.spec.checks.check import check_pattern
-from attnc.spec.checks.warnings import warn
+from attnc.spec.checks.checker import check_pattern
+from attnc.spec.checks.text_warnings import warn
 from attnc.spec.diagnostics import Diagnostic, Label, in_order
 from attnc.spec.errors import SpecError
-from attnc.spec.names.modules import Loader, Modules
+from attnc.spec.names.module_scopes import Loader, Modules
 from attnc.spec.names.resolve import resolve_pattern
-from attnc.spec.names.standalone import check_definitions
+from attnc.spec.names.unused_definitions import check_definitions
 from attnc.spec.program import Program
 from attnc.spec.reading.parse import parse
-from attnc.spec.report import Report
+from attnc.spec.report import DiagnosticList
 from attnc.spec.source import SourceFile, Span
 from attnc.spec.suggest import did_you_mean
-from attnc.spec.syntax import Module
+from attnc.spec.syntax import ModuleSyntax
 
 __all__ = ["Loader", "check_module", "check_source", "load_program", "load_programs"]
 
@@ -27,9 +27,9 @@ def load_programs(source: SourceFile, loader: Loader) -> tuple[Program, ...]:
     return check_module(parse(source), loader)
 
 
-def check_module(module: Module, loader: Loader) -> tuple[Program, ...]:
+def check_module(module: ModuleSyntax, loader: Loader) -> tuple[Program, ...]:
     """Every pattern of a syntax tree, checked. Raises `SpecError` with all that is wrong, in order of place."""
-    report = Report()
+    report = DiagnosticList()
     programs = _check(module, loader, report)
     if report.failed:
         raise SpecError(in_order(report.diagnostics))
@@ -38,7 +38,7 @@ def check_module(module: Module, loader: Loader) -> tuple[Program, ...]:
 
 def check_source(source: SourceFile, loader: Loader) -> tuple[Diagnostic, ...]:
     """All that is wrong or doubtful in a text, in order of place. Never raises for what the text says."""
-    report = Report()
+    report = DiagnosticList()
     try:
         module = parse(source)
         _check(module, loader, report)
@@ -58,7 +58,7 @@ def load_program(source: SourceFile, loader: Loader, name: str | None = None) ->
     raise SpecError((_no_choice(source, [p.name for p in programs], name),))
 
 
-def _check(module: Module, loader: Loader, report: Report) -> tuple[Program, ...]:
+def _check(module: ModuleSyntax, loader: Loader, report: DiagnosticList) -> tuple[Program, ...]:
     scope = Modules(loader, report).scope(module)
     resolved = [resolve_pattern(scope, pattern, report) for pattern in scope.patterns]
     programs = [check_pattern(r, report) for r in resolved]

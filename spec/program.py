@@ -55,7 +55,7 @@ class ParameterRead:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Place:
+class PositionRead:
     """The position of this query or key (inside its document, where there are documents)."""
 
     span: Span
@@ -63,7 +63,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class HeadIndex:
+class HeadIndexRead:
     """`head`, `kv_head` or `batch`: the index at hand."""
 
     span: Span
@@ -84,7 +84,7 @@ class Coordinate:
 
     span: Span
     place: PlaceName
-    segment: Segment
+    segment: TokenSegment
     axis: int
 
 
@@ -94,7 +94,7 @@ class InSegment:
 
     span: Span
     place: PlaceName
-    segment: Segment
+    segment: TokenSegment
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,14 +125,14 @@ class Vector:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Scale:
+class ScaleRead:
     """`scale`: dk^-1/2 unless the call says otherwise."""
 
     span: Span
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Score:
+class ScoreRead:
     """The score of this row at this key, or at another: of the attention whose weights or values these are."""
 
     span: Span
@@ -140,7 +140,7 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Share:
+class SoftmaxShare:
     """`softmax(score, extra = …)` at this key, over the keys that this row sees; `score` None: the row's own."""
 
     span: Span
@@ -163,7 +163,7 @@ class BranchRead:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Merge:
+class MergeCall:
     """`merge(a, b, …)`: one softmax over the keys of all parts."""
 
     span: Span
@@ -187,7 +187,7 @@ class InUnit:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Chosen:
+class SelectedTest:
     """`k in chosen`: whether the row at hand chose the token at a position, or all tokens of a unit, or a number.
 
     `item`: the position, or the number where the selection is over a range that covers nothing; None for a unit.
@@ -205,8 +205,8 @@ class Chosen:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ChosenSize:
-    """`chosen.size`: how many of its places the row at hand chose; the rest as of `Chosen`."""
+class SelectedCount:
+    """`chosen.size`: how many of its places the row at hand chose; the rest as of `SelectedTest`."""
 
     span: Span
     selection: str
@@ -215,7 +215,7 @@ class ChosenSize:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Ranking:
+class RankingRead:
     """`rank`, 0 for the best score, `mass`, the sum of the scores ranked before, or its `score`: of a candidate."""
 
     span: Span
@@ -227,7 +227,7 @@ class StateRead:
     """A state as it is where this stands: after the steps above it, before those below."""
 
     span: Span
-    state: State
+    state: StateClause
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -256,7 +256,7 @@ class Operation:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Choice:
+class ConditionalValue:
     """`then if condition else otherwise`; only the chosen side is evaluated."""
 
     span: Span
@@ -266,7 +266,7 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Running:
+class RangeVariable:
     """A variable of an aggregate over the half-open `low .. high`. Target: a binder, or a rebound place or head."""
 
     target: Binder | OneOf["q", "k", "head"]
@@ -275,7 +275,7 @@ class Running:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Members:
+class UnitVariable:
     """A variable of an aggregate over the tokens of a unit: positions, each of a token that exists."""
 
     target: Binder | OneOf["q", "k", "head"]
@@ -283,13 +283,13 @@ class Members:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Visible:
+class VisibleVariable:
     """A variable of an aggregate over the keys that this row sees: `k`, or the name that `over` gives to its keys."""
 
     target: Binder | PlaceName
 
 
-Domain = Running | Members | Visible
+Domain = RangeVariable | UnitVariable | VisibleVariable
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -305,7 +305,7 @@ class Aggregate:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Table:
+class ListValue:
     """`[a, b, c]`."""
 
     span: Span
@@ -325,29 +325,29 @@ Expr = (
     Literal
     | Local
     | ParameterRead
-    | Place
-    | HeadIndex
+    | PositionRead
+    | HeadIndexRead
     | Size
     | Coordinate
     | InSegment
     | InputRead
     | Vector
-    | Scale
-    | Score
-    | Share
+    | ScaleRead
+    | ScoreRead
+    | SoftmaxShare
     | BranchRead
-    | Merge
+    | MergeCall
     | Infinity
     | InUnit
-    | Chosen
-    | ChosenSize
-    | Ranking
+    | SelectedTest
+    | SelectedCount
+    | RankingRead
     | StateRead
     | DefinitionUse
     | Operation
-    | Choice
+    | ConditionalValue
     | Aggregate
-    | Table
+    | ListValue
     | Item
 )
 
@@ -380,7 +380,7 @@ class Parameter:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Axis:
+class SegmentAxis:
     """One axis of a segment; `extent` is an expression of parameters, or a `Size` that names a run-time length."""
 
     span: Span
@@ -389,12 +389,12 @@ class Axis:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Segment:
+class TokenSegment:
     """`tokens name(axes)`: a stretch of positions with coordinates, slowest axis first. A lone one has no name."""
 
     span: Span
     name: str | None
-    axes: tuple[Axis, ...]
+    axes: tuple[SegmentAxis, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -427,7 +427,7 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Round:
+class RoundClause:
     """`round`: a pair is visible where `keep` holds for the pair of units around it."""
 
     span: Span
@@ -455,7 +455,7 @@ class Preset:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Softmax:
+class SoftmaxClause:
     """`softmax(score, extra = …)`: a share of each weight's denominator goes to the extra logits, and is dropped."""
 
     span: Span
@@ -463,7 +463,7 @@ class Softmax:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Range:
+class KeyRange:
     """`l in low .. high`, or `l in n`: places of a row of keys, or of a stack of rows, that are no tokens.
 
     `by_query`: its ends differ from query to query, as those of what a query may choose can. `parts`: of several names
@@ -475,7 +475,7 @@ class Range:
     low: Expr
     high: Expr
     by_query: bool = False
-    parts: tuple[Range, ...] = ()
+    parts: tuple[KeyRange, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -483,14 +483,14 @@ class Pad:
     """`pad y: low .. high`: the keys' grid along an axis; outside of the tokens lie keys and values of zeros."""
 
     span: Span
-    segment: Segment
+    segment: TokenSegment
     axis: int
     low: Expr
     high: Expr
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Attend:
+class AttentionClauses:
     """One attention: `Σ weights · value` over the keys that a row sees.
 
     `visible` is what it adds to the pattern's relation. `over`: the keys are units of tokens or a range, instead of
@@ -502,12 +502,12 @@ class Attend:
     span: Span
     name: str
     visible: tuple[Expr, ...]
-    over: Unit | Range | None = None
+    over: Unit | KeyRange | None = None
     per: tuple[Unit, ...] = ()
-    stack: Range | None = None
-    family: Range | None = None
+    stack: KeyRange | None = None
+    family: KeyRange | None = None
     score: Expr | None = None
-    weights: Softmax | Expr | None = None
+    weights: SoftmaxClause | Expr | None = None
     value: Expr | None = None
 
     @property
@@ -517,7 +517,7 @@ class Attend:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Selection:
+class SelectionClauses:
     """`select`: what each row chooses of the places of `row.over`, or of the keys.
 
     `row` is that as an attention: it sees the candidates, its weights are their scores. `by`: which queries decide
@@ -528,7 +528,7 @@ class Selection:
 
     span: Span
     name: str
-    row: Attend
+    row: AttentionClauses
     by: OneOf["query", "head", "batch"]
     pairs: bool
     covers: Expr | None
@@ -537,13 +537,13 @@ class Selection:
     of_queries: bool = False
 
     @property
-    def family(self) -> Range | None:
+    def family(self) -> KeyRange | None:
         """The range for each place of which there is one."""
         return self.row.family
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class State:
+class StateClause:
     """`state S: [dk, dv] = start`: what a recurrence carries from token to token, for each batch entry and head."""
 
     span: Span
@@ -563,42 +563,42 @@ class Let:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Step:
+class StepClause:
     """`step S = value for j in 0 .. n`: the state becomes the value, once or for each place of a range in turn."""
 
     span: Span
-    state: State
+    state: StateClause
     value: Expr
-    repeat: Range | None
+    repeat: KeyRange | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Read:
+class ReadClause:
     """`read value`: what a token gets."""
 
     span: Span
     value: Expr
 
 
-Line = Let | Step | Read
+Line = Let | StepClause | ReadClause
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Recurrence:
+class RecurrenceClauses:
     """Tokens one after another: for each of them the lines in their order, which read and update the states.
 
-    In the lines `q`, `k`, `v` and the inputs are those of the token; `Place("q")` is its position. Tokens come by
-    increasing `scan` where it is given, else by their positions. The states are as at the start before a token for
+    In the lines `q`, `k`, `v` and the inputs are those of the token; `PositionRead("q")` is its position. Tokens come
+    by increasing `scan` where it is given, else by their positions. The states are as at the start before a token for
     which `reset` holds. `family`: there is one for each place of a range, by its name.
     """
 
     span: Span
     name: str
-    states: tuple[State, ...]
+    states: tuple[StateClause, ...]
     lines: tuple[Line, ...]
     scan: Expr | None = None
     reset: Expr | None = None
-    family: Range | None = None
+    family: KeyRange | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -626,20 +626,20 @@ class Program:
     parameters: tuple[Parameter, ...]
     presets: tuple[Preset, ...]
     requirements: tuple[Requirement, ...]
-    segments: tuple[Segment, ...]
+    segments: tuple[TokenSegment, ...]
     inputs: tuple[Input, ...]
     align: OneOf["start", "end"] | None
     needs_align: bool
     documents: Input | None
     visible: tuple[Expr, ...]
-    round: Round | None
-    attends: tuple[Attend, ...] = ()
+    round: RoundClause | None
+    attends: tuple[AttentionClauses, ...] = ()
     combine: Expr | None = None
     pads: tuple[Pad, ...] = ()
     approximate: Expr | None = None
-    recurrence: Recurrence | None = None
-    stateful: tuple[Recurrence, ...] = ()
-    selections: tuple[Selection, ...] = ()
+    recurrence: RecurrenceClauses | None = None
+    stateful: tuple[RecurrenceClauses, ...] = ()
+    selections: tuple[SelectionClauses, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,7 +6,7 @@ from attnc.spec.diagnostics import Diagnostic, Label, Severity
 from attnc.spec.source import Span
 
 
-class Report:
+class DiagnosticList:
     """A growing list of diagnostics."""
 
     def __init__(self) -> None:

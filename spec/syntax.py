@@ -12,7 +12,7 @@ from attnc.spec.source import SourceFile, Span
 
 
 @dataclass(frozen=True, slots=True)
-class Name:
+class NameExpr:
     """An identifier."""
 
     span: Span
@@ -20,7 +20,7 @@ class Name:
 
 
 @dataclass(frozen=True, slots=True)
-class Number:
+class NumberExpr:
     """A literal; a decimal one is the rational that its digits spell."""
 
     span: Span
@@ -28,7 +28,7 @@ class Number:
 
 
 @dataclass(frozen=True, slots=True)
-class Truth:
+class BoolExpr:
     """`true` or `false`."""
 
     span: Span
@@ -36,7 +36,7 @@ class Truth:
 
 
 @dataclass(frozen=True, slots=True)
-class ListDisplay:
+class ListExpr:
     """`[a, b, c]`."""
 
     span: Span
@@ -44,7 +44,7 @@ class ListDisplay:
 
 
 @dataclass(frozen=True, slots=True)
-class Unary:
+class UnaryExpr:
     """A prefix operator."""
 
     span: Span
@@ -53,7 +53,7 @@ class Unary:
 
 
 @dataclass(frozen=True, slots=True)
-class Binary:
+class BinaryExpr:
     """`op` is one of `+ - * / // % @ **`."""
 
     span: Span
@@ -63,7 +63,7 @@ class Binary:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class ComparisonExpr:
     """A chain `first op operand op operand …`; ops are `< <= > >= == != in`, and `not in`."""
 
     span: Span
@@ -72,7 +72,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Logic:
+class LogicExpr:
     """n-ary `and` or `or`."""
 
     span: Span
@@ -81,7 +81,7 @@ class Logic:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ConditionalExpr:
     """`then if condition else otherwise`."""
 
     span: Span
@@ -91,16 +91,16 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Attribute:
+class AttributeExpr:
     """`base.name`."""
 
     span: Span
     base: Expr
-    name: Name
+    name: NameExpr
 
 
 @dataclass(frozen=True, slots=True)
-class Index:
+class IndexExpr:
     """`base[i, j]`."""
 
     span: Span
@@ -109,25 +109,25 @@ class Index:
 
 
 @dataclass(frozen=True, slots=True)
-class Argument:
+class CallArgument:
     """An argument of a call, perhaps by name."""
 
     span: Span
-    name: Name | None
+    name: NameExpr | None
     value: Expr
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class CallExpr:
     """`function(arguments)`."""
 
     span: Span
     function: Expr
-    arguments: tuple[Argument, ...]
+    arguments: tuple[CallArgument, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Range:
+class RangeExpr:
     """`low .. high`, half-open."""
 
     span: Span
@@ -136,47 +136,47 @@ class Range:
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class LoopVariable:
     """`name in domain`, or `name` alone: every one there is."""
 
     span: Span
-    name: Name
-    domain: Expr | Range | None
+    name: NameExpr
+    domain: Expr | RangeExpr | None
 
 
 @dataclass(frozen=True, slots=True)
-class Each:
+class ForClause:
     """`for a in …, b in … if condition`."""
 
     span: Span
-    runnings: tuple[Running, ...]
+    runnings: tuple[LoopVariable, ...]
     condition: Expr | None
 
 
 @dataclass(frozen=True, slots=True)
-class Aggregate:
+class AggregateExpr:
     """`function(body for …)`."""
 
     span: Span
     function: Expr
     body: Expr
-    each: Each
+    each: ForClause
 
 
 Expr = (
-    Name
-    | Number
-    | Truth
-    | ListDisplay
-    | Unary
-    | Binary
-    | Comparison
-    | Logic
-    | Choice
-    | Attribute
-    | Index
-    | Call
-    | Aggregate
+    NameExpr
+    | NumberExpr
+    | BoolExpr
+    | ListExpr
+    | UnaryExpr
+    | BinaryExpr
+    | ComparisonExpr
+    | LogicExpr
+    | ConditionalExpr
+    | AttributeExpr
+    | IndexExpr
+    | CallExpr
+    | AggregateExpr
 )
 
 # --- statements ------------------------------------------------------------------------------------------------------
@@ -187,43 +187,43 @@ class TypeExpr:
     """`name[dims]`; a recurrence's state has dims alone."""
 
     span: Span
-    name: Name | None
+    name: NameExpr | None
     dims: tuple[Expr, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Parameter:
+class ParameterDecl:
     """`name: type = default`."""
 
     span: Span
-    name: Name
+    name: NameExpr
     type: TypeExpr | None
     default: Expr | None
 
 
 @dataclass(frozen=True, slots=True)
-class Axis:
+class AxisDecl:
     """`y: domain`, in `tokens` and `pad`."""
 
     span: Span
-    name: Name
-    domain: Expr | Range
+    name: NameExpr
+    domain: Expr | RangeExpr
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class UnitDecl:
     """`b = k // block`, in `over` and `per`."""
 
     span: Span
-    name: Name
+    name: NameExpr
     value: Expr
 
 
-Binder = Running | Axis | Unit
+Binder = LoopVariable | AxisDecl | UnitDecl
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class Docstring:
     """A docstring, dedented."""
 
     span: Span
@@ -231,24 +231,24 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Clause:
+class ClauseStatement:
     """`word expression`: visible, align, documents, require, preset, score, …"""
 
     span: Span
-    word: Name
+    word: NameExpr
     value: Expr
 
 
 @dataclass(frozen=True, slots=True)
-class Definition:
+class DefinitionDecl:
     """`let name(parameters) = value`, or `step name = value for …`."""
 
     span: Span
-    word: Name
-    name: Name
-    parameters: tuple[Name, ...] | None
+    word: NameExpr
+    name: NameExpr
+    parameters: tuple[NameExpr, ...] | None
     value: Expr
-    each: Each | None
+    each: ForClause | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,81 +256,81 @@ class Declaration:
     """`input name: type = default`; also learned, state."""
 
     span: Span
-    word: Name
-    name: Name
+    word: NameExpr
+    name: NameExpr
     type: TypeExpr
     default: Expr | None
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class BinderClause:
     """`tokens name(binders)`, `pad`, `over`, `per`."""
 
     span: Span
-    word: Name
-    name: Name | None
+    word: NameExpr
+    name: NameExpr | None
     binders: tuple[Binder, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class BlockStatement:
     """`branch name[binders]`, `select`, `round`, with a body."""
 
     span: Span
-    word: Name
-    name: Name | None
+    word: NameExpr
+    name: NameExpr | None
     binders: tuple[Binder, ...]
     body: Body
 
 
-Statement = Clause | Definition | Declaration | Places | Block
+Statement = ClauseStatement | DefinitionDecl | Declaration | BinderClause | BlockStatement
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
     """An indented body."""
 
-    doc: Text | None
+    doc: Docstring | None
     statements: tuple[Statement, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
+class UseDecl:
     """`use module (names)`."""
 
     span: Span
-    module: Name
-    names: tuple[Name, ...]
+    module: NameExpr
+    names: tuple[NameExpr, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Function:
+class FunctionDecl:
     """`def name(parameters) = expression`, or with a body of lets and a `return`."""
 
     span: Span
-    name: Name
-    parameters: tuple[Parameter, ...]
+    name: NameExpr
+    parameters: tuple[ParameterDecl, ...]
     value: Expr | Body
 
 
 @dataclass(frozen=True, slots=True)
-class Pattern:
+class PatternDecl:
     """`pattern` or `recurrence`."""
 
     span: Span
-    word: Name
-    name: Name
-    parameters: tuple[Parameter, ...]
+    word: NameExpr
+    name: NameExpr
+    parameters: tuple[ParameterDecl, ...]
     body: Body
 
 
-Item = Use | Function | Definition | Pattern
+Item = UseDecl | FunctionDecl | DefinitionDecl | PatternDecl
 
 
 @dataclass(frozen=True, slots=True)
-class Module:
+class ModuleSyntax:
     """A whole file."""
 
     source: SourceFile
-    doc: Text | None
+    doc: Docstring | None
     items: tuple[Item, ...]

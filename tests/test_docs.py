@@ -26,15 +26,15 @@ import pytest
 import torch
 
 from attnc import AttncError, SpecError, compile_attention
-from attnc.runtime import errors as runtime_errors
+from attnc.runtime import call_errors as runtime_errors
 from attnc.runtime import fallbacks
-from attnc.runtime.call import REFUSED
 from attnc.runtime.environment import VARIABLES
 from attnc.runtime.fallbacks import KINDS
 from attnc.runtime.library import ModuleLoader, library_files, library_names
 from attnc.runtime.settings import Settings
+from attnc.runtime.tensor_checks import REFUSED
 from attnc.spec.load import check_source
-from attnc.spec.reading.text import decode
+from attnc.spec.reading.source_text import decode
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

@@ -11,7 +11,7 @@ import pytest
 from attnc.runtime.diagnosis import diagnosed
 from attnc.runtime.library import ModuleLoader
 from attnc.spec.errors import SpecError
-from attnc.spec.reading.text import decode
+from attnc.spec.reading.source_text import decode
 from attnc.spec.render import render
 
 PAGES = sorted(path for path in (Path(__file__).parent / "literate").glob("*.md") if path.name != "README.md")

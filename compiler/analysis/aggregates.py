@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler.ir import Index, Place, Reduce, Var
+from attnc.compiler.ir import Index, Position, Reduce, Var
 from attnc.compiler.rewrite import walk
 from attnc.spec.errors import EvaluationError
 from attnc.spec.source import Span
@@ -87,7 +87,7 @@ def lanes_read(
     rank = max(x.ndim for x in (*places.values(), *variables.values()))
     read: list[NDArray[Any]] = []
     for below in walk(node):
-        if isinstance(below, Place):
+        if isinstance(below, Position):
             read.append(places[below.name])
         elif isinstance(below, Var) and below in variables and below is not node.var:
             read.append(variables[below])

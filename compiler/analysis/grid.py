@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class TileGrid:
     """n_q rows and n_k keys in tiles. Key tiles start at `k_origin` (≤ 0), so that a diagonal can meet corners."""
 
     n_q: int

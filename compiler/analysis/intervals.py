@@ -23,19 +23,19 @@ from attnc.compiler.analysis.range_table import RangeTable
 from attnc.compiler.ir import (
     Arith,
     Bool,
-    Choice,
+    Compare,
     Const,
     Coord,
     DataRead,
+    ExactSelect,
     Index,
     Linear,
     Not,
-    Place,
+    Position,
     Reduce,
-    Round,
-    Sign,
     TableRead,
     Truth,
+    UnitCondition,
     Var,
     is_truth,
 )
@@ -189,13 +189,13 @@ class Analysis:
         match node:
             case Truth():
                 return self._decided(np.full(1, TRUE if node.value else FALSE, dtype=np.int8), _TRUE_KEY)
-            case Sign():
+            case Compare():
                 return self._sign(node)
             case Bool():
                 return junction(node.op, [self.truth(operand) for operand in node.operands], keyed=self._keyed)
             case Not():
                 return negated(self.truth(node.operand), keyed=self._keyed)
-            case Choice():
+            case ExactSelect():
                 return self._truth_choice(node)
             case DataRead():
                 value = self._read(node)
@@ -203,12 +203,12 @@ class Analysis:
                 return self._decided(state, self._name(value.shape, value.offset))
             case Reduce():
                 return self._quantified(node)
-            case Round():
+            case UnitCondition():
                 return self._rounded(node)
             case _:
                 raise AssertionError(f"not a truth value: {node}")
 
-    def _sign(self, node: Sign) -> Truths:
+    def _sign(self, node: Compare) -> Truths:
         value = self.integer(node.value)
         if node.op == "ge":
             true, false = value.low >= 0, value.high < 0
@@ -218,7 +218,7 @@ class Analysis:
         state = np.where(true, TRUE, np.where(false, FALSE, UNKNOWN)).astype(np.int8)
         return self._decided(state, self._name(node.op, value.shape, value.offset))
 
-    def _truth_choice(self, node: Choice) -> Truths:
+    def _truth_choice(self, node: ExactSelect) -> Truths:
         condition, then, otherwise = self.truth(node.condition), self.truth(node.then), self.truth(node.otherwise)
         agreed = np.where(then.state == otherwise.state, then.state, UNKNOWN)
         state = _pick(condition.state, then.state, otherwise.state, agreed).astype(np.int8)
@@ -256,7 +256,7 @@ class Analysis:
         ends = (low.shape, low.offset - low.low, high.shape, high.offset - low.low)
         return self._name(node.op, *ends, *parts)
 
-    def _rounded(self, node: Round) -> Truths:
+    def _rounded(self, node: UnitCondition) -> Truths:
         """The condition over the units that a box touches; where they are few, each is decided exactly."""
         units = [self.integer(unit) for _, unit in node.units]
         ranges = {var: (u.low, u.high) for (var, _), u in zip(node.units, units, strict=True)}
@@ -264,7 +264,7 @@ class Analysis:
         state, key = analysis.truth(node.keep).state, _ZERO
         self.saturated |= analysis.saturated
         if self._refined:
-            from attnc.compiler.analysis.blocks import refine
+            from attnc.compiler.analysis.block_conditions import refine
 
             state, key = refine(node.keep, ranges, state)
         places = [part for u in units for part in (u.shape, u.offset - u.low)]
@@ -287,8 +287,8 @@ class Analysis:
         match node:
             case Const():
                 return self._constant(node.value)
-            case Place() | Var():
-                return self._places[node.name] if isinstance(node, Place) else self._variables[node]
+            case Position() | Var():
+                return self._places[node.name] if isinstance(node, Position) else self._variables[node]
             case Linear():
                 return self._linear(node)
             case Coord():
@@ -302,7 +302,7 @@ class Analysis:
                 return self._opaque("table", low, high, self._name(node.values), index)
             case DataRead():
                 return self._read(node)
-            case Choice():
+            case ExactSelect():
                 return self._choice(node)
             case Reduce():
                 return self._aggregate(node)
@@ -452,7 +452,7 @@ class Analysis:
         low, high = _function_bounds(op, operands)
         return self._known(self._mixed(op, self._clipped(low), self._clipped(high), *operands))
 
-    def _choice(self, node: Choice) -> Ints:
+    def _choice(self, node: ExactSelect) -> Ints:
         condition, then, otherwise = self.truth(node.condition), self.integer(node.then), self.integer(node.otherwise)
         low = _pick(condition.state, then.low, otherwise.low, np.minimum(then.low, otherwise.low))
         high = _pick(condition.state, then.high, otherwise.high, np.maximum(then.high, otherwise.high))

@@ -16,15 +16,15 @@ from math import gcd, isqrt, lcm, prod
 from attnc.compiler.ir import (
     Arith,
     Bool,
-    Choice,
+    Compare,
     Const,
     Coord,
+    ExactSelect,
     Extent,
     Index,
     Linear,
     Not,
-    Place,
-    Sign,
+    Position,
     TableRead,
     Truth,
     is_truth,
@@ -59,7 +59,7 @@ def common_divisor(root: Index, most: int) -> int | None:
             return None
         needed[node] = inner * divisor
         stops = (isinstance(node, Arith) and node.op == "mod") or (isinstance(node, Coord) and node.extent is not None)
-        if stops or (not isinstance(node, Place | Extent) and all(child in still for child in node.children())):
+        if stops or (not isinstance(node, Position | Extent) and all(child in still for child in node.children())):
             still.add(node)
     return needed[root]
 
@@ -85,11 +85,11 @@ def largest_constant(root: Index, divisor: int, stretch: int = 0) -> int:
     `stretch` is F; 0: the relation must not read the length. Raises UnknownFormError, and StretchError where a, b or
     a - b is compared with a share of m that is not whole.
     """
-    return _Forms(divisor, stretch).largest(root)
+    return _TermForms(divisor, stretch).largest(root)
 
 
 @dataclass(frozen=True, slots=True)
-class _Form:
+class _LinearForm:
     """`a · A + b · B + m · N + constant`, the constant at most `bound` in size."""
 
     a: int
@@ -97,8 +97,8 @@ class _Form:
     n: int
     bound: int
 
-    def plus(self, other: _Form, factor: int = 1) -> _Form:
-        return _Form(
+    def plus(self, other: _LinearForm, factor: int = 1) -> _LinearForm:
+        return _LinearForm(
             self.a + factor * other.a,
             self.b + factor * other.b,
             self.n + factor * other.n,
@@ -110,24 +110,24 @@ class _Form:
         return not (self.a or self.b or self.n)
 
 
-class _Forms:
+class _TermForms:
     """The forms that the terms of a relation may have, each in some of its cases."""
 
     def __init__(self, divisor: int, stretch: int) -> None:
         self._divisor = divisor
         self._stretch = stretch
-        self._known: dict[Index, frozenset[_Form]] = {}
+        self._known: dict[Index, frozenset[_LinearForm]] = {}
         self._largest = 0
 
     def largest(self, root: Index) -> int:
         for node in walk(root):
             match node:
-                case Sign():
+                case Compare():
                     for form in self._known[node.value]:
                         self._compare(form)
                 case Truth() | Bool() | Not():
                     pass
-                case Choice() if is_truth(node):
+                case ExactSelect() if is_truth(node):
                     pass
                 case _:
                     self._known[node] = frozenset(self._forms(node))
@@ -135,7 +135,7 @@ class _Forms:
                         raise UnknownFormError
         return self._largest
 
-    def _compare(self, form: _Form) -> None:
+    def _compare(self, form: _LinearForm) -> None:
         if form.is_constant:
             return
         if form.a and form.b and form.a != -form.b:
@@ -145,23 +145,23 @@ class _Forms:
             raise StretchError(factor // gcd(form.n, factor))
         self._largest = max(self._largest, form.bound // factor + 1)
 
-    def _forms(self, node: Index) -> Iterable[_Form]:  # noqa: C901  one case a node kind
+    def _forms(self, node: Index) -> Iterable[_LinearForm]:  # noqa: C901  one case a node kind
         match node:
             case Const(value=value):
-                return [_Form(0, 0, 0, abs(value))]
-            case Place(name=name):
-                return [_Form(self._divisor * (name == "q"), self._divisor * (name == "k"), 0, self._divisor - 1)]
+                return [_LinearForm(0, 0, 0, abs(value))]
+            case Position(name=name):
+                return [_LinearForm(self._divisor * (name == "q"), self._divisor * (name == "k"), 0, self._divisor - 1)]
             case Extent(name="keys") if self._stretch:
                 step = self._divisor * self._stretch
-                return [_Form(0, 0, step, step - 1)]
+                return [_LinearForm(0, 0, step, step - 1)]
             case Linear(terms=terms, constant=constant):
-                found = [_Form(0, 0, 0, abs(constant))]
+                found = [_LinearForm(0, 0, 0, abs(constant))]
                 for term, factor in terms:
                     found = [form.plus(other, factor) for form in found for other in self._known[term]]
                     if len(found) > MOST_FORMS:
                         raise UnknownFormError
                 return found
-            case Choice(then=then, otherwise=otherwise):
+            case ExactSelect(then=then, otherwise=otherwise):
                 return self._known[then] | self._known[otherwise]
             case Coord(position=position, offset=offset, stride=Const(value=stride), extent=extent):
                 moved = [p.plus(o, -1) for p in self._known[position] for o in self._known[offset]]
@@ -169,14 +169,14 @@ class _Forms:
                 return quotients if extent is None else [_rest(form, _size(extent)) for form in quotients]
             case TableRead(values=values, index=index):
                 if all(form.is_constant for form in self._known[index]):
-                    return [_Form(0, 0, 0, max(map(abs, values), default=0))]
+                    return [_LinearForm(0, 0, 0, max(map(abs, values), default=0))]
                 raise UnknownFormError
             case Arith():
                 return self._arithmetic(node)
             case _:
                 raise UnknownFormError
 
-    def _arithmetic(self, node: Arith) -> Iterable[_Form]:
+    def _arithmetic(self, node: Arith) -> Iterable[_LinearForm]:
         operands = [self._known[operand] for operand in node.operands]
         match node.op:
             case "floordiv":
@@ -186,14 +186,14 @@ class _Forms:
             case "abs":
                 for form in operands[0]:
                     self._compare(form)
-                return [*operands[0], *(_Form(-form.a, -form.b, -form.n, form.bound) for form in operands[0])]
+                return [*operands[0], *(_LinearForm(-form.a, -form.b, -form.n, form.bound) for form in operands[0])]
             case "min" | "max":
                 for forms, others in combinations(operands, 2):
                     for form, other in product(forms, others):
                         self._compare(form.plus(other, -1))
                 return frozenset().union(*operands)
             case op if all(f.is_constant for forms in operands for f in forms):
-                return [_Form(0, 0, 0, _bound(op, [max(form.bound for form in forms) for forms in operands]))]
+                return [_LinearForm(0, 0, 0, _bound(op, [max(form.bound for form in forms) for forms in operands]))]
             case _:
                 raise UnknownFormError
 
@@ -220,13 +220,13 @@ def _size(node: Index) -> int:
     return node.value
 
 
-def _divided(form: _Form, divisor: int) -> _Form:
+def _divided(form: _LinearForm, divisor: int) -> _LinearForm:
     if form.a % divisor or form.b % divisor or form.n % divisor:
         raise UnknownFormError
-    return _Form(form.a // divisor, form.b // divisor, form.n // divisor, form.bound // divisor + 1)
+    return _LinearForm(form.a // divisor, form.b // divisor, form.n // divisor, form.bound // divisor + 1)
 
 
-def _rest(form: _Form, divisor: int) -> _Form:
+def _rest(form: _LinearForm, divisor: int) -> _LinearForm:
     if form.a % divisor or form.b % divisor or form.n % divisor:
         raise UnknownFormError
-    return _Form(0, 0, 0, divisor - 1)
+    return _LinearForm(0, 0, 0, divisor - 1)

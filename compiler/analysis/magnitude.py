@@ -5,21 +5,21 @@ from __future__ import annotations
 from attnc.compiler.ir import (
     Arith,
     Bool,
-    Choice,
+    Compare,
     Const,
     Coord,
+    ExactSelect,
     Index,
     Linear,
     Not,
-    Place,
-    Sign,
+    Position,
     Truth,
     is_truth,
 )
 from attnc.compiler.rewrite import walk
 
 LIMIT = 1 << 60
-_LOGIC = (Truth, Sign, Bool, Not)
+_LOGIC = (Truth, Compare, Bool, Not)
 
 
 def is_small(root: Index, places: int) -> bool:
@@ -29,7 +29,7 @@ def is_small(root: Index, places: int) -> bool:
     """
     sizes: dict[Index, int] = {}
     for node in walk(root):
-        if isinstance(node, _LOGIC) or (isinstance(node, Choice) and is_truth(node)):
+        if isinstance(node, _LOGIC) or (isinstance(node, ExactSelect) and is_truth(node)):
             continue
         size = _size(node, sizes, places)
         if size is None or size >= LIMIT:
@@ -43,13 +43,13 @@ def _size(node: Index, sizes: dict[Index, int], places: int) -> int | None:
     match node:
         case Const():
             return abs(node.value)
-        case Place():
+        case Position():
             return places
         case Linear():
             return sum(abs(factor) * sizes[term] for term, factor in node.terms) + abs(node.constant)
         case Coord():
             return sizes[node.position] + sizes[node.offset] + 1
-        case Choice():
+        case ExactSelect():
             return max(sizes[node.then], sizes[node.otherwise])
         case Arith(op="min" | "max" | "abs" | "floordiv" | "mod" | "bitlen"):
             return max(sizes[operand] for operand in node.operands) + 1

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler.analysis.intervals import FALSE, TRUE, UNKNOWN, Analysis, Boxes, Ints, junction_state
-from attnc.compiler.ir import Bool, Choice, HeadIndex, Index, Lookup, Not, Tensor, is_truth
+from attnc.compiler.ir import Bool, ExactSelect, HeadIndex, Index, Lookup, Not, Tensor, is_truth
 from attnc.compiler.rewrite import walk
 
 Int64 = NDArray[np.int64]
@@ -26,14 +26,14 @@ Span = tuple[Int64, Int64]
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
+class KnownAnswer:
     """FALSE, UNKNOWN or TRUE on each box, whatever truth tensors hold."""
 
     state: States
 
 
 @dataclass(frozen=True, eq=False)
-class Read:
+class ReadQuestion:
     """TRUE where all entries of a rectangle of rows and places hold, FALSE where none does.
 
     `sure`: TRUE where one of these places holds in the one row, instead.
@@ -46,7 +46,7 @@ class Read:
 
 
 @dataclass(frozen=True, eq=False)
-class Joined:
+class JoinedQuestion:
     """`and` or `or`."""
 
     op: Literal["and", "or"]
@@ -54,14 +54,14 @@ class Joined:
 
 
 @dataclass(frozen=True, eq=False)
-class Negated:
+class NegatedQuestion:
     """`not`."""
 
     part: Question
 
 
 @dataclass(frozen=True, eq=False)
-class Picked:
+class PickedQuestion:
     """`then if condition else otherwise`."""
 
     condition: Question
@@ -69,7 +69,7 @@ class Picked:
     otherwise: Question
 
 
-Question = Known | Read | Joined | Negated | Picked
+Question = KnownAnswer | ReadQuestion | JoinedQuestion | NegatedQuestion | PickedQuestion
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,14 @@ class _Boxes:
             case Bool(op=op, operands=operands):
                 return joined(op, [self.question(operand) for operand in operands])
             case Not(operand=operand):
-                return Negated(self.question(operand))
-            case Choice(condition=condition, then=then, otherwise=otherwise):
-                return Picked(self.question(condition), self.question(then), self.question(otherwise))
+                return NegatedQuestion(self.question(operand))
+            case ExactSelect(condition=condition, then=then, otherwise=otherwise):
+                return PickedQuestion(self.question(condition), self.question(then), self.question(otherwise))
             case Lookup() if is_bare(node):
                 none = self._span(np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.int64))
                 found = [self._span(i.low, i.high + 1) for i in map(self.analysis.integer, node.indices)]
                 rows, places = [none] * (2 - len(found)) + found
-                return Read(node.tensor, rows, places)
+                return ReadQuestion(node.tensor, rows, places)
             case _:
                 assert is_truth(node)
                 return self._known(np.full(1, UNKNOWN, dtype=np.int8))
@@ -120,10 +120,10 @@ class _Boxes:
         row = rows[0] if rows else Ints(none, none, none.astype(np.uint64), none)
         one = row.low == row.high
         sure = self._span(first.high, np.where(one, end.low, first.high))
-        return Read(read.tensor, self._span(row.low, row.high + 1), self._span(first.low, end.high), sure)
+        return ReadQuestion(read.tensor, self._span(row.low, row.high + 1), self._span(first.low, end.high), sure)
 
-    def _known(self, state: States) -> Known:
-        return Known(np.broadcast_to(state, self.analysis.size))
+    def _known(self, state: States) -> KnownAnswer:
+        return KnownAnswer(np.broadcast_to(state, self.analysis.size))
 
     def _span(self, first: Int64, end: Int64) -> Span:
         size = self.analysis.size
@@ -144,40 +144,40 @@ def reads_data(node: Index) -> bool:
 
 def joined(op: Literal["and", "or"], parts: list[Question]) -> Question:
     """A junction, in which what is known is one part."""
-    known = [part.state for part in parts if isinstance(part, Known)]
-    others: list[Question] = [part for part in parts if not isinstance(part, Known)]
+    known = [part.state for part in parts if isinstance(part, KnownAnswer)]
+    others: list[Question] = [part for part in parts if not isinstance(part, KnownAnswer)]
     if known:
-        others.append(Known(reduce(lambda a, b: junction_state(op, a, b), known)))
-    return others[0] if len(others) == 1 else Joined(op, tuple(others))
+        others.append(KnownAnswer(reduce(lambda a, b: junction_state(op, a, b), known)))
+    return others[0] if len(others) == 1 else JoinedQuestion(op, tuple(others))
 
 
-def reads_of(question: Question) -> list[Read]:
+def reads_of(question: Question) -> list[ReadQuestion]:
     """The reads in a question."""
     match question:
-        case Known():
+        case KnownAnswer():
             return []
-        case Read():
+        case ReadQuestion():
             return [question]
-        case Joined(parts=parts):
+        case JoinedQuestion(parts=parts):
             return [read for part in parts for read in reads_of(part)]
-        case Negated(part=part):
+        case NegatedQuestion(part=part):
             return reads_of(part)
-        case Picked():
+        case PickedQuestion():
             return [r for part in (question.condition, question.then, question.otherwise) for r in reads_of(part)]
 
 
-def answered(question: Question, read: Callable[[Read], States]) -> States:
+def answered(question: Question, read: Callable[[ReadQuestion], States]) -> States:
     """The states of boxes, with those that `read` says; int8 (…, boxes)."""
     match question:
-        case Known(state=state):
+        case KnownAnswer(state=state):
             return state
-        case Read():
+        case ReadQuestion():
             return read(question)
-        case Joined(op=op, parts=parts):
+        case JoinedQuestion(op=op, parts=parts):
             return reduce(lambda a, b: junction_state(op, a, b), (answered(part, read) for part in parts))
-        case Negated(part=part):
+        case NegatedQuestion(part=part):
             return -answered(part, read)
-        case Picked():
+        case PickedQuestion():
             parts = (question.condition, question.then, question.otherwise)
             condition, then, otherwise = (answered(part, read) for part in parts)
             agreed = np.where(then == otherwise, then, UNKNOWN)

@@ -30,7 +30,7 @@ class RangeTable:
 
     def __init__(self, data: Data) -> None:
         self._array = data.array
-        self._lines: dict[tuple[int | None, ...], _Line] = {}
+        self._lines: dict[tuple[int | None, ...], _LineTables] = {}
 
     @classmethod
     def of(cls, data: Data) -> RangeTable:
@@ -79,10 +79,10 @@ class RangeTable:
         """For ranges inside an array of one axis: a hash of the entries less the first, and the first."""
         return self._line((None,)).contents(first, last)
 
-    def _line(self, points: tuple[int | None, ...]) -> _Line:
+    def _line(self, points: tuple[int | None, ...]) -> _LineTables:
         if points not in self._lines:
             at = tuple(slice(None) if p is None else p for p in points)
-            self._lines[points] = _Line(np.atleast_1d(self._array[at]).astype(np.int64))
+            self._lines[points] = _LineTables(np.atleast_1d(self._array[at]).astype(np.int64))
         return self._lines[points]
 
 
@@ -91,7 +91,7 @@ def _point(r: Range, size: int) -> int | None:
     return min(max(low, 0), size - 1) if low == high else None
 
 
-class _Line:
+class _LineTables:
     """Sparse tables of one line of entries."""
 
     def __init__(self, line: Int64) -> None:

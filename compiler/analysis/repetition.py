@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler import fold
-from attnc.compiler.analysis.grid import Grid
+from attnc.compiler.analysis.grid import TileGrid
 from attnc.compiler.analysis.hashing import combine
 from attnc.compiler.analysis.intervals import FALSE, TRUE
-from attnc.compiler.analysis.tiles import LiveTiles
+from attnc.compiler.analysis.live_tiles import LiveTiles
 from attnc.compiler.analysis.tilewise import Squares, Tilewise
 from attnc.compiler.analysis.translation import Along, Dependence
 from attnc.compiler.ir import Index
@@ -34,7 +34,7 @@ MOST_UNUSUAL = 16
 """Rows or columns that are not like the others."""
 
 
-def find_repeated_tiles(relation: Index, grid: Grid) -> LiveTiles | None:
+def find_repeated_tiles(relation: Index, grid: TileGrid) -> LiveTiles | None:
     """The live tiles of a relation, rows alike as one.
 
     None where a condition changes in another way than along diagonals, rows or columns, and where few rows are alike.
@@ -64,7 +64,7 @@ class _OneWay:
     unusual: Int64
 
 
-def _one_way(conditions: Mapping[Index, Dependence], grid: Grid, way: Along) -> _OneWay | None:
+def _one_way(conditions: Mapping[Index, Dependence], grid: TileGrid, way: Along) -> _OneWay | None:
     """None where there is nothing that they usually are."""
     mine = [condition for condition, dependence in conditions.items() if dependence.along == way]
     if not mine:
@@ -84,7 +84,7 @@ def _one_way(conditions: Mapping[Index, Dependence], grid: Grid, way: Along) -> 
     return _OneWay({c: fold.truth(bool(s == TRUE)) for c, s in zip(mine, states[:, most], strict=True)}, unusual)
 
 
-def _live_diagonals(usual: Tilewise, grid: Grid) -> Int64:
+def _live_diagonals(usual: Tilewise, grid: TileGrid) -> Int64:
     """The diagonals (column less row) that may hold something. The edges may cut the first and last tile of one."""
     diagonal = np.arange(1 - grid.rows, grid.columns)
     first, last = np.maximum(0, -diagonal), np.minimum(grid.rows, grid.columns - diagonal) - 1
@@ -94,7 +94,7 @@ def _live_diagonals(usual: Tilewise, grid: Grid) -> Int64:
     return live
 
 
-def _changes(tilewise: Tilewise, grid: Grid, live: Int64, rows: Int64, columns: Int64) -> Int64:
+def _changes(tilewise: Tilewise, grid: TileGrid, live: Int64, rows: Int64, columns: Int64) -> Int64:
     """The rows that are not like the row before.
 
     A diagonal begins, ends or meets an unusual column there, an edge cuts a tile, a tile of an unusual column is not
@@ -109,7 +109,7 @@ def _changes(tilewise: Tilewise, grid: Grid, live: Int64, rows: Int64, columns: 
     return np.unique(found[(found >= 0) & (found < grid.rows)])
 
 
-def _entries(grid: Grid, live: Int64, starts: Int64, rows: Int64, columns: Int64) -> tuple[Squares, Int64, Int64]:
+def _entries(grid: TileGrid, live: Int64, starts: Int64, rows: Int64, columns: Int64) -> tuple[Squares, Int64, Int64]:
     """The tiles to look at, with repeat and slope: unusual rows whole, of others the first of those alike."""
     repeat = np.diff(np.append(starts, grid.rows))
     usual = np.isin(starts, rows, invert=True)

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler import fold
-from attnc.compiler.analysis import exact
-from attnc.compiler.ir import Bool, Choice, Const, Coord, Index, Linear, Not, Place, Sign, Var, is_truth
+from attnc.compiler.analysis import exact_evaluation
+from attnc.compiler.ir import Bool, Compare, Const, Coord, ExactSelect, Index, Linear, Not, Position, Var, is_truth
 from attnc.compiler.rewrite import rebuild, rewrite, substitute, walk
 
 MOST_PRODUCTS = 512
@@ -24,14 +24,14 @@ MOST_PAIRS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class Axis:
+class SeparatedAxis:
     """`extent` places, so many tokens apart."""
 
     extent: int
     stride: int
 
 
-TokenGrid = tuple[Axis, ...]
+TokenGrid = tuple[SeparatedAxis, ...]
 """The axes of a grid, the slowest first."""
 
 Product = tuple[Index, ...]
@@ -56,7 +56,7 @@ def grid_of(relation: Index, n: int) -> TokenGrid | None:
 def _axis(node: Coord) -> tuple[int, int | None] | None:
     """Stride and extent of a coordinate that counts from the first token."""
     stride, extent = node.stride, node.extent
-    if not isinstance(_origin(node), Place) or not isinstance(stride, Const) or not isinstance(extent, Const | None):
+    if not isinstance(_origin(node), Position) or not isinstance(stride, Const) or not isinstance(extent, Const | None):
         return None
     return stride.value, None if extent is None else extent.value
 
@@ -69,23 +69,23 @@ def _origin(node: Coord) -> Index:
 
 def _filled(strides: Mapping[int, int | None], n: int) -> TokenGrid | None:
     """All axes, with those that are not read in between."""
-    axes: list[Axis] = []
+    axes: list[SeparatedAxis] = []
     below = 1
     for stride, extent in sorted(strides.items()):
         if stride % below or n % stride:
             return None
         if stride > below:
-            axes.append(Axis(stride // below, below))
+            axes.append(SeparatedAxis(stride // below, below))
         below = n if extent is None else stride * extent
-        axes.append(Axis(below // stride, stride))
+        axes.append(SeparatedAxis(below // stride, stride))
     if n % below:
         return None
     if n > below:
-        axes.append(Axis(n // below, below))
+        axes.append(SeparatedAxis(n // below, below))
     return tuple(reversed(axes))
 
 
-def separate(relation: Index, leaves: Leaves) -> list[Product]:
+def separate(relation: Index, leaves: CoordinateLeaves) -> list[Product]:
     """Products that do not overlap and together are the relation, whose coordinates are the leaves.
 
     Raises NotSeparableError, and EvaluationError where a part is asked outside what guards it.
@@ -106,7 +106,7 @@ def separate(relation: Index, leaves: Leaves) -> list[Product]:
 
 def separate_axes(relation: Index, grid: TokenGrid) -> list[Product]:
     """`separate`, with every relation over the coordinates of its axis as places q and k."""
-    leaves = Leaves(relation, grid)
+    leaves = CoordinateLeaves(relation, grid)
     return [tuple(leaves.alone(r, i) for i, r in enumerate(found)) for found in separate(relation, leaves)]
 
 
@@ -118,7 +118,7 @@ def _conjuncts(relation: Index) -> tuple[Index, ...]:
     return relation.operands if isinstance(relation, Bool) and relation.op == "and" else (relation,)
 
 
-class Leaves:
+class CoordinateLeaves:
     """The coordinates that a relation reads, as the leaves of its grid, and which axes a node reads."""
 
     def __init__(self, relation: Index, grid: TokenGrid) -> None:
@@ -128,7 +128,7 @@ class Leaves:
         for node in walk(relation):
             if isinstance(node, Coord):
                 origin, found = _origin(node), _axis(node)
-                assert isinstance(origin, Place)
+                assert isinstance(origin, Position)
                 assert found is not None
                 self._leaf[node] = origin.name, by_stride[found[0]]
         self._read: dict[Index, frozenset[int]] = {}
@@ -138,7 +138,7 @@ class Leaves:
         """The axes that a node reads. Raises NotSeparableError for a position that is no coordinate."""
         read = self._read.get(node)
         if read is None:
-            if isinstance(node, Place):
+            if isinstance(node, Position):
                 raise NotSeparableError
             leaf = self._leaf.get(node)
             read = frozenset([leaf[1]] if leaf else ())
@@ -172,7 +172,7 @@ class Leaves:
         return fold.var("part", self._serial)
 
 
-def _first_split(conjuncts: Sequence[Index], leaves: Leaves) -> list[tuple[Index, ...]] | None:
+def _first_split(conjuncts: Sequence[Index], leaves: CoordinateLeaves) -> list[tuple[Index, ...]] | None:
     """Lists of conjuncts that exclude each other, in place of the first conjunct that reads several axes."""
     for i, conjunct in enumerate(conjuncts):
         if len(leaves.axes(conjunct)) > 1:
@@ -181,7 +181,7 @@ def _first_split(conjuncts: Sequence[Index], leaves: Leaves) -> list[tuple[Index
     return None
 
 
-def _alternatives(node: Index, leaves: Leaves) -> list[tuple[Index, ...]]:
+def _alternatives(node: Index, leaves: CoordinateLeaves) -> list[tuple[Index, ...]]:
     match node:
         case Bool(op="and"):
             return [node.operands]
@@ -191,22 +191,22 @@ def _alternatives(node: Index, leaves: Leaves) -> list[tuple[Index, ...]]:
         case Not(operand=Bool() as inner):
             turned = fold.disjunction if inner.op == "and" else fold.conjunction
             return [(turned(*map(fold.negation, inner.operands)),)]
-        case Choice() if is_truth(node):
+        case ExactSelect() if is_truth(node):
             return [(node.condition, node.then), (fold.negation(node.condition), node.otherwise)]
-        case Not(operand=Choice() as inner):
+        case Not(operand=ExactSelect() as inner):
             return [
                 (inner.condition, fold.negation(inner.then)),
                 (fold.negation(inner.condition), fold.negation(inner.otherwise)),
             ]
-        case Sign():
+        case Compare():
             return _by_values(node, node, leaves)
-        case Not(operand=Sign() as sign):
+        case Not(operand=Compare() as sign):
             return _by_values(node, sign, leaves)
         case _:
             raise NotSeparableError
 
 
-def _grouped(operands: Sequence[Index], leaves: Leaves) -> tuple[Index, Index]:
+def _grouped(operands: Sequence[Index], leaves: CoordinateLeaves) -> tuple[Index, Index]:
     """The alternatives that read the same axes as the simplest of them, and the rest."""
     key = min((leaves.axes(o) for o in operands), key=lambda axes: (len(axes), sorted(axes)))
     together = [o for o in operands if leaves.axes(o) == key]
@@ -215,7 +215,7 @@ def _grouped(operands: Sequence[Index], leaves: Leaves) -> tuple[Index, Index]:
     return fold.disjunction(*together), fold.disjunction(*(o for o in operands if o not in together))
 
 
-def _by_values(node: Index, sign: Sign, leaves: Leaves) -> list[tuple[Index, ...]]:
+def _by_values(node: Index, sign: Compare, leaves: CoordinateLeaves) -> list[tuple[Index, ...]]:
     """A comparison of several axes, for each combination of values that its parts on one axis take."""
     choices = []
     for axis in leaves.axes(sign):
@@ -236,7 +236,7 @@ def _by_values(node: Index, sign: Sign, leaves: Leaves) -> list[tuple[Index, ...
     return result
 
 
-def _without(node: Index, axis: int, leaves: Leaves, parts: dict[Var, Index]) -> Index:
+def _without(node: Index, axis: int, leaves: CoordinateLeaves, parts: dict[Var, Index]) -> Index:
     """The node with its largest integer parts that read this axis alone as variables, which are put into `parts`."""
     read = leaves.axes(node)
     if axis not in read:
@@ -253,14 +253,14 @@ def _without(node: Index, axis: int, leaves: Leaves, parts: dict[Var, Index]) ->
     return rebuild(node, tuple(_without(child, axis, leaves, parts) for child in node.children()))
 
 
-def _named(part: Index, leaves: Leaves, parts: dict[Var, Index]) -> Var:
+def _named(part: Index, leaves: CoordinateLeaves, parts: dict[Var, Index]) -> Var:
     known = next((v for v, p in parts.items() if p is part), None)
     variable = known or leaves.fresh()
     parts[variable] = part
     return variable
 
 
-def _values(parts: Sequence[Index], axis: Axis) -> NDArray[np.int64]:
+def _values(parts: Sequence[Index], axis: SeparatedAxis) -> NDArray[np.int64]:
     """The distinct combinations of values of integers over all pairs of coordinates of an axis, one a row."""
     span = (0, axis.extent)
-    return np.unique(np.stack([exact.integers(part, span, span).ravel() for part in parts], axis=1), axis=0)
+    return np.unique(np.stack([exact_evaluation.integers(part, span, span).ravel() for part in parts], axis=1), axis=0)

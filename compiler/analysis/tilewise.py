@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler.analysis.grid import Grid
+from attnc.compiler.analysis.grid import TileGrid
 from attnc.compiler.analysis.hashing import Hash, combine, constant_hash, mix
 from attnc.compiler.analysis.intervals import (
     FALSE,
@@ -35,7 +35,7 @@ CHUNK = 1 << 16
 class Squares:
     """Boxes of `size` × `size` tiles of a grid, by number of row and column."""
 
-    grid: Grid
+    grid: TileGrid
     size: int
     rows: Int64
     columns: Int64
@@ -102,7 +102,7 @@ def _alike(kinds: Int64, count: int) -> _Alike:
 class Tilewise:
     """A relation over the boxes of a grid."""
 
-    def __init__(self, relation: Index, grid: Grid) -> None:
+    def __init__(self, relation: Index, grid: TileGrid) -> None:
         self._relation = relation
         self._box = grid.q_tile if grid.q_tile == grid.k_tile else None
         self._dependences = Dependences()

@@ -12,14 +12,14 @@ from typing import Literal
 from attnc.compiler.ir import (
     VALUES,
     Arith,
-    Choice,
     Const,
     Coord,
+    ExactSelect,
     Index,
     Linear,
-    Place,
-    Total,
+    Position,
     Value,
+    ValueReduce,
     Var,
     Vec,
 )
@@ -47,13 +47,13 @@ def is_difference(value: Value | None) -> bool:
         if isinstance(node, VALUES):
             exact = [child for child in node.children() if not isinstance(child, VALUES)]
             growths = [dependences.growth(child) for child in exact]
-            if isinstance(node, Total | Vec) or any(g is None or g.by or g.tokens > 1 for g in growths):
+            if isinstance(node, ValueReduce | Vec) or any(g is None or g.by or g.tokens > 1 for g in growths):
                 return False
     return True
 
 
 @dataclass(frozen=True, slots=True)
-class Growth:
+class Translation:
     """A node grows by `by` when both places grow by `tokens` (> 0), and so for their multiples."""
 
     by: int
@@ -69,7 +69,7 @@ class Dependences:
 
     def __init__(self) -> None:
         self._places: dict[Index, frozenset[str]] = {}
-        self._growths: dict[Index, Growth | None] = {}
+        self._growths: dict[Index, Translation | None] = {}
 
     def of(self, node: Index, box: int | None) -> Dependence:
         """What a condition depends on, over square boxes of `box` tokens (None: they are not square)."""
@@ -84,20 +84,20 @@ class Dependences:
 
     def _read(self, node: Index) -> frozenset[str]:
         if node not in self._places:
-            own = {node.name} if isinstance(node, Place) else set()
+            own = {node.name} if isinstance(node, Position) else set()
             self._places[node] = frozenset(own).union(*map(self._read, node.children()))
         return self._places[node]
 
-    def growth(self, node: Index) -> Growth | None:
+    def growth(self, node: Index) -> Translation | None:
         """How a node grows; None where that is not even. Truth values grow by 0 or not evenly."""
         if node not in self._growths:
             self._growths[node] = self._growth(node)
         return self._growths[node]
 
-    def _growth(self, node: Index) -> Growth | None:
+    def _growth(self, node: Index) -> Translation | None:
         match node:
-            case Place():
-                return Growth(1, 1)
+            case Position():
+                return Translation(1, 1)
             case Const() | Var():
                 return _STILL
             case Linear():
@@ -111,7 +111,7 @@ class Dependences:
                 return _divided(value, node.operands[1], node.op) or self._of_operands(node)
             case Arith(op="min" | "max"):
                 return _same([self.growth(operand) for operand in node.operands])
-            case Choice():
+            case ExactSelect():
                 sides = _same([self.growth(node.then), self.growth(node.otherwise)])
                 condition = self.growth(node.condition)
                 if sides is None or condition is None or condition.by:
@@ -120,34 +120,34 @@ class Dependences:
             case _:
                 return self._of_operands(node)
 
-    def _of_operands(self, node: Index) -> Growth | None:
+    def _of_operands(self, node: Index) -> Translation | None:
         """A function of its operands does not change where they do not."""
         grown = [self.growth(child) for child in node.children()]
         return _sum([(g, 0) for g in grown]) if all(g is not None and g.by == 0 for g in grown) else None
 
 
-_STILL = Growth(0, 1)
+_STILL = Translation(0, 1)
 
 
-def _sum(terms: list[tuple[Growth | None, int]]) -> Growth | None:
+def _sum(terms: list[tuple[Translation | None, int]]) -> Translation | None:
     known = [(growth, factor) for growth, factor in terms if growth is not None]
     if len(known) < len(terms):
         return None
     tokens = lcm(*(growth.tokens for growth, _ in known))
-    return Growth(sum(growth.over(tokens) * factor for growth, factor in known), tokens)
+    return Translation(sum(growth.over(tokens) * factor for growth, factor in known), tokens)
 
 
-def _divided(value: Growth | None, divisor: Index, op: str) -> Growth | None:
+def _divided(value: Translation | None, divisor: Index, op: str) -> Translation | None:
     if value is None or not isinstance(divisor, Const) or divisor.value == 0:
         return None
     tokens = value.tokens * (abs(divisor.value) // gcd(value.by, divisor.value))
-    return Growth(value.over(tokens) // divisor.value if op == "floordiv" else 0, tokens)
+    return Translation(value.over(tokens) // divisor.value if op == "floordiv" else 0, tokens)
 
 
-def _same(grown: list[Growth | None]) -> Growth | None:
+def _same(grown: list[Translation | None]) -> Translation | None:
     known = [growth for growth in grown if growth is not None]
     if len(known) < len(grown):
         return None
     tokens = lcm(*(growth.tokens for growth in known))
     by = {growth.over(tokens) for growth in known}
-    return Growth(by.pop(), tokens) if len(by) == 1 else None
+    return Translation(by.pop(), tokens) if len(by) == 1 else None

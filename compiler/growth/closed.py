@@ -8,11 +8,11 @@ from fractions import Fraction
 
 import numpy as np
 
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.growth.counts import UncountableError
-from attnc.compiler.growth.formula import Case, Formula, Name, symbol, tidy, written
-from attnc.compiler.growth.periodic import Lane, Lengths, Periodic, find_periodic, total
-from attnc.compiler.growth.polynomials import LENGTH, Variable, expression_of, tile_rows
+from attnc.compiler.growth.formula import Formula, FormulaCase, FormulaName, symbol, tidy, written
+from attnc.compiler.growth.periodic import Lengths, Periodic, RelationVariant, find_periodic, total
+from attnc.compiler.growth.polynomials import LENGTH, PolynomialVariable, expression_of, tile_rows
 from attnc.compiler.growth.powers import Powers, find_powers
 from attnc.compiler.growth.roots import Roots, find_roots
 
@@ -34,13 +34,13 @@ class Closed:
     checked: tuple[int, ...]
 
 
-def find_closed(lanes: Sequence[Lane], heads: int, lengths: Lengths, tile: int) -> Closed | None:
+def find_closed(lanes: Sequence[RelationVariant], heads: int, lengths: Lengths, tile: int) -> Closed | None:
     """The formulas of some relations together; None where none is proved.
 
     Raises UncountableError, EvaluationError.
     """
     powers = [find_powers(lane.relation) for lane in lanes]
-    rests = [lane if p is None else Lane(p.rest, lane.times) for lane, p in zip(lanes, powers, strict=True)]
+    rests = [lane if p is None else RelationVariant(p.rest, lane.times) for lane, p in zip(lanes, powers, strict=True)]
     periodic = find_periodic(rests, lengths, tile)
     if periodic is None:
         return _with_roots(lanes, lengths, tile)
@@ -58,10 +58,10 @@ def find_closed(lanes: Sequence[Lane], heads: int, lengths: Lengths, tile: int) 
 # --- quasi-polynomials -----------------------------------------------------------------------------------------------
 
 
-def _is_causal(lane: Lane, lengths: Lengths) -> bool:
+def _is_causal(lane: RelationVariant, lengths: Lengths) -> bool:
     """Whether no key after its query is seen, in so far as a short length tells; it only decides how a law is put."""
     n = next((n for n in range(250, 1, -1) if lengths.allowed(n)), 0)
-    return not np.triu(exact.mask(lane.relation.at(n), (0, n), (0, n)), 1).any()
+    return not np.triu(exact_evaluation.mask(lane.relation.at(n), (0, n), (0, n)), 1).any()
 
 
 def _law(square: Fraction, linear: Fraction, causal: bool) -> tuple[str, str]:
@@ -109,7 +109,7 @@ def _derivation(found: Periodic) -> tuple[str, ...]:
 
 
 def _with_powers(
-    lanes: Sequence[Lane],
+    lanes: Sequence[RelationVariant],
     added: Sequence[tuple[Powers, int]],
     periodic: Periodic,
     lengths: Lengths,
@@ -144,16 +144,16 @@ def _of_powers(powers: Powers) -> str:
     )
 
 
-def _plus(formula: Formula, added: Sequence[tuple[Powers, int]], of: Variable, unit: int) -> Formula:
+def _plus(formula: Formula, added: Sequence[tuple[Powers, int]], of: PolynomialVariable, unit: int) -> Formula:
     """A formula and the sums over powers; one of the variable makes `unit` tokens."""
-    names: dict[str, Name] = {}
+    names: dict[str, FormulaName] = {}
     more, start = 0, formula.start
     for powers, times in added:
         name = powers.largest("L", of)
         letter = names.setdefault(name.text, replace(name, letter="LMJKPQ"[len(names)])).letter
         more += times * powers.sum(symbol(of.letter), symbol(letter))
         start = max(start, (powers.start - 1) * unit + 1)
-    cases = tuple(Case(tidy(case.expression + more), case.below) for case in formula.cases)
+    cases = tuple(FormulaCase(tidy(case.expression + more), case.below) for case in formula.cases)
     start = -(-start // formula.step) * formula.step
     own = tuple(name for name in formula.names if name.letter == of.letter)
     rest = tuple(name for name in formula.names if name.letter != of.letter)
@@ -163,11 +163,11 @@ def _plus(formula: Formula, added: Sequence[tuple[Powers, int]], of: Variable, u
 # --- roots of the length ---------------------------------------------------------------------------------------------
 
 
-def _with_roots(lanes: Sequence[Lane], lengths: Lengths, tile: int) -> Closed | None:
+def _with_roots(lanes: Sequence[RelationVariant], lengths: Lengths, tile: int) -> Closed | None:
     """Lanes that read the root of the length, and others whose formula is one expression in n."""
     import sympy
 
-    names: dict[str, Name] = {}
+    names: dict[str, FormulaName] = {}
     laws: list[str] = []
     lines: dict[str, None] = {}
     expression, start = sympy.Integer(0), 1
@@ -180,13 +180,13 @@ def _with_roots(lanes: Sequence[Lane], lengths: Lengths, tile: int) -> Closed | 
         laws.append(found.law)
         lines.update(dict.fromkeys(found.derivation))
     law = max(laws, key=LAWS.index)
-    pairs = Formula((Case(tidy(expression)),), tuple(names.values()), start)
+    pairs = Formula((FormulaCase(tidy(expression)),), tuple(names.values()), start)
     checked = _compared(lanes, (pairs, None), lengths, tile)
     return Closed(law, pairs, None, (*lines, f"for large n, s ≈ √n: {law}"), checked)
 
 
-def _periodic_alone(lane: Lane, lengths: Lengths, tile: int) -> Roots | None:
-    found = find_periodic([Lane(lane.relation, 1)], lengths, tile)
+def _periodic_alone(lane: RelationVariant, lengths: Lengths, tile: int) -> Roots | None:
+    found = find_periodic([RelationVariant(lane.relation, 1)], lengths, tile)
     if found is None or found.pairs_formula.names or found.pairs_formula.step > 1:
         return None
     square, linear = found.pairs.shares
@@ -194,7 +194,7 @@ def _periodic_alone(lane: Lane, lengths: Lengths, tile: int) -> Roots | None:
 
 
 def _compared(
-    lanes: Sequence[Lane], formulas: tuple[Formula, Formula | None], lengths: Lengths, tile: int
+    lanes: Sequence[RelationVariant], formulas: tuple[Formula, Formula | None], lengths: Lengths, tile: int
 ) -> tuple[int, ...]:
     """Lengths at which formulas are right."""
     checked = []

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler.analysis import exact
-from attnc.compiler.analysis.tiles import Grid, LiveTiles, TooManyTilesError, find_live_tiles
+from attnc.compiler.analysis import exact_evaluation
+from attnc.compiler.analysis.live_tiles import LiveTiles, TileGrid, TooManyTilesError, find_live_tiles
 from attnc.compiler.ir import Index
-from attnc.compiler.planning.runs import Resolved, TooManyClassesError, resolve
+from attnc.compiler.planning.runs import ResolvedRuns, TooManyClassesError, resolve
 from attnc.spec.errors import EvaluationError
 
 Int64 = NDArray[np.int64]
@@ -51,7 +51,7 @@ def count(relation: Index, n: int, tile: int) -> Count:
 
 def _count_short(relation: Index, n: int, tile: int) -> Count:
     try:
-        mask = exact.mask(relation, (0, n), (0, n))
+        mask = exact_evaluation.mask(relation, (0, n), (0, n))
     except EvaluationError as error:
         raise UncountableError from error
     starts = np.arange(0, n, tile)
@@ -59,9 +59,9 @@ def _count_short(relation: Index, n: int, tile: int) -> Count:
     return Count(int(mask.sum()), int(live.sum()))
 
 
-def _resolved(relation: Index, n: int, tile: int) -> Resolved:
+def _resolved(relation: Index, n: int, tile: int) -> ResolvedRuns:
     try:
-        tiles = find_live_tiles(relation, Grid(n, n, tile, tile), BUDGET)
+        tiles = find_live_tiles(relation, TileGrid(n, n, tile, tile), BUDGET)
         if len(np.unique(tiles.kind)) * tile * tile > MOST_CLASSES * 128 * 128:
             raise UncountableError
         return resolve(relation, tiles, {})

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from attnc.compiler.growth.counts import UncountableError
-from attnc.compiler.growth.periodic import Lane, Lengths, total
+from attnc.compiler.growth.periodic import Lengths, RelationVariant, total
 
 LONGEST_SAMPLE = 1 << 14
 
@@ -39,7 +39,7 @@ def fit(values: Mapping[int, int]) -> Fit | None:
     return Fit(float(np.exp(constant)), float(slope), residual)
 
 
-def sampled(lanes: list[Lane], lengths: Lengths, tile: int) -> dict[int, int]:
+def sampled(lanes: list[RelationVariant], lengths: Lengths, tile: int) -> dict[int, int]:
     """Visible pairs at a few lengths, as long as they can be counted."""
     found = {}
     for exponent in range(9, LONGEST_SAMPLE.bit_length()):

@@ -11,7 +11,7 @@ from attnc.compiler.ir import Index
 
 
 @dataclass(frozen=True, slots=True)
-class Name:
+class FormulaName:
     """A letter in a formula: a whole number that `value`, an integer of the IR over `keys`, is for so many tokens."""
 
     letter: str
@@ -20,7 +20,7 @@ class Name:
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class FormulaCase:
     """An expression that holds where the letter of the case is below a number, and no case before does."""
 
     expression: Any
@@ -35,8 +35,8 @@ class Formula:
     what cases go by, if there are several.
     """
 
-    cases: tuple[Case, ...]
-    names: tuple[Name, ...]
+    cases: tuple[FormulaCase, ...]
+    names: tuple[FormulaName, ...]
     start: int
     step: int = 1
 

@@ -10,13 +10,13 @@ from math import gcd
 from typing import TypeGuard
 
 from attnc.compiler import fold
-from attnc.compiler.analysis.tiles import TooManyTilesError
+from attnc.compiler.analysis.live_tiles import TooManyTilesError
 from attnc.compiler.growth.closed import Closed, find_closed
 from attnc.compiler.growth.counts import UncountableError, count
 from attnc.compiler.growth.fitted import LONGEST_SAMPLE, Fit, fit, sampled
 from attnc.compiler.growth.formula import Formula
 from attnc.compiler.growth.open_relation import open_relation
-from attnc.compiler.growth.periodic import Lane, Lengths
+from attnc.compiler.growth.periodic import Lengths, RelationVariant
 from attnc.compiler.growth.periods import find_reach
 from attnc.compiler.growth.seen import seen
 from attnc.compiler.ir import DataRead, HeadIndex, Index, Lookup, Pattern
@@ -178,7 +178,7 @@ def _is_allowed(conditions: Sequence[Index], heads: int, group: int, n: int) -> 
     return all(alone(condition, n, 0, heads, group) is fold.truth(True) for condition in conditions)
 
 
-def _lanes(pattern: Pattern, sizes: Mapping[str, int], heads: int, group: int) -> tuple[list[Lane], int]:
+def _lanes(pattern: Pattern, sizes: Mapping[str, int], heads: int, group: int) -> tuple[list[RelationVariant], int]:
     """The relations of all heads and branches, equal ones together; of one head if heads are alike."""
     constants = {name: fold.const(value) for name, value in sizes.items()}
     by_head: dict[tuple[Index, ...], int] = {}
@@ -189,13 +189,15 @@ def _lanes(pattern: Pattern, sizes: Mapping[str, int], heads: int, group: int) -
     for key, number in by_head.items():
         for visible in key:
             times[visible] = times.get(visible, 0) + (number if len(by_head) > 1 else 1)
-    return [Lane(open_relation(visible, {}, 0, 1), number) for visible, number in times.items()], len(by_head)
+    return [RelationVariant(open_relation(visible, {}, 0, 1), number) for visible, number in times.items()], len(
+        by_head
+    )
 
 
 # --- what is said ----------------------------------------------------------------------------------------------------
 
 
-def _grown(lanes: list[Lane], heads: int, lengths: Lengths, tile: int, branches: int) -> Growth:
+def _grown(lanes: list[RelationVariant], heads: int, lengths: Lengths, tile: int, branches: int) -> Growth:
     lines = _seen(lanes, heads * branches)
     if branches > 1:
         lines = (f"{branches} branches together", *lines)
@@ -209,14 +211,14 @@ def _grown(lanes: list[Lane], heads: int, lengths: Lengths, tile: int, branches:
     return Growth(closed.law, closed.pairs, closed.tiles, tile, heads, derivation, False, closed.checked)
 
 
-def _closed(lanes: list[Lane], heads: int, lengths: Lengths, tile: int) -> Closed | None:
+def _closed(lanes: list[RelationVariant], heads: int, lengths: Lengths, tile: int) -> Closed | None:
     try:
         return find_closed(lanes, heads, lengths, tile)
     except (UncountableError, EvaluationError):
         return None
 
 
-def _seen(lanes: list[Lane], whole: int) -> tuple[str, ...]:
+def _seen(lanes: list[RelationVariant], whole: int) -> tuple[str, ...]:
     lines: list[str] = []
     for lane in lanes:
         whose = "" if len(lanes) == 1 else f"{lane.times} of {whole}: "

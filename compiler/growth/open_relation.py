@@ -8,8 +8,8 @@ from fractions import Fraction
 from math import gcd
 
 from attnc.compiler import fold
-from attnc.compiler.ir import Arith, Const, Extent, HeadIndex, Index, Linear, Place, Sign, Whole
-from attnc.compiler.lowering.tables import tabulated
+from attnc.compiler.ir import Arith, Compare, Const, Extent, HeadIndex, Index, Linear, Position, RoundToInt
+from attnc.compiler.lowering.float_tables import tabulated
 from attnc.compiler.rewrite import rewrite, walk
 
 MOST_QUOTIENTS = 16
@@ -30,7 +30,7 @@ class OpenRelation:
     @property
     def reads_length(self) -> bool:
         """Whether it depends on n other than through how many tokens there are."""
-        return any(isinstance(node, Extent | Whole) for node in walk(self.visible))
+        return any(isinstance(node, Extent | RoundToInt) for node in walk(self.visible))
 
     def at(self, n: int) -> Index:
         """The relation among n tokens."""
@@ -57,12 +57,12 @@ def open_relation(relation: Index, sizes: Mapping[str, Index], head: int, group:
 
 def at_length(relation: Index, n: int) -> Index:
     """A relation, condition or integer among n tokens."""
-    if not any(isinstance(node, Extent | Whole) for node in walk(relation)):
+    if not any(isinstance(node, Extent | RoundToInt) for node in walk(relation)):
         return relation
     keys = fold.const(n)
 
     def change(node: Index) -> Index | None:
-        if isinstance(node, Whole):
+        if isinstance(node, RoundToInt):
             return tabulated(node, n, n)
         return keys if isinstance(node, Extent) else None
 
@@ -95,17 +95,17 @@ def _reduced(node: Index) -> Index | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Line:
+class _LinearLength:
     """`slope · n + constant`."""
 
     slope: Fraction
     constant: Fraction
 
-    def plus(self, other: _Line, factor: int = 1) -> _Line:
-        return _Line(self.slope + factor * other.slope, self.constant + factor * other.constant)
+    def plus(self, other: _LinearLength, factor: int = 1) -> _LinearLength:
+        return _LinearLength(self.slope + factor * other.slope, self.constant + factor * other.constant)
 
-    def over(self, divisor: int) -> _Line:
-        return _Line(self.slope / divisor, self.constant / divisor)
+    def over(self, divisor: int) -> _LinearLength:
+        return _LinearLength(self.slope / divisor, self.constant / divisor)
 
     def positive_from(self) -> int | None:
         """The length from which on it is positive."""
@@ -114,8 +114,8 @@ class _Line:
         return 1 if not self.slope and self.constant > 0 else None
 
 
-def _line(slope: int, constant: int) -> _Line:
-    return _Line(Fraction(slope), Fraction(constant))
+def _line(slope: int, constant: int) -> _LinearLength:
+    return _LinearLength(Fraction(slope), Fraction(constant))
 
 
 _ONE = _line(0, 1)
@@ -126,10 +126,10 @@ class _Spelling:
 
     def __init__(self) -> None:
         self.start = 1
-        self._bounds: dict[Index, tuple[_Line, _Line] | None] = {}
+        self._bounds: dict[Index, tuple[_LinearLength, _LinearLength] | None] = {}
 
     def change(self, node: Index) -> Index | None:
-        if isinstance(node, Sign):
+        if isinstance(node, Compare):
             return self._decided(node)
         if not isinstance(node, Arith) or node.op not in ("floordiv", "mod") or isinstance(node.operands[1], Const):
             return None
@@ -143,7 +143,7 @@ class _Spelling:
             quotient = fold.choice(reached, fold.const(j), quotient)
         return quotient if node.op == "floordiv" else _rest(value, share, count)
 
-    def _decided(self, node: Sign) -> Index | None:
+    def _decided(self, node: Compare) -> Index | None:
         """What a comparison is whatever the length, if anything."""
         bounds = self._of(node.value) if node.op == "ge" else None
         if bounds is None:
@@ -156,7 +156,7 @@ class _Spelling:
     def _most(self, value: Index, share: Index) -> int | None:
         """The largest quotient from a length on, which goes into `start`."""
         bounds, shares = self._of(value), self._of(share)
-        if bounds is None or shares is None or any(isinstance(node, Place) for node in walk(share)):
+        if bounds is None or shares is None or any(isinstance(node, Position) for node in walk(share)):
             return None
         positive, not_negative = shares[0].positive_from(), bounds[0].plus(_ONE).positive_from()
         if positive is None or not_negative is None or shares[0].slope <= 0 or bounds[0].slope < 0:
@@ -168,19 +168,19 @@ class _Spelling:
                 return count
         return None
 
-    def _of(self, node: Index) -> tuple[_Line, _Line] | None:
+    def _of(self, node: Index) -> tuple[_LinearLength, _LinearLength] | None:
         """A lower and an upper bound that hold for every length ≥ 1."""
         if node not in self._bounds:
             self._bounds[node] = self._bound(node)
         return self._bounds[node]
 
-    def _bound(self, node: Index) -> tuple[_Line, _Line] | None:
+    def _bound(self, node: Index) -> tuple[_LinearLength, _LinearLength] | None:
         match node:
             case Const(value=value):
                 return _line(0, value), _line(0, value)
             case Extent():
                 return _line(1, 0), _line(1, 0)
-            case Place():
+            case Position():
                 return _line(0, 0), _line(1, -1)
             case Linear(terms=terms, constant=constant):
                 low = high = _line(0, constant)
@@ -195,7 +195,7 @@ class _Spelling:
                 found = self._of(inner)
                 if found is None:
                     return None
-                least = _Line(Fraction(0), Fraction(1 - divisor, divisor))
+                least = _LinearLength(Fraction(0), Fraction(1 - divisor, divisor))
                 return found[0].over(divisor).plus(least), found[1].over(divisor)
             case _:
                 return None

@@ -15,8 +15,8 @@ from attnc.compiler.growth.open_relation import OpenRelation
 from attnc.compiler.growth.periods import LONGEST, Period, find_period
 from attnc.compiler.growth.polynomials import (
     LENGTH,
+    PolynomialVariable,
     QuasiPolynomial,
-    Variable,
     expressed,
     interpolate,
     tile_rows,
@@ -38,7 +38,7 @@ MOST_WORK_BELOW = 1 << 9
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
+class RelationVariant:
     """A relation and how many heads or branches have it."""
 
     relation: OpenRelation
@@ -75,7 +75,7 @@ class Periodic:
     checked: tuple[int, ...]
 
 
-def find_periodic(lanes: Sequence[Lane], lengths: Lengths, tile: int) -> Periodic | None:
+def find_periodic(lanes: Sequence[RelationVariant], lengths: Lengths, tile: int) -> Periodic | None:
     """The formulas of a sum of counts; None where none is proved.
 
     Raises UncountableError.
@@ -110,7 +110,7 @@ def _common(periods: Sequence[Period | None]) -> Period | None:
 # --- relations that do not depend on the length ----------------------------------------------------------------------
 
 
-def _all_at_once(lanes: Sequence[Lane], tile: int, period: Period, wide: Period | None) -> Periodic | None:
+def _all_at_once(lanes: Sequence[RelationVariant], tile: int, period: Period, wide: Period | None) -> Periodic | None:
     found_counts = None
     if wide is not None:
         found_counts = _summed(lanes, max(_needed(period), _needed(wide)), tile)
@@ -135,7 +135,7 @@ def _needed(period: Period) -> int:
     return period.start + 3 * period.length
 
 
-def _summed(lanes: Sequence[Lane], most: int, tile: int) -> tuple[Int64, Int64, NDArray[np.bool_]] | None:
+def _summed(lanes: Sequence[RelationVariant], most: int, tile: int) -> tuple[Int64, Int64, NDArray[np.bool_]] | None:
     """Pairs of all lengths, tiles of all tile rows, and which rows are whole; None where that is too much."""
     if most > LONGEST:
         return None
@@ -158,7 +158,9 @@ def _agrees(found: QuasiPolynomial, values: Int64) -> NDArray[np.bool_]:
     return np.asarray((square * n + linear) * n + constant == values.astype(object) * denominator, dtype=np.bool_)
 
 
-def _formula(found: QuasiPolynomial, of: Variable, right: NDArray[np.bool_], unit: int, ragged: bool) -> Formula:
+def _formula(
+    found: QuasiPolynomial, of: PolynomialVariable, right: NDArray[np.bool_], unit: int, ragged: bool
+) -> Formula:
     """The formula from the first number on from which it is right.
 
     Each number stands for `unit` tokens, or, where `ragged`, for the fewer ones since the number before as well.
@@ -185,7 +187,7 @@ def _tiles(tiles: Int64, whole: NDArray[np.bool_], tile: int, wide: Period) -> F
 
 
 def _one_by_one(
-    lanes: Sequence[Lane], lengths: Lengths, tile: int, period: Period, wide: Period | None
+    lanes: Sequence[RelationVariant], lengths: Lengths, tile: int, period: Period, wide: Period | None
 ) -> Periodic | None:
     known: dict[int, Count] = {}
 
@@ -220,7 +222,7 @@ def _affordable(period: Period, step: int) -> int | None:
     return None
 
 
-def _alone(found: QuasiPolynomial, of: Variable, start: int) -> Formula:
+def _alone(found: QuasiPolynomial, of: PolynomialVariable, start: int) -> Formula:
     shown = expressed(found, of)
     return Formula(shown.cases, shown.names, -(-start // shown.step) * shown.step, shown.step)
 
@@ -243,7 +245,7 @@ def _lowered(formula: Formula, lengths: Lengths, value: Callable[[int], int]) ->
 
 
 def _check(
-    lanes: Sequence[Lane], formulas: Sequence[Formula | None], most: int, tile: int, step: int
+    lanes: Sequence[RelationVariant], formulas: Sequence[Formula | None], most: int, tile: int, step: int
 ) -> tuple[int, ...]:
     """Further lengths at which all formulas are right."""
     checked = []
@@ -260,7 +262,7 @@ def _check(
     return tuple(checked)
 
 
-def total(lanes: Sequence[Lane], n: int, tile: int) -> Count:
+def total(lanes: Sequence[RelationVariant], n: int, tile: int) -> Count:
     """The counts of all lanes together among n tokens.
 
     Raises UncountableError.

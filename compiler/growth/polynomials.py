@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from attnc.compiler import fold
-from attnc.compiler.growth.formula import Case, Name, symbol, tidy
+from attnc.compiler.growth.formula import FormulaCase, FormulaName, symbol, tidy
 from attnc.compiler.ir import Index
 
 Polynomial = tuple[Fraction, Fraction, Fraction]
@@ -71,38 +71,38 @@ def _shortest(found: QuasiPolynomial) -> QuasiPolynomial:
 
 
 @dataclass(frozen=True, slots=True)
-class Variable:
+class PolynomialVariable:
     """What a polynomial is of: the length n itself, or a whole number N that it makes."""
 
     letter: str
-    name: Name | None
+    name: FormulaName | None
     value: Index
 
     @property
-    def names(self) -> tuple[Name, ...]:
+    def names(self) -> tuple[FormulaName, ...]:
         """The letters that a formula of it needs."""
         return () if self.name is None else (self.name,)
 
 
-LENGTH = Variable("n", None, fold.extent("keys"))
+LENGTH = PolynomialVariable("n", None, fold.extent("keys"))
 
 
-def tile_rows(tile: int) -> Variable:
+def tile_rows(tile: int) -> PolynomialVariable:
     """How many rows of tiles n tokens make."""
     value = fold.floordiv(fold.add(fold.extent("keys"), fold.const(tile - 1)), fold.const(tile))
-    return Variable("N", Name("N", f"⌈n/{tile}⌉", value), value)
+    return PolynomialVariable("N", FormulaName("N", f"⌈n/{tile}⌉", value), value)
 
 
 @dataclass(frozen=True, slots=True)
 class Expressed:
     """A quasi-polynomial in a few cases, for what is a multiple of `step`."""
 
-    cases: tuple[Case, ...]
-    names: tuple[Name, ...]
+    cases: tuple[FormulaCase, ...]
+    names: tuple[FormulaName, ...]
     step: int
 
 
-def expressed(found: QuasiPolynomial, of: Variable) -> Expressed:
+def expressed(found: QuasiPolynomial, of: PolynomialVariable) -> Expressed:
     """A few cases of expressions in the variable and, where the period is not the step, its remainder r.
 
     They hold for multiples of the least number for which there are so few.
@@ -112,12 +112,12 @@ def expressed(found: QuasiPolynomial, of: Variable) -> Expressed:
             cases = _in_cases([(r, p) for r, p in sorted(found.by_remainder.items()) if r % step == 0], of)
             if cases is not None:
                 text = f"{of.letter} mod {found.period:,}"
-                remainder = Name("r", text, fold.mod(of.value, fold.const(found.period)))
+                remainder = FormulaName("r", text, fold.mod(of.value, fold.const(found.period)))
                 return Expressed(cases, (*of.names, remainder), step)
-    return Expressed((Case(expression_of(found.by_remainder[0], of)),), of.names, found.period)
+    return Expressed((FormulaCase(expression_of(found.by_remainder[0], of)),), of.names, found.period)
 
 
-def expression_of(polynomial: Polynomial, of: Variable) -> Any:
+def expression_of(polynomial: Polynomial, of: PolynomialVariable) -> Any:
     """A polynomial of a variable."""
     x = symbol(of.letter)
     square, linear, constant = map(_number, polynomial)
@@ -130,14 +130,14 @@ def _number(x: Fraction) -> Any:
     return sympy.Rational(x.numerator, x.denominator)
 
 
-def _in_cases(found: Sequence[tuple[int, Polynomial]], of: Variable) -> tuple[Case, ...] | None:
+def _in_cases(found: Sequence[tuple[int, Polynomial]], of: PolynomialVariable) -> tuple[FormulaCase, ...] | None:
     """Stretches of remainders on which n² has one factor, n one linear in r, and the rest is quadratic in r."""
-    cases: list[Case] = []
+    cases: list[FormulaCase] = []
     start = 0
     while start < len(found):
         fitted = _Fitted(found[start : start + 3])
         stop = next((i for i in range(start, len(found)) if not fitted.meets(*found[i])), len(found))
-        cases.append(Case(fitted.expression(of), None if stop == len(found) else found[stop][0]))
+        cases.append(FormulaCase(fitted.expression(of), None if stop == len(found) else found[stop][0]))
         start = stop
         if len(cases) > MOST_CASES or len(cases) * 3 > len(found) + 2:
             return None
@@ -166,7 +166,7 @@ class _Fitted:
         slope, base = self.linear
         return polynomial == (self.square, base + slope * r, (square * r + linear) * r + constant)
 
-    def expression(self, of: Variable) -> Any:
+    def expression(self, of: PolynomialVariable) -> Any:
         """As an expression of the variable and r."""
         x, r = symbol(of.letter), symbol("r")
         slope, base = map(_number, self.linear)

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from attnc.compiler import fold
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.equality import deciding_length
 from attnc.compiler.growth.counts import UncountableError, count
-from attnc.compiler.growth.formula import Name, symbol
+from attnc.compiler.growth.formula import FormulaName, symbol
 from attnc.compiler.growth.open_relation import OpenRelation
-from attnc.compiler.growth.polynomials import Variable
-from attnc.compiler.ir import Arith, Const, Index, Linear, Sign
+from attnc.compiler.growth.polynomials import PolynomialVariable
+from attnc.compiler.ir import Arith, Compare, Const, Index, Linear
 from attnc.compiler.rewrite import rewrite, walk
 from attnc.spec.errors import EvaluationError
 
@@ -53,12 +53,12 @@ class Powers:
         queries = n - (2**j + self.first) * self.block
         return sympy.expand(sympy.summation(self.block * queries, (j, self.smallest, last)))
 
-    def largest(self, letter: str, of: Variable) -> Name:
+    def largest(self, letter: str, of: PolynomialVariable) -> FormulaName:
         """The exponent of the largest distance that occurs; where there is none, the one before the first."""
         blocks = fold.sub(fold.floordiv(of.value, fold.const(self.block)), fold.const(self.first))
         text = of.letter if self.block == 1 else f"⌊{of.letter}/{self.block}⌋"
         text = f"{text} − {self.first}" if self.first else text
-        return Name(letter, f"⌊log₂({text})⌋", fold.sub(fold.function("bitlen", blocks), fold.const(1)))
+        return FormulaName(letter, f"⌊log₂({text})⌋", fold.sub(fold.function("bitlen", blocks), fold.const(1)))
 
     @property
     def start(self) -> int:
@@ -100,7 +100,7 @@ def _replaced(relation: Index, atoms: dict[Index, Index], value: Index) -> Index
 
 def _gap(node: Index) -> Index | None:
     """The x of `2 ** (bitlen(x) - 1) == x`."""
-    if not (isinstance(node, Sign) and node.op == "eq" and isinstance(node.value, Linear)):
+    if not (isinstance(node, Compare) and node.op == "eq" and isinstance(node.value, Linear)):
         return None
     for term, factor in node.value.terms:
         if isinstance(term, Arith) and term.op == "pow" and abs(factor) == 1:
@@ -131,7 +131,7 @@ def _region(gap: Index, block: int, added: Index) -> tuple[int, int] | None:
     while sides * block <= LONGEST_PROOF:
         corners = np.arange(sides, dtype=np.int64) * block
         alive = np.ones((sides, sides), dtype=np.bool_)
-        rows, columns = np.nonzero(exact.mask_at(added, corners + block - 1, corners, alive, wide=False))
+        rows, columns = np.nonzero(exact_evaluation.mask_at(added, corners + block - 1, corners, alive, wide=False))
         if len(rows):
             least, first = int((rows - columns).min()), int(columns.min())
             if least < 1:

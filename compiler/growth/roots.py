@@ -13,9 +13,9 @@ from math import isqrt
 from typing import Any
 
 from attnc.compiler import fold
-from attnc.compiler.growth.formula import Case, Formula, Name, symbol, tidy, written
+from attnc.compiler.growth.formula import Formula, FormulaCase, FormulaName, symbol, tidy, written
 from attnc.compiler.growth.open_relation import OpenRelation
-from attnc.compiler.ir import Arith, Bool, Choice, Extent, Index, Not, Place, Sign, Truth
+from attnc.compiler.ir import Arith, Bool, Compare, ExactSelect, Extent, Index, Not, Position, Truth
 from attnc.compiler.rewrite import walk
 
 MOST_SETS = 5
@@ -86,7 +86,7 @@ def _alternatives(relation: Index) -> list[tuple[Index, ...]]:
             found = [alternative for operand in operands for alternative in _alternatives(operand)]
         case Bool(operands=operands):
             found = [sum(parts, ()) for parts in product(*map(_alternatives, operands))]
-        case Choice(condition=condition, then=then, otherwise=otherwise):
+        case ExactSelect(condition=condition, then=then, otherwise=otherwise):
             sides = (fold.conjunction(condition, then), fold.conjunction(fold.negation(condition), otherwise))
             found = [alternative for side in sides for alternative in _alternatives(side)]
         case Not(operand=Bool(op=op, operands=operands)):
@@ -119,7 +119,7 @@ class _Reader:
 
     def _of(self, node: Index) -> _Progression:
         low, high = _Size(-1, 0, 1), _Size(1, 0, -1)
-        if not isinstance(node, Sign):
+        if not isinstance(node, Compare):
             raise _OtherKindError
         if node.op == "eq":
             return self._congruence(node.value) or _Progression(*self._at(node.value), None)
@@ -182,10 +182,10 @@ def _negative(size: _Size) -> _Size:
 def _condition(value: Index) -> tuple[int, _Size]:
     """`±(q - k) + size` as the sign and the size."""
     terms, constant = fold.parts(value)
-    places = {term.name: factor for term, factor in terms if isinstance(term, Place)}
+    places = {term.name: factor for term, factor in terms if isinstance(term, Position)}
     if set(places) != {"q", "k"} or places["q"] + places["k"] or abs(places["q"]) != 1:
         raise _OtherKindError
-    rest = fold.linear([(term, factor) for term, factor in terms if not isinstance(term, Place)], constant)
+    rest = fold.linear([(term, factor) for term, factor in terms if not isinstance(term, Position)], constant)
     return places["q"], _size(rest)
 
 
@@ -207,7 +207,7 @@ def _size(node: Index) -> _Size:
 
 _LETTERS = "JKMPRTUVW"
 
-_Names = dict[tuple[_Size, _Size], Name]
+_Names = dict[tuple[_Size, _Size], FormulaName]
 """The letters of quotients."""
 
 
@@ -225,8 +225,8 @@ def _summed(sets: Sequence[_Progression], reader: _Reader, start: int) -> Roots:
                 part = _sum(found, names, reader)
                 total += part if size % 2 else -part
                 lines.append(f"{_words(found)}{'' if size == 1 else ', in several sets'}: {written(tidy(part))} pairs")
-    root = Name("s", "⌊√n⌋", fold.function("isqrt", fold.extent("keys")))
-    pairs = Formula((Case(tidy(total)),), (root, *names.values()), max(start, reader.start))
+    root = FormulaName("s", "⌊√n⌋", fold.function("isqrt", fold.extent("keys")))
+    pairs = Formula((FormulaCase(tidy(total)),), (root, *names.values()), max(start, reader.start))
     return Roots(pairs, _law(total, names), ("a distance δ = q − k is seen by n − δ queries; s = ⌊√n⌋", *lines))
 
 
@@ -244,7 +244,7 @@ def _sum(found: _Progression, names: _Names, reader: _Reader) -> Any:
         if key not in names and len(names) == len(_LETTERS):
             raise _OtherKindError
         value = fold.floordiv(span.index, found.step.index)
-        last = symbol(names.setdefault(key, Name(_LETTERS[len(names) % len(_LETTERS)], text, value)).letter)
+        last = symbol(names.setdefault(key, FormulaName(_LETTERS[len(names) % len(_LETTERS)], text, value)).letter)
         step = found.step.expression
     return (last + 1) * (n - low) - step * last * (last + 1) / 2
 

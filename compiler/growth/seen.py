@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler import fold
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.analysis.translation import Dependences
 from attnc.compiler.growth.formula import symbol, tidy, written
 from attnc.compiler.growth.open_relation import OpenRelation
@@ -59,8 +59,8 @@ def _line(relation: Index, known: bool) -> str:
 
 def _distances(relation: Index) -> str:
     """The distances q - k of a relation of them alone."""
-    back = np.flatnonzero(exact.mask(relation, (FAR, FAR + 1), (0, FAR + 1)).ravel()[::-1])
-    ahead = np.flatnonzero(exact.mask(relation, (0, 1), (1, FAR + 1)).ravel())
+    back = np.flatnonzero(exact_evaluation.mask(relation, (FAR, FAR + 1), (0, FAR + 1)).ravel()[::-1])
+    ahead = np.flatnonzero(exact_evaluation.mask(relation, (0, 1), (1, FAR + 1)).ravel())
     if not len(back) + len(ahead):
         return "nothing"
     if not len(ahead):

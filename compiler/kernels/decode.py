@@ -13,21 +13,21 @@ from typing import ClassVar, Literal
 from typing_extensions import override
 
 from attnc.compiler import fold
-from attnc.compiler.ir import Extent, Index, Place
-from attnc.compiler.kernels.depth import Piece, pieces
+from attnc.compiler.ir import Extent, Index, Position
+from attnc.compiler.kernels.attention_problem import AttentionProblem
+from attnc.compiler.kernels.depth import DepthSlice, pieces
 from attnc.compiler.kernels.forward import Forward
-from attnc.compiler.kernels.index_text import ROWS, NotInKernelsError, Text
+from attnc.compiler.kernels.index_text import ROWS, ExprText, NotInKernelsError
 from attnc.compiler.kernels.inputs import input_name, size_name, strides
-from attnc.compiler.kernels.lines import Lines
+from attnc.compiler.kernels.kernel_source import TYPES, VECTOR, KernelArgument, KernelSource, declaration
 from attnc.compiler.kernels.loads import conjunction, entry_numbers, validity
-from attnc.compiler.kernels.problem import Problem
-from attnc.compiler.kernels.scores import LEAST, Score, Term
-from attnc.compiler.kernels.source import TYPES, VECTOR, Argument, KernelSource, declaration
+from attnc.compiler.kernels.score_formula import LEAST, ScoreFormula, Term
+from attnc.compiler.kernels.text_lines import Lines
 from attnc.compiler.kernels.value_text import LN_2, LOG2_E
 from attnc.compiler.kernels.visible_products import RESULT_SUM
-from attnc.compiler.kernels.walks import Ranged
+from attnc.compiler.kernels.walks import RangedWalk
 from attnc.compiler.simulation.gpu_clocks import BYTES, TileShape
-from attnc.compiler.values import reads
+from attnc.compiler.value_nodes import reads
 
 CacheKind = Literal["slots", "pages", "ring"]
 
@@ -35,7 +35,7 @@ MOST_SPLITS = 256
 """Shares of the keys of a lane."""
 
 
-def emit_decode(problem: Problem, tiles: TileShape, kind: CacheKind) -> KernelSource:
+def emit_decode(problem: AttentionProblem, tiles: TileShape, kind: CacheKind) -> KernelSource:
     """The kernel of a share: `out_parts` (splits, B, Hq, Nq, dv) and `lse_parts` (splits, B, Hq, Nq), fp32.
 
     Raises NotInKernelsError.
@@ -49,12 +49,12 @@ def emit_decode(problem: Problem, tiles: TileShape, kind: CacheKind) -> KernelSo
     return Decode(problem, tiles, kind=kind).source()
 
 
-def _check(score: Score) -> None:
+def _check(score: ScoreFormula) -> None:
     """Raise NotInKernelsError for what would be computed of all tokens before a step."""
     if score.query or score.key or score.value is not None:
         raise NotInKernelsError("decoding with vectors of a pattern's own")
     for term in (*score.terms, *([] if score.extra is None else [score.extra])):
-        lengths = any(isinstance(n, Place | Extent) and n.name in _LENGTHS for n in term.value.below)
+        lengths = any(isinstance(n, Position | Extent) and n.name in _LENGTHS for n in term.value.below)
         if term.side != "query" or lengths or {"q", "k"} & reads(term.value):
             raise NotInKernelsError("decoding with terms that differ from token to token")
 
@@ -83,7 +83,7 @@ class Decode(Forward):
 
     @property
     def _is_listed(self) -> bool:
-        return not isinstance(self.walk, Ranged)
+        return not isinstance(self.walk, RangedWalk)
 
     # --- arguments
 
@@ -93,27 +93,33 @@ class Decode(Forward):
         return [] if self.problem.score is None else list(self.problem.score.terms)
 
     @override
-    def _arguments(self) -> tuple[Argument, ...]:
+    def _arguments(self) -> tuple[KernelArgument, ...]:
         p = self.problem
-        found = [Argument(name, f"*{TYPES[p.dtype]}") for name in self.read]
-        found += [Argument("kv_len", "*i32"), Argument("out_parts", "*fp32"), Argument("lse_parts", "*fp32")]
+        found = [KernelArgument(name, f"*{TYPES[p.dtype]}") for name in self.read]
+        found += [
+            KernelArgument("kv_len", "*i32"),
+            KernelArgument("out_parts", "*fp32"),
+            KernelArgument("lse_parts", "*fp32"),
+        ]
         found += [RESULT_SUM] if p.careful else []
         if self.kind == "pages":
-            found.append(Argument("block_table", "*i32"))
-        found += [Argument(input_name(tensor), f"*{_KINDS[tensor.kind]}") for tensor in p.tensors]
+            found.append(KernelArgument("block_table", "*i32"))
+        found += [KernelArgument(input_name(tensor), f"*{_KINDS[tensor.kind]}") for tensor in p.tensors]
         if self._is_listed:
-            found += [Argument(name, "*i32") for name in ("listed_pointers", "listed_keys", "listed_rows")]
+            found += [KernelArgument(name, "*i32") for name in ("listed_pointers", "listed_keys", "listed_rows")]
         terms = self.given()
-        found += [Argument(term.tensor.name, "*fp32") for term in terms]
+        found += [KernelArgument(term.tensor.name, "*fp32") for term in terms]
         for name in self.read:
-            found += [Argument(f"{name}_{dim}", i) for dim, i in (("batch", "i64"), ("head", "i64"), ("token", "i32"))]
+            found += [
+                KernelArgument(f"{name}_{dim}", i) for dim, i in (("batch", "i64"), ("head", "i64"), ("token", "i32"))
+            ]
         for tensor in p.tensors:
-            found += [Argument(f"{input_name(tensor)}_{i}", "i64") for i in strides(tensor)]
-        found += [Argument(f"{term.tensor.name}_{i}", "i64") for term in terms for i in range(2)]
+            found += [KernelArgument(f"{input_name(tensor)}_{i}", "i64") for i in strides(tensor)]
+        found += [KernelArgument(f"{term.tensor.name}_{i}", "i64") for term in terms for i in range(2)]
         more = {"slots": (), "pages": ("page_bits", "columns"), "ring": ("ring_first", "ring_slots")}[self.kind]
         listed = ("listed_words",) if self._is_listed else ()
         counts = (*_COUNTS, *more, *listed, *map(size_name, p.sizes))
-        return (*found, *(Argument(name, "i32") for name in counts), Argument("scale", "fp32"))
+        return (*found, *(KernelArgument(name, "i32") for name in counts), KernelArgument("scale", "fp32"))
 
     # --- places
 
@@ -131,8 +137,8 @@ class Decode(Forward):
         add("shift = keys - queries", "query = row + shift", f"column = tl.arange(0, {sides.column_tile})")
 
     @override
-    def size_names(self) -> dict[Index, Text]:
-        return {**super().size_names(), fold.head_index("head"): Text("head", ROWS)}
+    def size_names(self) -> dict[Index, ExprText]:
+        return {**super().size_names(), fold.head_index("head"): ExprText("head", ROWS)}
 
     # --- loads
 
@@ -206,7 +212,7 @@ class Decode(Forward):
                 self._tile()
             return
         walk = self.walk
-        assert isinstance(walk, Ranged)
+        assert isinstance(walk, RangedWalk)
         add("end = 0")
         for i, one in enumerate(walk.ranges):
             low = f"low_{i}" if one.low is not None or len(walk.ranges) > 1 else "0"
@@ -249,11 +255,17 @@ def emit_merge(name: str, told: Sequence[str], dv: int, dtype: str, *, extra: bo
     `extra`: `of_extra`, (B or 1, Hq or 1, Nq), is an extra logit of every row. `least`: scores may be -inf, and shares
     with such scores alone have an LSE of about `LEAST`.
     """
-    pointers = [Argument("out_parts", "*fp32"), Argument("lse_parts", "*fp32"), Argument("out", f"*{TYPES[dtype]}")]
-    pointers += [Argument("lse", "*fp32"), *([Argument("of_extra", "*fp32")] if extra else [])]
-    numbers = [Argument(f"out_{dim}", kind) for dim, kind in (("batch", "i64"), ("head", "i64"), ("token", "i32"))]
-    numbers += [Argument(f"of_extra_{i}", "i64") for i in range(2)] if extra else []
-    numbers += [Argument(n, "i32") for n in ("rows", "heads", "queries", "splits")]
+    pointers = [
+        KernelArgument("out_parts", "*fp32"),
+        KernelArgument("lse_parts", "*fp32"),
+        KernelArgument("out", f"*{TYPES[dtype]}"),
+    ]
+    pointers += [KernelArgument("lse", "*fp32"), *([KernelArgument("of_extra", "*fp32")] if extra else [])]
+    numbers = [
+        KernelArgument(f"out_{dim}", kind) for dim, kind in (("batch", "i64"), ("head", "i64"), ("token", "i32"))
+    ]
+    numbers += [KernelArgument(f"of_extra_{i}", "i64") for i in range(2)] if extra else []
+    numbers += [KernelArgument(n, "i32") for n in ("rows", "heads", "queries", "splits")]
     function = f"{name}_merge"
     lines = Lines()
     lines.add(*(f"# {line}".rstrip() for line in told))
@@ -304,12 +316,12 @@ def emit_merge(name: str, told: Sequence[str], dv: int, dtype: str, *, extra: bo
     return KernelSource("merge", function, str(lines), (*pointers, *numbers), tiles)
 
 
-def _entries(piece: Piece) -> str:
+def _entries(piece: DepthSlice) -> str:
     start = f"{piece.start} + " if piece.start else ""
     return f"({start}tl.arange(0, {piece.width}))" if start else f"tl.arange(0, {piece.width})"
 
 
-def _valid(piece: Piece, loads: bool) -> str:
+def _valid(piece: DepthSlice, loads: bool) -> str:
     if not piece.is_padded:
         return ""
     return f", mask=tl.arange(0, {piece.width}) < {piece.valid}" + (", other=0.0" if loads else "")

@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from attnc.compiler.ir import Extent, Pattern
+from attnc.compiler.kernels.attention_kernels import HeadShape, exact_parts, is_told, read_tensors, told_of, with_widths
+from attnc.compiler.kernels.attention_problem import AttentionProblem
 from attnc.compiler.kernels.decode import CacheKind, emit_decode, emit_merge
 from attnc.compiler.kernels.index_text import NotInKernelsError
-from attnc.compiler.kernels.kernels import Heads, exact_parts, is_told, read_tensors, told_of, with_widths
-from attnc.compiler.kernels.problem import Problem
+from attnc.compiler.kernels.kernel_source import KernelSource
 from attnc.compiler.kernels.ranges import ends, find_ranges
-from attnc.compiler.kernels.scores import find_score
-from attnc.compiler.kernels.source import KernelSource
+from attnc.compiler.kernels.score_formula import find_score
 from attnc.compiler.kernels.targets import Target
 from attnc.compiler.kernels.visible_products import hides_by_inputs
-from attnc.compiler.kernels.walks import Listed, Ranged
+from attnc.compiler.kernels.walks import ListedWalk, RangedWalk
 from attnc.compiler.rewrite import walk
 from attnc.compiler.simulation.gpu_clocks import TileShape
-from attnc.compiler.values import is_plain
+from attnc.compiler.value_nodes import is_plain
 
 ROW_TILES = (16, 32, 64)
 """Rows of a program: queries of heads that share keys."""
@@ -28,7 +28,7 @@ ROW_TILES = (16, 32, 64)
 class DecodeKernels:
     """The texts. `listed`: the keys that a row sees are listed by the host, which must know the lengths then."""
 
-    problem: Problem
+    problem: AttentionProblem
     target: Target
     kind: CacheKind
     listed: bool
@@ -59,7 +59,7 @@ def row_tile(rows: int) -> int:
 
 
 @lru_cache(maxsize=256)
-def _decode(problem: Problem, kind: CacheKind, target: Target, rows: int) -> KernelSource:
+def _decode(problem: AttentionProblem, kind: CacheKind, target: Target, rows: int) -> KernelSource:
     return emit_decode(problem, _tiles(problem, target, rows), kind)
 
 
@@ -68,9 +68,9 @@ def _merge(name: str, told: tuple[str, ...], dv: int, dtype: str, extra: bool, l
     return emit_merge(name, told, dv, dtype, extra=extra, least=least)
 
 
-def _tiles(problem: Problem, target: Target, rows: int) -> TileShape:
+def _tiles(problem: AttentionProblem, target: Target, rows: int) -> TileShape:
     """Few keys at once where they are wide, listed, or more is loaded for each: registers hold no more."""
-    width, listed = max(problem.dk, problem.dv), isinstance(problem.by_query, Listed)
+    width, listed = max(problem.dk, problem.dv), isinstance(problem.by_query, ListedWalk)
     if problem.dtype == "float32":
         return TileShape(rows, 32 if width <= 128 else 16, 4, 2)
     loads = problem.score is not None and problem.score.reads_pairs
@@ -82,7 +82,7 @@ def _tiles(problem: Problem, target: Target, rows: int) -> TileShape:
 _KNOWN = {"keys", "heads", "kv_heads", "group", "dk", "dv"}
 
 
-def find_decode(pattern: Pattern, heads: Heads, target: Target, kind: CacheKind) -> DecodeKernels:
+def find_decode(pattern: Pattern, heads: HeadShape, target: Target, kind: CacheKind) -> DecodeKernels:
     """The kernels of a pattern of one attention, whose last rows it is (`last_rows`). Raises NotInKernelsError."""
     node = pattern.attend
     score = None if is_plain(node) else find_score(with_widths(node, heads.widths or (heads.dk, heads.dv)))
@@ -94,8 +94,8 @@ def find_decode(pattern: Pattern, heads: Heads, target: Target, kind: CacheKind)
     sizes = {n.name for root in roots for n in walk(root) if isinstance(n, Extent)} - _KNOWN
     if sizes:
         raise NotInKernelsError(f"decoding with the size `{min(sizes)}`, which the length of a cache may tell")
-    walked = Listed(runs=False) if listed or ranges is None else Ranged(ranges)
-    problem = Problem(
+    walked = ListedWalk(runs=False) if listed or ranges is None else RangedWalk(ranges)
+    problem = AttentionProblem(
         name=pattern.name,
         told=told_of(pattern, node, "lists" if listed else "ranges"),
         by_query=walked,

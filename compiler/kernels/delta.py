@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from attnc.compiler.kernels.attention_problem import AttentionProblem
 from attnc.compiler.kernels.depth import pieces
-from attnc.compiler.kernels.lines import Lines
-from attnc.compiler.kernels.problem import Problem
-from attnc.compiler.kernels.source import TYPES, Argument, KernelSource, declaration
+from attnc.compiler.kernels.kernel_source import TYPES, KernelArgument, KernelSource, declaration
+from attnc.compiler.kernels.text_lines import Lines
 from attnc.compiler.kernels.value_text import LOG2_E
 from attnc.compiler.simulation.gpu_clocks import TileShape
 
@@ -15,7 +15,7 @@ ROWS = 64
 _OF_LSE = 'float("-inf")', f'tl.where(blind, float("inf"), own * {LOG2_E})'
 
 
-def emit_delta(problem: Problem, lse_gradient: bool) -> KernelSource:
+def emit_delta(problem: AttentionProblem, lse_gradient: bool) -> KernelSource:
     """`delta` = rowsum(dO ∘ out), less dLSE where the LSE was used; `lse` to base 2, inf of rows that see nothing.
 
     With an LSE of inf the weights of a row are 0, and so are all of its gradients. Of weights that are divided by their
@@ -23,13 +23,17 @@ def emit_delta(problem: Problem, lse_gradient: bool) -> KernelSource:
     """
     kind, unit = TYPES[problem.dtype], problem.vector
     names = ["out", "dout"]
-    arguments = [Argument(name, f"*{kind}") for name in names]
+    arguments = [KernelArgument(name, f"*{kind}") for name in names]
     shares = problem.kind == "share"
     before, after = ("total", "share") if shares else ("lse", "lse2")
-    arguments += [Argument(name, "*fp32") for name in (before, *(["dlse"] if lse_gradient else []), after, "delta")]
+    arguments += [
+        KernelArgument(name, "*fp32") for name in (before, *(["dlse"] if lse_gradient else []), after, "delta")
+    ]
     for name in names:
-        arguments += [Argument(f"{name}_{dim}", i) for dim, i in (("batch", "i64"), ("head", "i64"), ("token", "i32"))]
-    arguments += [Argument(name, "i32") for name in ("lanes", "heads", "queries")]
+        arguments += [
+            KernelArgument(f"{name}_{dim}", i) for dim, i in (("batch", "i64"), ("head", "i64"), ("token", "i32"))
+        ]
+    arguments += [KernelArgument(name, "i32") for name in ("lanes", "heads", "queries")]
     function = f"{problem.name}_delta"
     lines = Lines()
     lines.add(*(f"# {line}".rstrip() for line in problem.told))

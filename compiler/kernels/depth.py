@@ -12,7 +12,7 @@ WASTE = 1.15
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class DepthSlice:
     """Entries `start .. start + width` of a head, of which the first `valid` exist."""
 
     start: int
@@ -25,19 +25,19 @@ class Piece:
         return self.valid < self.width
 
 
-def pieces(size: int) -> tuple[Piece, ...]:
+def pieces(size: int) -> tuple[DepthSlice, ...]:
     """The pieces of a head of this size."""
     padded = max(1 << (size - 1).bit_length(), LEAST)
     if padded <= MOST and (padded <= WASTE * size or size <= LEAST):
-        return (Piece(0, padded, size),)
-    found: list[Piece] = []
+        return (DepthSlice(0, padded, size),)
+    found: list[DepthSlice] = []
     start = 0
     while start < size:
         left = size - start
         width = max(min(1 << (left.bit_length() - 1), MOST), LEAST)
         if left < LEAST * 2 and left > width:  # one padded piece for the rest
             width = LEAST * 2
-        found.append(Piece(start, width, min(width, left)))
+        found.append(DepthSlice(start, width, min(width, left)))
         start += width
     return tuple(found)
 
@@ -46,7 +46,7 @@ def pieces(size: int) -> tuple[Piece, ...]:
 class Accumulated:
     """The entries that a program adds up: all pieces, or the part with the program's number, of so many."""
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[DepthSlice, ...]
     parts: int
 
     @property
@@ -59,4 +59,4 @@ def accumulated(size: int) -> Accumulated:
     """How a head of this size is added up: wide ones in parts."""
     if size <= MOST:
         return Accumulated(pieces(size), 1)
-    return Accumulated((Piece(0, MOST, MOST),), -(-size // MOST))
+    return Accumulated((DepthSlice(0, MOST, MOST),), -(-size // MOST))

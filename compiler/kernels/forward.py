@@ -8,24 +8,24 @@ from typing import ClassVar
 
 from typing_extensions import override
 
+from attnc.compiler.kernels.attention_problem import AttentionProblem
 from attnc.compiler.kernels.depth import Accumulated, accumulated
-from attnc.compiler.kernels.kernel import Kernel
-from attnc.compiler.kernels.problem import Problem
-from attnc.compiler.kernels.scores import LEAST, Term
-from attnc.compiler.kernels.source import KernelSource
+from attnc.compiler.kernels.kernel_source import KernelSource
+from attnc.compiler.kernels.score_formula import LEAST, Term
+from attnc.compiler.kernels.tiled_kernel import TiledKernel
 from attnc.compiler.kernels.value_text import LN_2, LOG2_E
-from attnc.compiler.kernels.walks import Ranged
+from attnc.compiler.kernels.walks import RangedWalk
 from attnc.compiler.simulation.gpu_clocks import TileShape
 
 
-def emit_forward(problem: Problem, tiles: TileShape) -> KernelSource:
+def emit_forward(problem: AttentionProblem, tiles: TileShape) -> KernelSource:
     """The forward: out and LSE, or the sum of the weights where they are divided by that."""
     made = Forward if problem.kind == "softmax" else Weighed
     return made(problem, tiles).source()
 
 
 @dataclass
-class Forward(Kernel):
+class Forward(TiledKernel):
     """softmax(scale * q kᵀ) v, tile by tile, with the running maximum and sum of every row."""
 
     stage: ClassVar[str] = "forward"
@@ -52,7 +52,7 @@ class Forward(Kernel):
     def is_specialised(self) -> bool:
         """Where Triton makes no spills of it: plain scores of narrow heads, with bounds in the kernel."""
         p = self.problem
-        return p.specialised and p.score is None and max(p.dk, p.dv) <= 64 and isinstance(p.by_query, Ranged)
+        return p.specialised and p.score is None and max(p.dk, p.dv) <= 64 and isinstance(p.by_query, RangedWalk)
 
     @override
     def start(self) -> None:

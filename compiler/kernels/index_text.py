@@ -12,17 +12,17 @@ from attnc.compiler import fold
 from attnc.compiler.ir import (
     Arith,
     Bool,
-    Choice,
+    Compare,
     Const,
     Coord,
+    ExactSelect,
     Extent,
     HeadIndex,
     Index,
     Linear,
     Lookup,
     Not,
-    Place,
-    Sign,
+    Position,
     TableRead,
     Truth,
     is_truth,
@@ -44,7 +44,7 @@ class NotInKernelsError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class ExprText:
     """An expression: its text, along which sides of a tile it differs, and how tightly it binds (9: an atom)."""
 
     text: str
@@ -55,14 +55,14 @@ class Text:
         """The text for a place that asks for so much binding."""
         return self.text if self.binds >= binds else f"({self.text})"
 
-    def over(self, axes: Axes) -> Text:
+    def over(self, axes: Axes) -> ExprText:
         """The same as an operand of something over more axes: a column or a row of the tile."""
         if self.axes == axes or not self.axes or len(axes) < 2:
             return self
-        return Text(f"{self.at(9)}[:, None]" if self.axes == ROWS else f"{self.at(9)}[None, :]", axes)
+        return ExprText(f"{self.at(9)}[:, None]" if self.axes == ROWS else f"{self.at(9)}[None, :]", axes)
 
 
-def aligned(*texts: Text) -> tuple[Axes, tuple[Text, ...]]:
+def aligned(*texts: ExprText) -> tuple[Axes, tuple[ExprText, ...]]:
     """The axes of expressions together, and the expressions over them."""
     axes = NO_AXES.union(*(text.axes for text in texts))
     return axes, tuple(text.over(axes) for text in texts)
@@ -102,17 +102,17 @@ def bit_length(n):
 class IndexText:
     """Texts of exact expressions. `names` has the leaves; `read` makes the text of an input's element."""
 
-    names: Mapping[Index, Text]
-    read: Callable[[Lookup, tuple[Text, ...]], Text]
+    names: Mapping[Index, ExprText]
+    read: Callable[[Lookup, tuple[ExprText, ...]], ExprText]
     helpers: dict[str, None] = field(default_factory=dict)
     in_64_bits: bool = False
-    _known: dict[Index, Text] = field(default_factory=dict)
+    _known: dict[Index, ExprText] = field(default_factory=dict)
 
     def forget(self) -> None:
         """Forget texts: loads of the next ones have other masks."""
         self._known.clear()
 
-    def of(self, node: Index) -> Text:
+    def of(self, node: Index) -> ExprText:
         """The text of an expression. Raises NotInKernelsError."""
         if node not in self._known:
             made = self._made(node)
@@ -124,27 +124,27 @@ class IndexText:
         """Return a writer of the same expressions whose leaves are cast to 64 bits."""
         return IndexText(self.names, self.read, self.helpers, in_64_bits=True)
 
-    def _made(self, node: Index) -> Text:  # noqa: C901  one case a node kind
+    def _made(self, node: Index) -> ExprText:  # noqa: C901  one case a node kind
         if node in self.names:
             return self.names[node]
         match node:
             case Const(value=value):
                 return _number(value)
             case Truth(value=value):
-                return Text("True" if value else "False")
+                return ExprText("True" if value else "False")
             case Linear():
                 return self._sum(node)
-            case Sign():
+            case Compare():
                 return self._comparison(node)
             case Bool(op=op, operands=operands):
                 axes, parts = aligned(*map(self.of, operands))
-                return Text((" & " if op == "and" else " | ").join(part.at(6) for part in parts), axes, 4)
+                return ExprText((" & " if op == "and" else " | ").join(part.at(6) for part in parts), axes, 4)
             case Not(operand=operand):
                 inner = self.of(operand)
-                return Text(f"~{inner.at(8)}", inner.axes, 8)
-            case Choice():
+                return ExprText(f"~{inner.at(8)}", inner.axes, 8)
+            case ExactSelect():
                 axes, (test, then, otherwise) = aligned(*map(self.of, node.children()))
-                return Text(f"tl.where({test.text}, {then.text}, {otherwise.text})", axes)
+                return ExprText(f"tl.where({test.text}, {then.text}, {otherwise.text})", axes)
             case Coord():
                 return self._coordinate(node)
             case Arith():
@@ -155,7 +155,7 @@ class IndexText:
                 return self.read(node, tuple(map(self.of, node.indices)))
         raise NotInKernelsError(type(node).__name__.lower())
 
-    def _sum(self, node: Linear) -> Text:
+    def _sum(self, node: Linear) -> ExprText:
         terms = sorted(node.terms, key=lambda pair: pair[1] < 0)
         axes, parts = aligned(*(self.of(term) for term, _ in terms))
         text = ""
@@ -164,77 +164,77 @@ class IndexText:
             text = _joined(text, own, factor < 0)
         if node.constant:
             text = _joined(text, str(abs(node.constant)), node.constant < 0)
-        return Text(text, axes, 5)
+        return ExprText(text, axes, 5)
 
-    def _comparison(self, node: Sign) -> Text:
+    def _comparison(self, node: Compare) -> ExprText:
         terms, constant = fold.parts(node.value)
         left = fold.linear([(t, c) for t, c in terms if c > 0], max(constant, 0) if any(c > 0 for _, c in terms) else 0)
         right = fold.sub(left, node.value)
         axes, (a, b) = aligned(self.of(left), self.of(right))
-        return Text(f"{a.at(5)} {'>=' if node.op == 'ge' else '=='} {b.at(5)}", axes, 3)
+        return ExprText(f"{a.at(5)} {'>=' if node.op == 'ge' else '=='} {b.at(5)}", axes, 3)
 
-    def _coordinate(self, node: Coord) -> Text:
+    def _coordinate(self, node: Coord) -> ExprText:
         quotient = fold.floordiv(fold.sub(node.position, node.offset), node.stride)
         return self.of(quotient if node.extent is None else fold.mod(quotient, node.extent))
 
-    def _arithmetic(self, node: Arith) -> Text:
+    def _arithmetic(self, node: Arith) -> ExprText:
         axes, parts = aligned(*map(self.of, node.operands))
         match node.op, parts:
             case "floordiv" | "mod", (a, b):
                 return self._quotient(node, a, b, axes)
             case "mul", (a, b):
-                return Text(f"{a.at(7)} * {b.at(8)}", axes, 7)
+                return ExprText(f"{a.at(7)} * {b.at(8)}", axes, 7)
             case "min" | "max" as op, (first, *rest):
                 text = first.text
                 for part in rest:
                     text = f"tl.{op}imum({text}, {part.text})"
-                return Text(text, axes)
+                return ExprText(text, axes)
             case "abs", (a,):
-                return Text(f"tl.abs({a.text})", axes)
+                return ExprText(f"tl.abs({a.text})", axes)
             case "bitlen", (a,):
                 self.helpers["bit_length"] = None
-                return Text(f"bit_length({a.text})", axes)
+                return ExprText(f"bit_length({a.text})", axes)
             case "bitand" | "bitor" | "xor" as op, (a, b):
                 sign = {"bitand": "&", "bitor": "|", "xor": "^"}[op]
-                return Text(f"{a.at(9)} {sign} {b.at(9)}", axes, 3)
+                return ExprText(f"{a.at(9)} {sign} {b.at(9)}", axes, 3)
             case "pow", (a, b) if node.operands[0] is fold.const(2):
-                return Text(f"(1 << {b.at(9)})", axes)
+                return ExprText(f"(1 << {b.at(9)})", axes)
         raise NotInKernelsError(node.op)
 
-    def _quotient(self, node: Arith, a: Text, b: Text, axes: Axes) -> Text:
+    def _quotient(self, node: Arith, a: ExprText, b: ExprText, axes: Axes) -> ExprText:
         dividend, divisor = node.operands
         is_mod = node.op == "mod"
         if isinstance(divisor, Const) and divisor.value > 0:
             if is_nonnegative(dividend):
-                return Text(f"{a.at(7)} {'%' if is_mod else '//'} {b.at(8)}", axes, 7)
+                return ExprText(f"{a.at(7)} {'%' if is_mod else '//'} {b.at(8)}", axes, 7)
             if not divisor.value & (divisor.value - 1):
                 bits = divisor.value.bit_length() - 1
-                return Text(f"({a.at(9)} & {divisor.value - 1})" if is_mod else f"({a.at(9)} >> {bits})", axes)
+                return ExprText(f"({a.at(9)} & {divisor.value - 1})" if is_mod else f"({a.at(9)} >> {bits})", axes)
         elif is_nonnegative(dividend) and is_nonnegative(divisor):
-            return Text(f"{a.at(7)} {'%' if is_mod else '//'} {b.at(8)}", axes, 7)
+            return ExprText(f"{a.at(7)} {'%' if is_mod else '//'} {b.at(8)}", axes, 7)
         name = "floor_mod" if is_mod else "floor_div"
         self.helpers[name] = None
-        return Text(f"{name}({a.text}, {b.text})", axes)
+        return ExprText(f"{name}({a.text}, {b.text})", axes)
 
-    def _table(self, values: tuple[int, ...], index: Index) -> Text:
+    def _table(self, values: tuple[int, ...], index: Index) -> ExprText:
         at = self.of(index)
         text = str(values[-1])
         for i, value in reversed(list(enumerate(values[:-1]))):
             text = f"tl.where({at.at(5)} == {i}, {value}, {text})"
-        return Text(text, at.axes)
+        return ExprText(text, at.axes)
 
 
-def _number(value: int) -> Text:
+def _number(value: int) -> ExprText:
     if abs(value) == FAR:
-        return Text("FAR") if value > 0 else Text("-FAR", binds=8)
-    return Text(str(value), binds=9 if value >= 0 else 8)
+        return ExprText("FAR") if value > 0 else ExprText("-FAR", binds=8)
+    return ExprText(str(value), binds=9 if value >= 0 else 8)
 
 
-def _in_64_bits(text: Text) -> Text:
+def _in_64_bits(text: ExprText) -> ExprText:
     cast = ".to(tl.int64)"
     if text.text.endswith(cast) or text.text.isdecimal():  # numbers are as wide as what they meet
         return text
-    return Text(text.at(9) + cast, text.axes)
+    return ExprText(text.at(9) + cast, text.axes)
 
 
 def _joined(text: str, part: str, negative: bool) -> str:
@@ -248,7 +248,7 @@ def is_nonnegative(node: Index) -> bool:
     match node:
         case Const(value=value):
             return value >= 0
-        case Place() | Extent() | HeadIndex() | Coord():
+        case Position() | Extent() | HeadIndex() | Coord():
             return True
         case Linear():
             return node.constant >= 0 and all(factor > 0 and is_nonnegative(term) for term, factor in node.terms)
@@ -262,7 +262,7 @@ def is_nonnegative(node: Index) -> bool:
             return True
         case TableRead(values=values):
             return min(values) >= 0
-        case Choice(then=then, otherwise=otherwise):
+        case ExactSelect(then=then, otherwise=otherwise):
             return is_nonnegative(then) and is_nonnegative(otherwise)
         case _:
             return False
@@ -289,7 +289,7 @@ def _size(node: Index, sizes: Mapping[Index, int]) -> int | None:  # noqa: C901 
     match node:
         case Const(value=value):
             return 1 << 30 if abs(value) == FAR else abs(value)
-        case Place() | Extent() | Lookup():
+        case Position() | Extent() | Lookup():
             return LONGEST
         case HeadIndex():
             return 1 << 16
@@ -297,7 +297,7 @@ def _size(node: Index, sizes: Mapping[Index, int]) -> int | None:  # noqa: C901 
             return sum(abs(factor) * sizes[term] for term, factor in node.terms) + abs(node.constant)
         case Coord():
             return sizes[node.position] + sizes[node.offset] + 1
-        case Choice():
+        case ExactSelect():
             return max(sizes[node.then], sizes[node.otherwise])
         case TableRead(values=values):
             return max(map(abs, values))

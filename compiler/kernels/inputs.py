@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from attnc.compiler.ir import Tensor
-from attnc.compiler.kernels.index_text import Axes, NotInKernelsError, Text, aligned
+from attnc.compiler.kernels.index_text import Axes, ExprText, NotInKernelsError, aligned
 
 TOKENS = ("token", "key", "query")
 LANES = ("batch", "head", "kv_head")
 
 
-def address(tensor: Tensor, indices: tuple[Text, ...], of_place: Callable[[str, Text], Text]) -> tuple[str, Axes]:
+def address(
+    tensor: Tensor, indices: tuple[ExprText, ...], of_place: Callable[[str, ExprText], ExprText]
+) -> tuple[str, Axes]:
     """The address of an element as text, from the strides `input_name_0, …`; and along which sides it differs.
 
     Places are made indices of the call by `of_place`. Elements of the last dimension lie side by side (`strides`).

@@ -11,17 +11,17 @@ from typing_extensions import override
 
 from attnc.compiler import fold
 from attnc.compiler.ir import Index
+from attnc.compiler.kernels.attention_problem import PAIRS, AttentionProblem
 from attnc.compiler.kernels.depth import LEAST, Accumulated, accumulated
-from attnc.compiler.kernels.index_text import COLUMNS, ROWS, IndexText, Text
-from attnc.compiler.kernels.kernel import Kernel
-from attnc.compiler.kernels.lines import SHIFT
-from attnc.compiler.kernels.problem import PAIRS, Problem
-from attnc.compiler.kernels.source import KernelSource
-from attnc.compiler.kernels.walks import Listed, Sides, Walk
+from attnc.compiler.kernels.index_text import COLUMNS, ROWS, ExprText, IndexText
+from attnc.compiler.kernels.kernel_source import KernelSource
+from attnc.compiler.kernels.text_lines import SHIFT
+from attnc.compiler.kernels.tiled_kernel import TiledKernel
+from attnc.compiler.kernels.walks import ListedWalk, Sides, Walk
 from attnc.compiler.simulation.gpu_clocks import TileShape
 
 
-def emit_dkdv(problem: Problem, tiles: TileShape) -> KernelSource:
+def emit_dkdv(problem: AttentionProblem, tiles: TileShape) -> KernelSource:
     """The gradients of k and v, by rows of keys, over all query heads of a kv head."""
     return KeyGradients(problem, tiles).source()
 
@@ -33,7 +33,7 @@ def turns_fit(group: int, queries: int) -> bool:
 
 
 @dataclass
-class KeyGradients(Kernel):
+class KeyGradients(TiledKernel):
     """dv = Pᵀ dO and dk = scale * dSᵀ q, with Sᵀ = k qᵀ so that what is computed is what is multiplied."""
 
     stage: ClassVar[str] = "dkdv"
@@ -82,29 +82,29 @@ class KeyGradients(Kernel):
     @override
     def made_texts(self) -> IndexText:
         wide = ".to(tl.int64)" if self.walk.is_wide else ""
-        query = Text("(query + shift)", COLUMNS)
+        query = ExprText("(query + shift)", COLUMNS)
         if self.problem.documents:
-            query = Text("(query[None, :] - (window_row - window_shift)[:, None])", PAIRS)
-        names: dict[Index, Text] = {
-            fold.place("k"): Text(f"place{wide}", ROWS),
+            query = ExprText("(query[None, :] - (window_row - window_shift)[:, None])", PAIRS)
+        names: dict[Index, ExprText] = {
+            fold.place("k"): ExprText(f"place{wide}", ROWS),
             fold.place("q"): query,
             **self.size_names(),
         }
         return IndexText(names, self.read_exact)
 
     @override
-    def whole_names(self) -> dict[Index, Text]:
+    def whole_names(self) -> dict[Index, ExprText]:
         return {
-            fold.place("k"): Text("row", ROWS),
-            fold.place("q"): Text("(tl.minimum(query, queries - 1) + shift)", COLUMNS),
+            fold.place("k"): ExprText("row", ROWS),
+            fold.place("q"): ExprText("(tl.minimum(query, queries - 1) + shift)", COLUMNS),
         }
 
     @override
-    def of_place(self, dim: str, text: Text) -> Text:
+    def of_place(self, dim: str, text: ExprText) -> ExprText:
         if self.problem.documents:
             by = "window_key" if dim in ("token", "key") else "window_row - window_shift"
-            return Text(f"{text.at(5)} + {by}", ROWS, 5)
-        return Text(f"{text.at(5)} - shift", text.axes, 5) if dim == "query" else text
+            return ExprText(f"{text.at(5)} + {by}", ROWS, 5)
+        return ExprText(f"{text.at(5)} - shift", text.axes, 5) if dim == "query" else text
 
     @override
     def start(self) -> None:
@@ -132,7 +132,7 @@ class KeyGradients(Kernel):
                 lines.add(*of_head)
             else:
                 lines.turns = tuple(of_head)
-            if isinstance(walk, Listed):
+            if isinstance(walk, ListedWalk):
                 lines.add("entry = tl.load(list_of_lane + batch * heads + head) * (tiles + 1) + row_tile")
             if walk.reads_head:
                 self.begin(texts)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attnc.compiler.kernels.depth import Piece, accumulated, pieces
-from attnc.compiler.kernels.places import Places
+from attnc.compiler.kernels.depth import DepthSlice, accumulated, pieces
+from attnc.compiler.kernels.position_text import PositionText
 
 
 @dataclass
-class Loads(Places):
+class Loads(PositionText):
     """Writes loads and stores."""
 
     def base(self, name: str, head: str, moving: bool) -> None:
@@ -49,7 +49,7 @@ class Loads(Places):
             where = f"{name}_base + {name}_rows + {entry_numbers(piece)}"
             self.lines.add(f"{name}_{i} = tl.load({where}, mask={mask}, other=0.0)")
 
-    def _load_box(self, to: str, box: str, head: str, row: str, rows: int, piece: Piece, start: str = "") -> None:
+    def _load_box(self, to: str, box: str, head: str, row: str, rows: int, piece: DepthSlice, start: str = "") -> None:
         where = f"[{self._box_lane(head)}, {row}, {start or piece.start}]"
         self.lines.add(f"{to} = {box}.load({where}).reshape({rows}, {piece.width})")
 
@@ -126,7 +126,7 @@ class Loads(Places):
         self.lines.add(f"{to} = tl.load({where}, mask={conjunction(inside, f'{entries} < {size}')}, other=0.0)")
         return [to]
 
-    def store(self, name: str, head: str, values: list[tuple[str, Piece]], size: int) -> None:
+    def store(self, name: str, head: str, values: list[tuple[str, DepthSlice]], size: int) -> None:
         """Write the program's own rows of a tensor."""
         rows, step, add = self.sides.row_tile, accumulated(size).step, self.lines.add
         if self.problem.boxes:
@@ -164,7 +164,7 @@ class Loads(Places):
             return
         self.lines.add(f"{to} = tl.dot({left}.to({right}.dtype), {right}, {to}{self.problem.precision})")
 
-    def sums(self, name: str, size: int) -> list[tuple[str, Piece]]:
+    def sums(self, name: str, size: int) -> list[tuple[str, DepthSlice]]:
         """The accumulators of a width, by name."""
         return [(f"{name}_{i}", piece) for i, piece in enumerate(accumulated(size).pieces)]
 
@@ -177,13 +177,13 @@ class Loads(Places):
 _ONES = {False: (1, 1), True: (1,)}
 
 
-def entry_numbers(piece: Piece) -> str:
+def entry_numbers(piece: DepthSlice) -> str:
     """The entries of a head in a piece, along columns."""
     start = f"{piece.start} + " if piece.start else ""
     return f"({start}tl.arange(0, {piece.width}))[None, :]" if start else f"tl.arange(0, {piece.width})[None, :]"
 
 
-def validity(piece: Piece) -> str | None:
+def validity(piece: DepthSlice) -> str | None:
     """Which entries of a piece exist, None where all do."""
     return f"(tl.arange(0, {piece.width}) < {piece.valid})[None, :]" if piece.is_padded else None
 

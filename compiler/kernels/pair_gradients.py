@@ -13,36 +13,36 @@ from typing import ClassVar
 from typing_extensions import override
 
 from attnc.compiler.ir import Element, Tensor
-from attnc.compiler.kernels.index_text import IndexText, NotInKernelsError, Text
-from attnc.compiler.kernels.problem import PAIRS, Problem
+from attnc.compiler.kernels.attention_problem import PAIRS, AttentionProblem
+from attnc.compiler.kernels.index_text import ExprText, IndexText, NotInKernelsError
+from attnc.compiler.kernels.kernel_source import KernelArgument, KernelSource
 from attnc.compiler.kernels.query_gradient import QueryGradient
-from attnc.compiler.kernels.scores import Term
-from attnc.compiler.kernels.source import Argument, KernelSource
-from attnc.compiler.kernels.walks import Ranged
+from attnc.compiler.kernels.score_formula import Term
+from attnc.compiler.kernels.walks import RangedWalk
 from attnc.compiler.simulation.gpu_clocks import TileShape
 
 ENTRIES = 32
 """Entries of a table that a program has."""
 
 
-def emit_distance_gradient(problem: Problem, term: Term, tiles: TileShape) -> KernelSource:
+def emit_distance_gradient(problem: AttentionProblem, term: Term, tiles: TileShape) -> KernelSource:
     """The gradient of a term of the distance.
 
     `sums` (lanes, diagonals, 2 · tile - 1): of program (lane, i) the distances
     `(i - columns + 1) * tile + j - tile + 1` for each j, in tokens of the call, where there are so many columns of
     tiles. Raises NotInKernelsError where tiles are listed or bricks.
     """
-    if not isinstance(problem.by_query, Ranged):
+    if not isinstance(problem.by_query, RangedWalk):
         raise NotInKernelsError("gradients of tables by distance where rows see no ranges of keys")
     return _Distances(replace(problem, boxes=False), tiles, term=term).source()
 
 
-def emit_table_gradient(problem: Problem, tensor: Tensor, tiles: TileShape) -> KernelSource:
+def emit_table_gradient(problem: AttentionProblem, tensor: Tensor, tiles: TileShape) -> KernelSource:
     """The gradient of an input that is read pair by pair: `sums` (lanes, tile rows, chunks, 32).
 
     Raises NotInKernelsError where more than one index differs from pair to pair, and where tiles are listed or bricks.
     """
-    if not isinstance(problem.by_query, Ranged):
+    if not isinstance(problem.by_query, RangedWalk):
         raise NotInKernelsError("gradients of inputs read pair by pair where rows see no ranges of keys")
     return _Table(replace(problem, boxes=False), tiles, tensor=tensor).source()
 
@@ -55,8 +55,8 @@ class _Pairs(QueryGradient):
     written: ClassVar[tuple[str, ...]] = ()
 
     @override
-    def more_pointers(self) -> list[Argument]:
-        return [Argument("sums", "*fp32")]
+    def more_pointers(self) -> list[KernelArgument]:
+        return [KernelArgument("sums", "*fp32")]
 
     @override
     def gradients(self) -> list[str]:
@@ -76,7 +76,7 @@ class _Distances(_Pairs):
     def write(self, texts: IndexText) -> None:
         add, p, side = self.lines.add, self.problem, self.tiles.q_tile
         assert self.tiles.k_tile == side
-        assert isinstance(self.walk, Ranged)
+        assert isinstance(self.walk, RangedWalk)
         add("# This program: the tiles along one diagonal of a lane, which is a batch entry and a head.")
         add("lane = tl.program_id(0) % lanes")
         self.heads()
@@ -143,7 +143,7 @@ class _Table(_Pairs):
                 add("one = tl.sum(tl.where(entries == i, pushed, 0.0))")
                 add("found = tl.where(entry == i, found + one, found)")
 
-    def _index(self, node: Element) -> Text:
+    def _index(self, node: Element) -> ExprText:
         """The one index that differs from pair to pair."""
         texts = [self.texts.of(index) for index in node.indices]
         varying = [text for text in texts if text.axes]

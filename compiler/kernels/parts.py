@@ -10,9 +10,9 @@ from dataclasses import replace
 from functools import partial, reduce
 
 from attnc.compiler import fold
-from attnc.compiler.ir import Apply, Attend, Pattern, Seen, Softmax, Value
-from attnc.compiler.kernels.scores import needs_keys, weights_of
-from attnc.compiler.values import apply, element, number, output, reads
+from attnc.compiler.ir import Apply, Attend, Pattern, Softmax, Value, VisibleReduce
+from attnc.compiler.kernels.score_formula import needs_keys, weights_of
+from attnc.compiler.value_nodes import apply, element, number, output, reads
 from attnc.compiler.verify_ir import verified
 
 
@@ -58,7 +58,7 @@ def _summands(value: Value, sign: int) -> Iterator[tuple[Value, int]]:
 def _taken_out(value: Value, sign: int) -> tuple[Value, Value]:
     """A factor that the row alone decides, and the rest: of a value with a sum over its keys, or of the row alone."""
     factor, rest = number(float(sign)), value
-    while any(isinstance(below, Seen) for below in rest.below):
+    while any(isinstance(below, VisibleReduce) for below in rest.below):
         match rest:
             case Apply(op="mul", operands=(left, right)) if _is_of_row(left):
                 factor, rest = _times(factor, left), right
@@ -81,7 +81,7 @@ def _times(factor: Value, other: Value) -> Value:
 
 def _is_of_row(value: Value) -> bool:
     """Whether it is one number for all keys of a row, and no sum over these."""
-    return "k" not in reads(value) and not any(isinstance(below, Seen) for below in value.below)
+    return "k" not in reads(value) and not any(isinstance(below, VisibleReduce) for below in value.below)
 
 
 def _attention(node: Attend, i: int, weights: Value) -> Attend:

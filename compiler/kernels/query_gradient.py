@@ -7,20 +7,20 @@ from typing import ClassVar
 
 from typing_extensions import override
 
+from attnc.compiler.kernels.attention_problem import AttentionProblem
 from attnc.compiler.kernels.depth import Accumulated, accumulated
-from attnc.compiler.kernels.kernel import Kernel
-from attnc.compiler.kernels.problem import Problem
-from attnc.compiler.kernels.source import KernelSource
+from attnc.compiler.kernels.kernel_source import KernelSource
+from attnc.compiler.kernels.tiled_kernel import TiledKernel
 from attnc.compiler.simulation.gpu_clocks import TileShape
 
 
-def emit_dq(problem: Problem, tiles: TileShape) -> KernelSource:
+def emit_dq(problem: AttentionProblem, tiles: TileShape) -> KernelSource:
     """The gradient of q, by rows of queries."""
     return QueryGradient(problem, tiles).source()
 
 
 @dataclass
-class QueryGradient(Kernel):
+class QueryGradient(TiledKernel):
     """dq = dS k, where the score's change dS is P ∘ (dO vᵀ - delta) with P = exp(S - LSE).
 
     Of weights P = W / ΣW, a change of W is (dO vᵀ - delta) / ΣW; of others it is dO vᵀ.

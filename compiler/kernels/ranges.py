@@ -12,7 +12,7 @@ from itertools import product
 from typing import Literal
 
 from attnc.compiler import fold
-from attnc.compiler.ir import Arith, Bool, Choice, Const, Coord, Index, Linear, Not, Place, Sign, Truth
+from attnc.compiler.ir import Arith, Bool, Compare, Const, Coord, ExactSelect, Index, Linear, Not, Position, Truth
 from attnc.compiler.rewrite import walk
 
 Side = Literal["q", "k"]
@@ -28,7 +28,7 @@ FAR = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
-class Range:
+class TokenRange:
     """The tokens from `first` to `last`, both included, where `condition` holds of the row, else none.
 
     None leaves an end open. Where `last` is before `first` there are none.
@@ -53,14 +53,14 @@ class Range:
         return fold.choice(self.condition, fold.const(FAR) if self.last is None else self.last, fold.const(-FAR))
 
 
-EVERYTHING = Range(None, None, fold.truth(True))
+EVERYTHING = TokenRange(None, None, fold.truth(True))
 
 
 class _NoRangesError(Exception):
     """The relation is none of ranges."""
 
 
-def find_ranges(relation: Index, solved: Side) -> tuple[Range, ...] | None:
+def find_ranges(relation: Index, solved: Side) -> tuple[TokenRange, ...] | None:
     """The ranges of places `solved` that a relation leaves to each of the other's; None where it is none of few.
 
     Ranges may overlap. The relation may read sizes, heads and inputs: nothing is known of them.
@@ -73,16 +73,16 @@ def find_ranges(relation: Index, solved: Side) -> tuple[Range, ...] | None:
     return tuple(sorted(found, key=_starts)) if len(found) <= MOST_RANGES else None
 
 
-def _closed(one: Range) -> Range:
+def _closed(one: TokenRange) -> TokenRange:
     """The condition in one end, where both are open or closed alike it does not matter in which."""
     if isinstance(one.condition, Truth):
         return one
     if one.first is None and one.last is not None:
-        return Range(None, one.high, fold.truth(True))
-    return Range(one.low, one.last, fold.truth(True))
+        return TokenRange(None, one.high, fold.truth(True))
+    return TokenRange(one.low, one.last, fold.truth(True))
 
 
-def _is_empty(one: Range) -> bool:
+def _is_empty(one: TokenRange) -> bool:
     """Whether nothing is in it, as places are not negative."""
     if isinstance(one.condition, Truth) and not one.condition.value:
         return True
@@ -91,13 +91,13 @@ def _is_empty(one: Range) -> bool:
 
 def _is_never(node: Index) -> bool:
     """Whether a condition of places fails as none is negative."""
-    if not (isinstance(node, Sign) and node.op == "ge"):
+    if not (isinstance(node, Compare) and node.op == "ge"):
         return False
     terms, constant = fold.parts(node.value)
-    return constant < 0 and all(isinstance(term, Place) and factor < 0 for term, factor in terms)
+    return constant < 0 and all(isinstance(term, Position) and factor < 0 for term, factor in terms)
 
 
-def _starts(one: Range) -> int:
+def _starts(one: TokenRange) -> int:
     """Ranges that start with the first token come first."""
     return 0 if one.first is None else 1
 
@@ -108,7 +108,7 @@ class _Solver:
     def __init__(self, solved: Side) -> None:
         self._place = fold.place(solved)
 
-    def solve(self, node: Index) -> list[Range]:
+    def solve(self, node: Index) -> list[TokenRange]:
         """The ranges of a truth value. Raises _NoRangesError."""
         if not self._reads(node):
             if _is_never(node):
@@ -119,16 +119,16 @@ class _Solver:
                 return self._meet([self.solve(operand) for operand in operands])
             case Bool(op="or", operands=operands):
                 return _joined([one for operand in operands for one in self.solve(operand)])
-            case Choice(condition=condition, then=then, otherwise=otherwise):
+            case ExactSelect(condition=condition, then=then, otherwise=otherwise):
                 return self._either(condition, then, otherwise)
             case Not(operand=Bool() as inner):
                 parts = [fold.negation(operand) for operand in inner.operands]
                 return self.solve(fold.conjunction(*parts) if inner.op == "or" else fold.disjunction(*parts))
-            case Not(operand=Sign(op="eq", value=value)):
+            case Not(operand=Compare(op="eq", value=value)):
                 return _joined([*self.solve(self._at_least(value, 1)), *self.solve(self._at_most(value, -1))])
-            case Sign(op="eq", value=value):
+            case Compare(op="eq", value=value):
                 return self._meet([self.solve(self._at_least(value, 0)), self.solve(self._at_most(value, 0))])
-            case Sign(op="ge", value=value):
+            case Compare(op="ge", value=value):
                 return self._solve_sum(value)
         raise _NoRangesError
 
@@ -143,7 +143,7 @@ class _Solver:
     def _at_most(value: Index, most: int) -> Index:
         return fold.nonnegative(fold.sub(fold.const(most), value))
 
-    def _either(self, condition: Index, then: Index, otherwise: Index) -> list[Range]:
+    def _either(self, condition: Index, then: Index, otherwise: Index) -> list[TokenRange]:
         """One side or the other; the ends of single ranges are chosen where the condition is of the row."""
         if not self._reads(condition):
             a, b = self.solve(then), self.solve(otherwise)
@@ -152,7 +152,7 @@ class _Solver:
         negated = fold.negation(condition)
         return self.solve(fold.disjunction(fold.conjunction(condition, then), fold.conjunction(negated, otherwise)))
 
-    def _meet(self, parts: Sequence[list[Range]]) -> list[Range]:
+    def _meet(self, parts: Sequence[list[TokenRange]]) -> list[TokenRange]:
         found = [EVERYTHING]
         for part in parts:
             found = _joined([_both(a, b) for a, b in product(found, part)])
@@ -160,7 +160,7 @@ class _Solver:
                 raise _NoRangesError
         return found
 
-    def _solve_sum(self, value: Index) -> list[Range]:
+    def _solve_sum(self, value: Index) -> list[TokenRange]:
         """`value >= 0`."""
         terms, constant = fold.parts(value)
         reading = [(term, factor) for term, factor in terms if self._reads(term)]
@@ -172,11 +172,11 @@ class _Solver:
             return self._solve_term(term, fold.times(fold.floordiv(others, fold.const(factor)), -1), None)
         return self._solve_term(term, None, fold.floordiv(others, fold.const(-factor)))
 
-    def _solve_term(self, term: Index, least: Index | None, most: Index | None) -> list[Range]:
+    def _solve_term(self, term: Index, least: Index | None, most: Index | None) -> list[TokenRange]:
         """`term >= least`, or `term <= most`; one of them is None."""
         match term:
-            case Place():
-                return [Range(least, most, fold.truth(True))]
+            case Position():
+                return [TokenRange(least, most, fold.truth(True))]
             case Linear():
                 return self._solve_sum(_gap(term, least, most))
             case Arith(op="floordiv", operands=(inner, Const(value=divisor))) if divisor > 0:
@@ -191,7 +191,7 @@ class _Solver:
             case Arith(op="abs", operands=(inner,)):
                 sides = [fold.nonnegative(_gap(x, least, most)) for x in (inner, fold.times(inner, -1))]
                 return self.solve(fold.disjunction(*sides) if most is None else fold.conjunction(*sides))
-            case Choice(condition=condition, then=then, otherwise=otherwise):
+            case ExactSelect(condition=condition, then=then, otherwise=otherwise):
                 sides = [fold.nonnegative(_gap(x, least, most)) for x in (then, otherwise)]
                 return self._either(condition, sides[0], sides[1])
         raise _NoRangesError
@@ -212,8 +212,8 @@ def _scaled(bound: Index | None, factor: int, more: int) -> Index | None:
 # --- ranges together -------------------------------------------------------------------------------------------------
 
 
-def _both(a: Range, b: Range) -> Range:
-    return Range(
+def _both(a: TokenRange, b: TokenRange) -> TokenRange:
+    return TokenRange(
         _extreme(fold.maximum, a.first, b.first),
         _extreme(fold.minimum, a.last, b.last),
         fold.conjunction(a.condition, b.condition),
@@ -226,7 +226,7 @@ def _extreme(of: object, a: Index | None, b: Index | None) -> Index | None:
     return of(a, b)  # type: ignore[operator,no-any-return]
 
 
-def _chosen(condition: Index, a: Range, b: Range) -> Range:
+def _chosen(condition: Index, a: TokenRange, b: TokenRange) -> TokenRange:
     """The ends of one range or of the other."""
 
     def end(x: Index | None, y: Index | None, open_end: int) -> Index | None:
@@ -235,12 +235,12 @@ def _chosen(condition: Index, a: Range, b: Range) -> Range:
         sides = (fold.const(open_end) if side is None else side for side in (x, y))
         return fold.choice(condition, *sides)
 
-    return Range(end(a.first, b.first, -FAR), end(a.last, b.last, FAR), fold.truth(True))
+    return TokenRange(end(a.first, b.first, -FAR), end(a.last, b.last, FAR), fold.truth(True))
 
 
-def _joined(ranges: list[Range]) -> list[Range]:
+def _joined(ranges: list[TokenRange]) -> list[TokenRange]:
     """The union: ranges that are open on one side, or have an end in common, are one."""
-    kept: list[Range] = []
+    kept: list[TokenRange] = []
     for one in ranges:
         if isinstance(one.condition, Truth) and not one.condition.value:
             continue
@@ -256,7 +256,7 @@ def _joined(ranges: list[Range]) -> list[Range]:
     return _joined(kept) if len(kept) < len(ranges) and len(kept) > 1 else kept
 
 
-def _united(a: Range, b: Range) -> Range | None:
+def _united(a: TokenRange, b: TokenRange) -> TokenRange | None:
     """The union of two ranges as one, None where it may have a gap."""
     if a.condition is b.condition:
         if a.first is b.first and a.last is not None and b.last is not None:
@@ -264,9 +264,9 @@ def _united(a: Range, b: Range) -> Range | None:
         if a.last is b.last and a.first is not None and b.first is not None:
             return replace(a, first=fold.minimum(a.first, b.first))
     if a.first is None and b.first is None:
-        return Range(None, _either_end(fold.maximum, FAR, a.high, b.high), fold.truth(True))
+        return TokenRange(None, _either_end(fold.maximum, FAR, a.high, b.high), fold.truth(True))
     if a.last is None and b.last is None:
-        return Range(_either_end(fold.minimum, -FAR, a.low, b.low), None, fold.truth(True))
+        return TokenRange(_either_end(fold.minimum, -FAR, a.low, b.low), None, fold.truth(True))
     return None
 
 
@@ -276,7 +276,10 @@ def _either_end(of: object, everything: int, a: Index | None, b: Index | None) -
         return None
     for one, other in ((a, b), (b, a)):
         match one:
-            case Choice(condition=condition, then=Const(value=x), otherwise=Const(value=y)) if {x, y} == {FAR, -FAR}:
+            case ExactSelect(condition=condition, then=Const(value=x), otherwise=Const(value=y)) if {x, y} == {
+                FAR,
+                -FAR,
+            }:
                 sides = (one.then, other) if x == everything else (other, one.otherwise)
                 return fold.choice(condition, *sides)
     return of(a, b)  # type: ignore[operator,no-any-return]
@@ -292,9 +295,9 @@ def _operands(op: str, node: Index) -> tuple[Index, ...]:
     return node.operands if isinstance(node, Arith) and node.op == op else (node,)
 
 
-def ends(ranges: Sequence[Range]) -> list[Index]:
+def ends(ranges: Sequence[TokenRange]) -> list[Index]:
     """All formulas of ranges."""
     return [end for one in ranges for end in (one.first, one.last) if end is not None]
 
 
-__all__ = ["EVERYTHING", "FAR", "Range", "Side", "conjuncts", "ends", "find_ranges"]
+__all__ = ["EVERYTHING", "FAR", "Side", "TokenRange", "conjuncts", "ends", "find_ranges"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from attnc.compiler.kernels.source import Stage
+from attnc.compiler.kernels.kernel_source import Stage
 from attnc.compiler.kernels.targets import Target
 from attnc.compiler.simulation.gpu_clocks import TileShape as T
 

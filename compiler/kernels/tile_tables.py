@@ -8,11 +8,11 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler.analysis.tiles import Grid, find_live_tiles
+from attnc.compiler.analysis.live_tiles import TileGrid, find_live_tiles
 from attnc.compiler.ir import Index
 from attnc.compiler.kernels.walks import WORD
 from attnc.compiler.planning.build_plan import Relations
-from attnc.compiler.planning.plan import TileCounts
+from attnc.compiler.planning.cpu_plan import TileCounts
 from attnc.compiler.planning.runs import resolve
 from attnc.compiler.tile_forms.arrays import Int32, frozen
 from attnc.compiler.tile_forms.tile_lists import TileLists, list_tiles
@@ -61,7 +61,7 @@ def tile_tables(relations: Relations, q_tile: int, k_tile: int, *, by_key: bool)
     known: dict[Index, int] = {}
     for batches, heads, (local,) in relations.groups(cut=False):
         if local.relation not in known:
-            grid = Grid(shape.n_q, shape.n_k, q_tile, k_tile)
+            grid = TileGrid(shape.n_q, shape.n_k, q_tile, k_tile)
             resolved = resolve(local.relation, find_live_tiles(local.relation, grid), relations.pattern.origins)
             known[local.relation] = len(found)
             found.append((mask_edges(find_tile_runs(resolved)), 0))

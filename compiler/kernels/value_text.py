@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import isinf, isnan
 
-from attnc.compiler.ir import Apply, Const, Element, Index, Number, Ratio, Select, Value, is_truth
-from attnc.compiler.kernels.index_text import IndexText, NotInKernelsError, Text, aligned, fits_32_bits
+from attnc.compiler.ir import Apply, Const, Element, FloatSelect, Index, Number, Ratio, Value, is_truth
+from attnc.compiler.kernels.index_text import ExprText, IndexText, NotInKernelsError, aligned, fits_32_bits
 
 LOG2_E = 1.4426950408889634
 LN_2 = 0.6931471805599453
@@ -82,12 +82,12 @@ class ValueText:
     stand in parentheses of their own.
     """
 
-    names: Mapping[Value, Text]
+    names: Mapping[Value, ExprText]
     exact: IndexText
-    read: Callable[[Element, tuple[Text, ...]], Text]
+    read: Callable[[Element, tuple[ExprText, ...]], ExprText]
     helpers: dict[str, None] = field(default_factory=dict)
     grouped: frozenset[Value] = frozenset()
-    _known: dict[Value, Text] = field(default_factory=dict)
+    _known: dict[Value, ExprText] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._wide = self.exact.wide()
@@ -98,23 +98,23 @@ class ValueText:
         self.exact.forget()
         self._wide.forget()
 
-    def of(self, node: Value) -> Text:
+    def of(self, node: Value) -> ExprText:
         """The text of a number. Raises NotInKernelsError."""
         if node not in self._known:
             text = self._made(node)
-            self._known[node] = Text(f"({text.text})", text.axes) if node in self.grouped else text
+            self._known[node] = ExprText(f"({text.text})", text.axes) if node in self.grouped else text
         return self._known[node]
 
-    def integer(self, node: Index) -> Text:
+    def integer(self, node: Index) -> ExprText:
         """The text of an integer, in 64 bits where 32 may be too few."""
         return (self.exact if fits_32_bits(node) else self._wide).of(node)
 
-    def truth(self, node: Index) -> Text:
+    def truth(self, node: Index) -> ExprText:
         """The text of a condition."""
         assert is_truth(node)
         return self.exact.of(node)
 
-    def _made(self, node: Value) -> Text:  # noqa: C901  one case a node kind
+    def _made(self, node: Value) -> ExprText:  # noqa: C901  one case a node kind
         if node in self.names:
             return self.names[node]
         match node:
@@ -124,9 +124,9 @@ class ValueText:
                 return self._ratio(num, den)
             case Element(indices=indices):
                 return self.read(node, tuple(map(self.integer, indices)))
-            case Select(condition=condition, then=then, otherwise=otherwise):
+            case FloatSelect(condition=condition, then=then, otherwise=otherwise):
                 axes, parts = aligned(self.truth(condition), self.of(then), self.of(otherwise))
-                return Text(f"tl.where({', '.join(part.text for part in parts)})", axes)
+                return ExprText(f"tl.where({', '.join(part.text for part in parts)})", axes)
             case Apply(op="pow"):
                 return self._power(node)
             case Apply(op="min" | "max" as op, operands=operands):
@@ -134,20 +134,20 @@ class ValueText:
                 text = parts[0].text
                 for part in parts[1:]:
                     text = f"tl.{op}imum({text}, {part.text})"
-                return Text(text, axes)
+                return ExprText(text, axes)
             case Apply(op="neg", operands=(operand,)):
                 inner = self.of(operand)
-                return Text(f"-{inner.at(8)}", inner.axes, 6)
+                return ExprText(f"-{inner.at(8)}", inner.axes, 6)
             case Apply(op=op, operands=operands):
                 return self._applied(op, operands)
         raise NotInKernelsError(type(node).__name__.lower())
 
-    def _applied(self, op: str, operands: tuple[Value, ...]) -> Text:
+    def _applied(self, op: str, operands: tuple[Value, ...]) -> ExprText:
         axes, parts = aligned(*map(self.of, operands))
         if op in _SIGNS:
             sign, binds = _SIGNS[op]
             # `score + (x - y)` is not `(score + x) - y`: beside large x and y a score loses its digits.
-            return Text(f"{parts[0].at(binds)} {sign} {parts[1].at(binds + 1)}", axes, binds)
+            return ExprText(f"{parts[0].at(binds)} {sign} {parts[1].at(binds + 1)}", axes, binds)
         if op not in _CALLS:
             raise NotInKernelsError(op)
         if op in _USES:
@@ -156,32 +156,36 @@ class ValueText:
             part.at(9) if op in ("silu", "sign", "share", "elu", "chain", "logaddexp") else part.text for part in parts
         ]
         text = _CALLS[op].format(*own)
-        return Text(text, axes, 9 if text.startswith("tl.where") or op in ("tanh", "softplus") else 5)
+        return ExprText(text, axes, 9 if text.startswith("tl.where") or op in ("tanh", "softplus") else 5)
 
-    def _ratio(self, num: Index, den: Index) -> Text:
+    def _ratio(self, num: Index, den: Index) -> ExprText:
         if isinstance(num, Const) and isinstance(den, Const):
             return _constant(num.value / den.value)
         above = self.integer(num)
-        own = Text(f"{above.at(9)}.to(tl.float32)", above.axes) if not isinstance(num, Const) else _constant(num.value)
+        own = (
+            ExprText(f"{above.at(9)}.to(tl.float32)", above.axes)
+            if not isinstance(num, Const)
+            else _constant(num.value)
+        )
         if isinstance(den, Const) and den.value == 1:
             return own
         below = self.integer(den)
-        divisor = Text(f"{below.at(9)}.to(tl.float32)", below.axes)
+        divisor = ExprText(f"{below.at(9)}.to(tl.float32)", below.axes)
         if isinstance(den, Const):
             divisor = _constant(float(den.value))
         axes, (a, b) = aligned(own, divisor)
-        return Text(f"{a.at(7)} / {b.at(8)}", axes, 7)
+        return ExprText(f"{a.at(7)} / {b.at(8)}", axes, 7)
 
-    def _power(self, node: Apply) -> Text:
+    def _power(self, node: Apply) -> ExprText:
         base, exponent = node.operands
         whole = _whole(exponent)
         inner = self.of(base)
         if whole is not None and 2 <= whole <= MOST_WHOLE:
             self.helpers["whole_power"] = None
-            return Text(f"whole_power({inner.text}, {whole})", inner.axes)
+            return ExprText(f"whole_power({inner.text}, {whole})", inner.axes)
         axes, (a, b) = aligned(inner, self.of(exponent))
         self.helpers["power"] = None
-        return Text(f"power({a.text}, {b.text})", axes)
+        return ExprText(f"power({a.text}, {b.text})", axes)
 
 
 def _whole(node: Value) -> int | None:
@@ -194,7 +198,7 @@ def _whole(node: Value) -> int | None:
     return None
 
 
-def _constant(value: float) -> Text:
+def _constant(value: float) -> ExprText:
     if isinf(value) or isnan(value):
-        return Text(f'float("{value}")')
-    return Text(repr(float(value)), binds=9 if value >= 0 else 6)
+        return ExprText(f'float("{value}")')
+    return ExprText(repr(float(value)), binds=9 if value >= 0 else 6)

@@ -9,11 +9,11 @@ which no later operation of the kernel removes, so the sum of the results misses
 
 from __future__ import annotations
 
-from attnc.compiler.ir import HeadIndex, Index, Lookup, Pattern, Place
-from attnc.compiler.kernels.source import Argument
+from attnc.compiler.ir import HeadIndex, Index, Lookup, Pattern, Position
+from attnc.compiler.kernels.kernel_source import KernelArgument
 from attnc.compiler.rewrite import walk
 
-RESULT_SUM = Argument("result_sum", "*fp32")
+RESULT_SUM = KernelArgument("result_sum", "*fp32")
 """The sum of all entries that the kernel before wrote."""
 
 RETURN_WHERE_FINITE = (
@@ -58,7 +58,7 @@ def hides_by_inputs(pattern: Pattern) -> bool:
 
 
 def _reads_token(index: Index) -> bool:
-    return any(isinstance(n, Place) or (isinstance(n, HeadIndex) and n.name == "batch") for n in index.below)
+    return any(isinstance(n, Position) or (isinstance(n, HeadIndex) and n.name == "batch") for n in index.below)
 
 
 __all__ = ["RESULT_SUM", "RETURN_WHERE_FINITE", "helper", "hides_by_inputs"]

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from attnc.compiler.ir import Arith, Const, HeadIndex, Index, Truth
-from attnc.compiler.kernels.bricks import BrickRanges
-from attnc.compiler.kernels.index_text import ROWS, IndexText, Text, fits_32_bits
-from attnc.compiler.kernels.lines import Lines
-from attnc.compiler.kernels.ranges import Range, ends
-from attnc.compiler.kernels.source import Argument
+from attnc.compiler.kernels.brick_ranges import BrickRanges
+from attnc.compiler.kernels.index_text import ROWS, ExprText, IndexText, fits_32_bits
+from attnc.compiler.kernels.kernel_source import KernelArgument
+from attnc.compiler.kernels.ranges import TokenRange, ends
+from attnc.compiler.kernels.text_lines import Lines
 from attnc.compiler.rewrite import walk
 
 SHORT = 256
@@ -41,13 +41,13 @@ class Sides:
 
 
 @dataclass(frozen=True)
-class Ranged:
+class RangedWalk:
     """Ranges of columns by row, whose ends are formulas (`ranges`): bounds are computed in the kernel.
 
     `windows`: each row has a window of its own, outside of which it sees nothing (documents).
     """
 
-    ranges: tuple[Range, ...]
+    ranges: tuple[TokenRange, ...]
     windows: bool = False
 
     @property
@@ -65,7 +65,7 @@ class Ranged:
         """Whether heads that share keys see different things."""
         return any(isinstance(n, HeadIndex) and n.name == "head" for end in _told(self.ranges) for n in walk(end))
 
-    def arguments(self, sides: Sides) -> tuple[Argument, ...]:
+    def arguments(self, sides: Sides) -> tuple[KernelArgument, ...]:
         """None of its own."""
         return ()
 
@@ -79,7 +79,7 @@ class Ranged:
         if not self._is_sorted:
             _sort(lines, len(self.ranges))
 
-    def _ends(self, lines: Lines, sides: Sides, texts: IndexText, i: int, one: Range, moved: str) -> None:
+    def _ends(self, lines: Lines, sides: Sides, texts: IndexText, i: int, one: TokenRange, moved: str) -> None:
         first = "window_first" if self.windows else "0"
         last = "window_last" if self.windows else f"{sides.columns} - 1"
         if self._has_first(i):
@@ -99,7 +99,7 @@ class Ranged:
     def _has_last(self, i: int) -> bool:
         return self.windows or self.ranges[i].high is not None
 
-    def _tiles(self, lines: Lines, sides: Sides, i: int, one: Range) -> None:
+    def _tiles(self, lines: Lines, sides: Sides, i: int, one: TokenRange) -> None:
         size = sides.column_tile
         if self._has_first(i):
             lines.add(f"low_{i} = {_least(f'first_{i}')} // {size}")
@@ -202,12 +202,12 @@ def _both_sides(lines: Lines, body: Body, full_loop: FullLoop) -> None:
     full_loop("full", "rest")
 
 
-def _told(ranges: Sequence[Range]) -> list[Index]:
+def _told(ranges: Sequence[TokenRange]) -> list[Index]:
     conditions = [one.condition for one in ranges if not isinstance(one.condition, Truth)]
     return [*ends(ranges), *conditions]
 
 
-def _shifted(text: Text, moved: str) -> str:
+def _shifted(text: ExprText, moved: str) -> str:
     """An end as a number for every row."""
     return f"{text.at(5)}{moved}{'' if text.axes else ' + tl.zeros_like(row)'}"
 
@@ -236,7 +236,7 @@ WORD = 32
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedWalk:
     """Tiles from lists by row: full ones one by one, or as runs of adjacent ones; partial ones with a kind each.
 
     The mask of a kind is a bit for every pair, rows of `column_tile` bits in words of 32.
@@ -248,10 +248,10 @@ class Listed:
     reads_head: ClassVar[bool] = True
     has_inner_loops: ClassVar[bool] = False
 
-    def arguments(self, sides: Sides) -> tuple[Argument, ...]:
+    def arguments(self, sides: Sides) -> tuple[KernelArgument, ...]:
         """The lists."""
         names = ["list_of_lane", "tile_order", "full_pointers", "full_tiles", "partial_pointers", "partial_tiles"]
-        return tuple(Argument(name, "*i32") for name in [*names, "partial_kinds", "masks"])
+        return tuple(KernelArgument(name, "*i32") for name in [*names, "partial_kinds", "masks"])
 
     def start(self, lines: Lines, sides: Sides, texts: IndexText, moved: str) -> None:
         """Where the row's lists are."""
@@ -304,7 +304,7 @@ class Listed:
         )
 
 
-Walk = Ranged | Listed | BrickRanges
+Walk = RangedWalk | ListedWalk | BrickRanges
 Form = Literal["ranges", "bricks", "runs", "lists", "asked"]
 
-__all__ = ["ROWS", "Body", "Form", "Listed", "Ranged", "Sides", "Walk"]
+__all__ = ["ROWS", "Body", "Form", "ListedWalk", "RangedWalk", "Sides", "Walk"]

@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import cast
 
 from attnc.compiler import fold, ir
-from attnc.compiler.lowering.expressions import Lowering, OpenSizeError, Scope, number_of
-from attnc.compiler.lowering.recurrent import lower_branch, lower_recurrence
-from attnc.compiler.lowering.rounding import lower_round
-from attnc.compiler.lowering.selections import SelectingLowering
+from attnc.compiler.lowering.lower_expressions import Lowering, LoweringScope, OpenSizeError, number_of
+from attnc.compiler.lowering.lower_recurrence import lower_branch, lower_recurrence
+from attnc.compiler.lowering.lower_round import lower_round
+from attnc.compiler.lowering.lower_selections import SelectingLowering
 from attnc.compiler.rewrite import substitute
 from attnc.compiler.verify_ir import verified
 from attnc.spec import program as checked
@@ -29,7 +29,7 @@ def lower(bound: checked.BoundProgram) -> ir.Pattern:
     return replace(pattern, general=_general(bound, pattern))
 
 
-def _general(bound: checked.BoundProgram, pattern: ir.Pattern) -> ir.General | None:
+def _general(bound: checked.BoundProgram, pattern: ir.Pattern) -> ir.OpenExtents | None:
     """The pattern with the extents of its grid left open, as far as it can be."""
     program = bound.program
     if len(program.segments) != 1 or program.round is not None:
@@ -44,7 +44,7 @@ def _general(bound: checked.BoundProgram, pattern: ir.Pattern) -> ir.General | N
         opened = _lower(bound, frozenset(sizes))
     except (OpenSizeError, SpecError):
         return None
-    general = ir.General(cast("dict[str, int]", sizes), tuple(extent for _, extent in opened.segments[0].axes), {})
+    general = ir.OpenExtents(cast("dict[str, int]", sizes), tuple(extent for _, extent in opened.segments[0].axes), {})
     pairs = [(own.visible, other.visible) for own, other in zip(pattern.nodes, opened.nodes, strict=True)]
     return replace(general, known={own: other for own, other in pairs if substitute(other, general.numbers) is own})
 
@@ -67,7 +67,7 @@ def _lower(bound: checked.BoundProgram, left_open: frozenset[str]) -> ir.Pattern
     if program.recurrence is not None:
         recur = lower_recurrence(program.recurrence, lowering, lambda dim: _dim(dim, lowering))
     requirements = tuple(
-        (lowering.truth(r.condition, Scope()), r.span) for r in program.requirements if r.stage == "call"
+        (lowering.truth(r.condition, LoweringScope()), r.span) for r in program.requirements if r.stage == "call"
     )
     selections = lowering.selections()
     return ir.Pattern(
@@ -117,14 +117,14 @@ def _dim(dim: Dim, lowering: Lowering) -> str | int:
 
 def _number(expr: checked.Expr, lowering: Lowering) -> int:
     """An integer that the parameters alone make."""
-    return number_of(lowering.integer(expr, Scope()))
+    return number_of(lowering.integer(expr, LoweringScope()))
 
 
-def _segments(segments: tuple[checked.Segment, ...], lowering: Lowering) -> None:
+def _segments(segments: tuple[checked.TokenSegment, ...], lowering: Lowering) -> None:
     """Put the segments of the IR into the lowering."""
     offset = fold.const(0)
     for segment in segments:
-        axes = tuple((axis.name, lowering.integer(axis.extent, Scope())) for axis in segment.axes)
+        axes = tuple((axis.name, lowering.integer(axis.extent, LoweringScope())) for axis in segment.axes)
         length = fold.const(1)
         for _, extent in axes:
             length = fold.mul(length, extent)

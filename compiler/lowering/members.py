@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attnc.compiler import fold, ir, values
+from attnc.compiler import fold, ir, value_nodes
 from attnc.compiler.ir import Index
 from attnc.compiler.lowering import rational as exact
-from attnc.compiler.lowering.expressions import Lowered, as_index, as_number, as_value, counted
+from attnc.compiler.lowering.lower_expressions import Lowered, as_index, as_number, as_value, counted
+from attnc.compiler.lowering.lower_units import LinearUnit, UnitMembers
 from attnc.compiler.lowering.rational import Number
-from attnc.compiler.lowering.units import Members, Stretch
 from attnc.spec import program as checked
 from attnc.spec.checks.measure import expressions_of_selection, selections_read
 
@@ -17,7 +17,7 @@ Term = tuple[Index, Lowered]
 """A condition, and what stands for it where it holds."""
 
 
-def asked_through(name: str, selections: Sequence[checked.Selection]) -> set[str]:
+def asked_through(name: str, selections: Sequence[checked.SelectionClauses]) -> set[str]:
     """The names of the selections that one asks, that those ask, and so on."""
     by_name = {item.name: item for item in selections}
     found, left = set[str](), {name}
@@ -45,7 +45,7 @@ def joined(op: str, terms: Sequence[Term]) -> Lowered | None:
         case "all":
             return fold.conjunction(*(fold.disjunction(fold.negation(t), as_index(body)) for t, body in terms))
         case "sum" | "count":
-            is_floating = any(values.is_value(body) or isinstance(body, float) for _, body in terms)
+            is_floating = any(value_nodes.is_value(body) or isinstance(body, float) for _, body in terms)
             return _floating_sum(terms) if is_floating else _exact_sum(terms)
         case _:
             return None
@@ -59,20 +59,20 @@ def _exact_sum(terms: Sequence[Term]) -> Number:
 
 
 def _floating_sum(terms: Sequence[Term]) -> ir.Value:
-    total = values.number(0.0)
+    total = value_nodes.number(0.0)
     for truth, body in terms:
-        total = values.apply("add", total, values.select(truth, as_value(body), values.number(0.0)))
+        total = value_nodes.apply("add", total, value_nodes.select(truth, as_value(body), value_nodes.number(0.0)))
     return total
 
 
-def divides(own: Members, other: Members) -> bool:
+def divides(own: UnitMembers, other: UnitMembers) -> bool:
     """Whether each unit of the first kind lies in one of the second, both stretches that begin at token 0."""
-    if not (isinstance(own.form, Stretch) and isinstance(other.form, Stretch)) or own.rows != other.rows:
+    if not (isinstance(own.form, LinearUnit) and isinstance(other.form, LinearUnit)) or own.rows != other.rows:
         return False
     return own.form.shift == other.form.shift == 0 and other.form.size % own.form.size == 0
 
 
-def size_of(members: Members) -> int:
+def size_of(members: UnitMembers) -> int:
     """The tokens of a unit that is a stretch."""
-    assert isinstance(members.form, Stretch)
+    assert isinstance(members.form, LinearUnit)
     return members.form.size

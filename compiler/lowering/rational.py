@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from attnc.compiler import fold
-from attnc.compiler.ir import Arith, Const, Extent, Index, Linear, Place
+from attnc.compiler.ir import Arith, Const, Extent, Index, Linear, Position
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def _never_negative(node: Index) -> bool:
     match node:
         case Const(value=value):
             return value >= 0
-        case Place() | Extent():
+        case Position() | Extent():
             return True
         case Linear():
             return node.constant >= 0 and all(c >= 0 and _never_negative(t) for t, c in node.terms)

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler import fold
-from attnc.compiler.ir import Data, Extent, HeadIndex, Index, Lookup, Pattern, Place, Tensor, Var, Whole
-from attnc.compiler.lowering.tables import tabulated
+from attnc.compiler.ir import Data, Extent, HeadIndex, Index, Lookup, Pattern, Position, RoundToInt, Tensor, Var
+from attnc.compiler.lowering.float_tables import tabulated
 from attnc.compiler.rewrite import rewrite, walk
 from attnc.compiler.verify_ir import verified_relation
 
@@ -32,7 +32,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class CallSizes:
     """Every size of a call by name (`heads`, `kv_heads`, `group`, `dk`, `dv`, new dimensions, segment lengths)."""
 
     values: Mapping[str, int]
@@ -80,7 +80,7 @@ class Slices:
 
 @verified_relation
 def specialise(
-    relation: Index, sizes: Sizes, slices: Slices, window: Window, *, batch: int | Var, head: int | Var, group: int
+    relation: Index, sizes: CallSizes, slices: Slices, window: Window, *, batch: int | Var, head: int | Var, group: int
 ) -> Index:
     """The relation of one batch entry, head and window, over local rows (place q) and local keys (place k).
 
@@ -97,11 +97,11 @@ def specialise(
                 return fold.const(local[node.name] if node.name in local else sizes.values[node.name])
             case HeadIndex():
                 return indices[node.name]
-            case Place(name="q"):
+            case Position(name="q"):
                 return fold.add(node, fold.const(window.shift))
             case Lookup():
                 return _read(node, slices, window, batch)
-            case Whole():
+            case RoundToInt():
                 return tabulated(node, window.n_q, window.n_k)
             case _:
                 return None
@@ -114,7 +114,7 @@ def alone(relation: Index, n: int, head: int = 0, heads: int = 1, group: int = 1
 
     Raises KeyError where it reads other sizes (`other_sizes`).
     """
-    sizes = Sizes({"heads": heads, "kv_heads": heads // group, "group": group, "queries": n, "keys": n})
+    sizes = CallSizes({"heads": heads, "kv_heads": heads // group, "group": group, "queries": n, "keys": n})
     return specialise(relation, sizes, Slices({}), Window(0, 0, n, n, 0), batch=0, head=head, group=group)
 
 

@@ -16,12 +16,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler.analysis import exact
-from attnc.compiler.analysis.separation import Axis, Leaves, NotSeparableError
+from attnc.compiler.analysis import exact_evaluation
+from attnc.compiler.analysis.separation import CoordinateLeaves, NotSeparableError, SeparatedAxis
 from attnc.compiler.ir import Arith, Const, Index, Truth
+from attnc.compiler.planning.cpu_plan import GridMask, Mask, PlanPiece, Strip, StripAxis, stretch, strip
 from attnc.compiler.planning.pieces import Cover
-from attnc.compiler.planning.plan import GridMask, Mask, Piece, Steps, Strip, stretch, strip
-from attnc.compiler.planning.rates import ROWS, Rates, Work
+from attnc.compiler.planning.rates import ROWS, PieceWork, Rates
 from attnc.compiler.planning.residues import split
 from attnc.compiler.rewrite import walk
 
@@ -46,12 +46,12 @@ class AxisTable:
     is solved like a sequence.
     """
 
-    def __init__(self, relation: Index, number: int, leaves: Leaves, most_pairs: int, solve: Solve) -> None:
+    def __init__(self, relation: Index, number: int, leaves: CoordinateLeaves, most_pairs: int, solve: Solve) -> None:
         self.axis = axis = leaves.grid[number]
         self._relation = relation
         self._trivial = isinstance(relation, Truth) and relation.value
-        self._parts: tuple[_Part, ...] = ()
-        self._sums: Sums | None = None
+        self._parts: tuple[_CoordinateMatrix, ...] = ()
+        self._sums: TileSums | None = None
         self._covers: dict[int, Cover] = {}
         self._tiles: list[int] = []
         if self._trivial:
@@ -61,8 +61,8 @@ class AxisTable:
         elif any(isinstance(node, Arith) and node.op == "mod" for node in walk(relation)):
             self._parts = tuple(_classes(leaves.alone(relation, number), axis.extent))
         else:
-            matrix = exact.mask_of_coordinates(relation, leaves.coordinates(number), axis.extent)
-            self._parts = (_Part(0, 0, 1, matrix, True),)
+            matrix = exact_evaluation.mask_of_coordinates(relation, leaves.coordinates(number), axis.extent)
+            self._parts = (_CoordinateMatrix(0, 0, 1, matrix, True),)
 
     def _take(self, solved: tuple[Cover, int] | None) -> None:
         if solved is None:
@@ -82,7 +82,7 @@ class AxisTable:
             self._tiles = sorted(sizes)
         return self._tiles
 
-    def sums(self) -> Sums:
+    def sums(self) -> TileSums:
         """What the covers with each of the tiles come to."""
         if self._sums is None:
             tiles = self.tiles()
@@ -97,7 +97,7 @@ class AxisTable:
         return self._covers[tile]
 
 
-class _Part:
+class _CoordinateMatrix:
     """The relation between coordinates `row + d·i` and `key + d·j`, as a matrix over i and j.
 
     `lone`: there is no other part that may see the same rows.
@@ -110,7 +110,7 @@ class _Part:
         self._low = np.where(seen, matrix.argmax(axis=1), matrix.shape[1])
         self._high = np.where(seen, matrix.shape[1] - matrix[:, ::-1].argmax(axis=1), 0)
 
-    def sums(self, tiles: Int64) -> Sums:
+    def sums(self, tiles: Int64) -> TileSums:
         """Over tiles of rows of each size, whose keys are all from the first visible one to the last."""
         n, sizes = len(self.matrix), len(tiles)
         counts = -(-n // tiles)
@@ -125,11 +125,11 @@ class _Part:
         form = ((firsts - starts) * (2 * self.matrix.shape[1] + 1) + widths) * (n + 1) + heights
         shapes = np.bincount(_distinct(form[live] * sizes + size[live]) % sizes, minlength=sizes)
         elements, rows, keys = (np.add.reduceat(x, begins) for x in (heights * widths, heights * live, widths))
-        return Sums(elements, rows, keys, shapes, np.maximum.reduceat(widths, begins))
+        return TileSums(elements, rows, keys, shapes, np.maximum.reduceat(widths, begins))
 
 
 @dataclass(frozen=True, slots=True)
-class Sums:
+class TileSums:
     """Over the tiles of an axis, for each size that they may have.
 
     Score elements, rows, keys, distinct shapes of tiles, and the most keys of one.
@@ -141,9 +141,9 @@ class Sums:
     shapes: Int64
     width: Int64
 
-    def __add__(self, other: Sums) -> Sums:
+    def __add__(self, other: TileSums) -> TileSums:
         """Of both."""
-        return Sums(
+        return TileSums(
             self.elements + other.elements,
             self.rows + other.rows,
             self.keys + other.keys,
@@ -161,13 +161,13 @@ def _distinct(values: Int64) -> Int64:
 def _everything(extent: int, tile: int) -> Cover:
     """All keys for every row."""
     count, tail = divmod(extent, tile)
-    pieces = [Piece(strip(0, tile, count, tile), strip(0, 0, count, extent), "full")]
+    pieces = [PlanPiece(strip(0, tile, count, tile), strip(0, 0, count, extent), "full")]
     if tail:
-        pieces.append(Piece(stretch(extent - tail, extent), stretch(0, extent), "full"))
+        pieces.append(PlanPiece(stretch(extent - tail, extent), stretch(0, extent), "full"))
     return Cover(tuple(pieces), (), (-(-extent // tile)) ** 2, 0, extent**2)
 
 
-def _sums_of(covers: Sequence[Cover]) -> Sums:
+def _sums_of(covers: Sequence[Cover]) -> TileSums:
     """Of covers with a tile of a size each."""
     sums = []
     for found in covers:
@@ -176,22 +176,22 @@ def _sums_of(covers: Sequence[Cover]) -> Sums:
         rows, keys = (sum(size[0] * size[i] for size in sizes) for i in (1, 2))
         sums.append((elements, rows, keys, len(sizes), max((keys for _, _, keys in sizes), default=0)))
     elements, rows, keys, shapes, width = np.array(sums, dtype=np.int64).T
-    return Sums(elements, rows, keys, shapes, width)
+    return TileSums(elements, rows, keys, shapes, width)
 
 
-def _classes(relation: Index, extent: int) -> Iterable[_Part]:
+def _classes(relation: Index, extent: int) -> Iterable[_CoordinateMatrix]:
     """The relation by classes of residues, where it has any."""
     parts = split(relation)
     for part in parts:
-        matrix = exact.mask(part.relation, (0, extent), (0, extent))
+        matrix = exact_evaluation.mask(part.relation, (0, extent), (0, extent))
         if part.congruence is None:
-            yield _Part(0, 0, 1, matrix, len(parts) == 1)
+            yield _CoordinateMatrix(0, 0, 1, matrix, len(parts) == 1)
             continue
         d = part.congruence.divisor
         for row in range(min(d, extent)):
             key = (row - part.congruence.offset) % d
             if key < extent:
-                yield _Part(row, key, d, matrix[row::d, key::d], len(parts) == 1)
+                yield _CoordinateMatrix(row, key, d, matrix[row::d, key::d], len(parts) == 1)
 
 
 def _divisors(relation: Index) -> set[int]:
@@ -207,12 +207,12 @@ def _divisors(relation: Index) -> set[int]:
 # --- one axis --------------------------------------------------------------------------------------------------------
 
 
-def _sums(parts: Sequence[_Part], tiles: Sequence[int]) -> Sums:
-    return accumulate(Sums.__add__, (part.sums(np.array(tiles)) for part in parts if part.matrix.size))
+def _sums(parts: Sequence[_CoordinateMatrix], tiles: Sequence[int]) -> TileSums:
+    return accumulate(TileSums.__add__, (part.sums(np.array(tiles)) for part in parts if part.matrix.size))
 
 
-def _axis_cover(parts: Sequence[_Part], tile: int) -> Cover:
-    runs: list[_Run] = []
+def _axis_cover(parts: Sequence[_CoordinateMatrix], tile: int) -> Cover:
+    runs: list[_RowRun] = []
     masks: list[GridMask] = []
     known: dict[tuple[tuple[int, int], bytes], int] = {}
     full = live = 0
@@ -230,12 +230,12 @@ def _axis_cover(parts: Sequence[_Part], tile: int) -> Cover:
                 if index == len(masks):
                     masks.append(GridMask((mask,)))
             kind = (height, width, d, index, fresh and part.lone)
-            runs.append(_Run(part.row + row * d, part.key + key * d, kind))
+            runs.append(_RowRun(part.row + row * d, part.key + key * d, kind))
     visible = sum(int(np.count_nonzero(part.matrix)) for part in parts)
     return Cover(tuple(_joined(runs)), tuple(masks), full, live - full, visible)
 
 
-class _Run(NamedTuple):
+class _RowRun(NamedTuple):
     """A stretch of rows that sees one of keys; `kind`: both lengths, their stride, the mask, whether it is fresh."""
 
     row: int
@@ -243,7 +243,7 @@ class _Run(NamedTuple):
     kind: tuple[int, int, int, Literal["full"] | int, bool]
 
 
-def _joined(runs: list[_Run]) -> Iterator[Piece]:
+def _joined(runs: list[_RowRun]) -> Iterator[PlanPiece]:
     """As `join_pieces` does it, before there are pieces: first what writes rows, alike runs at even steps as one."""
     runs.sort(key=lambda run: not run.kind[4])
     at = 0
@@ -252,11 +252,11 @@ def _joined(runs: list[_Run]) -> Iterator[Piece]:
         height, width, d, mask, fresh = first.kind
         q_step, k_step = (runs[at + 1].row - first.row, runs[at + 1].key - first.key) if count > 1 else (0, 0)
         queries, keys = strip(first.row, q_step, count, height, d), strip(first.key, k_step, count, width, d)
-        yield Piece(queries, keys, mask, fresh)
+        yield PlanPiece(queries, keys, mask, fresh)
         at += count
 
 
-def _even_steps(runs: list[_Run], at: int) -> int:
+def _even_steps(runs: list[_RowRun], at: int) -> int:
     """How many runs, from this one on, are alike, and evenly apart in rows and in keys."""
     row, key, kind = runs[at]
     if at + 1 == len(runs):
@@ -267,7 +267,7 @@ def _even_steps(runs: list[_Run], at: int) -> int:
     height, _, d, _, _ = kind
     stop = at + 1
     while stop < len(runs) and runs[stop] == (row + q_step, key + k_step, kind):
-        if q_step < height * d and not Steps(q_step, stop - at + 1, height, d).apart:
+        if q_step < height * d and not StripAxis(q_step, stop - at + 1, height, d).apart:
             break
         row, key, stop = row + q_step, key + k_step, stop + 1
     return stop - at
@@ -352,7 +352,7 @@ class Bricks:
     cost: float
 
 
-def choose_bricks(tables: Sequence[AxisTable], rates: Rates, work: Work, rank: int = 0) -> Bricks | None:
+def choose_bricks(tables: Sequence[AxisTable], rates: Rates, work: PieceWork, rank: int = 0) -> Bricks | None:
     """The product of the axes' relations with the bricks that the cost model likes best, or in the place `rank` after
     these, as far as there are so many; None where it is empty.
     """
@@ -366,7 +366,7 @@ def choose_bricks(tables: Sequence[AxisTable], rates: Rates, work: Work, rank: i
 
 
 def _cheapest(
-    tables: Sequence[AxisTable], least: int, rates: Rates, work: Work, count: int
+    tables: Sequence[AxisTable], least: int, rates: Rates, work: PieceWork, count: int
 ) -> list[tuple[float, tuple[int, ...]]]:
     """The time, and the tile of each axis, of the cheapest, at most so many."""
     choices = [table.tiles() for table in tables]
@@ -409,7 +409,7 @@ def _is_view(tables: Sequence[AxisTable], tiles: Sequence[int], widths: Sequence
         return False
     for lengths in (tiles, widths):
         axes = (
-            Steps(tile * t.axis.stride, -(-t.axis.extent // tile), length, t.axis.stride)
+            StripAxis(tile * t.axis.stride, -(-t.axis.extent // tile), length, t.axis.stride)
             for t, tile, length in zip(tables, tiles, lengths, strict=True)
         )
         if Strip(0, tuple(axes)).flat() is None:
@@ -417,7 +417,7 @@ def _is_view(tables: Sequence[AxisTable], tiles: Sequence[int], widths: Sequence
     return True
 
 
-def _multiplied(covers: Sequence[Cover], axes: Sequence[Axis]) -> Cover:
+def _multiplied(covers: Sequence[Cover], axes: Sequence[SeparatedAxis]) -> Cover:
     factors = [[_Factor.of(p, c, axis) for p in c.pieces] for c, axis in zip(covers, axes, strict=True)]
     masks: dict[tuple[int, ...], int] = {}
     grid_masks: list[GridMask] = []
@@ -429,7 +429,7 @@ def _multiplied(covers: Sequence[Cover], axes: Sequence[Axis]) -> Cover:
             mask = masks.setdefault(tuple(map(id, factor)), len(grid_masks))
             if mask == len(grid_masks):
                 grid_masks.append(GridMask(factor))
-        pieces.append(Piece(Strip(sum(row), rows), Strip(sum(key), keys), mask, all(fresh)))
+        pieces.append(PlanPiece(Strip(sum(row), rows), Strip(sum(key), keys), mask, all(fresh)))
     full = prod(c.full_tiles for c in covers)
     live = prod(c.full_tiles + c.partial_tiles for c in covers)
     visible = prod(c.visible or 0 for c in covers)
@@ -441,29 +441,29 @@ class _Factor(NamedTuple):
 
     row: int
     key: int
-    rows: Steps
-    keys: Steps
+    rows: StripAxis
+    keys: StripAxis
     mask: Mask
     hides: bool
     fresh: bool
 
     @classmethod
-    def of(cls, piece: Piece, found: Cover, axis: Axis) -> _Factor:
+    def of(cls, piece: PlanPiece, found: Cover, axis: SeparatedAxis) -> _Factor:
         """A piece of an axis' cover."""
         (rows,), (keys,) = piece.queries.axes, piece.keys.axes
         d = axis.stride
         return cls(
             piece.queries.start * d,
             piece.keys.start * d,
-            Steps(rows.step * d, rows.count, rows.length, rows.stride * d),
-            Steps(keys.step * d, keys.count, keys.length, keys.stride * d),
+            StripAxis(rows.step * d, rows.count, rows.length, rows.stride * d),
+            StripAxis(keys.step * d, keys.count, keys.length, keys.stride * d),
             _matrix(piece, found),
             piece.mask != "full",
             piece.fresh,
         )
 
 
-def _matrix(piece: Piece, found: Cover) -> Mask:
+def _matrix(piece: PlanPiece, found: Cover) -> Mask:
     if isinstance(piece.mask, int):
         return found.masks[piece.mask].factors[0]
     shape = piece.queries.length, piece.keys.length

@@ -9,24 +9,24 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.analysis.aggregates import counted
 from attnc.compiler.analysis.intervals import fits_word
-from attnc.compiler.analysis.tiles import Grid
+from attnc.compiler.analysis.live_tiles import TileGrid
 from attnc.compiler.ir import BOUNDARIES, Extent, Index, Lookup, Pattern, Truth
-from attnc.compiler.lowering.specialise import Sizes, Slices, Window, reads_batch, reads_head, specialise
+from attnc.compiler.lowering.specialise import CallSizes, Slices, Window, reads_batch, reads_head, specialise
 from attnc.compiler.planning.counting import visible_pairs
+from attnc.compiler.planning.cpu_plan import ExactMask, GridMask, Group, Mask, Plan, PlanPiece, TileCounts, stretch
 from attnc.compiler.planning.documents import Windows, alike, document_windows, packed_windows, whole
 from attnc.compiler.planning.equal_ids import windows_of_ids
 from attnc.compiler.planning.formulas import diagonal_shift
 from attnc.compiler.planning.packing import Costs, Packs, pack
 from attnc.compiler.planning.placing import ClosedWindows, closed_windows, cover_closed, place
-from attnc.compiler.planning.plan import ExactMask, GridMask, Group, Mask, Piece, Plan, TileCounts, stretch
-from attnc.compiler.planning.rates import AMX, Rates, Work
-from attnc.compiler.planning.schedule import Choice, Problem, choose, tile_sizes
+from attnc.compiler.planning.rates import AMX, PieceWork, Rates
+from attnc.compiler.planning.schedule import CoverChoice, CoverProblem, choose, tile_sizes
 from attnc.compiler.pooled import pooled_keys
 from attnc.compiler.rewrite import walk
-from attnc.compiler.values import additive, is_plain, is_scored, passes
+from attnc.compiler.value_nodes import additive, is_plain, is_scored, passes
 
 Int64 = NDArray[np.int64]
 
@@ -83,7 +83,7 @@ def conditions(pattern: Pattern, shape: CallShape, condition: Index) -> list[Ind
     window = whole(shape.n_q, shape.n_k, pattern.align)
     group, sizes, slices = (
         max(shape.heads // max(shape.kv_heads, 1), 1),
-        Sizes(shape.sizes),
+        CallSizes(shape.sizes),
         Slices(shape.inputs, shape.n_k),
     )
     return [
@@ -98,7 +98,7 @@ class Relations:
         self.pattern = pattern
         self.shape = shape
         relation = pattern.attend.visible
-        self.sizes = Sizes(shape.sizes)
+        self.sizes = CallSizes(shape.sizes)
         self.slices = Slices(shape.inputs, shape.n_k)
         self._by_head = reads_head(relation)
         self._by_batch = reads_batch(pattern, relation)
@@ -240,7 +240,7 @@ class Relations:
         of_row, q = _inside(windows.row, windows.n_q, rows)
         of_key, k = _inside(windows.key, windows.n_k, keys)
         alive = (of_row[:, None] == of_key[None, :]) & (of_row >= 0)[:, None]
-        return exact.mask_at(
+        return exact_evaluation.mask_at(
             local.relation, q, k, alive, self.pattern.origins, wide=self._is_wide(local.relation, windows)
         )
 
@@ -256,7 +256,7 @@ class Relations:
         return self.mask
 
 
-Choose = Callable[[Problem], Choice]
+Choose = Callable[[CoverProblem], CoverChoice]
 
 
 @counted()
@@ -275,7 +275,7 @@ class _Planner:
         self._relations = relations
         self._choose_cover = choose
         self._shape = relations.shape
-        self._choices: dict[tuple[object, ...], Choice] = {}
+        self._choices: dict[tuple[object, ...], CoverChoice] = {}
         self._masks: list[GridMask] = []
         self._mask_at: dict[int, int] = {}
         self._counts = _Counts()
@@ -311,7 +311,7 @@ class _Planner:
             data=self._relations.settle(),
         )
 
-    def _pieces(self, local: _Local, lanes: int, first: tuple[tuple[int, ...], tuple[int, ...]]) -> Iterator[Piece]:
+    def _pieces(self, local: _Local, lanes: int, first: tuple[tuple[int, ...], tuple[int, ...]]) -> Iterator[PlanPiece]:
         """The pieces of all windows of one relation. `first`: a batch entry and head to evaluate masks for."""
         windows, relation = local.windows, local.relation
         if len(windows) > 1:
@@ -325,7 +325,7 @@ class _Planner:
 
     def _many(
         self, local: _Local, lanes: int, first: tuple[tuple[int, ...], tuple[int, ...]]
-    ) -> Generator[Piece, None, Windows]:
+    ) -> Generator[PlanPiece, None, Windows]:
         """The pieces of what packs and formulas cover; the windows that are left are returned."""
         windows, relation = local.windows, local.relation
         packs = self._packs(local, lanes)
@@ -341,9 +341,9 @@ class _Planner:
             windows = windows.take(np.setdiff1d(np.arange(len(windows)), closed))
         return windows
 
-    def _problem(self, relation: Index, windows: Windows, lanes: int) -> Problem:
+    def _problem(self, relation: Index, windows: Windows, lanes: int) -> CoverProblem:
         shape = self._shape
-        return Problem(
+        return CoverProblem(
             relation,
             int(windows.n_q.max()),
             int(windows.n_k.max()),
@@ -354,14 +354,14 @@ class _Planner:
             shape.rates,
         )
 
-    def _choose(self, relation: Index, windows: Windows, lanes: int) -> Choice:
+    def _choose(self, relation: Index, windows: Windows, lanes: int) -> CoverChoice:
         problem = self._problem(relation, windows, lanes)
         key = (relation, problem.n_q, problem.n_k, lanes)
         if key not in self._choices:
             self._choices[key] = self._counted(self._choose_cover(problem), problem)
         return self._choices[key]
 
-    def _counted(self, choice: Choice, problem: Problem) -> Choice:
+    def _counted(self, choice: CoverChoice, problem: CoverProblem) -> CoverChoice:
         """The choice with the number of its pairs, where its tiles do not say it."""
         if choice.cover.visible is not None or choice.schedule != "pieces":
             return choice
@@ -376,11 +376,13 @@ class _Planner:
         elif diagonal_shift(relation) == 0:
             own = "causal"
         nodes = sum(1 for _ in walk(relation)) + 1  # and whether the documents are the same
-        return pack(local.windows, Costs(shape.rates, Work(shape.dtype, max(shape.dk, shape.dv), lanes, nodes), own))
+        return pack(
+            local.windows, Costs(shape.rates, PieceWork(shape.dtype, max(shape.dk, shape.dv), lanes, nodes), own)
+        )
 
     def _packed(
         self, local: _Local, packs: Packs, lanes: int, first: tuple[tuple[int, ...], tuple[int, ...]]
-    ) -> Iterator[Piece]:
+    ) -> Iterator[PlanPiece]:
         """A masked piece for each pack; where the masks are shared, equal ones are one."""
         known: dict[bytes, int] = {}
         visible = 0
@@ -388,17 +390,17 @@ class _Planner:
         for row, row_stop, key, key_stop in areas:
             queries, keys = stretch(row, row_stop), stretch(key, key_stop)
             if packs.masks == "exact" or not (first[0] and first[1]):
-                yield Piece(queries, keys, "exact")
+                yield PlanPiece(queries, keys, "exact")
                 continue
             mask = self._relations.mask(first[0][0], first[1][0], row, row_stop, key, key_stop)
             visible += int(mask.sum())
             name = repr(mask.shape).encode() + mask.tobytes()
             if name not in known:
                 known[name] = self._index(GridMask((mask,)))
-            yield Piece(queries, keys, known[name])
+            yield PlanPiece(queries, keys, known[name])
         self._counts.add_packs(areas, packs, visible if packs.masks == "shared" else None, lanes)
 
-    def _with_mask(self, piece: Piece, choice: Choice) -> Piece:
+    def _with_mask(self, piece: PlanPiece, choice: CoverChoice) -> PlanPiece:
         """The piece with the number that its mask has in the plan."""
         if not isinstance(piece.mask, int):
             return piece
@@ -432,14 +434,14 @@ class _Counts:
     """What the covers of a plan add up to."""
 
     def __init__(self) -> None:
-        self.grids: list[Grid] = []
+        self.grids: list[TileGrid] = []
         self.dense = False
         self.fallback: str | None = None
         self.visible: int | None = 0
         self._full = self._partial = self._total = self._area = 0
         self._reasons: dict[str, None] = {}
 
-    def add(self, choice: Choice, times: int) -> None:
+    def add(self, choice: CoverChoice, times: int) -> None:
         """A choice that stands so many times."""
         self.grids.append(choice.grid)
         self.dense = self.dense or choice.schedule != "pieces"
@@ -459,7 +461,7 @@ class _Counts:
     def add_packs(self, areas: list[tuple[int, ...]], packs: Packs, visible: int | None, times: int) -> None:
         """Packs, each counted as one tile."""
         rows, keys = max(b - a for a, b, _, _ in areas), max(d - c for _, _, c, d in areas)
-        self.grids.append(Grid(rows, keys, packs.rows, packs.rows))
+        self.grids.append(TileGrid(rows, keys, packs.rows, packs.rows))
         self._reasons[
             f"{len(areas)} packs of short documents, of at most {packs.rows} rows, with "
             f"{'shared masks' if packs.masks == 'shared' else 'masks evaluated as they run'}"

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from math import gcd
 
 from attnc.compiler.analysis.aggregates import TooManyStepsError
-from attnc.compiler.analysis.grid import Grid
-from attnc.compiler.analysis.tiles import TooManyTilesError, find_live_tiles
+from attnc.compiler.analysis.grid import TileGrid
+from attnc.compiler.analysis.live_tiles import TooManyTilesError, find_live_tiles
 from attnc.compiler.ir import Index
 from attnc.compiler.planning.runs import TooManyClassesError, resolve
 from attnc.compiler.planning.schedule import blocks
@@ -30,7 +30,7 @@ def visible_pairs(relation: Index, n_q: int, n_k: int, origins: Mapping[Index, S
     kinds of tiles are unlike each other: one of each kind is counted.
     """
     for side in _sides(relation):
-        grid = Grid(n_q, n_k, side, side)
+        grid = TileGrid(n_q, n_k, side, side)
         try:
             found = find_live_tiles(relation, grid, MOST_TILES)
             return resolve(relation, found, origins, most_elements=MOST_CLASS_ELEMENTS).visible

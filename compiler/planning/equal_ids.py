@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from attnc.compiler import fold
 from attnc.compiler.analysis.translation import Dependences
-from attnc.compiler.ir import Arith, Bool, Const, Data, DataRead, Index, Linear, Place, Sign
+from attnc.compiler.ir import Arith, Bool, Compare, Const, Data, DataRead, Index, Linear, Position
 from attnc.compiler.planning.documents import Windows, alike
 from attnc.compiler.rewrite import rewrite, walk
 
@@ -44,7 +44,7 @@ def windows_of_ids(relation: Index, n_q: int, n_k: int) -> list[tuple[Windows, I
 
 
 def _equal(part: Index, n_q: int, n_k: int) -> _Equal | None:
-    if not (isinstance(part, Sign) and part.op == "eq" and isinstance(part.value, Linear)):
+    if not (isinstance(part, Compare) and part.op == "eq" and isinstance(part.value, Linear)):
         return None
     terms, constant = part.value.terms, part.value.constant
     if constant or len(terms) != 2 or sorted(factor for _, factor in terms) != [-1, 1]:
@@ -55,7 +55,7 @@ def _equal(part: Index, n_q: int, n_k: int) -> _Equal | None:
             return None
         (index,) = term.indices
         summands, shift = fold.parts(index)
-        if len(summands) != 1 or not isinstance(summands[0][0], Place) or summands[0][1] != 1:
+        if len(summands) != 1 or not isinstance(summands[0][0], Position) or summands[0][1] != 1:
             return None
         reads[summands[0][0].name] = term.data, shift
     if set(reads) != {"q", "k"} or reads["q"][0] is not reads["k"][0]:
@@ -95,5 +95,5 @@ def _moved(rest: Index, rows: int) -> Index:
         return rest
     return rewrite(
         rest,
-        lambda node: fold.add(node, fold.const(rows)) if isinstance(node, Place) and node.name == "q" else None,
+        lambda node: fold.add(node, fold.const(rows)) if isinstance(node, Position) and node.name == "q" else None,
     )

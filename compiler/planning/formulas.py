@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from attnc.compiler.analysis.tiles import Grid
-from attnc.compiler.ir import Index, Linear, Place, Sign, Truth
+from attnc.compiler.analysis.live_tiles import TileGrid
+from attnc.compiler.ir import Compare, Index, Linear, Position, Truth
+from attnc.compiler.planning.cpu_plan import PlanPiece, stretch
 from attnc.compiler.planning.pieces import Cover
-from attnc.compiler.planning.plan import Piece, stretch
 
 
 def diagonal_shift(relation: Index) -> int | None:
     """The c of `k <= q + c`, None for any other relation."""
-    if not (isinstance(relation, Sign) and relation.op == "ge" and isinstance(relation.value, Linear)):
+    if not (isinstance(relation, Compare) and relation.op == "ge" and isinstance(relation.value, Linear)):
         return None
-    terms = {term.name: factor for term, factor in relation.value.terms if isinstance(term, Place)}
+    terms = {term.name: factor for term, factor in relation.value.terms if isinstance(term, Position)}
     is_half_plane = len(relation.value.terms) == 2 and terms == {"q": 1, "k": -1}
     return relation.value.constant if is_half_plane else None
 
 
-def closed_cover(relation: Index, grid: Grid) -> Cover | None:
+def closed_cover(relation: Index, grid: TileGrid) -> Cover | None:
     """The cover of a relation that has a formula, None for others."""
     if isinstance(relation, Truth):
         return _everything(grid) if relation.value else Cover((), (), 0, 0, 0)
@@ -27,14 +27,14 @@ def closed_cover(relation: Index, grid: Grid) -> Cover | None:
     return None if shift is None else _half_plane(grid, shift)
 
 
-def _everything(grid: Grid) -> Cover:
+def _everything(grid: TileGrid) -> Cover:
     if not grid.n_q or not grid.n_k:
         return Cover((), (), 0, 0, 0)
-    piece = Piece(stretch(0, grid.n_q), stretch(0, grid.n_k), "full")
+    piece = PlanPiece(stretch(0, grid.n_q), stretch(0, grid.n_k), "full")
     return Cover((piece,), (), grid.rows * grid.columns, 0, grid.n_q * grid.n_k)
 
 
-def _half_plane(grid: Grid, shift: int) -> Cover:
+def _half_plane(grid: TileGrid, shift: int) -> Cover:
     """Row r sees the keys up to r + shift: a triangle, the rectangle left of it, and rows that see all."""
     n_q, n_k = grid.n_q, grid.n_k
     first = min(max(0, -shift), n_q)
@@ -42,17 +42,17 @@ def _half_plane(grid: Grid, shift: int) -> Cover:
     pieces = []
     if last > first:
         rows = stretch(first, last)
-        pieces.append(Piece(rows, stretch(first + shift, last + shift), "causal"))
+        pieces.append(PlanPiece(rows, stretch(first + shift, last + shift), "causal"))
         if first + shift > 0:
-            pieces.append(Piece(rows, stretch(0, first + shift), "full", fresh=False))
+            pieces.append(PlanPiece(rows, stretch(0, first + shift), "full", fresh=False))
     if n_q > last and n_k:
-        pieces.append(Piece(stretch(last, n_q), stretch(0, n_k), "full"))
+        pieces.append(PlanPiece(stretch(last, n_q), stretch(0, n_k), "full"))
     visible = (last - first) * (first + last + 2 * shift + 1) // 2 + (n_q - last) * n_k
     full, live = _tiles(grid, shift)
     return Cover(tuple(sorted(pieces, key=lambda p: not p.fresh)), (), full, live - full, visible)
 
 
-def _tiles(grid: Grid, shift: int) -> tuple[int, int]:
+def _tiles(grid: TileGrid, shift: int) -> tuple[int, int]:
     """Full and live tiles under the diagonal."""
     if not grid.n_q or not grid.n_k:
         return 0, 0

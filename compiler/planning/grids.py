@@ -9,23 +9,23 @@ from math import prod
 
 from attnc.compiler import fold
 from attnc.compiler.analysis.intervals import fits_word, simplified
-from attnc.compiler.analysis.separation import Leaves, NotSeparableError, grid_of, separate
-from attnc.compiler.ir import Const, Coord, Index, Linear, Place, Sign, Truth
+from attnc.compiler.analysis.separation import CoordinateLeaves, NotSeparableError, grid_of, separate
+from attnc.compiler.ir import Compare, Const, Coord, Index, Linear, Position, Truth
 from attnc.compiler.planning.bricks import AxisTable, choose_bricks
-from attnc.compiler.planning.pieces import Cover, Gathered
-from attnc.compiler.planning.plan import Piece
-from attnc.compiler.planning.rates import Rates, Work
+from attnc.compiler.planning.cpu_plan import PlanPiece
+from attnc.compiler.planning.pieces import Cover, CoverSum
+from attnc.compiler.planning.rates import PieceWork, Rates
 from attnc.compiler.rewrite import substitute, walk
 from attnc.spec.errors import EvaluationError
 
 MOST_CUTS = 8
 
-Solve = Callable[[Index, int, int], "Solved | None"]
+Solve = Callable[[Index, int, int], "SolvedCover | None"]
 """(relation, rows, keys) → a cover of a part that has no grid; None where it has no good one."""
 
 
 @dataclass(frozen=True, slots=True)
-class Solved:
+class SolvedCover:
     """A cover, the tile that it is counted in, and the tiles of that size that dense attention has."""
 
     cover: Cover
@@ -46,7 +46,7 @@ class GridCover:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class _SegmentPair:
     """Rows and keys of two segments, and the relation between them, over their own numbers."""
 
     row: int
@@ -62,7 +62,7 @@ def reads_coordinates(relation: Index) -> bool:
 
 
 def cover_by_grid(
-    relation: Index, n_q: int, n_k: int, rates: Rates, work: Work, solve: Solve, rank: int = 0
+    relation: Index, n_q: int, n_k: int, rates: Rates, work: PieceWork, solve: Solve, rank: int = 0
 ) -> GridCover | None:
     """The relation covered by bricks of its grids, None where it does not separate by axis.
 
@@ -80,20 +80,20 @@ def cover_by_grid(
 class _Covers:
     """Covers of parts, put together."""
 
-    def __init__(self, pairs: int, rates: Rates, work: Work, solve: Solve, rank: int) -> None:
+    def __init__(self, pairs: int, rates: Rates, work: PieceWork, solve: Solve, rank: int) -> None:
         self.bricks: dict[tuple[int, ...], None] = {}
         self._rates, self._work = rates, work
         self._rank = rank
         self._pairs = pairs
         self._most_pairs = max(1 << 16, min(1 << 22, pairs // 8192))
         self._solve = solve
-        self._gathered = Gathered()
+        self._gathered = CoverSum()
         self._written: set[int] = set()
         self._tables: dict[tuple[Index, object], AxisTable] = {}
         self._total = 0
         self._cost = 0.0
 
-    def add(self, part: _Part) -> None:
+    def add(self, part: _SegmentPair) -> None:
         """Cover a part."""
         grid = grid_of(part.relation, part.n_q) if part.n_q == part.n_k else None
         if grid is None:
@@ -104,7 +104,7 @@ class _Covers:
                 raise NotSeparableError
             self._take(part, solved.cover, solved.total, solved.cost)
             return
-        leaves = Leaves(part.relation, grid)
+        leaves = CoordinateLeaves(part.relation, grid)
         if not fits_word(part.relation, (0, part.n_q), (0, part.n_k)):
             raise NotSeparableError
         for relations in separate(part.relation, leaves):
@@ -114,7 +114,7 @@ class _Covers:
                 self.bricks[bricks.tiles] = None
                 self._take(part, bricks.cover, bricks.total, bricks.cost)
 
-    def _table(self, relation: Index, leaves: Leaves, i: int) -> AxisTable:
+    def _table(self, relation: Index, leaves: CoordinateLeaves, i: int) -> AxisTable:
         key = (relation, leaves.grid[i])
         if key not in self._tables:
             self._tables[key] = AxisTable(relation, i, leaves, self._most_pairs, self._along)
@@ -124,14 +124,14 @@ class _Covers:
         solved = self._solve(relation, extent, extent)
         return None if solved is None else (solved.cover, solved.tile)
 
-    def _take(self, part: _Part, found: Cover, total: int, cost: float) -> None:
+    def _take(self, part: _SegmentPair, found: Cover, total: int, cost: float) -> None:
         fresh = part.row not in self._written
         if found.pieces:
             self._written.add(part.row)
         self._total += total
         self._cost += cost
 
-        def place(piece: Piece) -> Piece:
+        def place(piece: PlanPiece) -> PlanPiece:
             if fresh and part.row == part.key == 0:
                 return piece
             queries, keys = piece.queries.moved(part.row), piece.keys.moved(part.key)
@@ -145,28 +145,33 @@ class _Covers:
         return GridCover(self._gathered.cover(), max(map(prod, bricks)), self._total, self._cost, bricks)
 
 
-def parts_of(relation: Index, n_q: int, n_k: int) -> Iterator[_Part]:
+def parts_of(relation: Index, n_q: int, n_k: int) -> Iterator[_SegmentPair]:
     """The relation cut at the rows and keys where its segments begin."""
     q, k = fold.place("q"), fold.place("k")
     rows, keys = _cuts(relation, "q", n_q), _cuts(relation, "k", n_k)
     for row, row_stop in pairwise(rows):
         for key, key_stop in pairwise(keys):
             if (row, row_stop, key, key_stop) == (0, n_q, 0, n_k):
-                yield _Part(0, 0, n_q, n_k, relation)
+                yield _SegmentPair(0, 0, n_q, n_k, relation)
                 return
             moved = substitute(relation, {q: fold.add(q, fold.const(row)), k: fold.add(k, fold.const(key))})
             own = simplified(moved, (0, row_stop - row), (0, key_stop - key))
             if not (isinstance(own, Truth) and not own.value):
-                yield _Part(row, key, row_stop - row, key_stop - key, own)
+                yield _SegmentPair(row, key, row_stop - row, key_stop - key, own)
 
 
 def _cuts(relation: Index, name: str, n: int) -> list[int]:
     """0, n, and the tokens at which a comparison with one position turns or a segment's coordinates begin."""
     found = {0, n}
     for node in walk(relation):
-        if isinstance(node, Sign) and node.op == "ge" and isinstance(node.value, Linear) and len(node.value.terms) == 1:
+        if (
+            isinstance(node, Compare)
+            and node.op == "ge"
+            and isinstance(node.value, Linear)
+            and len(node.value.terms) == 1
+        ):
             ((term, factor),) = node.value.terms
-            if isinstance(term, Place) and term.name == name and abs(factor) == 1:
+            if isinstance(term, Position) and term.name == name and abs(factor) == 1:
                 found.add(-node.value.constant if factor == 1 else node.value.constant + 1)
         elif isinstance(node, Coord) and _is(node.position, name) and isinstance(node.offset, Const):
             found.add(node.offset.value)
@@ -175,4 +180,4 @@ def _cuts(relation: Index, name: str, n: int) -> list[int]:
 
 
 def _is(node: Index, name: str) -> bool:
-    return isinstance(node, Place) and node.name == name
+    return isinstance(node, Position) and node.name == name

@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from attnc.compiler.planning.cpu_plan import PlanPiece, stretch
 from attnc.compiler.planning.documents import Windows
-from attnc.compiler.planning.plan import Piece, stretch
-from attnc.compiler.planning.rates import Rates, Work
+from attnc.compiler.planning.rates import PieceWork, Rates
 
 Int64 = NDArray[np.int64]
 
@@ -49,12 +49,12 @@ class Costs:
     """What a call costs depends on these; `own`: the mask of a document's own piece."""
 
     rates: Rates
-    work: Work
+    work: PieceWork
     own: Literal["full", "causal"] | int
 
     def of(self, rows: int, mask: Literal["full", "causal", "exact"] | int) -> float:
         """The estimated time of a square."""
-        piece = Piece(stretch(0, rows), stretch(0, rows), mask)
+        piece = PlanPiece(stretch(0, rows), stretch(0, rows), mask)
         return self.rates.piece(piece, self.work)
 
 

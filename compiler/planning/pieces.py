@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 
 from attnc.compiler.analysis.hashing import combine, kinds, mix
 from attnc.compiler.analysis.intervals import simplified
+from attnc.compiler.analysis.live_tiles import LiveTiles, TileGrid, find_live_tiles
 from attnc.compiler.analysis.repetition import find_repeated_tiles
-from attnc.compiler.analysis.tiles import Grid, LiveTiles, find_live_tiles
 from attnc.compiler.ir import Index
-from attnc.compiler.planning.plan import GridMask, Mask, Piece, Steps, Strip, stretch, strip
+from attnc.compiler.planning.cpu_plan import GridMask, Mask, PlanPiece, Strip, StripAxis, stretch, strip
 from attnc.compiler.planning.runs import (
     EVALUATED,
     SHARED,
     Int64,
-    Resolved,
+    ResolvedRuns,
     Runs,
     TooManyClassesError,
     cut_at_steps,
@@ -40,14 +40,14 @@ MAX_MASK_ELEMENTS = 1 << 23
 class Cover:
     """Pieces that cover a relation exactly once, with the masks they name, and what was counted on the way."""
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[PlanPiece, ...]
     masks: tuple[GridMask, ...]
     full_tiles: int
     partial_tiles: int
     visible: int | None
 
 
-def cover(relation: Index, grid: Grid, origins: Mapping[Index, Span]) -> Cover:
+def cover(relation: Index, grid: TileGrid, origins: Mapping[Index, Span]) -> Cover:
     """Pieces for a specialised relation on a tile grid.
 
     Where the partial tiles are too unlike each other to share masks, theirs are evaluated as the pieces run.
@@ -66,7 +66,7 @@ def cover(relation: Index, grid: Grid, origins: Mapping[Index, Span]) -> Cover:
         return _cover(resolve(relation, tiles, origins, most=0))
 
 
-def _cover(resolved: Resolved) -> Cover:
+def _cover(resolved: ResolvedRuns) -> Cover:
     tiles = resolved.tiles
     runs = cut_at_steps(find_runs(tiles), resolved)
     groups, rest = staircases(runs, resolved)
@@ -87,16 +87,16 @@ def _check_worthwhile(tiles: LiveTiles) -> None:
         raise TooManyClassesError
 
 
-class Gathered:
+class CoverSum:
     """Covers of parts of a relation, put together: pieces placed, masks counted on, tiles and pairs added up."""
 
     def __init__(self) -> None:
-        self._pieces: list[Piece] = []
+        self._pieces: list[PlanPiece] = []
         self._masks: list[GridMask] = []
         self._first_mask: dict[int, tuple[int, Cover]] = {}  # by identity, which lasts as long as the part does
         self._full = self._partial = self._visible = 0
 
-    def add(self, part: Cover, place: Callable[[Piece], Piece]) -> None:
+    def add(self, part: Cover, place: Callable[[PlanPiece], PlanPiece]) -> None:
         """Take in a part's cover, which has no exact masks; `place` moves a piece to the tokens of the whole."""
         if id(part) not in self._first_mask:
             self._first_mask[id(part)] = len(self._masks), part
@@ -129,14 +129,14 @@ class _Shape:
 class _Builder:
     """Collects pieces; `_written` marks the tile rows that have one."""
 
-    def __init__(self, grid: Grid, resolved: Resolved) -> None:
+    def __init__(self, grid: TileGrid, resolved: ResolvedRuns) -> None:
         self.masks: list[Mask] = []
         self._grid = grid
         self._resolved = resolved
-        self._pieces: list[Piece] = []
+        self._pieces: list[PlanPiece] = []
         self._written = np.zeros(grid.rows, dtype=np.bool_)
 
-    def ordered(self) -> tuple[Piece, ...]:
+    def ordered(self) -> tuple[PlanPiece, ...]:
         """The pieces, in the order in which they must run."""
         return join_pieces(self._pieces)
 
@@ -151,10 +151,10 @@ class _Builder:
         _, stop = self._grid.row_range(int(runs.row[last]))
         corner, _ = self._grid.key_range(int(runs.end[first]) - 1)
         rows = stretch(start, stop)
-        self._pieces.append(Piece(rows, stretch(corner, corner + stop - start), "causal"))
+        self._pieces.append(PlanPiece(rows, stretch(corner, corner + stop - start), "causal"))
         left, _ = self._grid.key_range(int(runs.column[first]))
         if left < corner:
-            self._pieces.append(Piece(rows, stretch(left, corner), "full", fresh=False))
+            self._pieces.append(PlanPiece(rows, stretch(left, corner), "full", fresh=False))
         self._written[runs.row[group]] = True
 
     def add_runs(self, runs: Runs) -> None:
@@ -282,7 +282,7 @@ class _Builder:
         self.masks.append(mask)
         return len(self.masks) - 1
 
-    def _piece(self, row: int, key: int, steps: tuple[int, int], count: int, shape: _Shape) -> Piece:
+    def _piece(self, row: int, key: int, steps: tuple[int, int], count: int, shape: _Shape) -> PlanPiece:
         """`count` runs, so many tile rows and keys apart."""
         start, stop = self._grid.row_range(row)
         whole_rows = shape.height == stop - start
@@ -290,9 +290,9 @@ class _Builder:
         q_step, k_step = (steps[0] * self._grid.q_tile, steps[1]) if count > 1 else (0, 0)
         joins = whole_rows and shape.mask in ("full", "exact")
         if (joins or count == 1) and k_step == 0 and q_step in (0, shape.height):
-            return Piece(stretch(start, start + shape.height * count), stretch(key, key + shape.width), shape.mask)
+            return PlanPiece(stretch(start, start + shape.height * count), stretch(key, key + shape.width), shape.mask)
         queries = strip(start, q_step, count, shape.height)
-        return Piece(queries, strip(key, k_step, count, shape.width), shape.mask)
+        return PlanPiece(queries, strip(key, k_step, count, shape.width), shape.mask)
 
 
 def _extent(seen: NDArray[np.bool_]) -> tuple[int, int]:
@@ -326,7 +326,7 @@ def even_steps(bucket: Int64, row: Int64, key: Int64) -> Iterator[slice]:
         at = stop
 
 
-def dense_cover(grid: Grid, tiles: LiveTiles | None) -> Cover:
+def dense_cover(grid: TileGrid, tiles: LiveTiles | None) -> Cover:
     """Blocks of rows against the keys from the first to the last live tile, masks evaluated when the pieces run."""
     pieces = []
     hulls = None if tiles is None else _hulls(tiles)
@@ -334,7 +334,7 @@ def dense_cover(grid: Grid, tiles: LiveTiles | None) -> Cover:
         start, stop = grid.row_range(row)
         low, high = (0, grid.n_k) if hulls is None else hulls.get(row, (0, 0))
         if high > low:
-            pieces.append(Piece(stretch(start, stop), stretch(low, high), "exact"))
+            pieces.append(PlanPiece(stretch(start, stop), stretch(low, high), "exact"))
     if tiles is None:
         return Cover(tuple(pieces), (), 0, grid.rows * grid.columns, None)
     return Cover(tuple(pieces), (), tiles.full, tiles.partial, None)
@@ -353,9 +353,9 @@ def _hulls(tiles: LiveTiles) -> dict[int, tuple[int, int]]:
     }
 
 
-def join_pieces(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
+def join_pieces(pieces: Iterable[PlanPiece]) -> tuple[PlanPiece, ...]:
     """Pieces that write rows first, then those that merge; alike single stretches at even steps become one piece."""
-    result: list[Piece] = []
+    result: list[PlanPiece] = []
     for piece in sorted(pieces, key=lambda p: not p.fresh):
         joined = _join(result[-1], piece) if result else None
         if joined is None:
@@ -365,13 +365,13 @@ def join_pieces(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
     return tuple(result)
 
 
-def _join(a: Piece, b: Piece) -> Piece | None:
+def _join(a: PlanPiece, b: PlanPiece) -> PlanPiece | None:
     if (a.mask, a.fresh) != (b.mask, b.fresh) or a.mask == "exact" or b.queries.count != 1:
         return None
     queries, keys = _append(a.queries, b.queries), _append(a.keys, b.keys)
     if queries is None or keys is None or not queries.axes[0].apart:
         return None
-    return Piece(queries, keys, a.mask, a.fresh)
+    return PlanPiece(queries, keys, a.mask, a.fresh)
 
 
 def _append(a: Strip, b: Strip) -> Strip | None:
@@ -383,4 +383,4 @@ def _append(a: Strip, b: Strip) -> Strip | None:
     alike = (one.length, one.stride) == (other.length, other.stride)
     if not alike or step < 0 or (one.count > 1 and step != one.step):
         return None
-    return Strip(a.start, (Steps(step, one.count + 1, one.length, one.stride),))
+    return Strip(a.start, (StripAxis(step, one.count + 1, one.length, one.stride),))

@@ -9,17 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler.analysis.hashing import kinds
-from attnc.compiler.analysis.tiles import Grid
+from attnc.compiler.analysis.live_tiles import TileGrid
 from attnc.compiler.ir import Index, Truth
+from attnc.compiler.planning.cpu_plan import PlanPiece, Strip, strip
 from attnc.compiler.planning.documents import Windows
 from attnc.compiler.planning.formulas import diagonal_shift
 from attnc.compiler.planning.pieces import even_steps
-from attnc.compiler.planning.plan import Piece, Strip, strip
 
 Int64 = NDArray[np.int64]
 
 
-def place(piece: Piece, windows: Windows) -> Iterator[Piece]:
+def place(piece: PlanPiece, windows: Windows) -> Iterator[PlanPiece]:
     """A piece over local rows and keys at every window."""
     if len(windows) > 1 and _can_join(piece):
         none = np.zeros(len(windows), dtype=np.int64)
@@ -40,12 +40,12 @@ def place(piece: Piece, windows: Windows) -> Iterator[Piece]:
         yield from (_moved(piece, windows, i) for i in range(len(windows)))
 
 
-def _can_join(piece: Piece) -> bool:
+def _can_join(piece: PlanPiece) -> bool:
     one = len(piece.queries.axes) == len(piece.keys.axes) == 1 and piece.queries.count == 1
     return one and piece.mask != "exact"
 
 
-def _moved(piece: Piece, windows: Windows, i: int) -> Piece:
+def _moved(piece: PlanPiece, windows: Windows, i: int) -> PlanPiece:
     row, key = int(windows.row[i]), int(windows.key[i])
     if not row and not key:
         return piece
@@ -62,8 +62,8 @@ def _repeated(one: Strip, step: int, count: int) -> Strip:
 class ClosedWindows:
     """Windows of any sizes whose relation has a formula: their pieces, and what they add up to."""
 
-    pieces: tuple[Piece, ...]
-    grid: Grid
+    pieces: tuple[PlanPiece, ...]
+    grid: TileGrid
     full: int
     partial: int
     total: int
@@ -94,12 +94,12 @@ def cover_closed(relation: Index, windows: Windows, tile: int) -> ClosedWindows:
         visible = int((windows.n_q * (windows.n_q + 1) // 2).sum())
     pieces = tuple(_by_size(windows, causal))
     calls = f"{len(windows)} documents in {len(pieces)} piece{'s' if len(pieces) != 1 else ''}"
-    grid = Grid(int(windows.n_q.max()), int(windows.n_k.max()), tile, tile)
+    grid = TileGrid(int(windows.n_q.max()), int(windows.n_k.max()), tile, tile)
     reason = f"{calls} on tiles of {tile}×{tile}, by formula"
     return ClosedWindows(pieces, grid, full, live - full, total, windows.area, visible, reason)
 
 
-def _by_size(windows: Windows, causal: bool) -> Iterator[Piece]:
+def _by_size(windows: Windows, causal: bool) -> Iterator[PlanPiece]:
     size = kinds(windows.n_q * (int(windows.n_k.max()) + 1) + windows.n_k).number
     order = np.argsort(size, kind="stable")
     row, key, n_q, n_k = (x[order] for x in (windows.row, windows.key, windows.n_q, windows.n_k))
@@ -108,4 +108,4 @@ def _by_size(windows: Windows, causal: bool) -> Iterator[Piece]:
         at, count = group.start, group.stop - group.start
         q_step, k_step = (row_of[at + 1] - row_of[at], key_of[at + 1] - key_of[at]) if count > 1 else (0, 0)
         queries = strip(row_of[at], q_step, count, rows_of[at])
-        yield Piece(queries, strip(key_of[at], k_step, count, keys_of[at]), "causal" if causal else "full")
+        yield PlanPiece(queries, strip(key_of[at], k_step, count, keys_of[at]), "causal" if causal else "full")

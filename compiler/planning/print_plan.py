@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnc.compiler.planning.plan import Group, Piece, Plan
+from attnc.compiler.planning.cpu_plan import Group, Plan, PlanPiece
 
 SHOWN = 12
 """Pieces printed for one group; more are counted."""
@@ -45,7 +45,7 @@ def _group(plan: Plan, group: Group) -> list[str]:
     return lines
 
 
-def _piece(plan: Plan, piece: Piece) -> str:
+def _piece(plan: Plan, piece: PlanPiece) -> str:
     mask = piece.mask
     if isinstance(mask, int):
         rows, columns = plan.masks[mask].shape

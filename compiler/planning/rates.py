@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from attnc.compiler.planning.choice_rates import GUESSED, ChoiceRates
-from attnc.compiler.planning.plan import Piece
+from attnc.compiler.planning.cpu_plan import PlanPiece
 
 ROWS = (32, 64, 128, 256, 512)
 """Rows of a stretch at which element rates are known."""
@@ -26,7 +26,7 @@ KEY_BLOCK = 512
 """Keys that the kernel takes at once: of a causal call it leaves out only blocks of so many."""
 
 
-def computed(piece: Piece, *, trimmed: bool = False) -> int:
+def computed(piece: PlanPiece, *, trimmed: bool = False) -> int:
     """Score elements that the kernel computes for a piece; `trimmed`: of a mask, no more than under the diagonal."""
     rows, keys = piece.queries.length, piece.keys.length
     if piece.mask != "causal" and not trimmed:
@@ -89,7 +89,7 @@ class Rates:
         idle = max(threads - kv_lanes, 0) / max(threads - 1, 1)
         return self.backward.get(dtype, 2.5) * (1 + idle * (self.alone.get(dtype, 1.0) - 1))
 
-    def piece(self, piece: Piece, work: Work, trimmed: bool = False) -> float:
+    def piece(self, piece: PlanPiece, work: PieceWork, trimmed: bool = False) -> float:
         """All calls of one piece; `trimmed`: of a mask the kernel takes only what is on and under the diagonal."""
         elements = computed(piece, trimmed=trimmed)
         time = elements * self.element(work.dtype, piece.queries.length, work.head_dim) * work.lanes
@@ -114,7 +114,7 @@ class Rates:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class PieceWork:
     """What a piece runs on: `lanes` is batch × heads, `nodes` the size of the relation.
 
     `copies`: the piece stands for so many alike, which are one call if it is a single stretch.

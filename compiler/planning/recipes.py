@@ -9,8 +9,8 @@ from typing import Literal, cast, get_args
 from attnc.compiler.planning.grids import reads_coordinates
 from attnc.compiler.planning.schedule import (
     SMALL,
-    Choice,
-    Problem,
+    CoverChoice,
+    CoverProblem,
     by_formula,
     by_grid,
     by_residues,
@@ -55,7 +55,7 @@ def read_recipe(text: str) -> Recipe | None:
     return found if str(found) == text else None
 
 
-def covered(problem: Problem, recipe: Recipe) -> Choice | None:
+def covered(problem: CoverProblem, recipe: Recipe) -> CoverChoice | None:
     """The cover of a relation by a recipe; None where it has none."""
     if recipe.halves:
         whole = covered(problem, replace(recipe, halves=False))
@@ -75,14 +75,14 @@ def covered(problem: Problem, recipe: Recipe) -> Choice | None:
             return found[recipe.apart] if len(found) > recipe.apart else None
 
 
-def _side(problem: Problem, recipe: Recipe) -> int | None:
+def _side(problem: CoverProblem, recipe: Recipe) -> int | None:
     """The side of tiles; None for one that the model would not look at either."""
     if recipe.order == "whole":
         return max(problem.n_q, problem.n_k, 1) if problem.n_q * problem.n_k <= SMALL else None
     return recipe.tile if recipe.tile in tile_sizes(problem) else None
 
 
-def recipes(problem: Problem) -> Iterator[tuple[Recipe, Choice]]:
+def recipes(problem: CoverProblem) -> Iterator[tuple[Recipe, CoverChoice]]:
     """Every cover of a relation that there is, with its recipe."""
     plain = [Recipe(order) for order in ("formula", "residues", "dense")]
     plain += [Recipe("grid", rank) for rank in range(BRICKS)] if reads_coordinates(problem.relation) else []
@@ -100,6 +100,6 @@ def recipes(problem: Problem) -> Iterator[tuple[Recipe, Choice]]:
             yield replace(recipe, halves=True), halves
 
 
-def alternatives(problem: Problem) -> list[Choice]:
+def alternatives(problem: CoverProblem) -> list[CoverChoice]:
     """Every cover that there is of a relation, the cheapest first, where `choose` stops once it has a good one."""
     return sorted((choice for _, choice in recipes(problem)), key=lambda choice: choice.cost)

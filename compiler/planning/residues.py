@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from attnc.compiler import fold
-from attnc.compiler.ir import Arith, Bool, Const, Index, Linear, Place, Sign
-from attnc.compiler.planning.plan import Piece, Steps, Strip
+from attnc.compiler.ir import Arith, Bool, Compare, Const, Index, Linear, Position
+from attnc.compiler.planning.cpu_plan import PlanPiece, Strip, StripAxis
 from attnc.compiler.rewrite import substitute, walk
 
 MOST_CLASSES = 1024
@@ -27,7 +27,7 @@ class Congruence:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class CongruentPart:
     """A part of a relation and the congruence that holds wherever it does, None for what stays in natural order."""
 
     relation: Index
@@ -45,7 +45,7 @@ class Residue:
     n_q: int
     n_k: int
 
-    def placed(self, piece: Piece, fresh: bool) -> Piece:
+    def placed(self, piece: PlanPiece, fresh: bool) -> PlanPiece:
         """A piece over the class's own numbers as one over rows and keys."""
         return replace(
             piece,
@@ -56,21 +56,21 @@ class Residue:
 
 
 def _spread(strip: Strip, first: int, divisor: int) -> Strip:
-    axes = (Steps(a.step * divisor, a.count, a.length, a.stride * divisor) for a in strip.axes)
+    axes = (StripAxis(a.step * divisor, a.count, a.length, a.stride * divisor) for a in strip.axes)
     return Strip(first + strip.start * divisor, tuple(axes))
 
 
-def split(relation: Index) -> tuple[Part, ...]:
+def split(relation: Index) -> tuple[CongruentPart, ...]:
     """The relation in parts that do not overlap; one part in natural order where no congruence is found."""
     disjuncts = [(d, _congruence(d)) for d in _disjuncts(relation)]
     if all(congruence is None for _, congruence in disjuncts):
-        return (Part(relation, None),)
+        return (CongruentPart(relation, None),)
     covered = [d for d, congruence in disjuncts if congruence is None]
-    parts = [Part(fold.disjunction(*covered), None)] if covered else []
+    parts = [CongruentPart(fold.disjunction(*covered), None)] if covered else []
     for disjunct, congruence in disjuncts:
         if congruence is not None:
             rest = fold.conjunction(disjunct, *(_outside(disjunct, other) for other in covered))
-            parts.append(Part(rest, congruence))
+            parts.append(CongruentPart(rest, congruence))
             covered.append(disjunct)
     return tuple(parts)
 
@@ -106,7 +106,7 @@ def _congruence(relation: Index) -> Congruence | None:
 
 def _congruence_of(node: Index) -> Congruence | None:
     """`(±(q - k) + c) % d == r` as a congruence."""
-    if not (isinstance(node, Sign) and node.op == "eq"):
+    if not (isinstance(node, Compare) and node.op == "eq"):
         return None
     terms, constant = fold.parts(node.value)
     if len(terms) != 1 or abs(terms[0][1]) != 1:
@@ -117,7 +117,7 @@ def _congruence_of(node: Index) -> Congruence | None:
     difference, divisor = remainder.operands[0], remainder.operands[1].value
     if not isinstance(difference, Linear) or not 2 <= divisor <= MOST_CLASSES:
         return None
-    factors = {term.name: factor % divisor for term, factor in difference.terms if isinstance(term, Place)}
+    factors = {term.name: factor % divisor for term, factor in difference.terms if isinstance(term, Position)}
     if set(factors) != {"q", "k"} or len(difference.terms) != 2 or sum(factors.values()) % divisor:
         return None
     wanted = -constant * sign - difference.constant
@@ -126,7 +126,7 @@ def _congruence_of(node: Index) -> Congruence | None:
     return Congruence(divisor, -wanted % divisor) if factors["q"] == divisor - 1 else None
 
 
-def residues(part: Part, n_q: int, n_k: int) -> Iterator[Residue]:
+def residues(part: CongruentPart, n_q: int, n_k: int) -> Iterator[Residue]:
     """The classes of a part that have rows and keys."""
     assert part.congruence is not None
     d = part.congruence.divisor
@@ -152,9 +152,9 @@ def _reads_differences(relation: Index) -> bool:
     """Whether places occur in multiples of q - k only: then classes with one difference of row and key are alike."""
     for node in walk(relation):
         if isinstance(node, Linear):
-            factors = {term.name: factor for term, factor in node.terms if isinstance(term, Place)}
+            factors = {term.name: factor for term, factor in node.terms if isinstance(term, Position)}
             if factors.get("q", 0) + factors.get("k", 0):
                 return False
-        elif any(isinstance(child, Place) for child in node.children()):
+        elif any(isinstance(child, Position) for child in node.children()):
             return False
     return True

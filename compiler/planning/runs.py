@@ -9,12 +9,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.analysis.hashing import Hash, Kinds, combine, kinds, mix
 from attnc.compiler.analysis.intervals import fits_word
-from attnc.compiler.analysis.tiles import Grid, LiveTiles
+from attnc.compiler.analysis.live_tiles import LiveTiles, TileGrid
 from attnc.compiler.ir import Index
-from attnc.compiler.planning.plan import Mask
+from attnc.compiler.planning.cpu_plan import Mask
 from attnc.spec.source import Span
 
 Int64 = NDArray[np.int64]
@@ -89,7 +89,7 @@ class Runs:
 
 
 @dataclass(frozen=True, slots=True)
-class Resolved:
+class ResolvedRuns:
     """Live tiles with their partial classes resolved: really partial ones with their mask, others full or gone.
 
     Tiles of class EVALUATED were not looked at; `visible` is None where there are some.
@@ -115,7 +115,7 @@ def resolve(
     origins: Mapping[Index, Span],
     most: int | None = None,
     most_elements: int | None = None,
-) -> Resolved:
+) -> ResolvedRuns:
     """Evaluate one member of every class of partial tiles; of the `most` most frequent ones where that is given.
 
     Raises TooManyClassesError when that would take more than `most_elements`, by default MAX_CLASS_ELEMENTS, and
@@ -137,13 +137,13 @@ def resolve(
         if kind in (0, EVALUATED):
             continue
         rows, keys = grid.row_range(int(tiles.row[at])), grid.key_range(int(tiles.column[at]))
-        mask = exact.mask(relation, rows, keys, origins, wide=wide)
+        mask = exact_evaluation.mask(relation, rows, keys, origins, wide=wide)
         visible += int(mask.sum()) * count
         full[i], empty[i] = mask.all(), not mask.any()
         if not (full[i] or empty[i]):
             masks[kind] = mask
     resolved = _reclassified(tiles, full[found.number], empty[found.number])
-    return Resolved(resolved, masks, None if (resolved.kind == EVALUATED).any() else visible)
+    return ResolvedRuns(resolved, masks, None if (resolved.kind == EVALUATED).any() else visible)
 
 
 def _frequent(tiles: LiveTiles, found: Kinds, most: int) -> NDArray[np.bool_]:
@@ -204,7 +204,7 @@ def _runs(entries: LiveTiles, starts: NDArray[np.bool_]) -> Runs:
     return Runs(entries, first, last, np.add.reduceat(own, first))
 
 
-def run_mask(runs: Runs, i: int, resolved: Resolved) -> Mask:
+def run_mask(runs: Runs, i: int, resolved: ResolvedRuns) -> Mask:
     """The mask of a run over its rows and keys, put together from its classes."""
     grid = resolved.tiles.grid
     start, stop = grid.row_range(int(runs.tiles.row[runs.first[i]]))
@@ -249,13 +249,13 @@ def _too_wide(entries: LiveTiles, starts: NDArray[np.bool_], most: int) -> NDArr
     return np.append(False, part[1:] != part[:-1])
 
 
-def most_tiles(grid: Grid) -> int:
+def most_tiles(grid: TileGrid) -> int:
     """The widest run whose mask is put together: less than a 4096th of all pairs, or a million of them."""
     most = max(1 << 20, grid.n_q * grid.n_k // 4096) - 1
     return max(1, most // (grid.q_tile * grid.k_tile))
 
 
-def cut_at_steps(runs: Runs, resolved: Resolved) -> Runs:
+def cut_at_steps(runs: Runs, resolved: ResolvedRuns) -> Runs:
     """Runs that few rows share and that end in a full stretch and a diagonal are cut before that stretch.
 
     `runs` are all that the tiles have.
@@ -280,7 +280,7 @@ def is_diagonal(mask: Mask) -> bool:
     return rows == columns and bool(np.array_equal(mask, np.tri(rows, dtype=np.bool_)))
 
 
-def staircases(runs: Runs, resolved: Resolved) -> tuple[list[Int64], NDArray[np.bool_]]:
+def staircases(runs: Runs, resolved: ResolvedRuns) -> tuple[list[Int64], NDArray[np.bool_]]:
     """Groups of runs (by number) in adjacent rows, full from one column to the diagonal tile that ends them.
 
     A group has two rows or more, a row is in one group at most. Also, for every run, whether it is in none.

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Literal
 
-from attnc.compiler.analysis.tiles import Grid, TooManyTilesError, find_live_tiles
-from attnc.compiler.ir import Arith, Const, Index, Linear, Place, Sign
+from attnc.compiler.analysis.live_tiles import TileGrid, TooManyTilesError, find_live_tiles
+from attnc.compiler.ir import Arith, Compare, Const, Index, Linear, Position
+from attnc.compiler.planning.cpu_plan import PlanPiece, Strip
 from attnc.compiler.planning.formulas import closed_cover
-from attnc.compiler.planning.grids import Solved, cover_by_grid, reads_coordinates
-from attnc.compiler.planning.pieces import Cover, Gathered, cover, dense_cover
-from attnc.compiler.planning.plan import Piece, Strip
-from attnc.compiler.planning.rates import Rates, Work
+from attnc.compiler.planning.grids import SolvedCover, cover_by_grid, reads_coordinates
+from attnc.compiler.planning.pieces import Cover, CoverSum, cover, dense_cover
+from attnc.compiler.planning.rates import PieceWork, Rates
 from attnc.compiler.planning.residues import Residue, residues, split
 from attnc.compiler.planning.runs import TooManyClassesError
 from attnc.compiler.planning.splitting import split_full_parts, split_triangles
@@ -39,7 +39,7 @@ SMALL = 1 << 20
 
 
 @dataclass(frozen=True)
-class Problem:
+class CoverProblem:
     """A relation over local rows and keys, and what its pieces will run on; `copies`: as many problems alike."""
 
     relation: Index
@@ -53,10 +53,10 @@ class Problem:
     copies: int = 1
 
     @cached_property
-    def work(self) -> Work:
+    def work(self) -> PieceWork:
         """What the cost model asks of it."""
         nodes = sum(1 for _ in walk(self.relation))
-        return Work(self.dtype, self.head_dim, self.lanes, nodes, self.copies)
+        return PieceWork(self.dtype, self.head_dim, self.lanes, nodes, self.copies)
 
     @property
     def masked_element(self) -> float:
@@ -66,14 +66,14 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class CoverChoice:
     """The cover taken, its grid, its cost in nanoseconds, and why the others were not.
 
     `total`: tiles that dense attention would compute, where the grid does not say it.
     """
 
     cover: Cover
-    grid: Grid
+    grid: TileGrid
     cost: float
     schedule: Literal["pieces", "dense by row blocks"]
     reasons: tuple[str, ...]
@@ -91,12 +91,12 @@ class Choice:
         return self.grid.rows * self.grid.columns if self.total is None else self.total
 
 
-def choose(problem: Problem) -> Choice:
+def choose(problem: CoverProblem) -> CoverChoice:
     """The cheapest cover by the cost model; where a formula covers the relation there is nothing to compare."""
     closed = by_formula(problem)
     if closed is not None:
         return in_halves(problem, closed)
-    tried: list[Choice] = []
+    tried: list[CoverChoice] = []
     bricks = by_grid(problem)
     if bricks is not None:
         tried.append(bricks)
@@ -111,17 +111,17 @@ def choose(problem: Problem) -> Choice:
     return _natural(problem, tried)
 
 
-def by_formula(problem: Problem) -> Choice | None:
+def by_formula(problem: CoverProblem) -> CoverChoice | None:
     """The relation by a formula, where one covers it: no tile is looked at."""
     grid = _grid(problem, tile_sizes(problem)[0])
     closed = closed_cover(problem.relation, grid)
     if closed is None:
         return None
     reason = f"{_described(closed, grid)}, by formula"
-    return Choice(closed, grid, _cost(problem, closed), "pieces", (reason,))
+    return CoverChoice(closed, grid, _cost(problem, closed), "pieces", (reason,))
 
 
-def by_tiles(problem: Problem, tile: int, notes: list[str]) -> list[Choice]:
+def by_tiles(problem: CoverProblem, tile: int, notes: list[str]) -> list[CoverChoice]:
     """Covers in natural order by tiles of one size; why there is none goes into the notes."""
     grid = _grid(problem, tile)
     try:
@@ -132,15 +132,15 @@ def by_tiles(problem: Problem, tile: int, notes: list[str]) -> list[Choice]:
     if len(found.pieces) > MAX_PIECES:
         notes.append(f"tiles of {tile}: {len(found.pieces)} pieces, more than {MAX_PIECES}")
         return []
-    choices = [Choice(found, grid, _cost(problem, found), "pieces", (_described(found, grid),))]
+    choices = [CoverChoice(found, grid, _cost(problem, found), "pieces", (_described(found, grid),))]
     apart = None if problem.n_q * problem.n_k > LARGE else split_full_parts(found)
     if apart is not None:
         reason = f"{_described(apart, grid)}, full parts apart"
-        choices.append(Choice(apart, grid, _cost(problem, apart), "pieces", (reason,)))
+        choices.append(CoverChoice(apart, grid, _cost(problem, apart), "pieces", (reason,)))
     return choices
 
 
-def _natural(problem: Problem, tried: list[Choice]) -> Choice:
+def _natural(problem: CoverProblem, tried: list[CoverChoice]) -> CoverChoice:
     """The cheapest of what was tried and of covers in natural order."""
     notes: list[str] = []
     large = problem.n_q * problem.n_k > LARGE
@@ -156,20 +156,20 @@ def _natural(problem: Problem, tried: list[Choice]) -> Choice:
         tried.append(dense_choice(problem))
     best = in_halves(problem, min(tried, key=lambda choice: choice.cost))
     others = tuple(_compared(other, best) for other in tried if other.cost > best.cost)
-    return Choice(best.cover, best.grid, best.cost, best.schedule, best.reasons + others + tuple(notes), fallback)
+    return CoverChoice(best.cover, best.grid, best.cost, best.schedule, best.reasons + others + tuple(notes), fallback)
 
 
 WORTH = 0.97
 """What more pieces may cost at most of what fewer do."""
 
 
-def in_halves(problem: Problem, choice: Choice) -> Choice:
+def in_halves(problem: CoverProblem, choice: CoverChoice) -> CoverChoice:
     """The choice with its short triangles in halves, where that costs noticeably less."""
     halves = halved(problem, choice)
     return choice if halves is None or halves.cost >= WORTH * choice.cost else halves
 
 
-def halved(problem: Problem, choice: Choice) -> Choice | None:
+def halved(problem: CoverProblem, choice: CoverChoice) -> CoverChoice | None:
     """The choice with its short triangles in halves; None where it has none."""
     halves = split_triangles(choice.cover)
     if halves is None:
@@ -182,24 +182,24 @@ NEAR = 4.0
 """Classes of residues within this factor of the time of the visible pairs alone are taken without a second look."""
 
 
-def _beats_dense(problem: Problem, tried: list[Choice]) -> bool:
+def _beats_dense(problem: CoverProblem, tried: list[CoverChoice]) -> bool:
     """Whether a cover costs less than dense row blocks with a mask evaluated for the visible pairs alone."""
     rate = problem.masked_element * problem.copies
     return any(c.cover.visible is not None and c.cost <= c.cover.visible * rate for c in tried)
 
 
-def _near_bound(problem: Problem, tried: list[Choice]) -> bool:
+def _near_bound(problem: CoverProblem, tried: list[CoverChoice]) -> bool:
     rates = problem.rates
     rate = rates.element(problem.dtype, EXACT_ROWS, problem.head_dim) * problem.lanes * problem.copies
     return any(c.cover.visible is not None and c.cost <= NEAR * (c.cover.visible * rate + rates.call) for c in tried)
 
 
-def by_residues(problem: Problem) -> Choice | None:
+def by_residues(problem: CoverProblem) -> CoverChoice | None:
     """The relation in parts, those with a congruence by classes of residues; None where there is none."""
     parts = split(problem.relation)
     if all(part.congruence is None for part in parts):
         return None
-    gathered = Gathered()
+    gathered = CoverSum()
     for part in parts:
         if part.congruence is None:
             chosen = choose(replace(problem, relation=part.relation))
@@ -207,7 +207,7 @@ def by_residues(problem: Problem) -> Choice | None:
                 return None
             gathered.add(chosen.cover, lambda piece: piece)
             continue
-        known: dict[tuple[Index, int, int], Choice] = {}
+        known: dict[tuple[Index, int, int], CoverChoice] = {}
         for residue in residues(part, problem.n_q, problem.n_k):
             key = (residue.relation, residue.n_q, residue.n_k)
             if key not in known:
@@ -221,10 +221,10 @@ def by_residues(problem: Problem) -> Choice | None:
     tile = tile_sizes(problem)[0]
     divisors = ", ".join(str(part.congruence.divisor) for part in parts if part.congruence is not None)
     reason = f"{_described(found, _grid(problem, tile))}; classes of residues modulo {divisors}"
-    return Choice(found, _grid(problem, tile), _cost(problem, found), "pieces", (reason,))
+    return CoverChoice(found, _grid(problem, tile), _cost(problem, found), "pieces", (reason,))
 
 
-def by_grid(problem: Problem, rank: int = 0) -> Choice | None:
+def by_grid(problem: CoverProblem, rank: int = 0) -> CoverChoice | None:
     """The relation by bricks of the grid whose coordinates it reads; None where it reads none or is not separable.
 
     `rank`: of the bricks, the best first.
@@ -232,11 +232,11 @@ def by_grid(problem: Problem, rank: int = 0) -> Choice | None:
     if not reads_coordinates(problem.relation):
         return None
 
-    def solve(relation: Index, n_q: int, n_k: int) -> Solved | None:
+    def solve(relation: Index, n_q: int, n_k: int) -> SolvedCover | None:
         choice = choose(replace(problem, relation=relation, n_q=n_q, n_k=n_k))
         if not choice.can_be_spread:
             return None
-        return Solved(choice.cover, choice.grid.q_tile, choice.tiles, choice.cost)
+        return SolvedCover(choice.cover, choice.grid.q_tile, choice.tiles, choice.cost)
 
     work = replace(problem.work, lanes=problem.lanes * problem.copies, copies=1)
     found = cover_by_grid(problem.relation, problem.n_q, problem.n_k, problem.rates, work, solve, rank)
@@ -246,20 +246,20 @@ def by_grid(problem: Problem, rank: int = 0) -> Choice | None:
     sizes = ", ".join("×".join(map(str, brick)) for brick in found.bricks[:4])
     more = f" and {len(found.bricks) - 4} other sizes" if len(found.bricks) > 4 else ""
     reason = f"{_described(found.cover, grid)}; bricks of {sizes}{more} tokens"
-    return Choice(found.cover, grid, found.cost, "pieces", (reason,), total=found.total)
+    return CoverChoice(found.cover, grid, found.cost, "pieces", (reason,), total=found.total)
 
 
-def _dense_cost(problem: Problem) -> float:
+def _dense_cost(problem: CoverProblem) -> float:
     """Every pair, with a mask evaluated for it."""
     return problem.n_q * problem.n_k * problem.masked_element * problem.copies
 
 
-def _of_class(problem: Problem, residue: Residue) -> Problem:
+def _of_class(problem: CoverProblem, residue: Residue) -> CoverProblem:
     copies = problem.copies * residue.divisor
     return replace(problem, relation=residue.relation, n_q=residue.n_q, n_k=residue.n_k, copies=copies)
 
 
-def tile_sizes(problem: Problem) -> tuple[int, ...]:
+def tile_sizes(problem: CoverProblem) -> tuple[int, ...]:
     """Row tiles to try: the relation's own blocks, what the kernel likes, and one whole tile for small problems."""
     liked = (256, 128, 64) if problem.dtype in ("bfloat16", "float16") else (128, 64, 256)
     multiples = [block * max(1, liked[0] // block) for block in sorted(blocks(problem.relation))]
@@ -279,28 +279,28 @@ def blocks(relation: Index) -> set[int]:
     }
 
 
-def _grid(problem: Problem, tile: int) -> Grid:
+def _grid(problem: CoverProblem, tile: int) -> TileGrid:
     """Key tiles start so that the relation's diagonal, where it has one, runs through tile corners."""
     shift = _diagonal(problem.relation)
     origin = -((-shift) % tile)
-    return Grid(problem.n_q, problem.n_k, tile, tile, origin)
+    return TileGrid(problem.n_q, problem.n_k, tile, tile, origin)
 
 
 def _diagonal(relation: Index) -> int:
     """The c of a comparison `q + c >= k`, which causal relations have; 0 where there is none."""
     shifts = []
     for node in walk(relation):
-        if isinstance(node, Sign) and isinstance(node.value, Linear) and len(node.value.terms) == 2:
-            terms = {t.name: c for t, c in node.value.terms if isinstance(t, Place)}
+        if isinstance(node, Compare) and isinstance(node.value, Linear) and len(node.value.terms) == 2:
+            terms = {t.name: c for t, c in node.value.terms if isinstance(t, Position)}
             if terms == {"q": 1, "k": -1}:
                 shifts.append(node.value.constant)
     return min(shifts, key=abs, default=0)
 
 
-def dense_choice(problem: Problem) -> Choice:
+def dense_choice(problem: CoverProblem) -> CoverChoice:
     """No tiles: row blocks whose masks are evaluated as they run."""
     rows = max(32, min(EXACT_ROWS, EXACT_ELEMENTS // max(problem.n_k, 1)))
-    grid = Grid(problem.n_q, problem.n_k, rows, max(rows, EXACT_ROWS))
+    grid = TileGrid(problem.n_q, problem.n_k, rows, max(rows, EXACT_ROWS))
     try:
         found = dense_cover(grid, find_live_tiles(problem.relation, grid))
     except TooManyTilesError:
@@ -308,26 +308,26 @@ def dense_choice(problem: Problem) -> Choice:
     reason = (
         f"blocks of {rows} rows against the keys between their first and last live tile, masks evaluated as they run"
     )
-    return Choice(found, grid, _cost(problem, found), "dense by row blocks", (reason,))
+    return CoverChoice(found, grid, _cost(problem, found), "dense by row blocks", (reason,))
 
 
-def _cost(problem: Problem, found: Cover) -> float:
+def _cost(problem: CoverProblem, found: Cover) -> float:
     work = problem.work
     triangular = {i for i, mask in enumerate(found.masks) if mask.is_triangular}
     alike = Counter((piece.queries.axes, piece.keys.axes, piece.mask, piece.fresh) for piece in found.pieces)
     cost = 0.0
     for (queries, keys, mask, fresh), count in alike.items():  # where a piece begins does not matter
-        piece = Piece(Strip(0, queries), Strip(0, keys), mask, fresh)
+        piece = PlanPiece(Strip(0, queries), Strip(0, keys), mask, fresh)
         cost += count * problem.rates.piece(piece, work, mask in triangular)
     return cost
 
 
-def _compared(other: Choice, best: Choice) -> str:
+def _compared(other: CoverChoice, best: CoverChoice) -> str:
     times = other.cost / max(best.cost, 1.0)
     return f"{other.schedule} at {other.grid.q_tile}×{other.grid.k_tile}: {times:.2f} × the estimated time"
 
 
-def _described(found: Cover, grid: Grid) -> str:
+def _described(found: Cover, grid: TileGrid) -> str:
     masks = f", {len(found.masks)} shared mask{'s' if len(found.masks) != 1 else ''}" if found.masks else ""
     pieces = f"{len(found.pieces)} piece{'s' if len(found.pieces) != 1 else ''}"
     evaluated = sum(piece.queries.count for piece in found.pieces if piece.mask == "exact")

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.analysis.intervals import FALSE, TRUE, Boxes, classify, fits_word
 from attnc.compiler.ir import Index
 from attnc.compiler.tile_forms.arrays import spread
@@ -101,7 +101,7 @@ def find_seen_keys(
     keys = spread(first, stop)
     alive = np.ones((rows[1] - rows[0], len(keys)), dtype=np.bool_)
     wide = not fits_word(relation, rows, (0, n_k))
-    mask = exact.mask_at(relation, np.arange(*rows), keys, alive, origins, wide=wide)
+    mask = exact_evaluation.mask_at(relation, np.arange(*rows), keys, alive, origins, wide=wide)
     by_all, by_some = mask.all(axis=0), mask.any(axis=0)
     part = by_some & ~by_all
     found = [*whole, (keys[by_all], keys[by_all] + 1)]

@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from attnc.compiler.planning.cpu_plan import GridMask, Mask, PlanPiece, Strip, StripAxis
 from attnc.compiler.planning.pieces import Cover, join_pieces
-from attnc.compiler.planning.plan import GridMask, Mask, Piece, Steps, Strip
 from attnc.compiler.planning.rates import KEY_BLOCK
 from attnc.compiler.planning.runs import is_diagonal
 
@@ -16,7 +16,7 @@ from attnc.compiler.planning.runs import is_diagonal
 def split_full_parts(cover: Cover) -> Cover | None:
     """The cover with the full middle of every masked piece apart; None where no piece has one that is most of it."""
     masks: list[GridMask] = []
-    pieces: list[Piece] = []
+    pieces: list[PlanPiece] = []
     for piece in cover.pieces:
         if isinstance(piece.mask, int):
             pieces.extend(_parts(piece, cover.masks[piece.mask], masks))
@@ -42,8 +42,8 @@ def split_triangles(cover: Cover) -> Cover | None:
         half = -(-length // (2 * EVEN)) * EVEN
         upper, lower = _columns(piece.queries, 0, half), _columns(piece.queries, half, length)
         mask = _number(GridMask((np.tri(length - half, length, half, dtype=np.bool_),)), masks)
-        pieces.append(Piece(upper, _columns(piece.keys, 0, half), "causal", piece.fresh))
-        pieces.append(Piece(lower, piece.keys, mask, piece.fresh))
+        pieces.append(PlanPiece(upper, _columns(piece.keys, 0, half), "causal", piece.fresh))
+        pieces.append(PlanPiece(lower, piece.keys, mask, piece.fresh))
     if len(pieces) == len(cover.pieces):
         return None
     return Cover(join_pieces(pieces), tuple(masks), cover.full_tiles, cover.partial_tiles, cover.visible)
@@ -56,22 +56,22 @@ EVEN = 32
 """What the rows of the upper half are a multiple of."""
 
 
-def _parts(piece: Piece, mask: GridMask, masks: list[GridMask]) -> Iterator[Piece]:
+def _parts(piece: PlanPiece, mask: GridMask, masks: list[GridMask]) -> Iterator[PlanPiece]:
     """A piece in up to three; `masks` takes in those that are needed."""
     start, stop = _full_columns(mask.factors[0]) if len(mask.factors) == 1 else (0, 0)
     if 2 * (stop - start) < mask.shape[1]:
-        yield Piece(piece.queries, piece.keys, _number(mask, masks), piece.fresh)
+        yield PlanPiece(piece.queries, piece.keys, _number(mask, masks), piece.fresh)
         return
     if stop - start > 1 and is_diagonal(mask.factors[0][:, stop - 1 :]):  # all rows see its first column
         stop -= 1
-    yield Piece(piece.queries, _columns(piece.keys, start, stop), "full", piece.fresh)
+    yield PlanPiece(piece.queries, _columns(piece.keys, start, stop), "full", piece.fresh)
     for low, high in ((0, start), (stop, mask.shape[1])):
         if high > low:
             part = np.ascontiguousarray(mask.factors[0][:, low:high])
             name: Literal["causal"] | int = "causal"
             if not is_diagonal(part):
                 name = _number(GridMask((part,)), masks)
-            yield Piece(piece.queries, _columns(piece.keys, low, high), name, fresh=False)
+            yield PlanPiece(piece.queries, _columns(piece.keys, low, high), name, fresh=False)
 
 
 def _full_columns(mask: Mask) -> tuple[int, int]:
@@ -86,7 +86,7 @@ def _full_columns(mask: Mask) -> tuple[int, int]:
 
 def _columns(keys: Strip, start: int, stop: int) -> Strip:
     (axis,) = keys.axes
-    return Strip(keys.start + start * axis.stride, (Steps(axis.step, axis.count, stop - start, axis.stride),))
+    return Strip(keys.start + start * axis.stride, (StripAxis(axis.step, axis.count, stop - start, axis.stride),))
 
 
 def _number(mask: GridMask, masks: list[GridMask]) -> int:

@@ -19,15 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler import fold
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.analysis.intervals import fits_word, simplified
-from attnc.compiler.analysis.tiles import Grid, TooManyTilesError, find_live_tiles
+from attnc.compiler.analysis.live_tiles import TileGrid, TooManyTilesError, find_live_tiles
 from attnc.compiler.ir import Index
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.documents import Windows
 from attnc.compiler.receptive.held import Held
+from attnc.compiler.receptive.piece_ranges import AT_ONCE
 from attnc.compiler.receptive.sights import Sight, alternatives
-from attnc.compiler.receptive.stretches import AT_ONCE
 from attnc.spec.errors import EvaluationError
 from attnc.spec.source import Span
 
@@ -49,7 +49,7 @@ BREADTH = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class WindowPairs:
     """What a head of a layer shows in windows that share a relation: pairs of a query and of a key, or a unit of keys.
 
     `units` is the number of the unit that each token is in, None where keys are tokens.
@@ -64,7 +64,7 @@ class Part:
 class Layer:
     """A kind of layer on n tokens: what its heads and branches show together."""
 
-    def __init__(self, n: int, parts: Iterable[Part], held: Iterable[Held] = ()) -> None:
+    def __init__(self, n: int, parts: Iterable[WindowPairs], held: Iterable[Held] = ()) -> None:
         """`held`: the states that tokens read beside the parts."""
         self.n = n
         self._parts = tuple(parts)
@@ -77,12 +77,12 @@ class Layer:
 
         `held`: what the states of other branches hold.
         """
-        parts: dict[object, Part] = {}
+        parts: dict[object, WindowPairs] = {}
         for relations, units in found:
             for head in range(relations.shape.heads):
                 for local in relations.locals(0, head):
                     name = (local.name, None if units is None else units.tobytes())
-                    part = Part(local.windows, local.relation, units, relations.pattern.origins)
+                    part = WindowPairs(local.windows, local.relation, units, relations.pattern.origins)
                     parts.setdefault(name, part)
         return cls(n, parts.values(), held)
 
@@ -121,7 +121,7 @@ class Layer:
             found |= state.shows(tokens, keys)
         return found
 
-    def _sight(self, part: Part, n_q: int, n_k: int) -> Sight:
+    def _sight(self, part: WindowPairs, n_q: int, n_k: int) -> Sight:
         name = part.relation, n_q, n_k
         if name not in self._sights:
             self._sights[name] = Sight(*name, part.origins)
@@ -132,7 +132,7 @@ class Layer:
         return all(state.looks_back for state in self._held) and all(_looks_back(part) for part in self._parts)
 
 
-def _sizes(part: Part) -> tuple[Int64, Int64]:
+def _sizes(part: WindowPairs) -> tuple[Int64, Int64]:
     return part.windows.n_q, part.windows.n_k
 
 
@@ -147,7 +147,7 @@ def _by_window(windows: Windows, tokens: Int64) -> list[tuple[int, Int64]]:
     return [(int(number[a]), tokens[a:b]) for a, b in zip([0, *cuts], [*cuts, len(tokens)], strict=True) if b > a]
 
 
-def _looks_back(part: Part) -> bool:
+def _looks_back(part: WindowPairs) -> bool:
     n_q, n_k = (int(x.max(initial=0)) for x in _sizes(part))
     if part.units is not None:
         return _units_look_back(part, n_q, n_k)
@@ -166,7 +166,7 @@ def _are_nowhere_ahead(found: Iterable[tuple[Index, ...]], n_q: int, n_k: int) -
 
 def _is_nowhere(node: Index, n_q: int, n_k: int) -> bool:
     """Whether a relation is shown to hold on no pair: by tiles, of which one of each class is evaluated."""
-    grid = Grid(n_q, n_k, TILE, TILE)
+    grid = TileGrid(n_q, n_k, TILE, TILE)
     try:
         live = find_live_tiles(node, grid)
     except TooManyTilesError:
@@ -176,10 +176,10 @@ def _is_nowhere(node: Index, n_q: int, n_k: int) -> bool:
         return False
     tiles = live.take(first)
     ends = ((grid.row_range(row), grid.key_range(column)) for row, column in zip(tiles.row, tiles.column, strict=True))
-    return not any(exact.mask(node, rows, keys).any() for rows, keys in ends)
+    return not any(exact_evaluation.mask(node, rows, keys).any() for rows, keys in ends)
 
 
-def _units_look_back(part: Part, n_q: int, n_k: int) -> bool:
+def _units_look_back(part: WindowPairs, n_q: int, n_k: int) -> bool:
     if n_q * n_k > MOST_PAIRS:
         return False
     assert part.units is not None
@@ -190,7 +190,7 @@ def _units_look_back(part: Part, n_q: int, n_k: int) -> bool:
     for start in range(0, n_q, step):
         rows = np.arange(start, min(start + step, n_q))
         ahead = last > rows[:, None]
-        if exact.mask_at(part.relation, rows, np.arange(n_k), ahead, wide=wide).any():
+        if exact_evaluation.mask_at(part.relation, rows, np.arange(n_k), ahead, wide=wide).any():
             return False
     return True
 
@@ -210,7 +210,7 @@ class After:
 
 
 @dataclass(frozen=True)
-class Reach:
+class ReceptiveField:
     """The receptive field of a query among n tokens, layer by layer, as far as it was looked at.
 
     `looks_back`: no layer shows what is ahead, so that it should see `k <= q`, else everything: `wanted` tokens.
@@ -240,7 +240,7 @@ def find_reach(
     least: int,
     tokens: Sequence[int] = (),
     tell: Tell = lambda layers, tokens: None,
-) -> Reach:
+) -> ReceptiveField:
     """The reach of a query through layers of some kinds: layer i is of kind `order[i - 1]`, and so on in circles.
 
     It is followed until nothing more is reached, for at least `least` layers or `MOST_LAYERS` if that takes longer.
@@ -269,7 +269,7 @@ def find_reach(
     first = next(item.layer for item in after if item.tokens == most)
     complete = first if most == wanted else None
     final = first if idle or most == wanted else None
-    return Reach(n, query, looks_back, wanted, tuple(after), complete, final, tuple(known))
+    return ReceptiveField(n, query, looks_back, wanted, tuple(after), complete, final, tuple(known))
 
 
 def _period(order: Sequence[int]) -> Sequence[int]:

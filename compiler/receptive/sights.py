@@ -21,15 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler import fold
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.analysis.intervals import fits_word
 from attnc.compiler.analysis.translation import Dependences
-from attnc.compiler.ir import Bool, Choice, Index, Not, Place, Sign, is_truth
-from attnc.compiler.planning.plan import Piece
+from attnc.compiler.ir import Bool, Compare, ExactSelect, Index, Not, Position, is_truth
+from attnc.compiler.planning.cpu_plan import PlanPiece
 from attnc.compiler.planning.rates import AMX
-from attnc.compiler.planning.schedule import Problem, choose
-from attnc.compiler.receptive.stretches import AT_ONCE, Look, look_by_piece
-from attnc.compiler.receptive.token_sets import Keys, merged_runs, runs
+from attnc.compiler.planning.schedule import CoverProblem, choose
+from attnc.compiler.receptive.piece_ranges import AT_ONCE, Look, look_by_piece
+from attnc.compiler.receptive.token_sets import MarkedKeys, merged_runs, runs
 from attnc.compiler.rewrite import walk
 from attnc.compiler.tile_forms.arrays import spread
 from attnc.spec.errors import EvaluationError
@@ -59,7 +59,7 @@ class Sight:
 
         Raises EvaluationError where the relation has no value on a pair that is evaluated.
         """
-        keys = Keys(seen)
+        keys = MarkedKeys(seen)
         for view in self._views:
             some = queries if view.queries is None else queries[view.queries[queries]]
             if len(some):
@@ -75,21 +75,21 @@ class Sight:
     def _evaluated(self, queries: Int64, keys: Int64, relation: Index | None = None) -> Mask:
         alive = np.ones((len(queries), len(keys)), dtype=np.bool_)
         node = self.relation if relation is None else relation
-        return exact.mask_at(node, queries, keys, alive, self._origins, wide=self._is_wide)
+        return exact_evaluation.mask_at(node, queries, keys, alive, self._origins, wide=self._is_wide)
 
     @cached_property
     def _is_wide(self) -> bool:
         return not fits_word(self.relation, (0, self.n_q), (0, self.n_k))
 
     @cached_property
-    def _views(self) -> list[_View]:
+    def _views(self) -> list[_Alternative]:
         found = alternatives(self.relation)
         try:
             return self._prepared(found)
         except EvaluationError:  # a part may be asked where another one guards it
             return self._prepared([(self.relation,)])
 
-    def _prepared(self, found: Iterable[tuple[Index, ...]]) -> list[_View]:
+    def _prepared(self, found: Iterable[tuple[Index, ...]]) -> list[_Alternative]:
         parts: dict[tuple[Index, Index, str | _Sides], list[Index]] = {}
         dependences = Dependences()
         for conjuncts in found:
@@ -103,7 +103,7 @@ class Sight:
         views = []
         for (of_q, of_k, way), relations in parts.items():
             queries, keys = self._on_queries(of_q), self._on_keys(of_k)
-            views += [_View(queries, keys, look) for look in self._looks(fold.disjunction(*relations), way)]
+            views += [_Alternative(queries, keys, look) for look in self._looks(fold.disjunction(*relations), way)]
         return views
 
     def _looks(self, relation: Index, way: str | _Sides) -> list[Look]:
@@ -136,7 +136,7 @@ class Sight:
         first, stop = runs(offsets)
         lengths = self.n_q, self.n_k
 
-        def look(queries: Int64, keys: Keys, where: Mask | None) -> None:
+        def look(queries: Int64, keys: MarkedKeys, where: Mask | None) -> None:
             a, b = runs(queries)
             if len(a) * len(first) <= MOST_RUNS:
                 low, high = (a[:, None] + first).ravel(), (b[:, None] + stop - 1).ravel()
@@ -157,7 +157,7 @@ class Sight:
         order = np.argsort(of_key, kind="stable")
         of_key = of_key[order]
 
-        def look(queries: Int64, keys: Keys, where: Mask | None) -> None:
+        def look(queries: Int64, keys: MarkedKeys, where: Mask | None) -> None:
             if sides.op == "ge":
                 keys.add(order[np.searchsorted(of_key, -of_query[queries].max()) :], where)
                 return
@@ -170,19 +170,19 @@ class Sight:
     def _integers(self, node: Index, queries: Int64, keys: Int64) -> Int64:
         alive = np.ones((len(queries), len(keys)), dtype=np.bool_)
         wide = not fits_word(node, (0, self.n_q), (0, self.n_k))
-        return exact.integers_at(node, queries, keys, alive, self._origins, wide=wide).ravel()
+        return exact_evaluation.integers_at(node, queries, keys, alive, self._origins, wide=wide).ravel()
 
     # --- by plan ---
 
     def _by_plan(self, relation: Index) -> list[Look]:
         """Of any relation: pieces of the cover that a kernel would take, evaluated where that has no masks."""
-        problem = Problem(relation, self.n_q, self.n_k, "float32", 64, 1, self._origins, AMX)
+        problem = CoverProblem(relation, self.n_q, self.n_k, "float32", 64, 1, self._origins, AMX)
         cover = choose(problem).cover
         looks: list[Look] = [look_by_piece(piece, cover) for piece in cover.pieces if piece.mask != "exact"]
         unknown = [piece for piece in cover.pieces if piece.mask == "exact"]
         return [*looks, self._by_evaluation(unknown)] if unknown else looks
 
-    def _by_evaluation(self, pieces: list[Piece]) -> Look:
+    def _by_evaluation(self, pieces: list[PlanPiece]) -> Look:
         """Of the rows of pieces whose masks are evaluated. All of the relation is: what else is in it is seen too."""
         row = np.concatenate([piece.queries.starts() for piece in pieces])
         rows = np.concatenate([np.full(p.queries.count, p.queries.length) for p in pieces])
@@ -191,7 +191,7 @@ class Sight:
         own = np.zeros(self.n_q, dtype=np.bool_)
         own[spread(*merged_runs(row, row + rows))] = True
 
-        def look(queries: Int64, keys: Keys, where: Mask | None) -> None:
+        def look(queries: Int64, keys: MarkedKeys, where: Mask | None) -> None:
             del where  # the relation says it
             queries = queries[own[queries]]
             while len(queries):
@@ -210,7 +210,7 @@ class Sight:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _View:
+class _Alternative:
     """An alternative of a relation: the queries and keys that it is about (None: all), and how it is looked at."""
 
     queries: Mask | None
@@ -233,9 +233,9 @@ def _alternatives(node: Index) -> list[tuple[Index, ...]] | None:
         case Not(operand=Bool() as inner):
             turned = fold.disjunction if inner.op == "and" else fold.conjunction
             return _alternatives(turned(*map(fold.negation, inner.operands)))
-        case Choice() if is_truth(node):
+        case ExactSelect() if is_truth(node):
             return _either(node.condition, node.then, node.otherwise)
-        case Not(operand=Choice() as inner):
+        case Not(operand=ExactSelect() as inner):
             return _either(inner.condition, fold.negation(inner.then), fold.negation(inner.otherwise))
         case _:
             return [(node,)]
@@ -269,7 +269,7 @@ def _read(node: Index) -> str:
 
 
 def _places(node: Index) -> frozenset[str]:
-    return frozenset(n.name for n in walk(node) if isinstance(n, Place))
+    return frozenset(n.name for n in walk(node) if isinstance(n, Position))
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +283,7 @@ class _Sides:
 
 def _sides(node: Index) -> _Sides | None:
     """None where a condition is no such comparison."""
-    if not isinstance(node, Sign):
+    if not isinstance(node, Compare):
         return None
     terms, constant = fold.parts(node.value)
     by_reads: dict[frozenset[str], list[tuple[Index, int]]] = {}

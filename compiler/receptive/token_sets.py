@@ -14,7 +14,7 @@ FEW = 64
 """Runs that are walked through one by one."""
 
 
-class Keys:
+class MarkedKeys:
     """The keys of a window, with those marked that were `seen`; `fresh` are the ones that this object marked."""
 
     def __init__(self, seen: Mask) -> None:

@@ -8,7 +8,7 @@ from typing import cast
 from attnc.compiler import ir
 from attnc.compiler.ir import Step, Value
 from attnc.compiler.recurrences.monomials import NonlinearError
-from attnc.compiler.values import apply, number, select, state_at
+from attnc.compiler.value_nodes import apply, number, select, state_at
 
 Affine = tuple[Value | None, Value | None]
 """D and W; None: zero."""
@@ -32,7 +32,7 @@ def _affine(node: Value, own: Value) -> Affine:
         return number(1.0), None
     if not _reads(node, own):
         return None, node
-    if isinstance(node, ir.Select):
+    if isinstance(node, ir.FloatSelect):
         (d, w), (e, x) = (_affine(side, own) for side in (node.then, node.otherwise))
         return _chosen(node, d, e), _chosen(node, w, x)
     if isinstance(node, ir.Apply):
@@ -96,7 +96,7 @@ def _negated(a: Value | None) -> Value | None:
     return None if a is None else apply("neg", a)
 
 
-def _chosen(node: ir.Select, a: Value | None, b: Value | None) -> Value | None:
+def _chosen(node: ir.FloatSelect, a: Value | None, b: Value | None) -> Value | None:
     if a is None and b is None:
         return None
     return select(node.condition, _or_zero(a), _or_zero(b))

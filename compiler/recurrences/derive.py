@@ -16,19 +16,19 @@ from typing import Literal, cast
 from attnc.compiler import fold, ir
 from attnc.compiler.ir import Recur, StateAt, Step, Value
 from attnc.compiler.recurrences.affine import affine_of
-from attnc.compiler.recurrences.constants import into_matrix, into_reads
-from attnc.compiler.recurrences.coupled import Following, ReadEachOtherError, follow
+from attnc.compiler.recurrences.call_constants import into_matrix, into_reads
+from attnc.compiler.recurrences.coupled_states import CoupledTrace, ReadEachOtherError, follow
 from attnc.compiler.recurrences.derived import (
     Correction,
-    Decay,
-    Derived,
+    DecayForm,
+    ElementwiseScan,
     Micro,
     NoFormError,
     Pass,
-    Running,
-    Scan,
+    RecurrenceForm,
+    RunningReduction,
     Side,
-    Solved,
+    SolvedRead,
     Stage,
     Taken,
     states_of,
@@ -36,15 +36,23 @@ from attnc.compiler.recurrences.derived import (
 from attnc.compiler.recurrences.monomials import Expansion, Labels, Monomial, NonlinearError, product_of, reads_state
 from attnc.compiler.recurrences.signs import is_one, sign_of
 from attnc.compiler.recurrences.stage_order import in_order, without_unread
-from attnc.compiler.recurrences.terms import correction_of, factors_of, is_merged, signed, summed, terms_of, write_of
+from attnc.compiler.recurrences.term_vectors import (
+    correction_of,
+    factors_of,
+    is_merged,
+    signed,
+    summed,
+    terms_of,
+    write_of,
+)
 from attnc.compiler.rewrite import replace_values
-from attnc.compiler.values import apply, axes, element, number, rank, state_at
+from attnc.compiler.value_nodes import apply, axes, element, number, rank, state_at
 
 CLOSED = 2.0**-100
 """What a factor of 0 is taken for: too little to be seen, and enough for the gradient of the factor to be told."""
 
 
-def derive(recur: Recur, *, trusting: bool = True) -> Derived:
+def derive(recur: Recur, *, trusting: bool = True) -> RecurrenceForm:
     """The passes of a recurrence. `trusting`: factors that are numbers of each head are taken to lie between 0 and 1.
 
     Raises NoFormError where it has no such form.
@@ -89,11 +97,11 @@ class _Deriving:
     entrywise: frozenset[str]
     trusting: bool
     coupling: bool
-    """Whether states that read each other, or have no pass, are taken by `Following`."""
+    """Whether states that read each other, or have no pass, are taken by `CoupledTrace`."""
     _known: dict[Value, Value] = field(default_factory=dict)
     """States and reads that are computed before, as elements of tensors."""
 
-    def derive(self) -> Derived:
+    def derive(self) -> RecurrenceForm:
         recur = self.recur
         last = {state.name: sum(step.state == state.name for step in recur.steps) for state in recur.states}
         stages: list[Stage] = [
@@ -115,14 +123,14 @@ class _Deriving:
             stages.append(Pass(state, steps[state.name], tuple(reads), solves=tuple(solves)))
         stages += [self._scan(state, last[state.name]) for state in scanned]
         stages += [group.stage() for group in dict.fromkeys(self._followed.values())]
-        return Derived(in_order(without_unread(stages, result)), result)
+        return RecurrenceForm(in_order(without_unread(stages, result)), result)
 
     def _steps(self, state: ir.State) -> list[Step]:
         return [step for step in self.recur.steps if step.state == state.name]
 
     # --- named sums --------------------------------------------------------------------------------------------------
 
-    def _running(self, state: ir.State, steps: Sequence[Step]) -> Running | None:
+    def _running(self, state: ir.State, steps: Sequence[Step]) -> RunningReduction | None:
         """Of a state that only grows, to the largest so far or to a sum of exponentials."""
         if len(steps) != 1 or steps[0].repeat is not None:
             return None
@@ -136,7 +144,7 @@ class _Deriving:
         self._known[own] = _tensor(before, state.dims)
         self._known[value] = self._known[state_at(state.name, 1, state.dims)] = _tensor(after, state.dims)
         self._bounded.add((self._known[own], self._known[value]))
-        return Running(state, "max" if value.op == "max" else "logaddexp", added, before, after)
+        return RunningReduction(state, "max" if value.op == "max" else "logaddexp", added, before, after)
 
     def _replaced(self, value: Value, besides: ir.State | None = None) -> Value:
         """With what is computed before: first what is made of states, then these, but for those of one of them."""
@@ -165,21 +173,21 @@ class _Deriving:
         self._entries[state.name].append((name, node))
         return _tensor(name, axes(node), "complex" if state.is_complex else "real")
 
-    def _scan(self, state: ir.State, last: int) -> Scan | Pass:
+    def _scan(self, state: ir.State, last: int) -> ElementwiseScan | Pass:
         steps = [replace(step, value=self._replaced(step.value, state)) for step in self._steps(state)]
         decay, write = affine_of(state, steps)
         if reads_state(decay) or reads_state(write):
             raise NoFormError(f"a step of `{state.name}` reads another state")
         write = into_matrix(write)
         reads = tuple(self._entries[state.name])
-        return self._flat(state, decay, write, reads) or Scan(state, decay, write, last, reads)
+        return self._flat(state, decay, write, reads) or ElementwiseScan(state, decay, write, last, reads)
 
     def _flat(self, state: ir.State, decay: Value, write: Value, reads: Sequence[tuple[str, Value]]) -> Pass | None:
         """A vector under one decay for all its entries, or a number, as a matrix of one row; None for others."""
         if len(state.dims) > 1 or state.is_complex or rank(decay):
             return None
         try:
-            log = None if is_one(decay) else Decay(self._log(decay, state), "scalar")
+            log = None if is_one(decay) else DecayForm(self._log(decay, state), "scalar")
         except NoFormError:
             return None
         taken = tuple(Taken(name, number(1.0), cast("StateAt", node).version == 0) for name, node in reads)
@@ -202,7 +210,7 @@ class _Deriving:
 
     # --- states that read each other ---------------------------------------------------------------------------------
 
-    _followed: dict[str, Following] = field(default_factory=dict)
+    _followed: dict[str, CoupledTrace] = field(default_factory=dict)
     """The groups of states that are followed together, by the names of these."""
 
     @property
@@ -269,7 +277,7 @@ class _Deriving:
             raise NoFormError(f"a repeated step of `{state.name}` with a decay")
         return Micro(decay, correction, write, step.repeat)
 
-    def _decay(self, terms: list[Monomial], labels: Labels, state: ir.State) -> Decay | None:
+    def _decay(self, terms: list[Monomial], labels: Labels, state: ir.State) -> DecayForm | None:
         if not terms:
             raise NoFormError(f"a step that forgets `{state.name}` whole")
         if len(terms) == 1 and not terms[0].factors and not terms[0].negative:
@@ -284,7 +292,7 @@ class _Deriving:
         for part in parts[1:]:
             whole = apply("add", whole, part)
         side: Side = "scalar" if not used else "rows" if used == {labels[0]} else "columns"
-        return Decay(self._log(whole, state), side)
+        return DecayForm(self._log(whole, state), side)
 
     def _log(self, decay: Value, state: ir.State) -> Value:
         """The logarithm of a decay, which is known to be at most 0."""
@@ -319,7 +327,7 @@ class _Deriving:
             value = replace_values(value, {found: self._taken(found, taken, last) if own is None else own})
         return value, taken
 
-    _solves: dict[str, list[Solved]] = field(default_factory=dict)
+    _solves: dict[str, list[SolvedRead]] = field(default_factory=dict)
 
     def _solved(self, node: ir.Solve, last: dict[str, int]) -> Value:
         """A solve of a state by conjugate gradients, which read it once a step, as a tensor."""
@@ -340,7 +348,7 @@ class _Deriving:
             rest = other if rest is None else apply("add", rest, other)
         many = self._solves.setdefault(own.name, [])
         name = f"#{own.name}.solved{len(many)}"
-        many.append(Solved(name, product_of(scalars) if scalars else number(1.0), rest, node.vector, node.steps))
+        many.append(SolvedRead(name, product_of(scalars) if scalars else number(1.0), rest, node.vector, node.steps))
         return _tensor(name, axes(node))
 
     def _taken(self, node: Value, taken: dict[str, list[Taken]], last: dict[str, int]) -> Value:

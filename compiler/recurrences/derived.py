@@ -16,7 +16,7 @@ class NoFormError(Exception):
 
 
 @dataclass(frozen=True)
-class Decay:
+class DecayForm:
     """`D`: its logarithm, at most 0, of each row, of each column, or one for all."""
 
     log: Value
@@ -37,7 +37,7 @@ class Correction:
 class Micro:
     """One step of a state: decay, correction and write `k vᵀ`; so often as `repeat` says, the decay the first time."""
 
-    decay: Decay | None = None
+    decay: DecayForm | None = None
     correction: Correction | None = None
     write: tuple[Value, Value] | None = None
     repeat: Loop | None = None
@@ -53,7 +53,7 @@ class Taken:
 
 
 @dataclass(frozen=True)
-class Solved:
+class SolvedRead:
     """`solve(factor * S + rest, vector)` of every token, after its steps, by `steps` of conjugate gradients; `name`."""
 
     name: str
@@ -72,11 +72,11 @@ class Pass:
     steps: tuple[Micro, ...]
     reads: tuple[Taken, ...]
     flat: bool = False
-    solves: tuple[Solved, ...] = ()
+    solves: tuple[SolvedRead, ...] = ()
 
 
 @dataclass(frozen=True)
-class Running:
+class RunningReduction:
     """A state that becomes the largest so far of x, or `logaddexp`: before and after each token, by these names."""
 
     state: ir.State
@@ -87,7 +87,7 @@ class Running:
 
 
 @dataclass(frozen=True)
-class Scan:
+class ElementwiseScan:
     """A state whose entries go each for itself, `S ← D ⊙ S + W`; reads are nodes of it, as tensors of these names."""
 
     state: ir.State
@@ -134,7 +134,7 @@ class Coupled:
     reads: tuple[Mixed, ...]
 
 
-Stage = Pass | Scan | Running | Coupled
+Stage = Pass | ElementwiseScan | RunningReduction | Coupled
 
 
 def states_of(stage: Stage) -> tuple[ir.State, ...]:
@@ -143,7 +143,7 @@ def states_of(stage: Stage) -> tuple[ir.State, ...]:
 
 
 @dataclass(frozen=True)
-class Derived:
+class RecurrenceForm:
     """Passes in their order, and what a token gets of their reads.
 
     `reason`: why states are taken entry by entry instead of by products of matrices, where some are.
@@ -162,18 +162,18 @@ class Derived:
 __all__ = [
     "Correction",
     "Coupled",
-    "Decay",
-    "Derived",
+    "DecayForm",
+    "ElementwiseScan",
     "Impulse",
     "Micro",
     "Mix",
     "Mixed",
     "NoFormError",
     "Pass",
-    "Running",
-    "Scan",
+    "RecurrenceForm",
+    "RunningReduction",
     "Side",
-    "Solved",
+    "SolvedRead",
     "Stage",
     "Taken",
     "states_of",

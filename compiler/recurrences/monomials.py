@@ -12,7 +12,7 @@ from itertools import count
 
 from attnc.compiler import ir
 from attnc.compiler.ir import StateAt, Value
-from attnc.compiler.values import apply, axes, number, select
+from attnc.compiler.value_nodes import apply, axes, number, select
 
 Labels = tuple[int, ...]
 
@@ -78,7 +78,7 @@ class Expansion:
             case ir.Dot(left=left, right=right):
                 shared = self.labels(1)
                 return _product(self.of(left, shared), self.of(right, shared))
-            case ir.Select(condition=condition, then=then, otherwise=otherwise):
+            case ir.FloatSelect(condition=condition, then=then, otherwise=otherwise):
                 one, none = number(1.0), number(0.0)
                 sides = []
                 for side, mask in ((then, select(condition, one, none)), (otherwise, select(condition, none, one))):

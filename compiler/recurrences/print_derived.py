@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 from attnc.compiler.ir import Value
 from attnc.compiler.print_ir import print_value
-from attnc.compiler.values import number
+from attnc.compiler.value_nodes import number
 
 if TYPE_CHECKING:
-    from attnc.compiler.recurrences.derived import Coupled, Derived, Micro, Mix, Pass
+    from attnc.compiler.recurrences.derived import Coupled, Micro, Mix, Pass, RecurrenceForm
 
 
-def print_derived(derived: Derived) -> str:
+def print_derived(derived: RecurrenceForm) -> str:
     """Every pass with its class, and what is read."""
-    from attnc.compiler.recurrences.derived import Coupled, Running, Scan
+    from attnc.compiler.recurrences.derived import Coupled, ElementwiseScan, RunningReduction
 
     lines: list[str] = []
     for stage in derived.stages:
@@ -24,12 +24,12 @@ def print_derived(derived: Derived) -> str:
             lines += _coupled(stage)
             continue
         name = stage.state.name
-        if isinstance(stage, Running):
+        if isinstance(stage, RunningReduction):
             what = "largest" if stage.op == "max" else "log-sum-exp"
             lines.append(f"{name}: {what} of {_text(stage.added)}, so far")
             continue
         dims = ", ".join(map(str, stage.state.dims))
-        if isinstance(stage, Scan):
+        if isinstance(stage, ElementwiseScan):
             why = "its numbers are complex" if stage.state.is_complex else derived.reason
             lines.append(f"{name}[{dims}]: entry by entry, for {why}")
             lines.append(f"    {name} = {_factor(stage.decay)} * {name} + {_text(stage.write)}")

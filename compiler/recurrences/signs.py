@@ -28,7 +28,7 @@ def sign_of(node: Value) -> Sign:
             return found.get(tensor.refinement, "any")
         case ir.Apply(op=op, operands=operands):
             return _of_function(node, op, operands)
-        case ir.Select(then=then, otherwise=otherwise):
+        case ir.FloatSelect(then=then, otherwise=otherwise):
             a, b = sign_of(then), sign_of(otherwise)
             return a if a == b else "natural" if a in _NATURAL and b in _NATURAL else "any"
         case _:

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from attnc.compiler import ir
 from attnc.compiler.ir import Value
-from attnc.compiler.recurrences.coupled import values_of
-from attnc.compiler.recurrences.derived import Coupled, NoFormError, Pass, Running, Scan, Stage
+from attnc.compiler.recurrences.coupled_states import values_of
+from attnc.compiler.recurrences.derived import Coupled, ElementwiseScan, NoFormError, Pass, RunningReduction, Stage
 
 
 def in_order(stages: Sequence[Stage]) -> tuple[Stage, ...]:
@@ -27,9 +27,9 @@ def in_order(stages: Sequence[Stage]) -> tuple[Stage, ...]:
 
 def _names(stage: Stage) -> list[str]:
     """Of the tensors that a stage gives, beside those of sums, which come first."""
-    if isinstance(stage, Running):
+    if isinstance(stage, RunningReduction):
         return []
-    if isinstance(stage, Scan):
+    if isinstance(stage, ElementwiseScan):
         return [name for name, _ in stage.reads]
     return [one.name for one in (*stage.reads, *(stage.solves if isinstance(stage, Pass) else ()))]
 
@@ -37,29 +37,29 @@ def _names(stage: Stage) -> list[str]:
 def without_unread(stages: Sequence[Stage], result: Value) -> list[Stage]:
     """The same without reads that nothing uses."""
     used = _names_in([result]).union(*map(_used, stages))
-    return [_read_alone(stage, used) if isinstance(stage, Scan | Pass) else stage for stage in stages]
+    return [_read_alone(stage, used) if isinstance(stage, ElementwiseScan | Pass) else stage for stage in stages]
 
 
-def _read_alone(stage: Scan | Pass, used: set[str]) -> Scan | Pass:
-    if isinstance(stage, Scan):
+def _read_alone(stage: ElementwiseScan | Pass, used: set[str]) -> ElementwiseScan | Pass:
+    if isinstance(stage, ElementwiseScan):
         return replace(stage, reads=tuple(read for read in stage.reads if read[0] in used))
     return replace(stage, reads=tuple(read for read in stage.reads if read.name in used))
 
 
 def _used(stage: Stage) -> set[str]:
     """The tensors that a stage uses; a sum uses none that is computed before."""
-    return set() if isinstance(stage, Running) else _names_in(_values(stage))
+    return set() if isinstance(stage, RunningReduction) else _names_in(_values(stage))
 
 
 def _names_in(values: Sequence[Value]) -> set[str]:
     return {below.tensor.name for value in values for below in value.below if isinstance(below, ir.Element)}
 
 
-def _values(stage: Pass | Scan | Coupled) -> list[Value]:
+def _values(stage: Pass | ElementwiseScan | Coupled) -> list[Value]:
     """What a stage is made of."""
     if isinstance(stage, Coupled):
         return values_of(stage)
-    if isinstance(stage, Scan):
+    if isinstance(stage, ElementwiseScan):
         return [stage.decay, stage.write, *(node for _, node in stage.reads)]
     values = [one.query for one in stage.reads]
     for solved in stage.solves:

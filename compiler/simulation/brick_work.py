@@ -9,10 +9,10 @@ from math import prod
 
 import numpy as np
 
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.analysis.intervals import fits_word
-from attnc.compiler.analysis.separation import Axis, NotSeparableError, TokenGrid, grid_of, separate_axes
-from attnc.compiler.analysis.tiles import TooManyTilesError
+from attnc.compiler.analysis.live_tiles import TooManyTilesError
+from attnc.compiler.analysis.separation import NotSeparableError, SeparatedAxis, TokenGrid, grid_of, separate_axes
 from attnc.compiler.ir import Index
 from attnc.compiler.planning.grids import parts_of, reads_coordinates
 from attnc.compiler.simulation.strips import Int64, Strips, strips
@@ -68,7 +68,7 @@ class _Segments:
 class _Axis:
     """A relation along one axis: visible pairs of every brick, for bricks whose sides are powers of two."""
 
-    def __init__(self, relation: Index, axis: Axis) -> None:
+    def __init__(self, relation: Index, axis: SeparatedAxis) -> None:
         self.extent = axis.extent
         self._relation = relation
         self._visible: dict[tuple[int, int], Int64] = {}
@@ -80,7 +80,7 @@ class _Axis:
         if key not in self._visible:
             if key == (1, 1):
                 span = (0, self.extent)
-                found = exact.mask(self._relation, span, span).astype(np.int64)
+                found = exact_evaluation.mask(self._relation, span, span).astype(np.int64)
             elif q_side > 1:
                 found = _folded(self.visible(q_side // 2, k_side))
             else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from attnc.compiler.analysis.tiles import TooManyTilesError
+from attnc.compiler.analysis.live_tiles import TooManyTilesError
 from attnc.compiler.planning.runs import TooManyClassesError
 from attnc.compiler.simulation.gpu_clocks import (
     Extra,
@@ -19,7 +19,7 @@ from attnc.compiler.simulation.gpu_clocks import (
 from attnc.compiler.simulation.kernel_run import SPLITS, KernelRun
 from attnc.compiler.simulation.machine import Machine, MachineError
 from attnc.compiler.simulation.orders import TileFinder
-from attnc.compiler.simulation.problem import Part, Problem
+from attnc.compiler.simulation.simulated_call import SimulatedCall, SimulatedRelation
 from attnc.compiler.simulation.simulation import Baseline
 from attnc.compiler.simulation.tile_work import NATURAL, TileWork, joined
 from attnc.compiler.simulation.traffic import memory_ms, moved_bytes
@@ -35,17 +35,17 @@ MERGE_BYTES = 8
 
 
 @dataclass(frozen=True)
-class Wish:
+class ScheduleRequest:
     """What a user asks for: tiles (q, k), and a kind of order. None: whatever is fastest."""
 
     tile: tuple[int, int] | None = None
     order: str | None = None
 
 
-class Candidates:
+class ScheduleCandidates:
     """The schedules of a problem on a machine. `refused`: why some were not looked at."""
 
-    def __init__(self, problem: Problem, machine: Machine, wish: Wish) -> None:
+    def __init__(self, problem: SimulatedCall, machine: Machine, wish: ScheduleRequest) -> None:
         self._problem, self._machine, self._wish = problem, machine, wish
         self.refused: dict[str, None] = {}
 
@@ -93,7 +93,7 @@ class Candidates:
             return None
         return joined(found, max(found, key=lambda work: work.rows.live).order, q_tile, k_tile)
 
-    def _orders(self, part: Part, q_tile: int, k_tile: int) -> Iterator[TileWork]:
+    def _orders(self, part: SimulatedRelation, q_tile: int, k_tile: int) -> Iterator[TileWork]:
         finder, wanted = part.finder, self._wish.order
         makers: dict[str, Callable[[], list[TileWork]]] = {}
         if finder.divisors:
@@ -132,14 +132,14 @@ class Candidates:
         )
 
 
-def _merged_bytes(problem: Problem, work: TileWork, parts: int) -> int:
+def _merged_bytes(problem: SimulatedCall, work: TileWork, parts: int) -> int:
     """What is written to be merged and read again, and the merged rows."""
     rows = problem.shape.lanes * problem.shape.n_q
     walks = 2 * work.merged if parts == 1 else parts * rows + work.merged
     return (walks * MERGE_BYTES + (work.merged if parts == 1 else rows) * 4) * problem.shape.dv
 
 
-def dense_runs(problem: Problem, machine: Machine, kernel: Kernel, baseline: Baseline) -> list[KernelRun]:
+def dense_runs(problem: SimulatedCall, machine: Machine, kernel: Kernel, baseline: Baseline) -> list[KernelRun]:
     """Dense attention with every tile that fits, the one that needs least first."""
     extra = Extra(2.0 if baseline == "causal" else 0.0)
     runs = []

@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 
 from attnc.compiler.planning.choice_rates import ChoiceRates
-from attnc.compiler.planning.chosen import FILLED, parts_of
-from attnc.compiler.planning.plan import Piece, stretch
-from attnc.compiler.simulation.choices import ExpectedChoice, Float64
+from attnc.compiler.planning.cpu_plan import PlanPiece, stretch
+from attnc.compiler.planning.selected_keys import FILLED, parts_of
+from attnc.compiler.simulation.expected_choices import ExpectedChoice, Float64
 from attnc.compiler.simulation.simulation import Pass
 
 LOOKS = 2
@@ -57,7 +57,7 @@ class Deciding:
 class Met:
     """Gathered queries and the keys of a place, `times` times: a piece of each of `lanes` heads, or parts of them."""
 
-    piece: Piece
+    piece: PlanPiece
     lanes: int
     times: float
 
@@ -68,7 +68,7 @@ class Met:
 
 
 @dataclass(frozen=True, eq=False)
-class ChosenWork:
+class SelectionWork:
     """An attention of `lanes` sets of `together` heads (batch entries times sets) that choose alike.
 
     `deciding`: the selections that are worked out for it. `counted`: whether it is known how many places are kept.
@@ -129,5 +129,5 @@ def _alike(rows: Float64, expected: ExpectedChoice, together: int, threads: int)
         yield height, keys, times
 
 
-def _piece(rows: int, keys: int, mask: Literal["full", "causal"] | int) -> Piece:
-    return Piece(stretch(0, rows), stretch(0, keys), mask)
+def _piece(rows: int, keys: int, mask: Literal["full", "causal"] | int) -> PlanPiece:
+    return PlanPiece(stretch(0, rows), stretch(0, keys), mask)

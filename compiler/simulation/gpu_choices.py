@@ -13,20 +13,20 @@ from math import inf
 
 import numpy as np
 
-from attnc.compiler.simulation.choices import ExpectedChoice, Float64
-from attnc.compiler.simulation.cpu_choices import ChosenWork
-from attnc.compiler.simulation.gpu import KERNELS, dense_ms
+from attnc.compiler.simulation.cpu_choices import SelectionWork
+from attnc.compiler.simulation.expected_choices import ExpectedChoice, Float64
 from attnc.compiler.simulation.gpu_clocks import BYTES, Kernel, TileModel, TileShape, resources
+from attnc.compiler.simulation.gpu_ladder import KERNELS, dense_ms
 from attnc.compiler.simulation.kernel_run import KernelRun
 from attnc.compiler.simulation.machine import Machine, MachineError
-from attnc.compiler.simulation.problem import Problem
+from attnc.compiler.simulation.simulated_call import SimulatedCall
 from attnc.compiler.simulation.simulation import (
     CHOSEN_RUNGS,
     Baseline,
-    Choice,
     Pass,
     Rung,
     RungName,
+    SimulatedSchedule,
     Simulation,
     Tiles,
     Traffic,
@@ -59,7 +59,7 @@ CAUTION = "an estimate that was never held against a clock: no GPU was at hand f
 class GpuWork:
     """An attention to chosen places and the tiles of its kernels. `slots`: places of a row at most."""
 
-    work: ChosenWork
+    work: SelectionWork
     tiles: Mapping[Kernel, TileShape]
     slots: int
     items: int
@@ -72,12 +72,12 @@ class ListedWork:
     `entries`: of truth by row and item, in all lanes.
     """
 
-    work: ChosenWork
+    work: SelectionWork
     entries: int
 
 
 def simulate_gpu_choices(
-    problem: Problem,
+    problem: SimulatedCall,
     works: Sequence[GpuWork],
     listed: Sequence[ListedWork],
     others: Sequence[Simulation],
@@ -155,7 +155,7 @@ def simulate_gpu_choices(
 # --- kernels ---------------------------------------------------------------------------------------------------------
 
 
-def _run(one: GpuWork, problem: Problem, machine: Machine, kernel: Kernel) -> KernelRun:
+def _run(one: GpuWork, problem: SimulatedCall, machine: Machine, kernel: Kernel) -> KernelRun:
     """A kernel on what its programs are expected to meet."""
     shape, heads, tiles = problem.shape, problem.heads, one.tiles[kernel]
     walk = _keys_meet if kernel == "dkdv" else _rows_meet
@@ -173,13 +173,13 @@ def _run(one: GpuWork, problem: Problem, machine: Machine, kernel: Kernel) -> Ke
     return KernelRun(model, work, walked, walked, programs, merging, moved, 1)
 
 
-def _rows_of(work: ChosenWork) -> float:
+def _rows_of(work: SelectionWork) -> float:
     """Pairs of a row and a place, of all heads."""
     expected = work.expected
     return float((expected.whole + expected.part).sum()) * work.lanes * work.together
 
 
-def _rows_meet(work: ChosenWork, tiles: TileShape, problem: Problem, whole: bool) -> Strips:
+def _rows_meet(work: SelectionWork, tiles: TileShape, problem: SimulatedCall, whole: bool) -> Strips:
     """A program for each tile of the queries of a place, which walks its keys."""
     del problem
     rows, keys = _side(work.expected, whole)
@@ -187,7 +187,7 @@ def _rows_meet(work: ChosenWork, tiles: TileShape, problem: Problem, whole: bool
     return _strips(np.ceil(keys / tiles.k_tile), count * work.lanes * work.together, whole)
 
 
-def _keys_meet(work: ChosenWork, tiles: TileShape, problem: Problem, whole: bool) -> Strips:
+def _keys_meet(work: SelectionWork, tiles: TileShape, problem: SimulatedCall, whole: bool) -> Strips:
     """A program for each tile of keys of a place, which walks the queries of all heads that share them."""
     shape = problem.shape
     rows, keys = _side(work.expected, whole)
@@ -223,7 +223,7 @@ def _tiling_ms(one: ListedWork, machine: Machine) -> float:
     return memory_ms(machine, one.entries * TILED_BYTES) + LIST_LAUNCHES * machine["launch_us"] / 1e3
 
 
-def _choosing_ms(work: ChosenWork, problem: Problem, machine: Machine) -> float:
+def _choosing_ms(work: SelectionWork, problem: SimulatedCall, machine: Machine) -> float:
     """Scores by products in fp32, what is done with them, and their ranks."""
     found, shape = work.deciding, problem.shape
     products = 2 * found.products * 64 / (2 * machine["fma_per_clock"] * machine.sms * machine.hertz) * 1e3
@@ -238,7 +238,7 @@ def _choosing_ms(work: ChosenWork, problem: Problem, machine: Machine) -> float:
     return max(products, memory_ms(machine, bytes_)) + launches * machine["launch_us"] / 1e3
 
 
-def _part_bytes(one: GpuWork, problem: Problem, stage: Pass) -> int:
+def _part_bytes(one: GpuWork, problem: SimulatedCall, stage: Pass) -> int:
     width = problem.shape.dk if stage == "backward" else problem.shape.dv + 1
     return round(problem.shape.lanes * problem.shape.n_q * one.slots * width * FP32)
 
@@ -261,7 +261,7 @@ def _of_gathered(runs: Sequence[KernelRun], machine: Machine) -> tuple[str, str]
     )
 
 
-def _tiles(problem: Problem, runs: Sequence[KernelRun], others: Sequence[Simulation]) -> Tiles:
+def _tiles(problem: SimulatedCall, runs: Sequence[KernelRun], others: Sequence[Simulation]) -> Tiles:
     if not runs:
         return Tiles(
             *(sum(getattr(one.tiles, name) for one in others) for name in ("total", "live", "full", "partial"))
@@ -272,11 +272,11 @@ def _tiles(problem: Problem, runs: Sequence[KernelRun], others: Sequence[Simulat
     return Tiles(total, own.live + full + partial, own.full_tiles + full, own.partial_tiles + partial)
 
 
-def _choice(run: KernelRun) -> Choice:
+def _choice(run: KernelRun) -> SimulatedSchedule:
     tiles = run.model.shape
     how = f"{tiles.warps} warps, {tiles.stages} stages, {run.programs} on an SM; gathered queries"
     limit = "memory" if run.moving_ms > 0.9 * run.ms else run.model.full.limit
-    return Choice(run.model.kernel, tiles.q_tile, tiles.k_tile, NATURAL, how, limit, run.ms)
+    return SimulatedSchedule(run.model.kernel, tiles.q_tile, tiles.k_tile, NATURAL, how, limit, run.ms)
 
 
 def repeated(one: Simulation, times: float) -> Simulation:
@@ -296,9 +296,9 @@ def repeated(one: Simulation, times: float) -> Simulation:
     )
 
 
-def alike(choices: Iterable[Choice]) -> list[Choice]:
+def alike(choices: Iterable[SimulatedSchedule]) -> list[SimulatedSchedule]:
     """Each kernel and how it runs once, with the time of all that run so: branches alike."""
-    found: dict[Choice, float] = {}
+    found: dict[SimulatedSchedule, float] = {}
     for choice in choices:
         key = replace(choice, ms=0.0)
         found[key] = found.get(key, 0.0) + choice.ms

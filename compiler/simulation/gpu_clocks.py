@@ -13,8 +13,8 @@ from functools import cached_property
 from itertools import product
 from typing import Literal
 
+from attnc.compiler.simulation.compiled_figures import CompiledFigures, find_seen
 from attnc.compiler.simulation.machine import Machine, MachineError
-from attnc.compiler.simulation.seen_kernels import Seen, find_seen
 
 Kernel = Literal["forward", "dq", "dkdv"]
 
@@ -52,7 +52,7 @@ class TileShape:
 
 
 @dataclass(frozen=True, slots=True)
-class Heads:
+class HeadSizes:
     """Sizes of a head, and its dtype."""
 
     dk: int
@@ -119,7 +119,7 @@ class TileModel:
     machine: Machine
     kernel: Kernel
     shape: TileShape
-    heads: Heads
+    heads: HeadSizes
     extra: Extra
 
     @cached_property
@@ -183,7 +183,7 @@ class Resources:
         return f"needs {self.shared_kib:.0f} KiB of shared memory and {self.registers} registers a thread"
 
 
-def seen_of(machine: Machine, kernel: Kernel, shape: TileShape, heads: Heads) -> Seen | None:
+def seen_of(machine: Machine, kernel: Kernel, shape: TileShape, heads: HeadSizes) -> CompiledFigures | None:
     """What the machine code of a kernel says, None where it was not read."""
     if heads.dk != heads.dv:
         return None
@@ -191,7 +191,7 @@ def seen_of(machine: Machine, kernel: Kernel, shape: TileShape, heads: Heads) ->
     return find_seen(machine.architecture, kernel, heads.dk, heads.dtype, tiles)
 
 
-def resources(machine: Machine, kernel: Kernel, shape: TileShape, heads: Heads) -> Resources:
+def resources(machine: Machine, kernel: Kernel, shape: TileShape, heads: HeadSizes) -> Resources:
     """What a program takes: as its machine code says, or else by formulas that fit what others were seen to take."""
     threads = 32 * shape.warps
     seen = seen_of(machine, kernel, shape, heads)
@@ -221,7 +221,7 @@ def resources(machine: Machine, kernel: Kernel, shape: TileShape, heads: Heads) 
     return Resources(shared, registers, programs)
 
 
-def tile_shapes(machine: Machine, kernel: Kernel, heads: Heads) -> list[TileShape]:
+def tile_shapes(machine: Machine, kernel: Kernel, heads: HeadSizes) -> list[TileShape]:
     """The shapes that fit, the one that keeps most programs on an SM for each pair of tiles."""
     best: dict[tuple[int, int], tuple[tuple[int, int], TileShape]] = {}
     for q_tile, k_tile, warps, stages in product(Q_TILES, K_TILES, WARPS, STAGES):
@@ -241,7 +241,7 @@ def tile_shapes(machine: Machine, kernel: Kernel, heads: Heads) -> list[TileShap
     return [shape for _, shape in wide.values()]
 
 
-def given_shape(machine: Machine, kernel: Kernel, heads: Heads, q_tile: int, k_tile: int) -> TileShape:
+def given_shape(machine: Machine, kernel: Kernel, heads: HeadSizes, q_tile: int, k_tile: int) -> TileShape:
     """The shape with these tiles that fits best. Raises MachineError where none does, saying why."""
     for name, side in (("q", q_tile), ("k", k_tile)):
         if side < 16 or side > 1024 or side & (side - 1):

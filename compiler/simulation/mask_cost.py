@@ -11,22 +11,22 @@ from attnc.compiler.ir import (
     Arith,
     Attend,
     Bool,
+    Compare,
     Const,
     Coord,
     DataRead,
     Index,
     Linear,
     Node,
-    Place,
+    Position,
     Reduce,
-    Sign,
     TableRead,
     Truth,
     Value,
 )
 from attnc.compiler.rewrite import walk
 from attnc.compiler.simulation.gpu_clocks import BITMASK, Extra
-from attnc.compiler.values import is_default
+from attnc.compiler.value_nodes import is_default
 
 DIVISION, LOOKUP = 4.0, 4.0
 TRANSCENDENTAL = frozenset({"exp", "log", "log2", "tanh", "sigmoid", "softplus", "sqrt", "sin", "cos", "silu", "elu"})
@@ -39,7 +39,7 @@ def mask_operations(relation: Index) -> float:
     sides: dict[Index, frozenset[str]] = {}
     total = 1.0
     for node in walk(relation):  # children first
-        own = frozenset({node.name}) if isinstance(node, Place) else frozenset()
+        own = frozenset({node.name}) if isinstance(node, Position) else frozenset()
         sides[node] = own.union(*(sides[child] for child in node.children()))
         if len(sides[node]) == 2:
             total += _operations(node, sides)
@@ -48,7 +48,7 @@ def mask_operations(relation: Index) -> float:
 
 def _operations(node: Index, sides: dict[Index, frozenset[str]]) -> float:
     match node:
-        case Sign(value=Linear() as sum_):
+        case Compare(value=Linear() as sum_):
             return 1.0 + max(sum(len(sides[term]) == 2 for term, _ in sum_.terms) - 1, 0)
         case Linear():
             return 0.0 if all(len(sides[term]) < 2 for term, _ in node.terms) else float(len(node.terms) - 1)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from attnc.compiler import fold
-from attnc.compiler.analysis.tiles import Grid, TooManyTilesError, find_live_tiles
+from attnc.compiler.analysis.live_tiles import TileGrid, TooManyTilesError, find_live_tiles
 from attnc.compiler.ir import Index
 from attnc.compiler.planning.runs import resolve
 from attnc.compiler.rewrite import substitute
@@ -35,7 +35,7 @@ REPEATED = 1 << 16
 """Tiles of a matrix from which on rows that repeat are counted by a few of them."""
 
 
-def count_natural(relation: Index, grid: Grid, origins: Origins, *, alone: bool) -> TileWork:
+def count_natural(relation: Index, grid: TileGrid, origins: Origins, *, alone: bool) -> TileWork:
     """Tiles of adjacent tokens; `alone`: the relation has no other order.
 
     Where it has others, the tiles are counted only if they are few; where it has none, large tiles that are too many to
@@ -55,12 +55,12 @@ def count_natural(relation: Index, grid: Grid, origins: Origins, *, alone: bool)
         return _sampled(relation, grid, origins)
 
 
-def _work_of(grid: Grid, counts: RowCounts) -> TileWork:
+def _work_of(grid: TileGrid, counts: RowCounts) -> TileWork:
     by_row, by_column = strips(*counts.by_row), strips(*counts.by_column)
     return TileWork(NATURAL, grid.q_tile, grid.k_tile, by_row, by_column, counts.visible)
 
 
-def _sampled(relation: Index, grid: Grid, origins: Origins) -> TileWork:
+def _sampled(relation: Index, grid: TileGrid, origins: Origins) -> TileWork:
     """The tiles of some rows, each of which stands for those around it; columns are of the mean.
 
     The rows are unevenly apart, so that none of the relation's own steps is met alone.
@@ -90,7 +90,7 @@ def _sampled(relation: Index, grid: Grid, origins: Origins) -> TileWork:
     return replace(work, sampled=SAMPLES)
 
 
-def _counts(relation: Index, grid: Grid, origins: Origins, budget: int) -> RowCounts:
+def _counts(relation: Index, grid: TileGrid, origins: Origins, budget: int) -> RowCounts:
     resolved = resolve(relation, find_live_tiles(relation, grid, budget), origins)
     tiles, whole = resolved.tiles, resolved.tiles.kind == 0
     row, column = [], []

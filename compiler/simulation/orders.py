@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cached_property
 
-from attnc.compiler.analysis.tiles import Grid
+from attnc.compiler.analysis.live_tiles import TileGrid
 from attnc.compiler.ir import Index
 from attnc.compiler.planning.residues import residues, split
 from attnc.compiler.simulation.brick_work import BrickFinder, find_bricks
@@ -27,7 +27,7 @@ class TileFinder:
         """Tiles of adjacent tokens. Raises TooManyTilesError, TooManyClassesError, EvaluationError."""
         key = q_tile, k_tile
         if key not in self._natural:
-            grid = Grid(self._n_q, self._n_k, q_tile, k_tile)
+            grid = TileGrid(self._n_q, self._n_k, q_tile, k_tile)
             alone = not (self.divisors or self.bricks)
             self._natural[key] = count_natural(self._relation, grid, self._origins, alone=alone)
         return self._natural[key]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 
 from attnc.compiler.simulation.simulation import Shape, Simulation
-from attnc.spec.meaning.values import shown
+from attnc.spec.meaning.parameter_values import shown
 
 BAR = 30
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from attnc.compiler import fold
 from attnc.compiler.analysis.intervals import simplified
-from attnc.compiler.analysis.tiles import Grid, find_live_tiles
+from attnc.compiler.analysis.live_tiles import TileGrid, find_live_tiles
 from attnc.compiler.analysis.translation import Dependences
 from attnc.compiler.ir import Index
 from attnc.compiler.planning.runs import resolve
@@ -51,7 +51,7 @@ class Repetition:
     rows: int
 
 
-def find_repetition(relation: Index, grid: Grid) -> Repetition | None:
+def find_repetition(relation: Index, grid: TileGrid) -> Repetition | None:
     """After how many tile rows the tiles repeat; None where they do not, soon, or the matrix has ragged edges."""
     square = grid.q_tile == grid.k_tile and grid.columns >= grid.rows
     if not square or grid.k_origin or grid.n_q % grid.q_tile or grid.n_k % grid.k_tile:
@@ -69,7 +69,7 @@ def find_repetition(relation: Index, grid: Grid) -> Repetition | None:
     return None
 
 
-def count_shifted(relation: Index, grid: Grid, found: Repetition, origins: Mapping[Index, Span]) -> RowCounts:
+def count_shifted(relation: Index, grid: TileGrid, found: Repetition, origins: Mapping[Index, Span]) -> RowCounts:
     """The tiles of a grid whose rows repeat. Raises what `find_live_tiles` and `resolve` raise."""
     first, tile = found.first, grid.q_tile
     inner = replace(grid, n_q=grid.n_q - first * tile, n_k=grid.n_k - first * tile)
@@ -95,7 +95,7 @@ def _moved(relation: Index, q: int, k: int) -> Index:
     return substitute(relation, {place: fold.add(place, fold.const(tokens)) for place, tokens in places if tokens})
 
 
-def _by_distance(found: Repetition, grid: Grid, origins: Mapping[Index, Span]) -> Int64:
+def _by_distance(found: Repetition, grid: TileGrid, origins: Mapping[Index, Span]) -> Int64:
     """The tiles at every distance, for each remainder of a row: entry d + grid.rows - 1 is of distance d."""
     seen = np.zeros((found.rows, 3, grid.rows + grid.columns - 1), dtype=np.int64)
     some = replace(grid, n_q=found.rows * grid.q_tile)
@@ -107,7 +107,7 @@ def _by_distance(found: Repetition, grid: Grid, origins: Mapping[Index, Span]) -
     return seen
 
 
-def _tiles(relation: Index, grid: Grid, origins: Mapping[Index, Span]) -> Int64:
+def _tiles(relation: Index, grid: TileGrid, origins: Mapping[Index, Span]) -> Int64:
     """Of every tile: whether it is full, whether it is partial, its visible pairs; (rows, 3, columns)."""
     resolved = resolve(relation, find_live_tiles(relation, grid), origins)
     tiles = resolved.tiles
@@ -123,7 +123,7 @@ def _tiles(relation: Index, grid: Grid, origins: Mapping[Index, Span]) -> Int64:
     return found
 
 
-def _along_rows(seen: Int64, grid: Grid) -> Int64:
+def _along_rows(seen: Int64, grid: TileGrid) -> Int64:
     """Sums over the distances of every row."""
     rows, kinds, distances = seen.shape
     before = np.zeros((rows, kinds, distances + 1), dtype=np.int64)
@@ -134,7 +134,7 @@ def _along_rows(seen: Int64, grid: Grid) -> Int64:
     return np.asarray(found.T, dtype=np.int64)
 
 
-def _along_columns(seen: Int64, grid: Grid) -> Int64:
+def _along_columns(seen: Int64, grid: TileGrid) -> Int64:
     """Sums over the rows of every column, those of each remainder by themselves."""
     rows, kinds, _ = seen.shape
     column = np.arange(grid.columns)

@@ -69,7 +69,7 @@ class Tiles:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class SimulatedSchedule:
     """A kernel and how it would run. `limit`: the unit of the machine that is busiest. Without tiles: of a state."""
 
     kernel: str
@@ -112,8 +112,8 @@ class Simulation:
     causal: bool
     visible: int | None
     tiles: Tiles
-    choices: tuple[Choice, ...]
-    others: tuple[Choice, ...]
+    choices: tuple[SimulatedSchedule, ...]
+    others: tuple[SimulatedSchedule, ...]
     rungs: tuple[Rung, ...]
     predicted_ms: float
     dense_ms: float

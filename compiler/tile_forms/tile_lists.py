@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attnc.compiler.tile_forms.arrays import Artefact, Int32, Mask, frozen, pointers_of
-from attnc.compiler.tile_forms.tile_runs import Frame, TileRuns
+from attnc.compiler.tile_forms.tile_runs import TileFrame, TileRuns
 
 
 @dataclass(frozen=True, eq=False)
-class Segment(Artefact):
+class TileColumns(Artefact):
     """Tiles by row and column: row r has the columns `columns[pointers[r] : pointers[r + 1]]`."""
 
     pointers: Int32
@@ -30,9 +30,9 @@ class TileLists(Artefact):
     A tile of class c sees what `masks[c]` says: bool (tokens of its row, tokens of its column).
     """
 
-    frame: Frame
-    full: Segment
-    partial: Segment
+    frame: TileFrame
+    full: TileColumns
+    partial: TileColumns
     classes: Int32
     masks: tuple[Mask, ...]
 
@@ -54,5 +54,5 @@ def list_tiles(runs: TileRuns) -> TileLists:
     segments = []
     for tiles in (runs.full, runs.partial):
         row, column = tiles.listed()
-        segments.append(Segment(pointers_of(row, tiles.rows), frozen(column)))
+        segments.append(TileColumns(pointers_of(row, tiles.rows), frozen(column)))
     return TileLists(runs.frame, segments[0], segments[1], runs.classes, runs.masks)

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler.analysis.tiles import Grid
-from attnc.compiler.planning.runs import Resolved
+from attnc.compiler.analysis.live_tiles import TileGrid
+from attnc.compiler.planning.runs import ResolvedRuns
 from attnc.compiler.tile_forms.arrays import Artefact, Int32, Int64, Mask, frozen
-from attnc.compiler.tile_forms.stretches import Stretches, stretches
+from attnc.compiler.tile_forms.tile_ranges import Stretches, stretches
 
 
 @dataclass(frozen=True, eq=False)
-class Frame(Artefact):
+class TileFrame(Artefact):
     """Tokens of every tile row and tile column; those at the edges of the matrix may have fewer than `tile` says."""
 
     tile: tuple[int, int]
@@ -33,18 +33,18 @@ class Frame(Artefact):
         """Tile columns."""
         return len(self.widths)
 
-    def transposed(self) -> Frame:
+    def transposed(self) -> TileFrame:
         """The frame of the transposed matrix."""
-        return Frame((self.tile[1], self.tile[0]), self.widths, self.heights)
+        return TileFrame((self.tile[1], self.tile[0]), self.widths, self.heights)
 
 
-def frame_of(grid: Grid) -> Frame:
+def frame_of(grid: TileGrid) -> TileFrame:
     """The frame of a grid of tiles."""
     row, column = np.arange(grid.rows), np.arange(grid.columns)
     heights = np.minimum((row + 1) * grid.q_tile, grid.n_q) - row * grid.q_tile
     start = grid.k_origin + column * grid.k_tile
     widths = np.minimum(start + grid.k_tile, grid.n_k) - np.maximum(start, 0)
-    return Frame((grid.q_tile, grid.k_tile), frozen(heights), frozen(widths))
+    return TileFrame((grid.q_tile, grid.k_tile), frozen(heights), frozen(widths))
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ class TileRuns(Artefact):
     A tile of class c sees what `masks[c]` says: bool (tokens of its row, tokens of its column). No two masks are equal.
     """
 
-    frame: Frame
+    frame: TileFrame
     full: Stretches
     partial: Stretches
     classes: Int32
@@ -102,7 +102,7 @@ def _of_row(tiles: Stretches, row: int) -> list[tuple[int, int]]:
     return list(zip(tiles.start[at].tolist(), tiles.end[at].tolist(), strict=True))
 
 
-def find_tile_runs(resolved: Resolved) -> TileRuns:
+def find_tile_runs(resolved: ResolvedRuns) -> TileRuns:
     """The runs of tiles whose classes are resolved; classes whose masks are equal become one."""
     tiles, frame = resolved.tiles, frame_of(resolved.tiles.grid)
     parts = []

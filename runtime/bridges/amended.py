@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from attnc.runtime.attention import Attention
-from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.call_errors import UnsupportedError
 from attnc.runtime.identity import bound_program
 from attnc.spec.reading.parse import parse
 from attnc.spec.source import SourceFile
-from attnc.spec.syntax import Pattern
+from attnc.spec.syntax import PatternDecl
 
 SINKS = "sinks_of_the_model"
 """The input that sinks are given as."""
@@ -40,7 +40,7 @@ def amended(attend: Attention, *, cap: float | None, sinks: bool) -> Attention:
 def _with_clauses(attend: Attention, clauses: list[str]) -> Attention:
     """The pattern whose text has clauses more. Raises SpecError where it has them already."""
     source, name, values, options, modules = attend.__reduce__()[1]
-    (written,) = (item for item in parse(source).items if isinstance(item, Pattern) and item.name.id == name)
+    (written,) = (item for item in parse(source).items if isinstance(item, PatternDecl) and item.name.id == name)
     body, old = written.body, source.text
     if body.statements:
         at, first = body.statements[0].span.start, body.statements[0].span

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from attnc.runtime.attention import compile_attention
-from attnc.runtime.bridges.given import GivenAttention
-from attnc.runtime.bridges.tape import MaskMod
-from attnc.runtime.errors import ArgumentError, ArgumentTypeError
+from attnc.runtime.bridges.given_attention import GivenAttention
+from attnc.runtime.bridges.torch_tape import MaskMod
+from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError
 
 AT_ONCE = 1 << 22
 """Pairs for which a mask_mod is evaluated at once."""

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from attnc.runtime.attention import Attention
 from attnc.runtime.bridges.video import Grid, Side, attend_to_video, layout_of, pattern_of_grids
-from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
 
 NOT_TRACED = "attnc in a processor of Diffusers runs between graphs: leave fullgraph=True out"
 

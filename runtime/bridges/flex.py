@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from attnc.compiler.analysis.tiles import Grid, LiveTiles, find_live_tiles
-from attnc.compiler.ir import VALUES, Apply, Element, Index, Number, Pattern, Ratio, Select, Value
+from attnc.compiler.analysis.live_tiles import LiveTiles, TileGrid, find_live_tiles
+from attnc.compiler.ir import VALUES, Apply, Element, FloatSelect, Index, Number, Pattern, Ratio, Value
 from attnc.compiler.lowering.specialise import reads_batch, reads_head
 from attnc.compiler.planning.build_plan import CallShape, Relations
 from attnc.compiler.planning.runs import MAX_CLASS_ELEMENTS, TooManyClassesError, resolve
 from attnc.compiler.pointwise import NotPointwiseError, Pointwise, pointwise, pointwise_value
 from attnc.compiler.rewrite import replace_values
-from attnc.compiler.values import apply, dot, element, number, rank, vector
-from attnc.compiler.values import scale as factor
-from attnc.runtime.bridges.tape import SCORE, MaskMod, ScoreMod, write_tape
-from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.compiler.value_nodes import apply, dot, element, number, rank, vector
+from attnc.compiler.value_nodes import scale as factor
+from attnc.runtime.bridges.torch_tape import SCORE, MaskMod, ScoreMod, write_tape
+from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.functions import FUNCTIONS
 
 HIDDEN, PARTIAL, FULL = 0, 1, 2
@@ -84,7 +84,7 @@ def _check_pairwise(pattern: Pattern, score: Value) -> None:
             )
 
 
-_PAIRWISE = (Number, Ratio, Element, Apply, Select)
+_PAIRWISE = (Number, Ratio, Element, Apply, FloatSelect)
 
 
 def make_block_mask(
@@ -136,7 +136,7 @@ def block_states(pattern: Pattern, shape: CallShape, block: tuple[int, int]) -> 
     relation = pattern.attend.visible
     batches = shape.batch if reads_batch(pattern, relation) else 1
     heads = shape.heads if reads_head(relation) else 1
-    grid = Grid(shape.n_q, shape.n_k, *block)
+    grid = TileGrid(shape.n_q, shape.n_k, *block)
     states = np.zeros((batches, heads, grid.rows, grid.columns), dtype=np.int8)
     known: dict[Index, States] = {}
     for of_batches, of_heads, (local,) in relations.groups(cut=False):
@@ -147,7 +147,7 @@ def block_states(pattern: Pattern, shape: CallShape, block: tuple[int, int]) -> 
     return states
 
 
-def _states(relation: Index, grid: Grid, pattern: Pattern) -> States:
+def _states(relation: Index, grid: TileGrid, pattern: Pattern) -> States:
     found = find_live_tiles(relation, grid, budget=max(1 << 21, 8 * grid.rows * grid.columns))
     states = np.zeros((grid.rows, grid.columns), dtype=np.int8)
     for tiles in _resolved(relation, found, pattern):

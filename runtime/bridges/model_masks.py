@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from attnc.runtime.attention import Attention, compile_attention
-from attnc.runtime.errors import ArgumentError, UnsupportedError
+from attnc.runtime.call_errors import ArgumentError, UnsupportedError
 
 MODULE = "transformers.masking_utils"
 
 
 @dataclass(frozen=True)
-class Asked:
+class LayerMask:
     """The pairs that a layer's own mask shows, but for padding and packing. `window`: keys, the query's own included,
     or, unless `causal`, the distance to either side. `chunk`: tokens of a block that sees nothing but itself.
     """
@@ -61,7 +61,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Share:
+class BatchShare:
     """Batch entries whose tokens are those of the columns `first .. stop`; the others are padding."""
 
     entries: tuple[int, ...]
@@ -77,11 +77,11 @@ class ModelMask:
     where it is one.
     """
 
-    asked: Asked
+    asked: LayerMask
     queries: int
     start: int
     stop: int
-    shares: tuple[Share, ...] | None = None
+    shares: tuple[BatchShare, ...] | None = None
     sequences: tuple[Tensor, ...] | None = None
     by_positions: dict[int, tuple[Tensor, tuple[Tensor, ...] | None]] = field(
         default_factory=dict, compare=False, repr=False
@@ -123,7 +123,7 @@ def read_mask(
     return replace(mask, shares=_shares(attention_mask[:, :stop].bool()))
 
 
-def _shares(real: Tensor) -> tuple[Share, ...] | None:
+def _shares(real: Tensor) -> tuple[BatchShare, ...] | None:
     """The batch entries with the same padding, None without any."""
     if bool(real.all()):
         return None
@@ -139,7 +139,7 @@ def _shares(real: Tensor) -> tuple[Share, ...] | None:
     found: dict[tuple[int, int], list[int]] = {}
     for entry, (begin, n) in enumerate(zip(first.tolist(), count.tolist(), strict=True)):
         found.setdefault((begin, begin + n), []).append(entry)
-    return tuple(Share(tuple(entries), *span) for span, entries in found.items())
+    return tuple(BatchShare(tuple(entries), *span) for span, entries in found.items())
 
 
 def cumulative(ids: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ def cumulative(ids: Tensor) -> Tensor:
 # --- reading what a mask function was made of ------------------------------------------------------------------------
 
 
-def _read(function: Callable[..., Any]) -> tuple[Asked, Tensor | None]:
+def _read(function: Callable[..., Any]) -> tuple[LayerMask, Tensor | None]:
     """What a mask function shows, and the number of the sequence that each token is in, where several are packed."""
     causal, window, chunk, packed = False, None, None, None
     for name, held in _leaves(function):
@@ -171,13 +171,13 @@ def _read(function: Callable[..., Any]) -> tuple[Asked, Tensor | None]:
                     f"the model's own mask is made by `{name}`, which no pattern can be held against: use another "
                     f"attn_implementation for it, such as 'sdpa'"
                 )
-    asked = Asked(causal, window, chunk)
+    asked = LayerMask(causal, window, chunk)
     if packed is not None:
         refuse_packed_chunks(asked)
     return asked, packed
 
 
-def refuse_packed_chunks(asked: Asked) -> None:
+def refuse_packed_chunks(asked: LayerMask) -> None:
     """Raise UnsupportedError for packed sequences in a layer of chunks."""
     if asked.chunk is not None:
         raise UnsupportedError(

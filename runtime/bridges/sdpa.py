@@ -9,10 +9,10 @@ from attnc.compiler.lowering.specialise import reads_batch, reads_head
 from attnc.compiler.planning.build_plan import Relations
 from attnc.runtime.attention import Attention, compile_attention
 from attnc.runtime.bridged import device_of
-from attnc.runtime.bridges.given import GivenAttention
-from attnc.runtime.call import FLOATS
-from attnc.runtime.errors import ArgumentError, ArgumentTypeError
+from attnc.runtime.bridges.given_attention import GivenAttention
+from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError
 from attnc.runtime.reference import dense_mask
+from attnc.runtime.tensor_checks import FLOATS
 
 
 def sdpa_mask(

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from attnc.runtime.attention import Attention
-from attnc.runtime.bridges.model_masks import ModelMask, Share
-from attnc.runtime.errors import ArgumentError, UnsupportedError
+from attnc.runtime.bridges.model_masks import BatchShare, ModelMask
+from attnc.runtime.call_errors import ArgumentError, UnsupportedError
 from attnc.runtime.plans import need_of
 from attnc.runtime.serving import MOST_QUERIES
 
@@ -108,7 +108,7 @@ def _packed(
     return torch.cat(parts)
 
 
-def _cut(attend: Attention, inputs: Inputs, share: Share, tokens: slice, rows: slice) -> dict[str, object]:
+def _cut(attend: Attention, inputs: Inputs, share: BatchShare, tokens: slice, rows: slice) -> dict[str, object]:
     """The inputs of some batch entries and of their tokens."""
     dims = {tensor.name: tensor.dims for tensor in attend.pattern.tensors}
     cuts: dict[object, Any] = {"batch": list(share.entries), "token": tokens, "key": tokens, "query": rows}

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from attnc.runtime.attention import Attention, compile_attention
 from attnc.runtime.bridges.amended import SINKS, amended
-from attnc.runtime.bridges.model_masks import Asked, ModelMask, read_mask
+from attnc.runtime.bridges.model_masks import LayerMask, ModelMask, read_mask
 from attnc.runtime.bridges.packed_batches import with_packing
 from attnc.runtime.bridges.sharing import attend_to_batch
 from attnc.runtime.bridges.within import Outside, outside
-from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.spec.suggest import did_you_mean
 
 KINDS = ("full_attention", "sliding_attention", "chunked_attention")
@@ -153,7 +153,7 @@ class Implementation:
         return out.transpose(1, 2).contiguous(), None
 
     def _for_layer(
-        self, module: Any, asked: Asked, heads: int, kv_heads: int, cap: float | None, sinks: bool
+        self, module: Any, asked: LayerMask, heads: int, kv_heads: int, cap: float | None, sinks: bool
     ) -> Attention:
         """The pattern of a layer, with the model's own terms. Raises ArgumentError, UnsupportedError."""
         number = getattr(module, "layer_idx", None)
@@ -168,7 +168,7 @@ class Implementation:
             self._ready[key] = amended(attend, cap=cap, sinks=sinks)
         return self._ready[key]
 
-    def _contradicts(self, attend: Attention, asked: Asked, found: Outside, number: object) -> str:
+    def _contradicts(self, attend: Attention, asked: LayerMask, found: Outside, number: object) -> str:
         layer = "a layer" if number is None else f"layer {number}"
         if found.witness is None:
             what = f"it is not decided whether `{attend.name}` stays within it ({found.why})"
@@ -330,4 +330,4 @@ def _mask_of(
             f"{n_q} queries over {n_k} keys, and the model made no mask by Transformers' mask interface, so that it is "
             f"not known which tokens they are: use attn_implementation='sdpa' for it"
         )
-    return ModelMask(Asked(causal), n_q, 0, n_k)
+    return ModelMask(LayerMask(causal), n_q, 0, n_k)

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from attnc.runtime.attention import Attention, compile_attention
-from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.library import ModuleLoader, find
 from attnc.runtime.merging import merge
 from attnc.spec.load import load_program
 from attnc.spec.meaning.evaluate import constant_value
-from attnc.spec.program import Axis, BoundProgram, ParameterRead, Program, Size
+from attnc.spec.program import BoundProgram, ParameterRead, Program, SegmentAxis, Size
 from attnc.spec.suggest import did_you_mean
 
 Grid = tuple[int, int, int]
@@ -129,7 +129,7 @@ def _known(bound: BoundProgram) -> list[list[int | None]]:
     return [[_extent(bound, axis) for axis in segment.axes] for segment in bound.program.segments]
 
 
-def _extent(bound: BoundProgram, axis: Axis) -> int | None:
+def _extent(bound: BoundProgram, axis: SegmentAxis) -> int | None:
     value = None if isinstance(axis.extent, Size) else constant_value(bound, axis.extent)
     return value if isinstance(value, int) else None
 
@@ -138,7 +138,7 @@ def _extent(bound: BoundProgram, axis: Axis) -> int | None:
 
 
 @dataclass(frozen=True)
-class Layout:
+class VideoLayout:
     """So many tokens of a video, and of a text before or after them, of which the first ones are real, by batch entry
     (None: all).
     """
@@ -165,7 +165,7 @@ class Layout:
             yield [i for i, own in enumerate(real) if own == n], n
 
 
-def layout_of(tokens: int, video: int, side: Side | None, mask: Tensor | None) -> Layout:
+def layout_of(tokens: int, video: int, side: Side | None, mask: Tensor | None) -> VideoLayout:
     """How a sequence is laid out; `mask`: bool, (B, 1, 1, N) or (B, N), which keys there are.
 
     Raises ArgumentError, UnsupportedError.
@@ -180,7 +180,7 @@ def layout_of(tokens: int, video: int, side: Side | None, mask: Tensor | None) -
             f"attention is over {tokens} tokens, {text} more than the grid's {video}: if they are a text, say where it "
             f"stands, text='first' or 'last'"
         )
-    layout = Layout(video, text, side or "last", None)
+    layout = VideoLayout(video, text, side or "last", None)
     if mask is None or bool(mask.all() if mask.dtype == torch.bool else (mask == 0).all()):
         return layout
     if mask.dtype != torch.bool or mask.shape[-1] != tokens or prod(mask.shape[1:-1]) != 1:
@@ -193,10 +193,12 @@ def layout_of(tokens: int, video: int, side: Side | None, mask: Tensor | None) -
     expected = torch.arange(text, device=mask.device) < real[:, None]
     if not bool(on_video.all()) or not torch.equal(on_text.flatten(1), expected):
         raise UnsupportedError("attention_mask hides tokens of the video, or of the text before others: not supported")
-    return Layout(video, text, layout.side, tuple(real.tolist()))
+    return VideoLayout(video, text, layout.side, tuple(real.tolist()))
 
 
-def attend_to_video(attend: Attention, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float | None) -> Tensor:
+def attend_to_video(
+    attend: Attention, q: Tensor, k: Tensor, v: Tensor, layout: VideoLayout, scale: float | None
+) -> Tensor:
     """q, k, v (B, H, N, d): out (B, H, N, dv).
 
     A pattern with a text of its own says what the text sees; else all tokens see it, and it sees all. Of the text,
@@ -237,7 +239,7 @@ def _with_text(
 ) -> tuple[Tensor, Tensor]:
     """Video and text by the pattern, in its order; 0 for queries of text that are not real."""
     video, text = parts[0][0].shape[2], parts[0][1].shape[2]
-    own = Layout(video, real, side, None)
+    own = VideoLayout(video, real, side, None)
     out = attend(*(own.join(x, x_text[:, :, :real]) for x, x_text in parts), scale=scale)
     on_video, on_text = own.split(out)
     return on_video, torch.nn.functional.pad(on_text, (0, 0, 0, text - real))

@@ -10,7 +10,7 @@ from attnc.compiler.ir import Bool, DataRead, Index, Lookup
 from attnc.compiler.lowering.specialise import other_sizes
 from attnc.compiler.rewrite import variables, walk
 from attnc.runtime.attention import Attention
-from attnc.runtime.comparing import Question, Witness, compare, of_tokens
+from attnc.runtime.comparing import ComparisonQuestion, Witness, compare, of_tokens
 from attnc.runtime.lengths import natural_length
 
 
@@ -42,7 +42,7 @@ def outside(attend: Attention, relation: Index, heads: int, kv_heads: int) -> Ou
         wide = _widened(own)
         if other_sizes(wide):
             return Outside(None, f"its pairs depend on the size `{other_sizes(wide)[0]}`")
-        question = Question((fold.conjunction(wide, relation), wide), conditions, heads, (heads // kv_heads,))
+        question = ComparisonQuestion((fold.conjunction(wide, relation), wide), conditions, heads, (heads // kv_heads,))
         try:
             answer = compare(question, natural_length(attend.bound))
         except UndecidedError as error:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attnc.runtime.commands import console
-from attnc.runtime.commands.calls import add_call, calls
+from attnc.runtime.commands.call_arguments import add_call, calls
 from attnc.runtime.commands.console import UsageError
 from attnc.runtime.commands.patterns import compiled
-from attnc.runtime.disk.store import Entry, limit, store
+from attnc.runtime.disk.store import CacheEntry, limit, store
 from attnc.runtime.disk.triton import triton_folder, triton_state
 
 if TYPE_CHECKING:
-    from attnc.runtime.tuning.keys import Executor, Key
+    from attnc.runtime.tuning.choice_keys import Executor, Key
     from attnc.runtime.tuning.records import Record
 
 
@@ -77,7 +77,7 @@ def _show(args: argparse.Namespace) -> int:
     return console.FINE
 
 
-def _described(entry: Entry) -> list[str]:
+def _described(entry: CacheEntry) -> list[str]:
     from attnc.runtime.tuning.records import KIND, read_record
 
     head = f"{entry.kind}-{entry.name}  {entry.bytes:,} bytes"
@@ -97,8 +97,8 @@ def _described(entry: Entry) -> list[str]:
 
 def _why(args: argparse.Namespace) -> int:
     """0 where every call is in the cache, 1 where one is not."""
-    from attnc.runtime.tuning.keys import bucket_of
-    from attnc.runtime.tuning.tune import NOTHING
+    from attnc.runtime.tuning.choice_keys import bucket_of
+    from attnc.runtime.tuning.tuner import NOTHING
 
     attention = compiled(args, tune="0s")
     tuned = attention.tuned
@@ -120,7 +120,7 @@ def _why(args: argparse.Namespace) -> int:
     return console.FINE if all(answer["found"] for answer in answers) else console.FOUND
 
 
-def _record(entry: Entry) -> Record | None:
+def _record(entry: CacheEntry) -> Record | None:
     from attnc.runtime.tuning.records import KIND, read_record
 
     return read_record(entry.payload) if entry.kind == KIND and entry.payload is not None else None
@@ -155,7 +155,7 @@ def _apart(key: Key, bucket: str, other: Record) -> tuple[bool, int]:
 
 
 def _print_answer(answer: dict[str, object]) -> None:
-    from attnc.runtime.tuning.keys import Key
+    from attnc.runtime.tuning.choice_keys import Key
 
     parts = answer["key"]
     assert isinstance(parts, dict)
@@ -187,7 +187,7 @@ def _clear(args: argparse.Namespace) -> int:
 def _load(args: argparse.Namespace) -> int:
     if args.file.suffix == ".json":
         from attnc.runtime.tuning.records import KIND
-        from attnc.runtime.tuning.tables import load_table
+        from attnc.runtime.tuning.tuned_tables import load_table
 
         records = load_table(args.file).records
         kept = sum(store().write(KIND, record.name, record.payload()) for record in records.values())
@@ -206,5 +206,5 @@ def _load(args: argparse.Namespace) -> int:
     return console.FINE
 
 
-def _kib(entries: list[Entry]) -> str:
+def _kib(entries: list[CacheEntry]) -> str:
     return f"{sum(entry.bytes for entry in entries) / 1024:.1f} KiB"

@@ -11,7 +11,7 @@ from attnc.runtime.diagnosis import diagnosed
 from attnc.runtime.library import ModuleLoader, library_names
 from attnc.spec.diagnostics import Diagnostic, Severity
 from attnc.spec.errors import SpecError
-from attnc.spec.reading.text import decode
+from attnc.spec.reading.source_text import decode
 
 
 def add(parser: argparse.ArgumentParser) -> None:

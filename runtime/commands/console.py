@@ -83,7 +83,7 @@ def read_file(name: str) -> bytes:
     return path.read_bytes()
 
 
-class Step(Protocol):
+class ProgressStep(Protocol):
     """Tells of a step of long work; `done`: how many there were, one more where it is left out."""
 
     def __call__(self, text: str, done: int | None = None) -> None:
@@ -91,7 +91,7 @@ class Step(Protocol):
 
 
 @contextmanager
-def progress(name: str, total: int) -> Iterator[Step]:
+def progress(name: str, total: int) -> Iterator[ProgressStep]:
     """Tells of each step on a terminal: a bar where rich is installed and escape codes are wanted, else lines.
 
     Where there is no terminal, nothing.

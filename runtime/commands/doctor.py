@@ -8,9 +8,9 @@ import platform
 import torch
 
 from attnc.compiler.planning.rates import ROWS, WIDTHS, Rates
-from attnc.runtime.commands import console, gate
+from attnc.runtime.commands import console, doctor_targets
 from attnc.runtime.cpu import calibration
-from attnc.runtime.disk.machine import installed
+from attnc.runtime.disk.machine_key import installed
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -20,13 +20,13 @@ def add(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="measure this machine's rates (about three seconds) and keep them; refused where it is too busy",
     )
-    gate.add(parser)
+    doctor_targets.add(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print versions, the machine and its rates; or with `--targets` what became of kernels. 1 where rates are lost."""
     if args.targets is not None:
-        return gate.run(args)
+        return doctor_targets.run(args)
     measured = calibration.measure() if args.measure else None
     kept = measured is None or calibration.save(measured)
     rates, file = measured or calibration.rates(), calibration.rates_file()

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attnc import __version__
+from attnc.compiler.kernels.attention_kernels import HeadShape, find_kernels
 from attnc.compiler.kernels.index_text import NotInKernelsError
-from attnc.compiler.kernels.kernels import Heads, find_kernels
-from attnc.compiler.kernels.standalone import Provenance, emit_standalone
+from attnc.compiler.kernels.standalone_file import Provenance, emit_standalone
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.simulation.gpu_clocks import BYTES
+from attnc.runtime.call_errors import UnsupportedError, needing_torch
 from attnc.runtime.commands import console
 from attnc.runtime.commands.patterns import add_pattern, analysed, value_json
 from attnc.runtime.disk.whole import write_for_user
-from attnc.runtime.errors import UnsupportedError, needing_torch
 from attnc.runtime.gpu.target_names import find_target
 from attnc.runtime.pattern_analysis import PatternAnalysis
 from attnc.spec.program import Value
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 def emitted(attention: PatternAnalysis, target: str, dk: int, dv: int, dtype: str) -> str:
     """The file of a pattern for heads of these widths. Raises ArgumentError, UnsupportedError."""
-    heads, bound = Heads(dk, dv, dtype), attention.bound
+    heads, bound = HeadShape(dk, dv, dtype), attention.bound
     params = "".join(f" -p {name}={_shown(value)}" for name, value in bound.values.items())
     widths = f"--head-dim {dk}" + ("" if dv == dk else f" --value-dim {dv}")
     command = f"attnc emit {attention.name}{params} --target {target} {widths} --dtype {dtype}"
@@ -95,14 +95,14 @@ def emitted(attention: PatternAnalysis, target: str, dk: int, dv: int, dtype: st
 def _compile_ahead(attention: PatternAnalysis, args: argparse.Namespace) -> Manifest:
     """Write the file of binaries."""
     with needing_torch("`attnc emit --binaries`, which compiles what calls of torch run,"):
-        from attnc.runtime.gpu.ahead import Calls, compile_ahead
+        from attnc.runtime.gpu.ahead import AheadCalls, compile_ahead
         from attnc.runtime.gpu.binaries import pack
-        from attnc.runtime.gpu.targets import check_triton
+        from attnc.runtime.gpu.device_targets import check_triton
 
     check_triton()
     heads, kv_heads = _heads(args.heads)
     target, dk = find_target(args.target).name, args.head_dim
-    calls = Calls(attention._compiled._planner.text, target, heads, kv_heads, dk, args.value_dim or dk, args.dtype)
+    calls = AheadCalls(attention._compiled._planner.text, target, heads, kv_heads, dk, args.value_dim or dk, args.dtype)
     with tempfile.TemporaryDirectory(prefix="attnc-binaries-") as folder, console.progress("kernels", 12) as step:
         kernels = []
         for kernel in compile_ahead(calls, Path(folder)):

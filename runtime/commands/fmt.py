@@ -11,7 +11,7 @@ from attnc.runtime.disk.whole import write_for_user
 from attnc.spec.diagnostics import Diagnostic
 from attnc.spec.errors import SpecError
 from attnc.spec.formatting import formatted
-from attnc.spec.reading.text import decode
+from attnc.spec.reading.source_text import decode
 
 
 def add(parser: argparse.ArgumentParser) -> None:

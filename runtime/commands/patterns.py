@@ -17,7 +17,7 @@ from attnc.runtime.commands.console import UsageError
 from attnc.runtime.lengths import extent_of, natural_length
 from attnc.runtime.library import ModuleLoader, find
 from attnc.spec.load import load_program
-from attnc.spec.meaning.values import shown
+from attnc.spec.meaning.parameter_values import shown
 from attnc.spec.program import BoundProgram, Input, ParameterRead, Value
 from attnc.spec.suggest import did_you_mean
 

@@ -11,7 +11,7 @@ from typing import Any
 from attnc.compiler.ir import Extent
 from attnc.compiler.lowering.lower import lower
 from attnc.compiler.lowering.specialise import reads_head
-from attnc.compiler.receptive.fields import After, Layer, Reach, find_path, find_reach
+from attnc.compiler.receptive.fields import After, Layer, ReceptiveField, find_path, find_reach
 from attnc.compiler.receptive.laws import Law, find_law
 from attnc.compiler.rewrite import walk
 from attnc.runtime.commands import console
@@ -20,7 +20,7 @@ from attnc.runtime.example_inputs import example_inputs, head_count
 from attnc.runtime.layers import inputs_of_layer, layer_of, states_of
 from attnc.runtime.pattern_analysis import PatternAnalysis
 from attnc.runtime.pictures.drawing import percent
-from attnc.spec.meaning.values import shown
+from attnc.spec.meaning.parameter_values import shown
 
 LENGTH = 16384
 LAYERS = 8
@@ -186,7 +186,7 @@ def run(args: argparse.Namespace) -> int:
     return console.FINE
 
 
-def _seldom(step: console.Step) -> Callable[[int, int], None]:
+def _seldom(step: console.ProgressStep) -> Callable[[int, int], None]:
     last = time.monotonic()
 
     def tell(layers: int, tokens: int) -> None:
@@ -258,7 +258,7 @@ def _state_notes(pattern: PatternAnalysis) -> Iterable[str]:
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
-def _laws(reach: Reach) -> dict[str, Law | None]:
+def _laws(reach: ReceptiveField) -> dict[str, Law | None]:
     """By what laws it grows, from layer 1 on; the layer that comes to an end is left out."""
     layers = reach.after[1 : reach.final]
     return {
@@ -267,7 +267,9 @@ def _laws(reach: Reach) -> dict[str, Law | None]:
     }
 
 
-def _in_words(stack: _Stack, reach: Reach, layers: int, ways: Sequence[_Way], notes: Sequence[str]) -> Iterable[str]:
+def _in_words(
+    stack: _Stack, reach: ReceptiveField, layers: int, ways: Sequence[_Way], notes: Sequence[str]
+) -> Iterable[str]:
     turn = [
         f"{f'{times} × ' if times > 1 else ''}{_call(pattern)}"
         for pattern, times in zip(stack.patterns, stack.times, strict=True)
@@ -296,7 +298,7 @@ def _call(pattern: PatternAnalysis) -> str:
     return f"{pattern.name}({values})" if values else pattern.name
 
 
-def _table(reach: Reach, layers: int) -> Iterable[str]:
+def _table(reach: ReceptiveField, layers: int) -> Iterable[str]:
     width = max(len(f"{reach.n:,}"), len("all within"))
     yield f"layer {'tokens':>{width}} {'share':>9} {'furthest':>{width}} {'all within':>{width}}"
     last = layers if reach.final is None else min(layers, reach.final)
@@ -311,7 +313,7 @@ def _table(reach: Reach, layers: int) -> Iterable[str]:
         yield f"{last + 1:>5} – {layers}: the same" if last + 1 < layers else f"{layers:>5}: the same"
 
 
-def _result(reach: Reach, layers: int) -> str:
+def _result(reach: ReceptiveField, layers: int) -> str:
     if reach.complete is not None:
         before = "" if reach.complete <= layers else f"not within {console.counted(layers, 'layer')}; "
         return f"{before}it sees everything that it should from layer {reach.complete:,} on"
@@ -321,7 +323,7 @@ def _result(reach: Reach, layers: int) -> str:
     return f"not within {len(reach.after) - 1:,} layers"
 
 
-def _way(way: _Way, reach: Reach) -> str:
+def _way(way: _Way, reach: ReceptiveField) -> str:
     if way.tokens is None:
         return f"{way.token:,}: {'never reached' if reach.final is not None else _result(reach, 0)}"
     named = [f"{token:,}" for token in way.tokens]
@@ -334,7 +336,9 @@ def _way(way: _Way, reach: Reach) -> str:
 # --- JSON ------------------------------------------------------------------------------------------------------------
 
 
-def _as_json(stack: _Stack, reach: Reach, layers: int, ways: Sequence[_Way], notes: Sequence[str]) -> dict[str, object]:
+def _as_json(
+    stack: _Stack, reach: ReceptiveField, layers: int, ways: Sequence[_Way], notes: Sequence[str]
+) -> dict[str, object]:
     return {
         "patterns": [
             {
@@ -368,7 +372,7 @@ def _as_json(stack: _Stack, reach: Reach, layers: int, ways: Sequence[_Way], not
     }
 
 
-def _all(reach: Reach, layers: int) -> list[After]:
+def _all(reach: ReceptiveField, layers: int) -> list[After]:
     """What is known after 0, 1, … layers, the last ones the same where nothing more is reached."""
     known = list(reach.after[: layers + 1])
     return known + known[-1:] * (layers + 1 - len(known))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from attnc.runtime.call_errors import needing_torch
 from attnc.runtime.commands import console
 from attnc.runtime.commands.patterns import (
     add_grid,
@@ -17,7 +18,6 @@ from attnc.runtime.commands.patterns import (
     value_json,
     whole_number,
 )
-from attnc.runtime.errors import needing_torch
 from attnc.runtime.lengths import SHORT, natural_length
 from attnc.runtime.pattern_analysis import PatternAnalysis
 from attnc.runtime.pictures.branch_svg import branches_svg

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from attnc.compiler.simulation.print_simulation import ms, print_simulation, times
-from attnc.compiler.simulation.recurrent.found import RecurrenceSimulation
 from attnc.compiler.simulation.recurrent.print_found import print_found
+from attnc.compiler.simulation.recurrent.recurrence_simulation import RecurrenceSimulation
 from attnc.compiler.simulation.simulation import PASSES, Simulation
 from attnc.runtime.commands import console
 from attnc.runtime.commands.console import UsageError
 from attnc.runtime.commands.patterns import add_grid, add_inputs, add_pattern, whole_number
-from attnc.runtime.commands.simulate_cases import HEADS, LENGTH, Answer, cases_of, rival_text
+from attnc.runtime.commands.simulate_cases import HEADS, LENGTH, SimulateAnswer, cases_of, rival_text
 from attnc.runtime.commands.simulate_json import answer_json
 from attnc.runtime.commands.simulate_report import report
 from attnc.runtime.report.page import write_report
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     return console.FINE
 
 
-def _in_words(answer: Answer) -> str:
+def _in_words(answer: SimulateAnswer) -> str:
     lines = [_printed(answer.main), f"growth    {_growth(answer)}"]
     lines += [f"floor     {floor}" for floor in answer.floors]
     lines.append(f"break-even {_even_in_words(answer)}")
@@ -131,7 +131,7 @@ def _printed(found: Simulation) -> str:
     return print_simulation(found, unicode=unicode)
 
 
-def _growth(answer: Answer) -> str:
+def _growth(answer: SimulateAnswer) -> str:
     growth = answer.growth
     if growth is None:
         return (
@@ -142,7 +142,7 @@ def _growth(answer: Answer) -> str:
     return growth.law + ("" if growth.pairs is None else f"; visible pairs {growth.pairs}")
 
 
-def _even_in_words(answer: Answer) -> str:
+def _even_in_words(answer: SimulateAnswer) -> str:
     even = answer.even
     if isinstance(even, str):
         return f"not asked: {even}"

@@ -12,11 +12,11 @@ from typing import Any, Literal, cast
 from attnc.compiler.growth.growth import Growth
 from attnc.compiler.ir import Pattern
 from attnc.compiler.simulation.machine import MachineError
-from attnc.compiler.simulation.recurrent.call import own_sizes
-from attnc.compiler.simulation.recurrent.found import RecurrenceSimulation
+from attnc.compiler.simulation.recurrent.recurrence_call import own_sizes
+from attnc.compiler.simulation.recurrent.recurrence_simulation import RecurrenceSimulation
 from attnc.compiler.simulation.simulation import PASSES, Baseline, Pass, Simulation
 from attnc.runtime.commands import console
-from attnc.runtime.commands.calls import check_heads, dtype_named
+from attnc.runtime.commands.call_arguments import check_heads, dtype_named
 from attnc.runtime.commands.console import UsageError
 from attnc.runtime.commands.patterns import (
     analysed,
@@ -50,7 +50,7 @@ Swept = list[tuple[str, Simulation]]
 
 
 @dataclass(frozen=True)
-class Asked:
+class SimulateRequest:
     """What is simulated beside the pattern, its length and the device."""
 
     n_k: int | None
@@ -67,7 +67,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Answer:
+class SimulateAnswer:
     """Everything that a command line asks for. `rivals`: the simulation against each dense rival, None where
     there is none. `examples`: words about the inputs that were made. A recurrence has a `growth` of its own."""
 
@@ -82,11 +82,11 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Cases:
+class SimulateCases:
     """A pattern at a length, on devices and against baselines, and others beside it."""
 
     args: argparse.Namespace
-    asked: Asked
+    asked: SimulateRequest
     attention: PatternAnalysis
     n: int
     devices: Sequence[str]
@@ -98,10 +98,10 @@ class Cases:
         """On the first device against the first baseline."""
         return self.at()
 
-    def answer(self) -> Answer:
+    def answer(self) -> SimulateAnswer:
         """All of it."""
         growth = None if has_states(self.attention.pattern) else self.attention.growth(heads=self.main.shape.heads)
-        return Answer(
+        return SimulateAnswer(
             self.main,
             self._rivals() if self.args.json else {},
             self._even(),
@@ -236,17 +236,17 @@ class Cases:
 # --- from the command line -------------------------------------------------------------------------------------------
 
 
-def cases_of(args: argparse.Namespace) -> Cases:
+def cases_of(args: argparse.Namespace) -> SimulateCases:
     """What the arguments ask for. Raises UsageError, and what `compile_attention` raises."""
     asked = _asked(args)
     attention = analysed(args)
     n = length_of(attention.bound, args.n_q, LENGTH)
     _check_kind(args, asked, attention)
     devices = [name for text in args.devices for name in text.split(",") if name] or ["h100"]
-    return Cases(args, asked, attention, n, devices, _baselines(args.baseline))
+    return SimulateCases(args, asked, attention, n, devices, _baselines(args.baseline))
 
 
-def _asked(args: argparse.Namespace) -> Asked:
+def _asked(args: argparse.Namespace) -> SimulateRequest:
     for option, value in (
         ("--len", args.n_q),
         ("--keys", args.n_k),
@@ -263,7 +263,7 @@ def _asked(args: argparse.Namespace) -> Asked:
         raise UsageError(f"--order {args.order}: it is one of natural, bricks, residues")
     dtype, tile = None if args.dtype is None else dtype_named(args.dtype), _tile(args.tile)
     counts = (args.n_k, args.heads, args.kv_heads, args.batch, args.head_dim)
-    return Asked(*counts, dtype, args.stage, tile, args.order, args.inputs, _sizes(args.sizes))
+    return SimulateRequest(*counts, dtype, args.stage, tile, args.order, args.inputs, _sizes(args.sizes))
 
 
 def rival_text(found: Simulation) -> str:
@@ -282,7 +282,7 @@ def _sizes_of(pattern: Pattern) -> frozenset[str]:
     return frozenset[str]().union(*map(own_sizes, recurs))
 
 
-def _check_kind(args: argparse.Namespace, asked: Asked, attention: PatternAnalysis) -> None:
+def _check_kind(args: argparse.Namespace, asked: SimulateRequest, attention: PatternAnalysis) -> None:
     """Raise UsageError for what only recurrences have, or only patterns."""
     known = _sizes_of(attention.pattern)
     for name in asked.sizes.keys() - known:

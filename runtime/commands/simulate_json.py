@@ -6,14 +6,14 @@ import dataclasses
 from math import isinf
 
 from attnc.compiler.growth.growth import Growth
-from attnc.compiler.simulation.recurrent.found import FoundPass, RecurrenceSimulation
-from attnc.compiler.simulation.simulation import Choice, Simulation
+from attnc.compiler.simulation.recurrent.recurrence_simulation import RecurrenceSimulation, SimulatedPass
+from attnc.compiler.simulation.simulation import SimulatedSchedule, Simulation
 from attnc.runtime.commands.patterns import value_json
-from attnc.runtime.commands.simulate_cases import Answer
+from attnc.runtime.commands.simulate_cases import SimulateAnswer
 from attnc.runtime.floors import Floor
 
 
-def answer_json(answer: Answer) -> dict[str, object]:
+def answer_json(answer: SimulateAnswer) -> dict[str, object]:
     """Everything that was asked for: the keys of the first simulation, and what stands beside it."""
     even = answer.even
     return {
@@ -96,21 +96,21 @@ def recurrence_json(found: RecurrenceSimulation) -> dict[str, object]:
     }
 
 
-def _pass_json(one: FoundPass) -> dict[str, object]:
+def _pass_json(one: SimulatedPass) -> dict[str, object]:
     kernels = [dataclasses.asdict(kernel) for kernel in one.kernels]
     costs = [dataclasses.asdict(cost) for cost in one.costs]
     fields = {field.name: getattr(one, field.name) for field in dataclasses.fields(one)}
     return fields | {"kernels": kernels, "costs": costs, "ms": one.ms}
 
 
-def _law_json(answer: Answer) -> dict[str, object]:
+def _law_json(answer: SimulateAnswer) -> dict[str, object]:
     if answer.growth is not None:
         return {"growth": answer.growth.law, "growth_law": _growth_json(answer.growth)}
     law = answer.main.growth if isinstance(answer.main, RecurrenceSimulation) else None
     return {"growth": law, "growth_law": None}
 
 
-def _choice_json(choice: Choice) -> dict[str, object]:
+def _choice_json(choice: SimulatedSchedule) -> dict[str, object]:
     return {
         "kernel": choice.kernel,
         "q_tile": choice.q_tile,

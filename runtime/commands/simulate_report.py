@@ -7,17 +7,17 @@ from fractions import Fraction
 
 from attnc.compiler.growth.growth import Growth
 from attnc.compiler.simulation.machine import Machine
-from attnc.compiler.simulation.recurrent.found import RecurrenceSimulation
+from attnc.compiler.simulation.recurrent.recurrence_simulation import RecurrenceSimulation
+from attnc.runtime.call_errors import TorchMissingError, needing_torch
 from attnc.runtime.commands import console
 from attnc.runtime.commands.console import UsageError
 from attnc.runtime.commands.patterns import given_inputs, has_free_length
-from attnc.runtime.commands.simulate_cases import Answer, Cases, has_states, sweep_of
-from attnc.runtime.errors import TorchMissingError, needing_torch
+from attnc.runtime.commands.simulate_cases import SimulateAnswer, SimulateCases, has_states, sweep_of
 from attnc.runtime.pattern_analysis import PatternAnalysis
 from attnc.runtime.pictures.draw import make_drawing
 from attnc.runtime.pictures.drawing import Drawing
 from attnc.runtime.report.page import report_html
-from attnc.runtime.report.point import Point
+from attnc.runtime.report.point import ReportPoint
 from attnc.runtime.report.states_page import states_html
 from attnc.runtime.simulating import find_device
 from attnc.spec.errors import AttncError, SpecError
@@ -33,7 +33,7 @@ FACTORS = (Fraction(1, 2), Fraction(1), Fraction(2))
 """Of the length and of the parameter, where the sliders stop."""
 
 
-def report(cases: Cases, answer: Answer, even: str, slider: str | None) -> str:
+def report(cases: SimulateCases, answer: SimulateAnswer, even: str, slider: str | None) -> str:
     """The page. `even` says the break-even length, `slider` which parameter the second slider moves.
 
     Raises UsageError for a slider that the pattern has no parameter for.
@@ -57,7 +57,7 @@ def report(cases: Cases, answer: Answer, even: str, slider: str | None) -> str:
     )
 
 
-def _of_states(cases: Cases, answer: Answer, even: str) -> str:
+def _of_states(cases: SimulateCases, answer: SimulateAnswer, even: str) -> str:
     """The page of a pattern with states. Its picture is of few tokens, where its length is free."""
     with needing_torch(f"a report of `{cases.attention.name}`, whose states are measured,"):
         from attnc.runtime.pictures.branches import make_branches
@@ -95,7 +95,7 @@ def _slider(attention: PatternAnalysis, wanted: str | None) -> str | None:
     return wanted
 
 
-def _points(cases: Cases, name: str | None) -> Iterator[Point]:
+def _points(cases: SimulateCases, name: str | None) -> Iterator[ReportPoint]:
     """Half, once and twice the length and the parameter; what `require` refuses is no stop of a slider."""
     attention, n = cases.attention, cases.n
     lengths = [n] if attention.bound.program.segments else sorted({int(n * factor) or 1 for factor in FACTORS})
@@ -109,12 +109,12 @@ def _points(cases: Cases, name: str | None) -> Iterator[Point]:
                 changed = attention if value is None or value == own else cases.changed(str(name), value)
                 here = (length, value) == (n, own)
                 one = cases.main if here else cases.at(length, changed)
-                yield Point(length, value, one, _drawn(cases, changed, length))
+                yield ReportPoint(length, value, one, _drawn(cases, changed, length))
             except SpecError:
                 continue
 
 
-def _drawn(cases: Cases, attention: PatternAnalysis, n: int) -> Drawing | None:
+def _drawn(cases: SimulateCases, attention: PatternAnalysis, n: int) -> Drawing | None:
     """The picture, of the first tokens where there are many; None where there is none to draw.
 
     Raises TorchMissingError for a pattern that selects keys, where torch is not installed.

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from attnc.runtime.attention import Attention
 from attnc.runtime.commands import console
-from attnc.runtime.commands.calls import add_call, calls
+from attnc.runtime.commands.call_arguments import add_call, calls
 from attnc.runtime.commands.console import UsageError
 from attnc.runtime.commands.patterns import compiled, value_json
 from attnc.runtime.disk.store import store
+from attnc.runtime.tuning.choice_source import read_wanted
 from attnc.runtime.tuning.records import KIND, Record
-from attnc.runtime.tuning.tables import load_table, save_tuned
-from attnc.runtime.tuning.tune import Untuned, tune
-from attnc.runtime.tuning.wanted import read_wanted
+from attnc.runtime.tuning.tuned_tables import load_table, save_tuned
+from attnc.runtime.tuning.tuner import Untuned, tune
 
 SECONDS = "2s"
 

@@ -10,12 +10,12 @@ from attnc.runtime.attention import compile_attention
 from attnc.runtime.commands import console
 from attnc.runtime.commands.patterns import add_grid, add_pattern, given_params, value_json, whole_number
 from attnc.runtime.library import ModuleLoader, find
+from attnc.runtime.verifying.call_cases import ShapeRequest, awkward_cases
 from attnc.runtime.verifying.exercise import LOOKS, Look, Search, lengths
 from attnc.runtime.verifying.scaled_parameters import changed, own
-from attnc.runtime.verifying.shapes import Wishes, awkward_cases
-from attnc.runtime.verifying.verification import DTYPES, Trial, Verdict, verify
+from attnc.runtime.verifying.verification import DTYPES, ExecutorTrial, Verdict, verify
 from attnc.spec.load import load_program
-from attnc.spec.meaning.values import shown
+from attnc.spec.meaning.parameter_values import shown
 from attnc.spec.program import BoundProgram
 
 NAMED_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (*DTYPES, torch.float16, torch.float64)}
@@ -58,22 +58,22 @@ def run(args: argparse.Namespace) -> int:
     return console.FINE if verdict.agrees else console.FOUND
 
 
-def _wishes(args: argparse.Namespace) -> Wishes:
+def _wishes(args: argparse.Namespace) -> ShapeRequest:
     for option, value in (("--len", args.length), ("--heads", args.heads), ("--kv-heads", args.kv_heads)):
         if value is not None and value < 1:
             raise console.UsageError(f"{option} {value}: write a whole number above 0")
     heads, kv_heads = args.heads, args.kv_heads
     if heads is not None and kv_heads is not None and heads % kv_heads:
         raise console.UsageError(f"--heads {heads} must be a multiple of --kv-heads {kv_heads}")
-    return Wishes(args.length, heads, kv_heads)
+    return ShapeRequest(args.length, heads, kv_heads)
 
 
 def _only_length(bound: BoundProgram) -> int | None:
     """The length of a call of a pattern whose tokens stand in a grid."""
-    return lengths(bound, Wishes(), is_own=True)[-1] if bound.program.segments else None
+    return lengths(bound, ShapeRequest(), is_own=True)[-1] if bound.program.segments else None
 
 
-def _no_call(bound: BoundProgram, wishes: Wishes) -> str:
+def _no_call(bound: BoundProgram, wishes: ShapeRequest) -> str:
     name = bound.program.name
     if wishes.length is not None:
         return f"--len {wishes.length}: `{name}` takes no call of this length with these parameters"
@@ -152,7 +152,7 @@ def _relation(verdict: Verdict) -> str:
     return "all equal" if not verdict.differing else f"NOT EQUAL, first {verdict.differing[0]}"
 
 
-def _word(trial: Trial) -> str:
+def _word(trial: ExecutorTrial) -> str:
     return "ok" if trial.result.agrees else f"TOO LARGE at {trial.case}"
 
 
@@ -192,7 +192,7 @@ def _as_json(asked: BoundProgram, verdict: Verdict) -> dict[str, object]:
     }
 
 
-def _trial_json(trial: Trial) -> dict[str, object]:
+def _trial_json(trial: ExecutorTrial) -> dict[str, object]:
     e = trial.result
     return {
         "executor": trial.executor,

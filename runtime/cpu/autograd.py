@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from attnc.compiler.planning.plan import Plan
-from attnc.runtime.cpu import executor, hidden_values
-from attnc.runtime.errors import UnsupportedError
+from attnc.compiler.planning.cpu_plan import Plan
+from attnc.runtime.call_errors import UnsupportedError
+from attnc.runtime.cpu import cpu_executor, hidden_values
 from attnc.runtime.profiling import backward_row, keep_name
 from attnc.runtime.transforms import without_autocast
 
@@ -21,7 +21,7 @@ Pair = tuple[Tensor, Tensor]
 Triple = tuple[Tensor, Tensor, Tensor]
 
 
-class Work(Protocol):
+class GradientWork(Protocol):
     """Attention and its gradient, neither of them recorded by autograd."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Pair:
@@ -36,7 +36,7 @@ class Planned(NamedTuple):
 
     plan: Plan
     scale: float
-    need: executor.Need = "lse"
+    need: cpu_executor.Need = "lse"
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Pair:
         """`executor.forward`; the plan has what there is to know of the inputs."""
@@ -50,27 +50,27 @@ class Planned(NamedTuple):
         return cast("Triple", found)
 
     def _run(self, q: Tensor, k: Tensor, v: Tensor) -> Pair:
-        return executor.forward(q, k, v, self.plan, self.scale, self.need)
+        return cpu_executor.forward(q, k, v, self.plan, self.scale, self.need)
 
     def _gradients(
         self, grad_out: Tensor, grad_lse: Tensor | None, vectors: hidden_values.Vectors, results: Sequence[Tensor]
     ) -> Triple:
         out, lse = results
-        return executor.backward(grad_out, grad_lse, *vectors, out, lse, self.plan, self.scale)
+        return cpu_executor.backward(grad_out, grad_lse, *vectors, out, lse, self.plan, self.scale)
 
 
 class Guarded(NamedTuple):
     """Work on a CPU whose hidden keys reach no row, and whose rows reach no key that they do not see."""
 
-    work: Work
+    work: GradientWork
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Pair:
-        """Run `work` so that no hidden key reaches a row; arguments as `Work.forward`."""
+        """Run `work` so that no hidden key reaches a row; arguments as `GradientWork.forward`."""
         out, lse = hidden_values.forward(partial(self._run, inputs), q, k, v)
         return out, lse
 
     def backward(self, grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor]) -> Triple:
-        """Run the backward of `work`, with nothing crossing hidden pairs; arguments as `Work.backward`."""
+        """Run the backward of `work`, with nothing crossing hidden pairs; arguments as `GradientWork.backward`."""
         q, k, v, out, lse, *inputs = kept
         run, gradients = partial(self._run, inputs), partial(self._gradients, inputs)
         found = hidden_values.backward(run, gradients, grad_out, grad_lse, (q, k, v), (out, lse))
@@ -95,7 +95,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> Pair:
     return differentiable(q, k, v, Planned(plan, scale), ())
 
 
-def differentiable(q: Tensor, k: Tensor, v: Tensor, work: Work, inputs: Sequence[Tensor]) -> Pair:
+def differentiable(q: Tensor, k: Tensor, v: Tensor, work: GradientWork, inputs: Sequence[Tensor]) -> Pair:
     """(out, lse) of `work.forward`, differentiable once in q, k and v through both.
 
     Kept for the backward: q, k, v, out, lse, the inputs, and `work`.
@@ -105,15 +105,15 @@ def differentiable(q: Tensor, k: Tensor, v: Tensor, work: Work, inputs: Sequence
     """
     if torch._C._are_functorch_transforms_active():
         return cast("Pair", _Transformed.apply(q, k, v, work, *inputs))  # type: ignore[no-untyped-call]
-    return cast("Pair", _Recorded.apply(q, k, v, work, *inputs))  # type: ignore[no-untyped-call]
+    return cast("Pair", _RecordedAttention.apply(q, k, v, work, *inputs))  # type: ignore[no-untyped-call]
 
 
-def gradient(grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor], work: Work) -> Triple:
+def gradient(grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor], work: GradientWork) -> Triple:
     """(dq, dk, dv) of `work.backward`. Differentiating them is refused, by UnsupportedError when it is done."""
     return cast("Triple", once(_of_work, work, grad_out, grad_lse, *kept))
 
 
-def _of_work(work: Work, grad_out: Tensor, grad_lse: Tensor | None, *kept: Tensor) -> Triple:
+def _of_work(work: GradientWork, grad_out: Tensor, grad_lse: Tensor | None, *kept: Tensor) -> Triple:
     return work.backward(grad_out, grad_lse, kept)
 
 
@@ -130,7 +130,7 @@ def once(function: Callable[..., Any], *given: Any) -> Any:
     tensor = next((x for x in given if isinstance(x, Tensor)), None)
     with nullcontext() if tensor is None else without_autocast(tensor):
         if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-            return _Once.apply(function, *given)  # type: ignore[no-untyped-call]
+            return _OnceFunction.apply(function, *given)  # type: ignore[no-untyped-call]
         return function(*given)
 
 
@@ -152,7 +152,7 @@ class FirstOrder(torch.autograd.Function):
         )
 
 
-class _Once(FirstOrder):
+class _OnceFunction(FirstOrder):
     """`once`, recorded."""
 
     @staticmethod
@@ -168,7 +168,7 @@ class _Once(FirstOrder):
         refuse_second()
 
 
-class _Attention(FirstOrder):
+class _AttentionFunction(FirstOrder):
     """What the two ways of recording `work.forward` have in common."""
 
     @staticmethod
@@ -184,28 +184,28 @@ class _Attention(FirstOrder):
         return (*needed, *[None] * (len(ctx.needs_input_grad) - 3))
 
 
-def _keep(ctx: Any, work: Work, tensors: Sequence[Tensor]) -> None:
+def _keep(ctx: Any, work: GradientWork, tensors: Sequence[Tensor]) -> None:
     ctx.work = work
     keep_name(ctx)
     ctx.save_for_backward(*tensors)
     ctx.set_materialize_grads(False)
 
 
-class _Recorded(_Attention):
+class _RecordedAttention(_AttentionFunction):
     """For ordinary calls: with a separate `setup_context` torch takes several times as long for each."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, work: Work, *inputs: Tensor) -> Pair:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, work: GradientWork, *inputs: Tensor) -> Pair:
         results = work.forward(q, k, v, inputs)
         _keep(ctx, work, (q, k, v, *results, *inputs))
         return results
 
 
-class _Transformed(_Attention):
+class _Transformed(_AttentionFunction):
     """For calls under `torch.func`, which asks for a `setup_context`."""
 
     @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor, work: Work, *inputs: Tensor) -> Pair:
+    def forward(q: Tensor, k: Tensor, v: Tensor, work: GradientWork, *inputs: Tensor) -> Pair:
         return work.forward(q, k, v, inputs)
 
     @staticmethod

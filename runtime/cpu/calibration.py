@@ -13,15 +13,15 @@ import numpy as np
 import torch
 
 from attnc.compiler.planning.choice_rates import ChoiceRates
-from attnc.compiler.planning.plan import Group, Piece, Plan, TileCounts, stretch
+from attnc.compiler.planning.cpu_plan import Group, Plan, PlanPiece, TileCounts, stretch
 from attnc.compiler.planning.rates import AMX, PLAIN, ROWS, WIDTHS, Rates, Table, doubled
-from attnc.runtime.cpu import executor, kernel
+from attnc.runtime.cpu import cpu_executor, flash_kernel
 from attnc.runtime.cpu.choice_calibration import measured_choices
 from attnc.runtime.cpu.plausible import implausible
 from attnc.runtime.cpu.steady import Steady, too_busy
 from attnc.runtime.disk.envelope import Payload
 from attnc.runtime.disk.folder import cache_folder
-from attnc.runtime.disk.machine import has_matrix_tiles, installed, this_cpu
+from attnc.runtime.disk.machine_key import has_matrix_tiles, installed, this_cpu
 from attnc.runtime.disk.store import store
 
 _log = logging.getLogger(__name__)
@@ -202,30 +202,30 @@ def _element(time: Steady, dtype: torch.dtype, rows: int, width: int, *, masked:
     q = torch.randn(count, HEADS, rows, width).to(dtype)
     k, v = (torch.randn(count, HEADS, keys, width).to(dtype) for _ in range(2))
     mask = torch.zeros(rows, keys, dtype=dtype) if masked else None
-    return time(lambda: kernel.attend(q, k, v, mask, False, 0.1)) / (count * HEADS * rows * keys)
+    return time(lambda: flash_kernel.attend(q, k, v, mask, False, 0.1)) / (count * HEADS * rows * keys)
 
 
 def _peak(time: Steady, dtype: torch.dtype, width: int) -> float:
     """Nanoseconds for a score element of a long dense call."""
     q, k, v = (torch.randn(1, HEADS, LONG, width).to(dtype) for _ in range(3))
-    return time(lambda: kernel.attend(q, k, v, None, False, 0.1)) / (HEADS * LONG**2)
+    return time(lambda: flash_kernel.attend(q, k, v, None, False, 0.1)) / (HEADS * LONG**2)
 
 
 def _backward(time: Steady, dtype: torch.dtype) -> float:
     """How much longer the backward of dense attention takes than its forward."""
     q, k, v = (torch.randn(1, HEADS, KEYS, WIDTHS[0]).to(dtype) for _ in range(3))
-    out, lse = kernel.attend(q, k, v, None, False, 0.1)
-    again = time(lambda: kernel.attend_backward(out, q, k, v, out, lse, None, False, 0.1))
-    return again / time(lambda: kernel.attend(q, k, v, None, False, 0.1))
+    out, lse = flash_kernel.attend(q, k, v, None, False, 0.1)
+    again = time(lambda: flash_kernel.attend_backward(out, q, k, v, out, lse, None, False, 0.1))
+    return again / time(lambda: flash_kernel.attend(q, k, v, None, False, 0.1))
 
 
 def _alone(time: Steady, dtype: torch.dtype) -> float:
     """How much longer it takes if all heads read one kv head."""
     q, k, v = (torch.randn(1, 2 * HEADS, KEYS, WIDTHS[0]).to(dtype) for _ in range(3))
-    out, lse = kernel.attend(q, k, v, None, False, 0.1)
+    out, lse = flash_kernel.attend(q, k, v, None, False, 0.1)
 
     def backward(heads: int) -> float:
-        return time(lambda: kernel.shared_backward(out, q, k[:, :heads], v[:, :heads], out, lse, 0.1))
+        return time(lambda: flash_kernel.shared_backward(out, q, k[:, :heads], v[:, :heads], out, lse, 0.1))
 
     return max(backward(1) / backward(2 * HEADS), 1.0)
 
@@ -242,7 +242,8 @@ def _call(time: Steady) -> float:
     pieces, side, width = 8, 4, 16
     q, k, v = (torch.randn(1, 1, pieces * side, width) for _ in range(3))
     one, all_ = (
-        time(partial(executor.forward, q, k, v, _diagonal(count, side), 0.1, "out"), inner=10) for count in (1, pieces)
+        time(partial(cpu_executor.forward, q, k, v, _diagonal(count, side), 0.1, "out"), inner=10)
+        for count in (1, pieces)
     )
     return max((all_ - one) / (pieces - 1), 1000.0)
 
@@ -250,7 +251,7 @@ def _call(time: Steady) -> float:
 def _diagonal(count: int, side: int) -> Plan:
     """Blocks on the diagonal, a piece each."""
     stretches = [stretch(i * side, (i + 1) * side) for i in range(count)]
-    group = Group((0,), (0,), tuple(Piece(tokens, tokens, "full") for tokens in stretches))
+    group = Group((0,), (0,), tuple(PlanPiece(tokens, tokens, "full") for tokens in stretches))
     return Plan(
         n_q=8 * side,
         n_k=8 * side,
@@ -280,8 +281,8 @@ def _merge(time: Steady) -> float:
     lse = torch.randn(HEADS, count * side).as_strided(shape[:3], (side, count * side, 1))
 
     def piece() -> None:
-        o, part = kernel.attend(q, k, v, None, False, 0.1)
-        executor.merge(o, part, out, lse)
+        o, part = flash_kernel.attend(q, k, v, None, False, 0.1)
+        cpu_executor.merge(o, part, out, lse)
 
     scores = _element(time, torch.float32, side, side, masked=False) * q.numel()
     return max(time(piece) - scores, 0.1 * scores) / out.numel()

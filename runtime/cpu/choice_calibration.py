@@ -10,16 +10,16 @@ from torch import Tensor
 
 from attnc.compiler import fold
 from attnc.compiler.fold import truth
-from attnc.compiler.lowering.specialise import Sizes as Named
+from attnc.compiler.lowering.specialise import CallSizes as Named
 from attnc.compiler.lowering.specialise import Slices, Window
 from attnc.compiler.planning.choice_rates import ChoiceRates
-from attnc.compiler.planning.chosen import Places
-from attnc.runtime.blocks import Block, Operands
-from attnc.runtime.cpu import executor
-from attnc.runtime.cpu.chosen import Chosen, by_place
+from attnc.compiler.planning.selected_keys import BlockKeys
+from attnc.runtime.block_values import BlockValues
+from attnc.runtime.cpu import cpu_executor
+from attnc.runtime.cpu.selected_blocks import SelectedBlocks, by_place
+from attnc.runtime.pair_blocks import Operands, PairBlock
 from attnc.runtime.selections.ranking import best, ranked
 from attnc.runtime.sums import gathered
-from attnc.runtime.values import Values
 
 HEADS, ROWS, WIDTH = 4, 4096, 64
 """Of a measured choice; with `MANY` places as many scores as a block of rows has."""
@@ -71,8 +71,8 @@ def measured_choices(time: Time) -> ChoiceRates:
 def _node(time: Time) -> float:
     """From a choice that does next to nothing."""
     from attnc.runtime.attention import compile_attention
-    from attnc.runtime.call import check_tensors
     from attnc.runtime.selections.counted import deciding
+    from attnc.runtime.tensor_checks import check_tensors
 
     attend = compile_attention(SMALL)
     q, k, v = (torch.randn(1, 1, 32, 16) for _ in range(3))
@@ -129,9 +129,9 @@ def _test(time: Time) -> float:
     one = [torch.zeros(1, ROWS, 1)]
     operands = Operands(one, one, one, {}, Named({}), Slices({}), 1.0, torch.float32, {})
     alive = np.ones((1, ROWS, MANY), dtype=np.bool_)
-    block = Block(0, (0,), Window(0, 0, ROWS, MANY, 0), np.arange(ROWS), np.arange(MANY), alive)
+    block = PairBlock(0, (0,), Window(0, 0, ROWS, MANY, 0), np.arange(ROWS), np.arange(MANY), alive)
     pairs = sum({"q", "k"} <= {getattr(below, "name", "") for below in node.below} for node in condition.below)
-    return time(lambda: Values(operands, block).holds(condition)) / (pairs * ROWS * MANY)
+    return time(lambda: BlockValues(operands, block).holds(condition)) / (pairs * ROWS * MANY)
 
 
 def _pooled(time: Time) -> float:
@@ -162,7 +162,7 @@ def _places_taken(count: int, side: int, width: int) -> tuple[Callable[[], objec
     """Attention of so many places of `side` keys, each taken by `side` queries."""
     q, k, v = (torch.randn(1, 1, count * side, width) for _ in range(3))
     taken = torch.eye(count, dtype=torch.bool).repeat_interleave(side, 0)[None, None]
-    work = Chosen(Places(np.arange(count + 1) * side, None, None, None, truth(True), None), 0.1)
+    work = SelectedBlocks(BlockKeys(np.arange(count + 1) * side, None, None, None, truth(True), None), 0.1)
     out, lse = work.forward(q, k, v, [taken])
     return lambda: work.forward(q, k, v, [taken]), lambda: work.backward(out, None, [q, k, v, out, lse, taken])
 
@@ -185,7 +185,7 @@ def _merged(time: Time) -> float:
         for i, some in enumerate(rows):
             of = slice(i * AT_ONCE, (i + 1) * AT_ONCE)
             before, known = total.index_select(0, some), log.index_select(0, some)
-            executor.merge(o[of], part[of], before, known)
+            cpu_executor.merge(o[of], part[of], before, known)
             total.index_copy_(0, some, before)
             log.index_copy_(0, some, known)
 

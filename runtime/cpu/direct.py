@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnc.compiler.planning.plan import Plan
-from attnc.runtime.cpu import kernel
+from attnc.compiler.planning.cpu_plan import Plan
+from attnc.runtime.cpu import flash_kernel
+from attnc.runtime.cpu.bound_plan import program_of
 from attnc.runtime.cpu.hidden_values import is_finite
-from attnc.runtime.cpu.program import program_of
 from attnc.runtime.transforms import is_forward_mode
 
 # Once here and not at each call through torch's modules, which are large.
@@ -53,7 +53,7 @@ class Direct:
             return None
         if type(scale) is not type(self.scale) or scale != self.scale:
             return None
-        out = kernel.attend(q, k, v, self.additive, self.causal, self.factor)[0]
+        out = flash_kernel.attend(q, k, v, self.additive, self.causal, self.factor)[0]
         return out if is_finite(out) else None
 
 
@@ -68,7 +68,11 @@ def direct_of(
     visible = program_of(plan).kept(q.dtype)
     if visible is None or visible.nothing or visible.blind is not None:
         return None
-    if q.shape[3] != v.shape[3] or not all(map(kernel.is_fit, (q, k, v))) or out.stride() != kernel.strides_of_out(q):
+    if (
+        q.shape[3] != v.shape[3]
+        or not all(map(flash_kernel.is_fit, (q, k, v)))
+        or out.stride() != flash_kernel.strides_of_out(q)
+    ):
         return None
     return Direct(_layout_of(q, k, v), scale, factor, visible.additive, visible.causal)
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.planning.build_plan import Relations
-from attnc.runtime.blocks import Block, Operands
-from attnc.runtime.cpu import hidden_values, kernel
+from attnc.runtime.block_values import BlockValues
+from attnc.runtime.cpu import flash_kernel, hidden_values
 from attnc.runtime.cpu.autograd import Pair, Triple
 from attnc.runtime.folded import AT_ONCE, entries_at_once, folded, folded_heads
-from attnc.runtime.values import Values
+from attnc.runtime.pair_blocks import Operands, PairBlock
 
 WORK = 1 << 21
 """Pairs of a head times their width: about the time of the separate calls for that head."""
@@ -46,8 +46,8 @@ def seen_pairs(relations: Relations) -> Tensor:
         (window,) = relations.windows(entries.start)
         heads = folded_heads(range(shape.heads), entries, shape.heads)
         alive = np.ones((1, *pairs[1:]), dtype=np.bool_)
-        block = Block(entries.start, heads, window, np.arange(shape.n_q), np.arange(shape.n_k), alive)
-        holds = torch.from_numpy(Values(folded(operands, entries), block).holds(visible))
+        block = PairBlock(entries.start, heads, window, np.arange(shape.n_q), np.arange(shape.n_k), alive)
+        holds = torch.from_numpy(BlockValues(folded(operands, entries), block).holds(visible))
         found[entries.start : entries.stop] = holds.expand(len(heads), *pairs[1:]).reshape(len(entries), *pairs)
     return found
 
@@ -79,8 +79,8 @@ class Masked:
 
     def _run(self, seen: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Pair:
         width, wide = max(q.shape[-1], v.shape[-1]), v.shape[-1]
-        q, k, v = (kernel.padded(x, width) for x in (q, k, v))
-        out, lse = kernel.attend(q, k, v, _additive(seen, q.dtype), False, self.scale)
+        q, k, v = (flash_kernel.padded(x, width) for x in (q, k, v))
+        out, lse = flash_kernel.attend(q, k, v, _additive(seen, q.dtype), False, self.scale)
         blind = ~seen.any(-1)
         if bool(blind.any()):
             out, lse = out.masked_fill(blind[..., None], 0), lse.masked_fill(blind, -math.inf)
@@ -97,12 +97,12 @@ class Masked:
         q, k, v = vectors
         out, lse = results
         widths, mask = [x.shape[-1] for x in vectors], _additive(seen, q.dtype)
-        lse, grad_out, grad_lse = kernel.without_blind_rows(lse, grad_out, grad_lse)
+        lse, grad_out, grad_lse = flash_kernel.without_blind_rows(lse, grad_out, grad_lse)
         if grad_lse is not None:
-            grad_out, q, k, v, out = kernel.with_lse_gradient(grad_lse, grad_out, q, k, v, out)
+            grad_out, q, k, v, out = flash_kernel.with_lse_gradient(grad_lse, grad_out, q, k, v, out)
         width = max(q.shape[-1], v.shape[-1])
-        grad_out, q, k, v, out = (kernel.padded(x, width) for x in (grad_out, q, k, v, out))
-        found = kernel.attend_backward(grad_out, q, k, v, out, lse, mask, False, self.scale)
+        grad_out, q, k, v, out = (flash_kernel.padded(x, width) for x in (grad_out, q, k, v, out))
+        found = flash_kernel.attend_backward(grad_out, q, k, v, out, lse, mask, False, self.scale)
         dq, dk, dv = (x[..., :own] for x, own in zip(found, widths, strict=True))
         return dq, dk, dv
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from attnc.runtime.cpu import kernel
+from attnc.runtime.cpu import flash_kernel
 from attnc.runtime.fallbacks import COPY, note
 
 
 def operand(pattern: str, name: str, x: Tensor, width: int) -> Tensor:
     """`kernel.padded`; `pattern` and `name` say what it is."""
-    found = kernel.padded(x, width)
+    found = flash_kernel.padded(x, width)
     if found is not x:
         how = "narrower than the others" if x.shape[-1] < width else "not in one piece in memory"
         note(pattern, COPY, f"{name}: its rows are {how}")

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.planning.build_plan import Relations
-from attnc.compiler.planning.plan import Plan
-from attnc.compiler.values import tensors_of
-from attnc.runtime.blocks import Operands
+from attnc.compiler.planning.cpu_plan import Plan
+from attnc.compiler.value_nodes import tensors_of
+from attnc.runtime.pair_blocks import Operands
 
 
 @dataclass(frozen=True)
-class Call:
+class PlannedCall:
     """What a call is besides its tensors."""
 
     plan: Plan

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations
-from attnc.compiler.planning.plan import Group, Piece, Plan
+from attnc.compiler.planning.cpu_plan import Group, Plan, PlanPiece
 
 Int64 = NDArray[np.int64]
 
@@ -62,12 +62,12 @@ def row_blocks(plan: Plan, relations: Relations, entries: Callable[[int], int]) 
                     yield RowBlock(batch, group.heads[i : i + heads], window, found, seen, mask)
 
 
-_Part = tuple[Piece, int]
+_Part = tuple[PlanPiece, int]
 """A piece, and the number of one of its stretches."""
 
 
 def _blocks(
-    plan: Plan, group: Group, pieces: list[Piece], windows: list[Window], rows: int
+    plan: Plan, group: Group, pieces: list[PlanPiece], windows: list[Window], rows: int
 ) -> Iterator[tuple[Window, int, int, list[_Part]]]:
     """Stretches of rows inside the windows, each with the parts of pieces that touch it."""
     starts = np.concatenate([np.arange(w.row, w.row + w.n_q, rows) for w in windows])
@@ -102,7 +102,7 @@ def _assembled(
     return np.arange(first, last), seen[used], mask[:, used]
 
 
-def _mask(plan: Plan, group: Group, piece: Piece, rows: Int64, keys: Int64, chosen: Int64) -> NDArray[np.bool_]:
+def _mask(plan: Plan, group: Group, piece: PlanPiece, rows: Int64, keys: Int64, chosen: Int64) -> NDArray[np.bool_]:
     """What some rows of a stretch see."""
     match piece.mask:
         case "full":

@@ -15,15 +15,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attnc.compiler.planning.plan import Plan
-from attnc.compiler.values import extra_of
-from attnc.runtime.cpu import kernel, tiles
+from attnc.compiler.planning.cpu_plan import Plan
+from attnc.compiler.value_nodes import extra_of
+from attnc.runtime.cpu import flash_kernel, plan_tiles
 from attnc.runtime.cpu.hidden_values import beyond, is_finite
 from attnc.runtime.cpu.operands import operand, operands
-from attnc.runtime.cpu.scored_forward import Rows, Vectors, vectors_of, vectors_of_cut
-from attnc.runtime.cpu.scores import Scores
+from attnc.runtime.cpu.plan_tiles import PlanTile
+from attnc.runtime.cpu.scored_forward import RowResults, Vectors, vectors_of, vectors_of_cut
 from attnc.runtime.cpu.spoiled import by_pair, cuts, spoiled
-from attnc.runtime.cpu.tiles import Tile
+from attnc.runtime.cpu.tile_scores import Scores
 from attnc.runtime.fallbacks import COPY, note
 
 
@@ -58,12 +58,12 @@ class RowData(NamedTuple):
 TileGradients = tuple["Tensor | None", "Tensor | None", Tensor, Sequence["Tensor | None"]]
 """Gradients of the queries, keys and values of a tile, by query head, and of the real inputs."""
 
-Gradients = Callable[[Tile, Vectors, RowData], TileGradients]
+Gradients = Callable[[PlanTile, Vectors, RowData], TileGradients]
 """A function (tile, its vectors, its row data) → gradients of the tile."""
 
 
 @dataclass(frozen=True)
-class Sums:
+class GradientSums:
     """Gradients of q, k and v, and of the real inputs that want them, as they are added up."""
 
     q: Tensor
@@ -76,15 +76,15 @@ def backward(
     grad_out: Tensor,
     grad_lse: Tensor | None,
     tensors: Vectors,
-    result: Rows,
+    result: RowResults,
     plan: Plan,
     scores: Scores,
     inputs: Sequence[Tensor],
-) -> Sums:
+) -> GradientSums:
     """The gradients of `forward`, whose operands were q, k and v and whose result is given."""
     dtype = result.out.dtype
     dq, dk, dv = (torch.zeros_like(x, dtype=dtype) for x in tensors)
-    sums = Sums(dq, dk, dv, [torch.zeros_like(x, dtype=dtype) for x in inputs])
+    sums = GradientSums(dq, dk, dv, [torch.zeros_like(x, dtype=dtype) for x in inputs])
     factor = scores.factor
     if factor is not None and not inputs:
         _backward_by_kernel(grad_out, grad_lse, tensors, result, plan, scores, factor, sums)
@@ -95,14 +95,14 @@ def backward(
     return sums
 
 
-def _delta(grad_out: Tensor, grad_lse: Tensor | None, result: Rows) -> Tensor:
+def _delta(grad_out: Tensor, grad_lse: Tensor | None, result: RowResults) -> Tensor:
     """rowsum(dO ∘ out) - dLSE."""
     delta = (grad_out.to(result.out.dtype) * result.out).sum(-1)
     return delta if grad_lse is None else delta - torch.where(result.lse == -math.inf, 0, grad_lse)
 
 
 def _add_gradients(
-    tile: Tile, of_rows: RowData, tensors: Vectors, gradients: Gradients, by_pairs: Gradients, sums: Sums
+    tile: PlanTile, of_rows: RowData, tensors: Vectors, gradients: Gradients, by_pairs: Gradients, sums: GradientSums
 ) -> None:
     """Add the gradients of a tile to `sums`, those of a spoiled row where the row sees, and nowhere else."""
     group = tensors[0].shape[1] // max(tensors[1].shape[1], 1)
@@ -134,7 +134,7 @@ def _are_finite(found: TileGradients) -> bool:
 
 
 def _gradients_by_pairs(
-    scores: Scores, inputs: Sequence[Tensor], tile: Tile, vectors: Vectors, rows: RowData
+    scores: Scores, inputs: Sequence[Tensor], tile: PlanTile, vectors: Vectors, rows: RowData
 ) -> TileGradients:
     """`Gradients` of few rows, without a product with what is hidden."""
     dtype, seen = rows.lse.dtype, torch.from_numpy(tile.mask)
@@ -160,7 +160,7 @@ def _of_atoms(
     return of_q, of_k, of_v, found
 
 
-def _add_tile_gradients(tile: Tile, found: TileGradients, sums: Sums, group: int) -> None:
+def _add_tile_gradients(tile: PlanTile, found: TileGradients, sums: GradientSums, group: int) -> None:
     """Add what a tile gives, without columns that operands were padded with."""
     of_q, of_k, of_v, of_inputs = found
     if of_q is not None:
@@ -175,16 +175,16 @@ def _backward_in_torch(
     grad_out: Tensor,
     grad_lse: Tensor | None,
     tensors: Vectors,
-    result: Rows,
+    result: RowResults,
     plan: Plan,
     scores: Scores,
     inputs: Sequence[Tensor],
-    sums: Sums,
+    sums: GradientSums,
 ) -> None:
     """dS = P ∘ (dO Vᵀ − rowsum(dO ∘ out) + dLSE), P = exp(S − LSE); of what S is made of, by its `derivatives`."""
     dtype = result.out.dtype
 
-    def gradients(tile: Tile, vectors: Vectors, rows: RowData) -> TileGradients:
+    def gradients(tile: PlanTile, vectors: Vectors, rows: RowData) -> TileGradients:
         with torch.enable_grad():
             q_rows, k_rows = (x.to(dtype).requires_grad_() for x in vectors[:2])
         score, pull = scores.recorded(tile, q_rows, k_rows, rows.shift)
@@ -197,7 +197,7 @@ def _backward_in_torch(
     delta = _delta(grad_out, grad_lse, result)
     of_rows, blind = RowData(grad_out.to(dtype), result.lse, result.shift, delta, result.out), result.lse == -math.inf
     of_rows = of_rows.without(blind) if blind.any() else of_rows
-    for tile in tiles.tiles(plan, tiles.ROWS):
+    for tile in plan_tiles.tiles(plan, plan_tiles.ROWS):
         _add_gradients(tile, of_rows, tensors, gradients, partial(_gradients_by_pairs, scores, inputs), sums)
 
 
@@ -205,40 +205,42 @@ def _backward_by_kernel(
     grad_out: Tensor,
     grad_lse: Tensor | None,
     tensors: Vectors,
-    result: Rows,
+    result: RowResults,
     plan: Plan,
     scores: Scores,
     factor: float,
-    sums: Sums,
+    sums: GradientSums,
 ) -> None:
     """Add the gradients of q, k and v where the score is `factor * dot(q, k)` and a bias."""
     q, k, v = tensors
     delta = _delta(grad_out, grad_lse, result)
     out, grad_out = result.out.to(q.dtype), grad_out.to(q.dtype)
-    lse, grad_out, grad_lse = kernel.without_blind_rows(result.lse, grad_out, grad_lse)
+    lse, grad_out, grad_lse = flash_kernel.without_blind_rows(result.lse, grad_out, grad_lse)
     if grad_lse is not None:
         note(plan.pattern, COPY, "the gradient of the LSE widens q, k, v, out and its gradient")
-        grad_out, q, k, v, out = kernel.with_lse_gradient(grad_lse, grad_out, q, k, v, out)
+        grad_out, q, k, v, out = flash_kernel.with_lse_gradient(grad_lse, grad_out, q, k, v, out)
     width = max(q.shape[-1], v.shape[-1])
     q, k, v = operands(plan.pattern, q, k, v, width)
     grad_out = operand(plan.pattern, "the gradient of out", grad_out, width)
     out = operand(plan.pattern, "out", out, width)
 
-    def gradients(tile: Tile, vectors: Vectors, rows: RowData) -> TileGradients:
+    def gradients(tile: PlanTile, vectors: Vectors, rows: RowData) -> TileGradients:
         q_rows, k_rows, v_rows = (x[None] for x in vectors)
         bias = scores.bias(tile)
         bias = bias - rows.shift[..., None] if rows.shift.any() else bias
         of_rows = rows.grad_out[None], q_rows, k_rows, v_rows, rows.out[None], rows.lse[None]
-        found = kernel.attend_backward(*of_rows, bias[None], False, factor)
+        found = flash_kernel.attend_backward(*of_rows, bias[None], False, factor)
         dq, dk, dv = (x[0] for x in found)
         return dq, dk, dv, []
 
     of_rows = RowData(grad_out, lse, result.shift, delta, out)
-    for tile in tiles.tiles(plan, tiles.KERNEL_ROWS):
+    for tile in plan_tiles.tiles(plan, plan_tiles.KERNEL_ROWS):
         _add_gradients(tile, of_rows, (q, k, v), gradients, partial(_gradients_by_pairs, scores, ()), sums)
 
 
-def _add_extra(scores: Scores, q: Tensor, result: Rows, delta: Tensor, inputs: Sequence[Tensor], sums: Sums) -> None:
+def _add_extra(
+    scores: Scores, q: Tensor, result: RowResults, delta: Tensor, inputs: Sequence[Tensor], sums: GradientSums
+) -> None:
     """The gradient through the extra logits, whose values are 0: -P_extra ∘ (rowsum(dO ∘ out) - dLSE)."""
     for batch in range(q.shape[0]):
         with torch.enable_grad():
@@ -262,7 +264,7 @@ def _add(totals: Sequence[Tensor], parts: Sequence[Tensor | None]) -> None:
             total.add_(part)
 
 
-def _add_keys(total: Tensor, part: Tensor, tile: Tile, group: int) -> None:
+def _add_keys(total: Tensor, part: Tensor, tile: PlanTile, group: int) -> None:
     """Add gradients by query head to kv heads, in the order of the heads."""
     keys = torch.from_numpy(tile.keys)
     for i, head in enumerate(tile.heads):

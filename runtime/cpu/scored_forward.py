@@ -13,22 +13,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnc.compiler.planning.plan import Plan
-from attnc.compiler.values import extra_of
-from attnc.runtime.cpu import kernel, tiles
-from attnc.runtime.cpu.executor import merge
+from attnc.compiler.planning.cpu_plan import Plan
+from attnc.compiler.value_nodes import extra_of
+from attnc.runtime.cpu import flash_kernel, plan_tiles
+from attnc.runtime.cpu.cpu_executor import merge
+from attnc.runtime.cpu.flash_kernel import lse_dtype
 from attnc.runtime.cpu.hidden_values import is_finite
-from attnc.runtime.cpu.kernel import lse_dtype
-from attnc.runtime.cpu.scores import Scores
+from attnc.runtime.cpu.plan_tiles import PlanTile
 from attnc.runtime.cpu.spoiled import Cut, by_pair, cuts, spoiled
-from attnc.runtime.cpu.tiles import Tile
+from attnc.runtime.cpu.tile_scores import Scores
 from attnc.runtime.fallbacks import DENSE, note
 
 Vectors = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowResults:
     """What a forward leaves of every row: out, and its LSE as `lse + shift`, in the dtype that scores are computed in.
 
     `shift` is near the row's scores where these are large, so that differences from the LSE keep their digits.
@@ -38,7 +38,7 @@ class Rows:
     lse: Tensor
     shift: Tensor
 
-    def known(self, tile: Tile) -> tuple[Tensor, Tensor]:
+    def known(self, tile: PlanTile) -> tuple[Tensor, Tensor]:
         """The LSE and shift of the rows of a tile."""
         return self.lse[tile.batch][tile.at], self.shift[tile.batch][tile.at]
 
@@ -47,18 +47,18 @@ LARGE = 16.0
 """Scores beyond this are shifted."""
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scores: Scores) -> Rows:
+def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scores: Scores) -> RowResults:
     """The rows of a call; those that see nothing have out 0 and LSE -inf."""
     if plan.fallback is not None:
         note(plan.pattern, DENSE, plan.fallback)
     dtype, group = lse_dtype(q.dtype), q.shape[1] // max(k.shape[1], 1)
-    result = Rows(
+    result = RowResults(
         q.new_zeros((*q.shape[:3], v.shape[3]), dtype=dtype),
         q.new_full(q.shape[:3], -math.inf, dtype=dtype),
         q.new_zeros(q.shape[:3], dtype=dtype),
     )
     counted = None if extra_of(scores.node) is None else torch.zeros(q.shape[:3], dtype=torch.bool)
-    for tile in tiles.tiles(plan, tiles.ROWS if scores.factor is None else tiles.KERNEL_ROWS):
+    for tile in plan_tiles.tiles(plan, plan_tiles.ROWS if scores.factor is None else plan_tiles.KERNEL_ROWS):
         _add_tile(tile, (q, k, v), scores, result, group)
         if counted is not None:
             counted[tile.batch][tile.at] |= torch.from_numpy(tile.mask.any(-1))
@@ -71,7 +71,7 @@ Partial = tuple[Tensor, Tensor, Tensor]
 """(out, lse, shift) of the rows of a tile, by its keys alone."""
 
 
-def _add_tile(tile: Tile, tensors: Vectors, scores: Scores, result: Rows, group: int) -> None:
+def _add_tile(tile: PlanTile, tensors: Vectors, scores: Scores, result: RowResults, group: int) -> None:
     """Merge a tile into the rows of `result`, none of it by hidden keys."""
     vectors = vectors_of(tile, tensors, group)
     found = _computed(tile, vectors, scores, result.known(tile))
@@ -92,7 +92,7 @@ def _add_tile(tile: Tile, tensors: Vectors, scores: Scores, result: Rows, group:
         _merge(part, found, result, bad.rows[:, torch.from_numpy(cut.rows)])
 
 
-def _merge(tile: Tile, found: Partial, result: Rows, where: Tensor | None = None) -> None:
+def _merge(tile: PlanTile, found: Partial, result: RowResults, where: Tensor | None = None) -> None:
     """Merge what the keys of a tile give its rows, or those of them (heads, rows) that `where` says."""
     out, lse, shift = (x[tile.batch][tile.at] for x in (result.out, result.lse, result.shift))
     o, part, own_shift = found
@@ -104,7 +104,7 @@ def _merge(tile: Tile, found: Partial, result: Rows, where: Tensor | None = None
         x[tile.batch][tile.at] = rows
 
 
-def vectors_of(tile: Tile, tensors: Vectors, group: int) -> Vectors:
+def vectors_of(tile: PlanTile, tensors: Vectors, group: int) -> Vectors:
     """The queries, keys and values of a tile, (heads, rows or keys, d)."""
     q, k, v = (x[tile.batch] for x in tensors)
     at_keys = tile.at_keys(group)
@@ -118,7 +118,7 @@ def vectors_of_cut(vectors: Vectors, cut: Cut) -> Vectors:
     return q[:, rows], k[:, keys], v[:, keys]
 
 
-def _computed(tile: Tile, vectors: Vectors, scores: Scores, known: tuple[Tensor, Tensor]) -> Partial:
+def _computed(tile: PlanTile, vectors: Vectors, scores: Scores, known: tuple[Tensor, Tensor]) -> Partial:
     (q, k, v), (lse, shift), factor = vectors, known, scores.factor
     dtype = lse.dtype
     score = scores.of(tile, q.to(dtype), k.to(dtype)) if factor is None else scores.bias(tile)
@@ -129,7 +129,9 @@ def _computed(tile: Tile, vectors: Vectors, scores: Scores, known: tuple[Tensor,
     return *_by_kernel(q, k, v, score, factor), shift
 
 
-def _computed_of_cut(cut: Cut, tile: Tile, vectors: Vectors, scores: Scores, known: tuple[Tensor, Tensor]) -> Partial:
+def _computed_of_cut(
+    cut: Cut, tile: PlanTile, vectors: Vectors, scores: Scores, known: tuple[Tensor, Tensor]
+) -> Partial:
     """`_computed` of a part, in torch: the kernel has no answer where a score that is visible is -inf."""
     (lse, shift), factor = known, scores.factor
     q, k, v = (x.to(lse.dtype) for x in vectors)
@@ -154,7 +156,7 @@ def _shifted(score: Tensor, shift: Tensor, new: Tensor) -> Tensor:
     return torch.where(new & most.isfinite() & (most.abs() > LARGE), most, shift)
 
 
-def _count_extra(q: Tensor, scores: Scores, result: Rows, counted: Tensor) -> None:
+def _count_extra(q: Tensor, scores: Scores, result: RowResults, counted: Tensor) -> None:
     """Give the extra logits their share of every row that sees something, perhaps with scores of -inf alone."""
     for batch in range(q.shape[0]):
         for rows, logit in scores.extra(batch, q[batch].to(result.out.dtype)):
@@ -178,7 +180,7 @@ def _softmax(score: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def _by_kernel(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, factor: float) -> tuple[Tensor, Tensor]:
     """(out, lse) of the scores `factor * dot(q, k) + bias`."""
     width = max(q.shape[-1], v.shape[-1])
-    q, k, wide = (kernel.padded(x, width)[None] for x in (q, k, v))
-    out, lse = kernel.attend(q, k, wide, bias[None], False, factor)
+    q, k, wide = (flash_kernel.padded(x, width)[None] for x in (q, k, v))
+    out, lse = flash_kernel.attend(q, k, wide, bias[None], False, factor)
     blind = (bias == -math.inf).all(-1)
     return out[0, ..., : v.shape[-1]].masked_fill(blind[..., None], 0), lse[0].masked_fill(blind, -math.inf)

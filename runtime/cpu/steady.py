@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from attnc.runtime.errors import MeasurementError
+from attnc.runtime.call_errors import MeasurementError
 
 REPEATS, MOST_ROUNDS = 4, 12
 """Runs of a round, and rounds of a measurement at most."""

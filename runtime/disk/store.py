@@ -46,7 +46,7 @@ _FILE = re.compile(r"([a-z]+)-([a-z0-9]+(?:-[a-z0-9]+)*)\.json")
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """A file of the cache. `payload` is None where it is damaged, and `damage` says how."""
 
     kind: str
@@ -115,7 +115,7 @@ class Store:
         write_whole(path, data, prefix=_PART)
         return True
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[CacheEntry]:
         """All entries, by kind and name."""
         found = []
         for file in sorted(self._files(), key=lambda file: file.path):
@@ -126,9 +126,9 @@ class Store:
             if data is None:
                 continue
             try:
-                found.append(Entry(kind, name, file.bytes, unwrapped(kind, name, data)))
+                found.append(CacheEntry(kind, name, file.bytes, unwrapped(kind, name, data)))
             except DamagedError as error:
-                found.append(Entry(kind, name, file.bytes, None, str(error)))
+                found.append(CacheEntry(kind, name, file.bytes, None, str(error)))
         return found
 
     def clear(self) -> int:

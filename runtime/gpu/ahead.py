@@ -17,11 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from attnc.runtime.errors import ArgumentError, UnsupportedError
+from attnc.runtime.call_errors import ArgumentError, UnsupportedError
 
 
 @dataclass(frozen=True, slots=True)
-class Calls:
+class AheadCalls:
     """What is called: a pattern as text (`identity`), on a target, for heads of one kind."""
 
     pattern: str
@@ -34,7 +34,7 @@ class Calls:
 
 
 @dataclass(frozen=True, slots=True)
-class Kernel:
+class AheadKernel:
     """A kernel that was compiled; `key`: the folder of Triton's cache that it lies in. Shared memory in bytes."""
 
     function: str
@@ -45,7 +45,7 @@ class Kernel:
     key: str
 
 
-def compile_ahead(calls: Calls, folder: Path) -> Iterator[Kernel]:
+def compile_ahead(calls: AheadCalls, folder: Path) -> Iterator[AheadKernel]:
     """Compile into a folder, laid out as Triton's cache is: the kernels, as they are done.
 
     Raises UnsupportedError where a call has no kernels, or where a compiler fails.
@@ -66,7 +66,7 @@ def compile_ahead(calls: Calls, folder: Path) -> Iterator[Kernel]:
             told = json.loads(line)
             if "error" in told:
                 raise UnsupportedError(told["error"])
-            yield Kernel(**told)
+            yield AheadKernel(**told)
         said = child.stderr.read().strip().splitlines()
         if child.wait():
             raise UnsupportedError(f"compiling ahead of time failed: {said[-1] if said else f'status {child.wait()}'}")
@@ -109,7 +109,7 @@ def _serve() -> None:
     """The child's work: calls come on standard input, kernels go to standard output, one a line."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    calls = Calls(**json.load(sys.stdin))
+    calls = AheadCalls(**json.load(sys.stdin))
     try:
         for kernel in _compiled(calls):
             print(json.dumps(asdict(kernel)), file=answers, flush=True)
@@ -117,12 +117,12 @@ def _serve() -> None:
         print(json.dumps({"error": str(error)}), file=answers, flush=True)
 
 
-def _compiled(calls: Calls) -> Iterator[Kernel]:
+def _compiled(calls: AheadCalls) -> Iterator[AheadKernel]:
     import triton
 
     from attnc.compiler.kernels.targets import TARGETS
+    from attnc.runtime.gpu.device_targets import pretending
     from attnc.runtime.gpu.launch import started_by
-    from attnc.runtime.gpu.targets import pretending
 
     triton.runtime.driver.set_active(absent(calls.target))
     found: dict[str, tuple[Any, Sequence[object]]] = {}
@@ -135,14 +135,14 @@ def _compiled(calls: Calls) -> Iterator[Kernel]:
     yield from (_compile(source, arguments) for source, arguments in found.values())
 
 
-def _compile(source: Any, arguments: Sequence[object]) -> Kernel:
+def _compile(source: Any, arguments: Sequence[object]) -> AheadKernel:
     from triton.runtime.cache import _base32
 
-    from attnc.runtime.gpu.modules import function_of
+    from attnc.runtime.gpu.kernel_modules import function_of
 
     kernel = function_of(source).warmup(*arguments, grid=(1, 1), **source.options)
     shared, key = int(kernel.metadata.shared), _base32(kernel.hash)
-    return Kernel(source.function, source.stage, source.digest, str(source.tiles), shared, key)
+    return AheadKernel(source.function, source.stage, source.digest, str(source.tiles), shared, key)
 
 
 LENGTH = 384
@@ -152,7 +152,7 @@ PAGE = 64
 QUERIES = (1, 2, 4, 8, 16)
 
 
-def _make(calls: Calls) -> None:
+def _make(calls: AheadCalls) -> None:
     """Forward, gradients and, where there are kernels for them, steps of decoding, on zeros."""
     import torch
 

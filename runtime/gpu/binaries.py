@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 
+from attnc.runtime.call_errors import ArgumentError
 from attnc.runtime.disk.triton import guard_triton
 from attnc.runtime.disk.whole import write_whole
-from attnc.runtime.errors import ArgumentError
-from attnc.runtime.gpu.ahead import Calls, Kernel
+from attnc.runtime.gpu.ahead import AheadCalls, AheadKernel
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -38,8 +38,8 @@ class Manifest:
 
     attnc: str
     triton: str
-    calls: Calls
-    kernels: tuple[Kernel, ...]
+    calls: AheadCalls
+    kernels: tuple[AheadKernel, ...]
     files: Mapping[str, str]
 
     def __str__(self) -> str:
@@ -50,7 +50,7 @@ class Manifest:
         return "\n".join(lines)
 
 
-def pack(calls: Calls, kernels: Sequence[Kernel], folder: Path) -> tuple[Manifest, bytes]:
+def pack(calls: AheadCalls, kernels: Sequence[AheadKernel], folder: Path) -> tuple[Manifest, bytes]:
     """What lies in a folder that was compiled into, as the bytes of a file: the same for the same kernels."""
     import triton
 
@@ -111,8 +111,8 @@ def _manifest(file: zipfile.ZipFile) -> Manifest:
     data = json.loads(_read(file, MANIFEST))
     if data.pop("schema") != SCHEMA:
         raise ValueError("another schema")
-    kernels = tuple(Kernel(**kernel) for kernel in data.pop("kernels"))
-    return Manifest(calls=Calls(**data.pop("calls")), kernels=kernels, **data)
+    kernels = tuple(AheadKernel(**kernel) for kernel in data.pop("kernels"))
+    return Manifest(calls=AheadCalls(**data.pop("calls")), kernels=kernels, **data)
 
 
 def _entries(file: zipfile.ZipFile, manifest: Manifest) -> Iterator[tuple[str, bytes]]:

@@ -24,9 +24,9 @@ from threading import Timer
 from time import perf_counter
 from typing import IO, Any
 
-from attnc.compiler.kernels.source import KernelSource
+from attnc.compiler.kernels.kernel_source import KernelSource
+from attnc.runtime.gpu.kernel_modules import function_of
 from attnc.runtime.gpu.machine_code import MachineCode, read_amd, read_nvidia
-from attnc.runtime.gpu.modules import function_of
 
 LONGEST = 300.0
 """Seconds after which a compiler is taken to hang."""
@@ -35,7 +35,7 @@ _TELLING = re.compile(r"LLVM ERROR|Assertion|error:|Error\b|fatal")
 
 
 @dataclass(frozen=True, slots=True)
-class Compiled:
+class CompiledBinary:
     """What came out. `shared`: bytes of shared memory of a program; `tensor_memory`: its columns (sm_100).
 
     `products`: the most asynchronous products of tiles that Triton has put into one loop (sm_90).
@@ -55,7 +55,7 @@ class Failure:
     reason: str
 
 
-Outcome = Compiled | Failure
+Outcome = CompiledBinary | Failure
 Job = tuple[KernelSource, str]
 """A kernel and the name of its target."""
 
@@ -185,7 +185,7 @@ def serve() -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _attempt(compiler: Callable[[KernelSource, str], Compiled], source: KernelSource, target: str) -> Outcome:
+def _attempt(compiler: Callable[[KernelSource, str], CompiledBinary], source: KernelSource, target: str) -> Outcome:
     try:
         return compiler(source, target)
     except Exception as error:  # whatever a compiler raises is a finding
@@ -193,7 +193,7 @@ def _attempt(compiler: Callable[[KernelSource, str], Compiled], source: KernelSo
         return Failure(f"{type(error).__name__}: {lines[-1][:300]}" if lines else type(error).__name__)
 
 
-def compile_here(source: KernelSource, target: str) -> Compiled:
+def compile_here(source: KernelSource, target: str) -> CompiledBinary:
     """Compile a kernel in this process and read its machine code. Raises what Triton raises."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -208,7 +208,7 @@ def compile_here(source: KernelSource, target: str) -> Compiled:
     code = read_amd(kernel.asm["amdgcn"]) if amd else _read_cubin(kernel.asm["cubin"])
     tensor_memory = getattr(kernel.metadata, "tmem_size", None) or 0
     products = products_of_loops(kernel.asm["ttgir"])
-    return Compiled(code, kernel.metadata.shared, tensor_memory, perf_counter() - begun, products)
+    return CompiledBinary(code, kernel.metadata.shared, tensor_memory, perf_counter() - begun, products)
 
 
 def products_of_loops(text: str) -> int:

@@ -17,7 +17,7 @@ from attnc.runtime.caches import (
     read_lengths,
     read_table,
 )
-from attnc.runtime.errors import ArgumentError, UnsupportedError
+from attnc.runtime.call_errors import ArgumentError, UnsupportedError
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,8 +8,8 @@ from contextvars import ContextVar
 
 from torch import Tensor
 
-from attnc.compiler.kernels.source import VECTOR, Argument, KernelSource
-from attnc.runtime.gpu.modules import function_of
+from attnc.compiler.kernels.kernel_source import VECTOR, KernelArgument, KernelSource
+from attnc.runtime.gpu.kernel_modules import function_of
 
 Start = Callable[[KernelSource, tuple[int, int], Sequence[object]], None]
 """(kernel, grid, arguments): what is done with a launch."""
@@ -66,7 +66,7 @@ def _stride(name: str, tensors: Mapping[str, Tensor]) -> int:
     return of.stride(("batch", "head", "token").index(dim)) * of.element_size() // VECTOR
 
 
-def _described(tensor: Tensor, argument: Argument) -> object:
+def _described(tensor: Tensor, argument: KernelArgument) -> object:
     """The descriptor of a tensor; with the tokens as a grid, and with lanes as one side, where it asks for that."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 

@@ -11,31 +11,31 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from attnc.compiler.analysis.tiles import TooManyTilesError
+from attnc.compiler.analysis.live_tiles import TooManyTilesError
 from attnc.compiler.ir import BOUNDARIES, Pattern
-from attnc.compiler.kernels.asked import AskedTiles
-from attnc.compiler.kernels.asked_tiles import AskedCall
+from attnc.compiler.kernels.attention_kernels import AttentionKernels, HeadShape, Tiles, find_kernels
+from attnc.compiler.kernels.content_mask_tiles import MaskCall
+from attnc.compiler.kernels.content_masks import MaskTiles
 from attnc.compiler.kernels.index_text import LONGEST, NotInKernelsError
 from attnc.compiler.kernels.inputs import input_name, size_name
-from attnc.compiler.kernels.kernels import Heads, Kernels, Tiles, find_kernels
+from attnc.compiler.kernels.kernel_source import Stage
 from attnc.compiler.kernels.key_gradients import turns_fit
-from attnc.compiler.kernels.source import Stage
 from attnc.compiler.kernels.targets import Target
 from attnc.compiler.kernels.tile_tables import tile_tables
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.runs import TooManyClassesError
 from attnc.compiler.simulation.gpu_clocks import TileShape
-from attnc.runtime.call import Sizes, blank, call_shape, check_tensors, names_read
-from attnc.runtime.errors import ArgumentError, UnsupportedError
+from attnc.runtime.call_errors import ArgumentError, UnsupportedError
 from attnc.runtime.fallbacks import CAST, HOST_LISTS, HOST_WAIT, MOVED, note
-from attnc.runtime.gpu.asked_lists import Lists, StageTensors
-from attnc.runtime.gpu.executor import Prepared
-from attnc.runtime.gpu.targets import pretended, target_of
-from attnc.runtime.gpu.windows import windows_of_boundaries, windows_of_documents
+from attnc.runtime.gpu.device_targets import pretended, target_of
+from attnc.runtime.gpu.document_windows import windows_of_boundaries, windows_of_documents
+from attnc.runtime.gpu.gpu_executor import Prepared
+from attnc.runtime.gpu.mask_lists import MaskLists, StageTensors
 from attnc.runtime.plans import documents_of_call, name_of, planning, relations_of
 from attnc.runtime.recent import Recent, held_bytes
 from attnc.runtime.settings import SETTINGS
-from attnc.runtime.tuning.shapes import STAGES, allowed_shapes, knob_of
+from attnc.runtime.tensor_checks import TensorSizes, blank, call_shape, check_tensors, names_read
+from attnc.runtime.tuning.tile_candidates import STAGES, allowed_shapes, knob_of
 from attnc.runtime.tuning.tuned import Tuned
 
 _log = logging.getLogger(__name__)
@@ -54,8 +54,8 @@ class GpuPlanner:
         self._strict = strict
         self._tuned = tuned
         self._knob = knob
-        self._kernels: Recent[Kernels] = Recent(SETTINGS.plans)
-        self._found: Recent[Kernels] = Recent(SETTINGS.plans)
+        self._kernels: Recent[AttentionKernels] = Recent(SETTINGS.plans)
+        self._found: Recent[AttentionKernels] = Recent(SETTINGS.plans)
         self._prepared: Recent[Prepared] = Recent(SETTINGS.plans, SETTINGS.table_bytes, held_bytes)
         self._checked = _CheckedDocuments()
         read = names_read(pattern)
@@ -63,13 +63,13 @@ class GpuPlanner:
 
     def kernels(
         self,
-        heads: Heads,
+        heads: HeadShape,
         target: Target,
         square: bool,
         on_host: str | None = None,
         tiles: Tiles | None = None,
         before: bool = False,
-    ) -> Kernels:
+    ) -> AttentionKernels:
         """The kernels for such heads, and as many queries as keys; `on_host`: why the host lists tiles.
 
         `tiles`: those of some stages, where they are not the first choice. `before`: queries stand before key 0. Raises
@@ -80,15 +80,15 @@ class GpuPlanner:
         return self._kernels.get(key, lambda: self._emitted(heads, target, square, on_host, own, before))
 
     def _emitted(
-        self, heads: Heads, target: Target, square: bool, on_host: str | None, tiles: Tiles, before: bool
-    ) -> Kernels:
+        self, heads: HeadShape, target: Target, square: bool, on_host: str | None, tiles: Tiles, before: bool
+    ) -> AttentionKernels:
         began = perf_counter()
         found = find_kernels(self._pattern, heads, target, square, on_host, tiles, before)
         ms = 1e3 * (perf_counter() - began)
         _log.debug("`%s` for %s, %s: kernels in %.1f ms, %s", self._pattern.name, target.name, heads, ms, found.reason)
         return found
 
-    def tiles_of(self, heads: Heads, target: Target, sizes: Sizes, device: torch.device) -> Tiles:
+    def tiles_of(self, heads: HeadShape, target: Target, sizes: TensorSizes, device: torch.device) -> Tiles:
         """The tiles that measuring has chosen for calls of these sizes, by stage; others take the first choice."""
         found: dict[Stage, TileShape] = {}
         for stage in STAGES if self._tuned is not None else ():
@@ -101,12 +101,12 @@ class GpuPlanner:
 
     def kernels_of(
         self,
-        heads: Heads,
+        heads: HeadShape,
         target: Target,
-        sizes: Sizes,
+        sizes: TensorSizes,
         given: Mapping[str, object],
         device: torch.device | None = None,
-    ) -> Kernels:
+    ) -> AttentionKernels:
         """The kernels of a call, of whose inputs shapes alone are asked. Raises as `kernels`.
 
         `device`: where it runs, None: where something is only looked at.
@@ -117,13 +117,13 @@ class GpuPlanner:
         before = self._pattern.align == "end" and sizes.n_q > sizes.n_k
         kernels = self.kernels(heads, target, square, None, tiles, before)
         walk = kernels.problem.by_query
-        if not isinstance(walk, AskedTiles):
+        if not isinstance(walk, MaskTiles):
             return kernels
         refusal = self._asked_call(sizes, given).refusal(walk.asked, _tiles(kernels).values())
         return kernels if refusal is None else self.kernels(heads, target, square, refusal, tiles)
 
-    def _asked_call(self, sizes: Sizes, given: Mapping[str, object]) -> AskedCall:
-        return AskedCall(self._pattern, call_shape(self._pattern, sizes, {n: blank(x) for n, x in given.items()}))
+    def _asked_call(self, sizes: TensorSizes, given: Mapping[str, object]) -> MaskCall:
+        return MaskCall(self._pattern, call_shape(self._pattern, sizes, {n: blank(x) for n, x in given.items()}))
 
     def prepared(
         self,
@@ -162,7 +162,7 @@ class GpuPlanner:
         read = self._read(kernels, q, k, inputs)
         return dataclasses.replace(made, tensors={stage: {**own, **read[stage]} for stage, own in made.tensors.items()})
 
-    def _note_host(self, kernels: Kernels, inputs: Sequence[Tensor]) -> None:
+    def _note_host(self, kernels: AttentionKernels, inputs: Sequence[Tensor]) -> None:
         """Count a call whose tiles the host lists, and what it reads for it. Raises as `refuse_host`."""
         self.refuse_host(kernels)
         name = self._pattern.name
@@ -172,7 +172,7 @@ class GpuPlanner:
             if is_read and x.is_cuda:
                 note(name, HOST_WAIT, f"tiles are listed from what the input `{tensor.name}` holds")
 
-    def refuse_host(self, kernels: Kernels) -> None:
+    def refuse_host(self, kernels: AttentionKernels) -> None:
         """Raise UnsupportedError where the host would list tiles in every call, if it is to be strict."""
         if self._strict and kernels.form == "lists" and self._pattern.selections:
             raise UnsupportedError(
@@ -187,9 +187,9 @@ class GpuPlanner:
         inputs: Sequence[Tensor],
         tf32: bool,
         widths: tuple[int, int] | None,
-    ) -> Kernels:
+    ) -> AttentionKernels:
         grouped = q.shape[1] != k.shape[1]
-        heads = Heads(q.shape[3], v.shape[3], str(q.dtype).removeprefix("torch."), tf32, widths, grouped)
+        heads = HeadShape(q.shape[3], v.shape[3], str(q.dtype).removeprefix("torch."), tf32, widths, grouped)
         with planning():
             return self.kernels_of(heads, target_of(q.device), check_tensors(q, k, v), self._named(inputs), q.device)
 
@@ -199,7 +199,7 @@ class GpuPlanner:
         k: Tensor,
         v: Tensor,
         inputs: Sequence[Tensor],
-        kernels: Kernels,
+        kernels: AttentionKernels,
         widths: tuple[int, int] | None,
     ) -> Prepared:
         """All but the tensors that kernels of ranges read, which no data of inputs enter."""
@@ -225,8 +225,8 @@ class GpuPlanner:
             "distances": sizes.n_k - 1 - shift,
             **{size_name(name): sizes_of[name] for name in kernels.problem.sizes},
         }
-        if isinstance(walk, AskedTiles):
-            lists = Lists(AskedCall(self._pattern, shape), walk.asked, _tiles(kernels), q.device)
+        if isinstance(walk, MaskTiles):
+            lists = MaskLists(MaskCall(self._pattern, shape), walk.asked, _tiles(kernels), q.device)
             return Prepared(kernels, {}, numbers, lists=lists)
         if ranged:
             return Prepared(kernels, {}, numbers)
@@ -241,7 +241,7 @@ class GpuPlanner:
         return dict(zip(names, inputs, strict=True))
 
     def _tables(
-        self, kernels: Kernels, relations: Relations, device: torch.device
+        self, kernels: AttentionKernels, relations: Relations, device: torch.device
     ) -> tuple[dict[str, dict[str, Tensor]], dict[str, bool]]:
         """The lists of every kernel, and whether they are of runs."""
         tables, runs = {}, {}
@@ -256,7 +256,9 @@ class GpuPlanner:
             tables[source.stage] = {n: torch.from_numpy(x.copy()).to(device) for n, x in found.arrays().items()}
         return tables, runs
 
-    def _read(self, kernels: Kernels, q: Tensor, k: Tensor, inputs: Sequence[Tensor]) -> dict[str, dict[str, Tensor]]:
+    def _read(
+        self, kernels: AttentionKernels, q: Tensor, k: Tensor, inputs: Sequence[Tensor]
+    ) -> dict[str, dict[str, Tensor]]:
         """The tensors that kernels of ranges read, by kernel."""
         given, device = self._named(inputs), q.device
         name, tensors = self._pattern.name, [t for t in kernels.problem.tensors if t.name in given]
@@ -303,7 +305,7 @@ class _CheckedDocuments:
         self._seen[id(ids)] = (weakref.ref(ids), ids._version)
 
 
-def _tiles(kernels: Kernels) -> dict[str, tuple[int, int]]:
+def _tiles(kernels: AttentionKernels) -> dict[str, tuple[int, int]]:
     """The tiles of kernels that walk lists."""
     sources = (kernels.forward, kernels.dq, kernels.dkdv)
     return {source.stage: (source.tiles.q_tile, source.tiles.k_tile) for source in sources}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from attnc.compiler.analysis.questions import Read, Span
+from attnc.compiler.analysis.questions import ReadQuestion, Span
 
 MOST_CELLS = 1 << 26
 """Cells that are summed up, of one batch entry and head."""
@@ -35,7 +35,7 @@ class Rectangles:
     within: Corners | None
 
     @classmethod
-    def of(cls, read: Read, rows: int, places: int, device: torch.device) -> Rectangles:
+    def of(cls, read: ReadQuestion, rows: int, places: int, device: torch.device) -> Rectangles:
         """Those that are read of so many rows and places.
 
         Cells are as large as the ends allow, so that nothing is lost; larger ones where they would be too many.

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnc.compiler.kernels.chosen.frame import PREFIX
-from attnc.compiler.kernels.kernel import CAREFUL
+from attnc.compiler.kernels.selected.gather_frame import PREFIX
 from attnc.compiler.kernels.targets import TARGETS
+from attnc.compiler.kernels.tiled_kernel import CAREFUL
 from attnc.runtime.attention import Attention, compile_attention
 from attnc.runtime.example_inputs import example_inputs, head_count
-from attnc.runtime.gpu import chosen_gate, gate
+from attnc.runtime.gpu import kernel_gate, selected_gate
 from attnc.runtime.gpu.compiling import Outcome
-from attnc.runtime.gpu.gate import Case
+from attnc.runtime.gpu.kernel_gate import GateCase
 from attnc.runtime.gpu.started import started
 from attnc.runtime.lengths import natural_length
 
@@ -52,7 +52,7 @@ def _shown(n: int, heads: int, kv_heads: int) -> Mapping[str, Mapping[str, Tenso
 
 def cases(
     names: Sequence[str], targets: Sequence[str], head_dims: Sequence[int], dtype: str = "bfloat16"
-) -> Iterator[Case]:
+) -> Iterator[GateCase]:
     """The kernels of each on each target: of heads with keys of their own, and of groups that share them.
 
     One that is the same for two of them comes once; of what runs as tiles in torch there is none. Careful kernels are
@@ -65,7 +65,7 @@ def cases(
         for target, width, shared, n in product(targets, head_dims, (1, 2), lengths):
             call = _call(attention, n, width, getattr(torch, dtype), shared)
             for source in started(call, TARGETS[target]).values():
-                case = Case(name, source, target, width, dtype, shared > 1 and source.stage == "dkdv")
+                case = GateCase(name, source, target, width, dtype, shared > 1 and source.stage == "dkdv")
                 if source.function.endswith(CAREFUL):
                     continue
                 if (target, source.digest) not in seen:
@@ -92,7 +92,7 @@ def _call(attention: Attention, tokens: int, width: int, dtype: torch.dtype, sha
     return call
 
 
-def judge(case: Case, outcome: Outcome) -> list[str]:
+def judge(case: GateCase, outcome: Outcome) -> list[str]:
     """The reasons why a kernel may not go out; none: it may."""
     of_places = case.source.function.startswith(PREFIX)
-    return chosen_gate.judge(case, outcome) if of_places else gate.judge(case, outcome)
+    return selected_gate.judge(case, outcome) if of_places else kernel_gate.judge(case, outcome)

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 
 from attnc.compiler.attentions import alone
 from attnc.compiler.ir import Pattern
+from attnc.compiler.kernels.attention_kernels import HeadShape, find_kernels
 from attnc.compiler.kernels.decode_kernels import ROW_TILES, find_decode
 from attnc.compiler.kernels.index_text import NotInKernelsError
-from attnc.compiler.kernels.kernels import Heads, find_kernels
 from attnc.compiler.kernels.parts import in_parts
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.last_rows import OtherRowsError, last_rows
 from attnc.compiler.lowering.lower import lower
-from attnc.runtime.gpu.gate import Case
+from attnc.runtime.gpu.kernel_gate import GateCase
 from attnc.runtime.library import ModuleLoader, find, pattern_names
 from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind
@@ -45,7 +45,7 @@ PARAMETERS: Mapping[str, Mapping[str, object]] = {
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PatternRequest:
     """A library pattern and values of its parameters."""
 
     name: str
@@ -62,38 +62,38 @@ class Wanted:
 
 
 SELECTION = (
-    Wanted("causal"),
-    Wanted("sliding_window", {"window": 512}),
-    Wanted("sliding_window", {"window": 512, "sinks": 4}),
-    Wanted("prefix_lm"),
-    Wanted("document"),
-    Wanted("moa", PARAMETERS["moa"]),
-    Wanted("blocked"),
-    Wanted("power"),
-    Wanted("strided"),
-    Wanted("alibi"),
-    Wanted("softcap"),
-    Wanted("gpt_oss"),
-    Wanted("fox"),
-    Wanted("t5"),
-    Wanted("graphormer"),
-    Wanted("softplus_lssa"),
-    Wanted("affine_scaled"),
-    Wanted("neighborhood_2d", PARAMETERS["neighborhood_2d"]),
-    Wanted("sliding_tile", PARAMETERS["sliding_tile"]),
+    PatternRequest("causal"),
+    PatternRequest("sliding_window", {"window": 512}),
+    PatternRequest("sliding_window", {"window": 512, "sinks": 4}),
+    PatternRequest("prefix_lm"),
+    PatternRequest("document"),
+    PatternRequest("moa", PARAMETERS["moa"]),
+    PatternRequest("blocked"),
+    PatternRequest("power"),
+    PatternRequest("strided"),
+    PatternRequest("alibi"),
+    PatternRequest("softcap"),
+    PatternRequest("gpt_oss"),
+    PatternRequest("fox"),
+    PatternRequest("t5"),
+    PatternRequest("graphormer"),
+    PatternRequest("softplus_lssa"),
+    PatternRequest("affine_scaled"),
+    PatternRequest("neighborhood_2d", PARAMETERS["neighborhood_2d"]),
+    PatternRequest("sliding_tile", PARAMETERS["sliding_tile"]),
 )
 """One of every kind that kernels are written for: ranges with bounds of all sorts, documents, lists, bricks, scores of
 their own with terms of queries, keys and distances, and with tables, weights of their own."""
 
 
-def named(names: Sequence[str]) -> list[Wanted]:
+def named(names: Sequence[str]) -> list[PatternRequest]:
     """Library patterns by name. Raises PatternNotFoundError."""
     for name in names:
         find(name)
-    return [Wanted(name, PARAMETERS.get(name, {})) for name in names]
+    return [PatternRequest(name, PARAMETERS.get(name, {})) for name in names]
 
 
-def whole_library() -> list[Wanted]:
+def whole_library() -> list[PatternRequest]:
     """Every pattern of the library."""
     return named(pattern_names())
 
@@ -110,8 +110,8 @@ class NoKernels:
 
 
 def cases(
-    wanted: Sequence[Wanted], targets: Sequence[str], head_dims: Sequence[int], dtypes: Sequence[str]
-) -> Iterator[Case | NoKernels]:
+    wanted: Sequence[PatternRequest], targets: Sequence[str], head_dims: Sequence[int], dtypes: Sequence[str]
+) -> Iterator[GateCase | NoKernels]:
     """The kernels of each pattern on each target; one that is the same for two patterns comes once."""
     seen: set[tuple[str, str]] = set()
     for one in wanted:
@@ -120,19 +120,19 @@ def cases(
             for dtype in dtypes:
                 for width in head_dims:
                     yield from _fresh(
-                        _cases(str(one), pattern, target, Heads(width, width, dtype, grouped=False)), seen
+                        _cases(str(one), pattern, target, HeadShape(width, width, dtype, grouped=False)), seen
                     )
 
 
-def same_text(case: Case) -> tuple[str, str]:
+def same_text(case: GateCase) -> tuple[str, str]:
     """What two kernels have in common that are one: the target, and the text but for its name and comments."""
     text = "\n".join(line for line in case.source.text.splitlines() if not line.startswith("#"))
     return case.target, text.replace(case.source.function, "")
 
 
-def _fresh(found: Iterator[Case | NoKernels], seen: set[tuple[str, str]]) -> Iterator[Case | NoKernels]:
+def _fresh(found: Iterator[GateCase | NoKernels], seen: set[tuple[str, str]]) -> Iterator[GateCase | NoKernels]:
     for case in found:
-        if isinstance(case, Case):
+        if isinstance(case, GateCase):
             key = same_text(case)
             if key in seen:
                 continue
@@ -140,7 +140,7 @@ def _fresh(found: Iterator[Case | NoKernels], seen: set[tuple[str, str]]) -> Ite
         yield case
 
 
-def _cases(name: str, pattern: Pattern, target: str, heads: Heads) -> Iterator[Case | NoKernels]:
+def _cases(name: str, pattern: Pattern, target: str, heads: HeadShape) -> Iterator[GateCase | NoKernels]:
     parts = in_parts(pattern)
     if len(parts.nodes) > 1:
         for node in parts.nodes:
@@ -154,17 +154,17 @@ def _cases(name: str, pattern: Pattern, target: str, heads: Heads) -> Iterator[C
         yield NoKernels(name, target, heads.dk, heads.dtype, str(error))
         return
     for source in sources:
-        yield Case(name, source, target, heads.dk, heads.dtype)
+        yield GateCase(name, source, target, heads.dk, heads.dtype)
     groups = find_kernels(pattern, replace(heads, grouped=True), TARGETS[target])
-    yield Case(name, groups.dkdv, target, heads.dk, heads.dtype, grouped=True)
+    yield GateCase(name, groups.dkdv, target, heads.dk, heads.dtype, grouped=True)
     try:
         for source in kernels.of_pairs:
-            yield Case(name, source, target, heads.dk, heads.dtype)
+            yield GateCase(name, source, target, heads.dk, heads.dtype)
     except NotInKernelsError as error:
         yield NoKernels(name, target, heads.dk, heads.dtype, f"gradients pair by pair: {error}")
     try:
         served = find_decode(last_rows(pattern), heads, TARGETS[target], "pages")
-        yield Case(name, served.decode(ROW_TILES[0]), target, heads.dk, heads.dtype)
-        yield Case(name, served.merge, target, heads.dk, heads.dtype)
+        yield GateCase(name, served.decode(ROW_TILES[0]), target, heads.dk, heads.dtype)
+        yield GateCase(name, served.merge, target, heads.dk, heads.dtype)
     except (NotInKernelsError, OtherRowsError) as error:
         yield NoKernels(name, target, heads.dk, heads.dtype, f"decode: {error}")

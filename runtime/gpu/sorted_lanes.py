@@ -6,22 +6,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from attnc.compiler.kernels.chosen.problem import rest_text
-from attnc.compiler.lowering.specialise import Sizes as SizesByName
+from attnc.compiler.kernels.selected.selected_problem import rest_text
+from attnc.compiler.lowering.specialise import CallSizes as SizesByName
 from attnc.compiler.lowering.specialise import Slices, specialise
-from attnc.compiler.planning.chosen import ChosenKeys
 from attnc.compiler.planning.documents import whole
-from attnc.runtime.call import as_tensor, blank, call_shape
+from attnc.compiler.planning.selected_keys import SelectedKeys
+from attnc.runtime.call_inputs import CallInputs
 from attnc.runtime.cpu.autograd import Pair, differentiable
-from attnc.runtime.cpu.chosen_by_data import ChosenByData, OwnPlaces
-from attnc.runtime.given import Given
-from attnc.runtime.gpu.chosen import ChosenOnGpu
+from attnc.runtime.cpu.selected_by_data import OwnBlocks, SelectedByData
+from attnc.runtime.gpu.selected_on_gpu import SelectedOnGpu
 from attnc.runtime.gpu.sorted_places import Numbering, sorted_tables
 from attnc.runtime.plans import Planner
-from attnc.runtime.selections.lanes import lanes_of
+from attnc.runtime.selections.selection_groups import lanes_of
+from attnc.runtime.tensor_checks import as_tensor, blank, call_shape
 
 
-def attend(planner: Planner, choice: ChosenKeys, q: Tensor, k: Tensor, v: Tensor, given: Given) -> Pair:
+def attend(planner: Planner, choice: SelectedKeys, q: Tensor, k: Tensor, v: Tensor, given: CallInputs) -> Pair:
     """(out, lse), differentiable once. Raises NotInKernelsError for numbers that are not computed on a device."""
     pattern, sizes = planner.pattern, given.sizes
     names = {tensor.name for tensor in pattern.tensors}
@@ -43,6 +43,6 @@ def attend(planner: Planner, choice: ChosenKeys, q: Tensor, k: Tensor, v: Tensor
             chosen = lane.of(inputs[choice.chosen.name], choice.chosen.dims[:-2]).to(q.device)
             places = most = chosen.shape[-1]
         tables = sorted_tables(rows.expand(shape.n_q), items.expand(shape.n_k), places, rest, numbers)
-        work = ChosenOnGpu(tables, given.scale, by_batch=False, by_heads=False, most=most, name=pattern.name)
-        lanes.append(OwnPlaces(lane.batch, lane.heads, lane.kv_heads, functional.pad(chosen, (0, 1)), work))
-    return differentiable(q, k, v, ChosenByData(lanes), [])
+        work = SelectedOnGpu(tables, given.scale, by_batch=False, by_heads=False, most=most, name=pattern.name)
+        lanes.append(OwnBlocks(lane.batch, lane.heads, lane.kv_heads, functional.pad(chosen, (0, 1)), work))
+    return differentiable(q, k, v, SelectedByData(lanes), [])

@@ -14,11 +14,11 @@ from torch import Tensor
 from attnc.compiler import ir
 from attnc.compiler.heads import at_own_head
 from attnc.compiler.ir import Index
-from attnc.compiler.kernels.chosen.problem import Rest
 from attnc.compiler.kernels.index_text import NotInKernelsError
-from attnc.compiler.lowering.attends import TOKENS
-from attnc.runtime.call import Sizes
-from attnc.runtime.gpu.chosen_lists import Tables
+from attnc.compiler.kernels.selected.selected_problem import PairCondition
+from attnc.compiler.lowering.lower_attention import TOKENS
+from attnc.runtime.gpu.selected_lists import Tables
+from attnc.runtime.tensor_checks import TensorSizes
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Numbering:
     """What an expression over the queries, or the keys, of one head reads; `named`: sizes of the call."""
 
     inputs: Mapping[str, Tensor]
-    sizes: Sizes
+    sizes: TensorSizes
     named: Mapping[str, int]
     batch: int
     head: int
@@ -40,7 +40,7 @@ class Numbering:
                 return torch.full((), value, dtype=torch.int64, device=self.device)
             case ir.Extent(name=name):
                 return torch.full((), self._extent(name), dtype=torch.int64, device=self.device)
-            case ir.Place():
+            case ir.Position():
                 count, first = (self.sizes.n_q, self.shift) if place == "q" else (self.sizes.n_k, 0)
                 return torch.arange(first, first + count, device=self.device)
             case ir.Linear(terms=terms, constant=constant):
@@ -65,7 +65,7 @@ class Numbering:
                 return value + 1
             case ir.Extent(name=name):
                 return self._extent(name) + 1
-            case ir.Place(name=name) if name == "k" or self.shift >= 0:
+            case ir.Position(name=name) if name == "k" or self.shift >= 0:
                 return self.sizes.n_k if name == "k" else self.sizes.n_q + self.shift
             case ir.Arith(op="mod", operands=(_, divisor)):
                 return self.bound(divisor) - 1
@@ -81,7 +81,7 @@ class Numbering:
         """A number that sizes alone make."""
         if isinstance(found, int):
             return found
-        if any(isinstance(below, ir.Lookup | ir.Place) for below in node.below):
+        if any(isinstance(below, ir.Lookup | ir.Position) for below in node.below):
             raise NotInKernelsError("places without a bound that sizes tell")
         own = Numbering({}, self.sizes, self.named, 0, 0, 0, torch.device("cpu"))
         return int(own.of(node, "q"))
@@ -114,7 +114,9 @@ _OPERATIONS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def sorted_tables(rows: Tensor, items: Tensor, places: int, rest: Rest | None, numbers: tuple[int, ...]) -> Tables:
+def sorted_tables(
+    rows: Tensor, items: Tensor, places: int, rest: PairCondition | None, numbers: tuple[int, ...]
+) -> Tables:
     """The tables of so many places, and of one more, which has no keys and which spare programs are given.
 
     `rows`: the row of each query; `items`: the place of each key, from 0 on. Both stay where they are.

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from attnc.compiler.kernels.source import KernelSource
+from attnc.compiler.kernels.kernel_source import KernelSource
 from attnc.compiler.kernels.targets import Target
+from attnc.runtime.gpu.device_targets import pretending
 from attnc.runtime.gpu.launch import started_by
-from attnc.runtime.gpu.targets import pretending
 
 
 def started(call: Callable[[], Tensor], target: Target) -> Mapping[str, KernelSource]:

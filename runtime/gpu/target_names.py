@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attnc.compiler.kernels.targets import TARGETS, Target
-from attnc.runtime.errors import ArgumentError
+from attnc.runtime.call_errors import ArgumentError
 from attnc.spec.suggest import did_you_mean
 
 

@@ -39,26 +39,26 @@ _CACHED = (
 
 OPERATORS = {
     "attend": Operator(
-        "attnc.runtime.operators.plain",
+        "attnc.runtime.operators.attend",
         "(Tensor q, Tensor k, Tensor v, Tensor[]? inputs, str pattern, float? scale) -> (Tensor, Tensor)",
         _STRIDES,
         (*_DEVICES, "Autograd", *_AUTOCAST, "FuncTorchBatched"),
     ),
     "attend_backward": Operator(
-        "attnc.runtime.operators.plain",
+        "attnc.runtime.operators.attend",
         "(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
         "Tensor[]? inputs, str pattern, float? scale) -> (Tensor, Tensor, Tensor)",
         _STRIDES,
         (*_DEVICES, "Autograd", "FuncTorchBatched"),
     ),
     "attend_general": Operator(
-        "attnc.runtime.operators.general",
+        "attnc.runtime.operators.attend_general",
         "(Tensor q, Tensor k, Tensor v, Tensor[]? inputs, str pattern, float? scale) -> (Tensor, Tensor)",
         _PT2,
         (*_DEVICES, "Autograd", *_AUTOCAST),
     ),
     "attend_general_backward": Operator(
-        "attnc.runtime.operators.general",
+        "attnc.runtime.operators.attend_general",
         "(Tensor? grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor[]? inputs, "
         "str pattern, float? scale) -> Tensor[]",
         _PT2,

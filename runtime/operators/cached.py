@@ -13,18 +13,18 @@ from torch import Tensor
 from attnc.compiler.last_rows import OtherRowsError
 from attnc.runtime import identity, serving
 from attnc.runtime.caches import Cache, check_cache, read_cache
-from attnc.runtime.call import input_tensors
-from attnc.runtime.cpu.kernel import lse_dtype
-from attnc.runtime.errors import UnsupportedError
-from attnc.runtime.general import general_of
+from attnc.runtime.call_errors import UnsupportedError
+from attnc.runtime.cpu.flash_kernel import lse_dtype
+from attnc.runtime.general_attention import general_of
 from attnc.runtime.operators import FAKE
-from attnc.runtime.operators.general import contiguous
-from attnc.runtime.operators.plain import Inputs, refuse_device
+from attnc.runtime.operators.attend import Inputs, refuse_device
+from attnc.runtime.operators.attend_general import contiguous
 from attnc.runtime.planners import planner_of
 from attnc.runtime.plans import Planner
 from attnc.runtime.profiling import profiled
 from attnc.runtime.serving import Result
 from attnc.runtime.sharded import refuse_shards
+from attnc.runtime.tensor_checks import input_tensors
 
 Pair = tuple[Tensor, Tensor]
 
@@ -32,7 +32,7 @@ _DECODE = torch.ops.attnc.decode.default
 _PREFILL = torch.ops.attnc.prefill.default
 
 
-class Step(NamedTuple):
+class CachedStep(NamedTuple):
     """The text of a pattern's last rows, the scale, whether the cache is a ring, and whether there is an LSE."""
 
     pattern: str
@@ -42,14 +42,14 @@ class Step(NamedTuple):
 
 
 def decode(
-    step: Step, q: Tensor, k: Tensor, v: Tensor, kv_len: object, block_table: object, tensors: Sequence[Tensor]
+    step: CachedStep, q: Tensor, k: Tensor, v: Tensor, kv_len: object, block_table: object, tensors: Sequence[Tensor]
 ) -> Result:
     """(out, lse) as one node of a graph. Lengths that are numbers are part of it, a tensor of them is data."""
     return _node(_DECODE, step, q, k, v, kv_len, block_table, tensors)
 
 
 def prefill(
-    step: Step, q: Tensor, k: Tensor, v: Tensor, kv_len: object, block_table: object, tensors: Sequence[Tensor]
+    step: CachedStep, q: Tensor, k: Tensor, v: Tensor, kv_len: object, block_table: object, tensors: Sequence[Tensor]
 ) -> Result:
     """Compute (out, lse) of a chunk of any number of queries; not differentiable."""
     return _node(_PREFILL, step, q, k, v, kv_len, block_table, tensors)
@@ -57,7 +57,7 @@ def prefill(
 
 def _node(
     operator: Callable[..., Pair],
-    step: Step,
+    step: CachedStep,
     q: Tensor,
     k: Tensor,
     v: Tensor,

@@ -12,15 +12,15 @@ from torch import Tensor
 from attnc.compiler.attentions import stateful_alone
 from attnc.compiler.ir import Pattern
 from attnc.compiler.simulation.print_simulation import size
-from attnc.runtime.call import Sizes, input_tensors
-from attnc.runtime.errors import ArgumentError
+from attnc.runtime.call_errors import ArgumentError
 from attnc.runtime.pattern_analysis import PatternAnalysis
+from attnc.runtime.pattern_executor import PatternExecutor
 from attnc.runtime.picture_limits import check_drawn_length
 from attnc.runtime.pictures.branch_views import BranchesDrawing, BranchView, Shares
-from attnc.runtime.pictures.draw import MOST_CHOSEN, SQUARES, Case, drawn_case, subtitle_of
+from attnc.runtime.pictures.draw import MOST_CHOSEN, SQUARES, DrawnHead, drawn_case, subtitle_of
 from attnc.runtime.pictures.drawing import extents, percent
-from attnc.runtime.recurrent.call import Recurrent
-from attnc.runtime.steps import Steps
+from attnc.runtime.recurrent.pattern_recurrence import PatternRecurrence
+from attnc.runtime.tensor_checks import TensorSizes, input_tensors
 from attnc.spec.errors import AttncError
 
 TRIED = 64
@@ -45,7 +45,7 @@ def make_branches(
     check_drawn_length(max(n_q, n_k))
     if n_q != n_k:
         raise ArgumentError(f"{n_q:,} queries and {n_k:,} keys: a state is drawn with as many queries as keys")
-    steps = Steps(f"{attention.name}#picture", attention.pattern, False) if attention.pattern.nodes else None
+    steps = PatternExecutor(f"{attention.name}#picture", attention.pattern, False) if attention.pattern.nodes else None
     recurrents = _recurrents(attention.pattern)
     width = FEWEST if any(one.derived is None for one in recurrents) else WIDTH
     case = drawn_case(attention, n_q, n_k, inputs, head, all_inputs=True, width=width)
@@ -71,22 +71,22 @@ def make_branches(
     return BranchesDrawing(attention.name, subtitle_of(attention.bound, case), n_q, n_k, tuple(views), tuple(notes))
 
 
-def _recurrents(pattern: Pattern) -> list[Recurrent]:
+def _recurrents(pattern: Pattern) -> list[PatternRecurrence]:
     """The recurrence, or the branches with a state."""
     if pattern.recur is not None:
-        return [Recurrent(pattern, pattern.recur, strict=False)]
-    return [Recurrent(stateful_alone(pattern, recur), recur, strict=False) for recur in pattern.stateful]
+        return [PatternRecurrence(pattern, pattern.recur, strict=False)]
+    return [PatternRecurrence(stateful_alone(pattern, recur), recur, strict=False) for recur in pattern.stateful]
 
 
 def _masks(
-    attention: PatternAnalysis, steps: Steps, n: int, case: Case, width: int
+    attention: PatternAnalysis, steps: PatternExecutor, n: int, case: DrawnHead, width: int
 ) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     """Each branch that has tokens for keys, with its relation (queries, keys), of the first batch entry."""
     inputs = dict(case.inputs)
     if attention.pattern.selections:
         q, k = inputs.pop("q"), inputs.pop("k")
         inputs |= attention._compiled.chosen(q, k, k, **inputs)
-    sizes = Sizes(n, n, 1, case.heads, case.heads, width, width, "float32")
+    sizes = TensorSizes(n, n, 1, case.heads, case.heads, width, width, "float32")
     for node, relations in steps.relations(sizes, inputs):
         if node.keys is None:
             yield node.name, relations.mask(0, case.head, 0, n, 0, n)
@@ -107,7 +107,7 @@ def _seen(name: str, seen: NDArray[np.bool_]) -> BranchView:
     return BranchView(name, shares, cell, words, visible)
 
 
-def _state(recurrent: Recurrent, shares: Shares | None, n: int) -> BranchView:
+def _state(recurrent: PatternRecurrence, shares: Shares | None, n: int) -> BranchView:
     """The view of a state: what is left of tokens, how soon half of it is gone, and the derivation."""
     member = "" if recurrent.recur.member is None else f"[{recurrent.recur.member}]"
     cell = -(-n // TRIED)
@@ -117,7 +117,7 @@ def _state(recurrent: Recurrent, shares: Shares | None, n: int) -> BranchView:
     return BranchView(f"{recurrent.recur.name}{member}", shares, cell, tuple(words), None, left)
 
 
-def _left(recurrent: Recurrent, n: int, case: Case, width: int) -> Shares:
+def _left(recurrent: PatternRecurrence, n: int, case: DrawnHead, width: int) -> Shares:
     """Measure how much of the value of every `cell`-th token reaches each query, as a share of the largest.
 
     One batch entry has the values as they are; in each of the others the value of one token is changed.

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.runtime.errors import ArgumentError, needing_torch
+from attnc.runtime.call_errors import ArgumentError, needing_torch
 from attnc.runtime.example_inputs import Example, example_inputs, head_count
 from attnc.runtime.picture_limits import check_drawn_length
 from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, Drawing, extents
 from attnc.runtime.pictures.survey import Counts, Steps, count_mask, count_plan
 from attnc.runtime.pictures.svg import to_svg
-from attnc.runtime.pictures.text import to_text
-from attnc.spec.meaning.values import shown
+from attnc.runtime.pictures.terminal_text import to_text
+from attnc.spec.meaning.parameter_values import shown
 from attnc.spec.program import BoundProgram
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def make_drawing(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Case:
+class DrawnHead:
     """One head of a pattern with its inputs: those given, and examples of the others, which the notes name."""
 
     head: int
@@ -115,7 +115,7 @@ def drawn_case(
     *,
     all_inputs: bool = False,
     width: int = WIDTH,
-) -> Case:
+) -> DrawnHead:
     """The inputs of a picture: those that the relation reads, or all; random vectors where content chooses.
 
     `width`: of the vectors of a head.
@@ -140,12 +140,12 @@ def drawn_case(
         *(f"{name}, an example: {example.words}" for name, example in examples.items()),
         *(("chosen by the content of random vectors",) if chooses else ()),
     )
-    return Case(head, heads, given, notes)
+    return DrawnHead(head, heads, given, notes)
 
 
 def _as_tensors(inputs: Mapping[str, object], examples: Mapping[str, Example]) -> dict[str, object]:
     """The inputs given, and the examples of the others."""
-    from attnc.runtime.call import as_tensor
+    from attnc.runtime.tensor_checks import as_tensor
 
     given = {name: as_tensor(x) for name, x in inputs.items()}
     return {**given, **{name: example.tensor for name, example in examples.items()}}
@@ -189,7 +189,7 @@ def _power_of_two(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def count_pairs(attention: PatternAnalysis, n_q: int, n_k: int, case: Case, steps: Steps) -> list[Counts]:
+def count_pairs(attention: PatternAnalysis, n_q: int, n_k: int, case: DrawnHead, steps: Steps) -> list[Counts]:
     """For each grid, the visible pairs in every cell; of the first batch entry.
 
     Of several attentions they are those that one of them sees, and counted pair by pair. Raises ArgumentError where
@@ -211,7 +211,7 @@ def count_pairs(attention: PatternAnalysis, n_q: int, n_k: int, case: Case, step
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
-def subtitle_of(bound: BoundProgram, case: Case) -> str:
+def subtitle_of(bound: BoundProgram, case: DrawnHead) -> str:
     """The parameters, and the head and batch entry where there are several."""
     parts = [f"{name} = {shown(value)}" for name, value in bound.values.items()]
     if case.heads > 1:

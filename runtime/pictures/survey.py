@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler.planning.plan import Mask, Piece, Plan
+from attnc.compiler.planning.cpu_plan import Mask, Plan, PlanPiece
 
 Counts = NDArray[np.int64]
 Steps = Sequence[tuple[int, int]]
@@ -38,7 +38,7 @@ def count_plan(plan: Plan, batch: int, head: int, steps: Steps) -> list[Counts]:
     return tally.grids
 
 
-def _add_piece(tally: _Tally, plan: Plan, piece: Piece, batch: int, head: int) -> None:
+def _add_piece(tally: _Tally, plan: Plan, piece: PlanPiece, batch: int, head: int) -> None:
     rows, columns = piece.queries.length, piece.keys.length
     plain = piece.queries.is_plain and piece.keys.is_plain
     for q, k in zip(piece.queries.starts().tolist(), piece.keys.starts().tolist(), strict=True):
@@ -59,7 +59,7 @@ def _add_piece(tally: _Tally, plan: Plan, piece: Piece, batch: int, head: int) -
                 tally.add_mask(q, k, plan.masks[index].whole())
 
 
-def _add_scattered(tally: _Tally, plan: Plan, piece: Piece, q: int, k: int) -> None:
+def _add_scattered(tally: _Tally, plan: Plan, piece: PlanPiece, q: int, k: int) -> None:
     rows, columns = q + piece.queries.inside(), k + piece.keys.inside()
     height = max(1, _BLOCK // max(len(columns), 1))
     for low in range(0, len(rows), height):

@@ -25,7 +25,7 @@ _LETTER = 7.5
 
 
 @dataclass(frozen=True, slots=True)
-class _View:
+class _MatrixFrame:
     """Where a matrix stands: its corner, and pixels a query and a key."""
 
     left: float
@@ -75,13 +75,13 @@ def to_svg(drawing: Drawing) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _view(drawing: Drawing, left: float) -> _View:
+def _view(drawing: Drawing, left: float) -> _MatrixFrame:
     longest = max(drawing.n_q, drawing.n_k, 1)
     # Whole pixels a pair where there is room for them: then squares are squares on every screen.
     scale = float(SIDE // longest) if longest <= SIDE // 3 else SIDE / longest
     q = max(scale, _THIN / max(drawing.n_q, 1))
     k = max(scale, _THIN / max(drawing.n_k, 1))
-    return _View(left, _TOP, q, k, drawing.n_q, drawing.n_k)
+    return _MatrixFrame(left, _TOP, q, k, drawing.n_q, drawing.n_k)
 
 
 def _heading(drawing: Drawing, room: int) -> list[str]:
@@ -97,7 +97,7 @@ def _heading(drawing: Drawing, room: int) -> list[str]:
 # --- the views -------------------------------------------------------------------------------------------------------
 
 
-def _element_view(drawing: Drawing, view: _View) -> list[str]:
+def _element_view(drawing: Drawing, view: _MatrixFrame) -> list[str]:
     share = drawing.share
     levels = np.ceil(share * _LEVELS).astype(np.int64)
     scale = f"translate({px(view.left)} {px(view.top)}) scale({px(view.k * drawing.cell)} {px(view.q * drawing.cell)})"
@@ -113,7 +113,7 @@ def _element_view(drawing: Drawing, view: _View) -> list[str]:
     return [*parts, *_mesh(view), "</g>"]
 
 
-def _mesh(view: _View) -> list[str]:
+def _mesh(view: _MatrixFrame) -> list[str]:
     """Lines between the squares, where squares are large enough for them."""
     if min(view.q, view.k) < 4.5:
         return []
@@ -124,7 +124,7 @@ def _mesh(view: _View) -> list[str]:
     return [f'<path class="mesh" stroke-width="{width}" fill="none" transform="{at}" d="{across}{down}"/>']
 
 
-def _tile_view(drawing: Drawing, view: _View) -> list[str]:
+def _tile_view(drawing: Drawing, view: _MatrixFrame) -> list[str]:
     factor = 1
     while -(-max(drawing.tiles.shape) // factor) > _MOST_TILES:
         factor *= 2
@@ -142,7 +142,7 @@ def _tile_view(drawing: Drawing, view: _View) -> list[str]:
 
 
 def _tile_path(
-    chosen: NDArray[np.bool_], view: _View, heights: NDArray[np.floating[Any]], widths: NDArray[np.floating[Any]]
+    chosen: NDArray[np.bool_], view: _MatrixFrame, heights: NDArray[np.floating[Any]], widths: NDArray[np.floating[Any]]
 ) -> str:
     tops, lefts = np.cumsum(heights) - heights + view.top, np.cumsum(widths) - widths + view.left
     gap = 1.0 if min(heights.max(initial=0), widths.max(initial=0)) >= 8 else 0.25
@@ -153,7 +153,7 @@ def _tile_path(
     )
 
 
-def _legend(drawing: Drawing, view: _View) -> list[str]:
+def _legend(drawing: Drawing, view: _MatrixFrame) -> list[str]:
     y, parts = view.bottom + 15, []
     kinds = (
         ("full", FULL, 'class="full"'),
@@ -169,7 +169,7 @@ def _legend(drawing: Drawing, view: _View) -> list[str]:
     return parts
 
 
-def _frame(view: _View, name: str, said: str, field: bool = True) -> list[str]:
+def _frame(view: _MatrixFrame, name: str, said: str, field: bool = True) -> list[str]:
     """Heading, axes with ticks, and the empty field of a view."""
     parts = [
         label(view.left, _TOP - 43, name, "ink", 14, weight=600, beside=(said, 12)),
@@ -203,7 +203,7 @@ def ticks(n: int) -> list[int]:
     return list(range(0, n, step))
 
 
-def _row_strip(drawing: Drawing, view: _View) -> list[str]:
+def _row_strip(drawing: Drawing, view: _MatrixFrame) -> list[str]:
     """Bars beside the element view: the keys that each query sees."""
     left, room = view.right + 12, _STRIP - 18
     size = drawing.cell
@@ -226,7 +226,7 @@ def _row_strip(drawing: Drawing, view: _View) -> list[str]:
     ]
 
 
-def _element_legend(drawing: Drawing, view: _View) -> list[str]:
+def _element_legend(drawing: Drawing, view: _MatrixFrame) -> list[str]:
     y = view.bottom + 15
     if drawing.cell == 1:
         return [
@@ -245,7 +245,7 @@ def _element_legend(drawing: Drawing, view: _View) -> list[str]:
     return [*parts, label(view.left + 38 + 12 * (_LEVELS + 1), y + 10.5, "100 % visible", "ink", 12)]
 
 
-def _facts(drawing: Drawing, y: float, tiles: _View) -> list[str]:
+def _facts(drawing: Drawing, y: float, tiles: _MatrixFrame) -> list[str]:
     """The numbers, large, each with its meaning beside it."""
     total = drawing.tiles.size
     right = max(tiles.left + SIDE, tiles.right)

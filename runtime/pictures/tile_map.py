@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from attnc.compiler.simulation.orders import TileFinder
 from attnc.compiler.simulation.tile_work import NATURAL, Order
+from attnc.runtime.call_errors import ArgumentError
 from attnc.runtime.call_relations import relations_of
-from attnc.runtime.call_shapes import Sizes, shape_of_call
-from attnc.runtime.errors import ArgumentError
-from attnc.runtime.pictures.draw import Case, count_pairs, drawn_case, states_of, subtitle_of, tile_side
+from attnc.runtime.call_shapes import TensorSizes, shape_of_call
+from attnc.runtime.pictures.draw import DrawnHead, count_pairs, drawn_case, states_of, subtitle_of, tile_side
 from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, extents
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def make_tile_map(
     return TileMap(attention.name, subtitle_of(attention.bound, case), n_q, n_k, views, case.notes)
 
 
-def _in_bricks(attention: PatternAnalysis, n_q: int, n_k: int, case: Case, tile: int) -> TileView | None:
+def _in_bricks(attention: PatternAnalysis, n_q: int, n_k: int, case: DrawnHead, tile: int) -> TileView | None:
     """The view in bricks, where the relation is of one grid."""
     finder = _bricks_of(attention, n_q, n_k, case) if n_q == n_k and tile & (tile - 1) == 0 else None
     if finder is None:
@@ -124,11 +124,11 @@ def _in_bricks(attention: PatternAnalysis, n_q: int, n_k: int, case: Case, tile:
     return None if found is None else TileView(Order("bricks", q_brick, k_brick), tile, states_of(*found))
 
 
-def _bricks_of(attention: PatternAnalysis, n_q: int, n_k: int, case: Case) -> BrickFinder | None:
+def _bricks_of(attention: PatternAnalysis, n_q: int, n_k: int, case: DrawnHead) -> BrickFinder | None:
     pattern = attention.pattern
     if len(pattern.nodes) > 1 or pattern.selections or pattern.documents is not None:
         return None
-    sizes = Sizes(n_q, n_k, 1, case.heads, case.heads, 64, 64, "float32")
+    sizes = TensorSizes(n_q, n_k, 1, case.heads, case.heads, 64, 64, "float32")
     relations = relations_of(pattern, shape_of_call(pattern, sizes, case.inputs))
     local, *others = relations.locals(0, case.head, cut=False)
     if others or len(local.windows) > 1:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from attnc.runtime.ascii_text import plain
 from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL
-from attnc.runtime.pictures.text import TILES, TILES_ACROSS
+from attnc.runtime.pictures.terminal_text import TILES, TILES_ACROSS
 from attnc.runtime.pictures.tile_map import TileMap, TileView
-from attnc.runtime.plain import plain
 
 SHADES = {True: ("░░", "▒▒", "▓▓"), False: ("--", "++", "**")}
 """Squares of which up to a third, two thirds and all of the tiles are live."""

@@ -18,13 +18,13 @@ from torch.autograd.graph import GradientEdge
 from attnc.runtime.cpu.autograd import FirstOrder
 from attnc.runtime.cpu.hidden_values import is_finite
 from attnc.runtime.fallbacks import HOST_WAIT, note
-from attnc.runtime.recurrent.tokens import Tokens
+from attnc.runtime.recurrent.call_tokens import CallTokens
 
 States = dict[str, Tensor]
-Run = Callable[[Tokens, States], tuple[Tensor, States]]
+Run = Callable[[CallTokens, States], tuple[Tensor, States]]
 
 
-def with_borders(name: str, run: Run, tokens: Tokens, states: States) -> tuple[Tensor, States]:
+def with_borders(name: str, run: Run, tokens: CallTokens, states: States) -> tuple[Tensor, States]:
     """Call `run` and return its (out, last states) with gradients kept apart at borders; `name`: of the pattern."""
     given = [*tokens.real, *states.values()]
     recorded = torch.is_grad_enabled() and any(x.requires_grad for x in given)

@@ -20,14 +20,14 @@ from attnc.compiler import ir
 from attnc.compiler.ir import Value
 from attnc.runtime.cpu.autograd import FirstOrder, once
 from attnc.runtime.profiling import backward_row, keep_name
-from attnc.runtime.recurrent.documents import cut
+from attnc.runtime.recurrent.call_tokens import CallTokens
+from attnc.runtime.recurrent.document_runs import cut
 from attnc.runtime.recurrent.recorded import keeping
 from attnc.runtime.recurrent.token_values import TokenValues
-from attnc.runtime.recurrent.tokens import Tokens
 
 States = dict[str, Tensor]
 Fresh = NDArray[np.bool_] | None
-Run = Callable[[Tokens, States, Fresh], tuple[Tensor, States]]
+Run = Callable[[CallTokens, States, Fresh], tuple[Tensor, States]]
 
 # Tokens of a part, of all heads and batch entries together: few enough for what they are made of to stay in the cache,
 # many enough for the calls that compute it (measured).
@@ -45,7 +45,7 @@ class Parts:
     """
 
     run: Run
-    tokens: Tokens
+    tokens: CallTokens
     inputs: Sequence[ir.Tensor]
     fresh: Fresh = None
     wide: frozenset[str] = frozenset()
@@ -65,12 +65,12 @@ class Parts:
         """The same, cut whatever it is, under autograd where a gradient is wanted."""
         given = [*self.tokens.real, *states.values()]
         if torch.is_grad_enabled() and any(x.requires_grad for x in given):
-            out, *last = _Parts.apply(self, tuple(states), *given)  # type: ignore[no-untyped-call]
+            out, *last = _CheckpointedParts.apply(self, tuple(states), *given)  # type: ignore[no-untyped-call]
             return out, dict(zip(states, last, strict=False))
         out, last = self.forward(self.tokens, states, [])
         return out, last
 
-    def forward(self, tokens: Tokens, states: States, kept: list[States]) -> tuple[Tensor, States]:
+    def forward(self, tokens: CallTokens, states: States, kept: list[States]) -> tuple[Tensor, States]:
         """(out, the states after the last token); those before each part are added to `kept`."""
         now = self.begun(states)
         out: Tensor | None = None
@@ -84,7 +84,7 @@ class Parts:
         return out, {name: now[name].to(x.dtype) for name, x in states.items()}
 
     def backward(
-        self, tokens: Tokens, kept: Sequence[States], d_out: Tensor, d_last: States, needed: Sequence[bool]
+        self, tokens: CallTokens, kept: Sequence[States], d_out: Tensor, d_last: States, needed: Sequence[bool]
     ) -> tuple[list[Tensor], States]:
         """Gradients of the real tensors, zeros where they are not needed, and of the states before the first token."""
         totals = [torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in tokens.real]
@@ -128,7 +128,7 @@ class Parts:
         length = max(int(ROWS * self.longer) // max(batch * heads, 1), FEWEST)
         return [slice(start, min(start + length, count)) for start in range(0, count, length)]
 
-    def _part(self, tokens: Tokens, span: slice) -> Tokens:
+    def _part(self, tokens: CallTokens, span: slice) -> CallTokens:
         return cut(self.inputs, tokens, span)
 
     def _fresh(self, span: slice) -> Fresh:
@@ -138,7 +138,7 @@ class Parts:
         return own if own.any() else None
 
 
-class _Parts(FirstOrder):
+class _CheckpointedParts(FirstOrder):
     """The parts under autograd; the last results are the states between them, which the backward pass needs."""
 
     @staticmethod
@@ -175,7 +175,7 @@ def _gradients(parts: Parts, names: Sequence[str], needed: Sequence[bool], *rest
     return (*gradients, *(d_states[name].to(x.dtype) for name, x in states.items()))
 
 
-def _apart(parts: Parts, names: Sequence[str], given: Sequence[Tensor]) -> tuple[Tokens, States]:
+def _apart(parts: Parts, names: Sequence[str], given: Sequence[Tensor]) -> tuple[CallTokens, States]:
     """The call with the tensors given, and the states before its first token."""
     count = len(given) - len(names)
     return parts.tokens.having(given[:count]), dict(zip(names, given[count:], strict=True))

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attnc.runtime.recurrent.columns import DecayedColumns
-from attnc.runtime.recurrent.decays import Segments
-from attnc.runtime.recurrent.forms import DeltaRule, Gradients, RankOneCorrection, Rows, Uncorrected
-from attnc.runtime.recurrent.layout import Layout, Stretch
-from attnc.runtime.recurrent.states import advance, retreat
+from attnc.runtime.recurrent.chunk_forms import ChunkRows, DeltaRule, Gradients, RankOneCorrection, Uncorrected
+from attnc.runtime.recurrent.chunk_layout import ChunkLayout, ChunkStretch
+from attnc.runtime.recurrent.chunk_states import advance, retreat
+from attnc.runtime.recurrent.decayed_columns import DecayedColumns
+from attnc.runtime.recurrent.decays import DocumentSegments
 from attnc.runtime.vector_math import settle
 
 settle()
@@ -40,13 +40,13 @@ class Inputs(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Recurrence:
-    """Where the tokens stand, and when the state is read: `before`, `old` as in `Rows`. Computed in `dtype`.
+class ChunkedRecurrence:
+    """Where the tokens stand, and when the state is read: `before`, `old` as in `ChunkRows`. Computed in `dtype`.
 
     `kept`: the forms of the forward pass for the backward pass; None: they are made again.
     """
 
-    layout: Layout
+    layout: ChunkLayout
     before: bool
     old: bool
     dtype: torch.dtype
@@ -104,11 +104,11 @@ class Recurrence:
         results["state"].copy_(adjoints.view_as(results["state"]))
         return results
 
-    def _stretches(self, inputs: Inputs) -> list[Stretch]:
+    def _stretches(self, inputs: Inputs) -> list[ChunkStretch]:
         corrected = inputs.beta is not None or inputs.left is not None
         return self.layout.stretches(by_sequence=not corrected)
 
-    def _rows(self, inputs: Inputs, stretch: Stretch) -> Rows:
+    def _rows(self, inputs: Inputs, stretch: ChunkStretch) -> ChunkRows:
         def laid(x: Tensor | None) -> Tensor | None:
             return None if x is None else stretch.rows(x).to(self.dtype)
 
@@ -119,8 +119,8 @@ class Recurrence:
         gate, columns = decays(inputs.gate), decays(inputs.columns)
         segments = None
         if inputs.resets is not None:
-            segments = Segments(stretch.rows(inputs.resets)[..., 0].cumsum(-1), self.dtype)
-        return Rows(
+            segments = DocumentSegments(stretch.rows(inputs.resets)[..., 0].cumsum(-1), self.dtype)
+        return ChunkRows(
             q=self._token_rows(inputs.q, stretch),
             k=k,
             v=v,
@@ -134,11 +134,11 @@ class Recurrence:
             old=self.old,
         )
 
-    def _token_rows(self, x: Tensor, stretch: Stretch) -> Tensor:
+    def _token_rows(self, x: Tensor, stretch: ChunkStretch) -> Tensor:
         return stretch.token_rows(x).to(self.dtype)
 
 
-def _form(rows: Rows) -> Uncorrected:
+def _form(rows: ChunkRows) -> Uncorrected:
     """The form that computes these rows."""
     if rows.columns is not None:
         return DecayedColumns(rows)
@@ -147,7 +147,7 @@ def _form(rows: Rows) -> Uncorrected:
     return Uncorrected(rows) if rows.beta is None else DeltaRule(rows)
 
 
-def _add_bonus_adjoint(gradients: Gradients, rows: Rows, bonus: Tensor, d_out: Tensor) -> None:
+def _add_bonus_adjoint(gradients: Gradients, rows: ChunkRows, bonus: Tensor, d_out: Tensor) -> None:
     """Of o += (q ⊙ bonus · k) v, whose decay is none."""
     d_weight = (d_out * rows.v).sum(-1, keepdim=True)
     gradients["bonus"] = d_weight * rows.q * rows.k

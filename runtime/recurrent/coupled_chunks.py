@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from attnc.runtime.recurrent.pair_weights import Weights, weights
+from attnc.runtime.recurrent.pair_weights import PairWeights, weights
 
 LENGTH = 64
 """Tokens of a chunk, where weights do not grow."""
@@ -28,7 +28,7 @@ GROWTH, CORRECTED = 2.0**40, 2.0**10
 
 
 @dataclass(frozen=True)
-class Form:
+class CoupledForm:
     """How many states, impulses and results there are; of every correction the impulse that it is a part of."""
 
     states: int
@@ -50,7 +50,7 @@ class Vectors(NamedTuple):
     read: Sequence[Tensor]
 
 
-class Reach(NamedTuple):
+class CoupledReach(NamedTuple):
     """What may be other than 0: states by readers of results and by corrections, pairs of corrections, and states that
     impulses of the chunk reach."""
 
@@ -65,7 +65,7 @@ def chunk_length(tokens: int) -> int:
     return min(LENGTH, 1 << max(tokens - 1, 0).bit_length())
 
 
-def weights_of(form: Form, mixes: Tensor, length: int | None = None) -> tuple[Weights, int]:
+def weights_of(form: CoupledForm, mixes: Tensor, length: int | None = None) -> tuple[PairWeights, int]:
     """Of chunks of these tokens (B, H, T, m + Q, m + P), and their length; None: as long as weights let them be."""
     if length is not None:
         return weights(_mixes(form, mixes, length), form.states, length)
@@ -73,17 +73,17 @@ def weights_of(form: Form, mixes: Tensor, length: int | None = None) -> tuple[We
     return weights(_mixes(form, mixes, length), form.states, length, CORRECTED if form.corrections else GROWTH)
 
 
-def reach_of(form: Form, may: Tensor, length: int) -> Reach:
+def reach_of(form: CoupledForm, may: Tensor, length: int) -> CoupledReach:
     """From mixes that are 1 where they may be other than 0, (B or 1, H or 1, T, m + Q, m + P)."""
     found, _ = weights_of(form, may.double(), length)
     edges = (_by_reader(form, found.edges) != 0).any(0).any(0)
     pairs = _by_reader(form, found.pairs)[:, :, form.outs :]
     outs, corrections = (part.any(0).nonzero()[:, 0].tolist() for part in (edges[: form.outs], edges[form.outs :]))
     written = (found.ends != 0).any(2).any(0).nonzero()[:, 0].tolist()
-    return Reach(outs, corrections, bool((pairs != 0).any()), written)
+    return CoupledReach(outs, corrections, bool((pairs != 0).any()), written)
 
 
-def _mixes(form: Form, mixes: Tensor, length: int) -> Tensor:
+def _mixes(form: CoupledForm, mixes: Tensor, length: int) -> Tensor:
     """Of every token of chunks, (tokens, …); padding leaves the states as they are."""
     missing = -mixes.shape[2] % length
     if missing:
@@ -94,7 +94,9 @@ def _mixes(form: Form, mixes: Tensor, length: int) -> Tensor:
     return mixes.reshape(-1, *mixes.shape[3:])
 
 
-def stretch(form: Form, reach: Reach, found: Weights, state: Tensor, vectors: Vectors) -> tuple[list[Tensor], Tensor]:
+def stretch(
+    form: CoupledForm, reach: CoupledReach, found: PairWeights, state: Tensor, vectors: Vectors
+) -> tuple[list[Tensor], Tensor]:
     """(results (B, H, T, C) each, the states after the tokens (B, H, m, R, C)), from those before them."""
     batch, heads, tokens = vectors.left[0].shape[:3]
     length = found.ends.shape[2] // form.impulses
@@ -104,7 +106,7 @@ def stretch(form: Form, reach: Reach, found: Weights, state: Tensor, vectors: Ve
     return outs, last.reshape(batch, heads, *last.shape[1:])
 
 
-def _by_reader(form: Form, x: Tensor) -> Tensor:
+def _by_reader(form: CoupledForm, x: Tensor) -> Tensor:
     """(n, L · Q, ·) as (n, L, Q, ·)."""
     return x.reshape(len(x), x.shape[1] // max(form.readers, 1), form.readers, x.shape[2])
 
@@ -125,10 +127,10 @@ class _Chunks:
 
     def __init__(
         self,
-        form: Form,
-        reach: Reach,
+        form: CoupledForm,
+        reach: CoupledReach,
         length: int,
-        found: Weights,
+        found: PairWeights,
         left: list[Tensor],
         value: list[Tensor],
         read: list[Tensor],
@@ -213,4 +215,4 @@ class _Chunks:
         return found[0] if len(found) == 1 else torch.stack(found, 2).flatten(1, 2)
 
 
-__all__ = ["Form", "Reach", "Vectors", "chunk_length", "reach_of", "stretch", "weights_of"]
+__all__ = ["CoupledForm", "CoupledReach", "Vectors", "chunk_length", "reach_of", "stretch", "weights_of"]

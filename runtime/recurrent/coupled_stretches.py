@@ -15,16 +15,16 @@ from torch import Tensor
 
 from attnc.runtime.cpu.autograd import FirstOrder, once
 from attnc.runtime.profiling import backward_row, keep_name
-from attnc.runtime.recurrent import layout
-from attnc.runtime.recurrent.coupled_chunks import Form, Vectors, chunk_length, reach_of, stretch, weights_of
-from attnc.runtime.recurrent.pair_weights import Weights
+from attnc.runtime.recurrent import chunk_layout
+from attnc.runtime.recurrent.coupled_chunks import CoupledForm, Vectors, chunk_length, reach_of, stretch, weights_of
+from attnc.runtime.recurrent.pair_weights import PairWeights
 
 Stretch = tuple[int, int, int]
 """The first token, the end, and the length of chunks."""
 
 
 def coupled_recurrence(
-    form: Form, may: Tensor, state: Tensor, mixes: Tensor, vectors: Sequence[Tensor]
+    form: CoupledForm, may: Tensor, state: Tensor, mixes: Tensor, vectors: Sequence[Tensor]
 ) -> tuple[list[Tensor], Tensor]:
     """(results (B, H, T, C) each, the states after the last token (B, H, m, R, C)).
 
@@ -42,15 +42,15 @@ def coupled_recurrence(
     """
     if not mixes.shape[2]:
         return [state.new_zeros(*mixes.shape[:3], state.shape[-1]) for _ in range(form.outs)], state
-    *outs, final, _ = _Coupled.apply(_Call(form, may), state, mixes, *vectors)  # type: ignore[no-untyped-call]
+    *outs, final, _ = _Coupled.apply(_CoupledCall(form, may), state, mixes, *vectors)  # type: ignore[no-untyped-call]
     return cast("list[Tensor]", outs), cast("Tensor", final)
 
 
 @dataclass
-class _Call:
+class _CoupledCall:
     """A call, and the stretches that its forward finds."""
 
-    form: Form
+    form: CoupledForm
     may: Tensor
     stretches: list[Stretch] = field(default_factory=list)
 
@@ -91,7 +91,7 @@ class _Call:
         return [d_state, *totals]
 
     def _compute(
-        self, here: Stretch, weights: Weights, state: Tensor, vectors: Sequence[Tensor]
+        self, here: Stretch, weights: PairWeights, state: Tensor, vectors: Sequence[Tensor]
     ) -> tuple[list[Tensor], Tensor]:
         at, end, length = here
         count = self.form.impulses
@@ -99,10 +99,10 @@ class _Call:
         given = Vectors(vectors[:count], vectors[count : 2 * count], vectors[2 * count :])
         return stretch(self.form, reach, weights, state, given)
 
-    def _next(self, mixes: Tensor, at: int) -> tuple[Stretch, Weights]:
+    def _next(self, mixes: Tensor, at: int) -> tuple[Stretch, PairWeights]:
         """As many chunks as are computed at once: of fewer tokens where they are shorter."""
         whole = chunk_length(mixes.shape[2])
-        chunks = max(layout.STRETCH // (whole * mixes.shape[0] * mixes.shape[1]), 1)
+        chunks = max(chunk_layout.STRETCH // (whole * mixes.shape[0] * mixes.shape[1]), 1)
         end = min(at + chunks * whole, mixes.shape[2])
         weights, length = weights_of(self.form, mixes[:, :, at:end])
         if length == chunk_length(end - at):
@@ -116,7 +116,7 @@ class _Coupled(FirstOrder):
     """The recurrence under autograd; its last result is what the backward pass needs."""
 
     @staticmethod
-    def forward(call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(call: _CoupledCall, *tensors: Tensor) -> tuple[Tensor, ...]:
         outs, final, kept = call.forward(*tensors)
         return (*outs, final, kept)
 
@@ -134,7 +134,7 @@ class _Coupled(FirstOrder):
             return (None, *once(_gradients, *given))
 
 
-def _gradients(call: _Call, needed: Sequence[bool], outs: int, *rest: Tensor) -> tuple[Tensor | None, ...]:
+def _gradients(call: _CoupledCall, needed: Sequence[bool], outs: int, *rest: Tensor) -> tuple[Tensor | None, ...]:
     d_outs, (d_final, kept, *tensors) = rest[:outs], rest[outs:]
     return tuple(call.backward(kept, tensors, d_outs, d_final, needed))
 

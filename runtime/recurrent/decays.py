@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from attnc.runtime.recurrent.levels import (
-    Level,
+    DecayLevel,
     SumAdjoints,
     advanced,
     below,
@@ -39,7 +39,7 @@ LEAST = -1000.0
 """A log decay that is as good as -inf: its exponential is 0 in fp64 too, and it may be subtracted from itself."""
 
 
-class Segments:
+class DocumentSegments:
     """Which tokens of a chunk share a document: `counts` (n, L) are the resets in the chunk up to each token."""
 
     def __init__(self, counts: Tensor, dtype: torch.dtype) -> None:
@@ -65,7 +65,7 @@ class EdgeAdjoints(NamedTuple):
     first: Sequence[Tensor] = ()
 
 
-class Decay(ABC):
+class ChunkDecay(ABC):
     """The decay of one stretch of chunks, of which an heir tells `into` and `out_of` of no resets, and `total`.
 
     `into` (n, L, R or 1) one a reader, `out_of` (n, L, R or 1), `total` (n, 1, R or 1): what is left of the state
@@ -78,7 +78,7 @@ class Decay(ABC):
         into: Sequence[Tensor],
         out_of: Tensor,
         total: Tensor,
-        segments: Segments | None,
+        segments: DocumentSegments | None,
         exclusive: Sequence[bool],
     ) -> None:
         self.exclusive = tuple(exclusive)
@@ -136,14 +136,16 @@ class Decay(ABC):
                 own.diagonal(dim1=1, dim2=2).copy_(row_products(readers[0], y))
 
 
-class ScalarDecay(Decay):
+class ScalarDecay(ChunkDecay):
     """One gate (n, L, 1) for all rows: the pair matrix is a plain product, weighted.
 
     All is sums of the gate in fp64, and differences of them, which lose nothing there; so are their exponentials where
     the gate is fp64.
     """
 
-    def __init__(self, gate: Tensor, dtype: torch.dtype, segments: Segments | None, exclusive: Sequence[bool]) -> None:
+    def __init__(
+        self, gate: Tensor, dtype: torch.dtype, segments: DocumentSegments | None, exclusive: Sequence[bool]
+    ) -> None:
         sums = gate.double().clamp(min=LEAST).cumsum(1)
         total = sums[:, -1:]
         into = sums.exp().to(dtype)
@@ -211,7 +213,7 @@ class ScalarDecay(Decay):
                     own.diagonal(dim1=1, dim2=2).zero_()
 
 
-class NoDecay(Decay):
+class NoDecay(ChunkDecay):
     """None at all: the pair matrix is a plain product, and what enters and leaves is as it was."""
 
     def __init__(self, like: Tensor, exclusive: Sequence[bool]) -> None:
@@ -248,10 +250,12 @@ class NoDecay(Decay):
                 own.tril_(-1 if i or each else 0)
 
 
-class RowDecay(Decay):
+class RowDecay(ChunkDecay):
     """A gate of its own for each row (n, L, R): a product a level, the decay split between its operands."""
 
-    def __init__(self, gate: Tensor, dtype: torch.dtype, segments: Segments | None, exclusive: Sequence[bool]) -> None:
+    def __init__(
+        self, gate: Tensor, dtype: torch.dtype, segments: DocumentSegments | None, exclusive: Sequence[bool]
+    ) -> None:
         self.sums = block_sums(gate, dtype)
         into = [self.sums.enter(each) for each in exclusive]
         super().__init__(into, self.sums.out_of, self.sums.total, segments, exclusive)
@@ -284,7 +288,9 @@ class RowDecay(Decay):
         levels = [self._level_adjoint(level, d_pairs, sides, d_sides) for level in self.sums.levels]
         return d_readers, d_writers, gate_gradient(SumAdjoints(levels, *self._edge_adjoints(edges, d_edges)))
 
-    def _at_level(self, level: Level, readers: Sequence[Tensor], writers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def _at_level(
+        self, level: DecayLevel, readers: Sequence[Tensor], writers: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """Readers of odd blocks, (n, L / 2b, readers, b, R), and writers of even ones, each with its share of decay."""
         like = odd(readers[0], level.block)
         rising, falling = (like.new_empty(*like.shape[:2], len(x), *like.shape[2:]) for x in (readers, writers))
@@ -294,7 +300,7 @@ class RowDecay(Decay):
             torch.mul(even(y, level.block), level.fall, out=falling[:, :, w])
         return rising, falling
 
-    def _level_adjoint(self, level: Level, d_pairs: Pairs, sides: Sides, d_sides: Sides) -> tuple[Tensor, Tensor]:
+    def _level_adjoint(self, level: DecayLevel, d_pairs: Pairs, sides: Sides, d_sides: Sides) -> tuple[Tensor, Tensor]:
         rising, falling = self._at_level(level, *sides)
         blocks = torch.cat(
             [torch.cat([below(own, level.block) for own in row], 3) for row in d_pairs],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attnc.compiler.ir import Pattern, Recur
 from attnc.compiler.recurrences.derive import derive
-from attnc.compiler.recurrences.derived import Derived, NoFormError
+from attnc.compiler.recurrences.derived import NoFormError, RecurrenceForm
 
 
 class DerivedRecurrence:
@@ -16,7 +16,7 @@ class DerivedRecurrence:
     def __init__(self, pattern: Pattern, recur: Recur) -> None:
         self.pattern = pattern
         self.recur = recur
-        self.derived: Derived | None = None
+        self.derived: RecurrenceForm | None = None
         self.reason = ""
         try:
             self.derived = derive(recur)

@@ -9,17 +9,19 @@ from torch import Tensor
 
 from attnc.compiler import ir
 from attnc.compiler.ir import Index, Value
-from attnc.compiler.recurrences.derived import Scan
-from attnc.compiler.values import axes, rank, state_at
+from attnc.compiler.recurrences.derived import ElementwiseScan
+from attnc.compiler.value_nodes import axes, rank, state_at
 from attnc.runtime.recurrent.scan import scan_stretches
-from attnc.runtime.recurrent.stretches import States
-from attnc.runtime.recurrent.token_values import Stretch, TokenValues, aligned
+from attnc.runtime.recurrent.stretch_scan import StretchStates
+from attnc.runtime.recurrent.token_values import StretchValues, TokenValues, aligned
 
 Leaf = Value | Index
 """What is known of all tokens before a stretch: a value, or a condition."""
 
 
-def scan(stage: Scan, values: TokenValues, state: Tensor, fresh: Tensor | None) -> tuple[list[Tensor], Tensor]:
+def scan(
+    stage: ElementwiseScan, values: TokenValues, state: Tensor, fresh: Tensor | None
+) -> tuple[list[Tensor], Tensor]:
     """What tokens get of each read, in the order in which they are taken; the state after the last.
 
     `fresh`: bool (B, H or 1, T).
@@ -32,10 +34,10 @@ def scan(stage: Scan, values: TokenValues, state: Tensor, fresh: Tensor | None) 
     first, last = (state_at(stage.state.name, version, stage.state.dims) for version in (0, stage.versions))
     dims = stage.state.dims
 
-    def of_stretch(given: Sequence[Tensor], states: dict[Leaf, Tensor]) -> Stretch:
+    def of_stretch(given: Sequence[Tensor], states: dict[Leaf, Tensor]) -> StretchValues:
         known: dict[Leaf, Tensor] = dict(zip(leaves, given, strict=True))
         known.update(states)
-        return Stretch(values, known)
+        return StretchValues(values, known)
 
     def make(*given: Tensor) -> tuple[Tensor, Tensor]:
         known = of_stretch(given, {})
@@ -44,7 +46,7 @@ def scan(stage: Scan, values: TokenValues, state: Tensor, fresh: Tensor | None) 
 
     before_too = any(first in cast("tuple[Value, ...]", node.below) for _, node in stage.reads)
 
-    def read(states: States, *given: Tensor) -> list[Tensor]:
+    def read(states: StretchStates, *given: Tensor) -> list[Tensor]:
         known = of_stretch(given, {last: states.after, **({first: states.before} if before_too else {})})
         return [known.of(node) for _, node in stage.reads]
 
@@ -75,10 +77,10 @@ def _leaves(roots: Sequence[Value]) -> dict[Leaf, bool]:
         if isinstance(node, ir.StateAt) or node in found:
             continue
         reads = any(isinstance(below, ir.StateAt) for below in node.below)
-        if not reads and (rank(node) <= 1 or not isinstance(node, ir.Apply | ir.Outer | ir.Select | ir.Diagonal)):
+        if not reads and (rank(node) <= 1 or not isinstance(node, ir.Apply | ir.Outer | ir.FloatSelect | ir.Diagonal)):
             found[node] = False
             continue
-        if isinstance(node, ir.Select):
+        if isinstance(node, ir.FloatSelect):
             found[node.condition] = True
             stack += [node.then, node.otherwise]
         else:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Level:
+class DecayLevel:
     """Blocks of `block` tokens; both factors are (n, L / (2 block), block, F).
 
     `rise`: exp of the sum from the start of an odd block to the token. `fall`: exp of the sum after the token to the
@@ -44,7 +44,7 @@ class BlockSums:
     end; `total` (n, 1, F).
     """
 
-    levels: tuple[Level, ...]
+    levels: tuple[DecayLevel, ...]
     into: Tensor
     out_of: Tensor
     total: Tensor
@@ -77,7 +77,7 @@ def block_sums(gate: Tensor, dtype: torch.dtype) -> BlockSums:
     levels = []
     for block in _blocks(gate.shape[-2]):
         left, right = even(before, block), odd(before, block)
-        levels.append(Level(block, right.exp(), even(after, block).exp()))
+        levels.append(DecayLevel(block, right.exp(), even(after, block).exp()))
         even(after, block).add_(right[..., -1:, :])
         right.add_(left[..., -1:, :])
     if not levels:
@@ -91,7 +91,7 @@ def _block_products(before: Tensor, dtype: torch.dtype) -> BlockSums:
     after, levels = torch.ones_like(before), []
     for block in _blocks(before.shape[-2]):
         left, right = even(before, block), odd(before, block)
-        levels.append(Level(block, right.to(dtype), even(after, block).to(dtype)))
+        levels.append(DecayLevel(block, right.to(dtype), even(after, block).to(dtype)))
         even(after, block).mul_(right[..., -1:, :])
         right.mul_(left[..., -1:, :])
     into = before.to(dtype)
@@ -159,7 +159,7 @@ def advanced(x: Tensor) -> Tensor:
     return torch.cat((x[..., 1:, :], torch.zeros_like(x[..., :1, :])), -2)
 
 
-def _whole(last: Level, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+def _whole(last: DecayLevel, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
     """`into` and `out_of` of two blocks that are a chunk: exponentials are dear, and half of them are known."""
     into, out_of = torch.empty_like(before), torch.empty_like(after)
     first, second = even(into, last.block), odd(into, last.block)

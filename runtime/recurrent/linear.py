@@ -21,9 +21,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attnc.runtime.errors import ArgumentError, ArgumentTypeError
-from attnc.runtime.recurrent.chunked import Inputs, Recurrence
-from attnc.runtime.recurrent.layout import Layout
+from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError
+from attnc.runtime.recurrent.chunk_layout import ChunkLayout
+from attnc.runtime.recurrent.chunked import ChunkedRecurrence, Inputs
 from attnc.runtime.recurrent.recorded import is_keeping, recorded
 
 
@@ -102,7 +102,7 @@ def linear_recurrence(
     if not batch * heads * tokens:
         return q.new_zeros(*q.shape[:3], v.shape[-1]), state.to(dtype, copy=True)
     length = min(chunk, 1 << (tokens * micro - 1).bit_length())
-    layout = Layout(batch, heads, tokens, micro, length, read_at=0 if before else micro - 1)
+    layout = ChunkLayout(batch, heads, tokens, micro, length, read_at=0 if before else micro - 1)
     old = isinstance(correction, RankOne) and correction.sees == "old"
     inputs = Inputs(
         q,
@@ -117,7 +117,7 @@ def linear_recurrence(
         bonus=bonus.to(dtype)[None, :, None].expand_as(q) if bonus is not None and bonus.ndim == 2 else bonus,
         resets=None if resets is None else _reset_steps(resets, heads, micro),
     )
-    return recorded(Recurrence(layout, before, old, dtype, [] if is_keeping() else None), inputs)
+    return recorded(ChunkedRecurrence(layout, before, old, dtype, [] if is_keeping() else None), inputs)
 
 
 def _gates(gate: Tensor | None, k: Tensor, dtype: torch.dtype) -> Tensor | None:

@@ -11,11 +11,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError
 from attnc.runtime.cpu.autograd import FirstOrder, once
-from attnc.runtime.errors import ArgumentError, ArgumentTypeError
 from attnc.runtime.profiling import backward_row, keep_name
-from attnc.runtime.recurrent.prefixes import Steps, fill
-from attnc.runtime.recurrent.stretches import stretch_length
+from attnc.runtime.recurrent.prefixes import PrefixSteps, fill
+from attnc.runtime.recurrent.stretch_scan import stretch_length
 from attnc.runtime.vector_math import settle
 
 settle()
@@ -102,7 +102,7 @@ def _log_sum_of_stretch(x: Tensor, state: Tensor, emptied: Tensor | None) -> Ten
     base = torch.where(most.isinf(), 0, most)
     decay = torch.where(most == torch.inf, 1, (_before(most, state, emptied) - base).exp_())
     sums = torch.empty_like(most)
-    fill(Steps(sums, decay, (x - base).exp_(), emptied), (state > -torch.inf).to(x.dtype))
+    fill(PrefixSteps(sums, decay, (x - base).exp_(), emptied), (state > -torch.inf).to(x.dtype))
     return torch.where(most.isinf(), most, sums.log_().add_(base))
 
 
@@ -116,7 +116,7 @@ def _gradient_of_stretch(
         passed = torch.where(_over(later, x), 0, passed)
     total = torch.empty_like(sums, memory_format=torch.contiguous_format)
     torch.add(d_sum[:, :, -1], last, out=total[:, :, -1])
-    fill(Steps(total[:, :, :-1], passed, d_sum[:, :, :-1], later), total[:, :, -1], backwards=True)
+    fill(PrefixSteps(total[:, :, :-1], passed, d_sum[:, :, :-1], later), total[:, :, -1], backwards=True)
     d_state = _share(state, sums[:, :, 0]) * total[:, :, 0]
     if emptied is not None:
         d_state = torch.where(_over(emptied, x)[:, :, 0], 0, d_state)
@@ -131,7 +131,7 @@ def _share(part: Tensor, whole: Tensor) -> Tensor:
 
 def _largest(x: Tensor, state: Tensor, emptied: Tensor | None) -> Tensor:
     most = torch.empty_like(x, memory_format=torch.contiguous_format)
-    fill(Steps(most, None, x, emptied), state)
+    fill(PrefixSteps(most, None, x, emptied), state)
     return most
 
 

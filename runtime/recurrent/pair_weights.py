@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 
-class Weights(NamedTuple):
+class PairWeights(NamedTuple):
     """Of n blocks of L tokens, the impulses of tokens and the readers of tokens one after another.
 
     What readers take of impulses, `pairs` (n, L · Q, L · P), and of the states before the block, `edges`
@@ -35,7 +35,7 @@ class _Blocks(NamedTuple):
     through: Tensor
 
 
-def weights(mixes: Tensor, states: int, length: int, most: float | None = None) -> tuple[Weights, int]:
+def weights(mixes: Tensor, states: int, length: int, most: float | None = None) -> tuple[PairWeights, int]:
     """Of blocks of `length` tokens, a power of two; and their length: of shorter ones, where a weight is above `most`.
 
     `mixes`: (tokens, m + Q, m + P), tokens a multiple of `length`.
@@ -51,7 +51,7 @@ def weights(mixes: Tensor, states: int, length: int, most: float | None = None) 
         pairs.append(across)
         blocks, size = larger, 2 * size
     whole = cast("Tensor", _Assembled.apply(size, *pairs))  # type: ignore[no-untyped-call]
-    return Weights(whole.flatten(3, 4).flatten(1, 2), *blocks), size
+    return PairWeights(whole.flatten(3, 4).flatten(1, 2), *blocks), size
 
 
 def _joined(blocks: _Blocks) -> tuple[_Blocks, Tensor]:
@@ -94,4 +94,4 @@ def _exceeds(x: Tensor, most: float) -> bool:
     return bool(x.numel()) and bool((x.detach().abs() > most).any())
 
 
-__all__ = ["Weights", "weights"]
+__all__ = ["PairWeights", "weights"]

@@ -14,11 +14,21 @@ from torch import Tensor
 from attnc.compiler import ir
 from attnc.compiler.ir import Recur, Value
 from attnc.compiler.recurrences.derive import is_constant
-from attnc.compiler.recurrences.derived import Coupled, Derived, Micro, Pass, Running, Scan, Solved, Stage
-from attnc.compiler.simulation.recurrent.call import form_of
+from attnc.compiler.recurrences.derived import (
+    Coupled,
+    ElementwiseScan,
+    Micro,
+    Pass,
+    RecurrenceForm,
+    RunningReduction,
+    SolvedRead,
+    Stage,
+)
 from attnc.compiler.simulation.recurrent.cpu_chunks import chunk_on_cpu
-from attnc.compiler.values import axes, rank
-from attnc.runtime.recurrent import coupled
+from attnc.compiler.simulation.recurrent.recurrence_call import form_of
+from attnc.compiler.value_nodes import axes, rank
+from attnc.runtime.recurrent import coupled_tokens
+from attnc.runtime.recurrent.call_tokens import CallTokens
 from attnc.runtime.recurrent.entries import scan
 from attnc.runtime.recurrent.linear import Delta, RankOne, linear_recurrence
 from attnc.runtime.recurrent.monoids import running_log_sum, running_max
@@ -26,16 +36,15 @@ from attnc.runtime.recurrent.solves import solve_by_reads
 from attnc.runtime.recurrent.token_integers import Bound
 from attnc.runtime.recurrent.token_loop import States, fresh_of, order_of
 from attnc.runtime.recurrent.token_values import TokenValues, aligned
-from attnc.runtime.recurrent.tokens import Tokens
 
 Linear = Callable[..., tuple[Tensor, Tensor]]
 """`linear_recurrence`, or what gives the same."""
 
 
 def run(
-    derived: Derived,
+    derived: RecurrenceForm,
     recur: Recur,
-    tokens: Tokens,
+    tokens: CallTokens,
     states: States,
     fresh: NDArray[np.bool_] | None,
     linear: Linear = linear_recurrence,
@@ -53,9 +62,9 @@ def run(
         stage, *_ = stages
         if isinstance(stage, Coupled):
             last |= passing.coupled(stage, states, known)
-        elif isinstance(stage, Running):
+        elif isinstance(stage, RunningReduction):
             last[stage.state.name] = passing.running(stage, states[stage.state.name], known)
-        elif isinstance(stage, Scan):
+        elif isinstance(stage, ElementwiseScan):
             last[stage.state.name] = passing.scanned(stage, states[stage.state.name], known)
         else:
             last |= passing.passed([one for one in stages if isinstance(one, Pass)], states, known)
@@ -98,14 +107,14 @@ class GrowingError(Exception):
 class _Passing:
     """The passes of one call. `fresh`: see `token_loop.run`, in the order in which tokens are taken."""
 
-    def __init__(self, tokens: Tokens, values: TokenValues, back: NDArray[np.int64] | None, linear: Linear) -> None:
+    def __init__(self, tokens: CallTokens, values: TokenValues, back: NDArray[np.int64] | None, linear: Linear) -> None:
         self._linear = linear
         self._tokens = tokens
         self._values = values
         self._back = back
         self.fresh: NDArray[np.bool_] | None = None
 
-    def running(self, stage: Running, state: Tensor, known: dict[str, Tensor]) -> Tensor:
+    def running(self, stage: RunningReduction, state: Tensor, known: dict[str, Tensor]) -> Tensor:
         """The state before and after each token, by name; what it is in the end."""
         # In fp64: decays are exponentials of differences of these, which may be small beside them.
         added, start = self._values.widened(stage.added), state.double()
@@ -150,7 +159,7 @@ class _Passing:
         steps = [step for micro in stage.steps for step in self._steps(micro)]
         return _joined([self._side(micro.write[1] if micro.write else None, width, bound) for micro, bound, _ in steps])
 
-    def _solved(self, solved: Solved, given: dict[str, object], start: Tensor) -> Tensor:
+    def _solved(self, solved: SolvedRead, given: dict[str, object], start: Tensor) -> Tensor:
         """What the matrix makes of vectors is a read of the state for each of them."""
         values, rest = self._values, solved.rest
         factor = values.whole(solved.factor)[..., None]
@@ -165,7 +174,7 @@ class _Passing:
 
         return solve_by_reads(times, self._side(solved.vector, start.shape[-2], ()).contiguous(), solved.steps)
 
-    def scanned(self, stage: Scan, state: Tensor, known: dict[str, Tensor]) -> Tensor:
+    def scanned(self, stage: ElementwiseScan, state: Tensor, known: dict[str, Tensor]) -> Tensor:
         """Every read by its name; what the state is in the end."""
         outs, final = scan(stage, self._values, state, self._fresh_tensor())
         known.update({name: self._placed(out) for (name, _), out in zip(stage.reads, outs, strict=True)})
@@ -174,7 +183,7 @@ class _Passing:
     def coupled(self, stage: Coupled, states: States, known: dict[str, Tensor]) -> States:
         """Every read by its name; what the states are in the end."""
         own = [states[state.name] for state in stage.states]
-        outs, last = coupled.run(stage, self._values, own, self._fresh_tensor())
+        outs, last = coupled_tokens.run(stage, self._values, own, self._fresh_tensor())
         known.update({one.name: self._placed(out) for one, out in zip(stage.reads, outs, strict=True)})
         return {state.name: x for state, x in zip(stage.states, last, strict=True)}
 

@@ -29,7 +29,7 @@ JOINED = 16
 CACHED = 1 << 14
 
 
-class Steps(NamedTuple):
+class PrefixSteps(NamedTuple):
     """`out` (B, H, N, …) to be filled, and what its steps are made of, (B, H, N, …) each; `out` may be `write`.
 
     `decay` broadcasts to `out`, with 1 for N where it is the same at all tokens; None: the step is the maximum of the
@@ -41,14 +41,14 @@ class Steps(NamedTuple):
     write: Tensor
     emptied: Tensor | None
 
-    def part(self, tokens: slice) -> Steps:
+    def part(self, tokens: slice) -> PrefixSteps:
         """Those of some tokens."""
         decay, emptied = self.decay, self.emptied
         if decay is not None and decay.shape[2] > 1:
             decay = decay[:, :, tokens]
         if emptied is not None:
             emptied = emptied[:, :, tokens]
-        return Steps(self.out[:, :, tokens], decay, self.write[:, :, tokens], emptied)
+        return PrefixSteps(self.out[:, :, tokens], decay, self.write[:, :, tokens], emptied)
 
 
 _BY_KERNELS: ContextVar[bool] = ContextVar("whether tensors on the CPU are for Triton's interpreter", default=False)
@@ -69,16 +69,16 @@ def are_by_kernels() -> bool:
     return _BY_KERNELS.get()
 
 
-def fill(steps: Steps, start: Tensor, *, backwards: bool = False) -> None:
+def fill(steps: PrefixSteps, start: Tensor, *, backwards: bool = False) -> None:
     """out_t = decay_t · out_{t-1} + write_t, the first from `start` (B, H, …); `backwards`: from out_{t+1}."""
     if (steps.out.is_cuda or are_by_kernels()) and steps.out.dtype in (torch.float32, torch.complex64):
-        from attnc.runtime.gpu.recurrent import scan
+        from attnc.runtime.gpu.recurrent import scan_on_gpu
 
-        return scan.fill(*steps, start, backwards=backwards)
+        return scan_on_gpu.fill(*steps, start, backwards=backwards)
     return _in_torch(steps, start, backwards=backwards)
 
 
-def _in_torch(steps: Steps, start: Tensor, *, backwards: bool) -> None:
+def _in_torch(steps: PrefixSteps, start: Tensor, *, backwards: bool) -> None:
     count = steps.out.shape[2]
     length = _chunk_length(steps)
     chunks = count // length if length else 0
@@ -93,7 +93,7 @@ def _in_torch(steps: Steps, start: Tensor, *, backwards: bool) -> None:
         places.walk(places.outs, start, _order(count, backwards))
 
 
-def _by_chunks(steps: Steps, start: Tensor, chunks: int, length: int, backwards: bool) -> Tensor:
+def _by_chunks(steps: PrefixSteps, start: Tensor, chunks: int, length: int, backwards: bool) -> Tensor:
     """The state after all of them."""
     decay, emptied, cut = steps.decay, steps.emptied, (chunks, length)
     if decay is not None:
@@ -101,14 +101,14 @@ def _by_chunks(steps: Steps, start: Tensor, chunks: int, length: int, backwards:
     if emptied is not None:
         emptied = torch.unflatten(emptied, 2, cut)
     places = _Places.of(
-        Steps(torch.unflatten(steps.out, 2, cut), decay, torch.unflatten(steps.write, 2, cut), emptied), 3
+        PrefixSteps(torch.unflatten(steps.out, 2, cut), decay, torch.unflatten(steps.write, 2, cut), emptied), 3
     )
     inner, outer = _order(length, backwards), _order(chunks, backwards)
     made = steps.out.new_full((*start.shape[:2], chunks, *start.shape[2:]), places.nothing)
     places.walk([made] * length, made, inner)
     wide = made.to(torch.promote_types(made.dtype, torch.float64))
     kept = None if decay is None else _product(decay, length, wide.dtype)
-    ends = Steps(torch.empty_like(wide), kept, wide, None if emptied is None else emptied.any(3))
+    ends = PrefixSteps(torch.empty_like(wide), kept, wide, None if emptied is None else emptied.any(3))
     befores = ends.out.unbind(2)
     befores[outer[0]].copy_(start)
     between = _Places.of(ends, 2)
@@ -120,7 +120,7 @@ def _by_chunks(steps: Steps, start: Tensor, chunks: int, length: int, backwards:
     return places.walk(places.outs, ends.out.to(made.dtype), inner).select(2, outer[-1])
 
 
-def _by_blocks(steps: Steps, start: Tensor, chunks: int, length: int, backwards: bool) -> Tensor:
+def _by_blocks(steps: PrefixSteps, start: Tensor, chunks: int, length: int, backwards: bool) -> Tensor:
     """As `_by_chunks`, where the decay is the same at all tokens: its powers join blocks of 1, 2, 4, … tokens."""
     assert steps.decay is not None
     powers = steps.decay.to(torch.promote_types(steps.out.dtype, torch.float64))
@@ -132,7 +132,7 @@ def _by_blocks(steps: Steps, start: Tensor, chunks: int, length: int, backwards:
     _join(torch.unflatten(steps.out, 2, (chunks, length)), powers, backwards)
     out = torch.unflatten(steps.out, 2, (chunks, length))
     ends = out.select(3, 0 if backwards else -1).to(whole.dtype)
-    between = Steps(torch.empty_like(ends), whole, ends, None)
+    between = PrefixSteps(torch.empty_like(ends), whole, ends, None)
     wide = start.to(whole.dtype)
     if chunks % JOINED == 0:
         last = _by_blocks(between, wide, chunks // JOINED, JOINED, backwards)
@@ -168,7 +168,7 @@ class _Places(NamedTuple):
     nothing: float
 
     @classmethod
-    def of(cls, steps: Steps, axis: int) -> _Places:
+    def of(cls, steps: PrefixSteps, axis: int) -> _Places:
         """The steps along an axis."""
         outs = steps.out.unbind(axis)
         decays: Sequence[Tensor | None] = [None] * len(outs)
@@ -219,7 +219,7 @@ def _order(count: int, backwards: bool) -> range:
     return range(count - 1, -1, -1) if backwards else range(count)
 
 
-def _chunk_length(steps: Steps) -> int:
+def _chunk_length(steps: PrefixSteps) -> int:
     """Tokens of a chunk, a power of two; 0: token by token.
 
     So too where decays grow: what a chunk makes of an empty state could then be larger than what it makes of its own.
@@ -243,4 +243,4 @@ def _largest(x: Tensor) -> float:
     return max(-low, high)
 
 
-__all__ = ["Steps", "are_by_kernels", "by_kernels", "fill"]
+__all__ = ["PrefixSteps", "are_by_kernels", "by_kernels", "fill"]

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from attnc.runtime.cpu.autograd import FirstOrder, once
 from attnc.runtime.profiling import backward_row, keep_name
+from attnc.runtime.recurrent.chunk_forms import Gradients
 from attnc.runtime.recurrent.chunked import Inputs
-from attnc.runtime.recurrent.forms import Gradients
 
 
-class Work(Protocol):
+class RecurrenceWork(Protocol):
     """The recurrence and its gradient, neither of them recorded by autograd."""
 
     def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,7 +43,7 @@ def is_keeping() -> bool:
     return _KEEPING.get()
 
 
-def recorded(work: Work, inputs: Inputs) -> tuple[Tensor, Tensor]:
+def recorded(work: RecurrenceWork, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """(out, the final state)."""
     out, final, _ = _Recurrence.apply(work, *inputs)  # type: ignore[no-untyped-call]
     return out, final
@@ -53,7 +53,7 @@ class _Recurrence(FirstOrder):
     """The recurrence; its third result is what the backward pass needs."""
 
     @staticmethod
-    def forward(work: Work, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(work: RecurrenceWork, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
         return work.forward(Inputs(*given))
 
     @staticmethod
@@ -69,7 +69,7 @@ class _Recurrence(FirstOrder):
             return (None, *once(_gradients, ctx.work, d_out, d_final, *ctx.saved_tensors))
 
 
-def _gradients(work: Work, d_out: Tensor, d_final: Tensor, *kept: Tensor | None) -> tuple[Tensor | None, ...]:
+def _gradients(work: RecurrenceWork, d_out: Tensor, d_final: Tensor, *kept: Tensor | None) -> tuple[Tensor | None, ...]:
     states, *given = kept
     assert states is not None
     gradients = work.backward(Inputs(*cast("list[Any]", given)), states, d_out, d_final)

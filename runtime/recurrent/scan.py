@@ -12,12 +12,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError
 from attnc.runtime.cpu.autograd import FirstOrder, once
-from attnc.runtime.errors import ArgumentError, ArgumentTypeError
 from attnc.runtime.profiling import backward_row, keep_name
 from attnc.runtime.recurrent.prefixes import by_kernels
 from attnc.runtime.recurrent.recorded import is_keeping
-from attnc.runtime.recurrent.stretches import Make, Read, Scan, stretch_length
+from attnc.runtime.recurrent.stretch_scan import Make, Read, StretchScan, stretch_length
 
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
@@ -97,7 +97,7 @@ def scan_stretches(
     """
     _check(tokens, state, resets, length)
     split = (*(x.ndim > 2 and x.shape[2] == tokens for x in tensors), *[False] * len(shared))
-    scan = Scan(make, read, tokens, length or stretch_length(tokens, state), split, spare)
+    scan = StretchScan(make, read, tokens, length or stretch_length(tokens, state), split, spare)
     places = resets[:, None] if resets is not None and resets.ndim == 2 else resets
     if is_keeping() and tokens and len(scan.stretches()) == 1:
         return scan.at_once([*tensors, *shared], state, places)
@@ -109,7 +109,7 @@ class _Scan(FirstOrder):
     """The scan under autograd; its last result is what the backward pass needs."""
 
     @staticmethod
-    def forward(scan: Scan, resets: Tensor | None, state: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(scan: StretchScan, resets: Tensor | None, state: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         outs, kept = scan.forward(tensors, state, resets)
         return (*outs, kept[-1].clone(), kept)
 
@@ -130,7 +130,7 @@ class _Scan(FirstOrder):
             return (None, None, *once(_gradients, *given))
 
 
-def _gradients(scan: Scan, needed: Sequence[bool], outs: int, *rest: Any) -> tuple[Tensor | None, ...]:
+def _gradients(scan: StretchScan, needed: Sequence[bool], outs: int, *rest: Any) -> tuple[Tensor | None, ...]:
     """Of the state, and of the tensors."""
     d_outs, (d_final, kept, resets, whole, *tensors) = rest[:outs], rest[outs:]
     with by_kernels(scan.by_kernels):

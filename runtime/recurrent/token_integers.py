@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler import fold, ir
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.analysis.intervals import fits_word
 from attnc.compiler.ir import Index, Value, Var
 from attnc.compiler.lowering.specialise import Window, specialise
 from attnc.compiler.rewrite import rebuild, rewrite, substitute
-from attnc.runtime.recurrent.tokens import Tokens
+from attnc.runtime.recurrent.call_tokens import CallTokens
 
 MOST_KEPT = 64
 """Exact parts that are kept for values of variables, each with a number for every token."""
@@ -28,7 +28,7 @@ Bound = tuple[tuple[Var, int], ...]
 class TokenIntegers:
     """The integers and conditions of one call. `order`: the tokens in processing order, (H or 1, T); None: as given."""
 
-    tokens: Tokens
+    tokens: CallTokens
     order: NDArray[np.int64] | None = None
     _kept: dict[tuple[Index, Bound], NDArray[np.int64]] = field(default_factory=dict)
 
@@ -66,7 +66,7 @@ class TokenIntegers:
         places, one = np.arange(count, dtype=np.int64), np.zeros(1, dtype=np.int64)
         alive = np.ones((count, 1), dtype=np.bool_)
         wide = not fits_word(own, (0, max(count, 1)), (0, 1))
-        return exact.integers_at(own, places, one, alive, t.origins, wide=wide)[:, 0]
+        return exact_evaluation.integers_at(own, places, one, alive, t.origins, wide=wide)[:, 0]
 
     def _heads(self, node: Index) -> range:
         reads = any(isinstance(n, ir.HeadIndex) and n.name != "batch" for n in node.below) or _by(node, "head")

@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attnc.compiler.ir import Recur, Value
-from attnc.compiler.values import state_at
-from attnc.runtime.errors import ArgumentError
+from attnc.compiler.value_nodes import state_at
+from attnc.runtime.call_errors import ArgumentError
+from attnc.runtime.recurrent.call_tokens import CallTokens
 from attnc.runtime.recurrent.token_values import TokenValues
-from attnc.runtime.recurrent.tokens import Tokens
 
 States = dict[str, Tensor]
 
 
 def run(
-    recur: Recur, tokens: Tokens, states: States, fresh: NDArray[np.bool_] | None, *, guarded: bool = False
+    recur: Recur, tokens: CallTokens, states: States, fresh: NDArray[np.bool_] | None, *, guarded: bool = False
 ) -> tuple[Tensor, States]:
     """(out (B, H, T, width), states after the last token), from states (B, H, …).
 

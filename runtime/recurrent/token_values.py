@@ -17,14 +17,14 @@ from torch import Tensor
 
 from attnc.compiler import fold, ir
 from attnc.compiler.ir import Index, Value
-from attnc.compiler.values import axes, rank
-from attnc.runtime.errors import UnsupportedError
+from attnc.compiler.value_nodes import axes, rank
+from attnc.runtime.call_errors import UnsupportedError
 from attnc.runtime.functions import FUNCTIONS
 from attnc.runtime.recurrent.borders import unhidden
-from attnc.runtime.recurrent.products import contracted, dotted
+from attnc.runtime.recurrent.call_tokens import CallTokens
 from attnc.runtime.recurrent.solves import solve_by_steps
 from attnc.runtime.recurrent.token_integers import TOKEN, Bound, TokenIntegers, variables_read
-from attnc.runtime.recurrent.tokens import Tokens
+from attnc.runtime.recurrent.token_products import contracted, dotted
 from attnc.spec.errors import EvaluationError
 
 LEAD = 3
@@ -43,7 +43,7 @@ class TokenValues:
     leaves 0 of a state that is not finite.
     """
 
-    tokens: Tokens
+    tokens: CallTokens
     order: NDArray[np.int64] | None = None
     guarded: bool = False
     _whole: dict[tuple[Value, Bound], Tensor] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class TokenValues:
         if not reads_state(node):
             whole = self.whole(node, bound)
             return whole if whole.shape[2] == 1 else whole[:, :, token : token + 1]
-        return _Once(self, states, token, bound).of(node)
+        return _OnceValues(self, states, token, bound).of(node)
 
     def whole(self, node: Value, bound: Bound = ()) -> Tensor:
         """A value that reads no state, of all tokens in the order in which they are taken."""
@@ -76,7 +76,7 @@ class TokenValues:
             return self.tokens.constants[node]
         free = variables_read(node, bound)
         if (node, free) not in self._by_place:
-            self._by_place[node, free] = _Once(self, {}, None, free).fresh(node)
+            self._by_place[node, free] = _OnceValues(self, {}, None, free).fresh(node)
         return self._by_place[node, free]
 
     def widened(self, node: Value) -> Tensor:
@@ -114,7 +114,7 @@ def reads_state(node: Value) -> bool:
     return any(isinstance(below, ir.StateAt) for below in node.below)
 
 
-class _Once:
+class _OnceValues:
     """Values of one token, or of all of them (`token` None)."""
 
     def __init__(self, values: TokenValues, states: States, token: int | None, bound: Bound) -> None:
@@ -156,11 +156,11 @@ class _Once:
                 return self._states[node]
             case ir.Apply(op=op, operands=operands):
                 return self._apply(node, op, operands)
-            case ir.Select():
+            case ir.FloatSelect():
                 return self._select(node)
-            case ir.Total():
+            case ir.ValueReduce():
                 return self._total(node)
-            case ir.Seen():
+            case ir.VisibleReduce():
                 raise UnsupportedError("a sum over the keys of a row in a recurrence")
             case _:
                 return self._of_vectors(node)
@@ -281,19 +281,19 @@ class _Once:
     def _condition(self, node: Index) -> Tensor:
         return self._tensor(self._integers(node) != 0)
 
-    def _select(self, node: ir.Select) -> Tensor:
+    def _select(self, node: ir.FloatSelect) -> Tensor:
         wanted = axes(node)
         condition = self._condition(node.condition)
         condition = condition.reshape(*condition.shape, *(1,) * len(wanted))
         then, otherwise = (aligned(self.of(side), axes(side), wanted) for side in (node.then, node.otherwise))
         return torch.where(condition, then, otherwise)
 
-    def _total(self, node: ir.Total) -> Tensor:
+    def _total(self, node: ir.ValueReduce) -> Tensor:
         low, high = (self._integers(end) for end in (node.low, node.high))
         parts = []
         empty = {"sum": 0.0, "min": float("inf"), "max": -float("inf")}[node.op]
         for j in range(int(low.min()), int(high.max())):
-            inner = _Once(self._values, self._states, self._token, (*self._bound, (node.var, j)))
+            inner = _OnceValues(self._values, self._states, self._token, (*self._bound, (node.var, j)))
             there = (low <= j) & (j < high) & (inner._integers(node.condition) != 0)
             value = inner.of(node.body)
             if there.all():
@@ -318,7 +318,7 @@ class _Once:
                 return self._contract(node)
             case ir.Pick(vector=vector, index=index):
                 return self._picked(self.of(vector), index)
-            case ir.Part(vector=vector, number=number, of=count):
+            case ir.VectorPart(vector=vector, number=number, of=count):
                 return self.of(vector).chunk(count, -1)[number]
             case ir.Diagonal(vector=vector):
                 return torch.diag_embed(self.of(vector))
@@ -353,7 +353,7 @@ def _is_apply(node: Value, op: str) -> TypeGuard[ir.Apply]:
     return isinstance(node, ir.Apply) and node.op == op
 
 
-class Stretch(_Once):
+class StretchValues(_OnceValues):
     """Values of some tokens, of values and conditions that are known of them."""
 
     def __init__(self, values: TokenValues, known: Mapping[Value | Index, Tensor]) -> None:
@@ -391,4 +391,4 @@ def aligned(x: Tensor, own: tuple[str | int, ...], wanted: tuple[str | int, ...]
     return x
 
 
-__all__ = ["Stretch", "TokenValues", "aligned", "reads_state"]
+__all__ = ["StretchValues", "TokenValues", "aligned", "reads_state"]

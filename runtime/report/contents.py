@@ -9,33 +9,33 @@ from functools import cached_property
 from attnc.compiler.simulation.machine import Machine
 from attnc.compiler.simulation.simulation import Simulation
 from attnc.runtime.pictures.drawing import Drawing
-from attnc.runtime.report.frame import Frame
 from attnc.runtime.report.ladder import ladder_frame
-from attnc.runtime.report.point import Point, facts_frame, point_of
+from attnc.runtime.report.point import ReportPoint, facts_frame, point_of
 from attnc.runtime.report.roofline import Roofline, machine_of, roofline_frame, roofline_of
-from attnc.runtime.report.sweep import Sweep, sweep_frame, sweep_of
-from attnc.runtime.report.tables import schedule_frame
-from attnc.runtime.report.tile_map import tile_frame
+from attnc.runtime.report.schedule_tables import schedule_frame
+from attnc.runtime.report.slider_frame import SliderFrame
+from attnc.runtime.report.sweep import SweepCurves, sweep_frame, sweep_of
+from attnc.runtime.report.tile_section import tile_frame
 from attnc.runtime.report.timeline import timeline_frame
 
 
 @dataclass(frozen=True)
-class Report:
+class ReportContents:
     """What `report_html` was given, with charts that know all of it. `start` is among `points`.
 
     `roofline`: a sentence where there is none.
     """
 
-    start: Point
-    points: tuple[Point, ...]
+    start: ReportPoint
+    points: tuple[ReportPoint, ...]
     parameter: str | None
-    sweep: Sweep | None
+    sweep: SweepCurves | None
     roofline: Roofline | str
     compared: tuple[Simulation, ...]
     break_even: str | None
     growth: str | None
 
-    def frame(self, point: Point) -> Frame:
+    def frame(self, point: ReportPoint) -> SliderFrame:
         """All that moves, at a point."""
         simulation = point.simulation
         frame = facts_frame(simulation) | ladder_frame(simulation) | tile_frame(simulation, point.drawing)
@@ -61,7 +61,7 @@ def report_of(
     simulation: Simulation,
     drawing: Drawing | None,
     sweep: Sequence[Simulation] = (),
-    points: Sequence[Point] = (),
+    points: Sequence[ReportPoint] = (),
     compared: Sequence[Simulation] = (),
     growth_text: str | None = None,
     *,
@@ -69,15 +69,15 @@ def report_of(
     parameter: str | None = None,
     swept: str | None = None,
     machine: Machine | None = None,
-) -> Report:
+) -> ReportContents:
     """As `report_html`."""
     start = point_of(simulation, drawing, parameter)
     found = {point.place: point for point in points}
     if drawing is None and start.place in found:
-        start = Point(start.length, start.value, simulation, found[start.place].drawing)
+        start = ReportPoint(start.length, start.value, simulation, found[start.place].drawing)
     found[start.place] = start
     table = tuple(found[place] for place in sorted(found))
-    return Report(
+    return ReportContents(
         start,
         table,
         parameter,

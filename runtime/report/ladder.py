@@ -6,9 +6,9 @@ from math import inf
 
 from attnc.compiler.simulation.print_simulation import times
 from attnc.compiler.simulation.simulation import CHOSEN_RUNGS, RungName, Simulation
-from attnc.runtime.report.frame import Frame
+from attnc.runtime.report.chart_svg import figure, label
 from attnc.runtime.report.markup import Markup, element, joined, px
-from attnc.runtime.report.svg import figure, label
+from attnc.runtime.report.slider_frame import SliderFrame
 
 WIDTH, ROW, LEFT, BAR = 1040, 54, 128, 620
 TOP = 18
@@ -25,7 +25,7 @@ MEANING: dict[RungName, str] = {
 }
 
 
-def ladder_frame(simulation: Simulation) -> Frame:
+def ladder_frame(simulation: Simulation) -> SliderFrame:
     """Widths are shares of the longest finite bar; a bound without limit takes the whole width."""
     rungs = simulation.rungs
     top = max([rung.speedup for rung in rungs if rung.speedup < inf] + [1.0])
@@ -45,7 +45,7 @@ def ladder_frame(simulation: Simulation) -> Frame:
     shapes["ladder-one-at"] = {"x": px(max(one, LEFT + 1))}
     said = "; ".join(f"{rung.name} {times(rung.speedup)}: {rung.lost_to}" for rung in rungs)
     texts["ladder-said"] = f"Speedups over dense attention at its ideal. {said}."
-    return Frame(texts, shapes)
+    return SliderFrame(texts, shapes)
 
 
 def _kept(speedup: float, above: float | None) -> str:
@@ -58,7 +58,7 @@ def _shortened(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
-def draw_ladder(frame: Frame) -> Markup:
+def draw_ladder(frame: SliderFrame) -> Markup:
     """The chart."""
     names = [name for name in CHOSEN_RUNGS if f"ladder-{name}" in frame.texts]
     height = TOP + ROW * len(names) + 22
@@ -83,7 +83,7 @@ def draw_ladder(frame: Frame) -> Markup:
     return joined([chart, _in_words(frame, names)])
 
 
-def _in_words(frame: Frame, names: list[RungName]) -> Markup:
+def _in_words(frame: SliderFrame, names: list[RungName]) -> Markup:
     """The ladder as a list, which narrow screens show in place of the chart: nothing of it is shortened."""
     parts = []
     for name in names:

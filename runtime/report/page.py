@@ -14,16 +14,16 @@ from attnc.compiler.simulation.machine import Machine
 from attnc.compiler.simulation.simulation import Simulation
 from attnc.runtime.pictures.drawing import Drawing
 from attnc.runtime.pictures.svg import to_svg
-from attnc.runtime.report.contents import Report, report_of
-from attnc.runtime.report.frame import Frame
+from attnc.runtime.report.contents import ReportContents, report_of
 from attnc.runtime.report.ladder import draw_ladder
 from attnc.runtime.report.markup import Markup, element, embedded_json, joined
-from attnc.runtime.report.point import Point, rival
+from attnc.runtime.report.point import ReportPoint, rival
 from attnc.runtime.report.roofline import draw_roofline
+from attnc.runtime.report.schedule_tables import draw_compared, draw_devices, draw_notes, draw_schedule, sizes_differ
+from attnc.runtime.report.slider_frame import SliderFrame
 from attnc.runtime.report.sweep import draw_sweep
 from attnc.runtime.report.table import table_json
-from attnc.runtime.report.tables import draw_compared, draw_devices, draw_notes, draw_schedule, sizes_differ
-from attnc.runtime.report.tile_map import draw_tiles
+from attnc.runtime.report.tile_section import draw_tiles
 from attnc.runtime.report.timeline import NO_LOADS, draw_timeline
 
 
@@ -31,7 +31,7 @@ def report_html(
     simulation: Simulation,
     drawing: Drawing | None,
     sweep: Sequence[Simulation] = (),
-    points: Sequence[Point] = (),
+    points: Sequence[ReportPoint] = (),
     compared: Sequence[Simulation] = (),
     growth_text: str | None = None,
     *,
@@ -87,7 +87,7 @@ def asset(name: str) -> str:
     return (files("attnc.runtime") / "report" / name).read_text(encoding="utf-8").replace("\r\n", "\n")
 
 
-def _page(report: Report, drawing: Drawing | None) -> Markup:
+def _page(report: ReportContents, drawing: Drawing | None) -> Markup:
     simulation, frame = report.start.simulation, report.frame(report.start)
     script = asset("page.js")
     body = [
@@ -129,7 +129,7 @@ def head(simulation: Simulation, policy: str) -> Markup:
     )
 
 
-def _header(report: Report, frame: Frame) -> Markup:
+def _header(report: ReportContents, frame: SliderFrame) -> Markup:
     simulation = report.start.simulation
     badge = [] if simulation.calibrated else [element("span", "times not calibrated", class_="badge")]
     facts = [
@@ -149,12 +149,12 @@ def _header(report: Report, frame: Frame) -> Markup:
     )
 
 
-def _fact(frame: Frame, name: str, words: str) -> Markup:
+def _fact(frame: SliderFrame, name: str, words: str) -> Markup:
     number = frame.text("dd", name, class_="large")
     return element("div", element("dt", words), number, frame.text("dd", f"{name}-beside", class_="quiet"))
 
 
-def _controls(report: Report) -> Markup:
+def _controls(report: ReportContents) -> Markup:
     """A slider for each of the two that has more than one place."""
     sliders = []
     if len(report.lengths) > 1:
@@ -203,12 +203,12 @@ def card(name: str, title: str, *parts: str, scrolls: bool = False) -> Markup:
     return element("section", element("h2", title, id=f"{name}-head"), *inside, id=name, aria_labelledby=f"{name}-head")
 
 
-def _pattern(report: Report, frame: Frame) -> Markup:
+def _pattern(report: ReportContents, frame: SliderFrame) -> Markup:
     has_map = any(point.drawing is not None for point in report.points)
     return card("pattern", "Pattern and tile classes", draw_tiles(frame, has_map=has_map))
 
 
-def _timeline(report: Report, frame: Frame) -> Markup:
+def _timeline(report: ReportContents, frame: SliderFrame) -> Markup:
     workers = report.start.simulation.workers
     name = "SM slot" if workers == "SMs" else workers.removesuffix("s")
     has_loads = any(point.simulation.loads for point in report.points)
@@ -216,7 +216,7 @@ def _timeline(report: Report, frame: Frame) -> Markup:
     return card("timeline", f"Timeline: work of every {name}", drawn)
 
 
-def _roofline(report: Report, frame: Frame) -> Markup:
+def _roofline(report: ReportContents, frame: SliderFrame) -> Markup:
     roofline = report.roofline
     if isinstance(roofline, str):
         return card("roofline", "Roofline", element("p", roofline))
@@ -225,19 +225,19 @@ def _roofline(report: Report, frame: Frame) -> Markup:
     return card("roofline", "Roofline", draw_roofline(roofline, frame), *key)
 
 
-def _sweep(report: Report, frame: Frame) -> Markup:
+def _sweep(report: ReportContents, frame: SliderFrame) -> Markup:
     sweep = report.sweep
     title = "Sweep" if sweep is None else f"Sweep: speedup against {sweep.axis}"
     drawn = element("p", "No sweep: one size was simulated.") if sweep is None else draw_sweep(sweep, frame)
     return card("sweep", title, drawn, *_texts(report))
 
 
-def _texts(report: Report) -> list[Markup]:
+def _texts(report: ReportContents) -> list[Markup]:
     parts = [("Break-even", report.break_even), ("Growth", report.growth)]
     return [element("p", element("b", f"{name}: "), words) for name, words in parts if words]
 
 
-def _compared(report: Report) -> list[Markup]:
+def _compared(report: ReportContents) -> list[Markup]:
     if not report.compared:
         return []
     simulations = [report.start.simulation, *report.compared]
@@ -248,7 +248,7 @@ def _compared(report: Report) -> list[Markup]:
     return [card("compared", "Side by side", draw_compared(simulations), beside, *draw_devices(simulations))]
 
 
-def _still(report: Report, drawing: Drawing | None) -> list[Markup]:
+def _still(report: ReportContents, drawing: Drawing | None) -> list[Markup]:
     """The whole picture, closed where the sliders move the small one."""
     if drawing is None:
         return []

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from attnc.compiler.simulation.print_simulation import count, ms, size, times
 from attnc.compiler.simulation.simulation import Simulation
 from attnc.runtime.pictures.drawing import Drawing, percent
-from attnc.runtime.report.frame import Frame
-from attnc.spec.meaning.values import shown
+from attnc.runtime.report.slider_frame import SliderFrame
+from attnc.spec.meaning.parameter_values import shown
 from attnc.spec.program import Value
 
 
 @dataclass(frozen=True)
-class Point:
+class ReportPoint:
     """A simulation at a length, with a value of the parameter that the report varies (None where it varies none).
 
     `drawing`: the picture whose tiles are shown there, at that length or a shorter one.
@@ -30,11 +30,11 @@ class Point:
         return self.length, self.value or 0
 
 
-def point_of(simulation: Simulation, drawing: Drawing | None, parameter: str | None) -> Point:
+def point_of(simulation: Simulation, drawing: Drawing | None, parameter: str | None) -> ReportPoint:
     """The point of a simulation that says itself where it stands."""
     value = simulation.params.get(parameter) if parameter is not None else None
     number = value if isinstance(value, int) and not isinstance(value, bool) else None
-    return Point(length_of(simulation), number, simulation, drawing)
+    return ReportPoint(length_of(simulation), number, simulation, drawing)
 
 
 def length_of(simulation: Simulation) -> int:
@@ -72,12 +72,12 @@ def density_text(simulation: Simulation) -> str:
     return "not counted" if simulation.density is None else percent(simulation.density)
 
 
-def facts_frame(simulation: Simulation) -> Frame:
+def facts_frame(simulation: Simulation) -> SliderFrame:
     """The numbers at the head of the page."""
     dense, moved = rival(simulation), simulation.traffic
     params = parameters_text(simulation)
     visible = "of all pairs" if simulation.visible is None else f"{simulation.visible:,} pairs"
-    return Frame(
+    return SliderFrame(
         {
             "subject": f"{size_text(simulation)}{' · ' + params if params else ''}",
             "time": ms(simulation.predicted_ms),

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from attnc.compiler.simulation.machine import Machine, MachineError, find_machine
 from attnc.compiler.simulation.print_simulation import count
 from attnc.compiler.simulation.simulation import Simulation
-from attnc.runtime.report.frame import Frame
+from attnc.runtime.report.chart_svg import axes, figure, label
 from attnc.runtime.report.markup import Markup, element, px
 from attnc.runtime.report.scales import LogScale, log_scale
-from attnc.runtime.report.svg import axes, figure, label
+from attnc.runtime.report.slider_frame import SliderFrame
 
 WIDTH, HEIGHT = 520, 340
 LEFT, TOP, RIGHT, BOTTOM = 84, 24, 496, 284
@@ -83,13 +83,13 @@ def roofline_of(shown: Sequence[Simulation], compared: Sequence[Simulation], mac
     return Roofline(machine.title, dtype, peak, bandwidth, x, y, alike)
 
 
-def roofline_frame(roofline: Roofline, simulation: Simulation) -> Frame:
+def roofline_frame(roofline: Roofline, simulation: Simulation) -> SliderFrame:
     """The point, and the line up to the roof."""
     at, speed = intensity(simulation), rate(simulation)
     if not at or not speed:
         why = "its visible pairs were not counted" if simulation.visible is None else "there is nothing to do"
         hidden = {"visibility": "hidden"}
-        return Frame(
+        return SliderFrame(
             {"roofline-rate": f"No point: {why}.", "roofline-said": f"Roofline without a point: {why}."},
             {
                 "roofline-point": {"cx": "0", "cy": "0", **hidden},
@@ -101,7 +101,7 @@ def roofline_frame(roofline: Roofline, simulation: Simulation) -> Frame:
     side = "memory" if at < roofline.peak / roofline.bandwidth else "compute"
     words = f"{count(speed)}FLOP/s at {count(at)}FLOP a byte: {speed / roof:.0%} of the {side} roof"
     said = f"{roofline.title}, {roofline.dtype}: {_ceilings(roofline)}. The call: {words}."
-    return Frame(
+    return SliderFrame(
         {"roofline-rate": words, "roofline-said": said},
         {
             "roofline-point": {"cx": x, "cy": y, "visibility": "visible"},
@@ -114,7 +114,7 @@ def _ceilings(roofline: Roofline) -> str:
     return f"at most {count(roofline.peak)}FLOP/s and {roofline.bandwidth / 1e12:.3g} TB/s"
 
 
-def draw_roofline(roofline: Roofline, frame: Frame) -> Markup:
+def draw_roofline(roofline: Roofline, frame: SliderFrame) -> Markup:
     """The chart."""
     x, y = roofline.x, roofline.y
     ridge, top = x.at(roofline.peak / roofline.bandwidth), y.at(roofline.peak)

@@ -9,7 +9,7 @@ from attnc.runtime.pictures.branch_views import BranchesDrawing
 from attnc.runtime.report.markup import Markup, element, joined
 from attnc.runtime.report.page import card, head
 from attnc.runtime.report.point import parameters_text, rival
-from attnc.runtime.report.tables import table
+from attnc.runtime.report.schedule_tables import table
 
 LADDER = ("", "speedup", "lost to")
 NO_SCRIPTS = "default-src 'none'; style-src 'unsafe-inline'"

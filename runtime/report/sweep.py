@@ -8,11 +8,11 @@ from math import inf
 
 from attnc.compiler.simulation.print_simulation import times
 from attnc.compiler.simulation.simulation import RungName, Simulation
-from attnc.runtime.report.frame import Frame
+from attnc.runtime.report.chart_svg import axes, figure, label
 from attnc.runtime.report.markup import Markup, element, px
-from attnc.runtime.report.point import Point, length_of
+from attnc.runtime.report.point import ReportPoint, length_of
 from attnc.runtime.report.scales import LogScale, log_scale, short
-from attnc.runtime.report.svg import axes, figure, label
+from attnc.runtime.report.slider_frame import SliderFrame
 
 WIDTH, HEIGHT = 520, 340
 LEFT, TOP, RIGHT, BOTTOM = 66, 40, 500, 284
@@ -22,7 +22,7 @@ Curve = Mapping[int, Simulation]
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepCurves:
     """Curves along `axis`, one for each place of the slider that does not move along it.
 
     `moves`: whether a slider moves along the axis, and so a marker on it.
@@ -35,11 +35,11 @@ class Sweep:
     x: LogScale
     y: LogScale
 
-    def place(self, point: Point) -> int | None:
+    def place(self, point: ReportPoint) -> int | None:
         """Where a point stands on the axis."""
         return point.length if self.along_length else point.value
 
-    def curve(self, point: Point) -> Curve:
+    def curve(self, point: ReportPoint) -> Curve:
         """The curve that it stands on."""
         if not self.moves:
             return next(iter(self.curves.values()))
@@ -47,8 +47,12 @@ class Sweep:
 
 
 def sweep_of(
-    points: Sequence[Point], start: Point, swept: Sequence[Simulation], name: str | None, parameter: str | None
-) -> Sweep | None:
+    points: Sequence[ReportPoint],
+    start: ReportPoint,
+    swept: Sequence[Simulation],
+    name: str | None,
+    parameter: str | None,
+) -> SweepCurves | None:
     """The curves of all points and of a sweep from `start`; None where none has two places.
 
     `name`: the parameter that the sweep changes, None for the length; `parameter`: the one that the points change.
@@ -71,14 +75,14 @@ def sweep_of(
     speedups = [s for curve in ordered.values() for one in curve.values() for s in _finite(one)]
     x = log_scale(places, LEFT + 6, RIGHT - 6, base=2)
     y = log_scale([1.0, *speedups], BOTTOM, TOP, room=1.3)
-    return Sweep(name or "tokens", along_length, moves, ordered, x, y)
+    return SweepCurves(name or "tokens", along_length, moves, ordered, x, y)
 
 
 def _finite(one: Simulation) -> Iterable[float]:
     return (s for s in (one.rung(name).speedup for name in SERIES) if 0 < s < inf)
 
 
-def sweep_frame(sweep: Sweep, point: Point) -> Frame:
+def sweep_frame(sweep: SweepCurves, point: ReportPoint) -> SliderFrame:
     """The curves on which the point stands, and its marker."""
     curve = sweep.curve(point)
     shapes = {f"sweep-{name}": {"d": _path(sweep, curve, name)} for name in SERIES}
@@ -92,14 +96,14 @@ def sweep_frame(sweep: Sweep, point: Point) -> Frame:
         for place, one in curve.items()
     )
     texts = {"sweep-mark": mark, "sweep-said": f"Speedups over dense attention at its ideal, by {sweep.axis}. {said}."}
-    return Frame(texts, shapes)
+    return SliderFrame(texts, shapes)
 
 
-def _unit(sweep: Sweep) -> str:
+def _unit(sweep: SweepCurves) -> str:
     return "tokens" if sweep.along_length else f"= {sweep.axis}"
 
 
-def _path(sweep: Sweep, curve: Curve, name: RungName) -> str:
+def _path(sweep: SweepCurves, curve: Curve, name: RungName) -> str:
     """A line through the finite speedups; it stops where there is nothing to do."""
     path, pen = "", "M"
     for place, one in curve.items():
@@ -112,7 +116,7 @@ def _path(sweep: Sweep, curve: Curve, name: RungName) -> str:
     return path
 
 
-def draw_sweep(sweep: Sweep, frame: Frame) -> Markup:
+def draw_sweep(sweep: SweepCurves, frame: SliderFrame) -> Markup:
     """The chart."""
     even = sweep.y.at(1.0)
     return figure(

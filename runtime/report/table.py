@@ -5,16 +5,16 @@ from __future__ import annotations
 from math import isfinite
 
 from attnc.compiler.simulation.simulation import Simulation
-from attnc.runtime.report.contents import Report
-from attnc.runtime.report.frame import Frame
-from attnc.runtime.report.point import Point, parameters_text
+from attnc.runtime.report.contents import ReportContents
+from attnc.runtime.report.point import ReportPoint, parameters_text
 from attnc.runtime.report.roofline import intensity, rate
+from attnc.runtime.report.slider_frame import SliderFrame
 from attnc.runtime.report.timeline import busiest
 
 SCHEMA = 1
 
 
-def table_json(report: Report) -> dict[str, object]:
+def table_json(report: ReportContents) -> dict[str, object]:
     """`points` in order of length, then value; `at` are their places on the sliders."""
     return {
         "schema": SCHEMA,
@@ -25,7 +25,7 @@ def table_json(report: Report) -> dict[str, object]:
     }
 
 
-def _point_json(report: Report, point: Point) -> dict[str, object]:
+def _point_json(report: ReportContents, point: ReportPoint) -> dict[str, object]:
     length, value = point.place
     frame = report.frame(point)
     return {
@@ -37,7 +37,7 @@ def _point_json(report: Report, point: Point) -> dict[str, object]:
     }
 
 
-def _frame_json(frame: Frame) -> dict[str, object]:
+def _frame_json(frame: SliderFrame) -> dict[str, object]:
     return {"texts": frame.texts, "shapes": frame.shapes, "rows": frame.rows, "tiles": frame.tiles}
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from attnc.compiler.simulation.print_simulation import ms
 from attnc.compiler.simulation.simulation import Simulation
-from attnc.runtime.report.frame import Frame
+from attnc.runtime.report.chart_svg import figure, label
 from attnc.runtime.report.markup import Markup, element, px
-from attnc.runtime.report.svg import figure, label
+from attnc.runtime.report.slider_frame import SliderFrame
 
 WIDTH, HEIGHT = 520, 404
 LEFT, TOP, RIGHT, BOTTOM = 66, 34, 512, 318
@@ -30,7 +30,7 @@ def busiest(loads: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(loads[i * len(loads) // bars] for i in range(bars))
 
 
-def timeline_frame(simulation: Simulation) -> Frame:
+def timeline_frame(simulation: Simulation) -> SliderFrame:
     """Heights are shares of the busiest slot."""
     loads = simulation.loads
     if not loads or loads[0] <= 0:
@@ -52,10 +52,10 @@ def timeline_frame(simulation: Simulation) -> Frame:
     return _frame(path, BOTTOM - (BOTTOM - TOP) * mean / loads[0], ms(loads[0]), busy, (who, each), said)
 
 
-def _frame(path: str, mean: float, most: str, busy: str, who: tuple[str, str], said: str) -> Frame:
+def _frame(path: str, mean: float, most: str, busy: str, who: tuple[str, str], said: str) -> SliderFrame:
     at = px(mean)
     seen = {} if path else {"visibility": "hidden"}
-    return Frame(
+    return SliderFrame(
         {
             "timeline-most": most,
             "timeline-mean": busy,
@@ -78,7 +78,7 @@ def _slots(simulation: Simulation) -> str:
     return simulation.workers if len(simulation.loads) != 1 else simulation.workers.removesuffix("s")
 
 
-def draw_timeline(frame: Frame) -> Markup:
+def draw_timeline(frame: SliderFrame) -> Markup:
     """The chart."""
     return figure(
         "timeline-chart",

@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.lowering.specialise import specialise
-from attnc.compiler.planning.chosen import ChosenKeys, Places, find_places, find_same_places
-from attnc.runtime.call import as_tensor, call_shape
+from attnc.compiler.planning.selected_keys import BlockKeys, SelectedKeys, find_places, find_same_places
+from attnc.runtime.call_inputs import CallInputs
 from attnc.runtime.cpu.autograd import Guarded, Pair, differentiable
-from attnc.runtime.cpu.chosen import Chosen
-from attnc.runtime.cpu.chosen_by_data import ChosenByData, OwnPlaces
-from attnc.runtime.given import Given
+from attnc.runtime.cpu.selected_blocks import SelectedBlocks
+from attnc.runtime.cpu.selected_by_data import OwnBlocks, SelectedByData
 from attnc.runtime.plans import Planner, relations_of
-from attnc.runtime.selections.lanes import lanes_of
+from attnc.runtime.selections.selection_groups import lanes_of
+from attnc.runtime.tensor_checks import as_tensor, call_shape
 
 
-def attend(planner: Planner, choice: ChosenKeys, q: Tensor, k: Tensor, v: Tensor, given: Given) -> Pair | None:
+def attend(planner: Planner, choice: SelectedKeys, q: Tensor, k: Tensor, v: Tensor, given: CallInputs) -> Pair | None:
     """(out, lse) on a CPU, differentiable once; None where a token is in none of the places.
 
     Places are found anew in every call.
@@ -31,7 +31,7 @@ def attend(planner: Planner, choice: ChosenKeys, q: Tensor, k: Tensor, v: Tensor
             specialise(x, relations.sizes, relations.slices, window, batch=lane.batch, head=lane.head, group=group)
             for x in (choice.row_of, choice.item_of, choice.rest)
         )
-        places: Places | None
+        places: BlockKeys | None
         if choice.chosen is None:
             places = find_same_places(row_of, item_of, rest, shape.n_q, shape.n_k)
             chosen = torch.eye(len(places.starts) - 1, dtype=torch.bool)
@@ -41,6 +41,6 @@ def attend(planner: Planner, choice: ChosenKeys, q: Tensor, k: Tensor, v: Tensor
             places = find_places(own_row, item_of, rest, shape.n_q, shape.n_k, *chosen.shape)
             if places is None:
                 return None
-        work = Chosen(places, given.scale, by_batch=False, by_heads=False)
-        lanes.append(OwnPlaces(lane.batch, lane.heads, lane.kv_heads, chosen, work))
-    return differentiable(q, k, v, Guarded(ChosenByData(lanes)), [])
+        work = SelectedBlocks(places, given.scale, by_batch=False, by_heads=False)
+        lanes.append(OwnBlocks(lane.batch, lane.heads, lane.kv_heads, chosen, work))
+    return differentiable(q, k, v, Guarded(SelectedByData(lanes)), [])

@@ -12,17 +12,17 @@ from torch import Tensor
 from attnc.compiler import ir
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations
-from attnc.compiler.values import rank, ranking, reads
+from attnc.compiler.value_nodes import rank, ranking, reads
 from attnc.runtime.asking import surely_all
-from attnc.runtime.blocks import Alive, Block, Operands
-from attnc.runtime.call import Sizes, number
-from attnc.runtime.constants import on_device
+from attnc.runtime.block_values import NEUTRAL, BlockValues
+from attnc.runtime.device_constants import on_device
 from attnc.runtime.folded import entries_at_once, folded, folded_heads
+from attnc.runtime.pair_blocks import Alive, Operands, PairBlock
 from attnc.runtime.selections.few import are_few, few, scored, scores_candidates
 from attnc.runtime.selections.head_sums import head_sums, of_one_head, summed
 from attnc.runtime.selections.ranking import kept
 from attnc.runtime.selections.score_limits import AT_ONCE, ON_DEVICE
-from attnc.runtime.values import NEUTRAL, Values
+from attnc.runtime.tensor_checks import TensorSizes, number
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Choosing:
 
     selection: ir.Selection
     relations: Relations
-    sizes: Sizes
+    sizes: TensorSizes
     operands: Operands
     device: torch.device
 
@@ -128,17 +128,17 @@ class Choosing:
             parts.append(self._of_rows(block, known))
         return torch.cat(parts, 1)
 
-    def _block(self, batch: int, window: Window, heads: tuple[int, ...], start: int, stop: int) -> Block:
+    def _block(self, batch: int, window: Window, heads: tuple[int, ...], start: int, stop: int) -> PairBlock:
         """Some of the rows, with all places."""
         numbers, places = np.arange(start, stop), np.arange(self.places)
         alive = np.ones((1, len(numbers), len(places)), dtype=np.bool_)
-        return Block(batch, heads, window, numbers, places, alive, running=self.selection.rows is not None)
+        return PairBlock(batch, heads, window, numbers, places, alive, running=self.selection.rows is not None)
 
-    def _of_rows(self, block: Block, known: Mapping[ir.Value, Tensor]) -> Tensor:
+    def _of_rows(self, block: PairBlock, known: Mapping[ir.Value, Tensor]) -> Tensor:
         """What some rows choose: (heads, rows, places)."""
         selection = self.selection
         shape = (len(block.heads), len(block.rows), len(block.keys))
-        whole = Values(self.operands, block)
+        whole = BlockValues(self.operands, block)
         holds = whole.holds(selection.candidates)
         candidates = np.broadcast_to(holds, (holds.shape[0], *shape[1:]))
         if not known and self.device.type == "cpu" and scores_candidates(selection):
@@ -149,27 +149,27 @@ class Choosing:
             if found is not None:
                 return self._with_always(whole, found)
         block = replace(block, alive=candidates, seen=candidates)
-        values = Values(self.operands, block, known=known)
+        values = BlockValues(self.operands, block, known=known)
         score = values.of(selection.score).expand(shape)
         among = on_device(np.array(candidates), score.device)
         found = kept(score, among, selection.keep, lambda given: self._keeps(block, given), pairs=selection.pairs)
         return self._with_always(whole, found)
 
-    def _with_always(self, whole: Values, found: Tensor) -> Tensor:
+    def _with_always(self, whole: BlockValues, found: Tensor) -> Tensor:
         """What is kept, and what is taken besides."""
         always = self.selection.always
         if isinstance(always, ir.Truth) and not always.value:
             return found
         return found | on_device(whole.holds(always), found.device)
 
-    def _entries_apart(self, block: Block, candidates: Alive) -> list[Block]:
+    def _entries_apart(self, block: PairBlock, candidates: Alive) -> list[PairBlock]:
         """The block, or one for each batch entry where some have few candidates and others many."""
         size, lanes = len(self._heads), len(block.heads)
         if len(candidates) < lanes or len({are_few(candidates[i : i + size]) for i in range(0, lanes, size)}) == 1:
             return [block]
         return [replace(block, heads=block.heads[i : i + size]) for i in range(0, len(block.heads), size)]
 
-    def _of_few(self, block: Block, candidates: Alive) -> Tensor | None:
+    def _of_few(self, block: PairBlock, candidates: Alive) -> Tensor | None:
         """Return what rows keep of few candidates, scoring these alone; None where there are many candidates."""
         listed = few(candidates)
         if listed is None:
@@ -182,18 +182,23 @@ class Choosing:
         found = torch.zeros((*shape[:2], self.places + 1), dtype=torch.bool)
         return found.scatter_(-1, torch.tensor(np.broadcast_to(listed.places, shape)), stays)[..., :-1]
 
-    def _keeps(self, block: Block, given: Mapping[str, Tensor]) -> Tensor:
+    def _keeps(self, block: PairBlock, given: Mapping[str, Tensor]) -> Tensor:
         """Where `keep` holds, of ranks, masses and scores (heads, rows, places) in fp64."""
         nodes = {ranking(name): x for name, x in given.items()}  # type: ignore[arg-type]  # they are its names
-        values = Values(replace(self.operands, dtype=torch.float64), block, known=nodes)
+        values = BlockValues(replace(self.operands, dtype=torch.float64), block, known=nodes)
         return values.of(self.selection.keep) != 0
 
     def _terms(
-        self, block: Block, node: ir.Total, condition: ir.Index, term: ir.Value, known: Mapping[ir.Value, Tensor]
+        self,
+        block: PairBlock,
+        node: ir.ValueReduce,
+        condition: ir.Index,
+        term: ir.Value,
+        known: Mapping[ir.Value, Tensor],
     ) -> Tensor:
         """The terms of a sum over heads, of every query head: (Hq, rows, places), of vectors as far as they differ."""
         shape = (len(block.heads), len(block.rows), len(block.keys))
-        values, holds = Values(self.operands, block, known=known).where(condition)
+        values, holds = BlockValues(self.operands, block, known=known).where(condition)
         found = values.of(term)
         found = found.expand(shape[0], *found.shape[1:]) if rank(term) else found.expand(shape)
         if surely_all(holds):
@@ -208,7 +213,7 @@ class Choosing:
         if not nodes:
             return {}
         block = self._block(batch, window, heads, 0, 1)
-        values = Values(self.operands, block)
+        values = BlockValues(self.operands, block)
         return {node: values.of(node) for node in nodes}
 
 
@@ -233,10 +238,10 @@ def _free_of_rows(root: ir.Value) -> Iterator[ir.Value]:
         if node in seen or not isinstance(node, ir.VALUES):
             continue
         seen.add(node)
-        free = "q" not in reads(node) and not any(isinstance(b, ir.Ranking | ir.Seen) for b in node.below)
-        if free and any(isinstance(below, ir.Total) for below in node.below):
+        free = "q" not in reads(node) and not any(isinstance(b, ir.Ranking | ir.VisibleReduce) for b in node.below)
+        if free and any(isinstance(below, ir.ValueReduce) for below in node.below):
             yield node
-        elif not isinstance(node, ir.Total | ir.Seen):
+        elif not isinstance(node, ir.ValueReduce | ir.VisibleReduce):
             pending.extend(node.children())
 
 

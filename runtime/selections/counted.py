@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterator
 from attnc.compiler import ir
 from attnc.compiler.keeping import most_kept
 from attnc.compiler.simulation.cpu_choices import Deciding
-from attnc.compiler.values import reads
-from attnc.runtime.call_shapes import Sizes
+from attnc.compiler.value_nodes import reads
+from attnc.runtime.call_shapes import TensorSizes
 from attnc.runtime.selections.head_sums import head_sums, of_one_head
 from attnc.runtime.selections.score_limits import AT_ONCE
 
@@ -18,7 +18,7 @@ PRODUCT = 64
 Node = ir.Value | ir.Index
 
 
-def deciding(item: ir.Selection, sizes: Sizes, rows: int, items: int, at_once: int = AT_ONCE) -> Deciding:
+def deciding(item: ir.Selection, sizes: TensorSizes, rows: int, items: int, at_once: int = AT_ONCE) -> Deciding:
     """What a selection of `rows` among `items` takes, in all batch entries, so many scores `at_once`."""
     sums = list(head_sums(item.score))
     terms = [of_one_head(node) for node, _ in sums]
@@ -44,7 +44,7 @@ def deciding(item: ir.Selection, sizes: Sizes, rows: int, items: int, at_once: i
     )
 
 
-def besides(pattern: ir.Pattern, sizes: Sizes) -> Deciding:
+def besides(pattern: ir.Pattern, sizes: TensorSizes) -> Deciding:
     """What joins the attentions of a pattern, and averages keys that are units of tokens."""
     roots = [root for root in (pattern.combine,) if root is not None]
     joining = sum(isinstance(node, ir.Apply) for node in _nodes(roots, ()))
@@ -63,7 +63,7 @@ def _nodes(roots: Collection[Node], inner: Collection[ir.Value]) -> Iterator[Nod
             continue
         seen.add(node)
         yield node  # type: ignore[misc]  # what is below values and indices is one of them
-        if not isinstance(node, ir.Total | ir.Seen):
+        if not isinstance(node, ir.ValueReduce | ir.VisibleReduce):
             pending.extend(node.children())
 
 
@@ -81,12 +81,12 @@ def _products(nodes: list[Node]) -> int:
 
 
 def _operations(nodes: list[Node]) -> int:
-    return sum(isinstance(node, ir.Apply | ir.Select) and {"q", "k"} <= reads(node) for node in nodes)
+    return sum(isinstance(node, ir.Apply | ir.FloatSelect) and {"q", "k"} <= reads(node) for node in nodes)
 
 
-def _pooled(node: Node, sizes: Sizes) -> int:
+def _pooled(node: Node, sizes: TensorSizes) -> int:
     """Numbers of keys, or of queries, that an aggregate averages."""
-    if not isinstance(node, ir.Total):
+    if not isinstance(node, ir.ValueReduce):
         return 0
     heads, tokens = (sizes.heads, sizes.n_q) if "q" in reads(node) else (sizes.kv_heads, sizes.n_k)
     return sizes.batch * heads * tokens * sizes.dk

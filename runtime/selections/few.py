@@ -10,9 +10,9 @@ from torch import Tensor
 from attnc.compiler import fold, ir
 from attnc.compiler.attentions import asked
 from attnc.compiler.rewrite import substitute_value
-from attnc.compiler.values import reads
-from attnc.runtime.blocks import NO_LOOPS, Alive, Block, Int64, Operands
-from attnc.runtime.values import Values
+from attnc.compiler.value_nodes import reads
+from attnc.runtime.block_values import BlockValues
+from attnc.runtime.pair_blocks import NO_LOOPS, Alive, Int64, Operands, PairBlock
 
 _PLACE = ir.intern(ir.Var("a place", 0))
 
@@ -26,8 +26,8 @@ class Few(NamedTuple):
 
 def scores_candidates(item: ir.Selection) -> bool:
     """Whether an earlier choice tells a selection's candidates, and each one's score depends on nothing but it."""
-    own = [node for node in item.score.below if isinstance(node, ir.Seen)]
-    keeps = [node for node in item.keep.below if isinstance(node, ir.Seen) or "k" in reads(node)]
+    own = [node for node in item.score.below if isinstance(node, ir.VisibleReduce)]
+    keeps = [node for node in item.keep.below if isinstance(node, ir.VisibleReduce) or "k" in reads(node)]
     chosen = any(tensor.kind == "bool" for tensor in asked([item.candidates]))
     return chosen and not item.pairs and not own and not [x for x in keeps if not isinstance(x, ir.Ranking)]
 
@@ -49,12 +49,12 @@ def few(candidates: Alive) -> Few | None:
     return Few(listed, listed < places)
 
 
-def scored(operands: Operands, block: Block, score: ir.Value, found: Few) -> Tensor:
+def scored(operands: Operands, block: PairBlock, score: ir.Value, found: Few) -> Tensor:
     """The scores of candidates, (heads, rows, most); of those that are not there any number."""
     front = np.moveaxis(np.where(found.there, found.places, 0), -1, 0)[..., None]
     alive = np.moveaxis(found.there, -1, 0)[..., None]
-    here = Block(block.batch, block.heads, block.window, block.rows, np.zeros(1, np.int64), alive, block.running)
-    values = Values(operands, here, loops=NO_LOOPS.inside(_PLACE, front))
+    here = PairBlock(block.batch, block.heads, block.window, block.rows, np.zeros(1, np.int64), alive, block.running)
+    values = BlockValues(operands, here, loops=NO_LOOPS.inside(_PLACE, front))
     own = values.of(substitute_value(score, {fold.place("k"): _PLACE}))
     shape = (front.shape[0], len(block.heads), len(block.rows), 1)
     return own.expand(shape)[..., 0].movedim(0, -1)

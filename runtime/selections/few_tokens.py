@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from attnc.runtime.call import call_shape
+from attnc.runtime.call_inputs import CallInputs
 from attnc.runtime.cpu.autograd import Pair, differentiable
 from attnc.runtime.cpu.masked import Masked, has_few_tokens, seen_pairs
-from attnc.runtime.given import Given
 from attnc.runtime.plans import Planner, relations_of
+from attnc.runtime.tensor_checks import call_shape
 
 
-def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: Given) -> Pair | None:
+def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: CallInputs) -> Pair | None:
     """(out, lse) on a CPU, differentiable once; None for attention that asks no selection, and for many tokens.
 
     Raises EvaluationError where the relation faults.

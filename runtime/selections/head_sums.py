@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Heads = Literal["group", "all"]
 
 
-def head_sums(root: ir.Value) -> Iterator[tuple[ir.Total, Heads]]:
+def head_sums(root: ir.Value) -> Iterator[tuple[ir.ValueReduce, Heads]]:
     """The outermost aggregates of a value that run over the heads of a group, or over all."""
     seen = set[object]()
     pending: list[object] = [root]
@@ -23,7 +23,7 @@ def head_sums(root: ir.Value) -> Iterator[tuple[ir.Total, Heads]]:
         if node in seen or not isinstance(node, ir.Node):
             continue
         seen.add(node)
-        if isinstance(node, ir.Total):
+        if isinstance(node, ir.ValueReduce):
             over = _over(node)
             if over is not None:
                 yield node, over
@@ -31,7 +31,7 @@ def head_sums(root: ir.Value) -> Iterator[tuple[ir.Total, Heads]]:
         pending.extend(node.children())
 
 
-def _over(node: ir.Total) -> Heads | None:
+def _over(node: ir.ValueReduce) -> Heads | None:
     group = fold.extent("group")
     first = fold.mul(fold.floordiv(fold.head_index("head"), group), group)
     if node.low is first and node.high is fold.add(first, group):
@@ -41,13 +41,13 @@ def _over(node: ir.Total) -> Heads | None:
     return None
 
 
-def of_one_head(node: ir.Total) -> tuple[ir.Index, ir.Value]:
+def of_one_head(node: ir.ValueReduce) -> tuple[ir.Index, ir.Value]:
     """The condition and the term of the head at hand."""
     own: dict[ir.Index, ir.Index] = {node.var: fold.head_index("head")}
     return substitute(node.condition, own), substitute_value(node.body, own)
 
 
-def summed(node: ir.Total, over: Heads, terms: Tensor, group: int, heads: int, entries: int = 1) -> Tensor:
+def summed(node: ir.ValueReduce, over: Heads, terms: Tensor, group: int, heads: int, entries: int = 1) -> Tensor:
     """The aggregate of terms of all query heads (Hq, …), for each of `heads` that decide; both over `entries`."""
     summed_at_once = group if over == "group" else len(terms) // entries
     own = terms.reshape(-1, summed_at_once, *terms.shape[1:])

@@ -12,19 +12,19 @@ from dataclasses import replace
 from attnc.compiler import ir
 from attnc.compiler.attentions import open_inputs
 from attnc.compiler.planning.build_plan import Relations, build_plan
-from attnc.compiler.planning.plan import Group, Piece, Plan, stretch
+from attnc.compiler.planning.cpu_plan import Group, Plan, PlanPiece, stretch
 from attnc.compiler.planning.seen_keys import find_seen_keys
 from attnc.compiler.pooled import pooled_keys
-from attnc.compiler.values import is_scored
-from attnc.runtime.call import Sizes, call_shape
-from attnc.runtime.given import Given
+from attnc.compiler.value_nodes import is_scored
+from attnc.runtime.call_inputs import CallInputs
 from attnc.runtime.plans import Planner, planning, relations_of
+from attnc.runtime.tensor_checks import TensorSizes, call_shape
 
 ROWS = 512
 """Rows of a block."""
 
 
-def plan_of(planner: Planner, given: Given) -> Plan | None:
+def plan_of(planner: Planner, given: CallInputs) -> Plan | None:
     """The plan of one attention that asks selections; None for any other, and for what is planned row by row."""
     pattern = planner.pattern
     fits = is_scored(pattern.attend) or pooled_keys(pattern.attend) is not None
@@ -38,18 +38,18 @@ def plan_of(planner: Planner, given: Given) -> Plan | None:
     return replace(template, groups=tuple(_groups(template, pattern)), exact_mask=relations.exact_mask)
 
 
-def _planned(pattern: ir.Pattern, given: Given) -> Plan:
+def _planned(pattern: ir.Pattern, given: CallInputs) -> Plan:
     with planning():
         return _made(pattern, given.sizes, given.inputs)
 
 
-def blocks_of(pattern: ir.Pattern, sizes: Sizes, inputs: Mapping[str, object]) -> Plan:
+def blocks_of(pattern: ir.Pattern, sizes: TensorSizes, inputs: Mapping[str, object]) -> Plan:
     """The plan of such an attention before anything is chosen: blocks are the same whatever that is."""
     template = _made(pattern, sizes, inputs)
     return replace(template, groups=tuple(_groups(template, pattern)))
 
 
-def _made(one: ir.Pattern, sizes: Sizes, inputs: Mapping[str, object]) -> Plan:
+def _made(one: ir.Pattern, sizes: TensorSizes, inputs: Mapping[str, object]) -> Plan:
     """Blocks of rows with the keys that they might choose from, as a plan of every head alike.
 
     It is kept for other inputs, and so knows nothing of what they hold.
@@ -69,7 +69,7 @@ def _made(one: ir.Pattern, sizes: Sizes, inputs: Mapping[str, object]) -> Plan:
                 keys = [*seen.first.tolist(), *(x - 1 for x in seen.stop.tolist()), *seen.keys.tolist()]
                 pieces.setdefault(rows, []).extend(keys)
     found = tuple(
-        Piece(stretch(*rows), stretch(min(keys), max(keys) + 1), "exact") for rows, keys in pieces.items() if keys
+        PlanPiece(stretch(*rows), stretch(min(keys), max(keys) + 1), "exact") for rows, keys in pieces.items() if keys
     )
     plan = build_plan(relations)
     everywhere = Group(tuple(range(shape.batch)), tuple(range(shape.heads)), found)

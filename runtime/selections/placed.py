@@ -8,25 +8,27 @@ from dataclasses import replace
 from torch import Tensor
 
 from attnc.compiler import ir
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.keeping import most_kept
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.lowering.specialise import specialise
-from attnc.compiler.planning.chosen import ChosenKeys, Places, find_places
-from attnc.runtime.call import call_shape
+from attnc.compiler.planning.selected_keys import BlockKeys, SelectedKeys, find_places
+from attnc.runtime.call_errors import UnsupportedError
+from attnc.runtime.call_inputs import CallInputs
 from attnc.runtime.cpu.autograd import Guarded, Pair, differentiable
-from attnc.runtime.cpu.chosen import Chosen
-from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.cpu.selected_blocks import SelectedBlocks
 from attnc.runtime.fallbacks import LISTED_PLACES, note
-from attnc.runtime.given import Given
 from attnc.runtime.plans import Planner, planning, relations_of
 from attnc.runtime.selections import by_data
 from attnc.runtime.selections.gather_choices import choice_of
+from attnc.runtime.tensor_checks import call_shape
 
 NOWHERE = "some token is in none of the places"
 
 
-def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: Given, *, by_kernels: bool = False) -> Pair | None:
+def attend(
+    planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: CallInputs, *, by_kernels: bool = False
+) -> Pair | None:
     """(out, lse) of such an attention, differentiable once; None for any other, and for what there are no kernels for.
 
     Raises UnsupportedError for the latter under `strict`.
@@ -52,12 +54,12 @@ def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: Given, *, b
         found = found.expand(q.shape[0], *found.shape[1:])
     if by_kernels:
         return _by_kernels(planner, choice, places, found, q, k, v, given)
-    work = Guarded(Chosen(places, given.scale, by_batch=choice.by_batch, by_heads=choice.by_heads))
+    work = Guarded(SelectedBlocks(places, given.scale, by_batch=choice.by_batch, by_heads=choice.by_heads))
     return differentiable(q, k, v, work, [found])
 
 
 def _by_data_by_kernels(
-    planner: Planner, choice: ChosenKeys, q: Tensor, k: Tensor, v: Tensor, given: Given
+    planner: Planner, choice: SelectedKeys, q: Tensor, k: Tensor, v: Tensor, given: CallInputs
 ) -> Pair | None:
     """The same by kernels where inputs tell the places of each head."""
     from attnc.runtime.gpu.sorted_lanes import attend as by_lanes
@@ -67,7 +69,7 @@ def _by_data_by_kernels(
 
 def _unless_missing(planner: Planner, run: Callable[[], Pair]) -> Pair | None:
     """What kernels give, None where there are none. Raises UnsupportedError for these under `strict`."""
-    from attnc.runtime.gpu.work import without_kernels
+    from attnc.runtime.gpu.gpu_work import without_kernels
 
     try:
         return run()
@@ -80,22 +82,22 @@ def _unless_missing(planner: Planner, run: Callable[[], Pair]) -> Pair | None:
 
 def _by_kernels(
     planner: Planner,
-    choice: ChosenKeys,
-    places: Places,
+    choice: SelectedKeys,
+    places: BlockKeys,
     found: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    given: Given,
+    given: CallInputs,
 ) -> Pair | None:
-    from attnc.runtime.gpu.chosen import ChosenOnGpu
+    from attnc.runtime.gpu.selected_on_gpu import SelectedOnGpu
 
     most = _most(planner, choice, given)
-    work = ChosenOnGpu(places, given.scale, choice.by_batch, choice.by_heads, most, planner.pattern.name)
+    work = SelectedOnGpu(places, given.scale, choice.by_batch, choice.by_heads, most, planner.pattern.name)
     return _unless_missing(planner, lambda: differentiable(q, k, v, work, [found.to(q.device)]))
 
 
-def _most(planner: Planner, choice: ChosenKeys, given: Given) -> int | None:
+def _most(planner: Planner, choice: SelectedKeys, given: CallInputs) -> int | None:
     """How many places a row chooses at most, by its selection; None where that is not known before."""
     item = next((item for item in planner.pattern.selections if item.given is choice.chosen), None)
     count = None if item is None else most_kept(item.keep)
@@ -115,18 +117,18 @@ def _most(planner: Planner, choice: ChosenKeys, given: Given) -> int | None:
         (window,) = relations.windows(0)
         place = window if item.rows is None else replace(window, shift=0)
         own = specialise(always, relations.sizes, relations.slices, place, batch=0, head=0, group=1)
-        return count + int(exact.mask(own, (0, rows), (0, items)).sum(1).max(initial=0))
+        return count + int(exact_evaluation.mask(own, (0, rows), (0, items)).sum(1).max(initial=0))
 
     return planner.remembered(("most", given.shape, rows, items), most)
 
 
-def _places(planner: Planner, choice: ChosenKeys, given: Given) -> Places | None:
+def _places(planner: Planner, choice: SelectedKeys, given: CallInputs) -> BlockKeys | None:
     """Where the places of a call lie, found once for its sizes."""
     assert choice.chosen is not None
     found, sizes = given.inputs[choice.chosen.name], given.sizes
     rows, items = getattr(found, "shape", (0, 0))[-2:]
 
-    def find() -> Places | None:
+    def find() -> BlockKeys | None:
         pattern = planner.pattern
         shape = call_shape(pattern, sizes, given.inputs)
         relations = relations_of(pattern, shape)
@@ -137,7 +139,7 @@ def _places(planner: Planner, choice: ChosenKeys, given: Given) -> Places | None
         )
         return find_places(None if choice.is_by_query else row_of, item_of, rest, shape.n_q, shape.n_k, rows, items)
 
-    def made() -> Places | None:
+    def made() -> BlockKeys | None:
         with planning():
             return find()
 

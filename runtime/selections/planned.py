@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from attnc.compiler import ir
 from attnc.compiler.attentions import alone, asked
 from attnc.compiler.keeping import most_kept
-from attnc.compiler.planning.plan import Plan, Schedule
-from attnc.runtime.call import Sizes, call_shape, number
+from attnc.compiler.planning.cpu_plan import Plan, Schedule
 from attnc.runtime.selections.gather_choices import choice_of, tokens_of
+from attnc.runtime.tensor_checks import TensorSizes, call_shape, number
 
 
-def blank_choices_of(pattern: ir.Pattern, sizes: Sizes, inputs: Mapping[str, object]) -> dict[str, NDArray[np.bool_]]:
+def blank_choices_of(
+    pattern: ir.Pattern, sizes: TensorSizes, inputs: Mapping[str, object]
+) -> dict[str, NDArray[np.bool_]]:
     """Arrays of the shapes of what the selections choose that an attention asks, by name."""
     own = {item.given for item in pattern.selections}
     before = replace(pattern, tensors=tuple(tensor for tensor in pattern.tensors if tensor not in own))
@@ -25,7 +27,7 @@ def blank_choices_of(pattern: ir.Pattern, sizes: Sizes, inputs: Mapping[str, obj
     return {item.name: _blank_choice(item, sizes, shape.sizes) for item in pattern.selections}
 
 
-def _blank_choice(item: ir.Selection, sizes: Sizes, named: Mapping[str, int]) -> NDArray[np.bool_]:
+def _blank_choice(item: ir.Selection, sizes: TensorSizes, named: Mapping[str, int]) -> NDArray[np.bool_]:
     fixed = {"batch": sizes.batch, "head": sizes.heads, "kv_head": sizes.kv_heads}
     rows = sizes.n_q if item.rows is None else number(item.rows, sizes, named)
     places = sizes.n_k if item.items is None else number(item.items, sizes, named)

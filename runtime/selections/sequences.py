@@ -12,13 +12,13 @@ from torch import Tensor
 from attnc.compiler import ir
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.verify_ir import verified
-from attnc.runtime.call import as_tensor, completed
+from attnc.runtime.call_inputs import CallInputs
 from attnc.runtime.fallbacks import HOST_WAIT, SEQUENCES, note
-from attnc.runtime.given import Given
 from attnc.runtime.plans import documents_of_call
+from attnc.runtime.tensor_checks import as_tensor, completed
 
 Result = tuple[Tensor, "Tensor | None"]
-Run = Callable[[Tensor, Tensor, Tensor, Given], Result]
+Run = Callable[[Tensor, Tensor, Tensor, CallInputs], Result]
 
 
 @verified
@@ -32,7 +32,7 @@ def _is_boundaries(tensor: ir.Tensor) -> bool:
     return ir.BOUNDARIES in tensor.dims
 
 
-def by_sequence(pattern: ir.Pattern, run: Run, q: Tensor, k: Tensor, v: Tensor, given: Given) -> Result:
+def by_sequence(pattern: ir.Pattern, run: Run, q: Tensor, k: Tensor, v: Tensor, given: CallInputs) -> Result:
     """(out, lse) of the sequences that a call's boundaries or documents cut, one after another."""
     assert pattern.documents is not None
     cuts = given.inputs[pattern.documents.name]
@@ -54,7 +54,7 @@ def by_sequence(pattern: ir.Pattern, run: Run, q: Tensor, k: Tensor, v: Tensor, 
 
 
 def _one_after_another(
-    pattern: ir.Pattern, windows: Iterable[Window], run: Run, q: Tensor, k: Tensor, v: Tensor, given: Given
+    pattern: ir.Pattern, windows: Iterable[Window], run: Run, q: Tensor, k: Tensor, v: Tensor, given: CallInputs
 ) -> Result:
     outs, lses = [], []
     for window in windows:

@@ -9,29 +9,29 @@ from math import inf
 
 import torch
 
-from attnc.compiler.analysis.tiles import TooManyTilesError
+from attnc.compiler.analysis.live_tiles import TooManyTilesError
+from attnc.compiler.kernels.attention_kernels import HeadShape
 from attnc.compiler.kernels.index_text import NotInKernelsError
-from attnc.compiler.kernels.kernels import Heads
 from attnc.compiler.planning.build_plan import Relations, build_plan
-from attnc.compiler.planning.plan import Plan
+from attnc.compiler.planning.cpu_plan import Plan
 from attnc.compiler.planning.recipes import Recipe, recipes
 from attnc.compiler.planning.runs import TooManyClassesError
-from attnc.compiler.planning.schedule import Choice, choose
-from attnc.compiler.planning.schedule import Problem as Covering
+from attnc.compiler.planning.schedule import CoverChoice, choose
+from attnc.compiler.planning.schedule import CoverProblem as Covering
 from attnc.compiler.rewrite import walk
-from attnc.compiler.simulation.candidates import Candidates, Wish
-from attnc.compiler.simulation.cpu import Cpu, simulate_cpu
+from attnc.compiler.simulation.candidates import ScheduleCandidates, ScheduleRequest
+from attnc.compiler.simulation.cpu_ladder import CpuMachine, simulate_cpu
 from attnc.compiler.simulation.gpu_clocks import Kernel, TileShape
 from attnc.compiler.simulation.machine import Machine, MachineError
-from attnc.compiler.simulation.problem import Problem, problem_of
+from attnc.compiler.simulation.simulated_call import SimulatedCall, problem_of
 from attnc.compiler.simulation.simulation import Pass
-from attnc.runtime.call import call_shape
-from attnc.runtime.gpu.targets import target_of
+from attnc.runtime.gpu.device_targets import target_of
 from attnc.runtime.plans import Planner, by_option, relations_of
 from attnc.runtime.simulating import find_device
-from attnc.runtime.tuning.asked import Asked
+from attnc.runtime.tensor_checks import call_shape
 from attnc.runtime.tuning.records import MODEL
-from attnc.runtime.tuning.shapes import STAGES, allowed_shapes, knob_of, machine_of
+from attnc.runtime.tuning.tile_candidates import STAGES, allowed_shapes, knob_of, machine_of
+from attnc.runtime.tuning.tune_request import TuneRequest
 
 FIRST = 5
 """Options of a knob that are measured, the model's choice among them."""
@@ -51,7 +51,7 @@ class Knob:
     options: Mapping[str, float | None]
 
 
-def knobs_of(planners: Sequence[Planner], asked: Asked, until: float) -> list[Knob]:
+def knobs_of(planners: Sequence[Planner], asked: TuneRequest, until: float) -> list[Knob]:
     """The knobs of a call of these attentions, found until a moment of `time.perf_counter`; none where there is nothing
     to choose.
     """
@@ -64,12 +64,12 @@ def knobs_of(planners: Sequence[Planner], asked: Asked, until: float) -> list[Kn
 # --- pieces of the cpu executor --------------------------------------------------------------------------------------
 
 
-def _of_pieces(planner: Planner, asked: Asked, until: float) -> Knob:
+def _of_pieces(planner: Planner, asked: TuneRequest, until: float) -> Knob:
     """The covers of the relations of an attention: a recipe, for each of them that has such a cover."""
     relations = relations_of(planner.pattern, call_shape(planner.pattern, asked.sizes, asked.inputs))
     seen: list[Covering] = []
 
-    def first(problem: Covering) -> Choice:
+    def first(problem: Covering) -> CoverChoice:
         seen.append(problem)
         return choose(problem)
 
@@ -111,12 +111,12 @@ def _alike(a: Plan, b: Plan) -> bool:
 class _Prediction:
     """What the simulator says of plans of one call."""
 
-    def __init__(self, relations: Relations, asked: Asked) -> None:
+    def __init__(self, relations: Relations, asked: TuneRequest) -> None:
         cpu = find_device("cpu")
-        assert isinstance(cpu, Cpu)
+        assert isinstance(cpu, CpuMachine)
         self._cpu = cpu
         self._asked = asked
-        self._problem: Problem = problem_of([relations], relations.pattern.name, {}, asked.sizes.n_k)
+        self._problem: SimulatedCall = problem_of([relations], relations.pattern.name, {}, asked.sizes.n_k)
         self._nodes = sum(1 for _ in walk(relations.pattern.attend.visible))
 
     def ms(self, plan: Plan) -> float:
@@ -128,11 +128,11 @@ class _Prediction:
 # --- tiles of kernels ------------------------------------------------------------------------------------------------
 
 
-def _of_kernels(planner: Planner, asked: Asked) -> Iterator[Knob]:
+def _of_kernels(planner: Planner, asked: TuneRequest) -> Iterator[Knob]:
     """The tiles of each kernel of an attention; of the backward only where that is measured."""
     sizes, target = asked.sizes, target_of(asked.device)
     tf32 = sizes.dtype == "float32" and torch.backends.cuda.matmul.allow_tf32
-    heads = Heads(sizes.dk, sizes.dv, sizes.dtype, tf32, None, sizes.heads != sizes.kv_heads)
+    heads = HeadShape(sizes.dk, sizes.dv, sizes.dtype, tf32, None, sizes.heads != sizes.kv_heads)
     try:
         kernels = planner.gpu.kernels_of(heads, target, sizes, asked.inputs)
     except NotInKernelsError:
@@ -158,9 +158,9 @@ def _predicted(relations: Relations, machine: Machine, stage: Kernel, own: TileS
     """Milliseconds of a kernel by its tiles, as far as the simulator knows; its own are taken with any warps."""
     problem = problem_of([relations], relations.pattern.name, {}, relations.shape.n_k)
     found: dict[str, float] = {}
-    for wish in (Wish(), Wish((own.q_tile, own.k_tile))):
+    for wish in (ScheduleRequest(), ScheduleRequest((own.q_tile, own.k_tile))):
         try:
-            runs = Candidates(problem, machine, wish).ranked(stage, "full")
+            runs = ScheduleCandidates(problem, machine, wish).ranked(stage, "full")
         except (MachineError, TooManyTilesError, TooManyClassesError, KeyError):
             continue
         for run in runs:

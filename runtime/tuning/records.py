@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from attnc.runtime.tuning.keys import BUCKET, Key
+from attnc.runtime.tuning.choice_keys import BUCKET, Key
 
 KIND = "tuned"
 SCHEMA = 1
@@ -19,7 +19,7 @@ Stage = Literal["forward", "training"]
 
 
 @dataclass(frozen=True)
-class Trial:
+class KnobTrial:
     """An option of a knob, in milliseconds; `predicted` is None where the model says nothing of it."""
 
     knob: str
@@ -45,7 +45,7 @@ class Record:
     bucket: str
     stage: Stage
     choices: Mapping[str, str]
-    trials: tuple[Trial, ...]
+    trials: tuple[KnobTrial, ...]
 
     @property
     def name(self) -> str:
@@ -104,11 +104,11 @@ def read_record(payload: Mapping[str, Any]) -> Record | None:
         return None
 
 
-def _trial(told: Mapping[str, Any]) -> Trial:
+def _trial(told: Mapping[str, Any]) -> KnobTrial:
     predicted = told["predicted"]
     median, low, high = (_ms(told[name]) for name in ("median", "low", "high"))
     known = None if predicted is None else _ms(predicted)
-    return Trial(_text(told["knob"]), _text(told["option"]), known, median, low, high, int(told["rounds"]))
+    return KnobTrial(_text(told["knob"]), _text(told["option"]), known, median, low, high, int(told["rounds"]))
 
 
 def _ms(value: object) -> float:

@@ -8,14 +8,14 @@ from collections.abc import Hashable, Iterable
 import torch
 
 from attnc.compiler.locks import LongLock
-from attnc.runtime.call import Sizes
-from attnc.runtime.disk.machine import this_cpu
+from attnc.runtime.disk.machine_key import this_cpu
 from attnc.runtime.disk.store import store
 from attnc.runtime.recent import Recent
 from attnc.runtime.settings import SETTINGS
-from attnc.runtime.tuning.keys import CompiledPattern, Executor, Key, bucket_of
+from attnc.runtime.tensor_checks import TensorSizes
+from attnc.runtime.tuning.choice_keys import CompiledPattern, Executor, Key, bucket_of
+from attnc.runtime.tuning.choice_source import ChoiceSource
 from attnc.runtime.tuning.records import KIND, MODEL, Record, name_of, read_record
-from attnc.runtime.tuning.wanted import Wanted
 
 _log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 class Tuned:
     """The choices for one pattern, from where they are wanted."""
 
-    def __init__(self, compiled: CompiledPattern, wanted: Wanted) -> None:
+    def __init__(self, compiled: CompiledPattern, wanted: ChoiceSource) -> None:
         self.compiled = compiled
         self.wanted = wanted
         self._changes = 0
@@ -36,7 +36,9 @@ class Tuned:
         """Equal where the choices for equal calls are."""
         return self._changes, torch.get_num_threads(), store().folder
 
-    def option(self, knob: str, sizes: Sizes, executor: Executor, device: torch.device | None = None) -> str | None:
+    def option(
+        self, knob: str, sizes: TensorSizes, executor: Executor, device: torch.device | None = None
+    ) -> str | None:
         """What was chosen for a knob in calls of these sizes; None: the model decides."""
         if self.wanted.source == "tried":
             option = dict(self.wanted.choices).get(knob)
@@ -45,24 +47,24 @@ class Tuned:
             option = None if record is None else record.choices.get(knob)
         return None if option == MODEL else option
 
-    def why(self, knob: str, sizes: Sizes, executor: Executor, device: torch.device | None = None) -> str:
+    def why(self, knob: str, sizes: TensorSizes, executor: Executor, device: torch.device | None = None) -> str:
         """Why a knob stands as it does in calls of these sizes, in words."""
         if self.wanted.source == "tried":
             return "as it is tried"
         record = self.record(sizes, executor, device)
         return f"not tuned for {bucket_of(sizes)}: the model's choice" if record is None else record.why(knob)
 
-    def record(self, sizes: Sizes, executor: Executor, device: torch.device | None = None) -> Record | None:
+    def record(self, sizes: TensorSizes, executor: Executor, device: torch.device | None = None) -> Record | None:
         """What is known for calls of these sizes on a device."""
         name = (sizes, executor, device, self.state, torch.backends.cuda.matmul.allow_tf32)
         return self._records.get(name, lambda: self._found(sizes, executor, device))
 
-    def key(self, sizes: Sizes, executor: Executor, device: torch.device | None = None) -> Key:
+    def key(self, sizes: TensorSizes, executor: Executor, device: torch.device | None = None) -> Key:
         """The key of calls of these sizes on a device."""
         tf32 = executor == "triton" and sizes.dtype == "float32" and torch.backends.cuda.matmul.allow_tf32
         return self.compiled.key(sizes, executor, target_name(executor, device), tf32)
 
-    def _found(self, sizes: Sizes, executor: Executor, device: torch.device | None) -> Record | None:
+    def _found(self, sizes: TensorSizes, executor: Executor, device: torch.device | None) -> Record | None:
         key = self.key(sizes, executor, device)
         if self.wanted.table is None:
             return self._read(name_of(key, bucket_of(sizes)))
@@ -122,7 +124,7 @@ def target_name(executor: Executor, device: torch.device | None) -> str:
     """The machine that something is measured on, as a key names it."""
     if executor == "cpu":
         return this_cpu()
-    from attnc.runtime.gpu.targets import target_of
+    from attnc.runtime.gpu.device_targets import target_of
 
     place = torch.device("cpu") if device is None else device
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else f"interpreter on {this_cpu()}"

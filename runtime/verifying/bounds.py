@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import count
 
-from attnc.runtime.verifying.shapes import takes_more_queries
+from attnc.runtime.verifying.call_cases import takes_more_queries
 from attnc.spec import program
 from attnc.spec.checks.measure import below
 from attnc.spec.errors import EvaluationError
-from attnc.spec.meaning.denotation import Frame, Meanings, constantly
+from attnc.spec.meaning.denotation import EvaluationFrame, Meanings, constantly
 from attnc.spec.meaning.evaluate import ParametersAlone
 from attnc.spec.program import BoundProgram, Expr, Value
 
@@ -24,8 +24,8 @@ COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 _WHOLE = ("floordiv", "floor", "ceil", "bitlen", "isqrt")
 _WHOLE_OF_WHOLE = ("mod", "abs", "min", "max", "mul", "clamp")
 _PLAIN = (
-    *(program.Literal, program.ParameterRead, program.Operation, program.Choice, program.Aggregate),
-    *(program.Local, program.Table, program.Item, program.DefinitionUse),
+    *(program.Literal, program.ParameterRead, program.Operation, program.ConditionalValue, program.Aggregate),
+    *(program.Local, program.ListValue, program.Item, program.DefinitionUse),
 )
 _BELOW = {"k": "keys", "head": "heads", "kv_head": "kv_heads"}
 """Each index on the left is less than the size on the right."""
@@ -35,30 +35,30 @@ _NUMBERS = count()
 
 
 @dataclass(frozen=True, slots=True)
-class Scope:
+class BoundScope:
     """The arguments of the definitions that an expression stands in."""
 
-    arguments: Mapping[program.Binder, tuple[Expr, Scope]] = field(default_factory=dict)
+    arguments: Mapping[program.Binder, tuple[Expr, BoundScope]] = field(default_factory=dict)
     number: int = field(default_factory=lambda: next(_NUMBERS))
 
-    def calling(self, arguments: Mapping[program.Binder, Expr]) -> Scope:
+    def calling(self, arguments: Mapping[program.Binder, Expr]) -> BoundScope:
         """Return the scope of the body of a definition that is called with some arguments."""
-        return Scope({**self.arguments, **{binder: (node, self) for binder, node in arguments.items()}})
+        return BoundScope({**self.arguments, **{binder: (node, self) for binder, node in arguments.items()}})
 
 
 @dataclass(frozen=True, slots=True)
-class Linear:
+class LinearBound:
     """A constant plus multiples of atoms: indices, sizes, and expressions with bounds of their own."""
 
     constant: Fraction
     terms: Mapping[object, Fraction] = field(default_factory=dict)
 
-    def plus(self, other: Linear, times: Fraction) -> Linear:
+    def plus(self, other: LinearBound, times: Fraction) -> LinearBound:
         """Return the sum with a multiple of another form."""
         terms = dict(self.terms)
         for atom, factor in other.terms.items():
             terms[atom] = terms.get(atom, Fraction(0)) + factor * times
-        return Linear(self.constant + other.constant * times, {a: f for a, f in terms.items() if f})
+        return LinearBound(self.constant + other.constant * times, {a: f for a, f in terms.items() if f})
 
 
 class Bounds:
@@ -73,14 +73,14 @@ class Bounds:
         self._from_end = uneven and bound.program.align == "end"
         self._ranges: dict[object, tuple[Number, Number]] = {}
         self._whole: set[object] = set()
-        self._scopes: dict[tuple[program.DefinitionUse, int], Scope] = {}
-        self._forms: dict[tuple[Expr, int], Linear] = {}
+        self._scopes: dict[tuple[program.DefinitionUse, int], BoundScope] = {}
+        self._forms: dict[tuple[Expr, int], LinearBound] = {}
         self._meanings = Meanings(bound.program, bound.values)
         self._units = {unit.binder: unit.value for unit in _units(bound.program)}
         self._numbered = {item.binder: item for item in _ranges(bound.program)}
         self._per_head = {p.name for p in bound.program.parameters if p.per_head and _differs(bound.values[p.name])}
 
-    def truth(self, node: Expr, scope: Scope) -> bool | None:
+    def truth(self, node: Expr, scope: BoundScope) -> bool | None:
         """Return the value that a condition has for every pair, None where it may have both."""
         match node:
             case program.Literal(value=bool() as value):
@@ -94,7 +94,7 @@ class Bounds:
                 return stop if stop in values else None if None in values else not stop
             case program.Operation(op=op, operands=(a, b)) if op in COMPARISONS:
                 return self._compared(op, a, b, scope)
-            case program.Choice(condition=condition, then=then, otherwise=otherwise):
+            case program.ConditionalValue(condition=condition, then=then, otherwise=otherwise):
                 known = self.truth(condition, scope)
                 sides = {self.truth(part, scope) for part in ((then,) if known else (otherwise,))}
                 if known is None:
@@ -108,7 +108,7 @@ class Bounds:
                 constant = self._constant(node, scope)
                 return constant if isinstance(constant, bool) else None
 
-    def reason(self, node: Expr, scope: Scope) -> str:
+    def reason(self, node: Expr, scope: BoundScope) -> str:
         """Say why a condition has one value for every pair; empty where it may have both."""
         known = self.truth(node, scope)
         if known is None:
@@ -118,7 +118,7 @@ class Bounds:
             return f"always {word}: the parameters alone decide"
         return f"always {word}: the ranges of indices and sizes decide"
 
-    def is_constant(self, node: Expr, scope: Scope) -> bool:
+    def is_constant(self, node: Expr, scope: BoundScope) -> bool:
         """Whether the parameters alone decide a condition."""
         match node:
             case program.Operation(op=op, operands=(a, b)) if op in COMPARISONS:
@@ -133,7 +133,7 @@ class Bounds:
             case _:
                 return isinstance(node, program.Literal) or self._constant(node, scope) is not None
 
-    def inside(self, node: program.DefinitionUse, scope: Scope) -> Scope:
+    def inside(self, node: program.DefinitionUse, scope: BoundScope) -> BoundScope:
         """Return the scope of the body of a definition, one for each use, so that equal numbers have one name."""
         parameters = node.definition.parameters
         if not parameters:
@@ -144,10 +144,10 @@ class Bounds:
 
     def integer(self, node: Expr) -> int | None:
         """Return the value of an integer of parameters alone, None for any other expression."""
-        found = self._constant(node, Scope())
+        found = self._constant(node, BoundScope())
         return found if isinstance(found, int) and not isinstance(found, bool) else None
 
-    def _compared(self, op: str, a: Expr, b: Expr, scope: Scope) -> bool | None:
+    def _compared(self, op: str, a: Expr, b: Expr, scope: BoundScope) -> bool | None:
         low, high = self._range_of(self._linear(a, scope).plus(self._linear(b, scope), Fraction(-1)))
         match op:
             case "lt":
@@ -164,10 +164,10 @@ class Bounds:
 
     # --- ranges ------------------------------------------------------------------------------------------------------
 
-    def _range_of(self, form: Linear) -> tuple[Number, Number]:
-        return -self._highest(Linear(Fraction(0)).plus(form, Fraction(-1))), self._highest(form)
+    def _range_of(self, form: LinearBound) -> tuple[Number, Number]:
+        return -self._highest(LinearBound(Fraction(0)).plus(form, Fraction(-1))), self._highest(form)
 
-    def _highest(self, form: Linear) -> Number:
+    def _highest(self, form: LinearBound) -> Number:
         """Return an upper bound, which knows that an index is less than its size."""
         terms, total = dict(form.terms), form.constant
         for index, size in self._below.items():
@@ -183,39 +183,39 @@ class Bounds:
                 found = found + float(factor) * high if factor > 0 else found + float(factor) * low
         return found
 
-    def _range(self, node: Expr, scope: Scope) -> tuple[Number, Number]:
+    def _range(self, node: Expr, scope: BoundScope) -> tuple[Number, Number]:
         return self._range_of(self._linear(node, scope))
 
-    def _atom(self, name: object, low: Number, high: Number = math.inf, *, whole: bool = True) -> Linear:
+    def _atom(self, name: object, low: Number, high: Number = math.inf, *, whole: bool = True) -> LinearBound:
         self._ranges[name] = (low, high)
         if whole:
             self._whole.add(name)
-        return Linear(Fraction(0), {name: Fraction(1)})
+        return LinearBound(Fraction(0), {name: Fraction(1)})
 
     def _opaque(
-        self, node: Expr, scope: Scope, low: Number = -math.inf, high: Number = math.inf, *, whole: bool = False
-    ) -> Linear:
+        self, node: Expr, scope: BoundScope, low: Number = -math.inf, high: Number = math.inf, *, whole: bool = False
+    ) -> LinearBound:
         return self._atom((node, scope.number), low, high, whole=whole)
 
-    def _is_whole(self, form: Linear) -> bool:
+    def _is_whole(self, form: LinearBound) -> bool:
         """Whether a form has whole numbers alone."""
         factors = (form.constant, *form.terms.values())
         return all(f.denominator == 1 for f in factors) and form.terms.keys() <= self._whole
 
     # --- linear forms ------------------------------------------------------------------------------------------------
 
-    def _linear(self, node: Expr, scope: Scope) -> Linear:
+    def _linear(self, node: Expr, scope: BoundScope) -> LinearBound:
         key = (node, scope.number)
         if key not in self._forms:
             self._forms[key] = self._form(node, scope)
         return self._forms[key]
 
-    def _form(self, node: Expr, scope: Scope) -> Linear:  # noqa: C901  one case a kind
+    def _form(self, node: Expr, scope: BoundScope) -> LinearBound:  # noqa: C901  one case a kind
         match node:
-            case program.Place(place=place):
+            case program.PositionRead(place=place):
                 padded = place == "k" and self._bound.program.pads
                 return self._opaque(node, scope) if padded else self._position(place)
-            case program.HeadIndex(name=name):
+            case program.HeadIndexRead(name=name):
                 return self._atom(name, Fraction(0))
             case program.Size(name=name) if name not in self._bound.lengths:
                 return self._atom(name, Fraction(1))
@@ -224,14 +224,14 @@ class Bounds:
             case program.Local(binder=binder) if binder in scope.arguments:
                 return self._linear(*scope.arguments[binder])
             case program.Local(binder=binder) if binder in self._units:
-                return self._atom(binder, *self._range(self._units[binder], Scope()))
+                return self._atom(binder, *self._range(self._units[binder], BoundScope()))
             case program.Local(binder=binder) if binder in self._numbered:
                 item = self._numbered[binder]
-                (low, _), (_, high) = (self._range(end, Scope()) for end in (item.low, item.high))
+                (low, _), (_, high) = (self._range(end, BoundScope()) for end in (item.low, item.high))
                 return self._atom(binder, low, high - 1)
             case program.DefinitionUse(definition=definition):
                 return self._linear(definition.body, self.inside(node, scope))
-            case program.Choice(condition=condition, then=then, otherwise=otherwise):
+            case program.ConditionalValue(condition=condition, then=then, otherwise=otherwise):
                 known = self.truth(condition, scope)
                 if known is not None:
                     return self._linear(then if known else otherwise, scope)
@@ -244,24 +244,24 @@ class Bounds:
             case _:
                 value = self._constant(node, scope)
                 if isinstance(value, int | Fraction) and not isinstance(value, bool):
-                    return Linear(Fraction(value))
+                    return LinearBound(Fraction(value))
                 return self._opaque(node, scope)
 
-    def _position(self, place: str) -> Linear:
+    def _position(self, place: str) -> LinearBound:
         index = self._atom(place, Fraction(0))
         if place != "q" or not self._from_end:
             return index
         first = self._atom("keys", Fraction(1)).plus(self._atom("queries", Fraction(1)), Fraction(-1))
         return index.plus(first, Fraction(1))
 
-    def _coordinate(self, node: program.Coordinate, axis: program.Axis, scope: Scope) -> Linear:
+    def _coordinate(self, node: program.Coordinate, axis: program.SegmentAxis, scope: BoundScope) -> LinearBound:
         if self._bound.program.pads:
             return self._opaque(node, scope)
         extent = None if isinstance(axis.extent, program.Size) else self._constant(axis.extent, scope)
         high: Number = Fraction(extent - 1) if isinstance(extent, int) else math.inf
         return self._atom((node.place, axis), Fraction(0), high)
 
-    def _operation(self, node: program.Operation, scope: Scope) -> Linear:
+    def _operation(self, node: program.Operation, scope: BoundScope) -> LinearBound:
         forms = [self._linear(operand, scope) for operand in node.operands]
         one = Fraction(1)
         match node.op:
@@ -270,18 +270,18 @@ class Bounds:
             case "sub":
                 return forms[0].plus(forms[1], -one)
             case "neg":
-                return Linear(Fraction(0)).plus(forms[0], -one)
+                return LinearBound(Fraction(0)).plus(forms[0], -one)
             case "mul" if not forms[0].terms:
-                return Linear(Fraction(0)).plus(forms[1], forms[0].constant)
+                return LinearBound(Fraction(0)).plus(forms[1], forms[0].constant)
             case "mul" if not forms[1].terms:
-                return Linear(Fraction(0)).plus(forms[0], forms[1].constant)
+                return LinearBound(Fraction(0)).plus(forms[0], forms[1].constant)
         constant = self._constant(node, scope)
         if isinstance(constant, int | Fraction) and not isinstance(constant, bool):
-            return Linear(Fraction(constant))
+            return LinearBound(Fraction(constant))
         whole = node.op in _WHOLE or (node.op in _WHOLE_OF_WHOLE and all(map(self._is_whole, forms)))
         return self._opaque(node, scope, *self._bounded(node.op, forms), whole=whole)
 
-    def _bounded(self, op: str, forms: list[Linear]) -> tuple[Number, Number]:
+    def _bounded(self, op: str, forms: list[LinearBound]) -> tuple[Number, Number]:
         ranges = [self._range_of(form) for form in forms]
         low, high = ranges[0] if ranges else (-math.inf, math.inf)
         divisor = forms[1].constant if len(forms) == 2 and not forms[1].terms else None
@@ -307,7 +307,7 @@ class Bounds:
                 return Fraction(0), math.inf
         return -math.inf, math.inf
 
-    def _constant(self, node: Expr, scope: Scope) -> Value | None:
+    def _constant(self, node: Expr, scope: BoundScope) -> Value | None:
         """Return the value of an expression of parameters alone, None for any other."""
         arguments: dict[program.Binder, Value] = {}
         for part in below([node]):
@@ -318,7 +318,7 @@ class Bounds:
                 if value is None:
                     return None
                 arguments[part.binder] = value
-        frame = Frame(ParametersAlone(self._bound.lengths), {}, 0, 0)
+        frame = EvaluationFrame(ParametersAlone(self._bound.lengths), {}, 0, 0)
         for binder, value in arguments.items():
             frame = frame.binding(binder, constantly(value))
         try:
@@ -335,7 +335,9 @@ class Bounds:
             case program.ParameterRead(name=name):
                 return name not in self._per_head
             case program.Aggregate(runnings=runnings):
-                return all(isinstance(r, program.Running) and isinstance(r.target, program.Binder) for r in runnings)
+                return all(
+                    isinstance(r, program.RangeVariable) and isinstance(r.target, program.Binder) for r in runnings
+                )
             case _:
                 return isinstance(node, _PLAIN)
 
@@ -348,17 +350,17 @@ def _units(pattern: program.Program) -> Iterator[program.Unit]:
         yield from (pattern.round.q, pattern.round.k)
 
 
-def _ranges(pattern: program.Program) -> Iterator[program.Range]:
+def _ranges(pattern: program.Program) -> Iterator[program.KeyRange]:
     """Yield the ranges whose numbers expressions name: those of keys that are no tokens, and of branches."""
     for attend in (*pattern.attends, *(item.row for item in pattern.selections)):
         for item in (attend.over, attend.stack, attend.family):
-            if isinstance(item, program.Range) and not item.parts:
+            if isinstance(item, program.KeyRange) and not item.parts:
                 yield item
 
 
 def is_condition(node: Expr) -> bool:
     """Whether an expression is written as a condition."""
-    if isinstance(node, program.Chosen | program.InUnit | program.InSegment):
+    if isinstance(node, program.SelectedTest | program.InUnit | program.InSegment):
         return True
     return isinstance(node, program.Operation) and node.op in (*JUNCTIONS, *COMPARISONS)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attnc.runtime.verifying.bounds import JUNCTIONS, Bounds, Scope, is_condition
-from attnc.runtime.verifying.lines import relation_lines, step_lines
+from attnc.runtime.verifying.bounds import JUNCTIONS, Bounds, BoundScope, is_condition
+from attnc.runtime.verifying.condition_lines import relation_lines, step_lines
 from attnc.spec import program
 from attnc.spec.errors import EvaluationError
-from attnc.spec.meaning.denotation import Frame, Meaning, Meanings, Result
+from attnc.spec.meaning.denotation import EvaluationFrame, Meaning, Meanings, Result
 from attnc.spec.meaning.evaluate import Evaluator
 from attnc.spec.program import BoundProgram, Expr
 
@@ -16,7 +16,7 @@ _SIGNS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
 
 
 @dataclass(slots=True, eq=False)
-class Clause:
+class ExercisedClause:
     """One comparison, lookup or aggregate of a relation, and whether it was true and false for some pair.
 
     `reason` says why the clause has one value for every pair; it is empty where the clause can have both.
@@ -52,7 +52,7 @@ class WatchedMeanings(Meanings):
 
     def __init__(self, bound: BoundProgram, *, more_queries: bool = True) -> None:
         super().__init__(bound.program, bound.values)
-        self.clauses: list[Clause] = []
+        self.clauses: list[ExercisedClause] = []
         self._bounds = Bounds(bound, more_queries=more_queries)
         self._roots = {id(node): where for where, node in relation_lines(bound.program)}
         self._roots |= {id(node): where for where, _, node in step_lines(bound.program)}
@@ -67,12 +67,12 @@ class WatchedMeanings(Meanings):
         if where is None:
             return super().of(node)
         if id(node) not in self._watched:
-            self._watched[id(node)] = self._clause(node, where, Scope(), "")
+            self._watched[id(node)] = self._clause(node, where, BoundScope(), "")
         return self._watched[id(node)]
 
     # --- the tree of a condition -------------------------------------------------------------------------------------
 
-    def _clause(self, node: Expr, where: str, scope: Scope, prefix: str) -> Meaning:
+    def _clause(self, node: Expr, where: str, scope: BoundScope, prefix: str) -> Meaning:
         match node:
             case program.Literal():
                 return super().of(node)
@@ -83,21 +83,21 @@ class WatchedMeanings(Meanings):
             case program.Operation(op="eq" | "ne" as op, operands=(a, b)) if is_condition(a) and is_condition(b):
                 left, right = (self._clause(operand, where, scope, prefix) for operand in (a, b))
                 return lambda frame: (bool(left(frame)) == bool(right(frame))) is (op == "eq")
-            case program.Choice(condition=condition, then=then, otherwise=otherwise):
+            case program.ConditionalValue(condition=condition, then=then, otherwise=otherwise):
                 return self._choice(condition, then, otherwise, where, scope, prefix)
             case program.DefinitionUse():
                 return self._use_of(node, where, scope, prefix)
             case _:
                 return self._leaf_of(node, where, scope, prefix)
 
-    def _junction(self, op: str, parts: list[Meaning], clauses: list[Clause]) -> Meaning:
+    def _junction(self, op: str, parts: list[Meaning], clauses: list[ExercisedClause]) -> Meaning:
         if op == "not":
             (part,) = parts
             return lambda frame: not part(frame)
         stop = op == "or"
         unsettled = list(clauses)
 
-        def value(frame: Frame) -> Result:
+        def value(frame: EvaluationFrame) -> Result:
             for i, part in enumerate(parts):
                 if bool(part(frame)) is stop:
                     if unsettled:
@@ -108,7 +108,9 @@ class WatchedMeanings(Meanings):
 
         return value
 
-    def _choice(self, condition: Expr, then: Expr, otherwise: Expr, where: str, scope: Scope, prefix: str) -> Meaning:
+    def _choice(
+        self, condition: Expr, then: Expr, otherwise: Expr, where: str, scope: BoundScope, prefix: str
+    ) -> Meaning:
         known = self._bounds.truth(condition, scope)
         if known is not None:
             if not self._bounds.is_constant(condition, scope):
@@ -117,7 +119,7 @@ class WatchedMeanings(Meanings):
         asked, yes, no = (self._clause(part, where, scope, prefix) for part in (condition, then, otherwise))
         return lambda frame: yes(frame) if asked(frame) else no(frame)
 
-    def _use_of(self, node: program.DefinitionUse, where: str, scope: Scope, prefix: str) -> Meaning:
+    def _use_of(self, node: program.DefinitionUse, where: str, scope: BoundScope, prefix: str) -> Meaning:
         definition = node.definition
         if not definition.parameters:
             if self._measures.of_definition(definition).free or prefix:
@@ -129,11 +131,11 @@ class WatchedMeanings(Meanings):
         text = f"{prefix}{_text(node)}: "
         return self._call(node, self._clause(definition.body, where, inner, text))
 
-    def _leaf_of(self, node: Expr, where: str, scope: Scope, prefix: str) -> Meaning:
+    def _leaf_of(self, node: Expr, where: str, scope: BoundScope, prefix: str) -> Meaning:
         meaning = super().of(node)
         clause = self._note(node, where, scope, prefix)
 
-        def value(frame: Frame) -> Result:
+        def value(frame: EvaluationFrame) -> Result:
             found = meaning(frame)
             if found:
                 clause.was_true = True
@@ -143,8 +145,8 @@ class WatchedMeanings(Meanings):
 
         return value
 
-    def _note(self, node: Expr, where: str, scope: Scope, prefix: str) -> Clause:
-        clause = Clause(where, prefix + _text(node), self._bounds.reason(node, scope), node=node)
+    def _note(self, node: Expr, where: str, scope: BoundScope, prefix: str) -> ExercisedClause:
+        clause = ExercisedClause(where, prefix + _text(node), self._bounds.reason(node, scope), node=node)
         self.clauses.append(clause)
         return clause
 
@@ -157,7 +159,7 @@ class WatchedMeanings(Meanings):
 class WatchedEvaluator(Evaluator):
     """An evaluator that notes the values of clauses."""
 
-    clauses: list[Clause]
+    clauses: list[ExercisedClause]
 
     def meanings_of(self, bound: BoundProgram) -> Meanings:
         """Return meanings that are watched."""
@@ -166,7 +168,7 @@ class WatchedEvaluator(Evaluator):
         return found
 
 
-def clauses_of(bound: BoundProgram, *, more_queries: bool = True) -> list[Clause]:
+def clauses_of(bound: BoundProgram, *, more_queries: bool = True) -> list[ExercisedClause]:
     """Return the clauses of a relation, none of which has been evaluated; `more_queries` as of `Bounds`."""
     meanings = WatchedMeanings(bound, more_queries=more_queries)
     for line in meanings.lines:
@@ -177,7 +179,7 @@ def clauses_of(bound: BoundProgram, *, more_queries: bool = True) -> list[Clause
 def _remembered(node: program.DefinitionUse, body: Meaning) -> Meaning:
     definition, span = node.definition, node.span
 
-    def value(frame: Frame) -> Result:
+    def value(frame: EvaluationFrame) -> Result:
         if definition not in frame.known:
             frame.around.tick(span)
             frame.known[definition] = body(frame)
@@ -186,7 +188,7 @@ def _remembered(node: program.DefinitionUse, body: Meaning) -> Meaning:
     return value
 
 
-def _try(parts: list[Meaning], frame: Frame) -> None:
+def _try(parts: list[Meaning], frame: EvaluationFrame) -> None:
     """Evaluate conditions that the result does not depend on; they may have no value here."""
     for part in parts:
         try:

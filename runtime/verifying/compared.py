@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 from attnc.runtime.verifying.bounds import COMPARISONS, Bounds
-from attnc.runtime.verifying.lines import relation_lines, step_lines
+from attnc.runtime.verifying.condition_lines import relation_lines, step_lines
 from attnc.spec.checks.measure import below
-from attnc.spec.program import BoundProgram, Expr, HeadIndex, Input, InputRead, Operation, Size
+from attnc.spec.program import BoundProgram, Expr, HeadIndexRead, Input, InputRead, Operation, Size
 
 _TURNED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne"}
 
@@ -33,7 +33,7 @@ def compared_heads(bound: BoundProgram, name: str) -> frozenset[int]:
     """Return the constants that clauses compare `head` or `kv_head` with."""
 
     def reads(node: Expr) -> bool:
-        return isinstance(node, HeadIndex) and node.name == name
+        return isinstance(node, HeadIndexRead) and node.name == name
 
     return frozenset(constant for _, constant in _comparisons(bound, reads))
 
@@ -57,7 +57,7 @@ def lines_of(bound: BoundProgram) -> list[Expr]:
 
 def reads_heads(node: Expr) -> bool:
     """Whether a node is the head at hand, or how many there are."""
-    return isinstance(node, HeadIndex) or (isinstance(node, Size) and node.name == "heads")
+    return isinstance(node, HeadIndexRead) or (isinstance(node, Size) and node.name == "heads")
 
 
 def _comparisons(bound: BoundProgram, reads: Callable[[Expr], bool]) -> Iterator[tuple[str, int]]:

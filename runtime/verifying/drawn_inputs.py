@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from attnc.runtime.example_inputs import Example, example_inputs
+from attnc.runtime.verifying.call_cases import CallCase, every_expression
 from attnc.runtime.verifying.compared import input_values
-from attnc.runtime.verifying.shapes import Case, every_expression
 from attnc.spec.checks.measure import below
 from attnc.spec.errors import EvaluationError
-from attnc.spec.meaning.denotation import Frame, Meanings
+from attnc.spec.meaning.denotation import EvaluationFrame, Meanings
 from attnc.spec.meaning.evaluate import ParametersAlone, constant_value
 from attnc.spec.program import BoundProgram, Expr, Input, InputRead, Local, Size
 
@@ -25,7 +25,7 @@ _TOKENS = ("query", "key", "token")
 _UNBOUNDED = 1 << 30
 
 
-def draw(bound: BoundProgram, case: Case) -> dict[str, Example]:
+def draw(bound: BoundProgram, case: CallCase) -> dict[str, Example]:
     """Return a value for each input of a call.
 
     Dimensions that only inputs show are as small as a `require` line lets them be, or 3; integers by token are those
@@ -74,7 +74,7 @@ def dense_sizes(bound: BoundProgram) -> set[str]:
     return {dim for item in bound.program.inputs for dim in item.type.dims if isinstance(dim, str)} - fixed
 
 
-def _own_sizes(bound: BoundProgram, case: Case, known: dict[str, int]) -> dict[str, int]:
+def _own_sizes(bound: BoundProgram, case: CallCase, known: dict[str, int]) -> dict[str, int]:
     """Sizes that only inputs show: the least that every `require` line allows."""
     own = dense_sizes(bound)
     lengths = {"queries": case.n_q, "keys": case.n_k, "heads": case.heads, "kv_heads": case.kv_heads}
@@ -111,11 +111,11 @@ def _sizes_in(line: Expr) -> set[str]:
     return {node.name for node in below([line]) if isinstance(node, Size)}
 
 
-def _least(bound: BoundProgram, name: str, conditions: list[Expr], sizes: dict[str, int], case: Case) -> int:
+def _least(bound: BoundProgram, name: str, conditions: list[Expr], sizes: dict[str, int], case: CallCase) -> int:
     meanings = [Meanings(bound.program, bound.values).of(line) for line in conditions]
     most = max(case.n_q, case.n_k) + 1
     for size in range(1, most):
-        frame = Frame(ParametersAlone({**sizes, name: size}), {}, 0, 0)
+        frame = EvaluationFrame(ParametersAlone({**sizes, name: size}), {}, 0, 0)
         try:
             if all(meaning(frame) for meaning in meanings):
                 return size

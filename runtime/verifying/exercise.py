@@ -13,7 +13,16 @@ from torch import Tensor
 
 from attnc.runtime.example_inputs import head_count
 from attnc.runtime.lengths import natural_length
-from attnc.runtime.verifying.clauses import Clause, WatchedEvaluator, clauses_of
+from attnc.runtime.verifying.call_cases import (
+    CallCase,
+    ShapeRequest,
+    has_state,
+    loops,
+    may_differ,
+    takes_more_queries,
+    with_heads,
+)
+from attnc.runtime.verifying.clauses import ExercisedClause, WatchedEvaluator, clauses_of
 from attnc.runtime.verifying.compared import (
     compared_heads,
     heads_wanted,
@@ -21,16 +30,15 @@ from attnc.runtime.verifying.compared import (
     lines_of,
     reads_heads,
 )
+from attnc.runtime.verifying.condition_lines import constants, relation_lines, step_lines
 from attnc.runtime.verifying.drawn_inputs import draw, is_constant, takes_constants
 from attnc.runtime.verifying.hiding import hides_nothing
-from attnc.runtime.verifying.lines import constants, relation_lines, step_lines
-from attnc.runtime.verifying.scaled_parameters import Choice, counts, scaled
-from attnc.runtime.verifying.shapes import Case, Wishes, has_state, loops, may_differ, takes_more_queries, with_heads
+from attnc.runtime.verifying.scaled_parameters import ScaledChoice, counts, scaled
 from attnc.spec.checks.measure import below
 from attnc.spec.errors import EvaluationError
-from attnc.spec.meaning.denotation import Frame, constantly
+from attnc.spec.meaning.denotation import EvaluationFrame, constantly
 from attnc.spec.meaning.evaluate import Evaluator
-from attnc.spec.program import BoundProgram, HeadIndex, InputRead, Literal, ParameterRead, Range, Size
+from attnc.spec.program import BoundProgram, HeadIndexRead, InputRead, KeyRange, Literal, ParameterRead, Size
 
 LONGEST = 640
 LENGTHS = (16, 32, 64, 128, 256, 512, LONGEST)
@@ -75,12 +83,12 @@ class Look:
     `wanted` is bool (rows, keys) by batch entry and head.
     """
 
-    choice: Choice
-    case: Case
+    choice: ScaledChoice
+    case: CallCase
     numbers: Numbers
     rows: tuple[int, ...]
     wanted: dict[tuple[int, int], Tensor]
-    clauses: list[Clause]
+    clauses: list[ExercisedClause]
     hides_nothing: str = ""
     degenerate: bool = False
     """Whether scaled parameters decide a clause that those asked for leave open."""
@@ -113,14 +121,14 @@ class Search:
     """The calls looked at so far, of which the best is kept."""
 
     tell: Callable[[str], None]
-    wishes: Wishes
+    wishes: ShapeRequest
     fixed: frozenset[str] = frozenset()
     looks: int = 0
     best: Look | None = None
     decided: frozenset[tuple[str, str]] = frozenset()
-    refused: list[Case] = field(default_factory=list)
+    refused: list[CallCase] = field(default_factory=list)
 
-    def run(self, choice: Choice) -> Look | None:
+    def run(self, choice: ScaledChoice) -> Look | None:
         """Return the first call that exercises every clause, else the one that exercises most; None for no call."""
         self.decided = decided(choice.bound)
         may_be_longer = self.wishes.length is None and not choice.bound.program.segments and loops(choice.bound) > 0
@@ -140,26 +148,26 @@ class Search:
             self._look_longer(choice)
         return self.best
 
-    def _is_enough(self, choice: Choice, case: Case) -> bool:
+    def _is_enough(self, choice: ScaledChoice, case: CallCase) -> bool:
         """Look at a call, and keep it where it is the best; whether it exercises every clause."""
         found = self._look(choice, case)
         if found is not None and (self.best is None or found.rank > self.best.rank or found.is_complete):
             self.best = found
         return found is not None and found.is_complete
 
-    def _look_longer(self, choice: Choice) -> None:
+    def _look_longer(self, choice: ScaledChoice) -> None:
         """Look at a few calls of a pattern that costs much, longer than constants of its text may be."""
         for candidate in islice(scaled(choice, self.fixed), LONG_LOOKS):
-            case = with_heads(candidate.bound, Case(LONG, LONG, 1, 2, 1, 4, 4), self.wishes)
+            case = with_heads(candidate.bound, CallCase(LONG, LONG, 1, 2, 1, 4, 4), self.wishes)
             if self._is_enough(candidate, case):
                 return
 
-    def _choices(self, choice: Choice) -> Iterator[Choice]:
+    def _choices(self, choice: ScaledChoice) -> Iterator[ScaledChoice]:
         yield choice
         if self.wishes.length is None or choice.how:
             yield from scaled(choice, self.fixed)
 
-    def _look(self, choice: Choice, case: Case) -> Look | None:
+    def _look(self, choice: ScaledChoice, case: CallCase) -> Look | None:
         self.tell(f"choosing a call: length {case.lengths}")
         self.looks += 1
         try:
@@ -184,13 +192,13 @@ def decided(bound: BoundProgram) -> frozenset[tuple[str, str]]:
     return frozenset((clause.where, clause.text) for clause in clauses_of(bound) if clause.reason)
 
 
-def cases(choice: Choice, wishes: Wishes, *, is_own: bool) -> Iterator[Case]:
+def cases(choice: ScaledChoice, wishes: ShapeRequest, *, is_own: bool) -> Iterator[CallCase]:
     """Yield the calls to try, short ones first; `is_own`: with the parameters that were asked for."""
     bound = choice.bound
     batch = 2 if _has_flags(bound) else 1
     needs_more = _needs_more_queries(bound)
     for n in lengths(bound, wishes, is_own=is_own):
-        case = with_heads(bound, Case(n, n, batch, 2, 1, 4, 4), wishes)
+        case = with_heads(bound, CallCase(n, n, batch, 2, 1, 4, 4), wishes)
         shapes = [case]
         if wishes.heads is None and wishes.kv_heads is None and _reads_heads(bound) and head_count(bound) is None:
             shapes += [replace(case, heads=3), *_of_many_heads(bound, case)]
@@ -217,7 +225,7 @@ def _reads_heads(bound: BoundProgram) -> bool:
     return any(reads_heads(node) for node in below(lines_of(bound)))
 
 
-def _of_many_heads(bound: BoundProgram, case: Case) -> list[Case]:
+def _of_many_heads(bound: BoundProgram, case: CallCase) -> list[CallCase]:
     """A call with heads on both sides of the constants that clauses compare them with, where three are too few."""
     heads, kv_heads = heads_wanted(bound)
     if kv_heads > case.kv_heads:
@@ -237,7 +245,7 @@ def _has_flags(bound: BoundProgram) -> bool:
     return any(i.type.kind == "bool" and set(i.type.dims) <= {"batch", "head", "kv_head"} for i in inputs)
 
 
-def lengths(bound: BoundProgram, wishes: Wishes, *, is_own: bool) -> list[int]:
+def lengths(bound: BoundProgram, wishes: ShapeRequest, *, is_own: bool) -> list[int]:
     """Return the lengths to try."""
     if wishes.length is not None:
         return [wishes.length]
@@ -270,7 +278,7 @@ def _as_long_as_constants(bound: BoundProgram) -> list[int]:
     return [n for n in (largest + 2, 2 * largest + 2) if LENGTHS_OF_ROWS[1] < n <= LONGEST_STATE]
 
 
-def look(choice: Choice, case: Case, pairs: int = PAIRS) -> Look:
+def look(choice: ScaledChoice, case: CallCase, pairs: int = PAIRS) -> Look:
     """Evaluate the relation of a call. Raises EvaluationError where the pattern refuses the call."""
     bound = choice.bound
     numbers = numbers_of(bound, case)
@@ -296,7 +304,7 @@ def _depends_on(bound: BoundProgram) -> bool:
     if bound.program.selections or bound.program.documents is not None:
         return True
     return any(
-        isinstance(node, InputRead | HeadIndex)
+        isinstance(node, InputRead | HeadIndexRead)
         or (isinstance(node, ParameterRead) and node.name in per_head)
         or (isinstance(node, Size) and node.name in ("heads", "kv_heads", "group"))
         for node in below(line for _, line in relation_lines(bound.program))
@@ -308,7 +316,7 @@ def _ask_ranges(oracle: Evaluator, rows: tuple[int, ...]) -> None:
 
     Those of a family of branches are asked of each branch: the pattern may read those alone whose relation holds.
     """
-    ranges = [attend for attend in oracle.program.attends if isinstance(attend.over, Range) and attend.visible]
+    ranges = [attend for attend in oracle.program.attends if isinstance(attend.over, KeyRange) and attend.visible]
     for row in rows if ranges else ():
         oracle.rows.result(0, 0, row)
         for attend in ranges:
@@ -326,7 +334,7 @@ def _try(ask: Callable[[], object]) -> None:
             raise
 
 
-def _ask_steps(oracle: Evaluator, case: Case) -> None:
+def _ask_steps(oracle: Evaluator, case: CallCase) -> None:
     """Evaluate the conditions of states at every token but the first, before which there is nothing to keep."""
     places = [(head, batch) for batch in range(case.batch) for head in _heads(oracle.bound, case)]
     for _, recurrence, condition in step_lines(oracle.program):
@@ -338,19 +346,19 @@ def _ask_steps(oracle: Evaluator, case: Case) -> None:
                     _try(partial(asked, frame))
 
 
-def _heads(bound: BoundProgram, case: Case) -> list[int]:
+def _heads(bound: BoundProgram, case: CallCase) -> list[int]:
     """The heads to ask: the first, the last, and those that clauses name."""
     named = compared_heads(bound, "head") | {c * case.heads // case.kv_heads for c in compared_heads(bound, "kv_head")}
     return sorted({0, case.heads - 1} | {head for head in named if 0 <= head < case.heads})
 
 
-def _of_family(oracle: Evaluator, family: Range | None, frame: Frame) -> Iterator[Frame]:
+def _of_family(oracle: Evaluator, family: KeyRange | None, frame: EvaluationFrame) -> Iterator[EvaluationFrame]:
     """Yield a frame for each place of a family; the frame itself where there is none."""
     for member in _members(oracle, family, frame):
         yield frame if family is None or member is None else frame.binding(family.binder, constantly(member))
 
 
-def _members(oracle: Evaluator, family: Range | None, frame: Frame) -> Sequence[int | None]:
+def _members(oracle: Evaluator, family: KeyRange | None, frame: EvaluationFrame) -> Sequence[int | None]:
     """The places of a family; None alone where there is none."""
     if family is None:
         return [None]
@@ -359,7 +367,7 @@ def _members(oracle: Evaluator, family: Range | None, frame: Frame) -> Sequence[
     return range(low, high)
 
 
-def _ask_families(oracle: Evaluator, case: Case) -> None:
+def _ask_families(oracle: Evaluator, case: CallCase) -> None:
     """Evaluate every selection of a family for the last query; the pattern may ask some of them only."""
     view = oracle.view(case.n_q - 1, case.n_k - 1, 0)
     if view is None:
@@ -371,7 +379,7 @@ def _ask_families(oracle: Evaluator, case: Case) -> None:
                 oracle.selections.chosen(selection, member, frame, view)
 
 
-def _rows(case: Case, pairs: int) -> tuple[int, ...]:
+def _rows(case: CallCase, pairs: int) -> tuple[int, ...]:
     """All rows of a short call; of a long one the first, the last, and some between them."""
     most = max(8, pairs // max(case.n_k, 1))
     if case.n_q <= most:
@@ -380,7 +388,7 @@ def _rows(case: Case, pairs: int) -> tuple[int, ...]:
     return (0, *sorted(drawn), case.n_q - 1)
 
 
-def numbers_of(bound: BoundProgram, case: Case, seed: int = 0) -> Numbers:
+def numbers_of(bound: BoundProgram, case: CallCase, seed: int = 0) -> Numbers:
     """Return operands for a call. Raises ArgumentError for an input of which no values are made."""
     made = torch.Generator().manual_seed(seed)
     shapes = (

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from attnc.runtime.verifying.bounds import Bounds, Scope, is_condition
+from attnc.runtime.verifying.bounds import Bounds, BoundScope, is_condition
 from attnc.spec import program
 from attnc.spec.checks.measure import Measures
-from attnc.spec.program import BoundProgram, Expr, Range
+from attnc.spec.program import BoundProgram, Expr, KeyRange
 
 MOST_QUESTIONS = 8
 """The largest number of conditions of which every combination of truth values is tried."""
@@ -31,15 +31,15 @@ def hides_nothing(bound: BoundProgram, *, more_queries: bool = True) -> str:
     pattern = bound.program
     if not pattern.attends:
         return "a recurrence updates a state token by token: there are no pairs to hide"
-    if all(isinstance(attend.over, Range) for attend in pattern.attends):
+    if all(isinstance(attend.over, KeyRange) for attend in pattern.attends):
         return "the keys are not tokens"
     bounds = Bounds(bound, more_queries=more_queries)
-    if pattern.documents is not None or not all(bounds.truth(line, Scope()) for line in pattern.visible):
+    if pattern.documents is not None or not all(bounds.truth(line, BoundScope()) for line in pattern.visible):
         return ""
     for attend in pattern.attends:
-        if isinstance(attend.over, Range) or pattern.round is not None:
+        if isinstance(attend.over, KeyRange) or pattern.round is not None:
             continue
-        if all(bounds.truth(line, Scope()) for line in attend.visible):
+        if all(bounds.truth(line, BoundScope()) for line in attend.visible):
             whose = "the pattern" if len(pattern.attends) == 1 else f"`{attend.name}`"
             return f"{whose} sees every key"
         if attend.family is not None and _see_together(bounds, attend.family, attend.visible):
@@ -47,16 +47,18 @@ def hides_nothing(bound: BoundProgram, *, more_queries: bool = True) -> str:
     return ""
 
 
-def _see_together(bounds: Bounds, family: Range, lines: Sequence[Expr]) -> bool:
+def _see_together(bounds: Bounds, family: KeyRange, lines: Sequence[Expr]) -> bool:
     """Whether each key is seen by one branch of a family, whatever the conditions are that they share."""
     ends = [bounds.integer(end) for end in (family.low, family.high)]
     if ends[0] is None or ends[1] is None or ends[1] - ends[0] > MOST_BRANCHES:
         return False
     members = (program.Literal(family.span, i) for i in range(ends[0], ends[1]))
-    return _covers(bounds, [Scope().calling({family.binder: member}) for member in members], lines, {})
+    return _covers(bounds, [BoundScope().calling({family.binder: member}) for member in members], lines, {})
 
 
-def _covers(bounds: Bounds, scopes: Sequence[Scope], lines: Sequence[Expr], given: Mapping[Question, bool]) -> bool:
+def _covers(
+    bounds: Bounds, scopes: Sequence[BoundScope], lines: Sequence[Expr], given: Mapping[Question, bool]
+) -> bool:
     """Whether the lines hold in one of some scopes, for every truth of what is not given."""
     try:
         return any(all(_truth(bounds, line, scope, given) for line in lines) for scope in scopes)
@@ -67,7 +69,7 @@ def _covers(bounds: Bounds, scopes: Sequence[Scope], lines: Sequence[Expr], give
     return all(_covers(bounds, scopes, lines, {**given, question: truth}) for truth in (True, False))
 
 
-def _truth(bounds: Bounds, node: Expr, scope: Scope, given: Mapping[Question, bool]) -> bool:
+def _truth(bounds: Bounds, node: Expr, scope: BoundScope, given: Mapping[Question, bool]) -> bool:
     """The truth of a condition, where that of others is given. Raises _OpenError for one that is not."""
     known = bounds.truth(node, scope)
     if known is not None:
@@ -81,7 +83,7 @@ def _truth(bounds: Bounds, node: Expr, scope: Scope, given: Mapping[Question, bo
             return any(_truth(bounds, part, scope, given) for part in parts)
         case program.Operation(op="eq" | "ne" as op, operands=(a, b)) if is_condition(a) and is_condition(b):
             return (_truth(bounds, a, scope, given) == _truth(bounds, b, scope, given)) is (op == "eq")
-        case program.Choice(condition=condition, then=then, otherwise=otherwise):
+        case program.ConditionalValue(condition=condition, then=then, otherwise=otherwise):
             return _truth(bounds, then if _truth(bounds, condition, scope, given) else otherwise, scope, given)
         case program.DefinitionUse(definition=definition):
             return _truth(bounds, definition.body, bounds.inside(node, scope), given)

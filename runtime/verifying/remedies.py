@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from attnc.runtime.verifying.clauses import Clause
+from attnc.runtime.verifying.clauses import ExercisedClause
 from attnc.runtime.verifying.compared import MOST_HEADS, heads_wanted, reads_heads
+from attnc.runtime.verifying.condition_lines import constants
 from attnc.runtime.verifying.exercise import Look
-from attnc.runtime.verifying.lines import constants
 from attnc.spec.checks.measure import below, inputs_read
-from attnc.spec.program import BoundProgram, Coordinate, ParameterRead, Place
+from attnc.spec.program import BoundProgram, Coordinate, ParameterRead, PositionRead
 
 
-def remedy(look: Look, clause: Clause | None = None) -> str:
+def remedy(look: Look, clause: ExercisedClause | None = None) -> str:
     """Name the options that may exercise a clause, or all of them where none is known to; empty without clauses."""
     bound = look.choice.bound
     if not look.clauses:
@@ -19,7 +19,7 @@ def remedy(look: Look, clause: Clause | None = None) -> str:
     options = [
         *(["smaller parameters with -p"] if any(isinstance(node, ParameterRead) for node in nodes) else []),
         *([_heads(look)] if any(map(reads_heads, nodes)) else []),
-        *([_length(look)] if any(isinstance(node, Place | Coordinate) for node in nodes) else []),
+        *([_length(look)] if any(isinstance(node, PositionRead | Coordinate) for node in nodes) else []),
     ]
     names = sorted(item.name for item in inputs_read(nodes))
     if names:

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from attnc.runtime.verifying.lines import constants
+from attnc.runtime.verifying.condition_lines import constants
 from attnc.spec.errors import EvaluationError, SpecError
 from attnc.spec.meaning.bind import bind
 from attnc.spec.program import BoundProgram, Parameter, ParameterRead, Program, Value
@@ -33,29 +33,29 @@ LONGEST_CONSTANT = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ScaledChoice:
     """Values for the parameters; `how` says how they follow from those that were asked for, empty where they do."""
 
     bound: BoundProgram
     how: str = ""
 
 
-def own(program: Program, given: Mapping[str, object], preset: str | None) -> Choice:
+def own(program: Program, given: Mapping[str, object], preset: str | None) -> ScaledChoice:
     """Return the values that the user gave, the preset's and the defaults.
 
     Where a parameter has no value and no preset was asked for, the first preset gives it. Raises SpecError where there
     is no value for a parameter.
     """
     try:
-        return Choice(bind(program, given, preset))
+        return ScaledChoice(bind(program, given, preset))
     except SpecError as error:
         if preset is not None or not program.presets or {d.code for d in error.diagnostics} != {"A802"}:
             raise
     first = program.presets[0].name
-    return Choice(bind(program, given, first), f"preset {first}")
+    return ScaledChoice(bind(program, given, first), f"preset {first}")
 
 
-def scaled(choice: Choice, fixed: frozenset[str]) -> Iterator[Choice]:
+def scaled(choice: ScaledChoice, fixed: frozenset[str]) -> Iterator[ScaledChoice]:
     """Yield smaller values: in proportion, then by axis, then drawn; `fixed` names parameters that keep theirs."""
     seen: set[str] = set()
     for values, how in _candidates(choice.bound, fixed):
@@ -64,7 +64,7 @@ def scaled(choice: Choice, fixed: frozenset[str]) -> Iterator[Choice]:
         seen.add(repr(values))
         found = _bound(choice.bound.program, values)
         if found is not None:
-            yield Choice(found, how)
+            yield ScaledChoice(found, how)
 
 
 def _bound(program: Program, values: Mapping[str, object]) -> BoundProgram | None:
@@ -179,6 +179,6 @@ def _drawn(values: Mapping[str, Value], names: list[str], axes: list[str], drawn
     return {**found, **{axis: drawn.choice((2, 3, 4, 6, 8)) for axis in axes if axis in names}}
 
 
-def changed(choice: Choice, asked: BoundProgram) -> list[Parameter]:
+def changed(choice: ScaledChoice, asked: BoundProgram) -> list[Parameter]:
     """Return the parameters with another value than was asked for."""
     return [p for p in asked.program.parameters if choice.bound.values[p.name] != asked.values[p.name]]

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from attnc.runtime.accuracy import Error, Probe, compare
 from attnc.runtime.attention import Attention
+from attnc.runtime.verifying.call_cases import CallCase, has_state, loops
 from attnc.runtime.verifying.exercise import FEW_PAIRS, Look, look
 from attnc.runtime.verifying.remedies import remedy
-from attnc.runtime.verifying.shapes import Case, has_state, loops
 from attnc.spec.errors import EvaluationError, SpecError
 from attnc.spec.meaning.evaluate import Evaluator
 
@@ -38,12 +38,12 @@ REFUSALS = {"A805", "A904", "A905", "A906"}
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class ExecutorTrial:
     """The error of one tensor of one executor in one dtype and shape."""
 
     executor: str
     dtype: str
-    case: Case
+    case: CallCase
     result: Error
 
 
@@ -64,9 +64,9 @@ class Verdict:
     rows: int = 0
     tokens: int = 0
     differing: list[str] = field(default_factory=list)
-    errors: list[Trial] = field(default_factory=list)
-    cases: list[Case] = field(default_factory=list)
-    left_out: list[Case] = field(default_factory=list)
+    errors: list[ExecutorTrial] = field(default_factory=list)
+    cases: list[CallCase] = field(default_factory=list)
+    left_out: list[CallCase] = field(default_factory=list)
 
     @property
     def missing(self) -> list[str]:
@@ -108,9 +108,9 @@ class Verdict:
         """Whether all that has to be compared was, and nothing differs."""
         return not self.missing and not self.differing and all(e.result.agrees for e in self.errors)
 
-    def worst(self) -> list[Trial]:
+    def worst(self) -> list[ExecutorTrial]:
         """Return for each executor, dtype and tensor the case nearest to, or furthest beyond, what is allowed."""
-        found: dict[tuple[str, str, str], Trial] = {}
+        found: dict[tuple[str, str, str], ExecutorTrial] = {}
         for e in self.errors:
             key = (e.executor, e.dtype, e.result.tensor)
             if key not in found or _badness(e.result) > _badness(found[key].result):
@@ -127,7 +127,7 @@ def _badness(e: Error) -> float:
 def verify(
     attention: Attention,
     chosen: Look,
-    others: Sequence[Case],
+    others: Sequence[CallCase],
     step: Callable[[str], None],
     dtypes: Sequence[torch.dtype] = DTYPES,
 ) -> Verdict:
@@ -145,7 +145,7 @@ def verify(
     return verdict
 
 
-def _first_taken(chosen: Look, case: Case) -> Look | None:
+def _first_taken(chosen: Look, case: CallCase) -> Look | None:
     """Return what the evaluator says of a shape, or of one a little longer; None where the pattern takes neither."""
     longer = range(1, LONGER) if case.n_q == case.n_k else ()
     for shape in (case, *(replace(case, n_q=case.n_q + more, n_k=case.n_k + more) for more in longer)):
@@ -160,7 +160,7 @@ def _first_taken(chosen: Look, case: Case) -> Look | None:
     return None
 
 
-def _looked(chosen: Look, case: Case) -> Look:
+def _looked(chosen: Look, case: CallCase) -> Look:
     """Return what the evaluator says of another call with the parameters that were chosen."""
     try:
         return look(chosen.choice, case, FEW_PAIRS)
@@ -199,7 +199,7 @@ def _run(attention: Attention, found: Look, mask: Tensor, verdict: Verdict, dtyp
         q, k, v = (x.to(dtype) for x in (numbers.q, numbers.k, numbers.v))
         probe = Probe(q, k, v, mask, grad, grad_lse if attention.has_lse else None, dense, chooses)
         name = str(dtype).removeprefix("torch.")
-        verdict.errors.extend(Trial(executor, name, case, error) for error in compare(run, probe))
+        verdict.errors.extend(ExecutorTrial(executor, name, case, error) for error in compare(run, probe))
 
 
 def _called(
@@ -294,7 +294,7 @@ def _check_tokens(attention: Attention, found: Look, oracle: Evaluator, verdict:
         _note(verdict, case, name, torch.tensor(a, dtype=kind).reshape(b.shape), b)
 
 
-def _note(verdict: Verdict, case: Case, name: str, wanted: Tensor, got: Tensor) -> None:
+def _note(verdict: Verdict, case: CallCase, name: str, wanted: Tensor, got: Tensor) -> None:
     error = float(torch.where(wanted == got, 0, (wanted - got).abs()).max()) if got.numel() else 0.0
     if not error <= SCORE_TOLERANCE:
         verdict.differing.append(f"{case}: the evaluator's {name} differs by {error:.1e}")

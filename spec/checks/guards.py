@@ -12,14 +12,14 @@ from attnc.spec import program
 class Facts:
     """The segments that each place may still be in."""
 
-    q: frozenset[program.Segment]
-    k: frozenset[program.Segment]
+    q: frozenset[program.TokenSegment]
+    k: frozenset[program.TokenSegment]
 
-    def of(self, place: str) -> frozenset[program.Segment]:
+    def of(self, place: str) -> frozenset[program.TokenSegment]:
         """The segments that the place may be in."""
         return self.q if place == "q" else self.k
 
-    def known(self, place: str, segments: frozenset[program.Segment]) -> Facts:
+    def known(self, place: str, segments: frozenset[program.TokenSegment]) -> Facts:
         """The facts with the place in one of `segments`."""
         return replace(self, q=segments) if place == "q" else replace(self, k=segments)
 

@@ -53,12 +53,12 @@ def children(node: program.Expr) -> tuple[program.Expr, ...]:
             return arguments
         case program.Operation(operands=operands):
             return operands
-        case program.Choice(condition=condition, then=then, otherwise=otherwise):
+        case program.ConditionalValue(condition=condition, then=then, otherwise=otherwise):
             return (condition, then, otherwise)
         case program.Aggregate(body=body, runnings=runnings, condition=condition_):
             ends = tuple(e for r in runnings for e in range_ends(r))
             return (*ends, body) if condition_ is None else (*ends, body, condition_)
-        case program.Table(items=items):
+        case program.ListValue(items=items):
             return items
         case program.Item(table=table, index=index):
             return (table, index)
@@ -68,19 +68,19 @@ def children(node: program.Expr) -> tuple[program.Expr, ...]:
 
 def _of_attention(node: program.Expr) -> tuple[program.Expr, ...]:
     match node:
-        case program.Vector(at=at) | program.Score(at=at):
+        case program.Vector(at=at) | program.ScoreRead(at=at):
             return () if at is None else (at,)
-        case program.Share(score=score, extra=extra):
+        case program.SoftmaxShare(score=score, extra=extra):
             return tuple(e for e in (score, extra) if e is not None)
         case program.BranchRead(member=member, at=at):
             return tuple(e for e in (member, at) if e is not None)
-        case program.Merge(parts=parts):
+        case program.MergeCall(parts=parts):
             return parts
         case program.InUnit(at=at):
             return (at,)
-        case program.Chosen(item=item, member=member, number=number):
+        case program.SelectedTest(item=item, member=member, number=number):
             return tuple(e for e in (item, number, member) if e is not None)
-        case program.ChosenSize(member=member):
+        case program.SelectedCount(member=member):
             return () if member is None else (member,)
         case _:  # a state, and what stands alone
             return ()
@@ -88,7 +88,7 @@ def _of_attention(node: program.Expr) -> tuple[program.Expr, ...]:
 
 def range_ends(running: program.Domain) -> tuple[program.Expr, ...]:
     """The expressions of a domain."""
-    return (running.low, running.high) if isinstance(running, program.Running) else ()
+    return (running.low, running.high) if isinstance(running, program.RangeVariable) else ()
 
 
 def first_use(node: program.Expr, place: str, measures: Measures) -> Span | None:
@@ -109,7 +109,7 @@ def first_use(node: program.Expr, place: str, measures: Measures) -> Span | None
 def binds(running: program.Domain) -> set[str]:
     """The places that a variable of an aggregate binds."""
     found: set[str] = {running.target} if isinstance(running.target, str) else set()
-    return found | {"key"} if isinstance(running, program.Visible) else found
+    return found | {"key"} if isinstance(running, program.VisibleVariable) else found
 
 
 def below(roots: Iterable[program.Expr]) -> Iterator[program.Expr]:
@@ -133,47 +133,49 @@ def inputs_read(roots: Iterable[program.Expr]) -> set[program.Input]:
 
 def selections_read(roots: Iterable[program.Expr]) -> set[str]:
     """The selections that expressions ask, through definitions too."""
-    return {node.selection for node in below(roots) if isinstance(node, program.Chosen | program.ChosenSize)}
+    return {node.selection for node in below(roots) if isinstance(node, program.SelectedTest | program.SelectedCount)}
 
 
-def expressions(attend: program.Attend) -> Iterator[program.Expr]:
+def expressions(attend: program.AttentionClauses) -> Iterator[program.Expr]:
     """The expressions of an attention."""
     yield from attend.visible
     for unit in attend.units:
         yield unit.value
     for item in (attend.over, attend.stack, attend.family):
-        if isinstance(item, program.Range):
+        if isinstance(item, program.KeyRange):
             yield from (item.low, item.high)
-    weights = attend.weights.extra if isinstance(attend.weights, program.Softmax) else attend.weights
+    weights = attend.weights.extra if isinstance(attend.weights, program.SoftmaxClause) else attend.weights
     yield from (e for e in (attend.score, weights, attend.value) if e is not None)
 
 
-def expressions_of_selection(item: program.Selection) -> Iterator[program.Expr]:
+def expressions_of_selection(item: program.SelectionClauses) -> Iterator[program.Expr]:
     """The expressions of a selection."""
     yield from expressions(item.row)
     yield from (e for e in (item.covers, item.keep, item.always) if e is not None)
 
 
-def recurrences_of(pattern: program.Program) -> tuple[program.Recurrence, ...]:
+def recurrences_of(pattern: program.Program) -> tuple[program.RecurrenceClauses, ...]:
     """The recurrence that a pattern is, or its branches with a state."""
     return pattern.stateful if pattern.recurrence is None else (pattern.recurrence,)
 
 
-def lines_of(item: program.Recurrence) -> list[program.Expr]:
+def lines_of(item: program.RecurrenceClauses) -> list[program.Expr]:
     """The expressions of a recurrence."""
-    ranges = [x.repeat for x in item.lines if isinstance(x, program.Step)] + [item.family]
+    ranges = [x.repeat for x in item.lines if isinstance(x, program.StepClause)] + [item.family]
     ends = [end for found in ranges if found is not None for end in (found.low, found.high)]
     return [*(x.value for x in item.lines), *ends, *(e for e in (item.scan, item.reset) if e is not None)]
 
 
-def _implied(node: program.Vector | program.Score | program.Share | program.BranchRead | program.Merge) -> set[str]:
+def _implied(
+    node: program.Vector | program.ScoreRead | program.SoftmaxShare | program.BranchRead | program.MergeCall,
+) -> set[str]:
     """The places that a node reads without naming them."""
     match node:
         case program.Vector():
             return set() if node.place is None else {node.place}
-        case program.Score(at=at):
+        case program.ScoreRead(at=at):
             return {"q", "key"} if at is None else {"q"}
-        case program.Share():
+        case program.SoftmaxShare():
             return {"q", "key"}
         case program.BranchRead(part="weight"):
             return {"q", "key"}
@@ -207,23 +209,29 @@ class Measures:
         match node:
             case program.Local(binder=binder):
                 free = frozenset({binder})
-            case program.Vector() | program.Score() | program.Share() | program.BranchRead() | program.Merge():
+            case (
+                program.Vector()
+                | program.ScoreRead()
+                | program.SoftmaxShare()
+                | program.BranchRead()
+                | program.MergeCall()
+            ):
                 places |= _implied(node)
             case program.InUnit(unit=unit):
                 free |= {unit.binder}
-            case program.Chosen(selection=selection, unit=unit, by_query=by_query):
+            case program.SelectedTest(selection=selection, unit=unit, by_query=by_query):
                 places |= {"q"} if by_query and selection not in self._decided else set()
                 free |= frozenset() if unit is None else {unit.binder}
-            case program.ChosenSize(selection=selection, by_query=by_query):
+            case program.SelectedCount(selection=selection, by_query=by_query):
                 places |= {"q"} if by_query and selection not in self._decided else set()
-            case program.Ranking():
+            case program.RankingRead():
                 places |= {"key"}
-            case program.Place(place=place) | program.Coordinate(place=place) | program.InSegment(place=place):
+            case program.PositionRead(place=place) | program.Coordinate(place=place) | program.InSegment(place=place):
                 places = frozenset({place})
             case program.Aggregate(runnings=runnings):
                 loops += len(runnings)
                 free -= {r.target for r in runnings if isinstance(r.target, program.Binder)}
-                free |= {r.unit.binder for r in runnings if isinstance(r, program.Members)}
+                free |= {r.unit.binder for r in runnings if isinstance(r, program.UnitVariable)}
                 places = self._free_places(node)
             case program.DefinitionUse(definition=definition):
                 body = self.of_definition(definition)

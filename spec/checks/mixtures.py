@@ -19,7 +19,7 @@ _NONE: frozenset[str] = frozenset()
 def of_nothing(node: program.Expr, filled: frozenset[str] = _NONE) -> Iterator[Mixture]:
     """The mixtures of an expression that stand in no case for which something was chosen; `filled`: what surely was."""
     match node:
-        case program.Choice(condition=condition, then=then, otherwise=otherwise):
+        case program.ConditionalValue(condition=condition, then=then, otherwise=otherwise):
             yield from of_nothing(then, filled | _filled(condition, True))
             yield from of_nothing(otherwise, filled | _filled(condition, False))
             return
@@ -40,7 +40,7 @@ def _vanishing(node: program.Expr, filled: frozenset[str]) -> frozenset[str]:
     match node:
         case program.Aggregate(op="sum" | "mean" | "count", condition=condition) if condition is not None:
             return frozenset(n.selection for n in _conditions(condition) if n.number is not None) - filled
-        case program.ChosenSize(selection=selection):
+        case program.SelectedCount(selection=selection):
             return frozenset({selection}) - filled
         case program.DefinitionUse(definition=definition):
             return _vanishing(definition.body, filled)
@@ -52,7 +52,7 @@ def _vanishing(node: program.Expr, filled: frozenset[str]) -> frozenset[str]:
             return _vanishing(inner, filled)
         case program.Operation(op="div" | "share" | "pow", operands=(inner, _)):
             return _vanishing(inner, filled)
-        case program.Choice(condition=condition, then=then, otherwise=otherwise):
+        case program.ConditionalValue(condition=condition, then=then, otherwise=otherwise):
             sides = (then, _filled(condition, True)), (otherwise, _filled(condition, False))
             return _NONE.union(*(_vanishing(side, filled | known) for side, known in sides))
         case _:
@@ -70,9 +70,9 @@ def _filled(condition: program.Expr, holds: bool) -> frozenset[str]:
             first, *rest = (_filled(operand, holds) for operand in operands)
             return first.union(*rest) if (op == "and") == holds else first.intersection(*rest)
         case program.Operation(op=op, operands=(a, b)) if op in _TURNED:
-            if isinstance(b, program.ChosenSize):
+            if isinstance(b, program.SelectedCount):
                 a, b, op = b, a, _TURNED[op]
-            if not (isinstance(a, program.ChosenSize) and isinstance(b, program.Literal)):
+            if not (isinstance(a, program.SelectedCount) and isinstance(b, program.Literal)):
                 return _NONE
             return frozenset({a.selection}) if _excludes_0(op if holds else _OPPOSITE[op], b.value) else _NONE
         case _:
@@ -100,8 +100,8 @@ def _is_negative(node: program.Expr) -> bool:
             return False
 
 
-def _conditions(node: program.Expr) -> Iterator[program.Chosen]:
-    if isinstance(node, program.Chosen):
+def _conditions(node: program.Expr) -> Iterator[program.SelectedTest]:
+    if isinstance(node, program.SelectedTest):
         yield node
     elif isinstance(node, program.Operation) and node.op == "and":
         for operand in node.operands:

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from attnc.spec import program
-from attnc.spec.checks.floating import FloatRules
-from attnc.spec.checks.forms import (
+from attnc.spec.checks.expression_forms import (
     APPROXIMATE,
     BOOL,
     INT,
     NOTHING,
     REAL,
     UNKNOWN,
+    ExprForm,
     Finding,
-    Form,
     as_number,
     join,
     of_constant,
 )
-from attnc.spec.meaning.exact import ArithmeticFault, apply
+from attnc.spec.checks.float_rules import FloatRules
+from attnc.spec.meaning.exact_arithmetic import ArithmeticFault, apply
 from attnc.spec.names.builtins import EXACT_FUNCTIONS, FLOAT_BUILTINS, INTEGER_FUNCTIONS, TRANSCENDENTAL, WORD_OF
 from attnc.spec.source import Span
 
@@ -56,10 +56,10 @@ class OperationRules:
             return Finding(value.form, needs, value.constant, value.natural)
         return Finding(form, needs, None, _natural(node.op, found))
 
-    def _unknown_form(self, op: str) -> Form:
+    def _unknown_form(self, op: str) -> ExprForm:
         return BOOL if op in _LOGIC | _ORDER | _EQUALITY | {"power_of_two"} else UNKNOWN
 
-    def _form(self, node: program.Operation, found: Sequence[Finding]) -> Form | None:
+    def _form(self, node: program.Operation, found: Sequence[Finding]) -> ExprForm | None:
         op = node.op
         if op in _LOGIC:
             return BOOL if _each(node, found, self.boolean) else None
@@ -75,7 +75,7 @@ class OperationRules:
             return (BOOL if op == "power_of_two" else INT) if whole else None
         return _number_form(op, found)
 
-    def _exact_form(self, op: str, found: Sequence[Finding]) -> Form:
+    def _exact_form(self, op: str, found: Sequence[Finding]) -> ExprForm:
         if op in _ORDER | _EQUALITY:
             return BOOL
         return INT if op == "floordiv" else _join_all(found)
@@ -147,7 +147,7 @@ class OperationRules:
         return NOTHING
 
 
-def _to_integer(form: Form) -> str:
+def _to_integer(form: ExprForm) -> str:
     match form.kind:
         case "float":
             return "use positions, sizes, parameters and int inputs: they are integers"
@@ -166,14 +166,14 @@ def _each(node: program.Operation, found: Sequence[Finding], demand: Callable[[p
     return sum(not demand(operand, f) for operand, f in zip(node.operands, found, strict=True)) == 0
 
 
-def _join_all(found: Sequence[Finding]) -> Form:
+def _join_all(found: Sequence[Finding]) -> ExprForm:
     form = found[0].form
     for other in found[1:]:
         form = join(form, other.form) or UNKNOWN
     return form
 
 
-def _number_form(op: str, found: Sequence[Finding]) -> Form:
+def _number_form(op: str, found: Sequence[Finding]) -> ExprForm:
     joined = _join_all(found)
     if op in ("floor", "ceil"):
         return INT
@@ -186,7 +186,7 @@ def _number_form(op: str, found: Sequence[Finding]) -> Form:
     return joined
 
 
-def _power_form(base: Form, exponent: Finding) -> Form:
+def _power_form(base: ExprForm, exponent: Finding) -> ExprForm:
     if base == APPROXIMATE or exponent.form != INT:
         return APPROXIMATE
     return INT if base == INT and exponent.natural else REAL

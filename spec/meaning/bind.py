@@ -9,9 +9,9 @@ from attnc.spec.checks.measure import children
 from attnc.spec.diagnostics import Diagnostic, Label
 from attnc.spec.errors import EvaluationError, SpecError
 from attnc.spec.meaning.evaluate import constant_value
-from attnc.spec.meaning.values import Mismatch, convert, shown
+from attnc.spec.meaning.parameter_values import Mismatch, convert, shown
 from attnc.spec.program import BoundProgram, Parameter, Program, Value
-from attnc.spec.report import Report
+from attnc.spec.report import DiagnosticList
 from attnc.spec.suggest import did_you_mean
 
 _NONE: Mapping[str, object] = {}
@@ -23,7 +23,7 @@ def bind(pattern: Program, values: Mapping[str, object] = _NONE, preset: str | N
     Numbers may be Python's, `Fraction`, `Decimal` or numpy scalars; a float means the shortest decimal that spells it.
     Raises `SpecError` for values that do not fit and for a `require` that does not hold.
     """
-    report = Report()
+    report = DiagnosticList()
     given = _given(pattern, values, preset, report)
     bound = BoundProgram(pattern, _Binding(pattern, given, report).values())
     if not report.failed:
@@ -33,7 +33,9 @@ def bind(pattern: Program, values: Mapping[str, object] = _NONE, preset: str | N
     return bound
 
 
-def _given(pattern: Program, values: Mapping[str, object], preset: str | None, report: Report) -> dict[str, object]:
+def _given(
+    pattern: Program, values: Mapping[str, object], preset: str | None, report: DiagnosticList
+) -> dict[str, object]:
     names = [p.name for p in pattern.parameters]
     for name in values:
         if name not in names:
@@ -44,7 +46,7 @@ def _given(pattern: Program, values: Mapping[str, object], preset: str | None, r
     return {**_preset(pattern, preset, report), **known}
 
 
-def _preset(pattern: Program, preset: str | None, report: Report) -> Mapping[str, object]:
+def _preset(pattern: Program, preset: str | None, report: DiagnosticList) -> Mapping[str, object]:
     if preset is None:
         return {}
     for candidate in pattern.presets:
@@ -67,7 +69,7 @@ def _meant(value: object) -> int | None:
 class _Binding:
     """Converts values; lists last, because their lengths may depend on the other parameters."""
 
-    def __init__(self, pattern: Program, given: Mapping[str, object], report: Report) -> None:
+    def __init__(self, pattern: Program, given: Mapping[str, object], report: DiagnosticList) -> None:
         self._pattern = pattern
         self._given = given
         self._report = report
@@ -145,7 +147,7 @@ def _article(parameter: Parameter) -> str:
 # --- require ----------------------------------------------------------------------------------------------------------
 
 
-def _check_requirements(bound: BoundProgram, report: Report) -> None:
+def _check_requirements(bound: BoundProgram, report: DiagnosticList) -> None:
     for requirement in bound.program.requirements:
         if requirement.stage != "parameter":
             continue

@@ -1,4 +1,4 @@
-"""What an expression means: each node becomes one Python function of a `Frame`, by the rules of the language reference.
+"""The meaning of expressions: each node becomes a Python function of an `EvaluationFrame` (the language reference).
 
 Arguments of definitions are evaluated when, and only if, they are needed, in the frame of the use.
 """
@@ -15,9 +15,9 @@ from typing_extensions import assert_never
 from attnc.spec import program
 from attnc.spec.checks.measure import Measures
 from attnc.spec.errors import EvaluationError
-from attnc.spec.meaning import floating
-from attnc.spec.meaning.exact import ArithmeticFault, Number, checked
-from attnc.spec.meaning.floating import Vector
+from attnc.spec.meaning import float_arithmetic
+from attnc.spec.meaning.exact_arithmetic import ArithmeticFault, Number, checked
+from attnc.spec.meaning.float_arithmetic import Vector
 from attnc.spec.program import Value
 from attnc.spec.source import Span
 
@@ -29,7 +29,7 @@ BEYOND = -(1 << 40)
 """The position of padded keys, whose vectors are zeros."""
 
 
-class Around(Protocol):
+class EvaluationContext(Protocol):
     """What a frame stands in: one call, or one document of it, or the parameters alone."""
 
     def size(self, name: str, span: Span) -> int:
@@ -38,7 +38,7 @@ class Around(Protocol):
     def coordinate(self, position: int, node: program.Coordinate) -> int:
         """A coordinate of a position."""
 
-    def in_segment(self, position: int, segment: program.Segment) -> bool:
+    def in_segment(self, position: int, segment: program.TokenSegment) -> bool:
         """Whether a position lies in a segment."""
 
     def element(
@@ -49,70 +49,70 @@ class Around(Protocol):
     def vector(self, node: program.Vector, position: int, head: int, batch: int) -> Vector:
         """The vector of q, k or v at a position."""
 
-    def branch(self, node: program.BranchRead, member: int | None, position: int, frame: Frame) -> Result:
+    def branch(self, node: program.BranchRead, member: int | None, position: int, frame: EvaluationFrame) -> Result:
         """What a branch gave at a position, or its weight at a frame's query and key."""
 
-    def merged(self, node: program.Merge, members: Sequence[int | None], frame: Frame) -> Result:
+    def merged(self, node: program.MergeCall, members: Sequence[int | None], frame: EvaluationFrame) -> Result:
         """The branches as one softmax, at a frame's query."""
 
-    def scale(self, node: program.Scale) -> float:
+    def scale(self, node: program.ScaleRead) -> float:
         """The factor of the scores."""
 
-    def members(self, unit: program.Unit, frame: Frame) -> Sequence[int]:
+    def members(self, unit: program.Unit, frame: EvaluationFrame) -> Sequence[int]:
         """The positions in the unit that is bound in a frame."""
 
-    def tokens(self, unit: program.Unit, frame: Frame) -> Sequence[int]:
+    def tokens(self, unit: program.Unit, frame: EvaluationFrame) -> Sequence[int]:
         """The same as positions of tokens, `BEYOND` for padded keys."""
 
-    def in_unit(self, node: program.InUnit, position: int, frame: Frame) -> bool:
+    def in_unit(self, node: program.InUnit, position: int, frame: EvaluationFrame) -> bool:
         """Whether the token at a position is in the unit that is bound in a frame."""
 
-    def chosen(self, node: program.Chosen, member: int | None, item: int | None, frame: Frame) -> bool:
+    def chosen(self, node: program.SelectedTest, member: int | None, item: int | None, frame: EvaluationFrame) -> bool:
         """Whether the row of a frame chose a token, the unit at hand, or a number."""
 
-    def chosen_size(self, node: program.ChosenSize, member: int | None, frame: Frame) -> int:
+    def chosen_size(self, node: program.SelectedCount, member: int | None, frame: EvaluationFrame) -> int:
         """How many places the row of a frame chose."""
 
     def tick(self, span: Span) -> None:
         """Count one step of work."""
 
 
-class Row(Protocol):
+class RowContext(Protocol):
     """The row that a frame is in: one query of one attention, with the keys that it sees."""
 
-    def seen(self, frame: Frame) -> Iterable[Frame]:
+    def seen(self, frame: EvaluationFrame) -> Iterable[EvaluationFrame]:
         """A frame for each key."""
 
-    def score(self, frame: Frame, at: int | None) -> Result:
+    def score(self, frame: EvaluationFrame, at: int | None) -> Result:
         """The score at a frame's key, or at another."""
 
-    def ranking(self, frame: Frame, name: str) -> Result:
+    def ranking(self, frame: EvaluationFrame, name: str) -> Result:
         """`rank` or `mass` of a frame's candidate, in a row that chooses."""
 
 
-class Frame:
+class EvaluationFrame:
     """The places, the bound names, and the definitions worked out so far for these places."""
 
     __slots__ = ("around", "batch", "bound", "head", "known", "places", "row")
 
-    def __init__(self, around: Around, places: dict[str, int], head: int, batch: int) -> None:
+    def __init__(self, around: EvaluationContext, places: dict[str, int], head: int, batch: int) -> None:
         self.around = around
         self.places = places
         self.head = head
         self.batch = batch
         self.bound: Mapping[program.Binder, Meaning] = {}
         self.known: dict[program.Definition, Result] = {}
-        self.row: Row | None = None
+        self.row: RowContext | None = None
 
-    def binding(self, binder: program.Binder, meaning: Meaning) -> Frame:
+    def binding(self, binder: program.Binder, meaning: Meaning) -> EvaluationFrame:
         """The same frame with one more name."""
         return self._with({**self.bound, binder: meaning}, self.known)
 
-    def within(self, bound: Mapping[program.Binder, Meaning]) -> Frame:
+    def within(self, bound: Mapping[program.Binder, Meaning]) -> EvaluationFrame:
         """The same frame with other names."""
         return self._with(bound, self.known)
 
-    def at(self, place: str, index: int) -> Frame:
+    def at(self, place: str, index: int) -> EvaluationFrame:
         """The same frame with another query, key or head."""
         frame = self._with(self.bound, {})
         if place == "head":
@@ -121,16 +121,18 @@ class Frame:
             frame.places = {**self.places, place: index}
         return frame
 
-    def _with(self, bound: Mapping[program.Binder, Meaning], known: dict[program.Definition, Result]) -> Frame:
-        frame = Frame(self.around, self.places, self.head, self.batch)
+    def _with(
+        self, bound: Mapping[program.Binder, Meaning], known: dict[program.Definition, Result]
+    ) -> EvaluationFrame:
+        frame = EvaluationFrame(self.around, self.places, self.head, self.batch)
         frame.bound, frame.known, frame.row = bound, known, self.row
         return frame
 
-    def forgetting(self) -> Frame:
+    def forgetting(self) -> EvaluationFrame:
         """The same frame, with nothing worked out: a name that definitions read has changed."""
         return self._with(self.bound, {})
 
-    def in_row(self, row: Row | None) -> Frame:
+    def in_row(self, row: RowContext | None) -> EvaluationFrame:
         """The same frame in a row."""
         frame = self._with(self.bound, {})
         frame.row = row
@@ -138,21 +140,21 @@ class Frame:
 
 
 Result = Value | float | Vector
-Meaning = Callable[[Frame], Result]
-_Frames = Iterator[Frame]
+Meaning = Callable[[EvaluationFrame], Result]
+_Frames = Iterator[EvaluationFrame]
 _Values = Iterator[Result]
 _Leaf = (
     program.Literal
     | program.Local
     | program.ParameterRead
-    | program.Place
-    | program.HeadIndex
+    | program.PositionRead
+    | program.HeadIndexRead
     | program.Size
     | program.Coordinate
     | program.InSegment
-    | program.Scale
+    | program.ScaleRead
     | program.Infinity
-    | program.Ranking
+    | program.RankingRead
 )
 
 
@@ -188,19 +190,25 @@ class Meanings:
                 return self._use(node)
             case program.Operation():
                 return self._operation(node)
-            case program.Choice():
+            case program.ConditionalValue():
                 condition, then, otherwise = self.of(node.condition), self.of(node.then), self.of(node.otherwise)
                 return lambda frame: then(frame) if condition(frame) else otherwise(frame)
             case program.Aggregate():
                 return self._aggregate(node)
-            case program.Table(items=items):
+            case program.ListValue(items=items):
                 entries = [self.of(item) for item in items]
                 return lambda frame: cast("Result", tuple(entry(frame) for entry in entries))
             case program.Item():
                 return self._item(node)
-            case program.Vector() | program.Score() | program.Share() | program.BranchRead() | program.Merge():
+            case (
+                program.Vector()
+                | program.ScoreRead()
+                | program.SoftmaxShare()
+                | program.BranchRead()
+                | program.MergeCall()
+            ):
                 return self._of_attention(node)
-            case program.InUnit() | program.Chosen() | program.ChosenSize():
+            case program.InUnit() | program.SelectedTest() | program.SelectedCount():
                 return self._of_set(node)
             case program.StateRead():
                 raise AssertionError("a state outside of a recurrence")
@@ -215,9 +223,9 @@ class Meanings:
                 return lambda frame: frame.bound[binder](frame)
             case program.ParameterRead():
                 return self._parameter(node)
-            case program.Place(place=place):
+            case program.PositionRead(place=place):
                 return lambda frame: frame.places[place]
-            case program.HeadIndex():
+            case program.HeadIndexRead():
                 return _head_index(node)
             case program.Size(name=name, span=span):
                 return lambda frame: frame.around.size(name, span)
@@ -225,25 +233,25 @@ class Meanings:
                 return lambda frame: frame.around.coordinate(frame.places[place], node)
             case program.InSegment(place=place, segment=segment):
                 return lambda frame: frame.around.in_segment(frame.places[place], segment)
-            case program.Scale():
+            case program.ScaleRead():
                 return lambda frame: frame.around.scale(node)
             case program.Infinity():
                 return lambda frame: math.inf
-            case program.Ranking(name=name):
+            case program.RankingRead(name=name):
                 return lambda frame: _row(frame).ranking(frame, name)
             case _:
                 assert_never(node)
 
-    def _of_set(self, node: program.InUnit | program.Chosen | program.ChosenSize) -> Meaning:
+    def _of_set(self, node: program.InUnit | program.SelectedTest | program.SelectedCount) -> Meaning:
         if isinstance(node, program.InUnit):
             at = self.of(node.at)
             return lambda frame: frame.around.in_unit(node, _integer(at(frame)), frame)
         member = None if node.member is None else self.of(node.member)
 
-        def which(frame: Frame) -> int | None:
+        def which(frame: EvaluationFrame) -> int | None:
             return None if member is None else _integer(member(frame))
 
-        if isinstance(node, program.ChosenSize):
+        if isinstance(node, program.SelectedCount):
             return lambda frame: frame.around.chosen_size(node, which(frame), frame)
         asked = node.item if node.number is None else node.number
         item = None if asked is None else self.of(asked)
@@ -252,19 +260,19 @@ class Meanings:
         )
 
     def _of_attention(
-        self, node: program.Vector | program.Score | program.Share | program.BranchRead | program.Merge
+        self, node: program.Vector | program.ScoreRead | program.SoftmaxShare | program.BranchRead | program.MergeCall
     ) -> Meaning:
         match node:
             case program.Vector():
                 return self._vector(node)
-            case program.Score(at=at):
+            case program.ScoreRead(at=at):
                 other = None if at is None else self.of(at)
                 return lambda frame: _row(frame).score(frame, None if other is None else _integer(other(frame)))
-            case program.Share():
+            case program.SoftmaxShare():
                 return self._share(node)
             case program.BranchRead():
                 return self._branch(node)
-            case program.Merge(parts=parts):
+            case program.MergeCall(parts=parts):
                 members = [None if p.member is None else self.of(p.member) for p in parts]
                 return lambda frame: frame.around.merged(
                     node, [None if m is None else _integer(m(frame)) for m in members], frame
@@ -274,7 +282,7 @@ class Meanings:
         at = None if node.at is None else self.of(node.at)
         place = "q" if node.tensor == "q" else "k"
 
-        def read(frame: Frame) -> Result:
+        def read(frame: EvaluationFrame) -> Result:
             position = frame.places[place] if at is None else _integer(at(frame))
             return frame.around.vector(node, position, frame.head, frame.batch)
 
@@ -284,28 +292,32 @@ class Meanings:
         member = None if node.member is None else self.of(node.member)
         at = None if node.at is None else self.of(node.at)
 
-        def read(frame: Frame) -> Result:
+        def read(frame: EvaluationFrame) -> Result:
             position = frame.places["q"] if at is None else _integer(at(frame))
             which = None if member is None else _integer(member(frame))
             return frame.around.branch(node, which, position, frame)
 
         return read
 
-    def _share(self, node: program.Share) -> Meaning:
+    def _share(self, node: program.SoftmaxShare) -> Meaning:
         score = None if node.score is None else self.of(node.score)
         extra = None if node.extra is None else self.of(node.extra)
 
-        def logit(frame: Frame) -> float:
+        def logit(frame: EvaluationFrame) -> float:
             found = _row(frame).score(frame, None) if score is None else score(frame)
             return float(found)  # type: ignore[arg-type]  # the checker let numbers through
 
-        def share(frame: Frame) -> Result:
+        def share(frame: EvaluationFrame) -> Result:
             own = logit(frame)
             others = [logit(inner) for inner in _row(frame).seen(frame)]
             found = () if extra is None else extra(frame)
             others += map(float, found if isinstance(found, tuple) else (found,))
-            whole = floating.logsumexp(others)
-            return 0.0 if whole == -math.inf else cast("Result", floating.apply("exp", (own - whole,), floating=True))
+            whole = float_arithmetic.logsumexp(others)
+            return (
+                0.0
+                if whole == -math.inf
+                else cast("Result", float_arithmetic.apply("exp", (own - whole,), floating=True))
+            )
 
         return share
 
@@ -320,7 +332,7 @@ class Meanings:
     def _input(self, node: program.InputRead) -> Meaning:
         indices = [self.of(index) for index in node.indices]
 
-        def read(frame: Frame) -> Result:
+        def read(frame: EvaluationFrame) -> Result:
             at = [_integer(index(frame)) for index in indices]
             return frame.around.element(node, at, frame.head, frame.batch)
 
@@ -339,7 +351,7 @@ class Meanings:
         if self._measures.of_definition(definition).free:
             return body
 
-        def read(frame: Frame) -> Result:
+        def read(frame: EvaluationFrame) -> Result:
             if definition not in frame.known:
                 frame.around.tick(node.span)
                 frame.known[definition] = body(frame)
@@ -351,7 +363,7 @@ class Meanings:
         parameters = node.definition.parameters
         arguments = [self.of(argument) for argument in node.arguments]
 
-        def call(frame: Frame) -> Result:
+        def call(frame: EvaluationFrame) -> Result:
             frame.around.tick(node.span)
             given = {p: when_needed(a, frame) for p, a in zip(parameters, arguments, strict=True)}
             return body(frame.within({**frame.bound, **given}))
@@ -375,12 +387,12 @@ class Meanings:
         if op == "solve" and self._approximate is not None:
             operands.append(self.of(self._approximate))
 
-        def apply(frame: Frame) -> Result:
+        def apply(frame: EvaluationFrame) -> Result:
             values = []
             for operand in operands:
                 values.append(operand(frame))
             try:
-                return cast("Result", floating.apply(op, values, floating=floating_point))
+                return cast("Result", float_arithmetic.apply(op, values, floating=floating_point))
             except ArithmeticFault as fault:
                 raise EvaluationError("A901", str(fault), span, _TEST_FIRST) from None
 
@@ -394,7 +406,7 @@ class Meanings:
         condition = self.of(node.condition) if node.condition is not None else None
         fold = _FOLDS[node.op]
 
-        def frames(frame: Frame, depth: int) -> _Frames:
+        def frames(frame: EvaluationFrame, depth: int) -> _Frames:
             if depth == len(ranges):
                 if condition is None or condition(frame):
                     yield frame
@@ -416,11 +428,11 @@ class Meanings:
             return lambda frame: _floating_total([body(inner) for inner in frames(frame, 0)], node)
         return lambda frame: fold((body(inner) for inner in frames(frame, 0)), node)
 
-    def _domain(self, running: program.Domain) -> Callable[[Frame], Sequence[int]] | None:
+    def _domain(self, running: program.Domain) -> Callable[[EvaluationFrame], Sequence[int]] | None:
         """The range that a variable runs over; None for the keys of a row."""
-        if isinstance(running, program.Visible):
+        if isinstance(running, program.VisibleVariable):
             return None
-        if isinstance(running, program.Members):
+        if isinstance(running, program.UnitVariable):
             unit = running.unit
             if isinstance(running.target, str):
                 return lambda frame: frame.around.members(unit, frame)
@@ -429,7 +441,7 @@ class Meanings:
         return lambda frame: range(_integer(low(frame)), _integer(high(frame)))
 
 
-def _row(frame: Frame) -> Row:
+def _row(frame: EvaluationFrame) -> RowContext:
     assert frame.row is not None
     return frame.row
 
@@ -439,11 +451,11 @@ def constantly(value: Value) -> Meaning:
     return lambda frame: value
 
 
-def when_needed(meaning: Meaning, outside: Frame) -> Meaning:
+def when_needed(meaning: Meaning, outside: EvaluationFrame) -> Meaning:
     """The meaning of what `meaning` is in the frame `outside`, worked out at most once."""
     known: list[Result] = []
 
-    def read(frame: Frame) -> Result:
+    def read(frame: EvaluationFrame) -> Result:
         if not known:
             known.append(meaning(outside))
         return known[0]
@@ -451,14 +463,14 @@ def when_needed(meaning: Meaning, outside: Frame) -> Meaning:
     return read
 
 
-def _first(operands: list[Meaning], frame: Frame, stop: bool) -> bool:
+def _first(operands: list[Meaning], frame: EvaluationFrame, stop: bool) -> bool:
     for operand in operands:
         if operand(frame) is stop:
             return stop
     return not stop
 
 
-def _head_index(node: program.HeadIndex) -> Meaning:
+def _head_index(node: program.HeadIndexRead) -> Meaning:
     match node.name:
         case "head":
             return lambda frame: frame.head
@@ -511,9 +523,9 @@ def _mean(values: _Values, node: program.Aggregate) -> Number:
 
 def _floating_total(values: list[Result], node: program.Aggregate) -> Result:
     """Exact where all values are, and there are some."""
-    if values and not any(isinstance(value, float | tuple | floating.Scaled) for value in values):
+    if values and not any(isinstance(value, float | tuple | float_arithmetic.ScaledFloat) for value in values):
         return _FOLDS[node.op](iter(values), node)
-    return cast("Result", floating.total(node.op, values))
+    return cast("Result", float_arithmetic.total(node.op, values))
 
 
 def _extreme(better: Callable[[Iterator[Number]], Number]) -> Callable[[_Values, program.Aggregate], Number]:

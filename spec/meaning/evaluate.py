@@ -9,12 +9,12 @@ from typing import Any, cast
 
 from attnc.spec import program
 from attnc.spec.errors import EvaluationError
-from attnc.spec.meaning.denotation import BEYOND, MAX_STEPS, Frame, Meanings, Result, constantly
-from attnc.spec.meaning.recurrent import Tokens
-from attnc.spec.meaning.rows import Heads, Rows
-from attnc.spec.meaning.segments import TokenLayout
-from attnc.spec.meaning.selections import Selections
+from attnc.spec.meaning.attention_rows import AttentionRows, Heads
+from attnc.spec.meaning.denotation import BEYOND, MAX_STEPS, EvaluationFrame, Meanings, Result, constantly
+from attnc.spec.meaning.recurrence_meaning import RecurrentRuns
+from attnc.spec.meaning.selection_meaning import Selections
 from attnc.spec.meaning.tensors import Tensors
+from attnc.spec.meaning.token_layout import TokenLayout
 from attnc.spec.program import BoundProgram, Value
 from attnc.spec.source import Span
 
@@ -49,14 +49,14 @@ class Evaluator:
         self.steps = 0
         self.vectors: Mapping[str, Heads] = {}
         self.factor = 1.0
-        self.rows = Rows(self)
+        self.rows = AttentionRows(self)
         self.selections = Selections(self)
         self._check_sizes(queries, keys, heads, kv_heads)
         self.sizes = {"heads": heads, "kv_heads": kv_heads, "group": heads // kv_heads, **sizes}
         self.sizes |= bound.lengths
         self.tensors = Tensors(self, queries, keys, inputs or {})
-        self.whole = View(self, queries, keys, 0, 0)
-        self._runs: dict[int, list[View]] = {}
+        self.whole = SequenceView(self, queries, keys, 0, 0)
+        self._runs: dict[int, list[SequenceView]] = {}
         self._lines = [self.meanings.of(line) for line in self.program.visible]
         self._rounding = Rounding(self.program.round, self.meanings) if self.program.round else None
         self._check_requirements()
@@ -92,9 +92,9 @@ class Evaluator:
         for attend in self.program.attends:
             yield self._sees(attend, view, frame)
 
-    def _sees(self, attend: program.Attend, view: View, frame: Frame) -> bool:
+    def _sees(self, attend: program.AttentionClauses, view: SequenceView, frame: EvaluationFrame) -> bool:
         """Whether one of an attention, or of a family of them, sees a frame's key, or the unit that it is in."""
-        if isinstance(attend.over, program.Range):
+        if isinstance(attend.over, program.KeyRange):
             return False
         for unit in attend.units:
             frame = frame.binding(unit.binder, self.meanings.of(unit.value))
@@ -107,7 +107,7 @@ class Evaluator:
                 return True
         return False
 
-    def _members(self, attend: program.Attend, frame: Frame) -> Iterator[Frame]:
+    def _members(self, attend: program.AttentionClauses, frame: EvaluationFrame) -> Iterator[EvaluationFrame]:
         """A frame for each branch of a family; the frame itself where there is one attention."""
         if attend.family is None:
             yield frame
@@ -116,7 +116,7 @@ class Evaluator:
         for member in range(low, high):
             yield frame.binding(attend.family.binder, constantly(member))
 
-    def holds(self, view: View, frame: Frame) -> bool:
+    def holds(self, view: SequenceView, frame: EvaluationFrame) -> bool:
         """Whether the relation that all attentions share holds for a frame's query and key."""
         if self._rounding is not None:
             return self._rounding.keeps(view, frame)
@@ -153,7 +153,7 @@ class Evaluator:
         """Take the vectors of a call, which selections, and so `visible`, may read."""
         self.vectors = {"q": q, "k": k, "v": v}
         self.factor = len(q[0][0][0]) ** -0.5 if scale is None else scale
-        self.rows = Rows(self)
+        self.rows = AttentionRows(self)
         self.selections = Selections(self)
 
     def recur(
@@ -166,7 +166,7 @@ class Evaluator:
         assert self.program.recurrence is not None
         self.vectors = {"q": q, "k": k, "v": v}
         self.factor = len(q[0][0][0]) ** -0.5 if scale is None else scale
-        tokens = Tokens(self, self.program.recurrence)
+        tokens = RecurrentRuns(self, self.program.recurrence)
         names = [state.name for state in self.program.recurrence.states]
         last: dict[str, list[list[object]]] = {name: [[] for _ in q] for name in names}
         outs = []
@@ -207,7 +207,7 @@ class Evaluator:
 
     # --- documents ---------------------------------------------------------------------------------------------------
 
-    def view(self, row: int, key: int, batch: int) -> View | None:
+    def view(self, row: int, key: int, batch: int) -> SequenceView | None:
         """What row and key have in common: the whole call, one document, or nothing."""
         documents = self.program.documents
         if documents is None:
@@ -218,7 +218,7 @@ class Evaluator:
             raise EvaluationError("A907", message, documents.span, "call with as many queries as tokens, or fewer")
         return next((view for view in self.views(batch) if view.holds(position) and view.holds(key)), None)
 
-    def views(self, batch: int) -> list[View]:
+    def views(self, batch: int) -> list[SequenceView]:
         """The whole call, or its documents."""
         documents = self.program.documents
         if documents is None:
@@ -227,7 +227,7 @@ class Evaluator:
             self._runs[batch] = self._documents(documents, batch)
         return self._runs[batch]
 
-    def _documents(self, documents: program.Input, batch: int) -> list[View]:
+    def _documents(self, documents: program.Input, batch: int) -> list[SequenceView]:
         ids = self.tensors.row(documents, batch)
         starts = [i for i in range(self.keys) if i == 0 or ids[i] != ids[i - 1]]
         seen: set[int] = set()
@@ -238,13 +238,13 @@ class Evaluator:
             seen.add(ids[start])
         return [self._document(a, b) for a, b in zip(starts, [*starts[1:], self.keys], strict=True)]
 
-    def _document(self, start: int, end: int) -> View:
+    def _document(self, start: int, end: int) -> SequenceView:
         shift = self.whole.shift
         rows = range(max(start - shift, 0), min(end - shift, self.queries))
-        return View(self, len(rows), end - start, rows.start, start)
+        return SequenceView(self, len(rows), end - start, rows.start, start)
 
 
-class View:
+class SequenceView:
     """A stretch of tokens that is alone with itself: the whole call, or one document of it. Positions are local."""
 
     def __init__(self, call: Evaluator, queries: int, keys: int, first_row: int, first_key: int) -> None:
@@ -256,9 +256,9 @@ class View:
         self.shift = keys - queries if call.program.align == "end" else 0
         self._units: dict[tuple[object, ...], dict[Result, list[int]]] = {}
 
-    def frame(self, q: int, k: int, head: int, batch: int) -> Frame:
+    def frame(self, q: int, k: int, head: int, batch: int) -> EvaluationFrame:
         """The frame of a pair of local positions."""
-        return Frame(self, {"q": q, "k": k}, head, batch)
+        return EvaluationFrame(self, {"q": q, "k": k}, head, batch)
 
     def holds(self, position: int) -> bool:
         """Whether a position of the call lies here."""
@@ -338,7 +338,7 @@ class View:
             return self._along(position, node.axis)
         return self.layout.coordinate(position, node)
 
-    def in_segment(self, position: int, segment: program.Segment) -> bool:
+    def in_segment(self, position: int, segment: program.TokenSegment) -> bool:
         """Whether a local position lies in a segment."""
         return position in self.layout.stretch(segment)
 
@@ -362,7 +362,7 @@ class View:
             raise EvaluationError("A902", message, node.span, "test the position first: `… if 0 <= i < n else …`")
         return index
 
-    def branch(self, node: program.BranchRead, member: int | None, position: int, frame: Frame) -> Result:
+    def branch(self, node: program.BranchRead, member: int | None, position: int, frame: EvaluationFrame) -> Result:
         """What a branch gave at a local position, or its weight at a frame's query and key."""
         rows, row = self._call.rows, position - self.shift + self.first_row
         if node.part == "weight":
@@ -370,12 +370,12 @@ class View:
         out, lse = rows.of(node.branch, member, frame.batch, frame.head, row)
         return out if node.part == "out" else lse
 
-    def merged(self, node: program.Merge, members: Sequence[int | None], frame: Frame) -> Result:
+    def merged(self, node: program.MergeCall, members: Sequence[int | None], frame: EvaluationFrame) -> Result:
         """The branches as one softmax, at a frame's query."""
         row = frame.places["q"] - self.shift + self.first_row
         return cast("Result", self._call.rows.merged(node, members, frame.batch, frame.head, row)[0])
 
-    def scale(self, node: program.Scale) -> float:
+    def scale(self, node: program.ScaleRead) -> float:
         """The call's scale."""
         return self._call.factor
 
@@ -387,11 +387,11 @@ class View:
         limits = {"token": (0, self.keys), "key": (0, self.keys), "query": (self.shift, self.shift + self.queries)}
         return self._call.tensors.element(node, indices, head, batch, offsets, limits)
 
-    def members(self, unit: program.Unit, frame: Frame) -> Sequence[int]:
+    def members(self, unit: program.Unit, frame: EvaluationFrame) -> Sequence[int]:
         """The local positions in the unit that is bound in a frame: rows for queries, keys for keys."""
         return self.units(unit, frame).get(frame.bound[unit.binder](frame), ())
 
-    def tokens(self, unit: program.Unit, frame: Frame) -> Sequence[int]:
+    def tokens(self, unit: program.Unit, frame: EvaluationFrame) -> Sequence[int]:
         """The same as positions of tokens, `BEYOND` for padded keys."""
         found = self.members(unit, frame)
         if unit.place == "q" or not self._call.program.pads:
@@ -399,7 +399,7 @@ class View:
         tokens = map(self.token, found)
         return [BEYOND if token is None else token for token in tokens]
 
-    def units(self, unit: program.Unit, frame: Frame) -> Mapping[Result, Sequence[int]]:
+    def units(self, unit: program.Unit, frame: EvaluationFrame) -> Mapping[Result, Sequence[int]]:
         """The values of a unit, with the local positions that have each."""
         members = self._call.meanings.names_in(unit)
         key = (unit, frame.head, frame.batch, *(frame.bound[binder](frame) for binder in members))
@@ -407,7 +407,7 @@ class View:
             self._units[key] = self._grouped(unit, frame)
         return self._units[key]
 
-    def _grouped(self, unit: program.Unit, frame: Frame) -> dict[Result, list[int]]:
+    def _grouped(self, unit: program.Unit, frame: EvaluationFrame) -> dict[Result, list[int]]:
         meaning = self._call.meanings.of(unit.value)
         positions = range(self.shift, self.shift + self.queries) if unit.place == "q" else range(self.places)
         groups: dict[Result, list[int]] = {}
@@ -415,16 +415,16 @@ class View:
             groups.setdefault(meaning(frame.at(unit.place, position)), []).append(position)
         return groups
 
-    def in_unit(self, node: program.InUnit, position: int, frame: Frame) -> bool:
+    def in_unit(self, node: program.InUnit, position: int, frame: EvaluationFrame) -> bool:
         """Whether the token at a local position is in the unit that is bound in a frame."""
         unit = node.unit
         return self._call.meanings.of(unit.value)(frame.at(unit.place, position)) == frame.bound[unit.binder](frame)
 
-    def chosen(self, node: program.Chosen, member: int | None, item: int | None, frame: Frame) -> bool:
+    def chosen(self, node: program.SelectedTest, member: int | None, item: int | None, frame: EvaluationFrame) -> bool:
         """Whether the row of a frame chose a token, the unit at hand, or a number."""
         return self._call.selections.holds(node, member, item, frame, self)
 
-    def chosen_size(self, node: program.ChosenSize, member: int | None, frame: Frame) -> int:
+    def chosen_size(self, node: program.SelectedCount, member: int | None, frame: EvaluationFrame) -> int:
         """How many places the row of a frame chose."""
         return self._call.selections.size(node.selection, member, frame, self)
 
@@ -437,13 +437,13 @@ class View:
 class Rounding:
     """The `round` of a pattern: its condition, asked once for each pair of units."""
 
-    def __init__(self, item: program.Round, meanings: Meanings) -> None:
+    def __init__(self, item: program.RoundClause, meanings: Meanings) -> None:
         self._item = item
         self._units = (meanings.of(item.q.value), meanings.of(item.k.value))
         self._keep = meanings.of(item.keep)
         self._known: dict[tuple[object, ...], bool] = {}
 
-    def keeps(self, view: View, frame: Frame) -> bool:
+    def keeps(self, view: SequenceView, frame: EvaluationFrame) -> bool:
         """Whether the block of a frame's query and key stays."""
         values = [_unit_value(unit(frame)) for unit in self._units]
         key = (view, *values, frame.head, frame.batch)
@@ -472,7 +472,7 @@ class ParametersAlone:
     def coordinate(self, position: int, node: program.Coordinate) -> int:
         raise AssertionError("a coordinate is not a constant")
 
-    def in_segment(self, position: int, segment: program.Segment) -> bool:
+    def in_segment(self, position: int, segment: program.TokenSegment) -> bool:
         raise AssertionError("a position is not a constant")
 
     def element(self, node: program.InputRead, indices: list[int], head: int, batch: int) -> int | bool:
@@ -481,28 +481,28 @@ class ParametersAlone:
     def vector(self, node: program.Vector, position: int, head: int, batch: int) -> tuple[float, ...]:
         raise AssertionError("a vector is not a constant")
 
-    def branch(self, node: program.BranchRead, member: int | None, position: int, frame: Frame) -> Result:
+    def branch(self, node: program.BranchRead, member: int | None, position: int, frame: EvaluationFrame) -> Result:
         raise AssertionError("a branch is not a constant")
 
-    def merged(self, node: program.Merge, members: Sequence[int | None], frame: Frame) -> Result:
+    def merged(self, node: program.MergeCall, members: Sequence[int | None], frame: EvaluationFrame) -> Result:
         raise AssertionError("a branch is not a constant")
 
-    def scale(self, node: program.Scale) -> float:
+    def scale(self, node: program.ScaleRead) -> float:
         raise AssertionError("the scale is not a constant")
 
-    def in_unit(self, node: program.InUnit, position: int, frame: Frame) -> bool:
+    def in_unit(self, node: program.InUnit, position: int, frame: EvaluationFrame) -> bool:
         raise AssertionError("a unit is not a constant")
 
-    def chosen(self, node: program.Chosen, member: int | None, item: int | None, frame: Frame) -> bool:
+    def chosen(self, node: program.SelectedTest, member: int | None, item: int | None, frame: EvaluationFrame) -> bool:
         raise AssertionError("a selection is not a constant")
 
-    def chosen_size(self, node: program.ChosenSize, member: int | None, frame: Frame) -> int:
+    def chosen_size(self, node: program.SelectedCount, member: int | None, frame: EvaluationFrame) -> int:
         raise AssertionError("a selection is not a constant")
 
-    def members(self, unit: program.Unit, frame: Frame) -> Sequence[int]:
+    def members(self, unit: program.Unit, frame: EvaluationFrame) -> Sequence[int]:
         raise AssertionError("a unit is not a constant")
 
-    def tokens(self, unit: program.Unit, frame: Frame) -> Sequence[int]:
+    def tokens(self, unit: program.Unit, frame: EvaluationFrame) -> Sequence[int]:
         raise AssertionError("a unit is not a constant")
 
     def tick(self, span: Span) -> None:
@@ -522,7 +522,7 @@ def _check_steps(steps: int, limit: int, span: Span) -> None:
 
 def constant_value(bound: BoundProgram, node: program.Expr) -> Result:
     """The value of an expression of parameters alone. Raises `EvaluationError` where it has none."""
-    return Meanings(bound.program, bound.values).of(node)(Frame(ParametersAlone(bound.lengths), {}, 0, 0))
+    return Meanings(bound.program, bound.values).of(node)(EvaluationFrame(ParametersAlone(bound.lengths), {}, 0, 0))
 
 
 def visible(

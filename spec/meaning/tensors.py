@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from attnc.spec import program
 from attnc.spec.errors import EvaluationError
-from attnc.spec.meaning.exact import INT_MAX, INT_MIN
+from attnc.spec.meaning.exact_arithmetic import INT_MAX, INT_MIN
 from attnc.spec.suggest import did_you_mean
 from attnc.spec.types import Kind
 

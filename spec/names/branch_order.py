@@ -7,17 +7,17 @@ from collections.abc import Iterable
 from attnc.spec import program
 from attnc.spec.checks.measure import below, expressions, expressions_of_selection
 from attnc.spec.diagnostics import Label
-from attnc.spec.report import Report
+from attnc.spec.report import DiagnosticList
 
-Stage = program.Attend | program.Selection
+Stage = program.AttentionClauses | program.SelectionClauses
 
 
 def ordered(
     relation: tuple[program.Expr, ...],
-    branches: tuple[program.Attend, ...],
-    selections: tuple[program.Selection, ...],
-    report: Report,
-) -> tuple[tuple[program.Attend, ...], tuple[program.Selection, ...]]:
+    branches: tuple[program.AttentionClauses, ...],
+    selections: tuple[program.SelectionClauses, ...],
+    report: DiagnosticList,
+) -> tuple[tuple[program.AttentionClauses, ...], tuple[program.SelectionClauses, ...]]:
     """The branches and the selections, those that others read first, otherwise as written; a circle is refused.
 
     `relation` is part of every branch. Selections of families may ask others of these families: which ones, and that
@@ -32,7 +32,7 @@ def ordered(
     graph = networkx.DiGraph()
     graph.add_nodes_from(by_name)
     for stage in stages:
-        if isinstance(stage, program.Attend):
+        if isinstance(stage, program.AttentionClauses):
             read = _read([*expressions(stage), *relation])
         else:
             read = _read(expressions_of_selection(stage))
@@ -49,18 +49,18 @@ def ordered(
         return branches, selections
     found = [by_name[name] for name in names]
     return (
-        tuple(stage for stage in found if isinstance(stage, program.Attend)),
-        tuple(stage for stage in found if isinstance(stage, program.Selection)),
+        tuple(stage for stage in found if isinstance(stage, program.AttentionClauses)),
+        tuple(stage for stage in found if isinstance(stage, program.SelectionClauses)),
     )
 
 
-def _refuse(circle: list[str], by_name: dict[str, Stage], report: Report) -> None:
+def _refuse(circle: list[str], by_name: dict[str, Stage], report: DiagnosticList) -> None:
     names = " → ".join(f"`{name}`" for name in [*circle, circle[0]])
     first = by_name[circle[0]]
     also = tuple(Label(by_name[name].span, "in the circle") for name in circle[1:8])
-    if all(isinstance(by_name[name], program.Attend) for name in circle):
+    if all(isinstance(by_name[name], program.AttentionClauses) for name in circle):
         what, help_ = "the branches read each other", "compute what both need in a third branch"
-    elif all(isinstance(by_name[name], program.Selection) for name in circle):
+    elif all(isinstance(by_name[name], program.SelectionClauses) for name in circle):
         what, help_ = "the selections ask each other", "choose in stages, each from what the one before it kept"
     else:
         what, help_ = "the branches and selections read each other", "choose by a branch that asks no selection"
@@ -72,6 +72,6 @@ def _read(roots: Iterable[program.Expr]) -> set[str]:
     for node in below(roots):
         if isinstance(node, program.BranchRead):
             found.add(node.branch)
-        elif isinstance(node, program.Chosen | program.ChosenSize):
+        elif isinstance(node, program.SelectedTest | program.SelectedCount):
             found.add(node.selection)
     return found

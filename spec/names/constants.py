@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attnc.spec import syntax
-from attnc.spec.meaning.exact import ArithmeticFault, apply
+from attnc.spec.meaning.exact_arithmetic import ArithmeticFault, apply
 from attnc.spec.names.builtins import HINTS
 from attnc.spec.program import Scalar, Value
 from attnc.spec.source import Span
@@ -25,18 +25,18 @@ class NotConstant(Exception):  # noqa: N818 (a fault of the text, not of ours)
 def constant(expression: syntax.Expr) -> Value:
     """The value of numbers, truth values, lists and arithmetic of them; `NotConstant` for anything else."""
     match expression:
-        case syntax.Number(value=value) | syntax.Truth(value=value):
+        case syntax.NumberExpr(value=value) | syntax.BoolExpr(value=value):
             return value
-        case syntax.ListDisplay(items=items):
+        case syntax.ListExpr(items=items):
             return tuple(constant(item) for item in items)
-        case syntax.Unary(op="-", operand=operand):
+        case syntax.UnaryExpr(op="-", operand=operand):
             return _apply(expression.span, "neg", operand)
-        case syntax.Unary(op="+", operand=operand):
+        case syntax.UnaryExpr(op="+", operand=operand):
             return constant(operand)
-        case syntax.Binary(op=op, left=left, right=right) if op in _OPERATORS:
+        case syntax.BinaryExpr(op=op, left=left, right=right) if op in _OPERATORS:
             return _apply(expression.span, _OPERATORS[op], left, right)
     help_ = "write numbers, true or false, or a list of them"
-    if isinstance(expression, syntax.Name):
+    if isinstance(expression, syntax.NameExpr):
         help_ = HINTS.get(expression.id, help_)
     raise NotConstant("a default or a preset's value is a constant", expression.span, "not a constant", help_)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from attnc.spec import syntax
 from attnc.spec.diagnostics import Label
 from attnc.spec.names.scope import DefinitionSource, DefinitionSymbol, Symbol, walk
-from attnc.spec.report import Report
+from attnc.spec.report import DiagnosticList
 from attnc.spec.source import Span
 
 MAX_CHAIN = 64
@@ -22,7 +22,7 @@ _Edge = tuple[DefinitionSource, Span]
 class DefinitionOrder:
     """Walks the graph of definitions without recursion, each one once."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: DiagnosticList) -> None:
         self._report = report
         self._depth: dict[DefinitionSource, int] = {}
         self._mentions: dict[DefinitionSource, bool] = {}
@@ -129,11 +129,11 @@ class DefinitionOrder:
 
 def _uses(expression: syntax.Expr, names: Mapping[str, Symbol]) -> Iterator[_Edge]:
     for node in walk(expression):
-        if isinstance(node, syntax.Name):
+        if isinstance(node, syntax.NameExpr):
             symbol = names.get(node.id)
             if isinstance(symbol, DefinitionSymbol):
                 yield symbol.source, node.span
 
 
 def _names_visible(body: syntax.Expr) -> bool:
-    return any(isinstance(node, syntax.Name) and node.id == "visible" for node in walk(body))
+    return any(isinstance(node, syntax.NameExpr) and node.id == "visible" for node in walk(body))

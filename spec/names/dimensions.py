@@ -15,9 +15,9 @@ from attnc.spec.names.builtins import (
     RESERVED_NAMES,
     TYPE_HINTS,
 )
-from attnc.spec.names.expressions import Resolver
+from attnc.spec.names.expression_resolver import Resolver
 from attnc.spec.names.scope import InputSymbol, SegmentSymbol, SizeSymbol, Symbol
-from attnc.spec.report import Report
+from attnc.spec.report import DiagnosticList
 from attnc.spec.source import Span
 from attnc.spec.suggest import did_you_mean
 from attnc.spec.types import Dim, Kind, Type
@@ -30,10 +30,10 @@ class Dimensions:
 
     def __init__(
         self,
-        report: Report,
+        report: DiagnosticList,
         resolver: Resolver,
         names: Mapping[str, Symbol],
-        declare: Callable[[syntax.Name, Symbol], None],
+        declare: Callable[[syntax.NameExpr, Symbol], None],
         *,
         recurrent: bool,
     ) -> None:
@@ -46,7 +46,7 @@ class Dimensions:
         self._run_time: Span | None = None
         self._axes: dict[str, Span] = {}
 
-    def of_parameter(self, item: syntax.Parameter) -> Type | None:
+    def of_parameter(self, item: syntax.ParameterDecl) -> Type | None:
         """The type of a parameter: a scalar, or a list by head or by axis."""
         if item.type is None:
             name = item.name.id
@@ -64,7 +64,7 @@ class Dimensions:
             self._report.error("A704", message, item.type.span, "not compiled yet", help=help_)
             return None
         for dim in item.type.dims:
-            if isinstance(dim, syntax.Name) and dim.id in FIXED_DIMENSIONS - {"head"}:
+            if isinstance(dim, syntax.NameExpr) and dim.id in FIXED_DIMENSIONS - {"head"}:
                 help_ = "a parameter is a list by `head`, or by a number or a new name"
                 self._report.error("A303", f"a parameter has no `{dim.id}` dimension", dim.span, help=help_)
                 return None
@@ -99,7 +99,7 @@ class Dimensions:
             self._report.error("A302", f"a state is no `{name.id}`", name.span, "not a state", help=help_)
         found: list[Dim] = []
         for dim in type_.dims:
-            is_name = isinstance(dim, syntax.Name)
+            is_name = isinstance(dim, syntax.NameExpr)
             if is_name and dim.id in FIXED_DIMENSIONS - {"dk", "dv"}:  # type: ignore[union-attr]
                 help_ = "a state is of each batch entry and head by itself, and of all tokens in turn"
                 self._report.error("A303", f"a state has no `{dim.span.text}` dimension", dim.span, help=help_)
@@ -110,22 +110,22 @@ class Dimensions:
                 found.append(self._dim(dim))
         return tuple(found)
 
-    def segment(self, line: syntax.Places) -> program.Segment:
+    def segment(self, line: syntax.BinderClause) -> program.TokenSegment:
         """The stretch of tokens that a `tokens` line lays down."""
         axes = []
         for binder in line.binders:
-            assert isinstance(binder, syntax.Axis)
+            assert isinstance(binder, syntax.AxisDecl)
             extent = binder.domain
-            if isinstance(extent, syntax.Range):
+            if isinstance(extent, syntax.RangeExpr):
                 message = "`tokens` needs how many there are along an axis, and this is a range"
                 help_ = f"positions count from 0: write `{binder.name.id}: {extent.high.span.text}`"
                 self._report.error("A304", message, extent.span, "a range", help=help_)
                 extent = extent.high
             self._check_axis(binder.name)
-            axes.append(program.Axis(binder.name.span, binder.name.id, self._extent(extent)))
-        return program.Segment(line.span, line.name.id if line.name else None, tuple(axes))
+            axes.append(program.SegmentAxis(binder.name.span, binder.name.id, self._extent(extent)))
+        return program.TokenSegment(line.span, line.name.id if line.name else None, tuple(axes))
 
-    def _check_axis(self, name: syntax.Name) -> None:
+    def _check_axis(self, name: syntax.NameExpr) -> None:
         if name.id in self._axes:
             also = (Label(self._axes[name.id], "first here"),)
             message = f"two axes are named `{name.id}`"
@@ -133,14 +133,14 @@ class Dimensions:
         self._axes.setdefault(name.id, name.span)
 
     def _extent(self, domain: syntax.Expr) -> program.Expr:
-        if isinstance(domain, syntax.Name) and isinstance(self._names.get(domain.id), SizeSymbol | None):
+        if isinstance(domain, syntax.NameExpr) and isinstance(self._names.get(domain.id), SizeSymbol | None):
             if domain.id not in self._names:
                 self._declare(domain, SizeSymbol(domain.span, domain.id))
             self._check_run_time(domain)
             return program.Size(domain.span, domain.id)
         return self._resolver.resolve(domain, self._names)
 
-    def _check_run_time(self, name: syntax.Name) -> None:
+    def _check_run_time(self, name: syntax.NameExpr) -> None:
         if self._run_time is not None:
             also = (Label(self._run_time, "the first one"),)
             help_ = f"make one of them a parameter of the pattern, as in `{name.id}: int`"
@@ -169,20 +169,20 @@ class Dimensions:
 
     def _dim(self, dim: syntax.Expr) -> Dim:
         match dim:
-            case syntax.Number(value=int() as value) if value > 0:
+            case syntax.NumberExpr(value=int() as value) if value > 0:
                 return value
-            case syntax.Number():
+            case syntax.NumberExpr():
                 help_ = "write how many entries there are, or the name of a dimension"
                 self._report.error("A303", "a dimension is an integer above 0", dim.span, "not above 0", help=help_)
                 return 1
-            case syntax.Name(id=name) if name in FIXED_DIMENSIONS:
+            case syntax.NameExpr(id=name) if name in FIXED_DIMENSIONS:
                 return name
-            case syntax.Name():
+            case syntax.NameExpr():
                 return self._named(dim)
             case _:
                 return self._resolver.resolve(dim, self._names)
 
-    def _named(self, dim: syntax.Name) -> Dim:
+    def _named(self, dim: syntax.NameExpr) -> Dim:
         match self._names.get(dim.id):
             case None if dim.id in RESERVED_NAMES | FUNCTIONS:
                 help_ = "the fixed dimensions are batch, head, kv_head, query, key, token, dk, dv"

@@ -21,11 +21,11 @@ def remedy(what: str) -> str:
 
 def later(item: syntax.Statement, selections: frozenset[str]) -> str | None:
     """What of a statement is not supported yet; `selections` are the names of all."""
-    if isinstance(item, syntax.Places) and item.word.id == "over" and len(item.binders) > 1:
-        return SEVERAL if any(isinstance(binder, syntax.Unit) for binder in item.binders) else None
-    if isinstance(item, syntax.Places) and item.word.id == "over":
+    if isinstance(item, syntax.BinderClause) and item.word.id == "over" and len(item.binders) > 1:
+        return SEVERAL if any(isinstance(binder, syntax.UnitDecl) for binder in item.binders) else None
+    if isinstance(item, syntax.BinderClause) and item.word.id == "over":
         return _over_chosen(item, selections)
-    if not isinstance(item, syntax.Block) or item.word.id not in ("branch", "select"):
+    if not isinstance(item, syntax.BlockStatement) or item.word.id not in ("branch", "select"):
         return None
     if item.word.id == "select":
         return _of_select(item, selections)
@@ -34,17 +34,17 @@ def later(item: syntax.Statement, selections: frozenset[str]) -> str | None:
     return next((x for inner in item.body.statements if (x := later(inner, selections))), None)
 
 
-def _of_select(block: syntax.Block, selections: frozenset[str]) -> str | None:
+def _of_select(block: syntax.BlockStatement, selections: frozenset[str]) -> str | None:
     for item in block.body.statements:
-        if not isinstance(item, syntax.Places):
+        if not isinstance(item, syntax.BinderClause):
             continue
         binders = list(item.binders)
-        if item.word.id == "per" and any(isinstance(b, syntax.Unit) and _reads(b.value, "k") for b in binders):
+        if item.word.id == "per" and any(isinstance(b, syntax.UnitDecl) and _reads(b.value, "k") for b in binders):
             return "units of keys that confine a choice"
         if item.word.id == "over":
             if len(binders) > 1 and _is(binders[0], "q"):
                 binders = binders[1:]
-            if len(binders) > 1 and any(isinstance(binder, syntax.Unit) for binder in binders):
+            if len(binders) > 1 and any(isinstance(binder, syntax.UnitDecl) for binder in binders):
                 return SEVERAL
     return _over_chosen(block, selections)
 
@@ -52,19 +52,19 @@ def _of_select(block: syntax.Block, selections: frozenset[str]) -> str | None:
 def _over_chosen(block: syntax.Statement, selections: frozenset[str]) -> str | None:
     """Whether something runs over what a selection chose."""
     for node in _below(block):
-        if isinstance(node, syntax.Running):
-            base = node.domain.base if isinstance(node.domain, syntax.Index) else node.domain
-            if isinstance(base, syntax.Name) and base.id in selections:
+        if isinstance(node, syntax.LoopVariable):
+            base = node.domain.base if isinstance(node.domain, syntax.IndexExpr) else node.domain
+            if isinstance(base, syntax.NameExpr) and base.id in selections:
                 return "a `for` over what was chosen"
     return None
 
 
 def _is(binder: syntax.Binder, name: str) -> bool:
-    return isinstance(binder, syntax.Running) and binder.name.id == name
+    return isinstance(binder, syntax.LoopVariable) and binder.name.id == name
 
 
 def _reads(node: object, name: str) -> bool:
-    return any(isinstance(below, syntax.Name) and below.id == name for below in _below(node))
+    return any(isinstance(below, syntax.NameExpr) and below.id == name for below in _below(node))
 
 
 def _below(root: object) -> Iterator[object]:

@@ -23,7 +23,6 @@ from attnc.spec.names.builtins import (
     TOKEN_DIMENSIONS,
     call_of,
 )
-from attnc.spec.names.chosen_places import ChosenPlace
 from attnc.spec.names.scope import (
     BranchSymbol,
     DefinitionSource,
@@ -40,13 +39,14 @@ from attnc.spec.names.scope import (
     Symbol,
     UnitSymbol,
 )
+from attnc.spec.names.selected_places import SelectedPlace
 from attnc.spec.names.worlds import World
 from attnc.spec.source import SourceFile, Span
 from attnc.spec.suggest import did_you_mean
 from attnc.spec.types import Dim
 
 if TYPE_CHECKING:
-    from attnc.spec.names.expressions import Resolver
+    from attnc.spec.names.expression_resolver import Resolver
 
 UNKNOWN = program.Binder(Span(SourceFile("", ""), 0, 0), "")
 """Stands for an expression that was refused; what leans on it is not reported again."""
@@ -99,7 +99,7 @@ _LABELS = {
 class Surroundings:
     """What the places of an expression know of the pattern around it."""
 
-    segments: tuple[program.Segment, ...] = ()
+    segments: tuple[program.TokenSegment, ...] = ()
     align: str | None = None
     patterns: frozenset[str] = frozenset()
     """The patterns of the file, which are no values."""
@@ -111,9 +111,9 @@ class Surroundings:
     """The clause of a `select` that is read, in which `inf`, `rank`, `mass` and `score` may have a meaning."""
     orders: dict[program.Input, program.Input] = field(default_factory=dict)
     """`order(…)` of inputs, as inputs of their own."""
-    selected: dict[str, program.Selection] = field(default_factory=dict)
+    selected: dict[str, program.SelectionClauses] = field(default_factory=dict)
     """The selections that are resolved."""
-    places: dict[program.Binder, ChosenPlace] = field(default_factory=dict)
+    places: dict[program.Binder, SelectedPlace] = field(default_factory=dict)
     """Names that run over what was chosen."""
     recurrent: bool = False
     """Whether there is one token, of which `q`, `k`, `v` and the inputs are, and whose position is `t`."""
@@ -138,7 +138,7 @@ class NameResolver:
         self._world = world
         self._units = units or {}
 
-    def resolve_name(self, node: syntax.Name) -> program.Expr:
+    def resolve_name(self, node: syntax.NameExpr) -> program.Expr:
         """What a name by itself stands for."""
         if node.id in self._binders:
             return program.Local(node.span, self._binders[node.id])
@@ -147,7 +147,7 @@ class NameResolver:
             return self._symbol(node, symbol)
         return self._place(node)
 
-    def _symbol(self, node: syntax.Name, symbol: Symbol) -> program.Expr:  # noqa: C901  one case a kind
+    def _symbol(self, node: syntax.NameExpr, symbol: Symbol) -> program.Expr:  # noqa: C901  one case a kind
         match symbol:
             case ParameterSymbol():
                 return program.ParameterRead(node.span, node.id)
@@ -184,7 +184,7 @@ class NameResolver:
             case _:
                 assert_never(symbol)
 
-    def _definition_name(self, node: syntax.Name, source: DefinitionSource) -> program.Expr:
+    def _definition_name(self, node: syntax.NameExpr, source: DefinitionSource) -> program.Expr:
         if source.is_function:
             arguments = ", ".join(b.name for b in source.parameters)
             return self.refuse(
@@ -202,7 +202,7 @@ class NameResolver:
         definition = self._resolver.define(source, self._world, units)
         return program.DefinitionUse(span, definition, arguments) if definition else self.unknown(span)
 
-    def _place(self, node: syntax.Name) -> program.Expr:  # noqa: C901  one case a kind
+    def _place(self, node: syntax.NameExpr) -> program.Expr:  # noqa: C901  one case a kind
         name, span = node.id, node.span
         if self._resolver.surroundings.recurrent:
             own = self._of_token(node)
@@ -213,15 +213,15 @@ class NameResolver:
             return chosen
         match name:
             case "q" | "k":
-                return program.Vector(span, name) if self._world == "vector" else program.Place(span, name)
+                return program.Vector(span, name) if self._world == "vector" else program.PositionRead(span, name)
             case "v" if self._world != "exact":
                 return program.Vector(span, name)
             case "score" if self._world != "exact":
-                return program.Score(span)
+                return program.ScoreRead(span)
             case "scale" if self._world != "exact":
-                return program.Scale(span)
+                return program.ScaleRead(span)
             case "head" | "kv_head" | "batch":
-                return program.HeadIndex(span, name)
+                return program.HeadIndexRead(span, name)
             case "visible" if self._resolver.surroundings.selecting:
                 help_ = "say in `from` which may be chosen: what is visible may ask the selection"
                 return self.refuse("A206", "a selection does not know what is visible", span, help_)
@@ -229,7 +229,7 @@ class NameResolver:
                 return self._resolver.relation_so_far(span)
         return program.Size(span, name) if name in SIZES else self._not_a_value(node)
 
-    def _of_selection(self, node: syntax.Name) -> program.Expr | None:
+    def _of_selection(self, node: syntax.NameExpr) -> program.Expr | None:
         """Names with a meaning in the clauses of a `select`."""
         selecting = self._resolver.surroundings.selecting
         part = None if selecting is None else selecting.part
@@ -237,14 +237,14 @@ class NameResolver:
             return program.Infinity(node.span)
         known: dict[str, OneOf["rank", "mass", "score"]] = {"rank": "rank", "mass": "mass", "score": "score"}
         if node.id in known and part == "keep" and self._world != "exact":
-            return program.Ranking(node.span, known[node.id])
+            return program.RankingRead(node.span, known[node.id])
         return None
 
-    def _of_token(self, node: syntax.Name) -> program.Expr | None:
+    def _of_token(self, node: syntax.NameExpr) -> program.Expr | None:
         """What stands for the token of a recurrence: its position, and its vectors."""
         match node.id:
             case "t":
-                return program.Place(node.span, "q")
+                return program.PositionRead(node.span, "q")
             case "q" | "k" if self._world == "exact":
                 help_ = "the position of the token is `t`"
                 return self.refuse("A206", f"`{node.id}` is a vector of the token", node.span, help_, "no position")
@@ -252,13 +252,13 @@ class NameResolver:
                 return program.Vector(node.span, "q")
             case "k" | "v" if self._world != "exact":
                 tensor: OneOf["k", "v"] = "k" if node.id == "k" else "v"
-                return program.Vector(node.span, tensor, program.Place(node.span, "q"))
+                return program.Vector(node.span, tensor, program.PositionRead(node.span, "q"))
             case "score" | "visible":
                 help_ = "it is of a query and a key; a recurrence has one token at a time"
                 return self.refuse("A206", f"`{node.id}` has no meaning here", node.span, help_)
         return None
 
-    def _not_a_value(self, node: syntax.Name) -> program.Expr:
+    def _not_a_value(self, node: syntax.NameExpr) -> program.Expr:
         name = node.id
         if self._resolver.surroundings.alone and name in FLOAT_NAMES | SELECTION_NAMES | {"t"}:
             return self.unknown(node.span)
@@ -284,7 +284,7 @@ class NameResolver:
         """Every name that may stand here."""
         return {*self._binders, *self._names, *POSITIONS, *HEAD_INDICES, *SIZES, *FUNCTIONS, "visible"}
 
-    def _unknown_name(self, node: syntax.Name, what: str, known: set[str]) -> program.Expr:
+    def _unknown_name(self, node: syntax.NameExpr, what: str, known: set[str]) -> program.Expr:
         otherwise = "declare it: a parameter of the pattern, an `input`, or a `let`"
         if what == "function":
             otherwise = "define it with `def`, or `use` the file that does"
@@ -343,10 +343,10 @@ class NameResolver:
         )
         return self.unknown(span)
 
-    def order(self, node: syntax.Call) -> program.Input | None:
+    def order(self, node: syntax.CallExpr) -> program.Input | None:
         """The ranks of an input's tokens, as an input; None, and a report, for what has none."""
         given = [argument.value for argument in node.arguments]
-        symbol = self._names.get(given[0].id) if len(given) == 1 and isinstance(given[0], syntax.Name) else None
+        symbol = self._names.get(given[0].id) if len(given) == 1 and isinstance(given[0], syntax.NameExpr) else None
         if isinstance(symbol, SilentSymbol) or self._resolver.surroundings.alone:
             return None
         tensor = symbol.input if isinstance(symbol, InputSymbol) else None
@@ -367,9 +367,9 @@ class NameResolver:
             known[tensor] = program.Input(tensor.span, f"order({tensor.name})", type_, ranks_of=tensor)
         return known[tensor]
 
-    def place_of(self, node: syntax.Expr) -> ChosenPlace | None:
+    def place_of(self, node: syntax.Expr) -> SelectedPlace | None:
         """The chosen place that a name stands for."""
-        if not isinstance(node, syntax.Name):
+        if not isinstance(node, syntax.NameExpr):
             return None
         symbol = self._names.get(node.id)
         binder = self._binders.get(node.id) or (symbol.binder if isinstance(symbol, RangeSymbol) else None)
@@ -393,7 +393,7 @@ class NameResolver:
         left = len(indices)
         for dim in written:
             if dim in TOKEN_DIMENSIONS:
-                found.append(program.Place(span, "q"))
+                found.append(program.PositionRead(span, "q"))
             elif left:
                 found.append(next(given))
                 left -= 1

@@ -16,18 +16,18 @@ from attnc.spec.checks.measure import (
     selections_read,
 )
 from attnc.spec.diagnostics import Label
-from attnc.spec.meaning.values import Mismatch, convert
-from attnc.spec.names.attends import Branch, Clauses
+from attnc.spec.meaning.parameter_values import Mismatch, convert
+from attnc.spec.names.attention_resolver import Branch, Clauses
 from attnc.spec.names.branch_order import ordered
 from attnc.spec.names.builtins import CALL_NAMES, FUNCTIONS, RESERVED_NAMES
 from attnc.spec.names.constants import NotConstant, constant
 from attnc.spec.names.dimensions import Dimensions
-from attnc.spec.names.expressions import Resolver
+from attnc.spec.names.expression_resolver import Resolver
 from attnc.spec.names.later import later, remedy
-from attnc.spec.names.modules import Scope, declare, let_source, refuse_hiding
+from attnc.spec.names.module_scopes import ModuleScope, declare, let_source, refuse_hiding
 from attnc.spec.names.name_resolver import Surroundings
-from attnc.spec.names.recurrent import RECURRENT, Recurrent, stateful_lets
-from attnc.spec.names.rounding import resolve_round
+from attnc.spec.names.recurrence_resolver import RECURRENT, RecurrenceResolver, stateful_lets
+from attnc.spec.names.round_resolver import resolve_round
 from attnc.spec.names.scope import (
     DefinitionSource,
     DefinitionSymbol,
@@ -37,11 +37,11 @@ from attnc.spec.names.scope import (
     SilentSymbol,
     Symbol,
 )
-from attnc.spec.names.selections import Select
+from attnc.spec.names.selection_resolver import SelectResolver
 from attnc.spec.names.stateful_branches import StatefulBranch, is_stateful
 from attnc.spec.names.worlds import World
 from attnc.spec.reading.limits import MAX_BRANCHES
-from attnc.spec.report import Report
+from attnc.spec.report import DiagnosticList
 from attnc.spec.suggest import did_you_mean
 from attnc.spec.types import Type
 
@@ -73,7 +73,7 @@ _HOME = {
 
 
 @dataclass(frozen=True, slots=True)
-class Resolved:
+class ResolvedPattern:
     """A pattern before its types are checked, and the definitions that nothing supported uses.
 
     `whole`: nothing in it was refused as not supported.
@@ -84,13 +84,13 @@ class Resolved:
     whole: bool
 
 
-def resolve_pattern(scope: Scope, pattern: syntax.Pattern, report: Report) -> Resolved:
+def resolve_pattern(scope: ModuleScope, pattern: syntax.PatternDecl, report: DiagnosticList) -> ResolvedPattern:
     """The pattern with its names resolved."""
     return _PatternResolver(scope, pattern, report).resolve()
 
 
 class _PatternResolver:
-    def __init__(self, scope: Scope, pattern: syntax.Pattern, report: Report) -> None:
+    def __init__(self, scope: ModuleScope, pattern: syntax.PatternDecl, report: DiagnosticList) -> None:
         self._pattern = pattern
         self._report = report
         self._own: dict[str, Symbol] = {}
@@ -105,7 +105,7 @@ class _PatternResolver:
         self._has_too_many = False
         self._is_recurrence = pattern.word.id == "recurrence"
 
-    def resolve(self) -> Resolved:
+    def resolve(self) -> ResolvedPattern:
         for parameter in self._pattern.parameters:
             self._declare(parameter.name, ParameterSymbol(parameter.name.span, parameter.name.id), of_call=True)
         stateful = stateful_lets(self._pattern.body.statements) if self._is_recurrence else frozenset[str]()
@@ -124,10 +124,10 @@ class _PatternResolver:
         selections = tuple(self._selected(selects))
         documents, recurrence = self._documents(), None
         relation: tuple[program.Expr, ...] = ()
-        attends: tuple[program.Attend, ...] = ()
-        stateful_branches: tuple[program.Recurrence, ...] = ()
+        attends: tuple[program.AttentionClauses, ...] = ()
+        stateful_branches: tuple[program.RecurrenceClauses, ...] = ()
         if self._is_recurrence:
-            recurrence = Recurrent(
+            recurrence = RecurrenceResolver(
                 self._pattern.name,
                 self._pattern.body.statements,
                 self._names,
@@ -165,11 +165,11 @@ class _PatternResolver:
         if len(selections) == len(selects) and not self._report.failed:
             self._check_asked(result)
         spare = [*lets, *(source for block in (*branches, *selects) for source in block.spare())]
-        return Resolved(result, self._spare(spare), not self._unsupported)
+        return ResolvedPattern(result, self._spare(spare), not self._unsupported)
 
     # --- names -------------------------------------------------------------------------------------------------------
 
-    def _declare(self, name: syntax.Name, symbol: Symbol, *, of_call: bool = False) -> None:
+    def _declare(self, name: syntax.NameExpr, symbol: Symbol, *, of_call: bool = False) -> None:
         """Give a name of the pattern its meaning; refuse one that is taken."""
         if of_call and name.id in CALL_NAMES:
             message = f"no parameter or input may be named `{name.id}`"
@@ -181,7 +181,7 @@ class _PatternResolver:
     def _declare_lets(self, others: frozenset[str]) -> list[DefinitionSource]:
         """Every `let`, before anything that may use it, but for those that are lines of a recurrence."""
         sources = []
-        for item in self._statements(syntax.Definition):
+        for item in self._statements(syntax.DefinitionDecl):
             if item.word.id == "let" and item.name.id not in others:
                 source = let_source(item, self._names)
                 self._declare(item.name, DefinitionSymbol(item.name.span, source))
@@ -189,7 +189,7 @@ class _PatternResolver:
                 self._check_let(item)
         return sources
 
-    def _check_let(self, item: syntax.Definition) -> None:
+    def _check_let(self, item: syntax.DefinitionDecl) -> None:
         own: set[str] = set()
         for name in item.parameters or ():
             if name.id in RESERVED_NAMES | FUNCTIONS or name.id in own:
@@ -201,15 +201,15 @@ class _PatternResolver:
     def _statements(self, kind: type[_T]) -> Iterable[_T]:
         return (s for s in self._pattern.body.statements if isinstance(s, kind))
 
-    def _clauses(self, word: str) -> list[syntax.Clause]:
-        return [c for c in self._statements(syntax.Clause) if c.word.id == word]
+    def _clauses(self, word: str) -> list[syntax.ClauseStatement]:
+        return [c for c in self._statements(syntax.ClauseStatement) if c.word.id == word]
 
     # --- statements --------------------------------------------------------------------------------------------------
 
     def _check_statements(self) -> None:
         """Refuse what is not supported yet, what belongs elsewhere, and what may stand only once."""
         first: dict[str, syntax.Statement] = {}
-        blocks = [block for block in self._statements(syntax.Block) if block.word.id == "select"]
+        blocks = [block for block in self._statements(syntax.BlockStatement) if block.word.id == "select"]
         selections = frozenset(block.name.id for block in blocks if block.name is not None)
         for item in self._pattern.body.statements:
             word = item.word.id
@@ -248,13 +248,13 @@ class _PatternResolver:
 
     def _silence(self, item: syntax.Statement) -> None:
         """Declare the names of a refused statement, so that their uses are not reported too."""
-        names: list[syntax.Name] = []
+        names: list[syntax.NameExpr] = []
         match item:
-            case syntax.Definition(name=name) | syntax.Declaration(name=name):
+            case syntax.DefinitionDecl(name=name) | syntax.Declaration(name=name):
                 names = [name]
-            case syntax.Places(binders=binders):
-                names = [b.name for b in binders if not isinstance(b, syntax.Axis)]
-            case syntax.Block(name=block) if block is not None:
+            case syntax.BinderClause(binders=binders):
+                names = [b.name for b in binders if not isinstance(b, syntax.AxisDecl)]
+            case syntax.BlockStatement(name=block) if block is not None:
                 names = [block]
             case _:
                 pass
@@ -262,7 +262,7 @@ class _PatternResolver:
             if name.id not in RESERVED_NAMES:
                 self._declare(name, SilentSymbol(name.span))
 
-    def _parameter(self, item: syntax.Parameter) -> program.Parameter | None:
+    def _parameter(self, item: syntax.ParameterDecl) -> program.Parameter | None:
         type_ = self._dimensions.of_parameter(item)
         if type_ is None:
             self._own[item.name.id] = SilentSymbol(item.name.span)
@@ -301,8 +301,8 @@ class _PatternResolver:
                     "A705", "the default of an input is not supported yet", item.default.span, help=help_
                 )
 
-    def _segments(self) -> Iterable[program.Segment]:
-        lines = [p for p in self._statements(syntax.Places) if p.word.id == "tokens"]
+    def _segments(self) -> Iterable[program.TokenSegment]:
+        lines = [p for p in self._statements(syntax.BinderClause) if p.word.id == "tokens"]
         for line in lines:
             if line.name is None and len(lines) > 1:
                 help_ = "name each one: `tokens video(t: frames, y: height)`"
@@ -312,12 +312,12 @@ class _PatternResolver:
                 self._declare(line.name, SegmentSymbol(line.name.span, segment))
             yield segment
 
-    def _pads(self, segments: tuple[program.Segment, ...]) -> Iterable[program.Pad]:
-        lines = [p for p in self._statements(syntax.Places) if p.word.id == "pad"]
+    def _pads(self, segments: tuple[program.TokenSegment, ...]) -> Iterable[program.Pad]:
+        lines = [p for p in self._statements(syntax.BinderClause) if p.word.id == "pad"]
         axes = {axis.name: (segment, i) for segment in segments for i, axis in enumerate(segment.axes)}
         for binder in (b for line in lines for b in line.binders):
-            assert isinstance(binder, syntax.Axis)
-            if not isinstance(binder.domain, syntax.Range):
+            assert isinstance(binder, syntax.AxisDecl)
+            if not isinstance(binder.domain, syntax.RangeExpr):
                 message = "`pad` needs the range of keys along an axis, and this is an extent"
                 help_ = f"write `{binder.name.id}: 0 .. {binder.domain.span.text}`; keys may begin below 0"
                 self._report.error("A304", message, binder.domain.span, "an extent", help=help_)
@@ -332,13 +332,13 @@ class _PatternResolver:
                 yield program.Pad(binder.span, *axes[binder.name.id], low, high)
 
     def _attends(
-        self, branches: list[Branch | StatefulBranch], selections: tuple[program.Selection, ...]
-    ) -> tuple[tuple[program.Expr, ...], tuple[program.Attend, ...], tuple[program.Selection, ...]]:
+        self, branches: list[Branch | StatefulBranch], selections: tuple[program.SelectionClauses, ...]
+    ) -> tuple[tuple[program.Expr, ...], tuple[program.AttentionClauses, ...], tuple[program.SelectionClauses, ...]]:
         """The relation of all attentions, the attentions, and the selections, each after what it reads."""
         body, name = self._pattern.body.statements, self._pattern.name
         clauses = Clauses(body, self._own, self._outer, self._resolver, self._report)
         if self._unsupported:
-            return clauses.relation(), (program.Attend(name.span, name.id, ()),), ()
+            return clauses.relation(), (program.AttentionClauses(name.span, name.id, ()),), ()
         clauses.places()
         own = clauses.attend(name.id, name.span)
         relation, own = own.visible, replace(own, visible=())
@@ -356,7 +356,7 @@ class _PatternResolver:
     def _declare_branches(self) -> list[Branch | StatefulBranch]:
         """The branches, their names known before anything that may read them."""
         found: list[Branch | StatefulBranch] = []
-        for block in self._statements(syntax.Block):
+        for block in self._statements(syntax.BlockStatement):
             if block.word.id == "branch" and block.name is not None:
                 if len(found) == MAX_BRANCHES:
                     self._refuse_branches(block.name)
@@ -371,7 +371,7 @@ class _PatternResolver:
                 found.append(branch)
         return found
 
-    def _refuse_branches(self, name: syntax.Name) -> None:
+    def _refuse_branches(self, name: syntax.NameExpr) -> None:
         """Refuse all branches from this one on, in one message."""
         if not self._has_too_many:
             message = f"`{self._pattern.name.id}` has more than {MAX_BRANCHES} branches"
@@ -379,17 +379,17 @@ class _PatternResolver:
             self._report.error("A508", message, name.span, "the first branch too many", help=help_)
         self._has_too_many = True
 
-    def _declare_selects(self) -> list[Select]:
+    def _declare_selects(self) -> list[SelectResolver]:
         """The selections, their names known before anything that may ask them."""
         found = []
-        for block in self._statements(syntax.Block):
+        for block in self._statements(syntax.BlockStatement):
             if block.word.id == "select" and block.name is not None:
-                select = Select(block, self._names, self._resolver, self._report)
+                select = SelectResolver(block, self._names, self._resolver, self._report)
                 self._declare(block.name, select.symbol)
                 found.append(select)
         return found
 
-    def _selected(self, selects: list[Select]) -> Iterable[program.Selection]:
+    def _selected(self, selects: list[SelectResolver]) -> Iterable[program.SelectionClauses]:
         """The selections, known to what comes after them."""
         for select in selects:
             found = select.selection()
@@ -427,7 +427,7 @@ class _PatternResolver:
         """`approximate conjugate_gradient(n)`: the number of steps."""
         for clause in self._clauses("approximate"):
             value = clause.value
-            is_call = isinstance(value, syntax.Call) and isinstance(value.function, syntax.Name)
+            is_call = isinstance(value, syntax.CallExpr) and isinstance(value.function, syntax.NameExpr)
             if is_call and value.function.id == "conjugate_gradient" and len(value.arguments) == 1:  # type: ignore[union-attr]
                 return self._resolver.resolve(value.arguments[0].value, self._names)  # type: ignore[union-attr]
             help_ = "write `approximate conjugate_gradient(8)`: so many steps for every `solve`"
@@ -445,14 +445,14 @@ class _PatternResolver:
             return found
         return None
 
-    def _round(self) -> program.Round | None:
-        blocks = [b for b in self._statements(syntax.Block) if b.word.id == "round"]
+    def _round(self) -> program.RoundClause | None:
+        blocks = [b for b in self._statements(syntax.BlockStatement) if b.word.id == "round"]
         return resolve_round(blocks[0], self._names, self._resolver, self._report) if blocks else None
 
     def _align(self) -> str | None:
         for item in self._clauses("align"):
             value = item.value
-            if isinstance(value, syntax.Name) and value.id in ("end", "start"):
+            if isinstance(value, syntax.NameExpr) and value.id in ("end", "start"):
                 return value.id
             listed = "`align end`: the last query stands at the last key; `align start`: the first at the first"
             help_ = did_you_mean(value.span.text, ("start", "end"), listed)
@@ -462,7 +462,7 @@ class _PatternResolver:
     def _documents(self) -> program.Input | None:
         for item in self._clauses("documents"):
             value = item.value
-            symbol = self._names.get(value.id) if isinstance(value, syntax.Name) else None
+            symbol = self._names.get(value.id) if isinstance(value, syntax.NameExpr) else None
             if isinstance(symbol, SilentSymbol):
                 continue
             if isinstance(symbol, InputSymbol):
@@ -470,7 +470,7 @@ class _PatternResolver:
                 if tensor.type.kind == "int" and tensor.type.dims in (("batch", "token"), ("token",)):
                     return tensor
             help_ = "declare `input doc: int[batch, token]` and write `documents doc`"
-            if isinstance(value, syntax.Name) and symbol is None:
+            if isinstance(value, syntax.NameExpr) and symbol is None:
                 help_ = did_you_mean(value.id, (n for n, s in self._own.items() if isinstance(s, InputSymbol)), help_)
             message = "`documents` needs an int input by `[batch, token]` or `[token]`"
             self._report.error("A219", message, value.span, "not such an input", help=help_)
@@ -480,7 +480,7 @@ class _PatternResolver:
         seen: dict[str, program.Preset] = {}
         for item in self._clauses("preset"):
             call = item.value
-            if not isinstance(call, syntax.Call) or not isinstance(call.function, syntax.Name):
+            if not isinstance(call, syntax.CallExpr) or not isinstance(call.function, syntax.NameExpr):
                 help_ = "write `preset name(parameter = value, …)`"
                 self._report.error("A220", "a preset names values of parameters", call.span, help=help_)
                 continue
@@ -495,7 +495,7 @@ class _PatternResolver:
             yield preset
 
     def _preset_values(
-        self, call: syntax.Call, parameters: dict[str, program.Parameter]
+        self, call: syntax.CallExpr, parameters: dict[str, program.Parameter]
     ) -> Iterable[tuple[str, program.Value]]:
         seen: set[str] = set()
         for argument in call.arguments:
@@ -522,14 +522,14 @@ class _PatternResolver:
             return ()
         found = []
         floating = ("score", "weights", "value", "combine")
-        selects = any(block.word.id == "select" for block in self._statements(syntax.Block))
+        selects = any(block.word.id == "select" for block in self._statements(syntax.BlockStatement))
         world: World = "float" if selects or any(self._clauses(word) for word in floating) else "exact"
         if self._is_recurrence:
             world = "vector"
         for source in lets:
             if self._resolver.is_used(source) or self._resolver.takes_units(source):
                 continue
-            self._resolver.prepare(syntax.Name(source.span, source.name), source.names, world)
+            self._resolver.prepare(syntax.NameExpr(source.span, source.name), source.names, world)
             definition = self._resolver.define(source, world)
             if definition is not None:
                 found.append(definition)

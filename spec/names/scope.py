@@ -64,7 +64,7 @@ class SegmentSymbol:
     """A segment, for `q in text`."""
 
     span: Span
-    segment: program.Segment
+    segment: program.TokenSegment
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,7 +127,7 @@ class SelectionSymbol:
     span: Span
     name: str
     names: int
-    ranges: Callable[[], tuple[program.Range, ...]]
+    ranges: Callable[[], tuple[program.KeyRange, ...]]
     is_numbered: bool = False
     by_query: bool = True
 
@@ -137,7 +137,7 @@ class StateSymbol:
     """A state of a recurrence."""
 
     span: Span
-    state: program.State
+    state: program.StateClause
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -175,47 +175,52 @@ def walk(expression: syntax.Expr) -> Iterator[syntax.Expr]:
 def children(node: syntax.Expr) -> list[syntax.Expr]:
     """The expressions directly inside one."""
     match node:
-        case syntax.Name() | syntax.Number() | syntax.Truth():
+        case syntax.NameExpr() | syntax.NumberExpr() | syntax.BoolExpr():
             return []
-        case syntax.Attribute(base=base):
+        case syntax.AttributeExpr(base=base):
             return [base]
-        case syntax.Index(base=base, indices=indices):
+        case syntax.IndexExpr(base=base, indices=indices):
             return [base, *indices]
-        case syntax.Call(function=function, arguments=arguments):
+        case syntax.CallExpr(function=function, arguments=arguments):
             return [function, *(a.value for a in arguments)]
-        case syntax.Aggregate():
+        case syntax.AggregateExpr():
             return _aggregate_children(node)
         case _:
             return _operands(node)
 
 
 def _operands(
-    node: syntax.ListDisplay | syntax.Unary | syntax.Binary | syntax.Comparison | syntax.Logic | syntax.Choice,
+    node: syntax.ListExpr
+    | syntax.UnaryExpr
+    | syntax.BinaryExpr
+    | syntax.ComparisonExpr
+    | syntax.LogicExpr
+    | syntax.ConditionalExpr,
 ) -> list[syntax.Expr]:
     match node:
-        case syntax.ListDisplay(items=items):
+        case syntax.ListExpr(items=items):
             return list(items)
-        case syntax.Unary(operand=operand):
+        case syntax.UnaryExpr(operand=operand):
             return [operand]
-        case syntax.Binary(left=left, right=right):
+        case syntax.BinaryExpr(left=left, right=right):
             return [left, right]
-        case syntax.Comparison(first=first, rest=rest):
+        case syntax.ComparisonExpr(first=first, rest=rest):
             return [first, *(operand for _, operand in rest)]
-        case syntax.Logic(operands=operands):
+        case syntax.LogicExpr(operands=operands):
             return list(operands)
-        case syntax.Choice(then=then, condition=condition, otherwise=otherwise):
+        case syntax.ConditionalExpr(then=then, condition=condition, otherwise=otherwise):
             return [then, condition, otherwise]
         case _:
             assert_never(node)
 
 
-def _aggregate_children(node: syntax.Aggregate) -> list[syntax.Expr]:
+def _aggregate_children(node: syntax.AggregateExpr) -> list[syntax.Expr]:
     found: list[syntax.Expr] = [node.body]
     for running in node.each.runnings:
         match running.domain:
             case None:
                 pass
-            case syntax.Range(low=low, high=high):
+            case syntax.RangeExpr(low=low, high=high):
                 found += [low, high]
             case domain:
                 found.append(domain)

@@ -8,10 +8,10 @@ from dataclasses import replace
 from attnc.spec import program, syntax
 from attnc.spec.checks.measure import below
 from attnc.spec.names.builtins import POSITIONS
-from attnc.spec.names.chosen_places import ChosenPlace
 from attnc.spec.names.families import number_in
 from attnc.spec.names.name_resolver import EXACT_ONLY, NameResolver
 from attnc.spec.names.scope import BranchSymbol, SegmentSymbol, SelectionSymbol, SilentSymbol, UnitSymbol
+from attnc.spec.names.selected_places import SelectedPlace
 from attnc.spec.names.worlds import World
 from attnc.spec.suggest import did_you_mean
 
@@ -29,18 +29,18 @@ class SetResolver(NameResolver):
 
     # --- in -----------------------------------------------------------------------------------------------------------
 
-    def _membership(self, node: syntax.Comparison) -> program.Expr:
+    def _membership(self, node: syntax.ComparisonExpr) -> program.Expr:
         if len(node.rest) > 1:
             return self.refuse("A209", "`in` does not chain", node.span, "join the two tests with `and`")
         op, right = node.rest[0]
-        symbol = self._names.get(right.id) if isinstance(right, syntax.Name) else None
-        base = right.base if isinstance(right, syntax.Index) else right
-        if isinstance(base, syntax.Name) and isinstance(self._names.get(base.id), SilentSymbol):
+        symbol = self._names.get(right.id) if isinstance(right, syntax.NameExpr) else None
+        base = right.base if isinstance(right, syntax.IndexExpr) else right
+        if isinstance(base, syntax.NameExpr) and isinstance(self._names.get(base.id), SilentSymbol):
             return self.unknown(node.span)
         place = self.place_of(right)
         if place is not None:
             return self._in_place(node, right, place)
-        selected = self._names.get(base.id) if isinstance(base, syntax.Name) else None
+        selected = self._names.get(base.id) if isinstance(base, syntax.NameExpr) else None
         if isinstance(selected, SelectionSymbol | UnitSymbol):
             test_ = self._chosen(node, selected, right) if isinstance(selected, SelectionSymbol) else None
             test_ = self._in_unit(node, right) if isinstance(selected, UnitSymbol) else test_
@@ -49,17 +49,17 @@ class SetResolver(NameResolver):
         if not isinstance(symbol, SegmentSymbol):
             return self._no_set(node, right)
         recurrent = self._resolver.surroundings.recurrent
-        if recurrent and isinstance(node.first, syntax.Name) and node.first.id == "t":
+        if recurrent and isinstance(node.first, syntax.NameExpr) and node.first.id == "t":
             own = program.InSegment(node.span, "q", symbol.segment)
             return own if op == "in" else program.Operation(node.span, "not", (own,))
-        if not isinstance(node.first, syntax.Name) or node.first.id not in POSITIONS or recurrent:
+        if not isinstance(node.first, syntax.NameExpr) or node.first.id not in POSITIONS or recurrent:
             help_ = "write `t in …`" if recurrent else "write `q in …` or `k in …`"
             return self.refuse("A209", "only places can be in a segment", node.first.span, help_)
         of: program.PlaceName = "q" if node.first.id == "q" else "k"
         test = program.InSegment(node.span, of, symbol.segment)
         return test if op == "in" else program.Operation(node.span, "not", (test,))
 
-    def _chosen(self, node: syntax.Comparison, symbol: SelectionSymbol, right: syntax.Expr) -> program.Expr:
+    def _chosen(self, node: syntax.ComparisonExpr, symbol: SelectionSymbol, right: syntax.Expr) -> program.Expr:
         """`k in chosen`, `b in chosen[level]`, `i in chosen`."""
         if self._resolver.surroundings.recurrent:
             help_ = "ask it in a branch with keys, or in `combine`"
@@ -67,16 +67,18 @@ class SetResolver(NameResolver):
         member = self._which(right, symbol)
         unit = self._unit(node.first)
         if unit is not None:
-            return program.Chosen(node.span, symbol.name, None, unit, member, symbol.by_query)
-        named = isinstance(node.first, syntax.Name) and node.first.id in POSITIONS
+            return program.SelectedTest(node.span, symbol.name, None, unit, member, symbol.by_query)
+        named = isinstance(node.first, syntax.NameExpr) and node.first.id in POSITIONS
         if symbol.is_numbered and named:
             help_ = f"ask a number: `i in {symbol.name}`; or say in `covers` which keys a number stands for"
             message = f"`{symbol.name}` chooses numbers, which stand for no tokens"
             return self.refuse("A209", message, node.first.span, help_)
         item = self._in("float").resolve(node.first)
-        return program.Chosen(node.span, symbol.name, item, None, member, symbol.by_query)
+        return program.SelectedTest(node.span, symbol.name, item, None, member, symbol.by_query)
 
-    def chosen_place(self, binder: program.Binder, domain: syntax.Expr, symbol: SelectionSymbol) -> ChosenPlace | None:
+    def chosen_place(
+        self, binder: program.Binder, domain: syntax.Expr, symbol: SelectionSymbol
+    ) -> SelectedPlace | None:
         """What a name is that runs over a selection; None, and a report, where that cannot be."""
         selection = self._resolver.surroundings.selected.get(symbol.name)
         if selection is None:
@@ -84,17 +86,17 @@ class SetResolver(NameResolver):
             self.refuse("A703", "a `select` over what another one chose is not supported yet", binder.span, help_)
             return None
         over = selection.row.over
-        if not isinstance(over, program.Range):
+        if not isinstance(over, program.KeyRange):
             help_ = f"number its places: `over n in 0 .. count` and `covers` in `{symbol.name}`"
             self.refuse("A703", "a `for` over chosen units is not supported yet", binder.span, help_)
             return None
-        found = ChosenPlace(selection, over, binder, self._which(domain, symbol), symbol.by_query)
+        found = SelectedPlace(selection, over, binder, self._which(domain, symbol), symbol.by_query)
         self._resolver.surroundings.places[binder] = found
         return found
 
     def _which(self, node: syntax.Expr, symbol: SelectionSymbol) -> program.Expr | None:
         """The member of a family that is meant."""
-        indices = self._indices(node) if isinstance(node, syntax.Index) else ()
+        indices = self._indices(node) if isinstance(node, syntax.IndexExpr) else ()
         if symbol.names and len(indices) != symbol.names:
             help_ = f"say which: `{symbol.name}[{', '.join('ijlmn'[: symbol.names])}]`"
             return self.refuse("A206", f"`{symbol.name}` is a family of selections", node.span, help_, "which one?")
@@ -106,10 +108,10 @@ class SetResolver(NameResolver):
             return self.refuse("A204", f"`{symbol.name}` is one selection", node.span, help_, "no family")
         return indices[0] if indices else None
 
-    def _in_place(self, node: syntax.Comparison, right: syntax.Expr, place: ChosenPlace) -> program.Expr:
+    def _in_place(self, node: syntax.ComparisonExpr, right: syntax.Expr, place: SelectedPlace) -> program.Expr:
         """`k in s`: whether a chosen place stands for this key."""
         name = place.selection.name
-        if not (isinstance(node.first, syntax.Name) and node.first.id == "k"):
+        if not (isinstance(node.first, syntax.NameExpr) and node.first.id == "k"):
             return self.refuse("A209", "only keys are in a place", node.first.span, f"write `k in {right.span.text}`")
         found = place.holds(node.span)
         if found is None:
@@ -117,17 +119,17 @@ class SetResolver(NameResolver):
             return self.refuse("A209", message, right.span, f"say in `covers` of `{name}` which keys one stands for")
         return found if node.rest[0][0] == "in" else program.Operation(node.span, "not", (found,))
 
-    def _in_unit(self, node: syntax.Comparison, right: syntax.Expr) -> program.Expr:
+    def _in_unit(self, node: syntax.ComparisonExpr, right: syntax.Expr) -> program.Expr:
         """`q in b`: whether a token is in the unit at hand."""
         unit = self._unit(right)
-        if unit is None or not isinstance(node.first, syntax.Name) or node.first.id not in POSITIONS:
+        if unit is None or not isinstance(node.first, syntax.NameExpr) or node.first.id not in POSITIONS:
             help_ = f"write `q in {right.span.text}` or `k in {right.span.text}`"
             return self.refuse("A209", "only tokens can be in a unit", node.first.span, help_)
         return program.InUnit(node.span, self._in("float").resolve(node.first), unit)
 
-    def _no_set(self, node: syntax.Comparison, right: syntax.Expr) -> program.Expr:
+    def _no_set(self, node: syntax.ComparisonExpr, right: syntax.Expr) -> program.Expr:
         segments = {name for name, symbol in self._names.items() if isinstance(symbol, SegmentSymbol)}
-        if isinstance(right, syntax.Name) and right.id not in self.known():
+        if isinstance(right, syntax.NameExpr) and right.id not in self.known():
             return self._unknown_name(right, "segment or selection", segments)
         self.resolve(node.first)
         help_ = "to compare with numbers write `low <= q < high`; segments are declared with `tokens name(…)`"
@@ -135,20 +137,20 @@ class SetResolver(NameResolver):
 
     # --- attributes, items, calls ------------------------------------------------------------------------------------
 
-    def _attribute(self, node: syntax.Attribute) -> program.Expr:
+    def _attribute(self, node: syntax.AttributeExpr) -> program.Expr:
         base = node.base
-        if isinstance(base, syntax.Index) and isinstance(base.base, syntax.Name):
+        if isinstance(base, syntax.IndexExpr) and isinstance(base.base, syntax.NameExpr):
             symbol = self._names.get(base.base.id)
             if isinstance(symbol, BranchSymbol) and symbol.is_family and base.base.id not in self._binders:
                 return self._of_branch(node, symbol, self._indices(base))
-        inner = base.base if isinstance(base, syntax.Index) else base
-        chosen = self._names.get(inner.id) if isinstance(inner, syntax.Name) else None
+        inner = base.base if isinstance(base, syntax.IndexExpr) else base
+        chosen = self._names.get(inner.id) if isinstance(inner, syntax.NameExpr) else None
         if isinstance(chosen, SelectionSymbol):
             return self._of_selected(node, chosen)
         place = self.place_of(base)
         if place is not None:
             return self._of_chosen_place(node, place)
-        if not isinstance(base, syntax.Name):
+        if not isinstance(base, syntax.NameExpr):
             return self.refuse("A202", "only places have coordinates", node.span, "write `q.axis` or `k.axis`")
         symbol = self._names.get(base.id)
         if isinstance(symbol, SilentSymbol):
@@ -163,14 +165,14 @@ class SetResolver(NameResolver):
             return self.refuse("A701", message, node.span, "pass the coordinate itself, as in `f(q.y)`")
         return self._of_place(node, base)
 
-    def _of_selected(self, node: syntax.Attribute, symbol: SelectionSymbol) -> program.Expr:
+    def _of_selected(self, node: syntax.AttributeExpr, symbol: SelectionSymbol) -> program.Expr:
         """`chosen.size`."""
         if node.name.id == "size":
-            return program.ChosenSize(node.span, symbol.name, self._which(node.base, symbol), symbol.by_query)
+            return program.SelectedCount(node.span, symbol.name, self._which(node.base, symbol), symbol.by_query)
         help_ = did_you_mean(node.name.id, ("size",), f"its size is `{symbol.name}.size`")
         return self.refuse("A202", f"a selection has no `{node.name.id}`", node.name.span, help_, "not of a selection")
 
-    def _of_chosen_place(self, node: syntax.Attribute, place: ChosenPlace) -> program.Expr:
+    def _of_chosen_place(self, node: syntax.AttributeExpr, place: SelectedPlace) -> program.Expr:
         """`s.score`."""
         if node.name.id != "score":
             help_ = did_you_mean(node.name.id, ("score",), "it has a `score`")
@@ -187,7 +189,7 @@ class SetResolver(NameResolver):
             return self.refuse("A703", f"{message}, which is not supported here yet", node.span, help_)
         return place.score(node.span)
 
-    def _of_place(self, node: syntax.Attribute, base: syntax.Name) -> program.Expr:
+    def _of_place(self, node: syntax.AttributeExpr, base: syntax.NameExpr) -> program.Expr:
         """`q.y`; in a recurrence `t.y`."""
         recurrent = self._resolver.surroundings.recurrent
         places = frozenset({"t"}) if recurrent else POSITIONS
@@ -198,11 +200,11 @@ class SetResolver(NameResolver):
         help_ = "write `t.axis`" if recurrent else "write `q.axis` or `k.axis`"
         return self.refuse("A202", f"`{base.id}` has no coordinates", node.span, help_)
 
-    def _of_unit(self, node: syntax.Attribute, unit: program.Unit) -> program.Expr:
+    def _of_unit(self, node: syntax.AttributeExpr, unit: program.Unit) -> program.Expr:
         """`b.start`, `b.end` and `b.size`, of the tokens that exist."""
-        span, place = node.span, program.Place(node.span, unit.place)
+        span, place = node.span, program.PositionRead(node.span, unit.place)
         one = program.Literal(span, 1)
-        members = (program.Members(unit.place, unit),)
+        members = (program.UnitVariable(unit.place, unit),)
         match node.name.id:
             case "size":
                 return program.Aggregate(span, "sum", one, members, None)
@@ -218,7 +220,7 @@ class SetResolver(NameResolver):
         return self.refuse("A202", f"a unit has no `{node.name.id}`", node.name.span, help_, "not of a unit")
 
     def _of_branch(
-        self, node: syntax.Attribute, symbol: BranchSymbol, indices: tuple[program.Expr, ...] = ()
+        self, node: syntax.AttributeExpr, symbol: BranchSymbol, indices: tuple[program.Expr, ...] = ()
     ) -> program.Expr:
         """`near.lse` and `near.weight`; of a family `at[i].lse`."""
         out = self.branch(node.span, symbol, indices)
@@ -232,7 +234,7 @@ class SetResolver(NameResolver):
         help_ = did_you_mean(node.name.id, ("lse", "weight"), "a branch has `lse` and `weight`")
         return self.refuse("A202", f"a branch has no `{node.name.id}`", node.name.span, help_, "not of a branch")
 
-    def _coordinate(self, node: syntax.Attribute, place: program.PlaceName) -> program.Expr:
+    def _coordinate(self, node: syntax.AttributeExpr, place: program.PlaceName) -> program.Expr:
         around = self._resolver.surroundings
         for segment in around.segments:
             for i, axis in enumerate(segment.axes):
@@ -249,12 +251,12 @@ class SetResolver(NameResolver):
         help_ = did_you_mean(node.name.id, axes, listed)
         return self.refuse("A203", f"no axis is named `{node.name.id}`", node.name.span, help_)
 
-    def _indices(self, node: syntax.Index) -> tuple[program.Expr, ...]:
+    def _indices(self, node: syntax.IndexExpr) -> tuple[program.Expr, ...]:
         return tuple(self._in("float").resolve(index) for index in node.indices)
 
-    def _unit(self, domain: syntax.Expr | syntax.Range | None) -> program.Unit | None:
+    def _unit(self, domain: syntax.Expr | syntax.RangeExpr | None) -> program.Unit | None:
         """The unit that a domain names, None for any other domain."""
-        if not isinstance(domain, syntax.Name):
+        if not isinstance(domain, syntax.NameExpr):
             return None
         if domain.id in self._binders:
             return self._units.get(domain.id)
@@ -263,7 +265,7 @@ class SetResolver(NameResolver):
 
 
 def _is_over_candidates(node: program.Aggregate) -> bool:
-    return any(isinstance(running, program.Visible) for running in node.runnings)
+    return any(isinstance(running, program.VisibleVariable) for running in node.runnings)
 
 
 __all__ = ["SetResolver"]

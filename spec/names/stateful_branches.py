@@ -9,18 +9,18 @@ from dataclasses import replace
 from attnc.spec import program, syntax
 from attnc.spec.diagnostics import Label
 from attnc.spec.names.dimensions import Dimensions
-from attnc.spec.names.expressions import Resolver
+from attnc.spec.names.expression_resolver import Resolver
 from attnc.spec.names.families import family_of, range_of
-from attnc.spec.names.modules import declare, let_source
-from attnc.spec.names.recurrent import Recurrent, stateful_lets
+from attnc.spec.names.module_scopes import declare, let_source
+from attnc.spec.names.recurrence_resolver import RecurrenceResolver, stateful_lets
 from attnc.spec.names.scope import BranchSymbol, DefinitionSource, DefinitionSymbol, RangeSymbol, Symbol
-from attnc.spec.report import Report
+from attnc.spec.report import DiagnosticList
 
 STATEFUL = frozenset({"state", "step", "read", "scan", "reset"})
 """The words that make a branch one with a state; `let` may stand beside them."""
 
 
-def is_stateful(block: syntax.Block) -> bool:
+def is_stateful(block: syntax.BlockStatement) -> bool:
     """Whether a branch has a state."""
     return any(item.word.id in STATEFUL for item in block.body.statements)
 
@@ -30,11 +30,11 @@ class StatefulBranch:
 
     def __init__(
         self,
-        block: syntax.Block,
+        block: syntax.BlockStatement,
         names: MutableMapping[str, Symbol],
         dimensions: Dimensions,
         resolver: Resolver,
-        report: Report,
+        report: DiagnosticList,
     ) -> None:
         assert block.name is not None
         self.name = block.name
@@ -52,27 +52,27 @@ class StatefulBranch:
         """What its name stands for."""
         return BranchSymbol(self.name.span, self.name.id, bool(self._block.binders), is_stateful=True)
 
-    def recurrence(self) -> program.Recurrence:
+    def recurrence(self) -> program.RecurrenceClauses:
         """The recurrence that it is."""
         self._check_statements()
         statements = self._block.body.statements
         family = self._family()
         stateful = stateful_lets(statements)
         for item in statements:
-            if isinstance(item, syntax.Definition) and item.word.id == "let" and item.name.id not in stateful:
+            if isinstance(item, syntax.DefinitionDecl) and item.word.id == "let" and item.name.id not in stateful:
                 source = let_source(item, self._names)
                 self._declare(item.name, DefinitionSymbol(item.name.span, source))
         around = self._resolver.surroundings
         around.recurrent = True
         try:
-            recurrent = Recurrent(
+            recurrent = RecurrenceResolver(
                 self.name, statements, self._names, self._declare, self._dimensions, self._resolver, self._report
             )
             return replace(recurrent.resolve(stateful), family=family)
         finally:
             around.recurrent = False
 
-    def _family(self) -> program.Range | None:
+    def _family(self) -> program.KeyRange | None:
         running = family_of(self._block, self._report)
         if running is None:
             return None
@@ -84,7 +84,7 @@ class StatefulBranch:
         """Lets that may be unused: they are read with the lines, or not at all."""
         return []
 
-    def _declare(self, name: syntax.Name, symbol: Symbol) -> None:
+    def _declare(self, name: syntax.NameExpr, symbol: Symbol) -> None:
         declare(self._report, self._own, self._outer, name, symbol)
 
     def _check_statements(self) -> None:

@@ -41,7 +41,7 @@ class Worlds:
         stack = [(expression, world)]
         while stack:
             node, here = stack.pop()
-            symbol = names.get(node.id) if isinstance(node, syntax.Name) else None
+            symbol = names.get(node.id) if isinstance(node, syntax.NameExpr) else None
             if isinstance(symbol, DefinitionSymbol):
                 yield symbol.source, here
             stack.extend(self.inside(node, names, here))
@@ -51,25 +51,27 @@ class Worlds:
         if world == "exact":
             return [(child, world) for child in children(node)]
         match node:
-            case syntax.Call(function=syntax.Name() as function):
+            case syntax.CallExpr(function=syntax.NameExpr() as function):
                 found = [(function, world), *((a.value, world) for a in node.arguments)]
                 return [(e, w if e is function else self.of_argument(node, e, names, w)) for e, w in found]
-            case syntax.Binary(op="@", left=left, right=right):
+            case syntax.BinaryExpr(op="@", left=left, right=right):
                 return [(left, "vector"), (right, "vector")]
-            case syntax.Index(base=base, indices=indices):
+            case syntax.IndexExpr(base=base, indices=indices):
                 return [(base, world), *((i, "float") for i in indices)]
-            case syntax.Choice(then=then, condition=condition, otherwise=otherwise):
+            case syntax.ConditionalExpr(then=then, condition=condition, otherwise=otherwise):
                 return [(then, world), (condition, "float"), (otherwise, world)]
-            case syntax.Aggregate(body=body):
+            case syntax.AggregateExpr(body=body):
                 return [(c, world if c is body else "float") for c in children(node)]
-            case syntax.Comparison() | syntax.Logic() | syntax.Attribute():
+            case syntax.ComparisonExpr() | syntax.LogicExpr() | syntax.AttributeExpr():
                 return [(child, "float") for child in children(node)]
             case _:
                 return [(child, world) for child in children(node)]
 
-    def of_argument(self, call: syntax.Call, argument: syntax.Expr, names: Mapping[str, Symbol], world: World) -> World:
+    def of_argument(
+        self, call: syntax.CallExpr, argument: syntax.Expr, names: Mapping[str, Symbol], world: World
+    ) -> World:
         """The world of an argument of a call that stands in the world of floating point."""
-        name = call.function.id if isinstance(call.function, syntax.Name) else ""
+        name = call.function.id if isinstance(call.function, syntax.NameExpr) else ""
         symbol = names.get(name)
         if isinstance(symbol, DefinitionSymbol):
             vectors = self.vector_parameters(symbol.source)
@@ -85,14 +87,14 @@ class Worlds:
             stack: list[tuple[syntax.Expr, World]] = [(source.body, "float")] if own else []
             while stack:
                 node, world = stack.pop()
-                if isinstance(node, syntax.Name) and node.id in own and world == "vector":
+                if isinstance(node, syntax.NameExpr) and node.id in own and world == "vector":
                     found.add(node.id)
                 stack.extend(self.inside(node, source.names, world))
             self._vectors[source] = frozenset(found)
         return self._vectors[source]
 
 
-def _parameter(call: syntax.Call, argument: syntax.Expr, source: DefinitionSource) -> str | None:
+def _parameter(call: syntax.CallExpr, argument: syntax.Expr, source: DefinitionSource) -> str | None:
     """The parameter that an argument is for."""
     for i, given in enumerate(call.arguments):
         if given.value is argument:

@@ -17,7 +17,7 @@ Children = list[Any]
 Maker = Callable[[Span, Children], Any]
 
 
-def build(tree: Tree[Token], source: SourceFile) -> syntax.Module:
+def build(tree: Tree[Token], source: SourceFile) -> syntax.ModuleSyntax:
     """The syntax tree of a parse tree that `limits.check_tree` has passed."""
     done: Children = []
     for node in _children_first(tree):
@@ -29,7 +29,7 @@ def build(tree: Tree[Token], source: SourceFile) -> syntax.Module:
         else:
             done.append(_leaf(source, node))
     (module,) = done
-    assert isinstance(module, syntax.Module)
+    assert isinstance(module, syntax.ModuleSyntax)
     return module
 
 
@@ -51,20 +51,20 @@ def _span(source: SourceFile, node: Tree[Token]) -> Span:
     return Span(source, node.meta.start_pos, node.meta.end_pos)
 
 
-def _leaf(source: SourceFile, token: Token | None) -> syntax.Name | None:
+def _leaf(source: SourceFile, token: Token | None) -> syntax.NameExpr | None:
     """Every token that matters is kept as a name with its place; what it becomes is the rule's affair."""
     if token is None:
         return None
     start = token.start_pos or 0
-    return syntax.Name(Span(source, start, start + len(token)), str(token))
+    return syntax.NameExpr(Span(source, start, start + len(token)), str(token))
 
 
 # --- expressions -----------------------------------------------------------------------------------------------------
 
 
-def _number(span: Span, children: Children) -> syntax.Number:
+def _number(span: Span, children: Children) -> syntax.NumberExpr:
     digits: str = children[0].id
-    return syntax.Number(span, int(digits) if digits.isdigit() else Fraction(digits))
+    return syntax.NumberExpr(span, int(digits) if digits.isdigit() else Fraction(digits))
 
 
 def _chain(span: Span, children: Children) -> syntax.Expr:
@@ -74,42 +74,42 @@ def _chain(span: Span, children: Children) -> syntax.Expr:
     for i in range(1, len(children), 2):
         operator, right = children[i], children[i + 1]
         whole = span if i == last else Span(span.source, span.start, right.span.end)
-        left = syntax.Binary(whole, operator.id, left, right)
+        left = syntax.BinaryExpr(whole, operator.id, left, right)
     return left
 
 
-def _comparison(span: Span, children: Children) -> syntax.Comparison:
+def _comparison(span: Span, children: Children) -> syntax.ComparisonExpr:
     rest = tuple((children[i], children[i + 1]) for i in range(1, len(children), 2))
-    return syntax.Comparison(span, children[0], rest)
+    return syntax.ComparisonExpr(span, children[0], rest)
 
 
-def _unary(span: Span, children: Children) -> syntax.Unary:
+def _unary(span: Span, children: Children) -> syntax.UnaryExpr:
     operator, operand = children
-    return syntax.Unary(span, operator.id, operand)
+    return syntax.UnaryExpr(span, operator.id, operand)
 
 
-def _call(span: Span, children: Children) -> syntax.Call:
+def _call(span: Span, children: Children) -> syntax.CallExpr:
     function, *arguments = children
-    return syntax.Call(span, function, tuple(a for a in arguments if a is not None))
+    return syntax.CallExpr(span, function, tuple(a for a in arguments if a is not None))
 
 
-def _domain(span: Span, children: Children) -> syntax.Expr | syntax.Range:
+def _domain(span: Span, children: Children) -> syntax.Expr | syntax.RangeExpr:
     low, _, high = children
-    return low if high is None else syntax.Range(span, low, high)
+    return low if high is None else syntax.RangeExpr(span, low, high)
 
 
-def _running(span: Span, children: Children) -> syntax.Running:
+def _running(span: Span, children: Children) -> syntax.LoopVariable:
     name, _, domain = children
-    return syntax.Running(span, name, domain)
+    return syntax.LoopVariable(span, name, domain)
 
 
-def _each(span: Span, children: Children) -> syntax.Each:
+def _each(span: Span, children: Children) -> syntax.ForClause:
     _, runnings, _, condition = children
-    return syntax.Each(span, runnings, condition)
+    return syntax.ForClause(span, runnings, condition)
 
 
-def _logic(span: Span, children: Children) -> syntax.Logic:
-    return syntax.Logic(span, children[1].id, tuple(children[::2]))
+def _logic(span: Span, children: Children) -> syntax.LogicExpr:
+    return syntax.LogicExpr(span, children[1].id, tuple(children[::2]))
 
 
 # --- statements ------------------------------------------------------------------------------------------------------
@@ -127,11 +127,11 @@ def _declaration(span: Span, children: Children) -> syntax.Declaration:
     return syntax.Declaration(span, word, name, kind, default)
 
 
-def _param(span: Span, children: Children) -> syntax.Parameter:
+def _param(span: Span, children: Children) -> syntax.ParameterDecl:
     name, kind, default = children
     if kind is not None and kind.name is None:
         raise _no_kind(kind)
-    return syntax.Parameter(span, name, kind, default)
+    return syntax.ParameterDecl(span, name, kind, default)
 
 
 def _no_kind(kind: syntax.TypeExpr) -> Fault:
@@ -144,30 +144,30 @@ def _no_kind(kind: syntax.TypeExpr) -> Fault:
     )
 
 
-def _let(span: Span, children: Children) -> syntax.Definition:
+def _let(span: Span, children: Children) -> syntax.DefinitionDecl:
     word, name, *parameters, value = children
     names = tuple(p for p in parameters if p is not None)
-    return syntax.Definition(span, word, name, names or None, value, None)
+    return syntax.DefinitionDecl(span, word, name, names or None, value, None)
 
 
-def _step(span: Span, children: Children) -> syntax.Definition:
+def _step(span: Span, children: Children) -> syntax.DefinitionDecl:
     word, name, value, each = children
-    return syntax.Definition(span, word, name, None, value, each)
+    return syntax.DefinitionDecl(span, word, name, None, value, each)
 
 
-def _places(span: Span, children: Children) -> syntax.Places:
+def _places(span: Span, children: Children) -> syntax.BinderClause:
     word, binders = children
-    return syntax.Places(span, word, None, binders)
+    return syntax.BinderClause(span, word, None, binders)
 
 
-def _heading(span: Span, children: Children) -> syntax.Block:
+def _heading(span: Span, children: Children) -> syntax.BlockStatement:
     word, name, binders = children if len(children) == 3 else (children[0], None, None)
-    return syntax.Block(span, word, name, binders or (), syntax.Body(None, ()))
+    return syntax.BlockStatement(span, word, name, binders or (), syntax.Body(None, ()))
 
 
-def _block(_: Span, children: Children) -> syntax.Block:
+def _block(_: Span, children: Children) -> syntax.BlockStatement:
     heading, body = children
-    return syntax.Block(heading.span, heading.word, heading.name, heading.binders, body)
+    return syntax.BlockStatement(heading.span, heading.word, heading.name, heading.binders, body)
 
 
 def _body(_: Span, children: Children) -> syntax.Body:
@@ -175,43 +175,43 @@ def _body(_: Span, children: Children) -> syntax.Body:
     return syntax.Body(doc, tuple(statements))
 
 
-def _doc(span: Span, children: Children) -> syntax.Text:
+def _doc(span: Span, children: Children) -> syntax.Docstring:
     raw: str = children[0].id
     quote = '"""' if raw.startswith('"""') else '"'
-    return syntax.Text(span, inspect.cleandoc(raw[len(quote) : -len(quote)]))
+    return syntax.Docstring(span, inspect.cleandoc(raw[len(quote) : -len(quote)]))
 
 
 # --- items -----------------------------------------------------------------------------------------------------------
 
 
-def _use(span: Span, children: Children) -> syntax.Use:
+def _use(span: Span, children: Children) -> syntax.UseDecl:
     _, module, *names = children
-    return syntax.Use(span, module, tuple(names))
+    return syntax.UseDecl(span, module, tuple(names))
 
 
-def _signature(span: Span, children: Children) -> syntax.Function:
+def _signature(span: Span, children: Children) -> syntax.FunctionDecl:
     _, name, parameters = children
-    return syntax.Function(span, name, parameters or (), syntax.Body(None, ()))
+    return syntax.FunctionDecl(span, name, parameters or (), syntax.Body(None, ()))
 
 
-def _function(_: Span, children: Children) -> syntax.Function:
+def _function(_: Span, children: Children) -> syntax.FunctionDecl:
     signature, value = children
-    return syntax.Function(signature.span, signature.name, signature.parameters, value)
+    return syntax.FunctionDecl(signature.span, signature.name, signature.parameters, value)
 
 
-def _title(span: Span, children: Children) -> syntax.Pattern:
+def _title(span: Span, children: Children) -> syntax.PatternDecl:
     word, name, parameters = children
-    return syntax.Pattern(span, word, name, parameters or (), syntax.Body(None, ()))
+    return syntax.PatternDecl(span, word, name, parameters or (), syntax.Body(None, ()))
 
 
-def _pattern(_: Span, children: Children) -> syntax.Pattern:
+def _pattern(_: Span, children: Children) -> syntax.PatternDecl:
     title, body = children
-    return syntax.Pattern(title.span, title.word, title.name, title.parameters, body)
+    return syntax.PatternDecl(title.span, title.word, title.name, title.parameters, body)
 
 
-def _module(span: Span, children: Children) -> syntax.Module:
+def _module(span: Span, children: Children) -> syntax.ModuleSyntax:
     doc, *items = children
-    return syntax.Module(span.source, doc, tuple(items))
+    return syntax.ModuleSyntax(span.source, doc, tuple(items))
 
 
 def _tuple(_: Span, children: Children) -> tuple[Any, ...]:
@@ -221,8 +221,8 @@ def _tuple(_: Span, children: Children) -> tuple[Any, ...]:
 _MAKERS: dict[str, Maker] = {
     "name": lambda span, c: c[0],
     "number": _number,
-    "truth": lambda span, c: syntax.Truth(span, c[0].id == "true"),
-    "list": lambda span, c: syntax.ListDisplay(span, tuple(c)),
+    "truth": lambda span, c: syntax.BoolExpr(span, c[0].id == "true"),
+    "list": lambda span, c: syntax.ListExpr(span, tuple(c)),
     "signed": _unary,
     "negated": _unary,
     "sum": _chain,
@@ -232,29 +232,29 @@ _MAKERS: dict[str, Maker] = {
     "comparator": lambda span, c: " ".join(word.id for word in c),
     "conjunction": _logic,
     "disjunction": _logic,
-    "choice": lambda span, c: syntax.Choice(span, c[0], c[2], c[4]),
-    "attribute": lambda span, c: syntax.Attribute(span, *c),
-    "index": lambda span, c: syntax.Index(span, c[0], tuple(c[1:])),
-    "argument": lambda span, c: syntax.Argument(span, None, c[0]),
-    "named": lambda span, c: syntax.Argument(span, *c),
+    "choice": lambda span, c: syntax.ConditionalExpr(span, c[0], c[2], c[4]),
+    "attribute": lambda span, c: syntax.AttributeExpr(span, *c),
+    "index": lambda span, c: syntax.IndexExpr(span, c[0], tuple(c[1:])),
+    "argument": lambda span, c: syntax.CallArgument(span, None, c[0]),
+    "named": lambda span, c: syntax.CallArgument(span, *c),
     "call": _call,
-    "aggregate": lambda span, c: syntax.Aggregate(span, *c),
+    "aggregate": lambda span, c: syntax.AggregateExpr(span, *c),
     "domain": _domain,
     "running": _running,
     "runnings": _tuple,
     "each": _each,
-    "axis": lambda span, c: syntax.Axis(span, *c),
+    "axis": lambda span, c: syntax.AxisDecl(span, *c),
     "axes": _tuple,
-    "unit": lambda span, c: syntax.Unit(span, *c),
+    "unit": lambda span, c: syntax.UnitDecl(span, *c),
     "binders": _tuple,
     "type": _type,
     "bare_type": lambda span, c: syntax.TypeExpr(span, None, tuple(c)),
-    "clause": lambda span, c: syntax.Clause(span, *c),
+    "clause": lambda span, c: syntax.ClauseStatement(span, *c),
     "let": _let,
     "step": _step,
     "declaration": _declaration,
     "places": _places,
-    "segment": lambda span, c: syntax.Places(span, *c),
+    "segment": lambda span, c: syntax.BinderClause(span, *c),
     "heading": _heading,
     "block": _block,
     "doc": _doc,

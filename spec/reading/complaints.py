@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 
 from attnc.spec.reading.fault import Fault
-from attnc.spec.reading.found import Found
-from attnc.spec.reading.layout import unclosed
+from attnc.spec.reading.indentation import unclosed
 from attnc.spec.reading.missing import else_missing, equal_missing, name_missing, operand_missing, type_missing
+from attnc.spec.reading.parse_stop import ParseStop
 from attnc.spec.reading.phrases import (
     FOREIGN_CHARACTERS,
     FOREIGN_OPENINGS,
@@ -38,7 +38,7 @@ _LINE_HEAD = re.compile(r"\n *([A-Za-z_]\w*)")
 _ITEMS = frozenset({"USE", "DEF", "PATTERN"})
 
 
-def complain(found: Found) -> Fault:
+def complain(found: ParseStop) -> Fault:
     """The fault to show for a place where the parser stopped."""
     for rule in _RULES:
         fault = rule(found)
@@ -50,7 +50,7 @@ def complain(found: Found) -> Fault:
 # --- brackets and layout ---------------------------------------------------------------------------------------------
 
 
-def _open_bracket(found: Found) -> Fault | None:
+def _open_bracket(found: ParseStop) -> Fault | None:
     """A bracket of an earlier line is still open, and a statement seems to have begun since."""
     opened: list[int] = []
     for match in _SKIPPED_OR_BRACKET.finditer(found.text, 0, found.start):
@@ -74,7 +74,7 @@ def _line_heads(text: str, start: int, end: int) -> Iterator[tuple[int, str]]:
         yield match.start(1), match.group(1)
 
 
-def _body_missing(found: Found) -> Fault | None:
+def _body_missing(found: ParseStop) -> Fault | None:
     if found.expected != {"_INDENT"}:
         return None
     *_, heading = _HEADINGS.finditer(found.text, 0, found.last_end)
@@ -87,7 +87,7 @@ def _body_missing(found: Found) -> Fault | None:
     return Fault("A115", f"`{name}` has no body", start, start + len(words), help=remedy)
 
 
-def _indentation(found: Found) -> Fault | None:
+def _indentation(found: ParseStop) -> Fault | None:
     if found.kind != "_INDENT":
         return None
     start = found.text.rfind("\n", 0, found.start) + 1
@@ -100,7 +100,7 @@ def _indentation(found: Found) -> Fault | None:
     )
 
 
-def _lambda(found: Found) -> Fault | None:
+def _lambda(found: ParseStop) -> Fault | None:
     match = re.search(r"\blambda\b", found.before)
     if not match:
         return None
@@ -109,7 +109,7 @@ def _lambda(found: Found) -> Fault | None:
     return Fault("A107", message, start, start + len("lambda"), help="give the function a name: `let f(x) = …`")
 
 
-def _colon(found: Found) -> Fault | None:
+def _colon(found: ParseStop) -> Fault | None:
     if found.token != ":":
         return None
     if _HEADINGS.match(found.text, found.line_start) and not found.wants_operand:
@@ -132,7 +132,7 @@ def _colon(found: Found) -> Fault | None:
 # --- the first word of a line ----------------------------------------------------------------------------------------
 
 
-def _misplaced(found: Found) -> Fault | None:
+def _misplaced(found: ParseStop) -> Fault | None:
     """A known statement in the wrong place."""
     if found.wants_item and not found.wants_statement and found.kind in _STATEMENTS:
         remedy = "indent it under a `pattern` or `recurrence` line"
@@ -149,7 +149,7 @@ def _misplaced(found: Found) -> Fault | None:
     return None
 
 
-def _unknown_word(found: Found) -> Fault | None:
+def _unknown_word(found: ParseStop) -> Fault | None:
     if not (found.wants_statement or found.wants_item):
         return None
     words = BODY_WORDS if found.wants_statement else FILE_WORDS
@@ -162,7 +162,7 @@ def _unknown_word(found: Found) -> Fault | None:
     return found.fault("A101", message, help=FOREIGN_OPENINGS.get(found.token, usual))
 
 
-def _meant_word(found: Found, words: tuple[str, ...]) -> str:
+def _meant_word(found: ParseStop, words: tuple[str, ...]) -> str:
     close = get_close_matches(found.token, words, 1, 0.7)
     meant = close[0] if close else FOREIGN_WORDS.get(found.token.lower(), "")
     if meant in words:
@@ -180,7 +180,7 @@ def _meant_word(found: Found, words: tuple[str, ...]) -> str:
     return "lines start with " + ", ".join(f"`{word}`" for word in listed)
 
 
-def _heading(found: Found) -> str:
+def _heading(found: ParseStop) -> str:
     """The last line before that opens a body."""
     *_, heading = _HEADINGS.finditer(found.text, 0, found.start)
     return heading.group(1)
@@ -189,7 +189,7 @@ def _heading(found: Found) -> str:
 # --- characters and operators ----------------------------------------------------------------------------------------
 
 
-def _foreign_operator(found: Found) -> Fault | None:
+def _foreign_operator(found: ParseStop) -> Fault | None:
     """An operator of another language, which may start before the place where the parser stopped."""
     for start in (found.start - 2, found.start - 1, found.start):
         for size in (3, 2, 1):
@@ -201,7 +201,7 @@ def _foreign_operator(found: Found) -> Fault | None:
     return None
 
 
-def _stray_character(found: Found) -> Fault | None:
+def _stray_character(found: ParseStop) -> Fault | None:
     if found.kind:
         return None
     if found.token == '"':
@@ -220,7 +220,7 @@ def _stray_character(found: Found) -> Fault | None:
     return found.fault("A113", f"{shown} is not a character of the language", help=remedy)
 
 
-def _equal(found: Found) -> Fault | None:
+def _equal(found: ParseStop) -> Fault | None:
     if found.token != "=" or not found.wants_operator:
         return None
     return found.fault("A106", "`=` gives a name to something; it does not compare", help="to compare, write `==`")
@@ -229,7 +229,7 @@ def _equal(found: Found) -> Fault | None:
 # --- numbers and ranges ----------------------------------------------------------------------------------------------
 
 
-def _number(found: Found) -> Fault | None:
+def _number(found: ParseStop) -> Fault | None:
     """`2x`, `1_000`, `0x10`, `.5`, `5.`"""
     if found.kind == "DOT" and found.wants_operand:
         return _point(found)
@@ -247,7 +247,7 @@ def _number(found: Found) -> Fault | None:
     return _number_and_letters(found, start)
 
 
-def _number_and_letters(found: Found, start: int) -> Fault:
+def _number_and_letters(found: ParseStop, start: int) -> Fault:
     written = found.text[start : found.end]
     message = f"{found_phrase('', written)} is neither a number nor a name"
     if re.fullmatch(r"[0-9_]+", written):
@@ -259,7 +259,7 @@ def _number_and_letters(found: Found, start: int) -> Fault:
     return Fault("A117", message, start, found.end, help=remedy)
 
 
-def _point(found: Found) -> Fault:
+def _point(found: ParseStop) -> Fault:
     digits = re.match(r"\.([0-9]+)", found.text[found.start : found.start + 50])
     if digits:
         end = found.start + digits.end()
@@ -268,7 +268,7 @@ def _point(found: Found) -> Fault:
     return found.fault("A102", "nothing stands before this point", help="write whose coordinate it is, such as `q.y`")
 
 
-def _range(found: Found) -> Fault | None:
+def _range(found: ParseStop) -> Fault | None:
     if found.kind != "DOTS":
         return None
     message = "a range stands only after the `in` of `for`, `over` or `per`, or after `:`"
@@ -278,7 +278,7 @@ def _range(found: Found) -> Fault | None:
 # --- inside expressions ----------------------------------------------------------------------------------------------
 
 
-def _goes_on(found: Found) -> Fault | None:
+def _goes_on(found: ParseStop) -> Fault | None:
     """An expression is complete, and something follows that does not go with it."""
     if not found.wants_operator or found.at_line_end:
         return None
@@ -291,7 +291,7 @@ def _goes_on(found: Found) -> Fault | None:
     return found.fault("A100", f"expected an operator{', ' if wanted else ''}{wanted}, found {shown}", help=remedy)
 
 
-def _meant_operator(found: Found) -> str:
+def _meant_operator(found: ParseStop) -> str:
     if found.kind == "NAME":
         word = found.token.lower()
         foreign = {"is": "==", "xor": "!=", "mod": "%", "div": "//", "then": "if … else", "where": "if", "when": "if"}
@@ -316,7 +316,7 @@ def _meant_operator(found: Found) -> str:
     return "values are separated by `,`, and a product needs its `*`"
 
 
-def _anything(found: Found) -> Fault:
+def _anything(found: ParseStop) -> Fault:
     remedy = ""
     if found.expected == {"IN"}:
         remedy = "`not in` is one operator; a negation is joined on by `and not`"

@@ -6,7 +6,7 @@ import re
 from typing import get_args
 
 from attnc.spec.reading.fault import Fault
-from attnc.spec.reading.found import Found
+from attnc.spec.reading.parse_stop import ParseStop
 from attnc.spec.reading.phrases import found_phrase
 from attnc.spec.reading.words import RESERVED
 from attnc.spec.types import Kind
@@ -25,7 +25,7 @@ _NAMED = {
 """How what needs a name is written."""
 
 
-def type_missing(found: Found) -> Fault | None:
+def type_missing(found: ParseStop) -> Fault | None:
     """An `input` or a parameter without a type, or with one that is written in another way."""
     shown = found_phrase(found.kind, found.token)
     if found.expected >= {"LSQB", "EQUAL"} and found.token in ("(", "<", "{"):
@@ -51,7 +51,7 @@ def type_missing(found: Found) -> Fault | None:
     return None
 
 
-def name_missing(found: Found) -> Fault | None:
+def name_missing(found: ParseStop) -> Fault | None:
     """Something else than a name where one is needed, perhaps a reserved word."""
     if "NAME" not in found.expected or found.wants_operand:
         return None
@@ -69,7 +69,7 @@ def name_missing(found: Found) -> Fault | None:
     return found.fault("A121", message, help=remedy)
 
 
-def equal_missing(found: Found) -> Fault | None:
+def equal_missing(found: ParseStop) -> Fault | None:
     """A definition, or a unit, without its `=`; parameters without a comma."""
     if "EQUAL" not in found.expected or found.wants_operator:
         return None
@@ -86,7 +86,7 @@ def equal_missing(found: Found) -> Fault | None:
     return found.fault("A111", f"expected `=`, found {shown}", help=remedy)
 
 
-def operand_missing(found: Found) -> Fault | None:
+def operand_missing(found: ParseStop) -> Fault | None:
     """An operator, a comma, a bracket or a first word without the expression that it calls for."""
     if not found.wants_operand or found.wants_operator:
         return None
@@ -98,7 +98,7 @@ def operand_missing(found: Found) -> Fault | None:
     return found.fault("A102", message, label="expected an expression", help=_operand(found))
 
 
-def _operand(found: Found) -> str:
+def _operand(found: ParseStop) -> str:
     """What to write where an expression is missing."""
     if found.at_line_end:
         return "write it on this line; an expression goes on in the next one only inside of brackets"
@@ -119,7 +119,7 @@ def _operand(found: Found) -> str:
     return f"write a value before `{found.token}`" if found.wants_left else ""
 
 
-def else_missing(found: Found) -> Fault | None:
+def else_missing(found: ParseStop) -> Fault | None:
     """An `if` without the other side."""
     if "ELSE" not in found.expected:
         return None

@@ -12,15 +12,15 @@ from attnc.spec.errors import SpecError
 from attnc.spec.reading.build import build
 from attnc.spec.reading.complaints import complain
 from attnc.spec.reading.fault import Fault
-from attnc.spec.reading.found import Found
 from attnc.spec.reading.limits import check_stack, check_token, check_tree
-from attnc.spec.reading.tables import parser
+from attnc.spec.reading.parse_stop import ParseStop
+from attnc.spec.reading.parser_tables import parser
 from attnc.spec.source import SourceFile
 
 _LAYOUT = frozenset({"_NL", "_INDENT", "_DEDENT"})
 
 
-def parse(source: SourceFile) -> syntax.Module:
+def parse(source: SourceFile) -> syntax.ModuleSyntax:
     """The syntax tree of a text that `text.decode` has passed. Raises `SpecError` with the first fault's place."""
     try:
         tree = _parse_tree(source.text + "\n")
@@ -50,7 +50,7 @@ def _parse_tree(text: str) -> Tree[Token]:
     return tree
 
 
-def _found(text: str, token: Token, last: Token | None, steps: Any) -> Found:
+def _found(text: str, token: Token, last: Token | None, steps: Any) -> ParseStop:
     start = len(text) if token.type == "$END" or token.start_pos is None else token.start_pos
     last_end = 0 if last is None else (last.start_pos or 0) + len(last)
-    return Found(text, token.type, str(token), start, last_end, str(last or ""), frozenset(steps.accepts()))
+    return ParseStop(text, token.type, str(token), start, last_end, str(last or ""), frozenset(steps.accepts()))

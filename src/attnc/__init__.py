@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from attnc.compiler.simulation.machine import MachineError
     from attnc.runtime import bridges
     from attnc.runtime.attention import Attention, compile_attention
-    from attnc.runtime.errors import (
+    from attnc.runtime.call_errors import (
         ArgumentError,
         ArgumentTypeError,
         MeasurementError,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from attnc.runtime.fallbacks import Fallback, fallbacks, reset_fallbacks
     from attnc.runtime.gpu.binaries import load_binaries
     from attnc.runtime.merging import merge
-    from attnc.runtime.tuning.tables import save_tuned
+    from attnc.runtime.tuning.tuned_tables import save_tuned
     from attnc.runtime.warned import LayoutWarning, NoGradientWarning, PatternWarning
     from attnc.spec.errors import AttncError, EvaluationError, SpecError
 
@@ -38,17 +38,17 @@ _HOMES = {
     "compile_attention": "attnc.runtime.attention",
     "load_binaries": "attnc.runtime.gpu.binaries",
     "merge": "attnc.runtime.merging",
-    "save_tuned": "attnc.runtime.tuning.tables",
+    "save_tuned": "attnc.runtime.tuning.tuned_tables",
     "AttncError": "attnc.spec.errors",
     "SpecError": "attnc.spec.errors",
     "EvaluationError": "attnc.spec.errors",
-    "ArgumentError": "attnc.runtime.errors",
-    "ArgumentTypeError": "attnc.runtime.errors",
-    "MeasurementError": "attnc.runtime.errors",
-    "PatternNotFoundError": "attnc.runtime.errors",
+    "ArgumentError": "attnc.runtime.call_errors",
+    "ArgumentTypeError": "attnc.runtime.call_errors",
+    "MeasurementError": "attnc.runtime.call_errors",
+    "PatternNotFoundError": "attnc.runtime.call_errors",
     "TooManyStepsError": "attnc.compiler.analysis.aggregates",
-    "TorchMissingError": "attnc.runtime.errors",
-    "UnsupportedError": "attnc.runtime.errors",
+    "TorchMissingError": "attnc.runtime.call_errors",
+    "UnsupportedError": "attnc.runtime.call_errors",
     "LayoutWarning": "attnc.runtime.warned",
     "NoGradientWarning": "attnc.runtime.warned",
     "PatternWarning": "attnc.runtime.warned",
@@ -97,6 +97,6 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        from attnc.runtime.errors import TorchMissingError
+        from attnc.runtime.call_errors import TorchMissingError
 
         raise TorchMissingError(f"`attnc.{name}`") from error

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from allocations import counted
 from attnc import compile_attention
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.planning import pieces
 from attnc.compiler.planning.runs import run_mask
 from attnc.runtime.library import pattern_names
@@ -97,6 +97,6 @@ def _sizes_of_masks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return made
 
-    monkeypatch.setattr(exact, "mask", watched(exact.mask))
+    monkeypatch.setattr(exact_evaluation, "mask", watched(exact_evaluation.mask))
     monkeypatch.setattr(pieces, "run_mask", watched(run_mask))
     return sizes

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from attnc.compiler import fold
-from attnc.compiler.analysis import exact
-from attnc.compiler.analysis.tiles import Grid, find_live_tiles
+from attnc.compiler.analysis import exact_evaluation
+from attnc.compiler.analysis.live_tiles import TileGrid, find_live_tiles
 from attnc.compiler.ir import Data, Index
 from attnc.compiler.planning import pieces, runs
 from attnc.compiler.planning.build_plan import Relations, build_plan
@@ -57,8 +57,8 @@ grids = st.tuples(st.sampled_from([8, 16]), st.sampled_from([0, 0, 3]))
 @settings(max_examples=80, deadline=None)
 @given(st.sampled_from(KINDS), st.integers(1, 400), st.integers(0, 10_000), grids)
 def test_equal_names_mean_equal_masks(kind: str, n: int, seed: int, tiles: tuple[int, int]) -> None:
-    relation, grid = relation_of(kind, np.random.default_rng(seed), n), Grid(n, n, tiles[0], tiles[0], -tiles[1])
-    mask = exact.mask(relation, (0, n), (0, n))
+    relation, grid = relation_of(kind, np.random.default_rng(seed), n), TileGrid(n, n, tiles[0], tiles[0], -tiles[1])
+    mask = exact_evaluation.mask(relation, (0, n), (0, n))
     found = find_live_tiles(relation, grid)
     assert resolve(relation, found, {}).visible == mask.sum()
     for row, column, kind_of in zip(found.row.tolist(), found.column.tolist(), found.kind.tolist(), strict=True):
@@ -77,8 +77,8 @@ def test_equal_names_mean_equal_masks(kind: str, n: int, seed: int, tiles: tuple
 )
 def test_masks_evaluated_as_they_run(kind: str, n: int, seed: int, tiles: tuple[int, int], most: int) -> None:
     """However few classes may be resolved and masks kept, the pieces are the relation."""
-    relation, grid = relation_of(kind, np.random.default_rng(seed), n), Grid(n, n, tiles[0], tiles[0], -tiles[1])
-    mask = exact.mask(relation, (0, n), (0, n))
+    relation, grid = relation_of(kind, np.random.default_rng(seed), n), TileGrid(n, n, tiles[0], tiles[0], -tiles[1])
+    mask = exact_evaluation.mask(relation, (0, n), (0, n))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "MAX_CLASS_ELEMENTS", most)
         patch.setattr(pieces, "MAX_MASK_ELEMENTS", most)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from attnc.compiler.ir import Pattern
 from attnc.compiler.planning.build_plan import CallShape, Relations, build_plan
+from attnc.compiler.planning.cpu_plan import Plan
 from attnc.compiler.planning.documents import DocumentsNotContiguousError
-from attnc.compiler.planning.plan import Plan
 from attnc.compiler.verify_ir import verify
 from attnc.spec.errors import EvaluationError
 from plan_calls import call, lowered

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.cache_need import CacheNeed, cache_need, needed_by_all
 from attnc.compiler.counted_isl import is_available
 from attnc.compiler.lowering.specialise import alone
@@ -20,7 +20,7 @@ def missing(pattern: Any, need: CacheNeed) -> bool:
     """Whether some query of up to 150 tokens sees a key that is not among them."""
     for n in (1, 2, 40, 150):
         for head in range(HEADS):
-            mask = exact.mask(alone(pattern.attend.visible, n, head, HEADS), (0, n), (0, n))
+            mask = exact_evaluation.mask(alone(pattern.attend.visible, n, head, HEADS), (0, n), (0, n))
             q, k = np.nonzero(mask)
             if ((k >= need.first) & (q - k >= need.last)).any():
                 return True

@@ -8,13 +8,13 @@ import pytest
 
 from attnc.compiler.canonical import canonical
 from attnc.compiler.lowering.lower import lower
-from attnc.runtime.errors import PatternNotFoundError
+from attnc.runtime.call_errors import PatternNotFoundError
 from attnc.runtime.library import ModuleLoader, library_files
 from attnc.spec.errors import SpecError
 from attnc.spec.formatting import formatted
 from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind
-from attnc.spec.reading.text import decode
+from attnc.spec.reading.source_text import decode
 
 RADIAL = """
 pattern radial(frames: int = 4, per_frame: int = 64, decay: real = 1, block: int = 128, sink: bool = true)

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from attnc.compiler import fold, ir
 from attnc.compiler.derivatives import Derivative, derivatives
-from attnc.compiler.lowering.specialise import Sizes, Slices, Window
+from attnc.compiler.lowering.specialise import CallSizes, Slices, Window
 from attnc.compiler.print_ir import print_value
-from attnc.compiler.values import apply, dot, element, number, scale, select, vector
-from attnc.runtime.blocks import Block, Operands
-from attnc.runtime.values import Values
+from attnc.compiler.value_nodes import apply, dot, element, number, scale, select, vector
+from attnc.runtime.block_values import BlockValues
+from attnc.runtime.pair_blocks import Operands, PairBlock
 
 Q = fold.place("q")
 X, Y = (element(ir.intern(ir.Tensor(name, "real", ("query",))), (Q,)) for name in ("x", "y"))
@@ -124,12 +124,14 @@ def test_negative_arguments() -> None:
 # --- formulas --------------------------------------------------------------------------------------------------------
 
 
-def values_of(**inputs: Tensor) -> Values:
+def values_of(**inputs: Tensor) -> BlockValues:
     (count,) = {len(x) for x in inputs.values()}
     empty = [torch.zeros(1, count, 4, dtype=torch.float64)]
-    operands = Operands(empty, empty, empty, inputs, Sizes({}), Slices({}), 0.5, torch.float64, {})
+    operands = Operands(empty, empty, empty, inputs, CallSizes({}), Slices({}), 0.5, torch.float64, {})
     rows, keys = np.arange(count), np.zeros(1, dtype=np.int64)
-    return Values(operands, Block(0, (0,), Window(0, 0, count, count, 0), rows, keys, np.ones((1, count, 1), np.bool_)))
+    return BlockValues(
+        operands, PairBlock(0, (0,), Window(0, 0, count, count, 0), rows, keys, np.ones((1, count, 1), np.bool_))
+    )
 
 
 def evaluated(node: ir.Value, **inputs: Tensor) -> Tensor:

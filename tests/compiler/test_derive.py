@@ -10,7 +10,7 @@ from attnc.compiler.ir import Recur
 from attnc.compiler.lowering.lower import lower
 from attnc.compiler.print_ir import print_pattern
 from attnc.compiler.recurrences.derive import derive
-from attnc.compiler.recurrences.derived import Coupled, NoFormError, Pass, Running, Scan
+from attnc.compiler.recurrences.derived import Coupled, ElementwiseScan, NoFormError, Pass, RunningReduction
 from attnc.compiler.recurrences.print_derived import class_of, class_of_coupled
 from attnc.compiler.verify_ir import verify
 from attnc.runtime.library import ModuleLoader, library_source, recurrence_names
@@ -44,7 +44,7 @@ def written(lines: str) -> Recur:
 
 
 def classes(recur: Recur) -> list[str]:
-    names = {Scan: "entry by entry", Running: "log-sum-exp"}
+    names = {ElementwiseScan: "entry by entry", RunningReduction: "log-sum-exp"}
     return [
         class_of(stage)
         if isinstance(stage, Pass)

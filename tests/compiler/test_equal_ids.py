@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from attnc.compiler.planning.build_plan import Relations, build_plan
-from attnc.compiler.planning.plan import Plan
+from attnc.compiler.planning.cpu_plan import Plan
 from plan_calls import call, lowered
 from plan_checks import check_plan
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from attnc.compiler import fold
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.ir import Data, Index
 from attnc.spec.errors import EvaluationError
 from attnc.spec.source import SourceFile, Span
@@ -18,17 +18,19 @@ CAUSAL = fold.less_equal(K, Q)
 
 
 def grid(relation: Index, n_q: int = 6, n_k: int = 6) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-    return exact.mask(relation, (0, n_q), (0, n_k))
+    return exact_evaluation.mask(relation, (0, n_q), (0, n_k))
 
 
 def test_a_part_of_the_grid() -> None:
-    assert (exact.mask(CAUSAL, (3, 5), (2, 6)) == [[True, True, False, False], [True, True, True, False]]).all()
-    assert exact.mask(CAUSAL, (3, 3), (0, 6)).shape == (0, 6)
-    assert exact.mask(fold.truth(True), (0, 2), (0, 3)).all()
+    assert (
+        exact_evaluation.mask(CAUSAL, (3, 5), (2, 6)) == [[True, True, False, False], [True, True, True, False]]
+    ).all()
+    assert exact_evaluation.mask(CAUSAL, (3, 3), (0, 6)).shape == (0, 6)
+    assert exact_evaluation.mask(fold.truth(True), (0, 2), (0, 3)).all()
 
 
 def test_a_mask_is_dense_and_writable() -> None:
-    mask = exact.mask(fold.less_equal(K, fold.const(2)), (0, 4), (0, 4))
+    mask = exact_evaluation.mask(fold.less_equal(K, fold.const(2)), (0, 4), (0, 4))
     assert mask.flags.c_contiguous
     assert mask.shape == (4, 4)
 
@@ -62,7 +64,7 @@ def test_faults_count_only_where_they_are_asked(guard: str, fault: str) -> None:
     with pytest.raises(EvaluationError, match="at query row"):
         grid(bad)
     guarded = GUARDED[guard](fold.less_equal(fold.const(4), Q), bad)
-    inside = exact.mask(bad, (4, 6), (0, 6))
+    inside = exact_evaluation.mask(bad, (4, 6), (0, 6))
     whole = grid(guarded)
     if guard != "if, an integer":
         assert (whole[4:] == inside).all()
@@ -72,7 +74,7 @@ def test_a_fault_says_where() -> None:
     node = fold.mod(K, fold.sub(Q, fold.const(2)))
     source = SourceFile("here.attn", "visible k % (q - 2) == 0")
     with pytest.raises(EvaluationError, match=r"A901.*division by zero, at query row 2 and key 0\n.*1:9") as caught:
-        exact.mask(fold.zero(node), (0, 6), (0, 6), {node: Span(source, 8, 19)})
+        exact_evaluation.mask(fold.zero(node), (0, 6), (0, 6), {node: Span(source, 8, 19)})
     assert caught.value.span == Span(source, 8, 19)
 
 
@@ -108,7 +110,7 @@ def test_overflow_is_an_error_and_not_a_wrap(relation: Index) -> None:
 def test_a_coefficient_past_64_bits_on_zeros() -> None:
     """Only row 0 is asked: the product is 0 there."""
     relation = fold.less_equal(fold.times(fold.mul(Q, K), 1 << 70), Q)
-    assert exact.mask(relation, (0, 1), (0, 6)).all()
+    assert exact_evaluation.mask(relation, (0, 1), (0, 6)).all()
 
 
 @pytest.mark.parametrize(
@@ -121,7 +123,7 @@ def test_bit_lengths_and_roots(n: int) -> None:
     for k in range(3):
         for op, wanted in (("bitlen", (n + k).bit_length()), ("isqrt", isqrt(n + k))):
             node = fold.function(op, number)
-            assert exact.mask(fold.equal(node, fold.const(wanted)), (0, 1), (k, k + 1)).all()
+            assert exact_evaluation.mask(fold.equal(node, fold.const(wanted)), (0, 1), (k, k + 1)).all()
 
 
 def test_aggregates_with_ends_that_some_lanes_leave_empty() -> None:

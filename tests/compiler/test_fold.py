@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import expression_trees as trees
 from attnc.compiler import fold
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.ir import Arith, Const, Index, Linear, Reduce, Truth
 from attnc.compiler.rewrite import rebuild, walk
 from attnc.spec.errors import EvaluationError
@@ -39,11 +39,11 @@ def same_values(tree: Tree, node: Index) -> None:
     known = np.array([[cell is not None for cell in row] for row in wanted])
     truth = np.array([[bool(cell) for cell in row] for row in wanted])
     try:
-        assert (exact.mask(node, (0, N_Q), (0, N_K)) == truth)[known].all()
+        assert (exact_evaluation.mask(node, (0, N_Q), (0, N_K)) == truth)[known].all()
     except EvaluationError:
         assert not known.all()
         for q, k in np.argwhere(known).tolist():
-            assert exact.mask(node, (q, q + 1), (k, k + 1)).item() == truth[q, k]
+            assert exact_evaluation.mask(node, (q, q + 1), (k, k + 1)).item() == truth[q, k]
 
 
 @settings(max_examples=150)
@@ -121,7 +121,7 @@ def test_what_has_no_value_stays() -> None:
         assert not isinstance(node, Const)
     for node in (fold.power(fold.const(2), fold.const(99)), fold.function("isqrt", fold.const(-1))):
         with pytest.raises(EvaluationError):
-            exact.mask(fold.zero(node), (0, 1), (0, 1))
+            exact_evaluation.mask(fold.zero(node), (0, 1), (0, 1))
 
 
 def test_short_aggregates_are_written_out() -> None:
@@ -131,7 +131,7 @@ def test_short_aggregates_are_written_out() -> None:
     long = fold.reduce("any", i, fold.const(0), fold.const(fold.UNROLL + 1), fold.truth(True), body)
     assert not isinstance(short, Reduce)
     assert isinstance(long, Reduce)
-    assert (exact.mask(short, (0, 9), (0, 9)) == exact.mask(long, (0, 9), (0, 9))).all()
+    assert (exact_evaluation.mask(short, (0, 9), (0, 9)) == exact_evaluation.mask(long, (0, 9), (0, 9))).all()
     nothing = fold.reduce("any", i, fold.const(3), fold.const(3), fold.truth(True), body)
     assert nothing is fold.truth(False)
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnc.compiler import fold
-from attnc.compiler.analysis import exact
-from attnc.compiler.analysis.tiles import Grid
+from attnc.compiler.analysis import exact_evaluation
+from attnc.compiler.analysis.live_tiles import TileGrid
 from attnc.compiler.ir import Index
 from attnc.compiler.planning.formulas import closed_cover, diagonal_shift
 from attnc.compiler.planning.pieces import cover
@@ -32,7 +32,7 @@ def half_plane(shift: int) -> Index:
 )
 def test_half_planes(shift: int, n_q: int, n_k: int, tile: int, k_tile: int) -> None:
     relation = half_plane(shift)
-    grid = Grid(n_q, n_k, tile, k_tile, -((-shift) % k_tile))
+    grid = TileGrid(n_q, n_k, tile, k_tile, -((-shift) % k_tile))
     closed, found = closed_cover(relation, grid), cover(relation, grid, {})
     assert closed is not None
     check_pieces(closed.pieces, (), np.tri(n_q, n_k, shift, dtype=np.bool_))
@@ -49,9 +49,9 @@ def test_half_planes(shift: int, n_q: int, n_k: int, tile: int, k_tile: int) -> 
     "relation", [fold.truth(True), fold.truth(False), half_plane(0), half_plane(3), half_plane(-20)]
 )
 def test_few_or_no_tokens(relation: Index, n_q: int, n_k: int) -> None:
-    closed = closed_cover(relation, Grid(n_q, n_k, 8, 8))
+    closed = closed_cover(relation, TileGrid(n_q, n_k, 8, 8))
     assert closed is not None
-    mask = exact.mask(relation, (0, n_q), (0, n_k))
+    mask = exact_evaluation.mask(relation, (0, n_q), (0, n_k))
     check_pieces(closed.pieces, (), mask)
     assert closed.visible == mask.sum()
 
@@ -64,5 +64,5 @@ def test_other_relations_have_no_formula() -> None:
         fold.less_equal(fold.times(K, 2), Q),
         fold.conjunction(half_plane(0), half_plane(-3), fold.zero(Q)),
     ):
-        assert closed_cover(relation, Grid(16, 16, 8, 8)) is None
+        assert closed_cover(relation, TileGrid(16, 16, 8, 8)) is None
     assert diagonal_shift(half_plane(-7)) == -7

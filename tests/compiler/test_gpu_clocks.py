@@ -10,7 +10,7 @@ from attnc.compiler.simulation import gpu_clocks
 from attnc.compiler.simulation.gpu_clocks import (
     BITMASK,
     Extra,
-    Heads,
+    HeadSizes,
     Kernel,
     TileModel,
     TileShape,
@@ -47,7 +47,7 @@ READ = [
 @pytest.mark.parametrize("row", READ, ids=lambda row: f"d{row[0]}-{row[1]}x{row[2]}-w{row[3]}")
 def test_forward_tiles(row: tuple[int, ...]) -> None:
     d, q_tile, k_tile, warps, stages, mma, xu, alu, fma, issue, registers, shared, programs = row
-    shape, heads = TileShape(q_tile, k_tile, warps, stages), Heads(d, d, "bfloat16")
+    shape, heads = TileShape(q_tile, k_tile, warps, stages), HeadSizes(d, d, "bfloat16")
     clocks = TileModel(H100, "forward", shape, heads, Extra()).full
     assert clocks.products == mma
     # exponentials of the rows' maxima are counted once a tile there, for each warp here: a hundredth of them
@@ -81,7 +81,7 @@ SPILLS: list[tuple[str, Kernel, int, TileShape, bool]] = [
 
 @pytest.mark.parametrize(("name", "kernel", "d", "shape", "fits"), SPILLS)
 def test_what_fits_the_registers(name: str, kernel: Kernel, d: int, shape: TileShape, fits: bool) -> None:
-    found = resources(find_machine(name), kernel, shape, Heads(d, d, "bfloat16"))
+    found = resources(find_machine(name), kernel, shape, HeadSizes(d, d, "bfloat16"))
     assert (found.programs > 0) == fits
     assert (found.reason is None) == fits
 
@@ -91,9 +91,9 @@ def test_what_fits_the_registers(name: str, kernel: Kernel, d: int, shape: TileS
 def test_every_machine_has_tiles_for_every_kernel(machine: Machine, d: int) -> None:
     kernels: tuple[Kernel, ...] = ("forward", "dq", "dkdv")
     for kernel in kernels:
-        shapes = tile_shapes(machine, kernel, Heads(d, d, "bfloat16"))
+        shapes = tile_shapes(machine, kernel, HeadSizes(d, d, "bfloat16"))
         assert shapes
-        assert all(resources(machine, kernel, s, Heads(d, d, "bfloat16")).programs for s in shapes)
+        assert all(resources(machine, kernel, s, HeadSizes(d, d, "bfloat16")).programs for s in shapes)
 
 
 @pytest.mark.parametrize(
@@ -107,12 +107,12 @@ def test_every_machine_has_tiles_for_every_kernel(machine: Machine, d: int) -> N
 )
 def test_impossible_tiles(tiles: tuple[int, int], said: str) -> None:
     with pytest.raises(MachineError, match=said):
-        given_shape(H100, "forward", Heads(128, 128, "bfloat16"), *tiles)
+        given_shape(H100, "forward", HeadSizes(128, 128, "bfloat16"), *tiles)
 
 
 def test_a_head_that_fits_nowhere() -> None:
     with pytest.raises(MachineError, match="no tile of a head of 4096 and 4096 in bfloat16 fits h100-sxm"):
-        tile_shapes(H100, "forward", Heads(4096, 4096, "bfloat16"))
+        tile_shapes(H100, "forward", HeadSizes(4096, 4096, "bfloat16"))
 
 
 Q, K = fold.place("q"), fold.place("k")
@@ -137,7 +137,7 @@ def test_a_mask_costs_no_more_than_a_bitmask() -> None:
 
 
 def test_partial_tiles_take_longer() -> None:
-    model = TileModel(H100, "forward", TileShape(128, 64, 4, 3), Heads(64, 64, "bfloat16"), Extra(mask=4.0))
+    model = TileModel(H100, "forward", TileShape(128, 64, 4, 3), HeadSizes(64, 64, "bfloat16"), Extra(mask=4.0))
     assert model.partial.alu > model.full.alu
     assert model.predicted(model.partial) > model.predicted(model.full)
     assert model.full.bound < model.full.serial

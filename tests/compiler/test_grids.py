@@ -8,14 +8,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from attnc.compiler import fold
-from attnc.compiler.analysis import exact
-from attnc.compiler.analysis.separation import Axis, Leaves, NotSeparableError, grid_of, separate
+from attnc.compiler.analysis import exact_evaluation
+from attnc.compiler.analysis.separation import CoordinateLeaves, NotSeparableError, SeparatedAxis, grid_of, separate
 from attnc.compiler.ir import Index
 from attnc.compiler.planning.bricks import AxisTable, choose_bricks
-from attnc.compiler.planning.grids import GridCover, Solved, cover_by_grid
-from attnc.compiler.planning.rates import AMX, Work
+from attnc.compiler.planning.grids import GridCover, SolvedCover, cover_by_grid
+from attnc.compiler.planning.rates import AMX, PieceWork
 from attnc.compiler.planning.residues import split
-from attnc.compiler.planning.schedule import Problem, choose
+from attnc.compiler.planning.schedule import CoverProblem, choose
 from grid_relations import Extents, K, Q, coordinate, grids, near, truth
 from plan_checks import check_pieces
 
@@ -30,11 +30,11 @@ def test_products_are_the_relation_once(drawn: tuple[Extents, Index]) -> None:
     assert grid is not None
     assert np.prod([axis.extent for axis in grid]) == n
     times = np.zeros((n, n), dtype=np.int64)
-    leaves = Leaves(relation, grid)
+    leaves = CoordinateLeaves(relation, grid)
     for product in separate(relation, leaves):
         matrix = np.ones((1, 1), dtype=np.bool_)
         for i, axis in enumerate(grid):
-            alone = exact.mask(leaves.alone(product[i], i), (0, axis.extent), (0, axis.extent))
+            alone = exact_evaluation.mask(leaves.alone(product[i], i), (0, axis.extent), (0, axis.extent))
             matrix = np.kron(matrix, alone)
         times += matrix
     assert (times == truth(relation, n)).all()
@@ -45,7 +45,7 @@ def test_products_are_the_relation_once(drawn: tuple[Extents, Index]) -> None:
 def test_bricks_cover_the_relation_once(drawn: tuple[Extents, Index], dtype: str) -> None:
     extents, relation = drawn
     n = int(np.prod(extents))
-    choice = choose(Problem(relation, n, n, dtype, 64, 2, {}, AMX))
+    choice = choose(CoverProblem(relation, n, n, dtype, 64, 2, {}, AMX))
     seen = truth(relation, n)
     if choice.schedule == "pieces":
         check_pieces(choice.cover.pieces, choice.cover.masks, seen)
@@ -61,12 +61,12 @@ def test_a_partial_brick_is_partial_in_truth(drawn: tuple[Extents, Index]) -> No
     grid = grid_of(relation, n)
     assume(grid is not None)
     assert grid is not None
-    leaves = Leaves(relation, grid)
+    leaves = CoordinateLeaves(relation, grid)
     products = separate(relation, leaves)
     assume(len(products) == 1)
     alone = [leaves.alone(r, i) for i, r in enumerate(products[0])]
     assume(all(part.congruence is None for r in alone for part in split(r)))  # else tiles are those of a class
-    bricks = choose_bricks(tables(products[0], leaves), AMX, Work("float32", 64, 1, 8))
+    bricks = choose_bricks(tables(products[0], leaves), AMX, PieceWork("float32", 64, 1, 8))
     seen = truth(relation, n)
     if bricks is None:
         assert not seen.any()
@@ -85,15 +85,18 @@ def test_a_partial_brick_is_partial_in_truth(drawn: tuple[Extents, Index]) -> No
     assert (bricks.cover.full_tiles, bricks.cover.partial_tiles, bricks.total) == (full, partial, size * size)
 
 
-def tables(product: tuple[Index, ...], leaves: Leaves) -> list[AxisTable]:
+def tables(product: tuple[Index, ...], leaves: CoordinateLeaves) -> list[AxisTable]:
     return [AxisTable(r, i, leaves, 1 << 16, lambda *_: None) for i, r in enumerate(product)]
 
 
 def test_axes_that_are_not_read_are_found() -> None:
     extents = (3, 4, 5, 7)
     relation = near(coordinate(Q, extents, 2), coordinate(K, extents, 2), 1)
-    assert grid_of(relation, 420) == (Axis(12, 35), Axis(5, 7), Axis(7, 1))
-    assert grid_of(near(coordinate(Q, extents, 0), coordinate(K, extents, 0), 1), 420) == (Axis(3, 140), Axis(140, 1))
+    assert grid_of(relation, 420) == (SeparatedAxis(12, 35), SeparatedAxis(5, 7), SeparatedAxis(7, 1))
+    assert grid_of(near(coordinate(Q, extents, 0), coordinate(K, extents, 0), 1), 420) == (
+        SeparatedAxis(3, 140),
+        SeparatedAxis(140, 1),
+    )
     assert grid_of(near(Q, K, 3), 420) is None
     assert grid_of(relation, 421) is None
 
@@ -102,7 +105,7 @@ def test_positions_beside_coordinates_do_not_separate() -> None:
     extents = (4, 6)
     relation = fold.conjunction(near(coordinate(Q, extents, 0), coordinate(K, extents, 0), 1), near(Q, K, 3))
     with pytest.raises(NotSeparableError):
-        separate(relation, Leaves(relation, (Axis(4, 6), Axis(6, 1))))
+        separate(relation, CoordinateLeaves(relation, (SeparatedAxis(4, 6), SeparatedAxis(6, 1))))
 
 
 def test_a_ball_is_split_by_the_values_of_one_axis() -> None:
@@ -110,19 +113,30 @@ def test_a_ball_is_split_by_the_values_of_one_axis() -> None:
     gaps = [fold.sub(coordinate(Q, extents, i), coordinate(K, extents, i)) for i in range(3)]
     squares = fold.add(*(fold.mul(gap, gap) for gap in gaps))
     relation = fold.less_equal(squares, fold.const(9))
-    choice = choose(Problem(relation, 336, 336, "float32", 64, 1, {}, AMX))
+    choice = choose(CoverProblem(relation, 336, 336, "float32", 64, 1, {}, AMX))
     if choice.schedule == "pieces":
         check_pieces(choice.cover.pieces, choice.cover.masks, truth(relation, 336))
-    assert len(separate(relation, Leaves(relation, (Axis(6, 56), Axis(7, 8), Axis(8, 1))))) > 3
+    assert (
+        len(
+            separate(
+                relation, CoordinateLeaves(relation, (SeparatedAxis(6, 56), SeparatedAxis(7, 8), SeparatedAxis(8, 1)))
+            )
+        )
+        > 3
+    )
 
 
-def solve(relation: Index, n_q: int, n_k: int) -> Solved | None:
-    choice = choose(Problem(relation, n_q, n_k, "float32", 64, 1, {}, AMX))
-    return Solved(choice.cover, choice.grid.q_tile, choice.tiles, choice.cost) if choice.schedule == "pieces" else None
+def solve(relation: Index, n_q: int, n_k: int) -> SolvedCover | None:
+    choice = choose(CoverProblem(relation, n_q, n_k, "float32", 64, 1, {}, AMX))
+    return (
+        SolvedCover(choice.cover, choice.grid.q_tile, choice.tiles, choice.cost)
+        if choice.schedule == "pieces"
+        else None
+    )
 
 
 def covered(relation: Index, n: int) -> GridCover | None:
-    return cover_by_grid(relation, n, n, AMX, Work("float32", 64, 1, 8), solve)
+    return cover_by_grid(relation, n, n, AMX, PieceWork("float32", 64, 1, 8), solve)
 
 
 @pytest.mark.parametrize("words", [1, 20, 64])

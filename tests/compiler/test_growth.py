@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import expression_trees as trees
 from attnc.compiler import fold
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.growth.counts import counts
 from attnc.compiler.growth.fitted import fit
 from attnc.compiler.growth.growth import Growth, find_growth, fit_growth
@@ -110,7 +110,7 @@ def written(visible: str) -> Pattern:
 def masks(pattern: Pattern, n: int, heads: int, number: int) -> list[NDArray[np.bool_]]:
     """The dense masks of all branches and of the first `heads` of a number of heads."""
     relations = [alone(node.visible, n, h, number) for node in pattern.nodes for h in range(heads)]
-    return [exact.mask(relation, (0, n), (0, n)) for relation in relations]
+    return [exact_evaluation.mask(relation, (0, n), (0, n)) for relation in relations]
 
 
 def live(mask: NDArray[np.bool_], tile: int) -> int:
@@ -337,7 +337,7 @@ def test_drawn_relations_that_read_the_length(relation: Index, beyond: int) -> N
 def test_counts_of_all_lengths(tree: Tree, tile: int, rows: int) -> None:
     relation, n = trees.build(tree), rows * tile
     try:
-        mask = exact.mask(relation, (0, n), (0, n))
+        mask = exact_evaluation.mask(relation, (0, n), (0, n))
     except EvaluationError:
         assume(False)
         raise

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import expression_trees as trees
 from attnc.compiler import fold
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.analysis.intervals import FALSE, TRUE, Analysis, Boxes, classify, fits_word
 from attnc.compiler.ir import Data, Index, Truth, Var
 from attnc.compiler.rewrite import substitute
@@ -47,7 +47,7 @@ def inside(mask: NDArray[Any], box: Box) -> NDArray[Any]:
 
 def mask_of(relation: Index, n_q: int = N, n_k: int = N) -> NDArray[np.bool_]:
     try:
-        return exact.mask(relation, (0, n_q), (0, n_k))
+        return exact_evaluation.mask(relation, (0, n_q), (0, n_k))
     except EvaluationError:
         assume(False)
         raise
@@ -349,7 +349,7 @@ def test_saturation_is_sound(x: Tree, y: Tree, op: str) -> None:
         for k in range(n):
             if wanted[q][k] is not None:
                 try:
-                    assert exact.mask(relation, (q, q + 1), (k, k + 1)).item() == wanted[q][k]
+                    assert exact_evaluation.mask(relation, (q, q + 1), (k, k + 1)).item() == wanted[q][k]
                 except EvaluationError as error:
                     assert "64 bits" in str(error)  # a difference of two words may need more than a word
 

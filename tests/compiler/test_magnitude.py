@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import expression_trees as trees
 from attnc.compiler import fold
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.analysis.magnitude import LIMIT, is_small
 from attnc.compiler.ir import Index
 from expression_trees import Tree
@@ -21,8 +21,8 @@ Q, K = fold.place("q"), fold.place("k")
 def test_small_relations_are_evaluated_alike_in_64_bits(tree: Tree, n: int) -> None:
     relation = trees.build(tree)
     assume(is_small(relation, n))
-    narrow = exact.mask(relation, (0, n), (0, n), wide=False)
-    wide = exact.mask(relation, (0, n), (0, n), wide=True)
+    narrow = exact_evaluation.mask(relation, (0, n), (0, n), wide=False)
+    wide = exact_evaluation.mask(relation, (0, n), (0, n), wide=True)
     assert (narrow == wide).all()
 
 

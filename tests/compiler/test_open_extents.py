@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from attnc.compiler import fold
-from attnc.compiler.kernels.kernels import Heads, find_kernels
+from attnc.compiler.kernels.attention_kernels import HeadShape, find_kernels
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.rewrite import substitute, walk
 from plan_calls import from_library, lowered
 
-HEADS, SM_90 = Heads(64, 64, "bfloat16"), TARGETS["sm_90"]
+HEADS, SM_90 = HeadShape(64, 64, "bfloat16"), TARGETS["sm_90"]
 PICTURE: dict[str, Any] = {"height": 24, "width": 40}
 VIDEO: dict[str, Any] = {"frames": 8, **PICTURE}
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from attnc.compiler import fold
-from attnc.compiler.analysis import exact
-from attnc.compiler.analysis.grid import Grid
+from attnc.compiler.analysis import exact_evaluation
+from attnc.compiler.analysis.grid import TileGrid
 from attnc.compiler.ir import Index
 from attnc.compiler.simulation.brick_work import BrickFinder
 from attnc.compiler.simulation.orders import TileFinder
@@ -61,7 +61,7 @@ def stretches_of(n: int, tile: int) -> list[NDArray[np.int64]]:
 )
 def test_natural_order(relation: Tree, n_q: int, n_k: int, q_tile: int, k_tile: int) -> None:
     own = build(relation)
-    mask = exact.mask(own, (0, n_q), (0, n_k))
+    mask = exact_evaluation.mask(own, (0, n_q), (0, n_k))
     work = TileFinder(own, n_q, n_k, {}).natural(q_tile, k_tile)
     assert work.order is NATURAL
     check(work, mask, stretches_of(n_q, q_tile), stretches_of(n_k, k_tile))
@@ -83,7 +83,7 @@ def test_one_congruence_by_classes(divisor: int, offset: int, window: int, n: in
     finder = TileFinder(own, n, n, {})
     assume(finder.divisors)
     work = finder.by_residues(tile, tile)
-    mask = exact.mask(own, (0, n), (0, n))
+    mask = exact_evaluation.mask(own, (0, n), (0, n))
     blocks = classes_of(n, divisor, tile)
     check(work, mask, blocks, blocks)
     assert work.merged == 0
@@ -99,7 +99,7 @@ def test_a_congruence_beside_a_window(divisor: int, local: int, n: int) -> None:
     finder = TileFinder(own, n, n, {})
     assume(finder.divisors)
     work = finder.by_residues(8, 8)
-    mask = exact.mask(own, (0, n), (0, n))
+    mask = exact_evaluation.mask(own, (0, n), (0, n))
     i, j = np.indices(mask.shape)
     inside = mask & (i - j < local)
     blocks = classes_of(n, divisor, 8)
@@ -177,7 +177,7 @@ def test_nothing_visible(n: int) -> None:
 
 
 @st.composite
-def shifted(draw: st.DrawFn) -> tuple[Index, Grid]:
+def shifted(draw: st.DrawFn) -> tuple[Index, TileGrid]:
     """A relation that is the same after a shift of both places, and a matrix of whole tiles."""
     gap, step = fold.sub(Q, K), draw(st.sampled_from([1, 2, 3, 4, 6, 8, 16]))
     blocks = fold.sub(fold.floordiv(Q, fold.const(step)), fold.floordiv(K, fold.const(step)))
@@ -194,18 +194,18 @@ def shifted(draw: st.DrawFn) -> tuple[Index, Grid]:
     parts = draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=3))
     join = draw(st.sampled_from([fold.conjunction, fold.disjunction]))
     tile = draw(st.sampled_from([4, 8]))
-    return join(*parts), Grid(tile * draw(st.integers(1, 14)), tile * draw(st.integers(1, 14)), tile, tile)
+    return join(*parts), TileGrid(tile * draw(st.integers(1, 14)), tile * draw(st.integers(1, 14)), tile, tile)
 
 
 @settings(max_examples=200)
 @given(shifted())
-def test_rows_that_repeat_follow_from_a_few(drawn: tuple[Index, Grid]) -> None:
+def test_rows_that_repeat_follow_from_a_few(drawn: tuple[Index, TileGrid]) -> None:
     relation, grid = drawn
     repetition = find_repetition(relation, grid)
     assume(repetition is not None)
     assert repetition is not None
     found = count_shifted(relation, grid, repetition, {})
-    mask = exact.mask(relation, (0, grid.n_q), (0, grid.n_k))
+    mask = exact_evaluation.mask(relation, (0, grid.n_q), (0, grid.n_k))
     tiles = mask.reshape(grid.rows, grid.q_tile, grid.columns, grid.k_tile).sum((1, 3))
     full, partial = tiles == grid.q_tile * grid.k_tile, (tiles > 0) & (tiles < grid.q_tile * grid.k_tile)
     assert [x.tolist() for x in found.by_row] == [full.sum(1).tolist(), partial.sum(1).tolist()]
@@ -216,12 +216,12 @@ def test_rows_that_repeat_follow_from_a_few(drawn: tuple[Index, Grid]) -> None:
 @pytest.mark.parametrize(
     ("relation", "grid"),
     [
-        (fold.less(K, fold.const(999)), Grid(1 << 14, 1 << 14, 8, 8)),  # too many columns are unlike the rest
-        (fold.less_equal(K, Q), Grid(64, 56, 8, 8)),  # fewer columns than rows
-        (fold.less_equal(K, Q), Grid(63, 64, 8, 8)),  # ragged
-        (fold.less_equal(K, Q), Grid(64, 64, 8, 16)),
-        (fold.equal(fold.mod(K, fold.const(1021)), fold.const(0)), Grid(1 << 14, 1 << 14, 8, 8)),  # too late
+        (fold.less(K, fold.const(999)), TileGrid(1 << 14, 1 << 14, 8, 8)),  # too many columns are unlike the rest
+        (fold.less_equal(K, Q), TileGrid(64, 56, 8, 8)),  # fewer columns than rows
+        (fold.less_equal(K, Q), TileGrid(63, 64, 8, 8)),  # ragged
+        (fold.less_equal(K, Q), TileGrid(64, 64, 8, 16)),
+        (fold.equal(fold.mod(K, fold.const(1021)), fold.const(0)), TileGrid(1 << 14, 1 << 14, 8, 8)),  # too late
     ],
 )
-def test_rows_that_do_not_repeat(relation: Index, grid: Grid) -> None:
+def test_rows_that_do_not_repeat(relation: Index, grid: TileGrid) -> None:
     assert find_repetition(relation, grid) is None

@@ -12,7 +12,7 @@ from attnc.compiler.planning import packing
 from attnc.compiler.planning.build_plan import Relations, build_plan
 from attnc.compiler.planning.documents import Windows
 from attnc.compiler.planning.packing import Costs, pack
-from attnc.compiler.planning.rates import AMX, Work
+from attnc.compiler.planning.rates import AMX, PieceWork
 from plan_calls import call, lowered
 from plan_checks import check_plan
 
@@ -97,9 +97,9 @@ def test_packs_save_time() -> None:
     lengths = rng.integers(1, 12, 500)
     starts = np.cumsum(lengths) - lengths
     windows = Windows(starts, starts, lengths, lengths, np.zeros(500, dtype=np.int64))
-    packs = pack(windows, Costs(AMX, Work("float32", 64, 1, 6), "causal"))
+    packs = pack(windows, Costs(AMX, PieceWork("float32", 64, 1, 6), "causal"))
     assert packs is not None
     assert (packs.last > packs.first).all()
     members = [n for a, b in zip(packs.first, packs.last, strict=True) for n in range(a, b + 1)]
     assert sorted([*members, *packs.alone.tolist()]) == list(range(500))
-    assert pack(windows.take(np.arange(1)), Costs(AMX, Work("float32", 64, 1, 6), "causal")) is None
+    assert pack(windows.take(np.arange(1)), Costs(AMX, PieceWork("float32", 64, 1, 6), "causal")) is None

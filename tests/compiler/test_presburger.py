@@ -13,7 +13,7 @@ from attnc.compiler.counted_isl import CountedIsl, UndecidedError
 from attnc.compiler.equality import difference_at, first_difference
 from attnc.compiler.ir import Extent, Index, Pattern
 from attnc.compiler.lowering.specialise import alone, of_any_length
-from attnc.compiler.presburger import Point, first_point
+from attnc.compiler.presburger import TokenPair, first_point
 from attnc.compiler.rewrite import walk
 from plan_calls import from_library, lowered
 
@@ -136,7 +136,7 @@ def test_the_first_pair_is_the_first(one: Index, other: Index) -> None:
         found = first_difference(alone(one, n), alone(other, n), n)
         assert (found is not None) == (point is not None and n == point.length)
         if found is not None:
-            assert point == Point(n, found.q, found.k)
+            assert point == TokenPair(n, found.q, found.k)
 
 
 def test_most_are_decided() -> None:
@@ -158,7 +158,7 @@ def pattern_of(source: str, **parameters: object) -> Pattern:
     return (lowered if "\n" in source else from_library)(source, **parameters)
 
 
-def first_of(one: str, other: str, **parameters: object) -> Point | None:
+def first_of(one: str, other: str, **parameters: object) -> TokenPair | None:
     """The first pair on which two texts or library patterns differ, `one` with parameters."""
     patterns = pattern_of(one, **parameters), pattern_of(other)
     relations = [of_any_length(pattern.attend.visible) for pattern in patterns]
@@ -201,7 +201,7 @@ BLOCKS = "q // 8 == k // 8"
 
 def test_stride_as_long_as_the_window_is_blocks_where_they_fit() -> None:
     assert first_of("neighborhood_1d", text(BLOCKS, "keys % 8 == 0"), window=8, stride=8) is None
-    assert first_of("neighborhood_1d", text(BLOCKS), window=8, stride=8) == Point(9, 8, 1)
+    assert first_of("neighborhood_1d", text(BLOCKS), window=8, stride=8) == TokenPair(9, 8, 1)
 
 
 def test_a_causal_neighbourhood_is_a_causal_window() -> None:
@@ -245,14 +245,14 @@ def test_the_end_of_a_segment_by_remainder_or_quotient() -> None:
 @pytest.mark.parametrize(
     ("other", "first"),
     [
-        ("k <= q and (keys < 5000 or k != 17)", Point(5000, 17, 17)),
-        ("k <= q and q < 5000", Point(5001, 5000, 0)),
-        ("k <= q and (q % 1009 != 7 or k % 1013 != 8 or q < 9000)", Point(9089, 9088, 8)),
-        ("k <= q and (keys % 97 != 3 or keys % 101 != 5)", Point(4853, 0, 0)),
-        ("k <= q and (keys < 10 ** 12 or q - k < 10 ** 11)", Point(10**12, 10**11, 0)),
+        ("k <= q and (keys < 5000 or k != 17)", TokenPair(5000, 17, 17)),
+        ("k <= q and q < 5000", TokenPair(5001, 5000, 0)),
+        ("k <= q and (q % 1009 != 7 or k % 1013 != 8 or q < 9000)", TokenPair(9089, 9088, 8)),
+        ("k <= q and (keys % 97 != 3 or keys % 101 != 5)", TokenPair(4853, 0, 0)),
+        ("k <= q and (keys < 10 ** 12 or q - k < 10 ** 11)", TokenPair(10**12, 10**11, 0)),
     ],
 )
-def test_differences_that_only_long_calls_show(other: str, first: Point) -> None:
+def test_differences_that_only_long_calls_show(other: str, first: TokenPair) -> None:
     found = first_of("causal", text(other))
     assert found == first
     one, changed = (alone(pattern_of(p).attend.visible, found.length) for p in ("causal", text(other)))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 
 import expression_trees as trees
 from attnc.compiler import fold, ir
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.lowering.lower import lower
 from attnc.compiler.print_ir import print_index, print_value
 from attnc.spec.errors import EvaluationError
@@ -68,7 +68,7 @@ def test_what_is_printed_reads_back(tree: Tree) -> None:
         for k in range(6):
             if wanted[q][k] is not None:
                 try:
-                    assert exact.mask(again, (q, q + 1), (k, k + 1)).item() == wanted[q][k]
+                    assert exact_evaluation.mask(again, (q, q + 1), (k, k + 1)).item() == wanted[q][k]
                 except EvaluationError as error:
                     assert "64 bits" in str(error)
                 except Fault:

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from attnc.compiler import fold
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.ir import Index
-from attnc.compiler.receptive import fields, sights, stretches, token_sets
+from attnc.compiler.receptive import fields, piece_ranges, sights, token_sets
 from attnc.compiler.receptive.fields import find_path, find_reach
 from attnc.compiler.receptive.laws import find_law
 from attnc.compiler.receptive.sights import Sight, alternatives
-from attnc.compiler.receptive.token_sets import Keys, merged_runs
+from attnc.compiler.receptive.token_sets import MarkedKeys, merged_runs
 from attnc.compiler.tile_forms.arrays import spread
 from attnc.spec.errors import EvaluationError
 from expression_trees import build
@@ -34,7 +34,7 @@ lengths = st.sampled_from([1, 2, 7, 33, 64, 130])
 
 
 def dense(relation: Index, n: int) -> Mask:
-    return exact.mask(relation, (0, n), (0, n))
+    return exact_evaluation.mask(relation, (0, n), (0, n))
 
 
 def window(width: int) -> Index:
@@ -63,7 +63,7 @@ def test_what_queries_see(tree: Any, n_q: int, n_k: int, data: st.DataObject) ->
 
 def check_sight(relation: Index, n_q: int, n_k: int, queries: NDArray[np.int64], before: NDArray[np.int64]) -> None:
     try:
-        mask = exact.mask(relation, (0, n_q), (0, n_k))
+        mask = exact_evaluation.mask(relation, (0, n_q), (0, n_k))
     except EvaluationError:
         return
     sight, seen = Sight(relation, n_q, n_k, {}), np.zeros(n_k, dtype=np.bool_)
@@ -83,7 +83,7 @@ def test_without_room(tree: Any, n: int, data: st.DataObject) -> None:
         patch.setattr(sights, "MOST", most)
         patch.setattr(sights, "MOST_RUNS", 0)
         patch.setattr(token_sets, "FEW", 0)
-        for module in (sights, stretches):
+        for module in (sights, piece_ranges):
             patch.setattr(module, "AT_ONCE", 1)
         check_sight(build(tree), n, n, np.array(sorted(chosen)), np.zeros(0, dtype=np.int64))
 
@@ -110,7 +110,7 @@ def test_merged_runs(found: list[tuple[int, int]]) -> None:
 
 
 def test_keys_are_fresh_once() -> None:
-    keys = Keys(np.array([True, False, False, False, False]))
+    keys = MarkedKeys(np.array([True, False, False, False, False]))
     keys.add(np.array([3, 0, 3]))
     keys.add_runs(np.array([-4, 2]), np.array([2, 9]), np.array([True, True, True, True, False]))
     assert keys.fresh().tolist() == [1, 2, 3]

@@ -9,7 +9,7 @@ import pytest
 
 from attnc.compiler.planning.build_plan import Relations, build_plan
 from attnc.compiler.planning.recipes import Recipe, alternatives, covered, read_recipe, recipes
-from attnc.compiler.planning.schedule import Choice, Problem, choose
+from attnc.compiler.planning.schedule import CoverChoice, CoverProblem, choose
 from plan_calls import call, from_library
 from plan_checks import check_plan
 
@@ -37,9 +37,9 @@ def test_every_recipe_is_the_relation(name: str, params: dict[str, Any], n: int)
     """Each recipe that a problem has is a plan of exactly the visible pairs, and its text finds the same cover."""
     pattern = from_library(name, **params)
     relations = Relations(pattern, call(n, n))
-    problems: list[Problem] = []
+    problems: list[CoverProblem] = []
 
-    def noted(problem: Problem) -> Choice:
+    def noted(problem: CoverProblem) -> CoverChoice:
         problems.append(problem)
         return choose(problem)
 
@@ -60,7 +60,7 @@ def test_every_recipe_is_the_relation(name: str, params: dict[str, Any], n: int)
     assert costs[0] <= choose(problem).cost
 
 
-def _taken(choice: Choice, problem: Problem) -> Choice:
+def _taken(choice: CoverChoice, problem: CoverProblem) -> CoverChoice:
     return choice
 
 
@@ -94,10 +94,10 @@ def test_no_tiles_but_the_models_are_taken() -> None:
     assert covered(problem, Recipe("whole")) is None  # of 16 million pairs
 
 
-def _problem(n: int) -> Problem:
-    found: list[Problem] = []
+def _problem(n: int) -> CoverProblem:
+    found: list[CoverProblem] = []
 
-    def noted(problem: Problem) -> Choice:
+    def noted(problem: CoverProblem) -> CoverChoice:
         found.append(problem)
         return choose(problem)
 

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnc.compiler import fold
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
+from attnc.compiler.analysis.live_tiles import TileGrid, find_live_tiles
 from attnc.compiler.analysis.repetition import find_repeated_tiles
-from attnc.compiler.analysis.tiles import Grid, find_live_tiles
-from attnc.compiler.analysis.translation import Dependence, Dependences, Growth
+from attnc.compiler.analysis.translation import Dependence, Dependences, Translation
 from attnc.compiler.ir import Index
 from attnc.compiler.planning.pieces import cover
 from plan_checks import check_pieces
@@ -61,9 +61,9 @@ RELATIONS = {
 )
 def test_rows_alike(name: str, n_q: int, n_k: int, origin: int, whole: bool) -> None:
     n_q, n_k = (n_q // 8 * 8, n_k // 8 * 8) if whole else (n_q, n_k)
-    relation, grid = RELATIONS[name], Grid(n_q, n_k, 8, 8, 0 if "block" in name else -origin)
+    relation, grid = RELATIONS[name], TileGrid(n_q, n_k, 8, 8, 0 if "block" in name else -origin)
     found = find_repeated_tiles(relation, grid)
-    mask = exact.mask(relation, (0, n_q), (0, n_k))
+    mask = exact_evaluation.mask(relation, (0, n_q), (0, n_k))
     if found is not None:
         every = find_live_tiles(relation, grid)
         assert (found.full, found.partial) == (every.full, every.partial)
@@ -74,10 +74,10 @@ def test_rows_alike(name: str, n_q: int, n_k: int, origin: int, whole: bool) -> 
 
 @pytest.mark.parametrize("name", sorted(RELATIONS))
 def test_few_rows_are_looked_at(name: str) -> None:
-    tiles = find_repeated_tiles(RELATIONS[name], Grid(8192, 8192, 8, 8))
+    tiles = find_repeated_tiles(RELATIONS[name], TileGrid(8192, 8192, 8, 8))
     assert tiles is not None
     assert len(np.unique(tiles.row)) <= 64
-    assert len(cover(RELATIONS[name], Grid(8192, 8192, 8, 8), {}).pieces) <= 48
+    assert len(cover(RELATIONS[name], TileGrid(8192, 8192, 8, 8), {}).pieces) <= 48
 
 
 def test_what_conditions_depend_on() -> None:
@@ -106,7 +106,8 @@ def test_growth(a: int, b: int, q: int, k: int) -> None:
         growth = Dependences().growth(node)
         if growth is not None:
             here, there = (
-                int(exact.integers(node, (q + s, q + s + 1), (k + s, k + s + 1))[0, 0]) for s in (0, growth.tokens)
+                int(exact_evaluation.integers(node, (q + s, q + s + 1), (k + s, k + s + 1))[0, 0])
+                for s in (0, growth.tokens)
             )
             assert there - here == growth.by, node
-    assert Dependences().growth(Q) == Growth(1, 1)
+    assert Dependences().growth(Q) == Translation(1, 1)

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnc.compiler import fold
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.ir import Index
 from attnc.compiler.planning.formulas import diagonal_shift
 from attnc.compiler.planning.rates import AMX
 from attnc.compiler.planning.residues import Congruence, residues, split
-from attnc.compiler.planning.schedule import Problem, choose
+from attnc.compiler.planning.schedule import CoverProblem, choose
 from plan_checks import check_pieces
 
 Q, K = fold.place("q"), fold.place("k")
@@ -52,7 +52,7 @@ def test_what_is_a_congruence(relation: Index, expected: Congruence | None) -> N
     (part,) = split(relation)
     assert part.congruence == expected
     if expected is not None:
-        seen = np.argwhere(exact.mask(relation, (0, 40), (0, 40)))
+        seen = np.argwhere(exact_evaluation.mask(relation, (0, 40), (0, 40)))
         assert len(seen)
         assert ((seen[:, 0] - seen[:, 1] - expected.offset) % expected.divisor == 0).all()
 
@@ -87,25 +87,25 @@ def test_parts_and_classes_are_the_relation(relation: Index, n_q: int, n_k: int)
     times = np.zeros((n_q, n_k), dtype=np.int64)
     for part in split(relation):
         if part.congruence is None:
-            times += exact.mask(part.relation, (0, n_q), (0, n_k))
+            times += exact_evaluation.mask(part.relation, (0, n_q), (0, n_k))
             continue
         for c in residues(part, n_q, n_k):
             rows, keys = np.arange(c.row, n_q, c.divisor), np.arange(c.key, n_k, c.divisor)
             assert (len(rows), len(keys)) == (c.n_q, c.n_k)
-            times[np.ix_(rows, keys)] += exact.mask(c.relation, (0, c.n_q), (0, c.n_k))
-    assert (times == exact.mask(relation, (0, n_q), (0, n_k))).all()
+            times[np.ix_(rows, keys)] += exact_evaluation.mask(c.relation, (0, c.n_q), (0, c.n_k))
+    assert (times == exact_evaluation.mask(relation, (0, n_q), (0, n_k))).all()
 
 
 @given(relations(), st.integers(1, 300), st.integers(1, 300), st.sampled_from(["float32", "bfloat16"]))
 def test_the_plan_is_the_relation(relation: Index, n_q: int, n_k: int, dtype: str) -> None:
-    chosen = choose(Problem(relation, n_q, n_k, dtype, 64, 4, {}, AMX))
-    truth = exact.mask(relation, (0, n_q), (0, n_k))
+    chosen = choose(CoverProblem(relation, n_q, n_k, dtype, 64, 4, {}, AMX))
+    truth = exact_evaluation.mask(relation, (0, n_q), (0, n_k))
     check_pieces(chosen.cover.pieces, chosen.cover.masks, truth)
     assert chosen.cover.visible in (None, int(truth.sum()))
 
 
 def test_a_million_strided_tokens_are_a_few_pieces() -> None:
     n = 1 << 20
-    chosen = choose(Problem(strided(128, 128), n, n, "float32", 64, 4, {}, AMX))
+    chosen = choose(CoverProblem(strided(128, 128), n, n, "float32", 64, 4, {}, AMX))
     assert len(chosen.cover.pieces) <= 4
     assert chosen.cover.visible == sum(min(r + 1, 128) + max(0, (r - 128) // 128 + 1) for r in range(n))

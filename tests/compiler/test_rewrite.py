@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import expression_trees as trees
 from attnc.compiler import fold
-from attnc.compiler.analysis import exact
-from attnc.compiler.ir import Const, Index, Place
+from attnc.compiler.analysis import exact_evaluation
+from attnc.compiler.ir import Const, Index, Position
 from attnc.compiler.lowering import rational
 from attnc.compiler.lowering.rational import Number
 from attnc.compiler.rewrite import rewrite, substitute, variables, walk
@@ -44,14 +44,14 @@ def test_substitution_is_building_with_other_leaves(tree: Tree, a: int, b: int) 
     """Putting numbers for places gives the constant that plain Python gives."""
 
     def change(node: Index) -> Index | None:
-        return fold.const(a if node.name == "q" else b) if isinstance(node, Place) else None
+        return fold.const(a if node.name == "q" else b) if isinstance(node, Position) else None
 
     node = rewrite(trees.build(tree), change)
     try:
         wanted = trees.value(tree, {"q": a, "k": b})
     except trees.Fault:
         return
-    assert exact.mask(node, (0, 1), (0, 1)).item() == wanted
+    assert exact_evaluation.mask(node, (0, 1), (0, 1)).item() == wanted
 
 
 def test_variables() -> None:
@@ -116,7 +116,7 @@ def test_rational_comparisons(x: Fraction, y: Fraction, hide: int) -> None:
         (rational.equal(a, b), x == y),
         (rational.equal(a, a), True),
     ):
-        assert exact.mask(node, (0, 1), (0, 1)).item() == wanted
+        assert exact_evaluation.mask(node, (0, 1), (0, 1)).item() == wanted
     chosen = rational.choice(fold.less(Q, fold.const(1)), a, b)
     assert value(chosen) == x
 

@@ -9,10 +9,10 @@ import pytest
 from numpy.typing import NDArray
 
 from attnc.compiler import ir
-from attnc.compiler.analysis import exact
-from attnc.compiler.analysis.tiles import Grid, find_live_tiles
+from attnc.compiler.analysis import exact_evaluation
+from attnc.compiler.analysis.live_tiles import TileGrid, find_live_tiles
 from attnc.compiler.lowering.lower import lower
-from attnc.compiler.lowering.specialise import Sizes, Slices, specialise
+from attnc.compiler.lowering.specialise import CallSizes, Slices, specialise
 from attnc.compiler.planning.documents import whole
 from attnc.compiler.rewrite import walk
 from attnc.compiler.verify_ir import verify
@@ -34,14 +34,14 @@ def relation(body: str, n_q: int, n_k: int, **values: object) -> ir.Index:
     """The relation of a call."""
     pattern = lowered(body, **values)
     verify(pattern)
-    sizes = Sizes({"heads": 1, "kv_heads": 1, "group": 1, "words": n_k // 2})
+    sizes = CallSizes({"heads": 1, "kv_heads": 1, "group": 1, "words": n_k // 2})
     window = whole(n_q, n_k, pattern.align)
     return specialise(pattern.attend.visible, sizes, Slices({}), window, batch=0, head=0, group=1)
 
 
 def block_ids(body: str, n: int) -> list[int]:
     """For each query the first key that shares its block, where equal numbers are one block of both."""
-    found = exact.mask(relation(f"visible q == k\n{body}", n, n), (0, n), (0, n))
+    found = exact_evaluation.mask(relation(f"visible q == k\n{body}", n, n), (0, n), (0, n))
     return [int(np.flatnonzero(row)[0]) for row in found]
 
 
@@ -75,7 +75,9 @@ def test_units(tokens: str, units: str, wanted: list[int]) -> None:
 def test_the_queries_of_a_unit_exist() -> None:
     """The first query stands at position 5: its unit, 4 .. 8, has three."""
     keep = "count(true for q in a) == 3 and count(true for k in b) == 4"
-    found = exact.mask(relation("align end\n" + rounds("a = q // 4, b = k // 4", keep), 6, 11), (0, 6), (0, 11))
+    found = exact_evaluation.mask(
+        relation("align end\n" + rounds("a = q // 4, b = k // 4", keep), 6, 11), (0, 6), (0, 11)
+    )
     assert found.any(1).tolist() == [True] * 3 + [False] * 0 + [True] * 3
     assert found.any(0).tolist() == [True] * 8 + [False] * 3
 
@@ -105,7 +107,7 @@ def test_other_units_are_refused(unit: str) -> None:
 
 def test_a_fault_names_a_place_in_its_block() -> None:
     with pytest.raises(EvaluationError) as caught:
-        exact.mask(relation(rounds("a = q // 4, b = k // 4", "10 // (a - 1) > b"), 12, 12), (0, 12), (0, 12))
+        exact_evaluation.mask(relation(rounds("a = q // 4, b = k // 4", "10 // (a - 1) > b"), 12, 12), (0, 12), (0, 12))
     assert "division by zero, at query row 4 and key" in str(caught.value)
 
 
@@ -119,15 +121,15 @@ def test_a_fault_names_a_place_in_its_block() -> None:
     ],
 )
 def test_a_fault_that_nobody_asks_for(keep: str) -> None:
-    assert exact.mask(relation(rounds("a = q // 4, b = k // 4", keep), 12, 12), (0, 12), (0, 12)).all()
+    assert exact_evaluation.mask(relation(rounds("a = q // 4, b = k // 4", keep), 12, 12), (0, 12), (0, 12)).all()
 
 
 def test_numbers_past_64_bits_are_found() -> None:
     keep = "(sum(2 ** 62 + q for q in a) + b) % 3 == 1"
     with pytest.raises(EvaluationError, match="past 64 bits"):
-        exact.mask(relation(rounds("a = q // 4, b = k // 4", keep), 12, 12), (0, 12), (0, 12))
+        exact_evaluation.mask(relation(rounds("a = q // 4, b = k // 4", keep), 12, 12), (0, 12), (0, 12))
     keep = "(1 if a == 0 else 2 ** 61) * 3 > b"
-    assert exact.mask(relation(rounds("a = q // 4, b = k // 4", keep), 8, 8), (0, 8), (0, 8)).all()
+    assert exact_evaluation.mask(relation(rounds("a = q // 4, b = k // 4", keep), 8, 8), (0, 8), (0, 8)).all()
 
 
 def test_aggregates_alike_are_one_node() -> None:
@@ -157,7 +159,7 @@ def test_tiles_of_whole_blocks_are_decided(tile: int) -> None:
     body = "visible abs(q - k) < 100 or k % 100 < 20\n" + rounds(
         f"a = q // {block}, b = k // {block}", "mean(visible for q in a, k in b) >= 1/2"
     )
-    live = find_live_tiles(relation(body, n, n), Grid(n, n, block * tile, block * tile))
+    live = find_live_tiles(relation(body, n, n), TileGrid(n, n, block * tile, block * tile))
     q, k = np.arange(n)[:, None], np.arange(n)[None, :]
     wanted = blocks_by_hand((abs(q - k) < 100) | (k % 100 < 20) & (q >= 0), block, 0.5)
     drawn = np.zeros((n, n), dtype=bool)
@@ -173,17 +175,17 @@ def test_tiles_of_whole_blocks_are_decided(tile: int) -> None:
 def test_no_token_is_looked_at_where_intervals_decide(monkeypatch: Any) -> None:
     """Far from the edge of a window nothing is evaluated, however many blocks there are."""
     lanes: list[int] = []
-    evaluate = exact.values
+    evaluate = exact_evaluation.values
 
-    def counting(node: ir.Index, at: exact.Lanes, *rest: Any, **more: Any) -> Any:
+    def counting(node: ir.Index, at: exact_evaluation.PointBatch, *rest: Any, **more: Any) -> Any:
         lanes.append(len(at))
         return evaluate(node, at, *rest, **more)
 
-    monkeypatch.setattr(exact, "values", counting)
+    monkeypatch.setattr(exact_evaluation, "values", counting)
     n, block = 1 << 17, 128
     keep = "count(visible for q in a, k in b) > 5000"
     body = "visible 0 <= q - k < 20000\n" + rounds(f"a = q // {block}, b = k // {block}", keep)
-    live = find_live_tiles(relation(body, n, n), Grid(n, n, block, block))
+    live = find_live_tiles(relation(body, n, n), TileGrid(n, n, block, block))
     assert live.partial == 0
     assert sum(lanes) <= 64
     per_row = np.bincount(live.row, weights=live.count)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from attnc import compile_attention
-from attnc.compiler.ir import Whole
-from attnc.compiler.lowering import tables
+from attnc.compiler.ir import RoundToInt
+from attnc.compiler.lowering import float_tables
 from attnc.compiler.rewrite import walk
 from attnc.spec.errors import EvaluationError
-from attnc.spec.meaning.exact import ArithmeticFault
+from attnc.spec.meaning.exact_arithmetic import ArithmeticFault
 from plan_calls import lowered
 
 FORMULAS = [
@@ -30,17 +30,17 @@ FORMULAS = [
 ]
 
 
-def whole(formula: str, function: str = "floor") -> tuple[Whole, Any]:
+def whole(formula: str, function: str = "floor") -> tuple[RoundToInt, Any]:
     """The node of a formula, and its argument."""
     pattern = lowered(f"pattern p\n    align end\n    visible {function}({formula}) > k\n")
-    (node,) = (node for node in walk(pattern.attend.visible) if isinstance(node, Whole))
-    (argument,) = tables.arguments(node.value)
+    (node,) = (node for node in walk(pattern.attend.visible) if isinstance(node, RoundToInt))
+    (argument,) = float_tables.arguments(node.value)
     return node, argument
 
 
-def one_by_one(node: Whole, argument: Any, at: int) -> int | None:
+def one_by_one(node: RoundToInt, argument: Any, at: int) -> int | None:
     try:
-        return tables._entry(node, argument, at)
+        return float_tables._entry(node, argument, at)
     except (ArithmeticFault, EvaluationError):
         return None
 
@@ -50,29 +50,29 @@ def one_by_one(node: Whole, argument: Any, at: int) -> int | None:
 def test_entries_are_those_of_scalar_arithmetic(formula: str, function: str) -> None:
     node, argument = whole(formula, function)
     at = np.arange(-3, 700)
-    found, valid = tables._entries(node, argument, at)
+    found, valid = float_tables._entries(node, argument, at)
     for i, entry, is_valid in zip(at.tolist(), found.tolist(), valid.tolist(), strict=True):
         assert (entry if is_valid else None) == one_by_one(node, argument, i)
 
 
 def test_few_entries_are_computed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """`make hunt`, part plans, case 14: a million of these took 11.8 s."""
-    scalar, asked = tables._entry, set()
+    scalar, asked = float_tables._entry, set()
 
-    def counted(node: Whole, argument: Any, at: int) -> int:
+    def counted(node: RoundToInt, argument: Any, at: int) -> int:
         asked.add(at)
         return scalar(node, argument, at)
 
-    monkeypatch.setattr(tables, "_entry", counted)
+    monkeypatch.setattr(float_tables, "_entry", counted)
     node, argument = whole("log2(abs(k) + 1) * 4")
-    _, data = tables._table.__wrapped__(node, argument, 1, 1_000_000)
+    _, data = float_tables._table.__wrapped__(node, argument, 1, 1_000_000)
     assert data.array[-1] == 79
     assert 0 < len(asked) < 100
 
 
 def test_the_longest_stretch_with_values_is_kept() -> None:
     node, argument = whole("sqrt(q * (100 - q))")
-    first, data = tables._table.__wrapped__(node, argument, -5, 120)
+    first, data = float_tables._table.__wrapped__(node, argument, -5, 120)
     assert (first, len(data.array)) == (0, 121)
 
 

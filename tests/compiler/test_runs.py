@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import expression_trees as trees
 from attnc.compiler import fold
-from attnc.compiler.analysis import exact
-from attnc.compiler.analysis.tiles import Grid, find_live_tiles
+from attnc.compiler.analysis import exact_evaluation
+from attnc.compiler.analysis.live_tiles import TileGrid, find_live_tiles
 from attnc.compiler.planning import runs
 from attnc.compiler.planning.runs import (
     Runs,
@@ -30,9 +30,9 @@ from relations import relations
 @settings(max_examples=80)
 @given(relations(), st.integers(1, 200), st.integers(1, 200), st.sampled_from([8, 13, 32]), st.integers(0, 7))
 def test_runs(tree: Tree, n_q: int, n_k: int, tile: int, shift: int) -> None:
-    relation, grid = trees.build(tree), Grid(n_q, n_k, tile, tile, -shift)
+    relation, grid = trees.build(tree), TileGrid(n_q, n_k, tile, tile, -shift)
     try:
-        mask = exact.mask(relation, (0, n_q), (0, n_k))
+        mask = exact_evaluation.mask(relation, (0, n_q), (0, n_k))
     except EvaluationError:
         assume(False)
         raise
@@ -53,7 +53,7 @@ def test_runs(tree: Tree, n_q: int, n_k: int, tile: int, shift: int) -> None:
     assert len(set(found.row[members].tolist())) == len(members)
 
 
-def _box(group: Runs, i: int, grid: Grid) -> tuple[slice, slice]:
+def _box(group: Runs, i: int, grid: TileGrid) -> tuple[slice, slice]:
     keys = grid.key_range(int(group.column[i]))[0], grid.key_range(int(group.end[i]) - 1)[1]
     return slice(*grid.row_range(int(group.row[i]))), slice(*keys)
 
@@ -68,7 +68,7 @@ def test_diagonals() -> None:
 def test_classes_past_the_limit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k = fold.place("q"), fold.place("k")
     relation = fold.less_equal(fold.mul(k, k), q)
-    tiles = find_live_tiles(relation, Grid(200, 200, 8, 8))
+    tiles = find_live_tiles(relation, TileGrid(200, 200, 8, 8))
     monkeypatch.setattr(runs, "MAX_CLASS_ELEMENTS", 64)
     with pytest.raises(TooManyClassesError):
         resolve(relation, tiles, {})

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 import expression_trees as trees
 from attnc.compiler import fold
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.ir import Data, Index
 from attnc.compiler.planning.rates import AMX
-from attnc.compiler.planning.schedule import Problem, choose, tile_sizes
+from attnc.compiler.planning.schedule import CoverProblem, choose, tile_sizes
 from attnc.spec.errors import EvaluationError
 from expression_trees import Tree
 from plan_checks import check_pieces
@@ -22,8 +22,8 @@ Q, K = fold.place("q"), fold.place("k")
 GAP = fold.sub(Q, K)
 
 
-def problem(relation: Index, n_q: int, n_k: int, dtype: str = "float32") -> Problem:
-    return Problem(relation, n_q, n_k, dtype, 64, 4, {}, AMX)
+def problem(relation: Index, n_q: int, n_k: int, dtype: str = "float32") -> CoverProblem:
+    return CoverProblem(relation, n_q, n_k, dtype, 64, 4, {}, AMX)
 
 
 @settings(max_examples=80)
@@ -31,7 +31,7 @@ def problem(relation: Index, n_q: int, n_k: int, dtype: str = "float32") -> Prob
 def test_choices(tree: Tree, n_q: int, n_k: int, dtype: str) -> None:
     relation = trees.build(tree)
     try:
-        mask = exact.mask(relation, (0, n_q), (0, n_k))
+        mask = exact_evaluation.mask(relation, (0, n_q), (0, n_k))
     except EvaluationError:
         assume(False)
         raise
@@ -67,7 +67,7 @@ def test_a_window_is_tiles_and_has_no_fallback(n: int) -> None:
     chosen = choose(problem(window, n, n))
     assert chosen.schedule == "pieces"
     assert chosen.fallback is None
-    check_pieces(chosen.cover.pieces, chosen.cover.masks, exact.mask(window, (0, n), (0, n)))
+    check_pieces(chosen.cover.pieces, chosen.cover.masks, exact_evaluation.mask(window, (0, n), (0, n)))
 
 
 def test_a_long_relation_is_covered_by_one_size_of_tiles() -> None:
@@ -77,4 +77,4 @@ def test_a_long_relation_is_covered_by_one_size_of_tiles() -> None:
     chosen = choose(asked)
     reason = f"the relation has {asked.work.nodes:,} nodes"
     assert any("are not tried" in one and reason in one for one in chosen.reasons)
-    check_pieces(chosen.cover.pieces, chosen.cover.masks, exact.mask(asked.relation, (0, 256), (0, 256)))
+    check_pieces(chosen.cover.pieces, chosen.cover.masks, exact_evaluation.mask(asked.relation, (0, 256), (0, 256)))

@@ -10,9 +10,9 @@ import pytest
 
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.kernels.tile_shapes import tile_shape
-from attnc.compiler.simulation.gpu_clocks import Extra, Heads, Kernel, TileModel, TileShape, resources
+from attnc.compiler.simulation.compiled_figures import CompiledFigures, find_seen, seen_kernels
+from attnc.compiler.simulation.gpu_clocks import Extra, HeadSizes, Kernel, TileModel, TileShape, resources
 from attnc.compiler.simulation.machine import find_machine
-from attnc.compiler.simulation.seen_kernels import Seen, find_seen, seen_kernels
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 STORED = Path(__file__).resolve().parents[2] / "compiler" / "simulation" / "seen_kernels.json"
@@ -37,7 +37,7 @@ def test_it_is_what_the_table_says() -> None:
         full = min(row["loops"], key=lambda loop: loop["instructions"])
         mix = full["mix"]
         numbers = row["registers"], row["shared_kib"], full["instructions"], mix["alu"], mix["fma"], mix["mufu"]
-        assert seen == Seen(*numbers)
+        assert seen == CompiledFigures(*numbers)
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
@@ -50,7 +50,7 @@ def test_the_first_choice_of_the_plan_is_known(target: str, kernel: Kernel, head
 
 
 def test_predictions_are_made_of_it() -> None:
-    heads, tiles = Heads(128, 128, "bfloat16"), tile_shape(TARGETS["sm_90"], "forward", 128, 128, "bfloat16")
+    heads, tiles = HeadSizes(128, 128, "bfloat16"), tile_shape(TARGETS["sm_90"], "forward", 128, 128, "bfloat16")
     seen = find_seen("sm_90", "forward", 128, "bfloat16", (tiles.q_tile, tiles.k_tile, tiles.warps, tiles.stages))
     assert seen is not None
     clocks, threads = TileModel(H100, "forward", tiles, heads, Extra()).full, 32 * tiles.warps

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import expression_trees as trees
 from attnc.compiler import fold
-from attnc.compiler.analysis import exact
-from attnc.compiler.analysis.tiles import Grid
+from attnc.compiler.analysis import exact_evaluation
+from attnc.compiler.analysis.live_tiles import TileGrid
 from attnc.compiler.ir import Index
 from attnc.compiler.planning.seen_keys import LEAF, MOST_SLICES, Int64, Mask, SeenKeys, find_seen_keys
 from expression_trees import Tree
@@ -23,7 +23,7 @@ Q, K = fold.place("q"), fold.place("k")
 
 
 def check(relation: Index, rows: tuple[int, int], n_k: int) -> SeenKeys:
-    wanted = mask_of(relation, Grid(rows[1], n_k, 64, 64))[rows[0] :]
+    wanted = mask_of(relation, TileGrid(rows[1], n_k, 64, 64))[rows[0] :]
     found = find_seen_keys(relation, rows, n_k)
     keys, mask = found.every
     assert (np.diff(keys) > 0).all()
@@ -86,13 +86,13 @@ def test_nothing_is_seen_of_no_keys() -> None:
 def test_what_is_far_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pairs that are evaluated one by one stay few, however many keys there are."""
     looked: list[int] = []
-    mask_at = exact.mask_at
+    mask_at = exact_evaluation.mask_at
 
     def counted(relation: Index, q: Int64, k: Int64, alive: Mask, *rest: Any, wide: bool) -> Mask:
         looked.append(len(k))
         return mask_at(relation, q, k, alive, *rest, wide=wide)
 
-    monkeypatch.setattr(exact, "mask_at", counted)
+    monkeypatch.setattr(exact_evaluation, "mask_at", counted)
     gap = fold.sub(Q, K)
     window = fold.conjunction(fold.less_equal(fold.const(0), gap), fold.less(gap, fold.const(4096)))
     n = 1 << 22

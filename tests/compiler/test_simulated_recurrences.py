@@ -14,17 +14,25 @@ from torch.utils.flop_counter import FlopCounterMode, bmm_flop
 from attnc import compile_attention
 from attnc.compiler.planning.rates import AMX
 from attnc.compiler.simulation.machine import MachineError, find_machine, machine_names
-from attnc.compiler.simulation.recurrent.call import Part, call_of, own_sizes
+from attnc.compiler.simulation.recurrent.chunk_work import (
+    Correction,
+    Gate,
+    PassForm,
+    backward,
+    forward,
+    levels,
+    squares,
+)
 from attnc.compiler.simulation.recurrent.cpu_chunks import chunk_on_cpu, chunk_times
-from attnc.compiler.simulation.recurrent.found import RUNGS, RecurrenceSimulation
-from attnc.compiler.simulation.recurrent.plans import KERNELS, Wish, backward_plans, plans
-from attnc.compiler.simulation.recurrent.work import Correction, Form, Gate, backward, forward, levels, squares
+from attnc.compiler.simulation.recurrent.pass_plans import KERNELS, PassRequest, backward_plans, plans
+from attnc.compiler.simulation.recurrent.recurrence_call import PassPart, call_of, own_sizes
+from attnc.compiler.simulation.recurrent.recurrence_simulation import RUNGS, RecurrenceSimulation
 from attnc.compiler.simulation.simulation import PASSES, Pass, Shape
+from attnc.runtime.call_errors import ArgumentError, UnsupportedError
 from attnc.runtime.cli import main
-from attnc.runtime.errors import ArgumentError, UnsupportedError
 from attnc.runtime.library import recurrence_names
-from attnc.runtime.recurrent import call as calls
-from attnc.runtime.recurrent import columns, decays
+from attnc.runtime.recurrent import decayed_columns, decays
+from attnc.runtime.recurrent import pattern_recurrence as calls
 from attnc.runtime.recurrent.linear import Delta, RankOne, linear_recurrence
 from recurrence_draws import example
 
@@ -80,9 +88,9 @@ def test_products_are_those_that_the_executor_runs(
     gate: Gate, correction: Correction, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The executor's smallest blocks are not products there: here they are, as the formulas count them."""
-    for module in (decays, columns):
+    for module in (decays, decayed_columns):
         monkeypatch.setattr(module, "weighted", torch.matmul)
-    form = Form("S", "", 5, 7, 1, gate, correction, 1)
+    form = PassForm("S", "", 5, 7, 1, gate, correction, 1)
     counted = tuple(count(form, length, apart=False).total.flop for count in (forward, backward))
     assert counted == executed(gate, correction, length, 5, 7)
 
@@ -93,13 +101,13 @@ def test_entries_of_levels(length: int, least: int) -> None:
     pairs = [(t, j) for t in range(length) for j in range(t)]
     blocks = {(block := 1 << ((t ^ j).bit_length() - 1), t // max(block, least)) for t, j in pairs}
     assert levels(length, least) == sum(max(block, least) ** 2 for block, _ in blocks)
-    form = Form("S", "", 4, 4, 1, "rows", "none", 1)
+    form = PassForm("S", "", 4, 4, 1, "rows", "none", 1)
     assert squares(form, length, least) == levels(length, least)
 
 
 def test_triangles_before_the_states_take_one_product_more() -> None:
     """W = T r, which the executor does not form."""
-    form = Form("S", "", 5, 7, 1, "scalar", "delta", 1)
+    form = PassForm("S", "", 5, 7, 1, "scalar", "delta", 1)
     for count in (forward, backward):
         more = count(form, 32).total.flop - count(form, 32, apart=False).total.flop
         assert more == 2 * 32 * 32 * 5
@@ -108,17 +116,19 @@ def test_triangles_before_the_states_take_one_product_more() -> None:
 
 def test_known_counts_of_a_token() -> None:
     """Of heads of 128, chunks of 64: a masked matrix 2 C (dk + dv) + 4 dk dv, a delta rule with its triangle."""
-    plain, delta = (Form("S", "", 128, 128, 1, "scalar", c, 1) for c in ("none", "delta"))
+    plain, delta = (PassForm("S", "", 128, 128, 1, "scalar", c, 1) for c in ("none", "delta"))
     assert forward(plain, 64).total.flop / 64 == 2 * 64 * 256 + 4 * 128 * 128
     products = 2 * 64 * (2 * 128 + 128) + 2 * 64 * 256 + 6 * 128 * 128
     assert forward(delta, 64).total.flop / 64 == products + 2 * (64**2 - 16**2) / 3
 
 
 def test_exponentials() -> None:
-    counted = {gate: forward(Form("S", "", 32, 16, 1, gate, "none", 1), 8).local.exps for gate in ("none", "scalar")}
+    counted = {
+        gate: forward(PassForm("S", "", 32, 16, 1, gate, "none", 1), 8).local.exps for gate in ("none", "scalar")
+    }
     assert counted == {"none": 0, "scalar": 8 * 8 + 2 * 8}
-    assert forward(Form("S", "", 32, 16, 1, "rows", "none", 1), 8).local.exps == 8 * 32 * (3 + 2)
-    assert forward(Form("S", "", 32, 16, 1, "columns", "none", 1), 8).local.exps == 8 * 16 * (3 + 2)
+    assert forward(PassForm("S", "", 32, 16, 1, "rows", "none", 1), 8).local.exps == 8 * 32 * (3 + 2)
+    assert forward(PassForm("S", "", 32, 16, 1, "columns", "none", 1), 8).local.exps == 8 * 16 * (3 + 2)
 
 
 def test_steps_of_a_token_are_rows() -> None:
@@ -203,14 +213,14 @@ def test_chunks_of_kernels_are_nearly_as_fast_as_any(name: str, heads: int, stag
 @pytest.mark.parametrize(
     ("form", "rows"),
     [
-        (Form("S", "", 64, 64, 1, "none", "none", 1), 64),
-        (Form("S", "", 64, 64, 1, "rows", "rank one", 1), 32),
-        (Form("S", "", 16, 16, 1, "rows", "none", 1), 32),
-        (Form("S", "", 64, 64, 33, "none", "delta", 1), 64),
-        (Form("S", "", 64, 64, 65, "none", "delta", 1), 128),
+        (PassForm("S", "", 64, 64, 1, "none", "none", 1), 64),
+        (PassForm("S", "", 64, 64, 1, "rows", "rank one", 1), 32),
+        (PassForm("S", "", 16, 16, 1, "rows", "none", 1), 32),
+        (PassForm("S", "", 64, 64, 33, "none", "delta", 1), 64),
+        (PassForm("S", "", 64, 64, 65, "none", "delta", 1), 128),
     ],
 )
-def test_chunks_on_a_cpu(form: Form, rows: int) -> None:
+def test_chunks_on_a_cpu(form: PassForm, rows: int) -> None:
     """As measured: up to 3 % between 32 rows and 64 without corrections, 13 % for rank one; never fewer than steps."""
     assert chunk_on_cpu(form, 8, "float32") == rows
     enough = [length for length in (16, 32, 64, 128) if length >= form.micro and (length <= 64 or form.micro > 64)]
@@ -256,14 +266,19 @@ def test_plans_that_are_asked_for() -> None:
     call = call_of(recurrent.recur, recurrent.derived, "", {}, shape, {"dk": 128, "dv": 128})
     assert call.parts is not None
     part, machine = call.parts[0], find_machine("h100")
-    assert isinstance(part, Part)
-    free = plans(call, part, machine, Wish())[0]
-    for wish in (Wish(chunk=16), Wish(kind="apart"), Wish(segments=1), Wish(kind="walk", segments=2, chunk=64)):
+    assert isinstance(part, PassPart)
+    free = plans(call, part, machine, PassRequest())[0]
+    for wish in (
+        PassRequest(chunk=16),
+        PassRequest(kind="apart"),
+        PassRequest(segments=1),
+        PassRequest(kind="walk", segments=2, chunk=64),
+    ):
         asked = plans(call, part, machine, wish)[0]
         assert asked.ms >= free.ms
         assert wish.chunk in (None, asked.chunk) and wish.segments in (None, asked.segments)
     with pytest.raises(MachineError, match=r"no chunk of `gated_delta_net` with a state .* chunks of 1024"):
-        backward_plans(call, part, machine, Wish(chunk=1024))
+        backward_plans(call, part, machine, PassRequest(chunk=1024))
 
 
 def test_it_is_immutable_and_prints_itself() -> None:

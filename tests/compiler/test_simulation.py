@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 from attnc import compile_attention
 from attnc.compiler import fold
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.simulation import natural_tiles
-from attnc.compiler.simulation.candidates import Wish
-from attnc.compiler.simulation.gpu import simulate_gpu
+from attnc.compiler.simulation.candidates import ScheduleRequest
 from attnc.compiler.simulation.gpu_clocks import Extra
+from attnc.compiler.simulation.gpu_ladder import simulate_gpu
 from attnc.compiler.simulation.machine import MachineError, find_machine
-from attnc.compiler.simulation.problem import Part, Problem
+from attnc.compiler.simulation.simulated_call import SimulatedCall, SimulatedRelation
 from attnc.compiler.simulation.simulation import PASSES, Pass, Shape, Simulation
-from attnc.runtime.errors import ArgumentError
+from attnc.runtime.call_errors import ArgumentError
 from attnc.runtime.library import pattern_names
 from expression_trees import Tree, build
 from library_calls import library_call
@@ -131,9 +131,9 @@ def test_causal_attention_against_itself() -> None:
     assert simulated("full", 8192).speedup == pytest.approx(1, rel=0.02)
 
 
-def problem_of_relation(relation: Any, n: int, heads: int = 3) -> Problem:
+def problem_of_relation(relation: Any, n: int, heads: int = 3) -> SimulatedCall:
     shape = Shape(1, heads, heads, n, n, 64, 64, "bfloat16")
-    return Problem("drawn", {}, shape, 0, (Part(relation, n, n, 0, heads, {}),), Extra(2.0), 1, ())
+    return SimulatedCall("drawn", {}, shape, 0, (SimulatedRelation(relation, n, n, 0, heads, {}),), Extra(2.0), 1, ())
 
 
 @settings(max_examples=60)
@@ -142,8 +142,8 @@ def test_a_bound_never_falls_when_the_relation_shrinks(one: Tree, other: Tree, n
     """With tiles and order fixed."""
     large = build(one)
     small = fold.conjunction(large, build(other))
-    assume(exact.mask(small, (0, n), (0, n)).any())
-    machine, wish = find_machine("h100"), Wish((64, 64), "natural")
+    assume(exact_evaluation.mask(small, (0, n), (0, n)).any())
+    machine, wish = find_machine("h100"), ScheduleRequest((64, 64), "natural")
     a, b = (simulate_gpu(problem_of_relation(r, n), machine, wish=wish) for r in (large, small))
     for before, after in zip(a.rungs[:3], b.rungs[:3], strict=True):
         assert after.speedup >= before.speedup * (1 - 1e-12)

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnc.compiler import fold
-from attnc.compiler.analysis import exact
-from attnc.compiler.analysis.grid import Grid
+from attnc.compiler.analysis import exact_evaluation
+from attnc.compiler.analysis.grid import TileGrid
 from attnc.compiler.ir import Index
+from attnc.compiler.planning.cpu_plan import GridMask, PlanPiece, stretch
 from attnc.compiler.planning.pieces import Cover, cover
-from attnc.compiler.planning.plan import GridMask, Piece, stretch
 from attnc.compiler.planning.rates import KEY_BLOCK, computed
 from attnc.compiler.planning.splitting import split_full_parts, split_triangles
 from plan_checks import check_pieces
@@ -32,10 +32,10 @@ def masked(found: Cover) -> int:
 @given(st.integers(2, 150), st.integers(1, 400), st.sampled_from([8, 16, 32]))
 def test_parts_are_the_relation(width: int, n: int, tile: int) -> None:
     relation = window(width)
-    found = cover(relation, Grid(n, n, tile, tile), {})
+    found = cover(relation, TileGrid(n, n, tile, tile), {})
     apart = split_full_parts(found)
     if apart is not None:
-        check_pieces(apart.pieces, apart.masks, exact.mask(relation, (0, n), (0, n)))
+        check_pieces(apart.pieces, apart.masks, exact_evaluation.mask(relation, (0, n), (0, n)))
         assert masked(apart) < masked(found)
         assert (apart.visible, apart.full_tiles, apart.partial_tiles) == (
             found.visible,
@@ -45,7 +45,7 @@ def test_parts_are_the_relation(width: int, n: int, tile: int) -> None:
 
 
 def test_a_wide_window_has_a_full_middle() -> None:
-    found = cover(window(512), Grid(4096, 4096, 64, 64), {})
+    found = cover(window(512), TileGrid(4096, 4096, 64, 64), {})
     apart = split_full_parts(found)
     assert apart is not None
     assert {p.mask for p in apart.pieces if p.fresh} <= {"full", "causal"}
@@ -55,12 +55,12 @@ def test_a_wide_window_has_a_full_middle() -> None:
 
 @pytest.mark.parametrize("width", [2, 40])
 def test_what_has_no_full_middle_stays(width: int) -> None:
-    assert split_full_parts(cover(window(width), Grid(1024, 1024, 64, 64), {})) is None
+    assert split_full_parts(cover(window(width), TileGrid(1024, 1024, 64, 64), {})) is None
 
 
 def test_masks_of_bricks_stay() -> None:
     bricks = GridMask((np.eye(2, dtype=np.bool_), np.ones((2, 2), dtype=np.bool_)))
-    piece = Piece(stretch(0, 4), stretch(0, 4), 0)
+    piece = PlanPiece(stretch(0, 4), stretch(0, 4), 0)
     assert split_full_parts(Cover((piece,), (bricks,), 0, 1, 8)) is None
 
 
@@ -69,16 +69,16 @@ def test_masks_of_bricks_stay() -> None:
 
 @given(st.integers(1, 700), st.integers(1, 700), st.sampled_from([32, 64, 128]))
 def test_halves_are_the_relation(width: int, n: int, tile: int) -> None:
-    found = cover(window(width), Grid(n, n, tile, tile), {})
+    found = cover(window(width), TileGrid(n, n, tile, tile), {})
     halves = split_triangles(found)
     if halves is not None:
-        check_pieces(halves.pieces, halves.masks, exact.mask(window(width), (0, n), (0, n)))
+        check_pieces(halves.pieces, halves.masks, exact_evaluation.mask(window(width), (0, n), (0, n)))
         assert sum(map(computed, halves.pieces)) < sum(map(computed, found.pieces))
 
 
 @pytest.mark.parametrize(("n", "splits"), [(127, False), (128, True), (300, True), (512, True), (513, False)])
 def test_short_triangles_are_halved(n: int, splits: bool) -> None:
-    found = cover(window(n), Grid(n, n, 1024, 1024), {})
+    found = cover(window(n), TileGrid(n, n, 1024, 1024), {})
     assert [p.mask for p in found.pieces] == ["causal"]
     halves = split_triangles(found)
     assert (halves is not None) == splits
@@ -92,8 +92,8 @@ def test_short_triangles_are_halved(n: int, splits: bool) -> None:
 def test_what_the_kernel_computes_under_a_diagonal(rows: int, keys: int) -> None:
     """Row by row: the blocks of 512 keys that begin at or before the row."""
     wanted = sum(min(keys, (row // KEY_BLOCK + 1) * KEY_BLOCK) for row in range(rows))
-    piece = Piece(stretch(0, rows), stretch(0, keys), 0)
+    piece = PlanPiece(stretch(0, rows), stretch(0, keys), 0)
     assert computed(piece, trimmed=True) == wanted
     assert computed(piece) == rows * keys
     if rows == keys:
-        assert computed(Piece(stretch(0, rows), stretch(0, keys), "causal")) == wanted
+        assert computed(PlanPiece(stretch(0, rows), stretch(0, keys), "causal")) == wanted

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnc.compiler.tile_forms.stretches import stretches
+from attnc.compiler.tile_forms.tile_ranges import stretches
 from tile_painting import Matrix, as_matrix, as_stretches
 
 

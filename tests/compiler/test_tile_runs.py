@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 
 from attnc.compiler import fold
-from attnc.compiler.analysis.tiles import Grid, find_live_tiles
+from attnc.compiler.analysis.live_tiles import TileGrid, find_live_tiles
 from attnc.compiler.ir import Index
-from attnc.compiler.planning.runs import Resolved, resolve
+from attnc.compiler.planning.runs import ResolvedRuns, resolve
 from attnc.compiler.tile_forms.tile_lists import list_tiles
 from attnc.compiler.tile_forms.tile_runs import TileRuns, find_tile_runs, mask_edges
 from tile_painting import Matrix, as_matrix, brute, grid_frame, painted, patterns
@@ -32,7 +32,7 @@ def check(runs: TileRuns, mask: Matrix) -> None:
 
 @settings(max_examples=200)
 @given(patterns())
-def test_runs_are_the_relation(drawn: tuple[Resolved, Matrix]) -> None:
+def test_runs_are_the_relation(drawn: tuple[ResolvedRuns, Matrix]) -> None:
     resolved, mask = drawn
     runs = find_tile_runs(resolved)
     rows, columns = grid_frame(resolved.tiles.grid)
@@ -46,7 +46,7 @@ def test_runs_are_the_relation(drawn: tuple[Resolved, Matrix]) -> None:
 
 @settings(max_examples=150)
 @given(patterns())
-def test_transposed_runs_are_the_transposed_relation(drawn: tuple[Resolved, Matrix]) -> None:
+def test_transposed_runs_are_the_transposed_relation(drawn: tuple[ResolvedRuns, Matrix]) -> None:
     resolved, mask = drawn
     runs = find_tile_runs(resolved)
     check(runs.transposed(), mask.T)
@@ -55,12 +55,12 @@ def test_transposed_runs_are_the_transposed_relation(drawn: tuple[Resolved, Matr
 
 @settings(max_examples=60)
 @given(patterns())
-def test_the_names_of_classes_do_not_matter(drawn: tuple[Resolved, Matrix]) -> None:
+def test_the_names_of_classes_do_not_matter(drawn: tuple[ResolvedRuns, Matrix]) -> None:
     resolved, _ = drawn
     tiles = resolved.tiles
     names = {kind: i for i, kind in enumerate(sorted(resolved.masks, reverse=True), start=1)}
     kind = np.array([names.get(int(k), 0) for k in tiles.kind], dtype=np.uint64)
-    renamed = Resolved(
+    renamed = ResolvedRuns(
         replace(tiles, kind=kind), {names[k]: mask for k, mask in resolved.masks.items()}, resolved.visible
     )
     assert find_tile_runs(renamed) == find_tile_runs(resolved)
@@ -68,7 +68,7 @@ def test_the_names_of_classes_do_not_matter(drawn: tuple[Resolved, Matrix]) -> N
 
 @settings(max_examples=100)
 @given(patterns())
-def test_masked_edges_leave_only_whole_tiles_full(drawn: tuple[Resolved, Matrix]) -> None:
+def test_masked_edges_leave_only_whole_tiles_full(drawn: tuple[ResolvedRuns, Matrix]) -> None:
     resolved, mask = drawn
     runs = find_tile_runs(resolved)
     masked = mask_edges(runs)
@@ -90,7 +90,7 @@ def window(width: int) -> Index:
 )
 def test_a_million_tokens_take_little_memory(relation: Index, tiles: int) -> None:
     """Runs and transposed runs never list the 33 million full tiles of a causal relation."""
-    grid = Grid(1 << 20, 1 << 20, 128, 128)
+    grid = TileGrid(1 << 20, 1 << 20, 128, 128)
     tracemalloc.start()
     runs = find_tile_runs(resolve(relation, find_live_tiles(relation, grid), {}))
     assert runs.full.tiles == runs.transposed().full.tiles == tiles
@@ -101,7 +101,7 @@ def test_a_million_tokens_take_little_memory(relation: Index, tiles: int) -> Non
 
 def test_runs_are_printed() -> None:
     relation = window(8)
-    runs = find_tile_runs(resolve(relation, find_live_tiles(relation, Grid(16, 16, 4, 4)), {}))
+    runs = find_tile_runs(resolve(relation, find_live_tiles(relation, TileGrid(16, 16, 4, 4)), {}))
     assert str(runs) == (
         "3 full and 6 partial tiles, 2 masks\n"
         "0: partial 0..1\n"

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 import expression_trees as trees
 from attnc.compiler import fold
-from attnc.compiler.analysis.tiles import Grid, TooManyTilesError, find_live_tiles
+from attnc.compiler.analysis.live_tiles import TileGrid, TooManyTilesError, find_live_tiles
 from attnc.compiler.planning.runs import resolve
 from expression_trees import Tree
 from relations import relations
@@ -22,7 +22,7 @@ def listed(row: NDArray[np.int64], column: NDArray[np.int64], count: NDArray[np.
 
 @settings(max_examples=150)
 @given(relations(), grids())
-def test_tiles(tree: Tree, grid: Grid) -> None:
+def test_tiles(tree: Tree, grid: TileGrid) -> None:
     relation = trees.build(tree)
     mask = mask_of(relation, grid)
     full, partial = tile_classes(mask, grid)
@@ -41,7 +41,7 @@ def test_tiles(tree: Tree, grid: Grid) -> None:
 
 
 def test_nothing_to_cover() -> None:
-    for grid in (Grid(0, 5, 8, 8), Grid(5, 0, 8, 8), Grid(0, 0, 8, 8)):
+    for grid in (TileGrid(0, 5, 8, 8), TileGrid(5, 0, 8, 8), TileGrid(0, 0, 8, 8)):
         tiles = find_live_tiles(fold.truth(True), grid)
         assert (tiles.full, tiles.partial) == (0, 0)
 
@@ -50,7 +50,7 @@ def test_too_many_tiles() -> None:
     q, k = fold.place("q"), fold.place("k")
     odd = fold.equal(fold.mod(fold.add(q, k), fold.const(3)), fold.const(0))
     with pytest.raises(TooManyTilesError):
-        find_live_tiles(odd, Grid(4096, 4096, 8, 8), budget=1000)
+        find_live_tiles(odd, TileGrid(4096, 4096, 8, 8), budget=1000)
 
 
 @pytest.mark.parametrize("n", [1 << 16, (1 << 16) + 37])
@@ -58,7 +58,7 @@ def test_only_the_band_is_touched(n: int) -> None:
     q, k = fold.place("q"), fold.place("k")
     gap = fold.sub(q, k)
     window = fold.conjunction(fold.less_equal(fold.const(0), gap), fold.less(gap, fold.const(4096)))
-    tiles = find_live_tiles(window, Grid(n, n, 128, 128))
+    tiles = find_live_tiles(window, TileGrid(n, n, 128, 128))
     assert len(set(tiles.kind.tolist())) <= 6
     rows = -(-n // 128)
     assert tiles.partial <= 2 * rows

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 
 import expression_trees as trees
-from attnc.compiler import fold, ir, values
+from attnc.compiler import fold, ir, value_nodes
 from attnc.compiler.rewrite import walk
 from attnc.compiler.verify_ir import (
     IRInvalid,
@@ -30,7 +30,7 @@ Q, K = fold.place("q"), fold.place("k")
 
 
 def pattern(visible: ir.Index, *tensors: ir.Tensor) -> ir.Pattern:
-    attend = ir.Attend("out", visible, values.default_score(), ir.Softmax(), values.vector("v"))
+    attend = ir.Attend("out", visible, value_nodes.default_score(), ir.Softmax(), value_nodes.vector("v"))
     return ir.Pattern("p", {}, (), tensors, (), None, True, None, (), (attend,), {})
 
 
@@ -48,20 +48,20 @@ VAR = fold.var("i", 1)
 
 BROKEN: dict[str, ir.Index] = {
     "no truth value": Q,
-    "is no number": ir.intern(ir.Sign("ge", CAUSAL)),
-    "a sum or a constant itself": ir.intern(ir.Sign("ge", ir.intern(ir.Linear(((DIFFERENCE, 1),), 3)))),
-    "coefficient is 0": ir.intern(ir.Sign("ge", ir.intern(ir.Linear(((Q, 0),), 1)))),
-    "not sorted": ir.intern(ir.Sign("ge", ir.intern(ir.Linear(tuple(reversed(DIFFERENCE.terms)), 0)))),
-    "it is no sum": ir.intern(ir.Sign("ge", ir.intern(ir.Linear(((Q, 1),), 0)))),
-    "common divisor": ir.intern(ir.Sign("ge", ir.intern(ir.Linear(((Q, 2),), 0)))),
-    "first coefficient": ir.intern(ir.Sign("eq", ir.intern(ir.Linear(((Q, -1),), 3)))),
-    "value is known": ir.intern(ir.Sign("ge", fold.const(3))),
+    "is no number": ir.intern(ir.Compare("ge", CAUSAL)),
+    "a sum or a constant itself": ir.intern(ir.Compare("ge", ir.intern(ir.Linear(((DIFFERENCE, 1),), 3)))),
+    "coefficient is 0": ir.intern(ir.Compare("ge", ir.intern(ir.Linear(((Q, 0),), 1)))),
+    "not sorted": ir.intern(ir.Compare("ge", ir.intern(ir.Linear(tuple(reversed(DIFFERENCE.terms)), 0)))),
+    "it is no sum": ir.intern(ir.Compare("ge", ir.intern(ir.Linear(((Q, 1),), 0)))),
+    "common divisor": ir.intern(ir.Compare("ge", ir.intern(ir.Linear(((Q, 2),), 0)))),
+    "first coefficient": ir.intern(ir.Compare("eq", ir.intern(ir.Linear(((Q, -1),), 3)))),
+    "value is known": ir.intern(ir.Compare("ge", fold.const(3))),
     "should have been folded into": ir.intern(ir.Bool("and", (CAUSAL, TRUE))),
     "fewer than two": ir.intern(ir.Bool("or", (CAUSAL,))),
     "without `not`": ir.intern(ir.Not(CAUSAL)),
-    "condition should have been": ir.intern(ir.Choice(TRUE, CAUSAL, fold.zero(Q))),
-    "sides are equal": ir.intern(ir.Choice(fold.zero(Q), CAUSAL, CAUSAL)),
-    "one side is a number": ir.intern(ir.Choice(fold.zero(Q), CAUSAL, Q)),
+    "condition should have been": ir.intern(ir.ExactSelect(TRUE, CAUSAL, fold.zero(Q))),
+    "sides are equal": ir.intern(ir.ExactSelect(fold.zero(Q), CAUSAL, CAUSAL)),
+    "one side is a number": ir.intern(ir.ExactSelect(fold.zero(Q), CAUSAL, Q)),
     "bound by nothing": fold.zero(VAR),
     "1 indices for 2": fold.zero(fold.lookup(TENSOR, (Q,))),
     "is not declared": fold.zero(fold.lookup(ir.intern(ir.Tensor("other", "int", ())), ())),
@@ -71,8 +71,8 @@ BROKEN: dict[str, ir.Index] = {
         ir.intern(ir.Arith("mul", tuple(sorted((Q, fold.const(2)), key=lambda n: n.digest))))
     ),
     "extreme of fewer": fold.zero(ir.intern(ir.Arith("min", (Q,)))),
-    "where it has no meaning": ir.intern(ir.Round((VAR,), (K,), (), (), fold.zero(VAR))),
-    "do not pair": ir.intern(ir.Round((VAR,), (), (), (K,), fold.zero(VAR))),
+    "where it has no meaning": ir.intern(ir.UnitCondition((VAR,), (K,), (), (), fold.zero(VAR))),
+    "do not pair": ir.intern(ir.UnitCondition((VAR,), (), (), (K,), fold.zero(VAR))),
     "empty table": fold.zero(ir.intern(ir.TableRead((), Q))),
 }
 
@@ -84,7 +84,7 @@ def test_broken_expressions_are_found(what: str) -> None:
 
 
 def test_a_node_that_is_not_interned_is_found() -> None:
-    lone = ir.Sign("ge", DIFFERENCE)
+    lone = ir.Compare("ge", DIFFERENCE)
     object.__setattr__(lone, "digest", CAUSAL.digest)
     assert "not interned" in " ".join(violations_of(lone))
 
@@ -151,7 +151,7 @@ def selecting(**changes: Any) -> ir.Pattern:
     places = (fold.head_index("batch"), fold.head_index("head"), Q, K)
     kept = ir.intern(ir.Tensor("kept", "bool", ("batch", "head", "query", "key")))
     item = ir.Selection(
-        "kept", kept, None, Q, None, None, values.default_score(), CAUSAL, values.number(1.0), fold.zero(K)
+        "kept", kept, None, Q, None, None, value_nodes.default_score(), CAUSAL, value_nodes.number(1.0), fold.zero(K)
     )
     return replace(pattern(fold.lookup(kept, places)), selections=(replace(item, **changes),))
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from attnc import PatternWarning, compile_attention
-from attnc.compiler.warnings import warnings_of
+from attnc.compiler.pattern_warnings import warnings_of
 from attnc.spec.diagnostics import Diagnostic, Severity
 from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind

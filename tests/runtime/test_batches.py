@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnc import Attention, compile_attention
-from attnc.runtime import folded, steps
-from attnc.runtime.cpu import masked, pooled
+from attnc.runtime import folded, pattern_executor
+from attnc.runtime.cpu import masked, pooled_attention
 from attnc.runtime.example_inputs import example_inputs
 from attnc.runtime.selections import choose
 
@@ -110,7 +110,7 @@ def test_a_batch_is_cut_where_it_is_large(name: str, monkeypatch: pytest.MonkeyP
     together = _results(attend, vectors, inputs)
     monkeypatch.setattr(choose, "AT_ONCE", 2 * HEADS * N * N)
     monkeypatch.setattr(folded, "AT_ONCE", 2 * HEADS * N * N)
-    for module in (masked, pooled, steps):
+    for module in (masked, pooled_attention, pattern_executor):
         monkeypatch.setattr(module, "AT_ONCE", 2 * HEADS * N * N)
     for ours, wanted in zip(_results(attend, vectors, inputs), together, strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-6)

@@ -14,9 +14,9 @@ import pytest
 from attnc import __version__
 from attnc.runtime import accuracy
 from attnc.runtime.cli import COMMANDS, main
-from attnc.runtime.commands.library import FAMILIES, entries
+from attnc.runtime.commands.list_patterns import FAMILIES, entries
 from attnc.runtime.library import library_names
-from attnc.runtime.verifying.shapes import Case
+from attnc.runtime.verifying.call_cases import CallCase
 from command_calls import run_json
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src")}
@@ -346,7 +346,7 @@ def test_show_of_a_relation_without_a_value_is_a_finding(files: Path, capsys: py
 
 @pytest.fixture
 def few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes = [Case(31, 31, 2, 6, 2, 16, 24), Case(17, 45, 1, 3, 1, 16, 16)]
+    shapes = [CallCase(31, 31, 2, 6, 2, 16, 24), CallCase(17, 45, 1, 3, 1, 16, 16)]
     monkeypatch.setattr("attnc.runtime.commands.verify.awkward_cases", lambda bound, length, wishes: shapes)
 
 
@@ -363,7 +363,7 @@ def test_verify(name: str, few_shapes: None, capsys: pytest.CaptureFixture[str])
 def test_verify_says_which_shapes_a_pattern_refuses(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shapes = [Case(9, 9, 1, 2, 1, 7, 7), Case(9, 9, 1, 2, 1, 6, 6)]
+    shapes = [CallCase(9, 9, 1, 2, 1, 7, 7), CallCase(9, 9, 1, 2, 1, 6, 6)]
     monkeypatch.setattr("attnc.runtime.commands.verify.awkward_cases", lambda bound, length, wishes: shapes)
     assert main(["verify", "differential"]) == 0
     assert "dims 7/7  (left out: the pattern refuses it)" in capsys.readouterr().out

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from attnc.runtime.constants import on_device
+from attnc.runtime.device_constants import on_device
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from attnc import ArgumentError, ArgumentTypeError, Attention, UnsupportedError, compile_attention
 from attnc.runtime.example_inputs import example_inputs, head_count
-from attnc.runtime.general import steps_of
+from attnc.runtime.general_attention import steps_of
 from attnc.runtime.lengths import natural_length
 from cache_calls import Kind, filled, of_last, seen_by_last
 from library_calls import MULTIPLES, SMALL, made_inputs

@@ -15,12 +15,12 @@ from torch.func import vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnc import ArgumentError, ArgumentTypeError, Attention, UnsupportedError, compile_attention
-from attnc.runtime.cpu import executor, kernel, program
+from attnc.runtime.cpu import bound_plan, cpu_executor, flash_kernel
 from attnc.runtime.settings import Settings
 from operator_calls import ATTEND
 
 BLIND = "pattern blind\n    visible k < q\n"
-FORWARD = executor.forward
+FORWARD = cpu_executor.forward
 
 
 def draw(
@@ -47,7 +47,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[None]:
         found.append(None)
         return FORWARD(*arguments, **options)
 
-    monkeypatch.setattr(executor, "forward", counted)
+    monkeypatch.setattr(cpu_executor, "forward", counted)
     return found
 
 
@@ -271,7 +271,7 @@ def test_the_reference_shares_the_planner_and_is_never_direct(monkeypatch: pytes
     assert dense._planner is attend._planner
     tensors = draw()
     expected = dense.reference(*tensors)
-    monkeypatch.setattr(kernel, "attend", None)
+    monkeypatch.setattr(flash_kernel, "attend", None)
     same(dense(*tensors), expected)
 
 
@@ -322,6 +322,6 @@ def test_what_is_more_than_a_kernel_call_is_not_remembered(
 
 
 def test_a_mask_that_is_not_kept_is_not_remembered(monkeypatch: pytest.MonkeyPatch, runs: list[None]) -> None:
-    monkeypatch.setattr(program, "SETTINGS", Settings(mask_elements=24 * 24 - 1))
+    monkeypatch.setattr(bound_plan, "SETTINGS", Settings(mask_elements=24 * 24 - 1))
     attend = remembering("sliding_window", window=6, sinks=1)
     assert attend._planner.direct is None

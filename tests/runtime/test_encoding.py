@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from attnc.runtime import plain
+from attnc.runtime import ascii_text
 from attnc.runtime.cli import main
 
 COMMANDS = [
@@ -63,5 +63,5 @@ def test_json_is_the_same_in_any_encoding(monkeypatch: pytest.MonkeyPatch) -> No
     ],
 )
 def test_marks_have_plain_counterparts(text: str, want: str) -> None:
-    assert plain.plain(text) == want
-    assert text.encode("ascii", plain.HANDLER).decode() == want
+    assert ascii_text.plain(text) == want
+    assert text.encode("ascii", ascii_text.HANDLER).decode() == want

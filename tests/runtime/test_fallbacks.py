@@ -373,7 +373,7 @@ def test_inputs_that_kernels_read_are_moved_and_narrowed() -> None:
 
 
 def test_what_the_host_reads_of_a_device_is_counted() -> None:
-    from attnc.runtime.call import call_shape, check_promises, check_tensors
+    from attnc.runtime.tensor_checks import call_shape, check_promises, check_tensors
 
     attend, document = compile_attention("fox"), compile_attention("document")
     with FakeTensorMode():

@@ -12,10 +12,10 @@ import torch
 
 from attnc import ArgumentError, SpecError, compile_attention
 from attnc.runtime import identity, planners
-from attnc.runtime.call import Sizes
 from attnc.runtime.identity import How
 from attnc.runtime.planners import planner_of
 from attnc.runtime.recent import Recent
+from attnc.runtime.tensor_checks import TensorSizes
 from operator_calls import (
     ATTEND,
     DOC,
@@ -90,7 +90,7 @@ def test_plans_are_found_by_shape_dtype_and_data() -> None:
     planner, (q, k, v) = attend._planner, draw()
     plan = planner.plan_of(q, k, v, [DOC])
     assert planner.plan_of(q * 2, k, v, [DOC.clone()]) is plan
-    assert planner.plan(Sizes(17, 17, 2, 4, 4, 8, 8, "float32"), {"doc": DOC}) is plan
+    assert planner.plan(TensorSizes(17, 17, 2, 4, 4, 8, 8, "float32"), {"doc": DOC}) is plan
     for other in ((q.bfloat16(), k.bfloat16(), v.bfloat16(), DOC), (q[:1], k[:1], v[:1], DOC[:1]), (q, k, v, DOC // 2)):
         assert planner.plan_of(*other[:3], [other[3]]) is not plan
     with pytest.raises(ArgumentError, match="1 inputs and is given 0"):

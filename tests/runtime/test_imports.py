@@ -19,7 +19,7 @@ print(*sys.modules)
 """
 LATE = {
     "attnc.compiler.growth",
-    "attnc.compiler.kernels.kernels",
+    "attnc.compiler.kernels.attention_kernels",
     "attnc.compiler.recurrences",
     "attnc.compiler.simulation",
     "attnc.runtime.recurrent",

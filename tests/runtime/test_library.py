@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from attnc.runtime import library
-from attnc.runtime.errors import PatternNotFoundError
+from attnc.runtime.call_errors import PatternNotFoundError
 
 
 def test_each_pattern_is_of_one_kind() -> None:

@@ -128,7 +128,7 @@ def test_every_variable_that_is_read_is_in_the_table() -> None:
 
 
 def test_the_table_is_whole_and_only_its_variables_are_read_by_it() -> None:
-    own = [x for x in vars(environment).values() if isinstance(x, environment.Variable)]
+    own = [x for x in vars(environment).values() if isinstance(x, environment.EnvironmentVariable)]
     assert own == list(VARIABLES)
     tree = ast.parse((ROOT / "runtime" / "environment.py").read_text(encoding="utf-8"))
     assert [ast.unparse(node) for node in asked_of_the_environment(tree)] == ["variable.name"]

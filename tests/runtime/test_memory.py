@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from attnc import compile_attention
-from attnc.compiler.planning.plan import Plan
+from attnc.compiler.planning.cpu_plan import Plan
 from attnc.runtime.attention import Attention
-from attnc.runtime.cpu import program
-from attnc.runtime.cpu.program import program_of
+from attnc.runtime.cpu import bound_plan
+from attnc.runtime.cpu.bound_plan import program_of
 from attnc.runtime.recent import Recent, held_bytes
 from attnc.runtime.settings import SETTINGS
 from library_calls import library_call
@@ -200,8 +200,8 @@ def test_a_memory_is_bounded_in_bytes_and_lets_the_oldest_go() -> None:
 
 
 def test_masks_of_all_plans_are_bounded_and_shared_between_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = Recent(4096, 1 << 22, program._bytes_of_mask)
-    monkeypatch.setattr(program, "_MASKS", memory)
+    memory = Recent(4096, 1 << 22, bound_plan._bytes_of_mask)
+    monkeypatch.setattr(bound_plan, "_MASKS", memory)
     attend = compile_attention("sliding_window", window=100)
     for n in range(500, 1500, 100):
         attend(*drawn(n))
@@ -212,16 +212,16 @@ def test_masks_of_all_plans_are_bounded_and_shared_between_lengths(monkeypatch: 
         other, (q, k, v) = compile_attention("sliding_window", window=window), drawn(700, dk=8, dv=8)
         assert torch.allclose(other(q, k, v), other.reference(q, k, v), atol=1e-5)
         assert memory.weight <= 1 << 22
-    assert memory.weight == sum(map(program._bytes_of_mask, memory._values.values())) > 1 << 21
+    assert memory.weight == sum(map(bound_plan._bytes_of_mask, memory._values.values())) > 1 << 21
 
 
 def test_masks_with_equal_bits_and_other_shapes_are_told_apart() -> None:
-    from attnc.compiler.planning.plan import GridMask
+    from attnc.compiler.planning.cpu_plan import GridMask
 
     bits = np.arange(24) % 5 < 2
     shapes = [(4, 6), (6, 4), (3, 8), (2, 12)]
-    assert len({program._contents(GridMask((bits.reshape(shape),))) for shape in shapes}) == len(shapes)
-    assert program._contents(GridMask((np.ones((1, 9), bool),))) != program._contents(
+    assert len({bound_plan._contents(GridMask((bits.reshape(shape),))) for shape in shapes}) == len(shapes)
+    assert bound_plan._contents(GridMask((np.ones((1, 9), bool),))) != bound_plan._contents(
         GridMask((np.ones((1, 8), bool),))
     )
 
@@ -247,7 +247,7 @@ def test_what_layouts_and_plans_weigh_is_what_they_take() -> None:
     q, k, v = (x.detach() for x in drawn(512, heads=2, dk=8, dv=8))
     own = program_of(plan)
     taken, bound = _grown(lambda: own.bound((q, q, q[..., 0], q, q), (k, v), (k, v)))
-    assert 0.5 * taken < program._bytes_of_layout(bound) < 2 * taken  # type: ignore[arg-type]
+    assert 0.5 * taken < bound_plan._bytes_of_layout(bound) < 2 * taken  # type: ignore[arg-type]
 
 
 def test_a_plan_forgets_what_only_planning_needed() -> None:
@@ -273,7 +273,7 @@ def test_plans_programs_and_layouts_stay_within_their_bounds() -> None:
     assert planner._by_shape.weight <= SETTINGS.plan_bytes
     assert planner._by_shape.weight == sum(plan.nbytes for plan in planner._by_shape._values.values())
     assert len(planner._by_shape._values) < 32
-    for memory, bound in ((program._LAYOUTS, SETTINGS.layout_bytes), (program._PROGRAMS, SETTINGS.plan_bytes)):
+    for memory, bound in ((bound_plan._LAYOUTS, SETTINGS.layout_bytes), (bound_plan._PROGRAMS, SETTINGS.plan_bytes)):
         assert memory.weight <= bound
 
 
@@ -340,7 +340,7 @@ def test_keys_are_packed_only_where_there_are_matrix_tiles(monkeypatch: pytest.M
     """In bfloat16, on processors that have AMX; the other dtypes take the same everywhere."""
     told: dict[tuple[bool, torch.dtype], int] = {}
     for tiles in (True, False):
-        monkeypatch.setattr("attnc.runtime.cpu.memory.has_matrix_tiles", lambda tiles=tiles: tiles)
+        monkeypatch.setattr("attnc.runtime.cpu.cpu_memory.has_matrix_tiles", lambda tiles=tiles: tiles)
         for dtype in (torch.float32, torch.bfloat16):
             plan = compile_attention("causal").plan(512, heads=2, head_dim=64, dtype=dtype)
             assert plan.memory is not None

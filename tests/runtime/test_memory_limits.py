@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from attnc import Attention, compile_attention
-from attnc.runtime.errors import ArgumentError
+from attnc.runtime.call_errors import ArgumentError
 from attnc.runtime.pictures.draw import draw
 from attnc.runtime.pictures.tile_map import make_tile_map
 from command_calls import run

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from torch.utils.flop_counter import FlopCounterMode
 
 from attnc import UnsupportedError, compile_attention
-from attnc.runtime.cpu import executor
+from attnc.runtime.cpu import cpu_executor
 from operator_calls import (
     ATTEND,
     ATTEND_BACKWARD,
@@ -188,13 +188,13 @@ def test_transforms_of_the_operator_are_refused(transform: Callable[..., Any]) -
 def count_forwards(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     """A list that grows with every run of the executor."""
     runs: list[None] = []
-    forward = executor.forward
+    forward = cpu_executor.forward
 
     def counted(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
         runs.append(None)
         return forward(*arguments, **options)
 
-    monkeypatch.setattr(executor, "forward", counted)
+    monkeypatch.setattr(cpu_executor, "forward", counted)
     return runs
 
 

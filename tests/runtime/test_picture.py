@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from attnc import ArgumentError, compile_attention
-from attnc.compiler.planning.plan import Plan
+from attnc.compiler.planning.cpu_plan import Plan
 from attnc.runtime.attention import Attention
 from attnc.runtime.pictures.draw import draw, make_drawing, to_svg, to_text
 from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, Drawing, extents, merge_tiles, percent, runs

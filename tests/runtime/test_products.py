@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from attnc import compile_attention
-from attnc.runtime import values
-from attnc.runtime.products import Places, looked_up
+from attnc.runtime import block_values
+from attnc.runtime.table_products import TableReads, looked_up
 
 HEADS, ROWS, KEYS, WIDTH = 3, 7, 11, 16
 
@@ -44,21 +44,21 @@ def of_lanes(array: Any, lanes: tuple[int, ...]) -> Any:
     return array.reshape((1,) * (len(lanes) - array.ndim) + array.shape)
 
 
-def operands(name: str, alive: Any) -> tuple[Tensor, Places, Tensor]:
+def operands(name: str, alive: Any) -> tuple[Tensor, TableReads, Tensor]:
     made = torch.Generator().manual_seed(0)
     lanes, chosen, sizes = CASES[name]
     indices = [np.clip(of_lanes(x, lanes), 0, n - 1) for x, n in zip(chosen, sizes, strict=True)]
     table, vectors = (torch.randn(*size, WIDTH, generator=made, dtype=torch.float64) for size in (sizes, lanes))
-    return table.requires_grad_(), Places(indices, of_lanes(alive, lanes)), vectors.requires_grad_()
+    return table.requires_grad_(), TableReads(indices, of_lanes(alive, lanes)), vectors.requires_grad_()
 
 
-def gathered(table: Tensor, places: Places, vectors: Tensor) -> Tensor:
+def gathered(table: Tensor, places: TableReads, vectors: Tensor) -> Tensor:
     chosen = table[tuple(torch.from_numpy(np.ascontiguousarray(index)) for index in places.indices)]
     found = (chosen * vectors).sum(-1)
     return torch.where(torch.from_numpy(places.alive), found, 1)
 
 
-def asked(table: Tensor, places: Places, vectors: Tensor) -> Tensor:
+def asked(table: Tensor, places: TableReads, vectors: Tensor) -> Tensor:
     found = looked_up(table, places, vectors)
     assert found is not None
     return found
@@ -105,12 +105,12 @@ def test_what_takes_longer_is_not_looked_up() -> None:
     """A vector for each lane, a vector that each row or key alone chooses, and a table far larger than the pairs."""
     every = torch.ones(HEADS, ROWS, KEYS, WIDTH)
     all_of = np.ones((1, 1, 1), np.bool_)
-    assert looked_up(torch.ones(20, WIDTH), Places([KEY - ROW + 8], all_of), every) is None
+    assert looked_up(torch.ones(20, WIDTH), TableReads([KEY - ROW + 8], all_of), every) is None
     query, key = torch.ones(HEADS, ROWS, 1, WIDTH), torch.ones(HEADS, 1, KEYS, WIDTH)
-    assert looked_up(torch.ones(20, WIDTH), Places([ROW], all_of), query) is None
-    assert looked_up(torch.ones(2000, WIDTH), Places([KEY * 150], all_of), query) is None
-    assert looked_up(torch.ones(2000, WIDTH), Places([(ROW * 17) * (KEY * 17)], all_of), key) is None
-    assert looked_up(torch.ones(20, WIDTH), Places([KEY - ROW + 8], ~all_of), query) is None
+    assert looked_up(torch.ones(20, WIDTH), TableReads([ROW], all_of), query) is None
+    assert looked_up(torch.ones(2000, WIDTH), TableReads([KEY * 150], all_of), query) is None
+    assert looked_up(torch.ones(2000, WIDTH), TableReads([(ROW * 17) * (KEY * 17)], all_of), key) is None
+    assert looked_up(torch.ones(20, WIDTH), TableReads([KEY - ROW + 8], ~all_of), query) is None
 
 
 def test_the_reference_gathers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +121,7 @@ def test_the_reference_gathers(monkeypatch: pytest.MonkeyPatch) -> None:
         calls.append(given)
         return looked_up(*given)
 
-    monkeypatch.setattr(values, "looked_up", counted)
+    monkeypatch.setattr(block_values, "looked_up", counted)
     score = "dot(q, k) + dot(q, t[k - q + 4])"
     attend = compile_attention(f"pattern p\n    input t: real[9, dk]\n    visible abs(q - k) <= 4\n    score {score}\n")
     q, t = torch.randn(1, 1, 12, 16), torch.randn(9, 16)

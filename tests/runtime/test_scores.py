@@ -10,8 +10,8 @@ from torch import Tensor
 
 from attnc import compile_attention
 from attnc.runtime.attention import Attention
-from attnc.runtime.cpu import tiles
-from attnc.runtime.errors import ArgumentError, ArgumentTypeError
+from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError
+from attnc.runtime.cpu import plan_tiles
 from attnc.spec.errors import EvaluationError
 from attnc.spec.meaning.evaluate import Evaluator
 
@@ -106,9 +106,9 @@ def test_small_tiles_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) 
     attend = attention(name)
     given = operands(attend, 150, 150, torch.float64)
     whole = results(attend, given)
-    monkeypatch.setattr(tiles, "ROWS", 16)
-    monkeypatch.setattr(tiles, "KERNEL_ROWS", 16)
-    monkeypatch.setattr(tiles, "ELEMENTS", 1 << 10)
+    monkeypatch.setattr(plan_tiles, "ROWS", 16)
+    monkeypatch.setattr(plan_tiles, "KERNEL_ROWS", 16)
+    monkeypatch.setattr(plan_tiles, "ELEMENTS", 1 << 10)
     for a, b in zip(results(attend, given), whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from attnc import ArgumentError, Attention, UnsupportedError, compile_attention
-from attnc.runtime.call import check_tensors
-from attnc.runtime.given import Given
+from attnc.runtime.call_inputs import CallInputs
 from attnc.runtime.plans import PLANNING
-from attnc.runtime.selections.choices import Choices
+from attnc.runtime.selections.call_selections import CallSelections
+from attnc.runtime.tensor_checks import check_tensors
 from attnc.spec.meaning.evaluate import Evaluator
 
 pytestmark = pytest.mark.usefixtures("gathered")
@@ -92,7 +92,7 @@ def test_choosing_asks_nothing_of_a_device(
         nodes = {node.name: torch.empty(1, 4, 96, 8) for node in pattern.nodes}
         sums = {f"{node.name}.lse": torch.empty(1, 4, 96) for node in pattern.nodes}
     known = {**inputs, **nodes, **sums}
-    choices = Choices(pattern, Given(check_tensors(q, k, v), inputs, known, 1.0), (q, k, v), known)
+    choices = CallSelections(pattern, CallInputs(check_tensors(q, k, v), inputs, known, 1.0), (q, k, v), known)
     choices.asking({selection.given for selection in pattern.selections})
     assert {found.device.type for found in choices.found.values()} == {"meta"}
     with pytest.raises(RuntimeError, match="meta"):

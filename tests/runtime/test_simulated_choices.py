@@ -13,9 +13,9 @@ from torch import Tensor
 from attnc import ArgumentError, ArgumentTypeError, Attention, UnsupportedError, compile_attention
 from attnc.compiler.simulation.machine import MachineError
 from attnc.compiler.simulation.simulation import CHOSEN_RUNGS, Simulation
-from attnc.runtime.call import Sizes
 from attnc.runtime.cli import main
 from attnc.runtime.selections.counted import deciding
+from attnc.runtime.tensor_checks import TensorSizes
 
 SHARED = """pattern shared(block: int = 16, topk: int = 3)
     select chosen
@@ -286,7 +286,7 @@ def test_longer_and_more_chosen_takes_longer() -> None:
 
 def test_what_a_choice_is_made_of() -> None:
     """Counts of `moba`: a product of each row and place, and a rank; of `native_sparse` sums over its heads."""
-    sizes = Sizes(512, 512, 2, 4, 1, 64, 64, "float32")
+    sizes = TensorSizes(512, 512, 2, 4, 1, 64, 64, "float32")
     (moba,) = compile_attention("moba", block=64)._pattern.selections
     found = deciding(moba, sizes, 512, 8)
     assert (found.rows, found.places, found.ordered) == (2 * 4 * 512, 2 * 4 * 512 * 8, 0)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from attnc import ArgumentError, compile_attention
-from attnc.compiler.simulation.recurrent.found import RUNGS, RecurrenceSimulation
+from attnc.compiler.simulation.recurrent.recurrence_simulation import RUNGS, RecurrenceSimulation
 from attnc.compiler.simulation.simulation import Simulation
 from attnc.runtime.cli import main
 from attnc.runtime.simulating_states import WITH_STATES

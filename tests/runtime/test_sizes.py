@@ -14,7 +14,7 @@ from attnc.compiler.analysis.range_table import RangeTable
 from attnc.compiler.ir import Data
 from attnc.compiler.lowering.specialise import alone
 from attnc.compiler.planning.counting import visible_pairs
-from attnc.runtime.errors import ArgumentError
+from attnc.runtime.call_errors import ArgumentError
 from attnc.runtime.plans import runs_in
 
 MIB = 1 << 20

@@ -13,9 +13,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from attnc import Attention, EvaluationError, SpecError, UnsupportedError, compile_attention
 from attnc.compiler.ir import Made
-from attnc.runtime.call import sorted_by
 from attnc.runtime.call_shapes import sorted_array
 from attnc.runtime.plans import PLANNING
+from attnc.runtime.tensor_checks import sorted_by
 from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind
 from attnc.spec.meaning.evaluate import Evaluator

@@ -15,15 +15,15 @@ from attnc.runtime.accuracy import Error
 from attnc.runtime.attention import Attention, compile_attention
 from attnc.runtime.cli import main
 from attnc.runtime.library import ModuleLoader, find
-from attnc.runtime.verifying.bounds import Bounds, Scope
+from attnc.runtime.verifying.bounds import Bounds, BoundScope
+from attnc.runtime.verifying.call_cases import CallCase, ShapeRequest, awkward_cases
 from attnc.runtime.verifying.clauses import clauses_of
 from attnc.runtime.verifying.drawn_inputs import draw
 from attnc.runtime.verifying.exercise import Search, look
 from attnc.runtime.verifying.hiding import hides_nothing
 from attnc.runtime.verifying.remedies import remedy
-from attnc.runtime.verifying.scaled_parameters import Choice, own, scaled
-from attnc.runtime.verifying.shapes import Case, Wishes, awkward_cases
-from attnc.runtime.verifying.verification import Trial, Verdict
+from attnc.runtime.verifying.scaled_parameters import ScaledChoice, own, scaled
+from attnc.runtime.verifying.verification import ExecutorTrial, Verdict
 from attnc.spec.load import load_program
 from attnc.spec.program import BoundProgram
 
@@ -199,7 +199,7 @@ STEP = """recurrence own
 )
 def test_a_call_is_found_for_constants_of_the_text(dims: str, condition: str, shape: str) -> None:
     """Inputs hold the constants, and there are as many heads and tokens as they ask for."""
-    found = Search(lambda _: None, Wishes()).run(Choice(bound_of(STEP.format(dims, condition))))
+    found = Search(lambda _: None, ShapeRequest()).run(ScaledChoice(bound_of(STEP.format(dims, condition))))
     assert found is not None and found.is_complete
     assert all(clause.is_exercised for clause in found.clauses)
     assert str(found.case).startswith(shape)
@@ -208,14 +208,18 @@ def test_a_call_is_found_for_constants_of_the_text(dims: str, condition: str, sh
 @pytest.mark.parametrize(
     ("condition", "wishes", "says"),
     [
-        ("head != 5", Wishes(heads=4), "; give --heads 7"),
-        ("t % 97 == 96", Wishes(length=13), "; give --len 99 or more"),
-        ("t != 0", Wishes(length=13), "; give another --len"),
-        ("x == 3", Wishes(length=1), "; no example of `x` shows it: compare a call of your own with `.reference`"),
+        ("head != 5", ShapeRequest(heads=4), "; give --heads 7"),
+        ("t % 97 == 96", ShapeRequest(length=13), "; give --len 99 or more"),
+        ("t != 0", ShapeRequest(length=13), "; give another --len"),
+        (
+            "x == 3",
+            ShapeRequest(length=1),
+            "; no example of `x` shows it: compare a call of your own with `.reference`",
+        ),
     ],
 )
-def test_the_remedy_fits_the_clause(condition: str, wishes: Wishes, says: str) -> None:
-    found = Search(lambda _: None, wishes).run(Choice(bound_of(STEP.format("batch, token", condition))))
+def test_the_remedy_fits_the_clause(condition: str, wishes: ShapeRequest, says: str) -> None:
+    found = Search(lambda _: None, wishes).run(ScaledChoice(bound_of(STEP.format("batch, token", condition))))
     assert found is not None
     (clause,) = [clause for clause in found.clauses if not clause.is_settled]
     assert remedy(found, clause) == says
@@ -240,9 +244,9 @@ def test_the_reference_is_not_held_against_itself(capsys: pytest.CaptureFixture[
 
 def test_what_was_held_against_nothing_is_missing() -> None:
     bound = bound_of("causal")
-    verdict = Verdict(look(Choice(bound), Case(4, 4, 1, 1, 1, 4, 4)), is_plain=False, pairs=16, hidden=6)
+    verdict = Verdict(look(ScaledChoice(bound), CallCase(4, 4, 1, 1, 1, 4, 4)), is_plain=False, pairs=16, hidden=6)
     case = verdict.look.case
-    verdict.errors.append(Trial("cpu", "float16", case, Error("dq", 5.0, float("inf"), float("inf"))))
+    verdict.errors.append(ExecutorTrial("cpu", "float16", case, Error("dq", 5.0, float("inf"), float("inf"))))
     assert not verdict.agrees
     assert verdict.missing == [
         "dq in float16 was held against nothing: torch's own is not finite",
@@ -329,7 +333,7 @@ def test_options_are_checked(option: list[str], says: str, capsys: pytest.Captur
 )
 def test_bounds_decide_clauses(line: str, truth: bool | None) -> None:
     bound = bound_of(f"pattern p\n    align   end\n    visible {line}\n")
-    assert Bounds(bound).truth(bound.program.visible[0], Scope()) is truth
+    assert Bounds(bound).truth(bound.program.visible[0], BoundScope()) is truth
 
 
 @pytest.mark.parametrize(
@@ -345,7 +349,7 @@ def test_bounds_decide_clauses(line: str, truth: bool | None) -> None:
 def test_bounds_of_queries_are_those_of_align(align: str, line: str, truth: bool | None) -> None:
     """Without `align`, a relation that reads both positions has as many queries as keys."""
     bound = bound_of(f"pattern p\n    {align}\n    visible {line}\n")
-    assert Bounds(bound).truth(bound.program.visible[0], Scope()) is truth
+    assert Bounds(bound).truth(bound.program.visible[0], BoundScope()) is truth
 
 
 @pytest.mark.parametrize(
@@ -366,7 +370,7 @@ def test_more_queries_than_keys_show_a_clause(
 @pytest.mark.parametrize("name", ["causal", "moba", "fox", "graphormer"])
 def test_awkward_shapes_have_more_queries_where_the_pattern_takes_them(name: str) -> None:
     """`fox` reads a gate at the query, and there is none before key 0; `graphormer` has no `align`."""
-    cases = awkward_cases(bound_of(name), None, Wishes())
+    cases = awkward_cases(bound_of(name), None, ShapeRequest())
     assert any(case.n_q > case.n_k for case in cases) == (name in ("causal", "moba"))
 
 
@@ -413,5 +417,5 @@ def test_scaled_parameters_fulfil_what_is_required() -> None:
 
 def test_sizes_of_inputs_are_the_least_that_the_pattern_allows() -> None:
     bound = bound_of("sparse_d", block=4)
-    inputs = draw(bound, Case(10, 14, 1, 2, 1, 4, 4))
+    inputs = draw(bound, CallCase(10, 14, 1, 2, 1, 4, 4))
     assert inputs["map"].tensor.shape == (1, 2, 3, 4)

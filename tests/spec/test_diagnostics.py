@@ -20,7 +20,7 @@ from attnc.spec.diagnostics import Diagnostic
 from attnc.spec.errors import SpecError
 from attnc.spec.load import check_source
 from attnc.spec.reading.parse import parse
-from attnc.spec.reading.text import decode
+from attnc.spec.reading.source_text import decode
 from attnc.spec.render import render
 from attnc.spec.source import SourceFile
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from attnc.compiler.warnings import warnings_of
+from attnc.compiler.pattern_warnings import warnings_of
 from attnc.spec.codes import CODES
 from attnc.spec.errors import EvaluationError, SpecError
-from attnc.spec.explain import page
+from attnc.spec.explanation_pages import page
 from attnc.spec.load import check_source, load_program, load_programs
 from attnc.spec.meaning.bind import bind
 from attnc.spec.meaning.evaluate import Evaluator
-from attnc.spec.reading.text import decode
+from attnc.spec.reading.source_text import decode
 from attnc.spec.source import SourceFile
 
 PAGES = Path(__file__).parents[2] / "spec" / "explanations"

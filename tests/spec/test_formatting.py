@@ -14,7 +14,7 @@ from lark import Token, Tree
 from attnc.spec.errors import SpecError
 from attnc.spec.formatting import formatted
 from attnc.spec.reading.parse import _parse_tree
-from attnc.spec.reading.text import decode
+from attnc.spec.reading.source_text import decode
 from attnc.spec.source import SourceFile
 
 ROOT = Path(__file__).parents[2]

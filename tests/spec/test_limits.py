@@ -11,7 +11,7 @@ from attnc.spec.diagnostics import Diagnostic
 from attnc.spec.errors import SpecError
 from attnc.spec.load import check_source, load_program
 from attnc.spec.reading.limits import MAX_BRANCHES, MAX_WORDS
-from attnc.spec.reading.text import decode
+from attnc.spec.reading.source_text import decode
 from attnc.spec.render import render
 from attnc.spec.source import SourceFile
 

@@ -11,20 +11,20 @@ import pytest
 
 from attnc.spec import syntax
 from attnc.spec.reading.parse import parse
-from attnc.spec.reading.tables import build_parser, grammar
-from attnc.spec.reading.text import decode
+from attnc.spec.reading.parser_tables import build_parser, grammar
+from attnc.spec.reading.source_text import decode
 
 DRAFTS = sorted((Path(__file__).parent / "drafts").glob("*.attn"))
 
 
-def module(text: str) -> syntax.Module:
+def module(text: str) -> syntax.ModuleSyntax:
     return parse(decode(text, "example.attn"))
 
 
 def body(lines: str, heading: str = "pattern p") -> syntax.Body:
     text = heading + "\n" + "".join(f"    {line}\n" for line in lines.splitlines())
     (item,) = module(text).items
-    return cast(syntax.Pattern, item).body
+    return cast(syntax.PatternDecl, item).body
 
 
 def statement(line: str) -> syntax.Statement:
@@ -33,50 +33,50 @@ def statement(line: str) -> syntax.Statement:
 
 
 def expression(text: str) -> syntax.Expr:
-    return cast(syntax.Clause, statement(f"visible {text}")).value
+    return cast(syntax.ClauseStatement, statement(f"visible {text}")).value
 
 
 def shown(node: object) -> str:  # noqa: C901 - one line a node
     """An expression in prefix form."""
     match node:
-        case syntax.Name():
+        case syntax.NameExpr():
             return node.id
-        case syntax.Number() | syntax.Truth():
+        case syntax.NumberExpr() | syntax.BoolExpr():
             return str(node.value)
-        case syntax.ListDisplay():
+        case syntax.ListExpr():
             return f"[{' '.join(map(shown, node.items))}]"
-        case syntax.Unary():
+        case syntax.UnaryExpr():
             return f"({node.op} {shown(node.operand)})"
-        case syntax.Binary():
+        case syntax.BinaryExpr():
             return f"({node.op} {shown(node.left)} {shown(node.right)})"
-        case syntax.Comparison():
+        case syntax.ComparisonExpr():
             return f"(cmp {shown(node.first)} {' '.join(f'{op} {shown(x)}' for op, x in node.rest)})"
-        case syntax.Logic():
+        case syntax.LogicExpr():
             return f"({node.op} {' '.join(map(shown, node.operands))})"
-        case syntax.Choice():
+        case syntax.ConditionalExpr():
             return f"(if {shown(node.condition)} {shown(node.then)} {shown(node.otherwise)})"
-        case syntax.Attribute():
+        case syntax.AttributeExpr():
             return f"{shown(node.base)}.{node.name.id}"
-        case syntax.Index():
+        case syntax.IndexExpr():
             return f"{shown(node.base)}[{' '.join(map(shown, node.indices))}]"
-        case syntax.Call():
+        case syntax.CallExpr():
             return f"{shown(node.function)}({' '.join(map(shown, node.arguments))})"
-        case syntax.Argument():
+        case syntax.CallArgument():
             return f"{node.name.id}={shown(node.value)}" if node.name else shown(node.value)
-        case syntax.Range():
+        case syntax.RangeExpr():
             return f"{shown(node.low)}..{shown(node.high)}"
-        case syntax.Running():
+        case syntax.LoopVariable():
             return f"{node.name.id}:{shown(node.domain)}" if node.domain else node.name.id
-        case syntax.Each():
+        case syntax.ForClause():
             condition = f" if {shown(node.condition)}" if node.condition else ""
             return f"for {' '.join(map(shown, node.runnings))}{condition}"
-        case syntax.Aggregate():
+        case syntax.AggregateExpr():
             return f"{shown(node.function)}({shown(node.body)} {shown(node.each)})"
         case syntax.TypeExpr():
             return f"{node.name.id if node.name else ''}[{' '.join(map(shown, node.dims))}]"
-        case syntax.Axis():
+        case syntax.AxisDecl():
             return f"{node.name.id}:{shown(node.domain)}"
-        case syntax.Unit():
+        case syntax.UnitDecl():
             return f"{node.name.id}={shown(node.value)}"
     raise AssertionError(node)
 
@@ -137,15 +137,15 @@ def test_expressions(text: str, expected: str) -> None:
 )
 def test_numbers_are_exact(text: str, value: int | Fraction) -> None:
     number = expression(text)
-    assert isinstance(number, syntax.Number)
+    assert isinstance(number, syntax.NumberExpr)
     assert number.value == value and type(number.value) is type(value)
 
 
 def test_long_flat_chains_stay_flat() -> None:
     both = expression("q" + " and k" * 5_000)
-    assert isinstance(both, syntax.Logic) and len(both.operands) == 5_001
+    assert isinstance(both, syntax.LogicExpr) and len(both.operands) == 5_001
     chain = expression("q" + " <= k" * 5_000)
-    assert isinstance(chain, syntax.Comparison) and len(chain.rest) == 5_000
+    assert isinstance(chain, syntax.ComparisonExpr) and len(chain.rest) == 5_000
 
 
 def test_a_long_file_is_read_in_linear_time() -> None:
@@ -153,12 +153,12 @@ def test_a_long_file_is_read_in_linear_time() -> None:
     begun = time.perf_counter()
     (pattern,) = module(text).items
     assert time.perf_counter() - begun < 10
-    assert len(cast(syntax.Pattern, pattern).body.statements) == 2_900
+    assert len(cast(syntax.PatternDecl, pattern).body.statements) == 2_900
 
 
 def test_places_of_expressions() -> None:
     def texts(node: syntax.Expr) -> list[str]:
-        inner = [node.left, node.right] if isinstance(node, syntax.Binary) else []
+        inner = [node.left, node.right] if isinstance(node, syntax.BinaryExpr) else []
         return [node.span.text, *(text for part in inner for text in texts(part))]
 
     assert texts(expression("(a + b) * c - d")) == [
@@ -193,12 +193,12 @@ def test_headings_are_the_places_of_what_has_a_body() -> None:
     function, pattern = module(text).items
     assert function.span.text == "def f(x)"
     assert pattern.span.text == "pattern p(a: int = 1)"
-    assert cast(syntax.Pattern, pattern).body.statements[0].span.text == "branch b[c in 0 .. n]"
+    assert cast(syntax.PatternDecl, pattern).body.statements[0].span.text == "branch b[c in 0 .. n]"
 
 
 def test_clause() -> None:
     clause = statement("score dot(q, k)")
-    assert isinstance(clause, syntax.Clause)
+    assert isinstance(clause, syntax.ClauseStatement)
     assert (clause.word.id, shown(clause.value)) == ("score", "dot(q k)")
 
 
@@ -208,14 +208,14 @@ def test_clause() -> None:
 )
 def test_let(line: str, names: tuple[str, ...] | None, value: str) -> None:
     let = statement(line)
-    assert isinstance(let, syntax.Definition)
+    assert isinstance(let, syntax.DefinitionDecl)
     assert let.word.id == "let" and let.each is None and shown(let.value) == value
     assert (None if let.parameters is None else tuple(p.id for p in let.parameters)) == names
 
 
 def test_step() -> None:
     step = statement("step S = S + x[j] for j in 0 .. n")
-    assert isinstance(step, syntax.Definition)
+    assert isinstance(step, syntax.DefinitionDecl)
     assert (step.word.id, step.name.id, step.parameters) == ("step", "S", None)
     assert shown(step.value) == "(+ S x[j])" and shown(step.each) == "for j:0..n"
 
@@ -250,7 +250,7 @@ def test_declaration(line: str, kind: str, default: str | None) -> None:
 )
 def test_places(line: str, name: str | None, binders: list[str]) -> None:
     places = statement(line)
-    assert isinstance(places, syntax.Places)
+    assert isinstance(places, syntax.BinderClause)
     assert (places.name and places.name.id) == name
     assert [shown(b) for b in places.binders] == binders
 
@@ -258,9 +258,9 @@ def test_places(line: str, name: str | None, binders: list[str]) -> None:
 def test_blocks() -> None:
     lines = "branch near\n    visible q == k\nselect s[c in 0 .. n, d]\n    keep rank < 1\nround\n    keep true"
     near, select, rounding = body(lines).statements
-    assert isinstance(near, syntax.Block) and near.name and near.name.id == "near" and near.binders == ()
-    assert isinstance(select, syntax.Block) and [shown(b) for b in select.binders] == ["c:0..n", "d"]
-    assert isinstance(rounding, syntax.Block) and rounding.name is None and len(rounding.body.statements) == 1
+    assert isinstance(near, syntax.BlockStatement) and near.name and near.name.id == "near" and near.binders == ()
+    assert isinstance(select, syntax.BlockStatement) and [shown(b) for b in select.binders] == ["c:0..n", "d"]
+    assert isinstance(rounding, syntax.BlockStatement) and rounding.name is None and len(rounding.body.statements) == 1
 
 
 def test_items() -> None:
@@ -272,16 +272,16 @@ def test_items() -> None:
     found = module(text)
     assert found.doc and found.doc.value == "About."
     use, let, f, g, r, p = found.items
-    assert isinstance(use, syntax.Use) and (use.module.id, [n.id for n in use.names]) == (
+    assert isinstance(use, syntax.UseDecl) and (use.module.id, [n.id for n in use.names]) == (
         "windows",
         ["shifted", "leading"],
     )
-    assert isinstance(let, syntax.Definition) and let.name.id == "n"
-    assert isinstance(f, syntax.Function) and isinstance(f.value, syntax.Name) and len(f.parameters) == 2
+    assert isinstance(let, syntax.DefinitionDecl) and let.name.id == "n"
+    assert isinstance(f, syntax.FunctionDecl) and isinstance(f.value, syntax.NameExpr) and len(f.parameters) == 2
     assert f.parameters[0].type is None and f.parameters[1].default is not None
-    assert isinstance(g, syntax.Function) and isinstance(g.value, syntax.Body) and g.parameters == ()
-    assert isinstance(r, syntax.Pattern) and (r.word.id, r.name.id) == ("recurrence", "r")
-    assert isinstance(p, syntax.Pattern) and p.word.id == "pattern"
+    assert isinstance(g, syntax.FunctionDecl) and isinstance(g.value, syntax.Body) and g.parameters == ()
+    assert isinstance(r, syntax.PatternDecl) and (r.word.id, r.name.id) == ("recurrence", "r")
+    assert isinstance(p, syntax.PatternDecl) and p.word.id == "pattern"
     assert [shown(x.type) if x.type else None for x in p.parameters] == ["int[3]", None]
 
 
@@ -297,7 +297,7 @@ def test_items() -> None:
 )
 def test_docstrings(written: str, value: str) -> None:
     (pattern,) = module(f"pattern p\n    {written}\n    visible true\n").items
-    doc = cast(syntax.Pattern, pattern).body.doc
+    doc = cast(syntax.PatternDecl, pattern).body.doc
     assert doc and doc.value == value
 
 
@@ -317,7 +317,7 @@ def test_a_body_may_be_a_docstring_alone() -> None:
 )
 def test_layout_is_free_where_it_means_nothing(text: str) -> None:
     (pattern,) = module(text).items
-    assert len(cast(syntax.Pattern, pattern).body.statements) == 1
+    assert len(cast(syntax.PatternDecl, pattern).body.statements) == 1
 
 
 def test_words_are_reserved_only_at_the_start_of_a_line() -> None:
@@ -338,4 +338,4 @@ def test_words_are_reserved_only_at_the_start_of_a_line() -> None:
     )
     for name in names:
         assert shown(expression(f"{name} + f.{name}")) == f"(+ {name} f.{name})"
-        assert isinstance(statement(f"let {name} = 1"), syntax.Definition)
+        assert isinstance(statement(f"let {name} = 1"), syntax.DefinitionDecl)

@@ -18,7 +18,7 @@ HEAD = """recurrence r
 """
 
 
-def load(lines: str, head: str = HEAD) -> program.Recurrence:
+def load(lines: str, head: str = HEAD) -> program.RecurrenceClauses:
     source = head + "".join(f"    {line}\n" for line in lines.splitlines())
     found = load_program(SourceFile("r.attn", source), lambda name, asker: None).recurrence
     assert found is not None

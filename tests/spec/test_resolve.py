@@ -112,5 +112,5 @@ def test_drafts_have_only_unsupported_constructs(path: Path) -> None:
 def test_a_let_named_score_is_what_softmax_takes() -> None:
     text = "pattern p\n    let score = 2 * (k - q)\n    visible k <= q\n    weights softmax(score)\n"
     (attend,) = load_program(SourceFile("p.attn", text), load).attends
-    assert isinstance(attend.weights, nodes.Share)
+    assert isinstance(attend.weights, nodes.SoftmaxShare)
     assert isinstance(attend.weights.score, nodes.DefinitionUse)

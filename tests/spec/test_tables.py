@@ -13,8 +13,8 @@ from lark import Lark, Token, Tree
 
 from attnc.spec.errors import SpecError
 from attnc.spec.reading import parse
-from attnc.spec.reading.tables import build_parser, grammar, parser_of, tables_of
-from attnc.spec.reading.text import decode
+from attnc.spec.reading.parser_tables import build_parser, grammar, parser_of, tables_of
+from attnc.spec.reading.source_text import decode
 
 DRAFTS = sorted((Path(__file__).parent / "drafts").glob("*.attn"))
 

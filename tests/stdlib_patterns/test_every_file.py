@@ -19,9 +19,9 @@ import pytest
 import torch
 
 from attnc import UnsupportedError, compile_attention
-from attnc.compiler.warnings import warnings_of
+from attnc.compiler.pattern_warnings import warnings_of
 from attnc.runtime.gpu import routing_gate
-from attnc.runtime.gpu.gate import Case as Kernel
+from attnc.runtime.gpu.kernel_gate import GateCase as Kernel
 from attnc.runtime.gpu.recurrent import library_gate
 from attnc.runtime.gpu.selection import cases, named, same_text, whole_library
 from attnc.runtime.library import (
@@ -35,7 +35,7 @@ from attnc.runtime.library import (
 from attnc.spec.formatting import formatted
 from attnc.spec.load import check_source, load_program
 from attnc.spec.meaning.bind import bind
-from attnc.spec.reading.text import decode
+from attnc.spec.reading.source_text import decode
 from attnc.spec.source import SourceFile
 from cases.case import Case, check_mask, check_output, seen_by
 from cases.every import every_case

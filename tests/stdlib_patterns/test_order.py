@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from attnc import compile_attention
-from attnc.runtime.commands.library import FAMILIES, Entry, entries
+from attnc.runtime.commands.list_patterns import FAMILIES, LibraryEntry, entries
 from attnc.runtime.library import library_files, library_names
 
 ENTRIES = entries()
@@ -13,12 +13,12 @@ LINES, COLUMNS = 30, 120
 """Lines of the pattern, its docstring aside."""
 
 
-def name_of(entry: Entry) -> str:
+def name_of(entry: LibraryEntry) -> str:
     return entry.program.name
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=name_of)
-def test_a_file_is_short(entry: Entry) -> None:
+def test_a_file_is_short(entry: LibraryEntry) -> None:
     text = entry.file.read_text(encoding="utf-8")
     before, _, after = text.split('"""')
     assert sum(bool(line.strip()) for line in (before + after).splitlines()) <= LINES
@@ -32,7 +32,7 @@ def test_every_file_stands_in_the_folder_of_a_family() -> None:
 
 
 @pytest.mark.parametrize("entry", [e for e in ENTRIES if e.program.parameters], ids=name_of)
-def test_what_has_parameters_has_presets_that_hold(entry: Entry) -> None:
+def test_what_has_parameters_has_presets_that_hold(entry: LibraryEntry) -> None:
     presets = [preset.name for preset in entry.program.presets]
     assert presets
     for preset in presets:

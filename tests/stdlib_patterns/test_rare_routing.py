@@ -11,7 +11,7 @@ from attnc.runtime.library import ModuleLoader, library_files
 from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind
 from attnc.spec.meaning.evaluate import Evaluator
-from attnc.spec.reading.text import decode
+from attnc.spec.reading.source_text import decode
 from cases.case import real
 from cases.rare_routing import FIXED, RARE
 from cases.routing import DK, HEADS, KV_HEADS, Inputs, Routed

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from attnc import UnsupportedError, compile_attention
-from attnc.runtime.errors import ArgumentTypeError
+from attnc.runtime.call_errors import ArgumentTypeError
 from attnc.runtime.library import hybrid_names
 from attnc.spec.errors import EvaluationError, SpecError
 from attnc.spec.meaning.evaluate import Evaluator

@@ -13,7 +13,7 @@ from attnc.runtime.library import ModuleLoader, library_files
 from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind
 from attnc.spec.meaning.evaluate import Evaluator
-from attnc.spec.reading.text import decode
+from attnc.spec.reading.source_text import decode
 from cases import normalisers, structures
 from cases.case import Shape
 from cases.system import System, square

@@ -13,8 +13,8 @@ from attnc import Attention, compile_attention
 from attnc.compiler.attentions import alone
 from attnc.compiler.ir import Pattern
 from attnc.compiler.planning.build_plan import CallShape, Relations
-from attnc.runtime.call import Sizes, blank, call_shape
 from attnc.runtime.plans import relations_of
+from attnc.runtime.tensor_checks import TensorSizes, blank, call_shape
 
 NOT_IN_KERNELS = """pattern counted
     align   end
@@ -103,8 +103,8 @@ class Asking:
         return vectors, {name: torch.randn(shape) for name, shape in self.inputs.items()}
 
     @property
-    def sizes(self) -> Sizes:
-        return Sizes(self.n_q, self.n_k, self.batch, 4, 2, 16, 16, "float32")
+    def sizes(self) -> TensorSizes:
+        return TensorSizes(self.n_q, self.n_k, self.batch, 4, 2, 16, 16, "float32")
 
 
 OWN = tuple(Asking(name) for name in TEXTS)

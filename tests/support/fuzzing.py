@@ -33,7 +33,7 @@ from attnc.spec.formatting import formatted
 from attnc.spec.load import load_programs
 from attnc.spec.meaning.bind import bind
 from attnc.spec.meaning.evaluate import Evaluator
-from attnc.spec.reading.text import decode
+from attnc.spec.reading.source_text import decode
 from attnc.spec.source import SourceFile
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from attnc.compiler import fold
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.ir import Index
 
 Q, K = fold.place("q"), fold.place("k")
@@ -63,4 +63,4 @@ def grids(draw: st.DrawFn) -> tuple[Extents, Index]:
 
 
 def truth(relation: Index, n: int) -> NDArray[np.bool_]:
-    return exact.mask(relation, (0, n), (0, n))
+    return exact_evaluation.mask(relation, (0, n), (0, n))

@@ -7,7 +7,18 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler.planning.plan import GridMask, Group, Mask, Piece, Plan, Steps, Strip, TileCounts, stretch, strip
+from attnc.compiler.planning.cpu_plan import (
+    GridMask,
+    Group,
+    Mask,
+    Plan,
+    PlanPiece,
+    Strip,
+    StripAxis,
+    TileCounts,
+    stretch,
+    strip,
+)
 
 Relation = NDArray[np.bool_]
 """(batch, head, query, key)."""
@@ -40,7 +51,7 @@ def make_plan(shape: Shape, relation: Relation, groups: tuple[Group, ...], masks
     )
 
 
-def everyone(shape: Shape, *pieces: Piece) -> tuple[Group, ...]:
+def everyone(shape: Shape, *pieces: PlanPiece) -> tuple[Group, ...]:
     return (Group(tuple(range(shape[0])), tuple(range(shape[1])), pieces),)
 
 
@@ -59,26 +70,26 @@ def whole(n: int) -> Strip:
 def causal(shape: Shape) -> Case:
     n = shape[3]
     relation = spread(shape, delta(n) >= 0)
-    return make_plan(shape, relation, everyone(shape, Piece(whole(n), whole(n), "causal"))), relation
+    return make_plan(shape, relation, everyone(shape, PlanPiece(whole(n), whole(n), "causal"))), relation
 
 
 def full(shape: Shape) -> Case:
     n = shape[3]
     relation = spread(shape, np.ones((n, n), bool))
-    return make_plan(shape, relation, everyone(shape, Piece(whole(n), whole(n), "full"))), relation
+    return make_plan(shape, relation, everyone(shape, PlanPiece(whole(n), whole(n), "full"))), relation
 
 
-def window_pieces(n: int, w: int, r: int, first_mask: int = 0) -> tuple[list[Piece], list[Mask]]:
+def window_pieces(n: int, w: int, r: int, first_mask: int = 0) -> tuple[list[PlanPiece], list[Mask]]:
     """Edge rows, interior strips, ragged tail: the pieces of a causal window of `w` keys with row tile `r`."""
     d = delta(n)
     window = (d >= 0) & (d < w)
     edge = min(-(-(w - 1) // r) * r, n)
     count, tail = divmod(n - edge, r)
-    pieces: list[Piece] = []
+    pieces: list[PlanPiece] = []
     masks: list[Mask] = []
 
     def add(queries: Strip, keys: Strip) -> None:
-        pieces.append(Piece(queries, keys, first_mask + len(masks)))
+        pieces.append(PlanPiece(queries, keys, first_mask + len(masks)))
         rows = slice(queries.start, queries.start + queries.length)
         masks.append(window[rows, keys.start : keys.start + keys.length].copy())
 
@@ -106,13 +117,13 @@ def sinks(shape: Shape, w: int = 9, s: int = 3, r: int = 8) -> Case:
     pieces, masks = window_pieces(n, w, r)
     first, ramp = w - 1, min(n, w + s)
     if ramp > first:
-        pieces.append(Piece(strip(first, 0, 1, ramp - first), whole(s), len(masks), fresh=False))
+        pieces.append(PlanPiece(strip(first, 0, 1, ramp - first), whole(s), len(masks), fresh=False))
         masks.append((d >= w)[first:ramp, :s].copy())
     count, tail = divmod(max(n - ramp, 0), r)
     if count:
-        pieces.append(Piece(strip(ramp, r, count, r), strip(0, 0, count, s), "full", fresh=False))
+        pieces.append(PlanPiece(strip(ramp, r, count, r), strip(0, 0, count, s), "full", fresh=False))
     if tail:
-        pieces.append(Piece(strip(n - tail, 0, 1, tail), whole(s), "full", fresh=False))
+        pieces.append(PlanPiece(strip(n - tail, 0, 1, tail), whole(s), "full", fresh=False))
     return make_plan(shape, spread(shape, relation), everyone(shape, *pieces), tuple(masks)), spread(shape, relation)
 
 
@@ -123,7 +134,7 @@ def documents(shape: Shape) -> Case:
     pieces = []
     for a, b in pairwise(cuts):
         relation[a:b, a:b] = delta(b - a) >= 0
-        pieces.append(Piece(strip(a, 0, 1, b - a), strip(a, 0, 1, b - a), "causal"))
+        pieces.append(PlanPiece(strip(a, 0, 1, b - a), strip(a, 0, 1, b - a), "causal"))
     return make_plan(shape, spread(shape, relation), everyone(shape, *pieces)), spread(shape, relation)
 
 
@@ -134,7 +145,7 @@ def blocks(shape: Shape) -> Case:
     inside = t < n // r * r
     relation = (delta(n) >= 0) & (t[:, None] // r == t[None, :] // r) & inside & inside[:, None]
     tokens = strip(0, r, n // r, r)
-    return make_plan(shape, spread(shape, relation), everyone(shape, Piece(tokens, tokens, "causal"))), spread(
+    return make_plan(shape, spread(shape, relation), everyone(shape, PlanPiece(tokens, tokens, "causal"))), spread(
         shape, relation
     )
 
@@ -146,7 +157,7 @@ def overlapping(shape: Shape, step: int = 3, length: int = 20) -> Case:
     relation = np.zeros((n, n), bool)
     for i in range(count):
         relation[length + i * step : length + (i + 1) * step, i * step : i * step + length] = True
-    piece = Piece(strip(length, step, count, step), strip(0, step, count, length), "full")
+    piece = PlanPiece(strip(length, step, count, step), strip(0, step, count, length), "full")
     return make_plan(shape, spread(shape, relation), everyone(shape, piece)), spread(shape, relation)
 
 
@@ -160,13 +171,13 @@ def bricks(shape: Shape) -> Case:
         return full(shape)
     y_mask = np.abs(np.arange(2)[:, None] - np.arange(4)[None, :] + 1) <= 1
     x_mask = np.abs(np.arange(3)[:, None] - np.arange(7)[None, :] + 2) <= 2
-    queries = Strip(width + 2, (Steps(2 * width, down, 2, width), Steps(3, across, 3)))
-    keys = Strip(0, (Steps(2 * width, down, 4, width), Steps(3, across, 7)))
+    queries = Strip(width + 2, (StripAxis(2 * width, down, 2, width), StripAxis(3, across, 3)))
+    keys = Strip(0, (StripAxis(2 * width, down, 4, width), StripAxis(3, across, 7)))
     y, x = np.divmod(np.arange(n), width)
     inside = (y >= 1) & (y < 1 + 2 * down) & (x >= 2) & (x < 2 + 3 * across) & (y < height)
     near = (np.abs(y[:, None] - y[None, :]) <= 1) & (np.abs(x[:, None] - x[None, :]) <= 2)
     relation = spread(shape, near & inside[:, None])
-    plan = make_plan(shape, relation, everyone(shape, Piece(queries, keys, 0)))
+    plan = make_plan(shape, relation, everyone(shape, PlanPiece(queries, keys, 0)))
     return replace(plan, masks=(GridMask((y_mask, x_mask)),)), relation
 
 
@@ -177,9 +188,9 @@ def dense(shape: Shape, r: int = 24) -> Case:
     relation[n // 3 : n // 3 + 2] = False
     relation[r : 2 * r] = False
     count, tail = divmod(n, r)
-    pieces = [Piece(strip(0, r, count, r), strip(0, 0, count, n), "exact")]
+    pieces = [PlanPiece(strip(0, r, count, r), strip(0, 0, count, n), "exact")]
     if tail:
-        pieces.append(Piece(strip(n - tail, 0, 1, tail), whole(n), "exact"))
+        pieces.append(PlanPiece(strip(n - tail, 0, 1, tail), whole(n), "exact"))
     return make_plan(shape, spread(shape, relation), everyone(shape, *pieces)), spread(shape, relation)
 
 
@@ -192,8 +203,8 @@ def blind(shape: Shape) -> Case:
     relation[t % 5 == 0, n // 2 :] = False
     left, right = relation[:, : n // 2].copy(), relation[:, n // 2 :].copy()
     pieces = (
-        Piece(whole(n), strip(0, 0, 1, n // 2), 0),
-        Piece(whole(n), strip(n // 2, 0, 1, n - n // 2), 1, fresh=False),
+        PlanPiece(whole(n), strip(0, 0, 1, n // 2), 0),
+        PlanPiece(whole(n), strip(n // 2, 0, 1, n - n // 2), 1, fresh=False),
     )
     return make_plan(shape, spread(shape, relation), everyone(shape, *pieces), (left, right)), spread(shape, relation)
 
@@ -224,7 +235,7 @@ def by_batch(shape: Shape) -> Case:
         for a in range(0, n, b + 5):
             tokens = stretch(a, min(a + b + 5, n))
             relation[b, :, a : tokens.last + 1, a : tokens.last + 1] = delta(tokens.length) >= 0
-            pieces.append(Piece(tokens, tokens, "causal"))
+            pieces.append(PlanPiece(tokens, tokens, "causal"))
         groups.append(Group((b,), tuple(range(heads)), tuple(pieces)))
     return make_plan(shape, relation, tuple(groups)), relation
 

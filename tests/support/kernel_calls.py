@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnc.compiler.kernels.source import KernelSource
+from attnc.compiler.kernels.kernel_source import KernelSource
 from attnc.runtime.attention import Attention
-from attnc.runtime.gpu import launch, modules
+from attnc.runtime.gpu import kernel_modules, launch
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3}
 """Errors that are allowed, relative to the largest true entry of a result or to 1, whichever is more."""
@@ -36,7 +36,7 @@ def recorded(*, run: bool = True) -> Iterator[list[Launch]]:
     def start(source: KernelSource, grid: tuple[int, int], arguments: Sequence[object]) -> None:
         found.append(Launch(source, tuple(arguments)))
         if run:
-            modules.function_of(source)[grid](*arguments, **source.options)
+            kernel_modules.function_of(source)[grid](*arguments, **source.options)
 
     with launch.started_by(start):
         yield found

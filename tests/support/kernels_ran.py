@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from attnc.runtime.gpu.recurrent.call import Call
+from attnc.runtime.gpu.recurrent.recurrence_tensors import RecurrenceTensors
 
 
 def kernels_ran(patch: pytest.MonkeyPatch) -> list[str]:
     """A list that the stages of all kernels are added to from here on."""
     ran: list[str] = []
-    run = Call.run
+    run = RecurrenceTensors.run
 
-    def noted(call: Call, stage: str) -> None:
+    def noted(call: RecurrenceTensors, stage: str) -> None:
         ran.append(stage)
         run(call, stage)
 
-    patch.setattr(Call, "run", noted)
+    patch.setattr(RecurrenceTensors, "run", noted)
     return ran

@@ -12,7 +12,7 @@ from torch import Tensor
 from attnc import compile_attention
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.runtime.example_inputs import example_inputs, head_count
-from attnc.runtime.gpu import chosen, planner
+from attnc.runtime.gpu import planner, selected_on_gpu
 from attnc.runtime.library import pattern_names, routing_names
 from cases.case import Case, Tensors, distance, leaf, results
 from kernel_calls import Launch, check, operands, poisoned, recorded
@@ -117,7 +117,7 @@ def chosen_calls(patch: pytest.MonkeyPatch) -> list[str]:
         return run
 
     for way in ("forward", "backward"):
-        patch.setattr(chosen.ChosenOnGpu, way, counted(getattr(chosen.ChosenOnGpu, way), way))
+        patch.setattr(selected_on_gpu.SelectedOnGpu, way, counted(getattr(selected_on_gpu.SelectedOnGpu, way), way))
     return calls
 
 

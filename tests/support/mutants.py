@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lark.grammar import NonTerminal, Rule, Symbol, Terminal
 
-from attnc.spec.reading.tables import parser
+from attnc.spec.reading.parser_tables import parser
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ROOT / "stdlib_patterns", ROOT / "examples", ROOT / "tests" / "spec" / "drafts"

@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler.planning.plan import GridMask, Piece, Plan, Strip
+from attnc.compiler.planning.cpu_plan import GridMask, Plan, PlanPiece, Strip
 
 Grid = NDArray[np.bool_]
 Exact = Callable[[int, int, int, int], Grid]
@@ -25,7 +25,9 @@ def stretches(strip: Strip) -> list[list[int]]:
     return found
 
 
-def counted(pieces: Iterable[Piece], masks: Sequence[GridMask], n_q: int, n_k: int, exact: Exact) -> NDArray[np.int64]:
+def counted(
+    pieces: Iterable[PlanPiece], masks: Sequence[GridMask], n_q: int, n_k: int, exact: Exact
+) -> NDArray[np.int64]:
     """How many pieces hold each pair, with every rule of a piece checked on the way."""
     times = np.zeros((n_q, n_k), dtype=np.int64)
     written = np.zeros(n_q, dtype=np.bool_)
@@ -45,7 +47,7 @@ def counted(pieces: Iterable[Piece], masks: Sequence[GridMask], n_q: int, n_k: i
     return times
 
 
-def _mask(piece: Piece, masks: Sequence[GridMask], q: list[int], k: list[int], exact: Exact) -> Grid:
+def _mask(piece: PlanPiece, masks: Sequence[GridMask], q: list[int], k: list[int], exact: Exact) -> Grid:
     match piece.mask:
         case "full":
             return np.ones((len(q), len(k)), dtype=np.bool_)
@@ -61,7 +63,7 @@ def _mask(piece: Piece, masks: Sequence[GridMask], q: list[int], k: list[int], e
             return mask
 
 
-def check_pieces(pieces: Iterable[Piece], masks: Sequence[GridMask], relation: Grid) -> None:
+def check_pieces(pieces: Iterable[PlanPiece], masks: Sequence[GridMask], relation: Grid) -> None:
     """The pieces are the relation: every visible pair once, no other."""
     n_q, n_k = relation.shape
     times = counted(pieces, masks, n_q, n_k, lambda a, b, c, d: relation[a:b, c:d])

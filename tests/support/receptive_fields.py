@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from attnc.compiler.ir import Index
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.documents import Windows
-from attnc.compiler.receptive.fields import Layer, Part, find_path, find_reach
+from attnc.compiler.receptive.fields import Layer, WindowPairs, find_path, find_reach
 
 Mask = NDArray[np.bool_]
 
 
 def layer_of(n: int, *heads: Index) -> Layer:
     """A layer of some heads on n tokens."""
-    return Layer(n, [Part(Windows.of(Window(0, 0, n, n, 0)), head, None, {}) for head in heads])
+    return Layer(n, [WindowPairs(Windows.of(Window(0, 0, n, n, 0)), head, None, {}) for head in heads])
 
 
 def fields(masks: Sequence[Mask], order: Sequence[int], layers: int) -> list[Mask]:

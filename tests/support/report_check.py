@@ -22,7 +22,7 @@ from pathlib import Path
 from attnc import compile_attention
 from attnc.runtime.pictures.draw import make_drawing
 from attnc.runtime.report.page import report_html, write_report
-from attnc.runtime.report.point import Point
+from attnc.runtime.report.point import ReportPoint
 
 COMMANDS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PLAYWRIGHT = (
@@ -105,16 +105,16 @@ def _of_playwright() -> Iterator[str]:
             yield from (str(path) for path in sorted(folder.glob(pattern), reverse=True) if os.access(path, os.X_OK))
 
 
-def grid(lengths: Sequence[int], windows: Sequence[int]) -> list[Point]:
+def grid(lengths: Sequence[int], windows: Sequence[int]) -> list[ReportPoint]:
     """A sliding window, simulated at every length with every window."""
     points = []
     for window in windows:
         attend = compile_attention("sliding_window", window=window)
-        points += [Point(n, window, attend.simulate(n), make_drawing(attend, n, n)) for n in lengths]
+        points += [ReportPoint(n, window, attend.simulate(n), make_drawing(attend, n, n)) for n in lengths]
     return points
 
 
-def report_at(points: Sequence[Point], place: tuple[int, int]) -> str:
+def report_at(points: Sequence[ReportPoint], place: tuple[int, int]) -> str:
     """The page that starts at a place, with a comparison."""
     start = next(point for point in points if point.place == place)
     compared = [compile_attention("causal").simulate(LENGTHS[0])]

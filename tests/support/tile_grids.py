@@ -7,30 +7,30 @@ from hypothesis import assume
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from attnc.compiler.analysis import exact
-from attnc.compiler.analysis.tiles import Grid
+from attnc.compiler.analysis import exact_evaluation
+from attnc.compiler.analysis.live_tiles import TileGrid
 from attnc.compiler.ir import Index
 from attnc.spec.errors import EvaluationError
 
 
 @st.composite
-def grids(draw: st.DrawFn) -> Grid:
+def grids(draw: st.DrawFn) -> TileGrid:
     sizes = st.one_of(st.integers(1, 300), st.sampled_from([1, 31, 64, 65, 127, 128, 129, 256]))
     k_tile = draw(st.sampled_from([8, 13, 16, 32, 64]))
     q_tile = k_tile if draw(st.booleans()) else draw(st.sampled_from([8, 16, 24, 64]))
     origin = -draw(st.integers(0, k_tile - 1)) if draw(st.booleans()) else 0
-    return Grid(draw(sizes), draw(sizes), q_tile, k_tile, origin)
+    return TileGrid(draw(sizes), draw(sizes), q_tile, k_tile, origin)
 
 
-def mask_of(relation: Index, grid: Grid) -> NDArray[np.bool_]:
+def mask_of(relation: Index, grid: TileGrid) -> NDArray[np.bool_]:
     try:
-        return exact.mask(relation, (0, grid.n_q), (0, grid.n_k))
+        return exact_evaluation.mask(relation, (0, grid.n_q), (0, grid.n_k))
     except EvaluationError:
         assume(False)
         raise
 
 
-def tile_classes(mask: NDArray[np.bool_], grid: Grid) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
+def tile_classes(mask: NDArray[np.bool_], grid: TileGrid) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
     """Full and partial tiles by brute force."""
     full, partial = set(), set()
     for row in range(grid.rows):

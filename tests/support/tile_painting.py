@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import expression_trees as trees
-from attnc.compiler.analysis.tiles import Grid, find_live_tiles
-from attnc.compiler.planning.runs import Resolved, resolve
-from attnc.compiler.tile_forms.stretches import Stretches, stretches
+from attnc.compiler.analysis.live_tiles import TileGrid, find_live_tiles
+from attnc.compiler.planning.runs import ResolvedRuns, resolve
 from attnc.compiler.tile_forms.tile_lists import TileLists
-from attnc.compiler.tile_forms.tile_runs import Frame
+from attnc.compiler.tile_forms.tile_ranges import Stretches, stretches
+from attnc.compiler.tile_forms.tile_runs import TileFrame
 from relations import relations
 from tile_grids import grids, mask_of
 
@@ -19,7 +19,7 @@ Matrix = NDArray[np.bool_]
 
 
 @st.composite
-def patterns(draw: st.DrawFn) -> tuple[Resolved, Matrix]:
+def patterns(draw: st.DrawFn) -> tuple[ResolvedRuns, Matrix]:
     """A relation's live tiles on a grid, and the relation by brute force."""
     relation, grid = trees.build(draw(relations())), draw(grids())
     mask = mask_of(relation, grid)
@@ -32,7 +32,7 @@ def frame_ranges(sizes: NDArray[np.int32]) -> list[slice]:
     return [slice(end - size, end) for end, size in zip(ends, sizes.tolist(), strict=True)]
 
 
-def brute(mask: Matrix, frame: Frame) -> NDArray[np.int64]:
+def brute(mask: Matrix, frame: TileFrame) -> NDArray[np.int64]:
     """Every tile's visible pairs, -1 where all are visible."""
     rows, columns = frame_ranges(frame.heights), frame_ranges(frame.widths)
     found = np.zeros((len(rows), len(columns)), dtype=np.int64)
@@ -77,7 +77,7 @@ def as_stretches(matrix: Matrix) -> Stretches:
     return stretches(len(matrix), matrix.shape[1], row, column, column + 1)
 
 
-def grid_frame(grid: Grid) -> tuple[list[int], list[int]]:
+def grid_frame(grid: TileGrid) -> tuple[list[int], list[int]]:
     """Tokens of every tile row and column, one by one."""
     rows = [stop - start for start, stop in map(grid.row_range, range(grid.rows))]
     return rows, [stop - start for start, stop in map(grid.key_range, range(grid.columns))]

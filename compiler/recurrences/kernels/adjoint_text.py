@@ -8,8 +8,8 @@ from attnc.compiler.derivatives import derivatives
 from attnc.compiler.ir import Number
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.recurrences.kernels.tape_text import TapeText
-from attnc.compiler.recurrences.tape import Op
-from attnc.compiler.values import Axes
+from attnc.compiler.recurrences.step_tape import Op
+from attnc.compiler.value_nodes import Axes
 
 STEEP = frozenset({"div", "sqrt", "log", "log2", "pow"})
 """Functions whose slope may be infinite: nothing is left of an adjoint of 0, behind a bound for instance."""

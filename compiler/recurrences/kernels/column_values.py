@@ -6,18 +6,18 @@ A pair's weight differs from column to column: at each level it is split between
 
 from __future__ import annotations
 
-from attnc.compiler.recurrences.kernels.decays import (
+from attnc.compiler.recurrences.kernels.column_gradients import ColumnGradients
+from attnc.compiler.recurrences.kernels.decay_text import (
     AT_LEVEL,
     CROSSED_AFTER,
-    Sweep,
+    DecaySweep,
     crossed,
     crossed_at_level,
     load_segments,
 )
-from attnc.compiler.recurrences.kernels.values import Values
 
 
-class ColumnPairs(Values):
+class ColumnPairs(ColumnGradients):
     """A program does a chunk, block of columns by block."""
 
     stage = "column_pairs"
@@ -48,7 +48,7 @@ class ColumnPairs(Values):
         self.load("gates", "gate_columns", "column")
         if form.bonus or not form.before:
             self.add("down_sum += tl.sum(douts.to(tl.float32) * v_values.to(tl.float32), 1)")
-        sweep = Sweep(self, "gates", self.columns, not form.before, form.before)
+        sweep = DecaySweep(self, "gates", self.columns, not form.before, form.before)
         with sweep.levels():
             rises, fall = sweep.factors()
             self.add(
@@ -58,7 +58,7 @@ class ColumnPairs(Values):
             )
 
 
-class ColumnValues(Values):
+class ColumnValues(ColumnGradients):
     """A program does a chunk and a block of columns: the edges first, then the levels, so least is kept at a time."""
 
     stage = "column_values"
@@ -73,7 +73,7 @@ class ColumnValues(Values):
         for name in ("v", "dout", "dv", "gate_columns", "dgate_columns"):
             self.given(name)
         self.load("gates", "gate_columns", "column")
-        sweep = Sweep(self, "gates", self.columns, not form.before, form.before)
+        sweep = DecaySweep(self, "gates", self.columns, not form.before, form.before)
         with sweep.levels():
             pass
         self._edges(sweep)
@@ -82,7 +82,7 @@ class ColumnValues(Values):
         self.put("dgate_columns", "column", "dgates")
         self.put("dv", "column", p.rounded("dvs"))
 
-    def _edges(self, sweep: Sweep) -> None:
+    def _edges(self, sweep: DecaySweep) -> None:
         p, form = self.problem, self.problem.form
         edges = sweep.edges([form.before])
         size = f"({p.length}, {self.columns})"
@@ -113,7 +113,7 @@ class ColumnValues(Values):
         product = f"first_state * state * {total}" if total else "first_state * state"
         self.add(f"kept_sum += tl.sum({product}, 0)")
 
-    def _at_level(self, sweep: Sweep) -> None:
+    def _at_level(self, sweep: DecaySweep) -> None:
         p, form = self.problem, self.problem.form
         rises, fall = sweep.factors()
         self.add(

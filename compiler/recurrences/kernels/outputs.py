@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from attnc.compiler.recurrences.kernels.decays import AT_LEVEL, Sweep, load_segments
-from attnc.compiler.recurrences.kernels.frame import Frame
+from attnc.compiler.recurrences.kernels.decay_text import AT_LEVEL, DecaySweep, load_segments
+from attnc.compiler.recurrences.kernels.recurrence_frame import RecurrenceFrame
 
 
-class Outputs(Frame):
+class Outputs(RecurrenceFrame):
     """A program does a chunk and a block of columns."""
 
     stage = "outputs"
@@ -56,7 +56,7 @@ class Outputs(Frame):
         self.load("gates", "gate_columns", "column")
         self.add(f"pairs = tl.load({self.matrix(form.pair_name(0, 0))})")
         self.add(f"within = tl.zeros(({p.length}, {self.columns}), tl.float32)")
-        sweep = Sweep(self, "gates", self.columns, not form.before, form.before)
+        sweep = DecaySweep(self, "gates", self.columns, not form.before, form.before)
         with sweep.levels():
             rises, fall = sweep.factors()
             self.add(f"down = {p.rounded(f'(v_values * {fall})')}")

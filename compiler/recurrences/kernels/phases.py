@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from attnc.compiler.recurrences.tape import Tape
+from attnc.compiler.recurrences.step_tape import StepTape
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Phases:
     `behind`: the vectors and numbers in the adjoint of a matrix, by its name.
     """
 
-    tape: Tape
+    tape: StepTape
     made: set[int] = field(default_factory=set)
     new: set[str] = field(default_factory=set)
     behind: dict[str, frozenset[str]] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class Phases:
 
 
 @lru_cache(maxsize=64)
-def remade(tape: Tape) -> frozenset[int]:
+def remade(tape: StepTape) -> frozenset[int]:
     """The values that are made in each phase that reads them: matrices, and what is made without a sum.
 
     Products of two matrices cost too much, and are made once.
@@ -82,7 +82,7 @@ def remade(tape: Tape) -> frozenset[int]:
     return frozenset(found)
 
 
-def backwards(tape: Tape) -> tuple[int, ...]:
+def backwards(tape: StepTape) -> tuple[int, ...]:
     """The operations as their adjoints are made: each behind all that read it, leaves and states as soon as can be."""
     readers = Counter(j for op in tape.ops for j in set(op.operands))
     ready = {i for i in range(len(tape.ops)) if not readers[i]}
@@ -98,7 +98,7 @@ def backwards(tape: Tape) -> tuple[int, ...]:
     return tuple(found)
 
 
-def whole_behind(tape: Tape, state: int) -> frozenset[int]:
+def whole_behind(tape: StepTape, state: int) -> frozenset[int]:
     """The operations behind which the adjoint of a state is whole, and that after the token is no longer read.
 
     The one may then be written where the other lies.

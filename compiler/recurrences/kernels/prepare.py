@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from attnc.compiler.kernels.source import Argument
-from attnc.compiler.recurrences.kernels.decays import (
+from attnc.compiler.kernels.kernel_source import KernelArgument
+from attnc.compiler.recurrences.kernels.decay_text import (
     AT_LEVEL,
+    DecaySweep,
     Edges,
-    Sweep,
     bracketed,
     load_segments,
     load_vector_gate,
@@ -16,10 +16,10 @@ from attnc.compiler.recurrences.kernels.decays import (
     seen_pairs,
     vector_edges,
 )
-from attnc.compiler.recurrences.kernels.frame import Frame
+from attnc.compiler.recurrences.kernels.recurrence_frame import RecurrenceFrame
 
 
-class Prepare(Frame):
+class Prepare(RecurrenceFrame):
     """A program does a chunk, block of channels by block."""
 
     stage = "prepare"
@@ -42,7 +42,7 @@ class Prepare(Frame):
         for name in self._diagonals():
             self.add(f"{name} = tl.zeros(({p.length},), tl.float32)")
         if edges is not None and edges.total:
-            self.pointers["total"] = Argument("total", "*fp32")
+            self.pointers["total"] = KernelArgument("total", "*fp32")
             self.add(f"tl.store(total + at, {edges.total})")
         if self.rows < p.wk:
             with self.lines.block(self.blocks("channel", p.wk, self.rows)):
@@ -68,7 +68,7 @@ class Prepare(Frame):
             )
         if edges is None:
             edges = self._levels()
-            self.pointers["total"] = Argument("total", "*fp32")
+            self.pointers["total"] = KernelArgument("total", "*fp32")
             self.add(f"tl.store(total + at * {p.wk} + channel, {edges.total})")
         else:
             for i, w in form.pairs:
@@ -87,7 +87,7 @@ class Prepare(Frame):
         if not form.before:
             for writer in form.writers:
                 self.add(f"own_{writer} += tl.sum(q_rows.to(tl.float32) * {writer}_rows.to(tl.float32), 1)")
-        sweep = Sweep(self, "gates", self.rows, False in form.exclusive, True in form.exclusive)
+        sweep = DecaySweep(self, "gates", self.rows, False in form.exclusive, True in form.exclusive)
         with sweep.levels():
             rises, fall = sweep.factors()
             for reader, exclusive in zip(form.readers, form.exclusive, strict=True):

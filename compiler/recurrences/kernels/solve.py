@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from attnc.compiler.recurrences.kernels.frame import Frame
-from attnc.compiler.recurrences.kernels.problem import LEAST
+from attnc.compiler.recurrences.kernels.recurrence_frame import RecurrenceFrame
+from attnc.compiler.recurrences.kernels.recurrence_problem import LEAST
 
 
-class Solve(Frame):
+class SolveKernel(RecurrenceFrame):
     """A program does a chunk. Blocks of 16 by substitution, then pairs of blocks are merged, all in fp32.
 
     p = U + W S: W = -T (β r_in) and U = T (β v) of a delta rule, W = T r_in and U = T (A_r,k v) of any of rank one.

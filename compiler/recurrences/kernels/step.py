@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from attnc.compiler.kernels.source import Argument
-from attnc.compiler.recurrences.kernels.frame import OF_COLUMNS, Frame
+from attnc.compiler.kernels.kernel_source import KernelArgument
+from attnc.compiler.recurrences.kernels.recurrence_frame import OF_COLUMNS, RecurrenceFrame
 
 
-class Step(Frame):
+class StepKernel(RecurrenceFrame):
     """A program does all tokens of a lane, for a block of the state's columns. All is fp32, no tile is multiplied."""
 
     stage = "step"
@@ -22,15 +22,15 @@ class Step(Frame):
         )
         where = f"(lane * tl.full((), {p.dk * p.dv}, tl.int64) + channel[:, None] * {p.dv} + column[None, :])"
         for name in ("begun", "last"):
-            self.pointers[name] = Argument(name, "*fp32")
+            self.pointers[name] = KernelArgument(name, "*fp32")
         self.add(f"state = tl.load(begun + {where}, mask=inside, other=0.0)")
         self._addresses()
         if form.gate == "constant":
-            self.pointers["gate"] = Argument("gate", "*fp32")
+            self.pointers["gate"] = KernelArgument("gate", "*fp32")
             self.add("keep = tl.exp(tl.load(gate + lane % heads))")
         with self.lines.block("for token in range(0, tokens):"):
             if form.resets:
-                self.pointers["resets"] = Argument("resets", "*i32")
+                self.pointers["resets"] = KernelArgument("resets", "*i32")
                 fresh = "tl.load(resets + (lane // heads) * tl.full((), 1, tl.int64) * tokens + token)"
                 self.add(f"state = tl.where({fresh} != 0, 0.0, state)")
             if form.before:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
-from attnc.compiler.recurrences.tape import Tape
-from attnc.compiler.values import Axes
+from attnc.compiler.recurrences.step_tape import StepTape
+from attnc.compiler.value_nodes import Axes
 
 LEAST = 16
 """Entries along an axis that tiles have at least, as products of matrices ask."""
@@ -27,7 +27,7 @@ class Stepping:
     """
 
     name: str
-    tape: Tape
+    tape: StepTape
     sizes: tuple[tuple[str, int], ...]
     varying: frozenset[int]
     starts: tuple[float, ...]

@@ -8,18 +8,18 @@ from math import prod
 from typing import cast
 
 from attnc.compiler.ir import Element, Lookup, Number, Tensor, Value, intern
-from attnc.compiler.kernels.index_text import IndexText, Text
-from attnc.compiler.kernels.lines import Lines
-from attnc.compiler.kernels.source import Argument, KernelSource, declaration
+from attnc.compiler.kernels.index_text import ExprText, IndexText
+from attnc.compiler.kernels.kernel_source import KernelArgument, KernelSource, declaration
+from attnc.compiler.kernels.text_lines import Lines
 from attnc.compiler.kernels.value_text import VALUE_HELPERS, ValueText
 from attnc.compiler.recurrences.kernels.stepping import LEAST, Stepping
-from attnc.compiler.recurrences.tape import Op, Tape
+from attnc.compiler.recurrences.step_tape import Op, StepTape
 from attnc.compiler.simulation.gpu_clocks import TileShape
-from attnc.compiler.values import Axes, apply, element, number
+from attnc.compiler.value_nodes import Axes, apply, element, number
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class TileAddress:
     """Where a tile lies: at `base`, with what there is of a tile so many entries `further`.
 
     Entries of a matrix are counted from the base first: as constants added to one address, they need no registers.
@@ -35,20 +35,20 @@ class TapeText(ABC):
 
     of: Stepping
     lines: Lines = field(default_factory=lambda: Lines(depth=1))
-    pointers: dict[str, Argument] = field(default_factory=dict)
-    numbers: dict[str, Argument] = field(default_factory=dict)
+    pointers: dict[str, KernelArgument] = field(default_factory=dict)
+    numbers: dict[str, KernelArgument] = field(default_factory=dict)
     helpers: dict[str, None] = field(default_factory=dict)
     places: dict[str | int, str] = field(default_factory=dict)
 
     @property
-    def tape(self) -> Tape:
+    def tape(self) -> StepTape:
         """What a token does."""
         return self.of.tape
 
     def source(self, stage: str) -> KernelSource:
         """The kernel, once it is written."""
         for name in ("heads", "tokens", "parts", "stretch", "stretches"):
-            self.numbers[name] = Argument(name, "i32")
+            self.numbers[name] = KernelArgument(name, "i32")
         arguments = (*self.pointers.values(), *self.numbers.values())
         kept = "_kept" if stage == "forward" and self.of.keeps else ""
         function = f"{self.of.name}_token_by_token_{stage}{kept}"
@@ -93,16 +93,16 @@ class TapeText(ABC):
             self.add(f"at{i} = {own}tl.arange(0, {self.of.block(axis)})  # {axis}")
         for i in (*self.tape.leaves, *self.tape.tests):
             name, kind = self.given(i)
-            self.pointers[name] = Argument(name, kind)
+            self.pointers[name] = KernelArgument(name, kind)
             for dim in range(3 if i in self.of.varying else 2):
-                self.numbers[f"{name}_{dim}"] = Argument(f"{name}_{dim}", "i64")
+                self.numbers[f"{name}_{dim}"] = KernelArgument(f"{name}_{dim}", "i64")
             self.add(f"{name}_at = {name} + batch * {name}_0 + head * {name}_1")
             if i not in self.of.varying:
                 self.load(i)
         if self.of.resets:
-            self.pointers["fresh"] = Argument("fresh", "*i32")
+            self.pointers["fresh"] = KernelArgument("fresh", "*i32")
             for dim in range(3):
-                self.numbers[f"fresh_{dim}"] = Argument(f"fresh_{dim}", "i64")
+                self.numbers[f"fresh_{dim}"] = KernelArgument(f"fresh_{dim}", "i64")
             self.add("fresh_at = fresh + batch * fresh_0 + head * fresh_1")
 
     def given(self, i: int) -> tuple[str, str]:
@@ -113,7 +113,7 @@ class TapeText(ABC):
         """Load a leaf or a test."""
         own = self.tape.ops[i].axes
         token = f" + token * {self.given(i)[0]}_2" if i in self.of.varying else ""
-        self.add(f"x{i} = {self.loaded(Place(f'{self.given(i)[0]}_at{token}'), own)}")
+        self.add(f"x{i} = {self.loaded(TileAddress(f'{self.given(i)[0]}_at{token}'), own)}")
 
     def begun_anew(self, *names: tuple[str, str], token: str = "token") -> None:
         """Where a token begins anew: values by name, each as a text says."""
@@ -152,34 +152,34 @@ class TapeText(ABC):
             return f" + {last}"
         return f" + {self.places[axes[0]]}[:, None] * {self.of.size(axes[1])} + {last}[None, :]"
 
-    def loaded(self, place: Place, axes: Axes) -> str:
+    def loaded(self, place: TileAddress, axes: Axes) -> str:
         """The text of a load."""
         mask = self.inside(axes)
         return f"tl.load({self._address(place, axes)}{f', mask={mask}, other=0.0' if mask else ''})"
 
-    def store(self, place: Place, axes: Axes, value: str) -> None:
+    def store(self, place: TileAddress, axes: Axes, value: str) -> None:
         """A store."""
         mask = self.inside(axes)
         self.add(f"tl.store({self._address(place, axes)}, {value}{f', mask={mask}' if mask else ''})")
 
-    def _address(self, place: Place, axes: Axes) -> str:
+    def _address(self, place: TileAddress, axes: Axes) -> str:
         if len(axes) < 2:
             return f"{place.base}{place.further}{self.offset(axes)}"
         return f"{place.base}{self.offset(axes)}{place.further}"
 
-    def buffer(self, name: str, axes: Axes, number: str = "", count: str = "", *, alike: bool = False) -> Place:
+    def buffer(self, name: str, axes: Axes, number: str = "", count: str = "", *, alike: bool = False) -> TileAddress:
         """A program's own in an fp32 tensor (lanes, or slots, of what is of no part; …), declared.
 
         That `number` of so many, where there are several. `alike`: all parts of a lane have the same. A tight
         kernel counts its own, but for tokens, in 32 bits: no memory holds 2³¹ matrices of such a size.
         """
-        self.pointers[name] = Argument(name, "*fp32")
+        self.pointers[name] = KernelArgument(name, "*fp32")
         place = "lane" if alike or self.of.parts == 1 or self.of.is_part(axes) else "slot"
         if number and self.of.is_tight and count != "tokens":
             place = f"({place}.to(tl.int32) * {count} + {number}).to(tl.int64)"
         elif number:
             place = f"({place} * {count} + {number})"
-        return Place(name, f" + {place} * {prod(self.of.shape(axes))}")
+        return TileAddress(name, f" + {place} * {prod(self.of.shape(axes))}")
 
     def _state_axes(self, name: str) -> Axes:
         return next(op.axes for op in self.tape.ops if op.kind == "state" and op.of == name)
@@ -273,8 +273,8 @@ class TapeText(ABC):
 
     def formula(self, op: Op, found: str = "") -> ValueText:
         """Texts of formulas of an operation's operands, and of its result, where that is `found` already."""
-        names = {holder: Text(self.spread(i, at, len(op.axes))) for holder, i, at in self._held(op)}
-        own = {self.applied(op): Text(found)} if found else {}
+        names = {holder: ExprText(self.spread(i, at, len(op.axes))) for holder, i, at in self._held(op)}
+        own = {self.applied(op): ExprText(found)} if found else {}
         return ValueText(own | names, _EXACT, _no_element, self.helpers)
 
     def _held(self, op: Op) -> list[tuple[Value, int, tuple[int, ...]]]:
@@ -301,11 +301,11 @@ def constant(value: float) -> str:
     return ValueText({}, _EXACT, _no_element).of(number(value)).at(9)
 
 
-def _no_element(node: Element, indices: tuple[Text, ...]) -> Text:
+def _no_element(node: Element, indices: tuple[ExprText, ...]) -> ExprText:
     raise AssertionError(node)
 
 
-def _no_lookup(node: Lookup, indices: tuple[Text, ...]) -> Text:
+def _no_lookup(node: Lookup, indices: tuple[ExprText, ...]) -> ExprText:
     raise AssertionError(node)
 
 

@@ -7,8 +7,8 @@ spares the 2 KiB that states before chunks are written and read with.
 
 from __future__ import annotations
 
-from attnc.compiler.kernels.source import Argument
-from attnc.compiler.recurrences.kernels.decays import (
+from attnc.compiler.kernels.kernel_source import KernelArgument
+from attnc.compiler.recurrences.kernels.decay_text import (
     Edges,
     load_segments,
     load_vector_gate,
@@ -16,12 +16,12 @@ from attnc.compiler.recurrences.kernels.decays import (
     pair_weights,
     vector_edges,
 )
-from attnc.compiler.recurrences.kernels.frame import Frame
-from attnc.compiler.recurrences.kernels.states import States
+from attnc.compiler.recurrences.kernels.recurrence_frame import RecurrenceFrame
+from attnc.compiler.recurrences.kernels.state_walk import StateWalk
 
 
-class OneWalk(States):
-    """From prepared rows: the walk of `States`, and in it what `Outputs` does."""
+class OneWalk(StateWalk):
+    """From prepared rows: the walk of `StateWalk`, and in it what `Outputs` does."""
 
     stage = "walk"
     makes = "Outputs and the last state"
@@ -71,7 +71,7 @@ class FusedWalk(OneWalk):
     """From rows as the call has them, of one gate for all of a state's rows, or none.
 
     Factors of decays are put to outputs and values, which are in registers or narrow, and not to readers and writers.
-    Weights of pairs that differ from chunk to chunk are loaded, see `Weights`; others are made before the loop.
+    Weights of pairs that differ from chunk to chunk are loaded, see `PairWeightWalk`; others are made before the loop.
     """
 
     stage = "fused"
@@ -84,7 +84,7 @@ class FusedWalk(OneWalk):
         if form.has_weights:
             return
         if form.gate == "constant":
-            self.pointers["gate"] = Argument("gate", "*fp32")
+            self.pointers["gate"] = KernelArgument("gate", "*fp32")
             self.add("rate = tl.load(gate + lane % heads)")
         pair_spans(self)
         pair_weights(self, 0)
@@ -125,7 +125,7 @@ class FusedWalk(OneWalk):
         return vector_edges(self), "weights_0"
 
 
-class Weights(Frame):
+class PairWeightWalk(RecurrenceFrame):
     """The weights of a chunk's pairs, and its factors at the edges; a program does a chunk.
 
     To make them for all chunks at once takes 1/4 of what a token of heads of 128 in 16 bits and chunks of 64 moves
@@ -142,7 +142,7 @@ class Weights(Frame):
         load_segments(self)
         load_vector_gate(self)
         edges = vector_edges(self)
-        self.pointers["total"] = Argument("total", "*fp32")
+        self.pointers["total"] = KernelArgument("total", "*fp32")
         self.add(f"tl.store(total + at, {edges.total})")
         for name, found in (("entering", edges.into[p.form.exclusive[0]]), ("leaving", edges.out_of)):
             self.add(f"tl.store({self.vector(name)}, {found.removesuffix('[:, None]')})")

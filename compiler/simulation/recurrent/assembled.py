@@ -6,24 +6,24 @@ from collections.abc import Sequence
 from itertools import accumulate
 from math import ceil
 
-from attnc.compiler.simulation.cpu import Cpu
-from attnc.compiler.simulation.cpu import dense_ms as dense_on_cpu
-from attnc.compiler.simulation.gpu import dense_ms as dense_on_gpu
+from attnc.compiler.simulation.cpu_ladder import CpuMachine
+from attnc.compiler.simulation.cpu_ladder import dense_ms as dense_on_cpu
 from attnc.compiler.simulation.gpu_clocks import BYTES, Extra
+from attnc.compiler.simulation.gpu_ladder import dense_ms as dense_on_gpu
 from attnc.compiler.simulation.machine import Machine, MachineError
-from attnc.compiler.simulation.problem import Problem
-from attnc.compiler.simulation.recurrent.call import Call
-from attnc.compiler.simulation.recurrent.found import RUNGS, FoundPass, RecurrenceSimulation
-from attnc.compiler.simulation.simulation import Choice, Pass, Rung, Tiles, Traffic
+from attnc.compiler.simulation.recurrent.recurrence_call import RecurrenceCall
+from attnc.compiler.simulation.recurrent.recurrence_simulation import RUNGS, RecurrenceSimulation, SimulatedPass
+from attnc.compiler.simulation.simulated_call import SimulatedCall
+from attnc.compiler.simulation.simulation import Pass, Rung, SimulatedSchedule, Tiles, Traffic
 from attnc.compiler.simulation.tile_work import NATURAL
 from attnc.compiler.simulation.traffic import memory_ms
 
 
-def rival(call: Call, machine: Machine | Cpu, stage: Pass) -> tuple[float, float]:
+def rival(call: RecurrenceCall, machine: Machine | CpuMachine, stage: Pass) -> tuple[float, float]:
     """Milliseconds of dense causal attention: at its ideal, and as predicted."""
     shape = call.shape
-    problem = Problem(call.name, {}, shape, shape.n_k - shape.n_q, (), Extra(), 1, ())
-    if isinstance(machine, Cpu):
+    problem = SimulatedCall(call.name, {}, shape, shape.n_k - shape.n_q, (), Extra(), 1, ())
+    if isinstance(machine, CpuMachine):
         return dense_on_cpu(problem, machine, stage, "causal")
     if stage != "decode":
         try:
@@ -41,14 +41,14 @@ def rival(call: Call, machine: Machine | Cpu, stage: Pass) -> tuple[float, float
 
 
 def assembled(
-    call: Call,
+    call: RecurrenceCall,
     device: str,
     title: str,
     stage: Pass,
     times: Sequence[float],
     lost: Sequence[str],
-    passes: Sequence[FoundPass],
-    others: Sequence[Choice],
+    passes: Sequence[SimulatedPass],
+    others: Sequence[SimulatedSchedule],
     dense: tuple[float, float],
     *,
     loop_ms: float,
@@ -93,7 +93,7 @@ def assembled(
     )
 
 
-def _tiles(call: Call, passes: Sequence[FoundPass]) -> Tiles:
+def _tiles(call: RecurrenceCall, passes: Sequence[SimulatedPass]) -> Tiles:
     """The chunks' own tiles, of those of dense attention."""
     slowest = max(passes, key=lambda one: one.ms)
     side = max(slowest.chunk // slowest.micro, 1)
@@ -102,9 +102,9 @@ def _tiles(call: Call, passes: Sequence[FoundPass]) -> Tiles:
     return Tiles(total, rows, 0, rows) if slowest.chunk else Tiles(total, 0, 0, 0)
 
 
-def _choice(one: FoundPass) -> Choice:
+def _choice(one: SimulatedPass) -> SimulatedSchedule:
     slowest = max(one.kernels, key=lambda kernel: kernel.ms)
-    return Choice(one.state, one.chunk, one.chunk, NATURAL, str(one), slowest.limit, one.ms)
+    return SimulatedSchedule(one.state, one.chunk, one.chunk, NATURAL, str(one), slowest.limit, one.ms)
 
 
 __all__ = ["assembled", "rival"]

@@ -7,7 +7,7 @@ from functools import lru_cache
 from math import ceil
 
 from attnc.compiler.planning.rates import AMX, Rates
-from attnc.compiler.simulation.recurrent.work import Chunk, Form, backward, forward
+from attnc.compiler.simulation.recurrent.chunk_work import Chunk, PassForm, backward, forward
 from attnc.compiler.simulation.simulation import Pass
 
 LENGTHS = (16, 32, 64)
@@ -49,7 +49,7 @@ class Times:
 
 
 @lru_cache(maxsize=256)
-def chunk_on_cpu(form: Form, lanes: int, dtype: str) -> int:
+def chunk_on_cpu(form: PassForm, lanes: int, dtype: str) -> int:
     """Rows of a chunk, as a stretch of a forward pass is fastest by `chunk_times`; of equal ones the most.
 
     From rates that are the same on every machine, so that results are.
@@ -63,7 +63,7 @@ def chunk_on_cpu(form: Form, lanes: int, dtype: str) -> int:
     return min((length for length in reversed(LENGTHS) if length >= least), key=ms, default=least)
 
 
-def chunk_times(form: Form, lanes: int, tokens: int, dtype: str, rates: Rates, stage: Pass, chunk: int) -> Times:
+def chunk_times(form: PassForm, lanes: int, tokens: int, dtype: str, rates: Rates, stage: Pass, chunk: int) -> Times:
     """A pass in chunks of so many rows, but for what it is given."""
     copy, one = rates.copy / 1e6, rates.call * CALL_SHARE / 1e6
     chunks = chunks_of(form, tokens, chunk)
@@ -82,12 +82,12 @@ def _slower(chunk: int) -> float:
     return max(0.74 * (1 + 40 / chunk), 1.0)
 
 
-def work_of(form: Form, stage: Pass, chunk: int) -> Chunk:
+def work_of(form: PassForm, stage: Pass, chunk: int) -> Chunk:
     """Of a chunk."""
     return (backward if stage == "backward" else forward)(form, chunk, apart=False)
 
 
-def chunks_of(form: Form, tokens: int, chunk: int) -> int:
+def chunks_of(form: PassForm, tokens: int, chunk: int) -> int:
     """Of a sequence."""
     return ceil(tokens / max(chunk // form.micro, 1))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from attnc.compiler.simulation.print_simulation import BAR, count, ms, shape_text, size, times
-from attnc.compiler.simulation.recurrent.found import FoundPass, RecurrenceSimulation
-from attnc.spec.meaning.values import shown
+from attnc.compiler.simulation.recurrent.recurrence_simulation import RecurrenceSimulation, SimulatedPass
+from attnc.spec.meaning.parameter_values import shown
 
 
 def print_found(found: RecurrenceSimulation, *, unicode: bool = True) -> str:
@@ -47,7 +47,7 @@ def _bars(found: RecurrenceSimulation, block: str) -> list[str]:
     return lines
 
 
-def _pass(found: RecurrenceSimulation, one: FoundPass) -> list[str]:
+def _pass(found: RecurrenceSimulation, one: SimulatedPass) -> list[str]:
     rows = "" if one.micro == 1 else f"; {one.micro} rows a token"
     lines = [f"  {one.state}: {one.words}{rows}"]
     if one.costs:
@@ -61,7 +61,7 @@ def _pass(found: RecurrenceSimulation, one: FoundPass) -> list[str]:
     return lines
 
 
-def _mark(one: FoundPass, chunk: int) -> str:
+def _mark(one: SimulatedPass, chunk: int) -> str:
     return f"{chunk} *" if chunk == one.chunk else f"{chunk}  "
 
 

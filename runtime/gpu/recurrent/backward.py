@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attnc.compiler.recurrences.kernels.kernels import adjoint_segment_stages, backward_stages
-from attnc.runtime.gpu.recurrent.call import TORCH_TYPES, Call, aligned, like
-from attnc.runtime.gpu.recurrent.forward import started
+from attnc.compiler.recurrences.kernels.recurrence_kernels import adjoint_segment_stages, backward_stages
+from attnc.runtime.gpu.recurrent.forward_passes import started
+from attnc.runtime.gpu.recurrent.recurrence_tensors import TORCH_TYPES, RecurrenceTensors, aligned, like
 from attnc.runtime.recurrent.chunked import Inputs
 
 Gradients = dict[str, Tensor]
 
 
-def backward(call: Call, inputs: Inputs, states: Tensor, d_out: Tensor, d_final: Tensor) -> Gradients:
+def backward(call: RecurrenceTensors, inputs: Inputs, states: Tensor, d_out: Tensor, d_final: Tensor) -> Gradients:
     """The gradients by name, in their inputs' dtypes; `states` are those of the forward pass."""
     p, form, tensors = call.problem, call.problem.form, call.tensors
     started(call, inputs)
@@ -40,7 +40,7 @@ def backward(call: Call, inputs: Inputs, states: Tensor, d_out: Tensor, d_final:
     return {name: x.to(getattr(inputs, name).dtype) for name, x in found.items()}
 
 
-def _prepare_gradients(call: Call) -> None:
+def _prepare_gradients(call: RecurrenceTensors) -> None:
     """What the kernels write."""
     p, form, tensors = call.problem, call.problem.form, call.tensors
     dtype = TORCH_TYPES[p.dtype]
@@ -65,7 +65,7 @@ def _prepare_gradients(call: Call) -> None:
         )
 
 
-def _add_gates(call: Call, found: Gradients) -> None:
+def _add_gates(call: RecurrenceTensors, found: Gradients) -> None:
     """Gradients of gates and β; what programs have of a gate is summed in fp32."""
     p, form, tensors = call.problem, call.problem.form, call.tensors
     if form.has_vector_gate:

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from attnc.compiler.kernels.source import KernelSource
+from attnc.compiler.kernels.kernel_source import KernelSource
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.runtime.attention import Attention, compile_attention
-from attnc.runtime.errors import UnsupportedError
-from attnc.runtime.gpu.gate import Case
-from attnc.runtime.gpu.recurrent.sources import recurrent_kernels
+from attnc.runtime.call_errors import UnsupportedError
+from attnc.runtime.gpu.kernel_gate import GateCase
+from attnc.runtime.gpu.recurrent.recurrence_texts import recurrent_kernels
 from attnc.runtime.gpu.selection import same_text
 from attnc.runtime.library import hybrid_names, recurrence_names
 
@@ -34,14 +34,14 @@ def whole_library() -> list[str]:
 
 def cases(
     names: Sequence[str], targets: Sequence[str], head_dims: Sequence[int], dtype: str = "bfloat16"
-) -> Iterator[Case]:
+) -> Iterator[GateCase]:
     """The kernels of each on each target; one that is the same for two of them comes once, none where there is none."""
     seen = set()
     for name in names:
         attention = compile_attention(name, **PARAMETERS.get(name, {}))
         for target, width in product(targets, head_dims):
             for source in _sources(attention, target, width, dtype):
-                case = Case(name, source, target, width, dtype)
+                case = GateCase(name, source, target, width, dtype)
                 if same_text(case) not in seen:
                     seen.add(same_text(case))
                     yield case

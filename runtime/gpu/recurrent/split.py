@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from attnc.compiler.recurrences.segments import fitting_segments
-from attnc.runtime.errors import ArgumentError
-from attnc.runtime.gpu.recurrent.call import Call
+from attnc.compiler.recurrences.segment_count import fitting_segments
+from attnc.runtime.call_errors import ArgumentError
+from attnc.runtime.gpu.recurrent.recurrence_tensors import RecurrenceTensors
 
 
 def check_segments(segments: int | None) -> None:
@@ -15,7 +15,7 @@ def check_segments(segments: int | None) -> None:
         raise ArgumentError(f"segments is {segments}: it must be 1 or more, or None for what fits the device")
 
 
-def split(call: Call, stage: str, segments: int | None) -> None:
+def split(call: RecurrenceTensors, stage: str, segments: int | None) -> None:
     """Split a call for a pass whose walk is the kernel `stage`: at most so many, None: as many as fit."""
     if segments is None:
         programs = call.programs(stage) * call.parts(stage)
@@ -23,7 +23,7 @@ def split(call: Call, stage: str, segments: int | None) -> None:
     call.split(segments)
 
 
-def is_filled(call: Call, stage: str) -> bool:
+def is_filled(call: RecurrenceTensors, stage: str) -> bool:
     """Whether a walk of a call, as it is split, has programs for half of the device."""
     return 2 * call.programs(stage) * call.parts(stage) >= multiprocessors(call.device)
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from attnc.compiler.kernels.attention_kernels import HeadShape, find_kernels
 from attnc.compiler.kernels.decode_kernels import find_decode
-from attnc.compiler.kernels.kernels import Heads, find_kernels
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.last_rows import last_rows
 from plan_calls import from_library
 
-HEADS = Heads(64, 64, "bfloat16")
+HEADS = HeadShape(64, 64, "bfloat16")
 GOLDEN = Path(__file__).parent / "golden"
 
 PATTERNS: Mapping[str, Mapping[str, object]] = {

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 
 import expression_trees as trees
 from attnc.compiler import fold
-from attnc.compiler.analysis.exact import integers_at
+from attnc.compiler.analysis.exact_evaluation import integers_at
 from attnc.compiler.ir import Index
 from attnc.compiler.kernels.index_text import (
     COLUMNS,
     HELPERS,
     ROWS,
+    ExprText,
     IndexText,
     NotInKernelsError,
-    Text,
     fits_32_bits,
     is_nonnegative,
 )
@@ -27,7 +27,7 @@ from expression_trees import Kit, Tree, build
 from fake_triton import Array, evaluate
 
 Q, K = np.arange(43, dtype=np.int64), np.arange(39, dtype=np.int64)
-NAMES = {fold.place("q"): Text("query", ROWS), fold.place("k"): Text("key", COLUMNS)}
+NAMES = {fold.place("q"): ExprText("query", ROWS), fold.place("k"): ExprText("key", COLUMNS)}
 
 
 def value_of(node: Index, *, wide: bool = True) -> Array:
@@ -41,7 +41,7 @@ def value_of(node: Index, *, wide: bool = True) -> Array:
     return np.broadcast_to(found, (len(Q), len(K)))
 
 
-def _no_inputs(node: object, indices: object) -> Text:
+def _no_inputs(node: object, indices: object) -> ExprText:
     raise NotInKernelsError("inputs")
 
 

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from attnc.compiler.kernels.key_gradients import turns_fit
-from attnc.compiler.kernels.lines import SHIFT, Lines
+from attnc.compiler.kernels.text_lines import SHIFT, Lines
 
 
 def written(lines: Lines) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from attnc.compiler.ir import Pattern
 from attnc.compiler.kernels.parts import in_parts
-from attnc.compiler.kernels.scores import weights_of
+from attnc.compiler.kernels.score_formula import weights_of
 from plan_calls import lowered
 
 ROW = "    input a: real[batch, head, query]\n    input b: real[batch, head, query]\n"

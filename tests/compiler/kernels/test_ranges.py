@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 import expression_trees as trees
 from attnc.compiler import fold
-from attnc.compiler.analysis.exact import integers_at, mask
+from attnc.compiler.analysis.exact_evaluation import integers_at, mask
 from attnc.compiler.ir import Index
-from attnc.compiler.kernels.ranges import MOST_RANGES, Range, find_ranges
+from attnc.compiler.kernels.ranges import MOST_RANGES, TokenRange, find_ranges
 from expression_trees import DELTA, Tree, build
 from plan_calls import from_library
 from relations import CAUSAL, both, either, n, relations
@@ -25,7 +25,7 @@ Side = Literal["q", "k"]
 SIDES: tuple[Side, Side] = ("k", "q")
 
 
-def painted(ranges: tuple[Range, ...], solved: Side, n_q: int, n_k: int) -> Mask:
+def painted(ranges: tuple[TokenRange, ...], solved: Side, n_q: int, n_k: int) -> Mask:
     """The relation that ranges say, ends clipped to the tokens."""
     q, k = np.arange(n_q), np.arange(n_k)
     columns = k[None, :] if solved == "k" else q[:, None]

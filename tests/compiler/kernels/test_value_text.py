@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from attnc.compiler import fold
 from attnc.compiler.ir import Index, Tensor, Value, intern
-from attnc.compiler.kernels.index_text import COLUMNS, HELPERS, ROWS, IndexText, NotInKernelsError, Text
+from attnc.compiler.kernels.index_text import COLUMNS, HELPERS, ROWS, ExprText, IndexText, NotInKernelsError
 from attnc.compiler.kernels.value_text import VALUE_HELPERS, ValueText
-from attnc.compiler.values import apply, dot, element, number, ratio, scale, vector
+from attnc.compiler.value_nodes import apply, dot, element, number, ratio, scale, vector
 from fake_triton import evaluate
 
 Double = NDArray[np.float64]
@@ -27,8 +27,8 @@ POSITIVE = np.concatenate([np.geomspace(1e-6, 1e4, 800), np.linspace(0.5, 2, 501
 
 def computed(node: Value, x: Double, y: Double) -> tuple[NDArray[np.float32], Double, Double]:
     """The text's value, and the atoms as 32 bits hold them."""
-    exact = IndexText({fold.place("q"): Text("query", ROWS), fold.place("k"): Text("key", COLUMNS)}, _none)
-    texts = ValueText({X: Text("x", ROWS), Y: Text("y", ROWS)}, exact, _none)
+    exact = IndexText({fold.place("q"): ExprText("query", ROWS), fold.place("k"): ExprText("key", COLUMNS)}, _none)
+    texts = ValueText({X: ExprText("x", ROWS), Y: ExprText("y", ROWS)}, exact, _none)
     text = texts.of(node)
     helpers = [HELPERS[n] for n in exact.helpers] + [VALUE_HELPERS[n] for n in texts.helpers]
     if "softplus" in texts.helpers and VALUE_HELPERS["softplus"] not in helpers:
@@ -37,7 +37,7 @@ def computed(node: Value, x: Double, y: Double) -> tuple[NDArray[np.float32], Do
     return evaluate(text.text, narrow, helpers), narrow["x"].astype(np.float64), narrow["y"].astype(np.float64)
 
 
-def _none(node: object, indices: object) -> Text:
+def _none(node: object, indices: object) -> ExprText:
     raise NotInKernelsError("inputs")
 
 
@@ -134,7 +134,7 @@ def test_what_stands_in_brackets_is_computed_first() -> None:
 
 def test_quotients_of_integers() -> None:
     gap: Index = fold.sub(fold.place("q"), fold.place("k"))
-    exact = IndexText({fold.place("q"): Text("query", ROWS), fold.place("k"): Text("key", COLUMNS)}, _none)
+    exact = IndexText({fold.place("q"): ExprText("query", ROWS), fold.place("k"): ExprText("key", COLUMNS)}, _none)
     text = ValueText({}, exact, _none).of(ratio(gap, fold.const(7)))
     q, k = np.arange(40, dtype=np.int32), np.arange(30, dtype=np.int32)
     found = evaluate(text.text, {"query": q, "key": k}, [])
@@ -143,10 +143,10 @@ def test_quotients_of_integers() -> None:
 
 def test_offsets_of_inputs_and_large_integers_are_computed_in_64_bits() -> None:
     """And those that fit into 32 bits as before, so that kernels of the library keep their texts."""
-    exact = IndexText({fold.place("q"): Text("query", ROWS), fold.place("k"): Text("key", COLUMNS)}, _none)
+    exact = IndexText({fold.place("q"): ExprText("query", ROWS), fold.place("k"): ExprText("key", COLUMNS)}, _none)
 
-    def read(node: object, indices: tuple[Text, ...]) -> Text:
-        return Text(f"tl.load(table + {indices[0].text})", indices[0].axes)
+    def read(node: object, indices: tuple[ExprText, ...]) -> ExprText:
+        return ExprText(f"tl.load(table + {indices[0].text})", indices[0].axes)
 
     texts = ValueText({}, exact, read)
     table = intern(Tensor("table", "real", ("entries",)))

@@ -10,10 +10,16 @@ import torch
 from attnc import UnsupportedError, compile_attention
 from attnc.compiler.ir import Index
 from attnc.runtime.bridges.amended import SINKS, amended
-from attnc.runtime.bridges.model_masks import Asked
+from attnc.runtime.bridges.model_masks import LayerMask
 from attnc.runtime.bridges.within import outside
 
-MASKS = [Asked(True), Asked(True, window=8), Asked(True, chunk=6), Asked(False), Asked(False, window=8)]
+MASKS = [
+    LayerMask(True),
+    LayerMask(True, window=8),
+    LayerMask(True, chunk=6),
+    LayerMask(False),
+    LayerMask(False, window=8),
+]
 PATTERNS: list[tuple[str, dict[str, Any]]] = [
     ("causal", {}),
     ("full", {}),
@@ -30,7 +36,7 @@ PATTERNS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def relation(asked: Asked) -> Index:
+def relation(asked: LayerMask) -> Index:
     return asked.attention.pattern.attend.visible
 
 
@@ -38,7 +44,7 @@ def relation(asked: Asked) -> Index:
 @pytest.mark.parametrize(
     ("name", "params"), PATTERNS, ids=[f"{n}-{'-'.join(map(str, p.values()))}" for n, p in PATTERNS]
 )
-def test_decisions_are_those_of_masks(name: str, params: dict[str, Any], asked: Asked) -> None:
+def test_decisions_are_those_of_masks(name: str, params: dict[str, Any], asked: LayerMask) -> None:
     attend = compile_attention(name, **params)
     found = outside(attend, relation(asked), 4, 2)
     lengths = range(8, 33, 8)  # those that `neighborhood_1d` and `long_lora` allow
@@ -57,7 +63,7 @@ def test_decisions_are_those_of_masks(name: str, params: dict[str, Any], asked: 
 
 
 def test_inputs_are_taken_to_hold() -> None:
-    causal = relation(Asked(True))
+    causal = relation(LayerMask(True))
     assert outside(compile_attention("document"), causal, 4, 4) is None
     assert outside(compile_attention("native_sparse"), causal, 4, 4) is None
     found = outside(compile_attention("prefix_lm"), causal, 4, 4)
@@ -66,11 +72,14 @@ def test_inputs_are_taken_to_hold() -> None:
 
 
 def test_what_is_not_decided() -> None:
-    found = outside(compile_attention("gla"), relation(Asked(True)), 4, 4)
+    found = outside(compile_attention("gla"), relation(LayerMask(True)), 4, 4)
     assert found is not None
     assert found.witness is None
     found = outside(
-        compile_attention("pattern p\n    over j in 0 .. 4\n    score 0\n    value v[j]\n"), relation(Asked(True)), 4, 4
+        compile_attention("pattern p\n    over j in 0 .. 4\n    score 0\n    value v[j]\n"),
+        relation(LayerMask(True)),
+        4,
+        4,
     )
     assert found is not None
     assert "no tokens" in found.why

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from attnc import MeasurementError
-from attnc.compiler.planning.plan import Piece, Steps, Strip, stretch, strip
-from attnc.compiler.planning.rates import AMX, PLAIN, ROWS, Work
+from attnc.compiler.planning.cpu_plan import PlanPiece, Strip, StripAxis, stretch, strip
+from attnc.compiler.planning.rates import AMX, PLAIN, ROWS, PieceWork
 from attnc.runtime.cli import main
 from attnc.runtime.cpu import calibration, plausible, steady
 from attnc.runtime.cpu.steady import MOST_ROUNDS, REPEATS, Steady
@@ -209,19 +209,19 @@ def test_the_spread_is_kept() -> None:
 
 def test_costs() -> None:
     """More heads, rows, masks, merges and copies cost more; a head dimension between the known ones lies between."""
-    work = Work("float32", 64, 4, 8)
-    plain = Piece(strip(0, 64, 8, 64), strip(0, 64, 8, 256), "full")
+    work = PieceWork("float32", 64, 4, 8)
+    plain = PlanPiece(strip(0, 64, 8, 64), strip(0, 64, 8, 256), "full")
     cost = AMX.piece(plain, work)
     assert cost > AMX.call
-    assert AMX.piece(plain, Work("float32", 64, 8, 8)) > cost
-    assert AMX.piece(plain, Work("float32", 128, 4, 8)) > AMX.piece(plain, Work("float32", 96, 4, 8)) > cost
-    assert AMX.piece(Piece(plain.queries, plain.keys, 0), work) > cost
-    assert AMX.piece(Piece(plain.queries, plain.keys, "exact"), work) > AMX.piece(
-        Piece(plain.queries, plain.keys, 0), work
+    assert AMX.piece(plain, PieceWork("float32", 64, 8, 8)) > cost
+    assert AMX.piece(plain, PieceWork("float32", 128, 4, 8)) > AMX.piece(plain, PieceWork("float32", 96, 4, 8)) > cost
+    assert AMX.piece(PlanPiece(plain.queries, plain.keys, 0), work) > cost
+    assert AMX.piece(PlanPiece(plain.queries, plain.keys, "exact"), work) > AMX.piece(
+        PlanPiece(plain.queries, plain.keys, 0), work
     )
-    assert AMX.piece(Piece(plain.queries, plain.keys, "full", fresh=False), work) > cost
-    bricks = Strip(0, (Steps(512, 8, 8, 64), Steps(0, 1, 8)))
-    assert AMX.piece(Piece(bricks, plain.keys, "full"), work) > cost
+    assert AMX.piece(PlanPiece(plain.queries, plain.keys, "full", fresh=False), work) > cost
+    bricks = Strip(0, (StripAxis(512, 8, 8, 64), StripAxis(0, 1, 8)))
+    assert AMX.piece(PlanPiece(bricks, plain.keys, "full"), work) > cost
     for n, less in ((512, False), (1024, True)):  # up to 512 keys the kernel leaves none out
-        causal, full = (AMX.piece(Piece(stretch(0, n), stretch(0, n), mask), work) for mask in ("causal", "full"))
+        causal, full = (AMX.piece(PlanPiece(stretch(0, n), stretch(0, n), mask), work) for mask in ("causal", "full"))
         assert (causal < full) == less

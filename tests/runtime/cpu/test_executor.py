@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnc.compiler.planning.plan import Group, Mask, Piece, Steps, Strip, strip
+from attnc.compiler.planning.cpu_plan import Group, Mask, PlanPiece, Strip, StripAxis, strip
 from attnc.runtime.accuracy import Probe, compare
-from attnc.runtime.cpu import calls, executor
+from attnc.runtime.call_errors import UnsupportedError
+from attnc.runtime.cpu import cpu_executor, strided_calls
 from attnc.runtime.cpu.autograd import attend
-from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.settings import Settings
 from hand_plans import (
     PATTERNS,
@@ -151,7 +151,7 @@ def test_different_lengths() -> None:
     for n_q, n_k in ((7, 50), (1, 33), (40, 3)):
         relation = np.broadcast_to(np.ones((n_q, n_k), bool), (2, 4, n_q, n_k))
         shape = (2, 4, 2, n_q)
-        plan = make_plan(shape, relation, everyone(shape, Piece(whole(n_q), whole(n_k), "full")))
+        plan = make_plan(shape, relation, everyone(shape, PlanPiece(whole(n_q), whole(n_k), "full")))
         q, _, _ = draw(shape, 8, 8)
         _, k, v = draw((2, 4, 2, n_k), 8, 8)
         agree((plan, relation), (q, k, v), torch.float32, with_lse=True)
@@ -186,8 +186,8 @@ def test_layouts(layout: str, dims: tuple[int, int], pattern: Callable[[Shape], 
         q, k, v = (arrange(x) if i in chosen else x for i, x in enumerate(inputs))
         mixed = q, k, v
         agree(case, mixed, torch.float32, with_lse=True)
-        plain = executor.forward(*each(Tensor.contiguous, mixed), case[0], 0.3)
-        for a, b in zip(executor.forward(*mixed, case[0], 0.3), plain, strict=True):
+        plain = cpu_executor.forward(*each(Tensor.contiguous, mixed), case[0], 0.3)
+        for a, b in zip(cpu_executor.forward(*mixed, case[0], 0.3), plain, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
 
 
@@ -207,7 +207,7 @@ def test_strided_gradients() -> None:
 def test_nothing(shape: Shape) -> None:
     """No batch entries, heads or tokens; and a plan without a piece."""
     relation = np.zeros((*shape[:2], shape[3], shape[3]), bool)
-    unused = Group((), (), (Piece(strip(0, 0, 0, 1), strip(0, 0, 0, 1), "full"),))
+    unused = Group((), (), (PlanPiece(strip(0, 0, 0, 1), strip(0, 0, 0, 1), "full"),))
     for groups in ((), (unused,)):
         plan = make_plan((*shape[:2], max(shape[2], 1), shape[3]), relation, groups)
         inputs = tracked(draw(shape, 4, 6))
@@ -298,7 +298,7 @@ def test_exact_masks_come_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
         b, h, r0, r1, k0, k1 = window
         return relation[b, h, r0:r1, k0:k1]
 
-    monkeypatch.setattr(calls, "SETTINGS", Settings(exact_elements=350))
+    monkeypatch.setattr(strided_calls, "SETTINGS", Settings(exact_elements=350))
     agree((replace(plan, exact_mask=exact_mask), relation), draw(shape, 8, 8), torch.float32, with_lse=False)
     assert all((r1 - r0) * (k1 - k0) <= 350 for _, _, r0, r1, k0, k1 in asked)
     assert {w[:2] for w in asked} == {(0, 0)}
@@ -357,43 +357,43 @@ def test_runs_of_heads() -> None:
         for subset in product((0, 1), repeat=total) if total <= 8 else ([1] * total, [1, 0] * (total // 2)):
             heads = tuple(h for h, kept in enumerate(subset) if kept)
             seen = []
-            for q, kv in calls.head_runs(heads, per_kv):
+            for q, kv in strided_calls.head_runs(heads, per_kv):
                 each = q.size // kv.size
                 for i in range(q.size):
                     head = q.start + i * q.step
                     assert kv.start + i // each * kv.step == head // per_kv
                     seen.append(head)
             assert tuple(sorted(seen)) == heads
-        assert len(list(calls.head_runs(tuple(range(total)), per_kv))) == 1
+        assert len(list(strided_calls.head_runs(tuple(range(total)), per_kv))) == 1
 
 
 def test_calls_are_few() -> None:
     """A window is three calls for any heads, and for any batch that strides can merge with heads."""
     plan, _ = window((3, 4, 2, 120), 20, 16)
-    assert len(calls.calls_of(plan, merged=True)) == 3
-    assert len(calls.calls_of(plan, merged=False)) == 1 + 3 + 1
+    assert len(strided_calls.calls_of(plan, merged=True)) == 3
+    assert len(strided_calls.calls_of(plan, merged=False)) == 1 + 3 + 1
     plan, _ = window((1, 4, 2, 120), 20, 16)
-    assert len(calls.calls_of(plan, merged=False)) == 3
+    assert len(strided_calls.calls_of(plan, merged=False)) == 3
 
 
 @pytest.mark.parametrize(
     ("step", "length", "count"), [(0, 5, 4), (2, 7, 9), (2, 7, 3), (7, 7, 3), (9, 7, 3), (1, 4, 8)]
 )
 def test_adds_meet_no_token_twice(step: int, length: int, count: int) -> None:
-    check_adds(Strip(3, (Steps(step, count, length),)))
+    check_adds(Strip(3, (StripAxis(step, count, length),)))
 
 
 @pytest.mark.parametrize("second", [(0, 2, 3), (2, 3, 4), (3, 4, 3), (5, 1, 2)])
 @pytest.mark.parametrize("first", [(40, 3, 2), (20, 4, 5), (20, 2, 5), (0, 3, 2)])
 def test_adds_of_bricks_meet_no_token_twice(first: tuple[int, int, int], second: tuple[int, int, int]) -> None:
-    check_adds(Strip(3, (Steps(*first, 20), Steps(*second))))
+    check_adds(Strip(3, (StripAxis(*first, 20), StripAxis(*second))))
 
 
 def check_adds(keys: Strip) -> None:
-    block = calls.Block(0, 0, keys, calls.Axis(1), calls.Axis(1))
+    block = strided_calls.StripBlock(0, 0, keys, strided_calls.StridedAxis(1), strided_calls.StridedAxis(1))
     numbers = keys.starts()[:, None] + keys.inside()
     total: dict[int, int] = {}
-    for add in calls.adds_of(block):
+    for add in strided_calls.adds_of(block):
         met = add.block.strip.starts()[:, None] + add.block.strip.inside()
         assert len(np.unique(met)) == met.size
         taken = numbers.reshape(add.size[:-1])[add.at]

@@ -1,4 +1,4 @@
-"""What `attnc.runtime.cpu.kernel` says about torch's kernel, and what it does about it.
+"""What `attnc.runtime.cpu.flash_kernel` says about torch's kernel, and what it does about it.
 
 Where a test shows the kernel at fault and torch mends it, the test fails and the remedy may go.
 """
@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnc.runtime.cpu import kernel
+from attnc.runtime.cpu import flash_kernel
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-13, torch.bfloat16: 2e-2, torch.float16: 3e-3}
@@ -41,13 +41,13 @@ def check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: b
         shown = torch.zeros(q.shape[2], k.shape[2], dtype=dtype).masked_fill(
             torch.arange(k.shape[2]) > torch.arange(q.shape[2])[:, None], -math.inf
         )
-    out, lse = kernel.attend(q, k, v, mask, causal, 0.3)
-    assert out.dtype == dtype and lse.dtype == kernel.lse_dtype(dtype)
+    out, lse = flash_kernel.attend(q, k, v, mask, causal, 0.3)
+    assert out.dtype == dtype and lse.dtype == flash_kernel.lse_dtype(dtype)
     grad = torch.randn(out.shape).to(dtype)
     leaves = [x.double().requires_grad_() for x in (q, k, v)]
     want = dense(leaves[0], leaves[1], leaves[2], shown)
     wanted = torch.autograd.grad(want[0], leaves, grad.double())
-    got = kernel.attend_backward(grad, q, k, v, out, lse, mask, causal, 0.3)
+    got = flash_kernel.attend_backward(grad, q, k, v, out, lse, mask, causal, 0.3)
     for a, b in zip((out, lse, *got), (*want, *wanted), strict=True):
         assert (a.double() - b).abs().max() <= TOLERANCE[dtype] * max(1, b.abs().max().item())
 
@@ -89,8 +89,8 @@ def test_causal_masks_may_say_so(lengths: tuple[int, int], dtype: torch.dtype) -
     grad = torch.randn_like(q)
     results = []
     for causal in (False, True):
-        out, lse = kernel.attend(q, k, v, mask, causal, 0.3)
-        results.append((out, lse, *kernel.attend_backward(grad, q, k, v, out, lse, mask, causal, 0.3)))
+        out, lse = flash_kernel.attend(q, k, v, mask, causal, 0.3)
+        results.append((out, lse, *flash_kernel.attend_backward(grad, q, k, v, out, lse, mask, causal, 0.3)))
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
 
@@ -100,8 +100,8 @@ def test_mask_dtypes() -> None:
     hidden = torch.zeros(9, 9).masked_fill(torch.rand(9, 9) < 0.3, -math.inf)
     for wrong in (torch.bool, torch.bfloat16, torch.float64):
         with pytest.raises(RuntimeError, match="Attention mask"):
-            kernel.attend(q, k, v, hidden.to(wrong), False, 0.3)
-    kernel.attend(*to(torch.float64, q, k, v), hidden, False, 0.3)  # taken, and right or wrong by the machine
+            flash_kernel.attend(q, k, v, hidden.to(wrong), False, 0.3)
+    flash_kernel.attend(*to(torch.float64, q, k, v), hidden, False, 0.3)  # taken, and right or wrong by the machine
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -110,17 +110,17 @@ def test_blind_rows(dtype: torch.dtype) -> None:
     q, k, v = to(dtype, *draw(37, 37))
     mask = torch.zeros(37, 37, dtype=dtype)
     mask[5] = -math.inf
-    out, lse = kernel.attend(q, k, v, mask, False, 0.3)
+    out, lse = flash_kernel.attend(q, k, v, mask, False, 0.3)
     assert not out[:, :, 5].any() and not lse[:, :, 5].any()
     lse[:, :, 5] = -math.inf
     huge = torch.full_like(out, torch.finfo(dtype).max / 2).where(lse[..., None].isinf(), torch.ones_like(out))
-    plain = kernel.attend_backward(torch.ones_like(out), q, k, v, out, lse, mask, False, 0.3)
+    plain = flash_kernel.attend_backward(torch.ones_like(out), q, k, v, out, lse, mask, False, 0.3)
     assert all(g.isnan().any() for g in plain)
-    safe_lse, safe_grad, _ = kernel.without_blind_rows(lse, huge, None)
-    got = kernel.attend_backward(safe_grad, q, k, v, out, safe_lse, mask, False, 0.3)
+    safe_lse, safe_grad, _ = flash_kernel.without_blind_rows(lse, huge, None)
+    got = flash_kernel.attend_backward(safe_grad, q, k, v, out, safe_lse, mask, False, 0.3)
     assert all(g.isfinite().all() for g in got) and not got[0][:, :, 5].any()
     seen = torch.arange(37) != 5
-    rest = kernel.attend_backward(
+    rest = flash_kernel.attend_backward(
         torch.ones_like(out)[:, :, seen], q[:, :, seen], k, v, out[:, :, seen], lse[:, :, seen], None, False, 0.3
     )
     for a, b in zip(got[1:], rest[1:], strict=True):
@@ -132,7 +132,7 @@ def test_hidden_values_that_are_not_finite_spoil_the_row() -> None:
     v[:, :, 4] = math.nan
     mask = torch.zeros(9, 9)
     mask[:, 4] = -math.inf
-    assert kernel.attend(q, k, v, mask, False, 0.3)[0].isnan().any()
+    assert flash_kernel.attend(q, k, v, mask, False, 0.3)[0].isnan().any()
 
 
 def test_strides() -> None:
@@ -141,20 +141,20 @@ def test_strides() -> None:
     far = torch.randn(16, 2, 4, 8).permute(1, 2, 3, 0)
     over = torch.randn(512).as_strided((2, 4, 8, 16), (32, 8, 1, 1))
     for x in (far, over):
-        wrong = kernel.attend(x, k, v, None, False, 0.3)[0]  # it may read beyond the tensor: any numbers, NaN too
+        wrong = flash_kernel.attend(x, k, v, None, False, 0.3)[0]  # it may read beyond the tensor: any numbers, NaN too
         assert not torch.allclose(wrong.double(), dense(x, k, v)[0], atol=0.1)
-        check(kernel.padded(x, 16), k, v)
+        check(flash_kernel.padded(x, 16), k, v)
     base = torch.randn(2, 4, 100, 16)
     windows = base.as_strided((2, 4, 37, 16), (1600, 0, 16, 1))
     spaced = base.as_strided((2, 4, 37, 16), (1600, 16, 32, 1))
     for x in (windows, spaced):
-        assert kernel.padded(x, 16) is x
+        assert flash_kernel.padded(x, 16) is x
         check(q, x, v)
         check(q, k, x)
-    out, lse = kernel.attend(q, k, v, None, False, 0.3)
+    out, lse = flash_kernel.attend(q, k, v, None, False, 0.3)
     grad = torch.randn(1, 1, 1, 16).expand_as(out)
-    got = kernel.attend_backward(grad, q, k, v, out.contiguous(), lse.contiguous(), None, False, 0.3)
-    want = kernel.attend_backward(grad.contiguous(), q, k, v, out, lse, None, False, 0.3)
+    got = flash_kernel.attend_backward(grad, q, k, v, out.contiguous(), lse.contiguous(), None, False, 0.3)
+    want = flash_kernel.attend_backward(grad.contiguous(), q, k, v, out, lse, None, False, 0.3)
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
@@ -165,15 +165,15 @@ def test_the_output_is_laid_out_as_promised(order: tuple[int, ...], masked: bool
     for heads, spare in ((4, 0), (4, 3), (1, 0), (1, 2)):
         shape = [(2, heads + spare, 9, 16)[i] for i in order]
         q, k, v = (torch.randn(shape).permute(back)[:, :heads] for _ in range(3))
-        out, _ = kernel.attend(q, k, v, torch.zeros(9, 9) if masked else None, False, 0.3)
-        assert out.stride() == kernel.strides_of_out(q)
+        out, _ = flash_kernel.attend(q, k, v, torch.zeros(9, 9) if masked else None, False, 0.3)
+        assert out.stride() == flash_kernel.strides_of_out(q)
 
 
 def test_unequal_widths_are_refused_and_padding_is_the_remedy() -> None:
     q, k, v = draw(9, 9)
     with pytest.raises(RuntimeError, match="same head size"):
-        kernel.attend(q, k, v[..., :8], None, False, 0.3)
-    out, _ = kernel.attend(q, k, kernel.padded(v[..., :8], 16), None, False, 0.3)
+        flash_kernel.attend(q, k, v[..., :8], None, False, 0.3)
+    out, _ = flash_kernel.attend(q, k, flash_kernel.padded(v[..., :8], 16), None, False, 0.3)
     assert (out[..., :8] - dense(q, k, v[..., :8])[0]).abs().max() < 2e-6 and not out[..., 8:].any()
 
 
@@ -186,10 +186,10 @@ def test_lse_gradient(widths: tuple[int, int], dtype: torch.dtype) -> None:
     leaves = [x.double().requires_grad_() for x in (q, k, v)]
     out, lse = dense(leaves[0], leaves[1], leaves[2])
     grad_out = torch.randn(out.shape).to(dtype)
-    grad_lse = 100 * torch.randn(lse.shape, dtype=kernel.lse_dtype(dtype))
+    grad_lse = 100 * torch.randn(lse.shape, dtype=flash_kernel.lse_dtype(dtype))
     wanted = torch.autograd.grad((out, lse), leaves, (grad_out.double(), grad_lse.double()))
-    args = kernel.with_lse_gradient(grad_lse, grad_out, q, k, v, out.detach().to(dtype))
-    got = kernel.attend_backward(*args, lse.detach().to(grad_lse.dtype), None, False, 0.3)
+    args = flash_kernel.with_lse_gradient(grad_lse, grad_out, q, k, v, out.detach().to(dtype))
+    got = flash_kernel.attend_backward(*args, lse.detach().to(grad_lse.dtype), None, False, 0.3)
     for a, b, width in zip(got, wanted, (dk, dk, dv), strict=True):
         assert (a[..., :width].double() - b).abs().max() <= TOLERANCE[dtype] * b.abs().max()
 
@@ -207,7 +207,7 @@ def test_empty_operands_kill_the_process(shapes: str) -> None:
 def in_double(out: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, causal: bool) -> tuple[Tensor, ...]:
     """The gradients in fp64."""
     out, q, k, v, lse = (x.double() for x in (out, q, k, v, lse))
-    return kernel.attend_backward(out, q, k, v, out, lse, None, causal, 0.3)
+    return flash_kernel.attend_backward(out, q, k, v, out, lse, None, causal, 0.3)
 
 
 @pytest.mark.parametrize("parts", [2, 3])
@@ -215,12 +215,12 @@ def in_double(out: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, causal:
 def test_rows_in_parts(parts: int, dtype: torch.dtype) -> None:
     """Cut into multiples of 32 rows the forward gives the same bits; the gradients of keys are added up."""
     q, k, v = (x[:1].to(dtype) for x in draw(parts * 288, 80, 64, (3, 1)))
-    out, lse = kernel.attend(q, k, v, None, False, 0.3)
+    out, lse = flash_kernel.attend(q, k, v, None, False, 0.3)
     for order in (q, q.transpose(1, 2).contiguous().transpose(1, 2)):
-        parted = kernel.attend_in_parts(order, k, v, None, False, 0.3, parts)
+        parted = flash_kernel.attend_in_parts(order, k, v, None, False, 0.3, parts)
         assert torch.equal(parted[0], out) and torch.equal(parted[1], lse)
     whole = in_double(out, q, k, v, lse, causal=False)
-    grads = kernel.backward_in_parts(out, q, k, v, out, lse, None, False, 0.3, parts)
+    grads = flash_kernel.backward_in_parts(out, q, k, v, out, lse, None, False, 0.3, parts)
     for one, other in zip(whole, grads, strict=True):
         assert float((other - one).abs().max()) <= TOLERANCE[dtype] * float(one.abs().max())
 
@@ -230,8 +230,8 @@ def test_few_key_heads_on_many_threads(threads: int, monkeypatch: pytest.MonkeyP
     """Gradients are the same to rounding, whether every thread has a kv head or not."""
     q, k, v = draw(96, 80, 64, (4, 1))
     q, k, v = q[:1], k[:1], v[:1]
-    out, lse = kernel.attend(q, k, v, None, True, 0.3)
+    out, lse = flash_kernel.attend(q, k, v, None, True, 0.3)
     whole = in_double(out, q, k, v, lse, causal=True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    for one, other in zip(whole, kernel.attend_backward(out, q, k, v, out, lse, None, True, 0.3), strict=True):
+    for one, other in zip(whole, flash_kernel.attend_backward(out, q, k, v, out, lse, None, True, 0.3), strict=True):
         assert float((other - one).abs().max()) <= 1e-5 * float(one.abs().max())

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from attnc import compile_attention
-from attnc.runtime.cpu import rows
-from attnc.runtime.cpu.scores import Scores
-from attnc.runtime.values import Values
+from attnc.runtime.block_values import BlockValues
+from attnc.runtime.cpu import row_attention
+from attnc.runtime.cpu.tile_scores import Scores
 
 N = 300
 HEAD = "pattern p\n    align end\n    visible k <= q\n"
@@ -27,7 +27,7 @@ TEXTS = {
 def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Grows with every computation of a tile or a block of rows."""
     found: list[int] = []
-    parts, computed = Scores._parts, rows.computed
+    parts, computed = Scores._parts, row_attention.computed
 
     def spied_parts(self: Scores, tile: Any) -> Any:
         found.append(len(tile.rows))
@@ -38,7 +38,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return computed(block, *given)
 
     monkeypatch.setattr(Scores, "_parts", spied_parts)
-    monkeypatch.setattr(rows, "computed", spied_computed)
+    monkeypatch.setattr(row_attention, "computed", spied_computed)
     yield found
 
 
@@ -117,12 +117,12 @@ def test_a_small_call_evaluates_factor_and_bias_once(monkeypatch: pytest.MonkeyP
     attend, tensors = _drawn("bias")
     evaluated: list[object] = []
 
-    class Counted(Values):
+    class Counted(BlockValues):
         def __init__(self, *given: Any) -> None:
             evaluated.append(given)
             super().__init__(*given)
 
-    monkeypatch.setattr("attnc.runtime.cpu.scores.Values", Counted)
+    monkeypatch.setattr("attnc.runtime.cpu.tile_scores.Values", Counted)
     attend(*(x[:, :, :64] for x in tensors))
     assert len(evaluated) == 2
 

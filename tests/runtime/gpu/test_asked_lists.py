@@ -22,20 +22,20 @@ from asking_patterns import (
     pattern_of,
 )
 from attnc import UnsupportedError, compile_attention
-from attnc.compiler.kernels.asked import find_asked
-from attnc.compiler.kernels.asked_tiles import AskedCall
+from attnc.compiler.kernels.content_mask_tiles import MaskCall
+from attnc.compiler.kernels.content_masks import find_asked
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.kernels.tile_tables import tile_tables
-from attnc.compiler.planning.plan import TileCounts
-from attnc.runtime.call import check_tensors, completed
-from attnc.runtime.given import Given
-from attnc.runtime.gpu import chosen, planner, rectangles
-from attnc.runtime.gpu.asked_lists import Lists
+from attnc.compiler.planning.cpu_plan import TileCounts
+from attnc.runtime.call_inputs import CallInputs
+from attnc.runtime.gpu import planner, rectangles, selected_on_gpu
 from attnc.runtime.gpu.launch import started_by
+from attnc.runtime.gpu.mask_lists import MaskLists
 from attnc.runtime.gpu.planner import GpuPlanner
+from attnc.runtime.pattern_executor import PatternExecutor
 from attnc.runtime.plans import PLANNING
-from attnc.runtime.selections.choices import Choices
-from attnc.runtime.steps import Steps
+from attnc.runtime.selections.call_selections import CallSelections
+from attnc.runtime.tensor_checks import check_tensors, completed
 
 pytest.importorskip("triton")
 
@@ -80,9 +80,9 @@ def test_outputs_and_gradients_are_those_of_the_reference(case: Asking, monkeypa
     assert {*found} == {"asked"}
 
 
-def asked_call(case: Asking, inputs: Mapping[str, Tensor], choices: Mapping[str, Any]) -> AskedCall:
+def asked_call(case: Asking, inputs: Mapping[str, Tensor], choices: Mapping[str, Any]) -> MaskCall:
     pattern = pattern_of(case)
-    return AskedCall(pattern, blank_shape(case, pattern, inputs, choices))
+    return MaskCall(pattern, blank_shape(case, pattern, inputs, choices))
 
 
 @pytest.mark.parametrize("case", CASES, ids=ids)
@@ -115,7 +115,7 @@ def walked(case: Asking, share: float) -> Iterator[tuple[str, Any, Any, Any, Til
     relations = exact_relations(case, call.pattern, inputs, choices)
     masks = np.stack([[relations.mask(b, h, 0, case.n_q, 0, case.n_k) for h in range(4)] for b in range(case.batch)])
     for name, tiles in TILES.items():
-        lists = Lists(call, find_asked(call.pattern), TILES, DEVICE).of(name, choices)
+        lists = MaskLists(call, find_asked(call.pattern), TILES, DEVICE).of(name, choices)
         host = tile_tables(relations, *tiles, by_key=name == "dkdv").counts
         yield name, expanded(lists, case, tiles, by_key=name == "dkdv"), *by_tile(masks, *tiles), host
 
@@ -162,7 +162,7 @@ def test_lists_ask_nothing_of_a_device(case: Asking, monkeypatch: pytest.MonkeyP
     _, inputs = case.drawn()
     choices = {name: x.to("meta") for name, x in drawn_choices(case, 0.5).items()}
     call = asked_call(case, inputs, choices)
-    lists = Lists(call, find_asked(call.pattern), TILES, torch.device("meta"))
+    lists = MaskLists(call, find_asked(call.pattern), TILES, torch.device("meta"))
     made = {f"{stage} {name}": x for stage in TILES for name, x in lists.of(stage, choices).items()}
     made |= lists.read(choices)
     assert {x.device.type for x in made.values()} == {"meta"}
@@ -183,9 +183,9 @@ def test_a_whole_call_asks_nothing_of_a_device(case: Asking, monkeypatch: pytest
     q, k, v = (x.to("meta").requires_grad_() for x in vectors)
     given = {name: x.to("meta").requires_grad_() for name, x in inputs.items()}
     started: list[str] = []
-    steps = Steps("a call on a device", case.compiled(backend="triton").pattern, strict=False)
+    steps = PatternExecutor("a call on a device", case.compiled(backend="triton").pattern, strict=False)
     with started_by(lambda source, *_: started.append(source.stage)):
-        out, _ = steps.on_gpu(q, k, v, Given(check_tensors(q, k, v), given, given, 0.25))
+        out, _ = steps.on_gpu(q, k, v, CallInputs(check_tensors(q, k, v), given, given, 0.25))
         torch.autograd.grad(out, (q, k, v), torch.empty_like(out))
     assert started == ["forward", "delta", "dq", "dkdv"]
 
@@ -281,7 +281,7 @@ def test_sorting_asks_nothing_of_a_device(
     name: str, params: dict[str, Any], shapes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(chosen, "target_of", lambda device: TARGETS["sm_90"])
+    monkeypatch.setattr(selected_on_gpu, "target_of", lambda device: TARGETS["sm_90"])
     pattern = compile_attention(SORTED if name == "sorted" else name, backend="triton", **params).pattern
     with torch.device("meta"):
         q, k, v = (torch.empty(1, h, 45, 16, requires_grad=True) for h in (4, 2, 2))
@@ -289,11 +289,11 @@ def test_sorting_asks_nothing_of_a_device(
     inputs = completed(pattern, given)
     real = {name: x for name, x in inputs.items() if isinstance(x, Tensor)}
     started: list[str] = []
-    steps = Steps("a call on a device", pattern, strict=True)
+    steps = PatternExecutor("a call on a device", pattern, strict=True)
     sizes = check_tensors(q, k, v)
     choices = {item.name: torch.empty(1, 4, 5, 7, dtype=torch.bool, device="meta") for item in pattern.selections}
-    monkeypatch.setattr(Choices, "_chosen", lambda self, item: choices[item.name])
+    monkeypatch.setattr(CallSelections, "_chosen", lambda self, item: choices[item.name])
     with started_by(lambda source, *_: started.append(source.stage)):
-        out, _ = steps.on_gpu(q, k, v, Given(sizes, inputs, real, 0.25))
+        out, _ = steps.on_gpu(q, k, v, CallInputs(sizes, inputs, real, 0.25))
         torch.autograd.grad(out, (q, k, v), torch.empty_like(out))
     assert set(started) == {"forward", "merge", "delta", "dq", "sum", "dkdv"}

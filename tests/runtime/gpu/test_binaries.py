@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attnc import compile_attention
-from attnc.compiler.kernels.kernels import Heads, Kernels, find_kernels
-from attnc.compiler.kernels.source import KernelSource
+from attnc.compiler.kernels.attention_kernels import AttentionKernels, HeadShape, find_kernels
+from attnc.compiler.kernels.kernel_source import KernelSource
 from attnc.compiler.kernels.targets import TARGETS
-from attnc.runtime.gpu import modules, targets
+from attnc.runtime.gpu import device_targets, kernel_modules
 from kernel_calls import Launch, operands, recorded
 from plan_calls import from_library
 
@@ -55,7 +55,7 @@ class Specialised:
 
         source = launch.source
         if source.digest not in self._binders:
-            function = modules._made(source)
+            function = kernel_modules._made(source)
             binder = create_function_from_signature(function.signature, function.params, self._backend)
             self._binders[source.digest] = binder
         _, types, _ = self._binders[source.digest](*launch.arguments)
@@ -66,7 +66,7 @@ class Specialised:
 def specialised(monkeypatch: pytest.MonkeyPatch) -> Specialised:
     importlib.import_module("triton.experimental.gluon")  # the launcher would, and it must fit how Triton was imported
     monkeypatch.delenv("TRITON_INTERPRET")  # these kernels are decorated for a GPU, and not run
-    monkeypatch.setattr(targets, "_PRETENDED", ContextVar("target", default=TARGETS["sm_90"]))
+    monkeypatch.setattr(device_targets, "_PRETENDED", ContextVar("target", default=TARGETS["sm_90"]))
     return Specialised()
 
 
@@ -76,7 +76,7 @@ def test_lengths_make_no_binaries(
     name: str, params: Mapping[str, Any], target: str, specialised: Specialised, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """50 lengths, batches and layouts: at most 2 binaries of a kernel."""
-    monkeypatch.setattr(targets, "_PRETENDED", ContextVar("target", default=TARGETS[target]))
+    monkeypatch.setattr(device_targets, "_PRETENDED", ContextVar("target", default=TARGETS[target]))
     attention = compile_attention(name, backend="triton", **params)
     chosen = random.Random(5)
     found: dict[str, set[tuple[str, str]]] = defaultdict(set)
@@ -111,7 +111,7 @@ def test_extents_make_no_binaries(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """50 sizes of a picture or video: at most 2 binaries of a kernel."""
-    monkeypatch.setattr(targets, "_PRETENDED", ContextVar("target", default=TARGETS[target]))
+    monkeypatch.setattr(device_targets, "_PRETENDED", ContextVar("target", default=TARGETS[target]))
     chosen = random.Random(7)
     found: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for _ in range(50):
@@ -151,25 +151,25 @@ def test_unaligned_memory_is_copied(specialised: Specialised) -> None:
 # --- digests ---------------------------------------------------------------------------------------------------------
 
 
-def sources(kernels: Kernels) -> list[KernelSource]:
+def sources(kernels: AttentionKernels) -> list[KernelSource]:
     return [kernels.forward, kernels.dq, kernels.dkdv]
 
 
-def digests(name: str, heads: Heads, target: str, **params: Any) -> list[str]:
+def digests(name: str, heads: HeadShape, target: str, **params: Any) -> list[str]:
     return [one.digest for one in sources(find_kernels(from_library(name, **params), heads, TARGETS[target]))]
 
 
-HEADS = Heads(64, 64, "bfloat16")
+HEADS = HeadShape(64, 64, "bfloat16")
 GRID: dict[str, Any] = {"height": 40, "width": 40}
 
 WIDTHS = st.sampled_from([16, 32, 40, 64, 72, 96, 128, 192, 256])
 
 
 @st.composite
-def kinds(draw: st.DrawFn) -> tuple[Heads, str, tuple[tuple[str, int], ...]]:
+def kinds(draw: st.DrawFn) -> tuple[HeadShape, str, tuple[tuple[str, int], ...]]:
     """All that is fixed when kernels are made."""
     dtype = draw(st.sampled_from(["float32", "float16", "bfloat16"]))
-    heads = Heads(draw(WIDTHS), draw(WIDTHS), dtype, dtype == "float32" and draw(st.booleans()))
+    heads = HeadShape(draw(WIDTHS), draw(WIDTHS), dtype, dtype == "float32" and draw(st.booleans()))
     params = {"window": draw(st.integers(1, 600)), "sinks": draw(st.integers(0, 9))}
     return heads, draw(st.sampled_from(sorted(TARGETS))), tuple(params.items())
 
@@ -177,15 +177,15 @@ def kinds(draw: st.DrawFn) -> tuple[Heads, str, tuple[tuple[str, int], ...]]:
 @settings(max_examples=20)
 @given(kinds(), kinds())
 def test_what_is_compiled_in_is_in_the_digest(
-    a: tuple[Heads, str, tuple[tuple[str, int], ...]], b: tuple[Heads, str, tuple[tuple[str, int], ...]]
+    a: tuple[HeadShape, str, tuple[tuple[str, int], ...]], b: tuple[HeadShape, str, tuple[tuple[str, int], ...]]
 ) -> None:
     """One thing after another is changed from a to b; where texts stay as they are, so do tiles."""
     (heads, target, params), (other, other_target, other_params) = a, b
     steps = [
         (heads, target, params),
-        (Heads(other.dk, heads.dv, heads.dtype, heads.tf32), target, params),
-        (Heads(heads.dk, other.dv, heads.dtype, heads.tf32), target, params),
-        (Heads(heads.dk, heads.dv, other.dtype, other.tf32), target, params),
+        (HeadShape(other.dk, heads.dv, heads.dtype, heads.tf32), target, params),
+        (HeadShape(heads.dk, other.dv, heads.dtype, heads.tf32), target, params),
+        (HeadShape(heads.dk, heads.dv, other.dtype, other.tf32), target, params),
         (heads, target, other_params),
     ]
     found = [digests("sliding_window", one, where, **dict(values)) for one, where, values in steps]
@@ -243,7 +243,7 @@ def test_specs_that_differ_in_what_is_listed_share_kernels(
 
 TEXTS = """
 import sys
-from attnc.compiler.kernels.kernels import Heads, find_kernels
+from attnc.compiler.kernels.attention_kernels import Heads, find_kernels
 from attnc.compiler.kernels.targets import TARGETS
 from plan_calls import from_library
 for name in sys.argv[1:]:

@@ -38,8 +38,8 @@ from attnc.compiler.kernels.targets import TARGETS
 from attnc.runtime.attention import Attention
 from attnc.runtime.gpu.ahead import absent
 from attnc.runtime.gpu.launch import started_by
-from attnc.runtime.gpu.modules import function_of
-from attnc.runtime.gpu.targets import pretending
+from attnc.runtime.gpu.kernel_modules import function_of
+from attnc.runtime.gpu.device_targets import pretending
 
 if sys.argv[1] != "-":
     load_binaries(sys.argv[1])

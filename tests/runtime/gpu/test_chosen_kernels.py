@@ -14,20 +14,20 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnc.compiler import fold
-from attnc.compiler.analysis import exact
+from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.ir import Index
-from attnc.compiler.kernels.chosen.problem import rest_text
 from attnc.compiler.kernels.index_text import NotInKernelsError
-from attnc.compiler.kernels.source import KernelSource
-from attnc.compiler.planning.chosen import Places, find_places
+from attnc.compiler.kernels.kernel_source import KernelSource
+from attnc.compiler.kernels.selected.selected_problem import rest_text
+from attnc.compiler.planning.selected_keys import BlockKeys, find_places
 from attnc.runtime.cpu.autograd import differentiable
-from attnc.runtime.cpu.chosen import Chosen
-from attnc.runtime.gpu import chosen as on_gpu
-from attnc.runtime.gpu import chosen_gate
+from attnc.runtime.cpu.selected_blocks import SelectedBlocks
 from attnc.runtime.gpu import launch as launching
-from attnc.runtime.gpu.chosen import ChosenOnGpu
-from attnc.runtime.gpu.chosen_lists import listed, tables_of
+from attnc.runtime.gpu import selected_gate
+from attnc.runtime.gpu import selected_on_gpu as on_gpu
 from attnc.runtime.gpu.compiling import compile_all
+from attnc.runtime.gpu.selected_lists import listed, tables_of
+from attnc.runtime.gpu.selected_on_gpu import SelectedOnGpu
 
 pytest.importorskip("triton")
 
@@ -63,7 +63,7 @@ class Case:
         """What the choice has."""
         return {"by_batch": self.by != "alike", "by_heads": self.by != "one"}
 
-    def places(self) -> Places:
+    def places(self) -> BlockKeys:
         """Its places: blocks of keys, or every so many keys."""
         item_of = fold.mod(K, fold.const(self.items)) if self.strided else fold.floordiv(K, fold.const(self.size))
         row_of = None if self.rows == 1 else fold.floordiv(Q, fold.const(self.rows))
@@ -108,9 +108,9 @@ class Case:
         found = (scores > 0.2) & (torch.rand(self.batch, heads, rows, 1, generator=draw) > 0.1)
         return found[:, 0] if self.by == "one" else found[0] if self.by == "alike" else found
 
-    def work(self, places: Places | None = None) -> ChosenOnGpu:
+    def work(self, places: BlockKeys | None = None) -> SelectedOnGpu:
         """The kernels' work."""
-        return ChosenOnGpu(places or self.places(), self.scale, most=self.most, name="chosen", **self.given)
+        return SelectedOnGpu(places or self.places(), self.scale, most=self.most, name="chosen", **self.given)
 
 
 def dense(case: Case, q: Tensor, k: Tensor, v: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,7 +120,7 @@ def dense(case: Case, q: Tensor, k: Tensor, v: Tensor, chosen: Tensor) -> tuple[
     keys = torch.arange(case.n_k)
     mask = own[:, :, :, keys % case.items if case.strided else keys // case.size]
     alive = np.ones((case.n_q, case.n_k), dtype=np.bool_)
-    rest = exact.mask_at(case.condition(), np.arange(case.n_q), np.arange(case.n_k), alive, {}, wide=True)
+    rest = exact_evaluation.mask_at(case.condition(), np.arange(case.n_q), np.arange(case.n_k), alive, {}, wide=True)
     mask = mask & torch.from_numpy(np.array(rest))
     group = case.heads // case.kv_heads
     scores = (q @ k.repeat_interleave(group, 1).transpose(2, 3) * case.scale).masked_fill(~mask, -math.inf)
@@ -149,7 +149,7 @@ def check(ours: list[Tensor], theirs: list[Tensor], most: float = 2e-5) -> None:
         torch.testing.assert_close(x.double(), y.double(), atol=most, rtol=most)
 
 
-def by_kernels(case: Case, chosen: Tensor, places: Places | None = None) -> Attend:
+def by_kernels(case: Case, chosen: Tensor, places: BlockKeys | None = None) -> Attend:
     """The call by kernels."""
     return lambda q, k, v: differentiable(q, k, v, case.work(places), [chosen])
 
@@ -165,7 +165,7 @@ def compare(case: Case, seed: int = 0) -> None:
     ours = run(by_kernels(case, chosen, places), tensors)
     check(ours, run(masked(case, chosen), tensors, torch.float64))
     if case.scale > 0:
-        cpu = Chosen(places, case.scale, **case.given)
+        cpu = SelectedBlocks(places, case.scale, **case.given)
         check(ours, run(lambda q, k, v: differentiable(q, k, v, cpu, [chosen]), tensors))
 
 
@@ -381,11 +381,11 @@ def test_lists_hold_every_pair_once() -> None:
 @pytest.mark.xdist_group("compiling")
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
 def test_machine_code(target: str) -> None:
-    likes = {name: chosen_gate.SELECTION[name] for name in ("moba of groups", "clusters")}
-    cases = list(chosen_gate.cases([target], likes=likes))
+    likes = {name: selected_gate.SELECTION[name] for name in ("moba of groups", "clusters")}
+    cases = list(selected_gate.cases([target], likes=likes))
     found = {}
     for i, outcome in compile_all([(case.source, case.target) for case in cases]):
-        reasons = chosen_gate.judge(cases[i], outcome)
+        reasons = selected_gate.judge(cases[i], outcome)
         if reasons:
             found[cases[i].pattern, cases[i].stage, cases[i].head_dim] = reasons
     assert found == {}

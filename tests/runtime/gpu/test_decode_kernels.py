@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attnc import ArgumentError, ArgumentTypeError, SpecError, UnsupportedError, compile_attention
 from attnc.compiler.kernels.targets import TARGETS
-from attnc.runtime.gpu import decoding, planner
+from attnc.runtime.gpu import gpu_decoding, planner
 from attnc.runtime.gpu.device_cache import DeviceCache, read_device_cache
 from cache_calls import Kind, filled, seen_by_last
 from kernel_calls import poisoned, recorded
@@ -41,7 +41,7 @@ CASES: list[tuple[str, Mapping[str, Any], tuple[int, int], bool]] = [
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.manual_seed(0)
     monkeypatch.setattr(planner, "target_of", lambda device: TARGETS["sm_90"])
-    monkeypatch.setattr(decoding, "LEAST_KEYS", 40)  # so that keys are shared out
+    monkeypatch.setattr(gpu_decoding, "LEAST_KEYS", 40)  # so that keys are shared out
     with torch.no_grad():
         yield
 
@@ -105,7 +105,7 @@ def error(x: Tensor, true: Tensor) -> float:
 @pytest.mark.parametrize("splits", [1, 2, 7, 256])
 def test_any_number_of_shares(splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """More shares than keys too: those of nothing count nothing."""
-    monkeypatch.setattr(decoding, "_splits", lambda device, programs, capacity: splits)
+    monkeypatch.setattr(gpu_decoding, "_splits", lambda device, programs, capacity: splits)
     attention = compile_attention("sliding_window", window=40, sinks=4, backend="triton")
     q, k, v = (torch.randn(1, h, 300, 16) for h in (2, 1, 1))
     out = attention.decode(q[:, :, -3:], k, v, kv_len=300)

@@ -9,19 +9,19 @@ from typing import get_args
 
 import pytest
 
+from attnc.compiler.kernels.attention_kernels import AttentionKernels, HeadShape, find_kernels, load_of
 from attnc.compiler.kernels.decode import CacheKind
 from attnc.compiler.kernels.decode_kernels import find_decode
 from attnc.compiler.kernels.forward import emit_forward
-from attnc.compiler.kernels.kernels import Heads, Kernels, find_kernels, load_of
+from attnc.compiler.kernels.kernel_source import KernelSource
 from attnc.compiler.kernels.parts import in_parts
-from attnc.compiler.kernels.scores import Kind
-from attnc.compiler.kernels.source import KernelSource
+from attnc.compiler.kernels.score_formula import Kind
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.kernels.tile_shapes import Load
 from attnc.compiler.last_rows import last_rows
 from attnc.compiler.simulation.gpu_clocks import TileShape
-from attnc.runtime.gpu.compiling import Compiled, Failure, Outcome, compile_all, products_of_loops
-from attnc.runtime.gpu.gate import Case, judge
+from attnc.runtime.gpu.compiling import CompiledBinary, Failure, Outcome, compile_all, products_of_loops
+from attnc.runtime.gpu.kernel_gate import GateCase, judge
 from attnc.runtime.gpu.machine_code import Loop, MachineCode
 from attnc.runtime.gpu.selection import PARAMETERS
 from plan_calls import from_library
@@ -76,25 +76,27 @@ SERVED: Mapping[str, CacheKind] = {
 }
 
 
-def kernels_of(name: str, target: str, head_dim: int, /, *, grouped: bool = False, **values: object) -> Kernels:
-    heads = Heads(head_dim, head_dim, BF16, grouped=grouped)
+def kernels_of(
+    name: str, target: str, head_dim: int, /, *, grouped: bool = False, **values: object
+) -> AttentionKernels:
+    heads = HeadShape(head_dim, head_dim, BF16, grouped=grouped)
     return find_kernels(from_library(name, **values), heads, TARGETS[target])
 
 
-def made() -> Iterator[Case]:
+def made() -> Iterator[GateCase]:
     for name, values, head_dim, target, stages in CASES:
         for stage in stages:
             for source in sources(name, values, head_dim, target, stage):
-                yield Case(name, source, target, head_dim, BF16, grouped=stage == "grouped")
+                yield GateCase(name, source, target, head_dim, BF16, grouped=stage == "grouped")
 
 
 def sources(name: str, values: Mapping[str, object], head_dim: int, target: str, stage: str) -> list[KernelSource]:
     if stage == "sum":
         parts = in_parts(from_library(name, **values))
         alone = replace(parts, nodes=parts.nodes[1:], combine=None)
-        return [find_kernels(alone, Heads(head_dim, head_dim, BF16, grouped=False), TARGETS[target]).forward]
+        return [find_kernels(alone, HeadShape(head_dim, head_dim, BF16, grouped=False), TARGETS[target]).forward]
     if stage in SERVED:
-        heads, kind = Heads(head_dim, head_dim, BF16), SERVED[stage]
+        heads, kind = HeadShape(head_dim, head_dim, BF16), SERVED[stage]
         served = find_decode(last_rows(from_library(name, **values)), heads, TARGETS[target], kind)
         return [served.merge if stage == "merge" else served.decode(16)]
     kernels = kernels_of(name, target, head_dim, grouped=stage == "grouped", **values)
@@ -103,20 +105,20 @@ def sources(name: str, values: Mapping[str, object], head_dim: int, target: str,
     return [getattr(kernels, "dkdv" if stage == "grouped" else stage)]
 
 
-def spilling() -> Case:
+def spilling() -> GateCase:
     problem = kernels_of("causal", "sm_90", 128).problem
-    return Case("causal, too large", emit_forward(problem, TileShape(256, 128, 4, 3)), "sm_90", 128, BF16)
+    return GateCase("causal, too large", emit_forward(problem, TileShape(256, 128, 4, 3)), "sm_90", 128, BF16)
 
 
 @pytest.fixture(scope="module")
-def outcomes() -> dict[int, tuple[Case, Outcome]]:
+def outcomes() -> dict[int, tuple[GateCase, Outcome]]:
     """All kernels, and last the one that is too large, compiled once."""
     cases = [*made(), spilling()]
     return {i: (cases[i], found) for i, found in compile_all([(c.source, c.target) for c in cases], processes=2)}
 
 
 @pytest.mark.slow
-def test_kernels_pass(outcomes: dict[int, tuple[Case, Outcome]]) -> None:
+def test_kernels_pass(outcomes: dict[int, tuple[GateCase, Outcome]]) -> None:
     judged = {i: judge(case, found) for i, (case, found) in sorted(outcomes.items())}
     last = max(judged)
     wrong = {
@@ -153,15 +155,15 @@ def test_every_path_of_the_emitter_is_compiled() -> None:
 
 
 @pytest.mark.slow
-def test_values_one_tile_late_are_multiplied_under_the_softmax(outcomes: dict[int, tuple[Case, Outcome]]) -> None:
+def test_values_one_tile_late_are_multiplied_under_the_softmax(outcomes: dict[int, tuple[GateCase, Outcome]]) -> None:
     case, found = outcomes[0]
     assert (case.pattern, case.stage, case.target, case.head_dim) == ("causal", "forward", "sm_90", 128)
-    assert isinstance(found, Compiled)
+    assert isinstance(found, CompiledBinary)
     assert any(loop.overlapped for loop in found.code.loops)
 
 
 @pytest.mark.slow
-def test_a_kernel_that_is_too_large_fails(outcomes: dict[int, tuple[Case, Outcome]]) -> None:
+def test_a_kernel_that_is_too_large_fails(outcomes: dict[int, tuple[GateCase, Outcome]]) -> None:
     reasons = judge(*outcomes[max(outcomes)])
     assert any(reason.startswith("stack of ") for reason in reasons)
 
@@ -209,22 +211,22 @@ def test_what_a_compiler_raises_is_told() -> None:
 def test_the_interpreter_of_a_test_does_not_reach_children(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "TRITON_INTERPRET", "1")
     ((_, found),) = compile_all([job()])
-    assert isinstance(found, Compiled)
+    assert isinstance(found, CompiledBinary)
 
 
 # --- rules
 
 
-def case_of(stage: str = "forward", target: str = "sm_90") -> Case:
-    return Case("causal", getattr(kernels_of("causal", target, 64), stage), target, 64, BF16)
+def case_of(stage: str = "forward", target: str = "sm_90") -> GateCase:
+    return GateCase("causal", getattr(kernels_of("causal", target, 64), stage), target, 64, BF16)
 
 
 FINE = Loop(instructions=500, products={"HGMMA": 8}, copies=2, waits=2, barriers=3)
 
 
-def compiled(loop: Loop = FINE, shared: int = 1000, columns: int = 0, **code: int) -> Compiled:
+def compiled(loop: Loop = FINE, shared: int = 1000, columns: int = 0, **code: int) -> CompiledBinary:
     of_loop = dict(loop.products)
-    return Compiled(MachineCode(products=of_loop, loops=(loop,), **code), shared, columns, 1.0, products=2)
+    return CompiledBinary(MachineCode(products=of_loop, loops=(loop,), **code), shared, columns, 1.0, products=2)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +252,7 @@ def compiled(loop: Loop = FINE, shared: int = 1000, columns: int = 0, **code: in
             compiled(replace(FINE, products={"HGMMA": 4, "HMMA": 8})),
             ["HMMA in place of HGMMA in the loop of 500 instructions"],
         ),
-        (Compiled(MachineCode(products={"HGMMA": 4}), 0, 0, 1.0), ["no loop with HGMMA instructions"]),
+        (CompiledBinary(MachineCode(products={"HGMMA": 4}), 0, 0, 1.0), ["no loop with HGMMA instructions"]),
         (Failure("the compiler died"), ["the compiler died"]),
     ],
 )
@@ -259,13 +261,13 @@ def test_rules(found: Outcome, reasons: list[str]) -> None:
 
 
 def test_delta_needs_no_products() -> None:
-    assert judge(case_of("delta"), Compiled(MachineCode(), 0, 0, 1.0)) == []
+    assert judge(case_of("delta"), CompiledBinary(MachineCode(), 0, 0, 1.0)) == []
 
 
 def test_products_on_amd() -> None:
     case = case_of(target="gfx942")
-    assert judge(case, Compiled(MachineCode(products={"MFMA": 4}), 0, 0, 1.0)) == []
-    assert judge(case, Compiled(MachineCode(), 0, 0, 1.0)) == ["no MFMA instruction"]
+    assert judge(case, CompiledBinary(MachineCode(products={"MFMA": 4}), 0, 0, 1.0)) == []
+    assert judge(case, CompiledBinary(MachineCode(), 0, 0, 1.0)) == ["no MFMA instruction"]
 
 
 TRITONS = """\

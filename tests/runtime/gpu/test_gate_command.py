@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from attnc.runtime.cli import main
-from attnc.runtime.gpu.compiling import Compiled, Failure, Job, Outcome
+from attnc.runtime.gpu.compiling import CompiledBinary, Failure, Job, Outcome
 from attnc.runtime.gpu.machine_code import Loop, MachineCode
 from command_calls import run_json
 
@@ -20,13 +20,15 @@ def compile_none(jobs: Sequence[Job], processes: int) -> Iterator[tuple[int, Out
     """All kernels are fine but the gradient of q, whose compiler dies."""
     del processes
     for i, (source, _) in enumerate(jobs):
-        fine = Compiled(MachineCode(registers=168, products={"HGMMA": 8}, loops=(LOOP,)), 65536, 0, 1.0, products=2)
+        fine = CompiledBinary(
+            MachineCode(registers=168, products={"HGMMA": 8}, loops=(LOOP,)), 65536, 0, 1.0, products=2
+        )
         yield i, Failure("the compiler died (SIGABRT)") if source.stage == "dq" else fine
 
 
 @pytest.fixture(autouse=True)
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnc.runtime.commands.gate.compile_all", compile_none)
+    monkeypatch.setattr("attnc.runtime.commands.doctor_targets.compile_all", compile_none)
 
 
 def test_a_kernel_that_fails(capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,6 +67,6 @@ def test_bad_usage(arguments: list[str], said: str, capsys: pytest.CaptureFixtur
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("attnc.runtime.commands.gate.find_spec", lambda name: None)
+    monkeypatch.setattr("attnc.runtime.commands.doctor_targets.find_spec", lambda name: None)
     assert main(["doctor", "--targets", "sm_90"]) == 2
     assert "triton is not installed; `pip install 'attnc[gpu]'` installs it" in capsys.readouterr().err

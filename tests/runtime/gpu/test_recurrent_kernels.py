@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 import recurrence_cases
-from attnc.compiler.recurrences.kernels.kernels import emit, stages
-from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.compiler.recurrences.kernels.recurrence_kernels import emit, stages
+from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.gpu.compiling import compile_all
-from attnc.runtime.gpu.recurrent.call import problem_of
-from attnc.runtime.gpu.recurrent.gate import SELECTION, cases, judge
-from attnc.runtime.gpu.recurrent.linear import linear_recurrence
+from attnc.runtime.gpu.recurrent.linear_on_gpu import linear_recurrence
+from attnc.runtime.gpu.recurrent.recurrence_gate import SELECTION, cases, judge
+from attnc.runtime.gpu.recurrent.recurrence_tensors import problem_of
 from attnc.runtime.recurrent.linear import Delta, RankOne
 from kernels_ran import kernels_ran
 from recurrence_cases import CLASSES, REGIMES, Result, Tensors, chunked, draw_case, error, gradients, leaves, truth
@@ -234,9 +234,9 @@ def test_texts_hold_what_their_class_needs() -> None:
 
 
 def recurrence_form(**more: Any) -> Any:
-    from attnc.compiler.recurrences.kernels.problem import Form
+    from attnc.compiler.recurrences.kernels.recurrence_problem import RecurrenceClass
 
-    return Form(**more)
+    return RecurrenceClass(**more)
 
 
 def test_corrections_are_told_apart() -> None:

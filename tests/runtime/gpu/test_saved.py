@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from attnc import compile_attention
-from attnc.compiler.kernels.kernels import Heads
-from attnc.compiler.kernels.source import KernelSource
+from attnc.compiler.kernels.attention_kernels import HeadShape
+from attnc.compiler.kernels.kernel_source import KernelSource
 from attnc.compiler.kernels.targets import TARGETS
-from attnc.runtime.gpu import modules
+from attnc.runtime.gpu import kernel_modules
+from attnc.runtime.gpu.device_targets import pretending
 from attnc.runtime.gpu.launch import started_by
-from attnc.runtime.gpu.targets import pretending
 from attnc.runtime.recent import Recent
 from tensor_memory import bytes_of, measured
 
@@ -76,8 +76,8 @@ def test_the_memory_of_a_call_is_what_its_plan_tells(dk: int, dv: int, dtype: to
         back = measured(lambda: torch.autograd.grad(out, (q, k, v), grad_out))
     planned: Any = attend.plan(300, heads=4, kv_heads=2, head_dim=dk, dtype=dtype, device="cuda")
     if dv != dk:
-        from attnc.runtime.call import check_tensors
-        from attnc.runtime.gpu.memory import memory_on_gpu
+        from attnc.runtime.gpu.gpu_memory import memory_on_gpu
+        from attnc.runtime.tensor_checks import check_tensors
 
         told = memory_on_gpu(check_tensors(q, k, v))
     else:
@@ -92,14 +92,14 @@ def test_the_memory_of_a_call_is_what_its_plan_tells(dk: int, dv: int, dtype: to
 
 def test_kernels_that_are_forgotten_leave_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
     memory: Recent[Any] = Recent(1)
-    monkeypatch.setattr(modules, "_FUNCTIONS", memory)
-    heads = Heads(16, 16, "float32")
+    monkeypatch.setattr(kernel_modules, "_FUNCTIONS", memory)
+    heads = HeadShape(16, 16, "float32")
     kernels = compile_attention("sliding_window", window=19)._planner.gpu.kernels(heads, TARGETS["sm_90"], True)
     sources = [kernels.forward, kernels.dq, kernels.dkdv]
     before = _texts()
     for source in (*sources, *sources):
-        function = modules.function_of(source)
-        assert modules.function_of(source) is function
+        function = kernel_modules.function_of(source)
+        assert kernel_modules.function_of(source) is function
         del function
         gc.collect()
         assert len(_texts() - before) == len(memory._values) == 1

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from attnc import compile_attention
-from attnc.compiler.recurrences.kernels.scan import ScanKind, emit_scan
-from attnc.runtime.gpu.compiling import Compiled, compile_all
-from attnc.runtime.gpu.recurrent import scan as on_gpu
-from attnc.runtime.recurrent.prefixes import Steps, by_kernels, fill
+from attnc.compiler.recurrences.kernels.scan_kernel import ScanKind, emit_scan
+from attnc.runtime.gpu.compiling import CompiledBinary, compile_all
+from attnc.runtime.gpu.recurrent import scan_on_gpu as on_gpu
+from attnc.runtime.recurrent.prefixes import PrefixSteps, by_kernels, fill
 from attnc.runtime.recurrent.scan import linear_scan
 from recurrence_draws import example
 
@@ -43,9 +43,9 @@ def compare(decay: Tensor | None, write: Tensor, emptied: Tensor | None, start: 
     wide = torch.complex128 if write.is_complex() else torch.float64
     ours = torch.empty_like(torch.nn.functional.pad(write, (0, 0) * (write.ndim - 3) + (0, 1)))[:, :, :-1]
     with by_kernels():
-        fill(Steps(ours, decay, write, emptied), start, backwards=backwards)
+        fill(PrefixSteps(ours, decay, write, emptied), start, backwards=backwards)
     theirs = torch.empty(write.shape, dtype=wide)
-    exact = Steps(theirs, None if decay is None else decay.to(wide), write.to(wide), emptied)
+    exact = PrefixSteps(theirs, None if decay is None else decay.to(wide), write.to(wide), emptied)
     fill(exact, start.to(wide), backwards=backwards)
     return float(((ours - theirs).abs() / theirs.abs().amax(2, keepdim=True).clamp(min=1e-30)).max())
 
@@ -124,6 +124,6 @@ def test_machine_code(target: str) -> None:
     ]
     found = {}
     for i, outcome in compile_all([(emit_scan(kind), target) for kind in kinds]):
-        assert isinstance(outcome, Compiled), outcome.reason
+        assert isinstance(outcome, CompiledBinary), outcome.reason
         found[kinds[i].function] = (outcome.code.stack, outcome.code.spilled)
     assert {name: facts for name, facts in found.items() if facts != (0, 0)} == {}

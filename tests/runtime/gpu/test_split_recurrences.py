@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 import recurrence_cases
-from attnc.compiler.recurrences.kernels.problem import Form
-from attnc.compiler.recurrences.segments import even_segments, fitting_segments
-from attnc.runtime.errors import ArgumentError
+from attnc.compiler.recurrences.kernels.recurrence_problem import RecurrenceClass
+from attnc.compiler.recurrences.segment_count import even_segments, fitting_segments
+from attnc.runtime.call_errors import ArgumentError
 from attnc.runtime.gpu.recurrent import split
-from attnc.runtime.gpu.recurrent.call import Call, problem_of
-from attnc.runtime.gpu.recurrent.linear import linear_recurrence
+from attnc.runtime.gpu.recurrent.linear_on_gpu import linear_recurrence
+from attnc.runtime.gpu.recurrent.recurrence_tensors import RecurrenceTensors, problem_of
 from attnc.runtime.recurrent.linear import Delta
 from kernels_ran import kernels_ran
 from recurrence_cases import Tensors, chunked, draw_case, error, gradients, leaves, truth
@@ -173,17 +173,19 @@ def test_no_segment_is_empty() -> None:
 @pytest.mark.parametrize(
     ("form", "segments", "expected"),
     [
-        (Form(gate="rows"), None, 16),
-        (Form(gate="rows"), 1, 1),
-        (Form(correction="delta"), None, 16),
-        (Form(correction="delta"), 3, 3),
-        (Form(correction="old"), None, 16),
+        (RecurrenceClass(gate="rows"), None, 16),
+        (RecurrenceClass(gate="rows"), 1, 1),
+        (RecurrenceClass(correction="delta"), None, 16),
+        (RecurrenceClass(correction="delta"), 3, 3),
+        (RecurrenceClass(correction="old"), None, 16),
     ],
 )
-def test_what_is_split(form: Form, segments: int | None, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_split(
+    form: RecurrenceClass, segments: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(split, "multiprocessors", lambda _: 132)
     q = torch.zeros(1, 4, 64 * 128, 64)
-    call = Call(problem_of(form, q, q, torch.bfloat16, 64), 1, 4, q.shape[2], q.device)
+    call = RecurrenceTensors(problem_of(form, q, q, torch.bfloat16, 64), 1, 4, q.shape[2], q.device)
     split.split(call, "states", segments)
     assert call.segments == expected
 

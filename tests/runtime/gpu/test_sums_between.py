@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attnc import compile_attention
-from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.call_errors import UnsupportedError
 from attnc.runtime.gpu import planner
 from kernel_calls import error, operands, recorded, stages
 

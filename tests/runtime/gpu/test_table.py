@@ -7,9 +7,9 @@ from math import prod
 from pathlib import Path
 
 from attnc.compiler.attentions import alone
-from attnc.compiler.kernels.kernels import Heads, find_kernels
+from attnc.compiler.kernels.attention_kernels import HeadShape, find_kernels
 from attnc.compiler.kernels.targets import TARGETS
-from attnc.runtime.gpu.gate import Case
+from attnc.runtime.gpu.kernel_gate import GateCase
 from attnc.runtime.gpu.selection import PARAMETERS, SELECTION, cases
 from plan_calls import from_library
 
@@ -26,7 +26,7 @@ def test_the_table_has_every_kernel_with_its_tiles_and_all_pass() -> None:
             told[place] = row["tiles"], row["warps"], row["stages"], row["verdict"]
     found = {}
     for case in cases(SELECTION, list(TARGETS), (64, 128), ("bfloat16",)):
-        if isinstance(case, Case):
+        if isinstance(case, GateCase):
             shape = case.source.tiles
             place = case.target, case.head_dim, case.pattern, case.title
             found[place] = f"{shape.q_tile}x{shape.k_tile}", shape.warps, shape.stages, "pass"
@@ -42,7 +42,7 @@ def test_bricks_are_as_large_as_tiles() -> None:
             for width in (64, 128, 256):
                 for grouped in (False, True):
                     node = alone(pattern, pattern.nodes[-1])
-                    kernels = find_kernels(node, Heads(width, width, "bfloat16", grouped=grouped), target)
+                    kernels = find_kernels(node, HeadShape(width, width, "bfloat16", grouped=grouped), target)
                     for stage, bricked in kernels.bricked.items():
                         tiles = kernels.listed(stage, False).tiles
                         sides = prod(bricked.grid.q_brick), prod(bricked.grid.k_brick)

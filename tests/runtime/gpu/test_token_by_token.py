@@ -14,14 +14,14 @@ from attnc import EvaluationError, UnsupportedError, compile_attention
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.recurrences.derived import NoFormError
 from attnc.compiler.recurrences.kernels.stepping import Stepping
-from attnc.compiler.recurrences.kernels.token_by_token import emit_token_by_token
+from attnc.compiler.recurrences.kernels.tape_kernels import emit_token_by_token
 from attnc.runtime import planners
 from attnc.runtime.gpu import launch as launching
-from attnc.runtime.gpu.compiling import Compiled, compile_all
-from attnc.runtime.gpu.recurrent import token_by_token
-from attnc.runtime.gpu.recurrent.sources import recurrent_kernels
-from attnc.runtime.recurrent import call as calls
+from attnc.runtime.gpu.compiling import CompiledBinary, compile_all
+from attnc.runtime.gpu.recurrent import token_loop_on_gpu
+from attnc.runtime.gpu.recurrent.recurrence_texts import recurrent_kernels
 from attnc.runtime.recurrent import derived_recurrence
+from attnc.runtime.recurrent import pattern_recurrence as calls
 from recurrence_draws import example
 
 pytest.importorskip("triton")
@@ -137,7 +137,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append(f"{kernel.function.partition('_token_by_token_')[2]} in {kernel.parts}")
         launch(kernel, *more)
 
-    monkeypatch.setattr(token_by_token, "launch", noted)
+    monkeypatch.setattr(token_loop_on_gpu, "launch", noted)
     return found
 
 
@@ -334,7 +334,7 @@ def test_machine_code(target: str) -> None:
             found = recurrent_kernels(attend._bound, recurrent, TARGETS[target], width, torch.float32, {})
             kernels = list(found.values())
             for i, outcome in compile_all([(kernel, target) for kernel in kernels]):
-                assert isinstance(outcome, Compiled), outcome
+                assert isinstance(outcome, CompiledBinary), outcome
                 if outcome.code.stack or outcome.code.spilled:
                     spills[kernels[i].function, width] = outcome.code.stack, outcome.code.spilled
     assert spills == {}

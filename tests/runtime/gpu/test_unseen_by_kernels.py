@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from attnc import compile_attention
+from attnc.compiler.kernels.attention_kernels import HeadShape, find_kernels
 from attnc.compiler.kernels.decode_kernels import find_decode
-from attnc.compiler.kernels.kernels import Heads, find_kernels
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.kernels.visible_products import RESULT_SUM
 from attnc.compiler.last_rows import last_rows
 from attnc.runtime.attention import Attention
-from attnc.runtime.gpu import executor
-from attnc.runtime.gpu.compiling import Compiled, compile_all
+from attnc.runtime.gpu import gpu_executor
+from attnc.runtime.gpu.compiling import CompiledBinary, compile_all
 from kernel_calls import Launch, recorded
 from plan_calls import from_library
 
@@ -163,7 +163,7 @@ def test_finite_calls_need_no_careful_kernel(monkeypatch: pytest.MonkeyPatch) ->
     for one in careful(launches):
         place = [argument.name for argument in one.source.arguments].index(RESULT_SUM.name)
         assert one.arguments[place].isfinite()  # type: ignore[attr-defined]
-    monkeypatch.setattr(executor, "result_sum", lambda *results: torch.tensor(math.nan))
+    monkeypatch.setattr(gpu_executor, "result_sum", lambda *results: torch.tensor(math.nan))
     forced = computed(attend, vectors, inputs)
     assert all(torch.equal(x, forced[name]) for name, x in found.items())
 
@@ -195,12 +195,12 @@ def test_steps_against_a_cache() -> None:
 @pytest.mark.xdist_group("compiling")
 def test_careful_kernels_compile_for_a_gpu() -> None:
     """For sm_90, through boxes and through pointers: they take no more shared memory than there is."""
-    pattern, heads, target = from_library("document"), Heads(64, 64, "bfloat16", grouped=False), TARGETS["sm_90"]
+    pattern, heads, target = from_library("document"), HeadShape(64, 64, "bfloat16", grouped=False), TARGETS["sm_90"]
     kernels = find_kernels(pattern, heads, target).careful
     step = find_decode(last_rows(pattern), heads, target, "pages").careful(16)
     assert kernels is not None
     assert step is not None
     for _, found in compile_all([(one, "sm_90") for one in (kernels.dq, step)], 2):
-        assert isinstance(found, Compiled)
+        assert isinstance(found, CompiledBinary)
         assert found.shared <= target.shared_kib * 1024
         assert found.code.products

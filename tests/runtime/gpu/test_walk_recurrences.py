@@ -11,11 +11,11 @@ from torch import Tensor
 
 import recurrence_cases
 from attnc.compiler.kernels.targets import TARGETS
-from attnc.compiler.recurrences.kernels.kernels import emit, walk_stages
-from attnc.compiler.recurrences.kernels.problem import Form, Problem
-from attnc.runtime.errors import UnsupportedError
-from attnc.runtime.gpu.recurrent.gate import SELECTION
-from attnc.runtime.gpu.recurrent.linear import linear_recurrence
+from attnc.compiler.recurrences.kernels.recurrence_kernels import emit, walk_stages
+from attnc.compiler.recurrences.kernels.recurrence_problem import RecurrenceClass, RecurrenceProblem
+from attnc.runtime.call_errors import UnsupportedError
+from attnc.runtime.gpu.recurrent.linear_on_gpu import linear_recurrence
+from attnc.runtime.gpu.recurrent.recurrence_gate import SELECTION
 from kernels_ran import kernels_ran
 from recurrence_cases import Result, Tensors, chunked, draw_case, error, leaves, truth
 
@@ -34,8 +34,8 @@ FUSED = ("", "constant", "scalar", "constant before", "scalar before")
 @pytest.fixture
 def in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Walks of fp32 too, which no device runs: so that results can be held to more digits than 16 bits have."""
-    monkeypatch.setattr(Problem, "can_walk", property(lambda problem: problem.form.can_walk))
-    monkeypatch.setattr(Problem, "can_fuse", property(lambda problem: problem.form.can_fuse))
+    monkeypatch.setattr(RecurrenceProblem, "can_walk", property(lambda problem: problem.form.can_walk))
+    monkeypatch.setattr(RecurrenceProblem, "can_fuse", property(lambda problem: problem.form.can_fuse))
 
 
 def by_kernels(
@@ -217,20 +217,20 @@ def test_no_tangent_is_lost() -> None:
             linear_recurrence(dual, first, first)
 
 
-def problem(form: Form, width: int = 64, dtype: str = "bfloat16") -> Problem:
-    return Problem(form, width, width, dtype, 64, TARGETS["sm_90"])
+def problem(form: RecurrenceClass, width: int = 64, dtype: str = "bfloat16") -> RecurrenceProblem:
+    return RecurrenceProblem(form, width, width, dtype, 64, TARGETS["sm_90"])
 
 
 def test_which_problems_walk() -> None:
-    assert walk_stages(problem(Form())) == ("walk", "fused")
-    assert walk_stages(problem(Form(gate="scalar"))) == ("walk", "weights", "fused")
-    assert walk_stages(problem(Form(resets=True), 128)) == ("walk", "weights", "fused")
-    assert walk_stages(problem(Form(gate="scalar"), 256)) == ("walk",)
-    assert walk_stages(problem(Form(gate="scalar", before=True, bonus=True))) == ("walk",)
-    assert walk_stages(problem(Form(gate="scalar", micro=2))) == ("walk",)
-    assert walk_stages(problem(Form(gate="rows", columns=True))) == ()
-    assert walk_stages(problem(Form(), dtype="float32")) == ()
-    assert walk_stages(problem(Form(), 257)) == ()
+    assert walk_stages(problem(RecurrenceClass())) == ("walk", "fused")
+    assert walk_stages(problem(RecurrenceClass(gate="scalar"))) == ("walk", "weights", "fused")
+    assert walk_stages(problem(RecurrenceClass(resets=True), 128)) == ("walk", "weights", "fused")
+    assert walk_stages(problem(RecurrenceClass(gate="scalar"), 256)) == ("walk",)
+    assert walk_stages(problem(RecurrenceClass(gate="scalar", before=True, bonus=True))) == ("walk",)
+    assert walk_stages(problem(RecurrenceClass(gate="scalar", micro=2))) == ("walk",)
+    assert walk_stages(problem(RecurrenceClass(gate="rows", columns=True))) == ()
+    assert walk_stages(problem(RecurrenceClass(), dtype="float32")) == ()
+    assert walk_stages(problem(RecurrenceClass(), 257)) == ()
 
 
 def test_texts_store_no_states_in_loops() -> None:

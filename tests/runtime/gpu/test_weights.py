@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from attnc import compile_attention
-from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.call_errors import UnsupportedError
 from kernel_calls import check, operands, recorded, stages
 
 BACKWARD = {"dq", "dkdv"}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attnc import Attention, UnsupportedError, compile_attention
 from attnc.compiler.recurrences.derived import Coupled
-from attnc.runtime.recurrent import coupled_chunks, layout
+from attnc.runtime.recurrent import chunk_layout, coupled_chunks
 from attnc.runtime.recurrent.pair_weights import weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -141,7 +141,7 @@ def test_lengths(name: str, tokens: int) -> None:
 def test_one_stretch_after_the_other(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     call = Call(150)
     ours, theirs = both(text(name))
-    monkeypatch.setattr(layout, "STRETCH", 1)
+    monkeypatch.setattr(chunk_layout, "STRETCH", 1)
     assert_close(call.results(ours, state=False), call.results(theirs, state=False))
 
 
@@ -267,7 +267,7 @@ def test_what_only_the_first_of_a_chunk_reads_takes_no_triangle(monkeypatch: pyt
     solved = []
     kept = coupled_chunks.reach_of
 
-    def reach_of(*given: Any) -> coupled_chunks.Reach:
+    def reach_of(*given: Any) -> coupled_chunks.CoupledReach:
         solved.append(kept(*given).solved)
         return kept(*given)
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import pytest
 import torch
 
-from attnc.runtime.errors import UnsupportedError
-from attnc.runtime.recurrent import layout
+from attnc.runtime.call_errors import UnsupportedError
+from attnc.runtime.recurrent import chunk_layout
 from recurrence_cases import CLASSES, GATED, REGIMES, chunked, draw_case, error, gradients, leaves, truth
 
 
@@ -35,7 +35,7 @@ def test_every_regime(name: str, regime: str) -> None:
 @pytest.mark.parametrize("micro", [2, 3])
 @pytest.mark.parametrize("name", ["constant", "rows columns", "scalar delta", "rows old", "rows comba"])
 def test_micro_steps_resets_and_stretches(name: str, micro: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "STRETCH", 1)
+    monkeypatch.setattr(chunk_layout, "STRETCH", 1)
     case = draw_case(name, tokens=70, micro=micro)
     resets = torch.zeros(2, 70, dtype=torch.bool)
     resets[0, [5, 32]], resets[1, 41] = True, True

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
-from attnc.runtime.recurrent import layout
+from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.runtime.recurrent import chunk_layout
 from attnc.runtime.recurrent.linear import Delta, RankOne, linear_recurrence
 from attnc.runtime.recurrent.triangle import inverse
 from recurrence_cases import CLASSES, GATED, REGIMES, Tensors, chunked, draw_case, error, truth
@@ -68,7 +68,7 @@ def test_one_stretch_after_the_other(name: str, monkeypatch: pytest.MonkeyPatch)
     """A stretch of one chunk gives what all chunks at once give."""
     case = draw_case(name, "mixed", tokens=150)
     expected = chunked(name, case, chunk=32)
-    monkeypatch.setattr(layout, "STRETCH", 1)
+    monkeypatch.setattr(chunk_layout, "STRETCH", 1)
     assert_close(chunked(name, case, chunk=32), expected, TIGHT)
 
 
@@ -79,7 +79,7 @@ def test_a_stretch_of_as_many_rows_as_there_are_tokens(name: str, micro: int, mo
     case = draw_case(name, tokens=64, micro=micro)
     batch, heads = case["q"].shape[:2]
     expected = truth(name, case, None, micro)
-    monkeypatch.setattr(layout, "STRETCH", batch * heads * 64)
+    monkeypatch.setattr(chunk_layout, "STRETCH", batch * heads * 64)
     assert_close(chunked(name, case, None, micro, chunk=16), expected, TIGHT)
 
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
-from attnc.runtime.recurrent import prefixes, stretches
+from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.runtime.recurrent import prefixes, stretch_scan
 from attnc.runtime.recurrent.monoids import running_log_sum, running_max
 from attnc.runtime.recurrent.scan import linear_scan, scan_stretches
-from attnc.runtime.recurrent.stretches import States
+from attnc.runtime.recurrent.stretch_scan import StretchStates
 from recurrence_cases import error
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -151,8 +151,8 @@ def test_stretches(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 11 tokens, with a rest; cut where a reset is and where none is."""
     case, resets = draw_case(135, kind), draw_resets(135)
     resets[:, 22] = True
-    monkeypatch.setattr(stretches, "OF_VECTORS", 1)
-    monkeypatch.setattr(stretches, "STRETCH", 11 * case[2].numel() * case[2].element_size())
+    monkeypatch.setattr(stretch_scan, "OF_VECTORS", 1)
+    monkeypatch.setattr(stretch_scan, "STRETCH", 11 * case[2].numel() * case[2].element_size())
     assert_scans(case, resets)
     assert_scans(case)
 
@@ -291,11 +291,11 @@ def make(q: Tensor, k: Tensor, v: Tensor, dt: Tensor, rate: Tensor) -> Pair:
     return torch.exp(dt[..., None, :] * rate), k[..., :, None] * (dt * v)[..., None, :]
 
 
-def read_after(states: States, q: Tensor, *_: Tensor) -> list[Tensor]:
+def read_after(states: StretchStates, q: Tensor, *_: Tensor) -> list[Tensor]:
     return [(q[..., None, :] @ states.after).squeeze(-2)]
 
 
-def read_both(states: States, q: Tensor, k: Tensor, v: Tensor, dt: Tensor, rate: Tensor) -> list[Tensor]:
+def read_both(states: StretchStates, q: Tensor, k: Tensor, v: Tensor, dt: Tensor, rate: Tensor) -> list[Tensor]:
     """What tokens read before their step with a bonus; squares after it; and what depends on no state."""
     before = (q[..., None, :] @ states.before).squeeze(-2) + (q * k).sum(-1, keepdim=True) * v
     return [before, (states.after.square() * rate).sum((-1, -2)), dt.exp()]
@@ -307,7 +307,7 @@ READS: dict[str, Callable[..., list[Tensor]]] = {"after": read_after, "both": re
 def selective_truth(read: Callable[..., list[Tensor]], case: Sequence[Tensor], resets: Tensor | None) -> list[Tensor]:
     *tensors, state = case
     before, after, final = truth(*make(*tensors), state, resets)
-    states = States(after, state, None)
+    states = StretchStates(after, state, None)
     states.taken = before
     return [*(x.expand(2, 3, *x.shape[2:]) for x in read(states, *tensors)), final]
 
@@ -391,7 +391,7 @@ def test_memory_is_of_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
                 largest = max(largest, x.numel() if isinstance(x, Tensor) else 0)
             return found
 
-    monkeypatch.setattr(stretches, "STRETCH", 1)
+    monkeypatch.setattr(stretch_scan, "STRETCH", 1)
     with Sizes():  # type: ignore[no-untyped-call]
         (out,), _ = scan_stretches(make, read_after, case[:4], case[4:5], tokens=4096, state=case[5])
         torch.autograd.grad(out.sum(), case)
@@ -477,10 +477,10 @@ def running_truth(name: str, x: Tensor, state: Tensor, resets: Tensor | None) ->
 
 @pytest.mark.usefixtures("_both_ways")
 @pytest.mark.parametrize("name", RUNNING)
-@pytest.mark.parametrize("stretch", [1, stretches.STRETCH])
+@pytest.mark.parametrize("stretch", [1, stretch_scan.STRETCH])
 @pytest.mark.parametrize("tokens", LENGTHS)
 def test_running(name: str, stretch: int, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stretches, "STRETCH", stretch)
+    monkeypatch.setattr(stretch_scan, "STRETCH", stretch)
     draw = torch.Generator().manual_seed(tokens)
     case = [torch.randn(2, 3, tokens, 5, generator=draw).double() * 4, torch.randn(2, 3, 5, generator=draw).double()]
     for resets in (None, draw_resets(tokens)):

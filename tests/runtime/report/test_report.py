@@ -19,9 +19,9 @@ from attnc.compiler.simulation.simulation import Rung, Simulation
 from attnc.runtime.pictures.draw import make_drawing
 from attnc.runtime.pictures.drawing import Drawing
 from attnc.runtime.report.page import report_html, write_report
-from attnc.runtime.report.point import Point
+from attnc.runtime.report.point import ReportPoint
 from attnc.runtime.report.table import simulation_json
-from attnc.runtime.report.tile_map import tile_rows
+from attnc.runtime.report.tile_section import tile_rows
 from attnc.spec.program import Value
 from pages import Element, read_page, table_of
 
@@ -41,8 +41,8 @@ def drawing_of(n: int = 256, window: int = 32) -> Drawing:
 
 
 @cache
-def points_of() -> tuple[Point, ...]:
-    return tuple(Point(n, w, simulation_of(n, w), drawing_of(n, w)) for n in LENGTHS for w in WINDOWS)
+def points_of() -> tuple[ReportPoint, ...]:
+    return tuple(ReportPoint(n, w, simulation_of(n, w), drawing_of(n, w)) for n in LENGTHS for w in WINDOWS)
 
 
 @cache
@@ -65,7 +65,7 @@ def page() -> Element:
     return read_page(page_text())
 
 
-def read(simulation: Simulation, drawing: Drawing | None = None, points: Sequence[Point] = ()) -> Element:
+def read(simulation: Simulation, drawing: Drawing | None = None, points: Sequence[ReportPoint] = ()) -> Element:
     return read_page(report_html(simulation, drawing, points=points, parameter="window"))
 
 
@@ -193,7 +193,7 @@ def test_without_points_there_are_no_sliders() -> None:
 
 
 def test_points_over_lengths_alone_have_one_slider() -> None:
-    points = [Point(n, None, simulation_of(n)) for n in LENGTHS]
+    points = [ReportPoint(n, None, simulation_of(n)) for n in LENGTHS]
     found = read_page(report_html(simulation_of(), None, points=points))
     assert [label.text for label in found.all("label")] == ["length"]
     assert "sweep-chart" in charts(found)
@@ -234,7 +234,7 @@ def test_a_sweep_over_a_parameter() -> None:
     assert found.id("sweep-chart").children[0].text == "Speedup against window"
     assert found.id("sweep-predicted").attributes["d"].count("L") == 2
     html = report_html(
-        simulation_of(), None, sweep, [Point(n, None, simulation_of(n)) for n in LENGTHS], swept="window"
+        simulation_of(), None, sweep, [ReportPoint(n, None, simulation_of(n)) for n in LENGTHS], swept="window"
     )
     assert read_page(html).id("sweep-marker").attributes["visibility"] == "hidden"
 
@@ -283,7 +283,7 @@ def test_an_unknown_machine_has_no_roofline_unless_it_is_given() -> None:
 
 def test_pairs_that_were_not_counted() -> None:
     one = replace(simulation_of(), visible=None, flop=0)
-    found = read(one, None, [Point(512, 32, replace(simulation_of(512), visible=None, flop=0))])
+    found = read(one, None, [ReportPoint(512, 32, replace(simulation_of(512), visible=None, flop=0))])
     assert found.id("roofline-point").attributes["visibility"] == "hidden"
     assert "its visible pairs were not counted" in found.id("roofline").text
     assert "not counted" in found.all("dl")[0].text
@@ -293,7 +293,7 @@ def test_pairs_that_were_not_counted() -> None:
 def test_infinite_speedups_are_null_and_bars_are_whole() -> None:
     nothing = tuple(Rung(rung.name, inf, "nothing to do") for rung in simulation_of().rungs)
     one = replace(simulation_of(), rungs=nothing, visible=0, flop=0, predicted_ms=0.0, loads=(0.0, 0.0))
-    found = read(one, None, [Point(n, 32, replace(one, shape=simulation_of(n).shape)) for n in LENGTHS])
+    found = read(one, None, [ReportPoint(n, 32, replace(one, shape=simulation_of(n).shape)) for n in LENGTHS])
     assert [rung["speedup"] for rung in table_of(found)["points"][0]["simulation"]["rungs"]] == [None] * 4
     assert len({found.id(f"ladder-{rung.name}").attributes["width"] for rung in nothing}) == 1
     assert found.id("sweep-element").attributes["d"] == ""
@@ -301,7 +301,7 @@ def test_infinite_speedups_are_null_and_bars_are_whole() -> None:
 
 
 def test_points_without_a_drawing_hide_the_key_of_the_map() -> None:
-    points = [Point(256, 32, simulation_of(), drawing_of()), Point(512, 32, simulation_of(512))]
+    points = [ReportPoint(256, 32, simulation_of(), drawing_of()), ReportPoint(512, 32, simulation_of(512))]
     found = read(simulation_of(512), None, points)
     assert found.id("map-key").attributes["visibility"] == "hidden"
     assert "no picture at this size" in found.id("tiles-chart").text
@@ -320,7 +320,7 @@ def test_a_call_that_decodes_has_no_loads() -> None:
 
 def test_values_below_one_stand_on_no_logarithmic_axis() -> None:
     attend = [compile_attention("sliding_window", window=32, sinks=sinks) for sinks in (0, 1, 2)]
-    points = [Point(256, sinks, one.simulate(256)) for sinks, one in enumerate(attend)]
+    points = [ReportPoint(256, sinks, one.simulate(256)) for sinks, one in enumerate(attend)]
     html = report_html(points[0].simulation, None, points=points, parameter="sinks", swept="sinks")
     found = read_page(html)
     assert table_of(found)["values"] == [0, 1, 2]
@@ -352,7 +352,7 @@ def test_nothing_that_is_shown_becomes_markup() -> None:
         hostile,
         drawing,
         [hostile, replace(hostile, shape=simulation_of(512).shape)],
-        [Point(256, 64, hostile, drawing)],
+        [ReportPoint(256, 64, hostile, drawing)],
         [hostile],
         HOSTILE,
         break_even_text=HOSTILE,

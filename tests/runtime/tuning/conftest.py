@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from attnc.runtime.tuning import timer
-from attnc.runtime.tuning import tune as tuning
+from attnc.runtime.tuning import tuner as tuning
 from attnc.runtime.tuning.records import MODEL
 from attnc.runtime.tuning.timer import Clock
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 import attnc.compiler
 from attnc import compile_attention
-from attnc.runtime.call import Sizes
-from attnc.runtime.tuning import keys
-from attnc.runtime.tuning.keys import CompiledPattern, Key, bucket_of, emitter
+from attnc.runtime.tensor_checks import TensorSizes
+from attnc.runtime.tuning import choice_keys
+from attnc.runtime.tuning.choice_keys import CompiledPattern, Key, bucket_of, emitter
 from attnc.runtime.tuning.tuned import Tuned, target_name
 
-SIZES = Sizes(4096, 4096, 2, 8, 8, 64, 64, "float32")
+SIZES = TensorSizes(4096, 4096, 2, 8, 8, 64, 64, "float32")
 
 
 def tuned_of(*args: Any, **options: Any) -> Tuned:
@@ -27,7 +27,7 @@ def tuned_of(*args: Any, **options: Any) -> Tuned:
     return found
 
 
-def key_of(sizes: Sizes = SIZES, spec: str = "sliding_window", **options: Any) -> Key:
+def key_of(sizes: TensorSizes = SIZES, spec: str = "sliding_window", **options: Any) -> Key:
     return tuned_of(spec, **options).key(sizes, "cpu")
 
 
@@ -52,12 +52,12 @@ def test_what_is_fixed_when_compiled_is_in_the_key(monkeypatch: pytest.MonkeyPat
         patched.setattr(torch, "get_num_threads", lambda: 77)
         found["threads"] = own.key(SIZES, "cpu")
     with monkeypatch.context() as patched:
-        patched.setattr(keys, "emitter", lambda: "another")
+        patched.setattr(choice_keys, "emitter", lambda: "another")
         found["emitter"] = own.key(SIZES, "cpu")
     for package in ("torch", "triton"):
         with monkeypatch.context() as patched:
             versions = {"torch": "2.0", "triton": "3.0", package: "0.0"}
-            patched.setattr(keys, "installed", versions.get)
+            patched.setattr(choice_keys, "installed", versions.get)
             found[package] = own.key(SIZES, "cpu")
     digests = {key.digest for key in found.values()}
     assert len(digests) == len(found), "two of them are the same"
@@ -155,12 +155,12 @@ def test_differences_are_named() -> None:
 def test_the_emitter_is_known_by_its_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     first = emitter()
     assert emitter() == first
-    texts = list(keys._texts(Path(attnc.compiler.__file__).parent))
+    texts = list(choice_keys._texts(Path(attnc.compiler.__file__).parent))
     assert len(texts) > 100
     assert any(name.endswith(".json") for name, _ in texts)
     emitter.cache_clear()
     changed = [(name, data + b"#" * (name == "fold.py")) for name, data in texts]
-    monkeypatch.setattr(keys, "_texts", lambda folder: changed)
+    monkeypatch.setattr(choice_keys, "_texts", lambda folder: changed)
     try:
         assert emitter() != first
     finally:

@@ -9,7 +9,7 @@ import warnings
 import torch
 
 from attnc import AttncError, compile_attention
-from attnc.compiler.lowering.tables import _table
+from attnc.compiler.lowering.float_tables import _table
 from hunting.calls import Mismatch
 from hunting.relations import condition
 from hunting.scene import Draft, Scene, Term

@@ -1,0 +1,220 @@
+"""Conditions on blocks, decided exactly for many at once.
+
+Interval analysis goes first. What it leaves open falls into classes that hold the same relation, of which one member
+each is decided: `and`, `or`, `not`, `if` and short `any` and `all` part by part, the rest by evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnc.compiler.analysis import exact_evaluation
+from attnc.compiler.analysis.aggregates import TooManyStepsError, spend
+from attnc.compiler.analysis.exact_evaluation import PointBatch
+from attnc.compiler.analysis.hashing import Hash, combine, mix
+from attnc.compiler.analysis.intervals import FALSE, TRUE, UNKNOWN, Ranges, analyse_variables
+from attnc.compiler.ir import Bool, Compare, Const, ExactSelect, Index, Linear, Not, Reduce, is_truth
+from attnc.compiler.rewrite import walk
+from attnc.spec.errors import EvaluationError
+from attnc.spec.source import Span
+
+Bools = NDArray[np.bool_]
+Int64 = NDArray[np.int64]
+Origins = Mapping[Index, Span]
+
+MOST_BLOCKS = 64
+"""A box that touches more blocks than this is not decided block by block."""
+
+MOST_LANES = 1 << 18
+"""Lanes that one aggregate may be spread over at a time."""
+
+MOST_KNOWN = 1 << 16
+"""Classes of one relation that are remembered: a hundred bytes each."""
+
+_KNOWN: WeakKeyDictionary[Index, dict[int, bool]] = WeakKeyDictionary()
+"""What was decided by class: boxes come in portions that share classes. Forgotten with the relation, and when full."""
+
+
+def refine(keep: Index, ranges: Ranges, found: NDArray[np.int8]) -> tuple[NDArray[np.int8], Hash]:
+    """States and class keys of boxes given by ranges of units: open ones that touch few blocks are decided exactly."""
+    shape = np.broadcast_shapes(found.shape, *(low.shape for low, _ in ranges.values()))
+    sizes = [np.broadcast_to(high - low + 1, shape) for low, high in ranges.values()]
+    state, key = np.broadcast_to(found, shape).copy(), np.zeros(shape, dtype=np.uint64)
+    blocks = _product(sizes)
+    few = (state == UNKNOWN) & (blocks <= MOST_BLOCKS)
+    if few.any():
+        _decide_boxes(keep, ranges, sizes, np.flatnonzero(few), state, key)
+    if (key[state == UNKNOWN] == 0).any():
+        key = np.where(key == 0, analyse_variables(ranges).truth(keep).key, key)
+    return state, key
+
+
+def _decide_boxes(
+    keep: Index, ranges: Ranges, sizes: list[Int64], box: Int64, state: NDArray[np.int8], key: Hash
+) -> None:
+    """Fill in states and keys of some boxes, block by block; where a block has a fault they stay as they are."""
+    count = _product(sizes)[box]
+    starts = np.cumsum(count) - count
+    of_box = np.repeat(box, count)
+    within = np.arange(len(of_box)) - np.repeat(starts, count)
+    known = _KNOWN.setdefault(keep, {})
+    if len(known) > MOST_KNOWN:
+        _KNOWN[keep] = known = {}  # and not cleared: another thread may be reading it
+    try:
+        values = decide(keep, _lanes(ranges, sizes, of_box, within), {}, known)
+    except EvaluationError:
+        return
+    kept = np.add.reduceat(values.astype(np.int64), starts)
+    state[box] = np.where(kept == count, TRUE, np.where(kept == 0, FALSE, UNKNOWN))
+    drawn = np.add.reduceat(np.where(values, mix(within), np.uint64(0)), starts)
+    key[box] = combine(drawn, *(mix(size[box].astype(np.int64)) for size in sizes)) | np.uint64(1)
+
+
+def _product(sizes: list[Int64]) -> Int64:
+    """The number of blocks, cut off above `MOST_BLOCKS` so that no product overflows."""
+    total = np.ones_like(sizes[0])
+    for size in sizes:
+        total = np.minimum(total, MOST_BLOCKS + 1) * np.minimum(size, MOST_BLOCKS + 1)
+    return total
+
+
+def _lanes(ranges: Ranges, sizes: list[Int64], of_box: Int64, within: Int64) -> PointBatch:
+    """A lane for each block of each box."""
+    variables = {}
+    for (variable, (low, _)), size in zip(ranges.items(), sizes, strict=True):
+        variables[variable] = np.broadcast_to(low, size.shape)[of_box] + within % size[of_box]
+        within = within // size[of_box]
+    nowhere = np.zeros(len(of_box), dtype=np.int64)
+    return PointBatch(variables, nowhere, nowhere)
+
+
+def decide(node: Index, lanes: PointBatch, origins: Origins, known: dict[int, bool] | None = None) -> Bools:
+    """The value of a condition in every lane. Raises EvaluationError on a fault.
+
+    `known` holds what was decided before, by class, and takes in what is decided now.
+    """
+    if not len(lanes):
+        return np.zeros(0, dtype=np.bool_)
+    analysis = analyse_variables({variable: (value, value) for variable, value in lanes.variables.items()})
+    found = analysis.truth(node)
+    state = np.broadcast_to(found.state, len(lanes))
+    result = np.asarray(state == TRUE)
+    (open_,) = np.nonzero(state == UNKNOWN)
+    if len(open_):
+        keys = np.broadcast_to(found.key, len(lanes))[open_]
+        distinct, first, number = np.unique(keys, return_index=True, return_inverse=True)
+        values = _remembered(distinct.tolist(), known)
+        (new,) = np.nonzero(values < 0)
+        if len(new):
+            values[new] = _resolved(node, lanes.take(open_[first[new]]), origins, analysis.saturated)
+        if known is not None:
+            known.update(zip(distinct[new].tolist(), values[new].astype(bool).tolist(), strict=True))
+        result[open_] = values[number] > 0
+    return result
+
+
+def _remembered(keys: list[int], known: dict[int, bool] | None) -> NDArray[np.int8]:
+    """What is known of each class: 1, 0, or -1 for nothing."""
+    return np.array([-1 if known is None else known.get(key, -1) for key in keys], dtype=np.int8)
+
+
+def _resolved(node: Index, lanes: PointBatch, origins: Origins, wide: bool) -> Bools:
+    """The value in lanes that are unlike each other."""
+    match node:
+        case Bool():
+            return _junction(node, lanes, origins)
+        case Not():
+            return ~decide(node.operand, lanes, origins)
+        case ExactSelect():
+            condition = decide(node.condition, lanes, origins)
+            result = np.zeros(len(lanes), dtype=np.bool_)
+            result[condition] = decide(node.then, lanes.take(condition), origins)
+            result[~condition] = decide(node.otherwise, lanes.take(~condition), origins)
+            return result
+        case Compare() if not wide:
+            value = _number(node.value, lanes, origins)
+            return value >= 0 if node.op == "ge" else value == 0
+        case Reduce():
+            return _spread(node, lanes, origins, wide) > 0
+        case _:
+            return np.asarray(exact_evaluation.values(node, lanes, origins, wide=wide), dtype=np.bool_)
+
+
+def _junction(node: Bool, lanes: PointBatch, origins: Origins) -> Bools:
+    conjunction = node.op == "and"
+    result = np.full(len(lanes), conjunction)
+    for operand in node.operands:
+        (open_,) = np.nonzero(result == conjunction)
+        result[open_] = decide(operand, lanes.take(open_), origins)
+    return result
+
+
+def _number(node: Index, lanes: PointBatch, origins: Origins) -> Int64:
+    """The value of an integer in lanes where no step of it passes 64 bits."""
+    match node:
+        case Linear():
+            total = np.full(len(lanes), node.constant, dtype=np.int64)
+            for term, coefficient in node.terms:
+                total += coefficient * _number(term, lanes, origins)
+            return total
+        case Reduce(op="sum"):
+            return _spread(node, lanes, origins, wide=False)
+        case _:
+            return np.asarray(exact_evaluation.values(node, lanes, origins, wide=False))
+
+
+def _spread(node: Reduce, lanes: PointBatch, origins: Origins, wide: bool) -> Int64:
+    """An aggregate of aggregates with a lane for each value of its variable; any other is evaluated as it stands.
+
+    So is one of which some value is a fault: that counts only if evaluation, which stops where the answer is known,
+    meets it.
+    """
+    if wide or not _spreads(node):
+        return np.asarray(exact_evaluation.values(node, lanes, origins, wide=wide))
+    low, high = (_number(end, lanes, origins) for end in (node.low, node.high))
+    count = np.maximum(high - low, 0)
+    if count.sum() > MOST_LANES and len(lanes) > 1:
+        half = len(lanes) // 2
+        parts = (lanes.take(slice(None, half)), lanes.take(slice(half, None)))
+        return np.concatenate([_spread(node, part, origins, wide) for part in parts])
+    try:
+        return _collected(node, lanes, low, count, origins)
+    except TooManyStepsError:
+        raise
+    except EvaluationError:
+        return np.asarray(exact_evaluation.values(node, lanes, origins, wide=wide))
+
+
+def _spreads(node: Reduce) -> bool:
+    """Whether an aggregate is of conditions, or of constants by a condition, which aggregate in turn."""
+    return (is_truth(node) or _counts(node) is not None) and any(isinstance(n, Reduce) for n in walk(node.body))
+
+
+def _counts(node: Reduce) -> tuple[Index, int, int] | None:
+    """The condition of a sum of `yes if condition else no`, and the two numbers."""
+    match node:
+        case Reduce(op="sum", body=ExactSelect(condition=condition, then=Const(value=yes), otherwise=Const(value=no))):
+            return condition, yes, no
+        case _:
+            return None
+
+
+def _collected(node: Reduce, lanes: PointBatch, low: Int64, count: Int64, origins: Origins) -> Int64:
+    spend(node, 1, int(count.sum()), origins, wide=False)
+    lane = np.repeat(np.arange(len(lanes)), count)
+    i = np.arange(len(lane)) - np.repeat(np.cumsum(count) - count, count) + low[lane]
+    inner = lanes.take(lane, {node.var: i})
+    (inside,) = np.nonzero(decide(node.condition, inner, origins))
+    lane, inner = lane[inside], inner.take(inside)
+    counts = _counts(node)
+    if counts is None:
+        values = decide(node.body, inner, origins) == (node.op == "any")
+        met = np.bincount(lane[values], minlength=len(lanes)) > 0
+        return np.asarray(met if node.op == "any" else ~met, dtype=np.int64)
+    condition, yes, no = counts
+    chosen = np.bincount(lane[decide(condition, inner, origins)], minlength=len(lanes))
+    return chosen * yes + (np.bincount(lane, minlength=len(lanes)) - chosen) * no

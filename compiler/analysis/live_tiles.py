@@ -1,0 +1,132 @@
+"""Live tiles of a relation, found by descending a quadtree with interval analysis: only what is live is touched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnc.compiler.analysis.grid import TileGrid
+from attnc.compiler.analysis.hashing import Hash, combine
+from attnc.compiler.analysis.intervals import FALSE, TRUE
+from attnc.compiler.analysis.tilewise import Squares, Tilewise
+from attnc.compiler.ir import Index
+
+Int64 = NDArray[np.int64]
+
+_Stretches = tuple[Int64, Int64, Int64, Hash]
+"""Row, first column, number of columns and class."""
+
+__all__ = ["LiveTiles", "TileGrid", "TooManyTilesError", "find_live_tiles"]
+
+
+class TooManyTilesError(Exception):
+    """The relation has more undecided tiles than the budget: tiles of this size do not describe it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveTiles:
+    """Stretches of live tiles, sorted by row and column: `row`, first column, number of columns, and class.
+
+    Class 0 is full; any other is partial, one tile long, and equal classes hold equal masks. An entry stands for
+    `repeat` rows, in each of which it is one tile lower and `slope` tiles further right: 0 or 1.
+    """
+
+    grid: TileGrid
+    row: Int64
+    column: Int64
+    count: Int64
+    kind: Hash
+    repeat: Int64
+    slope: Int64
+
+    @property
+    def full(self) -> int:
+        """Number of tiles that analysis found full."""
+        return int((self.count * self.repeat)[self.kind == 0].sum())
+
+    @property
+    def partial(self) -> int:
+        """Number of tiles that analysis left undecided."""
+        return int(self.repeat[self.kind != 0].sum())
+
+    def take(self, which: Int64) -> LiveTiles:
+        """Some of the entries, by number."""
+        row, column, count = (x[which] for x in (self.row, self.column, self.count))
+        return LiveTiles(self.grid, row, column, count, self.kind[which], self.repeat[which], self.slope[which])
+
+
+def find_live_tiles(relation: Index, grid: TileGrid, budget: int = 1 << 21) -> LiveTiles:
+    """The live tiles of a specialised relation.
+
+    Raises TooManyTilesError when the quarters of the undecided boxes of one level are more than `budget`.
+    """
+    tilewise = Tilewise(relation, grid)
+    steps, first = (2, FIRST) if tilewise.is_simple else (1, 1)
+    size = 1 << max(0, (max(grid.rows, grid.columns, 1) - 1).bit_length() - first.bit_length() + 1)
+    rows, columns = (x.ravel() for x in np.indices((first, first)))
+    squares = _inside(Squares(grid, size, rows, columns))
+    found: list[_Stretches] = []
+    while len(squares):
+        state = tilewise.states(squares)
+        found.extend(_full(squares.where(state == TRUE)))
+        squares = squares.where((state != TRUE) & (state != FALSE))
+        if not len(squares):
+            break
+        if squares.size == 1:
+            found.append(_partial(tilewise, squares))
+            break
+        if len(squares) * 4 > budget:
+            raise TooManyTilesError
+        for _ in range(min(steps, squares.size.bit_length() - 1)):
+            squares = _halves(squares)
+    return _sorted(grid, found)
+
+
+def _inside(squares: Squares) -> Squares:
+    """Those that are not wholly outside the matrix."""
+    grid, size = squares.grid, squares.size
+    return squares.where((squares.rows * size < grid.rows) & (squares.columns * size < grid.columns))
+
+
+def _partial(tilewise: Tilewise, squares: Squares) -> _Stretches:
+    kind = combine(tilewise.keys(squares), squares.extents()) | np.uint64(1)
+    return squares.rows, squares.columns, np.ones(len(squares), dtype=np.int64), kind
+
+
+def _full(squares: Squares) -> list[_Stretches]:
+    """A full box as one stretch a tile row."""
+    grid, size, rows, columns = squares.grid, squares.size, squares.rows, squares.columns
+    if not len(rows):
+        return []
+    heights = np.minimum((rows + 1) * size, grid.rows) - rows * size
+    widths = np.minimum((columns + 1) * size, grid.columns) - columns * size
+    within = np.arange(heights.sum()) - np.repeat(np.cumsum(heights) - heights, heights)
+    row = np.repeat(rows * size, heights) + within
+    column, count = np.repeat(columns * size, heights), np.repeat(widths, heights)
+    return [(row, column, count, np.zeros(len(row), dtype=np.uint64))]
+
+
+def _halves(squares: Squares) -> Squares:
+    """The four quarters of each box."""
+    rows = np.repeat(squares.rows * 2, 4)
+    columns = np.repeat(squares.columns * 2, 4)
+    rows[2::4] += 1
+    rows[3::4] += 1
+    columns[1::2] += 1
+    return _inside(Squares(squares.grid, squares.size // 2, rows, columns))
+
+
+def _sorted(grid: TileGrid, found: list[_Stretches]) -> LiveTiles:
+    if not found:
+        empty = np.zeros(0, dtype=np.int64)
+        return LiveTiles(grid, empty, empty, empty, empty.astype(np.uint64), empty, empty)
+    row, column, count, kind = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    order = np.argsort(row * grid.columns + column)  # no two are equal
+    repeat, slope = (np.broadcast_to(np.int64(x), len(row)) for x in (1, 0))
+    return LiveTiles(grid, row[order], column[order], count[order], kind[order], repeat, slope)
+
+
+FIRST = 16
+"""Boxes a side to begin with, where boxes cost little."""

@@ -1,0 +1,356 @@
+"""The kernels of one attention for one kind of head on one target: which walk they take, and their texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from attnc.compiler import fold
+from attnc.compiler.attentions import asked
+from attnc.compiler.before_keys import needs_rows_from_0
+from attnc.compiler.ir import VALUES, Attend, Extent, HeadIndex, Index, Lookup, Pattern, Position, Softmax, Tensor
+from attnc.compiler.kernels.attention_problem import AttentionProblem
+from attnc.compiler.kernels.brick_ranges import Bricked, find_bricked
+from attnc.compiler.kernels.content_masks import MaskTiles, find_asked, gathers_pairs
+from attnc.compiler.kernels.delta import emit_delta
+from attnc.compiler.kernels.forward import emit_forward
+from attnc.compiler.kernels.index_text import NotInKernelsError
+from attnc.compiler.kernels.kernel_source import KernelSource, Stage
+from attnc.compiler.kernels.key_gradients import emit_dkdv
+from attnc.compiler.kernels.pair_gradients import emit_distance_gradient, emit_table_gradient
+from attnc.compiler.kernels.query_gradient import emit_dq
+from attnc.compiler.kernels.ranges import ends, find_ranges
+from attnc.compiler.kernels.score_formula import ScoreFormula, find_score
+from attnc.compiler.kernels.targets import Target
+from attnc.compiler.kernels.tile_shapes import Load, tile_shape
+from attnc.compiler.kernels.visible_products import hides_by_inputs
+from attnc.compiler.kernels.walks import Form, ListedWalk, RangedWalk, Walk
+from attnc.compiler.print_ir import print_index
+from attnc.compiler.rewrite import substitute_value, walk
+from attnc.compiler.simulation.gpu_clocks import TileShape
+from attnc.compiler.value_nodes import is_plain
+
+Tiles = Mapping[Stage, TileShape]
+
+FIXED = ("queries", "keys", "heads", "kv_heads", "group")
+"""Sizes that every kernel is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadShape:
+    """What is multiplied: its widths and dtype; of fp32, whether products may be TF32.
+
+    `widths`: dk and dv of the call, where vectors are made of others before. `grouped`: heads of queries may share a
+    head of keys; gradients of keys then walk all of these.
+    """
+
+    dk: int
+    dv: int
+    dtype: str
+    tf32: bool = False
+    widths: tuple[int, int] | None = None
+    grouped: bool = True
+
+
+@dataclass(frozen=True)
+class AttentionKernels:
+    """The texts; each is made when it is asked for. `form`: how live tiles are found, and `reason`: why so.
+
+    `tiles`: those of stages that do not take the first choice. `hides_by_inputs`: what a call's inputs hold decides
+    which pairs are hidden.
+    """
+
+    problem: AttentionProblem
+    target: Target
+    form: Form
+    reason: str
+    bricked: Mapping[Stage, Bricked] = field(default_factory=dict)
+    tiles: Tiles = field(default_factory=dict)
+    hides_by_inputs: bool = False
+
+    @cached_property
+    def careful(self) -> AttentionKernels | None:
+        """The kernels that follow these, where some must (`visible_products`): forward, dq and dkdv."""
+        return replace(self, problem=self.problem.as_careful) if self.hides_by_inputs else None
+
+    def listed(self, stage: Stage, runs: bool) -> KernelSource:
+        """The kernel of a stage that walks lists of tiles, or of runs of them."""
+        return self._by_runs[stage] if runs else {"forward": self.forward, "dq": self.dq, "dkdv": self.dkdv}[stage]
+
+    @cached_property
+    def _by_runs(self) -> dict[Stage, KernelSource]:
+        problem = replace(self.problem, by_query=ListedWalk(runs=True), by_key=ListedWalk(runs=True))
+        own = replace(self, problem=problem)
+        return {"forward": own.forward, "dq": own.dq, "dkdv": own.dkdv}
+
+    @cached_property
+    def forward(self) -> KernelSource:
+        """Output and LSE."""
+        return emit_forward(self._problem("forward"), self._tiles("forward"))
+
+    @cached_property
+    def dq(self) -> KernelSource:
+        """The gradient of q."""
+        return emit_dq(self._problem("dq"), self._tiles("dq"))
+
+    @cached_property
+    def dkdv(self) -> KernelSource:
+        """The gradients of k and v."""
+        return emit_dkdv(self._problem("dkdv"), self._tiles("dkdv"))
+
+    @cached_property
+    def delta(self) -> KernelSource:
+        """What comes before the backward."""
+        return emit_delta(self.problem, lse_gradient=False)
+
+    @cached_property
+    def delta_with_lse(self) -> KernelSource:
+        """The same where the LSE has a gradient."""
+        return emit_delta(self.problem, lse_gradient=True)
+
+    @cached_property
+    def of_distances(self) -> dict[str, KernelSource]:
+        """The gradients of terms of the distance, by name. Raises NotInKernelsError."""
+        score, tiles = self.problem.score, self._tiles("pairs")
+        terms = [term for term in (score.terms if score else ()) if term.side == "distance" and term.varies]
+        return {term.tensor.name: emit_distance_gradient(self.problem, term, tiles) for term in terms}
+
+    @cached_property
+    def of_tables(self) -> dict[str, KernelSource]:
+        """The gradients of inputs that are read pair by pair, by name. Raises NotInKernelsError."""
+        score, tiles = self.problem.score, self._tiles("pairs")
+        tensors = score.inputs if score else ()
+        return {tensor.name: emit_table_gradient(self.problem, tensor, tiles) for tensor in tensors}
+
+    def check_gradients(self, tables: Sequence[str]) -> None:
+        """Raise NotInKernelsError where terms, or these inputs that are read pair by pair, have no gradient."""
+        known = {**self.of_distances, **(self.of_tables if tables else {})}
+        assert all(name in known for name in tables)
+
+    def _problem(self, stage: Stage) -> AttentionProblem:
+        """The problem with the bricks of a kernel."""
+        own = self.bricked.get(stage)
+        if own is None:
+            return self.problem
+        return replace(self.problem, grid=own.grid, by_query=own.by_query, by_key=own.by_key, delayed=False)
+
+    def _tiles(self, stage: Stage) -> TileShape:
+        """The tiles of a stage; a careful kernel loads nothing ahead, so that its products find shared memory."""
+        found = self._tiles_of(stage)
+        return replace(found, stages=1) if self.problem.careful else found
+
+    def _tiles_of(self, stage: Stage) -> TileShape:
+        if stage in self.tiles:
+            return self.tiles[stage]
+        p = self.problem
+        own = self._problem(stage)
+        walk = own.by_key if stage == "dkdv" else own.by_query
+        how = {"nested": p.is_nested, "inner": walk.has_inner_loops}
+        if isinstance(walk, MaskTiles):
+            how |= {"asked": True, "gathered": gathers_pairs(walk.asked)}
+        return tile_shape(self.target, stage, p.dk, p.dv, p.dtype, load_of(p.score), **how)
+
+    @property
+    def of_rows(self) -> tuple[KernelSource, ...]:
+        """Those that go through rows of queries or keys, in the order in which they run."""
+        return self.forward, *([] if self.problem.kind == "sum" else [self.delta]), self.dq, self.dkdv
+
+    @property
+    def of_pairs(self) -> tuple[KernelSource, ...]:
+        """Those of gradients pair by pair. Raises NotInKernelsError."""
+        return *self.of_distances.values(), *self.of_tables.values()
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """All texts, by name."""
+        return {source.function: source.text for source in (*self.of_rows, *self.of_pairs)}
+
+
+def find_kernels(
+    pattern: Pattern,
+    heads: HeadShape,
+    target: Target,
+    square: bool = True,
+    on_host: str | None = None,
+    tiles: Tiles | None = None,
+    before: bool = False,
+) -> AttentionKernels:
+    """The kernels of a pattern of one attention; `square`: for as many queries as keys.
+
+    `on_host`: why lists of tiles must come from the host. `tiles`: those of some stages, in place of the first choice.
+    `before`: queries stand before key 0, where texts may not take their positions for numbers from 0 on. Raises
+    NotInKernelsError where there are none.
+    """
+    node = pattern.attend
+    score = None if is_plain(node) else find_score(with_widths(node, heads.widths or (heads.dk, heads.dv)))
+    of_heads = heads.dk, heads.dv, heads.dtype, load_of(score)
+    nested = heads.grouped and score is not None and score.has_terms_of_keys  # bricks are those of all heads
+    shapes = {stage: tile_shape(target, stage, *of_heads, nested=nested, inner=True) for stage in BRICKED}
+    own_tiles = dict(tiles or {})
+    shapes |= {stage: shape for stage, shape in own_tiles.items() if stage in shapes}
+    bricked = _bricks(pattern, node, shapes) if square else None
+    form, by_query, by_key, reason = (
+        _walks(pattern, node, on_host, before) if bricked is None else _of_bricks(bricked["forward"])
+    )
+    ranged = [one for one in (by_query, by_key) if isinstance(one, RangedWalk)]
+    roots = [end for one in ranged for end in ends(one.ranges)]
+    if bricked is not None:
+        roots += _sizes_of(bricked["forward"])
+    if isinstance(by_query, MaskTiles):
+        roots.append(by_query.asked.relation)
+    if score is not None:
+        if score.counts_keys and (form != "ranges" or _asks_choices(pattern)):
+            raise NotInKernelsError("counts of keys, where rows see no ranges of keys")
+        roots += exact_parts(score)
+        if before and needs_rows_from_0(exact_parts(score)):
+            raise NotInKernelsError("scores of a quotient of the query's place, where queries stand before key 0")
+    problem = AttentionProblem(
+        name=pattern.name,
+        told=told_of(pattern, node, form),
+        by_query=by_query,
+        by_key=by_key,
+        dk=heads.dk,
+        dv=heads.dv,
+        dtype=heads.dtype,
+        tensors=tuple(dict.fromkeys([*read_tensors(roots), *(score.inputs if score else ())])),
+        sizes=tuple(
+            sorted({n.name for root in roots for n in walk(root) if isinstance(n, Extent)} - {*FIXED, "dk", "dv"})
+        ),
+        documents=bool(ranged) and pattern.documents is not None,
+        score=score,
+        widths=heads.widths or (heads.dk, heads.dv),
+        tf32=heads.tf32,
+        delayed=target.delayed and heads.dtype != "float32" and (score is None or score.has_late_values),
+        boxes=target.boxes,
+        guarded=target.delayed,
+        grouped=heads.grouped,
+        registers=target.registers,
+        specialised=target.specialised and heads.dtype != "float32",
+    )
+    hides = hides_by_inputs(pattern)
+    return AttentionKernels(problem, target, form, reason, {} if bricked is None else bricked, own_tiles, hides)
+
+
+def load_of(score: ScoreFormula | None) -> Load:
+    """What a kernel loads for a score."""
+    if score is None:
+        return "plain"
+    return "pairs" if score.reads_pairs else "terms"
+
+
+BRICKED: tuple[Stage, ...] = ("forward", "dq", "dkdv")
+
+
+def _bricks(pattern: Pattern, node: Attend, shapes: Mapping[Stage, TileShape]) -> dict[Stage, Bricked] | None:
+    """The relation in bricks, for the tiles of every kernel; None where it has none."""
+    if pattern.documents is not None or find_ranges(node.visible, "k") is not None:
+        return None
+    wanted = [(tiles.q_tile, tiles.k_tile) for tiles in shapes.values()]
+    found = find_bricked(pattern, node.visible, wanted)
+    return None if found is None else dict(zip(shapes, found, strict=True))
+
+
+def _of_bricks(bricked: Bricked) -> tuple[Form, Walk, Walk, str]:
+    reason = f"each row sees a range along every axis: {bricked.grid}, bounds in the kernel"
+    return "bricks", bricked.by_query, bricked.by_key, reason
+
+
+def _sizes_of(bricked: Bricked) -> list[Index]:
+    """What kernels of bricks read of sizes."""
+    products = (*bricked.by_query.products, *bricked.by_key.products)
+    return [*bricked.grid.extents, *(end for ranges in products for end in ends(ranges))]
+
+
+def with_widths(node: Attend, widths: tuple[int, int]) -> Attend:
+    """The same for heads of these widths."""
+    known: dict[Index, Index] = {fold.extent(n): fold.const(w) for n, w in zip(("dk", "dv"), widths, strict=True)}
+    weights = node.weights if isinstance(node.weights, Softmax) else substitute_value(node.weights, known)
+    return replace(node, score=substitute_value(node.score, known), weights=weights)
+
+
+def _walks(pattern: Pattern, node: Attend, on_host: str | None, before: bool) -> tuple[Form, Walk, Walk, str]:
+    by_query, by_key = find_ranges(node.visible, "k"), find_ranges(node.visible, "q")
+    windows = pattern.documents is not None
+    listed = before and not windows and needs_rows_from_0([*ends(by_query or ()), *ends(by_key or ())])
+    if by_query and by_key and is_told(by_query, by_key) and not listed:
+        count = len(by_query)
+        reason = f"each row sees {'one range' if count == 1 else f'{count} ranges'} of keys: bounds in the kernel"
+        return "ranges", RangedWalk(by_query, windows), RangedWalk(by_key, windows), reason
+    if windows:
+        raise NotInKernelsError("documents whose rows see no ranges of keys")
+    if _asks_choices(pattern):
+        return _asked(pattern, on_host)
+    return "lists", ListedWalk(runs=False), ListedWalk(runs=False), "rows see no few ranges of keys: listed tiles"
+
+
+def _asks_choices(pattern: Pattern) -> bool:
+    """Whether what is chosen decides who sees whom."""
+    return bool({item.given for item in pattern.selections} & asked([pattern.attend.visible]))
+
+
+def _asked(pattern: Pattern, on_host: str | None) -> tuple[Form, Walk, Walk, str]:
+    """What is chosen anew in every call decides who sees whom."""
+    try:
+        if on_host is None:
+            found = MaskTiles(find_asked(pattern))
+            return (
+                "asked",
+                found,
+                found,
+                "tile lists made on the device in every call; kernels ask what was chosen",
+            )
+    except NotInKernelsError as error:
+        on_host = f"kernels do not compute {error}"
+    reason = f"tile lists made on the host in every call: {on_host}"
+    return "lists", ListedWalk(runs=False), ListedWalk(runs=False), reason
+
+
+def is_told(*ranges: object) -> bool:
+    """Whether a kernel can compute the ends: inputs are read at the row's own place only."""
+    for one in ranges:
+        for end in ends(one):  # type: ignore[arg-type]
+            for node in walk(end):
+                if isinstance(node, Lookup) and not all(map(_is_own, node.tensor.dims, node.indices)):
+                    return False
+    return True
+
+
+def _is_own(dim: str | int, index: Index) -> bool:
+    if dim in ("batch", "head", "kv_head"):
+        return isinstance(index, HeadIndex) and index.name == dim
+    return dim in ("query", "key", "token") and isinstance(index, Position)
+
+
+def exact_parts(score: ScoreFormula) -> list[Index]:
+    """The exact expressions that kernels compute of pairs."""
+    derivatives = score.derivatives
+    values = [score.formula, *(d.by for d in derivatives)]
+    below = {node for value in values for part in value.below for node in part.children()}
+    return [
+        *sorted((n for n in below if not isinstance(n, VALUES)), key=lambda n: n.digest),
+        *(d.where for d in derivatives),
+    ]
+
+
+def read_tensors(roots: list[Index]) -> Iterator[Tensor]:
+    """The inputs that expressions read."""
+    for root in roots:
+        yield from (n.tensor for n in walk(root) if isinstance(n, Lookup))
+
+
+def told_of(pattern: Pattern, node: Attend, form: Form) -> tuple[str, ...]:
+    """What the text says about itself: the pattern, its parameters, and whom a row sees.
+
+    Where tiles are listed it is the lists that say so; where extents are left open they have no values.
+    """
+    if form == "lists":
+        return (f"{pattern.name}: made by attnc. The tiles that are walked are listed.",)
+    relation, sizes = node.visible, set[str]()
+    if form == "bricks" and pattern.general is not None and relation in pattern.general.known:
+        relation, sizes = pattern.general.known[relation], set(pattern.general.sizes)
+    values = ", ".join(name if name in sizes else f"{name} = {value}" for name, value in pattern.parameters.items())
+    title = f"{pattern.name}({values})" if values else pattern.name
+    visible = print_index(relation)
+    shown = visible if len(visible) <= 400 else f"{visible[:397]}..."
+    return (f"{title}: made by attnc from", f"    visible {shown}")

@@ -1,0 +1,215 @@
+"""Where a program is: its batch entry and head, its own rows, and the tokens of the tiles that it walks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from attnc.compiler import fold
+from attnc.compiler.ir import Index, Lookup
+from attnc.compiler.kernels.attention_problem import PAIRS
+from attnc.compiler.kernels.brick_ranges import BrickGrid
+from attnc.compiler.kernels.content_masks import UNIT, MaskTiles, is_along_keys
+from attnc.compiler.kernels.index_text import COLUMNS, ROWS, Axes, ExprText, IndexText, aligned
+from attnc.compiler.kernels.inputs import TOKENS, address, input_name, size_name
+from attnc.compiler.kernels.kernel_frame import KernelFrame
+from attnc.compiler.kernels.walks import ListedWalk
+
+
+@dataclass
+class PositionText(KernelFrame):
+    """Writes places."""
+
+    def program(self) -> None:
+        """Which tile of which lane the program does."""
+        add, sides = self.lines.add, self.sides
+        add("# This program: a tile of rows of one lane, which is a batch entry and a head.")
+        add("lane = tl.program_id(0) % lanes")
+        if self.accumulated.parts > 1:
+            add("part = tl.program_id(1)")
+        self.heads()
+        if isinstance(self.walk, ListedWalk):
+            add("tiles = tl.num_programs(0) // lanes", f"entry = tl.load(list_of_lane + {self.query_lane})")
+            add("row_tile = tl.load(tile_order + entry * tiles + tl.program_id(0) // lanes)")
+            add("entry = entry * (tiles + 1) + row_tile")
+        else:
+            add("row_tile = tl.num_programs(0) // lanes - 1 - tl.program_id(0) // lanes")
+        add(f"column = tl.arange(0, {sides.column_tile})")
+        if self.problem.grid is not None:
+            self.axes_of(self.problem.grid)
+            self.columns_of_bricks(self.problem.grid)
+        self.own_places()
+
+    def axes_of(self, grid: BrickGrid) -> None:
+        """How many places lie along every axis, how many tokens apart, and the bricks of rows along all but one."""
+        for a, (extent, stride) in enumerate(zip(grid.extents, grid.strides, strict=True)):
+            self.lines.add(f"extent_{a} = {self.texts.of(extent).text}", f"stride_{a} = {self.texts.of(stride).text}")
+        for a, side in enumerate(self.row_brick):
+            if a:
+                self.lines.add(f"bricks_{a} = (extent_{a} + {side - 1}) // {side}")
+
+    def columns_of_bricks(self, grid: BrickGrid) -> None:
+        """Where the columns of a brick are in it, as places, as tokens from its first, and as bits."""
+        add = self.lines.add
+        bits, offset = [], 0
+        for a, side in enumerate(self.column_brick):
+            add(f"column_{a} = {_inside('column', self.column_brick, a)}")
+            bits.append(f"({1 << offset} << column_{a})")
+            offset += side
+        add(f"column_token = {_tokens(grid, 'column')}", f"column_bits = {' | '.join(bits)}")
+
+    def rows_of_bricks(self, grid: BrickGrid) -> None:
+        """The program's brick, and where its rows are in the grid."""
+        add = self.lines.add
+        brick, last = self.row_brick, len(grid.axes) - 1
+        add(f"inner = tl.arange(0, {self.sides.row_tile})")
+        rest = "row_tile"
+        for a in range(last, 0, -1):
+            add(f"own_{a} = {rest} % bricks_{a}")
+            rest = f"{rest} // bricks_{a}"
+        add(f"own_0 = {rest}")
+        for a, side in enumerate(brick):
+            add(f"at_{a} = own_{a} * {side} + {_inside('inner', brick, a)}")
+        add(f"there = {' & '.join(f'(at_{a} < extent_{a})' for a in range(last + 1))}")
+        add(*(f"at_{a} = tl.minimum(at_{a}, extent_{a} - 1)" for a in range(last + 1)))
+        add(f"row = {_tokens(grid, 'at')}")
+
+    def batch_text(self, heads: str) -> str:
+        """The batch entry of a lane, where there are so many heads."""
+        return f"lane // {heads}" if self.problem.boxes else f"(lane // {heads}).to(tl.int64)"
+
+    def heads(self) -> None:
+        """The batch entry and the heads of a lane."""
+        self.lines.add(f"batch = {self.batch_text('heads')}", "head = lane % heads", "kv_head = head // group")
+
+    def own_places(self) -> None:
+        """The program's own rows."""
+        sides, add = self.sides, self.lines.add
+        if self.problem.grid is not None:
+            self.rows_of_bricks(self.problem.grid)
+        else:
+            add(f"row = row_tile * {sides.row_tile} + tl.arange(0, {sides.row_tile})")
+            add(f"there = row < {sides.rows}")
+        self.positions()
+
+    def positions(self) -> None:
+        """Where the rows stand in the pattern."""
+        add = self.lines.add
+        if self.problem.documents:
+            self.window_places("queries")
+            add("window_first = window_key", "window_last = window_key_end - 1")
+            add("query = safe - window_row + window_shift")
+        else:
+            add("query = row" if self.problem.grid is not None else "query = tl.minimum(row, queries - 1) + shift")
+
+    def window_places(self, rows: str) -> None:
+        """Windows of every row: where their queries and keys begin and end, and how queries are shifted."""
+        add = self.lines.add
+        add(f"safe = tl.minimum(row, {rows} - 1)")
+        add("window = windows + batch * windows_0 + safe")
+        for i, name in enumerate(("row", "row_end", "key", "key_end", "shift")):
+            add(f"window_{name} = tl.load(window + {i} * {rows})" if i else f"window_{name} = tl.load(window)")
+
+    def moved(self) -> str:
+        """What a column's number is more than its place."""
+        return " + window_key" if self.problem.documents else ""
+
+    def made_texts(self) -> IndexText:
+        """Texts of what the rows, the columns and the call are."""
+        wide = ".to(tl.int64)" if self.walk.is_wide else ""
+        key = (
+            ExprText("(key[None, :] - window_key[:, None])", PAIRS)
+            if self.problem.documents
+            else ExprText("key", COLUMNS)
+        )
+        names: dict[Index, ExprText] = {
+            fold.place("q"): ExprText(f"query{wide}", ROWS),
+            fold.place("k"): key,
+            **self.size_names(),
+        }
+        return IndexText(names, self.read_exact)
+
+    def size_names(self) -> dict[Index, ExprText]:
+        """What the sizes of a call are called."""
+        documents = self.problem.documents
+        names: dict[Index, ExprText] = {fold.head_index(name): ExprText(name) for name in ("head", "kv_head", "batch")}
+        for name in ("heads", "group"):
+            names[fold.extent(name)] = ExprText(name)
+        for name in self.problem.sizes:
+            names[fold.extent(name)] = ExprText(size_name(name))
+        names[fold.extent("kv_heads")] = ExprText("heads // group", binds=7)
+        names[fold.extent("dk")], names[fold.extent("dv")] = (ExprText(str(n)) for n in self.problem.widths)
+        if documents:
+            names[fold.extent("queries")] = ExprText("(window_row_end - window_row)", ROWS)
+            names[fold.extent("keys")] = ExprText("(window_key_end - window_key)", ROWS)
+        else:
+            names[fold.extent("queries")], names[fold.extent("keys")] = ExprText("queries"), ExprText("keys")
+        return names
+
+    def read_exact(self, node: Lookup, indices: tuple[ExprText, ...]) -> ExprText:
+        """An element of an input of integers or truth values."""
+        if isinstance(self.walk, MaskTiles) and is_along_keys(node):
+            return self.read_whole(node)
+        where, axes = address(node.tensor, indices, self.of_place)
+        return ExprText(f"tl.load({where}{self.left_out(axes)})", axes)
+
+    def read_whole(self, node: Lookup) -> ExprText:
+        """Elements for all keys of a tile, there or not: rows are filled up, so that many are loaded at once."""
+        texts = IndexText({**self.texts.names, **self.whole_names()}, self.read_exact)
+        *before, _ = (
+            self.of_place(str(dim), texts.of(index)) if dim in TOKENS else texts.of(index)
+            for dim, index in zip(node.tensor.dims, node.indices, strict=True)
+        )
+        axes, (*parts, key) = aligned(*before, texts.of(fold.place("k")))
+        name = input_name(node.tensor)
+        rows = [f"{part.at(7)} * ({name}_{i} // {UNIT} * {UNIT})" for i, part in enumerate(parts)]
+        return ExprText(f"tl.load({' + '.join([name, *rows, key.at(6)])})", axes)
+
+    def whole_names(self) -> dict[Index, ExprText]:
+        """Queries that are there, and keys as a tile has them."""
+        return {}
+
+    def left_out(self, axes: Axes) -> str:
+        """What a load in a partial tile leaves out, as arguments: pairs and columns that are not there."""
+        if not self.is_partial or axes == ROWS or not axes:
+            return ""
+        return f", mask={'visible' if axes == PAIRS else self.inside()}, other=0"
+
+    def of_place(self, dim: str, text: ExprText) -> ExprText:
+        """A position as an index into the tokens, queries or keys of the call."""
+        if self.problem.documents:
+            by = "window_key" if dim in ("token", "key") else "window_row - window_shift"
+            return ExprText(f"{text.at(5)} + {by}", ROWS, 5)
+        return ExprText(f"{text.at(5)} - shift", text.axes, 5) if dim == "query" else text
+
+    def column_numbers(self, tile: str) -> None:
+        """The tokens of a tile's columns."""
+        if self.problem.grid is None:
+            self.lines.add(f"{self.sides.column} = {tile} * {self.sides.column_tile} + column")
+        else:
+            self.lines.add(f"{self.sides.column} = {self.tile_token(tile)} + column_token")
+
+    def brick_of(self, tile: str) -> list[str]:
+        """The number of a brick along every axis; `tile` is that along the last."""
+        assert self.problem.grid is not None
+        last = len(self.problem.grid.axes) - 1
+        return [tile if a == last else f"brick_{a}" for a in range(last + 1)]
+
+    def tile_token(self, tile: str) -> str:
+        """The first token of a brick."""
+        assert self.problem.grid is not None
+        *first, last = (f"{brick} * {side}" for brick, side in zip(self.brick_of(tile), self.column_brick, strict=True))
+        return f"({' + '.join([*(f'{place} * stride_{a}' for a, place in enumerate(first)), last])})"
+
+
+def _tokens(grid: BrickGrid, at: str) -> str:
+    """The token at places, or so many places on."""
+    last = len(grid.axes) - 1
+    return " + ".join(f"{at}_{a} * stride_{a}" if a < last else f"{at}_{a}" for a in range(last + 1))
+
+
+def _inside(number: str, sides: tuple[int, ...], axis: int) -> str:
+    """The place along an axis of what is numbered with the last axis fastest."""
+    below = prod(sides[axis + 1 :])
+    text = f"{number} // {below}" if below > 1 else number
+    return text if axis == 0 else f"{text} % {sides[axis]}"

@@ -1,0 +1,152 @@
+"""What the texts of these kernels have in common: arguments, loads of rows and keys, masks, products."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from attnc.compiler.kernels.depth import pieces
+from attnc.compiler.kernels.index_text import HELPERS
+from attnc.compiler.kernels.kernel_source import TYPES, KernelArgument, KernelSource, declaration
+from attnc.compiler.kernels.loads import conjunction, entry_numbers, validity
+from attnc.compiler.kernels.selected.selected_problem import SelectedProblem
+from attnc.compiler.kernels.text_lines import Lines
+from attnc.compiler.simulation.gpu_clocks import TileShape
+
+PREFIX = "chosen_"
+"""What the names of these kernels begin with."""
+
+
+@dataclass
+class GatherFrame(ABC):
+    """A kernel that is being written. `tiles`: of gathered queries and of keys."""
+
+    problem: SelectedProblem
+    tiles: TileShape
+    lines: Lines = field(default_factory=lambda: Lines(depth=1))
+    arguments: dict[str, KernelArgument] = field(default_factory=dict)
+
+    stage: ClassVar[str]
+    makes: ClassVar[str]
+
+    @abstractmethod
+    def write(self) -> None:
+        """All lines."""
+
+    def source(self) -> KernelSource:
+        """The kernel."""
+        self.write()
+        p, head = self.problem, Lines()
+        arguments = sorted(self.arguments.values(), key=lambda argument: argument.is_number)
+        function = f"{PREFIX}{self.stage}"
+        head.add(
+            "# Attention to chosen places: made by attnc.",
+            f"# {self.makes}. Heads of {p.dk} and {p.dv} in {p.dtype}.",
+            *("", "import triton", "import triton.language as tl", "", ""),
+        )
+        for helper in () if p.rest is None else p.rest.helpers:
+            head.add(*HELPERS[helper].strip().split("\n"), "", "")
+        head.add(*declaration(function, arguments))
+        text = str(head) + str(self.lines)
+        return KernelSource(self.stage, function, text, tuple(arguments), self.tiles, registers=p.target.registers)
+
+    def add(self, *lines: str) -> None:
+        """Lines at the current depth."""
+        self.lines.add(*lines)
+
+    # --- arguments
+
+    def pointers(self, kind: str, *names: str) -> None:
+        """Declare tensors without strides."""
+        self.arguments.update((name, KernelArgument(name, f"*{kind}")) for name in names)
+
+    def numbers(self, *names: str) -> None:
+        """Declare counts."""
+        self.arguments.update((name, KernelArgument(name, "i32")) for name in names)
+
+    def tensor(self, name: str) -> None:
+        """Declare a tensor (batch, head, token, width) of the call."""
+        self.arguments[name] = KernelArgument(name, f"*{TYPES[self.problem.dtype]}")
+        for dim, kind in (("batch", "i64"), ("head", "i64"), ("token", "i32")):
+            self.arguments[f"{name}_{dim}"] = KernelArgument(f"{name}_{dim}", kind)
+
+    def of_head(self, name: str, head: str) -> str:
+        """The line that says where a head of a tensor begins."""
+        self.tensor(name)
+        return f"{name}_at = {name} + (batch * {name}_batch + {head} * {name}_head) * {self.problem.vector}"
+
+    # --- rows that are anywhere
+
+    def row_addresses(self, name: str, row: str) -> str:
+        """The line that says where such rows begin."""
+        return f"{name}_rows = {name}_at + {row}.to(tl.int64)[:, None] * ({name}_token * {self.problem.vector})"
+
+    def load_rows(self, name: str, size: int, there: str | None) -> None:
+        """Load rows."""
+        for i, piece in enumerate(pieces(size)):
+            mask = conjunction(there and f"{there}[:, None]", validity(piece))
+            masked = "" if mask is None else f", mask={mask}, other=0.0"
+            self.add(f"{name}_{i} = tl.load({name}_rows + {entry_numbers(piece)}{masked})")
+
+    def store_rows(self, name: str, size: int, there: str, sums: str, kind: str) -> None:
+        """Store sums as rows."""
+        for i, piece in enumerate(pieces(size)):
+            mask = conjunction(f"{there}[:, None]", validity(piece))
+            self.add(f"tl.store({name}_rows + {entry_numbers(piece)}, {sums}_{i}.to(tl.{kind}), mask={mask})")
+
+    # --- sums and products
+
+    def zero(self, sums: str, size: int, rows: int) -> None:
+        """Set sums to zero."""
+        for i, piece in enumerate(pieces(size)):
+            self.add(f"{sums}_{i} = tl.zeros(({rows}, {piece.width}), tl.float32)")
+
+    def scaled(self, sums: str, size: int, factor: str) -> None:
+        """Multiply sums."""
+        self.add(*(f"{sums}_{i} = {sums}_{i} * {factor}" for i, _ in enumerate(pieces(size))))
+
+    def product(self, left: str, right: str, size: int, to: str) -> None:
+        """`to` = left · rightᵀ over the width of a head."""
+        for i, _ in enumerate(pieces(size)):
+            more = f", {to}" if i else ""
+            self.add(f"{to} = tl.dot({left}_{i}, tl.trans({right}_{i}){more}{self.problem.precision})")
+
+    def added(self, sums: str, size: int, weights: str, rows: str) -> None:
+        """Add weights · rows to sums."""
+        for i, _ in enumerate(pieces(size)):
+            product = f"tl.dot({weights}.to({rows}_{i}.dtype), {rows}_{i}, {sums}_{i}{self.problem.precision})"
+            self.add(f"{sums}_{i} = {product}")
+
+    # --- what holds beside the choice
+
+    def positions(self, inside: str) -> None:
+        """Where keys are in the sequence, and the numbers of what is asked of that."""
+        rest = self.problem.rest
+        if rest is None:
+            return
+        if self.problem.ordered:
+            self.pointers("i32", "order")
+            self.add(f"position = tl.load(order + key, mask={inside}, other=0)")
+        else:
+            self.add("position = key")
+
+    def rest(self, text: str) -> str:
+        """What is asked of a pair."""
+        rest = self.problem.rest
+        assert rest is not None
+        kind = "i64" if rest.wide else "i32"
+        names = [f"n{i}" for i in range(rest.numbers)]
+        self.arguments.update((name, KernelArgument(name, kind)) for name in names)
+        return text
+
+    def query_numbers(self, where: str, inside: str | None = None) -> None:
+        """The queries of gathered rows, whose `row` is known."""
+        if self.problem.rest is None:
+            return
+        if self.problem.stacked:
+            masked = "" if inside is None else f", mask={inside}, other=0"
+            self.pointers("i32", "queries_of")
+            self.add(f"query = tl.load(queries_of + {where}{masked})")
+        else:
+            self.add("query = row")

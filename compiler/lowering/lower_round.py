@@ -1,0 +1,108 @@
+"""Lowering of `round`: the relation moves into the condition on blocks, its places running inside the units."""
+
+from __future__ import annotations
+
+from typing import Literal, NoReturn
+
+from attnc.compiler import fold, ir, value_nodes
+from attnc.compiler.ir import Index
+from attnc.compiler.lowering.lower_expressions import Lowering, LoweringScope
+from attnc.compiler.lowering.lower_units import Numbered, PositionRange, UnitMembers, form_of, numbers_of
+from attnc.spec import program as checked
+from attnc.spec.diagnostics import Diagnostic, Label
+from attnc.spec.errors import SpecError
+
+
+def lower_round(item: checked.RoundClause, program: checked.Program, lowering: Lowering) -> Index:
+    """The rounded relation. Raises SpecError (A701) for units that are neither stretches nor tiles."""
+    scope = LoweringScope()
+    sides = []
+    for unit in (item.q, item.k):
+        members, values = members_of(unit, program, lowering)
+        name = unit.binder.name
+        names = (name,) if len(values) == 1 else tuple(f"{name}[{i}]" for i in range(len(values)))
+        numbers = tuple(fold.var(name, 0) for name in names)
+        scope = scope.bind(unit.binder, numbers if is_list(unit, lowering) else numbers[0])
+        lowering.units[unit] = members
+        sides.append((numbers, values))
+    return fold.rounded(*sides[0], *sides[1], lowering.truth(item.keep, scope))
+
+
+def members_of(
+    unit: checked.Unit, program: checked.Program, lowering: Lowering, scope: LoweringScope | None = None
+) -> tuple[UnitMembers, tuple[Index, ...]]:
+    """The tokens of a unit, and the numbers that its place has in it; its value may read the names of a `scope`.
+
+    Raises SpecError (A701) for units that are neither stretches nor tiles.
+    """
+    written = _values(unit, lowering, scope or LoweringScope())
+    segments = tuple(lowering.segments.values())
+    padded = _padded_extents(program, lowering) if unit.place == "k" and program.pads else None
+    form = form_of(written, fold.place(unit.place), segments[0] if len(segments) == 1 else None, padded)
+    form = form or _numbered(unit, written, lowering)
+    if form is None:
+        _refuse(unit)
+    return UnitMembers(form, _rows(unit.place, program.align)), written
+
+
+def _numbered(unit: checked.Unit, written: tuple[Index, ...], lowering: Lowering) -> Numbered | None:
+    """Units that an input numbers: `clusters[k] % 64`."""
+    found = numbers_of(written[0], fold.place(unit.place)) if len(written) == 1 else None
+    if found is None:
+        return None
+    read, count = found
+    *lead, last = read.tensor.dims
+    if last not in {"q": ("query",), "k": ("key", "token")}[unit.place]:
+        return None
+    lowering.check_sorts("units that an input numbers", unit.value.span)
+    name, source = f"{read.tensor.name} % {count}", read.tensor.name
+    order = lowering.made_of(f"order({name})", (*lead, f"tokens by {name}"), ir.Made(source, "order", count))
+    starts = lowering.made_of(f"starts({name})", (*lead, count + 1), ir.Made(source, "starts", count))
+    return Numbered(count, order, starts, read.indices[:-1])
+
+
+def _padded_extents(program: checked.Program, lowering: Lowering) -> tuple[Index, ...]:
+    """How many keys there are along each axis. Raises SpecError (A701) for keys before the first token."""
+    (segment,) = lowering.segments.values()
+    pads = {pad.axis: pad for pad in program.pads}
+    extents = []
+    for axis, (_, extent) in enumerate(segment.axes):
+        pad = pads.get(axis)
+        if pad is not None and lowering.integer(pad.low, LoweringScope()) is not fold.const(0):
+            message = "units of padded keys that begin before the first token are not supported yet"
+            help_ = "pad behind the last token: `y: 0 .. rows`"
+            raise SpecError((Diagnostic("A701", message, Label(pad.span, "before it"), help=help_),))
+        extents.append(extent if pad is None else lowering.integer(pad.high, LoweringScope()))
+    return tuple(extents)
+
+
+def _values(unit: checked.Unit, lowering: Lowering, scope: LoweringScope) -> tuple[Index, ...]:
+    value = lowering.lower(unit.value, scope)
+    items = value if isinstance(value, tuple) else (value,)
+    nodes = [item for item in items if isinstance(item, ir.Node) and not value_nodes.is_value(item)]
+    if len(nodes) < len(items):
+        _refuse(unit)
+    return tuple(nodes)
+
+
+def is_list(unit: checked.Unit, lowering: Lowering, scope: LoweringScope | None = None) -> bool:
+    """Whether a unit's value is a list of numbers."""
+    return isinstance(lowering.lower(unit.value, scope or LoweringScope()), tuple)
+
+
+def _rows(place: str, align: Literal["start", "end"] | None) -> PositionRange:
+    if place == "k":
+        return PositionRange(fold.const(0), fold.extent("keys"), True)
+    queries = fold.extent("queries")
+    first = fold.sub(fold.extent("keys"), queries) if align == "end" else fold.const(0)
+    return PositionRange(first, queries, align is None)
+
+
+def _refuse(unit: checked.Unit) -> NoReturn:
+    place = unit.place
+    help_ = (
+        f"number stretches of tokens: `{place} // 128`; tiles of a grid: `[{place}.y // 8, {place}.x // 8]`; or let an "
+        f"input number them, below a bound: `clusters[{place}] % 64`"
+    )
+    message = "units other than stretches of tokens, tiles of a grid, and numbers of an input are not supported yet"
+    raise SpecError((Diagnostic("A701", message, Label(unit.value.span, "neither"), help=help_),))

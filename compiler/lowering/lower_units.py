@@ -1,0 +1,208 @@
+"""Units of a `round`: which tokens one holds, so that an aggregate over it is one over ranges.
+
+A stretch is `(x + shift) // size`: the tokens of unit n are `n * size - shift ..`, `size` of them. A tile divides
+coordinates: its tokens are a product of ranges, one an axis. Both hold only tokens that exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from attnc.compiler import fold, ir
+from attnc.compiler.ir import Index
+
+Loop = tuple[ir.Var, Index, Index]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token inside a unit: the loops that reach it, its position, what must hold, its coordinates where known."""
+
+    loops: tuple[Loop, ...]
+    position: Index
+    condition: Index
+    coordinates: tuple[Index, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class PositionRange:
+    """The positions that exist on one side of a relation: `count` from `first`; `all_tokens`: no other exists."""
+
+    first: Index
+    count: Index
+    all_tokens: bool
+
+    def holds(self, position: Index) -> Index:
+        """Whether a position is one of them."""
+        if self.all_tokens:
+            return fold.truth(True)
+        beyond = fold.add(self.first, self.count)
+        return fold.conjunction(fold.less_equal(self.first, position), fold.less(position, beyond))
+
+
+@dataclass(frozen=True, slots=True)
+class LinearUnit:
+    """Unit n holds the positions `n * size - shift ..`."""
+
+    size: int
+    shift: int
+    hidden = 0
+
+    def token(self, numbers: tuple[Index, ...], rows: PositionRange, variable: Callable[[], ir.Var]) -> Token:
+        """Any token of a unit."""
+        start = fold.add(fold.times(numbers[0], self.size), fold.const(-self.shift))
+        before = fold.sub(rows.first, start)
+        low = fold.maximum(fold.const(0), before)
+        high = fold.minimum(fold.const(self.size), fold.add(before, rows.count))
+        inside = variable()
+        return Token(((inside, low, high),), fold.add(start, inside), fold.truth(True), None)
+
+
+@dataclass(frozen=True, slots=True)
+class GridUnit:
+    """A unit of the tokens of a grid: for each axis its extent, and how many coordinates share a number.
+
+    Numbers are given for the axes in this `order`; the last `hidden` of them, which the text divides into nothing, are
+    always 0. `real`: the extents of the tokens where the grid goes on beyond them, with keys that are zeros.
+    """
+
+    extents: tuple[Index, ...]
+    sizes: tuple[Index, ...]
+    order: tuple[int, ...]
+    hidden: int
+    real: tuple[Index, ...] | None = None
+
+    def token(self, numbers: tuple[Index, ...], rows: PositionRange, variable: Callable[[], ir.Var]) -> Token:
+        """Any token of a unit. The last unit of an axis may have fewer coordinates."""
+        at = dict(zip(self.order, numbers, strict=True))
+        loops: list[Loop] = []
+        coordinates: list[Index] = []
+        for axis, (extent, size) in enumerate(zip(self.extents, self.sizes, strict=True)):
+            inside, start = variable(), fold.mul(at[axis], size)
+            loops.append((inside, fold.const(0), fold.minimum(size, fold.sub(extent, start))))
+            coordinates.append(fold.add(start, inside))
+        position = fold.const(0)
+        for extent, coordinate in zip(self.real or self.extents, coordinates, strict=True):
+            position = fold.add(fold.mul(position, extent), coordinate)
+        if self.real is None:
+            return Token(tuple(loops), position, rows.holds(position), tuple(coordinates))
+        inside_all = fold.conjunction(*(fold.less(x, n) for x, n in zip(coordinates, self.real, strict=True)))
+        position = fold.choice(inside_all, position, fold.const(ir.OUTSIDE))
+        return Token(tuple(loops), position, fold.truth(True), tuple(coordinates))
+
+
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """Units whose numbers an input holds, below `count`: their tokens in `order`, and where in it each one `starts`.
+
+    Both are read at the batch entry and head at hand, `indices`.
+    """
+
+    count: int
+    order: ir.Tensor
+    starts: ir.Tensor
+    indices: tuple[Index, ...]
+    hidden = 0
+
+    def token(self, numbers: tuple[Index, ...], rows: PositionRange, variable: Callable[[], ir.Var]) -> Token:
+        """Any token of a unit."""
+        inside = variable()
+        low, high = self.ends(numbers[0])
+        position = fold.add(rows.first, fold.lookup(self.order, (*self.indices, inside)))
+        return Token(((inside, low, high),), position, fold.truth(True), None)
+
+    def ends(self, number: Index) -> tuple[Index, Index]:
+        """Where a unit begins and ends in the order of units."""
+        low = fold.lookup(self.starts, (*self.indices, number))
+        return low, fold.lookup(self.starts, (*self.indices, fold.add(number, fold.const(1))))
+
+
+Form = LinearUnit | GridUnit | Numbered
+
+
+@dataclass(frozen=True, slots=True)
+class UnitMembers:
+    """The tokens of a unit by its numbers. Numbers of axes that the text divides into nothing are 0."""
+
+    form: Form
+    rows: PositionRange
+
+    def token(self, written: tuple[Index, ...], variable: Callable[[], ir.Var]) -> Token:
+        """Any of those of the unit with these numbers, reached by new variables."""
+        numbers = (*written, *[fold.const(0)] * self.form.hidden)
+        return self.form.token(numbers, self.rows, variable)
+
+    def counts(self) -> tuple[Index, ...]:
+        """How many numbers there are of each kind that is written, from 0 on."""
+        form = self.form
+        if isinstance(form, LinearUnit):
+            end = fold.add(self.rows.first, self.rows.count, fold.const(form.shift + form.size - 1))
+            return (fold.floordiv(end, fold.const(form.size)),)
+        if isinstance(form, Numbered):
+            return (fold.const(form.count),)
+        written = form.order[: len(form.order) - form.hidden]
+        return tuple(_ceiling(form.extents[axis], form.sizes[axis]) for axis in written)
+
+
+def _ceiling(extent: Index, size: Index) -> Index:
+    return fold.floordiv(fold.add(extent, size, fold.const(-1)), size)
+
+
+def form_of(
+    values: tuple[Index, ...], place: Index, segment: ir.Segment | None, padded: tuple[Index, ...] | None = None
+) -> Form | None:
+    """The form of the unit with these values, None where it has none; `segment` is given where there is only one.
+
+    `padded`: the extents of the grid of keys where it goes on beyond the tokens.
+    """
+    stretch = _stretch(values[0], place) if len(values) == 1 else None
+    if segment is None or (stretch is not None and padded is None):
+        return stretch
+    axes = [_axis(value, place, segment) for value in values]
+    sizes = dict(axis for axis in axes if axis is not None)
+    if len(sizes) < len(values):
+        return None
+    hidden = tuple(axis for axis in range(len(segment.axes)) if axis not in sizes)
+    tokens = tuple(extent for _, extent in segment.axes)
+    extents = tokens if padded is None else padded
+    whole = tuple(fold.const(sizes[axis]) if axis in sizes else extent for axis, extent in enumerate(extents))
+    return GridUnit(extents, whole, (*sizes, *hidden), len(hidden), None if padded is None else tokens)
+
+
+def numbers_of(value: Index, place: Index) -> tuple[ir.Lookup, int] | None:
+    """The input and the bound of `input[place] % bound`."""
+    if not (isinstance(value, ir.Arith) and value.op == "mod"):
+        return None
+    read, bound = value.operands
+    if not (isinstance(read, ir.Lookup) and isinstance(bound, ir.Const) and bound.value > 0):
+        return None
+    return (read, bound.value) if read.indices[-1:] == (place,) and read.tensor.kind == "int" else None
+
+
+def _stretch(value: Index, place: Index) -> LinearUnit | None:
+    """`(place + shift) // size`; folding has taken whole units out of the shift. 0: one unit has all tokens."""
+    if isinstance(value, ir.Const) and value.value == 0:
+        return LinearUnit(1 << 40, 0)
+    terms, whole = fold.parts(value)
+    if len(terms) != 1 or terms[0][1] != 1:
+        return None
+    inner, size = _divided(terms[0][0])
+    inside, shift = fold.parts(inner)
+    return LinearUnit(size, shift + whole * size) if inside == ((place, 1),) else None
+
+
+def _axis(value: Index, place: Index, segment: ir.Segment) -> tuple[int, int] | None:
+    """The axis that a value divides, and by how much."""
+    inner, size = _divided(value)
+    if not isinstance(inner, ir.Coord) or inner.position is not place:
+        return None
+    return next(i for i, (name, _) in enumerate(segment.axes) if name == inner.name), size
+
+
+def _divided(value: Index) -> tuple[Index, int]:
+    if isinstance(value, ir.Arith) and value.op == "floordiv":
+        inner, divisor = value.operands
+        if isinstance(divisor, ir.Const) and divisor.value > 0:
+            return inner, divisor.value
+    return value, 1

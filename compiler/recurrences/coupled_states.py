@@ -1,0 +1,249 @@
+"""States that read each other, by factors that are numbers and corrections of rank one: a token's lines, followed.
+
+With `S_j` the states before a token, every version of a state is `Σ f_j S_j + Σ w_p u_p e_pᵀ`: f and w are numbers that
+are known of the token, any real ones, and `e_p = v_p + Σ rᵀ S`, S a version that was there before. So a line
+`M = a * M + P` after P's step hands P's impulse on to M, and a line that chooses, `M if t % n == 0 else N`, has factors
+of 0 and 1. Titans (Behrouz et al. 2024) is one: momentum, forgetting, slopes at the first weights of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import cast
+
+from attnc.compiler import ir
+from attnc.compiler.ir import StateAt, Step, Value
+from attnc.compiler.recurrences.affine import plus, times
+from attnc.compiler.recurrences.derived import Coupled, Impulse, Mix, Mixed, NoFormError
+from attnc.compiler.recurrences.monomials import Expansion, Factor, Labels, Monomial, NonlinearError, product_of
+from attnc.compiler.recurrences.signs import is_one
+from attnc.compiler.recurrences.term_vectors import signed
+from attnc.compiler.value_nodes import apply, dot, number, select
+
+
+class ReadEachOtherError(NoFormError):
+    """States read each other in a way that has no form. The message says how."""
+
+
+@dataclass(eq=False)
+class CoupledTrace:
+    """The versions of a group's states and the impulses of a token, line by line; then what is read of them."""
+
+    states: tuple[ir.State, ...]
+    _versions: dict[tuple[str, int], Mix] = field(default_factory=dict)
+    _impulses: list[Impulse] = field(default_factory=list)
+    _reads: list[Mixed] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        first, count = self.states[0], len(self.states)
+        for place, state in enumerate(self.states):
+            if state.dims != first.dims:
+                raise NoFormError(f"`{state.name}` has other axes than `{first.name}`")
+            if state.is_complex or state.start or not 1 <= len(state.dims) <= 2:
+                raise NoFormError(f"`{state.name}` is no vector or matrix of real numbers that starts at 0")
+            self._versions[state.name, 0] = Mix(_unit(place, count))
+
+    def of(self, state: StateAt) -> Mix:
+        """A version of a state."""
+        found = self._versions.get((state.name, state.version))
+        if found is None:
+            raise NoFormError(f"a read of `{state.name}`, which is taken apart from `{self.states[0].name}`")
+        return found
+
+    def take(self, step: Step) -> None:
+        """A line: multiples of versions, and impulses; terms of the same u are one."""
+        if step.repeat is not None:
+            raise NoFormError(f"a repeated step of `{step.state}`")
+        expansion = Expansion()
+        labels = expansion.labels(len(self.states[0].dims))
+        total, written = Mix(_none(len(self.states))), dict[tuple[bytes, ...], _Written]()
+        for term in expansion.of(step.value, labels):
+            parts = _parts(term, labels)
+            if parts.read is None and term.state is not None:
+                if parts.rows or parts.columns:
+                    raise NoFormError(f"a factor of `{term.state.name}` that is not a number")
+                total = _sum(total, _multiple(self.of(term.state), parts.number))
+                continue
+            own = written.setdefault(tuple(sorted(x.digest for x in parts.rows)), _Written(_product(parts.rows)))
+            if term.state is None:
+                own.value = plus(own.value, _product([parts.number, *parts.columns]))
+            elif parts.columns:
+                raise NoFormError(f"a correction of `{step.state}` that differs from column to column")
+            else:
+                assert parts.read is not None
+                own.add(parts.read, _multiple(self.of(term.state), parts.number))
+        for own in written.values():
+            total = _sum(total, Mix((), _unit(len(self._impulses), len(self._impulses) + 1)))
+            self._impulses.append(own.impulse())
+        self._versions[step.state, step.version + 1] = total
+
+    def read(self, state: StateAt, query: Value) -> str:
+        """The name of the tensor that a read is."""
+        name = f"#{state.name}.{len(self._reads)}"
+        self._reads.append(Mixed(name, query, self.of(state)))
+        return name
+
+    def stage(self) -> Coupled:
+        """All of it. Raises NoFormError where nothing is ever written."""
+        if not self._impulses:
+            raise NoFormError(f"nothing is written to `{self.states[0].name}`")
+        last = dict(sorted(self._versions))
+        after = tuple(self._versions[state.name, last[state.name]] for state in self.states)
+        return Coupled(self.states, tuple(self._impulses), after, tuple(self._reads))
+
+
+def follow(
+    states: Sequence[ir.State], lines: Sequence[Step], has_pass: Callable[[ir.State], bool]
+) -> dict[str, CoupledTrace]:
+    """What states that read each other are followed as, by their names; and one that has no pass of its own."""
+    found: dict[str, CoupledTrace] = {}
+    for group in _groups(states, lines):
+        if len(group) == 1 and has_pass(group[0]):
+            continue
+        names = [state.name for state in group]
+        try:
+            following = CoupledTrace(group)
+            for line in lines:
+                if line.state in names:
+                    following.take(line)
+        except (NonlinearError, NoFormError) as error:
+            if len(group) == 1:
+                raise
+            listed = " and ".join(f"`{name}`" for name in names)
+            raise ReadEachOtherError(f"{listed} read each other, and there is {error}") from error
+        found |= dict.fromkeys(names, following)
+    return found
+
+
+def _groups(states: Sequence[ir.State], lines: Sequence[Step]) -> list[tuple[ir.State, ...]]:
+    """States that read each other's versions, directly or through others, together."""
+    group = {state.name: {state.name} for state in states}
+    for line in lines:
+        for below in cast("tuple[Value, ...]", line.value.below):
+            if line.state in group and isinstance(below, StateAt) and below.name in group:
+                joined = group[line.state] | group[below.name]
+                group |= dict.fromkeys(joined, joined)
+    found = dict.fromkeys(frozenset(group[state.name]) for state in states)
+    return [tuple(state for state in states if state.name in one) for one in found]
+
+
+@dataclass(frozen=True)
+class _TermFactors:
+    """Factors of a term: numbers as one, those of rows, of columns, and of the axis that is read."""
+
+    number: Value
+    rows: list[Value]
+    columns: list[Value]
+    read: Value | None
+
+
+def _parts(term: Monomial, labels: Labels) -> _TermFactors:
+    """Raises NoFormError for a term that is neither a multiple of a state, nor of rank one."""
+    bound: Labels = ()
+    if term.state is not None and term.labels != labels:
+        first, *rest = term.labels
+        if first in labels or tuple(rest) != labels[1:]:
+            raise NoFormError(f"a correction by `{term.state.name}` that is not of its first axis")
+        bound = (first,)
+    rows, columns, numbers, read = list[Value](), list[Value](), list[Value](), list[Value]()
+    places = {(): numbers, labels[:1]: rows, bound: read} if bound else {(): numbers, labels[:1]: rows}
+    if labels[1:]:
+        places[labels[1:]] = columns
+    for factor in _without_inner(term.factors, labels + bound):
+        if factor.labels not in places:
+            raise NoFormError("a matrix that is no product of two vectors")
+        places[factor.labels].append(factor.value)
+    if bound and not read:
+        raise NoFormError("a sum over the rows of a state")
+    return _TermFactors(signed(_product(numbers), term.negative), rows, columns, _product(read) if bound else None)
+
+
+def _without_inner(factors: Sequence[Factor], outer: Labels) -> Iterator[Factor]:
+    """The same with products of vectors over axes of their own as numbers."""
+    inner = dict.fromkeys(label for factor in factors for label in factor.labels if label not in outer)
+    alone = [label for label in inner if all(f.labels == (label,) for f in factors if label in f.labels)]
+    for label in alone:
+        first, *others = (f.value for f in factors if f.labels == (label,))
+        yield Factor(dot(first, _product(others)), ())
+    yield from (f for f in factors if not set(f.labels) & set(alone))
+
+
+@dataclass
+class _Written:
+    """An impulse of a line."""
+
+    left: Value
+    value: Value | None = None
+    _reads: dict[Value, Mix] = field(default_factory=dict)
+
+    def add(self, read: Value, of: Mix) -> None:
+        """Reads by the same vector are one."""
+        self._reads[read] = _sum(self._reads[read], of) if read in self._reads else of
+
+    def impulse(self) -> Impulse:
+        return Impulse(self.left, self.value, tuple(self._reads.items()))
+
+
+# --- mixes -----------------------------------------------------------------------------------------------------------
+
+
+def _none(count: int) -> tuple[Value | None, ...]:
+    return (None,) * count
+
+
+def _unit(place: int, count: int) -> tuple[Value | None, ...]:
+    return *_none(place), number(1.0), *_none(count - place - 1)
+
+
+def _sum(a: Mix, b: Mix) -> Mix:
+    states, impulses = (zip_longest(*both) for both in ((a.states, b.states), (a.impulses, b.impulses)))
+    return Mix(tuple(plus(x, y) for x, y in states), tuple(plus(x, y) for x, y in impulses))
+
+
+def _multiple(mix: Mix, factor: Value) -> Mix:
+    states, impulses = (tuple(times(x, factor) for x in part) for part in (mix.states, mix.impulses))
+    return Mix(states, impulses)
+
+
+def _product(values: Sequence[Value]) -> Value:
+    return product_of([value for value in values if not is_one(value)])
+
+
+def values_of(stage: Coupled) -> list[Value]:
+    """What a stage is made of."""
+    mixes = [*stage.after, *(one.of for one in stage.reads), *(mix for i in stage.impulses for _, mix in i.reads)]
+    found = [value for mix in mixes for value in (*mix.states, *mix.impulses) if value is not None]
+    found += [one.query for one in stage.reads]
+    for impulse in stage.impulses:
+        found += [impulse.left, *(read for read, _ in impulse.reads)]
+        found += [] if impulse.value is None else [impulse.value]
+    return found
+
+
+def may_be(node: Value | None, known: dict[Value, Value]) -> Value:
+    """1 where a number may be other than 0, 0 where what is exact chooses a 0, whatever the real inputs are."""
+    if node is None:
+        return number(0.0)
+    if node not in known:
+        known[node] = _may_be(node, known)
+    return known[node]
+
+
+def _may_be(node: Value, known: dict[Value, Value]) -> Value:
+    match node:
+        case ir.Number(value=value):
+            return number(float(value != 0))
+        case ir.FloatSelect(condition=condition, then=then, otherwise=otherwise):
+            return select(condition, may_be(then, known), may_be(otherwise, known))
+        case ir.Apply(op="neg", operands=(inner,)):
+            return may_be(inner, known)
+        case ir.Apply(op="mul", operands=(a, b)):
+            return _product([may_be(a, known), may_be(b, known)])
+        case ir.Apply(op="add" | "sub", operands=(a, b)):
+            return apply("max", may_be(a, known), may_be(b, known))
+    return number(1.0)
+
+
+__all__ = ["CoupledTrace", "ReadEachOtherError", "follow", "may_be", "values_of"]

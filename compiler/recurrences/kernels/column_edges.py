@@ -1,0 +1,52 @@
+"""Decay along columns of the state: values as the state after a chunk sees them, gradients as that before it does."""
+
+from __future__ import annotations
+
+from attnc.compiler.kernels.kernel_source import KernelArgument
+from attnc.compiler.recurrences.kernels.decay_text import DecaySweep, load_segments
+from attnc.compiler.recurrences.kernels.recurrence_frame import RecurrenceFrame
+
+
+class ColumnEdges(RecurrenceFrame):
+    """A program does a chunk and a block of columns."""
+
+    stage = "columns"
+    makes = "Values at the ends of chunks, and what is left of columns after them"
+
+    def write(self) -> None:
+        """All lines."""
+        p, form = self.problem, self.problem.form
+        self.of_chunk()
+        load_segments(self)
+        self.block_columns("column", p.wv, self.columns, "tl.program_id(1)")
+        for name in ("gate_columns", self.read):
+            self.given(name)
+        self.load("gates", "gate_columns", "column")
+        self.load("x", self.read, "column")
+        sweep = DecaySweep(self, "gates", self.columns, not form.before, form.before)
+        with sweep.levels():
+            pass
+        edges = sweep.edges([form.before])
+        self.store(edges.into[form.before], edges.out_of, edges.total)
+
+    read = "v"
+
+    def store(self, into: str, out_of: str, total: str) -> None:
+        """What is kept."""
+        p = self.problem
+        self.pointers["total_columns"] = KernelArgument("total_columns", "*fp32")
+        self.add(f"tl.store({self.kept('v_out', 'column', p.wv)}, {p.rounded(f'(x * {out_of})')})")
+        self.add(f"tl.store(total_columns + at * {p.wv} + column, {total})")
+
+
+class ColumnReads(ColumnEdges):
+    """The same for gradients of outputs."""
+
+    stage = "column_reads"
+    makes = "Gradients of outputs at the starts of chunks"
+    read = "dout"
+
+    def store(self, into: str, out_of: str, total: str) -> None:
+        """What is kept."""
+        p = self.problem
+        self.add(f"tl.store({self.kept('dout_in', 'column', p.wv)}, {p.rounded(f'(x * {into})')})")

@@ -1,0 +1,231 @@
+"""The kernel of a chunk's gradients along the state's columns: of v, β, and of the pairs of readers and writers.
+
+    uncorrected:  ∂v = A_q,kᵀ ∂o + k_out ∂S′
+    delta rule:   x = Tᵀ ∂p,   ∂v = β x,   y = -β x,   ∂β = x · (v - r_in S - A_r,k p)
+    rank one:     y = Tᵀ ∂p,   ∂v = A_q,kᵀ ∂o + k_out ∂S′ + A_r,kᵀ y
+    pairs:        ∂A_q,w = ∂o valuesᵀ,   ∂A_r,w = y valuesᵀ
+
+A step's gate, where all rows share it, gets the sum over the pairs on both sides of it, and no difference of sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from attnc.compiler.recurrences.kernels.decay_text import (
+    crossed,
+    load_segments,
+    load_vector_gate,
+    pair_spans,
+    pair_weights,
+)
+from attnc.compiler.recurrences.kernels.recurrence_frame import RecurrenceFrame
+
+
+class ColumnGradients(RecurrenceFrame):
+    """A program does a chunk, block of columns by block."""
+
+    stage = "values"
+    makes = "Gradients along the state's columns"
+
+    def write(self) -> None:
+        """All lines."""
+        p, form = self.problem, self.problem.form
+        self.of_chunk()
+        load_segments(self)
+        for name in ("v", "dout", "dv"):
+            self.given(name)
+        if form.is_delta:
+            self.load_steps("beta_rows", "beta")
+            self.given("dbeta")
+            self.add(f"dbeta_sum = tl.zeros(({p.length},), tl.float32)")
+        if form.bonus:
+            self.add(
+                f"own_weight = tl.load({self.vector('bonus_weights')})",
+                f"down_sum = tl.zeros(({p.length},), tl.float32)",
+            )
+        if not form.is_rank_one:
+            self.begin_pairs()
+        self.over_columns(self._block)
+        self._store_sums()
+        if not form.is_rank_one:
+            self.store_pairs()
+
+    def begin_pairs(self) -> None:
+        """The sums of pairs."""
+        p, form = self.problem, self.problem.form
+        for i, w in form.pairs:
+            self.add(f"{form.pair_name(i, w)}_sum = tl.zeros(({p.length}, {p.length}), tl.float32)")
+
+    def over_columns(self, body: Callable[[], None]) -> None:
+        """The same for every block of columns."""
+        if self.columns < self.problem.wv:
+            with self.lines.block(self.blocks("column", self.problem.wv, self.columns)):
+                body()
+        else:
+            body()
+
+    def _block(self) -> None:
+        p, form = self.problem, self.problem.form
+        self.block_columns("column", p.wv, self.columns)
+        self.load("douts", "dout", "column")
+        self.load("v_values", "v", "column")
+        if form.is_delta:
+            self._delta()
+        else:
+            self._plain()
+        if form.bonus:
+            self.add(
+                "dvs += own_weight[:, None] * douts",
+                "down_sum += tl.sum(douts.to(tl.float32) * v_values.to(tl.float32), 1)",
+            )
+        self.put("dv", "column", p.rounded("dvs"))
+
+    def _plain(self) -> None:
+        p, form = self.problem, self.problem.form
+        if form.is_rank_one:
+            self._solved()
+        self.add(f"pairs = tl.load({self.matrix(form.pair_name(0, 0))})", f"dvs = {p.dot('tl.trans(pairs)', 'douts')}")
+        self.add_products([("dvs", f"{form.writers[0]}_out", "ends", 1)])
+        if form.is_rank_one:
+            self.add(f"dvs = {p.dot('tl.trans(written)', 'dreads', 'dvs')}")
+        else:
+            self.add_pairs()
+
+    def add_pairs(self) -> None:
+        """To the sums of pairs, what a block of columns gives them."""
+        p, form = self.problem, self.problem.form
+        for i, w in form.pairs:
+            name, left = f"{form.pair_name(i, w)}_sum", "dreads" if i else "douts"
+            self.add(f"{name} = {p.dot(left, f'tl.trans({form.values[w]}_values)', name)}")
+
+    def _solved(self) -> None:
+        """The rows that a correction of rank one solves for, and the adjoint of what it reads."""
+        p, form = self.problem, self.problem.form
+        self.add(
+            f"inverse_pairs = tl.load({self.matrix('inverse')})",
+            f"written = tl.load({self.matrix(form.pair_name(1, 0))})",
+            f"reads = {p.dot('written', 'v_values')}",
+        )
+        self.add_products([("reads", "read_in", "states", 0)])
+        self.add(f"p_values = {p.rounded(p.dot('inverse_pairs', p.rounded('reads')))}")
+        self._adjoint_of_reads(p.dot("tl.trans(inverse_pairs)", "dps"))
+
+    def _adjoint_of_reads(self, value: str) -> None:
+        p = self.problem
+        self.add(f"dps = tl.load({self.kept('dp', 'column', p.wv)})")
+        self.add(f"solved = {value}")
+        self.add(f"dreads = {p.rounded('(-beta_rows[:, None] * solved)' if p.form.is_delta else 'solved')}")
+        for scratch, name in (("p", "p_values"), ("read_adjoints", "dreads")):
+            self.add(f"tl.store({self.kept(scratch, 'column', p.wv)}, {name})")
+
+    def _delta(self) -> None:
+        p, form = self.problem, self.problem.form
+        self.add(
+            f"inverse_pairs = tl.load({self.matrix('inverse')})",
+            f"missing = tl.zeros(({p.length}, {self.columns}), tl.float32)",
+        )
+        self.add_products([("missing", f"{form.readers[1]}_in", "states", 0)])
+        self.add(
+            "missing = v_values - missing",
+            f"p_values = {p.rounded(p.dot('inverse_pairs', p.rounded('(beta_rows[:, None] * missing)')))}",
+        )
+        self._adjoint_of_reads(p.dot("tl.trans(inverse_pairs)", "dps"))
+        triangle = p.rounded(f"tl.load({self.matrix(form.triangle, 'fp32')})")
+        self.add(
+            "dvs = beta_rows[:, None] * solved",
+            f"missing -= {p.dot(triangle, 'p_values')}",
+            "dbeta_sum += tl.sum(solved * missing, 1)",
+        )
+        self.add_pairs()
+
+    def add_products(self, products: list[tuple[str, str, str, int]]) -> None:
+        """Add to each sum rows of scratch times a tile of states: (sum, rows, states, how many chunks on)."""
+        p = self.problem
+
+        def body() -> None:
+            self.block_columns("channel", p.wk, self.rows)
+            for found, rows, states, ahead in products:
+                self.add(
+                    f"edge = tl.load({self.kept(rows, 'channel', p.wk)})",
+                    f"state = tl.load({self.states(states, 'channel', 'column', ahead)})",
+                    f"{found} = {p.dot('edge', p.rounded('state'), found)}",
+                )
+            self.over_channels()
+
+        if self.rows < p.wk:
+            with self.lines.block(self.blocks("channel", p.wk, self.rows)):
+                body()
+        else:
+            body()
+
+    def over_channels(self) -> None:
+        """What else is done with a block of channels."""
+
+    # --- the end
+
+    def _store_sums(self) -> None:
+        if self.problem.form.is_delta:
+            self.add("tl.store(dbeta_at + row * dbeta_2, dbeta_sum, mask=there)")
+        if self.problem.form.bonus:
+            self.add(f"tl.store({self.vector('bonus_adjoints')}, down_sum)")
+
+    def store_pairs(self) -> None:
+        """Store the gradients of pairs, and what a gate that all rows share gets of them."""
+        p, form = self.problem, self.problem.form
+        if form.gate == "rows":
+            for i, w in form.pairs:
+                name = form.pair_name(i, w)
+                value = f"tl.where(same, {name}_sum, 0.0)" if form.resets else f"{name}_sum"
+                self.add(f"tl.store({self.matrix(f'd_{name}')}, {p.rounded(value)})")
+            return
+        load_vector_gate(self)
+        pair_spans(self)
+        if form.has_vector_gate:
+            self.add(f"dgates = tl.zeros(({p.length},), tl.float32)")
+        for i in range(len(form.readers)):
+            self._store_pairs_of(i)
+        if form.has_vector_gate:
+            self.add(f"tl.store({self.vector('dgate_pairs')}, dgates)")
+
+    def _store_pairs_of(self, reader: int) -> None:
+        """The reader's pairs, and what they give the gate."""
+        p, form = self.problem, self.problem.form
+        weights = pair_weights(self, reader)
+        for w in range(len(form.writers)):
+            name = form.pair_name(reader, w)
+            if form.has_vector_gate:
+                exact = "fp32" if form.is_corrected and name == form.triangle else ""
+                self.add(f"terms {'+=' if w else '='} {name}_sum * tl.load({self.matrix(name, exact)})")
+            self.add(f"tl.store({self.matrix(f'd_{name}')}, {p.rounded(f'({name}_sum * {weights})')})")
+        if form.has_vector_gate:
+            self.add(
+                f"crossing = tl.dot({crossed(form.exclusive[reader])}, terms{p.sum_precision})",
+                "dgates += tl.sum(tl.where(row[None, :] < row[:, None], crossing, 0.0), 1)",
+            )
+
+
+class PairGradients(ColumnGradients):
+    """The gradients of pairs behind a correction of rank one, for which `ColumnGradients` has no registers left."""
+
+    stage = "pairs"
+    makes = "Gradients of pairs"
+
+    def write(self) -> None:
+        """All lines."""
+        self.of_chunk()
+        load_segments(self)
+        for name in ("v", "dout"):
+            self.given(name)
+        self.begin_pairs()
+        self.over_columns(self._load)
+        self.store_pairs()
+
+    def _load(self) -> None:
+        p = self.problem
+        self.block_columns("column", p.wv, self.columns)
+        self.load("douts", "dout", "column")
+        self.load("v_values", "v", "column")
+        for scratch, name in (("p", "p_values"), ("read_adjoints", "dreads")):
+            self.add(f"{name} = tl.load({self.kept(scratch, 'column', p.wv)})")
+        self.add_pairs()

@@ -1,0 +1,103 @@
+"""The kernels of a class, in the order in which they run."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from attnc.compiler.kernels.kernel_source import KernelSource
+from attnc.compiler.recurrences.kernels.block_shapes import blocks_of
+from attnc.compiler.recurrences.kernels.column_edges import ColumnEdges, ColumnReads
+from attnc.compiler.recurrences.kernels.column_gradients import ColumnGradients, PairGradients
+from attnc.compiler.recurrences.kernels.column_values import ColumnPairs, ColumnValues
+from attnc.compiler.recurrences.kernels.outputs import Outputs
+from attnc.compiler.recurrences.kernels.prepare import Prepare
+from attnc.compiler.recurrences.kernels.recurrence_frame import RecurrenceFrame
+from attnc.compiler.recurrences.kernels.recurrence_problem import RecurrenceClass, RecurrenceProblem
+from attnc.compiler.recurrences.kernels.row_gradients import ReadGradients, RowGradients
+from attnc.compiler.recurrences.kernels.segment_kernels import (
+    AdjointJoin,
+    AdjointProduct,
+    SegmentAdjoints,
+    SegmentJoin,
+    SegmentProduct,
+    SegmentStates,
+)
+from attnc.compiler.recurrences.kernels.solve import SolveKernel
+from attnc.compiler.recurrences.kernels.state_walk import AdjointWalk, StateWalk
+from attnc.compiler.recurrences.kernels.step import StepKernel
+from attnc.compiler.recurrences.kernels.walk import FusedWalk, OneWalk, PairWeightWalk
+
+_ALL: tuple[type[RecurrenceFrame], ...] = (
+    Prepare,
+    ColumnEdges,
+    ColumnReads,
+    SolveKernel,
+    SegmentStates,
+    SegmentJoin,
+    SegmentProduct,
+    StateWalk,
+    Outputs,
+    OneWalk,
+    PairWeightWalk,
+    FusedWalk,
+    SegmentAdjoints,
+    AdjointJoin,
+    AdjointProduct,
+    AdjointWalk,
+    ColumnGradients,
+    PairGradients,
+    ColumnPairs,
+    ColumnValues,
+    RowGradients,
+    ReadGradients,
+    StepKernel,
+)
+_KERNELS = {kernel.stage: kernel for kernel in _ALL}
+
+
+@lru_cache(maxsize=1024)
+def emit(problem: RecurrenceProblem, stage: str) -> KernelSource:
+    """The kernel of a stage."""
+    return _KERNELS[stage](problem, *blocks_of(problem, stage)).source()
+
+
+def stages(form: RecurrenceClass) -> tuple[str, ...]:
+    """Of all kernels of a class but those of `walk_stages`: of the forward pass, the backward pass, of few tokens, and
+    of few lanes.
+    """
+    split = (*segment_stages(form), *adjoint_segment_stages(form))
+    return (*prepared_stages(form), "states", "outputs", *backward_stages(form), "step", *split)
+
+
+def walk_stages(problem: RecurrenceProblem) -> tuple[str, ...]:
+    """Of the kernels that store no state between chunks, in calls that are not differentiated."""
+    fused = fused_stages(problem.form) if problem.can_fuse else ()
+    return ("walk", *fused) if problem.can_walk else ()
+
+
+def fused_stages(form: RecurrenceClass) -> tuple[str, ...]:
+    """Of the kernels of such a call with no prepared rows."""
+    return ("weights", "fused") if form.has_weights else ("fused",)
+
+
+def segment_stages(form: RecurrenceClass) -> tuple[str, ...]:
+    """Of the kernels before the states', where lanes are split into segments."""
+    return ("segments", "multiplied" if form.is_corrected else "joined")
+
+
+def adjoint_segment_stages(form: RecurrenceClass) -> tuple[str, ...]:
+    """Of the kernels before the adjoints'."""
+    return ("adjoint_segments", "adjoints_multiplied" if form.is_corrected else "adjoints_joined")
+
+
+def prepared_stages(form: RecurrenceClass) -> tuple[str, ...]:
+    """Of the kernels that both passes begin with."""
+    return ("prepare", *(["columns"] if form.columns else []), *(["solve"] if form.is_corrected else []))
+
+
+def backward_stages(form: RecurrenceClass) -> tuple[str, ...]:
+    """Of the kernels of the backward pass after these."""
+    if form.columns:
+        return ("column_reads", "adjoints", "column_pairs", "column_values", "keys")
+    middle = ("values", "pairs") if form.is_rank_one else ("values",)
+    return ("adjoints", *middle, "keys", *(["reads"] if form.is_split else []))

@@ -1,0 +1,306 @@
+"""The kernel of a chunk's gradients along the state's rows: of q, k, what corrections read and write, and gates.
+
+What is entered by the state before the chunk, and left in the state after it:
+
+    ∂q_in = ∂o Sᵀ       ∂r_in = y Sᵀ       ∂writer_out = values ∂S′ᵀ       ∂total = Σ_columns S ⊙ ∂S′
+
+A gate's gradient is the sum of a factor times its adjoint over the factors that have the gate in their exponents.
+"""
+
+from __future__ import annotations
+
+from attnc.compiler.kernels.kernel_source import KernelArgument
+from attnc.compiler.recurrences.kernels.decay_text import (
+    AT_LEVEL,
+    CROSSED_AFTER,
+    DecaySweep,
+    Edges,
+    crossed,
+    crossed_at_level,
+    load_segments,
+    load_vector_gate,
+    scaled,
+    vector_edges,
+)
+from attnc.compiler.recurrences.kernels.recurrence_frame import RecurrenceFrame
+
+
+class RowGradients(RecurrenceFrame):
+    """A program does a chunk and a block of channels. What a row of steps gets is summed under the row's name, `d_k`.
+
+    Where a gate for each row stands behind a correction of rank one, each reader has a kernel of its own, this one and
+    `ReadGradients`: both readers' sums at a time are more than there are registers.
+    """
+
+    stage = "keys"
+
+    def in_words(self) -> str:
+        """What the kernel makes."""
+        gates = ", and of gates" if self.problem.form.gate != "none" else ""
+        return f"Gradients of {', '.join(self._inputs())}{gates}"
+
+    def readers(self) -> tuple[int, ...]:
+        """Those whose gradients are made here, by number."""
+        form = self.problem.form
+        return (0,) if form.is_split else tuple(range(len(form.readers)))
+
+    def writers(self) -> tuple[int, ...]:
+        """Those whose sums begin here, with what the state after the chunk gives them."""
+        return tuple(range(len(self.problem.form.writers)))
+
+    def _inputs(self) -> list[str]:
+        form = self.problem.form
+        return list(dict.fromkeys([*(form.readers[i] for i in self.readers()), *form.writers]))
+
+    def write(self) -> None:
+        """All lines."""
+        p, form = self.problem, self.problem.form
+        self.of_chunk()
+        load_segments(self)
+        self.block_columns("channel", p.wk, self.rows, "tl.program_id(1)")
+        size = f"({p.length}, {self.rows})"
+        for name in self._sums():
+            self.add(f"{name} = tl.zeros({size}, tl.float32)")
+        if self._keeps():
+            self.add(f"kept_sum = tl.zeros(({self.rows},), tl.float32)")
+        for name in self._of_columns():
+            self.given(name)
+        if self.columns < p.wv:
+            with self.lines.block(self.blocks("column", p.wv, self.columns)):
+                self._block()
+        else:
+            self._block()
+        for name in self._inputs():
+            self.given(name)
+            self.load(f"{name}_rows", name, "channel")
+        if form.gate == "rows":
+            self._of_rows()
+        else:
+            self._of_vectors()
+
+    def _keeps(self) -> bool:
+        """Whether what is left of the state is a gradient here."""
+        return self.problem.form.gate != "none" and bool(self.writers())
+
+    def _sums(self) -> list[str]:
+        form = self.problem.form
+        entered = [f"enter_{form.readers[i]}" for i in self.readers()]
+        return entered + [f"leave_{form.writers[w]}" for w in self.writers()]
+
+    def _of_columns(self) -> list[str]:
+        form = self.problem.form
+        if form.columns:
+            return []
+        return ["dout"] * (0 in self.readers()) + ["v"] * ("v" in form.values and bool(self.writers()))
+
+    def _block(self) -> None:
+        p, form = self.problem, self.problem.form
+        self.block_columns("column", p.wv, self.columns)
+        self._load_columns()
+        self.add(f"state = tl.load({self.states('states', 'channel', 'column')})")
+        if self.writers():
+            self.add(f"end = tl.load({self.states('ends', 'channel', 'column', 1)})")
+        if self._keeps():
+            self._kept_sum()
+        self.add(f"state_across = tl.trans({p.rounded('state')})")
+        for i in self.readers():
+            name = f"enter_{form.readers[i]}"
+            self.add(f"{name} = {p.dot('dreads' if i else 'douts', 'state_across', name)}")
+        if self.writers():
+            self.add(f"end_across = tl.trans({p.rounded('end')})")
+        for w in self.writers():
+            name = f"leave_{form.writers[w]}"
+            self.add(f"{name} = {p.dot(f'{form.values[w]}_values', 'end_across', name)}")
+
+    def _load_columns(self) -> None:
+        p, form = self.problem, self.problem.form
+        if form.columns:
+            self.add(
+                f"douts = tl.load({self.kept('dout_in', 'column', p.wv)})",
+                f"v_values = tl.load({self.kept('v_out', 'column', p.wv)})",
+            )
+        for name in self._of_columns():
+            self.load({"dout": "douts", "v": "v_values"}[name], name, "column")
+        if form.is_corrected and self.writers():
+            self.add(f"p_values = tl.load({self.kept('p', 'column', p.wv)})")
+        if 1 in self.readers():
+            self.add(f"dreads = tl.load({self.kept('read_adjoints', 'column', p.wv)})")
+
+    def _kept_sum(self) -> None:
+        p = self.problem
+        product = "state * end"
+        if p.form.columns:
+            self.pointers["total_columns"] = KernelArgument("total_columns", "*fp32")
+            product += f" * tl.load(total_columns + at * {p.wv} + column)[None, :]"
+        self.add(f"kept_sum += tl.sum({product}, 1)")
+
+    # --- one gate for all rows
+
+    def _of_vectors(self) -> None:
+        p, form = self.problem, self.problem.form
+        load_vector_gate(self)
+        edges = vector_edges(self)
+        if form.has_vector_gate:
+            self._gate_of_edges(edges)
+        for reader, exclusive in zip(form.readers, form.exclusive, strict=True):
+            self.add(f"enter_{reader} = {scaled(f'enter_{reader}', edges.into[exclusive])}")
+        for writer in form.writers:
+            self.add(f"leave_{writer} = {scaled(f'leave_{writer}', edges.out_of)}")
+        self._join()
+        for i, w in form.pairs:
+            reader, writer, name = form.readers[i], form.writers[w], form.pair_name(i, w)
+            self.add(
+                f"pairs = tl.load({self.matrix(f'd_{name}')})",
+                f"d_{reader} = {p.dot('pairs', f'{writer}_rows', f'd_{reader}')}",
+                f"d_{writer} = {p.dot('tl.trans(pairs)', f'{reader}_rows', f'd_{writer}')}",
+            )
+        for name in form.inputs:
+            self._store(name)
+
+    def _join(self) -> None:
+        """From here on what a row of steps gets has one sum, whether it reads or writes or both."""
+        found = {name: [] for name in self._inputs()}  # type: dict[str, list[str]]
+        for name in self._sums():
+            found[name.partition("_")[2]].append(name)
+        for name, sums in found.items():
+            zeros = f"tl.zeros(({self.problem.length}, {self.rows}), tl.float32)"
+            self.add(f"d_{name} = {' + '.join(sums) or zeros}")
+
+    def _gate_of_edges(self, edges: Edges) -> None:
+        form, p = self.problem.form, self.problem
+        total = f"tl.sum(kept_sum, 0) * {edges.total}"
+        self.add(f"dgates = tl.zeros(({p.length},), tl.float32) + {total}")
+        for reader, exclusive in zip(form.readers, form.exclusive, strict=True):
+            self.add(f"terms = tl.sum({reader}_rows * {edges.into[exclusive]} * enter_{reader}, 1)")
+            self._add_vector(">" if exclusive else ">=")
+        for writer in form.writers:
+            self.add(f"terms = tl.sum({writer}_rows * {edges.out_of} * leave_{writer}, 1)")
+            self._add_vector("<")
+        # A sum of a program's channels: those of the others are added to it behind the kernel.
+        self.scratch("dgate_edges", 1, "fp32")
+        past = f"tl.program_id(1) * tl.full((), {p.length}, tl.int64) * tl.num_programs(0)"
+        self.add(f"tl.store({self.vector('dgate_edges')} + {past}, dgates)")
+
+    def _add_vector(self, relation: str) -> None:
+        """Add the terms of the rows that stand so to each step; they are laid out along columns by a product."""
+        length = self.problem.length
+        self.add(
+            f"terms = tl.broadcast_to(terms[:, None], ({length}, {length}))",
+            f"dgates += tl.sum(tl.where(row[None, :] {relation} row[:, None], tl.trans(terms), 0.0), 1)",
+        )
+
+    # --- a gate for each row
+
+    def _of_rows(self) -> None:
+        """The edges first, then the levels reader by reader: so least is kept at a time."""
+        p, form = self.problem, self.problem.form
+        self.given("gate_rows")
+        self.load("gates", "gate_rows", "channel")
+        self.add(f"dgates = tl.zeros(({p.length}, {self.rows}), tl.float32)")
+        kinds = [form.exclusive[i] for i in self.readers()]
+        sweep = DecaySweep(self, "gates", self.rows, False in kinds, True in kinds)
+        with sweep.levels():
+            pass
+        self._edges(sweep.edges(kinds))
+        self._join()
+        for i in self.readers():
+            reader, exclusive = form.readers[i], form.exclusive[i]
+            self.add("", f"# Pairs of {reader}.")
+            for w, writer in enumerate(form.writers):
+                self.add(f"{writer}_pairs = tl.load({self.matrix(f'd_{form.pair_name(i, w)}')})")
+                if i == 0 and not exclusive:
+                    self._own(writer)
+            sweep = DecaySweep(self, "gates", self.rows, not exclusive, exclusive)
+            with sweep.levels():
+                self._at_level(sweep, reader, exclusive)
+            if reader not in form.writers:
+                self._store(reader)
+        for writer in form.writers:
+            self._store(writer)
+        self.given("dgate_rows")
+        if not self.writers():
+            self.load("others", "dgate_rows", "channel")
+        self.put("dgate_rows", "channel", "dgates" if self.writers() else "dgates + others")
+
+    def _own(self, writer: str) -> None:
+        """What a step's query sees of its own write is not decayed."""
+        own = f"tl.sum(tl.where(row[:, None] == row[None, :], {writer}_pairs.to(tl.float32), 0.0), 1)"
+        self.add(
+            f"own_weight = {own}[:, None]",
+            f"d_q += own_weight * {writer}_rows",
+            f"d_{writer} += own_weight * q_rows",
+        )
+
+    def _at_level(self, sweep: DecaySweep, reader: str, exclusive: bool) -> None:
+        p, form = self.problem, self.problem.form
+        rises, fall = sweep.factors()
+        self.add(f"up = {p.rounded(f'({reader}_rows * {rises[exclusive]})')}")
+        for w, writer in enumerate(form.writers):
+            self.add(
+                f"down = {p.rounded(f'({writer}_rows * {fall})')}",
+                f"near = tl.where({AT_LEVEL}, {writer}_pairs, 0.0).to({writer}_pairs.dtype)",
+                f"risen = {p.dot('near', 'down', 'risen' if w else '')}",
+                f"fallen = {p.dot('tl.trans(near)', 'up')}",
+                f"d_{writer} += fallen * {fall}",
+                f"terms {'+=' if w else '='} fallen * down",
+            )
+        self.add(f"d_{reader} += risen * {rises[exclusive]}", "terms += risen * up")
+        self.add(f"dgates += tl.dot({crossed_at_level(self, exclusive)}, terms{p.sum_precision})")
+
+    def _edges(self, edges: Edges) -> None:
+        p, form = self.problem, self.problem.form
+        for i in self.readers():
+            reader, exclusive = form.readers[i], form.exclusive[i]
+            self.add(
+                f"enter_{reader} = enter_{reader} * {edges.into[exclusive]}",
+                f"dgates += tl.dot({crossed(exclusive)}, {reader}_rows * enter_{reader}{p.sum_precision})",
+            )
+        for w in self.writers():
+            writer = form.writers[w]
+            self.add(
+                f"leave_{writer} = leave_{writer} * {edges.out_of}",
+                f"dgates += tl.dot({CROSSED_AFTER}, {writer}_rows * leave_{writer}{p.sum_precision})",
+            )
+        if self.writers():
+            self.add(f"dgates += (kept_sum * {edges.total})[None, :]")
+
+    # --- the end
+
+    def _store(self, name: str) -> None:
+        """Store what a row of steps gets, or what is known of it so far."""
+        p, form = self.problem, self.problem.form
+        if form.bonus and 0 in self.readers() and name in ("q", "k"):
+            self._add_bonus(name)
+        if form.is_split and name in form.writers:
+            partial = self.kept(f"{name}_so_far", "channel", p.wk, "fp32")
+            if self.writers():
+                self.add(f"tl.store({partial}, d_{name})")
+                return
+            self.add(f"d_{name} += tl.load({partial})")
+        self.given(f"d{name}")
+        self.put(f"d{name}", "channel", p.rounded(f"d_{name}"))
+
+    def _add_bonus(self, name: str) -> None:
+        self.given("bonus")
+        self.load("bonus_rows", "bonus", "channel")
+        self.add(
+            f"bonus_weight = tl.load({self.vector('bonus_adjoints')})[:, None]",
+            f"d_{name} += bonus_weight * bonus_rows.to(tl.float32) * {'k' if name == 'q' else 'q'}_rows",
+        )
+        if name == "q":
+            self.given("dbonus")
+            self.put("dbonus", "channel", "bonus_weight * q_rows * k_rows")
+
+
+class ReadGradients(RowGradients):
+    """The same for the read of a correction: to what is known of gradients it adds what the read gives them."""
+
+    stage = "reads"
+
+    def readers(self) -> tuple[int, ...]:
+        """The correction's."""
+        return (1,)
+
+    def writers(self) -> tuple[int, ...]:
+        """None: their sums begin elsewhere."""
+        return ()

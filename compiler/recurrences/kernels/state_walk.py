@@ -1,0 +1,194 @@
+"""The serial kernels: states from chunk to chunk, and their adjoints from the last chunk to the first."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+from attnc.compiler.kernels.kernel_source import KernelArgument
+from attnc.compiler.recurrences.kernels.recurrence_frame import RecurrenceFrame
+
+
+class Walk(RecurrenceFrame):
+    """A program does the chunks of a segment of a lane, for a block of the state's columns.
+
+    A segment has `span` chunks, the last one of a lane what is left; a lane that is not split is one segment.
+    """
+
+    turns: ClassVar[str]
+    """The head of the loop, and in it which chunk it is at."""
+    is_first: ClassVar[bool] = False
+    """Whether segments are walked before it is known what they begin with."""
+
+    @property
+    def width(self) -> int:
+        """Columns that programs walk with."""
+        return self.problem.wv
+
+    @property
+    def where_there(self) -> str:
+        """What a load of scratch along columns is told, if not all columns that are walked with are there."""
+        return ""
+
+    def write(self) -> None:
+        """All lines."""
+        p = self.problem
+        self.number("segments", "span")
+        self.stand()
+        self.add("begin = segment * span", "stop = tl.minimum(begin + span, chunks)")
+        if p.form.is_corrected and not self.is_first:
+            self.pointers["whole"] = KernelArgument("whole", "*i32")
+            self.add(
+                "is_whole = tl.load(whole + lane, mask=segments > 1, other=0) != 0  # the first segment has all chunks",
+                "begin = tl.where(is_whole, 0, begin)",
+                "stop = tl.where(is_whole, tl.where(segment == 0, chunks, 0), stop)",
+            )
+        self.numbered()
+        self.block_columns("channel", p.wk, p.wk)
+        self.block_columns("column", self.width, self.columns, "tl.program_id(1)")
+        self.start()
+        with self.lines.block(self.turns):
+            self.turn()
+        self.end()
+
+    def stand(self) -> None:
+        """Which lane and segment it is."""
+        self.add("lane = tl.program_id(0) // segments", "segment = tl.program_id(0) % segments")
+
+    @abstractmethod
+    def start(self) -> None:
+        """The state that the walk starts from."""
+
+    @abstractmethod
+    def turn(self) -> None:
+        """One chunk."""
+
+    def keep(self, name: str, value: str, column: str) -> None:
+        """Store what was found for the chunk's rows."""
+        self.add(f"tl.store({self.kept(name, column, self.problem.wv)}, {value})")
+
+    @abstractmethod
+    def keep_state(self) -> None:
+        """Store the state at the chunk's edge, but where another segment starts from it: that one is there already."""
+
+    def end(self) -> None:
+        """What is done after the last chunk."""
+
+    def decay(self) -> None:
+        """The state times what is left of it after the chunk."""
+        total = self.load_total("channel")
+        if total:
+            self.add(f"state = state * {total}")
+        if self.problem.form.columns:
+            self.pointers["total_columns"] = KernelArgument("total_columns", "*fp32")
+            self.add(f"column_left = tl.load(total_columns + at * {self.problem.wv} + column)")
+            self.add("state = state * column_left[None, :]")
+
+
+class StateWalk(Walk):
+    """States before chunks, and what corrections solve for."""
+
+    stage = "states"
+    makes = "States before chunks"
+    turns = "for chunk in range(begin, stop):"
+
+    def start(self) -> None:
+        """The state before the segment."""
+        self.add("at = lane * tl.full((), 1, tl.int64) * chunks + begin")
+        self.add(f"state = tl.load({self.states('states', 'channel', 'column')})")
+
+    def turn(self) -> None:
+        """One chunk."""
+        p, form = self.problem, self.problem.form
+        self.place()
+        if not form.is_corrected:
+            self.values()
+        else:
+            self._solve()
+        for writer, value in zip(form.writers, form.values, strict=True):
+            self.add(f"{writer}_rows = tl.load({self.kept(f'{writer}_out', 'channel', p.wk)})")
+            if form.is_rank_one and value == "v":
+                self.values()
+        self.read()
+        self.decay()
+        for writer, value in zip(form.writers, form.values, strict=True):
+            self.add(f"state = {p.dot(f'tl.trans({writer}_rows)', f'{value}_values', 'state')}")
+        self.keep_state()
+
+    def keep_state(self) -> None:
+        """That after the chunk; where the next segment begins it is there already."""
+        kept = "(chunk + 1 < stop) | (stop == chunks)"
+        self.add(f"tl.store({self.states('states', 'channel', 'column', 1)}, state, mask={kept})")
+
+    def read(self) -> None:
+        """What is read of the state before the chunk: nothing, another kernel does it for all chunks at once."""
+
+    def values(self) -> None:
+        """Load what the chunk's rows write."""
+        if self.problem.form.columns:
+            self.add(f"v_values = tl.load({self.kept('v_out', 'column', self.problem.wv)})")
+        else:
+            self.given("v")
+            self.load("v_values", "v", "column", self.width)
+
+    def _solve(self) -> None:
+        p = self.problem
+        solved = f"{self.kept('solved_values', 'column', p.wv)}{self.where_there}"
+        self.add(
+            f"reads = tl.load({self.kept('solved_reads', 'channel', p.wk)})",
+            f"solved = tl.load({solved}).to(tl.float32)",
+            f"p_values = {p.rounded('(' + p.dot('reads', p.rounded('state'), 'solved') + ')')}",
+        )
+        self.keep("p", "p_values", "column")
+
+
+class AdjointWalk(Walk):
+    """The same backward: the adjoint of the state before each chunk, and of what was solved in it.
+
+    ∂p = A_q,writerᵀ ∂o + writer_out ∂S′        ∂S = total ⊙ ∂S′ + q_inᵀ ∂o + Wᵀ ∂p
+    """
+
+    stage = "adjoints"
+    makes = "Adjoints of the states before chunks"
+    turns = "for turn in range(begin, stop):"
+
+    def start(self) -> None:
+        """The adjoint of the state after the segment."""
+        self.add("at = lane * tl.full((), 1, tl.int64) * chunks + stop - 1")
+        self.add(f"state = tl.load({self.states('ends', 'channel', 'column', 1)})")
+
+    def turn(self) -> None:
+        """One chunk."""
+        p, form = self.problem, self.problem.form
+        self.add("chunk = begin + stop - 1 - turn")
+        self.place()
+        if form.columns:
+            self.add(f"douts = tl.load({self.kept('dout_in', 'column', p.wv)})")
+        else:
+            self.given("dout")
+            self.load("douts", "dout", "column", self.width)
+        if form.is_corrected:
+            self._solve()
+        self.add(f"q_rows = tl.load({self.kept('q_in', 'channel', p.wk)})")
+        self.decay()
+        self.add(f"state = {p.dot('tl.trans(q_rows)', 'douts', 'state')}")
+        if form.is_corrected:
+            self.add(f"state = {p.dot('tl.trans(reads)', 'dp_values', 'state')}")
+        self.keep_state()
+
+    def keep_state(self) -> None:
+        """That before the chunk; where the segment before ends it is there already."""
+        kept = "(chunk > begin) | (begin == 0)"
+        self.add(f"tl.store({self.states('ends', 'channel', 'column')}, state, mask={kept})")
+
+    def _solve(self) -> None:
+        p, form = self.problem, self.problem.form
+        writer = form.writers[-1]
+        self.add(
+            f"{writer}_rows = tl.load({self.kept(f'{writer}_out', 'channel', p.wk)})",
+            f"pairs = tl.load({self.matrix(form.pair_name(0, len(form.writers) - 1))})",
+            f"solved = {p.dot('tl.trans(pairs)', 'douts')}",
+            f"dp_values = {p.rounded('(' + p.dot(f'{writer}_rows', p.rounded('state'), 'solved') + ')')}",
+        )
+        self.keep("dp", "dp_values", "column")
+        self.add(f"reads = tl.load({self.kept('solved_reads', 'channel', p.wk)})")

@@ -1,0 +1,254 @@
+"""The kernels of any step equation: token by token, the states on the chip from the first to the last.
+
+A program does all tokens of a lane (a head of a batch entry), of all entries of the states, or of a block of those
+that never meet (`Tape.parts_along`). The backward pass goes from stretch to stretch, the last first: it has the states
+before each, makes those before each token of a stretch anew, and goes through them from the last token to the first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from attnc.compiler.kernels.index_text import NotInKernelsError
+from attnc.compiler.kernels.kernel_source import KernelSource
+from attnc.compiler.recurrences.kernels.adjoint_text import AdjointText
+from attnc.compiler.recurrences.kernels.phases import Phases, backwards, remade, whole_behind
+from attnc.compiler.recurrences.kernels.stepping import MOST, Stepping
+from attnc.compiler.recurrences.kernels.tape_text import TapeText, constant
+
+Stage = Literal["forward", "backward"]
+_NAMES = re.compile(r"\b(?:x|ds?)\d+\b")
+"""Values of operations, and their adjoints, in a text."""
+
+
+@lru_cache(maxsize=64)
+def emit_token_by_token(stepping: Stepping, stage: Stage) -> KernelSource:
+    """A kernel. Raises NotInKernelsError for a function that has no text, or no derivative."""
+    if stepping.largest > MOST:
+        raise NotInKernelsError("a value that is too large for a chip")
+    writing = (_TapeForward if stage == "forward" else _TapeBackward)(stepping)
+    writing.write()
+    return writing.source(stage)
+
+
+class _TapeForward(TapeText):
+    def write(self) -> None:
+        """All lines."""
+        self.begin()
+        for n, (i, _, axes) in enumerate(self.states()):
+            self.add(f"x{i} = {self.loaded(self.buffer(f'begun{n}', axes, alike=True), axes)}")
+        if self.of.keeps:
+            with self.lines.block("for this in range(0, stretches):"):
+                for n, (i, _, axes) in enumerate(self.states()):
+                    self.store(self.buffer(f"kept{n}", axes, "this", "stretches"), axes, f"x{i}")
+                self.add("first = this * stretch")
+                self._tokens("first", "tl.minimum(first + stretch, tokens)")
+        else:
+            self._tokens("0", "tokens")
+        for n, (i, _, axes) in enumerate(self.states()):
+            self.store(self.buffer(f"last{n}", axes, alike=True), axes, f"x{i}")
+
+    def _tokens(self, begin: str, end: str) -> None:
+        """Tokens one after another."""
+        with self.lines.block(f"for turn in range({begin}, {end}):"):
+            self.add("token = turn + tl.full((), 0, tl.int64)")
+            self.begun_anew(
+                *((f"x{i}", constant(start)) for (i, *_), start in zip(self.states(), self.of.starts, strict=True))
+            )
+            self.run([self.tape.read, *(after for _, after, _ in self.states())])
+            own = self.tape.ops[self.tape.read].axes
+            self.store(self.buffer("out", own, "token", "tokens", alike=True), own, self.name(self.tape.read))
+            later = [(i, self.name(after)) for i, after, _ in self.states() if after != i]
+            if later:
+                self.add(f"{', '.join(f'x{i}' for i, _ in later)} = {', '.join(text for _, text in later)}")
+
+
+@dataclass
+class _TapeBackward(AdjointText):
+    """Where the kernel is tight, states and their adjoints go from token to token in memory (`before`, `dbegun`)."""
+
+    phases: Phases | None = None
+
+    def write(self) -> None:
+        """All lines."""
+        self.begin()
+        for n, (i, _, axes) in enumerate(self.states()):
+            found = self.loaded(self.buffer(f"dlast{n}", axes, alike=True), axes)
+            alone = self.of.is_part(axes) or self.of.parts == 1
+            self.add(f"ds{i} = {found if alone else f'tl.where(part == 0, {found}, 0.0)'}")
+            if self.of.is_tight:
+                self.store(self.buffer(f"dbegun{n}", axes), axes, f"ds{i}")
+        still = [i for i in self.tape.leaves if i not in self.of.varying]
+        self.add(*(f"sum{i} = {self.zeros(self.tape.ops[i].axes)}" for i in still))
+        with self.lines.block("for later in range(0, stretches):"):
+            self._stretch()
+        for n, (i, _, axes) in enumerate(self.states()):
+            if not self.of.is_tight:
+                self.store(self.buffer(f"dbegun{n}", axes), axes, f"ds{i}")
+        for i in still:
+            own = self.tape.ops[i].axes
+            self.store(self.buffer(f"dleaf{i}", own), own, f"sum{i}")
+
+    def _stretch(self) -> None:
+        self.add("this = stretches - 1 - later", "first = this * stretch", "many = tl.minimum(stretch, tokens - first)")
+        (self._replay_in_memory if self.of.is_tight else self._replay)()
+        self.add("tl.debug_barrier()")
+        with self.lines.block("for back in range(0, many):"):
+            self.add("turn = many - 1 - back", "token = first + turn + tl.full((), 0, tl.int64)")
+            if self.of.is_tight:
+                self.add("tl.debug_barrier()")
+            else:
+                for n in range(len(self.states())):
+                    self._load_before(n)
+            self._token()
+
+    def _replay(self) -> None:
+        """Make the states before each token of a stretch, and store them."""
+        states = self.states()
+        self._load_kept(*range(len(states)))
+        self.add("tl.debug_barrier()")
+        with self.lines.block("for turn in range(0, many):"):
+            self.add("token = first + turn + tl.full((), 0, tl.int64)")
+            self._store_before(*range(len(states)))
+            later = [(i, after) for i, after, _ in states if after != i]
+            self.run([after for _, after in later])
+            if later:
+                self.add(f"{', '.join(f'x{i}' for i, _ in later)} = {', '.join(self.name(j) for _, j in later)}")
+
+    def _replay_in_memory(self) -> None:
+        """The same, from what is stored of the token before: one state after another is on the chip."""
+        states = self.states()
+        self.add("turn, token = 0, first + tl.full((), 0, tl.int64)", "tl.debug_barrier()")
+        for n in range(len(states)):
+            self._load_kept(n)
+            self._store_before(n)
+        with self.lines.block("for turn in range(0, many - 1):"):
+            self.add("token = first + turn + tl.full((), 0, tl.int64)", "tl.debug_barrier()")
+            self.phases = Phases(self.tape)
+            self.run([after for _, after, _ in states])
+            for n, (i, after, axes) in enumerate(states):
+                self._ready([f"x{after}"])
+                self.add(f"after{i} = {self.name(after)}")
+                self.begun_anew((f"after{i}", constant(self.of.starts[n])), token="(token + 1)")
+                self.store(self.buffer(f"before{n}", axes, "turn + 1", "stretch"), axes, f"after{i}")
+
+    def _load_kept(self, *which: int) -> None:
+        """Load states as they were before a stretch."""
+        for n in which:
+            i, _, axes = self.states()[n]
+            self.add(f"x{i} = {self.loaded(self.buffer(f'kept{n}', axes, 'this', 'stretches'), axes)}")
+
+    def _store_before(self, *which: int) -> None:
+        """Store states as they are before the token."""
+        states = self.states()
+        self.begun_anew(*((f"x{states[n][0]}", constant(self.of.starts[n])) for n in which))
+        for n in which:
+            i, _, axes = states[n]
+            self.store(self.buffer(f"before{n}", axes, "turn", "stretch"), axes, f"x{i}")
+
+    def _load_before(self, n: int) -> None:
+        """Load a state as it was before the token."""
+        i, _, axes = self.states()[n]
+        self.add(f"x{i} = {self.loaded(self.buffer(f'before{n}', axes, 'turn', 'stretch'), axes)}")
+
+    def run(self, wanted: list[int]) -> None:
+        """The operations of a token that some need; of a tight kernel without the matrices that nothing reads yet."""
+        if self.phases is None:
+            super().run(wanted)
+            return
+        needed = self.tape.needed(wanted)
+        for i, op in enumerate(self.tape.ops):
+            if i in needed and i not in remade(self.tape) and op.kind != "number":
+                self._ready(f"x{j}" for j in op.operands)
+                self.make(i)
+                self.phases.note(f"x{i}")
+
+    def make(self, i: int) -> None:
+        """Load a value, or compute it."""
+        if self.tape.ops[i].kind == "state":
+            self._load_before([state for state, *_ in self.states()].index(i))
+        elif self.tape.ops[i].kind in ("leaf", "test"):
+            self.load(i)
+        else:
+            self.add(f"x{i} = {self.text(self.tape.ops[i])}")
+
+    def _ready(self, reads: Iterable[str]) -> None:
+        """Make the matrices that the next line reads, where they are not there."""
+        if self.phases is None:
+            return
+        ends, missing = self.phases.asked(reads)
+        if ends:
+            self.add("tl.debug_barrier()")
+        for i in missing:
+            self.make(i)
+
+    def _token(self) -> None:
+        """One token's adjoints."""
+        states, read = self.states(), self.tape.read
+        self.phases = Phases(self.tape) if self.of.is_tight else None
+        self.run([read, *(after for _, after, _ in states)])
+        own = self.tape.ops[read].axes
+        found: dict[int, str] = {}
+        self.add(f"dout_here = {self.loaded(self.buffer('dout', own, 'token', 'tokens', alike=True), own)}")
+        self._give(found, read, "dout_here")
+        if not self.of.is_tight:
+            for i, after, _ in states:
+                self._give(found, after, f"ds{i}")
+        done: set[int] = set()
+        for i in backwards(self.tape):
+            done.add(i)
+            if self.of.is_tight:
+                self._load_adjoints(found, i)
+            if self.tape.ops[i].kind == "leaf":
+                self._leaf(found, i)
+            for j, text in self.gives(i) if i in found else []:
+                self._give(found, j, text)
+            if self.of.is_tight:
+                self._store_adjoints(found, i, done)
+        if not self.of.is_tight:
+            self.add(*(f"ds{i} = {found.get(i, self.zeros(axes))}" for i, _, axes in states))
+            self.begun_anew(*((f"ds{i}", "0.0") for i, *_ in states))
+
+    def _load_adjoints(self, found: dict[int, str], i: int) -> None:
+        """Give an operation the adjoints of the states that it is after the token."""
+        assert self.phases is not None
+        for n, (j, after, axes) in enumerate(self.states()):
+            if after == i and self.tape.ops[i].kind != "number":
+                self.add(f"ds{j} = {self.loaded(self.buffer(f'dbegun{n}', axes), axes)}")
+                self.phases.note(f"ds{j}")
+                self._give(found, i, f"ds{j}")
+
+    def _store_adjoints(self, found: dict[int, str], i: int, done: set[int]) -> None:
+        """Store the adjoints of states before the token that are whole with an operation, the last that is done."""
+        for n, (j, _, axes) in enumerate(self.states()):
+            behind = whole_behind(self.tape, j)
+            if i in behind and behind <= done:
+                self.add(f"ds{j} = {found.get(j, self.zeros(axes))}")
+                self.begun_anew((f"ds{j}", "0.0"))
+                self.store(self.buffer(f"dbegun{n}", axes), axes, f"ds{j}")
+
+    def _leaf(self, found: dict[int, str], i: int) -> None:
+        """Store the adjoint of a leaf, or add it to those of other tokens."""
+        axes = self.tape.ops[i].axes
+        if i in self.of.varying:
+            self.store(self.buffer(f"dleaf{i}", axes, "token", "tokens"), axes, found.get(i, self.zeros(axes)))
+        elif i in found:
+            self.add(f"sum{i} += {found[i]}")
+
+    def _give(self, found: dict[int, str], i: int, text: str) -> None:
+        """Add to the adjoint of an operation."""
+        if self.tape.ops[i].kind in ("number", "test"):
+            return
+        reads = _NAMES.findall(text)
+        self._ready(reads)
+        self.add(f"d{i} = {f'd{i} + {text}' if i in found else text}")
+        found[i] = f"d{i}"
+        if self.phases is not None:
+            self.phases.note(f"d{i}", reads if len(self.tape.ops[i].axes) == 2 else ())
+
+
+__all__ = ["Stage", "emit_token_by_token"]

@@ -1,0 +1,92 @@
+"""Terms of a step or a read, as the vectors that a pass takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attnc.compiler import ir
+from attnc.compiler.ir import Value
+from attnc.compiler.recurrences.derived import NoFormError
+from attnc.compiler.recurrences.monomials import Factor, Labels, Monomial, product_of
+from attnc.compiler.value_nodes import apply, dot, number
+
+
+def write_of(term: Monomial, labels: Labels) -> tuple[Value, Value]:
+    """(k, v) of a term without a state."""
+    rows, columns, scalars = _sides(term.factors, labels)
+    key = signed(product_of([*scalars, *rows]), term.negative)
+    return key, product_of(columns)
+
+
+def correction_of(term: Monomial, labels: Labels, state: ir.State) -> tuple[Value, Value]:
+    """(u, r) of a term that reads the state's rows."""
+    first, *rest = term.labels
+    if first in labels or tuple(rest) != labels[1:]:
+        raise NoFormError(f"a correction of `{state.name}` that is not of its first axis")
+    read = [f.value for f in term.factors if f.labels == (first,)]
+    others = tuple(f for f in term.factors if f.labels != (first,))
+    if not read or any(first in f.labels for f in others):
+        raise NoFormError(f"a correction of `{state.name}` by a matrix")
+    rows, columns, scalars = _sides(others, labels)
+    if columns:
+        raise NoFormError(f"a correction of `{state.name}` that differs from column to column")
+    return signed(product_of([*scalars, *rows]), term.negative), product_of(read)
+
+
+def _sides(factors: Sequence[Factor], labels: Labels) -> tuple[list[Value], list[Value], list[Value]]:
+    """Factors of rows, of columns, and of neither. Raises NoFormError for one of both, or of another axis."""
+    found: tuple[list[Value], list[Value], list[Value]] = ([], [], [])
+    for factor in factors:
+        if not factor.labels:
+            found[2].append(factor.value)
+        elif factor.labels == labels[:1]:
+            found[0].append(factor.value)
+        elif factor.labels == labels[1:]:
+            found[1].append(factor.value)
+        else:
+            raise NoFormError("a matrix that is no product of two vectors")
+    return found
+
+
+def is_merged(correction: Monomial, write: Monomial, labels: Labels) -> bool:
+    """Whether a correction writes minus what the state holds, by the key and the factor of the write."""
+
+    def by_row(term: Monomial) -> list[bytes]:
+        return sorted(f.value.digest for f in term.factors if f.labels in ((), labels[:1]))
+
+    return correction.negative and not write.negative and by_row(correction) == by_row(write)
+
+
+def summed(term: Monomial, labels: Labels) -> Value:
+    """A term without a state, summed over the axes that it has beside `labels`."""
+    inner = {label for f in term.factors for label in f.labels} - set(labels)
+    if len(inner) > 1 or any(len(f.labels) > 1 and inner & set(f.labels) for f in term.factors):
+        raise NoFormError("a product over several axes")
+    along = [f.value for f in term.factors if inner & set(f.labels)]
+    rest = [f.value for f in term.factors if not inner & set(f.labels)]
+    if along:
+        first, *others = along
+        rest.insert(0, dot(first, product_of(others) if others else number(1.0)))
+    return signed(product_of(rest), term.negative)
+
+
+def signed(value: Value, negative: bool) -> Value:
+    """A value, or minus it."""
+    return apply("neg", value) if negative else value
+
+
+def terms_of(node: Value) -> list[Value]:
+    """What a sum is of."""
+    if isinstance(node, ir.Apply) and node.op == "add":
+        return [term for operand in node.operands for term in terms_of(operand)]
+    return [node]
+
+
+def factors_of(node: Value) -> list[Value]:
+    """What a product is of."""
+    if isinstance(node, ir.Apply) and node.op == "mul":
+        return [factor for operand in node.operands for factor in factors_of(operand)]
+    return [node]
+
+
+__all__ = ["correction_of", "factors_of", "is_merged", "signed", "summed", "terms_of", "write_of"]

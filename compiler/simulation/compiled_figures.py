@@ -1,0 +1,51 @@
+"""What Triton made of the kernels of a plain score: registers, shared memory and instructions, from machine code.
+
+`seen_kernels.json` is written by `python benchmarks/kernels.py --facts` from the table of the gate.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+Tiles = tuple[int, int, int, int]
+"""Of queries and of keys, warps, stages."""
+
+Key = tuple[str, str, int, str, Tiles]
+"""Architecture, kernel, width of a head, dtype, tiles."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledFigures:
+    """A kernel: registers of a thread, KiB of a program; and of a warp, for one full tile, the instructions issued,
+    those of integer and compare units, of fp32 units, and exponentials.
+    """
+
+    registers: int
+    shared_kib: float
+    issued: int
+    alu: int
+    fma: int
+    exps: int
+
+
+@cache
+def seen_kernels() -> Mapping[Key, CompiledFigures]:
+    """All that is known."""
+    text = resources.files(__package__).joinpath("seen_kernels.json").read_text(encoding="utf-8")
+    return {_key(row): CompiledFigures(**row["seen"]) for row in json.loads(text)["kernels"]}
+
+
+def find_seen(architecture: str, kernel: str, head_dim: int, dtype: str, shape: Tiles) -> CompiledFigures | None:
+    """What is known of a kernel, None for nothing. Numbers of 16 bits are alike."""
+    named = "bfloat16" if dtype == "float16" else dtype
+    return seen_kernels().get((architecture, kernel, head_dim, named, shape))
+
+
+def _key(row: Mapping[str, Any]) -> Key:
+    q_tile, k_tile, warps, stages = row["shape"]
+    return row["architecture"], row["kernel"], row["head_dim"], row["dtype"], (q_tile, k_tile, warps, stages)

@@ -1,0 +1,230 @@
+"""The ladder of a recurrence on a GPU: the plan of every pass by least predicted time, and what was lost on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+
+from attnc.compiler.simulation.gpu_clocks import BYTES
+from attnc.compiler.simulation.machine import Machine, MachineError
+from attnc.compiler.simulation.print_simulation import count, size
+from attnc.compiler.simulation.recurrent.assembled import assembled, rival
+from attnc.compiler.simulation.recurrent.chunk_work import Amount, backward, forward
+from attnc.compiler.simulation.recurrent.kernel_times import KernelTimes, Task, run
+from attnc.compiler.simulation.recurrent.pass_plans import CHUNKS, LEAST, PassPlan, PassRequest, backward_plans, plans
+from attnc.compiler.simulation.recurrent.recurrence_call import Entries, PassPart, RecurrenceCall, RunningLogSum
+from attnc.compiler.simulation.recurrent.recurrence_simulation import (
+    ChunkCost,
+    PassKernel,
+    RecurrenceSimulation,
+    SimulatedPass,
+)
+from attnc.compiler.simulation.recurrent.token_loop_cost import COLUMNS, decode_run, entries_run, loop_run
+from attnc.compiler.simulation.simulation import Pass, SimulatedSchedule
+from attnc.compiler.simulation.tile_work import NATURAL
+from attnc.compiler.simulation.traffic import memory_ms
+
+SHOWN = 3
+"""Plans that are shown beside the one that is chosen."""
+
+PLANNED = "no kernel of a recurrence was timed: these are the times of planned ones"
+
+
+def simulate_recurrence_gpu(
+    call: RecurrenceCall, machine: Machine, stage: Pass = "forward", wish: PassRequest | None = None
+) -> RecurrenceSimulation:
+    """The ladder of a call. Raises MachineError for dtypes and states that the machine does not have."""
+    if call.shape.dtype not in BYTES:
+        raise MachineError(f"{machine.name} runs recurrences in {', '.join(BYTES)}, not in {call.shape.dtype}")
+    loop = loop_run(call, machine, stage)
+    if stage == "decode":
+        passes, others = [_alone(call, decode_run(call, machine))], list[SimulatedSchedule]()
+    elif call.parts is None:
+        passes, others = [_alone(call, loop)], []
+    else:
+        passes, others = _planned(call, call.parts, machine, stage, wish or PassRequest())
+    kernels = [kernel for one in passes for kernel in one.kernels]
+    least = call.least if stage != "backward" else 2 * call.least
+    read = memory_ms(machine, least)
+    sums = [sum(times) for times in zip(*((k.memory_ms, k.units_ms, k.chain_ms, k.ms) for k in kernels), strict=True)]
+    return assembled(
+        call,
+        machine.name,
+        machine.title,
+        stage,
+        (read, *sums),
+        (
+            f"{', '.join(sorted(call.inputs))} read{' and their gradients written' if stage == 'backward' else ''}, "
+            f"once: {size(least)}",
+            _lost_to_states(call, passes, stage, sum(k.moved for k in kernels) - least),
+            _lost_to_units(call, kernels, machine),
+            _lost_to_chain(kernels, machine),
+            _lost_to_time(kernels, machine),
+        ),
+        passes,
+        others,
+        rival(call, machine, stage),
+        loop_ms=loop.ms,
+        least=least,
+        held=_held(call, passes),
+        notes=(*call.notes, *_notes(call, stage, passes)),
+    )
+
+
+def _planned(
+    call: RecurrenceCall,
+    parts: Sequence[PassPart | RunningLogSum | Entries],
+    machine: Machine,
+    stage: Pass,
+    wish: PassRequest,
+) -> tuple[list[SimulatedPass], list[SimulatedSchedule]]:
+    """Every pass by its fastest plan, and what else the costliest of them could have been."""
+    found = list[SimulatedPass]()
+    ranks = list[list[PassPlan]]()
+    for part in parts:
+        if isinstance(part, RunningLogSum):
+            found.append(_sum(call, part, machine))
+            continue
+        if isinstance(part, Entries):
+            found.append(_entries(call, part, machine, stage))
+            continue
+        ranked = (backward_plans if stage == "backward" else plans)(call, part, machine, wish)
+        ranks.append(ranked)
+        found.append(_found(call, part, ranked))
+    if not ranks:
+        return found, []
+    costliest = max(ranks, key=lambda ranked: ranked[0].ms)
+    rest = sum(one.ms for one in found) - costliest[0].ms
+    return found, [_choice(plan, rest + plan.ms) for plan in _unlike(costliest)]
+
+
+def _unlike(ranked: list[PassPlan]) -> list[PassPlan]:
+    """The next best plans, each of a chunk, kind or split of its own."""
+    seen = {_sort(ranked[0])}
+    rest = list[PassPlan]()
+    for plan in sorted(ranked, key=lambda plan: plan.ms):
+        if _sort(plan) not in seen and len(rest) < SHOWN:
+            seen.add(_sort(plan))
+            rest.append(plan)
+    return rest
+
+
+def _sort(plan: PassPlan) -> tuple[str, int, bool]:
+    return plan.kind, plan.chunk, plan.segments > 1
+
+
+def _choice(plan: PassPlan, ms: float) -> SimulatedSchedule:
+    slowest = max(plan.runs, key=lambda run: run.ms)
+    return SimulatedSchedule("plan", plan.chunk, plan.chunk, NATURAL, str(plan), slowest.limit, ms)
+
+
+def _found(call: RecurrenceCall, part: PassPart, ranked: list[PassPlan]) -> SimulatedPass:
+    best, form = ranked[0], part.form
+    kernels = tuple(map(_kernel, best.runs))
+    costs = tuple(_cost(call, part, chunk, ranked) for chunk in CHUNKS if chunk >= form.micro)
+    return SimulatedPass(
+        form.state, form.words, form.micro, best.kind, best.chunk, best.segments, best.columns, kernels, costs
+    )
+
+
+def _cost(call: RecurrenceCall, part: PassPart, chunk: int, ranked: list[PassPlan]) -> ChunkCost:
+    form, tokens = part.form, chunk // part.form.micro
+    there, back = forward(form, chunk, least=LEAST).total, backward(form, chunk, least=LEAST).total
+    states = call.shape.lanes * ceil(call.shape.n_q / tokens) * form.entries * 4
+    ms = min((plan.ms for plan in ranked if plan.chunk == chunk), default=None)
+    return ChunkCost(chunk, there.flop / tokens, back.flop / tokens, there.exps / tokens, states, ms)
+
+
+def _kernel(run: KernelTimes) -> PassKernel:
+    task = run.task
+    work = task.work.flop
+    times = (run.memory, run.full, run.chain, run.ms)
+    return PassKernel(task.name, task.programs, task.steps, task.moved, work, *times, run.limit)
+
+
+def _sum(call: RecurrenceCall, part: RunningLogSum, machine: Machine) -> SimulatedPass:
+    """A running log-sum-exp: two exponentials a number."""
+    moved = call.size(part.sources | part.reads)
+    numbers = call.shape.lanes * call.shape.n_q * call.states[part.state]
+    task = Task("log-sum-exp", moved, Amount(fma=4.0 * numbers, exps=2.0 * numbers), max(numbers // 4096, 1))
+    kernel = _kernel(run(machine, call.shape.dtype, task))
+    return SimulatedPass(part.state, "log-sum-exp", 1, "sum", 0, 1, 1, (kernel,), ())
+
+
+def _entries(call: RecurrenceCall, part: Entries, machine: Machine, stage: Pass) -> SimulatedPass:
+    run, segments = entries_run(call, part, machine, stage)
+    name = f"{part.state}[{part.rows}, {part.columns}]" if part.rows > 1 else f"{part.state}[{part.columns}]"
+    return SimulatedPass(name, "entry by entry", 1, "entries", 0, segments, COLUMNS, (_kernel(run),), ())
+
+
+def _alone(call: RecurrenceCall, run: KernelTimes) -> SimulatedPass:
+    names = ", ".join(call.states)
+    return SimulatedPass(names, "token by token", 1, "token by token", 0, 1, 0, (_kernel(run),), ())
+
+
+# --- in words --------------------------------------------------------------------------------------------------------
+
+
+def _held(call: RecurrenceCall, passes: Sequence[SimulatedPass]) -> int:
+    """Bytes of the states before chunks, where a kernel leaves them to another."""
+    chunked = [one for one in passes if one.kind == "apart"]
+    return sum(cost.state_bytes for one in chunked for cost in one.costs if cost.chunk == one.chunk) + call.state_bytes
+
+
+def _lost_to_states(call: RecurrenceCall, passes: Sequence[SimulatedPass], stage: Pass, more: int) -> str:
+    if stage == "decode":
+        return f"the state read and written: {size(2 * call.state_bytes)}"
+    if call.parts is None:
+        return f"the state stays on the chip: {size(call.state_bytes)} of all heads"
+    held = [
+        f"of {one.state} before chunks of {one.chunk} {size(cost.state_bytes)}"
+        for one in passes
+        for cost in one.costs
+        if one.kind == "apart" and cost.chunk == one.chunk
+    ]
+    if held:
+        return f"states {', '.join(held)}; {size(more)} more in all between the kernels"
+    stays = "the state stays on the chip"
+    return f"{stays}; {size(more)} more between the kernels" if more > 0 else f"{stays}: nothing more is moved"
+
+
+def _lost_to_units(call: RecurrenceCall, kernels: Sequence[PassKernel], machine: Machine) -> str:
+    flop = sum(kernel.flop for kernel in kernels)
+    tokens = max(call.shape.lanes * call.shape.n_q, 1)
+    bound = [kernel.name for kernel in kernels if kernel.units_ms > kernel.memory_ms]
+    busy = f"; more than the memory takes: {', '.join(bound)}" if bound else ", less than the memory takes"
+    return f"{count(flop / tokens)}FLOP in products for a token and head{busy}"
+
+
+def _lost_to_chain(kernels: Sequence[PassKernel], machine: Machine) -> str:
+    longest = max(kernels, key=lambda kernel: kernel.chain_ms if kernel.steps > 1 else 0.0)
+    many = f"{longest.programs:,} program{'' if longest.programs == 1 else 's'}"
+    if longest.steps == 1:
+        return f"{many} on {machine.sms} SMs"
+    return f"{longest.name}: {longest.steps:,} steps one after another, {many} on {machine.sms} SMs"
+
+
+def _lost_to_time(kernels: Sequence[PassKernel], machine: Machine) -> str:
+    total = sum(kernel.ms for kernel in kernels)
+    start = len(kernels) * (machine["launch_us"] / 1e3 + machine["prologue_clocks"] / machine.hertz * 1e3)
+    limits = ", ".join(f"{kernel.name} {kernel.ms / total:.0%} ({kernel.limit})" for kernel in kernels)
+    return f"{limits}; starts {start / total:.0%}"
+
+
+def _notes(call: RecurrenceCall, stage: Pass, passes: Sequence[SimulatedPass]) -> tuple[str, ...]:
+    notes = [PLANNED]
+    if stage == "backward" and call.parts is not None:
+        notes.append("the backward reads the states before chunks that the forward kept")
+    corrected = [
+        part.form.state for part in call.parts or () if isinstance(part, PassPart) and part.form.correction != "none"
+    ]
+    split = [one.state for one in passes if one.segments > 1 and one.state in corrected]
+    if split:
+        notes.append(
+            f"{', '.join(split)} in segments: what corrections make of a stretch of tokens is a matrix, and where one "
+            f"lets states grow its head is walked whole"
+        )
+    return tuple(notes)
+
+
+__all__ = ["simulate_recurrence_gpu"]

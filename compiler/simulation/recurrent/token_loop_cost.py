@@ -1,0 +1,110 @@
+"""A recurrence token by token on a GPU, its state on the chip: as a loop over all its lines, entry by entry where these
+go each for itself; and a step of decoding, its state in the memory."""
+
+from __future__ import annotations
+
+from math import ceil
+
+from attnc.compiler.simulation.machine import Machine
+from attnc.compiler.simulation.recurrent.chunk_work import Amount
+from attnc.compiler.simulation.recurrent.kernel_times import MEMORY_SHARE, KernelTimes, Task
+from attnc.compiler.simulation.recurrent.recurrence_call import Entries, PassPart, RecurrenceCall
+from attnc.compiler.simulation.simulation import Pass
+from attnc.compiler.simulation.traffic import memory_ms
+
+TOKEN_CLOCKS = 400.0
+"""Of a token, however small the state: its numbers arrive, a sum over the rows of the state, its result is stored."""
+
+BACKWARD = 3.0
+"""How much longer the backward takes: it runs forward again, and back with two states."""
+
+ENTRY_CLOCKS = 100.0
+"""Of a token where entries go each for itself: a multiplication and an addition that wait for the ones before."""
+
+SEGMENT = 256
+"""Tokens of a segment at least."""
+
+STEPS = "steps one after another"
+
+COLUMNS = 32
+"""Columns of a state that a program has, where a derivation says that columns do not read each other."""
+
+
+def loop_run(call: RecurrenceCall, machine: Machine, stage: Pass) -> KernelTimes:
+    """Every token reads and writes all of its head's state, one token after another.
+
+    Where nothing is known of the steps, all of a head's state is one program's.
+    """
+    shape = call.shape
+    entries = sum(call.states.values())
+    blocks = _blocks(call)
+    programs = max(shape.lanes * blocks, 1)
+    traffic = 4.0 * (2 * entries + call.solves)
+    rate = machine["shared_bytes_per_clock"]
+    if 4 * entries / blocks > machine["shared_kib"] * 1024 + 2 * machine["registers"]:
+        rate = machine["l2_bytes_per_clock"] / machine.sms
+    factor = BACKWARD if stage == "backward" else 1.0
+    to_ms = factor * shape.n_q / machine.hertz * 1e3
+    memory = memory_ms(machine, call.least * (2 if stage == "backward" else 1))
+    full = max(memory, shape.lanes * traffic / rate / machine.sms * to_ms)
+    own = traffic / blocks / rate
+    chain = max(full, ceil(programs / machine.sms) * own * to_ms, max(own, TOKEN_CLOCKS) * to_ms)
+    start = machine["launch_us"] / 1e3 + machine["prologue_clocks"] / machine.hertz * 1e3
+    ms = max(chain, memory / MEMORY_SHARE) + start
+    work = Amount(products=2.0 * shape.lanes * shape.n_q * (2 * entries + call.solves) * factor)
+    task = Task("token by token", call.least, work, programs, shape.n_q)
+    return KernelTimes(task, memory, full, chain, ms, STEPS if chain > memory else "memory")
+
+
+def entries_run(call: RecurrenceCall, part: Entries, machine: Machine, stage: Pass) -> tuple[KernelTimes, int]:
+    """Entries of their own, and in how many segments: segments are walked at once, and again from what they began with.
+
+    Two multiplications and two additions an entry, and what its decay takes.
+    """
+    shape, longer = call.shape, BACKWARD if stage == "backward" else 1.0
+    moved = call.size(part.sources | part.reads) * (2 if stage == "backward" else 1)
+    memory, found = memory_ms(machine, moved), list[tuple[float, KernelTimes, int]]()
+    lanes = max(shape.lanes * ceil(part.columns / COLUMNS), 1)
+    for segments in (2**i for i in range(8) if i == 0 or shape.n_q >= SEGMENT << i):
+        twice = longer * (1 if segments == 1 else 2)
+        many = shape.lanes * shape.n_q * twice
+        work = Amount(fma=4.0 * many * part.rows * part.columns, exps=float(many * part.exps))
+        clocks = max(work.fma / machine["fma_per_clock"], work.exps / machine["exp_per_clock"]) / machine.sms
+        units = clocks / machine.hertz * 1e3
+        programs, steps = lanes * segments, ceil(shape.n_q / segments)
+        uneven = ceil(programs / machine.sms) / (programs / machine.sms)
+        chain = max(memory, units * uneven, twice * steps * ENTRY_CLOCKS / machine.hertz * 1e3)
+        start = (1 if segments == 1 else 2) * machine["launch_us"] / 1e3
+        task = Task("entries", moved, work, programs, steps)
+        limit = "memory" if chain == memory else "exponentials and fp32 units" if units * uneven == chain else STEPS
+        run = KernelTimes(task, memory, max(memory, units), chain, max(chain, memory / MEMORY_SHARE) + start, limit)
+        found.append((run.ms, run, segments))
+    _, best, segments = min(found, key=lambda one: one[::2])
+    return best, segments
+
+
+def decode_run(call: RecurrenceCall, machine: Machine) -> KernelTimes:
+    """A step: the state is read and written, whatever came before."""
+    shape = call.shape
+    moved = 2 * call.state_bytes + call.least
+    programs = max(shape.lanes * _blocks(call), 1)
+    memory = memory_ms(machine, moved)
+    tokens = shape.n_q * max(TOKEN_CLOCKS, 0.0) / machine.hertz * 1e3
+    chain = max(memory / min(1.0, programs / machine.sms), tokens)
+    start = machine["launch_us"] / 1e3 + machine["prologue_clocks"] / machine.hertz * 1e3
+    ms = max(chain, memory / MEMORY_SHARE) + start
+    work = Amount(products=4.0 * shape.lanes * shape.n_q * sum(call.states.values()))
+    task = Task("decode", moved, work, programs, shape.n_q)
+    return KernelTimes(task, memory, memory, chain, ms, "memory" if memory / MEMORY_SHARE > start else "launch")
+
+
+def _blocks(call: RecurrenceCall) -> int:
+    """Programs of a batch entry and head."""
+    if call.parts is None:
+        return 1
+    columns = [part.form.columns for part in call.parts if isinstance(part, PassPart)]
+    columns += [part.columns for part in call.parts if isinstance(part, Entries)]
+    return ceil(max(columns, default=1) / COLUMNS)
+
+
+__all__ = ["TOKEN_CLOCKS", "decode_run", "entries_run", "loop_run"]

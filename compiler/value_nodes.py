@@ -1,0 +1,413 @@
+"""Constructors of floating-point values, and what they depend on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from typing import Literal
+
+from typing_extensions import TypeIs
+
+from attnc.compiler import fold
+from attnc.compiler.ir import (
+    VALUES,
+    Apply,
+    Attend,
+    Const,
+    Contract,
+    Diagonal,
+    Dot,
+    Element,
+    Extent,
+    Eye,
+    FloatSelect,
+    HeadIndex,
+    Index,
+    Lookup,
+    Node,
+    Number,
+    Outer,
+    Pattern,
+    Pick,
+    Position,
+    Ranking,
+    Ratio,
+    Recur,
+    Scale,
+    Softmax,
+    Solve,
+    StateAt,
+    Tensor,
+    Truth,
+    Value,
+    ValueReduce,
+    Var,
+    Vec,
+    VectorPart,
+    VisibleReduce,
+    intern,
+)
+
+
+def number(value: float) -> Value:
+    """A constant."""
+    return intern(Number(float(value)))
+
+
+def ratio(num: Index, den: Index) -> Value:
+    """An exact number as a floating-point one."""
+    return intern(Ratio(num, den))
+
+
+def vector(name: Literal["q", "k", "v"], head: Index | None = None, at: Index | None = None) -> Value:
+    """The vector of a query, key or value: of this head, and at its place, unless others are given."""
+    place = fold.place("q" if name == "q" else "k")
+    return intern(Vec(name, fold.head_index("head") if head is None else head, place if at is None else at))
+
+
+def is_own(node: Vec) -> bool:
+    """Whether it is the vector of this head at its place."""
+    return node is vector(node.tensor)
+
+
+def scale() -> Value:
+    """The call's scale."""
+    return intern(Scale())
+
+
+def element(tensor: Tensor, indices: tuple[Index, ...]) -> Value:
+    """An element of a real input, or a vector of it."""
+    return intern(Element(tensor, indices))
+
+
+def apply(op: str, *operands: Value) -> Value:
+    """A function, by its name."""
+    return intern(Apply(op, operands))
+
+
+def dot(left: Value, right: Value) -> Value:
+    """The inner product of two vectors."""
+    return intern(Dot(left, right))
+
+
+def select(condition: Index, then: Value, otherwise: Value) -> Value:
+    """One of two values."""
+    if isinstance(condition, Truth):
+        return then if condition.value else otherwise
+    return then if then is otherwise else intern(FloatSelect(condition, then, otherwise))
+
+
+def pick(vector: Value, index: Index) -> Value:
+    """An entry."""
+    return intern(Pick(vector, index))
+
+
+def part(vector: Value, number: int, of: int) -> Value:
+    """One of several equal parts of a vector."""
+    return intern(VectorPart(vector, number, of))
+
+
+def outer(left: Value, right: Value) -> Value:
+    """The outer product."""
+    return intern(Outer(left, right))
+
+
+def eye(size: Index) -> Value:
+    """The unit matrix."""
+    return intern(Eye(size))
+
+
+def solve(matrix: Value, vector: Value, steps: int | None = None) -> Value:
+    """What a matrix makes a vector of; by conjugate gradients where `steps` are given."""
+    return intern(Solve(matrix, vector, steps))
+
+
+def seen(op: Literal["sum", "min", "max"], condition: Index, body: Value) -> Value:
+    """An aggregate over the keys that a row sees."""
+    return intern(VisibleReduce(op, condition, body))
+
+
+def extra_of(node: Attend) -> Value | None:
+    """The extra logits of a softmax, None where there are none."""
+    return node.weights.extra if isinstance(node.weights, Softmax) else None
+
+
+def values_of(node: Attend) -> list[Value]:
+    """What a node computes: its score, weights or extra logits, and value."""
+    weights = node.weights.extra if isinstance(node.weights, Softmax) else node.weights
+    return [value for value in (node.score, weights, node.value) if value is not None]
+
+
+def output(node: Attend) -> Tensor:
+    """What a node gave, as a tensor."""
+    family = () if node.family is None else (f"{node.name}.members",)
+    width = (f"{node.name}.width",) if rank(node.value) or node.stack is not None else ()
+    return intern(Tensor(node.name, "real", ("batch", "head", "query", *family, *width)))
+
+
+def output_of_state(recur: Recur) -> Tensor:
+    """What a branch with a state gave, or a family of them, as a tensor."""
+    family = () if recur.member is None else (f"{recur.name}.members",)
+    return intern(Tensor(recur.name, "real", ("batch", "head", "query", *family, f"{recur.name}.width")))
+
+
+def output_lse(node: Attend) -> Tensor:
+    """The LSE of a node, as a tensor."""
+    family = () if node.family is None else (f"{node.name}.members",)
+    return intern(Tensor(f"{node.name}.lse", "real", ("batch", "head", "query", *family)))
+
+
+def ranking(name: Literal["rank", "mass", "score"]) -> Value:
+    """What is known of a candidate."""
+    return intern(Ranking(name))
+
+
+def contract(left: Value, right: Value) -> Value:
+    """The sum over the axis that both have: where they meet, or else the only one."""
+    a, b = axes(left), axes(right)
+    if a[-1] == b[0]:
+        return intern(Contract(left, right, len(a) - 1, 0))
+    shared = next(axis for axis in a if axis in b)
+    return intern(Contract(left, right, a.index(shared), b.index(shared)))
+
+
+def diagonal(vector: Value) -> Value:
+    """The matrix with a vector on its diagonal."""
+    return intern(Diagonal(vector))
+
+
+def state_at(name: str, version: int, dims: tuple[str | int, ...]) -> Value:
+    """A state after so many of its steps."""
+    return intern(StateAt(name, version, dims))
+
+
+Axes = tuple[str | int, ...]
+
+
+def axes(node: Value) -> Axes:  # noqa: C901  one case a node kind
+    """The axes of a value, by name; numbered ones by how many entries they have."""
+    match node:
+        case Vec(tensor=tensor):
+            return ("dv" if tensor == "v" else "dk",)
+        case Element(tensor=tensor, indices=indices):
+            return tensor.dims[len(indices) :]
+        case StateAt(dims=dims):
+            return dims
+        case Apply(operands=operands):
+            return max((axes(operand) for operand in operands), key=len)
+        case Pick(vector=inner):
+            return axes(inner)[1:]
+        case VectorPart(vector=inner, of=of):
+            return (f"{axes(inner)[0]}/{of}",)
+        case Outer(left=left, right=right):
+            return axes(left) + axes(right)
+        case Contract(left=left, right=right, left_axis=i, right_axis=j):
+            a, b = axes(left), axes(right)
+            return a[:i] + a[i + 1 :] + b[:j] + b[j + 1 :]
+        case Diagonal(vector=inner):
+            return axes(inner) * 2
+        case Eye(size=size):
+            own: str | int = size.name if isinstance(size, Extent) else size.value if isinstance(size, Const) else ""
+            return (own, own)
+        case Solve(vector=inner):
+            return axes(inner)
+        case FloatSelect(then=then, otherwise=otherwise):
+            return max(axes(then), axes(otherwise), key=len)
+        case ValueReduce(body=body) | VisibleReduce(body=body):
+            return axes(body)
+        case _:
+            return ()
+
+
+def rank(node: Value) -> int:
+    """Axes of a value: 0 of a number, 1 of a vector, 2 of a matrix."""
+    match node:
+        case Vec() | VectorPart() | Solve():
+            return 1
+        case Element(tensor=tensor, indices=indices):
+            return len(tensor.dims) - len(indices)
+        case Apply(operands=operands):
+            return max(map(rank, operands))
+        case Pick(vector=inner):
+            return rank(inner) - 1
+        case Outer() | Eye():
+            return 2
+        case Contract() | Diagonal() | StateAt():
+            return len(axes(node))
+        case FloatSelect(then=then, otherwise=otherwise):
+            return max(rank(then), rank(otherwise))
+        case ValueReduce(body=body) | VisibleReduce(body=body):
+            return rank(body)
+        case _:
+            return 0
+
+
+def total(op: Literal["sum", "min", "max"], var: Var, low: Index, high: Index, condition: Index, body: Value) -> Value:
+    """An aggregate over a range."""
+    return intern(ValueReduce(op, var, low, high, condition, body))
+
+
+def default_score() -> Value:
+    """`scale * dot(q, k)`."""
+    return apply("mul", scale(), dot(vector("q"), vector("k")))
+
+
+def is_default(score: Value) -> bool:
+    """Whether it is `scale * dot(q, k)`, however written."""
+    return (
+        isinstance(score, Apply)
+        and score.op == "mul"
+        and len(score.operands) == 2
+        and scale() in score.operands
+        and bool(set(_products()) & set(score.operands))
+    )
+
+
+def is_plain(node: Attend) -> bool:
+    """Whether an attention is the softmax of `scale * dot(q, k)` over tokens, with their values."""
+    return is_scored(node) and is_default(node.score) and node.weights == Softmax()
+
+
+def is_scored(node: Attend) -> bool:
+    """Whether an attention is a softmax over tokens, with their values, whose scores know their query and key alone."""
+    softmax = isinstance(node.weights, Softmax)
+    usual = softmax and node.value is vector("v") and (node.keys, node.stack, node.family) == (None, None, None)
+    parts = [node.score, *([node.weights.extra] if isinstance(node.weights, Softmax) and node.weights.extra else [])]
+    return usual and all(
+        not isinstance(below, VisibleReduce) and (not isinstance(below, Vec) or (is_own(below) and below.tensor != "v"))
+        for part in parts
+        for below in part.below
+    )
+
+
+def passes(node: Attend) -> int:
+    """How often a row's keys must be gone through: once, and once more for every sum that the next one needs whole."""
+    if isinstance(node.weights, Softmax):
+        return max(_passes(node.score), _passes(node.value))
+    return max(_passes(node.weights), _passes(node.value))
+
+
+def _passes(node: Value) -> int:
+    """Of what is added up over the keys: sums that multiply or divide the whole are made in the same pass."""
+    apart = [n for n in _factors(node) if isinstance(n, VisibleReduce)]
+    rest = [n for n in _factors(node) if not isinstance(n, VisibleReduce)]
+    inside = [n for factor in rest for n in _seen(factor)]
+    return max([_passes(n.body) for n in apart] + [1 + _passes(n.body) for n in inside], default=1)
+
+
+def _factors(node: Value) -> list[Value]:
+    """What a value is a product, quotient, or sum of such, of."""
+    match node:
+        case Apply(op="mul" | "div" | "share" | "add" | "sub" | "neg", operands=operands):
+            return [factor for operand in operands for factor in _factors(operand)]
+        case FloatSelect(then=then, otherwise=otherwise):
+            return _factors(then) + _factors(otherwise)
+        case _:
+            return [node]
+
+
+def _seen(node: Value) -> list[VisibleReduce]:
+    """The outermost aggregates over keys whose values depend on data."""
+    if isinstance(node, VisibleReduce):
+        return [node] if any(isinstance(below, Vec | Element) for below in node.body.below) else []
+    return [found for child in node.children() if isinstance(child, VALUES) for found in _seen(child)]
+
+
+@dataclass(frozen=True, slots=True)
+class Additive:
+    """A score `factor * dot(q, k) + bias`: `factor` is one number, `bias` (None: 0) reads no vector of q and k."""
+
+    factor: Value
+    bias: Value | None
+
+
+def additive(score: Value) -> Additive | None:
+    """A score as a multiple of `dot(q, k)` and the rest; None where it is something else."""
+    factors, biases = _summands(score, number(1.0))
+    if factors is None or not factors:
+        return None
+    return Additive(summed(factors), summed(biases) if biases else None)
+
+
+def summed(parts: list[Value]) -> Value:
+    """The sum of some values, at least one."""
+    return reduce(lambda a, b: apply("add", a, b), parts)
+
+
+def _summands(node: Value, factor: Value) -> tuple[list[Value] | None, list[Value]]:
+    """The factors of `dot(q, k)` in a multiple of a node, and its other summands; None where there are none such."""
+    match node:
+        case Dot() if node in _products():
+            return [factor], []
+        case Apply(op="add" | "sub" as op, operands=(a, b)):
+            ours, others = _summands(a, factor)
+            more, rest = _summands(b, factor if op == "add" else apply("neg", factor))
+            return None if ours is None or more is None else ours + more, others + rest
+        case Apply(op="neg", operands=(a,)):
+            return _summands(a, apply("neg", factor))
+        case Apply(op="mul", operands=(a, b)):
+            for one, other in ((a, b), (b, a)):
+                if not reads(one) and not _has_inputs(one):
+                    return _summands(other, apply("mul", factor, one))
+        case Apply(op="div", operands=(a, b)) if not reads(b) and not _has_inputs(b):
+            return _summands(a, apply("div", factor, b))
+    if any(isinstance(below, Vec) for below in node.below):
+        return None, []
+    return [], [node if factor is number(1.0) else apply("mul", factor, node)]
+
+
+def _products() -> tuple[Value, Value]:
+    return dot(vector("q"), vector("k")), dot(vector("k"), vector("q"))
+
+
+def _has_inputs(node: Value) -> bool:
+    return any(isinstance(below, Element) for below in node.below)
+
+
+def is_value(node: object) -> TypeIs[Value]:
+    """Whether a lowered expression is floating point."""
+    return isinstance(node, VALUES)
+
+
+def reads(node: Value | Index) -> frozenset[str]:
+    """What a node depends on: `q`, `k` (a place or its vector), `head`, `batch`; of variables, nothing.
+
+    An aggregate over the keys of a row depends on the row, and on no key.
+    """
+    if not any(isinstance(below, VisibleReduce) for below in node.below):
+        return frozenset[str]().union(*map(_own, node.below))
+    found: dict[Node, set[str]] = {}
+    for below in node.below:
+        found[below] = _own(below).union(*(found[child] for child in below.children()))
+        if isinstance(below, VisibleReduce):
+            found[below] = found[below] - {"k"} | {"q", "head"}
+    return frozenset(found[node])
+
+
+def _own(node: Node) -> set[str]:
+    match node:
+        case Position(name=name):
+            return {name}
+        case Vec():
+            return {"batch"}
+        case HeadIndex(name=name):
+            return {"batch" if name == "batch" else "head"}
+        case Element(tensor=tensor) | Lookup(tensor=tensor):
+            return {"batch"} & set(tensor.dims)
+        case _:
+            return set()
+
+
+def reads_kv_heads(*roots: Value | Index) -> bool:
+    """Whether something depends on which kv head a query head has, or on how many there are."""
+    return any(
+        (isinstance(below, HeadIndex) and below.name == "kv_head")
+        or (isinstance(below, Extent) and below.name in ("kv_heads", "group"))
+        for root in roots
+        for below in root.below
+    )
+
+
+def tensors_of(pattern: Pattern) -> tuple[Tensor, ...]:
+    """The inputs of a pattern that hold floating-point numbers."""
+    return tuple(tensor for tensor in pattern.tensors if tensor.is_floating)

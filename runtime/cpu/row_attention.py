@@ -1,0 +1,436 @@
+"""Attention whose weights or values need more than one score at a time: whole rows, in blocks, in torch.
+
+Nothing of a block is kept: the backward computes it again. The same inputs give the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attnc.compiler import ir
+from attnc.compiler.planning.build_plan import Relations
+from attnc.compiler.value_nodes import is_own, passes, rank, reads, tensors_of, values_of
+from attnc.runtime import widths
+from attnc.runtime.attending import attend as attend_block
+from attnc.runtime.attending import widened
+from attnc.runtime.block_values import BlockValues
+from attnc.runtime.cpu.autograd import FirstOrder, once
+from attnc.runtime.cpu.flash_kernel import lse_dtype
+from attnc.runtime.cpu.hidden_values import beyond, is_finite
+from attnc.runtime.cpu.planned_call import PlannedCall, operands_of
+from attnc.runtime.cpu.row_blocks import Int64, RowBlock, row_blocks
+from attnc.runtime.cpu.spoiled import Spoiled, alike, spoiled
+from attnc.runtime.fallbacks import DENSE, PASSES, note
+from attnc.runtime.pair_blocks import PairBlock
+from attnc.runtime.profiling import backward_row, keep_name
+
+
+@dataclass(frozen=True)
+class BlockOperands:
+    """What a block is computed from: vectors of its rows and keys, whole tensors of its batch entry, real inputs."""
+
+    own: dict[str, Tensor]
+    whole: dict[str, Tensor]
+    inputs: Sequence[Tensor]
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, call: PlannedCall, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """(out, lse) in the dtype that values are computed in; lse is NaN where the weights are no softmax.
+
+    A row that sees nothing: 0 and -inf.
+    """
+    node, dtype = call.relations.pattern.attend, lse_dtype(q.dtype)
+    _note(call, node)
+    out: Tensor | None = None
+    lse = q.new_full(q.shape[:3], -math.inf, dtype=dtype)
+    tensors = {"q": q.to(dtype), "k": k.to(dtype), "v": v.to(dtype)}
+    for whole in _blocks(call, node, inputs):
+        leaves = _leaves(whole, tensors, node, inputs)
+        for block, found, own in results(whole, leaves, call.relations, call.scale):
+            if out is None:
+                out = q.new_zeros((*q.shape[:3], *found.shape[2:]), dtype=dtype)
+            heads, rows = torch.tensor(block.heads)[:, None], torch.from_numpy(block.rows)
+            out[block.batch, heads, rows] = found
+            lse[block.batch, heads, rows] = math.nan if own is None else own.expand(len(block.heads), len(block.rows))
+    if out is None:
+        shapes = {tensor.name: x.shape for tensor, x in zip(tensors_of(call.relations.pattern), inputs, strict=True)}
+        out = q.new_zeros((*q.shape[:3], *widths.of_out(call.relations, shapes)), dtype=dtype)
+    return out, lse
+
+
+def results(
+    block: RowBlock, leaves: BlockOperands, relations: Relations, scale: float
+) -> Iterator[tuple[RowBlock, Tensor, Tensor | None]]:
+    """(block, out, lse) of a block, and of rows of it by themselves that hidden keys may have spoiled."""
+    out, lse = computed(block, leaves, relations, scale)
+    if is_finite(out) or block.mask.all():
+        yield block, out, lse
+        return
+    bad = _spoiled(block, leaves)
+    alone = not leaves.inputs and not _elsewhere(relations.pattern.attend)  # nothing but `own` can be spoiled
+    skip = alone and bool(bad.rows.all())
+    clean, clean_lse = (out, lse) if skip else computed(block, _filled(leaves, bad), relations, scale)
+    finite = clean.flatten(2).isfinite().all(-1)
+    here = bad.rows.reshape(*bad.rows.shape, *[1] * (out.ndim - 2))
+    lse = None if lse is None or clean_lse is None else torch.where(bad.rows, lse, clean_lse)
+    yield block, torch.where(here, out, clean), lse
+    harmful = bad.keys.any(0).numpy(force=True)
+    if not skip and not finite.all():  # something else is spoiled, as an input is
+        harmful = np.ones_like(harmful)
+    rows = bad.and_rows(~finite).numbers
+    if len(alike(block.mask[:, harmful], rows)) > 1:  # NaN stays NaN, whatever is added
+        part, own = _part(block, leaves, rows, ~harmful | block.mask[rows].all(axis=0))
+        if len(part.keys):
+            found, _ = computed(part, own, relations, scale)
+            rows = rows[~found.flatten(2).isnan().all(-1).all(0).numpy(force=True)]
+    for some in alike(block.mask[:, harmful], rows):
+        part, own = _part(block, leaves, some, ~harmful | block.mask[some[0]])
+        if len(part.keys):
+            yield part, *computed(part, own, relations, scale)
+
+
+def _part(
+    block: RowBlock, leaves: BlockOperands, rows: Int64, keys: NDArray[np.bool_]
+) -> tuple[RowBlock, BlockOperands]:
+    """Some rows of a block with those of `keys` that one of the rows sees, and what the part is computed from."""
+    seen = np.flatnonzero(keys & block.mask[rows].any(axis=0))
+    at_rows, at_keys = (torch.from_numpy(x).to(leaves.own["q"].device) for x in (rows, seen))
+    own = {name: x[:, at_rows] if name == "q" else x[:, :, at_keys] for name, x in leaves.own.items()}
+    return block.part(rows, seen), replace(leaves, own=own)
+
+
+def _spoiled(block: RowBlock, leaves: BlockOperands, further: Tensor | None = None) -> Spoiled:
+    """Find the spoiled vectors of a block; `further`: rows that are spoiled for another reason."""
+    q = leaves.own["q"][:, :, 0]
+    nothing = q.new_zeros((len(block.heads), len(block.keys), 1))
+    k, v = (leaves.own[name][:, 0] if name in leaves.own else nothing for name in ("k", "v"))
+    return spoiled(block.mask, q, k, v, further)
+
+
+def _filled(leaves: BlockOperands, bad: Spoiled) -> BlockOperands:
+    own = {"q": bad.filled_queries(leaves.own["q"][:, :, 0])[:, :, None]}
+    own |= {name: bad.filled_keys(x[:, 0])[:, None] for name, x in leaves.own.items() if name != "q"}
+    return replace(leaves, own=own)
+
+
+def _note(call: PlannedCall, node: ir.Attend) -> None:
+    name = call.relations.pattern.name
+    if call.plan.fallback is not None and call.plan.executor == "cpu":
+        note(name, DENSE, call.plan.fallback)
+    if (count := passes(node)) > 1:
+        note(name, PASSES, f"the weights of `{node.name}` need {count} passes over the keys of a row")
+
+
+def _blocks(call: PlannedCall, node: ir.Attend, inputs: Sequence[Tensor]) -> Iterator[RowBlock]:
+    tables = _tables(node) if all(x.device.type == "cpu" for x in inputs) else {}
+    shapes = {tensor.name: x.shape for tensor, x in zip(tensors_of(call.relations.pattern), inputs, strict=True)}
+    most = max((_choices(table, shapes[table.tensor.name]) for table in tables.values()), default=0)
+    head_dim = max(call.plan.n_q and call.relations.shape.dk, 1)
+    width = head_dim if _pair_rank(node, tables) else 1
+
+    def entries(keys: int) -> int:
+        return max(keys * width, min(most, keys * head_dim))
+
+    return row_blocks(call.plan, call.relations, entries)
+
+
+def _tables(node: ir.Attend) -> dict[ir.Value, ir.Element]:
+    """Inner products with a vector that the key chooses from a real input, computed for all that a row may meet."""
+    found: dict[ir.Value, ir.Element] = {}
+    for below in (b for root in values_of(node) for b in root.below):
+        if isinstance(below, ir.Dot):
+            for table, vector in ((below.left, below.right), (below.right, below.left)):
+                if isinstance(table, ir.Element) and "k" in reads(table) - reads(vector) and "q" in reads(vector):
+                    found[below] = table
+    return found
+
+
+def _choices(table: ir.Element, shape: Sequence[int]) -> int:
+    """How many vectors a key may choose from."""
+    return prod(size for size, index in zip(shape, table.indices, strict=False) if "k" in reads(index))
+
+
+def _pair_rank(node: ir.Attend, tables: Mapping[ir.Value, ir.Element]) -> int:
+    """Axes of the widest value that depends on query and key both."""
+    below = (b for root in values_of(node) for b in _written(root, tables))
+    return max((rank(b) for b in below if not isinstance(b, ir.Outer) and {"q", "k"} <= reads(b)), default=0)
+
+
+def _written(root: ir.Value, tables: Mapping[ir.Value, ir.Element]) -> Iterator[ir.Value]:
+    """The values that a value is made of, each once, without the vectors of tables."""
+    found: set[ir.Value] = set()
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            yield node
+            stack.extend(c for c in node.children() if isinstance(c, ir.VALUES) and c is not tables.get(node))
+
+
+def _leaves(block: RowBlock, tensors: dict[str, Tensor], node: ir.Attend, inputs: Sequence[Tensor]) -> BlockOperands:
+    """Vectors at their places by block, others whole."""
+    group = max(tensors["q"].shape[1] // max(tensors["k"].shape[1], 1), 1)
+    heads, rows, keys = torch.tensor(block.heads), torch.from_numpy(block.rows), torch.from_numpy(block.keys)
+    whole = {name: tensor[block.batch] for name, tensor in tensors.items()}
+    own = {"q": whole["q"][heads[:, None], rows][:, :, None]}
+    for name in ("k", "v") if node.keys is None else ():
+        own[name] = whole[name][heads[:, None] // group, keys][:, None]
+    return BlockOperands(own, whole, inputs)
+
+
+def computed(
+    block: RowBlock, leaves: BlockOperands, relations: Relations, scale: float
+) -> tuple[Tensor, Tensor | None]:
+    """(out, lse) of a block, for each of its heads and rows."""
+    node = relations.pattern.attend
+    q, k, v = ([leaves.whole[name]] * (block.batch + 1) for name in ("q", "k", "v"))
+    operands = operands_of(relations, scale, (q, k, v), leaves.inputs)
+    window, seen = block.window, block.mask[None]
+    first_key = 0 if operands.spaced else window.key
+    place = PairBlock(
+        block.batch, block.heads, window, block.rows - window.row, block.keys - first_key, seen, seen=seen
+    )
+    out, lse = attend_block(BlockValues(operands, place, leaves.own), node)
+    return widened(out, len(block.heads), len(block.rows), node), lse
+
+
+# --- backward --------------------------------------------------------------------------------------------------------
+
+
+def backward(
+    grad_out: Tensor | None,
+    grad_lse: Tensor | None,
+    tensors: tuple[Tensor, Tensor, Tensor],
+    call: PlannedCall,
+    inputs: Sequence[Tensor],
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """The gradients of `forward`: of q, k, v, and of those inputs that require them."""
+    node, dtype = call.relations.pattern.attend, lse_dtype(tensors[0].dtype)
+    named = dict(zip(("q", "k", "v"), (x.to(dtype) for x in tensors), strict=True))
+    sums = {name: torch.zeros_like(x, dtype=dtype) for name, x in named.items()}
+    of_inputs = [torch.zeros_like(x, dtype=dtype) for x in inputs if x.requires_grad]
+    total = GradientTotals(sums, of_inputs, inputs)
+    for block in _blocks(call, node, inputs):
+        _add_block(block, named, (grad_out, grad_lse), call, total)
+    return sums, of_inputs
+
+
+@dataclass(frozen=True)
+class GradientTotals:
+    """Gradients of q, k and v by name, and of those of `inputs` that require them, as they are added up."""
+
+    vectors: dict[str, Tensor]
+    of_inputs: list[Tensor]
+    inputs: Sequence[Tensor]
+
+
+GivenGradients = tuple["Tensor | None", "Tensor | None"]
+"""Gradients of the out and of the LSE of a block, (heads, rows[, …])."""
+
+
+def _add_block(
+    block: RowBlock, named: dict[str, Tensor], grads: GivenGradients, call: PlannedCall, sums: GradientTotals
+) -> None:
+    """Add the gradients of a block, those of a spoiled row where the row sees, and nowhere else."""
+    node = call.relations.pattern.attend
+    heads, rows = torch.tensor(block.heads)[:, None], torch.from_numpy(block.rows)
+    grad_out, grad_lse = (None if grad is None else grad[block.batch, heads, rows] for grad in grads)
+    leaves = _leaves(block, named, node, sums.inputs)
+    found = _of_block(block, leaves, (grad_out, grad_lse), call)
+    if block.mask.all() or _are_finite(found):
+        _add_found(block, found, call, sums)
+        return
+    bad = _spoiled(block, leaves, _beyond_rows(grad_out, grad_lse))
+    own_alone = _no_numbers(block, bad.rows, found, call)
+    if not bad.rows.all():
+        clean = _of_block(block, _filled(leaves, bad), _without(bad.rows, grad_out, grad_lse), call)
+        if _are_finite(clean):
+            _add_found(block, clean, call, sums)
+        else:  # something else is spoiled, as an input is
+            bad = bad.and_rows(torch.ones_like(bad.rows))
+    _add_spoiled(block, leaves, (grad_out, grad_lse), call, sums, bad, found, own_alone)
+
+
+def _add_spoiled(
+    block: RowBlock,
+    leaves: BlockOperands,
+    grads: GivenGradients,
+    call: PlannedCall,
+    sums: GradientTotals,
+    bad: Spoiled,
+    found: Sequence[Tensor | None],
+    own_alone: NDArray[np.bool_],
+) -> None:
+    """Add the gradients of the spoiled rows of a block, by rows that see the same keys.
+
+    Rows of `own_alone` whose keys have no number in their sums any more add what was `found` of their queries first.
+    """
+    settled: NDArray[np.bool_] | None = None
+    left = []
+    for some in alike(block.mask, bad.numbers):
+        if own_alone[some].all():
+            settled = _settled(block, found, call, sums) if settled is None else settled
+        if own_alone[some].all() and settled is not None and settled[block.mask[some[0]]].all():
+            left.append(some)
+            continue
+        part, own = _part(block, leaves, some, block.mask[some[0]])
+        if len(part.keys):
+            at = torch.from_numpy(some)
+            given = (None if grad is None else grad[:, at] for grad in grads)
+            _add_found(part, _of_block(part, own, _without(~bad.rows[:, at], *given), call), call, sums)
+            settled = None
+    if left and found[0] is not None:
+        rows_left = np.concatenate(left)
+        part = block.part(rows_left, np.arange(len(block.keys)))
+        _add_own(sums.vectors["q"][block.batch], found[0][:, torch.from_numpy(rows_left)], part, "q", call)
+
+
+def _are_finite(found: Sequence[Tensor | None]) -> bool:
+    return all(x is None or is_finite(x) for x in found)
+
+
+def _no_numbers(block: RowBlock, bad: Tensor, found: Sequence[Tensor | None], call: PlannedCall) -> NDArray[np.bool_]:
+    """The rows of a block that are spoiled in all heads and whose own gradient is NaN: so it is without hidden keys."""
+    node = call.relations.pattern.attend
+    if node.keys is not None or _elsewhere(node) or not found or found[0] is None:
+        return np.zeros(len(block.rows), dtype=np.bool_)
+    return (bad & found[0].flatten(2).isnan().all(-1)).all(0).numpy(force=True)
+
+
+def _settled(
+    block: RowBlock, found: Sequence[Tensor | None], call: PlannedCall, sums: GradientTotals
+) -> NDArray[np.bool_]:
+    """The keys of a block to which a spoiled row has nothing to add: no sum of theirs, or of inputs, is a number."""
+    group = max(call.plan.heads // max(call.plan.kv_heads, 1), 1)
+    heads, keys = torch.tensor(block.heads)[:, None] // group, torch.from_numpy(block.keys)
+    if any(bool(x.isfinite().any()) for x in sums.of_inputs):
+        return np.zeros(len(keys), dtype=np.bool_)
+    read = [name for name, x in zip(("q", "k", "v"), found, strict=False) if name != "q" and x is not None]
+    numbers = [sums.vectors[name][block.batch][heads, keys].isfinite().any(-1).any(0) for name in read]
+    return ~torch.stack(numbers).any(0).numpy(force=True) if numbers else np.zeros(len(keys), dtype=np.bool_)
+
+
+def _beyond_rows(grad_out: Tensor | None, grad_lse: Tensor | None) -> Tensor | None:
+    """The rows (heads, rows) whose gradients are not finite."""
+    found = [
+        beyond(grad.flatten(2) if grad.ndim > 2 else grad[..., None])
+        for grad in (grad_out, grad_lse)
+        if grad is not None
+    ]
+    return found[0] | found[-1] if found else None
+
+
+def _without(rows: Tensor, grad_out: Tensor | None, grad_lse: Tensor | None) -> GivenGradients:
+    """Gradients that are 0 in some rows."""
+    grad_out, grad_lse = (
+        None if grad is None else torch.where(rows.reshape(*rows.shape, *[1] * (grad.ndim - 2)), 0, grad)
+        for grad in (grad_out, grad_lse)
+    )
+    return grad_out, grad_lse
+
+
+def _add_found(block: RowBlock, gradients: Sequence[Tensor | None], call: PlannedCall, sums: GradientTotals) -> None:
+    """Add what `_of_block` gives."""
+    if not gradients:
+        return
+    node, found = call.relations.pattern.attend, iter(gradients)
+    for name in ("q", "k", "v") if node.keys is None else ("q",):
+        _add_own(sums.vectors[name][block.batch], next(found), block, name, call)
+    for name in _elsewhere(node):
+        grad = next(found)
+        if grad is not None:
+            sums.vectors[name][block.batch] += grad
+    for total, grad in zip(sums.of_inputs, found, strict=True):
+        if grad is not None:
+            total.add_(grad)
+
+
+def _of_block(
+    block: RowBlock, leaves: BlockOperands, given: GivenGradients, call: PlannedCall
+) -> tuple[Tensor | None, ...]:
+    """The gradients of vectors at their places, of those elsewhere and of inputs; () where nothing has any."""
+    elsewhere = _elsewhere(call.relations.pattern.attend)
+    with torch.enable_grad():
+        own = {name: x.detach().requires_grad_() for name, x in leaves.own.items()}
+        whole = {n: x.detach().requires_grad_() if n in elsewhere else x for n, x in leaves.whole.items()}
+        out, lse = computed(block, BlockOperands(own, whole, leaves.inputs), call.relations, call.scale)
+        lse = None if lse is None else lse.expand(len(block.heads), len(block.rows))
+    wanted = [*own.values(), *(whole[n] for n in elsewhere), *(x for x in leaves.inputs if x.requires_grad)]
+    results, grads = [], []
+    for result, grad in zip((out, lse), given, strict=True):
+        if result is not None and grad is not None and result.requires_grad:
+            results.append(result)
+            grads.append(grad.to(result.dtype))
+    if not results:
+        return ()
+    seen = torch.from_numpy(block.mask.any(axis=1)).to(out.device)
+    grads = [torch.where(seen.reshape(-1, *[1] * (g.ndim - 2)), g, 0) for g in grads]
+    return torch.autograd.grad(results, wanted, grads, allow_unused=True)
+
+
+def _elsewhere(node: ir.Attend) -> list[str]:
+    """The tensors that are read elsewhere than at their places."""
+    read = {b for root in values_of(node) for b in root.below if isinstance(b, ir.Vec)}
+    spaced = node.keys is not None
+    return [n for n in ("q", "k", "v") if any(b.tensor == n and (not is_own(b) or spaced) for b in read)]
+
+
+def _add_own(total: Tensor, grad: Tensor | None, block: RowBlock, name: str, call: PlannedCall) -> None:
+    """Add the gradients of the vectors at their places, those by query head in the order of the heads."""
+    if grad is None:
+        return
+    if name == "q":
+        total[torch.tensor(block.heads)[:, None], torch.from_numpy(block.rows)] += grad[:, :, 0]
+        return
+    group, keys = max(call.plan.heads // max(call.plan.kv_heads, 1), 1), torch.from_numpy(block.keys)
+    for i, head in enumerate(block.heads):
+        total[head // group, keys] += grad[i, 0]
+
+
+class _RowFunction(FirstOrder):
+    """`forward`, recorded."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: PlannedCall, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        out, lse = forward(q, k, v, call, inputs)
+        ctx.call = call
+        keep_name(ctx)
+        ctx.save_for_backward(q, k, v, *inputs)
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_out is None and grad_lse is None:
+            return (None,) * len(ctx.needs_input_grad)
+        needs = ctx.needs_input_grad[4:]
+        with backward_row(ctx):
+            found = once(_gradients, ctx.call, needs, grad_out, grad_lse, *ctx.saved_tensors)
+        return (*found[:3], None, *found[3:])
+
+
+def _gradients(
+    call: PlannedCall, needs: Sequence[bool], grad_out: Tensor | None, grad_lse: Tensor | None, *kept: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Those of q, k, v, and of the real inputs that need them."""
+    q, k, v, *inputs = (x.detach() for x in kept)
+    leaves = [x.requires_grad_(need) for x, need in zip(inputs, needs, strict=True)]
+    sums, of_inputs = backward(grad_out, grad_lse, (q, k, v), call, leaves)
+    rest = iter(of_inputs)
+    given = [next(rest).to(x.dtype) if need else None for x, need in zip(leaves, needs, strict=True)]
+    return (*(sums[name].to(q.dtype) for name in ("q", "k", "v")), *given)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, call: PlannedCall, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """(out, lse) of an attention with weights, values or keys of its own, differentiable once; see `forward`."""
+    return cast("tuple[Tensor, Tensor]", _RowFunction.apply(q, k, v, call, *inputs))  # type: ignore[no-untyped-call]

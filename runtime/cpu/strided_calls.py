@@ -1,0 +1,338 @@
+"""From a plan to kernel calls: which batch entries, heads and stretches go into one call, and where its rows lie.
+
+The kernel takes two outer dimensions, a piece has three: batch entries, heads, stretches. Whichever two are chosen, a
+call is a pair of `StripBlock`s, and a block is a view of any tensor of that shape, whatever its strides; where a
+stretch is a brick of a grid, the view has more dimensions than the kernel takes and is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise, product
+from math import prod
+from typing import Literal, NamedTuple, TypeAlias
+
+from attnc.compiler.planning.cpu_plan import Group, Plan, PlanPiece, Strip, StripAxis, stretch
+from attnc.runtime.settings import SETTINGS
+
+
+class StridedAxis(NamedTuple):
+    """`size` entries, each so many batch entries and heads further."""
+
+    size: int
+    batch: int = 0
+    head: int = 0
+
+
+class StridedView(NamedTuple):
+    """Arguments of `as_strided`; `offset` is relative to the tensor's first element.
+
+    `shape` is what the kernel takes, (x, y, rows[, width]); None where `size` is that already. `whole`: it is the
+    tensor itself.
+    """
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    shape: tuple[int, ...] | None = None
+    whole: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StripBlock:
+    """The stretches of `strip`, whose token 0 is at (batch, head, 0), for each entry of `outer` and of `y`.
+
+    x runs through `outer`, then the stretches.
+    """
+
+    batch: int
+    head: int
+    strip: Strip
+    outer: StridedAxis
+    y: StridedAxis
+
+    @property
+    def rows(self) -> int:
+        """Tokens, counted for every batch entry and head."""
+        return self.outer.size * self.y.size * self.strip.count * self.strip.length
+
+    def view(self, strides: tuple[int, ...], width: int | None) -> StridedView:
+        """The block of a tensor (batch, head, token, width), or (batch, head, token) for width None."""
+        b, h, t = strides[:3]
+        offset = self.batch * b + self.head * h + self.strip.start * t
+        y = (self.y.size, self.y.batch * b + self.y.head * h)
+        x = [(self.outer.size, self.outer.batch * b + self.outer.head * h)]
+        x += [(axis.count, axis.step * t) for axis in self.strip.axes]
+        x = [(size, stride) for size, stride in x if size > 1] or x[:1]
+        rows = [(axis.length, axis.stride * t) for axis in self.strip.axes if axis.length > 1]
+        if not rows:  # any stride will do for one token, but the kernel wants one that could be a row's
+            rows = [(1, t if width is None else width)]
+        shape: tuple[int, ...] = (self.outer.size * self.strip.count, y[0], self.strip.length)
+        dims = [*x, y, *rows]
+        if width is not None:
+            dims.append((width, 1))
+            shape = (*shape, width)
+        size, stride = zip(*dims, strict=True)
+        return StridedView(size, stride, offset, None if size == shape else shape)
+
+
+class ExactWindow(NamedTuple):
+    """Arguments of `Plan.exact_mask`."""
+
+    batch: int
+    head: int
+    row_start: int
+    row_stop: int
+    key_start: int
+    key_stop: int
+
+
+Mask: TypeAlias = "Literal['full', 'causal'] | int | ExactWindow"
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCall:
+    """One call of the kernel. `fresh` as in `PlanPiece`."""
+
+    queries: StripBlock
+    keys: StripBlock
+    mask: Mask
+    fresh: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """Part of a gradient for keys that goes to tokens met once, at `block`.
+
+    The gradient is looked at as `size` (outer, stretches by axis, y, tokens by axis, width): of it the part `at`, with
+    the dimensions `over`, whose entries lie on the same tokens, summed.
+    """
+
+    size: tuple[int, ...]
+    at: tuple[slice, ...]
+    over: tuple[int, ...]
+    block: StripBlock
+
+
+class EvenRun(NamedTuple):
+    """Evenly spaced numbers."""
+
+    start: int
+    step: int
+    size: int
+
+
+class HeadRun(NamedTuple):
+    """Evenly spaced query heads over evenly spaced key heads, the same number of query heads for each key head."""
+
+    queries: EvenRun
+    keys: EvenRun
+
+
+def calls_of(plan: Plan, merged: bool) -> tuple[KernelCall, ...]:
+    """The calls of `plan`, in its order. `merged`: in every tensor, batch entry b + 1 starts one head after entry b."""
+    _check(plan)
+    return tuple(
+        KernelCall(queries, keys, mask, piece.fresh)
+        for group in plan.groups
+        for piece in group.pieces
+        for heads in head_runs(group.heads, plan.heads // plan.kv_heads)
+        for batches in batch_runs(group.batches)
+        for part, mask in _parts(group, piece)
+        for queries, keys in _blocks(part, heads, batches, merged and len(group.heads) == plan.heads)
+    )
+
+
+def _check(plan: Plan) -> None:
+    """A view outside a tensor reads other memory without a word: be sure of the plan once."""
+    for piece in (p for group in plan.groups for p in group.pieces if not _is_empty(p)):
+        for strip, n in ((piece.queries, plan.n_q), (piece.keys, plan.n_k)):
+            for axis in strip.axes:
+                assert min(axis.length, axis.stride) > 0 and axis.step * (axis.count - 1) >= 0, strip
+            assert strip.start >= 0 and strip.last < n, f"{strip} of {n} tokens"
+        assert [a.count for a in piece.queries.axes] == [a.count for a in piece.keys.axes], piece
+        assert all(axis.apart for axis in piece.queries.axes), piece
+        assert piece.mask != "causal" or piece.queries.length == piece.keys.length, piece
+
+
+def _is_empty(piece: PlanPiece) -> bool:
+    return min(piece.queries.count, piece.queries.length, piece.keys.length) <= 0
+
+
+def head_runs(heads: tuple[int, ...], per_kv: int) -> Iterator[HeadRun]:
+    """Cut `heads` into runs, each as long as it can be. `per_kv` query heads share a key head."""
+    rest = tuple(sorted(heads))
+    while rest:
+        run = next(r for n in range(len(rest), 0, -1) if (r := _head_run(rest[:n], per_kv)))
+        yield run
+        rest = rest[run.queries.size :]
+
+
+def _head_run(heads: tuple[int, ...], per_kv: int) -> HeadRun | None:
+    kv = tuple(sorted({h // per_kv for h in heads}))
+    each, left = divmod(len(heads), len(kv))
+    if left or any(h // per_kv != kv[i // each] for i, h in enumerate(heads)):
+        return None
+    queries, keys = _run(heads), _run(kv)
+    return HeadRun(queries, keys) if queries and keys else None
+
+
+def batch_runs(batches: tuple[int, ...]) -> Iterator[EvenRun]:
+    """Cut `batches` into runs, each as long as it can be."""
+    rest = tuple(sorted(batches))
+    while rest:
+        run = next(r for n in range(len(rest), 0, -1) if (r := _run(rest[:n])))
+        yield run
+        rest = rest[run.size :]
+
+
+def _run(numbers: tuple[int, ...]) -> EvenRun | None:
+    step = numbers[1] - numbers[0] if len(numbers) > 1 else 0
+    even = all(b - a == step for a, b in pairwise(numbers))
+    return EvenRun(numbers[0], step, len(numbers)) if even else None
+
+
+def _parts(group: Group, piece: PlanPiece) -> Iterator[tuple[PlanPiece, Mask]]:
+    """The piece in parts whose mask is bounded; nothing where it is empty."""
+    if _is_empty(piece) or not group.batches or not group.heads:
+        return
+    if piece.mask != "exact":
+        yield piece, piece.mask
+        return
+    assert piece.queries.is_plain and piece.keys.is_plain, piece
+    rows, keys = piece.queries.length, stretch(0, piece.keys.length)
+    chunk = max(1, SETTINGS.exact_elements // piece.keys.length)
+    for row, key in zip(piece.queries.starts().tolist(), piece.keys.starts().tolist(), strict=True):
+        for r in range(row, row + rows, chunk):
+            stop = min(r + chunk, row + rows)
+            window = ExactWindow(group.batches[0], group.heads[0], r, stop, key, key + keys.length)
+            yield replace(piece, queries=stretch(r, stop), keys=keys.moved(key)), window
+
+
+def _blocks(piece: PlanPiece, heads: HeadRun, batches: EvenRun, flat: bool) -> Iterator[tuple[StripBlock, StripBlock]]:
+    """The blocks of queries and keys of as few calls as possible.
+
+    `flat`: batch entries and heads (all of them) may be counted as one dimension.
+    """
+    queries, keys = piece.queries.flat(), piece.keys.flat()
+    if queries is None or keys is None:
+        yield from _gathered(piece, heads, batches)
+        return
+    yield from _viewed(queries, keys, heads, batches, flat and batches.step == 1)
+
+
+def _viewed(
+    queries: Strip, keys: Strip, heads: HeadRun, batches: EvenRun, flat: bool
+) -> Iterator[tuple[StripBlock, StripBlock]]:
+    """On views: of stretches, heads and batch entries two dimensions go into a call, the third is looped over."""
+    one, entries = StridedAxis(1), StridedAxis(batches.size, batch=batches.step)
+    y_queries, y_keys = (StridedAxis(r.size, head=r.step) for r in heads)
+    head, key_head = heads.queries.start, heads.keys.start
+    count = queries.count
+    if flat:
+        q_axis, k_axis = (StridedAxis(batches.size * r.size, head=1) for r in heads)
+        yield (
+            StripBlock(batches.start, head, queries, one, q_axis),
+            StripBlock(batches.start, key_head, keys, one, k_axis),
+        )
+    elif batches.size > count:
+        for i in range(count):
+            q_one, k_one = _one(queries, i), _one(keys, i)
+            yield (
+                StripBlock(batches.start, head, q_one, entries, y_queries),
+                StripBlock(batches.start, key_head, k_one, entries, y_keys),
+            )
+    elif heads.queries.size == heads.keys.size < batches.size:
+        for i in range(heads.queries.size):
+            yield (
+                StripBlock(batches.start, head + i * heads.queries.step, queries, one, entries),
+                StripBlock(batches.start, key_head + i * heads.keys.step, keys, one, entries),
+            )
+    else:
+        for i in range(batches.size):
+            batch = batches.start + i * batches.step
+            yield StripBlock(batch, head, queries, one, y_queries), StripBlock(batch, key_head, keys, one, y_keys)
+
+
+def _one(strip: Strip, i: int) -> Strip:
+    """Stretch i of a strip along one axis."""
+    (axis,) = strip.axes
+    return Strip(strip.start + i * axis.step, (replace(axis, step=0, count=1),))
+
+
+def _gathered(piece: PlanPiece, heads: HeadRun, batches: EvenRun) -> Iterator[tuple[StripBlock, StripBlock]]:
+    """Bricks of a grid, which are copied together: as many in one call as its bounded share of memory holds."""
+    y_queries, y_keys = (StridedAxis(r.size, head=r.step) for r in heads)
+    for i in range(batches.size):
+        batch = batches.start + i * batches.step
+        room = SETTINGS.gathered_tokens // (max(piece.keys.length, piece.queries.length) * heads.keys.size)
+        for part in _bricks(piece, max(room, 1)):
+            yield (
+                StripBlock(batch, heads.queries.start, part.queries, StridedAxis(1), y_queries),
+                StripBlock(batch, heads.keys.start, part.keys, StridedAxis(1), y_keys),
+            )
+
+
+def _bricks(piece: PlanPiece, most: int, axis: int = 0) -> Iterator[PlanPiece]:
+    """The piece cut along its axes from `axis` on, into parts of at most `most` stretches."""
+    if piece.queries.count <= most:
+        yield piece
+        return
+    inside = prod(a.count for a in piece.queries.axes[axis + 1 :])
+    chunk, count = max(1, most // inside), piece.queries.axes[axis].count
+    for first in range(0, count, chunk):
+        some = min(chunk, count - first)
+        part = replace(
+            piece, queries=_some(piece.queries, axis, first, some), keys=_some(piece.keys, axis, first, some)
+        )
+        yield from _bricks(part, most, axis + 1)
+
+
+def _some(strip: Strip, axis: int, first: int, count: int) -> Strip:
+    """`count` of the stretches along an axis, from number `first` on."""
+    steps = strip.axes[axis]
+    axes = (*strip.axes[:axis], replace(steps, count=count), *strip.axes[axis + 1 :])
+    return Strip(strip.start + first * steps.step, axes)
+
+
+def adds_of(keys: StripBlock) -> tuple[Add, ...]:
+    """The parts in which the gradient of `keys` is added: within a part no token is met twice."""
+    axes = keys.strip.axes
+    size = (keys.outer.size, *(a.count for a in axes), keys.y.size, *(a.length for a in axes), -1)
+    adds = []
+    for parts in product(*map(_disjoint, axes)):
+        entries, tokens = tuple(p.entries for p in parts), tuple(p.tokens for p in parts)
+        start = keys.strip.start + sum(p.start for p in parts)
+        block = replace(keys, strip=Strip(start, tuple(p.steps for p in parts)))
+        over = tuple(i + 1 for i, p in enumerate(parts) if p.summed)
+        adds.append(Add(size, (slice(None), *entries, slice(None), *tokens), over, block))
+    return tuple(adds)
+
+
+class _AxisPart(NamedTuple):
+    """Stretches and tokens of an axis that do not overlap, or that all do and are summed."""
+
+    entries: slice
+    tokens: slice
+    start: int
+    steps: StripAxis
+    summed: bool = False
+
+
+def _disjoint(axis: StripAxis) -> list[_AxisPart]:
+    """An axis in parts without overlap."""
+    everything = slice(None)
+    if axis.apart:
+        return [_AxisPart(everything, everything, 0, axis)]
+    if axis.step == 0:
+        return [_AxisPart(everything, everything, 0, replace(axis, count=1), summed=True)]
+    shift, between = divmod(axis.step, axis.stride)
+    if between or axis.count <= -(-axis.length // shift):
+        one = replace(axis, step=0, count=1)
+        return [_AxisPart(slice(i, i + 1), everything, i * axis.step, one) for i in range(axis.count)]
+    return [
+        _AxisPart(everything, slice(c, c + n), c * axis.stride, replace(axis, length=n))
+        for c in range(0, axis.length, shift)
+        for n in (min(shift, axis.length - c),)
+    ]

@@ -1,0 +1,136 @@
+"""The plan of a call on a GPU: what its kernels walk, and why they walk it so."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import replace
+
+from attnc.compiler.analysis.live_tiles import TooManyTilesError
+from attnc.compiler.kernels.attention_kernels import AttentionKernels, HeadShape
+from attnc.compiler.kernels.index_text import NotInKernelsError
+from attnc.compiler.kernels.targets import Target
+from attnc.compiler.planning.cpu_plan import Plan, TileCounts
+from attnc.compiler.planning.runs import TooManyClassesError
+from attnc.compiler.simulation.simulated_call import SimulatedRelation, problem_of
+from attnc.compiler.value_nodes import is_plain
+from attnc.runtime.call_errors import UnsupportedError
+from attnc.runtime.gpu.device_targets import device_at_hand
+from attnc.runtime.gpu.gpu_memory import memory_on_gpu
+from attnc.runtime.gpu.gpu_work import without_kernels
+from attnc.runtime.plans import Planner, cache_of, relations_of
+from attnc.runtime.tensor_checks import TensorSizes, call_shape
+from attnc.runtime.tuning.tile_candidates import STAGES, knob_of
+
+SCHEDULES = {"ranges": "loop bounds", "bricks": "bricks", "lists": "tile lists", "runs": "tile lists"}
+
+
+def plan_on_gpu(planner: Planner, sizes: TensorSizes, inputs: Mapping[str, object], target: Target) -> Plan:
+    """The plan of a call of these sizes with these inputs.
+
+    Raises what planning for the CPU raises, and UnsupportedError for what `strict` does not allow.
+    """
+    heads = HeadShape(sizes.dk, sizes.dv, sizes.dtype, grouped=sizes.heads != sizes.kv_heads)
+    try:
+        if sizes.dtype == "float64":
+            raise NotInKernelsError("numbers of float64")
+        device = device_at_hand()
+        tiles = {} if device is None else planner.gpu.tiles_of(heads, target, sizes, device)
+        kernels = planner.gpu.kernels(heads, target, sizes.n_q == sizes.n_k, None, tiles)
+        return _by_kernels(planner, kernels, sizes, inputs)
+    except NotInKernelsError as error:
+        if planner.strict:
+            raise UnsupportedError(without_kernels(planner.pattern.name, error)) from error
+        why = f"there are no kernels for {error}"
+        own = planner.plan(sizes, inputs)
+        reasons = ("tiles as operations of torch on the device", *own.reasons)
+        return replace(own, executor="torch", fallback=why, reasons=reasons, memory_of=_untold)
+
+
+def _tuned(planner: Planner, sizes: TensorSizes) -> tuple[str, ...]:
+    """Why tiles are what they are, where measuring has a say."""
+    device = device_at_hand()
+    if planner.tuned is None or device is None:
+        return ()
+    knobs = [knob_of(planner.knob, stage) for stage in STAGES]
+    return tuple(dict.fromkeys(planner.tuned.why(knob, sizes, "triton", device) for knob in knobs))
+
+
+def how_listed(planner: Planner, sizes: TensorSizes, inputs: Mapping[str, object], target: Target) -> str:
+    """Where lists of tiles come from in calls of an attention that asks selections, in words.
+
+    `inputs`: those of the call, and arrays of the shapes of what is chosen. Raises UnsupportedError for what `strict`
+    does not allow.
+    """
+    heads = HeadShape(sizes.dk, sizes.dv, sizes.dtype, grouped=sizes.heads != sizes.kv_heads)
+    try:
+        if sizes.dtype == "float64":
+            raise NotInKernelsError("numbers of float64")
+        kernels = planner.gpu.kernels_of(heads, target, sizes, inputs)
+    except NotInKernelsError as error:
+        if planner.strict:
+            raise UnsupportedError(without_kernels(planner.pattern.name, error)) from error
+        return f"tiles in torch on the device: there are no kernels for {error}"
+    planner.gpu.refuse_host(kernels)
+    return kernels.reason
+
+
+def _by_kernels(planner: Planner, kernels: AttentionKernels, sizes: TensorSizes, inputs: Mapping[str, object]) -> Plan:
+    pattern = planner.pattern
+    relations = relations_of(pattern, call_shape(pattern, sizes, inputs))
+    q_tile, k_tile = kernels.forward.tiles.q_tile, kernels.forward.tiles.k_tile
+    problem = problem_of([relations], pattern.name, {}, sizes.n_k)
+    try:
+        works = [(_work(part, kernels, q_tile, k_tile), part.times) for part in problem.parts]
+    except (TooManyTilesError, TooManyClassesError) as error:
+        if kernels.form == "lists":
+            raise NotInKernelsError(
+                f"tiles of {q_tile}×{k_tile} that are too unlike each other to be listed"
+            ) from error
+        works = []
+    full, partial = (sum(count[i] * times for count, times in works) for i in (0, 1))
+    rows, columns = -(-sizes.n_q // q_tile), -(-sizes.n_k // k_tile)
+    total = rows * columns * sizes.batch * sizes.heads
+    stages = [kernels.forward, kernels.dq, kernels.dkdv]
+    return Plan(
+        n_q=sizes.n_q,
+        n_k=sizes.n_k,
+        batch=sizes.batch,
+        heads=sizes.heads,
+        kv_heads=sizes.kv_heads,
+        q_tile=q_tile,
+        k_tile=k_tile,
+        tiles=TileCounts(total, full + partial, full, partial),
+        visible=problem.visible,
+        groups=(),
+        masks=(),
+        executor="triton",
+        schedule=SCHEDULES[kernels.form],  # type: ignore[arg-type]
+        reasons=(
+            kernels.reason,
+            *_tuned(planner, sizes),
+            *(() if is_plain(pattern.attend) else ("vectors and terms of the score are computed before the kernels",)),
+            *(f"{source.function}: tiles of {source.tiles}" for source in stages),
+            f"for {kernels.target.name}, tiles "
+            + ("copied by the hardware" if kernels.problem.boxes else "loaded by pointers"),
+        ),
+        fallback=None,
+        exact_mask=relations.exact_mask,
+        cache_of=cache_of(pattern, sizes.heads, sizes.kv_heads),
+        pattern=pattern.name,
+        memory_of=functools.partial(memory_on_gpu, sizes) if is_plain(pattern.attend) else _untold,
+    )
+
+
+def _untold() -> None:
+    """No memory is told of what computes terms of scores before its kernels."""
+
+
+def _work(part: SimulatedRelation, kernels: AttentionKernels, q_tile: int, k_tile: int) -> tuple[int, int]:
+    """Full and partial tiles of a relation."""
+    bricked = kernels.bricked.get("forward")
+    if bricked is not None and part.finder.bricks is not None:
+        found = part.finder.bricks.work(bricked.grid.q_brick, bricked.grid.k_brick)
+    else:
+        found = part.finder.natural(q_tile, k_tile)
+    return found.rows.full_tiles, found.rows.partial_tiles

@@ -1,0 +1,45 @@
+"""Kernel texts as functions that Triton compiles. The text comes from the emitter and is never read from a disk."""
+
+from __future__ import annotations
+
+import linecache
+import logging
+from types import ModuleType
+from typing import Any
+from weakref import finalize
+
+from attnc.compiler.kernels.kernel_source import KernelSource
+from attnc.runtime.disk.triton import guard_triton
+from attnc.runtime.recent import Recent
+from attnc.runtime.settings import SETTINGS
+
+_log = logging.getLogger(__name__)
+
+_FUNCTIONS: Recent[Any] = Recent(SETTINGS.kernels)
+"""By the digest of their text. With a function go the binaries that Triton has compiled for it."""
+
+
+def function_of(source: KernelSource) -> Any:
+    """The kernel of a text, one for equal texts."""
+    return _FUNCTIONS.get(source.digest, lambda: _made(source))
+
+
+def _made(source: KernelSource) -> Any:
+    guard_triton()
+    _log.debug("%s, text %s: made, and compiled by Triton when it is started first", source.function, source.digest)
+    name = f"<attnc {source.function} {source.digest}>"
+    module = ModuleType(f"attnc_kernel_{source.digest}")
+    module.__file__ = name
+    # Triton reads the source of its functions through `inspect`, which asks here.
+    lines = (len(source.text), None, source.text.splitlines(keepends=True), name)
+    linecache.cache[name] = lines
+    exec(compile(source.text, name, "exec"), module.__dict__)
+    function = getattr(module, source.function)
+    finalize(function, _forget, name, lines)
+    return function
+
+
+def _forget(name: str, lines: Any) -> None:
+    """The text of a function that is no more, unless it was made anew."""
+    if linecache.cache.get(name) is lines:
+        del linecache.cache[name]

@@ -1,0 +1,47 @@
+"""The texts of kernels, for people to read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from attnc.compiler.ir import Pattern
+from attnc.compiler.kernels.attention_kernels import HeadShape
+from attnc.compiler.kernels.decode_kernels import ROW_TILES, find_decode
+from attnc.compiler.kernels.index_text import NotInKernelsError
+from attnc.compiler.kernels.targets import Target
+from attnc.compiler.last_rows import OtherRowsError, last_rows
+from attnc.runtime.call_errors import UnsupportedError
+from attnc.runtime.plans import Planner
+
+
+def _decode(pattern: Pattern, heads: HeadShape, target: Target) -> dict[str, str]:
+    """The texts of a step against a cache of pages, of few rows, where it has kernels."""
+    try:
+        kernels = find_decode(last_rows(pattern), heads, target, "pages")
+    except (NotInKernelsError, OtherRowsError):
+        return {}
+    return {source.function: source.text for source in (kernels.decode(ROW_TILES[0]), kernels.merge)}
+
+
+def sources(
+    planners: Sequence[tuple[str, Planner]], target: Target, head_dim: int, dtype: torch.dtype
+) -> dict[str, str]:
+    """The texts of all attentions that have kernels, by name. Raises UnsupportedError where none has."""
+    heads = HeadShape(head_dim, head_dim, str(dtype).removeprefix("torch."))
+    found: dict[str, str] = {}
+    without: list[str] = []
+    for name, planner in planners:
+        prefix = f"{name}." if len(planners) > 1 else ""
+        try:
+            texts = planner.gpu.kernels(heads, target, square=True).sources
+        except NotInKernelsError as error:
+            without.append(f"`{name}`: there are no kernels for {error}")
+            continue
+        found.update((f"{prefix}{kernel}", text) for kernel, text in texts.items())
+        if len(planners) == 1:
+            found.update(_decode(planner.pattern, heads, target))
+    if not found:
+        raise UnsupportedError(f"{'; '.join(without)}; on a GPU it runs as tiles in torch")
+    return found

@@ -1,0 +1,72 @@
+"""A recurrence's kernels: those that a call starts, alone and with its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from attnc.compiler.kernels.kernel_source import KernelSource
+from attnc.compiler.kernels.targets import Target
+from attnc.runtime.call_errors import UnsupportedError
+from attnc.runtime.example_inputs import example_inputs, head_count
+from attnc.runtime.gpu.recurrent.passes_on_gpu import without_kernels
+from attnc.runtime.gpu.started import started
+from attnc.runtime.lengths import natural_length
+from attnc.runtime.recurrent.pattern_recurrence import PatternRecurrence
+from attnc.runtime.tensor_checks import input_tensors
+from attnc.spec.program import BoundProgram
+
+TOKENS = 64
+"""Of the call, about so many: a whole chunk."""
+
+
+def recurrent_sources(
+    bound: BoundProgram,
+    recurrent: PatternRecurrence,
+    target: Target,
+    head_dim: int,
+    dtype: torch.dtype,
+    inputs: Mapping[str, object],
+) -> dict[str, str]:
+    """Their texts, by name; `inputs` that are not given are made up.
+
+    Raises ArgumentError, UnsupportedError where nothing runs as kernels.
+    """
+    found = recurrent_kernels(bound, recurrent, target, head_dim, dtype, inputs)
+    return {name: kernel.text for name, kernel in found.items()}
+
+
+def recurrent_kernels(
+    bound: BoundProgram,
+    recurrent: PatternRecurrence,
+    target: Target,
+    head_dim: int,
+    dtype: torch.dtype,
+    inputs: Mapping[str, object],
+) -> Mapping[str, KernelSource]:
+    """The same, whole."""
+    name = recurrent.pattern.name
+    heads = head_count(bound) or 1
+    tokens = natural_length(bound, TOKENS) or TOKENS
+    q, k, v = (torch.zeros(1, heads, tokens, head_dim, dtype=dtype, requires_grad=True) for _ in range(3))
+    sizes = {"dk": head_dim, "dv": head_dim}
+    made = example_inputs(bound, tokens, tokens, inputs, heads=heads, sizes=sizes)
+    given = {**{each: example.tensor for each, example in made.items()}, **inputs}
+    tensors = [x.requires_grad_() if x.is_floating_point() else x for x in input_tensors(recurrent.pattern, given)]
+
+    def call() -> Tensor:
+        with torch.no_grad():
+            recurrent.attend(q, k, v, given, tensors, None, by_kernels=True)
+        return recurrent.attend(q, k, v, given, tensors, None, by_kernels=True)[0]
+
+    found = started(call, target)
+    if not found:
+        missing = recurrent.derived and without_kernels(recurrent.derived, recurrent.recur, dtype)
+        missing = missing or "float64 has no kernels"
+        raise UnsupportedError(f"`{name}`: {missing}; on a GPU it runs as operations of torch")
+    return found
+
+
+__all__ = ["recurrent_kernels", "recurrent_sources"]

@@ -1,0 +1,260 @@
+"""Any step equation by one kernel: token by token, the states on the chip; see `attnc.runtime.recurrent.token_loop`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isqrt
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attnc.compiler.ir import Index, Recur, Value
+from attnc.compiler.kernels.index_text import NotInKernelsError
+from attnc.compiler.recurrences.kernels.stepping import Stepping
+from attnc.compiler.recurrences.kernels.tape_kernels import Stage, emit_token_by_token
+from attnc.compiler.recurrences.step_tape import NoTapeError, StepTape, tape_of
+from attnc.compiler.value_nodes import Axes
+from attnc.runtime.call_errors import UnsupportedError
+from attnc.runtime.cpu.autograd import FirstOrder, once
+from attnc.runtime.gpu.device_targets import target_of
+from attnc.runtime.gpu.launch import launch
+from attnc.runtime.profiling import backward_row, keep_name
+from attnc.runtime.recurrent.call_tokens import CallTokens
+from attnc.runtime.recurrent.token_loop import fresh_of, order_of, put_back
+from attnc.runtime.recurrent.token_values import TokenValues
+from attnc.spec.errors import EvaluationError
+
+States = dict[str, Tensor]
+_STAGES: tuple[Stage, Stage] = ("forward", "backward")
+SHORTEST, LONGEST = 16, 128
+"""Tokens of a stretch: about as many as there are stretches, within these."""
+
+
+def run(recur: Recur, tokens: CallTokens, states: States, fresh: NDArray[np.bool_] | None) -> tuple[Tensor, States]:
+    """(out (B, H, T, width), states after the last token), fp32, from states (B, H, …), as the token loop has them.
+
+    Differentiable once. Raises UnsupportedError where there is no such kernel, or no GPU; ArgumentError and
+    EvaluationError as the token loop does.
+    """
+    batch, heads, count = tokens.counts
+    plain = TokenValues(tokens)
+    order = order_of(recur, plain)
+    values = plain if order is None else TokenValues(tokens, order)
+    try:
+        call = _called(recur, values, states, fresh)
+        given = [call.given[i] for i in call.stepping.tape.leaves]
+        own = [states[name] for name, _ in call.stepping.tape.after]
+        keeps = torch.is_grad_enabled() and any(x.requires_grad for x in (*given, *own))
+        call = replace(call, stepping=replace(call.stepping, keeps=keeps))
+        for stage in _STAGES[: 1 + keeps]:
+            emit_token_by_token(call.stepping, stage)
+    except (NoTapeError, NotInKernelsError) as error:
+        raise UnsupportedError(
+            f"`{recur.name}` by a kernel: it runs token by token, and for {error} there is none; use the reference "
+            f'executor, backend="reference", or move the tensors to the CPU'
+        ) from error
+    found = _Stepped.apply(call, *given, *own)  # type: ignore[no-untyped-call]
+    out, last = found[0], found[1 : 1 + len(own)]
+    out = out.view(batch, heads, count, -1)
+    return put_back(out, order), dict(zip((name for name, _ in call.stepping.tape.after), last, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class _TokenCall:
+    """One call: what its kernels are made for, the tensors of leaves and tests by their numbers, fp32 and int32."""
+
+    stepping: Stepping
+    batch: int
+    heads: int
+    tokens: int
+    given: Mapping[int, Tensor]
+    fresh: Tensor | None
+
+    @property
+    def lanes(self) -> int:
+        """Heads of all batch entries."""
+        return self.batch * self.heads
+
+    @property
+    def stretch(self) -> int:
+        """Tokens of one."""
+        return min(LONGEST, max(SHORTEST, 1 << (isqrt(max(self.tokens - 1, 0)).bit_length())))
+
+    @property
+    def stretches(self) -> int:
+        """How many there are."""
+        return -(-self.tokens // self.stretch)
+
+    def axes(self, i: int) -> Axes:
+        """The axes of an operation's value."""
+        return self.stepping.tape.ops[i].axes
+
+    def states(self) -> list[Axes]:
+        """The axes of the states, in their order."""
+        own = {op.of: op.axes for op in self.stepping.tape.ops if op.kind == "state"}
+        return [own[name] for name, _ in self.stepping.tape.after]
+
+    def slots(self, axes: Axes) -> int:
+        """How many programs have a value of their own: those of a lane, but for what is divided among them."""
+        return 1 if self.stepping.is_part(axes) else self.stepping.parts
+
+    def buffer(self, axes: Axes, *counts: int) -> Tensor:
+        """For so many of each lane and slot, not set."""
+        shape = (self.lanes * self.slots(axes), *counts, *self.stepping.shape(axes))
+        return torch.empty(shape, dtype=torch.float32, device=next(iter(self.given.values())).device)
+
+    def run(self, stage: Stage, leaves: Mapping[int, Tensor], tensors: dict[str, Tensor]) -> None:
+        """Run a kernel."""
+        for i, x in self.given.items():
+            kind = self.stepping.tape.ops[i].kind
+            own = leaves.get(i, x)
+            tensors[f"{kind}{i}"] = own.expand(self.batch, self.heads, *own.shape[2:])
+        if self.fresh is not None:
+            tensors["fresh"] = self.fresh.expand(self.batch, self.heads, self.fresh.shape[2])
+        numbers = {
+            "heads": self.heads,
+            "tokens": self.tokens,
+            "parts": self.stepping.parts,
+            "stretch": self.stretch,
+            "stretches": self.stretches,
+        }
+        launch(emit_token_by_token(self.stepping, stage), self.lanes, tensors, numbers)
+
+
+def _called(recur: Recur, values: TokenValues, states: States, fresh: NDArray[np.bool_] | None) -> _TokenCall:
+    batch, heads, count = values.tokens.counts
+
+    def ends(node: Index) -> tuple[int, int]:
+        found = values.integers.of(node)
+        return int(found.min()), int(found.max())
+
+    tape = tape_of(recur, ends)
+    sizes: dict[str, int] = {}
+    given: dict[int, Tensor] = {}
+    for i in tape.leaves:
+        x = values.whole(cast("Value", tape.ops[i].of))
+        if x.is_complex():
+            raise NoTapeError("a complex number meets a state")
+        given[i] = _packed(x.float())
+        _measure(sizes, tape.ops[i].axes, x.shape[3:])
+    for name, _ in tape.after:
+        _measure(
+            sizes, next(op.axes for op in tape.ops if op.of == name and op.kind == "state"), states[name].shape[2:]
+        )
+    tests = {i: values.integers.in_order(cast("Index", tape.ops[i].of)) for i in tape.tests}
+    _check_picks(tape, tests, sizes)
+    given |= {i: torch.from_numpy(at.astype(np.int32)).to(values.tokens.q.device) for i, at in tests.items()}
+    fresh = fresh_of(recur, values, fresh)
+    target = target_of(values.tokens.q.device)
+    stepping = Stepping(
+        recur.name,
+        tape,
+        tuple(sorted(sizes.items())),
+        frozenset(i for i, x in given.items() if x.shape[2] > 1),
+        tuple(next(state.start for state in recur.states if state.name == name) for name, _ in tape.after),
+        resets=fresh is not None,
+        keeps=False,
+        precision=target.products_on_chip,
+        registers=target.registers,
+    )
+    begins = None if fresh is None else torch.from_numpy(fresh.astype(np.int32)).to(values.tokens.q.device)
+    return _TokenCall(stepping, batch, heads, count, given, begins)
+
+
+def _packed(x: Tensor) -> Tensor:
+    """The same with the entries of a token side by side, as kernels read them."""
+    step = 1
+    for size, stride in zip(reversed(x.shape[3:]), reversed(x.stride()[3:]), strict=True):
+        if size > 1 and stride != step:
+            return x.contiguous()
+        step *= size
+    return x
+
+
+def _measure(sizes: dict[str, int], axes: Axes, shape: Sequence[int]) -> None:
+    sizes.update((axis, size) for axis, size in zip(axes, shape, strict=True) if isinstance(axis, str))
+
+
+def _check_picks(tape: StepTape, tests: Mapping[int, NDArray[np.int64]], sizes: Mapping[str, int]) -> None:
+    """Raises EvaluationError for an entry that is not there."""
+    for op in tape.ops:
+        if op.kind == "pick":
+            vector, at = op.operands
+            axis = tape.ops[vector].axes[0]
+            size = axis if isinstance(axis, int) else sizes[axis]
+            least, most = int(tests[at].min()), int(tests[at].max())
+            if least < 0 or most >= size:
+                worst = least if least < 0 else most
+                raise EvaluationError("A902", f"the index {worst} is out of range", None, f"there are {size} entries")
+
+
+class _Stepped(FirstOrder):
+    """(out (lanes, T, width), the states after the last token, the states before stretches)."""
+
+    @staticmethod
+    def forward(call: _TokenCall, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return _forward(call, tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.call = inputs[0]
+        keep_name(ctx)
+        kept = output[1 + len(ctx.call.stepping.tape.after) :]
+        ctx.save_for_backward(*inputs[1:], *kept)
+        ctx.mark_non_differentiable(*kept)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        count = 1 + len(ctx.call.stepping.tape.after)
+        with backward_row(ctx):
+            return (None, *once(_backward, ctx.call, *grads[:count], *ctx.saved_tensors))
+
+
+def _forward(call: _TokenCall, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    tape, axes = call.stepping.tape, call.states()
+    states = tensors[len(tape.leaves) :]
+    device = states[0].device
+    out = torch.empty(call.lanes, call.tokens, *call.stepping.shape(tape.ops[tape.read].axes), device=device)
+    last = [torch.empty(x.shape, dtype=torch.float32, device=device) for x in states]
+    kept = [call.buffer(each, call.stretches) for each in axes] if call.stepping.keeps else []
+    named = {"out": out}
+    for n, (begun, end) in enumerate(zip(states, last, strict=True)):
+        named |= {f"begun{n}": begun.float().contiguous(), f"last{n}": end}
+    named |= {f"kept{n}": x for n, x in enumerate(kept)}
+    call.run("forward", dict(zip(tape.leaves, tensors, strict=False)), named)
+    return (out, *last, *kept)
+
+
+def _backward(call: _TokenCall, *given: Tensor) -> tuple[Tensor, ...]:
+    tape, axes = call.stepping.tape, call.states()
+    count = len(axes)
+    d_out, d_last, rest = given[0], given[1 : 1 + count], given[1 + count :]
+    leaves, states, kept = rest[: len(tape.leaves)], rest[len(tape.leaves) : -count], rest[-count:]
+    named = {"dout": d_out.float().contiguous()}
+    for n, each in enumerate(axes):
+        named |= {
+            f"dlast{n}": d_last[n].float().contiguous(),
+            f"kept{n}": kept[n],
+            f"before{n}": call.buffer(each, call.stretch),
+            f"dbegun{n}": call.buffer(each),
+        }
+    for i in tape.leaves:
+        named[f"dleaf{i}"] = call.buffer(tape.ops[i].axes, call.tokens if i in call.stepping.varying else 1)
+    call.run("backward", dict(zip(tape.leaves, leaves, strict=True)), named)
+    found = [_summed(call, named[f"dleaf{i}"], tape.ops[i].axes, x) for i, x in zip(tape.leaves, leaves, strict=True)]
+    found += [_summed(call, named[f"dbegun{n}"], each, states[n]) for n, each in enumerate(axes)]
+    return tuple(found)
+
+
+def _summed(call: _TokenCall, found: Tensor, axes: Axes, like: Tensor) -> Tensor:
+    """A gradient as its tensor is: the sum over programs, and over what the tensor is alike for."""
+    lead = (call.batch, call.heads, call.slots(axes))
+    whole = found.view(*lead, *found.shape[1:]).sum(2)
+    return whole.sum_to_size(like.shape).to(like.dtype)
+
+
+__all__ = ["run"]

@@ -1,0 +1,250 @@
+"""`attnc::attend_general`: attention with scores, weights, values or branches of its own as an operator of torch.
+
+A call that is traced (`torch.compile`, `torch.export`) uses the operator; elsewhere `GeneralAttention` runs as torch
+does. The gradient is the operator `attnc::attend_general_backward`, which computes the forward again: q, k, v and the
+inputs are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch._C import DispatchKey, DispatchKeySet
+from torch._subclasses.fake_tensor import is_fake
+from torch.utils.flop_counter import register_flop_formula
+
+from attnc.runtime.call_errors import UnsupportedError
+from attnc.runtime.cpu.autograd import FirstOrder, refuse_second
+from attnc.runtime.cpu.flash_kernel import lse_dtype
+from attnc.runtime.fallbacks import COPY, note
+from attnc.runtime.general_attention import GeneralAttention, Result, general_of
+from attnc.runtime.operators import FAKE
+from attnc.runtime.operators.attend import Inputs, refuse_device, visible_pairs
+from attnc.runtime.planners import planner_of
+from attnc.runtime.profiling import profiled
+from attnc.runtime.sharded import refuse_shards
+from attnc.runtime.tensor_checks import check_tensors
+from attnc.runtime.transforms import cast_for_autocast
+
+_ATTEND = torch.ops.attnc.attend_general.default
+_ATTEND_BACKWARD = torch.ops.attnc.attend_general_backward.default
+
+Pair = tuple[Tensor, Tensor]
+
+
+class _What(NamedTuple):
+    """The pattern's text, and the scale."""
+
+    pattern: str
+    scale: float | None
+
+    @property
+    def general(self) -> GeneralAttention:
+        return general_of(planner_of(self.pattern))
+
+
+def attend(
+    general: GeneralAttention, q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], scale: float | None
+) -> Result:
+    """`GeneralAttention.attend` as one node of a graph."""
+    out, lse = _ATTEND(q, k, v, tensors or None, general.planner.text, scale)
+    return out, lse if general.has_lse else None
+
+
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, pattern: str, scale: float | None) -> Pair:
+    refuse_shards()
+    what = _What(pattern, scale)
+    with torch.no_grad(), profiled(what.general.pattern.name):
+        out, lse = _computed(what, q, k, v, inputs or ())
+    name = what.general.pattern.name
+    return contiguous(name, "out", out), _no_lse(q) if lse is None else contiguous(name, "lse", lse)
+
+
+def contiguous(pattern: str, name: str, x: Tensor) -> Tensor:
+    """A result laid out as the operator promises; `pattern` and `name` say what it is."""
+    if x.is_contiguous():
+        return x
+    note(pattern, COPY, f"{name}: a node of a graph gives it heads before tokens, and q has tokens before heads")
+    return x.contiguous()
+
+
+def _computed(what: _What, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Result:
+    general = what.general
+    return general.attend(q, k, v, general.named(inputs), inputs, what.scale, by_kernels=q.is_cuda)
+
+
+def _no_lse(q: Tensor) -> Tensor:
+    return q.new_empty((0,), dtype=lse_dtype(q.dtype))
+
+
+def _backward(
+    grad_out: Tensor | None,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    inputs: Inputs,
+    pattern: str,
+    scale: float | None,
+) -> list[Tensor]:
+    """The gradients of q, k, v and of the real inputs in their order."""
+    with _recording():
+        leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in (q, k, v, *(inputs or ()))]
+        q, k, v, *rest = leaves
+        out, lse = _computed(_What(pattern, scale), q, k, v, rest)
+        outputs, grads = ([out], [grad_out]) if grad_out is not None else ([], [])
+        if lse is not None and grad_lse is not None:
+            outputs, grads = [*outputs, lse], [*grads, grad_lse]
+        wanted = [x for x in leaves if x.requires_grad]
+        found = torch.autograd.grad(outputs, wanted, grads, materialize_grads=True)
+    return [grad.contiguous() for grad in found]
+
+
+@contextmanager
+def _recording() -> Iterator[None]:
+    """Autograd, which is not looked for below an operator."""
+    include, exclude = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    for key in (DispatchKey.AutogradFunctionality, DispatchKey.AutogradOther, DispatchKey.AutogradNestedTensor):
+        exclude = exclude - DispatchKeySet(key)
+    with torch._C._ForceDispatchKeyGuard(include, exclude), torch.enable_grad():
+        yield
+
+
+# --- fake kernels ----------------------------------------------------------------------------------------------------
+
+
+def _fake_forward(q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, pattern: str, scale: float | None) -> Pair:
+    check_tensors(q, k, v)
+    refuse_device(q)
+    out = q.new_empty((*q.shape[:3], v.shape[3]))
+    if not _What(pattern, scale).general.has_lse:
+        return out, _no_lse(q)
+    return out, q.new_empty(q.shape[:3], dtype=lse_dtype(q.dtype))
+
+
+def _fake_backward(
+    grad_out: Tensor | None, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, *_: Any
+) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x in (q, k, v, *(inputs or ())) if x.is_floating_point()]
+
+
+# --- autograd --------------------------------------------------------------------------------------------------------
+
+
+class _RecordedOperator(FirstOrder):
+    """The operator, recorded."""
+
+    @staticmethod
+    def forward(ctx: Any, what: _What, *tensors: Tensor) -> Pair:
+        ctx.what = what
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+        q, k, v, *inputs = tensors
+        with torch._C._AutoDispatchBelowAutograd():
+            return cast("Pair", _ATTEND(q, k, v, inputs or None, *what))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad_out, grad_lse = grads
+        tensors = ctx.saved_tensors
+        if grad_out is None and grad_lse is None:
+            return (None,) * (1 + len(tensors))
+        return (None, *_in_place(_Gradient.apply(ctx.what, grad_out, grad_lse, *tensors), tensors))  # type: ignore[no-untyped-call]
+
+
+class _Gradient(FirstOrder):
+    """The operator of the gradient, which is not differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, what: _What, grad_out: Tensor | None, grad_lse: Tensor | None, *tensors: Tensor) -> Any:
+        q, k, v, *inputs = tensors
+        with torch._C._AutoDispatchBelowAutograd():
+            return tuple(_ATTEND_BACKWARD(grad_out, grad_lse, q, k, v, inputs or None, *what))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> None:
+        refuse_second()
+
+
+def _in_place(grads: Sequence[Tensor], tensors: Sequence[Tensor]) -> Iterator[Tensor | None]:
+    """The gradients where their tensors stand, None for those of integers."""
+    left = iter(grads)
+    return (next(left) if x.is_floating_point() else None for x in tensors)
+
+
+def _forward_recorded(q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, pattern: str, scale: float | None) -> Pair:
+    what = _What(pattern, scale)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *(inputs or ()))):
+        return cast("Pair", _RecordedOperator.apply(what, q, k, v, *(inputs or ())))  # type: ignore[no-untyped-call]
+    with torch._C._AutoDispatchBelowAutograd():
+        return cast("Pair", _ATTEND(q, k, v, inputs or None, *what))
+
+
+def _forward_under_autocast(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Pair:
+    q, k, v = cast_for_autocast(_What(*rest[1:]).general.pattern.name, q, k, v)
+    keys = DispatchKeySet(DispatchKey.AutocastCPU) | DispatchKeySet(DispatchKey.AutocastCUDA)
+    with torch._C._ExcludeDispatchKeyGuard(keys):
+        return cast("Pair", _ATTEND(q, k, v, *rest))
+
+
+# --- what it costs ---------------------------------------------------------------------------------------------------
+
+
+def _forward_flops(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    inputs: Inputs,
+    pattern: str,
+    scale: float | None,
+    out_val: object = None,
+) -> int:
+    """Q Kᵀ and P V over the visible pairs of every attention, whatever its scores are made of."""
+    return 2 * _pairs(q, k, v, inputs, pattern) * (q.shape[3] + v.shape[3])
+
+
+def _backward_flops(
+    grad_out: object,
+    grad_lse: object,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    inputs: Inputs,
+    pattern: str,
+    scale: float | None,
+    out_val: object = None,
+) -> int:
+    """The forward again, then 2.5 times as much where dk = dv."""
+    return 2 * _pairs(q, k, v, inputs, pattern) * (4 * q.shape[3] + 3 * v.shape[3])
+
+
+def _pairs(q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, pattern: str) -> int:
+    if any(is_fake(x) for x in inputs or ()):
+        raise UnsupportedError(
+            "the FLOPs of a pattern with inputs depend on their data, which fake tensors do not have"
+        )
+    plan = general_of(planner_of(pattern)).plan(q, k, v, inputs or ())
+    return sum(visible_pairs(own) for own in ([plan] if not plan.branches else [p for _, p in plan.branches]))
+
+
+KERNELS = {
+    ("attend_general", "CPU"): _forward,
+    ("attend_general", "CUDA"): _forward,
+    ("attend_general", "Autograd"): _forward_recorded,
+    ("attend_general", "AutocastCPU"): _forward_under_autocast,
+    ("attend_general", "AutocastCUDA"): _forward_under_autocast,
+    ("attend_general", FAKE): _fake_forward,
+    ("attend_general_backward", "CPU"): _backward,
+    ("attend_general_backward", "CUDA"): _backward,
+    ("attend_general_backward", FAKE): _fake_backward,
+}
+"""The kernels that `attnc.runtime.operators` calls."""
+register_flop_formula(torch.ops.attnc.attend_general, get_raw=True)(_forward_flops)
+register_flop_formula(torch.ops.attnc.attend_general_backward, get_raw=True)(_backward_flops)

@@ -1,0 +1,210 @@
+"""A drawing as text for a terminal, in half blocks or in plain ASCII."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnc.runtime.ascii_text import plain
+from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, Drawing, extents, merge_tiles, percent
+from attnc.runtime.pictures.svg import ticks
+
+_SHADES = {True: " ░▒▓█", False: " .:+#"}
+_HALVES = " ▀▄█"
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+TILES = {True: {EMPTY: "··", PARTIAL: "▒▒", FULL: "██"}, False: {EMPTY: "..", PARTIAL: "++", FULL: "##"}}
+_BAR = 8
+_BETWEEN = 3
+_TALLEST = 48
+"""Lines of the element view at most; what is larger is drawn coarser."""
+TILES_ACROSS = 32
+_COLORS = {
+    "seen": "\x1b[34m",
+    FULL: "\x1b[34m",
+    PARTIAL: "\x1b[33m",
+    EMPTY: "\x1b[2m",
+    "soft": "\x1b[2m",
+    "strong": "\x1b[1m",
+}
+_PLAIN = "\x1b[0m"
+
+Paint = Callable[[object, str], str]
+
+
+def to_text(drawing: Drawing, width: int = 80, color: bool = False, *, unicode: bool = True) -> str:
+    """Both views side by side, or one above the other where `width` columns hold no more; no line end at the end."""
+    paint = _in_color if color else _in_plain
+    element = _element_view(drawing, width, unicode, paint)
+    tiles = _tile_view(drawing, width, unicode, paint)
+    notes = [note for note in (drawing.align_text, *drawing.notes) if note]
+    lines = [
+        paint("strong", drawing.title),
+        " · ".join(part for part in (drawing.size_text, drawing.subtitle) if part),
+        *([drawing.relation] if drawing.relation else []),
+        "",
+        *_beside(element, tiles, width),
+        "",
+        f"density   {percent(drawing.density)} visible: {drawing.pairs_text}",
+        f"rows      {drawing.rows_text} keys per row, first rows {_first_rows(drawing)}",
+        f"tiles     {drawing.live:,} of {drawing.tiles.size:,} live: {drawing.count_tiles(FULL):,} full, "
+        f"{drawing.count_tiles(PARTIAL):,} partial, {drawing.count_tiles(EMPTY):,} empty",
+        *(f"note      {note}" for note in notes),
+    ]
+    text = "\n".join(line.rstrip() for line in lines)
+    return text if unicode else plain(text)
+
+
+def _first_rows(drawing: Drawing) -> str:
+    first = ", ".join(f"{count:,}" for count in drawing.row_counts[:8].tolist())
+    return f"{first}, …" if drawing.n_q > 8 else first
+
+
+def _in_plain(style: object, text: str) -> str:
+    return text
+
+
+def _in_color(style: object, text: str) -> str:
+    return f"{_COLORS[style]}{text}{_PLAIN}"
+
+
+# --- blocks of lines: (cells that they take, the line) ---------------------------------------------------------------
+
+Block = list[tuple[int, str]]
+
+
+def _beside(left: Block, right: Block, width: int) -> list[str]:
+    room = max(n for n, _ in left)
+    if room + _BETWEEN + max(n for n, _ in right) > width:
+        return [*(line for _, line in left), "", *(line for _, line in right)]
+    height = max(len(left), len(right))
+    padded = [*left, *[(0, "")] * (height - len(left))]
+    others = [*(line for _, line in right), *[""] * (height - len(right))]
+    return [f"{line}{' ' * (room + _BETWEEN - n)}{other}" for (n, line), other in zip(padded, others, strict=True)]
+
+
+def _element_view(drawing: Drawing, width: int, unicode: bool, paint: Paint) -> Block:
+    margin = _margin(drawing)
+    room = max(width - margin - 2 - _BAR, 8)
+    columns = drawing.pairs.shape[1]
+    factor = 1
+    while -(-columns // factor) > room or -(-drawing.pairs.shape[0] // factor) > 2 * _TALLEST:
+        factor *= 2
+    cell = drawing.cell * factor
+    share = drawing.coarser(factor)
+    exact = cell == 1
+    tall = 1 if exact and not unicode else 2
+    said = "each square: one query–key pair"
+    if not exact:
+        said = (
+            f"each character: {cell * tall:,} queries × {cell:,} keys, {_SHADES[unicode].strip()} by the share visible"
+        )
+    body = _half_blocks(share > 0) if exact and unicode else shaded(share, tall, unicode)
+    bars = _bars(drawing, cell * tall, len(body), unicode)
+    labels = _row_labels(drawing.n_q, cell * tall, margin)
+    lines = _head(drawing, "Element view", said, cell, 1, share.shape[1], paint)
+    lines[1] = _join(lines[1], max(share.shape[1] - lines[1][0] + margin + 1, 1), "keys per row", paint)
+    for label, row, bar in zip(labels, body, bars, strict=True):
+        text = f"{paint('soft', label)} {paint('seen', row)} {paint('soft', bar)}"
+        lines.append((len(label) + len(row) + len(bar) + 2, text))
+    return lines
+
+
+def _join(line: tuple[int, str], gap: int, text: str, paint: Paint) -> tuple[int, str]:
+    return line[0] + gap + len(text), f"{line[1]}{' ' * gap}{paint('soft', text)}"
+
+
+def _margin(drawing: Drawing) -> int:
+    return max(len(f"{drawing.n_q:,}"), len("queries ↓"))
+
+
+def _head(drawing: Drawing, name: str, said: str, cell: int, wide: int, columns: int, paint: Paint) -> Block:
+    """Two lines: what the view is, and the key axis."""
+    margin = _margin(drawing)
+    axis = _key_axis(drawing.n_k, cell, wide, columns)
+    corner = "queries ↓".rjust(margin)
+    return [
+        (margin + 1 + len(name) + 2 + len(said), f"{' ' * (margin + 1)}{paint('strong', name)}  {said}"),
+        (margin + 1 + len(axis), paint("soft", f"{corner} {axis}")),
+    ]
+
+
+def _key_axis(n: int, cell: int, wide: int, columns: int) -> str:
+    """Labels over their columns, then what the axis is."""
+    line = ""
+    for tick in ticks(n):
+        at = tick // cell * wide
+        if not line or at > len(line):
+            line = f"{line.ljust(at)}{tick:,}"
+    return f"{line} keys →" if len(line) + 7 <= max(columns * wide, len(line) + 7) else line
+
+
+def _row_labels(n: int, step: int, margin: int) -> list[str]:
+    labels = [""] * -(-n // step)
+    for tick in ticks(n):
+        if not labels[tick // step]:
+            labels[tick // step] = f"{tick:,}"
+    return [label.rjust(margin) for label in labels]
+
+
+def _half_blocks(cells: NDArray[np.bool_]) -> list[str]:
+    """Two rows a line."""
+    if len(cells) % 2:
+        cells = np.vstack([cells, np.zeros((1, cells.shape[1]), dtype=np.bool_)])
+    codes = cells[::2] + 2 * cells[1::2]
+    return ["".join(_HALVES[code] for code in row) for row in codes.tolist()]
+
+
+def shaded(share: NDArray[np.float64], tall: int, unicode: bool) -> list[str]:
+    """`tall` rows a line, each character darker the more is visible; what is visible at all never looks empty."""
+    starts = np.arange(0, len(share), tall)
+    mean = np.add.reduceat(share, starts, axis=0) / extents(len(share), tall)[:, None]
+    shades = _SHADES[unicode]
+    return ["".join(shades[level] for level in row) for row in np.ceil(mean * (len(shades) - 1)).astype(int).tolist()]
+
+
+def _bars(drawing: Drawing, step: int, lines: int, unicode: bool) -> list[str]:
+    """The mean of the keys per row, for each line."""
+    starts = np.arange(0, drawing.n_q, step)
+    means = np.add.reduceat(drawing.row_counts, starts) / extents(drawing.n_q, step)
+    assert len(means) == lines
+    return [_bar(mean / max(drawing.most, 1), unicode) for mean in means.tolist()]
+
+
+def _bar(share: float, unicode: bool) -> str:
+    if not unicode:
+        return ("=" * max(round(share * _BAR), 1 if share else 0)).ljust(_BAR)
+    eighths = max(round(share * 8 * _BAR), 1 if share else 0)
+    bar = "█" * (eighths // 8) + (_EIGHTHS[eighths % 8] if eighths % 8 else "")
+    return bar.ljust(_BAR)
+
+
+def _tile_view(drawing: Drawing, width: int, unicode: bool, paint: Paint) -> Block:
+    margin = _margin(drawing)
+    factor = 1
+    most = max(min((width - margin - 1) // 2, TILES_ACROSS), 4)
+    while -(-max(drawing.tiles.shape) // factor) > most:
+        factor *= 2
+    states = merge_tiles(drawing.tiles, factor)
+    glyphs = TILES[unicode]
+    each = f"{drawing.q_tile:,} × {drawing.k_tile:,} pairs"
+    said = f"each tile: {each}" if factor == 1 else f"each square: {factor} × {factor} tiles of {each}"
+    lines = _head(drawing, "Tile view", said, drawing.k_tile * factor, 2, states.shape[1], paint)
+    labels = _row_labels(drawing.n_q, drawing.q_tile * factor, margin)
+    for label, row in zip(labels, states.tolist(), strict=True):
+        lines.append((len(label) + 1 + 2 * len(row), f"{paint('soft', label)} {_states(row, glyphs, paint)}"))
+    legend = [(FULL, "full"), (PARTIAL, "partial"), (EMPTY, "empty")]
+    text = "  ".join(f"{paint(state, glyphs[state])} {word}" for state, word in legend)
+    plain = "  ".join(f"{glyphs[state]} {word}" for state, word in legend)
+    return [*lines, (0, ""), (margin + 1 + len(plain), f"{' ' * (margin + 1)}{text}")]
+
+
+def _states(row: Sequence[int], glyphs: dict[int, str], paint: Paint) -> str:
+    """Glyphs, painted a stretch of one state at a time."""
+    parts, start = [], 0
+    for i in range(1, len(row) + 1):
+        if i == len(row) or row[i] != row[start]:
+            parts.append(paint(row[start], glyphs[row[start]] * (i - start)))
+            start = i
+    return "".join(parts)

@@ -1,0 +1,101 @@
+"""Documents of a recurrence: each is a run of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnc.compiler import ir
+from attnc.compiler.ir import Index, Pattern, Recur
+from attnc.compiler.lowering.specialise import CallSizes, Slices
+from attnc.compiler.planning.documents import Windows
+from attnc.compiler.recurrences.call_constants import BY_TOKEN
+from attnc.runtime.plans import documents_of_call
+from attnc.runtime.recurrent.call_tokens import CallTokens
+from attnc.runtime.recurrent.token_integers import TOKEN
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def documents_of(pattern: Pattern, inputs: Arrays, count: int) -> list[Windows] | None:
+    """The documents of each batch entry, or of all of them alike; None for a pattern without. Raises ArgumentError."""
+    documents = pattern.documents
+    return None if documents is None else documents_of_call(pattern, inputs[documents.name], count, count)
+
+
+def first_tokens(documents: list[Windows], count: int) -> NDArray[np.bool_]:
+    """The first tokens of documents, (B or 1, 1, T)."""
+    fresh = np.zeros((len(documents), 1, count), dtype=np.bool_)
+    for row, windows in zip(fresh, documents, strict=True):
+        row[0, windows.key] = True
+    return fresh
+
+
+def reads_whole(recur: Recur) -> bool:
+    """Whether it matters which tokens come later: for an order of its own, or a line that reads how many there are."""
+    lengths = (n for root in _roots(recur) for n in root.below if isinstance(n, ir.Extent))
+    return recur.order is not None or any(n.name in ("queries", "keys") for n in lengths)
+
+
+def reads_places(recur: Recur) -> bool:
+    """Whether it matters where tokens stand, beyond their order one after another."""
+    known: dict[Index, bool] = {}
+    return reads_whole(recur) or any(_reads(root, known) for root in _roots(recur))
+
+
+def _roots(recur: Recur) -> list[Any]:
+    ends = [end for step in recur.steps if step.repeat is not None for end in step.repeat[1:]]
+    clauses = [node for node in (recur.order, recur.reset) if node is not None]
+    return [recur.read, *(step.value for step in recur.steps), *ends, *clauses]
+
+
+def _reads(node: Index, known: dict[Index, bool]) -> bool:
+    if node not in known:
+        known[node] = node is TOKEN or any(_reads(child, known) for child in _beside_its_own(node))
+    return known[node]
+
+
+def _beside_its_own(node: Any) -> Iterator[Index]:
+    """What a node reads, but for the token's own place in what is by token."""
+    match node:
+        case ir.Vec(at=at):
+            yield from () if at is TOKEN else (at,)
+        case ir.Element(tensor=tensor, indices=indices) | ir.Lookup(tensor=tensor, indices=indices):
+            for dim, index in zip(tensor.dims, indices, strict=False):
+                if not (dim in BY_TOKEN and index is TOKEN):
+                    yield index
+        case _:
+            yield from node.children()
+
+
+def cut(inputs: Sequence[ir.Tensor], tokens: CallTokens, span: slice, entries: slice = slice(None)) -> CallTokens:
+    """Some tokens of some batch entries, as a call of their own that goes on where those before them end."""
+    named = {tensor.name: tensor for tensor in inputs}
+    arrays = {name: x[_places(named[name], x.shape, entries, span)] for name, x in tokens.slices.tensors.items()}
+    real = {name: x[_places(named[name], x.shape, entries, span)] for name, x in tokens.inputs.items()}
+    count = span.stop - span.start
+    before = tokens.before if len(tokens.before) == 1 else tokens.before[entries]
+    return replace(
+        tokens,
+        q=tokens.q[entries, :, span],
+        k=tokens.k[entries, :, span],
+        v=tokens.v[entries, :, span],
+        inputs=real,
+        sizes=CallSizes({**tokens.sizes.values, "queries": count, "keys": count}),
+        slices=Slices(arrays),
+        before=tuple(one + span.start for one in before),
+    )
+
+
+def _places(tensor: ir.Tensor, shape: tuple[int, ...], entries: slice, span: slice) -> tuple[slice, ...]:
+    return tuple(
+        (entries if size > 1 else slice(None)) if dim == "batch" else span if dim in BY_TOKEN else slice(None)
+        for dim, size in zip(tensor.dims, shape, strict=True)
+    )
+
+
+__all__ = ["cut", "documents_of", "first_tokens", "reads_places", "reads_whole"]

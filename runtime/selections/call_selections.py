@@ -1,0 +1,78 @@
+"""The selections of one call, each worked out once, when an attention or another selection asks it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from attnc.compiler import ir
+from attnc.compiler.attentions import asked_by_selection, choosing
+from attnc.compiler.chosen_counts import with_counts
+from attnc.compiler.keeping import most_kept
+from attnc.runtime.call_errors import ArgumentError
+from attnc.runtime.call_inputs import CallInputs
+from attnc.runtime.call_shapes import blank_choices
+from attnc.runtime.cpu.flash_kernel import lse_dtype
+from attnc.runtime.pair_blocks import Operands
+from attnc.runtime.plans import relations_of
+from attnc.runtime.selections.choose import Choosing
+from attnc.runtime.tensor_checks import call_shape
+
+
+@dataclass(frozen=True)
+class CallSelections:
+    """What is chosen in a call; `known`: inputs and what attentions gave, by name, as it becomes known."""
+
+    pattern: ir.Pattern
+    given: CallInputs
+    vectors: tuple[Tensor, Tensor, Tensor]
+    known: Mapping[str, Tensor]
+    found: dict[str, Tensor] = field(default_factory=dict)
+    strict: bool = False
+
+    def asking(self, read: set[ir.Tensor]) -> CallInputs:
+        """The call with what those selections choose whose truth tensors are read."""
+        for item in self.pattern.selections:
+            if item.given in read and item.name not in self.found:
+                self.found[item.name] = self._chosen(item)
+        names = {tensor.name for tensor in read} & self.found.keys()
+        return replace(self.given, inputs={**self.given.inputs, **{name: self.found[name] for name in names}})
+
+    def _chosen(self, item: ir.Selection) -> Tensor:
+        given = self.asking(asked_by_selection(item))
+        pattern = choosing(self.pattern, item)
+        item, counts = with_counts(item, self.pattern.selections)
+        counted = {own.name: self.found[chosen.name].sum(-1) for own, chosen in counts.items()}
+        inputs = given.inputs if asked_by_selection(item) else blank_choices(self.pattern, given.inputs)
+        shape = replace(call_shape(pattern, given.sizes, inputs), n_k=given.sizes.n_k, shift=None)
+        relations = relations_of(pattern, shape)
+        q, k, v = (x.detach() for x in self.vectors)
+        operands = Operands(
+            q.unbind(0),
+            k.unbind(0),
+            v.unbind(0),
+            {**{name: x.detach() for name, x in self.known.items()}, **counted},
+            relations.sizes,
+            relations.slices,
+            given.scale,
+            lse_dtype(q.dtype),
+            self.pattern.origins,
+            spaced=item.items is not None,
+        )
+        choosing_ = Choosing(item, relations, given.sizes, operands, q.device)
+        if self.strict:
+            self._check_count(item, choosing_.places)
+        with torch.no_grad():
+            return choosing_.choose()
+
+    def _check_count(self, item: ir.Selection, places: int) -> None:
+        """Raise ArgumentError where everything would be kept, so that nothing is chosen."""
+        count = most_kept(item.keep)
+        if count is not None and count > places:
+            raise ArgumentError(
+                f"strict: `{item.name}` of `{self.pattern.name}` keeps {count} places and there are {places}, so that "
+                f"nothing is chosen: give a smaller number, or more tokens; or compile it without strict"
+            )

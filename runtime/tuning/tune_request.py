@@ -1,0 +1,22 @@
+"""The call for which schedules are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from attnc.runtime.tensor_checks import TensorSizes
+from attnc.runtime.tuning.records import Stage
+
+
+@dataclass(frozen=True)
+class TuneRequest:
+    """The call that is tuned: its sizes, the pattern's inputs by name, what is measured, and where it runs."""
+
+    sizes: TensorSizes
+    inputs: Mapping[str, object]
+    stage: Stage
+    device: torch.device
+    by_kernels: bool

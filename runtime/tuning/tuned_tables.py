@@ -1,0 +1,83 @@
+"""Tuned choices as one file, to be shipped: every process that loads it takes the same ones, and measures nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from attnc.runtime.call_errors import ArgumentError
+from attnc.runtime.disk.envelope import MOST, DamagedError, unwrapped, wrapped
+from attnc.runtime.disk.whole import write_for_user
+from attnc.runtime.tuning.records import KIND, SCHEMA, Record, read_record
+
+LARGEST = 256 * MOST
+"""Bytes of a table that is read."""
+
+
+@dataclass(frozen=True)
+class TunedTable:
+    """Records by the name of their entry; `digest`: of the file."""
+
+    records: Mapping[str, Record]
+    digest: str = field(default="")
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.records.values()))
+
+
+def table_bytes(records: Iterable[Record]) -> bytes:
+    """A table of records, one line each, behind a line that counts them: the same for the same records in any order."""
+    lines = {record.name: wrapped(KIND, record.name, record.payload()) for record in records}
+    told = [json.dumps([name, lines[name].decode()], ensure_ascii=False) for name in sorted(lines)]
+    return "".join(f"{line}\n" for line in (json.dumps({"attnc": SCHEMA, "records": len(told)}), *told)).encode()
+
+
+def save_tuned(path: str | os.PathLike[str], *records: Record) -> None:
+    """Write a table of records, which `attend.tune` gave, for `compile_attention(…, tune=path)`. Raises OSError."""
+    write_for_user(Path(path), table_bytes(records))
+
+
+def load_table(path: str | os.PathLike[str]) -> TunedTable:
+    """The table of a file. Raises ArgumentError for one that cannot be read, is damaged or cut off."""
+    try:
+        with Path(path).open("rb") as file:
+            head, *lines = file.read(LARGEST).splitlines() or [b""]
+    except OSError as error:
+        raise ArgumentError(f"tune: the table {path} cannot be read: {error.strerror}") from error
+    records = {}
+    number = 1
+    try:
+        told = json.loads(head.decode())
+        if told["attnc"] != SCHEMA or told["records"] != len(lines):
+            raise DamagedError(f"it counts {told['records']} records, and {len(lines)} follow")
+        for line in lines:
+            number += 1
+            name, text = json.loads(line.decode())
+            record = read_record(unwrapped(KIND, name, text.encode()))
+            if record is None or record.name != name:
+                raise DamagedError("it holds no tuned choices")
+            records[name] = record
+    except (DamagedError, ValueError, TypeError, KeyError, AttributeError, RecursionError, ArithmeticError) as error:
+        raise ArgumentError(
+            f"tune: {path}, line {number}, is no line of a table that `attnc tune … -o` wrote: {error}"
+        ) from error
+    table = TunedTable(records, hashlib.sha256(b"\n".join((head, *lines))).hexdigest()[:32])
+    remember(table)
+    return table
+
+
+def remember(table: TunedTable) -> None:
+    """Let compiled graphs of this process find a table."""
+    _LOADED.setdefault(table.digest, table)
+
+
+def loaded(digest: str) -> TunedTable | None:
+    """A table that this process has loaded."""
+    return _LOADED.get(digest)
+
+
+_LOADED: dict[str, TunedTable] = {}

@@ -1,0 +1,632 @@
+"""Types, stages and exactness of a resolved pattern."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import cast
+
+from typing_extensions import assert_never
+
+from attnc.spec import program
+from attnc.spec.checks.attention_clauses import AttentionChecker, Reads
+from attnc.spec.checks.expression_forms import (
+    BOOL,
+    FLOAT,
+    INT,
+    NOTHING,
+    REAL,
+    UNKNOWN,
+    ExprForm,
+    Finding,
+    as_number,
+    floating,
+    join,
+    of_constant,
+    of_type,
+)
+from attnc.spec.checks.guards import Facts, Guards
+from attnc.spec.checks.measure import (
+    Measures,
+    below,
+    children,
+    expressions,
+    expressions_of_selection,
+    first_use,
+    inputs_read,
+    lines_of,
+    recurrences_of,
+)
+from attnc.spec.checks.mixtures import of_nothing
+from attnc.spec.checks.operations import OperationRules
+from attnc.spec.checks.recurrence_lines import RecurrentChecker
+from attnc.spec.diagnostics import Label
+from attnc.spec.names.builtins import SIZES
+from attnc.spec.names.resolve import ResolvedPattern
+from attnc.spec.report import DiagnosticList
+from attnc.spec.source import Span
+
+Environment = Mapping[program.Binder, Finding]
+_Leaf = (
+    program.Literal
+    | program.ParameterRead
+    | program.PositionRead
+    | program.HeadIndexRead
+    | program.Size
+    | program.InSegment
+    | program.ScaleRead
+    | program.StateRead
+    | program.Infinity
+    | program.RankingRead
+)
+
+_PER_CALL = {"size": "the sizes of a call", "length": "the length of a call"}
+_PER_PAIR = {
+    "q": "the query",
+    "row": "the query",
+    "k": "the key",
+    "head": "the head",
+    "batch": "the batch",
+    "data": "an input",
+}
+
+
+def check_pattern(resolved: ResolvedPattern, report: DiagnosticList) -> program.Program:
+    """The pattern with its stages filled in. What is wrong goes to `report`; the result is then of no use."""
+    pattern, spare = resolved.pattern, resolved.spare
+    checker = Checker(pattern, report)
+    checker.check_declarations()
+    requirements = tuple(checker.requirement(r) for r in pattern.requirements)
+    needs = checker.relation(pattern.visible) | checker.round(pattern.round) | checker.attends()
+    if resolved.whole and not report.failed:
+        checker.check_learned()
+        for recurrence in recurrences_of(pattern):
+            checker.recurrent.check_states(recurrence)
+    for definition in spare:
+        if not definition.parameters:
+            checker.find(program.DefinitionUse(definition.span, definition, ()), {}, None)
+    needs_align = bool(recurrences_of(pattern)) or pattern.documents is not None or {"q", "k"} <= needs
+    return replace(pattern, requirements=requirements, needs_align=needs_align)
+
+
+class Checker:
+    """Finds out what is known of every expression; a definition is checked once for each kind of use."""
+
+    def __init__(self, pattern: program.Program, report: DiagnosticList) -> None:
+        self._pattern = pattern
+        self._report = report
+        self._rules = OperationRules(self._complain)
+        self.recurrent = RecurrentChecker(self, self._complain)
+        self._guards = Guards()
+        self._measures = Measures()
+        self._parameters = {p.name: p for p in pattern.parameters}
+        self._sizes = _size_stages(pattern)
+        self.attention: AttentionChecker | None = None
+        """What knows the attention at hand, where there is one."""
+        self._uses: list[Span] = []
+        self._in_unit = False
+        self._complaints: set[tuple[str, Span]] = set()
+        self._known: dict[object, Finding] = {}
+
+    # --- declarations ------------------------------------------------------------------------------------------------
+
+    def check_declarations(self) -> None:
+        """Dimensions and extents: integers, known with the parameters."""
+        for parameter in self._pattern.parameters:
+            for i, dim in enumerate(parameter.type.dims):
+                if dim == "head" and i > 0:
+                    help_ = f"write `head` first: `{parameter.type.kind}[head, …]`"
+                    self._complain("A303", "`head` is not the first dimension", parameter.span, help=help_)
+        types = [*(p.type for p in self._pattern.parameters), *(i.type for i in self._pattern.inputs)]
+        for dim in (d for t in types for d in t.dims if not isinstance(d, str | int)):
+            self._static(cast(program.Expr, dim), "a dimension")
+        for segment in self._pattern.segments:
+            for axis in segment.axes:
+                if not isinstance(axis.extent, program.Size):
+                    self._static(axis.extent, "an extent")
+
+    def _static(self, node: program.Expr, what: str) -> None:
+        found = self.find(node, {}, None)
+        self._rules.integer(node, found, what)
+        late = [words for need, words in (_PER_CALL | _PER_PAIR).items() if need in found.needs]
+        if late:
+            message = f"{what} is fixed when the pattern is compiled, and this depends on {late[0]}"
+            self._complain("A406", message, node.span, "not a constant", help="use parameters and numbers")
+
+    def requirement(self, item: program.Requirement) -> program.Requirement:
+        """A `require` line with its stage."""
+        found = self.find(item.condition, {}, None)
+        self._rules.boolean(item.condition, found, "what `require` asks")
+        late = [words for need, words in _PER_PAIR.items() if need in found.needs]
+        if late:
+            message = f"`require` is asked once, and this depends on {late[0]}"
+            help_ = "use parameters and sizes; for a list by head: `all(… for head in heads)`"
+            self._complain("A406", message, item.condition.span, "differs from pair to pair", help=help_)
+        return replace(item, stage="call" if found.needs else "parameter")
+
+    def attends(self) -> frozenset[str]:
+        """What the attentions and their combination need."""
+        needs = frozenset[str]()
+        for pad in self._pattern.pads:
+            self._static(pad.low, "a range of `pad`")
+            self._static(pad.high, "a range of `pad`")
+        self._check_approximation()
+        self._check_padded()
+        facts = self._everywhere()
+        for line in self._pattern.visible if self._pattern.round is None else ():
+            facts = self._guards.after(line, True, facts)
+        attention = AttentionChecker(self, self._pattern, self._complain)
+        for recurrence in recurrences_of(self._pattern):
+            attention.outputs[recurrence.name] = self.recurrent.check(recurrence)
+        for attend in self._pattern.attends:
+            needs |= attention.check(attend, facts, self._everywhere())
+        for selection in self._pattern.selections:
+            needs |= attention.check_selection(selection, self._everywhere())
+        if self._pattern.combine is not None:
+            attention.check_combine(self._pattern.combine, self._everywhere())
+            self._check_mixtures(self._pattern.combine)
+        return needs
+
+    def _check_approximation(self) -> None:
+        steps = self._pattern.approximate
+        if steps is None:
+            return
+        self._static(steps, "the number of steps")
+        if not any(isinstance(node, program.Operation) and node.op == "solve" for node in below(self._roots())):
+            message = "nothing here is approximated: there is no `solve`"
+            self._complain("A223", message, steps.span, "of what?", help="leave the line out")
+
+    def _check_mixtures(self, combine: program.Expr) -> None:
+        """Where something is divided by a sum over what was chosen, the case of nothing is said."""
+        for span, name in of_nothing(combine):
+            message = f"`{name}` may be empty, and what the mixture then is is not said"
+            help_ = f"say it: `… if {name}.size > 0 else near`"
+            self._complain("A225", message, span, "divided by nothing", help=help_)
+
+    def _check_padded(self) -> None:
+        """Where keys are padded, one of them may be no token, and has coordinates but no position."""
+        if not self._pattern.pads:
+            return
+        asked = {id(node.item) for node in below(self._roots()) if isinstance(node, program.SelectedTest)}
+        for node in below(self._roots()):
+            if isinstance(node, program.PositionRead) and node.place == "k" and id(node) not in asked:
+                axes = ", ".join(f"`k.{axis.name}`" for axis in self._pattern.pads[0].segment.axes)
+                message = "`k` has no position here: beyond the tokens there are padded keys"
+                self._complain("A206", message, node.span, "which position?", help=f"read its coordinates: {axes}")
+
+    def _roots(self) -> list[program.Expr]:
+        """Every expression of the relation and the attentions."""
+        pattern = self._pattern
+        combined = [] if pattern.combine is None else [pattern.combine]
+        for recurrence in recurrences_of(pattern):
+            combined += lines_of(recurrence)
+        for selection in pattern.selections:
+            combined += expressions_of_selection(selection)
+        return [*pattern.visible, *combined, *(e for attend in pattern.attends for e in expressions(attend))]
+
+    def check_learned(self) -> None:
+        """A learned tensor that nothing reads would never learn."""
+        read = inputs_read(self._roots())
+        for tensor in self._pattern.inputs:
+            if tensor.learned and tensor not in read:
+                message = f"nothing reads the learned tensor `{tensor.name}`"
+                help_ = "read it in `score`, or drop it"
+                self._complain("A222", message, tensor.span, "it would never learn", help=help_)
+
+    def relation(self, lines: tuple[program.Expr, ...]) -> frozenset[str]:
+        """What the conjunction of the `visible` lines needs."""
+        facts = self._everywhere()
+        needs: frozenset[str] = frozenset()
+        for line in lines:
+            found = self.find(line, {}, facts)
+            self._rules.boolean(line, found, "`visible`")
+            facts = self._guards.after(line, True, facts)
+            needs |= found.needs
+        return needs
+
+    def round(self, item: program.RoundClause | None) -> frozenset[str]:
+        """What the units and the condition of a `round` need; nothing where there is none."""
+        if item is None:
+            return frozenset()
+        facts = self._everywhere()
+        found = {unit: self._unit(unit, facts) for unit in (item.q, item.k)}
+        env = {unit.binder: Finding(f.form, f.needs - {"q", "k"}, None, f.natural) for unit, f in found.items()}
+        keep = self.find(item.keep, env, facts)
+        self._rules.boolean(item.keep, keep, "what `keep` asks")
+        for unit in (item.q, item.k):
+            self._check_bound(item, unit)
+        return keep.needs.union(*(f.needs for f in found.values()))
+
+    def _unit(self, unit: program.Unit, facts: Facts) -> Finding:
+        self._in_unit = True
+        found = self.find(unit.value, {}, facts)
+        self._in_unit = False
+        item = found.form.item
+        self._rules.integer(unit.value, found if item is None else Finding(item), "a unit")
+        return found
+
+    def unit(self, unit: program.Unit, facts: Facts) -> Finding:
+        """What is known of a unit's value; a complaint where it is no integer or list of them."""
+        return self._unit(unit, facts)
+
+    def integer(self, node: program.Expr, what: str, facts: Facts, env: Environment | None = None) -> Finding:
+        """What is known of an expression; a complaint where it is no integer."""
+        found = self.find(node, env or {}, facts)
+        self._rules.integer(node, found, what)
+        return found
+
+    @property
+    def has_branches(self) -> bool:
+        """Whether some recurrence is a branch."""
+        return bool(self._pattern.stateful)
+
+    @contextmanager
+    def by_name(self) -> Iterator[None]:
+        """While this holds, a vector goes with a matrix over its axis."""
+        self._rules.floating.by_name = True
+        try:
+            yield
+        finally:
+            self._rules.floating.by_name = False
+
+    @property
+    def complain(self) -> Callable[..., None]:
+        """Report (code, message, span, label, also=…, help=…), once for each place."""
+        return self._complain
+
+    @property
+    def everywhere(self) -> Facts:
+        """What is known of a token before anything is asked."""
+        return self._everywhere()
+
+    def condition(self, node: program.Expr, env: Environment, facts: Facts, what: str = "`visible`") -> Finding:
+        """What is known of an expression; a complaint where it is no truth value."""
+        found = self.find(node, env, facts)
+        self._rules.boolean(node, found, what)
+        return found
+
+    def facts_after(self, node: program.Expr, facts: Facts) -> Facts:
+        """The facts where a condition holds."""
+        return self._guards.after(node, True, facts)
+
+    def first_use(self, node: program.Expr, place: str) -> Span | None:
+        """Where an expression first reads a place."""
+        return first_use(node, place, self._measures)
+
+    def _check_bound(self, item: program.RoundClause, unit: program.Unit) -> None:
+        """In a block there is no one query and no one key: each runs over its unit."""
+        at = first_use(item.keep, unit.place, self._measures)
+        if at is not None:
+            name = unit.binder.name
+            message = f"`keep` asks about whole blocks, and this depends on one `{unit.place}` of them"
+            help_ = f"let it run: `any(… for {unit.place} in {name})`; the block itself is `{name}`"
+            self._complain("A206", message, at, f"which `{unit.place}` of `{name}`?", help=help_)
+
+    def _everywhere(self) -> Facts:
+        segments = frozenset(self._pattern.segments)
+        return Facts(segments, segments)
+
+    # --- expressions -------------------------------------------------------------------------------------------------
+
+    def find(self, node: program.Expr, env: Environment, facts: Facts | None) -> Finding:  # noqa: C901  one case a kind
+        """What is known of an expression. Without `facts`, coordinates are taken on trust."""
+        match node:
+            case program.Local(binder=binder):
+                return env.get(binder, NOTHING)
+            case program.Coordinate():
+                return self._coordinate(node, facts)
+            case program.InputRead():
+                return self._input(node, env, facts)
+            case program.DefinitionUse():
+                return self._use(node, env, facts)
+            case program.Operation():
+                return self._operation(node, env, facts)
+            case program.ConditionalValue():
+                return self._choice(node, env, facts)
+            case program.Aggregate():
+                return self._aggregate(node, env, facts)
+            case program.ListValue() | program.Item():
+                return (
+                    self._table(node, env, facts)
+                    if isinstance(node, program.ListValue)
+                    else self._item(node, env, facts)
+                )
+            case (
+                program.Vector()
+                | program.ScoreRead()
+                | program.SoftmaxShare()
+                | program.BranchRead()
+                | program.MergeCall()
+            ):
+                return self._of_attention(node, env, facts)
+            case program.InUnit() | program.SelectedTest() | program.SelectedCount():
+                return self._of_set(node, env, facts)
+            case _:
+                return self._leaf(node)
+
+    def _of_set(
+        self, node: program.InUnit | program.SelectedTest | program.SelectedCount, env: Environment, facts: Facts | None
+    ) -> Finding:
+        """Whether something is in a unit or was chosen, and how many were."""
+        needs = frozenset[str]()
+        for child in children(node):
+            found = self.find(child, env, facts)
+            self._rules.integer(child, found, "what stands before `in`")
+            needs |= found.needs
+        if not isinstance(node, program.SelectedCount) and node.unit is not None:
+            needs |= env.get(node.unit.binder, NOTHING).needs
+        if isinstance(node, program.InUnit):
+            return Finding(BOOL, needs | {"length"})
+        needs |= {"data", "head", "batch", "row"}
+        return Finding(INT, needs, natural=True) if isinstance(node, program.SelectedCount) else Finding(BOOL, needs)
+
+    def _vector(self, node: program.Vector, env: Environment, facts: Facts | None) -> Finding:
+        needs = frozenset({"data", "head", "batch"})
+        if node.at is not None:
+            index = self.find(node.at, env, facts)
+            self._rules.integer(node.at, index, f"the place of `{node.tensor}[…]`")
+            needs |= index.needs
+        return Finding(floating(("dv" if node.tensor == "v" else "dk",)), needs)
+
+    def _of_attention(
+        self,
+        node: program.Vector | Reads,
+        env: Environment,
+        facts: Facts | None,
+    ) -> Finding:
+        if isinstance(node, program.Vector):
+            return self._vector(node, env, facts)
+        for child in children(node):
+            found = self.find(child, env, facts)
+            if isinstance(node, program.ScoreRead | program.BranchRead):
+                self._rules.integer(child, found, "an index")
+        if self.attention is None:
+            return Finding(FLOAT)  # a `def` by itself
+        return self.attention.find(node)
+
+    def _leaf(self, node: _Leaf) -> Finding:  # noqa: C901  one case a kind
+        match node:
+            case program.Literal(value=value):
+                return of_constant(value)
+            case program.ParameterRead(name=name):
+                return self._parameter(name)
+            case program.PositionRead(place=place):
+                return Finding(INT, frozenset({place}), natural=True)
+            case program.HeadIndexRead(name=name):
+                return Finding(INT, frozenset({"batch" if name == "batch" else "head"}), natural=True)
+            case program.Size(name=name):
+                return Finding(INT, self._sizes.get(name, frozenset({"size"})), natural=True)
+            case program.InSegment(place=place):
+                return Finding(BOOL, frozenset({place, "length"}))
+            case program.ScaleRead():
+                return Finding(FLOAT, frozenset({"size"}))
+            case program.Infinity():
+                return Finding(FLOAT)
+            case program.RankingRead():
+                return Finding(FLOAT, frozenset({"data", "head", "batch", "q", "k", "key"}))
+            case program.StateRead(state=state):
+                form = floating(state.dims, is_complex=state.is_complex)
+                return Finding(form, frozenset({"data", "head", "batch"}))
+            case _:
+                assert_never(node)
+
+    def _parameter(self, name: str) -> Finding:
+        parameter = self._parameters.get(name)
+        if parameter is None:
+            return NOTHING
+        return Finding(of_type(parameter.type), frozenset({"head"} if parameter.per_head else ()))
+
+    def _coordinate(self, node: program.Coordinate, facts: Facts | None) -> Finding:
+        found = Finding(INT, frozenset({node.place, "length"}), natural=True)
+        if facts is None or facts.of(node.place) <= {node.segment}:
+            return found
+        axis = node.segment.axes[node.axis]
+        also = (Label(axis.span, "the axis"), *self._used_here())
+        name = node.segment.name
+        test = f"test it first: `{node.place} in {name} and …`"
+        self._report.error(
+            "A407",
+            f"`{node.place}.{axis.name}` is read where `{node.place}` may be outside `{name}`",
+            node.span,
+            f"`{node.place}` is not known to be in `{name}`",
+            also=also,
+            help=f"every token is in a unit: divide its position, `{node.place} // 64`" if self._in_unit else test,
+        )
+        return found
+
+    def _input(self, node: program.InputRead, env: Environment, facts: Facts | None) -> Finding:
+        dims = node.input.type.dims
+        needs = {"data"} | {n for n in ("batch", "head") if n in dims} | ({"head"} if "kv_head" in dims else set())
+        written = [d for d in dims if d not in ("batch", "head", "kv_head")]
+        for dim, index in zip(written, node.indices, strict=False):
+            found = self.find(index, env, facts)
+            self._rules.integer(index, found, f"an index of `{node.input.name}`")
+            self._check_bounds(index, found, dim if isinstance(dim, int) else None)
+            is_row = dim == "query" and isinstance(index, program.PositionRead) and index.place == "q"
+            needs |= {"row"} if is_row else found.needs
+        if node.input.type.is_floating:
+            rest = tuple(written[len(node.indices) :])
+            return Finding(floating(rest, is_complex=node.input.type.kind == "complex"), frozenset(needs))
+        return Finding(BOOL if node.input.type.kind == "bool" else INT, frozenset(needs))
+
+    def _check_bounds(self, index: program.Expr, found: Finding, length: int | None) -> None:
+        value = found.constant
+        if isinstance(value, int) and (value < 0 or (length is not None and value >= length)):
+            limit = f"the entries are 0 to {length - 1}" if length is not None else "indices start at 0"
+            self._complain("A312", f"the index {value} is out of range", index.span, "no such entry", help=limit)
+
+    def _use(self, node: program.DefinitionUse, env: Environment, facts: Facts | None) -> Finding:
+        definition = node.definition
+        given = [self.find(a, env, facts).without_value for a in node.arguments]
+        free = self._measures.of_definition(definition).free
+        around = {b: env[b] for b in env if b in free}
+        key = (definition, tuple(given), frozenset((b, f) for b, f in around.items()), facts)
+        if key not in self._known:
+            self._uses.append(node.span)
+            inner = {**around, **dict(zip(definition.parameters, given, strict=True))}
+            self._known[key] = self.find(definition.body, inner, facts)
+            self._uses.pop()
+        body = self._known[key]
+        needs = body.needs.union(*(f.needs for f in given))
+        return Finding(body.form, needs, body.constant, body.natural)
+
+    def _operation(self, node: program.Operation, env: Environment, facts: Facts | None) -> Finding:
+        found = []
+        for operand in node.operands:
+            found.append(self.find(operand, env, facts))
+            if facts is not None and node.op in ("and", "or"):
+                facts = self._guards.after(operand, node.op == "and", facts)
+        return self._rules.of(node, found)
+
+    def _choice(self, node: program.ConditionalValue, env: Environment, facts: Facts | None) -> Finding:
+        condition = self.find(node.condition, env, facts)
+        self._rules.boolean(node.condition, condition)
+        then = self.find(node.then, env, facts and self._guards.after(node.condition, True, facts))
+        otherwise = self.find(node.otherwise, env, facts and self._guards.after(node.condition, False, facts))
+        form = join(then.form, otherwise.form)
+        if form is None:
+            message = f"one side of `if` is {then.form}, the other {otherwise.form}"
+            also = (Label(node.then.span, str(then.form)),)
+            help_ = "make both sides alike"
+            self._complain("A313", message, node.otherwise.span, str(otherwise.form), also=also, help=help_)
+            form = UNKNOWN
+        needs = condition.needs | then.needs | otherwise.needs
+        return Finding(form, needs, None, then.natural and otherwise.natural)
+
+    def _table(self, node: program.ListValue, env: Environment, facts: Facts | None) -> Finding:
+        found = [self.find(item, env, facts) for item in node.items]
+        form = found[0].form
+        for item, here in zip(node.items[1:], found[1:], strict=True):
+            joined = join(form, here.form)
+            if joined is None:
+                message = f"a list holds {form} and {here.form}"
+                also = (Label(node.items[0].span, str(found[0].form)),)
+                self._complain("A313", message, item.span, str(here.form), also=also, help="make all entries alike")
+                return NOTHING
+            form = joined
+        needs = frozenset[str]().union(*(f.needs for f in found))
+        return Finding(ExprForm("list", form, len(found)), needs)
+
+    def _item(self, node: program.Item, env: Environment, facts: Facts | None) -> Finding:
+        table, index = self.find(node.table, env, facts), self.find(node.index, env, facts)
+        needs = table.needs | index.needs
+        if table.form.kind == "unknown":
+            return Finding(UNKNOWN, needs)
+        if table.form.kind == "float" and table.form.axes:
+            self._rules.integer(node.index, index, "an index")
+            return Finding(replace(table.form, axes=table.form.axes[1:]), needs)
+        if table.form.item is None:
+            message = f"only a list has entries, and this is {table.form}"
+            self._complain("A311", message, node.table.span, str(table.form), help="leave the index out")
+            return Finding(UNKNOWN, needs)
+        self._rules.integer(node.index, index, "an index")
+        self._check_bounds(node.index, index, table.form.length)
+        return Finding(table.form.item, needs)
+
+    # --- aggregates --------------------------------------------------------------------------------------------------
+
+    def _aggregate(self, node: program.Aggregate, env: Environment, facts: Facts | None) -> Finding:
+        inner, bound, needs = dict(env), set[str](), set[str]()
+        seen = [r for r in node.runnings if isinstance(r, program.VisibleVariable)]
+        if seen:
+            self._check_seen(node, len(seen))
+        for running in node.runnings:
+            if isinstance(running, program.VisibleVariable):
+                bound |= {"k", "key"}
+                continue
+            range_needs, natural = self._domain(running, inner, facts)
+            needs |= range_needs - bound
+            if isinstance(running.target, program.Binder):
+                inner[running.target] = Finding(INT, range_needs, natural=natural)
+            else:
+                bound |= {running.target, "row"} if running.target == "q" else {running.target}
+                facts = self._anywhere(running.target, facts)
+        if node.condition is not None:
+            condition = self.find(node.condition, inner, facts)
+            self._rules.boolean(node.condition, condition)
+            needs |= condition.needs - bound
+            facts = facts and self._guards.after(node.condition, True, facts)
+        body = self.find(node.body, inner, facts)
+        needs |= body.needs - bound
+        form = self._aggregate_form(node, body)
+        form = FLOAT if seen and form.is_number else form
+        return Finding(form, frozenset(needs), None, body.natural or node.op == "count")
+
+    def _check_seen(self, node: program.Aggregate, number: int) -> None:
+        """An aggregate over the keys of a row: one variable, where there is a row."""
+        if self.attention is not None:
+            self.attention.check_row(node.span)
+        if number != len(node.runnings):
+            help_ = "put one into the other: `sum(sum(… for j in …) for k)`"
+            self._complain("A701", "`for k` beside other variables is not supported yet", node.span, help=help_)
+        if node.op in ("any", "all"):
+            help_ = "count: `count(… for k) > 0` is for relations; in weights write `max((1 if … else 0) for k)`"
+            self._complain("A701", f"`{node.op}` over the keys of a row is not supported yet", node.span, help=help_)
+
+    def _domain(
+        self, running: program.RangeVariable | program.UnitVariable, env: Environment, facts: Facts | None
+    ) -> tuple[frozenset[str], bool]:
+        """What a domain needs, and whether its members are never negative."""
+        if isinstance(running, program.UnitVariable):
+            return env.get(running.unit.binder, NOTHING).needs | {"length"}, True
+        ends = [self._range_end(end, env, facts) for end in (running.low, running.high)]
+        return ends[0].needs | ends[1].needs, ends[0].natural
+
+    def _range_end(self, node: program.Expr, env: Environment, facts: Facts | None) -> Finding:
+        found = self.find(node, env, facts)
+        self._rules.integer(node, found, "the end of a range")
+        return found
+
+    def _anywhere(self, place: str, facts: Facts | None) -> Facts | None:
+        if facts is None or place == "head":
+            return facts
+        return facts.known(place, frozenset(self._pattern.segments))
+
+    def _aggregate_form(self, node: program.Aggregate, body: Finding) -> ExprForm:
+        if node.op in ("any", "all", "count"):
+            self._rules.boolean(node.body, body, f"what `{node.op}` asks")
+            return INT if node.op == "count" else BOOL
+        if not node.floating and not self._rules.exact(node.body, body, f"`{node.op}`"):
+            return UNKNOWN
+        if body.form.is_complex and node.op in ("max", "min"):
+            message, help_ = f"`{node.op}` needs real numbers, and this is {body.form}", "take `real(z)` or `imag(z)`"
+            self._complain("A310", message, node.body.span, str(body.form), help=help_)
+            return UNKNOWN
+        if body.form.kind in ("float", "approximate"):
+            return body.form
+        if node.op == "mean" and (body.form.is_number or body.form == BOOL):
+            return REAL
+        if body.form.is_number:
+            return body.form
+        counted = "count conditions with `count(… for …)`"
+        help_ = counted if body.form == BOOL else as_number(body.form, node.body.span.text)
+        self._complain("A310", f"`{node.op}` needs numbers, and this is {body.form}", node.body.span, help=help_)
+        return UNKNOWN
+
+    # --- messages ----------------------------------------------------------------------------------------------------
+
+    def _complain(
+        self, code: str, message: str, span: Span, label: str = "", *, also: tuple[Label, ...] = (), help: str = ""
+    ) -> None:
+        """Report once for each place, however many uses there are of the definition around it."""
+        if (code, span) not in self._complaints:
+            self._complaints.add((code, span))
+            self._report.error(code, message, span, label, also=also + self._used_here(), help=help)
+
+    def _used_here(self) -> tuple[Label, ...]:
+        return (Label(self._uses[-1], "used here"),) if self._uses else ()
+
+
+def _size_stages(pattern: program.Program) -> dict[str, frozenset[str]]:
+    """What each size needs: nothing where the parameters tell, else a call's sizes or length."""
+    stages = {name: frozenset({"length" if name in ("queries", "keys") else "size"}) for name in SIZES}
+    for segment in pattern.segments:
+        for axis in segment.axes:
+            if isinstance(axis.extent, program.Size):
+                stages[axis.extent.name] = frozenset({"length"})
+    for parameter in pattern.parameters:
+        for dim in parameter.type.dims:
+            if isinstance(dim, str) and dim != "head":
+                stages[dim] = frozenset()
+    return stages

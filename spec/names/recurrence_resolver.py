@@ -1,0 +1,212 @@
+"""The lines of a recurrence: its states, what is read and written in which order, and the order of the tokens."""
+
+from __future__ import annotations
+
+import math
+from collections import ChainMap
+from collections.abc import Callable, MutableMapping
+
+from attnc.spec import program, syntax
+from attnc.spec.diagnostics import Label
+from attnc.spec.names.constants import NotConstant, constant
+from attnc.spec.names.dimensions import Dimensions
+from attnc.spec.names.expression_resolver import Resolver
+from attnc.spec.names.scope import RangeSymbol, SilentSymbol, StateSymbol, Symbol, walk
+from attnc.spec.names.worlds import World
+from attnc.spec.report import DiagnosticList
+
+RECURRENT = frozenset(
+    {
+        *("state", "let", "step", "read", "scan", "reset"),
+        *("input", "learned", "tokens", "require", "preset", "documents", "approximate"),
+    }
+)
+"""The words of its body."""
+
+Declare = Callable[[syntax.NameExpr, Symbol], None]
+
+
+def stateful_lets(statements: tuple[syntax.Statement, ...]) -> frozenset[str]:
+    """The lets that read a state, by themselves or through others: each is worked out where it stands."""
+    states = {item.name.id for item in statements if isinstance(item, syntax.Declaration) and item.word.id == "state"}
+    found: set[str] = set()
+    for item in statements:
+        if isinstance(item, syntax.DefinitionDecl) and item.word.id == "let":
+            names = {node.id for node in walk(item.value) if isinstance(node, syntax.NameExpr)}
+            if names & (states | found):
+                found.add(item.name.id)
+    return frozenset(found)
+
+
+class RecurrenceResolver:
+    """Resolves one recurrence."""
+
+    def __init__(
+        self,
+        name: syntax.NameExpr,
+        statements: tuple[syntax.Statement, ...],
+        names: ChainMap[str, Symbol],
+        declare: Declare,
+        dimensions: Dimensions,
+        resolver: Resolver,
+        report: DiagnosticList,
+    ) -> None:
+        self._name = name
+        self._statements = statements
+        self._names = names
+        self._declare = declare
+        self._dimensions = dimensions
+        self._resolver = resolver
+        self._report = report
+
+    def resolve(self, stateful: frozenset[str]) -> program.RecurrenceClauses:
+        """The recurrence. `stateful`: the lets that are lines of it."""
+        declared = (item for item in self._statements if isinstance(item, syntax.Declaration))
+        states = tuple(self._state(item) for item in declared if item.word.id == "state")
+        lets = (item for item in self._statements if isinstance(item, syntax.DefinitionDecl) and item.word.id == "let")
+        waiting = {item.name.id: item.name for item in lets}
+        lines: list[program.Line] = []
+        for item in self._statements:
+            if isinstance(item, syntax.DefinitionDecl) and item.word.id == "let" and item.name.id in stateful:
+                self._check_order(item.value, waiting, stateful)
+                waiting.pop(item.name.id, None)
+                line = self._let(item)
+                lines += [] if line is None else [line]
+            elif isinstance(item, syntax.DefinitionDecl) and item.word.id == "step":
+                self._check_order(item.value, waiting, stateful)
+                step = self._step(item)
+                lines += [] if step is None else [step]
+            elif isinstance(item, syntax.ClauseStatement) and item.word.id == "read":
+                self._check_order(item.value, waiting, stateful)
+                lines.append(program.ReadClause(item.span, self._line(item.value)))
+        self._check_whole(states, lines)
+        return program.RecurrenceClauses(
+            self._name.span,
+            self._name.id,
+            states,
+            tuple(lines),
+            self._clause("scan"),
+            self._clause("reset"),
+        )
+
+    # --- states ------------------------------------------------------------------------------------------------------
+
+    def _state(self, item: syntax.Declaration) -> program.StateClause:
+        dims = self._dimensions.of_state(item.type)
+        is_complex = item.type.name is not None and item.type.name.id == "complex"
+        state = program.StateClause(item.name.span, item.name.id, dims, self._start(item.default), is_complex)
+        self._declare(item.name, StateSymbol(item.name.span, state))
+        return state
+
+    def _start(self, value: syntax.Expr | None) -> float:
+        """What each entry is before the first token."""
+        if value is None:
+            return 0.0
+        sign, inner = (-1, value.operand) if isinstance(value, syntax.UnaryExpr) and value.op == "-" else (1, value)
+        if isinstance(inner, syntax.NameExpr) and inner.id == "inf":
+            return sign * math.inf
+        try:
+            return float(constant(value))  # type: ignore[arg-type]  # a list is refused below
+        except NotConstant as fault:
+            self._report.error("A402", fault.message, fault.span, fault.label, help=fault.help)
+        except TypeError:
+            help_ = "all entries of a state begin alike: `= 0`, `= -inf`"
+            self._report.error("A301", "a state begins with a number", value.span, "a list", help=help_)
+        return 0.0
+
+    # --- lines -------------------------------------------------------------------------------------------------------
+
+    def _let(self, item: syntax.DefinitionDecl) -> program.Let | None:
+        if item.parameters:
+            message = "a `let` with parameters that reads a state is not supported yet"
+            self._report.error("A701", message, item.name.span, help="write the expression where it is needed")
+            self._declare(item.name, SilentSymbol(item.name.span))
+            return None
+        value = self._line(item.value)
+        binder = program.Binder(item.name.span, item.name.id)
+        self._declare(item.name, RangeSymbol(item.name.span, binder))
+        return program.Let(item.span, binder, value)
+
+    def _step(self, item: syntax.DefinitionDecl) -> program.StepClause | None:
+        symbol = self._names.get(item.name.id)
+        if not isinstance(symbol, StateSymbol):
+            if not isinstance(symbol, SilentSymbol):
+                help_ = f"declare it: `state {item.name.id}: [dk, dv]`"
+                self._report.error(
+                    "A201", f"there is no state `{item.name.id}`", item.name.span, "no state", help=help_
+                )
+            return None
+        if item.each is None:
+            return program.StepClause(item.span, symbol.state, self._line(item.value), None)
+        repeat = self._repeat(item.each)
+        if repeat is None:
+            return None
+        inner: MutableMapping[str, Symbol] = self._names.new_child(
+            {repeat.binder.name: RangeSymbol(repeat.span, repeat.binder)}
+        )
+        return program.StepClause(item.span, symbol.state, self._line(item.value, inner), repeat)
+
+    def _repeat(self, each: syntax.ForClause) -> program.KeyRange | None:
+        running = each.runnings[0]
+        domain = running.domain
+        if len(each.runnings) > 1 or each.condition is not None or domain is None:
+            help_ = "one range: `step S = … for j in 0 .. n`"
+            self._report.error("A210", "a step is repeated over a range", each.span, "over what?", help=help_)
+            return None
+        if running.name.id in self._names:
+            also = (Label(self._names[running.name.id].span, "the name it hides"),)
+            message, help_ = f"`{running.name.id}` hides a name", "choose another name"
+            self._report.error("A211", message, running.name.span, "already taken", also=also, help=help_)
+            return None
+        zero = program.Literal(running.span, 0)
+        low, high = (zero, domain) if not isinstance(domain, syntax.RangeExpr) else (domain.low, domain.high)
+        ends = [end if isinstance(end, program.Literal) else self._exact(end) for end in (low, high)]
+        return program.KeyRange(running.span, program.Binder(running.name.span, running.name.id), ends[0], ends[1])
+
+    def _line(self, value: syntax.Expr, names: MutableMapping[str, Symbol] | None = None) -> program.Expr:
+        return self._resolved(value, "vector", names)
+
+    def _exact(self, value: syntax.Expr) -> program.Expr:
+        return self._resolved(value, "exact")
+
+    def _resolved(
+        self, value: syntax.Expr, world: World, names: MutableMapping[str, Symbol] | None = None
+    ) -> program.Expr:
+        found = self._resolver.resolve(value, self._names if names is None else names, world=world)
+        excess = self._resolver.measures.excess(found)
+        if excess:
+            self._report.error("A507", f"this line {excess.message}", value.span, help=excess.help)
+            return program.Literal(value.span, 0)
+        return found
+
+    def _clause(self, word: str) -> program.Expr | None:
+        for item in self._statements:
+            if isinstance(item, syntax.ClauseStatement) and item.word.id == word:
+                return self._exact(item.value)
+        return None
+
+    # --- order -------------------------------------------------------------------------------------------------------
+
+    def _check_order(self, value: syntax.Expr, waiting: dict[str, syntax.NameExpr], stateful: frozenset[str]) -> None:
+        for node in walk(value):
+            if isinstance(node, syntax.NameExpr) and node.id in waiting and node.id in stateful:
+                also = (Label(waiting[node.id].span, "worked out here"),)
+                message = f"`{node.id}` is read before its line"
+                help_ = "lines are taken in their order, as it reads a state: move the `let` up"
+                self._report.error("A215", message, node.span, "not known yet", also=also, help=help_)
+
+    def _check_whole(self, states: tuple[program.StateClause, ...], lines: list[program.Line]) -> None:
+        if not states:
+            help_ = "declare one: `state S: [dk, dv]`"
+            self._report.error("A215", "a recurrence has a state, and here is none", self._name.span, help=help_)
+        if not any(isinstance(line, program.ReadClause) for line in lines):
+            help_ = "say what a token gets: `read scale * q @ S`"
+            self._report.error("A215", "nothing is read", self._name.span, "no `read`", help=help_)
+        stepped = {line.state for line in lines if isinstance(line, program.StepClause)}
+        for state in states:
+            if state not in stepped:
+                help_ = f"write `step {state.name} = …`, or drop it"
+                self._report.error("A222", f"the state `{state.name}` is never updated", state.span, help=help_)
+
+
+__all__ = ["RECURRENT", "RecurrenceResolver", "stateful_lets"]
