@@ -27,12 +27,12 @@ def load(lines: str, head: str = HEAD) -> program.RecurrenceClauses:
 
 def test_lines_stay_in_their_order() -> None:
     found = load("let old = q @ S\nstep S = exp(g) * S + outer(k, v)\nread old + q @ S")
-    assert [type(line).__name__ for line in found.lines] == ["Let", "Step", "Read"]
+    assert [type(line).__name__ for line in found.lines] == ["Let", "StepClause", "ReadClause"]
 
 
 def test_a_let_without_a_state_may_stand_anywhere() -> None:
     found = load("read q @ S * factor\nstep S = S + outer(k, v)\nlet factor = 2 * scale")
-    assert [type(line).__name__ for line in found.lines] == ["Read", "Step"]
+    assert [type(line).__name__ for line in found.lines] == ["ReadClause", "StepClause"]
 
 
 def test_states_of_other_sizes_and_starts() -> None:
@@ -226,7 +226,7 @@ def test_complex_numbers() -> None:
     head = "recurrence r\n    learned a: complex[head, n]\n    state x: complex[n] = 1\n"
     found = load("let now = conj(x) * imag(x) / (x + 2)\nstep x = exp(a) * x + now - heads\nread real(x)", head)
     assert found.states[0].is_complex
-    assert [type(line).__name__ for line in found.lines] == ["Let", "Step", "Read"]
+    assert [type(line).__name__ for line in found.lines] == ["Let", "StepClause", "ReadClause"]
 
 
 @pytest.mark.parametrize("line", ["score dot(q, k) + dot(q @ q, k)", "score dot(diag(q), k)"])
