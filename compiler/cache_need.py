@@ -9,7 +9,8 @@ from time import monotonic
 import numpy as np
 
 from attnc.compiler import fold, presburger
-from attnc.compiler.analysis.intervals import FALSE, Boxes, classify
+from attnc.compiler.analysis.box_values import FALSE
+from attnc.compiler.analysis.intervals import Boxes, classify
 from attnc.compiler.counted_isl import UndecidedError, is_available
 from attnc.compiler.ir import Extent, Index, Lookup, Pattern, RoundToInt, Vec
 from attnc.compiler.lowering.specialise import of_any_length, reads_head

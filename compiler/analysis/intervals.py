@@ -8,16 +8,44 @@ class. What a box decides (`true`, `false`) does not enter the key. Bounds satur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce as accumulate
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler import fold
-from attnc.compiler.analysis.hashing import Hash, combine, constant_hash, mix
+from attnc.compiler.analysis.box_values import (
+    FALSE,
+    FAR,
+    LIMIT,
+    NO_OFFSET,
+    NO_SHAPE,
+    TRUE,
+    TRUE_KEY,
+    UNKNOWN,
+    Int64,
+    Ints,
+    Truths,
+    bounds_alone,
+    counted,
+    decided,
+    decided_truths,
+    divided,
+    function_bounds,
+    is_positive_constant,
+    junction,
+    largest,
+    named_hash,
+    negated,
+    picked,
+    sum_hash,
+    variable_name,
+    wrapped_product,
+)
+from attnc.compiler.analysis.hashing import Hash, combine, constant_hash
 from attnc.compiler.analysis.magnitude import is_small
 from attnc.compiler.analysis.range_table import RangeTable
 from attnc.compiler.ir import (
@@ -41,15 +69,6 @@ from attnc.compiler.ir import (
 )
 from attnc.compiler.rewrite import rewrite, variables
 
-LIMIT = 1 << 61
-"""Bounds at ±LIMIT mean: not known to be smaller."""
-FAR = 1 << 31
-"""What an entry that is not there may be, up and down: farther than any position."""
-
-Int64 = NDArray[np.int64]
-
-FALSE, UNKNOWN, TRUE = -1, 0, 1
-
 
 @dataclass(frozen=True, slots=True)
 class Boxes:
@@ -59,24 +78,6 @@ class Boxes:
     q_high: Int64
     k_low: Int64
     k_high: Int64
-
-
-@dataclass(frozen=True, slots=True)
-class Ints:
-    """Bounds of an integer on each box (ends included), and its decomposition."""
-
-    low: Int64
-    high: Int64
-    shape: Hash
-    offset: Int64
-
-
-@dataclass(frozen=True, slots=True)
-class Truths:
-    """A truth value on each box: FALSE, UNKNOWN or TRUE everywhere on it; `key` names the undecided part."""
-
-    state: NDArray[np.int8]
-    key: Hash
 
 
 def classify(relation: Index, boxes: Boxes, *, keyed: bool = True) -> Truths:
@@ -125,10 +126,6 @@ def simplified(relation: Index, rows: tuple[int, int], keys: tuple[int, int]) ->
     return rewrite(relation, decide)
 
 
-_TRUE_KEY = constant_hash("true")
-_FALSE_KEY = constant_hash("false")
-
-
 Ranges = Mapping[Var, tuple[Int64, Int64]]
 """Ends (included) of variables on each box."""
 
@@ -161,7 +158,8 @@ class Analysis:
         ends = [end for bounds in ranges.values() for end in bounds]
         self._here = self._name("here", boxes.q_low, boxes.q_high, boxes.k_low, boxes.k_high, *ends)
         self._variables = {
-            v: self._leaf(_name_of(v), self._clipped(low), self._clipped(high)) for v, (low, high) in ranges.items()
+            v: self._leaf(variable_name(v), self._clipped(low), self._clipped(high))
+            for v, (low, high) in ranges.items()
         }
         self._ends: dict[Var, tuple[Index, Index]] = {}
         self._ints: dict[Index, Ints] = {}
@@ -169,26 +167,26 @@ class Analysis:
 
     def _name(self, *parts: str | int | tuple[int, ...] | Hash | Int64) -> Hash:
         """A hash of names, constants, shapes and offsets; nothing where keys are not wanted."""
-        return _name(*parts) if self._keyed else _ZERO
+        return named_hash(*parts) if self._keyed else NO_SHAPE
 
     def _decided(self, state: NDArray[np.int8], key: Hash) -> Truths:
-        return _decided(state, key) if self._keyed else decided(state)
+        return decided_truths(state, key) if self._keyed else decided(state)
 
     def _leaf(self, name: str, low: Int64, high: Int64) -> Ints:
         if not self._keyed:
-            return _bounded(low, high)
-        return Ints(low, high, np.where(low == high, _ZERO, self._name(name, high - low)), low)
+            return bounds_alone(low, high)
+        return Ints(low, high, np.where(low == high, NO_SHAPE, self._name(name, high - low)), low)
 
     # --- truth values ---
 
     def truth(self, node: Index) -> Truths:
         """The analysis of a condition."""
-        return _once(self._truths, node, self._truth)
+        return computed_once(self._truths, node, self._truth)
 
     def _truth(self, node: Index) -> Truths:
         match node:
             case Truth():
-                return self._decided(np.full(1, TRUE if node.value else FALSE, dtype=np.int8), _TRUE_KEY)
+                return self._decided(np.full(1, TRUE if node.value else FALSE, dtype=np.int8), TRUE_KEY)
             case Compare():
                 return self._sign(node)
             case Bool():
@@ -221,8 +219,8 @@ class Analysis:
     def _truth_choice(self, node: ExactSelect) -> Truths:
         condition, then, otherwise = self.truth(node.condition), self.truth(node.then), self.truth(node.otherwise)
         agreed = np.where(then.state == otherwise.state, then.state, UNKNOWN)
-        state = _pick(condition.state, then.state, otherwise.state, agreed).astype(np.int8)
-        key = _pick(
+        state = picked(condition.state, then.state, otherwise.state, agreed).astype(np.int8)
+        key = picked(
             condition.state,
             then.key,
             otherwise.key,
@@ -248,7 +246,7 @@ class Analysis:
         if self._ends.setdefault(node.var, ends) != ends:
             self._forget(node.var)
             self._ends[node.var] = ends
-        self._variables[node.var] = self._known(self._leaf(_name_of(node.var), low.low, last))
+        self._variables[node.var] = self._known(self._leaf(variable_name(node.var), low.low, last))
         return low, high, self.truth(node.condition)
 
     def _loop_name(self, node: Reduce, low: Ints, high: Ints, *parts: Hash | Int64) -> Hash:
@@ -261,7 +259,7 @@ class Analysis:
         units = [self.integer(unit) for _, unit in node.units]
         ranges = {var: (u.low, u.high) for (var, _), u in zip(node.units, units, strict=True)}
         analysis = analyse_variables(ranges, keyed=False)
-        state, key = analysis.truth(node.keep).state, _ZERO
+        state, key = analysis.truth(node.keep).state, NO_SHAPE
         self.saturated |= analysis.saturated
         if self._refined:
             from attnc.compiler.analysis.block_conditions import refine
@@ -281,7 +279,7 @@ class Analysis:
 
     def integer(self, node: Index) -> Ints:
         """The analysis of an integer."""
-        return _once(self._ints, node, self._integer)
+        return computed_once(self._ints, node, self._integer)
 
     def _integer(self, node: Index) -> Ints:
         match node:
@@ -311,7 +309,7 @@ class Analysis:
 
     def _constant(self, value: int) -> Ints:
         bound = self._clipped(np.array([max(-LIMIT, min(LIMIT, value))], dtype=np.int64))
-        return Ints(bound, bound, _ZERO if abs(value) < LIMIT else constant_hash(value), bound)
+        return Ints(bound, bound, NO_SHAPE if abs(value) < LIMIT else constant_hash(value), bound)
 
     def _linear(self, node: Linear) -> Ints:
         total = self._constant(node.constant)
@@ -324,17 +322,17 @@ class Analysis:
         if self.saturated:  # else no bound here is at the limit
             low = np.where((a.low <= -LIMIT) | (b.low <= -LIMIT), -LIMIT, low)
             high = np.where((a.high >= LIMIT) | (b.high >= LIMIT), LIMIT, high)
-        return self._known(Ints(low, high, _sum_hash(a.shape, b.shape), a.offset + b.offset))
+        return self._known(Ints(low, high, sum_hash(a.shape, b.shape), a.offset + b.offset))
 
     def _scaled(self, a: Ints, factor: int) -> Ints:
         if factor == 1:
             return a
         low, high = self._scaled_bounds(a, factor)
-        shape = np.where(a.shape == _ZERO, _ZERO, self._name("times", a.shape, factor))
-        return self._known(Ints(low, high, shape, _wrapped_product(a.offset, factor)))
+        shape = np.where(a.shape == NO_SHAPE, NO_SHAPE, self._name("times", a.shape, factor))
+        return self._known(Ints(low, high, shape, wrapped_product(a.offset, factor)))
 
     def _scaled_bounds(self, a: Ints, factor: int) -> tuple[Int64, Int64]:
-        if abs(factor) >= LIMIT or max(_largest(a.low), _largest(a.high)) * abs(factor) >= LIMIT:
+        if abs(factor) >= LIMIT or max(largest(a.low), largest(a.high)) * abs(factor) >= LIMIT:
             return self._product_bounds(a, self._constant(factor))
         return (a.low * factor, a.high * factor) if factor > 0 else (a.high * factor, a.low * factor)
 
@@ -360,9 +358,9 @@ class Analysis:
     def _known(self, value: Ints) -> Ints:
         """A point is a constant; where a bound saturates, the decomposition is given up: no box shares it."""
         if not self._keyed:
-            return _bounded(value.low, value.high)
+            return bounds_alone(value.low, value.high)
         point = value.low == value.high
-        shape, offset = np.where(point, _ZERO, value.shape), np.where(point, value.low, value.offset)
+        shape, offset = np.where(point, NO_SHAPE, value.shape), np.where(point, value.low, value.offset)
         lost = (value.low <= -LIMIT) | (value.high >= LIMIT)
         return Ints(value.low, value.high, np.where(lost, self._here, shape), offset)
 
@@ -389,13 +387,13 @@ class Analysis:
                 return self._function(node.op, operands)
 
     def _floordiv(self, a: Ints, b: Ints) -> Ints:
-        if not _is_positive_constant(b):
+        if not is_positive_constant(b):
             return self._general_division(a, b)
         c = b.low
         if not self._keyed:
-            return _bounded(_divided(a.low, c), _divided(a.high, c))
-        shape = np.where(a.shape == _ZERO, _ZERO, self._name("//", a.shape, a.offset % c, c))
-        return self._known(Ints(_divided(a.low, c), _divided(a.high, c), shape, a.offset // c))
+            return bounds_alone(divided(a.low, c), divided(a.high, c))
+        shape = np.where(a.shape == NO_SHAPE, NO_SHAPE, self._name("//", a.shape, a.offset % c, c))
+        return self._known(Ints(divided(a.low, c), divided(a.high, c), shape, a.offset // c))
 
     def _general_division(self, a: Ints, b: Ints) -> Ints:
         """Quotients at the corners, over the divisors of one sign; a divisor that may be 0 leaves |a| as the bound."""
@@ -404,13 +402,13 @@ class Analysis:
         positive = b.low > 0
         safe = np.where(positive, b.low, 1)
         safe_high = np.where(positive, b.high, 1)
-        corners = [_divided(x, y) for x in (a.low, a.high) for y in (safe, safe_high)]
+        corners = [divided(x, y) for x in (a.low, a.high) for y in (safe, safe_high)]
         low = np.where(positive, accumulate(np.minimum, corners), low)
         high = np.where(positive, accumulate(np.maximum, corners), high)
         return self._mixed("//", self._clipped(low), self._clipped(high), a, b)
 
     def _mod(self, a: Ints, b: Ints) -> Ints:
-        if not _is_positive_constant(b):
+        if not is_positive_constant(b):
             size = np.maximum(np.abs(b.low), np.abs(b.high))
             return self._mixed("%", np.where(b.low > 0, 0, -size), np.where(b.high < 0, 0, size), a, b)
         c = b.low
@@ -418,10 +416,10 @@ class Analysis:
         straight = bounded & (a.low // c == a.high // c)
         low, high = np.where(straight, a.low % c, 0), np.where(straight, a.high % c, c - 1)
         if not self._keyed:
-            return _bounded(low, high)
+            return bounds_alone(low, high)
         wrapped = self._name("%", a.shape, a.offset % c, c)
-        constant = a.shape == _ZERO
-        shape = np.where(straight, a.shape, np.where(constant, _ZERO, wrapped))
+        constant = a.shape == NO_SHAPE
+        shape = np.where(straight, a.shape, np.where(constant, NO_SHAPE, wrapped))
         shifted = a.offset - a.low // c * c
         return self._known(Ints(low, high, shape, np.where(straight, shifted, np.where(constant, a.offset % c, 0))))
 
@@ -430,11 +428,11 @@ class Analysis:
         take = np.minimum if op == "min" else np.maximum
         low, high = take(a.low, b.low), take(a.high, b.high)
         if not self._keyed:
-            return _bounded(low, high)
+            return bounds_alone(low, high)
         mixed = self._name(op, a.shape, a.offset - b.offset, b.shape)
         state = np.where(a.high <= b.low, TRUE, np.where(b.high <= a.low, FALSE, UNKNOWN))
-        shape = _pick(state, below.shape, above.shape, mixed)
-        return Ints(low, high, shape, _pick(state, below.offset, above.offset, b.offset))
+        shape = picked(state, below.shape, above.shape, mixed)
+        return Ints(low, high, shape, picked(state, below.offset, above.offset, b.offset))
 
     def _absolute(self, a: Ints) -> Ints:
         negative = self._scaled(a, -1)
@@ -442,25 +440,25 @@ class Analysis:
         low = np.where(straddles, 0, np.minimum(np.abs(a.low), np.abs(a.high)))
         high = np.maximum(np.abs(a.low), np.abs(a.high))
         if not self._keyed:
-            return _bounded(low, high)
+            return bounds_alone(low, high)
         state = np.where(a.low >= 0, TRUE, np.where(a.high <= 0, FALSE, UNKNOWN))
         mixed = self._name("abs", a.shape, a.offset)
-        offset = _pick(state, a.offset, negative.offset, np.zeros(1, dtype=np.int64))
-        return Ints(low, high, _pick(state, a.shape, negative.shape, mixed), offset)
+        offset = picked(state, a.offset, negative.offset, np.zeros(1, dtype=np.int64))
+        return Ints(low, high, picked(state, a.shape, negative.shape, mixed), offset)
 
     def _function(self, op: str, operands: list[Ints]) -> Ints:
-        low, high = _function_bounds(op, operands)
+        low, high = function_bounds(op, operands)
         return self._known(self._mixed(op, self._clipped(low), self._clipped(high), *operands))
 
     def _choice(self, node: ExactSelect) -> Ints:
         condition, then, otherwise = self.truth(node.condition), self.integer(node.then), self.integer(node.otherwise)
-        low = _pick(condition.state, then.low, otherwise.low, np.minimum(then.low, otherwise.low))
-        high = _pick(condition.state, then.high, otherwise.high, np.maximum(then.high, otherwise.high))
+        low = picked(condition.state, then.low, otherwise.low, np.minimum(then.low, otherwise.low))
+        high = picked(condition.state, then.high, otherwise.high, np.maximum(then.high, otherwise.high))
         if not self._keyed:
-            return _bounded(low, high)
+            return bounds_alone(low, high)
         mixed = self._name("if", condition.key, then.shape, then.offset - otherwise.offset, otherwise.shape)
-        shape = _pick(condition.state, then.shape, otherwise.shape, mixed)
-        offset = _pick(condition.state, then.offset, otherwise.offset, otherwise.offset)
+        shape = picked(condition.state, then.shape, otherwise.shape, mixed)
+        offset = picked(condition.state, then.offset, otherwise.offset, otherwise.offset)
         return Ints(low, high, shape, offset)
 
     def _aggregate(self, node: Reduce) -> Ints:
@@ -471,7 +469,7 @@ class Analysis:
             return self._known(Ints(body.low, body.high, shape, np.zeros(1, dtype=np.int64)))
         trips = np.maximum(self._clipped(high.high - low.low), 0)
         surely = np.where(inside.state == TRUE, np.maximum(high.low - low.high, 0), 0)
-        most, least = _count(trips), _count(surely)
+        most, least = counted(trips), counted(surely)
         top = np.maximum(self._product(body.high, most.high), self._product(body.high, least.high))
         bottom = np.minimum(self._product(body.low, most.high), self._product(body.low, least.high))
         return self._known(Ints(bottom, top, shape, np.zeros(1, dtype=np.int64)))
@@ -488,10 +486,10 @@ class Analysis:
             lanes = np.logical_or.reduce(np.broadcast_arrays(*outside))
             low, high = np.where(lanes, least, low), np.where(lanes, most, high)
         if not self._keyed:
-            return _bounded(low, high)
+            return bounds_alone(low, high)
         shape, offset = self._contents(node, indices)
         constant = low == high
-        return Ints(low, high, np.where(constant, _ZERO, shape), np.where(constant, low, offset))
+        return Ints(low, high, np.where(constant, NO_SHAPE, shape), np.where(constant, low, offset))
 
     def _contents(self, node: DataRead, indices: list[Ints]) -> tuple[Hash, Int64]:
         """Boxes that read entry after entry as a place moves on are named by what they read, others by the box.
@@ -499,15 +497,15 @@ class Analysis:
         Of several axes, boxes that read the same entries in the same way are named by their indices.
         """
         if not node.data.array.size:
-            return self._here, _NONE
+            return self._here, NO_OFFSET
         if len(indices) != 1:
-            return self._same_entries(node, indices), _NONE
+            return self._same_entries(node, indices), NO_OFFSET
         index, size = indices[0], len(node.data.array)
         inside = (index.low >= 0) & (index.high < size)
-        walks = [(index.shape == p.shape) & (p.shape != _ZERO) & inside for p in self._places.values()]
+        walks = [(index.shape == p.shape) & (p.shape != NO_SHAPE) & inside for p in self._places.values()]
         straight = np.flatnonzero(np.broadcast_to(walks[0] | walks[1], self.size))
         if not len(straight):
-            return self._here, _NONE
+            return self._here, NO_OFFSET
         low, high = (np.broadcast_to(bound, self.size)[straight] for bound in (index.low, index.high))
         name, first = RangeTable.of(node.data).contents(low, high)
         shape = np.broadcast_to(self._here, self.size).copy()
@@ -529,187 +527,14 @@ class Analysis:
     def _mixed(self, op: str, low: Int64, high: Int64, *operands: Ints) -> Ints:
         """A function of its operands' values: the shape takes in shapes and offsets; a point is a constant."""
         if not self._keyed:
-            return _bounded(low, high)
+            return bounds_alone(low, high)
         shape = self._name(op)
         for operand in operands:
             shape = self._name(shape, operand.shape, operand.offset)
         point = low == high
-        return Ints(low, high, np.where(point, _ZERO, shape), np.where(point, low, 0))
+        return Ints(low, high, np.where(point, NO_SHAPE, shape), np.where(point, low, 0))
 
     def _opaque(self, op: str, low: int, high: int, name: Hash, index: Ints) -> Ints:
         ends = [self._clipped(np.array([max(-LIMIT, min(LIMIT, end))], dtype=np.int64)) for end in (low, high)]
         value = self._mixed(op, ends[0], ends[1], index)
         return Ints(value.low, value.high, self._name(value.shape, name), value.offset)
-
-
-# --- helpers ---------------------------------------------------------------------------------------------------------
-
-_ZERO: Hash = np.zeros(1, dtype=np.uint64)
-"""The shape of a constant: nothing varies inside the box."""
-
-_NONE: Int64 = np.zeros(1, dtype=np.int64)
-
-V = TypeVar("V")
-
-
-def _bounded(low: Int64, high: Int64) -> Ints:
-    """Bounds alone, where keys are not wanted."""
-    return Ints(low, high, _ZERO, _NONE)
-
-
-def _name_of(variable: Var) -> str:
-    return f"{variable.name}'{variable.serial}"
-
-
-def _once(known: dict[Index, V], node: Index, compute: Callable[[Index], V]) -> V:
-    if node not in known:
-        known[node] = compute(node)
-    return known[node]
-
-
-def _largest(bound: Int64) -> int:
-    return int(np.abs(bound).max(initial=0))
-
-
-def _name(*parts: str | int | tuple[int, ...] | Hash | Int64) -> Hash:
-    """A hash of names, constants, shapes and offsets."""
-    return combine(*map(_hashed, parts))
-
-
-def _hashed(part: str | int | tuple[int, ...] | Hash | Int64) -> Hash:
-    if not isinstance(part, np.ndarray):
-        return constant_hash(part)
-    return mix(part) if part.dtype == np.int64 else part.astype(np.uint64, copy=False)
-
-
-def _decided(state: NDArray[np.int8], key: Hash) -> Truths:
-    """Decided boxes share the two keys of truth and falsehood."""
-    if key is _ZERO:
-        return Truths(state, key)
-    return Truths(state, np.where(state == TRUE, _TRUE_KEY, np.where(state == FALSE, _FALSE_KEY, key)))
-
-
-def decided(state: NDArray[np.int8]) -> Truths:
-    """States without keys."""
-    return Truths(state, _ZERO)
-
-
-def negated(inner: Truths, *, keyed: bool) -> Truths:
-    """`not`."""
-    return _decided(-inner.state, _name("not", inner.key)) if keyed else decided(-inner.state)
-
-
-def junction_state(op: str, a: NDArray[np.int8], b: NDArray[np.int8]) -> NDArray[np.int8]:
-    """`and` or `or` of two states."""
-    return np.minimum(a, b) if op == "and" else np.maximum(a, b)
-
-
-def junction(op: str, operands: list[Truths], *, keyed: bool) -> Truths:
-    """`and` or `or`; an operand that leaves the others the say does not enter the key."""
-    state = accumulate(lambda a, b: junction_state(op, a, b), (o.state for o in operands))
-    if not keyed:
-        return decided(state)
-    weak = TRUE if op == "and" else FALSE
-    key = _name(op)
-    for operand in operands:
-        key = np.where(operand.state == weak, key, _name(key, operand.key))
-    return _decided(state, key)
-
-
-def _pick(state: NDArray[Any], then: NDArray[Any], otherwise: NDArray[Any], undecided: NDArray[Any]) -> NDArray[Any]:
-    return np.where(state == TRUE, then, np.where(state == FALSE, otherwise, undecided))
-
-
-def _sum_hash(a: Hash, b: Hash) -> Hash:
-    """Shapes add commutatively; a constant's shape is neutral."""
-    return a + b
-
-
-def _wrapped_product(offset: Int64, factor: int) -> Int64:
-    """Offsets are compared modulo 2^64."""
-    return np.asarray(offset.astype(np.uint64) * np.uint64(factor % (1 << 64)), dtype=np.uint64).astype(np.int64)
-
-
-def _is_positive_constant(b: Ints) -> bool:
-    """Whether every box has one positive divisor, and it is known."""
-    return bool(np.all((b.low == b.high) & (b.low > 0) & (b.low < LIMIT)))
-
-
-def _divided(bound: Int64, divisor: Int64) -> Int64:
-    return np.where(np.abs(bound) >= LIMIT, bound, bound // divisor)
-
-
-def _count(n: Int64) -> Ints:
-    return Ints(n, n, _ZERO, n)
-
-
-def _function_bounds(op: str, operands: list[Ints]) -> tuple[Int64, Int64]:
-    low, high = operands[0].low, operands[0].high
-    match op:
-        case "bitlen":
-            low = np.maximum(low, 0)
-            return _bit_length(low) - (low >= 1 << 53), _bit_length(_word(high))
-        case "isqrt":
-            return _root(np.maximum(low, 0)), _root(_word(high)) + 1 + (high >= 1 << 52)
-        case "pow":
-            return _power_bounds(operands[0], operands[1])
-        case _:
-            return _bitwise_bounds(op, operands[0], operands[1])
-
-
-def _bit_length(n: Int64) -> Int64:
-    """An upper bound above 2^53 (frexp rounds up to the next power of two), exact below."""
-    return np.asarray(np.frexp(n.astype(np.float64))[1], dtype=np.int64)
-
-
-def _word(high: Int64) -> Int64:
-    """An upper bound, at least 0; one that saturates stands for any number of 64 bits."""
-    return np.where(high >= LIMIT, np.iinfo(np.int64).max, np.maximum(high, 0))
-
-
-def _root(n: Int64) -> Int64:
-    """At most the integer root, and at least that less 2."""
-    return np.maximum(np.sqrt(n.astype(np.float64)).astype(np.int64) - 1, 0)
-
-
-def _power_bounds(base: Ints, exponent: Ints) -> tuple[Int64, Int64]:
-    size = np.maximum(np.abs(base.low), np.abs(base.high)).astype(np.float64)
-    with np.errstate(over="ignore"):
-        top = np.minimum(
-            np.power(np.maximum(size, 1.0), np.maximum(exponent.high, 0).astype(np.float64)) + 1, float(LIMIT)
-        )
-        floor_exponent = np.clip(exponent.low, 0, 64).astype(np.float64)
-        bottom = np.minimum(np.power(np.maximum(base.low, 0).astype(np.float64), floor_exponent), float(LIMIT))
-    high = _power_exact(base.high, exponent.high, top)
-    low = np.where(
-        base.low >= 0, _power_exact(base.low, np.clip(exponent.low, 0, 64), np.floor(bottom * (1 - 1e-9))), -high
-    )
-    zero_base = (base.low == 0) & (exponent.high > 0)
-    return np.where(zero_base, 0, low), np.maximum(high, 1)
-
-
-def _power_exact(base: Int64, exponent: Int64, fallback: NDArray[np.float64]) -> Int64:
-    """Small powers of a nonnegative base exactly, others as the float bound."""
-    small = (fallback < float(1 << 52)) & (base >= 0) & (exponent >= 0)
-    exact = np.round(
-        np.power(np.where(small, base, 1).astype(np.float64), np.where(small, exponent, 0).astype(np.float64))
-    )
-    return np.where(small, exact, np.minimum(fallback, float(LIMIT))).astype(np.int64)
-
-
-def _bitwise_bounds(op: str, a: Ints, b: Ints) -> tuple[Int64, Int64]:
-    both = (a.low >= 0) & (b.low >= 0)
-    if op == "bitand":
-        # x & y is at most either operand that is nonnegative
-        high = np.where(a.low >= 0, a.high, np.where(b.low >= 0, b.high, np.maximum(a.high, b.high)))
-        high = np.where(both, np.minimum(a.high, b.high), np.maximum(high, 0))
-        either = (a.low >= 0) | (b.low >= 0)
-        return np.where(either, 0, -_next_power(a, b)), high
-    power = _next_power(a, b)
-    return np.where(both, 0, -power), np.where(power >= LIMIT, LIMIT, power - 1)
-
-
-def _next_power(a: Ints, b: Ints) -> Int64:
-    size = np.maximum(np.maximum(np.abs(a.low), np.abs(a.high)), np.maximum(np.abs(b.low), np.abs(b.high)))
-    bits = np.minimum(_bit_length(size) + 1, 61)
-    return np.asarray(np.left_shift(np.int64(1), bits), dtype=np.int64)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from attnc.compiler.analysis.box_values import FALSE, TRUE
 from attnc.compiler.analysis.grid import TileGrid
 from attnc.compiler.analysis.hashing import Hash, combine
-from attnc.compiler.analysis.intervals import FALSE, TRUE
 from attnc.compiler.analysis.tilewise import Squares, Tilewise
 from attnc.compiler.ir import Index
 

@@ -14,7 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler.analysis.intervals import FALSE, TRUE, UNKNOWN, Analysis, Boxes, Ints, junction_state
+from attnc.compiler.analysis.box_values import FALSE, TRUE, UNKNOWN, Ints, junction_state
+from attnc.compiler.analysis.intervals import Analysis, Boxes
 from attnc.compiler.ir import Bool, ExactSelect, HeadIndex, Index, Lookup, Not, Tensor, is_truth
 from attnc.compiler.rewrite import walk
 

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler import fold
+from attnc.compiler.analysis.box_values import FALSE, TRUE
 from attnc.compiler.analysis.grid import TileGrid
 from attnc.compiler.analysis.hashing import combine
-from attnc.compiler.analysis.intervals import FALSE, TRUE
 from attnc.compiler.analysis.live_tiles import LiveTiles
 from attnc.compiler.analysis.tilewise import Squares, Tilewise
 from attnc.compiler.analysis.translation import Along, Dependence

@@ -9,19 +9,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from attnc.compiler.analysis.box_values import FALSE, TRUE, Truths, decided, junction, junction_state, negated
 from attnc.compiler.analysis.grid import TileGrid
 from attnc.compiler.analysis.hashing import Hash, combine, constant_hash, mix
-from attnc.compiler.analysis.intervals import (
-    FALSE,
-    TRUE,
-    Analysis,
-    Boxes,
-    Truths,
-    decided,
-    junction,
-    junction_state,
-    negated,
-)
+from attnc.compiler.analysis.intervals import Analysis, Boxes
 from attnc.compiler.analysis.translation import Dependence, Dependences
 from attnc.compiler.ir import Bool, Index, Not
 

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler import fold
-from attnc.compiler.analysis.intervals import FALSE, TRUE, UNKNOWN, Boxes, bounds
+from attnc.compiler.analysis.box_values import FALSE, TRUE, UNKNOWN
+from attnc.compiler.analysis.intervals import Boxes, bounds
 from attnc.compiler.analysis.questions import (
     Asking,
     JoinedQuestion,

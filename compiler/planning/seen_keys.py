@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler.analysis import exact_evaluation
-from attnc.compiler.analysis.intervals import FALSE, TRUE, Boxes, classify, fits_word
+from attnc.compiler.analysis.box_values import FALSE, TRUE
+from attnc.compiler.analysis.intervals import Boxes, classify, fits_word
 from attnc.compiler.ir import Index
 from attnc.compiler.tile_forms.arrays import spread
 from attnc.spec.source import Span

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 import expression_trees as trees
 from attnc.compiler import fold
 from attnc.compiler.analysis import exact_evaluation
-from attnc.compiler.analysis.intervals import FALSE, TRUE, Analysis, Boxes, classify, fits_word
+from attnc.compiler.analysis.box_values import FALSE, TRUE
+from attnc.compiler.analysis.intervals import Analysis, Boxes, classify, fits_word
 from attnc.compiler.ir import Data, Index, Truth, Var
 from attnc.compiler.rewrite import substitute
 from attnc.spec.errors import EvaluationError

@@ -1,0 +1,226 @@
+"""Integers and truth values on boxes: their bounds, their hashes, and arithmetic of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce as accumulate
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnc.compiler.analysis.hashing import Hash, combine, constant_hash, mix
+from attnc.compiler.ir import (
+    Index,
+    Var,
+)
+
+LIMIT = 1 << 61
+"""Bounds at ±LIMIT mean: not known to be smaller."""
+FAR = 1 << 31
+"""What an entry that is not there may be, up and down: farther than any position."""
+
+Int64 = NDArray[np.int64]
+
+FALSE, UNKNOWN, TRUE = -1, 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Ints:
+    """Bounds of an integer on each box (ends included), and its decomposition."""
+
+    low: Int64
+    high: Int64
+    shape: Hash
+    offset: Int64
+
+
+@dataclass(frozen=True, slots=True)
+class Truths:
+    """A truth value on each box: FALSE, UNKNOWN or TRUE everywhere on it; `key` names the undecided part."""
+
+    state: NDArray[np.int8]
+    key: Hash
+
+
+TRUE_KEY = constant_hash("true")
+_FALSE_KEY = constant_hash("false")
+
+
+NO_SHAPE: Hash = np.zeros(1, dtype=np.uint64)
+"""The shape of a constant: nothing varies inside the box."""
+
+NO_OFFSET: Int64 = np.zeros(1, dtype=np.int64)
+
+V = TypeVar("V")
+
+
+def bounds_alone(low: Int64, high: Int64) -> Ints:
+    """Bounds alone, where keys are not wanted."""
+    return Ints(low, high, NO_SHAPE, NO_OFFSET)
+
+
+def variable_name(variable: Var) -> str:
+    """Return a name that tells variables of one spelling apart."""
+    return f"{variable.name}'{variable.serial}"
+
+
+def computed_once(known: dict[Index, V], node: Index, compute: Callable[[Index], V]) -> V:
+    """Return the value of a node, computed at its first use."""
+    if node not in known:
+        known[node] = compute(node)
+    return known[node]
+
+
+def largest(bound: Int64) -> int:
+    """Return the largest magnitude of bounds, 0 where there is none."""
+    return int(np.abs(bound).max(initial=0))
+
+
+def named_hash(*parts: str | int | tuple[int, ...] | Hash | Int64) -> Hash:
+    """A hash of names, constants, shapes and offsets."""
+    return combine(*map(_hashed, parts))
+
+
+def _hashed(part: str | int | tuple[int, ...] | Hash | Int64) -> Hash:
+    if not isinstance(part, np.ndarray):
+        return constant_hash(part)
+    return mix(part) if part.dtype == np.int64 else part.astype(np.uint64, copy=False)
+
+
+def decided_truths(state: NDArray[np.int8], key: Hash) -> Truths:
+    """Decided boxes share the two keys of truth and falsehood."""
+    if key is NO_SHAPE:
+        return Truths(state, key)
+    return Truths(state, np.where(state == TRUE, TRUE_KEY, np.where(state == FALSE, _FALSE_KEY, key)))
+
+
+def decided(state: NDArray[np.int8]) -> Truths:
+    """States without keys."""
+    return Truths(state, NO_SHAPE)
+
+
+def negated(inner: Truths, *, keyed: bool) -> Truths:
+    """`not`."""
+    return decided_truths(-inner.state, named_hash("not", inner.key)) if keyed else decided(-inner.state)
+
+
+def junction_state(op: str, a: NDArray[np.int8], b: NDArray[np.int8]) -> NDArray[np.int8]:
+    """`and` or `or` of two states."""
+    return np.minimum(a, b) if op == "and" else np.maximum(a, b)
+
+
+def junction(op: str, operands: list[Truths], *, keyed: bool) -> Truths:
+    """`and` or `or`; an operand that leaves the others the say does not enter the key."""
+    state = accumulate(lambda a, b: junction_state(op, a, b), (o.state for o in operands))
+    if not keyed:
+        return decided(state)
+    weak = TRUE if op == "and" else FALSE
+    key = named_hash(op)
+    for operand in operands:
+        key = np.where(operand.state == weak, key, named_hash(key, operand.key))
+    return decided_truths(state, key)
+
+
+def picked(state: NDArray[Any], then: NDArray[Any], otherwise: NDArray[Any], undecided: NDArray[Any]) -> NDArray[Any]:
+    """Return `then` where the state is TRUE, `otherwise` where it is FALSE, else `undecided`."""
+    return np.where(state == TRUE, then, np.where(state == FALSE, otherwise, undecided))
+
+
+def sum_hash(a: Hash, b: Hash) -> Hash:
+    """Shapes add commutatively; a constant's shape is neutral."""
+    return a + b
+
+
+def wrapped_product(offset: Int64, factor: int) -> Int64:
+    """Offsets are compared modulo 2^64."""
+    return np.asarray(offset.astype(np.uint64) * np.uint64(factor % (1 << 64)), dtype=np.uint64).astype(np.int64)
+
+
+def is_positive_constant(b: Ints) -> bool:
+    """Whether every box has one positive divisor, and it is known."""
+    return bool(np.all((b.low == b.high) & (b.low > 0) & (b.low < LIMIT)))
+
+
+def divided(bound: Int64, divisor: Int64) -> Int64:
+    """Divide bounds by positive divisors; unlimited bounds stay unlimited."""
+    return np.where(np.abs(bound) >= LIMIT, bound, bound // divisor)
+
+
+def counted(n: Int64) -> Ints:
+    """Return a count as an integer on boxes."""
+    return Ints(n, n, NO_SHAPE, n)
+
+
+def function_bounds(op: str, operands: list[Ints]) -> tuple[Int64, Int64]:
+    """Return the bounds of an exact function of operands."""
+    low, high = operands[0].low, operands[0].high
+    match op:
+        case "bitlen":
+            low = np.maximum(low, 0)
+            return _bit_length(low) - (low >= 1 << 53), _bit_length(_word(high))
+        case "isqrt":
+            return _root(np.maximum(low, 0)), _root(_word(high)) + 1 + (high >= 1 << 52)
+        case "pow":
+            return _power_bounds(operands[0], operands[1])
+        case _:
+            return _bitwise_bounds(op, operands[0], operands[1])
+
+
+def _bit_length(n: Int64) -> Int64:
+    """An upper bound above 2^53 (frexp rounds up to the next power of two), exact below."""
+    return np.asarray(np.frexp(n.astype(np.float64))[1], dtype=np.int64)
+
+
+def _word(high: Int64) -> Int64:
+    """An upper bound, at least 0; one that saturates stands for any number of 64 bits."""
+    return np.where(high >= LIMIT, np.iinfo(np.int64).max, np.maximum(high, 0))
+
+
+def _root(n: Int64) -> Int64:
+    """At most the integer root, and at least that less 2."""
+    return np.maximum(np.sqrt(n.astype(np.float64)).astype(np.int64) - 1, 0)
+
+
+def _power_bounds(base: Ints, exponent: Ints) -> tuple[Int64, Int64]:
+    size = np.maximum(np.abs(base.low), np.abs(base.high)).astype(np.float64)
+    with np.errstate(over="ignore"):
+        top = np.minimum(
+            np.power(np.maximum(size, 1.0), np.maximum(exponent.high, 0).astype(np.float64)) + 1, float(LIMIT)
+        )
+        floor_exponent = np.clip(exponent.low, 0, 64).astype(np.float64)
+        bottom = np.minimum(np.power(np.maximum(base.low, 0).astype(np.float64), floor_exponent), float(LIMIT))
+    high = _power_exact(base.high, exponent.high, top)
+    low = np.where(
+        base.low >= 0, _power_exact(base.low, np.clip(exponent.low, 0, 64), np.floor(bottom * (1 - 1e-9))), -high
+    )
+    zero_base = (base.low == 0) & (exponent.high > 0)
+    return np.where(zero_base, 0, low), np.maximum(high, 1)
+
+
+def _power_exact(base: Int64, exponent: Int64, fallback: NDArray[np.float64]) -> Int64:
+    """Small powers of a nonnegative base exactly, others as the float bound."""
+    small = (fallback < float(1 << 52)) & (base >= 0) & (exponent >= 0)
+    exact = np.round(
+        np.power(np.where(small, base, 1).astype(np.float64), np.where(small, exponent, 0).astype(np.float64))
+    )
+    return np.where(small, exact, np.minimum(fallback, float(LIMIT))).astype(np.int64)
+
+
+def _bitwise_bounds(op: str, a: Ints, b: Ints) -> tuple[Int64, Int64]:
+    both = (a.low >= 0) & (b.low >= 0)
+    if op == "bitand":
+        # x & y is at most either operand that is nonnegative
+        high = np.where(a.low >= 0, a.high, np.where(b.low >= 0, b.high, np.maximum(a.high, b.high)))
+        high = np.where(both, np.minimum(a.high, b.high), np.maximum(high, 0))
+        either = (a.low >= 0) | (b.low >= 0)
+        return np.where(either, 0, -_next_power(a, b)), high
+    power = _next_power(a, b)
+    return np.where(both, 0, -power), np.where(power >= LIMIT, LIMIT, power - 1)
+
+
+def _next_power(a: Ints, b: Ints) -> Int64:
+    size = np.maximum(np.maximum(np.abs(a.low), np.abs(a.high)), np.maximum(np.abs(b.low), np.abs(b.high)))
+    bits = np.minimum(_bit_length(size) + 1, 61)
+    return np.asarray(np.left_shift(np.int64(1), bits), dtype=np.int64)

@@ -1,0 +1,82 @@
+"""The mechanical part of CONTRIBUTING's house rules: unique names, openings of docstrings, sizes of files."""
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PRODUCT = ("spec", "compiler", "runtime", "src/attnc")
+"""Where class names are unique."""
+READ_BY_PEOPLE = (*PRODUCT, "benchmarks", "docs", "examples", "tests")
+"""Where docstrings open with what they describe."""
+LONG = {"compiler/ir.py": "every node of the IR in one file, so that it can be read whole"}
+"""Files above `MOST_LINES`, and why."""
+MOST_LINES = 600
+NO_OPENING = re.compile(r"(Of|Those|These|The same|What|With|Which|One of)\b")
+"""Words whose noun stands elsewhere: a docstring is read alone, in an editor's tooltip."""
+
+
+def sources(*folders: str) -> list[Path]:
+    """Return the Python files of folders; the links in `src/attnc` lead to folders that are listed themselves."""
+    paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    return [path for path in paths if path.parent == ROOT / "src/attnc" or "src" not in path.relative_to(ROOT).parts]
+
+
+def documented(path: Path) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Yield the module and every class and function in it, nested ones too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def repeated(places: dict[str, list[str]]) -> dict[str, list[str]]:
+    return {name: paths for name, paths in places.items() if len(paths) > 1}
+
+
+def test_class_names_are_unique() -> None:
+    places = defaultdict(list)
+    for path in sources(*PRODUCT):
+        for node in documented(path):
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(str(path.relative_to(ROOT)))
+    assert len(places) > 500
+    assert not repeated(places)
+
+
+def test_file_stems_are_unique() -> None:
+    places = defaultdict(list)
+    for path in sources("spec", "compiler", "runtime"):
+        if path.name != "__init__.py":
+            places[path.stem].append(str(path.relative_to(ROOT)))
+    assert len(places) > 400
+    assert not repeated(places)
+
+
+def test_docstrings_open_with_what_they_describe() -> None:
+    openings = {}
+    for path in sources(*READ_BY_PEOPLE):
+        for node in documented(path):
+            docstring = ast.get_docstring(node)
+            if docstring and NO_OPENING.match(docstring):
+                line = getattr(node, "lineno", 1)
+                openings[f"{path.relative_to(ROOT)}:{line}"] = docstring.splitlines()[0]
+    assert not openings
+
+
+@pytest.mark.parametrize("opening", ["Of the rows.", "These are rows.", "The same for keys.", "One of them."])
+def test_an_opening_without_its_noun_is_found(opening: str) -> None:
+    assert NO_OPENING.match(opening)
+
+
+def test_files_are_short_or_say_why_not() -> None:
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines())
+        for path in sources(*READ_BY_PEOPLE)
+    }
+    long = {path: length for path, length in lengths.items() if length > MOST_LINES}
+    assert {path for path in long if path not in LONG} == set()
+    assert set(LONG) == long.keys() & LONG.keys(), "a file in LONG is short by now"
