@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 
 from attnc.compiler import ir
 from attnc.compiler.lowering.lower import lowering_of
-from attnc.compiler.lowering.lower_expressions import Lowered, LoweringScope
+from attnc.compiler.lowering.lower_expressions import LoweringScope
 from attnc.compiler.lowering.lower_selections import SelectingLowering
+from attnc.compiler.lowering.lowered_operations import Lowered
 from attnc.spec import program as checked
 from attnc.spec.checks.measure import below
 from attnc.spec.diagnostics import Diagnostic, Label, Severity

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from attnc.compiler import fold, ir
 from attnc.compiler.analysis import exact_evaluation
-from attnc.compiler.analysis.exact_evaluation import PointBatch
+from attnc.compiler.analysis.array_evaluator import PointBatch
 from attnc.compiler.attentions import asked, asked_by_selection, might_hold
 from attnc.compiler.ir import Index, Value
 from attnc.compiler.lowering.lower_attention import TOKENS

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from attnc.compiler import fold
 from attnc.compiler.analysis import exact_evaluation
+from attnc.compiler.analysis.array_evaluator import PointBatch
 from attnc.compiler.analysis.block_conditions import decide
-from attnc.compiler.analysis.exact_evaluation import PointBatch
 from attnc.compiler.analysis.intervals import fits_word
 from attnc.compiler.ir import (
     VALUES,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from attnc.compiler import fold, ir
 from attnc.compiler.analysis import exact_evaluation
+from attnc.compiler.analysis.array_evaluator import WORD
 from attnc.compiler.analysis.intervals import fits_word
 from attnc.compiler.lowering.specialise import specialise
 from attnc.compiler.rewrite import substitute_value, variables
@@ -57,11 +58,11 @@ def _is_word(node: ir.Index) -> bool:
     """Whether the constants of a node, not below it, fit in 64 bits."""
     match node:
         case ir.Const():
-            return abs(node.value) < exact_evaluation.WORD
+            return abs(node.value) < WORD
         case ir.Linear():
-            return all(abs(n) < exact_evaluation.WORD for n in (node.constant, *(factor for _, factor in node.terms)))
+            return all(abs(n) < WORD for n in (node.constant, *(factor for _, factor in node.terms)))
         case ir.TableRead():
-            return all(abs(n) < exact_evaluation.WORD for n in node.values)
+            return all(abs(n) < WORD for n in node.values)
         case _:
             return True
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.analysis.aggregates import TooManyStepsError, spend
+from attnc.compiler.analysis.array_evaluator import PointBatch
 from attnc.compiler.analysis.box_values import FALSE, TRUE, UNKNOWN
-from attnc.compiler.analysis.exact_evaluation import PointBatch
 from attnc.compiler.analysis.hashing import Hash, combine, mix
 from attnc.compiler.analysis.intervals import Ranges, analyse_variables
 from attnc.compiler.ir import Bool, Compare, Const, ExactSelect, Index, Linear, Not, Reduce, is_truth

@@ -30,6 +30,7 @@ from attnc.compiler.analysis.box_values import (
     Ints,
     Truths,
     bounds_alone,
+    computed_once,
     counted,
     decided,
     decided_truths,

@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import cast
 
 from attnc.compiler import fold, ir
-from attnc.compiler.lowering.lower_expressions import Lowering, LoweringScope, OpenSizeError, number_of
+from attnc.compiler.lowering.lower_expressions import Lowering, LoweringScope
 from attnc.compiler.lowering.lower_recurrence import lower_branch, lower_recurrence
 from attnc.compiler.lowering.lower_round import lower_round
 from attnc.compiler.lowering.lower_selections import SelectingLowering
+from attnc.compiler.lowering.lowered_operations import OpenSizeError, number_of
 from attnc.compiler.rewrite import substitute
 from attnc.compiler.verify_ir import verified
 from attnc.spec import program as checked

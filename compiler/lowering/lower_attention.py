@@ -7,9 +7,10 @@ from typing import Literal, NoReturn
 
 from attnc.compiler import fold, ir, value_nodes
 from attnc.compiler.ir import Index
-from attnc.compiler.lowering.lower_expressions import Lowered, Lowering, LoweringScope, as_value
+from attnc.compiler.lowering.lower_expressions import Lowering, LoweringScope
 from attnc.compiler.lowering.lower_round import is_list, members_of
 from attnc.compiler.lowering.lower_units import LinearUnit
+from attnc.compiler.lowering.lowered_operations import Lowered, as_value
 from attnc.compiler.lowering.rational import Rational
 from attnc.compiler.rewrite import substitute, substitute_attend, substitute_value
 from attnc.spec import program as checked

@@ -4,28 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
-from functools import reduce as accumulate
-from math import lcm
-from typing import NoReturn, cast
+from typing import cast
 
 from attnc.compiler import fold, ir, value_nodes
 from attnc.compiler.ir import Index
 from attnc.compiler.lowering import rational as exact
-from attnc.compiler.lowering.float_tables import arguments
 from attnc.compiler.lowering.lower_units import Loop, Token, UnitMembers
+from attnc.compiler.lowering.lowered_operations import (
+    Lowered,
+    applied,
+    as_index,
+    as_number,
+    as_value,
+    constant,
+    counted,
+    element,
+    entry,
+    floating,
+    in_binary64,
+    is_binary64,
+    is_decay,
+    is_floating,
+    loop_total,
+    nest,
+    number_of,
+    rounded_to_int,
+    selected,
+    unsupported,
+)
 from attnc.compiler.lowering.rational import Number, Rational
-from attnc.compiler.print_ir import print_index
-from attnc.compiler.rewrite import substitute, substitute_value, variables
+from attnc.compiler.rewrite import substitute, variables
 from attnc.spec import program as checked
-from attnc.spec.diagnostics import Diagnostic, Label
-from attnc.spec.errors import SpecError
-from attnc.spec.meaning.exact_arithmetic import ArithmeticFault, apply
-from attnc.spec.names.builtins import FLOAT_BUILTINS
 from attnc.spec.source import Span
-
-Lowered = Index | Rational | float | ir.Value | tuple["Lowered", ...]
-"""A `float` is a constant in binary64, a value of `sqrt`, `log`, … on its way to `floor` or `ceil`, or into a score."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +60,6 @@ class LoweringScope:
     def lookup(self, binder: checked.Binder) -> Lowered:
         """What a bound name stands for."""
         return next(v for b, v in reversed(self.names) if b is binder)
-
-
-class OpenSizeError(Exception):
-    """A number is needed where a parameter is left open."""
-
-
-def number_of(index: Index) -> int:
-    """An integer that parameters alone make. Raises OpenSizeError."""
-    if isinstance(index, ir.Const):
-        return index.value
-    raise OpenSizeError
 
 
 @dataclass
@@ -116,7 +115,7 @@ class Lowering:
     def _lower(self, expr: checked.Expr, scope: LoweringScope) -> Lowered:  # noqa: C901  one case a node kind
         match expr:
             case checked.Literal():
-                return _constant(expr.value)
+                return constant(expr.value)
             case checked.Local():
                 return scope.lookup(expr.binder)
             case checked.ParameterRead():
@@ -170,8 +169,8 @@ class Lowering:
         value = self.parameters[expr.name]
         if expr.name in self.per_head:
             assert isinstance(value, tuple)
-            return _entry(value, scope.head)
-        return _constant(value)
+            return entry(value, scope.head)
+        return constant(value)
 
     def _coordinate(self, expr: checked.Coordinate, scope: LoweringScope) -> Index:
         known = dict(scope.coordinates).get(expr.place)
@@ -238,7 +237,7 @@ class Lowering:
         condition = self.truth(expr.condition, scope)
         if isinstance(condition, ir.Truth):
             return self.lower(expr.then if condition.value else expr.otherwise, scope)
-        return _select(condition, self.lower(expr.then, scope), self.lower(expr.otherwise, scope))
+        return selected(condition, self.lower(expr.then, scope), self.lower(expr.otherwise, scope))
 
     def _item(self, expr: checked.Item, scope: LoweringScope) -> Lowered:
         table = self.lower(expr.table, scope)
@@ -246,7 +245,7 @@ class Lowering:
         if value_nodes.is_value(table):
             return value_nodes.pick(table, index)
         assert isinstance(table, tuple)
-        return _element(table, index, expr.span)
+        return element(table, index, expr.span)
 
     # --- operations ---
 
@@ -255,7 +254,7 @@ class Lowering:
             return self._logic(expr, scope)
         operands = tuple(self.lower(operand, scope) for operand in expr.operands)
         if expr.op in ("floor", "ceil") and value_nodes.is_value(operands[0]):
-            return _whole(expr.op, operands[0], expr.span)
+            return rounded_to_int(expr.op, operands[0], expr.span)
         if expr.op == "eye":
             return value_nodes.eye(as_index(operands[0]))
         if expr.op == "solve":
@@ -263,11 +262,11 @@ class Lowering:
         if expr.op == "part":
             number, of = (number_of(as_index(operand)) for operand in operands[1:])
             return value_nodes.part(as_value(operands[0]), number, of)
-        if _is_floating(expr.op, operands) or (expr.floating and _is_decay(expr.op, operands)):
-            return _floating(expr.op, tuple(map(as_value, operands)))
-        if _is_binary64(expr.op, operands):
-            return _in_binary64(expr.op, operands, expr.span)
-        return _apply(expr.op, tuple(as_number(operand) for operand in operands), expr.span)
+        if is_floating(expr.op, operands) or (expr.floating and is_decay(expr.op, operands)):
+            return floating(expr.op, tuple(map(as_value, operands)))
+        if is_binary64(expr.op, operands):
+            return in_binary64(expr.op, operands, expr.span)
+        return applied(expr.op, tuple(as_number(operand) for operand in operands), expr.span)
 
     def _logic(self, expr: checked.Operation, scope: LoweringScope) -> Index:
         if expr.op == "not":
@@ -300,7 +299,7 @@ class Lowering:
             conditions.append(self.truth(expr.condition, scope))
         body = self.lower(expr.body, scope)
         if value_nodes.is_value(body) or isinstance(body, float):
-            return _total(expr.op, as_value(body), fold.conjunction(*conditions), loops)
+            return loop_total(expr.op, as_value(body), fold.conjunction(*conditions), loops)
         return self._reduced(expr, body, fold.conjunction(*conditions), loops)
 
     def _of_stretch(self, expr: checked.Aggregate, scope: LoweringScope) -> Index | None:
@@ -339,12 +338,12 @@ class Lowering:
     def _reduced(self, expr: checked.Aggregate, body: Lowered, condition: Index, loops: list[Loop]) -> Lowered:
         match expr.op:
             case "any" | "all":
-                return _nest(expr.op, as_index(body), condition, loops)
+                return nest(expr.op, as_index(body), condition, loops)
             case "count":
-                return _nest("sum", fold.choice(as_index(body), fold.const(1), fold.const(0)), condition, loops)
+                return nest("sum", fold.choice(as_index(body), fold.const(1), fold.const(0)), condition, loops)
             case "mean":
                 total = self._summed("sum", expr.span, counted(body), condition, loops)
-                number = _nest("sum", fold.const(1), condition, loops)
+                number = nest("sum", fold.const(1), condition, loops)
                 empty = fold.zero(number)
                 return exact.choice(empty, fold.const(0), exact.div(total, fold.maximum(number, fold.const(1))))
             case _:
@@ -356,37 +355,9 @@ class Lowering:
         reduce_op = "sum" if op == "sum" else "min" if op == "min" else "max"
         below = exact.den(body)
         if variables(below) & {variable for variable, _, _ in loops}:
-            _unsupported(span, f"`{op}` of fractions whose denominators change with its variable")
-        total = _nest(reduce_op, exact.num(body), condition, loops)
+            unsupported(span, f"`{op}` of fractions whose denominators change with its variable")
+        total = nest(reduce_op, exact.num(body), condition, loops)
         return total if isinstance(below, ir.Const) and below.value == 1 else exact.div(total, below)
-
-
-def _numbered(variable: ir.Var, condition: Index, body: Index) -> tuple[ir.Var, Index, Index]:
-    """An aggregate's variable by the height of its body, so that equal aggregates are one node."""
-    inside = variables(condition) | variables(body)
-    number = 1 + max((v.serial for v in inside if v is not variable), default=0)
-    new = fold.var(variable.name, max(number, 1))
-    return new, substitute(condition, {variable: new}), substitute(body, {variable: new})
-
-
-def counted(body: Lowered) -> Lowered:
-    """A truth value as 1 or 0; numbers as they are."""
-    if isinstance(body, ir.Node) and not value_nodes.is_value(body) and ir.is_truth(body):
-        return fold.choice(body, fold.const(1), fold.const(0))
-    return body
-
-
-def _nest(op: str, body: Index, condition: Index, loops: list[Loop]) -> Index:
-    """Nested one-variable aggregates, innermost last in `loops`."""
-    for loop, low, high in reversed(loops):
-        assert op in ("sum", "min", "max", "any", "all")
-        variable, condition, body = _numbered(loop, condition, body)
-        body = fold.reduce(op, variable, low, high, condition, body)  # type: ignore[arg-type]  # narrowed above
-        extreme = op in ("min", "max")
-        condition = (
-            fold.reduce("any", variable, low, high, fold.truth(True), condition) if extreme else fold.truth(True)
-        )
-    return body
 
 
 def _rebind(scope: LoweringScope, target: checked.Binder | str, token: Token) -> LoweringScope:
@@ -408,244 +379,3 @@ def _head(name: str, scope: LoweringScope) -> Index:
     if name == "kv_head":
         return fold.floordiv(scope.head, fold.extent("group"))
     return scope.head if name == "head" else fold.head_index("batch")
-
-
-def _constant(value: checked.Value) -> Lowered:
-    match value:
-        case bool():
-            return fold.truth(value)
-        case int():
-            return fold.const(value)
-        case Fraction():
-            return exact.from_fraction(value)
-        case tuple():
-            return tuple(_constant(item) for item in value)
-
-
-def _entry(entries: tuple[checked.Value, ...], index: Index) -> Lowered:
-    """An entry of a constant table at a computed index."""
-    if all(isinstance(v, bool) for v in entries):
-        return fold.negation(fold.zero(fold.table_read(tuple(int(bool(v)) for v in entries), index)))
-    if any(isinstance(v, tuple) for v in entries):
-        rows = [v for v in entries if isinstance(v, tuple)]
-        return tuple(_entry(column, index) for column in zip(*rows, strict=True))
-    numbers = [Fraction(v) for v in entries if not isinstance(v, tuple)]
-    below = lcm(*(n.denominator for n in numbers))
-    top = fold.table_read(tuple(int(n * below) for n in numbers), index)
-    return top if below == 1 else Rational(top, fold.const(below))
-
-
-def _element(table: tuple[Lowered, ...], index: Index, span: Span) -> Lowered:
-    if isinstance(index, ir.Const):
-        if not 0 <= index.value < len(table):
-            _fail(span, "A502", f"index {index.value} is outside a list of {len(table)}", "Indices start at 0.")
-        return table[index.value]
-    constants = [_plain(item) for item in table]
-    if all(c is not None for c in constants):
-        return _entry(tuple(c for c in constants if c is not None), index)
-    _unsupported(span, "a computed index into a list whose entries are not constants")
-
-
-def _plain(item: Lowered) -> checked.Scalar | None:
-    match item:
-        case ir.Const() | ir.Truth():
-            return item.value
-        case Rational(num=ir.Const() as n, den=ir.Const() as d) if (
-            d.value
-        ):  # what divides by 0 faults where it is asked
-            return Fraction(n.value, d.value)
-        case _:
-            return None
-
-
-def _is_decay(op: str, operands: tuple[Lowered, ...]) -> bool:
-    """A fraction to a power that differs: exactly, it would soon pass 64 bits."""
-    return op == "pow" and isinstance(operands[0], Rational) and _plain(operands[1]) is None
-
-
-def _is_floating(op: str, operands: tuple[Lowered, ...]) -> bool:
-    """Whether an operation that may be floating point is; constants in binary64 stay constants."""
-    if op in FLOAT_BUILTINS or any(value_nodes.is_value(operand) for operand in operands):
-        return True
-    if op == "share":
-        return True
-    return _is_binary64(op, operands) and any(
-        not isinstance(operand, float) and _plain(operand) is None for operand in operands
-    )
-
-
-def _whole(op: str, value: ir.Value, span: Span) -> Index:
-    """`floor` or `ceil` of a value in binary64, which depends on one integer at most."""
-    found = arguments(value)
-    if len(found) > 1:
-        listed = " and ".join(f"`{print_index(node)}`" for node in sorted(found, key=lambda node: node.digest))
-        _unsupported(span, f"`{op}` of rounded numbers that depend on {listed}, two integers,")
-    if any(variables(node) for node in found):
-        _unsupported(span, f"`{op}` of a rounded number that changes with the variable of a `for`")
-    return ir.intern(ir.RoundToInt("floor" if op == "floor" else "ceil", value))
-
-
-def _floating(op: str, operands: tuple[ir.Value, ...]) -> ir.Value:
-    match op:
-        case "dot":
-            return value_nodes.dot(*operands)
-        case "outer":
-            return value_nodes.outer(*operands)
-        case "matmul":
-            return value_nodes.contract(*operands)
-        case "diag":
-            return value_nodes.diagonal(*operands)
-        case _:
-            return value_nodes.apply(op, *operands)
-
-
-def as_value(lowered: Lowered) -> ir.Value:
-    """Any number as a floating-point one."""
-    match lowered:
-        case float():
-            return value_nodes.number(lowered)
-        case Rational(num=num, den=den):
-            return value_nodes.ratio(num, den)
-        case tuple():
-            raise AssertionError("a list is no number")
-        case _ if value_nodes.is_value(lowered):
-            return lowered
-        case _:
-            return value_nodes.ratio(as_index(lowered), fold.const(1))
-
-
-def _total(op: str, body: ir.Value, condition: Index, loops: list[Loop]) -> ir.Value:
-    """Nested one-variable aggregates of floating-point numbers, innermost last in `loops`."""
-    if op == "mean":
-        count = _nest("sum", fold.const(1), condition, loops)
-        whole = value_nodes.ratio(fold.maximum(count, fold.const(1)), fold.const(1))
-        return value_nodes.apply("div", _total("sum", body, condition, loops), whole)
-    assert op in ("sum", "min", "max")
-    for loop, low, high in reversed(loops):
-        variable, condition, body = _numbered_value(loop, condition, body)
-        body = value_nodes.total(op, variable, low, high, condition, body)  # type: ignore[arg-type]  # narrowed above
-        condition = fold.truth(True)
-    return body
-
-
-def _numbered_value(variable: ir.Var, condition: Index, body: ir.Value) -> tuple[ir.Var, Index, ir.Value]:
-    """As `_numbered`, of floating-point numbers."""
-    inside = variables(condition) | variables(cast("Index", body))
-    number = 1 + max((v.serial for v in inside if v is not variable), default=0)
-    new = fold.var(variable.name, max(number, 1))
-    return new, substitute(condition, {variable: new}), substitute_value(body, {variable: new})
-
-
-def _select(condition: Index, then: Lowered, otherwise: Lowered) -> Lowered:
-    if any(value_nodes.is_value(side) or isinstance(side, float) for side in (then, otherwise)):
-        return value_nodes.select(condition, as_value(then), as_value(otherwise))
-    if isinstance(then, tuple) and isinstance(otherwise, tuple):
-        return tuple(_select(condition, a, b) for a, b in zip(then, otherwise, strict=True))
-    return exact.choice(condition, as_number(then), as_number(otherwise))
-
-
-def as_number(value: Lowered) -> Number:
-    """An integer or rational; the checker has seen to it that it is one."""
-    assert not isinstance(value, float | tuple)
-    assert not value_nodes.is_value(value)
-    return value
-
-
-def as_index(value: Lowered) -> Index:
-    """An integer or a condition."""
-    assert not isinstance(value, Rational | float | tuple)
-    assert not value_nodes.is_value(value)
-    return value
-
-
-_BINARY64 = ("sqrt", "exp", "log", "log2")
-
-
-def _is_binary64(op: str, operands: tuple[Lowered, ...]) -> bool:
-    """Whether an operation leaves the exact numbers: a transcendental function, or a power that is no whole number."""
-    fractional = op == "pow" and isinstance(operands[1], Rational)
-    return op in _BINARY64 or fractional or any(isinstance(operand, float) for operand in operands)
-
-
-def _in_binary64(op: str, operands: tuple[Lowered, ...], span: Span) -> Lowered:
-    """The value of an operation on constants, one of which is or becomes a float."""
-    known = [operand if isinstance(operand, float) else _plain(operand) for operand in operands]
-    if any(value is None for value in known):
-        _unsupported(span, f"`{op}` of what is no constant, in a relation,")
-    try:
-        result = apply(op, tuple(value for value in known if value is not None))
-    except ArithmeticFault as fault:
-        _fail(span, "A901", str(fault), "Integers have 64 bits; every part of a formula must be defined.")
-    return result if isinstance(result, float) else _constant(result)
-
-
-def _apply(op: str, operands: tuple[Number, ...], span: Span) -> Number:
-    match op, operands:
-        case "neg", (a,):
-            return exact.neg(a)
-        case "add", (a, b):
-            return exact.add(a, b)
-        case "sub", (a, b):
-            return exact.sub(a, b)
-        case "mul", (a, b):
-            return exact.mul(a, b)
-        case "div", (a, b):
-            return exact.div(a, b)
-        case "floordiv", (a, b):
-            return exact.floordiv(a, b)
-        case "mod", (a, b):
-            return exact.mod(a, b)
-        case "pow", (a, b):
-            return exact.power(a, exact.floor(b))
-        case (("lt" | "le" | "gt" | "ge" | "eq" | "ne"), (a, b)):
-            return _compare(op, a, b)
-        case _:
-            return _function(op, operands, span)
-
-
-def _compare(op: str, a: Number, b: Number) -> Index:
-    match op:
-        case "lt":
-            return exact.less(a, b)
-        case "le":
-            return exact.less_equal(a, b)
-        case "gt":
-            return exact.less(b, a)
-        case "ge":
-            return exact.less_equal(b, a)
-        case "eq":
-            return exact.equal(a, b)
-        case _:
-            return fold.negation(exact.equal(a, b))
-
-
-def _function(op: str, operands: tuple[Number, ...], span: Span) -> Number:
-    match op, operands:
-        case "abs", (a,):
-            return exact.absolute(a)
-        case "min", _:
-            return accumulate(exact.minimum, operands)
-        case "max", _:
-            return accumulate(exact.maximum, operands)
-        case "clamp", (x, low, high):
-            return exact.minimum(exact.maximum(x, low), high)
-        case "floor", (a,):
-            return exact.floor(a)
-        case "ceil", (a,):
-            return exact.ceil(a)
-        case "power_of_two", (a,):
-            n = exact.floor(a)
-            highest_bit = fold.power(fold.const(2), fold.add(fold.function("bitlen", n), fold.const(-1)))
-            return fold.conjunction(fold.less(fold.const(0), n), fold.equal(n, highest_bit))
-        case (("isqrt" | "bitlen" | "bitand" | "bitor" | "xor"), _):
-            return fold.function(op, *(exact.floor(a) for a in operands))
-        case _:
-            _unsupported(span, f"`{op}` in a relation")
-
-
-def _unsupported(span: Span, what: str) -> NoReturn:
-    _fail(span, "A701", f"{what} is not supported yet", "Write it with integer functions, or as a table of parameters.")
-
-
-def _fail(span: Span, code: str, message: str, remedy: str) -> NoReturn:
-    raise SpecError((Diagnostic(code, message, Label(span), help=remedy),))

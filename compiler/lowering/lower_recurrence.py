@@ -8,7 +8,8 @@ from typing import cast
 
 from attnc.compiler import fold, ir, value_nodes
 from attnc.compiler.ir import Index
-from attnc.compiler.lowering.lower_expressions import Lowering, LoweringScope, as_value, number_of
+from attnc.compiler.lowering.lower_expressions import Lowering, LoweringScope
+from attnc.compiler.lowering.lowered_operations import as_value, number_of
 from attnc.spec import program as checked
 from attnc.spec.diagnostics import Diagnostic, Label
 from attnc.spec.errors import SpecError

@@ -9,9 +9,10 @@ from attnc.compiler import fold, ir, value_nodes
 from attnc.compiler.heads import heads_read
 from attnc.compiler.ir import Index
 from attnc.compiler.lowering.lower_attention import AttentionContext, AttentionLowering, KeyNaming, refuse
-from attnc.compiler.lowering.lower_expressions import Lowered, LoweringScope, as_index, as_value, number_of
+from attnc.compiler.lowering.lower_expressions import LoweringScope
 from attnc.compiler.lowering.lower_round import is_list, members_of
 from attnc.compiler.lowering.lower_units import Numbered, UnitMembers
+from attnc.compiler.lowering.lowered_operations import Lowered, as_index, as_value, number_of
 from attnc.compiler.lowering.members import Term, asked_through, divides, joined, member_name, size_of
 from attnc.compiler.rewrite import substitute
 from attnc.spec import program as checked

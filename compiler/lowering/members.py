@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from attnc.compiler import fold, ir, value_nodes
 from attnc.compiler.ir import Index
 from attnc.compiler.lowering import rational as exact
-from attnc.compiler.lowering.lower_expressions import Lowered, as_index, as_number, as_value, counted
 from attnc.compiler.lowering.lower_units import LinearUnit, UnitMembers
+from attnc.compiler.lowering.lowered_operations import Lowered, as_index, as_number, as_value, counted
 from attnc.compiler.lowering.rational import Number
 from attnc.spec import program as checked
 from attnc.spec.checks.measure import expressions_of_selection, selections_read

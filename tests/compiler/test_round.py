@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from attnc.compiler import ir
-from attnc.compiler.analysis import exact_evaluation
+from attnc.compiler.analysis import array_evaluator, exact_evaluation
 from attnc.compiler.analysis.live_tiles import TileGrid, find_live_tiles
 from attnc.compiler.lowering.lower import lower
 from attnc.compiler.lowering.specialise import CallSizes, Slices, specialise
@@ -177,7 +177,7 @@ def test_no_token_is_looked_at_where_intervals_decide(monkeypatch: Any) -> None:
     lanes: list[int] = []
     evaluate = exact_evaluation.values
 
-    def counting(node: ir.Index, at: exact_evaluation.PointBatch, *rest: Any, **more: Any) -> Any:
+    def counting(node: ir.Index, at: array_evaluator.PointBatch, *rest: Any, **more: Any) -> Any:
         lanes.append(len(at))
         return evaluate(node, at, *rest, **more)
 

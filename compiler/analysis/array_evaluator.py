@@ -1,0 +1,412 @@
+"""One evaluation of a specialised relation on numpy arrays, in 64-bit integers or in Python's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import isqrt, prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnc.compiler.analysis.aggregates import TooManyStepsError, lanes_read, narrowed, spend
+from attnc.compiler.ir import (
+    Arith,
+    Bool,
+    Compare,
+    Const,
+    Coord,
+    DataRead,
+    ExactSelect,
+    Index,
+    Linear,
+    Not,
+    Position,
+    Reduce,
+    TableRead,
+    Truth,
+    UnitCondition,
+    Var,
+    is_truth,
+)
+from attnc.spec.errors import EvaluationError
+from attnc.spec.source import Span
+
+Array = NDArray[Any]
+Int64 = NDArray[np.int64]
+Alive = NDArray[np.bool_]
+
+WORD = 1 << 63
+
+AT_ONCE = 1 << 21
+"""An aggregate with at most this many values over all lanes is evaluated without a loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class PointBatch:
+    """Values of variables, a lane an entry, and in each lane a query and a key for a fault to name."""
+
+    variables: Mapping[Var, Int64]
+    q: Int64
+    k: Int64
+
+    def __len__(self) -> int:
+        return len(self.q)
+
+    def take(self, which: NDArray[Any] | slice, more: Mapping[Var, Int64] | None = None) -> PointBatch:
+        """Some of the lanes, by mask or number, with more variables."""
+        taken = {variable: value[which] for variable, value in self.variables.items()}
+        return PointBatch({**taken, **(more or {})}, self.q[which], self.k[which])
+
+
+class ArrayEvaluator:
+    """One evaluation; `alive` marks the lanes whose value is asked for. `known`: nodes that have a value already."""
+
+    def __init__(
+        self, q: Array, k: Array, wide: bool, origins: Mapping[Index, Span], known: Mapping[Index, Array] | None = None
+    ) -> None:
+        self._places = {"q": q, "k": k}
+        self._known = dict(known or {})
+        self._wide = wide
+        self._dtype: Any = object if wide else np.int64
+        self._origins = origins
+        self._variables: dict[Var, Array] = {}
+
+    # --- truth values ---
+
+    def truth(self, node: Index, alive: Alive) -> Alive:
+        """Return the truth values of a node, one a lane."""
+        match node:
+            case Truth():
+                return np.full((1, 1), node.value)
+            case Compare():
+                return self._sign(node, alive)
+            case Bool():
+                return self._junction(node, alive)
+            case Not():
+                return ~self.truth(node.operand, alive)
+            case ExactSelect():
+                condition = self.truth(node.condition, alive)
+                then = self.truth(node.then, alive & condition)
+                return np.where(condition, then, self.truth(node.otherwise, alive & ~condition))
+            case DataRead():
+                return np.asarray(self._read(node, alive), dtype=np.bool_)
+            case Reduce():
+                return np.asarray(self._reduce(node, alive), dtype=np.bool_)
+            case UnitCondition():
+                return self._rounded(node, alive)
+            case _:
+                raise AssertionError(f"not a truth value: {node}")
+
+    def _sign(self, node: Compare, alive: Alive) -> Alive:
+        """A comparison with 0; of a sum of what rows and what keys alone decide, these with each other."""
+        if self._wide or not isinstance(node.value, Linear):
+            value = self.integer(node.value, alive)
+            return np.asarray(value >= 0 if node.op == "ge" else value == 0, dtype=np.bool_)
+        rows: Array = np.array([[node.value.constant]], dtype=np.int64)
+        keys: Array = np.zeros((1, 1), dtype=np.int64)
+        for term, coefficient in node.value.terms:
+            own = self.integer(term, alive)
+            if own.shape[-1] == 1:
+                rows = rows + own * coefficient
+            else:
+                keys = keys - own * coefficient
+        return np.asarray(rows >= keys if node.op == "ge" else rows == keys)
+
+    def bind(self, variable: Var, value: Array) -> None:
+        """Give a variable its value in each lane."""
+        self._variables[variable] = value.astype(self._dtype)
+
+    def _rounded(self, node: UnitCondition, alive: Alive) -> Alive:
+        """Each pair of units once: rows of one unit, and keys of one, are alike."""
+        from attnc.compiler.analysis.block_conditions import decide
+
+        q, k = self._places["q"].ravel().astype(np.int64), self._places["k"].ravel().astype(np.int64)
+        q_units, k_units = self._unit_values(node.q_units, len(q)), self._unit_values(node.k_units, len(k))
+        (q_at, rows), (k_at, keys) = _distinct(q_units), _distinct(k_units)
+        asked = np.zeros((len(q_at), len(k_at)), dtype=np.bool_)
+        row, key = np.nonzero(np.broadcast_to(alive, (len(q), len(k))))
+        asked[rows[row], keys[key]] = True
+        a, b = np.nonzero(asked)
+        at_q, at_k = q_at[a], k_at[b]
+        variables = dict(zip(node.q_vars, q_units[:, at_q], strict=True))
+        variables |= dict(zip(node.k_vars, k_units[:, at_k], strict=True))
+        asked[a, b] = decide(node.keep, PointBatch(variables, q[at_q], k[at_k]), self._origins)
+        return asked[rows[:, None], keys[None, :]]
+
+    def _unit_values(self, units: tuple[Index, ...], length: int) -> Int64:
+        """The values of units in each row, or for each key: (units, length)."""
+        everywhere = np.ones((1, 1), dtype=np.bool_)
+        values = [self.integer(unit, everywhere).astype(np.int64).ravel() for unit in units]
+        return np.stack([np.broadcast_to(value, length) for value in values])
+
+    def _junction(self, node: Bool, alive: Alive) -> Alive:
+        conjunction = node.op == "and"
+        result = np.full((1, 1), conjunction)
+        for i, operand in enumerate(node.operands):
+            open_lanes = alive & (result if conjunction else ~result) if i else alive
+            if not open_lanes.any():
+                break
+            value = self.truth(operand, open_lanes)
+            result = result & value if conjunction else result | value
+        return result
+
+    # --- integers ---
+
+    def integer(self, node: Index, alive: Alive) -> Array:
+        """Return the integers of a node, one a lane."""
+        match node:
+            case Const():
+                return np.array([[node.value]], dtype=self._dtype)
+            case Position() | Var():
+                return self._places[node.name] if isinstance(node, Position) else self._variables[node]
+            case Linear():
+                return self._linear(node, alive)
+            case Coord():
+                return self._coordinate(node, alive)
+            case Arith():
+                found = self._known.get(node)
+                return self._kept(node, self._arith(node, alive), alive) if found is None else found
+            case TableRead():
+                index = self._checked_index(node, self.integer(node.index, alive), len(node.values), alive)
+                return np.array(node.values, dtype=self._dtype)[index]
+            case DataRead():
+                return self._read(node, alive).astype(self._dtype)
+            case ExactSelect():
+                condition = self.truth(node.condition, alive)
+                then = self.integer(node.then, alive & condition)
+                return np.where(condition, then, self.integer(node.otherwise, alive & ~condition))
+            case Reduce():
+                return self._reduce(node, alive)
+            case _:
+                raise AssertionError(f"not specialised: {node}")
+
+    def _linear(self, node: Linear, alive: Alive) -> Array:
+        total = np.array([[node.constant]], dtype=self._dtype)
+        for term, coefficient in node.terms:
+            value = self.integer(term, alive)
+            total = total + (value if coefficient == 1 else value * coefficient)
+        return self._in_word(node, total, alive)
+
+    def _coordinate(self, node: Coord, alive: Alive) -> Array:
+        if node in self._known:
+            return self._known[node]
+        position = self.integer(node.position, alive) - self.integer(node.offset, alive)
+        value = position // self.integer(node.stride, alive)
+        return value if node.extent is None else value % self.integer(node.extent, alive)
+
+    def _kept(self, node: Index, value: Array, alive: Alive) -> Array:
+        """`value`, known from now on if every lane has asked for it, it reads no variable and is of one place."""
+        if alive.size == 1 and alive.item() and not self._variables and 1 in value.shape:
+            self._known[node] = value
+        return value
+
+    def _arith(self, node: Arith, alive: Alive) -> Array:
+        operands = [self.integer(operand, alive) for operand in node.operands]
+        match node.op:
+            case "mul":
+                return self._in_word(node, operands[0] * operands[1], alive)
+            case "floordiv":
+                return operands[0] // self._divisor(node, operands[1], alive)
+            case "mod":
+                return operands[0] % self._divisor(node, operands[1], alive)
+            case "pow":
+                return self._power(node, operands[0], operands[1], alive)
+            case "min" | "max":
+                extreme = np.minimum if node.op == "min" else np.maximum
+                result = operands[0]
+                for operand in operands[1:]:
+                    result = extreme(result, operand)
+                return result
+            case "abs":
+                return self._in_word(node, np.abs(operands[0]), alive)
+            case _:
+                return self._function(node, operands, alive)
+
+    def _function(self, node: Arith, operands: list[Array], alive: Alive) -> Array:
+        match node.op:
+            case "bitand":
+                return operands[0] & operands[1]
+            case "bitor":
+                return operands[0] | operands[1]
+            case "xor":
+                return operands[0] ^ operands[1]
+            case _:
+                negative = operands[0] < 0
+                self._fault(node, negative, alive, f"{node.op} of a negative number")
+                n = np.where(negative, 0, operands[0])
+                return _bitlen(n) if node.op == "bitlen" else _isqrt(n)
+
+    def _power(self, node: Arith, base: Array, exponent: Array, alive: Alive) -> Array:
+        self._fault(node, exponent < 0, alive, "a negative exponent")
+        if not self._wide:  # no power passes 64 bits here, in any lane
+            return np.asarray(np.power(base, np.maximum(exponent, 0)), dtype=np.int64)
+        huge = (exponent > 63) & (np.abs(base) > 1)
+        self._fault(node, huge, alive, "a number past 64 bits")
+        calm = np.where((exponent < 0) | huge, 0, exponent)
+        calm = np.where(exponent > 64, 64 + exponent % 2, calm)  # of 0, 1 and -1 only the parity matters
+        value = np.power(base.astype(object), np.where(huge, 0, calm).astype(object))
+        return self._in_word(node, value, alive).astype(self._dtype)
+
+    # --- aggregates and reads ---
+
+    def _reduce(self, node: Reduce, alive: Alive) -> Array:
+        """An aggregate, once for all lanes between which it does not differ."""
+        shape = lanes_read(node, self._places, self._variables)
+        fewer, known = narrowed(alive, shape), dict(self._variables)
+        try:
+            return self._reduced(node, fewer, shape)
+        except TooManyStepsError as error:
+            raise error.at(self._origins.get(node)) from None
+        except EvaluationError:
+            if fewer is alive:
+                raise
+            self._variables = known  # again, for the first pair that it concerns
+            return self._reduced(node, alive, shape)
+
+    def _reduced(self, node: Reduce, alive: Alive, shape: tuple[int, ...]) -> Array:
+        low, high = self.integer(node.low, alive), self.integer(node.high, alive)
+        result, found = self._start(node), np.zeros((1, 1), dtype=np.bool_)
+        wanted = np.broadcast_to(alive & (low < high), np.broadcast_shapes(alive.shape, low.shape, high.shape))
+        if wanted.any():
+            first = int(np.where(wanted, low, WORD - 1).min())
+            last = int(np.where(wanted, high, -WORD).max())
+            shape = np.broadcast_shapes(shape, wanted.shape)
+            at_once = self._reduce_at_once(node, alive, low, high, range(first, last), shape)
+            if at_once is not None:
+                return at_once
+            spend(node, last - first, prod(shape), self._origins, wide=self._wide)
+            for i in range(first, last):
+                self._variables[node.var] = np.full((1, 1), i, dtype=self._dtype)
+                inside = alive & (low <= i) & (i < high)
+                inside = inside & self.truth(node.condition, inside)
+                if inside.any():
+                    result = self._step(node, result, found, inside)
+                    found = found | inside
+        if node.op in ("min", "max"):
+            self._fault(node, ~found, alive, f"`{node.op}` of nothing")
+        return result
+
+    def _reduce_at_once(
+        self, node: Reduce, alive: Alive, low: Array, high: Array, span: range, shape: tuple[int, ...]
+    ) -> Array | None:
+        """The aggregate with an axis for its variable; None where that is too much, or where some value is a fault.
+
+        A fault counts only if the loop, which stops where the answer is known, would meet it.
+        """
+        if self._wide or prod(shape) * (span.stop - span.start) > AT_ONCE:
+            return None
+        spend(node, 1, prod(shape) * (span.stop - span.start), self._origins, wide=False)
+        i = np.arange(span.start, span.stop, dtype=np.int64).reshape(-1, *[1] * len(shape))
+        known = dict(self._variables)
+        self._variables[node.var] = i
+        try:
+            inside = alive & (low <= i) & (i < high)
+            inside = inside & self.truth(node.condition, inside)
+            return self._collected(node, inside, alive)
+        except TooManyStepsError:
+            raise
+        except EvaluationError:
+            return None
+        finally:
+            self._variables = known
+
+    def _collected(self, node: Reduce, inside: Alive, alive: Alive) -> Array:
+        """An aggregate over the first axis of its lanes."""
+        if is_truth(node):
+            body = self.truth(node.body, inside)
+            return np.asarray((inside & body).any(0) if node.op == "any" else (~inside | body).all(0))
+        body = self.integer(node.body, inside)
+        if node.op == "sum":
+            return np.asarray(np.where(inside, body, 0).sum(0))
+        self._fault(node, ~inside.any(0), alive, f"`{node.op}` of nothing")
+        if node.op == "min":
+            return np.asarray(np.where(inside, body, WORD - 1).min(0))
+        return np.asarray(np.where(inside, body, -WORD).max(0))
+
+    def _start(self, node: Reduce) -> Array:
+        if is_truth(node):
+            return np.full((1, 1), node.op == "all")
+        return np.zeros((1, 1), dtype=self._dtype)
+
+    def _step(self, node: Reduce, result: Array, found: Alive, inside: Alive) -> Array:
+        match node.op:
+            case "any":
+                return result | (inside & self.truth(node.body, inside & ~result))
+            case "all":
+                return result & (~inside | self.truth(node.body, inside & result))
+            case "sum":
+                value = self.integer(node.body, inside)
+                return self._in_word(node, result + np.where(inside, value, 0), inside)
+            case _:
+                value = self.integer(node.body, inside)
+                extreme = np.minimum if node.op == "min" else np.maximum
+                return np.where(inside, np.where(found, extreme(result, value), value), result)
+
+    def _read(self, node: DataRead, alive: Alive) -> Array:
+        at = [
+            self._checked_index(node, self.integer(index, alive), size, alive)
+            for index, size in zip(node.indices, node.data.array.shape, strict=True)
+        ]
+        if not at:
+            return node.data.array.reshape(1, 1)
+        if 0 in node.data.array.shape:
+            return np.zeros((1, 1), dtype=node.data.array.dtype)
+        return np.asarray(node.data.array[tuple(np.broadcast_arrays(*at))])
+
+    # --- faults ---
+
+    def _checked_index(self, node: Index, index: Array, size: int, alive: Alive) -> NDArray[np.int64]:
+        outside = (index < 0) | (index >= size)
+        name = f"`{node.data.name}`" if isinstance(node, DataRead) else "a list"
+        self._fault(node, outside, alive, f"an index outside {name}, which has {size} entries there")
+        return np.where(outside, 0, index).astype(np.int64)
+
+    def _divisor(self, node: Index, divisor: Array, alive: Alive) -> Array:
+        zero = divisor == 0
+        self._fault(node, zero, alive, "division by zero")
+        return np.where(zero, 1, divisor)
+
+    def _in_word(self, node: Index, value: Array, alive: Alive) -> Array:
+        if self._wide:
+            self._fault(node, (value >= WORD) | (value < -WORD), alive, "a number past 64 bits")
+        return value
+
+    def _fault(self, node: Index, bad: Any, alive: Alive, what: str) -> None:
+        found = np.asarray(bad, dtype=np.bool_)
+        if not found.any():
+            return
+        lanes = found & alive
+        if not lanes.any():
+            return
+        shapes = (lanes.shape, self._places["q"].shape, self._places["k"].shape)
+        full = np.broadcast_to(lanes, np.broadcast_shapes(*shapes))
+        at = tuple(np.argwhere(full)[0][-2:])
+        q, k = (np.broadcast_to(self._places[place], full.shape[-2:])[at] for place in ("q", "k"))
+        raise EvaluationError("A901", f"{what}, at query row {q} and key {k}", self._origins.get(node))
+
+
+def _distinct(values: Int64) -> tuple[Int64, Int64]:
+    """A column of each kind, and for every column the number of its kind."""
+    _, first, number = np.unique(values, axis=1, return_index=True, return_inverse=True)
+    return first, number.reshape(-1)
+
+
+def _bitlen(n: Array) -> Array:
+    """Bits of n ≥ 0. frexp is exact to 2^53; larger ones take the long way."""
+    if n.dtype == object or int(n.max(initial=0)) >= 1 << 53:
+        return _one_by_one(lambda x: x.bit_length(), n)
+    return np.asarray(np.frexp(n.astype(np.float64))[1], dtype=np.int64)
+
+
+def _isqrt(n: Array) -> Array:
+    if n.dtype == object or int(n.max(initial=0)) >= 1 << 52:
+        return _one_by_one(isqrt, n)
+    root = np.sqrt(n.astype(np.float64)).astype(np.int64)
+    return np.asarray(root - (root * root > n))
+
+
+def _one_by_one(function: Callable[[int], int], n: Array) -> Array:
+    values = [function(int(x)) for x in n.ravel()]
+    return np.array(values, dtype=n.dtype).reshape(n.shape)
