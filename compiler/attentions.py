@@ -45,7 +45,7 @@ def asked(roots: Iterable[Value | Index]) -> set[Tensor]:
 
 
 def asked_by_selection(item: Selection) -> set[Tensor]:
-    """The same of a selection."""
+    """Return the truth tensors that a selection reads."""
     return asked([item.score, item.candidates, item.keep, item.always])
 
 
@@ -68,7 +68,7 @@ def open_choices(pattern: Pattern) -> Pattern:
 
 
 def might_hold(condition: Index, open_: set[Tensor], hopes: bool = True) -> Index:
-    """What holds wherever a condition might, whatever some truth tensors hold; of `hopes` false: wherever it must."""
+    """Return a condition that holds wherever `condition` may hold; with `hopes` false, only where it must."""
     if not asked([condition]) & open_:
         return condition
     match condition:

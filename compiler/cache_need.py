@@ -40,7 +40,7 @@ class CacheNeed:
 
 
 def cache_need(pattern: Pattern, heads: int, group: int) -> CacheNeed | None:
-    """Of a pattern over any number of tokens whose relation reads no inputs, for so many heads, `group` to a kv head.
+    """Return the cache that decoding needs, for any number of tokens, or None where the relation reads inputs.
 
     None where it may need all tokens, or that is not known after a few seconds.
     """
@@ -66,7 +66,7 @@ def cache_need(pattern: Pattern, heads: int, group: int) -> CacheNeed | None:
 
 
 def needed_by_all(needs: Iterable[CacheNeed | None]) -> CacheNeed | None:
-    """What is enough for each of them."""
+    """Return the smallest need that covers all needs."""
     first, last = 0, 0
     for one in needs:
         if one is None:

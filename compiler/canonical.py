@@ -98,7 +98,7 @@ class Writer:
         raise TypeError(f"{type(value).__name__} is no part of an IR")
 
     def _structure(self, value: Any) -> bytes:
-        """Of a dataclass: its kind and its fields."""
+        """Return the digest of a dataclass, from its kind and its fields."""
         match value:
             case Span():
                 return b""

@@ -63,11 +63,11 @@ class CountedIsl:
         return int(value.to_str())
 
     def made(self, make: Callable[[], Any]) -> Any:
-        """What isl makes, in as few pieces as it finds."""
+        """Return a set that isl builds, in as few pieces as isl finds."""
         return self.step(lambda: self.small(make()))
 
     def step(self, make: Callable[[], T]) -> T:
-        """What isl says, in the steps that it takes. Raises UndecidedError where the time for them is lacking."""
+        """Run one isl operation against the step budget. Raises UndecidedError where the budget is spent."""
         for operations in (OPERATIONS << doubled for doubled in range(32)):
             start = monotonic()
             if start > self._until:
@@ -85,7 +85,7 @@ class CountedIsl:
         raise UndecidedError("isl takes too long")
 
     def small(self, made: Any) -> Any:
-        """The same in as few pieces as isl finds. Raises UndecidedError where they are many."""
+        """Coalesce a set. Raises UndecidedError where it keeps many pieces."""
         try:
             made = made.coalesce()
         except self.isl.Error as error:
@@ -112,7 +112,7 @@ class CountedIsl:
         return found
 
     def _least(self, points: Sets, position: int, found: Triple) -> tuple[Sets, Triple]:
-        """Those of the points, one of which was found, with the least coordinate, and one of them."""
+        """Return the points that minimise one coordinate, and one of these points as witness."""
         low = 0
         while low < found[position]:
             below = self._between(points, position, low, (low + found[position]) // 2)
@@ -128,7 +128,7 @@ class CountedIsl:
         return self.step(lambda: points.lower_bound_val(*at, self.value(low)).upper_bound_val(*at, self.value(high)))
 
     def _sample(self, points: Sets) -> Triple | None:
-        """One of the points; None if there is none."""
+        """Return a point of the set, or None where it is empty."""
         lacking: UndecidedError | None = None
         for part in points.get_basic_sets():
             try:

@@ -151,7 +151,7 @@ def _sum(changes: list[_Change]) -> _Change:
 
 
 def _operands(node: Value, change: _Change) -> Iterable[tuple[Value, _Change]] | None:
-    """What a change of a node asks of its operands; None of an atom."""
+    """Return the operands of a node with the change that each receives; None for an atom."""
     if isinstance(node, FloatSelect):
         other = fold.negation(node.condition)
         return [(node.then, change.chosen(node.condition)), (node.otherwise, change.chosen(other))]
@@ -251,7 +251,7 @@ def _of_power(node: Value, base: Value, exponent: Value, change: _Change) -> Ite
 
 
 def _of_extreme(op: str, operands: tuple[Value, ...], change: _Change) -> Iterable[tuple[Value, _Change]]:
-    """Of equal operands the first has all of it."""
+    """Return the operands of a minimum or maximum with their changes; of equal operands the first receives all of it."""
     *rest, last = operands
     if not rest:
         return [(last, change)]

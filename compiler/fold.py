@@ -383,7 +383,7 @@ def _junction(op: Literal["and", "or"], nodes: Iterable[Index]) -> Index:
 
 
 def _tightened(op: Literal["and", "or"], operands: tuple[Index, ...]) -> tuple[Index, ...]:
-    """Of bounds on one sum only the one that decides, at the place of the first: what it guards stays guarded."""
+    """Keep the deciding bound of each sum, where its first bound stood, so that it still guards what follows."""
     bounds: dict[tuple[tuple[Index, int], ...], list[Compare]] = {}
     for operand in operands:
         if isinstance(operand, Compare) and operand.op == "ge":
@@ -412,7 +412,7 @@ def _crosses(op: str, terms: _Terms, same: list[Compare], bounds: dict[_Terms, l
 
 
 def product(factors: Iterable[Index]) -> Index:
-    """Of any number of factors, left to right."""
+    """Return the product of factors, left to right."""
     result: Index = const(1)
     for factor in factors:
         result = mul(result, factor)

@@ -1,4 +1,4 @@
-"""Which heads expressions are alike for."""
+"""The head index that an expression depends on: query head, kv head or none."""
 
 from __future__ import annotations
 

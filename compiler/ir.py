@@ -538,7 +538,7 @@ class Eye(Node):
 
 @dataclass(frozen=True, eq=False)
 class Solve(Node):
-    """What a matrix makes a vector of; by so many `steps` of conjugate gradients, or exactly."""
+    """The solution of a linear system, exact or after `steps` of conjugate gradients."""
 
     operand_fields = ("matrix", "vector")
 
@@ -588,7 +588,7 @@ class VisibleReduce(Node):
 
 @dataclass(frozen=True, eq=False)
 class Ranking(Node):
-    """Of a candidate of a selection: its `rank`, the `mass` of those before it, or its own `score`."""
+    """A candidate's `rank` in its selection, the `mass` of the candidates before it, or its `score`."""
 
     name: Literal["rank", "mass", "score"]
 
@@ -666,7 +666,7 @@ class Attend:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Selection:
-    """What each row chooses of its places: `given`, a truth tensor by batch entry, heads, row and place.
+    """The blocks that each row selects: `given`, a truth tensor by batch entry, heads, row and block.
 
     Of heads it has `head`, `kv_head`, or no dimension, as few as the choice depends on. In its expressions place q is
     the row, place k what is chosen. `rows`: how many there are where they are no queries; `row_of`: the row that the
@@ -696,7 +696,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
-    """What a recurrence carries, of each batch entry and head; every entry is `start` before the first token."""
+    """A state of a recurrence, for each batch entry and head; every entry is `start` before the first token."""
 
     name: str
     dims: tuple[str | int, ...]
@@ -795,7 +795,7 @@ class Pattern:
 
     @property
     def packed(self) -> Pattern:
-        """The same over several sequences in one, which the tensor `cu_seqlens` cuts."""
+        """Return the pattern over packed sequences, whose boundaries are in the tensor `cu_seqlens`."""
         boundaries = intern(Tensor("cu_seqlens", "int", (BOUNDARIES,)))
         return replace(self, tensors=(*self.tensors, boundaries), documents=boundaries, needs_align=True)
 

@@ -48,7 +48,7 @@ def join_documents(pattern: Pattern, shape: CallShape) -> tuple[Pattern, CallSha
 
 
 class _Tables:
-    """What is known of each token's document, by query and by key."""
+    """Tables of each token's document, by query and by key."""
 
     def __init__(self, batched: bool) -> None:
         self._lead = ("batch",) if batched else ()

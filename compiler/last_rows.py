@@ -19,7 +19,7 @@ class OtherRowsError(Exception):
 
 @verified
 def last_rows(pattern: Pattern) -> Pattern:
-    """The same of the last queries of as many as there are keys: query i of n stands at `keys - n + i`.
+    """Return the pattern for the last queries of as many as there are keys: query i of n stands at `keys - n + i`.
 
     Raises OtherRowsError.
     """
@@ -62,7 +62,7 @@ def _of_selection(item: Selection) -> Selection:
 
 
 def _read_by(item: Selection) -> Iterator[str]:
-    """What a choice is made by that no cache holds."""
+    """Yield what a selection reads that no cache holds."""
     roots = [item.score, item.candidates, item.keep, item.always]
     if item.pairs or any(_OF_FAMILY in root.below for root in roots):
         yield "the choices"
@@ -82,7 +82,7 @@ def _check(pattern: Pattern, node: Attend) -> None:
 
 
 def _read(roots: list[Value | Index]) -> Iterator[str]:
-    """What is read of queries, by name, elsewhere than at the row's own place."""
+    """Yield the names of query tensors that are read at another position than the row's."""
     own = fold.place("q")
     for root in roots:
         for below in root.below:

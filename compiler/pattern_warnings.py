@@ -1,4 +1,4 @@
-"""What is doubtful in a pattern that compiles: rows without a key, a future left open, numbers past 32 bits, conditions
+"""Warnings about a pattern that compiles: rows without a key, a future left open, numbers past 32 bits, conditions
 that decide nothing. Each is looked for where a sample of tokens or intervals can show it, and proves what it says.
 """
 

@@ -74,7 +74,7 @@ def pointwise(pattern: Pattern, shape: CallShape) -> Pointwise:
 def pointwise_value(
     pattern: Pattern, shape: CallShape, value: Value, lengths: Mapping[str, tuple[int, ...]]
 ) -> Pointwise:
-    """The same of a number: what it reads of vectors and sums over keys is left to be refused by whoever reads it.
+    """Return a number as a pointwise value; its reads of vectors and sums over keys are left for the caller to refuse.
 
     `lengths`: the shapes of the floating inputs. Raises NotPointwiseError.
     """
@@ -120,7 +120,7 @@ def _sized(relation: Index, shape: CallShape) -> Index:
 
 
 def _by_row(root: Index, pattern: Pattern, shape: CallShape, lengths: Mapping[str, tuple[int, ...]]) -> Index:
-    """What reads positions of queries, reading rows, and of inputs of one batch entry this one."""
+    """Return the expression by row: query positions become rows, inputs by batch those of this entry."""
     shift = fold.const(whole(shape.n_q, shape.n_k, pattern.align).shift)
 
     def change(node: Index) -> Index | None:
@@ -175,7 +175,7 @@ class _LoopTables:
         raise NotPointwiseError(f"`{node.op}` over {fold.UNROLL} terms or more that read the query and the key")
 
     def _by_place(self, node: Index, place: str) -> Index:
-        """What one place decides: an entry for each."""
+        """Return a table of a node that one position decides, an entry for each position."""
         rows, keys = ((0, self._shape.n_q), (0, 1)) if place == "q" else ((0, 1), (0, self._shape.n_k))
 
         def entries(own: Index) -> tuple[Table]:

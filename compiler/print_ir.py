@@ -146,7 +146,7 @@ def _recur(recur: Recur) -> Iterator[str]:
 
 
 def _derivatives(node: Attend) -> tuple[Derivative, ...]:
-    """What the backward of a score takes; of `scale * dot(q, k)` it goes without saying."""
+    """Return the derivatives that a score's backward needs; none for `scale * dot(q, k)`, whose backward is implied."""
     return derivatives(node.score) if is_scored(node) and not is_default(node.score) else ()
 
 

@@ -91,7 +91,7 @@ def dot(left: Value, right: Value) -> Value:
 
 
 def select(condition: Index, then: Value, otherwise: Value) -> Value:
-    """One of two values."""
+    """Return `then` where the condition holds, else `otherwise`."""
     if isinstance(condition, Truth):
         return then if condition.value else otherwise
     return then if then is otherwise else intern(FloatSelect(condition, then, otherwise))
@@ -103,7 +103,7 @@ def pick(vector: Value, index: Index) -> Value:
 
 
 def part(vector: Value, number: int, of: int) -> Value:
-    """One of several equal parts of a vector."""
+    """Return part `number` of `of` equal parts of a vector."""
     return intern(VectorPart(vector, number, of))
 
 
@@ -118,7 +118,7 @@ def eye(size: Index) -> Value:
 
 
 def solve(matrix: Value, vector: Value, steps: int | None = None) -> Value:
-    """What a matrix makes a vector of; by conjugate gradients where `steps` are given."""
+    """Return the solution of a linear system; by conjugate gradients where `steps` is given."""
     return intern(Solve(matrix, vector, steps))
 
 
@@ -133,20 +133,20 @@ def extra_of(node: Attend) -> Value | None:
 
 
 def values_of(node: Attend) -> list[Value]:
-    """What a node computes: its score, weights or extra logits, and value."""
+    """Return the values that an attention computes: its score, weights or extra logits, and value."""
     weights = node.weights.extra if isinstance(node.weights, Softmax) else node.weights
     return [value for value in (node.score, weights, node.value) if value is not None]
 
 
 def output(node: Attend) -> Tensor:
-    """What a node gave, as a tensor."""
+    """Return the output of an attention as a tensor."""
     family = () if node.family is None else (f"{node.name}.members",)
     width = (f"{node.name}.width",) if rank(node.value) or node.stack is not None else ()
     return intern(Tensor(node.name, "real", ("batch", "head", "query", *family, *width)))
 
 
 def output_of_state(recur: Recur) -> Tensor:
-    """What a branch with a state gave, or a family of them, as a tensor."""
+    """Return the output of a stateful branch, or of a family of them, as a tensor."""
     family = () if recur.member is None else (f"{recur.name}.members",)
     return intern(Tensor(recur.name, "real", ("batch", "head", "query", *family, f"{recur.name}.width")))
 
@@ -158,7 +158,7 @@ def output_lse(node: Attend) -> Tensor:
 
 
 def ranking(name: Literal["rank", "mass", "score"]) -> Value:
-    """What is known of a candidate."""
+    """Return the rank, mass or score of a candidate."""
     return intern(Ranking(name))
 
 
@@ -288,7 +288,7 @@ def passes(node: Attend) -> int:
 
 
 def _passes(node: Value) -> int:
-    """Of what is added up over the keys: sums that multiply or divide the whole are made in the same pass."""
+    """Return the number of passes over the keys; sums that multiply or divide the whole share a pass."""
     apart = [n for n in _factors(node) if isinstance(n, VisibleReduce)]
     rest = [n for n in _factors(node) if not isinstance(n, VisibleReduce)]
     inside = [n for factor in rest for n in _seen(factor)]
@@ -296,7 +296,7 @@ def _passes(node: Value) -> int:
 
 
 def _factors(node: Value) -> list[Value]:
-    """What a value is a product, quotient, or sum of such, of."""
+    """Return the factors of a product, of a quotient, or of a sum of these."""
     match node:
         case Apply(op="mul" | "div" | "share" | "add" | "sub" | "neg", operands=operands):
             return [factor for operand in operands for factor in _factors(operand)]
@@ -370,7 +370,7 @@ def is_value(node: object) -> TypeIs[Value]:
 
 
 def reads(node: Value | Index) -> frozenset[str]:
-    """What a node depends on: `q`, `k` (a place or its vector), `head`, `batch`; of variables, nothing.
+    """Return what a node depends on: `q`, `k` (a position or its vector), `head`, `batch`; variables are left out.
 
     An aggregate over the keys of a row depends on the row, and on no key.
     """

@@ -274,7 +274,7 @@ def free_variables(root: Index) -> frozenset[Var]:
 
 
 def violations_of(node: Index) -> Iterator[str]:
-    """What is wrong with one node, its operands apart."""
+    """Yield the violated invariants of one node, without those of its operands."""
     if intern(node) is not node:
         yield "it is not interned"
     yield from _RULES[type(node)](node)

@@ -38,7 +38,7 @@ def formatted(source: SourceFile) -> str:
 
 
 def _words(text: str) -> list[str]:
-    """What must not change: all tokens, comments and the lines of docstrings without the blanks around them."""
+    """Return what formatting must keep: all tokens, comments and docstring lines, stripped."""
     return [
         "\n".join(line.strip() for line in token.text.split("\n")) if token.kind == "text" else token.text.strip("# ")
         for token in _tokens(text)

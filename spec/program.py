@@ -150,7 +150,7 @@ class SoftmaxShare:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BranchRead:
-    """What a branch gave: its output or LSE, of this query or at a position, or its weight at this query and key.
+    """The result of a branch: its output or LSE, for this query or at a position, or its weight at this query and key.
 
     `member`: which branch of a family.
     """

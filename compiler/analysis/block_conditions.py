@@ -119,7 +119,7 @@ def decide(node: Index, lanes: PointBatch, origins: Origins, known: dict[int, bo
 
 
 def _remembered(keys: list[int], known: dict[int, bool] | None) -> NDArray[np.int8]:
-    """What is known of each class: 1, 0, or -1 for nothing."""
+    """Return the decision for each class: 1, 0, or -1 where none is known."""
     return np.array([-1 if known is None else known.get(key, -1) for key in keys], dtype=np.int8)
 
 

@@ -121,7 +121,7 @@ def _evaluator(
     *,
     wide: bool,
 ) -> ArrayEvaluator:
-    """Of rows and keys by number, and of variables with these values."""
+    """Return an evaluator for rows and keys by number, and for variables with these values."""
     kind: Any = object if wide else np.int64
     evaluator = ArrayEvaluator(q.astype(kind)[:, None], k.astype(kind)[None, :], wide, origins or {})
     for variable, value in variables.items():

@@ -1,4 +1,4 @@
-"""What the conditions of a relation compare, when places and the length move in large steps.
+"""The numbers that the conditions of a relation compare, as positions and the length move in large steps.
 
 Let M be a number that all divisors divide, F another, and q = M·a + r, k = M·b + s, n = M·F·m + t. For given
 remainders r, s, t every term of a relation is then, case by case, `A·a + B·b + N·m + constant`; it is known here if a
@@ -65,7 +65,7 @@ def common_divisor(root: Index, most: int) -> int | None:
 
 
 def _own_divisor(node: Index, still: Container[Index]) -> int | None:
-    """What a node divides by that moves; None where it is no positive constant."""
+    """Return the divisor of a node's moving part; None where it is no positive constant."""
     match node:
         case Arith(op="floordiv" | "mod", operands=(value, divisor)):
             if not isinstance(divisor, Const) or divisor.value <= 0:

@@ -85,7 +85,7 @@ def find_live_tiles(relation: Index, grid: TileGrid, budget: int = 1 << 21) -> L
 
 
 def _inside(squares: Squares) -> Squares:
-    """Those that are not wholly outside the matrix."""
+    """Return the squares that are at least partly inside the matrix."""
     grid, size = squares.grid, squares.size
     return squares.where((squares.rows * size < grid.rows) & (squares.columns * size < grid.columns))
 

@@ -1,4 +1,4 @@
-"""What a relation that asks truth tensors is on boxes of pairs, but for what these hold: a question to them.
+"""Relations that read truth tensors, on boxes of pairs: decided, or left as a question to the tensors.
 
 Interval analysis decides what depends on places alone. Of a truth tensor it tells which of its entries a box reads, so
 that whoever has them answers: none of them is true, all are, or neither.

@@ -58,7 +58,7 @@ def find_repeated_tiles(relation: Index, grid: TileGrid) -> LiveTiles | None:
 
 @dataclass(frozen=True, slots=True)
 class _OneWay:
-    """What the conditions of rows alone, or of columns alone, usually are, and where they are not."""
+    """The usual values of the conditions of rows alone, or of columns alone, and the exceptions."""
 
     usual: Mapping[Index, Index]
     unusual: Int64

@@ -62,7 +62,7 @@ def _axis(node: Coord) -> tuple[int, int | None] | None:
 
 
 def _origin(node: Coord) -> Index:
-    """What a coordinate counts."""
+    """Return the expression that a coordinate divides: its position minus its offset."""
     offset = node.offset
     return node.position if isinstance(offset, Const) and offset.value == 0 else fold.sub(node.position, node.offset)
 

@@ -39,7 +39,7 @@ class Squares:
         return Squares(self.grid, self.size, self.rows[which], self.columns[which])
 
     def where(self, which: NDArray[np.bool_]) -> Squares:
-        """Those that are marked."""
+        """Return the marked squares."""
         some = np.flatnonzero(which)
         return self if len(some) == len(self) else self.take(some)
 
@@ -55,7 +55,7 @@ class Squares:
 
     @property
     def clipped(self) -> Int64 | int:
-        """Which edges of the matrix cut a box, as bits: last rows, first keys, last keys. Most are 0."""
+        """The edges of the matrix that cut each box, as bits: last rows, first keys, last keys. Most are 0."""
         grid, size = self.grid, self.size
         last_row, below = divmod(grid.n_q, size * grid.q_tile)
         last_column, behind = divmod(grid.n_k - grid.k_origin, size * grid.k_tile)
@@ -127,7 +127,7 @@ class Tilewise:
         return _Pass(self, squares, keyed=True).truth(self._relation).key
 
     def along(self, node: Index, size: int) -> Dependence:
-        """What a condition depends on, over boxes of size × size tiles."""
+        """Return the dependence of a condition over boxes of size × size tiles."""
         if (node, size) not in self._along:
             box = None if self._box is None else self._box * size
             self._along[node, size] = self._dependences.of(node, box)

@@ -1,4 +1,4 @@
-"""What a condition depends on along a grid of tiles: so that boxes on which it is the same are analysed once.
+"""The dependence of conditions on the place in a grid of tiles, so that equal boxes are analysed once.
 
 `f(q + s, k + s) = f(q, k)` makes boxes on one diagonal alike; what reads one place only is alike along the other.
 """
@@ -32,7 +32,7 @@ MOST_STEPS = 16
 
 @dataclass(frozen=True, slots=True)
 class Dependence:
-    """What boxes differ by. `step`: along diagonals, boxes this many apart are alike."""
+    """The differences between boxes. `step`: along diagonals, boxes this many apart are equal."""
 
     along: Along
     step: int = 1
@@ -65,14 +65,14 @@ class Translation:
 
 
 class Dependences:
-    """What the conditions of a relation depend on."""
+    """The dependences of a relation's conditions."""
 
     def __init__(self) -> None:
         self._places: dict[Index, frozenset[str]] = {}
         self._growths: dict[Index, Translation | None] = {}
 
     def of(self, node: Index, box: int | None) -> Dependence:
-        """What a condition depends on, over square boxes of `box` tokens (None: they are not square)."""
+        """Return the dependence of a condition over square boxes of `box` tokens (None: the boxes are not square)."""
         read = self._read(node)
         if len(read) < 2:
             return Dependence("rows" if "q" in read else "columns" if "k" in read else "nothing")

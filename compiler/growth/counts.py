@@ -99,7 +99,7 @@ def counts(relation: Index, n: int, tile: int) -> Counts:
 
 
 class _Shells:
-    """What each further token, and each further tile row with its column, adds."""
+    """The pairs that each further token, and each further tile row with its column, adds."""
 
     def __init__(self, rows: int, tile: int) -> None:
         self.pairs = np.zeros((rows, tile), dtype=np.int64)

@@ -67,7 +67,7 @@ class Formula:
 
     @property
     def meanings(self) -> str:
-        """What its letters mean."""
+        """The meanings of the formula's letters, in words."""
         used = {str(s) for case in self.cases for s in case.expression.free_symbols}
         if len(self.cases) > 1:
             used.add(self.names[-1].letter)

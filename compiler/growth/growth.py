@@ -158,7 +158,7 @@ def _is_input(node: Index) -> TypeGuard[Lookup | DataRead]:
 
 
 def _lengths(pattern: Pattern, heads: int, group: int) -> Lengths:
-    """What `require` allows, as far as it asks for lengths and heads."""
+    """Return the lengths that `require` allows for these heads."""
     asked = [condition for condition, _ in pattern.requirements if not other_sizes(condition)]
     asked = [c for c in asked if not any(map(_is_input, walk(c)))]
     allowed = partial(_is_allowed, asked, heads, group)

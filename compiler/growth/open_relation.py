@@ -144,7 +144,7 @@ class _Spelling:
         return quotient if node.op == "floordiv" else _rest(value, share, count)
 
     def _decided(self, node: Compare) -> Index | None:
-        """What a comparison is whatever the length, if anything."""
+        """Return a comparison's value where no length changes it, else None."""
         bounds = self._of(node.value) if node.op == "ge" else None
         if bounds is None:
             return None

@@ -61,7 +61,7 @@ def _through(at: Sequence[int], values: Sequence[int]) -> Polynomial:
 
 
 def _shortest(found: QuasiPolynomial) -> QuasiPolynomial:
-    """The same with the shortest period."""
+    """Return the quasi-polynomial with its shortest period."""
     for period in range(found.step, found.period, found.step):
         if found.period % period == 0:
             shorter = {r: found.by_remainder[r] for r in range(0, period, found.step)}
@@ -72,7 +72,7 @@ def _shortest(found: QuasiPolynomial) -> QuasiPolynomial:
 
 @dataclass(frozen=True, slots=True)
 class PolynomialVariable:
-    """What a polynomial is of: the length n itself, or a whole number N that it makes."""
+    """The variable of a polynomial: the length n, or a whole number N computed from it."""
 
     letter: str
     name: FormulaName | None

@@ -62,11 +62,11 @@ class Powers:
 
     @property
     def start(self) -> int:
-        """What n must be at least, for `largest` to be a number and right."""
+        """The smallest n for which `largest` is defined and correct."""
         return self.block * (self.first + max(1, (1 << self.smallest) // 2))
 
     def in_tiles(self, tile: int) -> Powers | None:
-        """The same of tiles, for tiles that no block is smaller than; no pair of `rest` is in these."""
+        """Return the relation over tiles where a block is a whole number of tiles, else None; no pair of `rest` is in these."""
         whole = self.block % tile == 0
         return replace(self, block=self.block // tile) if whole else None
 

@@ -150,7 +150,7 @@ class _Reader:
         return _Progression(low, _Size(1, 0, -1), step)
 
     def common(self, one: _Progression, other: _Progression) -> _Progression | None:
-        """What two sets have in common; None where that is nothing."""
+        """Return the intersection of two progressions, or None where it is empty."""
         if one.step is not None and other.step is not None and (one.step, one.low) != (other.step, other.low):
             raise _OtherKindError
         step = one.step or other.step

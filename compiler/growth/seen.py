@@ -1,4 +1,4 @@
-"""What a relation shows, in words: which distances, and otherwise the condition itself."""
+"""A relation in words: the visible distances, or else the condition itself."""
 
 from __future__ import annotations
 

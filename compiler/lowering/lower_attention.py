@@ -286,7 +286,7 @@ class AttentionLowering(Lowering):
         return value_nodes.apply("share", value_nodes.apply("exp", own), whole)
 
     def _exponentials(self, extra: ir.Value) -> ir.Value:
-        """What extra logits add: one, or a vector of them."""
+        """Return the sum of exponentials of the extra logits: one logit or a vector of them."""
         if not value_nodes.rank(extra):
             return value_nodes.apply("exp", extra)
         if not isinstance(extra, ir.Element):

@@ -40,7 +40,7 @@ from attnc.spec.source import Span
 
 @dataclass(frozen=True)
 class LoweringScope:
-    """What places, the head and bound names stand for at a point of the program."""
+    """The values of positions, the head and bound names at a point of the program."""
 
     q: Index = field(default_factory=lambda: fold.place("q"))
     k: Index = field(default_factory=lambda: fold.place("k"))
@@ -54,11 +54,11 @@ class LoweringScope:
         return replace(self, names=(*((b, v) for b, v in self.names if b is not binder), (binder, value)))
 
     def position(self, place: checked.PlaceName) -> Index:
-        """What a place's position is here."""
+        """Return the position of the query or key."""
         return self.q if place == "q" else self.k
 
     def lookup(self, binder: checked.Binder) -> Lowered:
-        """What a bound name stands for."""
+        """Return the value of a bound name."""
         return next(v for b, v in reversed(self.names) if b is binder)
 
 
@@ -152,7 +152,7 @@ class Lowering:
                 return self.of_attention(expr, scope)
 
     def of_attention(self, expr: checked.Expr, scope: LoweringScope) -> Lowered:
-        """What only the clauses of an attention may hold."""
+        """Lower an expression that only the clauses of an attention may hold."""
         raise AssertionError(f"{type(expr).__name__} in a relation")
 
     def of_row(self, expr: checked.Aggregate, scope: LoweringScope) -> Lowered:
@@ -160,7 +160,7 @@ class Lowering:
         raise AssertionError("an aggregate over the keys of a row in a relation")
 
     def context(self) -> object:
-        """What the meaning of a definition depends on besides the scope."""
+        """Return what a definition's value depends on besides the scope."""
         return None
 
     def _parameter(self, expr: checked.ParameterRead, scope: LoweringScope) -> Lowered:
@@ -319,7 +319,7 @@ class Lowering:
         return substitute(token.position, {variable: at})
 
     def _token(self, running: checked.Domain, scope: LoweringScope) -> Token:
-        """What a variable runs over."""
+        """Return the token that a loop variable stands for, with its range."""
         assert not isinstance(running, checked.VisibleVariable)
         name = running.target if isinstance(running.target, str) else running.target.name
         if isinstance(running, checked.UnitVariable):

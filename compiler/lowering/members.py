@@ -29,7 +29,7 @@ def asked_through(name: str, selections: Sequence[checked.SelectionClauses]) -> 
 
 
 def member_name(name: str, member: int, ranges: Sequence[range]) -> str:
-    """What a member of a family is called, `right[1, 2]`; `ranges`: of several names, the last the fastest."""
+    """Return the name of a family's member, `right[1, 2]`; `ranges` of several binders, the last the fastest."""
     numbers: list[int] = []
     for own in reversed(ranges):
         member, number = divmod(member, len(own))

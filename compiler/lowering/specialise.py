@@ -120,7 +120,7 @@ def alone(relation: Index, n: int, head: int = 0, heads: int = 1, group: int = 1
 
 @verified_relation
 def of_any_length(relation: Index, head: int = 0, heads: int = 1, group: int = 1) -> Index:
-    """The same of any number of tokens, which is the size `keys`: the only one that it reads then.
+    """Return the relation for any number of tokens; the size `keys` is the only size that it reads.
 
     Raises KeyError where it reads other sizes (`other_sizes`).
     """

@@ -83,7 +83,7 @@ class AxisTable:
         return self._tiles
 
     def sums(self) -> TileSums:
-        """What the covers with each of the tiles come to."""
+        """The sums over the tiles of each cover."""
         if self._sums is None:
             tiles = self.tiles()
             self._sums = _sums(self._parts, tiles) if self._parts else _sums_of([self.cover(tile) for tile in tiles])
@@ -142,7 +142,7 @@ class TileSums:
     width: Int64
 
     def __add__(self, other: TileSums) -> TileSums:
-        """Of both."""
+        """Add the sums of two covers."""
         return TileSums(
             self.elements + other.elements,
             self.rows + other.rows,
@@ -168,7 +168,7 @@ def _everything(extent: int, tile: int) -> Cover:
 
 
 def _sums_of(covers: Sequence[Cover]) -> TileSums:
-    """Of covers with a tile of a size each."""
+    """Return the tile sums of covers, each with its own tile size."""
     sums = []
     for found in covers:
         sizes = [(p.queries.count, p.queries.length, p.keys.length) for p in found.pieces]

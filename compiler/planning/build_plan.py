@@ -33,7 +33,7 @@ Int64 = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class CallShape:
-    """What a plan depends on besides the pattern: lengths, counts, dtype, sizes by name, and the inputs' data.
+    """The key of a plan besides the pattern: lengths, counts, dtype, sizes by name, and the inputs' data.
 
     `shift`: where query 0 stands, if keys are no tokens, so that lengths do not tell.
     """
@@ -431,7 +431,7 @@ def _scores(pattern: Pattern) -> tuple[str, ...]:
 
 
 class _Counts:
-    """What the covers of a plan add up to."""
+    """Totals over the covers of a plan."""
 
     def __init__(self) -> None:
         self.grids: list[TileGrid] = []

@@ -9,7 +9,7 @@ KIB = 1 << 10
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What a call keeps, and the most it has at any moment beyond what it is given and what it returns.
+    """Bytes that a call keeps, and its peak beyond its arguments and results.
 
     `saved`: q, k, v, out and LSE, which the backward is given. `forward`, `backward`: beyond q, k and v, out and LSE;
     and beyond these, the gradient of out, and those of q, k and v. What is kept between calls (`SETTINGS`) is not in

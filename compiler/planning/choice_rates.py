@@ -1,4 +1,4 @@
-"""What choosing, and attending to what was chosen, costs on a CPU beside torch's kernel, in nanoseconds."""
+"""Costs of selection, and of attention to selected blocks, on a CPU beside torch's kernel, in nanoseconds."""
 
 from __future__ import annotations
 

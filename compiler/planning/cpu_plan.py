@@ -96,7 +96,7 @@ class Strip:
         return _lattice([(axis.length, axis.stride) for axis in self.axes])
 
     def flat(self) -> Strip | None:
-        """The same stretches, numbered alike, along one axis, where their starts and their tokens are evenly spaced."""
+        """Return the stretches along one axis, where their starts and their tokens are evenly spaced, else None."""
         if len(self.axes) == 1:
             return self
         counts = _merged([(axis.count, axis.step) for axis in self.axes])
@@ -107,7 +107,7 @@ class Strip:
         return strip(self.start, step, count, length, stride)
 
     def moved(self, tokens: int) -> Strip:
-        """The same, so many tokens further."""
+        """Return the strip moved by a number of tokens."""
         return replace(self, start=self.start + tokens)
 
     def __str__(self) -> str:
@@ -268,7 +268,7 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
-        """What the plan itself takes in memory, about: pieces, masks, and what `exact_mask` reads."""
+        """Bytes of the plan, approximately: pieces, masks, and the data that `exact_mask` reads."""
         pieces = sum(len(group.pieces) for group in self.groups)
         masks = sum(factor.nbytes for mask in self.masks for factor in mask.factors)
         return _BYTES_OF_PIECE * pieces + masks + self.data + sum(branch.nbytes for _, branch in self.branches)

@@ -90,7 +90,7 @@ def _windows(equal: _Equal, n_q: int, n_k: int) -> Windows | None:
 
 
 def _moved(rest: Index, rows: int) -> Index:
-    """The same of windows whose first row is so many tokens after their first key."""
+    """Return the relation of windows whose first row is `rows` tokens after their first key."""
     if not rows:
         return rest
     return rewrite(

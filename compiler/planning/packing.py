@@ -46,7 +46,7 @@ class Packs:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What a call costs depends on these; `own`: the mask of a document's own piece."""
+    """The cost model of a call's squares; `own`: the mask of a document's own piece."""
 
     rates: Rates
     work: PieceWork

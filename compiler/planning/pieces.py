@@ -117,7 +117,7 @@ class CoverSum:
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """What the runs of one signature have in common: the mask, and the rows and keys of the run that it leaves."""
+    """The mask that runs of one signature share, and the rows and keys that it leaves of a run."""
 
     mask: Literal["full", "causal", "exact"] | int
     top: int

@@ -1,4 +1,4 @@
-"""What a piece costs on a CPU, in nanoseconds: the rates of torch's flash kernel, and of what is around it.
+"""The cost of a piece on a CPU, in nanoseconds: rates of torch's flash kernel and of the work around it.
 
 Only ratios matter: they rank schedules. A machine's own rates come from `runtime.cpu.calibration`.
 """
@@ -115,7 +115,7 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class PieceWork:
-    """What a piece runs on: `lanes` is batch × heads, `nodes` the size of the relation.
+    """The size of a piece: `lanes` is batch × heads, `nodes` the number of nodes of the relation.
 
     `copies`: the piece stands for so many alike, which are one call if it is a single stretch.
     """

@@ -78,7 +78,7 @@ class Runs:
         return np.asarray(before[self.last] - before[self.first] + (self.tiles.kind[self.first] != 0))
 
     def take(self, which: NDArray[np.bool_]) -> Runs:
-        """Those that are marked."""
+        """Return the marked runs."""
         return Runs(self.tiles, self.first[which], self.last[which], self.signature[which])
 
     def parts(self, i: int) -> list[tuple[int, int, int]]:

@@ -54,7 +54,7 @@ class CoverProblem:
 
     @cached_property
     def work(self) -> PieceWork:
-        """What the cost model asks of it."""
+        """The piece's size, for the cost model."""
         nodes = sum(1 for _ in walk(self.relation))
         return PieceWork(self.dtype, self.head_dim, self.lanes, nodes, self.copies)
 

@@ -82,7 +82,7 @@ class SeenKeys:
 def find_seen_keys(
     relation: Index, rows: tuple[int, int], n_k: int, origins: Mapping[Index, Span] | None = None
 ) -> SeenKeys:
-    """Of rows `start .. stop` of a specialised relation. Raises EvaluationError."""
+    """Return the keys that rows `start .. stop` of a specialised relation see. Raises EvaluationError."""
     empty = np.zeros(0, dtype=np.int64)
     width = -(-n_k // FIRST)
     first = np.arange(0, n_k, max(width, 1))

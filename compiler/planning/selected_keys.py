@@ -87,7 +87,7 @@ def chosen_keys(visible: Index) -> SelectedKeys | None:
 
 
 def single_keys(visible: Index) -> SelectedKeys | None:
-    """The same where a place may be a single key."""
+    """Return the selected keys of a relation whose blocks may be single keys, else None."""
     parts = visible.operands if isinstance(visible, Bool) and visible.op == "and" else (visible,)
     lookups = [part for part in parts if isinstance(part, Lookup) and part.tensor.kind == "bool"]
     if not lookups:
@@ -191,7 +191,7 @@ def _numbers(node: Index, n_q: int, n_k: int) -> Int64:
 
 
 def _states(rest: Index, n_q: int, starts: Int64, order: Int64 | None) -> NDArray[np.int8]:
-    """Of every tile of rows and every place, by the rectangle around its keys."""
+    """Return the state of every tile of rows and every block, by the rectangle around the block's keys."""
     first = np.arange(0, n_q, ROWS)
     last = np.minimum(first + ROWS, n_q) - 1
     low, high = starts[:-1], np.maximum(starts[1:] - 1, starts[:-1])

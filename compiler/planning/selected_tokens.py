@@ -44,7 +44,7 @@ class SelectedTokens:
 
     @property
     def sides(self) -> tuple[OneSide, ...]:
-        """Those that choose."""
+        """The sides that a selection restricts."""
         return tuple(side for side in (self.queries, self.keys) if side is not None)
 
     @property
@@ -103,7 +103,7 @@ class GatheredRelation:
 
     @classmethod
     def of(cls, relation: Index, n_q: int, n_k: int) -> GatheredRelation:
-        """With what there is to know of its tiles."""
+        """Return the gathered relation with the analysis of its tiles."""
         diagonal = diagonal_shift(relation)
         if diagonal is not None:
             return cls(relation, diagonal, None)

@@ -50,7 +50,7 @@ BREADTH = 64
 
 @dataclass(frozen=True, eq=False)
 class WindowPairs:
-    """What a head of a layer shows in windows that share a relation: pairs of a query and of a key, or a unit of keys.
+    """Visible pairs of one head and layer in windows that share a relation: of a query and a key, or a unit of keys.
 
     `units` is the number of the unit that each token is in, None where keys are tokens.
     """
@@ -87,7 +87,7 @@ class Layer:
         return cls(n, parts.values(), held)
 
     def look(self, tokens: Int64, seen: Mask) -> Int64:
-        """What some tokens, in order, see and is not in `seen`, to which it is added; in order.
+        """Return the tokens visible to `tokens` (ascending) and not in `seen`, and add them to `seen`; ascending.
 
         Raises EvaluationError.
         """
@@ -108,7 +108,7 @@ class Layer:
         return np.sort(np.concatenate(fresh)) if fresh else np.zeros(0, dtype=np.int64)
 
     def shows(self, tokens: Int64, keys: Int64) -> Mask:
-        """Which of some tokens, in order, see which of others: bool (tokens, keys). Raises EvaluationError."""
+        """Return the visibility of `keys` to `tokens`, both ascending: bool (tokens, keys). Raises EvaluationError."""
         found = np.zeros((len(tokens), len(keys)), dtype=np.bool_)
         for part in self._parts:
             for number, mine in _by_window(part.windows, tokens):
@@ -200,7 +200,7 @@ def _units_look_back(part: WindowPairs, n_q: int, n_k: int) -> bool:
 
 @dataclass(frozen=True)
 class After:
-    """What a query knows of after so many layers: how many tokens, the distance of the furthest of them, and how far
+    """A query's receptive field after a number of layers: how many tokens, the distance of the furthest, and how far
     it knows all that it should."""
 
     layer: int
@@ -311,7 +311,7 @@ class _Walk:
         return fresh
 
     def after(self, layer: int) -> After:
-        """What is known now."""
+        """Return the receptive field after `layer` layers."""
         furthest = max(self._query - self._first, self._last - self._query)
         gaps = [gap for gap in (self._gap_before, self._gap_after) if gap is not None]
         found = [gap.find() for gap in gaps]

@@ -1,4 +1,4 @@
-"""What queries see of a piece of a plan: stretches of queries and of keys with one mask, however many there are."""
+"""Keys of a plan's piece that queries see: stretches of queries and of keys that share a mask."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class _Stretches:
                 keys.add((self._keys[live][:, None] + self._of_key)[seen], where)
 
     def _last(self, some: Int64, queries: Int64) -> tuple[Int64, Int64]:
-        """Those of some stretches with one of the queries, and the place of the last of them."""
+        """Return the stretches that hold a query, and the position of the last query in each."""
         length = len(self._of_query)
         if self._plain:
             after = np.searchsorted(queries, self._queries[some] + length)
@@ -97,7 +97,7 @@ class _Stretches:
         return [asked[i : i + step] for i in range(0, len(asked), step)]
 
     def _marked(self, some: Int64, queries: Int64) -> Mask:
-        """Which queries of some stretches are asked about: bool (stretches, queries)."""
+        """Return the marked queries of stretches: bool (stretches, queries)."""
         tokens = self._queries[some][:, None] + self._of_query
         low = int(tokens[:, 0].min())
         among = np.zeros(int(tokens[:, -1].max()) - low + 1, dtype=np.bool_)

@@ -1,4 +1,4 @@
-"""What a set of queries sees, found without looking at their keys one by one.
+"""The keys that a set of queries sees, found without looking at keys one by one.
 
 A relation is taken apart by `or`. An alternative is a condition of the query, one of the key, and one of both:
 
@@ -125,7 +125,7 @@ class Sight:
     # --- by distance ---
 
     def _by_distance(self, relation: Index) -> Look:
-        """Of a relation that reads `q - k` alone."""
+        """Return the look-up of a relation that reads `q - k` alone."""
         zero = np.zeros(1, dtype=np.int64)
         ahead = self._evaluated(zero, np.arange(1, self.n_k), relation)[0]
         behind = self._evaluated(np.arange(self.n_q), zero, relation)[:, 0]
@@ -151,7 +151,7 @@ class Sight:
     # --- by order ---
 
     def _by_order(self, sides: _Sides) -> Look:
-        """Of a comparison `f(q) + g(k) >= 0`, or `== 0`."""
+        """Return the look-up of a comparison `f(q) + g(k) >= 0` or `== 0`."""
         of_query = self._integers(sides.of_q, np.arange(self.n_q), np.zeros(1, dtype=np.int64))
         of_key = self._integers(sides.of_k, np.zeros(1, dtype=np.int64), np.arange(self.n_k))
         order = np.argsort(of_key, kind="stable")
@@ -175,7 +175,7 @@ class Sight:
     # --- by plan ---
 
     def _by_plan(self, relation: Index) -> list[Look]:
-        """Of any relation: pieces of the cover that a kernel would take, evaluated where that has no masks."""
+        """Return the look-ups of any relation, from the pieces of a kernel's cover, evaluated where it has no masks."""
         problem = CoverProblem(relation, self.n_q, self.n_k, "float32", 64, 1, self._origins, AMX)
         cover = choose(problem).cover
         looks: list[Look] = [look_by_piece(piece, cover) for piece in cover.pieces if piece.mask != "exact"]
@@ -183,7 +183,7 @@ class Sight:
         return [*looks, self._by_evaluation(unknown)] if unknown else looks
 
     def _by_evaluation(self, pieces: list[PlanPiece]) -> Look:
-        """Of the rows of pieces whose masks are evaluated. All of the relation is: what else is in it is seen too."""
+        """Return the look-up of pieces whose masks are evaluated with the whole relation, other parts included."""
         row = np.concatenate([piece.queries.starts() for piece in pieces])
         rows = np.concatenate([np.full(p.queries.count, p.queries.length) for p in pieces])
         key = np.concatenate([piece.keys.starts() for piece in pieces])

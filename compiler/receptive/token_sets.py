@@ -44,7 +44,7 @@ class MarkedKeys:
             self._fresh.append(keys)
 
     def fresh(self) -> Int64:
-        """What was marked, in order."""
+        """The newly marked keys, ascending."""
         return np.sort(np.concatenate(self._fresh)) if self._fresh else np.zeros(0, dtype=np.int64)
 
 

@@ -1,4 +1,4 @@
-"""What the artefacts of arrays have in common: they cannot be written to, and are equal where their contents are."""
+"""A base for artefacts of arrays: read-only, and equal where their contents are."""
 
 from __future__ import annotations
 

@@ -65,15 +65,15 @@ class Stretches(Artefact):
         return base + self.start, base + self.end
 
     def union(self, other: Stretches) -> Stretches:
-        """What is in either."""
+        """Return the union with another set of tiles."""
         return self._with(other, np.logical_or)
 
     def minus(self, other: Stretches) -> Stretches:
-        """What is not in the other."""
+        """Return the tiles that are not in the other set."""
         return self._with(other, _without)
 
     def transposed(self) -> Stretches:
-        """The same tiles by column: its stretches are of rows.
+        """Return the tiles by column; the stretches are of rows.
 
         A column's stretch begins in the rows that hold the column while the row before does not, and ends likewise.
         """

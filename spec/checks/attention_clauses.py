@@ -35,7 +35,7 @@ class AttentionChecker:
     # --- one attention -----------------------------------------------------------------------------------------------
 
     def check(self, attend: program.AttentionClauses, facts: Facts, everywhere: Facts) -> frozenset[str]:
-        """What an attention needs; `facts` hold where the pattern's relation does."""
+        """Return the stages that an attention needs; `facts` hold where the pattern's relation does."""
         self._attend = attend
         checker = self._checker
         env = self._places(attend, everywhere)
@@ -56,7 +56,7 @@ class AttentionChecker:
         return needs
 
     def check_selection(self, selection: program.SelectionClauses, facts: Facts) -> frozenset[str]:
-        """What a selection needs."""
+        """Return the stages that a selection needs."""
         self._attend = row = selection.row
         checker, needs = self._checker, frozenset[str]()
         env = self._places(row, facts)
@@ -102,7 +102,7 @@ class AttentionChecker:
         return any(n.branch in self._branches and self._branches[n.branch].per for n in read)
 
     def _places(self, attend: program.AttentionClauses, facts: Facts) -> Mapping[program.Binder, Finding]:
-        """What its own names are."""
+        """Return what is known of the attention's own names, by binder."""
         env: dict[program.Binder, Finding] = {}
         for unit in attend.units:
             found = self._checker.unit(unit, facts)
@@ -249,7 +249,7 @@ class AttentionChecker:
     # --- what its expressions read -----------------------------------------------------------------------------------
 
     def find(self, node: Reads) -> Finding:
-        """What is known of a score, a share, or what a branch gave."""
+        """Return what is known of a score, a softmax share or the result of a branch."""
         match node:
             case program.ScoreRead() | program.SoftmaxShare():
                 return self._of_row(node)

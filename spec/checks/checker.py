@@ -146,7 +146,7 @@ class Checker:
         return replace(item, stage="call" if found.needs else "parameter")
 
     def attends(self) -> frozenset[str]:
-        """What the attentions and their combination need."""
+        """Return the stages that the attentions and their combination need."""
         needs = frozenset[str]()
         for pad in self._pattern.pads:
             self._static(pad.low, "a range of `pad`")
@@ -215,7 +215,7 @@ class Checker:
                 self._complain("A222", message, tensor.span, "it would never learn", help=help_)
 
     def relation(self, lines: tuple[program.Expr, ...]) -> frozenset[str]:
-        """What the conjunction of the `visible` lines needs."""
+        """Return the stages that the conjunction of the `visible` lines needs."""
         facts = self._everywhere()
         needs: frozenset[str] = frozenset()
         for line in lines:
@@ -226,7 +226,7 @@ class Checker:
         return needs
 
     def round(self, item: program.RoundClause | None) -> frozenset[str]:
-        """What the units and the condition of a `round` need; nothing where there is none."""
+        """Return the stages that the units and the condition of a `round` need; none without a `round`."""
         if item is None:
             return frozenset()
         facts = self._everywhere()
@@ -247,11 +247,11 @@ class Checker:
         return found
 
     def unit(self, unit: program.Unit, facts: Facts) -> Finding:
-        """What is known of a unit's value; a complaint where it is no integer or list of them."""
+        """Check that a unit's value is an integer or a list of integers; return what is known of it."""
         return self._unit(unit, facts)
 
     def integer(self, node: program.Expr, what: str, facts: Facts, env: Environment | None = None) -> Finding:
-        """What is known of an expression; a complaint where it is no integer."""
+        """Check that an expression is an integer; return what is known of it."""
         found = self.find(node, env or {}, facts)
         self._rules.integer(node, found, what)
         return found
@@ -277,11 +277,11 @@ class Checker:
 
     @property
     def everywhere(self) -> Facts:
-        """What is known of a token before anything is asked."""
+        """The facts that hold for every token."""
         return self._everywhere()
 
     def condition(self, node: program.Expr, env: Environment, facts: Facts, what: str = "`visible`") -> Finding:
-        """What is known of an expression; a complaint where it is no truth value."""
+        """Check that an expression is a truth value; return what is known of it."""
         found = self.find(node, env, facts)
         self._rules.boolean(node, found, what)
         return found
@@ -310,7 +310,7 @@ class Checker:
     # --- expressions -------------------------------------------------------------------------------------------------
 
     def find(self, node: program.Expr, env: Environment, facts: Facts | None) -> Finding:  # noqa: C901  one case a kind
-        """What is known of an expression. Without `facts`, coordinates are taken on trust."""
+        """Return what is known of an expression. Without `facts`, coordinates are not checked."""
         match node:
             case program.Local(binder=binder):
                 return env.get(binder, NOTHING)
@@ -567,7 +567,7 @@ class Checker:
     def _domain(
         self, running: program.RangeVariable | program.UnitVariable, env: Environment, facts: Facts | None
     ) -> tuple[frozenset[str], bool]:
-        """What a domain needs, and whether its members are never negative."""
+        """Return the stages that a domain needs, and whether its members are never negative."""
         if isinstance(running, program.UnitVariable):
             return env.get(running.unit.binder, NOTHING).needs | {"length"}, True
         ends = [self._range_end(end, env, facts) for end in (running.low, running.high)]
@@ -619,7 +619,7 @@ class Checker:
 
 
 def _size_stages(pattern: program.Program) -> dict[str, frozenset[str]]:
-    """What each size needs: nothing where the parameters tell, else a call's sizes or length."""
+    """Return the stages of each size: none where the parameters fix it, else a call's sizes or length."""
     stages = {name: frozenset({"length" if name in ("queries", "keys") else "size"}) for name in SIZES}
     for segment in pattern.segments:
         for axis in segment.axes:

@@ -1,4 +1,4 @@
-"""What the checker knows of an expression: its form, what it depends on, its value where it is constant."""
+"""The checker's knowledge of an expression: its form, its stages, its value where it is constant."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Finding:
 
     @property
     def without_value(self) -> Finding:
-        """The same of an expression whose value is not known."""
+        """Return the finding without its constant value."""
         return Finding(self.form, self.needs, None, self.natural)
 
 
@@ -90,7 +90,7 @@ NOTHING = Finding(UNKNOWN)
 
 
 def of_constant(value: Number) -> Finding:
-    """What is known of a literal."""
+    """Return the finding for a literal."""
     if isinstance(value, bool):
         return Finding(BOOL, constant=value)
     form = INT if isinstance(value, int) else REAL if isinstance(value, Fraction) else APPROXIMATE

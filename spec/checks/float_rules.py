@@ -62,7 +62,7 @@ def _lies_in(axes: tuple[Dim, ...], others: tuple[Dim, ...]) -> bool:
 
 
 class FloatRules:
-    """What each operation gives where an operand is floating point."""
+    """Typing rules of operations with a floating-point operand."""
 
     def __init__(self, complain: Complain) -> None:
         self._complain = complain

@@ -1,4 +1,4 @@
-"""Which segments a query or key may be in, at a point of an expression: a coordinate needs to know it."""
+"""The segments that a query or key may be in at a point of an expression; coordinates are checked against them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Facts:
         return replace(self, q=segments) if place == "q" else replace(self, k=segments)
 
     def joined(self, other: Facts) -> Facts:
-        """What holds in either case."""
+        """Return the facts that hold in either case."""
         return Facts(self.q | other.q, self.k | other.k)
 
 
@@ -35,7 +35,7 @@ class Guards:
         self._known: dict[tuple[program.Definition, bool, Facts], Facts] = {}
 
     def after(self, node: program.Expr, truth: bool, facts: Facts) -> Facts:
-        """What is known where `node` came out as `truth`."""
+        """Return the facts that hold where `node` has the truth value `truth`."""
         match node:
             case program.InSegment(place=place, segment=segment):
                 here = facts.of(place)

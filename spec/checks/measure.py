@@ -38,7 +38,7 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class Excess:
-    """What is too much, and the remedy."""
+    """A limit that an expression exceeds, and the remedy."""
 
     message: str
     help: str
@@ -274,7 +274,7 @@ class Measures:
         return self._known[definition]
 
     def excess(self, node: program.Expr) -> Excess | None:
-        """What makes an expression too much to handle, or None."""
+        """Return the limit that an expression exceeds, or None."""
         measure = self.of(node)
         if measure.height > MAX_HEIGHT:
             message = f"is {measure.height} levels deep with its definitions written out; the limit is {MAX_HEIGHT}"

@@ -35,14 +35,14 @@ _RANGE = "integers have 64 bits; write a formula whose parts are all defined and
 
 
 class OperationRules:
-    """What each operation takes and gives. Faults go to `complain(code, message, span, label, help=…)`."""
+    """Typing rules of operations. Errors go to `complain(code, message, span, label, help=…)`."""
 
     def __init__(self, complain: Complain) -> None:
         self._complain = complain
         self.floating = FloatRules(complain)
 
     def of(self, node: program.Operation, found: Sequence[Finding]) -> Finding:
-        """What is known of an operation whose operands are known."""
+        """Return the finding for an operation from those of its operands."""
         needs = frozenset[str]().union(*(f.needs for f in found))
         if any(f.form.kind == "unknown" for f in found):
             return Finding(self._unknown_form(node.op), needs)

@@ -48,7 +48,7 @@ class RecurrentChecker:
         return out
 
     def _of_family(self, family: program.KeyRange | None) -> dict[program.Binder, Finding]:
-        """What the name of a family is, whose range is known with the parameters."""
+        """Return the finding for a family's binder; the parameters fix its range."""
         if family is None:
             return {}
         facts = self._checker.everywhere

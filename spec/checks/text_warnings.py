@@ -1,4 +1,4 @@
-"""What is doubtful in a text that has no error: names that nothing reads, windows one key wider than others."""
+"""Warnings about a text without errors: names that nothing reads, windows one key wider than others."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a program means: parameters bound, expressions evaluated exactly, masks row by row."""
+"""The meaning of a program: parameters bound, expressions evaluated exactly, masks row by row."""

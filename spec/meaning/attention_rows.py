@@ -1,4 +1,4 @@
-"""What a row of attention gives, by the definition: one query of one attention, key by key."""
+"""Rows of attention by definition: one query of one attention, key by key."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class AttentionRow:
             yield self._with_key(frame, self.name_of(key))
 
     def name_of(self, frame: EvaluationFrame) -> Any:
-        """What tells the key of a frame from others."""
+        """Return the identity of a frame's key."""
         over = self._attend.over
         return frame.places["k"] if over is None else frame.bound[over.binder](frame)
 
@@ -207,7 +207,7 @@ class AttentionRow:
         return [0.0 if lse == -math.inf else math.exp(score - lse) for score in self._scores()]
 
     def _lse(self) -> float:
-        """Of the scores and the extra logits; -inf where nothing is seen."""
+        """Return the log-sum-exp of the scores and the extra logits; -inf where no key is visible."""
         weights = self._attend.weights
         if weights is not None and not isinstance(weights, program.SoftmaxClause):
             return math.nan

@@ -30,7 +30,7 @@ BEYOND = -(1 << 40)
 
 
 class EvaluationContext(Protocol):
-    """What a frame stands in: one call, or one document of it, or the parameters alone."""
+    """The surroundings of a frame: one call, one document of a call, or the parameters alone."""
 
     def size(self, name: str, span: Span) -> int:
         """The value of a size."""
@@ -50,7 +50,7 @@ class EvaluationContext(Protocol):
         """The vector of q, k or v at a position."""
 
     def branch(self, node: program.BranchRead, member: int | None, position: int, frame: EvaluationFrame) -> Result:
-        """What a branch gave at a position, or its weight at a frame's query and key."""
+        """Return a branch's result at a position, or its weight at a frame's query and key."""
 
     def merged(self, node: program.MergeCall, members: Sequence[int | None], frame: EvaluationFrame) -> Result:
         """The branches as one softmax, at a frame's query."""
@@ -62,7 +62,7 @@ class EvaluationContext(Protocol):
         """The positions in the unit that is bound in a frame."""
 
     def tokens(self, unit: program.Unit, frame: EvaluationFrame) -> Sequence[int]:
-        """The same as positions of tokens, `BEYOND` for padded keys."""
+        """Return a unit's members as positions of tokens, `BEYOND` for padded keys."""
 
     def in_unit(self, node: program.InUnit, position: int, frame: EvaluationFrame) -> bool:
         """Whether the token at a position is in the unit that is bound in a frame."""
@@ -105,15 +105,15 @@ class EvaluationFrame:
         self.row: RowContext | None = None
 
     def binding(self, binder: program.Binder, meaning: Meaning) -> EvaluationFrame:
-        """The same frame with one more name."""
+        """Return a copy of the frame with one more name."""
         return self._with({**self.bound, binder: meaning}, self.known)
 
     def within(self, bound: Mapping[program.Binder, Meaning]) -> EvaluationFrame:
-        """The same frame with other names."""
+        """Return a copy of the frame with other names."""
         return self._with(bound, self.known)
 
     def at(self, place: str, index: int) -> EvaluationFrame:
-        """The same frame with another query, key or head."""
+        """Return a copy of the frame at another query, key or head."""
         frame = self._with(self.bound, {})
         if place == "head":
             frame.head = index
@@ -129,11 +129,11 @@ class EvaluationFrame:
         return frame
 
     def forgetting(self) -> EvaluationFrame:
-        """The same frame, with nothing worked out: a name that definitions read has changed."""
+        """Return a copy without cached definitions, because a name that they read has changed."""
         return self._with(self.bound, {})
 
     def in_row(self, row: RowContext | None) -> EvaluationFrame:
-        """The same frame in a row."""
+        """Return a copy of the frame inside a row."""
         frame = self._with(self.bound, {})
         frame.row = row
         return frame

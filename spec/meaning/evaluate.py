@@ -208,7 +208,7 @@ class Evaluator:
     # --- documents ---------------------------------------------------------------------------------------------------
 
     def view(self, row: int, key: int, batch: int) -> SequenceView | None:
-        """What row and key have in common: the whole call, one document, or nothing."""
+        """Return the sequence that row and key share: the whole call, one document, or None."""
         documents = self.program.documents
         if documents is None:
             return self.whole
@@ -363,7 +363,7 @@ class SequenceView:
         return index
 
     def branch(self, node: program.BranchRead, member: int | None, position: int, frame: EvaluationFrame) -> Result:
-        """What a branch gave at a local position, or its weight at a frame's query and key."""
+        """Return a branch's result at a local position, or its weight at a frame's query and key."""
         rows, row = self._call.rows, position - self.shift + self.first_row
         if node.part == "weight":
             return rows.weight(node.branch, member, frame, row)
@@ -392,7 +392,7 @@ class SequenceView:
         return self.units(unit, frame).get(frame.bound[unit.binder](frame), ())
 
     def tokens(self, unit: program.Unit, frame: EvaluationFrame) -> Sequence[int]:
-        """The same as positions of tokens, `BEYOND` for padded keys."""
+        """Return a unit's members as positions of tokens, `BEYOND` for padded keys."""
         found = self.members(unit, frame)
         if unit.place == "q" or not self._call.program.pads:
             return found

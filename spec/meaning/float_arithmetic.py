@@ -139,7 +139,7 @@ def total(op: str, values: Sequence[Value | float | Vector]) -> Any:
 
 
 def _entrywise(function: Callable[..., Any], values: Sequence[Any]) -> Any:
-    """Of numbers, vectors and matrices; a number goes with every entry."""
+    """Apply a function entry by entry to numbers, vectors and matrices; numbers are broadcast."""
     width = next((len(value) for value in values if isinstance(value, tuple)), None)
     if width is None:
         return function(*values)
@@ -287,7 +287,7 @@ def _part(x: Vector, number: int, of: int) -> Vector:
 
 
 def _of_some(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same where a sum of no vectors, the number 0, is among the vectors: 0."""
+    """Return a function that gives 0 where an operand is an empty sum of vectors, the number 0."""
     return lambda *values: function(*values) if all(isinstance(x, tuple) for x in values) else 0.0
 
 

@@ -1,4 +1,4 @@
-"""What a recurrence means: its lines, token by token, in binary64. Values carry the names of their axes."""
+"""The meaning of a recurrence: its lines, token by token, in binary64. Values carry the names of their axes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What selections choose, by their definition: candidates ranked one by one, ties to the earlier place."""
+"""Selections by definition: candidates ranked one by one, ties to the earlier position."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Selections:
     def chosen(
         self, selection: program.SelectionClauses, member: int | None, frame: EvaluationFrame, view: SequenceView
     ) -> Places:
-        """What the row of a frame chose."""
+        """Return the selection of a frame's row."""
         decides = self._decides(selection, frame)
         key = (selection.name, member, view, frame.batch, None if selection.by == "batch" else frame.head, decides)
         if key not in self._known:
@@ -140,7 +140,7 @@ def _of_member(selection: program.SelectionClauses, member: int | None, frame: E
 
 
 class CandidateRow(AttentionRow):
-    """What one row may choose from: an attention to the candidates, whose weights are their scores."""
+    """The candidates of one row: an attention to them, whose weights are their scores."""
 
     def __init__(
         self, call: Evaluator, selection: program.SelectionClauses, view: SequenceView, frame: EvaluationFrame
@@ -162,7 +162,7 @@ class CandidateRow(AttentionRow):
             yield frame.at("q", query)
 
     def name_of(self, frame: EvaluationFrame) -> Any:
-        """What tells a place from others."""
+        """Return the identity of a candidate."""
         return frame.places["q"] if self.selection.of_queries else super().name_of(frame)
 
     def _with_key(self, frame: EvaluationFrame, key: Any) -> EvaluationFrame:
@@ -196,7 +196,7 @@ class CandidateRow(AttentionRow):
 
 
 def _kept(call: Evaluator, rows: list[CandidateRow]) -> list[Places]:
-    """What some rows, whose candidates are ranked together, choose."""
+    """Return the selections of rows whose candidates are ranked together."""
     found = [(score, row, place) for row in rows for place, score in row.scores.items()]
     order = sorted(range(len(found)), key=lambda i: (math.isnan(found[i][0]), -found[i][0], i))
     mass = 0.0

@@ -91,13 +91,13 @@ class Clauses:
                 self._row(binder)
 
     def key(self, binder: syntax.Binder) -> program.Unit | program.KeyRange | None:
-        """What the keys of a row are, from what `over` says."""
+        """Return the keys of a row as `over` declares them."""
         if isinstance(binder, syntax.UnitDecl):
             return self.unit(binder, "k", is_key=True)
         return self._range(binder, is_key=True)
 
     def place(self, binder: syntax.Binder) -> program.Unit | program.KeyRange | None:
-        """The same of what a `select` ranks: a range may differ from query to query."""
+        """Return the candidates of a `select` as `over` declares them; a range may differ from query to query."""
         if isinstance(binder, syntax.UnitDecl):
             return self.unit(binder, "k", is_key=True)
         return self._range(binder, is_key=True, by_query=True)
@@ -226,7 +226,7 @@ class Branch:
 
     @property
     def symbol(self) -> BranchSymbol:
-        """What its name stands for."""
+        """The symbol of the branch's name."""
         return BranchSymbol(self.name.span, self.name.id, bool(self._block.binders))
 
     def attend(self, defaults: program.AttentionClauses) -> program.AttentionClauses:

@@ -143,7 +143,7 @@ class Resolver:
         return any(key[0] is source for key in self._definitions)
 
     def relation_so_far(self, span: Span) -> program.Expr:
-        """What `visible` means here."""
+        """Return the relation as declared so far, for `visible` at this point."""
         lines = tuple(self.surroundings.visible)
         if lines not in self._so_far:
             body = program.Operation(span, "and", lines) if lines else program.Literal(span, True)
@@ -164,7 +164,7 @@ class ExpressionResolver(SetResolver):
     """Resolves one body: the names around it and the binders inside it."""
 
     def _in(self, world: World) -> ExpressionResolver:
-        """The same names, in another world."""
+        """Return a resolver of the same names in another world."""
         if self._world in ("exact", world):
             return self
         return ExpressionResolver(self._resolver, self._names, self._binders, world, self._units)

@@ -1,4 +1,4 @@
-"""What the language has and the compiler does not know yet, by the form of a statement."""
+"""Statements of the language that the compiler does not support yet, by their form."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _REMEDIES = {SEVERAL: "make one list of them: `b = [k.y // 8, k.x // 8]`"}
 
 
 def remedy(what: str) -> str:
-    """What to write instead."""
+    """Return the help text for an unsupported feature."""
     return _REMEDIES.get(what, "ask of each place whether it is chosen: `k in chosen`; or give the choice as an input")
 
 
 def later(item: syntax.Statement, selections: frozenset[str]) -> str | None:
-    """What of a statement is not supported yet; `selections` are the names of all."""
+    """Return the unsupported feature in a statement, or None; `selections` are the names of all selections."""
     if isinstance(item, syntax.BinderClause) and item.word.id == "over" and len(item.binders) > 1:
         return SEVERAL if any(isinstance(binder, syntax.UnitDecl) for binder in item.binders) else None
     if isinstance(item, syntax.BinderClause) and item.word.id == "over":

@@ -97,7 +97,7 @@ _LABELS = {
 
 @dataclass(slots=True)
 class Surroundings:
-    """What the places of an expression know of the pattern around it."""
+    """The pattern's declarations that names in an expression may refer to."""
 
     segments: tuple[program.TokenSegment, ...] = ()
     align: str | None = None
@@ -139,7 +139,7 @@ class NameResolver:
         self._units = units or {}
 
     def resolve_name(self, node: syntax.NameExpr) -> program.Expr:
-        """What a name by itself stands for."""
+        """Resolve a plain name."""
         if node.id in self._binders:
             return program.Local(node.span, self._binders[node.id])
         symbol = self._names.get(node.id)
@@ -241,7 +241,7 @@ class NameResolver:
         return None
 
     def _of_token(self, node: syntax.NameExpr) -> program.Expr | None:
-        """What stands for the token of a recurrence: its position, and its vectors."""
+        """Resolve a name of a recurrence's token: its position or one of its vectors."""
         match node.id:
             case "t":
                 return program.PositionRead(node.span, "q")

@@ -99,7 +99,7 @@ class RecurrenceResolver:
         return state
 
     def _start(self, value: syntax.Expr | None) -> float:
-        """What each entry is before the first token."""
+        """Return the value of each state entry before the first token."""
         if value is None:
             return 0.0
         sign, inner = (-1, value.operand) if isinstance(value, syntax.UnaryExpr) and value.op == "-" else (1, value)

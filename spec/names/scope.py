@@ -1,4 +1,4 @@
-"""What a name may stand for while names are resolved, and the sources of definitions."""
+"""Symbols that names resolve to, and the sources of definitions."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class UnitSymbol:
 
     @property
     def binder(self) -> program.Binder:
-        """What stands for its value."""
+        """The binder of the symbol's value."""
         return self.unit.binder
 
 
@@ -100,7 +100,7 @@ class RangeSymbol:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PartSymbol:
-    """One of several names that the keys of a row have together, as a definition of their number."""
+    """A name among several for the keys of a row, defined by the number of the key."""
 
     span: Span
     definition: program.Definition

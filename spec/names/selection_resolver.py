@@ -61,7 +61,7 @@ class SelectResolver:
 
     @property
     def symbol(self) -> SelectionSymbol:
-        """What its name stands for."""
+        """The symbol of the selection's name."""
         over = next(iter(self._lines("over")), None)
         together = any(_is_bare(b, "head") or _is_bare(b, "batch") for line in self._lines("per") for b in line.binders)
         pairs = over is not None and len(over.binders) > 1 and _is_bare(over.binders[0], "q")

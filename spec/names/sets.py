@@ -25,7 +25,7 @@ class SetResolver(NameResolver):
 
     @abstractmethod
     def _in(self, world: World) -> SetResolver:
-        """The same names, in another world."""
+        """Return a resolver of the same names in another world."""
 
     # --- in -----------------------------------------------------------------------------------------------------------
 
@@ -79,7 +79,7 @@ class SetResolver(NameResolver):
     def chosen_place(
         self, binder: program.Binder, domain: syntax.Expr, symbol: SelectionSymbol
     ) -> SelectedPlace | None:
-        """What a name is that runs over a selection; None, and a report, where that cannot be."""
+        """Resolve a name that runs over a selection; report an error and return None where it cannot."""
         selection = self._resolver.surroundings.selected.get(symbol.name)
         if selection is None:
             help_ = "let a branch run over it, or `combine`"

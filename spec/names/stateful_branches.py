@@ -49,7 +49,7 @@ class StatefulBranch:
 
     @property
     def symbol(self) -> BranchSymbol:
-        """What its name stands for."""
+        """The symbol of the branch's name."""
         return BranchSymbol(self.name.span, self.name.id, bool(self._block.binders), is_stateful=True)
 
     def recurrence(self) -> program.RecurrenceClauses:

@@ -1,4 +1,4 @@
-"""What to say when the parser stops: from the token found and the tokens possible there to a diagnostic.
+"""Diagnostics for the place where the parser stops, from the token there and the tokens that were possible.
 
 Each rule below knows one mistake and returns None for all others; the first that speaks is heard.
 """

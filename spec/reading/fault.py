@@ -30,7 +30,7 @@ class Fault(Exception):  # noqa: N818 - a message under way, never seen outside 
         self.help = help
 
     def in_source(self, source: SourceFile) -> Diagnostic:
-        """The same, in its source."""
+        """Return the diagnostic of the fault in its source."""
         secondary = (Label(_span(source, *self.also[:2]), self.also[2]),) if self.also else ()
         primary = Label(_span(source, self.start, self.end), self.label)
         return Diagnostic(self.code, self.message, primary, secondary, self.help)

@@ -1,4 +1,4 @@
-"""What to say where a type, a name, `=`, an operand or an `else` is missing: rules of `complaints`."""
+"""Rules of `complaints` for a missing type, name, `=`, operand or `else`."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def operand_missing(found: ParseStop) -> Fault | None:
 
 
 def _operand(found: ParseStop) -> str:
-    """What to write where an expression is missing."""
+    """Return the help text for a missing expression."""
     if found.at_line_end:
         return "write it on this line; an expression goes on in the next one only inside of brackets"
     if found.kind == "TEXT":

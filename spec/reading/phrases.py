@@ -117,7 +117,7 @@ FOREIGN_CHARACTERS = {
 
 
 def found_phrase(kind: str, token: str) -> str:
-    """What was found, as it was written."""
+    """Return a phrase for the token at which the parser stopped, as it was written."""
     if kind in ("_NL", "$END", "_INDENT", "_DEDENT"):
         return _PHRASES[kind]
     if kind == "TEXT":
