@@ -251,7 +251,7 @@ def _of_power(node: Value, base: Value, exponent: Value, change: _Change) -> Ite
 
 
 def _of_extreme(op: str, operands: tuple[Value, ...], change: _Change) -> Iterable[tuple[Value, _Change]]:
-    """Return the operands of a minimum or maximum with their changes; of equal operands the first receives all of it."""
+    """Return the operands of a minimum or maximum with their changes; the first of equal ones receives all of it."""
     *rest, last = operands
     if not rest:
         return [(last, change)]

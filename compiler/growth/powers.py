@@ -66,7 +66,7 @@ class Powers:
         return self.block * (self.first + max(1, (1 << self.smallest) // 2))
 
     def in_tiles(self, tile: int) -> Powers | None:
-        """Return the relation over tiles where a block is a whole number of tiles, else None; no pair of `rest` is in these."""
+        """Return the relation over tiles, where blocks are whole tiles, else None; no pair of `rest` is in these."""
         whole = self.block % tile == 0
         return replace(self, block=self.block // tile) if whole else None
 
