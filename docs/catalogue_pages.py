@@ -286,7 +286,7 @@ def _ladder(found: Simulation) -> str:
 
 
 def _states(shown: Shown) -> str:
-    """What is kept from token to token, and how much that is at the headline's heads."""
+    """Return the state that is kept from token to token, and its size at the headline's heads."""
     pattern = shown.attention.pattern
     recurs = pattern.stateful if pattern.recur is None else (pattern.recur,)
     states = [state for recur in recurs for state in recur.states]

@@ -37,7 +37,7 @@ LENGTH = 64
 
 @dataclass(frozen=True)
 class Picture:
-    """What is drawn of a pattern: by default 64 queries and keys, its own defaults, examples of its inputs, head 0."""
+    """A picture of a pattern: by default 64 queries and keys, its own defaults, examples of its inputs, head 0."""
 
     params: Mapping[str, Any] = field(default_factory=dict)
     queries: int = LENGTH

@@ -120,7 +120,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def dense(attend: Attention, length: int) -> AttentionFunction:
-    """What one would use without attnc: PyTorch's scaled_dot_product_attention, the same mask, additive, made once."""
+    """Return the rival without attnc: PyTorch's scaled_dot_product_attention with an additive mask, made once."""
     mask = torch.zeros(length, length).masked_fill_(~attend.mask(length), float("-inf"))
     return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 

@@ -16,7 +16,7 @@ import attnc
 
 
 def llama(implementation: str) -> Any:
-    """The same weights every time."""
+    """Return a Llama model with the same weights every time."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)

@@ -68,7 +68,7 @@ _TEXT = '''pattern block_mask(q_block: int, k_block: int)
 
 
 def _marked(count: Tensor, listed: Tensor, columns: int) -> Tensor:
-    """Which columns each row lists: bool (batch, heads, rows, columns)."""
+    """Return the columns that each row lists, bool (batch, heads, rows, columns)."""
     while listed.dim() < 4:
         count, listed = count[None], listed[None]
     width = listed.shape[-1]
@@ -80,7 +80,7 @@ def _marked(count: Tensor, listed: Tensor, columns: int) -> Tensor:
 def _masks_of(
     mask_mod: MaskMod, lanes: Tensor, block: tuple[int, int], lengths: tuple[int, int]
 ) -> tuple[Int64, NDArray[np.bool_]]:
-    """What the map says of each partial block (batch entry, head, row, column), and the masks of unlike ones."""
+    """Return the number of each partial block's mask (batch entry, head, row, column), and the distinct masks."""
     if not len(lanes):
         return np.zeros(0, dtype=np.int64), np.zeros((1, *block), dtype=np.bool_)
     size = block[0] * block[1]

@@ -30,7 +30,7 @@ NOT_TRACED = "attnc in a processor of Diffusers runs between graphs: leave fullg
 
 @dataclass(frozen=True)
 class Model:
-    """What is known of a model of Diffusers: the beginnings of the names of its attentions to a video, where its text
+    """The facts about a Diffusers model: the prefixes of the names of its attentions to a video, where its text
     stands, the axes of its latents (the argument `hidden_states`; none: they are tokens already), and their patches.
     """
 

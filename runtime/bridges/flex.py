@@ -1,4 +1,4 @@
-"""What FlexAttention takes: mask_mod and BlockMask, made from the relation of one call."""
+"""The arguments of FlexAttention, mask_mod and BlockMask, made from the relation of one call."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _pointwise(what: str, pattern: Pattern, shape: CallShape) -> Pointwise:
 
 
 def block_states(pattern: Pattern, shape: CallShape, block: tuple[int, int]) -> States:
-    """Which blocks are seen in full, in part or not at all: (batch or 1, heads or 1, rows, columns).
+    """Return the state of each block, full, partial or empty: (batch or 1, heads or 1, rows, columns).
 
     Found from the live tiles; masks are evaluated for one of each kind of partial tiles.
     """

@@ -47,7 +47,7 @@ class GivenAttention:
     def reference(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, dtype: torch.dtype | None = None
     ) -> Tensor:
-        """The same, dense. Raises as `Attention.reference`, and ArgumentError for other lengths."""
+        """Compute the call densely. Raises as `Attention.reference`, and ArgumentError for other lengths."""
         self._check_lengths(q.shape[2], k.shape[2])
         found: Tensor = self.attention.reference(q, k, v, scale=scale, dtype=dtype, **self.inputs)
         return found

@@ -1,4 +1,4 @@
-"""What a Transformers model asks of a layer's attention: its own mask, padding, packing, where a cache begins.
+"""The mask that a Transformers model asks of a layer: its own pattern, padding, packing, the begin of a cache.
 
 The model hands a function of positions to its attention's mask maker (`transformers.masking_utils`), built by joining a
 few known ones. It is read for what it was made of, and never called: no N × N mask is made.
@@ -38,7 +38,7 @@ class LayerMask:
 
     @property
     def text(self) -> str:
-        """The same as a pattern."""
+        """The mask as the text of a pattern."""
         lines = ["k <= q"] if self.causal else []
         if self.window is not None:
             lines.append(f"q - k < {self.window}" if self.causal else f"abs(q - k) <= {self.window}")
@@ -48,7 +48,7 @@ class LayerMask:
 
     @property
     def attention(self) -> Attention:
-        """The same, compiled."""
+        """The mask as a compiled pattern."""
         return compile_attention(self.text)
 
     def __str__(self) -> str:
@@ -71,7 +71,7 @@ class BatchShare:
 
 @dataclass(frozen=True)
 class ModelMask:
-    """What stands in the place of a mask tensor: the last `queries` of the columns `start .. stop`, which have keys.
+    """A stand-in for a mask tensor: the last `queries` of the columns `start .. stop`, which have keys.
 
     `shares`: None without padding. `sequences`: the cumulative lengths of the sequences that a batch entry packs, None
     where it is one.
@@ -104,7 +104,7 @@ def read_mask(
     q_offset: int | Tensor,
     kv_offset: int,
 ) -> ModelMask:
-    """What a layer asks, from what Transformers gives a mask maker; `attention_mask` (B, columns so far) of 0 and 1.
+    """Return a layer's mask from a Transformers mask maker's arguments; `attention_mask` (B, columns so far) of 0 and 1.
 
     Raises UnsupportedError for masks that no pattern stands beside, ArgumentError for padding amid tokens.
     """
@@ -152,7 +152,7 @@ def cumulative(ids: Tensor) -> Tensor:
 
 
 def _read(function: Callable[..., Any]) -> tuple[LayerMask, Tensor | None]:
-    """What a mask function shows, and the number of the sequence that each token is in, where several are packed."""
+    """Return the mask of a mask function, and the number of each token's sequence where several are packed."""
     causal, window, chunk, packed = False, None, None, None
     for name, held in _leaves(function):
         match name:
@@ -200,6 +200,6 @@ def _leaves(function: Callable[..., Any]) -> Iterator[tuple[str, dict[str, Any]]
 
 
 def _held(function: Callable[..., Any]) -> dict[str, Any]:
-    """What a function closes over, by name."""
+    """Return the variables that a function closes over, by name."""
     names = function.__code__.co_freevars if hasattr(function, "__code__") else ()
     return {n: cell.cell_contents for n, cell in zip(names, getattr(function, "__closure__", None) or (), strict=True)}

@@ -183,7 +183,7 @@ class _Writer:
         return self._made_float(node)
 
     def _made_float(self, node: Any) -> _Slot:
-        """Of a score: numbers are tensors of fp32, as functions take no others."""
+        """Emit a node of a score; numbers are tensors of fp32, the only ones that functions take."""
         of: Any = self._slots
         match node:
             case ir.Number(value=value):
@@ -348,7 +348,7 @@ def _magnitude(x: Tensor) -> Tensor:
 
 
 def _power(base: Any, exponent: Any) -> Tensor:
-    """Of bases other than 0, 1 and -1 no exponent past 63 has a value that fits; of these the parity tells."""
+    """Compute an integer power. Past exponent 63 only the bases 0, 1 and -1 have a value that fits, by the parity."""
     if isinstance(base, int) and base == 2:
         return 1 << torch.clamp(exponent, 0, 62)
     base, exponent = _pair(base, exponent)
@@ -361,7 +361,7 @@ def _power(base: Any, exponent: Any) -> Tensor:
 
 
 def _bit_length(n: Tensor) -> Tensor:
-    """Of up to 44 bits at a time: the logarithm of 2 n + 1 is an integer for n = 0 alone, and never nearly one."""
+    """Return the bit length, 44 bits at a time: log2(2 n + 1) is an integer for n = 0 alone, and never nearly one."""
     return torch.where(n < 1 << 40, _short_length(n), 40 + _short_length(n >> 40))
 
 

@@ -77,7 +77,7 @@ def register_transformers(
 
 
 class Implementation:
-    """What is registered under a name: a maker of masks, and the attention that reads them."""
+    """An attention registered with Transformers under a name: a maker of masks, and the function that reads them."""
 
     def __init__(
         self, name: str, attend: Attention | None, layers: frozenset[str | int] | None, override: bool
@@ -90,7 +90,7 @@ class Implementation:
 
     @property
     def says(self) -> tuple[object, ...]:
-        """What distinguishes it from others."""
+        """The values that tell registrations apart."""
         attend = self._attend
         whole = None if attend is None else attend.__reduce__()[1]
         return whole, self._layers, self._override
@@ -309,7 +309,7 @@ def _refuse_cross(module: Any) -> None:
 def _mask_of(
     module: Any, query: Tensor, key: Tensor, given: object, is_causal: bool | None, sliding_window: object
 ) -> ModelMask:
-    """What a layer asks. Raises UnsupportedError for a mask that the model made itself."""
+    """Return the mask of a layer. Raises UnsupportedError for a mask tensor that the model made itself."""
     if isinstance(given, ModelMask):
         return given
     if given is not None:

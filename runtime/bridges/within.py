@@ -27,7 +27,7 @@ class Outside:
 
 
 def outside(attend: Attention, relation: Index, heads: int, kv_heads: int) -> Outside | None:
-    """What a pattern may show beside a relation, in one of some heads; None: nothing, for every length and input.
+    """Return a pair that the pattern may show outside a relation; None: no head shows one, at any length and input.
 
     What inputs and selections decide is taken to hold, so that a pattern that asks them besides is inside as well.
     """

@@ -1,4 +1,4 @@
-"""What all commands share: statuses, messages, colour, JSON."""
+"""Exit statuses, messages, colour and JSON output for all commands."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def unread_json(name: str, error: OSError | UsageError) -> dict[str, object]:
 
 
 def read_file(name: str) -> bytes:
-    """What is in a file. Raises OSError, and UsageError for a folder."""
+    """Return the bytes of a file. Raises OSError, and UsageError for a folder."""
     path = Path(name)
     if path.is_dir():
         raise UsageError(f"is a directory; give the files in it, as in {path / '*.attn'}")

@@ -82,7 +82,7 @@ def wanted(patterns: str | None) -> Sequence[PatternRequest]:
 
 
 def rows(found: Sequence[GateCase | NoKernels], processes: int) -> Iterator[Row]:
-    """Of every kernel what became of it, as they are done; those that there are none of come first."""
+    """Yield a row for every kernel as its compilation ends; patterns without kernels come first."""
     yield from (_none(one) for one in found if isinstance(one, NoKernels))
     kernels = [one for one in found if isinstance(one, GateCase)]
     jobs = [(case.source, case.target) for case in kernels]

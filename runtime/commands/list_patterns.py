@@ -51,7 +51,7 @@ class LibraryEntry:
 
     @property
     def source(self) -> str:
-        """What its docstring says after `Source:`, on one line; empty where it says nothing."""
+        """The text after `Source:` in the docstring, on one line; empty without one."""
         return " ".join(self.program.docstring.partition("Source:")[2].split())
 
     @property
@@ -75,7 +75,7 @@ def entries() -> list[LibraryEntry]:
 
 
 def matching(known: Sequence[LibraryEntry], words: Sequence[str]) -> list[LibraryEntry]:
-    """Those of a family, where the only word names one, or else those that hold every word.
+    """Return the entries of a family, where the only word names one, else the entries that contain every word.
 
     Raises UsageError where there are none.
     """
@@ -91,7 +91,7 @@ def matching(known: Sequence[LibraryEntry], words: Sequence[str]) -> list[Librar
 
 
 def _nearest(known: Sequence[LibraryEntry], words: Sequence[str]) -> str:
-    """What may have been meant by the first word that nothing holds."""
+    """Return the names nearest to the first word that no entry contains."""
     unknown = next((word for word in words if not any(entry.holds(word) for entry in known)), None)
     if unknown is None:
         return "fewer words find more"

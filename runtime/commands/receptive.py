@@ -373,7 +373,7 @@ def _as_json(
 
 
 def _all(reach: ReceptiveField, layers: int) -> list[After]:
-    """What is known after 0, 1, … layers, the last ones the same where nothing more is reached."""
+    """Return the receptive field after 0, 1, … layers; the last entry repeats where nothing more is reached."""
     known = list(reach.after[: layers + 1])
     return known + known[-1:] * (layers + 1 - len(known))
 

@@ -1,4 +1,4 @@
-"""What a command line of `attnc simulate` asks for, and the simulations that answer it."""
+"""The cases that a command line of `attnc simulate` asks for, and their simulations."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ Swept = list[tuple[str, Simulation]]
 
 @dataclass(frozen=True)
 class SimulateRequest:
-    """What is simulated beside the pattern, its length and the device."""
+    """The arguments of a simulation besides the pattern, its length and the device."""
 
     n_k: int | None
     heads: int | None
@@ -150,7 +150,7 @@ class SimulateCases:
         return analysed(named)
 
     def _inputs(self, attention: PatternAnalysis, n_q: int, n_k: int, heads: int) -> dict[str, Any]:
-        """Those given, and an example of each other that the relation reads; of a recurrence its sizes alone."""
+        """Return the given inputs and examples of the others that the relation reads; for a recurrence its sizes alone."""
         known = _sizes_of(attention.pattern)
         sizes = {name: value for name, value in self.asked.sizes.items() if name in known}
         if attention.is_recurrence:
@@ -237,7 +237,7 @@ class SimulateCases:
 
 
 def cases_of(args: argparse.Namespace) -> SimulateCases:
-    """What the arguments ask for. Raises UsageError, and what `compile_attention` raises."""
+    """Return the cases of a command line. Raises UsageError, and the errors of `compile_attention`."""
     asked = _asked(args)
     attention = analysed(args)
     n = length_of(attention.bound, args.n_q, LENGTH)

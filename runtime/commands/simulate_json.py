@@ -86,7 +86,7 @@ def simulation_json(found: Simulation) -> dict[str, object]:
 
 
 def recurrence_json(found: RecurrenceSimulation) -> dict[str, object]:
-    """What a recurrence has beside what every simulation has. The cost of a chunk that does not fit has no `ms`."""
+    """Return the JSON fields that only a recurrence has. The cost of a chunk that does not fit has no `ms`."""
     return {
         "passes": [_pass_json(one) for one in found.passes],
         "rung_ms": {rung.name: found.rung_ms(rung.name) for rung in found.rungs},

@@ -152,7 +152,7 @@ def _as_tensors(inputs: Mapping[str, object], examples: Mapping[str, Example]) -
 
 
 def states_of(pairs: Counts, area: Counts) -> NDArray[np.int8]:
-    """Of each tile: full, empty or partial, by its visible pairs and all its pairs."""
+    """Return the state of each tile, full, empty or partial, from its visible pairs and all its pairs."""
     return np.where(pairs == area, FULL, np.where(pairs == 0, EMPTY, PARTIAL)).astype(np.int8)
 
 

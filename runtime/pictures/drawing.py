@@ -1,4 +1,4 @@
-"""What a picture of a pattern shows, as data: both views, the counts and the words under them."""
+"""A picture of a pattern as data: both views, the counts and the words under them."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Drawing:
 
     @property
     def square_text(self) -> str:
-        """What a square of the element view is."""
+        """The caption for a square of the element view."""
         if self.cell == 1:
             return "each square: one query–key pair"
         return f"each square: {self.cell:,} × {self.cell:,} pairs"

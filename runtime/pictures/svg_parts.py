@@ -1,4 +1,4 @@
-"""What the SVG pictures share: colours, the first lines, text, and cells as paths."""
+"""Parts of the SVG pictures: colours, the first lines, text, and cells as paths."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def _view(found: TileMap, view: TileView, name: str, left: float, wide: float, h
 
 
 def _square(view: TileView) -> str:
-    """What a square is."""
+    """Return the caption for a square."""
     if view.factor == 1:
         return f"each square: a tile of {view.tile:,} × {view.tile:,} pairs"
     return (

@@ -1,4 +1,4 @@
-"""What a call of a recurrence has of its tokens."""
+"""The tensors of a recurrence call, token by token."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ class CallTokens:
         return [self.q, self.k, self.v, *self.inputs.values(), *self.constants.values()]
 
     def having(self, real: Sequence[Tensor]) -> CallTokens:
-        """The same call of other tensors, in the order of `real`."""
+        """Return the call with other tensors, in the order of `real`."""
         q, k, v, *rest = real
         inputs = dict(zip(self.inputs, rest, strict=False))
         constants = dict(zip(self.constants, rest[len(inputs) :], strict=True))
         return replace(self, q=q, k=k, v=v, inputs=inputs, constants=constants)
 
     def computed(self) -> CallTokens:
-        """The same in fp32, or in fp64 for fp64 queries; keys and values repeated for the heads that share them."""
+        """Return the call in fp32, or in fp64 for fp64 queries, with keys and values repeated for grouped heads."""
         dtype = computed_in(self.q.dtype)
         kinds = [dtype.to_complex() if x.is_complex() else dtype for x in self.real]
         q, k, v, *rest = (x.to(kind) for x, kind in zip(self.real, kinds, strict=True))

@@ -62,7 +62,7 @@ class Parts:
         return whole.in_parts(states)
 
     def in_parts(self, states: States) -> tuple[Tensor, States]:
-        """The same, cut whatever it is, under autograd where a gradient is wanted."""
+        """Run the call in parts of any length, under autograd where a gradient is required."""
         given = [*self.tokens.real, *states.values()]
         if torch.is_grad_enabled() and any(x.requires_grad for x in given):
             out, *last = _CheckpointedParts.apply(self, tuple(states), *given)  # type: ignore[no-untyped-call]
@@ -164,7 +164,7 @@ class _CheckpointedParts(FirstOrder):
 
 
 def _gradients(parts: Parts, names: Sequence[str], needed: Sequence[bool], *rest: Tensor) -> tuple[Tensor, ...]:
-    """Of all that was given."""
+    """Return the gradients of all arguments."""
     (d_out, *d_last), rest = rest[: 1 + len(names)], rest[1 + len(names) :]
     given, between = rest[: len(needed)], rest[len(needed) :]
     tokens, states = _apart(parts, names, given)

@@ -73,11 +73,11 @@ class Uncorrected:
 
     @property
     def keep(self) -> Tensor:
-        """What is left of a state after a chunk, (n, R or 1, 1)."""
+        """The factor by which a chunk decays the state, (n, R or 1, 1)."""
         return self.decay.total.mT
 
     def writes(self) -> Tensor | None:
-        """What each chunk adds to the state whatever that is, (n, R, C)."""
+        """The part of the state that a chunk writes whatever the state was, (n, R, C)."""
         return self.leaving[0].mT @ self.rows.v
 
     def outputs(self, states: Tensor, solved: Tensor | None) -> Tensor:
@@ -88,7 +88,7 @@ class Uncorrected:
         return out
 
     def reads(self, d_out: Tensor) -> tuple[Tensor, Corrector | None]:
-        """What the outputs add to the adjoint of the state before each chunk (n, R, C), and how it passes the chunk."""
+        """Return the outputs' adjoint of the state before each chunk, (n, R, C), and how it passes the chunk."""
         corrector = self.corrector
         if corrector:
             corrector = corrector._replace(right=self.pairs[0][-1].mT @ d_out)
@@ -143,7 +143,7 @@ class Uncorrected:
         return [self.rows.v], None, {"v": self._direct_adjoint(d_out, ends)}
 
     def _direct_adjoint(self, d_out: Tensor, ends: Tensor) -> Tensor:
-        """What v gets as a value of outputs and of the state."""
+        """Return the adjoint of v from the outputs and from the state after the chunk."""
         return (self.leaving[0] @ ends).baddbmm_(self.pairs[0][0].mT, d_out)
 
     def _named(self, d_readers: list[Tensor], d_writers: list[Tensor]) -> Gradients:

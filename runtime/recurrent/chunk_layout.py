@@ -34,7 +34,7 @@ class ChunkLayout:
 
     @property
     def chunks(self) -> int:
-        """Of a sequence."""
+        """The number of chunks of a sequence."""
         return -(-self.tokens // self.per_chunk)
 
     @property
@@ -76,7 +76,7 @@ class ChunkStretch:
 
     @property
     def sequences(self) -> slice:
-        """Of all B · H; those of several entries are all of their heads."""
+        """The sequences of the stretch among all B · H; a stretch of several batch entries has all of their heads."""
         first = self.entries.start * self.layout.heads + self.heads.start
         return slice(first, (self.entries.stop - 1) * self.layout.heads + self.heads.stop)
 

@@ -148,7 +148,7 @@ def _form(rows: ChunkRows) -> Uncorrected:
 
 
 def _add_bonus_adjoint(gradients: Gradients, rows: ChunkRows, bonus: Tensor, d_out: Tensor) -> None:
-    """Of o += (q ⊙ bonus · k) v, whose decay is none."""
+    """Add the adjoints of o += (q ⊙ bonus · k) v, a term without decay."""
     d_weight = (d_out * rows.v).sum(-1, keepdim=True)
     gradients["bonus"] = d_weight * rows.q * rows.k
     gradients["q"].addcmul_(d_weight * bonus, rows.k)

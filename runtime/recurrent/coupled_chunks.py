@@ -38,12 +38,12 @@ class CoupledForm:
 
     @property
     def readers(self) -> int:
-        """Of a token."""
+        """The number of readers of a token."""
         return self.outs + len(self.corrections)
 
 
 class Vectors(NamedTuple):
-    """Of every token (B, H, T, ·): u and v of impulses, the vectors of readers, results first."""
+    """The vectors of every token, (B, H, T, ·): u and v of impulses, then those of readers, results first."""
 
     left: Sequence[Tensor]
     value: Sequence[Tensor]
@@ -51,7 +51,7 @@ class Vectors(NamedTuple):
 
 
 class CoupledReach(NamedTuple):
-    """What may be other than 0: states by readers of results and by corrections, pairs of corrections, and states that
+    """Entries that may be nonzero: states by readers of results and by corrections, pairs of corrections, states that
     impulses of the chunk reach."""
 
     of_outs: list[int]
@@ -66,7 +66,7 @@ def chunk_length(tokens: int) -> int:
 
 
 def weights_of(form: CoupledForm, mixes: Tensor, length: int | None = None) -> tuple[PairWeights, int]:
-    """Of chunks of these tokens (B, H, T, m + Q, m + P), and their length; None: as long as weights let them be."""
+    """Return the pair weights of chunks of (B, H, T, m + Q, m + P), and the chunk length; None: as long as weights allow."""
     if length is not None:
         return weights(_mixes(form, mixes, length), form.states, length)
     length = chunk_length(mixes.shape[2])
@@ -84,7 +84,7 @@ def reach_of(form: CoupledForm, may: Tensor, length: int) -> CoupledReach:
 
 
 def _mixes(form: CoupledForm, mixes: Tensor, length: int) -> Tensor:
-    """Of every token of chunks, (tokens, …); padding leaves the states as they are."""
+    """Return the mixes of every token of chunks, (tokens, …); padding leaves the states unchanged."""
     missing = -mixes.shape[2] % length
     if missing:
         passing = torch.eye(mixes.shape[-2], mixes.shape[-1], dtype=mixes.dtype, device=mixes.device)
@@ -154,7 +154,7 @@ class _Chunks:
         return torch.stack(before, 1).flatten(0, 1), torch.stack(found, 1).flatten(0, 1), state
 
     def _solved(self, known: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
-        """What impulses are, and what they take of the states before the chunk, where they read one another."""
+        """Return the impulses, and their reads of the states before the chunk, where impulses read one another."""
         if not self._reach.solved:
             return known, taken
         both = torch.cat([known, taken], 2)
@@ -162,7 +162,7 @@ class _Chunks:
         return both[..., : known.shape[2]], both[..., known.shape[2] :]
 
     def results(self, states: Tensor, impulses: Tensor) -> list[Tensor]:
-        """What tokens read, (n, L, C) each."""
+        """Return the reads of tokens, (n, L, C) each."""
         reached, found = self._reach.of_outs, list[Tensor]()
         for reader in range(self._form.outs):
             out = self._within(reader) @ impulses
@@ -184,25 +184,25 @@ class _Chunks:
         return mixed.index_add(1, torch.tensor(written, dtype=torch.int64, device=mixed.device), given)
 
     def _writing(self) -> Tensor:
-        """What impulses are multiplied by at the end of the chunk: (n, states · R, L · P)."""
+        """The factors of impulses in the states at the end of the chunk, (n, states · R, L · P)."""
         ends = self._ends[:, self._reach.written]
         return (ends[:, :, None] * self._left.mT[:, None]).flatten(1, 2)
 
     def _within(self, reader: int) -> Tensor:
-        """What a reader takes of impulses, (n, L, L · P)."""
+        """Return a reader's weights of impulses, (n, L, L · P)."""
         return self._pairs[reader] * (self._read[reader] @ self._left.mT)
 
     def _of_edges(self, reader: int, places: list[int]) -> Tensor:
-        """What a reader takes of the states before the chunk, (n, L, states · R)."""
+        """Return a reader's weights of the states before the chunk, (n, L, states · R)."""
         edges = self._edges[reader][..., places]
         return (edges[..., None] * self._read[reader][:, :, None]).flatten(2)
 
     def _correcting(self) -> Tensor:
-        """What impulses take of the states before the chunk."""
+        """The weights of the states before the chunk in impulses."""
         return self._by_impulse(lambda reader: self._of_edges(reader, self._reach.of_corrections))
 
     def _triangle(self) -> Tensor:
-        """What impulses take of earlier ones."""
+        """The weights of earlier impulses in impulses."""
         return self._by_impulse(self._within)
 
     def _by_impulse(self, of: Callable[[int], Tensor]) -> Tensor:

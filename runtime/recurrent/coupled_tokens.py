@@ -21,7 +21,7 @@ from attnc.runtime.recurrent.token_values import TokenValues
 def run(
     stage: Coupled, values: TokenValues, states: Sequence[Tensor], fresh: Tensor | None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """What tokens get of each read, in the order in which they are taken; the states after the last.
+    """Return each read of every token, in processing order, and the states after the last token.
 
     `fresh`: the tokens before which the states are emptied, bool (B, H or 1, T).
     """

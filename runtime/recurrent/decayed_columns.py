@@ -38,11 +38,11 @@ class DecayedColumns(Uncorrected):
 
     @property
     def keep(self) -> Tensor:
-        """What is left of a state after a chunk, (n, R or 1, C)."""
+        """The factor by which a chunk decays the state, (n, R or 1, C)."""
         return self.decay.total.mT * self.columns.total
 
     def writes(self) -> Tensor:
-        """What each chunk adds to the state, (n, R, C)."""
+        """The part of the state that a chunk writes, (n, R, C)."""
         return self.leaving[0].mT @ self.values
 
     def outputs(self, states: Tensor, solved: Tensor | None) -> Tensor:
@@ -54,7 +54,7 @@ class DecayedColumns(Uncorrected):
         return out if self.rows.before else out.addcmul_(self._own_weight, self.rows.v)
 
     def reads(self, d_out: Tensor) -> tuple[Tensor, Corrector | None]:
-        """What the outputs add to the adjoint of the state before each chunk, (n, R, C)."""
+        """Return the outputs' adjoint for the state before each chunk, (n, R, C), and its corrector."""
         return self.entering[0].mT @ (d_out * self.into), None
 
     def adjoint(self, d_out: Tensor, states: Tensor, ends: Tensor, d_right: Tensor | None) -> Gradients:
@@ -85,7 +85,7 @@ class DecayedColumns(Uncorrected):
 
     @property
     def _own_weight(self) -> Tensor:
-        """Of each token's own write, (n, L, 1)."""
+        """The weight of each token's own write, (n, L, 1)."""
         return self._weights.diagonal(dim1=1, dim2=2)[..., None]
 
     def _at_level(self, level: DecayLevel, d_out: Tensor, d_weights: Tensor, d_v: Tensor) -> tuple[Tensor, Tensor]:

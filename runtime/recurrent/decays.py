@@ -40,7 +40,7 @@ LEAST = -1000.0
 
 
 class DocumentSegments:
-    """Which tokens of a chunk share a document: `counts` (n, L) are the resets in the chunk up to each token."""
+    """The documents of a chunk's tokens: `counts` (n, L) are the resets in the chunk up to each token."""
 
     def __init__(self, counts: Tensor, dtype: torch.dtype) -> None:
         self.same = (counts[:, :, None] == counts[:, None, :]).to(dtype)
@@ -119,7 +119,7 @@ class ChunkDecay(ABC):
         """
 
     def _from_edges(self, d_edges: EdgeAdjoints) -> tuple[list[Tensor], list[Tensor]]:
-        """What readers and writers get of what enters and leaves."""
+        """Return the adjoints of readers and writers from those of the chunk's edges."""
         d_readers = [d * into for d, into in zip(d_edges.readers, self.into, strict=True)]
         return d_readers, [d * self.out_of for d in d_edges.writers]
 
@@ -334,7 +334,7 @@ def row_products(x: Tensor, y: Tensor) -> Tensor:
 
 
 def nearest(matrix: Tensor, exclusive: bool) -> Tensor:
-    """Of (n, L, L) the pairs with one gate between them: a view (n, L - 1), or (n, L - 2)."""
+    """Return a view of the pairs in (n, L, L) with one gate between them: (n, L - 1), or (n, L - 2)."""
     return matrix.diagonal(-2 if exclusive else -1, dim1=1, dim2=2)
 
 
@@ -347,12 +347,12 @@ def set_nearest(pairs: Pairs, readers: Sequence[Tensor], writers: Sequence[Tenso
 
 
 def products(readers: Sequence[Tensor], writers: Sequence[Tensor]) -> Pairs:
-    """Of every reader's rows and every writer's."""
+    """Return the products of every reader's rows and every writer's."""
     return [[x @ y.mT for y in writers] for x in readers]
 
 
 def add_product_adjoints(d_products: Pairs, sides: Sides, d_sides: Sides) -> None:
-    """What the adjoint of `products` gives readers and writers, added to `d_sides`."""
+    """Add the adjoints of readers and writers, from that of `products`, to `d_sides`."""
     for i, x in enumerate(sides[0]):
         for w, y in enumerate(sides[1]):
             d_sides[0][i].baddbmm_(d_products[i][w], y)

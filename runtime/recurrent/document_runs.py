@@ -60,7 +60,7 @@ def _reads(node: Index, known: dict[Index, bool]) -> bool:
 
 
 def _beside_its_own(node: Any) -> Iterator[Index]:
-    """What a node reads, but for the token's own place in what is by token."""
+    """Yield the indices that a node reads, except the token's own position in inputs by token."""
     match node:
         case ir.Vec(at=at):
             yield from () if at is TOKEN else (at,)

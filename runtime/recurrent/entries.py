@@ -22,7 +22,7 @@ Leaf = Value | Index
 def scan(
     stage: ElementwiseScan, values: TokenValues, state: Tensor, fresh: Tensor | None
 ) -> tuple[list[Tensor], Tensor]:
-    """What tokens get of each read, in the order in which they are taken; the state after the last.
+    """Return each read of every token, in processing order, and the state after the last token.
 
     `fresh`: bool (B, H or 1, T).
     """
@@ -69,7 +69,7 @@ def _is_made(node: Value) -> bool:
 
 
 def _leaves(roots: Sequence[Value]) -> dict[Leaf, bool]:
-    """What the values of a stretch are made of, conditions among them: a vector a token, where it can be."""
+    """Return the leaves of a stretch's values, conditions among them; True where a leaf can be a vector a token."""
     found: dict[Leaf, bool] = {}
     stack = list(reversed(roots))
     while stack:

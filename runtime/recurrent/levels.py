@@ -87,7 +87,7 @@ def block_sums(gate: Tensor, dtype: torch.dtype) -> BlockSums:
 
 
 def _block_products(before: Tensor, dtype: torch.dtype) -> BlockSums:
-    """The same of factors from 0 to 1, (n, L, F), which are overwritten: multiplied as wide as they come."""
+    """Return the block products of factors from 0 to 1, (n, L, F), in place and in their own dtype."""
     after, levels = torch.ones_like(before), []
     for block in _blocks(before.shape[-2]):
         left, right = even(before, block), odd(before, block)

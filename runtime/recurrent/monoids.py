@@ -1,4 +1,4 @@
-"""What is so far the largest of tokens' entries, and what so far the log of the sum of their exponentials.
+"""Running maximum and running log-sum-exp over tokens, entry by entry.
 
 Both of x (B, H, T, …) and a state before the first token (B, H, …), -inf for none; `resets` bool (B, T) or (B, H, T):
 the state is -inf before the token's step. Both give what is so far after each token, (B, H, T, …).
@@ -136,7 +136,7 @@ def _largest(x: Tensor, state: Tensor, emptied: Tensor | None) -> Tensor:
 
 
 def _before(sums: Tensor, state: Tensor, emptied: Tensor | None) -> Tensor:
-    """What was so far before each token's step."""
+    """Return the running value before each token's step."""
     before = torch.cat([state[:, :, None], sums[:, :, :-1]], 2)[:, :, : sums.shape[2]]
     return before if emptied is None else torch.where(_over(emptied, sums), -torch.inf, before)
 

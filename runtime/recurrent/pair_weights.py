@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class PairWeights(NamedTuple):
-    """Of n blocks of L tokens, the impulses of tokens and the readers of tokens one after another.
+    """Pair weights of n blocks of L tokens; the impulses and the readers of a block's tokens come one after another.
 
     What readers take of impulses, `pairs` (n, L · Q, L · P), and of the states before the block, `edges`
     (n, L · Q, m); what the states after it are made of, `ends` (n, m, L · P) and `through` (n, m, m).
@@ -36,7 +36,7 @@ class _Blocks(NamedTuple):
 
 
 def weights(mixes: Tensor, states: int, length: int, most: float | None = None) -> tuple[PairWeights, int]:
-    """Of blocks of `length` tokens, a power of two; and their length: of shorter ones, where a weight is above `most`.
+    """Return the pair weights of blocks, and the block length: `length`, a power of two, less where one is above `most`.
 
     `mixes`: (tokens, m + Q, m + P), tokens a multiple of `length`.
     """

@@ -49,7 +49,7 @@ def run(
     fresh: NDArray[np.bool_] | None,
     linear: Linear = linear_recurrence,
 ) -> tuple[Tensor, States]:
-    """What `token_loop.run` gives, for a recurrence that has passes; `linear` computes those over linear states."""
+    """Return the results of `token_loop.run` for a recurrence with passes; `linear` computes those of linear states."""
     known = dict(tokens.inputs)
     tokens = replace(tokens, inputs=known)
     order = order_of(recur, TokenValues(tokens))
@@ -160,7 +160,7 @@ class _Passing:
         return _joined([self._side(micro.write[1] if micro.write else None, width, bound) for micro, bound, _ in steps])
 
     def _solved(self, solved: SolvedRead, given: dict[str, object], start: Tensor) -> Tensor:
-        """What the matrix makes of vectors is a read of the state for each of them."""
+        """Solve by conjugate gradients; each product of the matrix with a vector is one read of the state."""
         values, rest = self._values, solved.rest
         factor = values.whole(solved.factor)[..., None]
         diagonal = rest.vector if isinstance(rest, ir.Diagonal) else None
@@ -219,7 +219,7 @@ class _Passing:
         return [(micro, ((variable, j),), j == low) for j in range(low, high)]
 
     def _arguments(self, stage: Pass, steps: list[tuple[Micro, Bound, bool]], start: Tensor) -> dict[str, object]:
-        """What `linear_recurrence` takes beside q and the state."""
+        """Return the arguments of `linear_recurrence` besides q and the state."""
         rows, columns = start.shape[-2:]
         keys, values, lefts, reads = [], [], [], []
         for micro, bound, _ in steps:
@@ -290,7 +290,7 @@ class _Passing:
         return torch.from_numpy(own.copy()).to(self._tokens.q.device)
 
     def _placed(self, x: Tensor) -> Tensor:
-        """Of tokens by their places, what is in the order in which they are taken."""
+        """Return a tensor of tokens by position in processing order."""
         if self._back is None:
             return x
         back = torch.from_numpy(self._back).to(x.device)

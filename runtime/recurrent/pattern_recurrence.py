@@ -66,7 +66,7 @@ class PatternRecurrence(DerivedRecurrence):
         return f"the state of `{self.recur.name}`, chunk by chunk"
 
     def how_by_kernels(self, dtype: torch.dtype) -> str:
-        """The same on a GPU."""
+        """Return how the recurrence runs on a GPU."""
         if self.derived is None:
             return f"{self.how}, {'as operations of torch' if dtype == torch.float64 else 'by one kernel'}"
         from attnc.runtime.gpu.recurrent.passes_on_gpu import without_kernels
@@ -310,7 +310,7 @@ def _count_of(recur: Recur, batch: int) -> States:
 
 
 def no_kernels(pattern: Pattern, where: str) -> UnsupportedError:
-    """What is said of a device that has no kernels."""
+    """Return the error for a device without kernels."""
     return UnsupportedError(
         f"`{pattern.name}` on {where}: recurrences have no kernels there; use the reference executor, "
         f'backend="reference" (token by token), or move the tensors to the CPU'

@@ -42,7 +42,7 @@ class PrefixSteps(NamedTuple):
     emptied: Tensor | None
 
     def part(self, tokens: slice) -> PrefixSteps:
-        """Those of some tokens."""
+        """Return the steps of some tokens."""
         decay, emptied = self.decay, self.emptied
         if decay is not None and decay.shape[2] > 1:
             decay = decay[:, :, tokens]
@@ -194,7 +194,7 @@ class _Places(NamedTuple):
 
 
 def _product(decay: Tensor, length: int, wide: torch.dtype) -> Tensor:
-    """Of the decays of each chunk, (B, H, chunks or 1, length or 1, …), in pairs.
+    """Return the product of the decays of each chunk, (B, H, chunks or 1, length or 1, …), multiplied in pairs.
 
     Of a decay that all tokens have, in the wide dtype: a rounding would be the same in every chunk, and add up.
     """

@@ -131,7 +131,7 @@ class _Scan(FirstOrder):
 
 
 def _gradients(scan: StretchScan, needed: Sequence[bool], outs: int, *rest: Any) -> tuple[Tensor | None, ...]:
-    """Of the state, and of the tensors."""
+    """Return the gradients of the state and of the tensors."""
     d_outs, (d_final, kept, resets, whole, *tensors) = rest[:outs], rest[outs:]
     with by_kernels(scan.by_kernels):
         gradients, d_state = scan.backward(tensors, kept, resets, whole, d_outs, d_final, needed)

@@ -37,7 +37,7 @@ def solve_by_steps(matrix: Tensor, vector: Tensor, steps: int) -> Tensor:
 
 
 def solve_by_reads(times: Callable[[Tensor], Tensor], vector: Tensor, steps: int) -> Tensor:
-    """The same of a symmetric A that is known by what it makes of vectors, `times` (…, d) → (…, d).
+    """Solve with a symmetric A that is given as a function of vectors, `times` (…, d) → (…, d).
 
     Differentiable once more than `times` is by what it calls: where all rows arrived, `times` is differentiated once.
     """

@@ -53,7 +53,7 @@ class StretchStates:
 
 
 class RecordedStates(StretchStates):
-    """The same recorded by autograd, which follows both back to the states."""
+    """States of a stretch recorded by autograd, which follows `before` and `after` back to the states."""
 
     @property
     def before(self) -> Tensor:
@@ -65,7 +65,7 @@ class RecordedStates(StretchStates):
 
 
 class _Made(NamedTuple):
-    """What a stretch of S tokens is: `write` (B, H, S, …), `decay` broadcasts to it; `emptied` bool (B, H or 1, S)."""
+    """Inputs of a stretch of S tokens: `write` (B, H, S, …), `decay` broadcast to it; `emptied` bool (B, H or 1, S)."""
 
     decay: Tensor
     write: Tensor
@@ -195,7 +195,7 @@ class StretchScan:
         wanted: Sequence[Tensor],
         d_outs: Sequence[Tensor],
     ) -> tuple[Tensor | None, Tensor | None, Sequence[Tensor | None]]:
-        """What the reads give to the states before tokens, to those after them, and to the tensors that want it."""
+        """Return the gradients through reads: of the states before and after tokens, and of the tensors."""
         assert self.read is not None
         states = StretchStates(after, start, emptied, leaves=True)
         with torch.enable_grad():
@@ -257,7 +257,7 @@ class _Total:
         self._sum = torch.zeros(x.shape, dtype=x.dtype if split else wide, device=x.device)
 
     def add(self, tokens: slice, parts: Sequence[Tensor | None]) -> None:
-        """Those of a stretch."""
+        """Add the gradients of a stretch."""
         place = self._sum[:, :, tokens] if self._split else self._sum
         for part in parts:
             if part is not None:
@@ -309,7 +309,7 @@ def _adjoint(
 def _of_made(
     made: _Made, d_states: Tensor, after: Tensor, start: Tensor, wanted: Sequence[Tensor]
 ) -> Sequence[Tensor | None]:
-    """What decays and writes give to the tensors that want it: d write = d x, d decay = d x · conj(x before)."""
+    """Return the gradients of tensors through decays and writes: d write = d x, d decay = d x · conj(x before)."""
     d_decay = d_states
     with torch.enable_grad():
         decay = made.decay.expand_as(made.write)
@@ -328,7 +328,7 @@ def _decay_adjoint(made: _Made, d_states: Tensor, after: Tensor, start: Tensor) 
 def _gradients(
     roots: Sequence[Tensor], d_roots: Sequence[Tensor], tensors: Sequence[Tensor]
 ) -> Sequence[Tensor | None]:
-    """Of the tensors, None where nothing depends on one."""
+    """Return the gradients of the tensors, None where nothing depends on one."""
     pairs = [(x, d) for x, d in zip(roots, d_roots, strict=True) if x.requires_grad]
     if not pairs or not tensors:
         return [None] * len(tensors)

@@ -88,7 +88,7 @@ def _by(node: Index, dim: str) -> bool:
 
 
 def _later(node: Index, before: int) -> Index:
-    """The same where tokens came before those of the call: inputs are read where they were."""
+    """Return the index where `before` tokens precede the call: inputs are read at their own positions."""
     if not before or TOKEN not in node.below:
         return node
     here = rewrite(node, lambda n: rebuild(n, _with_here(n)) if isinstance(n, ir.Lookup) else None)

@@ -74,7 +74,7 @@ def fresh_of(recur: Recur, values: TokenValues, fresh: NDArray[np.bool_] | None)
 
 
 def put_back(x: Tensor, order: NDArray[np.int64] | None) -> Tensor:
-    """What tokens get, (B, H, T, width) as they are taken, by their places."""
+    """Return a result in processing order, (B, H, T, width), by position."""
     if order is None:
         return x
     back = torch.from_numpy(np.argsort(order, 1)).to(x.device)
@@ -93,7 +93,7 @@ def _begun(now: States, start: States, here: NDArray[np.bool_]) -> States:
 
 
 def _lines(recur: Recur, values: TokenValues, now: States, token: int) -> tuple[Tensor, States]:
-    """What a token gets, and the states after it."""
+    """Return the output of a token, and the states after it."""
     known: dict[Value, Tensor] = {}
     dims = {state.name: state.dims for state in recur.states}
     for state in recur.states:

@@ -71,7 +71,7 @@ class TokenValues:
         return self._whole[key]
 
     def by_place(self, node: Value, bound: Bound = ()) -> Tensor:
-        """The same by the places of tokens."""
+        """Return the value by position instead of processing order."""
         if node in self.tokens.constants:
             return self.tokens.constants[node]
         free = variables_read(node, bound)

@@ -1,4 +1,4 @@
-"""What all charts are made of: a labelled SVG, a line of text, axes."""
+"""Parts of all charts: a labelled SVG, a line of text, axes."""
 
 from __future__ import annotations
 

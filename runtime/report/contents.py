@@ -21,7 +21,7 @@ from attnc.runtime.report.timeline import timeline_frame
 
 @dataclass(frozen=True)
 class ReportContents:
-    """What `report_html` was given, with charts that know all of it. `start` is among `points`.
+    """The contents of a report, from the arguments of `report_html`. `start` is among `points`.
 
     `roofline`: a sentence where there is none.
     """

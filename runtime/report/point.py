@@ -63,7 +63,7 @@ def size_text(simulation: Simulation) -> str:
 
 
 def rival(simulation: Simulation) -> str:
-    """What it is compared with."""
+    """Return the name of the rival of a simulation."""
     return "dense" if simulation.baseline == "full" else "causal dense"
 
 

@@ -1,4 +1,4 @@
-"""What moves when a slider does: one point's texts, shapes and rows, by the names that the page gives them."""
+"""The parts of the page that a slider moves: one point's texts, shapes and rows, by their element ids."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def _frame(path: str, mean: float, most: str, busy: str, who: tuple[str, str], s
 
 
 def _slots(simulation: Simulation) -> str:
-    """What the loads are of: the programs that run on SMs side by side, or threads."""
+    """Return the name of what is loaded: programs that run side by side on SMs, or threads."""
     if simulation.workers == "SMs":
         return "slots for programs on the SMs"
     return simulation.workers if len(simulation.loads) != 1 else simulation.workers.removesuffix("s")
