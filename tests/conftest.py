@@ -1,4 +1,4 @@
-"""What every test shares: hypothesis profiles and fixed seeds.
+"""Settings of every test: hypothesis profiles and fixed seeds.
 
 Nothing here imports torch, so that the tests of `spec` and `compiler` start in milliseconds. The number of torch's
 threads is left alone. `make test` says one, as several processes whose threads wait for each other on few cores take

@@ -86,7 +86,7 @@ LAYOUTS = ("contiguous", "tokens before heads", "sliced", "expanded", "width maj
 
 
 def arranged(x: Tensor, layout: str) -> Tensor:
-    """The same values (but for `expanded`) in other strides."""
+    """Return the values in other strides; `expanded` has other values."""
     match layout:
         case "tokens before heads":
             return x.transpose(1, 2).contiguous().transpose(1, 2)
@@ -187,7 +187,7 @@ pattern long(window: int = 100, reach: int[head] = [{reach}])
     [(1025, 1, 1, 64, 64), (137, 12, 4, 192, 8), (129, 7, 7, 8, 192), (31, 5, 1, 72, 80), (1, 6, 3, 8, 8)],
 )
 def test_shapes_of_the_promise(n: int, heads: int, kv_heads: int, dk: int, dv: int, dtype: torch.dtype) -> None:
-    """Those that are named in what must hold."""
+    """The shapes that the project promises agree with the reference."""
     shape = Shape(2 if n < 1000 else 1, heads, kv_heads, n, n)
     reach = [i % 3 for i in range(heads)]
     doc = np.sort(np.random.default_rng(n).integers(0, 5, (shape.batch, n)), axis=-1)

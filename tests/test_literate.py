@@ -19,7 +19,7 @@ EXAMPLE = re.compile(r"```attn\n(?P<source>.*?)```\n(?:\n```text\n(?P<said>.*?)`
 
 
 def said(text: str) -> str:
-    """What `attnc check` prints about a file."""
+    """Return what `attnc check` prints about a file."""
     try:
         found = diagnosed(decode(text, "example.attn"), ModuleLoader(None))
     except SpecError as error:

@@ -104,7 +104,7 @@ def read_mask(
     q_offset: int | Tensor,
     kv_offset: int,
 ) -> ModelMask:
-    """Return a layer's mask from a Transformers mask maker's arguments; `attention_mask` (B, columns so far) of 0 and 1.
+    """Return a layer's mask from the arguments of a mask maker; `attention_mask` (B, columns so far) of 0 and 1.
 
     Raises UnsupportedError for masks that no pattern stands beside, ArgumentError for padding amid tokens.
     """

@@ -150,7 +150,7 @@ class SimulateCases:
         return analysed(named)
 
     def _inputs(self, attention: PatternAnalysis, n_q: int, n_k: int, heads: int) -> dict[str, Any]:
-        """Return the given inputs and examples of the others that the relation reads; for a recurrence its sizes alone."""
+        """Return the inputs, with examples of those not given that the relation reads; for a recurrence its sizes."""
         known = _sizes_of(attention.pattern)
         sizes = {name: value for name, value in self.asked.sizes.items() if name in known}
         if attention.is_recurrence:

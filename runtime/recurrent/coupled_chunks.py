@@ -66,7 +66,7 @@ def chunk_length(tokens: int) -> int:
 
 
 def weights_of(form: CoupledForm, mixes: Tensor, length: int | None = None) -> tuple[PairWeights, int]:
-    """Return the pair weights of chunks of (B, H, T, m + Q, m + P), and the chunk length; None: as long as weights allow."""
+    """Return the pair weights of chunks of (B, H, T, m + Q, m + P), and the length; None: as long as weights allow."""
     if length is not None:
         return weights(_mixes(form, mixes, length), form.states, length)
     length = chunk_length(mixes.shape[2])

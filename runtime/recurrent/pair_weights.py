@@ -36,7 +36,7 @@ class _Blocks(NamedTuple):
 
 
 def weights(mixes: Tensor, states: int, length: int, most: float | None = None) -> tuple[PairWeights, int]:
-    """Return the pair weights of blocks, and the block length: `length`, a power of two, less where one is above `most`.
+    """Return pair weights of blocks, and their length: `length`, a power of two, or less where one is above `most`.
 
     `mixes`: (tokens, m + Q, m + P), tokens a multiple of `length`.
     """

@@ -44,7 +44,7 @@ def module(monkeypatch: pytest.MonkeyPatch, name: str, **functions: Any) -> None
 
 
 def attended(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
-    """Of (batch, heads, tokens, width), heads of queries sharing those of keys."""
+    """Return attention over (batch, heads, tokens, width), with grouped heads."""
     group = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(group, 1) for x in (k, v))
     scores = q @ k.mT * q.shape[-1] ** -0.5

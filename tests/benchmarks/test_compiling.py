@@ -1,4 +1,4 @@
-"""What is compiled by the suite of first calls: every file of the library, with all parameters that it needs."""
+"""The suite of first calls compiles every file of the library, with all parameters that the file needs."""
 
 from __future__ import annotations
 

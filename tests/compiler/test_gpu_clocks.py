@@ -26,7 +26,7 @@ H100, A100, B200 = (find_machine(name) for name in ("h100", "a100", "b200"))
 
 @pytest.fixture(autouse=True)
 def formulas_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is known of our own kernels (`test_seen_kernels.py`) is not."""
+    """Leave out the measured figures of our own kernels (`test_seen_kernels.py`)."""
     monkeypatch.setattr(gpu_clocks, "find_seen", lambda *asked: None)
 
 

@@ -288,7 +288,7 @@ grids = st.sampled_from([8, 13, 32])
 @settings(max_examples=30)
 @given(relations(), grids, st.integers(0, 300))
 def test_drawn_relations(tree: Tree, tile: int, beyond: int) -> None:
-    """What is claimed is right where it begins to be claimed, and beyond what was counted."""
+    """A formula is right from its first length on, and beyond the lengths that were counted."""
     pattern = of(trees.build(tree))
     try:
         growth = find_growth(pattern, tile=tile)

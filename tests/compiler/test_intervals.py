@@ -336,7 +336,7 @@ def unbounded(tree: Tree, q: int, k: int) -> Any:
 @example(minus(mod(trees.DELTA, 1 << 62), trees.number(0)), trees.number((1 << 61) + 1), "le")
 @example(Tree("bitlen", (Tree("add", (trees.Q, trees.number((1 << 57) - 1))),)), trees.number(57), "eq")
 def test_saturation_is_sound(x: Tree, y: Tree, op: str) -> None:
-    """What analysis decides about huge numbers is true, and what it calls safe for 64 bits is evaluated exactly."""
+    """Decisions about huge numbers are true, and values that are called safe for 64 bits are evaluated exactly."""
     tree = Tree(op, (x, y))
     relation = trees.build(tree)
     n = 6

@@ -63,7 +63,7 @@ def test_documents_of_all_lengths(name: str, lengths: list[int], cut: int, heads
 
 
 def test_tiles_of_documents() -> None:
-    """Those of each document in its own tiles, and what lies between the documents by area."""
+    """Each document's tiles are counted in its own, and tiles between documents by area."""
     lengths = [129, 300, 300, 1000, 128]
     doc = np.repeat(np.arange(5), lengths)
     n = len(doc)

@@ -94,7 +94,7 @@ def test_what_conditions_depend_on() -> None:
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 60), st.integers(0, 60))
 def test_growth(a: int, b: int, q: int, k: int) -> None:
-    """What is said to grow by so much does."""
+    """A node that is said to grow by a number grows by it."""
     nodes = [
         fold.sub(block(Q, a), block(K, b)),
         fold.mod(fold.add(Q, fold.times(K, 2)), fold.const(a)),

@@ -1,4 +1,4 @@
-"""What the simulator knows from machine code: that of the table, and that it is what predictions are made of."""
+"""Figures of machine code in the simulator: the table's, which predictions use."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_predictions_are_made_of_it() -> None:
 
 
 def test_formulas_for_other_tiles_are_near() -> None:
-    """Of tiles that were not compiled: what the formulas say of those that were is within a third of it."""
+    """Formulas for tiles that were not compiled are within a third of the figures of those that were."""
     for target in ("sm_80", "sm_90"):
         for head_dim in (64, 128):
             tiles = tile_shape(TARGETS[target], "forward", head_dim, head_dim, "bfloat16")

@@ -115,7 +115,7 @@ def test_triangles_before_the_states_take_one_product_more() -> None:
 
 
 def test_known_counts_of_a_token() -> None:
-    """Of heads of 128, chunks of 64: a masked matrix 2 C (dk + dv) + 4 dk dv, a delta rule with its triangle."""
+    """Heads of 128, chunks of 64: a masked matrix takes 2 C (dk + dv) + 4 dk dv, a delta rule its triangle more."""
     plain, delta = (PassForm("S", "", 128, 128, 1, "scalar", c, 1) for c in ("none", "delta"))
     assert forward(plain, 64).total.flop / 64 == 2 * 64 * 256 + 4 * 128 * 128
     products = 2 * 64 * (2 * 128 + 128) + 2 * 64 * 256 + 6 * 128 * 128

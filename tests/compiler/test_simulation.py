@@ -139,7 +139,7 @@ def problem_of_relation(relation: Any, n: int, heads: int = 3) -> SimulatedCall:
 @settings(max_examples=60)
 @given(relations(), relations(), st.integers(1, 700))
 def test_a_bound_never_falls_when_the_relation_shrinks(one: Tree, other: Tree, n: int) -> None:
-    """With tiles and order fixed."""
+    """A bound never falls when the relation shrinks, for fixed tiles and order."""
     large = build(one)
     small = fold.conjunction(large, build(other))
     assume(exact_evaluation.mask(small, (0, n), (0, n)).any())
@@ -259,7 +259,7 @@ def test_nothing_to_do() -> None:
 
 
 def test_tiles_that_are_too_many_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of what has no other order and repeats nowhere; it is said, and not far off."""
+    """Tiles without another order or repetition are sampled; the report says so, and the count is close."""
     attention = compile_attention("radial", frames=8, per_frame=1024, first_frame_sink=False)
     exact_ = attention.simulate(8192, heads=1, tile=(128, 128))
     monkeypatch.setattr(natural_tiles, "HUGE", 1)

@@ -1,4 +1,4 @@
-"""What is installed is what lies in the folders, however it is built, and each part needs only what it claims.
+"""An installation holds what lies in the folders, however it is built, and each part needs only what it claims.
 
 Every build runs on a copy, without network, with the setuptools of this environment.
 """

@@ -1,4 +1,4 @@
-"""What is not there, not chosen or of no size: no crash, no gradient, and what the evaluator says."""
+"""Absent, unselected or empty operands: no crash, no gradient, and the evaluator's result."""
 
 from __future__ import annotations
 

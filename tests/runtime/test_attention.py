@@ -381,7 +381,7 @@ def test_a_picture_needs_a_length() -> None:
 @pytest.mark.parametrize("name", ["causal", "sliding_window", "alibi", "moba"])
 @pytest.mark.parametrize("scale", [-0.5, 0.0])
 def test_a_scale_that_is_not_positive(name: str, scale: float) -> None:
-    """What is hidden stays hidden: torch's kernel multiplies what hides it by the scale."""
+    """Hidden keys stay hidden: torch's kernel multiplies the mask by the scale."""
     params: dict[str, Any] = {"sliding_window": {"window": 5}, "moba": {"block": 8}}.get(name, {})
     attend = compile_attention(name, **params)
     q, k, v = (torch.randn(1, 2, 40, 8, requires_grad=True) for _ in range(3))

@@ -43,7 +43,7 @@ def equal(found: list[Tensor], wanted: list[Tensor]) -> bool:
 
 
 def run_in_threads(work: Callable[[int], object]) -> list[object]:
-    """What `work` gives in each thread, all of which start at once."""
+    """Return the results of `work` in threads that all start at once."""
     found: dict[int, object] = {}
     start = threading.Barrier(THREADS)
 

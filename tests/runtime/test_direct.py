@@ -66,7 +66,7 @@ def remembering(spec: str = "causal", *tensors: Tensor, **params: Any) -> Attent
 
 
 def want(attend: Attention, *tensors: Tensor, **given: Any) -> Tensor:
-    """What a call gives that is not direct, as nothing with an LSE is."""
+    """Return the output of a call that is not direct; no call with an LSE is."""
     out, _ = attend(*tensors, return_lse=True, **given)
     assert isinstance(out, Tensor)
     return out

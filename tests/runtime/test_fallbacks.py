@@ -1,4 +1,4 @@
-"""What calls fall back to is named, counted and logged; backends and devices are kept to, or refused in words."""
+"""Fallbacks are named, counted and logged; backends and devices are kept to, or refused in words."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def test_fake_and_meta_tensors_give_shapes() -> None:
 
 
 def test_flops() -> None:
-    """Of each attention its visible pairs, and in the backward the forward again."""
+    """FLOPs count the visible pairs of each attention, and in the backward the forward again."""
     attend, tensors = compile_attention("alibi"), leaves(draw(40, dv=12))
     pairs = 2 * 4 * int(attend.mask(40).sum())
     with FlopCounterMode(display=False) as counter:

@@ -1,4 +1,4 @@
-"""What a process imports: of kernels, recurrences, tuning and simulation, only what its calls need."""
+"""A process imports of kernels, recurrences, tuning and simulation only what its calls need."""
 
 from __future__ import annotations
 

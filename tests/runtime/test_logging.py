@@ -1,4 +1,4 @@
-"""What is logged, where it shows, and that no escape codes are written where none are wanted."""
+"""Log messages, where they show, and no escape codes where none are wanted."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ for _ in range(2):
 
 
 def run(code: str, **variables: str) -> str:
-    """What a process of its own writes to stderr."""
+    """Return what a process of its own writes to stderr."""
     own = {name: x for name, x in os.environ.items() if name not in ("TORCH_LOGS", "TRITON_INTERPRET")}
     own |= {"PYTHONPATH": str(ROOT / "src"), **variables}
     done = subprocess.run([sys.executable, "-c", code], env=own, capture_output=True, text=True, check=True)

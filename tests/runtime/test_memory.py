@@ -1,4 +1,4 @@
-"""What calls keep for their backward, what is kept between calls, and the memory that plans tell of."""
+"""Memory of calls: kept for the backward, kept between calls, and as plans state it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def drawn(
 
 
 def saved_tensors(call: Callable[[], Any]) -> tuple[list[Tensor], Any]:
-    """What autograd saves in a call, and what the call returns."""
+    """Return the tensors that autograd saves in a call, and the call's result."""
     saved: list[Tensor] = []
 
     def pack(x: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ def test_the_same_bits_again(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["one table", "of each head", "met by keys"])
 def test_vectors_that_nobody_asks_for_poison_nothing(name: str) -> None:
-    """Those between two that are asked for too."""
+    """Vectors between two that are read poison nothing."""
     table, places, vectors = operands(name, BAND & ((KEY - ROW) % 2 == 0))
     read = torch.zeros(table.shape[:-1])
     whole = np.broadcast_shapes(places.lanes, places.alive.shape)

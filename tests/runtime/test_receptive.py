@@ -52,7 +52,7 @@ LIBRARY: list[tuple[str, dict[str, Any]]] = [
 
 
 def dense(attention: Attention, n: int, heads: int, inputs: dict[str, Any]) -> Mask:
-    """What one of the heads sees."""
+    """Return the union of the heads' masks."""
     masks = [attention.mask(n, head=head, heads=heads, **inputs) for head in range(heads)]
     seen: Mask = np.logical_or.reduce([(m[0] if m.dim() == 3 else m).numpy() for m in masks])
     return seen

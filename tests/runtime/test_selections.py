@@ -100,7 +100,7 @@ def test_choosing_asks_nothing_of_a_device(
 
 
 def trace(found: profile, folder: Path) -> str:
-    """What a profiler saw; its own list of events takes longer than the steps."""
+    """Return a profiler's trace as text; its own list of events takes longer than the steps."""
     found.export_chrome_trace(str(folder / "trace.json"))
     return (folder / "trace.json").read_text(encoding="utf-8")
 

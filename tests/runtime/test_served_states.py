@@ -46,7 +46,7 @@ def attention(name: str, **options: Any) -> Any:
 
 
 def inputs_of(given: dict[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
-    """Those of a span of tokens."""
+    """Return the inputs of a span of tokens."""
     return {name: given[name][:, start:stop] for name in ("g", "gate")}
 
 

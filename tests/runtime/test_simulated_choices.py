@@ -118,7 +118,7 @@ def test_what_content_counts_is_taken_whole() -> None:
 
 
 def test_lengths_beyond_the_sample() -> None:
-    """Of many queries some are looked at; pairs of moba follow from arithmetic."""
+    """Long calls are sampled by query; the pairs of moba follow from arithmetic."""
     n, block, topk = 8192, 64, 3
     attend = compile_attention("moba", block=block, topk=topk)
     exact = 4 * sum(min(q // block, topk - 1) * block + q % block + 1 for q in range(n))
@@ -146,7 +146,7 @@ def test_ladder(name: str, stage: Any) -> None:
 
 
 def test_refusals() -> None:
-    """What is not simulated says so."""
+    """Patterns that are not simulated are refused in words."""
     with pytest.raises(UnsupportedError, match="is not simulated on a CPU yet"):
         compile_attention("token_sparse").simulate(256, heads=2, device="cpu")
     with pytest.raises(UnsupportedError, match="decode of `moba`"):
@@ -203,7 +203,7 @@ def test_single_keys(n: int) -> None:
 
 
 def test_several_choices_are_taken_whole() -> None:
-    """Of more than one choice nothing is known before but what may be chosen."""
+    """Several selections are simulated as everything that they may select."""
     attend = compile_attention("minference_vertical_slash", columns=8, slashes=8, probe=16)
     found = attend.simulate(96, heads=4, kv_heads=2, head_dim=8, device="cpu")
     assert found.visible == 4 * 96 * 97 // 2

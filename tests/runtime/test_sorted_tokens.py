@@ -37,7 +37,7 @@ def made(n_q: int, n_k: int | None = None, batch: int = 2) -> list[Tensor]:
 
 
 def defined(attend: Attention, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs) -> Tensor:
-    """What the definition says."""
+    """Return the output by the definition."""
     call = Evaluator(
         attend.bound,
         queries=q.shape[2],
@@ -204,7 +204,7 @@ BY_QUERY = """pattern by_query(groups: int = 4)
 @pytest.mark.parametrize("score", ["dot(q, mean(b.k))", "0"])
 @pytest.mark.parametrize(("n_q", "n_k"), [(15, 15), (6, 15)])
 def test_each_query_chooses_clusters(n_q: int, n_k: int, score: str) -> None:
-    """Of equal scores the smaller number comes first, whichever token does."""
+    """Among equal scores the smaller cluster number comes first, whichever token does."""
     kc = torch.randint(0, 4, (2, KV_HEADS, n_k))
     check(compile_attention(BY_QUERY.format(score=score)), made(n_q, n_k), {"kc": kc})
 

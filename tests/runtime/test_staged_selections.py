@@ -161,7 +161,7 @@ def test_members_are_called_by_their_numbers() -> None:
 
 
 def test_scores_of_candidates_alone_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 64 places 4 are left to a row: no score of another one is computed, and the choice is the same."""
+    """A row has 4 candidates of 64 blocks: no other score is computed, and the selection is unchanged."""
     text = """pattern p
     align end
     select first

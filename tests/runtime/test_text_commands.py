@@ -146,7 +146,7 @@ def test_what_is_tried_and_not_proved_is_not_decided(capsys: pytest.CaptureFixtu
 
 
 def test_freeswim_is_the_rule_of_neighbourhoods(capsys: pytest.CaptureFixture[str]) -> None:
-    """Of one frame, as wide as the reach on both sides."""
+    """FreeSwim is the neighbourhood of one frame, as wide as the reach on both sides."""
     swim = ["-p", "frames=1", "-p", "height=6", "-p", "width=9", "-p", "reach=[1,2]"]
     near = ["-q", "height=6", "-q", "width=9", "-q", "window=[3,5]"]
     status = main(["same", "freeswim", "neighborhood_2d", *swim, *near])

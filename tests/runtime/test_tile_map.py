@@ -24,7 +24,7 @@ from attnc.runtime.pictures.tile_text import tile_map_text
 
 
 def states(mask: NDArray[np.bool_], tile: int) -> NDArray[np.int8]:
-    """Of a mask, tile by tile."""
+    """Return the states of a mask's tiles."""
     found = np.zeros((-(-mask.shape[0] // tile), -(-mask.shape[1] // tile)), dtype=np.int8)
     for row, column in np.ndindex(found.shape):
         part = mask[row * tile : (row + 1) * tile, column * tile : (column + 1) * tile]
@@ -35,7 +35,7 @@ def states(mask: NDArray[np.bool_], tile: int) -> NDArray[np.int8]:
 def brick_states(
     mask: NDArray[np.bool_], grid: tuple[int, ...], q_brick: tuple[int, ...], k_brick: tuple[int, ...]
 ) -> NDArray[np.int8]:
-    """Of a mask over a grid of tokens, brick by brick; bricks by rows."""
+    """Return the states of a mask's bricks over a grid of tokens; bricks by rows."""
 
     def brick_of(brick: tuple[int, ...]) -> NDArray[np.int64]:
         at = np.stack(np.unravel_index(np.arange(prod(grid)), grid))

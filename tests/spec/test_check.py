@@ -1,4 +1,4 @@
-"""What the checker finds out about a pattern that is right, and what it says about one that is not."""
+"""The checker's findings about a correct pattern, and its messages about a wrong one."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ PATTERN = "pattern p(w: int = 4)\n"
 
 
 def diagnose(text: str) -> str:
-    """What attnc says about a text: all that `spec` can find without parameters, rendered; empty where it is content.
+    """Return the rendered diagnostics that `spec` finds in a text without parameters; empty where there is none.
 
     Extend here as stages are added: each takes the result of the one before.
     """

@@ -1,4 +1,4 @@
-"""What recurrences mean: the evaluator's numbers, by hand."""
+"""The evaluator's numbers for recurrences, computed by hand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SUM = "state S: [dk, dv]\n    step S = S + outer(k, v)\n    read q @ S"
 
 
 def rows(lines: str, *, states: Any = None, tokens: int = 3, **inputs: Any) -> list[Any]:
-    """What three tokens get, of one head."""
+    """Return the outputs of three tokens for one head."""
     return whole(lines, states=states, tokens=tokens, **inputs)[0]
 
 

@@ -44,7 +44,7 @@ def places(tree: Tree[Token]) -> Iterator[tuple[object, ...]]:
 
 
 def message(text: str, parser: Lark, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What is said of a text that does not parse."""
+    """Return the message for a text that does not parse."""
     monkeypatch.setattr(parse, "parser", lambda: parser)
     try:
         parse.parse(decode(text, "cut.attn"))

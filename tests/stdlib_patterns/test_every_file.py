@@ -74,7 +74,7 @@ def check_form(name: str) -> None:
 
 
 def check_warnings(name: str) -> None:
-    """Of the text, and of every preset and, where they are whole, of the defaults."""
+    """Check the warnings of the text, of every preset and, where they are complete, of the defaults."""
     source, loader = source_of(name), ModuleLoader(None)
     assert check_source(source, loader) == ()
     if name not in library_names():
@@ -180,7 +180,7 @@ def emitted(name: str | None) -> Iterator[Kernel]:
 
 @cache
 def first_written() -> Mapping[tuple[str, str], str]:
-    """Of each text of a kernel the digest of the first that has it."""
+    """Return the digest of the first kernel with each text."""
     return {same_text(one): one.source.digest for one in emitted(None)}
 
 

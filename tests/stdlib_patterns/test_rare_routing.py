@@ -184,7 +184,7 @@ def test_what_is_not_served(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted({case.name for case in RARE} - {"rectified", "superlinear"}))
 def test_it_is_simulated_as_it_is_set(name: str) -> None:
-    """With its defaults; of branches for each place that a row chose nothing is said on a CPU yet."""
+    """Defaults are simulated; branches for each selected block are not simulated on a CPU yet."""
     attend = compile_attention(name)
     case = next(case for case in RARE if case.name == name)
     own = {"flash_moba": {"filter": torch.zeros(KV_HEADS, 3, 64)}}

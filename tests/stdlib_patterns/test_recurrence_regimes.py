@@ -139,7 +139,7 @@ CONTINUED = [name for name in NAMES if SYSTEMS[name].continued]
 
 
 def tight(name: str) -> float:
-    """Of fp64; the scores of two rise to thousands, of which it is a few ulp."""
+    """Return the tolerance for fp64; the scores of two patterns rise to thousands, of which it is a few ulp."""
     return 1e-11 if name in ("aaren", "lightnet") else TIGHT
 
 
@@ -176,7 +176,7 @@ def errors(case: Case, results: Results, truth: Results) -> dict[str, float]:
 
 
 def limits(case: Case, regime: str | None, truth: Results) -> dict[str, float]:
-    """Of each group in fp32; the table is of 200 tokens, of others (`regime` None) holds the class's largest figure."""
+    """Return the limits by group in fp32: the table's, for 200 tokens, or without `regime` the class's largest."""
     figures = FIGURES[CLASSES[case.name]]
     columns = figures.values() if regime is None else [figures[regime]]
     forward, rest, gates = (max(column) for column in zip(*columns, strict=True))
@@ -201,7 +201,7 @@ def assert_within(case: Case, regime: str | None) -> None:
 
 
 def error_of_gates(like: Case, regime: str, seed: int) -> float:
-    """Of another draw."""
+    """Return the error of another draw."""
     case = draw_case(like.name, regime, like.tokens, seed=seed)
     truth = everything(case, by_reference, torch.float64)
     return errors(case, everything(case, by_us, torch.float32), truth)["gates"]

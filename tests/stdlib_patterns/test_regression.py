@@ -78,7 +78,7 @@ def test_without_forgetting_it_is_mesa() -> None:
 
 
 def test_each_prefix_is_its_own_regression() -> None:
-    """With a small ridge and many keys a linear map is found."""
+    """Regression with a small ridge and many keys finds a linear map."""
     q, k, _, beta = (x.detach() for x in drawn(200, torch.float64))
     truth = torch.randn(2, 3, 5, 4, dtype=torch.float64)
     found = compile_attention("test_time_regression", ridge=1e-9)(q, k, k @ truth, beta=beta.clamp(min=0.1))

@@ -56,7 +56,7 @@ def test_alibi_has_slopes_for_any_number_of_heads(n: int) -> None:
 @pytest.mark.parametrize("name", EXECUTORS)
 @pytest.mark.parametrize("system", SYSTEMS, ids=repr)
 def test_gradients_of_some_operands_and_of_one_output(system: System, name: str) -> None:
-    """What wants no gradient does not disturb the others, nor does an output that takes no part in the loss."""
+    """Operands without gradients do not disturb the others, nor does an output that is not part of the loss."""
     operands = system.operands(Shape(19, 19))
     run = executor(system.compiled(), name)
     for part in (0, 1):

@@ -1,4 +1,4 @@
-"""What a check of `test_every_file.py` cannot ask of a pattern, and why; `docs/coverage.md` prints it.
+"""Checks of `test_every_file.py` that do not apply to a pattern, and why; `docs/coverage.md` prints them.
 
 Each reason is tested: the pattern refuses what the check would ask, in the words of `says`.
 """

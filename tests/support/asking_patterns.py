@@ -149,7 +149,7 @@ def shape_of(case: Asking, pattern: Pattern, inputs: Mapping[str, Tensor], choic
 
 
 def blank_shape(case: Asking, pattern: Pattern, inputs: Mapping[str, Tensor], choices: Mapping[str, Any]) -> CallShape:
-    """The same without the data of any."""
+    """Return the call shape without the data of any tensor."""
     given = {name: blank(x) for name, x in {**inputs, **choices}.items()}
     return shape_of(case, pattern, {}, {name: x for name, x in given.items() if x is not None})
 

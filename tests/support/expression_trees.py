@@ -296,7 +296,7 @@ SMALL = st.integers(-9, 40)
 
 @dataclass(frozen=True)
 class Kit:
-    """What may be drawn: names in scope, data that may be read, aggregates, and operations that may fault."""
+    """The material of a draw: names in scope, data that may be read, aggregates, and operations that may fault."""
 
     names: tuple[str, ...] = ()
     data: tuple[Data, ...] = ()

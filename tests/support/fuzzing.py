@@ -1,4 +1,4 @@
-"""What a text may do to attnc: be found good or wrong, soon, with a place for everything that is said.
+"""Fuzzing of texts: each is accepted or refused within a limit of time, and every message has a place.
 
 `python tests/support/fuzzing.py --cases 100000` (`make fuzz`) examines cases 0 to 99,999 in processes of their own,
 with 256 MB each beyond what an idle one has, and writes what it found to `benchmarks/results/fuzz.json`.
@@ -56,7 +56,7 @@ class TooLongError(BaseException):
 
 @dataclass
 class Findings:
-    """What came of some cases; `faults`: number and what was wrong with attnc."""
+    """Results of cases; `faults`: the number of a case and the fault of attnc."""
 
     cases: int = 0
     right: int = 0

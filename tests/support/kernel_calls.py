@@ -43,7 +43,7 @@ def recorded(*, run: bool = True) -> Iterator[list[Launch]]:
 
 
 def stages(launches: Sequence[Launch]) -> set[str]:
-    """What was computed by kernels."""
+    """Return the stages that kernels computed."""
     return {one.source.stage for one in launches}
 
 
@@ -63,7 +63,7 @@ def _spoiled(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Result:
-    """Of one side: out, LSE (or None), and gradients by name."""
+    """The results of one side: out, LSE (or None), and gradients by name."""
 
     out: Tensor
     lse: Tensor | None

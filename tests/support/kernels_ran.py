@@ -1,4 +1,4 @@
-"""Which kernels of recurrences ran."""
+"""A record of the recurrence kernels that ran."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def leaves(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def loss(out: Tensor, lse: Tensor) -> Tensor:
-    """Of both; rows that see nothing have no finite LSE."""
+    """Return a loss of both results; rows without visible keys have no finite LSE."""
     return out.float().square().sum() + lse.masked_fill(lse == -torch.inf, 0).sin().sum()
 
 

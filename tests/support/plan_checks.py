@@ -1,4 +1,4 @@
-"""What must hold of pieces: together they are the relation, once; rows are written before they are merged."""
+"""Invariants of pieces: together they cover the relation once; rows are written before they are merged."""
 
 from __future__ import annotations
 

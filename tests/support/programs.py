@@ -53,7 +53,7 @@ class Writer:
     functions: list[str] = field(default_factory=list)
 
     def pick(self, *choices: Any) -> Any:
-        """One of the choices."""
+        """Return a random choice."""
         return self.draw(st.sampled_from(choices))
 
     def number(self, low: int, high: int) -> str:

@@ -32,7 +32,7 @@ def fields(masks: Sequence[Mask], order: Sequence[int], layers: int) -> list[Mas
 
 
 def check_reach(kinds: Sequence[Layer], masks: Sequence[Mask], order: Sequence[int], query: int) -> None:
-    """What is found about a query is what the matrices say, and so are ways to it."""
+    """Check a query's receptive field, and the ways to it, against the matrices."""
     n = len(masks[0])
     tokens = range(n)
     used = [masks[kind] for kind in set(order)]

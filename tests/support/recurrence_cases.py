@@ -49,7 +49,7 @@ GATED = tuple(name for name in CLASSES if {"scalar", "rows", "columns"} & set(na
 
 
 def _mixed(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
-    """Of all sizes, from a thousandth to some tens."""
+    """Return numbers of all sizes, from a thousandth to some tens."""
     return -((torch.randn(shape, generator=draw, dtype=torch.float64) * 2.5).exp()).clamp(max=60)
 
 
@@ -163,7 +163,7 @@ def truth(name: str, tensors: Tensors, resets: Tensor | None = None, micro: int 
 
 
 def gradients(results: Result, tensors: Tensors) -> Tensors:
-    """Of a sum with weights drawn anew, the same for the same shapes, over both results."""
+    """Return the gradients of a weighted sum over both results; equal shapes have equal weights."""
     draw = torch.Generator().manual_seed(12)
     weights = [torch.randn(x.shape, generator=draw, dtype=torch.float64) for x in results]
     total = sum(((x.double() * w).sum() for x, w in zip(results, weights, strict=True)), torch.zeros(()))

@@ -1,4 +1,4 @@
-"""What recurrences take, drawn at random, for `reference.recurrences` and for the compiler alike."""
+"""Random inputs of recurrences, for `reference.recurrences` and for the compiler alike."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def example(
     n: int = 3,
     grid: tuple[int, ...] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
-    """What a system takes, drawn at random: q, k, v and its inputs by name.
+    """Return the random operands of a system: q, k, v and its inputs by name.
 
     n: Householder steps, slots or the size of a complex state. grid: (height, width) or (frames, height, width) of the
     systems on one, whose T follows from it.

@@ -191,7 +191,7 @@ class Case:
         return {"scale": SCALE} if "scale" in code or self.name in hybrid_names() else {}
 
     def text(self, *lines: str) -> str:
-        """Of the pattern, with lines before all others."""
+        """Return the text of the pattern, with lines before all others."""
         title, about, rest = library_files()[self.name].read_text(encoding="utf-8").split('"""')
         return f'{title}"""{about}"""\n' + "".join(f"    {line}\n" for line in lines) + rest.lstrip("\n")
 
@@ -272,7 +272,7 @@ def by_reference(case: Case, tensors: Mapping[str, Tensor]) -> Results:
 
 
 def by_us(case: Case, tensors: Mapping[str, Tensor], attend: Attention | None = None, **more: Any) -> Results:
-    """The same by the public call."""
+    """Return the results of the public call."""
     attend = case.attention() if attend is None else attend
     given, state = arguments(case, tensors)
     if case.name in hybrid_names():
@@ -282,7 +282,7 @@ def by_us(case: Case, tensors: Mapping[str, Tensor], attend: Attention | None = 
 
 
 def found(case: Case, out: Tensor, last: Mapping[str, Tensor]) -> Results:
-    """What a call gave, as a reference has it."""
+    """Return the results of a call in the reference's form."""
     states = {each: last[each] for each, _ in case.system.states}
     if case.name == "aaren":
         states["m"] = states["m"][..., None]
@@ -290,7 +290,7 @@ def found(case: Case, out: Tensor, last: Mapping[str, Tensor]) -> Results:
 
 
 def arguments(case: Case, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], Tensors | None]:
-    """What a call takes, and its states."""
+    """Return the arguments of a call, and its states."""
     given: dict[str, Any] = symmetric(case, tensors)
     state = {each: given.pop(f"state {each}") for each, _ in case.system.states if f"state {each}" in given}
     if case.name == "spatial_mamba":  # one state a channel: B and C are numbers
@@ -318,7 +318,7 @@ def our_states(case: Case, state: Tensors, v: Tensor) -> Tensors:
 
 
 def part(tensors: Mapping[str, Tensor], tokens: slice, batch: slice = slice(None)) -> Tensors:
-    """Those of some tokens, of some batch entries."""
+    """Return the tensors of some tokens and batch entries."""
     own, (entries, _, count, _) = {}, tensors["q"].shape
     for name, x in tensors.items():
         if name in ("q", "k", "v"):
@@ -338,7 +338,7 @@ def leaves(case: Case, dtype: torch.dtype) -> Tensors:
 
 
 def gradients(results: Results, tensors: Tensors) -> Tensors:
-    """Of a sum over all results with weights that are the same for the same shapes, and fp32 numbers."""
+    """Return the gradients of a weighted sum over all results; equal shapes have equal fp32 weights."""
     draw = torch.Generator().manual_seed(12)
     total = torch.zeros((), dtype=torch.float64)
     for x in results.values():

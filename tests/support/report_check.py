@@ -136,13 +136,13 @@ def moving_parts(dom: str) -> dict[str, str]:
 
 
 def attribute(dom: str, name: str) -> str | None:
-    """Of the body, after the scripts."""
+    """Return an attribute of the body after the scripts have run."""
     found = re.search(rf'<body[^>]* data-{name}="([^"]*)"', dom)
     return html.unescape(found[1]) if found else None
 
 
 def check(browser: Browser, folder: Path) -> str:
-    """What was seen, in words. Raises CheckError."""
+    """Check a report in a browser and say what was seen. Raises CheckError."""
     points = grid(LENGTHS, WINDOWS)
     start, goal = (LENGTHS[1], WINDOWS[1]), (LENGTHS[2], WINDOWS[0])
     pages = {name: folder / f"{name}.html" for name in ("report", "goal", "driven")}

@@ -22,7 +22,7 @@ class Measured:
 
 
 def measured(call: Callable[[], Any]) -> Measured:
-    """What a call allocates."""
+    """Measure the memory that a call allocates."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         result = call()
     kineto: Any = found.profiler

@@ -42,7 +42,7 @@ DECODED = ("power", "sliding_window")
 
 @pytest.mark.parametrize("name", DECODED)
 def test_decode(name: str) -> None:
-    """Of pages, and the merging of shares."""
+    """Kernels over pages, and the merging of partial results."""
     pattern = last_rows(from_library(name, **PATTERNS[name]))
     kernels = find_decode(pattern, HEADS, TARGETS["sm_90"], "pages")
     check(f"{name}_decode", f"{kernels.decode(16).text}\n\n{kernels.merge.text}")

@@ -234,7 +234,7 @@ def test_a_grid_that_does_not_fit() -> None:
 
 
 def test_models_that_are_not_known_say_their_grid(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of pictures: a grid of one frame, whose height and width a pattern of two axes takes."""
+    """A model of pictures: a grid of one frame, whose height and width a pattern of two axes takes."""
     from diffusers import FluxTransformer2DModel
 
     model = FluxTransformer2DModel(

@@ -35,7 +35,7 @@ def drawn(shape: tuple[int, ...]) -> Tensor:
 
 
 def check(attend: bridges.GivenAttention, mask: Tensor) -> None:
-    """The same results and gradients, of the mask too if it requires one."""
+    """Check results and gradients against SDPA, the mask's gradient too if it requires one."""
     wanted_of = [*operands(), *([mask] if mask.requires_grad else [])]
     q, k, v = wanted_of[:3]
     out, wanted = attend(q, k, v), F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

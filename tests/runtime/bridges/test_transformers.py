@@ -288,7 +288,7 @@ def test_inputs_of_the_pattern() -> None:
 
 
 def test_selections_lie_within_what_they_are_joined_with() -> None:
-    """What content decides is taken to be chosen: `k <= q` beside it is enough."""
+    """A selection counts as everything it may select: `k <= q` beside it is enough."""
     name = bridges.register_transformers("moba", block=4, topk=2)
     assert result(llama(name), tokens()).isfinite().all()
 

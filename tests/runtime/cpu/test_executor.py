@@ -276,7 +276,7 @@ def test_gradcheck(pattern: Callable[[Shape], Case]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_deterministic(pattern: Callable[[Shape], Case], dtype: torch.dtype) -> None:
-    """The same bits every time, whatever lies in fresh memory."""
+    """Results have the same bits every time, whatever lies in fresh memory."""
     shape = (3, 4, 2, 150)
     plan, _ = pattern(shape)
     inputs = draw(shape, 16, 16, dtype)

@@ -1,4 +1,4 @@
-"""What `attnc.runtime.cpu.flash_kernel` says about torch's kernel, and what it does about it.
+"""The statements of `attnc.runtime.cpu.flash_kernel` about torch's kernel, and its guards against them.
 
 Where a test shows the kernel at fault and torch mends it, the test fails and the remedy may go.
 """

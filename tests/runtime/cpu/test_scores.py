@@ -84,7 +84,7 @@ def operands_of(text: str, n: int = N) -> dict[str, Tensor]:
 
 
 def check_agrees(text: str) -> None:
-    """With gradients to everything, and to q, k and v alone."""
+    """Check results and gradients, of everything and of q, k and v alone."""
     attend, operands = compile_attention(text), operands_of(text)
     grads = grads_for(operands)
     alone = {name: x if name in ("q", "k", "v") else x.detach() for name, x in operands.items()}

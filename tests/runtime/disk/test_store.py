@@ -335,7 +335,7 @@ def test_what_dead_processes_left_goes(own: Store) -> None:
 
 
 def test_one_is_alone(own: Store) -> None:
-    """Of threads, each with a handle of its own, as of processes."""
+    """Threads, each with a handle of its own, exclude one another as processes do."""
     inside, most, lock = [0], [0], threading.Lock()
 
     def work() -> None:

@@ -100,7 +100,7 @@ def test_states_are_sound(case: Asking, share: float) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=ids)
 def test_states_by_few_cells_are_sound(case: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of tensors with many entries cells of several are summed up."""
+    """Tensors with many entries are summed up in cells of several; the states stay sound."""
     monkeypatch.setattr(rectangles, "MOST_CELLS", 12)
     for name, found, seen, all_seen, _ in walked(case, 0.3):
         assert not (seen & (found < 0)).any(), f"{name}: a tile that is seen is not listed"
@@ -108,7 +108,7 @@ def test_states_by_few_cells_are_sound(case: Asking, monkeypatch: pytest.MonkeyP
 
 
 def walked(case: Asking, share: float) -> Iterator[tuple[str, Any, Any, Any, TileCounts]]:
-    """Of each kernel its tiles' states by the lists, whether some and all pairs are seen, and what the host counts."""
+    """Yield each kernel's tile states by the lists, whether some and all pairs are visible, and the host's counts."""
     _, inputs = case.drawn()
     choices = drawn_choices(case, share)
     call = asked_call(case, inputs, choices)

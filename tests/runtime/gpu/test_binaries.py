@@ -40,7 +40,7 @@ PATTERNS: list[tuple[str, Mapping[str, Any]]] = [
 
 
 class Specialised:
-    """What Triton's launcher makes of a launch: the types of arguments, and which of them are divisible by 16 or 1."""
+    """A launch as Triton's launcher sees it: the types of arguments, and which are divisible by 16 or equal to 1."""
 
     def __init__(self) -> None:
         from triton.backends.compiler import GPUTarget

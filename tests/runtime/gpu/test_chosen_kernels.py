@@ -60,7 +60,7 @@ class Case:
 
     @property
     def given(self) -> dict[str, bool]:
-        """What the choice has."""
+        """The properties of the selection."""
         return {"by_batch": self.by != "alike", "by_heads": self.by != "one"}
 
     def places(self) -> BlockKeys:
@@ -73,7 +73,7 @@ class Case:
         return found
 
     def condition(self) -> Index:
-        """What holds beside the choice."""
+        """The condition that holds beside the selection."""
         query = fold.add(Q, fold.const(self.n_k - self.n_q))
         causal = fold.less_equal(K, query)
         window = fold.less(fold.sub(query, K), fold.const(20))
@@ -98,7 +98,7 @@ class Case:
         return q, k, v
 
     def chosen(self, seed: int = 0) -> Tensor:
-        """What is chosen: up to `most` places of a row, and none of a few."""
+        """Return a selection of up to `most` blocks a row, and none for a few rows."""
         draw = torch.Generator().manual_seed(seed + 1)
         rows = -(-self.n_q // self.rows)
         heads = {"one": 1, "alike": self.heads, "kv_head": self.kv_heads, "head": self.heads}[self.by]

@@ -37,7 +37,7 @@ def run(attend: Any, rows: list[Tensor], inputs: dict[str, Tensor]) -> tuple[dic
 
 
 def off(ours: dict[str, Tensor], theirs: dict[str, Tensor], most: float = 3e-6) -> dict[str, float]:
-    """What is further off than so much of the largest entry."""
+    """Return the tensors whose error is above `most` of the largest entry."""
     assert ours.keys() == theirs.keys()
     sizes = {name: float(x.detach().abs().max().clamp(min=1e-3)) for name, x in theirs.items()}
     found = {name: float((ours[name] - theirs[name]).detach().abs().max()) / sizes[name] for name in ours}

@@ -1,4 +1,4 @@
-"""What calls of the triton executor keep, and the memory that they take."""
+"""Tensors that calls of the triton executor keep, and their memory."""
 
 from __future__ import annotations
 

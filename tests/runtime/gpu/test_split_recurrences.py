@@ -43,7 +43,7 @@ def named(found: recurrence_cases.Result, tensors: Tensors) -> Tensors:
 
 
 def off(ours: Tensors, theirs: Tensors, limit: float = LIMIT) -> dict[str, float]:
-    """What is further off than that."""
+    """Return the tensors whose error is above the limit."""
     found = {each: error(ours[each], theirs[each]) for each in theirs}
     return {each: size for each, size in found.items() if not size < limit}
 
@@ -201,7 +201,7 @@ def test_no_segments_are_refused() -> None:
 
 
 def growing(dtype: torch.dtype) -> Tensors:
-    """Of two heads the first has keys and β with which each step multiplies what is off by -1.04."""
+    """Return inputs whose first head has keys and β with which each step multiplies an error by -1.04."""
     case = leaves(draw_case("delta", tokens=TOKENS, sizes=SMALL), torch.float32)
     rows = {name: case[name].detach().clone() for name in ("q", "k", "v", "state", "beta")}
     rows["k"][:, 0] = 1.02**0.5 * torch.nn.functional.one_hot(torch.tensor(1), SMALL[2])

@@ -246,7 +246,7 @@ def test_the_library_as_any_step_equation(name: str, kernels: list[str], monkeyp
 
 @pytest.mark.parametrize("name", ["test_time_regression", "yaad_linear"])
 def test_large_heads(name: str, kernels: list[str]) -> None:
-    """Of a size for which kernels are tight, in two stretches."""
+    """Heads so large that kernels spill their states, in two stretches."""
     q, k, v, given = example(name, B=1, H=1, T=18, dk=100, dv=70, dtype=torch.float64)
     inputs = {key: x for key, x in given.items() if isinstance(x, Tensor)}
     attend: Any = compile_attention(name, backend="triton")

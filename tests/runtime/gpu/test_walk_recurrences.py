@@ -144,13 +144,13 @@ def test_blocks_of_columns(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["constant", "scalar", "rows delta", "rows old"])
 def test_half_precision(name: str) -> None:
-    """Of fp16; the interpreter cannot multiply bf16."""
+    """Half precision is fp16; the interpreter cannot multiply bf16."""
     expected = ("walk",) if "rows" in name else ("fused",)
     check(name, draw_case(name, tokens=TOKENS, sizes=(1, 1, 32, 16)), expected, dtype=torch.float16, limit=1e-2)
 
 
 def test_strides_do_not_matter() -> None:
-    """Of rows that are read as they are: tokens before heads, as models have them."""
+    """Rows are read in place: tokens before heads, as models have them."""
     case = {each: x.half() for each, x in draw_case("scalar", tokens=20, sizes=(2, 3, 16, 24)).items()}
     strided = {each: x.transpose(1, 2).contiguous().transpose(1, 2) for each, x in case.items()}
     expected, found = by_kernels("scalar", case), by_kernels("scalar", strided)

@@ -88,7 +88,7 @@ def test_numbers_of_queries_and_keys_have_gradients(target: str) -> None:
 
 @pytest.mark.parametrize("cut", [None, [0, 1, 1, 40, 66]], ids=["whole", "packed"])
 def test_counts_of_keys(cut: list[int] | None, target: str) -> None:
-    """Of ranges that overlap, and of documents."""
+    """Keys are counted where ranges overlap, and in documents."""
     text = pattern(
         SHARES[0],
         seen="k <= q and (q - k < 20 or k < 15)",

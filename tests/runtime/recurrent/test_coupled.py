@@ -205,7 +205,7 @@ def test_a_run_that_is_cut(name: str, cuts: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("name", ["momentum", "slopes", "slopes at times"])
 def test_factors_of_0_and_1(name: str) -> None:
-    """What is 0 by its value, and not by the text, has a gradient."""
+    """A factor that is 0 by its value, not by the text, has a gradient."""
     call = Call(80)
     for each in ("a", "h", "f"):
         call.inputs[each][:, 5:9], call.inputs[each][:, 20], call.inputs[each][0, 63:66] = 0, 1, 0

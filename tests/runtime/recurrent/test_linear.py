@@ -75,7 +75,7 @@ def test_one_stretch_after_the_other(name: str, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("micro", [2, 4])
 @pytest.mark.parametrize("name", [name for name in CLASSES if "bonus" not in name])
 def test_a_stretch_of_as_many_rows_as_there_are_tokens(name: str, micro: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which are not all the rows."""
+    """A stretch holds as many rows as there are tokens, fewer than all rows."""
     case = draw_case(name, tokens=64, micro=micro)
     batch, heads = case["q"].shape[:2]
     expected = truth(name, case, None, micro)

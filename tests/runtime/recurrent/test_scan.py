@@ -75,7 +75,7 @@ def leaves(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[
 
 
 def gradients(results: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Of all results under fixed weights."""
+    """Return the gradients of all results under fixed weights."""
     draw = torch.Generator().manual_seed(7)
     weights = [torch.randn(x.shape, generator=draw, dtype=torch.complex128).to(x.device) for x in results]
     given = [(w if x.is_complex() else w.real).to(x.dtype) for w, x in zip(weights, results, strict=True)]
@@ -87,7 +87,7 @@ def gradients(results: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tens
 
 
 def assert_close(ours: Sequence[Tensor], theirs: Sequence[Tensor], tolerance: float = TIGHT) -> None:
-    """Of one shape and dtype, and off by no more than so much of the largest entry."""
+    """Check shape, dtype, and an error of at most `tolerance` of the largest entry."""
     for mine, other in zip(ours, theirs, strict=True):
         assert (mine.shape, mine.dtype) == (other.shape, other.dtype)
         if mine.numel():
@@ -141,14 +141,14 @@ def test_writes_that_broadcast() -> None:
 
 
 def test_an_expanded_decay() -> None:
-    """The same at all tokens without a size of 1."""
+    """A decay that is equal at all tokens may be expanded instead of having a size of 1."""
     decay, write, state = draw_case(70, "complex", (2, 3, 1, 4, 5))
     assert_scans([decay.expand_as(write), write, state])
 
 
 @pytest.mark.parametrize("kind", DTYPES)
 def test_stretches(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 11 tokens, with a rest; cut where a reset is and where none is."""
+    """Stretches of 11 tokens, with a rest; cut where a reset is and where none is."""
     case, resets = draw_case(135, kind), draw_resets(135)
     resets[:, 22] = True
     monkeypatch.setattr(stretch_scan, "OF_VECTORS", 1)
@@ -178,7 +178,7 @@ def test_decays_that_grow(size: float) -> None:
 @pytest.mark.usefixtures("_both_ways")
 @pytest.mark.parametrize("bad", [torch.inf, torch.nan])
 def test_nothing_is_left_behind_a_reset(bad: float) -> None:
-    """Of a state that is no number: neither in states nor in gradients."""
+    """A NaN or infinite state leaves nothing behind a reset, neither in states nor in gradients."""
     decay, write, state = draw_case(150)
     resets = torch.zeros(2, 150, dtype=torch.bool)
     resets[:, 0], resets[:, 77] = True, True
@@ -296,7 +296,7 @@ def read_after(states: StretchStates, q: Tensor, *_: Tensor) -> list[Tensor]:
 
 
 def read_both(states: StretchStates, q: Tensor, k: Tensor, v: Tensor, dt: Tensor, rate: Tensor) -> list[Tensor]:
-    """What tokens read before their step with a bonus; squares after it; and what depends on no state."""
+    """Return reads before the step with a bonus, squares after it, and a read that depends on no state."""
     before = (q[..., None, :] @ states.before).squeeze(-2) + (q * k).sum(-1, keepdim=True) * v
     return [before, (states.after.square() * rate).sum((-1, -2)), dt.exp()]
 

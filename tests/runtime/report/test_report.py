@@ -155,7 +155,7 @@ def test_numbers_of_a_point_are_the_simulations() -> None:
 
 @pytest.mark.parametrize("number", range(len(LENGTHS) * len(WINDOWS)))
 def test_a_page_that_starts_at_a_point_shows_its_frame(number: int) -> None:
-    """What the script puts in place is what is drawn there: it needs no geometry of its own."""
+    """The script puts in place what is drawn there: it needs no geometry of its own."""
     start = points_of()[number]
     found = read(start.simulation, start.drawing, points_of())
     frame = table_of(found)["points"][number]

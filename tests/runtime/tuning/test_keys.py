@@ -82,7 +82,7 @@ CONFIGURATIONS = st.fixed_dictionaries(
 
 @given(CONFIGURATIONS, CONFIGURATIONS)
 def test_keys_are_equal_where_everything_fixed_is(one: dict[str, Any], other: dict[str, Any]) -> None:
-    """Of two draws of everything that is fixed at compile time: the same key if and only if they are the same."""
+    """Two draws of everything that is fixed at compile time have one key if and only if they are equal."""
     keys_of = []
     for draw in (one, other):
         own = tuned_of("sliding_window", **draw["params"], **draw["options"])

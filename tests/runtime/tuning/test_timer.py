@@ -1,4 +1,4 @@
-"""Which of several runs is the faster one: in turn, by a sign test."""
+"""The timer finds the fastest of several runs: in turn, by a sign test."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_runs_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_alike_is_not_faster() -> None:
-    """Of runs that take the same time, one in a hundred may be taken for faster, however noisy the machine is."""
+    """Equal runs are told apart once in a hundred at most, however noisy the machine is."""
     draw = random.Random(0)
     wrong = 0
     for _ in range(2000):

@@ -1,4 +1,4 @@
-"""What the others of the process see while a call is measured, and what fails while it is."""
+"""Other threads' view while a call is measured, and failures during it."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_what_is_known_waits_for_nobody() -> None:
 
 
 def test_branches_go_by_number(clock: Callable[[dict[str, float]], None]) -> None:
-    """The same program with the names of its branches swapped has the same key, and the choices stay where they are."""
+    """A program with the names of its branches swapped has the same key, and the choices stay where they are."""
     clock({"other": 0.5})
     text = (
         "pattern p()\n    align end\n    visible k <= q\n    branch near\n        visible q - k < 40\n"

@@ -46,7 +46,7 @@ def test_the_first_call_measures_and_the_next_does_not(runs: list[str]) -> None:
 
 
 def test_another_process_measures_nothing(folder: Path) -> None:
-    """What the second process does, it does from the cache: no measurement, and the option that was kept."""
+    """A second process works from the cache: no measurement, and the option that was kept."""
     text = """
 import logging, sys, torch
 logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")

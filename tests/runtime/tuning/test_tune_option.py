@@ -60,7 +60,7 @@ def test_compiled_graphs_measure_nothing_but_take_what_is_known(
 
 
 def test_autocast_and_a_disk_that_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What cannot be kept on disk is kept in the process."""
+    """A choice that cannot be kept on disk is kept in the process."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ATTNC_CACHE_DIR", str(tmp_path / "file"))
     attend = compile_attention("sliding_window", window=40, tune=TIME)

@@ -106,7 +106,7 @@ class Case:
 
 
 def inputs_of(operands: Tensors) -> Tensors:
-    """What a call is given beside q, k and v."""
+    """Return the inputs of a call besides q, k and v."""
     return {name: x for name, x in operands.items() if name not in ("q", "k", "v")}
 
 

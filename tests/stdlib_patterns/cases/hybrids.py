@@ -27,7 +27,7 @@ def draw(
 
 
 def parameters(name: str, inputs: dict[str, Tensor], numbers: dict[str, int]) -> dict[str, Any]:
-    """Those of the pattern."""
+    """Return the parameters of the pattern."""
     own: dict[str, Any] = {key: x for key, x in numbers.items() if key in PARAMETERS}
     if name == "log_linear":
         own["levels"] = inputs["level"].shape[-1] - 1
@@ -35,7 +35,7 @@ def parameters(name: str, inputs: dict[str, Tensor], numbers: dict[str, int]) ->
 
 
 def arguments(name: str, tensors: list[Tensor], inputs: dict[str, Tensor]) -> tuple[list[Tensor], dict[str, Any]]:
-    """Those of the pattern's call."""
+    """Return the arguments of the pattern's call."""
     q, k, _ = tensors
     given: dict[str, Any] = dict(inputs)
     if name == "spatial_mamba":  # one state a channel: B and C are numbers

@@ -208,7 +208,7 @@ ROUTED = [
 
 
 def seen_too(name: str, case: Routed, operands: Tensors) -> Tensor:
-    """What the branches beside the chosen one show."""
+    """Return the mask of the branches beside the selected one."""
     query, key = positions(operands["q"], operands["k"])
     if name in ("vsa", "rectified"):  # every tile, or block, meets every other by their means
         return torch.ones(len(query), len(key), dtype=torch.bool)
@@ -258,7 +258,7 @@ def hybrid(n_q: int, n_k: int, larger: float = 1.0, **params: Any) -> Case:
         return {"q": q, "k": k, "v": v, "rq": real(2, 2, n_q, 4), "rk": real(2, 2, n_k, 4), "mix": real(2, 4)}
 
     def mask(operands: Tensors) -> Tensor:
-        """What is chosen of the kept, and all that is evicted."""
+        """Return the mask of the selected kept keys and of all evicted keys."""
         seen, _ = routing.hybrid_forcing(**operands, **own)
         query, _ = positions(operands["q"], operands["k"])
         chunk = query[:, 0] // (3 * own["frame"])

@@ -37,7 +37,7 @@ CAUSAL, FULL = rows(masks.causal), rows(masks.full)
 
 
 def near(window: int) -> Mask:
-    """Of a causal window."""
+    """Return the mask of a causal window."""
     return rows(lambda n: masks.sliding_window(n, window))
 
 

@@ -37,7 +37,7 @@ def combiner(segment: int, shapes: list[Shape]) -> System:
 
 
 def _second(reference: Callable[..., tuple[None, Tensor]]) -> Callable[..., Tensor]:
-    """Of a reference that gives what is seen, too, its output."""
+    """Return the output of a reference that returns the mask, too."""
     return lambda *args, **given: reference(*args, **given)[1]
 
 
@@ -140,7 +140,7 @@ def pictures(height: int, width: int) -> list[Shape]:
 
 
 def product_of(extents: tuple[int, ...], sees: Callable[[int, int], Any]) -> Mask:
-    """What each axis sees, together."""
+    """Return the mask of a grid whose axes see by `sees`."""
     return rows(lambda n: grids.grid(extents, sees))
 
 
@@ -180,7 +180,7 @@ def of_grid(extents: Mapping[str, int], seen: Callable[[Any], Any]) -> Mask:
 
 
 def monarch(grid: dict[str, int], shapes: list[Shape]) -> System:
-    """What one of the two parts scores: a token of the own row, or one of the own column."""
+    """Return the system of one of the two parts: tokens of the own row, or of the own column."""
     return System(
         "monarch", scaled(structures.monarch, **grid), shapes, grid, mask=of_grid(grid, lambda same: same[0] | same[1])
     )

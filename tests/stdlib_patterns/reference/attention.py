@@ -1,4 +1,4 @@
-"""What references of attention have in common: places, products, and a softmax over what is visible.
+"""Parts of the references of attention: positions, products, and a softmax over visible keys.
 
 q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv); query head h reads kv head h // (Hq // Hkv). The last query
 stands at the last key. A row that sees nothing: out 0, lse -inf.
@@ -45,7 +45,7 @@ def weighted(score: Tensor, visible: Tensor, v: Tensor, sink: Tensor | None = No
 
 
 def causal(q: Tensor, k: Tensor) -> Tensor:
-    """Which pairs (Nq, Nk) see no later key."""
+    """Return the pairs (Nq, Nk) without a later key."""
     query, key = positions(q, k)
     return key <= query
 

@@ -67,7 +67,7 @@ def xattention(q: Tensor, k: Tensor, v: Tensor, *, block: int, stride: int, p: f
 
 
 def biformer_regions(height: int, width: int, regions: int) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    """Of a map padded to whole regions: each pixel's region, which pixels are real, and how many rows and columns."""
+    """Return each pixel's region in a map padded to whole regions, which pixels are real, and its rows and columns."""
     tall, wide = blocks_of(height, regions), blocks_of(width, regions)
     y, x = torch.meshgrid(torch.arange(tall * regions), torch.arange(wide * regions), indexing="ij")
     region = y // tall * regions + x // wide

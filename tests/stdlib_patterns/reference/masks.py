@@ -191,7 +191,7 @@ def long_lora(n: int, groups: int, head: int, heads: int) -> Mask:
 
 
 def sink_lora(n: int, groups: int, head: int, heads: int, sinks: int) -> Mask:
-    """The same, with the first tokens for all."""
+    """Return the mask of `long_lora` with the first tokens visible to all."""
     return long_lora(n, groups, head, heads) | square(n, lambda q: range(min(sinks, q + 1)))
 
 

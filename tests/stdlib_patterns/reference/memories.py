@@ -52,7 +52,7 @@ def memora_linear(
     hold: Tensor,
     mass: float = 1,
 ) -> Result:
-    """The same paper's Memora with a matrix: W = mass · softmax((1 - λ) log W - η ∇), each column on the simplex.
+    """Memora with a matrix: W = mass · softmax((1 - λ) log W - η ∇), each column on the simplex.
 
     `hold` is 1 - λ; the state is (1 - λ) log W - η ∇, whose constants the softmax drops.
     """

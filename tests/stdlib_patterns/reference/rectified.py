@@ -13,7 +13,7 @@ from reference.routing import Result, blocks_of, by_query_head, means, softmax_o
 
 
 def critical_blocks(p: Tensor, *, neighbour: Tensor, drop: float, share: float, first: int) -> Tensor:
-    """Of pooled weights p (B, H, rows, cols) the best until they pass a share, and as many as are kept anyhow."""
+    """Return the best of pooled weights p (B, H, rows, cols) until they pass a share, and those always kept."""
     n = p.shape[-1]
     ranked, order = torch.sort(p, dim=-1, descending=True, stable=True)
     enough = torch.clamp(

@@ -378,7 +378,7 @@ def recycled(q: Tensor, k: Tensor, v: Tensor, *, cached: Tensor, since: Tensor) 
 
 
 def hybrid_forcing_frames(n: int, now: int, *, frame: int, sinks: int, local: int) -> tuple[Tensor, Tensor]:
-    """Of n keys, when the frames before `now` are there: those that the softmax has, and those that were evicted."""
+    """Return the keys in the softmax and the evicted keys, of n keys with the frames before `now` present."""
     key_frame = torch.arange(n) // frame
     recent = (key_frame >= now - (local - sinks)) & (key_frame < now)
     kept = recent | ((key_frame < sinks) & (key_frame < now))
@@ -386,7 +386,7 @@ def hybrid_forcing_frames(n: int, now: int, *, frame: int, sinks: int, local: in
 
 
 def hybrid_forcing_choice(q: Tensor, k: Tensor, *, ratio: float, block: int) -> Tensor:
-    """Of the blocks of the keys given, those that each block of the queries given chooses, (B, H, blocks, blocks)."""
+    """Return the blocks of keys that each block of queries selects, bool (B, H, blocks, blocks)."""
     rows, columns = (torch.arange(x.shape[2]) // block for x in (q, k))
     n_rows, n_columns = (blocks_of(x.shape[2], block) for x in (q, k))
     centred = k - k.mean(2, keepdim=True)
