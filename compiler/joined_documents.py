@@ -67,11 +67,11 @@ class _Tables:
 
     def arrays(self, windows: Sequence[Sequence[Window]], n_q: int, n_k: int) -> dict[str, Int64]:
         """The entries of all tables; a token of no document has no equal."""
-        found = {}
+        result = {}
         for (what, dim), tensor in self._known.items():
             rows = np.stack([_entries(own, what, dim, n_q if dim == "query" else n_k) for own in windows])
-            found[tensor.name] = rows if self._lead else rows[0]
-        return found
+            result[tensor.name] = rows if self._lead else rows[0]
+        return result
 
 
 def _entries(windows: Sequence[Window], what: str, dim: str, length: int) -> Int64:

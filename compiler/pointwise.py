@@ -193,12 +193,12 @@ class _LoopTables:
         (argument,) = arguments(node.value)
         if reads_head(node) or reads_batch(self._pattern, node):
             raise NotPointwiseError(f"`{node.op}` of a number that both places and the head or batch entry decide")
-        found = self._specialised(node, 0, 0)
-        if isinstance(found, Const):
-            return found
-        assert isinstance(found, DataRead)
-        first = fold.sub(self._specialised(argument, 0, 0), found.indices[0])
-        table = self._tensor("int", (len(found.data.array),), found.data.array)
+        result = self._specialised(node, 0, 0)
+        if isinstance(result, Const):
+            return result
+        assert isinstance(result, DataRead)
+        first = fold.sub(self._specialised(argument, 0, 0), result.indices[0])
+        table = self._tensor("int", (len(result.data.array),), result.data.array)
         return fold.lookup(table, (fold.sub(self.of(argument), first),))
 
     def _rounded(self, node: UnitCondition) -> Index:

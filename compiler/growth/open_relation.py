@@ -203,8 +203,8 @@ class _Spelling:
 
 def _rest(value: Index, share: Index, count: int) -> Index:
     """`value - value // share · share`, case by case."""
-    found = value
+    result = value
     for j in range(1, count + 1):
         reached = fold.less_equal(fold.times(share, j), value)
-        found = fold.choice(reached, fold.sub(value, fold.times(share, j)), found)
-    return found
+        result = fold.choice(reached, fold.sub(value, fold.times(share, j)), result)
+    return result

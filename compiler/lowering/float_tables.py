@@ -61,10 +61,10 @@ def _entries(node: RoundToInt, argument: Index, at: NDArray[np.int64]) -> tuple[
     """The entries for some arguments, and which have one; one by one where an estimate is too close to an integer."""
     entries, valid = np.zeros(at.shape, dtype=np.int64), np.ones(at.shape, dtype=np.bool_)
     open_ = np.ones(at.shape, dtype=np.bool_)
-    found = estimated(node.value, at)
-    if found is not None:
-        open_ = ~found.decided
-        rounded = np.floor(found.value) if node.op == "floor" else np.ceil(found.value)
+    estimate = estimated(node.value, at)
+    if estimate is not None:
+        open_ = ~estimate.decided
+        rounded = np.floor(estimate.value) if node.op == "floor" else np.ceil(estimate.value)
         entries[~open_] = rounded[~open_].astype(np.int64)
     for i in np.flatnonzero(open_):
         try:

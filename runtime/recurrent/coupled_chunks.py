@@ -163,13 +163,13 @@ class _Chunks:
 
     def results(self, states: Tensor, impulses: Tensor) -> list[Tensor]:
         """Return the reads of tokens, (n, L, C) each."""
-        reached, found = self._reach.of_outs, list[Tensor]()
+        reached, result = self._reach.of_outs, list[Tensor]()
         for reader in range(self._form.outs):
             out = self._within(reader) @ impulses
             if reached:
                 out = out + self._of_edges(reader, reached) @ self._of(states, reached)
-            found.append(out)
-        return found
+            result.append(out)
+        return result
 
     def _of(self, states: Tensor, places: list[int]) -> Tensor:
         """The rows of some states one after another."""

@@ -393,10 +393,10 @@ class SequenceView:
 
     def tokens(self, unit: program.Unit, frame: EvaluationFrame) -> Sequence[int]:
         """Return a unit's members as positions of tokens, `BEYOND` for padded keys."""
-        found = self.members(unit, frame)
+        result = self.members(unit, frame)
         if unit.place == "q" or not self._call.program.pads:
-            return found
-        tokens = map(self.token, found)
+            return result
+        tokens = map(self.token, result)
         return [BEYOND if token is None else token for token in tokens]
 
     def units(self, unit: program.Unit, frame: EvaluationFrame) -> Mapping[Result, Sequence[int]]:

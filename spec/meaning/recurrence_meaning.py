@@ -167,11 +167,11 @@ class _TokenLines:
         if isinstance(node, program.Vector):
             return Array(("dv" if node.tensor == "v" else "dk",), cast("tuple[float, ...]", self._leaf(node)))
         indices = [cast("int", self.of(index)) for index in node.indices]
-        found = self.frame.around.element(node, indices, self.frame.head, self.frame.batch)
-        if not isinstance(found, tuple):
-            return found
+        result = self.frame.around.element(node, indices, self.frame.head, self.frame.batch)
+        if not isinstance(result, tuple):
+            return result
         implied = sum(dim in ("batch", "head", "kv_head") for dim in node.input.type.dims)
-        return Array(node.input.type.dims[implied + len(indices) :], found)
+        return Array(node.input.type.dims[implied + len(indices) :], result)
 
     def _item(self, node: program.Item) -> Found:
         table, index = self.of(node.table), cast("int", self.of(node.index))
@@ -288,11 +288,11 @@ def _mapped(function: Callable[..., Any], depth: int, values: Sequence[Any]) -> 
 
 
 def _sizes(array: Array) -> list[int]:
-    found, entries = [], array.entries
+    result, entries = [], array.entries
     for _ in array.axes:
-        found.append(len(entries))
+        result.append(len(entries))
         entries = entries[0] if entries else ()
-    return found
+    return result
 
 
 def _at(entries: Any, places: Sequence[int]) -> Any:
