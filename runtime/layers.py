@@ -28,7 +28,6 @@ from attnc.runtime.call_shapes import TensorSizes, shape_of_call
 from attnc.runtime.pattern_description import PatternDescription
 
 Int64 = NDArray[np.int64]
-Mask = NDArray[np.bool_]
 
 _TOKEN = fold.place("q")
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from attnc.compiler import ir
@@ -62,7 +61,6 @@ from attnc.runtime.tuning.tuned import Tuned
 if TYPE_CHECKING:
     from attnc.runtime.recurrent.pattern_recurrence import PatternRecurrence
 
-Int64 = NDArray[np.int64]
 Pair = tuple[Tensor, Tensor]
 
 
