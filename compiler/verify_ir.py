@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import wraps
 from math import gcd
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 from attnc.compiler.ir import (
     VALUES,
@@ -113,8 +113,8 @@ def checked(result: IR, where: str = "the result") -> IR:
     if isinstance(result, Pattern):
         verify(result)
         return result
-    roots = (result.visible, *values_of(result)) if isinstance(result, Attend) else (result,)
-    violations = tuple(violation for root in roots for violation in _nodes_of(root, where))
+    roots: tuple[object, ...] = (result.visible, *values_of(result)) if isinstance(result, Attend) else (result,)
+    violations = tuple(violation for root in roots for violation in _nodes_of(cast("Index", root), where))
     if violations:
         raise IRInvalid(violations)
     return result
@@ -249,8 +249,8 @@ def _expression(
             yield f"{where}: the tensor `{node.tensor.name}` is not declared"
 
 
-def _nodes_of(root: Index | Value, where: str) -> Iterator[str]:
-    """Violations of single nodes below an exact expression."""
+def _nodes_of(root: Index, where: str) -> Iterator[str]:
+    """Violations of single exact nodes below an expression."""
     for node in walk(root):
         if isinstance(node, VALUES):  # below a `RoundToInt`
             continue

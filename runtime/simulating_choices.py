@@ -80,7 +80,7 @@ def simulated_choices(
     if isinstance(device, Machine):
         found = _on_gpu(problem, works, open_relations, stands_for, params, sizes, device, stage, baseline)
     else:
-        found = _on_cpu(problem, works, pattern, open_relations, plan(), sizes, inputs, device, stage, baseline)
+        found = _on_cpu(problem, works, pattern, plan(), sizes, inputs, device, stage, baseline)
     return replace(found, notes=(*found.notes, *_notes(works)), estimated=True)
 
 
@@ -88,7 +88,6 @@ def _on_cpu(
     problem: SimulatedCall,
     works: Mapping[str, _SelectingAttention],
     pattern: ir.Pattern,
-    open_relations: Open,
     plan: Plan,
     sizes: TensorSizes,
     inputs: Mapping[str, object],

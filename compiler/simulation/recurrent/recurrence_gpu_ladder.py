@@ -55,7 +55,7 @@ def simulate_recurrence_gpu(call: RecurrenceCall, machine: Machine, stage: Pass 
             f"{', '.join(sorted(call.inputs))} read{' and their gradients written' if stage == 'backward' else ''}, "
             f"once: {size(least)}",
             _lost_to_states(call, passes, stage, sum(k.moved for k in kernels) - least),
-            _lost_to_units(call, kernels, machine),
+            _lost_to_units(call, kernels),
             _lost_to_chain(kernels, machine),
             _lost_to_time(kernels, machine),
         ),
@@ -185,7 +185,7 @@ def _lost_to_states(call: RecurrenceCall, passes: Sequence[SimulatedPass], stage
     return f"{stays}; {size(more)} more between the kernels" if more > 0 else f"{stays}: nothing more is moved"
 
 
-def _lost_to_units(call: RecurrenceCall, kernels: Sequence[PassKernel], machine: Machine) -> str:
+def _lost_to_units(call: RecurrenceCall, kernels: Sequence[PassKernel]) -> str:
     flop = sum(kernel.flop for kernel in kernels)
     tokens = max(call.shape.lanes * call.shape.n_q, 1)
     bound = [kernel.name for kernel in kernels if kernel.units_ms > kernel.memory_ms]
