@@ -13,6 +13,7 @@ from attnc.compiler.ir import Extent, Index, Lookup, Pattern, Position, Tensor, 
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import CallShape, Relations
 from attnc.compiler.rewrite import rewrite, walk
+from attnc.compiler.verify_ir import checked
 
 Int64 = NDArray[np.int64]
 
@@ -44,7 +45,7 @@ def join_documents(pattern: Pattern, shape: CallShape) -> tuple[Pattern, CallSha
     arrays = tables.arrays(windows, shape.n_q, shape.n_k)
     node = replace(pattern.attend, visible=joined)
     whole = replace(pattern, documents=None, tensors=(*pattern.tensors, *tables.tensors), nodes=(node,))
-    return whole, replace(shape, inputs={**shape.inputs, **arrays})
+    return checked(whole), replace(shape, inputs={**shape.inputs, **arrays})
 
 
 class _Tables:

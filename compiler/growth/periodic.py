@@ -53,9 +53,6 @@ class Lengths:
     step: int
 
 
-EVERY = Lengths(lambda _: True, 1)
-
-
 @dataclass(frozen=True, slots=True)
 class Periodic:
     """Visible pairs as a quasi-polynomial that is proved from `proved` on, with formulas of pairs and live tiles.

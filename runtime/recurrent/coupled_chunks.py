@@ -100,7 +100,7 @@ def stretch(
     """(results (B, H, T, C) each, the states after the tokens (B, H, m, R, C)), from those before them."""
     batch, heads, tokens = vectors.left[0].shape[:3]
     length = found.ends.shape[2] // form.impulses
-    chunks = _Chunks(form, reach, length, found, *(_rows(x, length) for x in vectors))
+    chunks = _Chunks(form, reach, found, *(_rows(x, length) for x in vectors))
     states, impulses, last = chunks.walk(state.flatten(0, 1))
     outs = [x.reshape(batch, heads, -1, x.shape[-1])[:, :, :tokens] for x in chunks.results(states, impulses)]
     return outs, last.reshape(batch, heads, *last.shape[1:])
@@ -129,7 +129,6 @@ class _Chunks:
         self,
         form: CoupledForm,
         reach: CoupledReach,
-        length: int,
         found: PairWeights,
         left: list[Tensor],
         value: list[Tensor],

@@ -13,6 +13,7 @@ from attnc.compiler.analysis.intervals import fits_word
 from attnc.compiler.ir import Index, Value, Var
 from attnc.compiler.lowering.specialise import Window, specialise
 from attnc.compiler.rewrite import rebuild, rewrite, substitute
+from attnc.compiler.verify_ir import verified
 from attnc.runtime.recurrent.call_tokens import CallTokens
 
 MOST_KEPT = 64
@@ -87,6 +88,7 @@ def _by(node: Index, dim: str) -> bool:
     return any(isinstance(n, ir.Lookup) and dim in n.tensor.dims for n in node.below)
 
 
+@verified
 def _later(node: Index, before: int) -> Index:
     """Return the index where `before` tokens precede the call: inputs are read at their own positions."""
     if not before or TOKEN not in node.below:

@@ -88,7 +88,7 @@ class AttentionChecker:
         others = (other for other in self._pattern.selections if other.row.per and selection.row.per)
         alike = {other.name for other in others if same_keys(other.row.per[0], selection.row.per[0])}
         at = first_use(line, "q", Measures(frozenset(alike)))
-        if at is None or self._weighs_alike(selection, line):
+        if at is None or self._weighs_alike(line):
             return
         names = [unit.binder.name for unit in selection.row.per]
         who = f"the unit `{names[0]}`" if names else f"a whole {selection.by}"
@@ -96,7 +96,7 @@ class AttentionChecker:
         message = f"there is no one query here: {who} decides"
         self._complain("A206", message, at, "which query?", help=f"the vector of a query is `q[i]`; {own}")
 
-    def _weighs_alike(self, selection: program.SelectionClauses, line: program.Expr) -> bool:
+    def _weighs_alike(self, line: program.Expr) -> bool:
         """Whether it reads weights of a branch whose rows are such units too."""
         read = (n for n in below([line]) if isinstance(n, program.BranchRead) and n.part == "weight")
         return any(n.branch in self._branches and self._branches[n.branch].per for n in read)

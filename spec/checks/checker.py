@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import cast
@@ -269,11 +269,6 @@ class Checker:
             yield
         finally:
             self._rules.floating.by_name = False
-
-    @property
-    def complain(self) -> Callable[..., None]:
-        """Report (code, message, span, label, also=…, help=…), once for each place."""
-        return self._complain
 
     @property
     def everywhere(self) -> Facts:

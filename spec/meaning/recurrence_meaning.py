@@ -52,17 +52,17 @@ class RecurrentRuns:
         `begun`: the states before the first token. Each document begins anew.
         """
         outs: dict[int, tuple[float, ...]] = {}
-        states = self._start(batch, head) if begun is None else self._given(begun)
+        states = self._start() if begun is None else self._given(begun)
         for number, view in enumerate(self._call.views(batch)):
             if number:
-                states = self._start(batch, head)
+                states = self._start()
             for position in self._order(view, batch, head):
                 out, states = self._token(view, position, batch, head, states)
                 outs[view.first_row + position] = out
         final = {state.name: array.entries for state, array in states.items()}
         return [outs[row] for row in sorted(outs)], final
 
-    def _start(self, batch: int, head: int) -> dict[program.StateClause, Array]:
+    def _start(self) -> dict[program.StateClause, Array]:
         return {state: Array(state.dims, self._filled(state.dims, state)) for state in self._recurrence.states}
 
     def _filled(self, dims: Sequence[Dim], state: program.StateClause) -> Any:
@@ -98,7 +98,7 @@ class RecurrentRuns:
         reset = self._recurrence.reset
         own = dict(states)
         if reset is not None and self._call.meanings.of(reset)(frame):
-            own = self._start(batch, head)
+            own = self._start()
         line = _TokenLines(self._call, frame, own, dict(self._bound))
         out: tuple[float, ...] | None = None
         for item in self._recurrence.lines:
