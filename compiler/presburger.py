@@ -10,7 +10,7 @@ The sets are those of isl (`compiler.counted_isl`), which may be missing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial, reduce
 from itertools import product
@@ -31,8 +31,11 @@ from attnc.compiler.ir import (
     Linear,
     Not,
     Position,
+    Reduce,
+    RoundToInt,
     TableRead,
     Truth,
+    UnitCondition,
     is_truth,
 )
 from attnc.compiler.rewrite import rebuild, walk
@@ -274,19 +277,19 @@ class _Translation:
         return range(self._calls.number(ends[0]), self._calls.number(ends[1]) + 1)
 
 
-_KINDS = {
+_KINDS: Mapping[str | type, str] = {
     "mul": "a product",
     "pow": "a power",
     "bitlen": "a logarithm",
     "isqrt": "a square root",
-    "TableRead": "a long table",
-    "Reduce": "an aggregate",
-    "Round": "a rounding",
-    "Whole": "a rounded function",
+    TableRead: "a long table",
+    Reduce: "an aggregate",
+    UnitCondition: "a rounding",
+    RoundToInt: "a rounded function",
 }
-"""What an expression is, by operation or class."""
+"""Words for expressions, by operation or class."""
 
 
 def _beyond(node: Index) -> UndecidedError:
-    kind = _KINDS.get(node.op if isinstance(node, Arith) else type(node).__name__, "a function of many numbers")
+    kind = _KINDS.get(node.op if isinstance(node, Arith) else type(node), "a function of many numbers")
     return UndecidedError(f"{kind} is beyond Presburger arithmetic")

@@ -28,6 +28,7 @@ from attnc.compiler.ir import (
     is_truth,
 )
 from attnc.compiler.kernels.ranges import FAR
+from attnc.compiler.node_words import plural
 from attnc.compiler.rewrite import walk
 
 Axes = frozenset[str]
@@ -168,7 +169,7 @@ class IndexText:
                 return self._table(values, index)
             case Lookup():
                 return self.read(node, tuple(map(self.of, node.indices)))
-        raise NotInKernelsError(type(node).__name__.lower())
+        raise NotInKernelsError(plural(node))
 
     def _sum(self, node: Linear) -> ExprText:
         terms = sorted(node.terms, key=lambda pair: pair[1] < 0)

@@ -39,6 +39,7 @@ from attnc.compiler.ir import (
     intern,
 )
 from attnc.compiler.kernels.index_text import NotInKernelsError
+from attnc.compiler.node_words import plural
 from attnc.compiler.rewrite import replace_values
 from attnc.compiler.value_nodes import apply, dot, element, number, rank, reads, vector
 from attnc.spec.errors import EvaluationError
@@ -274,7 +275,7 @@ class _Taking:
                 return apply(op, *map(self._taken, operands))
             case FloatSelect(condition=condition, then=then, otherwise=otherwise):
                 return intern(FloatSelect(condition, self._taken(then), self._taken(otherwise)))
-        raise NotInKernelsError(f"{type(node).__name__.lower()} of pairs of queries and keys")
+        raise NotInKernelsError(f"{plural(node)} of pairs of queries and keys")
 
     def _multiplied(self, node: Dot) -> Value:
         left, right = node.left, node.right

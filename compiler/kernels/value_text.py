@@ -8,6 +8,7 @@ from math import isinf, isnan
 
 from attnc.compiler.ir import Apply, Const, Element, FloatSelect, Index, Number, Ratio, Value, is_truth
 from attnc.compiler.kernels.index_text import ExprText, IndexText, NotInKernelsError, aligned, fits_32_bits
+from attnc.compiler.node_words import plural
 
 LOG2_E = 1.4426950408889634
 LN_2 = 0.6931471805599453
@@ -140,7 +141,7 @@ class ValueText:
                 return ExprText(f"-{inner.at(8)}", inner.axes, 6)
             case Apply(op=op, operands=operands):
                 return self._applied(op, operands)
-        raise NotInKernelsError(type(node).__name__.lower())
+        raise NotInKernelsError(plural(node))
 
     def _applied(self, op: str, operands: tuple[Value, ...]) -> ExprText:
         axes, parts = aligned(*map(self.of, operands))

@@ -12,6 +12,7 @@ from itertools import count
 
 from attnc.compiler import ir
 from attnc.compiler.ir import StateAt, Value
+from attnc.compiler.node_words import plural
 from attnc.compiler.value_nodes import apply, axes, number, select
 
 Labels = tuple[int, ...]
@@ -137,9 +138,8 @@ def _negated(terms: list[Monomial]) -> list[Monomial]:
 
 
 def _name(node: Value) -> str:
-    return {"Solve": "`solve`", "Total": "a sum", "Pick": "an entry", "Part": "`part`"}.get(
-        type(node).__name__, f"`{type(node).__name__.lower()}`"
-    )
+    words: dict[type, str] = {ir.ValueReduce: "a sum", ir.Pick: "an entry"}
+    return words.get(type(node), plural(node))
 
 
 def product_of(values: list[Value]) -> Value:

@@ -14,6 +14,7 @@ from typing import Literal
 
 from attnc.compiler import fold, ir
 from attnc.compiler.ir import Index, Recur, Value
+from attnc.compiler.node_words import plural
 from attnc.compiler.recurrences.call_constants import is_same_at_all
 from attnc.compiler.rewrite import replace_values, substitute, substitute_value
 from attnc.compiler.value_nodes import Axes, axes, number, rank, state_at
@@ -228,7 +229,7 @@ class _TapeWriter:
                 return self.add(Op("pick", self.ops[i].axes[1:], (i, self._test(index))))
             case ir.ValueReduce():
                 return self._total(node)
-        raise NoTapeError(_WORDS.get(type(node), f"it has a {type(node).__name__.lower()}"))
+        raise NoTapeError(_WORDS.get(type(node), f"it has {plural(node)}"))
 
     def _test(self, node: Index) -> int:
         if node not in self.tests:
