@@ -133,9 +133,9 @@ def median(row: Row, name: str = "attnc") -> float:
     return float(row["ms"][name]["median"])
 
 
-def ratio(row: Row, name: str, over: str = "attnc") -> float:
-    """How many times as long one takes as another one."""
-    return median(row, name) / median(row, over)
+def ratio(row: Row, name: str) -> float:
+    """How many times as long as attnc one takes."""
+    return median(row, name) / median(row)
 
 
 def _replayed(run: Run) -> Run | None:

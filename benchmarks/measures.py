@@ -30,9 +30,9 @@ def median(row: Row, name: str = "attnc") -> float | None:
     return None if time is None else float(time["median"])
 
 
-def speedup(row: Row, rival: str, ours: str = "attnc") -> float | None:
+def speedup(row: Row, rival: str) -> float | None:
     """How many times as fast as a rival; None where one of them did not run."""
-    mine, theirs = median(row, ours), median(row, rival)
+    mine, theirs = median(row, "attnc"), median(row, rival)
     return None if mine is None or theirs is None else theirs / mine
 
 

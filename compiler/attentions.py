@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from attnc.compiler import fold
 from attnc.compiler.ir import (
+    BOUNDARIES,
     Attend,
     Bool,
     Element,
@@ -20,6 +21,7 @@ from attnc.compiler.ir import (
     Softmax,
     Tensor,
     Value,
+    intern,
 )
 from attnc.compiler.rewrite import substitute_attend
 from attnc.compiler.value_nodes import default_score, output, output_lse, output_of_state, values_of, vector
@@ -94,6 +96,13 @@ def choosing(pattern: Pattern, item: Selection) -> Pattern:
 def stateful_alone(pattern: Pattern, recur: Recur) -> Pattern:
     """A pattern that is one of the branches with a state."""
     return replace(pattern, nodes=(), combine=None, lse=None, stateful=(), recur=recur)
+
+
+@verified
+def packed(pattern: Pattern) -> Pattern:
+    """Return the pattern over packed sequences, whose boundaries are in the tensor `cu_seqlens`."""
+    boundaries = intern(Tensor("cu_seqlens", "int", (BOUNDARIES,)))
+    return replace(pattern, tensors=(*pattern.tensors, boundaries), documents=boundaries, needs_align=True)
 
 
 @verified

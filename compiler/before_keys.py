@@ -88,12 +88,14 @@ def _is_of_query(index: Index, running: Set[Var]) -> bool:
 def _of_queries(roots: Sequence[Node]) -> Set[Var]:
     """The variables of aggregates over ranges whose ends depend on the query."""
     loops = [below for root in roots for below in root.below if isinstance(below, Reduce | ValueReduce)]
-    found: set[Var] = set()
+    result: set[Var] = set()
     while True:
-        more = {x.var for x in loops if x.var not in found and any(_is_of_query(end, found) for end in (x.low, x.high))}
+        more = {
+            x.var for x in loops if x.var not in result and any(_is_of_query(end, result) for end in (x.low, x.high))
+        }
         if not more:
-            return found
-        found |= more
+            return result
+        result |= more
 
 
 def needs_rows_from_0(roots: Iterable[Index]) -> bool:

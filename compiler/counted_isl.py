@@ -101,15 +101,15 @@ class CountedIsl:
 
     def first(self, points: Sets) -> Triple | None:
         """The first of some points in the positive octant; where time is lacking, one; None if there is none."""
-        found = self._sample(points)
-        if found is None:
+        result = self._sample(points)
+        if result is None:
             return None
         try:
             for position in range(3):
-                points, found = self._least(points, position, found)
+                points, result = self._least(points, position, result)
         except UndecidedError:
             pass
-        return found
+        return result
 
     def _least(self, points: Sets, position: int, found: Triple) -> tuple[Sets, Triple]:
         """Return the points that minimise one coordinate, and one of these points as witness."""

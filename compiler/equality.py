@@ -8,7 +8,7 @@ two relations differ, if there is one, has one like it with a and b at most 2·(
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import lcm
 
@@ -24,9 +24,6 @@ MOST = 8192
 
 ROWS_AT_ONCE = 1 << 22
 """Pairs that are looked at together."""
-
-Relation = Callable[[int], Index]
-"""The relation of a head among so many tokens, over local places."""
 
 
 @dataclass(frozen=True)

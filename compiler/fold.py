@@ -391,10 +391,13 @@ def _tightened(op: Literal["and", "or"], operands: tuple[Index, ...]) -> tuple[I
     if any(_crosses(op, terms, same, bounds) for terms, same in bounds.items()):
         return (truth(op == "or"),)
     extreme = min if op == "and" else max
+    deciding = {terms: extreme(same, key=lambda sign: parts(sign.value)[1]) for terms, same in bounds.items()}
     result: dict[Index, None] = {}
     for operand in operands:
-        same = bounds.get(parts(operand.value)[0], []) if isinstance(operand, Compare) and operand.op == "ge" else []
-        result[extreme(same, key=lambda sign: parts(sign.value)[1]) if same else operand] = None
+        if isinstance(operand, Compare) and operand.op == "ge":
+            result[deciding[parts(operand.value)[0]]] = None
+        else:
+            result[operand] = None
     return tuple(result)
 
 

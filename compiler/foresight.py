@@ -53,12 +53,12 @@ def looks_ahead(pattern: ir.Pattern) -> Ahead | None:
 
 def _decisive(pattern: ir.Pattern, node: ir.Attend) -> list[ir.Selection]:
     """The selections by which a relation is decided, those that others of them ask too."""
-    read, found = asked([node.visible]), list[ir.Selection]()
+    read, result = asked([node.visible]), list[ir.Selection]()
     while True:
-        more = [item for item in pattern.selections if item.given in read and item not in found]
+        more = [item for item in pattern.selections if item.given in read and item not in result]
         if not more:
-            return found
-        found += more
+            return result
+        result += more
         read = read.union(*(asked_by_selection(item) for item in more))
 
 
@@ -126,8 +126,8 @@ class _SelectionSample:
         return Ahead(self.item.name, int(self.limit[lane]), int(self.lanes.k[lane]), int(token[lane]))
 
     def _numbers(self, node: Index) -> Int64:
-        own = PointBatch(self._variables, self.lanes.q, self.lanes.k)
-        return np.asarray(exact_evaluation.values(_specialised(node, self.tokens), own, wide=False), dtype=np.int64)
+        points = PointBatch(self._variables, self.lanes.q, self.lanes.k)
+        return np.asarray(exact_evaluation.values(_specialised(node, self.tokens), points, wide=False), dtype=np.int64)
 
     def _holds(self, condition: Index) -> Bools:
         return np.asarray(self._numbers(condition) != 0)
@@ -160,13 +160,13 @@ class _SelectionSample:
         """Over a range, by its ends: what it reads lies between those."""
         low, high = self._numbers(node.low), self._numbers(node.high)
         some = alive & (low < high)
-        found = np.full(len(alive), -1, dtype=np.int64)
+        result = np.full(len(alive), -1, dtype=np.int64)
         before = dict(self._variables)
         for end in (low, high - 1):
             self._variables = {**before, node.var: np.where(some, end, low)}
-            found = np.maximum(found, self._last(node.body, some & self._holds(node.condition)))
+            result = np.maximum(result, self._last(node.body, some & self._holds(node.condition)))
         self._variables = before
-        return found
+        return result
 
 
 def _count(node: Index | None, n: int) -> int:

@@ -27,7 +27,7 @@ def at_own_head(node: ir.Lookup, count: int) -> bool:
 
 def _ways(root: ir.Value | Index) -> set[Heads]:
     """How the head at hand is read: as itself, or as its kv head."""
-    own, found, seen = fold.head_index("head"), set[Heads](), set[object]()
+    own, result, seen = fold.head_index("head"), set[Heads](), set[object]()
     shared = {fold.floordiv(own, fold.extent("group")), fold.head_index("kv_head")}
     pending: list[Index | ir.Value] = [root]
     while pending:
@@ -37,12 +37,12 @@ def _ways(root: ir.Value | Index) -> set[Heads]:
         seen.add(node)
         match node:
             case _ if node in shared:
-                found.add("kv_head")
+                result.add("kv_head")
             case ir.HeadIndex(name="head"):
-                found.add("head")
+                result.add("head")
             case ir.Vec(tensor="k" | "v", head=head, at=at) if head is own:
-                found.add("kv_head")
+                result.add("kv_head")
                 pending.append(at)
             case _:
                 pending.extend(node.children())
-    return found
+    return result

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
 from typing import Any, ClassVar, Literal, TypeVar, cast
 from weakref import WeakValueDictionary
@@ -792,12 +792,6 @@ class Pattern:
     def chooses(self) -> bool:
         """Whether what is seen differs from call to call by its content: selections, or tokens that are sorted."""
         return bool(self.selections) or any(tensor.made is not None for tensor in self.tensors)
-
-    @property
-    def packed(self) -> Pattern:
-        """Return the pattern over packed sequences, whose boundaries are in the tensor `cu_seqlens`."""
-        boundaries = intern(Tensor("cu_seqlens", "int", (BOUNDARIES,)))
-        return replace(self, tensors=(*self.tensors, boundaries), documents=boundaries, needs_align=True)
 
     @property
     def attend(self) -> Attend:

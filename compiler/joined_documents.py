@@ -13,6 +13,7 @@ from attnc.compiler.ir import Extent, Index, Lookup, Pattern, Position, Tensor, 
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import CallShape, Relations
 from attnc.compiler.rewrite import rewrite, walk
+from attnc.compiler.verify_ir import checked
 
 Int64 = NDArray[np.int64]
 
@@ -44,7 +45,7 @@ def join_documents(pattern: Pattern, shape: CallShape) -> tuple[Pattern, CallSha
     arrays = tables.arrays(windows, shape.n_q, shape.n_k)
     node = replace(pattern.attend, visible=joined)
     whole = replace(pattern, documents=None, tensors=(*pattern.tensors, *tables.tensors), nodes=(node,))
-    return whole, replace(shape, inputs={**shape.inputs, **arrays})
+    return checked(whole), replace(shape, inputs={**shape.inputs, **arrays})
 
 
 class _Tables:
@@ -67,11 +68,11 @@ class _Tables:
 
     def arrays(self, windows: Sequence[Sequence[Window]], n_q: int, n_k: int) -> dict[str, Int64]:
         """The entries of all tables; a token of no document has no equal."""
-        found = {}
+        result = {}
         for (what, dim), tensor in self._known.items():
             rows = np.stack([_entries(own, what, dim, n_q if dim == "query" else n_k) for own in windows])
-            found[tensor.name] = rows if self._lead else rows[0]
-        return found
+            result[tensor.name] = rows if self._lead else rows[0]
+        return result
 
 
 def _entries(windows: Sequence[Window], what: str, dim: str, length: int) -> Int64:

@@ -52,12 +52,12 @@ class _RelationSample:
 def warnings_of(bound: checked.BoundProgram) -> list[Diagnostic]:
     """The warnings (W001, W002, W004, W006 to W009) of a program with values for its parameters."""
     pattern = lower(bound)
-    found = [*_idle_conditions(bound), *_large_products(bound.program, pattern), *_foresight(bound.program, pattern)]
-    found += call_warnings(bound)
+    result = [*_idle_conditions(bound), *_large_products(bound.program, pattern), *_foresight(bound.program, pattern)]
+    result += call_warnings(bound)
     sample = _sample(bound.program, pattern)
     if sample is not None:
-        found += [*_blind_rows(sample), *_open_future(sample)]
-    return found
+        result += [*_blind_rows(sample), *_open_future(sample)]
+    return result
 
 
 def _warning(code: str, message: str, span: Span, label: str, help_: str) -> Diagnostic:

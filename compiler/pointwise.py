@@ -40,6 +40,7 @@ from attnc.compiler.planning.build_plan import CallShape, Relations, conditions
 from attnc.compiler.planning.documents import whole
 from attnc.compiler.rewrite import rebuild, rewrite, walk
 from attnc.compiler.value_nodes import element
+from attnc.compiler.verify_ir import checked, verified
 from attnc.spec.errors import EvaluationError
 from attnc.spec.source import Span
 
@@ -84,7 +85,7 @@ def pointwise_value(
 def _pointwise(pattern: Pattern, shape: CallShape, root: Index, lengths: Mapping[str, tuple[int, ...]]) -> Pointwise:
     maker = _LoopTables(pattern, shape)
     found = maker.of(_sized(root, shape))
-    tabled = replace(pattern, tensors=(*pattern.tensors, *maker.tensors))
+    tabled = checked(replace(pattern, tensors=(*pattern.tensors, *maker.tensors)))
     called = replace(shape, inputs={**shape.inputs, **maker.arrays})
     for part in _exact_parts(found):
         if not all(fits_word(own, (0, shape.n_q), (0, shape.n_k)) for own in conditions(tabled, called, part)):
@@ -119,6 +120,7 @@ def _sized(relation: Index, shape: CallShape) -> Index:
     return rewrite(relation, change)
 
 
+@verified
 def _by_row(root: Index, pattern: Pattern, shape: CallShape, lengths: Mapping[str, tuple[int, ...]]) -> Index:
     """Return the expression by row: query positions become rows, inputs by batch those of this entry."""
     shift = fold.const(whole(shape.n_q, shape.n_k, pattern.align).shift)
@@ -193,12 +195,12 @@ class _LoopTables:
         (argument,) = arguments(node.value)
         if reads_head(node) or reads_batch(self._pattern, node):
             raise NotPointwiseError(f"`{node.op}` of a number that both places and the head or batch entry decide")
-        found = self._specialised(node, 0, 0)
-        if isinstance(found, Const):
-            return found
-        assert isinstance(found, DataRead)
-        first = fold.sub(self._specialised(argument, 0, 0), found.indices[0])
-        table = self._tensor("int", (len(found.data.array),), found.data.array)
+        result = self._specialised(node, 0, 0)
+        if isinstance(result, Const):
+            return result
+        assert isinstance(result, DataRead)
+        first = fold.sub(self._specialised(argument, 0, 0), result.indices[0])
+        table = self._tensor("int", (len(result.data.array),), result.data.array)
         return fold.lookup(table, (fold.sub(self.of(argument), first),))
 
     def _rounded(self, node: UnitCondition) -> Index:

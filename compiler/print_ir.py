@@ -150,10 +150,10 @@ def _derivatives(node: Attend) -> tuple[Derivative, ...]:
     return derivatives(node.score) if is_scored(node) and not is_default(node.score) else ()
 
 
-def _derivative(found: Derivative) -> str:
-    always = isinstance(found.where, Truth) and found.where.value
-    where = "" if always else f" where {print_index(found.where)}"
-    return f"{print_value(found.atom)}: {print_value(found.by)}{where}"
+def _derivative(derivative: Derivative) -> str:
+    always = isinstance(derivative.where, Truth) and derivative.where.value
+    where = "" if always else f" where {print_index(derivative.where)}"
+    return f"{print_value(derivative.atom)}: {print_value(derivative.by)}{where}"
 
 
 def _loop(loop: Loop) -> str:

@@ -59,11 +59,11 @@ def _operands(value: Apply) -> list[Value]:
     """The operands of a function, those of the same function inside it in its place."""
     if value.op not in _FLATTENED:
         return list(value.operands)
-    found: list[Value] = []
+    result: list[Value] = []
     for operand in value.operands:
         inside = isinstance(operand, Apply) and operand.op == value.op
-        found += _operands(operand) if inside and isinstance(operand, Apply) else [operand]
-    return found
+        result += _operands(operand) if inside and isinstance(operand, Apply) else [operand]
+    return result
 
 
 __all__ = ["PARTS", "normal_forms"]

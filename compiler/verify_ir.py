@@ -1,7 +1,7 @@
 """The verifier of the IR: nodes in normal form, numbers and truth values where they belong, names declared.
 
-The results of passes decorated with `verified` or `verified_relation` are checked while `verify_passes` is on, as in
-the test suite and under `ATTNC_VERIFY_IR=1`.
+The results of passes decorated with `verified`, and those given to `checked`, are verified while `verify_passes` is on,
+as in the test suite and under `ATTNC_VERIFY_IR=1`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import wraps
 from math import gcd
-from typing import ParamSpec
+from typing import ParamSpec, TypeVar, cast
 
 from attnc.compiler.ir import (
     VALUES,
@@ -48,7 +48,7 @@ from attnc.compiler.ir import (
 )
 from attnc.compiler.print_ir import print_index
 from attnc.compiler.rewrite import walk
-from attnc.compiler.value_nodes import output, output_lse, output_of_state
+from attnc.compiler.value_nodes import output, output_lse, output_of_state, values_of
 
 ARITY = {
     "mul": 2,
@@ -66,6 +66,7 @@ ARITY = {
 
 
 P = ParamSpec("P")
+IR = TypeVar("IR", bound="Pattern | Attend | Index | Value")
 
 _is_on = False
 
@@ -91,32 +92,32 @@ def verify_passes(on: bool = True) -> None:
     _is_on = on
 
 
-def verified(run_pass: Callable[P, Pattern]) -> Callable[P, Pattern]:
-    """Decorate a pass that returns a pattern: verify its result while `verify_passes` is on."""
+def verified(run_pass: Callable[P, IR]) -> Callable[P, IR]:
+    """Decorate a pass that returns a pattern, an attention or an expression: verify the result as `checked` does."""
 
     @wraps(run_pass)
-    def run(*args: P.args, **kwargs: P.kwargs) -> Pattern:
-        pattern = run_pass(*args, **kwargs)
-        if _is_on:
-            verify(pattern)
-        return pattern
+    def run(*args: P.args, **kwargs: P.kwargs) -> IR:
+        return checked(run_pass(*args, **kwargs), f"`{run_pass.__name__}`")
 
     return run
 
 
-def verified_relation(run_pass: Callable[P, Index]) -> Callable[P, Index]:
-    """Decorate a pass that returns a relation of one call: verify its nodes while `verify_passes` is on."""
+def checked(result: IR, where: str = "the result") -> IR:
+    """Return the result of a pass, itself; raise IRInvalid where it is not well formed while `verify_passes` is on.
 
-    @wraps(run_pass)
-    def run(*args: P.args, **kwargs: P.kwargs) -> Index:
-        relation = run_pass(*args, **kwargs)
-        if _is_on:
-            violations = tuple(_nodes_of(relation, f"`{run_pass.__name__}`"))
-            if violations:
-                raise IRInvalid(violations)
-        return relation
-
-    return run
+    A pattern is verified as a whole. Of an attention and of an expression the nodes are, as nothing says which tensors
+    and variables they may read; `where` names the pass that returned them.
+    """
+    if not _is_on:
+        return result
+    if isinstance(result, Pattern):
+        verify(result)
+        return result
+    roots: tuple[object, ...] = (result.visible, *values_of(result)) if isinstance(result, Attend) else (result,)
+    violations = tuple(violation for root in roots for violation in _nodes_of(cast("Index", root), where))
+    if violations:
+        raise IRInvalid(violations)
+    return result
 
 
 def find_violations(pattern: Pattern) -> Iterator[str]:
@@ -249,7 +250,7 @@ def _expression(
 
 
 def _nodes_of(root: Index, where: str) -> Iterator[str]:
-    """Violations of single nodes below an exact expression."""
+    """Violations of single exact nodes below an expression."""
     for node in walk(root):
         if isinstance(node, VALUES):  # below a `RoundToInt`
             continue

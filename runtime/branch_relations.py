@@ -15,6 +15,7 @@ from attnc.compiler.attentions import alone, open_choices, rows_of
 from attnc.compiler.lowering.specialise import Window, specialise
 from attnc.compiler.planning.build_plan import CallShape, Relations
 from attnc.compiler.value_nodes import is_scored
+from attnc.compiler.verify_ir import checked
 from attnc.runtime.call_errors import UnsupportedError
 from attnc.runtime.call_relations import relations_of
 from attnc.runtime.call_shapes import TensorSizes, number, shape_of_call
@@ -96,7 +97,7 @@ class BranchRelations:
     def _members(self, node: ir.Attend, sizes: TensorSizes, inputs: Mapping[str, object]) -> range:
         assert node.family is not None
         pattern = rows_of(replace(self._pattern, nodes=()))
-        pattern = replace(pattern, requirements=(), nodes=(replace(pattern.nodes[0], family=node.family),))
+        pattern = checked(replace(pattern, requirements=(), nodes=(replace(pattern.attend, family=node.family),)))
         named = self._shape_of(pattern, sizes, self._own_inputs(pattern, inputs)).sizes
         low, high = (number(end, sizes, named) for end in node.family[1:])
         if high - low > MOST_MEMBERS and not self._pattern.chooses:

@@ -49,7 +49,9 @@ OMP_NUM_THREADS = EnvironmentVariable(
     "OMP_NUM_THREADS", "one for each core", "threads of the CPU executor, and of `attnc doctor --measure`", "torch"
 )
 VERIFY_IR = EnvironmentVariable(
-    "ATTNC_VERIFY_IR", "0", "with a value but 0, the pattern that each pass of the compiler returns is verified"
+    "ATTNC_VERIFY_IR",
+    "0",
+    "with a value but 0, the pattern or expression that each pass of the compiler returns is verified",
 )
 
 VARIABLES = (

@@ -21,6 +21,7 @@ from attnc.compiler.receptive.fields import Layer
 from attnc.compiler.receptive.held import Held
 from attnc.compiler.rewrite import walk
 from attnc.compiler.value_nodes import output, output_lse, output_of_state, values_of
+from attnc.compiler.verify_ir import checked
 from attnc.runtime.branch_relations import BranchRelations, places
 from attnc.runtime.call_errors import ArgumentError, UnsupportedError
 from attnc.runtime.call_relations import relations_of
@@ -28,7 +29,6 @@ from attnc.runtime.call_shapes import TensorSizes, shape_of_call
 from attnc.runtime.pattern_description import PatternDescription
 
 Int64 = NDArray[np.int64]
-Mask = NDArray[np.bool_]
 
 _TOKEN = fold.place("q")
 
@@ -86,7 +86,7 @@ def _held(pattern: ir.Pattern, recur: Recur, sizes: TensorSizes, inputs: Mapping
     # A node that reads what the state's order and resets read, so that a call takes the same inputs.
     read = fold.disjunction(*(root if ir.is_truth(root) else fold.equal(root, fold.const(0)) for root in clauses))
     own = rows_of(replace(pattern, nodes=(), recur=None, stateful=()))
-    own = replace(own, nodes=(replace(own.attend, visible=read),))
+    own = checked(replace(own, nodes=(replace(own.attend, visible=read),)))
     relations = relations_of(own, shape_of_call(own, sizes, {t.name: x for t, x in _given(pattern, inputs)}))
     by_head = any(isinstance(node, HeadIndex) and node.name != "batch" for root in clauses for node in walk(root))
     by_head |= any(

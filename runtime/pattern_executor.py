@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from attnc.compiler import ir
@@ -28,6 +27,7 @@ from attnc.compiler.value_nodes import (
     rank,
     values_of,
 )
+from attnc.compiler.verify_ir import checked
 from attnc.runtime import reference
 from attnc.runtime.block_values import BlockValues
 from attnc.runtime.branch_relations import BranchRelations
@@ -62,7 +62,6 @@ from attnc.runtime.tuning.tuned import Tuned
 if TYPE_CHECKING:
     from attnc.runtime.recurrent.pattern_recurrence import PatternRecurrence
 
-Int64 = NDArray[np.int64]
 Pair = tuple[Tensor, Tensor]
 
 
@@ -308,7 +307,7 @@ class PatternExecutor(BranchRelations):
         """A value of every row: (B, Hq, Nq[, width])."""
         chosen = tuple(item.given for item in self._pattern.selections if item.name in given.inputs)
         pattern = replace(rows_of(replace(self._pattern, nodes=())), requirements=())
-        pattern = replace(pattern, tensors=pattern.tensors + chosen)
+        pattern = checked(replace(pattern, tensors=pattern.tensors + chosen))
         relations = relations_of(pattern, _on_tokens(pattern, given))
         dtype = lse_dtype(q.dtype)
         vectors = q.unbind(0), k.unbind(0), v.unbind(0)

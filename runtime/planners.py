@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from weakref import WeakValueDictionary
 
+from attnc.compiler.attentions import packed
 from attnc.compiler.ir import Pattern
 from attnc.compiler.last_rows import last_rows
 from attnc.compiler.locks import fork_safe_lock
@@ -35,7 +36,7 @@ def planner_in(form: Form, text: str, pattern: Pattern, how: How) -> Planner:
 
 
 def _held(text: str, pattern: Pattern, how: How, form: Form) -> Planner:
-    own = {"whole": lambda: pattern, "packed": lambda: pattern.packed, "last rows": lambda: last_rows(pattern)}[form]()
+    own = {"whole": lambda: pattern, "packed": lambda: packed(pattern), "last rows": lambda: last_rows(pattern)}[form]()
     made = Planner(text, own, how.strict, tuned=_tuned(own, how, form))
     with _LOCK:  # setdefault looks first and stores then: two threads would have a planner each
         return _alive.setdefault(text, made)

@@ -31,6 +31,7 @@ from attnc.compiler.simulation.mask_cost import LOOKUP
 from attnc.compiler.simulation.simulated_call import SimulatedCall, problem_of
 from attnc.compiler.simulation.simulation import Baseline, Pass, Simulation
 from attnc.compiler.value_nodes import is_scored
+from attnc.compiler.verify_ir import checked
 from attnc.runtime.call_errors import UnsupportedError
 from attnc.runtime.call_relations import relations_of
 from attnc.runtime.call_shapes import TensorSizes, missing, number, shape_of_call
@@ -79,7 +80,7 @@ def simulated_choices(
     if isinstance(device, Machine):
         found = _on_gpu(problem, works, open_relations, stands_for, params, sizes, device, stage, baseline)
     else:
-        found = _on_cpu(problem, works, pattern, open_relations, plan(), sizes, inputs, device, stage, baseline)
+        found = _on_cpu(problem, works, pattern, plan(), sizes, inputs, device, stage, baseline)
     return replace(found, notes=(*found.notes, *_notes(works)), estimated=True)
 
 
@@ -87,7 +88,6 @@ def _on_cpu(
     problem: SimulatedCall,
     works: Mapping[str, _SelectingAttention],
     pattern: ir.Pattern,
-    open_relations: Open,
     plan: Plan,
     sizes: TensorSizes,
     inputs: Mapping[str, object],
@@ -264,7 +264,7 @@ def _taken(
     named: Mapping[str, int],
 ) -> tuple[BlockKeys, Taking]:
     """Where the places lie, and what a row may take of them."""
-    own = replace(choosing(pattern, item), tensors=pattern.tensors)
+    own = checked(replace(choosing(pattern, item), tensors=pattern.tensors))
     relations = relations_of(own, replace(shape_of_call(own, sizes, inputs), n_k=sizes.n_k, shift=None))
     _check_given(pattern, choice, item, relations.slices.tensors)
     (window,) = relations.windows(0)

@@ -93,9 +93,9 @@ def _tokens(text: str) -> Iterator[_Token]:
 
 def _statements(text: str) -> list[_Statement]:
     """The statements in order, with their levels."""
-    found = _leveled(list(_grouped(text)))
-    _place_blanks(found)
-    return found
+    statements = _leveled(list(_grouped(text)))
+    _place_blanks(statements)
+    return statements
 
 
 def _grouped(text: str) -> Iterator[_Statement]:

@@ -652,13 +652,13 @@ class BoundProgram:
     @property
     def lengths(self) -> dict[str, int]:
         """The dimensions that the parameters' lists name: `n` of `strides: int[n]`."""
-        found: dict[str, int] = {}
+        result: dict[str, int] = {}
         for parameter in self.program.parameters:
             value: Value = self.values.get(parameter.name, 0)
             for dim in parameter.type.dims:
                 if not isinstance(value, tuple):
                     break
                 if isinstance(dim, str) and dim != "head":
-                    found[dim] = len(value)
+                    result[dim] = len(value)
                 value = value[0]
-        return found
+        return result

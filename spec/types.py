@@ -29,8 +29,3 @@ class Type:
     def __str__(self) -> str:
         name = self.refinement or self.kind
         return f"{name}[{', '.join(map(str, self.dims))}]" if self.dims else name
-
-
-INT = Type("int")
-REAL = Type("real")
-BOOL = Type("bool")

@@ -69,6 +69,7 @@ from attnc.compiler.ir import (
     is_truth,
 )
 from attnc.compiler.rewrite import rewrite, variables
+from attnc.compiler.verify_ir import verified
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,7 @@ def bounds(node: Index, rows: tuple[int, int], keys: tuple[int, int]) -> tuple[i
     return int(np.min(found.low)), int(np.max(found.high))
 
 
+@verified
 def simplified(relation: Index, rows: tuple[int, int], keys: tuple[int, int]) -> Index:
     """The relation with every condition in it that is the same all over a rectangle decided."""
     ends = (rows[0], rows[1] - 1, keys[0], keys[1] - 1)

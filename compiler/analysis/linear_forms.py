@@ -155,12 +155,12 @@ class _TermForms:
                 step = self._divisor * self._stretch
                 return [_LinearForm(0, 0, step, step - 1)]
             case Linear(terms=terms, constant=constant):
-                found = [_LinearForm(0, 0, 0, abs(constant))]
+                result = [_LinearForm(0, 0, 0, abs(constant))]
                 for term, factor in terms:
-                    found = [form.plus(other, factor) for form in found for other in self._known[term]]
-                    if len(found) > MOST_FORMS:
+                    result = [form.plus(other, factor) for form in result for other in self._known[term]]
+                    if len(result) > MOST_FORMS:
                         raise UnknownFormError
-                return found
+                return result
             case ExactSelect(then=then, otherwise=otherwise):
                 return self._known[then] | self._known[otherwise]
             case Coord(position=position, offset=offset, stride=Const(value=stride), extent=extent):

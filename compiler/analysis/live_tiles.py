@@ -67,21 +67,21 @@ def find_live_tiles(relation: Index, grid: TileGrid, budget: int = 1 << 21) -> L
     size = 1 << max(0, (max(grid.rows, grid.columns, 1) - 1).bit_length() - first.bit_length() + 1)
     rows, columns = (x.ravel() for x in np.indices((first, first)))
     squares = _inside(Squares(grid, size, rows, columns))
-    found: list[_Stretches] = []
+    stretches: list[_Stretches] = []
     while len(squares):
         state = tilewise.states(squares)
-        found.extend(_full(squares.where(state == TRUE)))
+        stretches.extend(_full(squares.where(state == TRUE)))
         squares = squares.where((state != TRUE) & (state != FALSE))
         if not len(squares):
             break
         if squares.size == 1:
-            found.append(_partial(tilewise, squares))
+            stretches.append(_partial(tilewise, squares))
             break
         if len(squares) * 4 > budget:
             raise TooManyTilesError
         for _ in range(min(steps, squares.size.bit_length() - 1)):
             squares = _halves(squares)
-    return _sorted(grid, found)
+    return _sorted(grid, stretches)
 
 
 def _inside(squares: Squares) -> Squares:
@@ -118,11 +118,11 @@ def _halves(squares: Squares) -> Squares:
     return _inside(Squares(squares.grid, squares.size // 2, rows, columns))
 
 
-def _sorted(grid: TileGrid, found: list[_Stretches]) -> LiveTiles:
-    if not found:
+def _sorted(grid: TileGrid, stretches: list[_Stretches]) -> LiveTiles:
+    if not stretches:
         empty = np.zeros(0, dtype=np.int64)
         return LiveTiles(grid, empty, empty, empty, empty.astype(np.uint64), empty, empty)
-    row, column, count, kind = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    row, column, count, kind = (np.concatenate(parts) for parts in zip(*stretches, strict=True))
     order = np.argsort(row * grid.columns + column)  # no two are equal
     repeat, slope = (np.broadcast_to(np.int64(x), len(row)) for x in (1, 0))
     return LiveTiles(grid, row[order], column[order], count[order], kind[order], repeat, slope)

@@ -107,7 +107,7 @@ class Tilewise:
     @cached_property
     def conditions(self) -> Mapping[Index, Dependence]:
         """The largest conditions that depend on less than every tile, and whatever else it is made of."""
-        found: dict[Index, Dependence] = {}
+        result: dict[Index, Dependence] = {}
         stack = [self._relation]
         while stack:
             node = stack.pop()
@@ -115,8 +115,8 @@ class Tilewise:
             if along.along == "both" and isinstance(node, Bool | Not):
                 stack.extend(node.children())
             else:
-                found[node] = along
-        return found
+                result[node] = along
+        return result
 
     def states(self, squares: Squares) -> NDArray[np.int8]:
         """TRUE, FALSE or neither on each box."""

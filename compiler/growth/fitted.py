@@ -41,12 +41,12 @@ def fit(values: Mapping[int, int]) -> Fit | None:
 
 def sampled(lanes: list[RelationVariant], lengths: Lengths, tile: int) -> dict[int, int]:
     """Visible pairs at a few lengths, as long as they can be counted."""
-    found = {}
+    result = {}
     for exponent in range(9, LONGEST_SAMPLE.bit_length()):
         n = (1 << exponent) // lengths.step * lengths.step
         if n and lengths.allowed(n):
             try:
-                found[n] = total(lanes, n, tile).pairs
+                result[n] = total(lanes, n, tile).pairs
             except UncountableError:
                 break
-    return found
+    return result

@@ -77,22 +77,20 @@ def find_growth(
     pattern: Pattern,
     *,
     heads: int | None = None,
-    group: int = 1,
-    sizes: Mapping[str, int] | None = None,
     tile: int = 128,
 ) -> Growth:
-    """The growth of a pattern, `group` heads to a kv head; `sizes` are those that a call decides, by name.
+    """The growth of a pattern, each head with a kv head of its own.
 
     The number of heads is the one that the parameters say, or 8, unless it is given. Where relations depend on inputs,
     or parameters fix the length, there is no law, and the derivation says so; `fit_growth` may help.
     """
     number = heads or next((n for _, n in pattern.head_lists), HEADS)
-    known = {"heads": number, "kv_heads": number // group, "group": group, **(sizes or {})}
+    known = {"heads": number, "kv_heads": number, "group": 1}
     reason = _refusal(pattern, known)
     if reason is None:
-        lengths = _lengths(pattern, number, group)
+        lengths = _lengths(pattern, number)
         if lengths.step:
-            lanes, distinct = _lanes(pattern, known, number, group)
+            lanes, distinct = _lanes(pattern, known, number)
             return _grown(lanes, number if distinct > 1 else 1, lengths, tile, len(pattern.nodes))
         reason = f"`require` refuses all lengths up to {SHORT}"
     return _none(reason, tile)
@@ -157,11 +155,11 @@ def _is_input(node: Index) -> TypeGuard[Lookup | DataRead]:
     return isinstance(node, Lookup | DataRead)
 
 
-def _lengths(pattern: Pattern, heads: int, group: int) -> Lengths:
+def _lengths(pattern: Pattern, heads: int) -> Lengths:
     """Return the lengths that `require` allows for these heads."""
     asked = [condition for condition, _ in pattern.requirements if not other_sizes(condition)]
     asked = [c for c in asked if not any(map(_is_input, walk(c)))]
-    allowed = partial(_is_allowed, asked, heads, group)
+    allowed = partial(_is_allowed, asked, heads)
     step = 0
     for n in range(1, SHORT + 1) if asked else (1,):
         if allowed(n):
@@ -174,16 +172,16 @@ def _lengths(pattern: Pattern, heads: int, group: int) -> Lengths:
 LONG = 1 << 14
 
 
-def _is_allowed(conditions: Sequence[Index], heads: int, group: int, n: int) -> bool:
-    return all(alone(condition, n, 0, heads, group) is fold.truth(True) for condition in conditions)
+def _is_allowed(conditions: Sequence[Index], heads: int, n: int) -> bool:
+    return all(alone(condition, n, 0, heads, 1) is fold.truth(True) for condition in conditions)
 
 
-def _lanes(pattern: Pattern, sizes: Mapping[str, int], heads: int, group: int) -> tuple[list[RelationVariant], int]:
+def _lanes(pattern: Pattern, sizes: Mapping[str, int], heads: int) -> tuple[list[RelationVariant], int]:
     """The relations of all heads and branches, equal ones together; of one head if heads are alike."""
     constants = {name: fold.const(value) for name, value in sizes.items()}
     by_head: dict[tuple[Index, ...], int] = {}
     for head in range(heads):
-        key = tuple(open_relation(node.visible, constants, head, group).visible for node in pattern.nodes)
+        key = tuple(open_relation(node.visible, constants, head, 1).visible for node in pattern.nodes)
         by_head[key] = by_head.get(key, 0) + 1
     times: dict[Index, int] = {}
     for key, number in by_head.items():

@@ -11,6 +11,7 @@ from attnc.compiler import fold
 from attnc.compiler.ir import Arith, Compare, Const, Extent, HeadIndex, Index, Linear, Position, RoundToInt
 from attnc.compiler.lowering.float_tables import tabulated
 from attnc.compiler.rewrite import rewrite, walk
+from attnc.compiler.verify_ir import checked, verified
 
 MOST_QUOTIENTS = 16
 """Values of a quotient by a share of the length."""
@@ -49,12 +50,13 @@ def open_relation(relation: Index, sizes: Mapping[str, Index], head: int, group:
             case _:
                 return None
 
-    visible = rewrite(rewrite(relation, change), _reduced)
+    visible = checked(rewrite(rewrite(relation, change), _reduced))
     spelling = _Spelling()
-    simple = rewrite(visible, spelling.change)
+    simple = checked(rewrite(visible, spelling.change))
     return OpenRelation(simple if spelling.start == 1 else visible, simple, spelling.start)
 
 
+@verified
 def at_length(relation: Index, n: int) -> Index:
     """A relation, condition or integer among n tokens."""
     if not any(isinstance(node, Extent | RoundToInt) for node in walk(relation)):
@@ -203,8 +205,8 @@ class _Spelling:
 
 def _rest(value: Index, share: Index, count: int) -> Index:
     """`value - value // share · share`, case by case."""
-    found = value
+    result = value
     for j in range(1, count + 1):
         reached = fold.less_equal(fold.times(share, j), value)
-        found = fold.choice(reached, fold.sub(value, fold.times(share, j)), found)
-    return found
+        result = fold.choice(reached, fold.sub(value, fold.times(share, j)), result)
+    return result

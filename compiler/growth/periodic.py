@@ -53,9 +53,6 @@ class Lengths:
     step: int
 
 
-EVERY = Lengths(lambda _: True, 1)
-
-
 @dataclass(frozen=True, slots=True)
 class Periodic:
     """Visible pairs as a quasi-polynomial that is proved from `proved` on, with formulas of pairs and live tiles.
@@ -120,14 +117,14 @@ def _all_at_once(lanes: Sequence[RelationVariant], tile: int, period: Period, wi
         return None
     pairs, tiles, whole = found_counts
     most = len(pairs) - 1
-    found = interpolate(lambda n: int(pairs[n]), period.start, period.length, 1)
-    right = _agrees(found, pairs)
+    polynomial = interpolate(lambda n: int(pairs[n]), period.start, period.length, 1)
+    right = _agrees(polynomial, pairs)
     assert right[period.start :].all()  # that it is a polynomial is proved
-    formula = _formula(found, LENGTH, right, 1, False)
+    formula = _formula(polynomial, LENGTH, right, 1, False)
     tiles_formula = None if wide is None else _tiles(tiles, whole, tile, wide)
     checked = _check(lanes, (formula, tiles_formula), most, tile, 1)
     counted = (formula.start, most)
-    return Periodic(found, formula, tiles_formula, *_proof(period), counted, checked)
+    return Periodic(polynomial, formula, tiles_formula, *_proof(period), counted, checked)
 
 
 def _needed(period: Period) -> int:
@@ -149,23 +146,25 @@ def _summed(lanes: Sequence[RelationVariant], most: int, tile: int) -> tuple[Int
     return pairs, tiles, np.logical_and.reduce([c.whole for c, _ in found])
 
 
-def _agrees(found: QuasiPolynomial, values: Int64) -> NDArray[np.bool_]:
+def _agrees(polynomial: QuasiPolynomial, values: Int64) -> NDArray[np.bool_]:
     """At which lengths the quasi-polynomial has these values."""
-    denominator = lcm(*(c.denominator for p in found.by_remainder.values() for c in p))
-    table = np.array([[int(c * denominator) for c in found.by_remainder[r]] for r in range(found.period)], dtype=object)
+    denominator = lcm(*(c.denominator for p in polynomial.by_remainder.values() for c in p))
+    table = np.array(
+        [[int(c * denominator) for c in polynomial.by_remainder[r]] for r in range(polynomial.period)], dtype=object
+    )
     n = np.arange(len(values)).astype(object)
-    square, linear, constant = table[np.arange(len(values)) % found.period].T
+    square, linear, constant = table[np.arange(len(values)) % polynomial.period].T
     return np.asarray((square * n + linear) * n + constant == values.astype(object) * denominator, dtype=np.bool_)
 
 
 def _formula(
-    found: QuasiPolynomial, of: PolynomialVariable, right: NDArray[np.bool_], unit: int, ragged: bool
+    polynomial: QuasiPolynomial, of: PolynomialVariable, right: NDArray[np.bool_], unit: int, ragged: bool
 ) -> Formula:
     """The formula from the first number on from which it is right.
 
     Each number stands for `unit` tokens, or, where `ragged`, for the fewer ones since the number before as well.
     """
-    shown = expressed(found, of)
+    shown = expressed(polynomial, of)
     wrong = np.flatnonzero(~right[:: shown.step])
     first = max(int(wrong[-1]) + 1 if len(wrong) else 0, 1) * shown.step
     if ragged and shown.step == 1:
@@ -176,11 +175,11 @@ def _formula(
 def _tiles(tiles: Int64, whole: NDArray[np.bool_], tile: int, wide: Period) -> Formula:
     """By the number of tile rows; for multiples of the tile alone where a cut last row may have fewer live tiles."""
     period, start = wide.length // tile, -(-wide.start // tile)
-    found = interpolate(lambda n: int(tiles[n]), start, period, 1)
-    right = _agrees(found, tiles)
+    polynomial = interpolate(lambda n: int(tiles[n]), start, period, 1)
+    right = _agrees(polynomial, tiles)
     assert right[start:].all()
     ragged = bool(whole[start:].all())  # two periods and more: how many tiles a cut row lacks is linear
-    return _formula(found, tile_rows(tile), right & np.append(True, whole) if ragged else right, tile, ragged)
+    return _formula(polynomial, tile_rows(tile), right & np.append(True, whole) if ragged else right, tile, ragged)
 
 
 # --- relations that do -----------------------------------------------------------------------------------------------
@@ -200,8 +199,8 @@ def _one_by_one(
     if step is None:
         return None
     start = -(-period.start // step) * step
-    found = interpolate(lambda n: counted(n).pairs, start, lcm(period.length, step), step)
-    formula = _lowered(_alone(found, LENGTH, start), lengths, lambda n: counted(n).pairs)
+    polynomial = interpolate(lambda n: counted(n).pairs, start, lcm(period.length, step), step)
+    formula = _lowered(_alone(polynomial, LENGTH, start), lengths, lambda n: counted(n).pairs)
     tiles_formula = None
     if wide is not None and _affordable(wide, whole := lcm(wide.length, lengths.step)):
         start = -(-wide.start // whole) * whole
@@ -209,21 +208,21 @@ def _one_by_one(
         tiles_formula = _lowered(_alone(of_tiles, LENGTH, start), lengths, lambda n: counted(n).tiles)
     most = period.start + 3 * period.length
     checked = _check(lanes, (formula, tiles_formula), most, tile, lcm(formula.step, lengths.step))
-    return Periodic(found, formula, tiles_formula, *_proof(period), None, (*sorted(known), *checked))
+    return Periodic(polynomial, formula, tiles_formula, *_proof(period), None, (*sorted(known), *checked))
 
 
 def _affordable(period: Period, step: int) -> int | None:
     """The step of the lengths to count: the one given, or the period where that were too many; None if both are."""
-    for own in (step, lcm(period.length, step)):
+    for result in (step, lcm(period.length, step)):
         longest = period.start + 3 * lcm(period.length, step)
-        number = 3 * (lcm(period.length, step) // own)
+        number = 3 * (lcm(period.length, step) // result)
         if longest <= LONGEST and number <= MOST_ALONE and number * (1 + longest // 128) ** 2 <= MOST_WORK:
-            return own
+            return result
     return None
 
 
-def _alone(found: QuasiPolynomial, of: PolynomialVariable, start: int) -> Formula:
-    shown = expressed(found, of)
+def _alone(polynomial: QuasiPolynomial, of: PolynomialVariable, start: int) -> Formula:
+    shown = expressed(polynomial, of)
     return Formula(shown.cases, shown.names, -(-start // shown.step) * shown.step, shown.step)
 
 

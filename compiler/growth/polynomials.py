@@ -60,14 +60,14 @@ def _through(at: Sequence[int], values: Sequence[int]) -> Polynomial:
     return square, linear, f - (square * x + linear) * x
 
 
-def _shortest(found: QuasiPolynomial) -> QuasiPolynomial:
+def _shortest(polynomial: QuasiPolynomial) -> QuasiPolynomial:
     """Return the quasi-polynomial with its shortest period."""
-    for period in range(found.step, found.period, found.step):
-        if found.period % period == 0:
-            shorter = {r: found.by_remainder[r] for r in range(0, period, found.step)}
-            if all(shorter[r % period] == p for r, p in found.by_remainder.items()):
-                return QuasiPolynomial(period, found.step, shorter)
-    return found
+    for period in range(polynomial.step, polynomial.period, polynomial.step):
+        if polynomial.period % period == 0:
+            shorter = {r: polynomial.by_remainder[r] for r in range(0, period, polynomial.step)}
+            if all(shorter[r % period] == p for r, p in polynomial.by_remainder.items()):
+                return QuasiPolynomial(period, polynomial.step, shorter)
+    return polynomial
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,19 +102,19 @@ class Expressed:
     step: int
 
 
-def expressed(found: QuasiPolynomial, of: PolynomialVariable) -> Expressed:
+def expressed(polynomial: QuasiPolynomial, of: PolynomialVariable) -> Expressed:
     """A few cases of expressions in the variable and, where the period is not the step, its remainder r.
 
     They hold for multiples of the least number for which there are so few.
     """
-    for step in range(found.step, found.period, found.step):
-        if found.period % step == 0:
-            cases = _in_cases([(r, p) for r, p in sorted(found.by_remainder.items()) if r % step == 0], of)
+    for step in range(polynomial.step, polynomial.period, polynomial.step):
+        if polynomial.period % step == 0:
+            cases = _in_cases([(r, p) for r, p in sorted(polynomial.by_remainder.items()) if r % step == 0], of)
             if cases is not None:
-                text = f"{of.letter} mod {found.period:,}"
-                remainder = FormulaName("r", text, fold.mod(of.value, fold.const(found.period)))
+                text = f"{of.letter} mod {polynomial.period:,}"
+                remainder = FormulaName("r", text, fold.mod(of.value, fold.const(polynomial.period)))
                 return Expressed(cases, (*of.names, remainder), step)
-    return Expressed((FormulaCase(expression_of(found.by_remainder[0], of)),), of.names, found.period)
+    return Expressed((FormulaCase(expression_of(polynomial.by_remainder[0], of)),), of.names, polynomial.period)
 
 
 def expression_of(polynomial: Polynomial, of: PolynomialVariable) -> Any:

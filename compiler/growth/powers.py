@@ -22,6 +22,7 @@ from attnc.compiler.growth.open_relation import OpenRelation
 from attnc.compiler.growth.polynomials import PolynomialVariable
 from attnc.compiler.ir import Arith, Compare, Const, Index, Linear
 from attnc.compiler.rewrite import rewrite, walk
+from attnc.compiler.verify_ir import verified
 from attnc.spec.errors import EvaluationError
 
 LONGEST_PROOF = 1 << 14
@@ -94,6 +95,7 @@ def find_powers(relation: OpenRelation) -> Powers | None:
     return Powers(OpenRelation(without, without, 1), block, *found)
 
 
+@verified
 def _replaced(relation: Index, atoms: dict[Index, Index], value: Index) -> Index:
     return rewrite(relation, lambda node: value if node in atoms else None)
 

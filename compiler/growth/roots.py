@@ -83,20 +83,20 @@ def _alternatives(relation: Index) -> list[tuple[Index, ...]]:
         case Truth(value=value):
             return [()] if value else []
         case Bool(op="or", operands=operands):
-            found = [alternative for operand in operands for alternative in _alternatives(operand)]
+            result = [alternative for operand in operands for alternative in _alternatives(operand)]
         case Bool(operands=operands):
-            found = [sum(parts, ()) for parts in product(*map(_alternatives, operands))]
+            result = [sum(parts, ()) for parts in product(*map(_alternatives, operands))]
         case ExactSelect(condition=condition, then=then, otherwise=otherwise):
             sides = (fold.conjunction(condition, then), fold.conjunction(fold.negation(condition), otherwise))
-            found = [alternative for side in sides for alternative in _alternatives(side)]
+            result = [alternative for side in sides for alternative in _alternatives(side)]
         case Not(operand=Bool(op=op, operands=operands)):
             turned = fold.disjunction if op == "and" else fold.conjunction
-            found = _alternatives(turned(*map(fold.negation, operands)))
+            result = _alternatives(turned(*map(fold.negation, operands)))
         case _:
             return [(relation,)]
-    if len(found) > MOST_SETS:
+    if len(result) > MOST_SETS:
         raise _OtherKindError
-    return found
+    return result
 
 
 class _Reader:
@@ -107,15 +107,15 @@ class _Reader:
 
     def progression(self, conjuncts: Iterable[Index]) -> _Progression | None:
         """The distances on which conditions hold; None where there are none. Raises where some may be negative."""
-        found: _Progression | None = _Progression(_Size(-1, 0, 1), _Size(1, 0, -1), None)
+        result: _Progression | None = _Progression(_Size(-1, 0, 1), _Size(1, 0, -1), None)
         held = [self._of(conjunct) for conjunct in conjuncts]
         for one in [h for h in held if h.step is None]:
-            found = None if found is None else self.common(found, one)
-        if found is not None and self.sign(found.low) < 0:
+            result = None if result is None else self.common(result, one)
+        if result is not None and self.sign(result.low) < 0:
             raise _OtherKindError
         for one in [h for h in held if h.step is not None]:
-            found = None if found is None else self.common(found, one)
-        return found
+            result = None if result is None else self.common(result, one)
+        return result
 
     def _of(self, node: Index) -> _Progression:
         low, high = _Size(-1, 0, 1), _Size(1, 0, -1)

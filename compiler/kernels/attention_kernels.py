@@ -30,6 +30,7 @@ from attnc.compiler.print_ir import print_index
 from attnc.compiler.rewrite import substitute_value, walk
 from attnc.compiler.simulation.gpu_clocks import TileShape
 from attnc.compiler.value_nodes import is_plain
+from attnc.compiler.verify_ir import verified
 
 Tiles = Mapping[Stage, TileShape]
 
@@ -262,6 +263,7 @@ def _sizes_of(bricked: Bricked) -> list[Index]:
     return [*bricked.grid.extents, *(end for ranges in products for end in ends(ranges))]
 
 
+@verified
 def with_widths(node: Attend, widths: tuple[int, int]) -> Attend:
     """The same for heads of these widths."""
     known: dict[Index, Index] = {fold.extent(n): fold.const(w) for n, w in zip(("dk", "dv"), widths, strict=True)}

@@ -16,6 +16,7 @@ from attnc.compiler.kernels.ranges import Side, TokenRange, find_ranges
 from attnc.compiler.kernels.text_lines import Lines
 from attnc.compiler.rewrite import rewrite, substitute, walk
 from attnc.compiler.simulation.brick_work import BrickFinder, find_bricks
+from attnc.compiler.verify_ir import checked
 from attnc.spec.errors import EvaluationError
 
 MOST_AXES = 3
@@ -271,7 +272,8 @@ def _opened(pattern: Pattern, relation: Index, axes: tuple[SeparatedAxis, ...]) 
 
     usual = {fold.extent(name): fold.const(_usual(value)) for name, value in general.sizes.items()}
     count = prod(_number(extent, usual) or 0 for extent in general.extents)
-    return _Opened(rewrite(opened, told), general.extents, tuple(strides), _finder(substitute(opened, usual), count))
+    finder = _finder(substitute(opened, usual), count)
+    return _Opened(checked(rewrite(opened, told)), general.extents, tuple(strides), finder)
 
 
 def _usual(extent: int) -> int:

@@ -45,6 +45,7 @@ from attnc.compiler.lowering.float_tables import tabulated
 from attnc.compiler.planning.build_plan import CallShape
 from attnc.compiler.planning.documents import whole
 from attnc.compiler.rewrite import rewrite, walk
+from attnc.compiler.verify_ir import checked
 
 Int64 = NDArray[np.int64]
 
@@ -140,7 +141,7 @@ class MaskCall:
         found: dict[Index, tuple[Index, Asking]] = {}
         kinds = []
         for head in heads:
-            local = self._local(relation, head)
+            local = checked(self._local(relation, head))
             asking = Asking({node: own for node in walk(local) if (own := _stretch(node)) is not None})
             found.setdefault(local, (local, asking))
             kinds.append(list(found).index(local))

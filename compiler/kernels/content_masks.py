@@ -32,6 +32,7 @@ from attnc.compiler.kernels.kernel_source import KernelArgument
 from attnc.compiler.kernels.text_lines import Lines
 from attnc.compiler.kernels.walks import ListedWalk, Sides
 from attnc.compiler.rewrite import rewrite, walk
+from attnc.compiler.verify_ir import checked
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def find_asked(pattern: Pattern) -> MaskRelation:
         ends = (fold.lookup(counts, (*before, end)) for end in (one.high, one.low))
         return fold.less(fold.const(0), fold.sub(*ends))
 
-    relation = rewrite(pattern.attend.visible, change)
+    relation = checked(rewrite(pattern.attend.visible, change))
     _check(relation)
     return MaskRelation(relation, tuple(found.values()))
 

@@ -285,11 +285,6 @@ def _either_end(of: object, everything: int, a: Index | None, b: Index | None) -
     return of(a, b)  # type: ignore[operator,no-any-return]
 
 
-def conjuncts(relation: Index) -> tuple[Index, ...]:
-    """The relations that must all hold."""
-    return relation.operands if isinstance(relation, Bool) and relation.op == "and" else (relation,)
-
-
 def _operands(op: str, node: Index) -> tuple[Index, ...]:
     """What an extreme is of."""
     return node.operands if isinstance(node, Arith) and node.op == op else (node,)
@@ -300,4 +295,4 @@ def ends(ranges: Sequence[TokenRange]) -> list[Index]:
     return [end for one in ranges for end in (one.first, one.last) if end is not None]
 
 
-__all__ = ["EVERYTHING", "FAR", "Side", "TokenRange", "conjuncts", "ends", "find_ranges"]
+__all__ = ["EVERYTHING", "FAR", "Side", "TokenRange", "ends", "find_ranges"]

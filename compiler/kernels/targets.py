@@ -20,7 +20,6 @@ class Target:
     name: str
     maker: Maker
     shared_kib: int
-    warp: int = 32
     boxes: bool = False
     delayed: bool = False
     registers: int | None = None
@@ -41,6 +40,6 @@ TARGETS = {
         Target("sm_80", "nvidia", 163),
         Target("sm_90", "nvidia", 227, boxes=True, delayed=True),
         Target("sm_100", "nvidia", 227, boxes=True, registers=255, specialised=True),
-        Target("gfx942", "amd", 64, warp=64),
+        Target("gfx942", "amd", 64),
     )
 }

@@ -74,8 +74,8 @@ class RangedWalk:
         lines.add(f"# The {sides.columns} that each {sides.row} sees are those from `first` to `last`.")
         for i, one in enumerate(self.ranges):
             self._ends(lines, sides, texts, i, one, moved)
-        for i, one in enumerate(self.ranges):
-            self._tiles(lines, sides, i, one)
+        for i in range(len(self.ranges)):
+            self._tiles(lines, sides, i)
         if not self._is_sorted:
             _sort(lines, len(self.ranges))
 
@@ -99,7 +99,7 @@ class RangedWalk:
     def _has_last(self, i: int) -> bool:
         return self.windows or self.ranges[i].high is not None
 
-    def _tiles(self, lines: Lines, sides: Sides, i: int, one: TokenRange) -> None:
+    def _tiles(self, lines: Lines, sides: Sides, i: int) -> None:
         size = sides.column_tile
         if self._has_first(i):
             lines.add(f"low_{i} = {_least(f'first_{i}')} // {size}")

@@ -35,20 +35,20 @@ def tabulated(node: RoundToInt, rows: int, keys: int) -> Index:
     """
     found = arguments(node.value)
     if not found:
-        return fold.const(_entry(node, None, 0))
+        return fold.const(_entry(node, 0))
     (argument,) = found
     low, high = bounds(argument, (0, max(rows, 1)), (0, max(keys, 1)))
     if high - low >= MOST_ENTRIES:
         message = f"`{node.op}` of a rounded number of {high - low + 1} values"
         raise EvaluationError("A908", message, None, f"make the range of its argument shorter than {MOST_ENTRIES}")
-    first, data = _table(node, argument, low, high)
+    first, data = _table(node, low, high)
     return fold.data_read(data, (fold.sub(argument, fold.const(first)),))
 
 
 @lru_cache(maxsize=16)  # a table has up to MOST_ENTRIES
-def _table(node: RoundToInt, argument: Index, low: int, high: int) -> tuple[int, Data]:
+def _table(node: RoundToInt, low: int, high: int) -> tuple[int, Data]:
     """The longest stretch of arguments with values, from its first: where it begins, and the values."""
-    entries, valid = _entries(node, argument, np.arange(low, high + 1, dtype=np.int64))
+    entries, valid = _entries(node, np.arange(low, high + 1, dtype=np.int64))
     edges = np.flatnonzero(np.diff(np.concatenate([[False], valid, [False]])))
     if not len(edges):
         return low, Data(node.op, entries[:0])
@@ -57,24 +57,24 @@ def _table(node: RoundToInt, argument: Index, low: int, high: int) -> tuple[int,
     return low + int(starts[best]), Data(node.op, entries[starts[best] : ends[best]].copy())
 
 
-def _entries(node: RoundToInt, argument: Index, at: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def _entries(node: RoundToInt, at: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """The entries for some arguments, and which have one; one by one where an estimate is too close to an integer."""
     entries, valid = np.zeros(at.shape, dtype=np.int64), np.ones(at.shape, dtype=np.bool_)
     open_ = np.ones(at.shape, dtype=np.bool_)
-    found = estimated(node.value, at)
-    if found is not None:
-        open_ = ~found.decided
-        rounded = np.floor(found.value) if node.op == "floor" else np.ceil(found.value)
+    estimate = estimated(node.value, at)
+    if estimate is not None:
+        open_ = ~estimate.decided
+        rounded = np.floor(estimate.value) if node.op == "floor" else np.ceil(estimate.value)
         entries[~open_] = rounded[~open_].astype(np.int64)
     for i in np.flatnonzero(open_):
         try:
-            entries[i] = _entry(node, argument, int(at[i]))
+            entries[i] = _entry(node, int(at[i]))
         except (ArithmeticFault, EvaluationError):
             valid[i] = False
     return entries, valid
 
 
-def _entry(node: RoundToInt, argument: Index | None, at: int) -> int:
+def _entry(node: RoundToInt, at: int) -> int:
     known: dict[Node, Any] = {}
     for below in node.value.below:
         match below:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import cast
 
-from attnc.compiler import fold, ir
+from attnc.compiler import fold, ir, verify_ir
 from attnc.compiler.lowering.lower_expressions import Lowering, LoweringScope
 from attnc.compiler.lowering.lower_recurrence import lower_branch, lower_recurrence
 from attnc.compiler.lowering.lower_round import lower_round
@@ -42,7 +42,7 @@ def _general(bound: checked.BoundProgram, pattern: ir.Pattern) -> ir.OpenExtents
     if not sizes or not all(type(value) is int for value in sizes.values()):
         return None
     try:
-        opened = _lower(bound, frozenset(sizes))
+        opened = verify_ir.checked(_lower(bound, frozenset(sizes)))
     except (OpenSizeError, SpecError):
         return None
     general = ir.OpenExtents(cast("dict[str, int]", sizes), tuple(extent for _, extent in opened.segments[0].axes), {})

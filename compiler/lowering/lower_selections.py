@@ -252,10 +252,10 @@ class SelectingLowering(AttentionLowering):
         match expr:
             case checked.Operation(op="and" | "or", operands=operands):
                 parts = [self._kept(operand, scope) for operand in operands]
-                found = parts[0]
+                result = parts[0]
                 for part in parts[1:]:
-                    found = value_nodes.apply("min" if expr.op == "and" else "max", found, part)
-                return found
+                    result = value_nodes.apply("min" if expr.op == "and" else "max", result, part)
+                return result
             case checked.Operation(op="not", operands=(operand,)):
                 return value_nodes.apply("sub", one, self._kept(operand, scope))
             case checked.Operation(op="ne", operands=operands, floating=True):
@@ -301,11 +301,11 @@ class SelectingLowering(AttentionLowering):
         terms = self._terms(expr, scope) if self._asks_members(expr) else None
         if terms is None:
             return super()._aggregate(expr, scope)
-        found = joined(expr.op, terms)
-        if found is None:
+        result = joined(expr.op, terms)
+        if result is None:
             what = f"`{expr.op}` over members of a family that ask each other"
             refuse(expr.span, what, "Take `sum`, `count`, `any` or `all`.")
-        return found
+        return result
 
     def _asks_members(self, expr: checked.Aggregate) -> bool:
         """Whether an aggregate asks members of a family that are selections by themselves."""
@@ -326,12 +326,12 @@ class SelectingLowering(AttentionLowering):
             each = [range(*map(number_of, pair)) for pair in ends]
             pairs = zip(scopes, each, strict=True)
             scopes = [inner.bind(running.target, fold.const(i)) for inner, numbers in pairs for i in numbers]
-        found = []
+        result = []
         for inner in scopes:
             truth = fold.truth(True) if expr.condition is None else self.truth(expr.condition, inner)
             if truth is not fold.truth(False):
-                found.append((truth, self.lower(expr.body, inner)))
-        return found
+                result.append((truth, self.lower(expr.body, inner)))
+        return result
 
     def _in_unit(self, expr: checked.InUnit, scope: LoweringScope) -> Index:
         own = self._numbers(expr.unit, self.integer(expr.at, scope))

@@ -20,12 +20,12 @@ Term = tuple[Index, Lowered]
 def asked_through(name: str, selections: Sequence[checked.SelectionClauses]) -> set[str]:
     """The names of the selections that one asks, that those ask, and so on."""
     by_name = {item.name: item for item in selections}
-    found, left = set[str](), {name}
+    result, left = set[str](), {name}
     while left:
         asked = selections_read([expr for one in left for expr in expressions_of_selection(by_name[one])])
-        left = asked - found
-        found |= asked
-    return found
+        left = asked - result
+        result |= asked
+    return result
 
 
 def member_name(name: str, member: int, ranges: Sequence[range]) -> str:
@@ -65,11 +65,11 @@ def _floating_sum(terms: Sequence[Term]) -> ir.Value:
     return total
 
 
-def divides(own: UnitMembers, other: UnitMembers) -> bool:
+def divides(members: UnitMembers, other: UnitMembers) -> bool:
     """Whether each unit of the first kind lies in one of the second, both stretches that begin at token 0."""
-    if not (isinstance(own.form, LinearUnit) and isinstance(other.form, LinearUnit)) or own.rows != other.rows:
+    if not (isinstance(members.form, LinearUnit) and isinstance(other.form, LinearUnit)) or members.rows != other.rows:
         return False
-    return own.form.shift == other.form.shift == 0 and other.form.size % own.form.size == 0
+    return members.form.shift == other.form.shift == 0 and other.form.size % members.form.size == 0
 
 
 def size_of(members: UnitMembers) -> int:

@@ -13,7 +13,7 @@ from attnc.compiler import fold
 from attnc.compiler.ir import Data, Extent, HeadIndex, Index, Lookup, Pattern, Position, RoundToInt, Tensor, Var
 from attnc.compiler.lowering.float_tables import tabulated
 from attnc.compiler.rewrite import rewrite, walk
-from attnc.compiler.verify_ir import verified_relation
+from attnc.compiler.verify_ir import verified
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Slices:
         return self._cuts[key]
 
 
-@verified_relation
+@verified
 def specialise(
     relation: Index, sizes: CallSizes, slices: Slices, window: Window, *, batch: int | Var, head: int | Var, group: int
 ) -> Index:
@@ -118,7 +118,7 @@ def alone(relation: Index, n: int, head: int = 0, heads: int = 1, group: int = 1
     return specialise(relation, sizes, Slices({}), Window(0, 0, n, n, 0), batch=0, head=head, group=group)
 
 
-@verified_relation
+@verified
 def of_any_length(relation: Index, head: int = 0, heads: int = 1, group: int = 1) -> Index:
     """Return the relation for any number of tokens; the size `keys` is the only size that it reads.
 

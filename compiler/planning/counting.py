@@ -32,8 +32,8 @@ def visible_pairs(relation: Index, n_q: int, n_k: int, origins: Mapping[Index, S
     for side in _sides(relation):
         grid = TileGrid(n_q, n_k, side, side)
         try:
-            found = find_live_tiles(relation, grid, MOST_TILES)
-            return resolve(relation, found, origins, most_elements=MOST_CLASS_ELEMENTS).visible
+            tiles = find_live_tiles(relation, grid, MOST_TILES)
+            return resolve(relation, tiles, origins, most_elements=MOST_CLASS_ELEMENTS).visible
         except (TooManyTilesError, TooManyClassesError, TooManyStepsError):
             continue
     return None

@@ -13,6 +13,7 @@ from attnc.compiler.analysis.translation import Dependences
 from attnc.compiler.ir import Arith, Bool, Compare, Const, Data, DataRead, Index, Linear, Position
 from attnc.compiler.planning.documents import Windows, alike
 from attnc.compiler.rewrite import rewrite, walk
+from attnc.compiler.verify_ir import verified
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,6 +90,7 @@ def _windows(equal: _Equal, n_q: int, n_k: int) -> Windows | None:
     return windows.take(np.flatnonzero((windows.n_q > 0) & (windows.n_k > 0)))
 
 
+@verified
 def _moved(rest: Index, rows: int) -> Index:
     """Return the relation of windows whose first row is `rows` tokens after their first key."""
     if not rows:

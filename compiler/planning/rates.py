@@ -77,12 +77,12 @@ class Rates:
 
     def best(self, dtype: str, head_dim: int) -> float:
         """The least that a score element takes."""
-        found = min(self.element(dtype, rows, head_dim) for rows in ROWS)
+        result = min(self.element(dtype, rows, head_dim) for rows in ROWS)
         if dtype not in self.peak:
-            return found
+            return result
         narrow, wide = self.peak[dtype]
         slope = (wide - narrow) / (WIDTHS[1] - WIDTHS[0])
-        return min(found, max(narrow + (head_dim - WIDTHS[0]) * slope, narrow / 4))
+        return min(result, max(narrow + (head_dim - WIDTHS[0]) * slope, narrow / 4))
 
     def longer(self, dtype: str, kv_lanes: int, threads: int) -> float:
         """How much longer torch's backward takes than its forward, which gives kv heads to threads."""

@@ -14,6 +14,7 @@ from attnc.compiler import fold
 from attnc.compiler.ir import Arith, Bool, Compare, Const, Index, Linear, Position
 from attnc.compiler.planning.cpu_plan import PlanPiece, Strip, StripAxis
 from attnc.compiler.rewrite import substitute, walk
+from attnc.compiler.verify_ir import verified
 
 MOST_CLASSES = 1024
 
@@ -141,6 +142,7 @@ def residues(part: CongruentPart, n_q: int, n_k: int) -> Iterator[Residue]:
             yield Residue(known[name], d, row, key, -(-(n_q - row) // d), -(-(n_k - key) // d))
 
 
+@verified
 def _in_class(relation: Index, divisor: int, row: int, key: int) -> Index:
     """The relation over the numbers of a class's rows and keys."""
     q, k = fold.place("q"), fold.place("k")

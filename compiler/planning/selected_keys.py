@@ -82,8 +82,8 @@ class SelectedKeys:
 
 def chosen_keys(visible: Index) -> SelectedKeys | None:
     """The relation as a choice among places of keys, where it is one and all else in it depends on positions alone."""
-    found = single_keys(visible)
-    return None if found is None or found.item_of is fold.place("k") else found
+    selected = single_keys(visible)
+    return None if selected is None or selected.item_of is fold.place("k") else selected
 
 
 def single_keys(visible: Index) -> SelectedKeys | None:

@@ -109,17 +109,17 @@ class Layer:
 
     def shows(self, tokens: Int64, keys: Int64) -> Mask:
         """Return the visibility of `keys` to `tokens`, both ascending: bool (tokens, keys). Raises EvaluationError."""
-        found = np.zeros((len(tokens), len(keys)), dtype=np.bool_)
+        result = np.zeros((len(tokens), len(keys)), dtype=np.bool_)
         for part in self._parts:
             for number, mine in _by_window(part.windows, tokens):
                 row, key, n_q, n_k = (int(x[number]) for x in (part.windows.row, part.windows.key, *_sizes(part)))
                 places = keys - key if part.units is None else part.units[keys]
                 inside = np.flatnonzero((places >= 0) & (places < n_k))
                 rows = np.searchsorted(tokens, mine)
-                found[np.ix_(rows, inside)] |= self._sight(part, n_q, n_k).shows(mine - row, places[inside])
+                result[np.ix_(rows, inside)] |= self._sight(part, n_q, n_k).shows(mine - row, places[inside])
         for state in self._held:
-            found |= state.shows(tokens, keys)
-        return found
+            result |= state.shows(tokens, keys)
+        return result
 
     def _sight(self, part: WindowPairs, n_q: int, n_k: int) -> Sight:
         name = part.relation, n_q, n_k

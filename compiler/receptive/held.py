@@ -72,8 +72,8 @@ class Held:
     def shows(self, tokens: Int64, keys: Int64) -> Mask:
         """Return which tokens know of which keys: bool (tokens, keys)."""
         at = self.rank[keys]
-        found: Mask = (at >= self.start[tokens, None]) & (at <= self.rank[tokens, None])
-        return found
+        result: Mask = (at >= self.start[tokens, None]) & (at <= self.rank[tokens, None])
+        return result
 
 
 __all__ = ["Held"]

@@ -43,15 +43,15 @@ def find_law(numbers: Sequence[int]) -> Law | None:
 
 
 def _polynomials(numbers: Sequence[int]) -> list[Law]:
-    found = []
+    result = []
     differences = list(numbers)
     for degree in range(1, max(_POWERS) + 1):
         differences = _differences(differences)
         same = _alike(differences)
         if same >= degree + 1 and differences[0] > 0:
             kind: Literal["linear", "polynomial"] = "linear" if degree == 1 else "polynomial"
-            found.append(Law(kind, differences[0], degree, same + degree))
-    return found
+            result.append(Law(kind, differences[0], degree, same + degree))
+    return result
 
 
 def _exponential(numbers: Sequence[int]) -> Law | None:

@@ -27,7 +27,7 @@ def sign_of(node: Value) -> Sign:
             found: dict[str | None, Sign] = {"unit": "natural", "log_decay": "negative", "positive": "positive"}
             return found.get(tensor.refinement, "any")
         case ir.Apply(op=op, operands=operands):
-            return _of_function(node, op, operands)
+            return _of_function(op, operands)
         case ir.FloatSelect(then=then, otherwise=otherwise):
             a, b = sign_of(then), sign_of(otherwise)
             return a if a == b else "natural" if a in _NATURAL and b in _NATURAL else "any"
@@ -43,7 +43,7 @@ _OPPOSITE: Mapping[Sign, Sign] = {
 }
 
 
-def _of_function(node: ir.Apply, op: str, operands: tuple[Value, ...]) -> Sign:
+def _of_function(op: str, operands: tuple[Value, ...]) -> Sign:
     if op in ("exp", "sigmoid", "softplus"):
         return "positive"
     if op in ("relu", "abs", "sqrt", "share") and (op != "share" or all(sign_of(x) in _NATURAL for x in operands)):

@@ -22,6 +22,7 @@ from attnc.compiler.ir import Index
 from attnc.compiler.planning.runs import resolve
 from attnc.compiler.rewrite import substitute
 from attnc.compiler.tile_forms.arrays import spread
+from attnc.compiler.verify_ir import verified
 from attnc.spec.source import Span
 
 Int64 = NDArray[np.int64]
@@ -89,6 +90,7 @@ def count_shifted(relation: Index, grid: TileGrid, found: Repetition, origins: M
     return RowCounts(by_row, by_column, int(total_rows[2].sum()))
 
 
+@verified
 def _moved(relation: Index, q: int, k: int) -> Index:
     """The relation over places from so many tokens on."""
     places = ((fold.place("q"), q), (fold.place("k"), k))

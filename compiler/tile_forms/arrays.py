@@ -1,8 +1,7 @@
-"""A base for artefacts of arrays: read-only, and equal where their contents are."""
+"""Arrays that cannot be written to, and ranges and pointers of lists sorted by row."""
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -32,24 +31,3 @@ def spread(low: NDArray[Any], high: NDArray[Any]) -> Int64:
     length = np.asarray(high, dtype=np.int64) - low
     within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
     return np.asarray(np.repeat(np.asarray(low, dtype=np.int64), length) + within)
-
-
-def alike(a: object, b: object) -> bool:
-    """Whether two artefacts of one type hold the same."""
-    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        return a.dtype == b.dtype and np.array_equal(a, b)
-    if isinstance(a, tuple) and isinstance(b, tuple):
-        return len(a) == len(b) and all(map(alike, a, b))
-    return bool(a == b)
-
-
-class Artefact:
-    """Base of dataclasses that hold arrays."""
-
-    __slots__ = ()
-    __hash__ = None  # type: ignore[assignment]
-
-    def __eq__(self, other: object) -> bool:
-        if type(self) is not type(other):
-            return NotImplemented
-        return all(alike(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))  # type: ignore[arg-type]

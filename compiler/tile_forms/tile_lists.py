@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attnc.compiler.tile_forms.arrays import Artefact, Int32, Mask, frozen, pointers_of
+from attnc.compiler.tile_forms.arrays import Int32, Mask, frozen, pointers_of
 from attnc.compiler.tile_forms.tile_runs import TileFrame, TileRuns
 
 
 @dataclass(frozen=True, eq=False)
-class TileColumns(Artefact):
+class TileColumns:
     """Tiles by row and column: row r has the columns `columns[pointers[r] : pointers[r + 1]]`."""
 
     pointers: Int32
@@ -24,7 +24,7 @@ class TileColumns(Artefact):
 
 
 @dataclass(frozen=True, eq=False)
-class TileLists(Artefact):
+class TileLists:
     """Full tiles, and partial ones with their classes.
 
     A tile of class c sees what `masks[c]` says: bool (tokens of its row, tokens of its column).

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler.tile_forms.arrays import Artefact, Int32, Int64, frozen, pointers_of, spread
+from attnc.compiler.tile_forms.arrays import Int32, Int64, frozen, pointers_of, spread
 
 Ends = tuple[Int64, Int64]
 """Ranges [low, high) on the line on which the rows lie one after another, with a gap of one between them."""
@@ -21,7 +21,7 @@ Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
-class Stretches(Artefact):
+class Stretches:
     """A set of tiles: row r has the columns [start, end) of its stretches `pointers[r] .. pointers[r + 1]`.
 
     By row and column; no stretch touches the next of its row.

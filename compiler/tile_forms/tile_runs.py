@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from attnc.compiler.analysis.live_tiles import TileGrid
 from attnc.compiler.planning.runs import ResolvedRuns
-from attnc.compiler.tile_forms.arrays import Artefact, Int32, Int64, Mask, frozen
+from attnc.compiler.tile_forms.arrays import Int32, Int64, Mask, frozen
 from attnc.compiler.tile_forms.tile_ranges import Stretches, stretches
 
 
 @dataclass(frozen=True, eq=False)
-class TileFrame(Artefact):
+class TileFrame:
     """Tokens of every tile row and tile column; those at the edges of the matrix may have fewer than `tile` says."""
 
     tile: tuple[int, int]
@@ -48,7 +48,7 @@ def frame_of(grid: TileGrid) -> TileFrame:
 
 
 @dataclass(frozen=True, eq=False)
-class TileRuns(Artefact):
+class TileRuns:
     """Runs of full tiles, and runs of partial ones with the class of every tile, by row and column.
 
     A tile of class c sees what `masks[c]` says: bool (tokens of its row, tokens of its column). No two masks are equal.
@@ -71,11 +71,6 @@ class TileRuns(Artefact):
     def visible_by_class(self) -> Int64:
         """Visible pairs of a tile of each class."""
         return np.array([int(mask.sum()) for mask in self.masks], dtype=np.int64)
-
-    @property
-    def live(self) -> Stretches:
-        """Full and partial tiles."""
-        return self.full.union(self.partial)
 
     def transposed(self) -> TileRuns:
         """By tile column: rows are keys, columns are queries, and so are those of the masks."""

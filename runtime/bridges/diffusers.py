@@ -123,9 +123,9 @@ def install_diffusers(
 class SharedGrid:
     """The grid that all processors of a model see; called before the model, it takes it from the arguments."""
 
-    def __init__(self, extents: Grid | None, known: Model | None) -> None:
+    def __init__(self, extents: Grid | None, model: Model | None) -> None:
         self.extents = extents
-        self._known = known
+        self._known = model
 
     @property
     def follows(self) -> bool:
@@ -263,12 +263,12 @@ def _checked_grid(grid: Sequence[int]) -> Grid:
 
 def _processors(model: Any) -> dict[str, Any]:
     """Raises ArgumentTypeError for what is no model of Diffusers."""
-    found = getattr(model, "attn_processors", None)
-    if not isinstance(found, dict):
+    result = getattr(model, "attn_processors", None)
+    if not isinstance(result, dict):
         raise ArgumentTypeError(
             f"{type(model).__name__} has no `attn_processors`: give a model of Diffusers, of a pipeline its transformer"
         )
-    return found
+    return result
 
 
 def _attention(model: nn.Module, name: str) -> tuple[str, Any]:

@@ -41,16 +41,16 @@ class GivenAttention:
         """`Attention.__call__` with the inputs. Raises as that, and ArgumentError for other lengths."""
         self._check_lengths(q.shape[2], k.shape[2])
         given: dict[str, Any] = {"scale": scale, "return_lse": return_lse, **self.inputs}
-        found: Tensor | tuple[Tensor, Tensor] = self.attention(q, k, v, **given)
-        return found
+        result: Tensor | tuple[Tensor, Tensor] = self.attention(q, k, v, **given)
+        return result
 
     def reference(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, dtype: torch.dtype | None = None
     ) -> Tensor:
         """Compute the call densely. Raises as `Attention.reference`, and ArgumentError for other lengths."""
         self._check_lengths(q.shape[2], k.shape[2])
-        found: Tensor = self.attention.reference(q, k, v, scale=scale, dtype=dtype, **self.inputs)
-        return found
+        result: Tensor = self.attention.reference(q, k, v, scale=scale, dtype=dtype, **self.inputs)
+        return result
 
     def mask(self, n_q: int, n_k: int | None = None, *, head: int = 0, heads: int | None = None) -> Tensor:
         """`Attention.mask` with the inputs. Raises as that, and ArgumentError for other lengths."""

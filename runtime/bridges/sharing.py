@@ -112,7 +112,7 @@ def _cut(attend: Attention, inputs: Inputs, share: BatchShare, tokens: slice, ro
     """The inputs of some batch entries and of their tokens."""
     dims = {tensor.name: tensor.dims for tensor in attend.pattern.tensors}
     cuts: dict[object, Any] = {"batch": list(share.entries), "token": tokens, "key": tokens, "query": rows}
-    own: dict[str, object] = {}
+    result: dict[str, object] = {}
     for name, given in inputs.items():
         x = torch.as_tensor(given)
         for axis, dim in enumerate(dims.get(name, ())):
@@ -120,8 +120,8 @@ def _cut(attend: Attention, inputs: Inputs, share: BatchShare, tokens: slice, ro
                 at: list[Any] = [slice(None)] * axis
                 at.append(cuts[dim])
                 x = x[tuple(at)]
-        own[name] = x
-    return own
+        result[name] = x
+    return result
 
 
 def _as_any(inputs: Inputs) -> dict[str, Any]:

@@ -61,19 +61,19 @@ def register_transformers(
             f"`{attend.name}` has a state, which a Transformers model does not keep for an attention layer: take a "
             f"pattern, or put the recurrence into a layer of your own"
         )
-    own = _named(name, attend)
-    made = Implementation(own, attend, _checked_layers(layers), override)
-    before = _REGISTERED.get(own)
+    result = _named(name, attend)
+    made = Implementation(result, attend, _checked_layers(layers), override)
+    before = _REGISTERED.get(result)
     if before is not None and before.says != made.says and not replace:
         raise ArgumentError(
-            f"`{own}` is registered as {before}: choose another name=…, or replace=True, which changes every model "
+            f"`{result}` is registered as {before}: choose another name=…, or replace=True, which changes every model "
             f"that uses it"
         )
-    _REGISTERED[own] = made
+    _REGISTERED[result] = made
     disable: Any = torch.compiler.disable
     for interface, function in zip(interfaces, (made.attention, made.mask), strict=True):
-        interface.register(own, disable(function, reason=NOT_TRACED))
-    return own
+        interface.register(result, disable(function, reason=NOT_TRACED))
+    return result
 
 
 class Implementation:
@@ -229,8 +229,8 @@ def _compiled(spec: str | PathLike[str] | Attention | None, params: dict[str, ob
             raise ArgumentTypeError(f"`{next(iter(params))}` is given for {what}: it has no parameters to set here")
         return spec
     compiling: Any = compile_attention
-    found: Attention = compiling(spec, **params)
-    return found
+    result: Attention = compiling(spec, **params)
+    return result
 
 
 def _named(name: str | None, attend: Attention | None) -> str:

@@ -27,10 +27,10 @@ _SHORT_NAMES |= {"half": "float16", "float": "float32", "double": "float64"}
 
 def dtype_named(text: str) -> str:
     """The name of a dtype by that name or a short one. Raises UsageError."""
-    found = _SHORT_NAMES.get(text, text)
-    if found not in _FLOATS:
+    result = _SHORT_NAMES.get(text, text)
+    if result not in _FLOATS:
         raise UsageError(f"--dtype {text}: it is one of {', '.join(_FLOATS)}")
-    return found
+    return result
 
 
 def dtype_of(text: str) -> torch.dtype:

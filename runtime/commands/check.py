@@ -21,22 +21,22 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """1 where a file has an error, 2 where one cannot be read."""
-    found: list[Diagnostic] = []
+    diagnostics: list[Diagnostic] = []
     unread: list[dict[str, object]] = []
     for name in args.files:
         try:
-            found.extend(_check(name))
+            diagnostics.extend(_check(name))
         except (OSError, console.UsageError) as error:
             unread.append(console.unread_json(name, error))
     if args.json:
-        console.print_json({"diagnostics": [*console.diagnostics_json(found), *unread]})
+        console.print_json({"diagnostics": [*console.diagnostics_json(diagnostics), *unread]})
     else:
-        console.print_diagnostics(found)
+        console.print_diagnostics(diagnostics)
         for message in unread:
             console.print_error(str(message["message"]))
         if len(unread) < len(args.files):
-            print(_summary(len(args.files) - len(unread), found, len(unread)))
-    return console.USAGE if unread else console.FOUND if console.has_errors(found) else console.FINE
+            print(_summary(len(args.files) - len(unread), diagnostics, len(unread)))
+    return console.USAGE if unread else console.FOUND if console.has_errors(diagnostics) else console.FINE
 
 
 def _check(name: str) -> tuple[Diagnostic, ...]:
@@ -57,9 +57,9 @@ def _diagnosed(data: bytes, name: str, folder: Path) -> tuple[Diagnostic, ...]:
         return error.diagnostics
 
 
-def _summary(files: int, found: list[Diagnostic], unread: int) -> str:
-    errors = sum(d.severity is Severity.ERROR for d in found)
-    warnings = len(found) - errors
+def _summary(files: int, diagnostics: list[Diagnostic], unread: int) -> str:
+    errors = sum(d.severity is Severity.ERROR for d in diagnostics)
+    warnings = len(diagnostics) - errors
     parts = [console.counted(files, "file") + " checked", console.counted(errors, "error")]
     if warnings:
         parts.append(console.counted(warnings, "warning"))

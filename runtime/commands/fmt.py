@@ -23,29 +23,29 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """1 where a file is no text of the language or, with `--check`, has another form; 2 where one cannot be read."""
     changed: list[str] = []
-    found: list[Diagnostic] = []
+    diagnostics: list[Diagnostic] = []
     unread: list[dict[str, object]] = []
     for name in args.files:
         try:
             if _format(name, check=args.check):
                 changed.append(name)
         except SpecError as error:
-            found.extend(error.diagnostics)
+            diagnostics.extend(error.diagnostics)
         except (OSError, console.UsageError) as error:
             unread.append(console.unread_json(name, error))
-    _report(args, changed, found, unread)
+    _report(args, changed, diagnostics, unread)
     if unread:
         return console.USAGE
-    return console.FOUND if found or (args.check and changed) else console.FINE
+    return console.FOUND if diagnostics or (args.check and changed) else console.FINE
 
 
 def _report(
-    args: argparse.Namespace, changed: list[str], found: list[Diagnostic], unread: list[dict[str, object]]
+    args: argparse.Namespace, changed: list[str], diagnostics: list[Diagnostic], unread: list[dict[str, object]]
 ) -> None:
     if args.json:
-        console.print_json({"changed": changed, "diagnostics": [*console.diagnostics_json(found), *unread]})
+        console.print_json({"changed": changed, "diagnostics": [*console.diagnostics_json(diagnostics), *unread]})
         return
-    console.print_diagnostics(found)
+    console.print_diagnostics(diagnostics)
     for message in unread:
         console.print_error(str(message["message"]))
     if "-" in args.files and not args.check:

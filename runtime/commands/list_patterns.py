@@ -82,12 +82,12 @@ def matching(known: Sequence[LibraryEntry], words: Sequence[str]) -> list[Librar
     families = {entry.family for entry in known}
     if len(words) == 1 and words[0] in families:
         return [entry for entry in known if entry.family == words[0]]
-    found = [entry for entry in known if all(entry.holds(word) for word in words)]
-    if not found:
+    result = [entry for entry in known if all(entry.holds(word) for word in words)]
+    if not result:
         raise console.UsageError(
             f"no pattern has `{' '.join(words)}` in name, text or source: {_nearest(known, words)}"
         )
-    return found
+    return result
 
 
 def _nearest(known: Sequence[LibraryEntry], words: Sequence[str]) -> str:

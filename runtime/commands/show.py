@@ -142,20 +142,20 @@ def _branches_json(attention: PatternAnalysis, found: BranchesDrawing, args: arg
     }
 
 
-def _run_tiles(args: argparse.Namespace, attention: PatternAnalysis, found: TileMap) -> int:
+def _run_tiles(args: argparse.Namespace, attention: PatternAnalysis, tile_map: TileMap) -> int:
     """Draw the tiles alone."""
     return _give(
         args,
-        svg=lambda: tile_map_svg(found),
-        as_json=lambda: _tiles_json(attention, found, args),
-        in_short=lambda: "; ".join(f"{view.order}: {view.tiles_text}" for view in found.views),
-        text=lambda unicode: tile_map_text(found, unicode=unicode),
+        svg=lambda: tile_map_svg(tile_map),
+        as_json=lambda: _tiles_json(attention, tile_map, args),
+        in_short=lambda: "; ".join(f"{view.order}: {view.tiles_text}" for view in tile_map.views),
+        text=lambda unicode: tile_map_text(tile_map, unicode=unicode),
     )
 
 
-def _tiles_json(attention: PatternAnalysis, found: TileMap, args: argparse.Namespace) -> dict[str, object]:
+def _tiles_json(attention: PatternAnalysis, tile_map: TileMap, args: argparse.Namespace) -> dict[str, object]:
     return {
-        **_call_json(attention, found.n_q, found.n_k, args),
+        **_call_json(attention, tile_map.n_q, tile_map.n_k, args),
         "orders": [
             {
                 "order": str(view.order),
@@ -165,9 +165,9 @@ def _tiles_json(attention: PatternAnalysis, found: TileMap, args: argparse.Names
                 "full": view.count(FULL),
                 "partial": view.count(PARTIAL),
             }
-            for view in found.views
+            for view in tile_map.views
         ],
-        "notes": list(found.notes),
+        "notes": list(tile_map.notes),
         "file": None if args.out is None else str(args.out),
     }
 

@@ -124,11 +124,11 @@ def _in_words(answer: SimulateAnswer) -> str:
     return "\n".join(lines)
 
 
-def _printed(found: Simulation) -> str:
+def _printed(simulation: Simulation) -> str:
     unicode = console.has_unicode(sys.stdout)
-    if isinstance(found, RecurrenceSimulation):
-        return print_found(found, unicode=unicode)
-    return print_simulation(found, unicode=unicode)
+    if isinstance(simulation, RecurrenceSimulation):
+        return print_found(simulation, unicode=unicode)
+    return print_simulation(simulation, unicode=unicode)
 
 
 def _growth(answer: SimulateAnswer) -> str:

@@ -184,22 +184,22 @@ class SimulateCases:
         recurrence.
         """
         main = self.main
-        found: dict[Baseline, Simulation | None] = {"full": None, "causal": None}
-        for baseline in found:
+        result: dict[Baseline, Simulation | None] = {"full": None, "causal": None}
+        for baseline in result:
             if baseline == main.baseline:
-                found[baseline] = main
+                result[baseline] = main
             elif main.causal and not isinstance(main, RecurrenceSimulation):
-                found[baseline] = self.at(baseline=baseline)
-        return found
+                result[baseline] = self.at(baseline=baseline)
+        return result
 
     def _others(self) -> list[Simulation]:
         """Other baselines, other devices, and other patterns on all of them."""
-        found = [self.at(baseline=baseline) for baseline in self.baselines[1:]]
-        found += [self.at(device=device) for device in self.devices[1:]]
+        result = [self.at(baseline=baseline) for baseline in self.baselines[1:]]
+        result += [self.at(device=device) for device in self.devices[1:]]
         for spec in self.args.compare:
             other = analysed(argparse.Namespace(spec=spec, params=self.args.other_params, preset=None))
-            found += [self.at(attention=other, device=device) for device in self.devices]
-        return found
+            result += [self.at(attention=other, device=device) for device in self.devices]
+        return result
 
     def _swept(self) -> Swept:
         if self.args.sweep is None:
@@ -209,13 +209,13 @@ class SimulateCases:
             raise UsageError(
                 f"--sweep {self.args.sweep}: the length of `{self.attention.name}` is fixed by its parameters"
             )
-        found: Swept = []
+        result: Swept = []
         with console.progress("simulate", len(values)) as step:
             for value in values:
                 step(f"{name}={value}")
                 one = self.at(value) if name == "len" else self.at(attention=self.changed(name, value))
-                found.append((f"{name}={value:,}", one))
-        return found
+                result.append((f"{name}={value:,}", one))
+        return result
 
     def _even(self) -> Even:
         if self.attention.bound.program.segments:
@@ -266,9 +266,9 @@ def _asked(args: argparse.Namespace) -> SimulateRequest:
     return SimulateRequest(*counts, dtype, args.stage, tile, args.order, args.inputs, _sizes(args.sizes))
 
 
-def rival_text(found: Simulation) -> str:
+def rival_text(simulation: Simulation) -> str:
     """The dense attention that a simulation is compared with."""
-    return "causal attention" if found.baseline == "causal" else "dense attention"
+    return "causal attention" if simulation.baseline == "causal" else "dense attention"
 
 
 def has_states(pattern: Pattern) -> bool:
@@ -301,13 +301,13 @@ def _check_kind(args: argparse.Namespace, asked: SimulateRequest, attention: Pat
 
 
 def _sizes(texts: Sequence[str]) -> dict[str, int]:
-    found = {}
+    result = {}
     for text in texts:
         name, _, value = text.partition("=")
         if not (name.strip().isidentifier() and value.strip().isdigit() and int(value)):
             raise UsageError(f"--size {text}: write a name and a whole number, as in --size slots=64")
-        found[name.strip()] = int(value)
-    return found
+        result[name.strip()] = int(value)
+    return result
 
 
 def _tile(text: str | None) -> tuple[int, int] | None:

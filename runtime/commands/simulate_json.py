@@ -29,23 +29,23 @@ def answer_json(answer: SimulateAnswer) -> dict[str, object]:
     }
 
 
-def _rival_json(found: Simulation) -> dict[str, object]:
+def _rival_json(simulation: Simulation) -> dict[str, object]:
     """The times of a dense rival, and how much faster the pattern is."""
     return {
-        "dense_ms": _finite(found.dense_ms),
-        "ideal_dense_ms": _finite(found.ideal_ms),
-        "speedup": _finite(found.speedup),
+        "dense_ms": _finite(simulation.dense_ms),
+        "ideal_dense_ms": _finite(simulation.ideal_ms),
+        "speedup": _finite(simulation.speedup),
     }
 
 
-def simulation_json(found: Simulation) -> dict[str, object]:
+def simulation_json(simulation: Simulation) -> dict[str, object]:
     """A simulation with the keys that the command line promises. An infinite speedup is null."""
-    shape, choice = found.shape, found.choices[0]
-    own = recurrence_json(found) if isinstance(found, RecurrenceSimulation) else {}
+    shape, choice = simulation.shape, simulation.choices[0]
+    own = recurrence_json(simulation) if isinstance(simulation, RecurrenceSimulation) else {}
     return own | {
-        "pattern": found.pattern,
-        "params": {name: value_json(value) for name, value in found.params.items()},
-        "device": found.device,
+        "pattern": simulation.pattern,
+        "params": {name: value_json(value) for name, value in simulation.params.items()},
+        "device": simulation.device,
         "dtype": shape.dtype,
         "shape": {
             "batch": shape.batch,
@@ -56,43 +56,47 @@ def simulation_json(found: Simulation) -> dict[str, object]:
             "dk": shape.dk,
             "dv": shape.dv,
         },
-        "pass": found.stage,
-        "baseline": found.baseline,
-        "causal": found.causal,
-        "visible": found.visible,
-        "estimated": found.estimated,
-        "element_density": found.density,
+        "pass": simulation.stage,
+        "baseline": simulation.baseline,
+        "causal": simulation.causal,
+        "visible": simulation.visible,
+        "estimated": simulation.estimated,
+        "element_density": simulation.density,
         "tiles": {
-            "total": found.tiles.total,
-            "live": found.tiles.live,
-            "full": found.tiles.full,
-            "partial": found.tiles.partial,
+            "total": simulation.tiles.total,
+            "live": simulation.tiles.live,
+            "full": simulation.tiles.full,
+            "partial": simulation.tiles.partial,
         },
         "schedule": _choice_json(choice),
-        "kernels": [_choice_json(one) for one in found.choices],
-        "runners_up": [_choice_json(one) for one in found.others],
+        "kernels": [_choice_json(one) for one in simulation.choices],
+        "runners_up": [_choice_json(one) for one in simulation.others],
         "rungs": [
-            {"name": rung.name, "speedup": _finite(rung.speedup), "lost_to": rung.lost_to} for rung in found.rungs
+            {"name": rung.name, "speedup": _finite(rung.speedup), "lost_to": rung.lost_to} for rung in simulation.rungs
         ],
-        "predicted_ms": found.predicted_ms,
-        "dense_ms": _finite(found.dense_ms),
-        "ideal_dense_ms": _finite(found.ideal_ms),
-        "speedup": _finite(found.speedup),
-        "calibrated": found.calibrated,
-        "flop": found.flop,
-        "bytes": {"least": found.traffic.least, "moved": found.traffic.moved, "held": found.traffic.held},
-        "notes": list(found.notes),
+        "predicted_ms": simulation.predicted_ms,
+        "dense_ms": _finite(simulation.dense_ms),
+        "ideal_dense_ms": _finite(simulation.ideal_ms),
+        "speedup": _finite(simulation.speedup),
+        "calibrated": simulation.calibrated,
+        "flop": simulation.flop,
+        "bytes": {
+            "least": simulation.traffic.least,
+            "moved": simulation.traffic.moved,
+            "held": simulation.traffic.held,
+        },
+        "notes": list(simulation.notes),
     }
 
 
-def recurrence_json(found: RecurrenceSimulation) -> dict[str, object]:
+def recurrence_json(simulation: RecurrenceSimulation) -> dict[str, object]:
     """Return the JSON fields that only a recurrence has. The cost of a chunk that does not fit has no `ms`."""
     return {
-        "passes": [_pass_json(one) for one in found.passes],
-        "rung_ms": {rung.name: found.rung_ms(rung.name) for rung in found.rungs},
-        "token_by_token_ms": found.loop_ms,
-        "token_by_token_reason": found.reason or None,
-        "state_bytes": found.state_bytes,
+        "passes": [_pass_json(one) for one in simulation.passes],
+        "rung_ms": {rung.name: simulation.rung_ms(rung.name) for rung in simulation.rungs},
+        "token_by_token_ms": simulation.loop_ms,
+        "token_by_token_reason": simulation.reason or None,
+        "state_bytes": simulation.state_bytes,
     }
 
 

@@ -54,7 +54,7 @@ def row_blocks(plan: Plan, relations: Relations, entries: Callable[[int], int]) 
         rows = max(1, min(MOST_ROWS, most // heads))
         for batch in group.batches:
             windows = list(relations.windows(batch))
-            for window, first, last, parts in _blocks(plan, group, pieces, windows, rows):
+            for window, first, last, parts in _blocks(pieces, windows, rows):
                 found, seen, mask = _assembled(plan, group, parts, first, last)
                 if not len(seen):
                     continue
@@ -67,7 +67,7 @@ _Part = tuple[PlanPiece, int]
 
 
 def _blocks(
-    plan: Plan, group: Group, pieces: list[PlanPiece], windows: list[Window], rows: int
+    pieces: list[PlanPiece], windows: list[Window], rows: int
 ) -> Iterator[tuple[Window, int, int, list[_Part]]]:
     """Stretches of rows inside the windows, each with the parts of pieces that touch it."""
     starts = np.concatenate([np.arange(w.row, w.row + w.n_q, rows) for w in windows])

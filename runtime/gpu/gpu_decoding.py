@@ -25,6 +25,7 @@ from attnc.compiler.kernels.score_formula import ScoreFormula
 from attnc.compiler.kernels.value_text import LOG2_E
 from attnc.compiler.kernels.visible_products import RESULT_SUM
 from attnc.compiler.kernels.walks import RangedWalk
+from attnc.compiler.verify_ir import checked
 from attnc.runtime.call_errors import ArgumentError
 from attnc.runtime.cpu.cpu_decoding import SharedKeys, look
 from attnc.runtime.device_constants import on_device
@@ -203,7 +204,7 @@ def _terms(
         return {}
     queries = q.shape[2]
     node = replace(planner.pattern.attend, visible=fold.truth(True))  # no term reads who sees whom, or lengths
-    pattern = replace(planner.pattern, requirements=(), segments=(), documents=None, nodes=(node,))
+    pattern = checked(replace(planner.pattern, requirements=(), segments=(), documents=None, nodes=(node,)))
     sizes = TensorSizes(
         queries, queries, q.shape[0], q.shape[1], cache.kv_heads, q.shape[3], cache.v.shape[3], "float32"
     )

@@ -21,29 +21,29 @@ _LETTER = 6.8
 """Pixels of a letter of the line under the title."""
 
 
-def tile_map_svg(found: TileMap) -> str:
+def tile_map_svg(tile_map: TileMap) -> str:
     """The SVG text; equal maps give equal texts."""
-    longest = max(found.n_q, found.n_k, 1)
-    wide, high = (max(SIDE * n / longest, _THIN) for n in (found.n_k, found.n_q))
-    lefts = [MARGIN + _AXIS + i * (SIDE + _AXIS + _GAP) for i in range(len(found.views))]
+    longest = max(tile_map.n_q, tile_map.n_k, 1)
+    wide, high = (max(SIDE * n / longest, _THIN) for n in (tile_map.n_k, tile_map.n_q))
+    lefts = [MARGIN + _AXIS + i * (SIDE + _AXIS + _GAP) for i in range(len(tile_map.views))]
     width = lefts[-1] + SIDE + _CAPTION + MARGIN
     under = _TOP + high + 78
-    height = under + 18 * len(found.notes)
-    sizes = f"{found.size_text}{'  ·  ' + found.subtitle if found.subtitle else ''}"
-    said = "; ".join([found.size_text, *(f"{view.order}: {view.tiles_text}" for view in found.views)])
+    height = under + 18 * len(tile_map.notes)
+    sizes = f"{tile_map.size_text}{'  ·  ' + tile_map.subtitle if tile_map.subtitle else ''}"
+    said = "; ".join([tile_map.size_text, *(f"{view.order}: {view.tiles_text}" for view in tile_map.views)])
     parts = [
-        *opening(found.title, said, width, height),
-        label(MARGIN, 42, found.title, "ink", 20, weight=650),
+        *opening(tile_map.title, said, width, height),
+        label(MARGIN, 42, tile_map.title, "ink", 20, weight=650),
         label(MARGIN, 64, shortened(sizes, int((width - 2 * MARGIN) / _LETTER)), "soft", 13),
         *_legend(lefts[0], _TOP + high + 34),
     ]
-    for i, (view, left) in enumerate(zip(found.views, lefts, strict=True)):
-        parts += _view(found, view, f"attnc-view-{i}", left, wide, high)
-    parts += [label(MARGIN, under + 18 * i, note, "soft", 12) for i, note in enumerate(found.notes)]
+    for i, (view, left) in enumerate(zip(tile_map.views, lefts, strict=True)):
+        parts += _view(tile_map, view, f"attnc-view-{i}", left, wide, high)
+    parts += [label(MARGIN, under + 18 * i, note, "soft", 12) for i, note in enumerate(tile_map.notes)]
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _view(found: TileMap, view: TileView, name: str, left: float, wide: float, high: float) -> list[str]:
+def _view(tile_map: TileMap, view: TileView, name: str, left: float, wide: float, high: float) -> list[str]:
     live, full = view.shares()
     order = "tokens as they stand" if view.order.kind == "natural" else str(view.order)
     parts = [
@@ -66,7 +66,7 @@ def _view(found: TileMap, view: TileView, name: str, left: float, wide: float, h
                 paint = f'class="{kind}"' + ("" if level == _LEVELS else f' opacity="{px(level / _LEVELS)}"')
                 parts.append(f'<path {paint} shape-rendering="crispEdges" transform="{at}" d="{path}"/>')
     said = label(left, _TOP + high + 20, view.tiles_text, "ink", 12)
-    return [*parts, "</g>", *_marks(found, left, wide, high), said]
+    return [*parts, "</g>", *_marks(tile_map, left, wide, high), said]
 
 
 def _square(view: TileView) -> str:
@@ -87,14 +87,14 @@ def _legend(left: float, top: float) -> list[str]:
     return parts
 
 
-def _marks(found: TileMap, left: float, wide: float, high: float) -> list[str]:
+def _marks(tile_map: TileMap, left: float, wide: float, high: float) -> list[str]:
     """Positions on both axes."""
     parts = []
-    for tick in ticks(found.n_k)[1:]:
-        x = left + tick * wide / found.n_k
+    for tick in ticks(tile_map.n_k)[1:]:
+        x = left + tick * wide / tile_map.n_k
         parts.append(label(x, _TOP - 8, f"{tick:,}", "soft", 11, anchor="middle"))
-    rows = ticks(found.n_q)[1:]
+    rows = ticks(tile_map.n_q)[1:]
     for tick in rows if high >= _LEAST * (len(rows) + 1) else ():
-        y = _TOP + tick * high / found.n_q
+        y = _TOP + tick * high / tile_map.n_q
         parts.append(label(left - 6, y + 4, f"{tick:,}", "soft", 11, anchor="end"))
     return parts

@@ -13,13 +13,13 @@ SHADES = {True: ("░░", "▒▒", "▓▓"), False: ("--", "++", "**")}
 """Squares of which up to a third, two thirds and all of the tiles are live."""
 
 
-def tile_map_text(found: TileMap, *, unicode: bool = True) -> str:
+def tile_map_text(tile_map: TileMap, *, unicode: bool = True) -> str:
     """Each order of the tokens, one above the other, with its numbers; no line end at the end."""
-    lines = [found.title, " · ".join(part for part in (found.size_text, found.subtitle) if part)]
-    for view in found.views:
+    lines = [tile_map.title, " · ".join(part for part in (tile_map.size_text, tile_map.subtitle) if part)]
+    for view in tile_map.views:
         lines += ["", *_view(view, unicode)]
-    lines += ["", _legend(any(_factor(view) > 1 for view in found.views), unicode)]
-    lines += [f"note      {note}" for note in found.notes]
+    lines += ["", _legend(any(_factor(view) > 1 for view in tile_map.views), unicode)]
+    lines += [f"note      {note}" for note in tile_map.notes]
     text = "\n".join(lines)
     return text if unicode else plain(text)
 

@@ -67,10 +67,10 @@ def unhidden(factor: Tensor, state: Tensor) -> Tensor:
     Its gradient is 0 where the factor is 0 and the gradient is no number.
     """
     zero = factor.detach() == 0
-    found = torch.where(zero & ~(state.detach().abs() <= _most(state.dtype)), 0, state)
-    if found.requires_grad and bool(zero.any()):
-        found.register_hook(lambda grad: torch.where(zero & ~grad.isfinite(), 0, grad))  # type: ignore[no-untyped-call]
-    return found
+    result = torch.where(zero & ~(state.detach().abs() <= _most(state.dtype)), 0, state)
+    if result.requires_grad and bool(zero.any()):
+        result.register_hook(lambda grad: torch.where(zero & ~grad.isfinite(), 0, grad))  # type: ignore[no-untyped-call]
+    return result
 
 
 def _most(dtype: torch.dtype) -> float:

@@ -100,7 +100,7 @@ def stretch(
     """(results (B, H, T, C) each, the states after the tokens (B, H, m, R, C)), from those before them."""
     batch, heads, tokens = vectors.left[0].shape[:3]
     length = found.ends.shape[2] // form.impulses
-    chunks = _Chunks(form, reach, length, found, *(_rows(x, length) for x in vectors))
+    chunks = _Chunks(form, reach, found, *(_rows(x, length) for x in vectors))
     states, impulses, last = chunks.walk(state.flatten(0, 1))
     outs = [x.reshape(batch, heads, -1, x.shape[-1])[:, :, :tokens] for x in chunks.results(states, impulses)]
     return outs, last.reshape(batch, heads, *last.shape[1:])
@@ -129,7 +129,6 @@ class _Chunks:
         self,
         form: CoupledForm,
         reach: CoupledReach,
-        length: int,
         found: PairWeights,
         left: list[Tensor],
         value: list[Tensor],
@@ -163,13 +162,13 @@ class _Chunks:
 
     def results(self, states: Tensor, impulses: Tensor) -> list[Tensor]:
         """Return the reads of tokens, (n, L, C) each."""
-        reached, found = self._reach.of_outs, list[Tensor]()
+        reached, result = self._reach.of_outs, list[Tensor]()
         for reader in range(self._form.outs):
             out = self._within(reader) @ impulses
             if reached:
                 out = out + self._of_edges(reader, reached) @ self._of(states, reached)
-            found.append(out)
-        return found
+            result.append(out)
+        return result
 
     def _of(self, states: Tensor, places: list[int]) -> Tensor:
         """The rows of some states one after another."""

@@ -54,8 +54,8 @@ class _Gathered:
         shape = (*self.values.tokens.counts, width)
         if node is None:
             return self.like.new_zeros(()).expand(shape)
-        found = self.values.whole(node).to(self.like.dtype)
-        return (found if rank(node) else found[..., None]).expand(shape)
+        span = self.values.whole(node).to(self.like.dtype)
+        return (span if rank(node) else span[..., None]).expand(shape)
 
     def mixes(self, mixes: Sequence[Mix]) -> Tensor:
         """(B, H, T, mixes, m + P)."""

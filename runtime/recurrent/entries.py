@@ -70,23 +70,23 @@ def _is_made(node: Value) -> bool:
 
 def _leaves(roots: Sequence[Value]) -> dict[Leaf, bool]:
     """Return the leaves of a stretch's values, conditions among them; True where a leaf can be a vector a token."""
-    found: dict[Leaf, bool] = {}
+    result: dict[Leaf, bool] = {}
     stack = list(reversed(roots))
     while stack:
         node = stack.pop()
-        if isinstance(node, ir.StateAt) or node in found:
+        if isinstance(node, ir.StateAt) or node in result:
             continue
         reads = any(isinstance(below, ir.StateAt) for below in node.below)
         if not reads and (rank(node) <= 1 or not isinstance(node, ir.Apply | ir.Outer | ir.FloatSelect | ir.Diagonal)):
-            found[node] = False
+            result[node] = False
             continue
         if isinstance(node, ir.FloatSelect):
-            found[node.condition] = True
+            result[node.condition] = True
             stack += [node.then, node.otherwise]
         else:
             stack += [getattr(node, name) for name in ("left", "right", "vector", "matrix") if hasattr(node, name)]
             stack += list(getattr(node, "operands", ()))
-    return found
+    return result
 
 
 __all__ = ["scan"]

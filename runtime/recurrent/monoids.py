@@ -43,7 +43,7 @@ def running_log_sum(x: Tensor, state: Tensor, resets: Tensor | None = None) -> T
 
     Differentiable once.
 
-    Raises ArgumentError, ArgumentTypeError; UnsupportedError as `linear_scan` does.
+    Raises ArgumentError, ArgumentTypeError; UnsupportedError as `scan_stretches` does.
     """
     emptied = _emptied(x, state, resets)
     return cast("Tensor", _LogSum.apply(x, state, emptied))  # type: ignore[no-untyped-call]

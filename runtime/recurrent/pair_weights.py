@@ -67,11 +67,11 @@ class _Assembled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, length: int, *pairs: Tensor) -> Tensor:
         tokens, readers, impulses = pairs[0].shape
-        found = pairs[0].new_zeros(tokens // length, length, readers, length, impulses)
-        for place, own in zip(_places(found, len(pairs)), pairs, strict=True):
+        result = pairs[0].new_zeros(tokens // length, length, readers, length, impulses)
+        for place, own in zip(_places(result, len(pairs)), pairs, strict=True):
             place.copy_(own.view(place.shape))
         ctx.shapes = [own.shape for own in pairs]
-        return found
+        return result
 
     @staticmethod
     def backward(ctx: Any, d_found: Tensor) -> tuple[Tensor | None, ...]:

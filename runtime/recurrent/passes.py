@@ -75,14 +75,14 @@ def run(
 
 def _together(stages: Sequence[Stage]) -> list[list[Stage]]:
     """Passes that follow one another and differ in what they write alone, as one."""
-    found: list[list[Stage]] = []
+    result: list[list[Stage]] = []
     for stage in stages:
-        before = found[-1][0] if found else None
+        before = result[-1][0] if result else None
         if isinstance(stage, Pass) and isinstance(before, Pass) and _are_one(before, stage):
-            found[-1].append(stage)
+            result[-1].append(stage)
         else:
-            found.append([stage])
-    return found
+            result.append([stage])
+    return result
 
 
 def _are_one(a: Pass, b: Pass) -> bool:
@@ -167,10 +167,10 @@ class _Passing:
         other = None if rest is None else values.whole(rest if diagonal is None else diagonal)
 
         def times(x: Tensor) -> Tensor:
-            found = factor * self._run(x, given, start, before=False)[0]
+            result = factor * self._run(x, given, start, before=False)[0]
             if other is None:
-                return found
-            return found + (other * x if diagonal is not None else (other @ x[..., None])[..., 0])
+                return result
+            return result + (other * x if diagonal is not None else (other @ x[..., None])[..., 0])
 
         return solve_by_reads(times, self._side(solved.vector, start.shape[-2], ()).contiguous(), solved.steps)
 
@@ -279,8 +279,8 @@ class _Passing:
         shape = (*self._tokens.counts, width)
         if node is None:
             return self._tokens.q.new_zeros(()).expand(shape)
-        found = self._values.whole(node, bound).to(self._tokens.q.dtype)
-        return (found if rank(node) else found[..., None]).expand(shape)
+        span = self._values.whole(node, bound).to(self._tokens.q.dtype)
+        return (span if rank(node) else span[..., None]).expand(shape)
 
     def _fresh_tensor(self) -> Tensor | None:
         if self.fresh is None or not self.fresh.any():

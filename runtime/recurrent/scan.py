@@ -22,42 +22,10 @@ from attnc.runtime.recurrent.stretch_scan import Make, Read, StretchScan, stretc
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
-def linear_scan(decay: Tensor, write: Tensor, *, state: Tensor, resets: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """x_t = decay_t · x_{t-1} + write_t: (states after each token (B, H, T, …), the final state), in the state's dtype.
-
-    Args:
-        decay: (B, H, T, …), an axis of size 1 where it is the same along it, that of tokens as well.
-        write: likewise; T is the larger of both.
-        state: the state before the first token (B, H, …), fp32, fp64 or complex; complex where decay or write is.
-        resets: bool (B, T) or (B, H, T): nothing is left of the state, whatever it is, before the token's step.
-
-    Differentiable once in decay, write and state. The states of all tokens take memory: a recurrence whose tokens read
-    less than their states is one for `scan_stretches`.
-
-    Raises:
-        ArgumentError: on a shape that does not fit.
-        ArgumentTypeError: on a dtype that does not.
-        UnsupportedError: on differentiating a gradient, forward-mode differentiation, or `vmap`.
-    """
-    if min(decay.ndim, write.ndim, state.ndim + 1) < 3:
-        raise ArgumentError("decay and write: (B, H, T, …), and state (B, H, …)")
-    tokens = write.shape[2] if decay.shape[2] == 1 else decay.shape[2]
-    (out,), final = scan_stretches(
-        lambda decay, write: (decay, write),
-        None,
-        (decay, write),
-        tokens=tokens,
-        state=state,
-        resets=resets,
-    )
-    return out, final
-
-
 def scan_stretches(
     make: Make,
     read: Read | None,
     tensors: Sequence[Tensor],
-    shared: Sequence[Tensor] = (),
     *,
     tokens: int,
     state: Tensor,
@@ -65,21 +33,21 @@ def scan_stretches(
     length: int | None = None,
     spare: Tensor | None = None,
 ) -> tuple[list[Tensor], Tensor]:
-    """The scan of what `make` makes, stretch by stretch: (what `read` reads of all tokens, the final state).
+    """Return what `read` reads of x_t = decay_t · x_{t-1} + write_t, and the final state, stretch by stretch.
 
     Args:
-        make: of the tensors of a stretch of S tokens, then the shared ones: decay and write, each of a shape that
+        make: of the tensors of a stretch of S tokens: decay and write, each of a shape that
             broadcasts to (B, H, S, …), one axis for one.
         read: of the `States` of the stretch and the same tensors: what the tokens get, any number of tensors
             (B or 1, H or 1, S or 1, …). None: the states after the tokens.
         tensors: what they depend on: (·, ·, T, …) are cut along their third axis, others given whole.
-        shared: more of it, given whole whatever the shape.
         tokens: T.
-        state, resets: as in `linear_scan`.
+        state: the state before the first token (B, H, …), fp32, fp64 or complex; complex where decay or write is.
+        resets: bool (B, T) or (B, H, T): nothing is left of the state, whatever it is, before the token's step.
         length: tokens of a stretch; None: what fits the cache, and at least √T / 2.
         spare: one of the tensors, which nobody reads once `make` has: states may be put in its place.
 
-    What is read and the final state are differentiable once in `tensors`, `shared` and `state`; not in what `make` and
+    What is read and the final state are differentiable once in `tensors` and `state`; not in what `make` and
     `read` know otherwise. Both are called once for each stretch, and again by the backward, which keeps the tensors and
     the states before stretches. They must do the same again, and not write to what they are given.
 
@@ -91,17 +59,22 @@ def scan_stretches(
         def read(states, q, k, v, dt, A):
             return [(q[..., None, :] @ states.after).squeeze(-2)]
 
-        (out,), final = scan_stretches(make, read, [q, k, v, dt], [A], tokens=T, state=S)
+        (out,), final = scan_stretches(make, read, [q, k, v, dt, A], tokens=T, state=S)
 
-    Raises as `linear_scan` does, and what `make` and `read` raise.
+    Raises:
+        ArgumentError: on a shape that does not fit.
+        ArgumentTypeError: on a dtype that does not.
+        UnsupportedError: on differentiating a gradient, forward-mode differentiation, or `vmap`.
+
+    What `make` and `read` raise is raised as well.
     """
     _check(tokens, state, resets, length)
-    split = (*(x.ndim > 2 and x.shape[2] == tokens for x in tensors), *[False] * len(shared))
+    split = tuple(x.ndim > 2 and x.shape[2] == tokens for x in tensors)
     scan = StretchScan(make, read, tokens, length or stretch_length(tokens, state), split, spare)
     places = resets[:, None] if resets is not None and resets.ndim == 2 else resets
     if is_keeping() and tokens and len(scan.stretches()) == 1:
-        return scan.at_once([*tensors, *shared], state, places)
-    *outs, final, _ = _Scan.apply(scan, places, state, *tensors, *shared)  # type: ignore[no-untyped-call]
+        return scan.at_once(tensors, state, places)
+    *outs, final, _ = _Scan.apply(scan, places, state, *tensors)  # type: ignore[no-untyped-call]
     return cast("list[Tensor]", outs), cast("Tensor", final)
 
 
@@ -154,4 +127,4 @@ def _check(tokens: int, state: Tensor, resets: Tensor | None, length: int | None
         raise ArgumentTypeError(f"resets: bool, not {resets.dtype}")
 
 
-__all__ = ["linear_scan", "scan_stretches"]
+__all__ = ["scan_stretches"]

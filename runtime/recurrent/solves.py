@@ -24,16 +24,16 @@ def solve_by_steps(matrix: Tensor, vector: Tensor, steps: int) -> Tensor:
     """
     if not torch.is_grad_enabled() or not (matrix.requires_grad or vector.requires_grad):
         return conjugate_gradients(matrix, vector, steps)
-    found = cast("Tensor", _Arrived.apply(matrix, vector, steps))  # type: ignore[no-untyped-call]
+    result = cast("Tensor", _Arrived.apply(matrix, vector, steps))  # type: ignore[no-untyped-call]
     with torch.no_grad():
-        left = vector - (matrix @ found[..., None])[..., 0]
+        left = vector - (matrix @ result[..., None])[..., 0]
         near = NEAR * torch.finfo(left.dtype).eps
         size = torch.linalg.vector_norm(vector, dim=-1)
-        size = size + torch.linalg.matrix_norm(matrix) * torch.linalg.vector_norm(found, dim=-1)
+        size = size + torch.linalg.matrix_norm(matrix) * torch.linalg.vector_norm(result, dim=-1)
         arrived = torch.linalg.vector_norm(left, dim=-1) <= near * size
     if arrived.all():
-        return found
-    return torch.where(arrived[..., None], found, conjugate_gradients(matrix, vector, steps))
+        return result
+    return torch.where(arrived[..., None], result, conjugate_gradients(matrix, vector, steps))
 
 
 def solve_by_reads(times: Callable[[Tensor], Tensor], vector: Tensor, steps: int) -> Tensor:
@@ -51,16 +51,16 @@ def solve_by_reads(times: Callable[[Tensor], Tensor], vector: Tensor, steps: int
             torch.maximum(scale, ratio, out=scale)
             return made
 
-        found = descend(watched, vector, steps)
+        result = descend(watched, vector, steps)
     if not torch.is_grad_enabled():
-        return found
-    left = vector - times(found)
+        return result
+    left = vector - times(result)
     if not left.requires_grad:
-        return found
+        return result
     with torch.no_grad():
-        size = torch.linalg.vector_norm(vector, dim=-1) + scale * torch.linalg.vector_norm(found, dim=-1)
+        size = torch.linalg.vector_norm(vector, dim=-1) + scale * torch.linalg.vector_norm(result, dim=-1)
         arrived = torch.linalg.vector_norm(left, dim=-1) <= NEAR * torch.finfo(left.dtype).eps * size
-    exact = found + cast("Tensor", _Rest.apply(left, times, steps))  # type: ignore[no-untyped-call]
+    exact = result + cast("Tensor", _Rest.apply(left, times, steps))  # type: ignore[no-untyped-call]
     if arrived.all():
         return exact
     return torch.where(arrived[..., None], exact, descend(times, vector, steps))

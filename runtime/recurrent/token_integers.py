@@ -13,6 +13,7 @@ from attnc.compiler.analysis.intervals import fits_word
 from attnc.compiler.ir import Index, Value, Var
 from attnc.compiler.lowering.specialise import Window, specialise
 from attnc.compiler.rewrite import rebuild, rewrite, substitute
+from attnc.compiler.verify_ir import verified
 from attnc.runtime.recurrent.call_tokens import CallTokens
 
 MOST_KEPT = 64
@@ -38,19 +39,19 @@ class TokenIntegers:
         Of values of variables the first `MOST_KEPT` are kept: a variable may run over all tokens.
         """
         key = node, variables_read(node, bound)
-        found = self._kept.get(key)
-        if found is None:
-            found = self._ordered(node, bound)
+        result = self._kept.get(key)
+        if result is None:
+            result = self._ordered(node, bound)
             if not key[1] or len(self._kept) < MOST_KEPT:
-                self._kept[key] = found
-        return found
+                self._kept[key] = result
+        return result
 
     def _ordered(self, node: Index, bound: Bound) -> NDArray[np.int64]:
-        found = self.of(node, bound)
-        if self.order is None or found.shape[2] == 1:
-            return found
-        found = np.broadcast_to(found, (found.shape[0], max(found.shape[1], len(self.order)), found.shape[2]))
-        return np.take_along_axis(found, np.broadcast_to(self.order, found.shape), 2)
+        result = self.of(node, bound)
+        if self.order is None or result.shape[2] == 1:
+            return result
+        result = np.broadcast_to(result, (result.shape[0], max(result.shape[1], len(self.order)), result.shape[2]))
+        return np.take_along_axis(result, np.broadcast_to(self.order, result.shape), 2)
 
     def of(self, node: Index, bound: Bound = ()) -> NDArray[np.int64]:
         """An integer, or a condition as 0 and 1: (B or 1, H or 1, T or 1), by the places of tokens."""
@@ -87,6 +88,7 @@ def _by(node: Index, dim: str) -> bool:
     return any(isinstance(n, ir.Lookup) and dim in n.tensor.dims for n in node.below)
 
 
+@verified
 def _later(node: Index, before: int) -> Index:
     """Return the index where `before` tokens precede the call: inputs are read at their own positions."""
     if not before or TOKEN not in node.below:

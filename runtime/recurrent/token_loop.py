@@ -117,12 +117,12 @@ def _lines(recur: Recur, values: TokenValues, now: States, token: int) -> tuple[
 
 def beginning(recur: Recur, sizes: Mapping[str, int], batch: int, heads: int, like: Tensor) -> States:
     """The states before the first token, (B, H, …), in the dtype of a tensor, or its complex one, and on its device."""
-    found = {}
+    result = {}
     for state in recur.states:
         shape = [dim if isinstance(dim, int) else sizes[dim] for dim in state.dims]
         dtype = like.dtype.to_complex() if state.is_complex else like.dtype
-        found[state.name] = like.new_full((batch, heads, *shape), state.start, dtype=dtype)
-    return found
+        result[state.name] = like.new_full((batch, heads, *shape), state.start, dtype=dtype)
+    return result
 
 
 __all__ = ["States", "beginning", "fresh_of", "order_of", "put_back", "run"]

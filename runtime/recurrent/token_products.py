@@ -29,10 +29,10 @@ def contracted(left: Tensor, right: Tensor, a_side: Side, b_side: Side, *, real:
     for side in pairs:
         parts[side], sides[side] = torch.view_as_real(parts[side]), f"{sides[side]}z"
     both = len(pairs) == 2
-    found = torch.einsum(f"...{sides[0]},...{sides[1]}->...{out}{'' if both else 'z'}", *parts)
+    result = torch.einsum(f"...{sides[0]},...{sides[1]}->...{out}{'' if both else 'z'}", *parts)
     if both:
-        return found
-    whole = torch.view_as_complex(found.contiguous())
+        return result
+    whole = torch.view_as_complex(result.contiguous())
     return whole.real if real else whole
 
 

@@ -54,10 +54,10 @@ def rate(simulation: Simulation) -> float:
 def machine_of(simulation: Simulation) -> Machine | None:
     """The machine of that name, if it is the one that was simulated."""
     try:
-        found = find_machine(simulation.device)
+        machine = find_machine(simulation.device)
     except (MachineError, OSError):
         return None
-    return found if found.title == simulation.title else None
+    return machine if machine.title == simulation.title else None
 
 
 def roofline_of(shown: Sequence[Simulation], compared: Sequence[Simulation], machine: Machine | None) -> Roofline | str:

@@ -41,28 +41,28 @@ def _frame_json(frame: SliderFrame) -> dict[str, object]:
     return {"texts": frame.texts, "shapes": frame.shapes, "rows": frame.rows, "tiles": frame.tiles}
 
 
-def simulation_json(found: Simulation) -> dict[str, object]:
+def simulation_json(simulation: Simulation) -> dict[str, object]:
     """The numbers of a simulation; what is infinite is null."""
-    tiles, loads = found.tiles, found.loads
+    tiles, loads = simulation.tiles, simulation.loads
     return {
-        "pattern": found.pattern,
-        "params": parameters_text(found),
-        "visible": found.visible,
-        "density": found.density,
+        "pattern": simulation.pattern,
+        "params": parameters_text(simulation),
+        "visible": simulation.visible,
+        "density": simulation.density,
         "tiles": {"total": tiles.total, "live": tiles.live, "full": tiles.full, "partial": tiles.partial},
-        "rungs": [{"name": r.name, "speedup": _finite(r.speedup), "lost_to": r.lost_to} for r in found.rungs],
-        "predicted_ms": found.predicted_ms,
-        "dense_ms": found.dense_ms,
-        "ideal_ms": found.ideal_ms,
-        "speedup": _finite(found.speedup),
-        "schedule": [str(choice) for choice in found.choices],
+        "rungs": [{"name": r.name, "speedup": _finite(r.speedup), "lost_to": r.lost_to} for r in simulation.rungs],
+        "predicted_ms": simulation.predicted_ms,
+        "dense_ms": simulation.dense_ms,
+        "ideal_ms": simulation.ideal_ms,
+        "speedup": _finite(simulation.speedup),
+        "schedule": [str(choice) for choice in simulation.choices],
         "slots": len(loads),
         "busiest_ms": list(busiest(loads)),
         "mean_ms": sum(loads) / len(loads) if loads else None,
-        "flop": found.flop,
-        "bytes": found.traffic.moved,
-        "flop_per_byte": intensity(found),
-        "flop_per_s": rate(found),
+        "flop": simulation.flop,
+        "bytes": simulation.traffic.moved,
+        "flop_per_byte": intensity(simulation),
+        "flop_per_s": rate(simulation),
     }
 
 

@@ -176,12 +176,12 @@ class Bounds:
                 terms[index] -= amount
                 terms[size] += amount
                 total -= amount
-        found: Number = total
+        result: Number = total
         for atom, factor in terms.items():
             if factor:
                 low, high = self._ranges[atom]
-                found = found + float(factor) * high if factor > 0 else found + float(factor) * low
-        return found
+                result = result + float(factor) * high if factor > 0 else result + float(factor) * low
+        return result
 
     def _range(self, node: Expr, scope: BoundScope) -> tuple[Number, Number]:
         return self._range_of(self._linear(node, scope))

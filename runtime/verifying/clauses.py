@@ -136,12 +136,12 @@ class WatchedMeanings(Meanings):
         clause = self._note(node, where, scope, prefix)
 
         def value(frame: EvaluationFrame) -> Result:
-            found = meaning(frame)
-            if found:
+            result = meaning(frame)
+            if result:
                 clause.was_true = True
             else:
                 clause.was_false = True
-            return found
+            return result
 
         return value
 
@@ -163,9 +163,9 @@ class WatchedEvaluator(Evaluator):
 
     def meanings_of(self, bound: BoundProgram) -> Meanings:
         """Return meanings that are watched."""
-        found = WatchedMeanings(bound)
-        self.clauses = found.clauses
-        return found
+        result = WatchedMeanings(bound)
+        self.clauses = result.clauses
+        return result
 
 
 def clauses_of(bound: BoundProgram, *, more_queries: bool = True) -> list[ExercisedClause]:

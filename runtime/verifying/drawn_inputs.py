@@ -79,28 +79,28 @@ def _own_sizes(bound: BoundProgram, case: CallCase, known: dict[str, int]) -> di
     own = dense_sizes(bound)
     lengths = {"queries": case.n_q, "keys": case.n_k, "heads": case.heads, "kv_heads": case.kv_heads}
     lengths |= {"group": case.heads // case.kv_heads} | known
-    found = dict.fromkeys(own, max(case.own_size or SMALL, 1))
-    found |= dict.fromkeys(own & _computed(bound), max(case.n_k, 1))
+    result = dict.fromkeys(own, max(case.own_size or SMALL, 1))
+    result |= dict.fromkeys(own & _computed(bound), max(case.n_k, 1))
     for name in sorted(own):
         conditions = [line for line in _conditions(bound) if name in _sizes_in(line)]
         if conditions:
             others = dict.fromkeys(own - {name}, _UNBOUNDED)
-            found[name] = _least(bound, name, conditions, {**lengths, **others}, case)
-    return found
+            result[name] = _least(bound, name, conditions, {**lengths, **others}, case)
+    return result
 
 
 def _computed(bound: BoundProgram) -> set[str]:
     """Dimensions that are indexed by computed numbers, of which nothing is known: by a distance, for instance."""
-    found: set[str] = set()
+    result: set[str] = set()
     for node in below(every_expression(bound.program)):
         if isinstance(node, InputRead):
             dims = [dim for dim in node.input.type.dims if dim not in ("batch", "head", "kv_head")]
-            found |= {
+            result |= {
                 dim
                 for dim, index in zip(dims, node.indices, strict=False)
                 if isinstance(dim, str) and not isinstance(index, Local)
             }
-    return found
+    return result
 
 
 def _conditions(bound: BoundProgram) -> Iterator[Expr]:

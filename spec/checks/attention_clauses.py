@@ -88,7 +88,7 @@ class AttentionChecker:
         others = (other for other in self._pattern.selections if other.row.per and selection.row.per)
         alike = {other.name for other in others if same_keys(other.row.per[0], selection.row.per[0])}
         at = first_use(line, "q", Measures(frozenset(alike)))
-        if at is None or self._weighs_alike(selection, line):
+        if at is None or self._weighs_alike(line):
             return
         names = [unit.binder.name for unit in selection.row.per]
         who = f"the unit `{names[0]}`" if names else f"a whole {selection.by}"
@@ -96,7 +96,7 @@ class AttentionChecker:
         message = f"there is no one query here: {who} decides"
         self._complain("A206", message, at, "which query?", help=f"the vector of a query is `q[i]`; {own}")
 
-    def _weighs_alike(self, selection: program.SelectionClauses, line: program.Expr) -> bool:
+    def _weighs_alike(self, line: program.Expr) -> bool:
         """Whether it reads weights of a branch whose rows are such units too."""
         read = (n for n in below([line]) if isinstance(n, program.BranchRead) and n.part == "weight")
         return any(n.branch in self._branches and self._branches[n.branch].per for n in read)
@@ -168,24 +168,24 @@ class AttentionChecker:
 
     def _in(self, clause: Clause, node: program.Expr, env: Mapping[program.Binder, Finding], facts: Facts) -> Finding:
         self._clause, self._checker.attention = clause, self
-        found = self._checker.find(node, env, facts)
+        result = self._checker.find(node, env, facts)
         self._clause, self._checker.attention = None, None
         if clause != "combine":
             self._check_key(node)
-        return found
+        return result
 
     def _number(
         self, clause: Clause, node: program.Expr, what: str, env: Mapping[program.Binder, Finding], facts: Facts
     ) -> Finding:
-        found = self._in(clause, node, env, facts)
-        several = clause == "extra" and len(found.form.axes) == 1
-        if not (found.form.is_number or several):
-            message = f"{what} is a number, and this is {found.form}"
-            help_ = as_number(found.form, node.span.text)
-            if clause == "score" and found.form == BOOL:
+        result = self._in(clause, node, env, facts)
+        several = clause == "extra" and len(result.form.axes) == 1
+        if not (result.form.is_number or several):
+            message = f"{what} is a number, and this is {result.form}"
+            help_ = as_number(result.form, node.span.text)
+            if clause == "score" and result.form == BOOL:
                 help_ = f"{help_}; a condition for what is seen stands in `visible`"
-            self._complain("A310", message, node.span, str(found.form), help=help_)
-        return found
+            self._complain("A310", message, node.span, str(result.form), help=help_)
+        return result
 
     def _weights(
         self, attend: program.AttentionClauses, env: Mapping[program.Binder, Finding], facts: Facts, everywhere: Facts
@@ -200,14 +200,14 @@ class AttentionChecker:
         return self._extra(weights.extra, env, everywhere).needs
 
     def _extra(self, node: program.Expr, env: Mapping[program.Binder, Finding], facts: Facts) -> Finding:
-        found = self._number("extra", node, "`extra`", env, facts)
+        result = self._number("extra", node, "`extra`", env, facts)
         at = self._checker.first_use(node, "k") or self._checker.first_use(node, "key")
-        if at is None and "key" in found.needs:
+        if at is None and "key" in result.needs:
             at = node.span
         if at is not None:
             help_ = "it may depend on the query, the head and inputs"
             self._complain("A206", "`extra` is one logit for all keys", at, "which key?", help=help_)
-        return found
+        return result
 
     def _value(self, attend: program.AttentionClauses, env: Mapping[program.Binder, Finding], facts: Facts) -> ExprForm:
         """The form of what it gives for a row."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import cast
@@ -240,11 +240,11 @@ class Checker:
 
     def _unit(self, unit: program.Unit, facts: Facts) -> Finding:
         self._in_unit = True
-        found = self.find(unit.value, {}, facts)
+        result = self.find(unit.value, {}, facts)
         self._in_unit = False
-        item = found.form.item
-        self._rules.integer(unit.value, found if item is None else Finding(item), "a unit")
-        return found
+        item = result.form.item
+        self._rules.integer(unit.value, result if item is None else Finding(item), "a unit")
+        return result
 
     def unit(self, unit: program.Unit, facts: Facts) -> Finding:
         """Check that a unit's value is an integer or a list of integers; return what is known of it."""
@@ -252,9 +252,9 @@ class Checker:
 
     def integer(self, node: program.Expr, what: str, facts: Facts, env: Environment | None = None) -> Finding:
         """Check that an expression is an integer; return what is known of it."""
-        found = self.find(node, env or {}, facts)
-        self._rules.integer(node, found, what)
-        return found
+        result = self.find(node, env or {}, facts)
+        self._rules.integer(node, result, what)
+        return result
 
     @property
     def has_branches(self) -> bool:
@@ -271,20 +271,15 @@ class Checker:
             self._rules.floating.by_name = False
 
     @property
-    def complain(self) -> Callable[..., None]:
-        """Report (code, message, span, label, also=…, help=…), once for each place."""
-        return self._complain
-
-    @property
     def everywhere(self) -> Facts:
         """The facts that hold for every token."""
         return self._everywhere()
 
     def condition(self, node: program.Expr, env: Environment, facts: Facts, what: str = "`visible`") -> Finding:
         """Check that an expression is a truth value; return what is known of it."""
-        found = self.find(node, env, facts)
-        self._rules.boolean(node, found, what)
-        return found
+        result = self.find(node, env, facts)
+        self._rules.boolean(node, result, what)
+        return result
 
     def facts_after(self, node: program.Expr, facts: Facts) -> Facts:
         """The facts where a condition holds."""
@@ -418,9 +413,9 @@ class Checker:
         return Finding(of_type(parameter.type), frozenset({"head"} if parameter.per_head else ()))
 
     def _coordinate(self, node: program.Coordinate, facts: Facts | None) -> Finding:
-        found = Finding(INT, frozenset({node.place, "length"}), natural=True)
+        finding = Finding(INT, frozenset({node.place, "length"}), natural=True)
         if facts is None or facts.of(node.place) <= {node.segment}:
-            return found
+            return finding
         axis = node.segment.axes[node.axis]
         also = (Label(axis.span, "the axis"), *self._used_here())
         name = node.segment.name
@@ -433,7 +428,7 @@ class Checker:
             also=also,
             help=f"every token is in a unit: divide its position, `{node.place} // 64`" if self._in_unit else test,
         )
-        return found
+        return finding
 
     def _input(self, node: program.InputRead, env: Environment, facts: Facts | None) -> Finding:
         dims = node.input.type.dims
@@ -450,8 +445,8 @@ class Checker:
             return Finding(floating(rest, is_complex=node.input.type.kind == "complex"), frozenset(needs))
         return Finding(BOOL if node.input.type.kind == "bool" else INT, frozenset(needs))
 
-    def _check_bounds(self, index: program.Expr, found: Finding, length: int | None) -> None:
-        value = found.constant
+    def _check_bounds(self, index: program.Expr, finding: Finding, length: int | None) -> None:
+        value = finding.constant
         if isinstance(value, int) and (value < 0 or (length is not None and value >= length)):
             limit = f"the entries are 0 to {length - 1}" if length is not None else "indices start at 0"
             self._complain("A312", f"the index {value} is out of range", index.span, "no such entry", help=limit)
@@ -574,9 +569,9 @@ class Checker:
         return ends[0].needs | ends[1].needs, ends[0].natural
 
     def _range_end(self, node: program.Expr, env: Environment, facts: Facts | None) -> Finding:
-        found = self.find(node, env, facts)
-        self._rules.integer(node, found, "the end of a range")
-        return found
+        result = self.find(node, env, facts)
+        self._rules.integer(node, result, "the end of a range")
+        return result
 
     def _anywhere(self, place: str, facts: Facts | None) -> Facts | None:
         if facts is None or place == "head":

@@ -69,36 +69,36 @@ class FloatRules:
         self.by_name = False
         """Whether a vector goes with a matrix over its axis, entry by entry, as in recurrences."""
 
-    def of(self, node: program.Operation, found: Sequence[Finding]) -> ExprForm:
+    def of(self, node: program.Operation, findings: Sequence[Finding]) -> ExprForm:
         """The form of an operation; UNKNOWN after a complaint."""
-        if not (self._are_numbers(node, found) and self._are_real(node, found)):
+        if not (self._are_numbers(node, findings) and self._are_real(node, findings)):
             return UNKNOWN
-        form = self._of(node, found)
+        form = self._of(node, findings)
         if form.kind != "float" or node.op in ("real", "imag"):
             return replace(form, is_complex=False)
-        return replace(form, is_complex=any(f.form.is_complex for f in found))
+        return replace(form, is_complex=any(f.form.is_complex for f in findings))
 
-    def _of(self, node: program.Operation, found: Sequence[Finding]) -> ExprForm:
+    def _of(self, node: program.Operation, findings: Sequence[Finding]) -> ExprForm:
         if node.op in ("part", "outer", "eye", "solve"):
-            return self._of_matrices(node, found)
+            return self._of_matrices(node, findings)
         if node.op in ("matmul", "diag", "softmax"):
-            return self._of_axes(node, found)
+            return self._of_axes(node, findings)
         if node.op in VECTOR_FUNCTIONS:
-            return self._of_vectors(node, found)
+            return self._of_vectors(node, findings)
         if node.op in _ELEMENTWISE:
-            return self._elementwise(node, found)
+            return self._elementwise(node, findings)
         if node.op in _COMPARISONS and node.floating:
-            return self._compared(node, found)
-        at = next(o for o, f in zip(node.operands, found, strict=True) if f.form.kind == "float")
+            return self._compared(node, findings)
+        at = next(o for o, f in zip(node.operands, findings, strict=True) if f.form.kind == "float")
         name = WORD_OF.get(node.op, node.op)
         message = f"`{name}` is exact, and this is {FLOAT}"
         help_ = "compare and round positions, sizes and int inputs; `max(x, 0)` and the like take any number"
         self._complain("A401", message, at.span, "floating point", help=help_)
         return UNKNOWN
 
-    def _are_numbers(self, node: program.Operation, found: Sequence[Finding]) -> bool:
+    def _are_numbers(self, node: program.Operation, findings: Sequence[Finding]) -> bool:
         good = True
-        for operand, f in zip(node.operands, found, strict=True):
+        for operand, f in zip(node.operands, findings, strict=True):
             if not (f.form.is_number or f.form.kind == "float"):
                 message = f"`{WORD_OF.get(node.op, node.op)}` needs numbers, and this is {f.form}"
                 help_ = as_number(f.form, operand.span.text)
@@ -106,9 +106,9 @@ class FloatRules:
                 good = False
         return good
 
-    def _are_real(self, node: program.Operation, found: Sequence[Finding]) -> bool:
+    def _are_real(self, node: program.Operation, findings: Sequence[Finding]) -> bool:
         """Whether complex operands stand where there may be some."""
-        at = next(((o, f.form) for o, f in zip(node.operands, found, strict=True) if f.form.is_complex), None)
+        at = next(((o, f.form) for o, f in zip(node.operands, findings, strict=True) if f.form.is_complex), None)
         is_exact = node.op not in _ELEMENTWISE | VECTOR_FUNCTIONS | {"matmul", "softmax"}
         if at is None or node.op in _COMPLEX or is_exact:
             return True
@@ -118,8 +118,8 @@ class FloatRules:
         self._complain("A310", message, operand.span, str(form), help=help_)
         return False
 
-    def _elementwise(self, node: program.Operation, found: Sequence[Finding]) -> ExprForm:
-        vectors = [(o, f.form) for o, f in zip(node.operands, found, strict=True) if f.form.axes]
+    def _elementwise(self, node: program.Operation, findings: Sequence[Finding]) -> ExprForm:
+        vectors = [(o, f.form) for o, f in zip(node.operands, findings, strict=True) if f.form.axes]
         if self.by_name:
             widest = max((form for _, form in vectors), key=lambda form: len(form.axes), default=FLOAT)
             if all(_lies_in(form.axes, widest.axes) for _, form in vectors):
@@ -134,18 +134,18 @@ class FloatRules:
                 return UNKNOWN
         return vectors[0][1] if vectors else FLOAT
 
-    def _compared(self, node: program.Operation, found: Sequence[Finding]) -> ExprForm:
+    def _compared(self, node: program.Operation, findings: Sequence[Finding]) -> ExprForm:
         """A comparison of numbers, where floating-point ones are compared: in `keep`."""
-        for operand, f in zip(node.operands, found, strict=True):
+        for operand, f in zip(node.operands, findings, strict=True):
             if f.form.axes:
                 message = f"`{WORD_OF[node.op]}` compares numbers, and this is {f.form}"
                 self._complain("A310", message, operand.span, str(f.form), help=as_number(f.form, operand.span.text))
                 return UNKNOWN
         return BOOL
 
-    def _of_axes(self, node: program.Operation, found: Sequence[Finding]) -> ExprForm:
+    def _of_axes(self, node: program.Operation, findings: Sequence[Finding]) -> ExprForm:
         """`a @ b`, `diag(x)`, `softmax(x)`."""
-        forms = [f.form for f in found]
+        forms = [f.form for f in findings]
         if node.op == "matmul":
             return self._product(node, *forms)
         if len(forms[0].axes) != 1:
@@ -167,11 +167,11 @@ class FloatRules:
         self._complain("A314", message, node.span, "no axis to add up over", help=help_)
         return UNKNOWN
 
-    def _of_matrices(self, node: program.Operation, found: Sequence[Finding]) -> ExprForm:
+    def _of_matrices(self, node: program.Operation, findings: Sequence[Finding]) -> ExprForm:
         """`part(x, i, n)`, `outer(a, b)`, `eye(n)`, `solve(A, b)`."""
-        axes = [f.form.axes for f in found]
+        axes = [f.form.axes for f in findings]
         wanted = {"part": (1, 0, 0), "outer": (1, 1), "eye": (0,), "solve": (2, 1)}[node.op]
-        for operand, form, rank in zip(node.operands, found, wanted, strict=True):
+        for operand, form, rank in zip(node.operands, findings, wanted, strict=True):
             if len(form.form.axes) != rank:
                 what = ("a number", "a vector", "a matrix")[rank]
                 message = f"`{node.op}` needs {what} here, and this is {form.form}"
@@ -179,25 +179,25 @@ class FloatRules:
                 return UNKNOWN
         match node.op:
             case "part":
-                return self._part(node, found)
+                return self._part(node, findings)
             case "outer":
                 return floating(axes[0] + axes[1])
             case "eye":
-                return self._eye(node, found[0])
+                return self._eye(node, findings[0])
         if axes[0] != axes[1] * 2:
-            message = f"`solve` of {found[0].form} and {found[1].form}"
+            message = f"`solve` of {findings[0].form} and {findings[1].form}"
             self._complain("A314", message, node.span, "over different axes", help=_HOW["solve"])
             return UNKNOWN
         return floating(axes[1])
 
-    def _part(self, node: program.Operation, found: Sequence[Finding]) -> ExprForm:
+    def _part(self, node: program.Operation, findings: Sequence[Finding]) -> ExprForm:
         """The i-th of n parts, both constants."""
-        for operand, f in zip(node.operands[1:], found[1:], strict=True):
+        for operand, f in zip(node.operands[1:], findings[1:], strict=True):
             if not isinstance(f.constant, int):
                 message = "`part` takes constants: which part, and of how many"
                 self._complain("A402", message, operand.span, "not a constant", help=_HOW["part"])
                 return UNKNOWN
-        number, of = found[1].constant, found[2].constant
+        number, of = findings[1].constant, findings[2].constant
         assert isinstance(number, int)
         assert isinstance(of, int)
         if of < 1:
@@ -209,20 +209,20 @@ class FloatRules:
             help_ = f"the parts are 0 to {of - 1}"
             self._complain("A312", message, node.operands[1].span, "no such part", help=help_)
             return UNKNOWN
-        return floating((f"{found[0].form.axes[0]}/{of}",))
+        return floating((f"{findings[0].form.axes[0]}/{of}",))
 
-    def _eye(self, node: program.Operation, found: Finding) -> ExprForm:
+    def _eye(self, node: program.Operation, finding: Finding) -> ExprForm:
         size = node.operands[0]
         if isinstance(size, program.Size):
             return floating((size.name, size.name))
-        if isinstance(found.constant, int) and found.constant > 0:
-            return floating((found.constant, found.constant))
+        if isinstance(finding.constant, int) and finding.constant > 0:
+            return floating((finding.constant, finding.constant))
         message = "`eye` takes a size by its name, or a number"
         self._complain("A314", message, size.span, "which axis?", help=_HOW["eye"])
         return UNKNOWN
 
-    def _of_vectors(self, node: program.Operation, found: Sequence[Finding]) -> ExprForm:
-        forms = [f.form for f in found]
+    def _of_vectors(self, node: program.Operation, findings: Sequence[Finding]) -> ExprForm:
+        forms = [f.form for f in findings]
         for operand, form in zip(node.operands, forms, strict=True):
             if len(form.axes) != 1:
                 message = f"`{node.op}` needs a vector, and this is {form}"

@@ -195,10 +195,10 @@ class Measures:
 
     def of(self, node: program.Expr) -> Measure:
         """The measure of an expression."""
-        found = self._nodes.get(node)
-        if found is None:
-            found = self._nodes[node] = self._of(node)
-        return found
+        result = self._nodes.get(node)
+        if result is None:
+            result = self._nodes[node] = self._of(node)
+        return result
 
     def _of(self, node: program.Expr) -> Measure:
         inner = [self.of(child) for child in children(node)]

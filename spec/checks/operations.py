@@ -41,92 +41,92 @@ class OperationRules:
         self._complain = complain
         self.floating = FloatRules(complain)
 
-    def of(self, node: program.Operation, found: Sequence[Finding]) -> Finding:
+    def of(self, node: program.Operation, findings: Sequence[Finding]) -> Finding:
         """Return the finding for an operation from those of its operands."""
-        needs = frozenset[str]().union(*(f.needs for f in found))
-        if any(f.form.kind == "unknown" for f in found):
+        needs = frozenset[str]().union(*(f.needs for f in findings))
+        if any(f.form.kind == "unknown" for f in findings):
             return Finding(self._unknown_form(node.op), needs)
-        if node.op in FLOAT_BUILTINS or node.op == "share" or any(f.form.kind == "float" for f in found):
-            return Finding(self.floating.of(node, found), needs)
-        form = self._form(node, found)
+        if node.op in FLOAT_BUILTINS or node.op == "share" or any(f.form.kind == "float" for f in findings):
+            return Finding(self.floating.of(node, findings), needs)
+        form = self._form(node, findings)
         if form is None:
             return Finding(UNKNOWN, needs)
-        value = self._constant(node, found)
+        value = self._constant(node, findings)
         if value is not None:
             return Finding(value.form, needs, value.constant, value.natural)
-        return Finding(form, needs, None, _natural(node.op, found))
+        return Finding(form, needs, None, _natural(node.op, findings))
 
     def _unknown_form(self, op: str) -> ExprForm:
         return BOOL if op in _LOGIC | _ORDER | _EQUALITY | {"power_of_two"} else UNKNOWN
 
-    def _form(self, node: program.Operation, found: Sequence[Finding]) -> ExprForm | None:
+    def _form(self, node: program.Operation, findings: Sequence[Finding]) -> ExprForm | None:
         op = node.op
         if op in _LOGIC:
-            return BOOL if _each(node, found, self.boolean) else None
-        if op in _EQUALITY and all(f.form == BOOL for f in found):
+            return BOOL if _each(node, findings, self.boolean) else None
+        if op in _EQUALITY and all(f.form == BOOL for f in findings):
             return BOOL
-        if not _each(node, found, lambda o, f: self._number(node, o, f)):
+        if not _each(node, findings, lambda o, f: self._number(node, o, f)):
             return None
         if op in _ORDER | _EQUALITY | {"floordiv", "mod"}:
-            exact = _each(node, found, lambda o, f: self.exact(o, f, f"`{WORD_OF[op]}`"))
-            return self._exact_form(op, found) if exact else None
+            exact = _each(node, findings, lambda o, f: self.exact(o, f, f"`{WORD_OF[op]}`"))
+            return self._exact_form(op, findings) if exact else None
         if op in INTEGER_FUNCTIONS:
-            whole = _each(node, found, lambda o, f: self.integer(o, f, f"`{op}`"))
+            whole = _each(node, findings, lambda o, f: self.integer(o, f, f"`{op}`"))
             return (BOOL if op == "power_of_two" else INT) if whole else None
-        return _number_form(op, found)
+        return _number_form(op, findings)
 
-    def _exact_form(self, op: str, found: Sequence[Finding]) -> ExprForm:
+    def _exact_form(self, op: str, findings: Sequence[Finding]) -> ExprForm:
         if op in _ORDER | _EQUALITY:
             return BOOL
-        return INT if op == "floordiv" else _join_all(found)
+        return INT if op == "floordiv" else _join_all(findings)
 
     # --- demands -----------------------------------------------------------------------------------------------------
 
-    def boolean(self, node: program.Expr, found: Finding, what: str = "a condition") -> bool:
+    def boolean(self, node: program.Expr, finding: Finding, what: str = "a condition") -> bool:
         """Whether it is a truth value; a complaint where not."""
-        if found.form.kind in ("bool", "unknown"):
+        if finding.form.kind in ("bool", "unknown"):
             return True
         help_ = "compare it with something: `… > 0`, `… == 0`"
-        if what == "`keep`" and found.form.kind == "int":
+        if what == "`keep`" and finding.form.kind == "int":
             help_ = f"`rank` is 0 for the best score: write `rank < {node.span.text}` to keep so many"
         self._complain(
-            "A308", f"{what} is true or false, and this is {found.form}", node.span, str(found.form), help=help_
+            "A308", f"{what} is true or false, and this is {finding.form}", node.span, str(finding.form), help=help_
         )
         return False
 
-    def integer(self, node: program.Expr, found: Finding, what: str) -> bool:
+    def integer(self, node: program.Expr, finding: Finding, what: str) -> bool:
         """Whether it is an integer; a complaint where not."""
-        if found.form.kind in ("int", "unknown"):
+        if finding.form.kind in ("int", "unknown"):
             return True
-        message = f"{what} needs an integer, and this is {found.form}"
-        self._complain("A309", message, node.span, str(found.form), help=_to_integer(found.form))
+        message = f"{what} needs an integer, and this is {finding.form}"
+        self._complain("A309", message, node.span, str(finding.form), help=_to_integer(finding.form))
         return False
 
-    def exact(self, node: program.Expr, found: Finding, what: str) -> bool:
+    def exact(self, node: program.Expr, finding: Finding, what: str) -> bool:
         """Whether it is no rounded number; a complaint where it is."""
-        if found.form.kind != "approximate":
+        if finding.form.kind != "approximate":
             return True
         help_ = "round it to an integer: `floor(…)` or `ceil(…)` of the whole formula"
         message = f"{what} is exact, and this number is rounded: it comes from sqrt, exp, log or a fractional power"
         self._complain("A401", message, node.span, "not exact", help=help_)
         return False
 
-    def _number(self, parent: program.Operation, node: program.Expr, found: Finding) -> bool:
-        if found.form.is_number:
+    def _number(self, parent: program.Operation, node: program.Expr, finding: Finding) -> bool:
+        if finding.form.is_number:
             return True
         name = parent.op if parent.op in EXACT_FUNCTIONS else WORD_OF[parent.op]
-        help_ = as_number(found.form, node.span.text)
-        if found.form == BOOL and parent.op in _EQUALITY:
+        help_ = as_number(finding.form, node.span.text)
+        if finding.form == BOOL and parent.op in _EQUALITY:
             help_ = "a condition is not compared with a number: write it alone, or `not` before it"
         self._complain(
-            "A310", f"`{name}` needs numbers, and this is {found.form}", node.span, str(found.form), help=help_
+            "A310", f"`{name}` needs numbers, and this is {finding.form}", node.span, str(finding.form), help=help_
         )
         return False
 
     # --- constants ---------------------------------------------------------------------------------------------------
 
-    def _constant(self, node: program.Operation, found: Sequence[Finding]) -> Finding | None:
-        values = [f.constant for f in found]
+    def _constant(self, node: program.Operation, findings: Sequence[Finding]) -> Finding | None:
+        values = [f.constant for f in findings]
         if node.op in ("and", "or"):
             return None
         if node.op in _DIVISIONS and values[1] == 0:
@@ -161,20 +161,22 @@ def _to_integer(form: ExprForm) -> str:
             return "take `floor(…)` or `ceil(…)` of it"
 
 
-def _each(node: program.Operation, found: Sequence[Finding], demand: Callable[[program.Expr, Finding], bool]) -> bool:
+def _each(
+    node: program.Operation, findings: Sequence[Finding], demand: Callable[[program.Expr, Finding], bool]
+) -> bool:
     """Whether every operand fulfils a demand; each is asked, so that each complains."""
-    return sum(not demand(operand, f) for operand, f in zip(node.operands, found, strict=True)) == 0
+    return sum(not demand(operand, f) for operand, f in zip(node.operands, findings, strict=True)) == 0
 
 
-def _join_all(found: Sequence[Finding]) -> ExprForm:
-    form = found[0].form
-    for other in found[1:]:
+def _join_all(findings: Sequence[Finding]) -> ExprForm:
+    form = findings[0].form
+    for other in findings[1:]:
         form = join(form, other.form) or UNKNOWN
     return form
 
 
-def _number_form(op: str, found: Sequence[Finding]) -> ExprForm:
-    joined = _join_all(found)
+def _number_form(op: str, findings: Sequence[Finding]) -> ExprForm:
+    joined = _join_all(findings)
     if op in ("floor", "ceil"):
         return INT
     if op in TRANSCENDENTAL:
@@ -182,7 +184,7 @@ def _number_form(op: str, found: Sequence[Finding]) -> ExprForm:
     if op == "div":
         return REAL if joined == INT else joined
     if op == "pow":
-        return _power_form(found[0].form, found[1])
+        return _power_form(findings[0].form, findings[1])
     return joined
 
 
@@ -192,9 +194,9 @@ def _power_form(base: ExprForm, exponent: Finding) -> ExprForm:
     return INT if base == INT and exponent.natural else REAL
 
 
-def _natural(op: str, found: Sequence[Finding]) -> bool:
+def _natural(op: str, findings: Sequence[Finding]) -> bool:
     """Whether the result is never negative, as far as the signs of the operands tell."""
-    signs = [f.natural for f in found]
+    signs = [f.natural for f in findings]
     match op:
         case "abs" | "isqrt" | "bitlen" | "sqrt" | "exp":
             return True

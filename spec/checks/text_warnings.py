@@ -105,13 +105,13 @@ def _declared_in(pattern: syntax.PatternDecl) -> Iterator[tuple[syntax.NameExpr,
 
 def _read(roots: tuple[object, ...]) -> set[str]:
     """Names that expressions and types have, without those that declare."""
-    found: set[str] = set()
+    result: set[str] = set()
     pending: list[object] = list(roots)
     while pending:
         node = pending.pop()
         match node:
             case syntax.NameExpr(id=name):
-                found.add(name)
+                result.add(name)
             case tuple():
                 pending.extend(node)
             case _ if is_dataclass(node) and not isinstance(node, Span):
@@ -122,4 +122,4 @@ def _read(roots: tuple[object, ...]) -> set[str]:
                 if isinstance(node, syntax.AttributeExpr | syntax.UseDecl):
                     hidden |= {"name", "names"}
                 pending.extend(getattr(node, f.name) for f in fields(node) if f.name not in hidden)
-    return found
+    return result

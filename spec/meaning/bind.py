@@ -163,9 +163,9 @@ def _check_requirements(bound: BoundProgram, report: DiagnosticList) -> None:
             report.error("A805", f"`{bound.program.name}` requires `{text}`", requirement.span, label, help=help_)
 
 
-def _with_values(bound: BoundProgram, requirement: program.Requirement, found: Diagnostic) -> Diagnostic:
+def _with_values(bound: BoundProgram, requirement: program.Requirement, diagnostic: Diagnostic) -> Diagnostic:
     listed = Label(requirement.span, _listed(bound, requirement))
-    return Diagnostic(found.code, found.message, found.primary, (listed,), found.help)
+    return Diagnostic(diagnostic.code, diagnostic.message, diagnostic.primary, (listed,), diagnostic.help)
 
 
 def _listed(bound: BoundProgram, requirement: program.Requirement) -> str:

@@ -18,7 +18,7 @@ from attnc.spec.meaning.token_layout import TokenLayout
 from attnc.spec.program import BoundProgram, Value
 from attnc.spec.source import Span
 
-__all__ = ["EvaluationError", "Evaluator", "constant_value", "mask", "visible"]
+__all__ = ["EvaluationError", "Evaluator", "constant_value"]
 
 MAX_CONSTANT_STEPS = 100_000
 """The same for an expression of parameters alone."""
@@ -393,10 +393,10 @@ class SequenceView:
 
     def tokens(self, unit: program.Unit, frame: EvaluationFrame) -> Sequence[int]:
         """Return a unit's members as positions of tokens, `BEYOND` for padded keys."""
-        found = self.members(unit, frame)
+        result = self.members(unit, frame)
         if unit.place == "q" or not self._call.program.pads:
-            return found
-        tokens = map(self.token, found)
+            return result
+        tokens = map(self.token, result)
         return [BEYOND if token is None else token for token in tokens]
 
     def units(self, unit: program.Unit, frame: EvaluationFrame) -> Mapping[Result, Sequence[int]]:
@@ -510,11 +510,6 @@ class ParametersAlone:
         _check_steps(self._steps, MAX_CONSTANT_STEPS, span)
 
 
-def _number(value: Result) -> float:
-    assert not isinstance(value, tuple)
-    return float(value)
-
-
 def _check_steps(steps: int, limit: int, span: Span) -> None:
     if steps > limit:
         raise EvaluationError("A908", f"this takes more than {limit} steps", span, "make the ranges shorter")
@@ -523,39 +518,3 @@ def _check_steps(steps: int, limit: int, span: Span) -> None:
 def constant_value(bound: BoundProgram, node: program.Expr) -> Result:
     """The value of an expression of parameters alone. Raises `EvaluationError` where it has none."""
     return Meanings(bound.program, bound.values).of(node)(EvaluationFrame(ParametersAlone(bound.lengths), {}, 0, 0))
-
-
-def visible(
-    bound: BoundProgram,
-    *,
-    q: int,
-    k: int,
-    queries: int,
-    keys: int,
-    heads: int = 1,
-    kv_heads: int = 1,
-    head: int = 0,
-    batch: int = 0,
-    inputs: Mapping[str, object] | None = None,
-    **sizes: int,
-) -> bool:
-    """Whether the query of row `q` sees key `k`; see `Evaluator`."""
-    call = Evaluator(bound, queries=queries, keys=keys, heads=heads, kv_heads=kv_heads, inputs=inputs, **sizes)
-    return call.visible(q, k, head=head, batch=batch)
-
-
-def mask(
-    bound: BoundProgram,
-    *,
-    queries: int,
-    keys: int,
-    heads: int = 1,
-    kv_heads: int = 1,
-    head: int = 0,
-    batch: int = 0,
-    inputs: Mapping[str, object] | None = None,
-    **sizes: int,
-) -> list[list[bool]]:
-    """`visible` for every row and key; see `Evaluator`."""
-    call = Evaluator(bound, queries=queries, keys=keys, heads=heads, kv_heads=kv_heads, inputs=inputs, **sizes)
-    return call.mask(head=head, batch=batch)

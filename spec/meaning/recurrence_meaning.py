@@ -52,17 +52,17 @@ class RecurrentRuns:
         `begun`: the states before the first token. Each document begins anew.
         """
         outs: dict[int, tuple[float, ...]] = {}
-        states = self._start(batch, head) if begun is None else self._given(begun)
+        states = self._start() if begun is None else self._given(begun)
         for number, view in enumerate(self._call.views(batch)):
             if number:
-                states = self._start(batch, head)
+                states = self._start()
             for position in self._order(view, batch, head):
                 out, states = self._token(view, position, batch, head, states)
                 outs[view.first_row + position] = out
         final = {state.name: array.entries for state, array in states.items()}
         return [outs[row] for row in sorted(outs)], final
 
-    def _start(self, batch: int, head: int) -> dict[program.StateClause, Array]:
+    def _start(self) -> dict[program.StateClause, Array]:
         return {state: Array(state.dims, self._filled(state.dims, state)) for state in self._recurrence.states}
 
     def _filled(self, dims: Sequence[Dim], state: program.StateClause) -> Any:
@@ -98,7 +98,7 @@ class RecurrentRuns:
         reset = self._recurrence.reset
         own = dict(states)
         if reset is not None and self._call.meanings.of(reset)(frame):
-            own = self._start(batch, head)
+            own = self._start()
         line = _TokenLines(self._call, frame, own, dict(self._bound))
         out: tuple[float, ...] | None = None
         for item in self._recurrence.lines:
@@ -167,11 +167,11 @@ class _TokenLines:
         if isinstance(node, program.Vector):
             return Array(("dv" if node.tensor == "v" else "dk",), cast("tuple[float, ...]", self._leaf(node)))
         indices = [cast("int", self.of(index)) for index in node.indices]
-        found = self.frame.around.element(node, indices, self.frame.head, self.frame.batch)
-        if not isinstance(found, tuple):
-            return found
+        result = self.frame.around.element(node, indices, self.frame.head, self.frame.batch)
+        if not isinstance(result, tuple):
+            return result
         implied = sum(dim in ("batch", "head", "kv_head") for dim in node.input.type.dims)
-        return Array(node.input.type.dims[implied + len(indices) :], found)
+        return Array(node.input.type.dims[implied + len(indices) :], result)
 
     def _item(self, node: program.Item) -> Found:
         table, index = self.of(node.table), cast("int", self.of(node.index))
@@ -288,11 +288,11 @@ def _mapped(function: Callable[..., Any], depth: int, values: Sequence[Any]) -> 
 
 
 def _sizes(array: Array) -> list[int]:
-    found, entries = [], array.entries
+    result, entries = [], array.entries
     for _ in array.axes:
-        found.append(len(entries))
+        result.append(len(entries))
         entries = entries[0] if entries else ()
-    return found
+    return result
 
 
 def _at(entries: Any, places: Sequence[int]) -> Any:

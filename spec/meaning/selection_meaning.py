@@ -175,8 +175,8 @@ class CandidateRow(AttentionRow):
         """`rank`, `mass` or `score` of a frame's candidate."""
         place = self.name_of(frame)
         if name == "score":
-            found: float = self.scores[place]
-            return found
+            result: float = self.scores[place]
+            return result
         rank, mass = self.ranks[place]
         return rank if name == "rank" else mass
 

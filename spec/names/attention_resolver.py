@@ -140,10 +140,10 @@ class Clauses:
         return unit
 
     def _range(self, binder: syntax.Binder, *, is_key: bool, by_query: bool = False) -> program.KeyRange | None:
-        found = self._ends(binder, by_query=by_query)
-        symbol = None if found is None else RangeSymbol(binder.name.span, found.binder, is_key)
+        result = self._ends(binder, by_query=by_query)
+        symbol = None if result is None else RangeSymbol(binder.name.span, result.binder, is_key)
         self._declare(binder.name, SilentSymbol(binder.name.span) if symbol is None else symbol)
-        return found
+        return result
 
     def _ends(self, binder: syntax.Binder, *, by_query: bool = False) -> program.KeyRange | None:
         """A name with a range that is the same for all tokens, or for those that a query may choose."""
@@ -152,16 +152,16 @@ class Clauses:
             help_ = "give it a range: `l in 0 .. depth`; or make it a unit: `b = k // block`"
             self._report.error("A210", f"`{binder.name.id}` runs over nothing", span, "over what?", help=help_)
             return None
-        found = self.range(binder)
-        places = self._resolver.measures.of(found.high).places | self._resolver.measures.of(found.low).places
+        result = self.range(binder)
+        places = self._resolver.measures.of(result.high).places | self._resolver.measures.of(result.low).places
         if by_query and places & {"q", "k"} == {"q"}:
-            return replace(found, by_query=True)
+            return replace(result, by_query=True)
         if places & {"q", "k"}:
             unit = f"{binder.name.id} = {binder.domain.span.text}"
             help_ = f"a unit is written with `=`: `{unit}`; a range is the same for all queries"
             self._report.error("A406", "a range that differs from token to token", binder.span, help=help_)
             return None
-        return found
+        return result
 
     def range(self, item: syntax.LoopVariable) -> program.KeyRange:
         """A name with its range."""
@@ -183,18 +183,18 @@ class Clauses:
         return None
 
     def _weights(self) -> program.SoftmaxClause | program.Expr | None:
-        found = self._one("weights", "float")
-        if isinstance(found, program.SoftmaxShare) and found.score is None:
-            return program.SoftmaxClause(found.span, found.extra)
-        return found
+        result = self._one("weights", "float")
+        if isinstance(result, program.SoftmaxShare) and result.score is None:
+            return program.SoftmaxClause(result.span, result.extra)
+        return result
 
     def _resolve(self, value: syntax.Expr, world: World) -> program.Expr:
-        found = self._resolver.resolve(value, self._names, world=world)
-        excess = self._resolver.measures.excess(found)
+        result = self._resolver.resolve(value, self._names, world=world)
+        excess = self._resolver.measures.excess(result)
         if excess:
             self._report.error("A507", f"this line {excess.message}", value.span, help=excess.help)
             return program.Literal(value.span, True) if world == "exact" else program.ScaleRead(value.span)
-        return found
+        return result
 
     def _lines(self, kind: type[_T], word: str) -> Iterable[_T]:
         found = (s for s in self._statements if s.word.id == word)

@@ -68,10 +68,10 @@ def _refuse(circle: list[str], by_name: dict[str, Stage], report: DiagnosticList
 
 
 def _read(roots: Iterable[program.Expr]) -> set[str]:
-    found = set()
+    result = set()
     for node in below(roots):
         if isinstance(node, program.BranchRead):
-            found.add(node.branch)
+            result.add(node.branch)
         elif isinstance(node, program.SelectedTest | program.SelectedCount):
-            found.add(node.selection)
-    return found
+            result.add(node.selection)
+    return result

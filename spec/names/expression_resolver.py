@@ -127,7 +127,7 @@ class Resolver:
     def _as_units(self, source: DefinitionSource) -> set[program.Binder]:
         """The parameters that stand where a unit may."""
         own = {binder.name: binder for binder in source.parameters}
-        found: set[program.Binder] = set()
+        binders: set[program.Binder] = set()
         for node in walk(source.body) if own else ():
             places: list[object] = [node.base] if isinstance(node, syntax.AttributeExpr) else []
             places += [r.domain for r in node.each.runnings] if isinstance(node, syntax.AggregateExpr) else []
@@ -135,8 +135,8 @@ class Resolver:
                 symbol = source.names.get(node.function.id)
                 if isinstance(symbol, DefinitionSymbol) and self.takes_units(symbol.source):
                     places += [argument.value for argument in node.arguments]
-            found |= {own[name.id] for name in places if isinstance(name, syntax.NameExpr) and name.id in own}
-        return found
+            binders |= {own[name.id] for name in places if isinstance(name, syntax.NameExpr) and name.id in own}
+        return binders
 
     def is_used(self, source: DefinitionSource) -> bool:
         """Whether it has been read in some world."""

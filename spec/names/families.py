@@ -11,10 +11,10 @@ from attnc.spec.source import Span
 
 def family_of(block: syntax.BlockStatement, report: DiagnosticList) -> syntax.LoopVariable | None:
     """The name and the range of a family of branches; None where there is one branch, or after a complaint."""
-    found = family_names(block, report)
-    if len(found) > 1:
-        _refuse(block, found[0], report)
-    return found[0] if len(found) == 1 else None
+    loop_variables = family_names(block, report)
+    if len(loop_variables) > 1:
+        _refuse(block, loop_variables[0], report)
+    return loop_variables[0] if len(loop_variables) == 1 else None
 
 
 def family_names(block: syntax.BlockStatement, report: DiagnosticList) -> tuple[syntax.LoopVariable, ...]:
@@ -72,8 +72,8 @@ def number_in(span: Span, parts: Sequence[program.KeyRange], places: Sequence[pr
     inside: list[program.Expr] = []
     for part, place in zip(parts, places, strict=True):
         size = program.Operation(span, "sub", (part.high, part.low))
-        own = program.Operation(span, "sub", (place, part.low))
-        number = program.Operation(span, "add", (program.Operation(span, "mul", (number, size)), own))
+        operation = program.Operation(span, "sub", (place, part.low))
+        number = program.Operation(span, "add", (program.Operation(span, "mul", (number, size)), operation))
         inside.append(program.Operation(span, "le", (part.low, place)))
         inside.append(program.Operation(span, "lt", (place, part.high)))
     outside = program.Literal(span, -1)

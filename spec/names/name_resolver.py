@@ -205,9 +205,9 @@ class NameResolver:
     def _place(self, node: syntax.NameExpr) -> program.Expr:  # noqa: C901  one case a kind
         name, span = node.id, node.span
         if self._resolver.surroundings.recurrent:
-            own = self._of_token(node)
-            if own is not None:
-                return own
+            result = self._of_token(node)
+            if result is not None:
+                return result
         chosen = self._of_selection(node)
         if chosen is not None:
             return chosen
@@ -315,10 +315,10 @@ class NameResolver:
             return self.refuse("A206", f"`{symbol.name}` is a family of branches", span, help_, "which one?")
         member = rest.pop(0) if symbol.is_family else None
         at = rest.pop(0) if rest else None
-        found: program.Expr = program.BranchRead(span, symbol.name, "out", member, at)
+        result: program.Expr = program.BranchRead(span, symbol.name, "out", member, at)
         for index in rest:
-            found = program.Item(span, found, index)
-        return found
+            result = program.Item(span, result, index)
+        return result
 
     def read(self, span: Span, tensor: program.Input, indices: tuple[program.Expr, ...]) -> program.Expr:
         """An element of an input; complains about a wrong number of indices."""

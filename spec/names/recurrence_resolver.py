@@ -172,12 +172,12 @@ class RecurrenceResolver:
     def _resolved(
         self, value: syntax.Expr, world: World, names: MutableMapping[str, Symbol] | None = None
     ) -> program.Expr:
-        found = self._resolver.resolve(value, self._names if names is None else names, world=world)
-        excess = self._resolver.measures.excess(found)
+        result = self._resolver.resolve(value, self._names if names is None else names, world=world)
+        excess = self._resolver.measures.excess(result)
         if excess:
             self._report.error("A507", f"this line {excess.message}", value.span, help=excess.help)
             return program.Literal(value.span, 0)
-        return found
+        return result
 
     def _clause(self, word: str) -> program.Expr | None:
         for item in self._statements:

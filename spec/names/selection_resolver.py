@@ -175,13 +175,13 @@ class SelectResolver:
         for clause in (s for s in self._statements if isinstance(s, syntax.ClauseStatement) and s.word.id == word):
             around.selecting = Selecting(part, self._key)
             try:
-                found = self._resolver.resolve(clause.value, self._names, world=world)
+                result = self._resolver.resolve(clause.value, self._names, world=world)
             finally:
                 around.selecting = None
-            excess = self._resolver.measures.excess(found)
+            excess = self._resolver.measures.excess(result)
             if excess:
                 self._report.error("A507", f"this line {excess.message}", clause.value.span, help=excess.help)
-            return found
+            return result
         return None
 
     def _lines(self, word: str) -> list[syntax.BinderClause]:
@@ -202,14 +202,14 @@ class SelectResolver:
             for binder in self._block.binders:
                 declare(self._report, self._own, self._outer, binder.name, SilentSymbol(binder.name.span))
             return None
-        found = ranges[0]
+        result = ranges[0]
         symbols: list[Symbol] = [RangeSymbol(ranges[0].binder.span, ranges[0].binder)]
         if len(ranges) > 1:
-            found, names = joined(self.name.span, ranges)
+            result, names = joined(self.name.span, ranges)
             symbols = [PartSymbol(own.span, own) for own in names]
         for binder, symbol in zip(self._block.binders, symbols, strict=True):
             declare(self._report, self._own, self._outer, binder.name, symbol)
-        return found
+        return result
 
     def _check_statements(self) -> None:
         first: dict[str, syntax.Statement] = {}

@@ -90,9 +90,9 @@ class SetResolver(NameResolver):
             help_ = f"number its places: `over n in 0 .. count` and `covers` in `{symbol.name}`"
             self.refuse("A703", "a `for` over chosen units is not supported yet", binder.span, help_)
             return None
-        found = SelectedPlace(selection, over, binder, self._which(domain, symbol), symbol.by_query)
-        self._resolver.surroundings.places[binder] = found
-        return found
+        selected_place = SelectedPlace(selection, over, binder, self._which(domain, symbol), symbol.by_query)
+        self._resolver.surroundings.places[binder] = selected_place
+        return selected_place
 
     def _which(self, node: syntax.Expr, symbol: SelectionSymbol) -> program.Expr | None:
         """The member of a family that is meant."""

@@ -76,9 +76,9 @@ class StatefulBranch:
         running = family_of(self._block, self._report)
         if running is None:
             return None
-        found = range_of(running, lambda end: self._resolver.resolve(end, self._names, world="exact"))
-        self._declare(running.name, RangeSymbol(running.name.span, found.binder))
-        return found
+        key_range = range_of(running, lambda end: self._resolver.resolve(end, self._names, world="exact"))
+        self._declare(running.name, RangeSymbol(running.name.span, key_range.binder))
+        return key_range
 
     def spare(self) -> list[DefinitionSource]:
         """Lets that may be unused: they are read with the lines, or not at all."""

@@ -17,7 +17,6 @@ def resolve_unit(
     names: Mapping[str, Symbol],
     resolver: Resolver,
     report: DiagnosticList,
-    example: str = EXAMPLE,
 ) -> program.Unit | None:
     """The unit; None, and a report, where it is not one of queries alone or of keys alone."""
     faults = len(report.diagnostics)
@@ -28,7 +27,7 @@ def resolve_unit(
     if len(places) != 1:
         both = "both a query and a key" if places else "neither a query nor a key"
         message = f"a unit is a set of queries or of keys, and this depends on {both}"
-        report.error("A221", message, binder.value.span, "no unit", help=f"units are written {example}")
+        report.error("A221", message, binder.value.span, "no unit", help=f"units are written {EXAMPLE}")
         return None
     place: program.PlaceName = "q" if "q" in places else "k"
     return program.Unit(binder.span, program.Binder(binder.name.span, binder.name.id), place, value)

@@ -26,14 +26,14 @@ class Worlds:
         self, expression: syntax.Expr, names: Mapping[str, Symbol], world: World
     ) -> dict[DefinitionSource, set[World]]:
         """The worlds in which an expression uses each definition, through others too."""
-        found: dict[DefinitionSource, set[World]] = {}
+        result: dict[DefinitionSource, set[World]] = {}
         stack: list[Part] = [(expression, names, world)]
         while stack:
             for source, used_in in self._uses(*stack.pop()):
-                if used_in not in found.setdefault(source, set()):
-                    found[source].add(used_in)
+                if used_in not in result.setdefault(source, set()):
+                    result[source].add(used_in)
                     stack.append((source.body, source.names, used_in))
-        return found
+        return result
 
     def _uses(
         self, expression: syntax.Expr, names: Mapping[str, Symbol], world: World

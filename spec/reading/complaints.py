@@ -38,10 +38,10 @@ _LINE_HEAD = re.compile(r"\n *([A-Za-z_]\w*)")
 _ITEMS = frozenset({"USE", "DEF", "PATTERN"})
 
 
-def complain(found: ParseStop) -> Fault:
+def complain(stop: ParseStop) -> Fault:
     """The fault to show for a place where the parser stopped."""
     for rule in _RULES:
-        fault = rule(found)
+        fault = rule(stop)
         if fault:
             return fault
     raise AssertionError("the last rule always speaks")
@@ -50,10 +50,10 @@ def complain(found: ParseStop) -> Fault:
 # --- brackets and layout ---------------------------------------------------------------------------------------------
 
 
-def _open_bracket(found: ParseStop) -> Fault | None:
+def _open_bracket(stop: ParseStop) -> Fault | None:
     """A bracket of an earlier line is still open, and a statement seems to have begun since."""
     opened: list[int] = []
-    for match in _SKIPPED_OR_BRACKET.finditer(found.text, 0, found.start):
+    for match in _SKIPPED_OR_BRACKET.finditer(stop.text, 0, stop.start):
         if match.group() in "([":
             opened.append(match.start())
         elif match.group() in ")]" and opened:
@@ -61,11 +61,11 @@ def _open_bracket(found: ParseStop) -> Fault | None:
     if not opened:
         return None
     start = opened[-1]
-    if found.at_line_end:
-        return unclosed(start, found.text[start])
-    for at, word in _line_heads(found.text, start, found.end):
+    if stop.at_line_end:
+        return unclosed(start, stop.text[start])
+    for at, word in _line_heads(stop.text, start, stop.end):
         if word in STATEMENT_WORDS:
-            return unclosed(start, found.text[start], (at, at + len(word), "the next statement starts here"))
+            return unclosed(start, stop.text[start], (at, at + len(word), "the next statement starts here"))
     return None
 
 
@@ -74,10 +74,10 @@ def _line_heads(text: str, start: int, end: int) -> Iterator[tuple[int, str]]:
         yield match.start(1), match.group(1)
 
 
-def _body_missing(found: ParseStop) -> Fault | None:
-    if found.expected != {"_INDENT"}:
+def _body_missing(stop: ParseStop) -> Fault | None:
+    if stop.expected != {"_INDENT"}:
         return None
-    *_, heading = _HEADINGS.finditer(found.text, 0, found.last_end)
+    *_, heading = _HEADINGS.finditer(stop.text, 0, stop.last_end)
     words = heading.group(1).rstrip()
     name = re.split(r"[(\[]", words)[0].strip()
     start = heading.start(1)
@@ -87,251 +87,251 @@ def _body_missing(found: ParseStop) -> Fault | None:
     return Fault("A115", f"`{name}` has no body", start, start + len(words), help=remedy)
 
 
-def _indentation(found: ParseStop) -> Fault | None:
-    if found.kind != "_INDENT":
+def _indentation(stop: ParseStop) -> Fault | None:
+    if stop.kind != "_INDENT":
         return None
-    start = found.text.rfind("\n", 0, found.start) + 1
+    start = stop.text.rfind("\n", 0, stop.start) + 1
     return Fault(
         "A105",
         "this line is indented, but the line above it opens no body",
         start,
-        max(found.start, start + 1),
+        max(stop.start, start + 1),
         help="start it in the same column as the line above; a long expression goes on inside brackets",
     )
 
 
-def _lambda(found: ParseStop) -> Fault | None:
-    match = re.search(r"\blambda\b", found.before)
+def _lambda(stop: ParseStop) -> Fault | None:
+    match = re.search(r"\blambda\b", stop.before)
     if not match:
         return None
-    start = found.line_start + match.start()
+    start = stop.line_start + match.start()
     message = "the language has no `lambda`"
     return Fault("A107", message, start, start + len("lambda"), help="give the function a name: `let f(x) = …`")
 
 
-def _colon(found: ParseStop) -> Fault | None:
-    if found.token != ":":
+def _colon(stop: ParseStop) -> Fault | None:
+    if stop.token != ":":
         return None
-    if _HEADINGS.match(found.text, found.line_start) and not found.wants_operand:
-        message, remedy = f"a `{found.head}` line ends without a colon", "remove it; the indentation opens the body"
-        if found.head == "def" and found.rest:
+    if _HEADINGS.match(stop.text, stop.line_start) and not stop.wants_operand:
+        message, remedy = f"a `{stop.head}` line ends without a colon", "remove it; the indentation opens the body"
+        if stop.head == "def" and stop.rest:
             remedy = "write `=` for it: `def f(x) = …`"
-    elif re.search(r"\[[^\]]*$", found.before):
+    elif re.search(r"\[[^\]]*$", stop.before):
         message, remedy = "there are no slices", "write a range with `..`, as in `sum(x[j] for j in a .. b)`"
-    elif found.head == "let" and not found.wants_operator:
-        what = "a parameter of a `let`" if "(" in found.before else "a `let`"
+    elif stop.head == "let" and not stop.wants_operator:
+        what = "a parameter of a `let`" if "(" in stop.before else "a `let`"
         message, remedy = f"{what} has no type", "leave the type out: it is what the expression is"
-    elif found.expected >= {"COMMA", "RPAR"} and _WORD.fullmatch(found.last):
-        message, remedy = "no `:` can stand here", f"an argument is given by its name with `=`: `{found.last} = …`"
+    elif stop.expected >= {"COMMA", "RPAR"} and _WORD.fullmatch(stop.last):
+        message, remedy = "no `:` can stand here", f"an argument is given by its name with `=`: `{stop.last} = …`"
     else:
         message = "no `:` can stand here"
-        remedy = "a `:` stands between a name and its type or range" if found.rest else "remove it"
-    return found.fault("A116", message, help=remedy)
+        remedy = "a `:` stands between a name and its type or range" if stop.rest else "remove it"
+    return stop.fault("A116", message, help=remedy)
 
 
 # --- the first word of a line ----------------------------------------------------------------------------------------
 
 
-def _misplaced(found: ParseStop) -> Fault | None:
+def _misplaced(stop: ParseStop) -> Fault | None:
     """A known statement in the wrong place."""
-    if found.wants_item and not found.wants_statement and found.kind in _STATEMENTS:
+    if stop.wants_item and not stop.wants_statement and stop.kind in _STATEMENTS:
         remedy = "indent it under a `pattern` or `recurrence` line"
-        if found.token == "from":
+        if stop.token == "from":
             remedy = "to bring names from another file, write `use windows (shifted)`"
-        return found.fault("A108", f"`{found.token}` stands outside a pattern", help=remedy)
-    if found.wants_statement and found.kind in _ITEMS:
+        return stop.fault("A108", f"`{stop.token}` stands outside a pattern", help=remedy)
+    if stop.wants_statement and stop.kind in _ITEMS:
         remedy = "start it in the first column"
-        if found.token == "def":
+        if stop.token == "def":
             remedy += ", or write `let f(x) = …` here"
-        return found.fault("A108", f"`{found.token}` cannot stand inside a body", help=remedy)
-    if found.kind == "TEXT" and (found.wants_statement or found.wants_item):
-        return found.fault("A120", "a docstring must come first in its body", help="use a comment: `# …`")
+        return stop.fault("A108", f"`{stop.token}` cannot stand inside a body", help=remedy)
+    if stop.kind == "TEXT" and (stop.wants_statement or stop.wants_item):
+        return stop.fault("A120", "a docstring must come first in its body", help="use a comment: `# …`")
     return None
 
 
-def _unknown_word(found: ParseStop) -> Fault | None:
-    if not (found.wants_statement or found.wants_item):
+def _unknown_word(stop: ParseStop) -> Fault | None:
+    if not (stop.wants_statement or stop.wants_item):
         return None
-    words = BODY_WORDS if found.wants_statement else FILE_WORDS
-    place = "a line of a body" if found.wants_statement else "a line at file level"
-    if found.kind == "NAME":
-        message = f"unknown word `{found.token}` at the start of a line"
-        return found.fault("A101", message, help=_meant_word(found, words))
-    message = f"{place} starts with a word, not with {found_phrase(found.kind, found.token)}"
-    usual = "start it with a word such as " + ("`let`, `visible`" if found.wants_statement else "`pattern`, `def`")
-    return found.fault("A101", message, help=FOREIGN_OPENINGS.get(found.token, usual))
+    words = BODY_WORDS if stop.wants_statement else FILE_WORDS
+    place = "a line of a body" if stop.wants_statement else "a line at file level"
+    if stop.kind == "NAME":
+        message = f"unknown word `{stop.token}` at the start of a line"
+        return stop.fault("A101", message, help=_meant_word(stop, words))
+    message = f"{place} starts with a word, not with {found_phrase(stop.kind, stop.token)}"
+    usual = "start it with a word such as " + ("`let`, `visible`" if stop.wants_statement else "`pattern`, `def`")
+    return stop.fault("A101", message, help=FOREIGN_OPENINGS.get(stop.token, usual))
 
 
-def _meant_word(found: ParseStop, words: tuple[str, ...]) -> str:
-    close = get_close_matches(found.token, words, 1, 0.7)
-    meant = close[0] if close else FOREIGN_WORDS.get(found.token.lower(), "")
+def _meant_word(stop: ParseStop, words: tuple[str, ...]) -> str:
+    close = get_close_matches(stop.token, words, 1, 0.7)
+    meant = close[0] if close else FOREIGN_WORDS.get(stop.token.lower(), "")
     if meant in words:
         return f"did you mean `{meant}`?"
-    if found.token in FOREIGN_OPENINGS:
-        return FOREIGN_OPENINGS[found.token]
-    if re.match(r" *(\([^)\n]*\) *)?=(?!=)", found.text[found.end :]):
-        return f"to name an expression, write `let {found.token} = …`; to update a state, `step {found.token} = …`"
-    if found.wants_statement and _heading(found).startswith("def"):
+    if stop.token in FOREIGN_OPENINGS:
+        return FOREIGN_OPENINGS[stop.token]
+    if re.match(r" *(\([^)\n]*\) *)?=(?!=)", stop.text[stop.end :]):
+        return f"to name an expression, write `let {stop.token} = …`; to update a state, `step {stop.token} = …`"
+    if stop.wants_statement and _heading(stop).startswith("def"):
         return "the body of a `def` holds `let` lines and ends with `return …`"
-    if found.wants_statement and re.search(r"[<>]|[=!]=", found.rest):
-        condition = found.line if len(found.line) <= 60 else f"{found.token} …"
+    if stop.wants_statement and re.search(r"[<>]|[=!]=", stop.rest):
+        condition = stop.line if len(stop.line) <= 60 else f"{stop.token} …"
         return f"a condition stands after a word: `visible {condition}`"
-    listed = PATTERN_WORDS if found.wants_statement else FILE_WORDS
+    listed = PATTERN_WORDS if stop.wants_statement else FILE_WORDS
     return "lines start with " + ", ".join(f"`{word}`" for word in listed)
 
 
-def _heading(found: ParseStop) -> str:
+def _heading(stop: ParseStop) -> str:
     """The last line before that opens a body."""
-    *_, heading = _HEADINGS.finditer(found.text, 0, found.start)
+    *_, heading = _HEADINGS.finditer(stop.text, 0, stop.start)
     return heading.group(1)
 
 
 # --- characters and operators ----------------------------------------------------------------------------------------
 
 
-def _foreign_operator(found: ParseStop) -> Fault | None:
+def _foreign_operator(stop: ParseStop) -> Fault | None:
     """An operator of another language, which may start before the place where the parser stopped."""
-    for start in (found.start - 2, found.start - 1, found.start):
+    for start in (stop.start - 2, stop.start - 1, stop.start):
         for size in (3, 2, 1):
-            written = found.text[start : start + size] if start >= 0 else ""
-            stray = start + size > found.start and written in FOREIGN_OPERATORS
-            if stray and (found.kind == "" or len(written) > 1):
+            written = stop.text[start : start + size] if start >= 0 else ""
+            stray = start + size > stop.start and written in FOREIGN_OPERATORS
+            if stray and (stop.kind == "" or len(written) > 1):
                 message = f"`{written}` is not an operator of the language"
                 return Fault("A107", message, start, start + size, help=FOREIGN_OPERATORS[written])
     return None
 
 
-def _stray_character(found: ParseStop) -> Fault | None:
-    if found.kind:
+def _stray_character(stop: ParseStop) -> Fault | None:
+    if stop.kind:
         return None
-    if found.token == '"':
-        return found.fault("A114", "this text is never closed", help='end it with `"""`, or with `"` on the same line')
-    remedy = FOREIGN_CHARACTERS.get(found.token, "remove it")
-    if found.token == ";" and "COMMA" in found.expected:
+    if stop.token == '"':
+        return stop.fault("A114", "this text is never closed", help='end it with `"""`, or with `"` on the same line')
+    remedy = FOREIGN_CHARACTERS.get(stop.token, "remove it")
+    if stop.token == ";" and "COMMA" in stop.expected:
         remedy = "values and parameters are separated by `,`"
-    elif found.token == "{" and _HEADINGS.match(found.text, found.line_start):
+    elif stop.token == "{" and _HEADINGS.match(stop.text, stop.line_start):
         remedy = "remove it; the indentation opens the body"
-    shown = f"`{found.token}`"
-    if not found.token.isascii():  # what a terminal shows may be another character
-        code = f"U+{ord(found.token):04X}"
-        shown = code if found.token.isspace() or not found.token.isprintable() else f"{shown} ({code})"
-    elif found.token.isspace() or not found.token.isprintable():
-        shown = f"U+{ord(found.token):04X}"
-    return found.fault("A113", f"{shown} is not a character of the language", help=remedy)
+    shown = f"`{stop.token}`"
+    if not stop.token.isascii():  # what a terminal shows may be another character
+        code = f"U+{ord(stop.token):04X}"
+        shown = code if stop.token.isspace() or not stop.token.isprintable() else f"{shown} ({code})"
+    elif stop.token.isspace() or not stop.token.isprintable():
+        shown = f"U+{ord(stop.token):04X}"
+    return stop.fault("A113", f"{shown} is not a character of the language", help=remedy)
 
 
-def _equal(found: ParseStop) -> Fault | None:
-    if found.token != "=" or not found.wants_operator:
+def _equal(stop: ParseStop) -> Fault | None:
+    if stop.token != "=" or not stop.wants_operator:
         return None
-    return found.fault("A106", "`=` gives a name to something; it does not compare", help="to compare, write `==`")
+    return stop.fault("A106", "`=` gives a name to something; it does not compare", help="to compare, write `==`")
 
 
 # --- numbers and ranges ----------------------------------------------------------------------------------------------
 
 
-def _number(found: ParseStop) -> Fault | None:
+def _number(stop: ParseStop) -> Fault | None:
     """`2x`, `1_000`, `0x10`, `.5`, `5.`"""
-    if found.kind == "DOT" and found.wants_operand:
-        return _point(found)
-    written = re.search(r"[0-9][0-9.eE]*\.?$", found.before)
-    if not written or re.search(r"\w$", found.before[: written.start()]):
+    if stop.kind == "DOT" and stop.wants_operand:
+        return _point(stop)
+    written = re.search(r"[0-9][0-9.eE]*\.?$", stop.before)
+    if not written or re.search(r"\w$", stop.before[: written.start()]):
         return None
-    start = found.line_start + written.start()
-    if written.group().endswith(".") and not found.wants_operand:
+    start = stop.line_start + written.start()
+    if written.group().endswith(".") and not stop.wants_operand:
         if written.group().count(".") > 1:
-            return Fault("A117", "a number has one point", start, found.start, help="remove what is too much")
+            return Fault("A117", "a number has one point", start, stop.start, help="remove what is too much")
         remedy = f"write `{written.group()}0`" if written.group()[:-1].isdigit() else "remove the point"
-        return Fault("A117", "a number cannot end in a point", start, found.start, help=remedy)
-    if not _WORD.match(found.token) or written.end() != len(found.before) or found.token in RESERVED:
+        return Fault("A117", "a number cannot end in a point", start, stop.start, help=remedy)
+    if not _WORD.match(stop.token) or written.end() != len(stop.before) or stop.token in RESERVED:
         return None
-    return _number_and_letters(found, start)
+    return _number_and_letters(stop, start)
 
 
-def _number_and_letters(found: ParseStop, start: int) -> Fault:
-    written = found.text[start : found.end]
+def _number_and_letters(stop: ParseStop, start: int) -> Fault:
+    written = stop.text[start : stop.end]
     message = f"{found_phrase('', written)} is neither a number nor a name"
     if re.fullmatch(r"[0-9_]+", written):
         remedy = f"write `{written.replace('_', '')}`"
     elif re.fullmatch(r"0[xX][0-9a-fA-F]+|0[oO][0-7]+|0[bB][01]+", written):
         remedy = f"numbers are written in decimal: `{int(written, 0)}`"
     else:
-        remedy = f"a product needs its sign: `{found.text[start : found.start]} * {found.token}`"
-    return Fault("A117", message, start, found.end, help=remedy)
+        remedy = f"a product needs its sign: `{stop.text[start : stop.start]} * {stop.token}`"
+    return Fault("A117", message, start, stop.end, help=remedy)
 
 
-def _point(found: ParseStop) -> Fault:
-    digits = re.match(r"\.([0-9]+)", found.text[found.start : found.start + 50])
+def _point(stop: ParseStop) -> Fault:
+    digits = re.match(r"\.([0-9]+)", stop.text[stop.start : stop.start + 50])
     if digits:
-        end = found.start + digits.end()
+        end = stop.start + digits.end()
         message, remedy = "a number cannot start with a point", f"write `0{digits.group()}`"
-        return Fault("A117", message, found.start, end, help=remedy)
-    return found.fault("A102", "nothing stands before this point", help="write whose coordinate it is, such as `q.y`")
+        return Fault("A117", message, stop.start, end, help=remedy)
+    return stop.fault("A102", "nothing stands before this point", help="write whose coordinate it is, such as `q.y`")
 
 
-def _range(found: ParseStop) -> Fault | None:
-    if found.kind != "DOTS":
+def _range(stop: ParseStop) -> Fault | None:
+    if stop.kind != "DOTS":
         return None
     message = "a range stands only after the `in` of `for`, `over` or `per`, or after `:`"
-    return found.fault("A118", message, help="to compare with a range, write `low <= x < high`")
+    return stop.fault("A118", message, help="to compare with a range, write `low <= x < high`")
 
 
 # --- inside expressions ----------------------------------------------------------------------------------------------
 
 
-def _goes_on(found: ParseStop) -> Fault | None:
+def _goes_on(stop: ParseStop) -> Fault | None:
     """An expression is complete, and something follows that does not go with it."""
-    if not found.wants_operator or found.at_line_end:
+    if not stop.wants_operator or stop.at_line_end:
         return None
-    shown = found_phrase(found.kind, found.token)
-    remedy = _meant_operator(found)
-    if "_NL" in found.expected:
+    shown = found_phrase(stop.kind, stop.token)
+    remedy = _meant_operator(stop)
+    if "_NL" in stop.expected:
         message = f"expected an operator or the end of the line, found {shown}"
-        return found.fault("A112", message, help=remedy)
-    wanted = choices(found.expected & {"RPAR", "RSQB", "COMMA", "ELSE", "FOR"})
-    return found.fault("A100", f"expected an operator{', ' if wanted else ''}{wanted}, found {shown}", help=remedy)
+        return stop.fault("A112", message, help=remedy)
+    wanted = choices(stop.expected & {"RPAR", "RSQB", "COMMA", "ELSE", "FOR"})
+    return stop.fault("A100", f"expected an operator{', ' if wanted else ''}{wanted}, found {shown}", help=remedy)
 
 
-def _meant_operator(found: ParseStop) -> str:
-    if found.kind == "NAME":
-        word = found.token.lower()
+def _meant_operator(stop: ParseStop) -> str:
+    if stop.kind == "NAME":
+        word = stop.token.lower()
         foreign = {"is": "==", "xor": "!=", "mod": "%", "div": "//", "then": "if … else", "where": "if", "when": "if"}
         close = get_close_matches(word, ("and", "or", "not", "in", "else", "for"), 1, 0.6)
         meant = foreign.get(word) or (close[0] if close else "")
-        if word == "is" and found.rest.startswith("not "):
+        if word == "is" and stop.rest.startswith("not "):
             meant = "!="
         if meant:
             return f"did you mean `{meant}`?"
-    if found.token == "not":
+    if stop.token == "not":
         return "did you mean `and not`, or `not in`?"
-    if found.kind in _STATEMENTS | _ITEMS:
+    if stop.kind in _STATEMENTS | _ITEMS:
         return "every statement starts on a line of its own"
-    if found.kind == "TEXT":
+    if stop.kind == "TEXT":
         return "for a remark write a comment, `# …`"
-    if found.head == "preset":
-        return f"values stand in brackets: `preset {found.last}(parameter = value)`"
-    if found.kind not in ("NAME", "NUMBER"):
+    if stop.head == "preset":
+        return f"values stand in brackets: `preset {stop.last}(parameter = value)`"
+    if stop.kind not in ("NAME", "NUMBER"):
         return ""
-    if "_NL" in found.expected:
+    if "_NL" in stop.expected:
         return "conditions are joined by `and` or `or`, a product needs its `*`"
     return "values are separated by `,`, and a product needs its `*`"
 
 
-def _anything(found: ParseStop) -> Fault:
+def _anything(stop: ParseStop) -> Fault:
     remedy = ""
-    if found.expected == {"IN"}:
+    if stop.expected == {"IN"}:
         remedy = "`not in` is one operator; a negation is joined on by `and not`"
-    elif found.token == "for":
+    elif stop.token == "for":
         remedy = "a `for` stands in the brackets of a function: `any(… for j in 0 .. n)`"
-    elif found.token == "-" and found.head in FORMS:
+    elif stop.token == "-" and stop.head in FORMS:
         remedy = "a name is made of letters, digits and `_`, and starts with no digit"
-    elif found.head in FORMS:
-        remedy = FORMS[found.head]
-    elif found.token == ",":
+    elif stop.head in FORMS:
+        remedy = FORMS[stop.head]
+    elif stop.token == ",":
         remedy = "write a line for each; conditions are joined by `and`"
-    elif "COMMA" in found.expected:
+    elif "COMMA" in stop.expected:
         remedy = "what is listed is separated by `,`"
-    message = f"expected {choices(found.expected)}, found {found_phrase(found.kind, found.token)}"
-    return found.fault("A100", message, help=remedy)
+    message = f"expected {choices(stop.expected)}, found {found_phrase(stop.kind, stop.token)}"
+    return stop.fault("A100", message, help=remedy)
 
 
 _RULES = (

@@ -25,107 +25,107 @@ _NAMED = {
 """How what needs a name is written."""
 
 
-def type_missing(found: ParseStop) -> Fault | None:
+def type_missing(stop: ParseStop) -> Fault | None:
     """An `input` or a parameter without a type, or with one that is written in another way."""
-    shown = found_phrase(found.kind, found.token)
-    if found.expected >= {"LSQB", "EQUAL"} and found.token in ("(", "<", "{"):
-        dimensions = re.split(r"[)>}=]", found.rest)[0].strip() or "head"
+    shown = found_phrase(stop.kind, stop.token)
+    if stop.expected >= {"LSQB", "EQUAL"} and stop.token in ("(", "<", "{"):
+        dimensions = re.split(r"[)>}=]", stop.rest)[0].strip() or "head"
         message = f"the dimensions of a type stand in `[ ]`, and here is {shown}"
-        return found.fault("A100", message, help=f"write `{found.last}[{dimensions}]`")
-    if found.head in ("input", "learned", "state") and found.expected in ({"COLON"}, {"NAME", "LSQB"}):
-        name = found.last if found.expected == {"COLON"} else found.before.split()[1].rstrip(":")
-        example = "[dk, dv]" if found.head == "state" else "real[batch, head, query]"
-        message = f"`{found.head} {name}` has no type"
-        return found.fault("A110", message, label="expected a type", help=f"write `{found.head} {name}: {example}`")
-    if found.expected == {"NAME", "LSQB"}:
-        return found.fault("A110", f"expected a type, found {shown}", help="a type is written `real` or `int[head, 3]`")
-    if found.head in ("tokens", "pad") and "COLON" in found.expected:
-        extent = found.rest if found.token == "=" else "extent"
-        message = f"the axis `{found.last}` has no extent"
-        return found.fault("A110", message, help=f"write `{found.head} {found.last}: {extent}`")
-    if found.expected >= {"COLON", "EQUAL", "RPAR"} and found.kind == "NAME" and not found.rest.startswith(":"):
-        name, type_ = (found.token, found.last) if found.last in _KINDS else (found.last, found.token)
+        return stop.fault("A100", message, help=f"write `{stop.last}[{dimensions}]`")
+    if stop.head in ("input", "learned", "state") and stop.expected in ({"COLON"}, {"NAME", "LSQB"}):
+        name = stop.last if stop.expected == {"COLON"} else stop.before.split()[1].rstrip(":")
+        example = "[dk, dv]" if stop.head == "state" else "real[batch, head, query]"
+        message = f"`{stop.head} {name}` has no type"
+        return stop.fault("A110", message, label="expected a type", help=f"write `{stop.head} {name}: {example}`")
+    if stop.expected == {"NAME", "LSQB"}:
+        return stop.fault("A110", f"expected a type, found {shown}", help="a type is written `real` or `int[head, 3]`")
+    if stop.head in ("tokens", "pad") and "COLON" in stop.expected:
+        extent = stop.rest if stop.token == "=" else "extent"
+        message = f"the axis `{stop.last}` has no extent"
+        return stop.fault("A110", message, help=f"write `{stop.head} {stop.last}: {extent}`")
+    if stop.expected >= {"COLON", "EQUAL", "RPAR"} and stop.kind == "NAME" and not stop.rest.startswith(":"):
+        name, type_ = (stop.token, stop.last) if stop.last in _KINDS else (stop.last, stop.token)
         if type_ not in _KINDS:
-            return found.fault("A100", f"expected `:` and a type, or `,`, found {shown}", help=f"write `{name}: int`")
-        return found.fault("A110", f"expected `:` before the type `{type_}`", help=f"write `{name}: {type_}`")
+            return stop.fault("A100", f"expected `:` and a type, or `,`, found {shown}", help=f"write `{name}: int`")
+        return stop.fault("A110", f"expected `:` before the type `{type_}`", help=f"write `{name}: {type_}`")
     return None
 
 
-def name_missing(found: ParseStop) -> Fault | None:
+def name_missing(stop: ParseStop) -> Fault | None:
     """Something else than a name where one is needed, perhaps a reserved word."""
-    if "NAME" not in found.expected or found.wants_operand:
+    if "NAME" not in stop.expected or stop.wants_operand:
         return None
-    if found.token in RESERVED:
-        message = f"`{found.token}` is a reserved word and cannot be a name"
-        return found.fault("A109", message, help="choose another name")
-    if found.expected != {"NAME"}:
+    if stop.token in RESERVED:
+        message = f"`{stop.token}` is a reserved word and cannot be a name"
+        return stop.fault("A109", message, help="choose another name")
+    if stop.expected != {"NAME"}:
         return None
-    message = f"expected a name after `{found.last}`, found {found_phrase(found.kind, found.token)}"
+    message = f"expected a name after `{stop.last}`, found {found_phrase(stop.kind, stop.token)}"
     remedy = "a name is made of letters, digits and `_`, and starts with no digit"
-    if found.head == "use":
+    if stop.head == "use":
         remedy = "modules and names are listed by name alone: `use windows (shifted, leading)`"
-    elif not found.token[:1].isdigit() or found.last in (".", "tokens"):
-        remedy = _NAMED.get(found.last, remedy)
-    return found.fault("A121", message, help=remedy)
+    elif not stop.token[:1].isdigit() or stop.last in (".", "tokens"):
+        remedy = _NAMED.get(stop.last, remedy)
+    return stop.fault("A121", message, help=remedy)
 
 
-def equal_missing(found: ParseStop) -> Fault | None:
+def equal_missing(stop: ParseStop) -> Fault | None:
     """A definition, or a unit, without its `=`; parameters without a comma."""
-    if "EQUAL" not in found.expected or found.wants_operator:
+    if "EQUAL" not in stop.expected or stop.wants_operator:
         return None
-    shown = found_phrase(found.kind, found.token)
-    if found.kind == "NAME" and "COMMA" in found.expected and found.head not in ("over", "per"):
-        return found.fault("A100", f"expected `,`, found {shown}", help="parameters are separated by `,`")
-    if found.head in ("over", "per"):
-        whole = f"{found.before} {found.token} {found.rest}".split()[1:]
-        remedy = f"name the unit, `{found.head} b = {' '.join(whole)}`, or a range, `{found.head} b in low .. high`"
-    elif found.token == ",":
-        remedy = f"write a `{found.head}` line for each name"
+    shown = found_phrase(stop.kind, stop.token)
+    if stop.kind == "NAME" and "COMMA" in stop.expected and stop.head not in ("over", "per"):
+        return stop.fault("A100", f"expected `,`, found {shown}", help="parameters are separated by `,`")
+    if stop.head in ("over", "per"):
+        whole = f"{stop.before} {stop.token} {stop.rest}".split()[1:]
+        remedy = f"name the unit, `{stop.head} b = {' '.join(whole)}`, or a range, `{stop.head} b in low .. high`"
+    elif stop.token == ",":
+        remedy = f"write a `{stop.head}` line for each name"
     else:
-        remedy = f"write `{found.before.strip() or found.head} = …`"
-    return found.fault("A111", f"expected `=`, found {shown}", help=remedy)
+        remedy = f"write `{stop.before.strip() or stop.head} = …`"
+    return stop.fault("A111", f"expected `=`, found {shown}", help=remedy)
 
 
-def operand_missing(found: ParseStop) -> Fault | None:
+def operand_missing(stop: ParseStop) -> Fault | None:
     """An operator, a comma, a bracket or a first word without the expression that it calls for."""
-    if not found.wants_operand or found.wants_operator:
+    if not stop.wants_operand or stop.wants_operator:
         return None
-    after = f" after {found_phrase('', found.last)}" if found.last else ""
-    shown = "the line ends" if found.at_line_end else f"found {found_phrase(found.kind, found.token)}"
-    if found.token in RESERVED:
-        shown = f"`{found.token}` cannot start one"
+    after = f" after {found_phrase('', stop.last)}" if stop.last else ""
+    shown = "the line ends" if stop.at_line_end else f"found {found_phrase(stop.kind, stop.token)}"
+    if stop.token in RESERVED:
+        shown = f"`{stop.token}` cannot start one"
     message = f"an expression is missing{after}: {shown}"
-    return found.fault("A102", message, label="expected an expression", help=_operand(found))
+    return stop.fault("A102", message, label="expected an expression", help=_operand(stop))
 
 
-def _operand(found: ParseStop) -> str:
+def _operand(stop: ParseStop) -> str:
     """Return the help text for a missing expression."""
-    if found.at_line_end:
+    if stop.at_line_end:
         return "write it on this line; an expression goes on in the next one only inside of brackets"
-    if found.kind == "TEXT":
+    if stop.kind == "TEXT":
         return "there are no texts in expressions; for a remark write a comment, `# …`"
-    if found.token == "if":
+    if stop.token == "if":
         return "the condition stands in the middle: `a if condition else b`"
-    if found.token == "for":
+    if stop.token == "for":
         return "the `for` stands at the end: `any(k == j for j in 0 .. n)`"
-    if found.token == "=" and found.before.strip() == found.head:
-        return f"leave the `=` out: `{found.head} …`"
-    if found.last == "[":
+    if stop.token == "=" and stop.before.strip() == stop.head:
+        return f"leave the `=` out: `{stop.head} …`"
+    if stop.last == "[":
         return "a list has at least one entry: `[0]`"
-    if found.last == ",":
+    if stop.last == ",":
         return "remove the `,`, or write what comes next"
-    if not re.search(r"\w", found.last) or found.last in RESERVED:
-        return f"write a value after `{found.last}`, or remove the `{found.last}`"
-    return f"write a value before `{found.token}`" if found.wants_left else ""
+    if not re.search(r"\w", stop.last) or stop.last in RESERVED:
+        return f"write a value after `{stop.last}`, or remove the `{stop.last}`"
+    return f"write a value before `{stop.token}`" if stop.wants_left else ""
 
 
-def else_missing(found: ParseStop) -> Fault | None:
+def else_missing(stop: ParseStop) -> Fault | None:
     """An `if` without the other side."""
-    if "ELSE" not in found.expected:
+    if "ELSE" not in stop.expected:
         return None
-    if found.kind in ("NAME", "NUMBER", "TEXT", "LPAR"):
+    if stop.kind in ("NAME", "NUMBER", "TEXT", "LPAR"):
         return None
-    return found.fault(
+    return stop.fault(
         "A119",
         "this `if` has no `else`",
         label="expected `else`",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -30,17 +28,16 @@ FORMULAS = [
 ]
 
 
-def whole(formula: str, function: str = "floor") -> tuple[RoundToInt, Any]:
-    """The node of a formula, and its argument."""
+def whole(formula: str, function: str = "floor") -> RoundToInt:
+    """The node of a formula."""
     pattern = lowered(f"pattern p\n    align end\n    visible {function}({formula}) > k\n")
     (node,) = (node for node in walk(pattern.attend.visible) if isinstance(node, RoundToInt))
-    (argument,) = float_tables.arguments(node.value)
-    return node, argument
+    return node
 
 
-def one_by_one(node: RoundToInt, argument: Any, at: int) -> int | None:
+def one_by_one(node: RoundToInt, at: int) -> int | None:
     try:
-        return float_tables._entry(node, argument, at)
+        return float_tables._entry(node, at)
     except (ArithmeticFault, EvaluationError):
         return None
 
@@ -48,31 +45,31 @@ def one_by_one(node: RoundToInt, argument: Any, at: int) -> int | None:
 @pytest.mark.parametrize("function", ["floor", "ceil"])
 @pytest.mark.parametrize("formula", FORMULAS)
 def test_entries_are_those_of_scalar_arithmetic(formula: str, function: str) -> None:
-    node, argument = whole(formula, function)
+    node = whole(formula, function)
     at = np.arange(-3, 700)
-    found, valid = float_tables._entries(node, argument, at)
+    found, valid = float_tables._entries(node, at)
     for i, entry, is_valid in zip(at.tolist(), found.tolist(), valid.tolist(), strict=True):
-        assert (entry if is_valid else None) == one_by_one(node, argument, i)
+        assert (entry if is_valid else None) == one_by_one(node, i)
 
 
 def test_few_entries_are_computed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """`make hunt`, part plans, case 14: a million of these took 11.8 s."""
     scalar, asked = float_tables._entry, set()
 
-    def counted(node: RoundToInt, argument: Any, at: int) -> int:
+    def counted(node: RoundToInt, at: int) -> int:
         asked.add(at)
-        return scalar(node, argument, at)
+        return scalar(node, at)
 
     monkeypatch.setattr(float_tables, "_entry", counted)
-    node, argument = whole("log2(abs(k) + 1) * 4")
-    _, data = float_tables._table.__wrapped__(node, argument, 1, 1_000_000)
+    node = whole("log2(abs(k) + 1) * 4")
+    _, data = float_tables._table.__wrapped__(node, 1, 1_000_000)
     assert data.array[-1] == 79
     assert 0 < len(asked) < 100
 
 
 def test_the_longest_stretch_with_values_is_kept() -> None:
-    node, argument = whole("sqrt(q * (100 - q))")
-    first, data = float_tables._table.__wrapped__(node, argument, -5, 120)
+    node = whole("sqrt(q * (100 - q))")
+    first, data = float_tables._table.__wrapped__(node, -5, 120)
     assert (first, len(data.array)) == (0, 121)
 
 

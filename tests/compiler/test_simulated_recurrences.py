@@ -24,7 +24,7 @@ from attnc.compiler.simulation.recurrent.chunk_work import (
     squares,
 )
 from attnc.compiler.simulation.recurrent.cpu_chunks import chunk_on_cpu, chunk_times
-from attnc.compiler.simulation.recurrent.pass_plans import KERNELS, PassRequest, backward_plans, plans
+from attnc.compiler.simulation.recurrent.pass_plans import KERNELS, backward_plans, plans
 from attnc.compiler.simulation.recurrent.recurrence_call import PassPart, call_of, own_sizes
 from attnc.compiler.simulation.recurrent.recurrence_simulation import RUNGS, RecurrenceSimulation
 from attnc.compiler.simulation.simulation import PASSES, Pass, Shape
@@ -259,26 +259,17 @@ def test_it_is_said_when_a_correction_is_split() -> None:
     assert not any(said in note for note in simulated("gla", 65536, heads=1).notes)
 
 
-def test_plans_that_are_asked_for() -> None:
+def test_a_state_too_large_for_an_sm_is_refused() -> None:
     recurrent = compile_attention("gated_delta_net")._general.recurrent
     assert recurrent is not None and not own_sizes(recurrent.recur)
-    shape = Shape(1, 8, 8, 8192, 8192, 128, 128, "bfloat16")
-    call = call_of(recurrent.recur, recurrent.derived, "", {}, shape, {"dk": 128, "dv": 128})
+    shape = Shape(1, 8, 8, 8192, 8192, 4096, 4096, "bfloat16")
+    call = call_of(recurrent.recur, recurrent.derived, "", {}, shape, {"dk": 4096, "dv": 4096})
     assert call.parts is not None
     part, machine = call.parts[0], find_machine("h100")
     assert isinstance(part, PassPart)
-    free = plans(call, part, machine, PassRequest())[0]
-    for wish in (
-        PassRequest(chunk=16),
-        PassRequest(kind="apart"),
-        PassRequest(segments=1),
-        PassRequest(kind="walk", segments=2, chunk=64),
-    ):
-        asked = plans(call, part, machine, wish)[0]
-        assert asked.ms >= free.ms
-        assert wish.chunk in (None, asked.chunk) and wish.segments in (None, asked.segments)
-    with pytest.raises(MachineError, match=r"no chunk of `gated_delta_net` with a state .* chunks of 1024"):
-        backward_plans(call, part, machine, PassRequest(chunk=1024))
+    for ranked in (plans, backward_plans):
+        with pytest.raises(MachineError, match=r"no chunk of `gated_delta_net` with a state .* fits"):
+            ranked(call, part, machine)
 
 
 def test_it_is_immutable_and_prints_itself() -> None:

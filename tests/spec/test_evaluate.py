@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from attnc.spec.errors import AttncError
 from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind
-from attnc.spec.meaning.evaluate import EvaluationError, Evaluator, mask, visible
+from attnc.spec.meaning.evaluate import EvaluationError, Evaluator
 from attnc.spec.program import BoundProgram
 from attnc.spec.source import SourceFile
 
@@ -34,6 +34,17 @@ def pattern(body: str, *, head: str = "", before: str = "", **parameters: object
     signature = f"({head})" if head else ""
     text = f"{before}\npattern p{signature}\n{lines}\n"
     return bind(load_program(SourceFile("p.attn", text), lambda name, asking: None), parameters)
+
+
+def evaluator(
+    bound: BoundProgram, *, queries: int, keys: int, heads: int = 1, kv_heads: int = 1, inputs: Any = None
+) -> Evaluator:
+    return Evaluator(bound, queries=queries, keys=keys, heads=heads, kv_heads=kv_heads, inputs=inputs)
+
+
+def mask(bound: BoundProgram, *, head: int = 0, **call: Any) -> list[list[bool]]:
+    """The relation of a call, row by row."""
+    return evaluator(bound, **call).mask(head=head)
 
 
 def expected(rule: Callable[[int, int], bool], queries: int, keys: int, shift: int = 0) -> list[list[bool]]:
@@ -56,7 +67,7 @@ def test_sliding_window(window: int, sinks: int, queries: int, more: int) -> Non
     keys = queries + more
     rule = expected(lambda q, k: 0 <= q - k < window or (k <= q and k < sinks), queries, keys, more)
     assert mask(bound, queries=queries, keys=keys) == rule
-    assert visible(bound, q=0, k=0, queries=queries, keys=keys) == rule[0][0]
+    assert evaluator(bound, queries=queries, keys=keys).visible(0, 0) == rule[0][0]
 
 
 def test_align_start_leaves_positions_alone() -> None:
@@ -279,7 +290,7 @@ def test_no_value(condition: str, message: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("attnc.spec.meaning.evaluate.MAX_STEPS", 10_000)
     bound = pattern(f"input table: bool[key]\nvisible {condition}")
     with pytest.raises(EvaluationError, match=message) as caught:
-        visible(bound, q=0, k=0, queries=2, keys=2, inputs={"table": [True, True]})
+        evaluator(bound, queries=2, keys=2, inputs={"table": [True, True]}).visible(0, 0)
     assert isinstance(caught.value, AttncError)
     assert isinstance(caught.value, ArithmeticError)
     assert caught.value.span is not None

@@ -82,9 +82,8 @@ def draw_case(
     tokens: int = 100,
     micro: int = 1,
     sizes: tuple[int, int, int, int] = (2, 3, 8, 5),
-    most: float = 1.0,
 ) -> Tensors:
-    """The tensors of a class; `sizes` are B, H, R, C, `most` the greatest β."""
+    """The tensors of a class; `sizes` are B, H, R, C; β is at most 1."""
     words = set(name.split())
     batch, heads, rows, columns = sizes
     draw = torch.Generator().manual_seed(11)
@@ -98,7 +97,7 @@ def draw_case(
 
     tensors = {"q": normal(batch, heads, tokens, rows), "k": unit(*steps, rows), "v": normal(*steps, columns)}
     tensors["state"] = normal(batch, heads, rows, columns)
-    beta = most * torch.rand(steps, generator=draw, dtype=torch.float64)
+    beta = torch.rand(steps, generator=draw, dtype=torch.float64)
     if "constant" in words:
         tensors["gate"] = -torch.rand(heads, generator=draw, dtype=torch.float64) / 4
     elif words & {"scalar", "rows"}:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass
+
 import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -16,6 +18,17 @@ from relations import relations
 from tile_grids import grids, mask_of
 
 Matrix = NDArray[np.bool_]
+
+
+def alike(a: object, b: object) -> bool:
+    """Whether two tile forms are of one type and hold equal arrays."""
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return a.dtype == b.dtype and np.array_equal(a, b)
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(alike, a, b))
+    if is_dataclass(a) and type(a) is type(b):
+        return all(alike(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
+    return bool(a == b)
 
 
 @st.composite

@@ -18,7 +18,7 @@ from itertools import product
 from math import ceil
 from typing import Literal
 
-from attnc.compiler.recurrences.segment_count import SHORTEST, fitting_segments
+from attnc.compiler.recurrences.segment_count import fitting_segments
 from attnc.compiler.simulation.machine import Machine, MachineError
 from attnc.compiler.simulation.recurrent.chunk_work import Amount, Chunk, PassForm, backward, decays, forward
 from attnc.compiler.simulation.recurrent.kernel_times import ACCUMULATED, KernelTimes, Task, fitting, run
@@ -38,19 +38,6 @@ LEAST = 16
 """Rows of the smallest product of tensor cores."""
 
 STATE_BYTES = 4
-
-
-@dataclass(frozen=True)
-class PassRequest:
-    """What is asked for; None: chunks as kernels have them, and of all else whatever is fastest.
-
-    `state_bytes`: of a number of the states before chunks.
-    """
-
-    chunk: int | None = None
-    kind: Kind | None = None
-    segments: int | None = None
-    state_bytes: int = STATE_BYTES
 
 
 @dataclass(frozen=True)
@@ -86,30 +73,26 @@ class PassPlan:
         return f"chunks of {self.chunk}, {how}{split}"
 
 
-def plans(call: RecurrenceCall, part: PassPart, machine: Machine, wish: PassRequest) -> list[PassPlan]:
+def plans(call: RecurrenceCall, part: PassPart, machine: Machine) -> list[PassPlan]:
     """The forward's, the fastest first. Raises MachineError where there is none."""
     walks = call.shape.dtype != "float32" and part.form.gate != "columns"  # others have no such kernel: it would spill
     kinds: tuple[Kind, ...] = ("apart", "walk") if walks else ("apart",)
-    kinds = kinds if wish.kind is None else (wish.kind,)
-    return _ranked(call, part, machine, wish, [_ForwardPlanner(call, part, machine, wish, kind) for kind in kinds])
+    return _ranked(call, part, machine, [_ForwardPlanner(call, part, machine, kind) for kind in kinds])
 
 
-def backward_plans(call: RecurrenceCall, part: PassPart, machine: Machine, wish: PassRequest) -> list[PassPlan]:
+def backward_plans(call: RecurrenceCall, part: PassPart, machine: Machine) -> list[PassPlan]:
     """The backward's, from the states before chunks that the forward kept."""
-    return _ranked(call, part, machine, wish, [_BackwardPlanner(call, part, machine, wish, "apart")])
+    return _ranked(call, part, machine, [_BackwardPlanner(call, part, machine, "apart")])
 
 
-def _ranked(
-    call: RecurrenceCall, part: PassPart, machine: Machine, wish: PassRequest, makers: list[_PassPlanner]
-) -> list[PassPlan]:
+def _ranked(call: RecurrenceCall, part: PassPart, machine: Machine, makers: list[_PassPlanner]) -> list[PassPlan]:
     found = [plan for maker in makers for plan in maker.plans()]
     if not found:
         raise MachineError(
             f"no chunk of `{call.name}` with a state {part.form.state} in {call.shape.dtype} fits {machine.name}'s "
-            f"registers and shared memory" + (f": chunks of {wish.chunk}" if wish.chunk else "")
+            "registers and shared memory"
         )
-    chunk = wish.chunk or KERNELS
-    return sorted(found, key=lambda plan: (plan.chunk != chunk, plan.ms, plan.segments, plan.chunk, -plan.columns))
+    return sorted(found, key=lambda plan: (plan.chunk != KERNELS, plan.ms, plan.segments, plan.chunk, -plan.columns))
 
 
 @dataclass(frozen=True)
@@ -119,12 +102,11 @@ class _PassPlanner(ABC):
     call: RecurrenceCall
     part: PassPart
     machine: Machine
-    wish: PassRequest
     kind: Kind
 
     def plans(self) -> Iterator[PassPlan]:
-        form, wish = self.part.form, self.wish
-        for chunk, columns in product(CHUNKS if wish.chunk is None else (wish.chunk,), _slices(form)):
+        form = self.part.form
+        for chunk, columns in product(CHUNKS, _slices(form)):
             if form.micro > chunk or not self._fits(chunk, columns):
                 continue
             segments = self._segments(chunk, columns)
@@ -133,10 +115,7 @@ class _PassPlanner(ABC):
             yield PassPlan(self.kind, chunk, segments, columns, runs, self._work(chunk), self._states(chunk))
 
     def _segments(self, chunk: int, columns: int) -> int:
-        """As the executor has them: whatever is asked for, else as many as the machine has room for."""
-        most = max(self.chunks(chunk) // SHORTEST, 1)
-        if self.wish.segments is not None:
-            return min(self.wish.segments, most)
+        """As the executor has them: as many as the machine has room for."""
         form = self.part.form
         programs = self.call.shape.lanes * ceil(form.columns / columns) * ceil(form.rows / self._rows(columns))
         return fitting_segments(programs, self.chunks(chunk), self.machine.sms)
@@ -185,7 +164,7 @@ class _PassPlanner(ABC):
 
     def _states(self, chunk: int) -> int:
         """Bytes of the states before all chunks."""
-        return self.call.shape.lanes * self.chunks(chunk) * self.part.form.entries * self.wish.state_bytes
+        return self.call.shape.lanes * self.chunks(chunk) * self.part.form.entries * STATE_BYTES
 
     def _made(self, width: int) -> int:
         """Bytes of a vector of this width for every row of every chunk."""
@@ -314,4 +293,4 @@ def _slices(form: PassForm) -> list[int]:
     return [width for width in SLICES if width <= max(form.columns, SLICES[0])]
 
 
-__all__ = ["CHUNKS", "Kind", "PassPlan", "PassRequest", "backward_plans", "plans"]
+__all__ = ["CHUNKS", "Kind", "PassPlan", "backward_plans", "plans"]

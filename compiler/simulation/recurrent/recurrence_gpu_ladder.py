@@ -11,7 +11,7 @@ from attnc.compiler.simulation.print_simulation import count, size
 from attnc.compiler.simulation.recurrent.assembled import assembled, rival
 from attnc.compiler.simulation.recurrent.chunk_work import Amount, backward, forward
 from attnc.compiler.simulation.recurrent.kernel_times import KernelTimes, Task, run
-from attnc.compiler.simulation.recurrent.pass_plans import CHUNKS, LEAST, PassPlan, PassRequest, backward_plans, plans
+from attnc.compiler.simulation.recurrent.pass_plans import CHUNKS, LEAST, PassPlan, backward_plans, plans
 from attnc.compiler.simulation.recurrent.recurrence_call import Entries, PassPart, RecurrenceCall, RunningLogSum
 from attnc.compiler.simulation.recurrent.recurrence_simulation import (
     ChunkCost,
@@ -30,9 +30,7 @@ SHOWN = 3
 PLANNED = "no kernel of a recurrence was timed: these are the times of planned ones"
 
 
-def simulate_recurrence_gpu(
-    call: RecurrenceCall, machine: Machine, stage: Pass = "forward", wish: PassRequest | None = None
-) -> RecurrenceSimulation:
+def simulate_recurrence_gpu(call: RecurrenceCall, machine: Machine, stage: Pass = "forward") -> RecurrenceSimulation:
     """The ladder of a call. Raises MachineError for dtypes and states that the machine does not have."""
     if call.shape.dtype not in BYTES:
         raise MachineError(f"{machine.name} runs recurrences in {', '.join(BYTES)}, not in {call.shape.dtype}")
@@ -42,7 +40,7 @@ def simulate_recurrence_gpu(
     elif call.parts is None:
         passes, others = [_alone(call, loop)], []
     else:
-        passes, others = _planned(call, call.parts, machine, stage, wish or PassRequest())
+        passes, others = _planned(call, call.parts, machine, stage)
     kernels = [kernel for one in passes for kernel in one.kernels]
     least = call.least if stage != "backward" else 2 * call.least
     read = memory_ms(machine, least)
@@ -57,7 +55,7 @@ def simulate_recurrence_gpu(
             f"{', '.join(sorted(call.inputs))} read{' and their gradients written' if stage == 'backward' else ''}, "
             f"once: {size(least)}",
             _lost_to_states(call, passes, stage, sum(k.moved for k in kernels) - least),
-            _lost_to_units(call, kernels, machine),
+            _lost_to_units(call, kernels),
             _lost_to_chain(kernels, machine),
             _lost_to_time(kernels, machine),
         ),
@@ -76,7 +74,6 @@ def _planned(
     parts: Sequence[PassPart | RunningLogSum | Entries],
     machine: Machine,
     stage: Pass,
-    wish: PassRequest,
 ) -> tuple[list[SimulatedPass], list[SimulatedSchedule]]:
     """Every pass by its fastest plan, and what else the costliest of them could have been."""
     found = list[SimulatedPass]()
@@ -88,7 +85,7 @@ def _planned(
         if isinstance(part, Entries):
             found.append(_entries(call, part, machine, stage))
             continue
-        ranked = (backward_plans if stage == "backward" else plans)(call, part, machine, wish)
+        ranked = (backward_plans if stage == "backward" else plans)(call, part, machine)
         ranks.append(ranked)
         found.append(_found(call, part, ranked))
     if not ranks:
@@ -188,7 +185,7 @@ def _lost_to_states(call: RecurrenceCall, passes: Sequence[SimulatedPass], stage
     return f"{stays}; {size(more)} more between the kernels" if more > 0 else f"{stays}: nothing more is moved"
 
 
-def _lost_to_units(call: RecurrenceCall, kernels: Sequence[PassKernel], machine: Machine) -> str:
+def _lost_to_units(call: RecurrenceCall, kernels: Sequence[PassKernel]) -> str:
     flop = sum(kernel.flop for kernel in kernels)
     tokens = max(call.shape.lanes * call.shape.n_q, 1)
     bound = [kernel.name for kernel in kernels if kernel.units_ms > kernel.memory_ms]

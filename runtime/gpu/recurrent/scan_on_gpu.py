@@ -13,7 +13,6 @@ from attnc.runtime.gpu.launch import launch
 
 LEAST = 16
 """Entries of a block."""
-DTYPES = (torch.float32, torch.complex64)
 
 
 def fill(
@@ -69,4 +68,4 @@ def _pairs(x: Tensor) -> Tensor:
     return torch.view_as_real(x.contiguous() if x.stride(-1) != 1 else x).flatten(-2)
 
 
-__all__ = ["DTYPES", "fill"]
+__all__ = ["fill"]

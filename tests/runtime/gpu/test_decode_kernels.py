@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor
 
 from attnc import ArgumentError, ArgumentTypeError, SpecError, UnsupportedError, compile_attention
+from attnc.compiler.ir import Pattern
 from attnc.compiler.kernels.targets import TARGETS
+from attnc.compiler.verify_ir import IRInvalid
 from attnc.runtime.gpu import gpu_decoding, planner
 from attnc.runtime.gpu.device_cache import DeviceCache, read_device_cache
 from cache_calls import Kind, filled, seen_by_last
@@ -94,6 +97,21 @@ def test_last_rows(
             tolerance = 2e-3 if dtype == torch.float16 else 2e-6
             assert error(out[entry], true[0, :, n - n_q :]) <= tolerance, (n, n_q)
             assert error(lse[entry], of_true[0, :, n - n_q :]) <= tolerance, (n, n_q)
+
+
+def test_a_pattern_that_terms_break_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pattern by which terms of a score are computed is verified, as the result of every pass is."""
+
+    def broken(item: Any, **changes: Any) -> Any:
+        made = replace(item, **changes)
+        return replace(made, tensors=made.tensors * 2) if isinstance(made, Pattern) else made
+
+    attention = compile_attention("gpt_oss", window=20, backend="triton")
+    q, k, v = (torch.randn(1, 2, n, 16) for n in (1, 40, 40))
+    attention.decode(q, k, v, kv_len=[40], sink=torch.zeros(2))
+    monkeypatch.setattr(gpu_decoding, "replace", broken)
+    with pytest.raises(IRInvalid, match="two tensors have one name"):
+        attention.decode(q, k, v, kv_len=[40], sink=torch.zeros(2))
 
 
 def error(x: Tensor, true: Tensor) -> float:

@@ -14,7 +14,7 @@ from attnc.compiler.recurrences.kernels.scan_kernel import ScanKind, emit_scan
 from attnc.runtime.gpu.compiling import CompiledBinary, compile_all
 from attnc.runtime.gpu.recurrent import scan_on_gpu as on_gpu
 from attnc.runtime.recurrent.prefixes import PrefixSteps, by_kernels, fill
-from attnc.runtime.recurrent.scan import linear_scan
+from linear_scans import linear_scan
 from recurrence_draws import example
 
 pytest.importorskip("triton")

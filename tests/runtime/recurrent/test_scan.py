@@ -13,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.recurrent import prefixes, stretch_scan
 from attnc.runtime.recurrent.monoids import running_log_sum, running_max
-from attnc.runtime.recurrent.scan import linear_scan, scan_stretches
+from attnc.runtime.recurrent.scan import scan_stretches
 from attnc.runtime.recurrent.stretch_scan import StretchStates
+from linear_scans import linear_scan
 from recurrence_cases import error
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -319,7 +320,7 @@ def test_reads(tokens: int, length: int | None, name: str) -> None:
     for resets in (None, draw_resets(tokens)):
         ours, theirs = leaves(selective(tokens)), leaves(selective(tokens))
         out, final = scan_stretches(
-            make, READS[name], ours[:4], ours[4:5], tokens=tokens, state=ours[5], resets=resets, length=length
+            make, READS[name], ours[:5], tokens=tokens, state=ours[5], resets=resets, length=length
         )
         other = selective_truth(READS[name], theirs, resets)
         assert_close([*out, final], other)
@@ -332,7 +333,7 @@ def test_gradients_of_some() -> None:
         case, theirs = selective(30), selective(30)
         case[wanted].requires_grad_()
         theirs[wanted].requires_grad_()
-        out, final = scan_stretches(make, read_both, case[:4], case[4:5], tokens=30, state=case[5], length=8)
+        out, final = scan_stretches(make, read_both, case[:5], tokens=30, state=case[5], length=8)
         other = selective_truth(read_both, theirs, None)
         mine = gradients([*out[:2], final], case[wanted : wanted + 1])
         assert_close(mine, gradients([*other[:2], other[3]], theirs[wanted : wanted + 1]))
@@ -357,25 +358,12 @@ def test_tensors_that_are_no_numbers_of_the_reals() -> None:
 def test_nothing_read() -> None:
     """No outputs, a final state."""
     case = leaves(selective(40))
-    out, final = scan_stretches(make, lambda *_: [], case[:4], case[4:5], tokens=40, state=case[5], length=16)
+    out, final = scan_stretches(make, lambda *_: [], case[:5], tokens=40, state=case[5], length=16)
     assert list(out) == []
     other = leaves(selective(40))
     expected = selective_truth(read_after, other, None)[1]
     assert_close([final], [expected])
     assert_close(gradients([final], case), gradients([expected], other))
-
-
-def test_shared_tensors_are_not_cut() -> None:
-    """Though one of their sizes is the number of tokens."""
-    draw = torch.Generator().manual_seed(0)
-    rate = torch.rand(1, 1, 3, 3, generator=draw, dtype=torch.float64)
-    write = torch.randn(2, 3, 3, 3, generator=draw, dtype=torch.float64)
-
-    def steps(write: Tensor, rate: Tensor) -> Pair:
-        return rate.mean(2, keepdim=True), write
-
-    (out,), _ = scan_stretches(steps, None, [write], [rate], tokens=3, state=write[:, :, 0], length=1)
-    assert_close([out], [truth(rate.mean(2, keepdim=True), write, write[:, :, 0])[1]])
 
 
 def test_memory_is_of_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,7 +381,7 @@ def test_memory_is_of_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(stretch_scan, "STRETCH", 1)
     with Sizes():  # type: ignore[no-untyped-call]
-        (out,), _ = scan_stretches(make, read_after, case[:4], case[4:5], tokens=4096, state=case[5])
+        (out,), _ = scan_stretches(make, read_after, case[:5], tokens=4096, state=case[5])
         torch.autograd.grad(out.sum(), case)
     assert largest <= 2 * 2 * 3 * 4096 * 4
 
@@ -404,7 +392,6 @@ X = torch.zeros(2, 3, 8, 4)
 REFUSED: dict[str, dict[str, Any]] = {
     "decay: a shape": {"decay": X[..., :3]},
     "write: a shape": {"write": X[:, :, :7]},
-    "decay and write": {"write": X[0, 0]},
     "decay: complex": {"decay": X.to(torch.complex64)},
     "state: fp32": {"state": X[:, :, 0].bfloat16()},
     "resets: shape": {"resets": torch.zeros(2, 7, dtype=torch.bool)},
@@ -434,7 +421,7 @@ def test_functional_gradient() -> None:
     *tensors, rate, start = selective(40)
 
     def total(rate: Tensor) -> Tensor:
-        (out,), _ = scan_stretches(make, read_after, tensors, [rate], tokens=40, state=start, length=16)
+        (out,), _ = scan_stretches(make, read_after, [*tensors, rate], tokens=40, state=start, length=16)
         return out.square().sum()
 
     again = leaves([rate])[0]

@@ -31,8 +31,6 @@ class Drawn:
     recurrent: bool = False
     ties: int | None = None
     """Vectors are small integers and lengths multiples of this block, so that scores tie exactly."""
-    separate: int = 1
-    """Tokens are multiples of this."""
 
 
 def attention(rng: random.Random) -> Drawn:

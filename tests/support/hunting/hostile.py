@@ -38,14 +38,23 @@ def check_text(seed: int) -> list[str]:
         took, peak = time.process_time() - started, tracemalloc.get_traced_memory()[1] / 2**20
         tracemalloc.stop()
     if took > 2 * SECONDS:  # tracemalloc doubles the time: measured again without it
-        started = time.process_time()
-        _asked(text)
-        took = time.process_time() - started
+        took = least_time(lambda: _asked(text))
         if took > SECONDS:
             raise Mismatch(f"{kind} of {size}: {took:.1f} s of CPU time")
     if peak > MEBIBYTES:
         raise Mismatch(f"{kind} of {size}: {peak:.0f} MiB")
     return [outcome]
+
+
+def least_time(call: Callable[[], object], times: int = 3) -> float:
+    """Return the least CPU time of up to `times` calls, as a busy machine lengthens some; stop at a short one."""
+    least = float("inf")
+    for _ in range(times):
+        if least > SECONDS:
+            started = time.process_time()
+            call()
+            least = min(least, time.process_time() - started)
+    return least
 
 
 def _asked(text: str) -> str:
