@@ -67,6 +67,7 @@ bench: $(VENV)/installed-dev  ## measure every suite on this CPU and write docs/
 bench-toy: $(VENV)/installed-dev  ## every line of the benchmarks for a CPU at toy sizes: two minutes, the figures mean nothing
 	PYTHONPATH=src $(BIN)/python benchmarks/run.py cpu --toy
 
+# Not with --quiet, under which --strict counts no warnings.
 docs: $(VENV)/installed-docs  ## build the documentation into build/site; a broken link or anchor is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "open build/site/index.html; to search as well: $(BIN)/python -m http.server --directory build/site"
