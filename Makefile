@@ -8,10 +8,8 @@
 
 PYTHON ?= python3
 PIP_FLAGS ?=
-PYTEST_FLAGS ?= -n 2 --dist loadgroup
-# What is tried with torch's own number of threads as well, alone on the machine: two workers of two threads each would
-# wait for one another on two cores.
-THREADED := tests/runtime/cpu/test_executor.py tests/runtime/test_scores.py tests/runtime/test_concurrency.py
+# A worker for each core, with one thread each; tests that need torch's own threads are marked `threads`.
+PYTEST_FLAGS ?= -n auto --dist loadgroup
 
 HUNT_SECONDS ?= 3600
 HUNT_SEED ?= 0
@@ -22,7 +20,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-older-triton lint fuzz hunt tables kernels soak bench bench-toy docs report-check check clean python
+.PHONY: help demo test test-all durations test-older-triton lint fuzz hunt tables kernels soak bench bench-toy docs report-check check clean python
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -31,8 +29,15 @@ help:  ## show this list
 demo: $(VENV)/installed  ## install what attnc needs and train the small byte-level model of examples/
 	$(BIN)/python examples/byte_lm.py
 
-test: $(VENV)/installed-dev  ## install with the development tools and run every test
-	$(BIN)/pytest $(THREADED); threaded=$$?; OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_FLAGS) && exit $$threaded
+test: $(VENV)/installed-dev  ## install with the development tools and run the short tier of the tests: below 8 minutes on 2 cores
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_FLAGS) --tier short
+
+test-all: $(VENV)/installed-dev  ## every test
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_FLAGS) --tier all
+
+durations: $(VENV)/installed-dev  ## every test and the short tier, best alone on the machine; their times go to tests/durations.json
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_FLAGS) --tier all --write-durations
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_FLAGS) --tier short --write-durations
 
 test-older-triton: $(OLDER)/installed  ## the kernels in the interpreter of Triton 3.6, which needs an older numpy
 	PYTHONPATH=src:tests/support $(OLDER)/bin/python -m pytest $(PYTEST_FLAGS) -m "not slow" tests/runtime/gpu/test_kernels.py tests/runtime/gpu/test_weights.py tests/runtime/gpu/test_drawn_kernels.py tests/runtime/gpu/test_binaries.py tests/runtime/gpu/test_decode_kernels.py
@@ -75,7 +80,7 @@ docs: $(VENV)/installed-docs  ## build the documentation into build/site; a brok
 report-check: $(VENV)/installed-dev  ## move the sliders of a report in headless Chromium, where one is installed
 	PYTHONPATH=src:tests/support $(BIN)/python tests/support/report_check.py
 
-check: lint test  ## everything that must pass before a change goes in
+check: lint test-all  ## everything that must pass before a change goes in
 
 clean:  ## remove .venv, caches and build output
 	rm -rf $(VENV) $(OLDER) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis byte_lm.svg

@@ -483,7 +483,7 @@ class BlockValues:
         aligned = [_widened(operand, most - self._rank(operand)) for operand in operands]
         if node.op in UNBOUNDED:
             aligned = self._calmed(node, aligned, most)
-        found = None if node.op == "exp" and not self._operands.exponents else _scaled(node, aligned)
+        found = None if node.op in _EXPONENTIAL and not self._operands.exponents else _scaled(node, aligned)
         return FUNCTIONS[node.op](*map(plain, aligned)) if found is None else found
 
     def _calmed(self, node: ir.Apply, operands: list[Quantity], extra: int) -> list[Quantity]:
@@ -787,11 +787,18 @@ def _joined(op: str, parts: Sequence[Quantity]) -> Quantity:
     return result
 
 
+_EXPONENTIAL = ("exp", "softplus")
+"""Functions whose values get exponents."""
+
+
 def _scaled(node: ir.Apply, operands: Sequence[Quantity]) -> Quantity | None:
     """Operations that know exponents of their own; None for all others."""
     match node.op, operands:
         case "exp", (x,):
             return scaled.exp(plain(x))
+        case "softplus", (x,):
+            own = plain(x)
+            return scaled.softplus(FUNCTIONS["softplus"](own), own)
         case "mul", (a, b):
             return scaled.multiplied(a, b)
         case "chain", (a, b):

@@ -6,6 +6,7 @@ mantissa, so that gradients are those of the value.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -43,6 +44,18 @@ def exp(x: Tensor) -> ScaledTensor:
     """e^x."""
     shift = torch.where(x.isfinite(), x, 0).detach()
     return ScaledTensor(torch.exp(x - shift), shift)
+
+
+def softplus(value: Tensor, x: Tensor) -> Quantity:
+    """Return `value`, the softplus of x, with an exponent where it is subnormal: there it is e^x.
+
+    The reciprocal of a subnormal sum overflows, so that gradients of weights divided by their sum would be NaN.
+    """
+    subnormal = (x < math.log(torch.finfo(x.dtype).tiny)) & (value > 0)
+    if not perhaps_any(subnormal):
+        return value
+    shift = torch.where(subnormal, x, 0).detach()
+    return ScaledTensor(torch.where(subnormal, torch.exp(x - shift), value), shift)
 
 
 def log(x: ScaledTensor) -> Tensor:

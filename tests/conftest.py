@@ -1,10 +1,10 @@
-"""Settings of every test: hypothesis profiles and fixed seeds.
+"""Settings of every test: tiers, hypothesis profiles, threads and fixed seeds.
 
-Nothing here imports torch, so that the tests of `spec` and `compiler` start in milliseconds. The number of torch's
-threads is left alone. `make test` says one, as several processes whose threads wait for each other on few cores take
-many times as long; as thread counts change the order of summation and users run with the default, the executors' tests
-run a second time with it (THREADED in the Makefile). Files of thousands of small products ask for `one_thread`, for who
-calls pytest without it. Tests drawn by hypothesis take their tensors from a drawn seed.
+Nothing here imports torch, so that the tests of `spec` and `compiler` start in milliseconds. `make test` and `make
+test-all` give every worker one thread, as several processes whose threads wait for each other on few cores take many
+times as long. Thread counts change the order of summation and users run with the default, so tests marked `threads` set
+as many threads as there are cores. Files of thousands of small products ask for `one_thread`, for a plain call of
+pytest. Tests drawn by hypothesis take their tensors from a drawn seed.
 """
 
 import importlib.util
@@ -12,11 +12,13 @@ import os
 import random
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+import tiers
 from attnc.compiler.verify_ir import verify_passes
 
 # `ci`, the default, draws the same examples every time; `explore` draws new and many:
@@ -36,9 +38,51 @@ settings.register_profile(
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+settings.register_profile("short", settings.get_profile("ci"), max_examples=tiers.SHORT_EXAMPLES)
 
 SEED = 20250
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--tier` and `--write-durations`."""
+    group = parser.getgroup("attnc")
+    group.addoption("--tier", choices=("short", "all"), default="all", help="which tests to run (default: all)")
+    group.addoption("--write-durations", action="store_true", help="write the tier's times to tests/durations.json")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose the profile of hypothesis, and record durations where the run asks for them."""
+    tier = config.getoption("--tier")
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or {"short": "short", "all": "ci"}[tier])
+    if config.getoption("--write-durations") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(tiers.Durations(tier, time.monotonic()))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Say what will run, and roughly how long it takes."""
+    return tiers.announcement(config.getoption("--tier"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests of the tier."""
+    if config.getoption("--tier") == "short":
+        items[:], others = tiers.split(items)
+        config.hook.pytest_deselected(items=others)
+
+
+@pytest.fixture(autouse=True)
+def _all_threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """As many threads of torch as there are cores, for tests marked `threads`."""
+    if request.node.get_closest_marker("threads") is None:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

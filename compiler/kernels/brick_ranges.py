@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from attnc.compiler import fold
 from attnc.compiler.analysis.separation import NotSeparableError, SeparatedAxis, grid_of, separate_axes
-from attnc.compiler.ir import Const, Coord, Extent, HeadIndex, Index, Lookup, Pattern
+from attnc.compiler.ir import Const, Coord, Extent, HeadIndex, Index, Lookup, Pattern, RoundToInt
 from attnc.compiler.kernels.index_text import ROWS, ExprText, IndexText, NotInKernelsError, fits_32_bits
 from attnc.compiler.kernels.kernel_source import KernelArgument
 from attnc.compiler.kernels.ranges import Side, TokenRange, find_ranges
@@ -183,10 +183,11 @@ def find_bricked(pattern: Pattern, relation: Index, wanted: Sequence[Tiles]) -> 
     """The relation in bricks of so many queries and keys, which leave few live, each; None where it has none.
 
     Every query and every key must be a token of the grid, and the relation told before a call: what is chosen, or what
-    other inputs hold, makes no bricks. Where the pattern's extents can be left open they are, and
-    the bricks are few for all extents, so that grids of other sizes have the same kernels.
+    other inputs hold, makes no bricks, nor do rounded numbers, which are tables of a call. Where the pattern's
+    extents can be left open they are, and the bricks are few for all extents, so that grids of other sizes have the
+    same kernels.
     """
-    if any(isinstance(node, Lookup) for node in walk(relation)):
+    if any(isinstance(node, Lookup | RoundToInt) for node in walk(relation)):
         return None
     tokens = _tokens(pattern)
     axes = None if tokens is None else grid_of(relation, tokens)

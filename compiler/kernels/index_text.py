@@ -5,7 +5,7 @@ Axes say along which sides of a tile a value differs: none, its rows ("r"), its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from attnc.compiler import fold
@@ -100,12 +100,17 @@ def bit_length(n):
 
 @dataclass
 class IndexText:
-    """Texts of exact expressions. `names` has the leaves; `read` makes the text of an input's element."""
+    """Texts of exact expressions. `names` has the leaves; `read` makes the text of an input's element.
+
+    `wide_place`: the position whose name is of 64 bits, where 32 are too few for the ends of ranges. What does not read
+    the position is of 64 bits too where it may need them, or stands beside `FAR`, which Triton refuses beside 32 bits.
+    """
 
     names: Mapping[Index, ExprText]
     read: Callable[[Lookup, tuple[ExprText, ...]], ExprText]
     helpers: dict[str, None] = field(default_factory=dict)
     in_64_bits: bool = False
+    wide_place: Index | None = None
     _known: dict[Index, ExprText] = field(default_factory=dict)
 
     def forget(self) -> None:
@@ -115,7 +120,7 @@ class IndexText:
     def of(self, node: Index) -> ExprText:
         """The text of an expression. Raises NotInKernelsError."""
         if node not in self._known:
-            made = self._made(node)
+            made = self.wide().of(node) if self._is_narrow(node) and not fits_32_bits(node) else self._made(node)
             leaf = node in self.names or isinstance(node, TableRead | Lookup)
             self._known[node] = _in_64_bits(made) if leaf and self.in_64_bits and not is_truth(node) else made
         return self._known[node]
@@ -123,6 +128,15 @@ class IndexText:
     def wide(self) -> IndexText:
         """Return a writer of the same expressions whose leaves are cast to 64 bits."""
         return IndexText(self.names, self.read, self.helpers, in_64_bits=True)
+
+    def _is_narrow(self, node: Index) -> bool:
+        """Whether the names in an expression are of 32 bits, where the row's position is of 64."""
+        return self.wide_place is not None and not isinstance(node, Const) and self.wide_place not in walk(node)
+
+    def _beside(self, nodes: Sequence[Index]) -> list[ExprText]:
+        """The texts of integers of which one is the result: of 64 bits where another is FAR."""
+        far = any(isinstance(node, Const) and abs(node.value) == FAR for node in nodes)
+        return [(self.wide() if far and self._is_narrow(node) else self).of(node) for node in nodes]
 
     def _made(self, node: Index) -> ExprText:  # noqa: C901  one case a node kind
         if node in self.names:
@@ -142,8 +156,9 @@ class IndexText:
             case Not(operand=operand):
                 inner = self.of(operand)
                 return ExprText(f"~{inner.at(8)}", inner.axes, 8)
-            case ExactSelect():
-                axes, (test, then, otherwise) = aligned(*map(self.of, node.children()))
+            case ExactSelect(condition=condition):
+                sides = self._beside((node.then, node.otherwise))
+                axes, (test, then, otherwise) = aligned(self.of(condition), *sides)
                 return ExprText(f"tl.where({test.text}, {then.text}, {otherwise.text})", axes)
             case Coord():
                 return self._coordinate(node)
@@ -178,7 +193,7 @@ class IndexText:
         return self.of(quotient if node.extent is None else fold.mod(quotient, node.extent))
 
     def _arithmetic(self, node: Arith) -> ExprText:
-        axes, parts = aligned(*map(self.of, node.operands))
+        axes, parts = aligned(*self._beside(node.operands))
         match node.op, parts:
             case "floordiv" | "mod", (a, b):
                 return self._quotient(node, a, b, axes)

@@ -90,7 +90,7 @@ class KeyGradients(TiledKernel):
             fold.place("q"): query,
             **self.size_names(),
         }
-        return IndexText(names, self.read_exact)
+        return IndexText(names, self.read_exact, wide_place=fold.place("k") if self.walk.is_wide else None)
 
     @override
     def whole_names(self) -> dict[Index, ExprText]:

@@ -127,7 +127,7 @@ class PositionText(KernelFrame):
             fold.place("k"): key,
             **self.size_names(),
         }
-        return IndexText(names, self.read_exact)
+        return IndexText(names, self.read_exact, wide_place=fold.place("q") if self.walk.is_wide else None)
 
     def size_names(self) -> dict[Index, ExprText]:
         """What the sizes of a call are called."""

@@ -110,9 +110,9 @@ class ValueText:
         return (self.exact if fits_32_bits(node) else self._wide).of(node)
 
     def truth(self, node: Index) -> ExprText:
-        """The text of a condition."""
+        """The text of a condition, whose integers are of 64 bits where 32 may be too few."""
         assert is_truth(node)
-        return self.exact.of(node)
+        return (self.exact if fits_32_bits(node) else self._wide).of(node)
 
     def _made(self, node: Value) -> ExprText:  # noqa: C901  one case a node kind
         if node in self.names:

@@ -99,6 +99,7 @@ def _merge(tile: PlanTile, found: Partial, result: RowResults, where: Tensor | N
     if where is not None:
         o, part = torch.where(where[..., None], o, 0), torch.where(where, part, -math.inf)
         own_shift = torch.where(where, own_shift, shift)
+    lse = lse + (shift - own_shift)
     merge(o, part, out, lse)
     for x, rows in ((result.out, out), (result.lse, lse), (result.shift, own_shift)):
         x[tile.batch][tile.at] = rows
@@ -122,7 +123,7 @@ def _computed(tile: PlanTile, vectors: Vectors, scores: Scores, known: tuple[Ten
     (q, k, v), (lse, shift), factor = vectors, known, scores.factor
     dtype = lse.dtype
     score = scores.of(tile, q.to(dtype), k.to(dtype)) if factor is None else scores.bias(tile)
-    shift = _shifted(score, shift, lse == -math.inf)
+    shift = _shifted(score.detach().amax(-1), shift, lse)
     score = score - shift[..., None] if shift.any() else score
     if factor is None:
         return *_softmax(score, v.to(dtype)), shift
@@ -142,7 +143,7 @@ def _computed_of_cut(
     else:
         score = factor * ((q * k).sum(-1) if cut.by_pairs else q @ k.transpose(-1, -2)) + scores.bias(tile)
         score = score.masked_fill(torch.from_numpy(~tile.mask), -math.inf)
-    shift = _shifted(score, shift, lse == -math.inf)
+    shift = _shifted(score.detach().amax(-1), shift, lse)
     score = score - shift[..., None]
     if not cut.by_pairs:
         return *_softmax(score, v), shift
@@ -150,18 +151,24 @@ def _computed_of_cut(
     return out[:, :, 0], own[:, :, 0], shift
 
 
-def _shifted(score: Tensor, shift: Tensor, new: Tensor) -> Tensor:
-    """The shift of rows, where they are new from their first scores, if these are large."""
-    most = score.detach().amax(-1)
-    return torch.where(new & most.isfinite() & (most.abs() > LARGE), most, shift)
+def _shifted(most: Tensor, shift: Tensor, lse: Tensor) -> Tensor:
+    """The shift of rows that meet scores up to `most`: these, where a first score is large or `most` far above the LSE.
+
+    A shift far below the scores that decide a row would take their digits: beside -12000, fp32 keeps three of 0.1024.
+    """
+    above = torch.where(lse == -math.inf, most.abs(), most - (lse + shift))
+    return torch.where(most.isfinite() & (above > LARGE), most, shift)
 
 
 def _count_extra(q: Tensor, scores: Scores, result: RowResults, counted: Tensor) -> None:
     """Give the extra logits their share of every row that sees something, perhaps with scores of -inf alone."""
     for batch in range(q.shape[0]):
         for rows, logit in scores.extra(batch, q[batch].to(result.out.dtype)):
-            own = result.lse[batch, :, rows]
-            more = torch.logaddexp(own, logit - result.shift[batch, :, rows])
+            own, shift = result.lse[batch, :, rows], result.shift[batch, :, rows]
+            nearer = _shifted(logit.detach().expand_as(own), shift, own)
+            own = own + (shift - nearer)
+            result.shift[batch, :, rows] = nearer
+            more = torch.logaddexp(own, logit - nearer)
             blind = ~counted[batch, :, rows] | (more == -math.inf)
             more = torch.where(blind, -math.inf, more)
             result.out[batch, :, rows] *= torch.exp(torch.where(blind, 0, own - more))[..., None]

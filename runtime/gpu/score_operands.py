@@ -74,8 +74,9 @@ class ScoreOperands:
     def _joined(self, values: Sequence[Value], of: Callable[[Operands, int, Value], Tensor]) -> Tensor:
         """Vectors one behind the other."""
         parts = [self._whole(value, of) for value in values]
-        sizes = [max(part.shape[i] for part in parts) for i in (0, 1)]
-        return torch.cat([part.expand(*sizes, *part.shape[2:]) for part in parts], -1)
+        batch, heads = (max(part.shape[i] for part in parts) for i in (0, 1))
+        parts = [_by_head(part, heads) for part in parts]
+        return torch.cat([part.expand(batch, heads, *part.shape[2:]) for part in parts], -1)
 
     def terms(self, score: ScoreFormula) -> dict[str, Tensor]:
         """The terms by name, fp32 (B or 1, Hq or 1, tokens or distances).
@@ -113,12 +114,17 @@ class ScoreOperands:
     @cached_property
     def _keys_seen(self) -> Tensor:
         """`KEYS_SEEN`. Raises NotInKernelsError where rows see no ranges of keys."""
+        return on_device(self._counts, self._tensors["q"].device)
+
+    @cached_property
+    def _counts(self) -> NDArray[np.float32]:
+        """How many keys each query sees, (B, Hq, Nq). Raises NotInKernelsError where rows see no ranges of keys."""
         n_q = self._tensors["q"].shape[2]
         found = np.zeros((self._tensors["q"].shape[0], len(self._heads), n_q), dtype=np.float32)
         for batches, heads, window, ranges in self._ranges("counts of keys"):
             rows = np.arange(window.row, window.row + window.n_q)
             found[np.ix_(np.asarray(batches), np.asarray(heads), rows)] = _covered(ranges, window)
-        return on_device(found, self._tensors["q"].device)
+        return found
 
     def _ranges(self, asker: str) -> Iterator[tuple[Sequence[int], Sequence[int], Window, Sequence[TokenRange]]]:
         """(batch entries, heads, window, the keys that its rows see): for all. Raises NotInKernelsError."""
@@ -135,12 +141,22 @@ class ScoreOperands:
 
     def _of_queries(self, operands: Operands, batch: int, value: Value) -> Tensor:
         parts = [
-            self._values(operands, batch, window, np.arange(window.n_q), _NONE, value)[:, :, 0].expand(
-                -1, window.n_q, *[-1] * (rank(value))
-            )
+            self._values(
+                operands, batch, window, np.arange(window.n_q), _NONE, value, self._seeing(operands, batch, window)
+            )[:, :, 0].expand(-1, window.n_q, *[-1] * (rank(value)))
             for window in self._relations.windows(batch)
         ]
         return torch.cat(_one_count(parts), 1)
+
+    def _seeing(self, operands: Operands, batch: int, window: Window) -> NDArray[np.bool_] | None:
+        """The rows (heads, rows, 1) that see a key, where keys are counted; None for all rows.
+
+        A quotient by the count has no value in the other rows, and NaN for its gradient if it is computed there.
+        """
+        if KEYS_SEEN.name not in operands.inputs:
+            return None
+        seen: NDArray[np.bool_] = self._counts[batch, :, window.row : window.row + window.n_q, None] > 0
+        return seen
 
     def _of_kv_heads(self, operands: Operands, batch: int, value: Value) -> Tensor:
         """A value of keys (kv heads, tokens, …), by query head where it differs within a group."""
@@ -236,6 +252,8 @@ def _range(one: TokenRange, window: Window) -> tuple[Int64, Int64]:
 
 def _covered(ranges: Sequence[TokenRange], window: Window) -> Int64:
     """How many keys are in some range, for every row."""
+    if not ranges:
+        return np.zeros(window.n_q, dtype=np.int64)
     ends = np.stack([np.stack(_range(one, window)) for one in ranges])
     order = np.argsort(ends[:, 0], axis=0, kind="stable")
     firsts, lasts = (np.take_along_axis(ends[:, i], order, 0) for i in (0, 1))

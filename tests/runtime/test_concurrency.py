@@ -63,6 +63,7 @@ def run_in_threads(work: Callable[[int], object]) -> list[object]:
 # --- threads ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("name", ["sliding_window", "softcap"])
 def test_threads_that_share_an_attention_get_the_bits_of_one(name: str) -> None:
     params = WINDOW if name == "sliding_window" else {"cap": 2, "window": 50}

@@ -118,3 +118,14 @@ def test_scores_far_below_the_extra_logit(backend: str, monkeypatch: pytest.Monk
     out, lse = attend.decode(q, k, v, kv_len=9, sink=torch.tensor([1.5]), return_lse=True)
     assert lse.item() == 1.5
     assert not out.any()
+
+
+@pytest.mark.parametrize("far", [-12511.25, -1e6])
+def test_the_log_sum_exp_keeps_the_digits_of_an_extra_logit(far: float) -> None:
+    """`make hunt`, part cpu, case 61144: beside scores of -12511 the LSE of a row, 0.1024, was 0.1025."""
+    sink, bias = torch.tensor([0.1024, -1.6106]), torch.full((1, 6), far)
+    q, k, v = (torch.randn(1, 2, 6, 4) for _ in range(3))
+    attend: Any = compile_attention(BIASED)
+    _, lse = attend(q, k, v, b=bias, sink=sink, return_lse=True)
+    seen = [0, 1, 2, 3, 5]
+    torch.testing.assert_close(lse[0, :, seen], sink[:, None].expand(2, 5), rtol=1e-6, atol=0)

@@ -91,6 +91,7 @@ def test_reference_is_the_evaluator(name: str, lengths: tuple[int, int]) -> None
         torch.testing.assert_close(a, torch.tensor(b, dtype=torch.float64), rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("name", sorted(SPECS))
 @pytest.mark.parametrize("lengths", [(1, 1), (2, 2), (37, 37), (150, 150), (13, 61)])
 def test_cpu_is_the_reference(name: str, lengths: tuple[int, int]) -> None:
@@ -101,6 +102,7 @@ def test_cpu_is_the_reference(name: str, lengths: tuple[int, int]) -> None:
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("name", ["bias by head", "capped", "gates", "sinks"])
 def test_small_tiles_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     attend = attention(name)
@@ -113,6 +115,7 @@ def test_small_tiles_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) 
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("name", ["bias by head", "sinks", "keys alone"])
 def test_gradients_by_the_kernel(name: str) -> None:
     """Where no input wants a gradient the kernel computes those of q, k and v."""
@@ -122,6 +125,7 @@ def test_gradients_by_the_kernel(name: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("name", sorted(SPECS))
 def test_the_same_bits_again(name: str) -> None:
     attend = attention(name)

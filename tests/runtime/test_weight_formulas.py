@@ -293,3 +293,27 @@ def test_steps_of_conjugate_gradients(steps: int) -> None:
         return (w * (x @ wide(k).mT)) @ wide(v)
 
     both(text, dense, operands(9))
+
+
+@pytest.mark.parametrize(("dtype", "far"), [(torch.float64, -717.0), (torch.float32, -92.0)])
+def test_shares_of_a_subnormal_sum_have_gradients(dtype: torch.dtype, far: float) -> None:
+    """`make hunt`, part triton, case 60219: 1 / sum overflowed, so that gradients were NaN."""
+    text = (
+        "pattern p\n    input b: real[batch, query]\n    visible k <= q\n    score scale * dot(q, k) + b[q]\n"
+        "    weights softplus(score) / sum(softplus(score) for k)\n"
+    )
+    given = {name: leaf(real(1, 2, 7, 4), dtype) for name in "qkv"}
+    given["b"] = leaf((torch.arange(7) % 2 * far)[None], dtype)
+
+    def dense(q: Tensor, k: Tensor, v: Tensor, b: Tensor) -> Tensor:
+        score = q @ k.mT * 0.5 + b[:, None, :, None]
+        hidden = torch.ones_like(score).triu(1) > 0
+        logs = torch.where(b[:, None, :, None] < 0, score, torch.log(torch.nn.functional.softplus(score)))
+        return torch.softmax(torch.where(hidden, -math.inf, logs), -1) @ v
+
+    attend: Any = compile_attention(text)
+    found, exact = attend(**given), dense(**given)
+    torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5)
+    grads = [torch.autograd.grad(x.square().sum(), [*given.values()]) for x in (found, exact)]
+    for name, own, true in zip(given, *grads, strict=True):
+        torch.testing.assert_close(own, true, rtol=1e-4, atol=1e-5, msg=name)

@@ -110,6 +110,7 @@ def agree(case: Case, inputs: QKV, dtype: torch.dtype, with_lse: bool) -> None:
 # --- tests -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("shape", [(1, 4, 4, 137), (2, 6, 2, 61)])
@@ -129,6 +130,7 @@ SHAPES: tuple[Shape, ...] = (
 )
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shapes(pattern: Callable[[Shape], Case], shape: Shape) -> None:
@@ -137,6 +139,7 @@ def test_shapes(pattern: Callable[[Shape], Case], shape: Shape) -> None:
         agree(case, draw(shape, 8, 8), dtype, with_lse=True)
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     "dims", [(8, 8), (31, 31), (72, 72), (1, 1), (64, 32), (32, 64), (192, 128), (17, 1), (1, 17), (96, 80), (63, 64)]
@@ -230,6 +233,7 @@ def test_no_keys() -> None:
     assert not dq.any() and dk.shape == k.shape and dv.shape == v.shape
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 @pytest.mark.parametrize("pattern", [blind, dense, overlapping, by_batch])
 def test_rows_that_see_nothing(pattern: Callable[[Shape], Case], dtype: torch.dtype) -> None:
@@ -273,6 +277,7 @@ def test_gradcheck(pattern: Callable[[Shape], Case]) -> None:
     assert torch.autograd.gradcheck(function, inputs)
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_deterministic(pattern: Callable[[Shape], Case], dtype: torch.dtype) -> None:
@@ -288,6 +293,7 @@ def test_deterministic(pattern: Callable[[Shape], Case], dtype: torch.dtype) -> 
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
+@pytest.mark.threads
 def test_exact_masks_come_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = (2, 4, 2, 50)
     plan, relation = dense(shape)
@@ -350,6 +356,7 @@ def test_func_grad() -> None:
     torch.testing.assert_close(got, want)
 
 
+@pytest.mark.threads
 def test_runs_of_heads() -> None:
     """Every head of any subset is covered once, by runs whose key heads are right; whole groups need one run."""
     for per_kv, kv_heads in ((1, 6), (2, 4), (3, 3), (7, 1)):

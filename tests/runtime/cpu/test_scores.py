@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attnc import UnsupportedError, compile_attention
+from attnc.runtime.cpu import plan_tiles
 from cases.case import Shape, leaf, real
 from score_calls import assert_equals, executor, grads_for, results
 
@@ -130,3 +131,25 @@ def test_second_derivatives_are_refused() -> None:
     first = torch.autograd.grad(compile_attention(text)(**given).sum(), given["q"], create_graph=True)[0]
     with pytest.raises(UnsupportedError, match="second derivatives"):
         torch.autograd.grad(first.sum() + given["q"].sum(), given["q"])
+
+
+def test_scores_that_rise_from_tile_to_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row keeps the digits of its large scores where its first ones are far below: it lost three by -12511."""
+    text = (
+        "pattern p\n    input b: real[batch, key]\n    align end\n    visible k <= q\n"
+        "    score 3 * tanh(scale * dot(q, k)) + b[k]\n"
+    )
+    monkeypatch.setattr(plan_tiles, "ELEMENTS", 1)  # 128 keys a tile
+    n = 300
+    bias = torch.where(torch.arange(n) < n - 50, -12511.3, 0.0)[None]
+    given = {name: torch.randn(1, 1, n, 8) for name in "qkv"} | {"b": bias}
+    attend: Any = compile_attention(text, backend="cpu")
+
+    def run(dtype: torch.dtype) -> list[Tensor]:
+        own = {name: x.to(dtype).requires_grad_() for name, x in given.items()}
+        out, lse = attend(**own, return_lse=True)
+        rows = slice(n - 40, n)
+        return [out[:, :, rows], lse[:, :, rows], *torch.autograd.grad(out[:, :, rows].square().sum(), [*own.values()])]
+
+    for found, exact in zip(run(torch.float32), run(torch.float64), strict=True):
+        torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)

@@ -122,7 +122,7 @@ def test_a_small_call_evaluates_factor_and_bias_once(monkeypatch: pytest.MonkeyP
             evaluated.append(given)
             super().__init__(*given)
 
-    monkeypatch.setattr("attnc.runtime.cpu.tile_scores.Values", Counted)
+    monkeypatch.setattr("attnc.runtime.cpu.tile_scores.BlockValues", Counted)
     attend(*(x[:, :, :64] for x in tensors))
     assert len(evaluated) == 2
 

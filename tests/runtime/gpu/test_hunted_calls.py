@@ -95,3 +95,53 @@ def test_kv_heads_are_those_of_the_call_where_keys_are_features() -> None:
     check(compile_attention(KV_HEADS, backend="triton"), operands(17, heads=(6, 2)))
     by_head = KV_HEADS.replace("    align", "    learned w: real[head, dk]\n    align").replace("sigmoid(k)", "(w * k)")
     check(compile_attention(by_head, backend="triton"), operands(17, heads=(6, 2)), {"w": torch.randn(6, 16)})
+
+
+MIXED = """\
+pattern p
+    input g: unit[batch, head, query]
+    align end
+    visible SEEN
+    weights g[q] * softmax(score) + (1 - g[q]) / count(visible for k)
+"""
+
+
+@pytest.mark.parametrize("seen", ["0 < q - k < 3", "k <= q and keys % 2 == 0"])
+def test_counts_of_rows_that_see_no_key(seen: str) -> None:
+    """`make hunt`, part triton, cases 60026 and 60766: the gradient of `g` was NaN, or no row saw a key: ValueError."""
+    attend = compile_attention(MIXED.replace("SEEN", seen), backend="triton")
+    check(attend, operands(9), {"g": torch.rand(1, 2, 9)}, with_lse=False)
+
+
+def test_ends_of_ranges_that_need_64_bits_beside_numbers_of_heads() -> None:
+    """`make hunt`, part triton, case 60942: Triton refused `tl.where(…, 7 * group, 1 << 40)`: 32 bits, then 64."""
+    text = "pattern p\n    align end\n    visible not min(0, q if 0 <= q - k < 8 else k) < 7 * max(group, kv_head)\n"
+    check(compile_attention(text, backend="triton"), operands(5))
+
+
+def test_bricks_of_rounded_numbers() -> None:
+    """`make hunt`, part triton, case 61483: this ended in an AssertionError."""
+    text = (
+        "pattern p\n    align end\n    tokens y: 4, x: 3\n"
+        "    visible q - k == floor(log2(abs(q - k) + 1) * 3) % 3 and max(q.x, k) % 2 == 1\n"
+    )
+    check(compile_attention(text, backend="triton"), operands(12))
+
+
+def test_keys_beside_learned_vectors_by_query_head() -> None:
+    """`make hunt`, part triton, case 61721: keys by kv head could not stand beside vectors by query head."""
+    text = (
+        "pattern p\n    input x: int[head, 5]\n    learned w: real[6, dk]\n    align end\n    visible k <= q\n"
+        "    score scale * dot(q, k) + scale * dot(q, w[x[k % 5] % 6])\n"
+    )
+    given = {"x": torch.arange(30).view(6, 5) % 7, "w": torch.randn(6, 16)}
+    check(compile_attention(text, backend="triton"), operands(10, heads=(6, 2)), given)
+
+
+def test_conditions_of_scores_that_need_64_bits() -> None:
+    """Products with numbers past 2³¹ were computed in 32 bits."""
+    text = (
+        "pattern p\n    align end\n    visible k <= q\n"
+        "    score scale * dot(q, k) + (tanh(dot(q, k)) if 2000000011 * q > 3000000019 * k else 0.25)\n"
+    )
+    check(compile_attention(text, backend="triton"), operands(9))

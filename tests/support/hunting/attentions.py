@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -97,14 +98,24 @@ def attend(
             )
             shares = shares * own + (1 - own) * even
     elif "softplus" in weights.line:
-        part = torch.where(mask, torch.nn.functional.softplus(torch.where(mask, scores, 0)), 0)
-        total = part.sum(-1, keepdim=True)
-        shares = torch.where(total > 0, part / torch.where(total > 0, total, 1), 0)
+        shares = softplus_shares(scores, mask)
     else:
         shares = torch.where(mask, torch.sigmoid(torch.where(mask, scores, 0)), 0)
     if value is None:
         return shares @ s.v, lse, mask
     return (shares[..., None] * value.value(s)).sum(3), lse, mask
+
+
+def softplus_shares(scores: Tensor, mask: Tensor) -> Tensor:
+    """softplus(score) divided by its sum over the pairs of `mask`, by logarithms: 1 / total overflows for a subnormal.
+
+    The logarithm of a subnormal softplus is its score. A softplus of 0 has a weight of 0, in a row of such ones too.
+    """
+    softplus = torch.nn.functional.softplus
+    seen = mask & (softplus(scores) > 0)
+    scores = torch.where(seen, scores, 0)
+    low = scores < math.log(torch.finfo(scores.dtype).tiny)
+    return softmax(torch.where(low, scores, torch.log(softplus(torch.where(low, 0, scores)))), seen)[0]
 
 
 def softmax(scores: Tensor, mask: Tensor, extra: Tensor | None = None) -> tuple[Tensor, Tensor]:
