@@ -20,7 +20,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all durations test-older-triton lint fuzz hunt tables kernels soak bench bench-toy report-check check clean python
+.PHONY: help demo test test-all durations test-older-triton lint fuzz hunt tables kernels soak bench bench-toy docs report-check check clean python
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -72,6 +72,11 @@ bench: $(VENV)/installed-dev  ## measure every suite on this CPU and write docs/
 bench-toy: $(VENV)/installed-dev  ## every line of the benchmarks for a CPU at toy sizes: two minutes, the figures mean nothing
 	PYTHONPATH=src $(BIN)/python benchmarks/run.py cpu --toy
 
+# Not with --quiet, under which --strict counts no warnings.
+docs: $(VENV)/installed-docs  ## build the documentation into build/site; a broken link or anchor is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "open build/site/index.html; to search as well: $(BIN)/python -m http.server --directory build/site"
+
 report-check: $(VENV)/installed-dev  ## move the sliders of a report in headless Chromium, where one is installed
 	PYTHONPATH=src:tests/support $(BIN)/python tests/support/report_check.py
 
@@ -91,6 +96,11 @@ $(VENV)/installed: pyproject.toml constraints.txt | python
 $(VENV)/installed-dev: $(VENV)/installed
 	@echo "installing the development tools into $(VENV)"
 	@$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	@echo "installing mkdocs into $(VENV)"
+	@$(PIP_INSTALL) --editable '.[docs]'
 	@touch $@
 
 # Triton 3.6 belongs to torch 2.11: pip would refuse it beside torch 2.13, so it comes by itself.

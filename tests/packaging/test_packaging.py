@@ -3,6 +3,7 @@
 Every build runs on a copy, without network, with the setuptools of this environment.
 """
 
+import re
 import shutil
 import subprocess
 import sys
@@ -159,6 +160,17 @@ assert any(entry.name == "causal.attn" and entry.read_text(encoding="utf-8") for
 """
     places = run_python(code, tmp_path, path=installed).split()
     assert all(place.startswith(str(installed)) for place in places)
+
+
+def test_description_has_no_relative_link_or_picture(wheel: Path) -> None:
+    """A package index resolves relative paths against its own address."""
+    with zipfile.ZipFile(wheel) as archive:
+        (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        headers, _, text = archive.read(metadata).decode().partition("\n\n")
+    assert "Description-Content-Type: text/markdown" in headers
+    assert text.startswith("# attnc\n")
+    assert "![" not in text
+    assert [target for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target] == []
 
 
 def test_command_is_installed(wheel: Path) -> None:
