@@ -131,6 +131,7 @@ NEED_A_GPU = {
 """Goals of sizes, of graphs, of a profiler or of gradients of FlexAttention, which only a GPU has."""
 
 
+@pytest.mark.slow
 def test_every_goal_reads_these_rows(folder: Path, result: Result) -> None:
     for one in gpu_suites.PARTS:
         result(one)
@@ -144,6 +145,7 @@ def test_every_goal_reads_these_rows(folder: Path, result: Result) -> None:
     assert missing == NEED_RIVALS | NEED_A_GPU
 
 
+@pytest.mark.slow
 def test_the_report_shows_these_rows(folder: Path, result: Result) -> None:
     for one in gpu_suites.PARTS:
         result(one)

@@ -190,6 +190,7 @@ def test_a_whole_call_asks_nothing_of_a_device(case: Asking, monkeypatch: pytest
     assert started == ["forward", "delta", "dq", "dkdv"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [*LIBRARY, OWN[2]], ids=ids)
 def test_fifty_steps_plan_nothing(case: Asking, tmp_path: Any) -> None:
     """The first step plans for its sizes; what later ones choose is new, and nothing is planned or emitted."""

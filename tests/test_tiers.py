@@ -1,0 +1,67 @@
+"""The short tier covers every test function and every kind of kernel text, and holds no slow test."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+
+import pytest
+
+import tiers
+from attnc.runtime.library import library_names
+from text_kinds import Kind, kind_of, smallest_cover
+
+
+def case_of(name: str) -> str:
+    return f"tests/stdlib_patterns/test_every_file.py::test_every_file_by_kernels[{name}-interpreter]"
+
+
+def test_every_function_keeps_a_case_in_six() -> None:
+    names = [f"a.py::one[{i}]" for i in range(13)] + ["a.py::two", "b.py::one[x]"]
+    short = tiers.short_names(names)
+    assert short <= set(names)
+    assert {"a.py::two", "b.py::one[x]"} <= short
+    assert sum(name.startswith("a.py::one") for name in short) == 3
+    assert short == tiers.short_names(reversed(names))
+
+
+def test_the_cases_of_a_matrix_spread_over_both_of_its_sides() -> None:
+    names = [f"a.py::one[{row}-{column}]" for row in range(40) for column in range(6)]
+    short = tiers.short_names(names)
+    assert len(short) == 40
+    assert {name[-2] for name in short} == set("012345")
+
+
+def test_kept_cases_are_in_the_short_tier() -> None:
+    names = [case_of(name) for name in library_names()]
+    assert tiers.kept_cases() <= set(names)
+    assert tiers.kept_cases() <= tiers.short_names(names)
+
+
+@pytest.mark.slow
+def test_every_kind_of_kernel_text_is_in_the_short_tier() -> None:
+    """Where a kind is missing, write `smallest_cover(patterns)` to tests/short_tier.json."""
+    from test_every_file import emitted
+
+    patterns: defaultdict[Kind, set[str]] = defaultdict(set)
+    for name in library_names():
+        for kernel in emitted(name):
+            if kernel.head_dim == 64:
+                patterns[kind_of(kernel.source.stage, kernel.source.text)].add(case_of(name))
+    assert len(patterns) > 40
+    missing = {kind[0]: sorted(names) for kind, names in patterns.items() if not names & tiers.kept_cases()}
+    assert not missing, smallest_cover(patterns)
+
+
+@pytest.mark.skipif(not tiers.DURATIONS.exists(), reason="no durations have been measured")
+def test_durations() -> None:
+    measured = json.loads(tiers.DURATIONS.read_text(encoding="utf-8"))
+    assert len(measured["slowest_all"]) == tiers.LISTED
+    assert measured["short"]["seconds"] < 8 * 60
+    slow = {name: seconds for name, seconds in measured["slowest_short"].items() if seconds > tiers.MOST_SECONDS}
+    assert not slow
+
+
+@pytest.mark.parametrize("tier", ["short", "all"])
+def test_a_run_says_what_it_will_run(tier: str) -> None:
+    assert tiers.announcement(tier).startswith(f"tier {tier}: ")
