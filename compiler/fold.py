@@ -581,5 +581,5 @@ def rounded(
     k_units: tuple[Index, ...],
     keep: Index,
 ) -> Index:
-    """A condition on blocks; see `ir.Round`."""
+    """A condition on blocks; see `ir.UnitCondition`."""
     return keep if isinstance(keep, Truth) else intern(UnitCondition(q_vars, q_units, k_vars, k_units, keep))

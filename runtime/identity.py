@@ -28,7 +28,7 @@ Form = Literal["whole", "packed", "last rows"]
 
 @dataclass(frozen=True)
 class How:
-    """How a pattern was compiled, as far as it changes what a call does. `tune`: whence tuned choices come (`Wish`)."""
+    """The options of a compiled pattern that change its calls. `tune`: the source of tuned choices (`ChoiceSource`)."""
 
     strict: bool = False
     deterministic: bool = True

@@ -1,4 +1,4 @@
-"""The lists that kernels of the form `Listed` walk, for one call shape."""
+"""The lists that kernels of the form `ListedWalk` walk, for one call shape."""
 
 from __future__ import annotations
 

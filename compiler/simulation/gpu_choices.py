@@ -43,13 +43,15 @@ become 64-bit numbers by eleven operations, three passes of a top-k by radix rea
 OPERATION_BYTES = 8
 """An element of an operation of a score is read and written in fp32."""
 SORT_BYTES, LIST_LAUNCHES = 150, 25
-"""Bytes of a pair of a row and a place in the lists (`gpu.chosen_lists`): a stable sort by radix of 32-bit numbers and
-their places, four passes; then its side, its row and its query."""
+"""Bytes of a pair of a row and a block in the lists (`gpu.selected_lists`).
+
+A stable radix sort of 32-bit numbers and their places takes four passes; then follow the pair's side, row and query.
+"""
 TAKEN_BYTES, SLOT_BYTES = 7, 24
 """Bytes of a place of a row, and of one that it chose, when the chosen ones are found."""
 
 TILED_BYTES = 13
-"""An entry of truth is read, and summed along both axes in 32 bits: corners tell of tiles (`gpu.asked_lists`)."""
+"""An entry of truth is read, and summed along both axes in 32 bits: corners tell of tiles (`gpu.mask_lists`)."""
 OF_TILES: tuple[RungName, RungName] = ("tile", "balanced")
 
 CAUTION = "an estimate that was never held against a clock: no GPU was at hand for these kernels (benchmarks/OWED.md)"

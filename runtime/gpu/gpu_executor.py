@@ -163,7 +163,7 @@ class Executor:
         return (found[0], found[1], found[2]), of_terms
 
     def _add_shifts(self, of_terms: dict[str, Tensor], grad_lse: Tensor | None, lse: Tensor) -> None:
-        """The gradients of what is added to all scores of a row (`Score.shifts_rows`)."""
+        """The gradients of what is added to all scores of a row (`ScoreFormula.shifts_rows`)."""
         score = self.prepared.kernels.problem.score
         for term in () if score is None else score.terms:
             if score is not None and term.varies and score.shifts_rows(term):

@@ -38,7 +38,7 @@ def scan_stretches(
     Args:
         make: of the tensors of a stretch of S tokens: decay and write, each of a shape that
             broadcasts to (B, H, S, …), one axis for one.
-        read: of the `States` of the stretch and the same tensors: what the tokens get, any number of tensors
+        read: of the `StretchStates` of the stretch and the same tensors: what the tokens get, any number of tensors
             (B or 1, H or 1, S or 1, …). None: the states after the tokens.
         tensors: what they depend on: (·, ·, T, …) are cut along their third axis, others given whole.
         tokens: T.

@@ -1,4 +1,4 @@
-"""From a `SourceFile` to `syntax.Module`."""
+"""From a `SourceFile` to `syntax.ModuleSyntax`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The kernels of any step equation: token by token, the states on the chip from the first to the last.
+"""Kernels of any step equation: token by token, with the states on the chip from the first token to the last.
 
-A program does all tokens of a lane (a head of a batch entry), of all entries of the states, or of a block of those
-that never meet (`Tape.parts_along`). The backward pass goes from stretch to stretch, the last first: it has the states
-before each, makes those before each token of a stretch anew, and goes through them from the last token to the first.
+A program computes all tokens of one head of one batch entry, for all entries of the states or for a block of entries
+that never meet others (`StepTape.parts_along`). The backward pass goes from the last stretch of tokens to the first: it
+loads the states before each stretch, computes those before each of its tokens anew, and goes through them backwards.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ LEAST = 16
 def fill(
     out: Tensor, decay: Tensor | None, write: Tensor, emptied: Tensor | None, start: Tensor, *, backwards: bool
 ) -> None:
-    """out_t = decay_t · out_{t-1} + write_t, the first from `start`; see `prefixes.Steps`. fp32 or complex of these."""
+    """Compute out_t = decay_t · out_{t-1} + write_t from `start`, in fp32 or complex64; see `prefixes.PrefixSteps`."""
     if not out.numel():
         return
     target_of(out.device)

@@ -243,11 +243,11 @@ def test_specs_that_differ_in_what_is_listed_share_kernels(
 
 TEXTS = """
 import sys
-from attnc.compiler.kernels.attention_kernels import Heads, find_kernels
+from attnc.compiler.kernels.attention_kernels import HeadShape, find_kernels
 from attnc.compiler.kernels.targets import TARGETS
 from plan_calls import from_library
 for name in sys.argv[1:]:
-    kernels = find_kernels(from_library(name), Heads(64, 64, "bfloat16"), TARGETS["sm_90"])
+    kernels = find_kernels(from_library(name), HeadShape(64, 64, "bfloat16"), TARGETS["sm_90"])
     for name, text in sorted(kernels.sources.items()):
         print(name, text)
 """
