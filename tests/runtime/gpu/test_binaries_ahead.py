@@ -159,7 +159,7 @@ def test_damaged_files_are_refused_and_nothing_is_written(
 def test_what_is_no_file_of_binaries_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.zip").write_text("no zip")
     for name in ("text.zip", "missing.zip"):
-        with pytest.raises(ArgumentError, match="no file of binaries"):
+        with pytest.raises(ArgumentError, match="not a file of binaries"):
             load_binaries(tmp_path / name)
 
 

@@ -197,7 +197,7 @@ def test_a_child_that_leaves_is_told() -> None:
 
 
 def test_a_child_that_hangs_is_ended() -> None:
-    assert only("import time; time.sleep(60)", longest=0.5) == [Failure("no end after 0.5 s")]
+    assert only("import time; time.sleep(60)", longest=0.5) == [Failure("no result after 0.5 s")]
 
 
 def test_what_a_compiler_raises_is_told() -> None:
