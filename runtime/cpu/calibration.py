@@ -133,9 +133,9 @@ def _measured(time: Steady) -> Rates:
     )
 
 
-def save(found: Rates) -> bool:
+def save(rates_to_store: Rates) -> bool:
     """Store rates for this machine and its threads, atomically; False if they cannot be written."""
-    kept = store().write(KIND, entry_name(), {"schema": SCHEMA, "machine": this_cpu(), **asdict(found)})
+    kept = store().write(KIND, entry_name(), {"schema": SCHEMA, "machine": this_cpu(), **asdict(rates_to_store)})
     forget()
     return kept
 
@@ -243,11 +243,11 @@ def _call(time: Steady) -> float:
     """Measure nanoseconds per nearly empty piece, as the executor runs it among others."""
     pieces, side, width = 8, 4, 16
     q, k, v = (torch.randn(1, 1, pieces * side, width) for _ in range(3))
-    one, all_ = (
+    single_ns, total_ns = (
         time(partial(cpu_executor.forward, q, k, v, _diagonal(count, side), 0.1, "out"), inner=10)
         for count in (1, pieces)
     )
-    return max((all_ - one) / (pieces - 1), 1000.0)
+    return max((total_ns - single_ns) / (pieces - 1), 1000.0)
 
 
 def _diagonal(count: int, side: int) -> Plan:

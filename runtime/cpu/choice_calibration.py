@@ -85,9 +85,9 @@ def _node(time: Time) -> float:
 def _ranking(time: Time) -> tuple[float, float]:
     """Measure nanoseconds per row, and per block of it, where half of the blocks are candidates."""
 
-    def ranked_ns(places: int) -> float:
-        score = torch.randn(HEADS, ROWS, places)
-        candidates = torch.arange(places) < torch.arange(ROWS)[:, None] * places / ROWS
+    def ranked_ns(blocks: int) -> float:
+        score = torch.randn(HEADS, ROWS, blocks)
+        candidates = torch.arange(blocks) < torch.arange(ROWS)[:, None] * blocks / ROWS
         return time(lambda: best(score, candidates[None], KEPT)) / (HEADS * ROWS)
 
     few, many = ranked_ns(FEW), ranked_ns(MANY)
@@ -102,8 +102,8 @@ def _ordered(time: Time) -> float:
 
 
 def _product(time: Time) -> float:
-    q, places = torch.randn(HEADS, ROWS, WIDTH), torch.randn(HEADS, MANY, WIDTH)
-    return time(lambda: q @ places.mT) / (HEADS * ROWS * MANY)
+    q, block_keys = torch.randn(HEADS, ROWS, WIDTH), torch.randn(HEADS, MANY, WIDTH)
+    return time(lambda: q @ block_keys.mT) / (HEADS * ROWS * MANY)
 
 
 def _operation(time: Time) -> float:
@@ -156,9 +156,9 @@ def _pieces(time: Time) -> tuple[float, float]:
 
     The rates are differences between a few blocks and twice as many.
     """
-    some, side, width = 8, 32, 16
-    few, many = _places_taken(some, side, width), _places_taken(2 * some, side, width)
-    forward, backward = ((time(b) - time(a)) / some for a, b in zip(few, many, strict=True))
+    count, side, width = 8, 32, 16
+    few, many = _places_taken(count, side, width), _places_taken(2 * count, side, width)
+    forward, backward = ((time(b) - time(a)) / count for a, b in zip(few, many, strict=True))
     return max(forward, 1000.0), max(backward, 1000.0)
 
 
@@ -178,7 +178,7 @@ def _stretches() -> list[Tensor]:
 
 def _taken(time: Time) -> float:
     rows, x = _stretches(), torch.randn(COLD, 1, WIDTH)
-    return time(lambda: [x.index_select(0, some) for some in rows]) / x.numel()
+    return time(lambda: [x.index_select(0, piece_index) for piece_index in rows]) / x.numel()
 
 
 def _merged(time: Time) -> float:
@@ -186,12 +186,12 @@ def _merged(time: Time) -> float:
     o, part = torch.randn(COLD, 1, WIDTH), torch.randn(COLD, 1)
 
     def merge() -> None:
-        for i, some in enumerate(rows):
+        for i, piece_index in enumerate(rows):
             piece_rows = slice(i * AT_ONCE, (i + 1) * AT_ONCE)
-            old_out, old_lse = total.index_select(0, some), log.index_select(0, some)
+            old_out, old_lse = total.index_select(0, piece_index), log.index_select(0, piece_index)
             cpu_executor.merge(o[piece_rows], part[piece_rows], old_out, old_lse)
-            total.index_copy_(0, some, old_out)
-            log.index_copy_(0, some, old_lse)
+            total.index_copy_(0, piece_index, old_out)
+            log.index_copy_(0, piece_index, old_lse)
 
     return time(merge) / total.numel()
 
@@ -200,8 +200,8 @@ def _added(time: Time) -> float:
     rows, x, grads = _stretches(), torch.randn(COLD, 1, WIDTH), torch.randn(COLD, 1, WIDTH)
 
     def add() -> None:
-        for i, some in enumerate(rows):
-            x.index_add_(0, some, grads[i * AT_ONCE : (i + 1) * AT_ONCE])
+        for i, piece_index in enumerate(rows):
+            x.index_add_(0, piece_index, grads[i * AT_ONCE : (i + 1) * AT_ONCE])
 
     return time(add) / x.numel()
 

@@ -282,12 +282,12 @@ def _in_torch(
                 first_key = part.window.key if reads_tokens else 0
                 block = RowBlock(batch, heads, part.window, rows, keys + first_key, mask)
                 leaves = BlockOperands(vectors, {name: x[batch] for name, x in whole.items()}, inputs)
-                for some, block_out, own_lse in results(block, leaves, relations, scale):
+                for row_block, block_out, own_lse in results(block, leaves, relations, scale):
                     if out is None:
                         out = q.new_zeros((*q.shape[:3], *block_out.shape[2:]), dtype=dtype)
-                    target = batch, head_index[:, None], torch.from_numpy(some.rows)
+                    target = batch, head_index[:, None], torch.from_numpy(row_block.rows)
                     out[target] = block_out
-                    lse[target] = math.nan if own_lse is None else own_lse.expand(len(heads), len(some.rows))
+                    lse[target] = math.nan if own_lse is None else own_lse.expand(len(heads), len(row_block.rows))
     if out is None:
         out = q.new_zeros((*q.shape[:3], cache.v.shape[3]), dtype=dtype)
     return out, lse

@@ -251,19 +251,19 @@ def _add_block(
     heads, rows = torch.tensor(block.heads)[:, None], torch.from_numpy(block.rows)
     grad_out, grad_lse = (None if grad is None else grad[block.batch, heads, rows] for grad in grads)
     leaves = _leaves(block, named, node, sums.inputs)
-    found = _of_block(block, leaves, (grad_out, grad_lse), call)
-    if block.mask.all() or _are_finite(found):
-        _add_found(block, found, call, sums)
+    gradients = _of_block(block, leaves, (grad_out, grad_lse), call)
+    if block.mask.all() or _are_finite(gradients):
+        _add_found(block, gradients, call, sums)
         return
     bad = _spoiled(block, leaves, _beyond_rows(grad_out, grad_lse))
-    own_alone = _no_numbers(block, bad.rows, found, call)
+    own_alone = _no_numbers(block, bad.rows, gradients, call)
     if not bad.rows.all():
         clean = _of_block(block, _filled(leaves, bad), _without(bad.rows, grad_out, grad_lse), call)
         if _are_finite(clean):
             _add_found(block, clean, call, sums)
         else:  # something else is spoiled, such as an input
             bad = bad.and_rows(torch.ones_like(bad.rows))
-    _add_spoiled(block, leaves, (grad_out, grad_lse), call, sums, bad, found, own_alone)
+    _add_spoiled(block, leaves, (grad_out, grad_lse), call, sums, bad, gradients, own_alone)
 
 
 def _add_spoiled(
@@ -273,7 +273,7 @@ def _add_spoiled(
     call: PlannedCall,
     sums: GradientTotals,
     bad: Spoiled,
-    found: Sequence[Tensor | None],
+    gradients: Sequence[Tensor | None],
     own_alone: NDArray[np.bool_],
 ) -> None:
     """Add the gradients of the spoiled rows of a block, grouped by rows that see the same keys.
@@ -284,7 +284,7 @@ def _add_spoiled(
     query_only = []
     for same_rows in alike(block.mask, bad.numbers):
         if own_alone[same_rows].all():
-            settled = _settled(block, found, call, sums) if settled is None else settled
+            settled = _settled(block, gradients, call, sums) if settled is None else settled
         if own_alone[same_rows].all() and settled is not None and settled[block.mask[same_rows[0]]].all():
             query_only.append(same_rows)
             continue
@@ -296,33 +296,35 @@ def _add_spoiled(
                 part, _of_block(part, part_operands, _without(~bad.rows[:, positions], *part_grads), call), call, sums
             )
             settled = None
-    if query_only and found[0] is not None:
+    if query_only and gradients[0] is not None:
         rows_left = np.concatenate(query_only)
         part = block.part(rows_left, np.arange(len(block.keys)))
-        _add_own(sums.vectors["q"][block.batch], found[0][:, torch.from_numpy(rows_left)], part, "q", call)
+        _add_own(sums.vectors["q"][block.batch], gradients[0][:, torch.from_numpy(rows_left)], part, "q", call)
 
 
-def _are_finite(found: Sequence[Tensor | None]) -> bool:
-    return all(x is None or is_finite(x) for x in found)
+def _are_finite(gradients: Sequence[Tensor | None]) -> bool:
+    return all(x is None or is_finite(x) for x in gradients)
 
 
-def _no_numbers(block: RowBlock, bad: Tensor, found: Sequence[Tensor | None], call: PlannedCall) -> NDArray[np.bool_]:
+def _no_numbers(
+    block: RowBlock, bad: Tensor, gradients: Sequence[Tensor | None], call: PlannedCall
+) -> NDArray[np.bool_]:
     """Return the rows that are spoiled in all heads and whose query gradient is NaN even without hidden keys."""
     node = call.relations.pattern.attend
-    if node.keys is not None or _elsewhere(node) or not found or found[0] is None:
+    if node.keys is not None or _elsewhere(node) or not gradients or gradients[0] is None:
         return np.zeros(len(block.rows), dtype=np.bool_)
-    return (bad & found[0].flatten(2).isnan().all(-1)).all(0).numpy(force=True)
+    return (bad & gradients[0].flatten(2).isnan().all(-1)).all(0).numpy(force=True)
 
 
 def _settled(
-    block: RowBlock, found: Sequence[Tensor | None], call: PlannedCall, sums: GradientTotals
+    block: RowBlock, gradients: Sequence[Tensor | None], call: PlannedCall, sums: GradientTotals
 ) -> NDArray[np.bool_]:
     """Return the keys whose sums spoiled rows cannot change: they, and the sums of inputs, hold no finite number."""
     group = max(call.plan.heads // max(call.plan.kv_heads, 1), 1)
     heads, keys = torch.tensor(block.heads)[:, None] // group, torch.from_numpy(block.keys)
     if any(bool(x.isfinite().any()) for x in sums.of_inputs):
         return np.zeros(len(keys), dtype=np.bool_)
-    read = [name for name, x in zip(("q", "k", "v"), found, strict=False) if name != "q" and x is not None]
+    read = [name for name, x in zip(("q", "k", "v"), gradients, strict=False) if name != "q" and x is not None]
     numbers = [sums.vectors[name][block.batch][heads, keys].isfinite().any(-1).any(0) for name in read]
     return ~torch.stack(numbers).any(0).numpy(force=True) if numbers else np.zeros(len(keys), dtype=np.bool_)
 

@@ -129,8 +129,8 @@ def _add_gradients(
         _add_tile_gradients(part, run(part, cut_vectors, cut_rows), sums, group)
 
 
-def _are_finite(found: TileGradients) -> bool:
-    return all(x is None or is_finite(x) for x in (*found[:3], *found[3]))
+def _are_finite(gradients: TileGradients) -> bool:
+    return all(x is None or is_finite(x) for x in (*gradients[:3], *gradients[3]))
 
 
 def _gradients_by_pairs(

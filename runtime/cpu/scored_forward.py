@@ -150,13 +150,13 @@ def _computed_of_cut(
     return out[:, :, 0], own_lse[:, :, 0], shift
 
 
-def _shifted(most: Tensor, shift: Tensor, lse: Tensor) -> Tensor:
+def _shifted(row_max: Tensor, shift: Tensor, lse: Tensor) -> Tensor:
     """Return the shift for scores up to `most`: `most` itself if a first score is large or `most` is far above the LSE.
 
     A shift far below the scores that dominate a row would cost their digits: beside -12000, fp32 keeps three of 0.1024.
     """
-    above = torch.where(lse == -math.inf, most.abs(), most - (lse + shift))
-    return torch.where(most.isfinite() & (above > LARGE), most, shift)
+    above = torch.where(lse == -math.inf, row_max.abs(), row_max - (lse + shift))
+    return torch.where(row_max.isfinite() & (above > LARGE), row_max, shift)
 
 
 def _count_extra(q: Tensor, scores: Scores, result: RowResults, counted: Tensor) -> None:
@@ -179,9 +179,8 @@ def _softmax(score: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     row_max = score.amax(-1, keepdim=True)
     weights = torch.exp(score - torch.where(row_max == -math.inf, 0, row_max))
     row_sum = weights.sum(-1)
-    lse = torch.where(
-        row_sum == 0, -math.inf, row_max[..., 0] + row_sum.log()
-    )  # NaN stays NaN: such a row is not blind
+    # NaN stays NaN: such a row is not blind.
+    lse = torch.where(row_sum == 0, -math.inf, row_max[..., 0] + row_sum.log())
     return (weights @ v) / torch.where(row_sum == 0, 1, row_sum)[..., None], lse
 
 

@@ -190,10 +190,10 @@ class BlockQueries:
         mask[: len(self.seen)].masked_fill_(~self.seen, -math.inf)
         return mask
 
-    def parts(self, lanes: int) -> int:
+    def parts(self, head_count: int) -> int:
         """Return the number of parts of the rows, so that threads are balanced; 1 if rows see different keys."""
         same_keys = not self.causal and self.seen is None
-        return parts_of(lanes, len(self.rows), torch.get_num_threads()) if same_keys else 1
+        return parts_of(head_count, len(self.rows), torch.get_num_threads()) if same_keys else 1
 
     @property
     def blind(self) -> Tensor | None:
@@ -214,28 +214,28 @@ class HeadGroup:
     gathered: Iterator[BlockQueries]
 
 
-def gathered(places: BlockKeys, selection: Tensor, n_q: int, masks: _Masks) -> Iterator[BlockQueries]:
+def gathered(blocks: BlockKeys, selection: Tensor, n_q: int, masks: _Masks) -> Iterator[BlockQueries]:
     """Yield, block by block, the selecting queries: first those that see all of its keys, then those that see some.
 
     How a row is computed does not depend on the selections of other rows.
     """
-    selected = selection if places.row_of is None else selection.index_select(0, torch.from_numpy(places.row_of))
-    starts = torch.from_numpy(places.starts)
-    if places.states is None:
+    selected = selection if blocks.row_of is None else selection.index_select(0, torch.from_numpy(blocks.row_of))
+    starts = torch.from_numpy(blocks.starts)
+    if blocks.states is None:
         full, part = selected, None
-    elif places.diagonal is not None and places.order is None:
-        last = torch.arange(n_q)[:, None] + places.diagonal
+    elif blocks.diagonal is not None and blocks.order is None:
+        last = torch.arange(n_q)[:, None] + blocks.diagonal
         full, part = (
             selected & (last >= starts[None, 1:]),
             selected & (last >= starts[None, :-1]) & (last < starts[None, 1:]),
         )
     else:
-        states = torch.from_numpy(places.states).repeat_interleave(TILE, 0)[:n_q]
+        states = torch.from_numpy(blocks.states).repeat_interleave(TILE, 0)[:n_q]
         full, part = selected & (states == 1), selected & (states == 0)
     full_rows = by_place(full)
     partly = None if part is None else by_place(part)
-    for i in range(len(places.starts) - 1):
-        start, stop = int(places.starts[i]), int(places.starts[i + 1])
+    for i in range(len(blocks.starts) - 1):
+        start, stop = int(blocks.starts[i]), int(blocks.starts[i + 1])
         if start == stop:
             continue
         rows = full_rows.of(i)
@@ -243,15 +243,15 @@ def gathered(places: BlockKeys, selection: Tensor, n_q: int, masks: _Masks) -> I
             yield BlockQueries(rows, slice(start, stop))
         rows = rows[:0] if partly is None else partly.of(i)
         if len(rows):
-            yield _on_diagonal(places, rows, start, stop, n_q) or masks.of(rows, start, stop)
+            yield _on_diagonal(blocks, rows, start, stop, n_q) or masks.of(rows, start, stop)
 
 
-def _on_diagonal(places: BlockKeys, rows: Tensor, start: int, stop: int, n_q: int) -> BlockQueries | None:
+def _on_diagonal(blocks: BlockKeys, rows: Tensor, start: int, stop: int, n_q: int) -> BlockQueries | None:
     """Return the rows of a block's own keys as one triangle, including rows that did not select it; else None."""
-    if places.diagonal is None or places.order is not None or start < places.diagonal:
+    if blocks.diagonal is None or blocks.order is not None or start < blocks.diagonal:
         return None
-    first = start - places.diagonal
-    triangle = torch.arange(first, min(stop - places.diagonal, n_q))
+    first = start - blocks.diagonal
+    triangle = torch.arange(first, min(stop - blocks.diagonal, n_q))
     taken = (
         None
         if len(rows) == len(triangle)
@@ -282,8 +282,8 @@ def by_place(selection: Tensor) -> ByBlock:
 class _Masks:
     """The masks of a call, shared by heads with equal selections of a block."""
 
-    def __init__(self, places: BlockKeys) -> None:
-        self._places = places
+    def __init__(self, blocks: BlockKeys) -> None:
+        self._places = blocks
         self._known: dict[tuple[int, bytes], Tensor] = {}
 
     def of(self, rows: Tensor, start: int, stop: int) -> BlockQueries:
@@ -297,11 +297,11 @@ class _Masks:
         return BlockQueries(rows, slice(start, stop), seen=self._known[name])
 
     def _seen(self, rows: NDArray[np.int64], start: int, stop: int) -> Tensor:
-        places = self._places
-        keys = np.arange(start, stop) if places.order is None else places.order[start:stop]
+        blocks = self._places
+        keys = np.arange(start, stop) if blocks.order is None else blocks.order[start:stop]
         alive = np.ones((len(rows), len(keys)), dtype=np.bool_)
-        wide = not fits_word(places.rest, (0, int(rows[-1]) + 1), (0, int(keys.max()) + 1))
-        return torch.from_numpy(exact_evaluation.mask_at(places.rest, rows, keys, alive, {}, wide=wide))
+        wide = not fits_word(blocks.rest, (0, int(rows[-1]) + 1), (0, int(keys.max()) + 1))
+        return torch.from_numpy(exact_evaluation.mask_at(blocks.rest, rows, keys, alive, {}, wide=wide))
 
 
 def _by_rows(x: Tensor) -> Tensor:

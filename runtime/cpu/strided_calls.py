@@ -226,15 +226,15 @@ def _viewed(
     queries: Strip, keys: Strip, heads: HeadRun, batches: EvenRun, flat: bool
 ) -> Iterator[tuple[StripBlock, StripBlock]]:
     """Yield blocks that are views: a call takes two of stretches, heads and batch entries; the third is looped over."""
-    one, entries = StridedAxis(1), StridedAxis(batches.size, batch=batches.step)
+    single, entries = StridedAxis(1), StridedAxis(batches.size, batch=batches.step)
     y_queries, y_keys = (StridedAxis(r.size, head=r.step) for r in heads)
     head, key_head = heads.queries.start, heads.keys.start
     count = queries.count
     if flat:
         q_axis, k_axis = (StridedAxis(batches.size * r.size, head=1) for r in heads)
         yield (
-            StripBlock(batches.start, head, queries, one, q_axis),
-            StripBlock(batches.start, key_head, keys, one, k_axis),
+            StripBlock(batches.start, head, queries, single, q_axis),
+            StripBlock(batches.start, key_head, keys, single, k_axis),
         )
     elif batches.size > count:
         for i in range(count):
@@ -246,13 +246,13 @@ def _viewed(
     elif heads.queries.size == heads.keys.size < batches.size:
         for i in range(heads.queries.size):
             yield (
-                StripBlock(batches.start, head + i * heads.queries.step, queries, one, entries),
-                StripBlock(batches.start, key_head + i * heads.keys.step, keys, one, entries),
+                StripBlock(batches.start, head + i * heads.queries.step, queries, single, entries),
+                StripBlock(batches.start, key_head + i * heads.keys.step, keys, single, entries),
             )
     else:
         for i in range(batches.size):
             batch = batches.start + i * batches.step
-            yield StripBlock(batch, head, queries, one, y_queries), StripBlock(batch, key_head, keys, one, y_keys)
+            yield StripBlock(batch, head, queries, single, y_queries), StripBlock(batch, key_head, keys, single, y_keys)
 
 
 def _one(strip: Strip, i: int) -> Strip:
@@ -274,13 +274,13 @@ def _gathered(piece: PlanPiece, heads: HeadRun, batches: EvenRun) -> Iterator[tu
             )
 
 
-def _bricks(piece: PlanPiece, most: int, axis: int = 0) -> Iterator[PlanPiece]:
+def _bricks(piece: PlanPiece, max_stretches: int, axis: int = 0) -> Iterator[PlanPiece]:
     """Yield the piece cut along its axes from `axis` on, into parts of at most `most` stretches."""
-    if piece.queries.count <= most:
+    if piece.queries.count <= max_stretches:
         yield piece
         return
     inside = prod(a.count for a in piece.queries.axes[axis + 1 :])
-    chunk, count = max(1, most // inside), piece.queries.axes[axis].count
+    chunk, count = max(1, max_stretches // inside), piece.queries.axes[axis].count
     for first in range(0, count, chunk):
         part_count = min(chunk, count - first)
         part = replace(
@@ -288,7 +288,7 @@ def _bricks(piece: PlanPiece, most: int, axis: int = 0) -> Iterator[PlanPiece]:
             queries=_some(piece.queries, axis, first, part_count),
             keys=_some(piece.keys, axis, first, part_count),
         )
-        yield from _bricks(part, most, axis + 1)
+        yield from _bricks(part, max_stretches, axis + 1)
 
 
 def _some(strip: Strip, axis: int, first: int, count: int) -> Strip:
@@ -331,8 +331,8 @@ def _disjoint(axis: StripAxis) -> list[_AxisPart]:
         return [_AxisPart(everything, everything, 0, replace(axis, count=1), summed=True)]
     shift, between = divmod(axis.step, axis.stride)
     if between or axis.count <= -(-axis.length // shift):
-        one = replace(axis, step=0, count=1)
-        return [_AxisPart(slice(i, i + 1), everything, i * axis.step, one) for i in range(axis.count)]
+        single = replace(axis, step=0, count=1)
+        return [_AxisPart(slice(i, i + 1), everything, i * axis.step, single) for i in range(axis.count)]
     return [
         _AxisPart(everything, slice(c, c + n), c * axis.stride, replace(axis, length=n))
         for c in range(0, axis.length, shift)

@@ -196,13 +196,13 @@ class Scores:
 def _recorded(values: BlockValues, node: Value) -> Pull:
     """Return a function that propagates a change of a value (heads, rows, keys) to its recorded atoms."""
     partials = derivatives(node)
-    places = [values.where(derivative.where) for derivative in partials]
+    conditions = [values.where(derivative.where) for derivative in partials]
     with torch.enable_grad():
-        atoms = [evaluator.of(derivative.atom) for derivative, (evaluator, _) in zip(partials, places, strict=True)]
+        atoms = [evaluator.of(derivative.atom) for derivative, (evaluator, _) in zip(partials, conditions, strict=True)]
 
     def pull(change: Tensor) -> Pairs:
         pairs = []
-        for derivative, (evaluator, condition), atom in zip(partials, places, atoms, strict=True):
+        for derivative, (evaluator, condition), atom in zip(partials, conditions, atoms, strict=True):
             if atom.requires_grad:
                 by = evaluator.of(derivative.by).detach()
                 active = condition & (change != 0)  # elsewhere `by` may be NaN
@@ -217,10 +217,10 @@ def _pull_of_part(
     part: _TileWindow,
     tile: PlanTile,
     spread: Callable[[Tensor], Tensor] | None,
-    lanes: tuple[int, PairBlock],
+    heads_and_block: tuple[int, PairBlock],
 ) -> Pull:
     """Return a function that propagates a change of the tile to a bias that may have one head or be spread."""
-    heads, block = lanes
+    heads, block = heads_and_block
 
     def whole(change: Tensor) -> Pairs:
         part_change = part.of(change, tile)

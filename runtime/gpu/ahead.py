@@ -63,13 +63,15 @@ def compile_ahead(calls: AheadCalls, folder: Path) -> Iterator[AheadKernel]:
         child.stdin.write(json.dumps(asdict(calls)))
         child.stdin.close()
         for line in child.stdout:
-            told = json.loads(line)
-            if "error" in told:
-                raise UnsupportedError(told["error"])
-            yield AheadKernel(**told)
-        said = child.stderr.read().strip().splitlines()
+            message = json.loads(line)
+            if "error" in message:
+                raise UnsupportedError(message["error"])
+            yield AheadKernel(**message)
+        stderr_lines = child.stderr.read().strip().splitlines()
         if child.wait():
-            raise UnsupportedError(f"compiling ahead of time failed: {said[-1] if said else f'status {child.wait()}'}")
+            raise UnsupportedError(
+                f"compiling ahead of time failed: {stderr_lines[-1] if stderr_lines else f'status {child.wait()}'}"
+            )
     finally:
         child.kill()
         child.wait()

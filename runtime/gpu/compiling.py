@@ -110,8 +110,8 @@ class _Child:
             outcome: Outcome = pickle.load(process.stdout)
         except (EOFError, OSError, pickle.UnpicklingError):
             hung = not timer.is_alive()
-            said = self._lines()
-            return Failure(f"no result after {self._longest:g} s" if hung else _death(self.end(), said))
+            stderr_lines = self._lines()
+            return Failure(f"no result after {self._longest:g} s" if hung else _death(self.end(), stderr_lines))
         finally:
             timer.cancel()
         if isinstance(outcome, Failure):
@@ -156,14 +156,14 @@ class _Child:
         return [line.strip() for line in lines if line.strip()]
 
 
-def _death(status: int, said: Sequence[str]) -> str:
+def _death(status: int, stderr_lines: Sequence[str]) -> str:
     how = signal.Signals(-status).name if status < 0 else f"status {status}"
-    return _with_last_line(f"the compiler died ({how})", said)
+    return _with_last_line(f"the compiler died ({how})", stderr_lines)
 
 
-def _with_last_line(reason: str, said: Sequence[str]) -> str:
+def _with_last_line(reason: str, stderr_lines: Sequence[str]) -> str:
     """Append the last informative line; a list of addresses may follow it."""
-    telling = [line for line in said if _TELLING.search(line)] or said
+    telling = [line for line in stderr_lines if _TELLING.search(line)] or stderr_lines
     return f"{reason}: {telling[-1][:300]}" if telling else reason
 
 

@@ -77,7 +77,7 @@ def decode(
         _check(planner.pattern, q, cache, inputs)
     problem, score = kernels.problem, kernels.problem.score
     batch, heads, queries, _ = q.shape
-    group, lanes = heads // cache.kv_heads, batch * cache.kv_heads
+    group, kv_groups = heads // cache.kv_heads, batch * cache.kv_heads
     dv = cache.v.shape[3]
     name = planner.pattern.name
     out = q.new_empty((batch, heads, queries, dv))
@@ -86,7 +86,7 @@ def decode(
         return out, lse
     source = kernels.decode(group * queries)
     row_tiles = -(-group * queries // row_tile(group * queries))
-    splits = _splits(q.device, lanes * row_tiles, cache.capacity)
+    splits = _splits(q.device, kv_groups * row_tiles, cache.capacity)
     scaled_q, factor = scaled_queries(q, scale) if score is None else (q, scale)
     tensors: dict[str, Tensor] = {
         "q": fitting(name, "q", scaled_q),
@@ -99,7 +99,7 @@ def decode(
     tensors |= {input_name(t): as_read(name, t.name, as_tensor(inputs[t.name]), q.device) for t in problem.tensors}
     terms = {} if score is None else _terms(planner, score, q, cache, scale, real)
     numbers: dict[str, int | float] = {
-        "lanes": lanes,
+        "lanes": kv_groups,
         "heads": heads,
         "kv_heads": cache.kv_heads,
         "group": group,
@@ -119,10 +119,10 @@ def decode(
     careful = None if queries == 1 and same_keys else kernels.careful(group * queries)
     aligned_out = writable(name, "out", out)
     with on(q):
-        launch(source, lanes * splits, {**tensors, **terms}, numbers, row_tiles)
+        launch(source, kv_groups * splits, {**tensors, **terms}, numbers, row_tiles)
         if careful is not None:
             written = {RESULT_SUM.name: result_sum(tensors["out_parts"])}
-            launch(careful, lanes * splits, {**tensors, **terms, **written}, numbers, row_tiles)
+            launch(careful, kv_groups * splits, {**tensors, **terms, **written}, numbers, row_tiles)
         rows = batch * heads * queries
         merged = {
             "out_parts": tensors["out_parts"],
@@ -154,10 +154,10 @@ def _check(pattern: Pattern, q: Tensor, cache: DeviceCache, inputs: Mapping[str,
         if host_lengths is None:
             raise NotInKernelsError("decoding with requirements of lengths that only the device knows")
         for length in sorted(set(host_lengths)):
-            entries = tuple(i for i, own in enumerate(host_lengths) if own == length)
-            own = dict(cut(pattern, inputs, cache.known(), entries, length))
+            entries = tuple(i for i, length_inputs in enumerate(host_lengths) if length_inputs == length)
+            length_inputs = dict(cut(pattern, inputs, cache.known(), entries, length))
             sizes = TensorSizes(queries, length, len(entries), heads, cache.kv_heads, dk, cache.v.shape[3], "float32")
-            relations_of(pattern, call_shape(pattern, sizes, own))
+            relations_of(pattern, call_shape(pattern, sizes, length_inputs))
     for name, count in pattern.head_lists:
         if count != heads:
             raise ArgumentError(f"the parameter `{name}` has {count} entries, one a head, and q has {heads} heads")

@@ -136,17 +136,17 @@ class Executor:
             row_tensors["dlse"] = grad_lse.float().contiguous()
         kernels = self.prepared.kernels
         delta_kernel = kernels.delta if grad_lse is None else kernels.delta_with_lse
-        lanes, kv_lanes = q.shape[0] * q.shape[1], k.shape[0] * k.shape[1]
+        batch_heads, batch_kv_heads = q.shape[0] * q.shape[1], k.shape[0] * k.shape[1]
         written = {name: self._writable(name, x) for name, x in zip(("dq", "dk", "dv"), grads, strict=True)}
         if kernels.problem.kind != "sum":
             with on(q):
                 tensors = {**inputs, **row_tensors}
-                numbers = {"lanes": lanes, "heads": q.shape[1], "queries": q.shape[2]}
-                launch(delta_kernel, -(-q.shape[2] // ROWS) * lanes, tensors, numbers)
+                numbers = {"lanes": batch_heads, "heads": q.shape[1], "queries": q.shape[2]}
+                launch(delta_kernel, -(-q.shape[2] // ROWS) * batch_heads, tensors, numbers)
         tensors = {**inputs, **written, "lse": lse2, "share": lse2, "delta": delta, **terms}
         tensors.update((f"d{name}", x) for name, x in of_terms.items())
-        self._launch("dq", q.shape[2], lanes, tensors, factor)
-        self._launch("dkdv", k.shape[2], kv_lanes, tensors, factor)
+        self._launch("dq", q.shape[2], batch_heads, tensors, factor)
+        self._launch("dkdv", k.shape[2], batch_kv_heads, tensors, factor)
         results = [
             x if scaled_q is x else x.copy_(scaled_q) for x, scaled_q in zip(grads, written.values(), strict=True)
         ]
@@ -178,15 +178,18 @@ class Executor:
         """Compute the gradient of a term of the distance, (B, Hq, distances)."""
         q, k, side = tensors["q"], tensors["k"], source.tiles.q_tile
         rows, columns = (-(-x.shape[2] // side) for x in (q, k))
-        diagonals, lanes = rows + columns - 1, q.shape[0] * q.shape[1]
-        sums = q.new_empty((lanes, diagonals, 2 * side - 1), dtype=torch.float32)
+        diagonals, batch_heads = rows + columns - 1, q.shape[0] * q.shape[1]
+        sums = q.new_empty((batch_heads, diagonals, 2 * side - 1), dtype=torch.float32)
         with on(q):
             launch(
-                source, diagonals * lanes, {**tensors, "sums": sums, **self._own(source)}, self._numbers(lanes, factor)
+                source,
+                diagonals * batch_heads,
+                {**tensors, "sums": sums, **self._own(source)},
+                self._numbers(batch_heads, factor),
             )
         # Diagonal i holds the distances from (i - columns) * side + 1 on: one block of `side` distances, and the next
         # block.
-        by_diagonal = q.new_zeros((lanes, diagonals + 1, side), dtype=torch.float32)
+        by_diagonal = q.new_zeros((batch_heads, diagonals + 1, side), dtype=torch.float32)
         by_diagonal[:, :-1] += sums[:, :, :side]
         by_diagonal[:, 1:, : side - 1] += sums[:, :, side:]
         first = columns * side - 1 - (k.shape[2] - 1)
@@ -199,11 +202,15 @@ class Executor:
         kernel_tensors = self._own(source)
         tensor = self.tensor(name)
         entries = kernel_tensors[input_name(tensor)].shape[varying_dimension(tensor)]
-        rows, lanes, chunks = -(-q.shape[2] // source.tiles.q_tile), q.shape[0] * q.shape[1], -(-entries // ENTRIES)
-        sums = q.new_empty((lanes, rows, chunks, ENTRIES), dtype=torch.float32)
+        rows, batch_heads, chunks = (
+            -(-q.shape[2] // source.tiles.q_tile),
+            q.shape[0] * q.shape[1],
+            -(-entries // ENTRIES),
+        )
+        sums = q.new_empty((batch_heads, rows, chunks, ENTRIES), dtype=torch.float32)
         with on(q):
-            numbers = self._numbers(lanes, factor)
-            launch(source, rows * lanes, {**tensors, "sums": sums, **kernel_tensors}, numbers, chunks)
+            numbers = self._numbers(batch_heads, factor)
+            launch(source, rows * batch_heads, {**tensors, "sums": sums, **kernel_tensors}, numbers, chunks)
         return sums.sum(1).flatten(1)[:, :entries].reshape(*q.shape[:2], entries)
 
     def tensor(self, name: str) -> ir.Tensor:
@@ -215,9 +222,9 @@ class Executor:
         tensors = self.prepared.tensors
         return tensors[source.stage] if source.stage in tensors else tensors.get("dq", {})
 
-    def _numbers(self, lanes: int, factor: float) -> dict[str, int | float]:
+    def _numbers(self, batch_heads: int, factor: float) -> dict[str, int | float]:
         plain = self.prepared.kernels.problem.score is None
-        return {**self.prepared.numbers, "lanes": lanes, "scale": factor * LOG2_E if plain else factor}
+        return {**self.prepared.numbers, "lanes": batch_heads, "scale": factor * LOG2_E if plain else factor}
 
     def _gradients(self, q: Tensor, k: Tensor) -> dict[str, Tensor]:
         """Allocate the gradients of terms."""
@@ -249,13 +256,15 @@ class Executor:
         """Return queries and the scale; in a custom score the scale is a number in a formula and may have any sign."""
         return _scaled(q, self.scale) if self.prepared.kernels.problem.score is None else _Scaled(q, self.scale)
 
-    def _launch(self, stage: Stage, tokens: int, lanes: int, tensors: Mapping[str, Tensor], factor: float) -> None:
+    def _launch(
+        self, stage: Stage, tokens: int, batch_heads: int, tensors: Mapping[str, Tensor], factor: float
+    ) -> None:
         """Launch the kernel of a stage, and its careful variant, which returns at once if all results are finite."""
         source, careful = self.prepared.source(stage), self.prepared.careful(stage)
-        kernel_tensors, numbers = self._own(source), self._numbers(lanes, factor)
+        kernel_tensors, numbers = self._own(source), self._numbers(batch_heads, factor)
         keep_captured(kernel_tensors.values())
         with on(tensors["q"]):
-            programs = (source.row_tiles or -(-tokens // source.stationary)) * lanes
+            programs = (source.row_tiles or -(-tokens // source.stationary)) * batch_heads
             launch(source, programs, {**tensors, **kernel_tensors}, numbers)
             if careful is not None:
                 written = result_sum(*(tensors[name] for name in WRITTEN[stage]))

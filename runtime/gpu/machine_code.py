@@ -234,7 +234,7 @@ def unit_of(x: Instruction) -> str:
 
 
 def _products(instructions: Iterable[Instruction]) -> dict[str, int]:
-    return dict(Counter(found[1] for x in instructions if (found := _TENSOR.match(x.opcode))))
+    return dict(Counter(match[1] for x in instructions if (match := _TENSOR.match(x.opcode))))
 
 
 def _overlapped(body: Sequence[Instruction]) -> int:

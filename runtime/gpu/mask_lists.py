@@ -57,14 +57,14 @@ class MaskLists:
     """The tile lists of the kernels of one call shape, rebuilt for every selection."""
 
     def __init__(
-        self, call: MaskCall, asked: MaskRelation, tiles: Mapping[str, tuple[int, int]], device: torch.device
+        self, call: MaskCall, relation: MaskRelation, tiles: Mapping[str, tuple[int, int]], device: torch.device
     ) -> None:
         self._call = call
-        self._asked = asked
+        self._asked = relation
         self._tiles = tiles
         self._device = device
         self._stages: dict[str, Stage] = {}
-        self._along = frozenset(map(input_name, read_along_keys(asked)))
+        self._along = frozenset(map(input_name, read_along_keys(relation)))
 
     def read(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors that kernels read and that are derived from others."""
@@ -89,9 +89,9 @@ class MaskLists:
 class StageTensors(Mapping[str, Mapping[str, Tensor]]):
     """The tensors that the kernels of one call read, by kernel; a kernel's lists are built on first access."""
 
-    def __init__(self, read: Mapping[str, Tensor], given: Mapping[str, Tensor], lists: MaskLists) -> None:
-        self._read = lists.filled({**read, **lists.read(given)})
-        self._given = given
+    def __init__(self, read: Mapping[str, Tensor], masks: Mapping[str, Tensor], lists: MaskLists) -> None:
+        self._read = lists.filled({**read, **lists.read(masks)})
+        self._given = masks
         self._lists = lists
         self._made: dict[str, Mapping[str, Tensor]] = {}
 
@@ -123,12 +123,12 @@ class Stage:
         dims = {dim for read in reads for dim in self._dims[read.tensor.name]}
         self._lanes = ListSharing.of(call.shape, dims, len(questions.questions))
         self._size = self._lanes.batch * self._lanes.heads, len(questions.columns)
-        (lanes, tiles), rows = self._size, len(questions.starts) - 1
-        lane = np.arange(lanes)[:, None]
+        (list_count, tiles), rows = self._size, len(questions.starts) - 1
+        list_index = np.arange(list_count)[:, None]
         self._of_lane = constant(self._lanes.of_lane, device)
         self._columns = constant(questions.columns, device)
-        self._ends = constant((lane * tiles + questions.starts).ravel(), device)
-        self._numbers = torch.arange(lanes * tiles, dtype=torch.int32, device=device)
+        self._ends = constant((list_index * tiles + questions.starts).ravel(), device)
+        self._numbers = torch.arange(list_count * tiles, dtype=torch.int32, device=device)
         kinds = range(len(questions.questions))
         self._kinds = [constant(questions.kinds == kind, device, torch.bool) for kind in kinds]
         self._known: dict[KnownAnswer, Tensor] = {}
@@ -145,8 +145,8 @@ class Stage:
             case ReadQuestion(tensor=tensor):
                 dims, shape = self._dims[tensor.name], self._call.shape.inputs[tensor.name].shape
                 entry_sizes = [n for dim, n in zip(dims, shape, strict=True) if dim not in LANES]
-                rows, places = [1] * (2 - len(entry_sizes)) + entry_sizes
-                self._rectangles[question] = Rectangles.of(question, rows, places, device)
+                rows, blocks = [1] * (2 - len(entry_sizes)) + entry_sizes
+                self._rectangles[question] = Rectangles.of(question, rows, blocks, device)
             case JoinedQuestion(parts=parts):
                 for part in parts:
                     self._keep(part, device)
@@ -210,8 +210,8 @@ class Stage:
         states = self.states(tensors)
         full, full_tiles = self._listed(states > 0)
         partial, partial_tiles = self._listed(states == 0)
-        lanes = self._size[0]
-        counts = (full + partial).view(lanes, self._rows + 1).diff(dim=1)
+        list_count = self._size[0]
+        counts = (full + partial).view(list_count, self._rows + 1).diff(dim=1)
         return {
             "list_of_lane": self._of_lane,
             "tile_order": counts.argsort(dim=1, descending=True, stable=True).to(torch.int32).flatten(),

@@ -35,20 +35,20 @@ class Rectangles:
     within: Corners | None
 
     @classmethod
-    def of(cls, read: ReadQuestion, rows: int, places: int, device: torch.device) -> Rectangles:
+    def of(cls, read: ReadQuestion, rows: int, blocks: int, device: torch.device) -> Rectangles:
         """Return the rectangles that a question reads from `rows` rows and `places` blocks.
 
         Cells are as large as the rectangle ends allow without loss; larger if there would be more than `MOST_CELLS`.
         """
-        row_span, block_span = _inside(read.rows, rows), _inside(read.places, places)
-        sure_spans = [] if read.sure is None else [_inside(read.sure, places)]
-        cell = [_aligned(rows, [row_span]), _aligned(places, [block_span, *sure_spans])]
-        while _count(rows, cell[0]) * _count(places, cell[1]) > MOST_CELLS:
-            cell[int(_count(rows, cell[0]) < _count(places, cell[1]))] *= 2
-        cells = _count(rows, cell[0]), _count(places, cell[1])
+        row_span, block_span = _inside(read.rows, rows), _inside(read.places, blocks)
+        sure_spans = [] if read.sure is None else [_inside(read.sure, blocks)]
+        cell = [_aligned(rows, [row_span]), _aligned(blocks, [block_span, *sure_spans])]
+        while _count(rows, cell[0]) * _count(blocks, cell[1]) > MOST_CELLS:
+            cell[int(_count(rows, cell[0]) < _count(blocks, cell[1]))] *= 2
+        cells = _count(rows, cell[0]), _count(blocks, cell[1])
         touched = _corners(_outer(row_span, cell[0]), _outer(block_span, cell[1]), cells, device)
         inner = [
-            _corners(_inner(row_span, rows, cell[0]), _inner(s, places, cell[1]), cells, device) for s in sure_spans
+            _corners(_inner(row_span, rows, cell[0]), _inner(s, blocks, cell[1]), cells, device) for s in sure_spans
         ]
         return cls((cell[0], cell[1]), cells, touched, inner[0] if inner else None)
 
@@ -60,12 +60,12 @@ class Rectangles:
     def states(self, mask: Tensor) -> Tensor:
         """Return 1 if all entries hold, or some entry within, -1 if none holds, else 0: int8 (…, rectangles)."""
         sums = self._sums(mask)
-        some = _is_positive(sums, self.touched)
+        any_holds = _is_positive(sums, self.touched)
         if self.within is None:
             sure = ~_is_positive(self._sums(~mask), self.touched)
         else:
             sure = _is_positive(sums, self.within)
-        return some.to(torch.int8) + sure.to(torch.int8) - 1
+        return any_holds.to(torch.int8) + sure.to(torch.int8) - 1
 
     def _sums(self, mask: Tensor) -> Tensor:
         """Count, up to each corner, the cells that hold a true entry: (…, corners)."""
@@ -109,12 +109,12 @@ def _inner(span: Span, size: int, cell: int) -> Span:
     return first, np.maximum(np.where(span[1] == size, _count(size, cell), span[1] // cell), first)
 
 
-def _corners(rows: Span, places: Span, cells: tuple[int, int], device: torch.device) -> Corners:
+def _corners(rows: Span, blocks: Span, cells: tuple[int, int], device: torch.device) -> Corners:
     """Return the signs and indices of the prefix sums of rectangles; sums up to row or block 0 are omitted."""
     corners = []
     for sign, row, place in ((1, 1, 1), (-1, 0, 1), (-1, 1, 0), (1, 0, 0)):
-        if (row and place) or (rows[row].any() and places[place].any()):
-            corners.append((sign, constant(rows[row] * (cells[1] + 1) + places[place], device)))
+        if (row and place) or (rows[row].any() and blocks[place].any()):
+            corners.append((sign, constant(rows[row] * (cells[1] + 1) + blocks[place], device)))
     return tuple(corners)
 
 

@@ -246,10 +246,10 @@ class ScoreOperands:
         return BlockValues(operands, block).of(value)
 
 
-def _range(one: TokenRange, window: Window) -> tuple[Int64, Int64]:
+def _range(token_range: TokenRange, window: Window) -> tuple[Int64, Int64]:
     """Return the first and the last key of a range, for every row."""
-    first = np.maximum(_ends(one.low, window.n_q, 0), 0)
-    return first, np.minimum(_ends(one.high, window.n_q, window.n_k - 1), window.n_k - 1)
+    first = np.maximum(_ends(token_range.low, window.n_q, 0), 0)
+    return first, np.minimum(_ends(token_range.high, window.n_q, window.n_k - 1), window.n_k - 1)
 
 
 def _covered(ranges: Sequence[TokenRange], window: Window) -> Int64:
@@ -266,8 +266,8 @@ def _covered(ranges: Sequence[TokenRange], window: Window) -> Int64:
 
 def _counted(node: ir.VisibleReduce) -> Value:
     """Rewrite a sum of a constant over a row's visible keys as the number of keys times the constant."""
-    places = (fold.head_index("batch"), fold.head_index("head"), fold.place("q"))
-    return apply("mul", node.body, element(KEYS_SEEN, places))
+    positions = (fold.head_index("batch"), fold.head_index("head"), fold.place("q"))
+    return apply("mul", node.body, element(KEYS_SEEN, positions))
 
 
 def _ends(end: Index | None, rows: int, otherwise: int) -> Int64:

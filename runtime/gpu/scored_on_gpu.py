@@ -31,16 +31,16 @@ def attend(
     scale: float,
     planner: Planner,
     inputs: Sequence[Tensor],
-    given: Sequence[Tensor],
+    all_inputs: Sequence[Tensor],
 ) -> Pair:
     """Compute (out, lse) of a pattern; `inputs` are its floating-point inputs, `given` all inputs.
 
     Without kernels the call runs as tiles in torch; under strict it raises UnsupportedError.
     """
     try:
-        return _by_kernels(q, k, v, relations, scale, planner.gpu, inputs, given)
+        return _by_kernels(q, k, v, relations, scale, planner.gpu, inputs, all_inputs)
     except NotInKernelsError as error:
-        call = in_tiles(planner, q, k, v, given, scale, error)
+        call = in_tiles(planner, q, k, v, all_inputs, scale, error)
         note_tiles(planner, error)
         return row_attention.attend(q, k, v, call, inputs)
 
@@ -53,25 +53,25 @@ def _by_kernels(
     scale: float,
     planner: GpuPlanner,
     inputs: Sequence[Tensor],
-    given: Sequence[Tensor],
+    all_inputs: Sequence[Tensor],
 ) -> Pair:
     score = find_score(relations.pattern.attend)
     operands = ScoreOperands(relations, scale, q, k, v, inputs)
     q_vectors, k_vectors, v_vectors = operands.vectors(score)
-    prepared = planner.prepared(q_vectors, k_vectors, v_vectors, given, (q.shape[3], v.shape[3]))
+    prepared = planner.prepared(q_vectors, k_vectors, v_vectors, all_inputs, (q.shape[3], v.shape[3]))
     if torch.is_grad_enabled():
-        prepared.kernels.check_gradients([t.name for t, x in _tables(relations, score, given) if x.requires_grad])
+        prepared.kernels.check_gradients([t.name for t, x in _tables(relations, score, all_inputs) if x.requires_grad])
     terms = operands.terms(score)
-    tables = {tensor.name: x for tensor, x in _tables(relations, score, given)}
+    tables = {tensor.name: x for tensor, x in _tables(relations, score, all_inputs)}
     executor = Executor(prepared, scale)
     more = {**terms, **tables}
     result = _Scored.apply(q_vectors, k_vectors, v_vectors, executor, tuple(terms), tuple(tables), *more.values())  # type: ignore[no-untyped-call]
     return cast("Pair", result)
 
 
-def _tables(relations: Relations, score: ScoreFormula, given: Sequence[Tensor]) -> list[tuple[ir.Tensor, Tensor]]:
+def _tables(relations: Relations, score: ScoreFormula, all_inputs: Sequence[Tensor]) -> list[tuple[ir.Tensor, Tensor]]:
     """Return the inputs that are read pair by pair."""
-    return [(t, x) for t, x in zip(relations.pattern.tensors, given, strict=True) if t in score.inputs]
+    return [(t, x) for t, x in zip(relations.pattern.tensors, all_inputs, strict=True) if t in score.inputs]
 
 
 class _Scored(FirstOrder):
@@ -142,8 +142,8 @@ def _of_table(grad: Tensor | None, table: Tensor, tensor: ir.Tensor) -> Tensor |
     if "kv_head" in tensor.dims:
         heads = table.shape[tensor.dims.index("kv_head")]
         grad = grad.reshape(grad.shape[0], heads, -1, grad.shape[2]).sum(2)
-    places = {"batch": 0, "head": 1, "kv_head": 1}
-    kept = [places.get(str(dim), 2) for dim in tensor.dims]
+    axis_of_dim = {"batch": 0, "head": 1, "kv_head": 1}
+    kept = [axis_of_dim.get(str(dim), 2) for dim in tensor.dims]
     over = [place for place in (0, 1) if place not in kept]
     grad = grad.sum(over) if over else grad
     order = sorted(kept)

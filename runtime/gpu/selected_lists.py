@@ -64,25 +64,25 @@ class Tables:
 _TABLES: WeakKeyDictionary[BlockKeys, dict[torch.device, Tables]] = WeakKeyDictionary()
 
 
-def tables_of(places: BlockKeys, n_q: int, device: torch.device) -> Tables:
+def tables_of(blocks: BlockKeys, n_q: int, device: torch.device) -> Tables:
     """Return the tables, built once, or by each of several threads at once. Raises NotInKernelsError."""
-    by_device = _TABLES.setdefault(places, {})
+    by_device = _TABLES.setdefault(blocks, {})
     if device not in by_device:
-        by_device[device] = _made(places, n_q, device)
+        by_device[device] = _made(blocks, n_q, device)
     tables = by_device[device]
     keep_captured(x for x in vars(tables).values() if isinstance(x, Tensor))
     return tables
 
 
-def _made(places: BlockKeys, n_q: int, device: torch.device) -> Tables:
-    rest, numbers = rest_text(places.rest)
-    starts = places.starts
+def _made(blocks: BlockKeys, n_q: int, device: torch.device) -> Tables:
+    rest, numbers = rest_text(blocks.rest)
+    starts = blocks.starts
     count, sizes = len(starts) - 1, np.diff(starts)
-    states = np.ones((1, count), dtype=np.int8) if places.states is None else places.states
+    states = np.ones((1, count), dtype=np.int8) if blocks.states is None else blocks.states
     sides = np.where(states == 1, 0, 1) + 2 * np.arange(count)
     sides = np.where((states == -1) | (sizes == 0), 2 * count, sides)
     table = np.concatenate([sides, np.full((len(sides), 1), 2 * count)], 1)
-    offsets = np.arange(n_q) // ROWS * (count + 1) if places.states is not None else np.zeros(n_q)
+    offsets = np.arange(n_q) // ROWS * (count + 1) if blocks.states is not None else np.zeros(n_q)
 
     def moved(x: Int64, dtype: torch.dtype = torch.int32) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(x)).to(dtype).to(device)
@@ -91,9 +91,9 @@ def _made(places: BlockKeys, n_q: int, device: torch.device) -> Tables:
         starts=moved(np.append(starts, starts[-1])),
         side_of=moved(table.flatten()),
         offsets=moved(offsets.astype(np.int64)),
-        order=None if places.order is None else moved(places.order, torch.int64),
-        positions=None if places.order is None else moved(places.order),
-        row_of=None if places.row_of is None else moved(places.row_of),
+        order=None if blocks.order is None else moved(blocks.order, torch.int64),
+        positions=None if blocks.order is None else moved(blocks.order),
+        row_of=None if blocks.row_of is None else moved(blocks.row_of),
         rest=rest,
         numbers=numbers,
         sides=len(np.setdiff1d(table, [2 * count])),
@@ -161,16 +161,16 @@ def _first(selected: Tensor, slots: int) -> Tensor:
     return count - ranks.topk(slots, dim=-1).values.int()
 
 
-def _tiles(begins: Tensor, lanes: int, programs: int, size: int) -> Tensor:
+def _tiles(begins: Tensor, groups: int, programs: int, size: int) -> Tensor:
     """Return `programs` tiles of the sides of all head groups, except each group's last side; spare tiles are empty."""
     count = len(begins) - 1
     tiles = (begins[1:] - begins[:-1] + (size - 1)) // size
-    tiles.view(lanes, -1)[:, -1].zero_()
+    tiles.view(groups, -1)[:, -1].zero_()
     ends = torch.cumsum(tiles, 0, dtype=torch.int32)
     number = torch.arange(programs, dtype=torch.int32, device=begins.device)
     which = torch.searchsorted(ends, number, right=True, out_int32=True).clamp(max=count - 1)
     first = number - ends.index_select(0, which) + tiles.index_select(0, which)
     last = begins.index_select(0, which + 1)
     first = torch.where(number < ends[-1:], begins.index_select(0, which) + first * size, last)
-    sides = count // lanes
+    sides = count // groups
     return torch.stack([which // sides, which % sides, first, last], 1)

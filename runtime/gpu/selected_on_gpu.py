@@ -101,8 +101,8 @@ class SelectedOnGpu:
             if x.dtype not in DTYPES or x.dtype != q.dtype:
                 raise NotInKernelsError(f"selected blocks with {str(x.dtype).removeprefix('torch.')}")
         heads, kv_heads = q.shape[1], k.shape[1]
-        places = self.places
-        tables = places if isinstance(places, Tables) else tables_of(places, q.shape[2], q.device)
+        blocks = self.places
+        tables = blocks if isinstance(blocks, Tables) else tables_of(blocks, q.shape[2], q.device)
         selected = selection if self.by_batch else selection[None]
         selected = selected if self.by_heads else selected[:, None]
         selected = selected.expand(q.shape[0], *selected.shape[1:])

@@ -10,6 +10,6 @@ from attnc.spec.suggest import did_you_mean
 def find_target(name: str) -> Target:
     """Return the target with a name. Raises ArgumentError."""
     if name not in TARGETS:
-        known = f"it must be one of {', '.join(TARGETS)}"
-        raise ArgumentError(f"target is {name!r}: {did_you_mean(name, list(TARGETS), known)}")
+        expected = f"it must be one of {', '.join(TARGETS)}"
+        raise ArgumentError(f"target is {name!r}: {did_you_mean(name, list(TARGETS), expected)}")
     return TARGETS[name]

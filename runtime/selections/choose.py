@@ -130,9 +130,9 @@ class Choosing:
 
     def _block(self, batch: int, window: Window, heads: tuple[int, ...], start: int, stop: int) -> PairBlock:
         """Return the pair block of rows `start` to `stop` with every selectable block."""
-        numbers, places = np.arange(start, stop), np.arange(self.places)
-        alive = np.ones((1, len(numbers), len(places)), dtype=np.bool_)
-        return PairBlock(batch, heads, window, numbers, places, alive, running=self.selection.rows is not None)
+        numbers, blocks = np.arange(start, stop), np.arange(self.places)
+        alive = np.ones((1, len(numbers), len(blocks)), dtype=np.bool_)
+        return PairBlock(batch, heads, window, numbers, blocks, alive, running=self.selection.rows is not None)
 
     def _of_rows(self, block: PairBlock, known: Mapping[ir.Value, Tensor]) -> Tensor:
         """Return the selection of the rows of a pair block, bool (heads, rows, blocks)."""
@@ -155,12 +155,12 @@ class Choosing:
         found = kept(score, among, selection.keep, lambda given: self._keeps(block, given), pairs=selection.pairs)
         return self._with_always(whole, found)
 
-    def _with_always(self, whole: BlockValues, found: Tensor) -> Tensor:
+    def _with_always(self, whole: BlockValues, kept_blocks: Tensor) -> Tensor:
         """Return the kept blocks together with the blocks that are always selected."""
         always = self.selection.always
         if isinstance(always, ir.Truth) and not always.value:
-            return found
-        return found | on_device(whole.holds(always), found.device)
+            return kept_blocks
+        return kept_blocks | on_device(whole.holds(always), kept_blocks.device)
 
     def _entries_apart(self, block: PairBlock, candidates: Alive) -> list[PairBlock]:
         """Return the block, or one per batch entry if some entries have few candidates and others many."""
@@ -182,9 +182,9 @@ class Choosing:
         found = torch.zeros((*shape[:2], self.places + 1), dtype=torch.bool)
         return found.scatter_(-1, torch.tensor(np.broadcast_to(listed.places, shape)), stays)[..., :-1]
 
-    def _keeps(self, block: PairBlock, given: Mapping[str, Tensor]) -> Tensor:
+    def _keeps(self, block: PairBlock, values_by_name: Mapping[str, Tensor]) -> Tensor:
         """Evaluate `keep` on ranks, masses and scores (heads, rows, blocks), in fp64."""
-        nodes = {ranking(name): x for name, x in given.items()}  # type: ignore[arg-type]  # the names of ir.Ranking
+        nodes = {ranking(name): x for name, x in values_by_name.items()}  # type: ignore[arg-type]  # the names of ir.Ranking
         values = BlockValues(replace(self.operands, dtype=torch.float64), block, known=nodes)
         return values.of(self.selection.keep) != 0
 
@@ -194,11 +194,11 @@ class Choosing:
         node: ir.ValueReduce,
         condition: ir.Index,
         term: ir.Value,
-        known: Mapping[ir.Value, Tensor],
+        precomputed: Mapping[ir.Value, Tensor],
     ) -> Tensor:
         """Compute the terms of a sum over heads for every query head: (Hq, rows, blocks[, width])."""
         shape = (len(block.heads), len(block.rows), len(block.keys))
-        values, holds = BlockValues(self.operands, block, known=known).where(condition)
+        values, holds = BlockValues(self.operands, block, known=precomputed).where(condition)
         term_values = values.of(term)
         term_values = term_values.expand(shape[0], *term_values.shape[1:]) if rank(term) else term_values.expand(shape)
         if surely_all(holds):

@@ -28,17 +28,17 @@ def deciding(item: ir.Selection, sizes: TensorSizes, rows: int, items: int, at_o
     tested = [*_nodes([item.candidates, item.always], ()), *(x for x in (*outer, *inner) if not _is_value(x))]
     wide = sizes.heads if sums else deciding_heads
     blocks = -(-rows // (rows if item.pairs else max(at_once // max(items * wide, 1), 1))) if rows else 0
-    places = sizes.batch * deciding_heads * rows * items
+    scores = sizes.batch * deciding_heads * rows * items
     per_head = sizes.batch * sizes.heads * rows * items
     counted = most_kept(item.keep) is not None
     ranks = {node.name for node in item.keep.below if isinstance(node, ir.Ranking)} & {"rank", "mass"}
     return Deciding(
         nodes=len({*outer, *inner, *tested}) * blocks * sizes.batch,
         rows=sizes.batch * deciding_heads * rows,
-        places=places if counted else 0,
-        ordered=places if ranks and not counted else 0,
-        products=(_products(outer) * places + _products(inner) * per_head) * sizes.dk / PRODUCT,
-        operations=_operations(outer) * places + (_operations(inner) + len(sums)) * per_head,
+        places=scores if counted else 0,
+        ordered=scores if ranks and not counted else 0,
+        products=(_products(outer) * scores + _products(inner) * per_head) * sizes.dk / PRODUCT,
+        operations=_operations(outer) * scores + (_operations(inner) + len(sums)) * per_head,
         tests=sum(map(_is_paired, tested)) * sizes.batch * rows * items,
         pooled=sum(_pooled(node, sizes) for node in {*outer, *inner}),
     )

@@ -46,12 +46,12 @@ def few(candidates: Alive) -> Few | None:
     """List the candidates (heads or 1, rows, blocks); None if they are more than half of the blocks of some row."""
     if not are_few(candidates):
         return None
-    row_max, places = int(candidates.sum(-1).max(initial=0)), candidates.shape[-1]
-    listed = np.full((*candidates.shape[:-1], row_max), places)
+    row_max, block_count = int(candidates.sum(-1).max(initial=0)), candidates.shape[-1]
+    listed = np.full((*candidates.shape[:-1], row_max), block_count)
     number = np.cumsum(candidates, -1) - 1
     heads, rows, place = np.nonzero(candidates)
     listed[heads, rows, number[candidates]] = place
-    return Few(listed, listed < places)
+    return Few(listed, listed < block_count)
 
 
 def scored(operands: Operands, block: PairBlock, score: ir.Value, candidates: Few) -> Tensor:

@@ -97,7 +97,7 @@ def _by_kernels(
     return _unless_missing(planner, lambda: differentiable(q, k, v, work, [selected.to(q.device)]))
 
 
-def _most(planner: Planner, choice: SelectedKeys, given: CallInputs) -> int | None:
+def _most(planner: Planner, choice: SelectedKeys, call: CallInputs) -> int | None:
     """Return how many blocks a row selects at most; None if its selection does not bound the number before the call."""
     item = next((item for item in planner.pattern.selections if item.given is choice.chosen), None)
     count = None if item is None else most_kept(item.keep)
@@ -108,29 +108,29 @@ def _most(planner: Planner, choice: SelectedKeys, given: CallInputs) -> int | No
         return None if always.value else count
     if any(isinstance(node, ir.Lookup | ir.HeadIndex) for node in always.below):
         return None
-    found = given.inputs[item.name]
-    assert isinstance(found, Tensor)
-    rows, items = found.shape[-2:]
+    selection = call.inputs[item.name]
+    assert isinstance(selection, Tensor)
+    rows, items = selection.shape[-2:]
 
     def most() -> int:
-        relations = relations_of(planner.pattern, call_shape(planner.pattern, given.sizes, given.inputs))
+        relations = relations_of(planner.pattern, call_shape(planner.pattern, call.sizes, call.inputs))
         (window,) = relations.windows(0)
         place = window if item.rows is None else replace(window, shift=0)
-        own = specialise(always, relations.sizes, relations.slices, place, batch=0, head=0, group=1)
-        return count + int(exact_evaluation.mask(own, (0, rows), (0, items)).sum(1).max(initial=0))
+        always_condition = specialise(always, relations.sizes, relations.slices, place, batch=0, head=0, group=1)
+        return count + int(exact_evaluation.mask(always_condition, (0, rows), (0, items)).sum(1).max(initial=0))
 
-    return planner.remembered(("most", given.shape, rows, items), most)
+    return planner.remembered(("most", call.shape, rows, items), most)
 
 
-def _places(planner: Planner, choice: SelectedKeys, given: CallInputs) -> BlockKeys | None:
+def _places(planner: Planner, choice: SelectedKeys, call: CallInputs) -> BlockKeys | None:
     """Return the keys of each block, computed once for the sizes of a call."""
     assert choice.chosen is not None
-    found, sizes = given.inputs[choice.chosen.name], given.sizes
-    rows, items = getattr(found, "shape", (0, 0))[-2:]
+    selection, sizes = call.inputs[choice.chosen.name], call.sizes
+    rows, items = getattr(selection, "shape", (0, 0))[-2:]
 
     def find() -> BlockKeys | None:
         pattern = planner.pattern
-        shape = call_shape(pattern, sizes, given.inputs)
+        shape = call_shape(pattern, sizes, call.inputs)
         relations = relations_of(pattern, shape)
         (window,) = relations.windows(0)
         row_of, item_of, rest = (
@@ -143,4 +143,4 @@ def _places(planner: Planner, choice: SelectedKeys, given: CallInputs) -> BlockK
         with planning():
             return find()
 
-    return planner.remembered(("places", given.shape, rows, items), made)
+    return planner.remembered(("places", call.shape, rows, items), made)

@@ -32,9 +32,9 @@ def blank_choices_of(
 def _blank_choice(item: ir.Selection, sizes: TensorSizes, named: Mapping[str, int]) -> NDArray[np.bool_]:
     fixed = {"batch": sizes.batch, "head": sizes.heads, "kv_head": sizes.kv_heads}
     rows = sizes.n_q if item.rows is None else number(item.rows, sizes, named)
-    places = sizes.n_k if item.items is None else number(item.items, sizes, named)
+    blocks = sizes.n_k if item.items is None else number(item.items, sizes, named)
     leading_sizes = [fixed[str(dim)] for dim in item.given.dims[:-2]]
-    return np.broadcast_to(np.zeros((), dtype=np.bool_), (*leading_sizes, max(rows, 0), max(places, 0)))
+    return np.broadcast_to(np.zeros((), dtype=np.bool_), (*leading_sizes, max(rows, 0), max(blocks, 0)))
 
 
 def plan_of_choices(whole: Plan, pattern: ir.Pattern, lists: Mapping[str, str] | None) -> Plan:
@@ -70,8 +70,8 @@ def _chosen(plan: Plan, node: ir.Attend, why: list[str], lists: Mapping[str, str
 
 def _in_words(item: ir.Selection) -> str:
     count = most_kept(item.keep)
-    most = "what `keep` leaves" if count is None else f"at most {count} places"
+    kept_text = "what `keep` leaves" if count is None else f"at most {count} places"
     besides = "" if isinstance(item.always, ir.Truth) and not item.always.value else " and those that it always takes"
     who = "each query takes" if item.rows is None else "each unit of queries takes"
     who = "all queries of a head together take" if item.pairs else who
-    return f"{who} {most} of `{item.name}`{besides}; counted is all that it may take"
+    return f"{who} {kept_text} of `{item.name}`{besides}; counted is all that it may take"

@@ -21,10 +21,10 @@ def best(score: Tensor, candidates: Tensor, count: int) -> Tensor:
 
     A row with fewer candidates keeps them all. On devices other than the CPU the host never waits.
     """
-    places = score.shape[-1]
+    blocks = score.shape[-1]
     if count <= 0:
         return torch.zeros_like(score, dtype=torch.bool)
-    if count >= places:
+    if count >= blocks:
         return candidates.expand(score.shape).contiguous()
     if score.device.type != "cpu":
         return _packed_best(score, candidates, count)
@@ -43,13 +43,13 @@ def best(score: Tensor, candidates: Tensor, count: int) -> Tensor:
 
 def _packed_best(score: Tensor, candidates: Tensor, count: int) -> Tensor:
     """Return a mask of the `count` best candidates of each row, without making the host wait for the device."""
-    places = score.shape[-1]
+    blocks = score.shape[-1]
     if score.dtype != torch.float32:
         rank, _ = ranked(score, candidates, with_mass=False)
         return (rank < count) & candidates
     best_keys = torch.topk(_keys(score, candidates), count, -1, sorted=False).values
-    best_blocks = torch.where(best_keys == _NEVER, places, (places - 1) - (best_keys & 0xFFFFFFFF))
-    selected = torch.zeros((*score.shape[:-1], places + 1), dtype=torch.bool, device=score.device)
+    best_blocks = torch.where(best_keys == _NEVER, blocks, (blocks - 1) - (best_keys & 0xFFFFFFFF))
+    selected = torch.zeros((*score.shape[:-1], blocks + 1), dtype=torch.bool, device=score.device)
     return selected.scatter_(-1, best_blocks, True)[..., :-1]
 
 
@@ -58,11 +58,11 @@ _NEVER = torch.iinfo(torch.int64).min
 
 def _keys(score: Tensor, candidates: Tensor) -> Tensor:
     """Return int64 keys ordered as the scores and, among equal scores, by block: 32 bits of each."""
-    places = score.shape[-1]
+    blocks = score.shape[-1]
     bits = (score.contiguous() + 0.0).view(torch.int32)  # -0.0 becomes 0.0
     ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(torch.int64)
     ordered = torch.where(score.isnan(), -(1 << 31) + 1, ordered)
-    later = torch.arange(places - 1, -1, -1, device=score.device)
+    later = torch.arange(blocks - 1, -1, -1, device=score.device)
     return torch.where(candidates, (ordered << 32) | later, _NEVER)
 
 

@@ -189,9 +189,9 @@ def _check_picks(tape: StepTape, tests: Mapping[int, NDArray[np.int64]], sizes: 
             vector, at = op.operands
             axis = tape.ops[vector].axes[0]
             size = axis if isinstance(axis, int) else sizes[axis]
-            least, most = int(tests[at].min()), int(tests[at].max())
-            if least < 0 or most >= size:
-                worst = least if least < 0 else most
+            least, largest = int(tests[at].min()), int(tests[at].max())
+            if least < 0 or largest >= size:
+                worst = least if least < 0 else largest
                 raise EvaluationError("A902", f"the index {worst} is out of range", None, f"there are {size} entries")
 
 
