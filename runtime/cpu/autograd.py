@@ -110,10 +110,10 @@ def differentiable(q: Tensor, k: Tensor, v: Tensor, work: GradientWork, inputs: 
 
 def gradient(grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor], work: GradientWork) -> Triple:
     """Compute (dq, dk, dv) of `work.backward`; differentiating them raises UnsupportedError."""
-    return cast("Triple", once(_of_work, work, grad_out, grad_lse, *kept))
+    return cast("Triple", once(_work_gradients, work, grad_out, grad_lse, *kept))
 
 
-def _of_work(work: GradientWork, grad_out: Tensor, grad_lse: Tensor | None, *kept: Tensor) -> Triple:
+def _work_gradients(work: GradientWork, grad_out: Tensor, grad_lse: Tensor | None, *kept: Tensor) -> Triple:
     return work.backward(grad_out, grad_lse, kept)
 
 

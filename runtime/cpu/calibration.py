@@ -70,8 +70,8 @@ def measured() -> Rates | None:
 def _warn_of(file: str, reason: str) -> None:
     """Log that rates are not used, once for each file and reason."""
     _log.warning(
-        "the rates in %s are not used: %s; they were measured on a busy machine, it seems: `attnc doctor --measure` "
-        "measures them anew",
+        "the rates in %s are not used: %s; they were probably measured on a busy machine: run `attnc doctor --measure` "
+        "to measure them again",
         file,
         reason,
     )
@@ -99,7 +99,7 @@ def measure() -> Rates:
     rates = _measured(time)
     last = _peak(time, torch.float32, WIDTHS[0])
     if not first / DRIFT <= last <= DRIFT * first:
-        raise too_busy(f"a score element took {first:.3g} ns at first and {last:.3g} ns at last")
+        raise too_busy(f"a score element took {first:.3g} ns at the start and {last:.3g} ns at the end")
     spread = f"minima within {time.spread - 1:.0%}"
     source = f"measured with {threads} threads, torch {torch.__version__}, {spread}"
     rates = replace(rates, source=source, spread=time.spread)

@@ -123,7 +123,7 @@ def _by_kernel(
             results_of_pieces = []
             for piece in pieces_of_part:
                 bias = scores.bias(piece.tile(part, heads)) if scores is not None and biased else None
-                results_of_pieces.append(_of_piece(packed, piece.of(kv_heads), bias, part.window.n_q, factor))
+                results_of_pieces.append(_attend_piece(packed, piece.of(kv_heads), bias, part.window.n_q, factor))
             merged = results_of_pieces[0] if len(results_of_pieces) == 1 else merge(*results_of_pieces)
             target = batches, torch.tensor(heads), rows
             out[target] = merged[0].reshape(*part_queries.shape[:3], -1).to(out.dtype)
@@ -185,7 +185,7 @@ def _pieces(cache: Cache, part: SharedKeys) -> Iterator[_Piece]:
     yield _Piece(*cache.gathered(part.batches, keys + key), keys + key, None if mask.all() else mask)
 
 
-def _of_piece(q: Tensor, piece: _Piece, bias: Tensor | None, rows: int, factor: float) -> Pair:
+def _attend_piece(q: Tensor, piece: _Piece, bias: Tensor | None, rows: int, factor: float) -> Pair:
     """Compute (out, lse) of packed queries (b, Hkv, heads · rows, d); `bias` (heads or 1, rows, keys), -inf: hidden."""
     width, dv = max(piece.k.shape[3], piece.v.shape[3]), piece.v.shape[3]
     q, k, v = (flash_kernel.padded(x, width) for x in (q, piece.k, piece.v))

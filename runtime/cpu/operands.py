@@ -12,7 +12,7 @@ def operand(pattern: str, name: str, x: Tensor, width: int) -> Tensor:
     """Return `kernel.padded` of `x`; `pattern` and `name` identify it in the note."""
     fitted = flash_kernel.padded(x, width)
     if fitted is not x:
-        how = "narrower than the others" if x.shape[-1] < width else "not in one piece in memory"
+        how = "narrower than the others" if x.shape[-1] < width else "not contiguous"
         note(pattern, COPY, f"{name}: its rows are {how}")
     return fitted
 

@@ -251,14 +251,14 @@ def _add_block(
     heads, rows = torch.tensor(block.heads)[:, None], torch.from_numpy(block.rows)
     grad_out, grad_lse = (None if grad is None else grad[block.batch, heads, rows] for grad in grads)
     leaves = _leaves(block, named, node, sums.inputs)
-    gradients = _of_block(block, leaves, (grad_out, grad_lse), call)
+    gradients = _block_gradients(block, leaves, (grad_out, grad_lse), call)
     if block.mask.all() or _are_finite(gradients):
         _add_found(block, gradients, call, sums)
         return
     bad = _spoiled(block, leaves, _beyond_rows(grad_out, grad_lse))
     own_alone = _no_numbers(block, bad.rows, gradients, call)
     if not bad.rows.all():
-        clean = _of_block(block, _filled(leaves, bad), _without(bad.rows, grad_out, grad_lse), call)
+        clean = _block_gradients(block, _filled(leaves, bad), _without(bad.rows, grad_out, grad_lse), call)
         if _are_finite(clean):
             _add_found(block, clean, call, sums)
         else:  # something else is spoiled, such as an input
@@ -293,7 +293,10 @@ def _add_spoiled(
             positions = torch.from_numpy(same_rows)
             part_grads = (None if grad is None else grad[:, positions] for grad in grads)
             _add_found(
-                part, _of_block(part, part_operands, _without(~bad.rows[:, positions], *part_grads), call), call, sums
+                part,
+                _block_gradients(part, part_operands, _without(~bad.rows[:, positions], *part_grads), call),
+                call,
+                sums,
             )
             settled = None
     if query_only and gradients[0] is not None:
@@ -349,7 +352,7 @@ def _without(rows: Tensor, grad_out: Tensor | None, grad_lse: Tensor | None) -> 
 
 
 def _add_found(block: RowBlock, gradients: Sequence[Tensor | None], call: PlannedCall, sums: GradientTotals) -> None:
-    """Add the gradients that `_of_block` returned."""
+    """Add the gradients that `_block_gradients` returned."""
     if not gradients:
         return
     node, remaining = call.relations.pattern.attend, iter(gradients)
@@ -364,7 +367,7 @@ def _add_found(block: RowBlock, gradients: Sequence[Tensor | None], call: Planne
             total.add_(grad)
 
 
-def _of_block(
+def _block_gradients(
     block: RowBlock, leaves: BlockOperands, incoming: GivenGradients, call: PlannedCall
 ) -> tuple[Tensor | None, ...]:
     """Compute the gradients of own-position vectors, of tensors read elsewhere, and of inputs; () if there are none."""

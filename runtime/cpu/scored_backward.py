@@ -146,10 +146,10 @@ def _gradients_by_pairs(
     grad_out, v = rows.grad_out.to(dtype), vectors[2].to(dtype)
     of_v = torch.where(seen[..., None], weights[..., None] * grad_out[:, :, None], 0).sum(1)
     change = weights * (grad_out @ v.transpose(-1, -2) - rows.delta[..., None])
-    return _of_atoms(pull(torch.where(seen, change, 0)), (q_rows, k_rows), of_v, inputs)
+    return _pull_atoms(pull(torch.where(seen, change, 0)), (q_rows, k_rows), of_v, inputs)
 
 
-def _of_atoms(
+def _pull_atoms(
     pairs: Sequence[tuple[Tensor, Tensor]], rows: tuple[Tensor, Tensor], of_v: Tensor, inputs: Sequence[Tensor]
 ) -> TileGradients:
     """Propagate the gradients of a score's atoms to the queries, the keys and the floating-point inputs of a tile."""
@@ -192,7 +192,7 @@ def _backward_in_torch(
         of_v = weights.transpose(-1, -2) @ rows.grad_out
         v_rows = vectors[2].to(dtype)
         change = weights * (rows.grad_out @ v_rows.transpose(-1, -2) - rows.delta[..., None])
-        return _of_atoms(pull(change), (q_rows, k_rows), of_v, inputs)
+        return _pull_atoms(pull(change), (q_rows, k_rows), of_v, inputs)
 
     delta = _delta(grad_out, grad_lse, result)
     of_rows, blind = RowData(grad_out.to(dtype), result.lse, result.shift, delta, result.out), result.lse == -math.inf

@@ -35,7 +35,7 @@ class Steady:
                 self.spread = max(self.spread, others[0] / least)
                 return least
         raise too_busy(
-            f"of {MOST_ROUNDS} rounds of the same computation no two minima were within {AGREE - 1:.0%} of each other "
+            f"in {MOST_ROUNDS} rounds of the same computation no two minima agreed within {AGREE - 1:.0%} "
             f"({least / 1e3:,.1f} and {others[0] / 1e3:,.1f} µs)"
         )
 
@@ -50,6 +50,6 @@ class Steady:
 def too_busy(reason: str) -> MeasurementError:
     """Return the error that refuses a measurement."""
     return MeasurementError(
-        f"the machine is too busy to be measured: {reason}; nothing is kept: stop what else is running, or give torch "
+        f"the machine is too busy to be measured: {reason}; nothing is stored: stop other programs, or give torch "
         f"no more threads than there are free cores (OMP_NUM_THREADS), and measure again"
     )

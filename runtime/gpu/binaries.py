@@ -110,7 +110,7 @@ def _cache() -> str:
 def _manifest(file: zipfile.ZipFile) -> Manifest:
     data = json.loads(_read(file, MANIFEST))
     if data.pop("schema") != SCHEMA:
-        raise ValueError("another schema")
+        raise ValueError("unknown schema")
     kernels = tuple(AheadKernel(**kernel) for kernel in data.pop("kernels"))
     return Manifest(calls=AheadCalls(**data.pop("calls")), kernels=kernels, **data)
 
@@ -118,16 +118,16 @@ def _manifest(file: zipfile.ZipFile) -> Manifest:
 def _entries(file: zipfile.ZipFile, manifest: Manifest) -> Iterator[tuple[str, bytes]]:
     for name, digest in manifest.files.items():
         if not _NAME.fullmatch(name):
-            raise ValueError(f"a file {name!r}")
+            raise ValueError(f"unexpected file {name!r}")
         data = _read(file, name)
         if hashlib.sha256(data).hexdigest() != digest:
-            raise ValueError(f"{name} is not what was written")
+            raise ValueError(f"{name} does not match its digest")
         yield name, data
 
 
 def _read(file: zipfile.ZipFile, name: str) -> bytes:
     if file.getinfo(name).file_size > _MOST:
-        raise ValueError(f"{name} is too long")
+        raise ValueError(f"{name} is too large")
     return file.read(name)
 
 

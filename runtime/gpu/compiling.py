@@ -200,7 +200,7 @@ def compile_here(source: KernelSource, target: str) -> CompiledBinary:
     begun = perf_counter()
     amd = target.startswith("gfx")
     kernel = triton.compile(
-        _as_triton_takes_it(source),
+        _triton_source(source),
         target=GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target.removeprefix("sm_")), 32),
         options=source.options,
     )
@@ -225,7 +225,7 @@ def products_of_loops(text: str) -> int:
     return most_products
 
 
-def _as_triton_takes_it(source: KernelSource) -> Any:
+def _triton_source(source: KernelSource) -> Any:
     from triton.compiler import ASTSource
 
     return ASTSource(

@@ -90,6 +90,8 @@ def read_device_cache(
             check_lengths(host_lengths, q.shape[2], k.shape[2], table.shape[1], ring=ring is not None)
         lengths = torch.tensor(host_lengths, dtype=torch.int32)
     if pages is not None and k.shape[2] & (k.shape[2] - 1):
-        raise UnsupportedError(f"pages of {k.shape[2]} tokens: kernels take pages of a power of two")
+        raise UnsupportedError(
+            f"pages of {k.shape[2]} tokens are not supported by kernels: the page size must be a power of two"
+        )
     device_pages = None if pages is None else pages.to(device, torch.int32).contiguous()
     return DeviceCache(k, v, lengths.to(device, torch.int32).contiguous(), device_pages, ring, host_lengths)

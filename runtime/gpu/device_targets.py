@@ -52,13 +52,13 @@ def target_of(device: torch.device) -> Target:
             f'backend="triton" on {device}: kernels run on CUDA and ROCm devices, or on the CPU in Triton\'s '
             f"interpreter (TRITON_INTERPRET=1)"
         )
-    return _of_cuda(torch.cuda.current_device() if str(device) == "cuda" else device.index)
+    return _cuda_target(torch.cuda.current_device() if str(device) == "cuda" else device.index)
 
 
 def named_target(name: str | None) -> Target:
     """Return a target by name; None: the target of the current GPU, or sm_90 without one. Raises ArgumentError."""
     if name is None:
-        return TARGETS["sm_90"] if not torch.cuda.is_available() else _of_cuda(torch.cuda.current_device())
+        return TARGETS["sm_90"] if not torch.cuda.is_available() else _cuda_target(torch.cuda.current_device())
     return find_target(name)
 
 
@@ -82,7 +82,7 @@ def planned_target(device: torch.device | str | None, backend: str) -> Target | 
 
 
 @cache
-def _of_cuda(index: int) -> Target:
+def _cuda_target(index: int) -> Target:
     if _is_rocm():
         return TARGETS["gfx942"]
     major, minor = torch.cuda.get_device_capability(index)

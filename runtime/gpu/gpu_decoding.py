@@ -106,7 +106,7 @@ def decode(
         "queries": queries,
         "splits": splits,
         "scale": factor * LOG2_E if score is None else factor,
-        **_of_cache(cache, tensors),
+        **_cache_numbers(cache, tensors),
     }
     same_keys = not isinstance(problem.by_query, RangedWalk) or not problem.by_query.reads_head
     if kernels.listed:
@@ -152,7 +152,7 @@ def _check(pattern: Pattern, q: Tensor, cache: DeviceCache, inputs: Mapping[str,
     host_lengths = cache.known_lengths
     if pattern.requirements or pattern.segments:
         if host_lengths is None:
-            raise NotInKernelsError("decoding with requirements of lengths that only the device knows")
+            raise NotInKernelsError("decoding with requirements on lengths that only the device knows")
         for length in sorted(set(host_lengths)):
             entries = tuple(i for i, length_inputs in enumerate(host_lengths) if length_inputs == length)
             length_inputs = dict(cut(pattern, inputs, cache.known(), entries, length))
@@ -190,7 +190,7 @@ def _splits(device: torch.device, programs: int, capacity: int) -> int:
     return max(1, min(max_splits, -(-processors(device) // max(programs, 1))))
 
 
-def _of_cache(cache: DeviceCache, tensors: dict[str, Tensor]) -> dict[str, int]:
+def _cache_numbers(cache: DeviceCache, tensors: dict[str, Tensor]) -> dict[str, int]:
     if cache.table is not None:
         tensors["block_table"] = cache.table
         return {"page_bits": cache.slots.bit_length() - 1, "columns": cache.table.shape[1]}
@@ -241,14 +241,14 @@ def _listed(planner: Planner, q: Tensor, cache: DeviceCache, inputs: Mapping[str
         for kv_head in range(kv_heads):
             if made is None or not same_heads:
                 members = range(kv_head * group, (kv_head + 1) * group)
-                made = _of_lane(by_entry[entry], members, words)
+                made = _keys_of_members(by_entry[entry], members, words)
             keys.append(made[0])
             rows.append(made[1])
             pointers.append(pointers[-1] + len(made[0]))
     return ListedKeys(np.array(pointers, dtype=np.int32), np.concatenate(keys), np.concatenate(rows).ravel(), words)
 
 
-def _of_lane(parts: Sequence[SharedKeys], members: range, words: int) -> tuple[Int32, Int32]:
+def _keys_of_members(parts: Sequence[SharedKeys], members: range, words: int) -> tuple[Int32, Int32]:
     """Return the keys that some of the heads `members` see, ascending, and the row words of each key."""
     every = [part.seen.every[0] + part.window.key for part in parts if set(members) & set(part.heads)]
     keys = np.unique(np.concatenate(every)) if every else np.zeros(0, dtype=np.int64)

@@ -159,9 +159,9 @@ class Executor:
         of_pairs = {"q": inputs["q"], "k": inputs["k"], "v": inputs["v"], "dout": inputs["dout"]}
         of_pairs |= {"lse": lse2, "share": lse2, "delta": delta, **terms}
         for name, source in kernels.of_distances.items():
-            of_terms[name] = self._of_distance(source, of_pairs, factor)
+            of_terms[name] = self._distance_gradient(source, of_pairs, factor)
         for name in tables:
-            of_terms[name] = self._of_table(kernels.of_tables[name], name, of_pairs, factor)
+            of_terms[name] = self._table_gradient(kernels.of_tables[name], name, of_pairs, factor)
         return (results[0], results[1], results[2]), of_terms
 
     def _add_shifts(self, of_terms: dict[str, Tensor], grad_lse: Tensor | None, lse: Tensor) -> None:
@@ -174,7 +174,7 @@ class Executor:
                     grad = grad - of_terms["of_extra"]
                 of_terms[term.tensor.name] = torch.where(lse == -math.inf, 0, grad)
 
-    def _of_distance(self, source: KernelSource, tensors: Mapping[str, Tensor], factor: float) -> Tensor:
+    def _distance_gradient(self, source: KernelSource, tensors: Mapping[str, Tensor], factor: float) -> Tensor:
         """Compute the gradient of a term of the distance, (B, Hq, distances)."""
         q, k, side = tensors["q"], tensors["k"], source.tiles.q_tile
         rows, columns = (-(-x.shape[2] // side) for x in (q, k))
@@ -196,7 +196,7 @@ class Executor:
         gradient = by_diagonal.flatten(1)[:, first : first + q.shape[2] + k.shape[2] - 1]
         return gradient.reshape(*q.shape[:2], -1)
 
-    def _of_table(self, source: KernelSource, name: str, tensors: Mapping[str, Tensor], factor: float) -> Tensor:
+    def _table_gradient(self, source: KernelSource, name: str, tensors: Mapping[str, Tensor], factor: float) -> Tensor:
         """Compute the gradient of an input that is read pair by pair, (B, Hq, entries)."""
         q = tensors["q"]
         kernel_tensors = self._own(source)
@@ -293,7 +293,11 @@ def writable(pattern: str, name: str, x: Tensor) -> Tensor:
 
 def _noted(pattern: str, name: str, x: Tensor) -> Tensor:
     """Allocate with `_roomy`, and count the copy."""
-    note(pattern, COPY, f"{name}: kernels address rows in units of {VECTOR} bytes, and its strides or start are others")
+    note(
+        pattern,
+        COPY,
+        f"{name}: kernels address rows in units of {VECTOR} bytes, but its strides or start are not multiples",
+    )
     return _roomy(x)
 
 

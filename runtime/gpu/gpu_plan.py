@@ -85,7 +85,7 @@ def _by_kernels(planner: Planner, kernels: AttentionKernels, sizes: TensorSizes,
     except (TooManyTilesError, TooManyClassesError) as error:
         if kernels.form == "lists":
             raise NotInKernelsError(
-                f"tiles of {q_tile}×{k_tile} that are too unlike each other to be listed"
+                f"tiles of {q_tile}×{k_tile} with more tiles or distinct masks than lists can hold"
             ) from error
         works = []
     full, partial = (sum(count[i] * times for count, times in works) for i in (0, 1))

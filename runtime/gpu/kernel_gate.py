@@ -52,11 +52,11 @@ def judge(case: GateCase, outcome: Outcome) -> list[str]:
     if case.stage in OF_PRODUCTS and case.dtype != "float32":
         reasons += _products(case, outcome)
     if case.stage == "decode" and case.dtype != "float32":
-        reasons += _of_few_rows(case, outcome)
+        reasons += _few_row_reasons(case, outcome)
     return reasons
 
 
-def _of_few_rows(case: GateCase, binary: CompiledBinary) -> Iterator[str]:
+def _few_row_reasons(case: GateCase, binary: CompiledBinary) -> Iterator[str]:
     """Yield the reasons against a kernel of few rows, which may use any tensor-core instruction."""
     if not binary.code.products:
         yield "no tensor-core instruction"
@@ -75,9 +75,9 @@ def _memory(case: GateCase, binary: CompiledBinary) -> Iterator[str]:
     if code.spilled:
         yield f"{code.spilled} registers spilled"
     if binary.shared > max_kib * 1024:
-        yield f"{binary.shared / 1024:.1f} KiB of shared memory, there are {max_kib}"
+        yield f"{binary.shared / 1024:.1f} KiB of shared memory, the limit is {max_kib}"
     if binary.tensor_memory > MOST_TENSOR_MEMORY:
-        yield f"{binary.tensor_memory} columns of tensor memory, there are {MOST_TENSOR_MEMORY}"
+        yield f"{binary.tensor_memory} columns of tensor memory, the limit is {MOST_TENSOR_MEMORY}"
 
 
 def _products(case: GateCase, binary: CompiledBinary) -> Iterator[str]:

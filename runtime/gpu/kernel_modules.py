@@ -26,7 +26,7 @@ def function_of(source: KernelSource) -> Any:
 
 def _made(source: KernelSource) -> Any:
     guard_triton()
-    _log.debug("%s, text %s: made, and compiled by Triton when it is started first", source.function, source.digest)
+    _log.debug("%s, text %s: created; Triton compiles it at its first launch", source.function, source.digest)
     name = f"<attnc {source.function} {source.digest}>"
     module = ModuleType(f"attnc_kernel_{source.digest}")
     module.__file__ = name

@@ -211,9 +211,11 @@ class GpuPlanner:
         """Build everything but the tensors that kernels of ranges read; no input values enter it."""
         sizes = check_tensors(q, k, v)
         if max(sizes.n_q, sizes.n_k) > LONGEST:
-            raise ArgumentError(f"there are {max(sizes.n_q, sizes.n_k)} tokens: kernels take {LONGEST} at most")
+            raise ArgumentError(f"{max(sizes.n_q, sizes.n_k)} tokens are too many for kernels: use {LONGEST} at most")
         if sizes.heads > sizes.kv_heads and not turns_fit(sizes.heads // max(sizes.kv_heads, 1), sizes.n_q):
-            raise ArgumentError(f"there are {sizes.n_q} queries of heads that share keys: kernels take fewer of these")
+            raise ArgumentError(
+                f"{sizes.n_q} queries of heads that share keys are too many for kernels: use fewer queries"
+            )
         walk = kernels.problem.by_query
         ranged = kernels.form != "lists"
         named_inputs = self._named(inputs)
@@ -258,7 +260,9 @@ class GpuPlanner:
             try:
                 lists = tile_tables(relations, tiles.q_tile, tiles.k_tile, by_key=source.stage == "dkdv")
             except (TooManyTilesError, TooManyClassesError) as error:
-                message = f"tiles of {tiles.q_tile}×{tiles.k_tile} that are too unlike each other to be listed"
+                message = (
+                    f"tiles of {tiles.q_tile}×{tiles.k_tile} with more tiles or distinct masks than lists can hold"
+                )
                 raise NotInKernelsError(message) from error
             runs[source.stage] = lists.runs
             tables[source.stage] = {n: torch.from_numpy(x.copy()).to(device) for n, x in lists.arrays().items()}

@@ -54,9 +54,9 @@ class ScoreOperands:
         """
         q, k, v = self._tensors.values()
         vectors = [
-            self._joined(score.query, self._of_queries).to(q.dtype) if score.query else q,
-            self._joined(score.key, self._of_kv_heads).to(k.dtype) if score.key else k,
-            v if score.value is None else self._whole(score.value, self._of_kv_heads).to(v.dtype),
+            self._joined(score.query, self._query_values).to(q.dtype) if score.query else q,
+            self._joined(score.key, self._kv_head_values).to(k.dtype) if score.key else k,
+            v if score.value is None else self._whole(score.value, self._kv_head_values).to(v.dtype),
         ]
         batch, heads = q.shape[:2]
         vectors[0] = vectors[0].expand(batch, heads, *vectors[0].shape[2:])
@@ -97,7 +97,7 @@ class ScoreOperands:
         return terms_by_name
 
     def _places(self, term: Term) -> Callable[[Operands, int, Value], Tensor]:
-        return {"query": self._of_queries, "key": self._of_keys, "distance": self._of_distances}[term.side]
+        return {"query": self._query_values, "key": self._key_values, "distance": self._distance_values}[term.side]
 
     def _whole(self, value: Value, of: Callable[[Operands, int, Value], Tensor], precise: bool = False) -> Tensor:
         """Compute a value for every batch entry, or once if it is the same for all; `precise`: in fp64."""
@@ -141,7 +141,7 @@ class ScoreOperands:
     def _windows_differ(self) -> bool:
         return self._relations.pattern.documents is not None
 
-    def _of_queries(self, operands: Operands, batch: int, value: Value) -> Tensor:
+    def _query_values(self, operands: Operands, batch: int, value: Value) -> Tensor:
         parts = [
             self._values(
                 operands, batch, window, np.arange(window.n_q), _NONE, value, self._seeing(operands, batch, window)
@@ -160,14 +160,14 @@ class ScoreOperands:
         seen: NDArray[np.bool_] = self._counts[batch, :, window.row : window.row + window.n_q, None] > 0
         return seen
 
-    def _of_kv_heads(self, operands: Operands, batch: int, value: Value) -> Tensor:
+    def _kv_head_values(self, operands: Operands, batch: int, value: Value) -> Tensor:
         """Compute a value of keys (kv heads, tokens, …), by query head if it differs within a group."""
         if heads_read([value]) == "head":
-            return self._of_keys(operands, batch, value)
+            return self._key_values(operands, batch, value)
         heads, kv_heads = (self._tensors[name].shape[1] for name in "qk")
-        return self._of_keys(operands, batch, value, self._heads[:: heads // max(kv_heads, 1) or 1])
+        return self._key_values(operands, batch, value, self._heads[:: heads // max(kv_heads, 1) or 1])
 
-    def _of_keys(self, operands: Operands, batch: int, value: Value, heads: tuple[int, ...] | None = None) -> Tensor:
+    def _key_values(self, operands: Operands, batch: int, value: Value, heads: tuple[int, ...] | None = None) -> Tensor:
         """Compute a value of keys (heads, tokens, …); `heads`: query heads, None: all.
 
         Keys of documents without queries are not computed, because nothing reads them.
@@ -186,7 +186,7 @@ class ScoreOperands:
             parts.append(parts[-1].new_zeros((len(parts[-1]), n_k - end, *parts[-1].shape[2:])))
         return torch.cat(_one_count(parts), 1)
 
-    def _of_distances(self, operands: Operands, batch: int, value: Value) -> Tensor:
+    def _distance_values(self, operands: Operands, batch: int, value: Value) -> Tensor:
         """Compute a value for all distances: of the first query from all keys, then of all queries from the first key.
 
         Raises EvaluationError if a distance that occurs has no value, NotInKernelsError if it is unknown which

@@ -125,17 +125,17 @@ class _BackwardNames:
         tables = dict(zip(self.tables, more[len(named) :], strict=True))
         wanted = [name for name, need in zip(self.tables, self.wanted, strict=True) if need]
         triple, of_terms = self.executor.backward(grad_out, grad_lse, (q, k, v, out, lse), named, wanted)
-        gradients = [_gradient(of_terms.get(name), x) for name, x in named.items()]
-        gradients += [_of_table(of_terms.get(name), x, self.executor.tensor(name)) for name, x in tables.items()]
+        gradients = [_term_gradient(of_terms.get(name), x) for name, x in named.items()]
+        gradients += [_table_gradient(of_terms.get(name), x, self.executor.tensor(name)) for name, x in tables.items()]
         return (*triple, *gradients)
 
 
-def _gradient(grad: Tensor | None, term: Tensor) -> Tensor | None:
+def _term_gradient(grad: Tensor | None, term: Tensor) -> Tensor | None:
     """Reduce the gradient by batch entry and head to the shape of a term."""
     return None if grad is None else grad.sum_to_size(term.shape)
 
 
-def _of_table(grad: Tensor | None, table: Tensor, tensor: ir.Tensor) -> Tensor | None:
+def _table_gradient(grad: Tensor | None, table: Tensor, tensor: ir.Tensor) -> Tensor | None:
     """Reduce the gradient by batch entry and head, (B, Hq, entries), to the shape of an input."""
     if grad is None:
         return None

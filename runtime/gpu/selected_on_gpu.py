@@ -208,7 +208,7 @@ class _SelectedCall:
         fitted = self.fitting(name, x)
         if self.members == 1 or fitted.stride(1) == fitted.shape[2] * fitted.stride(2):
             return fitted
-        note(self.name, COPY, f"{name}: the rows of heads that choose for themselves do not lie one after another")
+        note(self.name, COPY, f"{name}: the rows of separately selecting heads are not contiguous")
         # A single row per head counts as contiguous whatever its stride, but kernels find stacked rows by the stride.
         return self.fitting(name, x.clone(memory_format=torch.contiguous_format))
 

@@ -17,7 +17,7 @@ from attnc.runtime.cpu.selected_by_data import OwnBlocks, SelectedByData
 from attnc.runtime.gpu.selected_on_gpu import SelectedOnGpu
 from attnc.runtime.gpu.sorted_places import Numbering, sorted_tables
 from attnc.runtime.plans import Planner
-from attnc.runtime.selections.selection_groups import lanes_of
+from attnc.runtime.selections.selection_groups import head_groups_of
 from attnc.runtime.tensor_checks import as_tensor, blank, call_shape
 
 
@@ -31,7 +31,7 @@ def attend(planner: Planner, choice: SelectedKeys, q: Tensor, k: Tensor, v: Tens
     rest, numbers = rest_text(specialise(choice.rest, named, Slices({}), window, **one_head))
     inputs = {name: as_tensor(x) for name, x in call.inputs.items()}
     head_groups = []
-    for head_group in lanes_of(choice, q, k):
+    for head_group in head_groups_of(choice, q, k):
         reading = Numbering(inputs, sizes, shape.sizes, head_group.batch, head_group.head, window.shift, q.device)
         items = reading.of(choice.item_of, "k")
         rows = torch.arange(shape.n_q, device=q.device)

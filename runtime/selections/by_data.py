@@ -12,7 +12,7 @@ from attnc.runtime.cpu.autograd import Guarded, Pair, differentiable
 from attnc.runtime.cpu.selected_blocks import SelectedBlocks
 from attnc.runtime.cpu.selected_by_data import OwnBlocks, SelectedByData
 from attnc.runtime.plans import Planner, relations_of
-from attnc.runtime.selections.selection_groups import lanes_of
+from attnc.runtime.selections.selection_groups import head_groups_of
 from attnc.runtime.tensor_checks import as_tensor, call_shape
 
 
@@ -26,7 +26,7 @@ def attend(planner: Planner, choice: SelectedKeys, q: Tensor, k: Tensor, v: Tens
     (window,) = relations.windows(0)
     group_size = q.shape[1] // max(k.shape[1], 1)
     head_groups = []
-    for head_group in lanes_of(choice, q, k):
+    for head_group in head_groups_of(choice, q, k):
         row_of, item_of, rest = (
             specialise(
                 x,

@@ -72,10 +72,11 @@ class CallSelections:
             return selector.choose()
 
     def _check_count(self, item: ir.Selection, places: int) -> None:
-        """Raise ArgumentError if the selection would keep every block, so that it selects nothing."""
+        """Raise ArgumentError if the selection would keep every block, so that it has no effect."""
         count = most_kept(item.keep)
         if count is not None and count > places:
+            unit = "tokens" if item.items is None else "blocks"
             raise ArgumentError(
-                f"strict: `{item.name}` of `{self.pattern.name}` keeps {count} places and there are {places}, so that "
-                f"nothing is chosen: give a smaller number, or more tokens; or compile it without strict"
+                f"strict: `{item.name}` of `{self.pattern.name}` keeps {count} {unit}, but there are only {places}, so "
+                f"it selects everything: use a smaller number or more tokens, or compile it without strict"
             )

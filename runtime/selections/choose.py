@@ -19,7 +19,7 @@ from attnc.runtime.device_constants import on_device
 from attnc.runtime.folded import entries_at_once, folded, folded_heads
 from attnc.runtime.pair_blocks import Alive, Operands, PairBlock
 from attnc.runtime.selections.few import are_few, few, scored, scores_candidates
-from attnc.runtime.selections.head_sums import head_sums, of_one_head, summed
+from attnc.runtime.selections.head_sums import bind_current_head, head_sums, summed
 from attnc.runtime.selections.ranking import kept
 from attnc.runtime.selections.score_limits import AT_ONCE, ON_DEVICE
 from attnc.runtime.tensor_checks import TensorSizes, number
@@ -112,7 +112,7 @@ class Choosing:
         rows, places = self._rows, self.places
         hoisted = self._hoisted(batch, window, heads)
         sums = list(head_sums(self.selection.score))
-        terms = [of_one_head(node) for node, _ in sums]
+        terms = [bind_current_head(node) for node, _ in sums]
         hoisted_terms = [self._hoisted(batch, window, all_heads, term) for _, term in terms]
         wide = len(all_heads) if sums else len(heads)
         max_scores = self._most // _width(self.selection.score, self.operands)

@@ -9,7 +9,7 @@ from attnc.compiler.keeping import most_kept
 from attnc.compiler.simulation.cpu_choices import Deciding
 from attnc.compiler.value_nodes import reads
 from attnc.runtime.call_shapes import TensorSizes
-from attnc.runtime.selections.head_sums import head_sums, of_one_head
+from attnc.runtime.selections.head_sums import bind_current_head, head_sums
 from attnc.runtime.selections.score_limits import AT_ONCE
 
 PRODUCT = 64
@@ -21,7 +21,7 @@ Node = ir.Value | ir.Index
 def deciding(item: ir.Selection, sizes: TensorSizes, rows: int, items: int, at_once: int = AT_ONCE) -> Deciding:
     """Count the cost of a selection among `items` blocks for `rows` rows, with up to `at_once` scores at a time."""
     sums = list(head_sums(item.score))
-    terms = [of_one_head(node) for node, _ in sums]
+    terms = [bind_current_head(node) for node, _ in sums]
     deciding_heads = {"head": sizes.heads, "kv_head": sizes.kv_heads}.get(item.by_heads or "", 1)
     outer = list(_nodes([item.score], {node for node, _ in sums}))
     inner = list(_nodes([part for pair in terms for part in pair], ()))

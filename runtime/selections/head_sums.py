@@ -41,7 +41,7 @@ def _over(node: ir.ValueReduce) -> Heads | None:
     return None
 
 
-def of_one_head(node: ir.ValueReduce) -> tuple[ir.Index, ir.Value]:
+def bind_current_head(node: ir.ValueReduce) -> tuple[ir.Index, ir.Value]:
     """Return the condition and the term of an aggregate over heads, for the current head."""
     head_of_variable: dict[ir.Index, ir.Index] = {node.var: fold.head_index("head")}
     return substitute(node.condition, head_of_variable), substitute_value(node.body, head_of_variable)
@@ -64,4 +64,4 @@ def summed(node: ir.ValueReduce, over: Heads, terms: Tensor, group: int, heads: 
     return reduced
 
 
-__all__ = ["Heads", "head_sums", "of_one_head", "summed"]
+__all__ = ["Heads", "bind_current_head", "head_sums", "summed"]

@@ -70,8 +70,10 @@ def _chosen(plan: Plan, node: ir.Attend, why: list[str], lists: Mapping[str, str
 
 def _in_words(item: ir.Selection) -> str:
     count = most_kept(item.keep)
-    kept_text = "what `keep` leaves" if count is None else f"at most {count} places"
-    besides = "" if isinstance(item.always, ir.Truth) and not item.always.value else " and those that it always takes"
-    who = "each query takes" if item.rows is None else "each unit of queries takes"
-    who = "all queries of a head together take" if item.pairs else who
-    return f"{who} {kept_text} of `{item.name}`{besides}; counted is all that it may take"
+    unit = "tokens" if item.items is None else "blocks"
+    kept_text = f"the {unit} that `keep` allows" if count is None else f"at most {count} {unit}"
+    takes_always = not isinstance(item.always, ir.Truth) or item.always.value
+    besides = f" and the {unit} that it always selects" if takes_always else ""
+    who = "each query selects" if item.rows is None else "each unit of queries selects"
+    who = "all queries of a head together select" if item.pairs else who
+    return f"{who} {kept_text} of `{item.name}`{besides}; the counts include everything it may select"

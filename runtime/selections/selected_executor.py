@@ -15,7 +15,7 @@ from attnc.runtime.cpu.autograd import Guarded, Pair, differentiable
 from attnc.runtime.cpu.gathered_tokens import AmongSelected, GatheredHeads
 from attnc.runtime.plans import Planner, planning, relations_of
 from attnc.runtime.selections.gather_choices import tokens_of
-from attnc.runtime.selections.selection_groups import SelectionGroup, lanes_of
+from attnc.runtime.selections.selection_groups import SelectionGroup, head_groups_of
 from attnc.runtime.tensor_checks import as_tensor, call_shape
 
 
@@ -27,7 +27,7 @@ def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, call: CallInputs) 
     relations = relations_of(planner.pattern, call_shape(planner.pattern, call.sizes, call.inputs))
     (window,) = relations.windows(0)
     head_groups = []
-    for head_group in lanes_of(choice, q, k):
+    for head_group in head_groups_of(choice, q, k):
         queries, keys = (
             np.arange(n) if side is None else _chosen(side, relations, window, call, head_group)
             for side, n in ((choice.queries, window.n_q), (choice.keys, window.n_k))

@@ -34,7 +34,7 @@ class SelectionGroup:
         return selected
 
 
-def lanes_of(choice: SelectedKeys | SelectedTokens, q: Tensor, k: Tensor) -> Iterator[SelectionGroup]:
+def head_groups_of(choice: SelectedKeys | SelectedTokens, q: Tensor, k: Tensor) -> Iterator[SelectionGroup]:
     """Yield the head groups of a call."""
     heads, kv_heads = q.shape[1], k.shape[1]
     count = heads if choice.by_head else kv_heads if choice.by_heads else min(heads, 1)

@@ -38,14 +38,14 @@ def by_sequence(pattern: ir.Pattern, run: Run, q: Tensor, k: Tensor, v: Tensor, 
     boundaries = call.inputs[pattern.documents.name]
     ends = boundaries.cpu().numpy() if isinstance(boundaries, Tensor) else np.asarray(boundaries)
     if isinstance(boundaries, Tensor) and boundaries.is_cuda:
-        note(pattern.name, HOST_WAIT, f"`{pattern.documents.name}` says where sequences end")
+        note(pattern.name, HOST_WAIT, f"`{pattern.documents.name}` defines where sequences end, and the host reads it")
     sequences_by_entry = documents_of_call(pattern, ends, q.shape[2], k.shape[2])
-    note(pattern.name, SEQUENCES, "each chooses by itself")
+    note(pattern.name, SEQUENCES, "each sequence selects separately")
     if len(sequences_by_entry) == 1:
         return _one_after_another(pattern, sequences_by_entry[0], run, q, k, v, call)
     pairs = []
     for i, windows in enumerate(sequences_by_entry):
-        entry_call = replace(call, sizes=replace(call.sizes, batch=1), inputs=_of_entry(pattern, call.inputs, i))
+        entry_call = replace(call, sizes=replace(call.sizes, batch=1), inputs=_entry_inputs(pattern, call.inputs, i))
         pairs.append(_one_after_another(pattern, windows, run, q[i : i + 1], k[i : i + 1], v[i : i + 1], entry_call))
     if not pairs:
         return _nothing(q, k, v)
@@ -76,7 +76,7 @@ def _nothing(q: Tensor, k: Tensor, v: Tensor) -> Result:
     return q.new_zeros((*q.shape[:3], v.shape[-1])) + 0 * (q.sum() + k.sum() + v.sum()), None
 
 
-def _of_entry(pattern: ir.Pattern, inputs: Mapping[str, object], entry: int) -> dict[str, object]:
+def _entry_inputs(pattern: ir.Pattern, inputs: Mapping[str, object], entry: int) -> dict[str, object]:
     """Return the inputs of one batch entry."""
     entry_inputs = dict(inputs)
     for tensor in pattern.tensors:

@@ -204,7 +204,7 @@ def test_sequences_that_choose_by_themselves_are_counted() -> None:
     attend(vectors(), vectors(), vectors())
     assert found() == {}
     attend(vectors(), vectors(), vectors(), cu_seqlens=torch.tensor([0, 16, 32]))
-    assert found() == {("one sequence after another", "each chooses by itself"): 1}
+    assert found() == {("one sequence after another", "each sequence selects separately"): 1}
 
 
 def test_recurrences_that_run_token_by_token_are_counted() -> None:

@@ -69,10 +69,10 @@ def linear_recurrence(
     check_options(gate_columns, correction, before, bonus, micro, chunk)
     check_shapes(q, k, v, micro, gate, gate_columns, correction, bonus, resets, state)
     if micro > LONGEST:
-        raise UnsupportedError(f"kernels: micro is {micro}, they take up to {LONGEST}; on the CPU any number runs")
+        raise UnsupportedError(f"kernels support micro up to {LONGEST}, got {micro}; the CPU executor has no limit")
     rows = [q, k, v, *_rows_of(correction), *([] if bonus is None else [bonus])]
     if any(x.dtype == torch.float64 for x in rows):
-        raise UnsupportedError("kernels: float64; convert to float32, or compute on the CPU")
+        raise UnsupportedError("kernels do not support float64; convert to float32, or compute on the CPU")
     if state is None:
         state = torch.zeros(*q.shape[:2], q.shape[-1], v.shape[-1], dtype=torch.float32, device=q.device)
     if not q[..., 0].numel():

@@ -12,7 +12,7 @@ from attnc.runtime.gpu.recurrent.recurrence_tensors import RecurrenceTensors
 def check_segments(segments: int | None) -> None:
     """Check that the number of segments is at least 1; raises ArgumentError."""
     if segments is not None and segments < 1:
-        raise ArgumentError(f"segments is {segments}: it must be 1 or more, or None for what fits the device")
+        raise ArgumentError(f"segments is {segments}: it must be 1 or more, or None for as many as fit the device")
 
 
 def split(call: RecurrenceTensors, stage: str, segments: int | None) -> None:

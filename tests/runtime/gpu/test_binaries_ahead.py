@@ -137,10 +137,10 @@ def escaping(manifest: dict[str, Any]) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[str, bytes], tuple[str, bytes]], str]] = {
-    "a bit": (flipped, "is not what was written"),
-    "schema": (of_manifest(lambda m: m.update(schema=2)), "another schema"),
+    "a bit": (flipped, "does not match its digest"),
+    "schema": (of_manifest(lambda m: m.update(schema=2)), "unknown schema"),
     "triton": (of_manifest(lambda m: m.update(triton="1.0")), "compiled by Triton 1.0, here is"),
-    "a path": (of_manifest(escaping), "a file '../../evil.json'"),
+    "a path": (of_manifest(escaping), "unexpected file '../../evil.json'"),
     "a key": (of_manifest(lambda m: m.pop("kernels")), "KeyError"),
 }
 
