@@ -292,12 +292,8 @@ def _add_spoiled(
         if len(part.keys):
             positions = torch.from_numpy(same_rows)
             part_grads = (None if grad is None else grad[:, positions] for grad in grads)
-            _add_found(
-                part,
-                _block_gradients(part, part_operands, _without(~bad.rows[:, positions], *part_grads), call),
-                call,
-                sums,
-            )
+            incoming = _without(~bad.rows[:, positions], *part_grads)
+            _add_found(part, _block_gradients(part, part_operands, incoming, call), call, sums)
             settled = None
     if query_only and gradients[0] is not None:
         rows_left = np.concatenate(query_only)
