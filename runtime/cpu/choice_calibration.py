@@ -142,8 +142,7 @@ def _pooled(time: Time) -> float:
     return time(lambda: gathered(keys, [heads, at]).sum(0)) / keys.numel()
 
 
-# --- attention to selected blocks
-# --------------------------------------------------------------------------------------
+# --- attention to selected blocks -------------------------------------------------------------------------------------
 
 
 def _listed(time: Time) -> float:

@@ -278,7 +278,7 @@ def _add_spoiled(
 ) -> None:
     """Add the gradients of the spoiled rows of a block, grouped by rows that see the same keys.
 
-    Rows of `own_alone` whose keys already have only NaN sums just add the `found` gradients of their queries.
+    Rows of `own_alone` whose keys already have only NaN sums only add the query part of `gradients`.
     """
     settled: NDArray[np.bool_] | None = None
     query_only = []

@@ -151,7 +151,7 @@ def _computed_of_cut(
 
 
 def _shifted(row_max: Tensor, shift: Tensor, lse: Tensor) -> Tensor:
-    """Return the shift for scores up to `most`: `most` itself if a first score is large or `most` is far above the LSE.
+    """Return the shift of rows: `row_max` if it is large as a first score or far above the LSE, else `shift`.
 
     A shift far below the scores that dominate a row would cost their digits: beside -12000, fp32 keeps three of 0.1024.
     """

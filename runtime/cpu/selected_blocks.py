@@ -71,7 +71,7 @@ class SelectedBlocks:
         total: Tensor,
         log: Tensor,
     ) -> None:
-        """Merge the partial results of a block for `own` (heads, rows, d) into `total` and `log` (rows, heads, …)."""
+        """Merge a block's partial results for `group_queries` (heads, rows, d) into `total`, `log` (rows, heads, …)."""
         parts = block_queries.parts(len(group_queries))
         rows, count, key_slice = _filled(block_queries.rows, parts), len(block_queries.rows), block_queries.keys
         of_rows, of_keys, of_values = (

@@ -275,7 +275,7 @@ def _gathered(piece: PlanPiece, heads: HeadRun, batches: EvenRun) -> Iterator[tu
 
 
 def _bricks(piece: PlanPiece, max_stretches: int, axis: int = 0) -> Iterator[PlanPiece]:
-    """Yield the piece cut along its axes from `axis` on, into parts of at most `most` stretches."""
+    """Yield the piece cut along its axes from `axis` on, into parts of at most `max_stretches` stretches."""
     if piece.queries.count <= max_stretches:
         yield piece
         return

@@ -33,7 +33,7 @@ def attend(
     inputs: Sequence[Tensor],
     all_inputs: Sequence[Tensor],
 ) -> Pair:
-    """Compute (out, lse) of a pattern; `inputs` are its floating-point inputs, `given` all inputs.
+    """Compute (out, lse) of a pattern; `inputs` are its floating-point inputs.
 
     Without kernels the call runs as tiles in torch; under strict it raises UnsupportedError.
     """

@@ -129,7 +129,7 @@ class SelectedLists(NamedTuple):
 
 
 def listed(selected: Tensor, tables: Tables, slots: int, size: int) -> SelectedLists:
-    """List the pairs of `chosen` (head groups, selecting heads, rows, blocks), in tiles of `size` pairs.
+    """List the pairs of `selected` (head groups, selecting heads, rows, blocks), in tiles of `size` pairs.
 
     Blocks past the first `slots` of a row are left out.
     """
