@@ -139,7 +139,7 @@ def escaping(manifest: dict[str, Any]) -> None:
 DAMAGE: dict[str, tuple[Callable[[str, bytes], tuple[str, bytes]], str]] = {
     "a bit": (flipped, "does not match its digest"),
     "schema": (of_manifest(lambda m: m.update(schema=2)), "unknown schema"),
-    "triton": (of_manifest(lambda m: m.update(triton="1.0")), "compiled by Triton 1.0, here is"),
+    "triton": (of_manifest(lambda m: m.update(triton="1.0")), "compiled by Triton 1.0, but"),
     "a path": (of_manifest(escaping), "unexpected file '../../evil.json'"),
     "a key": (of_manifest(lambda m: m.pop("kernels")), "KeyError"),
 }
