@@ -22,32 +22,32 @@ Triple = tuple[Tensor, Tensor, Tensor]
 
 
 class GradientWork(Protocol):
-    """Attention and its gradient, neither of them recorded by autograd."""
+    """An attention and its gradient, neither recorded by autograd."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Pair:
-        """(out, lse); `inputs` are the pattern's."""
+        """Compute (out, lse); `inputs` are the pattern's."""
 
     def backward(self, grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor]) -> Triple:
-        """(dq, dk, dv); `kept` are q, k, v, out, lse and the inputs."""
+        """Compute (dq, dk, dv); `kept`: q, k, v, out, lse and the inputs."""
 
 
 class Planned(NamedTuple):
-    """The cpu executor under one plan; `need` says who sees the LSE."""
+    """The cpu executor of one plan; `need` says who consumes the LSE."""
 
     plan: Plan
     scale: float
     need: cpu_executor.Need = "lse"
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Pair:
-        """`executor.forward`; the plan has what there is to know of the inputs."""
+        """Run `executor.forward`; the plan already holds what depends on the inputs."""
         out, lse = hidden_values.forward(self._run, q, k, v)
         return out, lse
 
     def backward(self, grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor]) -> Triple:
-        """`executor.backward`."""
+        """Run `executor.backward`."""
         q, k, v, out, lse, *_ = kept
-        found = hidden_values.backward(self._run, self._gradients, grad_out, grad_lse, (q, k, v), (out, lse))
-        return cast("Triple", found)
+        gradients = hidden_values.backward(self._run, self._gradients, grad_out, grad_lse, (q, k, v), (out, lse))
+        return cast("Triple", gradients)
 
     def _run(self, q: Tensor, k: Tensor, v: Tensor) -> Pair:
         return cpu_executor.forward(q, k, v, self.plan, self.scale, self.need)
@@ -60,7 +60,7 @@ class Planned(NamedTuple):
 
 
 class Guarded(NamedTuple):
-    """Work on a CPU whose hidden keys reach no row, and whose rows reach no key that they do not see."""
+    """CPU work in which hidden keys reach no row, and rows reach no key that they do not see."""
 
     work: GradientWork
 
@@ -73,8 +73,8 @@ class Guarded(NamedTuple):
         """Run the backward of `work`, with nothing crossing hidden pairs; arguments as `GradientWork.backward`."""
         q, k, v, out, lse, *inputs = kept
         run, gradients = partial(self._run, inputs), partial(self._gradients, inputs)
-        found = hidden_values.backward(run, gradients, grad_out, grad_lse, (q, k, v), (out, lse))
-        return cast("Triple", found)
+        results = hidden_values.backward(run, gradients, grad_out, grad_lse, (q, k, v), (out, lse))
+        return cast("Triple", results)
 
     def _run(self, inputs: Sequence[Tensor], q: Tensor, k: Tensor, v: Tensor) -> Pair:
         return self.work.forward(q, k, v, inputs)
@@ -91,14 +91,14 @@ class Guarded(NamedTuple):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> Pair:
-    """(out, lse) of `executor.forward`, differentiable as `differentiable` says."""
+    """Compute (out, lse) of `executor.forward`, differentiable as `differentiable` says."""
     return differentiable(q, k, v, Planned(plan, scale), ())
 
 
 def differentiable(q: Tensor, k: Tensor, v: Tensor, work: GradientWork, inputs: Sequence[Tensor]) -> Pair:
-    """(out, lse) of `work.forward`, differentiable once in q, k and v through both.
+    """Compute (out, lse) of `work.forward`, differentiable once in q, k and v through both.
 
-    Kept for the backward: q, k, v, out, lse, the inputs, and `work`.
+    Saved for the backward: q, k, v, out, lse, the inputs, and `work`.
 
     Raises:
         UnsupportedError: on differentiating a gradient, forward-mode differentiation, or `vmap`.
@@ -109,55 +109,55 @@ def differentiable(q: Tensor, k: Tensor, v: Tensor, work: GradientWork, inputs: 
 
 
 def gradient(grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor], work: GradientWork) -> Triple:
-    """(dq, dk, dv) of `work.backward`. Differentiating them is refused, by UnsupportedError when it is done."""
-    return cast("Triple", once(_of_work, work, grad_out, grad_lse, *kept))
+    """Compute (dq, dk, dv) of `work.backward`; differentiating them raises UnsupportedError."""
+    return cast("Triple", once(_work_gradients, work, grad_out, grad_lse, *kept))
 
 
-def _of_work(work: GradientWork, grad_out: Tensor, grad_lse: Tensor | None, *kept: Tensor) -> Triple:
+def _work_gradients(work: GradientWork, grad_out: Tensor, grad_lse: Tensor | None, *kept: Tensor) -> Triple:
     return work.backward(grad_out, grad_lse, kept)
 
 
 def refuse_second() -> NoReturn:
-    """Raise UnsupportedError where a gradient is differentiated."""
+    """Raise UnsupportedError because a gradient is differentiated."""
     raise UnsupportedError('second derivatives of attention: use the reference executor, backend="reference"')
 
 
-def once(function: Callable[..., Any], *given: Any) -> Any:
-    """`function` of what is given, a tensor or a tuple of them: what a backward pass computes.
+def once(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call `function` for a backward pass; it returns a tensor or a tuple of tensors.
 
-    Differentiating it once more is refused, by UnsupportedError when it is done.
+    Differentiating the result raises UnsupportedError.
     """
-    tensor = next((x for x in given if isinstance(x, Tensor)), None)
+    tensor = next((x for x in arguments if isinstance(x, Tensor)), None)
     with nullcontext() if tensor is None else without_autocast(tensor):
         if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-            return _OnceFunction.apply(function, *given)  # type: ignore[no-untyped-call]
-        return function(*given)
+            return _OnceFunction.apply(function, *arguments)  # type: ignore[no-untyped-call]
+        return function(*arguments)
 
 
 class FirstOrder(torch.autograd.Function):
-    """What cannot be transformed further."""
+    """An autograd function that cannot be transformed further."""
 
     @staticmethod
     def jvp(ctx: FunctionCtx, *tangents: Any) -> NoReturn:
-        """Refused: forward-mode differentiation."""
+        """Raise UnsupportedError: forward-mode differentiation is not supported."""
         raise UnsupportedError(
             'forward-mode differentiation of attention: use the reference executor, backend="reference"'
         )
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> NoReturn:
-        """Refused."""
+        """Raise UnsupportedError: `vmap` is not supported."""
         raise UnsupportedError(
             'vmap over attention: fold the dimension into the batch, or use the reference executor, backend="reference"'
         )
 
 
 class _OnceFunction(FirstOrder):
-    """`once`, recorded."""
+    """The autograd function of `once`."""
 
     @staticmethod
-    def forward(function: Callable[..., Any], *given: Any) -> Any:
-        return function(*given)
+    def forward(function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -169,7 +169,7 @@ class _OnceFunction(FirstOrder):
 
 
 class _AttentionFunction(FirstOrder):
-    """What the two ways of recording `work.forward` have in common."""
+    """The common backward of both ways to record `work.forward`."""
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -192,7 +192,7 @@ def _keep(ctx: Any, work: GradientWork, tensors: Sequence[Tensor]) -> None:
 
 
 class _RecordedAttention(_AttentionFunction):
-    """For ordinary calls: with a separate `setup_context` torch takes several times as long for each."""
+    """The autograd function of ordinary calls; a separate `setup_context` makes torch several times slower per call."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, work: GradientWork, *inputs: Tensor) -> Pair:
@@ -202,7 +202,7 @@ class _RecordedAttention(_AttentionFunction):
 
 
 class _Transformed(_AttentionFunction):
-    """For calls under `torch.func`, which asks for a `setup_context`."""
+    """The autograd function of calls under `torch.func`, which requires a `setup_context`."""
 
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, work: GradientWork, *inputs: Tensor) -> Pair:

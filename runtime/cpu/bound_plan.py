@@ -1,7 +1,7 @@
-"""What the cpu executor keeps between calls of one plan: kernel calls bound to strides, and masks as tensors.
+"""The cache of the cpu executor between calls of one plan: kernel calls bound to strides, and masks as tensors.
 
-All of it is derived from the plan and may be dropped at any time. What all plans of the process keep is bounded in
-bytes (`SETTINGS`); masks are known by what is in them, so that plans for other lengths share theirs.
+Everything in it is derived from the plan and may be dropped at any time. The cache of all plans in the process is
+bounded in bytes (`SETTINGS`); masks are keyed by their contents, so plans for other lengths share them.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from attnc.runtime.settings import SETTINGS
 
 
 class KernelMask(NamedTuple):
-    """A mask for the kernel: `additive` (rows, keys), None for all ones; `blind` (rows,) where a row has no key.
+    """A mask for the kernel: `additive` (rows, keys), None for all ones; `blind` (rows,) marks rows without a key.
 
-    `causal`: row r sees no column beyond number r, whatever else is hidden.
+    `causal`: row r sees no column beyond r, whatever else is hidden.
     """
 
     additive: Tensor | None = None
@@ -50,14 +50,14 @@ CAUSAL = KernelMask(causal=True)
 
 
 class BoundAdd(NamedTuple):
-    """An `Add` and where it goes in each sum."""
+    """An `Add` and its view of each sum."""
 
     add: Add
     views: tuple[StridedView, ...]
 
 
 class Bound(NamedTuple):
-    """A call and where its operands lie in each tensor it was bound to."""
+    """A call and the views of its operands in each tensor it was bound to."""
 
     call: KernelCall
     queries: tuple[StridedView, ...]
@@ -66,11 +66,11 @@ class Bound(NamedTuple):
 
 
 class BoundPlan:
-    """A plan, made ready to run.
+    """A plan, ready to run.
 
-    `covers`: every row of every head is in a piece. `merges`: some rows are in several. `adds`: some keys may be in
-    several calls or stretches, so that their gradients are sums. `only`: the one call, where it takes all of q, k and
-    v as they are.
+    `covers`: every row of every head is in a piece. `merges`: some rows are in several pieces. `adds`: some keys may be
+    in several calls or stretches, so their gradients are sums. `only`: the single call, if it takes q, k and v whole
+    and uncopied.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -86,13 +86,13 @@ class BoundPlan:
 
     @property
     def calls(self) -> int:
-        """How many kernel calls it makes."""
+        """The number of kernel calls."""
         return len(self._calls)
 
     def bound(
         self, queries: tuple[Tensor, ...], keys: tuple[Tensor, ...], sums: tuple[Tensor, ...] = ()
     ) -> tuple[Bound, ...]:
-        """The calls on tensors (B, Hq, Nq[, d]) and (B, Hkv, Nk, d) laid out like these, `sums` taking the adds."""
+        """Bind the calls to tensors (B, Hq, Nq[, d]) and (B, Hkv, Nk, d) by their strides; `sums` receive adds."""
         key = (self._number, *[(t.stride(), t.shape[-1]) for t in (*queries, *keys, *sums)])
         return _LAYOUTS.get(key, lambda: self._bind(queries, keys, sums))
 
@@ -117,16 +117,16 @@ class BoundPlan:
         )
 
     def steps(self, bound: tuple[Bound, ...], dtype: torch.dtype) -> Iterator[tuple[Bound, KernelMask]]:
-        """The calls with their masks. One that is too large to be kept lives as long as calls in a row share it."""
+        """Yield the calls with their masks. A mask too large for the cache lives while consecutive calls share it."""
         last: Mask | None = None
         visible = EVERYTHING
-        for one in bound:
-            if one.call.mask != last:
-                last, visible = one.call.mask, self.visible(one.call, dtype)
-            yield one, visible
+        for bound_call in bound:
+            if bound_call.call.mask != last:
+                last, visible = bound_call.call.mask, self.visible(bound_call.call, dtype)
+            yield bound_call, visible
 
     def visible(self, call: KernelCall, dtype: torch.dtype) -> KernelMask:
-        """The mask of `call` for queries of `dtype`."""
+        """Return the mask of `call` for queries of `dtype`."""
         mask = call.mask
         if isinstance(mask, ExactWindow):
             return visible_of(self.plan.exact_mask(*mask), dtype)
@@ -141,7 +141,7 @@ class BoundPlan:
         return _MASKS.get((contents, dtype), lambda: visible_of(relation.whole(), dtype))
 
     def kept(self, dtype: torch.dtype) -> KernelMask | None:
-        """The mask of the only call, if there is one and its mask is not made anew for every call."""
+        """Return the mask of the only call, if there is one and its mask is cached between calls."""
         if self.only is None or not self._is_kept(self.only.mask):
             return None
         return self.visible(self.only, dtype)
@@ -153,7 +153,7 @@ class BoundPlan:
 
 
 def _takes_all(call: KernelCall, plan: Plan) -> bool:
-    """Whether a call is on all of q, k and v, of one batch entry with several heads, and has a shared mask."""
+    """Check whether a call takes q, k and v whole, for one batch entry with several heads, with a shared mask."""
     if plan.batch != 1 or min(plan.heads, plan.n_q) < 2 or isinstance(call.mask, ExactWindow):
         return False
     sides = ((call.queries, plan.heads, plan.n_q), (call.keys, plan.kv_heads, plan.n_k))
@@ -170,20 +170,20 @@ def _view(block: StripBlock, tensor: Tensor) -> StridedView:
 
 
 def _check_shapes(plan: Plan, queries: tuple[Tensor, ...], keys: tuple[Tensor, ...]) -> None:
-    """A view outside a tensor reads other memory without a word."""
+    """Check tensor shapes: a view outside a tensor silently reads other memory."""
     for tensors, shape in ((queries, (plan.heads, plan.n_q)), (keys, (plan.kv_heads, plan.n_k))):
         for t in tensors:
             assert t.shape[:3] == (plan.batch, *shape), f"a tensor {tuple(t.shape)} under a plan for {shape}"
 
 
 def visible_of(relation: Relation, dtype: torch.dtype) -> KernelMask:
-    """`relation` (rows, keys) as an additive mask of `dtype`."""
+    """Return `relation` (rows, keys) as an additive mask of `dtype`."""
     if relation.all():
         return EVERYTHING
     seeing = relation.any(axis=1)
     if not seeing.any():
         return KernelMask(nothing=True)
-    with torch.inference_mode(False):  # kept, and used in either mode
+    with torch.inference_mode(False):  # cached, and used in either mode
         hidden = torch.from_numpy(~relation)
         additive = torch.zeros(relation.shape, dtype=dtype).masked_fill_(hidden, -math.inf)
         blind = None if seeing.all() else torch.from_numpy(~seeing)
@@ -191,7 +191,7 @@ def visible_of(relation: Relation, dtype: torch.dtype) -> KernelMask:
 
 
 def _contents(relation: GridMask) -> Hashable:
-    """What tells masks apart, whoever has them."""
+    """Return a key of the mask's contents, equal for equal masks of different plans."""
     return tuple((f.shape, hashlib.sha256(np.packbits(f).data).digest()) for f in relation.factors)
 
 
@@ -200,10 +200,10 @@ def _bytes_of_mask(visible: KernelMask) -> int:
 
 
 _BYTES_OF_VIEW = 448
-"""Bytes of a `StridedView` with its tuples, numbers and share of the container (`tests/runtime/test_memory.py`)."""
+"""Bytes of a `StridedView` with its tuples, numbers and container overhead (`tests/runtime/test_memory.py`)."""
 
 _BYTES_OF_CALL = 1024
-"""What a `KernelCall` takes, with its blocks and strips."""
+"""Bytes of a `KernelCall` with its blocks and strips."""
 
 
 def _bytes_of_layout(calls: tuple[Bound, ...]) -> int:
@@ -217,7 +217,7 @@ def _bytes_of_program(program: BoundPlan) -> int:
 
 
 _NUMBERS = count()
-"""Programs are numbered, so that what is kept for one that is no more is never taken for another's."""
+"""Serial numbers of programs, so that cache entries of a freed program are never used for another program."""
 
 _MASKS: Recent[KernelMask] = Recent(SETTINGS.masks, SETTINGS.mask_bytes, _bytes_of_mask)
 _LAYOUTS: Recent[tuple[Bound, ...]] = Recent(SETTINGS.layouts, SETTINGS.layout_bytes, _bytes_of_layout)
@@ -225,5 +225,5 @@ _PROGRAMS: Recent[BoundPlan] = Recent(SETTINGS.plans, SETTINGS.plan_bytes, _byte
 
 
 def program_of(plan: Plan) -> BoundPlan:
-    """The program of `plan`, made at its first use. Plans are told apart by identity, and kept alive."""
+    """Return the program of `plan`, built on first use. Plans are keyed by identity and kept alive."""
     return _PROGRAMS.get(id(plan), lambda: BoundPlan(plan))

@@ -1,4 +1,4 @@
-"""Rates of the machine at hand: measured in seconds, kept in a file, and guessed where nothing was measured."""
+"""Rates of this machine: measured in seconds, stored in a file, and guessed if nothing was measured."""
 
 from __future__ import annotations
 
@@ -29,38 +29,39 @@ _log = logging.getLogger(__name__)
 SCHEMA = 6
 KIND = "rates"
 HEADS, KEYS, ELEMENTS = 2, 512, 1 << 19
-"""Heads, keys a stretch and score elements of one measurement."""
+"""Heads, keys per stretch and score elements of one measurement."""
 LONG = 1024
-"""Tokens of a long dense call."""
+"""Number of tokens of a long dense call."""
 DRIFT = 1.5
-"""The first measurement and its repetition at the end must agree within this factor, or the load has changed."""
+"""Maximum ratio of the first measurement and its repetition at the end; beyond it the load has changed."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def rates() -> Rates:
-    """What plans are costed with: the machine's own rates if they were measured with as many threads, else a guess."""
+    """Return the rates for plan costs: measured with the current number of threads if available, else a guess."""
     return _rates(torch.get_num_threads(), cache_folder())
 
 
 @lru_cache(8)
 def _rates(threads: int, folder: Path | None) -> Rates:
-    """The same, by what it depends on."""
-    found = measured()
-    if found is not None:
-        return found
+    """Return the rates for a number of threads and a cache folder."""
+    own_rates = measured()
+    if own_rates is not None:
+        return own_rates
     return AMX if has_matrix_tiles() else PLAIN
 
 
 def measured() -> Rates | None:
-    """The rates that were measured on this machine with the threads that torch uses now, None where there are none.
+    """Return the rates measured on this machine with torch's current number of threads; None if nothing was measured.
 
-    Rates that this processor cannot have, as those that were measured under load, are none: a warning is logged.
+    Rates that are implausible for this processor, such as rates measured under load, are rejected with a logged
+    warning.
     """
     payload = store().read(KIND, entry_name())
-    found = None if payload is None else _rates_of(payload)
-    reason = None if found is None else implausible(found, torch.get_num_threads())
+    stored_rates = None if payload is None else _rates_of(payload)
+    reason = None if stored_rates is None else implausible(stored_rates, torch.get_num_threads())
     if reason is None:
-        return found
+        return stored_rates
     _warn_of(str(store().path(KIND, entry_name())), reason)
     return None
 
@@ -69,42 +70,43 @@ def measured() -> Rates | None:
 def _warn_of(file: str, reason: str) -> None:
     """Log that rates are not used, once for each file and reason."""
     _log.warning(
-        "the rates in %s are not used: %s; they were measured on a busy machine, it seems: `attnc doctor --measure` "
-        "measures them anew",
+        "the rates in %s are not used: %s; they were probably measured on a busy machine: run `attnc doctor --measure` "
+        "to measure them again",
         file,
         reason,
     )
 
 
 def entry_name() -> str:
-    """The name of the entry with the rates of this machine, its threads and this torch."""
-    told = f"{this_cpu()}\0torch {installed('torch')}"
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    """Return the name of the cache entry for this machine, its threads and this torch."""
+    identity = f"{this_cpu()}\0torch {installed('torch')}"
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 def rates_file() -> Path | None:
-    """The file with the rates of this machine; None where nothing was measured."""
+    """Return the file with the rates of this machine; None if nothing was measured."""
     return None if measured() is None else store().path(KIND, entry_name())
 
 
 def measure() -> Rates:
-    """Rates with the threads that torch uses now. Takes three seconds, and more where the machine is busy.
+    """Measure rates with torch's current number of threads. Takes three seconds, and longer on a busy machine.
 
-    Raises MeasurementError where it is too busy: minima disagree, drift, or are none of such a processor.
+    Raises MeasurementError if the machine is too busy: minima disagree or drift, or rates are implausible for the
+    processor.
     """
     time, threads = Steady(), torch.get_num_threads()
     first = _peak(time, torch.float32, WIDTHS[0])
-    found = _measured(time)
+    rates = _measured(time)
     last = _peak(time, torch.float32, WIDTHS[0])
     if not first / DRIFT <= last <= DRIFT * first:
-        raise too_busy(f"a score element took {first:.3g} ns at first and {last:.3g} ns at last")
+        raise too_busy(f"a score element took {first:.3g} ns at the start and {last:.3g} ns at the end")
     spread = f"minima within {time.spread - 1:.0%}"
     source = f"measured with {threads} threads, torch {torch.__version__}, {spread}"
-    found = replace(found, source=source, spread=time.spread)
-    reason = implausible(found, threads)
+    rates = replace(rates, source=source, spread=time.spread)
+    reason = implausible(rates, threads)
     if reason is not None:
         raise too_busy(reason)
-    return found
+    return rates
 
 
 def _measured(time: Steady) -> Rates:
@@ -131,20 +133,20 @@ def _measured(time: Steady) -> Rates:
     )
 
 
-def save(found: Rates) -> bool:
-    """Keep rates as those of this machine and its threads, whole or not at all; False where the disk refuses."""
-    kept = store().write(KIND, entry_name(), {"schema": SCHEMA, "machine": this_cpu(), **asdict(found)})
+def save(rates_to_store: Rates) -> bool:
+    """Store rates for this machine and its threads, atomically; False if they cannot be written."""
+    kept = store().write(KIND, entry_name(), {"schema": SCHEMA, "machine": this_cpu(), **asdict(rates_to_store)})
     forget()
     return kept
 
 
 def forget() -> None:
-    """Look for measured rates anew: somebody else may have written them."""
+    """Drop cached rates, so that rates written by another process are read."""
     _rates.cache_clear()
 
 
 def _rates_of(payload: Payload) -> Rates | None:
-    """The rates of an entry; None for one of another schema, or with numbers that are no rates."""
+    """Return the rates of an entry; None if its schema differs or its numbers are invalid."""
     data = dict(payload)
     try:
         if data.pop("schema") != SCHEMA:
@@ -153,21 +155,21 @@ def _rates_of(payload: Payload) -> Rates | None:
         data["choices"] = ChoiceRates(**data["choices"])
         data["peak"] = {name: tuple(float(x) for x in pair) for name, pair in data["peak"].items()}
         data["elements"] = {name: _checked(table) for name, table in data["elements"].items()}
-        found = Rates(**data)
+        rates = Rates(**data)
         numbers = [
-            found.call,
-            found.merge,
-            found.copy,
-            found.mask,
-            found.evaluate,
-            found.spread,
-            *asdict(found.choices).values(),
-            *found.alone.values(),
-            *found.masked.values(),
-            *found.backward.values(),
+            rates.call,
+            rates.merge,
+            rates.copy,
+            rates.mask,
+            rates.evaluate,
+            rates.spread,
+            *asdict(rates.choices).values(),
+            *rates.alone.values(),
+            *rates.masked.values(),
+            *rates.backward.values(),
         ]
-        numbers += [*found.row.values(), *(x for pair in found.peak.values() for x in pair)]
-        return found if "float32" in found.elements and all(map(_is_rate, numbers)) else None
+        numbers += [*rates.row.values(), *(x for pair in rates.peak.values() for x in pair)]
+        return rates if "float32" in rates.elements and all(map(_is_rate, numbers)) else None
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
         return None
 
@@ -197,7 +199,7 @@ def _masked(time: Steady, dtype: torch.dtype) -> float:
 
 
 def _element(time: Steady, dtype: torch.dtype, rows: int, width: int, *, masked: bool, keys: int = KEYS) -> float:
-    """Nanoseconds for a score element in stretches of so many rows and keys."""
+    """Measure nanoseconds per score element in stretches of `rows` rows and `keys` keys."""
     count = max(ELEMENTS // (rows * keys * HEADS), 1)
     q = torch.randn(count, HEADS, rows, width).to(dtype)
     k, v = (torch.randn(count, HEADS, keys, width).to(dtype) for _ in range(2))
@@ -206,21 +208,21 @@ def _element(time: Steady, dtype: torch.dtype, rows: int, width: int, *, masked:
 
 
 def _peak(time: Steady, dtype: torch.dtype, width: int) -> float:
-    """Nanoseconds for a score element of a long dense call."""
+    """Measure nanoseconds per score element of a long dense call."""
     q, k, v = (torch.randn(1, HEADS, LONG, width).to(dtype) for _ in range(3))
     return time(lambda: flash_kernel.attend(q, k, v, None, False, 0.1)) / (HEADS * LONG**2)
 
 
 def _backward(time: Steady, dtype: torch.dtype) -> float:
-    """How much longer the backward of dense attention takes than its forward."""
+    """Measure how many times longer the backward of dense attention takes than its forward."""
     q, k, v = (torch.randn(1, HEADS, KEYS, WIDTHS[0]).to(dtype) for _ in range(3))
     out, lse = flash_kernel.attend(q, k, v, None, False, 0.1)
-    again = time(lambda: flash_kernel.attend_backward(out, q, k, v, out, lse, None, False, 0.1))
-    return again / time(lambda: flash_kernel.attend(q, k, v, None, False, 0.1))
+    backward_ns = time(lambda: flash_kernel.attend_backward(out, q, k, v, out, lse, None, False, 0.1))
+    return backward_ns / time(lambda: flash_kernel.attend(q, k, v, None, False, 0.1))
 
 
 def _alone(time: Steady, dtype: torch.dtype) -> float:
-    """How much longer it takes if all heads read one kv head."""
+    """Measure the backward's slowdown if all heads read one kv head."""
     q, k, v = (torch.randn(1, 2 * HEADS, KEYS, WIDTHS[0]).to(dtype) for _ in range(3))
     out, lse = flash_kernel.attend(q, k, v, None, False, 0.1)
 
@@ -231,25 +233,25 @@ def _alone(time: Steady, dtype: torch.dtype) -> float:
 
 
 def _row(time: Steady, dtype: torch.dtype) -> float:
-    """Nanoseconds of a row of queries beyond those of its elements, from rows of few keys and of `KEYS`."""
+    """Measure nanoseconds per query row beyond its elements, from rows of few keys and of `KEYS` keys."""
     few = 32
     short, long = (_element(time, dtype, ROWS[2], WIDTHS[0], masked=False, keys=keys) for keys in (few, KEYS))
     return max((short - long) / (1 / few - 1 / KEYS), 1.0)
 
 
 def _call(time: Steady) -> float:
-    """Nanoseconds of a piece that does next to nothing, as the executor runs it among others."""
+    """Measure nanoseconds per nearly empty piece, as the executor runs it among others."""
     pieces, side, width = 8, 4, 16
     q, k, v = (torch.randn(1, 1, pieces * side, width) for _ in range(3))
-    one, all_ = (
+    single_ns, total_ns = (
         time(partial(cpu_executor.forward, q, k, v, _diagonal(count, side), 0.1, "out"), inner=10)
         for count in (1, pieces)
     )
-    return max((all_ - one) / (pieces - 1), 1000.0)
+    return max((total_ns - single_ns) / (pieces - 1), 1000.0)
 
 
 def _diagonal(count: int, side: int) -> Plan:
-    """Blocks on the diagonal, a piece each."""
+    """Return a plan of blocks on the diagonal, one piece each."""
     stretches = [stretch(i * side, (i + 1) * side) for i in range(count)]
     group = Group((0,), (0,), tuple(PlanPiece(tokens, tokens, "full") for tokens in stretches))
     return Plan(
@@ -273,7 +275,7 @@ def _diagonal(count: int, side: int) -> Plan:
 
 
 def _merge(time: Steady) -> float:
-    """Nanoseconds for an element of the output of a narrow piece that is merged, beyond those of its scores."""
+    """Measure nanoseconds per output element of a narrow merged piece, beyond its scores."""
     side = WIDTHS[0]
     count = ELEMENTS // (HEADS * side * side)
     shape, strides = (count, HEADS, side, side), (side * side, count * side * side, side, 1)

@@ -1,4 +1,4 @@
-"""Rates of choosing, and of attending to what was chosen: microbenchmarks of primitives, none of a whole pattern."""
+"""Rates of selections, and of attention to selected blocks: microbenchmarks of primitives, not of whole patterns."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from attnc.runtime.selections.ranking import best, ranked
 from attnc.runtime.sums import gathered
 
 HEADS, ROWS, WIDTH = 4, 4096, 64
-"""Of a measured choice; with `MANY` places as many scores as a block of rows has."""
+"""Sizes of a measured selection; with `MANY` blocks it has as many scores as one block of rows."""
 FEW, MANY = 16, 128
-"""Places between which a row's own cost and a place's are told apart."""
+"""Numbers of blocks that separate the cost of a row from the cost of a block."""
 KEPT = 4
 COLD, AT_ONCE = 1 << 17, 1 << 10
-"""Rows of a tensor that is larger than caches of a core, and rows of a piece."""
+"""Number of rows of a tensor larger than a core's caches, and number of rows of a piece."""
 
 SMALL = """pattern small(block: int = 8)
     align end
@@ -44,7 +44,7 @@ Time = Callable[[Callable[[], object]], float]
 
 
 def measured_choices(time: Time) -> ChoiceRates:
-    """The rates; `time`: nanoseconds of a run."""
+    """Measure the rates; `time` returns the nanoseconds of a run."""
     row, place = _ranking(time)
     forward, backward = _pieces(time)
     return ChoiceRates(
@@ -65,11 +65,11 @@ def measured_choices(time: Time) -> ChoiceRates:
     )
 
 
-# --- choosing --------------------------------------------------------------------------------------------------------
+# --- selections ------------------------------------------------------------------------------------------------------
 
 
 def _node(time: Time) -> float:
-    """From a choice that does next to nothing."""
+    """Measure nanoseconds per node of a nearly empty selection."""
     from attnc.runtime.attention import compile_attention
     from attnc.runtime.selections.counted import deciding
     from attnc.runtime.tensor_checks import check_tensors
@@ -83,11 +83,11 @@ def _node(time: Time) -> float:
 
 
 def _ranking(time: Time) -> tuple[float, float]:
-    """Of a row, and of each place of it, of which half may be chosen."""
+    """Measure nanoseconds per row, and per block of it, where half of the blocks are candidates."""
 
-    def ranked_ns(places: int) -> float:
-        score = torch.randn(HEADS, ROWS, places)
-        candidates = torch.arange(places) < torch.arange(ROWS)[:, None] * places / ROWS
+    def ranked_ns(blocks: int) -> float:
+        score = torch.randn(HEADS, ROWS, blocks)
+        candidates = torch.arange(blocks) < torch.arange(ROWS)[:, None] * blocks / ROWS
         return time(lambda: best(score, candidates[None], KEPT)) / (HEADS * ROWS)
 
     few, many = ranked_ns(FEW), ranked_ns(MANY)
@@ -102,47 +102,47 @@ def _ordered(time: Time) -> float:
 
 
 def _product(time: Time) -> float:
-    q, places = torch.randn(HEADS, ROWS, WIDTH), torch.randn(HEADS, MANY, WIDTH)
-    return time(lambda: q @ places.mT) / (HEADS * ROWS * MANY)
+    q, block_keys = torch.randn(HEADS, ROWS, WIDTH), torch.randn(HEADS, MANY, WIDTH)
+    return time(lambda: q @ block_keys.mT) / (HEADS * ROWS * MANY)
 
 
 def _operation(time: Time) -> float:
-    """In a chain, whose results are all kept until its end, as those of a score are, on as many as a block has."""
+    """Measure nanoseconds per operation in a chain that keeps all results to its end, as scores do, on a full block."""
     x, row = torch.randn(HEADS, ROWS, MANY), torch.randn(HEADS, ROWS, 1)
-    shown = torch.arange(MANY) < torch.arange(ROWS)[:, None] * MANY / ROWS
+    mask = torch.arange(MANY) < torch.arange(ROWS)[:, None] * MANY / ROWS
     scale = torch.full((1, 1, 1), 0.125)
 
     def chain() -> list[Tensor]:
-        found = [x * scale]
-        found.append(found[-1] - row)
-        found.append(found[-1].exp())
-        found.append(torch.where(shown, found[-1], 0.0))
-        return found
+        values = [x * scale]
+        values.append(values[-1] - row)
+        values.append(values[-1].exp())
+        values.append(torch.where(mask, values[-1], 0.0))
+        return values
 
     return time(chain) / (4 * x.numel())
 
 
 def _test(time: Time) -> float:
-    """Of `0 <= q // 32 - k` and `q // 32 - k <= 1`, as a block of rows evaluates it."""
+    """Measure nanoseconds per test of `0 <= q // 32 - k` and `q // 32 - k <= 1`, as a block of rows evaluates it."""
     apart = fold.sub(fold.floordiv(fold.place("q"), fold.const(32)), fold.place("k"))
     condition = fold.conjunction(fold.less_equal(fold.const(0), apart), fold.less_equal(apart, fold.const(1)))
-    one = [torch.zeros(1, ROWS, 1)]
-    operands = Operands(one, one, one, {}, Named({}), Slices({}), 1.0, torch.float32, {})
+    placeholder = [torch.zeros(1, ROWS, 1)]
+    operands = Operands(placeholder, placeholder, placeholder, {}, Named({}), Slices({}), 1.0, torch.float32, {})
     alive = np.ones((1, ROWS, MANY), dtype=np.bool_)
     block = PairBlock(0, (0,), Window(0, 0, ROWS, MANY, 0), np.arange(ROWS), np.arange(MANY), alive)
-    pairs = sum({"q", "k"} <= {getattr(below, "name", "") for below in node.below} for node in condition.below)
+    pairs = sum({"q", "k"} <= {getattr(operand, "name", "") for operand in node.below} for node in condition.below)
     return time(lambda: BlockValues(operands, block).holds(condition)) / (pairs * ROWS * MANY)
 
 
 def _pooled(time: Time) -> float:
-    """A number of keys, gathered and added up."""
+    """Measure nanoseconds per element of keys that is gathered and summed."""
     keys = torch.randn(HEADS, 2 * ROWS, WIDTH)
     at = torch.arange(2 * ROWS).reshape(1, 1, MANY, -1).permute(3, 0, 1, 2)
     heads = torch.arange(HEADS)[None, :, None, None]
     return time(lambda: gathered(keys, [heads, at]).sum(0)) / keys.numel()
 
 
-# --- what was chosen -------------------------------------------------------------------------------------------------
+# --- attention to selected blocks -------------------------------------------------------------------------------------
 
 
 def _listed(time: Time) -> float:
@@ -151,15 +151,18 @@ def _listed(time: Time) -> float:
 
 
 def _pieces(time: Time) -> tuple[float, float]:
-    """Gathered queries that do next to nothing, forward and backward, from a few and twice as many."""
-    some, side, width = 8, 32, 16
-    few, many = _places_taken(some, side, width), _places_taken(2 * some, side, width)
-    forward, backward = ((time(b) - time(a)) / some for a, b in zip(few, many, strict=True))
+    """Measure nanoseconds per nearly empty block of gathered queries, forward and backward.
+
+    The rates are differences between a few blocks and twice as many.
+    """
+    count, side, width = 8, 32, 16
+    few, many = _places_taken(count, side, width), _places_taken(2 * count, side, width)
+    forward, backward = ((time(b) - time(a)) / count for a, b in zip(few, many, strict=True))
     return max(forward, 1000.0), max(backward, 1000.0)
 
 
 def _places_taken(count: int, side: int, width: int) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Attention of so many places of `side` keys, each taken by `side` queries."""
+    """Return forward and backward of attention to `count` blocks of `side` keys, each selected by `side` queries."""
     q, k, v = (torch.randn(1, 1, count * side, width) for _ in range(3))
     taken = torch.eye(count, dtype=torch.bool).repeat_interleave(side, 0)[None, None]
     work = SelectedBlocks(BlockKeys(np.arange(count + 1) * side, None, None, None, truth(True), None), 0.1)
@@ -168,13 +171,13 @@ def _places_taken(count: int, side: int, width: int) -> tuple[Callable[[], objec
 
 
 def _stretches() -> list[Tensor]:
-    """Rows of a tensor that no second-level cache holds, as pieces take them: out of order, each once."""
+    """Return row indices of a tensor beyond the second-level cache, in pieces, unordered, each row once."""
     return list(torch.randperm(COLD).view(-1, AT_ONCE).sort(1).values)
 
 
 def _taken(time: Time) -> float:
     rows, x = _stretches(), torch.randn(COLD, 1, WIDTH)
-    return time(lambda: [x.index_select(0, some) for some in rows]) / x.numel()
+    return time(lambda: [x.index_select(0, piece_index) for piece_index in rows]) / x.numel()
 
 
 def _merged(time: Time) -> float:
@@ -182,12 +185,12 @@ def _merged(time: Time) -> float:
     o, part = torch.randn(COLD, 1, WIDTH), torch.randn(COLD, 1)
 
     def merge() -> None:
-        for i, some in enumerate(rows):
-            of = slice(i * AT_ONCE, (i + 1) * AT_ONCE)
-            before, known = total.index_select(0, some), log.index_select(0, some)
-            cpu_executor.merge(o[of], part[of], before, known)
-            total.index_copy_(0, some, before)
-            log.index_copy_(0, some, known)
+        for i, piece_index in enumerate(rows):
+            piece_rows = slice(i * AT_ONCE, (i + 1) * AT_ONCE)
+            old_out, old_lse = total.index_select(0, piece_index), log.index_select(0, piece_index)
+            cpu_executor.merge(o[piece_rows], part[piece_rows], old_out, old_lse)
+            total.index_copy_(0, piece_index, old_out)
+            log.index_copy_(0, piece_index, old_lse)
 
     return time(merge) / total.numel()
 
@@ -196,8 +199,8 @@ def _added(time: Time) -> float:
     rows, x, grads = _stretches(), torch.randn(COLD, 1, WIDTH), torch.randn(COLD, 1, WIDTH)
 
     def add() -> None:
-        for i, some in enumerate(rows):
-            x.index_add_(0, some, grads[i * AT_ONCE : (i + 1) * AT_ONCE])
+        for i, piece_index in enumerate(rows):
+            x.index_add_(0, piece_index, grads[i * AT_ONCE : (i + 1) * AT_ONCE])
 
     return time(add) / x.numel()
 

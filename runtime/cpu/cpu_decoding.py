@@ -1,8 +1,7 @@
-"""A few queries against a cache on the CPU: only the keys that they see are read.
+"""Decoding on the CPU: a few queries against a cache, reading only the keys that they see.
 
-Stretches of tokens that are adjacent, or stand at even steps, are read where they lie; others, and those that only some
-of the queries see, are copied.
-The parts of a row are merged by their LSE.
+Stretches of tokens that are adjacent, or evenly spaced, are read in place; other keys, and keys that only some of the
+queries see, are copied. The partial results of a row are merged by their LSE.
 """
 
 from __future__ import annotations
@@ -35,15 +34,15 @@ from attnc.runtime.tensor_checks import TensorSizes, call_shape
 Pair = tuple[Tensor, Tensor]
 
 ELEMENTS = 1 << 22
-"""Entries of the largest tensor over the pairs of some heads, as far as one head allows it."""
+"""Maximum number of entries of a tensor over the pairs of some heads; a single head may exceed it."""
 
 SPLIT = 2048
-"""Keys of one head from which on threads without a head of their own share them."""
+"""Minimum number of keys of a head to split among idle threads."""
 
 
 @dataclass(frozen=True, eq=False)
 class SharedKeys:
-    """Batch entries and heads whose rows of a window see the same keys, which are numbered from its first."""
+    """Batch entries and heads whose rows of a window see the same keys, numbered from the first key of the window."""
 
     batches: tuple[int, ...]
     heads: tuple[int, ...]
@@ -52,13 +51,13 @@ class SharedKeys:
 
     @property
     def rows(self) -> slice:
-        """Its rows of the call."""
+        """The rows of the window in the call."""
         return slice(self.window.row, self.window.row + self.window.n_q)
 
 
 @dataclass(frozen=True, eq=False)
 class Looked:
-    """Who sees what in a call, and what its attention is like."""
+    """The visible keys of a call, and the kind of its attention."""
 
     relations: Relations
     parts: tuple[SharedKeys, ...]
@@ -66,10 +65,10 @@ class Looked:
     is_scored: bool
 
 
-def look(planner: Planner, sizes: TensorSizes, given: Mapping[str, object]) -> Looked:
-    """Who sees what in a call; parts are kept for calls like it. Raises what planning raises, and EvaluationError."""
-    shape = call_shape(planner.pattern, sizes, given)
-    relations = relations_of(planner.pattern, shape)  # of this call: it has inputs that only scores read
+def look(planner: Planner, sizes: TensorSizes, inputs: Mapping[str, object]) -> Looked:
+    """Find the visible keys of a call; parts are cached. Raises what planning raises, and EvaluationError."""
+    shape = call_shape(planner.pattern, sizes, inputs)
+    relations = relations_of(planner.pattern, shape)  # per call: it holds inputs that only scores read
     parts = planner.kept(("parts", sizes), shape, lambda: _parts(relations))
     plain, is_softmax = planner.remembered("kind", lambda: _kind(planner.pattern.attend))
     return Looked(relations, parts, plain, is_softmax)
@@ -80,20 +79,20 @@ def _kind(node: Attend) -> tuple[bool, bool]:
 
 
 def _parts(relations: Relations) -> tuple[SharedKeys, ...]:
-    """Who sees what, by window; windows of equal ids number places from their own first, which scores must not see."""
-    found = []
+    """Find the visible keys by window; windows of equal ids restart positions at 0, which scores must not see."""
+    shared_keys = []
     for batches, heads, locals_ in relations.groups(cut=is_plain(relations.pattern.attend)):
         for local in locals_:
             for window in local.windows:
                 origins = relations.pattern.origins
                 seen = find_seen_keys(local.relation, (0, window.n_q), window.n_k, origins)
                 if seen.count:
-                    found.append(SharedKeys(batches, heads, window, seen))
-    return tuple(found)
+                    shared_keys.append(SharedKeys(batches, heads, window, seen))
+    return tuple(shared_keys)
 
 
 def attend(q: Tensor, cache: Cache, looked: Looked, scale: float, inputs: Sequence[Tensor]) -> Pair:
-    """(out, lse) of queries (B, Hq, Nq, dk) of one attention; batch entries of the cache have as many tokens each."""
+    """Compute (out, lse) of queries (B, Hq, Nq, dk) of one attention; batch entries have equal token counts."""
     relations, parts = looked.relations, looked.parts
     if looked.is_plain:
         return _by_kernel(q, cache, parts, scale)
@@ -117,39 +116,39 @@ def _by_kernel(
     biased = scores is not None and scores.has_bias
     for part in _by_batch(parts) if biased else parts:
         batches, rows = torch.tensor(part.batches)[:, None], part.rows
-        found = list(_pieces(cache, part))
+        pieces_of_part = list(_pieces(cache, part))
         for heads, kv_heads in _packs(part.heads, q.shape[1], cache.kv_heads):
-            own = q[batches, torch.tensor(heads), rows]
-            packed = own.reshape(len(own), kv_heads.stop - kv_heads.start, -1, q.shape[3])
-            pieces = []
-            for piece in found:
+            part_queries = q[batches, torch.tensor(heads), rows]
+            packed = part_queries.reshape(len(part_queries), kv_heads.stop - kv_heads.start, -1, q.shape[3])
+            results_of_pieces = []
+            for piece in pieces_of_part:
                 bias = scores.bias(piece.tile(part, heads)) if scores is not None and biased else None
-                pieces.append(_of_piece(packed, piece.of(kv_heads), bias, part.window.n_q, factor))
-            merged = pieces[0] if len(pieces) == 1 else merge(*pieces)
-            at = batches, torch.tensor(heads), rows
-            out[at] = merged[0].reshape(*own.shape[:3], -1).to(out.dtype)
-            lse[at] = merged[1].reshape(own.shape[:3])
+                results_of_pieces.append(_attend_piece(packed, piece.of(kv_heads), bias, part.window.n_q, factor))
+            merged = results_of_pieces[0] if len(results_of_pieces) == 1 else merge(*results_of_pieces)
+            target = batches, torch.tensor(heads), rows
+            out[target] = merged[0].reshape(*part_queries.shape[:3], -1).to(out.dtype)
+            lse[target] = merged[1].reshape(part_queries.shape[:3])
     return out, lse
 
 
 def _by_batch(parts: Sequence[SharedKeys]) -> Iterator[SharedKeys]:
-    """The same, each of one batch entry."""
+    """Split parts by batch entry."""
     return (replace(part, batches=(batch,)) for part in parts for batch in part.batches)
 
 
 def _packs(heads: Sequence[int], count: int, kv_heads: int) -> Iterator[tuple[list[int], slice]]:
-    """Heads of queries with the heads of keys that they share, as many of the former to each of the latter."""
+    """Yield query heads with the kv heads they share, the same number of query heads for each kv head."""
     if len(heads) == count:
         yield list(heads), slice(0, kv_heads)
         return
     group = count // kv_heads
-    for one in sorted({head // group for head in heads}):
-        yield [head for head in heads if head // group == one], slice(one, one + 1)
+    for kv_head in sorted({head // group for head in heads}):
+        yield [head for head in heads if head // group == kv_head], slice(kv_head, kv_head + 1)
 
 
 @dataclass(frozen=True, eq=False)
 class _Piece:
-    """Keys and values (b, Hkv, n, d), which tokens they are, and who sees them: (rows, n), None for all."""
+    """Keys and values (b, Hkv, n, d), their token numbers, and the mask (rows, n) of visible pairs, None for all."""
 
     k: Tensor
     v: Tensor
@@ -157,11 +156,11 @@ class _Piece:
     mask: Mask | None
 
     def of(self, kv_heads: slice) -> _Piece:
-        """That of some heads."""
+        """Return the piece restricted to some kv heads."""
         return replace(self, k=self.k[:, kv_heads], v=self.v[:, kv_heads])
 
     def tile(self, part: SharedKeys, heads: Sequence[int]) -> PlanTile:
-        """It for some heads of the only batch entry of a part."""
+        """Return the piece as a tile, for some heads of a part's only batch entry."""
         rows = np.arange(part.window.row, part.window.row + part.window.n_q)
         mask = np.ones((len(rows), len(self.tokens)), dtype=np.bool_) if self.mask is None else self.mask
         return PlanTile(part.batches[0], tuple(heads), rows, self.tokens, mask)
@@ -170,11 +169,15 @@ class _Piece:
 def _pieces(cache: Cache, part: SharedKeys) -> Iterator[_Piece]:
     seen, key = part.seen, part.window.key
     if seen.slices is not None:
-        here = [slice(one.start + key, one.stop + key, one.step) for one in seen.slices]
-        found = [cache.view(part.batches, one) for one in here]
-        if all(x is not None and all(map(flash_kernel.is_fit, x)) for x in found):
-            tokens = (np.arange(one.start, one.stop, one.step) for one in here)
-            yield from (_Piece(*x, own, None) for x, own in zip(found, tokens, strict=True) if x is not None)
+        slices = [
+            slice(token_slice.start + key, token_slice.stop + key, token_slice.step) for token_slice in seen.slices
+        ]
+        views = [cache.view(part.batches, token_slice) for token_slice in slices]
+        if all(x is not None and all(map(flash_kernel.is_fit, x)) for x in views):
+            tokens = (np.arange(token_slice.start, token_slice.stop, token_slice.step) for token_slice in slices)
+            yield from (
+                _Piece(*x, positions, None) for x, positions in zip(views, tokens, strict=True) if x is not None
+            )
             if len(seen.keys):
                 yield _Piece(*cache.gathered(part.batches, seen.keys + key), seen.keys + key, seen.mask)
             return
@@ -182,77 +185,75 @@ def _pieces(cache: Cache, part: SharedKeys) -> Iterator[_Piece]:
     yield _Piece(*cache.gathered(part.batches, keys + key), keys + key, None if mask.all() else mask)
 
 
-def _of_piece(q: Tensor, piece: _Piece, bias: Tensor | None, rows: int, factor: float) -> Pair:
-    """(out, lse) of packed queries (b, Hkv, heads · rows, d); `bias` (heads or 1, rows, keys), -inf for the unseen."""
+def _attend_piece(q: Tensor, piece: _Piece, bias: Tensor | None, rows: int, factor: float) -> Pair:
+    """Compute (out, lse) of packed queries (b, Hkv, heads · rows, d); `bias` (heads or 1, rows, keys), -inf: hidden."""
     width, dv = max(piece.k.shape[3], piece.v.shape[3]), piece.v.shape[3]
     q, k, v = (flash_kernel.padded(x, width) for x in (q, piece.k, piece.v))
     if bias is None and piece.mask is None:
         split = _split(q, k)
-        found, lse = (
-            flash_kernel.attend(q, k, v, None, False, factor) if split == 1 else _shared(q, k, v, split, factor)
-        )
-        return found[..., :dv], lse
+        out, lse = flash_kernel.attend(q, k, v, None, False, factor) if split == 1 else _shared(q, k, v, split, factor)
+        return out[..., :dv], lse
     if bias is None:
         seen = torch.from_numpy(piece.mask)
         bias = torch.zeros(seen.shape, dtype=q.dtype).masked_fill_(~seen, -math.inf)[None]
-    most = bias.amax(-1)
-    blind = most == -math.inf
-    shift = torch.where(blind | (most.abs() <= LARGE), 0, most)
+    row_max = bias.amax(-1)
+    blind = row_max == -math.inf
+    shift = torch.where(blind | (row_max.abs() <= LARGE), 0, row_max)
     heads = q.shape[1] * q.shape[2] // rows
     added = (bias - shift[..., None]).expand(heads, *bias.shape[1:]).reshape(1, *q.shape[1:3], -1)
     blind, shift = (x.expand(heads, rows).reshape(q.shape[1:3]) for x in (blind, shift))
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Pair:
-        found, lse = flash_kernel.attend(q, k, v, added, False, factor)
-        return found[..., :dv].masked_fill(blind[..., None], 0), (lse + shift).masked_fill(blind, -math.inf)
+        out, lse = flash_kernel.attend(q, k, v, added, False, factor)
+        return out[..., :dv].masked_fill(blind[..., None], 0), (lse + shift).masked_fill(blind, -math.inf)
 
-    found, lse = hidden_values.forward(run, q, k, v, added)
-    return found, lse
+    out, lse = hidden_values.forward(run, q, k, v, added)
+    return out, lse
 
 
 def _split(q: Tensor, k: Tensor) -> int:
-    """Parts of the keys, where there are more threads than heads; keys of several heads are not split."""
+    """Return the number of splits of the keys, if threads outnumber heads; keys of several heads are not split."""
     if k.shape[1] > 1 or k.shape[2] < SPLIT:
         return 1
     return max(1, min(-(-torch.get_num_threads() // max(q.shape[0], 1)), k.shape[2] // (SPLIT // 2)))
 
 
 def _shared(q: Tensor, k: Tensor, v: Tensor, split: int, factor: float) -> Pair:
-    """Keys of one head in parts, each as a head of its own."""
+    """Compute (out, lse) with the keys of one head split, each split as a head of its own."""
     length = k.shape[2] // split
-    whole = length * split
-    own_k, own_v = (x[:, 0, :whole].view(-1, split, length, x.shape[3]) for x in (k, v))
-    out, lse = flash_kernel.attend(q.expand(-1, split, -1, -1).contiguous(), own_k, own_v, None, False, factor)
+    even_length = length * split
+    k_splits, v_splits = (x[:, 0, :even_length].view(-1, split, length, x.shape[3]) for x in (k, v))
+    out, lse = flash_kernel.attend(q.expand(-1, split, -1, -1).contiguous(), k_splits, v_splits, None, False, factor)
     pieces = [(out[:, i : i + 1], lse[:, i : i + 1]) for i in range(split)]
-    if whole < k.shape[2]:
-        pieces.append(flash_kernel.attend(q, k[:, :, whole:], v[:, :, whole:], None, False, factor))
+    if even_length < k.shape[2]:
+        pieces.append(flash_kernel.attend(q, k[:, :, even_length:], v[:, :, even_length:], None, False, factor))
     return merge(*pieces)
 
 
 def _counted(q: Tensor, parts: Sequence[SharedKeys]) -> Tensor:
-    """The rows (B, Hq, Nq) that see something, perhaps with scores of -inf alone."""
+    """Return the rows (B, Hq, Nq) that see a key, even if all their scores are -inf."""
     counted = torch.zeros(q.shape[:3], dtype=torch.bool)
     for part in parts:
-        some = part.seen.every[1].any(-1)
-        counted[torch.tensor(part.batches)[:, None], torch.tensor(part.heads), part.rows] |= torch.from_numpy(some)
+        seeing = part.seen.every[1].any(-1)
+        counted[torch.tensor(part.batches)[:, None], torch.tensor(part.heads), part.rows] |= torch.from_numpy(seeing)
     return counted
 
 
 def _with_extra(q: Tensor, pair: Pair, scores: Scores, counted: Tensor) -> Pair:
-    """Scale (out, lse) in place by the share that extra logits take of each row with a visible key."""
+    """Scale (out, lse) in place by the weight that extra logits take of each row with a visible key."""
     out, lse = pair
     for batch in range(q.shape[0]):
         for rows, logit in scores.extra(batch, q[batch].to(lse.dtype)):
-            own = lse[batch, :, rows]
-            more = torch.logaddexp(own, logit)
-            blind = ~counted[batch, :, rows] | (more == -math.inf)
-            more = torch.where(blind, -math.inf, more)
-            out[batch, :, rows] *= torch.exp(torch.where(blind, 0, own - more))[..., None]
-            lse[batch, :, rows] = more
+            own_lse = lse[batch, :, rows]
+            total_lse = torch.logaddexp(own_lse, logit)
+            blind = ~counted[batch, :, rows] | (total_lse == -math.inf)
+            total_lse = torch.where(blind, -math.inf, total_lse)
+            out[batch, :, rows] *= torch.exp(torch.where(blind, 0, own_lse - total_lse))[..., None]
+            lse[batch, :, rows] = total_lse
     return out, lse
 
 
-# --- scores, weights, values and keys of its own ---------------------------------------------------------------------
+# --- custom scores, weights, values and keys --------------------------------------------------------------------------
 
 
 def _in_torch(
@@ -260,40 +261,42 @@ def _in_torch(
 ) -> Pair:
     node, dtype = relations.pattern.attend, flash_kernel.lse_dtype(q.dtype)
     whole = {"q": q.to(dtype), **_everywhere(cache, relations, dtype)}
-    own_keys = node.keys is None
+    reads_tokens = node.keys is None
     group = max(q.shape[1] // max(cache.kv_heads, 1), 1)
     out: Tensor | None = None
     lse = q.new_full(q.shape[:3], -math.inf, dtype=dtype)
     for part in parts:
         keys, mask = part.seen.every
         step = max(1, ELEMENTS // max(part.window.n_q * len(keys), 1))
-        gathered = cache.gathered(part.batches, keys + part.window.key) if own_keys else None
+        gathered = cache.gathered(part.batches, keys + part.window.key) if reads_tokens else None
         for i, batch in enumerate(part.batches):
             for start in range(0, len(part.heads), step):
                 heads = part.heads[start : start + step]
-                at = torch.tensor(heads)
-                own = {"q": whole["q"][batch][at, part.rows][:, :, None]}
+                head_index = torch.tensor(heads)
+                vectors = {"q": whole["q"][batch][head_index, part.rows][:, :, None]}
                 if gathered is not None:
-                    own |= {n: x[i, at // group].to(dtype)[:, None] for n, x in zip("kv", gathered, strict=True)}
+                    vectors |= {
+                        n: x[i, head_index // group].to(dtype)[:, None] for n, x in zip("kv", gathered, strict=True)
+                    }
                 rows = np.arange(part.window.row, part.window.row + part.window.n_q)
-                first_key = part.window.key if own_keys else 0
+                first_key = part.window.key if reads_tokens else 0
                 block = RowBlock(batch, heads, part.window, rows, keys + first_key, mask)
-                leaves = BlockOperands(own, {name: x[batch] for name, x in whole.items()}, inputs)
-                for some, found, own_lse in results(block, leaves, relations, scale):
+                leaves = BlockOperands(vectors, {name: x[batch] for name, x in whole.items()}, inputs)
+                for row_block, block_out, own_lse in results(block, leaves, relations, scale):
                     if out is None:
-                        out = q.new_zeros((*q.shape[:3], *found.shape[2:]), dtype=dtype)
-                    here = batch, at[:, None], torch.from_numpy(some.rows)
-                    out[here] = found
-                    lse[here] = math.nan if own_lse is None else own_lse.expand(len(heads), len(some.rows))
+                        out = q.new_zeros((*q.shape[:3], *block_out.shape[2:]), dtype=dtype)
+                    target = batch, head_index[:, None], torch.from_numpy(row_block.rows)
+                    out[target] = block_out
+                    lse[target] = math.nan if own_lse is None else own_lse.expand(len(heads), len(row_block.rows))
     if out is None:
         out = q.new_zeros((*q.shape[:3], cache.v.shape[3]), dtype=dtype)
     return out, lse
 
 
 def _everywhere(cache: Cache, relations: Relations, dtype: torch.dtype) -> dict[str, Tensor]:
-    """All keys and values (B, Hkv, tokens, d) where they are read elsewhere than at their places; else no memory."""
+    """Return all keys and values (B, Hkv, tokens, d) if read at other positions; else placeholders without memory."""
     node, length = relations.pattern.attend, cache.lengths[0]
-    read = {below for root in values_of(node) for below in root.below if isinstance(below, Vec)}
+    read = {subexpression for root in values_of(node) for subexpression in root.below if isinstance(subexpression, Vec)}
     elsewhere = any(x.tensor != "q" and (node.keys is not None or not is_own(x)) for x in read)
     batches = range(len(cache.lengths))
     if elsewhere:

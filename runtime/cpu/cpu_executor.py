@@ -1,8 +1,8 @@
 """The cpu executor: attention over the pieces of a plan, forward and backward, on strided views of q, k and v.
 
-A piece costs one kernel call where a strided view can say it (`calls`); pieces that meet in a row are merged by
-log-sum-exp. The backward runs the same calls with the output and LSE of the whole row and adds up what they give.
-Nothing here is atomic or random: the same inputs give the same bits. Autograd must not be recording (`autograd`).
+A piece costs one kernel call if a strided view can express it (`calls`); pieces that share a row are merged by
+log-sum-exp. The backward runs the same calls with the output and LSE of the whole row and sums their gradients. Nothing
+is atomic or random: equal inputs give equal bits. Autograd must not be recording (`autograd`).
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from attnc.runtime.cpu.strided_calls import StridedView
 from attnc.runtime.fallbacks import COPY, DENSE, note
 
 Need = Literal["lse", "backward", "out"]
-"""What becomes of the LSE: the caller gets it; only the backward sees it; nobody does."""
+"""The consumer of the log-sum-exp: the caller, the backward, or nobody."""
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, need: Need = "lse") -> tuple[Tensor, Tensor]:
-    """Attention of q (B, Hq, Nq, dk) over k (B, Hkv, Nk, dk) and v (B, Hkv, Nk, dv), as `plan` says.
+    """Compute attention of q (B, Hq, Nq, dk) over k (B, Hkv, Nk, dk) and v (B, Hkv, Nk, dv) by `plan`.
 
-    Returns out (B, Hq, Nq, dv) in the dtype of q (fp64, fp32, bf16 or fp16, one for all three) and the natural LSE
-    (B, Hq, Nq), fp32 or fp64, both laid out by `empty_like`; for the backward the LSE as it comes, and nothing that
-    means anything where nobody needs it. Rows that see nothing: 0 and −inf.
+    Returns out (B, Hq, Nq, dv) in the dtype of q (fp64, fp32, bf16 or fp16, the same for all three) and the natural LSE
+    (B, Hq, Nq), fp32 or fp64, both laid out by `empty_like`. If only the backward needs the LSE, its layout is the
+    kernel's; if nobody needs it, its values are undefined. Rows that see no key: 0 and −inf.
     """
     if plan.fallback is not None:
         note(plan.pattern, DENSE, plan.fallback)
@@ -57,7 +57,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, need: Nee
 def _only(
     pattern: str, visible: KernelMask, q: Tensor, k: Tensor, v: Tensor, scale: float, need: Need
 ) -> tuple[Tensor, Tensor]:
-    """The results of the only call, which is on all of q, k and v, copied only where their layout is another."""
+    """Run the only call, which takes all of q, k and v; results are copied only if their layout must change."""
     layout, width = q, v.shape[-1]
     q, k, v = operands(pattern, q, k, v, width)
     o, lse = flash_kernel.attend(q, k, v, visible.additive, visible.causal, scale)
@@ -66,7 +66,7 @@ def _only(
 
 
 def _hide_blind(visible: KernelMask, o: Tensor, lse: Tensor) -> None:
-    """What a row without keys gives."""
+    """Set the results of rows without keys to 0 and -inf."""
     if visible.blind is not None:
         lse.masked_fill_(visible.blind, -math.inf)
         o.masked_fill_(visible.blind[:, None], 0)
@@ -80,7 +80,7 @@ def _run_forward(
     lse: Tensor | None,
     scale: float,
 ) -> None:
-    """Write, or merge, one call's rows into `out` and `lse`, which is None where all calls write and nobody asks."""
+    """Write, or merge, one call's rows into `out` and `lse`; `lse` is None if all calls write and nobody needs it."""
     call = bound.call
     q_view, out_view, lse_view = bound.queries
     out_rows, lse_rows = _at(out, out_view), None if lse is None else _at(lse, lse_view)
@@ -107,8 +107,8 @@ def _run_forward(
 
 
 def merge(o: Tensor, part: Tensor, out: Tensor, lse: Tensor) -> None:
-    """Add keys to rows: `out` and `lse` of some keys become those of these and the ones behind `o` and `part`."""
-    weight = torch.sigmoid(part - lse).nan_to_num_(0)  # −inf − −inf: no keys on either side, and both outputs are 0
+    """Merge partial results: update `out` and `lse` with the keys behind `o` and `part`."""
+    weight = torch.sigmoid(part - lse).nan_to_num_(0)  # −inf − −inf: neither side has a key, and both outputs are 0
     out.lerp_(o.to(out.dtype), weight.unsqueeze(-1))
     torch.logaddexp(lse, part, out=lse)
 
@@ -124,9 +124,9 @@ def backward(
     plan: Plan,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dq, dk, dv) of `forward`, whose results were `out` and `lse`. Rows that see nothing give exactly 0.
+    """Compute (dq, dk, dv) of `forward`, whose results were `out` and `lse`. Rows that see no key give exactly 0.
 
-    `grad_lse` is None where the LSE was not used: it costs a copy of all operands.
+    `grad_lse`: None if the LSE was not used; otherwise it costs a copy of all operands.
     """
     program = program_of(plan)
     if program.only is not None and not program.adds and grad_lse is None and q.shape[-1] == v.shape[-1]:
@@ -162,7 +162,7 @@ def _only_backward(
     lse: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of the only call, which is on all of q, k and v: no sums, so nothing to add to."""
+    """Compute the gradients of the only call, which takes all of q, k and v, without any sums."""
     lse, grad_out, _ = flash_kernel.without_blind_rows(lse, grad_out, None)
     width = q.shape[-1]
     q_fit, k_fit, v_fit = operands(pattern, q, k, v, width)
@@ -213,23 +213,23 @@ def _run_backward(
 
 
 def _at(x: Tensor, view: StridedView) -> Tensor:
-    """The tokens of a view, in memory where they are."""
+    """Return the tokens of a view, in place."""
     return x if view.whole else x.as_strided(view.size, view.stride, view.offset + x.storage_offset())
 
 
 def _rows(x: Tensor, view: StridedView) -> Tensor:
-    """The tokens of a view as the kernel takes them: copied where no stride can say it."""
-    found = _at(x, view)
-    return found if view.shape is None else found.reshape(view.shape)
+    """Return the tokens of a view as the kernel takes them: copied if no strides express them."""
+    rows = _at(x, view)
+    return rows if view.shape is None else rows.reshape(view.shape)
 
 
 def _like(rows: Tensor, view: StridedView) -> Tensor:
-    """What the kernel gave for a view, with the view's dimensions."""
+    """Return the kernel's rows of a view, in the view's dimensions."""
     return rows if view.shape is None else rows.reshape(view.size)
 
 
 def empty_like(x: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Unset memory of `shape` (batch, head, token, …), dense, with tokens or heads outermost as they are in `x`."""
+    """Allocate `shape` (batch, head, token, …), dense, with tokens or heads outermost as in `x`."""
     if x.stride(2) <= x.stride(1):
         return x.new_empty(shape, dtype=dtype)
     batch, heads, tokens, *rest = shape
@@ -237,7 +237,7 @@ def empty_like(x: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def _laid_out(x: Tensor, like: Tensor) -> Tensor:
-    """`x`, of one batch entry, in the memory layout that `empty_like` gives."""
+    """Return `x`, of one batch entry, in the memory layout of `empty_like`."""
     dense = x if like.stride(2) <= like.stride(1) else x.transpose(1, 2)
     if not dense.is_contiguous():
         return empty_like(like, x.shape, x.dtype).copy_(x)

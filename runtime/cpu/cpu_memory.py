@@ -1,18 +1,18 @@
-"""The memory of calls of the cpu executor, from their plans: what `executor` allocates, in its order.
+"""The memory of calls of the cpu executor, from their plans: what `executor` allocates, in order.
 
 With e bytes an element of q, s of an LSE (4, or 8 for fp64) and w the wider of dk and dv:
 
-- saved: e · (q + k + v + out) + s · lse, their elements;
-- forward: what is padded (e · w a row of q, or of k and v, where dk and dv differ), the output in fp32 where half types
-  are merged, and the largest call;
-- backward: what is padded, gradients in fp32 where half types are added up, and the largest call.
+- saved: e · (q + k + v + out) + s · lse, in elements;
+- forward: padding (e · w per row of q, or of k and v, if dk and dv differ), the output in fp32 if half types are
+  merged, and the largest call;
+- backward: padding, gradients in fp32 if half types are summed, and the largest call.
 
-A call of the kernel on R rows of queries and K rows of keys, each query head counted and each kv head, has its output
-(e · R · w + s · R), or gradients and a copy of one operand (s · w · (2 · R + 2 · K)), copies of q, k and v (and of what
-else the backward reads) where rows are gathered, in the backward of half types all that it reads and its mask in fp32,
-its mask where that is not kept, and the kernel's buffers, those of torch 2.13: for each thread, of blocks of 32, 64 or
-256 rows and 512 keys, scores and output in fp32 (forward, for half types again in these) or two of scores (backward);
-and in bfloat16 k and v packed, on processors with matrix tiles (AMX).
+A kernel call on R rows of queries and K rows of keys, counting each query head and each kv head, allocates its output
+(e · R · w + s · R), or gradients and a copy of one operand (s · w · (2 · R + 2 · K)); copies of q, k and v (and of the
+other operands of the backward) if rows are gathered; in the backward of half types all operands and the mask in fp32;
+the mask if it is not cached; and the kernel's buffers, as in torch 2.13: for each thread, for blocks of 32, 64 or 256
+rows and 512 keys, scores and output in fp32 (forward, for half types also in the half type) or two scores (backward);
+and in bfloat16, on processors with matrix tiles (AMX), k and v packed.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from attnc.runtime.settings import SETTINGS
 HALF = ("bfloat16", "float16")
 
 _PACKING = 64
-"""Rows from which on the kernel packs keys and values of bfloat16."""
+"""Minimum number of rows for which the kernel packs bfloat16 keys and values."""
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """Bytes of an element and of an LSE, the width of rows, and whether numbers are of half types.
+    """Bytes of an element and of an LSE, the row width, and whether the dtype is a half type.
 
-    Gradients take as much as an LSE before they are rounded.
+    Gradients take as many bytes as an LSE until they are rounded.
     """
 
     element: int
@@ -51,7 +51,7 @@ class _Kind:
 
 
 def memory_of(plan: Plan, dk: int, dv: int, dtype: str) -> Memory:
-    """The memory of a call of these widths and this dtype, of contiguous tensors, with as many threads as torch has."""
+    """Return the memory of a call with these widths and dtype, contiguous tensors and torch's number of threads."""
     half = dtype in HALF
     size = 2 if half else 8 if dtype == "float64" else 4
     packs = dtype == "bfloat16" and has_matrix_tiles()
@@ -66,11 +66,11 @@ def memory_of(plan: Plan, dk: int, dv: int, dtype: str) -> Memory:
     if program.only is not None and dk <= dv:
         forward = narrow + max(_forward_buffers(program.only, kind), kind.lse * rows)
     else:
-        whole = 4 * rows * dv if half and program.merges else 0
-        forward = narrow + whole + max((_forward(call, kind, dv) for call in calls), default=0)
+        fp32_output = 4 * rows * dv if half and program.merges else 0
+        forward = narrow + fp32_output + max((_forward(call, kind, dv) for call in calls), default=0)
     if program.only is not None and dk == dv and not program.adds:
-        given = size * kind.width * (rows + 2 * keys)
-        kernel = _gradients(program.only, kind) - given + _backward_buffers(program.only, kind)
+        operand_bytes = size * kind.width * (rows + 2 * keys)
+        kernel = _gradients(program.only, kind) - operand_bytes + _backward_buffers(program.only, kind)
         kernel += _in_single(program.only, kind)
         return Memory(saved, forward, rows + max(kernel, kind.lse * kind.width * (rows + 2 * keys)))
     return Memory(saved, forward, _whole_backward(program, calls, kind, (dk, dv), rows, keys))
@@ -79,7 +79,7 @@ def memory_of(plan: Plan, dk: int, dv: int, dtype: str) -> Memory:
 def _whole_backward(
     program: BoundPlan, calls: tuple[KernelCall, ...], kind: _Kind, widths: tuple[int, int], rows: int, keys: int
 ) -> int:
-    """What a backward takes: it sums in fp32 what half types would lose, and casts in the end."""
+    """Return the bytes of a backward, which sums half types in fp32 and casts the sums at the end."""
     dk, dv = widths
     narrow = kind.element * kind.width * (rows + keys if dk < dv else 2 * rows + keys if dv < dk else 0)
     parts = ((rows * dk, program.merges), (keys * dk, program.adds), (keys * dv, program.adds))
@@ -90,44 +90,44 @@ def _whole_backward(
 
 
 def _forward(call: KernelCall, kind: _Kind, dv: int) -> int:
-    """One call: while the kernel runs, or while its rows are merged."""
+    """Return the bytes of one forward call: while the kernel runs, or while its rows are merged."""
     rows = call.queries.rows
-    found = (kind.element * kind.width + kind.lse) * rows
+    results = (kind.element * kind.width + kind.lse) * rows
     copied = kind.element * kind.width * (_gathered(call.queries) + 2 * _gathered(call.keys))
     merging = 0 if call.fresh else kind.lse * rows * (2 + (dv if kind.half else 0))
-    return _mask(call, kind) + copied + found + max(_forward_buffers(call, kind), merging)
+    return _mask(call, kind) + copied + results + max(_forward_buffers(call, kind), merging)
 
 
 def _backward(call: KernelCall, kind: _Kind, adds: bool) -> int:
-    """One call: while the kernel runs, or while its gradients are added."""
+    """Return the bytes of one backward call: while the kernel runs, or while its gradients are added."""
     queries, keys = _gathered(call.queries), _gathered(call.keys)
     copied = kind.element * kind.width * (3 * queries + 2 * keys) + kind.lse * queries
-    own = kind.lse * kind.width * (call.queries.rows + 2 * call.keys.rows)
-    adding = own + kind.lse * kind.width * call.keys.rows if adds else own
+    gradients = kind.lse * kind.width * (call.queries.rows + 2 * call.keys.rows)
+    adding = gradients + kind.lse * kind.width * call.keys.rows if adds else gradients
     kernel = _in_single(call, kind) + _gradients(call, kind) + _backward_buffers(call, kind)
     return _mask(call, kind) + copied + max(kernel, adding)
 
 
 def _gradients(call: KernelCall, kind: _Kind) -> int:
-    """Those that the kernel makes, and its copy of one of the operands by row."""
+    """Return the bytes of the kernel's gradients and its copy of one operand by row."""
     return 2 * kind.lse * kind.width * (call.queries.rows + call.keys.rows)
 
 
 def _in_single(call: KernelCall, kind: _Kind) -> int:
-    """Count the bytes of the fp32 operands that the backward of half types reads."""
+    """Return the bytes of the fp32 operands that the backward of half types reads."""
     mask = prod((call.queries.strip.length, call.keys.strip.length)) if isinstance(call.mask, ExactWindow | int) else 0
     return 4 * (kind.width * (3 * call.queries.rows + 2 * call.keys.rows) + mask) if kind.half else 0
 
 
 def _gathered(block: StripBlock) -> int:
-    """Rows that no strides can say, and that are copied."""
+    """Return the number of rows that no strides can express and that are copied."""
     axes = [axis for axis in block.strip.axes if axis.length > 1]
     outer = [axis for axis in block.strip.axes if axis.count > 1]
     return block.rows if len(axes) > 1 or len(outer) + (block.outer.size > 1) > 1 else 0
 
 
 def _mask(call: KernelCall, kind: _Kind) -> int:
-    """A mask that is made for the call."""
+    """Return the bytes of a mask that is built for the call."""
     if not isinstance(call.mask, ExactWindow | int):
         return 0
     elements = prod((call.queries.strip.length, call.keys.strip.length))
@@ -136,7 +136,7 @@ def _mask(call: KernelCall, kind: _Kind) -> int:
 
 
 def _blocks(call: KernelCall) -> tuple[int, int]:
-    """Rows and keys of the kernel's blocks."""
+    """Return the rows and keys of the kernel's blocks."""
     rows, keys = call.queries.strip.length, call.keys.strip.length
     return (256 if rows >= 768 else 64 if rows >= 192 else 32), min(keys, 512)
 

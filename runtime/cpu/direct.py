@@ -1,7 +1,6 @@
-"""Calls that are one kernel call on q, k and v as they are: remembered, so that the next like it goes there at once.
+"""Calls that are one kernel call on unmodified q, k and v: remembered, so that the next such call goes straight there.
 
-What a small call costs beside its kernel is mostly the fetching of code and data that the kernel before has displaced
-from the caches, so as little as possible of either is touched here.
+Besides its kernel, a small call mostly pays for reloading code and data that the previous kernel evicted from caches.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from attnc.runtime.cpu.bound_plan import program_of
 from attnc.runtime.cpu.hidden_values import is_finite
 from attnc.runtime.transforms import is_forward_mode
 
-# Once here and not at each call through torch's modules, which are large.
+# Looked up once, not at every call through torch's large modules.
 _are_transforms_active = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _is_autocast_enabled = torch._C._is_any_autocast_enabled
@@ -28,9 +27,9 @@ _STRIDED = torch.strided
 
 @dataclass(frozen=True, slots=True)
 class Direct:
-    """A call without inputs of which nobody wanted the LSE: what it was like, and what the kernel was given.
+    """A call without inputs and without a requested LSE: its layout, and the arguments of its kernel.
 
-    `layout`: `_layout_of` its tensors; `scale` as its caller gave it, `factor` what it came to.
+    `layout`: `_layout_of` its tensors; `scale`: as the caller passed it; `factor`: the scale in effect.
     """
 
     layout: tuple[Any, ...]
@@ -40,7 +39,7 @@ class Direct:
     causal: bool
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor | None:
-        """The output of a call that is like this one; None for another, and where torch has more to do than compute."""
+        """Return the output of an equal call; None for other calls, and if torch has to do more than compute."""
         if not (
             type(q) is type(k) is type(v) is Tensor
             and q.is_cpu
@@ -60,11 +59,11 @@ class Direct:
 def direct_of(
     q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float | None, factor: float, out: Tensor
 ) -> Direct | None:
-    """What is to be remembered of a call whose output was `out`; None where there was more to it than a kernel call."""
+    """Return the record of a call whose output was `out`; None if the call did more than one kernel call."""
     if plan.batch != 1 or len(plan.groups) != 1 or len(plan.groups[0].pieces) != 1 or torch._C._is_tracing():
-        return None  # sizes are tensors in a trace, and tracing again must take the same way
+        return None  # sizes are tensors in a trace, and tracing again must take the same path
     if plan.fallback is not None:
-        return None  # which is counted in every call
+        return None  # the fallback is counted in every call
     visible = program_of(plan).kept(q.dtype)
     if visible is None or visible.nothing or visible.blind is not None:
         return None
@@ -82,7 +81,7 @@ def _layout_of(q: Tensor, k: Tensor, v: Tensor) -> tuple[Any, ...]:
 
 
 def _is_watched(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether a transform, a dispatch mode, autocast or autograd has business with the call."""
+    """Check whether a transform, a dispatch mode, autocast or autograd acts on the call."""
     return (
         _are_transforms_active()
         or _dispatch_modes() > 0

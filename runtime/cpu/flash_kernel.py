@@ -1,22 +1,22 @@
-"""The one kernel under the cpu executor: torch's flash attention for CPUs, called so that it cannot go wrong.
+"""The kernel of the cpu executor: torch's flash attention for CPUs, with its hazards guarded.
 
-The operator (`aten::_scaled_dot_product_flash_attention_for_cpu`) trusts its caller. Measured with torch 2.13 and kept
-true by `tests/runtime/test_kernel.py`:
+The operator (`aten::_scaled_dot_product_flash_attention_for_cpu`) does not check its arguments. Measured with torch
+2.13 and held by `tests/runtime/test_kernel.py`:
 
 - zero batches, heads, rows or keys kill the process (SIGFPE);
-- a last dimension whose stride is not 1 gives wrong numbers without a word, and so may a token stride below d (seen
-  with few rows of q, also a single one); all other strides are free, 0 and overlaps included;
-- dk ≠ dv is refused, so the narrower side is padded with zeros, which changes no score and no visible output;
-- a mask is additive, 2-D ones are broadcast, and it must have the dtype of q: a fp32 mask with fp64
-  queries is taken, and gives wrong numbers with AVX2 (right ones with AVX-512);
+- a last dimension whose stride is not 1 silently gives wrong numbers, and so may a token stride below d (seen
+  with few rows of q, also a single row); all other strides are free, 0 and overlaps included;
+- dk ≠ dv is rejected, so the narrower side is padded with zeros, which changes no score and no visible output;
+- a mask is additive, 2-D masks are broadcast, and it must have the dtype of q: a fp32 mask with fp64
+  queries is accepted, and gives wrong numbers with AVX2 (right numbers with AVX-512);
 - a row whose mask leaves it no key gets output 0 (NaN if a value is not finite) and LSE 0 instead of −inf;
-- a mask may come together with `causal`, which then saves what is above the diagonal and changes no bit;
-- a scale that is not positive gives NaN where something is hidden, for what hides it is multiplied too;
+- a mask may be combined with `causal`, which then skips what is above the diagonal and changes no bit;
+- a scale that is not positive gives NaN where something is hidden, because the mask is multiplied too;
 - the output has the strides of `torch.empty_like(q)`;
 - backward with LSE −inf is NaN in all three gradients, with +inf exactly 0;
-- Hq may be any multiple of Hkv, in both directions; a non-multiple is not refused and reads the wrong head;
-- the backward adds up dk and dv in the dtype of q, so that bf16 loses digits with every block of queries;
-- the backward deals out kv heads to threads, so that with fewer of them than threads some have nothing to do.
+- Hq may be any multiple of Hkv, in both directions; a non-multiple is not rejected and reads the wrong head;
+- the backward sums dk and dv in the dtype of q, so bf16 loses digits with every block of queries;
+- the backward distributes kv heads to threads, so with fewer kv heads than threads some threads are idle.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention of q (x, y·g, rows, d) over k, v (x, y, keys, d): out like q, lse (x, y·g, rows).
+    """Compute attention of q (x, y·g, rows, d) over k, v (x, y, keys, d): out like q, lse (x, y·g, rows).
 
     `mask` (rows, keys) is added to the scores; `causal` lets row r see columns <= r. No extent may be 0.
     """
     if scale <= 0:
         q, scale = _for_positive(q, scale)
-    found: tuple[Tensor, Tensor] = _forward(q, k, v, is_causal=causal, attn_mask=mask, scale=scale)
-    return found
+    results: tuple[Tensor, Tensor] = _forward(q, k, v, is_causal=causal, attn_mask=mask, scale=scale)
+    return results
 
 
 def strides_of_out(q: Tensor) -> tuple[int, ...]:
-    """How `attend` lays out its output."""
+    """Return the strides of the output of `attend`."""
     return torch.empty_like(q, device="meta").stride()
 
 
@@ -59,19 +59,20 @@ def attend_backward(
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dq, dk, dv) of `attend` for a softmax over at least these keys, whose output and LSE are `out` and `lse`.
+    """Compute (dq, dk, dv) of `attend` for a softmax over at least these keys, with results `out` and `lse`.
 
-    dS = P ∘ (dO Vᵀ − δ) with P = exp(S − lse) and δ = rowsum(dO ∘ out): `out` and `lse` enter nowhere else, so the
-    values of the whole row make the gradients of one piece of it. `lse` must not be −inf: see `without_blind_rows`.
-    Half types are computed in fp32, and stay it: the operator would add up dk and dv in the type of its operands.
+    dS = P ∘ (dO Vᵀ − δ) with P = exp(S − lse) and δ = rowsum(dO ∘ out): `out` and `lse` are used nowhere else, so the
+    values of the whole row give the gradients of one piece of it. `lse` must not be −inf: see `without_blind_rows`.
+    Half types are computed in fp32 and the gradients stay fp32: the operator would sum dk and dv in the dtype of its
+    operands.
     """
     grad_out, q, k, v, out, mask = _in_single(grad_out, q, k, v, out, mask)
     if scale <= 0:
-        own, factor = _for_positive(q, scale)
-        dq, dk, dv = attend_backward(grad_out, own, k, v, out, lse, mask, causal, factor)
+        positive_q, factor = _for_positive(q, scale)
+        dq, dk, dv = attend_backward(grad_out, positive_q, k, v, out, lse, mask, causal, factor)
         return dq * (-1 if scale else 0), dk, dv
     group = q.shape[1] // k.shape[1] if _is_uneven(q, k) else 1
-    if group > 1:  # the keys of every query head as its own, and their gradients added up
+    if group > 1:  # repeat the keys for every query head, and sum their gradients
         k, v = (x[:, :, None].expand(-1, -1, group, -1, -1).flatten(1, 2) for x in (k, v))
     dq, dk, dv = _backward(grad_out, q, k, v, out, lse, 0.0, causal, attn_mask=mask, scale=scale)
     if group > 1:
@@ -82,14 +83,14 @@ def attend_backward(
 def shared_backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`attend_backward` as torch does it for heads that share keys, whatever threads there are."""
+    """Compute `attend_backward` as torch does for heads that share keys, whatever the number of threads."""
     return cast("tuple[Tensor, Tensor, Tensor]", _backward(grad_out, q, k, v, out, lse, 0.0, False, scale=scale))
 
 
 def attend_in_parts(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float, parts: int
 ) -> tuple[Tensor, Tensor]:
-    """`attend` of one batch entry whose rows are so many parts side by side, so that threads have as many each."""
+    """Compute `attend` of one batch entry with its rows split into `parts` equal parts, to balance threads."""
     if parts == 1:
         return attend(q, k, v, mask, causal, scale)
     k, v = (x.expand(parts, -1, -1, -1) for x in (k, v))
@@ -109,7 +110,7 @@ def backward_in_parts(
     scale: float,
     parts: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`attend_backward` of the same."""
+    """Compute `attend_backward` of one batch entry with its rows split into `parts` equal parts."""
     if parts == 1:
         return attend_backward(grad_out, q, k, v, out, lse, mask, causal, scale)
     grad_out, q, k, v, out, mask = _in_single(grad_out, q, k, v, out, mask)
@@ -122,7 +123,7 @@ def backward_in_parts(
 def _in_single(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """The operands of a backward, of half types in fp32."""
+    """Return the operands of a backward, with half types converted to fp32."""
     if lse_dtype(q.dtype) == q.dtype:
         return grad_out, q, k, v, out, mask
     grad_out, q, k, v, out = (
@@ -132,28 +133,28 @@ def _in_single(
 
 
 def _parted(x: Tensor, parts: int) -> Tensor:
-    """(1, heads, rows, …) as (parts, heads, rows of a part, …)."""
+    """Reshape (1, heads, rows, …) to (parts, heads, rows of a part, …)."""
     return x[0].reshape(x.shape[1], parts, -1, *x.shape[3:]).transpose(0, 1)
 
 
 def _whole(x: Tensor) -> Tensor:
-    """The same backwards."""
+    """Reshape (parts, heads, rows of a part, …) to (1, heads, rows, …)."""
     return x.transpose(0, 1).flatten(1, 2)[None]
 
 
 def _is_uneven(q: Tensor, k: Tensor) -> bool:
-    """Whether the kernel, which deals out kv heads, would leave threads without any."""
+    """Check whether the kernel, which distributes kv heads, would leave threads idle."""
     heads, kv_heads = q.shape[1], k.shape[1]
     return heads > kv_heads and not heads % kv_heads and k.shape[0] * kv_heads < torch.get_num_threads()
 
 
 def _for_positive(q: Tensor, scale: float) -> tuple[Tensor, float]:
-    """Queries and a positive scale with the same scores: the kernel multiplies -inf by the scale too."""
+    """Return queries and a positive scale with the same scores: the kernel multiplies -inf by the scale too."""
     return (-q, -scale) if scale else (torch.zeros_like(q), 1.0)
 
 
 def padded(x: Tensor, width: int) -> Tensor:
-    """`x` (…, tokens, d) with zeros appended to its last dimension up to `width`, copied also if it is not `is_fit`."""
+    """Return `x` (…, tokens, d), padded with zeros to `width` in the last dimension; copied if it is not `is_fit`."""
     d = x.shape[-1]
     if d < width:
         return F.pad(x, (0, width - d))
@@ -161,13 +162,13 @@ def padded(x: Tensor, width: int) -> Tensor:
 
 
 def is_fit(x: Tensor) -> bool:
-    """Whether the last dimension of `x` (…, tokens, d) is consecutive in memory and its tokens do not overlap."""
+    """Check that the last dimension of `x` (…, tokens, d) is consecutive in memory and its tokens do not overlap."""
     tokens, d = x.shape[-2:]
     return (x.stride(-1) == 1 or d == 1) and (x.stride(-2) >= d or tokens == 1)
 
 
 def without_blind_rows(lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(lse, grad_out, grad_lse) that make rows with LSE −inf give no gradient, whatever finite numbers arrive there.
+    """Return (lse, grad_out, grad_lse) in which rows with LSE −inf give no gradient, for any finite incoming gradients.
 
     exp(score − inf) is 0; zeros in the gradients keep products from overflowing to 0 · inf.
     """
@@ -179,17 +180,18 @@ def without_blind_rows(lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None) -
 
 
 def lse_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the LSE of queries of `dtype`: fp64 for fp64, else fp32."""
+    """Return the dtype of the LSE of queries of `dtype`: fp64 for fp64, else fp32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def with_lse_gradient(
     grad_lse: Tensor, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(grad_out, q, k, v, out), widened so that `attend_backward` adds the gradient of the LSE.
+    """Return (grad_out, q, k, v, out), widened so that `attend_backward` adds the gradient of the LSE.
 
-    It asks for dS = P ∘ (dO Vᵀ − (δ − dLSE)). Extra columns with values 0, dO = 1 and out = −dLSE leave dO Vᵀ as it is
-    and make δ just that. Half types split dLSE over two columns, the second for what the first rounds away.
+    That gradient requires dS = P ∘ (dO Vᵀ − (δ − dLSE)). Extra columns with values 0, dO = 1 and out = −dLSE leave dO
+    Vᵀ unchanged and replace δ by δ − dLSE. Half types split dLSE over two columns, the second for the rounding error of
+    the first.
     """
     dv = v.shape[-1]
     first = grad_lse.to(out.dtype)

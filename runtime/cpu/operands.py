@@ -1,4 +1,4 @@
-"""Tensors as the kernel under the cpu executor takes them; what is copied for it is noted."""
+"""Operands as the cpu kernel takes them; copies are noted."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from attnc.runtime.fallbacks import COPY, note
 
 
 def operand(pattern: str, name: str, x: Tensor, width: int) -> Tensor:
-    """`kernel.padded`; `pattern` and `name` say what it is."""
-    found = flash_kernel.padded(x, width)
-    if found is not x:
-        how = "narrower than the others" if x.shape[-1] < width else "not in one piece in memory"
+    """Return `kernel.padded` of `x`; `pattern` and `name` identify it in the note."""
+    fitted = flash_kernel.padded(x, width)
+    if fitted is not x:
+        how = "narrower than the others" if x.shape[-1] < width else "not contiguous"
         note(pattern, COPY, f"{name}: its rows are {how}")
-    return found
+    return fitted
 
 
 def operands(pattern: str, q: Tensor, k: Tensor, v: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The same of q, k and v."""
+    """Return q, k and v padded to `width`."""
     return operand(pattern, "q", q, width), operand(pattern, "k", k, width), operand(pattern, "v", v, width)

@@ -1,4 +1,4 @@
-"""The tiles of a plan, one by one: rows and keys of a batch entry and some heads, with what they show."""
+"""The tiles of a plan, one by one: rows and keys of a batch entry and some heads, with their mask."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from attnc.compiler.planning.cpu_plan import Group, Plan, PlanPiece
 
 ROWS = 256
 KERNEL_ROWS = 512
-"""Rows of a tile at most, in torch and for the kernel."""
+"""Maximum number of rows of a tile, in torch and for the kernel."""
 
 ELEMENTS = 1 << 21
-"""Scores of a tile at most, over all heads."""
+"""Maximum number of scores of a tile, over all heads."""
 
 
 @dataclass(frozen=True)
 class PlanTile:
-    """Rows and keys (tokens of the call) of one batch entry and some heads, with what they show: (rows, keys)."""
+    """Rows and keys (tokens of the call) of one batch entry and some heads, with their mask (rows, keys)."""
 
     batch: int
     heads: tuple[int, ...]
@@ -33,20 +33,20 @@ class PlanTile:
 
     @cached_property
     def at(self) -> tuple[Tensor, Tensor]:
-        """Indices of its rows in the heads and tokens of its batch entry."""
+        """Indices of the tile's rows in the heads and tokens of its batch entry."""
         return torch.tensor(self.heads)[:, None], torch.from_numpy(self.rows)
 
     def at_keys(self, group: int) -> tuple[Tensor, Tensor]:
-        """The same of its keys, where `group` query heads share a kv head."""
+        """Return indices of the tile's keys in kv heads and tokens, if `group` query heads share a kv head."""
         return torch.tensor(self.heads)[:, None] // group, torch.from_numpy(self.keys)
 
     def part(self, rows: NDArray[np.int64], keys: NDArray[np.int64]) -> PlanTile:
-        """Some rows and keys, by their numbers in the tile."""
+        """Return some rows and keys, by their numbers in the tile."""
         return PlanTile(self.batch, self.heads, self.rows[rows], self.keys[keys], self.mask[np.ix_(rows, keys)])
 
 
 def tiles(plan: Plan, most_rows: int) -> Iterator[PlanTile]:
-    """The tiles of a plan, those of a row one after another."""
+    """Yield the tiles of a plan; the tiles of a row come one after another."""
     for group in plan.groups:
         most_keys = max(128, ELEMENTS // (most_rows * max(len(group.heads), 1)))
         for piece in group.pieces:
@@ -58,7 +58,7 @@ def tiles(plan: Plan, most_rows: int) -> Iterator[PlanTile]:
 def _parts(
     plan: Plan, group: Group, piece: PlanPiece, most_rows: int, most_keys: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]]:
-    """Tokens of queries and of keys, and the mask between them, in parts of bounded size."""
+    """Yield query tokens, key tokens, and the mask between them, in parts of bounded size."""
     if min(piece.queries.count, piece.queries.length, piece.keys.length) <= 0:
         return
     inside_q, inside_k = piece.queries.inside(), piece.keys.inside()

@@ -1,4 +1,4 @@
-"""A planned call of one attention whose scores, weights or values are its own."""
+"""A planned call of one attention with custom scores, weights or values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from attnc.runtime.pair_blocks import Operands
 
 @dataclass(frozen=True)
 class PlannedCall:
-    """What a call is besides its tensors."""
+    """The non-tensor state of a call."""
 
     plan: Plan
     relations: Relations
@@ -25,7 +25,7 @@ class PlannedCall:
     def operands(
         self, q: Sequence[Tensor], k: Sequence[Tensor], v: Sequence[Tensor], inputs: Sequence[Tensor]
     ) -> Operands:
-        """What values are made of: vectors by batch entry, and the real inputs in the pattern's order."""
+        """Return the operands of values: vectors by batch entry, and floating-point inputs in the pattern's order."""
         return operands_of(self.relations, self.scale, (q, k, v), inputs)
 
 
@@ -35,7 +35,7 @@ def operands_of(
     vectors: tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]],
     inputs: Sequence[Tensor],
 ) -> Operands:
-    """What values are made of: q, k and v by batch entry, and the real inputs in the pattern's order."""
+    """Return the operands of values: q, k and v by batch entry, and floating-point inputs in the pattern's order."""
     pattern = relations.pattern
     return Operands(
         *vectors,

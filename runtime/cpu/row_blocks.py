@@ -1,4 +1,4 @@
-"""The rows of a plan in blocks that have all of their keys: what weights that need whole rows are computed on."""
+"""The rows of a plan in blocks that hold all of their keys, for weights that need whole rows."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from attnc.compiler.planning.cpu_plan import Group, Plan, PlanPiece
 Int64 = NDArray[np.int64]
 
 ELEMENTS = 1 << 21
-"""Entries of the largest tensor over the pairs of a block, over all heads, as far as one row allows it."""
+"""Maximum number of entries of a tensor over the pairs of a block, over all heads; a single row may exceed it."""
 
 MOST_ROWS = 256
 
 
 @dataclass(frozen=True)
 class RowBlock:
-    """Rows of one window of a batch entry and some heads, with every key that one of them sees.
+    """Rows of one window of a batch entry and some heads, with every key that one of the rows sees.
 
-    `rows` and `keys` are tokens of the call; `mask` (rows, keys) says who sees whom.
+    `rows` and `keys` are tokens of the call; `mask` (rows, keys) marks visible pairs.
     """
 
     batch: int
@@ -35,31 +35,31 @@ class RowBlock:
     mask: NDArray[np.bool_]
 
     def part(self, rows: Int64, keys: Int64) -> RowBlock:
-        """Some rows and keys, by their numbers in the block."""
+        """Return some rows and keys, by their numbers in the block."""
         return replace(self, rows=self.rows[rows], keys=self.keys[keys], mask=self.mask[np.ix_(rows, keys)])
 
 
 def row_blocks(plan: Plan, relations: Relations, entries: Callable[[int], int]) -> Iterator[RowBlock]:
-    """The blocks of a plan; rows that see nothing are in none.
+    """Yield the blocks of a plan; rows that see nothing are in no block.
 
-    `entries`: those of the largest tensor that a row needs, by its keys.
+    `entries`: returns the number of entries of a row's largest tensor, from its number of keys.
     """
     for group in plan.groups:
         pieces = [piece for piece in group.pieces if piece.elements]
         if not (pieces and group.batches and group.heads):
             continue
         keys = max(1, sum(piece.elements for piece in pieces) // max(plan.n_q, 1))
-        most = max(1, ELEMENTS // entries(keys))
-        heads = max(1, min(len(group.heads), most // 16))
-        rows = max(1, min(MOST_ROWS, most // heads))
+        max_rows = max(1, ELEMENTS // entries(keys))
+        heads = max(1, min(len(group.heads), max_rows // 16))
+        rows = max(1, min(MOST_ROWS, max_rows // heads))
         for batch in group.batches:
             windows = list(relations.windows(batch))
             for window, first, last, parts in _blocks(pieces, windows, rows):
-                found, seen, mask = _assembled(plan, group, parts, first, last)
+                block_rows, seen, mask = _assembled(plan, group, parts, first, last)
                 if not len(seen):
                     continue
                 for i in range(0, len(group.heads), heads):
-                    yield RowBlock(batch, group.heads[i : i + heads], window, found, seen, mask)
+                    yield RowBlock(batch, group.heads[i : i + heads], window, block_rows, seen, mask)
 
 
 _Part = tuple[PlanPiece, int]
@@ -69,7 +69,7 @@ _Part = tuple[PlanPiece, int]
 def _blocks(
     pieces: list[PlanPiece], windows: list[Window], rows: int
 ) -> Iterator[tuple[Window, int, int, list[_Part]]]:
-    """Stretches of rows inside the windows, each with the parts of pieces that touch it."""
+    """Yield stretches of rows inside the windows, each with the parts of pieces that touch it."""
     starts = np.concatenate([np.arange(w.row, w.row + w.n_q, rows) for w in windows])
     ends = np.concatenate([np.minimum(np.arange(w.row, w.row + w.n_q, rows) + rows, w.row + w.n_q) for w in windows])
     owner = np.repeat(np.arange(len(windows)), [-(-w.n_q // rows) for w in windows])
@@ -87,30 +87,34 @@ def _blocks(
 def _assembled(
     plan: Plan, group: Group, parts: list[_Part], first: int, last: int
 ) -> tuple[Int64, Int64, NDArray[np.bool_]]:
-    """Rows, keys, and the mask between them."""
-    found = []
+    """Return rows, keys, and the mask between them."""
+    masks_of_parts = []
     for piece, number in parts:
         inside = piece.queries.inside() + piece.queries.starts()[number]
         keys = piece.keys.inside() + piece.keys.starts()[number]
-        chosen = np.flatnonzero((inside >= first) & (inside < last))
-        found.append((inside[chosen] - first, keys, _mask(plan, group, piece, inside, keys, chosen)))
-    seen = np.unique(np.concatenate([keys for _, keys, _ in found]))
+        inside_block = np.flatnonzero((inside >= first) & (inside < last))
+        masks_of_parts.append(
+            (inside[inside_block] - first, keys, _mask(plan, group, piece, inside, keys, inside_block))
+        )
+    seen = np.unique(np.concatenate([keys for _, keys, _ in masks_of_parts]))
     mask = np.zeros((last - first, len(seen)), dtype=np.bool_)
-    for rows, keys, part in found:
+    for rows, keys, part in masks_of_parts:
         mask[np.ix_(rows, np.searchsorted(seen, keys))] |= part
     used = mask.any(axis=0)
     return np.arange(first, last), seen[used], mask[:, used]
 
 
-def _mask(plan: Plan, group: Group, piece: PlanPiece, rows: Int64, keys: Int64, chosen: Int64) -> NDArray[np.bool_]:
-    """What some rows of a stretch see."""
+def _mask(
+    plan: Plan, group: Group, piece: PlanPiece, rows: Int64, keys: Int64, row_numbers: Int64
+) -> NDArray[np.bool_]:
+    """Return the mask of some rows of a stretch."""
     match piece.mask:
         case "full":
-            return np.ones((len(chosen), len(keys)), dtype=np.bool_)
+            return np.ones((len(row_numbers), len(keys)), dtype=np.bool_)
         case "causal":
-            return np.asarray(np.arange(len(keys))[None] <= chosen[:, None])
+            return np.asarray(np.arange(len(keys))[None] <= row_numbers[:, None])
         case "exact":
-            low, high = int(rows[chosen[0]]), int(rows[chosen[-1]]) + 1
+            low, high = int(rows[row_numbers[0]]), int(rows[row_numbers[-1]]) + 1
             return plan.exact_mask(group.batches[0], group.heads[0], low, high, int(keys[0]), int(keys[-1]) + 1)
         case number:
-            return plan.masks[number].whole()[chosen]
+            return plan.masks[number].whole()[row_numbers]

@@ -24,16 +24,16 @@ def _scores(call: PlannedCall, q: Tensor, k: Tensor, inputs: Sequence[Tensor]) -
 
 
 class _ScoredFunction(FirstOrder):
-    """`forward`, recorded. Kept: q, k, v, out, LSE, the shift where scores are `LARGE`, and the inputs."""
+    """The autograd function of `forward`. Saved: q, k, v, out, LSE, the shift if scores are `LARGE`, and the inputs."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: PlannedCall, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        found = forward(q, k, v, call.plan, _scores(call, q, k, [x.detach() for x in inputs]))
-        own_lse, shift, shifted = found.lse, found.shift, bool(found.shift.any())
-        out, lse = found.out.to(q.dtype), own_lse + shift if shifted else own_lse
+        rows = forward(q, k, v, call.plan, _scores(call, q, k, [x.detach() for x in inputs]))
+        relative_lse, shift, shifted = rows.lse, rows.shift, bool(rows.shift.any())
+        out, lse = rows.out.to(q.dtype), relative_lse + shift if shifted else relative_lse
         ctx.call, ctx.shifted = call, shifted
         keep_name(ctx)
-        ctx.save_for_backward(q, k, v, out, own_lse, *([shift] if shifted else []), *inputs)
+        ctx.save_for_backward(q, k, v, out, relative_lse, *([shift] if shifted else []), *inputs)
         ctx.set_materialize_grads(False)
         return out, lse
 
@@ -47,14 +47,14 @@ class _ScoredFunction(FirstOrder):
         grad_out = torch.zeros_like(kept[3]) if grad_out is None else grad_out
         needs = ctx.needs_input_grad[4:]
         with backward_row(ctx):
-            found = once(_gradients, ctx.call, needs, grad_out, grad_lse, *kept)
-        return (*found[:3], None, *found[3:])
+            gradients = once(_gradients, ctx.call, needs, grad_out, grad_lse, *kept)
+        return (*gradients[:3], None, *gradients[3:])
 
 
 def _gradients(
     call: PlannedCall, needs: Sequence[bool], grad_out: Tensor, grad_lse: Tensor | None, *kept: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """Those of q, k, v, and of the real inputs that need them."""
+    """Compute the gradients of q, k, v, and of the floating-point inputs that need them."""
     q, k, v, out, lse, shift, *inputs = (x.detach() for x in kept)
     leaves = [x.requires_grad_(need) for x, need in zip(inputs, needs, strict=True)]
     wanted = [x for x in leaves if x.requires_grad]
@@ -67,5 +67,5 @@ def _gradients(
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, call: PlannedCall, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """(out, lse) of a pattern with scores or extra logits of its own, differentiable once in q, k, v and `inputs`."""
+    """Compute (out, lse) with custom scores or extra logits, differentiable once in q, k, v and `inputs`."""
     return cast("tuple[Tensor, Tensor]", _ScoredFunction.apply(q, k, v, call, *inputs))  # type: ignore[no-untyped-call]

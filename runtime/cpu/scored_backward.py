@@ -1,7 +1,7 @@
-"""The backward pass of attention whose scores are not `scale * dot(q, k)`: scores are computed again, tile by tile.
+"""The backward pass of attention whose scores are not `scale * dot(q, k)`: scores are recomputed, tile by tile.
 
-Where the score is a multiple of `dot(q, k)` and a bias, and no real input wants a gradient, the kernel computes it;
-else torch does.
+If the score is a multiple of `dot(q, k)` plus a bias, and no floating-point input needs a gradient, the kernel computes
+it; otherwise torch does.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from attnc.runtime.fallbacks import COPY, note
 class RowData(NamedTuple):
     """Row data of a backward pass: dO, the LSE, its shift, rowsum(dO ∘ out) − dLSE, out.
 
-    The LSE is +inf where a row gives nothing.
+    The LSE is +inf in rows that contribute nothing.
     """
 
     grad_out: Tensor
@@ -41,7 +41,7 @@ class RowData(NamedTuple):
 
     @property
     def spoiled(self) -> Tensor:
-        """Rows with a number that is none; an LSE of +inf is one."""
+        """The rows with a NaN or an infinity, except an LSE of +inf."""
         return beyond(self.grad_out) | beyond(self.out) | self.lse.isnan() | ~self.delta.isfinite()
 
     def without(self, rows: Tensor) -> RowData:
@@ -56,7 +56,7 @@ class RowData(NamedTuple):
 
 
 TileGradients = tuple["Tensor | None", "Tensor | None", Tensor, Sequence["Tensor | None"]]
-"""Gradients of the queries, keys and values of a tile, by query head, and of the real inputs."""
+"""Gradients of the queries, keys and values of a tile, by query head, and of the floating-point inputs."""
 
 Gradients = Callable[[PlanTile, Vectors, RowData], TileGradients]
 """A function (tile, its vectors, its row data) → gradients of the tile."""
@@ -64,7 +64,7 @@ Gradients = Callable[[PlanTile, Vectors, RowData], TileGradients]
 
 @dataclass(frozen=True)
 class GradientSums:
-    """Gradients of q, k and v, and of the real inputs that want them, as they are added up."""
+    """Accumulated gradients of q, k and v, and of the floating-point inputs that need them."""
 
     q: Tensor
     k: Tensor
@@ -81,7 +81,7 @@ def backward(
     scores: Scores,
     inputs: Sequence[Tensor],
 ) -> GradientSums:
-    """The gradients of `forward`, whose operands were q, k and v and whose result is given."""
+    """Compute the gradients of `forward` from its operands q, k and v and its `result`."""
     dtype = result.out.dtype
     dq, dk, dv = (torch.zeros_like(x, dtype=dtype) for x in tensors)
     sums = GradientSums(dq, dk, dv, [torch.zeros_like(x, dtype=dtype) for x in inputs])
@@ -96,7 +96,7 @@ def backward(
 
 
 def _delta(grad_out: Tensor, grad_lse: Tensor | None, result: RowResults) -> Tensor:
-    """rowsum(dO ∘ out) - dLSE."""
+    """Compute rowsum(dO ∘ out) - dLSE."""
     delta = (grad_out.to(result.out.dtype) * result.out).sum(-1)
     return delta if grad_lse is None else delta - torch.where(result.lse == -math.inf, 0, grad_lse)
 
@@ -104,39 +104,39 @@ def _delta(grad_out: Tensor, grad_lse: Tensor | None, result: RowResults) -> Ten
 def _add_gradients(
     tile: PlanTile, of_rows: RowData, tensors: Vectors, gradients: Gradients, by_pairs: Gradients, sums: GradientSums
 ) -> None:
-    """Add the gradients of a tile to `sums`, those of a spoiled row where the row sees, and nowhere else."""
+    """Add the gradients of a tile to `sums`; a spoiled row contributes only where it sees a key."""
     group = tensors[0].shape[1] // max(tensors[1].shape[1], 1)
     vectors = vectors_of(tile, tensors, group)
     rows = RowData(*(x[tile.batch][tile.at] for x in of_rows))
-    found = gradients(tile, vectors, rows)
-    if _are_finite(found) or tile.mask.all():
-        _add_tile_gradients(tile, found, sums, group)
+    gradients_of_tile = gradients(tile, vectors, rows)
+    if _are_finite(gradients_of_tile) or tile.mask.all():
+        _add_tile_gradients(tile, gradients_of_tile, sums, group)
         return
     bad = spoiled(tile.mask, *vectors, rows.spoiled)
     if not bad.rows.all():
         q, k, v = vectors
         clean = bad.filled_queries(q), bad.filled_keys(k), bad.filled_keys(v)
-        found = gradients(tile, clean, rows.without(bad.rows))
-        if _are_finite(found):
-            _add_tile_gradients(tile, found, sums, group)
-        else:  # something else is spoiled, as an input is
+        gradients_of_tile = gradients(tile, clean, rows.without(bad.rows))
+        if _are_finite(gradients_of_tile):
+            _add_tile_gradients(tile, gradients_of_tile, sums, group)
+        else:  # something else is spoiled, such as an input
             bad = bad.and_rows(torch.ones_like(bad.rows))
     for cut in cuts(tile.mask, ~tile.mask, bad.numbers):
-        at = torch.from_numpy(cut.rows)
-        part, own = tile.part(cut.rows, cut.keys), vectors_of_cut(vectors, cut)
-        alone = RowData(*(x[:, at] for x in rows)).without(~bad.rows[:, at])
+        positions = torch.from_numpy(cut.rows)
+        part, cut_vectors = tile.part(cut.rows, cut.keys), vectors_of_cut(vectors, cut)
+        cut_rows = RowData(*(x[:, positions] for x in rows)).without(~bad.rows[:, positions])
         run = by_pairs if cut.by_pairs else gradients
-        _add_tile_gradients(part, run(part, own, alone), sums, group)
+        _add_tile_gradients(part, run(part, cut_vectors, cut_rows), sums, group)
 
 
-def _are_finite(found: TileGradients) -> bool:
-    return all(x is None or is_finite(x) for x in (*found[:3], *found[3]))
+def _are_finite(gradients: TileGradients) -> bool:
+    return all(x is None or is_finite(x) for x in (*gradients[:3], *gradients[3]))
 
 
 def _gradients_by_pairs(
     scores: Scores, inputs: Sequence[Tensor], tile: PlanTile, vectors: Vectors, rows: RowData
 ) -> TileGradients:
-    """`Gradients` of few rows, without a product with what is hidden."""
+    """Compute the `Gradients` of few rows, without products with hidden pairs."""
     dtype, seen = rows.lse.dtype, torch.from_numpy(tile.mask)
     with torch.enable_grad():
         q_rows, k_rows = (x.to(dtype).requires_grad_() for x in vectors[:2])
@@ -146,23 +146,23 @@ def _gradients_by_pairs(
     grad_out, v = rows.grad_out.to(dtype), vectors[2].to(dtype)
     of_v = torch.where(seen[..., None], weights[..., None] * grad_out[:, :, None], 0).sum(1)
     change = weights * (grad_out @ v.transpose(-1, -2) - rows.delta[..., None])
-    return _of_atoms(pull(torch.where(seen, change, 0)), (q_rows, k_rows), of_v, inputs)
+    return _pull_atoms(pull(torch.where(seen, change, 0)), (q_rows, k_rows), of_v, inputs)
 
 
-def _of_atoms(
+def _pull_atoms(
     pairs: Sequence[tuple[Tensor, Tensor]], rows: tuple[Tensor, Tensor], of_v: Tensor, inputs: Sequence[Tensor]
 ) -> TileGradients:
-    """Carry the gradients of a score's atoms on to the queries, the keys and the real inputs of a tile."""
+    """Propagate the gradients of a score's atoms to the queries, the keys and the floating-point inputs of a tile."""
     if not pairs:
         return None, None, of_v, [None] * len(inputs)
     atoms, grads = zip(*pairs, strict=True)
-    of_q, of_k, *found = torch.autograd.grad(atoms, [*rows, *inputs], grads, allow_unused=True)
-    return of_q, of_k, of_v, found
+    of_q, of_k, *of_inputs = torch.autograd.grad(atoms, [*rows, *inputs], grads, allow_unused=True)
+    return of_q, of_k, of_v, of_inputs
 
 
-def _add_tile_gradients(tile: PlanTile, found: TileGradients, sums: GradientSums, group: int) -> None:
-    """Add what a tile gives, without columns that operands were padded with."""
-    of_q, of_k, of_v, of_inputs = found
+def _add_tile_gradients(tile: PlanTile, tile_gradients: TileGradients, sums: GradientSums, group: int) -> None:
+    """Add the gradients of a tile, without the padding columns of operands."""
+    of_q, of_k, of_v, of_inputs = tile_gradients
     if of_q is not None:
         sums.q[tile.batch][tile.at] += of_q[..., : sums.q.shape[-1]]
     if of_k is not None:
@@ -181,7 +181,7 @@ def _backward_in_torch(
     inputs: Sequence[Tensor],
     sums: GradientSums,
 ) -> None:
-    """dS = P ∘ (dO Vᵀ − rowsum(dO ∘ out) + dLSE), P = exp(S − LSE); of what S is made of, by its `derivatives`."""
+    """Add the gradients by dS = P ∘ (dO Vᵀ − rowsum(dO ∘ out) + dLSE), P = exp(S − LSE), and S's `derivatives`."""
     dtype = result.out.dtype
 
     def gradients(tile: PlanTile, vectors: Vectors, rows: RowData) -> TileGradients:
@@ -192,7 +192,7 @@ def _backward_in_torch(
         of_v = weights.transpose(-1, -2) @ rows.grad_out
         v_rows = vectors[2].to(dtype)
         change = weights * (rows.grad_out @ v_rows.transpose(-1, -2) - rows.delta[..., None])
-        return _of_atoms(pull(change), (q_rows, k_rows), of_v, inputs)
+        return _pull_atoms(pull(change), (q_rows, k_rows), of_v, inputs)
 
     delta = _delta(grad_out, grad_lse, result)
     of_rows, blind = RowData(grad_out.to(dtype), result.lse, result.shift, delta, result.out), result.lse == -math.inf
@@ -211,7 +211,7 @@ def _backward_by_kernel(
     factor: float,
     sums: GradientSums,
 ) -> None:
-    """Add the gradients of q, k and v where the score is `factor * dot(q, k)` and a bias."""
+    """Add the gradients of q, k and v where the score is `factor * dot(q, k)` plus a bias."""
     q, k, v = tensors
     delta = _delta(grad_out, grad_lse, result)
     out, grad_out = result.out.to(q.dtype), grad_out.to(q.dtype)
@@ -229,8 +229,8 @@ def _backward_by_kernel(
         bias = scores.bias(tile)
         bias = bias - rows.shift[..., None] if rows.shift.any() else bias
         of_rows = rows.grad_out[None], q_rows, k_rows, v_rows, rows.out[None], rows.lse[None]
-        found = flash_kernel.attend_backward(*of_rows, bias[None], False, factor)
-        dq, dk, dv = (x[0] for x in found)
+        kernel_gradients = flash_kernel.attend_backward(*of_rows, bias[None], False, factor)
+        dq, dk, dv = (x[0] for x in kernel_gradients)
         return dq, dk, dv, []
 
     of_rows = RowData(grad_out, lse, result.shift, delta, out)
@@ -241,7 +241,7 @@ def _backward_by_kernel(
 def _add_extra(
     scores: Scores, q: Tensor, result: RowResults, delta: Tensor, inputs: Sequence[Tensor], sums: GradientSums
 ) -> None:
-    """The gradient through the extra logits, whose values are 0: -P_extra ∘ (rowsum(dO ∘ out) - dLSE)."""
+    """Add the gradient through the extra logits, whose values are 0: -P_extra ∘ (rowsum(dO ∘ out) - dLSE)."""
     for batch in range(q.shape[0]):
         with torch.enable_grad():
             leaf = q[batch].to(result.out.dtype).detach().requires_grad_()
@@ -249,13 +249,15 @@ def _add_extra(
         for rows, logit in extras:
             if not logit.requires_grad:
                 continue
-            own = result.lse[batch, :, rows]
-            whole = torch.where(own == -math.inf, math.inf, own)
-            share = torch.exp(logit.detach() - result.shift[batch, :, rows] - whole)
-            dq, *found = torch.autograd.grad(logit, [leaf, *inputs], -share * delta[batch, :, rows], allow_unused=True)
+            row_lse = result.lse[batch, :, rows]
+            safe_lse = torch.where(row_lse == -math.inf, math.inf, row_lse)
+            weight = torch.exp(logit.detach() - result.shift[batch, :, rows] - safe_lse)
+            dq, *of_inputs = torch.autograd.grad(
+                logit, [leaf, *inputs], -weight * delta[batch, :, rows], allow_unused=True
+            )
             if dq is not None:
                 sums.q[batch] += dq
-            _add(sums.inputs, found)
+            _add(sums.inputs, of_inputs)
 
 
 def _add(totals: Sequence[Tensor], parts: Sequence[Tensor | None]) -> None:

@@ -1,8 +1,7 @@
 """The forward pass of attention whose scores are not `scale * dot(q, k)`: the pieces of a plan, tile by tile.
 
-A score that is a multiple of `dot(q, k)` and a bias goes to the kernel, the bias as its mask. Any other is computed
-from the rows and keys of a tile in torch, softened, and merged into the rows by log-sum-exp. No tile is kept; the same
-inputs give the same bits.
+The kernel computes a score that is a multiple of `dot(q, k)` plus a bias, with the bias as its mask. Torch computes all
+other scores. Equal inputs give equal bits.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ Vectors = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class RowResults:
-    """What a forward leaves of every row: out, and its LSE as `lse + shift`, in the dtype that scores are computed in.
+    """The forward results of every row: out, and the LSE as `lse + shift`, in the dtype of scores.
 
-    `shift` is near the row's scores where these are large, so that differences from the LSE keep their digits.
+    `shift` is close to the row's scores if these are large, so that differences from the LSE keep their digits.
     """
 
     out: Tensor
@@ -39,16 +38,16 @@ class RowResults:
     shift: Tensor
 
     def known(self, tile: PlanTile) -> tuple[Tensor, Tensor]:
-        """The LSE and shift of the rows of a tile."""
+        """Return the LSE and shift of the rows of a tile."""
         return self.lse[tile.batch][tile.at], self.shift[tile.batch][tile.at]
 
 
 LARGE = 16.0
-"""Scores beyond this are shifted."""
+"""Limit beyond which scores are shifted."""
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scores: Scores) -> RowResults:
-    """The rows of a call; those that see nothing have out 0 and LSE -inf."""
+    """Compute the rows of a call; rows that see no key have out 0 and LSE -inf."""
     if plan.fallback is not None:
         note(plan.pattern, DENSE, plan.fallback)
     dtype, group = lse_dtype(q.dtype), q.shape[1] // max(k.shape[1], 1)
@@ -68,34 +67,34 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scores: Scores) -> RowR
 
 
 Partial = tuple[Tensor, Tensor, Tensor]
-"""(out, lse, shift) of the rows of a tile, by its keys alone."""
+"""Partial results (out, lse, shift) of the rows of a tile, from its keys alone."""
 
 
 def _add_tile(tile: PlanTile, tensors: Vectors, scores: Scores, result: RowResults, group: int) -> None:
-    """Merge a tile into the rows of `result`, none of it by hidden keys."""
+    """Merge a tile into the rows of `result`, without contributions of hidden keys."""
     vectors = vectors_of(tile, tensors, group)
-    found = _computed(tile, vectors, scores, result.known(tile))
-    if is_finite(found[0]) or tile.mask.all():
-        _merge(tile, found, result)
+    partial_result = _computed(tile, vectors, scores, result.known(tile))
+    if is_finite(partial_result[0]) or tile.mask.all():
+        _merge(tile, partial_result, result)
         return
     bad = spoiled(tile.mask, *vectors)
     if (bad.queries.any() or bad.keys.any()) and not bad.rows.all():
         q, k, v = vectors
         clean = bad.filled_queries(q), bad.filled_keys(k), bad.filled_keys(v)
-        found = _computed(tile, clean, scores, result.known(tile))
-    bad = bad.and_rows(~found[0].isfinite().all(-1))
-    _merge(tile, found, result, ~bad.rows)
+        partial_result = _computed(tile, clean, scores, result.known(tile))
+    bad = bad.and_rows(~partial_result[0].isfinite().all(-1))
+    _merge(tile, partial_result, result, ~bad.rows)
     harm = ~tile.mask & bad.keys.any(0).numpy()
     for cut in cuts(tile.mask, harm, bad.numbers):
-        part, own = tile.part(cut.rows, cut.keys), vectors_of_cut(vectors, cut)
-        found = _computed_of_cut(cut, part, own, scores, result.known(part))
-        _merge(part, found, result, bad.rows[:, torch.from_numpy(cut.rows)])
+        part, cut_vectors = tile.part(cut.rows, cut.keys), vectors_of_cut(vectors, cut)
+        partial_result = _computed_of_cut(cut, part, cut_vectors, scores, result.known(part))
+        _merge(part, partial_result, result, bad.rows[:, torch.from_numpy(cut.rows)])
 
 
-def _merge(tile: PlanTile, found: Partial, result: RowResults, where: Tensor | None = None) -> None:
-    """Merge what the keys of a tile give its rows, or those of them (heads, rows) that `where` says."""
+def _merge(tile: PlanTile, partial_result: Partial, result: RowResults, where: Tensor | None = None) -> None:
+    """Merge partial results of a tile into its rows, or into the rows (heads, rows) that `where` selects."""
     out, lse, shift = (x[tile.batch][tile.at] for x in (result.out, result.lse, result.shift))
-    o, part, own_shift = found
+    o, part, own_shift = partial_result
     if where is not None:
         o, part = torch.where(where[..., None], o, 0), torch.where(where, part, -math.inf)
         own_shift = torch.where(where, own_shift, shift)
@@ -106,21 +105,21 @@ def _merge(tile: PlanTile, found: Partial, result: RowResults, where: Tensor | N
 
 
 def vectors_of(tile: PlanTile, tensors: Vectors, group: int) -> Vectors:
-    """The queries, keys and values of a tile, (heads, rows or keys, d)."""
+    """Return the queries, keys and values of a tile, (heads, rows or keys, d)."""
     q, k, v = (x[tile.batch] for x in tensors)
     at_keys = tile.at_keys(group)
     return q[tile.at], k[at_keys], v[at_keys]
 
 
 def vectors_of_cut(vectors: Vectors, cut: Cut) -> Vectors:
-    """The vectors of a part of a tile."""
+    """Return the vectors of a part of a tile."""
     q, k, v = vectors
     rows, keys = torch.from_numpy(cut.rows), torch.from_numpy(cut.keys)
     return q[:, rows], k[:, keys], v[:, keys]
 
 
-def _computed(tile: PlanTile, vectors: Vectors, scores: Scores, known: tuple[Tensor, Tensor]) -> Partial:
-    (q, k, v), (lse, shift), factor = vectors, known, scores.factor
+def _computed(tile: PlanTile, vectors: Vectors, scores: Scores, row_state: tuple[Tensor, Tensor]) -> Partial:
+    (q, k, v), (lse, shift), factor = vectors, row_state, scores.factor
     dtype = lse.dtype
     score = scores.of(tile, q.to(dtype), k.to(dtype)) if factor is None else scores.bias(tile)
     shift = _shifted(score.detach().amax(-1), shift, lse)
@@ -131,10 +130,10 @@ def _computed(tile: PlanTile, vectors: Vectors, scores: Scores, known: tuple[Ten
 
 
 def _computed_of_cut(
-    cut: Cut, tile: PlanTile, vectors: Vectors, scores: Scores, known: tuple[Tensor, Tensor]
+    cut: Cut, tile: PlanTile, vectors: Vectors, scores: Scores, row_state: tuple[Tensor, Tensor]
 ) -> Partial:
-    """`_computed` of a part, in torch: the kernel has no answer where a score that is visible is -inf."""
-    (lse, shift), factor = known, scores.factor
+    """Compute a part of a tile in torch: the kernel is undefined if a visible score is -inf."""
+    (lse, shift), factor = row_state, scores.factor
     q, k, v = (x.to(lse.dtype) for x in vectors)
     if cut.by_pairs:
         q, k = by_pair(tile.mask, q, k)
@@ -147,45 +146,46 @@ def _computed_of_cut(
     score = score - shift[..., None]
     if not cut.by_pairs:
         return *_softmax(score, v), shift
-    out, own = _softmax(score[:, :, None], torch.where(torch.from_numpy(tile.mask)[..., None], v[:, None], 0))
-    return out[:, :, 0], own[:, :, 0], shift
+    out, own_lse = _softmax(score[:, :, None], torch.where(torch.from_numpy(tile.mask)[..., None], v[:, None], 0))
+    return out[:, :, 0], own_lse[:, :, 0], shift
 
 
-def _shifted(most: Tensor, shift: Tensor, lse: Tensor) -> Tensor:
-    """The shift of rows that meet scores up to `most`: these, where a first score is large or `most` far above the LSE.
+def _shifted(row_max: Tensor, shift: Tensor, lse: Tensor) -> Tensor:
+    """Return the shift of rows: `row_max` if it is large as a first score or far above the LSE, else `shift`.
 
-    A shift far below the scores that decide a row would take their digits: beside -12000, fp32 keeps three of 0.1024.
+    A shift far below the scores that dominate a row would cost their digits: beside -12000, fp32 keeps three of 0.1024.
     """
-    above = torch.where(lse == -math.inf, most.abs(), most - (lse + shift))
-    return torch.where(most.isfinite() & (above > LARGE), most, shift)
+    above = torch.where(lse == -math.inf, row_max.abs(), row_max - (lse + shift))
+    return torch.where(row_max.isfinite() & (above > LARGE), row_max, shift)
 
 
 def _count_extra(q: Tensor, scores: Scores, result: RowResults, counted: Tensor) -> None:
-    """Give the extra logits their share of every row that sees something, perhaps with scores of -inf alone."""
+    """Add the extra logits to every row that sees a key, even if all its scores are -inf."""
     for batch in range(q.shape[0]):
         for rows, logit in scores.extra(batch, q[batch].to(result.out.dtype)):
-            own, shift = result.lse[batch, :, rows], result.shift[batch, :, rows]
-            nearer = _shifted(logit.detach().expand_as(own), shift, own)
-            own = own + (shift - nearer)
+            row_lse, shift = result.lse[batch, :, rows], result.shift[batch, :, rows]
+            nearer = _shifted(logit.detach().expand_as(row_lse), shift, row_lse)
+            row_lse = row_lse + (shift - nearer)
             result.shift[batch, :, rows] = nearer
-            more = torch.logaddexp(own, logit - nearer)
-            blind = ~counted[batch, :, rows] | (more == -math.inf)
-            more = torch.where(blind, -math.inf, more)
-            result.out[batch, :, rows] *= torch.exp(torch.where(blind, 0, own - more))[..., None]
-            result.lse[batch, :, rows] = more
+            total_lse = torch.logaddexp(row_lse, logit - nearer)
+            blind = ~counted[batch, :, rows] | (total_lse == -math.inf)
+            total_lse = torch.where(blind, -math.inf, total_lse)
+            result.out[batch, :, rows] *= torch.exp(torch.where(blind, 0, row_lse - total_lse))[..., None]
+            result.lse[batch, :, rows] = total_lse
 
 
 def _softmax(score: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """(out, lse) of scores (…, rows, keys) over v (…, keys, dv)."""
-    most = score.amax(-1, keepdim=True)
-    weights = torch.exp(score - torch.where(most == -math.inf, 0, most))
-    whole = weights.sum(-1)
-    lse = torch.where(whole == 0, -math.inf, most[..., 0] + whole.log())  # NaN stays NaN: such a row is not blind
-    return (weights @ v) / torch.where(whole == 0, 1, whole)[..., None], lse
+    """Compute (out, lse) of scores (…, rows, keys) over v (…, keys, dv)."""
+    row_max = score.amax(-1, keepdim=True)
+    weights = torch.exp(score - torch.where(row_max == -math.inf, 0, row_max))
+    row_sum = weights.sum(-1)
+    # NaN stays NaN: such a row is not blind.
+    lse = torch.where(row_sum == 0, -math.inf, row_max[..., 0] + row_sum.log())
+    return (weights @ v) / torch.where(row_sum == 0, 1, row_sum)[..., None], lse
 
 
 def _by_kernel(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    """(out, lse) of the scores `factor * dot(q, k) + bias`."""
+    """Compute (out, lse) of the scores `factor * dot(q, k) + bias`."""
     width = max(q.shape[-1], v.shape[-1])
     q, k, wide = (flash_kernel.padded(x, width)[None] for x in (q, k, v))
     out, lse = flash_kernel.attend(q, k, wide, bias[None], False, factor)

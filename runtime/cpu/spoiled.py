@@ -1,9 +1,9 @@
-"""Rows and keys of a tile that are not finite, and rows that see one: only there may a result be no number.
+"""Spoiled rows and keys of a tile: rows and keys that are not finite, and rows that see one.
 
-A tile multiplies the value of a hidden key by a weight of 0, and 0 · NaN is NaN. Where what a tile gives is not finite
-and the tile hides something, the tile is computed again with numbers in place of spoiled vectors. All rows that no such
-vector reaches keep the bits of that. The others are computed from `cuts` of the tile: parts in which nothing spoiled is
-hidden, and small parts whose pairs are computed one by one, without the hidden ones.
+A tile multiplies the value of a hidden key by a weight of 0, and 0 · NaN is NaN. If the result of a tile with hidden
+pairs is not finite, the tile is recomputed with finite numbers in place of spoiled vectors. Rows that no spoiled vector
+reaches keep the bits of that result. The others are computed from `cuts` of the tile: parts in which nothing spoiled is
+hidden, and small parts whose pairs are computed one by one, without the hidden pairs.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from torch import Tensor
 from attnc.runtime.cpu.hidden_values import beyond
 
 FILL = 0.5
-"""In place of what is spoiled: a number whose logarithm, root and inverse are numbers, and those of 1 less it."""
+"""Replacement for spoiled entries: logarithm, root and inverse of it, and of 1 minus it, are finite."""
 
 PAIR_ROWS = 32
-"""Rows of a part whose pairs are computed one by one, each with vectors of its own."""
+"""Maximum number of rows of a part whose pairs are computed one by one, each with its own vectors."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Rows and keys of a tile, by their numbers in it. `by_pairs`: hidden pairs must take no part in any sum."""
+    """Rows and keys of a tile, by their numbers in it. `by_pairs`: hidden pairs must not enter any sum."""
 
     rows: NDArray[np.int64]
     keys: NDArray[np.int64]
@@ -35,9 +35,9 @@ class Cut:
 
 
 def cuts(mask: NDArray[np.bool_], harm: NDArray[np.bool_], rows: NDArray[np.int64]) -> Iterator[Cut]:
-    """Parts that together have the visible pairs of some rows once; only those by pairs have harmful pairs.
+    """Yield parts that cover the visible pairs of some rows exactly once; only parts by pairs contain harmful pairs.
 
-    `mask` and `harm` (rows, keys) say which pairs of the tile are visible, and which hidden ones do harm in a sum.
+    `mask` and `harm` (rows, keys) mark the visible pairs of the tile, and the hidden pairs that would spoil a sum.
     """
     yield from _cuts(mask, harm, rows, np.arange(mask.shape[1]))
 
@@ -59,23 +59,23 @@ def _cuts(
 
 
 def alike(mask: NDArray[np.bool_], rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Rows of a mask by what they show, those that show the most first."""
+    """Group rows by their row of the mask; rows with the most visible keys come first."""
     if not len(rows):
         return []
-    shown, number = np.unique(mask[rows], axis=0, return_inverse=True)
-    order = np.argsort(-shown.sum(axis=1), kind="stable").tolist()
+    distinct, number = np.unique(mask[rows], axis=0, return_inverse=True)
+    order = np.argsort(-distinct.sum(axis=1), kind="stable").tolist()
     return [rows[number.reshape(-1) == i] for i in order]
 
 
 def by_pair(mask: NDArray[np.bool_], q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """q (heads, rows, d) and k (heads, keys, d) for each pair: (heads, rows, keys, d), numbers where it is hidden."""
+    """Expand q (heads, rows, d) and k (heads, keys, d) to pairs (heads, rows, keys, d), with `FILL` in hidden pairs."""
     seen = torch.from_numpy(mask).to(q.device)[..., None]
     return torch.where(seen, q[:, :, None], FILL), torch.where(seen, k[:, None], FILL)
 
 
 @dataclass(frozen=True)
 class Spoiled:
-    """Masks of the spoiled queries (heads, rows) and keys (heads, keys) of a tile, and of the rows that see one."""
+    """Masks of a tile's spoiled queries (heads, rows) and keys (heads, keys), and of rows that see a spoiled vector."""
 
     queries: Tensor
     keys: Tensor
@@ -87,22 +87,22 @@ class Spoiled:
         return np.flatnonzero(self.rows.any(0).numpy(force=True))
 
     def filled_queries(self, q: Tensor) -> Tensor:
-        """Vectors (heads, rows, d) with numbers in place of spoiled ones."""
+        """Return vectors (heads, rows, d) with spoiled vectors replaced by `FILL`."""
         return torch.where(self.queries[..., None], FILL, q)
 
     def filled_keys(self, x: Tensor) -> Tensor:
-        """Keys or values (heads, keys, d) with numbers in place of spoiled ones."""
+        """Return keys or values (heads, keys, d) with spoiled vectors replaced by `FILL`."""
         return torch.where(self.keys[..., None], FILL, x)
 
     def and_rows(self, rows: Tensor) -> Spoiled:
-        """Return these masks with further rows (heads, rows) marked."""
+        """Return the masks with further rows (heads, rows) marked."""
         return Spoiled(self.queries, self.keys, self.rows | rows)
 
 
 def spoiled(mask: NDArray[np.bool_], q: Tensor, k: Tensor, v: Tensor, further: Tensor | None = None) -> Spoiled:
     """Find the spoiled vectors of q (heads, rows, dk), k and v (heads, keys, d); `mask` (rows, keys): visible pairs.
 
-    `further`: rows (heads, rows) that are spoiled by something else.
+    `further`: rows (heads, rows) that are spoiled for another reason.
     """
     queries, keys = beyond(q), beyond(k) | beyond(v)
     seen = torch.from_numpy(mask).to(q.device)

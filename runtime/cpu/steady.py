@@ -1,4 +1,4 @@
-"""Timing that knows whether it can be trusted: rounds are repeated until their minima agree, or refused."""
+"""Timing with a reliability check: rounds are repeated until their minima agree, or the measurement is refused."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from collections.abc import Callable
 from attnc.runtime.call_errors import MeasurementError
 
 REPEATS, MOST_ROUNDS = 4, 12
-"""Runs of a round, and rounds of a measurement at most."""
+"""Runs per round, and maximum number of rounds per measurement."""
 
 AGREE = 1.1
-"""The two least minima of rounds must be within this factor of each other."""
+"""Maximum ratio of the two smallest minima of rounds."""
 
 
 class Steady:
-    """A timer that keeps the largest spread of what it measured.
+    """A timer that keeps the largest spread of its measurements.
 
-    What else a machine does only adds to a run, so that the minimum of a round is the best guess. On a busy machine the
-    minima of rounds differ; then there are more rounds, and no number at all where no two minima agree.
+    Other load on the machine only adds time to a run, so the minimum of a round is the best estimate. On a busy machine
+    the minima of rounds differ; more rounds are run then, and the measurement fails if no two minima agree.
     """
 
     def __init__(self) -> None:
         self.spread = 1.0
 
     def __call__(self, run: Callable[[], object], inner: int = 1) -> float:
-        """Return the nanoseconds of a run, after one that warms up. Raises MeasurementError where minima disagree."""
+        """Return the nanoseconds of a run, after a warm-up run. Raises MeasurementError if minima disagree."""
         run()
         minima: list[float] = []
         while len(minima) < MOST_ROUNDS:
@@ -35,7 +35,7 @@ class Steady:
                 self.spread = max(self.spread, others[0] / least)
                 return least
         raise too_busy(
-            f"of {MOST_ROUNDS} rounds of the same computation no two minima were within {AGREE - 1:.0%} of each other "
+            f"in {MOST_ROUNDS} rounds of the same computation no two minima agreed within {AGREE - 1:.0%} "
             f"({least / 1e3:,.1f} and {others[0] / 1e3:,.1f} µs)"
         )
 
@@ -50,6 +50,6 @@ class Steady:
 def too_busy(reason: str) -> MeasurementError:
     """Return the error that refuses a measurement."""
     return MeasurementError(
-        f"the machine is too busy to be measured: {reason}; nothing is kept: stop what else is running, or give torch "
+        f"the machine is too busy to be measured: {reason}; nothing is stored: stop other programs, or give torch "
         f"no more threads than there are free cores (OMP_NUM_THREADS), and measure again"
     )

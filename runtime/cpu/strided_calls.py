@@ -1,8 +1,8 @@
-"""From a plan to kernel calls: which batch entries, heads and stretches go into one call, and where its rows lie.
+"""Kernel calls of a plan: the batch entries, heads and stretches of each call, and the views of its rows.
 
-The kernel takes two outer dimensions, a piece has three: batch entries, heads, stretches. Whichever two are chosen, a
-call is a pair of `StripBlock`s, and a block is a view of any tensor of that shape, whatever its strides; where a
-stretch is a brick of a grid, the view has more dimensions than the kernel takes and is copied.
+The kernel takes two outer dimensions, a piece has three: batch entries, heads, stretches. For any choice of two, a call
+is a pair of `StripBlock`s, and a block is a view of any tensor of that shape, whatever its strides; if a stretch is a
+brick of a grid, the view has more dimensions than the kernel takes and is copied.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from attnc.runtime.settings import SETTINGS
 
 
 class StridedAxis(NamedTuple):
-    """`size` entries, each so many batch entries and heads further."""
+    """`size` entries, spaced by `batch` batch entries and `head` heads."""
 
     size: int
     batch: int = 0
@@ -28,7 +28,7 @@ class StridedAxis(NamedTuple):
 class StridedView(NamedTuple):
     """Arguments of `as_strided`; `offset` is relative to the tensor's first element.
 
-    `shape` is what the kernel takes, (x, y, rows[, width]); None where `size` is that already. `whole`: it is the
+    `shape`: the shape for the kernel, (x, y, rows[, width]); None if `size` has that shape. `whole`: the view is the
     tensor itself.
     """
 
@@ -54,11 +54,11 @@ class StripBlock:
 
     @property
     def rows(self) -> int:
-        """Tokens, counted for every batch entry and head."""
+        """Number of tokens, counted for every batch entry and head."""
         return self.outer.size * self.y.size * self.strip.count * self.strip.length
 
     def view(self, strides: tuple[int, ...], width: int | None) -> StridedView:
-        """The block of a tensor (batch, head, token, width), or (batch, head, token) for width None."""
+        """Return the block of a tensor (batch, head, token, width), or (batch, head, token) for width None."""
         b, h, t = strides[:3]
         offset = self.batch * b + self.head * h + self.strip.start * t
         y = (self.y.size, self.y.batch * b + self.y.head * h)
@@ -66,7 +66,7 @@ class StripBlock:
         x += [(axis.count, axis.step * t) for axis in self.strip.axes]
         x = [(size, stride) for size, stride in x if size > 1] or x[:1]
         rows = [(axis.length, axis.stride * t) for axis in self.strip.axes if axis.length > 1]
-        if not rows:  # any stride will do for one token, but the kernel wants one that could be a row's
+        if not rows:  # any stride is valid for one token, but the kernel requires a possible row stride
             rows = [(1, t if width is None else width)]
         shape: tuple[int, ...] = (self.outer.size * self.strip.count, y[0], self.strip.length)
         dims = [*x, y, *rows]
@@ -103,10 +103,10 @@ class KernelCall:
 
 @dataclass(frozen=True, slots=True)
 class Add:
-    """Part of a gradient for keys that goes to tokens met once, at `block`.
+    """A part of a gradient for keys that is added to distinct tokens, at `block`.
 
-    The gradient is looked at as `size` (outer, stretches by axis, y, tokens by axis, width): of it the part `at`, with
-    the dimensions `over`, whose entries lie on the same tokens, summed.
+    The gradient is viewed as `size` (outer, stretches by axis, y, tokens by axis, width); the part is its slice `at`,
+    summed over the dimensions `over`, whose entries lie on the same tokens.
     """
 
     size: tuple[int, ...]
@@ -124,14 +124,14 @@ class EvenRun(NamedTuple):
 
 
 class HeadRun(NamedTuple):
-    """Evenly spaced query heads over evenly spaced key heads, the same number of query heads for each key head."""
+    """Evenly spaced query heads over evenly spaced kv heads, the same number of query heads for each kv head."""
 
     queries: EvenRun
     keys: EvenRun
 
 
 def calls_of(plan: Plan, merged: bool) -> tuple[KernelCall, ...]:
-    """The calls of `plan`, in its order. `merged`: in every tensor, batch entry b + 1 starts one head after entry b."""
+    """Return the calls of `plan`, in order. `merged`: in every tensor, entry b + 1 starts one head after entry b."""
     _check(plan)
     return tuple(
         KernelCall(queries, keys, mask, piece.fresh)
@@ -145,7 +145,7 @@ def calls_of(plan: Plan, merged: bool) -> tuple[KernelCall, ...]:
 
 
 def _check(plan: Plan) -> None:
-    """A view outside a tensor reads other memory without a word: be sure of the plan once."""
+    """Check the plan once: a view outside a tensor silently reads other memory."""
     for piece in (p for group in plan.groups for p in group.pieces if not _is_empty(p)):
         for strip, n in ((piece.queries, plan.n_q), (piece.keys, plan.n_k)):
             for axis in strip.axes:
@@ -161,7 +161,7 @@ def _is_empty(piece: PlanPiece) -> bool:
 
 
 def head_runs(heads: tuple[int, ...], per_kv: int) -> Iterator[HeadRun]:
-    """Cut `heads` into runs, each as long as it can be. `per_kv` query heads share a key head."""
+    """Cut `heads` into runs, each as long as possible. `per_kv` query heads share a kv head."""
     rest = tuple(sorted(heads))
     while rest:
         run = next(r for n in range(len(rest), 0, -1) if (r := _head_run(rest[:n], per_kv)))
@@ -179,7 +179,7 @@ def _head_run(heads: tuple[int, ...], per_kv: int) -> HeadRun | None:
 
 
 def batch_runs(batches: tuple[int, ...]) -> Iterator[EvenRun]:
-    """Cut `batches` into runs, each as long as it can be."""
+    """Cut `batches` into runs, each as long as possible."""
     rest = tuple(sorted(batches))
     while rest:
         run = next(r for n in range(len(rest), 0, -1) if (r := _run(rest[:n])))
@@ -194,7 +194,7 @@ def _run(numbers: tuple[int, ...]) -> EvenRun | None:
 
 
 def _parts(group: Group, piece: PlanPiece) -> Iterator[tuple[PlanPiece, Mask]]:
-    """The piece in parts whose mask is bounded; nothing where it is empty."""
+    """Yield the piece in parts whose mask has a bounded size; nothing for an empty piece."""
     if _is_empty(piece) or not group.batches or not group.heads:
         return
     if piece.mask != "exact":
@@ -211,9 +211,9 @@ def _parts(group: Group, piece: PlanPiece) -> Iterator[tuple[PlanPiece, Mask]]:
 
 
 def _blocks(piece: PlanPiece, heads: HeadRun, batches: EvenRun, flat: bool) -> Iterator[tuple[StripBlock, StripBlock]]:
-    """The blocks of queries and keys of as few calls as possible.
+    """Yield the blocks of queries and keys of as few calls as possible.
 
-    `flat`: batch entries and heads (all of them) may be counted as one dimension.
+    `flat`: all heads and batch entries may be counted as one dimension.
     """
     queries, keys = piece.queries.flat(), piece.keys.flat()
     if queries is None or keys is None:
@@ -225,16 +225,16 @@ def _blocks(piece: PlanPiece, heads: HeadRun, batches: EvenRun, flat: bool) -> I
 def _viewed(
     queries: Strip, keys: Strip, heads: HeadRun, batches: EvenRun, flat: bool
 ) -> Iterator[tuple[StripBlock, StripBlock]]:
-    """On views: of stretches, heads and batch entries two dimensions go into a call, the third is looped over."""
-    one, entries = StridedAxis(1), StridedAxis(batches.size, batch=batches.step)
+    """Yield blocks that are views: a call takes two of stretches, heads and batch entries; the third is looped over."""
+    single, entries = StridedAxis(1), StridedAxis(batches.size, batch=batches.step)
     y_queries, y_keys = (StridedAxis(r.size, head=r.step) for r in heads)
     head, key_head = heads.queries.start, heads.keys.start
     count = queries.count
     if flat:
         q_axis, k_axis = (StridedAxis(batches.size * r.size, head=1) for r in heads)
         yield (
-            StripBlock(batches.start, head, queries, one, q_axis),
-            StripBlock(batches.start, key_head, keys, one, k_axis),
+            StripBlock(batches.start, head, queries, single, q_axis),
+            StripBlock(batches.start, key_head, keys, single, k_axis),
         )
     elif batches.size > count:
         for i in range(count):
@@ -246,23 +246,23 @@ def _viewed(
     elif heads.queries.size == heads.keys.size < batches.size:
         for i in range(heads.queries.size):
             yield (
-                StripBlock(batches.start, head + i * heads.queries.step, queries, one, entries),
-                StripBlock(batches.start, key_head + i * heads.keys.step, keys, one, entries),
+                StripBlock(batches.start, head + i * heads.queries.step, queries, single, entries),
+                StripBlock(batches.start, key_head + i * heads.keys.step, keys, single, entries),
             )
     else:
         for i in range(batches.size):
             batch = batches.start + i * batches.step
-            yield StripBlock(batch, head, queries, one, y_queries), StripBlock(batch, key_head, keys, one, y_keys)
+            yield StripBlock(batch, head, queries, single, y_queries), StripBlock(batch, key_head, keys, single, y_keys)
 
 
 def _one(strip: Strip, i: int) -> Strip:
-    """Stretch i of a strip along one axis."""
+    """Return stretch i of a strip along one axis."""
     (axis,) = strip.axes
     return Strip(strip.start + i * axis.step, (replace(axis, step=0, count=1),))
 
 
 def _gathered(piece: PlanPiece, heads: HeadRun, batches: EvenRun) -> Iterator[tuple[StripBlock, StripBlock]]:
-    """Bricks of a grid, which are copied together: as many in one call as its bounded share of memory holds."""
+    """Yield blocks of bricks of a grid, which are copied: as many in one call as the memory limit allows."""
     y_queries, y_keys = (StridedAxis(r.size, head=r.step) for r in heads)
     for i in range(batches.size):
         batch = batches.start + i * batches.step
@@ -274,30 +274,32 @@ def _gathered(piece: PlanPiece, heads: HeadRun, batches: EvenRun) -> Iterator[tu
             )
 
 
-def _bricks(piece: PlanPiece, most: int, axis: int = 0) -> Iterator[PlanPiece]:
-    """The piece cut along its axes from `axis` on, into parts of at most `most` stretches."""
-    if piece.queries.count <= most:
+def _bricks(piece: PlanPiece, max_stretches: int, axis: int = 0) -> Iterator[PlanPiece]:
+    """Yield the piece cut along its axes from `axis` on, into parts of at most `max_stretches` stretches."""
+    if piece.queries.count <= max_stretches:
         yield piece
         return
     inside = prod(a.count for a in piece.queries.axes[axis + 1 :])
-    chunk, count = max(1, most // inside), piece.queries.axes[axis].count
+    chunk, count = max(1, max_stretches // inside), piece.queries.axes[axis].count
     for first in range(0, count, chunk):
-        some = min(chunk, count - first)
+        part_count = min(chunk, count - first)
         part = replace(
-            piece, queries=_some(piece.queries, axis, first, some), keys=_some(piece.keys, axis, first, some)
+            piece,
+            queries=_some(piece.queries, axis, first, part_count),
+            keys=_some(piece.keys, axis, first, part_count),
         )
-        yield from _bricks(part, most, axis + 1)
+        yield from _bricks(part, max_stretches, axis + 1)
 
 
 def _some(strip: Strip, axis: int, first: int, count: int) -> Strip:
-    """`count` of the stretches along an axis, from number `first` on."""
+    """Return `count` of the stretches along an axis, from number `first` on."""
     steps = strip.axes[axis]
     axes = (*strip.axes[:axis], replace(steps, count=count), *strip.axes[axis + 1 :])
     return Strip(strip.start + first * steps.step, axes)
 
 
 def adds_of(keys: StripBlock) -> tuple[Add, ...]:
-    """The parts in which the gradient of `keys` is added: within a part no token is met twice."""
+    """Return the parts in which the gradient of `keys` is added: within a part all tokens are distinct."""
     axes = keys.strip.axes
     size = (keys.outer.size, *(a.count for a in axes), keys.y.size, *(a.length for a in axes), -1)
     adds = []
@@ -311,7 +313,7 @@ def adds_of(keys: StripBlock) -> tuple[Add, ...]:
 
 
 class _AxisPart(NamedTuple):
-    """Stretches and tokens of an axis that do not overlap, or that all do and are summed."""
+    """Stretches and tokens of an axis that do not overlap, or that all overlap and are summed."""
 
     entries: slice
     tokens: slice
@@ -321,7 +323,7 @@ class _AxisPart(NamedTuple):
 
 
 def _disjoint(axis: StripAxis) -> list[_AxisPart]:
-    """An axis in parts without overlap."""
+    """Split an axis into parts without overlap."""
     everything = slice(None)
     if axis.apart:
         return [_AxisPart(everything, everything, 0, axis)]
@@ -329,8 +331,8 @@ def _disjoint(axis: StripAxis) -> list[_AxisPart]:
         return [_AxisPart(everything, everything, 0, replace(axis, count=1), summed=True)]
     shift, between = divmod(axis.step, axis.stride)
     if between or axis.count <= -(-axis.length // shift):
-        one = replace(axis, step=0, count=1)
-        return [_AxisPart(slice(i, i + 1), everything, i * axis.step, one) for i in range(axis.count)]
+        single = replace(axis, step=0, count=1)
+        return [_AxisPart(slice(i, i + 1), everything, i * axis.step, single) for i in range(axis.count)]
     return [
         _AxisPart(everything, slice(c, c + n), c * axis.stride, replace(axis, length=n))
         for c in range(0, axis.length, shift)

@@ -1,4 +1,4 @@
-"""The scores of a call on the cpu, tile by tile: whole, or as the bias that the kernel takes for its mask."""
+"""The scores of a call on the cpu, tile by tile: whole, or as the bias that the kernel takes as its mask."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class _TileWindow:
 
     @property
     def at(self) -> tuple[Tensor, Tensor]:
-        """Indices of it in the rows and keys of the tile."""
+        """Indices of the part in the rows and keys of the tile."""
         return torch.from_numpy(self.rows)[:, None], torch.from_numpy(self.keys)[None]
 
     def of(self, change: Tensor, tile: PlanTile) -> Tensor:
@@ -64,28 +64,37 @@ class Scores:
         self._windows = [list(relations.windows(b)) for b in range(relations.shape.batch)]
 
     def of(self, tile: PlanTile, q: Tensor, k: Tensor) -> Tensor:
-        """Scores (heads, rows, keys) of a tile whose vectors are q (heads, rows, dk) and k (heads, keys, dk).
+        """Compute scores (heads, rows, keys) of a tile with vectors q (heads, rows, dk) and k (heads, keys, dk).
 
-        Or both are by pair, (heads, rows, keys, dk). -inf where nothing is seen.
+        Alternatively both are by pair, (heads, rows, keys, dk). Hidden pairs give -inf.
         """
         shape = len(tile.heads), len(tile.rows), len(tile.keys)
         parts = [(values.of(self.node.score), part) for values, part in self._values(tile, q, k)]
         return _assembled(parts, shape).masked_fill_(torch.from_numpy(~tile.mask), -math.inf)
 
     def _values(self, tile: PlanTile, q: Tensor, k: Tensor) -> Iterator[tuple[BlockValues, _TileWindow]]:
-        """The parts of a tile, with what evaluates scores there."""
+        """Yield the parts of a tile, with an evaluator of their scores."""
         for part in self._parts(tile):
             rows, keys = (torch.from_numpy(at) for at in (part.rows, part.keys))
             if q.ndim == 4:
                 yield BlockValues(self._operands, part.block, {"q": part.of(q, tile), "k": part.of(k, tile)}), part
                 continue
-            own = {"q": q if part.all_rows(tile) else q[:, rows], "k": k if part.all_keys(tile) else k[:, keys]}
-            yield BlockValues(self._operands, part.block, {"q": own["q"][:, :, None], "k": own["k"][:, None]}), part
+            part_vectors = {
+                "q": q if part.all_rows(tile) else q[:, rows],
+                "k": k if part.all_keys(tile) else k[:, keys],
+            }
+            yield (
+                BlockValues(
+                    self._operands, part.block, {"q": part_vectors["q"][:, :, None], "k": part_vectors["k"][:, None]}
+                ),
+                part,
+            )
 
     def recorded(self, tile: PlanTile, q: Tensor, k: Tensor, shift: Tensor) -> tuple[Tensor, Pull]:
-        """Scores as `of` gives them less the shift of their rows, which a large bias loses before digits are lost.
+        """Return the scores of `of` minus the shift of their rows, and a function that propagates a change of them.
 
-        And what pulls a change of them, 0 where nothing is seen, back to what autograd has recorded of q, k and inputs.
+        A large bias is reduced by the shift first, so that no digits are lost. The function takes changes that are 0 in
+        hidden pairs to the tensors that autograd has recorded of q, k and inputs.
         """
         return self._whole(tile, q, k, shift) if self._additive is None else self._product(tile, q, k, shift)
 
@@ -98,7 +107,11 @@ class Scores:
         score = score.masked_fill_(torch.from_numpy(~tile.mask), -math.inf) - shift[..., None]
 
         def pull(change: Tensor) -> Pairs:
-            return [pair for (_, part), one in zip(parts, pulls, strict=True) for pair in one(part.of(change, tile))]
+            return [
+                pair
+                for (_, part), part_pull in zip(parts, pulls, strict=True)
+                for pair in part_pull(part.of(change, tile))
+            ]
 
         return score, pull
 
@@ -111,13 +124,13 @@ class Scores:
         score = factor * product.detach() + (bias - shift[..., None])
 
         def pull(change: Tensor) -> Pairs:
-            return [(product, factor * change), *(pair for one in pulls for pair in one(change))]
+            return [(product, factor * change), *(pair for bias_pull in pulls for pair in bias_pull(change))]
 
         return score, pull
 
     @cached_property
     def factor(self) -> float | None:
-        """What `dot(q, k)` is multiplied with where the rest of the score is a bias, else None."""
+        """The factor of `dot(q, k)` if the rest of the score is a bias, else None."""
         if self._additive is None:
             return None
         anywhere = np.zeros(1, dtype=np.int64)
@@ -126,15 +139,15 @@ class Scores:
 
     @property
     def has_bias(self) -> bool:
-        """Whether something is added to the multiple of `dot(q, k)`."""
+        """Whether the score adds a bias to the multiple of `dot(q, k)`."""
         return self._additive is not None and self._additive.bias is not None
 
     def bias(self, tile: PlanTile) -> Tensor:
-        """The bias of a tile, (heads or 1, rows, keys), -inf where nothing is seen."""
+        """Return the bias of a tile, (heads or 1, rows, keys), -inf in hidden pairs."""
         return self._bias(tile, record=False)[0]
 
     def _bias(self, tile: PlanTile, *, record: bool = True) -> tuple[Tensor, list[Pull]]:
-        """The bias, and what pulls a change of it (heads, rows, keys) back to the inputs."""
+        """Return the bias, and functions that propagate a change of it (heads, rows, keys) to the inputs."""
         assert self._additive is not None
         bias = self._additive.bias
         hidden, shape = torch.from_numpy(~tile.mask), (len(tile.rows), len(tile.keys))
@@ -147,25 +160,27 @@ class Scores:
             values, spread = BlockValues(self._operands, block), partial(_spread, part.block) if slides else None
             if record:
                 pulls.append(_pull_of_part(_recorded(values, bias), part, tile, spread, (heads, block)))
-            found = values.of(bias).detach()
-            parts.append((found if spread is None else spread(found), part))
+            part_bias = values.of(bias).detach()
+            parts.append((part_bias if spread is None else spread(part_bias), part))
         return _assembled(parts, (heads, *shape)).masked_fill_(hidden, -math.inf), pulls
 
     def _parts(self, tile: PlanTile) -> Iterator[_TileWindow]:
-        """The parts of a tile by window."""
+        """Yield the parts of a tile by window."""
         for window in self._windows[tile.batch]:
             rows = np.flatnonzero((tile.rows >= window.row) & (tile.rows < window.row + window.n_q))
             keys = np.flatnonzero((tile.keys >= window.key) & (tile.keys < window.key + window.n_k))
             alive = tile.mask[np.ix_(rows, keys)]
             if not alive.any():
                 continue
-            own_rows, own_keys = tile.rows[rows] - window.row, tile.keys[keys] - window.key
-            yield _TileWindow(PairBlock(tile.batch, tile.heads, window, own_rows, own_keys, alive[None]), rows, keys)
+            window_rows, window_keys = tile.rows[rows] - window.row, tile.keys[keys] - window.key
+            yield _TileWindow(
+                PairBlock(tile.batch, tile.heads, window, window_rows, window_keys, alive[None]), rows, keys
+            )
 
     def extra(self, batch: int, q: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """The logarithm of what the extra logits add, (heads, rows), for the rows of each window.
+        """Yield the logarithm of the extra logits' sum, (heads, rows), for the rows of each window.
 
-        `q` are the vectors of the batch entry, (heads, rows, dk).
+        `q`: the vectors of the batch entry, (heads, rows, dk).
         """
         extra = extra_of(self.node)
         assert extra is not None
@@ -173,25 +188,25 @@ class Scores:
             rows = np.arange(window.n_q)
             alive = np.ones((1, len(rows), 1), dtype=np.bool_)
             block = PairBlock(batch, tuple(range(len(q))), window, rows, np.zeros(1, dtype=np.int64), alive)
-            here = slice(window.row, window.row + window.n_q)
-            logit = BlockValues(self._operands, block, {"q": q[:, here, None]}).logit(extra)
-            yield here, logit.expand(len(q), len(rows))
+            row_slice = slice(window.row, window.row + window.n_q)
+            logit = BlockValues(self._operands, block, {"q": q[:, row_slice, None]}).logit(extra)
+            yield row_slice, logit.expand(len(q), len(rows))
 
 
 def _recorded(values: BlockValues, node: Value) -> Pull:
-    """What pulls a change of a number (heads, rows, keys) back, by its derivatives; autograd has its atoms alone."""
-    found = derivatives(node)
-    places = [values.where(derivative.where) for derivative in found]
+    """Return a function that propagates a change of a value (heads, rows, keys) to its recorded atoms."""
+    partials = derivatives(node)
+    conditions = [values.where(derivative.where) for derivative in partials]
     with torch.enable_grad():
-        atoms = [own.of(derivative.atom) for derivative, (own, _) in zip(found, places, strict=True)]
+        atoms = [evaluator.of(derivative.atom) for derivative, (evaluator, _) in zip(partials, conditions, strict=True)]
 
     def pull(change: Tensor) -> Pairs:
         pairs = []
-        for derivative, (own, here), atom in zip(found, places, atoms, strict=True):
+        for derivative, (evaluator, condition), atom in zip(partials, conditions, atoms, strict=True):
             if atom.requires_grad:
-                by = own.of(derivative.by).detach()
-                asked = here & (change != 0)  # elsewhere it may be no number
-                pairs.append((atom, torch.where(asked, change * by, 0).sum_to_size(atom.shape)))
+                by = evaluator.of(derivative.by).detach()
+                active = condition & (change != 0)  # elsewhere `by` may be NaN
+                pairs.append((atom, torch.where(active, change * by, 0).sum_to_size(atom.shape)))
         return pairs
 
     return pull
@@ -202,26 +217,26 @@ def _pull_of_part(
     part: _TileWindow,
     tile: PlanTile,
     spread: Callable[[Tensor], Tensor] | None,
-    lanes: tuple[int, PairBlock],
+    heads_and_block: tuple[int, PairBlock],
 ) -> Pull:
-    """The same from a change of the tile, of which a bias has perhaps one head, and perhaps was spread."""
-    heads, block = lanes
+    """Return a function that propagates a change of the tile to a bias that may have one head or be spread."""
+    heads, block = heads_and_block
 
     def whole(change: Tensor) -> Pairs:
-        own = part.of(change, tile)
-        own = own if heads == len(own) else own.sum(0, keepdim=True)
+        part_change = part.of(change, tile)
+        part_change = part_change if heads == len(part_change) else part_change.sum(0, keepdim=True)
         if spread is None:
-            return pull(own)
-        with torch.enable_grad():  # what spreads is linear: its transpose adds up
-            line = torch.zeros((heads, len(block.rows), len(block.keys)), dtype=own.dtype, requires_grad=True)
-            (added,) = torch.autograd.grad(spread(line), line, own)
+            return pull(part_change)
+        with torch.enable_grad():  # `spread` is linear: its transpose sums
+            line = torch.zeros((heads, len(block.rows), len(block.keys)), dtype=part_change.dtype, requires_grad=True)
+            (added,) = torch.autograd.grad(spread(line), line, part_change)
         return pull(added)
 
     return whole
 
 
 def _assembled(parts: list[tuple[Tensor, _TileWindow]], shape: tuple[int, int, int]) -> Tensor:
-    """Numbers (heads, rows, keys) of a tile from those of its parts, 0 elsewhere."""
+    """Assemble values (heads, rows, keys) of a tile from its parts, 0 elsewhere."""
     if len(parts) == 1:
         value, part = parts[0]
         if (len(part.rows), len(part.keys)) == shape[1:]:
@@ -233,13 +248,13 @@ def _assembled(parts: list[tuple[Tensor, _TileWindow]], shape: tuple[int, int, i
 
 
 def _diagonal(block: PairBlock) -> PairBlock:
-    """The last row of a block and further keys, one for every diagonal."""
+    """Return the last row of a block with additional keys, one for every diagonal."""
     further = np.arange(block.keys[0], block.keys[-1] + len(block.rows))
     return replace(block, rows=block.rows[-1:], keys=further, alive=_diagonals(block.alive[0])[None, None])
 
 
 def _spread(block: PairBlock, line: Tensor) -> Tensor:
-    """Numbers (heads or 1, 1, diagonals) over the block: the same along each diagonal."""
+    """Spread values (heads or 1, 1, diagonals) over the block: constant along each diagonal."""
     diagonals = len(block.rows) + len(block.keys) - 1
     return line[:, 0].expand(line.shape[0], diagonals).unfold(1, len(block.keys), 1).flip(1)
 
@@ -249,7 +264,7 @@ def _is_stretch(tokens: NDArray[np.int64]) -> bool:
 
 
 def _diagonals(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which diagonals of a mask hold something, from the lower left corner on."""
+    """Return which diagonals of a mask hold a true entry, from the lower left corner on."""
     rows, keys = mask.shape
     wide = np.zeros((rows, rows + keys), dtype=np.bool_)
     wide[:, :keys] = mask[::-1]

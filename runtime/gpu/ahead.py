@@ -1,8 +1,8 @@
-"""Kernels compiled ahead of time: what calls of a pattern would start, as Triton keeps it, without a GPU.
+"""Kernels compiled ahead of time, without a GPU: the kernels that calls of a pattern launch, as Triton caches them.
 
-A child process (`python -m attnc.runtime.gpu.ahead`) makes the calls on tensors without meaning; each kernel that a
-call would start is given to Triton's JIT instead, for a GPU that is not there. What then lies in Triton's cache is what
-the same call finds there on that GPU.
+A child process (`python -m attnc.runtime.gpu.ahead`) makes the calls on tensors of zeros. Every kernel that a call
+would launch is passed to Triton's JIT instead, for a GPU that need not be present. Triton's cache then holds what the
+same call looks up on that GPU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from attnc.runtime.call_errors import ArgumentError, UnsupportedError
 
 @dataclass(frozen=True, slots=True)
 class AheadCalls:
-    """What is called: a pattern as text (`identity`), on a target, for heads of one kind."""
+    """The calls to compile for: a pattern as text (`identity`), a target, and the number and width of heads."""
 
     pattern: str
     target: str
@@ -35,7 +35,7 @@ class AheadCalls:
 
 @dataclass(frozen=True, slots=True)
 class AheadKernel:
-    """A kernel that was compiled; `key`: the folder of Triton's cache that it lies in. Shared memory in bytes."""
+    """A compiled kernel; `key`: its folder in Triton's cache; `shared`: shared memory in bytes."""
 
     function: str
     stage: str
@@ -46,9 +46,9 @@ class AheadKernel:
 
 
 def compile_ahead(calls: AheadCalls, folder: Path) -> Iterator[AheadKernel]:
-    """Compile into a folder, laid out as Triton's cache is: the kernels, as they are done.
+    """Compile into a folder with the layout of Triton's cache; yield the kernels as they are finished.
 
-    Raises UnsupportedError where a call has no kernels, or where a compiler fails.
+    Raises UnsupportedError if a call has no kernels, or if a compiler fails.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     for name in ("TRITON_INTERPRET", "TRITON_DISABLE_LINE_INFO"):
@@ -63,13 +63,15 @@ def compile_ahead(calls: AheadCalls, folder: Path) -> Iterator[AheadKernel]:
         child.stdin.write(json.dumps(asdict(calls)))
         child.stdin.close()
         for line in child.stdout:
-            told = json.loads(line)
-            if "error" in told:
-                raise UnsupportedError(told["error"])
-            yield AheadKernel(**told)
-        said = child.stderr.read().strip().splitlines()
+            message = json.loads(line)
+            if "error" in message:
+                raise UnsupportedError(message["error"])
+            yield AheadKernel(**message)
+        stderr_lines = child.stderr.read().strip().splitlines()
         if child.wait():
-            raise UnsupportedError(f"compiling ahead of time failed: {said[-1] if said else f'status {child.wait()}'}")
+            raise UnsupportedError(
+                f"compiling ahead of time failed: {stderr_lines[-1] if stderr_lines else f'status {child.wait()}'}"
+            )
     finally:
         child.kill()
         child.wait()
@@ -81,7 +83,7 @@ def compile_ahead(calls: AheadCalls, folder: Path) -> Iterator[AheadKernel]:
 
 
 class _Absent:
-    """A driver of a GPU that is not there: Triton asks it what to compile for."""
+    """A driver of a GPU that is not present: Triton asks the driver for the compilation target."""
 
     def __init__(self, target: Any) -> None:
         self._target = target
@@ -97,7 +99,7 @@ class _Absent:
 
 
 def absent(target: str) -> _Absent:
-    """The driver of a GPU of a target."""
+    """Return the driver of a GPU of a target."""
     from triton.backends.compiler import GPUTarget
 
     if target.startswith("gfx"):
@@ -106,7 +108,7 @@ def absent(target: str) -> _Absent:
 
 
 def _serve() -> None:
-    """The child's work: calls come on standard input, kernels go to standard output, one a line."""
+    """Run the child: read the calls from standard input, write kernels to standard output, one per line."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     calls = AheadCalls(**json.load(sys.stdin))
@@ -125,14 +127,14 @@ def _compiled(calls: AheadCalls) -> Iterator[AheadKernel]:
     from attnc.runtime.gpu.launch import started_by
 
     triton.runtime.driver.set_active(absent(calls.target))
-    found: dict[str, tuple[Any, Sequence[object]]] = {}
+    launches: dict[str, tuple[Any, Sequence[object]]] = {}
 
     def keep(source: Any, grid: object, arguments: Sequence[object]) -> None:
-        found.setdefault(source.digest, (source, arguments))
+        launches.setdefault(source.digest, (source, arguments))
 
     with pretending(TARGETS[calls.target]), started_by(keep):
         _make(calls)
-    yield from (_compile(source, arguments) for source, arguments in found.values())
+    yield from (_compile(source, arguments) for source, arguments in launches.values())
 
 
 def _compile(source: Any, arguments: Sequence[object]) -> AheadKernel:
@@ -146,14 +148,14 @@ def _compile(source: Any, arguments: Sequence[object]) -> AheadKernel:
 
 
 LENGTH = 384
-"""Tokens of the calls, where a pattern leaves them open: lengths make no kernels."""
+"""Number of tokens of the calls if the pattern does not fix it; kernels do not depend on lengths."""
 
 PAGE = 64
 QUERIES = (1, 2, 4, 8, 16)
 
 
 def _make(calls: AheadCalls) -> None:
-    """Forward, gradients and, where there are kernels for them, steps of decoding, on zeros."""
+    """Call forward, gradients and, if they have kernels, decoding steps, on zeros."""
     import torch
 
     from attnc.runtime.attention import Attention
@@ -168,28 +170,30 @@ def _make(calls: AheadCalls) -> None:
     shapes = (calls.heads, n, calls.dk), (calls.kv_heads, n, calls.dk), (calls.kv_heads, n, calls.dv)
     dtype = getattr(torch, calls.dtype)
     q, k, v = (torch.zeros(1, *shape, dtype=dtype, requires_grad=True) for shape in shapes)
-    made = example_inputs(bound, n, n, {}, heads=calls.heads, sizes={"dk": calls.dk, "dv": calls.dv})
-    inputs: dict[str, Any] = {name: one.tensor for name, one in made.items()}
+    examples = example_inputs(bound, n, n, {}, heads=calls.heads, sizes={"dk": calls.dk, "dv": calls.dv})
+    inputs: dict[str, Any] = {name: example.tensor for name, example in examples.items()}
     results: list[tuple[torch.Tensor, ...]] = [(attention(q, k, v, **inputs),)]
     if attention.has_lse:
         results.append(attention(q, k, v, return_lse=True, **inputs))
     for outputs in results:
         torch.autograd.grad(outputs, (q, k, v), tuple(map(torch.zeros_like, outputs)))
-    with torch.no_grad(), suppress(UnsupportedError):  # what has no kernels for steps has none here
+    with torch.no_grad(), suppress(UnsupportedError):  # patterns without kernels for decoding steps are skipped
         for rows in QUERIES:
-            own = {tensor.name: _last(inputs[tensor.name], tensor.dims, rows) for tensor in attention.pattern.tensors}
+            step_inputs = {
+                tensor.name: _last(inputs[tensor.name], tensor.dims, rows) for tensor in attention.pattern.tensors
+            }
             for cache in _caches(attention, q[:, :, -rows:], k, v):
-                attention.decode(q[:, :, -rows:], **cache, **own)
+                attention.decode(q[:, :, -rows:], **cache, **step_inputs)
 
 
 def _last(x: Any, dims: Sequence[str | int], rows: int) -> Any:
-    """An input of the last queries."""
+    """Return an input restricted to the last queries."""
     axis = list(dims).index("query") if "query" in dims else None
     return x if axis is None else x.narrow(axis, x.shape[axis] - rows, rows)
 
 
 def _caches(attention: Any, q: Any, k: Any, v: Any) -> Iterator[dict[str, Any]]:
-    """By slot, by page, and as a ring where a pattern needs no more."""
+    """Yield a cache by slot, a cache by page, and a ring if the pattern can use one."""
     from attnc.runtime import serving
 
     n = k.shape[2]

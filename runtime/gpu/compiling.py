@@ -1,7 +1,6 @@
-"""Compiling kernels without a GPU, in processes of their own: a compiler that aborts takes nothing with it.
+"""Kernel compilation without a GPU, in child processes: a compiler that aborts kills only its own process.
 
-Kernels are given to Triton as its JIT gives them: pointers known to be multiples of 16, descriptors by their types,
-numbers as they are declared.
+Kernels are passed to Triton as its JIT passes them: pointers divisible by 16, descriptors by type, numbers as declared.
 """
 
 from __future__ import annotations
@@ -29,16 +28,16 @@ from attnc.runtime.gpu.kernel_modules import function_of
 from attnc.runtime.gpu.machine_code import MachineCode, read_amd, read_nvidia
 
 LONGEST = 300.0
-"""Seconds after which a compiler is taken to hang."""
+"""Timeout of one compilation, in seconds."""
 _SERVE = "from attnc.runtime.gpu.compiling import serve; serve()"
 _TELLING = re.compile(r"LLVM ERROR|Assertion|error:|Error\b|fatal")
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledBinary:
-    """What came out. `shared`: bytes of shared memory of a program; `tensor_memory`: its columns (sm_100).
+    """A compiled kernel. `shared`: bytes of shared memory per program; `tensor_memory`: its columns (sm_100).
 
-    `products`: the most asynchronous products of tiles that Triton has put into one loop (sm_90).
+    `products`: the largest number of asynchronous tile products that Triton put into one loop (sm_90).
     """
 
     code: MachineCode
@@ -50,7 +49,7 @@ class CompiledBinary:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Nothing came out; `reason` is one line."""
+    """A compilation that failed; `reason` is one line."""
 
     reason: str
 
@@ -63,7 +62,7 @@ Job = tuple[KernelSource, str]
 def compile_all(
     jobs: Sequence[Job], processes: int = 1, compile_one: str = _SERVE, longest: float = LONGEST
 ) -> Iterator[tuple[int, Outcome]]:
-    """Compile kernels, each in one of so many child processes: their places and outcomes, as they come.
+    """Compile kernels in `processes` child processes; yield each kernel's index and outcome as it is finished.
 
     `compile_one`: the Python text that children run.
     """
@@ -91,7 +90,7 @@ def compile_all(
 
 
 class _Child:
-    """A process that compiles one kernel after another, and is started again when it has died."""
+    """A process that compiles one kernel after another; a process that has died is started again."""
 
     def __init__(self, text: str, longest: float) -> None:
         self._text, self._longest = text, longest
@@ -108,19 +107,19 @@ class _Child:
         try:
             pickle.dump(job, process.stdin)
             process.stdin.flush()
-            found: Outcome = pickle.load(process.stdout)
+            outcome: Outcome = pickle.load(process.stdout)
         except (EOFError, OSError, pickle.UnpicklingError):
             hung = not timer.is_alive()
-            said = self._lines()
-            return Failure(f"no end after {self._longest:g} s" if hung else _death(self.end(), said))
+            stderr_lines = self._lines()
+            return Failure(f"no result after {self._longest:g} s" if hung else _death(self.end(), stderr_lines))
         finally:
             timer.cancel()
-        if isinstance(found, Failure):
-            return Failure(_with_last_line(found.reason, self._lines()))
-        return found
+        if isinstance(outcome, Failure):
+            return Failure(_with_last_line(outcome.reason, self._lines()))
+        return outcome
 
     def end(self) -> int:
-        """Stop it; how it ended."""
+        """Stop the process and return its exit status."""
         if self._process is None:
             return 0
         for pipe in (self._process.stdin, self._process.stdout):
@@ -157,19 +156,19 @@ class _Child:
         return [line.strip() for line in lines if line.strip()]
 
 
-def _death(status: int, said: Sequence[str]) -> str:
+def _death(status: int, stderr_lines: Sequence[str]) -> str:
     how = signal.Signals(-status).name if status < 0 else f"status {status}"
-    return _with_last_line(f"the compiler died ({how})", said)
+    return _with_last_line(f"the compiler died ({how})", stderr_lines)
 
 
-def _with_last_line(reason: str, said: Sequence[str]) -> str:
-    """With the last line that tells something: behind it there may be a list of addresses."""
-    telling = [line for line in said if _TELLING.search(line)] or said
+def _with_last_line(reason: str, stderr_lines: Sequence[str]) -> str:
+    """Append the last informative line; a list of addresses may follow it."""
+    telling = [line for line in stderr_lines if _TELLING.search(line)] or stderr_lines
     return f"{reason}: {telling[-1][:300]}" if telling else reason
 
 
 def serve() -> None:
-    """A child's work: kernels come on standard input, outcomes go to standard output, all else to standard error."""
+    """Run a child: kernels from standard input, outcomes to standard output, everything else to standard error."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     with tempfile.TemporaryDirectory(prefix="attnc-kernels-") as folder:
@@ -188,7 +187,7 @@ def serve() -> None:
 def _attempt(compiler: Callable[[KernelSource, str], CompiledBinary], source: KernelSource, target: str) -> Outcome:
     try:
         return compiler(source, target)
-    except Exception as error:  # whatever a compiler raises is a finding
+    except Exception as error:  # any exception of a compiler is a result
         lines = str(error).strip().splitlines()
         return Failure(f"{type(error).__name__}: {lines[-1][:300]}" if lines else type(error).__name__)
 
@@ -201,7 +200,7 @@ def compile_here(source: KernelSource, target: str) -> CompiledBinary:
     begun = perf_counter()
     amd = target.startswith("gfx")
     kernel = triton.compile(
-        _as_triton_takes_it(source),
+        _triton_source(source),
         target=GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target.removeprefix("sm_")), 32),
         options=source.options,
     )
@@ -212,8 +211,8 @@ def compile_here(source: KernelSource, target: str) -> CompiledBinary:
 
 
 def products_of_loops(text: str) -> int:
-    """The most asynchronous products in one loop of Triton's own text, without those of loops inside."""
-    found, loops, depth = 0, [], 0
+    """Return the most asynchronous products in one loop of Triton's IR text, not counting inner loops."""
+    most_products, loops, depth = 0, [], 0
     for line in text.splitlines():
         if "scf.for" in line or "scf.while" in line:
             loops.append((depth, 0))
@@ -222,11 +221,11 @@ def products_of_loops(text: str) -> int:
             loops[-1] = level, count + 1
         depth += line.count("{") - line.count("}")
         while loops and depth <= loops[-1][0]:
-            found = max(found, loops.pop()[1])
-    return found
+            most_products = max(most_products, loops.pop()[1])
+    return most_products
 
 
-def _as_triton_takes_it(source: KernelSource) -> Any:
+def _triton_source(source: KernelSource) -> Any:
     from triton.compiler import ASTSource
 
     return ASTSource(
@@ -238,7 +237,7 @@ def _as_triton_takes_it(source: KernelSource) -> Any:
 
 
 def _read_cubin(cubin: bytes) -> MachineCode:
-    """Disassemble with the tools that come with Triton."""
+    """Disassemble with the tools that ship with Triton."""
     import triton
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"

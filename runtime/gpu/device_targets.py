@@ -1,4 +1,4 @@
-"""The target of a device."""
+"""The compilation target of a device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PRETENDED: ContextVar[Target | None] = ContextVar("target that is pretended", d
 
 @contextmanager
 def pretending(target: Target) -> Iterator[None]:
-    """Inside, every device is of this target: for kernels that are compiled and not run."""
+    """Make every device report this target inside the block: for kernels that are compiled and not run."""
     token = _PRETENDED.set(target)
     try:
         yield
@@ -29,7 +29,7 @@ def pretending(target: Target) -> Iterator[None]:
 
 
 def pretended() -> Target | None:
-    """The target that every device is of here; None: each is what it is."""
+    """Return the target that every device reports inside `pretending`; None outside."""
     return _PRETENDED.get()
 
 
@@ -38,7 +38,7 @@ def _is_rocm() -> bool:
 
 
 def target_of(device: torch.device) -> Target:
-    """What kernels for a device are compiled for; in the interpreter as for sm_90.
+    """Return the target that kernels for a device are compiled for; the interpreter uses sm_90.
 
     Raises UnsupportedError.
     """
@@ -52,25 +52,25 @@ def target_of(device: torch.device) -> Target:
             f'backend="triton" on {device}: kernels run on CUDA and ROCm devices, or on the CPU in Triton\'s '
             f"interpreter (TRITON_INTERPRET=1)"
         )
-    return _of_cuda(torch.cuda.current_device() if str(device) == "cuda" else device.index)
+    return _cuda_target(torch.cuda.current_device() if str(device) == "cuda" else device.index)
 
 
 def named_target(name: str | None) -> Target:
-    """The target of a name; None: that of the GPU that is there, or else sm_90. Raises ArgumentError."""
+    """Return a target by name; None: the target of the current GPU, or sm_90 without one. Raises ArgumentError."""
     if name is None:
-        return TARGETS["sm_90"] if not torch.cuda.is_available() else _of_cuda(torch.cuda.current_device())
+        return TARGETS["sm_90"] if not torch.cuda.is_available() else _cuda_target(torch.cuda.current_device())
     return find_target(name)
 
 
 def device_at_hand() -> torch.device | None:
-    """The device that kernels would run on here: a GPU, or the CPU in Triton's interpreter; None where they do not."""
+    """Return the device that kernels run on here: a GPU, or the CPU in Triton's interpreter; else None."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("cpu") if is_interpreted() else None
 
 
 def planned_target(device: torch.device | str | None, backend: str) -> Target | None:
-    """The target that a plan for a device is made for; None for the CPU, unless kernels are to run there."""
+    """Return the target that a plan for a device uses; None for the CPU, unless kernels are to run there."""
     kind = "cpu" if device is None else torch.device(device).type
     if kind == "cpu":
         return named_target(None) if backend == "triton" else None
@@ -82,7 +82,7 @@ def planned_target(device: torch.device | str | None, backend: str) -> Target | 
 
 
 @cache
-def _of_cuda(index: int) -> Target:
+def _cuda_target(index: int) -> Target:
     if _is_rocm():
         return TARGETS["gfx942"]
     major, minor = torch.cuda.get_device_capability(index)
@@ -92,6 +92,6 @@ def _of_cuda(index: int) -> Target:
 
 
 def check_triton() -> None:
-    """Raise UnsupportedError where Triton is not installed."""
+    """Check that Triton is installed; raises UnsupportedError."""
     if importlib.util.find_spec("triton") is None:
         raise UnsupportedError("backend=\"triton\": Triton is not installed; pip install 'attnc[gpu]' (Linux)")

@@ -1,7 +1,7 @@
-"""A few queries against a cache by kernels: shares of the keys, then their merging.
+"""Decoding by kernels: a few queries against a cache, in splits of the keys that are merged afterwards.
 
-Where each row sees few ranges of keys, the kernel reads the lengths and nothing waits for the device. Other relations
-are looked at by the host, which must know the lengths, and the keys are listed.
+If each row sees few ranges of keys, the kernel reads the lengths and nothing waits for the device. Other relations are
+evaluated on the host, which must know the lengths, and their keys are listed.
 """
 
 from __future__ import annotations
@@ -44,13 +44,14 @@ Pair = tuple[Tensor, Tensor]
 Int32 = NDArray[np.int32]
 
 LEAST_KEYS = 256
-"""Keys of a share at least, as far as the cache tells."""
+"""Minimum number of keys in a split, by the capacity of the cache."""
 
 
 @dataclass(frozen=True, eq=False)
 class ListedKeys:
-    """The keys of every lane, a batch entry and a head of keys, one after another; `rows`: a word for each key, or for
-    each and member of the group, with a bit for every query.
+    """The keys of every batch entry and kv head, concatenated.
+
+    `rows`: words with a bit for every query, one per key, or one per key and member of the head group.
     """
 
     pointers: Int32
@@ -65,18 +66,18 @@ def decode(
     cache: DeviceCache,
     scale: float,
     real: Mapping[str, Tensor],
-    given: Mapping[str, object],
+    inputs: Mapping[str, object],
 ) -> Pair:
-    """(out, lse) of queries (B, Hq, Nq, dk) of the only attention of a pattern's last rows.
+    """Compute (out, lse) of queries (B, Hq, Nq, dk) for the last rows of a pattern's only attention.
 
     Raises NotInKernelsError, ArgumentError.
     """
     kernels = _kernels(planner, q, cache)
     if not kernels.listed:
-        _check(planner.pattern, q, cache, given)
+        _check(planner.pattern, q, cache, inputs)
     problem, score = kernels.problem, kernels.problem.score
     batch, heads, queries, _ = q.shape
-    group, lanes = heads // cache.kv_heads, batch * cache.kv_heads
+    group, kv_groups = heads // cache.kv_heads, batch * cache.kv_heads
     dv = cache.v.shape[3]
     name = planner.pattern.name
     out = q.new_empty((batch, heads, queries, dv))
@@ -85,53 +86,53 @@ def decode(
         return out, lse
     source = kernels.decode(group * queries)
     row_tiles = -(-group * queries // row_tile(group * queries))
-    splits = _splits(q.device, lanes * row_tiles, cache.capacity)
-    own, factor = scaled_queries(q, scale) if score is None else (q, scale)
+    splits = _splits(q.device, kv_groups * row_tiles, cache.capacity)
+    scaled_q, factor = scaled_queries(q, scale) if score is None else (q, scale)
     tensors: dict[str, Tensor] = {
-        "q": fitting(name, "q", own),
+        "q": fitting(name, "q", scaled_q),
         "k": fitting(name, "k_cache", cache.k),
         "v": fitting(name, "v_cache", cache.v),
         "kv_len": cache.lengths,
     }
     tensors["out_parts"] = q.new_empty((splits, *out.shape), dtype=torch.float32)
     tensors["lse_parts"] = q.new_empty((splits, *lse.shape), dtype=torch.float32)
-    tensors |= {input_name(t): as_read(name, t.name, as_tensor(given[t.name]), q.device) for t in problem.tensors}
+    tensors |= {input_name(t): as_read(name, t.name, as_tensor(inputs[t.name]), q.device) for t in problem.tensors}
     terms = {} if score is None else _terms(planner, score, q, cache, scale, real)
     numbers: dict[str, int | float] = {
-        "lanes": lanes,
+        "lanes": kv_groups,
         "heads": heads,
         "kv_heads": cache.kv_heads,
         "group": group,
         "queries": queries,
         "splits": splits,
         "scale": factor * LOG2_E if score is None else factor,
-        **_of_cache(cache, tensors),
+        **_cache_numbers(cache, tensors),
     }
-    alike = not isinstance(problem.by_query, RangedWalk) or not problem.by_query.reads_head
+    same_keys = not isinstance(problem.by_query, RangedWalk) or not problem.by_query.reads_head
     if kernels.listed:
-        listed = _listed(planner, q, cache, given)
+        listed = _listed(planner, q, cache, inputs)
         arrays = {"listed_pointers": listed.pointers, "listed_keys": listed.keys, "listed_rows": listed.rows}
         tensors |= {name: on_device(x, q.device) for name, x in arrays.items()}
         numbers["listed_words"] = listed.words
-        alike = listed.words == 1
-    # Where all rows of a program see the same keys, no hidden key is loaded.
-    careful = None if queries == 1 and alike else kernels.careful(group * queries)
-    own_out = writable(name, "out", out)
+        same_keys = listed.words == 1
+    # If all rows of a program see the same keys, no hidden key is loaded.
+    careful = None if queries == 1 and same_keys else kernels.careful(group * queries)
+    aligned_out = writable(name, "out", out)
     with on(q):
-        launch(source, lanes * splits, {**tensors, **terms}, numbers, row_tiles)
+        launch(source, kv_groups * splits, {**tensors, **terms}, numbers, row_tiles)
         if careful is not None:
             written = {RESULT_SUM.name: result_sum(tensors["out_parts"])}
-            launch(careful, lanes * splits, {**tensors, **terms, **written}, numbers, row_tiles)
+            launch(careful, kv_groups * splits, {**tensors, **terms, **written}, numbers, row_tiles)
         rows = batch * heads * queries
         merged = {
             "out_parts": tensors["out_parts"],
             "lse_parts": tensors["lse_parts"],
-            "out": own_out,
+            "out": aligned_out,
             "lse": lse,
             **terms,
         }
         launch(kernels.merge, rows, merged, {**numbers, "rows": rows})
-    return (out if own_out is out else out.copy_(own_out)), lse
+    return (out if aligned_out is out else out.copy_(aligned_out)), lse
 
 
 def _kernels(planner: Planner, q: Tensor, cache: DeviceCache) -> DecodeKernels:
@@ -145,25 +146,25 @@ def _kernels(planner: Planner, q: Tensor, cache: DeviceCache) -> DecodeKernels:
     return planner.remembered(key, lambda: find_decode(planner.pattern, heads, target, kind))
 
 
-def _check(pattern: Pattern, q: Tensor, cache: DeviceCache, given: Mapping[str, object]) -> None:
-    """What planning would check, where nothing is planned. Raises ArgumentError, SpecError, NotInKernelsError."""
+def _check(pattern: Pattern, q: Tensor, cache: DeviceCache, inputs: Mapping[str, object]) -> None:
+    """Check what planning would check, where nothing is planned. Raises ArgumentError, SpecError, NotInKernelsError."""
     batch, heads, queries, dk = q.shape
-    known = cache.known_lengths
+    host_lengths = cache.known_lengths
     if pattern.requirements or pattern.segments:
-        if known is None:
-            raise NotInKernelsError("decoding with requirements of lengths that only the device knows")
-        for length in sorted(set(known)):
-            entries = tuple(i for i, own in enumerate(known) if own == length)
-            own = dict(cut(pattern, given, cache.known(), entries, length))
+        if host_lengths is None:
+            raise NotInKernelsError("decoding with requirements on lengths that only the device knows")
+        for length in sorted(set(host_lengths)):
+            entries = tuple(i for i, length_inputs in enumerate(host_lengths) if length_inputs == length)
+            length_inputs = dict(cut(pattern, inputs, cache.known(), entries, length))
             sizes = TensorSizes(queries, length, len(entries), heads, cache.kv_heads, dk, cache.v.shape[3], "float32")
-            relations_of(pattern, call_shape(pattern, sizes, own))
+            relations_of(pattern, call_shape(pattern, sizes, length_inputs))
     for name, count in pattern.head_lists:
         if count != heads:
             raise ArgumentError(f"the parameter `{name}` has {count} entries, one a head, and q has {heads} heads")
-    least = cache.capacity if known is None else max(known, default=0)
+    least = cache.capacity if host_lengths is None else max(host_lengths, default=0)
     fixed = {"head": heads, "kv_head": cache.kv_heads, "query": queries, "dk": dk, "dv": cache.v.shape[3]}
     for tensor in pattern.tensors:
-        shape = tuple(getattr(as_tensor(given[tensor.name]), "shape", ()))
+        shape = tuple(getattr(as_tensor(inputs[tensor.name]), "shape", ()))
         if len(shape) != len(tensor.dims):
             raise ArgumentError(
                 f"the input `{tensor.name}` has shape {shape}: it must have {len(tensor.dims)} dimensions"
@@ -179,17 +180,17 @@ def _check(pattern: Pattern, q: Tensor, cache: DeviceCache, given: Mapping[str, 
 
 
 def processors(device: torch.device) -> int:
-    """How many programs run at once, about."""
+    """Return the approximate number of programs that run at once."""
     return 2 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
 
 
 def _splits(device: torch.device, programs: int, capacity: int) -> int:
-    """Shares of the keys of a lane: enough to fill the device, none with few keys."""
-    most = max(1, min(MOST_SPLITS, capacity // LEAST_KEYS))
-    return max(1, min(most, -(-processors(device) // max(programs, 1))))
+    """Return the number of splits of the keys of a kv head: enough to fill the device, one for few keys."""
+    max_splits = max(1, min(MOST_SPLITS, capacity // LEAST_KEYS))
+    return max(1, min(max_splits, -(-processors(device) // max(programs, 1))))
 
 
-def _of_cache(cache: DeviceCache, tensors: dict[str, Tensor]) -> dict[str, int]:
+def _cache_numbers(cache: DeviceCache, tensors: dict[str, Tensor]) -> dict[str, int]:
     if cache.table is not None:
         tensors["block_table"] = cache.table
         return {"page_bits": cache.slots.bit_length() - 1, "columns": cache.table.shape[1]}
@@ -199,11 +200,11 @@ def _of_cache(cache: DeviceCache, tensors: dict[str, Tensor]) -> dict[str, int]:
 def _terms(
     planner: Planner, score: ScoreFormula, q: Tensor, cache: DeviceCache, scale: float, real: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Terms by head, whatever the lengths are."""
+    """Compute the terms of a score by head; they do not depend on lengths."""
     if not score.terms and score.extra is None:
         return {}
     queries = q.shape[2]
-    node = replace(planner.pattern.attend, visible=fold.truth(True))  # no term reads who sees whom, or lengths
+    node = replace(planner.pattern.attend, visible=fold.truth(True))  # no term reads the relation or lengths
     pattern = checked(replace(planner.pattern, requirements=(), segments=(), documents=None, nodes=(node,)))
     sizes = TensorSizes(
         queries, queries, q.shape[0], q.shape[1], cache.kv_heads, q.shape[3], cache.v.shape[3], "float32"
@@ -211,52 +212,52 @@ def _terms(
     relations = relations_of(pattern, call_shape(pattern, sizes, {}))
     inputs = [real[tensor.name] for tensor in pattern.tensors if tensor.is_floating]
     k, v = cache.placeholders(queries)
-    found = ScoreOperands(relations, scale, q, k, v, inputs).terms(score)
-    return {name: x.expand(*x.shape[:2], queries).contiguous() for name, x in found.items()}
+    terms = ScoreOperands(relations, scale, q, k, v, inputs).terms(score)
+    return {name: x.expand(*x.shape[:2], queries).contiguous() for name, x in terms.items()}
 
 
 # --- lists -----------------------------------------------------------------------------------------------------------
 
 
-def _listed(planner: Planner, q: Tensor, cache: DeviceCache, given: Mapping[str, object]) -> ListedKeys:
-    """The keys of all lanes. Waits for the device where the lengths are there."""
+def _listed(planner: Planner, q: Tensor, cache: DeviceCache, inputs: Mapping[str, object]) -> ListedKeys:
+    """List the keys of all batch entries and kv heads. Waits for the device if the lengths are on it."""
     if cache.known_lengths is None:
         note(planner.pattern.name, HOST_WAIT, "keys are listed for each row, and kv_len is on the device")
-    known = cache.known()
+    host_cache = cache.known()
     kv_heads, (_, heads, queries, dk) = cache.kv_heads, q.shape
     by_entry: dict[int, tuple[SharedKeys, ...]] = {}
-    for length in sorted(set(known.lengths)):
-        entries = tuple(i for i, own in enumerate(known.lengths) if own == length)
+    for length in sorted(set(host_cache.lengths)):
+        entries = tuple(i for i, entry_length in enumerate(host_cache.lengths) if entry_length == length)
         sizes = TensorSizes(queries, length, len(entries), heads, kv_heads, dk, cache.v.shape[3], "float32")
-        looked = look(planner, sizes, dict(cut(planner.pattern, given, known, entries, length)))
+        looked = look(planner, sizes, dict(cut(planner.pattern, inputs, host_cache, entries, length)))
         for i, entry in enumerate(entries):
             by_entry[entry] = tuple(part for part in looked.parts if i in part.batches)
-    alike = all(len(part.heads) == heads for parts in by_entry.values() for part in parts)
+    same_heads = all(len(part.heads) == heads for parts in by_entry.values() for part in parts)
     group = heads // kv_heads
-    words = 1 if alike else group
+    words = 1 if same_heads else group
     keys, rows, pointers = [], [], [0]
-    for entry in range(len(known.lengths)):
+    for entry in range(len(host_cache.lengths)):
         made: tuple[Int32, Int32] | None = None
         for kv_head in range(kv_heads):
-            if made is None or not alike:
+            if made is None or not same_heads:
                 members = range(kv_head * group, (kv_head + 1) * group)
-                made = _of_lane(by_entry[entry], members, words)
+                made = _keys_of_members(by_entry[entry], members, words)
             keys.append(made[0])
             rows.append(made[1])
             pointers.append(pointers[-1] + len(made[0]))
     return ListedKeys(np.array(pointers, dtype=np.int32), np.concatenate(keys), np.concatenate(rows).ravel(), words)
 
 
-def _of_lane(parts: Sequence[SharedKeys], members: range, words: int) -> tuple[Int32, Int32]:
-    """The keys that one of some heads sees, in order, and for each the words of its rows."""
+def _keys_of_members(parts: Sequence[SharedKeys], members: range, words: int) -> tuple[Int32, Int32]:
+    """Return the keys that some of the heads `members` see, ascending, and the row words of each key."""
     every = [part.seen.every[0] + part.window.key for part in parts if set(members) & set(part.heads)]
     keys = np.unique(np.concatenate(every)) if every else np.zeros(0, dtype=np.int64)
     rows = np.zeros((len(keys), words), dtype=np.int64)
     for part in parts:
-        own, mask = part.seen.every
+        part_keys, mask = part.seen.every
         bits = (mask.astype(np.int64) << np.arange(part.window.row, part.window.row + len(mask))[:, None]).sum(0)
-        at = np.searchsorted(keys, own + part.window.key)
+        positions = np.searchsorted(keys, part_keys + part.window.key)
         for word in range(words):
             if (members[0] if words == 1 else members[word]) in part.heads:
-                rows[at, word] |= bits
+                rows[positions, word] |= bits
     return keys.astype(np.int32), rows.astype(np.uint32).view(np.int32)

@@ -2,12 +2,12 @@
 
 With e bytes an element and R rows of queries over batch and heads:
 
-- saved: e · (q + k + v + out) + 4 · lse, their elements;
-- forward: nothing, and copies of q, k, v and out where their rows begin at no multiples of 16 bytes;
-- backward: 8 · R for LSE and delta as kernels read them, and copies of q, k, v, out, its gradient and those of q, k and
-  v where these do not fit.
+- saved: e · (q + k + v + out) + 4 · lse, in elements;
+- forward: nothing, plus copies of q, k, v and out if their rows do not begin at multiples of 16 bytes;
+- backward: 8 · R for the LSE and delta that kernels read, plus copies of q, k, v, out, its gradient and the gradients
+  of q, k and v if they do not fit.
 
-The tables that kernels read are kept (`SETTINGS.table_bytes`).
+The tables that kernels read are cached (`SETTINGS.table_bytes`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from attnc.runtime.tensor_checks import TensorSizes
 
 
 def memory_on_gpu(sizes: TensorSizes) -> Memory:
-    """The memory of a call of one softmax over plain scores, of contiguous tensors and a positive scale."""
+    """Return the memory of a call of one softmax over plain scores, with contiguous tensors and a positive scale."""
     element = 4 if sizes.dtype == "float32" else 2
     rows, keys = sizes.batch * sizes.heads * sizes.n_q, sizes.batch * sizes.kv_heads * sizes.n_k
     of_dk, of_dv = (_copied(width * element) for width in (sizes.dk, sizes.dv))
@@ -29,5 +29,5 @@ def memory_on_gpu(sizes: TensorSizes) -> Memory:
 
 
 def _copied(row: int) -> int:
-    """Bytes of a row that is copied: nothing where rows fit."""
+    """Return the bytes of a row that must be copied; 0 if rows fit."""
     return -(-row // VECTOR) * VECTOR if row % VECTOR else 0

@@ -1,4 +1,4 @@
-"""The plan of a call on a GPU: what its kernels walk, and why they walk it so."""
+"""The plan of a call on a GPU: the tiles that its kernels walk, and the reasons."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SCHEDULES = {"ranges": "loop bounds", "bricks": "bricks", "lists": "tile lists",
 
 
 def plan_on_gpu(planner: Planner, sizes: TensorSizes, inputs: Mapping[str, object], target: Target) -> Plan:
-    """The plan of a call of these sizes with these inputs.
+    """Plan a call with these sizes and inputs.
 
     Raises what planning for the CPU raises, and UnsupportedError for what `strict` does not allow.
     """
@@ -42,13 +42,13 @@ def plan_on_gpu(planner: Planner, sizes: TensorSizes, inputs: Mapping[str, objec
         if planner.strict:
             raise UnsupportedError(without_kernels(planner.pattern.name, error)) from error
         why = f"there are no kernels for {error}"
-        own = planner.plan(sizes, inputs)
-        reasons = ("tiles as operations of torch on the device", *own.reasons)
-        return replace(own, executor="torch", fallback=why, reasons=reasons, memory_of=_untold)
+        torch_plan = planner.plan(sizes, inputs)
+        reasons = ("tiles as operations of torch on the device", *torch_plan.reasons)
+        return replace(torch_plan, executor="torch", fallback=why, reasons=reasons, memory_of=_untold)
 
 
 def _tuned(planner: Planner, sizes: TensorSizes) -> tuple[str, ...]:
-    """Why tiles are what they are, where measuring has a say."""
+    """Return the reasons for the tiles, if they come from measurements."""
     device = device_at_hand()
     if planner.tuned is None or device is None:
         return ()
@@ -57,9 +57,9 @@ def _tuned(planner: Planner, sizes: TensorSizes) -> tuple[str, ...]:
 
 
 def how_listed(planner: Planner, sizes: TensorSizes, inputs: Mapping[str, object], target: Target) -> str:
-    """Where lists of tiles come from in calls of an attention that asks selections, in words.
+    """Return, as text, where the tile lists of an attention with selections come from.
 
-    `inputs`: those of the call, and arrays of the shapes of what is chosen. Raises UnsupportedError for what `strict`
+    `inputs`: the call's inputs, and arrays of the shapes of its selections. Raises UnsupportedError for what `strict`
     does not allow.
     """
     heads = HeadShape(sizes.dk, sizes.dv, sizes.dtype, grouped=sizes.heads != sizes.kv_heads)
@@ -85,7 +85,7 @@ def _by_kernels(planner: Planner, kernels: AttentionKernels, sizes: TensorSizes,
     except (TooManyTilesError, TooManyClassesError) as error:
         if kernels.form == "lists":
             raise NotInKernelsError(
-                f"tiles of {q_tile}×{k_tile} that are too unlike each other to be listed"
+                f"tiles of {q_tile}×{k_tile} with more tiles or distinct masks than lists can hold"
             ) from error
         works = []
     full, partial = (sum(count[i] * times for count, times in works) for i in (0, 1))
@@ -123,14 +123,14 @@ def _by_kernels(planner: Planner, kernels: AttentionKernels, sizes: TensorSizes,
 
 
 def _untold() -> None:
-    """No memory is told of what computes terms of scores before its kernels."""
+    """Report no memory for patterns whose score terms are computed before the kernels."""
 
 
 def _work(part: SimulatedRelation, kernels: AttentionKernels, q_tile: int, k_tile: int) -> tuple[int, int]:
-    """Full and partial tiles of a relation."""
+    """Return the full and partial tiles of a relation."""
     bricked = kernels.bricked.get("forward")
     if bricked is not None and part.finder.bricks is not None:
-        found = part.finder.bricks.work(bricked.grid.q_brick, bricked.grid.k_brick)
+        work = part.finder.bricks.work(bricked.grid.q_brick, bricked.grid.k_brick)
     else:
-        found = part.finder.natural(q_tile, k_tile)
-    return found.rows.full_tiles, found.rows.partial_tiles
+        work = part.finder.natural(q_tile, k_tile)
+    return work.rows.full_tiles, work.rows.partial_tiles

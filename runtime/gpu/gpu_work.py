@@ -1,4 +1,4 @@
-"""Attention by kernels, and its gradient, as autograd wants them."""
+"""Attention by kernels, and its gradient, in the form that autograd needs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from attnc.runtime.tensor_checks import call_shape, check_tensors
 
 
 class OnGpu(NamedTuple):
-    """The triton executor under one pattern; where there are no kernels for it, tiles in torch on the device."""
+    """The triton executor of one pattern; without kernels, tiles run in torch on the device."""
 
     planner: Planner
     scale: float
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Pair:
-        """`Executor.forward`."""
+        """Run `Executor.forward`."""
         try:
             prepared = self.planner.gpu.prepared(q, k, v, inputs)
         except NotInKernelsError as error:
@@ -36,7 +36,7 @@ class OnGpu(NamedTuple):
         return Executor(prepared, self.scale).forward(q, k, v)
 
     def backward(self, grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor]) -> Triple:
-        """`Executor.backward`."""
+        """Run `Executor.backward`."""
         q, k, v, _, _, *inputs = kept
         try:
             prepared = self.planner.gpu.prepared(q, k, v, inputs)
@@ -47,9 +47,9 @@ class OnGpu(NamedTuple):
         return Executor(prepared, self.scale).backward(grad_out, grad_lse, kept)[0]
 
     def _real(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The floating-point inputs, which tiles in torch expect even where no score reads them."""
-        given = zip(self.planner.pattern.tensors, inputs, strict=True)
-        return [x for tensor, x in given if tensor.is_floating]
+        """Return the floating-point inputs, which tiles in torch expect even if no score reads them."""
+        named_inputs = zip(self.planner.pattern.tensors, inputs, strict=True)
+        return [x for tensor, x in named_inputs if tensor.is_floating]
 
 
 def in_tiles(
@@ -61,13 +61,13 @@ def in_tiles(
     scale: float,
     reason: NotInKernelsError,
 ) -> PlannedCall:
-    """A call that runs as tiles in torch. Raises UnsupportedError under `strict`."""
+    """Return a call that runs as tiles in torch. Raises UnsupportedError under `strict`."""
     if planner.strict:
         raise UnsupportedError(without_kernels(planner.pattern.name, reason)) from reason
     pattern = planner.pattern
     plan = planner.plan_of(q, k, v, inputs)
-    given = {tensor.name: x for tensor, x in zip(pattern.tensors, inputs, strict=True)}
-    return PlannedCall(plan, relations_of(pattern, call_shape(pattern, check_tensors(q, k, v), given)), scale)
+    named_inputs = {tensor.name: x for tensor, x in zip(pattern.tensors, inputs, strict=True)}
+    return PlannedCall(plan, relations_of(pattern, call_shape(pattern, check_tensors(q, k, v), named_inputs)), scale)
 
 
 def note_tiles(planner: Planner, reason: NotInKernelsError) -> None:
@@ -76,8 +76,8 @@ def note_tiles(planner: Planner, reason: NotInKernelsError) -> None:
 
 
 def without_kernels(name: str, reason: NotInKernelsError) -> str:
-    """What `strict` says of a pattern that has no kernels."""
+    """Return the error message of `strict` for a pattern without kernels."""
     return (
-        f"strict: `{name}` has no kernels: there are none for {reason}; it would run as tiles in torch; compile it "
+        f"strict: `{name}` has no kernels for {reason} and would run as tiles in torch; compile it "
         f"without strict to allow that"
     )

@@ -1,4 +1,4 @@
-"""Kernel texts as functions that Triton compiles. The text comes from the emitter and is never read from a disk."""
+"""Kernel texts as functions that Triton compiles. The text comes from the emitter and is never read from disk."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from attnc.runtime.settings import SETTINGS
 _log = logging.getLogger(__name__)
 
 _FUNCTIONS: Recent[Any] = Recent(SETTINGS.kernels)
-"""By the digest of their text. With a function go the binaries that Triton has compiled for it."""
+"""Functions by the digest of their text; each holds the binaries that Triton has compiled for it."""
 
 
 def function_of(source: KernelSource) -> Any:
-    """The kernel of a text, one for equal texts."""
+    """Return the kernel function of a text; equal texts share one function."""
     return _FUNCTIONS.get(source.digest, lambda: _made(source))
 
 
 def _made(source: KernelSource) -> Any:
     guard_triton()
-    _log.debug("%s, text %s: made, and compiled by Triton when it is started first", source.function, source.digest)
+    _log.debug("%s, text %s: created; Triton compiles it at its first launch", source.function, source.digest)
     name = f"<attnc {source.function} {source.digest}>"
     module = ModuleType(f"attnc_kernel_{source.digest}")
     module.__file__ = name
-    # Triton reads the source of its functions through `inspect`, which asks here.
+    # Triton reads the source of its functions through `inspect`, which looks here.
     lines = (len(source.text), None, source.text.splitlines(keepends=True), name)
     linecache.cache[name] = lines
     exec(compile(source.text, name, "exec"), module.__dict__)
@@ -40,6 +40,6 @@ def _made(source: KernelSource) -> Any:
 
 
 def _forget(name: str, lines: Any) -> None:
-    """The text of a function that is no more, unless it was made anew."""
+    """Remove the text of a function that was freed, unless it was created again."""
     if linecache.cache.get(name) is lines:
         del linecache.cache[name]

@@ -1,4 +1,4 @@
-"""The texts of kernels, for people to read."""
+"""Kernel texts for readers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from attnc.runtime.plans import Planner
 
 
 def _decode(pattern: Pattern, heads: HeadShape, target: Target) -> dict[str, str]:
-    """The texts of a step against a cache of pages, of few rows, where it has kernels."""
+    """Return the texts of a decoding step of few rows against a paged cache, if it has kernels."""
     try:
         kernels = find_decode(last_rows(pattern), heads, target, "pages")
     except (NotInKernelsError, OtherRowsError):
@@ -28,9 +28,9 @@ def _decode(pattern: Pattern, heads: HeadShape, target: Target) -> dict[str, str
 def sources(
     planners: Sequence[tuple[str, Planner]], target: Target, head_dim: int, dtype: torch.dtype
 ) -> dict[str, str]:
-    """The texts of all attentions that have kernels, by name. Raises UnsupportedError where none has."""
+    """Return the texts of all attentions that have kernels, by name. Raises UnsupportedError if none has."""
     heads = HeadShape(head_dim, head_dim, str(dtype).removeprefix("torch."))
-    found: dict[str, str] = {}
+    texts_by_name: dict[str, str] = {}
     without: list[str] = []
     for name, planner in planners:
         prefix = f"{name}." if len(planners) > 1 else ""
@@ -39,9 +39,9 @@ def sources(
         except NotInKernelsError as error:
             without.append(f"`{name}`: there are no kernels for {error}")
             continue
-        found.update((f"{prefix}{kernel}", text) for kernel, text in texts.items())
+        texts_by_name.update((f"{prefix}{kernel}", text) for kernel, text in texts.items())
         if len(planners) == 1:
-            found.update(_decode(planner.pattern, heads, target))
-    if not found:
+            texts_by_name.update(_decode(planner.pattern, heads, target))
+    if not texts_by_name:
         raise UnsupportedError(f"{'; '.join(without)}; on a GPU it runs as tiles in torch")
-    return found
+    return texts_by_name

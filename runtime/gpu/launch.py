@@ -1,4 +1,4 @@
-"""Calling a kernel: what it is given, by name."""
+"""Kernel launches: the arguments of a kernel, by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attnc.compiler.kernels.kernel_source import VECTOR, KernelArgument, KernelS
 from attnc.runtime.gpu.kernel_modules import function_of
 
 Start = Callable[[KernelSource, tuple[int, int], Sequence[object]], None]
-"""(kernel, grid, arguments): what is done with a launch."""
+"""A function (kernel, grid, arguments) that performs a launch."""
 
 
 def launch(
@@ -22,9 +22,9 @@ def launch(
     numbers: Mapping[str, int | float],
     parts: int | None = None,
 ) -> None:
-    """Run so many programs of a kernel, times its parts.
+    """Launch `programs` programs of a kernel, times its parts.
 
-    Strides are taken from the tensors, in units of 16 bytes for q, k, v and such.
+    Strides come from the tensors, in units of 16 bytes for q, k, v and similar tensors.
     """
     if not programs:
         return
@@ -50,7 +50,7 @@ _START: ContextVar[Start] = ContextVar("how kernels are started", default=_start
 
 @contextmanager
 def started_by(start: Start) -> Iterator[None]:
-    """Inside, kernels are not run but handed to `start`."""
+    """Pass kernels to `start` inside the block instead of running them."""
     token = _START.set(start)
     try:
         yield
@@ -60,14 +60,14 @@ def started_by(start: Start) -> Iterator[None]:
 
 def _stride(name: str, tensors: Mapping[str, Tensor]) -> int:
     tensor, _, dim = name.rpartition("_")
-    of = tensors[tensor]
+    source_tensor = tensors[tensor]
     if dim.isdigit():
-        return of.stride(int(dim)) if of.shape[int(dim)] > 1 else 0
-    return of.stride(("batch", "head", "token").index(dim)) * of.element_size() // VECTOR
+        return source_tensor.stride(int(dim)) if source_tensor.shape[int(dim)] > 1 else 0
+    return source_tensor.stride(("batch", "head", "token").index(dim)) * source_tensor.element_size() // VECTOR
 
 
 def _described(tensor: Tensor, argument: KernelArgument) -> object:
-    """The descriptor of a tensor; with the tokens as a grid, and with lanes as one side, where it asks for that."""
+    """Return a tensor's descriptor; if the argument requires it, tokens form a grid, and batch and heads one side."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     batch, head, token = zip(tensor.shape[:3], tensor.stride()[:3], strict=True)
@@ -77,11 +77,11 @@ def _described(tensor: Tensor, argument: KernelArgument) -> object:
         sides = [(batch[0] * head[0], head[1] if head[0] > 1 else batch[1])]
     sides += [(extent, stride * token[1]) for extent, stride in argument.axes] or [token]
     shape = [size for size, _ in sides]
-    unused = -(-tensor.numel() // VECTOR) * VECTOR  # of a side of size 1: any multiple of 16 bytes
+    unused = -(-tensor.numel() // VECTOR) * VECTOR  # stride of a side of size 1: any multiple of 16 bytes
     strides = [stride if size > 1 else unused for size, stride in sides]
     return TensorDescriptor(tensor, [*shape, tensor.shape[3]], [*strides, 1], list(argument.box))
 
 
 def lies_evenly(x: Tensor) -> bool:
-    """Whether the heads of all batch entries are evenly apart, so that they are one side of a box."""
+    """Check whether the heads of all batch entries are evenly spaced, so that they form one side of a box."""
     return 1 in x.shape[:2] or x.stride(0) == x.shape[1] * x.stride(1)

@@ -1,9 +1,9 @@
-"""What machine code says of a kernel: its loops with tensor-core instructions, and what is in them.
+"""Facts about a kernel's machine code: its loops with tensor-core instructions, and their contents.
 
-Text in, facts out: SASS as `nvdisasm -c` prints it, and the assembly that LLVM writes for AMD's GPUs. Loops are the
-natural ones of the control-flow graph: an edge to a block that dominates its source closes one. Blocks that wait for a
-copy stand behind the function's end and jump back into a loop; what they spin in is a loop of its own and is not
-counted with the one around it.
+Text in, facts out: SASS as `nvdisasm -c` prints it, and the assembly that LLVM writes for AMD GPUs. Loops are the
+natural loops of the control-flow graph: an edge to a block that dominates its source closes a loop. Blocks that wait
+for a copy stand behind the function's end and jump back into a loop; the loop they spin in is a loop of its own and is
+not counted with the loop around it.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ _CONTROL = {
     "NOP", "ELECT", "FENCE", "MEMBAR", "YIELD", "NANOSLEEP", "ERRBAR", "CCTL",
 }  # fmt: skip
 _MOVES = {"MOV", "PRMT", "SEL", "IMAD"}
-"""What hands on loaded bits: of IMAD only its form MOV."""
+"""Instructions that move loaded bits between registers; of IMAD only its MOV form."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loop:
     """An innermost loop with tensor-core instructions.
 
-    `products`: those instructions, by name. `copies`: asynchronous ones, from global to shared memory. `copied`: bytes
-    that each thread takes from global to shared memory through its registers; `gathered`: those loaded one number of 32
-    bits at a time, which no tile of 16-bit numbers is. `waits`: for products in flight.
-    `exponentials`, and `overlapped`: those of them that are computed while products are in flight. `mix`: instructions
-    by the unit that does them: "fma" (floating point, and integer products), "mufu" (exponentials and such), "alu"
-    (integers, compares, conversions), "memory", "uniform" (one for all threads), "products", "control".
+    `products`: the tensor-core instructions, by name. `copies`: asynchronous copies from global to shared memory.
+    `copied`: bytes that each thread copies from global to shared memory through registers; `gathered`: the part loaded
+    32 bits at a time, which no tile of 16-bit numbers is. `waits`: waits for products in flight. `exponentials`, and
+    `overlapped`: exponentials computed while products are in flight. `mix`: instructions by unit: "fma" (floating
+    point, and integer products), "mufu" (exponentials and such), "alu" (integers, compares, conversions), "memory",
+    "uniform" (one for all threads), "products", "control".
     """
 
     instructions: int = 0
@@ -61,7 +61,7 @@ class Loop:
 
 @dataclass(frozen=True, slots=True)
 class MachineCode:
-    """A kernel. `stack`: bytes of a thread; `spilled`: registers that are kept in memory; `products` as in `Loop`."""
+    """The machine code of a kernel. `stack`: bytes per thread; `spilled`: registers; `products` as in `Loop`."""
 
     registers: int = 0
     stack: int = 0
@@ -72,7 +72,7 @@ class MachineCode:
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One line: its guard (empty: none), its name with modifiers, its operands."""
+    """One line of SASS: its guard (empty: none), its opcode with modifiers, its operands."""
 
     guard: str
     opcode: str
@@ -80,41 +80,41 @@ class Instruction:
 
     @property
     def name(self) -> str:
-        """Without modifiers."""
+        """The opcode without modifiers."""
         return self.opcode.partition(".")[0]
 
     @property
     def target(self) -> str:
-        """The label that it may jump to, empty where it does not jump."""
-        found = _TARGET.search(self.operands) if self.name in _JUMPS else None
-        return found["label"] if found else ""
+        """The label of a jump; empty for other instructions."""
+        match = _TARGET.search(self.operands) if self.name in _JUMPS else None
+        return match["label"] if match else ""
 
     @property
     def goes_on(self) -> bool:
-        """Whether the next instruction may follow."""
+        """Whether control may continue with the next instruction."""
         if self.guard or self.name not in {"BRA", "BRX", "JMP", "EXIT", "RET"}:
             return True
         return self.name == "BRA" and ("DIV" in self.opcode or not self.operands.strip().startswith("`"))
 
 
 def read_nvidia(sass: str, resources: str) -> MachineCode:
-    """The facts of one kernel from `nvdisasm -c` and `cuobjdump -res-usage`. Raises ValueError where there is none."""
-    found = _RESOURCES.search(resources)
+    """Read one kernel's facts from `nvdisasm -c` and `cuobjdump -res-usage`. Raises ValueError without a kernel."""
+    resource_counts = _RESOURCES.search(resources)
     instructions, labels = _parse(sass)
-    if found is None or not instructions:
+    if resource_counts is None or not instructions:
         raise ValueError("no kernel in this machine code")
     bodies = [_judge([instructions[i] for i in body]) for body in tensor_loops(instructions, labels)]
-    return MachineCode(int(found[1]), int(found[2]), 0, _products(instructions), tuple(bodies))
+    return MachineCode(int(resource_counts[1]), int(resource_counts[2]), 0, _products(instructions), tuple(bodies))
 
 
 def read_amd(assembly: str) -> MachineCode:
-    """The facts of one kernel from the assembly text, with the counts that LLVM writes behind it."""
+    """Read the facts of one kernel from its assembly text and the counts that LLVM appends."""
 
     def number(key: str) -> int:
-        found = re.search(rf"^\s*\.{key}:\s*(\d+)", assembly, re.MULTILINE)
-        if found is None:
+        match = re.search(rf"^\s*\.{key}:\s*(\d+)", assembly, re.MULTILINE)
+        if match is None:
             raise ValueError(f"no {key} in this assembly")
-        return int(found[1])
+        return int(match[1])
 
     products = len(re.findall(r"^\s*v_mfma_", assembly, re.MULTILINE))
     return MachineCode(
@@ -126,30 +126,30 @@ def read_amd(assembly: str) -> MachineCode:
 
 
 def _parse(sass: str) -> tuple[list[Instruction], dict[str, int]]:
-    """Instructions in order, and at which of them labels stand."""
+    """Return the instructions in order, and the instruction index of every label."""
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
     for line in sass.splitlines():
-        if found := _INSTRUCTION.match(line):
-            instructions.append(Instruction(found["guard"] or "", found["opcode"], found["rest"]))
-        elif found := _LABEL.match(line):
-            labels[found["name"]] = len(instructions)
+        if match := _INSTRUCTION.match(line):
+            instructions.append(Instruction(match["guard"] or "", match["opcode"], match["rest"]))
+        elif match := _LABEL.match(line):
+            labels[match["name"]] = len(instructions)
     return instructions, labels
 
 
 def tensor_loops(instructions: Sequence[Instruction], labels: Mapping[str, int]) -> list[list[int]]:
-    """The innermost loops with tensor-core instructions, as places of instructions, without the loops inside them."""
+    """Return the innermost loops with tensor-core instructions, as instruction indices without inner loops."""
     starts = _block_starts(instructions, labels)
     ends = [*starts[1:], len(instructions)]
     loops = _natural_loops(_edges(instructions, labels, starts))
     tensor = {n for n, a in enumerate(starts) if any(_TENSOR.match(x.opcode) for x in instructions[a : ends[n]])}
-    found = []
+    bodies = []
     for body in loops:
         inside = [other for other in loops if other < body]
         if body & tensor and not any(other & tensor for other in inside):
-            own = sorted(body.difference(*inside))
-            found.append([i for n in own for i in range(starts[n], ends[n])])
-    return sorted(found)
+            own_blocks = sorted(body.difference(*inside))
+            bodies.append([i for n in own_blocks for i in range(starts[n], ends[n])])
+    return sorted(bodies)
 
 
 def _block_starts(instructions: Sequence[Instruction], labels: Mapping[str, int]) -> list[int]:
@@ -160,7 +160,7 @@ def _block_starts(instructions: Sequence[Instruction], labels: Mapping[str, int]
 def _edges(
     instructions: Sequence[Instruction], labels: Mapping[str, int], starts: Sequence[int]
 ) -> list[tuple[int, int]]:
-    """Which block may follow which."""
+    """Return the control-flow edges between blocks."""
     block = {start: n for n, start in enumerate(starts)}
     edges = []
     for n in range(len(starts)):
@@ -174,7 +174,7 @@ def _edges(
 
 
 def _natural_loops(edges: Iterable[tuple[int, int]]) -> list[frozenset[int]]:
-    """The loops of a graph entered at 0; those of one header are one."""
+    """Return the natural loops of a graph entered at 0; loops with one header are merged."""
     import networkx as nx
 
     graph = nx.DiGraph(edges)
@@ -218,7 +218,7 @@ def _judge(body: Sequence[Instruction]) -> Loop:
 
 
 def unit_of(x: Instruction) -> str:
-    """The unit that does an instruction."""
+    """Return the unit that executes an instruction."""
     name = x.name
     if _TENSOR.match(x.opcode):
         return "products"
@@ -234,13 +234,13 @@ def unit_of(x: Instruction) -> str:
 
 
 def _products(instructions: Iterable[Instruction]) -> dict[str, int]:
-    return dict(Counter(found[1] for x in instructions if (found := _TENSOR.match(x.opcode))))
+    return dict(Counter(match[1] for x in instructions if (match := _TENSOR.match(x.opcode))))
 
 
 def _overlapped(body: Sequence[Instruction]) -> int:
-    """Exponentials between a product and the wait for it. A wait for all but n groups leaves n of them in flight."""
+    """Count exponentials between a product and its wait. A wait for all but n groups leaves n groups in flight."""
     groups, is_open, count = 0, False, 0
-    for _turn in (0, 1):  # in the first turn nothing is in flight yet at the loop's begin
+    for _turn in (0, 1):  # in the first turn nothing is in flight at the start of the loop
         count = 0
         for x in body:
             if x.name.endswith("GMMA"):
@@ -255,26 +255,26 @@ def _overlapped(body: Sequence[Instruction]) -> int:
 
 
 def _copied(body: Sequence[Instruction]) -> dict[bool, int]:
-    """Bytes that a thread loads and stores to shared memory as they are, or moved within registers.
+    """Count the bytes that a thread loads and stores to shared memory unchanged, or moved within registers.
 
-    True: loaded one number of 32 bits at a time; False: otherwise.
+    True: loaded 32 bits at a time; False: otherwise.
     """
     loaded: dict[int, bool] = {}
-    found: dict[bool, int] = {}
-    for _turn in (0, 1):  # what is loaded in one turn may be stored in the next
-        found = {False: 0, True: 0}
+    byte_counts: dict[bool, int] = {}
+    for _turn in (0, 1):  # values loaded in one turn may be stored in the next
+        byte_counts = {False: 0, True: 0}
         for x in body:
             registers = [int(n) for n in _REGISTER.findall(x.operands)]
             if x.name == "STS":
                 if registers and registers[-1] in loaded:
-                    found[loaded[registers[-1]]] += _bytes(x)
+                    byte_counts[loaded[registers[-1]]] += _bytes(x)
             elif registers and x.name not in {"ST", "STG", "BAR", "RED"}:
                 _follow(x, registers, loaded)
-    return found
+    return byte_counts
 
 
 def _follow(x: Instruction, registers: Sequence[int], loaded: dict[int, bool]) -> None:
-    """What an instruction makes of the registers that hold what was loaded."""
+    """Update the registers that hold loaded values after an instruction."""
     written = registers[0]
     if x.name == "LDG":
         size = _bytes(x)

@@ -1,7 +1,7 @@
-"""Lists of the tiles that are seen, made on the device from what was chosen, by operations that no host waits for.
+"""Lists of live tiles, built on the device from selections, without making the host wait.
 
-Which tiles may be seen, and what of truth tensors decides, is told by the sizes of a call (`TileQuestions`). Whether
-some entry of a rectangle holds is read off sums over all rectangles from the first entry on.
+The sizes of a call determine which tiles may be live, and which entries of bool tensors decide (`TileQuestions`).
+Whether some entry of a rectangle holds is read from 2D prefix sums.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from attnc.runtime.plans import planning
 
 @dataclass(frozen=True, eq=False)
 class ListSharing:
-    """Which batch entries and heads have lists of their own: all of them, or one for all; of heads `heads`."""
+    """The batch entries and heads that have separate lists; `heads`: number of lists per batch entry."""
 
     batch: int
     heads: int
@@ -43,7 +43,7 @@ class ListSharing:
 
     @classmethod
     def of(cls, shape: CallShape, dims: set[str], kinds: int) -> ListSharing:
-        """Those of truth tensors with such dimensions, where heads are of so many kinds."""
+        """Return the sharing for bool tensors with the dimensions `dims`, with `kinds` kinds of heads."""
         group = max(shape.heads // max(shape.kv_heads, 1), 1)
         by_head = "head" in dims or kinds > 1
         number = np.arange(shape.heads) // (1 if by_head else group if "kv_head" in dims else max(shape.heads, 1))
@@ -54,41 +54,44 @@ class ListSharing:
 
 
 class MaskLists:
-    """What kernels of one call shape are told of tiles, made anew from every choice."""
+    """The tile lists of the kernels of one call shape, rebuilt for every selection."""
 
     def __init__(
-        self, call: MaskCall, asked: MaskRelation, tiles: Mapping[str, tuple[int, int]], device: torch.device
+        self, call: MaskCall, relation: MaskRelation, tiles: Mapping[str, tuple[int, int]], device: torch.device
     ) -> None:
         self._call = call
-        self._asked = asked
+        self._asked = relation
         self._tiles = tiles
         self._device = device
         self._stages: dict[str, Stage] = {}
-        self._along = frozenset(map(input_name, read_along_keys(asked)))
+        self._along = frozenset(map(input_name, read_along_keys(relation)))
 
-    def read(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors that kernels read which are made of others."""
-        return {input_name(one.tensor): _derived(given[one.of.name], one.length) for one in self._asked.derived}
+    def read(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors that kernels read and that are derived from others."""
+        return {
+            input_name(derived.tensor): _derived(tensors[derived.of.name], derived.length)
+            for derived in self._asked.derived
+        }
 
     def filled(self, read: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The same with rows filled up that are read along keys."""
+        """Return the tensors, with rows padded if they are read along keys."""
         return {name: _filled(x) if name in self._along else x for name, x in read.items()}
 
-    def of(self, stage: str, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The lists of a kernel, from truth tensors by name."""
+    def of(self, stage: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the lists of a kernel, from bool tensors by name."""
         if stage not in self._stages:
             with planning():
                 questions = self._call.questions(*self._tiles[stage], by_key=stage == "dkdv")
                 self._stages[stage] = Stage(self._call, questions, self._device)
-        return self._stages[stage].lists(given)
+        return self._stages[stage].lists(tensors)
 
 
 class StageTensors(Mapping[str, Mapping[str, Tensor]]):
-    """What the kernels of one call read, by kernel; each's lists are made when it is asked for."""
+    """The tensors that the kernels of one call read, by kernel; a kernel's lists are built on first access."""
 
-    def __init__(self, read: Mapping[str, Tensor], given: Mapping[str, Tensor], lists: MaskLists) -> None:
-        self._read = lists.filled({**read, **lists.read(given)})
-        self._given = given
+    def __init__(self, read: Mapping[str, Tensor], masks: Mapping[str, Tensor], lists: MaskLists) -> None:
+        self._read = lists.filled({**read, **lists.read(masks)})
+        self._given = masks
         self._lists = lists
         self._made: dict[str, Mapping[str, Tensor]] = {}
 
@@ -110,7 +113,7 @@ _STAGES = ("forward", "dq", "dkdv")
 
 
 class Stage:
-    """The lists of one kernel."""
+    """The tile lists of one kernel."""
 
     def __init__(self, call: MaskCall, questions: TileQuestions, device: torch.device) -> None:
         self._call = call
@@ -120,12 +123,12 @@ class Stage:
         dims = {dim for read in reads for dim in self._dims[read.tensor.name]}
         self._lanes = ListSharing.of(call.shape, dims, len(questions.questions))
         self._size = self._lanes.batch * self._lanes.heads, len(questions.columns)
-        (lanes, tiles), rows = self._size, len(questions.starts) - 1
-        lane = np.arange(lanes)[:, None]
+        (list_count, tiles), rows = self._size, len(questions.starts) - 1
+        list_index = np.arange(list_count)[:, None]
         self._of_lane = constant(self._lanes.of_lane, device)
         self._columns = constant(questions.columns, device)
-        self._ends = constant((lane * tiles + questions.starts).ravel(), device)
-        self._numbers = torch.arange(lanes * tiles, dtype=torch.int32, device=device)
+        self._ends = constant((list_index * tiles + questions.starts).ravel(), device)
+        self._numbers = torch.arange(list_count * tiles, dtype=torch.int32, device=device)
         kinds = range(len(questions.questions))
         self._kinds = [constant(questions.kinds == kind, device, torch.bool) for kind in kinds]
         self._known: dict[KnownAnswer, Tensor] = {}
@@ -135,15 +138,15 @@ class Stage:
         self._rows = rows
 
     def _keep(self, question: Question, device: torch.device) -> None:
-        """Copy what is known of a question."""
+        """Copy the constants of a question to the device."""
         match question:
             case KnownAnswer(state=state):
                 self._known[question] = torch.from_numpy(np.array(state)).to(device)
             case ReadQuestion(tensor=tensor):
                 dims, shape = self._dims[tensor.name], self._call.shape.inputs[tensor.name].shape
-                own = [n for dim, n in zip(dims, shape, strict=True) if dim not in LANES]
-                rows, places = [1] * (2 - len(own)) + own
-                self._rectangles[question] = Rectangles.of(question, rows, places, device)
+                entry_sizes = [n for dim, n in zip(dims, shape, strict=True) if dim not in LANES]
+                rows, blocks = [1] * (2 - len(entry_sizes)) + entry_sizes
+                self._rectangles[question] = Rectangles.of(question, rows, blocks, device)
             case JoinedQuestion(parts=parts):
                 for part in parts:
                     self._keep(part, device)
@@ -159,54 +162,56 @@ class Stage:
         for rectangles in self._rectangles.values():
             yield from rectangles.constants
 
-    def states(self, given: Mapping[str, Tensor]) -> Tensor:
-        """-1, 0 or 1 for tiles of which nothing, a part or everything is seen: int8 (lanes, tiles)."""
-        found = [self._answered(question, given) for question in self._questions]
-        states = found[0]
-        for kind, own in zip(self._kinds[1:], found[1:], strict=True):
-            states = torch.where(kind[:, None], own, states)
+    def states(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return -1, 0 or 1 for tiles that are empty, partial or full: int8 (lists, tiles)."""
+        answers = [self._answered(question, tensors) for question in self._questions]
+        states = answers[0]
+        for kind, states_of_kind in zip(self._kinds[1:], answers[1:], strict=True):
+            states = torch.where(kind[:, None], states_of_kind, states)
         return states.expand(self._lanes.batch, self._lanes.heads, -1).reshape(self._size)
 
-    def _answered(self, question: Question, given: Mapping[str, Tensor]) -> Tensor:
-        """The states of tiles, (batch entries or 1, heads or 1, tiles)."""
+    def _answered(self, question: Question, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return the states of tiles, (batch entries or 1, heads or 1, tiles)."""
         match question:
             case KnownAnswer():
                 return self._known[question][None, None]
             case ReadQuestion(tensor=tensor):
-                return self._widened(tensor.name, self._rectangles[question].states(self._by_lane(tensor.name, given)))
+                return self._widened(
+                    tensor.name, self._rectangles[question].states(self._by_lane(tensor.name, tensors))
+                )
             case JoinedQuestion(op=op, parts=parts):
                 join = torch.minimum if op == "and" else torch.maximum
-                return reduce(join, (self._answered(part, given) for part in parts))
+                return reduce(join, (self._answered(part, tensors) for part in parts))
             case NegatedQuestion(part=part):
-                return -self._answered(part, given)
+                return -self._answered(part, tensors)
             case PickedQuestion():
                 parts = (question.condition, question.then, question.otherwise)
-                which, then, otherwise = (self._answered(part, given) for part in parts)
+                which, then, otherwise = (self._answered(part, tensors) for part in parts)
                 either = torch.where(then == otherwise, then, 0)
                 return torch.where(which > 0, then, torch.where(which < 0, otherwise, either))
 
-    def _by_lane(self, name: str, given: Mapping[str, Tensor]) -> Tensor:
-        """A truth tensor (batch entries or 1, heads or 1, rows or 1, places)."""
-        dims, x = self._dims[name], given[name].to(self._columns.device)
+    def _by_lane(self, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return a bool tensor as (batch entries or 1, heads or 1, rows or 1, blocks)."""
+        dims, x = self._dims[name], tensors[name].to(self._columns.device)
         sides = [[i for i, dim in enumerate(dims) if dim in names] for names in (("batch",), ("head", "kv_head"))]
         entries = [i for i, dim in enumerate(dims) if dim not in LANES]
         ordered = x.permute([*sides[0], *sides[1], *entries])
         has = *map(bool, sides), len(entries) > 1, len(entries) > 0
-        return ordered[tuple(slice(None) if there else None for there in has)]
+        return ordered[tuple(slice(None) if exists else None for exists in has)]
 
     def _widened(self, name: str, states: Tensor) -> Tensor:
-        """The states of heads that share what was chosen, for each of them."""
+        """Repeat the states of heads that share a selection for each of the heads."""
         of_keys = "kv_head" in self._dims[name] and self._lanes.heads > states.shape[1]
         return states.repeat_interleave(self._lanes.heads // states.shape[1], 1) if of_keys else states
 
-    def lists(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the kernel is given, by name."""
+    def lists(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the list tensors that the kernel reads, by name."""
         keep_captured(self._constants)
-        states = self.states(given)
+        states = self.states(tensors)
         full, full_tiles = self._listed(states > 0)
         partial, partial_tiles = self._listed(states == 0)
-        lanes = self._size[0]
-        counts = (full + partial).view(lanes, self._rows + 1).diff(dim=1)
+        list_count = self._size[0]
+        counts = (full + partial).view(list_count, self._rows + 1).diff(dim=1)
         return {
             "list_of_lane": self._of_lane,
             "tile_order": counts.argsort(dim=1, descending=True, stable=True).to(torch.int32).flatten(),
@@ -217,26 +222,26 @@ class Stage:
         }
 
     def _listed(self, marked: Tensor) -> tuple[Tensor, Tensor]:
-        """Pointers and columns of marked tiles, (lanes, tiles); behind these are the others, in a list of one size."""
+        """Return pointers and columns of marked tiles, (lists, tiles); unmarked tiles follow, so the size is fixed."""
         flat = marked.flatten()
         before = F.pad(flat.cumsum(0, dtype=torch.int32), (1, 0))
-        behind = before[-1:] + self._numbers - before[:-1]
-        at = torch.where(flat, before[:-1], behind).to(torch.int64)
+        unmarked_target = before[-1:] + self._numbers - before[:-1]
+        target = torch.where(flat, before[:-1], unmarked_target).to(torch.int64)
         tiles = torch.zeros(len(flat) + 1, dtype=torch.int32, device=flat.device)
-        tiles.scatter_(0, at, self._columns.expand(self._size).reshape(-1))
+        tiles.scatter_(0, target, self._columns.expand(self._size).reshape(-1))
         return before.index_select(0, self._ends), tiles
 
 
-def _filled(given: Tensor) -> Tensor:
-    """A truth tensor whose rows begin at multiples of 16 bytes, and can be read to the end of a tile."""
-    behind = -given.shape[-1] % ALONG
-    whole = F.pad(given, (0, behind)) if behind else given.contiguous()
-    return whole if whole.data_ptr() % UNIT == 0 else whole.clone()
+def _filled(mask: Tensor) -> Tensor:
+    """Return a bool tensor whose rows begin at multiples of 16 bytes and are readable to the end of a tile."""
+    padding = -mask.shape[-1] % ALONG
+    padded = F.pad(mask, (0, padding)) if padding else mask.contiguous()
+    return padded if padded.data_ptr() % UNIT == 0 else padded.clone()
 
 
-def _derived(given: Tensor, length: int | None) -> Tensor:
-    """Of each end how many entries hold before it, or whether some of so many entries do."""
-    counts = F.pad(given.cumsum(-1, dtype=torch.int32), (1, 0))
+def _derived(mask: Tensor, length: int | None) -> Tensor:
+    """Count the true entries before each index, or check whether the last `length` entries hold a true entry."""
+    counts = F.pad(mask.cumsum(-1, dtype=torch.int32), (1, 0))
     if length is None:
         return counts
     last = counts[..., -1:].expand(*counts.shape[:-1], length)

@@ -1,4 +1,4 @@
-"""What a pattern needs on a GPU: kernels for each kind of head, tables for each call shape, made once and kept."""
+"""The GPU resources of a pattern: kernels for each head shape, tables for each call shape, built once and cached."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 class GpuPlanner:
     """Kernels and tables of one pattern.
 
-    `strict`: raise UnsupportedError where the host lists tiles in every call.
+    `strict`: raise UnsupportedError if the host lists tiles in every call.
     """
 
     def __init__(self, pattern: Pattern, strict: bool = False, tuned: Tuned | None = None, knob: str = "") -> None:
@@ -70,60 +70,64 @@ class GpuPlanner:
         tiles: Tiles | None = None,
         before: bool = False,
     ) -> AttentionKernels:
-        """The kernels for such heads, and as many queries as keys; `on_host`: why the host lists tiles.
+        """Return the kernels for a head shape; `square`: as many queries as keys; `on_host`: why the host lists tiles.
 
-        `tiles`: those of some stages, where they are not the first choice. `before`: queries stand before key 0. Raises
-        NotInKernelsError where there are none.
+        `tiles`: tiles of stages that do not use the first choice. `before`: queries precede key 0. Raises
+        NotInKernelsError if there are no kernels.
         """
-        own = tiles or {}
-        key = (heads, target, square, on_host, tuple(sorted(own.items())), before)
-        return self._kernels.get(key, lambda: self._emitted(heads, target, square, on_host, own, before))
+        stage_tiles = tiles or {}
+        key = (heads, target, square, on_host, tuple(sorted(stage_tiles.items())), before)
+        return self._kernels.get(key, lambda: self._emitted(heads, target, square, on_host, stage_tiles, before))
 
     def _emitted(
         self, heads: HeadShape, target: Target, square: bool, on_host: str | None, tiles: Tiles, before: bool
     ) -> AttentionKernels:
         began = perf_counter()
-        found = find_kernels(self._pattern, heads, target, square, on_host, tiles, before)
+        kernels = find_kernels(self._pattern, heads, target, square, on_host, tiles, before)
         ms = 1e3 * (perf_counter() - began)
-        _log.debug("`%s` for %s, %s: kernels in %.1f ms, %s", self._pattern.name, target.name, heads, ms, found.reason)
-        return found
+        _log.debug(
+            "`%s` for %s, %s: kernels in %.1f ms, %s", self._pattern.name, target.name, heads, ms, kernels.reason
+        )
+        return kernels
 
     def tiles_of(self, heads: HeadShape, target: Target, sizes: TensorSizes, device: torch.device) -> Tiles:
-        """The tiles that measuring has chosen for calls of these sizes, by stage; others take the first choice."""
-        found: dict[Stage, TileShape] = {}
+        """Return the tiles that measurements chose for these sizes, by stage; other stages use the first choice."""
+        shapes: dict[Stage, TileShape] = {}
         for stage in STAGES if self._tuned is not None else ():
             assert self._tuned is not None
             option = self._tuned.option(knob_of(self._knob, stage), sizes, "triton", device)
             shape = None if option is None else allowed_shapes(target, stage, heads).get(option)
             if shape is not None:
-                found[stage] = shape
-        return found
+                shapes[stage] = shape
+        return shapes
 
     def kernels_of(
         self,
         heads: HeadShape,
         target: Target,
         sizes: TensorSizes,
-        given: Mapping[str, object],
+        inputs: Mapping[str, object],
         device: torch.device | None = None,
     ) -> AttentionKernels:
-        """The kernels of a call, of whose inputs shapes alone are asked. Raises as `kernels`.
+        """Return the kernels of a call, from the shapes of its inputs. Raises as `kernels`.
 
-        `device`: where it runs, None: where something is only looked at.
+        `device`: the device of the call; None if the call is only inspected.
         """
         square = sizes.n_q == sizes.n_k
-        called = sizes if heads.widths is None else dataclasses.replace(sizes, dk=heads.widths[0], dv=heads.widths[1])
-        tiles = {} if device is None else self.tiles_of(heads, target, called, device)
+        call_sizes = (
+            sizes if heads.widths is None else dataclasses.replace(sizes, dk=heads.widths[0], dv=heads.widths[1])
+        )
+        tiles = {} if device is None else self.tiles_of(heads, target, call_sizes, device)
         before = self._pattern.align == "end" and sizes.n_q > sizes.n_k
         kernels = self.kernels(heads, target, square, None, tiles, before)
         walk = kernels.problem.by_query
         if not isinstance(walk, MaskTiles):
             return kernels
-        refusal = self._asked_call(sizes, given).refusal(walk.asked, _tiles(kernels).values())
+        refusal = self._asked_call(sizes, inputs).refusal(walk.asked, _tiles(kernels).values())
         return kernels if refusal is None else self.kernels(heads, target, square, refusal, tiles)
 
-    def _asked_call(self, sizes: TensorSizes, given: Mapping[str, object]) -> MaskCall:
-        return MaskCall(self._pattern, call_shape(self._pattern, sizes, {n: blank(x) for n, x in given.items()}))
+    def _asked_call(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> MaskCall:
+        return MaskCall(self._pattern, call_shape(self._pattern, sizes, {n: blank(x) for n, x in inputs.items()}))
 
     def prepared(
         self,
@@ -133,37 +137,39 @@ class GpuPlanner:
         inputs: Sequence[Tensor],
         widths: tuple[int, int] | None = None,
     ) -> Prepared:
-        """All that a call needs beside q, k and v; `inputs` are the pattern's, in its order.
+        """Return everything that a call needs besides q, k and v; `inputs` are in the order of the pattern.
 
-        `widths`: dk and dv of the call, where q, k and v are made of others.
+        `widths`: dk and dv of the call, if q, k and v are derived vectors of other widths.
 
         Raises NotInKernelsError, and what a call of an `Attention` raises.
         """
         if q.dtype not in DTYPES:
             raise NotInKernelsError(f"numbers of {q.dtype}".replace("torch.", ""))
         tf32 = q.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
-        place = pretended() or q.device
-        key: tuple[Hashable, ...] = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, place, tf32, widths)
+        device = pretended() or q.device
+        key: tuple[Hashable, ...] = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, device, tf32, widths)
         if self._tuned is not None:
             key = (*key, self._tuned.state)
         shapes = tuple((x.shape, x.dtype) for x in inputs)
         kernels = self._found.get((*key, *shapes), lambda: self._kernels_here(q, k, v, inputs, tf32, widths))
         if not inputs:
             return self._prepared.get(key, lambda: self._made(q, k, v, (), kernels, widths))
-        if kernels.form != "lists":  # nothing is planned from what inputs hold
-            alike = self._prepared.get((*key, *shapes), lambda: self._made(q, k, v, inputs, kernels, widths))
+        if kernels.form != "lists":  # planning uses no input values
+            shared = self._prepared.get((*key, *shapes), lambda: self._made(q, k, v, inputs, kernels, widths))
             read = self._read(kernels, q, k, inputs)
-            if alike.lists is None:
-                return dataclasses.replace(alike, tensors=read)
-            return dataclasses.replace(alike, tensors=StageTensors(read["forward"], self._named(inputs), alike.lists))
+            if shared.lists is None:
+                return dataclasses.replace(shared, tensors=read)
+            return dataclasses.replace(shared, tensors=StageTensors(read["forward"], self._named(inputs), shared.lists))
         self._note_host(kernels, inputs)
         named = tuple(name_of(x, is_read) for x, is_read in zip(inputs, self._planned_from, strict=True))
         made = self._prepared.get((*key, *named), lambda: self._made(q, k, v, inputs, kernels, widths))
         read = self._read(kernels, q, k, inputs)
-        return dataclasses.replace(made, tensors={stage: {**own, **read[stage]} for stage, own in made.tensors.items()})
+        return dataclasses.replace(
+            made, tensors={stage: {**stage_tensors, **read[stage]} for stage, stage_tensors in made.tensors.items()}
+        )
 
     def _note_host(self, kernels: AttentionKernels, inputs: Sequence[Tensor]) -> None:
-        """Count a call whose tiles the host lists, and what it reads for it. Raises as `refuse_host`."""
+        """Count a call whose tiles the host lists, and the inputs that it reads for them. Raises as `refuse_host`."""
         self.refuse_host(kernels)
         name = self._pattern.name
         if self._pattern.selections:
@@ -173,7 +179,7 @@ class GpuPlanner:
                 note(name, HOST_WAIT, f"tiles are listed from what the input `{tensor.name}` holds")
 
     def refuse_host(self, kernels: AttentionKernels) -> None:
-        """Raise UnsupportedError where the host would list tiles in every call, if it is to be strict."""
+        """Raise UnsupportedError under strict if the host would list tiles in every call."""
         if self._strict and kernels.form == "lists" and self._pattern.selections:
             raise UnsupportedError(
                 f"strict: `{self._pattern.name}` would have {kernels.reason}; compile it without strict to allow that"
@@ -202,18 +208,22 @@ class GpuPlanner:
         kernels: AttentionKernels,
         widths: tuple[int, int] | None,
     ) -> Prepared:
-        """All but the tensors that kernels of ranges read, which no data of inputs enter."""
+        """Build everything but the tensors that kernels of ranges read; no input values enter it."""
         sizes = check_tensors(q, k, v)
         if max(sizes.n_q, sizes.n_k) > LONGEST:
-            raise ArgumentError(f"there are {max(sizes.n_q, sizes.n_k)} tokens: kernels take {LONGEST} at most")
+            raise ArgumentError(f"{max(sizes.n_q, sizes.n_k)} tokens are too many for kernels: use {LONGEST} at most")
         if sizes.heads > sizes.kv_heads and not turns_fit(sizes.heads // max(sizes.kv_heads, 1), sizes.n_q):
-            raise ArgumentError(f"there are {sizes.n_q} queries of heads that share keys: kernels take fewer of these")
+            raise ArgumentError(
+                f"{sizes.n_q} queries of heads that share keys are too many for kernels: use fewer queries"
+            )
         walk = kernels.problem.by_query
         ranged = kernels.form != "lists"
-        given = self._named(inputs)
+        named_inputs = self._named(inputs)
         if widths is not None:
             sizes = dataclasses.replace(sizes, dk=widths[0], dv=widths[1])
-        shape = call_shape(self._pattern, sizes, {n: blank(x) for n, x in given.items()} if ranged else given)
+        shape = call_shape(
+            self._pattern, sizes, {n: blank(x) for n, x in named_inputs.items()} if ranged else named_inputs
+        )
         shift = sizes.n_k - sizes.n_q if self._pattern.align == "end" else 0
         sizes_of = {**shape.sizes, **(self._pattern.general.sizes if self._pattern.general else {})}
         numbers = {
@@ -243,57 +253,59 @@ class GpuPlanner:
     def _tables(
         self, kernels: AttentionKernels, relations: Relations, device: torch.device
     ) -> tuple[dict[str, dict[str, Tensor]], dict[str, bool]]:
-        """The lists of every kernel, and whether they are of runs."""
+        """Return the lists of every kernel, and whether they are lists of runs."""
         tables, runs = {}, {}
         for source in (kernels.forward, kernels.dq, kernels.dkdv):
             tiles = source.tiles
             try:
-                found = tile_tables(relations, tiles.q_tile, tiles.k_tile, by_key=source.stage == "dkdv")
+                lists = tile_tables(relations, tiles.q_tile, tiles.k_tile, by_key=source.stage == "dkdv")
             except (TooManyTilesError, TooManyClassesError) as error:
-                message = f"tiles of {tiles.q_tile}×{tiles.k_tile} that are too unlike each other to be listed"
+                message = (
+                    f"tiles of {tiles.q_tile}×{tiles.k_tile} with more tiles or distinct masks than lists can hold"
+                )
                 raise NotInKernelsError(message) from error
-            runs[source.stage] = found.runs
-            tables[source.stage] = {n: torch.from_numpy(x.copy()).to(device) for n, x in found.arrays().items()}
+            runs[source.stage] = lists.runs
+            tables[source.stage] = {n: torch.from_numpy(x.copy()).to(device) for n, x in lists.arrays().items()}
         return tables, runs
 
     def _read(
         self, kernels: AttentionKernels, q: Tensor, k: Tensor, inputs: Sequence[Tensor]
     ) -> dict[str, dict[str, Tensor]]:
-        """The tensors that kernels of ranges read, by kernel."""
-        given, device = self._named(inputs), q.device
-        name, tensors = self._pattern.name, [t for t in kernels.problem.tensors if t.name in given]
-        read = {input_name(t): as_read(name, t.name, given[t.name], device) for t in tensors}
-        found: dict[str, dict[str, Tensor]] = {stage: dict(read) for stage in ("forward", "dq", "dkdv")}
+        """Return the tensors that kernels of ranges read, by kernel."""
+        named_inputs, device = self._named(inputs), q.device
+        name, tensors = self._pattern.name, [t for t in kernels.problem.tensors if t.name in named_inputs]
+        read = {input_name(t): as_read(name, t.name, named_inputs[t.name], device) for t in tensors}
+        tensors_by_stage: dict[str, dict[str, Tensor]] = {stage: dict(read) for stage in ("forward", "dq", "dkdv")}
         documents = self._pattern.documents
         if documents is not None:
-            ids, n_q, n_k = given[documents.name], q.shape[2], k.shape[2]
+            ids, n_q, n_k = named_inputs[documents.name], q.shape[2], k.shape[2]
             self._checked.check(self._pattern, ids, n_q, n_k)
             if BOUNDARIES in documents.dims:
                 windows = windows_of_boundaries(ids.to(device), n_q, n_k, self._pattern.align)
             else:
-                whole = ids.to(device)
+                device_ids = ids.to(device)
                 windows = windows_of_documents(
-                    whole if "batch" in documents.dims else whole[None], n_q, self._pattern.align
+                    device_ids if "batch" in documents.dims else device_ids[None], n_q, self._pattern.align
                 )
-            for stage, tables in found.items():
+            for stage, tables in tensors_by_stage.items():
                 tables["windows"] = windows[stage == "dkdv"]
-        return found
+        return tensors_by_stage
 
 
 class _CheckedDocuments:
-    """Ids and boundaries that were looked at: looking waits for the device, so each tensor is looked at once.
+    """Ids and boundaries that were checked: checking waits for the device, so each tensor is checked once.
 
-    While a CUDA graph is captured nothing is looked at. Threads may look at the same tensor, and forget what others
-    have seen: then it is looked at again.
+    Nothing is checked while a CUDA graph is captured. Threads may check the same tensor, or evict what other threads
+    have checked; it is then checked again.
     """
 
     def __init__(self) -> None:
         self._seen: dict[int, tuple[weakref.ref[Tensor], int]] = {}
 
     def check(self, pattern: Pattern, ids: Tensor, n_q: int, n_k: int) -> None:
-        """Raise ArgumentError for documents that are scattered, and for boundaries that are none."""
-        known = self._seen.get(id(ids))
-        if known is not None and known[0]() is ids and known[1] == ids._version:
+        """Raise ArgumentError for scattered documents, and for invalid boundaries."""
+        entry = self._seen.get(id(ids))
+        if entry is not None and entry[0]() is ids and entry[1] == ids._version:
             return
         if ids.is_cuda and torch.cuda.is_current_stream_capturing():
             return
@@ -306,18 +318,18 @@ class _CheckedDocuments:
 
 
 def _tiles(kernels: AttentionKernels) -> dict[str, tuple[int, int]]:
-    """The tiles of kernels that walk lists."""
+    """Return the tiles of kernels that walk lists."""
     sources = (kernels.forward, kernels.dq, kernels.dkdv)
     return {source.stage: (source.tiles.q_tile, source.tiles.k_tile) for source in sources}
 
 
-def as_read(pattern: str, name: str, given: Tensor, device: torch.device) -> Tensor:
-    """An input as kernels read it: numbers of 32 bits, those of the last dimension side by side."""
-    x = _as_read(given, device)
-    if given.device != device:
-        note(pattern, MOVED, f"the input `{name}` is on {given.device.type}")
-    if x.dtype.itemsize < given.dtype.itemsize:
-        note(pattern, CAST, f"the input `{name}`: {given.dtype} to {x.dtype}".replace("torch.", ""))
+def as_read(pattern: str, name: str, tensor: Tensor, device: torch.device) -> Tensor:
+    """Return an input as kernels read it: 32-bit numbers, contiguous along the last dimension."""
+    x = _as_read(tensor, device)
+    if tensor.device != device:
+        note(pattern, MOVED, f"the input `{name}` is on {tensor.device.type}")
+    if x.dtype.itemsize < tensor.dtype.itemsize:
+        note(pattern, CAST, f"the input `{name}`: {tensor.dtype} to {x.dtype}".replace("torch.", ""))
     return x
 
 

@@ -1,4 +1,4 @@
-"""The kernels of the library's routing patterns, for the gate: those that calls of them start."""
+"""The kernels that calls of the library's routing patterns launch, for the gate."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ PARAMETERS: Mapping[str, Mapping[str, Any]] = {
     "vmoba_threshold": {"frames": 2, "height": 16, "width": 16},
     "vsa": {"frames": 4, "height": 8, "width": 16},
 }
-"""Of patterns whose parameters have no defaults. Lengths and grids make no kernels."""
+"""Parameters for patterns without defaults. Kernels do not depend on lengths and grids."""
 
 TOKENS = 512
-"""Of the calls, where a pattern leaves them open."""
+"""Number of tokens of the calls if the pattern does not fix it."""
 
 LISTED = frozenset({"mminference_boundary", "recycled", "superlinear", "temp_cache"})
-"""Whose tiles are listed as numbers or as runs, whichever is shorter: few tokens as the one, more as the other."""
+"""Patterns whose tiles are listed as numbers or as runs, whichever is shorter: few tokens as numbers, more as runs."""
 
 
 def _shown(n: int, heads: int, kv_heads: int) -> Mapping[str, Mapping[str, Tensor]]:
-    """Inputs that no example is made of, by pattern; what stands in them makes no kernels."""
+    """Return inputs that have no generated example, by pattern; kernels do not depend on their values."""
     blocks = -(-n // 64)
     places = torch.zeros(1, kv_heads, 16, dtype=torch.int64)
     return {
@@ -53,10 +53,10 @@ def _shown(n: int, heads: int, kv_heads: int) -> Mapping[str, Mapping[str, Tenso
 def cases(
     names: Sequence[str], targets: Sequence[str], head_dims: Sequence[int], dtype: str = "bfloat16"
 ) -> Iterator[GateCase]:
-    """The kernels of each on each target: of heads with keys of their own, and of groups that share them.
+    """Yield the kernels of each pattern on each target: for heads with their own keys, and for head groups.
 
-    One that is the same for two of them comes once; of what runs as tiles in torch there is none. Careful kernels are
-    left out: they return at once in finite calls, so that their speed is of no account.
+    Equal kernels are yielded once; patterns that run as tiles in torch yield none. Careful kernels are left out: they
+    return at once in finite calls, so their speed does not matter.
     """
     seen = set()
     for name in names:
@@ -74,16 +74,21 @@ def cases(
 
 
 def _call(attention: Attention, tokens: int, width: int, dtype: torch.dtype, shared: int) -> Callable[[], Tensor]:
-    """A call on zeros that wants gradients; `shared`: heads of queries for each of keys."""
+    """Return a call on zeros with gradients; `shared`: query heads per kv head."""
     bound = attention.bound
     n = natural_length(bound, tokens) or tokens
     heads = head_count(bound) or 2 * shared
     kv_heads = heads // shared
     q, k, v = (torch.zeros(1, h, n, width, dtype=dtype, requires_grad=True) for h in (heads, kv_heads, kv_heads))
-    own = _shown(n, heads, kv_heads).get(attention.name, {})
+    fixed_inputs = _shown(n, heads, kv_heads).get(attention.name, {})
     sizes = {"dk": width, "dv": width, "kv_head": kv_heads}
-    made = {name: one.tensor for name, one in example_inputs(bound, n, n, own, heads=heads, sizes=sizes).items()}
-    inputs: dict[str, Any] = {name: x.float() if x.is_floating_point() else x for name, x in {**own, **made}.items()}
+    examples = {
+        name: example.tensor
+        for name, example in example_inputs(bound, n, n, fixed_inputs, heads=heads, sizes=sizes).items()
+    }
+    inputs: dict[str, Any] = {
+        name: x.float() if x.is_floating_point() else x for name, x in {**fixed_inputs, **examples}.items()
+    }
 
     def call() -> Tensor:
         out: Tensor = attention(q, k, v, **inputs)
@@ -93,6 +98,6 @@ def _call(attention: Attention, tokens: int, width: int, dtype: torch.dtype, sha
 
 
 def judge(case: GateCase, outcome: Outcome) -> list[str]:
-    """The reasons why a kernel may not go out; none: it may."""
+    """Return the reasons to reject a kernel; empty if it is accepted."""
     of_places = case.source.function.startswith(PREFIX)
     return selected_gate.judge(case, outcome) if of_places else kernel_gate.judge(case, outcome)

@@ -1,4 +1,4 @@
-"""Attention with scores of its own by kernels, differentiable once in q, k, v and the inputs."""
+"""Attention with custom scores by kernels, differentiable once in q, k, v and the inputs."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def attend(
     scale: float,
     planner: Planner,
     inputs: Sequence[Tensor],
-    given: Sequence[Tensor],
+    all_inputs: Sequence[Tensor],
 ) -> Pair:
-    """(out, lse) of a pattern; `inputs` are its real ones, `given` all of them.
+    """Compute (out, lse) of a pattern; `inputs` are its floating-point inputs.
 
-    Where there are no kernels it runs as tiles in torch. Raises UnsupportedError then, if it is to be strict.
+    Without kernels the call runs as tiles in torch; under strict it raises UnsupportedError.
     """
     try:
-        return _by_kernels(q, k, v, relations, scale, planner.gpu, inputs, given)
+        return _by_kernels(q, k, v, relations, scale, planner.gpu, inputs, all_inputs)
     except NotInKernelsError as error:
-        call = in_tiles(planner, q, k, v, given, scale, error)
+        call = in_tiles(planner, q, k, v, all_inputs, scale, error)
         note_tiles(planner, error)
         return row_attention.attend(q, k, v, call, inputs)
 
@@ -53,29 +53,29 @@ def _by_kernels(
     scale: float,
     planner: GpuPlanner,
     inputs: Sequence[Tensor],
-    given: Sequence[Tensor],
+    all_inputs: Sequence[Tensor],
 ) -> Pair:
     score = find_score(relations.pattern.attend)
-    made = ScoreOperands(relations, scale, q, k, v, inputs)
-    own_q, own_k, own_v = made.vectors(score)
-    prepared = planner.prepared(own_q, own_k, own_v, given, (q.shape[3], v.shape[3]))
+    operands = ScoreOperands(relations, scale, q, k, v, inputs)
+    q_vectors, k_vectors, v_vectors = operands.vectors(score)
+    prepared = planner.prepared(q_vectors, k_vectors, v_vectors, all_inputs, (q.shape[3], v.shape[3]))
     if torch.is_grad_enabled():
-        prepared.kernels.check_gradients([t.name for t, x in _tables(relations, score, given) if x.requires_grad])
-    terms = made.terms(score)
-    tables = {tensor.name: x for tensor, x in _tables(relations, score, given)}
+        prepared.kernels.check_gradients([t.name for t, x in _tables(relations, score, all_inputs) if x.requires_grad])
+    terms = operands.terms(score)
+    tables = {tensor.name: x for tensor, x in _tables(relations, score, all_inputs)}
     executor = Executor(prepared, scale)
     more = {**terms, **tables}
-    found = _Scored.apply(own_q, own_k, own_v, executor, tuple(terms), tuple(tables), *more.values())  # type: ignore[no-untyped-call]
-    return cast("Pair", found)
+    result = _Scored.apply(q_vectors, k_vectors, v_vectors, executor, tuple(terms), tuple(tables), *more.values())  # type: ignore[no-untyped-call]
+    return cast("Pair", result)
 
 
-def _tables(relations: Relations, score: ScoreFormula, given: Sequence[Tensor]) -> list[tuple[ir.Tensor, Tensor]]:
-    """The inputs that are read pair by pair."""
-    return [(t, x) for t, x in zip(relations.pattern.tensors, given, strict=True) if t in score.inputs]
+def _tables(relations: Relations, score: ScoreFormula, all_inputs: Sequence[Tensor]) -> list[tuple[ir.Tensor, Tensor]]:
+    """Return the inputs that are read pair by pair."""
+    return [(t, x) for t, x in zip(relations.pattern.tensors, all_inputs, strict=True) if t in score.inputs]
 
 
 class _Scored(FirstOrder):
-    """Kernels, recorded."""
+    """The kernels as an autograd function."""
 
     @staticmethod
     def forward(
@@ -104,14 +104,14 @@ class _Scored(FirstOrder):
         grad_out = torch.zeros_like(kept[3]) if grad_out is None else grad_out
         call = _BackwardNames(ctx.executor, ctx.names, ctx.tables, needs[6 + len(ctx.names) :])
         with backward_row(ctx):
-            found = once(call.gradients, grad_out, grad_lse, *kept)
-        grads = [*found[:3], None, None, None, *found[3:]]
+            gradients = once(call.gradients, grad_out, grad_lse, *kept)
+        grads = [*gradients[:3], None, None, None, *gradients[3:]]
         return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
 
 
 @dataclass(frozen=True)
 class _BackwardNames:
-    """What a backward is besides its tensors: the names of terms and tables, and which tables want gradients."""
+    """The non-tensor state of a backward: the names of terms and tables, and the tables that need gradients."""
 
     executor: Executor
     names: tuple[str, ...]
@@ -119,31 +119,31 @@ class _BackwardNames:
     wanted: Sequence[bool]
 
     def gradients(self, grad_out: Tensor, grad_lse: Tensor | None, *kept: Tensor) -> tuple[Tensor | None, ...]:
-        """Those of q, k, v, terms and tables; `kept` are these and, after v, out and lse."""
+        """Return the gradients of q, k, v, terms and tables; `kept`: these tensors, with out and lse after v."""
         q, k, v, out, lse, *more = kept
         named = dict(zip(self.names, more, strict=False))
         tables = dict(zip(self.tables, more[len(named) :], strict=True))
         wanted = [name for name, need in zip(self.tables, self.wanted, strict=True) if need]
         triple, of_terms = self.executor.backward(grad_out, grad_lse, (q, k, v, out, lse), named, wanted)
-        found = [_gradient(of_terms.get(name), x) for name, x in named.items()]
-        found += [_of_table(of_terms.get(name), x, self.executor.tensor(name)) for name, x in tables.items()]
-        return (*triple, *found)
+        gradients = [_term_gradient(of_terms.get(name), x) for name, x in named.items()]
+        gradients += [_table_gradient(of_terms.get(name), x, self.executor.tensor(name)) for name, x in tables.items()]
+        return (*triple, *gradients)
 
 
-def _gradient(grad: Tensor | None, term: Tensor) -> Tensor | None:
-    """The gradient of a term from that of every batch entry and head."""
+def _term_gradient(grad: Tensor | None, term: Tensor) -> Tensor | None:
+    """Reduce the gradient by batch entry and head to the shape of a term."""
     return None if grad is None else grad.sum_to_size(term.shape)
 
 
-def _of_table(grad: Tensor | None, table: Tensor, tensor: ir.Tensor) -> Tensor | None:
-    """The gradient of an input from that of every batch entry and head, (B, Hq, entries)."""
+def _table_gradient(grad: Tensor | None, table: Tensor, tensor: ir.Tensor) -> Tensor | None:
+    """Reduce the gradient by batch entry and head, (B, Hq, entries), to the shape of an input."""
     if grad is None:
         return None
     if "kv_head" in tensor.dims:
         heads = table.shape[tensor.dims.index("kv_head")]
         grad = grad.reshape(grad.shape[0], heads, -1, grad.shape[2]).sum(2)
-    places = {"batch": 0, "head": 1, "kv_head": 1}
-    kept = [places.get(str(dim), 2) for dim in tensor.dims]
+    axis_of_dim = {"batch": 0, "head": 1, "kv_head": 1}
+    kept = [axis_of_dim.get(str(dim), 2) for dim in tensor.dims]
     over = [place for place in (0, 1) if place not in kept]
     grad = grad.sum(over) if over else grad
     order = sorted(kept)

@@ -1,4 +1,4 @@
-"""Which kernels of chosen places may go out: those that are read, in the sizes that the library's patterns have."""
+"""The gate of kernels for selected blocks: a set of kernels in the sizes of the library's patterns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from attnc.runtime.gpu.kernel_gate import GateCase
 
 @dataclass(frozen=True)
 class Like:
-    """What kernels are made for, as a pattern of the literature has it."""
+    """The properties that kernels are specialised for, as a pattern of the literature has them."""
 
     causal: bool = True
     grouped: bool = False
@@ -26,7 +26,7 @@ class Like:
 
 
 FEWEST_ROWS = 64
-"""Keys with fewer of which a tile is multiplied by whatever tensor-core instruction takes them."""
+"""Minimum number of keys for a required tensor-core instruction; tiles of fewer keys may use any."""
 
 SELECTION: Mapping[str, Like] = {
     "moba": Like(),
@@ -36,8 +36,11 @@ SELECTION: Mapping[str, Like] = {
     "clusters": Like(ordered=True, grouped=True),
     "tokens": Like(columns=16, grouped=True),
 }
-"""Blocks of keys that each head chooses, with keys of its own or shared; that a group chooses; all of whose keys are
-seen; keys that are gathered first; places of few keys."""
+"""The kernels that the gate compiles, by name.
+
+Blocks of keys that each head selects, with its own or shared keys; blocks that a group selects; blocks whose keys are
+all visible; keys that are gathered first; blocks of few keys.
+"""
 
 
 def cases(
@@ -46,7 +49,7 @@ def cases(
     dtype: str = "bfloat16",
     likes: Mapping[str, Like] = SELECTION,
 ) -> Iterator[GateCase]:
-    """The kernels of a selection; those with equal texts once."""
+    """Yield the kernels of a selection; kernels with equal text once."""
     causal = rest_text(fold.less_equal(fold.place("k"), fold.place("q")))[0]
     seen = set()
     for target in targets:
@@ -72,7 +75,7 @@ def cases(
 
 
 def judge(case: GateCase, outcome: Outcome) -> list[str]:
-    """The reasons why a kernel may not go out; none: it may."""
+    """Return the reasons to reject a kernel; empty if it is accepted."""
     reasons = kernel_gate.judge(case, outcome)
     if case.stage == "dkdv" and case.source.tiles.k_tile < FEWEST_ROWS:
         wanted = kernel_gate.PRODUCTS[case.target]

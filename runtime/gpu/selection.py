@@ -1,4 +1,4 @@
-"""Which kernels are looked at: patterns with parameters, and the kernels that they have for heads of a width."""
+"""The patterns, with parameters, whose kernels the gate compiles, and their kernels for a head dimension."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PARAMETERS: Mapping[str, Mapping[str, object]] = {
     "svg": {"frames": 6, "per_frame": 64},
     "videofactory": {"frames": 8, "height": 8, "width": 12},
 }
-"""Of library patterns whose parameters have no defaults."""
+"""Parameters for library patterns without defaults."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,19 @@ class PatternRequest:
     values: Mapping[str, object] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        told = ", ".join(f"{name}={value}" for name, value in self.values.items())
-        return f"{self.name}({told})" if told else self.name
+        arguments = ", ".join(f"{name}={value}" for name, value in self.values.items())
+        return f"{self.name}({arguments})" if arguments else self.name
 
     def pattern(self) -> Pattern:
-        """The pattern. Raises PatternNotFoundError, SpecError."""
-        found = find(self.name)
-        return lower(bind(load_program(found.source, ModuleLoader(found.folder), found.name), self.values, None))
+        """Load and lower the pattern. Raises PatternNotFoundError, SpecError."""
+        library_entry = find(self.name)
+        return lower(
+            bind(
+                load_program(library_entry.source, ModuleLoader(library_entry.folder), library_entry.name),
+                self.values,
+                None,
+            )
+        )
 
 
 SELECTION = (
@@ -82,25 +88,28 @@ SELECTION = (
     PatternRequest("neighborhood_2d", PARAMETERS["neighborhood_2d"]),
     PatternRequest("sliding_tile", PARAMETERS["sliding_tile"]),
 )
-"""One of every kind that kernels are written for: ranges with bounds of all sorts, documents, lists, bricks, scores of
-their own with terms of queries, keys and distances, and with tables, weights of their own."""
+"""One pattern of every kind that kernels are written for.
+
+Ranges with all sorts of bounds, documents, lists, bricks, custom scores with terms of queries, keys and distances, and
+with tables, custom weights.
+"""
 
 
 def named(names: Sequence[str]) -> list[PatternRequest]:
-    """Library patterns by name. Raises PatternNotFoundError."""
+    """Return requests for library patterns by name. Raises PatternNotFoundError."""
     for name in names:
         find(name)
     return [PatternRequest(name, PARAMETERS.get(name, {})) for name in names]
 
 
 def whole_library() -> list[PatternRequest]:
-    """Every pattern of the library."""
+    """Return requests for every pattern of the library."""
     return named(pattern_names())
 
 
 @dataclass(frozen=True, slots=True)
 class NoKernels:
-    """A pattern that runs otherwise, or a gradient that has no kernel; `reason` as the compiler gives it."""
+    """A pattern that runs without kernels, or a gradient without a kernel; `reason` comes from the compiler."""
 
     pattern: str
     target: str
@@ -112,26 +121,26 @@ class NoKernels:
 def cases(
     wanted: Sequence[PatternRequest], targets: Sequence[str], head_dims: Sequence[int], dtypes: Sequence[str]
 ) -> Iterator[GateCase | NoKernels]:
-    """The kernels of each pattern on each target; one that is the same for two patterns comes once."""
+    """Yield the kernels of each pattern on each target; kernels that two patterns share once."""
     seen: set[tuple[str, str]] = set()
-    for one in wanted:
-        pattern = one.pattern()
+    for request in wanted:
+        pattern = request.pattern()
         for target in targets:
             for dtype in dtypes:
                 for width in head_dims:
                     yield from _fresh(
-                        _cases(str(one), pattern, target, HeadShape(width, width, dtype, grouped=False)), seen
+                        _cases(str(request), pattern, target, HeadShape(width, width, dtype, grouped=False)), seen
                     )
 
 
 def same_text(case: GateCase) -> tuple[str, str]:
-    """What two kernels have in common that are one: the target, and the text but for its name and comments."""
+    """Return the key by which kernels are equal: the target, and the text without name and comments."""
     text = "\n".join(line for line in case.source.text.splitlines() if not line.startswith("#"))
     return case.target, text.replace(case.source.function, "")
 
 
-def _fresh(found: Iterator[GateCase | NoKernels], seen: set[tuple[str, str]]) -> Iterator[GateCase | NoKernels]:
-    for case in found:
+def _fresh(all_cases: Iterator[GateCase | NoKernels], seen: set[tuple[str, str]]) -> Iterator[GateCase | NoKernels]:
+    for case in all_cases:
         if isinstance(case, GateCase):
             key = same_text(case)
             if key in seen:
@@ -144,8 +153,8 @@ def _cases(name: str, pattern: Pattern, target: str, heads: HeadShape) -> Iterat
     parts = in_parts(pattern)
     if len(parts.nodes) > 1:
         for node in parts.nodes:
-            own = alone(parts, node, None if node.family is None else 0)
-            yield from _cases(f"{name}: {node.name}", own, target, heads)
+            part_pattern = alone(parts, node, None if node.family is None else 0)
+            yield from _cases(f"{name}: {node.name}", part_pattern, target, heads)
         return
     try:
         kernels = find_kernels(pattern, heads, TARGETS[target])

@@ -1,4 +1,4 @@
-"""Attention to chosen places by kernels where inputs tell the places of each head, without a word to the host."""
+"""Attention to selected blocks by kernels where inputs define each head's blocks, without making the host wait."""
 
 from __future__ import annotations
 
@@ -17,32 +17,34 @@ from attnc.runtime.cpu.selected_by_data import OwnBlocks, SelectedByData
 from attnc.runtime.gpu.selected_on_gpu import SelectedOnGpu
 from attnc.runtime.gpu.sorted_places import Numbering, sorted_tables
 from attnc.runtime.plans import Planner
-from attnc.runtime.selections.selection_groups import lanes_of
+from attnc.runtime.selections.selection_groups import head_groups_of
 from attnc.runtime.tensor_checks import as_tensor, blank, call_shape
 
 
-def attend(planner: Planner, choice: SelectedKeys, q: Tensor, k: Tensor, v: Tensor, given: CallInputs) -> Pair:
-    """(out, lse), differentiable once. Raises NotInKernelsError for numbers that are not computed on a device."""
-    pattern, sizes = planner.pattern, given.sizes
+def attend(planner: Planner, choice: SelectedKeys, q: Tensor, k: Tensor, v: Tensor, call: CallInputs) -> Pair:
+    """Compute (out, lse), differentiable once. Raises NotInKernelsError if the device cannot compute block numbers."""
+    pattern, sizes = planner.pattern, call.sizes
     names = {tensor.name for tensor in pattern.tensors}
-    shape = call_shape(pattern, sizes, {name: blank(x) for name, x in given.inputs.items() if name in names})
+    shape = call_shape(pattern, sizes, {name: blank(x) for name, x in call.inputs.items() if name in names})
     window = whole(shape.n_q, shape.n_k, pattern.align)
-    named, own = SizesByName(shape.sizes), {"batch": 0, "head": 0, "group": 1}
-    rest, numbers = rest_text(specialise(choice.rest, named, Slices({}), window, **own))
-    inputs = {name: as_tensor(x) for name, x in given.inputs.items()}
-    lanes = []
-    for lane in lanes_of(choice, q, k):
-        reading = Numbering(inputs, sizes, shape.sizes, lane.batch, lane.head, window.shift, q.device)
+    named, one_head = SizesByName(shape.sizes), {"batch": 0, "head": 0, "group": 1}
+    rest, numbers = rest_text(specialise(choice.rest, named, Slices({}), window, **one_head))
+    inputs = {name: as_tensor(x) for name, x in call.inputs.items()}
+    head_groups = []
+    for head_group in head_groups_of(choice, q, k):
+        reading = Numbering(inputs, sizes, shape.sizes, head_group.batch, head_group.head, window.shift, q.device)
         items = reading.of(choice.item_of, "k")
         rows = torch.arange(shape.n_q, device=q.device)
         rows = rows if choice.is_by_query else reading.of(choice.row_of, "q")
         if choice.chosen is None:
-            places = max(reading.bound(choice.row_of), reading.bound(choice.item_of))
-            chosen, most = torch.eye(places, dtype=torch.bool, device=q.device), 1
+            blocks = max(reading.bound(choice.row_of), reading.bound(choice.item_of))
+            selected, max_blocks = torch.eye(blocks, dtype=torch.bool, device=q.device), 1
         else:
-            chosen = lane.of(inputs[choice.chosen.name], choice.chosen.dims[:-2]).to(q.device)
-            places = most = chosen.shape[-1]
-        tables = sorted_tables(rows.expand(shape.n_q), items.expand(shape.n_k), places, rest, numbers)
-        work = SelectedOnGpu(tables, given.scale, by_batch=False, by_heads=False, most=most, name=pattern.name)
-        lanes.append(OwnBlocks(lane.batch, lane.heads, lane.kv_heads, functional.pad(chosen, (0, 1)), work))
-    return differentiable(q, k, v, SelectedByData(lanes), [])
+            selected = head_group.of(inputs[choice.chosen.name], choice.chosen.dims[:-2]).to(q.device)
+            blocks = max_blocks = selected.shape[-1]
+        tables = sorted_tables(rows.expand(shape.n_q), items.expand(shape.n_k), blocks, rest, numbers)
+        work = SelectedOnGpu(tables, call.scale, by_batch=False, by_heads=False, most=max_blocks, name=pattern.name)
+        head_groups.append(
+            OwnBlocks(head_group.batch, head_group.heads, head_group.kv_heads, functional.pad(selected, (0, 1)), work)
+        )
+    return differentiable(q, k, v, SelectedByData(head_groups), [])

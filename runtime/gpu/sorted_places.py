@@ -1,6 +1,6 @@
-"""Places that inputs tell, on their device: numbers of tokens, sorted there, with tables as kernels read them.
+"""Blocks that inputs define, on their device: token numbers, sorted on the device, with tables as kernels read them.
 
-No host waits for any of it: there are as many places as numbers can be, and as many tiles of keys as there can become.
+The host never waits: there are as many blocks as numbers can be, and as many key tiles as can become necessary.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from attnc.runtime.tensor_checks import TensorSizes
 
 @dataclass(frozen=True)
 class Numbering:
-    """What an expression over the queries, or the keys, of one head reads; `named`: sizes of the call."""
+    """The inputs of an expression over the queries, or the keys, of one head; `named`: sizes of the call."""
 
     inputs: Mapping[str, Tensor]
     sizes: TensorSizes
@@ -34,7 +34,7 @@ class Numbering:
     device: torch.device
 
     def of(self, node: Index, place: str) -> Tensor:
-        """An integer of each query, or each key: int64 (N). Raises NotInKernelsError for what is not computed here."""
+        """Compute an integer for each query, or each key: int64 (N). Raises NotInKernelsError if not supported."""
         match node:
             case ir.Const(value=value):
                 return torch.full((), value, dtype=torch.int64, device=self.device)
@@ -44,10 +44,10 @@ class Numbering:
                 count, first = (self.sizes.n_q, self.shift) if place == "q" else (self.sizes.n_k, 0)
                 return torch.arange(first, first + count, device=self.device)
             case ir.Linear(terms=terms, constant=constant):
-                found = torch.full((), constant, dtype=torch.int64, device=self.device)
+                total = torch.full((), constant, dtype=torch.int64, device=self.device)
                 for term, factor in terms:
-                    found = found + self.of(term, place) * factor
-                return found
+                    total = total + self.of(term, place) * factor
+                return total
             case ir.Arith(op=op, operands=operands) if op in _OPERATIONS:
                 first_, *rest = (self.of(operand, place) for operand in operands)
                 for other in rest:
@@ -56,10 +56,10 @@ class Numbering:
             case ir.Lookup():
                 return self._read(node, place)
             case _:
-                raise NotInKernelsError("places that inputs tell in another way than by numbers of tokens")
+                raise NotInKernelsError("blocks that inputs do not define by token numbers")
 
     def bound(self, node: Index) -> int:
-        """One past the largest number that an expression can have, which is at least 0. Raises NotInKernelsError."""
+        """Return an exclusive upper bound of an expression's values, at least 0. Raises NotInKernelsError."""
         match node:
             case ir.Const(value=value):
                 return value + 1
@@ -75,34 +75,34 @@ class Numbering:
             case ir.Lookup(tensor=tensor) if tensor.made is not None and tensor.made.what == "ranks":
                 return self.sizes.n_q if tensor.dims[-1] == "query" else self.sizes.n_k
             case _:
-                raise NotInKernelsError("places without a bound that sizes tell")
+                raise NotInKernelsError("blocks without a bound by the sizes")
 
-    def _number(self, node: Index, found: Tensor | int) -> int:
-        """A number that sizes alone make."""
-        if isinstance(found, int):
-            return found
-        if any(isinstance(below, ir.Lookup | ir.Position) for below in node.below):
-            raise NotInKernelsError("places without a bound that sizes tell")
-        own = Numbering({}, self.sizes, self.named, 0, 0, 0, torch.device("cpu"))
-        return int(own.of(node, "q"))
+    def _number(self, node: Index, evaluated: Tensor | int) -> int:
+        """Evaluate a number that depends on sizes alone."""
+        if isinstance(evaluated, int):
+            return evaluated
+        if any(isinstance(subexpression, ir.Lookup | ir.Position) for subexpression in node.below):
+            raise NotInKernelsError("blocks without a bound by the sizes")
+        on_host = Numbering({}, self.sizes, self.named, 0, 0, 0, torch.device("cpu"))
+        return int(on_host.of(node, "q"))
 
     def _extent(self, name: str) -> int:
-        known = {"queries": self.sizes.n_q, "keys": self.sizes.n_k, TOKENS: self.sizes.n_k}
-        return known[name] if name in known else self.named[name]
+        token_counts = {"queries": self.sizes.n_q, "keys": self.sizes.n_k, TOKENS: self.sizes.n_k}
+        return token_counts[name] if name in token_counts else self.named[name]
 
     def _read(self, node: ir.Lookup, place: str) -> Tensor:
-        """An input at the batch entry and head at hand, and at each token."""
-        tensor, found = node.tensor, self.inputs[node.tensor.name].to(self.device)
+        """Read an input at the current batch entry and head, and at each token."""
+        tensor, values = node.tensor, self.inputs[node.tensor.name].to(self.device)
         group = self.sizes.heads // max(self.sizes.kv_heads, 1)
-        at = {"batch": self.batch, "head": self.head, "kv_head": self.head // group}
+        fixed_indices = {"batch": self.batch, "head": self.head, "kv_head": self.head // group}
         if len(node.indices) < len(tensor.dims) or not at_own_head(node, len(node.indices) - 1):
-            raise NotInKernelsError("inputs of other heads than the own")
+            raise NotInKernelsError("inputs read at another head")
         for dim in tensor.dims[:-1]:
-            found = found[min(at[str(dim)], len(found) - 1)]
+            values = values[min(fixed_indices[str(dim)], len(values) - 1)]
         positions = self.of(node.indices[-1], place)
         if tensor.dims[-1] == "query":
             positions = positions - self.shift
-        return found.long().index_select(0, positions.clamp(0, max(len(found) - 1, 0)).reshape(-1))
+        return values.long().index_select(0, positions.clamp(0, max(len(values) - 1, 0)).reshape(-1))
 
 
 _OPERATIONS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -117,13 +117,13 @@ _OPERATIONS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 def sorted_tables(
     rows: Tensor, items: Tensor, places: int, rest: PairCondition | None, numbers: tuple[int, ...]
 ) -> Tables:
-    """The tables of so many places, and of one more, which has no keys and which spare programs are given.
+    """Build the tables of `places` blocks, and one more without keys for spare programs.
 
-    `rows`: the row of each query; `items`: the place of each key, from 0 on. Both stay where they are.
+    `rows`: the row of each query; `items`: the block of each key, from 0 on. Both stay on the device.
     """
     device, count = items.device, places + 1
-    found, order = torch.sort(items, stable=True)
-    starts = torch.searchsorted(found, torch.arange(count + 1, device=device), out_int32=True)
+    sorted_items, order = torch.sort(items, stable=True)
+    starts = torch.searchsorted(sorted_items, torch.arange(count + 1, device=device), out_int32=True)
     sizes = starts[1:] - starts[:-1]
     sides = 2 * torch.arange(count, dtype=torch.int32, device=device) + (0 if rest is None else 1)
     sides = torch.where(sizes == 0, 2 * count, sides).int()
@@ -145,7 +145,7 @@ def sorted_tables(
 
 
 def _key_tiles(starts: Tensor, keys: int, size: int) -> Tensor:
-    """(place, first key) of tiles of keys, as many as there can be; spare ones have the last place, without keys."""
+    """Return (block, first key) of the maximum number of key tiles; spare tiles have the last, empty block."""
     count = len(starts) - 1
     tiles = (starts[1:] - starts[:-1] + (size - 1)) // size
     ends = torch.cumsum(tiles, 0, dtype=torch.int32)

@@ -1,4 +1,4 @@
-"""Which kernels a call starts: it is made where they are handed over and none of them runs."""
+"""The kernels that a call launches, collected without running any of them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from attnc.runtime.gpu.launch import started_by
 
 
 def started(call: Callable[[], Tensor], target: Target) -> Mapping[str, KernelSource]:
-    """The kernels that a call and its gradient start on a target, by name; nothing runs."""
-    found: dict[str, KernelSource] = {}
+    """Return the kernels that a call and its gradient launch on a target, by name; nothing runs."""
+    kernels: dict[str, KernelSource] = {}
 
     def keep(source: KernelSource, *_: object) -> None:
-        if source.text not in [kernel.text for kernel in found.values()]:
-            others = sum(name.partition(".")[0] == source.function for name in found)
-            found[f"{source.function}.{others + 1}" if others else source.function] = source
+        if source.text not in [kernel.text for kernel in kernels.values()]:
+            others = sum(name.partition(".")[0] == source.function for name in kernels)
+            kernels[f"{source.function}.{others + 1}" if others else source.function] = source
 
     with pretending(target), started_by(keep):
         out = call()
         if out.requires_grad:
             torch.autograd.backward(out.sum())
-    return found
+    return kernels

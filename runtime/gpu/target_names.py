@@ -1,4 +1,4 @@
-"""Targets by name; without torch, which `targets` asks for the devices that are there."""
+"""Targets by name, without torch; `device_targets` finds the targets of present devices."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from attnc.spec.suggest import did_you_mean
 
 
 def find_target(name: str) -> Target:
-    """The target of a name. Raises ArgumentError."""
+    """Return the target with a name. Raises ArgumentError."""
     if name not in TARGETS:
-        known = f"it must be one of {', '.join(TARGETS)}"
-        raise ArgumentError(f"target is {name!r}: {did_you_mean(name, list(TARGETS), known)}")
+        expected = f"it must be one of {', '.join(TARGETS)}"
+        raise ArgumentError(f"target is {name!r}: {did_you_mean(name, list(TARGETS), expected)}")
     return TARGETS[name]

@@ -1,1 +1,1 @@
-"""Selections: what rows choose, computed from q, k, v and inputs before the attentions that ask."""
+"""Selections: the blocks that rows select, computed from q, k, v and inputs before the attentions that read them."""

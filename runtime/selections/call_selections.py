@@ -1,4 +1,4 @@
-"""The selections of one call, each worked out once, when an attention or another selection asks it."""
+"""The selections of one call, each computed once, when an attention or another selection first reads it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ from attnc.runtime.tensor_checks import call_shape
 
 @dataclass(frozen=True)
 class CallSelections:
-    """What is chosen in a call; `known`: inputs and what attentions gave, by name, as it becomes known."""
+    """The selections of one call, by name.
+
+    `known`: inputs and outputs of attentions, by name, as they become available; `found`: selections computed so far.
+    """
 
     pattern: ir.Pattern
     given: CallInputs
@@ -34,7 +37,7 @@ class CallSelections:
     strict: bool = False
 
     def asking(self, read: set[ir.Tensor]) -> CallInputs:
-        """The call with what those selections choose whose truth tensors are read."""
+        """Return the call, completed with the selections whose bool tensors are in `read`."""
         for item in self.pattern.selections:
             if item.given in read and item.name not in self.found:
                 self.found[item.name] = self._chosen(item)
@@ -42,37 +45,38 @@ class CallSelections:
         return replace(self.given, inputs={**self.given.inputs, **{name: self.found[name] for name in names}})
 
     def _chosen(self, item: ir.Selection) -> Tensor:
-        given = self.asking(asked_by_selection(item))
+        call = self.asking(asked_by_selection(item))
         pattern = choosing(self.pattern, item)
         item, counts = with_counts(item, self.pattern.selections)
-        counted = {own.name: self.found[chosen.name].sum(-1) for own, chosen in counts.items()}
-        inputs = given.inputs if asked_by_selection(item) else blank_choices(self.pattern, given.inputs)
-        shape = replace(call_shape(pattern, given.sizes, inputs), n_k=given.sizes.n_k, shift=None)
+        count_tensors = {count.name: self.found[source.name].sum(-1) for count, source in counts.items()}
+        inputs = call.inputs if asked_by_selection(item) else blank_choices(self.pattern, call.inputs)
+        shape = replace(call_shape(pattern, call.sizes, inputs), n_k=call.sizes.n_k, shift=None)
         relations = relations_of(pattern, shape)
         q, k, v = (x.detach() for x in self.vectors)
         operands = Operands(
             q.unbind(0),
             k.unbind(0),
             v.unbind(0),
-            {**{name: x.detach() for name, x in self.known.items()}, **counted},
+            {**{name: x.detach() for name, x in self.known.items()}, **count_tensors},
             relations.sizes,
             relations.slices,
-            given.scale,
+            call.scale,
             lse_dtype(q.dtype),
             self.pattern.origins,
             spaced=item.items is not None,
         )
-        choosing_ = Choosing(item, relations, given.sizes, operands, q.device)
+        selector = Choosing(item, relations, call.sizes, operands, q.device)
         if self.strict:
-            self._check_count(item, choosing_.places)
+            self._check_count(item, selector.places)
         with torch.no_grad():
-            return choosing_.choose()
+            return selector.choose()
 
     def _check_count(self, item: ir.Selection, places: int) -> None:
-        """Raise ArgumentError where everything would be kept, so that nothing is chosen."""
+        """Raise ArgumentError if the selection would keep every block, so that it has no effect."""
         count = most_kept(item.keep)
         if count is not None and count > places:
+            unit = "tokens" if item.items is None else "blocks"
             raise ArgumentError(
-                f"strict: `{item.name}` of `{self.pattern.name}` keeps {count} places and there are {places}, so that "
-                f"nothing is chosen: give a smaller number, or more tokens; or compile it without strict"
+                f"strict: `{item.name}` of `{self.pattern.name}` keeps {count} {unit}, but there are only {places}, so "
+                f"it selects everything: use a smaller number or more tokens, or compile it without strict"
             )

@@ -1,4 +1,4 @@
-"""What rows choose: their scores over blocks of rows, ranked; a truth tensor by batch entry, heads, row, place."""
+"""Selection of blocks: score rows against blocks, rank the scores, and keep the best, as a bool tensor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from attnc.runtime.device_constants import on_device
 from attnc.runtime.folded import entries_at_once, folded, folded_heads
 from attnc.runtime.pair_blocks import Alive, Operands, PairBlock
 from attnc.runtime.selections.few import are_few, few, scored, scores_candidates
-from attnc.runtime.selections.head_sums import head_sums, of_one_head, summed
+from attnc.runtime.selections.head_sums import bind_current_head, head_sums, summed
 from attnc.runtime.selections.ranking import kept
 from attnc.runtime.selections.score_limits import AT_ONCE, ON_DEVICE
 from attnc.runtime.tensor_checks import TensorSizes, number
@@ -36,25 +36,25 @@ class Choosing:
     device: torch.device
 
     def choose(self) -> Tensor:
-        """What is chosen: bool (batch, deciding heads if they differ, rows, places).
+        """Return the selection, bool (batch, deciding heads if they differ, rows, blocks).
 
-        Raises EvaluationError where an exact part faults.
+        Raises EvaluationError if an exact part is undefined.
         """
         if not _has_quotients(self.selection.score):
             return replace(self, operands=replace(self.operands, exponents=False))._choose()
         return self._choose()
 
     def _choose(self) -> Tensor:
-        found = [self._of_entries(entries) for entries in self._cut()]
+        selections = [self._of_entries(entries) for entries in self._cut()]
         dims = self.selection.given.dims
-        if not found:
+        if not selections:
             heads = [self.sizes.heads] if "head" in dims else [self.sizes.kv_heads] if "kv_head" in dims else []
             return torch.zeros((0, *heads, self._rows, self.places), dtype=torch.bool, device=self.device)
-        whole = torch.cat(found)
-        return whole if self.selection.by_heads is not None else whole[:, 0]
+        selection = torch.cat(selections)
+        return selection if self.selection.by_heads is not None else selection[:, 0]
 
     def _cut(self) -> Iterator[range]:
-        """The batch entries that choose at once: those whose rows fit one block."""
+        """Yield the batch entries to compute at once: as many as fit one block of rows."""
         summed_ = any(True for _ in head_sums(self.selection.score))
         scores = self._rows * self.places * (self.sizes.heads if summed_ else len(self._heads))
         scores *= _width(self.selection.score, self.operands)
@@ -63,7 +63,7 @@ class Choosing:
 
     @property
     def _most(self) -> int:
-        """Scores that are computed at once."""
+        """Maximum number of scores to compute at once."""
         return AT_ONCE if self.device.type == "cpu" else ON_DEVICE
 
     @property
@@ -81,13 +81,13 @@ class Choosing:
 
     @property
     def places(self) -> int:
-        """How many there are."""
+        """Number of blocks (or tokens) among which rows select."""
         items = self.selection.items
         return self.sizes.n_k if items is None else max(number(items, self.sizes, self._named), 0)
 
     @property
     def _heads(self) -> tuple[int, ...]:
-        """One query head for each that decides."""
+        """The query heads that represent the deciding heads, one for each."""
         match self.selection.by_heads:
             case "head":
                 return tuple(range(self.sizes.heads))
@@ -97,45 +97,45 @@ class Choosing:
                 return (0,)[: self.sizes.heads]
 
     def _of_entries(self, entries: range) -> Tensor:
-        """Return the choice of some batch entries, bool (entries, deciding heads, rows, places)."""
+        """Return the selection of some batch entries, bool (entries, deciding heads, rows, blocks)."""
         (window,) = self.relations.windows(entries.start)
         rows, places, deciding = self._rows, self.places, len(self._heads)
         if not (rows and places and deciding):
             return torch.zeros((len(entries), deciding, rows, places), dtype=torch.bool, device=self.device)
-        own = replace(self, operands=folded(self.operands, entries))
+        folded_choice = replace(self, operands=folded(self.operands, entries))
         heads, all_heads = (folded_heads(x, entries, self.sizes.heads) for x in (self._heads, range(self.sizes.heads)))
-        found = own._of_heads(entries.start, window, heads, all_heads)
-        return torch.unflatten(found, 0, (len(entries), deciding))
+        selected = folded_choice._of_heads(entries.start, window, heads, all_heads)
+        return torch.unflatten(selected, 0, (len(entries), deciding))
 
     def _of_heads(self, batch: int, window: Window, heads: tuple[int, ...], all_heads: tuple[int, ...]) -> Tensor:
-        """Compute the choice of some heads, bool (heads, rows, places), in blocks of rows."""
+        """Compute the selection of some heads, bool (heads, rows, blocks), in blocks of rows."""
         rows, places = self._rows, self.places
         hoisted = self._hoisted(batch, window, heads)
         sums = list(head_sums(self.selection.score))
-        terms = [of_one_head(node) for node, _ in sums]
-        own = [self._hoisted(batch, window, all_heads, term) for _, term in terms]
+        terms = [bind_current_head(node) for node, _ in sums]
+        hoisted_terms = [self._hoisted(batch, window, all_heads, term) for _, term in terms]
         wide = len(all_heads) if sums else len(heads)
-        most = self._most // _width(self.selection.score, self.operands)
-        step = rows if self.selection.pairs else max(most // (places * wide), 1)
+        max_scores = self._most // _width(self.selection.score, self.operands)
+        step = rows if self.selection.pairs else max(max_scores // (places * wide), 1)
         entries = len(all_heads) // max(self.sizes.heads, 1)
         parts = []
         for start in range(0, rows, step):
             block = self._block(batch, window, heads, start, min(start + step, rows))
-            known = dict(hoisted)
-            for (node, over), (condition, term), constants in zip(sums, terms, own, strict=True):
-                found = self._terms(replace(block, heads=all_heads), node, condition, term, constants)
-                known[node] = summed(node, over, found, self.operands.group, len(heads), entries)
-            parts.append(self._of_rows(block, known))
+            precomputed = dict(hoisted)
+            for (node, over), (condition, term), constants in zip(sums, terms, hoisted_terms, strict=True):
+                term_values = self._terms(replace(block, heads=all_heads), node, condition, term, constants)
+                precomputed[node] = summed(node, over, term_values, self.operands.group, len(heads), entries)
+            parts.append(self._of_rows(block, precomputed))
         return torch.cat(parts, 1)
 
     def _block(self, batch: int, window: Window, heads: tuple[int, ...], start: int, stop: int) -> PairBlock:
-        """Some of the rows, with all places."""
-        numbers, places = np.arange(start, stop), np.arange(self.places)
-        alive = np.ones((1, len(numbers), len(places)), dtype=np.bool_)
-        return PairBlock(batch, heads, window, numbers, places, alive, running=self.selection.rows is not None)
+        """Return the pair block of rows `start` to `stop` with every selectable block."""
+        numbers, blocks = np.arange(start, stop), np.arange(self.places)
+        alive = np.ones((1, len(numbers), len(blocks)), dtype=np.bool_)
+        return PairBlock(batch, heads, window, numbers, blocks, alive, running=self.selection.rows is not None)
 
     def _of_rows(self, block: PairBlock, known: Mapping[ir.Value, Tensor]) -> Tensor:
-        """What some rows choose: (heads, rows, places)."""
+        """Return the selection of the rows of a pair block, bool (heads, rows, blocks)."""
         selection = self.selection
         shape = (len(block.heads), len(block.rows), len(block.keys))
         whole = BlockValues(self.operands, block)
@@ -155,22 +155,22 @@ class Choosing:
         found = kept(score, among, selection.keep, lambda given: self._keeps(block, given), pairs=selection.pairs)
         return self._with_always(whole, found)
 
-    def _with_always(self, whole: BlockValues, found: Tensor) -> Tensor:
-        """What is kept, and what is taken besides."""
+    def _with_always(self, whole: BlockValues, kept_blocks: Tensor) -> Tensor:
+        """Return the kept blocks together with the blocks that are always selected."""
         always = self.selection.always
         if isinstance(always, ir.Truth) and not always.value:
-            return found
-        return found | on_device(whole.holds(always), found.device)
+            return kept_blocks
+        return kept_blocks | on_device(whole.holds(always), kept_blocks.device)
 
     def _entries_apart(self, block: PairBlock, candidates: Alive) -> list[PairBlock]:
-        """The block, or one for each batch entry where some have few candidates and others many."""
+        """Return the block, or one per batch entry if some entries have few candidates and others many."""
         size, lanes = len(self._heads), len(block.heads)
         if len(candidates) < lanes or len({are_few(candidates[i : i + size]) for i in range(0, lanes, size)}) == 1:
             return [block]
         return [replace(block, heads=block.heads[i : i + size]) for i in range(0, len(block.heads), size)]
 
     def _of_few(self, block: PairBlock, candidates: Alive) -> Tensor | None:
-        """Return what rows keep of few candidates, scoring these alone; None where there are many candidates."""
+        """Score few candidates alone and return the blocks that rows keep; None if there are many candidates."""
         listed = few(candidates)
         if listed is None:
             return None
@@ -182,9 +182,9 @@ class Choosing:
         found = torch.zeros((*shape[:2], self.places + 1), dtype=torch.bool)
         return found.scatter_(-1, torch.tensor(np.broadcast_to(listed.places, shape)), stays)[..., :-1]
 
-    def _keeps(self, block: PairBlock, given: Mapping[str, Tensor]) -> Tensor:
-        """Where `keep` holds, of ranks, masses and scores (heads, rows, places) in fp64."""
-        nodes = {ranking(name): x for name, x in given.items()}  # type: ignore[arg-type]  # they are its names
+    def _keeps(self, block: PairBlock, values_by_name: Mapping[str, Tensor]) -> Tensor:
+        """Evaluate `keep` on ranks, masses and scores (heads, rows, blocks), in fp64."""
+        nodes = {ranking(name): x for name, x in values_by_name.items()}  # type: ignore[arg-type]  # the names of ir.Ranking
         values = BlockValues(replace(self.operands, dtype=torch.float64), block, known=nodes)
         return values.of(self.selection.keep) != 0
 
@@ -194,21 +194,21 @@ class Choosing:
         node: ir.ValueReduce,
         condition: ir.Index,
         term: ir.Value,
-        known: Mapping[ir.Value, Tensor],
+        precomputed: Mapping[ir.Value, Tensor],
     ) -> Tensor:
-        """The terms of a sum over heads, of every query head: (Hq, rows, places), of vectors as far as they differ."""
+        """Compute the terms of a sum over heads for every query head: (Hq, rows, blocks[, width])."""
         shape = (len(block.heads), len(block.rows), len(block.keys))
-        values, holds = BlockValues(self.operands, block, known=known).where(condition)
-        found = values.of(term)
-        found = found.expand(shape[0], *found.shape[1:]) if rank(term) else found.expand(shape)
+        values, holds = BlockValues(self.operands, block, known=precomputed).where(condition)
+        term_values = values.of(term)
+        term_values = term_values.expand(shape[0], *term_values.shape[1:]) if rank(term) else term_values.expand(shape)
         if surely_all(holds):
-            return found
-        return torch.where(holds.reshape(*holds.shape, *[1] * rank(term)), found, NEUTRAL[node.op])
+            return term_values
+        return torch.where(holds.reshape(*holds.shape, *[1] * rank(term)), term_values, NEUTRAL[node.op])
 
     def _hoisted(
         self, batch: int, window: Window, heads: tuple[int, ...], root: ir.Value | None = None
     ) -> dict[ir.Value, Tensor]:
-        """What of the score, or of a part of it, depends on no row, computed for all places at once."""
+        """Compute the parts of the score, or of `root`, that depend on no row, once for all blocks."""
         nodes = list(_free_of_rows(self.selection.score if root is None else root))
         if not nodes:
             return {}
@@ -218,19 +218,19 @@ class Choosing:
 
 
 def _width(root: ir.Value, operands: Operands) -> int:
-    """How many numbers there are for a score: the vector's, where each row and place has one of its own."""
+    """Return the elements per score: the head dimension if a vector differs for every row and block, else 1."""
     vectors = (node for node in root.below if isinstance(node, ir.Vec) and {"q", "k"} <= reads(node.at))
     return max(operands.q[0].shape[-1], 1) if any(vectors) else 1
 
 
 def _has_quotients(root: ir.Value) -> bool:
-    """Whether exponentials are divided, or their logarithm taken."""
-    over = (node for node in root.below if isinstance(node, ir.Apply) and node.op in ("div", "share", "log"))
-    return any(isinstance(below, ir.Apply) and below.op == "exp" for node in over for below in node.below)
+    """Check whether the value divides by, or takes the logarithm of, an exponential."""
+    quotients = (node for node in root.below if isinstance(node, ir.Apply) and node.op in ("div", "share", "log"))
+    return any(isinstance(operand, ir.Apply) and operand.op == "exp" for node in quotients for operand in node.below)
 
 
 def _free_of_rows(root: ir.Value) -> Iterator[ir.Value]:
-    """The outermost aggregates in a value, outside of others, that depend on no row."""
+    """Yield the outermost aggregates in a value that depend on no row."""
     seen = set[object]()
     pending: list[object] = [root]
     while pending:
@@ -239,7 +239,7 @@ def _free_of_rows(root: ir.Value) -> Iterator[ir.Value]:
             continue
         seen.add(node)
         free = "q" not in reads(node) and not any(isinstance(b, ir.Ranking | ir.VisibleReduce) for b in node.below)
-        if free and any(isinstance(below, ir.ValueReduce) for below in node.below):
+        if free and any(isinstance(subexpression, ir.ValueReduce) for subexpression in node.below):
             yield node
         elif not isinstance(node, ir.ValueReduce | ir.VisibleReduce):
             pending.extend(node.children())

@@ -1,4 +1,4 @@
-"""What working out a selection takes, counted from its expressions and sizes: rows, places, products, operations."""
+"""The cost of a selection, counted from its expressions and sizes: rows, blocks, products, operations."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ from attnc.compiler.keeping import most_kept
 from attnc.compiler.simulation.cpu_choices import Deciding
 from attnc.compiler.value_nodes import reads
 from attnc.runtime.call_shapes import TensorSizes
-from attnc.runtime.selections.head_sums import head_sums, of_one_head
+from attnc.runtime.selections.head_sums import bind_current_head, head_sums
 from attnc.runtime.selections.score_limits import AT_ONCE
 
 PRODUCT = 64
-"""Numbers of the vectors whose product is counted as one."""
+"""Number of multiply-adds that count as one product."""
 
 Node = ir.Value | ir.Index
 
 
 def deciding(item: ir.Selection, sizes: TensorSizes, rows: int, items: int, at_once: int = AT_ONCE) -> Deciding:
-    """What a selection of `rows` among `items` takes, in all batch entries, so many scores `at_once`."""
+    """Count the cost of a selection among `items` blocks for `rows` rows, with up to `at_once` scores at a time."""
     sums = list(head_sums(item.score))
-    terms = [of_one_head(node) for node, _ in sums]
-    own = {"head": sizes.heads, "kv_head": sizes.kv_heads}.get(item.by_heads or "", 1)
+    terms = [bind_current_head(node) for node, _ in sums]
+    deciding_heads = {"head": sizes.heads, "kv_head": sizes.kv_heads}.get(item.by_heads or "", 1)
     outer = list(_nodes([item.score], {node for node, _ in sums}))
     inner = list(_nodes([part for pair in terms for part in pair], ()))
     tested = [*_nodes([item.candidates, item.always], ()), *(x for x in (*outer, *inner) if not _is_value(x))]
-    wide = sizes.heads if sums else own
+    wide = sizes.heads if sums else deciding_heads
     blocks = -(-rows // (rows if item.pairs else max(at_once // max(items * wide, 1), 1))) if rows else 0
-    places = sizes.batch * own * rows * items
+    scores = sizes.batch * deciding_heads * rows * items
     per_head = sizes.batch * sizes.heads * rows * items
     counted = most_kept(item.keep) is not None
     ranks = {node.name for node in item.keep.below if isinstance(node, ir.Ranking)} & {"rank", "mass"}
     return Deciding(
         nodes=len({*outer, *inner, *tested}) * blocks * sizes.batch,
-        rows=sizes.batch * own * rows,
-        places=places if counted else 0,
-        ordered=places if ranks and not counted else 0,
-        products=(_products(outer) * places + _products(inner) * per_head) * sizes.dk / PRODUCT,
-        operations=_operations(outer) * places + (_operations(inner) + len(sums)) * per_head,
+        rows=sizes.batch * deciding_heads * rows,
+        places=scores if counted else 0,
+        ordered=scores if ranks and not counted else 0,
+        products=(_products(outer) * scores + _products(inner) * per_head) * sizes.dk / PRODUCT,
+        operations=_operations(outer) * scores + (_operations(inner) + len(sums)) * per_head,
         tests=sum(map(_is_paired, tested)) * sizes.batch * rows * items,
         pooled=sum(_pooled(node, sizes) for node in {*outer, *inner}),
     )
 
 
 def besides(pattern: ir.Pattern, sizes: TensorSizes) -> Deciding:
-    """What joins the attentions of a pattern, and averages keys that are units of tokens."""
+    """Count the cost of combining the attentions of a pattern and of averaging keys over units of tokens."""
     roots = [root for root in (pattern.combine,) if root is not None]
     joining = sum(isinstance(node, ir.Apply) for node in _nodes(roots, ()))
     units = sum(node.keys is not None for node in pattern.nodes)
@@ -54,7 +54,7 @@ def besides(pattern: ir.Pattern, sizes: TensorSizes) -> Deciding:
 
 
 def _nodes(roots: Collection[Node], inner: Collection[ir.Value]) -> Iterator[Node]:
-    """Every distinct node, without what is below `inner`, and without the terms of other aggregates."""
+    """Yield every distinct node, without the subexpressions of `inner` and the terms of other aggregates."""
     seen = set[object](inner)
     pending: list[object] = list(roots)
     while pending:
@@ -62,7 +62,7 @@ def _nodes(roots: Collection[Node], inner: Collection[ir.Value]) -> Iterator[Nod
         if node in seen or not isinstance(node, ir.Node):
             continue
         seen.add(node)
-        yield node  # type: ignore[misc]  # what is below values and indices is one of them
+        yield node  # type: ignore[misc]  # children of values and indices are values or indices
         if not isinstance(node, ir.ValueReduce | ir.VisibleReduce):
             pending.extend(node.children())
 
@@ -72,7 +72,7 @@ def _is_value(node: Node) -> bool:
 
 
 def _is_paired(node: Node) -> bool:
-    """Whether it differs for every row and place."""
+    """Check whether an index expression differs for every pair of row and block."""
     return not _is_value(node) and {"q", "k"} <= reads(node)
 
 
@@ -85,7 +85,7 @@ def _operations(nodes: list[Node]) -> int:
 
 
 def _pooled(node: Node, sizes: TensorSizes) -> int:
-    """Numbers of keys, or of queries, that an aggregate averages."""
+    """Return how many elements of keys, or of queries, an aggregate averages."""
     if not isinstance(node, ir.ValueReduce):
         return 0
     heads, tokens = (sizes.heads, sizes.n_q) if "q" in reads(node) else (sizes.kv_heads, sizes.n_k)

@@ -1,4 +1,4 @@
-"""Scores of candidates alone, where a row has few of them: what an earlier choice left of a row's places, listed."""
+"""Scores of a short list of candidates per row, where an earlier selection leaves each row few blocks."""
 
 from __future__ import annotations
 
@@ -18,46 +18,53 @@ _PLACE = ir.intern(ir.Var("a place", 0))
 
 
 class Few(NamedTuple):
-    """The candidates of each row by number, (heads or 1, rows, most), and which of these there are."""
+    """The candidates of each row by block number, (heads or 1, rows, candidates); `there` masks padding."""
 
     places: Int64
     there: Alive
 
 
 def scores_candidates(item: ir.Selection) -> bool:
-    """Whether an earlier choice tells a selection's candidates, and each one's score depends on nothing but it."""
-    own = [node for node in item.score.below if isinstance(node, ir.VisibleReduce)]
+    """Check whether an earlier selection limits the candidates and each score depends on its own candidate alone."""
+    reductions = [node for node in item.score.below if isinstance(node, ir.VisibleReduce)]
     keeps = [node for node in item.keep.below if isinstance(node, ir.VisibleReduce) or "k" in reads(node)]
-    chosen = any(tensor.kind == "bool" for tensor in asked([item.candidates]))
-    return chosen and not item.pairs and not own and not [x for x in keeps if not isinstance(x, ir.Ranking)]
+    reads_selection = any(tensor.kind == "bool" for tensor in asked([item.candidates]))
+    return (
+        reads_selection
+        and not item.pairs
+        and not reductions
+        and not [x for x in keeps if not isinstance(x, ir.Ranking)]
+    )
 
 
 def are_few(candidates: Alive) -> bool:
-    """Whether at most half of the places of every row are candidates (heads or 1, rows, places)."""
+    """Check whether at most half of the blocks of every row are candidates (heads or 1, rows, blocks)."""
     return bool(2 * int(candidates.sum(-1).max(initial=0)) <= candidates.shape[-1])
 
 
 def few(candidates: Alive) -> Few | None:
-    """The candidates (heads or 1, rows, places) listed; None where more than half of a row's places are."""
+    """List the candidates (heads or 1, rows, blocks); None if they are more than half of the blocks of some row."""
     if not are_few(candidates):
         return None
-    most, places = int(candidates.sum(-1).max(initial=0)), candidates.shape[-1]
-    listed = np.full((*candidates.shape[:-1], most), places)
+    row_max, block_count = int(candidates.sum(-1).max(initial=0)), candidates.shape[-1]
+    listed = np.full((*candidates.shape[:-1], row_max), block_count)
     number = np.cumsum(candidates, -1) - 1
     heads, rows, place = np.nonzero(candidates)
     listed[heads, rows, number[candidates]] = place
-    return Few(listed, listed < places)
+    return Few(listed, listed < block_count)
 
 
-def scored(operands: Operands, block: PairBlock, score: ir.Value, found: Few) -> Tensor:
-    """The scores of candidates, (heads, rows, most); of those that are not there any number."""
-    front = np.moveaxis(np.where(found.there, found.places, 0), -1, 0)[..., None]
-    alive = np.moveaxis(found.there, -1, 0)[..., None]
-    here = PairBlock(block.batch, block.heads, block.window, block.rows, np.zeros(1, np.int64), alive, block.running)
-    values = BlockValues(operands, here, loops=NO_LOOPS.inside(_PLACE, front))
-    own = values.of(substitute_value(score, {fold.place("k"): _PLACE}))
+def scored(operands: Operands, block: PairBlock, score: ir.Value, candidates: Few) -> Tensor:
+    """Compute the scores of listed candidates, (heads, rows, candidates); scores of padding are arbitrary."""
+    front = np.moveaxis(np.where(candidates.there, candidates.places, 0), -1, 0)[..., None]
+    alive = np.moveaxis(candidates.there, -1, 0)[..., None]
+    listed_block = PairBlock(
+        block.batch, block.heads, block.window, block.rows, np.zeros(1, np.int64), alive, block.running
+    )
+    values = BlockValues(operands, listed_block, loops=NO_LOOPS.inside(_PLACE, front))
+    scores = values.of(substitute_value(score, {fold.place("k"): _PLACE}))
     shape = (front.shape[0], len(block.heads), len(block.rows), 1)
-    return own.expand(shape)[..., 0].movedim(0, -1)
+    return scores.expand(shape)[..., 0].movedim(0, -1)
 
 
 __all__ = ["Few", "are_few", "few", "scored", "scores_candidates"]

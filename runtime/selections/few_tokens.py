@@ -1,4 +1,4 @@
-"""Attention of few tokens that choose, for all heads and batch entries at once."""
+"""Attention with selections over few tokens, computed for all heads and batch entries at once."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from attnc.runtime.plans import Planner, relations_of
 from attnc.runtime.tensor_checks import call_shape
 
 
-def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: CallInputs) -> Pair | None:
-    """(out, lse) on a CPU, differentiable once; None for attention that asks no selection, and for many tokens.
+def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, call: CallInputs) -> Pair | None:
+    """Compute (out, lse) on a CPU, differentiable once; return None without a selection, or for many tokens.
 
-    Raises EvaluationError where the relation faults.
+    Raises EvaluationError if the relation is undefined somewhere.
     """
     pattern = planner.pattern
     if not pattern.chooses or pattern.documents is not None or not has_few_tokens(q, k, v):
         return None
-    relations = relations_of(pattern, call_shape(pattern, given.sizes, given.inputs))
-    return differentiable(q, k, v, Masked(given.scale), [seen_pairs(relations)])
+    relations = relations_of(pattern, call_shape(pattern, call.sizes, call.inputs))
+    return differentiable(q, k, v, Masked(call.scale), [seen_pairs(relations)])

@@ -1,4 +1,4 @@
-"""The choices that gathered queries, or gathered tokens, serve."""
+"""The selections that gathered queries or gathered tokens can execute."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from attnc.compiler.pooled import is_plain_or_pooled
 
 
 def choice_of(node: ir.Attend) -> SelectedKeys | None:
-    """The choice that an attention's relation is, if gathered queries serve it."""
+    """Return the selection of blocks that the relation consists of, if gathered queries can execute it."""
     return chosen_keys(node.visible) if is_plain_or_pooled(node) else None
 
 
 def tokens_of(node: ir.Attend) -> SelectedTokens | None:
-    """The choice of tokens that an attention's relation is, if gathered ones serve it."""
+    """Return the selection of tokens that the relation consists of, if gathered tokens can execute it."""
     return chosen_tokens(node.visible) if is_plain_or_pooled(node) else None

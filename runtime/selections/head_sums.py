@@ -1,4 +1,4 @@
-"""Sums over heads inside of a score, taken for all heads at once."""
+"""Sums over heads inside a score, reduced for all heads at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Heads = Literal["group", "all"]
 
 
 def head_sums(root: ir.Value) -> Iterator[tuple[ir.ValueReduce, Heads]]:
-    """The outermost aggregates of a value that run over the heads of a group, or over all."""
+    """Yield the outermost aggregates of a value that run over the heads of a group, or over all heads."""
     seen = set[object]()
     pending: list[object] = [root]
     while pending:
@@ -41,27 +41,27 @@ def _over(node: ir.ValueReduce) -> Heads | None:
     return None
 
 
-def of_one_head(node: ir.ValueReduce) -> tuple[ir.Index, ir.Value]:
-    """The condition and the term of the head at hand."""
-    own: dict[ir.Index, ir.Index] = {node.var: fold.head_index("head")}
-    return substitute(node.condition, own), substitute_value(node.body, own)
+def bind_current_head(node: ir.ValueReduce) -> tuple[ir.Index, ir.Value]:
+    """Return the condition and the term of an aggregate over heads, for the current head."""
+    head_of_variable: dict[ir.Index, ir.Index] = {node.var: fold.head_index("head")}
+    return substitute(node.condition, head_of_variable), substitute_value(node.body, head_of_variable)
 
 
 def summed(node: ir.ValueReduce, over: Heads, terms: Tensor, group: int, heads: int, entries: int = 1) -> Tensor:
-    """The aggregate of terms of all query heads (Hq, …), for each of `heads` that decide; both over `entries`."""
+    """Reduce the terms of all query heads (Hq, …) for each of `heads` deciding heads; both counts include `entries`."""
     summed_at_once = group if over == "group" else len(terms) // entries
-    own = terms.reshape(-1, summed_at_once, *terms.shape[1:])
+    grouped_terms = terms.reshape(-1, summed_at_once, *terms.shape[1:])
     fold_: dict[str, Callable[[Tensor], Tensor]] = {
         "sum": lambda x: x.sum(1),
         "max": lambda x: x.amax(1),
         "min": lambda x: x.amin(1),
     }
-    found = fold_[node.op](own)
+    reduced = fold_[node.op](grouped_terms)
     if over == "group" and heads == terms.shape[0]:
-        return found.repeat_interleave(group, 0)
+        return reduced.repeat_interleave(group, 0)
     if over == "all" and entries > 1:
-        return found.repeat_interleave(heads // entries, 0)
-    return found
+        return reduced.repeat_interleave(heads // entries, 0)
+    return reduced
 
 
-__all__ = ["Heads", "head_sums", "of_one_head", "summed"]
+__all__ = ["Heads", "bind_current_head", "head_sums", "summed"]

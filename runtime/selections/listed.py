@@ -1,7 +1,7 @@
-"""The plan of an attention to what was chosen where that is no choice among places of keys.
+"""The plan of an attention to selections that neither gathered queries nor gathered tokens can execute.
 
-Rows are taken in blocks, each with the stretch of keys that it might choose from: these are found once for the sizes of
-a call, so that what other rows choose has no part in how a row is computed. What was chosen is the mask.
+Rows are cut into blocks, each with the range of keys that its rows might select. The ranges are computed once for the
+sizes of a call, so the arithmetic of a row does not depend on what other rows select. The selection is the mask.
 """
 
 from __future__ import annotations
@@ -21,42 +21,42 @@ from attnc.runtime.plans import Planner, planning, relations_of
 from attnc.runtime.tensor_checks import TensorSizes, call_shape
 
 ROWS = 512
-"""Rows of a block."""
+"""Number of rows in a block."""
 
 
-def plan_of(planner: Planner, given: CallInputs) -> Plan | None:
-    """The plan of one attention that asks selections; None for any other, and for what is planned row by row."""
+def plan_of(planner: Planner, call: CallInputs) -> Plan | None:
+    """Return the plan of one attention that reads selections; None without selections or if planned row by row."""
     pattern = planner.pattern
     fits = is_scored(pattern.attend) or pooled_keys(pattern.attend) is not None
     if not pattern.chooses or not fits or pattern.documents is not None:
         return None
-    shape = call_shape(pattern, given.sizes, given.inputs)
+    shape = call_shape(pattern, call.sizes, call.inputs)
     template = planner.remembered(
-        ("blocks", given.sizes, tuple(sorted(shape.sizes.items()))), lambda: _planned(pattern, given)
+        ("blocks", call.sizes, tuple(sorted(shape.sizes.items()))), lambda: _planned(pattern, call)
     )
     relations = relations_of(pattern, shape)
     return replace(template, groups=tuple(_groups(template, pattern)), exact_mask=relations.exact_mask)
 
 
-def _planned(pattern: ir.Pattern, given: CallInputs) -> Plan:
+def _planned(pattern: ir.Pattern, call: CallInputs) -> Plan:
     with planning():
-        return _made(pattern, given.sizes, given.inputs)
+        return _made(pattern, call.sizes, call.inputs)
 
 
 def blocks_of(pattern: ir.Pattern, sizes: TensorSizes, inputs: Mapping[str, object]) -> Plan:
-    """The plan of such an attention before anything is chosen: blocks are the same whatever that is."""
+    """Return the plan before anything is selected: the blocks are the same whatever rows select."""
     template = _made(pattern, sizes, inputs)
     return replace(template, groups=tuple(_groups(template, pattern)))
 
 
-def _made(one: ir.Pattern, sizes: TensorSizes, inputs: Mapping[str, object]) -> Plan:
-    """Blocks of rows with the keys that they might choose from, as a plan of every head alike.
+def _made(closed_pattern: ir.Pattern, sizes: TensorSizes, inputs: Mapping[str, object]) -> Plan:
+    """Plan blocks of rows with the keys that they might select, in one group of all heads.
 
-    It is kept for other inputs, and so knows nothing of what they hold.
+    The plan is cached for calls with other inputs, so it uses no input values.
     """
-    pattern = open_inputs(one)
-    own = {tensor.name for tensor in pattern.tensors}
-    shape = call_shape(pattern, sizes, {name: x for name, x in inputs.items() if name in own})
+    pattern = open_inputs(closed_pattern)
+    names = {tensor.name for tensor in pattern.tensors}
+    shape = call_shape(pattern, sizes, {name: x for name, x in inputs.items() if name in names})
     relations = Relations(pattern, shape)
     pieces: dict[tuple[int, int], list[int]] = {}
     for batches, heads, windows in relations.groups(cut=False):
@@ -68,19 +68,19 @@ def _made(one: ir.Pattern, sizes: TensorSizes, inputs: Mapping[str, object]) -> 
                 seen = find_seen_keys(local.relation, rows, shape.n_k, pattern.origins)
                 keys = [*seen.first.tolist(), *(x - 1 for x in seen.stop.tolist()), *seen.keys.tolist()]
                 pieces.setdefault(rows, []).extend(keys)
-    found = tuple(
+    plan_pieces = tuple(
         PlanPiece(stretch(*rows), stretch(min(keys), max(keys) + 1), "exact") for rows, keys in pieces.items() if keys
     )
     plan = build_plan(relations)
-    everywhere = Group(tuple(range(shape.batch)), tuple(range(shape.heads)), found)
-    return replace(plan, groups=(everywhere,), masks=(), schedule="chosen tiles", reasons=(), fallback=None)
+    one_group = Group(tuple(range(shape.batch)), tuple(range(shape.heads)), plan_pieces)
+    return replace(plan, groups=(one_group,), masks=(), schedule="chosen tiles", reasons=(), fallback=None)
 
 
 def _groups(template: Plan, pattern: ir.Pattern) -> list[Group]:
-    """Batch entries and heads apart where they choose by themselves."""
+    """Split the group where batch entries or heads select separately."""
     (whole,) = template.groups
-    chosen = [item.given for item in pattern.selections]
-    dims = {dim for tensor in (*chosen, *pattern.tensors) for dim in tensor.dims}
+    selected = [item.given for item in pattern.selections]
+    dims = {dim for tensor in (*selected, *pattern.tensors) for dim in tensor.dims}
     batches = [(b,) for b in whole.batches] if "batch" in dims else [whole.batches]
     per = {"head": 1, "kv_head": template.heads // max(template.kv_heads, 1)}
     size = min((per[str(dim)] for dim in dims if dim in per), default=max(len(whole.heads), 1))

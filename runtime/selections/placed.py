@@ -1,4 +1,4 @@
-"""Attention whose relation is a choice among places: where they lie, and the executor that gathers queries for them."""
+"""Attention to selected blocks: the keys of each block, and the executor that gathers the block's queries."""
 
 from __future__ import annotations
 
@@ -23,52 +23,52 @@ from attnc.runtime.selections import by_data
 from attnc.runtime.selections.gather_choices import choice_of
 from attnc.runtime.tensor_checks import call_shape
 
-NOWHERE = "some token is in none of the places"
+NOWHERE = "some token is in no block"
 
 
 def attend(
-    planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: CallInputs, *, by_kernels: bool = False
+    planner: Planner, q: Tensor, k: Tensor, v: Tensor, call: CallInputs, *, by_kernels: bool = False
 ) -> Pair | None:
-    """(out, lse) of such an attention, differentiable once; None for any other, and for what there are no kernels for.
+    """Compute (out, lse), differentiable once; return None for other relations and where no kernels support the call.
 
-    Raises UnsupportedError for the latter under `strict`.
+    Raises UnsupportedError if no kernels support the call under `strict`.
     """
     choice = choice_of(planner.pattern.attend)
     if choice is None or planner.pattern.documents is not None:
         return None
     if choice.by_data:
         if by_kernels:
-            return _by_data_by_kernels(planner, choice, q, k, v, given)
-        by_lanes = by_data.attend(planner, choice, q, k, v, given)
-        if by_lanes is None:
+            return _by_data_by_kernels(planner, choice, q, k, v, call)
+        result = by_data.attend(planner, choice, q, k, v, call)
+        if result is None:
             note(planner.pattern.name, LISTED_PLACES, NOWHERE)
-        return by_lanes
+        return result
     assert choice.chosen is not None
-    places = _places(planner, choice, given)
-    found = given.inputs[choice.chosen.name]
-    if places is None or not isinstance(found, Tensor):
-        given_as = "it is given as a list or an array, and not as a tensor"
-        note(planner.pattern.name, LISTED_PLACES, NOWHERE if places is None else given_as)
+    blocks = _places(planner, choice, call)
+    selected = call.inputs[choice.chosen.name]
+    if blocks is None or not isinstance(selected, Tensor):
+        not_a_tensor = "it is given as a list or an array, and not as a tensor"
+        note(planner.pattern.name, LISTED_PLACES, NOWHERE if blocks is None else not_a_tensor)
         return None
-    if choice.by_batch and found.shape[0] != q.shape[0]:
-        found = found.expand(q.shape[0], *found.shape[1:])
+    if choice.by_batch and selected.shape[0] != q.shape[0]:
+        selected = selected.expand(q.shape[0], *selected.shape[1:])
     if by_kernels:
-        return _by_kernels(planner, choice, places, found, q, k, v, given)
-    work = Guarded(SelectedBlocks(places, given.scale, by_batch=choice.by_batch, by_heads=choice.by_heads))
-    return differentiable(q, k, v, work, [found])
+        return _by_kernels(planner, choice, blocks, selected, q, k, v, call)
+    work = Guarded(SelectedBlocks(blocks, call.scale, by_batch=choice.by_batch, by_heads=choice.by_heads))
+    return differentiable(q, k, v, work, [selected])
 
 
 def _by_data_by_kernels(
-    planner: Planner, choice: SelectedKeys, q: Tensor, k: Tensor, v: Tensor, given: CallInputs
+    planner: Planner, choice: SelectedKeys, q: Tensor, k: Tensor, v: Tensor, call: CallInputs
 ) -> Pair | None:
-    """The same by kernels where inputs tell the places of each head."""
-    from attnc.runtime.gpu.sorted_lanes import attend as by_lanes
+    """Run kernels where inputs say which tokens the blocks of each head hold."""
+    from attnc.runtime.gpu.sorted_lanes import attend as run_kernels
 
-    return _unless_missing(planner, lambda: by_lanes(planner, choice, q, k, v, given))
+    return _unless_missing(planner, lambda: run_kernels(planner, choice, q, k, v, call))
 
 
 def _unless_missing(planner: Planner, run: Callable[[], Pair]) -> Pair | None:
-    """What kernels give, None where there are none. Raises UnsupportedError for these under `strict`."""
+    """Return the result of `run`; None, or UnsupportedError under `strict`, if kernels do not support the call."""
     from attnc.runtime.gpu.gpu_work import without_kernels
 
     try:
@@ -83,22 +83,22 @@ def _unless_missing(planner: Planner, run: Callable[[], Pair]) -> Pair | None:
 def _by_kernels(
     planner: Planner,
     choice: SelectedKeys,
-    places: BlockKeys,
-    found: Tensor,
+    blocks: BlockKeys,
+    selected: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    given: CallInputs,
+    call: CallInputs,
 ) -> Pair | None:
     from attnc.runtime.gpu.selected_on_gpu import SelectedOnGpu
 
-    most = _most(planner, choice, given)
-    work = SelectedOnGpu(places, given.scale, choice.by_batch, choice.by_heads, most, planner.pattern.name)
-    return _unless_missing(planner, lambda: differentiable(q, k, v, work, [found.to(q.device)]))
+    max_blocks = _most(planner, choice, call)
+    work = SelectedOnGpu(blocks, call.scale, choice.by_batch, choice.by_heads, max_blocks, planner.pattern.name)
+    return _unless_missing(planner, lambda: differentiable(q, k, v, work, [selected.to(q.device)]))
 
 
-def _most(planner: Planner, choice: SelectedKeys, given: CallInputs) -> int | None:
-    """How many places a row chooses at most, by its selection; None where that is not known before."""
+def _most(planner: Planner, choice: SelectedKeys, call: CallInputs) -> int | None:
+    """Return how many blocks a row selects at most; None if its selection does not bound the number before the call."""
     item = next((item for item in planner.pattern.selections if item.given is choice.chosen), None)
     count = None if item is None else most_kept(item.keep)
     if item is None or count is None or item.pairs:
@@ -108,29 +108,29 @@ def _most(planner: Planner, choice: SelectedKeys, given: CallInputs) -> int | No
         return None if always.value else count
     if any(isinstance(node, ir.Lookup | ir.HeadIndex) for node in always.below):
         return None
-    found = given.inputs[item.name]
-    assert isinstance(found, Tensor)
-    rows, items = found.shape[-2:]
+    selection = call.inputs[item.name]
+    assert isinstance(selection, Tensor)
+    rows, items = selection.shape[-2:]
 
     def most() -> int:
-        relations = relations_of(planner.pattern, call_shape(planner.pattern, given.sizes, given.inputs))
+        relations = relations_of(planner.pattern, call_shape(planner.pattern, call.sizes, call.inputs))
         (window,) = relations.windows(0)
         place = window if item.rows is None else replace(window, shift=0)
-        own = specialise(always, relations.sizes, relations.slices, place, batch=0, head=0, group=1)
-        return count + int(exact_evaluation.mask(own, (0, rows), (0, items)).sum(1).max(initial=0))
+        always_condition = specialise(always, relations.sizes, relations.slices, place, batch=0, head=0, group=1)
+        return count + int(exact_evaluation.mask(always_condition, (0, rows), (0, items)).sum(1).max(initial=0))
 
-    return planner.remembered(("most", given.shape, rows, items), most)
+    return planner.remembered(("most", call.shape, rows, items), most)
 
 
-def _places(planner: Planner, choice: SelectedKeys, given: CallInputs) -> BlockKeys | None:
-    """Where the places of a call lie, found once for its sizes."""
+def _places(planner: Planner, choice: SelectedKeys, call: CallInputs) -> BlockKeys | None:
+    """Return the keys of each block, computed once for the sizes of a call."""
     assert choice.chosen is not None
-    found, sizes = given.inputs[choice.chosen.name], given.sizes
-    rows, items = getattr(found, "shape", (0, 0))[-2:]
+    selection, sizes = call.inputs[choice.chosen.name], call.sizes
+    rows, items = getattr(selection, "shape", (0, 0))[-2:]
 
     def find() -> BlockKeys | None:
         pattern = planner.pattern
-        shape = call_shape(pattern, sizes, given.inputs)
+        shape = call_shape(pattern, sizes, call.inputs)
         relations = relations_of(pattern, shape)
         (window,) = relations.windows(0)
         row_of, item_of, rest = (
@@ -143,4 +143,4 @@ def _places(planner: Planner, choice: SelectedKeys, given: CallInputs) -> BlockK
         with planning():
             return find()
 
-    return planner.remembered(("places", given.shape, rows, items), made)
+    return planner.remembered(("places", call.shape, rows, items), made)

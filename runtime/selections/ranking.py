@@ -1,4 +1,4 @@
-"""Candidates ranked by their scores, ties to the earlier one, and which of them are kept."""
+"""Candidates ranked by score, ties to the earlier candidate, and the candidates that are kept."""
 
 from __future__ import annotations
 
@@ -11,67 +11,69 @@ from attnc.compiler import ir
 from attnc.compiler.keeping import most_kept
 
 Keep = Callable[[Mapping[str, Tensor]], Tensor]
-"""From `rank`, `mass` and `score` of every candidate, in fp64, to whether it is kept."""
+"""A function from the `rank`, `mass` and `score` of every candidate, in fp64, to a mask of kept candidates."""
 
 
 def best(score: Tensor, candidates: Tensor, count: int) -> Tensor:
-    """The `count` best candidates of each row, as truth: score (…, rows, places), candidates alike or broadcast.
+    """Return a mask of the `count` best candidates of each row.
 
-    A row with fewer candidates keeps them all. Nothing is asked of another device than the CPU.
+    `score` is (…, rows, blocks), and `candidates` broadcasts to its shape.
+
+    A row with fewer candidates keeps them all. On devices other than the CPU the host never waits.
     """
-    places = score.shape[-1]
+    blocks = score.shape[-1]
     if count <= 0:
         return torch.zeros_like(score, dtype=torch.bool)
-    if count >= places:
+    if count >= blocks:
         return candidates.expand(score.shape).contiguous()
     if score.device.type != "cpu":
         return _packed_best(score, candidates, count)
     worst = score.masked_fill(score.isnan() | ~candidates, -torch.inf)
     top = torch.topk(worst, count + 1, -1).values
     least, next_ = top[..., -2:-1], top[..., -1:]
-    found = (worst >= least) & candidates
+    selected = (worst >= least) & candidates
     tied = (least == next_)[..., 0]
     if bool(tied.any()):
-        tied[tied.clone()] = found[tied].sum(-1) > count
+        tied[tied.clone()] = selected[tied].sum(-1) > count
     if bool(tied.any()):
         rank, _ = ranked(score[tied], candidates.expand(score.shape)[tied], with_mass=False)
-        found[tied] = (rank < count) & candidates.expand(score.shape)[tied]
-    return found
+        selected[tied] = (rank < count) & candidates.expand(score.shape)[tied]
+    return selected
 
 
 def _packed_best(score: Tensor, candidates: Tensor, count: int) -> Tensor:
-    """The same without a question to the host."""
-    places = score.shape[-1]
+    """Return a mask of the `count` best candidates of each row, without making the host wait for the device."""
+    blocks = score.shape[-1]
     if score.dtype != torch.float32:
         rank, _ = ranked(score, candidates, with_mass=False)
         return (rank < count) & candidates
-    chosen = torch.topk(_keys(score, candidates), count, -1, sorted=False).values
-    at = torch.where(chosen == _NEVER, places, (places - 1) - (chosen & 0xFFFFFFFF))
-    found = torch.zeros((*score.shape[:-1], places + 1), dtype=torch.bool, device=score.device)
-    return found.scatter_(-1, at, True)[..., :-1]
+    best_keys = torch.topk(_keys(score, candidates), count, -1, sorted=False).values
+    best_blocks = torch.where(best_keys == _NEVER, blocks, (blocks - 1) - (best_keys & 0xFFFFFFFF))
+    selected = torch.zeros((*score.shape[:-1], blocks + 1), dtype=torch.bool, device=score.device)
+    return selected.scatter_(-1, best_blocks, True)[..., :-1]
 
 
 _NEVER = torch.iinfo(torch.int64).min
 
 
 def _keys(score: Tensor, candidates: Tensor) -> Tensor:
-    """Numbers that are ordered as scores are, and equal scores by their places: 32 bits of each."""
-    places = score.shape[-1]
-    bits = (score.contiguous() + 0.0).view(torch.int32)  # -0.0 is 0.0
+    """Return int64 keys ordered as the scores and, among equal scores, by block: 32 bits of each."""
+    blocks = score.shape[-1]
+    bits = (score.contiguous() + 0.0).view(torch.int32)  # -0.0 becomes 0.0
     ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(torch.int64)
     ordered = torch.where(score.isnan(), -(1 << 31) + 1, ordered)
-    later = torch.arange(places - 1, -1, -1, device=score.device)
+    later = torch.arange(blocks - 1, -1, -1, device=score.device)
     return torch.where(candidates, (ordered << 32) | later, _NEVER)
 
 
 def ranked(score: Tensor, candidates: Tensor, *, with_mass: bool) -> tuple[Tensor, Tensor | None]:
-    """The rank of each candidate of a row, 0 for the best, and the sum of the scores before it, in fp64."""
+    """Return each candidate's rank in its row, 0 for the best, and the sum of the scores ranked before it, in fp64."""
     worst = torch.where(score.isnan(), -torch.inf, score)
     order = torch.argsort(worst, dim=-1, descending=True, stable=True)
-    last = score.isnan() | ~candidates  # what is no number comes after -inf, what is no candidate after that
+    last = score.isnan() | ~candidates  # NaN ranks after -inf, and a block that is no candidate after NaN
     last = last.to(torch.int8) + (~candidates).to(torch.int8)
-    again = torch.argsort(last.expand(score.shape).gather(-1, order), dim=-1, stable=True)
-    order = order.gather(-1, again)
+    candidates_first = torch.argsort(last.expand(score.shape).gather(-1, order), dim=-1, stable=True)
+    order = order.gather(-1, candidates_first)
     rank = torch.empty_like(order)
     rank.scatter_(-1, order, torch.arange(score.shape[-1], device=score.device).expand(order.shape))
     if not with_mass:
@@ -83,7 +85,7 @@ def ranked(score: Tensor, candidates: Tensor, *, with_mass: bool) -> tuple[Tenso
 
 
 def kept(score: Tensor, candidates: Tensor, keep: ir.Value, evaluate: Keep, *, pairs: bool) -> Tensor:
-    """Which candidates stay: (…, rows, places). `pairs`: all rows are one ranking."""
+    """Return a mask of the kept candidates, (…, rows, blocks). `pairs`: all rows form one ranking."""
     shape = score.shape
     candidates = candidates.expand(shape)
     if pairs:

@@ -1,7 +1,7 @@
-"""Limits on the scores that a selection computes together."""
+"""Limits on the number of scores that a selection computes at once."""
 
 from __future__ import annotations
 
 AT_ONCE = 1 << 21
 ON_DEVICE = 1 << 27
-"""Scores of one block of rows, over all heads, on a CPU and on another device."""
+"""Maximum number of scores in one block of rows, over all heads, on a CPU and on other devices."""

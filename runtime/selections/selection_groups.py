@@ -1,4 +1,4 @@
-"""Heads that choose alike, and their part of what was chosen."""
+"""Heads that share a selection, and their slice of the selection tensor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attnc.compiler.planning.selected_tokens import SelectedTokens
 
 @dataclass(frozen=True)
 class SelectionGroup:
-    """Heads of a batch entry that choose alike: `number` of `count`."""
+    """Heads of a batch entry that share a selection: head group `number` of `count`."""
 
     batch: int
     number: int
@@ -26,20 +26,20 @@ class SelectionGroup:
         """The first query head."""
         return int(self.heads.start)
 
-    def of(self, found: Tensor, dims: Sequence[str | int]) -> Tensor:
-        """Its part of what was chosen, (rows, places); `dims`: batch entries and heads before these."""
+    def of(self, selected: Tensor, dims: Sequence[str | int]) -> Tensor:
+        """Return the head group's slice of a selection, (rows, blocks); `dims`: its leading dimensions."""
         for dim in dims:
-            at = min(self.batch, len(found) - 1) if dim == "batch" else self.number * len(found) // self.count
-            found = found[at]
-        return found
+            index = min(self.batch, len(selected) - 1) if dim == "batch" else self.number * len(selected) // self.count
+            selected = selected[index]
+        return selected
 
 
-def lanes_of(choice: SelectedKeys | SelectedTokens, q: Tensor, k: Tensor) -> Iterator[SelectionGroup]:
-    """The lanes of a call."""
+def head_groups_of(choice: SelectedKeys | SelectedTokens, q: Tensor, k: Tensor) -> Iterator[SelectionGroup]:
+    """Yield the head groups of a call."""
     heads, kv_heads = q.shape[1], k.shape[1]
     count = heads if choice.by_head else kv_heads if choice.by_heads else min(heads, 1)
     for batch in range(q.shape[0]):
         for i in range(count):
             kv = i * kv_heads // count
-            own = slice(i * heads // count, (i + 1) * heads // count)
-            yield SelectionGroup(batch, i, count, own, slice(kv, max((i + 1) * kv_heads // count, kv + 1)))
+            head_range = slice(i * heads // count, (i + 1) * heads // count)
+            yield SelectionGroup(batch, i, count, head_range, slice(kv, max((i + 1) * kv_heads // count, kv + 1)))

@@ -1,4 +1,4 @@
-"""Several sequences in one call: each chooses by itself."""
+"""Several sequences in one call: each sequence selects separately."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Run = Callable[[Tensor, Tensor, Tensor, CallInputs], Result]
 
 @verified
 def alone(pattern: ir.Pattern) -> ir.Pattern:
-    """The pattern of one of the sequences."""
+    """Return the pattern of a single sequence."""
     tensors = tuple(tensor for tensor in pattern.tensors if not _is_boundaries(tensor))
     return replace(pattern, documents=None, tensors=tensors)
 
@@ -32,21 +32,21 @@ def _is_boundaries(tensor: ir.Tensor) -> bool:
     return ir.BOUNDARIES in tensor.dims
 
 
-def by_sequence(pattern: ir.Pattern, run: Run, q: Tensor, k: Tensor, v: Tensor, given: CallInputs) -> Result:
-    """(out, lse) of the sequences that a call's boundaries or documents cut, one after another."""
+def by_sequence(pattern: ir.Pattern, run: Run, q: Tensor, k: Tensor, v: Tensor, call: CallInputs) -> Result:
+    """Compute (out, lse) of the sequences that boundaries or documents delimit, one sequence after another."""
     assert pattern.documents is not None
-    cuts = given.inputs[pattern.documents.name]
-    ends = cuts.cpu().numpy() if isinstance(cuts, Tensor) else np.asarray(cuts)
-    if isinstance(cuts, Tensor) and cuts.is_cuda:
-        note(pattern.name, HOST_WAIT, f"`{pattern.documents.name}` says where sequences end")
-    found = documents_of_call(pattern, ends, q.shape[2], k.shape[2])
-    note(pattern.name, SEQUENCES, "each chooses by itself")
-    if len(found) == 1:
-        return _one_after_another(pattern, found[0], run, q, k, v, given)
+    boundaries = call.inputs[pattern.documents.name]
+    ends = boundaries.cpu().numpy() if isinstance(boundaries, Tensor) else np.asarray(boundaries)
+    if isinstance(boundaries, Tensor) and boundaries.is_cuda:
+        note(pattern.name, HOST_WAIT, f"`{pattern.documents.name}` defines where sequences end, and the host reads it")
+    sequences_by_entry = documents_of_call(pattern, ends, q.shape[2], k.shape[2])
+    note(pattern.name, SEQUENCES, "each sequence selects separately")
+    if len(sequences_by_entry) == 1:
+        return _one_after_another(pattern, sequences_by_entry[0], run, q, k, v, call)
     pairs = []
-    for i, windows in enumerate(found):
-        own = replace(given, sizes=replace(given.sizes, batch=1), inputs=_of_entry(pattern, given.inputs, i))
-        pairs.append(_one_after_another(pattern, windows, run, q[i : i + 1], k[i : i + 1], v[i : i + 1], own))
+    for i, windows in enumerate(sequences_by_entry):
+        entry_call = replace(call, sizes=replace(call.sizes, batch=1), inputs=_entry_inputs(pattern, call.inputs, i))
+        pairs.append(_one_after_another(pattern, windows, run, q[i : i + 1], k[i : i + 1], v[i : i + 1], entry_call))
     if not pairs:
         return _nothing(q, k, v)
     lses = [lse for _, lse in pairs if lse is not None]
@@ -54,15 +54,17 @@ def by_sequence(pattern: ir.Pattern, run: Run, q: Tensor, k: Tensor, v: Tensor, 
 
 
 def _one_after_another(
-    pattern: ir.Pattern, windows: Iterable[Window], run: Run, q: Tensor, k: Tensor, v: Tensor, given: CallInputs
+    pattern: ir.Pattern, windows: Iterable[Window], run: Run, q: Tensor, k: Tensor, v: Tensor, call: CallInputs
 ) -> Result:
     outs, lses = [], []
     for window in windows:
         rows, keys = slice(window.row, window.row + window.n_q), slice(window.key, window.key + window.n_k)
-        sizes = replace(given.sizes, n_q=window.n_q, n_k=window.n_k)
-        own = replace(given, sizes=sizes, inputs=_cut(pattern, given.inputs, window))
-        real = {name: x for name, x in own.inputs.items() if isinstance(x, Tensor)}
-        out, lse = run(q[:, :, rows], k[:, :, keys], v[:, :, keys], replace(own, real={**given.real, **real}))
+        sizes = replace(call.sizes, n_q=window.n_q, n_k=window.n_k)
+        sequence_call = replace(call, sizes=sizes, inputs=_cut(pattern, call.inputs, window))
+        sequence_tensors = {name: x for name, x in sequence_call.inputs.items() if isinstance(x, Tensor)}
+        out, lse = run(
+            q[:, :, rows], k[:, :, keys], v[:, :, keys], replace(sequence_call, real={**call.real, **sequence_tensors})
+        )
         outs.append(out)
         lses.append(lse)
     if not outs:
@@ -74,21 +76,21 @@ def _nothing(q: Tensor, k: Tensor, v: Tensor) -> Result:
     return q.new_zeros((*q.shape[:3], v.shape[-1])) + 0 * (q.sum() + k.sum() + v.sum()), None
 
 
-def _of_entry(pattern: ir.Pattern, inputs: Mapping[str, object], entry: int) -> dict[str, object]:
-    """The inputs of one batch entry."""
-    found = dict(inputs)
+def _entry_inputs(pattern: ir.Pattern, inputs: Mapping[str, object], entry: int) -> dict[str, object]:
+    """Return the inputs of one batch entry."""
+    entry_inputs = dict(inputs)
     for tensor in pattern.tensors:
         x = inputs.get(tensor.name)
         if "batch" in tensor.dims and x is not None:
             whole = as_tensor(x)
             axis = tensor.dims.index("batch")
-            found[tensor.name] = whole if whole.shape[axis] == 1 else whole.narrow(axis, entry, 1)
-    return found
+            entry_inputs[tensor.name] = whole if whole.shape[axis] == 1 else whole.narrow(axis, entry, 1)
+    return entry_inputs
 
 
 def _cut(pattern: ir.Pattern, inputs: Mapping[str, object], window: Window) -> dict[str, object]:
-    """The inputs of one sequence."""
-    found: dict[str, object] = {}
+    """Return the inputs of one sequence."""
+    sequence_inputs: dict[str, object] = {}
     for tensor in pattern.tensors:
         if _is_boundaries(tensor) or tensor.made is not None or tensor.name not in inputs:
             continue
@@ -99,5 +101,5 @@ def _cut(pattern: ir.Pattern, inputs: Mapping[str, object], window: Window) -> d
                 whole = whole.narrow(i, window.row, window.n_q)
             elif dim in ("key", "token"):
                 whole = whole.narrow(i, window.key, window.n_k)
-        found[tensor.name] = whole
-    return dict(completed(pattern, found))
+        sequence_inputs[tensor.name] = whole
+    return dict(completed(pattern, sequence_inputs))

@@ -204,7 +204,7 @@ def test_sequences_that_choose_by_themselves_are_counted() -> None:
     attend(vectors(), vectors(), vectors())
     assert found() == {}
     attend(vectors(), vectors(), vectors(), cu_seqlens=torch.tensor([0, 16, 32]))
-    assert found() == {("one sequence after another", "each chooses by itself"): 1}
+    assert found() == {("one sequence after another", "each sequence selects separately"): 1}
 
 
 def test_recurrences_that_run_token_by_token_are_counted() -> None:
@@ -307,7 +307,7 @@ def test_float64_has_no_kernels_and_is_tiles_in_torch(name: str, monkeypatch: py
     assert "executor torch: " in str(plan)
     torch.testing.assert_close(attend(x, x, x), attend.reference(x, x, x))
     assert attnc.fallbacks() == (Fallback(name, "tiles in torch", "there are no kernels for numbers of float64", 1),)
-    with pytest.raises(UnsupportedError, match=r"strict: .* no kernels: there are none for numbers of float64"):
+    with pytest.raises(UnsupportedError, match=r"strict: .* no kernels for numbers of float64"):
         compile_attention(name, backend="triton", strict=True)(x, x, x)
 
 
@@ -356,7 +356,7 @@ def test_ways_besides_the_kernels_are_counted(monkeypatch: pytest.MonkeyPatch) -
     assert found() == {("recurrence in torch", "float64 has no kernels"): 1}
     attnc.reset_fallbacks()
     compile_attention("moba", block=8, topk=2, backend="triton")(wide, wide, wide)
-    assert ("no gathered queries", "there are no kernels for chosen places with float64") in found()
+    assert ("no gathered queries", "there are no kernels for selected blocks with float64") in found()
 
 
 def test_inputs_that_kernels_read_are_moved_and_narrowed() -> None:

@@ -216,9 +216,9 @@ def test_a_mask_needs_vectors() -> None:
 def test_strict_refuses_a_choice_of_everything() -> None:
     attend = compile_attention("moba", block=8, topk=5, strict=True)
     q, k, v = made(30)
-    with pytest.raises(ArgumentError, match=r"keeps 4 places and there are 4|keeps 4 places and there are 3") as caught:
+    with pytest.raises(ArgumentError, match=r"keeps 4 blocks, but there are only [34]") as caught:
         attend(*made(24))
-    assert "give a smaller number, or more tokens" in str(caught.value)
+    assert "use a smaller number or more tokens" in str(caught.value)
     assert attend(*made(40)).shape == (1, 4, 40, 8)
     assert compile_attention("moba", block=8, topk=5)(q, k, v).shape == (1, 4, 30, 8)
 
@@ -226,7 +226,7 @@ def test_strict_refuses_a_choice_of_everything() -> None:
 def test_plans_say_what_may_be_chosen() -> None:
     plan = compile_attention("moba", block=64, topk=3).plan(1024, heads=4)
     assert plan.schedule == "gathered queries"
-    assert any("each query takes at most 2 places of `chosen`" in reason for reason in plan.reasons)
+    assert any("each query selects at most 2 blocks of `chosen`" in reason for reason in plan.reasons)
     branches = dict(compile_attention("native_sparse").plan(1024).branches)
     assert {name: branch.schedule for name, branch in branches.items()}["fine"] == "gathered queries"
     assert compile_attention("dynamic_mask").plan(256).schedule == "chosen tiles"

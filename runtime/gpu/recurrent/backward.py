@@ -1,4 +1,4 @@
-"""The backward pass by kernels."""
+"""The backward pass of a linear recurrence, computed by kernels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Gradients = dict[str, Tensor]
 
 
 def backward(call: RecurrenceTensors, inputs: Inputs, states: Tensor, d_out: Tensor, d_final: Tensor) -> Gradients:
-    """The gradients by name, in their inputs' dtypes; `states` are those of the forward pass."""
+    """Compute the gradients by name, in the dtypes of their inputs; `states` come from the forward pass."""
     p, form, tensors = call.problem, call.problem.form, call.tensors
     started(call, inputs)
     tensors["states"] = states
@@ -28,20 +28,22 @@ def backward(call: RecurrenceTensors, inputs: Inputs, states: Tensor, d_out: Ten
     _prepare_gradients(call)
     for stage in backward_stages(form):
         if stage == "adjoints" and call.segments > 1:
-            for before in adjoint_segment_stages(form):
-                call.run(before)
+            for segment_stage in adjoint_segment_stages(form):
+                call.run(segment_stage)
         call.run(stage)
-    found = {name: tensors[f"d{name}"] for name in ("v", *form.inputs)}
-    found["state"] = ends[:, 0, : p.dk, : p.dv].reshape(inputs.state.shape)
-    _add_gates(call, found)
+    gradients = {name: tensors[f"d{name}"] for name in ("v", *form.inputs)}
+    gradients["state"] = ends[:, 0, : p.dk, : p.dv].reshape(inputs.state.shape)
+    _add_gates(call, gradients)
     if form.bonus:
-        given = inputs.bonus
-        found["bonus"] = tensors["dbonus"].sum((0, 2)) if given is not None and given.ndim == 2 else tensors["dbonus"]
-    return {name: x.to(getattr(inputs, name).dtype) for name, x in found.items()}
+        bonus = inputs.bonus
+        gradients["bonus"] = (
+            tensors["dbonus"].sum((0, 2)) if bonus is not None and bonus.ndim == 2 else tensors["dbonus"]
+        )
+    return {name: x.to(getattr(inputs, name).dtype) for name, x in gradients.items()}
 
 
 def _prepare_gradients(call: RecurrenceTensors) -> None:
-    """What the kernels write."""
+    """Allocate the tensors that the kernels write."""
     p, form, tensors = call.problem, call.problem.form, call.tensors
     dtype = TORCH_TYPES[p.dtype]
     for name in ("v", *form.inputs):
@@ -65,17 +67,17 @@ def _prepare_gradients(call: RecurrenceTensors) -> None:
         )
 
 
-def _add_gates(call: RecurrenceTensors, found: Gradients) -> None:
-    """Gradients of gates and β; what programs have of a gate is summed in fp32."""
+def _add_gates(call: RecurrenceTensors, gradients: Gradients) -> None:
+    """Add the gradients of gates and β; the contributions of programs to a gate are summed in fp32."""
     p, form, tensors = call.problem, call.problem.form, call.tensors
     if form.has_vector_gate:
         rows = tensors["dgate_edges"].sum(0) + tensors["dgate_pairs"][..., 0]
         rows = rows.view(call.batch, call.heads, call.chunks, p.length)[..., : p.used]
         steps = rows.flatten(2)[..., : call.steps]
-        found["gate"] = steps.sum((0, 2)) if form.gate == "constant" else steps
+        gradients["gate"] = steps.sum((0, 2)) if form.gate == "constant" else steps
     elif form.gate == "rows":
-        found["gate"] = tensors["dgate_rows"]
+        gradients["gate"] = tensors["dgate_rows"]
     if form.columns:
-        found["columns"] = tensors["dgate_columns"]
+        gradients["columns"] = tensors["dgate_columns"]
     if form.is_delta:
-        found["beta"] = tensors["dbeta"]
+        gradients["beta"] = tensors["dbeta"]

@@ -1,4 +1,4 @@
-"""The forward pass by kernels."""
+"""The forward pass of a linear recurrence, computed by kernels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from attnc.runtime.recurrent.chunked import Inputs
 
 
 def started(call: RecurrenceTensors, inputs: Inputs) -> None:
-    """Give the call its inputs, and compute the decays of its chunks and what corrections solve."""
+    """Give the call its inputs; compute the decays of its chunks and solve its corrections."""
     p, form, tensors = call.problem, call.problem.form, call.tensors
     _take(call, inputs)
     for reader in form.readers:
@@ -66,7 +66,7 @@ def _add_gates(call: RecurrenceTensors, inputs: Inputs) -> None:
 
 
 def forward(call: RecurrenceTensors, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """(out (B, H, T, C), states (lanes, chunks + 1, wk, wv))."""
+    """Compute (out (B, H, T, C), states (lanes, chunks + 1, wk, wv))."""
     p, tensors = call.problem, call.tensors
     started(call, inputs)
     states = call.states("states", inputs.state, 0)
@@ -81,9 +81,10 @@ def forward(call: RecurrenceTensors, inputs: Inputs) -> tuple[Tensor, Tensor]:
 
 
 def walked(call: RecurrenceTensors, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """(out (B, H, T, C), the final state (B, H, R, C)) of a problem that can walk, where nothing is differentiated.
+    """Compute (out (B, H, T, C), the final state (B, H, R, C)) without gradients, of a problem that can walk.
 
-    Between chunks the state is on the chip. Rows are prepared where the class, or a split of the sequence, needs that.
+    The state stays on the chip between chunks. Rows are prepared by separate kernels only if the class, or a split of
+    the sequence, requires it.
     """
     p, tensors = call.problem, call.tensors
     call.at_edges = True
@@ -102,7 +103,7 @@ def walked(call: RecurrenceTensors, inputs: Inputs) -> tuple[Tensor, Tensor]:
 
 
 def _add_weights(call: RecurrenceTensors) -> None:
-    """What the kernel `weights` writes."""
+    """Allocate the tensors that the kernel `weights` writes."""
     if not call.problem.form.has_weights:
         return
     call.scratch("pair_weights", call.problem.length)
@@ -112,7 +113,7 @@ def _add_weights(call: RecurrenceTensors) -> None:
 
 
 def stepped(call: RecurrenceTensors, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """(out (B, H, T, C), the final state (B, H, R, C)), token by token in one kernel."""
+    """Compute (out (B, H, T, C), the final state (B, H, R, C)), token by token in one kernel."""
     p, tensors = call.problem, call.tensors
     _take(call, inputs)
     tensors["begun"] = inputs.state.float().contiguous()

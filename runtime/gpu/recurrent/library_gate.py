@@ -1,4 +1,4 @@
-"""The kernels of the library's recurrences, and of branches with a state, for the gate: as calls would start them."""
+"""The kernels that calls of the library's recurrences and of branches with a state launch, for the gate."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ PARAMETERS: Mapping[str, Mapping[str, Any]] = {
     "mhs_vm": {"height": 8, "width": 8},
     "spatial_mamba": {"height": 8, "width": 8},
 }
-"""Of those whose parameters have no defaults, or bound the tokens: for as many as are tried."""
+"""Parameters that the gate uses for patterns without defaults, or with parameters that bound the number of tokens."""
 
 
 def whole_library() -> list[str]:
-    """Recurrences, and patterns that have branches with a state."""
+    """Return the names of recurrences and of patterns whose branches have a state."""
     return [*recurrence_names(), *hybrid_names()]
 
 
 def cases(
     names: Sequence[str], targets: Sequence[str], head_dims: Sequence[int], dtype: str = "bfloat16"
 ) -> Iterator[GateCase]:
-    """The kernels of each on each target; one that is the same for two of them comes once, none where there is none."""
+    """Yield the kernels of each pattern on each target, equal kernels once; skip patterns that have no kernels."""
     seen = set()
     for name in names:
         attention = compile_attention(name, **PARAMETERS.get(name, {}))
@@ -50,5 +50,5 @@ def cases(
 def _sources(attention: Attention, target: str, width: int, dtype: str) -> Iterator[KernelSource]:
     for recurrent in attention._recurrents():
         with suppress(UnsupportedError):
-            own = recurrent_kernels(attention.bound, recurrent, TARGETS[target], width, getattr(torch, dtype), {})
-            yield from own.values()
+            kernels = recurrent_kernels(attention.bound, recurrent, TARGETS[target], width, getattr(torch, dtype), {})
+            yield from kernels.values()

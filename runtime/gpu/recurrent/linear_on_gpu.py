@@ -1,4 +1,4 @@
-"""`linear_recurrence` by kernels: the same call, the same results; see `attnc.runtime.recurrent.linear`."""
+"""`linear_recurrence` by kernels, with the interface and the results of `attnc.runtime.recurrent.linear`."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from attnc.runtime.recurrent.linear import Delta, RankOne, check_options, check_
 from attnc.runtime.recurrent.recorded import recorded
 
 LONGEST = 64
-"""Rows of a chunk at most."""
+"""Maximum number of rows in a chunk."""
 
 FEW = LEAST
-"""Steps that are done one after another where nothing is differentiated: a chunk has no fewer rows."""
+"""Maximum number of steps that run one after another without gradients; a chunk has at least as many rows."""
 
 
 def linear_recurrence(
@@ -49,31 +49,30 @@ def linear_recurrence(
     chunk: int = 64,
     segments: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `attnc.runtime.recurrent.linear.linear_recurrence`, by Triton's kernels.
+    """Compute `attnc.runtime.recurrent.linear.linear_recurrence` by Triton kernels.
 
-    For tensors on a GPU, or on the CPU in Triton's interpreter. Products are of 16-bit numbers where all of q, k, v and
-    the correction's are of one 16-bit dtype, else of fp32 in three products of TF32 each; sums and states are fp32.
-    Up to `FEW` steps without a gradient, as in generation, are one kernel that goes from token to token. More of them
-    without a gradient store no states between chunks, in 16 bits, where no columns decay
-    (`RecurrenceProblem.can_walk`).
+    The tensors are on a GPU, or on the CPU in Triton's interpreter. Products take 16-bit numbers if q, k, v and the
+    correction all have one 16-bit dtype, else fp32 in three TF32 products each; sums and states are fp32. Without
+    gradients, up to `FEW` steps, as in generation, run in one kernel that goes from token to token. More steps without
+    gradients store no states between chunks, in 16 bits, if no columns decay (`RecurrenceProblem.can_walk`).
 
     Args:
-        segments: into how many the sequence is split, so that states go from chunk to chunk in all of them at once, at
-            most; None: where batch and heads are too few for the device, as many as `fitting_segments` says. Results
-            are the same but for rounding. With a correction a head whose steps let states grow is not split.
+        segments: the maximum number of segments of the sequence, through which states pass at the same time; None:
+            as many as `fitting_segments` returns where batch and heads are too few for the device. Results are the
+            same but for rounding. With a correction, a head whose steps let states grow is not split.
 
     Raises:
-        ArgumentError, ArgumentTypeError: as the other does; on segments below 1.
-        UnsupportedError: as the other does; on fp64, on more than 64 micro-steps, on a device without kernels.
+        ArgumentError, ArgumentTypeError: as `linear.linear_recurrence`; ArgumentError if segments is below 1.
+        UnsupportedError: as `linear.linear_recurrence`; for fp64, more than 64 micro-steps, a device without kernels.
     """
     check_segments(segments)
     check_options(gate_columns, correction, before, bonus, micro, chunk)
     check_shapes(q, k, v, micro, gate, gate_columns, correction, bonus, resets, state)
     if micro > LONGEST:
-        raise UnsupportedError(f"kernels: micro is {micro}, they take up to {LONGEST}; on the CPU any number runs")
+        raise UnsupportedError(f"kernels support micro up to {LONGEST}, got {micro}; the CPU executor has no limit")
     rows = [q, k, v, *_rows_of(correction), *([] if bonus is None else [bonus])]
     if any(x.dtype == torch.float64 for x in rows):
-        raise UnsupportedError("kernels: float64; convert to float32, or compute on the CPU")
+        raise UnsupportedError("kernels do not support float64; convert to float32, or compute on the CPU")
     if state is None:
         state = torch.zeros(*q.shape[:2], q.shape[-1], v.shape[-1], dtype=torch.float32, device=q.device)
     if not q[..., 0].numel():
@@ -109,9 +108,9 @@ def linear_recurrence(
 
 
 def _not_recorded(problem: RecurrenceProblem, segments: int | None, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """Results where no states are kept for a backward pass: few steps one after another, more in one walk.
+    """Compute results without storing states for a backward pass: few steps one after another, more in one walk.
 
-    On a device that walks leave idle, states are stored, so that outputs are computed of all chunks at once.
+    If a walk would leave the device idle, states are stored, so that the outputs of all chunks are computed at once.
     """
     call = call_of(problem, inputs)
     if inputs.k.shape[2] <= FEW:
@@ -126,7 +125,7 @@ def _not_recorded(problem: RecurrenceProblem, segments: int | None, inputs: Inpu
 
 @dataclass(frozen=True)
 class _ByKernels:
-    """The work of a problem, as `recorded` has it."""
+    """The forward and backward pass of a problem, for `recorded`."""
 
     problem: RecurrenceProblem
     segments: int | None
@@ -151,10 +150,10 @@ def _final(problem: RecurrenceProblem, inputs: Inputs, states: Tensor) -> Tensor
 def _is_recorded(inputs: Inputs) -> bool:
     if torch._C._are_functorch_transforms_active():
         return True
-    given = [x for x in inputs if x is not None]
-    if any(unpack_dual(x).tangent is not None for x in given):  # type: ignore[no-untyped-call]
+    tensors = [x for x in inputs if x is not None]
+    if any(unpack_dual(x).tangent is not None for x in tensors):  # type: ignore[no-untyped-call]
         return True
-    return torch.is_grad_enabled() and any(x.requires_grad for x in given)
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def _rows_of(correction: Delta | RankOne | None) -> list[Tensor]:
@@ -164,7 +163,7 @@ def _rows_of(correction: Delta | RankOne | None) -> list[Tensor]:
 
 
 _GATES: Mapping[int, Gate] = {1: "constant", 3: "scalar", 4: "rows"}
-"""By the dimensions of a gate."""
+"""The kind of a gate by its number of dimensions."""
 
 
 def _gate_of(gate: Tensor | None) -> Gate:

@@ -1,4 +1,4 @@
-"""A recurrence whose passes run as kernels: which do, and their texts."""
+"""The passes of a recurrence that run as kernels, and their kernel texts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from attnc.runtime.recurrent.passes import Linear
 
 
 def without_kernels(derived: RecurrenceForm, recur: Recur, dtype: torch.dtype) -> str:
-    """What of a recurrence runs as operations of torch in calls of a dtype, and why; empty: all states have kernels."""
+    """Return why a recurrence runs as operations of torch in calls of a dtype; empty if all its states have kernels."""
     if dtype == torch.float64:
         return "float64 has no kernels"
     if any(not isinstance(stage, Pass | ElementwiseScan | RunningReduction) for stage in derived.stages):
@@ -27,7 +27,7 @@ def without_kernels(derived: RecurrenceForm, recur: Recur, dtype: torch.dtype) -
 
 
 def linear_of(dtype: torch.dtype) -> Linear:
-    """How linear passes of calls in a dtype are computed; their rows are of that dtype, as products of tiles are."""
+    """Return the function for linear passes in a dtype; it casts rows to the dtype, as tile products require."""
     return in_torch.linear_recurrence if dtype == torch.float64 else partial(_linear, dtype)
 
 
@@ -42,7 +42,10 @@ def _linear(
     chunk: int = LONGEST,
     **more: Any,
 ) -> tuple[Tensor, Tensor]:
-    """`chunk`: that of a CPU, of which kernels take none but what a token's steps need more."""
+    """Run a linear pass by kernels in `dtype`.
+
+    `chunk`: the chunk length chosen for a CPU; kernels use it only where the steps of a token need more than their own.
+    """
     if isinstance(correction, Delta) and correction.read is not None:
         correction = replace(correction, read=correction.read.to(dtype))
     elif isinstance(correction, RankOne):

@@ -1,4 +1,4 @@
-"""Which kernels of recurrences may go out: what their machine code must be like, and which of them are read."""
+"""The gate of recurrence kernels: the kernels that are compiled, and what their machine code must contain."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SELECTION: Mapping[str, RecurrenceClass] = {
         RecurrenceClass(gate="rows", correction="old"),
     )
 }
-"""Classes that the library's recurrences have, and others with more in a kernel."""
+"""Classes of the library's recurrences, and further classes with more work in one kernel."""
 
 WITHOUT_PRODUCTS = frozenset(
     {"columns", "column_reads", "step", "weights", "joined", "adjoints_joined", "scan", "token_by_token"}
@@ -47,7 +47,7 @@ def cases(
     forms: Sequence[RecurrenceClass] = tuple(SELECTION.values()),
     length: int = 64,
 ) -> Iterator[GateCase]:
-    """The kernels of classes, for chunks of `length` rows; those with equal texts once."""
+    """Yield the kernels of recurrence classes for chunks of `length` rows; kernels with equal text once."""
     seen = set()
     for target in targets:
         for head_dim in head_dims:
@@ -63,7 +63,7 @@ def cases(
 
 
 def judge(case: GateCase, outcome: Outcome) -> list[str]:
-    """The reasons why a kernel may not go out; none: it may."""
+    """Return the reasons to reject a kernel; empty if it is accepted."""
     reasons = kernel_gate.judge(case, outcome)
     if isinstance(outcome, CompiledBinary) and case.dtype != "float32":
         if case.stage not in WITHOUT_PRODUCTS and not outcome.code.products:

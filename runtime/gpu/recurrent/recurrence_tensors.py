@@ -1,4 +1,4 @@
-"""A call of the recurrence as kernels take it: its class, its tensors aligned, its scratch."""
+"""The tensors that recurrence kernels take in one call: aligned inputs and scratch."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from attnc.runtime.gpu.launch import launch
 from attnc.runtime.recurrent.chunked import Inputs
 
 WALKS = frozenset({"states", "adjoints", "walk", "fused"})
-"""Kernels whose programs have a segment of a lane."""
+"""Kernels that launch a program per segment of a head."""
 FIRST_WALKS = frozenset({"segments", "adjoint_segments"})
-"""The same, of all segments but one; their columns are more than the state's."""
+"""Kernels that launch a program per segment but one; they have more columns than the state."""
 JOINING = frozenset({"joined", "multiplied"})
 """Kernels that compute the states between segments of a forward pass."""
 OF_LANES = frozenset({"step", "joined", "multiplied", "adjoints_joined", "adjoints_multiplied"})
-"""Kernels whose programs have a lane."""
+"""Kernels that launch a program per head."""
 BY_COLUMNS = WALKS | OF_LANES | {"outputs", "columns", "column_reads", "column_values"}
-"""Kernels whose programs have a block of columns each."""
+"""Kernels that launch a program per block of columns."""
 TORCH_TYPES = {name: getattr(torch, name) for name in TYPES}
 
 
 @dataclass
 class RecurrenceTensors:
-    """Tensors by the names that kernels have for them, and how many there are of everything.
+    """The tensors of a call by their names in kernels, and the sizes of the call.
 
-    `segments`: those that a lane is split into, `span` chunks each; what is left over is the last. `at_edges`: states
-    are stored at the edges of segments only, not before every chunk.
+    `segments`: the number of segments of a head, `span` chunks each; the last segment holds the remainder. `at_edges`:
+    states are stored only at the edges of segments, not before every chunk.
     """
 
     problem: RecurrenceProblem
@@ -48,26 +48,26 @@ class RecurrenceTensors:
 
     @property
     def steps(self) -> int:
-        """Micro-steps of all tokens."""
+        """Number of micro-steps of all tokens."""
         return self.tokens * self.problem.form.micro
 
     @property
     def lanes(self) -> int:
-        """Heads of all batch entries."""
+        """Number of heads of all batch entries."""
         return self.batch * self.heads
 
     @property
     def chunks(self) -> int:
-        """Of a lane."""
+        """Number of chunks of a head."""
         return -(-self.tokens // self.problem.per_chunk)
 
     @property
     def span(self) -> int:
-        """Chunks of a segment."""
+        """Number of chunks in a segment."""
         return -(-self.chunks // self.segments)
 
     def split(self, segments: int) -> None:
-        """Split lanes into so many segments or fewer, and set aside what segments make of states."""
+        """Split heads into at most `segments` segments, and allocate the tensors that segments exchange."""
         self.segments = even_segments(segments, self.chunks)
         if self.problem.form.is_corrected:
             count = self.lanes if self.segments > 1 else 1
@@ -84,26 +84,26 @@ class RecurrenceTensors:
             self.tensors[name] = torch.empty(count, *shape, dtype=torch.float32, device=self.device)
 
     def scratch(self, name: str, width: int, dtype: torch.dtype | None = None) -> Tensor:
-        """Rows for every row of every chunk, not set."""
+        """Allocate uninitialised rows for every row of every chunk."""
         shape = (self.lanes * self.chunks, self.problem.length, width)
-        found = torch.empty(shape, dtype=dtype or TORCH_TYPES[self.problem.dtype], device=self.device)
-        self.tensors[name] = found
-        return found
+        rows = torch.empty(shape, dtype=dtype or TORCH_TYPES[self.problem.dtype], device=self.device)
+        self.tensors[name] = rows
+        return rows
 
-    def states(self, name: str, given: Tensor | None, at: int) -> Tensor:
-        """States before all chunks, or segments, and after the last, one of them set: (lanes, … + 1, wk, wv)."""
+    def states(self, name: str, initial: Tensor | None, at: int) -> Tensor:
+        """Allocate states before each chunk, or segment, and after the last (lanes, … + 1, wk, wv); set state `at`."""
         p, count = self.problem, self.segments if self.at_edges else self.chunks
-        found = torch.empty(self.lanes, count + 1, p.wk, p.wv, dtype=torch.float32, device=self.device)
-        set_one = found[:, at]
-        if (p.wk, p.wv) != (p.dk, p.dv) or given is None:
-            set_one.zero_()
-        if given is not None:
-            set_one[:, : p.dk, : p.dv] = given.reshape(self.lanes, p.dk, p.dv)
-        self.tensors[name] = found
-        return found
+        states = torch.empty(self.lanes, count + 1, p.wk, p.wv, dtype=torch.float32, device=self.device)
+        target = states[:, at]
+        if (p.wk, p.wv) != (p.dk, p.dv) or initial is None:
+            target.zero_()
+        if initial is not None:
+            target[:, : p.dk, : p.dv] = initial.reshape(self.lanes, p.dk, p.dv)
+        self.tensors[name] = states
+        return states
 
     def parts(self, stage: str) -> int:
-        """Programs of a kernel for each chunk, or each lane."""
+        """Return the programs that a kernel launches per chunk, or per head."""
         p, blocks = self.problem, blocks_of(self.problem, stage)
         if stage in FIRST_WALKS:
             return p.segment_width // blocks.columns
@@ -112,7 +112,7 @@ class RecurrenceTensors:
         return p.wk // blocks.rows if stage in ("keys", "reads") else 1
 
     def programs(self, stage: str) -> int:
-        """Programs of a kernel, but for its parts."""
+        """Return the programs that a kernel launches, not multiplied by its `parts`."""
         if stage in OF_LANES:
             return self.lanes
         if stage in FIRST_WALKS:
@@ -120,21 +120,21 @@ class RecurrenceTensors:
         return self.lanes * (self.segments if stage in WALKS else self.chunks)
 
     def run(self, stage: str) -> None:
-        """Run a kernel."""
+        """Launch the kernel of a stage."""
         numbers = {"heads": self.heads, "chunks": self.chunks, "steps": self.steps, "tokens": self.tokens}
         numbers |= {"segments": self.segments, "span": self.span}
-        if self.at_edges and stage in JOINING:  # a segment has one state, as where it is one chunk
+        if self.at_edges and stage in JOINING:  # a segment has one state, as if it were one chunk
             numbers |= {"chunks": self.segments, "span": 1}
         launch(emit(self.problem, stage), self.programs(stage), self.tensors, numbers, self.parts(stage))
 
 
 def call_of(problem: RecurrenceProblem, inputs: Inputs) -> RecurrenceTensors:
-    """A call with nothing computed."""
+    """Return the tensors of a call before anything is computed."""
     return RecurrenceTensors(problem, inputs.q.shape[0], inputs.q.shape[1], inputs.q.shape[2], inputs.q.device)
 
 
 def problem_of(form: RecurrenceClass, q: Tensor, v: Tensor, dtype: torch.dtype, chunk: int) -> RecurrenceProblem:
-    """What kernels are made for."""
+    """Return the problem, for which kernels are emitted."""
     steps = q.shape[2] * form.micro
     length = min(chunk, 64, max(LEAST, 1 << (steps - 1).bit_length()))
     name = str(dtype).removeprefix("torch.")
@@ -142,7 +142,7 @@ def problem_of(form: RecurrenceClass, q: Tensor, v: Tensor, dtype: torch.dtype, 
 
 
 def aligned(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The same with rows side by side that begin at multiples of 16 bytes; copied where they do not."""
+    """Return `x` in a dtype, contiguous along the last dimension and aligned to 16 bytes; copied only if necessary."""
     x = x.to(dtype)
     size = x.element_size()
     fits = x.stride(-1) == 1 and all(
@@ -154,7 +154,7 @@ def aligned(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def like(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Not set, of such rows."""
+    """Allocate an uninitialised tensor whose rows begin at multiples of 16 bytes."""
     unit = VECTOR // dtype.itemsize
     width = -(-shape[-1] // unit) * unit
     return torch.empty(*shape[:-1], width, dtype=dtype, device=x.device)[..., : shape[-1]]

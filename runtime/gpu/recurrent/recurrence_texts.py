@@ -1,4 +1,4 @@
-"""A recurrence's kernels: those that a call starts, alone and with its gradient."""
+"""The kernels that a call of a recurrence launches, without and with its gradient."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from attnc.runtime.tensor_checks import input_tensors
 from attnc.spec.program import BoundProgram
 
 TOKENS = 64
-"""Of the call, about so many: a whole chunk."""
+"""Approximate number of tokens of the example call: a whole chunk."""
 
 
 def recurrent_sources(
@@ -30,12 +30,12 @@ def recurrent_sources(
     dtype: torch.dtype,
     inputs: Mapping[str, object],
 ) -> dict[str, str]:
-    """Their texts, by name; `inputs` that are not given are made up.
+    """Return the kernel texts by name; inputs that are missing from `inputs` are generated.
 
-    Raises ArgumentError, UnsupportedError where nothing runs as kernels.
+    Raises ArgumentError, and UnsupportedError if nothing runs as kernels.
     """
-    found = recurrent_kernels(bound, recurrent, target, head_dim, dtype, inputs)
-    return {name: kernel.text for name, kernel in found.items()}
+    kernels = recurrent_kernels(bound, recurrent, target, head_dim, dtype, inputs)
+    return {name: kernel.text for name, kernel in kernels.items()}
 
 
 def recurrent_kernels(
@@ -46,27 +46,27 @@ def recurrent_kernels(
     dtype: torch.dtype,
     inputs: Mapping[str, object],
 ) -> Mapping[str, KernelSource]:
-    """The same, whole."""
+    """Return the kernel sources by name; inputs that are missing from `inputs` are generated."""
     name = recurrent.pattern.name
     heads = head_count(bound) or 1
     tokens = natural_length(bound, TOKENS) or TOKENS
     q, k, v = (torch.zeros(1, heads, tokens, head_dim, dtype=dtype, requires_grad=True) for _ in range(3))
     sizes = {"dk": head_dim, "dv": head_dim}
-    made = example_inputs(bound, tokens, tokens, inputs, heads=heads, sizes=sizes)
-    given = {**{each: example.tensor for each, example in made.items()}, **inputs}
-    tensors = [x.requires_grad_() if x.is_floating_point() else x for x in input_tensors(recurrent.pattern, given)]
+    examples = example_inputs(bound, tokens, tokens, inputs, heads=heads, sizes=sizes)
+    all_inputs = {**{input_name: example.tensor for input_name, example in examples.items()}, **inputs}
+    tensors = [x.requires_grad_() if x.is_floating_point() else x for x in input_tensors(recurrent.pattern, all_inputs)]
 
     def call() -> Tensor:
         with torch.no_grad():
-            recurrent.attend(q, k, v, given, tensors, None, by_kernels=True)
-        return recurrent.attend(q, k, v, given, tensors, None, by_kernels=True)[0]
+            recurrent.attend(q, k, v, all_inputs, tensors, None, by_kernels=True)
+        return recurrent.attend(q, k, v, all_inputs, tensors, None, by_kernels=True)[0]
 
-    found = started(call, target)
-    if not found:
-        missing = recurrent.derived and without_kernels(recurrent.derived, recurrent.recur, dtype)
-        missing = missing or "float64 has no kernels"
-        raise UnsupportedError(f"`{name}`: {missing}; on a GPU it runs as operations of torch")
-    return found
+    kernels = started(call, target)
+    if not kernels:
+        reason = recurrent.derived and without_kernels(recurrent.derived, recurrent.recur, dtype)
+        reason = reason or "float64 has no kernels"
+        raise UnsupportedError(f"`{name}`: {reason}; on a GPU it runs as operations of torch")
+    return kernels
 
 
 __all__ = ["recurrent_kernels", "recurrent_sources"]

@@ -1,4 +1,4 @@
-"""States that are taken entry by entry, by a kernel: what `attnc.runtime.recurrent.prefixes.fill` does."""
+"""States with an elementwise update, by a kernel that computes `attnc.runtime.recurrent.prefixes.fill`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attnc.runtime.gpu.device_targets import target_of
 from attnc.runtime.gpu.launch import launch
 
 LEAST = 16
-"""Entries of a block."""
+"""Minimum number of entries in a block."""
 
 
 def fill(
@@ -27,14 +27,14 @@ def fill(
     block = min(MOST_ENTRIES, max(LEAST, 1 << (entries - 1).bit_length()))
     op: Op = "max" if decay is None else "complex" if out.is_complex() else "real"
     kind = ScanKind(op, shared, emptied is not None, backwards, block)
-    found = _flat(out, lead)
-    target = found if _is_flat(out) else torch.empty_like(found, memory_format=torch.contiguous_format)
+    flat_out = _flat(out, lead)
+    target = flat_out if _is_flat(out) else torch.empty_like(flat_out, memory_format=torch.contiguous_format)
     tensors = {"out": target, "write": _flat(write, lead), "start": start.reshape(*start.shape[:2], -1)}
     if decay is not None:
-        whole = decay.to(out.dtype).resolve_conj()
+        decays = decay.to(out.dtype).resolve_conj()
         if not shared:
-            whole = whole.expand(*whole.shape[:3], *out.shape[3:])
-        tensors["decay"] = _flat(whole, whole.shape[:3])
+            decays = decays.expand(*decays.shape[:3], *out.shape[3:])
+        tensors["decay"] = _flat(decays, decays.shape[:3])
     if emptied is not None:
         tensors["emptied"] = emptied.to(torch.int32)
     if out.is_complex():
@@ -46,7 +46,7 @@ def fill(
 
 
 def _is_flat(x: Tensor) -> bool:
-    """Whether the entries of a token lie side by side."""
+    """Check whether the entries of a token are contiguous."""
     step = 1
     for size, stride in zip(reversed(x.shape[3:]), reversed(x.stride()[3:]), strict=True):
         if size > 1 and stride != step:
@@ -56,7 +56,7 @@ def _is_flat(x: Tensor) -> bool:
 
 
 def _flat(x: Tensor, lead: tuple[int, ...]) -> Tensor:
-    """(B, H, N, entries), entries side by side; copied where they are not."""
+    """Return `x` as (B, H, N, entries) with contiguous entries; copied only if necessary."""
     x = x.resolve_conj()
     if _is_flat(x):
         return x.as_strided((*lead, math.prod(x.shape[3:])), (*x.stride()[:3], 1), x.storage_offset())
@@ -64,7 +64,7 @@ def _flat(x: Tensor, lead: tuple[int, ...]) -> Tensor:
 
 
 def _pairs(x: Tensor) -> Tensor:
-    """Complex numbers as twice as many real ones."""
+    """View complex numbers as twice as many real numbers."""
     return torch.view_as_real(x.contiguous() if x.stride(-1) != 1 else x).flatten(-2)
 
 

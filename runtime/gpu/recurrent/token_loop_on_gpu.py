@@ -1,4 +1,7 @@
-"""Any step equation by one kernel: token by token, the states on the chip; see `attnc.runtime.recurrent.token_loop`."""
+"""Recurrences of any step equation by one kernel: token by token, with states on the chip.
+
+The kernel computes what `attnc.runtime.recurrent.token_loop` computes.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +34,14 @@ from attnc.spec.errors import EvaluationError
 States = dict[str, Tensor]
 _STAGES: tuple[Stage, Stage] = ("forward", "backward")
 SHORTEST, LONGEST = 16, 128
-"""Tokens of a stretch: about as many as there are stretches, within these."""
+"""Minimum and maximum number of tokens in a stretch; within them, stretches are about as many as tokens in one."""
 
 
 def run(recur: Recur, tokens: CallTokens, states: States, fresh: NDArray[np.bool_] | None) -> tuple[Tensor, States]:
-    """(out (B, H, T, width), states after the last token), fp32, from states (B, H, …), as the token loop has them.
+    """Compute (out (B, H, T, width), states after the last token), fp32, from states (B, H, …), as the token loop does.
 
-    Differentiable once. Raises UnsupportedError where there is no such kernel, or no GPU; ArgumentError and
-    EvaluationError as the token loop does.
+    Differentiable once. Raises UnsupportedError if no kernel supports the recurrence or no GPU is available;
+    ArgumentError and EvaluationError as the token loop does.
     """
     batch, heads, count = tokens.counts
     plain = TokenValues(tokens)
@@ -46,26 +49,26 @@ def run(recur: Recur, tokens: CallTokens, states: States, fresh: NDArray[np.bool
     values = plain if order is None else TokenValues(tokens, order)
     try:
         call = _called(recur, values, states, fresh)
-        given = [call.given[i] for i in call.stepping.tape.leaves]
-        own = [states[name] for name, _ in call.stepping.tape.after]
-        keeps = torch.is_grad_enabled() and any(x.requires_grad for x in (*given, *own))
+        leaves = [call.given[i] for i in call.stepping.tape.leaves]
+        initial_states = [states[name] for name, _ in call.stepping.tape.after]
+        keeps = torch.is_grad_enabled() and any(x.requires_grad for x in (*leaves, *initial_states))
         call = replace(call, stepping=replace(call.stepping, keeps=keeps))
         for stage in _STAGES[: 1 + keeps]:
             emit_token_by_token(call.stepping, stage)
     except (NoTapeError, NotInKernelsError) as error:
         raise UnsupportedError(
-            f"`{recur.name}` by a kernel: it runs token by token, and for {error} there is none; use the reference "
+            f"`{recur.name}` runs token by token, but not by a kernel: {error}; use the reference "
             f'executor, backend="reference", or move the tensors to the CPU'
         ) from error
-    found = _Stepped.apply(call, *given, *own)  # type: ignore[no-untyped-call]
-    out, last = found[0], found[1 : 1 + len(own)]
+    results = _Stepped.apply(call, *leaves, *initial_states)  # type: ignore[no-untyped-call]
+    out, last = results[0], results[1 : 1 + len(initial_states)]
     out = out.view(batch, heads, count, -1)
     return put_back(out, order), dict(zip((name for name, _ in call.stepping.tape.after), last, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
 class _TokenCall:
-    """One call: what its kernels are made for, the tensors of leaves and tests by their numbers, fp32 and int32."""
+    """One call: its kernel specification, and its leaf (fp32) and test (int32) tensors by operation number."""
 
     stepping: Stepping
     batch: int
@@ -76,43 +79,43 @@ class _TokenCall:
 
     @property
     def lanes(self) -> int:
-        """Heads of all batch entries."""
+        """Number of heads of all batch entries."""
         return self.batch * self.heads
 
     @property
     def stretch(self) -> int:
-        """Tokens of one."""
+        """Number of tokens in a stretch."""
         return min(LONGEST, max(SHORTEST, 1 << (isqrt(max(self.tokens - 1, 0)).bit_length())))
 
     @property
     def stretches(self) -> int:
-        """How many there are."""
+        """Number of stretches."""
         return -(-self.tokens // self.stretch)
 
     def axes(self, i: int) -> Axes:
-        """The axes of an operation's value."""
+        """Return the axes of an operation's value."""
         return self.stepping.tape.ops[i].axes
 
     def states(self) -> list[Axes]:
-        """The axes of the states, in their order."""
-        own = {op.of: op.axes for op in self.stepping.tape.ops if op.kind == "state"}
-        return [own[name] for name, _ in self.stepping.tape.after]
+        """Return the axes of the states, in order."""
+        axes_by_state = {op.of: op.axes for op in self.stepping.tape.ops if op.kind == "state"}
+        return [axes_by_state[name] for name, _ in self.stepping.tape.after]
 
     def slots(self, axes: Axes) -> int:
-        """How many programs have a value of their own: those of a lane, but for what is divided among them."""
+        """Return how many programs of a head hold a copy of a value; 1 if the value is divided among them."""
         return 1 if self.stepping.is_part(axes) else self.stepping.parts
 
     def buffer(self, axes: Axes, *counts: int) -> Tensor:
-        """For so many of each lane and slot, not set."""
+        """Allocate an uninitialised buffer with `counts` values for each head and slot."""
         shape = (self.lanes * self.slots(axes), *counts, *self.stepping.shape(axes))
         return torch.empty(shape, dtype=torch.float32, device=next(iter(self.given.values())).device)
 
     def run(self, stage: Stage, leaves: Mapping[int, Tensor], tensors: dict[str, Tensor]) -> None:
-        """Run a kernel."""
+        """Launch the kernel of a stage."""
         for i, x in self.given.items():
             kind = self.stepping.tape.ops[i].kind
-            own = leaves.get(i, x)
-            tensors[f"{kind}{i}"] = own.expand(self.batch, self.heads, *own.shape[2:])
+            tensor = leaves.get(i, x)
+            tensors[f"{kind}{i}"] = tensor.expand(self.batch, self.heads, *tensor.shape[2:])
         if self.fresh is not None:
             tensors["fresh"] = self.fresh.expand(self.batch, self.heads, self.fresh.shape[2])
         numbers = {
@@ -129,17 +132,17 @@ def _called(recur: Recur, values: TokenValues, states: States, fresh: NDArray[np
     batch, heads, count = values.tokens.counts
 
     def ends(node: Index) -> tuple[int, int]:
-        found = values.integers.of(node)
-        return int(found.min()), int(found.max())
+        values_of_node = values.integers.of(node)
+        return int(values_of_node.min()), int(values_of_node.max())
 
     tape = tape_of(recur, ends)
     sizes: dict[str, int] = {}
-    given: dict[int, Tensor] = {}
+    tensors: dict[int, Tensor] = {}
     for i in tape.leaves:
         x = values.whole(cast("Value", tape.ops[i].of))
         if x.is_complex():
             raise NoTapeError("a complex number meets a state")
-        given[i] = _packed(x.float())
+        tensors[i] = _packed(x.float())
         _measure(sizes, tape.ops[i].axes, x.shape[3:])
     for name, _ in tape.after:
         _measure(
@@ -147,14 +150,14 @@ def _called(recur: Recur, values: TokenValues, states: States, fresh: NDArray[np
         )
     tests = {i: values.integers.in_order(cast("Index", tape.ops[i].of)) for i in tape.tests}
     _check_picks(tape, tests, sizes)
-    given |= {i: torch.from_numpy(at.astype(np.int32)).to(values.tokens.q.device) for i, at in tests.items()}
+    tensors |= {i: torch.from_numpy(at.astype(np.int32)).to(values.tokens.q.device) for i, at in tests.items()}
     fresh = fresh_of(recur, values, fresh)
     target = target_of(values.tokens.q.device)
     stepping = Stepping(
         recur.name,
         tape,
         tuple(sorted(sizes.items())),
-        frozenset(i for i, x in given.items() if x.shape[2] > 1),
+        frozenset(i for i, x in tensors.items() if x.shape[2] > 1),
         tuple(next(state.start for state in recur.states if state.name == name) for name, _ in tape.after),
         resets=fresh is not None,
         keeps=False,
@@ -162,11 +165,11 @@ def _called(recur: Recur, values: TokenValues, states: States, fresh: NDArray[np
         registers=target.registers,
     )
     begins = None if fresh is None else torch.from_numpy(fresh.astype(np.int32)).to(values.tokens.q.device)
-    return _TokenCall(stepping, batch, heads, count, given, begins)
+    return _TokenCall(stepping, batch, heads, count, tensors, begins)
 
 
 def _packed(x: Tensor) -> Tensor:
-    """The same with the entries of a token side by side, as kernels read them."""
+    """Return `x` with the entries of a token contiguous, as kernels read them."""
     step = 1
     for size, stride in zip(reversed(x.shape[3:]), reversed(x.stride()[3:]), strict=True):
         if size > 1 and stride != step:
@@ -180,20 +183,20 @@ def _measure(sizes: dict[str, int], axes: Axes, shape: Sequence[int]) -> None:
 
 
 def _check_picks(tape: StepTape, tests: Mapping[int, NDArray[np.int64]], sizes: Mapping[str, int]) -> None:
-    """Raises EvaluationError for an entry that is not there."""
+    """Check that every picked entry is within range; raises EvaluationError."""
     for op in tape.ops:
         if op.kind == "pick":
             vector, at = op.operands
             axis = tape.ops[vector].axes[0]
             size = axis if isinstance(axis, int) else sizes[axis]
-            least, most = int(tests[at].min()), int(tests[at].max())
-            if least < 0 or most >= size:
-                worst = least if least < 0 else most
+            least, largest = int(tests[at].min()), int(tests[at].max())
+            if least < 0 or largest >= size:
+                worst = least if least < 0 else largest
                 raise EvaluationError("A902", f"the index {worst} is out of range", None, f"there are {size} entries")
 
 
 class _Stepped(FirstOrder):
-    """(out (lanes, T, width), the states after the last token, the states before stretches)."""
+    """The differentiable kernel: (out (lanes, T, width), states after the last token, states before stretches)."""
 
     @staticmethod
     def forward(call: _TokenCall, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -229,10 +232,10 @@ def _forward(call: _TokenCall, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return (out, *last, *kept)
 
 
-def _backward(call: _TokenCall, *given: Tensor) -> tuple[Tensor, ...]:
+def _backward(call: _TokenCall, *saved: Tensor) -> tuple[Tensor, ...]:
     tape, axes = call.stepping.tape, call.states()
     count = len(axes)
-    d_out, d_last, rest = given[0], given[1 : 1 + count], given[1 + count :]
+    d_out, d_last, rest = saved[0], saved[1 : 1 + count], saved[1 + count :]
     leaves, states, kept = rest[: len(tape.leaves)], rest[len(tape.leaves) : -count], rest[-count:]
     named = {"dout": d_out.float().contiguous()}
     for n, each in enumerate(axes):
@@ -245,16 +248,18 @@ def _backward(call: _TokenCall, *given: Tensor) -> tuple[Tensor, ...]:
     for i in tape.leaves:
         named[f"dleaf{i}"] = call.buffer(tape.ops[i].axes, call.tokens if i in call.stepping.varying else 1)
     call.run("backward", dict(zip(tape.leaves, leaves, strict=True)), named)
-    found = [_summed(call, named[f"dleaf{i}"], tape.ops[i].axes, x) for i, x in zip(tape.leaves, leaves, strict=True)]
-    found += [_summed(call, named[f"dbegun{n}"], each, states[n]) for n, each in enumerate(axes)]
-    return tuple(found)
+    gradients = [
+        _summed(call, named[f"dleaf{i}"], tape.ops[i].axes, x) for i, x in zip(tape.leaves, leaves, strict=True)
+    ]
+    gradients += [_summed(call, named[f"dbegun{n}"], each, states[n]) for n, each in enumerate(axes)]
+    return tuple(gradients)
 
 
-def _summed(call: _TokenCall, found: Tensor, axes: Axes, like: Tensor) -> Tensor:
-    """A gradient as its tensor is: the sum over programs, and over what the tensor is alike for."""
+def _summed(call: _TokenCall, partial_sums: Tensor, axes: Axes, like: Tensor) -> Tensor:
+    """Reduce a gradient to its tensor's shape: sum over programs and over broadcast dimensions."""
     lead = (call.batch, call.heads, call.slots(axes))
-    whole = found.view(*lead, *found.shape[1:]).sum(2)
-    return whole.sum_to_size(like.shape).to(like.dtype)
+    total = partial_sums.view(*lead, *partial_sums.shape[1:]).sum(2)
+    return total.sum_to_size(like.shape).to(like.dtype)
 
 
 __all__ = ["run"]

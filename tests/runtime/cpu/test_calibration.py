@@ -153,7 +153,7 @@ def test_rounds_are_repeated_until_their_minima_agree(monkeypatch: pytest.Monkey
 def test_minima_that_never_agree_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     rounds = [[int(1000 * 1.2**number)] * REPEATS for number in range(MOST_ROUNDS)]
     clock(itertools.chain(*rounds), monkeypatch)
-    with pytest.raises(MeasurementError, match=r"of 12 rounds .* within 10% .*\(1.0 and 1.2 µs\).*measure again"):
+    with pytest.raises(MeasurementError, match=r"in 12 rounds .* within 10% .*\(1.0 and 1.2 µs\).*measure again"):
         Steady()(lambda: None)
 
 
@@ -195,7 +195,7 @@ def test_what_is_measured_must_be_plausible(monkeypatch: pytest.MonkeyPatch) -> 
         calibration.measure()
     peaks = iter([1.0, 1.6])
     monkeypatch.setattr(calibration, "_peak", lambda *_: next(peaks))
-    with pytest.raises(MeasurementError, match=r"took 1 ns at first and 1.6 ns at last"):
+    with pytest.raises(MeasurementError, match=r"took 1 ns at the start and 1.6 ns at the end"):
         calibration.measure()
 
 

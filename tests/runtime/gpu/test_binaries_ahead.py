@@ -137,10 +137,10 @@ def escaping(manifest: dict[str, Any]) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[str, bytes], tuple[str, bytes]], str]] = {
-    "a bit": (flipped, "is not what was written"),
-    "schema": (of_manifest(lambda m: m.update(schema=2)), "another schema"),
-    "triton": (of_manifest(lambda m: m.update(triton="1.0")), "compiled by Triton 1.0, here is"),
-    "a path": (of_manifest(escaping), "a file '../../evil.json'"),
+    "a bit": (flipped, "does not match its digest"),
+    "schema": (of_manifest(lambda m: m.update(schema=2)), "unknown schema"),
+    "triton": (of_manifest(lambda m: m.update(triton="1.0")), "compiled by Triton 1.0, but"),
+    "a path": (of_manifest(escaping), "unexpected file '../../evil.json'"),
     "a key": (of_manifest(lambda m: m.pop("kernels")), "KeyError"),
 }
 
@@ -159,7 +159,7 @@ def test_damaged_files_are_refused_and_nothing_is_written(
 def test_what_is_no_file_of_binaries_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.zip").write_text("no zip")
     for name in ("text.zip", "missing.zip"):
-        with pytest.raises(ArgumentError, match="no file of binaries"):
+        with pytest.raises(ArgumentError, match="not a file of binaries"):
             load_binaries(tmp_path / name)
 
 

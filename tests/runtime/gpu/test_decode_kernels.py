@@ -154,7 +154,9 @@ def test_what_has_no_kernels_says_what_to_do() -> None:
     with pytest.raises(UnsupportedError, match=r"decode of `fox` by kernels: there are none for .*; call `prefill`"):
         attention.decode(q[:, :, -1:], k, v, kv_len=50, f=torch.ones(1, 2, 50))
     causal = compile_attention("causal", backend="triton")
-    with pytest.raises(UnsupportedError, match="pages of 10 tokens: kernels take pages of a power of two"):
+    with pytest.raises(
+        UnsupportedError, match="pages of 10 tokens are not supported by kernels: the page size must be a power of two"
+    ):
         pages = k.reshape(5, 2, 10, 16), v.reshape(5, 2, 10, 16)
         causal.decode(q[:, :, -1:], *pages, kv_len=50, block_table=torch.arange(5)[None])
     with pytest.raises(ArgumentError, match="kv_len of batch entry 0 is 51"):

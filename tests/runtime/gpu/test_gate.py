@@ -197,7 +197,7 @@ def test_a_child_that_leaves_is_told() -> None:
 
 
 def test_a_child_that_hangs_is_ended() -> None:
-    assert only("import time; time.sleep(60)", longest=0.5) == [Failure("no end after 0.5 s")]
+    assert only("import time; time.sleep(60)", longest=0.5) == [Failure("no result after 0.5 s")]
 
 
 def test_what_a_compiler_raises_is_told() -> None:
@@ -236,8 +236,8 @@ def compiled(loop: Loop = FINE, shared: int = 1000, columns: int = 0, **code: in
         (compiled(registers=255, stack=8), ["stack of 8 bytes"]),
         (compiled(registers=32, stack=80), ["stack of 80 bytes and only 32 registers"]),
         (compiled(spilled=3), ["3 registers spilled"]),
-        (compiled(shared=228 * 1024), ["228.0 KiB of shared memory, there are 227"]),
-        (compiled(columns=1024), ["1024 columns of tensor memory, there are 512"]),
+        (compiled(shared=228 * 1024), ["228.0 KiB of shared memory, the limit is 227"]),
+        (compiled(columns=1024), ["1024 columns of tensor memory, the limit is 512"]),
         (compiled(replace(FINE, local_loads=1)), ["1 local loads in the loop of 500 instructions"]),
         (compiled(replace(FINE, copies=0)), ["no asynchronous copy in the loop of 500 instructions"]),
         (

@@ -283,7 +283,7 @@ def test_numbers_of_64_bits_run_as_tiles_in_torch() -> None:
         out = attention(q, k, v)
     assert not launches
     assert torch.allclose(out, attention.reference(q, k, v), atol=1e-12)
-    with pytest.raises(UnsupportedError, match="there are none for numbers of float64"):
+    with pytest.raises(UnsupportedError, match="no kernels for numbers of float64"):
         compile_attention("sliding_window", window=20, backend="triton", strict=True)(q, k, v)
 
 

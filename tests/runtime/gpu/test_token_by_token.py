@@ -261,7 +261,7 @@ def test_what_has_no_such_kernel_says_so(name: str, monkeypatch: pytest.MonkeyPa
     _refuse_forms(monkeypatch)
     attend: Any = compile_attention(name, backend="triton")
     rows, inputs = drawn(attend, 3, 4, 4)
-    with pytest.raises(UnsupportedError, match=f"token by token, and for {WITHOUT[name]} there is none"):
+    with pytest.raises(UnsupportedError, match=f"token by token, but not by a kernel: {WITHOUT[name]}"):
         run(attend, rows, inputs, torch.float32)
 
 
