@@ -1,6 +1,6 @@
 """What Triton made of the kernels of a plain score: registers, shared memory and instructions, from machine code.
 
-`seen_kernels.json` is written by `python benchmarks/kernels.py --facts` from the table of the gate.
+`compiled_figures.json` is written by `python benchmarks/kernels.py --facts` from the table of the gate.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ class CompiledFigures:
 
 
 @cache
-def seen_kernels() -> Mapping[Key, CompiledFigures]:
+def compiled_figures_by_kernel() -> Mapping[Key, CompiledFigures]:
     """All that is known."""
-    text = resources.files(__package__).joinpath("seen_kernels.json").read_text(encoding="utf-8")
+    text = resources.files(__package__).joinpath("compiled_figures.json").read_text(encoding="utf-8")
     return {_key(row): CompiledFigures(**row["seen"]) for row in json.loads(text)["kernels"]}
 
 
-def find_seen(architecture: str, kernel: str, head_dim: int, dtype: str, shape: Tiles) -> CompiledFigures | None:
+def find_figures(architecture: str, kernel: str, head_dim: int, dtype: str, shape: Tiles) -> CompiledFigures | None:
     """What is known of a kernel, None for nothing. Numbers of 16 bits are alike."""
     named = "bfloat16" if dtype == "float16" else dtype
-    return seen_kernels().get((architecture, kernel, head_dim, named, shape))
+    return compiled_figures_by_kernel().get((architecture, kernel, head_dim, named, shape))
 
 
 def _key(row: Mapping[str, Any]) -> Key:

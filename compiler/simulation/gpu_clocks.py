@@ -1,8 +1,8 @@
-"""What one tile costs on an SM, in clocks of each of its units; and which tile shapes a kernel can have.
+"""The cost of one tile on an SM, in clocks of each of its units, and the tile shapes that a kernel can have.
 
-Of the kernels that the plan takes, registers, shared memory and instructions are those of their machine code
-(`seen_kernels`). For other tiles, counts of instructions for a score element were read from what Triton makes of such
-kernels for sm_90 (d 64 and 128, tiles of 64 to 256 rows); products and shared memory follow from the sizes.
+Registers, shared memory and instructions of the kernels that plans use are those of their machine code
+(`compiled_figures`). For other tiles, instructions for a score element were counted in what Triton makes of such kernels
+for sm_90 (d 64 and 128, tiles of 64 to 256 rows); products and shared memory follow from the sizes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import product
 from typing import Literal
 
-from attnc.compiler.simulation.compiled_figures import CompiledFigures, find_seen
+from attnc.compiler.simulation.compiled_figures import CompiledFigures, find_figures
 from attnc.compiler.simulation.machine import Machine, MachineError
 
 Kernel = Literal["forward", "dq", "dkdv"]
@@ -188,7 +188,7 @@ def seen_of(machine: Machine, kernel: Kernel, shape: TileShape, heads: HeadSizes
     if heads.dk != heads.dv:
         return None
     tiles = shape.q_tile, shape.k_tile, shape.warps, shape.stages
-    return find_seen(machine.architecture, kernel, heads.dk, heads.dtype, tiles)
+    return find_figures(machine.architecture, kernel, heads.dk, heads.dtype, tiles)
 
 
 def resources(machine: Machine, kernel: Kernel, shape: TileShape, heads: HeadSizes) -> Resources:

@@ -26,8 +26,8 @@ H100, A100, B200 = (find_machine(name) for name in ("h100", "a100", "b200"))
 
 @pytest.fixture(autouse=True)
 def formulas_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the measured figures of our own kernels (`test_seen_kernels.py`)."""
-    monkeypatch.setattr(gpu_clocks, "find_seen", lambda *asked: None)
+    """Leave out the measured figures of our own kernels (`test_compiled_figures.py`)."""
+    monkeypatch.setattr(gpu_clocks, "find_figures", lambda *asked: None)
 
 
 # d, q tile, k tile, warps, stages; clocks of mma, xu, alu, fma, issue; registers, shared KiB, programs

@@ -10,12 +10,12 @@ import pytest
 
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.kernels.tile_shapes import tile_shape
-from attnc.compiler.simulation.compiled_figures import CompiledFigures, find_seen, seen_kernels
+from attnc.compiler.simulation.compiled_figures import CompiledFigures, compiled_figures_by_kernel, find_figures
 from attnc.compiler.simulation.gpu_clocks import Extra, HeadSizes, Kernel, TileModel, TileShape, resources
 from attnc.compiler.simulation.machine import find_machine
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
-STORED = Path(__file__).resolve().parents[2] / "compiler" / "simulation" / "seen_kernels.json"
+STORED = Path(__file__).resolve().parents[2] / "compiler" / "simulation" / "compiled_figures.json"
 H100 = find_machine("h100-sxm")
 
 
@@ -29,11 +29,11 @@ def table() -> list[dict[str, Any]]:
 def test_it_is_what_the_table_says() -> None:
     """`python benchmarks/kernels.py --facts` writes it."""
     rows = table()
-    assert len(rows) == len(seen_kernels()) >= 18
+    assert len(rows) == len(compiled_figures_by_kernel()) >= 18
     for row in rows:
         q_tile, k_tile = map(int, row["tiles"].split("x"))
         shape = q_tile, k_tile, row["warps"], row["stages"]
-        seen = find_seen(row["target"], row["kernel"], row["head_dim"], row["dtype"], shape)
+        seen = find_figures(row["target"], row["kernel"], row["head_dim"], row["dtype"], shape)
         full = min(row["loops"], key=lambda loop: loop["instructions"])
         mix = full["mix"]
         numbers = row["registers"], row["shared_kib"], full["instructions"], mix["alu"], mix["fma"], mix["mufu"]
@@ -46,12 +46,12 @@ def test_it_is_what_the_table_says() -> None:
 def test_the_first_choice_of_the_plan_is_known(target: str, kernel: Kernel, head_dim: int) -> None:
     tiles = tile_shape(TARGETS[target], kernel, head_dim, head_dim, "bfloat16")
     shape = tiles.q_tile, tiles.k_tile, tiles.warps, tiles.stages
-    assert find_seen(target, kernel, head_dim, "float16", shape) is not None
+    assert find_figures(target, kernel, head_dim, "float16", shape) is not None
 
 
 def test_predictions_are_made_of_it() -> None:
     heads, tiles = HeadSizes(128, 128, "bfloat16"), tile_shape(TARGETS["sm_90"], "forward", 128, 128, "bfloat16")
-    seen = find_seen("sm_90", "forward", 128, "bfloat16", (tiles.q_tile, tiles.k_tile, tiles.warps, tiles.stages))
+    seen = find_figures("sm_90", "forward", 128, "bfloat16", (tiles.q_tile, tiles.k_tile, tiles.warps, tiles.stages))
     assert seen is not None
     clocks, threads = TileModel(H100, "forward", tiles, heads, Extra()).full, 32 * tiles.warps
     assert clocks.issue == pytest.approx(seen.issued * threads / H100["issue_per_clock"])
@@ -65,7 +65,7 @@ def test_formulas_for_other_tiles_are_near() -> None:
     for target in ("sm_80", "sm_90"):
         for head_dim in (64, 128):
             tiles = tile_shape(TARGETS[target], "forward", head_dim, head_dim, "bfloat16")
-            seen = find_seen(
+            seen = find_figures(
                 target, "forward", head_dim, "bfloat16", (tiles.q_tile, tiles.k_tile, tiles.warps, tiles.stages)
             )
             assert seen is not None
@@ -75,5 +75,5 @@ def test_formulas_for_other_tiles_are_near() -> None:
 
 
 def test_what_was_not_compiled_is_not_known() -> None:
-    assert find_seen("sm_90", "forward", 96, "bfloat16", (128, 128, 8, 2)) is None
-    assert TileShape(256, 64, 8, 2) not in {TileShape(*key[4]) for key in seen_kernels()}
+    assert find_figures("sm_90", "forward", 96, "bfloat16", (128, 128, 8, 2)) is None
+    assert TileShape(256, 64, 8, 2) not in {TileShape(*key[4]) for key in compiled_figures_by_kernel()}
