@@ -1,8 +1,8 @@
 """The cost of one tile on an SM, in clocks of each of its units, and the tile shapes that a kernel can have.
 
 Registers, shared memory and instructions of the kernels that plans use are those of their machine code
-(`compiled_figures`). For other tiles, instructions for a score element were counted in what Triton makes of such kernels
-for sm_90 (d 64 and 128, tiles of 64 to 256 rows); products and shared memory follow from the sizes.
+(`compiled_figures`). For other tiles, instructions for a score element were counted in what Triton makes of
+such kernels for sm_90 (d 64 and 128, tiles of 64 to 256 rows); products and shared memory follow from the sizes.
 """
 
 from __future__ import annotations
