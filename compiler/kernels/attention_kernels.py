@@ -40,7 +40,7 @@ FIXED = ("queries", "keys", "heads", "kv_heads", "group")
 
 @dataclass(frozen=True, slots=True)
 class HeadShape:
-    """What is multiplied: its widths and dtype; of fp32, whether products may be TF32.
+    """The operands of the products: widths and dtype, and for fp32 whether products may be TF32.
 
     `widths`: dk and dv of the call, where vectors are made of others before. `grouped`: heads of queries may share a
     head of keys; gradients of keys then walk all of these.
@@ -102,12 +102,12 @@ class AttentionKernels:
 
     @cached_property
     def delta(self) -> KernelSource:
-        """What comes before the backward."""
+        """The kernel that prepares the backward."""
         return emit_delta(self.problem, lse_gradient=False)
 
     @cached_property
     def delta_with_lse(self) -> KernelSource:
-        """The same where the LSE has a gradient."""
+        """The kernel that prepares the backward where the LSE has a gradient."""
         return emit_delta(self.problem, lse_gradient=True)
 
     @cached_property
@@ -154,12 +154,12 @@ class AttentionKernels:
 
     @property
     def of_rows(self) -> tuple[KernelSource, ...]:
-        """Those that go through rows of queries or keys, in the order in which they run."""
+        """The kernels that go through rows of queries or keys, in launch order."""
         return self.forward, *([] if self.problem.kind == "sum" else [self.delta]), self.dq, self.dkdv
 
     @property
     def of_pairs(self) -> tuple[KernelSource, ...]:
-        """Those of gradients pair by pair. Raises NotInKernelsError."""
+        """The kernels of gradients pair by pair. Raises NotInKernelsError."""
         return *self.of_distances.values(), *self.of_tables.values()
 
     @property
@@ -234,7 +234,7 @@ def find_kernels(
 
 
 def load_of(score: ScoreFormula | None) -> Load:
-    """What a kernel loads for a score."""
+    """Return the load that a score needs."""
     if score is None:
         return "plain"
     return "pairs" if score.reads_pairs else "terms"
@@ -258,14 +258,14 @@ def _of_bricks(bricked: Bricked) -> tuple[Form, Walk, Walk, str]:
 
 
 def _sizes_of(bricked: Bricked) -> list[Index]:
-    """What kernels of bricks read of sizes."""
+    """Return the sizes that brick kernels read."""
     products = (*bricked.by_query.products, *bricked.by_key.products)
     return [*bricked.grid.extents, *(end for ranges in products for end in ends(ranges))]
 
 
 @verified
 def with_widths(node: Attend, widths: tuple[int, int]) -> Attend:
-    """The same for heads of these widths."""
+    """Return the attention for heads of these widths."""
     known: dict[Index, Index] = {fold.extent(n): fold.const(w) for n, w in zip(("dk", "dv"), widths, strict=True)}
     weights = node.weights if isinstance(node.weights, Softmax) else substitute_value(node.weights, known)
     return replace(node, score=substitute_value(node.score, known), weights=weights)
@@ -292,7 +292,7 @@ def _asks_choices(pattern: Pattern) -> bool:
 
 
 def _asked(pattern: Pattern, on_host: str | None) -> tuple[Form, Walk, Walk, str]:
-    """What is chosen anew in every call decides who sees whom."""
+    """Return the walks of a relation that reads content masks, which every call computes anew."""
     try:
         if on_host is None:
             found = MaskTiles(find_asked(pattern))
@@ -342,7 +342,7 @@ def read_tensors(roots: list[Index]) -> Iterator[Tensor]:
 
 
 def told_of(pattern: Pattern, node: Attend, form: Form) -> tuple[str, ...]:
-    """What the text says about itself: the pattern, its parameters, and whom a row sees.
+    """Return the header of a kernel's text: the pattern, its parameters, and the relation.
 
     Where tiles are listed it is the lists that say so; where extents are left open they have no values.
     """

@@ -1,4 +1,4 @@
-"""What kernels of one attention are made for."""
+"""The problem that kernels of one attention are emitted for."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PRODUCT = dot(vector("q"), vector("k"))
 
 @dataclass(frozen=True)
 class AttentionProblem:
-    """What kernels are made for: how tiles are found, by rows of queries and by rows of keys, and what a head is.
+    """The problem of one attention: how tiles are found, by rows of queries and by rows of keys, and a head's shape.
 
     `told`: lines about the pattern for the head of the text. `tensors` and `sizes`: inputs and named sizes that the
     walks or scores read. `documents`: each row has a window. `grid`: tiles are bricks of it. `score`: None for the
@@ -53,7 +53,7 @@ class AttentionProblem:
 
     @property
     def kind(self) -> Kind:
-        """What weights are made of a score."""
+        """The kind of weights that are computed from a score."""
         return "softmax" if self.score is None else self.score.kind
 
     @property
@@ -74,7 +74,7 @@ class AttentionProblem:
 
     @property
     def precision(self) -> str:
-        """What products of fp32 are asked for, as arguments of tl.dot."""
+        """The precision of fp32 products, as arguments of tl.dot."""
         if self.dtype != "float32":
             return ""
         return f', input_precision="{"tf32" if self.tf32 else "ieee"}"'

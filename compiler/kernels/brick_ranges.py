@@ -43,7 +43,7 @@ class BrickGrid:
 
     @property
     def tokens(self) -> int:
-        """Of the whole grid."""
+        """The number of tokens of the whole grid."""
         return prod(axis.extent for axis in self.axes)
 
     @property
@@ -80,7 +80,7 @@ class BrickRanges:
         return ()
 
     def start(self, lines: Lines, sides: object, texts: IndexText, moved: str) -> None:
-        """What is computed before the loops."""
+        """Emit the lines before the loops."""
         lines.add("# Along every axis, the places that each row sees are those from `first` to `last`.")
         for p, ranges in enumerate(self.products):
             for a, one in enumerate(ranges):

@@ -177,13 +177,13 @@ class MaskCall:
         return TileQuestions(np.searchsorted(own, np.arange(count + 1)), other, tuple(of_tiles), self._kinds[1])
 
     def _possible(self, row: Int64, column: Int64, q_tile: int, k_tile: int) -> tuple[Int64, Int64]:
-        """Those of some tiles that may be seen."""
+        """Return the tiles that may be live."""
         states = [possible(question) for question in self._of_tiles(row, column, q_tile, k_tile)]
         (live,) = np.nonzero(np.max(states, axis=0) != FALSE)
         return row[live], column[live]
 
     def _of_tiles(self, row: Int64, column: Int64, q_tile: int, k_tile: int) -> Iterator[Question]:
-        """What some tiles are, for each kind of head; those that an edge cuts have a mask."""
+        """Yield the questions of tiles, for each kind of head; tiles that an edge cuts have a mask."""
         n_q, n_k = self.shape.n_q, self.shape.n_k
         q_end, k_end = (row + 1) * q_tile, (column + 1) * k_tile
         boxes = Boxes(row * q_tile, np.minimum(q_end, n_q) - 1, column * k_tile, np.minimum(k_end, n_k) - 1)

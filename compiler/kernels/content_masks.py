@@ -89,7 +89,7 @@ def _is_truth_tensor(node: Index) -> bool:
 
 
 def _end(node: Index, variable: Var) -> tuple[int, Index] | None:
-    """Of `variable >= end` 1 and the end, of `variable < end` -1 and the end."""
+    """Return the side and the end of a bound: 1 for `variable >= end`, -1 for `variable < end`, else None."""
     if not (isinstance(node, Compare) and node.op == "ge"):
         return None
     factor = dict(fold.parts(node.value)[0]).get(variable, 0)

@@ -57,7 +57,7 @@ class ExprText:
         return self.text if self.binds >= binds else f"({self.text})"
 
     def over(self, axes: Axes) -> ExprText:
-        """The same as an operand of something over more axes: a column or a row of the tile."""
+        """Return the text as an operand over more axes: a column or a row of the tile."""
         if self.axes == axes or not self.axes or len(axes) < 2:
             return self
         return ExprText(f"{self.at(9)}[:, None]" if self.axes == ROWS else f"{self.at(9)}[None, :]", axes)

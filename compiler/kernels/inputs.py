@@ -36,7 +36,7 @@ def strides(tensor: Tensor) -> range:
 
 
 def input_name(tensor: Tensor) -> str:
-    """What an input of the pattern is called in texts, where nothing else has such a name."""
+    """Return the name of a pattern's input in texts; no other name looks like it."""
     if tensor.made is None and tensor.name.isidentifier():
         return f"input_{tensor.name}"
     kind = "member_" if tensor.made is None else "made_"  # what a member of a family chooses is called `stage[1]`
@@ -44,5 +44,5 @@ def input_name(tensor: Tensor) -> str:
 
 
 def size_name(size: str) -> str:
-    """What a size that the pattern names is called in texts."""
+    """Return the name of a pattern's size in texts."""
     return f"size_{size}"

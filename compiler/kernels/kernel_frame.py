@@ -1,4 +1,4 @@
-"""What the texts of all kernels have in common: the sides of a program, and what a kernel says of itself."""
+"""The base of all kernel texts: the sides of a program, and the header."""
 
 from __future__ import annotations
 

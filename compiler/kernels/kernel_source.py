@@ -88,7 +88,7 @@ class KernelSource:
 
     @property
     def options(self) -> dict[str, int | bool]:
-        """What Triton is told beside the text."""
+        """The compile options of Triton."""
         found = {"num_warps": self.tiles.warps, "num_stages": self.tiles.stages, "enable_fp_fusion": True}
         return found if self.registers is None else {**found, "maxnreg": self.registers}
 

@@ -87,7 +87,7 @@ class Loads(PositionText):
             self.steps(name, size)
 
     def steps(self, name: str, size: int) -> None:
-        """What the loads of a tensor's tiles need and no head changes."""
+        """Emit the parts of a tensor's addresses that are equal for all heads."""
         if self.problem.boxes:
             return
         self.base(name, "", moving=True)
@@ -184,7 +184,7 @@ def entry_numbers(piece: DepthSlice) -> str:
 
 
 def validity(piece: DepthSlice) -> str | None:
-    """Which entries of a piece exist, None where all do."""
+    """Return the mask of a slice's existing entries, None where all exist."""
     return f"(tl.arange(0, {piece.width}) < {piece.valid})[None, :]" if piece.is_padded else None
 
 

@@ -18,7 +18,7 @@ from attnc.compiler.verify_ir import verified
 
 @verified
 def in_parts(pattern: Pattern) -> Pattern:
-    """The same pattern with an attention for each summand of its weights that has a sum over the keys, and one for the
+    """Return the pattern with an attention for each summand of its weights that sums over the keys, and one for the
     others; itself where one kernel does, or none.
     """
     if len(pattern.nodes) != 1 or pattern.combine is not None:
@@ -44,7 +44,7 @@ def in_parts(pattern: Pattern) -> Pattern:
 
 
 def _summands(value: Value, sign: int) -> Iterator[tuple[Value, int]]:
-    """What a value is a sum of, each with its sign."""
+    """Yield the summands of a value, each with its sign."""
     match value:
         case Apply(op="add" | "sub" as op, operands=(left, right)):
             yield from _summands(left, sign)

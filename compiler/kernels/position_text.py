@@ -21,7 +21,7 @@ class PositionText(KernelFrame):
     """Writes places."""
 
     def program(self) -> None:
-        """Which tile of which lane the program does."""
+        """Emit the program's tile and its batch entry and head."""
         add, sides = self.lines.add, self.sides
         add("# This program: a tile of rows of one lane, which is a batch entry and a head.")
         add("lane = tl.program_id(0) % lanes")
@@ -111,7 +111,7 @@ class PositionText(KernelFrame):
             add(f"window_{name} = tl.load(window + {i} * {rows})" if i else f"window_{name} = tl.load(window)")
 
     def moved(self) -> str:
-        """What a column's number is more than its place."""
+        """The offset of a column's number from its position."""
         return " + window_key" if self.problem.documents else ""
 
     def made_texts(self) -> IndexText:
@@ -130,7 +130,7 @@ class PositionText(KernelFrame):
         return IndexText(names, self.read_exact, wide_place=fold.place("q") if self.walk.is_wide else None)
 
     def size_names(self) -> dict[Index, ExprText]:
-        """What the sizes of a call are called."""
+        """The names of a call's sizes."""
         documents = self.problem.documents
         names: dict[Index, ExprText] = {fold.head_index(name): ExprText(name) for name in ("head", "kv_head", "batch")}
         for name in ("heads", "group"):
@@ -170,7 +170,7 @@ class PositionText(KernelFrame):
         return {}
 
     def left_out(self, axes: Axes) -> str:
-        """What a load in a partial tile leaves out, as arguments: pairs and columns that are not there."""
+        """Return the mask arguments of a load in a partial tile, for hidden pairs and missing columns."""
         if not self.is_partial or axes == ROWS or not axes:
             return ""
         return f", mask={'visible' if axes == PAIRS else self.inside()}, other=0"

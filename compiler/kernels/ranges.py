@@ -1,4 +1,4 @@
-"""What a row sees as few ranges of adjacent tokens, `first <= k <= last`, whose ends are formulas of the row.
+"""The visible keys of a row as few ranges of adjacent tokens, `first <= k <= last`, whose ends are formulas of the row.
 
 A kernel computes its loop bounds from the ends, and its masks by comparing with them; so one text serves all lengths.
 The same relation solved for q gives the ranges of queries that see a key, which the gradients of keys walk.
@@ -198,7 +198,7 @@ class _Solver:
 
 
 def _gap(term: Index, least: Index | None, most: Index | None) -> Index:
-    """What is not negative where a term lies on its side of a bound."""
+    """Return an index that is not negative where a term lies on its side of a bound."""
     if least is not None:
         return fold.sub(term, least)
     assert most is not None
@@ -286,7 +286,7 @@ def _either_end(of: object, everything: int, a: Index | None, b: Index | None) -
 
 
 def _operands(op: str, node: Index) -> tuple[Index, ...]:
-    """What an extreme is of."""
+    """Return the operands of a minimum or maximum."""
     return node.operands if isinstance(node, Arith) and node.op == op else (node,)
 
 

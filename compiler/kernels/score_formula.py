@@ -70,7 +70,7 @@ class Term:
 
     @property
     def element(self) -> Value:
-        """What stands for it in the formula."""
+        """The node that stands for the term in the formula."""
         places: dict[Side, Index] = {
             "query": fold.place("q"),
             "key": fold.place("k"),
@@ -90,7 +90,7 @@ LEAST = -1e38
 
 @dataclass(frozen=True, slots=True)
 class ScoreFormula:
-    """What a kernel computes: `formula` over `dot(q, k)` and elements of terms and inputs.
+    """A score as a kernel computes it: `formula` over `dot(q, k)` and elements of terms and inputs.
 
     `query`, `key`: the vectors that take the places of q and k, one behind the other; `value`: that of v; empty and
     None for those themselves. `extra`: a logit of every query that takes its share of the weights. `kind`: what weights
@@ -347,7 +347,7 @@ def _tensor(name: str, side: Side) -> Tensor:
 
 
 def _sides(node: Value) -> set[str]:
-    """Which of the two places a value depends on."""
+    """Return the positions, of `q` and `k`, that a value depends on."""
     return {"q", "k"} & reads(node)
 
 

@@ -71,7 +71,7 @@ class Scored(Loads):
         return [f"d{term.tensor.name}" for term in self.summed()]
 
     def atoms(self) -> dict[Value, ExprText]:
-        """What the formula of a score is made of, by name."""
+        """The texts of the leaves of a score's formula."""
         if self.problem.score is None:
             return {}
         names: dict[Value, ExprText] = {PRODUCT: ExprText("product", PAIRS), scale(): ExprText("scale")}
@@ -127,12 +127,12 @@ class Scored(Loads):
 
     @property
     def product_name(self) -> str:
-        """What the product of a tile is called."""
+        """The name of a tile's product."""
         return "score" if self.problem.score is None else "product"
 
     @property
     def factor(self) -> str:
-        """What makes a score a power of 2."""
+        """The factor that turns a score into an exponent of 2."""
         return "scale" if self.problem.score is None else repr(LOG2_E)
 
     def slope(self, change: str, partial: bool) -> str:
@@ -149,7 +149,7 @@ class Scored(Loads):
 
     @property
     def shared_factor(self) -> str | None:
-        """What every score's change is multiplied with for that of its product, None where pairs differ."""
+        """The factor from a score's gradient to its product's, None where pairs differ."""
         score = self.problem.score
         if score is None:
             return f"(scale * {LN_2})"
@@ -160,7 +160,7 @@ class Scored(Loads):
         return None if text.axes else text.at(8)
 
     def pushed(self, found: Derivative, change: str, partial: bool) -> str:
-        """What a change of the score is to one of its parts."""
+        """Return the gradient of a part from the gradient of the score."""
         by = self.values.of(found.by)
         text = change if by.text == "1.0" else f"{change} * {by.over(PAIRS).at(8)}"
         tests = ["visible"] if partial else []

@@ -314,7 +314,7 @@ def _described(x: Tensor, box: list[int], axes: tuple[tuple[int, int], ...], fol
 
 
 def _names() -> dict[Index, ExprText]:
-    """What places, heads and sizes are called in the reference: tensors over (heads, queries, keys)."""
+    """Return the names of positions, heads and sizes in the reference: tensors over (heads, queries, keys)."""
     names: dict[Index, ExprText] = {fold.place("q"): ExprText("query", PAIRS), fold.place("k"): ExprText("key", PAIRS)}
     names |= {fold.head_index(name): ExprText(name, PAIRS) for name in ("head", "kv_head")}
     names |= {fold.extent(name): ExprText(name) for name in ("heads", "kv_heads", "group", "queries", "keys")}
@@ -341,7 +341,7 @@ def _formula(score: ScoreFormula | None, kernels: AttentionKernels) -> ValueText
 
 
 def _terms(score: ScoreFormula | None) -> str:
-    """What is computed before the kernels: numbers of every query and head."""
+    """Return the lines that compute terms before the kernels: numbers of every query and head."""
     lines = [
         "def terms(heads: int, queries: int, keys: int, shift: int, device: torch.device) -> dict[str, Tensor]:",
         '    """Numbers of every query, which the score reads."""',

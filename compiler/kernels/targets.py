@@ -1,4 +1,4 @@
-"""What kernels are compiled for."""
+"""The targets that kernels are compiled for."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Lines:
 
     @contextmanager
     def block(self, head: str) -> Iterator[None]:
-        """What is added inside stands below `head`."""
+        """Indent the lines that are added inside, below `head`."""
         self.add(head)
         self.depth += 1
         try:
@@ -41,7 +41,7 @@ class Lines:
 
     @contextmanager
     def loop(self, name: str, begin: str, end: str, *, specialised: bool = False) -> Iterator[None]:
-        """What is done for each number from `begin` to before `end`; `specialised`: by warps with a task each."""
+        """Open a loop from `begin` to before `end`; `specialised`: by warps with a task each."""
         ends = f"range({begin}, {end})"
         head = f"for {name} in {f'tl.{ends[:-1]}, warp_specialize=True)' if specialised else ends}:"
         own: tuple[str, ...] = ()

@@ -21,7 +21,7 @@ _SQUARES: _Shapes = {"pairs": ((128, T(64, 64, 8, 1)), (256, T(32, 32, 4, 1)))}
 
 @dataclass(frozen=True, slots=True)
 class _Tiles:
-    """Of a target: those of plain scores, and what differs where more is loaded, where tiles are walked head by head,
+    """The tile shapes of a target: for plain scores, and where more is loaded, where tiles are walked head by head,
     where their loops stand in loops (bricks, several ranges), where plain ones ask what was chosen, and where they ask
     that pair by pair, at an address for each.
     """

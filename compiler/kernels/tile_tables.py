@@ -45,7 +45,7 @@ class TileTables:
     visible: int
 
     def arrays(self) -> dict[str, NDArray[np.int32]]:
-        """What a kernel is given, by name."""
+        """The arrays of a kernel's arguments, by name."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("runs", "counts", "visible")}
 
 

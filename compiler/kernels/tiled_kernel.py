@@ -39,7 +39,7 @@ class TiledKernel(Scored):
 
     @property
     def makes(self) -> str:
-        """What the kernel makes, in words."""
+        """The results of the kernel, in words."""
         return _TITLES[self.stage]
 
     @property
@@ -56,7 +56,7 @@ class TiledKernel(Scored):
 
     @property
     def title(self) -> str:
-        """What the kernel makes, as part of its name."""
+        """The results of the kernel, as part of its name."""
         return self.stage
 
     def source(self) -> KernelSource:
@@ -169,13 +169,13 @@ class TiledKernel(Scored):
         self.walk.loops(self.lines, self.sides, self.body, self.full_loop)
 
     def begin(self, texts: IndexText) -> None:
-        """What the loops need first."""
+        """Emit the lines before the loops."""
         self.lines.add("")
         self.walk.start(self.lines, self.sides, texts, self.moved())
         self.lines.add("")
 
     def body(self, tile: str, partial: bool) -> None:
-        """What is done with a tile, its columns numbered and its mask made."""
+        """Emit the work on a tile, after its column numbers and its mask."""
         if partial or self.numbers_columns or self.problem.score is not None:
             self.column_numbers(tile)
         if partial:

@@ -70,7 +70,7 @@ class RangedWalk:
         return ()
 
     def start(self, lines: Lines, sides: Sides, texts: IndexText, moved: str) -> None:
-        """What is computed before the loops; `moved` is what a place is further than its column's number."""
+        """Emit the lines before the loops; `moved` is the offset of a position from its column's number."""
         lines.add(f"# The {sides.columns} that each {sides.row} sees are those from `first` to `last`.")
         for i, one in enumerate(self.ranges):
             self._ends(lines, sides, texts, i, one, moved)

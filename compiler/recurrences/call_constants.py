@@ -1,4 +1,4 @@
-"""What a derived recurrence reads that is the same at all tokens, to be computed once however tokens are cut."""
+"""Values of a derived recurrence that are equal at all tokens, computed once however tokens are cut."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ class CoupledTrace:
 def follow(
     states: Sequence[ir.State], lines: Sequence[Step], has_pass: Callable[[ir.State], bool]
 ) -> dict[str, CoupledTrace]:
-    """What states that read each other are followed as, by their names; and one that has no pass of its own."""
+    """Follow states that read each other, by their names, with one that has no pass of its own."""
     found: dict[str, CoupledTrace] = {}
     for group in _groups(states, lines):
         if len(group) == 1 and has_pass(group[0]):
@@ -161,7 +161,7 @@ def _parts(term: Monomial, labels: Labels) -> _TermFactors:
 
 
 def _without_inner(factors: Sequence[Factor], outer: Labels) -> Iterator[Factor]:
-    """The same with products of vectors over axes of their own as numbers."""
+    """Yield the factors with products of vectors over inner axes as numbers."""
     inner = dict.fromkeys(label for factor in factors for label in factor.labels if label not in outer)
     alone = [label for label in inner if all(f.labels == (label,) for f in factors if label in f.labels)]
     for label in alone:
@@ -212,7 +212,7 @@ def _product(values: Sequence[Value]) -> Value:
 
 
 def values_of(stage: Coupled) -> list[Value]:
-    """What a stage is made of."""
+    """Return the values that a stage computes."""
     mixes = [*stage.after, *(one.of for one in stage.reads), *(mix for i in stage.impulses for _, mix in i.reads)]
     found = [value for mix in mixes for value in (*mix.states, *mix.impulses) if value is not None]
     found += [one.query for one in stage.reads]

@@ -73,7 +73,7 @@ def derive(recur: Recur, *, trusting: bool = True) -> RecurrenceForm:
 
 
 def _choices(recur: Recur) -> Iterator[frozenset[str]]:
-    """Which states are taken entry by entry: none; those of one axis; those of two; all that can be.
+    """Yield sets of states that are scanned elementwise: none, those of one axis, those of two, all that can be.
 
     Those of complex numbers always are, and lone numbers.
     """
@@ -131,7 +131,7 @@ class _Deriving:
     # --- named sums --------------------------------------------------------------------------------------------------
 
     def _running(self, state: ir.State, steps: Sequence[Step]) -> RunningReduction | None:
-        """Of a state that only grows, to the largest so far or to a sum of exponentials."""
+        """Return the running reduction of a state that only grows, to a maximum or to a log-sum-exp."""
         if len(steps) != 1 or steps[0].repeat is not None:
             return None
         value, own = steps[0].value, state_at(state.name, 0, state.dims)
@@ -147,7 +147,7 @@ class _Deriving:
         return RunningReduction(state, "max" if value.op == "max" else "logaddexp", added, before, after)
 
     def _replaced(self, value: Value, besides: ir.State | None = None) -> Value:
-        """With what is computed before: first what is made of states, then these, but for those of one of them."""
+        """Substitute precomputed results: compound expressions first, then states, except those of `besides`."""
         known = {node: x for node, x in self._known.items() if besides is None or not _is_of(node, besides)}
         made: dict[Value, Value] = {node: x for node, x in known.items() if not isinstance(node, StateAt)}
         return replace_values(replace_values(value, made), known)
@@ -311,7 +311,7 @@ class _Deriving:
     # --- reads -------------------------------------------------------------------------------------------------------
 
     def _result(self, last: dict[str, int]) -> tuple[Value, dict[str, list[Taken]]]:
-        """What a token gets, each read of a state as the element of a tensor, and these reads by state."""
+        """Return a token's result, with each read of a state as the element of a tensor, and these reads by state."""
         taken: dict[str, list[Taken]] = {}
         value = into_reads(self._replaced(self.recur.read))
         while reads_state(value):

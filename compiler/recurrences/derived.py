@@ -1,4 +1,4 @@
-"""What a recurrence is taken apart into: passes over its states, and what is read of them."""
+"""The derived form of a recurrence: passes over its states, and their reads."""
 
 from __future__ import annotations
 

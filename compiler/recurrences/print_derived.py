@@ -50,7 +50,7 @@ def print_derived(derived: RecurrenceForm) -> str:
 
 
 def class_of(stage: Pass) -> str:
-    """What decays and what is corrected, in words."""
+    """Return the class of a pass in words: its decay and its correction."""
     decays = [micro.decay for micro in stage.steps if micro.decay is not None]
     corrections = [micro.correction for micro in stage.steps if micro.correction is not None]
     sides = {"scalar": "a scalar decay", "rows": "a decay of each row", "columns": "a decay of each column"}
@@ -77,7 +77,7 @@ def _step(name: str, micro: Micro) -> Iterator[str]:
 
 
 def class_of_coupled(stage: Coupled) -> str:
-    """What is corrected, in words."""
+    """Return the class of coupled states in words: their corrections."""
     words = "states that read each other" if len(stage.states) > 1 else "a factor that may be any number"
     reads = sum(len(impulse.reads) for impulse in stage.impulses)
     return words + {0: "", 1: ", a correction of rank one"}.get(reads, ", corrections of rank one")

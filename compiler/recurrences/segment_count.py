@@ -10,7 +10,7 @@ SEGMENTS = (4, 8, 16, 32, 64, 128)
 
 
 def fitting_segments(programs: int, chunks: int, multiprocessors: int) -> int:
-    """Those of a walk over `chunks` chunks that has so many programs where nothing is split; 1: it stays whole.
+    """Return the segments of a walk over `chunks` chunks with `programs` programs if unsplit; 1: it stays whole.
 
     The most of `SEGMENTS` that leave every program a multiprocessor of its own, and a segment `SHORTEST` chunks.
     """

@@ -1,4 +1,4 @@
-"""What is known of the sign of a value: whether a gate may be a decay."""
+"""The sign of a value: whether a gate may be a decay."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from attnc.compiler.recurrences.derived import Coupled, ElementwiseScan, NoFormE
 
 
 def in_order(stages: Sequence[Stage]) -> tuple[Stage, ...]:
-    """Those whose reads others use first. Raises NoFormError where there is no such order."""
+    """Return stages with those first whose reads others use. Raises NoFormError where no such order exists."""
     given = {name for stage in stages for name in _names(stage)}
     order, waiting = list[Stage](), list(stages)
     while waiting:
@@ -26,7 +26,7 @@ def in_order(stages: Sequence[Stage]) -> tuple[Stage, ...]:
 
 
 def _names(stage: Stage) -> list[str]:
-    """Of the tensors that a stage gives, beside those of sums, which come first."""
+    """Return the names of a stage's results, without those of sums, which come first."""
     if isinstance(stage, RunningReduction):
         return []
     if isinstance(stage, ElementwiseScan):
@@ -35,7 +35,7 @@ def _names(stage: Stage) -> list[str]:
 
 
 def without_unread(stages: Sequence[Stage], result: Value) -> list[Stage]:
-    """The same without reads that nothing uses."""
+    """Return stages without unused reads."""
     used = _names_in([result]).union(*map(_used, stages))
     return [_read_alone(stage, used) if isinstance(stage, ElementwiseScan | Pass) else stage for stage in stages]
 
@@ -56,7 +56,7 @@ def _names_in(values: Sequence[Value]) -> set[str]:
 
 
 def _values(stage: Pass | ElementwiseScan | Coupled) -> list[Value]:
-    """What a stage is made of."""
+    """Return the values that a stage computes."""
     if isinstance(stage, Coupled):
         return values_of(stage)
     if isinstance(stage, ElementwiseScan):

@@ -1,4 +1,4 @@
-"""What one token does to its states, as a list of operations on numbers, vectors and matrices.
+"""A token's step as a list of operations on numbers, vectors and matrices.
 
 For step equations of any kind: whoever goes from token to token runs the list from its beginning, and for gradients
 from its end. What reads no state is a *leaf*: it is computed for all tokens beforehand, by whoever likes. Of what would
@@ -314,7 +314,7 @@ class _TapeWriter:
 
 
 def whole_axes(node: ir.ValueReduce) -> Value | None:
-    """What a sum, or an extreme, of all entries along the first axes is taken of: `f(S)` of `f(S[i])`; None for others.
+    """Return the operand of a sum or extreme over whole first axes, `f(S)` for entries `f(S[i])`; None for others.
 
     Its loops, one in another, are each of all places of an axis, and nothing else reads them.
     """
@@ -345,7 +345,7 @@ def _is_entrywise(node: Value, loops: Sequence[ir.ValueReduce], found: dict[Valu
 
 
 def _entries(node: Value, loops: Sequence[ir.ValueReduce]) -> Value | None:
-    """What the value is the entry of, at the places of all loops."""
+    """Return the value whose entry at the loops' indices this is, or None."""
     for loop in reversed(loops):
         if not isinstance(node, ir.Pick) or node.index != loop.var:
             return None

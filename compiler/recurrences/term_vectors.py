@@ -76,14 +76,14 @@ def signed(value: Value, negative: bool) -> Value:
 
 
 def terms_of(node: Value) -> list[Value]:
-    """What a sum is of."""
+    """Return the terms of a sum."""
     if isinstance(node, ir.Apply) and node.op == "add":
         return [term for operand in node.operands for term in terms_of(operand)]
     return [node]
 
 
 def factors_of(node: Value) -> list[Value]:
-    """What a product is of."""
+    """Return the factors of a product."""
     if isinstance(node, ir.Apply) and node.op == "mul":
         return [factor for operand in node.operands for factor in factors_of(operand)]
     return [node]

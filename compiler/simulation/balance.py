@@ -22,7 +22,7 @@ class Items:
 
     @property
     def total(self) -> float:
-        """Of all of them."""
+        """The total time of all items."""
         return float((self.size * self.times).sum())
 
     @property
@@ -43,7 +43,7 @@ def items(size: Float64, times: Int64) -> Items:
 
 
 def least_time(work: Items, workers: int) -> float:
-    """What so many workers need at least: the mean, or some worker's share of the items that are as long as one.
+    """Return the least time of the workers: the mean, or some worker's share of the items that are as long as one.
 
     Of N items that take s or more, some worker has ⌈N / workers⌉.
     """

@@ -218,7 +218,7 @@ def _brick_work(part: _Segments, order: Order) -> TileWork:
 
 
 def _multiplied(table: Sequence[tuple[Int64, Int64]], axis: int) -> Strips:
-    """Of one product: a brick is live where every axis is, and full where every axis is."""
+    """Return the strips of one product: a brick is live where every axis is, and full where every axis is."""
     found: Strips | None = None
     for seen, area in table:
         own = strips((seen == area).sum(axis), ((seen > 0) & (seen < area)).sum(axis))
@@ -233,7 +233,7 @@ def _multiplied(table: Sequence[tuple[Int64, Int64]], axis: int) -> Strips:
 
 
 def _united_products(tables: Sequence[Sequence[tuple[Int64, Int64]]]) -> tuple[Strips, Strips]:
-    """Of several products, which share no pair: their visible pairs add up."""
+    """Return the strips of several products that share no pair: their visible pairs add up."""
     first = [seen.shape for seen, _ in tables[0]]
     rows, columns = (prod(shape[i] for shape in first) for i in (0, 1))
     inner_rows = rows // first[0][0]

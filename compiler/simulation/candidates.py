@@ -36,7 +36,7 @@ MERGE_BYTES = 8
 
 @dataclass(frozen=True)
 class ScheduleRequest:
-    """What a user asks for: tiles (q, k), and a kind of order. None: whatever is fastest."""
+    """The schedule that a user asks for: tiles (q, k), and a kind of order. None: whatever is fastest."""
 
     tile: tuple[int, int] | None = None
     order: str | None = None
@@ -133,7 +133,7 @@ class ScheduleCandidates:
 
 
 def _merged_bytes(problem: SimulatedCall, work: TileWork, parts: int) -> int:
-    """What is written to be merged and read again, and the merged rows."""
+    """Return the bytes of partial results, written and read again, and of the merged rows."""
     rows = problem.shape.lanes * problem.shape.n_q
     walks = 2 * work.merged if parts == 1 else parts * rows + work.merged
     return (walks * MERGE_BYTES + (work.merged if parts == 1 else rows) * 4) * problem.shape.dv
@@ -154,7 +154,7 @@ def dense_runs(problem: SimulatedCall, machine: Machine, kernel: Kernel, baselin
 
 
 def _merging(work: TileWork) -> float:
-    """What joining rows costs beside tiles: about two tiles for each tile of rows."""
+    """Return the cost of merging in tiles: about two tiles for each tile of rows."""
     return 2 * work.merged / work.q_tile
 
 

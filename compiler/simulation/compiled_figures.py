@@ -1,4 +1,4 @@
-"""What Triton made of the kernels of a plain score: registers, shared memory and instructions, from machine code.
+"""Figures of the kernels of a plain score: registers, shared memory and instructions, from machine code.
 
 `compiled_figures.json` is written by `python benchmarks/kernels.py --facts` from the table of the gate.
 """
@@ -41,7 +41,7 @@ def compiled_figures_by_kernel() -> Mapping[Key, CompiledFigures]:
 
 
 def find_figures(architecture: str, kernel: str, head_dim: int, dtype: str, shape: Tiles) -> CompiledFigures | None:
-    """What is known of a kernel, None for nothing. Numbers of 16 bits are alike."""
+    """Return the figures of a kernel, or None where it was not compiled. The 16-bit dtypes share figures."""
     named = "bfloat16" if dtype == "float16" else dtype
     return compiled_figures_by_kernel().get((architecture, kernel, head_dim, named, shape))
 

@@ -1,4 +1,4 @@
-"""What attention to chosen places costs on a CPU: pieces of gathered queries, lists of them, and the choice itself."""
+"""The cost of attention to selected blocks on a CPU: gathered queries, their lists, and the selection itself."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOOKS = 2
 
 @dataclass(frozen=True)
 class Deciding:
-    """What working out selections takes: counts over batch entries and the heads that decide.
+    """The work of selections: counts over batch entries and the heads that select.
 
     `nodes` of expressions, a block of rows each; `rows`, and their `places` that are ranked, or `ordered`; `products`
     of vectors; elements of `operations` and of `tests`; numbers that are `pooled`.
@@ -92,7 +92,7 @@ class SelectionWork:
         return self.expected.most * self.lanes * self.together
 
     def met(self, threads: int) -> Iterator[Met]:
-        """What meets, alike ones once, cut for so many threads."""
+        """Yield the products of gathered queries and blocks, equal ones once, cut for a number of threads."""
         expected = self.expected
         for rows, keys, often in _alike(expected.whole, expected, self.together, threads):
             parts = parts_of(self.together, rows, threads)

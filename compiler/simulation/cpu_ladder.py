@@ -153,7 +153,7 @@ def _is_trimmed(plan: Plan, piece: PlanPiece) -> bool:
 
 
 def _order(plan: Plan) -> Order:
-    """What the pieces say of the order of tokens."""
+    """Return the order of tokens in the pieces."""
     pieces = [piece for own in _plans(plan) for group in own.groups for piece in group.pieces]
     strides = {axis.stride for piece in pieces for axis in piece.queries.axes}
     bricks = [piece for piece in pieces if len(piece.queries.axes) > 1]

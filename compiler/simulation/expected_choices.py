@@ -1,4 +1,4 @@
-"""What a choice leaves of an attention, as far as it is known before: how many places a row keeps, not which.
+"""The expected work of a selection, known before a call: how many blocks a row keeps, not which.
 
 A row is expected to keep any of its candidates alike. What a threshold or a mass keeps is taken to be all of them.
 """
@@ -43,7 +43,7 @@ class Taking:
 
 @dataclass(frozen=True, eq=False)
 class ExpectedChoice:
-    """Of one head, by place: its keys, and how many queries are expected that see all of them, and some of them.
+    """The expectation for one head, by block: its keys, and the expected queries that see all or some of them.
 
     `pairs`: of a query and a key that are expected to meet; `most`: if each row keeps the places with most keys.
     `slots`: places of a row at most.
@@ -59,13 +59,13 @@ class ExpectedChoice:
 
     @property
     def without_places(self) -> ExpectedChoice:
-        """The same where places are not met one by one."""
+        """Return the expectation where blocks are not computed one by one."""
         nothing = np.zeros(0)
         return replace(self, keys=nothing.astype(np.int64), whole=nothing, part=nothing)
 
 
 def expected_choice(places: BlockKeys, taking: Taking, n_q: int, n_k: int) -> ExpectedChoice:
-    """What one head is expected to take of its places. Raises EvaluationError."""
+    """Return the expected selection of one head. Raises EvaluationError."""
     count = len(places.starts) - 1
     queries = np.unique(np.linspace(0, n_q - 1, min(SAMPLED, n_q)).round().astype(np.int64))
     rows = queries if places.row_of is None else places.row_of[queries]
@@ -98,7 +98,7 @@ def all_taken(pairs: int) -> ExpectedChoice:
 
 
 def _share(taking: Taking, among: Int64, each: float) -> Float64:
-    """Of the candidates of each row, those that it keeps."""
+    """Return the share of each row's candidates that it keeps."""
     if taking.kept is None:
         return np.ones(among.shape)
     whole = np.maximum(among, 1) if not taking.pairs else np.maximum(among.sum() * each, 1)

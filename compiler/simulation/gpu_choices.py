@@ -1,4 +1,4 @@
-"""What attention to chosen places costs on a GPU: its kernels on expected queries, the lists, and the choice.
+"""The cost of attention to selected blocks on a GPU: kernels on expected queries, lists, and the selection.
 
 Kernels are those of `compiler.kernels.chosen`: a program takes a tile of the queries of one place, its results are
 written in fp32 and merged by another kernel; a program of the gradients of keys meets all queries of its place. Lists
@@ -254,7 +254,7 @@ def _of_others(others: Sequence[Simulation], name: RungName) -> float:
 
 
 def _of_gathered(runs: Sequence[KernelRun], machine: Machine) -> tuple[str, str]:
-    """What tiles of gathered queries and their balance lose."""
+    """Return what tiles of gathered queries and their balance lose, in words."""
     tile = runs[0].model.shape
     live, programs = sum(run.strips.live for run in runs), sum(run.strips.count for run in runs)
     return (
@@ -282,7 +282,7 @@ def _choice(run: KernelRun) -> SimulatedSchedule:
 
 
 def repeated(one: Simulation, times: float) -> Simulation:
-    """The same so many times, one after another: a member of a family that stands for others."""
+    """Return the simulation repeated a number of times, one after another: a member of a family stands for others."""
     if times == 1:
         return one
     counts = (round(count * times) for count in astuple(one.tiles))

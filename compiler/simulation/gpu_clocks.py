@@ -61,13 +61,13 @@ class HeadSizes:
 
     @property
     def bytes(self) -> int:
-        """Of one number."""
+        """The bytes of one number."""
         return BYTES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)
 class Extra:
-    """What a pattern asks of an element of the scores beside softmax: operations of its mask on partial tiles, fused
+    """Operations of a pattern on an element of the scores beside softmax: of its mask on partial tiles, fused
     multiply-adds and exponentials of its score on all."""
 
     mask: float = 0.0
@@ -77,7 +77,7 @@ class Extra:
 
 @dataclass(frozen=True, slots=True)
 class Clocks:
-    """Of one tile, by unit of an SM that has it alone."""
+    """The clocks of one tile, by unit of an SM that has it alone."""
 
     products: float
     exps: float
@@ -133,7 +133,7 @@ class TileModel:
         return self._clocks(min(self.extra.mask, BITMASK))
 
     def predicted(self, clocks: Clocks) -> float:
-        """What a tile is expected to take: the serial time over the share that kernels reach of it."""
+        """Return the expected clocks of a tile: the serial clocks over the share that kernels reach."""
         share = self.machine.kernel_share(max(self.heads.dk, self.heads.dv))
         return clocks.serial / share
 
@@ -169,7 +169,7 @@ class TileModel:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a program of a kernel takes of an SM. `programs`: how many fit beside each other, 0 for none."""
+    """The resources of an SM that a program takes. `programs`: how many fit beside each other, 0 for none."""
 
     shared_kib: float
     registers: int
@@ -184,7 +184,7 @@ class Resources:
 
 
 def seen_of(machine: Machine, kernel: Kernel, shape: TileShape, heads: HeadSizes) -> CompiledFigures | None:
-    """What the machine code of a kernel says, None where it was not read."""
+    """Return the figures of a kernel's machine code, None where it was not read."""
     if heads.dk != heads.dv:
         return None
     tiles = shape.q_tile, shape.k_tile, shape.warps, shape.stages
@@ -192,7 +192,7 @@ def seen_of(machine: Machine, kernel: Kernel, shape: TileShape, heads: HeadSizes
 
 
 def resources(machine: Machine, kernel: Kernel, shape: TileShape, heads: HeadSizes) -> Resources:
-    """What a program takes: as its machine code says, or else by formulas that fit what others were seen to take."""
+    """Return the resources of a program: by its machine code, else by formulas fitted to other kernels."""
     threads = 32 * shape.warps
     seen = seen_of(machine, kernel, shape, heads)
     if seen is not None:

@@ -43,7 +43,7 @@ class KernelRun:
 
     @property
     def full_clocks(self) -> float:
-        """Of a full tile, as it is expected to run."""
+        """The expected clocks of a full tile."""
         return self.model.predicted(self.model.full) * self.passes
 
     @property
@@ -65,7 +65,7 @@ class KernelRun:
 
     @cached_property
     def least_clocks(self) -> float:
-        """What the machine needs at least for the live tiles, however the keys of a row are split.
+        """The least clocks of the machine for the live tiles, however the keys of a row are split.
 
         A bound must not depend on which split is chosen.
         """
@@ -96,7 +96,7 @@ class KernelRun:
 
     @property
     def moving_ms(self) -> float:
-        """Of what it moves."""
+        """The milliseconds of moving the kernel's bytes."""
         return memory_ms(self.machine, self.moved)
 
 
@@ -108,7 +108,7 @@ def _in_tiles(strips: Strips) -> Items:
 
 
 def lost_to_tiles(run: KernelRun, visible: int | None) -> str:
-    """What lies between the visible pairs and the live tiles."""
+    """Return what is lost between the visible pairs and the live tiles, in words."""
     live, shape = run.strips.live, run.model.shape
     computed = live * shape.q_tile * shape.k_tile
     hidden = f", {1 - visible / computed:.0%} of their pairs hidden" if visible is not None and computed else ""
@@ -116,7 +116,7 @@ def lost_to_tiles(run: KernelRun, visible: int | None) -> str:
 
 
 def lost_to_balance(run: KernelRun) -> str:
-    """What lies between the live tiles and the longest SM."""
+    """Return what is lost between the live tiles and the longest SM, in words."""
     work, sms = run.tiles, run.machine.sms
     if not work.count:
         return "nothing to do"

@@ -66,7 +66,7 @@ class Machine:
     sources: Mapping[str, str]
 
     def __getitem__(self, figure: str) -> float:
-        """One of `FIGURES`."""
+        """Return a figure of `FIGURES`."""
         return self.figures[figure]
 
     @property

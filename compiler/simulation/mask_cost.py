@@ -1,4 +1,4 @@
-"""What a relation costs on a partial tile, in operations of an element: the expression as a kernel would write it.
+"""The cost of a relation on a partial tile, in operations of an element: the expression as a kernel writes it.
 
 What reads one side only is a vector and costs nothing here; what reads both is done for each pair.
 """
@@ -75,7 +75,7 @@ def _arithmetic(node: Arith | Coord) -> float:
 
 
 def extra_of_node(node: Attend, relations: list[Index]) -> Extra:
-    """What the attention asks of an element beside softmax of `scale * dot(q, k)`: the dearest of its relations."""
+    """Return the operations on an element beside softmax of `scale * dot(q, k)`, for the dearest of the relations."""
     mask = max((mask_operations(relation) for relation in relations), default=0.0)
     if is_default(node.score):
         return Extra(mask)

@@ -36,7 +36,7 @@ class TileFinder:
 
     @cached_property
     def divisors(self) -> tuple[int, ...]:
-        """Of the congruences of q - k in the relation."""
+        """The divisors of the congruences of q - k in the relation."""
         parts = split(self._relation)
         return tuple(sorted({part.congruence.divisor for part in parts if part.congruence is not None}))
 

@@ -11,7 +11,7 @@ BAR = 30
 
 
 def print_simulation(found: Simulation, *, unicode: bool = True) -> str:
-    """What is simulated, the ladder, a line a rung, the times, the schedule and what came next."""
+    """Return a simulation as text: the call, the ladder, a line a rung, the times, the schedule and the next best."""
     rival = "dense" if found.baseline == "full" else "causal dense"
     params = "".join(f", {name}={shown(value)}" for name, value in found.params.items())
     moved = found.traffic

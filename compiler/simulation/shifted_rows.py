@@ -110,7 +110,7 @@ def _by_distance(found: Repetition, grid: TileGrid, origins: Mapping[Index, Span
 
 
 def _tiles(relation: Index, grid: TileGrid, origins: Mapping[Index, Span]) -> Int64:
-    """Of every tile: whether it is full, whether it is partial, its visible pairs; (rows, 3, columns)."""
+    """Return for every tile whether it is full, whether it is partial, and its visible pairs: (rows, 3, columns)."""
     resolved = resolve(relation, find_live_tiles(relation, grid), origins)
     tiles = resolved.tiles
     row, kind = (np.repeat(x, tiles.count) for x in (tiles.row, tiles.kind))

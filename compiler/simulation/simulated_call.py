@@ -1,4 +1,4 @@
-"""What is simulated: the distinct relations of a call, how often each stands, and what they run on."""
+"""The call that is simulated: its distinct relations, how often each occurs, and the machine."""
 
 from __future__ import annotations
 

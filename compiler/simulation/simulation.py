@@ -1,4 +1,4 @@
-"""What a simulation finds: a ladder of bounds from the visible pairs down to the time, and the schedule behind it."""
+"""The result of a simulation: a ladder of bounds from the visible pairs down to the time, and its schedule."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHOSEN_RUNGS: tuple[RungName, ...] = ("element", "tile", "balanced", "attended",
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Of a call: q (batch, heads, n_q, dk), k and v (batch, kv_heads, n_k, dk and dv)."""
+    """The shape of a call: q (batch, heads, n_q, dk), k and v (batch, kv_heads, n_k, dk and dv)."""
 
     batch: int
     heads: int
@@ -60,7 +60,7 @@ class Rung:
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """Of all attention matrices, in the tiles of the schedule; `total` is dense attention's, in natural order."""
+    """Tile counts over all attention matrices, in the schedule's tiles; `total`: dense attention, in natural order."""
 
     total: int
     live: int
@@ -137,7 +137,7 @@ class Simulation:
         return self.dense_ms / self.predicted_ms if self.predicted_ms else inf
 
     def rung(self, name: RungName) -> Rung:
-        """One of the ladder."""
+        """Return a rung of the ladder."""
         return next(rung for rung in self.rungs if rung.name == name)
 
     def __str__(self) -> str:

@@ -59,7 +59,7 @@ NOTHING = Strips(*(np.zeros(0, dtype=np.int64) for _ in range(3)))
 
 
 def strips(full: Int64, partial: Int64, times: Int64 | None = None) -> Strips:
-    """Of the tiles of every strip; those that are alike are counted, those that are empty left out."""
+    """Return strips from the tiles of each; equal strips are counted, empty ones left out."""
     times = np.ones(len(full), dtype=np.int64) if times is None else times
     some = (full + partial) > 0
     full, partial, times = full[some], partial[some], times[some]

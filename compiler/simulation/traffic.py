@@ -16,18 +16,18 @@ def memory_ms(machine: Machine, bytes_: float) -> float:
 
 
 def tensor_bytes(shape: Shape) -> int:
-    """Of q, k, v, the output and its log-sum-exp."""
+    """Return the bytes of q, k, v, the output and its log-sum-exp."""
     queries = shape.lanes * shape.n_q * (shape.dk + shape.dv) * BYTES[shape.dtype]
     return queries + key_bytes(shape) + 4 * shape.lanes * shape.n_q
 
 
 def key_bytes(shape: Shape) -> int:
-    """Of k and v."""
+    """Return the bytes of k and v."""
     return shape.batch * shape.kv_heads * shape.n_k * (shape.dk + shape.dv) * BYTES[shape.dtype]
 
 
 def least_bytes(shape: Shape, kernel: Kernel) -> int:
-    """What a kernel reads and writes, once; a gradient reads what the forward left and writes its own."""
+    """Return the bytes that a kernel reads and writes once; a gradient also reads the forward's results."""
     own = tensor_bytes(shape)
     if kernel == "forward":
         return own
@@ -37,7 +37,7 @@ def least_bytes(shape: Shape, kernel: Kernel) -> int:
 
 
 def moved_bytes(machine: Machine, shape: Shape, kernel: Kernel, tiles: TileShape, walked: Strips, programs: int) -> int:
-    """What a kernel moves: everything once, and a head's keys once a wave of programs where the cache cannot hold them.
+    """Return the bytes that a kernel moves: all once, a head's keys once a wave of programs if the cache is too small.
 
     Programs of one wave stand next to each other and share what they read.
     """

@@ -1,4 +1,4 @@
-"""What the texts of these kernels have in common: arguments, loads of rows and keys, masks, products."""
+"""The base of gather kernels: arguments, loads of rows and keys, masks, products."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class GatherFrame(ABC):
             self.add("position = key")
 
     def rest(self, text: str) -> str:
-        """What is asked of a pair."""
+        """Return the condition of a pair besides the selection."""
         rest = self.problem.rest
         assert rest is not None
         kind = "i64" if rest.wide else "i32"

@@ -1,4 +1,4 @@
-"""What a query has got from its places, put together: outputs by their LSE, gradients as sums."""
+"""Kernels that merge a query's partial results over its blocks: outputs by their LSE, gradients as sums."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What kernels of chosen places are made for, and the tiles they take."""
+"""The problem that kernels of selected blocks are emitted for, and their tiles."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WIDEST = 256
 
 @dataclass(frozen=True)
 class PairCondition:
-    """What holds of a pair beside the choice, as text over tiles (queries, keys), and over tiles (keys, queries).
+    """The condition of a pair besides the selection, as text over tiles (queries, keys) and tiles (keys, queries).
 
     Its constants are arguments, so many `numbers`: `n0`, `n1` and so on. `wide`: places are numbers of 64 bits.
     """
@@ -41,7 +41,7 @@ class PairCondition:
 
 @dataclass(frozen=True)
 class SelectedProblem:
-    """What kernels are made for.
+    """The problem that kernels of selected blocks are emitted for.
 
     `rest`: None where every key of a chosen place is visible. `ordered`: the keys of a place lie side by side in memory
     and not in the sequence. `stacked`: rows are those of all heads of a group, which choose for themselves, one head
@@ -73,7 +73,7 @@ class SelectedProblem:
 
     @property
     def precision(self) -> str:
-        """What products of fp32 are asked for, as arguments of tl.dot."""
+        """The precision of fp32 products, as arguments of tl.dot."""
         if self.dtype != "float32":
             return ""
         return f', input_precision="{"tf32" if self.tf32 else "ieee"}"'

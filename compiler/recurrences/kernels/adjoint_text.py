@@ -1,4 +1,4 @@
-"""What each operation of a tape gives to the adjoints of its operands, as text."""
+"""The text of adjoints: what each operation of a tape adds to those of its operands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class AdjointText(TapeText):
     """A kernel that goes through the operations of a token from the last to the first."""
 
     def gives(self, i: int) -> list[tuple[int, str]]:
-        """What an operation gives to the adjoints of its operands."""
+        """Return what an operation adds to the adjoints of its operands."""
         op, d, x = self.tape.ops[i], f"d{i}", f"x{i}"
         own = [self.tape.ops[j].axes for j in op.operands]
         names = [self.name(j) for j in op.operands]
@@ -70,7 +70,7 @@ class AdjointText(TapeText):
         return f"tl.broadcast_to({text}[{'None, :' if axis == 0 else ':, None'}], {self.shape(axes)})"
 
     def _factors(self, i: int) -> list[tuple[int, str]]:
-        """What a function entry by entry asks of its operands."""
+        """Return the factors of an elementwise function's operands."""
         op = self.tape.ops[i]
         if op.of == "where":
             shown = self.spread(op.operands[0], (), 0)
@@ -105,7 +105,7 @@ class AdjointText(TapeText):
         return op.of == "div" and by.kind == "number" and by.of != 0
 
     def _narrowed(self, text: str, op: Op, n: int) -> str:
-        """What is given to an operand that is the same along axes of the result: the sum along them."""
+        """Return an operand's adjoint summed along the axes of the result that the operand lacks."""
         places = op.places[n]
         if places == (1, 0):
             return f"tl.trans({text})"

@@ -19,7 +19,7 @@ class Blocks(NamedTuple):
 
 
 def blocks_of(problem: RecurrenceProblem, stage: str) -> Blocks:
-    """Those of a kernel. The whole width of the state's rows is on the chip in passes from chunk to chunk."""
+    """Return the block shape of a kernel. Passes from chunk to chunk hold the whole width of the state's rows."""
     if stage in _FIRST_WALKS:
         found = _chosen(problem, stage) or blocks_of(problem, _FIRST_WALKS[stage])
         return found._replace(columns=gcd(found.columns, problem.segment_width))
@@ -33,7 +33,7 @@ def blocks_of(problem: RecurrenceProblem, stage: str) -> Blocks:
 
 
 def _one_walk(problem: RecurrenceProblem, stage: str) -> Blocks:
-    """Of the walks that give the outputs too: the most columns that nothing is spilled with."""
+    """Return the block shape of walks that also write outputs: the most columns without spills."""
     form, target, many = problem.form, problem.target.name, problem.wk > 64
     if problem.is_exact or problem.wk > 128:
         return Blocks(256, 16 if target in ("sm_80", "gfx942") else 32, 8, 1)
@@ -48,7 +48,7 @@ def _one_walk(problem: RecurrenceProblem, stage: str) -> Blocks:
 
 
 def _chosen(problem: RecurrenceProblem, stage: str) -> Blocks | None:
-    """Those of a kernel on its target, where they are not what others have."""
+    """Return the block shape of a kernel on its target, None where it is the general one."""
     of_target = _OF_TARGETS.get(problem.target.name)
     return of_target(problem, stage) if of_target else None
 
@@ -71,7 +71,7 @@ def _wanted(problem: RecurrenceProblem, stage: str) -> Blocks:
 
 
 def _on_sm_80(problem: RecurrenceProblem, stage: str) -> Blocks | None:
-    """What is narrower where products are of registers."""
+    """Return the narrower block shapes where products use registers."""
     form = problem.form
     if stage == "prepare" and form.is_rank_one:
         return Blocks(16, 64, 8, 2)
@@ -95,7 +95,7 @@ def _on_sm_80(problem: RecurrenceProblem, stage: str) -> Blocks | None:
 
 
 def _on_sm_100(problem: RecurrenceProblem, stage: str) -> Blocks | None:
-    """What needs more warps to move sums out of tensor memory, or fewer rows at a time."""
+    """Return block shapes with more warps to move sums out of tensor memory, or fewer rows at a time."""
     form = problem.form
     if stage in ("states", "adjoints") and not form.is_corrected and problem.wk <= 64:
         return Blocks(256, 64, 8, 2)
@@ -111,7 +111,7 @@ def _on_sm_100(problem: RecurrenceProblem, stage: str) -> Blocks | None:
 
 
 def _on_gfx942(problem: RecurrenceProblem, stage: str) -> Blocks | None:
-    """What fits into 64 KiB, and into 256 registers where there are 8 warps."""
+    """Return block shapes that fit into 64 KiB, and into 256 registers with 8 warps."""
     form = problem.form
     if stage == "adjoint_segments" and problem.is_exact and form.is_corrected:
         return Blocks(256, 16, 8, 1)

@@ -32,7 +32,7 @@ class ColumnEdges(RecurrenceFrame):
     read = "v"
 
     def store(self, into: str, out_of: str, total: str) -> None:
-        """What is kept."""
+        """Emit the stores of the results."""
         p = self.problem
         self.pointers["total_columns"] = KernelArgument("total_columns", "*fp32")
         self.add(f"tl.store({self.kept('v_out', 'column', p.wv)}, {p.rounded(f'(x * {out_of})')})")
@@ -40,13 +40,13 @@ class ColumnEdges(RecurrenceFrame):
 
 
 class ColumnReads(ColumnEdges):
-    """The same for gradients of outputs."""
+    """Column edges for gradients of outputs."""
 
     stage = "column_reads"
     makes = "Gradients of outputs at the starts of chunks"
     read = "dout"
 
     def store(self, into: str, out_of: str, total: str) -> None:
-        """What is kept."""
+        """Emit the stores of the results."""
         p = self.problem
         self.add(f"tl.store({self.kept('dout_in', 'column', p.wv)}, {p.rounded(f'(x * {into})')})")

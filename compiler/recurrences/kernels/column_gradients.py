@@ -58,7 +58,7 @@ class ColumnGradients(RecurrenceFrame):
             self.add(f"{form.pair_name(i, w)}_sum = tl.zeros(({p.length}, {p.length}), tl.float32)")
 
     def over_columns(self, body: Callable[[], None]) -> None:
-        """The same for every block of columns."""
+        """Emit a body for every block of columns."""
         if self.columns < self.problem.wv:
             with self.lines.block(self.blocks("column", self.problem.wv, self.columns)):
                 body()
@@ -160,7 +160,7 @@ class ColumnGradients(RecurrenceFrame):
             body()
 
     def over_channels(self) -> None:
-        """What else is done with a block of channels."""
+        """Emit further work on a block of channels."""
 
     # --- the end
 

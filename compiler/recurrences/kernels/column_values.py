@@ -107,7 +107,7 @@ class ColumnValues(ColumnGradients):
             self.add(f"dvs += tl.load({self.vector('bonus_weights')})[:, None] * douts")
 
     def over_channels(self) -> None:
-        """What is left of columns; `state` is here the adjoint of the state after the chunk."""
+        """Emit the decayed columns; `state` is here the adjoint of the state after the chunk."""
         self.add(f"first_state = tl.load({self.states('states', 'channel', 'column')})")
         total = self.load_total("channel")
         product = f"first_state * state * {total}" if total else "first_state * state"

@@ -18,7 +18,7 @@ from attnc.compiler.recurrences.kernels.recurrence_frame import RecurrenceFrame
 
 @dataclass(frozen=True, slots=True)
 class Edges:
-    """What readers are multiplied by that see the state before a chunk, writers that the state after it sees, and the
+    """Factors of readers that see the state before a chunk, of writers that the state after it sees, and of the
     state itself: names of vectors, of tiles, or empty. `into` by whether a reader is exclusive.
     """
 
@@ -38,7 +38,7 @@ def bracketed(x: str) -> str:
 
 
 def load_segments(frame: RecurrenceFrame) -> None:
-    """Which rows share a document: `from_start` and `to_end` of each row, `same` of pairs, `whole` of the chunk."""
+    """Emit which rows share a document: `from_start` and `to_end` of each row, `same` of pairs, `whole` of the chunk."""
     if not frame.problem.form.resets:
         return
     micro = frame.problem.form.micro
@@ -104,7 +104,7 @@ def _vector_into(frame: RecurrenceFrame, exclusive: bool) -> str:
 
 
 def pair_spans(frame: RecurrenceFrame) -> None:
-    """Of one gate for all rows: the sums of gates between pairs, with the writer's, and with the reader's too."""
+    """Emit sums of gates between pairs, for one gate of all rows: with the writer's, and with the reader's too."""
     form = frame.problem.form
     frame.add("distance = row[:, None] - row[None, :]")
     for exclusive in dict.fromkeys(form.exclusive):
@@ -125,7 +125,7 @@ def pair_spans(frame: RecurrenceFrame) -> None:
 
 
 def pair_weights(frame: RecurrenceFrame, reader: int) -> str:
-    """Of one gate for all rows, or none, after `pair_spans`: the matrix of weights of a reader's pairs."""
+    """Return the weights of a reader's pairs after `pair_spans`, for one gate of all rows or none."""
     form = frame.problem.form
     seen = seen_pairs(frame, reader)
     value = f"tl.exp(span_{int(form.exclusive[reader])})" if form.gate != "none" else "1.0"
@@ -232,7 +232,7 @@ CROSSED_AFTER = "(row[None, :] < row[:, None]).to(tl.float32)"
 
 
 def crossed_at_level(frame: RecurrenceFrame, exclusive: bool) -> str:
-    """The same of a level's exponents: a reader's in an odd block, and a writer's in an even one.
+    """Return a level's exponents: a reader's in an odd block, and a writer's in an even one.
 
     The steps whose gates a row's exponent has are adjacent: from `low` to `high`.
     """

@@ -49,7 +49,7 @@ class Outputs(RecurrenceFrame):
         )
 
     def _levels(self) -> None:
-        """Of columns that decay, a pair's weight differs from one to the next: it is split between value and output."""
+        """Emit decaying columns: a pair's weight differs by column and is split between value and output."""
         p, form = self.problem, self.problem.form
         load_segments(self)
         self.given("gate_columns")

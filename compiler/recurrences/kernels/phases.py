@@ -18,7 +18,7 @@ from attnc.compiler.recurrences.step_tape import StepTape
 
 @dataclass
 class Phases:
-    """Of one token. `made`: what the phase has made, or loaded; `new`: the names of what it has that is not made again.
+    """The phases of one token. `made`: computed or loaded by the phase; `new`: names that are not computed again.
 
     `behind`: the vectors and numbers in the adjoint of a matrix, by its name.
     """
@@ -29,7 +29,7 @@ class Phases:
     behind: dict[str, frozenset[str]] = field(default_factory=dict)
 
     def note(self, name: str, reads: Iterable[str] = ()) -> None:
-        """What a line has made, and will not make again: a vector or a number, or an adjoint, of what it reads."""
+        """Record what a line computed and will not compute again: a vector, number or adjoint, and its reads."""
         if reads:
             self.behind[name] = self.behind.get(name, frozenset()).union(*map(self._sums, reads))
         else:

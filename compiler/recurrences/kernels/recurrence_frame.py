@@ -1,4 +1,4 @@
-"""What the texts of all kernels of a recurrence have in common: heads, where a program stands, loads and stores."""
+"""The base of all recurrence kernels: headers, a program's place, loads and stores."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class RecurrenceFrame(ABC):
         """All lines."""
 
     def in_words(self) -> str:
-        """What the kernel makes."""
+        """The results of the kernel, in words."""
         return self.makes
 
     def source(self) -> KernelSource:
@@ -97,7 +97,7 @@ class RecurrenceFrame(ABC):
         self.add(f"row = tl.arange(0, {self.problem.length})")
 
     def place(self) -> None:
-        """Which steps the rows are, and where the chunk stands in scratch."""
+        """Emit the steps of the rows, and the chunk's place in scratch memory."""
         p = self.problem
         self.add(
             "at = lane * tl.full((), 1, tl.int64) * chunks + chunk",

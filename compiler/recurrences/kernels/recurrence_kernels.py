@@ -62,7 +62,7 @@ def emit(problem: RecurrenceProblem, stage: str) -> KernelSource:
 
 
 def stages(form: RecurrenceClass) -> tuple[str, ...]:
-    """Of all kernels of a class but those of `walk_stages`: of the forward pass, the backward pass, of few tokens, and
+    """Return the stages of a class except `walk_stages`: of the forward pass, the backward pass, of few tokens, and
     of few lanes.
     """
     split = (*segment_stages(form), *adjoint_segment_stages(form))
@@ -70,33 +70,33 @@ def stages(form: RecurrenceClass) -> tuple[str, ...]:
 
 
 def walk_stages(problem: RecurrenceProblem) -> tuple[str, ...]:
-    """Of the kernels that store no state between chunks, in calls that are not differentiated."""
+    """Return the stages that store no state between chunks, in calls without gradients."""
     fused = fused_stages(problem.form) if problem.can_fuse else ()
     return ("walk", *fused) if problem.can_walk else ()
 
 
 def fused_stages(form: RecurrenceClass) -> tuple[str, ...]:
-    """Of the kernels of such a call with no prepared rows."""
+    """Return the stages of a call without gradients and without prepared rows."""
     return ("weights", "fused") if form.has_weights else ("fused",)
 
 
 def segment_stages(form: RecurrenceClass) -> tuple[str, ...]:
-    """Of the kernels before the states', where lanes are split into segments."""
+    """Return the stages before the states', where sequences are split into segments."""
     return ("segments", "multiplied" if form.is_corrected else "joined")
 
 
 def adjoint_segment_stages(form: RecurrenceClass) -> tuple[str, ...]:
-    """Of the kernels before the adjoints'."""
+    """Return the stages before the adjoints', where sequences are split into segments."""
     return ("adjoint_segments", "adjoints_multiplied" if form.is_corrected else "adjoints_joined")
 
 
 def prepared_stages(form: RecurrenceClass) -> tuple[str, ...]:
-    """Of the kernels that both passes begin with."""
+    """Return the stages that both passes begin with."""
     return ("prepare", *(["columns"] if form.columns else []), *(["solve"] if form.is_corrected else []))
 
 
 def backward_stages(form: RecurrenceClass) -> tuple[str, ...]:
-    """Of the kernels of the backward pass after these."""
+    """Return the stages of the backward pass after the prepared ones."""
     if form.columns:
         return ("column_reads", "adjoints", "column_pairs", "column_values", "keys")
     middle = ("values", "pairs") if form.is_rank_one else ("values",)

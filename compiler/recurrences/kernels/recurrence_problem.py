@@ -1,4 +1,4 @@
-"""What kernels of a linear recurrence are made for: its class, the widths of its heads, the chunk.
+"""The problem that kernels of a linear recurrence are emitted for: its class, the head widths, the chunk.
 
 Of a token with a state S (R, C):   S ← D S;   S ← S + u (rᵀ S);   S ← S + k vᵀ;   o = qᵀ S
 
@@ -108,7 +108,7 @@ class RecurrenceClass:
 
     @property
     def values(self) -> tuple[str, ...]:
-        """What the writers write."""
+        """The names of the values that writers write."""
         return {"none": ("v",), "decayed": ("v", "p"), "old": ("v", "p")}.get(self.correction, ("p",))
 
     @property
@@ -118,7 +118,7 @@ class RecurrenceClass:
 
     @property
     def exclusive(self) -> tuple[bool, ...]:
-        """Of each reader, whether it sees the state before its own step's decay."""
+        """The readers' flags: True where a reader sees the state before its own step's decay."""
         return (self.before, self.correction == "old")[: len(self.readers)]
 
     @property
@@ -127,7 +127,7 @@ class RecurrenceClass:
         return tuple((i, w) for i in range(len(self.readers)) for w in range(len(self.writers)))
 
     def pair_name(self, reader: int, writer: int) -> str:
-        """Of their pair matrix."""
+        """Return the name of the pair matrix of a reader and a writer."""
         return f"{self.readers[reader]}_{self.writers[writer]}_pairs"
 
     @property
@@ -225,7 +225,7 @@ class RecurrenceProblem:
 
     @property
     def exact(self) -> str:
-        """What Triton calls products of fp32 that are right to fp32."""
+        """Triton's name for fp32 products that are exact to fp32."""
         return "tf32x3" if self.target.maker == "nvidia" else "ieee"
 
     @property

@@ -35,17 +35,17 @@ class RowGradients(RecurrenceFrame):
     stage = "keys"
 
     def in_words(self) -> str:
-        """What the kernel makes."""
+        """The results of the kernel, in words."""
         gates = ", and of gates" if self.problem.form.gate != "none" else ""
         return f"Gradients of {', '.join(self._inputs())}{gates}"
 
     def readers(self) -> tuple[int, ...]:
-        """Those whose gradients are made here, by number."""
+        """The numbers of the readers whose gradients the kernel computes."""
         form = self.problem.form
         return (0,) if form.is_split else tuple(range(len(form.readers)))
 
     def writers(self) -> tuple[int, ...]:
-        """Those whose sums begin here, with what the state after the chunk gives them."""
+        """The numbers of the writers whose sums begin here, with the adjoint from the state after the chunk."""
         return tuple(range(len(self.problem.form.writers)))
 
     def _inputs(self) -> list[str]:
@@ -223,7 +223,7 @@ class RowGradients(RecurrenceFrame):
         self.put("dgate_rows", "channel", "dgates" if self.writers() else "dgates + others")
 
     def _own(self, writer: str) -> None:
-        """What a step's query sees of its own write is not decayed."""
+        """Emit a step's read of its own write, which does not decay."""
         own = f"tl.sum(tl.where(row[:, None] == row[None, :], {writer}_pairs.to(tl.float32), 0.0), 1)"
         self.add(
             f"own_weight = {own}[:, None]",
@@ -293,7 +293,7 @@ class RowGradients(RecurrenceFrame):
 
 
 class ReadGradients(RowGradients):
-    """The same for the read of a correction: to what is known of gradients it adds what the read gives them."""
+    """Row gradients of a correction's read, added to the gradients computed so far."""
 
     stage = "reads"
 

@@ -43,7 +43,7 @@ class ScanKind:
 
     @property
     def tensors(self) -> tuple[str, ...]:
-        """Those of tokens that are read, beside the output."""
+        """The tensors by token that are read, besides the output."""
         return ("write", *([] if self.op == "max" else ["decay"]), *(["emptied"] if self.emptied else []))
 
     @property

@@ -38,7 +38,7 @@ class FirstWalk(Walk):
 
     @property
     def width(self) -> int:
-        """Those of N, and of M beside it."""
+        """The number of columns of N, and of M beside it."""
         return self.problem.segment_width
 
     @property
@@ -90,24 +90,24 @@ class FirstWalk(Walk):
 
 
 class SegmentStates(FirstWalk, StateWalk):
-    """Of all segments but the last of a lane."""
+    """The states of all segments but a sequence's last."""
 
     stage = "segments"
     makes = "What segments make of states"
 
     def stand(self) -> None:
-        """Which lane and segment it is."""
+        """Emit the program's batch entry, head and segment."""
         self.add("lane = tl.program_id(0) // (segments - 1)", "segment = tl.program_id(0) % (segments - 1)")
 
 
 class SegmentAdjoints(FirstWalk, AdjointWalk):
-    """Of all segments but the first of a lane."""
+    """The adjoints of all segments but a sequence's first."""
 
     stage = "adjoint_segments"
     makes = "What segments make of adjoints of states"
 
     def stand(self) -> None:
-        """Which lane and segment it is."""
+        """Emit the program's batch entry, head and segment."""
         self.add("lane = tl.program_id(0) // (segments - 1)", "segment = tl.program_id(0) % (segments - 1) + 1")
 
 
@@ -148,7 +148,7 @@ class SegmentJoin(RecurrenceFrame):
 
 
 class SegmentProduct(SegmentJoin):
-    """The same with a correction, M a matrix; its products with the state are right to fp32."""
+    """States between segments with a correction, M a matrix; its products with the state are exact to fp32."""
 
     stage = "multiplied"
 
@@ -177,7 +177,7 @@ class SegmentProduct(SegmentJoin):
 
 
 class AdjointJoin(SegmentJoin):
-    """The same for adjoints, from the last segment to the second."""
+    """Adjoints between segments, from the last segment to the second."""
 
     stage = "adjoints_joined"
     makes = "Adjoints of the states between segments"
@@ -195,7 +195,7 @@ class AdjointJoin(SegmentJoin):
 
 
 class AdjointProduct(SegmentProduct, AdjointJoin):
-    """Of adjoints with a correction."""
+    """Adjoints between segments with a correction."""
 
     stage = "adjoints_multiplied"
 

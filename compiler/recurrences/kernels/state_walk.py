@@ -27,7 +27,7 @@ class Walk(RecurrenceFrame):
 
     @property
     def where_there(self) -> str:
-        """What a load of scratch along columns is told, if not all columns that are walked with are there."""
+        """The mask arguments of a scratch load along columns, where some columns do not exist."""
         return ""
 
     def write(self) -> None:
@@ -52,7 +52,7 @@ class Walk(RecurrenceFrame):
         self.end()
 
     def stand(self) -> None:
-        """Which lane and segment it is."""
+        """Emit the program's batch entry, head and segment."""
         self.add("lane = tl.program_id(0) // segments", "segment = tl.program_id(0) % segments")
 
     @abstractmethod
@@ -72,7 +72,7 @@ class Walk(RecurrenceFrame):
         """Store the state at the chunk's edge, but where another segment starts from it: that one is there already."""
 
     def end(self) -> None:
-        """What is done after the last chunk."""
+        """Emit the lines after the last chunk."""
 
     def decay(self) -> None:
         """The state times what is left of it after the chunk."""
@@ -121,7 +121,7 @@ class StateWalk(Walk):
         self.add(f"tl.store({self.states('states', 'channel', 'column', 1)}, state, mask={kept})")
 
     def read(self) -> None:
-        """What is read of the state before the chunk: nothing, another kernel does it for all chunks at once."""
+        """Emit reads of the state before the chunk: none, as another kernel reads for all chunks at once."""
 
     def values(self) -> None:
         """Load what the chunk's rows write."""
@@ -143,7 +143,7 @@ class StateWalk(Walk):
 
 
 class AdjointWalk(Walk):
-    """The same backward: the adjoint of the state before each chunk, and of what was solved in it.
+    """The backward walk: the adjoint of the state before each chunk, and of the chunk's solved values.
 
     ∂p = A_q,writerᵀ ∂o + writer_out ∂S′        ∂S = total ⊙ ∂S′ + q_inᵀ ∂o + Wᵀ ∂p
     """

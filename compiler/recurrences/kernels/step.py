@@ -93,7 +93,7 @@ class StepKernel(RecurrenceFrame):
         self.add("state += k_row[:, None] * v_row[None, :]")
 
     def _correct(self) -> None:
-        """What the correction reads of the state."""
+        """Emit the correction's read of the state."""
         form = self.problem.form
         row = "k_row" if form.readers[1] == "k" else self._row(form.readers[1], "step")
         self.add(f"corrected = tl.sum({row}[:, None] * state, 0)")

@@ -1,4 +1,4 @@
-"""What kernels of any step equation are made for: what a token does, and how it lies on the chip."""
+"""The problem of token-by-token kernels: what a token does, and how its states lie on the chip."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OF_A_PART = 2048
 
 @dataclass(frozen=True)
 class Stepping:
-    """What the kernels are made for.
+    """The problem that token-by-token kernels are emitted for.
 
     `precision`: of products of matrices, which are of fp32 numbers. `sizes`: of axes that have names. `varying`: the
     leaves and tests that are not of all tokens alike. `starts`: what the states begin with. `resets`: tokens may begin
@@ -66,7 +66,7 @@ class Stepping:
 
     @property
     def warps(self) -> int:
-        """Of a program."""
+        """The number of warps of a program."""
         if self.largest <= OF_A_PART:
             return 4
         return 8 if self.largest <= 8 * OF_A_PART else 16

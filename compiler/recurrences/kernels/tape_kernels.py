@@ -120,7 +120,7 @@ class _TapeBackward(AdjointText):
                 self.add(f"{', '.join(f'x{i}' for i, _ in later)} = {', '.join(self.name(j) for _, j in later)}")
 
     def _replay_in_memory(self) -> None:
-        """The same, from what is stored of the token before: one state after another is on the chip."""
+        """Replay a token from the stored states before it; one state after another is on the chip."""
         states = self.states()
         self.add("turn, token = 0, first + tl.full((), 0, tl.int64)", "tl.debug_barrier()")
         for n in range(len(states)):

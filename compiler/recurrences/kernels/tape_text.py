@@ -42,7 +42,7 @@ class TapeText(ABC):
 
     @property
     def tape(self) -> StepTape:
-        """What a token does."""
+        """The tape of a token's operations."""
         return self.of.tape
 
     def source(self, stage: str) -> KernelSource:
@@ -245,7 +245,7 @@ class TapeText(ABC):
         raise AssertionError(op.kind)
 
     def product(self, left: str, right: str) -> str:
-        """Of two matrices."""
+        """Return the text of a product of two matrices."""
         return f'tl.dot({left}, {right}, input_precision="{self.of.precision}")'
 
     def bounded(self, text: str, axes: Axes, op: str) -> str:
@@ -282,7 +282,7 @@ class TapeText(ABC):
         return [(holder, i, at) for holder, i, at in held if not isinstance(holder, Number)]
 
     def holders(self, op: Op) -> list[Value]:
-        """What stands for the operands in formulas: constants for themselves."""
+        """Return the values that stand for operands in formulas; constants stand for themselves."""
         return [
             number(float(cast("float", self.tape.ops[i].of)))
             if self.tape.ops[i].kind == "number" and not isinstance(self.tape.ops[i].of, str)

@@ -1,4 +1,4 @@
-"""What a machine's simulation of a recurrence is put together from, and the rival that it is held against."""
+"""Assembly of a machine's simulation of a recurrence, with its dense rival."""
 
 from __future__ import annotations
 

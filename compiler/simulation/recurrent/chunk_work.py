@@ -1,4 +1,4 @@
-"""What one chunk of a pass costs, counted product by product: the chunk forms of `runtime.recurrent`, row by row.
+"""The work of one chunk of a pass, counted product by product: the chunk forms of `runtime.recurrent`, row by row.
 
 A chunk is `length` rows, a row a micro-step. L rows, R rows of the state and V columns of it; readers and writers are
 the rows that read the state (the query, a correction's read) and that it is written by (the key, a correction's left
@@ -45,7 +45,7 @@ class PassForm:
 
     @property
     def entries(self) -> int:
-        """Of the state."""
+        """The number of entries of the state."""
         return self.rows * self.columns
 
 
@@ -62,7 +62,7 @@ class Amount:
 
     @property
     def flop(self) -> float:
-        """Of products of both kinds."""
+        """The FLOPs of products of both kinds."""
         return self.products + self.exact
 
     def __add__(self, other: Amount) -> Amount:

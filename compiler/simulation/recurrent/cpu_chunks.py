@@ -1,4 +1,4 @@
-"""What chunks of a pass take on a CPU, and which the executor takes: the same figures that the ladder shows."""
+"""The time of a pass's chunks on a CPU, and the executor's choice of chunk: the figures that the ladder shows."""
 
 from __future__ import annotations
 
@@ -83,12 +83,12 @@ def _slower(chunk: int) -> float:
 
 
 def work_of(form: PassForm, stage: Pass, chunk: int) -> Chunk:
-    """Of a chunk."""
+    """Return the work of a chunk."""
     return (backward if stage == "backward" else forward)(form, chunk, apart=False)
 
 
 def chunks_of(form: PassForm, tokens: int, chunk: int) -> int:
-    """Of a sequence."""
+    """Return the number of chunks of a sequence."""
     return ceil(tokens / max(chunk // form.micro, 1))
 
 

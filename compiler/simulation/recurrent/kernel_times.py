@@ -35,7 +35,7 @@ WIDTH = 128
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a kernel has to do, all programs together. `steps`: one after another, in each of `programs`; `links`: the
+    """The work of a kernel, all programs together. `steps`: one after another, in each of `programs`; `links`: the
     products of a step that wait for each other; `beside`: programs that an SM has room for at once."""
 
     name: str

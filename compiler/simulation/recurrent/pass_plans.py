@@ -121,7 +121,7 @@ class _PassPlanner(ABC):
         return fitting_segments(programs, self.chunks(chunk), self.machine.sms)
 
     def chunks(self, chunk: int) -> int:
-        """Of a sequence."""
+        """Return the number of chunks of a sequence."""
         return ceil(self.call.shape.n_q / max(chunk // self.part.form.micro, 1))
 
     @abstractmethod
@@ -207,13 +207,13 @@ class _PassPlanner(ABC):
         return Task(name, moved, work * many, many * blocks)
 
     def _prepared(self, chunk: int, work: Amount) -> Task:
-        """What is made of all chunks before states are known: decays, pairs, and what corrections solve."""
+        """Return the work on all chunks before states are known: decays, pairs, and the systems of corrections."""
         name = "decays and pairs" if self.part.form.correction == "none" else "triangles"
         moved = self.call.size(self.part.sources) + self._sides(chunk) + self.written
         return self._for_all(name, chunk, work, moved)
 
     def _joined(self, chunk: int, columns: int, segments: int, keys: int, serial: Amount, links: int) -> list[Task]:
-        """What a split of the sequence needs more: a walk of its own, from nothing, and the joining."""
+        """Return the additional work of a split sequence: a walk from zero states, and the joining."""
         form, lanes = self.part.form, self.call.shape.lanes
         if segments == 1:
             return []

@@ -10,7 +10,7 @@ from attnc.spec.meaning.parameter_values import shown
 
 
 def print_found(found: RecurrenceSimulation, *, unicode: bool = True) -> str:
-    """What is simulated, the ladder, the passes, the times, the plan and what came next."""
+    """Return a recurrence's simulation as text: call, ladder, passes, times, plan and the next best."""
     params = "".join(f", {name}={shown(value)}" for name, value in found.params.items())
     moved = found.traffic
     lines = [

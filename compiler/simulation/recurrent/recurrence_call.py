@@ -106,7 +106,7 @@ class RecurrenceCall:
 
     @property
     def state_bytes(self) -> int:
-        """Of all states of all heads, in fp32."""
+        """The bytes of all states of all heads, in fp32."""
         return 4 * self.shape.lanes * sum(self.states.values())
 
 
@@ -154,7 +154,7 @@ class _Sizes:
         return {"float64": 8, "float32": 4}.get(self.shape.dtype, 2)
 
     def size(self, dim: object) -> int:
-        """Of a dimension by its name, a number, or an expression of sizes."""
+        """Return the size of a dimension: a name, a number, or an expression of sizes."""
         shape = self.shape
         if isinstance(dim, int):
             return dim
@@ -164,7 +164,7 @@ class _Sizes:
         return fixed[dim] if dim in fixed else self.sizes[str(dim)]
 
     def count_of(self, dims: Iterable[object]) -> int:
-        """Of numbers with these dimensions."""
+        """Return the number of entries of a tensor with these dimensions."""
         return prod(map(self.size, dims))
 
     def count(self, index: Index) -> int:
@@ -190,7 +190,7 @@ class _Sizes:
         return found
 
     def names(self, *values: Value) -> Names:
-        """What expressions read."""
+        """Return the names of the tensors that expressions read."""
         return frozenset(name for value in values for name in self.tensors(value))
 
 
@@ -210,7 +210,7 @@ def _gates(derived: RecurrenceForm | None, recur: Recur) -> Names:
 
 
 def _given(stage: Stage, found: _Sizes) -> dict[str, int]:
-    """What a stage gives, by name: a number for each column of its state."""
+    """Return the results of a stage by name: a number for each column of its state."""
     rows = found.shape.lanes * found.shape.n_q
     if isinstance(stage, RunningReduction):  # what is after a token is made of what was before it
         return {stage.before: rows * found.count_of(stage.state.dims) * GATE_BYTES, stage.after: 0}
@@ -286,7 +286,7 @@ def _coupled(stage: Coupled, found: _Sizes) -> PassPart:
 
 
 def _coupled_notes(derived: RecurrenceForm | None) -> Iterator[str]:
-    """What is only nearly so."""
+    """Yield notes about approximations in the figures of coupled states."""
     for stage in () if derived is None else derived.stages:
         if isinstance(stage, Coupled) and len(stage.states) > 1:
             names = ", ".join(state.name for state in stage.states)

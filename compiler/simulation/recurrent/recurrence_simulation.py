@@ -1,4 +1,4 @@
-"""What a simulation of a recurrence finds: a ladder from the memory down to the time, and the plan of every pass."""
+"""The result of simulating a recurrence: a ladder from the memory down to the time, and the plan of every pass."""
 
 from __future__ import annotations
 
