@@ -38,7 +38,7 @@ def bracketed(x: str) -> str:
 
 
 def load_segments(frame: RecurrenceFrame) -> None:
-    """Emit which rows share a document: `from_start` and `to_end` of each row, `same` of pairs, `whole` of the chunk."""
+    """Emit the documents of rows: `from_start` and `to_end` of each row, `same` of pairs, `whole` of the chunk."""
     if not frame.problem.form.resets:
         return
     micro = frame.problem.form.micro
