@@ -32,7 +32,7 @@ def _attended(values: BlockValues, node: ir.Attend) -> tuple[Tensor, Tensor | No
     if not isinstance(node.weights, ir.Softmax):
         weights = values.quantity(node.weights)
         return plain(values.weighted(weights, node.value)).squeeze(keys), None
-    seen = values.seen()
+    seen = values.visible()
     score = torch.where(seen, values.of(node.score), -torch.inf)
     seen = seen.expand(score.shape)
     most = score.detach().amax(-1, keepdim=True)

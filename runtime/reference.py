@@ -94,7 +94,7 @@ def _general(
             seen = alive[batch, :, rows, keys]
             if not seen.any():
                 continue
-            block = PairBlock(batch, heads, window, np.arange(window.n_q), np.arange(window.n_k), seen, seen=seen)
+            block = PairBlock(batch, heads, window, np.arange(window.n_q), np.arange(window.n_k), seen, visible=seen)
             out, lse = attend_block(BlockValues(operands, block), node)
             found.append((batch, rows, widened(out, len(heads), window.n_q, node), lse))
     width = found[0][2].shape[2:] if found else of_out(relations, {name: x.shape for name, x in inputs.items()})

@@ -14,10 +14,11 @@ from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.value_nodes import rank, ranking, reads
 from attnc.runtime.asking import surely_all
-from attnc.runtime.block_values import NEUTRAL, BlockValues
+from attnc.runtime.block_values import BlockValues
 from attnc.runtime.device_constants import on_device
 from attnc.runtime.folded import entries_at_once, folded, folded_heads
-from attnc.runtime.pair_blocks import Alive, Operands, PairBlock
+from attnc.runtime.masked_reductions import NEUTRAL
+from attnc.runtime.pair_blocks import Operands, PairBlock, PairMask
 from attnc.runtime.selections.few import are_few, few, scored, scores_candidates
 from attnc.runtime.selections.head_sums import head_sums, of_one_head, summed
 from attnc.runtime.selections.ranking import kept
@@ -148,8 +149,8 @@ class Choosing:
             found = self._of_few(block, candidates)
             if found is not None:
                 return self._with_always(whole, found)
-        block = replace(block, alive=candidates, seen=candidates)
-        values = BlockValues(self.operands, block, known=known)
+        block = replace(block, active=candidates, visible=candidates)
+        values = BlockValues(self.operands, block, precomputed=known)
         score = values.of(selection.score).expand(shape)
         among = on_device(np.array(candidates), score.device)
         found = kept(score, among, selection.keep, lambda given: self._keeps(block, given), pairs=selection.pairs)
@@ -162,14 +163,14 @@ class Choosing:
             return found
         return found | on_device(whole.holds(always), found.device)
 
-    def _entries_apart(self, block: PairBlock, candidates: Alive) -> list[PairBlock]:
+    def _entries_apart(self, block: PairBlock, candidates: PairMask) -> list[PairBlock]:
         """The block, or one for each batch entry where some have few candidates and others many."""
         size, lanes = len(self._heads), len(block.heads)
         if len(candidates) < lanes or len({are_few(candidates[i : i + size]) for i in range(0, lanes, size)}) == 1:
             return [block]
         return [replace(block, heads=block.heads[i : i + size]) for i in range(0, len(block.heads), size)]
 
-    def _of_few(self, block: PairBlock, candidates: Alive) -> Tensor | None:
+    def _of_few(self, block: PairBlock, candidates: PairMask) -> Tensor | None:
         """Return what rows keep of few candidates, scoring these alone; None where there are many candidates."""
         listed = few(candidates)
         if listed is None:
@@ -177,7 +178,7 @@ class Choosing:
         shape = (len(block.heads), len(block.rows), listed.places.shape[-1])
         keep, there = self.selection.keep, np.broadcast_to(listed.there, shape)
         score = scored(self.operands, block, self.selection.score, listed)
-        block = replace(block, keys=np.arange(shape[-1]), alive=there, seen=there)
+        block = replace(block, keys=np.arange(shape[-1]), active=there, visible=there)
         stays = kept(score, torch.tensor(there), keep, lambda given: self._keeps(block, given), pairs=False)
         found = torch.zeros((*shape[:2], self.places + 1), dtype=torch.bool)
         return found.scatter_(-1, torch.tensor(np.broadcast_to(listed.places, shape)), stays)[..., :-1]
@@ -185,7 +186,7 @@ class Choosing:
     def _keeps(self, block: PairBlock, given: Mapping[str, Tensor]) -> Tensor:
         """Where `keep` holds, of ranks, masses and scores (heads, rows, places) in fp64."""
         nodes = {ranking(name): x for name, x in given.items()}  # type: ignore[arg-type]  # they are its names
-        values = BlockValues(replace(self.operands, dtype=torch.float64), block, known=nodes)
+        values = BlockValues(replace(self.operands, dtype=torch.float64), block, precomputed=nodes)
         return values.of(self.selection.keep) != 0
 
     def _terms(
@@ -198,7 +199,7 @@ class Choosing:
     ) -> Tensor:
         """The terms of a sum over heads, of every query head: (Hq, rows, places), of vectors as far as they differ."""
         shape = (len(block.heads), len(block.rows), len(block.keys))
-        values, holds = BlockValues(self.operands, block, known=known).where(condition)
+        values, holds = BlockValues(self.operands, block, precomputed=known).where(condition)
         found = values.of(term)
         found = found.expand(shape[0], *found.shape[1:]) if rank(term) else found.expand(shape)
         if surely_all(holds):

@@ -12,7 +12,7 @@ from attnc.compiler.attentions import asked
 from attnc.compiler.rewrite import substitute_value
 from attnc.compiler.value_nodes import reads
 from attnc.runtime.block_values import BlockValues
-from attnc.runtime.pair_blocks import NO_LOOPS, Alive, Int64, Operands, PairBlock
+from attnc.runtime.pair_blocks import NO_LOOPS, Int64, Operands, PairBlock, PairMask
 
 _PLACE = ir.intern(ir.Var("a place", 0))
 
@@ -21,7 +21,7 @@ class Few(NamedTuple):
     """The candidates of each row by number, (heads or 1, rows, most), and which of these there are."""
 
     places: Int64
-    there: Alive
+    there: PairMask
 
 
 def scores_candidates(item: ir.Selection) -> bool:
@@ -32,12 +32,12 @@ def scores_candidates(item: ir.Selection) -> bool:
     return chosen and not item.pairs and not own and not [x for x in keeps if not isinstance(x, ir.Ranking)]
 
 
-def are_few(candidates: Alive) -> bool:
+def are_few(candidates: PairMask) -> bool:
     """Whether at most half of the places of every row are candidates (heads or 1, rows, places)."""
     return bool(2 * int(candidates.sum(-1).max(initial=0)) <= candidates.shape[-1])
 
 
-def few(candidates: Alive) -> Few | None:
+def few(candidates: PairMask) -> Few | None:
     """The candidates (heads or 1, rows, places) listed; None where more than half of a row's places are."""
     if not are_few(candidates):
         return None
