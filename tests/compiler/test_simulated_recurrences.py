@@ -370,7 +370,7 @@ def test_what_a_call_refuses() -> None:
     given: Any
     for given, said in (
         ({"n_k": 64}, "n_q is 32 and n_k 64: a recurrence takes as many keys as queries"),
-        ({"tile": (64, 64)}, "tile and order are of pairs"),
+        ({"tile": (64, 64)}, "tile and order apply to pairs"),
         ({"stage": "training"}, "stage is 'training'"),
         ({"slots": 4}, "`gla` has no input and no size `slots`"),
         ({"g": 3}, "g is int: give a torch tensor"),

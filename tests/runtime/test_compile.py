@@ -148,7 +148,7 @@ def test_without_fullgraph_mistakes_stay_typed() -> None:
 
 def test_the_dense_reference_breaks_the_graph_and_says_why() -> None:
     dense, tensors = compile_attention("causal", backend="reference"), draw()
-    with pytest.raises(Unsupported, match="the dense reference makes its mask outside of torch"):
+    with pytest.raises(Unsupported, match="the dense reference builds its mask outside of torch"):
         compiled(lambda q, k, v: dense(q * 2, k, v) + 1)(*tensors)
     broken = torch.compile(lambda q, k, v: dense(q * 2, k, v) + 1, backend="aot_eager")
     torch.testing.assert_close(broken(*tensors), dense(tensors[0] * 2, *tensors[1:]) + 1)

@@ -316,7 +316,7 @@ def call(attention: Attention, n_q: int = 1, slots: int = 50, **given: Any) -> o
         ({"block_table": [[1]]}, ArgumentError, r"block_table\[0, 0\] is 1: k_cache has 1 pages"),
         ({"ring": True, "kv_len": 90}, ArgumentError, "ring: `causal` may need all tokens"),
         ({"ring": 1}, ArgumentTypeError, "ring is 1: it must be True or False"),
-        ({"ring": True, "block_table": [[0]]}, ArgumentError, "a cache is one of them"),
+        ({"ring": True, "block_table": [[0]]}, ArgumentError, "use one or the other"),
         ({"scale": float("inf")}, ArgumentError, "scale is inf"),
         ({"return_lse": True, "window": 3}, ArgumentTypeError, "`causal` has no input `window`"),
     ],

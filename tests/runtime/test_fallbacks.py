@@ -386,7 +386,7 @@ def test_what_the_host_reads_of_a_device_is_counted() -> None:
         with pytest.raises(DataDependentOutputException):
             compile_attention("causal").prefill(q, q, q, kv_len=torch.full((1,), 32, device="cuda"))
     assert attnc.fallbacks() == (
-        Fallback("causal", "host wait", "`kv_len` is on the device, and the host plans from it", 1),
+        Fallback("causal", "host wait", "`kv_len` is on the device, but the host needs it to plan", 1),
         Fallback("document", "host wait", "the input `doc` is read by the host", 1),
         Fallback("fox", "host wait", "the input `f` is checked to be log_decay", 1),
     )

@@ -200,7 +200,7 @@ def test_a_cache_chooses_as_a_call_does(name: str, params: dict[str, Any], shape
 def test_a_mask_needs_vectors() -> None:
     attend = compile_attention("moba", block=8, topk=2)
     q, k, v = made(20)
-    with pytest.raises(ArgumentError, match=r"the selection `chosen` of `moba` depends on content; give `q` and `k`"):
+    with pytest.raises(ArgumentError, match=r"the selection `chosen` of `moba` depends on content; pass `q` and `k`"):
         attend.mask(20)
     with pytest.raises(ArgumentError, match="q has 20 and k 20 tokens, not 21 and 21"):
         attend.mask(21, q=q, k=k)

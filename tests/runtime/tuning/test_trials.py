@@ -139,7 +139,7 @@ def test_a_plan_says_what_it_takes(clock: Callable[[dict[str, float]], None]) ->
         assert again.tuned is not None
         again.tuned.look_again()
         reasons = again.plan(300, heads=2, head_dim=16).reasons
-        assert reasons[0] == f"the tuned choice `{option}` is none here: the model's choice"
+        assert reasons[0] == f"the tuned choice `{option}` is not available here: the model's choice"
 
 
 @pytest.mark.parametrize(
