@@ -175,13 +175,13 @@ class PatternAnalysis(PatternDescription):
     ) -> Simulation:
         from attnc.compiler.simulation.candidates import ScheduleRequest
         from attnc.compiler.simulation.machine import Machine
-        from attnc.runtime.simulating import check_asked
+        from attnc.runtime.simulating import check_request
         from attnc.runtime.simulating_states import simulated_states
 
         if not isinstance(machine, Machine) or self._pattern.selections or stage == "decode":
             self._refuse_states("simulation on a CPU, of decode, or beside selections: simulate a whole call on a GPU")
         assert isinstance(machine, Machine)
-        check_asked(stage, baseline, request, on_cpu=False)
+        check_request(stage, baseline, request, on_cpu=False)
         if request != ScheduleRequest():
             raise ArgumentError("tile and order apply to pairs; chunks of branches with a state have their own sizes")
         branches = self._branches
@@ -203,14 +203,14 @@ class PatternAnalysis(PatternDescription):
     ) -> Simulation:
         from attnc.compiler.simulation.candidates import ScheduleRequest
         from attnc.compiler.simulation.cpu_ladder import CpuMachine
-        from attnc.runtime.simulating import check_asked
+        from attnc.runtime.simulating import check_request
         from attnc.runtime.simulating_choices import simulated_choices
 
         if stage == "decode":
             raise UnsupportedError(
                 f"simulation of decode is not supported yet for `{self.name}`, which selects by content"
             )
-        check_asked(stage, baseline, request, on_cpu=isinstance(machine, CpuMachine))
+        check_request(stage, baseline, request, on_cpu=isinstance(machine, CpuMachine))
         if request != ScheduleRequest():
             raise ArgumentError("tile and order apply to pairs; the kernels of selected keys have their own")
         branches = self._branches

@@ -18,7 +18,7 @@ from attnc.runtime.call_inputs import CallInputs
 from attnc.runtime.general_attention import steps_of
 from attnc.runtime.pattern_executor import PatternExecutor
 from attnc.runtime.plans import Planner
-from attnc.runtime.serving import LengthGroup, shares_of, together
+from attnc.runtime.serving import LengthGroup, length_groups, together
 from attnc.runtime.tensor_checks import check_tensors, input_tensors
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def served(
             f"dk, dv); what comes back is (out, state)"
         )
     serving = _Serving(steps_of(rows), rows.pattern, how, scale, inputs_of_attentions(rows.pattern))
-    shares = list(shares_of(rows.pattern, cache, inputs))
+    shares = list(length_groups(rows.pattern, cache, inputs))
     found, after = [], []
     for share in shares:
         own, last = serving.share(q, share, state)

@@ -153,9 +153,9 @@ def test_refusals() -> None:
         compile_attention("moba").simulate(1, 1024, device="cpu", stage="decode")
     with pytest.raises(UnsupportedError, match="decode of `moba`"):
         compile_attention("moba").simulate(1, 1024, stage="decode")
-    with pytest.raises(ArgumentError, match="causal attention is no rival"):
+    with pytest.raises(ArgumentError, match="causal attention is not a valid baseline"):
         compile_attention("vmoba", frames=4, height=8, width=8).simulate(256, device="cpu", baseline="causal")
-    with pytest.raises(ArgumentError, match="tile and order are chosen for GPUs"):
+    with pytest.raises(ArgumentError, match="tile and order are options for GPUs"):
         compile_attention("moba").simulate(1024, device="cpu", tile=(64, 64))
     with pytest.raises(ArgumentError, match="the kernels of selected keys have their own"):
         compile_attention("moba").simulate(1024, tile=(64, 64))
