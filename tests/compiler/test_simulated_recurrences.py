@@ -377,7 +377,7 @@ def test_what_a_call_refuses() -> None:
     ):
         with pytest.raises(ArgumentError, match=said):
             attend.simulate(32, **given)
-    with pytest.raises(ArgumentError, match="slots is 0: a size is a whole number"):
+    with pytest.raises(ArgumentError, match="slots is 0: a size must be an integer"):
         slots.simulate(32, slots=0)
     with pytest.raises(ArgumentError, match="n_q is 0"):
         attend.simulate(0)
@@ -391,4 +391,4 @@ def test_what_a_call_refuses() -> None:
 def test_sizes_of_inputs_are_taken() -> None:
     tensor = torch.zeros(1, 32, 8, 16)
     assert simulated("gsa", 32, s=tensor).passes[0].state == "K[128, 16]"
-    assert simulated("gsa", 32).notes[0] == "slots is taken to be 64: give `slots` to say another"
+    assert simulated("gsa", 32).notes[0] == "slots is assumed to be 64: pass `slots` to change it"

@@ -135,7 +135,7 @@ def test_mistakes_in_lengths_and_data_are_typed_when_a_compiled_graph_runs() -> 
     with pytest.raises(ArgumentError, match=r"query 0 at key 6.*align start"):
         compiled(compile_attention(NO_ALIGN))(*draw(17, n_k=23))
     attend = compile_attention("document")
-    with pytest.raises(ArgumentError, match="id 0 comes back at position 9"):
+    with pytest.raises(ArgumentError, match="id 0 reappears at position 9"):
         compiled(lambda q, k, v, doc: attend(q, k, v, doc=doc))(
             *draw(), torch.tensor([[0] * 7 + [1] * 2 + [0] * 8] * 2)
         )

@@ -88,7 +88,7 @@ def test_lists_of_patterns_against_dense_masks(n: int) -> None:
     ("name", "params", "says"),
     [
         ("davit_channel", {}, "`davit_channel` has keys that are not tokens"),
-        ("hierarchical", {"group": 4}, "`hierarchical` has an attention that reads what another one gave"),
+        ("hierarchical", {"group": 4}, "`hierarchical` has an attention that reads the output of another"),
     ],
 )
 def test_what_is_not_followed_is_refused(name: str, params: dict[str, Any], says: str) -> None:

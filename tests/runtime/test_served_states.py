@@ -149,7 +149,7 @@ def test_what_is_refused() -> None:
     q, k, v = (given[each][:, :, :1] for each in "qkv")
     more = inputs_of(given, 0, 1)
     state = attend.init_state(B, H, D, D, dtype=torch.float64)
-    with pytest.raises(ArgumentTypeError, match=r"has branches with a state: give `state`, at first attend.init_state"):
+    with pytest.raises(ArgumentTypeError, match=r"has branches with a state: pass `state`, at first attend.init_state"):
         attend.decode(q, k, v, kv_len=1, **more)
     with pytest.raises(ArgumentError, match=r"state has near: there are far\.S"):
         attend.decode(q, k, v, kv_len=1, state={**state, "near": state["far.S"]}, **more)
@@ -157,7 +157,7 @@ def test_what_is_refused() -> None:
         attend.prefill(q, k, v, kv_len=1, state={"far.S": state["far.S"][..., :5]}, **more)
     with pytest.raises(UnsupportedError, match="return_lse: the combined output of `hybrid_window_linear` is not a"):
         attend.decode(q, k, v, kv_len=1, state=state, return_lse=True, **more)
-    with pytest.raises(UnsupportedError, match="`decode` and `prefill` hand them on, with `state`"):
+    with pytest.raises(UnsupportedError, match="`decode` and `prefill` pass them on, with `state`"):
         attend.step(q, k, v, state, **more)
     with pytest.raises(ArgumentTypeError, match="state: `causal` has no branch with a state"):
         compile_attention("causal").decode(q, k, v, kv_len=1, state=state)
