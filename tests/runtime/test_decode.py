@@ -305,7 +305,7 @@ def call(attention: Attention, n_q: int = 1, slots: int = 50, **given: Any) -> o
     ("given", "error", "says"),
     [
         ({"n_q": 17}, ArgumentError, "q has 17 tokens .* decode takes 1 to 16; `prefill` takes any number"),
-        ({"kv_len": 51}, ArgumentError, "kv_len of batch entry 0 is 51 and the cache has 50 slots .* give ring=True"),
+        ({"kv_len": 51}, ArgumentError, "kv_len of batch entry 0 is 51 and the cache has 50 slots .* pass ring=True"),
         ({"n_q": 3, "kv_len": 2}, ArgumentError, "kv_len of batch entry 0 is 2 and q has 3 tokens"),
         ({"kv_len": [50, 50]}, ArgumentError, "kv_len has 2 entries and q has batch 1"),
         ({"kv_len": 5.0}, ArgumentTypeError, "kv_len is 5.0: it must be an integer"),

@@ -275,7 +275,7 @@ def test_the_cpu_backend_refuses_other_devices() -> None:
             lambda: attend.decode(one, q, q, kv_len=32),
             lambda: attend.prefill(few, q, q, kv_len=32),
         ):
-            with pytest.raises(UnsupportedError, match=r'backend="cpu" and q is on cuda:0: .*; move them, or leave'):
+            with pytest.raises(UnsupportedError, match=r'backend="cpu", but q is on cuda:0: .*; move them, or leave'):
                 call()
         assert compile_attention("causal")(q, q, q).device.type == "cuda"
     with pytest.raises(UnsupportedError, match='device=cuda and backend="cpu"'):

@@ -259,7 +259,7 @@ def test_it_says_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: 
         (["long_lora", "--len", "6"], "does not meet `require keys % groups == 0`"),
         (
             ["halo", "-p", "height=8", "-p", "width=8", "--then", "halo", "-p", "height=16", "-p", "width=8"],
-            "the patterns have different lengths: 64 and 128 tokens",
+            "the patterns are of 64 and 128 tokens",
         ),
         (
             ["neighborhood_2d", "-p", "height=8", "-p", "width=8", "--len", "60"],
@@ -267,7 +267,7 @@ def test_it_says_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: 
         ),
         (
             ["moa", "-p", "alpha=[0,64]", "-p", "beta=[0,0]", "--then", "moa", "-p", "alpha=[0]", "-p", "beta=[0]"],
-            "the patterns have per-head lists for 1 and 2 heads",
+            "the patterns have lists for 1 and 2 heads",
         ),
     ],
 )

@@ -174,7 +174,7 @@ def test_documents_choose_by_themselves(dims: str) -> None:
         (grad,) = torch.autograd.grad(out[0, :, 20].sum(), k)
         assert bool((grad[0, :, :13] == 0).all())
         assert bool((grad[1] == 0).all())
-    with pytest.raises(UnsupportedError, match="chooses in documents"):
+    with pytest.raises(UnsupportedError, match="within documents are not supported"):
         attend.chosen(q, k, v, doc=given)
 
 
