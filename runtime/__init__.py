@@ -1,4 +1,4 @@
-"""Executors, the `Attention` callable and the command line: all that touches torch, the disk and the terminal."""
+"""Executors, the `Attention` callable and the command line: the only package that touches torch, disk and terminal."""
 
 from attnc.runtime.environment import verifies_ir
 

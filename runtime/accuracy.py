@@ -1,4 +1,4 @@
-"""How exact an executor must be: no worse than twice what dense torch makes of the same numbers in the same dtype.
+"""Accuracy bounds of executors: an error at most twice that of dense torch on the same numbers in the same dtype.
 
 Dense torch is run both ways it is written: softmax of the masked scores, and `scaled_dot_product_attention`; the truth
 is the first of them in fp64. The larger of the two errors counts, doubled, plus a few units in the last place of the
@@ -22,12 +22,12 @@ UNITS = {torch.float64: 64.0, torch.float32: 16.0, torch.bfloat16: 1.0, torch.fl
 """
 
 Run = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv) → out and lse, differentiable."""
+"""A differentiable function q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv) → out and lse."""
 
 
 @dataclass(frozen=True, slots=True)
 class Error:
-    """How far one tensor of a run is from fp64, beside dense torch in the same dtype, and what is allowed."""
+    """The error of one tensor of a run against fp64, that of dense torch in the same dtype, and the allowed error."""
 
     tensor: str
     error: float
@@ -36,17 +36,17 @@ class Error:
 
     @property
     def agrees(self) -> bool:
-        """Whether it is near enough; an error that is no number never is."""
+        """Whether the error is within the bound; a NaN error never is."""
         return self.error <= self.allowed
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Numbers to hold an executor against: operands in one dtype, the mask, and the gradients of out and lse.
+    """Operands in one dtype, the mask, and gradients of out and lse, to compare an executor with dense torch.
 
     `mask` is bool (B, Hq, Nq, Nk); `grad_lse` is None where the LSE takes no part in the loss. `dense` is attention as
-    torch would write it where that is not the softmax of `scale * dot(q, k)` under the mask. `has_choices`: it is made
-    of softmaxes over what was chosen, perhaps of a single key.
+    torch would write it where that is not the softmax of `scale * dot(q, k)` under the mask. `has_choices`: the result
+    is made of softmaxes over selected keys, perhaps a single key.
     """
 
     q: Tensor
@@ -60,12 +60,12 @@ class Probe:
 
     @property
     def seen(self) -> Tensor:
-        """Rows that see a key, (B, Hq, Nq)."""
+        """The mask of rows that see a key, (B, Hq, Nq)."""
         return self.mask.any(-1)
 
 
 def compare(run: Run, probe: Probe) -> tuple[Error, ...]:
-    """The errors of a run's out, lse, dq, dk and dv."""
+    """Return the errors of a run's out, lse, dq, dk and dv."""
     dense_run = _explicit(probe.mask) if probe.dense is None else probe.dense
     truth = _results(dense_run, probe, torch.float64)
     explicit = _results(dense_run, probe, probe.q.dtype)
@@ -83,7 +83,7 @@ def compare(run: Run, probe: Probe) -> tuple[Error, ...]:
 
 
 def _results(run: Run, probe: Probe, dtype: torch.dtype) -> list[Tensor]:
-    """out, lse, dq, dk and dv of a run in a dtype, as fp64."""
+    """Return out, lse, dq, dk and dv of a run in a dtype, as fp64."""
     leaves = [x.detach().to(dtype).requires_grad_() for x in (probe.q, probe.k, probe.v)]
     out, lse = run(*leaves)
     outputs, grads = [out], [probe.grad_out.to(out.dtype)]
@@ -92,15 +92,15 @@ def _results(run: Run, probe: Probe, dtype: torch.dtype) -> list[Tensor]:
         grads.append(probe.grad_lse.to(lse.dtype))
     if any(x.requires_grad for x in outputs):  # a recurrence may read neither of q, k and v
         torch.autograd.backward(outputs, grads)
-    found = [out, lse, *(x.grad if x.grad is not None else torch.zeros_like(x) for x in leaves)]
-    return [x.detach().double() for x in found]
+    results = [out, lse, *(x.grad if x.grad is not None else torch.zeros_like(x) for x in leaves)]
+    return [x.detach().double() for x in results]
 
 
 def _cancelled(probe: Probe) -> dict[str, float]:
-    """The largest numbers whose difference a gradient is, by its name.
+    """Return, by gradient name, the largest terms whose difference the gradient is.
 
-    dS = P ∘ (dO Vᵀ − δ): where a row sees one key these two are equal, and all that is left of them is how each was
-    rounded, which a dense run that adds them up in one order happens not to show.
+    dS = P ∘ (dO Vᵀ − δ): where a row sees one key the two are equal, so only their rounding is left, which a dense run
+    that sums in one fixed order may not show.
     """
     q, k, v, grad = (x.detach().double() for x in (probe.q, probe.k, probe.v, probe.grad_out))
     if not (q.numel() and k.numel()):
@@ -114,7 +114,7 @@ def _cancelled(probe: Probe) -> dict[str, float]:
 
 
 def _explicit(mask: Tensor) -> Run:
-    """Attention as anyone would write it in torch; a row that sees nothing gives 0 and -inf."""
+    """Return attention written plainly in torch; a row that sees nothing gives 0 and -inf."""
     seen = mask.any(-1, keepdim=True)
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,7 +129,7 @@ def _explicit(mask: Tensor) -> Run:
 
 
 def _fused_errors(probe: Probe) -> list[float]:
-    """The errors of torch's fused attention; it has no LSE, so its gradients are those of a loss on out alone."""
+    """Return the errors of torch's fused attention; it has no LSE, so its gradients are of a loss on out alone."""
     bare = Probe(
         probe.q,
         probe.k,
@@ -144,7 +144,7 @@ def _fused_errors(probe: Probe) -> list[float]:
 
 
 def _fused(mask: Tensor) -> Run:
-    """`scaled_dot_product_attention`, with q, k and v padded to one width as its fused kernel demands."""
+    """Return `scaled_dot_product_attention`, with q, k and v padded to one width as its fused kernel requires."""
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         group, width = q.shape[1] // max(k.shape[1], 1), max(q.shape[-1], v.shape[-1])
@@ -157,7 +157,7 @@ def _fused(mask: Tensor) -> Run:
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
-    """The largest difference; infinities must be equal. NaN where there is one."""
+    """Return the largest difference; infinities must be equal. NaN where an entry is NaN."""
     if a.shape != b.shape or not a.numel():
         return 0.0 if a.shape == b.shape else float("inf")
     return float(torch.where(a == b, 0, (a - b).abs()).max())

@@ -1,4 +1,4 @@
-"""Text in ASCII, for terminals and locales that show no more: each mark has a plain counterpart, none becomes `?`."""
+"""Text in ASCII, for terminals and locales that show nothing else: each mark has a plain counterpart, never `?`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import codecs
 import unicodedata
 
 HANDLER = "attnc.plain"
-"""The name under which `str.encode` and streams know it."""
+"""The name of the error handler for `str.encode` and streams."""
 
 SEPARATOR = " · "
-"""Between parts of a line; without spaces the dot is a product."""
+"""The separator between parts of a line; without spaces the dot is a product."""
 
 _MARKS = {
     **{

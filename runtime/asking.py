@@ -1,4 +1,4 @@
-"""Questions to a tensor, asked only where the answer is at hand: elsewhere the host would wait for the device."""
+"""Checks of a tensor's values that never make the host wait: on other devices they return the safe answer."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 def surely_all(truth: Tensor) -> bool:
-    """Whether all of it is known to hold."""
+    """Check that all entries are known to be true; False on a device, without waiting for it."""
     return truth.device.type == "cpu" and bool(truth.all())
 
 
 def perhaps_any(truth: Tensor) -> bool:
-    """Whether some of it may hold."""
+    """Check whether an entry may be true; True on a device, without waiting for it."""
     return truth.device.type != "cpu" or bool(truth.any())

@@ -1,4 +1,4 @@
-"""One attention on a block that has all keys which its rows see: what the reference computes, and the row executor."""
+"""One attention on a block that holds all keys visible to its rows, for the reference and the row executor."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ settle()
 
 
 def attend(values: BlockValues, node: ir.Attend) -> tuple[Tensor, Tensor | None]:
-    """(out, lse) of the rows of a block: (heads or 1, rows or 1[, width]) and (heads or 1, rows), None for no softmax.
+    """Return (out, lse) of a block's rows: (heads or 1, rows or 1[, width]) and (heads or 1, rows) or None.
 
-    A row that sees nothing has out 0 and lse -inf.
+    lse is None for weights that are not a softmax. A row that sees nothing has out 0 and lse -inf.
     """
     if node.stack is None:
         return _attended(values, node)
@@ -32,28 +32,28 @@ def _attended(values: BlockValues, node: ir.Attend) -> tuple[Tensor, Tensor | No
     if not isinstance(node.weights, ir.Softmax):
         weights = values.quantity(node.weights)
         return plain(values.weighted(weights, node.value)).squeeze(keys), None
-    seen = values.seen()
-    score = torch.where(seen, values.of(node.score), -torch.inf)
-    seen = seen.expand(score.shape)
-    most = score.detach().amax(-1, keepdim=True)
-    most = torch.where(most == -torch.inf, 0, most)
-    weights = torch.where(seen, torch.exp(torch.where(seen, score, 0) - most), 0)
-    whole = weights.sum(-1, keepdim=True)
+    visible = values.visible()
+    score = torch.where(visible, values.of(node.score), -torch.inf)
+    visible = visible.expand(score.shape)
+    row_max = score.detach().amax(-1, keepdim=True)
+    row_max = torch.where(row_max == -torch.inf, 0, row_max)
+    weights = torch.where(visible, torch.exp(torch.where(visible, score, 0) - row_max), 0)
+    total = weights.sum(-1, keepdim=True)
     if node.weights.extra is not None:
         logit = values.logit(node.weights.extra)[..., None]
-        higher = torch.maximum(most, torch.where(logit.isfinite(), logit, most)).detach()
-        shrink = torch.exp(most - higher)
-        weights, whole = weights * shrink, whole * shrink + torch.exp(logit - higher)
-        most = higher
+        new_max = torch.maximum(row_max, torch.where(logit.isfinite(), logit, row_max)).detach()
+        shrink = torch.exp(row_max - new_max)
+        weights, total = weights * shrink, total * shrink + torch.exp(logit - new_max)
+        row_max = new_max
     out = plain(values.weighted(weights, node.value)).squeeze(keys)
-    blind = ~seen.any(-1, keepdim=True) | (whole == 0)  # nothing is seen, or every score is -inf
-    divisor = torch.where(blind, 1, whole)[..., 0]
+    blind = ~visible.any(-1, keepdim=True) | (total == 0)  # no visible key, or every score is -inf
+    divisor = torch.where(blind, 1, total)[..., 0]
     out = out / (divisor[..., None] if rank(node.value) else divisor)
-    lse = torch.log(divisor) + most[..., 0]
+    lse = torch.log(divisor) + row_max[..., 0]
     return out, torch.where(blind[..., 0], -torch.inf, lse)
 
 
 def widened(out: Tensor, heads: int, rows: int, node: ir.Attend) -> Tensor:
-    """What `attend` gave, for every head and row."""
+    """Return the output of `attend`, expanded to every head and row."""
     width = out.shape[2:] if rank(node.value) or node.stack is not None else ()
     return out.expand(heads, rows, *width)

@@ -1,4 +1,4 @@
-"""`compile_attention` and the callable it makes."""
+"""`compile_attention` and the callable that it returns."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ if TYPE_CHECKING:
     from attnc.runtime.module import AttentionModule
 
 NOT_COMPILED = (
-    'backend="reference" in torch.compile: the dense reference makes its mask outside of torch; use the default '
+    'backend="reference" in torch.compile: the dense reference builds its mask outside of torch; use the default '
     "backend, or leave fullgraph=True out"
 )
 
 NOT_TRANSFORMED = (
-    "torch.func over scores, weights or branches of a pattern's own is not supported: use torch.autograd, or the "
-    'reference executor, backend="reference"'
+    "torch.func transforms of a pattern with its own scores, weights or branches are not supported: use "
+    'torch.autograd, or the reference executor, backend="reference"'
 )
 
 
@@ -73,18 +73,18 @@ def compile_attention(
     tune: str | float | PathLike[str] = "model",
     **params: object,
 ) -> Attention:
-    """The attention that a spec describes.
+    """Compile the attention that a spec describes.
 
     `spec`: text with a newline is source; a path, or a string that ends in `.attn` or reads `file.attn:name`, is a
-    file; anything else names a pattern of the library. `params` are its parameters, `preset` one of its named sets.
-    `backend`: "auto" (kernels on a GPU, the cpu executor on a CPU), "cpu", "triton" (kernels; on a CPU in Triton's
-    interpreter), or "reference" (dense, differentiable as often as torch can). `strict`: raise
-    UnsupportedError rather than run where no tile plan exists. Results are the same bits for the same input, whatever
-    `deterministic` says. `tune`: "model", the cost model decides; a time ("2s", or seconds): the first call of a shape
-    measures the first few schedules for so long, and the cache keeps the fastest ("0s": only what the cache knows); or
-    the path of a table that `attnc tune … -o table.json` wrote, from which alone choices then come.
+    file; anything else names a pattern of the library. `params` are its parameters, `preset` one of its named parameter
+    sets. `backend`: "auto" (kernels on a GPU, the cpu executor on a CPU), "cpu", "triton" (kernels; on a CPU in
+    Triton's interpreter), or "reference" (dense, differentiable as often as torch allows). `strict`: raise
+    UnsupportedError instead of running where no tile plan exists. Results are bitwise reproducible for the same input,
+    whatever `deterministic` says. `tune`: "model" lets the cost model decide. A time ("2s", or seconds) lets the first
+    call of a shape measure the first few schedules for that long, and the cache keeps the fastest ("0s": use the cache,
+    measure nothing). The path of a table that `attnc tune … -o table.json` wrote takes every choice from that table.
 
-    Gives a PatternWarning where a score reads no vectors (W008) or an even window is not centred (W009).
+    Warns with PatternWarning where a score reads no vectors (W008) or an even window is not centred (W009).
 
     Raises SpecError (the text or its parameters), PatternNotFoundError, ArgumentError, ArgumentTypeError.
     """
@@ -97,6 +97,7 @@ def compile_attention(
 
 
 def _check_options(options: Options) -> None:
+    """Check the options. Raises ArgumentError, ArgumentTypeError, UnsupportedError."""
     if options.backend not in ("auto", "cpu", "reference", "triton"):
         raise ArgumentError(f'backend is {options.backend!r}: it must be "auto", "cpu", "reference" or "triton"')
     if options.backend == "triton":
@@ -111,7 +112,7 @@ def _check_options(options: Options) -> None:
 class Attention(Shown, Bridged, Served, Stateful, Tunable):
     """A compiled pattern: immutable, stateless, safe to call from several threads, pickled as its spec.
 
-    `name`, `parameters` and `program` say what it is; calling it runs it.
+    `name`, `parameters` and `program` describe the pattern; calling the object runs it.
     """
 
     def __init__(
@@ -122,9 +123,9 @@ class Attention(Shown, Bridged, Served, Stateful, Tunable):
         form: Form = "whole",
         pattern: Pattern | None = None,
     ) -> None:
-        """`pattern`: the same lowered, of which this is another form. Raises OtherRowsError."""
+        """`pattern`: the lowered pattern, if another form of it has lowered it already. Raises OtherRowsError."""
         super().__init__(bound, options, modules, form, pattern)
-        # Made here, as a call that is traced must not make it.
+        # Created here, because a traced call must not create it.
         pattern = self._pattern
         self._rank_only = rank_only(pattern)
         tokens = pattern.chooses or all(node.keys is None for node in pattern.nodes)
@@ -132,7 +133,7 @@ class Attention(Shown, Bridged, Served, Stateful, Tunable):
 
     @property
     def _compiled(self) -> Attention:
-        """The pattern itself."""
+        """The compiled pattern: this object."""
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -200,7 +201,7 @@ class Attention(Shown, Bridged, Served, Stateful, Tunable):
         return_state: bool = False,
         **inputs: object,
     ) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, States]:
-        """Attention over q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv): out (B, Hq, Nq, dv) in their dtype.
+        """Compute attention over q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv): out (B, Hq, Nq, dv).
 
         `scale` is dk^-1/2 unless given. With `return_lse`, (out, lse): lse (B, Hq, Nq), natural log, fp32 (fp64 for
         fp64), differentiable. `inputs` are the pattern's. A row that sees nothing: out 0, lse -inf, gradients 0.
@@ -232,29 +233,28 @@ class Attention(Shown, Bridged, Served, Stateful, Tunable):
         inputs: dict[str, object],
     ) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, States]:
         if cu_seqlens is not None:
-            own, inputs = self._on_sequences(), {**inputs, "cu_seqlens": cu_seqlens}
+            attention, inputs = self._on_sequences(), {**inputs, "cu_seqlens": cu_seqlens}
         else:
-            own = self
+            attention = self
             if not (inputs or return_lse or self._skips_direct or is_dynamo_compiling()):
                 direct = self._planner.direct
                 out = None if direct is None else direct.attend(q, k, v, scale)
                 if out is not None:
                     return out
         if state is not None or return_state:
-            found = own._with_state(q, k, v, scale, state, inputs)
-            return found if return_state else found[0]
-        return own._call(q, k, v, scale, return_lse, inputs)
+            result = attention._with_state(q, k, v, scale, state, inputs)
+            return result if return_state else result[0]
+        return attention._call(q, k, v, scale, return_lse, inputs)
 
     def _on_sequences(self) -> Attention:
-        """The same pattern for calls with `cu_seqlens`."""
+        """Return the pattern's form for calls with `cu_seqlens`."""
         if self._packed is not None:
             return self._packed
         documents = self._pattern.documents
         if documents is not None:
-            raise ArgumentError(f"cu_seqlens: `{self.name}` has documents of its own; give `{documents.name}` instead")
+            raise ArgumentError(f"cu_seqlens: `{self.name}` defines its own documents; pass `{documents.name}` instead")
         raise UnsupportedError(
-            f"cu_seqlens: keys of `{self.name}` are no tokens, which is not supported yet; call it once for each "
-            f"sequence"
+            f"cu_seqlens with keys that are not tokens, as in `{self.name}`, is not supported yet; call it per sequence"
         )
 
     def _call(
@@ -283,20 +283,21 @@ class Attention(Shown, Bridged, Served, Stateful, Tunable):
             check_indices(self._pattern, inputs, k.shape[2])
         if not self._plain:
             if has_no_entries(q, k, v):
-                return self._of_no_entries(q, k, v, scale, return_lse, inputs)
+                return self._call_without_entries(q, k, v, scale, return_lse, inputs)
             return self._lse_of(self._call_general(q, k, v, factor, inputs, tensors), return_lse)
         if self._is_interpreted(q):
             return _result(attend.by_kernels(q, k, v, tensors, self._planner, factor), return_lse)
         pair = attend.attend(q, k, v, tensors, self._planner, factor, return_lse=return_lse)
         return _result(pair, return_lse)
 
-    def _of_no_entries(
+    def _call_without_entries(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool, inputs: Mapping[str, object]
     ) -> Tensor | tuple[Tensor, Tensor]:
-        given = inputs_with_one_entry(self._pattern, inputs)
+        """Return the empty result of a call without batch entries, shaped like a call with one entry."""
+        one_entry = inputs_with_one_entry(self._pattern, inputs)
         q, k, v = (with_one_entry(x) for x in (q, k, v))
-        found = self._called(q, k, v, scale, return_lse, given)
-        return (found[0][:0], found[1][:0]) if isinstance(found, tuple) else found[:0]
+        result = self._called(q, k, v, scale, return_lse, one_entry)
+        return (result[0][:0], result[1][:0]) if isinstance(result, tuple) else result[:0]
 
     def _with_state(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, state: object, inputs: Mapping[str, object]
@@ -311,18 +312,18 @@ class Attention(Shown, Bridged, Served, Stateful, Tunable):
         factor = None if scale is None else finite(scale)
         self._refuse_backend(q)
         tensors = self._tensors(inputs, q)
-        how = {"dense": self._is_reference, "by_kernels": self._is_interpreted(q)}
+        executor = {"dense": self._is_reference, "by_kernels": self._is_interpreted(q)}
         dtype = q.dtype
-        if how["by_kernels"]:
+        if executor["by_kernels"]:
             q, k, v = wide_in_interpreter(self.name, q, k, v)
         with without_autocast(q):
-            out, states = recurrent.attend(q, k, v, inputs, tensors, factor, state, **how)
+            out, states = recurrent.attend(q, k, v, inputs, tensors, factor, state, **executor)
         return out.to(dtype), states
 
     def _call_general(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object], tensors: list[Tensor]
     ) -> tuple[Tensor, Tensor | None]:
-        """A call with scores, weights, values or branches of its own."""
+        """Run a pattern with scores, weights, values or branches of its own."""
         if torch._C._are_functorch_transforms_active():
             raise UnsupportedError(NOT_TRANSFORMED)
         q, k, v = cast_for_autocast(self.name, q, k, v)
@@ -378,11 +379,11 @@ class Attention(Shown, Bridged, Served, Stateful, Tunable):
         cu_seqlens: object = None,
         **inputs: object,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """The same call, dense, straight from the relation, in `dtype` (None: the tensors' own)."""
+        """Compute the same attention densely, straight from the relation, in `dtype` (None: the tensors' dtype)."""
         with profiled(self.name):
             if cu_seqlens is not None:
-                given: Any = {**inputs, "cu_seqlens": cu_seqlens}
-                return self._on_sequences()._referenced(q, k, v, scale, return_lse, dtype, given)
+                packed: Any = {**inputs, "cu_seqlens": cu_seqlens}
+                return self._on_sequences()._referenced(q, k, v, scale, return_lse, dtype, packed)
             return self._referenced(q, k, v, scale, return_lse, dtype, inputs)
 
     def _referenced(
@@ -406,25 +407,28 @@ class Attention(Shown, Bridged, Served, Stateful, Tunable):
     def module(
         self, *, heads: int | None = None, dk: int | None = None, dv: int | None = None, **init: object
     ) -> AttentionModule:
-        """A module that owns the learned tensors as Parameters, zeros unless `init` gives them by name.
+        """Return a module that owns the learned tensors as Parameters, zeros unless `init` gives them by name.
 
-        A pattern that learns nothing needs no sizes: `print` of a model then shows the pattern by its module.
-        A size that the pattern names itself is given as a number: `module(heads=8, dk=64, dv=64, length=512)`.
+        A pattern without learned tensors needs no sizes: `print` of a model then shows the pattern by its module. Pass
+        a size that the pattern names itself as a keyword: `module(heads=8, dk=64, dv=64, length=512)`.
 
         Raises ArgumentError, ArgumentTypeError.
         """
         from attnc.runtime.module import AttentionModule, initial
 
         sizes = {"heads": heads, "dk": dk, "dv": dv}
-        given = {name: size for name, size in sizes.items() if size is not None}
-        check_counts(1, **given)
-        dims = {"head" if name == "heads" else name: size for name, size in given.items()}
+        named_sizes = {name: size for name, size in sizes.items() if size is not None}
+        check_counts(1, **named_sizes)
+        dims = {"head" if name == "heads" else name: size for name, size in named_sizes.items()}
         return AttentionModule(self, initial(self._pattern, dims, init))
 
     # --- inside ---
 
     def _tensors(self, inputs: Mapping[str, object], q: Tensor) -> list[Tensor]:
-        """The inputs in the order of the pattern. Raises ArgumentTypeError, ArgumentError, UnsupportedError."""
+        """Return the inputs in the order of the pattern.
+
+        Raises ArgumentTypeError, ArgumentError, UnsupportedError.
+        """
         tensors = input_tensors(self._pattern, inputs)
         check_devices(self._pattern, inputs, tensors, q)
         if self._rank_only and torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -458,7 +462,7 @@ class Attention(Shown, Bridged, Served, Stateful, Tunable):
 def _restored(
     source: SourceFile, name: str, values: dict[str, object], options: Options, modules: dict[str, SourceFile]
 ) -> Attention:
-    """An `Attention` from its pickled spec."""
+    """Return an `Attention` from its pickled spec."""
     return Attention(identity.bound_program(source, name, values, modules), options, modules)
 
 

@@ -1,4 +1,4 @@
-"""The relations of a pattern's attentions, one by one, and the pairs that one of them shows; without torch."""
+"""The relations of a pattern's attentions, one by one, and the union of their visible pairs. Never imports torch."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from attnc.spec.errors import EvaluationError
 Int64 = NDArray[np.int64]
 
 MOST_MEMBERS = 128
-"""Branches of a family: each is planned and computed by itself, which takes 10 ms of a first call."""
+"""Maximum number of branches of a family: each is planned and computed separately, 10 ms of a first call."""
 
 
 def is_single(pattern: ir.Pattern) -> bool:
-    """Whether a pattern is one attention over tokens, with nothing to join and nothing chosen."""
+    """Check whether a pattern is one attention over tokens, with nothing to combine and nothing selected."""
     if len(pattern.nodes) != 1 or pattern.combine is not None or pattern.chooses:
         return False
     (node,) = pattern.nodes
@@ -45,30 +45,30 @@ class BranchRelations:
 
     @property
     def has_tokens(self) -> bool:
-        """Whether the keys of an attention are tokens, or units of them."""
+        """Whether the keys of some attention are tokens, or units of tokens."""
         return any(node.keys is None or node.key_of is not None for node in self._pattern.nodes)
 
     @cached_property
     def open(self) -> BranchRelations:
-        """Branch relations in which every key that a selection may choose is visible."""
+        """The branch relations in which every key that a selection may select is visible."""
         return BranchRelations(open_choices(self._pattern))
 
     def relations(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> list[tuple[ir.Attend, Relations]]:
-        """The relations of every attention; `inputs` have what selections chose."""
-        found = []
+        """Return the relations of every attention; `inputs` include the results of selections."""
+        relations = []
         for node in self._pattern.nodes:
             members = [None] if node.family is None else self._members(node, sizes, inputs)
             for i in members:
                 pattern = self._pattern_of(node, i)
-                own = self._own_inputs(pattern, inputs)
-                found.append((pattern.attend, relations_of(pattern, self._shape_of(pattern, sizes, own))))
-        return found
+                branch_inputs = self._own_inputs(pattern, inputs)
+                relations.append((pattern.attend, relations_of(pattern, self._shape_of(pattern, sizes, branch_inputs))))
+        return relations
 
     def visible(self, sizes: TensorSizes, inputs: Mapping[str, object], batch: int, head: int) -> NDArray[np.bool_]:
-        """The pairs of tokens that one of the attentions sees, a unit standing for its tokens."""
+        """Return the pairs of tokens visible to at least one attention; a unit stands for its tokens."""
         if not self.has_tokens:
             name = self._pattern.name
-            raise UnsupportedError(f"`{name}` has keys that are no tokens: there is no mask of tokens to show")
+            raise UnsupportedError(f"`{name}` has keys that are not tokens: it has no mask of tokens")
         result = np.zeros((sizes.n_q, sizes.n_k), dtype=np.bool_)
         for node, relations in self.relations(sizes, inputs):
             if node.keys is not None and node.key_of is None:
@@ -79,18 +79,18 @@ class BranchRelations:
         return result
 
     def _shape_of(self, pattern: ir.Pattern, sizes: TensorSizes, inputs: Mapping[str, object]) -> CallShape:
-        """The shape of a call of one attention."""
+        """Return the shape of a call of one attention."""
         return shape_of_call(pattern, sizes, inputs)
 
     def _pattern_of(self, node: ir.Attend, member: int | None) -> ir.Pattern:
-        """One attention as a pattern of its own."""
+        """Return one attention as a pattern of its own."""
         key = node.name, member
         if key not in self._own_patterns:
             self._own_patterns[key] = alone(self._pattern, node, member)
         return self._own_patterns[key]
 
     def _own_inputs(self, pattern: ir.Pattern, inputs: Mapping[str, object]) -> Mapping[str, object]:
-        """The inputs without what selections chose that this pattern does not ask."""
+        """Return the inputs without the results of selections that this pattern does not read."""
         others = {item.name for item in self._pattern.selections} - {tensor.name for tensor in pattern.tensors}
         return {name: x for name, x in inputs.items() if name not in others}
 
@@ -107,11 +107,11 @@ class BranchRelations:
 
 
 def places(node: ir.Attend, relations: Relations, tokens: int) -> Int64:
-    """The key that each token is in."""
+    """Return the key that holds each token."""
     assert node.key_of is not None
     window = Window(0, 0, relations.shape.n_q, tokens, 0)
-    own = specialise(node.key_of, relations.sizes, relations.slices, window, batch=0, head=0, group=1)
-    places: Int64 = exact_evaluation.integers(own, (0, 1), (0, tokens))[0]
+    specialised = specialise(node.key_of, relations.sizes, relations.slices, window, batch=0, head=0, group=1)
+    places: Int64 = exact_evaluation.integers(specialised, (0, 1), (0, tokens))[0]
     return places
 
 

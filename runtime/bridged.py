@@ -1,4 +1,4 @@
-"""A compiled pattern in the words of FlexAttention."""
+"""FlexAttention functions of a compiled pattern: `mask_mod`, `block_mask` and `score_mod`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 NOT_TRACED = (
-    "block_mask, mask_mod and score_mod are made outside of torch: make them before the compiled function and hand "
+    "block_mask, mask_mod and score_mod are built outside of torch: build them before the compiled function and pass "
     "them to it, or leave fullgraph=True out"
 )
 
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class Bridged(CompiledAttention):
-    """What other attention functions are given instead of a pattern."""
+    """Methods that express a pattern for other attention functions."""
 
     def mask_mod(
         self,
@@ -50,15 +50,15 @@ class Bridged(CompiledAttention):
         relation_only: bool = False,
         **inputs: object,
     ) -> MaskMod:
-        """FlexAttention's mask_mod of a call: a function of (batch entry, query head, row, key) to bool.
+        """Return FlexAttention's mask_mod of a call: a function of (batch entry, query head, row, key) to bool.
 
-        It knows the lengths, the heads and the inputs that it was made with, those as they were then; tables that it
-        reads are on `device`, that of the inputs unless given. `heads` must be given to a relation that differs between
-        heads or reads their number. `relation_only`: also of a pattern with a score or weights of its own, which are
-        then left to the caller. `cu_seqlens=` cuts several sequences in one as in a call.
+        The function keeps the lengths, the heads and the inputs as they are now; the tables that it reads are on
+        `device`, by default the device of the inputs. `heads` is required for a relation that differs between heads or
+        reads their number. `relation_only`: accept a pattern with its own score or weights, which the caller then
+        computes. `cu_seqlens=` packs several sequences, as in a call.
 
-        Raises UnsupportedError (content-chosen, recurrent, several branches, keys that are no tokens, scores of its
-        own), ArgumentError, ArgumentTypeError.
+        Raises UnsupportedError (selected by content, recurrent, several branches, keys that are not tokens, its own
+        scores), ArgumentError, ArgumentTypeError.
         """
         from attnc.runtime.bridges.flex import make_mask_mod
 
@@ -82,11 +82,12 @@ class Bridged(CompiledAttention):
         relation_only: bool = False,
         **inputs: object,
     ) -> BlockMask:
-        """FlexAttention's BlockMask of a call, with `mask_mod` for its partial blocks.
+        """Return FlexAttention's BlockMask of a call, with `mask_mod` for its partial blocks.
 
-        It is what `create_block_mask` makes of `mask_mod`, found from the live tiles and not from all pairs; of batch
-        entries and heads it has those that differ, 1 where all are alike. `block_size`: (queries, keys), or one number.
-        The rest, and what is raised: as `mask_mod`; and EvaluationError where the relation faults.
+        The result equals `create_block_mask` of `mask_mod`, but is found from the live tiles instead of all pairs; its
+        batch and head dimensions are 1 where all entries or heads are equal. `block_size`: (queries, keys), or one
+        number. Other arguments and errors are those of `mask_mod`; also raises EvaluationError where the relation
+        faults.
         """
         from attnc.runtime.bridges.flex import make_block_mask, read_block_size
 
@@ -109,15 +110,15 @@ class Bridged(CompiledAttention):
         device: torch.device | str | None = None,
         **inputs: object,
     ) -> ScoreMod:
-        """FlexAttention's score_mod of a call: a function of (score, batch entry, query head, row, key) to the score.
+        """Return FlexAttention's score_mod: a function of (score, batch entry, query head, row, key) to the score.
 
-        It computes the pattern's `score` from FlexAttention's, which is `scale * dot(q, k)`, in fp32; who is seen says
-        `block_mask(…, relation_only=True)`. `scale`: the one that `flex_attention` will be given, for a pattern that
-        reads `dot(q, k)` or `scale` by itself. Inputs are read as they are when it runs; real ones have gradients where
-        FlexAttention gives them. The rest as `mask_mod`.
+        The function computes the pattern's `score` in fp32 from FlexAttention's score, which is `scale * dot(q, k)`;
+        `block_mask(…, relation_only=True)` gives the visible pairs. `scale`: the scale passed to `flex_attention`, for
+        a pattern that reads `dot(q, k)` or `scale` separately. Inputs are read when the function runs; real inputs have
+        gradients where FlexAttention gives them. Other arguments are those of `mask_mod`.
 
-        Raises UnsupportedError (besides: weights or a value of its own, documents, scores of vectors or sums over
-        keys), ArgumentError, ArgumentTypeError.
+        Also raises UnsupportedError for its own weights or value, documents, and scores of vectors or sums over keys;
+        ArgumentError, ArgumentTypeError.
         """
         from attnc.runtime.bridges.flex import make_score_mod
 
@@ -130,7 +131,7 @@ class Bridged(CompiledAttention):
                     f"call it instead"
                 )
             by_name = zip(pattern.tensors, input_tensors(pattern, inputs), strict=True)
-            real = {tensor.name: given for tensor, given in by_name if tensor.is_floating}
+            real = {tensor.name: value for tensor, value in by_name if tensor.is_floating}
             return make_score_mod(
                 pattern, shape, None if scale is None else finite(scale), real, device_of(device, inputs)
             )
@@ -148,73 +149,73 @@ class Bridged(CompiledAttention):
         inputs: Mapping[str, object],
         relation_only: bool,
     ) -> tuple[ir.Pattern, CallShape]:
-        """The pattern with the documents of a call as part of its relation, and the call: what bridges start from.
+        """Return the pattern with the documents of a call in its relation, and the shape of the call.
 
-        `what` asks for it; `counts`: heads, kv heads and batch, as far as they are given. Raises as `mask_mod`.
+        `what`: the method, for messages; `counts`: heads, kv heads and batch, or None. Raises the errors of `mask_mod`.
         """
         heads, kv_heads, batch = counts
-        own = self if inputs.get("cu_seqlens") is None else self._on_sequences()
-        own._refuse_pairs(what, relation_only)
-        own._check_heads(what, heads, inputs)
-        sizes = own._sizes(n_q, n_k, heads, kv_heads, inputs, batch=batch)
-        shape = call_shape(own._pattern, sizes, inputs)
-        relations_of(own._pattern, shape)  # what a call would refuse
+        packed = self if inputs.get("cu_seqlens") is None else self._on_sequences()
+        packed._refuse_pairs(what, relation_only)
+        packed._check_heads(what, heads, inputs)
+        sizes = packed._sizes(n_q, n_k, heads, kv_heads, inputs, batch=batch)
+        shape = call_shape(packed._pattern, sizes, inputs)
+        relations_of(packed._pattern, shape)  # raises what a call would raise
         try:
-            return join_documents(own._pattern, shape)
+            return join_documents(packed._pattern, shape)
         except RoundedDocumentsError:
             raise UnsupportedError(
-                f"{what}: `{self.name}` rounds to blocks of each document; ask for the documents one by one"
+                f"{what}: `{self.name}` rounds to blocks within each document; call this method once per document"
             ) from None
 
     @abstractmethod
     def _on_sequences(self) -> Self:
-        """The same pattern for calls with `cu_seqlens`."""
+        """Return the pattern's form for calls with `cu_seqlens`."""
 
     def _refuse_pairs(self, what: str, relation_only: bool) -> None:
-        """Raise UnsupportedError where a mask of pairs does not say, or not alone, what is computed."""
+        """Raise UnsupportedError where a mask of pairs does not fully describe the computation."""
         pattern = self._pattern
         self._refuse_states(what)
         if pattern.chooses:
             raise UnsupportedError(
-                f"{what}: what `{self.name}` sees depends on the content of each call, a mask of pairs does not; call "
-                f"it, or ask `mask(…, q=q, k=k)` of one call"
+                f"{what}: visible pairs of `{self.name}` depend on the content of each call, a mask of pairs does not; "
+                f"call it, or use `mask(…, q=q, k=k)` for one call"
             )
         if len(pattern.nodes) > 1 or pattern.combine is not None:
             raise UnsupportedError(
-                f"{what}: `{self.name}` joins several attentions, which no one mask describes; call it, or write each "
-                f"branch as a pattern of its own"
+                f"{what}: `{self.name}` joins several attentions, which one mask cannot describe; call it, or write "
+                f"each branch as a separate pattern"
             )
         node = pattern.attend
         if node.keys is not None or node.family is not None or node.stack is not None:
-            raise UnsupportedError(f"{what}: the keys of `{self.name}` are no tokens of k; call it instead")
+            raise UnsupportedError(f"{what}: the keys of `{self.name}` are not tokens of k; call it instead")
         if not (is_plain(node) or relation_only):
             raise UnsupportedError(
                 f"{what}: `{self.name}` has a score, weights or a value of its own, which a mask would drop; call it, "
-                f"or say relation_only=True and compute these yourself (attend.score_mod, if it is a score alone)"
+                f"or pass relation_only=True and compute these yourself (attend.score_mod, if it is only a score)"
             )
 
     def _check_heads(self, what: str, heads: int | None, inputs: Mapping[str, object]) -> None:
-        """Raise ArgumentError where the number of heads matters and nothing tells it."""
+        """Raise ArgumentError where the number of heads matters and no argument gives it."""
         nodes = walk(self._pattern.attend.visible)
         by_head = any(isinstance(n, ir.HeadIndex) and n.name in ("head", "kv_head") for n in nodes)
         counted = any(isinstance(n, ir.Extent) and n.name in ("heads", "kv_heads", "group") for n in nodes)
         if heads is None and (by_head or counted) and "head" not in self._known_counts(inputs):
-            raise ArgumentError(f"{what}: heads of `{self.name}` differ; say how many query heads there are, heads=…")
+            raise ArgumentError(f"{what}: heads of `{self.name}` differ; pass the number of query heads, heads=…")
 
 
-def _between_graphs(made: Callable[[], T]) -> T:
-    """The result of a function that torch.compile runs between graphs: masks are made from plans, outside of torch."""
+def _between_graphs(build: Callable[[], T]) -> T:
+    """Return the result of a function that torch.compile runs between graphs: masks are built outside of torch."""
     if not is_dynamo_compiling():
-        return made()
+        return build()
     torch._dynamo.graph_break(msg=NOT_TRACED)
     disable: Any = torch.compiler.disable
-    result: T = disable(made, reason=NOT_TRACED)()
+    result: T = disable(build, reason=NOT_TRACED)()
     return result
 
 
 def device_of(device: torch.device | str | None, inputs: Mapping[str, object]) -> torch.device | str:
-    """The device asked for, or that of the inputs, or the one that `create_block_mask` takes."""
+    """Return the requested device, or the device of the inputs, or the default device of `create_block_mask`."""
     if device is not None:
         return device
-    given = next((x.device for x in inputs.values() if isinstance(x, Tensor)), None)
-    return given or torch.accelerator.current_accelerator() or "cpu"
+    input_device = next((x.device for x in inputs.values() if isinstance(x, Tensor)), None)
+    return input_device or torch.accelerator.current_accelerator() or "cpu"

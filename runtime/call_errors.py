@@ -1,4 +1,4 @@
-"""The errors of a call, each also the builtin error that a caller would expect."""
+"""Errors of a call; each is also the builtin error that a caller would expect."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from attnc.spec.errors import AttncError
 
 
 class UnsupportedError(AttncError, NotImplementedError):
-    """Something that attnc does not do (yet), asked of it by a call. The message names what does it."""
+    """A call asks for something that attnc does not support (yet). The message names an alternative."""
 
 
 class ArgumentError(AttncError, ValueError):
@@ -21,15 +21,15 @@ class ArgumentTypeError(AttncError, TypeError):
 
 
 class PatternNotFoundError(AttncError, LookupError):
-    """No library pattern, or no file, of that name."""
+    """No library pattern, or no file, has this name."""
 
 
 class MeasurementError(AttncError, RuntimeError):
-    """The machine was too busy to be measured: nothing was kept. The message says what differed."""
+    """The machine was too busy to be measured: nothing was saved. The message says what differed."""
 
 
 class TorchMissingError(AttncError, ImportError):
-    """Something that needs torch, where torch is not installed. The message says what helps."""
+    """A feature needs torch, which is not installed. The message names the remedy."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"{what} needs torch, which is not installed: `pip install torch`")
@@ -37,7 +37,7 @@ class TorchMissingError(AttncError, ImportError):
 
 @contextmanager
 def needing_torch(what: str) -> Iterator[None]:
-    """Raise TorchMissingError, which names `what`, where something inside imports torch and it is not installed."""
+    """Raise TorchMissingError, which names `what`, where the code inside imports torch and torch is not installed."""
     try:
         yield
     except ModuleNotFoundError as error:

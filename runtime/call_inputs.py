@@ -1,4 +1,4 @@
-"""One call of several attentions: what they are given besides q, k and v."""
+"""The inputs of one call of several attentions, besides q, k and v."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from attnc.runtime.tensor_checks import TensorSizes
 
 @dataclass(frozen=True)
 class CallInputs:
-    """One call: sizes, inputs by name (real ones among them), and the scale.
+    """One call: sizes, inputs by name (real inputs among them), and the scale.
 
-    `states`: what branches with a state give, by name, where it is known already.
+    `states`: the outputs of branches with a state, by name, where they are computed already.
     """
 
     sizes: TensorSizes
@@ -26,7 +26,7 @@ class CallInputs:
 
     @property
     def shape(self) -> Hashable:
-        """What plans depend on that know nothing of what inputs hold."""
-        known = {name: x if isinstance(x, Tensor) else np.asarray(x) for name, x in self.inputs.items()}
-        shapes = ((name, tuple(x.shape)) for name, x in known.items())
+        """The key of plans that do not depend on input data."""
+        arrays = {name: x if isinstance(x, Tensor) else np.asarray(x) for name, x in self.inputs.items()}
+        shapes = ((name, tuple(x.shape)) for name, x in arrays.items())
         return self.sizes, tuple(sorted(shapes))

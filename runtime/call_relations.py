@@ -1,4 +1,4 @@
-"""The relations of a call, and its documents, from its shape; nothing here imports torch."""
+"""The relations and documents of a call, from its shape. Never imports torch."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ T = TypeVar("T")
 
 
 def relations_of(pattern: Pattern, shape: CallShape) -> Relations:
-    """The relations of a call.
+    """Return the relations of a call.
 
-    Raises SpecError for a requirement that it breaks, ArgumentError for documents whose tokens are scattered.
+    Raises SpecError for a requirement that the call violates, ArgumentError for documents whose tokens are scattered.
     """
     relations = Relations(pattern, shape)
     check_requirements(pattern, shape)
@@ -35,9 +35,9 @@ def relations_of(pattern: Pattern, shape: CallShape) -> Relations:
 
 
 def documents_of_call(pattern: Pattern, ids: NDArray[Any], n_q: int, n_k: int) -> list[Windows]:
-    """The documents of a call, of each batch entry or of all of them alike, from what `pattern.documents` is given.
+    """Return the documents of each batch entry, or of all entries alike, from the input `pattern.documents`.
 
-    Raises ArgumentError for documents whose tokens are scattered, and for boundaries that are none.
+    Raises ArgumentError for documents whose tokens are scattered, and for invalid boundaries.
     """
     assert pattern.documents is not None
     if BOUNDARIES in pattern.documents.dims:
@@ -58,6 +58,6 @@ def _checked(pattern: Pattern, look: Callable[[], T]) -> T:
 def _not_contiguous(pattern: Pattern, error: DocumentsNotContiguousError) -> ArgumentError:
     name = pattern.documents.name if pattern.documents else "documents"
     return ArgumentError(
-        f"the input `{name}` is not in contiguous runs: id {error.identity} comes back at position {error.position}; "
-        f"give each document's tokens one after another, or compare ids in `visible`"
+        f"the input `{name}` is not in contiguous runs: id {error.identity} reappears at position {error.position}; "
+        f"put each document's tokens one after another, or compare ids in `visible`"
     )

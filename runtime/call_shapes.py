@@ -1,6 +1,6 @@
-"""The sizes and inputs of a call, checked, become a `CallShape`, or a typed error that names what is wrong.
+"""Checks of a call's sizes and inputs, which become a `CallShape` or a typed error that names the mistake.
 
-Nothing here imports torch: tensors are recognised where torch is loaded, and inputs may be NumPy arrays.
+This module never imports torch: tensors are recognised where torch is loaded already, and inputs may be NumPy arrays.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _REAL = ("float32", "bfloat16", "float16", "float64")
 _FLOATING = {"real": _REAL, "complex": ("complex64", "complex128", *_REAL)}
-"""The dtypes of tensors of inputs that no plan reads, by kind."""
+"""The dtypes accepted for inputs that no plan reads, by kind."""
 
 REFUSED: Mapping[str, str] = {
     "attn_mask": "the pattern is the mask; write it as `visible`",
@@ -43,11 +43,11 @@ REFUSED: Mapping[str, str] = {
     "dropout": "dropout on attention weights is not supported; apply dropout to the output",
     "enable_gqa": "grouped heads are recognised by the shapes; leave it out",
 }
-"""Options of other attention functions that are refused, each with what to do instead."""
+"""Options of other attention functions that are refused, each with advice on what to use instead."""
 
 
 OPTIONS = ("scale", "return_lse", "cu_seqlens", "state", "return_state")
-"""Names of the options of a call, for one that is misspelt."""
+"""Names of the options of a call, for suggestions about misspelt names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +65,18 @@ class TensorSizes:
 
 
 def is_tensor(value: object) -> TypeIs[Tensor]:
-    """Whether a value is a torch tensor; none is where torch is not loaded."""
+    """Check whether a value is a torch tensor; without torch loaded, no value is."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The name of a dtype, `float32`."""
+    """Return the name of a dtype, such as `float32`."""
     return str(dtype).removeprefix("torch.")
 
 
 def check_counts(least: int, **counts: object) -> None:
-    """Raise ArgumentTypeError, ArgumentError for what is no whole number, or too small."""
+    """Check that counts are integers of at least `least`. Raises ArgumentTypeError, ArgumentError."""
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int):
             raise ArgumentTypeError(f"{name} is {value!r}: it must be a whole number")
@@ -84,29 +84,29 @@ def check_counts(least: int, **counts: object) -> None:
             raise ArgumentError(f"{name} is {value}: it must be at least {least}")
 
 
-def refuse_options(pattern: ir.Pattern, given: Mapping[str, object]) -> None:
-    """Raise UnsupportedError for an option that attention functions elsewhere have and this one has not."""
-    own = {tensor.name for tensor in pattern.tensors}
-    for name, value in given.items():
-        if name in REFUSED and name not in own and not _is_off(value):
+def refuse_options(pattern: ir.Pattern, options: Mapping[str, object]) -> None:
+    """Raise UnsupportedError for options that other attention functions have and this library does not support."""
+    names = {tensor.name for tensor in pattern.tensors}
+    for name, value in options.items():
+        if name in REFUSED and name not in names and not _is_off(value):
             raise UnsupportedError(f"{name}: {REFUSED[name]}")
 
 
 def _is_off(value: object) -> bool:
-    """Whether an option says no: None, False or 0."""
+    """Check whether an option is switched off: None, False or 0."""
     return value is None or (isinstance(value, bool | int | float) and not value)
 
 
 def shape_of_call(
-    pattern: ir.Pattern, sizes: TensorSizes, given: Mapping[str, object], rates: Rates = AMX
+    pattern: ir.Pattern, sizes: TensorSizes, arguments: Mapping[str, object], rates: Rates = AMX
 ) -> CallShape:
-    """Everything a plan depends on; inputs that the relation does not read may be missing.
+    """Return everything that a plan depends on; inputs that the relation does not read may be missing.
 
-    `rates`: those that plans for the CPU are costed with; of the relation they are not.
+    `rates`: the rates for the costs of CPU plans; they do not change the relation.
 
     Raises ArgumentError, ArgumentTypeError, UnsupportedError.
     """
-    inputs = _inputs(pattern, given)
+    inputs = _inputs(pattern, arguments)
     named = {
         "heads": sizes.heads,
         "kv_heads": sizes.kv_heads,
@@ -148,20 +148,20 @@ def _places(pattern: ir.Pattern, sizes: TensorSizes, named: Mapping[str, int]) -
 
 
 def number(node: ir.Index, sizes: TensorSizes, named: Mapping[str, int]) -> int:
-    """The value of an expression of sizes."""
+    """Return the value of an expression of sizes."""
     window = Window(0, 0, sizes.n_q, sizes.n_k, 0)
-    found = specialise(node, SizesByName(named), Slices({}), window, batch=0, head=0, group=1)
-    return found.value if isinstance(found, ir.Const) else int(exact_evaluation.integers(found, (0, 1), (0, 1))[0, 0])
+    value = specialise(node, SizesByName(named), Slices({}), window, batch=0, head=0, group=1)
+    return value.value if isinstance(value, ir.Const) else int(exact_evaluation.integers(value, (0, 1), (0, 1))[0, 0])
 
 
-def _completed(pattern: ir.Pattern, given: Mapping[str, object]) -> Mapping[str, object]:
-    """The inputs with what is made of them, as arrays where it is not given."""
-    made = {}
+def _completed(pattern: ir.Pattern, arguments: Mapping[str, object]) -> Mapping[str, object]:
+    """Return the inputs with sorted inputs computed where they are not passed, as arrays."""
+    computed = {}
     for tensor in pattern.tensors:
-        value = None if tensor.made is None else given.get(tensor.made.of)
-        if tensor.made is not None and value is not None and tensor.name not in given:
-            made[tensor.name] = sorted_array(np.asarray(value), tensor.made)
-    return {**given, **made} if made else given
+        value = None if tensor.made is None else arguments.get(tensor.made.of)
+        if tensor.made is not None and value is not None and tensor.name not in arguments:
+            computed[tensor.name] = sorted_array(np.asarray(value), tensor.made)
+    return {**arguments, **computed} if computed else arguments
 
 
 def sorted_array(x: NDArray[Any], made: ir.Made) -> NDArray[np.int64]:
@@ -177,11 +177,11 @@ def sorted_array(x: NDArray[Any], made: ir.Made) -> NDArray[np.int64]:
     return np.argsort(order, axis=-1, kind="stable")
 
 
-def check_names(pattern: ir.Pattern, given: Mapping[str, object]) -> None:
-    """Raise ArgumentTypeError for a name that is no input of the pattern."""
+def check_names(pattern: ir.Pattern, arguments: Mapping[str, object]) -> None:
+    """Raise ArgumentTypeError for a keyword that is not an input of the pattern."""
     names = [tensor.name for tensor in pattern.tensors if tensor.made is None]
     made = {tensor.name for tensor in pattern.tensors} - set(names)
-    for name, value in given.items():
+    for name, value in arguments.items():
         if name not in made and name not in names and not (name in REFUSED and _is_off(value)):
             has = f"its inputs are {', '.join(f'`{n}`' for n in names)}" if names else "it has no inputs"
             raise ArgumentTypeError(
@@ -189,16 +189,16 @@ def check_names(pattern: ir.Pattern, given: Mapping[str, object]) -> None:
             )
 
 
-def _inputs(pattern: ir.Pattern, given: Mapping[str, object]) -> dict[str, NDArray[Any]]:
-    check_names(pattern, given)
-    given = _completed(pattern, given)
+def _inputs(pattern: ir.Pattern, arguments: Mapping[str, object]) -> dict[str, NDArray[Any]]:
+    check_names(pattern, arguments)
+    arguments = _completed(pattern, arguments)
     needed = names_read(pattern)
-    wanted = [t for t in pattern.tensors if given.get(t.name) is not None or needed & {t.name, *map(str, t.dims)}]
-    return {tensor.name: input_array(pattern, tensor, given.get(tensor.name)) for tensor in wanted}
+    wanted = [t for t in pattern.tensors if arguments.get(t.name) is not None or needed & {t.name, *map(str, t.dims)}]
+    return {tensor.name: input_array(pattern, tensor, arguments.get(tensor.name)) for tensor in wanted}
 
 
 def names_read(pattern: ir.Pattern) -> set[str]:
-    """The inputs and the new sizes that the relation and the requirements read."""
+    """Return the names of inputs and sizes that the relation and the requirements read."""
     roots = [*(condition for condition, _ in pattern.requirements)]
     for item in pattern.nodes:
         roots += [item.visible] if item.keys is None else [item.visible, item.keys]
@@ -206,13 +206,13 @@ def names_read(pattern: ir.Pattern) -> set[str]:
     if pattern.recur is not None:
         roots += _read_by(pattern.recur)
     nodes = [node for root in roots for node in walk(root)]
-    found = {node.tensor.name for node in nodes if isinstance(node, ir.Lookup)}
-    found |= {node.name for node in nodes if isinstance(node, ir.Extent)} - _FIXED
-    return found if pattern.documents is None else found | {pattern.documents.name}
+    names = {node.tensor.name for node in nodes if isinstance(node, ir.Lookup)}
+    names |= {node.name for node in nodes if isinstance(node, ir.Extent)} - _FIXED
+    return names if pattern.documents is None else names | {pattern.documents.name}
 
 
 def ids_of_documents(pattern: ir.Pattern) -> str | None:
-    """The input that says which document each token is in, where the pattern asks nothing else of it."""
+    """Return the input that holds the document of each token, where the pattern uses it for nothing else."""
     documents = pattern.documents
     return documents.name if documents is not None and is_ids_alone(pattern) else None
 
@@ -226,15 +226,15 @@ def _read_by(recur: ir.Recur) -> list[ir.Index]:
 
 
 _FIXED = {"queries", "keys", "heads", "kv_heads", "group", "dk", "dv", TOKENS}
-"""Sizes that every call has."""
+"""The sizes that every call has."""
 
 
 def input_array(pattern: ir.Pattern, tensor: ir.Tensor, value: object) -> NDArray[Any]:
-    """The data of an input, of a real one of a tensor the shape alone. Raises ArgumentTypeError, ArgumentError."""
+    """Return the data of an input; for a real tensor its shape alone. Raises ArgumentTypeError, ArgumentError."""
     if value is None:
         raise missing(pattern, tensor)
     if is_tensor(value) and tensor.is_floating and dtype_name(value.dtype) in _FLOATING[tensor.kind]:
-        return np.broadcast_to(np.zeros((), dtype=np.float64), tuple(value.shape))  # no plan asks what it holds
+        return np.broadcast_to(np.zeros((), dtype=np.float64), tuple(value.shape))  # no plan reads its data
     if is_tensor(value) and value.is_cuda:
         note(pattern.name, HOST_WAIT, f"the input `{tensor.name}` is read by the host")
     try:
@@ -247,28 +247,28 @@ def input_array(pattern: ir.Pattern, tensor: ir.Tensor, value: object) -> NDArra
     if array.dtype.kind not in wanted:
         raise ArgumentTypeError(f"the input `{tensor.name}` has dtype {array.dtype}: it must be {tensor.kind}")
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
-        raise ArgumentError(f"the input `{tensor.name}` has a value past 64 bits")
+        raise ArgumentError(f"the input `{tensor.name}` has a value above the int64 maximum")
     if tensor.name == ids_of_documents(pattern):
-        return array  # looked at once, while the call is planned, and many
-    return _own(array) if tensor.kind == "bool" else array.astype(np.int64)
+        return array  # read once, during planning, and large: not copied
+    return _private_copy(array) if tensor.kind == "bool" else array.astype(np.int64)
 
 
 def missing(pattern: ir.Pattern, tensor: ir.Tensor) -> ArgumentTypeError:
     """Return the error for an input that is not given; for a sorted input it names the input that is sorted."""
     name = tensor.name if tensor.made is None else tensor.made.of
-    wanted = next(one for one in pattern.tensors if one.name == name)
+    wanted = next(declared for declared in pattern.tensors if declared.name == name)
     return ArgumentTypeError(
         f"`{pattern.name}` needs the input `{name}`: {_type(wanted)}; give it as a keyword argument"
     )
 
 
-def _own(array: NDArray[Any]) -> NDArray[Any]:
-    """A copy, unless one element is repeated: plans are kept, and what they read must not change with the caller's."""
+def _private_copy(array: NDArray[Any]) -> NDArray[Any]:
+    """Return a copy, unless one element is broadcast: plans outlive the call, and callers may change their arrays."""
     return array if array.ndim and not any(array.strides) else array.copy()
 
 
 def blank(value: object) -> NDArray[Any] | None:
-    """An array of the shape and kind of an input, without its data."""
+    """Return an array with the shape and kind of an input, without its data."""
     if value is None:
         return None
     if is_tensor(value):
@@ -279,14 +279,14 @@ def blank(value: object) -> NDArray[Any] | None:
     return np.broadcast_to(np.zeros((), dtype={"b": np.bool_, "f": np.float32}.get(kind, np.int64)), shape)
 
 
-def blank_choices(pattern: ir.Pattern, given: Mapping[str, object]) -> dict[str, object]:
-    """Inputs, of what selections chose the shapes alone: no host waits for these."""
-    own = {item.given.name for item in pattern.selections}
-    return {name: blank(x) if name in own else x for name, x in given.items()}
+def blank_choices(pattern: ir.Pattern, arguments: Mapping[str, object]) -> dict[str, object]:
+    """Return the inputs with the results of selections reduced to their shapes, so that the host waits for none."""
+    selection_inputs = {item.given.name for item in pattern.selections}
+    return {name: blank(x) if name in selection_inputs else x for name, x in arguments.items()}
 
 
 def _as_array(value: Tensor) -> NDArray[Any]:
-    """The data of a tensor; NumPy has no bfloat16."""
+    """Return the data of a tensor as an array; bfloat16, which NumPy lacks, becomes float32."""
     value = value.detach().cpu()
     return (value.float() if dtype_name(value.dtype) == "bfloat16" else value).numpy()
 
@@ -319,20 +319,20 @@ def _check_dims(tensor: ir.Tensor, shape: tuple[int, ...], sizes: TensorSizes, n
 
 
 def check_alignment(pattern: ir.Pattern, sizes: TensorSizes) -> None:
-    """Raise ArgumentError where a pattern does not say how these queries meet these keys."""
+    """Raise ArgumentError where a pattern does not say how these queries align with these keys."""
     n_q, n_k = sizes.n_q, sizes.n_k
     if n_q == n_k:
         return
     if pattern.align is None and pattern.needs_align:
         raise ArgumentError(
-            f"q has {n_q} tokens and k has {n_k} (dimension 2), and `{pattern.name}` does not say how they meet: "
-            f"`align end` puts the last query at the last key (query 0 at key {n_k - n_q}), `align start` query 0 at "
-            f"key 0; write one of them in the pattern"
+            f"q has {n_q} tokens and k has {n_k} (dimension 2), and `{pattern.name}` does not say how they align: "
+            f"`align end` puts the last query at the last key (query 0 at key {n_k - n_q}), `align start` puts query "
+            f"0 at key 0; write one or the other in the pattern"
         )
     if pattern.align == "end" and n_q > n_k and (reason := needs_tokens(pattern)) is not None:
         raise ArgumentError(
-            f"q has {n_q} tokens and k has {n_k} (dimension 2): under `align end` the first {n_q - n_k} queries stand "
-            f"before key 0, and `{pattern.name}` {reason}; leave these queries out: q[:, :, {n_q - n_k}:]"
+            f"q has {n_q} tokens and k has {n_k} (dimension 2): under `align end` the first {n_q - n_k} queries are "
+            f"before key 0, and `{pattern.name}` {reason}; drop these queries: q[:, :, {n_q - n_k}:]"
         )
 
 
@@ -342,29 +342,29 @@ def _check_lengths_of_segments(pattern: ir.Pattern, sizes: TensorSizes, named: d
     if pattern.documents is not None:
         packed = "cu_seqlens and a pattern with `tokens`" if ir.BOUNDARIES in pattern.documents.dims else ""
         both = packed or f"`{pattern.name}` has both `tokens` and `documents`"
-        raise UnsupportedError(f"{both}: this is not supported yet; call it once for each sequence")
+        raise UnsupportedError(f"{both}, which is not supported yet; call it once for each sequence")
     unknown = {n.name for s in pattern.segments for _, e in s.axes for n in walk(e) if isinstance(n, ir.Extent)}
     unknown -= set(named)
     if unknown:
         named.update(_infer(pattern, sizes.n_k, unknown, named))
     total = sum(prod(_size(extent, named) for _, extent in segment.axes) for segment in pattern.segments)
     if total != sizes.n_k:
-        raise ArgumentError(f"k has {sizes.n_k} tokens (dimension 2): `tokens` of `{pattern.name}` make {total}")
+        raise ArgumentError(f"k has {sizes.n_k} tokens (dimension 2): `tokens` of `{pattern.name}` must be {total}")
 
 
 def _infer(pattern: ir.Pattern, n_k: int, unknown: set[str], named: Mapping[str, int]) -> dict[str, int]:
-    """The one length that is not given, from the number of keys."""
+    """Return the one length that is not passed, inferred from the number of keys."""
     (name,) = unknown
     rest, per_unit = n_k, 0
     for segment in pattern.segments:
-        known = [_size(extent, named) for _, extent in segment.axes if not _is(extent, name)]
-        if len(known) == len(segment.axes):
-            rest -= prod(known)
+        sizes = [_size(extent, named) for _, extent in segment.axes if not _is(extent, name)]
+        if len(sizes) == len(segment.axes):
+            rest -= prod(sizes)
         else:
-            per_unit += prod(known)
+            per_unit += prod(sizes)
     if rest < 0 or per_unit == 0 or rest % per_unit:
         raise ArgumentError(
-            f"k has {n_k} tokens (dimension 2): no whole `{name}` makes the `tokens` of `{pattern.name}` that many"
+            f"k has {n_k} tokens (dimension 2): no integer `{name}` gives the `tokens` of `{pattern.name}` this sum"
         )
     return {name: rest // per_unit}
 
@@ -384,5 +384,5 @@ def _check_head_lists(pattern: ir.Pattern, sizes: TensorSizes) -> None:
     for name, length in pattern.head_lists:
         if length != sizes.heads:
             raise ArgumentError(
-                f"the parameter `{name}` has {length} entries, one a head, and q has {sizes.heads} heads (dimension 1)"
+                f"the parameter `{name}` has {length} entries, one per head; q has {sizes.heads} heads (dimension 1)"
             )

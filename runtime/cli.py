@@ -37,25 +37,25 @@ _MODULES = {
 COMMANDS = tuple(_MODULES)
 
 _SUMMARIES = {
-    "cache": "what is kept on disk: tuned choices and measured rates; path, show, why, clear, load",
+    "cache": "inspect and edit the files on disk: tuned choices and measured rates; path, show, why, clear, load",
     "check": "find what is wrong in .attn files",
-    "doctor": "versions, the machine, and the rates that plans are costed with",
-    "emit": "a pattern's kernels as one file that needs torch and triton alone, and checks itself",
-    "explain": "what the code of a message means, with an example",
-    "fmt": "write .attn files in their one form",
-    "list": "the patterns of the library by family, or those that some words find",
-    "receptive": "what a token knows of after each layer, and the first one after which it is all that it should",
-    "same": "whether two patterns are the same: visible pairs, scores, weights, values; a proof or a witness",
-    "show": "the picture of a pattern: elements, tiles, keys per row, exact density",
-    "simulate": "how fast a pattern can be on a machine, before anything runs, and with which schedule",
-    "tune": "measure the first few schedules of a call, keep the fastest; prediction beside measurement",
-    "verify": "compare every executor with the oracle, forward and gradients, where every clause decides a pair",
+    "doctor": "show versions, the machine, and the rates that plans use as costs",
+    "emit": "write a pattern's kernels as one self-checking file that needs only torch and triton",
+    "explain": "explain the code of a message, with an example",
+    "fmt": "format .attn files",
+    "list": "list the library's patterns by family, or search them by words",
+    "receptive": "show which tokens a token depends on after each layer, and the first layer with all that it should",
+    "same": "decide whether two patterns are equal: visible pairs, scores, weights, values; a proof or a witness",
+    "show": "draw a pattern: elements, tiles, keys per row, exact density",
+    "simulate": "predict how fast a pattern can be on a machine, and with which schedule, without running it",
+    "tune": "measure the first few schedules of a call and keep the fastest; prediction beside measurement",
+    "verify": "compare every executor with the oracle, forward and gradients, on inputs where every clause matters",
 }
 _INTERRUPTED, _PIPE_CLOSED = 130, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command: 0 fine, 1 something is wrong or different, 2 bad usage or undecidable."""
+    """Run a command; return 0 for success, 1 for a finding or a difference, 2 for bad usage or undecided."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     _tolerate_narrow_encodings()
     try:
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
-        # The reader went away; what is left in the buffer must not raise again when Python exits.
+        # The reader has closed the pipe; flushing the rest of the buffer at exit must not raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _PIPE_CLOSED
 
@@ -92,7 +92,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _obey(arguments: list[str]) -> int:
-    """Run the command that the arguments name, or print the help. Raises TorchMissingError, and whatever it raises."""
+    """Run the command that the arguments name, or print the help. Raises TorchMissingError and the command's errors."""
     if not arguments:
         _parser(["--help"]).print_help()
         return console.FINE
@@ -115,7 +115,7 @@ def _refuse(message: str, as_json: bool) -> int:
 
 
 def _refuse_text(error: SpecError, as_json: bool) -> int:
-    """What is wrong with a text is a finding; values that do not fit it (A8xx) are bad usage."""
+    """Print an error of a text, which is a finding; parameters that do not fit (A8xx) are bad usage."""
     if as_json:
         console.print_json({"diagnostics": console.diagnostics_json(error.diagnostics)})
     else:
@@ -125,7 +125,7 @@ def _refuse_text(error: SpecError, as_json: bool) -> int:
 
 
 def _refuse_value(error: AttncError, as_json: bool) -> int:
-    """An expression of the pattern has no value: a finding."""
+    """Print an error of an expression without a value, which is a finding."""
     diagnostic = getattr(error, "diagnostic", None)
     if isinstance(diagnostic, Diagnostic):
         _refuse_text(SpecError((diagnostic,)), as_json)
@@ -135,14 +135,14 @@ def _refuse_value(error: AttncError, as_json: bool) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, whose complaints are raised."""
+    """An argparse parser that raises its errors."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; `{self.prog} --help` shows how it is used")
+        raise UsageError(f"{message}; `{self.prog} --help` shows the usage")
 
 
 def _parser(arguments: list[str]) -> argparse.ArgumentParser:
-    """The parser for these arguments: only the command that is called is loaded."""
+    """Return the parser for these arguments; only the module of the called command is loaded."""
     parser = _Parser(prog="attnc", description="A compiler for attention patterns.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"attnc {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", required=True)
@@ -157,16 +157,16 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def _called(arguments: list[str], known: Mapping[str, str]) -> str | None:
-    """The command that is called. Raises UsageError where there is none of that name."""
+def _called(arguments: list[str], commands: Mapping[str, str]) -> str | None:
+    """Return the called command. Raises UsageError for a missing or unknown command."""
     name = next((a for a in arguments if not a.startswith("-")), None)
-    listed = f"the commands are {', '.join(known)}"
+    listed = f"the commands are {', '.join(commands)}"
     if name is None:
         if {"-h", "--help", "--version"} & set(arguments):
             return None
         raise UsageError(f"no command; {listed}")
-    if name not in known:
-        near = did_you_mean(name, known)
+    if name not in commands:
+        near = did_you_mean(name, commands)
         raise UsageError(f"there is no command `{name}`{': ' + near if near else ''}; {listed}")
     return name
 
@@ -176,7 +176,7 @@ def _module(command: str) -> ModuleType:
 
 
 def _tolerate_narrow_encodings() -> None:
-    """A character that the terminal cannot show is replaced by plain ones, never a crash and never `?`."""
+    """Replace characters that the terminal cannot show by ASCII text, instead of crashing or printing `?`."""
     for stream in (sys.stdout, sys.stderr):
         if not console.has_unicode(stream) and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=ascii_text.HANDLER)

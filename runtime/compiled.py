@@ -1,4 +1,4 @@
-"""A compiled pattern: what it is, and what every use of it starts from."""
+"""A compiled pattern with its options, the base of every use of it."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from attnc.runtime.tuning.tune_request import TuneRequest
 
 NOT_COMPILED_HERE = (
-    'backend="triton" on the CPU in torch.compile: Triton\'s interpreter is not traced; use the default backend, or '
-    "leave fullgraph=True out"
+    'backend="triton" on the CPU in torch.compile: torch cannot trace Triton\'s interpreter; use the default backend, '
+    "or leave fullgraph=True out"
 )
 
 Backend = Literal["auto", "cpu", "reference", "triton"]
@@ -42,7 +42,7 @@ Backend = Literal["auto", "cpu", "reference", "triton"]
 
 @dataclass(frozen=True)
 class Options:
-    """How an `Attention` runs."""
+    """The options of `compile_attention`."""
 
     backend: Backend = "auto"
     strict: bool = False
@@ -61,52 +61,54 @@ class CompiledAttention(PatternAnalysis):
         form: Form = "whole",
         pattern: Pattern | None = None,
     ) -> None:
-        """`pattern`: the same lowered, of which this is another form. Raises OtherRowsError."""
+        """`pattern`: the lowered pattern, if another form of it has lowered it already. Raises OtherRowsError."""
         self._options = options
         self._form = form
         if options.tune.table is not None:
-            remember(options.tune.table)  # it came with a pickle, perhaps
-        how = How(options.strict, options.deterministic, options.tune.text)
-        text = identity.write(bound, modules, how, form)
+            remember(options.tune.table)  # a pickle may have brought the table
+        compile_options = How(options.strict, options.deterministic, options.tune.text)
+        text = identity.write(bound, modules, compile_options, form)
         self._planner = (
-            shared_planner(text, bound, how, form) if pattern is None else planner_in(form, text, pattern, how)
+            shared_planner(text, bound, compile_options, form)
+            if pattern is None
+            else planner_in(form, text, pattern, compile_options)
         )
         super().__init__(bound, modules, self._planner.pattern)
-        self._rows_text = identity.write(bound, modules, how, "last rows")  # for what is traced
+        self._rows_text = identity.write(bound, modules, compile_options, "last rows")  # for traced calls
         self._general = general_of(self._planner)
         self._steps = self._general.steps
         self._plain = self._general.is_plain
         self._is_reference = options.backend == "reference"
         self._is_for_cpu = options.backend == "cpu"
-        # What is tuned may change from call to call, and `direct` would not notice.
+        # Tuned choices may change between calls, and `direct` would not notice.
         self._skips_direct = options.backend in ("reference", "triton") or options.tune.source != "model"
 
     def _refuse_backend(self, q: Tensor) -> None:
-        """Raise UnsupportedError where q is on a device that the backend asked for does not have."""
+        """Raise UnsupportedError where the requested backend does not run on q's device."""
         if self._is_for_cpu and q.device.type not in ("cpu", "meta"):
             raise UnsupportedError(
-                f'backend="cpu" and q is on {q.device}: the CPU executor takes tensors on the CPU; move them, or leave '
-                f"`backend` out"
+                f'backend="cpu", but q is on {q.device}: the CPU executor takes tensors on the CPU; move them, or '
+                f"leave `backend` out"
             )
 
     def _in(self, form: Form) -> Self:
-        """Another form of the same. Raises OtherRowsError."""
+        """Return another form of the pattern. Raises OtherRowsError."""
         return type(self)(self._bound, self._options, self._modules, form, self._pattern)
 
     # --- what it is ---
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is the softmax of `scale * dot(q, k)`."""
+        """Whether the pattern is the softmax of `scale * dot(q, k)`."""
         return self._plain
 
     @property
     def has_lse(self) -> bool:
-        """Whether the result is one softmax, so that `return_lse` may be asked."""
+        """Whether the result is one softmax, so that `return_lse` is available."""
         return self._general.has_lse
 
     def __eq__(self, other: object) -> bool:
-        """Whether both are the same text with the same parameters and options."""
+        """Check whether both have the same text, parameters and options."""
         return self is other or (isinstance(other, CompiledAttention) and self._identity == other._identity)
 
     def __hash__(self) -> int:
@@ -123,7 +125,7 @@ class CompiledAttention(PatternAnalysis):
     # --- inside ---
 
     def _is_interpreted(self, q: Tensor) -> bool:
-        """Whether Triton's interpreter runs kernels. Raises UnsupportedError where it cannot, or would be traced."""
+        """Check whether Triton's interpreter runs kernels. Raises UnsupportedError where it cannot, or is traced."""
         if self._options.backend != "triton" or q.is_cuda:
             return False
         if torch.compiler.is_compiling():
@@ -131,28 +133,28 @@ class CompiledAttention(PatternAnalysis):
         target_of(q.device)
         return True
 
-    def _tuned_planners(self, asked: TuneRequest) -> list[Planner]:
-        """The planner of every attention of a call; of recurrences, and of what content chooses, nothing is tuned."""
+    def _tuned_planners(self, request: TuneRequest) -> list[Planner]:
+        """Return the planner of every attention that tuning covers; recurrences and selections are not tuned."""
         if self.is_recurrence or self._pattern.chooses:
             return []
         if self._steps is None:
             return [self._planner]
-        steps = self._steps.by_kernels if asked.by_kernels else self._steps
-        return [planner for _, planner in steps.planners(asked.sizes, asked.inputs)]
+        steps = self._steps.by_kernels if request.by_kernels else self._steps
+        return [planner for _, planner in steps.planners(request.sizes, request.inputs)]
 
     def _recurrents(self) -> Sequence[PatternRecurrence]:
-        """What has states: the recurrence itself, or the branches that have some."""
+        """Return the recurrences with states: the pattern itself, or its branches with a state."""
         if self._steps is not None:
             return self._steps.stateful
         return () if self._general.recurrent is None else (self._general.recurrent,)
 
     def _lse_of(self, pair: tuple[Tensor, Tensor | None], return_lse: bool) -> Tensor | tuple[Tensor, Tensor]:
-        """What a call returns."""
+        """Return the result of a call: out, or (out, lse)."""
         out, lse = pair
         if not return_lse:
             return out
         if lse is None:
-            raise UnsupportedError(f"return_lse: `{self.name}` has no LSE, as its result is not one softmax")
+            raise UnsupportedError(f"return_lse: `{self.name}` has no LSE, because its result is not one softmax")
         return out, lse
 
     @property

@@ -1,7 +1,7 @@
-"""Arrays that a call computes on the host, as tensors where it runs: copied once, while among those used last.
+"""Arrays that a call computes on the host, as tensors on its device: copied once while recently used.
 
-So a call that has run before copies nothing, and can be captured in a CUDA graph. What a graph has read is kept for
-good: it is read again whenever the graph is replayed.
+So a repeated call copies nothing, and can be captured in a CUDA graph. Tensors that a graph has read are kept forever,
+because every replay of the graph reads them again.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ _CAPTURED: dict[int, Tensor] = {}
 
 
 def on_device(array: NDArray[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """An array as a tensor, which nobody may change."""
-    whole = np.ascontiguousarray(array)
-    whole = whole if whole.flags.writeable else whole.copy()
-    found = torch.from_numpy(whole) if dtype is None else torch.from_numpy(whole).to(dtype)
+    """Return an array as a tensor on a device, which no code may modify."""
+    contiguous = np.ascontiguousarray(array)
+    contiguous = contiguous if contiguous.flags.writeable else contiguous.copy()
+    tensor = torch.from_numpy(contiguous) if dtype is None else torch.from_numpy(contiguous).to(dtype)
     if device.type == "cpu":
-        return found
-    content = hashlib.blake2b(whole.tobytes(), digest_size=16).digest()
-    key = (whole.shape, whole.dtype.str, dtype, device, content)
-    known = _KNOWN.get(key, lambda: found.to(device))
-    keep_captured([known])
-    return known
+        return tensor
+    content = hashlib.blake2b(contiguous.tobytes(), digest_size=16).digest()
+    key = (contiguous.shape, contiguous.dtype.str, dtype, device, content)
+    cached = _KNOWN.get(key, lambda: tensor.to(device))
+    keep_captured([cached])
+    return cached
 
 
 def keep_captured(tensors: Iterable[Tensor]) -> None:
-    """Keep what a CUDA graph reads that is being captured."""
+    """Keep tensors alive that a CUDA graph under capture reads."""
     for tensor in tensors:
         if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
             _CAPTURED[id(tensor)] = tensor

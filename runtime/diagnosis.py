@@ -1,4 +1,4 @@
-"""All that is wrong or doubtful in a text: what `attnc check` says."""
+"""All errors and warnings of a text, as `attnc check` prints them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from attnc.spec.source import SourceFile
 
 
 def diagnosed(source: SourceFile, loader: Loader) -> tuple[Diagnostic, ...]:
-    """What checking finds and, where that is no error, what compiling finds in the patterns with defaults for all."""
-    found = list(check_source(source, loader))
-    if any(diagnostic.severity is Severity.ERROR for diagnostic in found):
-        return tuple(found)
+    """Return diagnostics of checking and, without errors, of compiling patterns with defaults for all parameters."""
+    diagnostics = list(check_source(source, loader))
+    if any(diagnostic.severity is Severity.ERROR for diagnostic in diagnostics):
+        return tuple(diagnostics)
     for program in load_programs(source, loader):
         if any(parameter.default is None for parameter in program.parameters):
             continue
         try:
-            found.extend(warnings_of(bind(program)))
+            diagnostics.extend(warnings_of(bind(program)))
         except SpecError as error:
-            found.extend(error.diagnostics)
-    return tuple(found)
+            diagnostics.extend(error.diagnostics)
+    return tuple(diagnostics)

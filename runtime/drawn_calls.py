@@ -1,4 +1,4 @@
-"""Two patterns in calls of drawn queries, keys, values and inputs: where the reference gives different results."""
+"""Comparison of two patterns by calls with drawn queries, keys, values and inputs, computed by the reference."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from attnc.runtime.example_inputs import example_inputs
 from attnc.spec.errors import EvaluationError, SpecError
 
 WIDTH = 8
-"""dk and dv of drawn calls."""
+"""The dk and dv of drawn calls."""
 
 SCALE = 0.37
-"""Their scale: not `dk ** -0.5`, so that a pattern that ignores `scale` is told from one that reads it."""
+"""The scale of drawn calls: not `dk ** -0.5`, so that a pattern that ignores `scale` differs from one that reads it."""
 
 TOLERANCE = 1e-9
-"""The largest error, relative to the largest result, that rounding in fp64 explains."""
+"""Maximum error, relative to the largest result, that fp64 rounding explains."""
 
 _REFUSED = {"A805", "A906"}
-"""Codes of a length that `require` refuses."""
+"""Error codes for a length that `require` refuses."""
 
 
 @dataclass(frozen=True)
 class CallDifference:
     """The query whose results differ most in a drawn call.
 
-    `k` is the key on which the two results depend most differently, None where they depend on all keys alike; `error`
+    `k`: the key on which the two results depend most differently, None where they depend on all keys equally; `error`:
     the largest difference of an entry.
     """
 
@@ -47,7 +47,7 @@ class CallDifference:
 
 @dataclass(frozen=True)
 class Compared:
-    """The outcome of drawn calls of `length` tokens; `difference` is None where all results are equal."""
+    """Result of drawn calls of `length` tokens; `difference` is None where all results are equal."""
 
     length: int
     difference: CallDifference | None
@@ -56,9 +56,9 @@ class Compared:
 def compare_calls(
     one: Attention, other: Attention, lengths: Iterable[int], heads: int, groups: Sequence[int]
 ) -> Compared | None:
-    """Compare the results at the first of `lengths` that both patterns allow; None where they allow none of them.
+    """Compare results at the first of `lengths` that both patterns allow; None where they allow none.
 
-    Raises ArgumentError where an input has no example, and what the calls raise.
+    Raises ArgumentError where an input has no example, and the errors of the calls.
     """
     for n in lengths:
         for group in groups:
@@ -78,16 +78,16 @@ def compare_calls(
 def compare_masks(
     one: Attention, other: Attention, lengths: Iterable[int], heads: int, groups: Sequence[int]
 ) -> tuple[int, Witness | None] | None:
-    """Compare the visible pairs, of drawn inputs, at the first of `lengths` that both patterns allow; None: of none.
+    """Compare visible pairs for drawn inputs at the first of `lengths` that both patterns allow; None if none is.
 
-    Raises ArgumentError where an input has no example, and what `Attention.mask` raises.
+    Raises ArgumentError where an input has no example, and the errors of `Attention.mask`.
     """
     for n in lengths:
         try:
             for group in groups:
-                found = _mask_difference(one, other, n, heads, group)
-                if found is not None:
-                    return n, found
+                witness = _mask_difference(one, other, n, heads, group)
+                if witness is not None:
+                    return n, witness
         except (SpecError, EvaluationError) as error:
             if not {d.code for d in error.diagnostics} <= _REFUSED:
                 raise
@@ -98,16 +98,17 @@ def compare_masks(
 
 def _mask_difference(one: Attention, other: Attention, n: int, heads: int, group: int) -> Witness | None:
     counts: dict[str, Any] = {"heads": heads, "kv_heads": heads // group}
-    given: list[dict[str, Any]] = []
+    inputs_of_patterns: list[dict[str, Any]] = []
     for pattern in (one, other):
         inputs = _inputs(pattern, n, heads, heads // group, of_length_1=False)
-        given.append({name: x for name, x in inputs.items() if name in pattern.relation_inputs})
+        inputs_of_patterns.append({name: x for name, x in inputs.items() if name in pattern.relation_inputs})
     for head in range(heads):
         a, b = (
-            pattern.mask(n, head=head, **counts, **inputs) for pattern, inputs in zip((one, other), given, strict=True)
+            pattern.mask(n, head=head, **counts, **inputs)
+            for pattern, inputs in zip((one, other), inputs_of_patterns, strict=True)
         )
-        for place in (a != b).reshape(-1, n, n)[0].nonzero().tolist()[:1]:
-            q, k = place
+        for pair in (a != b).reshape(-1, n, n)[0].nonzero().tolist()[:1]:
+            q, k = pair
             return Witness(Difference(q, k, n, bool(a.reshape(-1, n, n)[0, q, k])), head, group)
     return None
 
@@ -140,15 +141,15 @@ def _vectors(n: int, heads: int, kv_heads: int, *, of_length_1: bool) -> tuple[T
 
 
 def _inputs(pattern: Attention, n: int, heads: int, kv_heads: int, *, of_length_1: bool) -> dict[str, Tensor]:
-    """Drawn inputs: real numbers differ between names, and are the same for one name in two patterns."""
+    """Return drawn inputs: real numbers differ between names, and are equal for one name in two patterns."""
     sizes = {"kv_head": kv_heads, "dk": WIDTH, "dv": WIDTH}
     examples = example_inputs(pattern.bound, n, n, {}, heads=heads, sizes=sizes)
     kinds = {item.name: item.type for item in pattern.bound.program.inputs}
-    found = {}
+    inputs = {}
     for name, example in examples.items():
         x = example.tensor
         if x.is_floating_point():
-            # The example is a function of seed 0; another seed keeps to what the type promises.
+            # Examples use seed 0; another seed must still respect the type's refinement.
             draw = torch.Generator().manual_seed(crc32(name.encode()))
             normal = torch.randn(x.shape, generator=draw, dtype=torch.float64)
             match kinds[name].refinement:
@@ -162,14 +163,14 @@ def _inputs(pattern: Attention, n: int, heads: int, kv_heads: int, *, of_length_
                     x = torch.nn.functional.normalize(normal, dim=-1)
                 case _:
                     x = normal
-        found[name] = x
-    return found
+        inputs[name] = x
+    return inputs
 
 
 def _called(
     pattern: Attention, q: Tensor, k: Tensor, v: Tensor, inputs: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor | None]:
-    """(out, lse) of the reference in fp64; lse (1, heads, n, 1), None where the pattern has none."""
+    """Return (out, lse) of the reference in fp64; lse (1, heads, n, 1), None where the pattern has none."""
     if not pattern.has_lse:
         return pattern.reference(q, k, v, scale=SCALE, **inputs), None
     out, lse = pattern.reference(q, k, v, scale=SCALE, return_lse=True, **inputs)
@@ -177,7 +178,7 @@ def _called(
 
 
 def _errors(a: Tensor, b: Tensor) -> Tensor:
-    """The largest difference of each head and query (heads, n), 0 where rounding explains it."""
+    """Return the largest difference of each head and query (heads, n), 0 where rounding explains it."""
     if a.shape != b.shape:
         return torch.full(a.shape[1:3], torch.inf, dtype=torch.float64)
     apart = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs())
@@ -188,14 +189,14 @@ def _errors(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _key(a: Tensor, b: Tensor, vectors: tuple[Tensor, Tensor], kv_head: int) -> int | None:
-    """The key of whose vectors the gradients of two results differ most; None where no gradient does."""
-    found = []
+    """Return the key whose vectors' gradients differ most between two results; None where no gradient differs."""
+    gradients = []
     for result in (a, b):
         if not result.requires_grad:
             return None
-        found.append(torch.autograd.grad(result.sum(), vectors, retain_graph=True, allow_unused=True))
+        gradients.append(torch.autograd.grad(result.sum(), vectors, retain_graph=True, allow_unused=True))
     apart = torch.zeros(vectors[0].shape[2], dtype=torch.float64)
-    for one, other in zip(*found, strict=True):
+    for one, other in zip(*gradients, strict=True):
         x, y = (torch.zeros_like(vectors[0]) if grad is None else grad for grad in (one, other))
         apart = apart + (x - y)[0, kv_head].nan_to_num().abs().sum(-1)
     return int(apart.argmax()) if float(apart.max()) > 0 else None

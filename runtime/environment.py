@@ -1,4 +1,4 @@
-"""Every environment variable that attnc heeds, and the functions that read them: nothing else reads the environment."""
+"""Every environment variable that attnc reads, with the functions that read them; no other module reads any."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class EnvironmentVariable:
-    """An environment variable. `by`: who reads it; where that is not attnc alone, what comes of it is theirs to say."""
+    """An environment variable. `by`: the component that reads the variable and defines its effect."""
 
     name: str
     default: str
@@ -16,34 +16,38 @@ class EnvironmentVariable:
     by: str = "attnc"
 
 
-CACHE_DIR = EnvironmentVariable("ATTNC_CACHE_DIR", "`$XDG_CACHE_HOME/attnc`", "the folder of what attnc keeps on disk")
-CACHE_LIMIT = EnvironmentVariable("ATTNC_CACHE_LIMIT", "64", "MiB that attnc keeps on disk at most")
+CACHE_DIR = EnvironmentVariable("ATTNC_CACHE_DIR", "`$XDG_CACHE_HOME/attnc`", "the folder of attnc's files on disk")
+CACHE_LIMIT = EnvironmentVariable("ATTNC_CACHE_LIMIT", "64", "maximum size of attnc's files on disk, in MiB")
 XDG_CACHE_HOME = EnvironmentVariable(
     "XDG_CACHE_HOME",
     "`~/.cache`",
-    "the user's cache folder, in which attnc has one, if it is an absolute path; not read under `ATTNC_CACHE_DIR`",
+    "the user's cache folder, which holds attnc's, if it is an absolute path; not read with `ATTNC_CACHE_DIR`",
 )
-HOME = EnvironmentVariable("HOME", "the user's entry in the password database", "whose `.cache` is taken", "Python")
+HOME = EnvironmentVariable(
+    "HOME", "the user's entry in the password database", "the folder whose `.cache` is used", "Python"
+)
 NO_COLOR = EnvironmentVariable(
-    "NO_COLOR", "", "with any value but an empty one no command colours or moves the cursor (<https://no-color.org>)"
+    "NO_COLOR", "", "any value but an empty one disables colours and cursor movement (<https://no-color.org>)"
 )
-TERM = EnvironmentVariable("TERM", "", "`dumb`: the same")
-COLUMNS = EnvironmentVariable("COLUMNS", "the terminal's width, else 100", "columns that commands write for", "Python")
+TERM = EnvironmentVariable("TERM", "", "`dumb`: disables colours and cursor movement")
+COLUMNS = EnvironmentVariable(
+    "COLUMNS", "the terminal's width, else 100", "width of the output of commands, in columns", "Python"
+)
 TRITON_INTERPRET = EnvironmentVariable(
     "TRITON_INTERPRET",
     "0",
-    'with a value but 0, set before Triton is imported, `backend="triton"` takes CPU tensors, in Triton\'s interpreter',
+    'any value but 0, set before Triton is imported: `backend="triton"` accepts CPU tensors, by Triton\'s interpreter',
     "attnc, Triton",
 )
 TRITON_CACHE_DIR = EnvironmentVariable(
     "TRITON_CACHE_DIR",
     "`$TRITON_HOME/.triton/cache`",
-    "where compiled kernels are kept, and `attnc cache load` puts them",
+    "the folder of compiled kernels, to which `attnc cache load` writes",
     "Triton",
 )
 TRITON_HOME = EnvironmentVariable("TRITON_HOME", "`~`", "the folder above Triton's own", "Triton")
 TORCH_LOGS = EnvironmentVariable(
-    "TORCH_LOGS", "", "`+attnc` shows all that attnc logs, `attnc` without what is for debugging", "torch"
+    "TORCH_LOGS", "", "`+attnc` shows every log message of attnc, `attnc` all but debug messages", "torch"
 )
 OMP_NUM_THREADS = EnvironmentVariable(
     "OMP_NUM_THREADS", "one for each core", "threads of the CPU executor, and of `attnc doctor --measure`", "torch"
@@ -51,7 +55,7 @@ OMP_NUM_THREADS = EnvironmentVariable(
 VERIFY_IR = EnvironmentVariable(
     "ATTNC_VERIFY_IR",
     "0",
-    "with a value but 0, the pattern or expression that each pass of the compiler returns is verified",
+    "any value but 0: verify the pattern or expression that each pass of the compiler returns",
 )
 
 VARIABLES = (
@@ -72,22 +76,22 @@ VARIABLES = (
 
 
 def text_of(variable: EnvironmentVariable) -> str:
-    """Its value, empty where it is not set."""
+    """Return the value of a variable, empty if it is not set."""
     return os.environ.get(variable.name, "")
 
 
 def wants_plain_text() -> bool:
-    """Whether the user wants neither colours nor a cursor that moves, or has a terminal without them."""
+    """Check whether the user disabled colours and cursor movement, or the terminal lacks them."""
     return bool(text_of(NO_COLOR)) or text_of(TERM) == "dumb"
 
 
 def is_interpreted() -> bool:
-    """Whether Triton interprets its kernels, so that they run on a CPU."""
+    """Check whether Triton interprets its kernels, so that they run on a CPU."""
     return text_of(TRITON_INTERPRET) not in ("", "0")
 
 
 def verifies_ir() -> bool:
-    """Return whether what each pass of the compiler returns shall be verified."""
+    """Check whether the pattern that each compiler pass returns is to be verified."""
     return text_of(VERIFY_IR) not in ("", "0")
 
 

@@ -1,4 +1,4 @@
-"""Example values for the inputs of a pattern, for pictures and checks; each says what it is."""
+"""Example values for the inputs of a pattern, for pictures and checks; each has a phrase that describes it."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 DOCUMENTS = 3
 SHOWN_TOGETHER = 8
-"""A size of an input that has several of its own."""
+"""Default of a size that only inputs show, where one input has several such sizes."""
 OWN_SIZE = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Example:
-    """An example of an input, and a phrase about it. Real numbers are drawn, by torch, when they are asked for."""
+    """An example of an input, with a phrase that describes it. Real numbers are drawn by torch on access."""
 
     words: str
     array: NDArray[Any]
-    """The values of an integer or bool input; of a real input zeros of its shape, which no relation reads."""
+    """The values of an integer or bool input; for a real input zeros of its shape, which no relation reads."""
     draw: Callable[[], Tensor] | None = None
 
     @property
@@ -42,7 +42,7 @@ class Example:
 
 
 def head_count(bound: BoundProgram) -> int | None:
-    """The number of heads that the parameters say, None where they do not."""
+    """Return the number of heads that the parameters show, None where they show none."""
     values = (bound.values[p.name] for p in bound.program.parameters if p.per_head)
     return next((len(value) for value in values if isinstance(value, tuple)), None)
 
@@ -58,27 +58,35 @@ def example_inputs(
     sizes: Mapping[str, int] | None = None,
     names: Container[str] | None = None,
 ) -> dict[str, Example]:
-    """An example for each input that is not given, of those of these `names`. `sizes` says others than the defaults.
+    """Return an example for each input that is not in `given`, limited to `names`; `sizes` overrides the defaults.
 
-    Ids of documents: three of nearly equal length; other integers by token: thirds of the sequence; a lone integer: a
-    quarter of the keys; integers by query and key: their distance; booleans by token: every fourth; real numbers:
-    random, within their refinement; a size that only an input shows: as many as there are keys, or 8 where some input
-    shows it with another such one. In a recurrence vectors of a head's width have length 1, so that states stay
-    bounded, and a size that only an input shows is 3. Raises ArgumentError for an input that has no such example.
+    Document ids: three documents of nearly equal length; other integers by token: thirds of the sequence; a lone
+    integer: a quarter of the keys; integers by query and key: their distance; booleans by token: every fourth; real
+    numbers: random, within their refinement. A size that only an input shows is the number of keys, or 8 where some
+    input has several such sizes. In a recurrence vectors of a head's width have length 1, so that states stay bounded,
+    and a size that only an input shows is 3. Raises ArgumentError for an input without such an example.
     """
-    known = {"batch": batch, "head": heads, "kv_head": heads, "query": n_q, "key": n_k, "token": n_k, **(sizes or {})}
-    known = {**_shown_together(bound, known), **known}
-    wanted = [i for i in bound.program.inputs if i.name not in given and (names is None or i.name in names)]
-    return {i.name: _example(bound, i, known) for i in wanted}
+    sizes_by_name = {
+        "batch": batch,
+        "head": heads,
+        "kv_head": heads,
+        "query": n_q,
+        "key": n_k,
+        "token": n_k,
+        **(sizes or {}),
+    }
+    sizes_by_name = {**_shown_together(bound, sizes_by_name), **sizes_by_name}
+    missing = [i for i in bound.program.inputs if i.name not in given and (names is None or i.name in names)]
+    return {i.name: _example(bound, i, sizes_by_name) for i in missing}
 
 
-def _shown_together(bound: BoundProgram, known: Mapping[str, int]) -> dict[str, int]:
-    """Sizes that only inputs show, several in one: small ones, as their product counts."""
-    found: set[str] = set()
+def _shown_together(bound: BoundProgram, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Return small defaults for sizes that only inputs show, several in one input: their product counts."""
+    names: set[str] = set()
     for item in bound.program.inputs:
-        own = {dim for dim in item.type.dims if isinstance(dim, str) and dim not in (*known, "dk", "dv")}
-        found |= own if len(own) > 1 and item.type.is_floating else set()
-    return dict.fromkeys(found, SHOWN_TOGETHER) if bound.program.recurrence is None else {}
+        unknown_dims = {dim for dim in item.type.dims if isinstance(dim, str) and dim not in (*sizes, "dk", "dv")}
+        names |= unknown_dims if len(unknown_dims) > 1 and item.type.is_floating else set()
+    return dict.fromkeys(names, SHOWN_TOGETHER) if bound.program.recurrence is None else {}
 
 
 def _example(bound: BoundProgram, wanted: Input, sizes: Mapping[str, int]) -> Example:
@@ -118,7 +126,7 @@ def _constant_size(bound: BoundProgram, dim: object) -> int:
 
 
 def _real(wanted: Input, shape: list[int], *, of_length_1: bool) -> Example:
-    """Random numbers, the same each time; `of_length_1`: vectors of a head's width, where they have one."""
+    """Return random numbers, equal each time; `of_length_1`: normalise vectors of a head's width."""
     refinement = wanted.type.refinement
     long = of_length_1 and refinement is None and wanted.type.dims[-1:] in (("dk",), ("dv",))
 
@@ -142,7 +150,7 @@ def _real(wanted: Input, shape: list[int], *, of_length_1: bool) -> Example:
 
 
 def _complex(shape: list[int]) -> Example:
-    """Random numbers within the unit circle, so that states stay bounded."""
+    """Return random numbers within the unit circle, so that states stay bounded."""
 
     def draw() -> Tensor:
         import torch
@@ -159,7 +167,7 @@ def _zeros(shape: list[int]) -> NDArray[np.float64]:
 
 
 def _line(bound: BoundProgram, wanted: Input, n: int) -> tuple[NDArray[Any], str]:
-    """Values along the tokens."""
+    """Return values along the tokens, and their description."""
     at = np.arange(n, dtype=np.int64)
     if wanted.type.kind == "bool":
         return at % 4 == 0, "true at every fourth token"
@@ -167,7 +175,7 @@ def _line(bound: BoundProgram, wanted: Input, n: int) -> tuple[NDArray[Any], str
     ids = at * count // max(n, 1)
     lengths = [f"{int((ids == i).sum()):,}" for i in range(count)]
     listed = " and ".join([", ".join(lengths[:-1]), lengths[-1]]) if count > 1 else lengths[0]
-    what = "documents" if wanted is bound.program.documents else "equal stretches"
+    what = "documents" if wanted is bound.program.documents else "equal segments"
     return ids, f"{count} {what} of {listed} tokens"
 
 
@@ -180,6 +188,6 @@ def _constant(wanted: Input, n: int) -> tuple[NDArray[Any], str]:
 def _no_example(wanted: Input) -> ArgumentError:
     name = wanted.name
     return ArgumentError(
-        f"the input `{name}: {wanted.type}` is missing, and no example is made of such an input: give `{name}`, on the "
+        f"the input `{name}: {wanted.type}` is missing, and such an input has no example: give `{name}`, on the "
         f"command line as --input {name}=…"
     )

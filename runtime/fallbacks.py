@@ -1,6 +1,6 @@
-"""Where a call takes another way than its caller would expect: named, counted, and logged.
+"""Fallbacks: where a call takes another way than its caller would expect; named, counted, and logged.
 
-Nothing is noted on the ways that are expected, so they pay nothing; nothing is noted while `torch.compile` traces.
+Expected ways note nothing and pay nothing; nothing is noted while `torch.compile` traces.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from attnc.compiler.locks import fork_safe_lock
 _log = logging.getLogger(__name__)
 
 MOST = 256
-"""Fallbacks that are told apart; all others are counted together."""
+"""Maximum number of distinct fallbacks; all others are counted together."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A way that calls fall back to. `slow`: another way of computing; else a copy, a cast or a wait besides.
+    """A kind of fallback. `slow`: another way of computing; otherwise an extra copy, cast or wait.
 
-    `when`: what it is, and instead of what. `strict`: whether `strict=True` refuses it.
+    `when`: what happens, and instead of what. `strict`: whether `strict=True` refuses it.
     """
 
     name: str
@@ -44,20 +44,22 @@ IN_TORCH = Kind(
 LISTED_PLACES = Kind(
     "no gathered queries",
     True,
-    "places that a selection chose are met tile by tile under a mask, as what was chosen does not say where they lie, "
+    "selected places run tile by tile under a mask, because the selection does not say where they lie, "
     "or no kernels gather their queries",
 )
 HOST_LISTS = Kind(
     "tiles listed by the host",
     True,
-    "on a GPU the tiles of what was chosen are listed by the host in every call, which waits for the device",
+    "on a GPU the host lists the tiles of selected keys in every call, and waits for the device",
     strict=True,
 )
-PASSES = Kind("several passes", True, "weights need one sum over a row's keys whole before another one", strict=True)
+PASSES = Kind(
+    "several passes", True, "weights need the result of one sum over a row's keys before another sum", strict=True
+)
 SEQUENCES = Kind(
     "one sequence after another",
     True,
-    "what is chosen in documents, or a recurrence that reads places in them, runs once for each of them",
+    "selections within documents, or a recurrence that reads places within documents, run once per document",
 )
 TOKENS = Kind(
     "token by token",
@@ -68,8 +70,7 @@ TOKENS = Kind(
 FACTORS = Kind(
     "factors of any size",
     True,
-    "what a recurrence multiplies its state by was taken for a decay and is none: its passes are derived anew, in "
-    "every call",
+    "a factor of a recurrence's state was assumed to be a decay and is not: its passes are derived again in every call",
 )
 RECURRENT_IN_TORCH = Kind(
     "recurrence in torch",
@@ -77,11 +78,11 @@ RECURRENT_IN_TORCH = Kind(
     "a GPU has no kernels for the recurrence's states or dtype: its passes as operations of torch",
     strict=True,
 )
-HOST_WAIT = Kind("host wait", False, "the host reads what is on the device, and waits for it")
+HOST_WAIT = Kind("host wait", False, "the host reads data on the device, and waits for it")
 MOVED = Kind("moved", False, "an integer or bool input is on another device than q, and is copied there in every call")
-COPY = Kind("copy", False, "an operand or a result is copied, as a kernel cannot address its layout or width")
+COPY = Kind("copy", False, "an operand or a result is copied, because a kernel cannot address its layout or width")
 CAST = Kind("cast", False, "a dtype is changed: autocast, as for SDPA; an input to the 32 bits that is computed with")
-OTHERS = Kind("others", True, f"past the first {MOST} that are told apart")
+OTHERS = Kind("others", True, f"all fallbacks past the first {MOST} distinct ones")
 
 KINDS = (
     DENSE,
@@ -103,7 +104,7 @@ KINDS = (
 
 @dataclass(frozen=True, order=True)
 class Fallback:
-    """A way that calls of a pattern took besides the one that is expected, why, and how often."""
+    """A fallback that calls of a pattern took, its reason, and its count."""
 
     pattern: str
     kind: str
@@ -120,24 +121,24 @@ _lock = fork_safe_lock()
 
 
 def fallbacks() -> tuple[Fallback, ...]:
-    """What calls of this process fell back to since it began, or since `reset_fallbacks`, in order of names.
+    """Return the fallbacks of this process since its start or the last `reset_fallbacks`, in order of names.
 
-    `print(*attnc.fallbacks(), sep="\\n")` shows them. Each is logged when it is met first, under
+    `print(*attnc.fallbacks(), sep="\\n")` shows them. Each fallback is logged when it first occurs, under
     `attnc.runtime.fallbacks`: other ways of computing as warnings, copies, casts and waits as infos.
     """
     with _lock:
-        found = list(_counts.items())
-    return tuple(sorted(Fallback(name, kind.name, reason, count) for (name, kind, reason), count in found))
+        counts = list(_counts.items())
+    return tuple(sorted(Fallback(name, kind.name, reason, count) for (name, kind, reason), count in counts))
 
 
 def reset_fallbacks() -> None:
-    """Count from nothing."""
+    """Reset all fallback counts."""
     with _lock:
         _counts.clear()
 
 
 def note(pattern: str, kind: Kind, reason: str) -> None:
-    """Count that a call of a pattern fell back. Not to be called by what `torch.compile` traces."""
+    """Count a fallback of a call. Must not be called by code that `torch.compile` traces."""
     with _lock:
         key = (pattern, kind, reason)
         if key not in _counts and len(_counts) >= MOST:

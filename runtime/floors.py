@@ -1,4 +1,4 @@
-"""How sparse a pattern can become: its density where a real parameter vanishes, and what is visible even then."""
+"""Density floors: how sparse a pattern gets as a real parameter vanishes, and the pairs that stay visible."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from attnc.spec.program import BoundProgram, DefinitionUse, Expr, Operation, Par
 from attnc.spec.source import SourceFile, Span
 
 Count = Callable[[BoundProgram], int]
-"""Visible pairs of a call."""
+"""A function that returns the number of visible pairs of a call."""
 
 SMALLEST = Fraction(1, 10**6)
-"""Of its value, where a parameter may not be 0."""
+"""Factor applied to a parameter that must not be 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """With `parameter` at `least`, `visible` of `pairs` are visible still; `causes`: by each alternative alone."""
+    """The density floor of one parameter: at `least`, `visible` of `pairs` pairs stay visible.
+
+    `causes`: each alternative of the relation, with the pairs visible by it alone.
+    """
 
     parameter: str
     least: Fraction
@@ -32,7 +35,7 @@ class Floor:
 
     @property
     def density(self) -> float:
-        """Visible pairs of all pairs."""
+        """The fraction of pairs that is visible."""
         return self.visible / max(self.pairs, 1)
 
     def __str__(self) -> str:
@@ -43,11 +46,11 @@ class Floor:
 
 
 def find_floors(bound: BoundProgram, pairs: int, count: Count) -> tuple[Floor, ...]:
-    """The floors of a pattern: of each real parameter that its relation reads.
+    """Return the floors of a pattern, one for each real parameter that its relation reads.
 
-    `count` is asked a few times for a parameter. Raises what it raises.
+    `count` is called a few times per parameter. Raises the errors of `count`.
     """
-    found = []
+    floors = []
     for parameter in bound.program.parameters:
         value = bound.values[parameter.name]
         if parameter.type.kind != "real" or parameter.type.dims or not isinstance(value, Fraction | int) or not value:
@@ -58,12 +61,12 @@ def find_floors(bound: BoundProgram, pairs: int, count: Count) -> tuple[Floor, .
         at, least = smallest
         visible = count(least)
         causes = tuple((text, count(alone)) for text, alone in _alternatives(least))
-        found.append(Floor(parameter.name, at, visible, pairs, causes))
-    return tuple(found)
+        floors.append(Floor(parameter.name, at, visible, pairs, causes))
+    return tuple(floors)
 
 
 def _least(bound: BoundProgram, name: str, value: Fraction) -> tuple[Fraction, BoundProgram] | None:
-    """The parameter at 0, or next to it where `require` does not allow that, and the pattern with it."""
+    """Return the parameter at 0, or close to 0 where `require` refuses 0, and the pattern with it."""
     for least in (Fraction(0), value * SMALLEST):
         try:
             return least, bind(bound.program, {**bound.values, name: least})
@@ -73,7 +76,7 @@ def _least(bound: BoundProgram, name: str, value: Fraction) -> tuple[Fraction, B
 
 
 def _reads(bound: BoundProgram, name: str) -> bool:
-    """Whether the relation reads a parameter."""
+    """Check whether the relation reads a parameter."""
     stack, seen = list(bound.program.visible), set()
     while stack:
         expr = stack.pop()
@@ -88,40 +91,40 @@ def _reads(bound: BoundProgram, name: str) -> bool:
 
 
 def _alternatives(bound: BoundProgram) -> list[tuple[str, BoundProgram]]:
-    """The pattern with one alternative of its relation at a time, each with its text."""
+    """Return the pattern with one alternative of its relation at a time, each with its text."""
     program = bound.program
     if len(program.visible) != 1:
         return []
     (whole,) = program.visible
-    found = []
+    alternatives = []
     for span, alone in _split(whole):
         round_ = program.round
         if round_ is not None:
             round_ = replace(round_, keep=_replaced(round_.keep, whole, alone, {}))
-        own = replace(program, visible=(alone,), round=round_)
-        found.append((_text(bound, span), BoundProgram(own, bound.values)))
-    return found
+        reduced = replace(program, visible=(alone,), round=round_)
+        alternatives.append((_text(bound, span), BoundProgram(reduced, bound.values)))
+    return alternatives
 
 
-def _replaced(node: Any, old: Expr, new: Expr, known: dict[int, Any]) -> Any:
-    """A part of a program with one expression, wherever it stands, as another; what does not hold it is the same."""
+def _replaced(node: Any, old: Expr, new: Expr, memo: dict[int, Any]) -> Any:
+    """Return a part of a program with one expression replaced everywhere; unchanged parts keep their identity."""
     if node is old:
         return new
     if isinstance(node, tuple):
-        parts = tuple(_replaced(part, old, new, known) for part in node)
+        parts = tuple(_replaced(part, old, new, memo) for part in node)
         return node if all(a is b for a, b in zip(parts, node, strict=True)) else parts
     if not is_dataclass(node) or isinstance(node, SourceFile | Span):
         return node
-    if id(node) not in known:
+    if id(node) not in memo:
         values = {f.name: getattr(node, f.name) for f in fields(node)}
-        changed = {name: _replaced(value, old, new, known) for name, value in values.items()}
+        changed = {name: _replaced(value, old, new, memo) for name, value in values.items()}
         same = all(changed[name] is values[name] for name in values)
-        known[id(node)] = node if same else cast("Any", type(node))(**changed)
-    return known[id(node)]
+        memo[id(node)] = node if same else cast("Any", type(node))(**changed)
+    return memo[id(node)]
 
 
 def _split(expr: Expr) -> list[tuple[Span, Expr]]:
-    """`a or b` taken apart, and `let x = a or b` where it stands in an `and`; each with the place of its own text."""
+    """Return the operands of `a or b`, also of `let x = a or b` within an `and`, each with the span of its own text."""
     if isinstance(expr, DefinitionUse) and not expr.arguments:
         inner = _split(expr.definition.body)
         return inner if len(inner) > 1 else [(expr.span, expr)]

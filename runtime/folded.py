@@ -1,4 +1,4 @@
-"""Batch entries computed at once, as if their heads were those of one entry."""
+"""Batch entries computed at once, with their heads folded into one entry."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from attnc.runtime.pair_blocks import Operands
 
 AT_ONCE = 1 << 21
-"""Numbers of the largest tensor that batch entries make at once; 8 MiB in fp32."""
+"""Maximum number of elements of the largest tensor of entries computed at once; 8 MiB in fp32."""
 
 
 def folded(operands: Operands, entries: range) -> Operands:
-    """The operands of consecutive batch entries with all their heads one after another; unchanged for one entry.
+    """Return the operands of consecutive batch entries with their heads concatenated; unchanged for one entry.
 
-    A block of the result starts at batch entry `entries.start`, and head h of the i-th of the entries has the number
-    i * query heads + h.
+    A block of the result starts at batch entry `entries.start`, and head h of the i-th entry has the index i * query
+    heads + h.
     """
     if len(entries) == 1:
         return operands
@@ -29,13 +29,13 @@ def folded(operands: Operands, entries: range) -> Operands:
 
 
 def folded_heads(heads: Iterable[int], entries: range, of_entry: int) -> tuple[int, ...]:
-    """The numbers of some heads of every one of the entries, each with `of_entry` query heads."""
-    own = tuple(heads)
-    return tuple(i * of_entry + head for i in range(len(entries)) for head in own)
+    """Return the folded indices of some heads of every entry, each entry with `of_entry` query heads."""
+    selected = tuple(heads)
+    return tuple(i * of_entry + head for i in range(len(entries)) for head in selected)
 
 
 def entries_at_once(batch: int, numbers: int, most: int) -> Iterator[range]:
-    """Cut a batch so that entries of `numbers` numbers each, taken together, hold at most `most`; one at least."""
+    """Yield ranges of a batch whose entries, `numbers` elements each, hold at most `most` together; at least one."""
     step = max(most // max(numbers, 1), 1)
     for start in range(0, batch, step):
         yield range(start, min(start + step, batch))

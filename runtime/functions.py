@@ -1,4 +1,4 @@
-"""The functions of floating-point values, on tensors."""
+"""Implementations of the IR's floating-point functions on tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ settle()
 
 
 def _larger(*operands: Tensor) -> Tensor:
-    """The largest; of equal ones the first, which has all of the gradient."""
+    """Return the largest operand; the first of several equal ones receives the whole gradient."""
     result = operands[0]
     for other in operands[1:]:
         result = torch.where((result >= other) | result.isnan(), result, other)
@@ -22,6 +22,7 @@ def _larger(*operands: Tensor) -> Tensor:
 
 
 def _smaller(*operands: Tensor) -> Tensor:
+    """Return the smallest operand; the first of several equal ones receives the whole gradient."""
     result = operands[0]
     for other in operands[1:]:
         result = torch.where((result <= other) | result.isnan(), result, other)
@@ -29,16 +30,17 @@ def _smaller(*operands: Tensor) -> Tensor:
 
 
 def _normalised(x: Tensor) -> Tensor:
-    """x / ‖x‖, 0 for 0."""
-    return _over(x, x.square().sum(-1, keepdim=True))
+    """Return x / ‖x‖, and 0 for the zero vector."""
+    return _divide_by_root(x, x.square().sum(-1, keepdim=True))
 
 
 def _rms(x: Tensor) -> Tensor:
-    """x / √mean(x²), 0 for 0."""
-    return _over(x, x.square().mean(-1, keepdim=True))
+    """Return x / √mean(x²), and 0 for the zero vector."""
+    return _divide_by_root(x, x.square().mean(-1, keepdim=True))
 
 
-def _over(x: Tensor, square: Tensor) -> Tensor:
+def _divide_by_root(x: Tensor, square: Tensor) -> Tensor:
+    """Return x / √square, and 0 where `square` is 0."""
     zero = square == 0
     return x * torch.rsqrt(square.masked_fill(zero, 1)).masked_fill(zero, 0)
 
@@ -78,4 +80,4 @@ FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
     "normalised": _normalised,
     "rms": _rms,
 }
-"""The functions of `ir.Apply`."""
+"""The function for each operation name of `ir.Apply`."""

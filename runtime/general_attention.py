@@ -1,4 +1,4 @@
-"""Attention with scores, weights, values or branches of its own, in torch, from a planner and tensors alone."""
+"""Attention with its own scores, weights, values or branches, in torch, from a planner and tensors alone."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ Result = tuple[Tensor, "Tensor | None"]
 
 @dataclass(frozen=True)
 class GeneralAttention:
-    """The attention of a planner; `steps`: its parts, None where it is one softmax over tokens.
+    """The attention of a planner; `steps`: the executor of its parts, None for one softmax over tokens.
 
-    `recurrent`: the recurrence that it is, with neither.
+    `recurrent`: the recurrence, for a pattern that is one.
     """
 
     planner: Planner
@@ -39,17 +39,17 @@ class GeneralAttention:
 
     @property
     def pattern(self) -> ir.Pattern:
-        """What is computed."""
+        """The pattern that is computed."""
         return self.planner.pattern
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is the softmax of `scale * dot(q, k)`, for which the operator `attnc::attend` is made."""
+        """Whether the pattern is the softmax of `scale * dot(q, k)`, which the operator `attnc::attend` computes."""
         return self.recurrent is None and self.steps is None and is_plain(self.pattern.attend)
 
     @property
     def has_lse(self) -> bool:
-        """Whether the result is one softmax."""
+        """Whether the result is one softmax, which has a log-sum-exp."""
         return self.recurrent is None and (self.steps is None or self.steps.has_lse)
 
     def attend(
@@ -63,9 +63,10 @@ class GeneralAttention:
         *,
         by_kernels: bool,
     ) -> Result:
-        """(out, lse), differentiable once, in q, k, v and real inputs; lse is None where there is none.
+        """Return (out, lse), differentiable once, in q, k, v and real inputs; lse is None where there is none.
 
-        `inputs` as they were given, `tensors` the same in the pattern's order. `by_kernels`: by Triton's.
+        `inputs`: the inputs as passed; `tensors`: the same inputs in the pattern's order. `by_kernels`: use Triton
+        kernels.
         """
         if self.recurrent is not None:
             return self.recurrent.attend(q, k, v, inputs, tensors, scale, by_kernels=by_kernels)[0], None
@@ -74,29 +75,29 @@ class GeneralAttention:
             factor = float(sizes.dk**-0.5) if scale is None else scale
             if self.steps is not None:
                 named = {t.name: x for t, x in zip(self.pattern.tensors, tensors, strict=True)}
-                given = CallInputs(sizes, inputs, named, factor)
-                return self.steps.on_gpu(q, k, v, given) if by_kernels else self.steps.on_cpu(q, k, v, given)
+                call = CallInputs(sizes, inputs, named, factor)
+                return self.steps.on_gpu(q, k, v, call) if by_kernels else self.steps.on_cpu(q, k, v, call)
             real = [x for x, tensor in zip(tensors, self.pattern.tensors, strict=True) if tensor.is_floating]
             relations = relations_of(self.pattern, call_shape(self.pattern, sizes, inputs))
             if by_kernels:
                 from attnc.runtime.gpu import scored_on_gpu
 
                 return scored_on_gpu.attend(q, k, v, relations, factor, self.planner, real, list(tensors))
-            call = PlannedCall(self.planner.plan_of(q, k, v, tensors), relations, factor)
-            return scored_attention.attend(q, k, v, call, real)
+            planned = PlannedCall(self.planner.plan_of(q, k, v, tensors), relations, factor)
+            return scored_attention.attend(q, k, v, planned, real)
 
     def plan(self, q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor]) -> Plan:
-        """The plan of a call on the CPU."""
-        sizes, given = check_tensors(q, k, v), self.named(tensors)
-        return self.planner.plan(sizes, given) if self.steps is None else self.steps.plan(sizes, given)
+        """Return the plan of a call on the CPU."""
+        sizes, inputs = check_tensors(q, k, v), self.named(tensors)
+        return self.planner.plan(sizes, inputs) if self.steps is None else self.steps.plan(sizes, inputs)
 
     def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The inputs by name."""
+        """Return the inputs by name."""
         return {tensor.name: x for tensor, x in zip(self.pattern.tensors, tensors, strict=True)}
 
 
 def general_of(planner: Planner) -> GeneralAttention:
-    """The attention of a planner."""
+    """Return the attention of a planner."""
     pattern = planner.pattern
     if pattern.recur is not None:
         from attnc.runtime.recurrent.pattern_recurrence import PatternRecurrence
@@ -108,7 +109,7 @@ def general_of(planner: Planner) -> GeneralAttention:
 
 
 def steps_of(planner: Planner) -> PatternExecutor:
-    """The attentions of a planner's pattern one by one. Raises UnsupportedError for what `strict` does not allow."""
+    """Return the executor of a planner's pattern. Raises UnsupportedError where `strict` refuses the pattern."""
     return planner.remembered(
         "steps", lambda: PatternExecutor(planner.text, planner.pattern, planner.strict, planner.tuned)
     )

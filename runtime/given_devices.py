@@ -1,4 +1,4 @@
-"""Inputs on another device than q, or wider than what is computed with."""
+"""Checks of inputs on another device than q, or wider than the dtype of the computation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from attnc.runtime.call_errors import ArgumentError
 from attnc.runtime.fallbacks import CAST, MOVED, note
 
 
-def check_devices(pattern: Pattern, given: Mapping[str, object], tensors: Sequence[Tensor], q: Tensor) -> None:
-    """Raise ArgumentError for a real input on another device than q, which gradients would not find.
+def check_devices(pattern: Pattern, inputs: Mapping[str, object], tensors: Sequence[Tensor], q: Tensor) -> None:
+    """Raise ArgumentError for a real input on another device than q, which gradients would not reach.
 
-    Integers and truths may be anywhere, and are copied; that is counted, and so is what of a real input is rounded.
+    Integers and booleans may be on any device, and are copied; the copy is counted, and so is the rounding of a real
+    input.
     """
     traced = torch.compiler.is_compiling()
     for declared, x in zip(pattern.tensors, tensors, strict=True):
@@ -24,8 +25,8 @@ def check_devices(pattern: Pattern, given: Mapping[str, object], tensors: Sequen
                 f"the input `{declared.name}` is on {x.device} and q on {q.device}: move it, "
                 f"{declared.name}.to({str(q.device)!r})"
             )
-        if traced or given.get(declared.name) is not x:
-            continue  # numbers of a graph, or made here of a list
+        if traced or inputs.get(declared.name) is not x:
+            continue  # a graph's tensors, or converted from a list by this call
         if x.device != q.device and not q.is_cuda:
             note(pattern.name, MOVED, f"the input `{declared.name}` is on {x.device.type}")
         if x.dtype == torch.float64 != q.dtype:

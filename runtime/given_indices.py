@@ -1,4 +1,4 @@
-"""Indices that a caller gives, under `strict`: keys or blocks once in each list, numbers of units below their bound."""
+"""Checks of index inputs under `strict`: keys or blocks distinct within each list, unit numbers in range."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from attnc.runtime.tensor_checks import as_tensor
 
 
 class _List(NamedTuple):
-    """An input that holds lists of keys or of blocks, along `axis`; `place` is what an entry is compared with.
+    """An input that holds lists of keys or blocks along `axis`; `place`: the expression compared with an entry.
 
-    None for `place`: it depends on more than the key.
+    `place` is None where the expression depends on more than the key.
     """
 
     tensor: ir.Tensor
@@ -30,29 +30,33 @@ class _List(NamedTuple):
 def check_indices(pattern: ir.Pattern, inputs: Mapping[str, object], n_k: int) -> None:
     """Raise ArgumentError for indices that are out of range, and for duplicates in lists of keys or blocks.
 
-    It looks at what inputs hold, for which the host waits; while a CUDA graph is captured nothing is looked at.
+    The check reads input data, for which the host waits; while a CUDA graph is captured nothing is checked.
     """
     for tensor in pattern.tensors:
         if tensor.made is not None and tensor.made.count:
             _check_range(pattern, tensor.made.of, inputs, (0, tensor.made.count - 1), "units are numbered")
-    for found in dict.fromkeys(_lists(pattern)):
-        name = found.tensor.name
-        if found.place is not None:
-            _check_range(pattern, name, inputs, _span(found.place, n_k), _numbered(found.place))
-        _check_distinct(pattern, name, inputs, found.axis)
+    for list_input in dict.fromkeys(_lists(pattern)):
+        name = list_input.tensor.name
+        if list_input.place is not None:
+            _check_range(pattern, name, inputs, _span(list_input.place, n_k), _numbered(list_input.place))
+        _check_distinct(pattern, name, inputs, list_input.axis)
 
 
 def _lists(pattern: ir.Pattern) -> Iterator[_List]:
-    """The inputs of which an entry is a key or a block: `any(kept[i] == k for i in n)`.
+    """Yield the inputs whose entries are keys or blocks: `any(kept[i] == k for i in n)`.
 
-    Each query may have its own: `any(kept[q // block, i] == k // block for i in n)`.
+    Each query may have its own list: `any(kept[q
+
+    block, i] == k
+
+    block for i in n)`.
     """
     roots = [node.visible for node in pattern.nodes]
     roots += [root for item in pattern.selections for root in (item.candidates, item.always)]
-    for node in (below for root in roots for below in walk(root)):
+    for node in (node for root in roots for node in walk(root)):
         if not (isinstance(node, ir.Reduce) and node.op == "any"):
             continue
-        for equal in (below for below in walk(node.body) if isinstance(below, ir.Compare) and below.op == "eq"):
+        for equal in (part for part in walk(node.body) if isinstance(part, ir.Compare) and part.op == "eq"):
             terms, constant = fold.parts(equal.value)
             for entry, factor in terms:
                 rest = fold.linear([(term, -n * factor) for term, n in terms if term is not entry], -constant * factor)
@@ -64,7 +68,7 @@ def _lists(pattern: ir.Pattern) -> Iterator[_List]:
 
 
 def _span(place: ir.Index, n_k: int) -> tuple[int, int]:
-    """The least and the largest number that a key has."""
+    """Return the least and the largest number of a key."""
     numbers = exact_evaluation.integers(place, (0, 1), (0, n_k)) if n_k else None
     return (0, -1) if numbers is None else (int(numbers.min()), int(numbers.max()))
 
@@ -73,12 +77,12 @@ def _numbered(place: ir.Index) -> str:
     """Return the noun for the entries of this list."""
     if isinstance(place, ir.Arith) and place.op == "floordiv" and isinstance(place.operands[0], ir.Position):
         return "blocks are numbered"
-    return "keys are numbered" if isinstance(place, ir.Position) else "no key asks for others than"
+    return "keys are numbered" if isinstance(place, ir.Position) else "keys compare only with"
 
 
 def _is_of_keys(node: ir.Index) -> bool:
-    """Whether an expression is one of the key's position alone."""
-    return all(isinstance(below, ir.Position | ir.Const | ir.Arith | ir.Linear) for below in node.below)
+    """Check whether an expression depends on the key's position alone."""
+    return all(isinstance(part, ir.Position | ir.Const | ir.Arith | ir.Linear) for part in node.below)
 
 
 def _tensor(inputs: Mapping[str, object], name: str) -> Tensor | None:
@@ -107,11 +111,11 @@ def _check_distinct(pattern: ir.Pattern, name: str, inputs: Mapping[str, object]
     x = _tensor(inputs, name)
     if x is None or x.shape[axis] < 2:
         return
-    found = x.movedim(axis, -1).sort(-1).values
-    same = found[..., 1:] == found[..., :-1]
+    entries = x.movedim(axis, -1).sort(-1).values
+    same = entries[..., 1:] == entries[..., :-1]
     if bool(same.any()):
         raise ArgumentError(
-            f"strict: the input `{name}` of `{pattern.name}` holds {int(found[..., 1:][same][0])} twice in one list; "
+            f"strict: the input `{name}` of `{pattern.name}` holds {int(entries[..., 1:][same][0])} twice in one list; "
             f"compile it without strict to ignore that"
         )
 

@@ -1,7 +1,7 @@
-"""A compiled pattern as text, and back: what an operator in a graph carries, so that any process can run it.
+"""A compiled pattern as text, and back: the form in which an operator in a graph carries it to any process.
 
-The text is JSON and holds the spec, the parameters and the modules that the spec uses. Nothing in it is run: reading it
-parses and checks a spec as `compile_attention` does.
+The text is JSON and holds the spec, the parameters and the modules that the spec uses. Nothing in it is executed:
+reading it parses and checks a spec as `compile_attention` does.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from attnc.spec.source import SourceFile
 
 FORMAT = 4
 Form = Literal["whole", "packed", "last rows"]
-"""A pattern as it stands, over several sequences in one, or of the last queries of as many as there are keys."""
+"""The form of a pattern: as written, for several packed sequences, or for the last queries of a sequence."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ _FRACTION = re.compile(r"-?[0-9]+(/[1-9][0-9]*)?")
 def bound_program(
     source: SourceFile, name: str, values: Mapping[str, object], modules: Mapping[str, SourceFile]
 ) -> BoundProgram:
-    """The pattern `name` of a text with its parameters; `use` sees `modules`, then the library. Raises SpecError."""
+    """Return the pattern `name` of a text, bound; `use` sees `modules`, then the library. Raises SpecError."""
     return bind(load_program(source, ModuleLoader(None, dict(modules)), name), values)
 
 
 def write(bound: BoundProgram, modules: Mapping[str, SourceFile], how: How, form: Form = "whole") -> str:
-    """The text of a pattern and of what changes what a call does. Equal patterns have equal texts."""
+    """Return the text of a pattern and of the options that change a call. Equal patterns have equal texts."""
     program = bound.program
     return json.dumps(
         {
@@ -63,9 +63,9 @@ def write(bound: BoundProgram, modules: Mapping[str, SourceFile], how: How, form
 
 
 def read(text: str) -> tuple[BoundProgram, How, Form]:
-    """The pattern of a text, how it was compiled, and its form.
+    """Return the pattern of a text, how it was compiled, and its form.
 
-    Raises ArgumentError for a text that `write` never made.
+    Raises ArgumentError for a text that `write` did not produce.
     """
     try:
         data = json.loads(text)
@@ -87,7 +87,7 @@ def read(text: str) -> tuple[BoundProgram, How, Form]:
 
 
 def _written(value: Value) -> object:
-    """Fractions as text, which no other value is."""
+    """Return a parameter's JSON value; fractions become text, and no other value is text."""
     if isinstance(value, tuple):
         return [_written(item) for item in value]
     return str(value) if isinstance(value, Fraction) else value

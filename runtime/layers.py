@@ -34,22 +34,25 @@ _TOKEN = fold.place("q")
 
 
 def layer_of(attention: PatternDescription, n: int, heads: int, inputs: Mapping[str, Any]) -> Layer:
-    """What a pattern shows among n tokens, in any of its heads and branches, for the first batch entry.
+    """Return a pattern's layer: the pairs visible among n tokens in any head and branch, for the first batch entry.
 
-    A query sees a unit of keys whole: pooled keys hold something of each of their tokens. Where content chooses, it
-    sees all that may be chosen. Of a state it knows all tokens that came before it, since a reset or the border of a
-    document.
+    A query sees a unit of keys as a whole: pooled keys depend on each of their tokens. Where content selects, every key
+    that may be selected is visible. A state depends on all tokens before it, since a reset or the border of a document.
 
-    Raises UnsupportedError for keys that are no tokens and for branches that read what others gave, and what a call of
-    these sizes raises.
+    Raises UnsupportedError for keys that are not tokens and for branches that read outputs of others, and the errors of
+    a call of these sizes.
     """
     pattern = open_choices(lower(attention.bound))
     _refuse(pattern)
-    batch = next((x.shape[0] for t, x in _given(pattern, inputs) if t.dims[:1] == ("batch",)), 1)
+    batch = next((x.shape[0] for t, x in _passed_inputs(pattern, inputs) if t.dims[:1] == ("batch",)), 1)
     sizes = TensorSizes(n, n, batch, heads, heads, 64, 64, "float32")
-    found = BranchRelations(replace(pattern, stateful=())).relations(sizes, inputs) if pattern.nodes else []
-    held = [state for recur in states_of(pattern) for state in _held(pattern, recur, sizes, inputs)]
-    return Layer.of(n, [(r, None if node.keys is None else places(node, r, n)) for node, r in found], held)
+    relations_of_nodes = (
+        BranchRelations(replace(pattern, stateful=())).relations(sizes, inputs) if pattern.nodes else []
+    )
+    states = [state for recur in states_of(pattern) for state in _held(pattern, recur, sizes, inputs)]
+    return Layer.of(
+        n, [(r, None if node.keys is None else places(node, r, n)) for node, r in relations_of_nodes], states
+    )
 
 
 def states_of(pattern: ir.Pattern) -> tuple[Recur, ...]:
@@ -58,22 +61,23 @@ def states_of(pattern: ir.Pattern) -> tuple[Recur, ...]:
 
 
 def inputs_of_layer(attention: PatternDescription) -> frozenset[str]:
-    """Return the inputs that say what a layer shows: those of the relation, of the order of a scan, and of resets."""
+    """Return the inputs that a layer depends on: those of the relation, of the order of a scan, and of resets."""
     pattern = attention.pattern
     read = {node for recur in states_of(pattern) for root in _clauses(recur) for node in walk(root)}
     names = {node.tensor.name for node in read if isinstance(node, Lookup)}
     sizes = {node.name for node in read if isinstance(node, Extent)}
-    own = {t.name for t in pattern.tensors if t.name in names or sizes & set(map(str, t.dims))}
+    state_inputs = {t.name for t in pattern.tensors if t.name in names or sizes & set(map(str, t.dims))}
     if pattern.documents is not None:
-        own.add(pattern.documents.name)
-    return frozenset(own) if attention.is_recurrence else attention.relation_inputs | own
+        state_inputs.add(pattern.documents.name)
+    return frozenset(state_inputs) if attention.is_recurrence else attention.relation_inputs | state_inputs
 
 
 def _clauses(recur: Recur) -> list[Index]:
     return [root for root in (recur.order, recur.reset) if root is not None]
 
 
-def _given(pattern: ir.Pattern, inputs: Mapping[str, Any]) -> list[tuple[ir.Tensor, Any]]:
+def _passed_inputs(pattern: ir.Pattern, inputs: Mapping[str, Any]) -> list[tuple[ir.Tensor, Any]]:
+    """Return the tensors of the pattern whose inputs are passed, with the inputs."""
     return [(tensor, inputs[tensor.name]) for tensor in pattern.tensors if tensor.name in inputs]
 
 
@@ -85,9 +89,11 @@ def _held(pattern: ir.Pattern, recur: Recur, sizes: TensorSizes, inputs: Mapping
     clauses = _clauses(recur)
     # A node that reads what the state's order and resets read, so that a call takes the same inputs.
     read = fold.disjunction(*(root if ir.is_truth(root) else fold.equal(root, fold.const(0)) for root in clauses))
-    own = rows_of(replace(pattern, nodes=(), recur=None, stateful=()))
-    own = checked(replace(own, nodes=(replace(own.attend, visible=read),)))
-    relations = relations_of(own, shape_of_call(own, sizes, {t.name: x for t, x in _given(pattern, inputs)}))
+    order_pattern = rows_of(replace(pattern, nodes=(), recur=None, stateful=()))
+    order_pattern = checked(replace(order_pattern, nodes=(replace(order_pattern.attend, visible=read),)))
+    relations = relations_of(
+        order_pattern, shape_of_call(order_pattern, sizes, {t.name: x for t, x in _passed_inputs(pattern, inputs)})
+    )
     by_head = any(isinstance(node, HeadIndex) and node.name != "batch" for root in clauses for node in walk(root))
     by_head |= any(
         isinstance(node, Lookup) and {"head", "kv_head"} & set(node.tensor.dims)
@@ -108,9 +114,7 @@ def _held_by(recur: Recur, relations: Relations, head: int) -> Held:
             keys = _by_token(recur.order, relations, window, head)
             local = np.argsort(keys, kind="stable")
             if (np.diff(keys[local]) == 0).any():
-                raise ArgumentError(
-                    f"`{recur.name}`: `scan` gives two tokens the same place: add what tells them apart"
-                )
+                raise ArgumentError(f"`{recur.name}`: `scan` gives two tokens the same place: add a tie-breaker")
             order[rows] = window.row + local
         if recur.reset is not None:
             fresh[rows] = _by_token(recur.reset, relations, window, head) != 0
@@ -119,44 +123,44 @@ def _held_by(recur: Recur, relations: Relations, head: int) -> Held:
 
 
 def _by_token(root: Index, relations: Relations, window: Window, head: int) -> Int64:
-    """An expression of a token, of each token of a window."""
-    own = specialise(root, relations.sizes, relations.slices, window, batch=0, head=head, group=1)
+    """Return the value of an expression for each token of a window."""
+    specialised = specialise(root, relations.sizes, relations.slices, window, batch=0, head=head, group=1)
     places, one = np.arange(window.n_q, dtype=np.int64), np.zeros(1, dtype=np.int64)
-    wide = not fits_word(own, (0, window.n_q), (0, 1))
-    alive = np.ones((window.n_q, 1), dtype=np.bool_)
-    return exact_evaluation.integers_at(own, places, one, alive, relations.pattern.origins, wide=wide)[:, 0]
+    wide = not fits_word(specialised, (0, window.n_q), (0, 1))
+    active = np.ones((window.n_q, 1), dtype=np.bool_)
+    return exact_evaluation.integers_at(specialised, places, one, active, relations.pattern.origins, wide=wide)[:, 0]
 
 
 # --- what is not followed --------------------------------------------------------------------------------------------
 
 
 def _refuse(pattern: ir.Pattern) -> None:
-    given: set[str] = set()
+    outputs: set[str] = set()
     for recur in states_of(pattern):
-        given.add(output_of_state(recur).name)
-        if any(map(_is_beside, (below for root in _lines(recur) for below in root.below))):
+        outputs.add(output_of_state(recur).name)
+        if any(map(_is_other_token, (part for root in _lines(recur) for part in root.below))):
             raise UnsupportedError(
-                f"`{pattern.name}` has a state, `{recur.name}`, that reads tokens beside its own: what a token knows "
-                f"of through them is not followed"
+                f"`{pattern.name}` has a state, `{recur.name}`, that reads other tokens: their dependencies cannot "
+                f"be followed"
             )
     for node in pattern.nodes:
         if node.keys is not None and node.key_of is None:
             raise UnsupportedError(
-                f"`{pattern.name}` has keys that are no tokens: what a token knows of through them is not followed"
+                f"`{pattern.name}` has keys that are not tokens: dependencies through them cannot be followed"
             )
         read = {below.tensor.name for root in values_of(node) for below in root.below if isinstance(below, ir.Element)}
-        if read & given:
+        if read & outputs:
             raise UnsupportedError(
-                f"`{pattern.name}` has an attention that reads what another one gave: what a token knows of through "
-                f"both is not followed"
+                f"`{pattern.name}` has an attention that reads the output of another: dependencies through both "
+                f"cannot be followed"
             )
-        given |= {output(node).name, output_lse(node).name}
+        outputs |= {output(node).name, output_lse(node).name}
 
 
 def _lines(recur: Recur) -> list[ir.Value]:
     return [recur.read, *(step.value for step in recur.steps)]
 
 
-def _is_beside(node: object) -> bool:
-    """Whether a value reads the vector of another token."""
+def _is_other_token(node: object) -> bool:
+    """Check whether a value reads the vector of another token."""
     return isinstance(node, ir.Vec) and node.at is not _TOKEN

@@ -1,4 +1,4 @@
-"""Recognise tensors in the order (batch, tokens, heads, head dimension): attnc takes heads before tokens."""
+"""Detection of tensors in the order (batch, tokens, heads, head dimension), with heads behind tokens."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import Tensor
 from attnc.runtime.warned import LayoutWarning, warn
 
 MANY_HEADS = 256
-"""More heads than models have: so many beside fewer tokens are tokens."""
+"""More heads than models have: a larger dimension before fewer tokens holds tokens."""
 
 
 def check_layout(q: Tensor, k: Tensor) -> None:
-    """Give a LayoutWarning for tensors that look like (batch, tokens, heads, head dimension)."""
+    """Warn with LayoutWarning about tensors that look like (batch, tokens, heads, head dimension)."""
     (_, heads, n_q, _), (_, kv_heads, n_k, _) = q.shape, k.shape
     if torch.compiler.is_compiling() or not all(type(size) is int for size in (heads, n_q, kv_heads, n_k)):
         return  # a comparison of symbolic sizes would guard the graph
@@ -24,7 +24,7 @@ def check_layout(q: Tensor, k: Tensor) -> None:
 
 
 def layout_remedy(q: Tensor, k: Tensor) -> str:
-    """The remedy for tensors in the order of flash-attention; empty where they cannot be in it."""
+    """Return advice for tensors in the order of flash-attention; empty where they cannot be in that order."""
     if q.shape[1] <= q.shape[2] or not k.shape[2] or q.shape[2] % k.shape[2]:
         return ""
     return (

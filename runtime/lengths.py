@@ -1,4 +1,4 @@
-"""The lengths that a pattern's own parameters say."""
+"""Lengths that a pattern's own parameters determine."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from attnc.spec.meaning.evaluate import constant_value
 from attnc.spec.program import BoundProgram, SegmentAxis, Size
 
 SHORT = 64
-"""The length where nothing else says one, of a picture for instance."""
+"""Default length, for example of a picture."""
 
 
 def natural_length(bound: BoundProgram, about: int = SHORT) -> int | None:
-    """The length that the segments say: exactly where all extents are parameters, else one of about so many tokens."""
+    """Return the length of the segments: exact where all extents are parameters, else close to `about` tokens."""
     if not bound.program.segments:
         return None
     fixed, row = fixed_and_row(bound)
@@ -20,19 +20,19 @@ def natural_length(bound: BoundProgram, about: int = SHORT) -> int | None:
 
 
 def fixed_and_row(bound: BoundProgram) -> tuple[int, int]:
-    """Return the tokens that the segments always have, and by how many more a call may be longer (0: none)."""
+    """Return the tokens that the segments always have, and the step by which a call may be longer (0: none)."""
     fixed, row = 0, 0
     for segment in bound.program.segments:
         extents = [extent_of(bound, axis) for axis in segment.axes]
-        known = prod(e for e in extents if e is not None)
+        size = prod(e for e in extents if e is not None)
         if None in extents:
-            row = known
+            row = size
         else:
-            fixed += known
+            fixed += size
     return fixed, row
 
 
 def extent_of(bound: BoundProgram, axis: SegmentAxis) -> int | None:
-    """The extent of an axis, None where the call decides it."""
+    """Return the extent of an axis, None where the call decides it."""
     value = None if isinstance(axis.extent, Size) else constant_value(bound, axis.extent)
     return value if isinstance(value, int) else None

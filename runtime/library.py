@@ -1,4 +1,4 @@
-"""Finding `.attn` texts: library names, files, source given directly, and the modules that `use` asks for."""
+"""Lookup of `.attn` texts: library names, files, source text, and the modules that `use` names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from attnc.spec.source import SourceFile
 from attnc.spec.suggest import did_you_mean
 
 SHOWN = 100
-"""Characters of an unknown name that a message shows at most."""
+"""Maximum number of characters of an unknown name in a message."""
 
 _MODULE = re.compile(r"[A-Za-z_][A-Za-z_0-9]*\Z")
 _IN_FILE = re.compile(r"(?P<file>.+\.attn):(?P<name>[A-Za-z_][A-Za-z_0-9]*)\Z")
@@ -23,7 +23,7 @@ _IN_FILE = re.compile(r"(?P<file>.+\.attn):(?P<name>[A-Za-z_][A-Za-z_0-9]*)\Z")
 
 @dataclass(frozen=True, slots=True)
 class PatternText:
-    """A text, the pattern asked for (None: its only one), and the folder whose modules it may use."""
+    """A text, the name of its pattern (None: its only one), and the folder whose modules it may use."""
 
     source: SourceFile
     name: str | None
@@ -31,7 +31,7 @@ class PatternText:
 
 
 def find(spec: str | PathLike[str]) -> PatternText:
-    """The text that a spec names: source with a newline, a file (a path, or a name with `.attn`), else the library's.
+    """Return the text that a spec names: source with a newline, a path, a name with `.attn`, or a library name.
 
     Raises PatternNotFoundError, SpecError (a text that cannot be read), ArgumentTypeError.
     """
@@ -39,7 +39,7 @@ def find(spec: str | PathLike[str]) -> PatternText:
         return _file(Path(spec), None)
     if not isinstance(spec, str):
         raise ArgumentTypeError(
-            f"spec is {type(spec).__name__}: give a library name, a path to an .attn file, or source text"
+            f"spec is {type(spec).__name__}: it must be a library name, a path to an .attn file, or source text"
         )
     if "\n" in spec:
         return PatternText(decode(spec, "<spec>"), None, None)
@@ -79,37 +79,37 @@ def _texts() -> dict[str, Path]:
 
 
 def library_files() -> dict[str, Path]:
-    """Every file of the standard library by stem: patterns in the folders of their families, modules of definitions."""
+    """Return every file of the standard library by stem: patterns in their families' folders, and modules."""
     return dict(_texts())
 
 
 @cache
 def library_names() -> tuple[str, ...]:
-    """The patterns of the standard library: files that define a pattern of their own name."""
+    """Return the patterns of the standard library: the files that define a pattern of their own name."""
     return tuple(stem for stem in _texts() if _is_pattern(stem))
 
 
 @cache
 def pattern_names() -> tuple[str, ...]:
-    """Those of queries and keys alone, whose content does not decide who sees whom."""
+    """Return the patterns of queries and keys without states, whose visible pairs do not depend on content."""
     return tuple(name for name in _that_have("pattern") if name not in {*hybrid_names(), *routing_names()})
 
 
 @cache
 def routing_names() -> tuple[str, ...]:
-    """Those in which content decides who sees whom: by a `select`, or by what the caller chose before."""
+    """Return the patterns whose visible pairs depend on content: by a `select`, or by the caller's selection."""
     return tuple(stem for stem, file in _texts().items() if file.parent.name == "routing")
 
 
 @cache
 def recurrence_names() -> tuple[str, ...]:
-    """Those of states that tokens update one after another."""
+    """Return the recurrences: patterns whose tokens update states one after another."""
     return _that_have("recurrence")
 
 
 @cache
 def hybrid_names() -> tuple[str, ...]:
-    """Those with branches that have a state."""
+    """Return the patterns with branches that have a state."""
     return tuple(name for name in _that_have("pattern") if "state" in _kinds(name))
 
 
@@ -126,28 +126,28 @@ def _that_have(kind: str) -> tuple[str, ...]:
 
 @cache
 def _kinds(stem: str) -> frozenset[str]:
-    """The words that open a line of a file, of those that tell what the file is."""
+    """Return the keywords at line starts of a file that show what the file defines."""
     return frozenset(word.strip() for word in _KIND.findall(_texts()[stem].read_text(encoding="utf-8")))
 
 
 def library_source(module: str) -> SourceFile | None:
-    """The text of a library file, None where there is none."""
+    """Return the text of a library file, None if it does not exist."""
     file = _texts().get(module)
     return None if file is None else decode(file.read_bytes(), file.relative_to(_root().parent).as_posix())
 
 
 @dataclass
 class ModuleLoader:
-    """What `use` may see: the folder of the file, then the library. Remembers what it gave, so that a spec is whole.
+    """The modules that `use` may read: the file's folder, then the library. Keeps what it loaded, for pickling a spec.
 
-    A module is named, never a path: nothing outside the folder and the library can be read.
+    A module is a name, never a path: nothing outside the folder and the library can be read.
     """
 
     folder: Path | None
     given: dict[str, SourceFile] = field(default_factory=dict)
 
     def __call__(self, module: str, asking: SourceFile) -> SourceFile | None:
-        """The source of a module, None where there is none."""
+        """Return the source of a module, None if it does not exist."""
         del asking
         if module not in self.given:
             source = self._beside(module) or library_source(module)
@@ -157,7 +157,7 @@ class ModuleLoader:
         return self.given[module]
 
     def names(self) -> tuple[str, ...]:
-        """The modules that there are, for a name that is misspelt."""
+        """Return the names of all modules, for suggestions about a misspelt name."""
         beside = self.folder.glob("*.attn") if self.folder is not None else ()
         return (*(path.stem for path in beside), *_texts())
 
@@ -166,5 +166,5 @@ class ModuleLoader:
             return None
         path = self.folder / f"{module}.attn"
         if not path.is_file() or path.resolve().parent != self.folder.resolve():
-            return None  # a link may not lead out of the folder
+            return None  # a symbolic link must not lead out of the folder
         return decode(path.read_bytes(), str(path))

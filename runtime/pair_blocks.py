@@ -1,4 +1,4 @@
-"""Blocks of pairs, and what values over them are computed from: the operands of one call, loops around the block."""
+"""Blocks of query-key pairs, the operands of one call, and the loops around a block."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from attnc.compiler.rewrite import variables
 from attnc.spec.source import Span
 
 Int64 = NDArray[np.int64]
-Alive = NDArray[np.bool_]
+PairMask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Operands:
-    """One call: of each batch entry q (Hq, Nq, dk), k (Hkv, Nk, dk), v (Hkv, Nk, dv); real inputs, sizes, int inputs.
+    """The operands of one call: per batch entry q (Hq, Nq, dk), k (Hkv, Nk, dk), v (Hkv, Nk, dv); inputs and sizes.
 
-    Values are computed in `dtype`. `spaced`: the keys of a row are no tokens. `exponents`: exponentials keep theirs, so
-    that quotients of large ones have a value. `looks_up`: inner products with vectors that pairs choose from a real
-    input may be computed for all of its vectors, and looked up. `entry_heads`: q, k and v of a block hold several batch
-    entries, from the block's own on, as heads one after another, each entry with so many query heads; None for one.
+    Values are computed in `dtype`. `spaced`: the keys of a row are selected entries, not tokens. `exponents`:
+    exponentials keep a separate exponent, so that quotients of large exponentials stay finite. `looks_up`: inner
+    products with vectors that pairs select from a real input may be computed once per vector and gathered.
+    `entry_heads`: the number of query heads per batch entry, where q, k and v of a block hold several batch entries,
+    beginning with the block's, folded into the heads; None where a block holds one entry.
     """
 
     q: Sequence[Tensor]
@@ -44,25 +45,25 @@ class Operands:
     looks_up: bool = False
     entry_heads: int | None = None
     specialised: dict[object, ir.Index] = field(default_factory=dict, compare=False)
-    """Exact parts as they are for a window of a batch entry, and a head."""
+    """Cache of exact expressions, specialised to a window, a batch entry and a head."""
 
     @property
     def group(self) -> int:
-        """Query heads of a kv head."""
+        """The number of query heads per kv head."""
         return max(self.q[0].shape[0] // max(self.k[0].shape[0], 1), 1)
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """The device of the tensors."""
         return self.q[0].device
 
 
 @dataclass(frozen=True)
 class PairBlock:
-    """Local rows and keys of a window of one batch entry, over some heads; `alive`: which pairs are asked for.
+    """Local rows and keys of a window of one batch entry, over some heads.
 
-    `alive` is bool (heads or 1, rows, keys). `running`: rows are positions that a variable runs over. `seen`: the pairs
-    that are visible, where the block has all keys that its rows see.
+    `active`: the pairs whose values are used, bool (heads or 1, rows, keys). `running`: the rows are positions that a
+    variable runs over. `visible`: the visible pairs, where the block holds all keys that are visible to its rows.
     """
 
     batch: int
@@ -70,35 +71,35 @@ class PairBlock:
     window: Window
     rows: Int64
     keys: Int64
-    alive: Alive
+    active: PairMask
     running: bool = False
-    seen: Alive | None = None
+    visible: PairMask | None = None
 
     @property
-    def place(self) -> Window:
-        """The window, without the shift that makes positions of rows where they are that already."""
+    def index_window(self) -> Window:
+        """The window; its shift from rows to positions is 0 where the rows are positions already."""
         return replace(self.window, shift=0) if self.running else self.window
 
 
 @dataclass(frozen=True)
 class Loops:
-    """Variables with their values: arrays with as many dimensions in front as there are loops, (…, heads, rows, keys).
+    """Loop variables and their values: arrays (…, heads, rows, keys) with one leading dimension per loop.
 
-    Where a value does not depend on a dimension, that has size 1.
+    A dimension that a value does not depend on has size 1.
     """
 
     values: Mapping[ir.Var, Int64]
     depth: int
 
     def of(self, node: ir.Value | ir.Index) -> dict[ir.Var, Int64]:
-        """The variables that a node reads."""
+        """Return the variables that a node reads, with their values."""
         if not self.values:
             return {}
         free = variables(cast("ir.Index", node))
         return {variable: value for variable, value in self.values.items() if variable in free}
 
     def inside(self, variable: ir.Var, values: Int64) -> Loops:
-        """With one more, in front."""
+        """Return the loops with one more innermost loop, whose dimension is the first."""
         return Loops({**{v: x[None] for v, x in self.values.items()}, variable: values}, self.depth + 1)
 
 

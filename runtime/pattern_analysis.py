@@ -1,6 +1,6 @@
-"""A pattern looked at before anything runs: its pairs, its growth, its simulations; without torch.
+"""Analysis of a pattern before anything runs, without torch: its pairs, its growth, its simulations.
 
-The command line starts from here, so that it runs where torch is not installed, and sooner where it is.
+The command line starts from this module, so that it runs where torch is not installed, and starts faster where it is.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ if TYPE_CHECKING:
 
 
 def analyse(spec: str | PathLike[str], params: Mapping[str, object], preset: str | None) -> PatternAnalysis:
-    """The pattern that a spec names, not compiled for calls; errors and warnings are those of `compile_attention`."""
+    """Return the pattern that a spec names, uncompiled; errors and warnings are those of `compile_attention`."""
     bound, modules = read_spec(spec, params, preset)
-    found = PatternAnalysis(bound, modules, lower(bound))
+    analysis = PatternAnalysis(bound, modules, lower(bound))
     warn_of_pattern(bound.program.name, call_warnings(bound))
-    return found
+    return analysis
 
 
 class PatternAnalysis(PatternDescription):
-    """A pattern with all that can be asked of it without tensors: masks, plans, growth, simulations, kernel texts."""
+    """A pattern with everything known without tensors: masks, plans, growth, simulations, kernel texts."""
 
     _attention: Attention | None = None
 
     @property
     def _compiled(self) -> Attention:
-        """The pattern, compiled once it is asked for. Raises TorchMissingError."""
+        """The pattern, compiled at the first access. Raises TorchMissingError."""
         if self._attention is None:
             with needing_torch(f"a call of `{self.name}`"):
                 from attnc.runtime.attention import Attention
@@ -56,9 +56,9 @@ class PatternAnalysis(PatternDescription):
     # --- pairs ---
 
     def _drawn_mask(self, n_q: int, n_k: int, head: int, inputs: Mapping[str, object]) -> NDArray[np.bool_]:
-        """The pairs that a picture of one head shows, of the first batch entry.
+        """Return the pairs that a picture of one head shows, for the first batch entry.
 
-        Raises TorchMissingError where content chooses and torch is not installed, and what `Attention.mask` raises.
+        Raises TorchMissingError where content selects and torch is not installed, and the errors of `Attention.mask`.
         """
         if self._pattern.selections:
             with needing_torch(f"what `{self.name}` selects, which depends on vectors,"):
@@ -67,7 +67,7 @@ class PatternAnalysis(PatternDescription):
         return self._visible(self._sizes(n_q, n_k, None, None, inputs, at_least=head + 1), inputs, 0, head)
 
     def _drawn_plan(self, n_q: int, n_k: int, heads: int, inputs: Mapping[str, object]) -> Plan:
-        """A plan whose pieces cover the pairs of one attention."""
+        """Return a plan whose pieces cover the pairs of one attention."""
         self._refuse_recurrence("plan", "`attend.derivation()` says how it runs, `attend.simulate(…)` in which chunks")
         self._refuse_states("mask")
         return build_plan(self._relations(self._sizes(n_q, n_k, heads, None, inputs), inputs))
@@ -83,7 +83,8 @@ class PatternAnalysis(PatternDescription):
     def growth(self, *, heads: int | None = None) -> Growth:
         """Return how the visible pairs grow with the length: a formula with its derivation, or a fitted law.
 
-        Of `heads` heads together, where they differ. Of a grid of tokens it is fitted along its first axis.
+        The pairs of `heads` heads are added up, where heads differ. For a grid of tokens the law is fitted along the
+        first axis.
         """
         self._refuse_states("growth")
         from attnc.runtime.simulating import growth
@@ -95,7 +96,7 @@ class PatternAnalysis(PatternDescription):
     ) -> tuple[Floor, ...]:
         """Return how sparse the pattern can become by its real parameters, and the pairs that stay visible.
 
-        Nothing is said of a pattern that chooses by content.
+        The result is empty for a pattern that selects by content.
         """
         self._refuse_states("floors")
         from attnc.runtime.simulating import floors
@@ -123,28 +124,29 @@ class PatternAnalysis(PatternDescription):
         tile: tuple[int, int] | None = None,
         order: Literal["natural", "bricks", "residues"] | None = None,
     ) -> Simulation:
-        """The simulation of a call, as `Attention.simulate` has it; `dtype` by its name.
+        """Return the simulation of a call, as `Attention.simulate` does; `dtype` is the dtype's name.
 
-        Raises TorchMissingError for `device="cpu"` where torch is not installed, and what `Attention.simulate` raises.
+        Raises TorchMissingError for `device="cpu"` where torch is not installed, and the errors of
+        `Attention.simulate`.
         """
         if self._pattern.recur is not None and (tile is not None or order is not None):
-            raise ArgumentError("tile and order are of pairs; the chunks of a recurrence are chosen by their time")
+            raise ArgumentError("tile and order apply to pairs; the chunks of a recurrence are chosen by their time")
         from attnc.compiler.simulation.candidates import ScheduleRequest
         from attnc.runtime.simulating import default_dtype, find_device, simulated
 
         machine = find_device(device)
         dtype = default_dtype(machine) if dtype is None else dtype
         sizes = self._sizes(n_q, n_k, heads, kv_heads, inputs, batch=batch, head_dim=head_dim, dtype=dtype)
-        values, wish = self._bound.values, ScheduleRequest(tile, order)
+        values, request = self._bound.values, ScheduleRequest(tile, order)
         if self._pattern.recur is not None:
             from attnc.runtime.simulating_recurrences import simulated_recurrence
 
             (recurrent,) = self._recurrents()
             return simulated_recurrence(recurrent, values, sizes, machine, stage, inputs)
         if self._pattern.stateful:
-            return self._simulated_states(sizes, inputs, machine, stage, baseline, wish)
+            return self._simulated_states(sizes, inputs, machine, stage, baseline, request)
         if self._pattern.selections:
-            return self._simulated_choices(sizes, inputs, machine, stage, baseline, wish)
+            return self._simulated_choices(sizes, inputs, machine, stage, baseline, request)
         branches = self._branches
         if branches is None:
             attends = [self._relations(sizes, inputs)]
@@ -159,7 +161,7 @@ class PatternAnalysis(PatternDescription):
             lambda: self._plan_on_cpu(sizes, inputs),
             stage,
             baseline,
-            wish,
+            request,
         )
 
     def _simulated_states(
@@ -169,24 +171,26 @@ class PatternAnalysis(PatternDescription):
         machine: Device,
         stage: Pass,
         baseline: Baseline | None,
-        wish: ScheduleRequest,
+        request: ScheduleRequest,
     ) -> Simulation:
         from attnc.compiler.simulation.candidates import ScheduleRequest
         from attnc.compiler.simulation.machine import Machine
-        from attnc.runtime.simulating import check_asked
+        from attnc.runtime.simulating import check_request
         from attnc.runtime.simulating_states import simulated_states
 
         if not isinstance(machine, Machine) or self._pattern.selections or stage == "decode":
-            self._refuse_states("simulation on a CPU, of decode, or beside choices: ask for a whole call on a GPU")
+            self._refuse_states("simulation on a CPU, of decode, or beside selections: simulate a whole call on a GPU")
         assert isinstance(machine, Machine)
-        check_asked(stage, baseline, wish, on_cpu=False)
-        if wish != ScheduleRequest():
-            raise ArgumentError("tile and order are of pairs; the chunks of branches with a state have their own")
+        check_request(stage, baseline, request, on_cpu=False)
+        if request != ScheduleRequest():
+            raise ArgumentError("tile and order apply to pairs; chunks of branches with a state have their own sizes")
         branches = self._branches
         assert branches is not None
         attends = branches.relations(sizes, inputs) if self._pattern.nodes else []
-        own = self._recurrents()
-        return simulated_states(self.name, self._bound.values, attends, own, sizes, machine, stage, baseline, inputs)
+        recurrents = self._recurrents()
+        return simulated_states(
+            self.name, self._bound.values, attends, recurrents, sizes, machine, stage, baseline, inputs
+        )
 
     def _simulated_choices(
         self,
@@ -195,18 +199,20 @@ class PatternAnalysis(PatternDescription):
         machine: Device,
         stage: Pass,
         baseline: Baseline | None,
-        wish: ScheduleRequest,
+        request: ScheduleRequest,
     ) -> Simulation:
         from attnc.compiler.simulation.candidates import ScheduleRequest
         from attnc.compiler.simulation.cpu_ladder import CpuMachine
-        from attnc.runtime.simulating import check_asked
+        from attnc.runtime.simulating import check_request
         from attnc.runtime.simulating_choices import simulated_choices
 
         if stage == "decode":
-            raise UnsupportedError(f"decode of `{self.name}`, which chooses by content, is not simulated yet")
-        check_asked(stage, baseline, wish, on_cpu=isinstance(machine, CpuMachine))
-        if wish != ScheduleRequest():
-            raise ArgumentError("tile and order are chosen for pairs; the kernels of chosen keys have their own")
+            raise UnsupportedError(
+                f"simulation of decode is not supported yet for `{self.name}`, which selects by content"
+            )
+        check_request(stage, baseline, request, on_cpu=isinstance(machine, CpuMachine))
+        if request != ScheduleRequest():
+            raise ArgumentError("tile and order apply to pairs; the kernels of selected keys have their own")
         branches = self._branches
         assert branches is not None
         relations, bound = branches.open.relations(sizes, inputs), self._bound.values
@@ -217,7 +223,7 @@ class PatternAnalysis(PatternDescription):
         return simulated_choices(self._pattern, bound, relations, plan, sizes, inputs, machine, stage, baseline)
 
     def _plan_on_cpu(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> Plan:
-        """The plan of the CPU's executor, which is costed with the rates of this machine."""
+        """Return the plan of the CPU executor, with costs at this machine's rates."""
         return self._compiled._plan_on_cpu(sizes, inputs)
 
 

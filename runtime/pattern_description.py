@@ -1,4 +1,4 @@
-"""A pattern with its parameters: its name, its parts, the sizes and the relations of its calls; without torch."""
+"""A pattern with its parameters: its name, its parts, the sizes and the relations of its calls. Never imports torch."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 def read_spec(
     spec: str | PathLike[str], params: Mapping[str, object], preset: str | None
 ) -> tuple[BoundProgram, dict[str, SourceFile]]:
-    """The checked program that a spec names, as `compile_attention` has it, and the modules that it uses.
+    """Return the checked program that a spec names, as for `compile_attention`, and the modules that it uses.
 
     Raises SpecError, PatternNotFoundError.
     """
-    found = find(spec)
-    loader = ModuleLoader(found.folder)
-    bound = bind(load_program(found.source, loader, found.name), params, preset)
+    text = find(spec)
+    loader = ModuleLoader(text.folder)
+    bound = bind(load_program(text.source, loader, text.name), params, preset)
     return bound, dict(loader.given)
 
 
 class PatternDescription:
-    """A lowered pattern, and what its calls of some sizes show."""
+    """A lowered pattern, with the facts about its calls that follow from their sizes."""
 
     def __init__(self, bound: BoundProgram, modules: Mapping[str, SourceFile], pattern: Pattern) -> None:
         self._bound = bound
@@ -62,7 +62,7 @@ class PatternDescription:
 
     @property
     def has_mask(self) -> bool:
-        """Whether its keys are tokens, or units of them, so that `mask` and `picture` may be asked."""
+        """Whether keys are tokens or units of tokens, so that `mask` and `picture` are available."""
         if self._pattern.recur is not None or self._pattern.stateful:
             return False
         branches = self._branches
@@ -70,12 +70,12 @@ class PatternDescription:
 
     @property
     def is_recurrence(self) -> bool:
-        """Whether tokens update a state one after another: there are no pairs of queries and keys."""
-        return len(self._pattern.nodes) == 0  # as torch.compile traces it
+        """Whether tokens update a state one after another, so that there are no pairs of queries and keys."""
+        return len(self._pattern.nodes) == 0  # a form that torch.compile traces
 
     @property
     def relation_inputs(self) -> frozenset[str]:
-        """The inputs that the relation reads, or that have a size that it reads: what `mask` and `plan` need."""
+        """The inputs that `mask` and `plan` need: those that the relation reads, or whose sizes it reads."""
         pattern = self._pattern
         names = names_read(pattern) | {t.name for item in pattern.selections for t in asked_by_selection(item)}
         read = [t for t in pattern.tensors if names & {t.name, *map(str, t.dims)}]
@@ -97,23 +97,23 @@ class PatternDescription:
         return str(self._pattern)
 
     def _arrays_of(self, examples: Mapping[str, Example]) -> dict[str, NDArray[Any]]:
-        """Examples of inputs as far as relations read them: integers, and the shapes of real numbers.
+        """Return example inputs as relations read them: integers, and the shapes of real numbers.
 
         Real numbers that a pattern sorts tokens by are drawn. Raises TorchMissingError where torch is not installed.
         """
         sorts = {tensor.made.of for tensor in self._pattern.tensors if tensor.made is not None}
-        found = {name: example.array for name, example in examples.items()}
+        arrays = {name: example.array for name, example in examples.items()}
         for name, example in examples.items():
             if name in sorts and example.draw is not None:
                 with needing_torch(f"an example of `{name}`, the random numbers that `{self.name}` sorts tokens by,"):
-                    found[name] = example.tensor.numpy()
-        return found
+                    arrays[name] = example.tensor.numpy()
+        return arrays
 
     # --- inside ---
 
     @property
     def _branches(self) -> BranchRelations | None:
-        """Its attentions one by one; None for one attention over tokens, and for a recurrence."""
+        """The relations of the attentions one by one; None for one attention over tokens, and for a recurrence."""
         return self._separate
 
     @cached_property
@@ -131,7 +131,7 @@ class PatternDescription:
         return [DerivedRecurrence(stateful_alone(pattern, recur), recur) for recur in pattern.stateful]
 
     def _refuse_recurrence(self, what: str, instead: str = "") -> None:
-        """Raise UnsupportedError where a recurrence is asked for what only pairs of queries and keys have."""
+        """Raise UnsupportedError if the pattern is a recurrence, for a method that needs pairs of queries and keys."""
         if self.is_recurrence:
             also = f"; {instead}" if instead else ""
             raise UnsupportedError(
@@ -159,14 +159,12 @@ class PatternDescription:
         dtype: str = "float32",
     ) -> TensorSizes:
         n_k = n_q if n_k is None else n_k
-        known = self._known_counts(inputs)
-        if heads is None and kv_heads is None and known.get("kv_head", 1) > 1 and "head" not in known:
-            raise ArgumentError(
-                f"an input has {known['kv_head']} kv heads: say how many query heads there are, heads=…"
-            )
-        heads = max(known.get("head", 1), at_least) if heads is None else heads
-        kv_heads = known.get("kv_head", heads) if kv_heads is None else kv_heads
-        batch = known.get("batch", 1) if batch is None else batch
+        counts = self._known_counts(inputs)
+        if heads is None and kv_heads is None and counts.get("kv_head", 1) > 1 and "head" not in counts:
+            raise ArgumentError(f"an input has {counts['kv_head']} kv heads: pass the number of query heads, heads=…")
+        heads = max(counts.get("head", 1), at_least) if heads is None else heads
+        kv_heads = counts.get("kv_head", heads) if kv_heads is None else kv_heads
+        batch = counts.get("batch", 1) if batch is None else batch
         check_counts(0, n_q=n_q, n_k=n_k)
         check_counts(1, heads=heads, kv_heads=kv_heads, batch=batch, head_dim=head_dim)
         if heads % kv_heads:
@@ -174,7 +172,7 @@ class PatternDescription:
         return TensorSizes(n_q, n_k, batch, heads, kv_heads, head_dim, head_dim, dtype)
 
     def _known_counts(self, inputs: Mapping[str, object]) -> dict[str, int]:
-        """Batch and heads as far as inputs and per-head parameters tell."""
+        """Return the batch size and the numbers of heads that inputs and per-head parameters show."""
         counts: dict[str, int] = {}
         counts.update(("head", length) for _, length in self._pattern.head_lists)
         for tensor in self._pattern.tensors:
@@ -183,7 +181,7 @@ class PatternDescription:
         return counts
 
     def _shape_of(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> CallShape:
-        """The shape of a call; plans for the CPU need the rates of the machine besides."""
+        """Return the shape of a call; CPU plans also need the rates of the machine."""
         return shape_of_call(self._pattern, sizes, inputs)
 
     def _relations(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> Relations:

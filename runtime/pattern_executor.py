@@ -1,4 +1,4 @@
-"""The attentions of a pattern one by one, each planned by itself, and what joins them."""
+"""Executor of patterns with several attentions: plans each attention separately and combines their results."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ Pair = tuple[Tensor, Tensor]
 
 
 Run = Callable[[Planner, CallInputs, Tensor, Tensor, Tensor, Mapping[str, Tensor]], Pair]
-"""(planner, call, q, k, v, what was given and computed before) → (out, lse) of one attention."""
+"""A function (planner, call, q, k, v, tensors given and computed before) → (out, lse) of one attention."""
 
 
 class PatternExecutor(BranchRelations):
-    """The attentions of a pattern as patterns of their own, in their order."""
+    """Executor that runs the attentions of a pattern in order, each as a pattern of its own."""
 
     def __init__(self, text: str, pattern: ir.Pattern, strict: bool, tuned: Tuned | None = None) -> None:
         super().__init__(pattern)
@@ -79,7 +79,7 @@ class PatternExecutor(BranchRelations):
         self._tuned = tuned
         self._planners: Recent[Planner] = Recent(SETTINGS.plans)
         self.stateful = _stateful(pattern, strict) if pattern.stateful else []
-        """What its branches with a state are, each by itself."""
+        """The recurrences of the pattern's branches with a state, each separately."""
         if strict:
             self._check_passes()
 
@@ -88,13 +88,13 @@ class PatternExecutor(BranchRelations):
             count = passes(node)
             if count > 1:
                 raise UnsupportedError(
-                    f"strict: the weights of `{node.name}` need {count} passes over a row's keys, as one sum needs "
-                    f"another one whole; compile it without strict to allow that"
+                    f"strict: the weights of `{node.name}` need {count} passes over a row's keys, because a sum needs "
+                    f"the result of another; compile without strict to allow this"
                 )
 
     @property
     def has_lse(self) -> bool:
-        """Whether the result is one softmax."""
+        """Whether the result is one softmax, which has a log-sum-exp."""
         pattern = self._pattern
         if pattern.combine is not None:
             return pattern.lse is not None
@@ -103,17 +103,17 @@ class PatternExecutor(BranchRelations):
 
     # --- running -----------------------------------------------------------------------------------------------------
 
-    def on_cpu(self, q: Tensor, k: Tensor, v: Tensor, given: CallInputs) -> tuple[Tensor, Tensor | None]:
-        """(out, lse) of the pattern, differentiable once; lse is None where it has none."""
-        return self._run(q, k, v, given, _on_cpu)
+    def on_cpu(self, q: Tensor, k: Tensor, v: Tensor, call: CallInputs) -> tuple[Tensor, Tensor | None]:
+        """Return (out, lse) of the pattern, differentiable once; lse is None where the pattern has none."""
+        return self._run(q, k, v, call, _on_cpu)
 
-    def on_gpu(self, q: Tensor, k: Tensor, v: Tensor, given: CallInputs) -> tuple[Tensor, Tensor | None]:
-        """The same by kernels."""
-        return self.by_kernels._run(q, k, v, given, _on_gpu)
+    def on_gpu(self, q: Tensor, k: Tensor, v: Tensor, call: CallInputs) -> tuple[Tensor, Tensor | None]:
+        """Return (out, lse) of the pattern, computed by kernels."""
+        return self.by_kernels._run(q, k, v, call, _on_gpu)
 
     @cached_property
     def by_kernels(self) -> PatternExecutor:
-        """The same for kernels: weights that are sums are attentions of their own."""
+        """The executor for kernels, in which weights that are sums are split into attentions."""
         parts = in_parts(self._pattern)
         return (
             self if parts is self._pattern else PatternExecutor(f"{self._text}#parts", parts, self._strict, self._tuned)
@@ -121,22 +121,20 @@ class PatternExecutor(BranchRelations):
 
     @cached_property
     def open(self) -> PatternExecutor:
-        """The same where all is seen that may be chosen."""
+        """The executor of the pattern in which everything that may be selected is visible."""
         return PatternExecutor(f"{self._text}#open", open_choices(self._pattern), False)
 
     @cached_property
     def _alone(self) -> PatternExecutor:
-        """The same of one sequence."""
+        """The executor of the pattern for one sequence."""
         return PatternExecutor(f"{self._text}#alone", alone_in_call(self._pattern), self._strict)
 
-    def on_cache(
-        self, q: Tensor, k: Tensor, v: Tensor, cache: Cache, given: CallInputs
-    ) -> tuple[Tensor, Tensor | None]:
-        """The same of queries against a cache, for which k and v only stand; not differentiable."""
+    def on_cache(self, q: Tensor, k: Tensor, v: Tensor, cache: Cache, call: CallInputs) -> tuple[Tensor, Tensor | None]:
+        """Return (out, lse) of queries against a cache; k and v only give shapes. Not differentiable."""
         if self._pattern.chooses and self._pattern.documents is not None:
             name = self._pattern.name
             raise UnsupportedError(
-                f"decode of `{name}`, which chooses in documents: call it, or cu_seqlens without them"
+                f"decode of `{name}` is not supported, because it selects within documents: call it without a cache"
             )
         joining = [root for root in (self._pattern.combine, self._pattern.lse) if root is not None]
         joined = any(isinstance(below, ir.Vec) and below.tensor != "q" for root in joining for below in root.below)
@@ -144,74 +142,76 @@ class PatternExecutor(BranchRelations):
             k, v = cache.whole(range(len(cache.lengths)), cache.lengths[0])
 
         def run(
-            planner: Planner, given: CallInputs, q: Tensor, k: Tensor, v: Tensor, known: Mapping[str, Tensor]
+            planner: Planner, call: CallInputs, q: Tensor, k: Tensor, v: Tensor, known: Mapping[str, Tensor]
         ) -> Pair:
             del k, v
-            looked = cpu_decoding.look(planner, given.sizes, given.inputs)
-            return cpu_decoding.attend(q, cache, looked, given.scale, _real(planner.pattern, known))
+            decoding = cpu_decoding.look(planner, call.sizes, call.inputs)
+            return cpu_decoding.attend(q, cache, decoding, call.scale, _real(planner.pattern, known))
 
-        return self._run(q, k, v, given, run)
+        return self._run(q, k, v, call, run)
 
-    def densely(self, q: Tensor, k: Tensor, v: Tensor, given: CallInputs) -> tuple[Tensor, Tensor | None]:
-        """The same by the reference, differentiable as often as torch can."""
-        return self._run(q, k, v, given, _densely)
+    def densely(self, q: Tensor, k: Tensor, v: Tensor, call: CallInputs) -> tuple[Tensor, Tensor | None]:
+        """Return (out, lse) by the dense reference, differentiable as often as torch allows."""
+        return self._run(q, k, v, call, _densely)
 
-    def chosen(self, q: Tensor, k: Tensor, v: Tensor, given: CallInputs) -> dict[str, Tensor]:
-        """What each selection chooses, by name: bool (batch[, heads or kv heads], rows, places)."""
+    def chosen(self, q: Tensor, k: Tensor, v: Tensor, call: CallInputs) -> dict[str, Tensor]:
+        """Return the result of each selection by name: bool (batch[, heads or kv heads], rows, places)."""
         pattern = self._pattern
         roots = [root for item in pattern.selections for root in (item.score, item.candidates)]
         read = {below.tensor.name for root in roots for below in root.below if isinstance(below, ir.Element)}
         last = max(
             (i for i, node in enumerate(pattern.nodes) if {output(node).name, output_lse(node).name} & read), default=-1
         )
-        check_alignment(pattern, given.sizes)
-        choices = CallSelections(pattern, given, (q, k, v), given.real)
+        check_alignment(pattern, call.sizes)
+        choices = CallSelections(pattern, call, (q, k, v), call.real)
         if last >= 0:
-            choices = self._of_nodes(q, k, v, given, _on_cpu, pattern.nodes[: last + 1])
+            choices = self._run_nodes(q, k, v, call, _on_cpu, pattern.nodes[: last + 1])
         choices.asking({item.given for item in pattern.selections})
         return choices.found
 
-    def _of_nodes(
-        self, q: Tensor, k: Tensor, v: Tensor, given: CallInputs, run: Run, nodes: Sequence[ir.Attend] | None = None
+    def _run_nodes(
+        self, q: Tensor, k: Tensor, v: Tensor, call: CallInputs, run: Run, nodes: Sequence[ir.Attend] | None = None
     ) -> CallSelections:
-        """What is known by name once every attention has run, or those `nodes`, and what was chosen so far."""
-        check_alignment(self._pattern, given.sizes)
-        known = dict(given.real)
-        known |= self._of_states(q, k, v, given, run) if given.states is None else given.states
-        choices = CallSelections(self._pattern, given, (q, k, v), known, strict=self._strict)
+        """Run every attention, or `nodes` alone; return the selections, with all tensors by name computed so far."""
+        check_alignment(self._pattern, call.sizes)
+        known = dict(call.real)
+        known |= self._run_states(q, k, v, call, run) if call.states is None else call.states
+        choices = CallSelections(self._pattern, call, (q, k, v), known, strict=self._strict)
         for node in self._pattern.nodes if nodes is None else nodes:
             asking = choices.asking(asked([node.visible, *values_of(node)]))
             known[output(node).name], known[output_lse(node).name] = self._node(node, q, k, v, asking, run, known)
         return choices
 
-    def _run(self, q: Tensor, k: Tensor, v: Tensor, given: CallInputs, run: Run) -> tuple[Tensor, Tensor | None]:
+    def _run(self, q: Tensor, k: Tensor, v: Tensor, call: CallInputs, run: Run) -> tuple[Tensor, Tensor | None]:
         pattern = self._pattern
         if pattern.chooses and pattern.documents is not None:
-            return by_sequence(pattern, lambda q, k, v, own: self._alone._run(q, k, v, own, run), q, k, v, given)
-        choices = self._of_nodes(q, k, v, given, run)
+            return by_sequence(pattern, lambda q, k, v, own: self._alone._run(q, k, v, own, run), q, k, v, call)
+        choices = self._run_nodes(q, k, v, call, run)
         known = choices.known
         if pattern.combine is None:
             name = pattern.nodes[0].name
             return known[name].to(q.dtype), known[f"{name}.lse"] if self.has_lse else None
-        given = choices.asking(asked([root for root in (pattern.combine, pattern.lse) if root is not None]))
-        out = self._combined(pattern.combine, q, k, v, given, known)
-        lse = None if pattern.lse is None else self._combined(pattern.lse, q, k, v, given, known)
+        call = choices.asking(asked([root for root in (pattern.combine, pattern.lse) if root is not None]))
+        out = self._combined(pattern.combine, q, k, v, call, known)
+        lse = None if pattern.lse is None else self._combined(pattern.lse, q, k, v, call, known)
         return out.to(q.dtype), lse
 
-    def _of_states(self, q: Tensor, k: Tensor, v: Tensor, given: CallInputs, run: Run) -> dict[str, Tensor]:
-        """What branches with a state give, by name."""
-        tensors = [given.real[tensor.name] for tensor in self._pattern.tensors]
-        how = {"dense": run is _densely, "by_kernels": run is _on_gpu}
-        outs = [one.attend(q, k, v, given.inputs, tensors, given.scale, **how)[0] for one in self.stateful]
+    def _run_states(self, q: Tensor, k: Tensor, v: Tensor, call: CallInputs, run: Run) -> dict[str, Tensor]:
+        """Return the outputs of branches with a state, by name."""
+        tensors = [call.real[tensor.name] for tensor in self._pattern.tensors]
+        executor = {"dense": run is _densely, "by_kernels": run is _on_gpu}
+        outs = [
+            recurrence.attend(q, k, v, call.inputs, tensors, call.scale, **executor)[0] for recurrence in self.stateful
+        ]
         return self.by_branch(outs)
 
     def by_branch(self, outs: Sequence[Tensor]) -> dict[str, Tensor]:
-        """What each of `stateful` gives, by the names of branches, those of a family as one."""
-        found = dict[str, list[Tensor]]()
-        for one, out in zip(self.stateful, outs, strict=True):
-            found.setdefault(one.recur.name, []).append(out)
+        """Return the outputs of `stateful` by branch name, with the members of a family stacked."""
+        outs_by_name = dict[str, list[Tensor]]()
+        for recurrence, out in zip(self.stateful, outs, strict=True):
+            outs_by_name.setdefault(recurrence.recur.name, []).append(out)
         families = {recur.name for recur in self._pattern.stateful if recur.member is not None}
-        return {name: torch.stack(parts, 3) if name in families else parts[0] for name, parts in found.items()}
+        return {name: torch.stack(parts, 3) if name in families else parts[0] for name, parts in outs_by_name.items()}
 
     def _node(
         self,
@@ -219,18 +219,19 @@ class PatternExecutor(BranchRelations):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        given: CallInputs,
+        call: CallInputs,
         run: Run,
         known: Mapping[str, Tensor],
     ) -> Pair:
         if node.family is None:
-            return run(self._planner(node, None), given, q, k, v, known)
-        members = self._members(node, given.sizes, given.inputs)
+            return run(self._planner(node, None), call, q, k, v, known)
+        members = self._members(node, call.sizes, call.inputs)
         pairs = []
         for i in members:
             planner = self._planner(node, i)
-            own = replace(given, inputs=self._own_inputs(planner.pattern, given.inputs))  # not all members ask alike
-            pairs.append(run(planner, own, q, k, v, known))
+            inputs = self._own_inputs(planner.pattern, call.inputs)  # members may read different inputs
+            member_call = replace(call, inputs=inputs)
+            pairs.append(run(planner, member_call, q, k, v, known))
         outs, lses = ([pair[i] for pair in pairs] for i in (0, 1))
         if not pairs:
             empty = q.new_zeros((*q.shape[:3], 0, v.shape[-1]), dtype=lse_dtype(q.dtype))
@@ -240,36 +241,36 @@ class PatternExecutor(BranchRelations):
     # --- planning ----------------------------------------------------------------------------------------------------
 
     def planners(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> list[tuple[str, Planner]]:
-        """The planner of every attention, by name."""
-        found = []
+        """Return the planner of every attention, by name."""
+        planners = []
         for node in self._pattern.nodes:
             if node.family is None:
-                found.append((node.name, self._planner(node, None)))
+                planners.append((node.name, self._planner(node, None)))
                 continue
             for i in self._members(node, sizes, inputs):
-                found.append((f"{node.name}[{i}]", self._planner(node, i)))
-        return found
+                planners.append((f"{node.name}[{i}]", self._planner(node, i)))
+        return planners
 
     def plan(self, sizes: TensorSizes, inputs: Mapping[str, object], target: Target | None = None) -> Plan:
-        """The plans of all attentions in one; `target`: on a GPU."""
+        """Return the plans of all attentions joined; with `target`, the plans on that GPU."""
         if self._pattern.chooses:
             return self._plan_of_choices(sizes, inputs, target)
-        own = self if target is None else self.by_kernels
-        planners = own.planners(sizes, inputs)
+        executor = self if target is None else self.by_kernels
+        planners = executor.planners(sizes, inputs)
         plans = [(name, planner.plan_on(target, sizes, inputs)) for name, planner in planners]
-        if len(plans) == 1 and own._pattern.combine is None:
+        if len(plans) == 1 and executor._pattern.combine is None:
             return plans[0][1]
         whole, dtype = joined(plans), getattr(torch, sizes.dtype)
-        how = [x.how if target is None else x.how_by_kernels(dtype) for x in self.stateful]
-        return replace(whole, reasons=(*whole.reasons, *dict.fromkeys(f"before them {one}" for one in how)))
+        hows = [x.how if target is None else x.how_by_kernels(dtype) for x in self.stateful]
+        return replace(whole, reasons=(*whole.reasons, *dict.fromkeys(f"before them {how}" for how in hows)))
 
     def _plan_of_choices(self, sizes: TensorSizes, inputs: Mapping[str, object], target: Target | None) -> Plan:
-        """The plan of all that may be chosen, with what is known of the choice before a call."""
+        """Return the plan of everything that may be selected, with the facts known about selections before a call."""
         lists = None if target is None else dict(self._listed(sizes, inputs, target))
         return plan_of_choices(self.open.plan(sizes, inputs, target), self._pattern, lists)
 
     def _listed(self, sizes: TensorSizes, inputs: Mapping[str, object], target: Target) -> Iterator[tuple[str, str]]:
-        """Where lists of tiles come from, in words, by attention that asks selections otherwise than for places."""
+        """Yield (attention name, source of its tile list) for attentions that read selections other than by place."""
         from attnc.runtime.gpu.gpu_plan import how_listed
 
         for node in self._pattern.nodes:
@@ -279,7 +280,7 @@ class PatternExecutor(BranchRelations):
                 yield node.name, how_listed(planner, sizes, {**inputs, **chosen}, target)
 
     def mask(self, sizes: TensorSizes, inputs: Mapping[str, object], batch: int, head: int) -> Tensor:
-        """`visible`, as a tensor."""
+        """Return `visible` as a tensor."""
         return torch.from_numpy(self.visible(sizes, inputs, batch, head))
 
     def _shape_of(self, pattern: ir.Pattern, sizes: TensorSizes, inputs: Mapping[str, object]) -> CallShape:
@@ -289,30 +290,30 @@ class PatternExecutor(BranchRelations):
         return self._planner(node, member).pattern
 
     def _planner(self, node: ir.Attend, member: int | None) -> Planner:
-        name, number = node.name, str(self._pattern.nodes.index(node))  # names are the text's own, and in no key
+        name, number = node.name, str(self._pattern.nodes.index(node))  # a cache key has no names of the text
         if member is not None:
             name, number = f"{name}[{member}]", f"{number}[{member}]"
 
         def make() -> Planner:
-            own = alone(self._pattern, node, member)
-            return Planner(f"{self._text}#{name}", own, self._strict, self._tuned, number)
+            pattern = alone(self._pattern, node, member)
+            return Planner(f"{self._text}#{name}", pattern, self._strict, self._tuned, number)
 
         return self._planners.get(name, make)
 
     # --- combining ---------------------------------------------------------------------------------------------------
 
     def _combined(
-        self, value: ir.Value, q: Tensor, k: Tensor, v: Tensor, given: CallInputs, known: Mapping[str, Tensor]
+        self, value: ir.Value, q: Tensor, k: Tensor, v: Tensor, call: CallInputs, known: Mapping[str, Tensor]
     ) -> Tensor:
-        """A value of every row: (B, Hq, Nq[, width])."""
-        chosen = tuple(item.given for item in self._pattern.selections if item.name in given.inputs)
+        """Compute a value of every row: (B, Hq, Nq[, width])."""
+        chosen = tuple(item.given for item in self._pattern.selections if item.name in call.inputs)
         pattern = replace(rows_of(replace(self._pattern, nodes=())), requirements=())
         pattern = checked(replace(pattern, tensors=pattern.tensors + chosen))
-        relations = relations_of(pattern, _on_tokens(pattern, given))
+        relations = relations_of(pattern, _on_tokens(pattern, call))
         dtype = lse_dtype(q.dtype)
         vectors = q.unbind(0), k.unbind(0), v.unbind(0)
         sizes, slices = relations.sizes, relations.slices
-        operands = Operands(*vectors, known, sizes, slices, given.scale, dtype, self._pattern.origins)
+        operands = Operands(*vectors, known, sizes, slices, call.scale, dtype, self._pattern.origins)
         width = max(q.shape[-1], v.shape[-1])
         numbers = AT_ONCE if pattern.documents is not None else q.shape[1] * max(q.shape[2], k.shape[2]) * width
         batches = []
@@ -320,18 +321,19 @@ class PatternExecutor(BranchRelations):
             at_once, heads = folded(operands, entries), tuple(range(q.shape[1] * len(entries)))
             parts = []
             for window in relations.windows(entries.start):
-                alive = np.ones((1, window.n_q, 1), dtype=np.bool_)
+                active = np.ones((1, window.n_q, 1), dtype=np.bool_)
                 block = PairBlock(
-                    entries.start, heads, window, np.arange(window.n_q), np.zeros(1, dtype=np.int64), alive
+                    entries.start, heads, window, np.arange(window.n_q), np.zeros(1, dtype=np.int64), active
                 )
-                found = BlockValues(at_once, block).of(value)[:, :, 0]
-                parts.append(found.expand(len(heads), window.n_q, *found.shape[2:]))
-            own = torch.cat(parts, 1) if parts else q.new_zeros((len(heads), 0, v.shape[-1]), dtype=dtype)
-            batches.append(torch.unflatten(own, 0, (len(entries), q.shape[1])))
+                value_rows = BlockValues(at_once, block).of(value)[:, :, 0]
+                parts.append(value_rows.expand(len(heads), window.n_q, *value_rows.shape[2:]))
+            heads_and_rows = torch.cat(parts, 1) if parts else q.new_zeros((len(heads), 0, v.shape[-1]), dtype=dtype)
+            batches.append(torch.unflatten(heads_and_rows, 0, (len(entries), q.shape[1])))
         if batches and q.shape[2]:
             return torch.cat(batches)
-        nothing = q.new_zeros((*q.shape[:3], *([v.shape[-1]] if rank(value) else [])), dtype=dtype)
-        return nothing + sum(x.sum() for x in (q, k, v, *known.values()) if x.requires_grad)  # zeros as gradients
+        zeros = q.new_zeros((*q.shape[:3], *([v.shape[-1]] if rank(value) else [])), dtype=dtype)
+        # The sum makes the gradients zeros instead of None.
+        return zeros + sum(x.sum() for x in (q, k, v, *known.values()) if x.requires_grad)
 
 
 def _stateful(pattern: ir.Pattern, strict: bool) -> list[PatternRecurrence]:
@@ -340,83 +342,87 @@ def _stateful(pattern: ir.Pattern, strict: bool) -> list[PatternRecurrence]:
     return [PatternRecurrence(stateful_alone(pattern, recur), recur, strict=strict) for recur in pattern.stateful]
 
 
-def _on_tokens(pattern: ir.Pattern, given: CallInputs) -> CallShape:
-    """The shape of a call whose keys are tokens, whatever the attention's are."""
-    return replace(call_shape(pattern, given.sizes, given.inputs), n_k=given.sizes.n_k, shift=None)
+def _on_tokens(pattern: ir.Pattern, call: CallInputs) -> CallShape:
+    """Return the shape of a call whose keys are tokens, even where the attention's keys are not."""
+    return replace(call_shape(pattern, call.sizes, call.inputs), n_k=call.sizes.n_k, shift=None)
 
 
-def _on_cpu(planner: Planner, given: CallInputs, q: Tensor, k: Tensor, v: Tensor, known: Mapping[str, Tensor]) -> Pair:
-    """One attention by the executor that is made for it."""
+def _on_cpu(planner: Planner, call: CallInputs, q: Tensor, k: Tensor, v: Tensor, known: Mapping[str, Tensor]) -> Pair:
+    """Run one attention by the executor made for it."""
     node = planner.pattern.attend
     pooled = pooled_keys(node) if q.numel() and k.numel() else None
     if pooled is not None:
-        keys = _made(planner, given, q, k, v, known, pooled)
-        return keys.of_scores(_plainly(planner, replace(given, scale=keys.scale), q, keys.k, keys.v))
+        keys = _pooled_tensors(planner, call, q, k, v, known, pooled)
+        return keys.of_scores(_plainly(planner, replace(call, scale=keys.scale), q, keys.k, keys.v))
     if is_plain(node):
-        return _plainly(planner, given, q, k, v)
-    plan = listed.plan_of(planner, given) or planner.plan(given.sizes, given.inputs)
-    relations = relations_of(planner.pattern, call_shape(planner.pattern, given.sizes, given.inputs))
-    call = PlannedCall(plan, relations, given.scale)
+        return _plainly(planner, call, q, k, v)
+    plan = listed.plan_of(planner, call) or planner.plan(call.sizes, call.inputs)
+    relations = relations_of(planner.pattern, call_shape(planner.pattern, call.sizes, call.inputs))
+    planned = PlannedCall(plan, relations, call.scale)
     real = _real(planner.pattern, known)
     return (
-        scored_attention.attend(q, k, v, call, real) if is_scored(node) else row_attention.attend(q, k, v, call, real)
+        scored_attention.attend(q, k, v, planned, real)
+        if is_scored(node)
+        else row_attention.attend(q, k, v, planned, real)
     )
 
 
-def _plainly(planner: Planner, given: CallInputs, q: Tensor, k: Tensor, v: Tensor) -> Pair:
-    """The softmax of `scale * dot(q, k)`, k and v being those of an attention's keys."""
-    found = attend_few_tokens(planner, q, k, v, given) or attend_placed(planner, q, k, v, given)
-    found = found or attend_tokens(planner, q, k, v, given)
-    if found is not None:
-        return found
-    plan = listed.plan_of(planner, given) or planner.plan(given.sizes, given.inputs)
-    if k.shape[1] != plan.kv_heads:  # keys that differ among the heads of a kv head
-        own, heads = plan, k.shape[1]
-        _, plan = planner.remembered(("heads", id(own), heads), lambda: (own, replace(own, kv_heads=heads)))
-    return attend_plain(q, k, v, plan, given.scale)
+def _plainly(planner: Planner, call: CallInputs, q: Tensor, k: Tensor, v: Tensor) -> Pair:
+    """Compute softmax attention with scores `scale * dot(q, k)`; k and v belong to the attention's keys."""
+    pair = attend_few_tokens(planner, q, k, v, call) or attend_placed(planner, q, k, v, call)
+    pair = pair or attend_tokens(planner, q, k, v, call)
+    if pair is not None:
+        return pair
+    plan = listed.plan_of(planner, call) or planner.plan(call.sizes, call.inputs)
+    if k.shape[1] != plan.kv_heads:  # heads of one kv head have different keys
+        original, heads = plan, k.shape[1]
+        _, plan = planner.remembered(
+            ("heads", id(original), heads), lambda: (original, replace(original, kv_heads=heads))
+        )
+    return attend_plain(q, k, v, plan, call.scale)
 
 
-def _made(
+def _pooled_tensors(
     planner: Planner,
-    given: CallInputs,
+    call: CallInputs,
     q: Tensor,
     k: Tensor,
     v: Tensor,
     known: Mapping[str, Tensor],
     pooled: PooledKeys,
 ) -> PooledTensors:
-    """The keys of an attention whose keys are no tokens."""
-    relations = relations_of(planner.pattern, call_shape(planner.pattern, given.sizes, given.inputs))
+    """Compute the keys and values of an attention whose keys are pooled."""
+    relations = relations_of(planner.pattern, call_shape(planner.pattern, call.sizes, call.inputs))
     vectors = q.unbind(0), k.unbind(0), v.unbind(0)
-    return pooled_made(operands_of(relations, given.scale, vectors, _real(planner.pattern, known)), relations, pooled)
+    return pooled_made(operands_of(relations, call.scale, vectors, _real(planner.pattern, known)), relations, pooled)
 
 
-def _on_gpu(planner: Planner, given: CallInputs, q: Tensor, k: Tensor, v: Tensor, known: Mapping[str, Tensor]) -> Pair:
-    """One attention by the kernels that are made for it."""
+def _on_gpu(planner: Planner, call: CallInputs, q: Tensor, k: Tensor, v: Tensor, known: Mapping[str, Tensor]) -> Pair:
+    """Run one attention by the kernels made for it."""
     from attnc.runtime.gpu import scored_on_gpu
     from attnc.runtime.gpu.gpu_work import OnGpu
 
     pattern = planner.pattern
     pooled = pooled_keys(pattern.attend) if q.numel() and k.numel() and choice_of(pattern.attend) else None
     if pooled is not None:
-        keys = _made(planner, given, q, k, v, known, pooled)
-        placed = attend_placed(planner, q, keys.k, keys.v, replace(given, scale=keys.scale), by_kernels=True)
+        keys = _pooled_tensors(planner, call, q, k, v, known, pooled)
+        placed = attend_placed(planner, q, keys.k, keys.v, replace(call, scale=keys.scale), by_kernels=True)
         placed = None if placed is None else keys.of_scores(placed)
     else:
-        placed = attend_placed(planner, q, k, v, given, by_kernels=True)
+        placed = attend_placed(planner, q, k, v, call, by_kernels=True)
     if placed is not None:
         return placed
-    inputs = [known[t.name] if t.is_floating else as_tensor(given.inputs[t.name]) for t in pattern.tensors]
+    inputs = [known[t.name] if t.is_floating else as_tensor(call.inputs[t.name]) for t in pattern.tensors]
     if is_plain(pattern.attend):
-        return differentiable(q, k, v, OnGpu(planner, given.scale), inputs)
-    relations = relations_of(pattern, call_shape(pattern, given.sizes, blank_choices(pattern, given.inputs)))
-    return scored_on_gpu.attend(q, k, v, relations, given.scale, planner, _real(pattern, known), inputs)
+        return differentiable(q, k, v, OnGpu(planner, call.scale), inputs)
+    relations = relations_of(pattern, call_shape(pattern, call.sizes, blank_choices(pattern, call.inputs)))
+    return scored_on_gpu.attend(q, k, v, relations, call.scale, planner, _real(pattern, known), inputs)
 
 
-def _densely(planner: Planner, given: CallInputs, q: Tensor, k: Tensor, v: Tensor, known: Mapping[str, Tensor]) -> Pair:
-    relations = relations_of(planner.pattern, call_shape(planner.pattern, given.sizes, given.inputs))
+def _densely(planner: Planner, call: CallInputs, q: Tensor, k: Tensor, v: Tensor, known: Mapping[str, Tensor]) -> Pair:
+    relations = relations_of(planner.pattern, call_shape(planner.pattern, call.sizes, call.inputs))
     real = {tensor.name: known[tensor.name] for tensor in planner.pattern.tensors if tensor.is_floating}
-    return reference.attend(q, k, v, relations, given.scale, real)
+    return reference.attend(q, k, v, relations, call.scale, real)
 
 
 def _real(pattern: ir.Pattern, known: Mapping[str, Tensor]) -> Sequence[Tensor]:

@@ -1,4 +1,4 @@
-"""Planners by the text of their pattern (`identity`), so that an operator finds one and equal patterns share one."""
+"""Planners by the text of their pattern (`identity`), so that operators find them and equal patterns share one."""
 
 from __future__ import annotations
 
@@ -21,38 +21,39 @@ from attnc.spec.program import BoundProgram
 
 _LOCK = fork_safe_lock()
 
-_alive: WeakValueDictionary[str, Planner] = WeakValueDictionary()
+_live_planners: WeakValueDictionary[str, Planner] = WeakValueDictionary()
 _read: Recent[Planner] = Recent(SETTINGS.specs)
 
 
-def shared_planner(text: str, bound: BoundProgram, how: How, form: Form = "whole") -> Planner:
-    """The planner of a pattern whose text is `text`: one for all, found again by `planner_of` as long as it is held."""
-    return _alive.get(text) or _held(text, lower(bound), how, form)
+def shared_planner(text: str, bound: BoundProgram, compile_options: How, form: Form = "whole") -> Planner:
+    """Return the shared planner of the pattern with this `text`; `planner_of` finds it while it is referenced."""
+    return _live_planners.get(text) or _held(text, lower(bound), compile_options, form)
 
 
-def planner_in(form: Form, text: str, pattern: Pattern, how: How) -> Planner:
-    """The planner of a form of a pattern that is lowered; `text` is that of the form. Raises OtherRowsError."""
-    return _alive.get(text) or _held(text, pattern, how, form)
+def planner_in(form: Form, text: str, pattern: Pattern, compile_options: How) -> Planner:
+    """Return the planner of a form of a lowered pattern; `text` is the text of that form. Raises OtherRowsError."""
+    return _live_planners.get(text) or _held(text, pattern, compile_options, form)
 
 
-def _held(text: str, pattern: Pattern, how: How, form: Form) -> Planner:
-    own = {"whole": lambda: pattern, "packed": lambda: packed(pattern), "last rows": lambda: last_rows(pattern)}[form]()
-    made = Planner(text, own, how.strict, tuned=_tuned(own, how, form))
-    with _LOCK:  # setdefault looks first and stores then: two threads would have a planner each
-        return _alive.setdefault(text, made)
+def _held(text: str, pattern: Pattern, compile_options: How, form: Form) -> Planner:
+    forms = {"whole": lambda: pattern, "packed": lambda: packed(pattern), "last rows": lambda: last_rows(pattern)}
+    formed = forms[form]()
+    planner = Planner(text, formed, compile_options.strict, tuned=_tuned(formed, compile_options, form))
+    with _LOCK:  # setdefault is not atomic: two threads would get one planner each
+        return _live_planners.setdefault(text, planner)
 
 
-def _tuned(pattern: Pattern, how: How, form: Form) -> Tuned | None:
-    """What is tuned for a pattern; steps of decoding are not, whose kernels have choices of their own."""
-    wanted = wanted_of(how.tune)
+def _tuned(pattern: Pattern, compile_options: How, form: Form) -> Tuned | None:
+    """Return the tuned choices of a pattern; None for decoding, whose kernels have choices of their own."""
+    wanted = wanted_of(compile_options.tune)
     if wanted.source == "model" or form == "last rows":
         return None
-    return Tuned(CompiledPattern(pattern, form, how.strict, how.deterministic), wanted)
+    return Tuned(CompiledPattern(pattern, form, compile_options.strict, compile_options.deterministic), wanted)
 
 
 def planner_of(text: str) -> Planner:
-    """The planner of a text that `identity.write` made, here or in another process.
+    """Return the planner of a text that `identity.write` made, in this process or another.
 
-    Those held elsewhere are found; of the others, the ones asked for last are kept. Raises ArgumentError, SpecError.
+    Referenced planners are found; of the others, the most recently used are kept. Raises ArgumentError, SpecError.
     """
-    return _alive.get(text) or _read.get(text, lambda: shared_planner(text, *identity.read(text)))
+    return _live_planners.get(text) or _read.get(text, lambda: shared_planner(text, *identity.read(text)))

@@ -1,4 +1,4 @@
-"""Plans by call shape and the data that the relation reads: kept by a `Planner`, bounded, safe across threads."""
+"""Plans by call shape and the data that the relation reads: kept by a `Planner`, bounded, thread-safe."""
 
 from __future__ import annotations
 
@@ -49,20 +49,21 @@ PLANNING = "attnc::plan"
 
 
 def planning() -> AbstractContextManager[object]:
-    """Shows a profiler that something is planned; nothing to a trace, in which plans are no operations."""
+    """Return a context that shows planning to a profiler, but not to a trace, in which plans are no operations."""
     return nullcontext() if torch._C._is_tracing() else record_function(PLANNING)
 
 
 _SHORT = 256
-"""Input data of up to this many bytes is its own key."""
+"""Input data of up to this many bytes is its own cache key."""
 
 
 class Planner:
-    """The plans of one pattern, whose `identity` is `text`. `strict`: raise UnsupportedError where no tile plan is.
+    """The plans of one pattern, whose `identity` is `text`.
 
-    `direct`: the last call that was nothing but one kernel call. It and `_last` are one immutable value each, which
-    a thread reads once; what another thread puts in its place is as right. `tuned`: what measuring has decided, None:
-    the cost model decides all; `knob`: the name by which it is decided for this attention.
+    `strict`: raise UnsupportedError where no tile plan exists. `direct`: the last call that was nothing but one kernel
+    call. `direct` and `_last` are replaced atomically by immutable values, so a reader may see either value; both are
+    valid. `tuned`: the choices made by measurement; None: the cost model decides everything. `knob`: the name of this
+    attention's choice among them.
     """
 
     def __init__(self, text: str, pattern: Pattern, strict: bool, tuned: Tuned | None = None, knob: str = "") -> None:
@@ -89,20 +90,20 @@ class Planner:
 
         return GpuPlanner(self.pattern, self.strict, self.tuned, self.knob)
 
-    def plan_on(self, target: Target | None, sizes: TensorSizes, given: Mapping[str, object]) -> Plan:
-        """The plan of a call on a GPU, or on the CPU for None. Raises as `plan`."""
+    def plan_on(self, target: Target | None, sizes: TensorSizes, inputs: Mapping[str, object]) -> Plan:
+        """Return the plan of a call on a GPU, or on the CPU for None. Raises the errors of `plan`."""
         if target is None:
-            return self.plan(sizes, given)
+            return self.plan(sizes, inputs)
         from attnc.runtime.gpu.gpu_plan import plan_on_gpu
 
-        return plan_on_gpu(self, sizes, given, target)
+        return plan_on_gpu(self, sizes, inputs, target)
 
-    def plan(self, sizes: TensorSizes, given: Mapping[str, object]) -> Plan:
-        """The plan of a call of these sizes with these inputs.
+    def plan(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> Plan:
+        """Return the plan of a call of these sizes with these inputs.
 
         Raises ArgumentError, ArgumentTypeError, UnsupportedError, SpecError, EvaluationError.
         """
-        shape = call_shape(self.pattern, sizes, given)
+        shape = call_shape(self.pattern, sizes, inputs)
         if self.tuned is None:
             return self._by_shape.get((sizes, *self._names(shape)), lambda: self._build(shape))
         option = self.tuned.option(self.knob, sizes, "cpu")
@@ -110,33 +111,33 @@ class Planner:
         return self._by_shape.get(key, lambda: self._by_option(shape, sizes, option))
 
     def _by_option(self, shape: CallShape, sizes: TensorSizes, option: str | None) -> Plan:
-        """The plan by what was tuned, and the reason."""
+        """Return the plan by the tuned choice, with the reason."""
         assert self.tuned is not None
         taken: list[bool] = []
-        own = self._build(shape, by_option(option, taken.append))
+        plan = self._build(shape, by_option(option, taken.append))
         why = self.tuned.why(self.knob, sizes, "cpu")
         if option is not None and not any(taken):
-            why = f"the tuned choice `{option}` is none here: the model's choice"
-        return replace(own, reasons=(why, *own.reasons))
+            why = f"the tuned choice `{option}` is not available here: the model's choice"
+        return replace(plan, reasons=(why, *plan.reasons))
 
     def kept(self, name: Hashable, shape: CallShape, make: Callable[[], T]) -> T:
-        """What was made before by this name for inputs like these, made now if it is not known."""
+        """Return the cached object of this name for inputs like these, made by `make` on a miss."""
         return cast("T", self._kept.get((name, *self._names(shape)), make))
 
     def remembered(self, name: Hashable, make: Callable[[], T]) -> T:
-        """What was made before by this name, whatever the call, made now if it is not known."""
+        """Return the cached object of this name, whatever the call, made by `make` on a miss."""
         return cast("T", self._kept.get(name, make))
 
     def _names(self, shape: CallShape) -> list[Hashable]:
-        """What tells apart the data that the relation reads, and the sizes that inputs tell."""
+        """Return a key of the data that the relation reads, and of the sizes that inputs decide."""
         named = zip(self.pattern.tensors, self._name, strict=True)
         data = [name(shape.inputs[tensor.name]) for tensor, name in named if name is not None]
         return [*data, tuple(sorted(shape.sizes.items()))]
 
     def plan_of(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Plan:
-        """The plan of a call on q, k, v and the pattern's inputs in their order, all checked. Raises as `plan`.
+        """Return the plan of a call on q, k, v and the pattern's inputs in order, after checks. Raises as `plan`.
 
-        Tensors of shapes and dtypes that were here before have passed every check and are not checked again.
+        Tensors with shapes and dtypes seen before have passed every check and are not checked again.
         """
         key: tuple[Hashable, ...] = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype)
         if self.tuned is not None:
@@ -151,18 +152,18 @@ class Planner:
     def _checked(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Plan:
         names = [tensor.name for tensor in self.pattern.tensors]
         if len(names) != len(inputs):
-            raise ArgumentError(f"`{self.pattern.name}` has {len(names)} inputs and is given {len(inputs)}")
+            raise ArgumentError(f"`{self.pattern.name}` has {len(names)} inputs, got {len(inputs)}")
         return self.plan(check_tensors(q, k, v), dict(zip(names, inputs, strict=True)))
 
     def _build(self, shape: CallShape, choice: Callable[[CoverProblem], CoverChoice] = choose) -> Plan:
         with planning():
             began = perf_counter()
-            own = build_plan(relations_of(self.pattern, shape), choice)
+            bare_plan = build_plan(relations_of(self.pattern, shape), choice)
         ms, sizes = 1e3 * (perf_counter() - began), f"{shape.n_q} × {shape.n_k}"
-        _log.debug("`%s` at %s: planned in %.1f ms, %s", self.pattern.name, sizes, ms, own.schedule)
-        plan = replace(own, cache_of=cache_of(self.pattern, shape.heads, shape.kv_heads))
+        _log.debug("`%s` at %s: planned in %.1f ms, %s", self.pattern.name, sizes, ms, bare_plan.schedule)
+        plan = replace(bare_plan, cache_of=cache_of(self.pattern, shape.heads, shape.kv_heads))
         if is_plain(self.pattern.attend):
-            plan = replace(plan, memory_of=partial(memory_of, own, shape.dk, shape.dv, shape.dtype))
+            plan = replace(plan, memory_of=partial(memory_of, bare_plan, shape.dk, shape.dv, shape.dtype))
         if self.strict and plan.fallback is not None:
             raise UnsupportedError(
                 f"strict: `{self.pattern.name}` has no tile plan at {shape.n_q} × {shape.n_k} ({plan.fallback}); it "
@@ -174,18 +175,18 @@ class Planner:
 def by_option(
     option: str | None, note: Callable[[bool], None] = lambda taken: None
 ) -> Callable[[CoverProblem], CoverChoice]:
-    """What takes the cover of a recipe's name; the model's for None, and where a relation has no such cover.
+    """Return a function that takes the cover of a recipe's name; the model's choice for None or a missing cover.
 
-    `note` hears of each relation whether it has one.
+    `note` is called for each relation with whether it has the cover.
     """
     recipe = None if option is None else read_recipe(option)
     if recipe is None:
         return choose
 
     def chosen(problem: CoverProblem) -> CoverChoice:
-        found = covered(problem, recipe)
-        note(found is not None)
-        return choose(problem) if found is None else found
+        cover = covered(problem, recipe)
+        note(cover is not None)
+        return choose(problem) if cover is None else cover
 
     return chosen
 
@@ -195,12 +196,12 @@ def _bytes_of_plan(plan: Plan) -> int:
 
 
 def cache_of(pattern: Pattern, heads: int, kv_heads: int) -> Callable[[], CacheNeed | None]:
-    """What a cache needs, found when it is asked for."""
+    """Return a function that finds the cache need on its first call."""
     return partial(need_of, pattern, heads, max(heads // max(kv_heads, 1), 1))
 
 
 def need_of(pattern: Pattern, heads: int, group: int) -> CacheNeed | None:
-    """`cache_need`, found once."""
+    """Return `cache_need`, computed once per key."""
     nodes = tuple((node.visible, node.keys, node.family, *values_of(node)) for node in pattern.nodes)
     key = (nodes, pattern.combine, pattern.lse, pattern.documents, pattern.segments, pattern.head_lists, heads, group)
     return _NEEDS.get(key, lambda: cache_need(pattern, heads, group))
@@ -210,7 +211,7 @@ _NEEDS: Recent[CacheNeed | None] = Recent(SETTINGS.specs)
 
 
 def name_of(tensor: Tensor, is_read: bool) -> Hashable:
-    """What tells inputs apart: their data where the relation reads it, else their shape."""
+    """Return a cache key of an input: its data where the relation reads it, else its shape."""
     return _name_by(tensor, _contents if is_read else None)
 
 
@@ -231,12 +232,12 @@ def runs_in(ids: NDArray[Any]) -> Hashable:
     first = np.append(rows[:, 0], rows[row, before + 1])
     order = np.lexsort((first, at))
     again = (np.diff(at[order]) == 0) & (first[order][1:] == first[order][:-1])
-    told = (row, before, first) if again.any() else (row, before)
-    return ids.shape, hashlib.sha256(b"".join(x.tobytes() for x in told)).digest()
+    distinguishing = (row, before, first) if again.any() else (row, before)
+    return ids.shape, hashlib.sha256(b"".join(x.tobytes() for x in distinguishing)).digest()
 
 
 def _contents(array: NDArray[np.generic]) -> Hashable:
-    """What tells the data of two arrays apart."""
+    """Return a cache key of an array's data."""
     if array.nbytes <= _SHORT:
         return array.shape, array.dtype, array.tobytes()
     data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

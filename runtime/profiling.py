@@ -14,13 +14,13 @@ _NOTHING: AbstractContextManager[object] = nullcontext()
 
 
 def is_profiling() -> bool:
-    """Whether a profiler of torch runs."""
+    """Check whether a torch profiler is running."""
     return torch._C._autograd._profiler_enabled()
 
 
 def profiled(name: str, what: str = "") -> AbstractContextManager[object]:
-    """A row `attnc::NAME` or `attnc::NAME.WHAT` of a profiler that runs; nothing where none runs."""
-    if is_dynamo_compiling() or not is_profiling():  # a graph has its rows from its operators
+    """Return a context that adds a row `attnc::NAME` or `attnc::NAME.WHAT` to a running profiler."""
+    if is_dynamo_compiling() or not is_profiling():  # in a graph, operators add the rows
         return _NOTHING
     return record_function(f"attnc::{name}.{what}" if what else f"attnc::{name}")
 
@@ -29,7 +29,7 @@ _RUNNING: ContextVar[str] = ContextVar("the pattern whose call runs", default=""
 
 
 class NamedCall:
-    """A context in which a pattern's call runs: what autograd records in it keeps the pattern's name."""
+    """A context in which a pattern's call runs: autograd nodes recorded in it keep the pattern's name."""
 
     __slots__ = ("_name", "_token")
 
@@ -44,11 +44,11 @@ class NamedCall:
 
 
 def keep_name(ctx: Any) -> None:
-    """Keep the name of the pattern whose call runs for the row of the backward pass."""
+    """Save the name of the running pattern for the row of the backward pass."""
     ctx.pattern = _RUNNING.get()
 
 
 def backward_row(ctx: Any) -> AbstractContextManager[object]:
-    """A row `attnc::NAME.backward`; nothing where no profiler runs, or where an operator around it has the row."""
+    """Return a context with a row `attnc::NAME.backward`, or none where no profiler runs or an operator has the row."""
     name: str = ctx.pattern
     return profiled(name, "backward") if name else _NOTHING

@@ -1,4 +1,4 @@
-"""Bounded memories of values by key, safe across threads and forks."""
+"""Bounded caches of values by key, safe across threads and forks."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ T = TypeVar("T")
 
 
 class _Making(NamedTuple):
-    """A value that a thread makes; `done` is set when it is kept, or when it could not be made."""
+    """A value that a thread is making; `done` is set when the value is stored, or could not be made."""
 
     thread: int
     done: Event
 
 
 _MAKING: dict[tuple[int, Hashable], _Making] = {}
-"""What is being made, by memory and key. In a child nothing is: the threads that made it are not there."""
+"""Values being made, by cache and key. Cleared in a forked child, which lacks the threads that make them."""
 
 _LOCK = fork_safe_lock(_MAKING.clear)
-"""Of all memories: it is held for some hundred nanoseconds, so that one is enough, and a fork has one to wait for."""
+"""One lock for all caches: it is held for a few hundred nanoseconds, and a fork waits for one lock only."""
 
 
 class Recent(Generic[T]):
-    """The `size` values asked for last, by key, of at most `most` bytes by `weigh` together, but for the last alone.
+    """A cache of the `size` most recently used values, of at most `most` bytes in total by `weigh`, but at least one.
 
-    Who asks for a value that another thread is making waits for it: plans, programs and kernels cost more than that.
+    A thread that requests a value that another thread is making waits for it: plans, programs and kernels cost more.
     """
 
-    def __init__(self, size: int, most: int | None = None, weigh: Callable[[T], int] = lambda value: 0) -> None:
+    def __init__(self, size: int, max_weight: int | None = None, weigh: Callable[[T], int] = lambda value: 0) -> None:
         self._size = size
-        self._most = most
+        self._max_weight = max_weight
         self._weigh = weigh
         self._values: OrderedDict[Hashable, T] = OrderedDict()
         self._weights: dict[Hashable, int] = {}
         self.weight = 0
-        """Bytes that are kept."""
+        """Total bytes of the stored values."""
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The value of `key`, made now if it is not known."""
+        """Return the value of `key`, made by `make` on a miss."""
         with _LOCK:
             try:
                 self._values.move_to_end(key)
@@ -61,7 +61,7 @@ class Recent(Generic[T]):
         return len(self._values)
 
     def _missing(self, key: Hashable, make: Callable[[], T]) -> T:
-        """A value that was not there, made by one thread at a time."""
+        """Make a missing value in one thread at a time."""
         while (other := self._other(key)) is not None:
             other.done.wait()
             with _LOCK:
@@ -78,7 +78,7 @@ class Recent(Generic[T]):
         return value
 
     def _other(self, key: Hashable) -> _Making | None:
-        """The other thread that makes the value; None where this one shall."""
+        """Return the value as another thread makes it; None where this thread is to make it."""
         name = id(self), key
         with _LOCK:
             made = _MAKING.get(name)
@@ -88,8 +88,8 @@ class Recent(Generic[T]):
         return None
 
     def _keep(self, key: Hashable, value: T) -> None:
-        weight = 0 if self._most is None else self._weigh(value)
-        dropped = []  # let go when the lock is given back: that may take time, and run finalizers
+        weight = 0 if self._max_weight is None else self._weigh(value)
+        dropped = []  # freed after the lock is released: freeing may take time, and run finalizers
         with _LOCK:
             self.weight += weight - self._weights.get(key, 0)
             dropped.append(self._values.pop(key, None))
@@ -101,25 +101,25 @@ class Recent(Generic[T]):
                 dropped.append(old)
 
     def _is_full(self) -> bool:
-        return len(self._values) > self._size or (self._most is not None and self.weight > self._most)
+        return len(self._values) > self._size or (self._max_weight is not None and self.weight > self._max_weight)
 
 
 def held_bytes(value: object) -> int:
-    """Bytes of the arrays and tensors in a value: in its fields, entries, and those of these; each is counted once."""
-    total, seen, rest = 0, set[int](), [value]
-    while rest:
-        one = rest.pop()
-        if id(one) in seen or isinstance(one, Node):  # a relation's nodes share their operands, and hold no arrays
+    """Return the bytes of the arrays and tensors reachable through a value's fields and entries, each counted once."""
+    total, seen, pending = 0, set[int](), [value]
+    while pending:
+        item = pending.pop()
+        if id(item) in seen or isinstance(item, Node):  # a relation's nodes share their operands, and hold no arrays
             continue
-        seen.add(id(one))
-        if isinstance(one, Tensor):
-            total += one.untyped_storage().nbytes()
-        elif isinstance(one, np.ndarray | Plan):
-            total += one.nbytes
-        elif isinstance(one, Mapping):
-            rest += one.values()
-        elif isinstance(one, list | tuple):
-            rest += one
-        elif is_dataclass(one) and not isinstance(one, type):
-            rest += [getattr(one, item.name) for item in fields(one)]
+        seen.add(id(item))
+        if isinstance(item, Tensor):
+            total += item.untyped_storage().nbytes()
+        elif isinstance(item, np.ndarray | Plan):
+            total += item.nbytes
+        elif isinstance(item, Mapping):
+            pending += item.values()
+        elif isinstance(item, list | tuple):
+            pending += item
+        elif is_dataclass(item) and not isinstance(item, type):
+            pending += [getattr(item, entry.name) for entry in fields(item)]
     return total

@@ -1,6 +1,6 @@
-"""The reference executor: dense attention straight from the IR, in any dtype, differentiable as often as torch can.
+"""The reference executor: dense attention straight from the IR, in any dtype, differentiable as often as torch allows.
 
-It is O(Nq · Nk) in memory, and the oracle of every other executor.
+It takes O(Nq · Nk) memory, and is the oracle of every other executor.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from attnc.runtime.widths import of_out
 
 
 def dense_mask(relations: Relations) -> Tensor:
-    """The relation of a call: bool (batch or 1, heads or 1, Nq, Nk), on the CPU.
+    """Return the relation of a call: bool (batch or 1, heads or 1, Nq, Nk), on the CPU.
 
     Raises EvaluationError where the relation faults.
     """
@@ -43,11 +43,11 @@ def dense_mask(relations: Relations) -> Tensor:
 def attend(
     q: Tensor, k: Tensor, v: Tensor, relations: Relations, scale: float, inputs: Mapping[str, Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(out, lse) of one attention.
+    """Return (out, lse) of one attention.
 
     q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv), one dtype → out (B, Hq, Nq, dv), lse (B, Hq, Nq) natural
     log, both fp32 (fp64 for fp64) unless it is a plain softmax, whose out has the dtype of v; lse is NaN where the
-    weights are no softmax. A row without keys: out 0, lse -inf, gradients 0. `inputs` are the real ones.
+    weights are not a softmax. A row without keys: out 0, lse -inf, gradients 0. `inputs`: the real inputs.
     """
     mask = dense_mask(relations).to(q.device)
     if is_plain(relations.pattern.attend):
@@ -61,7 +61,7 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> tuple
     seen = mask.any(-1, keepdim=True)
     group = max(q.shape[1] // max(k.shape[1], 1), 1)
     score = (q @ k.repeat_interleave(group, 1).transpose(-1, -2) * scale).masked_fill(~mask, -torch.inf)
-    # A row of -inf alone has no gradient that is a number: such rows are computed as zeros and dropped at the end.
+    # A row of -inf alone has NaN gradients: such rows are computed as zeros and dropped at the end.
     score = torch.where(seen, score, torch.zeros((), dtype=score.dtype, device=score.device))
     lse = torch.logsumexp(score.to(_lse_dtype(q.dtype)), -1) if score.shape[-1] else score.sum(-1)
     weights = torch.where(seen, torch.softmax(score, -1), torch.zeros((), dtype=score.dtype, device=score.device))
@@ -79,38 +79,40 @@ def _general(
     inputs: Mapping[str, Tensor],
     mask: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Any attention: every window as one block of rows."""
+    """Compute any attention, with every window as one block of rows."""
     pattern, dtype = relations.pattern, _lse_dtype(q.dtype)
     node = pattern.attend
     sizes, slices, spaced = relations.sizes, relations.slices, node.keys is not None
     vectors = q.unbind(0), k.unbind(0), v.unbind(0)
     operands = Operands(*vectors, inputs, sizes, slices, scale, dtype, pattern.origins, spaced)
     heads = tuple(range(q.shape[1]))
-    alive = mask.expand(q.shape[0], q.shape[1], *mask.shape[2:]).cpu().numpy()
-    found: list[tuple[int, slice, Tensor, Tensor | None]] = []
+    mask_array = mask.expand(q.shape[0], q.shape[1], *mask.shape[2:]).cpu().numpy()
+    parts: list[tuple[int, slice, Tensor, Tensor | None]] = []
     for batch in range(q.shape[0]):
         for window in relations.windows(batch):
             rows, keys = slice(window.row, window.row + window.n_q), slice(window.key, window.key + window.n_k)
-            seen = alive[batch, :, rows, keys]
-            if not seen.any():
+            visible = mask_array[batch, :, rows, keys]
+            if not visible.any():
                 continue
-            block = PairBlock(batch, heads, window, np.arange(window.n_q), np.arange(window.n_k), seen, seen=seen)
+            block = PairBlock(
+                batch, heads, window, np.arange(window.n_q), np.arange(window.n_k), visible, visible=visible
+            )
             out, lse = attend_block(BlockValues(operands, block), node)
-            found.append((batch, rows, widened(out, len(heads), window.n_q, node), lse))
-    width = found[0][2].shape[2:] if found else of_out(relations, {name: x.shape for name, x in inputs.items()})
+            parts.append((batch, rows, widened(out, len(heads), window.n_q, node), lse))
+    width = parts[0][2].shape[2:] if parts else of_out(relations, {name: x.shape for name, x in inputs.items()})
     result = torch.zeros((*q.shape[:3], *width), dtype=dtype, device=q.device)
     lses = torch.full(q.shape[:3], -torch.inf, dtype=dtype, device=q.device)
-    for batch, rows, out, lse in found:
-        hidden = torch.from_numpy(~alive[batch, :, rows].any(-1)).to(q.device)
+    for batch, rows, out, lse in parts:
+        hidden = torch.from_numpy(~mask_array[batch, :, rows].any(-1)).to(q.device)
         zero = torch.zeros((), dtype=dtype, device=q.device)
         result[batch, :, rows] = torch.where(hidden.reshape(*hidden.shape, *[1] * (out.ndim - 2)), zero, out)
-        own = torch.full_like(hidden, torch.nan, dtype=dtype) if lse is None else lse.expand(hidden.shape)
-        lses[batch, :, rows] = torch.where(hidden, -torch.inf, own)
+        lse_part = torch.full_like(hidden, torch.nan, dtype=dtype) if lse is None else lse.expand(hidden.shape)
+        lses[batch, :, rows] = torch.where(hidden, -torch.inf, lse_part)
     return result, lses
 
 
 class _Depending(torch.autograd.Function):
-    """A result that has gradients, perhaps zeros, to all of its operands."""
+    """A result that passes gradients, perhaps zeros, to all of its operands."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *operands: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ REASON = 'backend="reference": every score, then the mask, in torch, on the devi
 
 
 def reference_plan(attentions: Sequence[tuple[str, Relations]], states: Sequence[str]) -> Plan:
-    """Dense, of attentions by name, several as branches; `states`: the names of branches with a state before them."""
+    """Return the dense plan of attentions by name, several as branches; `states`: branches with a state before them."""
     plans = [(name, _dense(relations)) for name, relations in attentions]
     if len(plans) == 1 and not states:
         return plans[0][1]
@@ -22,10 +22,10 @@ def reference_plan(attentions: Sequence[tuple[str, Relations]], states: Sequence
 
 
 def _dense(relations: Relations) -> Plan:
-    own = build_plan(relations)
-    total = own.tiles.total
+    plan = build_plan(relations)
+    total = plan.tiles.total
     return replace(
-        own,
+        plan,
         executor="reference",
         schedule="dense",
         reasons=(REASON,),

@@ -1,4 +1,4 @@
-"""`require` conditions that only a call can decide."""
+"""Checks of `require` conditions that only a call can decide."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from attnc.spec.errors import SpecError
 
 
 def check_requirements(pattern: Pattern, shape: CallShape) -> None:
-    """Raise SpecError (A805) for the first requirement that this call's sizes and heads break.
+    """Raise SpecError (A805) for the first requirement that this call's sizes and heads violate.
 
-    They are of the call's tokens, also where a branch has other keys.
+    Requirements apply to the call's tokens, even where a branch has other keys.
     """
     sizes = replace(shape, n_k=shape.sizes.get(TOKENS, shape.n_k), shift=None)
     for condition, span in pattern.requirements:

@@ -1,7 +1,7 @@
-"""Floating-point tensors with exponents of their own: what a quotient of large exponentials is computed with.
+"""Floating-point tensors with a separate exponent, in which quotients of large exponentials stay finite.
 
-A value is `mantissa * exp(shift)`. The shift is a constant to autograd: whatever is added to it is taken from the
-mantissa, so that gradients are those of the value.
+A value is `mantissa * exp(shift)`. The shift is a constant to autograd: the mantissa is divided by the exponential of
+whatever is added to the shift, so that gradients are those of the value.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from attnc.runtime.asking import perhaps_any, surely_all
 
 @dataclass(frozen=True)
 class ScaledTensor:
-    """`mantissa * exp(shift)`; both have the same number of dimensions, and broadcast."""
+    """The value `mantissa * exp(shift)`; both tensors have the same number of dimensions, and broadcast."""
 
     mantissa: Tensor
     shift: Tensor
 
     def plain(self) -> Tensor:
-        """The value itself."""
+        """Return the value as one tensor."""
         return self.mantissa * torch.exp(self.shift)
 
 
 Quantity = Tensor | ScaledTensor
 
 SPARE = 60.0
-"""By how much the exponent of a 0 may lie above the others': its value is 0 all the same, its gradient is not."""
+"""Maximum excess of a zero term's exponent over the others'; the term stays 0, but its gradient needs the exponent."""
 
 
 def plain(value: Quantity) -> Tensor:
-    """The value as a tensor."""
+    """Return the value as a tensor."""
     return value.plain() if isinstance(value, ScaledTensor) else value
 
 
 def exp(x: Tensor) -> ScaledTensor:
-    """e^x."""
+    """Return e^x as mantissa and shift."""
     shift = torch.where(x.isfinite(), x, 0).detach()
     return ScaledTensor(torch.exp(x - shift), shift)
 
@@ -59,18 +59,18 @@ def softplus(value: Tensor, x: Tensor) -> Quantity:
 
 
 def log(x: ScaledTensor) -> Tensor:
-    """The logarithm; of 0, -inf, without a gradient."""
+    """Return the logarithm; -inf for 0, without a gradient."""
     zero = x.mantissa == 0
     return torch.where(zero, -torch.inf, torch.log(torch.where(zero, 1, x.mantissa)) + x.shift)
 
 
 def negative(x: ScaledTensor) -> ScaledTensor:
-    """-x."""
+    """Return -x."""
     return ScaledTensor(-x.mantissa, x.shift)
 
 
 def multiplied(a: Quantity, b: Quantity) -> Quantity:
-    """a · b."""
+    """Return a · b."""
     if not isinstance(a, ScaledTensor):
         return a * b if not isinstance(b, ScaledTensor) else ScaledTensor(a * b.mantissa, b.shift)
     if not isinstance(b, ScaledTensor):
@@ -79,45 +79,47 @@ def multiplied(a: Quantity, b: Quantity) -> Quantity:
 
 
 def chained(a: Quantity, b: Quantity) -> Quantity:
-    """a · b, but 0 where a is, also if b is no number. Without gradients."""
+    """Return a · b, and 0 wherever a is 0, even if b is not finite. Not differentiable."""
     product, zero = multiplied(a, b), (a.mantissa if isinstance(a, ScaledTensor) else a) == 0
     if isinstance(product, ScaledTensor):
         return ScaledTensor(torch.where(zero, 0, product.mantissa), product.shift)
     return torch.where(zero, 0, product)
 
 
-def divided(a: Quantity, b: Quantity, *, share: bool = False) -> Quantity:
-    """a / b; of a `share`, 0 / 0 is 0, without gradients."""
-    top, low = (x.mantissa if isinstance(x, ScaledTensor) else x for x in (a, b))
-    if share:
-        nothing = (low == 0) & (top == 0)
-        quotient = torch.where(nothing, 0, top / torch.where(nothing, torch.ones_like(low), low))
+def divided(a: Quantity, b: Quantity, *, safe: bool = False) -> Quantity:
+    """Return a / b. If `safe`, 0 / 0 is 0 without a gradient."""
+    numerator, denominator = (x.mantissa if isinstance(x, ScaledTensor) else x for x in (a, b))
+    if safe:
+        zero = (denominator == 0) & (numerator == 0)
+        quotient = torch.where(zero, 0, numerator / torch.where(zero, torch.ones_like(denominator), denominator))
     else:
-        quotient = top / low
+        quotient = numerator / denominator
     shifts = [x.shift if i == 0 else -x.shift for i, x in enumerate((a, b)) if isinstance(x, ScaledTensor)]
     return ScaledTensor(quotient, shifts[0] if len(shifts) == 1 else shifts[0] + shifts[1]) if shifts else quotient
 
 
 def added(a: Quantity, b: Quantity) -> Quantity:
-    """a + b."""
+    """Return a + b."""
     if not isinstance(a, ScaledTensor) and not isinstance(b, ScaledTensor):
         return a + b
     parts = [
         x if isinstance(x, ScaledTensor) else ScaledTensor(x, torch.zeros_like(x, requires_grad=False)) for x in (a, b)
     ]
     shifts = [torch.where(p.mantissa.detach() == 0, -torch.inf, p.shift) for p in parts]
-    most = torch.maximum(*shifts)
-    most = torch.where(most.isfinite(), most, 0)
-    first, second = (p.mantissa * torch.exp((p.shift - most).clamp(max=SPARE)) for p in parts)
-    return ScaledTensor(first + second, most)
+    max_shift = torch.maximum(*shifts)
+    max_shift = torch.where(max_shift.isfinite(), max_shift, 0)
+    first, second = (p.mantissa * torch.exp((p.shift - max_shift).clamp(max=SPARE)) for p in parts)
+    return ScaledTensor(first + second, max_shift)
 
 
 def chosen(condition: Tensor, then: Quantity, otherwise: Quantity) -> Quantity:
-    """One of two values; what the other would be, however large, is gone."""
+    """Return `then` where the condition holds, else `otherwise`; an overflow in the side not taken has no effect."""
     if not isinstance(then, ScaledTensor) and not isinstance(otherwise, ScaledTensor):
         return torch.where(condition, then, otherwise)
-    (top, up), (low, down) = _parts(then), _parts(otherwise)
-    return ScaledTensor(torch.where(condition, top, low), torch.where(condition, up, down))
+    (then_mantissa, then_shift), (else_mantissa, else_shift) = _parts(then), _parts(otherwise)
+    return ScaledTensor(
+        torch.where(condition, then_mantissa, else_mantissa), torch.where(condition, then_shift, else_shift)
+    )
 
 
 def _parts(value: Quantity) -> tuple[Tensor, Tensor]:
@@ -127,33 +129,33 @@ def _parts(value: Quantity) -> tuple[Tensor, Tensor]:
 
 
 def contracted(factors: Sequence[Quantity], inside: Tensor, axis: int, extra: int) -> Quantity:
-    """Σ over an axis of a product of factors where `inside`, which has all of the axis; the axis stays, of size 1.
+    """Return Σ over an axis of a product of factors where `inside` holds; the axis stays, of size 1.
 
-    Factors have one number of dimensions, `extra` of them those of vectors, and broadcast; the product is not written
-    out where two of them have it. Terms that a zero makes nothing have no say in the exponent; zeros in vectors do not
-    count.
+    `inside` spans the whole axis. All factors have the same number of dimensions, the last `extra` of which are vector
+    or matrix dimensions, and broadcast; the product is not materialised where a matrix product of two factors gives
+    the sum. Terms with a zero factor do not raise the exponent; zeros inside vectors are not tested.
     """
     tensors = [f.mantissa if isinstance(f, ScaledTensor) else f for f in factors]
     shifts = [f.shift for f in factors if isinstance(f, ScaledTensor)]
-    most: Tensor | None = None
+    max_shift: Tensor | None = None
     if shifts:
         shift = shifts[0]
         for other in shifts[1:]:
             shift = shift + other
-        seen = torch.where(inside, shift, -torch.inf)
+        candidates = torch.where(inside, shift, -torch.inf)
         for zero in [t.detach() == 0 for t in tensors]:
-            alike = not extra or all(size == 1 for size in zero.shape[-extra:])
-            if alike and zero.shape[axis] > 1 and perhaps_any(zero):
-                seen = torch.where(zero, -torch.inf, seen)
-        most = seen.amax(axis, keepdim=True)
-        most = torch.where(most.isfinite(), most, 0)
-        tensors.append(torch.exp((shift - most).clamp(max=SPARE)))
+            is_number = not extra or all(size == 1 for size in zero.shape[-extra:])
+            if is_number and zero.shape[axis] > 1 and perhaps_any(zero):
+                candidates = torch.where(zero, -torch.inf, candidates)
+        max_shift = candidates.amax(axis, keepdim=True)
+        max_shift = torch.where(max_shift.isfinite(), max_shift, 0)
+        tensors.append(torch.exp((shift - max_shift).clamp(max=SPARE)))
     result = _summed(_masked(tensors, inside), axis)
-    return result if most is None else ScaledTensor(result, most)
+    return result if max_shift is None else ScaledTensor(result, max_shift)
 
 
 def _masked(tensors: list[Tensor], inside: Tensor) -> list[Tensor]:
-    """The factors, one of them 0 where nothing is inside: the one that grows least by it."""
+    """Return the factors, with the factor that broadcasting enlarges least set to zero outside of the mask."""
     if surely_all(inside) and any(_numel(t, inside) == t.numel() for t in tensors):
         return tensors
     sizes = [_numel(t, inside) - t.numel() for t in tensors]
@@ -163,7 +165,7 @@ def _masked(tensors: list[Tensor], inside: Tensor) -> list[Tensor]:
 
 
 def _summed(tensors: list[Tensor], axis: int) -> Tensor:
-    """Σ over an axis of a product."""
+    """Return Σ over an axis of the product of tensors."""
     tensors = sorted(tensors, key=Tensor.numel)
     while len(tensors) > 2:
         first, second, *rest = tensors
@@ -181,5 +183,5 @@ def _summed(tensors: list[Tensor], axis: int) -> Tensor:
 
 
 def _numel(a: Tensor, b: Tensor) -> int:
-    """Entries of what two tensors broadcast to."""
+    """Return the number of entries of the shape that two tensors broadcast to."""
     return prod(max(m, n) for m, n in zip(a.shape, b.shape, strict=True))

@@ -1,4 +1,4 @@
-"""A compiled pattern served: queries against a cache of keys and values."""
+"""Decoding and prefill of a compiled pattern: attention of queries over a cache of keys and values."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from attnc.runtime.gpu.device_cache import DeviceCache
 
 NOT_TRACED = (
-    "a step of decoding by the reference or in Triton's interpreter is not traced by torch.compile: use the default "
+    "torch.compile does not trace decoding by the reference or in Triton's interpreter: use the default "
     "backend, or leave fullgraph=True out"
 )
 
@@ -40,11 +40,11 @@ def _check_ring(ring: object, block_table: object) -> None:
     if not isinstance(ring, bool):
         raise ArgumentTypeError(f"ring is {ring!r}: it must be True or False")
     if ring and block_table is not None:
-        raise ArgumentError("ring and block_table are both given: a cache is one of them")
+        raise ArgumentError("ring and block_table are both given: use one or the other")
 
 
 class Served(CompiledAttention):
-    """The last rows of a call of all tokens."""
+    """Attention of the last rows of a sequence over a cache."""
 
     @overload
     def decode(
@@ -108,20 +108,24 @@ class Served(CompiledAttention):
         state: States | None = None,
         **inputs: object,
     ) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, States]:
-        """Attention of the last 1 to 16 tokens of each batch entry over a cache: out (B, Hq, Nq, dv), as a call of all
-        tokens gives it in its last rows. No slot is read but those of keys that these rows see.
+        """Compute attention of the last 1 to 16 tokens of each batch entry over a cache: out (B, Hq, Nq, dv).
 
-        q (B, Hq, Nq, dk). `kv_len`: the tokens of each entry so far, those of q included, whose keys and values are in
-        the cache already: a number, or one for each entry. k_cache (B, Hkv, S, dk) and v_cache (B, Hkv, S, dv) hold
-        token t in slot t. With `block_table`, int (B, columns), they are (pages, Hkv, page, d), and token t of entry b
-        is in slot `t % page` of page `block_table[b, t // page]`. With `ring` the oldest slots are written again: a
-        cache of `need.first + need.last + Nq - 1` slots is enough, need being what the plan says (`Plan.cache`); token
-        t is in slot t before `need.first`, and in `need.first + (t - need.first) % (S - need.first)` from there on.
-        Inputs by token have an entry for each slot, or, with a block table, for each token.
+        The result equals the last rows of a call with all tokens. Only slots of keys that are visible to these rows are
+        read.
 
-        `state`: of a pattern that has branches with a state, what they have seen before these tokens, at first
-        `init_state`; the result is then (out, state). Inputs by token that only these branches read may have entries
-        for the tokens of q alone.
+        q (B, Hq, Nq, dk). `kv_len`: the number of tokens of each entry so far, including those of q, whose keys and
+        values must be in the cache already: a number, or one per entry. k_cache (B, Hkv, S, dk) and v_cache (B, Hkv, S,
+        dv) hold token t in slot t. With `block_table`, int (B, columns), they are (pages, Hkv, page, d), and token t of
+        entry b is in slot `t % page` of page `block_table[b, t
+
+        page]`. With `ring` the oldest slots are overwritten: a cache of `need.first + need.last + Nq - 1` slots is
+        enough, where `need` is the plan's `Plan.cache`; token t is in slot t before `need.first`, and in `need.first +
+        (t - need.first) % (S - need.first)` from there on. Inputs by token have an entry for each slot, or, with a
+        block table, for each token.
+
+        `state`: for a pattern with branches that have a state, their state before these tokens, at first `init_state`;
+        the result is then (out, state). Inputs by token that only these branches read may have entries for the tokens
+        of q alone.
 
         Not differentiable. Raises ArgumentError, ArgumentTypeError, UnsupportedError, EvaluationError.
         """
@@ -134,29 +138,29 @@ class Served(CompiledAttention):
         if self._pattern.stateful:
             if self._is_by_kernels(q):
                 raise UnsupportedError(
-                    f"decode of `{self.name}` by kernels: there are none for several branches; call `prefill`"
+                    f"decode of `{self.name}` by kernels is not supported for several branches; call `prefill`"
                 )
-            how: How = "reference" if self._is_reference else "cache"
+            executor: How = "reference" if self._is_reference else "cache"
             cache = self._cache(q, k_cache, v_cache, kv_len, block_table, ring)
             with without_autocast(q):
-                return serving_states.served(self._last_rows._planner, how, q, cache, factor, inputs, state)
+                return serving_states.served(self._last_rows._planner, executor, q, cache, factor, inputs, state)
         if torch.compiler.is_compiling():
-            found = self._traced(q, k_cache, v_cache, kv_len, block_table, ring, factor, inputs)
+            result = self._traced(q, k_cache, v_cache, kv_len, block_table, ring, factor, inputs)
         elif self._is_by_kernels(q):
             dtype = q.dtype
             q, k_cache, v_cache = wide_in_interpreter(self.name, q, k_cache, v_cache)
-            own = self._device_cache(q, k_cache, v_cache, kv_len, block_table, ring)
+            device_cache = self._device_cache(q, k_cache, v_cache, kv_len, block_table, ring)
             with without_autocast(q), profiled(self.name, "decode"):
-                out, lse = serving.decode_by_kernels(self._last_rows._planner, q, own, factor, inputs)
-            found = out.to(dtype), lse
+                out, lse = serving.decode_by_kernels(self._last_rows._planner, q, device_cache, factor, inputs)
+            result = out.to(dtype), lse
         else:
             cache = self._cache(q, k_cache, v_cache, kv_len, block_table, ring)
             if self._is_reference:
-                found = self._prefilled(q, cache, factor, inputs)
+                result = self._prefilled(q, cache, factor, inputs)
             else:
                 with without_autocast(q), profiled(self.name, "decode"):
-                    found = serving.decode(self._last_rows._planner, q, cache, factor, inputs)
-        return self._lse_of(found, return_lse)
+                    result = serving.decode(self._last_rows._planner, q, cache, factor, inputs)
+        return self._lse_of(result, return_lse)
 
     @overload
     def prefill(
@@ -220,10 +224,10 @@ class Served(CompiledAttention):
         state: States | None = None,
         **inputs: object,
     ) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, States]:
-        """The same of a chunk of any number of tokens, as a call computes it; differentiable.
+        """Compute attention of a chunk of any number of tokens over a cache, as a call computes it; differentiable.
 
-        Takes what `decode` takes. No slot past `kv_len` is read; others may be, seen or not. Raises what `decode`
-        raises.
+        Takes the arguments of `decode`. No slot past `kv_len` is read; any other slot may be, visible or not. Raises
+        the errors of `decode`.
         """
         self._check_state(state, return_lse)
         check_cache(q, k_cache, v_cache, paged=block_table is not None)
@@ -241,9 +245,9 @@ class Served(CompiledAttention):
         self._refuse_backend(q)
         factor = None if scale is None else finite(scale)
         if self._pattern.stateful:
-            how: How = "reference" if self._is_reference else "gpu" if self._is_by_kernels(q) else "cpu"
+            executor: How = "reference" if self._is_reference else "gpu" if self._is_by_kernels(q) else "cpu"
             with without_autocast(q):
-                out, states = serving_states.served(self._last_rows._planner, how, q, cache, factor, inputs, state)
+                out, states = serving_states.served(self._last_rows._planner, executor, q, cache, factor, inputs, state)
             return out.to(dtype), states
         with profiled(self.name, "prefill"):
             return self._lse_of(self._prefilled(q, cache, factor, inputs), return_lse)
@@ -251,18 +255,18 @@ class Served(CompiledAttention):
     def _check_state(self, state: object, return_lse: bool) -> None:
         if not torch.compiler.is_compiling():
             refuse_shards()
-        self._refuse_recurrence("cache: the state of a recurrence is handed on by `step`, or by `state`")
+        self._refuse_recurrence("cache: a recurrence passes its state on by `step`, or by `state`")
         if state is not None and not self._pattern.stateful:
             raise ArgumentTypeError(f"state: `{self.name}` has no branch with a state")
         if return_lse and self._pattern.stateful:
-            raise UnsupportedError(f"return_lse: what `{self.name}` combines is no softmax")
+            raise UnsupportedError(f"return_lse: the combined output of `{self.name}` is not a softmax and has no LSE")
 
     def _prefilled(self, q: Tensor, cache: Cache, scale: float | None, inputs: Mapping[str, object]) -> serving.Result:
         rows = self._last_rows
 
         def call(q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]) -> serving.Result:
-            found = rows._call(q, k, v, scale, rows.has_lse, inputs)
-            return found if isinstance(found, tuple) else (found, None)
+            result = rows._call(q, k, v, scale, rows.has_lse, inputs)
+            return result if isinstance(result, tuple) else (result, None)
 
         return serving.prefill(rows._pattern, call, q, cache, scale, inputs)
 
@@ -277,7 +281,7 @@ class Served(CompiledAttention):
         scale: float | None,
         inputs: Mapping[str, object],
     ) -> serving.Result:
-        """A step as one node of a graph."""
+        """Run a decoding step as one node of a graph."""
         if self._is_reference or (self._options.backend == "triton" and not q.is_cuda):
             raise UnsupportedError(NOT_TRACED)
         _check_ring(ring, block_table)
@@ -285,7 +289,7 @@ class Served(CompiledAttention):
         return cached.decode(step, q, k, v, kv_len, block_table, input_tensors(self._pattern, inputs))
 
     def _is_one_node(self, q: Tensor, k: Tensor, v: Tensor) -> bool:
-        """Whether a chunk is one node of a graph: without gradients, which the operator does not have."""
+        """Check whether a chunk runs as one graph node: without gradients, which the operator does not support."""
         recorded = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
         interpreted = self._options.backend == "triton" and not q.is_cuda
         return not (recorded or interpreted or self._is_reference or self._pattern.stateful)
@@ -297,7 +301,7 @@ class Served(CompiledAttention):
         _check_ring(ring, block_table)
         for name, x in (("kv_len", kv_len), ("block_table", block_table)):
             if isinstance(x, Tensor) and x.is_cuda:
-                note(self.name, HOST_WAIT, f"`{name}` is on the device, and the host plans from it")
+                note(self.name, HOST_WAIT, f"`{name}` is on the device, but the host needs it to plan")
         cache = read_cache(q, k, v, kv_len, block_table, ring=ring)
         first = serving.check_ring(self._pattern, q, k, max(cache.lengths, default=0)) if ring else None
         return replace(cache, ring=first)
@@ -316,7 +320,7 @@ class Served(CompiledAttention):
 
     @cached_property
     def _last_rows(self) -> Self:
-        """Raises UnsupportedError where a row needs what no cache holds."""
+        """The pattern's form for its last rows. Raises UnsupportedError where a row needs data that no cache holds."""
         try:
             return self._in("last rows")
         except OtherRowsError as error:

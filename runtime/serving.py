@@ -1,7 +1,7 @@
-"""Queries against a cache of keys and values: a few at a time (decode), or a chunk of a prompt (prefill).
+"""Attention of queries over a cache of keys and values: a few at a time (decode), or a chunk of a prompt (prefill).
 
-Batch entries of one length are one call of the pattern's last rows (`compiler.last_rows`), so results are those of a
-call of all tokens at once.
+Batch entries of one length form one call of the pattern's last rows (`compiler.last_rows`), so results equal those of a
+call with all tokens.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from attnc.runtime.gpu.device_cache import DeviceCache
 
 MOST_QUERIES = 16
-"""Queries that `decode` takes."""
+"""Maximum number of queries of `decode`."""
 
 Result = tuple[Tensor, "Tensor | None"]
 Call = Callable[[Tensor, Tensor, Tensor, "float | None", Mapping[str, object]], Result]
-"""(q, k, v, scale, inputs) → (out, lse) of the last rows."""
+"""A function (q, k, v, scale, inputs) → (out, lse) of the last rows."""
 
 
 @dataclass(frozen=True)
 class LengthGroup:
-    """Batch entries of one length."""
+    """The batch entries of one length."""
 
     entries: tuple[int, ...]
     cache: Cache
@@ -46,40 +46,40 @@ class LengthGroup:
 
     @property
     def length(self) -> int:
-        """Tokens of each."""
+        """The number of tokens of each entry."""
         return self.cache.lengths[0]
 
 
 def decode(rows: Planner, q: Tensor, cache: Cache, scale: float | None, inputs: Mapping[str, object]) -> Result:
-    """(out, lse) of the last queries on the CPU; `rows` are those of a pattern.
+    """Return (out, lse) of the last queries on the CPU; `rows`: the planner of the pattern's last rows.
 
     Raises ArgumentError, UnsupportedError.
     """
     steps = steps_of(rows)
     if not (q.shape[0] and q.shape[1]):
-        return _nothing(q, cache)
+        return _empty_result(q, cache)
     if any(x.device.type != "cpu" for x in (q, cache.k, cache.v)):
-        raise UnsupportedError(f"decode on {q.device}: there are no kernels for it; move the tensors to the CPU")
+        raise UnsupportedError(f"decode on {q.device} is not supported; move the tensors to the CPU")
 
-    def of(share: LengthGroup) -> Result:
-        own = q[list(share.entries)]
-        k, v = share.cache.placeholders(share.length)
-        sizes = check_tensors(own, k, v)
-        tensors = input_tensors(rows.pattern, share.inputs)
-        check_devices(rows.pattern, share.inputs, tensors, own)
+    def attend_group(group: LengthGroup) -> Result:
+        group_q = q[list(group.entries)]
+        k, v = group.cache.placeholders(group.length)
+        sizes = check_tensors(group_q, k, v)
+        tensors = input_tensors(rows.pattern, group.inputs)
+        check_devices(rows.pattern, group.inputs, tensors, group_q)
         real = {t.name: x for t, x in zip(rows.pattern.tensors, tensors, strict=True)}
         factor = float(sizes.dk**-0.5) if scale is None else scale
-        inputs_ = completed(rows.pattern, share.inputs)
-        return steps.on_cache(own, k, v, share.cache, CallInputs(sizes, inputs_, real, factor))
+        inputs_ = completed(rows.pattern, group.inputs)
+        return steps.on_cache(group_q, k, v, group.cache, CallInputs(sizes, inputs_, real, factor))
 
-    shares = list(shares_of(rows.pattern, cache, inputs))
-    return together(q, [of(share) for share in shares], shares)
+    groups = list(length_groups(rows.pattern, cache, inputs))
+    return together(q, [attend_group(group) for group in groups], groups)
 
 
 def decode_by_kernels(
     rows: Planner, q: Tensor, cache: DeviceCache, scale: float | None, inputs: Mapping[str, object]
 ) -> Result:
-    """The same by kernels. Raises ArgumentError, UnsupportedError."""
+    """Return (out, lse) of the last queries by kernels. Raises ArgumentError, UnsupportedError."""
     from attnc.runtime.gpu.gpu_decoding import decode as by_kernels
 
     pattern = rows.pattern
@@ -96,18 +96,18 @@ def decode_by_kernels(
         return by_kernels(rows, q, cache, factor, real, inputs)
     except NotInKernelsError as error:
         raise UnsupportedError(
-            f"decode of `{pattern.name}` by kernels: there are none for {error}; call `prefill`, which has kernels for "
-            f"more, or decode on the CPU"
+            f"decode of `{pattern.name}` by kernels is not supported for {error}; call `prefill`, which has kernels "
+            f"for more, or decode on the CPU"
         ) from error
 
 
 def not_served(name: str, reason: OtherRowsError) -> UnsupportedError:
-    """What is said of a pattern that has no last rows."""
+    """Return the error for a pattern whose rows need more than a cache holds."""
     return UnsupportedError(f"a cache of keys is not enough for `{name}`: a row needs {reason}; call it on all tokens")
 
 
 def check_queries(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Raise ArgumentError, UnsupportedError for what `decode` does not take."""
+    """Raise ArgumentError, UnsupportedError for queries that `decode` does not accept."""
     if not 1 <= q.shape[2] <= MOST_QUERIES:
         raise ArgumentError(
             f"q has {q.shape[2]} tokens (dimension 2): decode takes 1 to {MOST_QUERIES}; `prefill` takes any number"
@@ -119,80 +119,80 @@ def check_queries(q: Tensor, k: Tensor, v: Tensor) -> None:
 def prefill(
     pattern: Pattern, call: Call, q: Tensor, cache: Cache, scale: float | None, inputs: Mapping[str, object]
 ) -> Result:
-    """(out, lse) of the last queries, however many, from all keys, by a `call` of the pattern's last rows.
+    """Return (out, lse) of any number of last queries, by a `call` of the pattern's last rows on all keys.
 
-    Raises what the call raises.
+    Raises the errors of the call.
     """
     if not (q.shape[0] and q.shape[1]):
-        return _nothing(q, cache)
-    shares = list(shares_of(pattern, cache, inputs))
-    found = []
-    for share in shares:
-        k, v = share.cache.whole(range(len(share.entries)), share.length)
-        own = q if len(shares) == 1 else q[list(share.entries)]
-        found.append(call(own, k, v, scale, share.inputs))
-    return together(q, found, shares)
+        return _empty_result(q, cache)
+    groups = list(length_groups(pattern, cache, inputs))
+    results = []
+    for group in groups:
+        k, v = group.cache.whole(range(len(group.entries)), group.length)
+        group_q = q if len(groups) == 1 else q[list(group.entries)]
+        results.append(call(group_q, k, v, scale, group.inputs))
+    return together(q, results, groups)
 
 
 def check_ring(pattern: Pattern, q: Tensor, k: Tensor, longest: int | None) -> int:
-    """The first token that turns in a ring k; `longest`: tokens, if known. Raises ArgumentError, UnsupportedError."""
+    """Return a ring's first overwritten token; `longest`: tokens, if known. Raises ArgumentError, UnsupportedError."""
     heads, n_q, slots = q.shape[1], q.shape[2], k.shape[2]
-    own = inputs_of_attentions(pattern)
-    read = [t.name for t in pattern.tensors if {"token", "key"} & set(t.dims) and t.name in own]
+    names = inputs_of_attentions(pattern)
+    read = [t.name for t in pattern.tensors if {"token", "key"} & set(t.dims) and t.name in names]
     if read:
         raise UnsupportedError(f"ring: `{pattern.name}` reads `{read[0]}` by token, whose old entries would be missing")
     need = need_of(pattern, heads, max(heads // max(k.shape[1], 1), 1))
     if need is None:
         raise ArgumentError(
-            f"ring: `{pattern.name}` may need all tokens; give a cache with a slot for each, or a block_table"
+            f"ring: `{pattern.name}` may need all tokens; use a cache with a slot for each, or a block_table"
         )
     needed = need.first + need.last + n_q - 1
     if slots < needed and (longest is None or longest > slots):
         raise ArgumentError(
             f"ring: the cache has {slots} slots and `{pattern.name}` needs {needed} with {n_q} queries: {need}, "
-            f"and the other queries' own"
+            f"plus the other queries' slots"
         )
     return need.first
 
 
-def shares_of(pattern: Pattern, cache: Cache, inputs: Mapping[str, object]) -> Iterator[LengthGroup]:
-    """The batch entries of each length."""
+def length_groups(pattern: Pattern, cache: Cache, inputs: Mapping[str, object]) -> Iterator[LengthGroup]:
+    """Yield the batch entries of each length."""
     for length in sorted(set(cache.lengths)):
-        entries = tuple(i for i, own in enumerate(cache.lengths) if own == length)
+        entries = tuple(i for i, entry_length in enumerate(cache.lengths) if entry_length == length)
         yield LengthGroup(entries, cache.of(entries), dict(cut(pattern, inputs, cache, entries, length)))
 
 
 def cut(
     pattern: Pattern, inputs: Mapping[str, object], cache: Cache, entries: Sequence[int], length: int
 ) -> Iterator[tuple[str, object]]:
-    """Inputs of some batch entries, by token those of the first ones."""
+    """Yield the inputs of some batch entries; inputs by token are cut to the first `length` entries."""
     dims = {tensor.name: tensor.dims for tensor in pattern.tensors}
     for name, value in inputs.items():
-        own: Any = value
-        if name in dims and not hasattr(own, "shape") and own is not None:
-            own = torch.as_tensor(own)
-        known = dims.get(name, ())
-        for axis, dim in enumerate(known if len(getattr(own, "shape", ())) == len(known) else ()):
-            at: list[Any] = [slice(None)] * len(known)
-            if dim in ("token", "key") and own.shape[axis] >= length:
+        tensor: Any = value
+        if name in dims and not hasattr(tensor, "shape") and tensor is not None:
+            tensor = torch.as_tensor(tensor)
+        tensor_dims = dims.get(name, ())
+        for axis, dim in enumerate(tensor_dims if len(getattr(tensor, "shape", ())) == len(tensor_dims) else ()):
+            at: list[Any] = [slice(None)] * len(tensor_dims)
+            if dim in ("token", "key") and tensor.shape[axis] >= length:
                 at[axis] = slice(length)
-            elif dim == "batch" and own.shape[axis] == len(cache.lengths) and len(entries) < len(cache.lengths):
+            elif dim == "batch" and tensor.shape[axis] == len(cache.lengths) and len(entries) < len(cache.lengths):
                 at[axis] = list(entries)
-            own = own[tuple(at)]
-        yield name, own
+            tensor = tensor[tuple(at)]
+        yield name, tensor
 
 
-def _nothing(q: Tensor, cache: Cache) -> Result:
-    """Of no batch entries or heads."""
+def _empty_result(q: Tensor, cache: Cache) -> Result:
+    """Return (out, lse) of a call without batch entries or heads."""
     lse = q.new_empty(q.shape[:3], dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
     return q.new_empty((*q.shape[:3], cache.v.shape[3])), lse
 
 
-def together(q: Tensor, results: Sequence[Result], shares: Sequence[LengthGroup]) -> Result:
-    """The results of all batch entries in their order."""
+def together(q: Tensor, results: Sequence[Result], groups: Sequence[LengthGroup]) -> Result:
+    """Return the results of all batch entries in their order."""
     if len(results) == 1:
         return results[0]
-    order = torch.tensor([entry for share in shares for entry in share.entries], device=q.device).argsort()
+    order = torch.tensor([entry for group in groups for entry in group.entries], device=q.device).argsort()
     outs, lses = zip(*results, strict=True)
     lse = None if any(x is None for x in lses) else torch.cat(lses)[order]
     return torch.cat(outs)[order], lse

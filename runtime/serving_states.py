@@ -1,4 +1,4 @@
-"""Patterns that have branches with a state, served: keys and values from a cache, the states handed on."""
+"""Serving of patterns that have branches with a state: keys and values from a cache, states passed on by the caller."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from attnc.runtime.call_inputs import CallInputs
 from attnc.runtime.general_attention import steps_of
 from attnc.runtime.pattern_executor import PatternExecutor
 from attnc.runtime.plans import Planner
-from attnc.runtime.serving import LengthGroup, shares_of, together
+from attnc.runtime.serving import LengthGroup, length_groups, together
 from attnc.runtime.tensor_checks import check_tensors, input_tensors
 
 if TYPE_CHECKING:
@@ -26,102 +26,104 @@ if TYPE_CHECKING:
 
 States = dict[str, Tensor]
 How = Literal["cache", "cpu", "gpu", "reference"]
-"""By which executor; "cache": attentions read the cache where it lies, without a gradient."""
+"""The executor; "cache": attentions read the cache in place, without a gradient."""
 
 BY_TOKEN = frozenset({"token", "key"})
 
 
 def beginning(steps: PatternExecutor, sizes: Mapping[str, int], batch: int, heads: int, like: Tensor) -> States:
-    """The states of all branches before the first token, `branch.state` (a family's: `branch[0].state`)."""
-    found: States = {}
-    for one in steps.stateful:
-        own = one.beginning(sizes, batch, heads, like)
-        found |= {f"{_prefix(one)}{name}": x for name, x in own.items()}
-    return found
+    """Return the states of all branches before the first token, `branch.state` (of a family: `branch[0].state`)."""
+    states: States = {}
+    for branch in steps.stateful:
+        branch_states = branch.beginning(sizes, batch, heads, like)
+        states |= {f"{_prefix(branch)}{name}": x for name, x in branch_states.items()}
+    return states
 
 
 def served(
     rows: Planner,
-    how: How,
+    executor: How,
     q: Tensor,
     cache: Cache,
     scale: float | None,
     inputs: Mapping[str, object],
     state: object,
 ) -> tuple[Tensor, States]:
-    """(out of the last queries, the states after them); `rows` are the last rows of a pattern.
+    """Return out of the last queries, and the states after them; `rows`: the planner of the pattern's last rows.
 
     The last tokens of the cache are those that the states have not seen. Inputs that only branches with a state read
-    may have entries for these alone.
+    may have entries for these tokens alone.
 
-    Raises what calls raise.
+    Raises the errors of a call.
     """
     if not isinstance(state, Mapping):
         raise ArgumentTypeError(
-            f"`{rows.pattern.name}` has branches with a state: give `state`, at first attend.init_state(batch, heads, "
-            f"dk, dv); what comes back is (out, state)"
+            f"`{rows.pattern.name}` has branches with a state: pass `state`, at first attend.init_state(batch, heads, "
+            f"dk, dv); the result is (out, state)"
         )
-    serving = _Serving(steps_of(rows), rows.pattern, how, scale, inputs_of_attentions(rows.pattern))
-    shares = list(shares_of(rows.pattern, cache, inputs))
-    found, after = [], []
-    for share in shares:
-        own, last = serving.share(q, share, state)
-        found.append((own, None))
+    serving = _Serving(steps_of(rows), rows.pattern, executor, scale, inputs_of_attentions(rows.pattern))
+    groups = list(length_groups(rows.pattern, cache, inputs))
+    outs, after = [], []
+    for group in groups:
+        out_of_group, last = serving.share(q, group, state)
+        outs.append((out_of_group, None))
         after.append(last)
-    out, _ = together(q, found, shares)
-    order = torch.tensor([entry for share in shares for entry in share.entries], dtype=torch.int64).argsort()
+    out, _ = together(q, outs, groups)
+    order = torch.tensor([entry for group in groups for entry in group.entries], dtype=torch.int64).argsort()
     return out, {name: torch.cat([last[name] for last in after])[order.to(x.device)] for name, x in after[0].items()}
 
 
 @dataclass(frozen=True)
 class _Serving:
+    """The executor of a pattern and the options of one call."""
+
     steps: PatternExecutor
     pattern: Pattern
     how: How
     scale: float | None
     of_attentions: frozenset[str]
-    """Inputs that others than branches with a state read."""
+    """Inputs that attentions read, not only branches with a state."""
 
-    def share(self, q: Tensor, share: LengthGroup, state: Mapping[str, Tensor]) -> tuple[Tensor, States]:
-        """Batch entries of one length."""
-        entries, count, length = list(share.entries), q.shape[2], share.length
-        own, cache = q[entries], share.cache
+    def share(self, q: Tensor, group: LengthGroup, state: Mapping[str, Tensor]) -> tuple[Tensor, States]:
+        """Return out and the states of the batch entries of one length."""
+        entries, count, length = list(group.entries), q.shape[2], group.length
+        group_q, cache = q[entries], group.cache
         k, v = cache.gathered(range(len(entries)), np.arange(length - count, length))
-        factor = float(check_tensors(own, k, v).dk ** -0.5) if self.scale is None else self.scale
-        new = {name: self._last(name, x, count) for name, x in share.inputs.items()}
+        factor = float(check_tensors(group_q, k, v).dk ** -0.5) if self.scale is None else self.scale
+        new = {name: self._last(name, x, count) for name, x in group.inputs.items()}
         tensors = input_tensors(self.pattern, new)
         outs: list[Tensor] = []
         after: States = {}
-        for one in self.steps.stateful:
-            prefix = _prefix(one)
+        for branch in self.steps.stateful:
+            prefix = _prefix(branch)
             begun = {name.removeprefix(prefix): x[entries] for name, x in state.items() if name.startswith(prefix)}
-            how = {"dense": self.how == "reference", "by_kernels": self.how == "gpu"}
-            out, last = one.attend(own, k, v, new, tensors, factor, begun, **how)
+            executor = {"dense": self.how == "reference", "by_kernels": self.how == "gpu"}
+            out, last = branch.attend(group_q, k, v, new, tensors, factor, begun, **executor)
             outs.append(out)
             after |= {f"{prefix}{name}": x for name, x in last.items()}
         unknown = state.keys() - after.keys()
         if unknown:
-            raise ArgumentError(f"state has {', '.join(map(str, unknown))}: there are {', '.join(after)}")
-        return self._attentions(own, share, factor, self.steps.by_branch(outs)), after
+            raise ArgumentError(f"state has {', '.join(map(str, unknown))}: expected {', '.join(after)}")
+        return self._attentions(group_q, group, factor, self.steps.by_branch(outs)), after
 
-    def _attentions(self, q: Tensor, share: LengthGroup, factor: float, states: Mapping[str, Tensor]) -> Tensor:
-        cache, length = share.cache, share.length
-        k, v = cache.placeholders(length) if self.how == "cache" else cache.whole(range(len(share.entries)), length)
-        inputs = {name: self._whole(name, x, length) for name, x in share.inputs.items()}
+    def _attentions(self, q: Tensor, group: LengthGroup, factor: float, states: Mapping[str, Tensor]) -> Tensor:
+        cache, length = group.cache, group.length
+        k, v = cache.placeholders(length) if self.how == "cache" else cache.whole(range(len(group.entries)), length)
+        inputs = {name: self._whole(name, x, length) for name, x in group.inputs.items()}
         real = dict(zip((t.name for t in self.pattern.tensors), input_tensors(self.pattern, inputs), strict=True))
-        given = CallInputs(check_tensors(q, k, v), inputs, real, factor, states)
+        call = CallInputs(check_tensors(q, k, v), inputs, real, factor, states)
         if self.how == "cache":
-            return self.steps.on_cache(q, k, v, cache, given)[0]
+            return self.steps.on_cache(q, k, v, cache, call)[0]
         run = {"cpu": self.steps.on_cpu, "gpu": self.steps.on_gpu, "reference": self.steps.densely}[self.how]
-        return run(q, k, v, given)[0]
+        return run(q, k, v, call)[0]
 
     def _axes(self, name: str) -> list[int]:
-        """Where an input has an entry for each token."""
+        """Return the axes in which an input has an entry for each token."""
         tensor = next((tensor for tensor in self.pattern.tensors if tensor.name == name), None)
         return [] if tensor is None else [axis for axis, dim in enumerate(tensor.dims) if dim in BY_TOKEN]
 
     def _last(self, name: str, x: Any, count: int) -> Any:
-        """An input of the last tokens."""
+        """Return an input cut to the last tokens."""
         for axis in self._axes(name):
             at: list[Any] = [slice(None)] * len(x.shape)
             at[axis] = slice(max(x.shape[axis] - count, 0), None)
@@ -129,7 +131,7 @@ class _Serving:
         return x
 
     def _whole(self, name: str, x: Any, length: int) -> Any:
-        """An input as attentions are given it; what they do not read may be of the last tokens alone."""
+        """Return an input for attentions; an input that they do not read may have entries for the last tokens alone."""
         axes = self._axes(name)
         if not axes or name in self.of_attentions:
             return x
@@ -137,9 +139,9 @@ class _Serving:
         return torch.as_tensor(x).new_zeros(()).expand(shape)
 
 
-def _prefix(one: PatternRecurrence) -> str:
-    member = "" if one.recur.member is None else f"[{one.recur.member}]"
-    return f"{one.recur.name}{member}."
+def _prefix(branch: PatternRecurrence) -> str:
+    member = "" if branch.recur.member is None else f"[{branch.recur.member}]"
+    return f"{branch.recur.name}{member}."
 
 
 __all__ = ["How", "States", "beginning", "served"]

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is kept between calls, and how large a mask may grow. Bounds in bytes spare the value asked for last.
+    """Bounds on caches between calls, and on masks. Bounds in bytes always spare the most recently used value.
 
-    `plans`: plans kept by one `Attention`, programs kept by the process, and whatever else is kept for plans.
-    `plan_bytes`: bytes of their arrays and pieces together, of one `Attention`, and again of all programs. `masks`,
-    `mask_bytes`: masks kept as tensors, and their bytes, by the process; each is of at most `mask_elements` elements.
-    `layouts`, `layout_bytes`: tensor layouts that plans are bound to, and their bytes, by the process. `table_bytes`:
-    tables of kernels on a device, of one `Attention`, and again arrays that calls computed on the host. `kernels`:
-    kernels that Triton has compiled or interprets, by the process. `exact_elements`: elements of a mask that is
-    evaluated as a piece runs (or of one row, where that is more). `gathered_tokens`: tokens of keys that are copied
-    together for one call, over all heads (or of one brick, where that is more). `specs`: patterns of compiled graphs
-    kept while no `Attention` of theirs is alive.
+    `plans`: plans kept by one `Attention`, programs kept by the process, and other objects kept for plans.
+    `plan_bytes`: total bytes of their arrays and pieces, per `Attention`, and again for all programs. `masks`,
+    `mask_bytes`: masks kept as tensors, and their bytes, per process; each has at most `mask_elements` elements.
+    `layouts`, `layout_bytes`: tensor layouts that plans are bound to, and their bytes, per process. `table_bytes`:
+    tables of kernels on a device, per `Attention`, and again arrays that calls computed on the host. `kernels`: kernels
+    that Triton has compiled or interprets, per process. `exact_elements`: elements of a mask that is evaluated while a
+    piece runs (or of one row, where that is more). `gathered_tokens`: tokens of keys that are copied together for one
+    call, over all heads (or of one brick, where that is more). `specs`: patterns of compiled graphs kept while none of
+    their `Attention` objects exists.
     """
 
     plans: int = 64

@@ -1,4 +1,4 @@
-"""A compiled pattern looked at: masks, plans, texts, simulations, pictures."""
+"""Inspection of a compiled pattern: masks, plans, kernel texts, simulations, pictures."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class Shown(CompiledAttention):
-    """What can be known before anything runs."""
+    """Methods that inspect a pattern before anything runs."""
 
     @abstractmethod
     def _on_sequences(self) -> Self:
@@ -58,14 +58,15 @@ class Shown(CompiledAttention):
         v: Tensor | None = None,
         **inputs: object,
     ) -> Tensor:
-        """The relation, bool (Nq, Nk); with a leading batch dimension where an input has one.
+        """Return the relation as a mask, bool (Nq, Nk); with a leading batch dimension where an input has one.
 
-        Of several branches it is the pairs that one of them sees; a unit of keys stands for its tokens. Where a
-        selection decides, it needs `q` and `k` of a call, and `v` if a selection reads values (k stands for it else),
-        and has a leading batch dimension.
+        For several branches the mask holds the pairs visible in at least one branch; a unit of keys stands for its
+        tokens. A pattern with selections needs `q` and `k` of a call, and `v` if a selection reads values (`k` is used
+        in place of a missing `v`); its mask has a leading batch dimension.
 
-        `heads` matters only to a relation that reads the number of heads; it defaults to what the parameters and inputs
-        say. `cu_seqlens`, as in a call: several sequences in one. Raises ArgumentError for a mask of more than 4 GiB.
+        `heads` matters only to a relation that reads the number of heads; the default comes from the parameters and
+        inputs. `cu_seqlens`, as in a call: several packed sequences. Raises ArgumentError for a mask of more than 4
+        GiB.
         """
         if "cu_seqlens" in inputs and self._form != "packed":
             return self._on_sequences().mask(
@@ -92,38 +93,40 @@ class Shown(CompiledAttention):
         v: Tensor | None,
         inputs: Mapping[str, object],
     ) -> Tensor:
-        """Who sees whom in a call, (batch, Nq, Nk)."""
+        """Return the visible pairs of a call, (batch, Nq, Nk)."""
         if q is None or k is None:
             name = self._pattern.selections[0].name
-            raise ArgumentError(f"mask: the selection `{name}` of `{self.name}` depends on content; give `q` and `k`")
+            raise ArgumentError(f"mask: the selection `{name}` of `{self.name}` depends on content; pass `q` and `k`")
         if (q.shape[2], k.shape[2]) != (n_q, n_q if n_k is None else n_k):
             raise ArgumentError(f"mask: q has {q.shape[2]} and k {k.shape[2]} tokens, not {n_q} and {n_k or n_q}")
-        sizes, given, chosen = self._chosen(q, k, k if v is None else v, None, inputs)
+        sizes, arguments, chosen = self._chosen(q, k, k if v is None else v, None, inputs)
         if not 0 <= head < sizes.heads:
             raise ArgumentError(f"head is {head}: there are {sizes.heads} heads")
         assert self._steps is not None
-        whole = {**given, **chosen}
-        return torch.stack([self._steps.mask(sizes, whole, b, head) for b in range(sizes.batch)])
+        all_inputs = {**arguments, **chosen}
+        return torch.stack([self._steps.mask(sizes, all_inputs, b, head) for b in range(sizes.batch)])
 
     def chosen(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, **inputs: object
     ) -> dict[str, Tensor]:
-        """What each selection of the pattern chooses in a call, by its name: bool (B[, Hq or Hkv], rows, places).
+        """Return the result of each selection in a call, by its name: bool (B[, Hq or Hkv], rows, places).
 
-        It has heads where the choice differs between them. A row is a query, a unit of queries, or all of them (1 row);
-        a place is a key, a unit of keys, or a number, counted from 0. A family has the rows of its members one after
-        another. Raises ArgumentError, ArgumentTypeError.
+        The result has heads where it differs between heads. A row is a query, a unit of queries, or all of them (1
+        row); a place is a key, a unit of keys, or a number, counted from 0. A family has the rows of its members one
+        after another. Raises ArgumentError, ArgumentTypeError.
         """
         return self._chosen(q, k, v, scale, inputs)[2]
 
     def _chosen(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]
     ) -> tuple[TensorSizes, Mapping[str, object], dict[str, Tensor]]:
-        """The sizes of a call, its inputs, and what is chosen."""
+        """Return the sizes of a call, its inputs, and the results of its selections."""
         if not self._pattern.selections:
             raise ArgumentError(f"`{self.name}` has no selection: nothing is chosen by content")
         if self._pattern.documents is not None or "cu_seqlens" in inputs:
-            raise UnsupportedError(f"what `{self.name}` chooses in documents: ask it for each document by itself")
+            raise UnsupportedError(
+                f"selections of `{self.name}` within documents are not supported: pass each document separately"
+            )
         assert self._steps is not None
         check_are_tensors(q, k, v)
         sizes = check_tensors(q, k, v)
@@ -135,18 +138,18 @@ class Shown(CompiledAttention):
             return sizes, inputs, self._steps.chosen(q, k, v, CallInputs(sizes, inputs, real, factor))
 
     def _drawn_mask(self, n_q: int, n_k: int, head: int, inputs: Mapping[str, object]) -> NDArray[np.bool_]:
-        """The pairs that a picture of one head shows, of the first batch entry."""
-        given: dict[str, Any] = {**inputs}
-        mask = self.mask(n_q, n_k, head=head, **given)
-        found: NDArray[np.bool_] = (mask[0] if mask.dim() == 3 else mask).numpy()
-        return found
+        """Return the pairs that a picture of one head shows, for the first batch entry."""
+        arguments: dict[str, Any] = {**inputs}
+        mask = self.mask(n_q, n_k, head=head, **arguments)
+        pairs: NDArray[np.bool_] = (mask[0] if mask.dim() == 3 else mask).numpy()
+        return pairs
 
     def _drawn_plan(self, n_q: int, n_k: int, heads: int, inputs: Mapping[str, object]) -> Plan:
-        """The plan of a call, which has the pairs of one attention."""
+        """Return the plan of a call, which covers the pairs of one attention."""
         if not self.is_recurrence:
             self._refuse_states("mask")
-        given: dict[str, Any] = {**inputs}
-        return self.plan(n_q, n_k, heads=heads, **given)
+        arguments: dict[str, Any] = {**inputs}
+        return self.plan(n_q, n_k, heads=heads, **arguments)
 
     def plan(
         self,
@@ -161,28 +164,28 @@ class Shown(CompiledAttention):
         device: torch.device | str | None = None,
         **inputs: object,
     ) -> Plan:
-        """Return the plan of a call of this shape. `cu_seqlens`, as in a call: several sequences in one.
+        """Return the plan of a call of this shape. `cu_seqlens`, as in a call: several packed sequences.
 
-        `device`: "cpu", or "cuda", of which the kernels are those for the GPU that is there, or else for sm_90.
-        Raises ArgumentError, ArgumentTypeError, UnsupportedError, SpecError, EvaluationError.
+        `device`: "cpu", or "cuda" for the kernels of the GPU of this machine, or of sm_90 where there is none. Raises
+        ArgumentError, ArgumentTypeError, UnsupportedError, SpecError, EvaluationError.
         """
         if "cu_seqlens" in inputs and self._form != "packed":
-            how: Any = {"batch": batch, "head_dim": head_dim, "dtype": dtype, "device": device, **inputs}
-            return self._on_sequences().plan(n_q, n_k, heads=heads, kv_heads=kv_heads, **how)
+            options: Any = {"batch": batch, "head_dim": head_dim, "dtype": dtype, "device": device, **inputs}
+            return self._on_sequences().plan(n_q, n_k, heads=heads, kv_heads=kv_heads, **options)
         self._refuse_recurrence("plan", "`attend.derivation()` says how it runs, `attend.simulate(…)` in which chunks")
         target = planned_target(device, self._options.backend)
         if dtype not in FLOATS:
             raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype")
         sizes = self._sizes(n_q, n_k, heads, kv_heads, inputs, batch=batch, head_dim=head_dim, dtype=dtype_name(dtype))
         if self._is_reference:
-            states = () if self._steps is None else [one.recur.name for one in self._steps.stateful]
+            states = () if self._steps is None else [recurrence.recur.name for recurrence in self._steps.stateful]
             return reference_plan(self._all_relations(sizes, inputs), states)
         if self._steps is None:
             return self._planner.plan_on(target, sizes, inputs)
         return self._steps.plan(sizes, inputs, target)
 
     def _all_relations(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> list[tuple[str, Relations]]:
-        """The relations of all attentions by name; of what selections choose, all that they may."""
+        """Return the relations of all attentions by name, with everything visible that selections may select."""
         if self._steps is None:
             return [(self.name, self._relations(sizes, inputs))]
         steps = self._steps.open if self._pattern.chooses else self._steps
@@ -196,11 +199,11 @@ class Shown(CompiledAttention):
         dtype: torch.dtype = torch.bfloat16,
         **inputs: object,
     ) -> dict[str, str]:
-        """The Triton text of every kernel of calls with such heads, by name, and of decode from pages where it has one.
+        """Return the Triton text of every kernel of calls with this head dimension, by name, paged decode included.
 
-        `target`: "sm_80", "sm_90", "sm_100" or "gfx942"; None: the GPU that is there, or else sm_90. `inputs` are
-        needed only by patterns whose number of attentions depends on them. Of a recurrence: of all kernels that a call
-        starts, alone and with its gradient.
+        `target`: "sm_80", "sm_90", "sm_100" or "gfx942"; None: the GPU of this machine, or sm_90 where there is none.
+        Only patterns whose number of attentions depends on `inputs` need them. For a recurrence, the texts of all
+        kernels that a call starts, alone and with its gradient.
 
         Raises ArgumentError, ArgumentTypeError, UnsupportedError.
         """
@@ -210,11 +213,11 @@ class Shown(CompiledAttention):
         check_counts(1, head_dim=head_dim)
         if dtype not in FLOATS:
             raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype")
-        found: dict[str, str] = {}
+        texts: dict[str, str] = {}
         for recurrent in self._recurrents():
-            found |= recurrent_sources(self._bound, recurrent, named_target(target), head_dim, dtype, inputs)
+            texts |= recurrent_sources(self._bound, recurrent, named_target(target), head_dim, dtype, inputs)
         if self.is_recurrence:
-            return found
+            return texts
         planners = [(self.name, self._planner)]
         if self._steps is not None:
             tokens = natural_length(self._bound, head_dim) or head_dim
@@ -222,11 +225,11 @@ class Shown(CompiledAttention):
             sizes = self._sizes(tokens, None, None, None, inputs, head_dim=head_dim, dtype=name)
             planners = self._steps.by_kernels.planners(sizes, inputs)
         try:
-            return found | sources(planners, named_target(target), head_dim, dtype)
+            return texts | sources(planners, named_target(target), head_dim, dtype)
         except UnsupportedError:
-            if not found:
+            if not texts:
                 raise
-            return found  # of branches with a state alone
+            return texts  # only the branches with a state have kernels
 
     def simulate(
         self,
@@ -245,13 +248,13 @@ class Shown(CompiledAttention):
         order: Literal["natural", "bricks", "residues"] | None = None,
         **inputs: object,
     ) -> Simulation:
-        """How fast a call of this shape can be on a machine, without it: a ladder of bounds, time and schedule.
+        """Simulate a call of this shape on a machine, without running it: a ladder of bounds, the time, the schedule.
 
-        `device`: a machine's name ("a100", "h100", "h200", "b200"), a file that describes one, or "cpu", this one.
-        `dtype`: bf16 unless given, fp32 on the CPU. `tile` (queries, keys) and `order` leave the search less to choose.
-        `baseline`: the dense rival; None: causal attention if no query sees a key behind its own position, else full.
-        Of a recurrence: a `RecurrenceSimulation`, against dense causal attention whatever `baseline` says; sizes of its
-        own are given by name, `slots=64`.
+        `device`: a machine's name ("a100", "h100", "h200", "b200"), a file that describes one, or "cpu", this machine.
+        `dtype`: bf16 by default, fp32 on the CPU. `tile` (queries, keys) and `order` restrict the search. `baseline`:
+        the dense rival; None: causal attention if no query sees a key behind its own position, else full. For a
+        recurrence the result is a `RecurrenceSimulation`, always against dense causal attention; sizes that the pattern
+        names are keywords, `slots=64`.
 
         Raises MachineError, ArgumentError, ArgumentTypeError, UnsupportedError, SpecError, EvaluationError.
         """
@@ -274,7 +277,7 @@ class Shown(CompiledAttention):
         )
 
     def picture(self, n: int, *, head: int = 0, **inputs: object) -> str:
-        """The pattern at length n as an SVG: element view, tile view, keys per row; with a state, branch by branch."""
+        """Return an SVG of the pattern at length n: element view, tile view, keys per row; or one view per branch."""
         from attnc.runtime.pictures.branch_svg import branches_svg
         from attnc.runtime.pictures.branch_views import has_states
         from attnc.runtime.pictures.branches import make_branches

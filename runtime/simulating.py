@@ -1,4 +1,4 @@
-"""Simulations of an `Attention`: at one size, over many, and the length from which on a pattern is worth it."""
+"""Simulations of an `Attention`: at one size, over many, and the length from which a pattern beats dense attention."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from attnc.compiler.planning.cpu_plan import Plan
 
 SHORTEST = 64
-"""Lengths from here on are asked whether a pattern is worth it."""
+"""The shortest length at which `break_even` compares a pattern with dense attention."""
 
 Device = Machine | CpuMachine
 
 
 def find_device(name: str) -> Device:
-    """A machine by its name or file; "cpu" is the one at hand. Raises MachineError, OSError, TorchMissingError."""
+    """Return a machine by its name or file; "cpu" is this machine. Raises MachineError, OSError, TorchMissingError."""
     if name.lower() == "cpu":
         with needing_torch("a simulation on this CPU, whose rates are those of torch's kernels,"):
             import torch
@@ -51,7 +51,7 @@ def find_device(name: str) -> Device:
 
 
 def default_dtype(device: Device) -> str:
-    """The name of the dtype that a call runs in where nothing else is said."""
+    """Return the name of the default dtype of a call on a device."""
     return "float32" if isinstance(device, CpuMachine) else "bfloat16"
 
 
@@ -64,73 +64,73 @@ def simulated(
     plan: Callable[[], Plan],
     stage: Pass,
     baseline: Baseline | None,
-    wish: ScheduleRequest,
+    request: ScheduleRequest,
 ) -> Simulation:
-    """The ladder of a call of these relations; `plan` makes the plan of the CPU's executor.
+    """Simulate a call of these relations; `plan` makes the CPU executor's plan.
 
     Raises MachineError, ArgumentError, EvaluationError.
     """
-    check_asked(stage, baseline, wish, on_cpu=isinstance(device, CpuMachine))
+    check_request(stage, baseline, request, on_cpu=isinstance(device, CpuMachine))
     problem = problem_of(attends, name, params, sizes.n_k)
     baseline = baseline_of(problem, baseline)
     if isinstance(device, Machine):
-        return simulate_gpu(problem, device, stage, baseline, wish)
+        return simulate_gpu(problem, device, stage, baseline, request)
     nodes = max(sum(1 for _ in walk(relations.pattern.attend.visible)) for relations in attends)
     return simulate_cpu(problem, plan(), device, nodes, stage, baseline)
 
 
-def check_asked(stage: Pass, baseline: Baseline | None, wish: ScheduleRequest, *, on_cpu: bool) -> None:
-    """Raise ArgumentError where one of them is none."""
+def check_request(stage: Pass, baseline: Baseline | None, request: ScheduleRequest, *, on_cpu: bool) -> None:
+    """Raise ArgumentError for an invalid stage, baseline, tile or order."""
     if stage not in PASSES:
         raise ArgumentError(f"stage is {stage!r}: it must be {', '.join(map(repr, PASSES))}")
     if baseline not in (None, "full", "causal"):
         raise ArgumentError(f'baseline is {baseline!r}: it must be "full", "causal" or None')
-    if wish.order not in (None, "natural", "bricks", "residues"):
-        raise ArgumentError(f'order is {wish.order!r}: it must be "natural", "bricks" or "residues"')
-    if on_cpu and wish != ScheduleRequest():
-        raise ArgumentError("tile and order are chosen for GPUs; on the CPU the plan chooses them")
+    if request.order not in (None, "natural", "bricks", "residues"):
+        raise ArgumentError(f'order is {request.order!r}: it must be "natural", "bricks" or "residues"')
+    if on_cpu and request != ScheduleRequest():
+        raise ArgumentError("tile and order are options for GPUs; on the CPU the plan chooses them")
 
 
 def baseline_of(problem: SimulatedCall, baseline: Baseline | None) -> Baseline:
-    """Return the dense rival: the one asked for, or else causal attention if it shows all that the pattern shows.
+    """Return the dense rival: the requested one, or causal attention if it covers the pattern's pairs, else full.
 
-    Raises ArgumentError where causal attention is asked for and shows less than the pattern.
+    Raises ArgumentError where causal attention is requested and shows fewer pairs than the pattern.
     """
     if baseline is None:
         return "causal" if problem.is_causal else "full"
     if baseline == "causal" and not problem.is_causal:
         raise ArgumentError(
-            f'baseline="causal": `{problem.pattern}` shows keys behind their queries, so that causal attention is no '
-            f'rival of it; use "full"'
+            f'baseline="causal": `{problem.pattern}` shows keys behind their queries, so causal attention is not a '
+            f'valid baseline; use "full"'
         )
     return baseline
 
 
 def growth(bound: BoundProgram, pattern: Pattern, heads: int | None) -> Growth:
-    """The law of a pattern; of a grid of tokens, fitted over the extent of its first axis, if that is a parameter."""
+    """Return the growth law of a pattern; for a grid of tokens, fitted over its first axis, if that is a parameter."""
     segments = bound.program.segments
     extent = segments[0].axes[0].extent if len(segments) == 1 else None
     several = len(pattern.nodes) > 1 or pattern.nodes[0].keys is not None
     if not isinstance(extent, ParameterRead) or several or pattern.selections:
         return find_growth(pattern, heads=heads)
-    name, own = extent.name, bound.values[extent.name]
-    assert isinstance(own, int)
+    name, default_extent = extent.name, bound.values[extent.name]
+    assert isinstance(default_extent, int)
 
     def grown(extent: int) -> tuple[Index, int]:
         larger = lower(bind(bound.program, {**bound.values, name: extent}))
         tokens = prod(axis.value for _, axis in larger.segments[0].axes if isinstance(axis, Const))
         return alone(larger.attend.visible, tokens, 0, heads or 1), tokens
 
-    return fit_growth(grown, [own * factor for factor in (1, 2, 3, 4, 6, 8)])
+    return fit_growth(grown, [default_extent * factor for factor in (1, 2, 3, 4, 6, 8)])
 
 
 def floors(bound: BoundProgram, sizes: TensorSizes, inputs: Mapping[str, object]) -> tuple[Floor, ...]:
-    """How sparse a pattern of one attention can become by its real parameters."""
+    """Return how sparse a pattern of one attention can become by its real parameters."""
 
-    def count(of: BoundProgram) -> int:
-        pattern = lower(of)
+    def count(program: BoundProgram) -> int:
+        pattern = lower(program)
         relations = relations_of(pattern, shape_of_call(pattern, sizes, inputs))
-        visible = problem_of([relations], of.program.name, {}, sizes.n_k).visible
+        visible = problem_of([relations], program.program.name, {}, sizes.n_k).visible
         return sizes.batch * sizes.heads * sizes.n_q * sizes.n_k if visible is None else visible
 
     if len(bound.program.attends) > 1 or any(attend.visible for attend in bound.program.attends):
@@ -138,28 +138,28 @@ def floors(bound: BoundProgram, sizes: TensorSizes, inputs: Mapping[str, object]
     return find_floors(bound, sizes.batch * sizes.heads * sizes.n_q * sizes.n_k, count)
 
 
-def differs(found: Simulation) -> bool:
-    """Whether the pattern shows fewer pairs than its dense rival; a recurrence, which has no pairs, always differs."""
-    return isinstance(found, RecurrenceSimulation) or found.rungs[0].speedup > 1.0
+def differs(simulation: Simulation) -> bool:
+    """Check that the pattern shows fewer pairs than its dense rival; a recurrence without pairs always differs."""
+    return isinstance(simulation, RecurrenceSimulation) or simulation.rungs[0].speedup > 1.0
 
 
 def break_even(at: Callable[[int], Simulation], longest: int) -> int | None:
-    """The least length, to an eighth, at which the prediction beats dense attention, and does so at twice the length.
+    """Return the least length, to an eighth, at which the prediction beats dense attention, as it does at twice that.
 
-    None where no length does, up to `longest`. Powers of two are tried, then what lies between the last that loses and
-    the first that wins. Lengths count as lost that `require` refuses, or at which the pattern shows the same pairs as
-    its rival.
+    None where no length up to `longest` does. Powers of two are tried, then lengths between the last that loses and the
+    first that wins. A length that `require` refuses, or at which the pattern shows the same pairs as its rival, counts
+    as lost.
     """
-    known: dict[int, bool] = {}
+    results: dict[int, bool] = {}
 
     def wins(n: int) -> bool:
-        if n not in known:
+        if n not in results:
             try:
-                found = at(n)
-                known[n] = found.speedup > 1.0 and differs(found)
+                simulation = at(n)
+                results[n] = simulation.speedup > 1.0 and differs(simulation)
             except SpecError:
-                known[n] = False
-        return known[n]
+                results[n] = False
+        return results[n]
 
     n = SHORTEST
     while not (wins(n) and wins(2 * n)):

@@ -1,4 +1,4 @@
-"""Simulations of a pattern that chooses by content: from how many places a row keeps, without a choice made."""
+"""Simulations of patterns that select keys by content, from expected numbers of keys instead of a selection."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ from attnc.runtime.simulating import Device, baseline_of
 from attnc.spec.program import Value
 
 MOST_MEMBERS = 8
-"""Of a family of branches: as many are simulated, and stand for the others."""
+"""Maximum number of simulated members of a family of branches; they stand for the others."""
 
 ASKED = LOOKUP + 1
-"""Operations of a pair: whether it is chosen is read, and its score chosen by that."""
+"""Operations per pair: reading whether the pair is selected, and selecting its score."""
 
 Open = Sequence[tuple[ir.Attend, Relations]]
 
@@ -61,27 +61,27 @@ def simulated_choices(
     stage: Pass,
     baseline: Baseline | None,
 ) -> Simulation:
-    """The ladder of a pattern that chooses; `open_relations` and `plan` are those of all that may be chosen.
+    """Simulate a pattern that selects; `open_relations` and `plan` take everything that may be selected as visible.
 
-    Raises UnsupportedError for what is not simulated, ArgumentTypeError for an input that is missing, MachineError,
+    Raises UnsupportedError for patterns that cannot be simulated, ArgumentTypeError for a missing input, MachineError,
     EvaluationError.
     """
     open_relations, stands_for = _some_members(open_relations)
-    problem = problem_of([own for _, own in open_relations], pattern.name, params, sizes.n_k)
+    problem = problem_of([relations for _, relations in open_relations], pattern.name, params, sizes.n_k)
     baseline = baseline_of(problem, baseline)
     works: dict[str, _SelectingAttention] = {}
-    known: set[str] = set()
+    worked_out: set[str] = set()
     at_once = ON_DEVICE if isinstance(device, Machine) else AT_ONCE
     for node in pattern.nodes:
         if isinstance(device, CpuMachine):
             _check_rows(pattern, node)
         if asked([node.visible]) & {item.given for item in pattern.selections}:
-            works[node.name] = _attention(pattern, node, open_relations, stands_for, sizes, inputs, known, at_once)
+            works[node.name] = _attention(pattern, node, open_relations, stands_for, sizes, inputs, worked_out, at_once)
     if isinstance(device, Machine):
-        found = _on_gpu(problem, works, open_relations, stands_for, params, sizes, device, stage, baseline)
+        simulation = _on_gpu(problem, works, open_relations, stands_for, params, sizes, device, stage, baseline)
     else:
-        found = _on_cpu(problem, works, pattern, plan(), sizes, inputs, device, stage, baseline)
-    return replace(found, notes=(*found.notes, *_notes(works)), estimated=True)
+        simulation = _on_cpu(problem, works, pattern, plan(), sizes, inputs, device, stage, baseline)
+    return replace(simulation, notes=(*simulation.notes, *_notes(works)), estimated=True)
 
 
 def _on_cpu(
@@ -98,17 +98,17 @@ def _on_cpu(
     from attnc.runtime.selections.listed import blocks_of
 
     branches = plan.branches or ((pattern.nodes[0].name, plan),)
-    own = []
-    for node, (name, one) in zip(pattern.nodes, branches, strict=True):
-        asks = works.get(name)
-        if asks is not None and not asks.places:
+    plans = []
+    for node, (name, branch_plan) in zip(pattern.nodes, branches, strict=True):
+        selecting = works.get(name)
+        if selecting is not None and not selecting.places:
             blocks = blocks_of(alone(pattern, node), sizes, inputs)
-            own.append((name, replace(blocks, visible=asks.work.visible)))
+            plans.append((name, replace(blocks, visible=selecting.work.visible)))
         else:
-            own.append((name, one if asks is None else _counted(one, asks.work)))
-    whole = joined(own) if plan.branches else own[0][1]
+            plans.append((name, branch_plan if selecting is None else _counted(branch_plan, selecting.work)))
+    whole = joined(plans) if plan.branches else plans[0][1]
     nodes = max(sum(1 for _ in walk(node.visible)) for node in pattern.nodes)
-    chosen = tuple(one.work for one in works.values())
+    chosen = tuple(branch_plan.work for branch_plan in works.values())
     return simulate_cpu(problem, whole, cpu, nodes, stage, baseline, chosen, besides(pattern, sizes))
 
 
@@ -126,55 +126,62 @@ def _on_gpu(
     target = TARGETS.get(machine.architecture)
     if target is None:
         raise UnsupportedError(
-            f"`{problem.pattern}` chooses by content, and there are kernels of that for {', '.join(TARGETS)}, not for "
-            f"{machine.architecture}, which is what {machine.name} has"
+            f"`{problem.pattern}` selects keys by content, which has kernels for {', '.join(TARGETS)}, not "
+            f"for {machine.architecture}, the architecture of {machine.name}"
         )
-    own, listed, others = [], [], []
-    for one in works.values():
-        if not one.places:
-            listed.append(ListedWork(one.work, one.entries))
+    gathered, listed, others = [], [], []
+    for selecting in works.values():
+        if not selecting.places:
+            listed.append(ListedWork(selecting.work, selecting.entries))
             continue
-        kernels = SelectedProblem(sizes.dk, sizes.dv, sizes.dtype, target, columns=columns_for(one.largest))
+        kernels = SelectedProblem(sizes.dk, sizes.dv, sizes.dtype, target, columns=columns_for(selecting.largest))
         tiles: dict[Kernel, TileShape] = {stage: tiles_of(kernels, stage) for stage in ("forward", "dq", "dkdv")}
-        own.append(GpuWork(one.work, tiles, one.work.expected.slots, one.items))
+        gathered.append(GpuWork(selecting.work, tiles, selecting.work.expected.slots, selecting.items))
     for node, relations in open_relations:
-        asks = works.get(_family(node))
-        if asks is None or not asks.places:
+        branch = works.get(_family(node))
+        if branch is None or not branch.places:
             whole = problem_of([relations], node.name, params, sizes.n_k)
-            found = simulate_gpu(whole, machine, stage) if asks is None else _scattered(whole, asks, machine, stage)
-            others.append(repeated(found, stands_for[_family(node)]))
-    return simulate_gpu_choices(problem, own, listed, others, machine, stage, baseline)
+            simulation = (
+                simulate_gpu(whole, machine, stage) if branch is None else _scattered(whole, branch, machine, stage)
+            )
+            others.append(repeated(simulation, stands_for[_family(node)]))
+    return simulate_gpu_choices(problem, gathered, listed, others, machine, stage, baseline)
 
 
-def _scattered(whole: SimulatedCall, asks: _SelectingAttention, machine: Machine, stage: Pass) -> Simulation:
-    """An attention to single keys that are chosen: every tile that may have one is taken to have one, and to ask."""
-    asking = replace(whole, extra=replace(whole.extra, score=whole.extra.score + ASKED))
-    found = simulate_gpu(asking, machine, stage)
-    note = f"what `{asks.item.name}` takes is taken to lie scattered: every tile of `{asks.name}` that may be live is"
-    tiles = replace(found.tiles, full=0, partial=found.tiles.live)
-    visible = asks.work.visible if asks.work.counted else found.visible
-    return replace(found, visible=visible, tiles=tiles, notes=(*found.notes, note))
+def _scattered(whole: SimulatedCall, selecting: _SelectingAttention, machine: Machine, stage: Pass) -> Simulation:
+    """Simulate attention to selected single keys; every tile that may hold such a key holds one and reads its mask."""
+    masked = replace(whole, extra=replace(whole.extra, score=whole.extra.score + ASKED))
+    simulation = simulate_gpu(masked, machine, stage)
+    note = (
+        f"keys selected by `{selecting.item.name}` are assumed to be scattered: every tile of `{selecting.name}` that "
+        f"may be live is"
+    )
+    tiles = replace(simulation.tiles, full=0, partial=simulation.tiles.live)
+    visible = selecting.work.visible if selecting.work.counted else simulation.visible
+    return replace(simulation, visible=visible, tiles=tiles, notes=(*simulation.notes, note))
 
 
 def _check_rows(pattern: ir.Pattern, node: ir.Attend) -> None:
-    """Raise UnsupportedError for what the CPU's executor runs otherwise than it is simulated."""
-    if node.family is not None or not _of_rows(pattern, node) or not (is_scored(node) or pooled_keys(node)):
+    """Raise UnsupportedError for attentions that the CPU executor runs differently from their simulation."""
+    if node.family is not None or not _selects_by_row(pattern, node) or not (is_scored(node) or pooled_keys(node)):
         raise UnsupportedError(
-            f"`{node.name}` of `{pattern.name}` is no softmax over keys of one sequence that each row chooses for "
-            f"itself, which is not simulated on a CPU yet; measure it, or ask for a GPU, where all that may be chosen "
-            f"is taken"
+            f"`{node.name}` of `{pattern.name}` is not a softmax over keys of one sequence that each row selects for "
+            f"itself; others cannot be simulated on a CPU yet. Measure it, or simulate a GPU, where every key that "
+            f"may be selected counts"
         )
 
 
-def _of_rows(pattern: ir.Pattern, node: ir.Attend) -> bool:
-    """Whether each row of one sequence chooses for itself."""
+def _selects_by_row(pattern: ir.Pattern, node: ir.Attend) -> bool:
+    """Check whether each row of one sequence selects for itself."""
     return pattern.documents is None and node.family is None and tokens_of(node) is None
 
 
 @dataclass(frozen=True, eq=False)
 class _SelectingAttention:
-    """An attention that asks `item`. `places`: whether that is a choice among places, `items` of them; `entries`: of
-    all that it asks, in all lanes.
+    """An attention that reads the selection `item`.
+
+    `places`: whether it selects among places, `items` of them; `entries`: the number of mask entries of all its
+    selections, over batch and heads.
     """
 
     work: SelectionWork
@@ -196,30 +203,33 @@ def _attention(
     known: set[str],
     at_once: int,
 ) -> _SelectingAttention:
-    """What an attention to what is chosen is; `known`: selections that an earlier one has worked out.
+    """Return the work of an attention to selected keys.
 
-    `at_once`: scores of a block of rows.
+    `known`: selections that an earlier attention has computed; this function adds to it. `at_once`: the number of
+    scores of a block of rows.
     """
     named = {name: size for _, relations in open_relations for name, size in relations.sizes.values.items()}
-    of_rows = _of_rows(pattern, node)
+    of_rows = _selects_by_row(pattern, node)
     items = [item for item in pattern.selections if item.given in asked([node.visible])]
     decided = Deciding()
     for item in items:
-        for own in _asked_before(pattern, item):
-            if own.name not in known:
-                known.add(own.name)
-                decided += deciding(own, sizes, _rows(own, sizes, named), _items(own, sizes, named), at_once)
+        for earlier in _asked_before(pattern, item):
+            if earlier.name not in known:
+                known.add(earlier.name)
+                decided += deciding(
+                    earlier, sizes, _rows(earlier, sizes, named), _items(earlier, sizes, named), at_once
+                )
     choice, (item, *_) = choice_of(node) if of_rows else None, items
     keys = single_keys(node.visible) if of_rows and choice is None and len(items) == 1 else None
-    of = choice or keys
-    by = "head" if any(one.by_heads == "head" for one in items) else item.by_heads
-    heads = {"head": sizes.heads, "kv_head": sizes.kv_heads}.get(by or "", 1)
+    places_or_keys = choice or keys
+    head_kind = "head" if any(one.by_heads == "head" for one in items) else item.by_heads
+    heads = {"head": sizes.heads, "kv_head": sizes.kv_heads}.get(head_kind or "", 1)
     counted = False
-    if of is None:
+    if places_or_keys is None:
         matrices = max(sizes.batch * sizes.heads, 1)
         expected = all_taken(_may_be_chosen(pattern, node, open_relations, stands_for, sizes) // matrices)
     else:
-        places, taking = _taken(pattern, of, item, sizes, inputs, named)
+        places, taking = _taken(pattern, places_or_keys, item, sizes, inputs, named)
         counted = taking.kept is not None
         expected = expected_choice(places, taking, sizes.n_q, sizes.n_k)
     largest = int(expected.keys.max(initial=0))
@@ -232,27 +242,27 @@ def _attention(
 def _may_be_chosen(
     pattern: ir.Pattern, node: ir.Attend, open_relations: Open, stands_for: Mapping[str, float], sizes: TensorSizes
 ) -> int:
-    """Pairs of all heads, and of all members of a family, that may be chosen; 0 for a family that is empty here."""
-    found = 0
+    """Return the number of pairs, over heads and family members, that may be selected; 0 for an empty family."""
+    pairs = 0
     for relations in (own for attend, own in open_relations if _family(attend) == node.name):
         visible = problem_of([relations], pattern.name, {}, sizes.n_k).visible
-        found += sizes.batch * sizes.heads * sizes.n_q * sizes.n_k if visible is None else visible
-    return round(found * stands_for.get(node.name, 0.0))
+        pairs += sizes.batch * sizes.heads * sizes.n_q * sizes.n_k if visible is None else visible
+    return round(pairs * stands_for.get(node.name, 0.0))
 
 
 def _family(attend: ir.Attend) -> str:
-    """The name of an attention, of a member that of its family."""
+    """Return the name of an attention; for a member of a family, the name of the family."""
     return attend.name.partition("[")[0]
 
 
 def _some_members(open_relations: Open) -> tuple[Open, Mapping[str, float]]:
-    """At most so many members of each family, evenly spread, and how many each stands for."""
+    """Return at most MOST_MEMBERS members of each family, evenly spaced, and how many members each stands for."""
     families: dict[str, list[tuple[ir.Attend, Relations]]] = {}
     for attend, relations in open_relations:
         families.setdefault(_family(attend), []).append((attend, relations))
-    taken = {name: own[:: -(-len(own) // MOST_MEMBERS)] for name, own in families.items()}
-    stands_for = {name: len(own) / len(taken[name]) for name, own in families.items()}
-    return [one for own in taken.values() for one in own], stands_for
+    taken = {name: members[:: -(-len(members) // MOST_MEMBERS)] for name, members in families.items()}
+    stands_for = {name: len(members) / len(taken[name]) for name, members in families.items()}
+    return [member for members in taken.values() for member in members], stands_for
 
 
 def _taken(
@@ -263,9 +273,11 @@ def _taken(
     inputs: Mapping[str, object],
     named: Mapping[str, int],
 ) -> tuple[BlockKeys, Taking]:
-    """Where the places lie, and what a row may take of them."""
-    own = checked(replace(choosing(pattern, item), tensors=pattern.tensors))
-    relations = relations_of(own, replace(shape_of_call(own, sizes, inputs), n_k=sizes.n_k, shift=None))
+    """Return where the selected places lie, and which of them a row may select."""
+    pattern_of_choice = checked(replace(choosing(pattern, item), tensors=pattern.tensors))
+    relations = relations_of(
+        pattern_of_choice, replace(shape_of_call(pattern_of_choice, sizes, inputs), n_k=sizes.n_k, shift=None)
+    )
     _check_given(pattern, choice, item, relations.slices.tensors)
     (window,) = relations.windows(0)
     rows, items = _rows(item, sizes, named), _items(item, sizes, named)
@@ -276,29 +288,31 @@ def _taken(
     row_of = None if choice.is_by_query else special(choice.row_of)
     places = find_places(row_of, special(choice.item_of), special(choice.rest), sizes.n_q, sizes.n_k, rows, items)
     if places is None:
-        raise UnsupportedError(f"some query or key of `{pattern.name}` is in no place of `{item.name}`: not simulated")
-    chosen = {one.given for one in pattern.selections}
+        raise UnsupportedError(
+            f"some query or key of `{pattern.name}` lies in no place of `{item.name}`, which cannot be simulated"
+        )
+    chosen = {selection.given for selection in pattern.selections}
     running = window if item.rows is None else replace(window, shift=0)
     candidates, always = (special(might_hold(x, chosen), running) for x in (item.candidates, item.always))
     return places, Taking(rows, items, candidates, always, most_kept(item.keep, special), item.pairs)
 
 
 def _check_given(
-    pattern: ir.Pattern, choice: SelectedKeys, item: ir.Selection, given: Mapping[str, NDArray[Any]]
+    pattern: ir.Pattern, choice: SelectedKeys, item: ir.Selection, inputs: Mapping[str, NDArray[Any]]
 ) -> None:
-    """Raise ArgumentTypeError for an input that says where places lie and is not given."""
+    """Raise ArgumentTypeError for a missing input that decides where places lie."""
     roots = [choice.row_of, choice.item_of, choice.rest, item.candidates, item.always]
-    chosen = {one.given for one in pattern.selections}
+    chosen = {selection.given for selection in pattern.selections}
     for node in (node for root in roots for node in walk(root)):
-        if isinstance(node, ir.Lookup) and node.tensor not in chosen and node.tensor.name not in given:
+        if isinstance(node, ir.Lookup) and node.tensor not in chosen and node.tensor.name not in inputs:
             raise missing(pattern, node.tensor)
 
 
 def _asked_before(pattern: ir.Pattern, item: ir.Selection) -> list[ir.Selection]:
-    """The selection, and those that it asks."""
+    """Return a selection, preceded by the selections that it reads."""
     read = asked_by_selection(item)
-    before = [one for one in pattern.selections if one.given in read]
-    return [*(below for one in before for below in _asked_before(pattern, one)), item]
+    before = [selection for selection in pattern.selections if selection.given in read]
+    return [*(earlier for selection in before for earlier in _asked_before(pattern, selection)), item]
 
 
 def _rows(item: ir.Selection, sizes: TensorSizes, named: Mapping[str, int]) -> int:
@@ -310,7 +324,7 @@ def _items(item: ir.Selection, sizes: TensorSizes, named: Mapping[str, int]) -> 
 
 
 def _counted(plan: Plan, work: SelectionWork) -> Plan:
-    """The plan of all that may be chosen, which counts what is expected."""
+    """Return the plan of everything that may be selected, with the expected counts."""
     area = plan.q_tile * plan.k_tile
     elements = {True: 0.0, False: 0.0}
     for met in work.met(1):
@@ -326,14 +340,14 @@ def _counted(plan: Plan, work: SelectionWork) -> Plan:
 
 
 def _notes(works: Mapping[str, _SelectingAttention]) -> list[str]:
-    """What was assumed."""
+    """Return the assumptions of the simulation, as sentences."""
     notes = []
-    for name, one in works.items():
-        work = one.work
+    for name, selecting in works.items():
+        work = selecting.work
         if not work.counted:
-            why = f"how much `{one.item.name}` keeps is told by content: taken is all that it may keep"
+            why = f"the content decides how much `{selecting.item.name}` keeps: the maximum is assumed"
         else:
-            why = f"each place that `{one.item.name}` may take is taken to be as likely as another"
+            why = f"every place that `{selecting.item.name}` may select is assumed to be equally likely"
         notes.append(f"{why}; {work.visible:,} pairs of `{name}` are expected, {work.most:,} at most")
     return notes
 

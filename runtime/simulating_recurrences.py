@@ -1,4 +1,4 @@
-"""Simulations of a recurrence: its call from sizes alone, on the machine that is asked for."""
+"""Simulations of a recurrence: its call from sizes alone, on the requested machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OWN_SIZE, OWN_REPEATS = 64, 2
 """Of a dimension that neither q, k, v nor an input says: of a state, and of a step that is repeated."""
 
 MOST_TOKENS = 16
-"""Of a call that decodes."""
+"""Maximum number of tokens of a decoding call."""
 
 
 def simulated_recurrence(
@@ -36,9 +36,9 @@ def simulated_recurrence(
     stage: Pass,
     inputs: Mapping[str, object],
 ) -> RecurrenceSimulation:
-    """The ladder of a call of `sizes.n_q` tokens, which decode after `sizes.n_k` of them.
+    """Simulate a call of `sizes.n_q` tokens; decoding follows `sizes.n_k` tokens.
 
-    `inputs`: those that sizes are read of, and sizes themselves by name, `slots=64`; others are assumed, with a note.
+    `inputs`: inputs that show sizes, and sizes themselves by name, `slots=64`; other sizes are assumed, with a note.
 
     Raises MachineError, ArgumentError.
     """
@@ -46,14 +46,14 @@ def simulated_recurrence(
         raise ArgumentError(f"stage is {stage!r}: it must be {', '.join(map(repr, PASSES))}")
     name = recurrent.recur.name
     if not sizes.n_q:
-        raise ArgumentError(f"n_q is 0: `{name}` is simulated for one token at least")
+        raise ArgumentError(f"n_q is 0: `{name}` needs at least one token to be simulated")
     if stage != "decode" and sizes.n_q != sizes.n_k:
         raise ArgumentError(
             f"n_q is {sizes.n_q} and n_k {sizes.n_k}: a recurrence takes as many keys as queries; "
             f'stage="decode" has n_k tokens before'
         )
     if stage == "decode" and sizes.n_q > MOST_TOKENS:
-        raise MachineError(f"decode is of 1 to {MOST_TOKENS} tokens, not {sizes.n_q}")
+        raise MachineError(f"decode takes 1 to {MOST_TOKENS} tokens, got {sizes.n_q}")
     named, notes = _named(recurrent, sizes, inputs)
     shape = Shape(sizes.batch, sizes.heads, sizes.kv_heads, sizes.n_q, sizes.n_k, sizes.dk, sizes.dv, sizes.dtype)
     call = call_of(recurrent.recur, recurrent.derived, recurrent.reason, params, shape, named, notes)
@@ -65,37 +65,37 @@ def simulated_recurrence(
 def _named(
     recurrent: DerivedRecurrence, sizes: TensorSizes, inputs: Mapping[str, object]
 ) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Every size by name, and what was assumed of some."""
-    own = own_sizes(recurrent.recur)
+    """Return every size by name, and notes on the assumed sizes."""
+    size_names = own_sizes(recurrent.recur)
     named = {"heads": sizes.heads, "kv_heads": sizes.kv_heads, "dk": sizes.dk, "dv": sizes.dv}
-    known = {tensor.name: tensor for tensor in recurrent.pattern.tensors}
+    tensors = {tensor.name: tensor for tensor in recurrent.pattern.tensors}
     for name, value in inputs.items():
-        if name in own:
+        if name in size_names:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ArgumentError(f"{name} is {value!r}: a size is a whole number, at least 1")
+                raise ArgumentError(f"{name} is {value!r}: a size must be an integer, at least 1")
             named[name] = value
-        elif name in known and (is_tensor(value) or isinstance(value, np.ndarray)):
-            named |= {str(d): n for d, n in zip(known[name].dims, value.shape, strict=False) if d in own}
+        elif name in tensors and (is_tensor(value) or isinstance(value, np.ndarray)):
+            named |= {str(d): n for d, n in zip(tensors[name].dims, value.shape, strict=False) if d in size_names}
         else:
-            raise _strange(recurrent, name, value, own)
+            raise _unknown_input(recurrent, name, value, size_names)
     repeated = repeats(recurrent.recur)
-    assumed = {name: OWN_REPEATS if name in repeated else OWN_SIZE for name in sorted(own - named.keys())}
-    notes = tuple(f"{name} is taken to be {value}: give `{name}` to say another" for name, value in assumed.items())
+    assumed = {name: OWN_REPEATS if name in repeated else OWN_SIZE for name in sorted(size_names - named.keys())}
+    notes = tuple(f"{name} is assumed to be {value}: pass `{name}` to change it" for name, value in assumed.items())
     return {**named, **assumed}, notes
 
 
-def _strange(recurrent: DerivedRecurrence, name: str, value: object, own: frozenset[str]) -> ArgumentError:
-    known = sorted({tensor.name for tensor in recurrent.pattern.tensors} | own)
-    if name in known:
-        return ArgumentError(f"{name} is {type(value).__name__}: give a torch tensor, or leave it out")
-    listed = f"it has {', '.join(known)}" if known else "it has none"
+def _unknown_input(recurrent: DerivedRecurrence, name: str, value: object, size_names: frozenset[str]) -> ArgumentError:
+    names = sorted({tensor.name for tensor in recurrent.pattern.tensors} | size_names)
+    if name in names:
+        return ArgumentError(f"{name} is {type(value).__name__}: it must be a torch tensor, or be left out")
+    listed = f"it has {', '.join(names)}" if names else "it has none"
     return ArgumentError(
-        f"`{recurrent.recur.name}` has no input and no size `{name}`: {did_you_mean(name, known, listed)}"
+        f"`{recurrent.recur.name}` has no input and no size `{name}`: {did_you_mean(name, names, listed)}"
     )
 
 
 def _nodes(recur: Recur) -> int:
-    """Of the lines of a token."""
+    """Return the number of distinct IR nodes in the lines that run per token."""
     return len({node for root in (recur.read, *(step.value for step in recur.steps)) for node in root.below})
 
 

@@ -1,4 +1,4 @@
-"""Simulations of a pattern whose branches have states, beside branches with keys or alone: one after another."""
+"""Simulations of patterns whose branches have states, with or without attention branches: one after another."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from attnc.runtime.simulating_recurrences import simulated_recurrence
 from attnc.spec.program import Value
 
 WITH_STATES: tuple[RungName, ...] = ("element", "tile", "balanced", "attended", "predicted")
-"""All attentions, up to their time; then with the states."""
+"""The rungs of all attentions up to their time, then the prediction with the states."""
 
 
 def simulated_states(
@@ -36,77 +36,83 @@ def simulated_states(
     baseline: Baseline | None,
     inputs: Mapping[str, object],
 ) -> Simulation:
-    """The ladder of such a pattern; `stateful` is one branch at least.
+    """Simulate a pattern with states; `stateful` holds at least one branch.
 
-    Of branches with a state alone it is a `RecurrenceSimulation` of all their passes. What joins the branches is not
-    counted, and a note says so. Raises MachineError, ArgumentError, EvaluationError.
+    The result is a `RecurrenceSimulation` of all passes where every branch has a state. The combination of branches is
+    not counted, and a note says so. Raises MachineError, ArgumentError, EvaluationError.
     """
-    states = [simulated_recurrence(one, params, sizes, machine, stage, _own(one, inputs)) for one in stateful]
+    states = [
+        simulated_recurrence(simulation, params, sizes, machine, stage, _branch_inputs(simulation, inputs))
+        for simulation in stateful
+    ]
     if not attends:
         return _joined(name, states)
-    problem = problem_of([own for _, own in attends], name, params, sizes.n_k)
+    problem = problem_of([relations for _, relations in attends], name, params, sizes.n_k)
     baseline = baseline_of(problem, baseline)
-    apart = [
-        simulate_gpu(problem_of([own], node.name, params, sizes.n_k), machine, stage, baseline) for node, own in attends
+    separate = [
+        simulate_gpu(problem_of([relations], node.name, params, sizes.n_k), machine, stage, baseline)
+        for node, relations in attends
     ]
-    first = apart[0]
-    recurred = sum(one.predicted_ms for one in states)
-    attended = [sum(_ms(one, rung) for one in apart) for rung in ("element", "tile", "balanced", "predicted")]
+    first = separate[0]
+    recurred = sum(simulation.predicted_ms for simulation in states)
+    attended = [
+        sum(_ms(simulation, rung) for simulation in separate) for rung in ("element", "tile", "balanced", "predicted")
+    ]
     predicted = attended[-1] + recurred
-    share = f"the states of {_counted(len(states))} {recurred / predicted:.0%} of the time"
-    lost = [*(rung.lost_to for rung in first.rungs), share]
-    counts = [one.visible for one in apart]
+    states_share = f"the states of {_counted(len(states))} {recurred / predicted:.0%} of the time"
+    lost = [*(rung.lost_to for rung in first.rungs), states_share]
+    counts = [simulation.visible for simulation in separate]
     return replace(
         first,
         pattern=name,
         params=problem.params,
         causal=problem.is_causal,
         visible=None if None in counts else sum(count for count in counts if count is not None),
-        choices=tuple(alike([*(choice for one in apart for choice in one.choices), *_plans(states)])),
+        choices=tuple(alike([*(choice for simulation in separate for choice in simulation.choices), *_plans(states)])),
         others=(),
         rungs=_ladder(WITH_STATES, [*attended, predicted], first.ideal_ms, lost),
         predicted_ms=predicted,
-        flop=sum(one.flop for one in (*apart, *states)),
-        traffic=_traffic([*apart, *states]),
-        notes=_notes([*apart, *states]),
-        estimated=any(one.estimated for one in apart),
+        flop=sum(simulation.flop for simulation in (*separate, *states)),
+        traffic=_traffic([*separate, *states]),
+        notes=_notes([*separate, *states]),
+        estimated=any(simulation.estimated for simulation in separate),
     )
 
 
 def _plans(states: Sequence[RecurrenceSimulation]) -> list[SimulatedSchedule]:
-    """How branches with a state run, which is no matter of tiles."""
-    return [replace(choice, q_tile=0, k_tile=0) for one in states for choice in one.choices]
+    """Return the schedules of branches with a state, without tile sizes."""
+    return [replace(choice, q_tile=0, k_tile=0) for simulation in states for choice in simulation.choices]
 
 
-def _own(recurrent: DerivedRecurrence, inputs: Mapping[str, object]) -> dict[str, object]:
-    """The inputs and sizes that a branch has."""
-    known = {tensor.name for tensor in recurrent.pattern.tensors} | own_sizes(recurrent.recur)
-    return {name: x for name, x in inputs.items() if name in known}
+def _branch_inputs(recurrent: DerivedRecurrence, inputs: Mapping[str, object]) -> dict[str, object]:
+    """Return the inputs and sizes that a branch has."""
+    names = {tensor.name for tensor in recurrent.pattern.tensors} | own_sizes(recurrent.recur)
+    return {name: x for name, x in inputs.items() if name in names}
 
 
 def _joined(name: str, states: Sequence[RecurrenceSimulation]) -> RecurrenceSimulation:
-    """One after another."""
+    """Return the simulation of several recurrences that run one after another."""
     first = states[0]
-    times = tuple(map(sum, zip(*(one.times for one in states), strict=True)))
+    times = tuple(map(sum, zip(*(state.times for state in states), strict=True)))
     return replace(
         first,
         pattern=name,
-        choices=tuple(alike(choice for one in states for choice in one.choices)),
+        choices=tuple(alike(choice for state in states for choice in state.choices)),
         others=(),
         rungs=_ladder(RUNGS, times, first.ideal_ms, [rung.lost_to for rung in first.rungs]),
         predicted_ms=times[-1],
-        flop=sum(one.flop for one in states),
+        flop=sum(state.flop for state in states),
         traffic=_traffic(states),
         notes=_notes(states),
-        passes=tuple(found for one in states for found in one.passes),
+        passes=tuple(pass_ for state in states for pass_ in state.passes),
         times=times,
-        loop_ms=sum(one.loop_ms for one in states),
-        state_bytes=sum(one.state_bytes for one in states),
+        loop_ms=sum(state.loop_ms for state in states),
+        state_bytes=sum(state.state_bytes for state in states),
     )
 
 
 def _ladder(names: Sequence[RungName], times: Sequence[float], ideal: float, lost: Sequence[str]) -> tuple[Rung, ...]:
-    """Speedups by the times of rungs, none above the one before."""
+    """Return rungs with their speedups from times, none above the rung before."""
     rungs, least = [], inf
     for name, time, why in zip(names, times, lost, strict=True):
         least = min(least, ideal / time if time else inf)
@@ -114,19 +120,19 @@ def _ladder(names: Sequence[RungName], times: Sequence[float], ideal: float, los
     return tuple(rungs)
 
 
-def _ms(one: Simulation, rung: RungName) -> float:
-    return one.ideal_ms / one.rung(rung).speedup
+def _ms(simulation: Simulation, rung: RungName) -> float:
+    return simulation.ideal_ms / simulation.rung(rung).speedup
 
 
 def _traffic(simulations: Sequence[Simulation]) -> Traffic:
-    """Inputs of branches count for each, results too."""
-    least, moved = (sum(getattr(one.traffic, name) for one in simulations) for name in ("least", "moved"))
-    return Traffic(least, moved, max(one.traffic.held for one in simulations))
+    """Return the total traffic; inputs and results count for each branch."""
+    least, moved = (sum(getattr(simulation.traffic, name) for simulation in simulations) for name in ("least", "moved"))
+    return Traffic(least, moved, max(simulation.traffic.held for simulation in simulations))
 
 
 def _notes(simulations: Sequence[Simulation]) -> tuple[str, ...]:
-    found = dict.fromkeys(note for one in simulations for note in one.notes)
-    return (*found, "what joins the branches is not counted")
+    notes = dict.fromkeys(note for simulation in simulations for note in simulation.notes)
+    return (*notes, "the combination of branches is not counted")
 
 
 def _counted(branches: int) -> str:

@@ -1,4 +1,4 @@
-"""A compiled recurrence from token to token: its states, handed on."""
+"""A compiled recurrence called token by token: its states are passed on by the caller."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ States: TypeAlias = "dict[str, Tensor]"
 
 
 class Stateful(CompiledAttention):
-    """What only recurrences have."""
+    """Methods that only patterns with states have."""
 
     def derivation(self) -> str:
-        """What is derived from the steps of a recurrence: passes that are computed chunk by chunk, or why none are.
+        """Return the derivation from a recurrence's steps: the passes that run chunk by chunk, or why there are none.
 
-        Of branches with a state, each under its name. Raises UnsupportedError for a pattern without.
+        A pattern with stateful branches has one section per branch. Raises UnsupportedError for a pattern without
+        states.
         """
         recurrent = self._general.recurrent
         if recurrent is not None:
@@ -50,12 +51,12 @@ class Stateful(CompiledAttention):
         device: torch.device | str | None = None,
         **sizes: int,
     ) -> States:
-        """The states before the first token: a tensor (batch, heads, …) for each, by name.
+        """Return the states before the first token: a tensor (batch, heads, …) for each, by name.
 
-        One that reads places of tokens counts them in a state more, `t`, int64 (batch,). Of a pattern that has
-        branches with a state: `branch.state`, for `decode` and `prefill`.
+        A recurrence that reads token positions counts them in one more state, `t`, int64 (batch,). For a pattern that
+        has branches with a state the names are `branch.state`, for `decode` and `prefill`.
 
-        `sizes`: others that states are of, as the inputs have them (`slots=64`).
+        `sizes`: other sizes of states, named as in the inputs (`slots=64`).
 
         Raises UnsupportedError for a pattern, ArgumentError.
         """
@@ -64,30 +65,32 @@ class Stateful(CompiledAttention):
             raise self._has_no_state()
         check_counts(0, batch=batch)
         check_counts(1, heads=heads, dk=dk, dv=dv)
-        known = {"dk": dk, "dv": dv, **sizes}
-        for state in (state for one in (recur, *branches) if one is not None for state in one.states):
+        all_sizes = {"dk": dk, "dv": dv, **sizes}
+        for state in (
+            state for recurrence in (recur, *branches) if recurrence is not None for state in recurrence.states
+        ):
             for dim in state.dims:
-                if isinstance(dim, str) and dim not in known:
-                    raise ArgumentError(f"the state `{state.name}` is of `{dim}`: say how many, {dim}=…")
+                if isinstance(dim, str) and dim not in all_sizes:
+                    raise ArgumentError(f"the state `{state.name}` has a dimension `{dim}`: pass its size, {dim}=…")
         like = torch.empty((), dtype=dtype, device=device)
         if recurrent is not None:
-            return recurrent.beginning(known, batch, heads, like)
+            return recurrent.beginning(all_sizes, batch, heads, like)
         assert self._steps is not None
-        return serving_states.beginning(self._steps, known, batch, heads, like)
+        return serving_states.beginning(self._steps, all_sizes, batch, heads, like)
 
     def step(
         self, q: Tensor, k: Tensor, v: Tensor, state: States, *, scale: float | None = None, **inputs: object
     ) -> tuple[Tensor, States]:
-        """(out, state) of the next token, or of the next ones: q (B, Hq, T, dk), k (B, Hkv, T, dk), v (B, Hkv, T, dv).
+        """Return (out, state) of the next tokens: q (B, Hq, T, dk), k (B, Hkv, T, dk), v (B, Hkv, T, dv).
 
-        A call with `state` and `return_state=True`. Raises what a call raises.
+        The same as a call with `state` and `return_state=True`. Raises the errors of a call.
         """
         return self._with_state(q, k, v, scale, state, inputs)
 
     def _has_no_state(self) -> UnsupportedError:
         if self._pattern.stateful:
             return UnsupportedError(
-                f"`{self.name}` has states in branches beside keys: `decode` and `prefill` hand them on, with `state`"
+                f"`{self.name}` has states in branches beside keys: `decode` and `prefill` pass them on, with `state`"
             )
         return UnsupportedError(f"`{self.name}` is a pattern, which has no state: only a `recurrence` has one")
 

@@ -1,4 +1,4 @@
-"""Sums of terms over ranges, rows gathered by number, and systems solved step by step, on tensors."""
+"""Range sums, gathers with a deterministic gradient, and conjugate gradients, on tensors."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attnc.runtime.device_constants import on_device
-from attnc.runtime.pair_blocks import Alive, Int64
+from attnc.runtime.pair_blocks import Int64, PairMask
 
 SCALES = (0.0, 1e3, 1e9, 1e15, 1e22, 1e30)
-"""Terms between these sizes are added up apart, so that a large one takes no digits from ranges that it is not in."""
+"""Bounds of magnitude classes that are summed separately, so that a large term costs no digits in ranges without it."""
 
 
-def covered(low: Int64, high: Int64, first: int, last: int) -> Alive:
-    """Which numbers from `first` to `last` are in one of the ranges."""
+def covered(low: Int64, high: Int64, first: int, last: int) -> PairMask:
+    """Return for each integer from `first` to `last` - 1 whether it lies in one of the ranges."""
     starts, ends = (np.bincount(end.reshape(-1) - first, minlength=last - first + 1) for end in (low, high))
-    inside: Alive = np.cumsum(starts[:-1] - ends[:-1]) > 0
+    inside: PairMask = np.cumsum(starts[:-1] - ends[:-1]) > 0
     return inside
 
 
 def ranges(terms: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Sums of `terms` (heads, n) over ranges (heads or 1, rows, keys), low <= high."""
+    """Return sums of `terms` (heads, n) over ranges (heads or 1, rows, keys) with low <= high."""
     head = torch.arange(len(terms), device=terms.device)[:, None, None]
 
     def between(values: Tensor) -> Tensor:
@@ -34,10 +34,10 @@ def ranges(terms: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
     finite, size = terms.isfinite(), terms.detach().abs()
     total = between(torch.where(finite & (size <= SCALES[1]), terms, 0))
-    for least, most in pairwise((*SCALES[1:], torch.inf)):
-        here = finite & (size > least) & (size <= most)
-        if here.any():
-            total = total + between(torch.where(here, terms, 0))
+    for lower, upper in pairwise((*SCALES[1:], torch.inf)):
+        in_class = finite & (size > lower) & (size <= upper)
+        if in_class.any():
+            total = total + between(torch.where(in_class, terms, 0))
     for value in (torch.inf, -torch.inf):
         if (terms == value).any():
             total = torch.where(between((terms == value).double()) > 0, total + value, total)
@@ -45,22 +45,22 @@ def ranges(terms: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 def numbered(low: Int64, high: Int64, first: int, last: int) -> Int64 | None:
-    """The range (of n) that each number from `first` to `last` is in, n for none of them; None where they overlap."""
+    """Return the index of the range that holds each integer in [first, last), n for none; None if ranges overlap."""
     order = np.argsort(low, kind="stable")
     starts, ends = low[order], high[order]
     filled = starts < ends
     starts, ends, order = starts[filled], ends[filled], order[filled]
     if (ends[:-1] > starts[1:]).any():
         return None
-    found = np.full(last - first, len(low), dtype=np.int64)
+    numbers = np.full(last - first, len(low), dtype=np.int64)
     lengths = ends - starts
     inside = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    found[inside + np.repeat(starts - first, lengths)] = np.repeat(order, lengths)
-    return found
+    numbers[inside + np.repeat(starts - first, lengths)] = np.repeat(order, lengths)
+    return numbers
 
 
 def added_up(terms: Tensor, numbers: Tensor, count: int) -> Tensor:
-    """Sums of terms (heads, n, …) that have a number (heads or 1, n), as `numbered` gives it: (heads, count, …)."""
+    """Return sums (heads, count, …) of terms (heads, n, …) by the numbers (heads or 1, n) that `numbered` returns."""
     heads = len(terms)
     first = torch.arange(heads, device=terms.device)[:, None] * (count + 1)
     sums = terms.new_zeros((heads * (count + 1), *terms.shape[2:]))
@@ -69,7 +69,7 @@ def added_up(terms: Tensor, numbers: Tensor, count: int) -> Tensor:
 
 
 def gathered(tensor: Tensor, indices: list[Tensor]) -> Tensor:
-    """`tensor[indices]`. Its gradient is added up in one order, which that of indexing is not."""
+    """Return `tensor[indices]` with a gradient summed in a fixed order, which the gradient of indexing is not."""
     sizes = tensor.shape[: len(indices)]
     at = torch.zeros((), dtype=torch.int64, device=tensor.device)
     for index, size in zip(indices, sizes, strict=True):
@@ -79,7 +79,7 @@ def gathered(tensor: Tensor, indices: list[Tensor]) -> Tensor:
 
 
 def taken(tensor: Tensor, heads: Int64, tokens: Int64) -> Tensor:
-    """Tokens of heads of (heads, tokens, d): (heads, tokens, d), in place where both stand side by side."""
+    """Select heads and tokens of (heads, tokens, d), as a view where both are consecutive."""
     if _consecutive(heads) and _consecutive(tokens):
         return tensor[heads[0] : heads[-1] + 1, tokens[0] : tokens[-1] + 1]
     return tensor[on_device(heads, tensor.device)[:, None], on_device(tokens, tensor.device)]
@@ -90,22 +90,23 @@ def _consecutive(numbers: Int64) -> bool:
 
 
 def conjugate_gradients(matrix: Tensor, vector: Tensor, steps: int) -> Tensor:
-    """Steps of conjugate gradients from 0 (Hestenes and Stiefel 1952), as long as there is something left."""
+    """Solve by steps of conjugate gradients from 0 (Hestenes and Stiefel 1952), until the residual vanishes."""
     return descend(lambda x: (matrix @ x[..., None])[..., 0], vector, steps)
 
 
 def descend(times: Callable[[Tensor], Tensor], vector: Tensor, steps: int) -> Tensor:
-    """The same of a matrix that is known by what it makes of vectors (…, d)."""
-    found, rest = torch.zeros_like(vector), vector
-    direction, size = rest, rest.square().sum(-1, keepdim=True)
-    least = (size.detach() * torch.finfo(size.dtype).eps ** 2).clamp(min=torch.finfo(size.dtype).tiny)
+    """Solve by conjugate gradients for a matrix given as the function that multiplies it with vectors (…, d)."""
+    solution, residual = torch.zeros_like(vector), vector
+    direction, size = residual, residual.square().sum(-1, keepdim=True)
+    tolerance = (size.detach() * torch.finfo(size.dtype).eps ** 2).clamp(min=torch.finfo(size.dtype).tiny)
     for _ in range(steps):
-        ahead = times(direction)
-        curve = (direction * ahead).sum(-1, keepdim=True)
-        left = (size.detach() > least) & (curve.detach() != 0)
-        step = torch.where(left, size / torch.where(left, curve, 1), 0)
-        found, rest = found + step * direction, rest - step * ahead
-        smaller = rest.square().sum(-1, keepdim=True)
-        turn = torch.where(left, smaller / torch.where(left, size, 1), 0)
-        direction, size = torch.where(left, rest + turn * direction, direction), torch.where(left, smaller, size)
-    return found
+        image = times(direction)
+        curvature = (direction * image).sum(-1, keepdim=True)
+        unsolved = (size.detach() > tolerance) & (curvature.detach() != 0)
+        step = torch.where(unsolved, size / torch.where(unsolved, curvature, 1), 0)
+        solution, residual = solution + step * direction, residual - step * image
+        new_size = residual.square().sum(-1, keepdim=True)
+        turn = torch.where(unsolved, new_size / torch.where(unsolved, size, 1), 0)
+        direction = torch.where(unsolved, residual + turn * direction, direction)
+        size = torch.where(unsolved, new_size, size)
+    return solution

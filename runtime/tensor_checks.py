@@ -1,4 +1,4 @@
-"""Checking the tensors of a call: typed errors that name what is wrong."""
+"""Checks of a call's tensors, with typed errors that name the mistake."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ _INPUT_DTYPES = {"int": _INTEGERS, "bool": (torch.bool,), "real": FLOATS, "compl
 
 
 def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> TensorSizes:
-    """The sizes of q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv).
+    """Return the sizes of q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv).
 
     Raises ArgumentTypeError, ArgumentError, UnsupportedError.
     """
@@ -94,7 +94,7 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> TensorSizes:
 
 
 def finite(scale: float) -> float:
-    """A scale. Raises ArgumentTypeError, ArgumentError."""
+    """Return a finite scale as a float. Raises ArgumentTypeError, ArgumentError."""
     if isinstance(scale, bool) or not isinstance(scale, int | float):
         raise ArgumentTypeError(f"scale is {type(scale).__name__}: it must be a number")
     if not abs(scale) < float("inf"):
@@ -103,7 +103,7 @@ def finite(scale: float) -> float:
 
 
 def check_are_tensors(q: object, k: object, v: object) -> None:
-    """Raise ArgumentTypeError for the first that is no dense tensor."""
+    """Raise ArgumentTypeError for the first argument that is not a dense tensor."""
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if not isinstance(tensor, Tensor):
             raise ArgumentTypeError(f"{name} is {type(tensor).__name__}: it must be a torch tensor")
@@ -118,8 +118,8 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
             f"tokens, head dimension); use unsqueeze(0) for a missing batch"
         )
     if tensor.dtype not in FLOATS:
-        known = ", ".join(map(dtype_name, FLOATS))
-        raise ArgumentTypeError(f"{name} has dtype {dtype_name(tensor.dtype)}: it must be one of {known}")
+        names = ", ".join(map(dtype_name, FLOATS))
+        raise ArgumentTypeError(f"{name} has dtype {dtype_name(tensor.dtype)}: it must be one of {names}")
 
 
 def _same(what: str, q: object, k: object, v: object, error: type[Exception]) -> None:
@@ -134,42 +134,42 @@ def _equal(what: str, a: str, size_a: int, dim_a: int, b: str, size_b: int, dim_
         )
 
 
-def call_shape(pattern: ir.Pattern, sizes: TensorSizes, given: Mapping[str, object]) -> CallShape:
-    """Everything a plan depends on, with the rates of this machine; as `shape_of_call`."""
-    return shape_of_call(pattern, sizes, completed(pattern, given), calibration.rates())
+def call_shape(pattern: ir.Pattern, sizes: TensorSizes, inputs: Mapping[str, object]) -> CallShape:
+    """Return everything that a plan depends on, as `shape_of_call` does, with the rates of this machine."""
+    return shape_of_call(pattern, sizes, completed(pattern, inputs), calibration.rates())
 
 
-def input_tensors(pattern: ir.Pattern, given: Mapping[str, object]) -> list[Tensor]:
-    """The inputs of a call in the order of the pattern, lists and arrays as tensors; shapes are not looked at.
+def input_tensors(pattern: ir.Pattern, inputs: Mapping[str, object]) -> list[Tensor]:
+    """Return the inputs of a call in the order of the pattern, lists and arrays as tensors; shapes are not checked.
 
-    Raises ArgumentTypeError, ArgumentError, UnsupportedError (an option that is no input).
+    Raises ArgumentTypeError, ArgumentError, UnsupportedError (an option that is not an input).
     """
-    refuse_options(pattern, given)
-    check_names(pattern, given)
-    given = completed(pattern, given)
-    return [_tensor(pattern, tensor, given.get(tensor.name)) for tensor in pattern.tensors]
+    refuse_options(pattern, inputs)
+    check_names(pattern, inputs)
+    inputs = completed(pattern, inputs)
+    return [_tensor(pattern, tensor, inputs.get(tensor.name)) for tensor in pattern.tensors]
 
 
-def completed(pattern: ir.Pattern, given: Mapping[str, object]) -> Mapping[str, object]:
-    """The inputs of a call with what is made of them, on their device."""
-    made = {}
+def completed(pattern: ir.Pattern, inputs: Mapping[str, object]) -> Mapping[str, object]:
+    """Return the inputs of a call with sorted inputs computed where they are not passed, on their device."""
+    computed = {}
     for tensor in pattern.tensors:
-        value = None if tensor.made is None else given.get(tensor.made.of)
-        if tensor.made is not None and value is not None and tensor.name not in given:
-            made[tensor.name] = sorted_by(as_tensor(value).detach(), tensor.made)
-    return {**given, **made} if made else given
+        value = None if tensor.made is None else inputs.get(tensor.made.of)
+        if tensor.made is not None and value is not None and tensor.name not in inputs:
+            computed[tensor.name] = sorted_by(as_tensor(value).detach(), tensor.made)
+    return {**inputs, **computed} if computed else inputs
 
 
 def sorted_by(x: Tensor, made: ir.Made) -> Tensor:
-    """What is made of an input, along its last dimension."""
+    """Sort an input along its last dimension; return the order, the ranks, or the starts of values."""
     x = x if x.is_floating_point() else x.long()
     x = x.remainder(made.count) if made.count else x
-    found, order = torch.sort(x, dim=-1, stable=True)
+    values, order = torch.sort(x, dim=-1, stable=True)
     if made.what == "order":
         return order
     if made.what == "starts":
         numbers = torch.arange(made.count + 1, dtype=x.dtype, device=x.device)
-        return torch.searchsorted(found, numbers.expand(*x.shape[:-1], made.count + 1).contiguous())
+        return torch.searchsorted(values, numbers.expand(*x.shape[:-1], made.count + 1).contiguous())
     places = torch.arange(x.shape[-1], device=x.device).expand(x.shape)
     return torch.empty_like(order).scatter_(-1, order, places)
 
@@ -195,21 +195,21 @@ def check_promises(pattern: ir.Pattern, tensors: Sequence[Tensor]) -> None:
             continue
         if tensor.is_cuda:
             note(pattern.name, HOST_WAIT, f"the input `{item.name}` is checked to be {item.refinement}")
-        words, kept = _PROMISES[item.refinement]
+        range_text, holds = _PROMISES[item.refinement]
         values = tensor.detach()
-        if not kept(torch.stack(values.aminmax())).all():
-            broken, help_ = ~kept(values), ""
+        if not holds(torch.stack(values.aminmax())).all():
+            violated, help_ = ~holds(values), ""
             if item.refinement == "log_decay" and bool(((values >= 0) & (values <= 1)).all()):
-                help_ = f"; factors between 0 and 1 are given as their logarithms: {item.name}.log()"
+                help_ = f"; pass the logarithms of factors between 0 and 1: {item.name}.log()"
             if item.refinement == "unit" and bool((values <= 0).all()):
-                help_ = f"; logarithms of factors are given as these: {item.name}.exp()"
+                help_ = f"; pass the factors instead of their logarithms: {item.name}.exp()"
             raise ArgumentError(
-                f"the input `{item.name}` holds {values[broken][0].item():g}: as {item.refinement} it must be {words}"
-                f"{help_}"
+                f"the input `{item.name}` holds {values[violated][0].item():g}: as {item.refinement} it must be "
+                f"{range_text}{help_}"
             )
 
 
-# Of ranges: what holds of the least and of the largest number holds of all.
+# A condition on ranges that holds for the minimum and the maximum holds for every number.
 _PROMISES: Mapping[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "unit": ("between 0 and 1", lambda x: (x >= 0) & (x <= 1)),
     "log_decay": ("at most 0", lambda x: x <= 0),
@@ -218,5 +218,5 @@ _PROMISES: Mapping[str, tuple[str, Callable[[Tensor], Tensor]]] = {
 
 
 def as_tensor(value: object) -> Tensor:
-    """An input as a tensor; lists and arrays are copied."""
+    """Return an input as a tensor; lists and arrays are copied."""
     return value if isinstance(value, Tensor) else torch.as_tensor(np.array(value))

@@ -1,4 +1,4 @@
-"""What torch may have put around a call: autocast, forward-mode differentiation, torch.compile."""
+"""Torch features that may surround a call: autocast, forward-mode differentiation, torch.compile."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ R = TypeVar("R")
 
 
 def cast_for_autocast(pattern: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v in autocast's dtype where it is on, as scaled_dot_product_attention has it (fp64 is left alone).
+    """Return q, k and v in autocast's dtype where it is on, as scaled_dot_product_attention does (fp64 stays).
 
-    `pattern`: for whose calls casts are counted, but for those that a graph has.
+    `pattern`: the name under which casts are counted; casts within a graph are not.
     """
     device = q.device.type
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
@@ -33,14 +33,14 @@ def cast_for_autocast(pattern: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[Te
     def cast(t: Tensor) -> Tensor:
         return t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t
 
-    found = cast(q), cast(k), cast(v)
-    if not torch.compiler.is_compiling() and found[0].dtype != q.dtype and not is_fake(q):
+    casted = cast(q), cast(k), cast(v)
+    if not torch.compiler.is_compiling() and casted[0].dtype != q.dtype and not is_fake(q):
         note(pattern, CAST, f"autocast: q, k and v from {q.dtype} to {dtype}".replace("torch.", ""))
-    return found
+    return casted
 
 
 def wide_in_interpreter(pattern: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v in fp32 where kernels run on a CPU and these are bf16, which Triton's interpreter cannot multiply."""
+    """Return q, k and v in fp32 where kernels run on a CPU in bf16, which Triton's interpreter cannot multiply."""
     if not q.is_cpu or q.dtype != torch.bfloat16 or is_fake(q) or pretended() is not None:
         return q, k, v
     note(pattern, CAST, "Triton's interpreter cannot multiply bfloat16: q, k and v to float32, and out back")
@@ -48,19 +48,19 @@ def wide_in_interpreter(pattern: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """Inside, autocast leaves alone what attnc computes of such a tensor in a dtype of its own."""
+    """Return a context in which autocast does not change the dtypes that attnc computes in."""
     if not torch._C._is_any_autocast_enabled():
         return nullcontext()
     return torch.autocast(x.device.type, enabled=False)
 
 
 def is_forward_mode() -> bool:
-    """Whether forward-mode derivatives are being taken."""
+    """Check whether forward-mode derivatives are being computed."""
     return forward_ad._current_level >= 0
 
 
 def is_watched(*tensors: Tensor) -> bool:
-    """Whether torch looks at a call rather than only runs it: a trace, a transform, a mode, a graph being captured."""
+    """Check whether torch observes a call: a trace, a transform, a mode, a graph under capture."""
     return (
         torch.compiler.is_compiling()
         or torch._C._is_tracing()
@@ -73,7 +73,10 @@ def is_watched(*tensors: Tensor) -> bool:
 
 
 def untraced(function: Callable[P, R]) -> Callable[P, R]:
-    """`function` kept from torch.compile, whose parts take seconds to import: where they are not, nothing compiles."""
+    """Return `function` hidden from torch.compile, or `function` where torch.compile was never imported.
+
+    The parts of torch.compile take seconds to import; where they are not imported, nothing compiles.
+    """
     if "torch._dynamo" not in sys.modules:
         return function
     return cast("Callable[P, R]", torch.compiler.disable(function))  # type: ignore[no-untyped-call]

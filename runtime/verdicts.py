@@ -1,7 +1,7 @@
-"""Whether two patterns are the same: first their visible pairs, then what is computed from them.
+"""Verdicts on whether two patterns are equal: first their visible pairs, then the values computed from them.
 
-Pairs are compared as `comparing` does. Scores, weights, values, branches, states and selections are the same where
-their normal forms are. Where one is not, the reference computes drawn calls of both patterns: different results prove
+Pairs are compared by `comparing`. Scores, weights, values, branches, states and selections are equal where their normal
+forms are equal. Where normal forms differ, the reference computes drawn calls of both patterns: different results prove
 that the patterns differ, equal results prove nothing.
 """
 
@@ -43,32 +43,32 @@ if TYPE_CHECKING:
     from attnc.runtime.drawn_calls import CallDifference, Compared
 
 HEADS = 8
-"""Heads where neither the parameters nor the caller say how many there are."""
+"""Number of heads where neither the parameters nor the caller give one."""
 
 DRAWN = (24, 32, 48, 60, 64, 96, 128, 16, 8, 4, 2, 1)
-"""Tokens of a drawn call: the first number that both patterns allow."""
+"""Candidate numbers of tokens for a drawn call; the first that both patterns allow is used."""
 
 MOST_DRAWN = 1024
-"""Tokens past which no call is drawn: the reference is dense."""
+"""Maximum number of tokens of a drawn call: the reference is dense."""
 
 GRIDS = 4
-"""Grids that are looked at where one axis is as long as the call says."""
+"""Maximum number of grids that are compared where the call decides the length of one axis."""
 
 BORDERS = 64
-"""Tokens up to which a pair is looked for that a border of documents hides."""
+"""Maximum number of tokens in the search for a pair that a document border hides."""
 
 ONE_FORM = "for every length: both have one normal form"
 
 
 @dataclass(frozen=True)
 class Sameness:
-    """Whether two patterns are the same; `equal` and `relation_equal` are None where that is not decided.
+    """Verdict on two patterns; `equal` and `relation_equal` are None where undecided.
 
-    `how`: how far the visible pairs are known to be the same. `undecided`: why `equal` is None. `heads`: how many heads
-    both patterns had. `compared`: the parts that were compared, the relation first; `differs_in`: those without one
-    normal form. `witness`: a pair that one pattern alone shows, among documents with a border before token `border`;
-    `row`: a query whose results differ in a drawn call. `up_to`: the tokens up to which nothing differed, where `equal`
-    is None.
+    `how`: how far the visible pairs are proved equal. `undecided`: why `equal` is None. `heads`: the number of heads of
+    both patterns. `compared`: the parts that were compared, the relation first; `differs_in`: the parts whose normal
+    forms differ. `witness`: a pair that is visible in one pattern only, among documents with a border before token
+    `border`; `row`: a query whose results differ in a drawn call. `up_to`: the number of tokens up to which no
+    difference was found, where `equal` is None.
     """
 
     equal: bool | None
@@ -84,22 +84,22 @@ class Sameness:
     up_to: int | None = None
 
 
-_ALL = "compare all that the patterns compute, not the relation alone"
+_ALL = "compare everything that the patterns compute, not the relation alone"
 
 
 def decide(
     one: PatternAnalysis, other: PatternAnalysis, *, relation_only: bool = False, heads: int | None = None
 ) -> Sameness:
-    """Compare two patterns; `relation_only`: their visible pairs alone; `heads`: with so many heads.
+    """Compare two patterns; `relation_only`: only their visible pairs; `heads`: the number of heads of both.
 
-    Raises UnsupportedError where the patterns cannot be compared, and what calls of them raise.
+    Raises UnsupportedError where the patterns cannot be compared, and the errors of calls of these patterns.
     """
     judge = _Judge(one, other, heads)
     return judge.of_relations() if relation_only else judge.of_everything()
 
 
 class _Judge:
-    """Two patterns with what is known of both."""
+    """Comparison of two patterns, with the facts known about both."""
 
     def __init__(self, one: PatternAnalysis, other: PatternAnalysis, heads: int | None) -> None:
         self.patterns = one, other
@@ -110,7 +110,7 @@ class _Judge:
     # --- verdicts ---
 
     def of_relations(self) -> Sameness:
-        """The verdict on visible pairs alone; states have none, so that patterns with states are refused."""
+        """Return the verdict on visible pairs alone; patterns with states are refused, because states have no pairs."""
         for pattern in self.patterns:
             if pattern.is_recurrence or pattern.pattern.stateful:
                 raise UnsupportedError(f"{_why_not(pattern)}; {_ALL}")
@@ -122,10 +122,10 @@ class _Judge:
         if answer.witness is not None:
             return self._pair(answer.witness)
         equal = True if answer.up_to is None else None
-        return Sameness(equal, equal, self._asked, ("relation",), answer.how, up_to=answer.up_to)
+        return Sameness(equal, equal, self._relation_heads, ("relation",), answer.how, up_to=answer.up_to)
 
     def of_everything(self) -> Sameness:
-        """The verdict on all that is computed."""
+        """Return the verdict on everything that the patterns compute."""
         if self._documents_differ:
             return self._by_borders() or self._by_calls(None)
         answer = self._answer
@@ -137,17 +137,17 @@ class _Judge:
         if self._differing or not self._nodes_are_equal:
             return self._by_calls(answer)
         equal = True if answer.up_to is None else None
-        return Sameness(equal, equal, self._asked, ("relation", *PARTS), answer.how, up_to=answer.up_to)
+        return Sameness(equal, equal, self._relation_heads, ("relation", *PARTS), answer.how, up_to=answer.up_to)
 
     def _pair(self, witness: Witness, heads: int | None = None, border: int | None = None) -> Sameness:
-        asked = self._asked if heads is None else heads
-        return Sameness(False, False, asked, ("relation",), witness=witness, border=border)
+        number_of_heads = self._relation_heads if heads is None else heads
+        return Sameness(False, False, number_of_heads, ("relation",), witness=witness, border=border)
 
     # --- relations ---
 
     @cached_property
     def _answer(self) -> ComparisonAnswer | None:
-        """Compare the visible pairs; None where they depend on more than positions and heads."""
+        """The comparison of the visible pairs; None where they depend on more than positions and heads."""
         if all(self._same(part) for part in ("relation", "branches", "states", "selections")) and self._why is not None:
             return ComparisonAnswer(None, ONE_FORM)
         relations = [_relation(p) for p in self.patterns]
@@ -176,11 +176,11 @@ class _Judge:
         )
         read = any(reads_head(root) or reads_counts(root) for root in (first, second, *conditions))
         heads = self.heads if read or self._is_given else 1
-        asked = any(map(reads_groups, (first, second, *conditions)))
-        return ComparisonQuestion((first, second), conditions, heads, _groups(heads) if asked else (1,))
+        reads_group = any(map(reads_groups, (first, second, *conditions)))
+        return ComparisonQuestion((first, second), conditions, heads, _groups(heads) if reads_group else (1,))
 
     @property
-    def _asked(self) -> int:
+    def _relation_heads(self) -> int:
         """The number of heads of the relations."""
         relations = [_relation(p) for p in self.patterns]
         first, second = (fold.truth(True) if relation is None else relation for relation in relations)
@@ -188,7 +188,7 @@ class _Judge:
 
     @cached_property
     def _nodes_are_equal(self) -> bool:
-        """Whether branch by branch the visible pairs are proved to be the same, or tried as those of the whole are."""
+        """Whether the visible pairs of each branch are proved equal, or tested as far as those of the whole pattern."""
         one, other = (p.pattern.nodes for p in self.patterns)
         if self._same("relation") or len(one) == len(other) == 1:
             return True
@@ -203,26 +203,26 @@ class _Judge:
 
     @cached_property
     def _why(self) -> str | None:
-        """Why the visible pairs cannot be compared for all lengths, as a sentence; None: they can."""
+        """Why the visible pairs cannot be compared for all lengths, as a sentence; None where they can."""
         return next((why for why in map(_why_not, self.patterns) if why is not None), None)
 
     def _by_masks(self) -> Sameness | None:
-        """A pair that one pattern alone shows with drawn inputs; None where there is none, or masks cannot be made."""
+        """Return a verdict with a pair that one pattern alone shows for drawn inputs; None if there is none."""
         if any(p.pattern.selections or not p.has_mask for p in self.patterns):
             return None
         with needing_torch(f"comparing {self._names} by the masks of drawn inputs"):
             from attnc.runtime.drawn_calls import compare_masks
         one, other = (p._compiled for p in self.patterns)
         with _drawing():
-            found = compare_masks(one, other, self._drawn_lengths, self.heads, _groups(self.heads))
-        return None if found is None or found[1] is None else self._pair(found[1], self.heads)
+            comparison = compare_masks(one, other, self._drawn_lengths, self.heads, _groups(self.heads))
+        return None if comparison is None or comparison[1] is None else self._pair(comparison[1], self.heads)
 
     def _refuse_sizes(self) -> None:
         for pattern in self.patterns:
             sizes = [size for node in pattern.pattern.nodes for size in other_sizes(node.visible)]
             if sizes:
                 raise UnsupportedError(
-                    f"`{pattern.name}` reads the size `{sizes[0]}`, which a call decides: not compared"
+                    f"`{pattern.name}` reads the size `{sizes[0]}`, which is decided by a call: it cannot be compared"
                 )
 
     def _undecided_relation(self) -> Sameness:
@@ -240,7 +240,7 @@ class _Judge:
         return one != other
 
     def _by_borders(self) -> Sameness | None:
-        """A pair that a border of documents hides in one of the patterns alone; None where none is found."""
+        """Return a verdict with a pair that a document border hides in one pattern only; None if none is found."""
         relations = [_relation(p) for p in self.patterns]
         if self._why is not None or None in relations or self._lengths != (None, None):
             return None
@@ -253,8 +253,8 @@ class _Judge:
             for head, group in question.allowed(n):
                 for border in sorted({1, n // 2}):
                     a, b = (
-                        _mask(relation, n, border if own else 0, head, question.heads, group)
-                        for relation, own in zip((first, second), cut, strict=True)
+                        _mask(relation, n, border if is_cut else 0, head, question.heads, group)
+                        for relation, is_cut in zip((first, second), cut, strict=True)
                     )
                     places = np.argwhere(a != b)
                     if len(places):
@@ -265,7 +265,7 @@ class _Judge:
 
     def _undecided_documents(self) -> Sameness:
         have, have_not = sorted(self.patterns, key=lambda p: p.pattern.documents is None)
-        why = f"`{have.name}` has documents and `{have_not.name}` has none, but no pair was found that shows it"
+        why = f"`{have.name}` has documents and `{have_not.name}` has none, but no pair was found that differs"
         return Sameness(None, None, self.heads, ("relation",), undecided=why, up_to=BORDERS)
 
     # --- calls ---
@@ -275,30 +275,30 @@ class _Judge:
 
     @property
     def _differing(self) -> tuple[str, ...]:
-        """The parts that have no one normal form; scores, weights and values only of as many branches on both sides."""
-        alike = len({len(p.pattern.nodes) for p in self.patterns}) == 1
-        parts = PARTS if alike else [part for part in PARTS if part not in ("scores", "weights", "values")]
-        found = [part for part in parts if not self._same(part)]
+        """The parts whose normal forms differ; scores, weights and values only for equal numbers of branches."""
+        same_count = len({len(p.pattern.nodes) for p in self.patterns}) == 1
+        parts = PARTS if same_count else [part for part in PARTS if part not in ("scores", "weights", "values")]
+        parts_that_differ = [part for part in parts if not self._same(part)]
         if self._documents_differ:
-            found.append("documents")
-        return tuple(found)
+            parts_that_differ.append("documents")
+        return tuple(parts_that_differ)
 
     def _by_calls(self, answer: ComparisonAnswer | None) -> Sameness:
-        """The verdict of drawn calls; `answer`: what is known of the visible pairs, which are not known to differ."""
+        """Return the verdict of drawn calls; `answer`: the comparison of visible pairs, which found no difference."""
         differing = self._differing or (("relation",) if answer is None else ("branches",))
         how, proved = ("", None) if answer is None else (answer.how, True if answer.up_to is None else None)
         compared = ("relation", *PARTS)
         lengths = self._drawn_lengths
-        found = self._drawn_calls(lengths) if lengths else None
-        if found is not None and found.difference is not None:
-            row = found.difference
+        drawn = self._drawn_calls(lengths) if lengths else None
+        if drawn is not None and drawn.difference is not None:
+            row = drawn.difference
             return Sameness(False, proved, self.heads, compared, how, differs_in=differing, row=row)
         why = "no call is small enough to draw" if not lengths else "`require` refuses all drawn calls"
-        if found is not None:
-            why = f"results are equal in drawn calls of {found.length:,} tokens, which proves nothing about others"
+        if drawn is not None:
+            why = f"results are equal in drawn calls of {drawn.length:,} tokens, which proves nothing about others"
         if answer is None and self._why is not None:
             why = f"{self._why}; {why}"
-        up_to = None if found is None else found.length
+        up_to = None if drawn is None else drawn.length
         return Sameness(None, proved, self.heads, compared, how, why, differing, up_to=up_to)
 
     def _drawn_calls(self, lengths: Sequence[int]) -> Compared | None:
@@ -315,18 +315,18 @@ class _Judge:
     @property
     def _drawn_lengths(self) -> Sequence[int]:
         length, lengths = self._lengths
-        found = DRAWN if (length, lengths) == (None, None) else [length] if length is not None else lengths or ()
-        return [n for n in found if n <= MOST_DRAWN]
+        candidates = DRAWN if (length, lengths) == (None, None) else [length] if length is not None else lengths or ()
+        return [n for n in candidates if n <= MOST_DRAWN]
 
     @cached_property
     def _lengths(self) -> tuple[int | None, Sequence[int] | None]:
-        """The only number of tokens, or some of those that the grids of both patterns allow; None: any."""
+        """The only number of tokens, or some numbers that the grids of both patterns allow; None: any."""
         forms = {fixed_and_row(p.bound) for p in self.patterns if p.bound.program.segments}
         if not forms:
             return None, None
         fixed = sorted({tokens for tokens, row in forms if not row})
         if len(fixed) > 1:
-            raise UnsupportedError(f"the patterns are of {' and '.join(map(str, fixed))} tokens")
+            raise UnsupportedError(f"the patterns have different lengths: {' and '.join(map(str, fixed))} tokens")
         tried = fixed or range(1, LENGTHS * max(row for _, row in forms) + 1)
         allowed = list(_allowed(tried, [form for form in forms if form[1]]))
         if not allowed:
@@ -341,7 +341,7 @@ def _drawing() -> Iterator[None]:
         yield
     except ArgumentError as error:
         reason, _, _ = str(error).partition(": give `")
-        raise UnsupportedError(f"not decided, as no call can be drawn: {reason}") from error
+        raise UnsupportedError(f"not decided, because no call can be drawn: {reason}") from error
 
 
 def _allowed(lengths: Sequence[int], grids: Sequence[tuple[int, int]]) -> Iterator[int]:
@@ -354,33 +354,33 @@ def _groups(heads: int) -> tuple[int, ...]:
     return (1, shared) if shared > 1 else (1,)
 
 
-def _heads(one: PatternAnalysis, other: PatternAnalysis, given: int | None) -> int:
+def _heads(one: PatternAnalysis, other: PatternAnalysis, requested: int | None) -> int:
     counts = {n for n in (head_count(p.bound) for p in (one, other)) if n is not None}
     if len(counts) > 1:
-        raise UnsupportedError(f"the patterns have lists for {' and '.join(map(str, sorted(counts)))} heads")
-    if given is not None and counts and counts != {given}:
-        raise UnsupportedError(f"{given} heads: the patterns have lists for {counts.pop()} heads")
-    return given if given is not None else counts.pop() if counts else HEADS
+        raise UnsupportedError(f"the patterns have per-head lists for {' and '.join(map(str, sorted(counts)))} heads")
+    if requested is not None and counts and counts != {requested}:
+        raise UnsupportedError(f"heads is {requested}: the patterns have per-head lists for {counts.pop()} heads")
+    return requested if requested is not None else counts.pop() if counts else HEADS
 
 
 def _check_heads(question: ComparisonQuestion) -> None:
-    """Raise UnsupportedError where `require` refuses so many heads whatever the length."""
+    """Raise UnsupportedError where `require` refuses this number of heads whatever the length."""
     by_heads = tuple(condition for condition in question.conditions if not reads_length(condition))
     if not replace(question, conditions=by_heads).allowed(1):
         raise UnsupportedError(
-            f"`require` refuses {question.heads} heads: say how many there are, on the command line as --heads N"
+            f"`require` refuses {question.heads} heads: pass another number of heads, on the command line as --heads N"
         )
 
 
 def _relation(pattern: PatternAnalysis) -> Index | None:
-    """The pairs of tokens that one of the branches shows; None where keys are no tokens."""
+    """Return the pairs of tokens that are visible in at least one branch; None where keys are not tokens."""
     relations = [of_tokens(node) for node in pattern.pattern.nodes]
-    known = [relation for relation in relations if relation is not None]
-    return fold.disjunction(*known) if known and len(known) == len(relations) else None
+    over_tokens = [relation for relation in relations if relation is not None]
+    return fold.disjunction(*over_tokens) if over_tokens and len(over_tokens) == len(relations) else None
 
 
 def _why_not(attention: PatternAnalysis) -> str | None:
-    """Why the visible pairs of a pattern are not known before a call, as a sentence."""
+    """Return why the visible pairs of a pattern are not known before a call, as a sentence; None where they are."""
     name, pattern = f"`{attention.name}`", attention.pattern
     if attention.is_recurrence:
         return f"{name} is a recurrence, which has no pairs"
@@ -391,13 +391,13 @@ def _why_not(attention: PatternAnalysis) -> str | None:
     if pattern.chooses:
         return f"{name} sorts tokens by content: its pairs differ from call to call"
     if _relation(attention) is None:
-        return f"{name} has keys that are no tokens"
+        return f"{name} has keys that are not tokens"
     if any(node.family is not None and variables(node.visible) for node in pattern.nodes):
         return f"{name} has a family of branches, whose pairs are not compared"
     if any(_reads_inputs(node.visible) for node in pattern.nodes):
         return f"{name} reads inputs: whether its pairs equal those of another pattern depends on them"
     sizes = [size for node in pattern.nodes for size in other_sizes(node.visible)]
-    return f"{name} reads the size `{sizes[0]}`, which a call decides" if sizes else None
+    return f"{name} reads the size `{sizes[0]}`, which is decided by a call" if sizes else None
 
 
 def _reads_inputs(condition: Index) -> bool:
@@ -405,11 +405,11 @@ def _reads_inputs(condition: Index) -> bool:
 
 
 def _mask(relation: Index, n: int, border: int, head: int, heads: int, group: int) -> NDArray[np.bool_]:
-    """The relation among `n` tokens, which are two documents where `border` is not 0."""
-    found = np.zeros((n, n), dtype=np.bool_)
+    """Return the mask of a relation over `n` tokens, split into two documents before token `border` unless it is 0."""
+    mask = np.zeros((n, n), dtype=np.bool_)
     for start, stop in ((0, border), (border, n)):
         count = stop - start
         if count:
-            own = alone(relation, count, head, heads, group)
-            found[start:stop, start:stop] = exact_evaluation.mask(own, (0, count), (0, count))
-    return found
+            document = alone(relation, count, head, heads, group)
+            mask[start:stop, start:stop] = exact_evaluation.mask(document, (0, count), (0, count))
+    return mask

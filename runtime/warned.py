@@ -12,7 +12,7 @@ _INSIDE = ("attnc", "torch")
 
 
 class PatternWarning(UserWarning):
-    """A compiled pattern does something that is rarely meant. `attnc check` says the same, and shows where."""
+    """A compiled pattern does something that is rarely intended. `attnc check` prints the same, with the place."""
 
 
 class NoGradientWarning(UserWarning):
@@ -20,11 +20,11 @@ class NoGradientWarning(UserWarning):
 
 
 class LayoutWarning(UserWarning):
-    """Tensors look like (batch, tokens, heads, head dimension), and are taken as (batch, heads, tokens, …)."""
+    """Tensors look like (batch, tokens, heads, head dimension), but are read as (batch, heads, tokens, …)."""
 
 
 def warn(message: str, category: type[Warning]) -> None:
-    """Give a warning at the nearest frame outside attnc and torch."""
+    """Warn at the nearest frame outside attnc and torch."""
     depth = 1
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
@@ -33,9 +33,9 @@ def warn(message: str, category: type[Warning]) -> None:
     warnings.warn(message, category, stacklevel=depth + 1)
 
 
-def warn_of_pattern(name: str, found: Iterable[Diagnostic]) -> None:
-    """Give a PatternWarning for each diagnostic of a pattern."""
-    for diagnostic in found:
+def warn_of_pattern(name: str, diagnostics: Iterable[Diagnostic]) -> None:
+    """Warn with PatternWarning about each diagnostic of a pattern."""
+    for diagnostic in diagnostics:
         place = diagnostic.primary.span
         help_ = f"; {diagnostic.help}" if diagnostic.help else ""
         warn(
@@ -45,10 +45,10 @@ def warn_of_pattern(name: str, found: Iterable[Diagnostic]) -> None:
 
 
 def warn_of_gradient(pattern: str, name: str) -> None:
-    """Give a NoGradientWarning for an input that requires a gradient."""
+    """Warn with NoGradientWarning about an input that requires a gradient."""
     warn(
-        f"`{pattern}` only ranks a selection by `{name}`, which requires a gradient and gets none, as a choice has no "
-        f"gradient: read `{name}` in the output too, as in `value sigmoid({name}[…]) * v`, or call with "
+        f"`{pattern}` only ranks a selection by `{name}`, which requires a gradient and gets none, because a choice "
+        f"has no gradient: read `{name}` in the output too, as in `value sigmoid({name}[…]) * v`, or call with "
         f"`{name}.detach()`",
         NoGradientWarning,
     )

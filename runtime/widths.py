@@ -1,4 +1,4 @@
-"""The sizes of vectors and matrices, without their values."""
+"""Sizes of vectors and matrices of the IR, found without computing their values."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from attnc.compiler.value_nodes import rank
 
 @dataclass(frozen=True)
 class Widths:
-    """The sources of sizes: widths of q, k and v, shapes of real inputs, and numbers that all lanes share."""
+    """Sources of sizes: widths of q, k and v, shapes of real inputs, and integers that are equal for all pairs."""
 
     vectors: Mapping[str, int]
     inputs: Mapping[str, Sequence[int]]
     integer: Callable[[ir.Index], int]
 
     def of(self, node: ir.Value) -> tuple[int, ...]:
-        """The sizes of a value: none for a number, one for a vector, two for a matrix."""
+        """Return the sizes of a value: none for a number, one for a vector, two for a matrix."""
         if not rank(node):
             return ()
         match node:
@@ -43,15 +43,15 @@ class Widths:
 
 
 def of_out(relations: Relations, inputs: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
-    """The width of what an attention gives, where no row is there to tell; `inputs` are the shapes of real ones."""
+    """Return the width of an attention's output without a row to read it from; `inputs`: shapes of real inputs."""
     node, shape = relations.pattern.attend, relations.shape
 
     def integer(index: ir.Index) -> int:
         window = Window(0, 0, shape.n_q, shape.n_k, 0)
-        found = specialise(index, relations.sizes, Slices({}), window, batch=0, head=0, group=1)
-        return (
-            found.value if isinstance(found, ir.Const) else int(exact_evaluation.integers(found, (0, 1), (0, 1))[0, 0])
-        )
+        size = specialise(index, relations.sizes, Slices({}), window, batch=0, head=0, group=1)
+        if isinstance(size, ir.Const):
+            return size.value
+        return int(exact_evaluation.integers(size, (0, 1), (0, 1))[0, 0])
 
     if node.stack is not None:
         return (integer(node.stack[2]) - integer(node.stack[1]),)

@@ -203,7 +203,7 @@ def computed(
     window, seen = block.window, block.mask[None]
     first_key = 0 if operands.spaced else window.key
     place = PairBlock(
-        block.batch, block.heads, window, block.rows - window.row, block.keys - first_key, seen, seen=seen
+        block.batch, block.heads, window, block.rows - window.row, block.keys - first_key, seen, visible=seen
     )
     out, lse = attend_block(BlockValues(operands, place, leaves.own), node)
     return widened(out, len(block.heads), len(block.rows), node), lse

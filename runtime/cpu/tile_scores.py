@@ -250,7 +250,7 @@ def _assembled(parts: list[tuple[Tensor, _TileWindow]], shape: tuple[int, int, i
 def _diagonal(block: PairBlock) -> PairBlock:
     """Return the last row of a block with additional keys, one for every diagonal."""
     further = np.arange(block.keys[0], block.keys[-1] + len(block.rows))
-    return replace(block, rows=block.rows[-1:], keys=further, alive=_diagonals(block.alive[0])[None, None])
+    return replace(block, rows=block.rows[-1:], keys=further, active=_diagonals(block.active[0])[None, None])
 
 
 def _spread(block: PairBlock, line: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""What outlives a process: numbers about this machine, as JSON in a private folder. Nothing in it is ever executed."""
+"""Data that outlives a process: measurements of this machine, as JSON in a private folder. Nothing is ever executed."""

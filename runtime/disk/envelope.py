@@ -1,4 +1,4 @@
-"""The bytes of an entry: JSON that says what it is, and a digest by which damage is seen."""
+"""The file format of a cache entry: JSON with the entry's kind and name, and a digest that detects damage."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from collections.abc import Mapping
 from typing import Any
 
 SCHEMA = 1
-"""The form of an entry. An entry of another form is as good as none."""
+"""The version of the entry format. Entries of other versions are ignored."""
 
 MOST = 1 << 20
-"""Bytes of an entry that is read."""
+"""Maximum size of an entry in bytes; no more is read."""
 
 Payload = Mapping[str, Any]
 
 
 class DamagedError(Exception):
-    """Bytes that are no entry of that name. The message says why."""
+    """The bytes are not an entry of that name. The message says why."""
 
 
 def wrapped(kind: str, name: str, payload: Payload) -> bytes:
-    """An entry as bytes: the same for the same payload."""
+    """Return an entry as bytes, which are equal for equal payloads."""
     body = _canonical(payload)
-    told = {"attnc": SCHEMA, "kind": kind, "name": name, "sha256": _digest(kind, name, body), "payload": payload}
-    return json.dumps(told, ensure_ascii=False, indent=1, sort_keys=True).encode() + b"\n"
+    envelope = {"attnc": SCHEMA, "kind": kind, "name": name, "sha256": _digest(kind, name, body), "payload": payload}
+    return json.dumps(envelope, ensure_ascii=False, indent=1, sort_keys=True).encode() + b"\n"
 
 
 def unwrapped(kind: str, name: str, data: bytes) -> Payload:
-    """The payload of an entry. Raises DamagedError for anything that `wrapped` did not make for this kind and name."""
+    """Return the payload of an entry. Raises DamagedError for bytes that `wrapped` did not make for this name."""
     try:
-        told = json.loads(data.decode())
-        if told["attnc"] != SCHEMA:
-            raise DamagedError(f"it has the form {told['attnc']!r}, not {SCHEMA}")
-        if (told["kind"], told["name"]) != (kind, name):
-            raise DamagedError("it is another entry under this name")
-        payload = told["payload"]
-        if told["sha256"] != _digest(kind, name, _canonical(payload)):
-            raise DamagedError("its digest does not fit its content")
+        envelope = json.loads(data.decode())
+        if envelope["attnc"] != SCHEMA:
+            raise DamagedError(f"its format version is {envelope['attnc']!r}, not {SCHEMA}")
+        if (envelope["kind"], envelope["name"]) != (kind, name):
+            raise DamagedError("the file holds another entry")
+        payload = envelope["payload"]
+        if envelope["sha256"] != _digest(kind, name, _canonical(payload)):
+            raise DamagedError("its digest does not match its content")
     except (ValueError, TypeError, KeyError, RecursionError, ArithmeticError) as error:
-        raise DamagedError(f"it is no entry of attnc ({type(error).__name__})") from error
+        raise DamagedError(f"it is not an entry of attnc ({type(error).__name__})") from error
     if not isinstance(payload, dict):
-        raise DamagedError("its content is no table of values")
+        raise DamagedError("its content is not a JSON object")
     return payload
 
 

@@ -1,4 +1,4 @@
-"""Where the cache is, and whether it may be used: a folder that only its user reads and writes."""
+"""The location of the cache folder, and checks that only its user can read and write it."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from pathlib import Path
 from attnc.runtime.environment import CACHE_DIR, HOME, XDG_CACHE_HOME, text_of
 
 INSIDE = "v1"
-"""The folder of entries, made by attnc inside of the one that the user names, which may be anybody's."""
+"""The folder of entries, created by attnc inside the folder that the user names, which may be shared."""
 
 OTHERS = 0o077
-"""What a private folder allows nobody else."""
+"""Permission bits that a private folder grants to nobody else."""
 
 
 class UnusableError(Exception):
-    """A folder that cannot be the cache. The message says why, and what helps."""
+    """The folder cannot be the cache. The message says why, and names a remedy."""
 
 
 def cache_folder() -> Path | None:
-    """Where entries lie: under ATTNC_CACHE_DIR, else `attnc` in the user's cache folder; None where there is no home.
+    """Return the folder of entries: under ATTNC_CACHE_DIR, else in the user's cache folder; None without a home.
 
-    XDG_CACHE_HOME counts where it is absolute, as the XDG Base Directory Specification has it.
+    XDG_CACHE_HOME counts only if it is absolute, as the XDG Base Directory Specification requires.
     """
     return _folder(text_of(CACHE_DIR), text_of(XDG_CACHE_HOME), text_of(HOME))
 
 
 @lru_cache(16)
-def _folder(own: str, shared: str, home: str) -> Path | None:
-    """The same by what it depends on."""
-    del home  # which `Path.home` reads
+def _folder(named: str, shared: str, home: str) -> Path | None:
+    """Return the cache folder for the values of ATTNC_CACHE_DIR, XDG_CACHE_HOME and HOME."""
+    del home  # only a cache key: `Path.home` reads it
     try:
-        if own:
-            return Path(own).absolute() / INSIDE
+        if named:
+            return Path(named).absolute() / INSIDE
         base = Path(shared) if os.path.isabs(shared) else Path.home() / ".cache"
-    except (RuntimeError, OSError):  # no home, or a folder that is relative to one that is gone
+    except (RuntimeError, OSError):  # no home, or a relative path in a removed working directory
         return None
     return base / "attnc" / INSIDE
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder that is the user's alone, or make the one that is there so.
+    """Create a folder that only the user can access, or restrict an existing one.
 
-    Raises OSError, UnusableError for a folder of somebody else.
+    Raises OSError, and UnusableError for a folder of another user.
     """
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -53,17 +53,17 @@ def make_private(folder: Path) -> None:
 
 
 def check_private(folder: Path) -> None:
-    """Take from others what they may do in a folder. Raises OSError, UnusableError for one of somebody else.
+    """Remove other users' permissions from a folder. Raises OSError, UnusableError for another user's folder.
 
-    Where the file system has no such rights (FAT, some network drives), or takes no changes, nothing can be done.
+    Where the file system has no permissions (FAT, some network drives), or refuses changes, nothing happens.
     """
-    found = os.stat(folder)
-    if not stat.S_ISDIR(found.st_mode):
-        raise UnusableError(f"{folder} is no folder")
+    status = os.stat(folder)
+    if not stat.S_ISDIR(status.st_mode):
+        raise UnusableError(f"{folder} is not a folder")
     if not hasattr(os, "getuid"):
         return
-    if found.st_uid != os.getuid():
-        raise UnusableError(f"{folder} belongs to another user; set ATTNC_CACHE_DIR to a folder of your own")
-    if found.st_mode & OTHERS:
+    if status.st_uid != os.getuid():
+        raise UnusableError(f"{folder} belongs to another user; set ATTNC_CACHE_DIR to a folder that you own")
+    if status.st_mode & OTHERS:
         with suppress(OSError):
-            os.chmod(folder, stat.S_IMODE(found.st_mode) & ~OTHERS)
+            os.chmod(folder, stat.S_IMODE(status.st_mode) & ~OTHERS)

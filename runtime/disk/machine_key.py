@@ -1,4 +1,4 @@
-"""What entries about speed belong to: this machine, and these versions of what computes on it."""
+"""The machine and the library versions that measured speeds belong to."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ from pathlib import Path
 
 @cache
 def cpu_name() -> str:
-    """The processor as it calls itself."""
+    """Return the processor's name for itself."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         text = ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found.group(1).strip() if found else platform.processor() or platform.machine()
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return match.group(1).strip() if match else platform.processor() or platform.machine()
 
 
 def has_matrix_tiles() -> bool:
-    """Whether the processor multiplies tiles of bfloat16 (AMX), for which torch packs keys and values."""
+    """Check whether the processor multiplies bfloat16 tiles (AMX), for which torch packs keys and values."""
     import torch
 
-    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())  # not in every torch that is allowed
+    return bool(
+        getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    )  # missing in some supported versions of torch
 
 
 def this_cpu() -> str:
-    """The processor, what torch uses of it, and the threads that it has now."""
+    """Return the processor, the instruction set that torch uses, and the current number of threads."""
     import torch
 
     return f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
@@ -36,7 +38,7 @@ def this_cpu() -> str:
 
 @cache
 def installed(package: str) -> str:
-    """The version of a package."""
+    """Return the version of a package."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,8 +1,8 @@
-"""Entries by kind and name in one folder, shared by any number of processes.
+"""Cache entries by kind and name in one folder, shared by any number of processes.
 
-An entry is written to a file of its own and renamed, so that it is there whole or not at all, whenever the process
-dies. Whatever the disk refuses costs the entry and one warning, never the call. What is damaged or foreign is as good
-as absent, and is written anew. Nothing decides by a time stamp but which entries go first when there are too many.
+An entry is written to a temporary file and renamed, so that it exists completely or not at all, whenever the process
+dies. A disk error costs the entry and one warning, never the call. Damaged or foreign entries count as absent, and are
+written again. Timestamps decide nothing but which entries are removed first when there are too many.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LIMIT_MIB = 64
-"""What all entries may take together, unless ATTNC_CACHE_LIMIT says otherwise."""
+"""Default limit on the total size of all entries in MiB; ATTNC_CACHE_LIMIT overrides it."""
 
 KEPT = 0.75
-"""The share of the limit that is left when entries have to go."""
+"""Fraction of the limit that remains filled after entries are removed."""
 
 ABANDONED = 3600.0
-"""Seconds after which a file that was being written belongs to a process that died."""
+"""Seconds after which a temporary file belongs to a process that died."""
 
 _PART, _LOCK = ".part-", ".lock"
 _KIND = re.compile(r"[a-z]+")
@@ -47,7 +47,7 @@ _FILE = re.compile(r"([a-z]+)-([a-z0-9]+(?:-[a-z0-9]+)*)\.json")
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """A file of the cache. `payload` is None where it is damaged, and `damage` says how."""
+    """A file of the cache. `payload` is None for a damaged file, and `damage` says how."""
 
     kind: str
     name: str
@@ -57,20 +57,20 @@ class CacheEntry:
 
 
 class Store:
-    """The entries of a folder; None: there is none, and nothing is kept."""
+    """The entries of a folder; with None for the folder, nothing is stored."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self._warned = False
 
     def path(self, kind: str, name: str) -> Path | None:
-        """The file of an entry."""
+        """Return the file of an entry."""
         if not (_KIND.fullmatch(kind) and _NAME.fullmatch(name)):
-            raise ValueError(f"{kind}-{name} is no name of an entry")
+            raise ValueError(f"{kind}-{name} is not a valid entry name")
         return None if self.folder is None else self.folder / f"{kind}-{name}.json"
 
     def read(self, kind: str, name: str) -> Payload | None:
-        """The payload of an entry; None where it is missing, damaged or cannot be read."""
+        """Return the payload of an entry; None where it is missing, damaged or cannot be read."""
         path = self.path(kind, name)
         if path is None:
             return None
@@ -80,11 +80,11 @@ class Store:
         try:
             return unwrapped(kind, name, data)
         except DamagedError as error:
-            _log.warning("%s is ignored, and will be written anew: %s", path, error)
+            _log.warning("%s is ignored, and will be written again: %s", path, error)
             return None
 
     def _bytes(self, path: Path) -> bytes | None:
-        """What is in a file; None where there is none. Pipes and devices are none. Raises OSError, UnusableError."""
+        """Return a file's bytes; None if it does not exist, b"" for a pipe or device. Raises OSError, UnusableError."""
         try:
             check_private(path.parent)
             handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
@@ -96,10 +96,10 @@ class Store:
             return file.read(MOST)
 
     def write(self, kind: str, name: str, payload: Payload) -> bool:
-        """Keep a payload under a name, in place of what was there; False where the disk does not take it."""
+        """Store a payload under a name, replacing the previous one; False where the disk refuses it."""
         path = self.path(kind, name)
         if path is None:
-            self._warn("there is no home folder; set ATTNC_CACHE_DIR")
+            self._warn("has no home folder; set ATTNC_CACHE_DIR")
             return False
         data = wrapped(kind, name, payload)
         if len(data) >= MOST:
@@ -116,8 +116,8 @@ class Store:
         return True
 
     def entries(self) -> list[CacheEntry]:
-        """All entries, by kind and name."""
-        found = []
+        """Return all entries, by kind and name."""
+        entries = []
         for file in sorted(self._files(), key=lambda file: file.path):
             match = _FILE.fullmatch(file.path.name)
             assert match
@@ -126,21 +126,21 @@ class Store:
             if data is None:
                 continue
             try:
-                found.append(CacheEntry(kind, name, file.bytes, unwrapped(kind, name, data)))
+                entries.append(CacheEntry(kind, name, file.bytes, unwrapped(kind, name, data)))
             except DamagedError as error:
-                found.append(CacheEntry(kind, name, file.bytes, None, str(error)))
-        return found
+                entries.append(CacheEntry(kind, name, file.bytes, None, str(error)))
+        return entries
 
     def clear(self) -> int:
-        """Remove every entry, and what dead processes left; how many entries there were. Other files stay."""
-        gone = [self._tolerant(partial(_unlink, file.path), "removed") for file in self._files()]
+        """Remove every entry, and temporary files of dead processes; return the number of entries. Other files stay."""
+        removed = [self._tolerant(partial(_unlink, file.path), "removed") for file in self._files()]
         for file in self._parts():
             self._tolerant(partial(_unlink, file.path), "removed")
-        return sum(map(bool, gone))
+        return sum(map(bool, removed))
 
     @contextmanager
     def alone(self, seconds: float) -> Iterator[bool]:
-        """Inside, no other process of this machine is inside; False after so many seconds, or where the disk refuses.
+        """Hold the folder's lock on this machine; yields False after `seconds`, or where the disk refuses the lock.
 
         The lock ends with its process, however that ends.
         """
@@ -149,11 +149,11 @@ class Store:
             yield lock is not None
         finally:
             if lock is not None:
-                with suppress(OSError):  # the system gives it back when the process ends
+                with suppress(OSError):  # the system releases it when the process ends
                     lock.release()
 
     def _locked(self, seconds: float) -> BaseFileLock | None:
-        """Return the lock of the folder, acquired; None after so many seconds. Raises OSError, UnusableError.
+        """Return the lock of the folder, acquired; None after `seconds`. Raises OSError, UnusableError.
 
         `filelock` locks on Windows too, follows no link, and a child of a fork does not have its parent's lock.
         """
@@ -170,11 +170,11 @@ class Store:
     # --- inside ---
 
     def _files(self) -> list[_File]:
-        """The files of entries."""
+        """Return the files of entries."""
         return [file for file in self._scanned() if _FILE.fullmatch(file.path.name)]
 
     def _parts(self) -> list[_File]:
-        """What is being written, or what a process that died while it wrote has left."""
+        """Return the temporary files: being written, or left by a process that died while writing."""
         return [file for file in self._scanned() if file.path.name.startswith(_PART)]
 
     def _scanned(self) -> list[_File]:
@@ -182,25 +182,25 @@ class Store:
         return [] if folder is None else self._tolerant(lambda: _scan(folder), "listed") or []
 
     def _shrink(self) -> None:
-        """Remove entries, those first that were written first, where all together are past the limit."""
+        """Remove entries, the oldest first, where all together exceed the limit."""
         for file in self._parts():
             if time.time() - file.written > ABANDONED:
                 _unlink(file.path)
         files = self._files()
-        total, most = sum(file.bytes for file in files), limit()
-        if total <= most:
+        total, max_bytes = sum(file.bytes for file in files), limit()
+        if total <= max_bytes:
             return
         for file in sorted(files, key=lambda file: (file.written, file.path)):
             total -= file.bytes
             _unlink(file.path)
-            if total <= KEPT * most:
+            if total <= KEPT * max_bytes:
                 break
 
     def _tolerant(self, act: Callable[[], T], what: str) -> T | None:
-        """What an action on the disk gives; None, and one warning, where the disk refuses it."""
+        """Return the result of an action on the disk; None, and one warning, where the disk refuses it."""
         try:
             return act()
-        except FileNotFoundError:  # another process was quicker
+        except FileNotFoundError:  # another process was faster
             return None
         except (OSError, UnusableError) as error:
             self._warn(f"could not be {what}: {error}")
@@ -209,12 +209,12 @@ class Store:
     def _warn(self, reason: str) -> None:
         level = logging.DEBUG if self._warned else logging.WARNING
         self._warned = True
-        _log.log(level, "the cache %s %s; nothing is lost but time (attnc cache path)", self.folder or "", reason)
+        _log.log(level, "the cache %s %s; only time is lost (attnc cache path)", self.folder or "", reason)
 
 
 @dataclass(frozen=True)
 class _File:
-    """A file of the folder; `written`: when, by the clock of whoever did."""
+    """A file of the folder; `written`: the time of writing, by the clock of the writer."""
 
     path: Path
     bytes: int
@@ -222,27 +222,27 @@ class _File:
 
 
 def _scan(folder: Path) -> list[_File]:
-    """The files of a folder. Raises OSError, UnusableError."""
+    """Return the files of a folder. Raises OSError, UnusableError."""
     check_private(folder)
-    found = []
+    files = []
     with os.scandir(folder) as items:
         for item in items:
-            with suppress(FileNotFoundError):  # another process was quicker
-                facts = item.stat(follow_symlinks=False)
-                found.append(_File(Path(item.path), facts.st_size, facts.st_mtime))
-    return found
+            with suppress(FileNotFoundError):  # another process was faster
+                status = item.stat(follow_symlinks=False)
+                files.append(_File(Path(item.path), status.st_size, status.st_mtime))
+    return files
 
 
 def _is_file(handle: int) -> bool:
-    """Whether an open file is one, and no folder, pipe or device; else it is closed. Raises OSError."""
+    """Check whether an open handle is a regular file, and close it otherwise. Raises OSError."""
     try:
-        found = stat.S_ISREG(os.fstat(handle).st_mode)
+        is_regular = stat.S_ISREG(os.fstat(handle).st_mode)
     except OSError:
         os.close(handle)
         raise
-    if not found:
+    if not is_regular:
         os.close(handle)
-    return found
+    return is_regular
 
 
 def _unlink(path: Path) -> bool:
@@ -254,16 +254,16 @@ def _unlink(path: Path) -> bool:
 
 
 def limit() -> int:
-    """Bytes that all entries may take together."""
+    """Return the limit on the total size of all entries, in bytes."""
     text = text_of(CACHE_LIMIT)
-    told = text.isascii() and text.isdigit() and len(text) < 8
-    return int(text if told else LIMIT_MIB) << 20
+    is_valid = text.isascii() and text.isdigit() and len(text) < 8
+    return int(text if is_valid else LIMIT_MIB) << 20
 
 
 _stores: dict[Path | None, Store] = {}
 
 
 def store() -> Store:
-    """The store of this process, wherever the environment says that it is."""
+    """Return the store of this process, in the folder that the environment names."""
     folder = cache_folder()
     return _stores.setdefault(folder, Store(folder))

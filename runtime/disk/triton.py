@@ -1,6 +1,6 @@
-"""Triton's own cache of compiled kernels: where it is, and whether anybody else can write there.
+"""Triton's own cache of compiled kernels: its location, and whether other users can write to it.
 
-It stays Triton's: what lies there is code that is loaded and run, so nobody but its user may write it.
+The folder belongs to Triton: its files are code that is loaded and run, so only its user may write them.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ WRITERS = 0o022
 
 
 def triton_folder() -> Path:
-    """Where Triton keeps what it compiled: TRITON_CACHE_DIR, else below TRITON_HOME or the home folder."""
-    own = text_of(TRITON_CACHE_DIR)
-    if own:
-        return Path(os.path.abspath(own)) if _has_place() else Path(own)
+    """Return the folder of Triton's compiled kernels: TRITON_CACHE_DIR, else under TRITON_HOME or the home folder."""
+    named = text_of(TRITON_CACHE_DIR)
+    if named:
+        return Path(os.path.abspath(named)) if _has_working_directory() else Path(named)
     home = text_of(TRITON_HOME) or os.path.expanduser("~")
-    return (Path(os.path.abspath(home)) if _has_place() else Path(home)) / ".triton" / "cache"
+    return (Path(os.path.abspath(home)) if _has_working_directory() else Path(home)) / ".triton" / "cache"
 
 
-def _has_place() -> bool:
-    """Whether this process is in a folder that still is there, so that relative paths have a meaning."""
+def _has_working_directory() -> bool:
+    """Check whether the working directory still exists, so that relative paths have a meaning."""
     try:
         os.getcwd()
     except OSError:
@@ -37,27 +37,27 @@ def _has_place() -> bool:
 
 
 def triton_state(folder: Path) -> str:
-    """What is to be known of the folder, in words."""
+    """Return the state of the folder, in words."""
     try:
-        found = os.stat(folder)
+        status = os.stat(folder)
     except OSError as error:
-        return "not there yet" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-    fault = _fault(found)
-    return "the user's alone" if fault is None else fault
+        return "not created yet" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+    fault = _fault(status)
+    return "only the user can write" if fault is None else fault
 
 
-def _fault(found: os.stat_result) -> str | None:
+def _fault(status: os.stat_result) -> str | None:
     if not hasattr(os, "getuid"):
         return None
-    if found.st_uid not in (os.getuid(), 0):
+    if status.st_uid not in (os.getuid(), 0):
         return "it belongs to another user, whose kernels would run here"
-    return "others may write there, and what lies there runs: chmod go-w" if found.st_mode & WRITERS else None
+    return "others may write there, and its files are executed: run chmod go-w" if status.st_mode & WRITERS else None
 
 
 def guard_triton() -> None:
-    """Make Triton's folder the user's alone, if it is not there yet, before Triton makes it; warn of one that is not.
+    """Create Triton's folder for the user alone before Triton does; warn if others can write to an existing one.
 
-    The disk may refuse: then Triton says so itself.
+    Where the disk refuses, Triton reports the error itself.
     """
     _guard(triton_folder())
 
@@ -66,10 +66,10 @@ def guard_triton() -> None:
 def _guard(folder: Path) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = os.stat(folder)
+        status = os.stat(folder)
     except OSError as error:
         _log.info("Triton's cache %s: %s", folder, error)
         return
-    fault = _fault(found)
-    if fault is not None and stat.S_ISDIR(found.st_mode):
+    fault = _fault(status)
+    if fault is not None and stat.S_ISDIR(status.st_mode):
         _log.warning("Triton's cache %s: %s", folder, fault)

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whenever the process that writes them dies."""
+"""Atomic file writes: a file exists completely or not at all, whenever the writing process dies."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 
 def write_whole(path: Path, data: bytes, *, prefix: str, mode: int | None = None) -> None:
-    """Write a file beside its place and rename it; what was there stays until then.
+    """Write a temporary file and rename it; the previous file stays until then.
 
-    `prefix`: of the file beside; `mode`: its rights, None: the user's alone. Raises OSError.
+    `prefix`: of the temporary file's name; `mode`: its permissions, None: the user alone. Raises OSError.
     """
     handle, part = tempfile.mkstemp(prefix=prefix, dir=path.parent)
     try:
@@ -27,7 +27,7 @@ def write_whole(path: Path, data: bytes, *, prefix: str, mode: int | None = None
 
 
 def write_for_user(path: Path, data: bytes) -> None:
-    """Write a file that the user named: through links, with the rights that it had, or those that new files have.
+    """Write a file that the user named: through links, with its previous permissions, or those of new files.
 
     Raises OSError.
     """
@@ -37,6 +37,6 @@ def write_for_user(path: Path, data: bytes) -> None:
 
 
 def _umask() -> int:
-    found = os.umask(0)
-    os.umask(found)
-    return found
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

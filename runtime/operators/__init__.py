@@ -1,6 +1,6 @@
-"""Declare attnc's operators to torch, so that exported models load; a first call imports the kernels.
+"""Declaration of attnc's operators to torch, so that exported models load; a first call imports the kernels.
 
-`import attnc` imports this module once torch is imported (`attnc.after_torch`), so it must stay quick: a schema for
+`import attnc` imports this module once torch is imported (`attnc.after_torch`), so it must stay fast: a schema for
 each operator, and for each dispatch key a function that finds the kernel in `KERNELS` of the operator's module.
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch.library import Library, register_fake
 
 FAKE = "fake"
-"""The key of an operator's fake kernel in `KERNELS`, beside torch's dispatch keys."""
+"""The key of an operator's fake kernel in `KERNELS`, alongside torch's dispatch keys."""
 
 
 class Operator(NamedTuple):
@@ -28,7 +28,7 @@ class Operator(NamedTuple):
 
 
 _PT2 = (torch.Tag.pt2_compliant_tag,)
-# What the kernels return is laid out as their arguments are, so a compiler must hand over the strides that it traced.
+# Results have the layout of their arguments, so a compiler must pass on the strides that it traced.
 _STRIDES = (*_PT2, torch.Tag.needs_exact_strides)
 _DEVICES = ("CPU", "CUDA")
 _AUTOCAST = ("AutocastCPU", "AutocastCUDA")

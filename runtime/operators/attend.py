@@ -1,8 +1,8 @@
 """`attnc::attend` and `attnc::attend_backward`: attention as operators of torch.
 
-All of torch that looks at operators sees these: `torch.compile`, `torch.export`, autocast, selective checkpointing, the
-FLOP counter. A call is given whole by its arguments: tensors, the pattern as text (`identity`), and the scale (None:
-dk^-1/2). Where nothing looks, a call goes straight to autograd and the executor.
+Every part of torch that observes operators sees these: `torch.compile`, `torch.export`, autocast, selective
+checkpointing, the FLOP counter. The arguments describe a call completely: tensors, the pattern as text (`identity`),
+and the scale (None: dk^-1/2). Where nothing observes, a call goes straight to autograd and the executor.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from attnc.runtime.tensor_checks import check_tensors
 from attnc.runtime.transforms import cast_for_autocast, is_forward_mode, wide_in_interpreter
 
 Inputs: TypeAlias = "Sequence[Tensor] | None"
-"""A list of tensors of an operator: None where there are none, as AOTInductor drops empty lists."""
+"""A list of tensors of an operator: None for an empty list, because AOTInductor drops empty lists."""
 
 Call: TypeAlias = "tuple[Inputs, str, float | None]"
 """The pattern's inputs in its order, its text, and the scale."""
@@ -52,19 +52,19 @@ def attend(
     *,
     return_lse: bool = True,
 ) -> Pair:
-    """(out, lse) under a pattern; not through the operator where nothing looks, as its dispatch slows small calls.
+    """Return (out, lse) under a pattern; bypasses the operator where nothing observes, as dispatch slows small calls.
 
     q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv) → out (B, Hq, Nq, dv) in their dtype, lse (B, Hq, Nq) fp32
     (fp64 for fp64); without `return_lse` only the backward can use it. Raises what a call of an `Attention` raises.
     """
     traced = torch.compiler.is_compiling()
-    if traced or not (q.is_cpu and k.is_cpu and v.is_cpu):  # shapes and devices are checked before anything is traced
+    if traced or not (q.is_cpu and k.is_cpu and v.is_cpu):  # check shapes and devices before tracing
         q, k, v = cast_for_autocast(planner.pattern.name, q, k, v)
         check_tensors(q, k, v)
         refuse_device(q)
-    if torch._C._are_functorch_transforms_active():  # they are taken here, before the dispatcher wraps the tensors
+    if torch._C._are_functorch_transforms_active():  # handled here, before the dispatcher wraps the tensors
         return differentiable(q, k, v, _Seen(planner.text, scale), inputs)
-    if traced or _is_seen(q, k, v):
+    if traced or _is_observed(q, k, v):
         return cast("Pair", _ATTEND(q, k, v, inputs or None, planner.text, scale))
     recorded = _needs_record(q, k, v)
     need: Need = "lse" if return_lse else "backward" if recorded else "out"
@@ -80,7 +80,7 @@ def attend(
 def by_kernels(
     q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor], planner: Planner, scale: float | None
 ) -> Pair:
-    """(out, lse) by the triton executor, on a CPU in Triton's interpreter, differentiable once.
+    """Return (out, lse) by the triton executor, on a CPU in Triton's interpreter, differentiable once.
 
     Raises what a call of an `Attention` raises.
     """
@@ -99,7 +99,7 @@ def refuse_device(q: Tensor) -> None:
     """Raise UnsupportedError where neither the cpu executor nor kernels run."""
     if q.device.type not in ("cpu", "meta", "cuda"):
         raise UnsupportedError(
-            f'q is on {q.device}: there are no kernels for it; use backend="reference" (dense, O(Nq · Nk)), or move '
+            f'q is on {q.device}, which is not supported; use backend="reference" (dense, O(Nq · Nk)), or move '
             f"the tensors to the CPU"
         )
 
@@ -172,7 +172,7 @@ def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *call: Unpack[Call]) -> Pair:
     refuse_device(q)
     rows = q.shape[:3]
     lse = empty_like(q, rows, flash_kernel.lse_dtype(q.dtype))
-    if q.is_cuda:  # kernels write it head by head
+    if q.is_cuda:  # kernels write the LSE head by head
         lse = q.new_empty(rows, dtype=lse.dtype)
     return empty_like(q, (*rows, v.shape[3]), q.dtype), lse
 
@@ -187,7 +187,7 @@ def _fake_backward(
 
 
 class _Seen(NamedTuple):
-    """The operators themselves, below autograd."""
+    """Attention by the operators themselves, below autograd."""
 
     pattern: str
     scale: float | None
@@ -203,7 +203,7 @@ class _Seen(NamedTuple):
 
 
 class _Unseen(NamedTuple):
-    """The executor; in a backward at which something looks, the operator."""
+    """Attention by the executor; the backward uses the operator where something observes it."""
 
     planned: Planned
     pattern: str
@@ -213,14 +213,14 @@ class _Unseen(NamedTuple):
         return self.planned.forward(q, k, v, inputs)
 
     def backward(self, grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor]) -> Triple:
-        if _is_seen(*kept[:3]):  # the operator has its row
+        if _is_observed(*kept[:3]):  # the operator adds the profiler row
             return _Seen(self.pattern, self.scale).backward(grad_out, grad_lse, kept)
         with profiled(self.planned.plan.pattern, "backward"):
             return self.planned.backward(grad_out, grad_lse, kept)
 
 
-def _is_seen(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether autocast, a dispatch mode or a tensor that is not plain has business with the operators."""
+def _is_observed(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Check whether autocast, a dispatch mode or a tensor subclass must see the operators."""
     return (
         torch._C._len_torch_dispatch_stack() > 0
         or torch.is_autocast_enabled("cpu")
@@ -273,7 +273,7 @@ def _forward_under_autocast(q: Tensor, k: Tensor, v: Tensor, *call: Unpack[Call]
 
 
 def _refuse_transforms(*arguments: Any) -> None:
-    """Inside the operator, gradients of more than one level would be lost without a word."""
+    """Raise UnsupportedError inside torch.func, where gradients of more than one level would be lost silently."""
     if torch._C._are_functorch_transforms_active():
         raise UnsupportedError(
             "torch.func over the operator attnc::attend is not supported: transform a function that calls the "
@@ -281,11 +281,11 @@ def _refuse_transforms(*arguments: Any) -> None:
         )
 
 
-# --- what it costs ---------------------------------------------------------------------------------------------------
+# --- FLOPs ------- ---------------------------------------------------------------------------------------------------
 
 
 def _forward_flops(q: Tensor, k: Tensor, v: Tensor, *call: Unpack[Call], out_val: object = None) -> int:
-    """Q Kᵀ and P V over the visible pairs."""
+    """Return the FLOPs of Q Kᵀ and P V over the visible pairs."""
     return 2 * _visible_pairs(q, k, v, *call) * (q.shape[3] + v.shape[3])
 
 
@@ -300,12 +300,12 @@ def _backward_flops(
     *call: Unpack[Call],
     out_val: object = None,
 ) -> int:
-    """Q Kᵀ, dO Vᵀ, Pᵀ dO, dS K and dSᵀ Q over the visible pairs: 2.5 times the forward where dk = dv."""
+    """Return the FLOPs of Q Kᵀ, dO Vᵀ, Pᵀ dO, dS K and dSᵀ Q over visible pairs: 2.5 times the forward for dk = dv."""
     return 2 * _visible_pairs(q, k, v, *call) * (3 * q.shape[3] + 2 * v.shape[3])
 
 
 def _visible_pairs(q: Tensor, k: Tensor, v: Tensor, *call: Unpack[Call]) -> int:
-    """Over batch and heads."""
+    """Return the number of visible pairs of a call, over batch and heads."""
     inputs, *_ = call
     if any(is_fake(x) for x in inputs or ()):
         raise UnsupportedError(
@@ -315,7 +315,7 @@ def _visible_pairs(q: Tensor, k: Tensor, v: Tensor, *call: Unpack[Call]) -> int:
 
 
 def visible_pairs(plan: Plan) -> int:
-    """Over batch and heads."""
+    """Return the number of visible pairs of a plan, over batch and heads."""
     return _counted(plan) if plan.visible is None else plan.visible
 
 

@@ -1,8 +1,8 @@
-"""`attnc::attend_general`: attention with scores, weights, values or branches of its own as an operator of torch.
+"""`attnc::attend_general`: attention with its own scores, weights, values or branches as an operator of torch.
 
-A call that is traced (`torch.compile`, `torch.export`) uses the operator; elsewhere `GeneralAttention` runs as torch
-does. The gradient is the operator `attnc::attend_general_backward`, which computes the forward again: q, k, v and the
-inputs are kept.
+A traced call (`torch.compile`, `torch.export`) uses the operator; elsewhere `GeneralAttention` runs as plain torch
+code. The gradient is the operator `attnc::attend_general_backward`, which recomputes the forward: only q, k, v and the
+inputs are saved.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 class _What(NamedTuple):
-    """The pattern's text, and the scale."""
+    """The text of a pattern, and the scale."""
 
     pattern: str
     scale: float | None
@@ -50,7 +50,7 @@ class _What(NamedTuple):
 def attend(
     general: GeneralAttention, q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], scale: float | None
 ) -> Result:
-    """`GeneralAttention.attend` as one node of a graph."""
+    """Compute `GeneralAttention.attend` as one node of a graph."""
     out, lse = _ATTEND(q, k, v, tensors or None, general.planner.text, scale)
     return out, lse if general.has_lse else None
 
@@ -68,7 +68,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, pattern: str, scal
 
 
 def contiguous(pattern: str, name: str, x: Tensor) -> Tensor:
-    """A result laid out as the operator promises; `pattern` and `name` say what it is."""
+    """Return a result in the layout that the operator promises; `pattern` and `name` name it in the fallback note."""
     if x.is_contiguous():
         return x
     note(pattern, COPY, f"{name}: a node of a graph gives it heads before tokens, and q has tokens before heads")
@@ -94,7 +94,7 @@ def _backward(
     pattern: str,
     scale: float | None,
 ) -> list[Tensor]:
-    """The gradients of q, k, v and of the real inputs in their order."""
+    """Return the gradients of q, k, v and of the real inputs in their order."""
     with _recording():
         leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in (q, k, v, *(inputs or ()))]
         q, k, v, *rest = leaves
@@ -103,13 +103,13 @@ def _backward(
         if lse is not None and grad_lse is not None:
             outputs, grads = [*outputs, lse], [*grads, grad_lse]
         wanted = [x for x in leaves if x.requires_grad]
-        found = torch.autograd.grad(outputs, wanted, grads, materialize_grads=True)
-    return [grad.contiguous() for grad in found]
+        gradients = torch.autograd.grad(outputs, wanted, grads, materialize_grads=True)
+    return [grad.contiguous() for grad in gradients]
 
 
 @contextmanager
 def _recording() -> Iterator[None]:
-    """Autograd, which is not looked for below an operator."""
+    """Enable autograd, which torch disables below an operator."""
     include, exclude = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
     for key in (DispatchKey.AutogradFunctionality, DispatchKey.AutogradOther, DispatchKey.AutogradNestedTensor):
         exclude = exclude - DispatchKeySet(key)
@@ -139,7 +139,7 @@ def _fake_backward(
 
 
 class _RecordedOperator(FirstOrder):
-    """The operator, recorded."""
+    """The forward operator as an autograd function."""
 
     @staticmethod
     def forward(ctx: Any, what: _What, *tensors: Tensor) -> Pair:
@@ -156,11 +156,11 @@ class _RecordedOperator(FirstOrder):
         tensors = ctx.saved_tensors
         if grad_out is None and grad_lse is None:
             return (None,) * (1 + len(tensors))
-        return (None, *_in_place(_Gradient.apply(ctx.what, grad_out, grad_lse, *tensors), tensors))  # type: ignore[no-untyped-call]
+        return (None, *_gradients_by_tensor(_Gradient.apply(ctx.what, grad_out, grad_lse, *tensors), tensors))  # type: ignore[no-untyped-call]
 
 
 class _Gradient(FirstOrder):
-    """The operator of the gradient, which is not differentiated again."""
+    """The backward operator as an autograd function, which is not differentiable again."""
 
     @staticmethod
     def forward(ctx: Any, what: _What, grad_out: Tensor | None, grad_lse: Tensor | None, *tensors: Tensor) -> Any:
@@ -173,8 +173,8 @@ class _Gradient(FirstOrder):
         refuse_second()
 
 
-def _in_place(grads: Sequence[Tensor], tensors: Sequence[Tensor]) -> Iterator[Tensor | None]:
-    """The gradients where their tensors stand, None for those of integers."""
+def _gradients_by_tensor(grads: Sequence[Tensor], tensors: Sequence[Tensor]) -> Iterator[Tensor | None]:
+    """Yield the gradient of each tensor in order, None for integer tensors."""
     left = iter(grads)
     return (next(left) if x.is_floating_point() else None for x in tensors)
 
@@ -194,7 +194,7 @@ def _forward_under_autocast(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Pair
         return cast("Pair", _ATTEND(q, k, v, *rest))
 
 
-# --- what it costs ---------------------------------------------------------------------------------------------------
+# --- FLOPs ------- ---------------------------------------------------------------------------------------------------
 
 
 def _forward_flops(
@@ -206,7 +206,7 @@ def _forward_flops(
     scale: float | None,
     out_val: object = None,
 ) -> int:
-    """Q Kᵀ and P V over the visible pairs of every attention, whatever its scores are made of."""
+    """Return the FLOPs of Q Kᵀ and P V over the visible pairs of every attention, whatever its scores are."""
     return 2 * _pairs(q, k, v, inputs, pattern) * (q.shape[3] + v.shape[3])
 
 
@@ -221,7 +221,7 @@ def _backward_flops(
     scale: float | None,
     out_val: object = None,
 ) -> int:
-    """The forward again, then 2.5 times as much where dk = dv."""
+    """Return the FLOPs of the recomputed forward and the backward, which is 2.5 times the forward for dk = dv."""
     return 2 * _pairs(q, k, v, inputs, pattern) * (4 * q.shape[3] + 3 * v.shape[3])
 
 
@@ -231,7 +231,9 @@ def _pairs(q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, pattern: str) -> int
             "the FLOPs of a pattern with inputs depend on their data, which fake tensors do not have"
         )
     plan = general_of(planner_of(pattern)).plan(q, k, v, inputs or ())
-    return sum(visible_pairs(own) for own in ([plan] if not plan.branches else [p for _, p in plan.branches]))
+    return sum(
+        visible_pairs(branch_plan) for branch_plan in ([plan] if not plan.branches else [p for _, p in plan.branches])
+    )
 
 
 KERNELS = {

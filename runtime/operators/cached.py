@@ -1,4 +1,4 @@
-"""`attnc::decode` and `attnc::prefill`: tokens against a cache as operators of torch, for what is traced."""
+"""`attnc::decode` and `attnc::prefill`: attention over a cache as operators of torch, for traced calls."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PREFILL = torch.ops.attnc.prefill.default
 
 
 class CachedStep(NamedTuple):
-    """The text of a pattern's last rows, the scale, whether the cache is a ring, and whether there is an LSE."""
+    """The text of a pattern's last rows, the scale, whether the cache is a ring, and whether the result has an LSE."""
 
     pattern: str
     scale: float | None
@@ -44,7 +44,7 @@ class CachedStep(NamedTuple):
 def decode(
     step: CachedStep, q: Tensor, k: Tensor, v: Tensor, kv_len: object, block_table: object, tensors: Sequence[Tensor]
 ) -> Result:
-    """(out, lse) as one node of a graph. Lengths that are numbers are part of it, a tensor of them is data."""
+    """Return (out, lse) as one node of a graph. Lengths given as numbers are constants in it, a tensor is data."""
     return _node(_DECODE, step, q, k, v, kv_len, block_table, tensors)
 
 
@@ -77,7 +77,7 @@ def _node(
 
 
 def _rows(pattern: str) -> Planner:
-    """Raises UnsupportedError where a row needs what no cache holds."""
+    """Return the planner of the last rows. Raises UnsupportedError where a row needs more than a cache holds."""
     try:
         return planner_of(pattern)
     except OtherRowsError as error:
@@ -104,8 +104,8 @@ def _forward(
             from attnc.runtime.gpu.device_cache import read_device_cache
 
             first = serving.check_ring(rows.pattern, q, k, None) if ring else None
-            own = read_device_cache(q, k, v, kv_len, block_table, ring=first)
-            out, lse = serving.decode_by_kernels(rows, q, own, scale, named)
+            device_cache = read_device_cache(q, k, v, kv_len, block_table, ring=first)
+            out, lse = serving.decode_by_kernels(rows, q, device_cache, scale, named)
         else:
             cache = _read(rows, q, k, v, kv_len, block_table, ring)
             out, lse = serving.decode(rows, q, cache, scale, named)
@@ -135,7 +135,7 @@ def _forward_of_chunk(
 def _read(
     rows: Planner, q: Tensor, k: Tensor, v: Tensor, kv_len: Tensor, block_table: Tensor | None, ring: bool
 ) -> Cache:
-    """Return the cache of a call on a CPU, a ring where the pattern says how long it must be."""
+    """Return the cache of a call on a CPU, as a ring where requested, with the ring's first token."""
     cache = read_cache(q, k, v, kv_len, block_table, ring=ring)
     if not ring:
         return cache
@@ -143,7 +143,7 @@ def _read(
 
 
 def _written(name: str, q: Tensor, out: Tensor, lse: Tensor | None) -> Pair:
-    """Return out and LSE as an operator gives them: contiguous, the LSE empty where there is none."""
+    """Return out and LSE as the operator promises: contiguous, the LSE empty where there is none."""
     no_lse = q.new_empty((0,), dtype=lse_dtype(q.dtype))
     return contiguous(name, "out", out), no_lse if lse is None else contiguous(name, "lse", lse)
 
@@ -151,7 +151,7 @@ def _written(name: str, q: Tensor, out: Tensor, lse: Tensor | None) -> Pair:
 def _rows_of(
     rows: Planner, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]
 ) -> Result:
-    """(out, lse) of the last rows, by the operator of such calls."""
+    """Return (out, lse) of the last rows, by the operator of such calls."""
     general, tensors = general_of(rows), input_tensors(rows.pattern, inputs)
     operator = torch.ops.attnc.attend.default if general.is_plain else torch.ops.attnc.attend_general.default
     out, lse = operator(q, k, v, tensors or None, rows.text, scale)

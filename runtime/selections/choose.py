@@ -14,10 +14,11 @@ from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.value_nodes import rank, ranking, reads
 from attnc.runtime.asking import surely_all
-from attnc.runtime.block_values import NEUTRAL, BlockValues
+from attnc.runtime.block_values import BlockValues
 from attnc.runtime.device_constants import on_device
 from attnc.runtime.folded import entries_at_once, folded, folded_heads
-from attnc.runtime.pair_blocks import Alive, Operands, PairBlock
+from attnc.runtime.masked_reductions import NEUTRAL
+from attnc.runtime.pair_blocks import Operands, PairBlock, PairMask
 from attnc.runtime.selections.few import are_few, few, scored, scores_candidates
 from attnc.runtime.selections.head_sums import bind_current_head, head_sums, summed
 from attnc.runtime.selections.ranking import kept
@@ -148,8 +149,8 @@ class Choosing:
             found = self._of_few(block, candidates)
             if found is not None:
                 return self._with_always(whole, found)
-        block = replace(block, alive=candidates, seen=candidates)
-        values = BlockValues(self.operands, block, known=known)
+        block = replace(block, active=candidates, visible=candidates)
+        values = BlockValues(self.operands, block, precomputed=known)
         score = values.of(selection.score).expand(shape)
         among = on_device(np.array(candidates), score.device)
         found = kept(score, among, selection.keep, lambda given: self._keeps(block, given), pairs=selection.pairs)
@@ -162,14 +163,14 @@ class Choosing:
             return kept_blocks
         return kept_blocks | on_device(whole.holds(always), kept_blocks.device)
 
-    def _entries_apart(self, block: PairBlock, candidates: Alive) -> list[PairBlock]:
+    def _entries_apart(self, block: PairBlock, candidates: PairMask) -> list[PairBlock]:
         """Return the block, or one per batch entry if some entries have few candidates and others many."""
         size, lanes = len(self._heads), len(block.heads)
         if len(candidates) < lanes or len({are_few(candidates[i : i + size]) for i in range(0, lanes, size)}) == 1:
             return [block]
         return [replace(block, heads=block.heads[i : i + size]) for i in range(0, len(block.heads), size)]
 
-    def _of_few(self, block: PairBlock, candidates: Alive) -> Tensor | None:
+    def _of_few(self, block: PairBlock, candidates: PairMask) -> Tensor | None:
         """Score few candidates alone and return the blocks that rows keep; None if there are many candidates."""
         listed = few(candidates)
         if listed is None:
@@ -177,7 +178,7 @@ class Choosing:
         shape = (len(block.heads), len(block.rows), listed.places.shape[-1])
         keep, there = self.selection.keep, np.broadcast_to(listed.there, shape)
         score = scored(self.operands, block, self.selection.score, listed)
-        block = replace(block, keys=np.arange(shape[-1]), alive=there, seen=there)
+        block = replace(block, keys=np.arange(shape[-1]), active=there, visible=there)
         stays = kept(score, torch.tensor(there), keep, lambda given: self._keeps(block, given), pairs=False)
         found = torch.zeros((*shape[:2], self.places + 1), dtype=torch.bool)
         return found.scatter_(-1, torch.tensor(np.broadcast_to(listed.places, shape)), stays)[..., :-1]
@@ -185,7 +186,7 @@ class Choosing:
     def _keeps(self, block: PairBlock, values_by_name: Mapping[str, Tensor]) -> Tensor:
         """Evaluate `keep` on ranks, masses and scores (heads, rows, blocks), in fp64."""
         nodes = {ranking(name): x for name, x in values_by_name.items()}  # type: ignore[arg-type]  # the names of ir.Ranking
-        values = BlockValues(replace(self.operands, dtype=torch.float64), block, known=nodes)
+        values = BlockValues(replace(self.operands, dtype=torch.float64), block, precomputed=nodes)
         return values.of(self.selection.keep) != 0
 
     def _terms(
@@ -198,7 +199,7 @@ class Choosing:
     ) -> Tensor:
         """Compute the terms of a sum over heads for every query head: (Hq, rows, blocks[, width])."""
         shape = (len(block.heads), len(block.rows), len(block.keys))
-        values, holds = BlockValues(self.operands, block, known=precomputed).where(condition)
+        values, holds = BlockValues(self.operands, block, precomputed=precomputed).where(condition)
         term_values = values.of(term)
         term_values = term_values.expand(shape[0], *term_values.shape[1:]) if rank(term) else term_values.expand(shape)
         if surely_all(holds):

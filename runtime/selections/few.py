@@ -12,7 +12,7 @@ from attnc.compiler.attentions import asked
 from attnc.compiler.rewrite import substitute_value
 from attnc.compiler.value_nodes import reads
 from attnc.runtime.block_values import BlockValues
-from attnc.runtime.pair_blocks import NO_LOOPS, Alive, Int64, Operands, PairBlock
+from attnc.runtime.pair_blocks import NO_LOOPS, Int64, Operands, PairBlock, PairMask
 
 _PLACE = ir.intern(ir.Var("a place", 0))
 
@@ -21,7 +21,7 @@ class Few(NamedTuple):
     """The candidates of each row by block number, (heads or 1, rows, candidates); `there` masks padding."""
 
     places: Int64
-    there: Alive
+    there: PairMask
 
 
 def scores_candidates(item: ir.Selection) -> bool:
@@ -37,12 +37,12 @@ def scores_candidates(item: ir.Selection) -> bool:
     )
 
 
-def are_few(candidates: Alive) -> bool:
+def are_few(candidates: PairMask) -> bool:
     """Check whether at most half of the blocks of every row are candidates (heads or 1, rows, blocks)."""
     return bool(2 * int(candidates.sum(-1).max(initial=0)) <= candidates.shape[-1])
 
 
-def few(candidates: Alive) -> Few | None:
+def few(candidates: PairMask) -> Few | None:
     """List the candidates (heads or 1, rows, blocks); None if they are more than half of the blocks of some row."""
     if not are_few(candidates):
         return None

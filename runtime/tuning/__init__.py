@@ -1,1 +1,1 @@
-"""Choosing by the clock among the first few schedules that the cost model would choose, and keeping what was found."""
+"""Choosing schedules by measurement among the first few that the cost model ranks, and storing the choices."""

@@ -1,6 +1,6 @@
-"""What a tuned choice belongs to: everything that is fixed when a pattern is compiled, and nothing that a call brings.
+"""The key of a tuned choice: everything that is fixed when a pattern is compiled, and nothing that a call adds.
 
-Lengths, batches, numbers of heads and lists are a call's: what was measured at some of them stands for their bucket.
+Lengths, batches, numbers of heads and lists belong to a call: a measurement at some of them stands for their bucket.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ Executor = Literal["cpu", "triton"]
 
 @dataclass(frozen=True)
 class Key:
-    """Named parts, by name; equal keys are those of which no part differs."""
+    """A key made of named parts; keys are equal where all parts are."""
 
     parts: tuple[tuple[str, str], ...]
 
     @classmethod
     def of(cls, parts: Mapping[str, str]) -> Key:
-        """The key of some parts."""
+        """Return the key of some parts."""
         return cls(tuple(sorted(parts.items())))
 
     @cached_property
     def digest(self) -> str:
-        """The key as the name of a file."""
+        """The key as a file name."""
         return hashlib.sha256(json.dumps(self.parts).encode()).hexdigest()[:32]
 
     def differing(self, other: Key) -> list[str]:
-        """The parts in which another key differs, as they stand here and there."""
-        own, others = dict(self.parts), dict(other.parts)
+        """Return the parts that differ from another key, with both values."""
+        parts, other_parts = dict(self.parts), dict(other.parts)
         return [
-            f"{name}: {own.get(name, 'none')}, there {others.get(name, 'none')}"
-            for name in dict.fromkeys([*own, *others])
-            if own.get(name) != others.get(name)
+            f"{name}: {parts.get(name, 'none')}, there {other_parts.get(name, 'none')}"
+            for name in dict.fromkeys([*parts, *other_parts])
+            if parts.get(name) != other_parts.get(name)
         ]
 
     def __str__(self) -> str:
@@ -58,7 +58,7 @@ class Key:
 
 @dataclass(frozen=True)
 class CompiledPattern:
-    """A pattern with how it was compiled: the part of a key that no call changes."""
+    """A pattern with its compile options: the part of a key that no call changes."""
 
     pattern: Pattern
     form: str
@@ -67,12 +67,12 @@ class CompiledPattern:
 
     @cached_property
     def program(self) -> str:
-        """What the pattern means, whatever its text calls it."""
+        """The canonical text of the pattern, independent of names."""
         return canonical(self.pattern)
 
     def key(self, sizes: TensorSizes, executor: Executor, target: str, tf32: bool) -> Key:
-        """The key of calls with heads of one kind on one machine."""
-        told = {
+        """Return the key of calls with heads of one kind on one machine."""
+        parts = {
             "pattern": self.pattern.name,
             "parameters": ", ".join(f"{name}={value}" for name, value in sorted(self.pattern.parameters.items()))
             or "none",
@@ -91,18 +91,18 @@ class CompiledPattern:
             "torch": installed("torch"),
             "triton": installed("triton"),
         }
-        return Key.of(told)
+        return Key.of(parts)
 
 
 def bucket_of(sizes: TensorSizes) -> str:
-    """The bucket of a call's lengths and lanes: each up to the next power of two; as many queries as keys are told."""
+    """Return a call's bucket: lengths and batch · heads, each rounded up to a power of two; marks equal lengths."""
     square = "-square" if sizes.n_q == sizes.n_k else ""
-    lanes = sizes.batch * sizes.heads
-    return f"q{_up(sizes.n_q)}-k{_up(sizes.n_k)}-lanes{_up(lanes)}{square}"
+    batch_heads = sizes.batch * sizes.heads
+    return f"q{_up(sizes.n_q)}-k{_up(sizes.n_k)}-lanes{_up(batch_heads)}{square}"
 
 
 BUCKET = re.compile(r"q[0-9]{1,20}-k[0-9]{1,20}-lanes[0-9]{1,20}(-square)?")
-"""What the name of a bucket looks like."""
+"""The form of a bucket's name."""
 
 
 def _up(n: int) -> int:
@@ -111,7 +111,7 @@ def _up(n: int) -> int:
 
 @cache
 def emitter() -> str:
-    """The version of what plans and emits: the digest of its texts, so that it cannot be forgotten to change."""
+    """Return the version of the planner and emitter: a digest of their sources, which changes with every edit."""
     hasher = hashlib.sha256()
     for name, data in _texts(Path(attnc.compiler.__file__).parent):
         hasher.update(name.encode() + b"\0" + data + b"\0")

@@ -1,4 +1,4 @@
-"""What `tune=` asks for: the model's choice, a time in which to measure, or a table of what was measured."""
+"""The meaning of `tune=`: the model's choice, a time in which to measure, or a table of measurements."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _TIME = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(ms|s|min|m)")
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0}
 
 LONGEST = 86_400.0
-"""Seconds of measuring that may be asked for."""
+"""Maximum time of measuring that can be requested, in seconds."""
 
 Choices = tuple[tuple[str, str], ...]
-"""Options by knob."""
+"""The options by knob."""
 
 
 @dataclass(frozen=True)
 class ChoiceSource:
-    """Whence choices come: the cost model, the cache, a table, or `choices` that are tried.
+    """The source of choices: the cost model, the cache, a table, or `choices` under trial.
 
-    `seconds`: to measure in what is not known.
+    `seconds`: the time to measure choices that are not known.
     """
 
     source: Literal["model", "cache", "table", "tried"] = "model"
@@ -40,14 +40,14 @@ class ChoiceSource:
 
     @property
     def text(self) -> str:
-        """As a compiled graph carries it: nothing is measured there, but what is known is used."""
+        """The form in a compiled graph: nothing is measured there, but known choices are used."""
         if self.source == "tried":
             return f"tried {json.dumps(self.choices)}"
         return self.source if self.table is None else f"table {self.table.digest}"
 
 
 def wanted_of(text: str) -> ChoiceSource:
-    """What a `text` says. A table that this process has not loaded leaves the choice to the model, with a warning."""
+    """Return the source of a `text`. A table that is not loaded leaves the choice to the model, with a warning."""
     source, _, rest = text.partition(" ")
     if source == "tried":
         return ChoiceSource("tried", choices=tuple((str(knob), str(option)) for knob, option in json.loads(rest)))
@@ -61,7 +61,7 @@ def wanted_of(text: str) -> ChoiceSource:
 
 
 def read_wanted(tune: object) -> ChoiceSource:
-    """What `tune=` says. Raises ArgumentError, ArgumentTypeError."""
+    """Return the source that `tune=` names. Raises ArgumentError, ArgumentTypeError."""
     if isinstance(tune, os.PathLike) or (isinstance(tune, str) and tune.lower().endswith(".json")):
         return ChoiceSource("table", table=load_table(Path(tune)))
     if isinstance(tune, bool) or not isinstance(tune, str | int | float):
@@ -69,12 +69,12 @@ def read_wanted(tune: object) -> ChoiceSource:
     if tune == "model":
         return ChoiceSource()
     if isinstance(tune, str):
-        found = _TIME.fullmatch(tune.strip())
-        if found is None:
+        match = _TIME.fullmatch(tune.strip())
+        if match is None:
             raise ArgumentError(f"tune is {tune[:40]!r}: it must be {_ALLOWED}")
-        tune = float(found[1]) * _SECONDS[found[2]]
+        tune = float(match[1]) * _SECONDS[match[2]]
     if not (math.isfinite(tune) and 0 <= tune <= LONGEST):
-        raise ArgumentError(f"tune is {tune!r}: a time is a number of seconds from 0 to {LONGEST:g}")
+        raise ArgumentError(f"tune is {tune!r}: a time must be a number of seconds from 0 to {LONGEST:g}")
     return ChoiceSource("cache", float(tune))
 
 

@@ -1,4 +1,4 @@
-"""What there is to decide in a call, and the first few options of each, as the cost model ranks them."""
+"""The knobs of a call, and the first few options of each as the cost model ranks them."""
 
 from __future__ import annotations
 
@@ -34,53 +34,52 @@ from attnc.runtime.tuning.tile_candidates import STAGES, allowed_shapes, knob_of
 from attnc.runtime.tuning.tune_request import TuneRequest
 
 FIRST = 5
-"""Options of a knob that are measured, the model's choice among them."""
+"""Maximum number of options of a knob that are measured, including the model's choice."""
 
 
 HOPELESS = 4.0
-"""What is predicted to take so many times the model's choice is not measured."""
+"""Options predicted to take this many times as long as the model's choice are not measured."""
 
 
 @dataclass(frozen=True)
 class Knob:
-    """One thing to decide. `options`: what is tried for it, the model's choice first, with the milliseconds that are
-    predicted; None where nothing is.
-    """
+    """A decision of a call. `options`: the candidates, the model's choice first, with predicted ms or None."""
 
     name: str
     options: Mapping[str, float | None]
 
 
-def knobs_of(planners: Sequence[Planner], asked: TuneRequest, until: float) -> list[Knob]:
-    """The knobs of a call of these attentions, found until a moment of `time.perf_counter`; none where there is nothing
-    to choose.
+def knobs_of(planners: Sequence[Planner], request: TuneRequest, until: float) -> list[Knob]:
+    """Return the knobs of a call of these attentions; empty where there is nothing to choose.
+
+    `until`: the time of `time.perf_counter` at which the search for options ends.
     """
-    found: list[Knob] = []
+    knobs: list[Knob] = []
     for planner in planners:
-        found += _of_kernels(planner, asked) if asked.by_kernels else [_of_pieces(planner, asked, until)]
-    return [knob for knob in found if len(knob.options) > 1]
+        knobs += _kernel_knobs(planner, request) if request.by_kernels else [_piece_knob(planner, request, until)]
+    return [knob for knob in knobs if len(knob.options) > 1]
 
 
 # --- pieces of the cpu executor --------------------------------------------------------------------------------------
 
 
-def _of_pieces(planner: Planner, asked: TuneRequest, until: float) -> Knob:
-    """The covers of the relations of an attention: a recipe, for each of them that has such a cover."""
-    relations = relations_of(planner.pattern, call_shape(planner.pattern, asked.sizes, asked.inputs))
-    seen: list[Covering] = []
+def _piece_knob(planner: Planner, request: TuneRequest, until: float) -> Knob:
+    """Return the knob for the covers of an attention's relations: a recipe, for each relation with such a cover."""
+    relations = relations_of(planner.pattern, call_shape(planner.pattern, request.sizes, request.inputs))
+    coverings: list[Covering] = []
 
     def first(problem: Covering) -> CoverChoice:
-        seen.append(problem)
+        coverings.append(problem)
         return choose(problem)
 
-    own = build_plan(relations, first)
-    predict = _Prediction(relations, asked)
-    plans = {MODEL: own}
-    for recipe in _ranked(seen, until):
+    model_plan = build_plan(relations, first)
+    predict = _Prediction(relations, request)
+    plans = {MODEL: model_plan}
+    for recipe in _ranked(coverings, until):
         if len(plans) > 2 * FIRST or time.perf_counter() >= until:
             break
         plan = build_plan(relations, by_option(str(recipe)))
-        if not any(_alike(plan, other) for other in plans.values()):
+        if not any(_are_equal(plan, other) for other in plans.values()):
             plans[str(recipe)] = plan
     times = {name: predict.ms(plan) for name, plan in plans.items()}
     worth = [name for name in plans if name != MODEL and times[name] <= HOPELESS * times[MODEL]]
@@ -89,81 +88,88 @@ def _of_pieces(planner: Planner, asked: TuneRequest, until: float) -> Knob:
 
 
 def _ranked(problems: list[Covering], until: float) -> list[Recipe]:
-    """The recipes of several relations, by what they cost together; of a relation without such a cover: the model's."""
+    """Return recipes ranked by total cost over several relations; a relation without the cover costs the model's."""
     costs: list[dict[Recipe, float]] = []
     for problem in problems:
-        own = {}
+        recipe_costs = {}
         for recipe, choice in recipes(problem):
-            own[recipe] = choice.cost
+            recipe_costs[recipe] = choice.cost
             if time.perf_counter() >= until:
                 break
-        costs.append(own)
-    least = [min(own.values()) for own in costs]
-    known = dict.fromkeys(recipe for own in costs for recipe in own)
-    return sorted(known, key=lambda recipe: sum(own.get(recipe, low) for own, low in zip(costs, least, strict=True)))
+        costs.append(recipe_costs)
+    least = [min(recipe_costs.values()) for recipe_costs in costs]
+    all_recipes = dict.fromkeys(recipe for recipe_costs in costs for recipe in recipe_costs)
+    return sorted(
+        all_recipes,
+        key=lambda recipe: sum(recipe_costs.get(recipe, low) for recipe_costs, low in zip(costs, least, strict=True)),
+    )
 
 
-def _alike(a: Plan, b: Plan) -> bool:
-    """Whether two plans are the same calls."""
+def _are_equal(a: Plan, b: Plan) -> bool:
+    """Check whether two plans make the same calls."""
     return a.groups == b.groups and [m.shape for m in a.masks] == [m.shape for m in b.masks]
 
 
 class _Prediction:
-    """What the simulator says of plans of one call."""
+    """Predictions of the simulator for plans of one call."""
 
-    def __init__(self, relations: Relations, asked: TuneRequest) -> None:
+    def __init__(self, relations: Relations, request: TuneRequest) -> None:
         cpu = find_device("cpu")
         assert isinstance(cpu, CpuMachine)
         self._cpu = cpu
-        self._asked = asked
-        self._problem: SimulatedCall = problem_of([relations], relations.pattern.name, {}, asked.sizes.n_k)
+        self._request = request
+        self._problem: SimulatedCall = problem_of([relations], relations.pattern.name, {}, request.sizes.n_k)
         self._nodes = sum(1 for _ in walk(relations.pattern.attend.visible))
 
     def ms(self, plan: Plan) -> float:
-        """Milliseconds of what is measured."""
-        passes: tuple[Pass, ...] = ("forward", "backward") if self._asked.stage == "training" else ("forward",)
-        return sum(simulate_cpu(self._problem, plan, self._cpu, self._nodes, own).predicted_ms for own in passes)
+        """Return the predicted milliseconds of the measured passes."""
+        passes: tuple[Pass, ...] = ("forward", "backward") if self._request.stage == "training" else ("forward",)
+        return sum(simulate_cpu(self._problem, plan, self._cpu, self._nodes, pass_).predicted_ms for pass_ in passes)
 
 
 # --- tiles of kernels ------------------------------------------------------------------------------------------------
 
 
-def _of_kernels(planner: Planner, asked: TuneRequest) -> Iterator[Knob]:
-    """The tiles of each kernel of an attention; of the backward only where that is measured."""
-    sizes, target = asked.sizes, target_of(asked.device)
+def _kernel_knobs(planner: Planner, request: TuneRequest) -> Iterator[Knob]:
+    """Yield the knobs for the tiles of each kernel of an attention; of backward kernels only where measured."""
+    sizes, target = request.sizes, target_of(request.device)
     tf32 = sizes.dtype == "float32" and torch.backends.cuda.matmul.allow_tf32
     heads = HeadShape(sizes.dk, sizes.dv, sizes.dtype, tf32, None, sizes.heads != sizes.kv_heads)
     try:
-        kernels = planner.gpu.kernels_of(heads, target, sizes, asked.inputs)
+        kernels = planner.gpu.kernels_of(heads, target, sizes, request.inputs)
     except NotInKernelsError:
         return
-    relations = relations_of(planner.pattern, call_shape(planner.pattern, sizes, asked.inputs))
-    own = {"forward": kernels.forward.tiles, "dq": kernels.dq.tiles, "dkdv": kernels.dkdv.tiles}
-    stages = STAGES if asked.stage == "training" else STAGES[:1]
-    machine = machine_of(target, asked.device)
-    times = {stage: {} if machine is None else _predicted(relations, machine, stage, own[stage]) for stage in stages}
-    known = {stage: times[stage].get(str(own[stage])) for stage in stages}
+    relations = relations_of(planner.pattern, call_shape(planner.pattern, sizes, request.inputs))
+    model_tiles = {"forward": kernels.forward.tiles, "dq": kernels.dq.tiles, "dkdv": kernels.dkdv.tiles}
+    stages = STAGES if request.stage == "training" else STAGES[:1]
+    machine = machine_of(target, request.device)
+    times = {
+        stage: {} if machine is None else _predicted(relations, machine, stage, model_tiles[stage]) for stage in stages
+    }
+    model_ms = {stage: times[stage].get(str(model_tiles[stage])) for stage in stages}
     for stage in stages:
-        besides = [ms for other, ms in known.items() if other != stage]
-        whole = None if None in besides else sum(ms for ms in besides if ms is not None)
+        other_ms = [ms for other, ms in model_ms.items() if other != stage]
+        other_total = None if None in other_ms else sum(ms for ms in other_ms if ms is not None)
         others = {name: times[stage].get(name) for name in allowed_shapes(target, stage, heads)}
-        others.pop(str(own[stage]), None)
-        ranked = sorted(others.items(), key=lambda one: inf if one[1] is None else one[1])
-        told = {MODEL: known[stage], **dict(ranked[: FIRST - 1])}
-        in_all = {name: None if ms is None or whole is None else ms + whole for name, ms in told.items()}
-        yield Knob(knob_of(planner.knob, stage), in_all)
+        others.pop(str(model_tiles[stage]), None)
+        ranked = sorted(others.items(), key=lambda option: inf if option[1] is None else option[1])
+        options = {MODEL: model_ms[stage], **dict(ranked[: FIRST - 1])}
+        total_ms = {
+            name: None if ms is None or other_total is None else ms + other_total for name, ms in options.items()
+        }
+        yield Knob(knob_of(planner.knob, stage), total_ms)
 
 
 def _predicted(relations: Relations, machine: Machine, stage: Kernel, own: TileShape) -> dict[str, float]:
-    """Milliseconds of a kernel by its tiles, as far as the simulator knows; its own are taken with any warps."""
+    """Return a kernel's predicted milliseconds by tiles, where known to the simulator; `own` matches any warps."""
     problem = problem_of([relations], relations.pattern.name, {}, relations.shape.n_k)
-    found: dict[str, float] = {}
-    for wish in (ScheduleRequest(), ScheduleRequest((own.q_tile, own.k_tile))):
+    ms_by_tiles: dict[str, float] = {}
+    for request in (ScheduleRequest(), ScheduleRequest((own.q_tile, own.k_tile))):
         try:
-            runs = ScheduleCandidates(problem, machine, wish).ranked(stage, "full")
+            runs = ScheduleCandidates(problem, machine, request).ranked(stage, "full")
         except (MachineError, TooManyTilesError, TooManyClassesError, KeyError):
             continue
         for run in runs:
             if run.parts == 1:
-                found.setdefault(str(own if wish.tile else run.model.shape), run.ms)
-    return found
+                ms_by_tiles.setdefault(str(own if request.tile else run.model.shape), run.ms)
+    return ms_by_tiles

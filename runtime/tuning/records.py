@@ -1,4 +1,4 @@
-"""What tuning found for calls of one bucket: the choices, and what was predicted and measured for each option."""
+"""Records of tuning for calls of one bucket: the choices, and the predicted and measured times of each option."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ KIND = "tuned"
 SCHEMA = 1
 
 MODEL = "model"
-"""The option that the cost model takes by itself."""
+"""The option that the cost model chooses."""
 
 Stage = Literal["forward", "training"]
-"""What was measured: a call, or a call and its backward."""
+"""The measured part: a call, or a call and its backward."""
 
 
 @dataclass(frozen=True)
 class KnobTrial:
-    """An option of a knob, in milliseconds; `predicted` is None where the model says nothing of it."""
+    """The measured milliseconds of one option of a knob; `predicted` is None where the model predicts nothing."""
 
     knob: str
     option: str
@@ -37,8 +37,9 @@ class KnobTrial:
 
 @dataclass(frozen=True)
 class Record:
-    """The choices of a key and bucket, by knob. A knob decides one thing: the pieces of an attention, or the tiles of
-    one of its kernels.
+    """The choices for a key and bucket, by knob.
+
+    A knob decides one thing: the pieces of an attention, or the tiles of one of its kernels.
     """
 
     key: Key
@@ -49,11 +50,11 @@ class Record:
 
     @property
     def name(self) -> str:
-        """The name of its entry."""
+        """The name of the record's cache entry."""
         return name_of(self.key, self.bucket)
 
     def payload(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the record as JSON data."""
         return {
             "schema": SCHEMA,
             "key": dict(self.key.parts),
@@ -64,13 +65,13 @@ class Record:
         }
 
     def why(self, knob: str) -> str:
-        """Why a knob stands where it does."""
-        own = {trial.option: trial for trial in self.trials if trial.knob == knob}
-        chosen, model = own.get(self.choices.get(knob, "")), own.get(MODEL)
+        """Return the reason for a knob's choice."""
+        trials = {trial.option: trial for trial in self.trials if trial.knob == knob}
+        chosen, model = trials.get(self.choices.get(knob, "")), trials.get(MODEL)
         if chosen is None or model is None:
             return f"tuned for {self.bucket}"
         if chosen is model:
-            return f"tuned for {self.bucket}: the model's choice is the fastest of {len(own)}, {model.median:.3f} ms"
+            return f"tuned for {self.bucket}: the model's choice is the fastest of {len(trials)}, {model.median:.3f} ms"
         return (
             f"tuned for {self.bucket}: {chosen.option}, {chosen.median:.3f} ms; the model's choice takes "
             f"{model.median:.3f} ms"
@@ -86,12 +87,12 @@ class Record:
 
 
 def name_of(key: Key, bucket: str) -> str:
-    """The name of the entry of a key and bucket."""
+    """Return the name of the cache entry for a key and bucket."""
     return f"{key.digest}-{bucket}"
 
 
 def read_record(payload: Mapping[str, Any]) -> Record | None:
-    """The record of a payload; None for one that is none."""
+    """Return the record of a payload; None for an invalid one."""
     try:
         if payload["schema"] != SCHEMA or payload["stage"] not in ("forward", "training"):
             return None
@@ -104,11 +105,11 @@ def read_record(payload: Mapping[str, Any]) -> Record | None:
         return None
 
 
-def _trial(told: Mapping[str, Any]) -> KnobTrial:
-    predicted = told["predicted"]
-    median, low, high = (_ms(told[name]) for name in ("median", "low", "high"))
-    known = None if predicted is None else _ms(predicted)
-    return KnobTrial(_text(told["knob"]), _text(told["option"]), known, median, low, high, int(told["rounds"]))
+def _trial(data: Mapping[str, Any]) -> KnobTrial:
+    predicted = data["predicted"]
+    median, low, high = (_ms(data[name]) for name in ("median", "low", "high"))
+    predicted_ms = None if predicted is None else _ms(predicted)
+    return KnobTrial(_text(data["knob"]), _text(data["option"]), predicted_ms, median, low, high, int(data["rounds"]))
 
 
 def _ms(value: object) -> float:

@@ -1,4 +1,4 @@
-"""The tiles of kernels that may be tried: those that fit the machine of a target."""
+"""The tiles of kernels that tuning may try: those that fit a target's machine."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ STAGES: tuple[Kernel, ...] = ("forward", "dq", "dkdv")
 """The kernels whose tiles are a choice."""
 
 _MACHINES = {"sm_80": "a100", "sm_90": "h100", "sm_100": "b200"}
-"""A machine of each target, whose limits of a program are those of the target."""
+"""A machine of each target, whose limits per program are those of the target."""
 
 
 def knob_of(attention: str, stage: Stage) -> str:
-    """The name by which the tiles of a kernel are decided."""
+    """Return the knob name for the tiles of a kernel."""
     return f"{attention} {stage}".strip()
 
 
 def machine_of(target: Target, device: torch.device | None = None) -> Machine | None:
-    """The machine that a device is, as the simulator knows it; one of its target else, None where there is none."""
+    """Return the simulator's machine for a device, or one of its target; None where the simulator has none."""
     if device is not None and device.type == "cuda":
         title = torch.cuda.get_device_name(device).lower()
         named = [name for name in machine_names() if name.partition("-")[0] in title]
@@ -38,13 +38,13 @@ def machine_of(target: Target, device: torch.device | None = None) -> Machine | 
 
 @lru_cache(64)
 def allowed_shapes(target: Target, stage: Stage, heads: HeadShape) -> dict[str, TileShape]:
-    """The tiles that fit a program of the target, by their text: no other is taken from anywhere."""
+    """Return the tiles that fit a program of the target, by their text: no other tiles are accepted from anywhere."""
     machine = machine_of(target)
     assert stage in STAGES
     if machine is None:
         return {}
     try:
-        found = tile_shapes(machine, stage, SimulatedHeads(heads.dk, heads.dv, heads.dtype))
+        shapes = tile_shapes(machine, stage, SimulatedHeads(heads.dk, heads.dv, heads.dtype))
     except (MachineError, KeyError):
         return {}
-    return {str(shape): shape for shape in found}
+    return {str(shape): shape for shape in shapes}

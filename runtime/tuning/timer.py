@@ -1,6 +1,6 @@
-"""Milliseconds of runs that are to be compared: in turn, warm, with caches that hold nothing of the run before.
+"""Timing of runs that are compared: in turn, warm, with caches that hold nothing of the previous run.
 
-In turn, so that a machine whose speed drifts treats all alike, and every round begins with another one.
+Runs take turns, so that a machine whose speed drifts affects all alike, and every round begins with another run.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import torch
 Run = Callable[[], object]
 
 FLUSHED = 64 << 20
-"""Bytes that are written between runs on a GPU: more than any L2 of today."""
+"""Bytes written between runs on a GPU: more than any current L2 cache."""
 
 FLUSHED_ON_CPU = 8 << 20
-"""The same on a CPU: what a core has to itself, and its share of what cores have together."""
+"""Bytes written between runs on a CPU: a core's private caches, and its share of the shared cache."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Timing:
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> Timing:
-        """The timing of some samples."""
+        """Return the timing of some samples."""
         return cls(statistics.median(samples), min(samples), max(samples), len(samples))
 
 
 class Clock:
-    """Times single runs on a device: by events where it has them, else by the wall."""
+    """A timer of single runs on a device: by events where the device has them, else by wall clock."""
 
     def __init__(self, device: torch.device, flushed: int | None = None) -> None:
         """`flushed`: bytes that are written between runs."""
@@ -49,7 +49,7 @@ class Clock:
         self._flushed = torch.empty(otherwise if flushed is None else flushed, dtype=torch.int8, device=device)
 
     def milliseconds(self, run: Run) -> float:
-        """One run, after caches were overwritten."""
+        """Return the time of one run, after caches were overwritten."""
         with torch.cuda.device(self._device) if self._cuda else nullcontext():
             return self._timed(run)
 
@@ -59,7 +59,7 @@ class Clock:
             start = time.perf_counter()
             run()
             return (time.perf_counter() - start) * 1e3
-        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch has no type for it
+        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch has no type for events
         begun.record()
         run()
         ended.record()
@@ -71,13 +71,13 @@ LEAST, MOST = 7, 25
 """Rounds that a decision takes, and at most."""
 
 LOOKED_AT = 3
-"""Rounds after which what is far behind is left out."""
+"""Number of rounds after which slow options are dropped."""
 
 BEHIND = 1.25
-"""What takes so many times the best median, at its best, is far behind."""
+"""An option is dropped if its best time exceeds this many times the best median."""
 
 CHANCE = 0.01
-"""How often runs that take the same time may be taken for one that is faster than the other."""
+"""Maximum probability that one of two equally fast runs is taken for the faster one."""
 
 
 def compared(
@@ -85,20 +85,20 @@ def compared(
     clock: Clock,
     until: float,
     warm: Callable[[str, Run], bool],
-    told: Callable[[str], None] = lambda name: None,
+    report: Callable[[str], None] = lambda name: None,
 ) -> dict[str, list[float]]:
-    """Milliseconds of runs in turn, round by round, until a moment of `time.perf_counter`; what never ran is missing.
+    """Return milliseconds of runs in turn, by round, until a time of `time.perf_counter`; runs not started are missing.
 
-    `warm` runs each once before it is measured, for what is made at first use and kernels that are compiled then, and
-    says whether it is to be measured. The first is measured to the end, as all are held against it; no others are begun
-    with than `LEAST` rounds of all leave time for, and those are left out that are far behind.
+    `warm` runs each option once before it is measured, so that first-use objects are made and kernels compiled, and
+    returns whether to measure it. The first option is measured to the end, because all are compared with it; others
+    start only while time is left for `LEAST` rounds of all, and options that are far behind are dropped.
     """
     samples: dict[str, list[float]] = {}
     for name, run in runs.items():
-        taken = [own[0] / 1e3 for own in samples.values()]
-        if taken and time.perf_counter() + LEAST * (sum(taken) + max(taken)) > until:
+        first_seconds = [times[0] / 1e3 for times in samples.values()]
+        if first_seconds and time.perf_counter() + LEAST * (sum(first_seconds) + max(first_seconds)) > until:
             break
-        told(name)
+        report(name)
         if warm(name, run):
             samples[name] = [clock.milliseconds(run)]
     names = list(samples)
@@ -107,7 +107,7 @@ def compared(
             break
         for name in turned(names, i):
             samples[name].append(clock.milliseconds(runs[name]))
-        told(f"round {i + 1}")
+        report(f"round {i + 1}")
         if i + 1 >= LOOKED_AT:
             best = min(statistics.median(samples[name]) for name in names)
             names = [name for name in names if name == names[0] or min(samples[name]) <= BEHIND * best]
@@ -115,15 +115,15 @@ def compared(
 
 
 def turned(names: Sequence[str], number: int) -> list[str]:
-    """The order of a round: each begins with another one, as what runs before leaves its traces in the caches."""
+    """Return the order of a round: each begins with another run, because a run leaves traces in the caches."""
     first = number % len(names)
     return [*names[first:], *names[:first]]
 
 
 def is_faster(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether one run is faster than another one: it won more rounds of both than two alike would by chance.
+    """Check whether one run is faster than another: it wins more paired rounds than two equal runs would by chance.
 
-    By the sign test, on pairs of one round: what slows a machine down for a while slows both.
+    By the sign test, on pairs of one round: a slowdown of the machine affects both of a pair.
     """
     pairs = list(zip(one, other, strict=False))
     won = sum(a < b for a, b in pairs)

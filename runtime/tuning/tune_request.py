@@ -1,4 +1,4 @@
-"""The call for which schedules are measured."""
+"""The call whose schedules are measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attnc.runtime.tuning.records import Stage
 
 @dataclass(frozen=True)
 class TuneRequest:
-    """The call that is tuned: its sizes, the pattern's inputs by name, what is measured, and where it runs."""
+    """A call to tune: its sizes, the pattern's inputs by name, the measured stage, and where it runs."""
 
     sizes: TensorSizes
     inputs: Mapping[str, object]

@@ -1,4 +1,4 @@
-"""What was tuned for a pattern, found by the shape of a call: in a table, or in the cache on disk."""
+"""Tuned choices of a pattern, looked up by the shape of a call: in a table, or in the cache on disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 class Tuned:
-    """The choices for one pattern, from where they are wanted."""
+    """The tuned choices for one pattern, from the requested source."""
 
     def __init__(self, compiled: CompiledPattern, wanted: ChoiceSource) -> None:
         self.compiled = compiled
@@ -33,13 +33,13 @@ class Tuned:
 
     @property
     def state(self) -> Hashable:
-        """Equal where the choices for equal calls are."""
+        """A key that is equal where the choices for equal calls are."""
         return self._changes, torch.get_num_threads(), store().folder
 
     def option(
         self, knob: str, sizes: TensorSizes, executor: Executor, device: torch.device | None = None
     ) -> str | None:
-        """What was chosen for a knob in calls of these sizes; None: the model decides."""
+        """Return the option chosen for a knob in calls of these sizes; None where the model decides."""
         if self.wanted.source == "tried":
             option = dict(self.wanted.choices).get(knob)
         else:
@@ -48,19 +48,19 @@ class Tuned:
         return None if option == MODEL else option
 
     def why(self, knob: str, sizes: TensorSizes, executor: Executor, device: torch.device | None = None) -> str:
-        """Why a knob stands as it does in calls of these sizes, in words."""
+        """Return the reason for a knob's option in calls of these sizes, in words."""
         if self.wanted.source == "tried":
-            return "as it is tried"
+            return "the option under trial"
         record = self.record(sizes, executor, device)
         return f"not tuned for {bucket_of(sizes)}: the model's choice" if record is None else record.why(knob)
 
     def record(self, sizes: TensorSizes, executor: Executor, device: torch.device | None = None) -> Record | None:
-        """What is known for calls of these sizes on a device."""
+        """Return the record for calls of these sizes on a device; None where nothing is tuned."""
         name = (sizes, executor, device, self.state, torch.backends.cuda.matmul.allow_tf32)
         return self._records.get(name, lambda: self._found(sizes, executor, device))
 
     def key(self, sizes: TensorSizes, executor: Executor, device: torch.device | None = None) -> Key:
-        """The key of calls of these sizes on a device."""
+        """Return the key of calls of these sizes on a device."""
         tf32 = executor == "triton" and sizes.dtype == "float32" and torch.backends.cuda.matmul.allow_tf32
         return self.compiled.key(sizes, executor, target_name(executor, device), tf32)
 
@@ -103,25 +103,25 @@ class Tuned:
         return record
 
     def keep(self, record: Record) -> None:
-        """Take these choices from now on, here and, where the disk allows it, in every process."""
+        """Use these choices from now on, in this process and, where the disk allows it, in every process."""
         here = f"{store().folder} {record.name}"
         if store().write(KIND, record.name, record.payload()):
             self._here.pop(here, None)
         else:
-            self._here[here] = record  # one for each bucket that was measured: few
+            self._here[here] = record  # one per measured bucket: few
         self._changes += 1
 
     def look_again(self) -> None:
-        """Read the cache anew: another process may have written."""
+        """Read the cache again, because another process may have written."""
         self._changes += 1
 
 
 MEASURING = LongLock()
-"""Held while something is measured, by one thread of the process."""
+"""A lock held by the thread of this process that measures."""
 
 
 def target_name(executor: Executor, device: torch.device | None) -> str:
-    """The machine that something is measured on, as a key names it."""
+    """Return the name, in keys, of the machine that is measured."""
     if executor == "cpu":
         return this_cpu()
     from attnc.runtime.gpu.device_targets import target_of

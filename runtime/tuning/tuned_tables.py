@@ -1,4 +1,4 @@
-"""Tuned choices as one file, to be shipped: every process that loads it takes the same ones, and measures nothing."""
+"""Tuned choices as one file for shipping: every process that loads it makes the same choices, and measures nothing."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from attnc.runtime.disk.whole import write_for_user
 from attnc.runtime.tuning.records import KIND, SCHEMA, Record, read_record
 
 LARGEST = 256 * MOST
-"""Bytes of a table that is read."""
+"""Maximum size of a table in bytes; no more is read."""
 
 
 @dataclass(frozen=True)
 class TunedTable:
-    """Records by the name of their entry; `digest`: of the file."""
+    """Records by the name of their entry; `digest`: the digest of the file."""
 
     records: Mapping[str, Record]
     digest: str = field(default="")
@@ -30,19 +30,19 @@ class TunedTable:
 
 
 def table_bytes(records: Iterable[Record]) -> bytes:
-    """A table of records, one line each, behind a line that counts them: the same for the same records in any order."""
+    """Return a table of records, one per line, after a line with their count; equal for equal records in any order."""
     lines = {record.name: wrapped(KIND, record.name, record.payload()) for record in records}
-    told = [json.dumps([name, lines[name].decode()], ensure_ascii=False) for name in sorted(lines)]
-    return "".join(f"{line}\n" for line in (json.dumps({"attnc": SCHEMA, "records": len(told)}), *told)).encode()
+    entries = [json.dumps([name, lines[name].decode()], ensure_ascii=False) for name in sorted(lines)]
+    return "".join(f"{line}\n" for line in (json.dumps({"attnc": SCHEMA, "records": len(entries)}), *entries)).encode()
 
 
 def save_tuned(path: str | os.PathLike[str], *records: Record) -> None:
-    """Write a table of records, which `attend.tune` gave, for `compile_attention(…, tune=path)`. Raises OSError."""
+    """Write a table of records, the results of `attend.tune`, for `compile_attention(…, tune=path)`. Raises OSError."""
     write_for_user(Path(path), table_bytes(records))
 
 
 def load_table(path: str | os.PathLike[str]) -> TunedTable:
-    """The table of a file. Raises ArgumentError for one that cannot be read, is damaged or cut off."""
+    """Return the table of a file. Raises ArgumentError for a file that cannot be read, is damaged or truncated."""
     try:
         with Path(path).open("rb") as file:
             head, *lines = file.read(LARGEST).splitlines() or [b""]
@@ -51,9 +51,9 @@ def load_table(path: str | os.PathLike[str]) -> TunedTable:
     records = {}
     number = 1
     try:
-        told = json.loads(head.decode())
-        if told["attnc"] != SCHEMA or told["records"] != len(lines):
-            raise DamagedError(f"it counts {told['records']} records, and {len(lines)} follow")
+        header = json.loads(head.decode())
+        if header["attnc"] != SCHEMA or header["records"] != len(lines):
+            raise DamagedError(f"its header counts {header['records']} records, but {len(lines)} follow")
         for line in lines:
             number += 1
             name, text = json.loads(line.decode())
@@ -63,7 +63,7 @@ def load_table(path: str | os.PathLike[str]) -> TunedTable:
             records[name] = record
     except (DamagedError, ValueError, TypeError, KeyError, AttributeError, RecursionError, ArithmeticError) as error:
         raise ArgumentError(
-            f"tune: {path}, line {number}, is no line of a table that `attnc tune … -o` wrote: {error}"
+            f"tune: {path}, line {number}, is not a line of a table that `attnc tune … -o` wrote: {error}"
         ) from error
     table = TunedTable(records, hashlib.sha256(b"\n".join((head, *lines))).hexdigest()[:32])
     remember(table)
@@ -71,12 +71,12 @@ def load_table(path: str | os.PathLike[str]) -> TunedTable:
 
 
 def remember(table: TunedTable) -> None:
-    """Let compiled graphs of this process find a table."""
+    """Make a table available to compiled graphs of this process."""
     _LOADED.setdefault(table.digest, table)
 
 
 def loaded(digest: str) -> TunedTable | None:
-    """A table that this process has loaded."""
+    """Return a table that this process has loaded, None if it has not."""
     return _LOADED.get(digest)
 
 

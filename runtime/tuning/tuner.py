@@ -1,7 +1,8 @@
-"""Measuring the first few schedules of a call in turn, and keeping the fastest.
+"""Measurement of the first few schedules of a call in turn, and storage of the fastest.
 
-One knob after another, each with what was found for those before: the model's choice first, then others until the time
-is over. What is tried has planners of its own, so that no other call of the process runs by it.
+Knobs are measured one after another, each with the choices made for the previous knobs: the model's choice first, then
+others until the time is over. Options under trial have planners of their own, so that no other call of the process uses
+them.
 """
 
 from __future__ import annotations
@@ -35,22 +36,22 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 FASTER = 0.97
-"""What an option takes at most of the model's choice, to be taken in its place."""
+"""Maximum time of an option, relative to the model's choice, to be chosen instead."""
 
-NOTHING = "there is nothing to tune: what it computes leaves no choice, or content decides it"
+NOTHING = "there is nothing to tune: the computation leaves no choice, or content decides it"
 
 PATIENCE = 10.0
-"""How long another process is waited for that measures on this machine, in times of what it may take, and a second."""
+"""Maximum wait for another process that measures on this machine, as a multiple of its time plus one second."""
 
 ALLOWED = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-"""How far results of two schedules may be apart, of the largest entry: far more than orders of summation differ by."""
+"""Maximum difference between results of two schedules, relative to the largest entry: far above summation order."""
 
 Results = tuple["Tensor | None", ...]
 
 
 @dataclass(frozen=True)
 class Untuned:
-    """A call of which nothing is decided by measuring, and why. `expected`: there is nothing to choose in it."""
+    """A call that was not tuned, and why. `expected`: there is nothing to choose in it."""
 
     reason: str
     expected: bool = False
@@ -59,14 +60,14 @@ class Untuned:
         return self.reason
 
 
-Told = Callable[[str], None]
+Report = Callable[[str], None]
 Compute = Callable[[Choices, Tensor, Tensor, Tensor, Mapping[str, object]], Tensor]
-"""(choices, q, k, v, inputs) → output of a call by these choices."""
+"""A function (choices, q, k, v, inputs) → output of a call with these choices."""
 
 
 @dataclass(frozen=True)
 class TunedCall:
-    """A call to be tuned; `planners` are those of its attentions. `name`: the pattern's."""
+    """A call to tune; `planners` returns the planners of its attentions. `name`: the pattern's name."""
 
     name: str
     compute: Compute
@@ -77,19 +78,19 @@ class TunedCall:
 
     @property
     def stage(self) -> Stage:
-        """What is measured."""
+        """The measured stage."""
         return stage_of((*self.tensors, *self.inputs.values()))
 
     @property
     def asked(self) -> TuneRequest:
-        """What its schedule depends on."""
+        """The properties of the call that its schedule depends on."""
         q, k, v = self.tensors
         return TuneRequest(check_tensors(q, k, v), self.inputs, self.stage, q.device, self.by_kernels)
 
     def own(self) -> Callable[[Choices], Results]:
-        """The call on tensors that nothing else hangs on: its output, and gradients of ones where these are wanted.
+        """Return the call on detached tensors, which returns its output, and gradients of ones where required.
 
-        Hooks of the caller on what autograd keeps are not called: checkpoints count that.
+        The caller's hooks on tensors saved by autograd are not called: checkpoints count those calls.
         """
         q, k, v = (x.detach().requires_grad_(x.requires_grad) for x in self.tensors)
         inputs = {n: _fresh(x) for n, x in self.inputs.items()}
@@ -106,9 +107,9 @@ class TunedCall:
         return run
 
 
-def stage_of(given: Iterable[object]) -> Stage:
-    """What is measured of a call on such tensors: a gradient too, where one is wanted."""
-    recorded = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in given)
+def stage_of(arguments: Iterable[object]) -> Stage:
+    """Return the stage to measure for a call on such tensors: with a gradient where one is required."""
+    recorded = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments)
     return "training" if recorded else "forward"
 
 
@@ -117,36 +118,36 @@ def _fresh(x: object) -> object:
 
 
 def tune(
-    call: TunedCall, tuned: Tuned, seconds: float, told: Told = lambda text: None, *, again: bool = False
+    call: TunedCall, tuned: Tuned, seconds: float, report: Report = lambda text: None, *, again: bool = False
 ) -> Record | Untuned:
-    """The record of a call: what is known of it, or what is measured now in so many seconds, and kept; or why not.
+    """Return the record of a call, known or measured now within `seconds` and stored; or the reason for none.
 
-    `again`: measured although it is known. Raises what the call raises.
+    `again`: measure even if a record is known. Raises the errors of the call.
     """
-    known = None if again else _known(call, tuned)
-    if known is not None:
-        return known
+    record = None if again else _known(call, tuned)
+    if record is not None:
+        return record
     with MEASURING.held(), store().alone(PATIENCE * (seconds + 1)):
         tuned.look_again()  # another process may have measured meanwhile
-        known = None if again else _known(call, tuned)
-        if known is not None:
-            return known
+        record = None if again else _known(call, tuned)
+        if record is not None:
+            return record
         run = call.own()
         begun = time.perf_counter()
-        wanted = run(())
+        model_results = run(())
         once = time.perf_counter() - begun
-        if not all(one is None or bool(torch.isfinite(one).all()) for one in wanted):
-            return Untuned("results hold what is no number, so that schedules cannot be held against each other")
+        if not all(result is None or bool(torch.isfinite(result).all()) for result in model_results):
+            return Untuned("results are not finite, so schedules cannot be compared")
         try:
-            return _tuned(call, tuned, run, wanted, seconds, once, told)
-        except Exception as error:  # the call itself runs: what tries others must not stop it
-            return Untuned(f"what was tried failed: {type(error).__name__}: {error}")
+            return _tuned(call, tuned, run, model_results, seconds, once, report)
+        except Exception as error:  # the call itself runs: a failing trial must not stop it
+            return Untuned(f"a trial failed: {type(error).__name__}: {error}")
 
 
 def _known(call: TunedCall, tuned: Tuned) -> Record | None:
-    asked = call.asked
-    known = tuned.record(asked.sizes, _executor(call), asked.device)
-    return known if known is not None and (known.stage == "training" or asked.stage == "forward") else None
+    request = call.asked
+    record = tuned.record(request.sizes, _executor(call), request.device)
+    return record if record is not None and (record.stage == "training" or request.stage == "forward") else None
 
 
 def _executor(call: TunedCall) -> Executor:
@@ -157,100 +158,100 @@ def _tuned(
     call: TunedCall,
     tuned: Tuned,
     run: Callable[[Choices], Results],
-    wanted: Results,
+    model_results: Results,
     seconds: float,
     once: float,
-    told: Told,
+    report: Report,
 ) -> Record | Untuned:
-    """The record of what is measured now, kept. `once`: seconds that one run took."""
+    """Measure and store the record of a call. `once`: the seconds that one run takes."""
     from attnc.runtime.tuning.knobs import knobs_of
 
-    begun, asked = time.perf_counter(), call.asked
-    knobs = knobs_of(call.planners(asked), asked, begun + seconds / 3)
+    begun, request = time.perf_counter(), call.asked
+    knobs = knobs_of(call.planners(request), request, begun + seconds / 3)
     if not knobs and time.perf_counter() <= begun + seconds / 3:
         return Untuned(NOTHING, expected=True)
-    trials, choices = _measured(call, knobs, run, wanted, begun + seconds, told)
+    trials, choices = _measured(call, knobs, run, model_results, begun + seconds, report)
     if not choices:
-        reason = f"{seconds:g} s are too short to measure {LEAST} rounds of two schedules, by {asked.stage}"
-        return Untuned(f"{reason}; give it {_enough(seconds, once, max(len(knobs), 1))}")
-    key = tuned.key(asked.sizes, _executor(call), asked.device)
-    record = Record(key, bucket_of(asked.sizes), asked.stage, choices, tuple(trials))
+        reason = f"{seconds:g} s are too short to measure {LEAST} rounds of two schedules, by {request.stage}"
+        return Untuned(f"{reason}; use {_enough(seconds, once, max(len(knobs), 1))}")
+    key = tuned.key(request.sizes, _executor(call), request.device)
+    record = Record(key, bucket_of(request.sizes), request.stage, choices, tuple(trials))
     tuned.keep(record)
     _log.info("tuned `%s` in %.2f s: %s", call.name, time.perf_counter() - begun, record)
     return record
 
 
 def _enough(seconds: float, once: float, knobs: int) -> str:
-    """A time in which every knob has two options measured, given the seconds of a first run; more than was too short.
+    """Return a time in which two options of every knob can be measured, given the seconds of one run.
 
     Each option runs once to warm up and `LEAST` times to be measured; the slower of the two may take twice as long, and
-    a third of the time may go to finding options.
+    a third of the time may go to finding options. The result exceeds the time that was too short.
     """
-    wanted = max(1.5 * knobs * 3 * (LEAST + 1) * once, 2 * seconds)
-    if wanted < 1:
-        return f"{math.ceil(1000 * wanted)}ms"
-    step = 10 ** max(math.floor(math.log10(wanted)) - 1, 0)
-    return f"{math.ceil(wanted / step) * step}s"
+    needed = max(1.5 * knobs * 3 * (LEAST + 1) * once, 2 * seconds)
+    if needed < 1:
+        return f"{math.ceil(1000 * needed)}ms"
+    step = 10 ** max(math.floor(math.log10(needed)) - 1, 0)
+    return f"{math.ceil(needed / step) * step}s"
 
 
 def _measured(
     call: TunedCall,
     knobs: Sequence[Knob],
     run: Callable[[Choices], Results],
-    wanted: Results,
+    model_results: Results,
     until: float,
-    told: Told,
+    report: Report,
 ) -> tuple[list[KnobTrial], dict[str, str]]:
-    """Every option that was measured, knob by knob, and what to choose."""
+    """Measure options knob by knob; return every trial, and the choices."""
     clock = Clock(call.tensors[0].device)
     chosen: dict[str, str] = {}
     trials: list[KnobTrial] = []
     for i, knob in enumerate(knobs):
-        share = (until - time.perf_counter()) / (len(knobs) - i)
-        if share <= 0:
+        knob_seconds = (until - time.perf_counter()) / (len(knobs) - i)
+        if knob_seconds <= 0:
             break
         runs = {name: partial(run, tuple(sorted({**chosen, knob.name: name}.items()))) for name in knob.options}
-        warm, end = _Warm(call.name, knob, wanted), time.perf_counter() + share
-        samples = compared(runs, clock, end, warm.agrees, partial(_tell, told, knob))
-        enough = {name: own for name, own in samples.items() if name == MODEL or len(own) >= LOOKED_AT}
+        warm, end = _Warm(call.name, knob, model_results), time.perf_counter() + knob_seconds
+        samples = compared(runs, clock, end, warm.agrees, partial(_tell, report, knob))
+        measured = {name: times for name, times in samples.items() if name == MODEL or len(times) >= LOOKED_AT}
         decided = len(samples.get(MODEL, ())) >= LEAST or time.perf_counter() < end  # all others are far behind
-        if decided and len(enough) > 1:
-            chosen[knob.name] = _fastest(enough)
-            trials += [_trial(knob, name, Timing.of(own)) for name, own in enough.items()]
+        if decided and len(measured) > 1:
+            chosen[knob.name] = _fastest(measured)
+            trials += [_trial(knob, name, Timing.of(times)) for name, times in measured.items()]
     return trials, chosen
 
 
-def _tell(told: Told, knob: Knob, text: str) -> None:
-    told(f"{knob.name}: {text}" if knob.name else text)
+def _tell(report: Report, knob: Knob, text: str) -> None:
+    report(f"{knob.name}: {text}" if knob.name else text)
 
 
 @dataclass(frozen=True)
 class _Warm:
-    """The first runs of options, held against what the model's choice gives."""
+    """First runs of options, compared with the results of the model's choice."""
 
     pattern: str
     knob: Knob
     wanted: Results
 
     def agrees(self, name: str, run: Callable[[], object]) -> bool:
-        """Whether an option runs, and gives what the model's choice gives."""
-        what = f"`{self.pattern}`, {self.knob.name} {name}"
+        """Check that an option runs, and gives the results of the model's choice."""
+        option = f"`{self.pattern}`, {self.knob.name} {name}"
         try:
-            found = run()
-            assert isinstance(found, tuple)
-            if name == MODEL or all(_close(a, b) for a, b in zip(found, self.wanted, strict=True)):
+            results = run()
+            assert isinstance(results, tuple)
+            if name == MODEL or all(_close(a, b) for a, b in zip(results, self.wanted, strict=True)):
                 return True
-        except Exception as error:  # whatever a compiler of kernels raises: it is no option then
+        except Exception as error:  # any error of a kernel compiler: the option is not available
             if name == MODEL:
                 raise
-            _log.info("%s does not run here: %s", what, error)
+            _log.info("%s does not run here: %s", option, error)
             return False
-        _log.warning("%s gives other results than the model's choice and is not taken; please report it", what)
+        _log.warning("%s gives other results than the model's choice and is not used; please report it", option)
         return False
 
 
 def _close(a: Tensor | None, b: Tensor | None) -> bool:
-    """Whether two results are alike but for the order of sums."""
+    """Check that two results are equal up to the order of summation."""
     if a is None or b is None:
         return a is b
     if not a.numel():
@@ -264,12 +265,12 @@ def _trial(knob: Knob, name: str, timing: Timing) -> KnobTrial:
 
 
 def _fastest(samples: Mapping[str, Sequence[float]]) -> str:
-    """The option to take; the model's where no other is faster, by more than two measurements of one thing differ."""
+    """Return the option to choose; the model's unless another is faster by more than measurement noise."""
     model = samples[MODEL]
-    medians = {name: statistics.median(own) for name, own in samples.items()}
+    medians = {name: statistics.median(times) for name, times in samples.items()}
     better = [
         name
-        for name, own in samples.items()
-        if name != MODEL and medians[name] <= FASTER * medians[MODEL] and is_faster(own, model)
+        for name, times in samples.items()
+        if name != MODEL and medians[name] <= FASTER * medians[MODEL] and is_faster(times, model)
     ]
     return min(better, key=medians.__getitem__, default=MODEL)

@@ -1,7 +1,7 @@
 """attnc: attention patterns written once, as their mathematics.
 
 `compile_attention` makes a callable from a library name, an `.attn` file or source text. Names are imported when first
-used, so that `import attnc` stays quick. Operators are declared as soon as torch is imported, before or after attnc.
+used, so that `import attnc` stays fast. Operators are declared as soon as torch is imported, before or after attnc.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m attnc`."""
+"""Entry point of `python -m attnc`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Declaring attnc's operators as soon as torch is imported, before or after attnc, without importing torch here.
+"""Declaration of attnc's operators when torch is imported, before or after attnc, without importing torch.
 
 `torch.export.load` and packages of AOTInductor look operators up by name, so `import attnc` must be enough.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def declare_operators() -> None:
-    """Declare attnc's operators now if torch is imported, else when it is."""
+    """Declare attnc's operators now if torch is imported, or as soon as it is."""
     if "torch" in sys.modules:
         _declare()
     elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
@@ -26,7 +26,7 @@ def _declare() -> None:
 
 
 class _Finder:
-    """A finder of `torch` alone, which the finders after this one find; gone once torch is imported."""
+    """An import finder for `torch` alone, which delegates to the finders behind it; removed once torch is imported."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -44,14 +44,14 @@ class _Finder:
 
 
 class _Loader:
-    """The loader of torch, which declares the operators after it has run the module."""
+    """The loader of torch, which declares attnc's operators after it has run the module."""
 
     def __init__(self, loader: Any, finder: _Finder) -> None:
         self._loader = loader
         self._finder = finder
 
     def __getattr__(self, name: str) -> Any:
-        if "_loader" not in vars(self):  # a copy that is being made has no fields yet
+        if "_loader" not in vars(self):  # during copying, the copy has no fields yet
             raise AttributeError(name)
         return getattr(self._loader, name)
 
@@ -60,7 +60,7 @@ class _Loader:
         return created
 
     def exec_module(self, module: ModuleType) -> None:
-        """Run the module, which sees its own loader and not this one."""
+        """Run the module with its own loader in place of this one."""
         module.__loader__ = self._loader
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader

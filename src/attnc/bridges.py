@@ -1,4 +1,4 @@
-"""`import attnc.bridges` and `from attnc.bridges import …`: the same module as `attnc.bridges` after `import attnc`."""
+"""An alias that makes `import attnc.bridges` and `from attnc.bridges import …` find `attnc.runtime.bridges`."""
 
 import sys
 

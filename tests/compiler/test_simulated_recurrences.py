@@ -361,14 +361,14 @@ def test_what_a_call_refuses() -> None:
     given: Any
     for given, said in (
         ({"n_k": 64}, "n_q is 32 and n_k 64: a recurrence takes as many keys as queries"),
-        ({"tile": (64, 64)}, "tile and order are of pairs"),
+        ({"tile": (64, 64)}, "tile and order apply to pairs"),
         ({"stage": "training"}, "stage is 'training'"),
         ({"slots": 4}, "`gla` has no input and no size `slots`"),
         ({"g": 3}, "g is int: give a torch tensor"),
     ):
         with pytest.raises(ArgumentError, match=said):
             attend.simulate(32, **given)
-    with pytest.raises(ArgumentError, match="slots is 0: a size is a whole number"):
+    with pytest.raises(ArgumentError, match="slots is 0: a size must be an integer"):
         slots.simulate(32, slots=0)
     with pytest.raises(ArgumentError, match="n_q is 0"):
         attend.simulate(0)
@@ -382,4 +382,4 @@ def test_what_a_call_refuses() -> None:
 def test_sizes_of_inputs_are_taken() -> None:
     tensor = torch.zeros(1, 32, 8, 16)
     assert simulated("gsa", 32, s=tensor).passes[0].state == "K[128, 16]"
-    assert simulated("gsa", 32).notes[0] == "slots is taken to be 64: give `slots` to say another"
+    assert simulated("gsa", 32).notes[0] == "slots is assumed to be 64: pass `slots` to change it"

@@ -243,7 +243,7 @@ def test_no_floor_without_a_real_parameter() -> None:
         ({"head_dim": -1}, ArgumentError, "head_dim is -1"),
         ({"dtype": torch.float64}, MachineError, "not in float64"),
         ({"head_dim": 4096}, MachineError, "no tile of a head of 4096"),
-        ({"device": "cpu", "tile": (64, 64)}, ArgumentError, "tile and order are chosen for GPUs"),
+        ({"device": "cpu", "tile": (64, 64)}, ArgumentError, "tile and order are options for GPUs"),
     ],
 )
 def test_refused(given: dict[str, Any], error: type[Exception], said: str) -> None:

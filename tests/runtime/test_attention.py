@@ -169,7 +169,7 @@ def test_inputs_are_checked() -> None:
         (None, ArgumentTypeError, "needs the input `doc`"),
         (torch.zeros(2, 8, dtype=torch.long), ArgumentError, r"size 8 in dimension 1 \(`token`\)"),
         (torch.zeros(2, 9), ArgumentTypeError, "dtype float32"),
-        (torch.tensor([[0, 0, 0, 1, 1, 1, 0, 0, 0]] * 2), ArgumentError, "id 0 comes back at position 6"),
+        (torch.tensor([[0, 0, 0, 1, 1, 1, 0, 0, 0]] * 2), ArgumentError, "id 0 reappears at position 6"),
     ):
         with pytest.raises(error, match=says):
             attend(q, k, v, doc=doc)

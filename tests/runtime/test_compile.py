@@ -135,7 +135,7 @@ def test_mistakes_in_lengths_and_data_are_typed_when_a_compiled_graph_runs() -> 
     with pytest.raises(ArgumentError, match=r"query 0 at key 6.*align start"):
         compiled(compile_attention(NO_ALIGN))(*draw(17, n_k=23))
     attend = compile_attention("document")
-    with pytest.raises(ArgumentError, match="id 0 comes back at position 9"):
+    with pytest.raises(ArgumentError, match="id 0 reappears at position 9"):
         compiled(lambda q, k, v, doc: attend(q, k, v, doc=doc))(
             *draw(), torch.tensor([[0] * 7 + [1] * 2 + [0] * 8] * 2)
         )
@@ -148,7 +148,7 @@ def test_without_fullgraph_mistakes_stay_typed() -> None:
 
 def test_the_dense_reference_breaks_the_graph_and_says_why() -> None:
     dense, tensors = compile_attention("causal", backend="reference"), draw()
-    with pytest.raises(Unsupported, match="the dense reference makes its mask outside of torch"):
+    with pytest.raises(Unsupported, match="the dense reference builds its mask outside of torch"):
         compiled(lambda q, k, v: dense(q * 2, k, v) + 1)(*tensors)
     broken = torch.compile(lambda q, k, v: dense(q * 2, k, v) + 1, backend="aot_eager")
     torch.testing.assert_close(broken(*tensors), dense(tensors[0] * 2, *tensors[1:]) + 1)

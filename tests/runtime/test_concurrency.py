@@ -142,7 +142,7 @@ def test_equal_patterns_made_by_several_threads_have_one_planner() -> None:
     attentions = run_in_threads(lambda number: compile_attention("sliding_window", window=123, sinks=2))
     made = [x._planner for x in attentions if isinstance(x, Attention)]
     assert len(set(map(id, made))) == 1
-    assert made[0].text in planners._alive
+    assert made[0].text in planners._live_planners
 
 
 # --- forks -----------------------------------------------------------------------------------------------------------

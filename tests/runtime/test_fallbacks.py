@@ -275,7 +275,7 @@ def test_the_cpu_backend_refuses_other_devices() -> None:
             lambda: attend.decode(one, q, q, kv_len=32),
             lambda: attend.prefill(few, q, q, kv_len=32),
         ):
-            with pytest.raises(UnsupportedError, match=r'backend="cpu" and q is on cuda:0: .*; move them, or leave'):
+            with pytest.raises(UnsupportedError, match=r'backend="cpu", but q is on cuda:0: .*; move them, or leave'):
                 call()
         assert compile_attention("causal")(q, q, q).device.type == "cuda"
     with pytest.raises(UnsupportedError, match='device=cuda and backend="cpu"'):
@@ -386,7 +386,7 @@ def test_what_the_host_reads_of_a_device_is_counted() -> None:
         with pytest.raises(DataDependentOutputException):
             compile_attention("causal").prefill(q, q, q, kv_len=torch.full((1,), 32, device="cuda"))
     assert attnc.fallbacks() == (
-        Fallback("causal", "host wait", "`kv_len` is on the device, and the host plans from it", 1),
+        Fallback("causal", "host wait", "`kv_len` is on the device, but the host needs it to plan", 1),
         Fallback("document", "host wait", "the input `doc` is read by the host", 1),
         Fallback("fox", "host wait", "the input `f` is checked to be log_decay", 1),
     )

@@ -124,7 +124,7 @@ def test_what_is_refused_says_so() -> None:
     (grad,) = torch.autograd.grad(out.sum(), tensors[:1], create_graph=True)
     with pytest.raises(UnsupportedError, match="second derivatives"):
         torch.autograd.grad(grad.sum(), tensors[:1])
-    with pytest.raises(UnsupportedError, match=r"torch\.func over scores"):
+    with pytest.raises(UnsupportedError, match=r"torch\.func transforms of a pattern"):
         torch.func.grad(lambda q: attend(q, *tensors[1:]).sum())(tensors[0])
 
 

@@ -42,7 +42,7 @@ def test_print_of_a_model_shows_its_patterns() -> None:
     assert "Attention('t5'" in str(layer)
     q = torch.randn(1, 2, 9, 8)
     assert torch.equal(layer.attend(q, q, q), compile_attention("sliding_window", window=64)(q, q, q))
-    with pytest.raises(ArgumentError, match=r"has a dimension `head`: give it, `heads=…`"):
+    with pytest.raises(ArgumentError, match=r"has a dimension `head`: pass its size, `heads=…`"):
         compile_attention("t5").module()
 
 

@@ -72,10 +72,10 @@ def test_texts_of_dead_attentions_are_kept_up_to_a_bound(monkeypatch: pytest.Mon
     monkeypatch.setattr(planners, "_read", Recent(2))
     texts = [text_of(compile_attention("sliding_window", window=900 + i)) for i in range(3)]
     gc.collect()
-    assert not set(texts) & set(planners._alive)
+    assert not set(texts) & set(planners._live_planners)
     kept = [id(planner_of(text)) for text in texts]
     gc.collect()
-    assert set(texts) & set(planners._alive) == set(texts[1:])
+    assert set(texts) & set(planners._live_planners) == set(texts[1:])
     assert [id(planner_of(text)) for text in texts[1:]] == kept[1:]
 
 
@@ -93,7 +93,7 @@ def test_plans_are_found_by_shape_dtype_and_data() -> None:
     assert planner.plan(TensorSizes(17, 17, 2, 4, 4, 8, 8, "float32"), {"doc": DOC}) is plan
     for other in ((q.bfloat16(), k.bfloat16(), v.bfloat16(), DOC), (q[:1], k[:1], v[:1], DOC[:1]), (q, k, v, DOC // 2)):
         assert planner.plan_of(*other[:3], [other[3]]) is not plan
-    with pytest.raises(ArgumentError, match="1 inputs and is given 0"):
+    with pytest.raises(ArgumentError, match="1 inputs, got 0"):
         planner.plan_of(q, k, v, [])
 
 

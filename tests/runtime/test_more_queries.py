@@ -118,7 +118,7 @@ def test_choices_without_a_meaning_before_key_0(lines: str, says: str) -> None:
     q, k, v = (torch.randn(1, 1, n, 8) for n in (14, 12, 12))
     with pytest.raises(ArgumentError, match=f"stand before key 0, and `p` {says}") as refused:
         attend(q, k, v)
-    assert str(refused.value).endswith("leave these queries out: q[:, :, 2:]")
+    assert str(refused.value).endswith("drop these queries: q[:, :, 2:]")
 
 
 def test_a_state_has_no_meaning_before_key_0() -> None:

@@ -94,5 +94,5 @@ def test_masks_are_made_between_graphs() -> None:
 
     assert torch.equal(torch.compile(call, backend="eager")(torch.ones(1)), call(torch.ones(1)))
     torch._dynamo.reset()
-    with pytest.raises(Unsupported, match="make them before the compiled function"):
+    with pytest.raises(Unsupported, match="build them before the compiled function"):
         torch.compile(call, backend="eager", fullgraph=True)(torch.ones(1))

@@ -55,7 +55,7 @@ def operands(name: str, alive: Any) -> tuple[Tensor, TableReads, Tensor]:
 def gathered(table: Tensor, places: TableReads, vectors: Tensor) -> Tensor:
     chosen = table[tuple(torch.from_numpy(np.ascontiguousarray(index)) for index in places.indices)]
     found = (chosen * vectors).sum(-1)
-    return torch.where(torch.from_numpy(places.alive), found, 1)
+    return torch.where(torch.from_numpy(places.active), found, 1)
 
 
 def asked(table: Tensor, places: TableReads, vectors: Tensor) -> Tensor:
@@ -91,8 +91,8 @@ def test_vectors_that_nobody_asks_for_poison_nothing(name: str) -> None:
     """Vectors between two that are read poison nothing."""
     table, places, vectors = operands(name, BAND & ((KEY - ROW) % 2 == 0))
     read = torch.zeros(table.shape[:-1])
-    whole = np.broadcast_shapes(places.lanes, places.alive.shape)
-    at = [torch.from_numpy(np.broadcast_to(x, whole)[np.broadcast_to(places.alive, whole)]) for x in places.indices]
+    whole = np.broadcast_shapes(places.pairs, places.active.shape)
+    at = [torch.from_numpy(np.broadcast_to(x, whole)[np.broadcast_to(places.active, whole)]) for x in places.indices]
     read[tuple(at)] = 1
     poisoned = torch.where(read[..., None] > 0, table, torch.nan).detach().requires_grad_()
     found, wanted = asked(poisoned, places, vectors), gathered(table, places, vectors)

@@ -87,8 +87,8 @@ def test_lists_of_patterns_against_dense_masks(n: int) -> None:
 @pytest.mark.parametrize(
     ("name", "params", "says"),
     [
-        ("davit_channel", {}, "`davit_channel` has keys that are no tokens"),
-        ("hierarchical", {"group": 4}, "`hierarchical` has an attention that reads what another one gave"),
+        ("davit_channel", {}, "`davit_channel` has keys that are not tokens"),
+        ("hierarchical", {"group": 4}, "`hierarchical` has an attention that reads the output of another"),
     ],
 )
 def test_what_is_not_followed_is_refused(name: str, params: dict[str, Any], says: str) -> None:
@@ -255,7 +255,7 @@ def test_it_says_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: 
         (["causal", "--then", "cuasal"], "did you mean `causal`?"),
         (["causal", "--then", "power", "-p", "windw=2"], "did you mean `window`?"),
         (["bigbird"], "the input `random: int[head, rows, drawn]` is missing"),
-        (["davit_channel"], "`davit_channel` has keys that are no tokens"),
+        (["davit_channel"], "`davit_channel` has keys that are not tokens"),
         (["long_lora", "--len", "6"], "does not meet `require keys % groups == 0`"),
         (
             ["halo", "-p", "height=8", "-p", "width=8", "--then", "halo", "-p", "height=16", "-p", "width=8"],

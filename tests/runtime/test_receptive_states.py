@@ -106,7 +106,7 @@ def test_states_take_turns_with_windows(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_what_is_not_followed(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UnsupportedError, match="keys that are no tokens"):
+    with pytest.raises(UnsupportedError, match="keys that are not tokens"):
         layer_of(compile_attention("spatial_mamba", height=3, width=4), N, 1, {})
     tied = WINDOW_AND_STATE.format("scan t // 2\n        ")
     assert main(["receptive", tied, "--len", "8"]) == 2

@@ -216,7 +216,7 @@ def test_what_is_wrong_is_said() -> None:
         attend(q[:, :, :1], k, v, g=g)
     with pytest.raises(ArgumentError, match=r"given as these: f\.exp\(\)"):
         compile_attention("hgrn2")(q, k, v, f=g)
-    with pytest.raises(ArgumentError, match="the state `K` is of `slots`: say how many"):
+    with pytest.raises(ArgumentError, match="the state `K` has a dimension `slots`: pass its size"):
         compile_attention("gsa").init_state(1, 2, 6, 4)
     pattern = compile_attention("causal")
     for call in (

@@ -256,5 +256,5 @@ def test_module_sizes() -> None:
         attend.module(heads=2, dk=4, dv=4, E=torch.randn(3, 7, 4))
     with pytest.raises(ArgumentTypeError, match="learns no `F`"):
         attend.module(heads=2, dk=4, dv=4, F=given)
-    with pytest.raises(ArgumentTypeError, match="whole number above 0"):
+    with pytest.raises(ArgumentTypeError, match="a size must be an integer above 0"):
         attend.module(heads=2, dk=4, dv=4, length=0)

@@ -174,7 +174,7 @@ def test_documents_choose_by_themselves(dims: str) -> None:
         (grad,) = torch.autograd.grad(out[0, :, 20].sum(), k)
         assert bool((grad[0, :, :13] == 0).all())
         assert bool((grad[1] == 0).all())
-    with pytest.raises(UnsupportedError, match="chooses in documents"):
+    with pytest.raises(UnsupportedError, match="within documents are not supported"):
         attend.chosen(q, k, v, doc=given)
 
 
@@ -200,7 +200,7 @@ def test_a_cache_chooses_as_a_call_does(name: str, params: dict[str, Any], shape
 def test_a_mask_needs_vectors() -> None:
     attend = compile_attention("moba", block=8, topk=2)
     q, k, v = made(20)
-    with pytest.raises(ArgumentError, match=r"the selection `chosen` of `moba` depends on content; give `q` and `k`"):
+    with pytest.raises(ArgumentError, match=r"the selection `chosen` of `moba` depends on content; pass `q` and `k`"):
         attend.mask(20)
     with pytest.raises(ArgumentError, match="q has 20 and k 20 tokens, not 21 and 21"):
         attend.mask(21, q=q, k=k)

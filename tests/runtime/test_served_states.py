@@ -149,17 +149,17 @@ def test_what_is_refused() -> None:
     q, k, v = (given[each][:, :, :1] for each in "qkv")
     more = inputs_of(given, 0, 1)
     state = attend.init_state(B, H, D, D, dtype=torch.float64)
-    with pytest.raises(ArgumentTypeError, match=r"has branches with a state: give `state`, at first attend.init_state"):
+    with pytest.raises(ArgumentTypeError, match=r"has branches with a state: pass `state`, at first attend.init_state"):
         attend.decode(q, k, v, kv_len=1, **more)
     with pytest.raises(ArgumentError, match=r"state has near: there are far\.S"):
         attend.decode(q, k, v, kv_len=1, state={**state, "near": state["far.S"]}, **more)
     with pytest.raises(ArgumentError, match=r"state\['S'\] is \(2, 4, 6, 5\)"):
         attend.prefill(q, k, v, kv_len=1, state={"far.S": state["far.S"][..., :5]}, **more)
-    with pytest.raises(UnsupportedError, match="return_lse: what `hybrid_window_linear` combines is no softmax"):
+    with pytest.raises(UnsupportedError, match="return_lse: the combined output of `hybrid_window_linear` is not a"):
         attend.decode(q, k, v, kv_len=1, state=state, return_lse=True, **more)
-    with pytest.raises(UnsupportedError, match="`decode` and `prefill` hand them on, with `state`"):
+    with pytest.raises(UnsupportedError, match="`decode` and `prefill` pass them on, with `state`"):
         attend.step(q, k, v, state, **more)
     with pytest.raises(ArgumentTypeError, match="state: `causal` has no branch with a state"):
         compile_attention("causal").decode(q, k, v, kv_len=1, state=state)
-    with pytest.raises(UnsupportedError, match=r"no cache: the state of a recurrence is handed on by `step`"):
+    with pytest.raises(UnsupportedError, match=r"no cache: a recurrence passes its state on by `step`"):
         compile_attention("gla").decode(q, k, v, kv_len=1, g=given["g"])

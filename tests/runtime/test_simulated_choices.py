@@ -114,7 +114,7 @@ def test_what_content_counts_is_taken_whole() -> None:
     attend, n = compile_attention(WHOLE), 160
     found = simulated(attend, n)
     assert found.visible == 4 * n * (n + 1) // 2
-    assert any("told by content" in note for note in found.notes)
+    assert any("the maximum is assumed" in note for note in found.notes)
 
 
 def test_lengths_beyond_the_sample() -> None:
@@ -147,17 +147,17 @@ def test_ladder(name: str, stage: Any) -> None:
 
 def test_refusals() -> None:
     """Patterns that are not simulated are refused in words."""
-    with pytest.raises(UnsupportedError, match="is not simulated on a CPU yet"):
+    with pytest.raises(UnsupportedError, match="cannot be simulated on a CPU yet"):
         compile_attention("token_sparse").simulate(256, heads=2, device="cpu")
     with pytest.raises(UnsupportedError, match="decode of `moba`"):
         compile_attention("moba").simulate(1, 1024, device="cpu", stage="decode")
     with pytest.raises(UnsupportedError, match="decode of `moba`"):
         compile_attention("moba").simulate(1, 1024, stage="decode")
-    with pytest.raises(ArgumentError, match="causal attention is no rival"):
+    with pytest.raises(ArgumentError, match="causal attention is not a valid baseline"):
         compile_attention("vmoba", frames=4, height=8, width=8).simulate(256, device="cpu", baseline="causal")
-    with pytest.raises(ArgumentError, match="tile and order are chosen for GPUs"):
+    with pytest.raises(ArgumentError, match="tile and order are options for GPUs"):
         compile_attention("moba").simulate(1024, device="cpu", tile=(64, 64))
-    with pytest.raises(ArgumentError, match="the kernels of chosen keys have their own"):
+    with pytest.raises(ArgumentError, match="the kernels of selected keys have their own"):
         compile_attention("moba").simulate(1024, tile=(64, 64))
     with pytest.raises(MachineError, match="not in float64"):
         compile_attention("moba").simulate(1024, dtype=torch.float64)
@@ -207,7 +207,7 @@ def test_several_choices_are_taken_whole() -> None:
     attend = compile_attention("minference_vertical_slash", columns=8, slashes=8, probe=16)
     found = attend.simulate(96, heads=4, kv_heads=2, head_dim=8, device="cpu")
     assert found.visible == 4 * 96 * 97 // 2
-    assert any("told by content" in note for note in found.notes)
+    assert any("the maximum is assumed" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("device", ["a100", "h100", "b200"])
@@ -246,7 +246,7 @@ def test_single_keys_on_a_gpu(stage: Any) -> None:
     assert found.visible < open_to_all.visible
     assert found.ideal_ms / found.rung("attended").speedup > open_to_all.predicted_ms
     assert (found.rung("listed").speedup > found.rung("predicted").speedup) == (stage == "forward")
-    assert any("taken to lie scattered" in note for note in found.notes)
+    assert any("assumed to be scattered" in note for note in found.notes)
 
 
 def test_of_many_members_some_stand_for_others() -> None:

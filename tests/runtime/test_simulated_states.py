@@ -72,9 +72,9 @@ def test_branches_alike_are_shown_once() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ArgumentError, match="tile and order are of pairs"):
+    with pytest.raises(ArgumentError, match="tile and order apply to pairs"):
         simulated("hybrid_window_linear", 4096, tile=(64, 64))
-    with pytest.raises(ArgumentError, match="causal attention is no rival"):
+    with pytest.raises(ArgumentError, match="causal attention is not a valid baseline"):
         simulated("spatial_mamba", 64, params={"height": 8, "width": 8}, baseline="causal")
 
 

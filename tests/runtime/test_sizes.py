@@ -59,7 +59,7 @@ def test_scattered_documents_are_refused_after_others_with_their_runs() -> None:
     attend = compile_attention("document")
     ids = torch.arange(100).repeat_interleave(50)[None]
     attend.plan(5000, doc=ids)
-    with pytest.raises(ArgumentError, match="id 0 comes back at position 4950"):
+    with pytest.raises(ArgumentError, match="id 0 reappears at position 4950"):
         attend.plan(5000, doc=ids % 99)
 
 

@@ -61,7 +61,7 @@ def test_strict_refuses_keys_beyond_the_last_and_twice() -> None:
         ("any(kept[q // 8, i] == k for i in n)", {(19, 19): "19 twice", (20, 1): "20, and keys are numbered 0 to 19"}),
         (
             "any(kept[q // 8, i] == (k + 4) // 8 for i in n)",
-            {(1, 1): "1 twice", (3, 1): "3, and no key asks for others than 0 to 2"},
+            {(1, 1): "1 twice", (3, 1): "3, and keys compare only with 0 to 2"},
         ),
     ],
 )

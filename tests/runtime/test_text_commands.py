@@ -200,7 +200,7 @@ def test_heads_that_share_a_kv_head_tell_kv_heads_from_heads(capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["causal", "pattern p\n    visible 0 <= q - k < dk\n"], "`p` reads the size `dk`, which a call decides"),
+        (["causal", "pattern p\n    visible 0 <= q - k < dk\n"], "`p` reads the size `dk`, which is decided by a call"),
         (
             ["full", "pattern p\n    require keys < 1\n    visible k < keys\n"],
             "`require` refuses all lengths up to 160",

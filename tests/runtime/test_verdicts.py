@@ -64,12 +64,12 @@ def test_the_words_name_the_number_of_heads(capsys: pytest.CaptureFixture[str]) 
 def test_heads_that_require_refuses_are_not_compared(capsys: pytest.CaptureFixture[str]) -> None:
     four = "pattern a\n    require heads == 4\n    visible head < heads or q == k\n"
     assert main(["same", four, "full"]) == 2
-    assert "`require` refuses 8 heads: say how many there are" in capsys.readouterr().err
+    assert "`require` refuses 8 heads: pass another number of heads" in capsys.readouterr().err
     assert main(["same", four, "full", "--heads", "4"]) == 0
     assert main(["same", "full", "full", "--heads", "0"]) == 2
     lists = ["-p", "alpha=[0,64]", "-p", "beta=[0.5,0]", "-q", "alpha=[0,64]", "-q", "beta=[0.5,0]"]
     assert main(["same", "moa", "moa", *lists, "--heads", "4"]) == 2
-    assert "4 heads: the patterns have lists for 2 heads" in capsys.readouterr().err
+    assert "heads is 4: the patterns have per-head lists for 2 heads" in capsys.readouterr().err
 
 
 # --- what is computed from the pairs ---------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def test_relations_that_read_inputs_differ_by_a_pair_of_drawn_inputs(capsys: pyt
 def test_an_input_without_an_example_is_not_decided(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["same", "rectified", "causal"]) == 2
     err = capsys.readouterr().err
-    assert "not decided, as no call can be drawn: the input `neighbour: bool[rows, cols]` is missing" in err
+    assert "not decided, because no call can be drawn: the input `neighbour: bool[rows, cols]` is missing" in err
     assert "--input" not in err
 
 
@@ -198,7 +198,7 @@ def test_keys_that_are_no_tokens_are_compared_in_drawn_calls() -> None:
     verdict = of("davit_channel", "causal")
     assert (verdict.equal, verdict.relation_equal) == (False, None)
     assert verdict.differs_in == ("scores", "values", "branches")
-    with pytest.raises(UnsupportedError, match="keys that are no tokens"):
+    with pytest.raises(UnsupportedError, match="keys that are not tokens"):
         of("davit_channel", "causal", relation_only=True)
 
 
@@ -230,7 +230,7 @@ def test_a_state_is_compared(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_state_has_no_pairs_also_beside_itself(spec: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["same", spec, spec, "--relation"]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and said in err and "which has no pairs; compare all that the patterns compute" in err
+    assert out == "" and said in err and "which has no pairs; compare everything that the patterns compute" in err
     assert of(spec, spec).equal
 
 

@@ -195,7 +195,7 @@ def test_it_is_simulated_as_it_is_set(name: str) -> None:
 
 
 def test_what_is_read_span_by_span_is_not_simulated() -> None:
-    with pytest.raises(UnsupportedError, match=r"`read` of `superlinear` .* not simulated on a CPU yet"):
+    with pytest.raises(UnsupportedError, match=r"`read` of `superlinear` .* cannot be simulated on a CPU yet"):
         compile_attention("superlinear").simulate(
             1024, heads=4, head_dim=64, device="cpu", search=torch.zeros(1, 4, 1024, 64)
         )

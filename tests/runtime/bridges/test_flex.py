@@ -80,9 +80,9 @@ def test_scores_are_never_dropped_in_silence(name: str) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (NO_TOKENS, "are no tokens of k; call it instead"),
-        (BRANCHES, "joins several attentions, which no one mask describes"),
-        (CHOSEN, r"depends on the content of each call, a mask of pairs does not; call it, or ask `mask\("),
+        (NO_TOKENS, "are not tokens of k; call it instead"),
+        (BRANCHES, "joins several attentions, which one mask cannot describe"),
+        (CHOSEN, r"depend on the content of each call, a mask of pairs does not; call it, or use `mask\("),
         (("gated_delta_net", "retention"), "is a recurrence, which has no pairs of queries and keys: no mask_mod"),
         (("hybrid_window_linear",), "has a branch with a state"),
     ],
@@ -197,7 +197,7 @@ def test_what_is_not_pointwise_is_refused() -> None:
 
 
 def test_heads_must_be_known() -> None:
-    with pytest.raises(ArgumentError, match="say how many query heads there are, heads="):
+    with pytest.raises(ArgumentError, match="pass the number of query heads, heads="):
         compile_attention("long_lora").mask_mod(64)
 
 

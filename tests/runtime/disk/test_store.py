@@ -185,7 +185,7 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path, caplog: pytest.LogCap
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "a b", "ü", "", "A", "-a", "a.b", "x/../../../evil"])
 def test_names_that_lead_elsewhere_are_refused(name: str, own: Store) -> None:
-    with pytest.raises(ValueError, match="no name of an entry"):
+    with pytest.raises(ValueError, match="not a valid entry name"):
         own.write("tuned", name, PAYLOAD)
     assert own.folder is not None
     assert not own.folder.exists()

@@ -39,14 +39,14 @@ def test_it_is_where_triton_looks(folder: Path) -> None:
 
 
 def test_it_is_made_private(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert triton_state(folder) == "not there yet"
+    assert triton_state(folder) == "not created yet"
     before = os.umask(0)
     try:
         guard_triton()
     finally:
         os.umask(before)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert triton_state(folder) == "the user's alone"
+    assert triton_state(folder) == "only the user can write"
     assert not caplog.records
 
 
@@ -68,7 +68,9 @@ def test_a_folder_of_somebody_else(folder: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(os, "getuid", lambda: owner + 1)
     folder.chmod(0o755)
     found = triton_state(folder)
-    assert found == ("the user's alone" if owner == 0 else "it belongs to another user, whose kernels would run here")
+    assert found == (
+        "only the user can write" if owner == 0 else "it belongs to another user, whose kernels would run here"
+    )
 
 
 def test_a_disk_that_refuses_is_no_matter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,4 +79,4 @@ def test_a_disk_that_refuses_is_no_matter(folder: Path, monkeypatch: pytest.Monk
     guard_triton()
     monkeypatch.setenv("TRITON_CACHE_DIR", "/proc/no/such/folder")
     guard_triton()
-    assert "not there yet" in triton_state(triton_folder()) or "cannot be read" in triton_state(triton_folder())
+    assert "not created yet" in triton_state(triton_folder()) or "cannot be read" in triton_state(triton_folder())

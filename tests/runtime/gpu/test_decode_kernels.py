@@ -151,7 +151,7 @@ def test_lengths_that_change_make_no_kernels() -> None:
 def test_what_has_no_kernels_says_what_to_do() -> None:
     q, k, v = (torch.randn(1, 2, 50, 16) for _ in range(3))
     attention = compile_attention("fox", backend="triton")
-    with pytest.raises(UnsupportedError, match=r"decode of `fox` by kernels: there are none for .*; call `prefill`"):
+    with pytest.raises(UnsupportedError, match=r"decode of `fox` by kernels is not supported for .*; call `prefill`"):
         attention.decode(q[:, :, -1:], k, v, kv_len=50, f=torch.ones(1, 2, 50))
     causal = compile_attention("causal", backend="triton")
     with pytest.raises(
@@ -196,7 +196,7 @@ def test_calls_are_checked_where_nothing_is_planned() -> None:
 
     with pytest.raises(SpecError, match="keys % 4 == 0"):
         decode("pattern p\n    require keys % 4 == 0\n    visible k <= q\n")
-    with pytest.raises(ArgumentError, match="the parameter `w` has 3 entries, one a head, and q has 2 heads"):
+    with pytest.raises(ArgumentError, match="the parameter `w` has 3 entries, one per head; q has 2 heads"):
         decode("pattern p(w: int[head])\n    visible 0 <= q - k < w\n", params={"w": [3, 5, 9]})
     pre = "pattern p\n    input pre: int[batch, token]\n    visible k <= q and k >= pre[q]\n"
     with pytest.raises(ArgumentError, match="the input `pre` has size 7 in dimension 1"):

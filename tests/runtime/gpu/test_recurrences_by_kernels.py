@@ -93,7 +93,7 @@ def test_a_branch_with_a_state_served() -> None:
         out, state = attend.prefill(q[:, :, start:stop], k, v, kv_len=stop, state=state, **more)
         parts.append(out)
     torch.testing.assert_close(torch.cat(parts, 2), attend.reference(q, k, v, g=g, gate=gate), atol=3e-6, rtol=0)
-    with torch.no_grad(), pytest.raises(UnsupportedError, match="none for several branches; call `prefill`"):
+    with torch.no_grad(), pytest.raises(UnsupportedError, match="not supported for several branches; call `prefill`"):
         attend.decode(q[:, :, -1:], k, v, kv_len=21, state=state, g=g[:, -1:], gate=gate[:, -1:])
 
 

@@ -62,7 +62,7 @@ def test_whatever_fails_while_measuring_the_call_works(
     attend = compile_attention("sliding_window", window=40, tune=TIME)
     q, k, v = vectors()
     assert torch.allclose(attend(q, k, v), attend.reference(q, k, v), atol=1e-5)
-    assert "what was tried failed: OutOfMemoryError: no memory" in caplog.text
+    assert "a trial failed: OutOfMemoryError: no memory" in caplog.text
     with pytest.raises(ArgumentError, match="disagree"):  # but what is wrong with a call is said
         attend(q, k[:, :, :9], v)
 
@@ -95,7 +95,7 @@ def test_what_is_no_number_is_nobodys_fault(caplog: pytest.LogCaptureFixture) ->
     k[0, 1, 7] = float("inf")
     attend(q, k, v)
     assert "other results" not in caplog.text
-    assert "results hold what is no number" in caplog.text
+    assert "results are not finite" in caplog.text
     assert store().entries() == []
 
 
@@ -139,7 +139,7 @@ def test_a_plan_says_what_it_takes(clock: Callable[[dict[str, float]], None]) ->
         assert again.tuned is not None
         again.tuned.look_again()
         reasons = again.plan(300, heads=2, head_dim=16).reasons
-        assert reasons[0] == f"the tuned choice `{option}` is none here: the model's choice"
+        assert reasons[0] == f"the tuned choice `{option}` is not available here: the model's choice"
 
 
 @pytest.mark.parametrize(

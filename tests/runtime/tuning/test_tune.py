@@ -179,7 +179,7 @@ def test_too_short_a_time_is_said(tune: str, caplog: pytest.LogCaptureFixture) -
     attend = compile_attention("sliding_window", window=40, tune=tune)
     q, k, v = vectors(1500, 16)
     out = attend(q, k, v)
-    short = re.search("too short to measure 7 rounds of two schedules, by forward; give it ([0-9]+m?s)", caplog.text)
+    short = re.search("too short to measure 7 rounds of two schedules, by forward; use ([0-9]+m?s)", caplog.text)
     assert short is not None
     assert store().entries() == []
     named, tried = (read_wanted(time).seconds for time in (short[1], tune))

@@ -88,5 +88,5 @@ def test_damaged_entries_are_shown(capsys: pytest.CaptureFixture[str], folder: P
     assert main(["cache", "show"]) == 0
     said = capsys.readouterr().out
     assert "of another version, ignored" in said
-    assert "damaged, ignored: it is no entry of attnc" in said
+    assert "damaged, ignored: it is not an entry of attnc" in said
     assert "measured" in said

@@ -135,4 +135,4 @@ def test_no_environment_is_needed() -> None:
     if os.getuid() == 0:
         assert "Traceback" not in done.stderr
     else:
-        assert done.stderr.count("nothing is lost but time") == 1
+        assert done.stderr.count("only time is lost") == 1

@@ -62,7 +62,7 @@ def test_a_table_that_is_none(
     attend(*vectors())
     path = tmp_path / "table.json"
     path.write_text(change(table_bytes([record_of(attend)]).decode()))
-    with pytest.raises(ArgumentError, match=r"table\.json, line [12], is no line of a table"):
+    with pytest.raises(ArgumentError, match=r"table\.json, line [12], is not a line of a table"):
         compile_attention("causal", tune=path)
 
 
