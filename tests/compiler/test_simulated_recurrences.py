@@ -364,7 +364,7 @@ def test_what_a_call_refuses() -> None:
         ({"tile": (64, 64)}, "tile and order apply to pairs"),
         ({"stage": "training"}, "stage is 'training'"),
         ({"slots": 4}, "`gla` has no input and no size `slots`"),
-        ({"g": 3}, "g is int: give a torch tensor"),
+        ({"g": 3}, "g is int: it must be a torch tensor"),
     ):
         with pytest.raises(ArgumentError, match=said):
             attend.simulate(32, **given)
@@ -372,7 +372,7 @@ def test_what_a_call_refuses() -> None:
         slots.simulate(32, slots=0)
     with pytest.raises(ArgumentError, match="n_q is 0"):
         attend.simulate(0)
-    with pytest.raises(MachineError, match="decode is of 1 to 16 tokens, not 32"):
+    with pytest.raises(MachineError, match="decode takes 1 to 16 tokens, got 32"):
         attend.simulate(32, stage="decode")
     for refused in (attend.growth, lambda: attend.floors(4)):
         with pytest.raises(UnsupportedError, match="is a recurrence"):

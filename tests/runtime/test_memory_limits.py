@@ -20,7 +20,7 @@ N = 100_000_000
     ("name", "call", "said"),
     [
         ("causal", lambda x: x.mask(10**6), "1,000,000 queries × 1,000,000 keys would need 931 GiB"),
-        ("causal", lambda x: x.mask(1, 1 << 33), "would need 8 GiB, and 4 GiB is the most"),
+        ("causal", lambda x: x.mask(1, 1 << 33), "would need 8 GiB; the limit is 4 GiB"),
         ("moba", lambda x: x.mask(10**6), "would need 931 GiB"),
         ("causal", lambda x: x.picture(N), "100,000,000 tokens would need about 11.9 GiB"),
         ("full", lambda x: draw(x, 1, N), "100,000,000 tokens would need about 11.9 GiB"),
@@ -39,7 +39,7 @@ def test_refused_at_once(name: str, call: Callable[[Attention], object], said: s
 def test_the_command_refuses_them(more: list[str]) -> None:
     done = run("show", "causal", "--len", str(N), *more)
     assert done.status == 2
-    assert "a picture of 100,000,000 tokens would need about 11.9 GiB, and 1 GiB is the most" in done.out + done.err
+    assert "a picture of 100,000,000 tokens would need about 11.9 GiB; the limit is 1 GiB" in done.out + done.err
 
 
 def test_a_single_row_may_be_long() -> None:

@@ -1,4 +1,4 @@
-"""More queries than keys under `align end`: the first queries stand before key 0."""
+"""More queries than keys under `align end`: the first queries are before key 0."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_what_has_no_meaning_before_key_0(text: str, says: str) -> None:
     inputs = {"seg": torch.zeros(12, dtype=torch.int64)} if "seg" in text else {}
     attend: Any = compile_attention(f"pattern p\n    align end\n    {text}\n")
     q, k, v = (torch.randn(1, 1, n, 8) for n in (14, 12, 12))
-    with pytest.raises(ArgumentError, match=f"the first 2 queries stand before key 0, and `p` {says}"):
+    with pytest.raises(ArgumentError, match=f"the first 2 queries are before key 0, and `p` {says}"):
         attend(q, k, v, **inputs)
 
 
@@ -116,7 +116,7 @@ def test_choices_without_a_meaning_before_key_0(lines: str, says: str) -> None:
     text = f"select s\n        {lines}\n        keep rank < 2\n    visible k in s"
     attend = compile_attention(f"pattern p\n    align end\n    {text}\n")
     q, k, v = (torch.randn(1, 1, n, 8) for n in (14, 12, 12))
-    with pytest.raises(ArgumentError, match=f"stand before key 0, and `p` {says}") as refused:
+    with pytest.raises(ArgumentError, match=f"are before key 0, and `p` {says}") as refused:
         attend(q, k, v)
     assert str(refused.value).endswith("drop these queries: q[:, :, 2:]")
 

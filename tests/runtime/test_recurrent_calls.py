@@ -201,7 +201,11 @@ def test_states_are_handed_on() -> None:
 def test_what_is_wrong_is_said() -> None:
     attend, (q, k, v), g = compile_attention("gla"), draw(5), gates(5, 6)
     wrong: list[tuple[type[Exception], str, dict[str, Any]]] = [
-        (ArgumentError, r"as log_decay it must be at most 0; factors .* g\.log\(\)", {"g": g.exp()}),
+        (
+            ArgumentError,
+            r"as log_decay it must be at most 0; pass the logarithms of factors .* g\.log\(\)",
+            {"g": g.exp()},
+        ),
         (ArgumentError, "as log_decay it must be at most 0$", {"g": g + 3}),
         (ArgumentError, "has the states S, and `state` has T", {"g": g, "state": {"T": g}}),
         (ArgumentTypeError, "give a tensor for each state", {"g": g, "state": g}),
@@ -214,7 +218,7 @@ def test_what_is_wrong_is_said() -> None:
             attend(q, k, v, **given)
     with pytest.raises(ArgumentError, match="takes as many of both; for later tokens give `state`"):
         attend(q[:, :, :1], k, v, g=g)
-    with pytest.raises(ArgumentError, match=r"given as these: f\.exp\(\)"):
+    with pytest.raises(ArgumentError, match=r"pass the factors instead of their logarithms: f\.exp\(\)"):
         compile_attention("hgrn2")(q, k, v, f=g)
     with pytest.raises(ArgumentError, match="the state `K` has a dimension `slots`: pass its size"):
         compile_attention("gsa").init_state(1, 2, 6, 4)

@@ -151,7 +151,7 @@ def test_what_is_refused() -> None:
     state = attend.init_state(B, H, D, D, dtype=torch.float64)
     with pytest.raises(ArgumentTypeError, match=r"has branches with a state: pass `state`, at first attend.init_state"):
         attend.decode(q, k, v, kv_len=1, **more)
-    with pytest.raises(ArgumentError, match=r"state has near: there are far\.S"):
+    with pytest.raises(ArgumentError, match=r"state has near: expected far\.S"):
         attend.decode(q, k, v, kv_len=1, state={**state, "near": state["far.S"]}, **more)
     with pytest.raises(ArgumentError, match=r"state\['S'\] is \(2, 4, 6, 5\)"):
         attend.prefill(q, k, v, kv_len=1, state={"far.S": state["far.S"][..., :5]}, **more)

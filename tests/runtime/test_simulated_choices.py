@@ -149,9 +149,9 @@ def test_refusals() -> None:
     """Patterns that are not simulated are refused in words."""
     with pytest.raises(UnsupportedError, match="cannot be simulated on a CPU yet"):
         compile_attention("token_sparse").simulate(256, heads=2, device="cpu")
-    with pytest.raises(UnsupportedError, match="decode of `moba`"):
+    with pytest.raises(UnsupportedError, match="simulation of decode is not supported yet for `moba`"):
         compile_attention("moba").simulate(1, 1024, device="cpu", stage="decode")
-    with pytest.raises(UnsupportedError, match="decode of `moba`"):
+    with pytest.raises(UnsupportedError, match="simulation of decode is not supported yet for `moba`"):
         compile_attention("moba").simulate(1, 1024, stage="decode")
     with pytest.raises(ArgumentError, match="causal attention is not a valid baseline"):
         compile_attention("vmoba", frames=4, height=8, width=8).simulate(256, device="cpu", baseline="causal")

@@ -81,7 +81,7 @@ def test_plan_and_mask_take_lengths_of_sequences(name: str) -> None:
 def test_lengths_of_sequences_beside_documents_are_refused() -> None:
     attend = compile_attention("document")
     for ask in (attend.plan, attend.mask):
-        with pytest.raises(ArgumentError, match="give `doc` instead"):
+        with pytest.raises(ArgumentError, match="pass `doc` instead"):
             ask(8, doc=torch.zeros(1, 8, dtype=torch.long), cu_seqlens=torch.tensor([0, 8]))
 
 
