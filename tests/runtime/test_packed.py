@@ -104,8 +104,8 @@ def test_packed_calls_compile_to_one_graph_for_all_lengths() -> None:
         ("causal", {}, [1, 9], "from 0"),
         ("causal", {}, [], "from 0"),
         ("causal", {}, [0, 6, 4, 9], "falls after entry 1"),
-        ("document", {}, [0, 9], "give `doc` instead"),
-        ("combiner", {"segment": 3}, [0, 9], "call it once for each sequence"),
+        ("document", {}, [0, 9], "pass `doc` instead"),
+        ("combiner", {"segment": 3}, [0, 9], "call it per sequence"),
         ("neighborhood_2d", {"height": 3, "width": 3, "window": 3}, [0, 9], "call it once for each sequence"),
     ],
 )

@@ -250,7 +250,7 @@ def test_module_sizes() -> None:
     given = torch.randn(2, 7, 4)
     module = attend.module(heads=2, dk=4, dv=4, E=given)
     assert torch.equal(module.E, given)
-    with pytest.raises(ArgumentError, match="give it, `length=…`"):
+    with pytest.raises(ArgumentError, match="pass its size, `length=…`"):
         attend.module(heads=2, dk=4, dv=4)
     with pytest.raises(ArgumentError, match=r"must be \(2, 7, 4\)"):
         attend.module(heads=2, dk=4, dv=4, E=torch.randn(3, 7, 4))

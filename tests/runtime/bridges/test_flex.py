@@ -69,7 +69,7 @@ def test_scores_are_never_dropped_in_silence(name: str) -> None:
     call = small(name)
     for ask in (call.attention.mask_mod, call.attention.block_mask):
         with pytest.raises(
-            UnsupportedError, match="of its own, which a mask would drop; call it, or say relation_only"
+            UnsupportedError, match="of its own, which a mask would drop; call it, or pass relation_only"
         ):
             ask(call.n, heads=call.heads, **call.inputs)
     mod = call.attention.mask_mod(call.n, heads=call.heads, device="cpu", relation_only=True, **call.inputs)
