@@ -21,7 +21,7 @@ DTYPES = 2
 
 @dataclass(frozen=True)
 class Microbenchmark:
-    """What is timed, how often, and the rates that come of it."""
+    """A timed operation, how often it runs, and the rates computed from it."""
 
     name: str
     times: int

@@ -1,4 +1,4 @@
-"""What the machine code of kernels for chosen places says, without a GPU: `python benchmarks/chosen_kernels.py`.
+"""The machine code of kernels for selected blocks, read without a GPU: `python benchmarks/chosen_kernels.py`.
 
 `--library`, into results/kernels-routing-triton-*.json: not classes, but the kernels that calls of the library's
 routing patterns start, of whatever kind. What the file tells of kernels as they are now stays.

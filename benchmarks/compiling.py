@@ -1,4 +1,4 @@
-"""What stands before the first call: importing attnc, checking a file of the library, compiling it; and the first call
+"""Costs before the first call: importing attnc, checking a file of the library, compiling it; and the first call
 itself, with cold caches and with warm ones, and calls of new shapes, beside FlexAttention's.
 """
 
@@ -75,7 +75,7 @@ def _file(name: str, rounds: int) -> Row:
 
 
 def _imports(rounds: int) -> Row:
-    """What `import attnc` adds to torch's own import, each in a process of its own, in turn.
+    """Measure what `import attnc` adds to torch's own import, each in a process of its own, in turn.
 
     `use_adds`: and what the first use adds, which imports the rest.
     """
@@ -168,7 +168,7 @@ print(*(x for one in told for x in one))
 
 
 def _new_shapes(name: str) -> Row:
-    """What new lengths and batches cost in one process, on cold caches; recompiles are graphs past the first call's."""
+    """Measure new lengths and batches in one process, on cold caches; recompiles are graphs past the first call's."""
     imports = FIRSTS[name][0]
     first = f"{WINDOW})" if name == "attnc" else "attend = torch.compile(flex_attention)"
     window = "(q >= k) & (q - k < 512)"
@@ -185,7 +185,7 @@ def _new_shapes(name: str) -> Row:
 
 
 def _cold_and_warm(text: str) -> tuple[list[float], list[float]]:
-    """What a process prints on empty caches, and then on those that it left."""
+    """Return what a process prints on empty caches, and then on the caches that it left."""
     with tempfile.TemporaryDirectory() as folder:
         return _said(text, folder), _said(text, folder)
 

@@ -1,4 +1,4 @@
-"""What a goal is, what it came to, and which rows are behind it: by how much, and why."""
+"""Goals, their results, and the rows behind a goal: by how much, and why."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ Why = Callable[[Goal, Found], str]
 
 
 def verdict(goal: Goal, rows: Rows, why: Why) -> Verdict:
-    """What a goal came to; rows of other parts are not looked at."""
+    """Return a goal's result; rows of other parts are ignored."""
     own = {part: rows.get(part, ()) for part in goal.parts}
     wrong = tuple(f"{part}: {row['key']}" for part, found in own.items() for row in found if is_wrong(row))
     right = {part: [row for row in found if not is_wrong(row)] for part, found in own.items()}

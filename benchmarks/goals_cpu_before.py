@@ -216,7 +216,7 @@ def _points(rows: Rows) -> list[Found]:
 
 
 def _over_bound(row: Row) -> float | None:
-    """What was reached over ideal dense attention, in percent of the tile bound."""
+    """Return the speedup over ideal dense attention, in percent of the tile bound."""
     return 100 * row["over_ideal"] / row["bound"] if "over_ideal" in row else None
 
 

@@ -65,7 +65,7 @@ class Case:
         return compile_attention(self.pattern, backend="triton", **options, **self.shape(setting).params)
 
     def dense(self) -> Attention:
-        """What it would be without its pattern: causal where that is, else full."""
+        """The dense rival: causal where the pattern is causal, else full."""
         return compile_attention("causal" if self.is_causal else "full", backend="triton")
 
     def given(self, setting: Setting) -> dict[str, Tensor]:

@@ -100,7 +100,7 @@ def _inputs(case: Checked, setting: Setting, q: Tensor) -> dict[str, Tensor]:
 
 
 def repeat(setting: Setting) -> Iterator[Row]:
-    """The same bits every time."""
+    """Check that results have the same bits every time."""
     return rows(setting, [(case.name, partial(_repeat, setting, case)) for case in CHECKED[:: 3 if setting.toy else 1]])
 
 

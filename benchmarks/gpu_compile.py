@@ -62,7 +62,7 @@ def _first_call(setting: Setting, direction: str) -> Row:
 
 
 def new_shapes(setting: Setting) -> Iterator[Row]:
-    """What is compiled anew for other lengths and batches, after the first call."""
+    """Measure recompilation for other lengths and batches, after the first call."""
     return rows(setting, [("new shapes", partial(_new_shapes, setting))])
 
 
@@ -79,7 +79,7 @@ def _times(setting: Setting) -> int:
 
 
 def _cold_and_warm(setting: Setting, name: str, direction: str) -> tuple[Row, Row]:
-    """What a process tells on empty caches, and the next one on those that it left.
+    """Return the row of a process on empty caches, and of the next one on the caches that it left.
 
     At toy sizes, where nothing is compiled, most of it runs in this process.
     """

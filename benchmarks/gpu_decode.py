@@ -185,7 +185,7 @@ def _true(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
 def _rivals(
     setting: Setting, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor
 ) -> tuple[dict[str, Callable[[], Tensor]], dict[str, str]]:
-    """Those over the whole cache that run and are right, and why others do not."""
+    """Return the rivals over the whole cache that run and are right, and why others do not."""
     makers: dict[str, Callable[[], Attend | Absent]] = {
         "flex": lambda: flex.attend(None, setting.device, tuned=True, compiled=setting.cuda),
         "flash_attention": lambda: flash_attention.decode(lengths),

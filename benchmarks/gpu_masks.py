@@ -46,12 +46,12 @@ def dense_128(setting: Setting) -> Iterator[Row]:
 
 
 def dense_64(setting: Setting) -> Iterator[Row]:
-    """The same, heads of 64."""
+    """Measure dense attention with heads of 64."""
     return made(setting, gpu_cases.dense_cases(64, LENGTHS), "forward")
 
 
 def dense_256(setting: Setting) -> Iterator[Row]:
-    """The same, heads of 256."""
+    """Measure dense attention with heads of 256."""
     return made(setting, gpu_cases.dense_cases(256, LENGTHS), "forward")
 
 
@@ -113,7 +113,7 @@ def _dtype(setting: Setting) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Race:
-    """What runs: `ours` and `alike` give the same, `dense` is what attention costs without the pattern."""
+    """The calls of a race: `ours` and `alike` give the same results, `dense` is attention without the pattern."""
 
     ours: Attend
     alike: Mapping[str, Attend]
@@ -321,7 +321,7 @@ def _density(case: Case, n: int, visible: float | None) -> float | None:
 
 
 def _shares(row: Row) -> Row:
-    """What is reached of the bound and of the dense kernel's rate, both over our own dense kernel of the same run."""
+    """Return the shares of the bound and of the dense kernel's rate, both over our dense kernel of the same run."""
     if "attnc_dense" not in row["ms"] or row.get("density") is None:
         return {}
     over = ratio(row, "attnc_dense")

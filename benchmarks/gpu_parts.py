@@ -1,4 +1,4 @@
-"""What parts for a GPU share: rows by key, operands, errors, times and graphs."""
+"""Helpers of the parts for a GPU: rows by key, operands, errors, times and graphs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Todo = Iterable[tuple[str, Callable[[], Row]]]
 
 
 def rows(setting: Setting, todo: Todo) -> Iterator[Row]:
-    """Those that are not there yet."""
+    """Yield the rows that are not measured yet."""
     for key, make in todo:
         if key not in setting.done:
             yield {"key": key, **make()}
@@ -45,7 +45,7 @@ def word(dtype: torch.dtype) -> str:
 
 
 def simulated_device(setting: Setting) -> str | None:
-    """What the simulator calls the device, None where it has no machine for it; at toy sizes an H100 stands in."""
+    """Return the simulator's name of the device, None where it has none; at toy sizes an H100 stands in."""
     if not setting.cuda:
         return "h100"
     name = torch.cuda.get_device_name()
@@ -76,7 +76,7 @@ NAMES = ("out", "dq", "dk", "dv")
 
 
 def errors(ours: Iterable[Tensor], true: Iterable[Tensor]) -> dict[str, float]:
-    """Of out, dq, dk and dv, relative to the largest true entry or to 1."""
+    """Return the errors of out, dq, dk and dv, relative to the largest true entry or to 1."""
     return {name: gap(x, y, least=1.0) for name, x, y in zip(NAMES, ours, true, strict=False)}
 
 

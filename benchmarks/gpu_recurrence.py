@@ -141,7 +141,7 @@ def heads_first(run: Attend, given: Mapping[str, Tensor]) -> Tensor:
 
 
 def _with_gate(run: Run | Absent, decay: Tensor) -> Run | Absent:
-    """With the log-decay of SSD, dt · A."""
+    """Return a run with the log-decay of SSD, dt · A."""
     if isinstance(run, Absent):
         return run
     return lambda given: run({**given, "g": given["dt"] * decay})
@@ -193,7 +193,7 @@ def forward_gates(setting: Setting) -> Iterator[Row]:
 
 
 def forward_delta(setting: Setting) -> Iterator[Row]:
-    """The same of the delta rules."""
+    """Measure the delta rules."""
     return _timings(setting, SYSTEMS[2:], SHAPES, training=False)
 
 
@@ -203,7 +203,7 @@ def training_gates(setting: Setting) -> Iterator[Row]:
 
 
 def training_delta(setting: Setting) -> Iterator[Row]:
-    """The same of the delta rules."""
+    """Measure the delta rules."""
     return _timings(setting, SYSTEMS[2:], SHAPES, training=True)
 
 
@@ -260,7 +260,7 @@ FIRST = 256
 
 
 def _first_tokens_error(system: System, given: Mapping[str, Tensor], true: Tensor) -> float:
-    """Of the first tokens of a call, whose recurrence does not know how long the sequence is."""
+    """Return the error of a call's first tokens, as a recurrence does not depend on the length of the sequence."""
     first = {name: x.detach()[:1, :FIRST].double() for name, x in given.items()}
     return gap(true[:1, :FIRST], _alone(system.called("reference"), first))
 
@@ -325,7 +325,7 @@ FILES = {"h100": "h100-sxm.json", "h200": "h200.json", "b200": "b200.json", "a10
 
 
 def published_bytes_per_ms(device: str | None) -> float | None:
-    """What the data sheet says of the memory of a machine of the simulator; None for None."""
+    """Return the memory rate in the data sheet of a machine of the simulator; None for None."""
     if device is None:
         return None
     text = (Path(simulation.__file__).parent / "machines" / FILES[device]).read_text(encoding="utf-8")

@@ -85,13 +85,13 @@ def _hashes(n: int, device: torch.device | str) -> dict[str, Tensor]:
 
 
 def _placed(setting: Setting) -> list[tuple[str, dict[str, Any], Given]]:
-    """Those whose places are found on the device: strips of a whole prompt, tokens in the order of hashes."""
+    """Return the cases whose blocks are found on the device: strips of a prompt, tokens in the order of hashes."""
     strips = {"block": 10, "stride": 5} if setting.toy else {"block": 50, "stride": 10}
     return [("sorted_blocks", {"block": 16 if setting.toy else 64}, _hashes), ("xattention", strips, _nothing)]
 
 
 def _asking(setting: Setting) -> list[tuple[str, dict[str, Any], Given]]:
-    """Those that choose otherwise than among blocks of keys: tiles are listed on the device."""
+    """Return the cases that select other than blocks of keys: tiles are listed on the device."""
     toy = setting.toy
     slashes = {"columns": 40, "slashes": 60, "block": 8, "probe": 10} if toy else {"columns": 200, "slashes": 300}
     return [
@@ -290,7 +290,7 @@ ROWS = 48
 
 
 def _sampled_error(attend: Attention, leaves: tuple[Tensor, Tensor, Tensor], taken: Tensor, block: int) -> float:
-    """Of the last head, whose rows see the blocks that were chosen for them, up to the query."""
+    """Return the error of the last head, whose rows see their selected blocks, up to the query."""
     q, k, v = (x.detach() for x in leaves)
     n = q.shape[2]
     draw = torch.randperm(n, device=q.device)[:ROWS]

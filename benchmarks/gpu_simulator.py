@@ -161,7 +161,7 @@ NATTEN: Mapping[str, tuple[str, Mapping[str, Any], int]] = {
 
 
 def natten(setting: Setting) -> Iterator[Row]:
-    """What the simulator predicts for NATTEN's six cases on an H100, beside the speedups that were published."""
+    """Compare predictions for NATTEN's six cases on an H100 with the published speedups."""
     names = list(NATTEN)[-1:] if setting.toy else list(NATTEN)
     return rows(setting, [(f"NATTEN's {name}", partial(_natten, name)) for name in names])
 

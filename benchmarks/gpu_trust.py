@@ -1,4 +1,4 @@
-"""What only a GPU can tell of the runtime: whether tuning pays there, and whether calls take the memory that plans say.
+"""Checks of the runtime that need a GPU: whether tuning pays there, and whether calls take the planned memory.
 
 At toy sizes memory is not measured, and rows say so.
 """
@@ -119,7 +119,7 @@ def _memory(setting: Setting, name: str, params: dict[str, Any], d: int) -> Row:
 
 
 def _peak(run: Callable[[], T]) -> tuple[T, int]:
-    """What a call gives, and the most bytes that were allocated meanwhile beyond those before."""
+    """Return a call's result, and the peak of bytes allocated during the call."""
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()

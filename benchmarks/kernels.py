@@ -1,4 +1,4 @@
-"""What the machine code of kernels says, without a GPU: `python benchmarks/kernels.py`.
+"""The machine code of kernels, read without a GPU: `python benchmarks/kernels.py`.
 
 Everything, into results/kernels-library-triton-*.json: the library for heads of 64 and 128 in bf16 on every target, and
 one pattern of each kind for heads of 96 and 256 too, and in fp16. `--selection`, into results/kernels-triton-*.json:
@@ -117,7 +117,7 @@ def _key_of(one: GateCase | NoKernels) -> Key:
 
 
 def _write_facts() -> int:
-    """What the simulator is told of the kernels of causal attention (`compiler/simulation/compiled_figures.py`)."""
+    """Write the simulator's figures of the kernels of causal attention (`compiler/simulation/compiled_figures.py`)."""
     source = f"kernels-triton-{version('triton')}.json"
     table = json.loads((timing.RESULTS / source).read_text(encoding="utf-8"))
     wanted = [row for row in table["rows"] if row["pattern"] == "causal" and row["kernel"] not in ("decode", "merge")]

@@ -117,7 +117,7 @@ def is_wrong(row: Row) -> bool:
 
 
 def header(part: Part, setting: Setting) -> Row:
-    """What a file says before its rows: machine, versions, sources, and which part it is."""
+    """Return the header of a result: machine, versions, sources, and the part."""
     facts: Row = provenance.header()
     if setting.cuda:
         facts["device"] = torch.cuda.get_device_name()

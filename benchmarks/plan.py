@@ -46,7 +46,7 @@ def documents(count: int, least: int, most: int) -> Inputs:
 
 
 def as_segments(inputs: Inputs) -> Inputs:
-    """The same ids as an attribute that the relation compares."""
+    """Return document ids as an attribute that the relation compares."""
     return lambda n: {"seg": inputs(n)["doc"]}
 
 
@@ -116,7 +116,7 @@ SHARED = ("window 4096", "window 4096 + 7 sinks", "power", "32 documents, compar
 
 
 def _shares(setting: Setting) -> Iterator[Row]:
-    """What planning takes beside one forward call, 4 heads of 64 in fp32: the call that follows it, with its plan."""
+    """Measure planning beside one forward call, 4 heads of 64 in fp32: the call that follows it, with its plan."""
     for case in (case for case in CASES if case.name in SHARED):
         for n in (2048,) if setting.toy else (8192, 32768):
             if (key := f"plan and call of {case.name} n={n}") in setting.done:

@@ -99,7 +99,7 @@ def _tensors(name: str, n: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _fla(operation: str) -> ModuleType | None:
-    """One of its files of chunk forms in torch, loaded by itself."""
+    """Return one of fla's modules of chunk forms in torch, loaded by itself."""
     package = importlib.util.find_spec("fla")
     if package is None or not package.submodule_search_locations:
         return None

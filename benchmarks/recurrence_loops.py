@@ -13,7 +13,7 @@ Loop = Callable[..., Tensor]
 
 
 def _looped(step: Callable[[Tensor, int], Tensor], q: Tensor, state: Tensor, *, before: bool = False) -> Tensor:
-    """What tokens read: qᵀ S after the step, or before it."""
+    """Return the reads of tokens: qᵀ S after the step, or before it."""
     outs = []
     for t in range(q.shape[2]):
         seen = state
@@ -128,7 +128,7 @@ def _entries(q: Tensor, k: Tensor, v: Tensor, dt: Tensor, A: Tensor, D: Tensor) 
 
 
 def _entries_at_once(q: Tensor, k: Tensor, v: Tensor, dt: Tensor, A: Tensor, D: Tensor) -> Tensor:
-    """The same with everything made where it is used, which keeps to the cache."""
+    """Run the loop with every value computed where it is used, so that values stay in the cache."""
     dt = dt.transpose(1, 2)
     given = dt * v
 

@@ -1,4 +1,4 @@
-"""What the machine code of recurrences' kernels says, without a GPU: `python benchmarks/recurrent_kernels.py`.
+"""The machine code of recurrence kernels, read without a GPU: `python benchmarks/recurrent_kernels.py`.
 
 `--library`, into results/kernels-recurrences-triton-*.json: not classes, but the kernels that calls of the library's
 recurrences start. What the file tells of kernels as they are now stays.

@@ -78,7 +78,7 @@ def page(folder: Path = timing.RESULTS) -> str:
 
 
 def contents(results: Mapping[str, Result]) -> Iterator[Block]:
-    """What the report says."""
+    """Yield the blocks of the report."""
     yield Heading(1, TITLE)
     yield from map(Paragraph, INTRODUCTION)
     verdicts = [goals.verdict(goal, reading.rows(results), causes.why) for goal in goals.every()]

@@ -80,7 +80,7 @@ def _row(name: str, params: dict[str, Any], heads: tuple[int, int], n: int, dire
 
 
 def _errors(attend: Attention, tensors: list[Tensor], inputs: dict[str, Any], trains: bool) -> dict[str, float]:
-    """Of the first tokens, against the reference, which chooses by the same scores in 32 bits."""
+    """Return the errors of the first tokens against the reference, which selects by the same scores in fp32."""
     *operands, weights = tensors
     own = {name: x[:, : weights.shape[2]] for name, x in inputs.items()}
     return exact.errors(*(_results(call, operands, weights, own, trains) for call in (attend, attend.reference)))

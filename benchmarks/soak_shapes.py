@@ -132,7 +132,7 @@ def _launched(size: Size) -> tuple[int, int]:
 
 
 def _variant(argument: Any, value: Any) -> object:
-    """What Triton compiles anew for: the type of a pointer, and whether it is aligned; of numbers their type alone."""
+    """Return what Triton specialises on: a pointer's type and alignment, a number's type alone."""
     if argument.is_number:
         return argument.type
     if hasattr(value, "data_ptr"):
@@ -141,7 +141,7 @@ def _variant(argument: Any, value: Any) -> object:
 
 
 def _kept(attends: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    """What is kept in this process, and the most that may be."""
+    """Return the sizes of this process's caches, and their limits."""
     from attnc.runtime.cpu import bound_plan
     from attnc.runtime.gpu import kernel_modules
     from attnc.runtime.settings import SETTINGS

@@ -1,4 +1,4 @@
-"""What the soak calls, and how much of it."""
+"""The calls of the soak test, and their sizes."""
 
 from __future__ import annotations
 

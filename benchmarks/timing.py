@@ -35,7 +35,7 @@ def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int, war
 def interleaved_on_gpu(
     contenders: Mapping[str, Callable[[], object]], rounds: int, warm_up: int, l2_bytes: int
 ) -> dict[str, Timing]:
-    """The same by CUDA events, each run with an L2 of at most so many bytes that holds nothing of it."""
+    """Time runs in turn by CUDA events, each with an L2 cache, of at most so many bytes, without the run's data."""
     clock = Clock(torch.device("cuda"), l2_bytes)
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)

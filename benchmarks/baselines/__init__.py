@@ -1,4 +1,4 @@
-"""What attnc is measured against: one file a rival, the same small shape in each.
+"""The rivals of attnc, one file each, with the same small interface.
 
 `NAME`; `available()`, its version, None where it cannot be imported; and functions that make its calls. A call takes
 q, k and v (batch, heads, tokens, width) and gives (batch, heads, tokens, width), whatever layout the rival has of its

@@ -30,7 +30,7 @@ def block_mask(mask: Mask, device: str, *, compiled: bool = True, block: int = B
 
 
 def maker(mask: Mask, device: str, *, compiled: bool, block: int = BLOCK) -> Callable[[], BlockMask]:
-    """What makes the block mask, to be timed."""
+    """Return the function that makes the block mask, to be timed."""
     make: Any = torch.compile(create_block_mask, dynamic=False) if compiled else create_block_mask
     mod: Any = mask.mod
     n, heads = mask.n, mask.heads

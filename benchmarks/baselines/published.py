@@ -1,4 +1,4 @@
-"""What others published, for rivals that are not there: no measurement of ours, and marked so wherever it shows."""
+"""Published figures of rivals that are not installed: not measured by us, and marked so wherever they show."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Published:
 
 
 def figures(case: str, direction: str, n: int) -> list[Published]:
-    """What there is beside a row."""
+    """Return the published figures for a row."""
     return [one for one in PUBLISHED if (one.case, one.direction, one.n) == (case, direction, n)]
 
 

@@ -1,4 +1,4 @@
-"""What every rival speaks: a mask in its own words, a call, and the reason why there is none."""
+"""The interface of every rival: a mask in its own form, a call, and the reason why the rival is absent."""
 
 from __future__ import annotations
 

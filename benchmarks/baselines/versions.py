@@ -1,4 +1,4 @@
-"""Which rivals are here."""
+"""The installed rivals and their versions."""
 
 from __future__ import annotations
 
