@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnc.spec.checks.checker import check_pattern
+from attnc.spec.checks.pattern_checker import check_pattern
 from attnc.spec.checks.text_warnings import warn
 from attnc.spec.diagnostics import Diagnostic, Label, in_order
 from attnc.spec.errors import SpecError

@@ -13,7 +13,10 @@ PRODUCT = ("spec", "compiler", "runtime", "src/attnc")
 """Where class names are unique."""
 READ_BY_PEOPLE = (*PRODUCT, "benchmarks", "docs", "examples", "tests")
 """Where docstrings open with what they describe."""
-LONG = {"compiler/ir.py": "every node of the IR in one file, so that it can be read whole"}
+LONG = {
+    "compiler/ir.py": "every node of the IR in one file, so that it can be read whole",
+    "spec/program.py": "every node of the checked program in one file, so that it can be read whole",
+}
 """Files above `MOST_LINES`, and why."""
 MOST_LINES = 600
 NO_OPENING = re.compile(r"(Of|Those|These|The same|What|With|Which|One of)\b")
