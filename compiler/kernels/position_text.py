@@ -16,6 +16,12 @@ from attnc.compiler.kernels.kernel_frame import KernelFrame
 from attnc.compiler.kernels.walks import ListedWalk
 
 
+def moved_by(text: ExprText, by: str) -> ExprText:
+    """Return a position plus an offset that differs from row to row."""
+    axes, (position, offset) = aligned(text, ExprText(by, ROWS, 5))
+    return ExprText(f"{position.at(5)} + {offset.text}", axes, 5)
+
+
 @dataclass
 class PositionText(KernelFrame):
     """Writes places."""
@@ -178,8 +184,7 @@ class PositionText(KernelFrame):
     def of_place(self, dim: str, text: ExprText) -> ExprText:
         """A position as an index into the tokens, queries or keys of the call."""
         if self.problem.documents:
-            by = "window_key" if dim in ("token", "key") else "window_row - window_shift"
-            return ExprText(f"{text.at(5)} + {by}", ROWS, 5)
+            return moved_by(text, "window_key" if dim in ("token", "key") else "window_row - window_shift")
         return ExprText(f"{text.at(5)} - shift", text.axes, 5) if dim == "query" else text
 
     def column_numbers(self, tile: str) -> None:

@@ -145,3 +145,16 @@ def test_conditions_of_scores_that_need_64_bits() -> None:
         "    score scale * dot(q, k) + (tanh(dot(q, k)) if 2000000011 * q > 3000000019 * k else 0.25)\n"
     )
     check(compile_attention(text, backend="triton"), operands(9))
+
+
+@pytest.mark.parametrize("ends", [[0, 1, 1, 2], [0, 13, 40, 70]])
+def test_inputs_by_token_in_the_score_of_packed_sequences(ends: list[int]) -> None:
+    """`make hunt`, part triton, case 80965: an offset by row stood beside pairs, and Triton refused the shapes."""
+    text = (
+        "pattern p\n    input x: int[batch, token]\n    input doc: int[batch, token]\n    align end\n    documents doc\n"
+        "    visible 0 <= q - k < 40\n    score scale * dot(q, k) + (0.5 if x[k] == x[q] else -0.25) + x[k] / 4\n"
+    )
+    tokens = ends[-1]
+    x = torch.arange(tokens)[None] % 3
+    doc = torch.repeat_interleave(torch.arange(len(ends) - 1), torch.tensor(ends).diff())[None]
+    check(compile_attention(text, backend="triton"), operands(tokens), {"x": x, "doc": doc})
