@@ -152,7 +152,8 @@ def test_inputs_by_token_in_the_score_of_packed_sequences(ends: list[int]) -> No
     """`make hunt`, part triton, case 80965: an offset by row stood beside pairs, and Triton refused the shapes."""
     text = (
         "pattern p\n    input x: int[batch, token]\n    input doc: int[batch, token]\n    align end\n"
-        "    documents doc\n    visible 0 <= q - k < 40\n    score scale * dot(q, k) + (0.5 if x[k] == x[q] else -0.25) + x[k] / 4\n"
+        "    documents doc\n    visible 0 <= q - k < 40\n"
+        "    score scale * dot(q, k) + (0.5 if x[k] == x[q] else -0.25) + x[k] / 4\n"
     )
     tokens = ends[-1]
     x = torch.arange(tokens)[None] % 3
