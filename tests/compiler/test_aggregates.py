@@ -7,7 +7,7 @@ import pytest
 
 from attnc import compile_attention
 from attnc.compiler import fold
-from attnc.compiler.analysis import aggregates, exact_evaluation
+from attnc.compiler.analysis import aggregates, array_evaluator, exact_evaluation
 from attnc.compiler.ir import Const, Index, Reduce, intern
 from attnc.compiler.rewrite import walk
 from attnc.spec.diagnostics import Diagnostic
@@ -68,9 +68,7 @@ def counted_lanes(monkeypatch: pytest.MonkeyPatch, body: Index, rows: int, keys:
     i = fold.var("i", 1)
     node = intern(Reduce("sum", i, fold.const(0), fold.const(100), fold.truth(True), fold.mul(body, i)))
     taken: list[int] = []
-    monkeypatch.setattr(
-        exact_evaluation, "spend", lambda node, trips, lanes, origins, wide: taken.append(trips * lanes)
-    )
+    monkeypatch.setattr(array_evaluator, "spend", lambda node, trips, lanes, origins, wide: taken.append(trips * lanes))
     found = exact_evaluation.integers(node, (0, rows), (0, keys))
     each = exact_evaluation.integers(body, (0, rows), (0, keys))
     assert np.array_equal(found, each * 4950)

@@ -267,7 +267,7 @@ def test_what_has_no_such_kernel_says_so(name: str, monkeypatch: pytest.MonkeyPa
 
 def _refuse_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     """Derive no passes, also for a pattern of which another test still holds the planner, with what it derived."""
-    monkeypatch.setattr(planners, "_alive", WeakValueDictionary())
+    monkeypatch.setattr(planners, "_live_planners", WeakValueDictionary())
     monkeypatch.setattr(calls, "derive", _refusing)
     monkeypatch.setattr(derived_recurrence, "derive", _refusing)
 
