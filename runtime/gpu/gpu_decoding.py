@@ -160,7 +160,7 @@ def _check(pattern: Pattern, q: Tensor, cache: DeviceCache, inputs: Mapping[str,
             relations_of(pattern, call_shape(pattern, sizes, length_inputs))
     for name, count in pattern.head_lists:
         if count != heads:
-            raise ArgumentError(f"the parameter `{name}` has {count} entries, one a head, and q has {heads} heads")
+            raise ArgumentError(f"the parameter `{name}` has {count} entries, one per head; q has {heads} heads")
     least = cache.capacity if host_lengths is None else max(host_lengths, default=0)
     fixed = {"head": heads, "kv_head": cache.kv_heads, "query": queries, "dk": dk, "dv": cache.v.shape[3]}
     for tensor in pattern.tensors:

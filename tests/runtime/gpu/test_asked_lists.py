@@ -241,7 +241,7 @@ READS_OUTSIDE = """pattern outside
     ("source", "why"),
     [
         (READS_OUTSIDE, "`map` is read at places that are not known to lie inside it"),
-        (NOT_IN_KERNELS, "kernels do not compute reduce"),
+        (NOT_IN_KERNELS, "kernels do not compute aggregates"),
     ],
 )
 def test_what_the_host_lists_says_so(source: str, why: str) -> None:
