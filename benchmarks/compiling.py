@@ -125,7 +125,7 @@ FIRSTS: dict[str, tuple[str, str]] = {
         "attend = torch.compile(flex_attention); given = {'block_mask': mask}",
     ),
 }
-"""What is imported, and what is timed with the first call."""
+"""Modules that are imported, and the code that is timed with the first call."""
 
 
 def _first(name: str, direction: str, rounds: int) -> Row:

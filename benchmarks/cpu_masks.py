@@ -33,7 +33,7 @@ AGAIN, CLOSE = 21, 1.25
 """Rounds of the second look, and what is close enough for one."""
 
 AGAIN_MS = 15_000
-"""What a second look may take; longer rows keep their first one, whose spread is small."""
+"""Maximum time of a second look; longer rows keep their first one, whose spread is small."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def backward(setting: Setting) -> Iterator[Row]:
 
 
 LONG = ("window 512", "power 256, 5", "neighborhood 13 x 13", "document", "s2 64, 8, 16")
-"""What is measured at 16,384 tokens as well."""
+"""Cases that are measured at 16,384 tokens as well."""
 
 
 def _windows(dtype: torch.dtype) -> list[tuple[Case, Size]]:

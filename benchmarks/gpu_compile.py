@@ -34,7 +34,7 @@ CACHES = ("ATTNC_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 RIVALS = ("attnc", "flex")
 TIMES = 3
 WINDOW = 777
-"""Of the pattern, which no other benchmark has compiled."""
+"""A window that no other benchmark has compiled."""
 SPEC = """pattern new_window(window: int)
     visible k <= q and q - k < window
 """

@@ -19,13 +19,13 @@ L2_BYTES = 256 << 20
 
 MOST_ROUNDS, LEAST_ROUNDS, WARM_UP = 50, 7, 10
 SECONDS = 6.0
-"""Of a row's timed rounds, about: fewer rounds where one takes long."""
+"""Approximate seconds of a row's timed rounds: fewer rounds where one takes long."""
 
 GRAPHS_BELOW = 1.0
 """Milliseconds below which what the host does for a call would be timed in place of its kernels."""
 
 MACHINES = {"H100": "h100", "H200": "h200", "B200": "b200", "A100": "a100"}
-"""What the simulator calls a device, by a word of torch's name for it."""
+"""The simulator's name of a device, by a word of torch's name."""
 
 Run = Callable[[], object]
 Todo = Iterable[tuple[str, Callable[[], Row]]]

@@ -34,10 +34,10 @@ EAGER_UP_TO = 65536
 
 LENGTHS = (8192, 32768, 131072, 1 << 20)
 LEAST_MS = 1e-3
-"""What cannot be told from no time at all."""
+"""The smallest time that can be told from zero."""
 
 HEADS = (2, 2)
-"""Of calls whose lists are looked at: lists are those of a head."""
+"""Heads of calls whose lists are inspected; lists belong to a head."""
 
 
 @dataclass(frozen=True)

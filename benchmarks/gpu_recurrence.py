@@ -42,7 +42,7 @@ APART = SHAPES[-1]
 """Whose gradient takes flash-linear-attention seconds in place of milliseconds: no part of the mean."""
 LENGTHS = (8192, 16384, 32768, 65536, 131072)
 LIGHTNING = ((4, 8192, 32, 128), (4, 32768, 32, 128))
-"""Of Lightning Attention-2's README."""
+"""The shapes in Lightning Attention-2's README."""
 SSD = ((8, 4096, 64, 64), (1, 32768, 64, 64))
 
 Shape = tuple[int, int, int, int]

@@ -209,7 +209,7 @@ WINDOWS = (
 )
 
 HEADS = 4
-"""Of every case on a CPU."""
+"""The heads of every case on a CPU."""
 
 BLOCKS = (
     Case("blocked 512", compiled("blocked", block=512), blocked(512), causal=False),

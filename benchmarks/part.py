@@ -27,7 +27,7 @@ import attnc
 from attnc.runtime.disk.machine_key import installed
 
 Row = dict[str, Any]
-"""What is kept of one measurement: `key` names it, `ok` is false where its result is wrong, `ms` holds its timings."""
+"""The record of one measurement: `key` names it, `ok` is false where its result is wrong, `ms` holds its timings."""
 
 FINE, WRONG = 0, 1
 

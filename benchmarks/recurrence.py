@@ -29,7 +29,7 @@ from attnc import Attention, compile_attention
 HEADS, DIM, STATE, CHECKED = 8, 64, 16, 1024
 LENGTHS = (8192, 65536)
 TOLERANCE = 1e-4
-"""Of sums over hundreds of tokens in fp32, relative to the largest true entry."""
+"""Tolerance of sums over hundreds of tokens in fp32, relative to the largest true entry."""
 
 
 # --- cases -----------------------------------------------------------------------------------------------------------

@@ -242,7 +242,7 @@ def _line(row: Row, names: Sequence[str]) -> list[str]:
 
 
 NO_RIVALS = ("torch", "copy")
-"""What is timed beside us and does something else."""
+"""Runs that are timed beside attnc and compute something else."""
 
 
 def row_verdict(row: Row) -> str:

@@ -37,7 +37,7 @@ from attnc.runtime.tuning.timer import Timing
 
 HEADS = 4
 CALIBRATIONS = 5
-"""Of dense calls, before anything else: predictions take the median of each rate, bounds the best."""
+"""Calibrations on dense calls, before anything else: predictions take the median of each rate, bounds the best."""
 
 MOST = 6
 """Alternatives of a schedule that are run, of those that are predicted to be the fastest."""

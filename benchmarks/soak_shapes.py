@@ -17,7 +17,7 @@ SETTLED = 0.4
 """The share of the calls after which memory must not grow any more."""
 
 ALLOWED_MIB = 48.0
-"""What it may grow all the same: the allocator's own unevenness, a fraction of what is kept."""
+"""Allowed growth: the allocator's own unevenness, a fraction of what is kept."""
 
 SHORTEST = 20
 

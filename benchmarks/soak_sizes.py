@@ -44,10 +44,10 @@ class Size:
 
 WHOLE = Size(processes=16, patterns=16, rounds=20, kills=500, calls=10_000, of_patterns=16, longest=700, launches=1_000)
 SMALL = Size(processes=3, patterns=5, rounds=2, kills=40, calls=600, of_patterns=4, longest=200, launches=60)
-"""What `make test` does."""
+"""The sizes that the tests run."""
 
 TIME = "10s"
-"""What a process may measure in, for each bucket that nobody has tuned yet; twenty-five rounds are the most."""
+"""Measuring time of a process for each bucket that is not tuned yet; at most twenty-five rounds."""
 
 
 def inputs_of(attend: Any, n: int, heads: int, batch: int, dk: int, dtype: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ FAR = 1 << 40
 """Past every token."""
 
 SECONDS = 10.0
-"""What the search may take, about."""
+"""Approximate time limit of the search, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)

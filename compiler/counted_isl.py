@@ -12,7 +12,7 @@ from time import monotonic
 from typing import Any, TypeVar
 
 SECONDS = 2.0
-"""What a question may take, about."""
+"""Approximate time limit of a question, in seconds."""
 
 OPERATIONS = 20_000
 """isl's own steps for a part of it at first; twice as many each time it is tried again, while time is left."""

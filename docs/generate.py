@@ -201,7 +201,7 @@ DRAWN: dict[str, Picture] = {
     "xattention": Picture({"block": 8, "stride": 4, "p": 0.5}),
     "vmoba_threshold": Picture({"frames": 4, "height": 4, "width": 4, "chunk": [1, 2, 2], "layer": 0}),
 }
-"""What is drawn where the defaults would show little, or where there are none."""
+"""Pictures of patterns whose defaults would show little, or that have none."""
 
 NO_TOKENS = {"attention_residual", "autoformer_lags", "davit_channel", "hybrid_forcing", "native_sparse", "vsa"}
 """Patterns whose keys are layers, lags or channels, or whose branches together see all: there is nothing to draw."""

@@ -109,4 +109,4 @@ HEADLINES: dict[str, Headline] = {
     "tree_verify": Headline(length=64, keys=LENGTH + 64, inputs=_drafted),
     "xattention": Headline(length=131072, heads=32, kv_heads=8),
 }
-"""Those that are not the first preset at its grid or 16,384 tokens, with 8 heads and examples of the inputs."""
+"""Headlines other than the first preset at its grid or 16,384 tokens, with 8 heads and examples of the inputs."""

@@ -135,7 +135,7 @@ TABLES: Mapping[str, tuple[System, ...]] = {
 
 
 def systems() -> Iterator[System]:
-    """All of them."""
+    """Yield all systems."""
     for own in TABLES.values():
         yield from own
 

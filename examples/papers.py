@@ -24,7 +24,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "axial": {"width": 8},
     "focal": {"width": 8},
 }
-"""What each must be given."""
+"""The inputs that each pattern needs."""
 
 
 def difference(name: str) -> float:

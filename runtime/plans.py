@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PLANNING = "attnc::plan"
-"""What a profiler shows where something is planned."""
+"""The name of planning in a profiler."""
 
 
 def planning() -> AbstractContextManager[object]:

@@ -22,7 +22,7 @@ from attnc.spec.program import Value
 from attnc.spec.suggest import did_you_mean
 
 OWN_SIZE, OWN_REPEATS = 64, 2
-"""Of a dimension that neither q, k, v nor an input says: of a state, and of a step that is repeated."""
+"""Sizes of dimensions that neither q, k, v nor an input fixes: of a state, and of a repeated step."""
 
 MOST_TOKENS = 16
 """Maximum number of tokens of a decoding call."""

@@ -12,7 +12,7 @@ from baselines.rival import Absent, imported, version
 NAME = "Mamba-2 SSD"
 MODULE = "mamba_ssm.ops.triton.ssd_combined"
 CHUNK = 256
-"""Of its published models."""
+"""The chunk of the published models."""
 
 
 def available() -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 LENGTHS = (2048, 4096, 8192, 16384, 32768, 65536, 131072)
-"""Of NSA-Triton's table."""
+"""The lengths in NSA-Triton's table."""
 
 
 @dataclass(frozen=True)

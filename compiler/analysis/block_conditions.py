@@ -37,7 +37,7 @@ MOST_KNOWN = 1 << 16
 """Classes of one relation that are remembered: a hundred bytes each."""
 
 _KNOWN: WeakKeyDictionary[Index, dict[int, bool]] = WeakKeyDictionary()
-"""What was decided by class: boxes come in portions that share classes. Forgotten with the relation, and when full."""
+"""Decisions by class, as boxes come in portions that share classes. Dropped with the relation, and when full."""
 
 
 def refine(keep: Index, ranges: Ranges, found: NDArray[np.int8]) -> tuple[NDArray[np.int8], Hash]:

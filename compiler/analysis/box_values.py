@@ -19,7 +19,7 @@ from attnc.compiler.ir import (
 LIMIT = 1 << 61
 """Bounds at ±LIMIT mean: not known to be smaller."""
 FAR = 1 << 31
-"""What an entry that is not there may be, up and down: farther than any position."""
+"""Bound for out-of-range table entries; larger than any position."""
 
 Int64 = NDArray[np.int64]
 

@@ -51,7 +51,7 @@ def common_divisor(root: Index, most: int) -> int | None:
     """A number so that quotients stay whole, and remainders constant, when places move by it; None past `most`."""
     needed: dict[Index, int] = {}
     still: set[Index] = set()
-    """What does not move with the places."""
+    """The nodes that do not change with the positions."""
     for node in walk(root):
         inner = lcm(*(needed[child] for child in node.children())) if node.children() else 1
         divisor = _own_divisor(node, still)

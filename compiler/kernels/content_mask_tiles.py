@@ -53,7 +53,7 @@ MOST_TILES = 1 << 24
 """Tiles of a matrix at most, which are all looked at once for the sizes of a call."""
 
 AT_ONCE = 1 << 18
-"""Of these, so many at a time."""
+"""Maximum number of tiles that are analysed at a time."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,7 @@ class KernelFrame:
     """Tensors of the call that are read, (batch, head, token, width), and below those that are written."""
     written: ClassVar[tuple[str, ...]]
     kept: ClassVar[tuple[str, ...]]
-    """Of these a program has its own rows; of the others it has tiles, one after another."""
+    """Tensors whose rows stay in registers; all others are streamed tile by tile."""
     numbers_columns: ClassVar[bool] = False
     """Whether the numbers of a tile's columns are asked for in every tile."""
 

@@ -13,7 +13,7 @@ from attnc.compiler.simulation.gpu_clocks import TileShape
 Stage = Literal["forward", "delta", "dq", "dkdv", "pairs", "decode", "merge"]
 
 TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32", "int64": "i64", "bool": "i1"}
-"""What Triton calls dtypes."""
+"""Triton's names of dtypes."""
 
 VECTOR = 16
 """Bytes in which strides are counted, so that loads are known to be aligned whatever the strides are."""

@@ -189,7 +189,7 @@ def validity(piece: DepthSlice) -> str | None:
 
 
 def conjunction(*tests: str | None) -> str | None:
-    """All of some tests, None where there are none."""
+    """Return the conjunction of tests, None where there is none."""
     some = [test for test in tests if test is not None]
     if len(some) < 2:
         return some[0] if some else None

@@ -52,7 +52,7 @@ MOST_SUM = 2.0**28
 """The largest prefix sum that kernels take: up to this, two numbers of 32 bits hold it with errors below 1e-6."""
 
 Kind = Literal["softmax", "share", "sum"]
-"""What a weight is: e to its score, divided by the sum of these; a formula divided by its sum; a formula as it is."""
+"""The kind of a weight: e to its score over the sum of these; a formula over its sum; a formula as it is."""
 
 
 @dataclass(frozen=True, slots=True)

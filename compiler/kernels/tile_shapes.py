@@ -10,13 +10,13 @@ from attnc.compiler.kernels.targets import Target
 from attnc.compiler.simulation.gpu_clocks import TileShape as T
 
 Load = Literal["plain", "terms", "pairs"]
-"""What a kernel loads for its score: nothing, numbers of queries and keys, or also numbers of pairs."""
+"""The loads for a score: none, numbers of queries and keys, or also numbers of pairs."""
 
 _Shapes = dict[Stage, tuple[tuple[int, T], ...]]
 """For heads up to each width, the tile that is taken: queries, keys, warps, stages."""
 
 _SQUARES: _Shapes = {"pairs": ((128, T(64, 64, 8, 1)), (256, T(32, 32, 4, 1)))}
-"""Of gradients pair by pair, whose tiles are square."""
+"""Tile shapes of gradients pair by pair, whose tiles are square."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ _WIDEST: dict[Stage, T] = {
     "dkdv": T(16, 64, 8, 2),
     "pairs": T(32, 32, 4, 1),
 }
-"""Of heads past all of these."""
+"""Tile shapes of heads wider than all of these."""
 
 
 def tile_shape(

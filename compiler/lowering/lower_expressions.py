@@ -73,14 +73,14 @@ class Lowering:
     """The dimensions that lists of parameters name."""
     tensors: dict[checked.Input, ir.Tensor] = field(default_factory=dict)
     made: dict[str, ir.Tensor] = field(default_factory=dict)
-    """What calls make of inputs, by name."""
+    """Tensors that calls derive from inputs, by name."""
     segments: dict[checked.TokenSegment, ir.Segment] = field(default_factory=dict)
     units: dict[checked.Unit, UnitMembers] = field(default_factory=dict)
     states: dict[checked.StateClause, ir.Value] = field(default_factory=dict)
     """Each state as it is at the line at hand."""
     origins: dict[Index, Span] = field(default_factory=dict)
     steps: int | None = None
-    """Of every `solve`, None for an exact one."""
+    """The number of steps of every `solve`, None for an exact one."""
     _memo: dict[tuple[object, ...], Lowered] = field(default_factory=dict)
     _serial: int = 0
 

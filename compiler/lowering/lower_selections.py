@@ -62,7 +62,7 @@ class SelectingLowering(AttentionLowering):
     _open: list[Name] = field(default_factory=list, init=False)
 
     def selections(self) -> tuple[ir.Selection, ...]:
-        """All of the program's."""
+        """The lowered selections of the program."""
         found = []
         for item in self.program.selections:
             members = self._members(item) if self._is_apart(item) else [None]

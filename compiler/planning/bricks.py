@@ -274,7 +274,7 @@ def _even_steps(runs: list[_RowRun], at: int) -> int:
 
 
 _SOME_AND_EVERY = ((np.logical_or, False), (np.logical_and, True))
-"""With what their reductions begin."""
+"""Reductions with their neutral elements."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -231,7 +231,7 @@ ExactMask = Callable[[int, int, int, int, int, int], Mask]
 
 
 _BYTES_OF_PIECE = 768
-"""What a `PlanPiece` takes, with its strips and steps."""
+"""Approximate bytes of a `PlanPiece` with its strips and axes."""
 
 
 @dataclass(frozen=True, slots=True)

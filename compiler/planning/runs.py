@@ -20,7 +20,7 @@ from attnc.spec.source import Span
 Int64 = NDArray[np.int64]
 
 SHARED = 4
-"""What fewer tiles or rows have in common is not worth sharing."""
+"""The least number of tiles or rows for which sharing a mask pays."""
 
 MAX_CLASS_ELEMENTS = 1 << 25
 """Mask elements evaluated at most to resolve the classes of partial tiles."""

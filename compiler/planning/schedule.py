@@ -160,7 +160,7 @@ def _natural(problem: CoverProblem, tried: list[CoverChoice]) -> CoverChoice:
 
 
 WORTH = 0.97
-"""What more pieces may cost at most of what fewer do."""
+"""The share of a cover's cost that a cover with more pieces must stay below."""
 
 
 def in_halves(problem: CoverProblem, choice: CoverChoice) -> CoverChoice:

@@ -53,7 +53,7 @@ LEAST = 128
 """Rows of a causal piece that may be worth two calls."""
 
 EVEN = 32
-"""What the rows of the upper half are a multiple of."""
+"""The number that divides the rows of the upper half."""
 
 
 def _parts(piece: PlanPiece, mask: GridMask, masks: list[GridMask]) -> Iterator[PlanPiece]:

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Literal
 
 _POWERS = {2: "quadratic: as the square of the layers", 3: "cubic: as the cube of the layers"}
-"""What windows on two and on three axes do."""
+"""The growth of windows on two and on three axes, in words."""
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ class CoupledTrace:
         return name
 
     def stage(self) -> Coupled:
-        """All of it. Raises NoFormError where nothing is ever written."""
+        """Return the whole stage. Raises NoFormError where nothing is ever written."""
         if not self._impulses:
             raise NoFormError(f"nothing is written to `{self.states[0].name}`")
         last = dict(sorted(self._versions))

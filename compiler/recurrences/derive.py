@@ -49,7 +49,7 @@ from attnc.compiler.rewrite import replace_values
 from attnc.compiler.value_nodes import apply, axes, element, number, rank, state_at
 
 CLOSED = 2.0**-100
-"""What a factor of 0 is taken for: too little to be seen, and enough for the gradient of the factor to be told."""
+"""The stand-in for a factor of 0: too small to be seen, large enough to compute the factor's gradient."""
 
 
 def derive(recur: Recur, *, trusting: bool = True) -> RecurrenceForm:
@@ -158,7 +158,7 @@ class _Deriving:
     # --- entry by entry ----------------------------------------------------------------------------------------------
 
     _entries: dict[str, list[tuple[str, Value]]] = field(default_factory=dict)
-    """What is read of states that are taken entry by entry, as tensors of these names."""
+    """Reads of elementwise states, with the names of their tensors."""
 
     def _name_entries(self, state: ir.State, last: int) -> None:
         """A vector is kept whole of every token, before it and after it."""

@@ -31,7 +31,7 @@ SCHEDULED = 4
 """Candidates whose programs are dealt out one by one, of those that need least."""
 
 MERGE_BYTES = 8
-"""Of a number of the output that a walk leaves to be merged: written in fp32, read again."""
+"""Bytes of a number of a partial result: written in fp32 and read again."""
 
 
 @dataclass(frozen=True)

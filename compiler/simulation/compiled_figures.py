@@ -13,7 +13,7 @@ from importlib import resources
 from typing import Any
 
 Tiles = tuple[int, int, int, int]
-"""Of queries and of keys, warps, stages."""
+"""Queries and keys of a tile, warps, stages."""
 
 Key = tuple[str, str, int, str, Tiles]
 """Architecture, kernel, width of a head, dtype, tiles."""

@@ -92,7 +92,7 @@ def expected_choice(places: BlockKeys, taking: Taking, n_q: int, n_k: int) -> Ex
 
 
 def all_taken(pairs: int) -> ExpectedChoice:
-    """All of so many pairs of a head, of a choice that is none among places."""
+    """Return the expectation of a head's pairs for a selection that is not among blocks: all of them."""
     nothing = np.zeros(0)
     return ExpectedChoice(nothing.astype(np.int64), nothing, nothing, float(pairs), pairs, False, 0)
 

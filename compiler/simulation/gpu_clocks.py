@@ -21,7 +21,7 @@ Kernel = Literal["forward", "dq", "dkdv"]
 ALU_PER_SCORE = 1.8
 """Compares, maxima and conversions of an element of the scores, without a mask."""
 FMA_PER_SCORE, FMA_PER_SUM = 2.25, 1.5
-"""Of an element of the scores, and of one of the sums that the forward rescales with every tile."""
+"""FMA operations of a score element, and of an element of the sums that the forward rescales with every tile."""
 ISSUED_PER_SCORE, ISSUED_PER_SUM = 6.5, 1.75
 """Instructions of each."""
 

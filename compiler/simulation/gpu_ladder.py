@@ -28,7 +28,7 @@ from attnc.compiler.simulation.traffic import least_bytes, memory_ms, tensor_byt
 KERNELS: Mapping[Pass, tuple[Kernel, ...]] = {"forward": ("forward",), "backward": ("dq", "dkdv")}
 
 MOST_QUERIES = 16
-"""Of a call that decodes."""
+"""Maximum number of queries of a call that decodes."""
 
 DECODE_TILE = (MOST_QUERIES, 64)
 

@@ -23,7 +23,7 @@ FEW, MANY = 1 << 16, 1 << 21
 """Undecided boxes that are looked into, in natural order: with another order at hand, and without."""
 
 SOME, HUGE = 1 << 18, 1 << 24
-"""Of a matrix with a huge number of tiles, without another order at hand: undecided boxes, and what is huge."""
+"""Limits for a matrix with a huge number of tiles and no other order: undecided boxes, and what counts as huge."""
 
 LARGE_TILE, SAMPLES = 128, 32
 """The side of the square tiles that are sampled where they are too many to count, and the rows counted then."""

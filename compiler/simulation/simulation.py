@@ -19,10 +19,10 @@ RungName = Literal[
     "element", "tile", "balanced", "predicted", "memory", "states", "units", "chain", "attended", "listed"
 ]
 RUNGS: tuple[RungName, ...] = ("element", "tile", "balanced", "predicted")
-"""Of patterns, where nothing is chosen; those of a recurrence are in `recurrent.recurrence_simulation`."""
+"""The rungs of patterns without selections; a recurrence's are in `recurrent.recurrence_simulation`."""
 
 CHOSEN_RUNGS: tuple[RungName, ...] = ("element", "tile", "balanced", "attended", "listed", "predicted")
-"""Of patterns that choose: all attentions, then with the lists of what is chosen, then with the choice."""
+"""The rungs of patterns with selections: all attentions, then with the lists of blocks, then with the selection."""
 
 
 @dataclass(frozen=True, slots=True)

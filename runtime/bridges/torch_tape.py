@@ -40,7 +40,7 @@ ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """FlexAttention's score_mod: the score, and the same, to a score."""
 
 SCORE = intern(ir.Tensor("the score of flex_attention", "real", ()))
-"""What stands in a value for the score that a score_mod is given."""
+"""The tensor that stands for the score argument of a score_mod."""
 
 _ARGUMENTS = ("batch", "head", "q", "k", "score")
 

@@ -202,7 +202,7 @@ class Implementation:
 
 
 _GIVEN = {"batch_size", "q_length", "kv_length", "q_offset", "kv_offset", "mask_function", "attention_mask"}
-"""What Transformers tells the maker of a mask, from 5.20 on."""
+"""The arguments of a mask maker in Transformers, from 5.20 on."""
 
 
 def _interfaces() -> tuple[Any, Any]:
@@ -291,7 +291,7 @@ _CHANGES = {
     "indices": "a choice of keys by the model's own indexer",
     "block_indices": "a choice of blocks by the model's own indexer",
 }
-"""What models hand to an attention that changes its result."""
+"""Keyword arguments of models that change an attention's result."""
 
 
 def _refuse_cross(module: Any) -> None:

@@ -99,7 +99,7 @@ class SimulateCases:
         return self.at()
 
     def answer(self) -> SimulateAnswer:
-        """All of it."""
+        """Return the answer with all simulations."""
         growth = None if has_states(self.attention.pattern) else self.attention.growth(heads=self.main.shape.heads)
         return SimulateAnswer(
             self.main,

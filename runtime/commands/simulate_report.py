@@ -30,7 +30,7 @@ DRAWN_WITH_STATES = 64
 """Tokens of a picture of branches with a state."""
 
 FACTORS = (Fraction(1, 2), Fraction(1), Fraction(2))
-"""Of the length and of the parameter, where the sliders stop."""
+"""Factors of the length and of the parameter at the stops of the sliders."""
 
 
 def report(cases: SimulateCases, answer: SimulateAnswer, even: str, slider: str | None) -> str:

@@ -32,7 +32,7 @@ TILES = 1024
 MOST_CHOSEN = 1 << 24
 """Pairs of a picture of what content chooses, and of several attentions together."""
 WIDTH = 16
-"""Of the vectors that it is chosen by."""
+"""The width of the random vectors of a selection."""
 _SMALL = 1 << 20
 """Up to this many pairs, the relation itself is counted; past it, the plan."""
 

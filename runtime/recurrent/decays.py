@@ -30,7 +30,7 @@ from attnc.runtime.recurrent.levels import (
 )
 
 Pairs = list[list[Tensor]]
-"""Of each reader with each writer, (n, L, L)."""
+"""Matrices of each reader with each writer, (n, L, L)."""
 
 Sides = tuple[Sequence[Tensor], Sequence[Tensor]]
 """Readers and writers, or their adjoints."""

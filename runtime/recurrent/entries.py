@@ -16,7 +16,7 @@ from attnc.runtime.recurrent.stretch_scan import StretchStates
 from attnc.runtime.recurrent.token_values import StretchValues, TokenValues, aligned
 
 Leaf = Value | Index
-"""What is known of all tokens before a stretch: a value, or a condition."""
+"""A value or condition that is known of all tokens before a stretch."""
 
 
 def scan(

@@ -12,7 +12,7 @@ from attnc.runtime.cpu.autograd import FirstOrder
 from attnc.runtime.sums import conjugate_gradients, descend
 
 NEAR = 64
-"""What may be left of a row that arrived, in units of its rounding."""
+"""Maximum residual of a converged row, in units of its rounding."""
 
 
 def solve_by_steps(matrix: Tensor, vector: Tensor, steps: int) -> Tensor:

@@ -32,7 +32,7 @@ LEAD = 3
 
 
 States = Mapping[Value, Tensor]
-"""What states are, each (B, H, 1, …)."""
+"""The values of states, each (B, H, 1, …)."""
 
 
 @dataclass

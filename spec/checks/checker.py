@@ -66,7 +66,7 @@ class Checker:
         self._parameters = {p.name: p for p in pattern.parameters}
         self._sizes = _size_stages(pattern)
         self.attention: AttentionChecker | None = None
-        """What knows the attention at hand, where there is one."""
+        """The checker of the current attention, None outside of one."""
         self._uses: list[Span] = []
         self._in_unit = False
         self._complaints: set[tuple[str, Span]] = set()

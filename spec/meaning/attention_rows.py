@@ -19,7 +19,7 @@ Heads = list[list[list[list[float]]]]
 """Vectors by batch entry, head and token."""
 
 Output = tuple[Any, float]
-"""What a row gives, a vector or a number, and its LSE."""
+"""The output of a row, a vector or a number, and its LSE."""
 
 
 class AttentionRows:

@@ -21,7 +21,7 @@ from attnc.spec.source import Span
 __all__ = ["EvaluationError", "Evaluator", "constant_value"]
 
 MAX_CONSTANT_STEPS = 100_000
-"""The same for an expression of parameters alone."""
+"""Maximum number of steps for an expression of parameters alone."""
 
 
 class Evaluator:

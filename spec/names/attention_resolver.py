@@ -30,7 +30,7 @@ from attnc.spec.source import Span
 _T = TypeVar("_T")
 
 PLAIN = ("visible", "score", "weights", "value", "over", "per", "let")
-"""What the body of a branch holds."""
+"""The clauses that the body of a branch may hold."""
 
 _OWN = "it is said once, in the pattern's own body"
 _WHERE = {

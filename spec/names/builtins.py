@@ -91,7 +91,7 @@ def call_of(name: str) -> str:
 
 
 FUNCTIONS = frozenset(EXACT_FUNCTIONS) | (FLOAT_FUNCTIONS - COMPLEX_FUNCTIONS) | {"order"} | AGGREGATES
-"""Those that anything may call, and what is suggested for a name that nobody knows."""
+"""Functions that every expression may call, and that are suggested for an unknown name."""
 
 POSITIONS = frozenset({"q", "k"})
 HEAD_INDICES = frozenset({"head", "kv_head", "batch"})
@@ -168,7 +168,7 @@ HINTS = {
     "b": "the sequence of the batch is `batch`",
     "h": "the head at hand is `head`",
 }
-"""What is meant by names that papers and other languages have."""
+"""The built-in name for a name of papers and other languages."""
 
 TYPE_HINTS = {
     **dict.fromkeys(("float", "double", "number", "float32", "rational"), "did you mean `real`?"),
@@ -178,4 +178,4 @@ TYPE_HINTS = {
     "tensor": "a tensor says what it holds, and its dimensions: `real[batch, token]`",
     "Tensor": "a tensor says what it holds, and its dimensions: `real[batch, token]`",
 }
-"""What is meant by types that other languages have."""
+"""The built-in type for a type of other languages."""

@@ -76,7 +76,7 @@ SCORES_ONLY = "scores, weights and values are made of positions, inputs, vectors
 
 
 _PLACE_OF = {"query": "q", "key": "k", "token": "k"}
-"""What a dimension is usually read at."""
+"""The position at which a dimension is usually read."""
 
 _LABELS = {
     "A202": "has no coordinates",
@@ -92,7 +92,7 @@ _LABELS = {
     "A701": "not compiled yet",
     "A703": "not compiled yet",
 }
-"""What the caret says where a rule has nothing more particular to say."""
+"""The label under the caret where a rule has no label of its own."""
 
 
 @dataclass(slots=True)

@@ -19,7 +19,7 @@ MAX_BRANCHES = 64
 """Branches of one pattern, each of which is planned and computed by itself."""
 MAX_DIGITS = 40
 MAX_EXPONENT = 250
-"""With `MAX_DIGITS` this keeps every literal inside the range of a float."""
+"""The largest exponent of a literal; with `MAX_DIGITS` it keeps every literal inside the range of a float."""
 MAX_NAME = 100
 
 _CHAINS = frozenset({"sum", "product"})

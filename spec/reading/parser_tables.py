@@ -99,7 +99,7 @@ def _numbered(table: dict[str, Any]) -> dict[str, Any]:
 
 
 _REDUCE = 1
-"""What lark writes for one; it writes 0 for a shift, with the state that follows."""
+"""Lark's code for a reduction; 0 is a shift, with the state that follows."""
 
 
 def _as_met(rows: dict[int, list[tuple[int, tuple[int, Any]]]], starts: list[int]) -> list[int]:

@@ -77,7 +77,7 @@ FOREIGN_OPERATORS = {
     "–": "this is a dash; write `-`",
     "—": "this is a dash; write `-`",
 }
-"""What other notations write, and the remedy."""
+"""Notations of other languages, with the remedy."""
 
 FORMS = {
     "use": "the names are listed: `use windows (shifted, leading)`",

@@ -50,4 +50,4 @@ FOREIGN_WORDS = {
     "grid": "tokens",
     "merge": "combine",
 }
-"""What other systems call it, and our word for it."""
+"""Words of other systems, with attnc's word."""

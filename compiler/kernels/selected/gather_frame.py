@@ -15,7 +15,7 @@ from attnc.compiler.kernels.text_lines import Lines
 from attnc.compiler.simulation.gpu_clocks import TileShape
 
 PREFIX = "chosen_"
-"""What the names of these kernels begin with."""
+"""The prefix of the names of gather kernels."""
 
 
 @dataclass

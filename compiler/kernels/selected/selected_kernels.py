@@ -84,7 +84,7 @@ _TILES: dict[str, _Shapes] = {
         "dkdv": ((64, T(64, 64, 4, 1)), (128, T(32, 64, 4, 1)), (WIDEST, T(32, 32, 4, 1))),
     },
 }
-"""Of a target and a kernel, for heads up to each width."""
+"""Block shapes of a target and a kernel, for heads up to each width."""
 
 _IN_FP32: _Shapes = {
     "forward": ((64, T(64, 32, 8, 2)), (WIDEST, T(32, 16, 8, 2))),

@@ -135,7 +135,7 @@ _OF_TARGETS: dict[str, Callable[[RecurrenceProblem, str], Blocks | None]] = {
     "gfx942": _on_gfx942,
 }
 _FIRST_WALKS = {"segments": "states", "adjoint_segments": "adjoints"}
-"""Of segments: they are as the walks from known states."""
+"""The walks of segments, which have the shapes of walks from known states."""
 _WANTED = {
     "prepare": Blocks(64, 64, 4, 2),
     "columns": Blocks(64, 64, 4, 1),
@@ -161,4 +161,4 @@ _OF_LEVELS = {
     "keys": Blocks(32, 32, 8, 2),
     "reads": Blocks(16, 64, 8, 2),
 }
-"""Of a gate for each row: sums and factors of levels are tiles, and wider ones do not fit into registers."""
+"""Block shapes for a gate per row: sums and factors of levels are tiles, and wider ones do not fit into registers."""

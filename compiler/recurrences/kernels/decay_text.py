@@ -228,7 +228,7 @@ def crossed(exclusive: bool) -> str:
 
 
 CROSSED_AFTER = "(row[None, :] < row[:, None]).to(tl.float32)"
-"""The same of a writer's exponent to the chunk's end."""
+"""The pairs whose gates count in a writer's exponent to the chunk's end."""
 
 
 def crossed_at_level(frame: RecurrenceFrame, exclusive: bool) -> str:

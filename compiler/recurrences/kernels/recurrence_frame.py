@@ -38,7 +38,7 @@ class RecurrenceFrame(ABC):
 
     stage: ClassVar[str]
     makes: ClassVar[str] = ""
-    """What the kernel makes, in words, where that is the same for all classes."""
+    """The results of the kernel, in words, where they are equal for all classes."""
 
     @abstractmethod
     def write(self) -> None:

@@ -18,7 +18,7 @@ from attnc.compiler.simulation.gpu_clocks import TileShape
 CHUNK = 32
 WARPS = 4
 MOST_ENTRIES = 64
-"""Of a block."""
+"""Maximum number of entries of a block."""
 
 Op = Literal["real", "complex", "max"]
 

@@ -25,7 +25,7 @@ from attnc.compiler.recurrences.kernels.recurrence_frame import RecurrenceFrame
 from attnc.compiler.recurrences.kernels.state_walk import AdjointWalk, StateWalk, Walk
 
 GROWN = 2.0
-"""What the entries of M may be at most."""
+"""Maximum magnitude of the entries of M."""
 
 
 class FirstWalk(Walk):

@@ -84,7 +84,7 @@ class Chunk:
 
     @property
     def total(self) -> Amount:
-        """All of it."""
+        """The total work of a chunk."""
         return self.local + self.serial + self.output
 
 

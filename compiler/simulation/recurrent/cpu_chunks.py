@@ -22,10 +22,10 @@ CALLS = 30
 """Calls of torch for a stretch."""
 
 CALL_SHARE = 1 / 7
-"""What a small call of torch takes, of a call of attention."""
+"""The time of a small call of torch, as a share of a call of attention."""
 
 EXP = 4.0
-"""What an exponential takes, of a number copied."""
+"""The time of an exponential, in units of a copied number."""
 
 WIDTH = 64
 """The head dimension at which the rate of products is taken."""
@@ -44,7 +44,7 @@ class Times:
 
     @property
     def total(self) -> float:
-        """All of it: nothing runs beside anything else."""
+        """The total time; nothing runs in parallel."""
         return self.inputs + self.states + self.units + self.chain + self.rest
 
 

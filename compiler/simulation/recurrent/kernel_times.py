@@ -14,16 +14,16 @@ from attnc.compiler.simulation.recurrent.chunk_work import Amount
 from attnc.compiler.simulation.traffic import memory_ms
 
 PRODUCT_SHARE = 0.45
-"""Of the rate that kernels reach on dense attention, what they reach on chunks: small products that wait for others."""
+"""The share of dense attention's rate that kernels reach on chunks: small products that wait for others."""
 
 MEMORY_SHARE = 0.7
-"""Of the rate of long copies that such kernels reach."""
+"""The share of the rate of long copies that chunk kernels reach."""
 
 STEP_CLOCKS = 800.0
-"""Of a step of a program that walks over chunks, beside its products: loads that arrive late, barriers, stores."""
+"""Clocks of a step of a walk over chunks, beside its products: late loads, barriers, stores."""
 
 LINK_CLOCKS = 700.0
-"""Of a product that waits for the one before it: draining, rounding, through shared memory to its operands' place."""
+"""Clocks of a product that waits for the one before it: draining, rounding, the way through shared memory."""
 
 ACCUMULATED = 16384
 """Numbers that a program sums at once at most: half of the registers of an SM, half of these for operands."""

@@ -25,7 +25,7 @@ from attnc.compiler.value_nodes import axes
 from attnc.spec.program import Value as Parameter
 
 GATE_BYTES = 4
-"""Of a number of a decay, and of a sum of exponentials: neither is kept in 16 bits."""
+"""Bytes of a number of a decay or of a sum of exponentials; neither is kept in 16 bits."""
 
 INTEGER_BYTES = 8
 

@@ -8,7 +8,7 @@ from typing import Literal
 from attnc.compiler.simulation.simulation import RungName, Simulation
 
 RUNGS: tuple[RungName, ...] = ("memory", "states", "units", "chain", "predicted")
-"""What each counts, beside all that the one before it does: inputs and outputs moved once; all that is moved, states
+"""The rungs, each counting one cost more than the one before: inputs and outputs moved once; all that is moved, states
 before chunks among it; every unit busy with the work of the chunks; programs whole, chunks one after another; what
 kernels reach."""
 

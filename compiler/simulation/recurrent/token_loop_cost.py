@@ -13,13 +13,13 @@ from attnc.compiler.simulation.simulation import Pass
 from attnc.compiler.simulation.traffic import memory_ms
 
 TOKEN_CLOCKS = 400.0
-"""Of a token, however small the state: its numbers arrive, a sum over the rows of the state, its result is stored."""
+"""Clocks of a token, however small the state: its loads, a sum over the rows of the state, its store."""
 
 BACKWARD = 3.0
 """How much longer the backward takes: it runs forward again, and back with two states."""
 
 ENTRY_CLOCKS = 100.0
-"""Of a token where entries go each for itself: a multiplication and an addition that wait for the ones before."""
+"""Clocks of a token with an elementwise state: a multiplication and an addition that wait for the ones before."""
 
 SEGMENT = 256
 """Tokens of a segment at least."""
