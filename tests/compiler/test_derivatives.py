@@ -54,7 +54,7 @@ MEANINGS: dict[str, Formula] = {
     "logaddexp": lambda a, b: sympy.log(sympy.exp(a) + sympy.exp(b)),
     "if_at_least": lambda a, b, then, otherwise: sympy.Piecewise((then, a >= b), (otherwise, True)),
 }
-"""What each function of `ir.Apply` on numbers means."""
+"""The meaning of each function of `ir.Apply` on numbers."""
 
 SMOOTH = {
     "add", "sub", "mul", "div", "neg", "pow", "sqrt", "exp", "log", "tanh", "sigmoid", "softplus", "silu", "sin", "cos",

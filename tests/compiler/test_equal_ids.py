@@ -28,7 +28,7 @@ RESTS = {
     "q - k < 5 and ids[k] == ids[q] and k - q < 3": lambda far: (far < 5) & (far > -3),
     "abs(q - k) % 3 == 0 and ids[q] == ids[k]": lambda far: abs(far) % 3 == 0,
 }
-"""What a relation asks beside equal ids, of how far the key is before the query."""
+"""Conditions on the distance from key to query, besides equal ids."""
 
 
 def planned(visible: str, ids: Int64, n_q: int, align: str, heads: int = 2) -> tuple[Plan, Relations]:

@@ -46,7 +46,7 @@ REFUSED = {
 """Rows that read other rows' queries."""
 
 ELSEWHERE = {"attention_residual", "davit_channel", "davit_window", "halo", "landmark"}
-"""What a row reads of keys is not what its mask shows."""
+"""Patterns whose rows read other keys than their mask shows."""
 
 FAMILIES = "masks", "grids", "scores", "normalisers", "structures"
 NAMES = sorted(path.stem for family in FAMILIES for path in (LIBRARY / family).glob("*.attn"))

@@ -19,7 +19,7 @@ from attnc import ArgumentError, ArgumentTypeError, Fallback, UnsupportedError, 
 from attnc.runtime import fallbacks as module
 
 EQUAL = "pattern equal\n    input x: int[token]\n    visible x[q] == x[k]\n"
-"""Of random numbers: no tile plan."""
+"""A pattern that has no tile plan for random numbers."""
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,7 @@ MODULES |= {f"depth_{n}": f"use depth_{n + 1} (near)\n" for n in range(1, DEPTH)
 MODULES[f"depth_{DEPTH}"] = MODULES["windows"].split("\n", 1)[0] + "\n"
 SHIFTED = "def shifted(x, y, _length, window) = x - window // 2 <= y and y < x - window // 2 + window\n"
 MODULES["windows"] += f"\n{SHIFTED}"
-"""What examples may `use`."""
+"""Modules that examples may `use`."""
 
 
 def load(name: str, asking: SourceFile) -> SourceFile | None:

@@ -104,7 +104,7 @@ AS_THE_LOOP = {
     "titans_linear": "two states, of which one is a sum of the other",
     "yaad_linear": "not linear in its state",
 }
-"""What the table has no class for: of the nearest one twice its figure, or three times what the reference errs itself,
+"""Limits of classes that the table lacks: twice the nearest class's figure, or three times the reference's own error,
 token by token in fp32, where that is more: the same sums in another order were up to 2.8 times as wrong."""
 
 BY_DRAWS = {("scal", "mixed"), ("scal comba", "mixed"), ("scal comba", "-5"), ("scal comba", "-inf")}
@@ -128,7 +128,7 @@ LEAST = {"lingen_ma": 3, "log_linear": 2}
 """One that is no review; a level."""
 TIGHT = 1e-13
 VANISHED = 1e-20
-"""What passed a closed gate alone, e^-50 or less: no digits are asked of it, but that it is as small."""
+"""The size of values that passed only a closed gate, e^-50 or less: only their smallness is checked, no digits."""
 
 TRAINED = {"memora_linear", "moneta_linear", "ttt_linear"}
 """Not linear in their states, by far: how errors grow there is the inputs' doing, and not the gates'."""

@@ -15,7 +15,7 @@ from cases.recurrences import GRIDS, Recurrent, joined
 
 NAMES = recurrence_names()
 BY_TOKEN = {"test_time_regression", "yaad_linear", "moneta_linear", "memora_linear", "ttt_linear"}
-"""Those that run token by token: what is not linear."""
+"""Patterns that run token by token, because they are not linear."""
 
 
 def close(ours: Tensor, theirs: Tensor, most: float) -> None:

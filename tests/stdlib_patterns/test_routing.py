@@ -146,7 +146,7 @@ CAUSAL: dict[str, tuple[dict[str, Any], Callable[[int, int], Inputs]]] = {
     "dynamic_mask": ({"keys_kept": 24}, key_bias),
 }
 TOKENS = {"native_sparse": 1, "deepseek_sparse": 1, "seer_decode": 2, "dynamic_mask": 2}
-"""Which dimension of a pattern's inputs counts tokens."""
+"""The dimension of a pattern's inputs that counts tokens."""
 
 
 def with_other_futures(name: str) -> list[tuple[int, list[Tensor], Inputs, list[Tensor], Inputs]]:

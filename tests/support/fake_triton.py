@@ -130,7 +130,7 @@ LANGUAGE = SimpleNamespace(
     int64=np.int64,
     float32=np.float32,
 )
-"""What a text calls `tl`."""
+"""The stand-in for `tl` in a text."""
 
 
 def evaluate(text: str, names: Mapping[str, Any], helpers: Iterable[str]) -> Array:

@@ -15,7 +15,7 @@ from attnc.runtime.gpu.selection import PARAMETERS
 from attnc.runtime.lengths import natural_length
 
 PARAMS: Mapping[str, Mapping[str, Any]] = PARAMETERS
-"""Of patterns whose parameters have no defaults."""
+"""Parameters of patterns without defaults."""
 
 SMALL: Mapping[str, Mapping[str, Any]] = {
     "bigbird": {"block": 16},
@@ -58,11 +58,11 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
 """Parameters for which few tokens show what a pattern is."""
 
 MULTIPLES: Mapping[str, int] = {"block_diffusion": 2, "long_lora": 4, "sink_lora": 4}
-"""What the lengths of some have to be multiples of."""
+"""The number that divides the lengths of some patterns."""
 
 
 WIDTH = 64
-"""Of heads."""
+"""The width of heads."""
 
 
 def made_inputs(name: str, n: int, heads: int) -> dict[str, Any]:

@@ -100,9 +100,9 @@ CHOSEN_KEYS = {
 }
 """Routing patterns whose choice is not among places of keys: tiles are listed."""
 BY_HEAD = {"hyper_attention", "svg2"}
-"""Those with places of each head's own: a call for each."""
+"""Patterns whose blocks differ by head: a call for each head."""
 BY_BATCH = {"ssa_random"}
-"""Those with an order of each batch entry's own."""
+"""Patterns whose order differs by batch entry."""
 
 
 def chosen_calls(patch: pytest.MonkeyPatch) -> list[str]:

@@ -25,7 +25,7 @@ Tensors = dict[str, Tensor]
 Draw = Callable[[str], Tensor]
 
 SIZES: Mapping[str, int] = {"B": 3, "H": 3, "k": 32, "v": 24, "n": 6}
-"""Those of section 9's table."""
+"""The sizes of section 9's table."""
 OWN_SIZES: Mapping[str, Mapping[str, int]] = {
     "gated_delta_product": {"n": 2},
     "mesa": {"B": 1, "H": 2, "k": 16, "v": 12},
@@ -38,7 +38,7 @@ of what takes its time."""
 SCALE = 0.25
 """A power of two: multiplying by it rounds nothing."""
 CHUNK = 16
-"""Of Titans, a part of what it means."""
+"""The chunk of Titans, which is part of its definition."""
 PARAMETERS = ("height", "width", "frames", "window", "layer", "chunk")
 
 # --- how a system takes decays ----------------------------------------------------------------------------------------

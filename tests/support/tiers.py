@@ -29,7 +29,7 @@ ONE_IN = 6
 SHORT_EXAMPLES = 10
 """Examples of hypothesis in the short tier, a fifth of all."""
 MOST_SECONDS = 20
-"""What a test of the short tier may take on a quiet machine."""
+"""Maximum seconds of a test of the short tier on a quiet machine."""
 LISTED = 50
 
 

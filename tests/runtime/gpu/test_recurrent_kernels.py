@@ -25,7 +25,7 @@ pytest.importorskip("triton")
 SMALL = (1, 2, 20, 12)
 REGIME_CLASSES = ("scalar", "rows", "rows columns", "scalar delta", "rows delta before", "rows old")
 LIMIT = 1e-6
-"""Of fp32, in units of the largest true entry."""
+"""Error limit of fp32, in units of the largest true entry."""
 
 
 def by_kernels(name: str, tensors: Tensors, resets: Tensor | None = None, micro: int = 1, chunk: int = 16) -> Result:

@@ -27,7 +27,7 @@ TOKENS = 75
 """Five chunks of 16 rows, the last not full: in three segments of two, two and one, in two of three and two."""
 SMALL = (1, 2, 12, 5)
 LIMIT = 1e-6
-"""Of fp32, in units of the largest true entry."""
+"""Error limit of fp32, in units of the largest true entry."""
 
 
 def results(name: str, tensors: Tensors, segments: int, resets: Tensor | None = None, micro: int = 1) -> Tensors:

@@ -67,7 +67,7 @@ EQUATIONS = {
 }
 
 FROM_NOTHING = frozenset({"an order", "places", "matrices of states", "states handed on"})
-"""Those that are not given a state: one needs all tokens, others have more than `S`."""
+"""Cases without a given state: one needs all tokens, others have more than `S`."""
 
 
 def source(lines: str) -> str:

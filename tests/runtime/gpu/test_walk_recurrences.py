@@ -25,7 +25,7 @@ TOKENS = 40
 """Three chunks of 16 rows, the last not full."""
 SMALL = (1, 2, 20, 12)
 LIMIT = 1e-6
-"""Of fp32, in units of the largest true entry."""
+"""Error limit of fp32, in units of the largest true entry."""
 
 PREPARED = ("rows", "delta", "scalar delta", "scalar comba", "rows comba", "scalar decayed", "rows old")
 FUSED = ("", "constant", "scalar", "constant before", "scalar before")

@@ -40,7 +40,7 @@ BY_NAME: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "superlinear": superlinear,
     "temp_cache": temp_cache,
 }
-"""Those with a file of their own."""
+"""Patterns whose cases have a file of their own."""
 
 REFERENCES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {**routing.REFERENCES, **clusters.REFERENCES, **BY_NAME}
 
@@ -65,7 +65,7 @@ class Routed:
     n_k: int
     params: Mapping[str, Any] = field(default_factory=dict)
     inputs: Callable[[int, int], Inputs] = lambda n_q, n_k: {}
-    """What the reference is given besides, or in place of the pattern's parameters."""
+    """Arguments of the reference besides, or in place of, the pattern's parameters."""
 
     def __repr__(self) -> str:
         own = ",".join(f"{key}={value}" for key, value in self.params.items())
@@ -218,7 +218,7 @@ def seen_too(name: str, case: Routed, operands: Tensors) -> Tensor:
 
 OF_BRANCHES = ("native_sparse", "vsa", "rectified")
 BY_INPUTS = ("sparse_d", "recycled", "flux", "temp_cache", "mminference_boundary")
-"""Those whose choice the caller made before."""
+"""Patterns whose selection the caller passes as an input."""
 
 
 def case_of(routed: Routed, fixed: frozenset[str] = frozenset()) -> Case:
