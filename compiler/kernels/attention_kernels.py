@@ -248,8 +248,8 @@ def _bricks(pattern: Pattern, node: Attend, shapes: Mapping[Stage, TileShape]) -
     if pattern.documents is not None or find_ranges(node.visible, "k") is not None:
         return None
     wanted = [(tiles.q_tile, tiles.k_tile) for tiles in shapes.values()]
-    found = find_bricked(pattern, node.visible, wanted)
-    return None if found is None else dict(zip(shapes, found, strict=True))
+    brickeds = find_bricked(pattern, node.visible, wanted)
+    return None if brickeds is None else dict(zip(shapes, brickeds, strict=True))
 
 
 def _of_bricks(bricked: Bricked) -> tuple[Form, Walk, Walk, str]:
@@ -295,11 +295,11 @@ def _asked(pattern: Pattern, on_host: str | None) -> tuple[Form, Walk, Walk, str
     """Return the walks of a relation that reads content masks, which every call computes anew."""
     try:
         if on_host is None:
-            found = MaskTiles(find_asked(pattern))
+            mask_tiles = MaskTiles(find_asked(pattern))
             return (
                 "asked",
-                found,
-                found,
+                mask_tiles,
+                mask_tiles,
                 "tile lists made on the device in every call; kernels ask what was chosen",
             )
     except NotInKernelsError as error:

@@ -311,9 +311,9 @@ def find_separable(relation: Index, tokens: int) -> tuple[_Products, _Products] 
         return None
     if not 1 <= len(products) <= MOST_PRODUCTS:
         return None
-    found: list[list[tuple[TokenRange, ...]]] = [[], []]
+    token_ranges: list[list[tuple[TokenRange, ...]]] = [[], []]
     for product in products:
-        for side, parts in zip(("k", "q"), found, strict=True):
+        for side, parts in zip(("k", "q"), token_ranges, strict=True):
             ranges = [find_ranges(one, side) for one in product]  # type: ignore[arg-type]
             if any(one is None or len(one) != 1 for one in ranges):
                 return None
@@ -321,7 +321,7 @@ def find_separable(relation: Index, tokens: int) -> tuple[_Products, _Products] 
             if not all(map(fits_32_bits, ends)):
                 return None
             parts.append(tuple(one[0] for one in ranges if one))
-    return tuple(found[0]), tuple(found[1])
+    return tuple(token_ranges[0]), tuple(token_ranges[1])
 
 
 def _tokens(pattern: Pattern) -> int | None:

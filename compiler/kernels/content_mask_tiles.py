@@ -212,8 +212,12 @@ def _is_own(dim: str, index: Index) -> bool:
 
 
 def _stretch(node: Index) -> tuple[Lookup, Index, Index] | None:
-    found = stretch_of(node)
-    return None if found is None or not is_bare(found.read) else (found.read, found.low, found.high)
+    mask_range = stretch_of(node)
+    return (
+        None
+        if mask_range is None or not is_bare(mask_range.read)
+        else (mask_range.read, mask_range.low, mask_range.high)
+    )
 
 
 def _parts(node: Index) -> Iterator[Index]:

@@ -296,23 +296,23 @@ def emit_merge(name: str, told: Sequence[str], dv: int, dtype: str, *, extra: bo
     if extra:
         counted = f'most > float("-inf"), whole + tl.exp2((logit - base) * {LOG2_E!r}), whole'
         lines.add(f"whole = tl.where({counted})")
-    found = pieces(dv)
-    for i, piece in enumerate(found):
+    depth_slices = pieces(dv)
+    for i, piece in enumerate(depth_slices):
         lines.add(f"sum_{i} = tl.zeros(({piece.width},), tl.float32)")
     with lines.block("for i in range(splits):"):
         lines.add("where = i * rows.to(tl.int64) + place")
         lines.add(f"weight = tl.exp2((tl.load(lse_parts + where) - base) * {LOG2_E!r})")
         if least:
             lines.add(f"weight = tl.where(tl.load(lse_parts + where) > {0.9 * LEAST!r}, weight, 0.0)")
-        for i, piece in enumerate(found):
+        for i, piece in enumerate(depth_slices):
             lines.add(f"sum_{i} += weight * tl.load(out_parts + where * {dv} + {_entries(piece)}{_valid(piece, True)})")
     lines.add("divisor = tl.where(whole > 0.0, whole, 1.0)")
     lines.add(f"at = out + (batch * out_batch + head * out_head + row * out_token) * {unit}")
-    for i, piece in enumerate(found):
+    for i, piece in enumerate(depth_slices):
         value = f"(sum_{i} / divisor).to(tl.{dtype})"
         lines.add(f"tl.store(at + {_entries(piece)}, {value}{_valid(piece, False)})")
     lines.add(f'tl.store(lse + place, tl.where(whole > 0.0, base + tl.log2(divisor) * {LN_2}, float("-inf")))')
-    tiles = TileShape(1, max(piece.width for piece in found), 4, 1)
+    tiles = TileShape(1, max(piece.width for piece in depth_slices), 4, 1)
     return KernelSource("merge", function, str(lines), (*pointers, *numbers), tiles)
 
 

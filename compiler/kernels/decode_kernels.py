@@ -111,9 +111,9 @@ def find_decode(pattern: Pattern, heads: HeadShape, target: Target, kind: CacheK
     )
     reason = "each row sees few ranges of keys: bounds in the kernel, which reads the lengths"
     reason = "the keys that rows see are listed" if listed else reason
-    found = DecodeKernels(problem, target, kind, listed, reason, hides_by_inputs(pattern))
-    found.decode(1)
-    return found
+    decode_kernels = DecodeKernels(problem, target, kind, listed, reason, hides_by_inputs(pattern))
+    decode_kernels.decode(1)
+    return decode_kernels
 
 
 __all__ = ["DecodeKernels", "find_decode", "row_tile"]

@@ -30,16 +30,16 @@ def pieces(size: int) -> tuple[DepthSlice, ...]:
     padded = max(1 << (size - 1).bit_length(), LEAST)
     if padded <= MOST and (padded <= WASTE * size or size <= LEAST):
         return (DepthSlice(0, padded, size),)
-    found: list[DepthSlice] = []
+    depth_slices: list[DepthSlice] = []
     start = 0
     while start < size:
         left = size - start
         width = max(min(1 << (left.bit_length() - 1), MOST), LEAST)
         if left < LEAST * 2 and left > width:  # one padded piece for the rest
             width = LEAST * 2
-        found.append(DepthSlice(start, width, min(width, left)))
+        depth_slices.append(DepthSlice(start, width, min(width, left)))
         start += width
-    return tuple(found)
+    return tuple(depth_slices)
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,12 +153,12 @@ class _Solver:
         return self.solve(fold.disjunction(fold.conjunction(condition, then), fold.conjunction(negated, otherwise)))
 
     def _meet(self, parts: Sequence[list[TokenRange]]) -> list[TokenRange]:
-        found = [EVERYTHING]
+        result = [EVERYTHING]
         for part in parts:
-            found = _joined([_both(a, b) for a, b in product(found, part)])
-            if len(found) > MOST_PARTS:
+            result = _joined([_both(a, b) for a, b in product(result, part)])
+            if len(result) > MOST_PARTS:
                 raise _NoRangesError
-        return found
+        return result
 
     def _solve_sum(self, value: Index) -> list[TokenRange]:
         """`value >= 0`."""

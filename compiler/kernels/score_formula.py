@@ -130,10 +130,10 @@ class ScoreFormula:
 
         So its gradient is that of the LSE, less that of an extra logit.
         """
-        found = self.by_term(term)
-        if self.kind != "softmax" or term.side != "query" or found is None:
+        derivative = self.by_term(term)
+        if self.kind != "softmax" or term.side != "query" or derivative is None:
             return False
-        return found.by is number(1.0) and found.where is fold.truth(True)
+        return derivative.by is number(1.0) and derivative.where is fold.truth(True)
 
     @property
     def has_terms_of_keys(self) -> bool:
@@ -283,9 +283,9 @@ class _Taking:
             left, right = right, left
         if not (_sides(left) <= {"q"} and _sides(right) <= {"k"} and _is_alone(left) and _is_alone(right)):
             raise NotInKernelsError("products of vectors that differ from pair to pair")
-        own = dot(left, right)
-        self._products[own] = left, right
-        return own
+        result = dot(left, right)
+        self._products[result] = left, right
+        return result
 
     def _as_one(self, formula: Value) -> Value:
         """The formula of the one product that kernels compute: of vectors one behind the other, where several are added
@@ -337,9 +337,9 @@ class _Taking:
             parts.append([self._term(upto, side, half) for half in (1, 2)])
         (a, a_rest), (b, b_rest) = parts
         first, rest = apply("sub", a, b), apply("sub", a_rest, b_rest)
-        found = apply("add", first, rest)
-        self._grouped |= {found, first, rest}  # beside a score, which is small, large sums have few digits
-        return found
+        result = apply("add", first, rest)
+        self._grouped |= {result, first, rest}  # beside a score, which is small, large sums have few digits
+        return result
 
 
 def _tensor(name: str, side: Side) -> Tensor:

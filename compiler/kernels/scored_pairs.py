@@ -184,9 +184,9 @@ class Scored(Loads):
         score = self.problem.score
         for term in self.summed():
             assert score is not None
-            found = score.by_term(term)
-            if found is not None:
-                name, pushed = f"d{term.tensor.name}_sum", self.pushed(found, change, partial)
+            derivative = score.by_term(term)
+            if derivative is not None:
+                name, pushed = f"d{term.tensor.name}_sum", self.pushed(derivative, change, partial)
                 self.lines.add(f"{name} += {pushed}" if self.sums_pairs else f"{name} += tl.sum({pushed}, 1)")
 
     def store_gradients(self, rows: str) -> None:

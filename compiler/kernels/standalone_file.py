@@ -346,8 +346,8 @@ def _terms(score: ScoreFormula | None) -> str:
         "def terms(heads: int, queries: int, keys: int, shift: int, device: torch.device) -> dict[str, Tensor]:",
         '    """Numbers of every query, which the score reads."""',
     ]
-    given: Sequence[Term] = () if score is None else score.terms
-    if not given:
+    terms: Sequence[Term] = () if score is None else score.terms
+    if not terms:
         return "\n".join([*lines, "    return {}"]) + "\n"
     lines += ["    heads, queries, keys = (torch.tensor(n, device=device) for n in (heads, queries, keys))"]
     lines += ["    head = torch.arange(int(heads), device=device)[:, None]"]
@@ -359,7 +359,7 @@ def _terms(score: ScoreFormula | None) -> str:
         raise NotInKernelsError("terms with inputs in one file")
 
     values = ValueText({}, IndexText(names, unread), unread)
-    for term in given:
+    for term in terms:
         if term.side != "query":
             raise NotInKernelsError("terms of keys in one file")
         text = _torch(values.of(term.value).text)

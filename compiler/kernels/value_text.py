@@ -163,18 +163,18 @@ class ValueText:
         if isinstance(num, Const) and isinstance(den, Const):
             return _constant(num.value / den.value)
         above = self.integer(num)
-        own = (
+        result = (
             ExprText(f"{above.at(9)}.to(tl.float32)", above.axes)
             if not isinstance(num, Const)
             else _constant(num.value)
         )
         if isinstance(den, Const) and den.value == 1:
-            return own
+            return result
         below = self.integer(den)
         divisor = ExprText(f"{below.at(9)}.to(tl.float32)", below.axes)
         if isinstance(den, Const):
             divisor = _constant(float(den.value))
-        axes, (a, b) = aligned(own, divisor)
+        axes, (a, b) = aligned(result, divisor)
         return ExprText(f"{a.at(7)} / {b.at(8)}", axes, 7)
 
     def _power(self, node: Apply) -> ExprText:

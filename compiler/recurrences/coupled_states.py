@@ -47,10 +47,10 @@ class CoupledTrace:
 
     def of(self, state: StateAt) -> Mix:
         """A version of a state."""
-        found = self._versions.get((state.name, state.version))
-        if found is None:
+        result = self._versions.get((state.name, state.version))
+        if result is None:
             raise NoFormError(f"a read of `{state.name}`, which is taken apart from `{self.states[0].name}`")
-        return found
+        return result
 
     def take(self, step: Step) -> None:
         """A line: multiples of versions, and impulses; terms of the same u are one."""
@@ -98,7 +98,7 @@ def follow(
     states: Sequence[ir.State], lines: Sequence[Step], has_pass: Callable[[ir.State], bool]
 ) -> dict[str, CoupledTrace]:
     """Follow states that read each other, by their names, with one that has no pass of its own."""
-    found: dict[str, CoupledTrace] = {}
+    result: dict[str, CoupledTrace] = {}
     for group in _groups(states, lines):
         if len(group) == 1 and has_pass(group[0]):
             continue
@@ -113,8 +113,8 @@ def follow(
                 raise
             listed = " and ".join(f"`{name}`" for name in names)
             raise ReadEachOtherError(f"{listed} read each other, and there is {error}") from error
-        found |= dict.fromkeys(names, following)
-    return found
+        result |= dict.fromkeys(names, following)
+    return result
 
 
 def _groups(states: Sequence[ir.State], lines: Sequence[Step]) -> list[tuple[ir.State, ...]]:
@@ -214,12 +214,12 @@ def _product(values: Sequence[Value]) -> Value:
 def values_of(stage: Coupled) -> list[Value]:
     """Return the values that a stage computes."""
     mixes = [*stage.after, *(one.of for one in stage.reads), *(mix for i in stage.impulses for _, mix in i.reads)]
-    found = [value for mix in mixes for value in (*mix.states, *mix.impulses) if value is not None]
-    found += [one.query for one in stage.reads]
+    result = [value for mix in mixes for value in (*mix.states, *mix.impulses) if value is not None]
+    result += [one.query for one in stage.reads]
     for impulse in stage.impulses:
-        found += [impulse.left, *(read for read, _ in impulse.reads)]
-        found += [] if impulse.value is None else [impulse.value]
-    return found
+        result += [impulse.left, *(read for read, _ in impulse.reads)]
+        result += [] if impulse.value is None else [impulse.value]
+    return result
 
 
 def may_be(node: Value | None, known: dict[Value, Value]) -> Value:

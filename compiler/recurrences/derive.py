@@ -229,22 +229,22 @@ class _Deriving:
 
     def _passed(self, state: ir.State) -> tuple[Micro, ...]:
         """The steps of a state, a decay together with what follows it."""
-        found: list[Micro] = []
+        micros: list[Micro] = []
         for step in self._steps(state):
             micro = self._micro(state, step)
-            before = found[-1] if found else None
+            before = micros[-1] if micros else None
             alone = before is not None and before.correction is None and before.write is None and before.repeat is None
             if alone and before is not None and micro.decay is None:
-                found[-1] = Micro(before.decay, micro.correction, micro.write, micro.repeat)
+                micros[-1] = Micro(before.decay, micro.correction, micro.write, micro.repeat)
             else:
-                found.append(micro)
-        for micro in found[1:]:
+                micros.append(micro)
+        for micro in micros[1:]:
             if micro.decay is not None:
                 raise NoFormError(f"a decay of `{state.name}` after its correction")
-        by_column = any(micro.decay is not None and micro.decay.side == "columns" for micro in found)
-        if by_column and any(micro.correction is not None for micro in found):
+        by_column = any(micro.decay is not None and micro.decay.side == "columns" for micro in micros)
+        if by_column and any(micro.correction is not None for micro in micros):
             raise NoFormError(f"a decay of `{state.name}` by value column together with a correction")
-        return tuple(found)
+        return tuple(micros)
 
     def _micro(self, state: ir.State, step: Step) -> Micro:
         value = self._replaced(step.value)

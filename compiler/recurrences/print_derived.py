@@ -131,8 +131,8 @@ def _state_text(value: Value) -> str:
     return _text(value)
 
 
-def _others(found: re.Match[str]) -> str:
-    left = [index for index in found[1].split(", ") if index not in _OWN]
+def _others(match: re.Match[str]) -> str:
+    left = [index for index in match[1].split(", ") if index not in _OWN]
     return f"[{', '.join(left)}]" if left else ""
 
 

@@ -35,17 +35,17 @@ def correction_of(term: Monomial, labels: Labels, state: ir.State) -> tuple[Valu
 
 def _sides(factors: Sequence[Factor], labels: Labels) -> tuple[list[Value], list[Value], list[Value]]:
     """Factors of rows, of columns, and of neither. Raises NoFormError for one of both, or of another axis."""
-    found: tuple[list[Value], list[Value], list[Value]] = ([], [], [])
+    result: tuple[list[Value], list[Value], list[Value]] = ([], [], [])
     for factor in factors:
         if not factor.labels:
-            found[2].append(factor.value)
+            result[2].append(factor.value)
         elif factor.labels == labels[:1]:
-            found[0].append(factor.value)
+            result[0].append(factor.value)
         elif factor.labels == labels[1:]:
-            found[1].append(factor.value)
+            result[1].append(factor.value)
         else:
             raise NoFormError("a matrix that is no product of two vectors")
-    return found
+    return result
 
 
 def is_merged(correction: Monomial, write: Monomial, labels: Labels) -> bool:

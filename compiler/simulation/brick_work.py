@@ -172,9 +172,11 @@ class BrickFinder:
             if part.grid is None:
                 found.append(self._natural(part.relation, part.n_q, part.n_k, q_tile, k_tile))
             elif part.products:
-                own = BrickFinder([part], self._natural)
+                brick_finder = BrickFinder([part], self._natural)
                 same = part.grid == self._main.grid
-                found.append(_brick_work(part, order) if same else own.work(*own.best(q_tile, k_tile)[0]))
+                found.append(
+                    _brick_work(part, order) if same else brick_finder.work(*brick_finder.best(q_tile, k_tile)[0])
+                )
         return joined(found, order, q_tile, k_tile)
 
 

@@ -43,18 +43,18 @@ class TileFinder:
     def by_residues(self, q_tile: int, k_tile: int) -> TileWork:
         """Each class of residues in an order of its own, what has no congruence as it stands. Raises as `natural`."""
         parts = split(self._relation)
-        found: list[TileWork] = []
+        tile_works: list[TileWork] = []
         for part in parts:
             if part.congruence is None:
-                found.append(self._of(part.relation, self._n_q, self._n_k).natural(q_tile, k_tile))
+                tile_works.append(self._of(part.relation, self._n_q, self._n_k).natural(q_tile, k_tile))
                 continue
             alike: dict[tuple[Index, int, int], int] = {}
             for one in residues(part, self._n_q, self._n_k):
                 key = one.relation, one.n_q, one.n_k
                 alike[key] = alike.get(key, 0) + 1
-            found += [self._of(*key).natural(q_tile, k_tile).repeated(times) for key, times in alike.items()]
+            tile_works += [self._of(*key).natural(q_tile, k_tile).repeated(times) for key, times in alike.items()]
         merged = self._n_q if len(parts) > 1 else 0
-        return replace(joined(found, Order("residues", divisors=self.divisors), q_tile, k_tile), merged=merged)
+        return replace(joined(tile_works, Order("residues", divisors=self.divisors), q_tile, k_tile), merged=merged)
 
     def _of(self, relation: Index, n_q: int, n_k: int) -> TileFinder:
         key = relation, n_q, n_k

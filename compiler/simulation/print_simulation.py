@@ -10,25 +10,26 @@ from attnc.spec.meaning.parameter_values import shown
 BAR = 30
 
 
-def print_simulation(found: Simulation, *, unicode: bool = True) -> str:
+def print_simulation(simulation: Simulation, *, unicode: bool = True) -> str:
     """Return a simulation as text: the call, the ladder, a line a rung, the times, the schedule and the next best."""
-    rival = "dense" if found.baseline == "full" else "causal dense"
-    params = "".join(f", {name}={shown(value)}" for name, value in found.params.items())
-    moved = found.traffic
+    rival = "dense" if simulation.baseline == "full" else "causal dense"
+    params = "".join(f", {name}={shown(value)}" for name, value in simulation.params.items())
+    moved = simulation.traffic
     lines = [
-        f"{found.pattern}{params}: {found.stage} on {found.title}",
-        f"{shape_text(found.shape)}; against {rival} attention at its ideal, {ms(found.ideal_ms)}"
-        + ("" if found.calibrated else "; times not calibrated"),
+        f"{simulation.pattern}{params}: {simulation.stage} on {simulation.title}",
+        f"{shape_text(simulation.shape)}; against {rival} attention at its ideal, {ms(simulation.ideal_ms)}"
+        + ("" if simulation.calibrated else "; times not calibrated"),
         "",
-        *_bars(found, "█" if unicode else "#"),
+        *_bars(simulation, "█" if unicode else "#"),
         "",
-        f"time      {ms(found.predicted_ms)}, {rival} {ms(found.dense_ms)}: {times(found.speedup)} as fast as it runs",
+        f"time      {ms(simulation.predicted_ms)}, {rival} {ms(simulation.dense_ms)}: "
+        f"{times(simulation.speedup)} as fast as it runs",
         f"memory    {size(moved.moved)} moved, {size(moved.least)} at least, {size(moved.held)} held; "
-        f"{count(found.flop)}FLOP in products of visible pairs",
+        f"{count(simulation.flop)}FLOP in products of visible pairs",
     ]
-    lines += [f"schedule  {choice}; limited by {choice.limit}" for choice in found.choices]
-    lines += [f"next best {other}: {ms(other.ms)}" for other in found.others]
-    lines += [f"note      {note}" for note in found.notes]
+    lines += [f"schedule  {choice}; limited by {choice.limit}" for choice in simulation.choices]
+    lines += [f"next best {other}: {ms(other.ms)}" for other in simulation.others]
+    lines += [f"note      {note}" for note in simulation.notes]
     return "\n".join(lines)
 
 
@@ -46,10 +47,10 @@ def _many(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
-def _bars(found: Simulation, block: str) -> list[str]:
-    most = max((r.speedup for r in found.rungs if r.speedup < inf), default=1.0)
+def _bars(simulation: Simulation, block: str) -> list[str]:
+    most = max((r.speedup for r in simulation.rungs if r.speedup < inf), default=1.0)
     lines = []
-    for rung in found.rungs:
+    for rung in simulation.rungs:
         bar = block * (BAR if rung.speedup == inf else max(round(BAR * rung.speedup / most), 1))
         lines.append(f"  {rung.name:9} {times(rung.speedup):>9}  {bar:{BAR}}  {rung.lost_to}")
     return lines

@@ -70,11 +70,11 @@ def find_repetition(relation: Index, grid: TileGrid) -> Repetition | None:
     return None
 
 
-def count_shifted(relation: Index, grid: TileGrid, found: Repetition, origins: Mapping[Index, Span]) -> RowCounts:
+def count_shifted(relation: Index, grid: TileGrid, repetition: Repetition, origins: Mapping[Index, Span]) -> RowCounts:
     """The tiles of a grid whose rows repeat. Raises what `find_live_tiles` and `resolve` raise."""
-    first, tile = found.first, grid.q_tile
+    first, tile = repetition.first, grid.q_tile
     inner = replace(grid, n_q=grid.n_q - first * tile, n_k=grid.n_k - first * tile)
-    seen = _by_distance(found, inner, origins)
+    seen = _by_distance(repetition, inner, origins)
     total_rows = np.zeros((3, grid.rows), dtype=np.int64)
     total_columns = np.zeros((3, grid.columns), dtype=np.int64)
     total_rows[:, first:] += _along_rows(seen, inner)
@@ -97,15 +97,15 @@ def _moved(relation: Index, q: int, k: int) -> Index:
     return substitute(relation, {place: fold.add(place, fold.const(tokens)) for place, tokens in places if tokens})
 
 
-def _by_distance(found: Repetition, grid: TileGrid, origins: Mapping[Index, Span]) -> Int64:
+def _by_distance(repetition: Repetition, grid: TileGrid, origins: Mapping[Index, Span]) -> Int64:
     """The tiles at every distance, for each remainder of a row: entry d + grid.rows - 1 is of distance d."""
-    seen = np.zeros((found.rows, 3, grid.rows + grid.columns - 1), dtype=np.int64)
-    some = replace(grid, n_q=found.rows * grid.q_tile)
-    for row in (0, grid.rows - found.rows):
-        band = _tiles(_moved(found.relation, row * grid.q_tile, 0), some, origins)
-        for i in range(found.rows):
+    seen = np.zeros((repetition.rows, 3, grid.rows + grid.columns - 1), dtype=np.int64)
+    some = replace(grid, n_q=repetition.rows * grid.q_tile)
+    for row in (0, grid.rows - repetition.rows):
+        band = _tiles(_moved(repetition.relation, row * grid.q_tile, 0), some, origins)
+        for i in range(repetition.rows):
             at = grid.rows - 1 - row - i
-            seen[(row + i) % found.rows, :, at : at + grid.columns] = band[i]
+            seen[(row + i) % repetition.rows, :, at : at + grid.columns] = band[i]
     return seen
 
 
@@ -118,11 +118,11 @@ def _tiles(relation: Index, grid: TileGrid, origins: Mapping[Index, Span]) -> In
     pairs = {0: grid.q_tile * grid.k_tile, **{key: int(mask.sum()) for key, mask in resolved.masks.items()}}
     kinds, number = np.unique(kind, return_inverse=True)
     visible = np.array([pairs[int(key)] for key in kinds], dtype=np.int64)
-    found = np.zeros((grid.rows, 3, grid.columns), dtype=np.int64)
-    found[row, 0, at] = kind == 0
-    found[row, 1, at] = kind != 0
-    found[row, 2, at] = visible[number.ravel()] if len(kind) else 0
-    return found
+    result = np.zeros((grid.rows, 3, grid.columns), dtype=np.int64)
+    result[row, 0, at] = kind == 0
+    result[row, 1, at] = kind != 0
+    result[row, 2, at] = visible[number.ravel()] if len(kind) else 0
+    return result
 
 
 def _along_rows(seen: Int64, grid: TileGrid) -> Int64:

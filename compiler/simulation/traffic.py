@@ -28,12 +28,12 @@ def key_bytes(shape: Shape) -> int:
 
 def least_bytes(shape: Shape, kernel: Kernel) -> int:
     """Return the bytes that a kernel reads and writes once; a gradient also reads the forward's results."""
-    own = tensor_bytes(shape)
+    result = tensor_bytes(shape)
     if kernel == "forward":
-        return own
+        return result
     if kernel == "dq":
-        return own + shape.lanes * shape.n_q * shape.dk * BYTES[shape.dtype]
-    return own + key_bytes(shape)
+        return result + shape.lanes * shape.n_q * shape.dk * BYTES[shape.dtype]
+    return result + key_bytes(shape)
 
 
 def moved_bytes(machine: Machine, shape: Shape, kernel: Kernel, tiles: TileShape, walked: Strips, programs: int) -> int:

@@ -160,16 +160,16 @@ def _kernel_knobs(planner: Planner, request: TuneRequest) -> Iterator[Knob]:
         yield Knob(knob_of(planner.knob, stage), total_ms)
 
 
-def _predicted(relations: Relations, machine: Machine, stage: Kernel, own: TileShape) -> dict[str, float]:
-    """Return a kernel's predicted milliseconds by tiles, where known to the simulator; `own` matches any warps."""
+def _predicted(relations: Relations, machine: Machine, stage: Kernel, tile_shape: TileShape) -> dict[str, float]:
+    """Return a kernel's predicted milliseconds by tiles, where the simulator knows them; `tile_shape` has any warps."""
     problem = problem_of([relations], relations.pattern.name, {}, relations.shape.n_k)
     ms_by_tiles: dict[str, float] = {}
-    for request in (ScheduleRequest(), ScheduleRequest((own.q_tile, own.k_tile))):
+    for request in (ScheduleRequest(), ScheduleRequest((tile_shape.q_tile, tile_shape.k_tile))):
         try:
             runs = ScheduleCandidates(problem, machine, request).ranked(stage, "full")
         except (MachineError, TooManyTilesError, TooManyClassesError, KeyError):
             continue
         for run in runs:
             if run.parts == 1:
-                ms_by_tiles.setdefault(str(own if request.tile else run.model.shape), run.ms)
+                ms_by_tiles.setdefault(str(tile_shape if request.tile else run.model.shape), run.ms)
     return ms_by_tiles

@@ -68,10 +68,10 @@ class Tuned:
         key = self.key(sizes, executor, device)
         if self.wanted.table is None:
             return self._read(name_of(key, bucket_of(sizes)))
-        found = self.wanted.table.records.get(name_of(key, bucket_of(sizes)))
-        if found is None:
+        result = self.wanted.table.records.get(name_of(key, bucket_of(sizes)))
+        if result is None:
             self._tell_once(key, self.wanted.table.records.values())
-        return found
+        return result
 
     def _tell_once(self, key: Key, records: Iterable[Record]) -> None:
         """Say that a table has nothing for this pattern under its key; where it has some of that name, why not."""

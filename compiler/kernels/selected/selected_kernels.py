@@ -51,13 +51,13 @@ def tiles_of(problem: SelectedProblem, stage: ChosenStage) -> T:
     if stage in ("merge", "sum"):
         return _JOINED
     table = _IN_FP32 if problem.dtype == "float32" else _TILES[problem.target.name]
-    found = next(shape for most, shape in table[stage] if max(problem.dk, problem.dv) <= most)
+    result = next(shape for most, shape in table[stage] if max(problem.dk, problem.dv) <= most)
     if problem.dtype == "float32" and problem.target.maker == "amd":  # whose warps are twice as wide
-        found = replace(found, warps=4, stages=1)
-    if found.k_tile <= problem.columns:
-        return found
-    warps = 4 if stage == "dkdv" else found.warps
-    return replace(found, k_tile=problem.columns, warps=warps)
+        result = replace(result, warps=4, stages=1)
+    if result.k_tile <= problem.columns:
+        return result
+    warps = 4 if stage == "dkdv" else result.warps
+    return replace(result, k_tile=problem.columns, warps=warps)
 
 
 _JOINED = T(16, 16, 4, 1)

@@ -9,45 +9,45 @@ from attnc.compiler.simulation.recurrent.recurrence_simulation import Recurrence
 from attnc.spec.meaning.parameter_values import shown
 
 
-def print_found(found: RecurrenceSimulation, *, unicode: bool = True) -> str:
+def print_found(simulation: RecurrenceSimulation, *, unicode: bool = True) -> str:
     """Return a recurrence's simulation as text: call, ladder, passes, times, plan and the next best."""
-    params = "".join(f", {name}={shown(value)}" for name, value in found.params.items())
-    moved = found.traffic
+    params = "".join(f", {name}={shown(value)}" for name, value in simulation.params.items())
+    moved = simulation.traffic
     lines = [
-        f"{found.pattern}{params}: {found.stage} on {found.title}",
-        f"{shape_text(found.shape)}; against causal dense attention at its ideal, {ms(found.ideal_ms)}"
-        + ("" if found.calibrated else "; times not calibrated"),
+        f"{simulation.pattern}{params}: {simulation.stage} on {simulation.title}",
+        f"{shape_text(simulation.shape)}; against causal dense attention at its ideal, {ms(simulation.ideal_ms)}"
+        + ("" if simulation.calibrated else "; times not calibrated"),
         "",
-        *_bars(found, "█" if unicode else "#"),
+        *_bars(simulation, "█" if unicode else "#"),
     ]
-    for one in found.passes:
-        lines += ["", *_pass(found, one)]
+    for one in simulation.passes:
+        lines += ["", *_pass(simulation, one)]
     lines += [
         "",
-        f"time      {ms(found.predicted_ms)}, causal dense {ms(found.dense_ms)}: {times(found.speedup)} as fast as it "
-        f"runs",
-        *_loop(found),
+        f"time      {ms(simulation.predicted_ms)}, causal dense {ms(simulation.dense_ms)}: "
+        f"{times(simulation.speedup)} as fast as it runs",
+        *_loop(simulation),
         f"memory    {size(moved.moved)} moved, {size(moved.least)} at least, {size(moved.held)} of states held; "
-        f"{count(found.flop)}FLOP in products",
+        f"{count(simulation.flop)}FLOP in products",
     ]
-    lines += [f"plan      {choice.kernel}: {choice.how}; limited by {choice.limit}" for choice in found.choices]
-    lines += [f"else      {other.how}: {ms(other.ms)}" for other in found.others]
-    lines += [f"note      {note}" for note in found.notes]
+    lines += [f"plan      {choice.kernel}: {choice.how}; limited by {choice.limit}" for choice in simulation.choices]
+    lines += [f"else      {other.how}: {ms(other.ms)}" for other in simulation.others]
+    lines += [f"note      {note}" for note in simulation.notes]
     return "\n".join(lines)
 
 
-def _bars(found: RecurrenceSimulation, block: str) -> list[str]:
+def _bars(simulation: RecurrenceSimulation, block: str) -> list[str]:
     """A line a rung: its time, how much less that is than dense attention's ideal, and what was lost."""
-    most = max(rung.speedup for rung in found.rungs)
+    most = max(rung.speedup for rung in simulation.rungs)
     lines = []
-    for rung in found.rungs:
+    for rung in simulation.rungs:
         bar = block * max(round(BAR * rung.speedup / most), 1)
-        time = ms(found.rung_ms(rung.name))
+        time = ms(simulation.rung_ms(rung.name))
         lines.append(f"  {rung.name:9} {time:>8} {times(rung.speedup):>9}  {bar:{BAR}}  {rung.lost_to}")
     return lines
 
 
-def _pass(found: RecurrenceSimulation, one: SimulatedPass) -> list[str]:
+def _pass(simulation: RecurrenceSimulation, one: SimulatedPass) -> list[str]:
     rows = "" if one.micro == 1 else f"; {one.micro} rows a token"
     lines = [f"  {one.state}: {one.words}{rows}"]
     if one.costs:
@@ -55,7 +55,7 @@ def _pass(found: RecurrenceSimulation, one: SimulatedPass) -> list[str]:
         table = [[_mark(one, c.chunk), *_numbers(c.forward, c.backward, c.exps)] for c in one.costs]
         sizes = [[size(c.state_bytes), "does not fit" if c.ms is None else ms(c.ms)] for c in one.costs]
         lines += _table([head, *(a + b for a, b in zip(table, sizes, strict=True))])
-    if one.kind != "cpu" and found.stage != "decode" and one.chunk:
+    if one.kind != "cpu" and simulation.stage != "decode" and one.chunk:
         kernels = [[k.name, f"{k.programs:,}", f"{k.steps:,}", size(k.moved), ms(k.ms), k.limit] for k in one.kernels]
         lines += _table([["kernel", "programs", "steps", "moved", "time", "limited by"], *kernels])
     return lines
@@ -81,12 +81,15 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     return lines
 
 
-def _loop(found: RecurrenceSimulation) -> list[str]:
-    if found.stage == "decode":
+def _loop(simulation: RecurrenceSimulation) -> list[str]:
+    if simulation.stage == "decode":
         return []
-    if found.reason:
-        return [f"loop      it runs token by token: {found.reason}"]
-    return [f"loop      token by token {ms(found.loop_ms)}: {times(found.loop_ms / found.predicted_ms)} as long"]
+    if simulation.reason:
+        return [f"loop      it runs token by token: {simulation.reason}"]
+    return [
+        f"loop      token by token {ms(simulation.loop_ms)}: "
+        f"{times(simulation.loop_ms / simulation.predicted_ms)} as long"
+    ]
 
 
 __all__ = ["print_found"]

@@ -176,18 +176,18 @@ class _Sizes:
 
     def tensors(self, root: Value) -> dict[str, int]:
         """Bytes of what an expression reads, by name."""
-        found: dict[str, int] = {}
+        result: dict[str, int] = {}
         for node in root.below:
             if isinstance(node, Vec):
                 width, heads = self.size("dv" if node.tensor == "v" else "dk"), self.shape.heads
                 heads = heads if node.tensor == "q" else self.shape.kv_heads
-                found[node.tensor] = self.shape.batch * heads * self.shape.n_q * width * self.number
+                result[node.tensor] = self.shape.batch * heads * self.shape.n_q * width * self.number
             elif isinstance(node, Element | Lookup):
                 name, dims = node.tensor.name, node.tensor.dims
                 each = self.number if isinstance(node, Element) else INTEGER_BYTES
                 parts = 2 if node.tensor.kind == "complex" else 1
-                found[name] = parts * self.count_of(dims) * (GATE_BYTES if name in self.gates else each)
-        return found
+                result[name] = parts * self.count_of(dims) * (GATE_BYTES if name in self.gates else each)
+        return result
 
     def names(self, *values: Value) -> Names:
         """Return the names of the tensors that expressions read."""

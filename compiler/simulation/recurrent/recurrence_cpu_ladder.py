@@ -92,8 +92,10 @@ def _part(
         work, chunks = work_of(part.form, stage, chunk).total, chunks_of(part.form, call.shape.n_q, chunk)
         kernel = _kernel("chunks", times, work.flop * chunks * call.shape.lanes, chunks)
         form = part.form
-        found = SimulatedPass(form.state, form.words, form.micro, "cpu", chunk, 1, form.columns, (kernel,), costs)
-        return times, found
+        simulated_pass = SimulatedPass(
+            form.state, form.words, form.micro, "cpu", chunk, 1, form.columns, (kernel,), costs
+        )
+        return times, simulated_pass
     rows, copy = call.shape.lanes * call.shape.n_q, cpu.rates.copy / 1e6
     numbers = part.rows * part.columns if isinstance(part, Entries) else call.states[part.state]
     longer = 3.0 if stage == "backward" else 1.0
