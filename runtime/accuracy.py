@@ -45,8 +45,8 @@ class Probe:
     """Operands in one dtype, the mask, and gradients of out and lse, to compare an executor with dense torch.
 
     `mask` is bool (B, Hq, Nq, Nk); `grad_lse` is None where the LSE takes no part in the loss. `dense` is attention as
-    torch would write it where that is not the softmax of `scale * dot(q, k)` under the mask. `has_choices`: the result
-    is made of softmaxes over selected keys, perhaps a single key.
+    torch would write it where that is not the softmax of `scale * dot(q, k)` under the mask. `has_parts`: the result is
+    made of softmaxes over selected keys or over the keys of branches, perhaps a single key.
     """
 
     q: Tensor
@@ -56,7 +56,7 @@ class Probe:
     grad_out: Tensor
     grad_lse: Tensor | None
     dense: Run | None = None
-    has_choices: bool = False
+    has_parts: bool = False
 
     @property
     def seen(self) -> Tensor:
@@ -71,7 +71,7 @@ def compare(run: Run, probe: Probe) -> tuple[Error, ...]:
     explicit = _results(dense_run, probe, probe.q.dtype)
     fused = _fused_errors(probe) if probe.dense is None else [0.0] * len(TENSORS)
     got = _results(run, probe, probe.q.dtype)
-    cancelled = _cancelled(probe) if probe.dense is None or probe.has_choices else {}
+    cancelled = _cancelled(probe) if probe.dense is None or probe.has_parts else {}
     errors = []
     for i, name in enumerate(TENSORS):
         dense = max(_distance(explicit[i], truth[i]), fused[i])

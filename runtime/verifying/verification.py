@@ -187,7 +187,7 @@ def _run(attention: Attention, found: Look, mask: Tensor, verdict: Verdict, dtyp
     made = torch.Generator().manual_seed(1)
     grad = torch.randn((case.batch, case.heads, case.n_q, case.dv), generator=made, dtype=torch.float64)
     grad_lse = torch.randn((case.batch, case.heads, case.n_q), generator=made, dtype=torch.float64)
-    chooses = bool(attention.pattern.selections)
+    has_parts = bool(attention.pattern.selections) or len(attention.pattern.nodes) > 1
     references = [("reference", torch.float64)] if attention.is_plain else []
     for executor, dtype in (*references, *(("cpu", dtype) for dtype in dtypes)):
         call = attention if executor == "cpu" else attention.reference
@@ -197,7 +197,7 @@ def _run(attention: Attention, found: Look, mask: Tensor, verdict: Verdict, dtyp
 
         dense = None if attention.is_plain else partial(_called, attention.reference, attention, numbers.inputs)
         q, k, v = (x.to(dtype) for x in (numbers.q, numbers.k, numbers.v))
-        probe = Probe(q, k, v, mask, grad, grad_lse if attention.has_lse else None, dense, chooses)
+        probe = Probe(q, k, v, mask, grad, grad_lse if attention.has_lse else None, dense, has_parts)
         name = str(dtype).removeprefix("torch.")
         verdict.errors.extend(ExecutorTrial(executor, name, case, error) for error in compare(run, probe))
 

@@ -125,7 +125,7 @@ def test_what_it_is_and_is_not() -> None:
     for call in calls:
         with pytest.raises(UnsupportedError, match="has a branch with a state, `far`"):
             call()
-    with pytest.raises(ArgumentTypeError, match="give `state`"):
+    with pytest.raises(ArgumentTypeError, match="pass `state`"):
         attend.decode(q[:, :, :1], q, q, kv_len=4)
     assert compile_attention("lingen_ma", frames=1, height=2, width=2).is_recurrence
     with pytest.raises(UnsupportedError, match="strict"):
