@@ -134,7 +134,7 @@ def median(row: Row, name: str = "attnc") -> float:
 
 
 def ratio(row: Row, name: str) -> float:
-    """How many times as long as attnc one takes."""
+    """Return a rival's time divided by attnc's."""
     return median(row, name) / median(row)
 
 

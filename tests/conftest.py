@@ -73,7 +73,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def _all_threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    """As many threads of torch as there are cores, for tests marked `threads`."""
+    """Give torch as many threads as there are cores in tests marked `threads`."""
     if request.node.get_closest_marker("threads") is None:
         yield
         return

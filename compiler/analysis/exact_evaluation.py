@@ -139,7 +139,7 @@ def integers_in(
     *,
     wide: bool,
 ) -> NDArray[np.int64]:
-    """As `integers_at`, with variables: their values, like `alive`, (…, rows or 1, keys or 1)."""
+    """Return the integers of a node as `integers_at` does, given values of variables, (…, rows or 1, keys or 1)."""
     evaluator = _evaluator(q, k, variables, origins, wide=wide)
     found = evaluator.truth(node, alive) if is_truth(node) else evaluator.integer(node, alive)
     found = np.broadcast_to(found, np.broadcast_shapes(np.shape(found), alive.shape))

@@ -15,7 +15,6 @@ from attnc.compiler.kernels.attention_problem import PAIRS, AttentionProblem
 from attnc.compiler.kernels.depth import LEAST, Accumulated, accumulated
 from attnc.compiler.kernels.index_text import COLUMNS, ROWS, ExprText, IndexText
 from attnc.compiler.kernels.kernel_source import KernelSource
-from attnc.compiler.kernels.position_text import moved_by
 from attnc.compiler.kernels.text_lines import SHIFT
 from attnc.compiler.kernels.tiled_kernel import TiledKernel
 from attnc.compiler.kernels.walks import ListedWalk, Sides, Walk
@@ -99,12 +98,6 @@ class KeyGradients(TiledKernel):
             fold.place("k"): ExprText("row", ROWS),
             fold.place("q"): ExprText("(tl.minimum(query, queries - 1) + shift)", COLUMNS),
         }
-
-    @override
-    def of_place(self, dim: str, text: ExprText) -> ExprText:
-        if self.problem.documents:
-            return moved_by(text, "window_key" if dim in ("token", "key") else "window_row - window_shift")
-        return ExprText(f"{text.at(5)} - shift", text.axes, 5) if dim == "query" else text
 
     @override
     def start(self) -> None:

@@ -190,7 +190,7 @@ def loop_total(op: str, body: ir.Value, condition: Index, loops: list[Loop]) -> 
 
 
 def _numbered_value(variable: ir.Var, condition: Index, body: ir.Value) -> tuple[ir.Var, Index, ir.Value]:
-    """As `_numbered`, of floating-point numbers."""
+    """Number the variable of an aggregate as `_numbered` does, for a floating-point body."""
     inside = variables(condition) | variables(cast("Index", body))
     number = 1 + max((v.serial for v in inside if v is not variable), default=0)
     new = fold.var(variable.name, max(number, 1))

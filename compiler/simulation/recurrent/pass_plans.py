@@ -115,7 +115,7 @@ class _PassPlanner(ABC):
             yield PassPlan(self.kind, chunk, segments, columns, runs, self._work(chunk), self._states(chunk))
 
     def _segments(self, chunk: int, columns: int) -> int:
-        """As the executor has them: as many as the machine has room for."""
+        """Return the segments that the executor uses: as many as the machine has room for."""
         form = self.part.form
         programs = self.call.shape.lanes * ceil(form.columns / columns) * ceil(form.rows / self._rows(columns))
         return fitting_segments(programs, self.chunks(chunk), self.machine.sms)
