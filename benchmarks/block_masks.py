@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from baselines import flex, rival
-from part import Row, Setting
+from benchmark_part import Row, Setting
 from timing import as_json, interleaved, once
 from torch.nn.attention.flex_attention import BlockMask
 
@@ -24,7 +24,7 @@ tokens those of `power` are more than 24 GB."""
 
 
 @dataclass(frozen=True)
-class Case:
+class BlockMaskCase:
     """A pattern with its parameters, and how many documents it has."""
 
     name: str
@@ -43,11 +43,11 @@ class Case:
 
 
 CASES = (
-    Case("causal", "causal"),
-    Case("window 4096 + 4 sinks", "sliding_window", {"window": 4096, "sinks": 4}),
-    Case("power 256, 5", "power"),
-    Case("neighborhood 13 x 13", "neighborhood_2d", {"window": 13}),
-    Case("40 documents", "document", documents=40),
+    BlockMaskCase("causal", "causal"),
+    BlockMaskCase("window 4096 + 4 sinks", "sliding_window", {"window": 4096, "sinks": 4}),
+    BlockMaskCase("power 256, 5", "power"),
+    BlockMaskCase("neighborhood 13 x 13", "neighborhood_2d", {"window": 13}),
+    BlockMaskCase("40 documents", "document", documents=40),
 )
 
 
@@ -59,7 +59,7 @@ def rows(setting: Setting) -> Iterator[Row]:
                 yield {"key": key} | _row(case, n, 1 if setting.toy else ROUNDS)
 
 
-def _row(case: Case, n: int, rounds: int) -> Row:
+def _row(case: BlockMaskCase, n: int, rounds: int) -> Row:
     params, inputs = case.at(n)
     attend = compile_attention(case.spec, **params)
     make = partial(attend.block_mask, n, device="cpu", **inputs)

@@ -7,39 +7,39 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from goals import Found, Goal
+from goals import Goal, Measurement
 
 UNKNOWN = "cause not known yet"
 
-Test = Callable[[Goal, Found], bool]
+Test = Callable[[Goal, Measurement], bool]
 
 
 def _of(goals: tuple[str, ...], **wanted: object) -> Test:
     """Rows of these goals whose entries are those, or begin with them."""
 
-    def test(goal: Goal, found: Found) -> bool:
+    def test(goal: Goal, found: Measurement) -> bool:
         return goal.key in goals and all(str(found.row.get(key, "")).startswith(str(x)) for key, x in wanted.items())
 
     return test
 
 
-def _little_to_gain(goal: Goal, found: Found) -> bool:
+def _little_to_gain(goal: Goal, found: Measurement) -> bool:
     """Dense attention beside live tiles that leave less than half of its work out."""
     goals = ("G9.dense", "G9.dense.backward", "G9.flex.fp32", "blocks.dense")
     return goal.key in goals and 0 < found.row.get("bound", 0) < 2
 
 
-def _short_step(goal: Goal, found: Found) -> bool:
+def _short_step(goal: Goal, found: Measurement) -> bool:
     """A step of decoding below two and a half milliseconds."""
     return goal.key in ("G3.sparse", "G3.dense") and found.row["ms"]["attnc"]["median"] < 2.5
 
 
-def _grows(goal: Goal, found: Found) -> bool:
+def _grows(goal: Goal, found: Measurement) -> bool:
     """Operands of 134 MB beside ones of 17 MB, or fewer tokens of more work."""
     return goal.key == "G4.tokens"
 
 
-def _is_close(goal: Goal, found: Found) -> bool:
+def _is_close(goal: Goal, found: Measurement) -> bool:
     """Schedules of which the one that was fastest was predicted to take at most a tenth longer."""
     tried = found.row.get("schedules")
     if goal.key != "G8.chosen" or not tried:
@@ -143,6 +143,6 @@ CAUSES: tuple[tuple[Test, str], ...] = (
 )
 
 
-def why(goal: Goal, found: Found) -> str:
+def why(goal: Goal, found: Measurement) -> str:
     """The cause of a value that is behind."""
     return next((text for test, text in CAUSES if test(goal, found)), UNKNOWN)

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import suites
+from benchmark_part import Row
 from goals import shown
 from measures import break_even, error, kendall, predictions, speedup
-from part import Row
 from plots import Plot, Series, diagonal, level, quantile, reciprocal
 from reading import Result
 

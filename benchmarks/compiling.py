@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
-from part import Row, Setting
+from benchmark_part import Row, Setting
 from timing import as_json, interleaved, once
 
 from attnc.compiler.lowering.lower import lower

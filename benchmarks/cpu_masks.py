@@ -16,8 +16,8 @@ import exact
 import masks
 import torch
 from baselines import flex, rival, sdpa
-from masks import HEADS, Case
-from part import Row, Setting
+from benchmark_part import Row, Setting
+from masks import HEADS, MaskCase
 from timing import as_json, interleaved, once
 from torch import Tensor
 
@@ -37,7 +37,7 @@ AGAIN_MS = 15_000
 
 
 @dataclass(frozen=True)
-class Size:
+class MaskSize:
     """Tokens, width of a head and dtype."""
 
     n: int
@@ -57,15 +57,15 @@ TOY = 1024
 
 def dense(setting: Setting) -> Iterator[Row]:
     """Full and causal attention, which have nothing to leave out."""
-    sizes = [Size(n, d, dtype) for n, d in ((1024, 64), (4096, 64), (4096, 128)) for dtype in (FLOAT32, BFLOAT16)]
+    sizes = [MaskSize(n, d, dtype) for n, d in ((1024, 64), (4096, 64), (4096, 128)) for dtype in (FLOAT32, BFLOAT16)]
     return _rows(setting, [(case, size) for size in sizes for case in masks.DENSE], backward=False)
 
 
 def block_sparse(setting: Setting) -> Iterator[Row]:
     """Masks of whole blocks."""
-    sizes = [Size(4096, d, dtype) for d in (64, 128) for dtype in (FLOAT32, BFLOAT16)]
+    sizes = [MaskSize(4096, d, dtype) for d in (64, 128) for dtype in (FLOAT32, BFLOAT16)]
     points = [(case, size) for size in sizes for case in masks.BLOCKS]
-    long = [Size(16384, 64, dtype) for dtype in (FLOAT32, BFLOAT16)]
+    long = [MaskSize(16384, 64, dtype) for dtype in (FLOAT32, BFLOAT16)]
     points += [(case, size) for size in long for case in masks.BLOCKS if case.name in LONG]
     return _rows(setting, points, backward=False)
 
@@ -83,14 +83,14 @@ def windows_bfloat16(setting: Setting) -> Iterator[Row]:
 def backward(setting: Setting) -> Iterator[Row]:
     """Forward with backward, the longest rows last."""
     points = [
-        (case, Size(n, 64, dtype))
+        (case, MaskSize(n, 64, dtype))
         for n in (1024, 4096)
         for dtype in (FLOAT32, BFLOAT16)
         for case in (*masks.WINDOWS, *masks.BLOCKS)
         if n > 1024 or case in masks.WINDOWS
     ]
     cases = {case.name: case for case in masks.WINDOWS}
-    points += [(cases[name], Size(16384, 64, FLOAT32)) for name in ("window 512", "document")]
+    points += [(cases[name], MaskSize(16384, 64, FLOAT32)) for name in ("window 512", "document")]
     return _rows(setting, points, backward=True)
 
 
@@ -98,20 +98,20 @@ LONG = ("window 512", "power 256, 5", "neighborhood 13 x 13", "document", "s2 64
 """Cases that are measured at 16,384 tokens as well."""
 
 
-def _windows(dtype: torch.dtype) -> list[tuple[Case, Size]]:
-    sizes = [Size(1024, 64, dtype), Size(4096, 64, dtype), Size(4096, 128, dtype)]
+def _windows(dtype: torch.dtype) -> list[tuple[MaskCase, MaskSize]]:
+    sizes = [MaskSize(1024, 64, dtype), MaskSize(4096, 64, dtype), MaskSize(4096, 128, dtype)]
     points = [(case, size) for size in sizes for case in masks.WINDOWS]
-    return points + [(case, Size(16384, 64, dtype)) for case in masks.WINDOWS if case.name in LONG]
+    return points + [(case, MaskSize(16384, 64, dtype)) for case in masks.WINDOWS if case.name in LONG]
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def _rows(setting: Setting, points: Sequence[tuple[Case, Size]], *, backward: bool) -> Iterator[Row]:
+def _rows(setting: Setting, points: Sequence[tuple[MaskCase, MaskSize]], *, backward: bool) -> Iterator[Row]:
     """A row for each point; toy rows take the first size alone."""
     if setting.toy:
         first = points[0][1]
-        points = [(case, Size(TOY, first.d, first.dtype)) for case in dict.fromkeys(case for case, _ in points)]
+        points = [(case, MaskSize(TOY, first.d, first.dtype)) for case in dict.fromkeys(case for case, _ in points)]
     for case, size in points:
         key = f"{case.name} {size} {'forward+backward' if backward else 'forward'}"
         if key not in setting.done:
@@ -122,7 +122,7 @@ def _rounds(n: int) -> int:
     return 7 if n <= 4096 else 3
 
 
-def _row(case: Case, size: Size, rounds: int, *, backward: bool) -> Row:
+def _row(case: MaskCase, size: MaskSize, rounds: int, *, backward: bool) -> Row:
     """A row: right first, then timed."""
     torch.manual_seed(0)
     flex.forget()
@@ -160,7 +160,7 @@ def _timed(runs: dict[str, Run], rounds: int) -> dict[str, Timing]:
     return times | interleaved(runs, AGAIN, 0) if close and rounds > 1 and takes < AGAIN_MS else times
 
 
-def _flex(case: Case, n: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Run, float]:
+def _flex(case: MaskCase, n: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Run, float]:
     """FlexAttention, compiled, and milliseconds of its first call with the block mask that goes before it."""
     found: list[rival.Attend] = []
 
@@ -174,7 +174,7 @@ def _flex(case: Case, n: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Run, flo
 
 
 def _errors(
-    case: Case, size: Size, runs: dict[str, Run], leaves: tuple[Tensor, Tensor, Tensor], grad: Tensor | None
+    case: MaskCase, size: MaskSize, runs: dict[str, Run], leaves: tuple[Tensor, Tensor, Tensor], grad: Tensor | None
 ) -> dict[str, float]:
     """Errors of one head in 64 bits of every contender that has the mask; the last head, whose number is not 0."""
     head = HEADS - 1
@@ -195,7 +195,7 @@ def _gradients(run: Run, leaves: tuple[Tensor, ...], grad: Tensor) -> object:
     return torch.autograd.grad(run(), leaves, grad)
 
 
-def _plan(case: Case, attention: Attention, plan: Plan) -> Row:
+def _plan(case: MaskCase, attention: Attention, plan: Plan) -> Row:
     """The schedule, and how much faster than dense the live tiles and the visible pairs let attention be."""
     pairs = case.pairs(plan.n_q)
     tiles = plan.tiles.live / HEADS * plan.q_tile * plan.k_tile

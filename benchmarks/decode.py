@@ -13,7 +13,7 @@ from typing import Any
 
 import exact
 import torch
-from part import Row, Setting
+from benchmark_part import Row, Setting
 from timing import as_json, interleaved
 from torch import Tensor
 from torch.nn import functional as F

@@ -24,7 +24,7 @@ class Paragraph:
 
 
 @dataclass(frozen=True)
-class Table:
+class DocumentTable:
     """Cells are plain text; columns after the first `words` ones are figures."""
 
     head: Sequence[str]
@@ -41,7 +41,7 @@ class Picture:
     told: str
 
 
-Block = Heading | Paragraph | Table | Picture
+Block = Heading | Paragraph | DocumentTable | Picture
 
 
 def pictures(blocks: Sequence[Block]) -> Mapping[str, str]:
@@ -62,7 +62,7 @@ def _markdown(block: Block) -> str:
             return text
         case Picture(name, _, told):
             return f"![{told}](performance/{name})"
-        case Table(head, rows, words):
+        case DocumentTable(head, rows, words):
             rule = [" --- " if i < words else " ---: " for i in range(len(head))]
             lines = [[_cell(cell) for cell in row] for row in (head, *rows)]
             texts = ["| " + " | ".join(line) + " |" for line in lines]
@@ -95,7 +95,7 @@ def _html(block: Block) -> Markup:
             return element("p", text)
         case Picture(_, svg, _):
             return element("p", Markup(svg))
-        case Table(head, rows, words):
+        case DocumentTable(head, rows, words):
             top = element("tr", *(element("th", cell) for cell in head))
             return element("table", top, joined(element("tr", *_cells(row, words)) for row in rows))
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from part import Row, is_wrong
+from benchmark_part import Row, is_wrong
 
 How = Literal["geometric mean", "median", "least", "most", "share", "95th percentile", "one value"]
 """How the values of rows become that of a goal: `share` takes those that are 1 among zeros, in percent."""
@@ -20,7 +20,7 @@ Rows = Mapping[str, Sequence[Row]]
 
 
 @dataclass(frozen=True)
-class Found:
+class Measurement:
     """One measured value for a goal: the row that it is of, and what it came to."""
 
     label: str
@@ -42,7 +42,7 @@ class Goal:
     unit: str
     source: str
     parts: tuple[str, ...]
-    read: Callable[[Rows], list[Found]]
+    read: Callable[[Rows], list[Measurement]]
     how: How = "geometric mean"
 
     def met(self, value: float) -> bool:
@@ -95,7 +95,7 @@ def shown(value: float, unit: str) -> str:
     return f"{number}{unit}" if unit in ("×", "") else f"{number} {unit}"
 
 
-Why = Callable[[Goal, Found], str]
+Why = Callable[[Goal, Measurement], str]
 
 
 def verdict(goal: Goal, rows: Rows, why: Why) -> Verdict:
@@ -110,7 +110,7 @@ def verdict(goal: Goal, rows: Rows, why: Why) -> Verdict:
     return Verdict(goal, value, len(values), tuple(behind), wrong)
 
 
-def _misses(goal: Goal, found: Found) -> bool:
+def _misses(goal: Goal, found: Measurement) -> bool:
     return found.value < 1 if goal.how == "share" else not goal.met(found.value)
 
 
@@ -132,11 +132,3 @@ def combined(how: How, values: Sequence[float]) -> float:
         case "one value":
             (value,) = values
             return value
-
-
-def every() -> tuple[Goal, ...]:
-    """The goals of a CPU, then those of a GPU."""
-    import goals_cpu
-    import goals_gpu
-
-    return (*goals_cpu.GOALS, *goals_gpu.GOALS)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from goals import Found, Goal, Rows
-from goals_cpu_before import COMPILE, PLAN, SIMULATOR
+from benchmark_part import Row
+from goals import Goal, Measurement, Rows
+from goals_cpu_planning import COMPILE, PLAN, SIMULATOR
 from measures import break_even, each, median, of_bound, over, speedup, timed
-from part import Row
 
 WINDOWS = ("cpu-windows-float32", "cpu-windows-bfloat16")
 G3, G4, G5 = "PERFORMANCE 8, G3", "PERFORMANCE 8, G4", "PERFORMANCE 8, G5"
@@ -156,13 +156,13 @@ DECODE = (
 # --- recurrences -----------------------------------------------------------------------------------------------------
 
 
-def _falls(rows: Rows) -> list[Found]:
+def _falls(rows: Rows) -> list[Measurement]:
     """By how many percent tokens a second fall from the shortest length to the longest."""
     found = []
     for own in _by(rows, "pattern"):
         speeds = sorted((row["n"], row["n"] / row["ms"]["attnc"]["median"], row) for row in own)
         if len(speeds) > 1:
-            found.append(Found(speeds[-1][2]["key"], 100 * (1 - speeds[-1][1] / speeds[0][1]), speeds[-1][2]))
+            found.append(Measurement(speeds[-1][2]["key"], 100 * (1 - speeds[-1][1] / speeds[0][1]), speeds[-1][2]))
     return found
 
 
@@ -205,13 +205,13 @@ RECURRENCE = (
 # --- routing ---------------------------------------------------------------------------------------------------------
 
 
-def _break_even(rows: Rows) -> list[Found]:
+def _break_even(rows: Rows) -> list[Measurement]:
     found = []
     for own in _by(rows, "pattern", "direction"):
         gains = [(row["n"], gain) for row in own if (gain := speedup(row, "dense")) is not None]
         length = break_even(gains)
         if length is not None:
-            found.append(Found(f"{own[0]['pattern']} {own[0]['direction']}", length, own[-1]))
+            found.append(Measurement(f"{own[0]['pattern']} {own[0]['direction']}", length, own[-1]))
     return found
 
 

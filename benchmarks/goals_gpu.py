@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from goals import Goal
-from goals_gpu_before import COMPILE, PLAN, SIMULATOR
+from goals_gpu_decode import DECODE
 from goals_gpu_masks import FORWARD, GRADIENTS
-from goals_gpu_other import DECODE, RECURRENCE, ROUTING
+from goals_gpu_planning import COMPILE, PLAN, SIMULATOR
+from goals_gpu_recurrence import RECURRENCE
+from goals_gpu_routing import ROUTING
 
 GOALS: tuple[Goal, ...] = (*FORWARD, *GRADIENTS, *DECODE, *RECURRENCE, *ROUTING, *PLAN, *COMPILE, *SIMULATOR)

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from benchmark_part import Row
 from goals import Goal
 from measures import each, median, over, speedup
-from part import Row
 
 DENSE = ("gpu-dense-128", "gpu-dense-64", "gpu-dense-256")
 BLOCKS = ("gpu-blocks-video", "gpu-blocks-other")

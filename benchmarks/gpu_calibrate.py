@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmark_part import Setting
 from gpu_parts import L2_BYTES, captured, operands, simulated_device
-from part import Setting
 from torch import Tensor
 
 from attnc import Attention, compile_attention

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import masks
 import torch
 from baselines.rival import Mask, MaskMod, Neighborhood, causal, full
-from part import Setting
+from benchmark_part import Setting
 from torch import Tensor
 
 from attnc import Attention, compile_attention
@@ -44,7 +44,7 @@ Words = Callable[[Shape, dict[str, Tensor]], Mask]
 
 
 @dataclass(frozen=True)
-class Case:
+class GpuCase:
     """A pattern at its size and at a toy size; `words`: its mask for rivals, made of its shape and inputs."""
 
     name: str
@@ -210,8 +210,8 @@ LINE, PICTURE, VIDEO = 32768, 256 * 256, 30 * 48 * 80
 TWENTY_FOUR, SIXTEEN = (24, 24), (16, 16)
 
 
-def _natten(name: str, kind: Kind, pattern: str, real: Shape, toy: Params, words: Words) -> Case:
-    return Case(name, kind, pattern, real, Shape(toy, 64, d=16), words)
+def _natten(name: str, kind: Kind, pattern: str, real: Shape, toy: Params, words: Words) -> GpuCase:
+    return GpuCase(name, kind, pattern, real, Shape(toy, 64, d=16), words)
 
 
 BLOCK_SPARSE = (
@@ -247,7 +247,7 @@ BLOCK_SPARSE = (
         {**SMALL_VIDEO, "stride": [2, 2, 2]},
         _video,
     ),
-    Case(
+    GpuCase(
         "STA 18×24×24",
         "block_sparse",
         "sliding_tile",
@@ -255,7 +255,7 @@ BLOCK_SPARSE = (
         Shape({"frames": 6, "height": 4, "width": 4, "tile": [2, 2, 2], "kernel": [2, 2, 4]}, 96, d=16),
         _tiles,
     ),
-    Case(
+    GpuCase(
         "S2 stride 16",
         "block_sparse",
         "s2_attention",
@@ -264,7 +264,7 @@ BLOCK_SPARSE = (
         _columns,
         is_causal=True,
     ),
-    Case(
+    GpuCase(
         "random 384-blocks, 60 %",
         "block_sparse",
         RANDOM,
@@ -273,7 +273,7 @@ BLOCK_SPARSE = (
         _random,
         _kept,
     ),
-    Case(
+    GpuCase(
         "radial Hunyuan",
         "block_sparse",
         "radial",
@@ -293,7 +293,7 @@ WINDOWS = (
     ),
     _natten("FLUX 80×80", "windows", "neighborhood_2d", Shape(FLUX, PICTURE, TWENTY_FOUR), SMALL_PICTURE, _picture),
     _natten("Hunyuan 18×24×24", "windows", "neighborhood_3d", Shape(HUNYUAN, VIDEO, TWENTY_FOUR), SMALL_VIDEO, _video),
-    Case(
+    GpuCase(
         "window 4096 + 4 sinks",
         "windows",
         "sliding_window",
@@ -302,7 +302,7 @@ WINDOWS = (
         _window,
         is_causal=True,
     ),
-    Case(
+    GpuCase(
         "window 512",
         "windows",
         "sliding_window",
@@ -311,7 +311,7 @@ WINDOWS = (
         _window,
         is_causal=True,
     ),
-    Case(
+    GpuCase(
         "power 256, 5",
         "windows",
         "power",
@@ -320,7 +320,7 @@ WINDOWS = (
         _power,
         is_causal=True,
     ),
-    Case(
+    GpuCase(
         "document",
         "windows",
         "document",
@@ -330,7 +330,7 @@ WINDOWS = (
         _documents,
         is_causal=True,
     ),
-    Case(
+    GpuCase(
         "window 512, width 64",
         "windows",
         "sliding_window",
@@ -342,14 +342,14 @@ WINDOWS = (
 )
 
 
-def dense_cases(d: int, lengths: tuple[int, ...]) -> tuple[Case, ...]:
+def dense_cases(d: int, lengths: tuple[int, ...]) -> tuple[GpuCase, ...]:
     """Full and causal attention of 4 × 48 heads, by length."""
     words: dict[str, Words] = {
         "full": lambda shape, given: full(shape.n),
         "causal": lambda shape, given: causal(shape.n),
     }
     return tuple(
-        Case(
+        GpuCase(
             name,
             "dense",
             name,

@@ -13,8 +13,8 @@ from typing import Any
 
 import masks
 import torch
+from benchmark_part import Row, Setting
 from gpu_parts import TOLERANCE, errors, fits, operands, replaying, results, rows, word
-from part import Row, Setting
 from torch import Tensor
 
 from attnc import Attention, compile_attention

@@ -22,8 +22,8 @@ import timing
 import torch
 from baselines import flex, published
 from baselines.rival import Mask
+from benchmark_part import Row, Setting
 from gpu_parts import operands, rows
-from part import Row, Setting
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from baselines import flash_attention, flashinfer, flex, published, sdpa
 from baselines.rival import Absent, Attend
+from benchmark_part import Row, Setting
 from gpu_check import CHECKED, Checked
 from gpu_parts import TOLERANCE, fits, gap, median, operands, refusal, replaying, rows, timed, word
-from part import Row, Setting
 from torch import Tensor
 
 from attnc import Attention, compile_attention

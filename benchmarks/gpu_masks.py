@@ -17,9 +17,9 @@ import gpu_cases
 import torch
 from baselines import flash_attention, flex, natten, published, sdpa
 from baselines.rival import Absent, Attend, Mask
-from gpu_cases import Case
+from benchmark_part import Row, Setting
+from gpu_cases import GpuCase
 from gpu_parts import Run, fits, gap, operands, ratio, refusal, rows, simulated_device, timed, word
-from part import Row, Setting
 from torch import Tensor
 
 from attnc import Attention
@@ -33,7 +33,7 @@ SAMPLED = 48
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 
-def made(setting: Setting, cases: Sequence[Case], direction: Direction) -> Iterator[Row]:
+def made(setting: Setting, cases: Sequence[GpuCase], direction: Direction) -> Iterator[Row]:
     """A row for each case."""
     dtype = _dtype(setting)
     todo = {case.label(setting, word(dtype), direction): partial(_row, setting, case, direction) for case in cases}
@@ -112,7 +112,7 @@ def _dtype(setting: Setting) -> torch.dtype:
 
 
 @dataclass(frozen=True)
-class Race:
+class MaskRace:
     """The calls of a race: `ours` and `alike` give the same results, `dense` is attention without the pattern."""
 
     ours: Attend
@@ -121,7 +121,7 @@ class Race:
     absent: Mapping[str, str]
 
 
-def _row(setting: Setting, case: Case, direction: Direction) -> Row:
+def _row(setting: Setting, case: GpuCase, direction: Direction) -> Row:
     torch.manual_seed(0)
     flex.forget()
     shape, dtype = case.shape(setting), _dtype(setting)
@@ -144,12 +144,12 @@ def _row(setting: Setting, case: Case, direction: Direction) -> Row:
 
 def _race(
     setting: Setting,
-    case: Case,
+    case: GpuCase,
     attention: Attention,
     mask: Mask,
     given: Mapping[str, Tensor],
     direction: Direction,
-) -> Race:
+) -> MaskRace:
     ours = partial(called, attention, given)
 
     tried: dict[str, Attend | Absent] = {
@@ -166,7 +166,7 @@ def _race(
         own["attnc_dense"] = case.dense()
     absent = {name: run.reason for name, run in {**tried, **own}.items() if isinstance(run, Absent)}
     here, dense = ({n: run for n, run in some.items() if not isinstance(run, Absent)} for some in (tried, own))
-    return Race(ours, here, dense, absent)
+    return MaskRace(ours, here, dense, absent)
 
 
 def called(attention: Any, given: Mapping[str, Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -187,8 +187,8 @@ def _flex(setting: Setting, mask: Mask, direction: Direction) -> Attend | Absent
 
 
 def _right(
-    race: Race, mask: Mask, leaves: tuple[Tensor, Tensor, Tensor], direction: Direction
-) -> tuple[Race, dict[str, str]]:
+    race: MaskRace, mask: Mask, leaves: tuple[Tensor, Tensor, Tensor], direction: Direction
+) -> tuple[MaskRace, dict[str, str]]:
     """The race of those that run and are right, and why the others do not take part."""
     reasons = {name: _wrong(run, mask, leaves, direction) for name, run in race.alike.items()}
     reasons |= {name: refusal(partial(_once, run, leaves, direction)) for name, run in race.dense.items()}
@@ -196,7 +196,7 @@ def _right(
     alike, dense = (
         {name: run for name, run in some.items() if name not in absent} for some in (race.alike, race.dense)
     )
-    return Race(race.ours, alike, dense, absent), absent
+    return MaskRace(race.ours, alike, dense, absent), absent
 
 
 def _wrong(run: Attend, mask: Mask, leaves: tuple[Tensor, Tensor, Tensor], direction: Direction) -> str | None:
@@ -214,7 +214,7 @@ def _once(run: Attend, leaves: tuple[Tensor, Tensor, Tensor], direction: Directi
     return alone(run, leaves) if direction == "forward" else gradient(run, leaves)()
 
 
-def _runs(race: Race, leaves: tuple[Tensor, Tensor, Tensor], direction: Direction) -> dict[str, Run]:
+def _runs(race: MaskRace, leaves: tuple[Tensor, Tensor, Tensor], direction: Direction) -> dict[str, Run]:
     contenders = {"attnc": race.ours, **race.alike, **race.dense}
     if direction == "forward":
         return {name: partial(alone, run, leaves) for name, run in contenders.items()}
@@ -298,7 +298,7 @@ def _true(
 
 
 def _facts(
-    setting: Setting, case: Case, attention: Attention, given: Mapping[str, Tensor], direction: Direction
+    setting: Setting, case: GpuCase, attention: Attention, given: Mapping[str, Tensor], direction: Direction
 ) -> Row:
     """Density over dense attention, bound and prediction; nothing where the simulator has no such machine."""
     device, shape = simulated_device(setting), case.shape(setting)
@@ -314,7 +314,7 @@ def _facts(
     return facts | {"full_tiles": round(found.tiles.full / found.tiles.live, 4)}
 
 
-def _density(case: Case, n: int, visible: float | None) -> float | None:
+def _density(case: GpuCase, n: int, visible: float | None) -> float | None:
     """Visible pairs over those of dense attention, of a share of all pairs."""
     dense = (n + 1) / (2 * n) if case.is_causal else 1.0
     return None if visible is None else visible / dense
@@ -340,7 +340,7 @@ def deterministic(setting: Setting) -> Iterator[Row]:
     return rows(setting, todo.items())
 
 
-def _deterministic(setting: Setting, case: Case) -> Row:
+def _deterministic(setting: Setting, case: GpuCase) -> Row:
     torch.manual_seed(0)
     shape, dtype, given = case.shape(setting), _dtype(setting), case.given(setting)
     leaves = operands(setting, shape.n, dtype, batch=shape.batch, heads=shape.heads, d=shape.d)

@@ -8,7 +8,7 @@ from typing import Any
 
 import timing
 import torch
-from part import Row, Setting
+from benchmark_part import Row, Setting
 from torch import Tensor
 
 TOLERANCE = {torch.float32: 5e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}

@@ -16,9 +16,9 @@ from typing import Any
 import gpu_cases
 import torch
 from baselines import flex, published
-from gpu_cases import Case, Shape
+from benchmark_part import Row, Setting
+from gpu_cases import GpuCase, Shape
 from gpu_parts import Run, operands, refusal, rows, timed, word
-from part import Row, Setting
 from torch import Tensor
 
 from attnc import Attention
@@ -44,7 +44,7 @@ HEADS = (2, 2)
 class Listed:
     """A case, at its own length or at others; `affine`: its tiles follow from arithmetic."""
 
-    case: Case
+    case: GpuCase
     affine: bool
     lengths: tuple[int, ...] = ()
 
@@ -196,7 +196,7 @@ class watched:  # noqa: N801  a context manager, named as such
 
 
 def _masks(
-    setting: Setting, case: Case, shape: Shape, given: dict[str, Tensor]
+    setting: Setting, case: GpuCase, shape: Shape, given: dict[str, Tensor]
 ) -> tuple[dict[str, Run], dict[str, str]]:
     """Making the block mask, compiled and eagerly; and why not, where it is not run."""
     mask = case.words(shape, given)

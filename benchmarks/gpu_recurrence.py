@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from baselines import fla, lightning, mamba, published
 from baselines.fla import Run
 from baselines.rival import Absent, Attend
+from benchmark_part import Row, Setting
 from gpu_parts import TOLERANCE, fits, gap, median, refusal, rows, simulated_device, timed, word
-from part import Row, Setting
 from torch import Tensor
 
 from attnc import compile_attention

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from baselines import fla, flash_attention, nsa_triton, published, sdpa
 from baselines.rival import Absent, Attend, causal
+from benchmark_part import Row, Setting
 from gpu_masks import alone, gradient
 from gpu_parts import (
     TOLERANCE,
@@ -32,7 +33,6 @@ from gpu_parts import (
     timed,
     word,
 )
-from part import Row, Setting
 from torch import Tensor
 
 from attnc import Attention, compile_attention
@@ -191,7 +191,7 @@ def _steps(setting: Setting, case: Chosen) -> Row:
 
 
 @dataclass(frozen=True)
-class Race:
+class RoutingRace:
     """A pattern that chooses blocks, and the shape it is timed at."""
 
     name: str
@@ -203,9 +203,9 @@ class Race:
     toy: dict[str, int] = field(default_factory=lambda: {"block": 16, "topk": 2})
 
 
-TOP8 = Race("top-8", "grouped_blocks", {"block": 64, "topk": 8})
-TOP16 = Race("top-16", "grouped_blocks", {"block": 64, "topk": 16})
-MOBA = Race("moba top-8", "moba", {"block": 128, "topk": 8}, 2, (16, 16))
+TOP8 = RoutingRace("top-8", "grouped_blocks", {"block": 64, "topk": 8})
+TOP16 = RoutingRace("top-16", "grouped_blocks", {"block": 64, "topk": 16})
+MOBA = RoutingRace("moba top-8", "moba", {"block": 128, "topk": 8}, 2, (16, 16))
 
 
 def speed_16(setting: Setting) -> Iterator[Row]:
@@ -230,13 +230,13 @@ def moba(setting: Setting) -> Iterator[Row]:
     yield from _timings(setting, MOBA, "backward")
 
 
-def _timings(setting: Setting, race: Race, direction: str) -> Iterator[Row]:
+def _timings(setting: Setting, race: RoutingRace, direction: str) -> Iterator[Row]:
     lengths = (48,) if setting.toy else LENGTHS
     todo = {f"{race.name} n={n} {direction}": partial(_timing, setting, race, n, direction) for n in lengths}
     return rows(setting, todo.items())
 
 
-def _timing(setting: Setting, race: Race, n: int, direction: str) -> Row:
+def _timing(setting: Setting, race: RoutingRace, n: int, direction: str) -> Row:
     torch.manual_seed(0)
     dtype = torch.float32 if setting.toy else torch.bfloat16
     heads, d = ((2, 1), 16) if setting.toy else (race.heads, race.d)
@@ -264,7 +264,7 @@ def _called(attend: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attend(q, k, v)
 
 
-def _published(race: Race, direction: str, n: int) -> list[published.Published]:
+def _published(race: RoutingRace, direction: str, n: int) -> list[published.Published]:
     if race is MOBA:
         return []
     return [*published.figures(race.name, direction, n), *published.figures("dense", direction, n)]
@@ -304,7 +304,7 @@ def _sampled_error(attend: Attention, leaves: tuple[Tensor, Tensor, Tensor], tak
 
 def _rivals(
     setting: Setting,
-    race: Race,
+    race: RoutingRace,
     leaves: tuple[Tensor, Tensor, Tensor],
     taken: Tensor,
     params: dict[str, int],

@@ -20,8 +20,8 @@ import gpu_masks
 import masks
 import torch
 from baselines import published
+from benchmark_part import Row, Setting
 from gpu_parts import fits, gap, median, operands, rows, timed, word
-from part import Row, Setting
 from torch import Tensor
 
 from attnc import Attention, compile_attention
@@ -30,7 +30,7 @@ LENGTHS, WIDTHS, HEADS, DRAWN = (4096, 8192, 16384), (64, 128), 16, 10
 
 
 @dataclass(frozen=True)
-class Point:
+class GpuPrediction:
     """A pattern and its parameters at a length; `documents`: it has some."""
 
     name: str
@@ -47,30 +47,30 @@ def _grid(window: int) -> Callable[[int], Mapping[str, Any]]:
     return lambda n: {"height": n // 64, "width": 64, "window": window}
 
 
-def _drawn(number: int) -> Point:
+def _drawn(number: int) -> GpuPrediction:
     """A window with sinks whose sizes are drawn: nothing here was chosen for them."""
     draw = random.Random(number)
     window, sinks = draw.randint(100, 3000), draw.randint(0, 200)
     name = f"drawn {number}: {window} + {sinks} sinks"
-    return Point(name, "sliding_window", _fixed(window=window, sinks=sinks))
+    return GpuPrediction(name, "sliding_window", _fixed(window=window, sinks=sinks))
 
 
 POINTS = (
-    Point("causal", "causal", _fixed()),
-    Point("window 512", "sliding_window", _fixed(window=512)),
-    Point("window 2048 + 5 sinks", "sliding_window", _fixed(window=2048, sinks=5)),
-    Point("strided 128", "strided", _fixed(stride=128, local=128)),
-    Point("power 256, 5", "power", _fixed(block=256, window=5)),
-    Point("blocked 512", "blocked", _fixed(block=512)),
-    Point("neighborhood_1d 1025", "neighborhood_1d", _fixed(window=1025)),
-    Point("neighborhood 13 × 13", "neighborhood_2d", _grid(13)),
-    Point("S2", "s2_attention", _fixed(block=64, local_blocks=8, vertical_stride=16)),
-    Point("document", "document", _fixed(), documents=True),
+    GpuPrediction("causal", "causal", _fixed()),
+    GpuPrediction("window 512", "sliding_window", _fixed(window=512)),
+    GpuPrediction("window 2048 + 5 sinks", "sliding_window", _fixed(window=2048, sinks=5)),
+    GpuPrediction("strided 128", "strided", _fixed(stride=128, local=128)),
+    GpuPrediction("power 256, 5", "power", _fixed(block=256, window=5)),
+    GpuPrediction("blocked 512", "blocked", _fixed(block=512)),
+    GpuPrediction("neighborhood_1d 1025", "neighborhood_1d", _fixed(window=1025)),
+    GpuPrediction("neighborhood 13 × 13", "neighborhood_2d", _grid(13)),
+    GpuPrediction("S2", "s2_attention", _fixed(block=64, local_blocks=8, vertical_stride=16)),
+    GpuPrediction("document", "document", _fixed(), documents=True),
     *(_drawn(number) for number in range(DRAWN)),
 )
 TOY = (
-    Point("window 20", "sliding_window", _fixed(window=20)),
-    Point("document", "document", _fixed(), documents=True),
+    GpuPrediction("window 20", "sliding_window", _fixed(window=20)),
+    GpuPrediction("document", "document", _fixed(), documents=True),
 )
 
 
@@ -102,7 +102,9 @@ def _figures(found: gpu_calibrate.Measured, device: str) -> Row:
     return {"case": "figures", "microbenchmarks": found.count, **kept, "kernel_share": shares, "ok": found.count <= 10}
 
 
-def _row(setting: Setting, point: Point, n: int, d: int, stage: str, device: str, found: gpu_calibrate.Measured) -> Row:
+def _row(
+    setting: Setting, point: GpuPrediction, n: int, d: int, stage: str, device: str, found: gpu_calibrate.Measured
+) -> Row:
     torch.manual_seed(0)
     dtype = torch.float32 if setting.toy else torch.bfloat16
     heads = (1, 1) if setting.toy else (HEADS, HEADS)

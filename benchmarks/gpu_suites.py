@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from part import Part
+from benchmark_part import Part
 
 CORRECT = (
     Part("gpu-correct-masks", "correct", "masks and scores against fp64, with gradients", "gpu_check:correct", 6),

@@ -14,9 +14,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
+from benchmark_part import Row, Setting
 from gpu_check import CHECKED, Checked
 from gpu_parts import fits, gap, operands, rows, word
-from part import Row, Setting
 
 from attnc import compile_attention
 from attnc.runtime.tuning.records import MODEL, Record

@@ -42,7 +42,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.facts:
         return _write_facts()
-    table = Table(whole=not options.selection)
+    table = KernelTable(whole=not options.selection)
     found = _chosen(options)
     table.begin(options.targets, found, keep=options.changed)
     if options.changed:
@@ -61,7 +61,7 @@ def main() -> int:
     return int(table.has_failed)
 
 
-class Table:
+class KernelTable:
     """A file of results: of each kernel its row, and of each target where and when its rows were last all read."""
 
     def __init__(self, *, whole: bool) -> None:

@@ -15,7 +15,7 @@ MaskMod = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
-class Case:
+class MaskCase:
     """A pattern, for each length, as attnc and as FlexAttention write it.
 
     `causal`: what dense attention has to be beside it; `heads`: how many heads the mask tells apart, None for one mask.
@@ -196,26 +196,28 @@ def _neighborhood_2d(n: int) -> Attention:
 
 NEIGHBORS = 13
 
-DENSE = (Case("full", compiled("full"), full, causal=False), Case("causal", compiled("causal"), causal))
+DENSE = (MaskCase("full", compiled("full"), full, causal=False), MaskCase("causal", compiled("causal"), causal))
 
 WINDOWS = (
-    Case("window 512", compiled("sliding_window", window=512), window(512, 0)),
-    Case("window 300 + 7 sinks", compiled("sliding_window", window=300, sinks=7), window(300, 7)),
-    Case("strided 128", compiled("strided", stride=128), strided(128)),
-    Case("power 256, 5", compiled("power", block=256, window=5), power(256, 5)),
-    Case("dilated 16 x 64", compiled("dilated_window", window=16, dilation=64), dilated(16, 64)),
-    Case("neighborhood 13 x 13", _neighborhood_2d, neighborhood, causal=False),
-    Case("document", compiled("document"), document, lambda n: {"doc": document_ids(n)}),
+    MaskCase("window 512", compiled("sliding_window", window=512), window(512, 0)),
+    MaskCase("window 300 + 7 sinks", compiled("sliding_window", window=300, sinks=7), window(300, 7)),
+    MaskCase("strided 128", compiled("strided", stride=128), strided(128)),
+    MaskCase("power 256, 5", compiled("power", block=256, window=5), power(256, 5)),
+    MaskCase("dilated 16 x 64", compiled("dilated_window", window=16, dilation=64), dilated(16, 64)),
+    MaskCase("neighborhood 13 x 13", _neighborhood_2d, neighborhood, causal=False),
+    MaskCase("document", compiled("document"), document, lambda n: {"doc": document_ids(n)}),
 )
 
 HEADS = 4
 """The heads of every case on a CPU."""
 
 BLOCKS = (
-    Case("blocked 512", compiled("blocked", block=512), blocked(512), causal=False),
-    Case("random blocks 40 %", compiled(RANDOM_BLOCKS), random_blocks, lambda n: {"map": block_map(n)}, causal=False),
-    Case("sliding tile 3 x 3 x 3", _sliding_tile, sliding_tile, causal=False),
-    Case(
+    MaskCase("blocked 512", compiled("blocked", block=512), blocked(512), causal=False),
+    MaskCase(
+        "random blocks 40 %", compiled(RANDOM_BLOCKS), random_blocks, lambda n: {"map": block_map(n)}, causal=False
+    ),
+    MaskCase("sliding tile 3 x 3 x 3", _sliding_tile, sliding_tile, causal=False),
+    MaskCase(
         "s2 64, 8, 16",
         compiled("s2_attention", block=64, local_blocks=8, vertical_stride=16),
         s2(64, 8, 16, HEADS),

@@ -7,11 +7,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
-from goals import Found, Rows
-from part import Row
+from benchmark_part import Row
+from goals import Measurement, Rows
 
 Test = Callable[[Row], bool]
-Read = Callable[[Rows], list[Found]]
+Read = Callable[[Rows], list[Measurement]]
 
 
 def anything(row: Row) -> bool:
@@ -39,9 +39,9 @@ def speedup(row: Row, rival: str) -> float | None:
 def each(value: Callable[[Row], float | None], test: Test = anything) -> Read:
     """A value of every timed row that passes a test and has it."""
 
-    def read(rows: Rows) -> list[Found]:
+    def read(rows: Rows) -> list[Measurement]:
         found = ((row, value(row)) for row in timed(rows) if test(row))
-        return [Found(row["key"], x, row) for row, x in found if x is not None]
+        return [Measurement(row["key"], x, row) for row, x in found if x is not None]
 
     return read
 
@@ -57,9 +57,9 @@ def of_bound(row: Row) -> float | None:
     return None if gain is None or "bound" not in row else 100 * gain / float(row["bound"])
 
 
-def single(label: str, value: float | None) -> list[Found]:
+def single(label: str, value: float | None) -> list[Measurement]:
     """One value for all rows, none where it is not known."""
-    return [] if value is None else [Found(label, value)]
+    return [] if value is None else [Measurement(label, value)]
 
 
 def predictions(rows: Rows) -> list[tuple[Row, float, float]]:

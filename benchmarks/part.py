@@ -1,201 +1,24 @@
-"""One part of the benchmarks in a process of its own: `python benchmarks/part.py NAME`, see --help.
+"""Run one part of the benchmarks: `python benchmarks/part.py NAME`, see --help.
 
-Its file is written after every row, whole or not at all, so that a part that is stopped keeps what it has; begun again
-on the same machine with the same sources and versions it goes on after these rows.
+The result file is written after every row, whole or not at all: a part that is stopped keeps its rows, and continues
+after them when it is started again on the same machine with the same sources and versions.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import importlib
-import json
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import provenance
-import timing
+import suites
 import torch
+from benchmark_part import ROOT, NoDeviceError, run, setting_of
 
 import attnc
-from attnc.runtime.disk.machine_key import installed
-
-Row = dict[str, Any]
-"""The record of one measurement: `key` names it, `ok` is false where its result is wrong, `ms` holds its timings."""
-
-FINE, WRONG = 0, 1
-
-RIVALS = (
-    "fla-core",
-    "lightning_attn",
-    "mamba_ssm",
-    "natten",
-    "flash-attn",
-    "flash-attn-3",
-    "flashinfer-python",
-    "native-sparse-attention-triton",
-)
-"""Packages that are raced where they are installed; torch has the others."""
-
-ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("spec", "compiler", "runtime", "stdlib_patterns", "benchmarks")
-TELLING = ("run", "goals", "measures", "causes", "reading", "plots", "document", "report", "charts")
-"""How modules of the benchmarks begin that only tell of what was measured."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Where a part runs, at which sizes, and the keys of the rows that it has already."""
-
-    device: str
-    toy: bool
-    done: frozenset[str] = frozenset()
-
-    @property
-    def cuda(self) -> bool:
-        """Whether the device is a GPU."""
-        return self.device == "cuda"
-
-
-@dataclass(frozen=True)
-class Part:
-    """A process of a suite: `source` is `module:function`, `minutes` what it takes at most."""
-
-    name: str
-    suite: str
-    told: str
-    source: str
-    minutes: float
-
-    def file(self, toy: bool) -> Path:
-        """The result file: toy sizes have a folder of their own, which git ignores."""
-        return (timing.RESULTS / "toy" if toy else timing.RESULTS) / f"{self.name}.json"
-
-    def rows(self, setting: Setting) -> Iterator[Row]:
-        """The rows, those in `setting.done` left out; the module is imported now."""
-        module, function = self.source.split(":")
-        found: Callable[[Setting], Iterator[Row]] = getattr(importlib.import_module(module), function)
-        return found(setting)
-
-
-class KeyTwiceError(Exception):
-    """Two rows of a part have one key, or a row has none: it could not go on where it was stopped."""
-
-
-def run(part: Part, setting: Setting, out: Path, *, fresh: bool = False) -> int:
-    """Run a part, or what is left of it, and write its file after every row; 1 where a row is wrong.
-
-    Raises UncommittedError where the file is one of `timing.RESULTS` and sources have changes.
-    """
-    if out.parent == timing.RESULTS:
-        provenance.refuse_uncommitted()
-    facts = header(part, setting)
-    done = [] if fresh else kept(out, facts)
-    begun = time.monotonic()
-    for row in part.rows(Setting(setting.device, setting.toy, frozenset(row["key"] for row in done))):
-        key = row.get("key")
-        if not key or any(key == other["key"] for other in done):
-            raise KeyTwiceError(f"{part.name}: the key {key!r} is missing or there twice")
-        done.append(row)
-        write(out, facts | {"complete": False, "rows": done})
-        print(f"{time.monotonic() - begun:6.0f} s  {line(row)}", flush=True)
-    if not done:
-        raise ValueError(f"{part.name} has no rows")
-    write(out, facts | {"complete": True, "rows": done})
-    return WRONG if any(is_wrong(row) for row in done) else FINE
-
-
-def is_wrong(row: Row) -> bool:
-    """Whether the result of a row is not what it has to be."""
-    return not row.get("ok", True)
-
-
-def header(part: Part, setting: Setting) -> Row:
-    """Return the header of a result: machine, versions, sources, and the part."""
-    facts: Row = provenance.header()
-    if setting.cuda:
-        facts["device"] = torch.cuda.get_device_name()
-    facts["threads"] = torch.get_num_threads()
-    facts["rivals"] = {name: version for name in RIVALS if (version := installed(name)) != "not installed"}
-    return facts | {"sources": sources(), "part": part.name, "suite": part.suite, "toy": setting.toy}
-
-
-SAME = ("torch", "triton", "python", "device", "threads", "rivals", "sources", "part", "toy")
-"""The facts that have to agree for a part to go on after the rows of its file."""
-
-
-def kept(out: Path, facts: Mapping[str, Any]) -> list[Row]:
-    """The right rows of an earlier run under the same facts; wrong ones are tried again."""
-    try:
-        found = json.loads(out.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return []
-    if any(found.get(key) != facts[key] for key in SAME):
-        return []
-    return [row for row in found["rows"] if not is_wrong(row)]
-
-
-def is_complete(part: Part, setting: Setting, out: Path) -> bool:
-    """Whether a file holds every row of its part, all right, under the facts of now."""
-    facts = header(part, setting)
-    rows = kept(out, facts)
-    found = json.loads(out.read_text(encoding="utf-8")) if rows else {}
-    return bool(found.get("complete")) and len(rows) == len(found["rows"])
-
-
-def write(out: Path, content: Mapping[str, Any]) -> None:
-    """Write a file whole or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(f"{out.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        beside.replace(out)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def sources() -> str:
-    """A digest of what is measured and of what measures it."""
-    digest = hashlib.sha256()
-    for folder in SOURCES:
-        for path in sorted((ROOT / folder).rglob("*")):
-            told = folder == "benchmarks" and (path.suffix == ".json" or path.stem.startswith(TELLING))
-            if path.suffix in (".py", ".attn", ".lark", ".json") and not told:
-                digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
-
-
-def line(row: Row) -> str:
-    """A row for the terminal: its times beside ours, or that it is right."""
-    if is_wrong(row):
-        return f"WRONG {row['key']}: {row.get('errors', '')}"
-    times = row.get("ms", {})
-    ours = times.get("attnc", {}).get("median")
-    if ours is None:
-        return str(row["key"])
-    ratios = [f"{name} {time['median'] / ours:.2f}×" for name, time in times.items() if name != "attnc"]
-    return f"{row['key']}: {ours:.3f} ms  {'  '.join(ratios)}"
-
-
-def setting_of(where: str, toy: bool) -> Setting:
-    """The setting of a part for `cpu` or `gpu`. Raises NoDeviceError for real sizes of a GPU's part without a GPU."""
-    if where == "cpu":
-        return Setting("cpu", toy)
-    if toy:
-        return Setting("cpu", toy=True)
-    if not torch.cuda.is_available():
-        raise NoDeviceError("there is no GPU: pass --toy for toy sizes in Triton's interpreter")
-    return Setting("cuda", toy=False)
-
-
-class NoDeviceError(Exception):
-    """A part for a GPU where there is none."""
 
 
 def _end(*_: object) -> NoReturn:
@@ -206,8 +29,6 @@ def _end(*_: object) -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the part that the command line names."""
-    import suites
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "part", choices=[part.name for parts in suites.PARTS.values() for part in parts], metavar="NAME"
@@ -236,6 +57,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    import part  # under its own name, so that there is one Setting
-
-    raise SystemExit(part.main())
+    raise SystemExit(main())

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from part import Row, Setting
+from benchmark_part import Row, Setting
 from timing import as_json, interleaved
 
 from attnc import compile_attention
@@ -51,7 +51,7 @@ def as_segments(inputs: Inputs) -> Inputs:
 
 
 @dataclass(frozen=True)
-class Case:
+class PlanCase:
     """A pattern; its inputs by length; its own length where it has one; milliseconds that are asked of it alone."""
 
     name: str
@@ -67,20 +67,20 @@ TOKENS = 806_662
 """The tokens of the 32 documents."""
 
 CASES = (
-    Case("causal", "causal"),
-    Case("window 4096", "sliding_window", {"window": 4096}),
-    Case("window 4096 + 7 sinks", "sliding_window", {"window": 4096, "sinks": 7}),
-    Case("power, no sink", "power", {"sink": 0}),
-    Case("power", "power"),
-    Case("|q - k| a power of two", DISTANCES),
-    Case("dilated 16 × 64", "dilated_window", {"window": 16, "dilation": 64}),
-    Case("strided 128", "strided"),
-    Case("video 30×48×80", "neighborhood_3d", VIDEO, n=30 * 48 * 80, aim_ms=5.0),
-    Case("32 documents", "document", inputs=documents(32, 1, 9), n=TOKENS, aim_ms=20.0),
-    Case("8192 × 1024 documents", "document", {}, documents(8192, 1, 1), 8192 * 1024),
-    Case("8192 ragged documents", "document", {}, documents(8192, 512, 1536), 8192 * 1024),
-    Case("8192 short documents", "document", {}, documents(8192, 1, 99), 8192 * 50),
-    Case("32 documents, compared", SEGMENTS, {}, as_segments(documents(32, 1, 9)), TOKENS),
+    PlanCase("causal", "causal"),
+    PlanCase("window 4096", "sliding_window", {"window": 4096}),
+    PlanCase("window 4096 + 7 sinks", "sliding_window", {"window": 4096, "sinks": 7}),
+    PlanCase("power, no sink", "power", {"sink": 0}),
+    PlanCase("power", "power"),
+    PlanCase("|q - k| a power of two", DISTANCES),
+    PlanCase("dilated 16 × 64", "dilated_window", {"window": 16, "dilation": 64}),
+    PlanCase("strided 128", "strided"),
+    PlanCase("video 30×48×80", "neighborhood_3d", VIDEO, n=30 * 48 * 80, aim_ms=5.0),
+    PlanCase("32 documents", "document", inputs=documents(32, 1, 9), n=TOKENS, aim_ms=20.0),
+    PlanCase("8192 × 1024 documents", "document", {}, documents(8192, 1, 1), 8192 * 1024),
+    PlanCase("8192 ragged documents", "document", {}, documents(8192, 512, 1536), 8192 * 1024),
+    PlanCase("8192 short documents", "document", {}, documents(8192, 1, 99), 8192 * 50),
+    PlanCase("32 documents, compared", SEGMENTS, {}, as_segments(documents(32, 1, 9)), TOKENS),
 )
 
 
@@ -95,7 +95,7 @@ def rows(setting: Setting) -> Iterator[Row]:
     yield from _shares(setting)
 
 
-def _row(case: Case, n: int, rounds: int) -> Row:
+def _row(case: PlanCase, n: int, rounds: int) -> Row:
     inputs = case.inputs(n)
     time = interleaved({"plan": partial(_Fresh(case, rounds + 1).plan, n, inputs)}, rounds, 1)["plan"]
     peak = _peak(case, n, inputs)
@@ -132,14 +132,14 @@ def _shares(setting: Setting) -> Iterator[Row]:
             yield {"key": key, "pattern": case.name, "n": n, "d": 64, "direction": "forward", "ms": ms}
 
 
-def _compiled(case: Case) -> Attention:
+def _compiled(case: PlanCase) -> Attention:
     return compile_attention(case.spec, **case.params)
 
 
 class _Fresh:
     """Plans a pattern as if nothing had planned it before, each time; compiling it is not what is measured."""
 
-    def __init__(self, case: Case, times: int) -> None:
+    def __init__(self, case: PlanCase, times: int) -> None:
         self._attention = _compiled(case)
         self._ready = [Planner("", lower(self._attention.bound), strict=False) for _ in range(times)]
 
@@ -147,7 +147,7 @@ class _Fresh:
         self._ready.pop().plan(self._attention._sizes(n, None, 1, None, inputs), inputs)
 
 
-def _peak(case: Case, n: int, inputs: dict[str, Any]) -> float:
+def _peak(case: PlanCase, n: int, inputs: dict[str, Any]) -> float:
     fresh = _Fresh(case, 1)
     tracemalloc.start()
     fresh.plan(n, inputs)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import suites
 import timing
-from part import Row
+from benchmark_part import Row
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 import exact
 import torch
-from part import Row, Setting
+from benchmark_part import Row, Setting
 from recurrence_loops import LEAN, LOOPS
 from timing import as_json, interleaved
 from torch import Tensor

@@ -12,16 +12,17 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import all_goals
 import causes
 import goals
 import reading
 import suites
 import timing
+from benchmark_part import ROOT, Row, is_wrong
 from charts import charts
-from document import Block, Heading, Paragraph, Picture, Table, as_html, as_markdown, pictures
+from document import Block, DocumentTable, Heading, Paragraph, Picture, as_html, as_markdown, pictures
 from goals import Verdict, shown
 from measures import speedup
-from part import ROOT, Row, is_wrong
 from reading import Result
 
 DOCS = ROOT / "docs"
@@ -81,7 +82,7 @@ def contents(results: Mapping[str, Result]) -> Iterator[Block]:
     """Yield the blocks of the report."""
     yield Heading(1, TITLE)
     yield from map(Paragraph, INTRODUCTION)
-    verdicts = [goals.verdict(goal, reading.rows(results), causes.why) for goal in goals.every()]
+    verdicts = [goals.verdict(goal, reading.rows(results), causes.why) for goal in all_goals.GOALS]
     for where, title in PLACES.items():
         own = [one for one in verdicts if one.goal.where == where]
         if own:
@@ -104,7 +105,7 @@ def _goals(verdicts: Sequence[Verdict]) -> Iterator[Block]:
     counts = {word: sum(one.word == word for one in verdicts) for word in ("ahead", "behind", "not measured here")}
     yield Paragraph(", ".join(f"{count} {word}" for word, count in counts.items()) + ".")
     head = ("goal", "what is asked", "from", "verdict", "target", "measured", "of rows", "measured / target")
-    yield Table(head, [_goal(one) for one in verdicts], words=4)
+    yield DocumentTable(head, [_goal(one) for one in verdicts], words=4)
 
 
 def _goal(verdict: Verdict) -> list[str]:
@@ -128,7 +129,7 @@ def _behind(verdicts: Sequence[Verdict]) -> Iterator[Block]:
         if verdict.wrong:
             yield Paragraph(f"Wrong results, which no speed makes up for: {'; '.join(verdict.wrong)}.")
         rows = [[row.label, row.why, shown(row.value, goal.unit)] for row in verdict.behind[:LISTED]]
-        yield Table(("row", "why", "measured"), rows, words=2)
+        yield DocumentTable(("row", "why", "measured"), rows, words=2)
         if len(verdict.behind) > LISTED:
             yield Paragraph(f"And {len(verdict.behind) - LISTED} more of {verdict.count} rows, which are less behind.")
 
@@ -172,14 +173,16 @@ def _part(told: str, result: Result) -> Iterator[Block]:
     yield from beside(result.rows)
     firsts = [row for row in result.rows if isinstance(row.get("first_ms"), dict) and "cold" in row["first_ms"]]
     if firsts:
-        yield Table(("first call, ms", "cold caches", "warm caches", "the next one"), [_first(row) for row in firsts])
+        yield DocumentTable(
+            ("first call, ms", "cold caches", "warm caches", "the next one"), [_first(row) for row in firsts]
+        )
     for row in (row for row in result.rows if "calls" in row):
         yield Paragraph(f"{row['key']}: {row['recompiles']} graphs compiled anew after the first call.")
         calls = [
             [f"{one['batch']} × {one['n']}", f"{one['first_ms']:.1f}", f"{one['second_ms']:.1f}"]
             for one in row["calls"]
         ]
-        yield Table(("batch × tokens", "first call, ms", "second call, ms"), calls)
+        yield DocumentTable(("batch × tokens", "first call, ms", "second call, ms"), calls)
 
 
 def beside(rows: Sequence[Row]) -> Iterator[Block]:
@@ -194,7 +197,7 @@ def beside(rows: Sequence[Row]) -> Iterator[Block]:
     figures = [(row["key"], one) for row in rows for one in row.get("published", ())]
     head = ("row", "published, not measured here", "machine", "configuration", "source", "value")
     if figures:
-        yield Table(head, [_published(key, one) for key, one in figures], words=5)
+        yield DocumentTable(head, [_published(key, one) for key, one in figures], words=5)
 
 
 def _published(key: str, one: Row) -> list[str]:
@@ -216,7 +219,7 @@ def _times(rows: Sequence[Row]) -> Iterator[Block]:
         columns = {}
     head = ["row", "verdict", "attnc ms", "least – most", *(_head(name) for name in names), *columns]
     body = [_line(row, names) + [make(row) for make in columns.values()] for row in (*rest, *files[:LISTED])]
-    yield Table(head, body, words=2)
+    yield DocumentTable(head, body, words=2)
     if len(files) > LISTED:
         yield Paragraph(f"And {len(files) - LISTED} files that are checked faster.")
 

@@ -19,11 +19,12 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import all_goals
 import causes
 import goals
 import reading
 import suites
-from part import ROOT, NoDeviceError, Part, Row, Setting, is_complete, is_wrong, setting_of
+from benchmark_part import ROOT, NoDeviceError, Part, Row, Setting, is_complete, is_wrong, setting_of
 
 from attnc.runtime.commands.console import print_json, progress
 
@@ -154,7 +155,7 @@ def _timers(process: subprocess.Popen[str], left: float) -> list[threading.Timer
 def _tell(where: str, suite: str, ended: Sequence[Ended], *, as_json: bool, folder: Path) -> None:
     """How the parts ended, and what the goals of these suites came to."""
     results = reading.load(folder)
-    asked = [goal for goal in goals.every() if goal.where == where and suite in ("all", goal.suite)]
+    asked = [goal for goal in all_goals.GOALS if goal.where == where and suite in ("all", goal.suite)]
     verdicts = [goals.verdict(goal, reading.rows(results), causes.why) for goal in asked]
     if as_json:
         told = [{"part": one.part.name, "ended": one.how, "rows": one.rows, "minutes": one.minutes} for one in ended]

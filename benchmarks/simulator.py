@@ -18,7 +18,7 @@ import calibrate
 import exact
 import torch
 import torch.nn.functional as F
-from part import Row, Setting
+from benchmark_part import Row, Setting
 from timing import as_json, interleaved
 from torch import Tensor
 
@@ -49,7 +49,7 @@ LENGTHS, WIDTHS, DTYPES, ROUNDS = (768, 1536, 3072), (64, 128), (torch.float32, 
 
 
 @dataclass(frozen=True)
-class Point:
+class CpuPrediction:
     """A pattern, by length."""
 
     name: str
@@ -69,26 +69,26 @@ def _documents(n: int) -> Mapping[str, Any]:
     return {"doc": (torch.arange(n) * 5 // n)[None]}
 
 
-def _drawn(number: int) -> Point:
+def _drawn(number: int) -> CpuPrediction:
     """A window with sinks whose sizes are drawn: nothing here was chosen for them."""
     draw = random.Random(number)
     window, sinks = draw.randint(40, 900), draw.randint(0, 60)
-    return Point(f"drawn {number}: {window} + {sinks} sinks", _of("sliding_window", window=window, sinks=sinks))
+    return CpuPrediction(f"drawn {number}: {window} + {sinks} sinks", _of("sliding_window", window=window, sinks=sinks))
 
 
 POINTS = (
-    Point("causal", _of("causal")),
-    Point("window 200", _of("sliding_window", window=200)),
-    Point("window 700 + 5 sinks", _of("sliding_window", window=700, sinks=5)),
-    Point("strided 64", _of("strided", stride=64, local=64)),
-    Point("power 128, 3", _of("power", block=128, window=3)),
-    Point("dilated 32 x 8", _of("dilated_window", window=32, dilation=8)),
-    Point("blocked 192", _of("blocked", block=192)),
-    Point("streaming", _of("streaming", window=400, sinks=8)),
-    Point("neighborhood 9 x 9", _grid(9)),
-    Point("neighborhood_1d 301", _of("neighborhood_1d", window=301)),
-    Point("document", _of("document"), _documents),
-    Point("s2", _of("s2_attention")),
+    CpuPrediction("causal", _of("causal")),
+    CpuPrediction("window 200", _of("sliding_window", window=200)),
+    CpuPrediction("window 700 + 5 sinks", _of("sliding_window", window=700, sinks=5)),
+    CpuPrediction("strided 64", _of("strided", stride=64, local=64)),
+    CpuPrediction("power 128, 3", _of("power", block=128, window=3)),
+    CpuPrediction("dilated 32 x 8", _of("dilated_window", window=32, dilation=8)),
+    CpuPrediction("blocked 192", _of("blocked", block=192)),
+    CpuPrediction("streaming", _of("streaming", window=400, sinks=8)),
+    CpuPrediction("neighborhood 9 x 9", _grid(9)),
+    CpuPrediction("neighborhood_1d 301", _of("neighborhood_1d", window=301)),
+    CpuPrediction("document", _of("document"), _documents),
+    CpuPrediction("s2", _of("s2_attention")),
     *(_drawn(number) for number in range(5)),
 )
 
@@ -106,7 +106,7 @@ def rows(setting: Setting) -> Iterator[Row]:
             yield {"key": key} | _row(point, n, d, dtype, 1 if setting.toy else ROUNDS, best, others=d == widths[0])
 
 
-def _row(point: Point, n: int, d: int, dtype: torch.dtype, rounds: int, best: float, *, others: bool) -> Row:
+def _row(point: CpuPrediction, n: int, d: int, dtype: torch.dtype, rounds: int, best: float, *, others: bool) -> Row:
     """`best`: the least nanoseconds that a score element was ever measured to take."""
     torch.manual_seed(0)
     attention, inputs = point.attention(n), point.inputs(n)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from soak_sizes import Row, Size
+from soak_sizes import CallSize, Row
 
 
-def kills(size: Size) -> Row:
+def kills(size: CallSize) -> Row:
     """A process that writes entries, and holds the lock, is killed at a random moment; then all is read. And again.
 
     Every other one is killed inside of a write: after some of its bytes, or around the renaming.

@@ -11,12 +11,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from soak_sizes import PATTERNS, SMALL, TIME, Row, Size, inputs_of
+from soak_sizes import PATTERNS, SMALL, TIME, CallSize, Row, inputs_of
 
 SOAK = Path(__file__).with_name("soak.py")
 
 
-def processes(size: Size) -> Row:
+def processes(size: CallSize) -> Row:
     """So many processes at once on empty caches, attnc's and Triton's: each calls every pattern, round by round."""
     with tempfile.TemporaryDirectory() as folder:
         environment = _environment(folder)
@@ -77,7 +77,7 @@ def _state(folder: str) -> dict[str, Any]:
     }
 
 
-def work(number: int, size: Size) -> int:
+def work(number: int, size: CallSize) -> int:
     """A process: every pattern, round by round, forward and backward, held against the same without tuning."""
     import logging
 

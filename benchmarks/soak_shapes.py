@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from soak_sizes import PATTERNS, Row, Size, inputs_of
+from soak_sizes import PATTERNS, CallSize, Row, inputs_of
 
 SETTLED = 0.4
 """The share of the calls after which memory must not grow any more."""
@@ -22,7 +22,7 @@ ALLOWED_MIB = 48.0
 SHORTEST = 20
 
 
-def shapes(size: Size) -> Row:
+def shapes(size: CallSize) -> Row:
     """Calls of random patterns, lengths, heads and dtypes, forward and backward, and launches of kernels for a GPU."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         os.environ["ATTNC_CACHE_DIR"] = folder
@@ -57,7 +57,7 @@ def _attends(count: int) -> dict[str, Any]:
     return {name: compile_attention(name, **params) for name, params in list(PATTERNS.items())[:count]}
 
 
-def _calls(attends: dict[str, Any], size: Size) -> Iterator[tuple[int, float]]:
+def _calls(attends: dict[str, Any], size: CallSize) -> Iterator[tuple[int, float]]:
     """Make calls; the number of calls and the resident memory in MiB, now and then.
 
     Not in bf16: there torch itself grows with every new shape, in its own attention as in ours (oneDNN keeps a kernel
@@ -94,7 +94,7 @@ def _resident_mib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
-def _launched(size: Size) -> tuple[int, int]:
+def _launched(size: CallSize) -> tuple[int, int]:
     """Launches of kernels for a GPU that is not there, of random shapes: how many texts, and how many variants of them.
 
     A variant is what Triton would compile anew: another text, or another type or divisibility of an argument.

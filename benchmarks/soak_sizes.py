@@ -29,7 +29,7 @@ PATTERNS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Size:
+class CallSize:
     """How much is done."""
 
     processes: int
@@ -42,8 +42,10 @@ class Size:
     launches: int
 
 
-WHOLE = Size(processes=16, patterns=16, rounds=20, kills=500, calls=10_000, of_patterns=16, longest=700, launches=1_000)
-SMALL = Size(processes=3, patterns=5, rounds=2, kills=40, calls=600, of_patterns=4, longest=200, launches=60)
+WHOLE = CallSize(
+    processes=16, patterns=16, rounds=20, kills=500, calls=10_000, of_patterns=16, longest=700, launches=1_000
+)
+SMALL = CallSize(processes=3, patterns=5, rounds=2, kills=40, calls=600, of_patterns=4, longest=200, launches=60)
 """The sizes that the tests run."""
 
 TIME = "10s"

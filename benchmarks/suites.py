@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import gpu_suites
-from part import Part
+from benchmark_part import Part
 
 SUITES = (
     "correct",

@@ -13,7 +13,7 @@ from typing import Any
 
 import exact
 import torch
-from part import Row, Setting
+from benchmark_part import Row, Setting
 from timing import as_json, interleaved
 from torch import Tensor
 
@@ -24,7 +24,7 @@ ROUNDS = 5
 
 
 @dataclass(frozen=True)
-class Case:
+class WeightCase:
     """A pattern; parameters and inputs by length, and the length up to which it is run."""
 
     name: str
@@ -43,19 +43,19 @@ def _global(n: int) -> dict[str, Tensor]:
 
 
 CASES = (
-    Case("alibi"),
-    Case("fox", inputs=lambda n: {"f": -torch.rand(1, n, HEADS)}),
-    Case("softcap", lambda n: {"window": 512}),
-    Case("gpt_oss", inputs=lambda n: {"sink": torch.zeros(HEADS)}),
-    Case("differential", inputs=lambda n: {"lambda_": torch.rand(HEADS)}),
-    Case("softplus_lssa"),
-    Case("softplus_lssar"),
-    Case("landmark", most=1024),  # seconds a call, for both
-    Case("combiner", lambda n: {"segment": int(n**0.5)}),
-    Case("monarch", lambda n: {"rows": int(n**0.5), "cols": int(n**0.5)}),
-    Case("davit_window", lambda n: {"height": int(n**0.5), "width": int(n**0.5)}),
-    Case("halo", lambda n: {"height": int(n**0.5), "width": int(n**0.5)}, lambda n: _tables(21)),
-    Case("longformer", lambda n: {"window": 128, "dilation": [1] * HEADS}, _global),
+    WeightCase("alibi"),
+    WeightCase("fox", inputs=lambda n: {"f": -torch.rand(1, n, HEADS)}),
+    WeightCase("softcap", lambda n: {"window": 512}),
+    WeightCase("gpt_oss", inputs=lambda n: {"sink": torch.zeros(HEADS)}),
+    WeightCase("differential", inputs=lambda n: {"lambda_": torch.rand(HEADS)}),
+    WeightCase("softplus_lssa"),
+    WeightCase("softplus_lssar"),
+    WeightCase("landmark", most=1024),  # seconds a call, for both
+    WeightCase("combiner", lambda n: {"segment": int(n**0.5)}),
+    WeightCase("monarch", lambda n: {"rows": int(n**0.5), "cols": int(n**0.5)}),
+    WeightCase("davit_window", lambda n: {"height": int(n**0.5), "width": int(n**0.5)}),
+    WeightCase("halo", lambda n: {"height": int(n**0.5), "width": int(n**0.5)}, lambda n: _tables(21)),
+    WeightCase("longformer", lambda n: {"window": 128, "dilation": [1] * HEADS}, _global),
 )
 
 
@@ -69,7 +69,7 @@ def rows(setting: Setting) -> Iterator[Row]:
                     yield {"key": key} | _row(case, n, direction, 1 if setting.toy else ROUNDS)
 
 
-def _row(case: Case, n: int, direction: str, rounds: int) -> Row:
+def _row(case: WeightCase, n: int, direction: str, rounds: int) -> Row:
     torch.manual_seed(0)
     attend: Any = compile_attention(case.name, **case.params(n))
     inputs = case.inputs(n)

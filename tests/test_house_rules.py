@@ -4,6 +4,7 @@ import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,14 @@ def repeated(places: dict[str, list[str]]) -> dict[str, list[str]]:
     return {name: paths for name, paths in places.items() if len(paths) > 1}
 
 
+def imported(path: Path) -> set[str]:
+    """Return the first parts of the names of all modules that a file imports."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    return {name.partition(".")[0] for name in names}
+
+
 def test_class_names_are_unique() -> None:
     places = defaultdict(list)
     for path in sources(*PRODUCT):
@@ -48,6 +57,24 @@ def test_class_names_are_unique() -> None:
                 places[node.name].append(str(path.relative_to(ROOT)))
     assert len(places) > 500
     assert not repeated(places)
+
+
+def test_class_names_are_unique_in_the_benchmarks() -> None:
+    places = defaultdict(list)
+    for path in sources("benchmarks"):
+        for node in documented(path):
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(str(path.relative_to(ROOT)))
+    assert len(places) > 40
+    assert not repeated(places)
+
+
+def test_modules_of_the_benchmarks_import_each_other_in_no_circle() -> None:
+    """Imports inside functions count too."""
+    paths = {path.stem: path for path in (ROOT / "benchmarks").glob("*.py")}
+    imports = {name: imported(path) & paths.keys() for name, path in paths.items()}
+    assert len(imports) > 40
+    TopologicalSorter(imports).prepare()
 
 
 def test_file_stems_are_unique() -> None:

@@ -26,8 +26,8 @@ from baselines import (
     versions,
 )
 from baselines.rival import Absent, Mask, causal, full
+from benchmark_part import Setting
 from gpu_parts import operands
-from part import Setting
 from torch import Tensor
 
 TOY = Setting("cpu", toy=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import suites
 import torch
-from part import Part, Setting, is_wrong
+from benchmark_part import Part, Setting, is_wrong
 
 from attnc.runtime.cpu import calibration, plausible, steady
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import all_goals
 import causes
 import goals
 import measures
 import pytest
 import suites
+from benchmark_part import Row
 from goals import Goal, How, combined, shown, verdict
-from part import Row
 
 SPEED = Goal("speed", "cpu", "plan", "times theirs", 1.5, 1.0, True, "×", "here", ("cpu-plan",), measures.over("dense"))
 
@@ -83,7 +84,7 @@ def test_shares_and_single_values() -> None:
 
 
 def test_every_goal_is_read_from_parts_that_exist() -> None:
-    found = goals.every()
+    found = all_goals.GOALS
     assert len({(goal.where, goal.key) for goal in found}) == len(found)
     for goal in found:
         places = {suites.find(part)[0] for part in goal.parts}
@@ -94,7 +95,7 @@ def test_every_goal_is_read_from_parts_that_exist() -> None:
 
 
 def test_every_suite_of_a_cpu_has_a_goal() -> None:
-    assert {goal.suite for goal in goals.every() if goal.where == "cpu"} == set(suites.SUITES) - {"correct"}
+    assert {goal.suite for goal in all_goals.GOALS if goal.where == "cpu"} == set(suites.SUITES) - {"correct"}
 
 
 def test_kendall() -> None:
@@ -120,6 +121,6 @@ def test_shown() -> None:
 
 def test_causes_are_tried_in_order() -> None:
     row = _row("window 512 n=4096 d=64 bfloat16 forward", 2, 1, pattern="window 512", n=4096, dtype="bfloat16")
-    found = goals.Found(row["key"], 0.5, row)
+    found = goals.Measurement(row["key"], 0.5, row)
     assert causes.why(replace(SPEED, key="G9.flex.bf16"), found) != causes.UNKNOWN
-    assert causes.why(replace(SPEED, key="no such goal"), goals.Found("nothing", 0.5)) == causes.UNKNOWN
+    assert causes.why(replace(SPEED, key="no such goal"), goals.Measurement("nothing", 0.5)) == causes.UNKNOWN

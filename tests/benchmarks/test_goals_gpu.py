@@ -10,7 +10,7 @@ import goals
 import goals_gpu
 import pytest
 from baselines import published
-from part import Row
+from benchmark_part import Row
 
 MILLION = 1 << 20
 

@@ -20,8 +20,8 @@ import report
 import timing
 import torch
 from baselines import rival
-from document import Paragraph, Table
-from part import Setting
+from benchmark_part import Setting
+from document import DocumentTable, Paragraph
 
 from attnc.runtime.tuning.timer import Timing
 
@@ -199,7 +199,7 @@ def test_published_figures_are_marked() -> None:
     row = {"key": "a", "absent": {"natten": "not here"}, "published": [{**shown, "configuration": "", "source": "x"}]}
     told, table = report.beside([row, {"key": "b"}])
     assert isinstance(told, Paragraph) and "natten: not here (1 rows)" in str(told)
-    assert isinstance(table, Table) and "published, not measured here" in str(table) and "16.2 ms" in str(table)
+    assert isinstance(table, DocumentTable) and "published, not measured here" in str(table) and "16.2 ms" in str(table)
 
 
 def test_a_rival_that_raises_or_is_wrong_takes_no_part() -> None:
@@ -216,7 +216,7 @@ def test_a_rival_that_raises_or_is_wrong_takes_no_part() -> None:
         raise NotImplementedError("heads of 16\nand more")
 
     tried = {"right": right, "wrong": wrong, "raising": raising}
-    given = gpu_masks.Race(right, tried, {"dense": right, "refused": raising}, {"gone": "not here"})
+    given = gpu_masks.MaskRace(right, tried, {"dense": right, "refused": raising}, {"gone": "not here"})
     race, absent = gpu_masks._right(given, mask, leaves, "backward")
     assert (set(race.alike), set(race.dense)) == ({"right"}, {"dense"})
     assert set(absent) == {"wrong", "raising", "refused", "gone"}

@@ -13,16 +13,17 @@ import pytest
 if importlib.util.find_spec("triton") is None:
     pytest.skip("the kernels of these parts need triton", allow_module_level=True)
 
+import all_goals
+import benchmark_part
 import causes
 import goals
 import gpu_suites
-import part
 import reading
 import report
 import suites
 import torch
+from benchmark_part import Part, Row, Setting
 from gpu_parts import rounds_for
-from part import Part, Row, Setting
 
 pytestmark = [pytest.mark.xdist_group("gpu_parts")]
 
@@ -43,7 +44,7 @@ def result(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Result:
         out = folder / f"{one.name}.json"
         if not out.exists():
             torch.manual_seed(0)
-            assert part.run(one, Setting("cpu", toy=True), out) == part.FINE
+            assert benchmark_part.run(one, Setting("cpu", toy=True), out) == benchmark_part.FINE
         read: Row = json.loads(out.read_text(encoding="utf-8"))
         return read
 
@@ -136,7 +137,7 @@ def test_every_goal_reads_these_rows(folder: Path, result: Result) -> None:
     for one in gpu_suites.PARTS:
         result(one)
     rows = reading.rows(reading.load(folder))
-    asked = [goal for goal in goals.every() if goal.where == "gpu"]
+    asked = [goal for goal in all_goals.GOALS if goal.where == "gpu"]
     assert {name for goal in asked for name in goal.parts} <= {one.name for one in gpu_suites.PARTS}
     verdicts = {goal.key: goals.verdict(goal, rows, causes.why) for goal in asked}
     assert len(verdicts) == len(asked)

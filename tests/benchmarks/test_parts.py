@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-import part
+import benchmark_part
 import pytest
 import suites
 import torch
-from part import FINE, WRONG, KeyTwiceError, Part, Row, Setting
+from benchmark_part import FINE, ROOT, WRONG, KeyTwiceError, Part, Row, Setting
 
 MADE_UP = Part("made-up", "plan", "made up", "made_up_rows:rows", 1)
 HERE = Setting("cpu", toy=True)
@@ -61,41 +61,41 @@ def test_goes_on_where_it_stopped(made_up: Rows, tmp_path: Path) -> None:
     out = tmp_path / "made-up.json"
     made_up.stops_at = "c"
     with pytest.raises(StoppedError):
-        part.run(MADE_UP, HERE, out)
+        benchmark_part.run(MADE_UP, HERE, out)
     assert _keys(out) == ["a", "b"]
     assert not _read(out)["complete"]
-    assert not part.is_complete(MADE_UP, HERE, out)
+    assert not benchmark_part.is_complete(MADE_UP, HERE, out)
     made_up.stops_at = ""
-    assert part.run(MADE_UP, HERE, out) == FINE
+    assert benchmark_part.run(MADE_UP, HERE, out) == FINE
     assert made_up.made == ["a", "b", "c"]
     assert _keys(out) == ["a", "b", "c"]
-    assert part.is_complete(MADE_UP, HERE, out)
+    assert benchmark_part.is_complete(MADE_UP, HERE, out)
     assert list(tmp_path.iterdir()) == [out]
 
 
 def test_fresh_measures_again(made_up: Rows, tmp_path: Path) -> None:
     out = tmp_path / "made-up.json"
     for _ in range(2):
-        part.run(MADE_UP, HERE, out, fresh=True)
+        benchmark_part.run(MADE_UP, HERE, out, fresh=True)
     assert made_up.made == ["a", "b", "c"] * 2
 
 
-@pytest.mark.parametrize("fact", part.SAME)
+@pytest.mark.parametrize("fact", benchmark_part.SAME)
 def test_other_facts_begin_anew(made_up: Rows, tmp_path: Path, fact: str) -> None:
     out = tmp_path / "made-up.json"
-    part.run(MADE_UP, HERE, out)
-    part.write(out, _read(out) | {fact: "another"})
-    assert not part.is_complete(MADE_UP, HERE, out)
-    assert part.kept(out, part.header(MADE_UP, HERE)) == []
+    benchmark_part.run(MADE_UP, HERE, out)
+    benchmark_part.write(out, _read(out) | {fact: "another"})
+    assert not benchmark_part.is_complete(MADE_UP, HERE, out)
+    assert benchmark_part.kept(out, benchmark_part.header(MADE_UP, HERE)) == []
 
 
 def test_wrong_rows_are_told_and_tried_again(made_up: Rows, tmp_path: Path) -> None:
     out = tmp_path / "made-up.json"
     made_up.given[1]["ok"] = False
-    assert part.run(MADE_UP, HERE, out) == WRONG
-    assert not part.is_complete(MADE_UP, HERE, out)
+    assert benchmark_part.run(MADE_UP, HERE, out) == WRONG
+    assert not benchmark_part.is_complete(MADE_UP, HERE, out)
     made_up.given[1]["ok"] = True
-    assert part.run(MADE_UP, HERE, out) == FINE
+    assert benchmark_part.run(MADE_UP, HERE, out) == FINE
     assert made_up.made == ["a", "b", "c", "b"]
 
 
@@ -105,27 +105,27 @@ def test_every_row_has_a_key_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_pat
     module.rows = lambda setting: iter([{"key": "a"}, second])  # type: ignore[attr-defined]  # a module of this test
     monkeypatch.setitem(sys.modules, "made_up_rows", module)
     with pytest.raises(KeyTwiceError):
-        part.run(MADE_UP, HERE, tmp_path / "made-up.json")
+        benchmark_part.run(MADE_UP, HERE, tmp_path / "made-up.json")
 
 
 def test_a_part_without_rows_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "made_up_rows", Rows())
     with pytest.raises(ValueError, match="no rows"):
-        part.run(MADE_UP, HERE, tmp_path / "made-up.json")
+        benchmark_part.run(MADE_UP, HERE, tmp_path / "made-up.json")
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     out = tmp_path / "file.json"
-    part.write(out, {"rows": [1]})
+    benchmark_part.write(out, {"rows": [1]})
     with pytest.raises(TypeError):
-        part.write(out, {"rows": [object()]})
+        benchmark_part.write(out, {"rows": [object()]})
     assert _read(out) == {"rows": [1]}
     assert list(tmp_path.iterdir()) == [out]
 
 
 def test_a_part_that_is_killed_keeps_its_rows(tmp_path: Path) -> None:
     out = tmp_path / "plan.json"
-    command = [sys.executable, part.__file__, "cpu-plan", "--toy", "--out", str(out)]
+    command = [sys.executable, str(ROOT / "benchmarks" / "part.py"), "cpu-plan", "--toy", "--out", str(out)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         until = time.monotonic() + 60
         while not (out.exists() and len(_keys(out)) >= 2) and process.poll() is None and time.monotonic() < until:
@@ -156,7 +156,7 @@ def test_parts_have_names_suites_and_minutes() -> None:
 
 def test_a_gpu_is_asked_for_by_name() -> None:
     if torch.cuda.is_available():
-        assert part.setting_of("gpu", toy=False).cuda
+        assert benchmark_part.setting_of("gpu", toy=False).cuda
     else:
-        with pytest.raises(part.NoDeviceError, match="--toy"):
-            part.setting_of("gpu", toy=False)
+        with pytest.raises(benchmark_part.NoDeviceError, match="--toy"):
+            benchmark_part.setting_of("gpu", toy=False)

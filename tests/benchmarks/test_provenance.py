@@ -6,7 +6,7 @@ import json
 import subprocess
 from pathlib import Path
 
-import part
+import benchmark_part
 import provenance
 import pytest
 import timing
@@ -83,6 +83,6 @@ def test_a_result_of_a_tree_with_changes_is_refused(repository: Path, file: str)
 def test_a_part_is_refused_before_it_runs(repository: Path) -> None:
     (repository / "compiler" / "a.txt").write_text("changed", encoding="utf-8")
 
-    own = part.Part("cpu-x", "x", "x", "x:y", 1.0)
+    own = benchmark_part.Part("cpu-x", "x", "x", "x:y", 1.0)
     with pytest.raises(UncommittedError, match=r"commit compiler/a\.txt first"):
-        part.run(own, part.Setting("cpu", toy=False), own.file(toy=False))
+        benchmark_part.run(own, benchmark_part.Setting("cpu", toy=False), own.file(toy=False))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from xml.etree import ElementTree
 
-import part
+import benchmark_part
 import pytest
 import reading
 import report
-from part import Row
+from benchmark_part import Row
 from reading import Result
 
 FACTS = {
@@ -115,7 +115,7 @@ def test_pictures_are_svg_and_stand_in_the_page(tmp_path: Path) -> None:
             assert ElementTree.fromstring(text).tag.endswith("svg")
             assert f"(performance/{path.name})" in written[report.DOCS / "performance.md"]
     for result in RESULTS.values():
-        part.write(tmp_path / f"{result.part}.json", {**result.facts, "rows": result.rows})
+        benchmark_part.write(tmp_path / f"{result.part}.json", {**result.facts, "rows": result.rows})
     page = report.page(tmp_path)
     assert page.count("<svg") == 3
     assert page.startswith("<!doctype html>")

@@ -10,7 +10,7 @@ import run
 import suites
 import timing
 import torch
-from part import Setting
+from benchmark_part import Setting
 
 
 @pytest.fixture(autouse=True)

@@ -266,6 +266,6 @@ def test_machine_code(target: str) -> None:
 
 
 def test_kernels_are_collected_whatever_unset_memory_holds() -> None:
-    """Collecting launches nothing, so results stay unset: NaN here, which must not look like overflow before a reset."""
+    """Collecting launches nothing: results stay unset, here NaN, which must not look like overflow before a reset."""
     collected = {case.source.function for case in library_gate.cases(["log_linear"], ["sm_90"], (64,))}
     assert collected >= {"scalar_resets_adjoints", "scalar_resets_values", "scalar_resets_keys"}

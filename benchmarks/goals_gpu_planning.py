@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from goals import Found, Goal, Rows
+from benchmark_part import Row
+from goals import Goal, Measurement, Rows
 from measures import each, error, kendall, median, single
-from part import Row
 
 # --- lists -----------------------------------------------------------------------------------------------------------
 
@@ -49,7 +49,7 @@ def _over(rival: str) -> Callable[[Row], float | None]:
     return value
 
 
-def _growth(rows: Rows) -> list[Found]:
+def _growth(rows: Rows) -> list[Measurement]:
     """Bytes of a live tile at the longest length over those at the shortest, by pattern."""
     groups: dict[str, list[Row]] = {}
     for own in rows.values():
@@ -61,14 +61,14 @@ def _growth(rows: Rows) -> list[Found]:
         first, *rest = sorted(these, key=lambda row: int(row["n"]))
         if rest:
             each_tile = [row["list_bytes"] / row["live_tiles"] for row in (first, rest[-1])]
-            found.append(Found(case, each_tile[1] / each_tile[0], rest[-1]))
+            found.append(Measurement(case, each_tile[1] / each_tile[0], rest[-1]))
     return found
 
 
-def _waits(rows: Rows) -> list[Found]:
+def _waits(rows: Rows) -> list[Measurement]:
     """1 for every pattern whose steps were watched and waited for nothing, else 0."""
     watched = (row for own in rows.values() for row in own if row["watched"])
-    return [Found(row["key"], float(not row["waits"]), row) for row in watched]
+    return [Measurement(row["key"], float(not row["waits"]), row) for row in watched]
 
 
 _plan = partial(
@@ -182,8 +182,8 @@ def _in(direction: str) -> Callable[[Row], bool]:
     return lambda row: bool(row["direction"] == direction)
 
 
-def _recompiled(rows: Rows) -> list[Found]:
-    return [Found(row["key"], row["recompiled"]["attnc"], row) for own in rows.values() for row in own]
+def _recompiled(rows: Rows) -> list[Measurement]:
+    return [Measurement(row["key"], row["recompiled"]["attnc"], row) for own in rows.values() for row in own]
 
 
 def _tuned(rows: Rows) -> list[tuple[Row, str, list[Row]]]:
@@ -197,17 +197,17 @@ def _tuned(rows: Rows) -> list[tuple[Row, str, list[Row]]]:
     return found
 
 
-def _tried(rows: Rows) -> list[Found]:
-    return [Found(f"{row['key']}, {knob}", len(trials), row) for row, knob, trials in _tuned(rows)]
+def _tried(rows: Rows) -> list[Measurement]:
+    return [Measurement(f"{row['key']}, {knob}", len(trials), row) for row, knob, trials in _tuned(rows)]
 
 
-def _near_best(rows: Rows) -> list[Found]:
+def _near_best(rows: Rows) -> list[Measurement]:
     """1 where the model's own choice is within 5 % of the best that was tried, else 0."""
     found = []
     for row, knob, trials in _tuned(rows):
         fastest = min(one["median"] for one in trials)
         own = next(one["median"] for one in trials if one["option"] == "model")
-        found.append(Found(f"{row['key']}, {knob}", float(own <= 1.05 * fastest), row))
+        found.append(Measurement(f"{row['key']}, {knob}", float(own <= 1.05 * fastest), row))
     return found
 
 
@@ -294,7 +294,7 @@ COMPILE = (
 POINTS = ("gpu-simulator-forward", "gpu-simulator-backward")
 
 
-def _count(rows: Rows) -> list[Found]:
+def _count(rows: Rows) -> list[Measurement]:
     points = [row for own in rows.values() for row in own if "predicted" in row]
     return single("points", len(points) or None)
 
@@ -304,20 +304,20 @@ def _passed(row: Row) -> float | None:
     return None if "over_ideal" not in row else 100 * (row["over_ideal"] / row["bound"] - 1)
 
 
-def _orders(rows: Rows) -> list[Found]:
+def _orders(rows: Rows) -> list[Measurement]:
     """Kendall's tau of what was predicted and measured of the schedules of each kernel."""
     found = []
     for row, knob, trials in _tuned(rows):
         tau = kendall([(one["predicted"], one["median"]) for one in trials])
         if tau is not None:
-            found.append(Found(f"{row['key']}, {knob}", tau, row))
+            found.append(Measurement(f"{row['key']}, {knob}", tau, row))
     return found
 
 
-def _natten(rows: Rows) -> list[Found]:
+def _natten(rows: Rows) -> list[Measurement]:
     every = [row for own in rows.values() for row in own]
     off = [(row, 100 * abs(row["predicted_speedup"] / row["published_speedup"] - 1)) for row in every]
-    return [Found(row["key"], value, row) for row, value in off]
+    return [Measurement(row["key"], value, row) for row, value in off]
 
 
 _simulator = partial(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from goals import Found, Goal, Rows
+from benchmark_part import Row
+from goals import Goal, Measurement, Rows
 from measures import each, error, kendall, median, over, predictions, single
-from part import Row
 
 G6, G7, G8 = (f"PERFORMANCE 8, G{number}" for number in (6, 7, 8))
 
@@ -99,32 +99,32 @@ PLAN = (
 # --- compiling -------------------------------------------------------------------------------------------------------
 
 
-def _first_calls(kind: str, direction: str) -> Callable[[Rows], list[Found]]:
+def _first_calls(kind: str, direction: str) -> Callable[[Rows], list[Measurement]]:
     """Milliseconds of attnc's first call on caches that are `cold` or `warm`."""
 
-    def read(rows: Rows) -> list[Found]:
+    def read(rows: Rows) -> list[Measurement]:
         row = _named(rows, f"first call {direction}, attnc")
-        return [] if row is None else [Found(row["key"], row["first_ms"][kind]["median"], row)]
+        return [] if row is None else [Measurement(row["key"], row["first_ms"][kind]["median"], row)]
 
     return read
 
 
-def _first_over_flex(kind: str) -> Callable[[Rows], list[Found]]:
+def _first_over_flex(kind: str) -> Callable[[Rows], list[Measurement]]:
     """Attnc's first call over FlexAttention's, in percent."""
 
-    def read(rows: Rows) -> list[Found]:
+    def read(rows: Rows) -> list[Measurement]:
         ours, theirs = (_named(rows, f"first call forward, {name}") for name in ("attnc", "flex"))
         if ours is None or theirs is None:
             return []
         ratio = ours["first_ms"][kind]["median"] / theirs["first_ms"][kind]["median"]
-        return [Found(ours["key"], 100 * ratio, ours)]
+        return [Measurement(ours["key"], 100 * ratio, ours)]
 
     return read
 
 
-def _recompiles(rows: Rows) -> list[Found]:
+def _recompiles(rows: Rows) -> list[Measurement]:
     row = _named(rows, "new shapes, attnc")
-    return [] if row is None else [Found(row["key"], row["recompiles"], row)]
+    return [] if row is None else [Measurement(row["key"], row["recompiles"], row)]
 
 
 def _named(rows: Rows, key: str) -> Row | None:
@@ -206,11 +206,11 @@ COMPILE = (
 # --- the simulator ---------------------------------------------------------------------------------------------------
 
 
-def _tau(rows: Rows) -> list[Found]:
+def _tau(rows: Rows) -> list[Measurement]:
     return single("all points", kendall([(x, y) for _, x, y in predictions(rows)]))
 
 
-def _points(rows: Rows) -> list[Found]:
+def _points(rows: Rows) -> list[Measurement]:
     found = len(predictions(rows))
     return single("all points", found or None)
 

@@ -1,0 +1,89 @@
+"""The goals for selections on a GPU (PERFORMANCE 8, G5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from benchmark_part import Row
+from goals import Goal, Measurement, Rows
+from goals_gpu_masks import best, percent, stood_in
+from measures import break_even, each, speedup, timed
+
+G5 = "PERFORMANCE 8, G5"
+DENSE_RIVALS = ("sdpa_cudnn", "sdpa_flash", "flash_attention")
+
+
+def _break_even(rows: Rows) -> list[Measurement]:
+    """The length from which on a pattern beats the best dense kernel, by pattern and direction."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in timed(rows):
+        groups.setdefault((row["case"], row["direction"]), []).append(row)
+    found = []
+    for (case, direction), own in groups.items():
+        gains = [(int(row["n"]), gain) for row in own if (gain := best(*DENSE_RIVALS)(row)) is not None]
+        length = break_even(gains)
+        if length is not None:
+            found.append(Measurement(f"{case} {direction}", length, own[-1]))
+    return found
+
+
+def _direction(direction: str) -> Callable[[Row], bool]:
+    return lambda row: bool(row["direction"] == direction)
+
+
+def _top16_backward(row: Row) -> bool:
+    return bool(row["case"] == "top-16" and row["direction"] == "backward")
+
+
+_routing = partial(
+    Goal, where="gpu", suite="routing", floor=None, least=True, unit="×", source=G5, parts=("gpu-routing-16",)
+)
+ROUTING = (
+    _routing(
+        key="G5.nsa",
+        asks="times NSA-Triton's top-16 at 32,768 tokens, which is given the blocks, forward",
+        target=1.5,
+        floor=1.2,
+        read=each(stood_in("nsa_triton", "NSA-Triton", n=32768)),
+        how="one value",
+    ),
+    *(
+        _routing(
+            key=f"G5.nsa.backward.{n // 1024}K",
+            asks=f"times NSA-Triton's top-16 gradients at {n:,} tokens",
+            target=target,
+            read=each(stood_in("nsa_triton", "NSA-Triton", n=n), _top16_backward),
+            how="one value",
+            parts=("gpu-routing-backward",),
+        )
+        for n, target in ((32768, 1.5), (131072, 2.0))
+    ),
+    _routing(
+        key="G5.dense",
+        asks="times FlashAttention 2's speed at 131,072 tokens, the choice included",
+        target=25,
+        read=each(lambda row: speedup(row, "sdpa_flash") if row["n"] == 131072 else None),
+        how="one value",
+    ),
+    _routing(
+        key="G5.break_even",
+        asks="tokens from which on it beats the best dense kernel, the choice included",
+        target=8192,
+        read=_break_even,
+        least=False,
+        how="most",
+        unit="tokens",
+        parts=("gpu-routing-16", "gpu-routing-8", "gpu-routing-backward", "gpu-routing-moba"),
+    ),
+    _routing(
+        key="G5.choice",
+        asks="of the call is the choice",
+        target=25,
+        read=each(percent("choice_share"), _direction("forward")),
+        least=False,
+        how="most",
+        unit="%",
+        parts=("gpu-routing-16", "gpu-routing-8", "gpu-routing-moba"),
+    ),
+)
