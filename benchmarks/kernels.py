@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import kernel_verdicts
 import provenance
 import timing
 
@@ -24,7 +25,7 @@ from attnc.compiler.simulation import compiled_figures
 from attnc.runtime.commands import console
 from attnc.runtime.commands.doctor_targets import Row, line, rows
 from attnc.runtime.gpu.kernel_gate import GateCase
-from attnc.runtime.gpu.selection import SELECTION, NoKernels, cases, whole_library
+from attnc.runtime.gpu.selection import SELECTION, NoKernels, cases, named, whole_library
 
 EVERY = 5
 """Rows after which what is done is written."""
@@ -38,10 +39,10 @@ def main() -> int:
     parser.add_argument("--changed", action="store_true", help="of these, those that the table has not, or as others")
     parser.add_argument("--head-dims", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--facts", action="store_true", help="write what the simulator is told, from the last table")
+    parser.add_argument("--facts", action="store_true", help="write the simulator's figures of causal attention")
     options = parser.parse_args()
     if options.facts:
-        return _write_facts()
+        return _write_facts(options.processes)
     table = KernelTable(whole=not options.selection)
     found = _chosen(options)
     table.begin(options.targets, found, keep=options.changed)
@@ -66,11 +67,9 @@ class KernelTable:
 
     def __init__(self, *, whole: bool) -> None:
         self._name = name = f"kernels-{'library-' if whole else ''}triton-{version('triton')}"
-        self._is_whole = whole
         path = timing.RESULTS / f"{name}.json"
-        old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": {}, "rows": []}
-        self._rows: dict[Key, Row] = {_key(row): row for row in old["rows"]}
-        self._runs: dict[str, object] = old["runs"]
+        self._rows: dict[Key, Row] = {_key(row): row for row in kernel_verdicts.read(path)}
+        self._runs: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else {}
         provenance.refuse_uncommitted()  # before anything is compiled
         self._facts = provenance.header()
 
@@ -87,9 +86,7 @@ class KernelTable:
         return row is not None and row.get("digest") == case.source.digest
 
     def add(self, row: Row) -> None:
-        """A row, in place of the one before; of the library's, loops are told where something is wrong."""
-        if self._is_whole and row["verdict"] == "pass":
-            row = {name: value for name, value in row.items() if name != "loops"}
+        """Put a row in place of the kernel's row before."""
         self._rows[_key(row)] = row
 
     @property
@@ -100,9 +97,8 @@ class KernelTable:
     def save(self) -> None:
         """Write the file."""
         found = [self._rows[key] for key in sorted(self._rows, key=lambda key: [*map(str, key)])]
-        timing.save(
-            self._name, found, {**self._facts, "runs": dict(sorted(self._runs.items())), "summary": summary(found)}
-        )
+        facts = {**self._facts, "runs": dict(sorted(self._runs.items())), "summary": summary(found)}
+        kernel_verdicts.save(self._name, found, facts)
 
 
 Key = tuple[object, ...]
@@ -116,19 +112,24 @@ def _key_of(one: GateCase | NoKernels) -> Key:
     return one.target, one.dtype, one.head_dim, one.pattern, one.title if isinstance(one, GateCase) else None
 
 
-def _write_facts() -> int:
-    """Write the simulator's figures of the kernels of causal attention (`compiler/simulation/compiled_figures.py`)."""
-    source = f"kernels-triton-{version('triton')}.json"
-    table = json.loads((timing.RESULTS / source).read_text(encoding="utf-8"))
-    wanted = [row for row in table["rows"] if row["pattern"] == "causal" and row["kernel"] not in ("decode", "merge")]
-    found = [_fact(row) for row in wanted if row.get("loops")]
+def _write_facts(processes: int) -> int:
+    """Compile causal attention; write its figures for the simulator (`compiler/simulation/compiled_figures.json`)."""
+    jobs = [one for one in causal_kernels(TARGETS, (64, 128)) if one.stage not in ("decode", "merge")]
+    compiled = sorted(rows(jobs, processes), key=lambda row: [*map(str, _key(row))])
     path = Path(compiled_figures.__file__).with_suffix(".json")
-    lines = ",\n".join(f"  {json.dumps(one)}" for one in found)
-    path.write_text(f'{{"from": "{source}", "kernels": [\n{lines}\n]}}\n', encoding="utf-8")
+    lines = ",\n".join(f"  {json.dumps(figures_of(row))}" for row in compiled if row.get("loops"))
+    path.write_text(f'{{"triton": "{version("triton")}", "kernels": [\n{lines}\n]}}\n', encoding="utf-8")
     return 0
 
 
-def _fact(row: Row) -> dict[str, object]:
+def causal_kernels(targets: Iterable[str], head_dims: Sequence[int]) -> list[GateCase]:
+    """Return the kernels of causal attention in bf16."""
+    found = cases(named(["causal"]), list(targets), list(head_dims), ["bfloat16"])
+    return [one for one in found if isinstance(one, GateCase)]
+
+
+def figures_of(row: Row) -> dict[str, object]:
+    """Return the figures of a compiled kernel: registers, shared memory, and the instructions of its shortest loop."""
     loops: Any = row["loops"]
     full = min(loops, key=lambda loop: loop["instructions"])
     q_tile, k_tile = map(int, str(row["tiles"]).split("x"))

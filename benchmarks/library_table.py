@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+import kernel_verdicts
 import provenance
 import timing
 
@@ -44,7 +44,7 @@ def read_library(
     """
     name = f"kernels-{kind}-triton-{version('triton')}"
     path = timing.RESULTS / f"{name}.json"
-    old = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    old = kernel_verdicts.read(path)
     wanted = {(one.target, one.source.digest): one for one in cases}
     kept = [row for row in old if (row["target"], row["digest"]) in wanted or not asked.has(row)]
     rows = {(row["target"], row["digest"]): row for row in kept}
@@ -53,7 +53,7 @@ def read_library(
     facts = provenance.header()
     for done, (i, outcome) in enumerate(compile_all([(one.source, one.target) for one in todo], processes)):
         reasons = judge(todo[i], outcome)
-        rows[todo[i].target, todo[i].source.digest] = _row(todo[i], outcome, reasons)
+        rows[todo[i].target, todo[i].source.digest] = _row(todo[i], reasons)
         print(line(todo[i], outcome, reasons), flush=True)
         if not done % EVERY:
             _save(name, rows, facts)
@@ -65,11 +65,11 @@ def read_library(
 
 def _save(name: str, rows: Mapping[Any, Row], facts: Mapping[str, object]) -> None:
     found = sorted(rows.values(), key=lambda row: [str(row[key]) for key in KEYS])
-    timing.save(name, found, dict(facts))
+    kernel_verdicts.save(name, found, facts)
 
 
-def _row(case: GateCase, outcome: Outcome, reasons: list[str]) -> Row:
-    row: Row = {
+def _row(case: GateCase, reasons: list[str]) -> Row:
+    return {
         "pattern": case.pattern,
         "kernel": case.source.function,
         "target": case.target,
@@ -79,16 +79,6 @@ def _row(case: GateCase, outcome: Outcome, reasons: list[str]) -> Row:
         "verdict": "fail" if reasons else "pass",
         "reasons": reasons,
     }
-    if isinstance(outcome, CompiledBinary):
-        code = outcome.code
-        row |= {
-            "registers": code.registers,
-            "stack": code.stack,
-            "spilled": code.spilled,
-            "shared_kib": round(outcome.shared / 1024, 1),
-            "products": dict(code.products),
-        }
-    return row
 
 
 def line(case: GateCase, outcome: Outcome, reasons: list[str]) -> str:

@@ -1,6 +1,6 @@
 """Figures of the kernels of a plain score: registers, shared memory and instructions, from machine code.
 
-`compiled_figures.json` is written by `python benchmarks/kernels.py --facts` from the table of the gate.
+`compiled_figures.json` is written by `python benchmarks/kernels.py --facts`, which compiles causal attention.
 """
 
 from __future__ import annotations

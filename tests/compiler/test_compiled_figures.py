@@ -1,43 +1,26 @@
-"""Figures of machine code in the simulator: the table's, which predictions use."""
+"""Figures of machine code in the simulator, which predictions use."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.kernels.tile_shapes import tile_shape
-from attnc.compiler.simulation.compiled_figures import CompiledFigures, compiled_figures_by_kernel, find_figures
+from attnc.compiler.simulation.compiled_figures import compiled_figures_by_kernel, find_figures
 from attnc.compiler.simulation.gpu_clocks import Extra, HeadSizes, Kernel, TileModel, TileShape, resources
 from attnc.compiler.simulation.machine import find_machine
 
-RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 STORED = Path(__file__).resolve().parents[2] / "compiler" / "simulation" / "compiled_figures.json"
 H100 = find_machine("h100-sxm")
 
 
-def table() -> list[dict[str, Any]]:
-    named = json.loads(STORED.read_text(encoding="utf-8"))["from"]
-    rows: list[dict[str, Any]] = json.loads((RESULTS / named).read_text(encoding="utf-8"))["rows"]
-    causal = [row for row in rows if row["pattern"] == "causal" and row["kernel"] not in ("decode", "merge")]
-    return [row for row in causal if row.get("loops")]
-
-
-def test_it_is_what_the_table_says() -> None:
-    """`python benchmarks/kernels.py --facts` writes it."""
-    rows = table()
-    assert len(rows) == len(compiled_figures_by_kernel()) >= 18
-    for row in rows:
-        q_tile, k_tile = map(int, row["tiles"].split("x"))
-        shape = q_tile, k_tile, row["warps"], row["stages"]
-        seen = find_figures(row["target"], row["kernel"], row["head_dim"], row["dtype"], shape)
-        full = min(row["loops"], key=lambda loop: loop["instructions"])
-        mix = full["mix"]
-        numbers = row["registers"], row["shared_kib"], full["instructions"], mix["alu"], mix["fma"], mix["mufu"]
-        assert seen == CompiledFigures(*numbers)
+def test_the_figures_name_their_triton_and_are_many() -> None:
+    stored = json.loads(STORED.read_text(encoding="utf-8"))
+    assert stored["triton"] == "3.7.1"
+    assert len(stored["kernels"]) == len(compiled_figures_by_kernel()) >= 18
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])

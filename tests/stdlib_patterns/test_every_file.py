@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import kernel_verdicts
 import pytest
 import torch
 
@@ -54,6 +55,7 @@ from library_in_kernels import (
 from without import CHECKS, WARNED, every_reason, reason
 
 ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
 LEAST_SHAPES = 3
 
 
@@ -156,12 +158,10 @@ TARGET, WIDTHS = "sm_90", (64, 128)
 @cache
 def table() -> Mapping[str, Row]:
     """The rows of the library's kernels for sm_90 by their digests, as they were last read."""
-    files = [
-        json.loads(path.read_text(encoding="utf-8"))
-        for kind in ("library", "recurrences", "routing")
-        for path in (ROOT / "benchmarks" / "results").glob(f"kernels-{kind}-triton-*.json")
-    ]
-    found = [row for file in sorted(files, key=lambda file: str(file["date"])) for row in file["rows"]]
+    kinds = ("library", "recurrences", "routing")
+    paths = [path for kind in kinds for path in RESULTS.glob(f"kernels-{kind}-triton-*.json")]
+    paths.sort(key=lambda path: str(json.loads(path.read_text(encoding="utf-8"))["date"]))
+    found = [row for path in paths for row in kernel_verdicts.read(path)]
     return {row["digest"]: row for row in found if row["target"] == TARGET and "digest" in row}
 
 

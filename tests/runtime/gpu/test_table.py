@@ -1,14 +1,21 @@
-"""The table of what machine code says is of the kernels as they are: `python benchmarks/kernels.py --selection`."""
+"""The committed table of verdicts and the simulator's figures are of the kernels as they are."""
 
 from __future__ import annotations
 
-import json
+from dataclasses import asdict
 from math import prod
 from pathlib import Path
+from typing import Any
+
+import kernel_verdicts
+import kernels
+import pytest
 
 from attnc.compiler.attentions import alone
 from attnc.compiler.kernels.attention_kernels import HeadShape, find_kernels
 from attnc.compiler.kernels.targets import TARGETS
+from attnc.compiler.simulation.compiled_figures import find_figures
+from attnc.runtime.commands.doctor_targets import rows
 from attnc.runtime.gpu.kernel_gate import GateCase
 from attnc.runtime.gpu.selection import PARAMETERS, SELECTION, cases
 from plan_calls import from_library
@@ -18,9 +25,9 @@ TABLE = RESULTS / "kernels-triton-3.7.1.json"
 
 
 def test_the_table_has_every_kernel_with_its_tiles_and_all_pass() -> None:
-    """`--selection --changed` reads those again that differ."""
+    """`python benchmarks/kernels.py --selection --changed` renews the rows that differ."""
     told = {}
-    for row in json.loads(TABLE.read_text(encoding="utf-8"))["rows"]:
+    for row in kernel_verdicts.read(TABLE):
         if row["kernel"] is not None:
             place = row["target"], row["head_dim"], row["pattern"], row["kernel"]
             told[place] = row["tiles"], row["warps"], row["stages"], row["verdict"]
@@ -31,6 +38,17 @@ def test_the_table_has_every_kernel_with_its_tiles_and_all_pass() -> None:
             place = case.target, case.head_dim, case.pattern, case.title
             found[place] = f"{shape.q_tile}x{shape.k_tile}", shape.warps, shape.stages, "pass"
     assert told == found
+
+
+@pytest.mark.xdist_group("compiling")
+def test_the_simulator_has_the_figures_of_machine_code() -> None:
+    """`python benchmarks/kernels.py --facts` writes `compiled_figures.json`."""
+    found = kernels.causal_kernels(["sm_80", "sm_90"], [64])
+    (sm_80, sm_90) = rows([case for case in found if case.stage == "forward"], 1)
+    for row in (sm_80, sm_90):
+        figures: dict[str, Any] = kernels.figures_of(row)
+        stored = find_figures(figures["architecture"], "forward", 64, "bfloat16", tuple(figures["shape"]))
+        assert stored is not None and asdict(stored) == figures["seen"]
 
 
 def test_bricks_are_as_large_as_tiles() -> None:
