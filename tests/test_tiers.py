@@ -53,9 +53,11 @@ def test_every_kind_of_kernel_text_is_in_the_short_tier() -> None:
     assert not missing, smallest_cover(patterns)
 
 
-@pytest.mark.skipif(not tiers.DURATIONS.exists(), reason="no durations have been measured")
 def test_durations() -> None:
-    measured = json.loads(tiers.DURATIONS.read_text(encoding="utf-8"))
+    """`make durations` writes the file, one tier after the other."""
+    measured = json.loads(tiers.DURATIONS.read_text(encoding="utf-8")) if tiers.DURATIONS.exists() else {}
+    if not measured.keys() >= {"all", "short"}:
+        pytest.skip("the durations of both tiers have not been measured")
     assert len(measured["slowest_all"]) == tiers.LISTED
     assert measured["short"]["seconds"] < 8 * 60
     slow = {name: seconds for name, seconds in measured["slowest_short"].items() if seconds > tiers.MOST_SECONDS}
