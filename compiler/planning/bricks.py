@@ -87,7 +87,7 @@ class AxisTable:
         """Return the sums over the tiles of the axis for each tile size."""
         if self._sums is None:
             tiles = self.tiles()
-            self._sums = _sums(self._parts, tiles) if self._parts else _sums_of([self.cover(tile) for tile in tiles])
+            self._sums = _sums(self._parts, tiles) if self._parts else _cover_sums([self.cover(tile) for tile in tiles])
         return self._sums
 
     def cover(self, tile: int) -> Cover:
@@ -169,7 +169,7 @@ def _everything(extent: int, tile: int) -> Cover:
     return Cover(tuple(pieces), (), (-(-extent // tile)) ** 2, 0, extent**2)
 
 
-def _sums_of(covers: Sequence[Cover]) -> TileSums:
+def _cover_sums(covers: Sequence[Cover]) -> TileSums:
     """Return the tile sums of covers, each with its own tile size."""
     sums = []
     for axis_cover in covers:
@@ -316,17 +316,17 @@ class _RowsOfTiles:
         Each is (first row, rows, first key, keys, mask, fresh): the mask is None if all pairs are visible, `fresh`
         marks the first stretch of a tile row.
         """
-        seen, common = self.some.sum(axis=1), self.every.sum(axis=1)
+        seen_count, common_count = self.some.sum(axis=1), self.every.sum(axis=1)
         first, last = self.some.argmax(axis=1), self.some.shape[1] - self.some[:, ::-1].argmax(axis=1)
         ends = np.append(self.starts[1:], len(self.matrix))
-        tile_rows = zip(*(x.tolist() for x in (self.starts, ends, seen, common, first, last)), strict=True)
+        tile_rows = zip(*(x.tolist() for x in (self.starts, ends, seen_count, common_count, first, last)), strict=True)
         for i, (start, stop, visible, by_all, low, high) in enumerate(tile_rows):
             if not visible:
                 continue
             fresh = True
-            whole = visible == high - low
-            for left, right in [(low, high)] if whole else _stretches(np.flatnonzero(self.some[i])):
-                full = by_all == visible if whole else bool(self.every[i, left:right].all())
+            is_contiguous = visible == high - low
+            for left, right in [(low, high)] if is_contiguous else _stretches(np.flatnonzero(self.some[i])):
+                full = by_all == visible if is_contiguous else bool(self.every[i, left:right].all())
                 mask = None if full else np.ascontiguousarray(self.matrix[start:stop, left:right])
                 yield start, stop - start, left, right - left, mask, fresh
                 fresh = False

@@ -174,6 +174,7 @@ class Relations:
         return self._windows[batch]
 
     def _find_windows(self, batch: int) -> Windows:
+        """Return the windows of a batch entry: its documents, or all tokens as one window."""
         documents, shape = self.pattern.documents, self.shape
         if documents is None:
             window = whole(shape.n_q, shape.n_k, self.pattern.align)
@@ -244,6 +245,7 @@ class Relations:
         return self._owners[name]
 
     def _local_mask(self, local: _Local, rows: tuple[int, int], keys: tuple[int, int]) -> Mask:
+        """Return the relation of some windows on a rectangle of the call's rows and keys."""
         windows = local.windows
         row_windows, q = _inside(windows.row, windows.n_q, rows)
         key_windows, k = _inside(windows.key, windows.n_k, keys)
@@ -350,6 +352,7 @@ class _Planner:
         return windows
 
     def _problem(self, relation: Index, windows: Windows, lanes: int) -> CoverProblem:
+        """Return the problem of covering a relation over windows of one size."""
         shape = self._shape
         return CoverProblem(
             relation,
@@ -377,6 +380,7 @@ class _Planner:
         return choice if visible is None else replace(choice, cover=replace(choice.cover, visible=visible))
 
     def _packs(self, local: _Local, lanes: int) -> Packs | None:
+        """Return packs of short documents, None if they are no cheaper than a piece for each document."""
         shape, relation = self._shape, local.relation
         document_mask: Literal["full", "causal"] | int = 0
         if isinstance(relation, Truth):

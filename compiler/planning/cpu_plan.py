@@ -132,9 +132,9 @@ def _lattice(axes: Iterable[tuple[int, int]]) -> Tokens:
 
 def _merged(axes: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Return the (size, step) pairs of axes, last fastest, with evenly spaced neighbours joined; at least one pair."""
-    kept = [(size, step) for size, step in axes if size > 1] or axes[-1:]
-    result = kept[:1]
-    for size, step in kept[1:]:
+    long_axes = [(size, step) for size, step in axes if size > 1] or axes[-1:]
+    result = long_axes[:1]
+    for size, step in long_axes[1:]:
         outer, outer_step = result[-1]
         if outer_step == size * step:
             result[-1] = (outer * size, step)

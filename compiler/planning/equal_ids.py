@@ -37,7 +37,7 @@ def windows_of_ids(relation: Index, n_q: int, n_k: int) -> list[tuple[Windows, I
         return None
     number, equal = numbered
     rest = fold.conjunction(*parts[:number], *parts[number + 1 :])
-    windows = _is_of_distance(rest) and _windows(equal, n_q, n_k)
+    windows = _depends_on_distance(rest) and _windows(equal, n_q, n_k)
     if not windows:
         return None
     distance = windows.row - windows.key
@@ -67,10 +67,10 @@ def _id_comparison(part: Index, n_q: int, n_k: int) -> _IdComparison | None:
     return _IdComparison(data, of_q, of_k) if inside else None
 
 
-def _is_of_distance(rest: Index) -> bool:
+def _depends_on_distance(condition: Index) -> bool:
     """Whether a condition depends on `q - k` alone and is defined for every distance."""
-    growth = Dependences().growth(rest)
-    defined = not any(isinstance(node, DataRead) or _divides(node) for node in walk(rest))
+    growth = Dependences().growth(condition)
+    defined = not any(isinstance(node, DataRead) or _divides(node) for node in walk(condition))
     return defined and growth is not None and not growth.by and growth.tokens == 1
 
 
@@ -93,11 +93,11 @@ def _windows(equal: _IdComparison, n_q: int, n_k: int) -> Windows | None:
 
 
 @verified
-def _moved(rest: Index, rows: int) -> Index:
+def _moved(condition: Index, rows: int) -> Index:
     """Return the relation of windows whose first row is `rows` tokens after their first key."""
     if not rows:
-        return rest
+        return condition
     return rewrite(
-        rest,
+        condition,
         lambda node: fold.add(node, fold.const(rows)) if isinstance(node, Position) and node.name == "q" else None,
     )

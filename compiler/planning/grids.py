@@ -126,6 +126,7 @@ class _Covers:
         return None if solved is None else (solved.cover, solved.tile)
 
     def _take(self, part: _SegmentPair, part_cover: Cover, total: int, cost: float) -> None:
+        """Add the cover of a part, moved to the rows and keys of its segments."""
         fresh = part.row not in self._written
         if part_cover.pieces:
             self._written.add(part.row)

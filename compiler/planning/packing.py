@@ -147,5 +147,5 @@ def _worthwhile(
     packed = np.zeros(len(windows) + 1, dtype=np.int64)
     np.add.at(packed, first[is_cheaper], 1)
     np.add.at(packed, last[is_cheaper] + 1, -1)
-    rest = np.flatnonzero(np.cumsum(packed)[:-1] == 0)
-    return float(saved[is_cheaper].sum()), Packs(rows, first[is_cheaper], last[is_cheaper], rest, masks)
+    unpacked = np.flatnonzero(np.cumsum(packed)[:-1] == 0)
+    return float(saved[is_cheaper].sum()), Packs(rows, first[is_cheaper], last[is_cheaper], unpacked, masks)

@@ -1,4 +1,4 @@
-"""From runs to pieces: equal runs at even steps become one call on strided views."""
+"""Build pieces from runs: equal runs at even steps become one call on strided views."""
 
 from __future__ import annotations
 
@@ -71,16 +71,17 @@ def cover(relation: Index, grid: TileGrid, origins: Mapping[Index, Span]) -> Cov
 
 
 def _cover(resolved: ResolvedRuns) -> Cover:
+    """Return the cover of resolved live tiles."""
     tiles = resolved.tiles
     runs = cut_at_steps(find_runs(tiles), resolved)
-    groups, rest = staircases(runs, resolved)
+    groups, in_no_group = staircases(runs, resolved)
     builder = _Builder(tiles.grid, resolved)
     for group in groups:
         builder.add_staircase(runs, group)
-    rest_of_runs = split_runs(runs.take(rest))
+    other_runs = split_runs(runs.take(in_no_group))
     if (tiles.repeat > 1).any():
-        rest_of_runs = builder.add_repeated(rest_of_runs)
-    builder.add_runs(rest_of_runs)
+        other_runs = builder.add_repeated(other_runs)
+    builder.add_runs(other_runs)
     return Cover(builder.ordered(), builder.grid_masks(), tiles.full, tiles.partial, resolved.visible)
 
 
@@ -165,7 +166,7 @@ class _Builder:
         """Add all other runs: one run of each row writes it, the others merge; a bucket has at most one run per row."""
         if not len(runs):
             return
-        row, keys, shape = runs.row, self._key_starts(runs.column), self._shapes_of(runs)
+        row, keys, shape = runs.row, self._key_starts(runs.column), self._shape_numbers(runs)
         bucket, size = self._buckets(runs, shape)
         fresh = self._first_of_row(row, size)
         part = bucket * 2 + ~fresh
@@ -181,13 +182,13 @@ class _Builder:
             piece = self._piece(int(row[member]), int(keys[member]), steps, len(members), shapes[shape_number])
             self._pieces.append(piece if fresh[member] else replace(piece, fresh=False))
 
-    def _shapes_of(self, runs: Runs) -> Int64:
+    def _shape_numbers(self, runs: Runs) -> Int64:
         """Return a number for each run that is equal for runs with equal masks."""
         return kinds(combine(runs.signature, *map(mix, self._extents(runs)))).number
 
     def add_repeated(self, runs: Runs) -> Runs:
         """Add runs that repeat in consecutive rows, straight below or shifted right, and return the remaining runs."""
-        row, shape = runs.row, self._shapes_of(runs)
+        row, shape = runs.row, self._shape_numbers(runs)
         span = self._grid.rows + self._grid.columns
         names = np.stack([shape * span + runs.column, shape * span + runs.column - row + self._grid.rows])
         sizes = np.stack([self._sizes(runs, name, slope) for slope, name in enumerate(names)])

@@ -91,9 +91,8 @@ def cover_closed(relation: Index, windows: Windows, tile: int) -> ClosedWindows:
     total = int((tiles_q * tiles_k).sum())
     full, live, visible = total, total, windows.area
     if causal:
-        single_last_row = (
-            tiles_q - 1
-        ) * tile + 1 == windows.n_q  # the last tile row has a single row, which sees all keys
+        # a last tile row with a single row sees all of its keys
+        single_last_row = (tiles_q - 1) * tile + 1 == windows.n_q
         full = int((tiles_q * (tiles_q - 1) // 2 + single_last_row).sum())
         live = int((tiles_q * (tiles_q + 1) // 2).sum())
         visible = int((windows.n_q * (windows.n_q + 1) // 2).sum())
@@ -105,6 +104,7 @@ def cover_closed(relation: Index, windows: Windows, tile: int) -> ClosedWindows:
 
 
 def _by_size(windows: Windows, causal: bool) -> Iterator[PlanPiece]:
+    """Yield the pieces of windows, those of one size at even steps as one piece."""
     size = kinds(windows.n_q * (int(windows.n_k.max()) + 1) + windows.n_k).number
     order = np.argsort(size, kind="stable")
     row, key, n_q, n_k = (x[order] for x in (windows.row, windows.key, windows.n_q, windows.n_k))

@@ -34,11 +34,11 @@ def computed(piece: PlanPiece, *, trimmed: bool = False) -> int:
     rows, keys = piece.queries.length, piece.keys.length
     if piece.mask != "causal" and not trimmed:
         return piece.queries.count * rows * keys
-    blocks, rest = divmod(min(rows, keys), KEY_BLOCK)
-    # the rows from 512 · j on compute the block of keys j, which is shorter at the end
-    whole = KEY_BLOCK * (blocks * rows - KEY_BLOCK * (blocks * (blocks - 1) // 2))
-    last = (rows - KEY_BLOCK * blocks) * min(KEY_BLOCK, keys - KEY_BLOCK * blocks) if rest else 0
-    return piece.queries.count * (whole + last)
+    blocks, remaining_keys = divmod(min(rows, keys), KEY_BLOCK)
+    # block j of keys is computed by the rows from 512 · j on; the last block is shorter
+    whole_blocks = KEY_BLOCK * (blocks * rows - KEY_BLOCK * (blocks * (blocks - 1) // 2))
+    last_block = (rows - KEY_BLOCK * blocks) * min(KEY_BLOCK, keys - KEY_BLOCK * blocks) if remaining_keys else 0
+    return piece.queries.count * (whole_blocks + last_block)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from attnc.compiler.planning.schedule import (
     by_residues,
     by_tiles,
     dense_choice,
-    halved,
     tile_sizes,
+    with_halves,
 )
 
 Order = Literal["formula", "grid", "residues", "tiles", "whole", "dense"]
@@ -48,11 +48,13 @@ class Recipe:
 
 def read_recipe(text: str) -> Recipe | None:
     """Return the recipe whose text this is, None for any other text."""
-    head, *more = text.split(", ")
+    head, *options = text.split(", ")
     order, _, tile = head.partition(" ")
     if order not in _ORDERS or (tile and not (tile.isascii() and tile.isdigit() and len(tile) < 10)):
         return None
-    recipe = Recipe(cast("Order", order), int(tile or 0), "full parts apart" in more, "triangles in halves" in more)
+    recipe = Recipe(
+        cast("Order", order), int(tile or 0), "full parts apart" in options, "triangles in halves" in options
+    )
     return recipe if str(recipe) == text else None
 
 
@@ -60,7 +62,7 @@ def covered(problem: CoverProblem, recipe: Recipe) -> CoverChoice | None:
     """Return the cover of a relation by a recipe, None if the recipe does not apply."""
     if recipe.halves:
         undivided = covered(problem, replace(recipe, halves=False))
-        return None if undivided is None else halved(problem, undivided)
+        return None if undivided is None else with_halves(problem, undivided)
     match recipe.order:
         case "formula":
             return by_formula(problem)
@@ -96,7 +98,7 @@ def recipes(problem: CoverProblem) -> Iterator[tuple[Recipe, CoverChoice]]:
         if choice is None:
             continue
         yield recipe, choice
-        halves = halved(problem, choice)
+        halves = with_halves(problem, choice)
         if halves is not None:
             yield replace(recipe, halves=True), halves
 

@@ -147,11 +147,11 @@ def resolve(
     return ResolvedRuns(resolved, masks, None if (resolved.kind == EVALUATED).any() else visible)
 
 
-def _frequent(tiles: LiveTiles, classes: Kinds, most: int) -> NDArray[np.bool_]:
-    """Mark the full tiles and the tiles of the `most` largest classes with at least SHARED tiles."""
+def _frequent(tiles: LiveTiles, classes: Kinds, max_classes: int) -> NDArray[np.bool_]:
+    """Mark the full tiles and the tiles of the `max_classes` largest classes with at least SHARED tiles."""
     order = np.argsort(-classes.members, kind="stable")
     is_frequent = np.zeros(len(order), dtype=np.bool_)
-    is_frequent[order[: most + 1]] = True
+    is_frequent[order[: max_classes + 1]] = True
     is_frequent &= classes.members >= SHARED
     return np.asarray(is_frequent[classes.number] | (tiles.kind == 0))
 
@@ -244,11 +244,11 @@ def split_runs(runs: Runs) -> Runs:
     return _runs(entries, starts | _too_wide(entries, starts, widest))
 
 
-def _too_wide(entries: LiveTiles, starts: NDArray[np.bool_], most: int) -> NDArray[np.bool_]:
-    """Mark the entries at which runs that begin at `starts` must be cut to stay within `most` tiles."""
+def _too_wide(entries: LiveTiles, starts: NDArray[np.bool_], widest: int) -> NDArray[np.bool_]:
+    """Mark the entries at which runs that begin at `starts` must be cut to stay within `widest` tiles."""
     first = np.flatnonzero(starts)
     origin = np.repeat(entries.column[first], np.diff(np.append(first, len(starts))))
-    part = (entries.column - origin) // most
+    part = (entries.column - origin) // widest
     return np.append(False, part[1:] != part[:-1])
 
 
@@ -301,7 +301,7 @@ def staircases(runs: Runs, resolved: ResolvedRuns) -> tuple[list[Int64], NDArray
     stops = np.append(starts[1:], len(steps))
     long = np.flatnonzero(stops - starts > 1)
     groups = [steps[a:b] for a, b in zip(starts[long].tolist(), stops[long].tolist(), strict=True)]
-    rest = np.ones(len(runs), dtype=np.bool_)
+    in_no_group = np.ones(len(runs), dtype=np.bool_)
     for group in groups:
-        rest[group] = False
-    return groups, rest
+        in_no_group[group] = False
+    return groups, in_no_group

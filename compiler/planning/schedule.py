@@ -1,4 +1,4 @@
-"""Choosing how a specialised relation is covered: candidates are built, costed and compared."""
+"""Choose the cover of a specialised relation: build candidates, cost them and compare them."""
 
 from __future__ import annotations
 
@@ -101,18 +101,18 @@ def choose(problem: CoverProblem) -> CoverChoice:
     """Return the cheapest cover by the cost model; a cover by formula is taken without comparison."""
     closed = by_formula(problem)
     if closed is not None:
-        return in_halves(problem, closed)
+        return with_cheap_halves(problem, closed)
     tried: list[CoverChoice] = []
     bricks = by_grid(problem)
     if bricks is not None:
         tried.append(bricks)
         small = problem.n_q * problem.n_k <= SMALL  # then a single masked call is tried, too
-        if not small and bricks.cost <= _dense_cost(problem) / 2:  # twice as fast as dense: taken
+        if not small and bricks.cost <= _dense_cost(problem) / 2:  # then natural order cannot win
             return bricks
     classes = by_residues(problem)
     if classes is not None:
         tried.append(classes)
-        if _near_bound(problem, tried):  # in natural order, every tile would contain some class
+        if _near_bound(problem, tried):  # in natural order every tile meets a class
             return classes
     return _natural(problem, tried)
 
@@ -160,22 +160,22 @@ def _natural(problem: CoverProblem, tried: list[CoverChoice]) -> CoverChoice:
     fallback = None if tried else "; ".join(notes)
     if not tried or not (large or _beats_dense(problem, tried)):
         tried.append(dense_choice(problem))
-    best = in_halves(problem, min(tried, key=lambda choice: choice.cost))
-    others = tuple(_comparison(other, best) for other in tried if other.cost > best.cost)
-    return CoverChoice(best.cover, best.grid, best.cost, best.schedule, best.reasons + others + tuple(notes), fallback)
+    best = with_cheap_halves(problem, min(tried, key=lambda choice: choice.cost))
+    reasons = tuple(_comparison(other, best) for other in tried if other.cost > best.cost)
+    return CoverChoice(best.cover, best.grid, best.cost, best.schedule, best.reasons + reasons + tuple(notes), fallback)
 
 
 WORTH = 0.97
 """A cover with more pieces is taken only if its cost is below this share of the other cover's cost."""
 
 
-def in_halves(problem: CoverProblem, choice: CoverChoice) -> CoverChoice:
+def with_cheap_halves(problem: CoverProblem, choice: CoverChoice) -> CoverChoice:
     """Return the choice with short triangles split in halves if that is noticeably cheaper, else the choice itself."""
-    halves = halved(problem, choice)
+    halves = with_halves(problem, choice)
     return choice if halves is None or halves.cost >= WORTH * choice.cost else halves
 
 
-def halved(problem: CoverProblem, choice: CoverChoice) -> CoverChoice | None:
+def with_halves(problem: CoverProblem, choice: CoverChoice) -> CoverChoice | None:
     """Return the choice with short triangles split in halves; None if it has no short triangles."""
     halves = split_triangles(choice.cover)
     if halves is None:
@@ -251,8 +251,8 @@ def by_grid(problem: CoverProblem, rank: int = 0) -> CoverChoice | None:
         return None
     grid = _grid(problem, brick_cover.tile)
     sizes = ", ".join("×".join(map(str, brick)) for brick in brick_cover.bricks[:4])
-    more = f" and {len(brick_cover.bricks) - 4} other sizes" if len(brick_cover.bricks) > 4 else ""
-    reason = f"{_description(brick_cover.cover, grid)}; bricks of {sizes}{more} tokens"
+    other_sizes = f" and {len(brick_cover.bricks) - 4} other sizes" if len(brick_cover.bricks) > 4 else ""
+    reason = f"{_description(brick_cover.cover, grid)}; bricks of {sizes}{other_sizes} tokens"
     return CoverChoice(brick_cover.cover, grid, brick_cover.cost, "pieces", (reason,), total=brick_cover.total)
 
 
@@ -323,9 +323,9 @@ def _cost(problem: CoverProblem, taken: Cover) -> float:
     """Return the nanoseconds of all pieces of a cover."""
     work = problem.work
     triangular = {i for i, mask in enumerate(taken.masks) if mask.is_triangular}
-    alike = Counter((piece.queries.axes, piece.keys.axes, piece.mask, piece.fresh) for piece in taken.pieces)
+    equal_pieces = Counter((piece.queries.axes, piece.keys.axes, piece.mask, piece.fresh) for piece in taken.pieces)
     cost = 0.0
-    for (queries, keys, mask, fresh), count in alike.items():  # the cost does not depend on where a piece begins
+    for (queries, keys, mask, fresh), count in equal_pieces.items():  # equal wherever a piece begins
         piece = PlanPiece(Strip(0, queries), Strip(0, keys), mask, fresh)
         cost += count * problem.rates.piece(piece, work, mask in triangular)
     return cost

@@ -74,9 +74,9 @@ class SeenKeys:
         return self._all_keys()
 
     def _all_keys(self) -> tuple[Int64, Mask]:
-        whole = spread(self.first, self.stop)
-        keys = np.concatenate([whole, self.keys])
-        mask = np.concatenate([np.ones((len(self.mask), len(whole)), dtype=np.bool_), self.mask], axis=1)
+        keys_of_all = spread(self.first, self.stop)
+        keys = np.concatenate([keys_of_all, self.keys])
+        mask = np.concatenate([np.ones((len(self.mask), len(keys_of_all)), dtype=np.bool_), self.mask], axis=1)
         order = np.argsort(keys, kind="stable")
         return keys[order], mask[:, order]
 
@@ -89,10 +89,10 @@ def find_seen_keys(
     width = -(-n_k // FIRST)
     first = np.arange(0, n_k, max(width, 1))
     stop = np.minimum(first + width, n_k)
-    whole: list[tuple[Int64, Int64]] = [(empty, empty)]
+    full_stretches: list[tuple[Int64, Int64]] = [(empty, empty)]
     while True:
         state = _states(relation, rows, first, stop)
-        whole.append((first[state == TRUE], stop[state == TRUE]))
+        full_stretches.append((first[state == TRUE], stop[state == TRUE]))
         is_open = (state != TRUE) & (state != FALSE)
         first, stop = first[is_open], stop[is_open]
         if not len(first) or width <= LEAF:
@@ -107,7 +107,7 @@ def find_seen_keys(
     mask = exact_evaluation.mask_at(relation, np.arange(*rows), keys, active, origins, wide=wide)
     by_all, by_some = mask.all(axis=0), mask.any(axis=0)
     part = by_some & ~by_all
-    stretches = [*whole, (keys[by_all], keys[by_all] + 1)]
+    stretches = [*full_stretches, (keys[by_all], keys[by_all] + 1)]
     starts, ends = (np.concatenate(side) for side in zip(*stretches, strict=True))
     order = np.argsort(starts)
     return SeenKeys(*_joined(starts[order], ends[order]), keys[part], np.ascontiguousarray(mask[:, part]))

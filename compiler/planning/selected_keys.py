@@ -91,7 +91,7 @@ def chosen_keys(visible: Index) -> SelectedKeys | None:
 
 
 def single_keys(visible: Index) -> SelectedKeys | None:
-    """Return the selected keys of a relation whose blocks may be single keys, else None."""
+    """Return the relation as a selection of blocks or of single keys, None if it is not one."""
     parts = visible.operands if isinstance(visible, Bool) and visible.op == "and" else (visible,)
     lookups = [part for part in parts if isinstance(part, Lookup) and part.tensor.kind == "bool"]
     if not lookups:

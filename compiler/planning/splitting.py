@@ -62,9 +62,8 @@ def _parts(piece: PlanPiece, mask: GridMask, masks: list[GridMask]) -> Iterator[
     if 2 * (stop - start) < mask.shape[1]:
         yield PlanPiece(piece.queries, piece.keys, _mask_index(mask, masks), piece.fresh)
         return
-    if stop - start > 1 and is_diagonal(
-        mask.factors[0][:, stop - 1 :]
-    ):  # a triangle begins one column earlier: all rows see its first
+    # all rows see the first column of a triangle, so that it begins one column earlier
+    if stop - start > 1 and is_diagonal(mask.factors[0][:, stop - 1 :]):
         stop -= 1
     yield PlanPiece(piece.queries, _columns(piece.keys, start, stop), "full", piece.fresh)
     for low, high in ((0, start), (stop, mask.shape[1])):

@@ -155,8 +155,8 @@ class BrickFinder:
 
         None if the tokens are more than one grid, or if there are too many bricks to count.
         """
-        (first, *more), products = self._parts, self._main.products
-        if more or first.grid is None:
+        (first_part, *other_parts), products = self._parts, self._main.products
+        if other_parts or first_part.grid is None:
             return None
         areas = [axis.area(a, b) for axis, a, b in zip(products[0], q_brick, k_brick, strict=True)]
         if prod(area.size for area in areas) > MOST_BRICKS:

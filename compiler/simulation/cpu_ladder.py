@@ -133,19 +133,22 @@ def _plans(plan: Plan) -> list[Plan]:
 
 def _runs(plan: Plan, problem: SimulatedCall, cpu: CpuMachine, nodes: int, stage: Pass) -> Iterator[_PieceRun]:
     """Yield the runs of a plan's pieces."""
-    longer = _longer(problem.shape.dtype, cpu, stage, cpu.threads)
+    factor = _backward_factor(problem.shape.dtype, cpu, stage, cpu.threads)
     for group in plan.groups:
         work = PieceWork(problem.shape.dtype, _width(problem), len(group.batches) * len(group.heads), nodes)
         for piece in group.pieces:
-            yield _PieceRun(piece, work, _is_trimmed(plan, piece), cpu, longer=longer)
+            yield _PieceRun(piece, work, _is_trimmed(plan, piece), cpu, longer=factor)
 
 
 def _gathered(work: SelectionWork, problem: SimulatedCall, cpu: CpuMachine, stage: Pass) -> Iterator[_PieceRun]:
     """Yield the expected runs of gathered queries on their selected blocks."""
     dtype = problem.shape.dtype
     for met in work.met(cpu.threads):
-        piece_work, longer = PieceWork(dtype, _width(problem), met.lanes, 1), _longer(dtype, cpu, stage, met.lanes)
-        yield _PieceRun(met.piece, piece_work, False, cpu, met.times, longer, called=False)
+        piece_work, factor = (
+            PieceWork(dtype, _width(problem), met.lanes, 1),
+            _backward_factor(dtype, cpu, stage, met.lanes),
+        )
+        yield _PieceRun(met.piece, piece_work, False, cpu, met.times, factor, called=False)
 
 
 def _width(problem: SimulatedCall) -> int:
@@ -231,12 +234,12 @@ def dense_ms(problem: SimulatedCall, cpu: CpuMachine, stage: Pass, baseline: Bas
     """Return the milliseconds of dense attention: ideal, and predicted."""
     shape = problem.shape
     ideal = problem.dense_pairs(baseline) * cpu.rates.best(shape.dtype, _width(problem))
-    longer = _longer(shape.dtype, cpu, stage, shape.batch * shape.kv_heads)
-    at_best = _longer(shape.dtype, cpu, stage, cpu.threads)
-    return ideal * at_best / 1e6, _dense_run(problem, cpu, baseline).ns * longer / 1e6
+    factor = _backward_factor(shape.dtype, cpu, stage, shape.batch * shape.kv_heads)
+    best_factor = _backward_factor(shape.dtype, cpu, stage, cpu.threads)
+    return ideal * best_factor / 1e6, _dense_run(problem, cpu, baseline).ns * factor / 1e6
 
 
-def _longer(dtype: str, cpu: CpuMachine, stage: Pass, kv_lanes: int) -> float:
+def _backward_factor(dtype: str, cpu: CpuMachine, stage: Pass, kv_lanes: int) -> float:
     """Return the time of a pass over that of the forward, if `kv_lanes` kv heads are shared out to threads."""
     return 1.0 if stage != "backward" else cpu.rates.longer(dtype, kv_lanes, cpu.threads)
 
@@ -257,6 +260,7 @@ def _share(what: str, ms: float, total_ms: float) -> str:
 
 
 def _lost_to_time(pieces: list[_PieceRun], cpu: CpuMachine, best: float) -> str:
+    """Return the text of the predicted rung: shares of the time beyond elements at the best rate."""
     total = sum(run.ns / run.longer for run in pieces)
     if not total:
         return "nothing to do"

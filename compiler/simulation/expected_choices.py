@@ -88,8 +88,8 @@ def expected_choice(places: BlockKeys, taking: Taking, n_q: int, n_k: int) -> Ex
         best = selectable if taking.kept is None or taking.pairs else selectable[:, : taking.kept]
         most_pairs += float(best.sum() + (seen_keys * always[block]).sum())
     triangles = places.diagonal is not None and places.order is None
-    kept = count if taking.kept is None or taking.pairs else taking.kept + int(always.sum(1).max(initial=0))
-    slots = min(kept, count)
+    max_blocks = count if taking.kept is None or taking.pairs else taking.kept + int(always.sum(1).max(initial=0))
+    slots = min(max_blocks, count)
     return ExpectedChoice(
         sizes,
         whole * queries_per_sample,

@@ -172,7 +172,7 @@ def _run(gpu_work: GpuWork, problem: SimulatedCall, machine: Machine, kernel: Ke
     """Return the run of a kernel on the queries and keys that its programs are expected to have."""
     shape, heads, tiles = problem.shape, problem.heads, gpu_work.tiles[kernel]
     walk = _key_strips if kernel == "dkdv" else _row_strips
-    walked = together([walk(gpu_work.work, tiles, problem, whole) for whole in (True, False)])
+    walked = together([walk(gpu_work.work, tiles, problem, full) for full in (True, False)])
     rows = _selected_pairs(gpu_work.work)
     size, head_dim = BYTES[shape.dtype], shape.dk if kernel == "dq" else shape.dv
     gathered = rows * shape.dk * size * (1 if kernel == "forward" else 2)
@@ -192,34 +192,34 @@ def _selected_pairs(work: SelectionWork) -> float:
     return float((expected.whole + expected.part).sum()) * work.lanes * work.together
 
 
-def _row_strips(work: SelectionWork, tiles: TileShape, problem: SimulatedCall, whole: bool) -> Strips:
+def _row_strips(work: SelectionWork, tiles: TileShape, problem: SimulatedCall, full: bool) -> Strips:
     """Return a strip for each tile of the queries of a block; its program walks the block's keys."""
     del problem
-    rows, keys = _block_sizes(work.expected, whole)
+    rows, keys = _block_sizes(work.expected, full)
     count = np.ceil(rows / tiles.q_tile) * np.minimum(1.0, rows)
-    return _strips(np.ceil(keys / tiles.k_tile), count * work.lanes * work.together, whole)
+    return _strips(np.ceil(keys / tiles.k_tile), count * work.lanes * work.together, full)
 
 
-def _key_strips(work: SelectionWork, tiles: TileShape, problem: SimulatedCall, whole: bool) -> Strips:
+def _key_strips(work: SelectionWork, tiles: TileShape, problem: SimulatedCall, full: bool) -> Strips:
     """Return a strip for each tile of a block's keys; its program walks the queries of all heads that share them."""
     shape = problem.shape
-    rows, keys = _block_sizes(work.expected, whole)
+    rows, keys = _block_sizes(work.expected, full)
     walked = np.ceil(rows / tiles.q_tile) * (shape.heads // shape.kv_heads)
-    return _strips(walked, np.ceil(keys / tiles.k_tile) * shape.batch * shape.kv_heads, whole)
+    return _strips(walked, np.ceil(keys / tiles.k_tile) * shape.batch * shape.kv_heads, full)
 
 
-def _block_sizes(expected: ExpectedChoice, whole: bool) -> tuple[Float64, Float64]:
-    """Return the expected queries and the keys of each block that some query sees as a whole, or else in part."""
-    rows = expected.whole if whole else expected.part
+def _block_sizes(expected: ExpectedChoice, full: bool) -> tuple[Float64, Float64]:
+    """Return the expected queries and the keys of each block that some query sees fully if `full`, else in part."""
+    rows = expected.whole if full else expected.part
     is_seen = (rows > 0) & (expected.keys > 0)
     return rows[is_seen], expected.keys[is_seen].astype(np.float64)
 
 
-def _strips(tiles: Float64, times: Float64, whole: bool) -> Strips:
-    """Return strips of `tiles[i]` tiles, all full if `whole`, else all partial."""
+def _strips(tiles: Float64, times: Float64, full: bool) -> Strips:
+    """Return strips of `tiles[i]` tiles, all full if `full`, else all partial."""
     live_tiles, counts = tiles.astype(np.int64), np.ceil(times).astype(np.int64)
     nothing = np.zeros_like(live_tiles)
-    return strips(live_tiles if whole else nothing, nothing if whole else live_tiles, counts)
+    return strips(live_tiles if full else nothing, nothing if full else live_tiles, counts)
 
 
 # --- lists and choice ------------------------------------------------------------------------------------------------

@@ -35,9 +35,13 @@ BITMASK = 5.0
 """Operations of an element of a mask that is computed with the plan; no relation costs more than this."""
 
 Q_TILES, K_TILES = (64, 128, 256), (32, 64, 128)
+"""Sides of tiles that are tried, in queries and in keys."""
 WARPS, STAGES = (4, 8), (2, 3)
+"""Numbers of warps of a program, and of stages (buffers of keys and values), that are tried."""
 MOST_REGISTERS = 255
+"""Maximum number of registers of a thread."""
 BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of an element, by the dtypes that kernels support."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,13 +210,17 @@ def resources(machine: Machine, kernel: Kernel, shape: TileShape, heads: HeadSiz
         by_registers = int(machine["registers"] // (-(-compiled.registers // 8) * 8 * threads))
         programs = min(int(machine["shared_kib"] // compiled.shared_kib), by_registers, 2048 // threads)
         return Resources(compiled.shared_kib, compiled.registers, programs)
-    both = heads.dk + heads.dv
-    resident = {"forward": shape.q_tile * heads.dk, "dq": shape.q_tile * both, "dkdv": shape.k_tile * both}[kernel]
-    staged = (shape.q_tile if kernel == "dkdv" else shape.k_tile) * both
-    shared = (resident + shape.stages * staged) * heads.bytes / 1024 + 1
-    accumulators = {"forward": shape.q_tile * heads.dv, "dq": shape.q_tile * heads.dk, "dkdv": shape.k_tile * both}[
+    head_dims = heads.dk + heads.dv
+    resident = {"forward": shape.q_tile * heads.dk, "dq": shape.q_tile * head_dims, "dkdv": shape.k_tile * head_dims}[
         kernel
     ]
+    staged = (shape.q_tile if kernel == "dkdv" else shape.k_tile) * head_dims
+    shared = (resident + shape.stages * staged) * heads.bytes / 1024 + 1
+    accumulators = {
+        "forward": shape.q_tile * heads.dv,
+        "dq": shape.q_tile * heads.dk,
+        "dkdv": shape.k_tile * head_dims,
+    }[kernel]
     scores = shape.q_tile * shape.k_tile
     per_score, fixed = {"forward": (1.5, 30), "dq": (2.0, 36), "dkdv": (2.5, 40)}[kernel]
     if machine["tensor_memory_kib"]:

@@ -26,11 +26,13 @@ from attnc.compiler.simulation.tile_work import NATURAL, TileWork
 from attnc.compiler.simulation.traffic import least_bytes, memory_ms, tensor_bytes
 
 KERNELS: Mapping[Pass, tuple[Kernel, ...]] = {"forward": ("forward",), "backward": ("dq", "dkdv")}
+"""The kernels of a pass."""
 
 MOST_QUERIES = 16
 """Maximum number of queries of a call that decodes."""
 
 DECODE_TILE = (MOST_QUERIES, 64)
+"""Queries and keys of a tile when a call decodes."""
 
 DECODE_WAVES = 2
 """Number of programs for each SM into which a cache is split."""
@@ -52,16 +54,22 @@ def simulate_gpu(
     runs: list[KernelRun] = []
     others: list[KernelRun] = []
     for kernel in KERNELS[stage]:
-        first, *rest = candidates.ranked(kernel, baseline)
+        first, *runners_up = candidates.ranked(kernel, baseline)
         runs.append(first)
-        others += rest[:2]
+        others += runners_up[:2]
     ideal, dense = dense_ms(problem, machine, stage, baseline)
     visible, pairs = runs[0].work.visible, problem.dense_pairs(baseline)
-    whole = sum(run.dense.live * run.full_clocks for run in runs)
-    live = sum(run.strips.live * run.full_clocks for run in runs)
-    least = sum(run.least_clocks for run in runs)
+    dense_clocks = sum(run.dense.live * run.full_clocks for run in runs)
+    live_clocks = sum(run.strips.live * run.full_clocks for run in runs)
+    least_clocks = sum(run.least_clocks for run in runs)
     predicted = sum(run.ms for run in runs)
-    speedups = ladder(pairs, visible, _ratio(whole, live), _ratio(whole / machine.sms, least), _ratio(ideal, predicted))
+    speedups = ladder(
+        pairs,
+        visible,
+        _ratio(dense_clocks, live_clocks),
+        _ratio(dense_clocks / machine.sms, least_clocks),
+        _ratio(ideal, predicted),
+    )
     lost = (lost_to_tiles(runs[0], visible), lost_to_balance(runs[0]), lost_to_time(runs, machine))
     lists = sum(4 * (run.work.rows.count if run.work.order is NATURAL else run.strips.live) for run in runs)
     return _simulation(
@@ -215,6 +223,7 @@ def _simulation(
     refused: Mapping[str, None],
     run: KernelRun | None,
 ) -> Simulation:
+    """Return the simulation with the figures that follow from the call and its tiles."""
     shape = problem.shape
     products = (3, 2) if stage == "backward" else (1, 1)
     predicted, dense, ideal = times

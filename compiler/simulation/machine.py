@@ -21,21 +21,21 @@ from attnc.spec.suggest import did_you_mean
 SCHEMA = 1
 
 FIGURES: Mapping[str, str] = {
-    "sms": "streaming multiprocessors",
-    "clock_ghz": "their clock",
-    "exp_per_clock": "exponentials of an SM",
-    "fma_per_clock": "fp32 fused multiply-adds of an SM",
-    "alu_per_clock": "compares, minima, maxima and integer operations of an SM",
-    "issue_per_clock": "operations that an SM issues, of whatever kind",
-    "shared_bytes_per_clock": "bytes that an SM reads of its shared memory",
-    "shared_kib": "shared memory that a program may use",
-    "tensor_memory_kib": "tensor memory of an SM, 0 where it has none",
+    "sms": "number of streaming multiprocessors (SMs)",
+    "clock_ghz": "clock of the SMs in GHz",
+    "exp_per_clock": "exponentials of an SM per clock",
+    "fma_per_clock": "fp32 fused multiply-adds of an SM per clock",
+    "alu_per_clock": "compares, minima, maxima and integer operations of an SM per clock",
+    "issue_per_clock": "operations of any kind that an SM issues per clock",
+    "shared_bytes_per_clock": "bytes that an SM reads from its shared memory per clock",
+    "shared_kib": "shared memory that a program may use, in KiB",
+    "tensor_memory_kib": "tensor memory of an SM in KiB, 0 if it has none",
     "registers": "32-bit registers of an SM",
-    "l2_mib": "second-level cache",
-    "l2_bytes_per_clock": "bytes that all SMs together read of it",
-    "hbm_tb_per_s": "peak bandwidth of the memory",
-    "hbm_share": "the share of that peak that long copies reach",
-    "launch_us": "a launch, from the end of the kernel before",
+    "l2_mib": "size of the second-level cache in MiB",
+    "l2_bytes_per_clock": "bytes that all SMs together read from the second-level cache per clock",
+    "hbm_tb_per_s": "peak bandwidth of the memory in TB/s",
+    "hbm_share": "share of the peak bandwidth that long copies reach",
+    "launch_us": "time from the end of a kernel to the start of the next, in µs",
     "prologue_clocks": "clocks of a program before its first tile and after its last",
 }
 """The figures of a GPU by name, with their meaning.
@@ -51,6 +51,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
 """The tables of figures by name, with the entries that each must have."""
 
 MAY_BE_ZERO = frozenset({"tensor_memory_kib", "launch_us", "prologue_clocks"})
+"""The figures that may be 0."""
 
 
 class MachineError(AttncError, ValueError):

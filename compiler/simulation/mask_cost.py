@@ -29,6 +29,7 @@ from attnc.compiler.simulation.gpu_clocks import BITMASK, Extra
 from attnc.compiler.value_nodes import is_default
 
 DIVISION, LOOKUP = 4.0, 4.0
+"""Operations of an integer division, and of a lookup in a table."""
 TRANSCENDENTAL = frozenset({"exp", "log", "log2", "tanh", "sigmoid", "softplus", "sqrt", "sin", "cos", "silu", "elu"})
 
 
@@ -47,6 +48,7 @@ def mask_operations(relation: Index) -> float:
 
 
 def _operations(node: Index, sides: dict[Index, frozenset[str]]) -> float:
+    """Return the operations of a node that reads both sides; `sides`: the positions that each node reads."""
     match node:
         case Compare(value=Linear() as sum_):
             return 1.0 + max(sum(len(sides[term]) == 2 for term, _ in sum_.terms) - 1, 0)
@@ -74,7 +76,7 @@ def _arithmetic(node: Arith | Coord) -> float:
             return float(max(len(node.operands) - 1, 1))
 
 
-def extra_of_node(node: Attend, relations: list[Index]) -> Extra:
+def extra_operations(node: Attend, relations: list[Index]) -> Extra:
     """Return the operations on an element besides the softmax of `scale * dot(q, k)`, for the costliest relation."""
     mask = max((mask_operations(relation) for relation in relations), default=0.0)
     if is_default(node.score):

@@ -51,10 +51,11 @@ def _counted(n: int, noun: str) -> str:
 
 
 def _bars(simulation: Simulation, block: str) -> list[str]:
-    most = max((r.speedup for r in simulation.rungs if r.speedup < inf), default=1.0)
+    """Return a line for each rung: its speedup, a bar, and the reason for its cost."""
+    largest = max((r.speedup for r in simulation.rungs if r.speedup < inf), default=1.0)
     lines = []
     for rung in simulation.rungs:
-        bar = block * (BAR if rung.speedup == inf else max(round(BAR * rung.speedup / most), 1))
+        bar = block * (BAR if rung.speedup == inf else max(round(BAR * rung.speedup / largest), 1))
         lines.append(f"  {rung.name:9} {times(rung.speedup):>9}  {bar:{BAR}}  {rung.lost_to}")
     return lines
 

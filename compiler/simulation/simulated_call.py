@@ -14,7 +14,7 @@ from attnc.compiler.ir import Index, Pattern
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.runs import TooManyClassesError, resolve
 from attnc.compiler.simulation.gpu_clocks import Extra, HeadSizes
-from attnc.compiler.simulation.mask_cost import extra_of_node
+from attnc.compiler.simulation.mask_cost import extra_operations
 from attnc.compiler.simulation.natural_tiles import Origins
 from attnc.compiler.simulation.orders import TileFinder
 from attnc.compiler.simulation.simulation import Baseline, Shape
@@ -119,8 +119,8 @@ class SimulatedCall:
         shape = self.shape
         if baseline == "full":
             return shape.pairs
-        seen = np.clip(np.arange(shape.n_q, dtype=np.int64) + self.shift + 1, 0, shape.n_k)
-        return int(seen.sum()) * shape.lanes
+        seen_keys = np.clip(np.arange(shape.n_q, dtype=np.int64) + self.shift + 1, 0, shape.n_k)
+        return int(seen_keys.sum()) * shape.lanes
 
 
 def _triangle(n_q: int, n_k: int, shift: int, q_tile: int, k_tile: int, by_columns: bool) -> Strips:
@@ -153,7 +153,7 @@ def problem_of(attends: Sequence[Relations], name: str, params: Mapping[str, Val
         call_parts = _parts(relations)
         node = relations.pattern.attend
         parts += call_parts
-        extras.append(extra_of_node(node, [part.relation for part in call_parts]))
+        extras.append(extra_operations(node, [part.relation for part in call_parts]))
         counts.append(1 if is_scored(node) else passes(node))
         notes.update(dict.fromkeys(_notes(relations.pattern, counts[-1])))
     if len(attends) > 1:

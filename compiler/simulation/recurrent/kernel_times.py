@@ -70,14 +70,14 @@ def run(machine: Machine, dtype: str, task: Task) -> KernelTimes:
     """Return the times of a kernel."""
     memory = memory_ms(machine, task.moved)
     units = _units(machine, dtype, task.work)
-    products, rest = units["tensor cores"], max(x for name, x in units.items() if name != "tensor cores")
-    full = max(memory, products, rest)
+    products, other_units = units["tensor cores"], max(x for name, x in units.items() if name != "tensor cores")
+    full = max(memory, products, other_units)
     unevenness = _unevenness(machine, task)
-    chain_ms = _waves(machine, task) * (_floor(machine, task) + (products + rest) * machine.sms / task.programs)
-    chain = max(full, chain_ms, max(products, rest) * unevenness)
+    chain_ms = _waves(machine, task) * (_floor(machine, task) + (products + other_units) * machine.sms / task.programs)
+    chain = max(full, chain_ms, max(products, other_units) * unevenness)
     start = machine["launch_us"] / 1e3 + machine["prologue_clocks"] / machine.hertz * 1e3
     share = PRODUCT_SHARE * machine.kernel_share(WIDTH)
-    computed = (products + rest) * unevenness / share
+    computed = (products + other_units) * unevenness / share
     predicted = max(chain, computed, memory / MEMORY_SHARE) + start
     times = {"memory": memory / MEMORY_SHARE, "steps one after another": chain_ms}
     busiest = max(units, key=lambda name: units[name])

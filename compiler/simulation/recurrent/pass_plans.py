@@ -28,6 +28,7 @@ from attnc.compiler.simulation.recurrent.recurrence_call import PassPart, Recurr
 Kind = Literal["apart", "walk"]
 
 CHUNKS = (16, 32, 64, 128, 256)
+"""Rows of chunks that are tried."""
 
 KERNELS = 64
 """Rows of the chunks of attnc's kernels. A test checks that no other length is predicted to be much faster."""
@@ -39,6 +40,7 @@ LEAST = 16
 """Minimum number of rows of a product of tensor cores."""
 
 STATE_BYTES = 4
+"""Bytes of an element of a state, which is kept in fp32."""
 
 
 @dataclass(frozen=True)

@@ -38,10 +38,10 @@ def print_found(simulation: RecurrenceSimulation, *, unicode: bool = True) -> st
 
 def _bars(simulation: RecurrenceSimulation, block: str) -> list[str]:
     """Return a line for each rung: its time, its speedup over ideal dense attention, and the reason for its cost."""
-    most = max(rung.speedup for rung in simulation.rungs)
+    largest = max(rung.speedup for rung in simulation.rungs)
     lines = []
     for rung in simulation.rungs:
-        bar = block * max(round(BAR * rung.speedup / most), 1)
+        bar = block * max(round(BAR * rung.speedup / largest), 1)
         time = ms(simulation.rung_ms(rung.name))
         lines.append(f"  {rung.name:9} {time:>8} {times(rung.speedup):>9}  {bar:{BAR}}  {rung.lost_to}")
     return lines
@@ -74,18 +74,20 @@ def _numbers(*numbers: float) -> list[str]:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table, right-aligned; a table of kernels has its first column left-aligned."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    first = rows[0][0] == "kernel"
+    is_kernel_table = rows[0][0] == "kernel"
     lines = []
     for row in rows:
         cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        if first:
+        if is_kernel_table:
             cells[0], cells[-1] = row[0].ljust(widths[0]), row[-1]
         lines.append(f"    {'  '.join(cells)}".rstrip())
     return lines
 
 
 def _loop(simulation: RecurrenceSimulation) -> list[str]:
+    """Return the line that compares the plan with running token by token."""
     if simulation.stage == "decode":
         return []
     if simulation.reason:

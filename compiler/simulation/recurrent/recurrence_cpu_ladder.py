@@ -19,11 +19,11 @@ from attnc.compiler.simulation.recurrent.cpu_chunks import (
     EXP,
     STRETCH,
     Times,
+    chunk_count,
     chunk_on_cpu,
     chunk_times,
-    chunks_of,
     flop_ns,
-    work_of,
+    work_per_chunk,
 )
 from attnc.compiler.simulation.recurrent.pass_plans import CHUNKS
 from attnc.compiler.simulation.recurrent.recurrence_call import Entries, PassPart, RecurrenceCall, RunningLogSum
@@ -96,7 +96,7 @@ def _part(
         chunk = chunk_on_cpu(part.form, call.shape.lanes, call.shape.dtype)
         times = _chunked_times(call, part, cpu, stage, chunk)
         costs = tuple(_cost(call, part, cpu, stage, n) for n in CHUNKS if n >= part.form.micro)
-        work, chunks = work_of(part.form, stage, chunk).total, chunks_of(part.form, call.shape.n_q, chunk)
+        work, chunks = work_per_chunk(part.form, stage, chunk).total, chunk_count(part.form, call.shape.n_q, chunk)
         kernel = _kernel("chunks", times, work.flop * chunks * call.shape.lanes, chunks)
         form = part.form
         simulated_pass = SimulatedPass(
@@ -124,8 +124,8 @@ def _chunked_times(call: RecurrenceCall, part: PassPart, cpu: CpuMachine, stage:
 
 def _cost(call: RecurrenceCall, part: PassPart, cpu: CpuMachine, stage: Pass, chunk: int) -> ChunkCost:
     form, tokens = part.form, chunk // part.form.micro
-    forward_work, backward_work = (chunk_work(form, chunk, apart=False).total for chunk_work in (forward, backward))
-    states = call.shape.lanes * chunks_of(form, call.shape.n_q, chunk) * form.entries * 4
+    forward_work, backward_work = (count_work(form, chunk, apart=False).total for count_work in (forward, backward))
+    states = call.shape.lanes * chunk_count(form, call.shape.n_q, chunk) * form.entries * 4
     ms = _chunked_times(call, part, cpu, stage, chunk).total
     return ChunkCost(
         chunk, forward_work.flop / tokens, backward_work.flop / tokens, forward_work.exps / tokens, states, ms
@@ -162,10 +162,10 @@ def _kernel(name: str, times: Times, flop: float, steps: int) -> PassKernel:
 def _others(passes: list[SimulatedPass]) -> list[SimulatedSchedule]:
     """Return other lengths of chunks of the costliest pass, the fastest first; the executor does not use them."""
     slowest = max(passes, key=lambda simulated: simulated.ms)
-    rest = sum(simulated.ms for simulated in passes) - slowest.ms
+    other_ms = sum(simulated.ms for simulated in passes) - slowest.ms
     schedules = [
         SimulatedSchedule(
-            "plan", cost.chunk, cost.chunk, NATURAL, f"chunks of {cost.chunk}", "products", rest + cost.ms
+            "plan", cost.chunk, cost.chunk, NATURAL, f"chunks of {cost.chunk}", "products", other_ms + cost.ms
         )
         for cost in slowest.costs
         if cost.chunk != slowest.chunk and cost.ms is not None

@@ -91,19 +91,19 @@ def _planned(
     if not ranks:
         return passes, []
     costliest = max(ranks, key=lambda ranked: ranked[0].ms)
-    rest = sum(simulated.ms for simulated in passes) - costliest[0].ms
-    return passes, [_choice(plan, rest + plan.ms) for plan in _other_plans(costliest)]
+    other_ms = sum(simulated.ms for simulated in passes) - costliest[0].ms
+    return passes, [_choice(plan, other_ms + plan.ms) for plan in _other_plans(costliest)]
 
 
 def _other_plans(ranked: list[PassPlan]) -> list[PassPlan]:
     """Return the next best plans, each with a different kind, chunk or split."""
-    seen = {_plan_class(ranked[0])}
-    rest = list[PassPlan]()
+    shown_classes = {_plan_class(ranked[0])}
+    others = list[PassPlan]()
     for plan in sorted(ranked, key=lambda plan: plan.ms):
-        if _plan_class(plan) not in seen and len(rest) < SHOWN:
-            seen.add(_plan_class(plan))
-            rest.append(plan)
-    return rest
+        if _plan_class(plan) not in shown_classes and len(others) < SHOWN:
+            shown_classes.add(_plan_class(plan))
+            others.append(plan)
+    return others
 
 
 def _plan_class(plan: PassPlan) -> tuple[str, int, bool]:
@@ -174,7 +174,8 @@ def _held(call: RecurrenceCall, passes: Sequence[SimulatedPass]) -> int:
     return sum(cost.state_bytes for x in chunked for cost in x.costs if cost.chunk == x.chunk) + call.state_bytes
 
 
-def _lost_to_states(call: RecurrenceCall, passes: Sequence[SimulatedPass], stage: Pass, more: int) -> str:
+def _lost_to_states(call: RecurrenceCall, passes: Sequence[SimulatedPass], stage: Pass, more_bytes: int) -> str:
+    """Return the text of the states rung; `more_bytes`: bytes that are moved beyond inputs and outputs."""
     if stage == "decode":
         return f"the state read and written: {size(2 * call.state_bytes)}"
     if call.parts is None:
@@ -186,9 +187,11 @@ def _lost_to_states(call: RecurrenceCall, passes: Sequence[SimulatedPass], stage
         if x.kind == "apart" and cost.chunk == x.chunk
     ]
     if held:
-        return f"states before chunks: {', '.join(held)}; in all {size(more)} more between the kernels"
+        return f"states before chunks: {', '.join(held)}; in all {size(more_bytes)} more between the kernels"
     stays = "the state stays on the chip"
-    return f"{stays}; {size(more)} more between the kernels" if more > 0 else f"{stays}: nothing more is moved"
+    return (
+        f"{stays}; {size(more_bytes)} more between the kernels" if more_bytes > 0 else f"{stays}: nothing more is moved"
+    )
 
 
 def _lost_to_units(call: RecurrenceCall, kernels: Sequence[PassKernel]) -> str:

@@ -76,8 +76,8 @@ class SimulatedPass:
     def __str__(self) -> str:
         split = f", {self.segments} segments" if self.segments > 1 else ""
         if not self.chunk:
-            alone = {"sum": "one kernel for all tokens", "entries": f"entry by entry{split}"}
-            return alone.get(self.kind, self.kind)
+            unchunked = {"sum": "one kernel for all tokens", "entries": f"entry by entry{split}"}
+            return unchunked.get(self.kind, self.kind)
         hows = {"apart": ", states apart", "walk": ", one walk", "cpu": ""}
         return f"chunks of {self.chunk}{hows.get(self.kind, '')}{split}"
 
