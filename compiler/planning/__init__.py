@@ -1,1 +1,1 @@
-"""From relations to a plan: runs of tiles, pieces, the schedule, and its cost."""
+"""Planning: from relations to runs of tiles, pieces, a schedule and its cost."""

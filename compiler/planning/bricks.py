@@ -1,7 +1,7 @@
-"""Covers of relations over a grid of tokens: an axis each, multiplied, so that a tile is a brick of the grid.
+"""Covers of relations over a grid of tokens: the product of one cover for each axis, whose tiles are bricks.
 
-Each axis is covered like a sequence of its own, from its exact matrix where that is small, else by interval analysis.
-The product of the axes' pieces covers the product of their relations; it is never written out by tile.
+Each axis is covered like a sequence: from its exact matrix if that is small, else by interval analysis.
+The product of the axes' pieces covers the product of their relations; its tiles are never enumerated.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ Int64 = NDArray[np.int64]
 
 LARGEST_TILE = 256
 SMALLEST_BRICK, LARGEST_BRICK = 32, 1024
-"""Tokens of a brick of queries, where the grid has as many."""
+"""Minimum and maximum number of tokens of a brick of queries; a smaller grid has smaller bricks."""
 
 GAP = 16
-"""Hidden keys between visible ones that are worth a piece of their own, if they are a quarter of the stretch."""
+"""Minimum length of a gap of hidden keys at which pieces are split; the gap must also be a quarter of the stretch."""
 
 
 Solve = Callable[[Index, int], tuple[Cover, int] | None]
-"""(relation, extent) → a cover of one long axis by pieces with masks, and its tile; None where there is none."""
+"""(relation, extent) → the cover of a long axis by pieces with masks, and its tile size; None if none was found."""
 
 
 class AxisTable:
-    """One axis of a product, and its covers.
+    """One axis of a product with its covers by tile size.
 
-    A short axis is known by exact matrices, one for each class of residues that its relation falls into; a longer one
-    is solved like a sequence.
+    The relation of a short axis is held as exact matrices, one for each residue class; a longer axis is solved like a
+    sequence.
     """
 
     def __init__(self, relation: Index, number: int, leaves: CoordinateLeaves, most_pairs: int, solve: Solve) -> None:
@@ -57,20 +57,21 @@ class AxisTable:
         if self._trivial:
             return
         if axis.extent**2 > most_pairs:
-            self._take(solve(leaves.alone(relation, number), axis.extent))
+            self._take_solved(solve(leaves.alone(relation, number), axis.extent))
         elif any(isinstance(node, Arith) and node.op == "mod" for node in walk(relation)):
             self._parts = tuple(_classes(leaves.alone(relation, number), axis.extent))
         else:
             matrix = exact_evaluation.mask_of_coordinates(relation, leaves.coordinates(number), axis.extent)
             self._parts = (_CoordinateMatrix(0, 0, 1, matrix, True),)
 
-    def _take(self, solved: tuple[Cover, int] | None) -> None:
+    def _take_solved(self, solved: tuple[Cover, int] | None) -> None:
+        """Keep the cover of a long axis; raise NotSeparableError if there is none."""
         if solved is None:
             raise NotSeparableError
         self._covers[solved[1]] = solved[0]
 
     def tiles(self) -> list[int]:
-        """Tile sizes to try: the axis whole, powers of two, and what the relation divides by."""
+        """Return the tile sizes to try: the whole axis, powers of two, and the relation's divisors."""
         if self._covers and not self._parts and not self._trivial:
             return list(self._covers)
         if not self._tiles:
@@ -83,56 +84,57 @@ class AxisTable:
         return self._tiles
 
     def sums(self) -> TileSums:
-        """The sums over the tiles of each cover."""
+        """Return the sums over the tiles of the axis for each tile size."""
         if self._sums is None:
             tiles = self.tiles()
-            self._sums = _sums(self._parts, tiles) if self._parts else _sums_of([self.cover(tile) for tile in tiles])
+            self._sums = _sums(self._parts, tiles) if self._parts else _cover_sums([self.cover(tile) for tile in tiles])
         return self._sums
 
     def cover(self, tile: int) -> Cover:
-        """Pieces over the coordinates of the axis."""
+        """Return the cover of the axis by tiles of one size, over its coordinates."""
         if tile not in self._covers:
             extent = self.axis.extent
-            self._covers[tile] = _everything(extent, tile) if self._trivial else _axis_cover(self._parts, tile)
+            self._covers[tile] = _everything(extent, tile) if self._trivial else _matrix_cover(self._parts, tile)
         return self._covers[tile]
 
 
 class _CoordinateMatrix:
     """The relation between coordinates `row + d·i` and `key + d·j`, as a matrix over i and j.
 
-    `lone`: there is no other part that may see the same rows.
+    `lone`: whether no other part of the relation sees the same rows.
     """
 
     def __init__(self, row: int, key: int, divisor: int, matrix: Mask, lone: bool) -> None:
         self.row, self.key, self.divisor, self.lone = row, key, divisor, lone
         self.matrix = matrix
-        seen = matrix.any(axis=1)
-        self._low = np.where(seen, matrix.argmax(axis=1), matrix.shape[1])
-        self._high = np.where(seen, matrix.shape[1] - matrix[:, ::-1].argmax(axis=1), 0)
+        sees_any = matrix.any(axis=1)
+        self._low = np.where(sees_any, matrix.argmax(axis=1), matrix.shape[1])
+        self._high = np.where(sees_any, matrix.shape[1] - matrix[:, ::-1].argmax(axis=1), 0)
 
     def sums(self, tiles: Int64) -> TileSums:
-        """Over tiles of rows of each size, whose keys are all from the first visible one to the last."""
+        """Return sums over row tiles of each size; a tile has the keys from its first visible key to its last."""
         n, sizes = len(self.matrix), len(tiles)
         counts = -(-n // tiles)
         begins, size = np.cumsum(counts) - counts, np.repeat(np.arange(sizes), counts)
         starts = (np.arange(len(size)) - begins[size]) * tiles[size]
         heights = np.minimum(tiles[size], n - starts)
-        at = starts + n * size
-        ends = np.maximum.reduceat(np.concatenate([self._high] * sizes), at)
-        firsts = np.minimum(np.minimum.reduceat(np.concatenate([self._low] * sizes), at), ends)
+        first_rows = starts + n * size
+        ends = np.maximum.reduceat(np.concatenate([self._high] * sizes), first_rows)
+        firsts = np.minimum(np.minimum.reduceat(np.concatenate([self._low] * sizes), first_rows), ends)
         widths = ends - firsts
         live = widths > 0
-        form = ((firsts - starts) * (2 * self.matrix.shape[1] + 1) + widths) * (n + 1) + heights
-        shapes = np.bincount(_distinct(form[live] * sizes + size[live]) % sizes, minlength=sizes)
+        shape_codes = ((firsts - starts) * (2 * self.matrix.shape[1] + 1) + widths) * (n + 1) + heights
+        shapes = np.bincount(_distinct(shape_codes[live] * sizes + size[live]) % sizes, minlength=sizes)
         elements, rows, keys = (np.add.reduceat(x, begins) for x in (heights * widths, heights * live, widths))
         return TileSums(elements, rows, keys, shapes, np.maximum.reduceat(widths, begins))
 
 
 @dataclass(frozen=True, slots=True)
 class TileSums:
-    """Over the tiles of an axis, for each size that they may have.
+    """Sums over the tiles of an axis, as arrays with one entry for each tile size.
 
-    Score elements, rows, keys, distinct shapes of tiles, and the most keys of one.
+    `elements`: score elements. `rows`, `keys`: rows and keys of all tiles. `shapes`: distinct shapes of tiles.
+    `width`: the maximum number of keys of a tile.
     """
 
     elements: Int64
@@ -142,7 +144,7 @@ class TileSums:
     width: Int64
 
     def __add__(self, other: TileSums) -> TileSums:
-        """Add the sums of two covers."""
+        """Add the sums of two parts of a relation."""
         return TileSums(
             self.elements + other.elements,
             self.rows + other.rows,
@@ -153,13 +155,13 @@ class TileSums:
 
 
 def _distinct(values: Int64) -> Int64:
-    """In order. `np.unique` takes several times as long for few."""
+    """Return the distinct values in order; `np.unique` takes several times as long for few values."""
     values = np.sort(values)
     return np.append(values[:-1][values[1:] != values[:-1]], values[-1:])
 
 
 def _everything(extent: int, tile: int) -> Cover:
-    """All keys for every row."""
+    """Return the cover of an axis on which every row sees all keys."""
     count, tail = divmod(extent, tile)
     pieces = [PlanPiece(strip(0, tile, count, tile), strip(0, 0, count, extent), "full")]
     if tail:
@@ -167,11 +169,11 @@ def _everything(extent: int, tile: int) -> Cover:
     return Cover(tuple(pieces), (), (-(-extent // tile)) ** 2, 0, extent**2)
 
 
-def _sums_of(covers: Sequence[Cover]) -> TileSums:
+def _cover_sums(covers: Sequence[Cover]) -> TileSums:
     """Return the tile sums of covers, each with its own tile size."""
     sums = []
-    for found in covers:
-        sizes = [(p.queries.count, p.queries.length, p.keys.length) for p in found.pieces]
+    for axis_cover in covers:
+        sizes = [(piece.queries.count, piece.queries.length, piece.keys.length) for piece in axis_cover.pieces]
         elements = sum(count * rows * keys for count, rows, keys in sizes)
         rows, keys = (sum(size[0] * size[i] for size in sizes) for i in (1, 2))
         sums.append((elements, rows, keys, len(sizes), max((keys for _, _, keys in sizes), default=0)))
@@ -180,7 +182,7 @@ def _sums_of(covers: Sequence[Cover]) -> TileSums:
 
 
 def _classes(relation: Index, extent: int) -> Iterable[_CoordinateMatrix]:
-    """The relation by classes of residues, where it has any."""
+    """Yield the relation as matrices, one for each residue class of its congruences and one for the rest."""
     parts = split(relation)
     for part in parts:
         matrix = exact_evaluation.mask(part.relation, (0, extent), (0, extent))
@@ -195,7 +197,7 @@ def _classes(relation: Index, extent: int) -> Iterable[_CoordinateMatrix]:
 
 
 def _divisors(relation: Index) -> set[int]:
-    """Constants that the relation divides by, and that its terms are multiples of."""
+    """Return the constants up to LARGEST_TILE by which the relation divides."""
     return {
         node.operands[1].value
         for node in walk(relation)
@@ -208,25 +210,27 @@ def _divisors(relation: Index) -> set[int]:
 
 
 def _sums(parts: Sequence[_CoordinateMatrix], tiles: Sequence[int]) -> TileSums:
+    """Return the tile sums of the matrices of an axis for each tile size."""
     return accumulate(TileSums.__add__, (part.sums(np.array(tiles)) for part in parts if part.matrix.size))
 
 
-def _axis_cover(parts: Sequence[_CoordinateMatrix], tile: int) -> Cover:
+def _matrix_cover(parts: Sequence[_CoordinateMatrix], tile: int) -> Cover:
+    """Return the cover of an axis by row tiles of one size, from the matrices of its residue classes."""
     runs: list[_RowRun] = []
     masks: list[GridMask] = []
-    known: dict[tuple[tuple[int, int], bytes], int] = {}
+    mask_numbers: dict[tuple[tuple[int, int], bytes], int] = {}
     full = live = 0
     for part in parts:
         if not part.matrix.size:
             continue
         rows = _RowsOfTiles.of(part.matrix, tile)
-        full_here, live_here = rows.counts(tile)
-        full, live = full + full_here, live + live_here
+        part_full, part_live = rows.counts(tile)
+        full, live = full + part_full, live + part_live
         d = part.divisor
         for row, height, key, width, mask, fresh in rows.runs():
             index: Literal["full"] | int = "full"
             if mask is not None:
-                index = known.setdefault((mask.shape, mask.tobytes()), len(masks))
+                index = mask_numbers.setdefault((mask.shape, mask.tobytes()), len(masks))
                 if index == len(masks):
                     masks.append(GridMask((mask,)))
             kind = (height, width, d, index, fresh and part.lone)
@@ -236,7 +240,10 @@ def _axis_cover(parts: Sequence[_CoordinateMatrix], tile: int) -> Cover:
 
 
 class _RowRun(NamedTuple):
-    """A stretch of rows that sees one of keys; `kind`: both lengths, their stride, the mask, whether it is fresh."""
+    """A stretch of rows that sees a stretch of keys.
+
+    `kind`: both lengths, the stride, the mask, and whether no earlier run has written the rows.
+    """
 
     row: int
     key: int
@@ -244,42 +251,46 @@ class _RowRun(NamedTuple):
 
 
 def _joined(runs: list[_RowRun]) -> Iterator[PlanPiece]:
-    """As `join_pieces` does it, before there are pieces: first what writes rows, alike runs at even steps as one."""
+    """Yield pieces of runs: fresh runs first, equal runs at even steps as one piece, in the order of `join_pieces`."""
     runs.sort(key=lambda run: not run.kind[4])
-    at = 0
-    while at < len(runs):
-        first, count = runs[at], _even_steps(runs, at)
+    begin = 0
+    while begin < len(runs):
+        first, count = runs[begin], _even_steps(runs, begin)
         height, width, d, mask, fresh = first.kind
-        q_step, k_step = (runs[at + 1].row - first.row, runs[at + 1].key - first.key) if count > 1 else (0, 0)
+        q_step, k_step = (runs[begin + 1].row - first.row, runs[begin + 1].key - first.key) if count > 1 else (0, 0)
         queries, keys = strip(first.row, q_step, count, height, d), strip(first.key, k_step, count, width, d)
         yield PlanPiece(queries, keys, mask, fresh)
-        at += count
+        begin += count
 
 
-def _even_steps(runs: list[_RowRun], at: int) -> int:
-    """How many runs, from this one on, are alike, and evenly apart in rows and in keys."""
-    row, key, kind = runs[at]
-    if at + 1 == len(runs):
+def _even_steps(runs: list[_RowRun], begin: int) -> int:
+    """Return the number of runs from index `begin` on that are equal and evenly spaced in rows and in keys."""
+    row, key, kind = runs[begin]
+    if begin + 1 == len(runs):
         return 1
-    q_step, k_step = runs[at + 1].row - row, runs[at + 1].key - key
+    q_step, k_step = runs[begin + 1].row - row, runs[begin + 1].key - key
     if q_step < 0 or k_step < 0:
         return 1
     height, _, d, _, _ = kind
-    stop = at + 1
+    stop = begin + 1
     while stop < len(runs) and runs[stop] == (row + q_step, key + k_step, kind):
-        if q_step < height * d and not StripAxis(q_step, stop - at + 1, height, d).apart:
+        if q_step < height * d and not StripAxis(q_step, stop - begin + 1, height, d).apart:
             break
         row, key, stop = row + q_step, key + k_step, stop + 1
-    return stop - at
+    return stop - begin
 
 
 _SOME_AND_EVERY = ((np.logical_or, False), (np.logical_and, True))
-"""Reductions with their neutral elements."""
+"""Reductions and their neutral elements: whether some row, and whether every row, sees a key."""
 
 
 @dataclass(frozen=True, slots=True)
 class _RowsOfTiles:
-    """A matrix by rows of tiles: where each begins, what some row of it sees (tile row, key) and what all rows see."""
+    """A matrix cut into rows of tiles.
+
+    `starts`: the first row of each tile row. `some`, `every` (tile row, key): whether some row, or every row, of the
+    tile row sees the key.
+    """
 
     matrix: Mask
     starts: Int64
@@ -288,40 +299,41 @@ class _RowsOfTiles:
 
     @classmethod
     def of(cls, matrix: Mask, tile: int) -> _RowsOfTiles:
-        """Rows of tiles of this height."""
+        """Return the matrix cut into tile rows of height `tile`."""
         starts = np.arange(0, len(matrix), tile)
         some, every = (f.reduce(_filled(matrix, tile, v), axis=1) for f, v in _SOME_AND_EVERY)
         return cls(matrix, starts, some, every)
 
     def counts(self, tile: int) -> tuple[int, int]:
-        """Full and live tiles, `tile` keys wide."""
+        """Return the numbers of full and of live tiles, each `tile` keys wide."""
         keys = np.arange(0, self.matrix.shape[1], tile)
         full = int(np.count_nonzero(np.logical_and.reduceat(self.every, keys, axis=1)))
         return full, int(np.count_nonzero(np.logical_or.reduceat(self.some, keys, axis=1)))
 
     def runs(self) -> Iterable[tuple[int, int, int, int, Mask | None, bool]]:
-        """The visible stretches of every tile of rows.
+        """Yield the visible stretches of keys of every tile row.
 
-        First row, rows, first key, keys, the mask where it hides something, and whether it is the first of its rows.
+        Each is (first row, rows, first key, keys, mask, fresh): the mask is None if all pairs are visible, `fresh`
+        marks the first stretch of a tile row.
         """
-        seen, common = self.some.sum(axis=1), self.every.sum(axis=1)
+        seen_count, common_count = self.some.sum(axis=1), self.every.sum(axis=1)
         first, last = self.some.argmax(axis=1), self.some.shape[1] - self.some[:, ::-1].argmax(axis=1)
         ends = np.append(self.starts[1:], len(self.matrix))
-        each = zip(*(x.tolist() for x in (self.starts, ends, seen, common, first, last)), strict=True)
-        for i, (start, stop, visible, by_all, low, high) in enumerate(each):
+        tile_rows = zip(*(x.tolist() for x in (self.starts, ends, seen_count, common_count, first, last)), strict=True)
+        for i, (start, stop, visible, by_all, low, high) in enumerate(tile_rows):
             if not visible:
                 continue
             fresh = True
-            whole = visible == high - low
-            for left, right in [(low, high)] if whole else _stretches(np.flatnonzero(self.some[i])):
-                full = by_all == visible if whole else bool(self.every[i, left:right].all())
+            is_contiguous = visible == high - low
+            for left, right in [(low, high)] if is_contiguous else _stretches(np.flatnonzero(self.some[i])):
+                full = by_all == visible if is_contiguous else bool(self.every[i, left:right].all())
                 mask = None if full else np.ascontiguousarray(self.matrix[start:stop, left:right])
                 yield start, stop - start, left, right - left, mask, fresh
                 fresh = False
 
 
 def _filled(matrix: Mask, tile: int, value: bool) -> Mask:
-    """The rows by tiles, the last filled up: (tiles, rows of a tile, keys)."""
+    """Return the rows by tiles, the last tile padded with `value`: (tiles, rows of a tile, keys)."""
     count = -(-len(matrix) // tile)
     missing = count * tile - len(matrix)
     if missing:
@@ -329,13 +341,13 @@ def _filled(matrix: Mask, tile: int, value: bool) -> Mask:
     return matrix.reshape(count, tile, -1)
 
 
-def _stretches(seen: Int64) -> list[tuple[int, int]]:
-    """Visible keys as stretches; small gaps stay inside."""
-    gaps = np.diff(seen) - 1
-    wide = gaps >= max(GAP, (int(seen[-1]) - int(seen[0])) // 4)
+def _stretches(keys: Int64) -> list[tuple[int, int]]:
+    """Return the half-open stretches of visible keys; small gaps stay inside a stretch."""
+    gaps = np.diff(keys) - 1
+    wide = gaps >= max(GAP, (int(keys[-1]) - int(keys[0])) // 4)
     cuts = np.flatnonzero(wide)
-    lows = [int(seen[0]), *seen[cuts + 1].tolist()]
-    highs = [*(seen[cuts] + 1).tolist(), int(seen[-1]) + 1]
+    lows = [int(keys[0]), *keys[cuts + 1].tolist()]
+    highs = [*(keys[cuts] + 1).tolist(), int(keys[-1]) + 1]
     return list(zip(lows, highs, strict=True))
 
 
@@ -344,7 +356,10 @@ def _stretches(seen: Int64) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True, slots=True)
 class Bricks:
-    """A product of axes, covered with bricks of `tiles` tokens."""
+    """A cover of a product of axes by bricks; `tiles`: the brick's tokens along each axis.
+
+    `total`: tiles of dense attention. `cost`: the estimated nanoseconds.
+    """
 
     cover: Cover
     tiles: tuple[int, ...]
@@ -353,8 +368,9 @@ class Bricks:
 
 
 def choose_bricks(tables: Sequence[AxisTable], rates: Rates, work: PieceWork, rank: int = 0) -> Bricks | None:
-    """The product of the axes' relations with the bricks that the cost model likes best, or in the place `rank` after
-    these, as far as there are so many; None where it is empty.
+    """Return the cover of the product of the axes' relations by bricks; `rank`: which bricks, 0 for the cheapest.
+
+    With fewer shapes than that, the last one is taken. None if no pair is visible.
     """
     size = prod(table.axis.extent for table in tables)
     if any(not table.sums().elements.any() for table in tables):
@@ -368,7 +384,10 @@ def choose_bricks(tables: Sequence[AxisTable], rates: Rates, work: PieceWork, ra
 def _cheapest(
     tables: Sequence[AxisTable], least: int, rates: Rates, work: PieceWork, count: int
 ) -> list[tuple[float, tuple[int, ...]]]:
-    """The time, and the tile of each axis, of the cheapest, at most so many."""
+    """Return the cost and the tile of each axis of at most `count` shapes of bricks, the cheapest first.
+
+    `least`: the minimum number of tokens of a brick.
+    """
     choices = [table.tiles() for table in tables]
     sums = [table.sums() for table in tables]
 
@@ -383,27 +402,27 @@ def _cheapest(
     time *= rates.masked.get(work.dtype, rates.masked["float32"])
     time += shapes * rates.call + width * tokens * shapes * rates.mask
     with_copies = time + 2 * (rows + keys) * work.head_dim * work.lanes * rates.copy
-    fit = (tokens >= least) & (tokens <= LARGEST_BRICK)
+    fits = (tokens >= least) & (tokens <= LARGEST_BRICK)
     best: list[tuple[float, tuple[int, ...]]] = []
-    allowed = np.flatnonzero(fit if fit.any() else tokens > 0)
+    allowed = np.flatnonzero(fits if fits.any() else tokens > 0)
     for i in allowed[np.argsort(time[allowed], kind="stable")].tolist():
         if len(best) == count and time[i] >= best[-1][0]:
             break
-        at = np.unravel_index(i, [len(c) for c in choices])
-        tiles = tuple(c[j] for c, j in zip(choices, at, strict=True))
-        widths = [int(s.width[j]) for s, j in zip(sums, at, strict=True)]
+        indices = np.unravel_index(i, [len(c) for c in choices])
+        tiles = tuple(c[j] for c, j in zip(choices, indices, strict=True))
+        widths = [int(s.width[j]) for s, j in zip(sums, indices, strict=True)]
         cost = time[i] if _is_view(tables, tiles, widths) else with_copies[i]
-        best = sorted([*best, (float(cost), tiles)], key=lambda one: one[0])[:count]
+        best = sorted([*best, (float(cost), tiles)], key=lambda candidate: candidate[0])[:count]
     return best or [(inf, tuple(c[0] for c in choices))]
 
 
 def _outer(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Row by row, the products of all pairs, the last fastest."""
+    """Return the products of all pairs of entries for each row, the entries of `b` fastest."""
     return (a[:, :, None] * b[:, None, :]).reshape(len(a), -1)
 
 
 def _is_view(tables: Sequence[AxisTable], tiles: Sequence[int], widths: Sequence[int]) -> bool:
-    """Whether stretches of queries and keys in the middle of the grid lie evenly in memory."""
+    """Whether stretches of queries and keys in the middle of the grid are evenly spaced, so that views suffice."""
     cut = any(1 < width < table.axis.extent for width, table in zip(widths[1:], tables[1:], strict=True))
     if cut and sum(width > 1 for width in widths) > 1:
         return False
@@ -418,6 +437,7 @@ def _is_view(tables: Sequence[AxisTable], tiles: Sequence[int], widths: Sequence
 
 
 def _multiplied(covers: Sequence[Cover], axes: Sequence[SeparatedAxis]) -> Cover:
+    """Return the product of the covers of all axes, with pieces that write rows first."""
     factors = [[_Factor.of(p, c, axis) for p in c.pieces] for c, axis in zip(covers, axes, strict=True)]
     masks: dict[tuple[int, ...], int] = {}
     grid_masks: list[GridMask] = []
@@ -437,7 +457,7 @@ def _multiplied(covers: Sequence[Cover], axes: Sequence[SeparatedAxis]) -> Cover
 
 
 class _Factor(NamedTuple):
-    """A piece of one axis, in tokens of the grid."""
+    """A piece of one axis, measured in tokens of the grid; `hides`: whether the mask hides a pair."""
 
     row: int
     key: int
@@ -448,8 +468,8 @@ class _Factor(NamedTuple):
     fresh: bool
 
     @classmethod
-    def of(cls, piece: PlanPiece, found: Cover, axis: SeparatedAxis) -> _Factor:
-        """A piece of an axis' cover."""
+    def of(cls, piece: PlanPiece, axis_cover: Cover, axis: SeparatedAxis) -> _Factor:
+        """Return a piece of an axis' cover, scaled from coordinates to tokens."""
         (rows,), (keys,) = piece.queries.axes, piece.keys.axes
         d = axis.stride
         return cls(
@@ -457,14 +477,15 @@ class _Factor(NamedTuple):
             piece.keys.start * d,
             StripAxis(rows.step * d, rows.count, rows.length, rows.stride * d),
             StripAxis(keys.step * d, keys.count, keys.length, keys.stride * d),
-            _matrix(piece, found),
+            _matrix(piece, axis_cover),
             piece.mask != "full",
             piece.fresh,
         )
 
 
-def _matrix(piece: PlanPiece, found: Cover) -> Mask:
+def _matrix(piece: PlanPiece, axis_cover: Cover) -> Mask:
+    """Return the mask of a piece as a matrix (rows, keys)."""
     if isinstance(piece.mask, int):
-        return found.masks[piece.mask].factors[0]
+        return axis_cover.masks[piece.mask].factors[0]
     shape = piece.queries.length, piece.keys.length
     return np.tri(*shape, dtype=np.bool_) if piece.mask == "causal" else np.ones(shape, dtype=np.bool_)

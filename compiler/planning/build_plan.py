@@ -1,4 +1,4 @@
-"""The plan of one call shape: relations specialised, heads and batch entries that share one grouped, covers chosen."""
+"""Build the plan of a call shape: specialise relations, group heads and batch entries, and choose covers."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ Int64 = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class CallShape:
-    """The key of a plan besides the pattern: lengths, counts, dtype, sizes by name, and the inputs' data.
+    """Everything besides the pattern on which a plan depends: lengths, counts, dtype, sizes by name, and input data.
 
-    `shift`: where query 0 stands, if keys are no tokens, so that lengths do not tell.
+    `shift`: the position of query 0; None: it follows from the lengths. Set where keys are not tokens.
     """
 
     n_q: int
@@ -54,19 +54,19 @@ class CallShape:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Local:
-    """Windows with one relation."""
+    """The windows that share one specialised relation."""
 
     windows: Windows
     relation: Index
 
     @property
     def name(self) -> Hashable:
-        """Equal ones have equal names."""
+        """A hashable value that is equal for equal windows with equal relations."""
         return self.relation, self.windows.contents
 
 
 def is_ids_alone(pattern: Pattern) -> bool:
-    """Whether documents are ids, of which only their runs matter: no expression reads them."""
+    """Whether documents are given by ids that no expression reads, so that only the runs of equal ids matter."""
     documents = pattern.documents
     if documents is None or BOUNDARIES in documents.dims:
         return False
@@ -77,7 +77,7 @@ def is_ids_alone(pattern: Pattern) -> bool:
 
 
 def conditions(pattern: Pattern, shape: CallShape, condition: Index) -> list[Index]:
-    """A condition over the sizes and inputs of a call, for every batch entry and head that differ."""
+    """Return a condition over sizes and inputs, specialised for every batch entry and head on which it depends."""
     by_batch = range(shape.batch) if reads_batch(pattern, condition) else [0]
     by_head = range(shape.heads) if reads_head(condition) else [0]
     window = whole(shape.n_q, shape.n_k, pattern.align)
@@ -92,7 +92,7 @@ def conditions(pattern: Pattern, shape: CallShape, condition: Index) -> list[Ind
 
 
 class Relations:
-    """The relation of every batch entry and head of a call, specialised once for each that differs."""
+    """The relations of a call, specialised once for each batch entry and head whose relations may differ."""
 
     def __init__(self, pattern: Pattern, shape: CallShape) -> None:
         self.pattern = pattern
@@ -110,62 +110,71 @@ class Relations:
         self._owners: dict[tuple[int, int], tuple[Windows, Int64]] = {}
 
     def settle(self) -> int:
-        """Forget what only planning needed, and tell the bytes of inputs that masks read."""
+        """Drop caches that only planning needs, and return the bytes of inputs that masks read."""
         self.slices.settle()
         return sum(0 if x.ndim and not any(x.strides) else x.nbytes for x in self.shape.inputs.values())
 
     def check_documents(self) -> None:
-        """Raise DocumentsNotContiguousError where ids are not in contiguous runs, BoundariesError for wrong lengths."""
+        """Find the documents.
+
+        Raises DocumentsNotContiguousError where ids are not in contiguous runs, BoundariesError for wrong lengths.
+        """
         documents = self.pattern.documents
         if documents is None:
             return
         for batch in range(self.shape.batch if self._by_batch else 1):
-            self._windows_of(batch)
-        if is_ids_alone(self.pattern):  # the windows say all of them
+            self._batch_windows(batch)
+        if is_ids_alone(self.pattern):  # the windows replace the ids, whose memory is released
             ids = self.shape.inputs[documents.name]
             blank = np.broadcast_to(np.zeros((), dtype=ids.dtype), ids.shape)
             self.shape = replace(self.shape, inputs={**self.shape.inputs, documents.name: blank})
             self.slices = Slices(self.shape.inputs, self.shape.n_k)
 
     def locals(self, batch: int, head: int, *, cut: bool = True) -> tuple[_Local, ...]:
-        """The windows of a batch entry with their relations for a head; `cut`: also at ids that must be equal."""
+        """Return the windows of a batch entry with their relations for a head.
+
+        `cut`: also split windows at ids that the relation requires to be equal.
+        """
         key = (batch if self._by_batch else 0, head if self._by_head else 0, cut)
         if key not in self._locals:
             self._locals[key] = self._find_locals(*key)
         return self._locals[key]
 
     def _find_locals(self, batch: int, head: int, cut: bool) -> tuple[_Local, ...]:
-        """Windows of one size, or of one shift where no size is read, are specialised once; nothing else is merged.
+        """Return the windows grouped by relation, specialising once per size, or per shift if no length is read.
 
-        `cut`: a single window in which equal ids are asked for is cut into those of each id.
+        `cut`: split a single window whose relation requires equal ids into one window for each id.
         """
-        windows = self._windows_of(batch)
+        windows = self._batch_windows(batch)
         if len(windows) == 1:
-            (one,) = windows
-            relation = self._specialised(one, batch, head)
-            own = windows_of_ids(relation, one.n_q, one.n_k) if cut and not (one.row or one.key) else None
-            return tuple(_Local(*found) for found in own or [(windows, relation)])
+            (window,) = windows
+            relation = self._specialised(window, batch, head)
+            id_windows = (
+                windows_of_ids(relation, window.n_q, window.n_k) if cut and not (window.row or window.key) else None
+            )
+            return tuple(_Local(*part) for part in id_windows or [(windows, relation)])
         members: dict[Index, list[Int64]] = {}
-        for numbers in self._alike(windows):
+        for numbers in self._groups_of_equal(windows):
             members.setdefault(self._specialised(_longest(windows.take(numbers)), batch, head), []).append(numbers)
         return tuple(_Local(windows.take(np.sort(np.concatenate(n))), relation) for relation, n in members.items())
 
-    def _alike(self, windows: Windows) -> list[Int64]:
-        """Numbers of windows whose relations are equal."""
+    def _groups_of_equal(self, windows: Windows) -> list[Int64]:
+        """Return groups of windows, by number, whose relations are certainly equal."""
         if not self._plain:
             return list(np.arange(len(windows))[:, None])
         return windows.by_size() if self._reads_lengths else alike(windows.shift)
 
     def windows(self, batch: int) -> Iterator[Window]:
-        """The windows of a batch entry, one by one."""
-        yield from self._windows_of(batch if self._by_batch else 0)
+        """Yield the windows of a batch entry."""
+        yield from self._batch_windows(batch if self._by_batch else 0)
 
-    def _windows_of(self, batch: int) -> Windows:
+    def _batch_windows(self, batch: int) -> Windows:
         if batch not in self._windows:
             self._windows[batch] = self._find_windows(batch)
         return self._windows[batch]
 
     def _find_windows(self, batch: int) -> Windows:
+        """Return the windows of a batch entry: its documents, or all tokens as one window."""
         documents, shape = self.pattern.documents, self.shape
         if documents is None:
             window = whole(shape.n_q, shape.n_k, self.pattern.align)
@@ -182,66 +191,67 @@ class Relations:
         return specialise(relation, self.sizes, self.slices, window, batch=batch, head=head, group=group)
 
     def groups(self, *, cut: bool = True) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[_Local, ...]]]:
-        """(batch entries, heads, windows with relations): heads whose relations are equal stand together.
+        """Return (batch entries, heads, windows with relations) for each group of heads with equal relations.
 
-        A caller that reads a relation without its windows says `cut=False`: without documents there is one window then,
-        all tokens. Cut at ids, the relation no longer asks for them.
+        A caller that ignores the windows must pass `cut=False`: a relation that was cut at equal ids no longer contains
+        the condition that they are equal. Without documents there is then one window of all tokens.
         """
         batches = range(self.shape.batch) if self._by_batch else [0]
         heads = range(self.shape.heads) if self._by_head else [0]
-        found: dict[Hashable, tuple[list[int], list[int], tuple[_Local, ...]]] = {}
+        entries: dict[Hashable, tuple[list[int], list[int], tuple[_Local, ...]]] = {}
         for batch in batches:
             by_head: dict[Hashable, tuple[list[int], tuple[_Local, ...]]] = {}
             for head in heads:
                 windows = self.locals(batch, head, cut=cut)
                 by_head.setdefault(tuple(w.name for w in windows), ([], windows))[0].append(head)
             for name, (members, windows) in by_head.items():
-                entry = found.setdefault((name, tuple(members)), ([], members, windows))
+                entry = entries.setdefault((name, tuple(members)), ([], members, windows))
                 entry[0].append(batch)
         return [
             (
-                tuple(b) if self._by_batch else tuple(range(self.shape.batch)),
-                tuple(h) if self._by_head else tuple(range(self.shape.heads)),
+                tuple(group_batches) if self._by_batch else tuple(range(self.shape.batch)),
+                tuple(group_heads) if self._by_head else tuple(range(self.shape.heads)),
                 windows,
             )
-            for b, h, windows in found.values()
+            for group_batches, group_heads, windows in entries.values()
         ]
 
     def conditions(self, condition: Index) -> list[Index]:
-        """Another condition over the sizes and inputs of the call, for every batch entry and head that differ."""
+        """Return a further condition, specialised for every batch entry and head of the call on which it depends."""
         return conditions(self.pattern, self.shape, condition)
 
     def mask(self, batch: int, head: int, row: int, row_stop: int, key: int, key_stop: int) -> Mask:
-        """The relation on rows and keys of the call: bool (rows, keys)."""
+        """Return the relation on a rectangle of rows and keys of the call: bool (rows, keys)."""
         result = np.zeros((row_stop - row, key_stop - key), dtype=np.bool_)
         windows, owner = self._owner(batch, head)
         low = np.searchsorted(windows.row + windows.n_q, row, side="right")
         high = np.searchsorted(windows.row, row_stop)
-        here, owner = windows.take(np.arange(low, high)), owner[low:high]
+        overlapping, owner = windows.take(np.arange(low, high)), owner[low:high]
         for number, local in enumerate(self.locals(batch, head)) if len(owner) else ():
-            mine = here.take(np.flatnonzero(owner == number))
-            if len(mine):
-                result |= self._mask_of(_Local(mine, local.relation), (row, row_stop), (key, key_stop))
+            local_windows = overlapping.take(np.flatnonzero(owner == number))
+            if len(local_windows):
+                result |= self._local_mask(_Local(local_windows, local.relation), (row, row_stop), (key, key_stop))
         return result
 
     def _owner(self, batch: int, head: int) -> tuple[Windows, Int64]:
-        """All windows by row, and the number of the `_Local` that each is in."""
+        """Return all windows sorted by row, and for each the index of its entry in `locals(batch, head)`."""
         name = (batch if self._by_batch else 0, head if self._by_head else 0)
         if name not in self._owners:
-            found = self.locals(*name)
-            windows = Windows.joined([local.windows for local in found])
+            local_parts = self.locals(*name)
+            windows = Windows.joined([local.windows for local in local_parts])
             order = np.argsort(windows.row)
-            owner = np.repeat(np.arange(len(found)), [len(local.windows) for local in found])
+            owner = np.repeat(np.arange(len(local_parts)), [len(local.windows) for local in local_parts])
             self._owners[name] = windows.take(order), owner[order]
         return self._owners[name]
 
-    def _mask_of(self, local: _Local, rows: tuple[int, int], keys: tuple[int, int]) -> Mask:
+    def _local_mask(self, local: _Local, rows: tuple[int, int], keys: tuple[int, int]) -> Mask:
+        """Return the relation of some windows on a rectangle of the call's rows and keys."""
         windows = local.windows
-        of_row, q = _inside(windows.row, windows.n_q, rows)
-        of_key, k = _inside(windows.key, windows.n_k, keys)
-        alive = (of_row[:, None] == of_key[None, :]) & (of_row >= 0)[:, None]
+        row_windows, q = _inside(windows.row, windows.n_q, rows)
+        key_windows, k = _inside(windows.key, windows.n_k, keys)
+        active = (row_windows[:, None] == key_windows[None, :]) & (row_windows >= 0)[:, None]
         return exact_evaluation.mask_at(
-            local.relation, q, k, alive, self.pattern.origins, wide=self._is_wide(local.relation, windows)
+            local.relation, q, k, active, self.pattern.origins, wide=self._is_wide(local.relation, windows)
         )
 
     def _is_wide(self, relation: Index, windows: Windows) -> bool:
@@ -252,7 +262,7 @@ class Relations:
 
     @property
     def exact_mask(self) -> ExactMask:
-        """`mask` as the plan wants it."""
+        """The method `mask`, as the callable that a plan holds."""
         return self.mask
 
 
@@ -261,15 +271,15 @@ Choose = Callable[[CoverProblem], CoverChoice]
 
 @counted()
 def build_plan(relations: Relations, choose: Choose = choose) -> Plan:
-    """The plan for the cpu executor; `choose` picks the cover of each relation.
+    """Build the plan for the cpu executor; `choose` picks the cover of each relation.
 
-    Raises EvaluationError where the relation faults, DocumentsNotContiguousError.
+    Raises EvaluationError if a relation faults, and DocumentsNotContiguousError.
     """
     return _Planner(relations, choose).plan()
 
 
 class _Planner:
-    """Collects groups, masks and counts over the distinct relations of a call."""
+    """Collects the groups, masks and counts of a plan over the distinct relations of a call."""
 
     def __init__(self, relations: Relations, choose: Choose) -> None:
         self._relations = relations
@@ -312,10 +322,10 @@ class _Planner:
         )
 
     def _pieces(self, local: _Local, lanes: int, first: tuple[tuple[int, ...], tuple[int, ...]]) -> Iterator[PlanPiece]:
-        """The pieces of all windows of one relation. `first`: a batch entry and head to evaluate masks for."""
+        """Yield the pieces of all windows of a relation; `first`: a batch entry and head to evaluate masks for."""
         windows, relation = local.windows, local.relation
         if len(windows) > 1:
-            windows = yield from self._many(local, lanes, first)
+            windows = yield from self._joint_pieces(local, lanes, first)
         for numbers in windows.by_size():
             alike_windows = windows.take(numbers)
             choice = self._choose(relation, alike_windows, lanes)
@@ -323,25 +333,26 @@ class _Planner:
             for piece in choice.cover.pieces:
                 yield from place(self._with_mask(piece, choice), alike_windows)
 
-    def _many(
+    def _joint_pieces(
         self, local: _Local, lanes: int, first: tuple[tuple[int, ...], tuple[int, ...]]
     ) -> Generator[PlanPiece, None, Windows]:
-        """The pieces of what packs and formulas cover; the windows that are left are returned."""
+        """Yield the pieces of windows covered by packs and formulas, and return the remaining windows."""
         windows, relation = local.windows, local.relation
         packs = self._packs(local, lanes)
         if packs is not None:
-            yield from self._packed(local, packs, lanes, first)
+            yield from self._packed_pieces(local, packs, lanes, first)
             windows = windows.take(packs.alone)
         closed = closed_windows(relation, windows)
         if len(closed) > 1:
             tile = tile_sizes(self._problem(relation, windows, lanes))[0]
-            found = cover_closed(relation, windows.take(closed), tile)
-            self._counts.add_closed(found, lanes)
-            yield from found.pieces
+            closed_cover = cover_closed(relation, windows.take(closed), tile)
+            self._counts.add_closed(closed_cover, lanes)
+            yield from closed_cover.pieces
             windows = windows.take(np.setdiff1d(np.arange(len(windows)), closed))
         return windows
 
     def _problem(self, relation: Index, windows: Windows, lanes: int) -> CoverProblem:
+        """Return the problem of covering a relation over windows of one size."""
         shape = self._shape
         return CoverProblem(
             relation,
@@ -358,33 +369,35 @@ class _Planner:
         problem = self._problem(relation, windows, lanes)
         key = (relation, problem.n_q, problem.n_k, lanes)
         if key not in self._choices:
-            self._choices[key] = self._counted(self._choose_cover(problem), problem)
+            self._choices[key] = self._with_pairs(self._choose_cover(problem), problem)
         return self._choices[key]
 
-    def _counted(self, choice: CoverChoice, problem: CoverProblem) -> CoverChoice:
-        """The choice with the number of its pairs, where its tiles do not say it."""
+    def _with_pairs(self, choice: CoverChoice, problem: CoverProblem) -> CoverChoice:
+        """Return the choice with its visible pairs counted, where its tiles left them uncounted."""
         if choice.cover.visible is not None or choice.schedule != "pieces":
             return choice
         visible = visible_pairs(problem.relation, problem.n_q, problem.n_k, problem.origins)
         return choice if visible is None else replace(choice, cover=replace(choice.cover, visible=visible))
 
     def _packs(self, local: _Local, lanes: int) -> Packs | None:
+        """Return packs of short documents, None if they are no cheaper than a piece for each document."""
         shape, relation = self._shape, local.relation
-        own: Literal["full", "causal"] | int = 0
+        document_mask: Literal["full", "causal"] | int = 0
         if isinstance(relation, Truth):
-            own = "full"
+            document_mask = "full"
         elif diagonal_shift(relation) == 0:
-            own = "causal"
-        nodes = sum(1 for _ in walk(relation)) + 1  # and whether the documents are the same
+            document_mask = "causal"
+        nodes = sum(1 for _ in walk(relation)) + 1  # one more node compares the documents
         return pack(
-            local.windows, Costs(shape.rates, PieceWork(shape.dtype, max(shape.dk, shape.dv), lanes, nodes), own)
+            local.windows,
+            Costs(shape.rates, PieceWork(shape.dtype, max(shape.dk, shape.dv), lanes, nodes), document_mask),
         )
 
-    def _packed(
+    def _packed_pieces(
         self, local: _Local, packs: Packs, lanes: int, first: tuple[tuple[int, ...], tuple[int, ...]]
     ) -> Iterator[PlanPiece]:
-        """A masked piece for each pack; where the masks are shared, equal ones are one."""
-        known: dict[bytes, int] = {}
+        """Yield a masked piece for each pack; equal shared masks are stored once."""
+        mask_numbers: dict[bytes, int] = {}
         visible = 0
         areas = list(zip(*(x.tolist() for x in packs.areas(local.windows)), strict=True))
         for row, row_stop, key, key_stop in areas:
@@ -395,19 +408,20 @@ class _Planner:
             mask = self._relations.mask(first[0][0], first[1][0], row, row_stop, key, key_stop)
             visible += int(mask.sum())
             name = repr(mask.shape).encode() + mask.tobytes()
-            if name not in known:
-                known[name] = self._index(GridMask((mask,)))
-            yield PlanPiece(queries, keys, known[name])
+            if name not in mask_numbers:
+                mask_numbers[name] = self._index(GridMask((mask,)))
+            yield PlanPiece(queries, keys, mask_numbers[name])
         self._counts.add_packs(areas, packs, visible if packs.masks == "shared" else None, lanes)
 
     def _with_mask(self, piece: PlanPiece, choice: CoverChoice) -> PlanPiece:
-        """The piece with the number that its mask has in the plan."""
+        """Return the piece with the index of its mask in the plan instead of in the cover."""
         if not isinstance(piece.mask, int):
             return piece
         number = self._index(choice.cover.masks[piece.mask])
         return piece if number == piece.mask else replace(piece, mask=number)
 
     def _index(self, mask: GridMask) -> int:
+        """Return the index of a mask in the plan, to which it is added if it is new."""
         if id(mask) not in self._mask_at:
             self._mask_at[id(mask)] = len(self._masks)
             self._masks.append(mask)
@@ -415,23 +429,27 @@ class _Planner:
 
 
 def _scores(pattern: Pattern) -> tuple[str, ...]:
-    """How what is more than a softmax of `scale * dot(q, k)` is computed."""
+    """Return how an attention is computed, as a reason; nothing for a plain softmax of `scale * dot(q, k)`."""
     node = pattern.attend
     if is_plain(node):
         return ()
     if pooled_keys(node) is not None:
-        return ("vectors and values of the keys made once, for all rows",)
+        return ("key vectors and values are computed once for all rows",)
     if not is_scored(node):
         number = passes(node)
         return (f"computed row by row in torch, in {number} pass{'es' if number > 1 else ''} over the keys of a row",)
-    found = additive(node.score)
-    if found is None:
-        return ("scores computed tile by tile in torch: they are more than a multiple of dot(q, k) and a bias",)
-    return ("a bias, which is the kernel's mask" if found.bias else "scores by the kernel; extra logits at the end",)
+    terms = additive(node.score)
+    if terms is None:
+        return ("scores are computed tile by tile in torch: they are more than a multiple of dot(q, k) plus a bias",)
+    return (
+        "the bias is passed as the kernel's mask"
+        if terms.bias
+        else "the kernel computes the scores; extra logits join at the end",
+    )
 
 
 class _Counts:
-    """Totals over the covers of a plan."""
+    """Totals of tiles, pairs and reasons over the covers of a plan."""
 
     def __init__(self) -> None:
         self.grids: list[TileGrid] = []
@@ -442,7 +460,7 @@ class _Counts:
         self._reasons: dict[str, None] = {}
 
     def add(self, choice: CoverChoice, times: int) -> None:
-        """A choice that stands so many times."""
+        """Count a choice `times` times."""
         self.grids.append(choice.grid)
         self.dense = self.dense or choice.schedule != "pieces"
         self.fallback = self.fallback or choice.fallback
@@ -452,14 +470,14 @@ class _Counts:
             (choice.cover.full_tiles, choice.cover.partial_tiles, choice.tiles, area), choice.cover.visible, times
         )
 
-    def add_closed(self, found: ClosedWindows, times: int) -> None:
-        """Windows covered by formula."""
-        self.grids.append(found.grid)
-        self._reasons[found.reason] = None
-        self._add((found.full, found.partial, found.total, found.area), found.visible, times)
+    def add_closed(self, closed: ClosedWindows, times: int) -> None:
+        """Count windows covered by a formula `times` times."""
+        self.grids.append(closed.grid)
+        self._reasons[closed.reason] = None
+        self._add((closed.full, closed.partial, closed.total, closed.area), closed.visible, times)
 
     def add_packs(self, areas: list[tuple[int, ...]], packs: Packs, visible: int | None, times: int) -> None:
-        """Packs, each counted as one tile."""
+        """Count packs as tiles of at most `packs.rows` rows and keys."""
         rows, keys = max(b - a for a, b, _, _ in areas), max(d - c for _, _, c, d in areas)
         self.grids.append(TileGrid(rows, keys, packs.rows, packs.rows))
         self._reasons[
@@ -478,14 +496,14 @@ class _Counts:
         self.visible = None if visible is None or self.visible is None else self.visible + visible * times
 
     def tiles(self, pairs: int, tile: int) -> TileCounts:
-        """Tiles of all covers, and of what lies between the windows: pairs of different documents, by area."""
+        """Return the tiles of all covers plus the tiles between documents, which are estimated from their area."""
         between = -(-(pairs - self._area) // tile)
         return TileCounts(self._total + between, self._full + self._partial, self._full, self._partial)
 
     def reasons(self) -> tuple[str, ...]:
-        """Why the covers are what they are, each reason once."""
+        """Return the reasons for the covers, each once."""
         sizes = sorted({(grid.q_tile, grid.k_tile) for grid in self.grids})
-        several = f"tiles of several sizes, counted each in its own: {', '.join(f'{q}×{k}' for q, k in sizes)}"
+        several = f"tiles of several sizes, each counted at its own size: {', '.join(f'{q}×{k}' for q, k in sizes)}"
         return (*([several] if len(sizes) > 1 else []), *self._reasons)
 
 
@@ -493,15 +511,15 @@ _WINDOWED = {"token", "query", "key"}
 
 
 def _longest(windows: Windows) -> Window:
-    """The first of some windows, as long as the longest of them: tables of its relation fit all of them."""
+    """Return the first window extended to the longest, so that tables of its relation fit every window."""
     first = next(iter(windows))
     return replace(first, n_q=int(windows.n_q.max()), n_k=int(windows.n_k.max()))
 
 
 def _inside(start: Int64, length: Int64, span: tuple[int, int]) -> tuple[Int64, Int64]:
-    """For each token of a span, the number of its window (-1: none) and its place there."""
+    """Return the index of the window of each token in a span (-1: none), and the token's position in that window."""
     tokens = np.arange(*span, dtype=np.int64)
     window = np.searchsorted(start, tokens, side="right") - 1
-    place_in = tokens - start[window]
-    outside = (window < 0) | (place_in >= length[window])
-    return np.where(outside, -1, window), np.where(outside, 0, place_in)
+    position = tokens - start[window]
+    outside = (window < 0) | (position >= length[window])
+    return np.where(outside, -1, window), np.where(outside, 0, position)

@@ -1,4 +1,4 @@
-"""The memory of a call, in bytes."""
+"""The memory of a call in bytes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ KIB = 1 << 10
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes that a call keeps, and its peak beyond its arguments and results.
+    """The bytes that a call saves, and the peaks of its forward and backward beyond arguments and results.
 
-    `saved`: q, k, v, out and LSE, which the backward is given. `forward`, `backward`: beyond q, k and v, out and LSE;
-    and beyond these, the gradient of out, and those of q, k and v. What is kept between calls (`SETTINGS`) is not in
-    them, nor the gradient of the LSE, which takes another copy of all operands.
+    `saved`: q, k, v, out and LSE, which are saved for the backward. `forward`: the peak beyond q, k, v, out and LSE.
+    `backward`: the peak beyond these, the gradient of out, and the gradients of q, k and v. Excluded are memory kept
+    between calls (`SETTINGS`) and a gradient of the LSE, which takes another copy of all operands.
     """
 
     saved: int
@@ -27,7 +27,7 @@ class Memory:
 
 
 def as_bytes(count: int) -> str:
-    """Bytes in a unit that fits."""
+    """Return a number of bytes as text in the largest unit that fits."""
     unit, name = next(
         (u, n) for u, n in ((KIB**3, "GiB"), (KIB**2, "MiB"), (KIB, "KiB"), (1, "B")) if count >= u or u == 1
     )

@@ -1,4 +1,4 @@
-"""Costs of selection, and of attention to selected blocks, on a CPU beside torch's kernel, in nanoseconds."""
+"""Rates of selection and of attention to selected blocks on a CPU, without torch's kernel, in nanoseconds."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ChoiceRates:
-    """Rates of one machine, for fp32 and the number of threads that they were measured with.
+    """Rates of a machine in nanoseconds, for fp32 and the number of threads with which they were measured.
 
-    Of a choice: `node`, of the expressions of a selection, whatever its size; `row` that chooses, and each `place` of
-    it, ranked by its scores; `ordered`, a place where a row's places are sorted; `product` of two vectors of 64
-    numbers; `operation`, an element of one operation of a score; `test`, an element of one node of a condition;
-    `pooled`, a number of keys or values that are averaged.
+    Selection: `node`, a node of the selection's expressions, whatever its size; `row`, a row that selects; `place`, a
+    candidate block of a row that is ranked by its score; `ordered`, a candidate where a row's candidates are sorted;
+    `product`, a dot product of two vectors of 64 elements; `operation`, an element of an operation of a score; `test`,
+    an element of a node of a condition; `pooled`, an element of keys or values that is averaged.
 
-    Of what was chosen: `listed`, a place of a row that is looked at for lists; `piece` and `piece_backward`, gathered
-    queries that meet a place, whatever its size; `taken`, a number of rows that is gathered; `merged`, one of what rows
-    have so far, which is gathered, merged by log-sum-exp and put back; `added`, one of the gradients of rows.
+    Attention: `listed`, a candidate of a row that is read to build lists; `piece` and `piece_backward`, a block with
+    its gathered queries, whatever its size; `taken`, an element of rows that is gathered; `merged`, an element of
+    partial results that is gathered, merged by log-sum-exp and scattered; `added`, an element of gradients of rows.
     """
 
     node: float
@@ -51,4 +51,4 @@ GUESSED = ChoiceRates(
     merged=1.5,
     added=0.8,
 )
-"""Two threads of a CPU with AVX-512, torch 2.13."""
+"""Rates of two threads of a CPU with AVX-512, torch 2.13."""

@@ -1,4 +1,4 @@
-"""Pairs of a relation counted exactly where the tiles of its plan do not say how many there are."""
+"""Count the visible pairs of a relation exactly where the tiles of its plan leave them uncounted."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from attnc.compiler.planning.schedule import blocks
 from attnc.spec.source import Span
 
 TILES = range(16, 257)
-"""Sides of the tiles that are counted."""
+"""Sides of tiles that may be used for counting."""
 
 MOST_TILES = 1 << 19
-"""Tiles that counting looks at in one level, at most."""
+"""Maximum number of tiles that counting visits on one level."""
 
 MOST_CLASS_ELEMENTS = 1 << 24
-"""Mask elements that counting evaluates, at most."""
+"""Maximum number of mask elements that counting evaluates."""
 
 
 def visible_pairs(relation: Index, n_q: int, n_k: int, origins: Mapping[Index, Span]) -> int | None:
     """Count the visible pairs of a relation; None where counting would take long.
 
-    Tiles whose side divides what the relation divides positions by meet its steps in their corners only, so that few
-    kinds of tiles are unlike each other: one of each kind is counted.
+    Where the side of the tiles divides the constants by which the relation divides positions, steps of the relation
+    meet tiles in their corners only. Then few classes of tiles differ, and one tile of each class is counted.
     """
     for side in _sides(relation):
         grid = TileGrid(n_q, n_k, side, side)
@@ -40,8 +40,8 @@ def visible_pairs(relation: Index, n_q: int, n_k: int, origins: Mapping[Index, S
 
 
 def _sides(relation: Index) -> list[int]:
-    """Sides of tiles to try: the largest divisor of what positions are divided by, all together and one by one."""
+    """Return the sides of tiles to try: the largest divisors of the relation's divisors, jointly and one by one."""
     periods = sorted((n for n in blocks(relation) if n >= TILES.start), reverse=True)
-    together = [gcd(*periods)] if periods else []
-    sides = [max((side for side in TILES if n % side == 0), default=0) for n in (*together, *periods)]
+    common = [gcd(*periods)] if periods else []
+    sides = [max((side for side in TILES if n % side == 0), default=0) for n in (*common, *periods)]
     return list(dict.fromkeys(side for side in sides if side))[:2]

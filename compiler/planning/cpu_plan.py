@@ -1,6 +1,6 @@
-"""The plan: what an executor does for one shape, as a short list of pieces on strided views.
+"""The plan of a call shape: a short list of pieces, each a kernel call on strided views, and their masks.
 
-A plan holds no tensor and no device state; masks are numpy arrays, and it may be printed, compared and sent elsewhere.
+A plan holds no tensor and no device state; masks are numpy arrays. It can be printed, compared and serialised.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ class StripAxis:
 
     @property
     def reach(self) -> int:
-        """From the first token to the last."""
+        """The distance from the first token to the last."""
         return (self.count - 1) * self.step + (self.length - 1) * self.stride
 
     @property
     def apart(self) -> bool:
-        """Whether the stretches share no token: each ends before the next, or all lie between two of the first's."""
+        """Whether stretches share no token: each ends before the next, or all fit between two tokens of the first."""
         return self.count <= 1 or self.step >= self.length * self.stride or 0 < self.step * self.count <= self.stride
 
 
@@ -59,9 +59,9 @@ class StripAxis:
 class Strip:
     """Stretches of tokens, along one axis or several: stretch (i, j, …) begins at `start + Σ i_a · step_a`.
 
-    Its tokens are those `Σ l_a · stride_a` after that, `l_a < length_a`; stretches and tokens are numbered with the
-    last axis fastest. Bricks of a grid of tokens have an axis for each of the grid's, anything else has one. Stretches
-    of queries never share a token; stretches of keys may (`step < length`, even 0).
+    Its tokens lie at distances `Σ l_a · stride_a` from there, with `l_a < length_a`; stretches and tokens are numbered
+    with the last axis fastest. Bricks of a grid of tokens have one axis for each axis of the grid; all other strips
+    have one axis. Stretches of queries never share a token; stretches of keys may (`step < length`, even 0).
     """
 
     start: int
@@ -69,12 +69,12 @@ class Strip:
 
     @property
     def count(self) -> int:
-        """Stretches."""
+        """The number of stretches."""
         return prod(axis.count for axis in self.axes)
 
     @property
     def length(self) -> int:
-        """Tokens of a stretch."""
+        """The number of tokens of a stretch."""
         return prod(axis.length for axis in self.axes)
 
     @property
@@ -84,19 +84,19 @@ class Strip:
 
     @property
     def is_plain(self) -> bool:
-        """Whether there is one axis, of adjacent tokens."""
+        """Whether the strip has a single axis of adjacent tokens."""
         return len(self.axes) == 1 and self.axes[0].stride == 1
 
     def starts(self) -> Tokens:
-        """The first token of every stretch."""
+        """Return the first token of every stretch."""
         return self.start + _lattice([(axis.count, axis.step) for axis in self.axes])
 
     def inside(self) -> Tokens:
-        """The tokens of a stretch, from its first."""
+        """Return the offsets of a stretch's tokens from its first token."""
         return _lattice([(axis.length, axis.stride) for axis in self.axes])
 
     def flat(self) -> Strip | None:
-        """Return the stretches along one axis, where their starts and their tokens are evenly spaced, else None."""
+        """Return the strip along one axis if its starts and its tokens are evenly spaced, else None."""
         if len(self.axes) == 1:
             return self
         counts = _merged([(axis.count, axis.step) for axis in self.axes])
@@ -117,12 +117,13 @@ class Strip:
             steps = ", ".join(str(axis.step) for axis in self.axes)
             return f"{counts} × bricks of {bricks} from {self.start} step {steps}"
         axis = self.axes[0]
-        one = f"{self.start}..{self.start + (axis.length - 1) * axis.stride + 1}"
-        one = one if axis.stride == 1 else f"{one} by {axis.stride}"
-        return one if axis.count == 1 else f"{axis.count} × [{one} step {axis.step}]"
+        text = f"{self.start}..{self.start + (axis.length - 1) * axis.stride + 1}"
+        text = text if axis.stride == 1 else f"{text} by {axis.stride}"
+        return text if axis.count == 1 else f"{axis.count} × [{text} step {axis.step}]"
 
 
 def _lattice(axes: Iterable[tuple[int, int]]) -> Tokens:
+    """Return all sums of multiples of the steps of (size, step) axes, the last axis fastest."""
     tokens = np.zeros(1, dtype=np.int64)
     for size, step in axes:
         tokens = (tokens[:, None] + np.arange(size, dtype=np.int64) * step).ravel()
@@ -130,10 +131,10 @@ def _lattice(axes: Iterable[tuple[int, int]]) -> Tokens:
 
 
 def _merged(axes: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """(size, step) of axes, the last fastest, those joined that together are evenly spaced; at least one."""
-    kept = [(size, step) for size, step in axes if size > 1] or axes[-1:]
-    result = kept[:1]
-    for size, step in kept[1:]:
+    """Return the (size, step) pairs of axes, last fastest, with evenly spaced neighbours joined; at least one pair."""
+    long_axes = [(size, step) for size, step in axes if size > 1] or axes[-1:]
+    result = long_axes[:1]
+    for size, step in long_axes[1:]:
         outer, outer_step = result[-1]
         if outer_step == size * step:
             result[-1] = (outer * size, step)
@@ -143,17 +144,17 @@ def _merged(axes: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def strip(start: int, step: int, count: int, length: int, stride: int = 1) -> Strip:
-    """Stretches along one axis."""
+    """Return a strip of `count` stretches along one axis."""
     return Strip(start, (StripAxis(step, count, length, stride),))
 
 
 def stretch(start: int, stop: int) -> Strip:
-    """One stretch of adjacent tokens."""
+    """Return a strip of one stretch of adjacent tokens."""
     return strip(start, 0, 1, stop - start)
 
 
 def is_triangular(mask: Mask) -> bool:
-    """Whether no row r sees a column beyond number r."""
+    """Whether row r sees no column after column r, for every r."""
     return not any(mask[r, r + 1 :].any() for r in range(min(mask.shape)))
 
 
@@ -165,16 +166,16 @@ class GridMask:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows, keys."""
+        """The shape of the mask: (rows, keys)."""
         return prod(f.shape[0] for f in self.factors), prod(f.shape[1] for f in self.factors)
 
     @property
     def is_triangular(self) -> bool:
-        """Whether no row r sees a column beyond number r, so that the kernel may leave those out."""
+        """Whether row r sees no column after column r, so that the kernel may skip those columns."""
         return len(self.factors) == 1 and is_triangular(self.factors[0])
 
     def whole(self) -> Mask:
-        """All factors multiplied out: bool (rows, keys)."""
+        """Return the product of all factors: bool (rows, keys)."""
         result = self.factors[0]
         for factor in self.factors[1:]:
             (a, b), (c, d) = result.shape, factor.shape
@@ -189,7 +190,7 @@ class PlanPiece:
     `mask`: "full" (all pairs), "causal" (row r of a stretch sees columns <= r; queries.length == keys.length),
     "exact" (each stretch's mask is computed when the piece runs), or an index into `Plan.masks`, shared by all
     stretches. `fresh`: no earlier piece of the group has written these rows; otherwise the result is merged by
-    log-sum-exp with what is there, which is nothing in rows that no piece has written.
+    log-sum-exp with the earlier result, which is empty in rows that no piece has written.
     """
 
     queries: Strip
@@ -206,7 +207,7 @@ class PlanPiece:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Batch entries and query heads that share one list of pieces. Rows in no piece see nothing."""
+    """Batch entries and query heads that share one list of pieces. A row in no piece sees no key."""
 
     batches: tuple[int, ...]
     heads: tuple[int, ...]
@@ -217,7 +218,8 @@ class Group:
 class TileCounts:
     """Tiles of the (head-summed, batch-summed) attention matrix by class, at the plan's tile size.
 
-    `total` counts dense attention's in natural order, the others those that the plan computes, in the order it takes.
+    `total` counts the tiles of dense attention in natural order; the other fields count the tiles that the plan
+    computes, in the plan's order of tokens.
     """
 
     total: int
@@ -227,7 +229,7 @@ class TileCounts:
 
 
 ExactMask = Callable[[int, int, int, int, int, int], Mask]
-"""(batch, head, row start, row stop, key start, key stop) → the relation there, (rows, keys)."""
+"""(batch, head, row start, row stop, key start, key stop) → the relation on these rows and keys: (rows, keys)."""
 
 
 _BYTES_OF_PIECE = 768
@@ -238,9 +240,9 @@ _BYTES_OF_PIECE = 768
 class Plan:
     """Pieces for every batch entry and head of one call shape, with the reasons for the choice.
 
-    `visible` is the number of visible pairs over batch and heads, None where it was not counted. `fallback` says why no
-    tile plan exists, where none does. `branches`: the plans of several attentions, by name, whose sums these are.
-    `executor`: "torch" is tiles as operations of torch on a GPU. `pattern`: its name.
+    `visible`: the number of visible pairs over batch and heads, None where it was not counted. `fallback`: why no tile
+    plan exists, None if one does. `branches`: the plans of several attentions by name, if this plan is their sum.
+    `executor`: "torch" computes tiles by operations of torch on a GPU. `pattern`: the name of the pattern.
     """
 
     n_q: int
@@ -275,12 +277,12 @@ class Plan:
 
     @property
     def memory(self) -> Memory | None:
-        """The memory of a call of one softmax over plain scores, in bytes; None: it is not told."""
+        """The memory in bytes of a call of one softmax over plain scores; None for any other call."""
         return self.memory_of()
 
     @property
     def cache(self) -> CacheNeed | None:
-        """The tokens that a cache must hold for the next ones; None: all, or it is not known."""
+        """The cached tokens that later queries may see; None: all tokens, or unknown."""
         return self.cache_of()
 
     def __str__(self) -> str:
@@ -290,22 +292,22 @@ class Plan:
 
 
 def joined(plans: Sequence[tuple[str, Plan]]) -> Plan:
-    """The plans of several attentions of one call as one, which only counts: each is run by itself."""
-    own = [plan for _, plan in plans]
-    visible = [plan.visible for plan in own]
+    """Return a plan that sums the plans of several attentions of a call; it only counts, each plan runs by itself."""
+    branch_plans = [plan for _, plan in plans]
+    visible = [plan.visible for plan in branch_plans]
     fallback = next((f"{name}: {plan.fallback}" for name, plan in plans if plan.fallback is not None), None)
-    t = [plan.tiles for plan in own]
+    tile_counts = [plan.tiles for plan in branch_plans]
     return replace(
-        own[0],
-        n_k=max(plan.n_k for plan in own),
-        tiles=TileCounts(*(sum(getattr(x, f) for x in t) for f in ("total", "live", "full", "partial"))),
+        branch_plans[0],
+        n_k=max(plan.n_k for plan in branch_plans),
+        tiles=TileCounts(*(sum(getattr(x, f) for x in tile_counts) for f in ("total", "live", "full", "partial"))),
         visible=None if None in visible else sum(n for n in visible if n is not None),
         groups=(),
         masks=(),
         schedule="branches",
-        reasons=(f"{len(own)} attentions, one after another, then what joins them",),
+        reasons=(f"{len(branch_plans)} attentions, run one after another and then combined",),
         fallback=fallback,
         branches=tuple(plans),
         memory_of=lambda: None,
-        cache_of=lambda: needed_by_all(plan.cache for plan in own),
+        cache_of=lambda: needed_by_all(plan.cache for plan in branch_plans),
     )

@@ -1,4 +1,4 @@
-"""Relations that ask for equal ids, `ids[q] == ids[k] and …`, where each id is one run: windows, as documents are."""
+"""Split relations that require equal ids, `ids[q] == ids[k] and …`, into one window for each run of an id."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from attnc.compiler.verify_ir import verified
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Equal:
-    """`data[q + of_q] == data[k + of_k]`."""
+class _IdComparison:
+    """The comparison `data[q + of_q] == data[k + of_k]`."""
 
     data: Data
     of_q: int
@@ -26,25 +26,26 @@ class _Equal:
 
 
 def windows_of_ids(relation: Index, n_q: int, n_k: int) -> list[tuple[Windows, Index]] | None:
-    """The windows in which rows and keys of a specialised relation have one id, with what else it asks there.
+    """Return the windows of rows and keys with one id of a specialised relation, each with the remaining condition.
 
-    None where it asks for no equal ids, where an id comes back after another one, or where what else it asks depends
-    on more than the distance between a row and a key, so that windows would not be alike.
+    None if the relation requires no equal ids, if an id appears again after another id, or if the remaining condition
+    depends on more than the distance between a row and a key, so that windows would differ.
     """
     parts = relation.operands if isinstance(relation, Bool) and relation.op == "and" else (relation,)
-    found = next(((i, equal) for i, part in enumerate(parts) if (equal := _equal(part, n_q, n_k))), None)
-    if found is None:
+    numbered = next(((i, equal) for i, part in enumerate(parts) if (equal := _id_comparison(part, n_q, n_k))), None)
+    if numbered is None:
         return None
-    number, equal = found
+    number, equal = numbered
     rest = fold.conjunction(*parts[:number], *parts[number + 1 :])
-    windows = _is_of_distance(rest) and _windows(equal, n_q, n_k)
+    windows = _depends_on_distance(rest) and _windows(equal, n_q, n_k)
     if not windows:
         return None
-    apart = windows.row - windows.key
-    return [(windows.take(some), _moved(rest, int(apart[some[0]]))) for some in alike(apart)]
+    distance = windows.row - windows.key
+    return [(windows.take(indices), _moved(rest, int(distance[indices[0]]))) for indices in alike(distance)]
 
 
-def _equal(part: Index, n_q: int, n_k: int) -> _Equal | None:
+def _id_comparison(part: Index, n_q: int, n_k: int) -> _IdComparison | None:
+    """Return a conjunct as a comparison of the ids of query and key, None for any other conjunct."""
     if not (isinstance(part, Compare) and part.op == "eq" and isinstance(part.value, Linear)):
         return None
     terms, constant = part.value.terms, part.value.constant
@@ -63,22 +64,23 @@ def _equal(part: Index, n_q: int, n_k: int) -> _Equal | None:
         return None
     data, of_q, of_k = reads["q"][0], reads["q"][1], reads["k"][1]
     inside = min(of_q, of_k) >= 0 and max(of_q + n_q, of_k + n_k) <= len(data.array)
-    return _Equal(data, of_q, of_k) if inside else None
+    return _IdComparison(data, of_q, of_k) if inside else None
 
 
-def _is_of_distance(rest: Index) -> bool:
-    """Whether it depends on `q - k` alone, and is defined for every distance."""
-    growth = Dependences().growth(rest)
-    defined = not any(isinstance(node, DataRead) or _divides(node) for node in walk(rest))
+def _depends_on_distance(condition: Index) -> bool:
+    """Whether a condition depends on `q - k` alone and is defined for every distance."""
+    growth = Dependences().growth(condition)
+    defined = not any(isinstance(node, DataRead) or _divides(node) for node in walk(condition))
     return defined and growth is not None and not growth.by and growth.tokens == 1
 
 
 def _divides(node: Index) -> bool:
+    """Whether a node may be undefined: a division or power by something that is not constant."""
     return isinstance(node, Arith) and node.op in ("floordiv", "mod", "pow") and not isinstance(node.operands[1], Const)
 
 
-def _windows(equal: _Equal, n_q: int, n_k: int) -> Windows | None:
-    """A window for each id that has rows and keys; None where an id comes back."""
+def _windows(equal: _IdComparison, n_q: int, n_k: int) -> Windows | None:
+    """Return a window for each id that has rows and keys; None if an id appears again after another id."""
     ids: NDArray[Any] = equal.data.array
     starts = np.append(0, np.flatnonzero(ids[1:] != ids[:-1]) + 1)
     if len(np.unique(ids[starts])) < len(starts):
@@ -91,11 +93,11 @@ def _windows(equal: _Equal, n_q: int, n_k: int) -> Windows | None:
 
 
 @verified
-def _moved(rest: Index, rows: int) -> Index:
+def _moved(condition: Index, rows: int) -> Index:
     """Return the relation of windows whose first row is `rows` tokens after their first key."""
     if not rows:
-        return rest
+        return condition
     return rewrite(
-        rest,
+        condition,
         lambda node: fold.add(node, fold.const(rows)) if isinstance(node, Position) and node.name == "q" else None,
     )

@@ -1,4 +1,4 @@
-"""Relations whose cover is a formula: everything, nothing, and the half plane under a diagonal. No tile is visited."""
+"""Covers by formula, without visiting a tile: everything, nothing, and the half plane under a diagonal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from attnc.compiler.planning.pieces import Cover
 
 
 def diagonal_shift(relation: Index) -> int | None:
-    """The c of `k <= q + c`, None for any other relation."""
+    """Return the c of a relation `k <= q + c`, None for any other relation."""
     if not (isinstance(relation, Compare) and relation.op == "ge" and isinstance(relation.value, Linear)):
         return None
     terms = {term.name: factor for term, factor in relation.value.terms if isinstance(term, Position)}
@@ -20,7 +20,7 @@ def diagonal_shift(relation: Index) -> int | None:
 
 
 def closed_cover(relation: Index, grid: TileGrid) -> Cover | None:
-    """The cover of a relation that has a formula, None for others."""
+    """Return the cover of a relation by a formula, None if no formula covers it."""
     if isinstance(relation, Truth):
         return _everything(grid) if relation.value else Cover((), (), 0, 0, 0)
     shift = diagonal_shift(relation)
@@ -35,7 +35,7 @@ def _everything(grid: TileGrid) -> Cover:
 
 
 def _half_plane(grid: TileGrid, shift: int) -> Cover:
-    """Row r sees the keys up to r + shift: a triangle, the rectangle left of it, and rows that see all."""
+    """Return the cover where row r sees keys up to r + shift: a triangle, the rectangle left of it, and full rows."""
     n_q, n_k = grid.n_q, grid.n_k
     first = min(max(0, -shift), n_q)
     last = min(max(first, min(n_q, n_k - shift)), n_q)
@@ -53,7 +53,7 @@ def _half_plane(grid: TileGrid, shift: int) -> Cover:
 
 
 def _tiles(grid: TileGrid, shift: int) -> tuple[int, int]:
-    """Full and live tiles under the diagonal."""
+    """Return the numbers of full and of live tiles under the diagonal."""
     if not grid.n_q or not grid.n_k:
         return 0, 0
     first = np.arange(grid.rows, dtype=np.int64) * grid.q_tile

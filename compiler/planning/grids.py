@@ -1,4 +1,4 @@
-"""Relations that read coordinates: cut where segments of tokens meet, and each part covered by bricks of its grid."""
+"""Cover relations that read coordinates: cut them where segments meet, and cover each part by bricks of its grid."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from attnc.compiler.rewrite import substitute, walk
 from attnc.spec.errors import EvaluationError
 
 MOST_CUTS = 8
+"""Maximum number of cuts along rows or keys; a relation with more is not cut."""
 
 Solve = Callable[[Index, int, int], "SolvedCover | None"]
-"""(relation, rows, keys) → a cover of a part that has no grid; None where it has no good one."""
+"""(relation, rows, keys) → the cover of a part without a grid; None if no good cover was found."""
 
 
 @dataclass(frozen=True, slots=True)
 class SolvedCover:
-    """A cover, the tile that it is counted in, and the tiles of that size that dense attention has."""
+    """A cover with its tile size, the number of such tiles of dense attention, and the cost in nanoseconds."""
 
     cover: Cover
     tile: int
@@ -36,7 +37,7 @@ class SolvedCover:
 
 @dataclass(frozen=True, slots=True)
 class GridCover:
-    """A cover by parts; `bricks` says of what sizes."""
+    """A cover of a relation by bricks; `bricks`: the sizes that occur, in tokens along each axis."""
 
     cover: Cover
     tile: int
@@ -47,7 +48,7 @@ class GridCover:
 
 @dataclass(frozen=True, slots=True)
 class _SegmentPair:
-    """Rows and keys of two segments, and the relation between them, over their own numbers."""
+    """Rows and keys of two segments, and the relation between them over positions within the segments."""
 
     row: int
     key: int
@@ -57,28 +58,28 @@ class _SegmentPair:
 
 
 def reads_coordinates(relation: Index) -> bool:
-    """Whether there is anything here to do."""
+    """Whether a relation reads coordinates, so that bricks may cover it."""
     return any(isinstance(node, Coord) for node in walk(relation))
 
 
 def cover_by_grid(
     relation: Index, n_q: int, n_k: int, rates: Rates, work: PieceWork, solve: Solve, rank: int = 0
 ) -> GridCover | None:
-    """The relation covered by bricks of its grids, None where it does not separate by axis.
+    """Return the cover of a relation by bricks of its grids, None if the relation does not separate by axis.
 
-    `rank`: which bricks are taken, of those that the cost model likes, the best first.
+    `rank`: which bricks are taken in the order of the cost model, 0 for the cheapest.
     """
     covers = _Covers(n_q * n_k, rates, work, solve, rank)
     try:
         for part in parts_of(relation, n_q, n_k):
             covers.add(part)
-    except (NotSeparableError, EvaluationError):  # a fault may be one that a condition on another axis guards
+    except (NotSeparableError, EvaluationError):  # a condition on another axis may guard against the fault
         return None
-    return covers.found() if covers.bricks else None
+    return covers.grid_cover() if covers.bricks else None
 
 
 class _Covers:
-    """Covers of parts, put together."""
+    """Collects the covers of the parts of a relation."""
 
     def __init__(self, pairs: int, rates: Rates, work: PieceWork, solve: Solve, rank: int) -> None:
         self.bricks: dict[tuple[int, ...], None] = {}
@@ -87,14 +88,14 @@ class _Covers:
         self._pairs = pairs
         self._most_pairs = max(1 << 16, min(1 << 22, pairs // 8192))
         self._solve = solve
-        self._gathered = CoverSum()
+        self._cover_sum = CoverSum()
         self._written: set[int] = set()
         self._tables: dict[tuple[Index, object], AxisTable] = {}
         self._total = 0
         self._cost = 0.0
 
     def add(self, part: _SegmentPair) -> None:
-        """Cover a part."""
+        """Cover a part and add its pieces; raise NotSeparableError if no cover is found."""
         grid = grid_of(part.relation, part.n_q) if part.n_q == part.n_k else None
         if grid is None:
             if part.n_q * part.n_k == self._pairs:
@@ -124,9 +125,10 @@ class _Covers:
         solved = self._solve(relation, extent, extent)
         return None if solved is None else (solved.cover, solved.tile)
 
-    def _take(self, part: _SegmentPair, found: Cover, total: int, cost: float) -> None:
+    def _take(self, part: _SegmentPair, part_cover: Cover, total: int, cost: float) -> None:
+        """Add the cover of a part, moved to the rows and keys of its segments."""
         fresh = part.row not in self._written
-        if found.pieces:
+        if part_cover.pieces:
             self._written.add(part.row)
         self._total += total
         self._cost += cost
@@ -137,16 +139,16 @@ class _Covers:
             queries, keys = piece.queries.moved(part.row), piece.keys.moved(part.key)
             return replace(piece, queries=queries, keys=keys, fresh=fresh and piece.fresh)
 
-        self._gathered.add(found, place)
+        self._cover_sum.add(part_cover, place)
 
-    def found(self) -> GridCover:
-        """All parts as one cover."""
+    def grid_cover(self) -> GridCover:
+        """Return the cover of all parts."""
         bricks = tuple(self.bricks)
-        return GridCover(self._gathered.cover(), max(map(prod, bricks)), self._total, self._cost, bricks)
+        return GridCover(self._cover_sum.cover(), max(map(prod, bricks)), self._total, self._cost, bricks)
 
 
 def parts_of(relation: Index, n_q: int, n_k: int) -> Iterator[_SegmentPair]:
-    """The relation cut at the rows and keys where its segments begin."""
+    """Yield the parts of a relation cut at the rows and keys where its segments begin; empty parts are left out."""
     q, k = fold.place("q"), fold.place("k")
     rows, keys = _cuts(relation, "q", n_q), _cuts(relation, "k", n_k)
     for row, row_stop in pairwise(rows):
@@ -155,14 +157,14 @@ def parts_of(relation: Index, n_q: int, n_k: int) -> Iterator[_SegmentPair]:
                 yield _SegmentPair(0, 0, n_q, n_k, relation)
                 return
             moved = substitute(relation, {q: fold.add(q, fold.const(row)), k: fold.add(k, fold.const(key))})
-            own = simplified(moved, (0, row_stop - row), (0, key_stop - key))
-            if not (isinstance(own, Truth) and not own.value):
-                yield _SegmentPair(row, key, row_stop - row, key_stop - key, own)
+            part_relation = simplified(moved, (0, row_stop - row), (0, key_stop - key))
+            if not (isinstance(part_relation, Truth) and not part_relation.value):
+                yield _SegmentPair(row, key, row_stop - row, key_stop - key, part_relation)
 
 
 def _cuts(relation: Index, name: str, n: int) -> list[int]:
-    """0, n, and the tokens at which a comparison with one position turns or a segment's coordinates begin."""
-    found = {0, n}
+    """Return 0, n, and the tokens at which a comparison of one position flips or a segment's coordinates begin."""
+    turns = {0, n}
     for node in walk(relation):
         if (
             isinstance(node, Compare)
@@ -172,12 +174,12 @@ def _cuts(relation: Index, name: str, n: int) -> list[int]:
         ):
             ((term, factor),) = node.value.terms
             if isinstance(term, Position) and term.name == name and abs(factor) == 1:
-                found.add(-node.value.constant if factor == 1 else node.value.constant + 1)
-        elif isinstance(node, Coord) and _is(node.position, name) and isinstance(node.offset, Const):
-            found.add(node.offset.value)
-    cuts = sorted(c for c in found if 0 <= c <= n)
+                turns.add(-node.value.constant if factor == 1 else node.value.constant + 1)
+        elif isinstance(node, Coord) and _is_position(node.position, name) and isinstance(node.offset, Const):
+            turns.add(node.offset.value)
+    cuts = sorted(c for c in turns if 0 <= c <= n)
     return cuts if len(cuts) <= MOST_CUTS + 2 else [0, n]
 
 
-def _is(node: Index, name: str) -> bool:
+def _is_position(node: Index, name: str) -> bool:
     return isinstance(node, Position) and node.name == name

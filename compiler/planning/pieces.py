@@ -1,4 +1,4 @@
-"""From runs to pieces: equal runs at even steps become one call on strided views."""
+"""Build pieces from runs: equal runs at even steps become one call on strided views."""
 
 from __future__ import annotations
 
@@ -33,12 +33,15 @@ from attnc.compiler.planning.runs import (
 from attnc.spec.source import Span
 
 MAX_MASK_ELEMENTS = 1 << 23
-"""Elements of all shared masks of one cover; a relation that needs more has its masks evaluated as it runs."""
+"""Maximum number of elements of all shared masks of a cover; beyond it, masks are evaluated as the pieces run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cover:
-    """Pieces that cover a relation exactly once, with the masks they name, and what was counted on the way."""
+    """Pieces that hold every visible pair of a relation once, with their masks and the counts of tiles and pairs.
+
+    `visible`: the number of visible pairs, None where it was not counted.
+    """
 
     pieces: tuple[PlanPiece, ...]
     masks: tuple[GridMask, ...]
@@ -48,56 +51,58 @@ class Cover:
 
 
 def cover(relation: Index, grid: TileGrid, origins: Mapping[Index, Span]) -> Cover:
-    """Pieces for a specialised relation on a tile grid.
+    """Return the cover of a specialised relation on a tile grid.
 
-    Where the partial tiles are too unlike each other to share masks, theirs are evaluated as the pieces run.
-    Raises TooManyTilesError or TooManyClassesError where tiles of this size do not describe it, and EvaluationError.
+    Where the partial tiles are too different to share masks, their masks are evaluated as the pieces run.
+    Raises TooManyTilesError or TooManyClassesError if tiles of this size do not describe the relation, and
+    EvaluationError if it faults.
     """
-    needed = simplified(relation, (0, grid.n_q), (0, grid.n_k)) if grid.n_q and grid.n_k else relation
-    tiles = find_repeated_tiles(needed, grid) or find_live_tiles(needed, grid)
+    simplified_relation = simplified(relation, (0, grid.n_q), (0, grid.n_k)) if grid.n_q and grid.n_k else relation
+    tiles = find_repeated_tiles(simplified_relation, grid) or find_live_tiles(simplified_relation, grid)
     try:
         return _cover(resolve(relation, tiles, origins))
     except TooManyClassesError:
         _check_worthwhile(tiles)
-    few = MAX_MASK_ELEMENTS // (4 * grid.q_tile * grid.k_tile)
+    most_classes = MAX_MASK_ELEMENTS // (4 * grid.q_tile * grid.k_tile)
     try:
-        return _cover(resolve(relation, tiles, origins, most=few))
+        return _cover(resolve(relation, tiles, origins, most=most_classes))
     except TooManyClassesError:
         return _cover(resolve(relation, tiles, origins, most=0))
 
 
 def _cover(resolved: ResolvedRuns) -> Cover:
+    """Return the cover of resolved live tiles."""
     tiles = resolved.tiles
     runs = cut_at_steps(find_runs(tiles), resolved)
-    groups, rest = staircases(runs, resolved)
+    groups, in_no_group = staircases(runs, resolved)
     builder = _Builder(tiles.grid, resolved)
     for group in groups:
         builder.add_staircase(runs, group)
-    rest_of_runs = split_runs(runs.take(rest))
+    other_runs = split_runs(runs.take(in_no_group))
     if (tiles.repeat > 1).any():
-        rest_of_runs = builder.add_repeated(rest_of_runs)
-    builder.add_runs(rest_of_runs)
+        other_runs = builder.add_repeated(other_runs)
+    builder.add_runs(other_runs)
     return Cover(builder.ordered(), builder.grid_masks(), tiles.full, tiles.partial, resolved.visible)
 
 
 def _check_worthwhile(tiles: LiveTiles) -> None:
-    """Raise TooManyClassesError where partial tiles are most of what lies between the live tiles of each row."""
+    """Raise TooManyClassesError if most tiles from the first to the last live tile of the rows are partial."""
     hulls = _hulls(tiles)
     if 2 * tiles.partial * tiles.grid.k_tile > sum(high - low for low, high in hulls.values()):
         raise TooManyClassesError
 
 
 class CoverSum:
-    """Covers of parts of a relation, put together: pieces placed, masks counted on, tiles and pairs added up."""
+    """The sum of covers of parts of a relation: pieces moved, masks renumbered, tiles and pairs added."""
 
     def __init__(self) -> None:
         self._pieces: list[PlanPiece] = []
         self._masks: list[GridMask] = []
-        self._first_mask: dict[int, tuple[int, Cover]] = {}  # by identity, which lasts as long as the part does
+        self._first_mask: dict[int, tuple[int, Cover]] = {}  # by id(part); the part is kept so that its id stays valid
         self._full = self._partial = self._visible = 0
 
     def add(self, part: Cover, place: Callable[[PlanPiece], PlanPiece]) -> None:
-        """Take in a part's cover, which has no exact masks; `place` moves a piece to the tokens of the whole."""
+        """Add a part's cover, which has no exact masks; `place` moves a piece to the tokens of the whole."""
         if id(part) not in self._first_mask:
             self._first_mask[id(part)] = len(self._masks), part
             self._masks.extend(part.masks)
@@ -111,13 +116,13 @@ class CoverSum:
         self._visible += part.visible or 0
 
     def cover(self) -> Cover:
-        """All parts as one cover."""
+        """Return the cover of all parts."""
         return Cover(join_pieces(self._pieces), tuple(self._masks), self._full, self._partial, self._visible)
 
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """The mask that runs of one signature share, and the rows and keys that it leaves of a run."""
+    """The mask shared by runs of one signature, and the part of a run that remains after hidden edges are cut off."""
 
     mask: Literal["full", "causal", "exact"] | int
     top: int
@@ -127,7 +132,7 @@ class _Shape:
 
 
 class _Builder:
-    """Collects pieces; `_written` marks the tile rows that have one."""
+    """Collects the pieces of a cover; `_written` marks the tile rows that already have a piece."""
 
     def __init__(self, grid: TileGrid, resolved: ResolvedRuns) -> None:
         self.masks: list[Mask] = []
@@ -137,15 +142,15 @@ class _Builder:
         self._written = np.zeros(grid.rows, dtype=np.bool_)
 
     def ordered(self) -> tuple[PlanPiece, ...]:
-        """The pieces, in the order in which they must run."""
+        """Return the pieces in the order in which they must run."""
         return join_pieces(self._pieces)
 
     def grid_masks(self) -> tuple[GridMask, ...]:
-        """The masks that the pieces name."""
+        """Return the masks to which the pieces refer by index."""
         return tuple(GridMask((mask,)) for mask in self.masks)
 
     def add_staircase(self, runs: Runs, group: Int64) -> None:
-        """A triangle on the diagonal, and the rectangle before it."""
+        """Add a triangle on the diagonal and the rectangle to the left of it."""
         first, last = group[0], group[-1]
         start, _ = self._grid.row_range(int(runs.row[first]))
         _, stop = self._grid.row_range(int(runs.row[last]))
@@ -158,84 +163,86 @@ class _Builder:
         self._written[runs.row[group]] = True
 
     def add_runs(self, runs: Runs) -> None:
-        """All other runs; one run of a row writes it, the others merge. A bucket has one run a row at most."""
+        """Add all other runs: one run of each row writes it, the others merge; a bucket has at most one run per row."""
         if not len(runs):
             return
-        row, keys, shape = runs.row, self._key_starts(runs.column), self._shapes_of(runs)
+        row, keys, shape = runs.row, self._key_starts(runs.column), self._shape_numbers(runs)
         bucket, size = self._buckets(runs, shape)
         fresh = self._first_of_row(row, size)
         part = bucket * 2 + ~fresh
-        order = np.argsort(part * self._grid.rows + row)  # no two are equal
+        order = np.argsort(part * self._grid.rows + row)  # the sort keys are unique
         shapes: dict[int, _Shape] = {}
         for group in even_steps(part[order], row[order], keys[order]):
             members = order[group]
-            one, more = int(members[0]), int(members[min(1, len(members) - 1)])
-            name = int(shape[one])
-            if name not in shapes:
-                shapes[name] = self._shape(runs, one)
-            steps = int(row[more] - row[one]), int(keys[more] - keys[one])
-            piece = self._piece(int(row[one]), int(keys[one]), steps, len(members), shapes[name])
-            self._pieces.append(piece if fresh[one] else replace(piece, fresh=False))
+            member, second = int(members[0]), int(members[min(1, len(members) - 1)])
+            shape_number = int(shape[member])
+            if shape_number not in shapes:
+                shapes[shape_number] = self._shape(runs, member)
+            steps = int(row[second] - row[member]), int(keys[second] - keys[member])
+            piece = self._piece(int(row[member]), int(keys[member]), steps, len(members), shapes[shape_number])
+            self._pieces.append(piece if fresh[member] else replace(piece, fresh=False))
 
-    def _shapes_of(self, runs: Runs) -> Int64:
-        """Runs of equal masks have equal numbers."""
+    def _shape_numbers(self, runs: Runs) -> Int64:
+        """Return a number for each run that is equal for runs with equal masks."""
         return kinds(combine(runs.signature, *map(mix, self._extents(runs)))).number
 
     def add_repeated(self, runs: Runs) -> Runs:
-        """Runs that rows one after another have, each below the last or further right; the others are returned."""
-        row, shape = runs.row, self._shapes_of(runs)
+        """Add runs that repeat in consecutive rows, straight below or shifted right, and return the remaining runs."""
+        row, shape = runs.row, self._shape_numbers(runs)
         span = self._grid.rows + self._grid.columns
         names = np.stack([shape * span + runs.column, shape * span + runs.column - row + self._grid.rows])
         sizes = np.stack([self._sizes(runs, name, slope) for slope, name in enumerate(names)])
         slope = np.where(runs.repeat > 1, runs.slope, (sizes[1] > sizes[0]).astype(np.int64))
         size, bucket = (np.where(slope, x[1], x[0]) for x in (sizes, names))
-        mine = (size >= SHARED) | (runs.repeat > 1)
-        if mine.any():
-            self._add_repeated(runs.take(mine), *(x[mine] for x in (shape, slope, bucket * 2 + slope, size)))
-        return runs.take(~mine)
+        repeated = (size >= SHARED) | (runs.repeat > 1)
+        if repeated.any():
+            self._add_repeated(runs.take(repeated), *(x[repeated] for x in (shape, slope, bucket * 2 + slope, size)))
+        return runs.take(~repeated)
 
     def _sizes(self, runs: Runs, bucket: Int64, slope: int) -> Int64:
-        """How many runs, those of another slope apart, are in the bucket of each."""
-        found = kinds(bucket)
-        mine = np.where((runs.repeat == 1) | (runs.slope == slope), runs.repeat, 0)
-        return np.bincount(found.number, weights=mine).astype(np.int64)[found.number]
+        """Return the number of runs in the bucket of each run, without repeated runs of the other slope."""
+        buckets = kinds(bucket)
+        counted = np.where((runs.repeat == 1) | (runs.slope == slope), runs.repeat, 0)
+        return np.bincount(buckets.number, weights=counted).astype(np.int64)[buckets.number]
 
     def _add_repeated(self, runs: Runs, shape: Int64, slope: Int64, bucket: Int64, size: Int64) -> None:
+        """Add runs as one piece for every sequence of rows that continues without a gap."""
         row, keys, repeat = runs.row, self._key_starts(runs.column), runs.repeat
         fresh = self._first_of_row(row, size)
         part = kinds(bucket * 2 + ~fresh).number
-        order = np.argsort(part * self._grid.rows + row)  # no two are equal
+        order = np.argsort(part * self._grid.rows + row)  # the sort keys are unique
         step = slope * self._grid.k_tile
         follows = (part[order][1:] == part[order][:-1]) & ((row + repeat)[order][:-1] == row[order][1:])
         follows &= keys[order][1:] - keys[order][:-1] == (repeat * step)[order][:-1]
         shapes: dict[int, _Shape] = {}
         for group in np.split(order, np.flatnonzero(~follows) + 1):
-            one = int(group[0])
-            name, count = int(shape[one]), int(repeat[group].sum())
-            if name not in shapes:
-                shapes[name] = self._shape(runs, one)
-            piece = self._piece(int(row[one]), int(keys[one]), (1, int(step[one])), count, shapes[name])
-            self._pieces.append(piece if fresh[one] else replace(piece, fresh=False))
+            run = int(group[0])
+            shape_number, count = int(shape[run]), int(repeat[group].sum())
+            if shape_number not in shapes:
+                shapes[shape_number] = self._shape(runs, run)
+            piece = self._piece(int(row[run]), int(keys[run]), (1, int(step[run])), count, shapes[shape_number])
+            self._pieces.append(piece if fresh[run] else replace(piece, fresh=False))
         for first, stop in zip(row.tolist(), (row + repeat).tolist(), strict=True):
             self._written[first:stop] = True
 
     def _buckets(self, runs: Runs, shape: Int64) -> tuple[Int64, Int64]:
-        """Runs of one shape along a diagonal or below each other, whichever are more; the rest by place in the row.
+        """Return the bucket of each run and the number of runs in it.
 
-        The bucket of each run, and how many runs it has.
+        A bucket holds runs of one shape along a diagonal or in one column, whichever are more; runs that share with
+        too few others are grouped by their number within the row.
         """
         row, column = runs.row, runs.column
         span = self._grid.rows + self._grid.columns
-        diagonal, below = shape * span + (column - row + self._grid.rows), shape * span + column
-        many, others = _occurrences(diagonal), _occurrences(below)
-        place = np.arange(len(row)) - np.searchsorted(row, row)
-        alone = np.maximum(many, others) < SHARED
-        bucket = np.where(many >= others, diagonal * 3, below * 3 + 1)
-        bucket = np.where(alone, (shape * span + place) * 3 + 2, bucket)
-        return bucket, np.where(alone, 1, np.maximum(many, others))
+        diagonal, vertical = shape * span + (column - row + self._grid.rows), shape * span + column
+        diagonal_size, vertical_size = _occurrences(diagonal), _occurrences(vertical)
+        number_in_row = np.arange(len(row)) - np.searchsorted(row, row)
+        is_rare = np.maximum(diagonal_size, vertical_size) < SHARED
+        bucket = np.where(diagonal_size >= vertical_size, diagonal * 3, vertical * 3 + 1)
+        bucket = np.where(is_rare, (shape * span + number_in_row) * 3 + 2, bucket)
+        return bucket, np.where(is_rare, 1, np.maximum(diagonal_size, vertical_size))
 
     def _first_of_row(self, row: Int64, size: Int64) -> NDArray[np.bool_]:
-        """In each row that has no piece yet, the run of the largest bucket."""
+        """Mark, in each row that has no piece yet, the run of the largest bucket."""
         starts = np.flatnonzero(np.append(True, row[1:] != row[:-1]))
         length = np.diff(np.append(starts, len(row)))
         score = size * len(row) - np.arange(len(row))
@@ -245,7 +252,7 @@ class _Builder:
         return np.maximum(self._grid.k_origin + column * self._grid.k_tile, 0)
 
     def _extents(self, runs: Runs) -> tuple[Int64, Int64, Int64]:
-        """Height, and widths of the first and last tile: the edges of the matrix clip them."""
+        """Return the heights of runs and the widths of their first and last tile, clipped by the matrix."""
         grid = self._grid
         start = runs.row * grid.q_tile
         height = np.minimum(start + grid.q_tile, grid.n_q) - start
@@ -256,6 +263,7 @@ class _Builder:
         return height, widths[0], widths[1]
 
     def _shape(self, runs: Runs, i: int) -> _Shape:
+        """Return the mask of run i and its extent without hidden edge rows and columns."""
         parts = runs.parts(i)
         kinds_of_parts = {kind for _, _, kind in parts}
         if EVALUATED in kinds_of_parts or kinds_of_parts == {0}:
@@ -266,24 +274,25 @@ class _Builder:
         mask = run_mask(runs, i, self._resolved)
         (top, bottom), (left, right) = (_extent(np.asarray(mask.any(axis=axis))) for axis in (1, 0))
         mask = mask[top:bottom, left:right]
-        return _Shape(self._name(mask), top, bottom - top, left, right - left)
+        return _Shape(self._mask_name(mask), top, bottom - top, left, right - left)
 
-    def _name(self, mask: Mask) -> Literal["full", "causal"] | int:
+    def _mask_name(self, mask: Mask) -> Literal["full", "causal"] | int:
         if mask.all():
             return "full"
         return "causal" if is_diagonal(mask) else self._mask_index(np.ascontiguousarray(mask))
 
     def _mask_index(self, mask: Mask) -> int:
-        for i, known in enumerate(self.masks):
-            if known.shape == mask.shape and np.array_equal(known, mask):
+        """Return the index of a shared mask, which is appended if no equal mask exists."""
+        for i, shared in enumerate(self.masks):
+            if shared.shape == mask.shape and np.array_equal(shared, mask):
                 return i
-        if sum(known.size for known in self.masks) + mask.size > MAX_MASK_ELEMENTS:
+        if sum(shared.size for shared in self.masks) + mask.size > MAX_MASK_ELEMENTS:
             raise TooManyClassesError
         self.masks.append(mask)
         return len(self.masks) - 1
 
     def _piece(self, row: int, key: int, steps: tuple[int, int], count: int, shape: _Shape) -> PlanPiece:
-        """`count` runs, so many tile rows and keys apart."""
+        """Return the piece of `count` runs of one shape; `steps`: tile rows and keys from one run to the next."""
         start, stop = self._grid.row_range(row)
         whole_rows = shape.height == stop - start
         start, key = start + shape.top, key + shape.left
@@ -295,39 +304,39 @@ class _Builder:
         return PlanPiece(queries, strip(key, k_step, count, shape.width), shape.mask)
 
 
-def _extent(seen: NDArray[np.bool_]) -> tuple[int, int]:
-    """From the first that is marked to the last, half-open."""
-    at = np.flatnonzero(seen)
-    return int(at[0]), int(at[-1]) + 1
+def _extent(marks: NDArray[np.bool_]) -> tuple[int, int]:
+    """Return the half-open range from the first marked entry to the last."""
+    marked = np.flatnonzero(marks)
+    return int(marked[0]), int(marked[-1]) + 1
 
 
 def _occurrences(names: Int64) -> Int64:
-    """How often each name occurs."""
+    """Return, for each entry, how often its name occurs."""
     if int(names.max()) <= 16 * len(names) + (1 << 16):
         return np.bincount(names)[names]
-    found = kinds(names)
-    return found.members[found.number]
+    groups = kinds(names)
+    return groups.members[groups.number]
 
 
 def even_steps(bucket: Int64, row: Int64, key: Int64) -> Iterator[slice]:
-    """Stretches of entries of one bucket whose rows and keys advance by constant steps, keys not backwards.
+    """Yield slices of entries of one bucket whose rows and keys advance by constant steps, keys never backwards.
 
-    Buckets stand together, each by row.
+    The entries are sorted by bucket, then by row.
     """
     rows, keys = np.diff(row), np.diff(key)
     joins = (bucket[1:] == bucket[:-1]) & (keys >= 0)
     same = joins[1:] & joins[:-1] & (rows[1:] == rows[:-1]) & (keys[1:] == keys[:-1])
     ends = np.flatnonzero(np.append(~same, True)) + 1  # the entry at which each stretch of equal steps ends
     end_of = ends[np.searchsorted(ends, np.arange(1, len(joins) + 1))] if len(joins) else ends
-    at = 0
-    while at < len(row):
-        stop = int(end_of[at]) + 1 if at < len(joins) and joins[at] else at + 1
-        yield slice(at, stop)
-        at = stop
+    begin = 0
+    while begin < len(row):
+        stop = int(end_of[begin]) + 1 if begin < len(joins) and joins[begin] else begin + 1
+        yield slice(begin, stop)
+        begin = stop
 
 
 def dense_cover(grid: TileGrid, tiles: LiveTiles | None) -> Cover:
-    """Blocks of rows against the keys from the first to the last live tile, masks evaluated when the pieces run."""
+    """Return blocks of rows against the keys from the first to the last live tile, with masks evaluated at run time."""
     pieces = []
     hulls = None if tiles is None else _hulls(tiles)
     for row in range(grid.rows):
@@ -341,7 +350,7 @@ def dense_cover(grid: TileGrid, tiles: LiveTiles | None) -> Cover:
 
 
 def _hulls(tiles: LiveTiles) -> dict[int, tuple[int, int]]:
-    """The keys from the first to the last live tile of each tile row."""
+    """Return, by tile row, the range of keys from its first to its last live tile."""
     if not len(tiles.row):
         return {}
     first = np.flatnonzero(np.append(True, tiles.row[1:] != tiles.row[:-1]))
@@ -354,7 +363,7 @@ def _hulls(tiles: LiveTiles) -> dict[int, tuple[int, int]]:
 
 
 def join_pieces(pieces: Iterable[PlanPiece]) -> tuple[PlanPiece, ...]:
-    """Pieces that write rows first, then those that merge; alike single stretches at even steps become one piece."""
+    """Return the pieces that write rows, then the pieces that merge; equal stretches at even steps become one piece."""
     result: list[PlanPiece] = []
     for piece in sorted(pieces, key=lambda p: not p.fresh):
         joined = _join(result[-1], piece) if result else None
@@ -366,6 +375,7 @@ def join_pieces(pieces: Iterable[PlanPiece]) -> tuple[PlanPiece, ...]:
 
 
 def _join(a: PlanPiece, b: PlanPiece) -> PlanPiece | None:
+    """Return the piece `a` extended by the single stretch of `b`, None where they do not fit together."""
     if (a.mask, a.fresh) != (b.mask, b.fresh) or a.mask == "exact" or b.queries.count != 1:
         return None
     queries, keys = _append(a.queries, b.queries), _append(a.keys, b.keys)
@@ -375,12 +385,12 @@ def _join(a: PlanPiece, b: PlanPiece) -> PlanPiece | None:
 
 
 def _append(a: Strip, b: Strip) -> Strip | None:
-    """The stretches of `a` and the one of `b`, both along one axis, where they are alike and evenly spaced."""
+    """Return the stretches of `a` and the single one of `b` as one strip if alike and evenly spaced, else None."""
     if len(a.axes) > 1 or len(b.axes) > 1:
         return None
-    one, other = a.axes[0], b.axes[0]
-    step = b.start - (a.start + (one.count - 1) * one.step)
-    alike = (one.length, one.stride) == (other.length, other.stride)
-    if not alike or step < 0 or (one.count > 1 and step != one.step):
+    axis, added = a.axes[0], b.axes[0]
+    step = b.start - (a.start + (axis.count - 1) * axis.step)
+    equal = (axis.length, axis.stride) == (added.length, added.stride)
+    if not equal or step < 0 or (axis.count > 1 and step != axis.step):
         return None
-    return Strip(a.start, (StripAxis(step, one.count + 1, one.length, one.stride),))
+    return Strip(a.start, (StripAxis(step, axis.count + 1, axis.length, axis.stride),))

@@ -1,15 +1,15 @@
-"""A plan as text."""
+"""Print a plan as text."""
 
 from __future__ import annotations
 
 from attnc.compiler.planning.cpu_plan import Group, Plan, PlanPiece
 
 SHOWN = 12
-"""Pieces printed for one group; more are counted."""
+"""Maximum number of pieces that are printed for a group; further pieces are only counted."""
 
 
 def print_plan(plan: Plan) -> str:
-    """Sizes, tile counts, pieces and reasons, a line each."""
+    """Return a plan as text: sizes, tile counts, pieces and reasons, a line each."""
     t = plan.tiles
     visible = "" if plan.visible is None else f", {plan.visible} visible pairs ({_share(plan)})"
     lines = [

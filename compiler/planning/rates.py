@@ -1,6 +1,6 @@
-"""The cost of a piece on a CPU, in nanoseconds: rates of torch's flash kernel and of the work around it.
+"""The cost of a piece on a CPU in nanoseconds, from the rates of torch's flash kernel and of the work around it.
 
-Only ratios matter: they rank schedules. A machine's own rates come from `runtime.cpu.calibration`.
+Only ratios matter: they rank schedules. `runtime.cpu.calibration` measures the rates of a machine.
 """
 
 from __future__ import annotations
@@ -13,44 +13,48 @@ from attnc.compiler.planning.choice_rates import GUESSED, ChoiceRates
 from attnc.compiler.planning.cpu_plan import PlanPiece
 
 ROWS = (32, 64, 128, 256, 512)
-"""Rows of a stretch at which element rates are known."""
+"""Numbers of rows of a stretch for which element rates are measured."""
 
 WIDTHS = (64, 128)
-"""Head dimensions at which element rates are known."""
+"""Head dimensions for which element rates are measured."""
 
 Table = tuple[tuple[float, ...], tuple[float, ...]]
 """Nanoseconds for one score element, by width and rows."""
 
 
 KEY_BLOCK = 512
-"""Keys that the kernel takes at once: of a causal call it leaves out only blocks of so many."""
+"""Number of keys of a block of the kernel; of a causal call the kernel skips only whole blocks."""
 
 
 def computed(piece: PlanPiece, *, trimmed: bool = False) -> int:
-    """Score elements that the kernel computes for a piece; `trimmed`: of a mask, no more than under the diagonal."""
+    """Return the score elements that the kernel computes for a piece.
+
+    `trimmed`: a masked piece is computed on and under the diagonal only, like a causal one.
+    """
     rows, keys = piece.queries.length, piece.keys.length
     if piece.mask != "causal" and not trimmed:
         return piece.queries.count * rows * keys
-    blocks, rest = divmod(min(rows, keys), KEY_BLOCK)
-    # the rows from 512 · j on compute the block of keys j, which is shorter at the end
-    whole = KEY_BLOCK * (blocks * rows - KEY_BLOCK * (blocks * (blocks - 1) // 2))
-    last = (rows - KEY_BLOCK * blocks) * min(KEY_BLOCK, keys - KEY_BLOCK * blocks) if rest else 0
-    return piece.queries.count * (whole + last)
+    blocks, remaining_keys = divmod(min(rows, keys), KEY_BLOCK)
+    # block j of keys is computed by the rows from 512 · j on; the last block is shorter
+    whole_blocks = KEY_BLOCK * (blocks * rows - KEY_BLOCK * (blocks * (blocks - 1) // 2))
+    last_block = (rows - KEY_BLOCK * blocks) * min(KEY_BLOCK, keys - KEY_BLOCK * blocks) if remaining_keys else 0
+    return piece.queries.count * (whole_blocks + last_block)
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Rates of one machine, for the number of threads that they were measured with.
+    """The rates of a machine in nanoseconds, for the number of threads with which they were measured.
 
-    `elements`: score elements by dtype. `masked`: how much longer an element with an additive mask takes. `call`: one
-    piece, whatever its size. `merge`: an element of the output of a piece that is merged by log-sum-exp. `copy`: a
-    number of a tensor copied to where a brick stands together. `mask`: an element of a shared mask put together.
-    `evaluate`: an element of a mask, one node of the relation, evaluated when the piece runs. `backward`: how much
-    longer the backward takes than the forward, by dtype. `row`: a row of queries with few keys, by dtype, at the first
-    of `WIDTHS`; a row of `KEY_BLOCK` keys has it in its elements. `peak`: an element of long dense calls, by dtype and
-    width, than which nothing is faster; of what is not known, the best of `elements`. `alone`: how much longer the
-    backward takes of one kv head, which torch's kernel gives to one thread, by dtype. `choices`: of what is chosen by
-    content. `source`: where they come from. `spread`: the largest factor between two minima of one measurement.
+    `elements`: a score element, by dtype, width and rows. `masked`: the factor of an element with an additive mask.
+    `call`: the fixed cost of a piece. `merge`: an output element that is merged by log-sum-exp. `copy`: an element that
+    is copied so that a brick is contiguous. `mask`: an element of a shared mask that is assembled. `evaluate`: an
+    element of a mask evaluated as the piece runs, for each node of the relation. `backward`: the time of the backward
+    over that of the forward, by dtype. `row`: the extra cost of a query row with few keys, by dtype, at `WIDTHS[0]`; a
+    row of `KEY_BLOCK` keys has this cost in its elements. `peak`: an element of long dense calls, the fastest that the
+    machine reaches, by dtype and width; a dtype without it uses the fastest of `elements`. `alone`: the factor of the
+    backward with a single kv head, which torch's kernel gives to one thread, by dtype. `choices`: rates of selection
+    and of attention to selected blocks. `source`: where the rates come from. `spread`: the largest factor between two
+    minima of one measurement.
     """
 
     elements: Mapping[str, Table]
@@ -69,14 +73,14 @@ class Rates:
     spread: float = 1.0
 
     def element(self, dtype: str, rows: int, head_dim: int) -> float:
-        """One score element in a stretch of `rows` rows, linear in the head dimension."""
-        at = max(bisect_right(ROWS, rows) - 1, 0)
-        narrow, wide = (row[at] for row in self.elements.get(dtype, self.elements["float32"]))
+        """Return the nanoseconds of a score element in a stretch of `rows` rows, linear in the head dimension."""
+        i = max(bisect_right(ROWS, rows) - 1, 0)
+        narrow, wide = (row[i] for row in self.elements.get(dtype, self.elements["float32"]))
         slope = (wide - narrow) / (WIDTHS[1] - WIDTHS[0])
         return max(narrow + (head_dim - WIDTHS[0]) * slope, narrow / 4)
 
     def best(self, dtype: str, head_dim: int) -> float:
-        """The least that a score element takes."""
+        """Return the nanoseconds of a score element at the fastest known rate."""
         result = min(self.element(dtype, rows, head_dim) for rows in ROWS)
         if dtype not in self.peak:
             return result
@@ -85,20 +89,20 @@ class Rates:
         return min(result, max(narrow + (head_dim - WIDTHS[0]) * slope, narrow / 4))
 
     def longer(self, dtype: str, kv_lanes: int, threads: int) -> float:
-        """How much longer torch's backward takes than its forward, which gives kv heads to threads."""
+        """Return the time of torch's backward over its forward; the backward gives each kv head to one thread."""
         idle = max(threads - kv_lanes, 0) / max(threads - 1, 1)
         return self.backward.get(dtype, 2.5) * (1 + idle * (self.alone.get(dtype, 1.0) - 1))
 
     def piece(self, piece: PlanPiece, work: PieceWork, trimmed: bool = False) -> float:
-        """All calls of one piece; `trimmed`: of a mask the kernel takes only what is on and under the diagonal."""
+        """Return the nanoseconds of all calls of a piece; `trimmed`: a mask is computed up to the diagonal only."""
         elements = computed(piece, trimmed=trimmed)
         time = elements * self.element(work.dtype, piece.queries.length, work.head_dim) * work.lanes
         if piece.mask not in ("full", "causal"):
             time *= self.masked.get(work.dtype, self.masked["float32"])
-        few = 1 - piece.keys.length / KEY_BLOCK
-        if few > 0:
+        missing_share = 1 - piece.keys.length / KEY_BLOCK
+        if missing_share > 0:
             row = self.row.get(work.dtype, 0.0) * work.head_dim / WIDTHS[0]
-            time += piece.queries.count * piece.queries.length * work.lanes * few * row
+            time += piece.queries.count * piece.queries.length * work.lanes * missing_share * row
         if isinstance(piece.mask, int):
             time += piece.queries.length * piece.keys.length * self.mask
         if piece.mask == "exact":
@@ -117,7 +121,7 @@ class Rates:
 class PieceWork:
     """The size of a piece: `lanes` is batch × heads, `nodes` the number of nodes of the relation.
 
-    `copies`: the piece stands for so many alike, which are one call if it is a single stretch.
+    `copies`: the number of equal pieces that this one represents; they are one call if the piece is a single stretch.
     """
 
     dtype: str
@@ -134,7 +138,7 @@ _PLAIN_HALF: Table = ((3.30, 3.20, 3.00, 2.77, 2.70), (6.00, 5.50, 5.50, 4.90, 4
 
 
 def doubled(table: Table) -> Table:
-    """Everything taking twice the time, as fp64 is guessed to against fp32."""
+    """Return the table with all rates doubled, which is the guess for fp64 from fp32."""
     narrow, wide = (tuple(2 * x for x in row) for row in table)
     return narrow, wide
 
@@ -176,4 +180,4 @@ PLAIN = Rates(
     backward={"float32": 2.1, "bfloat16": 2.3, "float16": 2.3, "float64": 2.1},
     source="two threads of a CPU with AVX2, torch 2.13",
 )
-"""Rates of a machine that does not."""
+"""Rates of a machine that does not multiply half types in hardware."""

@@ -1,4 +1,4 @@
-"""Ways to cover a relation, by name: what may be tried beside the model's first choice, and asked for again."""
+"""Recipes: named ways to cover a relation, which tuning tries besides the cost model's choice and stores as text."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from attnc.compiler.planning.schedule import (
     by_residues,
     by_tiles,
     dense_choice,
-    halved,
     tile_sizes,
+    with_halves,
 )
 
 Order = Literal["formula", "grid", "residues", "tiles", "whole", "dense"]
 BRICKS = 5
-"""Shapes of bricks that are tried."""
+"""Number of shapes of bricks that are tried."""
 
 _ORDERS: tuple[str, ...] = get_args(Order)
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a relation is covered: in which order of tokens, with tiles of which side; "whole": one tile for all; of a
-    grid `tile` is the place of its bricks among those that the cost model likes, the best first.
+    """A way to cover a relation: the order of tokens and the side of tiles.
 
-    `apart`: full parts of masked stretches by themselves; `halves`: short triangles in two.
+    `order`: "whole" is one tile of everything. `tile`: the side of tiles; for "grid" the rank of the bricks in the cost
+    model, 0 the cheapest. `apart`: whether full parts of masked stretches are split off. `halves`: whether short
+    triangles are split in two.
     """
 
     order: Order
@@ -46,20 +47,22 @@ class Recipe:
 
 
 def read_recipe(text: str) -> Recipe | None:
-    """The recipe that is written so, None for any other text."""
-    head, *more = text.split(", ")
+    """Return the recipe whose text this is, None for any other text."""
+    head, *options = text.split(", ")
     order, _, tile = head.partition(" ")
     if order not in _ORDERS or (tile and not (tile.isascii() and tile.isdigit() and len(tile) < 10)):
         return None
-    found = Recipe(cast("Order", order), int(tile or 0), "full parts apart" in more, "triangles in halves" in more)
-    return found if str(found) == text else None
+    recipe = Recipe(
+        cast("Order", order), int(tile or 0), "full parts apart" in options, "triangles in halves" in options
+    )
+    return recipe if str(recipe) == text else None
 
 
 def covered(problem: CoverProblem, recipe: Recipe) -> CoverChoice | None:
-    """The cover of a relation by a recipe; None where it has none."""
+    """Return the cover of a relation by a recipe, None if the recipe does not apply."""
     if recipe.halves:
-        whole = covered(problem, replace(recipe, halves=False))
-        return None if whole is None else halved(problem, whole)
+        undivided = covered(problem, replace(recipe, halves=False))
+        return None if undivided is None else with_halves(problem, undivided)
     match recipe.order:
         case "formula":
             return by_formula(problem)
@@ -71,35 +74,35 @@ def covered(problem: CoverProblem, recipe: Recipe) -> CoverChoice | None:
             return dense_choice(problem)
         case "tiles" | "whole":
             tile = _side(problem, recipe)
-            found = [] if tile is None else by_tiles(problem, tile, [])
-            return found[recipe.apart] if len(found) > recipe.apart else None
+            covers = [] if tile is None else by_tiles(problem, tile, [])
+            return covers[recipe.apart] if len(covers) > recipe.apart else None
 
 
 def _side(problem: CoverProblem, recipe: Recipe) -> int | None:
-    """The side of tiles; None for one that the model would not look at either."""
+    """Return the side of a recipe's tiles, None if the cost model would not try it either."""
     if recipe.order == "whole":
         return max(problem.n_q, problem.n_k, 1) if problem.n_q * problem.n_k <= SMALL else None
     return recipe.tile if recipe.tile in tile_sizes(problem) else None
 
 
 def recipes(problem: CoverProblem) -> Iterator[tuple[Recipe, CoverChoice]]:
-    """Every cover of a relation that there is, with its recipe."""
+    """Yield every cover of a relation that some recipe gives, with its recipe."""
     plain = [Recipe(order) for order in ("formula", "residues", "dense")]
     plain += [Recipe("grid", rank) for rank in range(BRICKS)] if reads_coordinates(problem.relation) else []
-    one = _side(problem, Recipe("whole"))
+    whole_side = _side(problem, Recipe("whole"))
     for tile in tile_sizes(problem):
-        own = Recipe("whole") if tile == one else Recipe("tiles", tile)
-        plain += [own, replace(own, apart=True)]
+        tile_recipe = Recipe("whole") if tile == whole_side else Recipe("tiles", tile)
+        plain += [tile_recipe, replace(tile_recipe, apart=True)]
     for recipe in plain:
         choice = covered(problem, recipe)
         if choice is None:
             continue
         yield recipe, choice
-        halves = halved(problem, choice)
+        halves = with_halves(problem, choice)
         if halves is not None:
             yield replace(recipe, halves=True), halves
 
 
 def alternatives(problem: CoverProblem) -> list[CoverChoice]:
-    """Every cover that there is of a relation, the cheapest first, where `choose` stops once it has a good one."""
+    """Return all covers of a relation, the cheapest first; `choose` stops earlier, at the first good cover."""
     return sorted((choice for _, choice in recipes(problem)), key=lambda choice: choice.cost)

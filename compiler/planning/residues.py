@@ -1,8 +1,8 @@
-"""Relations that hold only where `q - k` has one remainder: each class of residues is a dense problem of its own.
+"""Relations that hold only where `q - k` has one remainder: each residue class is a separate dense problem.
 
 Substituting q = d·a + s and k = d·b + u makes `(q - k) % d == t` true where u ≡ s - t and false elsewhere, so that a
-dilated relation becomes d undilated ones, each on every d-th token. A disjunction is split into parts that do not
-overlap: what has no congruence stays in natural order, the rest (without what is covered already) goes by classes.
+dilated relation becomes d undilated ones, each on every d-th token. A disjunction is split into disjoint parts: parts
+without a congruence stay in natural order; parts with a congruence, minus the parts before them, go by residue class.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from attnc.compiler.rewrite import substitute, walk
 from attnc.compiler.verify_ir import verified
 
 MOST_CLASSES = 1024
+"""Maximum number of residue classes; a congruence with a larger divisor is ignored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Congruence:
-    """`q - k ≡ offset` modulo `divisor`."""
+    """The congruence `q - k ≡ offset` modulo `divisor`."""
 
     divisor: int
     offset: int
@@ -29,7 +30,7 @@ class Congruence:
 
 @dataclass(frozen=True, slots=True)
 class CongruentPart:
-    """A part of a relation and the congruence that holds wherever it does, None for what stays in natural order."""
+    """A part of a relation and a congruence that it implies; None: the part stays in natural order."""
 
     relation: Index
     congruence: Congruence | None
@@ -37,7 +38,7 @@ class CongruentPart:
 
 @dataclass(frozen=True, slots=True)
 class Residue:
-    """One class: rows `row, row + divisor, …`, keys `key, key + divisor, …`, and the relation over their numbers."""
+    """A residue class: rows `row, row + divisor, …`, keys `key, key + divisor, …`, and their relation by index."""
 
     relation: Index
     divisor: int
@@ -47,7 +48,7 @@ class Residue:
     n_k: int
 
     def placed(self, piece: PlanPiece, fresh: bool) -> PlanPiece:
-        """A piece over the class's own numbers as one over rows and keys."""
+        """Return a piece over indices within the class as a piece over rows and keys."""
         return replace(
             piece,
             queries=_spread(piece.queries, self.row, self.divisor),
@@ -57,12 +58,13 @@ class Residue:
 
 
 def _spread(strip: Strip, first: int, divisor: int) -> Strip:
+    """Return the strip with token i moved to `first + i * divisor`."""
     axes = (StripAxis(a.step * divisor, a.count, a.length, a.stride * divisor) for a in strip.axes)
     return Strip(first + strip.start * divisor, tuple(axes))
 
 
 def split(relation: Index) -> tuple[CongruentPart, ...]:
-    """The relation in parts that do not overlap; one part in natural order where no congruence is found."""
+    """Split a relation into disjoint parts; without a congruence it is a single part in natural order."""
     disjuncts = [(d, _congruence(d)) for d in _disjuncts(relation)]
     if all(congruence is None for _, congruence in disjuncts):
         return (CongruentPart(relation, None),)
@@ -77,9 +79,9 @@ def split(relation: Index) -> tuple[CongruentPart, ...]:
 
 
 def _outside(relation: Index, other: Index) -> Index:
-    """`not other`, where `relation` holds: its conjuncts need not be asked again."""
-    known = set(_conjuncts(relation))
-    return fold.negation(fold.conjunction(*(o for o in _conjuncts(other) if o not in known)))
+    """Return a condition equal to `not other` where `relation` holds, without the conjuncts of `relation`."""
+    conjuncts = set(_conjuncts(relation))
+    return fold.negation(fold.conjunction(*(o for o in _conjuncts(other) if o not in conjuncts)))
 
 
 def _conjuncts(relation: Index) -> tuple[Index, ...]:
@@ -87,7 +89,7 @@ def _conjuncts(relation: Index) -> tuple[Index, ...]:
 
 
 def _disjuncts(relation: Index) -> Iterator[Index]:
-    """The alternatives of a relation: `a or b`, and `c and (a or b)` with c in each."""
+    """Yield the alternatives of a relation: a and b for `a or b`; `c and a` and `c and b` for `c and (a or b)`."""
     if isinstance(relation, Bool) and relation.op == "or":
         yield from relation.operands
         return
@@ -101,12 +103,12 @@ def _disjuncts(relation: Index) -> Iterator[Index]:
 
 
 def _congruence(relation: Index) -> Congruence | None:
-    """A congruence of q - k among the conjuncts."""
-    return next((c for c in map(_congruence_of, _conjuncts(relation)) if c is not None), None)
+    """Return the first congruence of q - k among the conjuncts of a relation, else None."""
+    return next((c for c in map(_stated_congruence, _conjuncts(relation)) if c is not None), None)
 
 
-def _congruence_of(node: Index) -> Congruence | None:
-    """`(±(q - k) + c) % d == r` as a congruence."""
+def _stated_congruence(node: Index) -> Congruence | None:
+    """Return the congruence stated by a comparison `(±(q - k) + c) % d == r`, None for any other node."""
     if not (isinstance(node, Compare) and node.op == "eq"):
         return None
     terms, constant = fold.parts(node.value)
@@ -121,37 +123,37 @@ def _congruence_of(node: Index) -> Congruence | None:
     factors = {term.name: factor % divisor for term, factor in difference.terms if isinstance(term, Position)}
     if set(factors) != {"q", "k"} or len(difference.terms) != 2 or sum(factors.values()) % divisor:
         return None
-    wanted = -constant * sign - difference.constant
+    target = -constant * sign - difference.constant
     if factors["q"] == 1:
-        return Congruence(divisor, wanted % divisor)
-    return Congruence(divisor, -wanted % divisor) if factors["q"] == divisor - 1 else None
+        return Congruence(divisor, target % divisor)
+    return Congruence(divisor, -target % divisor) if factors["q"] == divisor - 1 else None
 
 
 def residues(part: CongruentPart, n_q: int, n_k: int) -> Iterator[Residue]:
-    """The classes of a part that have rows and keys."""
+    """Yield the residue classes of a part that have rows and keys."""
     assert part.congruence is not None
     d = part.congruence.divisor
     shared = _reads_differences(part.relation)
-    known: dict[object, Index] = {}
+    relations: dict[object, Index] = {}
     for row in range(min(d, n_q)):
         key = (row - part.congruence.offset) % d
         if key < n_k:
             name = row - key if shared else row
-            if name not in known:
-                known[name] = _in_class(part.relation, d, row, key)
-            yield Residue(known[name], d, row, key, -(-(n_q - row) // d), -(-(n_k - key) // d))
+            if name not in relations:
+                relations[name] = _in_class(part.relation, d, row, key)
+            yield Residue(relations[name], d, row, key, -(-(n_q - row) // d), -(-(n_k - key) // d))
 
 
 @verified
 def _in_class(relation: Index, divisor: int, row: int, key: int) -> Index:
-    """The relation over the numbers of a class's rows and keys."""
+    """Return the relation over the indices of a class's rows and keys."""
     q, k = fold.place("q"), fold.place("k")
     rows, keys = fold.add(fold.times(q, divisor), fold.const(row)), fold.add(fold.times(k, divisor), fold.const(key))
     return substitute(relation, {q: rows, k: keys})
 
 
 def _reads_differences(relation: Index) -> bool:
-    """Whether places occur in multiples of q - k only: then classes with one difference of row and key are alike."""
+    """Whether positions occur only in multiples of q - k: then classes with equal `row - key` have equal relations."""
     for node in walk(relation):
         if isinstance(node, Linear):
             factors = {term.name: factor for term, factor in node.terms if isinstance(term, Position)}

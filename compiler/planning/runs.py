@@ -1,4 +1,4 @@
-"""Runs: for each tile row, its stretches of adjacent live tiles, with a signature by which equal ones share a mask."""
+"""Runs: the stretches of adjacent live tiles of each tile row; runs with equal signatures share a mask."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from attnc.spec.source import Span
 Int64 = NDArray[np.int64]
 
 SHARED = 4
-"""The least number of tiles or rows for which sharing a mask pays."""
+"""Minimum number of tiles or rows for which a shared mask pays."""
 
 MAX_CLASS_ELEMENTS = 1 << 25
-"""Mask elements evaluated at most to resolve the classes of partial tiles."""
+"""Maximum number of mask elements that are evaluated to resolve the classes of partial tiles."""
 
 
 class TooManyClassesError(Exception):
-    """The partial tiles are mostly unlike each other: shared masks do not describe the relation."""
+    """Most partial tiles differ from each other, so that shared masks do not describe the relation."""
 
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """Stretches of adjacent live tiles, one an entry, by row and column.
+    """Stretches of adjacent live tiles, sorted by row and column, as arrays with one entry for each run.
 
-    Run i is made of the entries `first[i] ..= last[i]` of `tiles`. Equal signatures mean equal masks relative to the
+    Run i consists of the entries `first[i] ..= last[i]` of `tiles`. Equal signatures mean equal masks relative to the
     run's start, where the edges of the matrix clip alike.
     """
 
@@ -48,32 +48,32 @@ class Runs:
 
     @cached_property
     def row(self) -> Int64:
-        """Tile row."""
+        """The tile row of each run."""
         return self.tiles.row[self.first]
 
     @cached_property
     def repeat(self) -> Int64:
-        """Rows that have this run, each a tile lower and `slope` tiles further right."""
+        """The number of rows that repeat each run, every row one tile lower and `slope` tiles further right."""
         return self.tiles.repeat[self.first]
 
     @cached_property
     def slope(self) -> Int64:
-        """Tiles that a run is further right in each further row that has it."""
+        """The number of tiles by which a repeated run moves right from row to row."""
         return self.tiles.slope[self.first]
 
     @cached_property
     def column(self) -> Int64:
-        """First column."""
+        """The first tile column of each run."""
         return self.tiles.column[self.first]
 
     @cached_property
     def end(self) -> Int64:
-        """One past the last column."""
+        """The tile column after the last column of each run."""
         return self.tiles.column[self.last] + self.tiles.count[self.last]
 
     @cached_property
     def partial(self) -> Int64:
-        """Number of partial tiles."""
+        """The number of entries of partial tiles in each run."""
         before = np.cumsum(self.tiles.kind != 0)
         return np.asarray(before[self.last] - before[self.first] + (self.tiles.kind[self.first] != 0))
 
@@ -82,17 +82,18 @@ class Runs:
         return Runs(self.tiles, self.first[which], self.last[which], self.signature[which])
 
     def parts(self, i: int) -> list[tuple[int, int, int]]:
-        """First column, number of columns and class (0: full) of each stretch of run i."""
-        at = slice(self.first[i], self.last[i] + 1)
-        columns = (self.tiles.column[at], self.tiles.count[at], self.tiles.kind[at])
+        """Return the first column, the number of columns and the class (0: full) of each stretch of run i."""
+        entries = slice(self.first[i], self.last[i] + 1)
+        columns = (self.tiles.column[entries], self.tiles.count[entries], self.tiles.kind[entries])
         return list(zip(*(c.tolist() for c in columns), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedRuns:
-    """Live tiles with their partial classes resolved: really partial ones with their mask, others full or gone.
+    """Live tiles after the masks of their classes were evaluated: full classes become 0, empty ones are removed.
 
-    Tiles of class EVALUATED were not looked at; `visible` is None where there are some.
+    `masks`: the mask of each remaining partial class. `visible`: the visible pairs; None if tiles of class EVALUATED,
+    which are not evaluated here, remain.
     """
 
     tiles: LiveTiles
@@ -101,12 +102,12 @@ class ResolvedRuns:
 
     @property
     def diagonal(self) -> Hash:
-        """The classes whose mask is a diagonal."""
+        """The classes whose mask is a lower triangle."""
         return np.array([kind for kind, mask in self.masks.items() if is_diagonal(mask)], dtype=np.uint64)
 
 
 EVALUATED = np.uint64(1)
-"""The class of partial tiles whose mask is evaluated as they run."""
+"""The class of partial tiles whose masks are evaluated as the pieces run."""
 
 
 def resolve(
@@ -116,46 +117,47 @@ def resolve(
     most: int | None = None,
     most_elements: int | None = None,
 ) -> ResolvedRuns:
-    """Evaluate one member of every class of partial tiles; of the `most` most frequent ones where that is given.
+    """Evaluate one tile of every class of partial tiles, or of the `most` most frequent classes only.
 
-    Raises TooManyClassesError when that would take more than `most_elements`, by default MAX_CLASS_ELEMENTS, and
-    EvaluationError on a fault.
+    Raises TooManyClassesError if that would evaluate more than `most_elements` mask elements (default:
+    MAX_CLASS_ELEMENTS), and EvaluationError if the relation faults.
     """
-    grid, found = tiles.grid, kinds(tiles.kind)
+    grid, classes = tiles.grid, kinds(tiles.kind)
     if most is not None:
-        tiles = replace(tiles, kind=np.where(_frequent(tiles, found, most), tiles.kind, EVALUATED))
-        found = kinds(tiles.kind)
-    if len(found.first) * grid.q_tile * grid.k_tile > (most_elements or MAX_CLASS_ELEMENTS):
+        tiles = replace(tiles, kind=np.where(_frequent(tiles, classes, most), tiles.kind, EVALUATED))
+        classes = kinds(tiles.kind)
+    if len(classes.first) * grid.q_tile * grid.k_tile > (most_elements or MAX_CLASS_ELEMENTS):
         raise TooManyClassesError
     wide = not fits_word(relation, (0, grid.n_q), (0, grid.n_k))
     masks: dict[int, Mask] = {}
-    members = np.bincount(found.number, weights=tiles.repeat).astype(np.int64)
+    members = np.bincount(classes.number, weights=tiles.repeat).astype(np.int64)
     visible = _full_elements(tiles)
-    full, empty = (np.zeros(len(found.first), dtype=np.bool_) for _ in range(2))
-    for i, (at, count) in enumerate(zip(found.first.tolist(), members.tolist(), strict=True)):
-        kind = int(tiles.kind[at])
+    full, empty = (np.zeros(len(classes.first), dtype=np.bool_) for _ in range(2))
+    for i, (entry, count) in enumerate(zip(classes.first.tolist(), members.tolist(), strict=True)):
+        kind = int(tiles.kind[entry])
         if kind in (0, EVALUATED):
             continue
-        rows, keys = grid.row_range(int(tiles.row[at])), grid.key_range(int(tiles.column[at]))
+        rows, keys = grid.row_range(int(tiles.row[entry])), grid.key_range(int(tiles.column[entry]))
         mask = exact_evaluation.mask(relation, rows, keys, origins, wide=wide)
         visible += int(mask.sum()) * count
         full[i], empty[i] = mask.all(), not mask.any()
         if not (full[i] or empty[i]):
             masks[kind] = mask
-    resolved = _reclassified(tiles, full[found.number], empty[found.number])
+    resolved = _reclassified(tiles, full[classes.number], empty[classes.number])
     return ResolvedRuns(resolved, masks, None if (resolved.kind == EVALUATED).any() else visible)
 
 
-def _frequent(tiles: LiveTiles, found: Kinds, most: int) -> NDArray[np.bool_]:
-    """The full tiles, and those of the `most` largest classes that SHARED tiles or more are in."""
-    order = np.argsort(-found.members, kind="stable")
-    wanted = np.zeros(len(order), dtype=np.bool_)
-    wanted[order[: most + 1]] = True
-    wanted &= found.members >= SHARED
-    return np.asarray(wanted[found.number] | (tiles.kind == 0))
+def _frequent(tiles: LiveTiles, classes: Kinds, max_classes: int) -> NDArray[np.bool_]:
+    """Mark the full tiles and the tiles of the `max_classes` largest classes with at least SHARED tiles."""
+    order = np.argsort(-classes.members, kind="stable")
+    is_frequent = np.zeros(len(order), dtype=np.bool_)
+    is_frequent[order[: max_classes + 1]] = True
+    is_frequent &= classes.members >= SHARED
+    return np.asarray(is_frequent[classes.number] | (tiles.kind == 0))
 
 
 def _full_elements(tiles: LiveTiles) -> int:
+    """Return the number of pairs in full tiles."""
     grid, full = tiles.grid, tiles.take(np.flatnonzero(tiles.kind == 0))
     heights = np.minimum((full.row + 1) * grid.q_tile, grid.n_q) - full.row * grid.q_tile
     starts = np.maximum(grid.k_origin + full.column * grid.k_tile, 0)
@@ -164,13 +166,14 @@ def _full_elements(tiles: LiveTiles) -> int:
 
 
 def _reclassified(tiles: LiveTiles, full: NDArray[np.bool_], empty: NDArray[np.bool_]) -> LiveTiles:
+    """Return the tiles with marked entries made full (class 0) or removed."""
     if full.any():
         tiles = replace(tiles, kind=np.where(full, np.uint64(0), tiles.kind))
     return tiles.take(np.flatnonzero(~empty)) if empty.any() else tiles
 
 
 def find_runs(tiles: LiveTiles) -> Runs:
-    """The runs of every tile row."""
+    """Return the runs of every tile row."""
     entries = _merged(tiles)
     starts = np.ones(len(entries.row), dtype=np.bool_)
     ends = entries.column + entries.count
@@ -180,7 +183,7 @@ def find_runs(tiles: LiveTiles) -> Runs:
 
 
 def _merged(tiles: LiveTiles) -> LiveTiles:
-    """Entries with adjacent full stretches joined, so that equal rows read equal."""
+    """Return the tiles with adjacent full stretches joined, so that equal rows have equal entries."""
     row, column, count, kind = tiles.row, tiles.column, tiles.count, tiles.kind
     starts = np.ones(len(row), dtype=np.bool_)
     adjacent = (row[1:] == row[:-1]) & (column[1:] == column[:-1] + count[:-1])
@@ -194,18 +197,18 @@ def _merged(tiles: LiveTiles) -> LiveTiles:
 
 
 def _runs(entries: LiveTiles, starts: NDArray[np.bool_]) -> Runs:
-    """Runs that begin at the marked entries."""
+    """Return the runs that begin at the marked entries."""
     first = np.flatnonzero(starts)
     last = np.append(first[1:], len(starts)) - 1
     if not len(first):
         return Runs(entries, first, first, entries.kind)
     origin = np.repeat(entries.column[first], last - first + 1)
-    own = combine(entries.kind, mix(entries.column - origin), mix(entries.count))
-    return Runs(entries, first, last, np.add.reduceat(own, first))
+    hashes = combine(entries.kind, mix(entries.column - origin), mix(entries.count))
+    return Runs(entries, first, last, np.add.reduceat(hashes, first))
 
 
 def run_mask(runs: Runs, i: int, resolved: ResolvedRuns) -> Mask:
-    """The mask of a run over its rows and keys, put together from its classes."""
+    """Return the mask of run i over its rows and keys, assembled from the masks of its classes."""
     grid = resolved.tiles.grid
     start, stop = grid.row_range(int(runs.tiles.row[runs.first[i]]))
     columns = []
@@ -216,17 +219,17 @@ def run_mask(runs: Runs, i: int, resolved: ResolvedRuns) -> Mask:
 
 
 LONG = 4
-"""A stretch of so many tiles of one class, in a run shared by fewer than SHARED rows, becomes a piece of its own."""
+"""Minimum number of tiles of one class that become a separate piece in a run shared by fewer than SHARED rows."""
 
 
 def split_runs(runs: Runs) -> Runs:
-    """Runs of a signature that few rows share are cut around long stretches, whose parts then may be shared."""
+    """Cut runs that few rows share around their long stretches, so that the parts may be shared."""
     if not len(runs):
         return runs
-    found = kinds(runs.signature)
-    length, width, most = runs.last - runs.first + 1, runs.end - runs.column, most_tiles(runs.tiles.grid)
-    sharing = np.bincount(found.number, weights=runs.repeat)[found.number]
-    cut = (length > 1) & ((sharing < SHARED) & (width > LONG) | (width > most))
+    signatures = kinds(runs.signature)
+    length, width, widest = runs.last - runs.first + 1, runs.end - runs.column, most_tiles(runs.tiles.grid)
+    sharing = np.bincount(signatures.number, weights=runs.repeat)[signatures.number]
+    cut = (length > 1) & ((sharing < SHARED) & (width > LONG) | (width > widest))
     if not cut.any():
         return runs
     inside = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
@@ -238,34 +241,37 @@ def split_runs(runs: Runs) -> Runs:
     long = np.repeat(cut, length) & (tiles >= LONG)
     starts |= changes & long
     starts[1:] |= changes[1:] & long[:-1]
-    return _runs(entries, starts | _too_wide(entries, starts, most))
+    return _runs(entries, starts | _too_wide(entries, starts, widest))
 
 
-def _too_wide(entries: LiveTiles, starts: NDArray[np.bool_], most: int) -> NDArray[np.bool_]:
-    """Where runs are cut that would be wider than `most` tiles, from these starts on."""
+def _too_wide(entries: LiveTiles, starts: NDArray[np.bool_], widest: int) -> NDArray[np.bool_]:
+    """Mark the entries at which runs that begin at `starts` must be cut to stay within `widest` tiles."""
     first = np.flatnonzero(starts)
     origin = np.repeat(entries.column[first], np.diff(np.append(first, len(starts))))
-    part = (entries.column - origin) // most
+    part = (entries.column - origin) // widest
     return np.append(False, part[1:] != part[:-1])
 
 
 def most_tiles(grid: TileGrid) -> int:
-    """The widest run whose mask is put together: less than a 4096th of all pairs, or a million of them."""
-    most = max(1 << 20, grid.n_q * grid.n_k // 4096) - 1
-    return max(1, most // (grid.q_tile * grid.k_tile))
+    """Return the maximum number of tiles of a run with an assembled mask.
+
+    Its mask has fewer elements than 1/4096 of all pairs, or than 2²⁰ if that is more.
+    """
+    most_elements = max(1 << 20, grid.n_q * grid.n_k // 4096) - 1
+    return max(1, most_elements // (grid.q_tile * grid.k_tile))
 
 
 def cut_at_steps(runs: Runs, resolved: ResolvedRuns) -> Runs:
-    """Runs that few rows share and that end in a full stretch and a diagonal are cut before that stretch.
+    """Cut runs that few rows share and that end in a full stretch and a diagonal before that stretch.
 
-    `runs` are all that the tiles have.
+    `runs` must be all runs of the tiles.
     """
     entries, last = runs.tiles, runs.last
     if not len(runs) or (entries.repeat > 1).any():
         return runs
-    found = kinds(runs.signature)
+    signatures = kinds(runs.signature)
     ends = (last - runs.first > 1) & (entries.kind[last - 1] == 0) & np.isin(entries.kind[last], resolved.diagonal)
-    rare = ends & (found.members[found.number] < SHARED)
+    rare = ends & (signatures.members[signatures.number] < SHARED)
     if not rare.any():
         return runs
     starts = np.zeros(len(entries.row), dtype=np.bool_)
@@ -281,9 +287,9 @@ def is_diagonal(mask: Mask) -> bool:
 
 
 def staircases(runs: Runs, resolved: ResolvedRuns) -> tuple[list[Int64], NDArray[np.bool_]]:
-    """Groups of runs (by number) in adjacent rows, full from one column to the diagonal tile that ends them.
+    """Return groups of runs (by number) in adjacent rows, full from one column to the diagonal tile that ends them.
 
-    A group has two rows or more, a row is in one group at most. Also, for every run, whether it is in none.
+    A group has at least two rows; a row is in at most one group. The second result marks the runs in no group.
     """
     ends_diagonal = np.isin(runs.tiles.kind[runs.last], resolved.diagonal)
     steps = np.flatnonzero((runs.partial == 1) & ends_diagonal & (runs.repeat == 1)) if len(runs) else runs.first
@@ -295,7 +301,7 @@ def staircases(runs: Runs, resolved: ResolvedRuns) -> tuple[list[Int64], NDArray
     stops = np.append(starts[1:], len(steps))
     long = np.flatnonzero(stops - starts > 1)
     groups = [steps[a:b] for a, b in zip(starts[long].tolist(), stops[long].tolist(), strict=True)]
-    rest = np.ones(len(runs), dtype=np.bool_)
+    in_no_group = np.ones(len(runs), dtype=np.bool_)
     for group in groups:
-        rest[group] = False
-    return groups, rest
+        in_no_group[group] = False
+    return groups, in_no_group

@@ -1,4 +1,4 @@
-"""The keys that a few rows see, found without looking at all: what analysis leaves open is cut into parts."""
+"""Find the keys that a few rows see without visiting every key: undecided stretches are cut into smaller ones."""
 
 from __future__ import annotations
 
@@ -20,21 +20,23 @@ Int64 = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 FIRST = 16
-"""Stretches of keys to begin with."""
+"""Initial number of stretches of keys."""
 PARTS = 8
-"""Parts of a stretch that is open."""
+"""Number of parts into which an undecided stretch is cut."""
 KEPT = 1 << 16
-"""Keys up to which they are kept one by one."""
+"""Maximum number of keys for which the list of single keys is cached."""
 MOST_SLICES = 4
-"""Slices of keys that are read where they lie; of more, copies are made."""
+"""Maximum number of slices of keys that are read as views; more slices are copied instead."""
 LEAF = 32
-"""Keys of a stretch that are looked at one by one."""
+"""Length of a stretch at which its keys are evaluated one by one."""
 
 
 @dataclass(frozen=True, eq=False)
 class SeenKeys:
-    """Keys that some of a few rows see: stretches `first .. stop` that all of them see, in order, and other keys, in
-    order, with `mask` (rows, keys) of who sees them.
+    """The keys that at least one of a few rows sees.
+
+    `first`, `stop`: stretches of keys that all rows see, in order. `keys`: the other keys, in order. `mask`
+    (rows, keys): which row sees which of `keys`.
     """
 
     first: Int64
@@ -44,37 +46,37 @@ class SeenKeys:
 
     @property
     def count(self) -> int:
-        """How many keys."""
+        """The number of keys."""
         return int((self.stop - self.first).sum()) + len(self.keys)
 
     @cached_property
     def slices(self) -> tuple[slice, ...] | None:
-        """Keys that all rows see, in order, single ones at even steps as one slice; None if these are many."""
-        found: list[slice] = []
-        at, gaps = 0, np.diff(self.first)
+        """The keys that all rows see as slices, evenly spaced single keys as one; None if more than MOST_SLICES."""
+        slices: list[slice] = []
+        i, gaps = 0, np.diff(self.first)
         single = self.stop - self.first == 1
-        while at < len(self.first):
-            if len(found) == MOST_SLICES:
+        while i < len(self.first):
+            if len(slices) == MOST_SLICES:
                 return None
-            even = single[at:-1] & single[at + 1 :] & (gaps[at:] == gaps[at : at + 1])
+            even = single[i:-1] & single[i + 1 :] & (gaps[i:] == gaps[i : i + 1])
             further = len(even) if even.all() else int(np.argmin(even))
-            found.append(slice(int(self.first[at]), int(self.stop[at + further]), int(gaps[at]) if further else 1))
-            at += further + 1
-        return tuple(found)
+            slices.append(slice(int(self.first[i]), int(self.stop[i + further]), int(gaps[i]) if further else 1))
+            i += further + 1
+        return tuple(slices)
 
     @property
     def every(self) -> tuple[Int64, Mask]:
-        """All keys, in order, and who sees them: (rows, keys)."""
-        return self._every if self.count <= KEPT else self._found()
+        """All keys in order, and the mask (rows, keys) of which row sees which key."""
+        return self._every if self.count <= KEPT else self._all_keys()
 
     @cached_property
     def _every(self) -> tuple[Int64, Mask]:
-        return self._found()
+        return self._all_keys()
 
-    def _found(self) -> tuple[Int64, Mask]:
-        whole = spread(self.first, self.stop)
-        keys = np.concatenate([whole, self.keys])
-        mask = np.concatenate([np.ones((len(self.mask), len(whole)), dtype=np.bool_), self.mask], axis=1)
+    def _all_keys(self) -> tuple[Int64, Mask]:
+        keys_of_all = spread(self.first, self.stop)
+        keys = np.concatenate([keys_of_all, self.keys])
+        mask = np.concatenate([np.ones((len(self.mask), len(keys_of_all)), dtype=np.bool_), self.mask], axis=1)
         order = np.argsort(keys, kind="stable")
         return keys[order], mask[:, order]
 
@@ -82,15 +84,15 @@ class SeenKeys:
 def find_seen_keys(
     relation: Index, rows: tuple[int, int], n_k: int, origins: Mapping[Index, Span] | None = None
 ) -> SeenKeys:
-    """Return the keys that rows `start .. stop` of a specialised relation see. Raises EvaluationError."""
+    """Return the keys that the rows `rows[0] .. rows[1]` of a specialised relation see. Raises EvaluationError."""
     empty = np.zeros(0, dtype=np.int64)
     width = -(-n_k // FIRST)
     first = np.arange(0, n_k, max(width, 1))
     stop = np.minimum(first + width, n_k)
-    whole: list[tuple[Int64, Int64]] = [(empty, empty)]
+    full_stretches: list[tuple[Int64, Int64]] = [(empty, empty)]
     while True:
         state = _states(relation, rows, first, stop)
-        whole.append((first[state == TRUE], stop[state == TRUE]))
+        full_stretches.append((first[state == TRUE], stop[state == TRUE]))
         is_open = (state != TRUE) & (state != FALSE)
         first, stop = first[is_open], stop[is_open]
         if not len(first) or width <= LEAF:
@@ -100,25 +102,25 @@ def find_seen_keys(
         ends = np.minimum(starts + width, np.repeat(stop, PARTS))
         first, stop = starts[starts < ends], ends[starts < ends]
     keys = spread(first, stop)
-    alive = np.ones((rows[1] - rows[0], len(keys)), dtype=np.bool_)
+    active = np.ones((rows[1] - rows[0], len(keys)), dtype=np.bool_)
     wide = not fits_word(relation, rows, (0, n_k))
-    mask = exact_evaluation.mask_at(relation, np.arange(*rows), keys, alive, origins, wide=wide)
+    mask = exact_evaluation.mask_at(relation, np.arange(*rows), keys, active, origins, wide=wide)
     by_all, by_some = mask.all(axis=0), mask.any(axis=0)
     part = by_some & ~by_all
-    found = [*whole, (keys[by_all], keys[by_all] + 1)]
-    starts, ends = (np.concatenate(side) for side in zip(*found, strict=True))
+    stretches = [*full_stretches, (keys[by_all], keys[by_all] + 1)]
+    starts, ends = (np.concatenate(side) for side in zip(*stretches, strict=True))
     order = np.argsort(starts)
     return SeenKeys(*_joined(starts[order], ends[order]), keys[part], np.ascontiguousarray(mask[:, part]))
 
 
 def _states(relation: Index, rows: tuple[int, int], first: Int64, stop: Int64) -> NDArray[np.int8]:
-    """TRUE, FALSE or neither of the rows and each stretch of keys."""
+    """Return, for each stretch of keys, TRUE or FALSE if the relation is so for all rows and its keys, else neither."""
     low, high = (np.full(len(first), row, dtype=np.int64) for row in (rows[0], rows[1] - 1))
     return np.broadcast_to(classify(relation, Boxes(low, high, first, stop - 1), keyed=False).state, len(first))
 
 
 def _joined(first: Int64, stop: Int64) -> tuple[Int64, Int64]:
-    """Stretches in order, those that touch as one."""
+    """Return sorted stretches with adjacent ones joined."""
     if not len(first):
         return first, stop
     begins = np.append(True, first[1:] != stop[:-1])

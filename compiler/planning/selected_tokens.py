@@ -1,4 +1,4 @@
-"""Attention among chosen tokens: queries that were chosen, or keys that were, by a choice that all rows share."""
+"""Relations among selected tokens: queries, keys or both are selected once for all rows."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ Int64 = NDArray[np.int64]
 
 
 TILE = 512
-"""Positions of rows, and of keys, that are looked at together."""
+"""Number of positions of rows, and of keys, of a tile that is analysed at once."""
 
 
 @dataclass(frozen=True)
 class OneSide:
-    """The tokens on one side, that of `place`, for which a truth tensor holds, at row `row` and place `item`."""
+    """The selected tokens on one side: those for which the truth tensor `chosen` holds at (`row`, `item`).
+
+    `place`: the side, the position "q" or "k".
+    """
 
     chosen: Tensor
     row: Index
@@ -36,7 +39,7 @@ class OneSide:
 
 @dataclass(frozen=True)
 class SelectedTokens:
-    """A relation that is `rest` among chosen queries and keys; None: all of them."""
+    """A relation that holds where `rest` does, among selected queries and keys; a side of None is not restricted."""
 
     queries: OneSide | None
     keys: OneSide | None
@@ -49,17 +52,17 @@ class SelectedTokens:
 
     @property
     def by_head(self) -> bool:
-        """Whether each query head chooses by itself."""
+        """Whether each query head has its own selection."""
         return any("head" in side.chosen.dims for side in self.sides)
 
     @property
     def by_heads(self) -> bool:
-        """Whether heads, or those of a kv head, do."""
+        """Whether each query head or each kv head has its own selection."""
         return self.by_head or any("kv_head" in side.chosen.dims for side in self.sides)
 
 
 def chosen_tokens(visible: Index) -> SelectedTokens | None:
-    """The relation as one among chosen tokens, where it is one and all else in it depends on positions alone."""
+    """Return the relation as one among selected tokens, None if it is none or reads more than positions besides."""
     parts = visible.operands if isinstance(visible, Bool) and visible.op == "and" else (visible,)
     sides: dict[str, OneSide] = {}
     rest = []
@@ -69,13 +72,14 @@ def chosen_tokens(visible: Index) -> SelectedTokens | None:
             rest.append(part)
         else:
             sides[side.place] = side
-    others = fold.conjunction(*rest)
-    if not sides or any(isinstance(node, Lookup | HeadIndex) for node in others.below):
+    other_conditions = fold.conjunction(*rest)
+    if not sides or any(isinstance(node, Lookup | HeadIndex) for node in other_conditions.below):
         return None
-    return SelectedTokens(sides.get("q"), sides.get("k"), others)
+    return SelectedTokens(sides.get("q"), sides.get("k"), other_conditions)
 
 
 def _side(part: Index) -> OneSide | None:
+    """Return the side that a conjunct restricts to selected tokens, None for any other conjunct."""
     if not (isinstance(part, Lookup) and part.tensor.kind == "bool" and len(part.indices) >= 2):
         return None
     row, item = part.indices[-2:]
@@ -91,10 +95,10 @@ def _side(part: Index) -> OneSide | None:
 
 @dataclass(frozen=True, eq=False)
 class GatheredRelation:
-    """The relation among tokens that were chosen, specialised; `diagonal`: the c of `k <= q + c`, if it is that.
+    """The specialised relation among selected tokens.
 
-    `states` (row tiles, key tiles): 1 where all of a tile's rows see all of its keys, -1 where none sees one, else 0;
-    None beside a diagonal.
+    `diagonal`: the c if the relation is `k <= q + c`, else None. `states` (row tiles, key tiles): 1 where all rows of a
+    tile see all of its keys, -1 where no row sees a key, else 0; None if `diagonal` is given.
     """
 
     relation: Index
@@ -110,22 +114,22 @@ class GatheredRelation:
         rows, keys = np.arange(0, n_q, TILE), np.arange(0, n_k, TILE)
         last = np.minimum(rows + TILE, n_q) - 1, np.minimum(keys + TILE, n_k) - 1
         boxes = Boxes(rows[:, None], last[0][:, None], keys[None, :], last[1][None, :])
-        found = classify(relation, boxes, keyed=False).state
-        return cls(relation, None, np.array(np.broadcast_to(found, (len(rows), len(keys))), dtype=np.int8))
+        state = classify(relation, boxes, keyed=False).state
+        return cls(relation, None, np.array(np.broadcast_to(state, (len(rows), len(keys))), dtype=np.int8))
 
     def seen(self, queries: Int64, keys: Int64) -> NDArray[np.bool_] | None:
-        """Who sees whom among some rows and keys, both ascending; None where all see all."""
+        """Return the mask (queries, keys) of ascending positions; None if every query sees every key."""
         if self.diagonal is not None:
             if keys[-1] <= queries[0] + self.diagonal:
                 return None
             return np.asarray(keys[None] <= queries[:, None] + self.diagonal)
         wide = not fits_word(self.relation, (0, int(queries[-1]) + 1), (0, int(keys[-1]) + 1))
-        alive = np.ones((len(queries), len(keys)), dtype=np.bool_)
-        found = mask_at(self.relation, queries, keys, alive, {}, wide=wide)
-        return None if found.all() else found
+        active = np.ones((len(queries), len(keys)), dtype=np.bool_)
+        mask = mask_at(self.relation, queries, keys, active, {}, wide=wide)
+        return None if mask.all() else mask
 
     def blocks(self, queries: Int64, keys: Int64) -> Iterator[GatheredBlock]:
-        """The rows and keys by number that meet, those of gathered tokens at these positions."""
+        """Yield the blocks with visible pairs as slices of gathered tokens at positions `queries` and `keys`."""
         if self.diagonal is not None:
             yield from self._below_diagonal(queries, keys, self.diagonal)
             return
@@ -143,6 +147,7 @@ class GatheredRelation:
                     yield GatheredBlock(slice(start, stop), slice(low, high), bool(states[first] == 1))
 
     def _below_diagonal(self, queries: Int64, keys: Int64, shift: int) -> Iterator[GatheredBlock]:
+        """Yield, for each tile of rows, the full block and the partial block on the diagonal."""
         for start in range(0, len(queries), TILE):
             rows = slice(start, min(start + TILE, len(queries)))
             ends = np.searchsorted(keys, queries[rows][[0, -1]] + shift, side="right")
@@ -155,7 +160,7 @@ class GatheredRelation:
 
 @dataclass(frozen=True)
 class GatheredBlock:
-    """Gathered rows and keys that meet; `full`: all of these rows see all of these keys."""
+    """A block of gathered rows and keys with visible pairs; `full`: every row sees every key."""
 
     rows: slice
     keys: slice

@@ -1,4 +1,4 @@
-"""How fast a pattern can be on a named machine, before anything runs: a ladder of bounds, and the schedule behind it.
+"""Simulation: predict the time of a pattern on a named machine as a ladder of bounds, with the schedule behind it.
 
 machine → tile work of an order → clocks of a tile → work items over the machine → ladder.
 """

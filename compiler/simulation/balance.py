@@ -1,4 +1,4 @@
-"""Work items over workers: what no schedule can beat, and what giving the longest first comes to."""
+"""Balance of work items over workers: a lower bound for any schedule, and the longest-first schedule."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Float64 = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Items:
-    """`times[i]` items that take `size[i]`, the longest first."""
+    """Work items, longest first: `times[i]` items take `size[i]` each."""
 
     size: Float64
     times: Int64
@@ -27,25 +27,25 @@ class Items:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of items."""
         return int(self.times.sum())
 
     @property
     def longest(self) -> float:
-        """The longest of them."""
+        """The time of the longest item."""
         return float(self.size[0]) if len(self.size) else 0.0
 
 
 def items(size: Float64, times: Int64) -> Items:
-    """Items, put in order."""
+    """Return the items sorted by time, longest first."""
     order = np.argsort(-size, kind="stable")
     return Items(size[order].astype(np.float64), times[order])
 
 
 def least_time(work: Items, workers: int) -> float:
-    """Return the least time of the workers: the mean, or some worker's share of the items that are as long as one.
+    """Return a lower bound of the time of the busiest worker.
 
-    Of N items that take s or more, some worker has ⌈N / workers⌉.
+    It is the mean over the workers, or more: of N items that take s or longer, some worker gets ⌈N / workers⌉.
     """
     if not work.count:
         return 0.0
@@ -54,9 +54,9 @@ def least_time(work: Items, workers: int) -> float:
 
 
 def scheduled(work: Items, workers: int) -> Float64:
-    """The time of every worker if each takes the longest item that is left whenever it is free.
+    """Return the times of the workers, longest first, if every free worker takes the longest remaining item.
 
-    Of many items alike, all but the last round are given out evenly.
+    Equal items are dealt out evenly except for their last round.
     """
     loads = np.zeros(workers)
     for size, times in zip(work.size.tolist(), work.times.tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""The schedules that a call could have on a GPU: every tile that fits, every order of tokens, the fastest first."""
+"""The candidate schedules of a call on a GPU: every tile that fits in every order of tokens, the fastest first."""
 
 from __future__ import annotations
 
@@ -25,44 +25,45 @@ from attnc.compiler.simulation.tile_work import NATURAL, TileWork, joined
 from attnc.compiler.simulation.traffic import memory_ms, moved_bytes
 
 FIRST_BRICKS = 3
-"""Shapes of bricks that are counted for each pair of tiles, of those with the fewest live pairs."""
+"""Number of shapes of bricks that are counted for each pair of tile sides, fewest live pairs of bricks first."""
 
 SCHEDULED = 4
-"""Candidates whose programs are dealt out one by one, of those that need least."""
+"""Number of candidates whose programs are scheduled one by one, those with the lowest estimates."""
 
 MERGE_BYTES = 8
-"""Bytes of a number of a partial result: written in fp32 and read again."""
+"""Bytes moved for each element of a partial result: written in fp32 and read again."""
 
 
 @dataclass(frozen=True)
 class ScheduleRequest:
-    """The schedule that a user asks for: tiles (q, k), and a kind of order. None: whatever is fastest."""
+    """The tile (q, k) and the kind of order that a user requests; None leaves the choice to the simulation."""
 
     tile: tuple[int, int] | None = None
     order: str | None = None
 
 
 class ScheduleCandidates:
-    """The schedules of a problem on a machine. `refused`: why some were not looked at."""
+    """The candidate schedules of a call on a machine; `refused`: the reasons why some were not tried."""
 
     def __init__(self, problem: SimulatedCall, machine: Machine, wish: ScheduleRequest) -> None:
-        self._problem, self._machine, self._wish = problem, machine, wish
+        self._problem, self._machine, self._request = problem, machine, wish
         self.refused: dict[str, None] = {}
 
     def ranked(self, kernel: Kernel, baseline: Baseline) -> list[KernelRun]:
-        """Runs of a kernel, the fastest first: the first few by their schedule, the rest by what they need at least.
+        """Return the runs of a kernel, the fastest first.
 
-        Raises MachineError where there is none.
+        The first SCHEDULED runs are ranked by their scheduled time, the others by their estimate. Raises MachineError
+        if there is no run.
         """
-        found = sorted(self._runs(kernel, baseline), key=lambda run: run.estimate_ms)
-        if not found:
-            raise self.nothing()
-        return sorted(found[:SCHEDULED], key=lambda run: run.ms) + found[SCHEDULED:]
+        runs = sorted(self._runs(kernel, baseline), key=lambda run: run.estimate_ms)
+        if not runs:
+            raise self.no_candidates()
+        return sorted(runs[:SCHEDULED], key=lambda run: run.ms) + runs[SCHEDULED:]
 
-    def nothing(self) -> MachineError:
-        """The error of a problem without candidates."""
+    def no_candidates(self) -> MachineError:
+        """Return the error of a call without candidates."""
         why = "; ".join(self.refused) or "no query sees a key"
-        return MachineError(f"nothing can be said of `{self._problem.pattern}` at this size: {why}")
+        return MachineError(f"`{self._problem.pattern}` cannot be simulated at this size: {why}")
 
     def _runs(self, kernel: Kernel, baseline: Baseline) -> Iterator[KernelRun]:
         for tiles in self._shapes(kernel):
@@ -76,41 +77,42 @@ class ScheduleCandidates:
 
     def _shapes(self, kernel: Kernel) -> list[TileShape]:
         heads = self._problem.heads
-        if self._wish.tile is not None:
-            return [given_shape(self._machine, kernel, heads, *self._wish.tile)]
+        if self._request.tile is not None:
+            return [given_shape(self._machine, kernel, heads, *self._request.tile)]
         return tile_shapes(self._machine, kernel, heads)
 
     def work(self, q_tile: int, k_tile: int) -> TileWork | None:
-        """The tiles of all parts, each in the order in which it has the fewest; None where none can be counted."""
-        found = []
+        """Return the tiles of all parts, each in the order with the fewest tiles; None if a part cannot be counted."""
+        part_works = []
         for part in self._problem.parts:
             orders = list(self._orders(part, q_tile, k_tile))
             if not orders:
                 return None
             best = min(orders, key=lambda work: (work.rows.live + _merging(work), work.rows.partial_tiles))
-            found.append(best.repeated(part.times))
-        if not found:
+            part_works.append(best.repeated(part.times))
+        if not part_works:
             return None
-        return joined(found, max(found, key=lambda work: work.rows.live).order, q_tile, k_tile)
+        return joined(part_works, max(part_works, key=lambda work: work.rows.live).order, q_tile, k_tile)
 
     def _orders(self, part: SimulatedRelation, q_tile: int, k_tile: int) -> Iterator[TileWork]:
-        finder, wanted = part.finder, self._wish.order
+        """Yield the tiles of a part in every order that is allowed and can be counted."""
+        finder, requested = part.finder, self._request.order
         makers: dict[str, Callable[[], list[TileWork]]] = {}
         if finder.divisors:
             makers["residues"] = lambda: [finder.by_residues(q_tile, k_tile)]
         if finder.bricks is not None:
             makers["bricks"] = lambda: _bricks(finder, q_tile, k_tile)
         makers["natural"] = lambda: [finder.natural(q_tile, k_tile)]
-        if wanted is not None and wanted not in makers:
-            has = {"bricks": "reads no grid of tokens", "residues": "has no congruence of q - k"}[wanted]
-            self.refused[f"order {wanted}: the relation {has}"] = None
+        if requested is not None and requested not in makers:
+            has = {"bricks": "reads no grid of tokens", "residues": "has no congruence of q - k"}[requested]
+            self.refused[f"order {requested}: the relation {has}"] = None
         for name, make in makers.items():
-            if wanted not in (None, name):
+            if requested not in (None, name):
                 continue
             try:
                 yield from make()
             except (TooManyTilesError, TooManyClassesError) as error:
-                why = "too many" if isinstance(error, TooManyTilesError) else "too unlike each other"
+                why = "too many" if isinstance(error, TooManyTilesError) else "too different"
                 self.refused[f"{name} order: partial tiles are {why} to count"] = None
 
     def _run(self, kernel: Kernel, baseline: Baseline, tiles: TileShape, work: TileWork, parts: int = 1) -> KernelRun:
@@ -140,7 +142,7 @@ def _merged_bytes(problem: SimulatedCall, work: TileWork, parts: int) -> int:
 
 
 def dense_runs(problem: SimulatedCall, machine: Machine, kernel: Kernel, baseline: Baseline) -> list[KernelRun]:
-    """Dense attention with every tile that fits, the one that needs least first."""
+    """Return the runs of dense attention with every tile that fits, lowest estimate first."""
     extra = Extra(2.0 if baseline == "causal" else 0.0)
     runs = []
     for tiles in tile_shapes(machine, kernel, problem.heads):
@@ -154,11 +156,12 @@ def dense_runs(problem: SimulatedCall, machine: Machine, kernel: Kernel, baselin
 
 
 def _merging(work: TileWork) -> float:
-    """Return the cost of merging in tiles: about two tiles for each tile of rows."""
+    """Return the cost of merging, in tiles: about two tiles for each tile of merged rows."""
     return 2 * work.merged / work.q_tile
 
 
 def _bricks(finder: TileFinder, q_tile: int, k_tile: int) -> list[TileWork]:
+    """Return the tiles of a relation in its best shapes of bricks."""
     bricks = finder.bricks
     assert bricks is not None
     return [bricks.work(*shape) for shape in bricks.best(q_tile, k_tile)[:FIRST_BRICKS]]

@@ -1,6 +1,6 @@
-"""Figures of the kernels of a plain score: registers, shared memory and instructions, from machine code.
+"""Figures of the machine code of kernels with a plain score: registers, shared memory and instructions.
 
-`compiled_figures.json` is written by `python benchmarks/kernels.py --facts`, which compiles causal attention.
+`python benchmarks/kernels.py --facts` compiles causal attention and writes `compiled_figures.json`.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ from importlib import resources
 from typing import Any
 
 Tiles = tuple[int, int, int, int]
-"""Queries and keys of a tile, warps, stages."""
+"""(queries of a tile, keys of a tile, warps, stages)."""
 
 Key = tuple[str, str, int, str, Tiles]
-"""Architecture, kernel, width of a head, dtype, tiles."""
+"""(architecture, kernel, head dimension, dtype, tiles)."""
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledFigures:
-    """A kernel: registers of a thread, KiB of a program; and of a warp, for one full tile, the instructions issued,
-    those of integer and compare units, of fp32 units, and exponentials.
+    """The figures of a kernel.
+
+    `registers`: registers of a thread. `shared_kib`: KiB of shared memory of a program. `issued`, `alu`, `fma`, `exps`:
+    the instructions of a warp for a full tile: all, of integer and compare units, of fp32 units, and exponentials.
     """
 
     registers: int
@@ -35,7 +37,7 @@ class CompiledFigures:
 
 @cache
 def compiled_figures_by_kernel() -> Mapping[Key, CompiledFigures]:
-    """All that is known."""
+    """Return all recorded figures by kernel."""
     text = resources.files(__package__).joinpath("compiled_figures.json").read_text(encoding="utf-8")
     return {_key(row): CompiledFigures(**row["seen"]) for row in json.loads(text)["kernels"]}
 

@@ -15,15 +15,16 @@ from attnc.compiler.simulation.expected_choices import ExpectedChoice, Float64
 from attnc.compiler.simulation.simulation import Pass
 
 LOOKS = 2
-"""Every entry of what is chosen is looked at for places that are seen whole, and for those that are seen in part."""
+"""Number of scans of the truth tensor: one for blocks that are fully visible, one for blocks visible in part."""
 
 
 @dataclass(frozen=True)
 class Deciding:
-    """The work of selections: counts over batch entries and the heads that select.
+    """The work of selections, as counts over batch entries and the heads that select.
 
-    `nodes` of expressions, a block of rows each; `rows`, and their `places` that are ranked, or `ordered`; `products`
-    of vectors; elements of `operations` and of `tests`; numbers that are `pooled`.
+    `nodes`: nodes of expressions, each for a block of rows. `rows`: rows that select. `places`: candidates that are
+    ranked. `ordered`: candidates that are sorted. `products`: dot products of vectors. `operations`, `tests`: elements
+    of operations of scores and of conditions. `pooled`: elements of keys and values that are averaged.
     """
 
     nodes: int = 0
@@ -36,11 +37,11 @@ class Deciding:
     pooled: int = 0
 
     def __add__(self, other: Deciding) -> Deciding:
-        """Both."""
+        """Add the work of two selections."""
         return Deciding(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def ns(self, rates: ChoiceRates) -> float:
-        """Nanoseconds."""
+        """Return the nanoseconds of the work at these rates."""
         return (
             self.nodes * rates.node
             + self.rows * rates.row
@@ -55,7 +56,7 @@ class Deciding:
 
 @dataclass(frozen=True)
 class Met:
-    """Gathered queries and the keys of a place, `times` times: a piece of each of `lanes` heads, or parts of them."""
+    """Gathered queries with the keys of their block: a piece for each of `lanes` heads or parts, `times` times."""
 
     piece: PlanPiece
     lanes: int
@@ -63,15 +64,16 @@ class Met:
 
     @property
     def rows(self) -> float:
-        """Rows of all heads."""
+        """The number of rows over all heads and repetitions."""
         return self.piece.queries.length * self.lanes * self.times
 
 
 @dataclass(frozen=True, eq=False)
 class SelectionWork:
-    """An attention of `lanes` sets of `together` heads (batch entries times sets) that choose alike.
+    """An attention to selected blocks over `lanes` groups of `together` heads that share a selection.
 
-    `deciding`: the selections that are worked out for it. `counted`: whether it is known how many places are kept.
+    `lanes` counts head groups times batch entries. `deciding`: the work of its selections. `counted`: whether the
+    number of selected blocks is known before the call.
     """
 
     expected: ExpectedChoice
@@ -83,49 +85,51 @@ class SelectionWork:
 
     @property
     def visible(self) -> int:
-        """Pairs that are expected, of all attention matrices."""
+        """The expected visible pairs over all attention matrices."""
         return round(self.expected.pairs * self.lanes * self.together)
 
     @property
     def most(self) -> int:
-        """Pairs that there are at most."""
+        """The maximum number of visible pairs over all attention matrices."""
         return self.expected.most * self.lanes * self.together
 
     def met(self, threads: int) -> Iterator[Met]:
         """Yield the products of gathered queries and blocks, equal ones once, cut for a number of threads."""
         expected = self.expected
-        for rows, keys, often in _alike(expected.whole, expected, self.together, threads):
+        for rows, keys, count in _expected_blocks(expected.whole, expected, self.together, threads):
             parts = parts_of(self.together, rows, threads)
-            yield Met(_piece(rows // parts, keys, "full"), self.together * parts, often * self.lanes)
+            yield Met(_piece(rows // parts, keys, "full"), self.together * parts, count * self.lanes)
         if expected.triangles:
             for size in np.unique(expected.keys[expected.part > 0]).tolist():
-                often = float((expected.keys[expected.part > 0] == size).sum())
-                yield Met(_piece(size, size, "causal"), self.together, often * self.lanes)
+                count = float((expected.keys[expected.part > 0] == size).sum())
+                yield Met(_piece(size, size, "causal"), self.together, count * self.lanes)
             return
-        for rows, keys, often in _alike(expected.part, expected, self.together, 1):
-            yield Met(_piece(rows, keys, 0), self.together, often * self.lanes)
+        for rows, keys, count in _expected_blocks(expected.part, expected, self.together, 1):
+            yield Met(_piece(rows, keys, 0), self.together, count * self.lanes)
 
     def listing_ns(self, rates: ChoiceRates, dk: int, dv: int, threads: int, stage: Pass) -> float:
-        """To list the queries of each place, to gather them, and to put back what they have so far."""
+        """Return the nanoseconds of listing the queries of each block, gathering them, and merging their results."""
         entries = self.lanes * self.n_q * len(self.expected.keys) * LOOKS
-        met = list(self.met(threads))
-        rows, calls = sum(one.rows for one in met), sum(one.times for one in met)
+        products = list(self.met(threads))
+        rows, calls = sum(x.rows for x in products), sum(x.times for x in products)
         if stage == "backward":
-            each = calls * rates.piece_backward + rows * ((dk + 2 * dv) * rates.taken + dk * rates.added)
+            gathering_ns = calls * rates.piece_backward + rows * ((dk + 2 * dv) * rates.taken + dk * rates.added)
         else:
-            each = calls * rates.piece + rows * (dk * rates.taken + dv * rates.merged)
-        return entries * rates.listed + each
+            gathering_ns = calls * rates.piece + rows * (dk * rates.taken + dv * rates.merged)
+        return entries * rates.listed + gathering_ns
 
 
-def _alike(rows: Float64, expected: ExpectedChoice, together: int, threads: int) -> Iterator[tuple[int, int, float]]:
-    """(queries filled up, keys, how often) of places that some query is expected to take."""
-    some = (rows > 0) & (expected.keys > 0)
-    unit = FILLED * np.array([parts_of(together, int(x), threads) for x in rows[some]], dtype=np.int64)
-    filled = ((rows[some] // unit + 1) * unit).astype(np.int64)
-    taken = 1 - np.exp(-rows[some])  # that anyone does
-    kinds, kind = np.unique(np.stack([filled, expected.keys[some]], 1), axis=0, return_inverse=True)
-    often = np.bincount(kind.ravel(), taken, minlength=len(kinds))
-    for (height, keys), times in zip(kinds.tolist(), often.tolist(), strict=True):
+def _expected_blocks(
+    rows: Float64, expected: ExpectedChoice, together: int, threads: int
+) -> Iterator[tuple[int, int, float]]:
+    """Yield (padded queries, keys, expected number) for blocks of equal sizes that some query is expected to select."""
+    is_seen = (rows > 0) & (expected.keys > 0)
+    unit = FILLED * np.array([parts_of(together, int(x), threads) for x in rows[is_seen]], dtype=np.int64)
+    padded = ((rows[is_seen] // unit + 1) * unit).astype(np.int64)
+    probability = 1 - np.exp(-rows[is_seen])  # the probability that some query selects the block
+    kinds, kind = np.unique(np.stack([padded, expected.keys[is_seen]], 1), axis=0, return_inverse=True)
+    counts = np.bincount(kind.ravel(), probability, minlength=len(kinds))
+    for (height, keys), times in zip(kinds.tolist(), counts.tolist(), strict=True):
         yield height, keys, times
 
 

@@ -1,6 +1,6 @@
-"""The ladder of the CPU at hand: the pieces that the executor would run, at the rates that were measured here.
+"""The ladder of the local CPU: the pieces that the executor would run, at the rates measured on this machine.
 
-What the plan was chosen by is what is reported: the same rates, the same formula for a piece.
+The simulation reports what the planner used: the rates and the cost formula of a piece are shared.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from attnc.compiler.simulation.simulation import (
 from attnc.compiler.simulation.tile_work import NATURAL, Order
 
 GRADIENTS = 2
-"""Operations of the gradient of an operation of two operands."""
+"""The number of operations in the gradient of an operation with two operands."""
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
 class CpuMachine:
-    """The machine: its name, threads and rates."""
+    """The local CPU with its title, threads and rates; `calibrated`: whether the rates were measured here."""
 
     title: str
     threads: int
@@ -56,13 +56,14 @@ def simulate_cpu(
     chosen: Sequence[SelectionWork] = (),
     besides: Deciding | None = None,
 ) -> Simulation:
-    """The ladder of a plan. `nodes`: the size of the relation, which pieces with masks of their own evaluate.
+    """Simulate a call with its plan.
 
-    `chosen`: the attentions to chosen places, of which the plan has no pieces; `besides`: what joins attentions, and
-    averages the keys of some.
+    `nodes`: the number of nodes of the relation, which pieces with masks evaluated at run time evaluate. `chosen`: the
+    attentions to selected blocks, which the plan has no pieces for. `besides`: the work of combining attentions and of
+    pooling keys.
     """
     shape = problem.shape
-    pieces = [run for own in _plans(plan) for run in _runs(own, problem, cpu, nodes, stage)]
+    pieces = [run for leaf in _plans(plan) for run in _runs(leaf, problem, cpu, nodes, stage)]
     pieces += [run for work in chosen for run in _gathered(work, problem, cpu, stage)]
     best = cpu.rates.best(shape.dtype, _width(problem))
     pairs = problem.dense_pairs(baseline)
@@ -70,8 +71,8 @@ def simulate_cpu(
     elements = sum(run.elements for run in pieces)
     chunks = sum(run.longest_thread for run in pieces)
     rates = cpu.rates.choices
-    more = 0.0 if besides is None else besides.ns(rates) * (GRADIENTS if stage == "backward" else 1)
-    attended = (sum(run.ns for run in pieces) + more) / 1e6
+    besides_ns = 0.0 if besides is None else besides.ns(rates) * (GRADIENTS if stage == "backward" else 1)
+    attended = (sum(run.ns for run in pieces) + besides_ns) / 1e6
     listing = sum(work.listing_ns(rates, shape.dk, shape.dv, cpu.threads, stage) for work in chosen) / 1e6
     choosing = sum(work.deciding.ns(rates) for work in chosen) / 1e6 if stage != "backward" else 0.0
     predicted = attended + listing + choosing
@@ -80,22 +81,22 @@ def simulate_cpu(
     balanced = pairs / cpu.threads / chunks if chunks else inf
     *bounds, last = ladder(pairs, visible, tile, balanced, ideal / attended if attended else inf)
     lost = (
-        _hidden(visible, pairs),
+        _lost_to_hidden(visible, pairs),
         f"{elements:,} score elements are computed in {len(pieces)} kinds of kernel calls",
-        f"the longest of {cpu.threads} threads, call by call",
-        _lost(pieces, cpu, best),
+        f"the slowest of {cpu.threads} threads in every call",
+        _lost_to_time(pieces, cpu, best),
     )
     rungs = [Rung(name, speedup, why) for name, speedup, why in zip(RUNGS, bounds, lost, strict=False)]
     if chosen:
-        listed, all_ = (min(last, ideal / ms if ms else inf) for ms in (attended + listing, predicted))
+        listed, total = (min(last, ideal / ms if ms else inf) for ms in (attended + listing, predicted))
         rungs += [Rung("attended", last, lost[-1]), Rung("listed", listed, _share("lists", listing, predicted))]
-        what = "chosen in the forward" if stage == "backward" else _share("the choice", choosing, predicted)
-        rungs.append(Rung("predicted", all_, what))
+        what = "selected in the forward" if stage == "backward" else _share("the selection", choosing, predicted)
+        rungs.append(Rung("predicted", total, what))
     else:
         rungs.append(Rung("predicted", last, lost[-1]))
     size = BYTES[shape.dtype]
-    masks = sum(mask.whole().size for one in _plans(plan) for mask in one.masks)
-    own = (shape.lanes * shape.n_q + shape.batch * shape.kv_heads * shape.n_k) * (shape.dk + shape.dv) * size
+    masks = sum(mask.whole().size for leaf in _plans(plan) for mask in leaf.masks)
+    tensors = (shape.lanes * shape.n_q + shape.batch * shape.kv_heads * shape.n_k) * (shape.dk + shape.dv) * size
     order = _order(plan)
     how = f"{len(pieces)} piece{'s' if len(pieces) != 1 else ''}, {plan.schedule}"
     choice = SimulatedSchedule("cpu", plan.q_tile, plan.k_tile, order, how, "score elements", predicted)
@@ -118,7 +119,7 @@ def simulate_cpu(
         ideal_ms=ideal,
         calibrated=cpu.calibrated,
         flop=2 * (visible or 0) * (shape.dk + shape.dv),
-        traffic=Traffic(own, own, own + masks * size),
+        traffic=Traffic(tensors, tensors, tensors + masks * size),
         notes=(*problem.notes, *plan.reasons, *(() if plan.fallback is None else (plan.fallback,))),
         loads=_loads(pieces, cpu),
         workers="threads",
@@ -126,22 +127,28 @@ def simulate_cpu(
 
 
 def _plans(plan: Plan) -> list[Plan]:
-    return [own for _, branch in plan.branches for own in _plans(branch)] or [plan]
+    """Return the plans of all branches, or the plan itself if it has none."""
+    return [leaf for _, branch in plan.branches for leaf in _plans(branch)] or [plan]
 
 
 def _runs(plan: Plan, problem: SimulatedCall, cpu: CpuMachine, nodes: int, stage: Pass) -> Iterator[_PieceRun]:
-    longer = _longer(problem.shape.dtype, cpu, stage, cpu.threads)
+    """Yield the runs of a plan's pieces."""
+    factor = _backward_factor(problem.shape.dtype, cpu, stage, cpu.threads)
     for group in plan.groups:
         work = PieceWork(problem.shape.dtype, _width(problem), len(group.batches) * len(group.heads), nodes)
         for piece in group.pieces:
-            yield _PieceRun(piece, work, _is_trimmed(plan, piece), cpu, longer=longer)
+            yield _PieceRun(piece, work, _is_trimmed(plan, piece), cpu, longer=factor)
 
 
 def _gathered(work: SelectionWork, problem: SimulatedCall, cpu: CpuMachine, stage: Pass) -> Iterator[_PieceRun]:
+    """Yield the expected runs of gathered queries on their selected blocks."""
     dtype = problem.shape.dtype
     for met in work.met(cpu.threads):
-        own, longer = PieceWork(dtype, _width(problem), met.lanes, 1), _longer(dtype, cpu, stage, met.lanes)
-        yield _PieceRun(met.piece, own, False, cpu, met.times, longer, called=False)
+        piece_work, factor = (
+            PieceWork(dtype, _width(problem), met.lanes, 1),
+            _backward_factor(dtype, cpu, stage, met.lanes),
+        )
+        yield _PieceRun(met.piece, piece_work, False, cpu, met.times, factor, called=False)
 
 
 def _width(problem: SimulatedCall) -> int:
@@ -153,8 +160,8 @@ def _is_trimmed(plan: Plan, piece: PlanPiece) -> bool:
 
 
 def _order(plan: Plan) -> Order:
-    """Return the order of tokens in the pieces."""
-    pieces = [piece for own in _plans(plan) for group in own.groups for piece in group.pieces]
+    """Return the order of tokens in the pieces of a plan."""
+    pieces = [piece for leaf in _plans(plan) for group in leaf.groups for piece in group.pieces]
     strides = {axis.stride for piece in pieces for axis in piece.queries.axes}
     bricks = [piece for piece in pieces if len(piece.queries.axes) > 1]
     if bricks:
@@ -165,7 +172,10 @@ def _order(plan: Plan) -> Order:
 
 @dataclass(frozen=True, eq=False)
 class _PieceRun:
-    """A piece as torch's kernel runs it, `times` times; `called`: its call is one of the executor's pieces."""
+    """A piece that torch's kernel runs `times` times.
+
+    `longer`: the factor of the backward. `called`: whether the cost of the call itself is included.
+    """
 
     piece: PlanPiece
     work: PieceWork
@@ -177,24 +187,24 @@ class _PieceRun:
 
     @cached_property
     def ns(self) -> float:
-        """By the rates; `longer` by what the backward takes, without the call itself where that is counted apart."""
-        own = self.cpu.rates.piece(self.piece, self.work, self.trimmed)
-        return (own if self.called else own - self.cpu.rates.call) * self.times * self.longer
+        """The nanoseconds of all runs of the piece."""
+        ns = self.cpu.rates.piece(self.piece, self.work, self.trimmed)
+        return (ns if self.called else ns - self.cpu.rates.call) * self.times * self.longer
 
     @cached_property
     def elements(self) -> int:
-        """Score elements that the kernel computes."""
+        """The score elements that the kernel computes."""
         return round(computed(self.piece, trimmed=self.trimmed) * self.work.lanes * self.times)
 
     @cached_property
     def longest_thread(self) -> float:
-        """Score elements of the thread that has most of them: blocks of rows are dealt out in one stretch a thread."""
+        """The score elements of the busiest thread; each thread gets one stretch of consecutive blocks of rows."""
         loads = self.loads
         return float(loads.max()) if len(loads) else 0.0
 
     @cached_property
     def loads(self) -> Float64:
-        """Score elements of every thread."""
+        """The score elements of every thread."""
         rows, keys = self.piece.queries.length, self.piece.keys.length
         block = 256 if rows >= 768 else 64 if rows >= 192 else 32
         starts = np.arange(0, rows, block)
@@ -202,17 +212,17 @@ class _PieceRun:
         widths = np.full(len(starts), keys)
         if self.piece.mask == "causal" or self.trimmed:
             widths = np.minimum(-(-(starts + heights) // KEY_BLOCK) * KEY_BLOCK, keys)
-        own = (heights * widths).astype(np.float64)
-        many = self.piece.queries.count * self.work.lanes
-        chunk = ceil(len(own) * many / self.cpu.threads)
-        before = np.append(0.0, np.cumsum(own))
-        ends = np.minimum(np.arange(self.cpu.threads + 1) * chunk, len(own) * many)
-        each = ends // len(own) * before[-1] + before[ends % len(own)]
-        return np.asarray(np.diff(each) * self.times)
+        block_elements = (heights * widths).astype(np.float64)
+        repeats = self.piece.queries.count * self.work.lanes
+        chunk = ceil(len(block_elements) * repeats / self.cpu.threads)
+        before = np.append(0.0, np.cumsum(block_elements))
+        ends = np.minimum(np.arange(self.cpu.threads + 1) * chunk, len(block_elements) * repeats)
+        assigned = ends // len(block_elements) * before[-1] + before[ends % len(block_elements)]
+        return np.asarray(np.diff(assigned) * self.times)
 
 
 def _loads(pieces: list[_PieceRun], cpu: CpuMachine) -> tuple[float, ...]:
-    """Milliseconds of every thread, all pieces together."""
+    """Return the milliseconds of every thread over all pieces, longest first."""
     total = np.zeros(cpu.threads)
     for run in pieces:
         if run.longest_thread:
@@ -221,35 +231,36 @@ def _loads(pieces: list[_PieceRun], cpu: CpuMachine) -> tuple[float, ...]:
 
 
 def dense_ms(problem: SimulatedCall, cpu: CpuMachine, stage: Pass, baseline: Baseline) -> tuple[float, float]:
-    """Milliseconds of dense attention: at its ideal, and as predicted."""
+    """Return the milliseconds of dense attention: ideal, and predicted."""
     shape = problem.shape
     ideal = problem.dense_pairs(baseline) * cpu.rates.best(shape.dtype, _width(problem))
-    longer = _longer(shape.dtype, cpu, stage, shape.batch * shape.kv_heads)
-    at_best = _longer(shape.dtype, cpu, stage, cpu.threads)
-    return ideal * at_best / 1e6, _dense(problem, cpu, baseline).ns * longer / 1e6
+    factor = _backward_factor(shape.dtype, cpu, stage, shape.batch * shape.kv_heads)
+    best_factor = _backward_factor(shape.dtype, cpu, stage, cpu.threads)
+    return ideal * best_factor / 1e6, _dense_run(problem, cpu, baseline).ns * factor / 1e6
 
 
-def _longer(dtype: str, cpu: CpuMachine, stage: Pass, kv_lanes: int) -> float:
-    """How much longer than its forward a pass takes that has so many kv heads to give to threads."""
+def _backward_factor(dtype: str, cpu: CpuMachine, stage: Pass, kv_lanes: int) -> float:
+    """Return the time of a pass over that of the forward, if `kv_lanes` kv heads are shared out to threads."""
     return 1.0 if stage != "backward" else cpu.rates.longer(dtype, kv_lanes, cpu.threads)
 
 
-def _dense(problem: SimulatedCall, cpu: CpuMachine, baseline: Baseline) -> _PieceRun:
+def _dense_run(problem: SimulatedCall, cpu: CpuMachine, baseline: Baseline) -> _PieceRun:
     shape = problem.shape
     square = baseline == "causal" and shape.n_q == shape.n_k
     piece = PlanPiece(stretch(0, shape.n_q), stretch(0, shape.n_k), "causal" if square else "full")
     return _PieceRun(piece, PieceWork(shape.dtype, _width(problem), shape.lanes, 1), False, cpu)
 
 
-def _hidden(visible: int | None, pairs: int) -> str:
+def _lost_to_hidden(visible: int | None, pairs: int) -> str:
     return "pairs were not counted" if visible is None else f"{visible:,} of {pairs:,} pairs are visible"
 
 
-def _share(what: str, own: float, whole: float) -> str:
-    return f"{what} {own / whole:.0%} of the time" if own else f"{what} nothing"
+def _share(what: str, ms: float, total_ms: float) -> str:
+    return f"{what} {ms / total_ms:.0%} of the time" if ms else f"{what} 0% of the time"
 
 
-def _lost(pieces: list[_PieceRun], cpu: CpuMachine, best: float) -> str:
+def _lost_to_time(pieces: list[_PieceRun], cpu: CpuMachine, best: float) -> str:
+    """Return the text of the predicted rung: shares of the time beyond elements at the best rate."""
     total = sum(run.ns / run.longer for run in pieces)
     if not total:
         return "nothing to do"

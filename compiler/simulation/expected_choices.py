@@ -1,6 +1,6 @@
-"""The expected work of a selection, known before a call: how many blocks a row keeps, not which.
+"""The expected work of a selection before a call, when only the number of selected blocks is known.
 
-A row is expected to keep any of its candidates alike. What a threshold or a mass keeps is taken to be all of them.
+Every candidate of a row is equally likely to be selected. A threshold or a mass is assumed to keep all candidates.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ Int64 = NDArray[np.int64]
 Float64 = NDArray[np.float64]
 
 SAMPLED = 512
-"""Queries that are looked at, evenly spread."""
+"""Maximum number of queries that are sampled, evenly spaced."""
 
 AT_ONCE = 1 << 22
-"""Pairs that are looked at together."""
+"""Number of pairs that are evaluated at once."""
 
 
 @dataclass(frozen=True)
 class Taking:
-    """A selection whose expressions are specialised: `rows` choose among `items` places.
+    """A selection with specialised expressions: `rows` rows select among `items` blocks.
 
-    `kept`: how many each row keeps, or all rows together (`pairs`); None where content tells.
+    `candidates`, `always`: the conditions of being a candidate, and of being selected in any case. `kept`: the number
+    of blocks that each row keeps, or with `pairs` all rows together; None if it depends on content.
     """
 
     rows: int
@@ -43,10 +44,11 @@ class Taking:
 
 @dataclass(frozen=True, eq=False)
 class ExpectedChoice:
-    """The expectation for one head, by block: its keys, and the expected queries that see all or some of them.
+    """The expected selection of a head.
 
-    `pairs`: of a query and a key that are expected to meet; `most`: if each row keeps the places with most keys.
-    `slots`: places of a row at most.
+    `keys`: the keys of each block. `whole`, `part`: the expected queries that see all, or some, keys of each block.
+    `pairs`: the expected number of visible pairs. `most`: that number if each row keeps the blocks with most keys.
+    `triangles`: whether partly visible blocks are causal squares. `slots`: the maximum number of blocks of a row.
     """
 
     keys: Int64
@@ -59,7 +61,7 @@ class ExpectedChoice:
 
     @property
     def without_places(self) -> ExpectedChoice:
-        """Return the expectation where blocks are not computed one by one."""
+        """The expectation without its blocks, for kernels that do not compute them one by one."""
         nothing = np.zeros(0)
         return replace(self, keys=nothing.astype(np.int64), whole=nothing, part=nothing)
 
@@ -69,51 +71,64 @@ def expected_choice(places: BlockKeys, taking: Taking, n_q: int, n_k: int) -> Ex
     count = len(places.starts) - 1
     queries = np.unique(np.linspace(0, n_q - 1, min(SAMPLED, n_q)).round().astype(np.int64))
     rows = queries if places.row_of is None else places.row_of[queries]
-    each = n_q / max(len(queries), 1)
+    queries_per_sample = n_q / max(len(queries), 1)
     sizes = np.diff(places.starts)
-    all_places = np.arange(count)
-    candidates, always = (_holds(x, rows, all_places) for x in (taking.candidates, taking.always))
-    among = candidates.sum(1, keepdims=True)
-    share = _share(taking, among, each * taking.rows / max(n_q, 1))
-    likely = np.where(always, 1.0, candidates * share)
-    whole, part, pairs, most = np.zeros(count), np.zeros(count), 0.0, 0.0
-    for some in _blocks(len(queries), n_k):
-        seen = _seen(places, queries[some], n_k)
-        whole += (likely[some] * ((seen == sizes) & (sizes > 0))).sum(0)
-        part += (likely[some] * ((seen > 0) & (seen < sizes))).sum(0)
-        pairs += float((likely[some] * seen).sum())
-        besides = np.sort(np.where(candidates[some] & ~always[some], seen, 0), axis=1)[:, ::-1]
-        best = besides if taking.kept is None or taking.pairs else besides[:, : taking.kept]
-        most += float(best.sum() + (seen * always[some]).sum())
+    block_numbers = np.arange(count)
+    candidates, always = (_holds(x, rows, block_numbers) for x in (taking.candidates, taking.always))
+    candidate_count = candidates.sum(1, keepdims=True)
+    share = _share(taking, candidate_count, queries_per_sample * taking.rows / max(n_q, 1))
+    probability = np.where(always, 1.0, candidates * share)
+    whole, part, pairs, most_pairs = np.zeros(count), np.zeros(count), 0.0, 0.0
+    for block in _blocks(len(queries), n_k):
+        seen_keys = _seen(places, queries[block], n_k)
+        whole += (probability[block] * ((seen_keys == sizes) & (sizes > 0))).sum(0)
+        part += (probability[block] * ((seen_keys > 0) & (seen_keys < sizes))).sum(0)
+        pairs += float((probability[block] * seen_keys).sum())
+        selectable = np.sort(np.where(candidates[block] & ~always[block], seen_keys, 0), axis=1)[:, ::-1]
+        best = selectable if taking.kept is None or taking.pairs else selectable[:, : taking.kept]
+        most_pairs += float(best.sum() + (seen_keys * always[block]).sum())
     triangles = places.diagonal is not None and places.order is None
-    kept = count if taking.kept is None or taking.pairs else taking.kept + int(always.sum(1).max(initial=0))
-    slots = min(kept, count)
-    return ExpectedChoice(sizes, whole * each, part * each, pairs * each, round(most * each), triangles, slots)
+    max_blocks = count if taking.kept is None or taking.pairs else taking.kept + int(always.sum(1).max(initial=0))
+    slots = min(max_blocks, count)
+    return ExpectedChoice(
+        sizes,
+        whole * queries_per_sample,
+        part * queries_per_sample,
+        pairs * queries_per_sample,
+        round(most_pairs * queries_per_sample),
+        triangles,
+        slots,
+    )
 
 
 def all_taken(pairs: int) -> ExpectedChoice:
-    """Return the expectation of a head's pairs for a selection that is not among blocks: all of them."""
+    """Return the expectation of a selection that is not among blocks: all `pairs` pairs of a head."""
     nothing = np.zeros(0)
     return ExpectedChoice(nothing.astype(np.int64), nothing, nothing, float(pairs), pairs, False, 0)
 
 
-def _share(taking: Taking, among: Int64, each: float) -> Float64:
+def _share(taking: Taking, candidate_count: Int64, queries_per_sample: float) -> Float64:
     """Return the share of each row's candidates that it keeps."""
     if taking.kept is None:
-        return np.ones(among.shape)
-    whole = np.maximum(among, 1) if not taking.pairs else np.maximum(among.sum() * each, 1)
-    return np.minimum(taking.kept / whole, 1.0)
+        return np.ones(candidate_count.shape)
+    total = (
+        np.maximum(candidate_count, 1)
+        if not taking.pairs
+        else np.maximum(candidate_count.sum() * queries_per_sample, 1)
+    )
+    return np.minimum(taking.kept / total, 1.0)
 
 
 def _holds(condition: ir.Index, rows: Int64, places: Int64) -> NDArray[np.bool_]:
-    alive = np.ones((len(rows), len(places)), dtype=np.bool_)
+    """Evaluate a condition at rows and blocks: (rows, blocks)."""
+    active = np.ones((len(rows), len(places)), dtype=np.bool_)
     if isinstance(condition, ir.Truth):
-        return alive & condition.value
-    return exact_evaluation.mask_at(condition, rows, places, alive, {}, wide=_wide(condition, rows, places))
+        return active & condition.value
+    return exact_evaluation.mask_at(condition, rows, places, active, {}, wide=_wide(condition, rows, places))
 
 
 def _seen(places: BlockKeys, queries: Int64, n_k: int) -> Int64:
-    """Keys of each place that each query sees if it takes it."""
+    """Return the keys that each query sees of each block if it selects it: (queries, blocks)."""
     starts, stops = places.starts[:-1], places.starts[1:]
     if places.order is None and places.diagonal is not None:
         last = queries[:, None] + places.diagonal + 1

@@ -1,8 +1,9 @@
 """The cost of attention to selected blocks on a GPU: kernels on expected queries, lists, and the selection.
 
-Kernels are those of `compiler.kernels.chosen`: a program takes a tile of the queries of one place, its results are
-written in fp32 and merged by another kernel; a program of the gradients of keys meets all queries of its place. Lists
-and choice are operations of torch on whole tensors, whose bytes decide. None of it was held against a clock yet.
+The kernels are the gathering kernels of `compiler.kernels`: a program takes a tile of the queries that selected a
+block, writes its partial results in fp32, and another kernel merges them; a program of the gradients of keys walks all
+queries of its block. Lists and selection are torch operations on whole tensors, so that their bytes decide. No figure
+has been compared with a measurement yet.
 """
 
 from __future__ import annotations
@@ -38,28 +39,38 @@ from attnc.compiler.simulation.traffic import key_bytes, memory_ms, tensor_bytes
 FP32 = 4
 
 RANK_BYTES, RANK_LAUNCHES = 150, 20
-"""Bytes of a place of a row while it is ranked, as `selections.ranking` does it without a question to the host: scores
-become 64-bit numbers by eleven operations, three passes of a top-k by radix read them, truth is scattered."""
-OPERATION_BYTES = 8
-"""An element of an operation of a score is read and written in fp32."""
-SORT_BYTES, LIST_LAUNCHES = 150, 25
-"""Bytes of a pair of a row and a block in the lists (`gpu.selected_lists`).
+"""Bytes moved for each candidate of a row by the ranking of `selections.ranking`, and its launches.
 
-A stable radix sort of 32-bit numbers and their places takes four passes; then follow the pair's side, row and query.
+The ranking never synchronises with the host: eleven operations turn scores into 64-bit numbers, a radix top-k reads
+them in three passes, and the truth tensor is scattered.
+"""
+OPERATION_BYTES = 8
+"""Bytes moved for each element of an operation of a score: one fp32 read, one fp32 write."""
+SORT_BYTES, LIST_LAUNCHES = 150, 25
+"""Bytes moved for each pair of a row and a block in the lists (`gpu.selected_lists`), and their launches.
+
+A stable radix sort of 32-bit numbers and their indices takes four passes; then the pair's side, row and query are
+written.
 """
 TAKEN_BYTES, SLOT_BYTES = 7, 24
-"""Bytes of a place of a row, and of one that it chose, when the chosen ones are found."""
+"""Bytes moved for each candidate of a row, and for each selected block, when the selected blocks are listed."""
 
 TILED_BYTES = 13
-"""An entry of truth is read, and summed along both axes in 32 bits: corners tell of tiles (`gpu.mask_lists`)."""
-OF_TILES: tuple[RungName, RungName] = ("tile", "balanced")
+"""Bytes moved for each entry of a truth tensor when tiles are listed.
 
-CAUTION = "an estimate that was never held against a clock: no GPU was at hand for these kernels (benchmarks/OWED.md)"
+The entry is read and summed along both axes in 32 bits; the sums at corners count each tile (`gpu.mask_lists`).
+"""
+TILE_RUNGS: tuple[RungName, RungName] = ("tile", "balanced")
+
+CAUTION = "an estimate that was never compared with a measurement of these kernels on a GPU (benchmarks/OWED.md)"
 
 
 @dataclass(frozen=True, eq=False)
 class GpuWork:
-    """An attention to chosen places and the tiles of its kernels. `slots`: places of a row at most."""
+    """An attention to selected blocks and the tiles of its kernels.
+
+    `slots`: the maximum number of blocks that a row selects. `items`: the number of candidate blocks.
+    """
 
     work: SelectionWork
     tiles: Mapping[Kernel, TileShape]
@@ -69,9 +80,9 @@ class GpuWork:
 
 @dataclass(frozen=True, eq=False)
 class ListedWork:
-    """A choice of single keys, by which tiles are listed; the attention is simulated as one that chooses nothing.
+    """A selection of single keys, from which live tiles are listed; its attention is simulated without the selection.
 
-    `entries`: of truth by row and item, in all lanes.
+    `entries`: entries of the truth tensor by row and key, over all lanes.
     """
 
     work: SelectionWork
@@ -87,28 +98,28 @@ def simulate_gpu_choices(
     stage: Pass,
     baseline: Baseline,
 ) -> Simulation:
-    """The ladder of attentions to chosen places, of the choices of others by which tiles are `listed`, and of the
-    `others` themselves. There is one of them at least.
+    """Simulate a call that selects: attentions to selected blocks (`works`) and all other attentions (`others`).
 
-    Raises MachineError for what the machine does not have.
+    `listed`: the selections of the other attentions, whose tiles are listed. `works` or `others` must not be empty.
+    Raises MachineError for a dtype or tile that the machine does not support.
     """
     if problem.shape.dtype not in BYTES:
         raise MachineError(f"{machine.name} runs attention in {', '.join(BYTES)}, not in {problem.shape.dtype}")
     ideal, dense = dense_ms(problem, machine, stage, baseline)
-    runs = [_run(one, problem, machine, kernel) for one in works for kernel in KERNELS[stage]]
-    visible = sum(one.work.visible for one in works) + sum(one.visible or 0 for one in others)
-    listing = sum(_listing_ms(one, machine) for one in works) + sum(_tiling_ms(one, machine) for one in listed)
-    decided = [*(one.work for one in works), *(one.work for one in listed)] if stage != "backward" else []
-    choosing = sum(_choosing_ms(one, problem, machine) for one in decided)
+    runs = [_run(gpu_work, problem, machine, kernel) for gpu_work in works for kernel in KERNELS[stage]]
+    visible = sum(gpu_work.work.visible for gpu_work in works) + sum(other.visible or 0 for other in others)
+    listing = sum(_listing_ms(x, machine) for x in works) + sum(_tiling_ms(x, machine) for x in listed)
+    deciding = [*(x.work for x in works), *(x.work for x in listed)] if stage != "backward" else []
+    choosing = sum(_choosing_ms(work, problem, machine) for work in deciding)
     ms = 1e3 / machine.hertz
     tile = sum(run.strips.live * run.full_clocks for run in runs) / machine.sms * ms
     balanced = sum(run.least_clocks for run in runs) * ms
-    attended = sum(run.ms for run in runs) + sum(one.predicted_ms for one in others)
+    attended = sum(run.ms for run in runs) + sum(other.predicted_ms for other in others)
     pairs = problem.dense_pairs(baseline)
     times = (
         ideal * visible / pairs if pairs else 0.0,
-        tile + _of_others(others, "tile"),
-        balanced + _of_others(others, "balanced"),
+        tile + _others_ms(others, "tile"),
+        balanced + _others_ms(others, "balanced"),
         attended,
         attended + listing,
         attended + listing + choosing,
@@ -116,18 +127,18 @@ def simulate_gpu_choices(
     predicted = times[-1]
     lost = (
         f"{visible:,} of {pairs:,} pairs are visible",
-        *(_of_gathered(runs, machine) if runs else [others[0].rung(name).lost_to for name in OF_TILES]),
+        *(_lost_to_gathering(runs, machine) if runs else [others[0].rung(name).lost_to for name in TILE_RUNGS]),
         _share("partial results, written in fp32 and merged,", sum(run.merged_ms for run in runs), predicted),
         _share("lists", listing, predicted),
-        "chosen in the forward" if stage == "backward" else _share("the choice", choosing, predicted),
+        "selected in the forward" if stage == "backward" else _share("the selection", choosing, predicted),
     )
-    rungs, least = [], inf
-    for name, time, why in zip(CHOSEN_RUNGS, times, lost, strict=True):
-        least = min(least, ideal / time if time else inf)
-        rungs.append(Rung(name, least, why))
-    moved = sum(run.moved for run in runs) + sum(one.traffic.moved for one in others)
+    rungs, speedup = [], inf
+    for name, rung_ms, why in zip(CHOSEN_RUNGS, times, lost, strict=True):
+        speedup = min(speedup, ideal / rung_ms if rung_ms else inf)
+        rungs.append(Rung(name, speedup, why))
+    moved = sum(run.moved for run in runs) + sum(other.traffic.moved for other in others)
     products = (3, 2) if stage == "backward" else (1, 1)
-    own = tensor_bytes(problem.shape)
+    tensors = tensor_bytes(problem.shape)
     return Simulation(
         pattern=problem.pattern,
         params=problem.params,
@@ -139,7 +150,7 @@ def simulate_gpu_choices(
         causal=problem.is_causal,
         visible=visible,
         tiles=_tiles(problem, runs, others),
-        choices=(*map(_choice, runs), *alike(choice for one in others for choice in one.choices)),
+        choices=(*map(_choice, runs), *alike(choice for other in others for choice in other.choices)),
         others=(),
         rungs=tuple(rungs),
         predicted_ms=predicted,
@@ -147,8 +158,8 @@ def simulate_gpu_choices(
         ideal_ms=ideal,
         calibrated=False,
         flop=2 * visible * (products[0] * problem.shape.dk + products[1] * problem.shape.dv),
-        traffic=Traffic(own, moved, own + max((_part_bytes(one, problem, stage) for one in works), default=0)),
-        notes=(*dict.fromkeys(note for one in others for note in one.notes), CAUTION),
+        traffic=Traffic(tensors, moved, tensors + max((_partial_bytes(x, problem, stage) for x in works), default=0)),
+        notes=(*dict.fromkeys(note for other in others for note in other.notes), CAUTION),
         estimated=True,
         loads=tuple((runs[0].loads * ms).tolist()) if runs else others[0].loads,
     )
@@ -157,17 +168,17 @@ def simulate_gpu_choices(
 # --- kernels ---------------------------------------------------------------------------------------------------------
 
 
-def _run(one: GpuWork, problem: SimulatedCall, machine: Machine, kernel: Kernel) -> KernelRun:
-    """A kernel on what its programs are expected to meet."""
-    shape, heads, tiles = problem.shape, problem.heads, one.tiles[kernel]
-    walk = _keys_meet if kernel == "dkdv" else _rows_meet
-    walked = together([walk(one.work, tiles, problem, whole) for whole in (True, False)])
-    rows = _rows_of(one.work)
-    size, width = BYTES[shape.dtype], shape.dk if kernel == "dq" else shape.dv
+def _run(gpu_work: GpuWork, problem: SimulatedCall, machine: Machine, kernel: Kernel) -> KernelRun:
+    """Return the run of a kernel on the queries and keys that its programs are expected to have."""
+    shape, heads, tiles = problem.shape, problem.heads, gpu_work.tiles[kernel]
+    walk = _key_strips if kernel == "dkdv" else _row_strips
+    walked = together([walk(gpu_work.work, tiles, problem, full) for full in (True, False)])
+    rows = _selected_pairs(gpu_work.work)
+    size, head_dim = BYTES[shape.dtype], shape.dk if kernel == "dq" else shape.dv
     gathered = rows * shape.dk * size * (1 if kernel == "forward" else 2)
-    parts = 0.0 if kernel == "dkdv" else rows * (width + 1) * FP32
+    parts = 0.0 if kernel == "dkdv" else rows * (head_dim + 1) * FP32
     moved = round(gathered + parts + key_bytes(shape) * (2 if kernel == "dkdv" else 1))
-    joined = parts + shape.lanes * shape.n_q * width * size
+    joined = parts + shape.lanes * shape.n_q * head_dim * size
     merging = memory_ms(machine, joined) + machine["launch_us"] / 1e3 if parts else 0.0
     programs = max(resources(machine, kernel, tiles, heads).programs, 1)
     work = TileWork(NATURAL, tiles.q_tile, tiles.k_tile, walked, walked, None)
@@ -175,86 +186,88 @@ def _run(one: GpuWork, problem: SimulatedCall, machine: Machine, kernel: Kernel)
     return KernelRun(model, work, walked, walked, programs, merging, moved, 1)
 
 
-def _rows_of(work: SelectionWork) -> float:
-    """Pairs of a row and a place, of all heads."""
+def _selected_pairs(work: SelectionWork) -> float:
+    """Return the expected number of pairs of a query and a selected block, over all heads."""
     expected = work.expected
     return float((expected.whole + expected.part).sum()) * work.lanes * work.together
 
 
-def _rows_meet(work: SelectionWork, tiles: TileShape, problem: SimulatedCall, whole: bool) -> Strips:
-    """A program for each tile of the queries of a place, which walks its keys."""
+def _row_strips(work: SelectionWork, tiles: TileShape, problem: SimulatedCall, full: bool) -> Strips:
+    """Return a strip for each tile of the queries of a block; its program walks the block's keys."""
     del problem
-    rows, keys = _side(work.expected, whole)
+    rows, keys = _block_sizes(work.expected, full)
     count = np.ceil(rows / tiles.q_tile) * np.minimum(1.0, rows)
-    return _strips(np.ceil(keys / tiles.k_tile), count * work.lanes * work.together, whole)
+    return _strips(np.ceil(keys / tiles.k_tile), count * work.lanes * work.together, full)
 
 
-def _keys_meet(work: SelectionWork, tiles: TileShape, problem: SimulatedCall, whole: bool) -> Strips:
-    """A program for each tile of keys of a place, which walks the queries of all heads that share them."""
+def _key_strips(work: SelectionWork, tiles: TileShape, problem: SimulatedCall, full: bool) -> Strips:
+    """Return a strip for each tile of a block's keys; its program walks the queries of all heads that share them."""
     shape = problem.shape
-    rows, keys = _side(work.expected, whole)
+    rows, keys = _block_sizes(work.expected, full)
     walked = np.ceil(rows / tiles.q_tile) * (shape.heads // shape.kv_heads)
-    return _strips(walked, np.ceil(keys / tiles.k_tile) * shape.batch * shape.kv_heads, whole)
+    return _strips(walked, np.ceil(keys / tiles.k_tile) * shape.batch * shape.kv_heads, full)
 
 
-def _side(expected: ExpectedChoice, whole: bool) -> tuple[Float64, Float64]:
-    """Queries and keys of the places that someone sees whole, or in part."""
-    rows = expected.whole if whole else expected.part
-    some = (rows > 0) & (expected.keys > 0)
-    return rows[some], expected.keys[some].astype(np.float64)
+def _block_sizes(expected: ExpectedChoice, full: bool) -> tuple[Float64, Float64]:
+    """Return the expected queries and the keys of each block that some query sees fully if `full`, else in part."""
+    rows = expected.whole if full else expected.part
+    is_seen = (rows > 0) & (expected.keys > 0)
+    return rows[is_seen], expected.keys[is_seen].astype(np.float64)
 
 
-def _strips(tiles: Float64, times: Float64, whole: bool) -> Strips:
-    each, many = tiles.astype(np.int64), np.ceil(times).astype(np.int64)
-    nothing = np.zeros_like(each)
-    return strips(each if whole else nothing, nothing if whole else each, many)
+def _strips(tiles: Float64, times: Float64, full: bool) -> Strips:
+    """Return strips of `tiles[i]` tiles, all full if `full`, else all partial."""
+    live_tiles, counts = tiles.astype(np.int64), np.ceil(times).astype(np.int64)
+    nothing = np.zeros_like(live_tiles)
+    return strips(live_tiles if full else nothing, nothing if full else live_tiles, counts)
 
 
 # --- lists and choice ------------------------------------------------------------------------------------------------
 
 
-def _listing_ms(one: GpuWork, machine: Machine) -> float:
-    """The lists of pairs: found in the rows, and sorted by place."""
-    rows = one.work.lanes * one.work.n_q
-    bytes_ = rows * one.items * TAKEN_BYTES + rows * one.slots * (SLOT_BYTES + SORT_BYTES)
+def _listing_ms(gpu_work: GpuWork, machine: Machine) -> float:
+    """Return the time of the lists of pairs, which are collected from the rows and sorted by block."""
+    rows = gpu_work.work.lanes * gpu_work.work.n_q
+    bytes_ = rows * gpu_work.items * TAKEN_BYTES + rows * gpu_work.slots * (SLOT_BYTES + SORT_BYTES)
     return memory_ms(machine, bytes_) + LIST_LAUNCHES * machine["launch_us"] / 1e3
 
 
-def _tiling_ms(one: ListedWork, machine: Machine) -> float:
-    """The lists of tiles: what is chosen is reduced to tiles along rows and along keys, and compacted."""
-    return memory_ms(machine, one.entries * TILED_BYTES) + LIST_LAUNCHES * machine["launch_us"] / 1e3
+def _tiling_ms(listed_work: ListedWork, machine: Machine) -> float:
+    """Return the time of the lists of tiles: the truth tensor is reduced to tiles along both axes and compacted."""
+    return memory_ms(machine, listed_work.entries * TILED_BYTES) + LIST_LAUNCHES * machine["launch_us"] / 1e3
 
 
 def _choosing_ms(work: SelectionWork, problem: SimulatedCall, machine: Machine) -> float:
-    """Scores by products in fp32, what is done with them, and their ranks."""
-    found, shape = work.deciding, problem.shape
-    products = 2 * found.products * 64 / (2 * machine["fma_per_clock"] * machine.sms * machine.hertz) * 1e3
+    """Return the time of a selection: its scores as fp32 products, the operations on them, and their ranking."""
+    deciding, shape = work.deciding, problem.shape
+    products = 2 * deciding.products * 64 / (2 * machine["fma_per_clock"] * machine.sms * machine.hertz) * 1e3
     bytes_ = (
-        found.products * 64 / max(shape.dk, 1) * FP32
-        + found.operations * OPERATION_BYTES
-        + (found.places + found.ordered) * RANK_BYTES
-        + found.pooled * (BYTES[shape.dtype] + 3 * FP32)
+        deciding.products * 64 / max(shape.dk, 1) * FP32
+        + deciding.operations * OPERATION_BYTES
+        + (deciding.places + deciding.ordered) * RANK_BYTES
+        + deciding.pooled * (BYTES[shape.dtype] + 3 * FP32)
         + shape.lanes * shape.n_q * shape.dk * (BYTES[shape.dtype] + 2 * FP32)
     )
-    launches = RANK_LAUNCHES + found.nodes
+    launches = RANK_LAUNCHES + deciding.nodes
     return max(products, memory_ms(machine, bytes_)) + launches * machine["launch_us"] / 1e3
 
 
-def _part_bytes(one: GpuWork, problem: SimulatedCall, stage: Pass) -> int:
+def _partial_bytes(gpu_work: GpuWork, problem: SimulatedCall, stage: Pass) -> int:
+    """Return the bytes of the partial results of all rows."""
     width = problem.shape.dk if stage == "backward" else problem.shape.dv + 1
-    return round(problem.shape.lanes * problem.shape.n_q * one.slots * width * FP32)
+    return round(problem.shape.lanes * problem.shape.n_q * gpu_work.slots * width * FP32)
 
 
 # --- in words --------------------------------------------------------------------------------------------------------
 
 
-def _of_others(others: Sequence[Simulation], name: RungName) -> float:
-    """Milliseconds of the other attentions at one of their rungs."""
-    return sum(one.ideal_ms / one.rung(name).speedup for one in others)
+def _others_ms(others: Sequence[Simulation], name: RungName) -> float:
+    """Return the milliseconds of the other attentions at a rung of their ladders."""
+    return sum(other.ideal_ms / other.rung(name).speedup for other in others)
 
 
-def _of_gathered(runs: Sequence[KernelRun], machine: Machine) -> tuple[str, str]:
-    """Return what tiles of gathered queries and their balance lose, in words."""
+def _lost_to_gathering(runs: Sequence[KernelRun], machine: Machine) -> tuple[str, str]:
+    """Return the texts of the tile rung and the balanced rung for gathered queries."""
     tile = runs[0].model.shape
     live, programs = sum(run.strips.live for run in runs), sum(run.strips.count for run in runs)
     return (
@@ -264,14 +277,15 @@ def _of_gathered(runs: Sequence[KernelRun], machine: Machine) -> tuple[str, str]
 
 
 def _tiles(problem: SimulatedCall, runs: Sequence[KernelRun], others: Sequence[Simulation]) -> Tiles:
+    """Return the tile counts of the gathering kernels and the other attentions together."""
     if not runs:
         return Tiles(
-            *(sum(getattr(one.tiles, name) for one in others) for name in ("total", "live", "full", "partial"))
+            *(sum(getattr(other.tiles, name) for other in others) for name in ("total", "live", "full", "partial"))
         )
-    own, of = runs[0].strips, runs[0].model.shape
-    full, partial = (sum(getattr(one.tiles, name) for one in others) for name in ("full", "partial"))
-    total = problem.dense_strips("full", of.q_tile, of.k_tile).live
-    return Tiles(total, own.live + full + partial, own.full_tiles + full, own.partial_tiles + partial)
+    gathered, shape = runs[0].strips, runs[0].model.shape
+    full, partial = (sum(getattr(other.tiles, name) for other in others) for name in ("full", "partial"))
+    total = problem.dense_strips("full", shape.q_tile, shape.k_tile).live
+    return Tiles(total, gathered.live + full + partial, gathered.full_tiles + full, gathered.partial_tiles + partial)
 
 
 def _choice(run: KernelRun) -> SimulatedSchedule:
@@ -282,7 +296,7 @@ def _choice(run: KernelRun) -> SimulatedSchedule:
 
 
 def repeated(one: Simulation, times: float) -> Simulation:
-    """Return the simulation repeated a number of times, one after another: a member of a family stands for others."""
+    """Return the simulation with all times and counts multiplied, for a branch that represents `times` equal ones."""
     if times == 1:
         return one
     counts = (round(count * times) for count in astuple(one.tiles))
@@ -294,18 +308,18 @@ def repeated(one: Simulation, times: float) -> Simulation:
         rungs=tuple(replace(rung, speedup=rung.speedup / times) for rung in one.rungs),
         predicted_ms=one.predicted_ms * times,
         traffic=replace(one.traffic, moved=round(one.traffic.moved * times)),
-        notes=(*one.notes, f"of many branches alike some are simulated: each stands for {times:.1f}"),
+        notes=(*one.notes, f"only some of many equal branches are simulated: each represents {times:.1f}"),
     )
 
 
 def alike(choices: Iterable[SimulatedSchedule]) -> list[SimulatedSchedule]:
-    """Each kernel and how it runs once, with the time of all that run so: branches alike."""
-    found: dict[SimulatedSchedule, float] = {}
+    """Return each distinct schedule once, with the total time of all kernels that run so."""
+    total_ms: dict[SimulatedSchedule, float] = {}
     for choice in choices:
         key = replace(choice, ms=0.0)
-        found[key] = found.get(key, 0.0) + choice.ms
-    return [replace(choice, ms=ms) for choice, ms in found.items()]
+        total_ms[key] = total_ms.get(key, 0.0) + choice.ms
+    return [replace(choice, ms=ms) for choice, ms in total_ms.items()]
 
 
-def _share(what: str, own: float, whole: float) -> str:
-    return f"{what} {own / whole:.0%} of the time" if own else f"{what} nothing"
+def _share(what: str, ms: float, total_ms: float) -> str:
+    return f"{what} {ms / total_ms:.0%} of the time" if ms else f"{what} 0% of the time"

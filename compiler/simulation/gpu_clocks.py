@@ -1,8 +1,8 @@
-"""The cost of one tile on an SM, in clocks of each of its units, and the tile shapes that a kernel can have.
+"""The cost of a tile on an SM, in clocks of each unit, and the tile shapes that fit a kernel.
 
-Registers, shared memory and instructions of the kernels that plans use are those of their machine code
-(`compiled_figures`). For other tiles, instructions for a score element were counted in what Triton makes of
-such kernels for sm_90 (d 64 and 128, tiles of 64 to 256 rows); products and shared memory follow from the sizes.
+Registers, shared memory and instructions of the kernels that plans use come from their machine code
+(`compiled_figures`). For other tiles, the instructions of a score element were counted in the code that Triton
+compiles for sm_90 (d 64 and 128, tiles of 64 to 256 rows); products and shared memory follow from the sizes.
 """
 
 from __future__ import annotations
@@ -19,28 +19,34 @@ from attnc.compiler.simulation.machine import Machine, MachineError
 Kernel = Literal["forward", "dq", "dkdv"]
 
 ALU_PER_SCORE = 1.8
-"""Compares, maxima and conversions of an element of the scores, without a mask."""
+"""Compares, maxima and conversions of a score element without a mask."""
 FMA_PER_SCORE, FMA_PER_SUM = 2.25, 1.5
-"""FMA operations of a score element, and of an element of the sums that the forward rescales with every tile."""
+"""FMA operations of a score element, and of an element of the accumulators that the forward rescales every tile."""
 ISSUED_PER_SCORE, ISSUED_PER_SUM = 6.5, 1.75
-"""Instructions of each."""
+"""Instructions of a score element, and of an element of the accumulators."""
 
 PRODUCTS: Mapping[Kernel, tuple[int, int]] = {"forward": (1, 1), "dq": (2, 1), "dkdv": (2, 2)}
-"""Products of a tile whose inner or outer side is dk, and dv: scores and values; scores, dp and dq; scores, dp, dv and
-dk."""
+"""The number of products of a tile with an inner or outer side of dk, and of dv.
+
+forward: scores and values. dq: scores, dp and dq. dkdv: scores, dp, dv and dk.
+"""
 
 BITMASK = 5.0
-"""Operations of an element of a mask that was made when the kernel was planned: no relation need cost more."""
+"""Operations of an element of a mask that is computed with the plan; no relation costs more than this."""
 
 Q_TILES, K_TILES = (64, 128, 256), (32, 64, 128)
+"""Sides of tiles that are tried, in queries and in keys."""
 WARPS, STAGES = (4, 8), (2, 3)
+"""Numbers of warps of a program, and of stages (buffers of keys and values), that are tried."""
 MOST_REGISTERS = 255
+"""Maximum number of registers of a thread."""
 BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of an element, by the dtypes that kernels support."""
 
 
 @dataclass(frozen=True, slots=True)
 class TileShape:
-    """The tiles of a kernel and how it runs: warps of a program, buffers of keys and values."""
+    """The tiles of a kernel, the warps of a program, and the stages (buffers) of keys and values."""
 
     q_tile: int
     k_tile: int
@@ -53,7 +59,7 @@ class TileShape:
 
 @dataclass(frozen=True, slots=True)
 class HeadSizes:
-    """Sizes of a head, and its dtype."""
+    """The dimensions of a head and its dtype."""
 
     dk: int
     dv: int
@@ -61,14 +67,17 @@ class HeadSizes:
 
     @property
     def bytes(self) -> int:
-        """The bytes of one number."""
+        """The bytes of an element."""
         return BYTES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)
 class Extra:
-    """Operations of a pattern on an element of the scores beside softmax: of its mask on partial tiles, fused
-    multiply-adds and exponentials of its score on all."""
+    """Operations of a pattern on a score element besides softmax.
+
+    `mask`: operations of its mask, on partial tiles. `score`, `exps`: fused multiply-adds and exponentials of its
+    score, on all tiles.
+    """
 
     mask: float = 0.0
     score: float = 0.0
@@ -77,7 +86,7 @@ class Extra:
 
 @dataclass(frozen=True, slots=True)
 class Clocks:
-    """The clocks of one tile, by unit of an SM that has it alone."""
+    """The clocks of a tile, by unit of an SM that runs nothing else."""
 
     products: float
     exps: float
@@ -89,17 +98,17 @@ class Clocks:
 
     @property
     def bound(self) -> float:
-        """Where all of them run beside each other."""
+        """The clocks of the tile if all units run in parallel."""
         return max(self.products, self.exps, self.alu, self.fma, self.issue, self.shared, self.l2)
 
     @property
     def serial(self) -> float:
-        """Where the products wait for the softmax and the softmax for the products, as in Triton's kernels."""
+        """The clocks of the tile if products and softmax wait for each other, as in Triton's kernels."""
         return max(self.products + max(self.exps, self.alu, self.fma, self.issue), self.shared, self.l2)
 
     @property
     def limit(self) -> str:
-        """The unit that is busiest."""
+        """The name of the busiest unit."""
         named = {
             "tensor cores": self.products,
             "exponentials": self.exps,
@@ -114,7 +123,7 @@ class Clocks:
 
 @dataclass(frozen=True)
 class TileModel:
-    """The clocks of the tiles of one kernel on one machine."""
+    """The clocks of the tiles of a kernel on a machine."""
 
     machine: Machine
     kernel: Kernel
@@ -124,12 +133,12 @@ class TileModel:
 
     @cached_property
     def full(self) -> Clocks:
-        """A tile without a mask."""
+        """The clocks of a tile without a mask."""
         return self._clocks(0.0)
 
     @cached_property
     def partial(self) -> Clocks:
-        """A tile with one."""
+        """The clocks of a tile with a mask."""
         return self._clocks(min(self.extra.mask, BITMASK))
 
     def predicted(self, clocks: Clocks) -> float:
@@ -142,17 +151,17 @@ class TileModel:
         scores = shape.q_tile * shape.k_tile
         by_dk, by_dv = PRODUCTS[self.kernel]
         depth = by_dk * heads.dk + by_dv * heads.dv
-        own = shape.k_tile * (heads.dk + heads.dv) if self.kernel == "dkdv" else shape.q_tile * heads.dv
-        rescaled = own if self.kernel == "forward" else 0
+        accumulators = shape.k_tile * (heads.dk + heads.dv) if self.kernel == "dkdv" else shape.q_tile * heads.dv
+        rescaled = accumulators if self.kernel == "forward" else 0
         read = (shape.q_tile * heads.dk + shape.k_tile * (heads.dk + heads.dv)) * heads.bytes
         loaded = shape.q_tile if self.kernel == "dkdv" else shape.k_tile
-        seen, threads = seen_of(m, self.kernel, shape, heads), 32 * shape.warps
-        if seen is None:
+        compiled, threads = machine_code_figures(m, self.kernel, shape, heads), 32 * shape.warps
+        if compiled is None:
             exps, alu = scores + shape.q_tile, scores * ALU_PER_SCORE
             fma = scores * FMA_PER_SCORE + FMA_PER_SUM * rescaled
             issued = scores * ISSUED_PER_SCORE + ISSUED_PER_SUM * rescaled
         else:
-            exps, alu, fma, issued = (n * threads for n in (seen.exps, seen.alu, seen.fma, seen.issued))
+            exps, alu, fma, issued = (n * threads for n in (compiled.exps, compiled.alu, compiled.fma, compiled.issued))
         return Clocks(
             products=2 * scores * depth / m.tensor_flop(heads.dtype),
             exps=(exps + scores * self.extra.exps) / m["exp_per_clock"],
@@ -164,12 +173,12 @@ class TileModel:
         )
 
 
-# --- what a kernel can have ------------------------------------------------------------------------------------------
+# --- tile shapes that fit ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """The resources of an SM that a program takes. `programs`: how many fit beside each other, 0 for none."""
+    """The resources of a program; `programs`: the number of programs that fit on an SM at once, possibly 0."""
 
     shared_kib: float
     registers: int
@@ -177,14 +186,16 @@ class Resources:
 
     @property
     def reason(self) -> str | None:
-        """Why none fits."""
+        """Why no program fits on an SM, None if one does."""
         if self.programs:
             return None
         return f"needs {self.shared_kib:.0f} KiB of shared memory and {self.registers} registers a thread"
 
 
-def seen_of(machine: Machine, kernel: Kernel, shape: TileShape, heads: HeadSizes) -> CompiledFigures | None:
-    """Return the figures of a kernel's machine code, None where it was not read."""
+def machine_code_figures(
+    machine: Machine, kernel: Kernel, shape: TileShape, heads: HeadSizes
+) -> CompiledFigures | None:
+    """Return the figures of a kernel's machine code, None where they are not recorded."""
     if heads.dk != heads.dv:
         return None
     tiles = shape.q_tile, shape.k_tile, shape.warps, shape.stages
@@ -194,25 +205,31 @@ def seen_of(machine: Machine, kernel: Kernel, shape: TileShape, heads: HeadSizes
 def resources(machine: Machine, kernel: Kernel, shape: TileShape, heads: HeadSizes) -> Resources:
     """Return the resources of a program: by its machine code, else by formulas fitted to other kernels."""
     threads = 32 * shape.warps
-    seen = seen_of(machine, kernel, shape, heads)
-    if seen is not None:
-        by_registers = int(machine["registers"] // (-(-seen.registers // 8) * 8 * threads))
-        programs = min(int(machine["shared_kib"] // seen.shared_kib), by_registers, 2048 // threads)
-        return Resources(seen.shared_kib, seen.registers, programs)
-    both = heads.dk + heads.dv
-    kept = {"forward": shape.q_tile * heads.dk, "dq": shape.q_tile * both, "dkdv": shape.k_tile * both}[kernel]
-    moving = (shape.q_tile if kernel == "dkdv" else shape.k_tile) * both
-    shared = (kept + shape.stages * moving) * heads.bytes / 1024 + 1
-    sums = {"forward": shape.q_tile * heads.dv, "dq": shape.q_tile * heads.dk, "dkdv": shape.k_tile * both}[kernel]
+    compiled = machine_code_figures(machine, kernel, shape, heads)
+    if compiled is not None:
+        by_registers = int(machine["registers"] // (-(-compiled.registers // 8) * 8 * threads))
+        programs = min(int(machine["shared_kib"] // compiled.shared_kib), by_registers, 2048 // threads)
+        return Resources(compiled.shared_kib, compiled.registers, programs)
+    head_dims = heads.dk + heads.dv
+    resident = {"forward": shape.q_tile * heads.dk, "dq": shape.q_tile * head_dims, "dkdv": shape.k_tile * head_dims}[
+        kernel
+    ]
+    staged = (shape.q_tile if kernel == "dkdv" else shape.k_tile) * head_dims
+    shared = (resident + shape.stages * staged) * heads.bytes / 1024 + 1
+    accumulators = {
+        "forward": shape.q_tile * heads.dv,
+        "dq": shape.q_tile * heads.dk,
+        "dkdv": shape.k_tile * head_dims,
+    }[kernel]
     scores = shape.q_tile * shape.k_tile
     per_score, fixed = {"forward": (1.5, 30), "dq": (2.0, 36), "dkdv": (2.5, 40)}[kernel]
     if machine["tensor_memory_kib"]:
-        tensor_memory = (sums + scores) * 4 / 1024
+        tensor_memory = (accumulators + scores) * 4 / 1024
         registers = int(per_score * scores / threads) + 60
         fits = tensor_memory <= machine["tensor_memory_kib"]
     else:
-        older = 12 if machine.architecture < "sm_90" else 0
-        registers = int((sums + per_score * scores) / threads) + fixed + older
+        extra_registers = 12 if machine.architecture < "sm_90" else 0
+        registers = int((accumulators + per_score * scores) / threads) + fixed + extra_registers
         fits = True
     rows = shape.k_tile if kernel == "dkdv" else shape.q_tile
     fits = fits and registers <= MOST_REGISTERS and rows >= 16 * shape.warps / 2
@@ -222,41 +239,41 @@ def resources(machine: Machine, kernel: Kernel, shape: TileShape, heads: HeadSiz
 
 
 def tile_shapes(machine: Machine, kernel: Kernel, heads: HeadSizes) -> list[TileShape]:
-    """The shapes that fit, the one that keeps most programs on an SM for each pair of tiles."""
+    """Return the tile shapes that fit: for each pair of sides, the warps and stages with most programs on an SM."""
     best: dict[tuple[int, int], tuple[tuple[int, int], TileShape]] = {}
     for q_tile, k_tile, warps, stages in product(Q_TILES, K_TILES, WARPS, STAGES):
         shape = TileShape(q_tile, k_tile, warps, stages)
-        found = resources(machine, kernel, shape, heads)
-        if not found.programs or (machine.architecture >= "sm_90" and q_tile < 16 * warps):
+        program = resources(machine, kernel, shape, heads)
+        if not program.programs or (machine.architecture >= "sm_90" and q_tile < 16 * warps):
             continue
-        rank = (min(found.programs, 2), stages)
+        rank = (min(program.programs, 2), stages)
         if (q_tile, k_tile) not in best or rank > best[q_tile, k_tile][0]:
             best[q_tile, k_tile] = rank, shape
     if not best:
         raise MachineError(
-            f"no tile of a head of {heads.dk} and {heads.dv} in {heads.dtype} fits {machine.name}'s shared memory and "
-            f"registers"
+            f"no tile with head dimensions {heads.dk} and {heads.dv} in {heads.dtype} fits the shared memory and "
+            f"registers of {machine.name}"
         )
     wide = {key: value for key, value in best.items() if key[1] > K_TILES[0]} or best
     return [shape for _, shape in wide.values()]
 
 
 def given_shape(machine: Machine, kernel: Kernel, heads: HeadSizes, q_tile: int, k_tile: int) -> TileShape:
-    """The shape with these tiles that fits best. Raises MachineError where none does, saying why."""
+    """Return the shape with these sides and most programs on an SM. Raises MachineError if none fits, saying why."""
     for name, side in (("q", q_tile), ("k", k_tile)):
         if side < 16 or side > 1024 or side & (side - 1):
-            raise MachineError(f"a {name} tile of {side}: sides of tiles are powers of two from 16 to 1024")
-    found = []
+            raise MachineError(f"a {name} tile of {side} is not supported: use a power of two from 16 to 1024")
+    candidates = []
     reason: str | None = None
     for warps, stages in product(WARPS, STAGES):
         shape = TileShape(q_tile, k_tile, warps, stages)
-        own = resources(machine, kernel, shape, heads)
-        if own.programs:
-            found.append(((min(own.programs, 2), stages), shape))
-        reason = own.reason if not own.programs else reason
-    if not found:
+        program = resources(machine, kernel, shape, heads)
+        if program.programs:
+            candidates.append(((min(program.programs, 2), stages), shape))
+        reason = program.reason if not program.programs else reason
+    if not candidates:
         raise MachineError(
-            f"tiles of {q_tile}×{k_tile} do not fit {machine.name} with a head of {heads.dk} and {heads.dv} in "
-            f"{heads.dtype}: a program {reason}, of {machine['shared_kib']:g} KiB and {MOST_REGISTERS}"
+            f"tiles of {q_tile}×{k_tile} with head dimensions {heads.dk} and {heads.dv} in {heads.dtype} do not fit "
+            f"{machine.name}: a program {reason}; the limits are {machine['shared_kib']:g} KiB and {MOST_REGISTERS}"
         )
-    return max(found, key=lambda pair: pair[0])[1]
+    return max(candidates, key=lambda pair: pair[0])[1]

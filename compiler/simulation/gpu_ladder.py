@@ -1,4 +1,4 @@
-"""The ladder of a GPU: from the visible pairs to the time, for the forward, the backward, and a few queries decoded."""
+"""The ladder of a call on a GPU, from visible pairs to predicted time, for forward, backward and decoding."""
 
 from __future__ import annotations
 
@@ -26,14 +26,16 @@ from attnc.compiler.simulation.tile_work import NATURAL, TileWork
 from attnc.compiler.simulation.traffic import least_bytes, memory_ms, tensor_bytes
 
 KERNELS: Mapping[Pass, tuple[Kernel, ...]] = {"forward": ("forward",), "backward": ("dq", "dkdv")}
+"""The kernels of a pass."""
 
 MOST_QUERIES = 16
 """Maximum number of queries of a call that decodes."""
 
 DECODE_TILE = (MOST_QUERIES, 64)
+"""Queries and keys of a tile when a call decodes."""
 
 DECODE_WAVES = 2
-"""Programs for each SM that a cache is split into."""
+"""Number of programs for each SM into which a cache is split."""
 
 
 def simulate_gpu(
@@ -43,7 +45,7 @@ def simulate_gpu(
     baseline: Baseline = "full",
     wish: ScheduleRequest | None = None,
 ) -> Simulation:
-    """The ladder of a call. Raises MachineError for tiles or dtypes that the machine does not have."""
+    """Simulate a call on a GPU. Raises MachineError for tiles or dtypes that the machine does not support."""
     if problem.shape.dtype not in BYTES:
         raise MachineError(f"{machine.name} runs attention in {', '.join(BYTES)}, not in {problem.shape.dtype}")
     candidates = ScheduleCandidates(problem, machine, wish or ScheduleRequest())
@@ -52,19 +54,25 @@ def simulate_gpu(
     runs: list[KernelRun] = []
     others: list[KernelRun] = []
     for kernel in KERNELS[stage]:
-        first, *rest = candidates.ranked(kernel, baseline)
+        first, *runners_up = candidates.ranked(kernel, baseline)
         runs.append(first)
-        others += rest[:2]
+        others += runners_up[:2]
     ideal, dense = dense_ms(problem, machine, stage, baseline)
     visible, pairs = runs[0].work.visible, problem.dense_pairs(baseline)
-    whole = sum(run.dense.live * run.full_clocks for run in runs)
-    live = sum(run.strips.live * run.full_clocks for run in runs)
-    least = sum(run.least_clocks for run in runs)
+    dense_clocks = sum(run.dense.live * run.full_clocks for run in runs)
+    live_clocks = sum(run.strips.live * run.full_clocks for run in runs)
+    least_clocks = sum(run.least_clocks for run in runs)
     predicted = sum(run.ms for run in runs)
-    speedups = ladder(pairs, visible, _ratio(whole, live), _ratio(whole / machine.sms, least), _ratio(ideal, predicted))
+    speedups = ladder(
+        pairs,
+        visible,
+        _ratio(dense_clocks, live_clocks),
+        _ratio(dense_clocks / machine.sms, least_clocks),
+        _ratio(ideal, predicted),
+    )
     lost = (lost_to_tiles(runs[0], visible), lost_to_balance(runs[0]), lost_to_time(runs, machine))
     lists = sum(4 * (run.work.rows.count if run.work.order is NATURAL else run.strips.live) for run in runs)
-    return _found(
+    return _simulation(
         problem,
         machine,
         stage,
@@ -86,7 +94,7 @@ def simulate_gpu(
 
 
 def dense_ms(problem: SimulatedCall, machine: Machine, stage: Pass, baseline: Baseline) -> tuple[float, float]:
-    """Milliseconds of dense attention: at its ideal, and as predicted."""
+    """Return the milliseconds of dense attention: ideal, and predicted."""
     ideal = predicted = 0.0
     for kernel in KERNELS[stage]:
         runs = dense_runs(problem, machine, kernel, baseline)
@@ -98,21 +106,21 @@ def dense_ms(problem: SimulatedCall, machine: Machine, stage: Pass, baseline: Ba
 def _decoded(
     problem: SimulatedCall, machine: Machine, baseline: Baseline, candidates: ScheduleCandidates, wish: ScheduleRequest
 ) -> Simulation:
-    """A few queries against a cache, which is split over the SMs: what is read of it decides.
+    """Simulate a few queries against a cache that is split over the SMs; the bytes read from the cache decide.
 
-    The heads that share keys are rows of one tile, so that keys are read once for all of them.
+    Heads that share keys are rows of one tile, so that keys are read once for all of these heads.
     """
     shape = problem.shape
     if shape.n_q > MOST_QUERIES:
-        raise MachineError(f"decode is of 1 to {MOST_QUERIES} queries, not {shape.n_q}")
+        raise MachineError(f"decode takes 1 to {MOST_QUERIES} queries, got {shape.n_q}")
     q_tile, k_tile = wish.tile or DECODE_TILE
     work = candidates.work(q_tile, k_tile)
     if work is None:
-        raise candidates.nothing()
+        raise candidates.no_candidates()
     group = shape.heads // shape.kv_heads
-    of_tile = k_tile * (shape.dk + shape.dv) * BYTES[shape.dtype]
+    tile_bytes = k_tile * (shape.dk + shape.dv) * BYTES[shape.dtype]
     queries = 2 * shape.lanes * shape.n_q * (shape.dk + shape.dv) * BYTES[shape.dtype]
-    read, everything = (
+    read, dense_tiles = (
         ceil(tiles / group) for tiles in (work.rows.live, _dense_tiles(problem, baseline, q_tile, k_tile))
     )
     programs = _programs(read, machine)
@@ -120,10 +128,10 @@ def _decoded(
     def time(tiles: int) -> float:
         busy = min(1.0, _programs(tiles, machine) / machine.sms)
         start = 2 * machine["launch_us"] / 1e3 + machine["prologue_clocks"] / machine.hertz * 1e3
-        return memory_ms(machine, tiles * of_tile + queries) / busy + start
+        return memory_ms(machine, tiles * tile_bytes + queries) / busy + start
 
-    predicted, dense, ideal = time(read), time(everything), memory_ms(machine, everything * of_tile)
-    tile = _ratio(everything, read)
+    predicted, dense, ideal = time(read), time(dense_tiles), memory_ms(machine, dense_tiles * tile_bytes)
+    tile = _ratio(dense_tiles, read)
     speedups = ladder(
         problem.dense_pairs(baseline),
         work.visible,
@@ -132,13 +140,13 @@ def _decoded(
         _ratio(ideal, predicted),
     )
     lost = (
-        f"{read:,} tiles of {k_tile} keys are read, of {everything:,}",
+        f"{read:,} tiles of {k_tile} keys are read, of {dense_tiles:,}",
         f"{programs:,} programs on {machine.sms} SMs",
-        "two launches, a start, the queries and the partial results",
+        "two launches, a start, and the bytes of queries and partial results",
     )
     how = f"{programs:,} programs, merged by log-sum-exp; {group} head{'s' if group > 1 else ''} share a tile"
-    moved = read * of_tile + queries
-    return _found(
+    moved = read * tile_bytes + queries
+    return _simulation(
         problem,
         machine,
         "decode",
@@ -156,9 +164,9 @@ def _decoded(
 
 
 def _programs(tiles: int, machine: Machine) -> int:
-    """Programs that a cache of so many tiles is split into: no more than a few waves, none without a tile."""
-    each = max(1, ceil(tiles / (machine.sms * DECODE_WAVES)))
-    return max(ceil(tiles / each), 1)
+    """Return the number of programs for a cache of `tiles` tiles: at most a few waves, each with at least one tile."""
+    tiles_per_program = max(1, ceil(tiles / (machine.sms * DECODE_WAVES)))
+    return max(ceil(tiles / tiles_per_program), 1)
 
 
 def _dense_tiles(problem: SimulatedCall, baseline: Baseline, q_tile: int, k_tile: int) -> int:
@@ -173,11 +181,11 @@ def _rungs(
     speedups: Sequence[float], problem: SimulatedCall, baseline: Baseline, visible: int | None, lost: Sequence[str]
 ) -> tuple[Rung, ...]:
     pairs = problem.dense_pairs(baseline)
-    what = "pairs" if baseline == "full" else "causal pairs"
+    noun = "pairs" if baseline == "full" else "causal pairs"
     hidden = (
-        "pairs were not counted one by one: the tile bound stands for both"
+        "pairs were not counted: the tile bound replaces the element bound"
         if visible is None
-        else f"{visible:,} of {pairs:,} {what} are visible"
+        else f"{visible:,} of {pairs:,} {noun} are visible"
     )
     return tuple(Rung(name, speedup, why) for name, speedup, why in zip(RUNGS, speedups, (hidden, *lost), strict=True))
 
@@ -186,8 +194,8 @@ def _estimated(work: TileWork) -> tuple[str, ...]:
     if not work.sampled:
         return ()
     return (
-        f"estimated: the tiles are too many to count, so those of {work.sampled} rows of tiles stand for all; pairs, "
-        f"tiles and bounds are of these",
+        f"estimated: there are too many tiles to count, so pairs, tiles and bounds are extrapolated from "
+        f"{work.sampled} rows of tiles",
     )
 
 
@@ -199,7 +207,7 @@ def _choice(run: KernelRun) -> SimulatedSchedule:
     return SimulatedSchedule(run.model.kernel, tiles.q_tile, tiles.k_tile, run.work.order, how, limit, run.ms)
 
 
-def _found(
+def _simulation(
     problem: SimulatedCall,
     machine: Machine,
     stage: Pass,
@@ -215,6 +223,7 @@ def _found(
     refused: Mapping[str, None],
     run: KernelRun | None,
 ) -> Simulation:
+    """Return the simulation with the figures that follow from the call and its tiles."""
     shape = problem.shape
     products = (3, 2) if stage == "backward" else (1, 1)
     predicted, dense, ideal = times

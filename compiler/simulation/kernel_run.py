@@ -1,4 +1,4 @@
-"""One kernel with its tiles in an order, on a machine: its work items, their schedule, its time and where that goes."""
+"""The run of a kernel on a machine, with tiles in one order: its work items, their schedule, and its time by cause."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from attnc.compiler.simulation.tile_work import TileWork
 from attnc.compiler.simulation.traffic import memory_ms
 
 SPLITS = (2, 4, 8)
-"""Parts that a row's keys are split into, where there are too few rows to keep the machine busy."""
+"""Numbers of parts into which the keys of a row may be split if there are too few rows for the machine."""
 
 
 @dataclass(frozen=True, eq=False)
 class KernelRun:
-    """A kernel with tiles in an order: what it takes of a machine, in clocks of an SM.
+    """The run of a kernel with tiles in one order, in clocks of an SM.
 
-    `parts`: each strip of tiles is walked by so many programs, whose results are merged.
+    `parts`: the number of programs that walk a strip of tiles and whose results are merged.
     """
 
     model: TileModel
@@ -38,7 +38,7 @@ class KernelRun:
 
     @property
     def machine(self) -> Machine:
-        """Where it runs."""
+        """The machine of the run."""
         return self.model.machine
 
     @property
@@ -48,26 +48,26 @@ class KernelRun:
 
     @property
     def mask_clocks(self) -> float:
-        """Beyond that, of a partial one."""
+        """The additional expected clocks of a partial tile."""
         return self.model.predicted(self.model.partial) * self.passes - self.full_clocks
 
     @cached_property
     def items(self) -> Items:
-        """A program for each strip."""
+        """The programs with their clocks, one for each strip."""
         strips = self.strips
         clocks = (strips.full + strips.partial) * self.full_clocks + strips.partial * self.mask_clocks
         return items(clocks + self.machine["prologue_clocks"], strips.times)
 
     @cached_property
     def tiles(self) -> Items:
-        """The strips in tiles."""
+        """The programs with their numbers of tiles, one for each strip."""
         return _in_tiles(self.strips)
 
     @cached_property
     def least_clocks(self) -> float:
-        """The least clocks of the machine for the live tiles, however the keys of a row are split.
+        """The minimum clocks of the machine for the live tiles over all splits of the keys of a row.
 
-        A bound must not depend on which split is chosen.
+        The bound must not depend on the chosen split.
         """
         unsplit = self.work.columns if self.model.kernel == "dkdv" else self.work.rows
         choices = (1, *SPLITS) if self.model.kernel == "forward" else (1,)
@@ -76,19 +76,19 @@ class KernelRun:
 
     @cached_property
     def loads(self) -> Float64:
-        """Clocks of every slot for a program; those of one SM share it."""
+        """The clocks of every program slot of the machine; the slots of an SM share its units."""
         work = self.items
         return scheduled(Items(work.size * self.programs, work.times), self.machine.sms * self.programs)
 
     @cached_property
     def estimate_ms(self) -> float:
-        """The time without a schedule: the mean, or what the longest programs need."""
+        """The time without a schedule: the mean of all SMs, or the time of the longest programs if that is more."""
         clocks = least_time(self.items, self.machine.sms)
         return self._with_memory(clocks)
 
     @cached_property
     def ms(self) -> float:
-        """The time of the schedule, or of the memory, with the launch."""
+        """The time of the schedule or of the memory, whichever is longer, with launch and merge."""
         return self._with_memory(float(self.loads[0]) if len(self.loads) else 0.0)
 
     def _with_memory(self, clocks: float) -> float:
@@ -108,7 +108,7 @@ def _in_tiles(strips: Strips) -> Items:
 
 
 def lost_to_tiles(run: KernelRun, visible: int | None) -> str:
-    """Return what is lost between the visible pairs and the live tiles, in words."""
+    """Return the text of the tile rung: live and partial tiles, and the share of hidden pairs."""
     live, shape = run.strips.live, run.model.shape
     computed = live * shape.q_tile * shape.k_tile
     hidden = f", {1 - visible / computed:.0%} of their pairs hidden" if visible is not None and computed else ""
@@ -116,7 +116,7 @@ def lost_to_tiles(run: KernelRun, visible: int | None) -> str:
 
 
 def lost_to_balance(run: KernelRun) -> str:
-    """Return what is lost between the live tiles and the longest SM, in words."""
+    """Return the text of the balanced rung: programs for each SM, and the longest and mean program."""
     work, sms = run.tiles, run.machine.sms
     if not work.count:
         return "nothing to do"
@@ -129,7 +129,7 @@ def lost_to_balance(run: KernelRun) -> str:
 
 
 def lost_to_time(runs: Sequence[KernelRun], machine: Machine) -> str:
-    """The shares of the time beside full tiles."""
+    """Return the text of the predicted rung: the shares of the time that are not spent in full tiles."""
     total = sum(r.ms for r in runs)
     if not total:
         return "nothing to do"

@@ -1,6 +1,6 @@
-"""The cost of a relation on a partial tile, in operations of an element: the expression as a kernel writes it.
+"""The cost of a relation on a partial tile, in operations per score element, as kernels evaluate it.
 
-What reads one side only is a vector and costs nothing here; what reads both is done for each pair.
+An expression that reads one side only is a vector and costs nothing here; one that reads both is evaluated per pair.
 """
 
 from __future__ import annotations
@@ -29,24 +29,26 @@ from attnc.compiler.simulation.gpu_clocks import BITMASK, Extra
 from attnc.compiler.value_nodes import is_default
 
 DIVISION, LOOKUP = 4.0, 4.0
+"""Operations of an integer division, and of a lookup in a table."""
 TRANSCENDENTAL = frozenset({"exp", "log", "log2", "tanh", "sigmoid", "softplus", "sqrt", "sin", "cos", "silu", "elu"})
 
 
 def mask_operations(relation: Index) -> float:
-    """Operations of a pair, with the choice between its score and none."""
+    """Return the operations of a pair, including the choice between its score and -inf."""
     if isinstance(relation, Truth):
         return 1.0
     sides: dict[Index, frozenset[str]] = {}
     total = 1.0
     for node in walk(relation):  # children first
-        own = frozenset({node.name}) if isinstance(node, Position) else frozenset()
-        sides[node] = own.union(*(sides[child] for child in node.children()))
+        own_side = frozenset({node.name}) if isinstance(node, Position) else frozenset()
+        sides[node] = own_side.union(*(sides[child] for child in node.children()))
         if len(sides[node]) == 2:
             total += _operations(node, sides)
     return min(total, BITMASK)
 
 
 def _operations(node: Index, sides: dict[Index, frozenset[str]]) -> float:
+    """Return the operations of a node that reads both sides; `sides`: the positions that each node reads."""
     match node:
         case Compare(value=Linear() as sum_):
             return 1.0 + max(sum(len(sides[term]) == 2 for term, _ in sum_.terms) - 1, 0)
@@ -74,14 +76,14 @@ def _arithmetic(node: Arith | Coord) -> float:
             return float(max(len(node.operands) - 1, 1))
 
 
-def extra_of_node(node: Attend, relations: list[Index]) -> Extra:
-    """Return the operations on an element beside softmax of `scale * dot(q, k)`, for the dearest of the relations."""
+def extra_operations(node: Attend, relations: list[Index]) -> Extra:
+    """Return the operations on an element besides the softmax of `scale * dot(q, k)`, for the costliest relation."""
     mask = max((mask_operations(relation) for relation in relations), default=0.0)
     if is_default(node.score):
         return Extra(mask)
-    own = [below for below in _values(node.score) if isinstance(below, Apply)]
-    exps = sum(below.op in TRANSCENDENTAL for below in own)
-    return Extra(mask, float(len(own)), float(exps))
+    operations = [below for below in _values(node.score) if isinstance(below, Apply)]
+    exps = sum(below.op in TRANSCENDENTAL for below in operations)
+    return Extra(mask, float(len(operations)), float(exps))
 
 
 def _values(value: Value) -> list[Node]:

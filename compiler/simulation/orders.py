@@ -1,4 +1,4 @@
-"""The live tiles of a relation in every order of its tokens: as they stand, in bricks of a grid, in residue classes."""
+"""Count the live tiles of a relation in every order of tokens: natural, in bricks of a grid, in residue classes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from attnc.compiler.simulation.tile_work import Order, TileWork, joined
 
 
 class TileFinder:
-    """The tiles of a specialised relation over n_q rows and n_k keys, in every order that it has."""
+    """Counts the tiles of a specialised relation over n_q rows and n_k keys in every order that applies."""
 
     def __init__(self, relation: Index, n_q: int, n_k: int, origins: Origins) -> None:
         self._relation, self._n_q, self._n_k, self._origins = relation, n_q, n_k, origins
         self._natural: dict[tuple[int, int], TileWork] = {}
         self._classes: dict[object, TileFinder] = {}
 
-    # --- as they stand
+    # --- in natural order
 
     def natural(self, q_tile: int, k_tile: int) -> TileWork:
-        """Tiles of adjacent tokens. Raises TooManyTilesError, TooManyClassesError, EvaluationError."""
+        """Return the tiles of adjacent tokens. Raises TooManyTilesError, TooManyClassesError, EvaluationError."""
         key = q_tile, k_tile
         if key not in self._natural:
             grid = TileGrid(self._n_q, self._n_k, q_tile, k_tile)
@@ -32,31 +32,33 @@ class TileFinder:
             self._natural[key] = count_natural(self._relation, grid, self._origins, alone=alone)
         return self._natural[key]
 
-    # --- in classes of residues
+    # --- in residue classes
 
     @cached_property
     def divisors(self) -> tuple[int, ...]:
-        """The divisors of the congruences of q - k in the relation."""
+        """The divisors of the relation's congruences of q - k."""
         parts = split(self._relation)
         return tuple(sorted({part.congruence.divisor for part in parts if part.congruence is not None}))
 
     def by_residues(self, q_tile: int, k_tile: int) -> TileWork:
-        """Each class of residues in an order of its own, what has no congruence as it stands. Raises as `natural`."""
+        """Return the tiles of each residue class, and of other parts in natural order. Raises as `natural`."""
         parts = split(self._relation)
         tile_works: list[TileWork] = []
         for part in parts:
             if part.congruence is None:
-                tile_works.append(self._of(part.relation, self._n_q, self._n_k).natural(q_tile, k_tile))
+                tile_works.append(self._finder(part.relation, self._n_q, self._n_k).natural(q_tile, k_tile))
                 continue
-            alike: dict[tuple[Index, int, int], int] = {}
-            for one in residues(part, self._n_q, self._n_k):
-                key = one.relation, one.n_q, one.n_k
-                alike[key] = alike.get(key, 0) + 1
-            tile_works += [self._of(*key).natural(q_tile, k_tile).repeated(times) for key, times in alike.items()]
+            class_counts: dict[tuple[Index, int, int], int] = {}
+            for residue in residues(part, self._n_q, self._n_k):
+                key = residue.relation, residue.n_q, residue.n_k
+                class_counts[key] = class_counts.get(key, 0) + 1
+            tile_works += [
+                self._finder(*key).natural(q_tile, k_tile).repeated(times) for key, times in class_counts.items()
+            ]
         merged = self._n_q if len(parts) > 1 else 0
         return replace(joined(tile_works, Order("residues", divisors=self.divisors), q_tile, k_tile), merged=merged)
 
-    def _of(self, relation: Index, n_q: int, n_k: int) -> TileFinder:
+    def _finder(self, relation: Index, n_q: int, n_k: int) -> TileFinder:
         key = relation, n_q, n_k
         if key not in self._classes:
             self._classes[key] = TileFinder(relation, n_q, n_k, self._origins)
@@ -66,8 +68,8 @@ class TileFinder:
 
     @cached_property
     def bricks(self) -> BrickFinder | None:
-        """The relation by bricks of its grid, where it has one."""
-        return find_bricks(self._relation, self._n_q, self._n_k, self._natural_of)
+        """The finder of the relation's bricks, None without a grid of tokens."""
+        return find_bricks(self._relation, self._n_q, self._n_k, self._natural_part)
 
-    def _natural_of(self, relation: Index, n_q: int, n_k: int, q_tile: int, k_tile: int) -> TileWork:
-        return self._of(relation, n_q, n_k).natural(q_tile, k_tile)
+    def _natural_part(self, relation: Index, n_q: int, n_k: int, q_tile: int, k_tile: int) -> TileWork:
+        return self._finder(relation, n_q, n_k).natural(q_tile, k_tile)

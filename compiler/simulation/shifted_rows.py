@@ -1,8 +1,8 @@
-"""Tile rows of a relation that is the same after a shift of both places: all of them follow from a few.
+"""Count the tiles of a relation that repeats when both positions are shifted, from a few of its tile rows.
 
-If f(q + P, k + P) = f(q, k), and P is m tiles long, row r + m has the tiles of row r, each m further right. So the
-first m rows and the last m rows say of every distance `column - row` what a tile there is, for each remainder of r by
-m, and rows and columns are sums over distances. What holds of the first tokens alone, a sink perhaps, is cut off first.
+If f(q + P, k + P) = f(q, k), and P is m tiles long, row r + m has the tiles of row r, each m columns further right. So
+the first m rows and the last m rows determine the tile at every distance `column - row`, for each remainder of r modulo
+m; counts of rows and columns are sums over distances. Leading tokens that differ, such as sinks, are cut off first.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from attnc.spec.source import Span
 Int64 = NDArray[np.int64]
 
 MOST_ROWS = 64
-"""Rows after which the tiles repeat, at most."""
+"""Maximum number of rows after which tiles may repeat."""
 
 FIRST = (0, 1, 2, 4, 8, 16, 32, 64)
-"""Tile rows and columns that may be unlike the rest, as those of sinks are."""
+"""Numbers of leading tile rows and columns to cut off, such as sinks."""
 
 
 @dataclass(frozen=True, eq=False)
 class RowCounts:
-    """Full and partial tiles of every tile row and of every tile column, and visible pairs, None if not counted."""
+    """Full and partial tiles of every tile row and every tile column, and the visible pairs, None if not counted."""
 
     by_row: tuple[Int64, Int64]
     by_column: tuple[Int64, Int64]
@@ -45,7 +45,10 @@ class RowCounts:
 
 @dataclass(frozen=True, slots=True)
 class Repetition:
-    """From tile row and column `first` on, `relation` is over places from there, and its tiles repeat every `rows`."""
+    """A relation whose tiles repeat every `rows` tile rows from tile row and column `first` on.
+
+    `relation`: the relation over positions counted from there.
+    """
 
     relation: Index
     first: int
@@ -53,7 +56,7 @@ class Repetition:
 
 
 def find_repetition(relation: Index, grid: TileGrid) -> Repetition | None:
-    """After how many tile rows the tiles repeat; None where they do not, soon, or the matrix has ragged edges."""
+    """Return how tiles repeat; None if they do not within MOST_ROWS rows, or if the grid has clipped tiles."""
     square = grid.q_tile == grid.k_tile and grid.columns >= grid.rows
     if not square or grid.k_origin or grid.n_q % grid.q_tile or grid.n_k % grid.k_tile:
         return None
@@ -71,14 +74,14 @@ def find_repetition(relation: Index, grid: TileGrid) -> Repetition | None:
 
 
 def count_shifted(relation: Index, grid: TileGrid, repetition: Repetition, origins: Mapping[Index, Span]) -> RowCounts:
-    """The tiles of a grid whose rows repeat. Raises what `find_live_tiles` and `resolve` raise."""
+    """Count the tiles of a grid whose rows repeat. Raises as `find_live_tiles` and `resolve` do."""
     first, tile = repetition.first, grid.q_tile
     inner = replace(grid, n_q=grid.n_q - first * tile, n_k=grid.n_k - first * tile)
-    seen = _by_distance(repetition, inner, origins)
+    by_distance = _by_distance(repetition, inner, origins)
     total_rows = np.zeros((3, grid.rows), dtype=np.int64)
     total_columns = np.zeros((3, grid.columns), dtype=np.int64)
-    total_rows[:, first:] += _along_rows(seen, inner)
-    total_columns[:, first:] += _along_columns(seen, inner)
+    total_rows[:, first:] += _along_rows(by_distance, inner)
+    total_columns[:, first:] += _along_columns(by_distance, inner)
     if first:
         top = _tiles(relation, replace(grid, n_q=first * tile), origins)
         left = _tiles(_moved(relation, first * tile, 0), replace(inner, n_k=first * tile), origins)
@@ -92,21 +95,21 @@ def count_shifted(relation: Index, grid: TileGrid, repetition: Repetition, origi
 
 @verified
 def _moved(relation: Index, q: int, k: int) -> Index:
-    """The relation over places from so many tokens on."""
+    """Return the relation over positions that start `q` rows and `k` keys later."""
     places = ((fold.place("q"), q), (fold.place("k"), k))
     return substitute(relation, {place: fold.add(place, fold.const(tokens)) for place, tokens in places if tokens})
 
 
 def _by_distance(repetition: Repetition, grid: TileGrid, origins: Mapping[Index, Span]) -> Int64:
-    """The tiles at every distance, for each remainder of a row: entry d + grid.rows - 1 is of distance d."""
-    seen = np.zeros((repetition.rows, 3, grid.rows + grid.columns - 1), dtype=np.int64)
-    some = replace(grid, n_q=repetition.rows * grid.q_tile)
+    """Return the tiles at every distance, for each remainder of a row: distance d is entry d + grid.rows - 1."""
+    by_distance = np.zeros((repetition.rows, 3, grid.rows + grid.columns - 1), dtype=np.int64)
+    band_grid = replace(grid, n_q=repetition.rows * grid.q_tile)
     for row in (0, grid.rows - repetition.rows):
-        band = _tiles(_moved(repetition.relation, row * grid.q_tile, 0), some, origins)
+        band = _tiles(_moved(repetition.relation, row * grid.q_tile, 0), band_grid, origins)
         for i in range(repetition.rows):
-            at = grid.rows - 1 - row - i
-            seen[(row + i) % repetition.rows, :, at : at + grid.columns] = band[i]
-    return seen
+            offset = grid.rows - 1 - row - i
+            by_distance[(row + i) % repetition.rows, :, offset : offset + grid.columns] = band[i]
+    return by_distance
 
 
 def _tiles(relation: Index, grid: TileGrid, origins: Mapping[Index, Span]) -> Int64:
@@ -114,35 +117,35 @@ def _tiles(relation: Index, grid: TileGrid, origins: Mapping[Index, Span]) -> In
     resolved = resolve(relation, find_live_tiles(relation, grid), origins)
     tiles = resolved.tiles
     row, kind = (np.repeat(x, tiles.count) for x in (tiles.row, tiles.kind))
-    at = spread(tiles.column, tiles.column + tiles.count)
+    column = spread(tiles.column, tiles.column + tiles.count)
     pairs = {0: grid.q_tile * grid.k_tile, **{key: int(mask.sum()) for key, mask in resolved.masks.items()}}
     kinds, number = np.unique(kind, return_inverse=True)
     visible = np.array([pairs[int(key)] for key in kinds], dtype=np.int64)
     result = np.zeros((grid.rows, 3, grid.columns), dtype=np.int64)
-    result[row, 0, at] = kind == 0
-    result[row, 1, at] = kind != 0
-    result[row, 2, at] = visible[number.ravel()] if len(kind) else 0
+    result[row, 0, column] = kind == 0
+    result[row, 1, column] = kind != 0
+    result[row, 2, column] = visible[number.ravel()] if len(kind) else 0
     return result
 
 
-def _along_rows(seen: Int64, grid: TileGrid) -> Int64:
-    """Sums over the distances of every row."""
-    rows, kinds, distances = seen.shape
+def _along_rows(by_distance: Int64, grid: TileGrid) -> Int64:
+    """Return the counts of every row, as sums over its distances."""
+    rows, kinds, distances = by_distance.shape
     before = np.zeros((rows, kinds, distances + 1), dtype=np.int64)
-    np.cumsum(seen, axis=2, out=before[:, :, 1:])
+    np.cumsum(by_distance, axis=2, out=before[:, :, 1:])
     row = np.arange(grid.rows)
     low = grid.rows - 1 - row
-    found = before[row % rows, :, low + grid.columns] - before[row % rows, :, low]
-    return np.asarray(found.T, dtype=np.int64)
+    totals = before[row % rows, :, low + grid.columns] - before[row % rows, :, low]
+    return np.asarray(totals.T, dtype=np.int64)
 
 
-def _along_columns(seen: Int64, grid: TileGrid) -> Int64:
-    """Sums over the rows of every column, those of each remainder by themselves."""
-    rows, kinds, _ = seen.shape
+def _along_columns(by_distance: Int64, grid: TileGrid) -> Int64:
+    """Return the counts of every column, as sums over its rows for each remainder."""
+    rows, kinds, _ = by_distance.shape
     column = np.arange(grid.columns)
     total = np.zeros((kinds, grid.columns), dtype=np.int64)
     for i in range(rows):
-        padded = np.concatenate([np.zeros((kinds, rows), dtype=np.int64), seen[i]], axis=1)
+        padded = np.concatenate([np.zeros((kinds, rows), dtype=np.int64), by_distance[i]], axis=1)
         for start in range(rows):
             part = padded[:, start::rows]
             np.cumsum(part, axis=1, out=part)

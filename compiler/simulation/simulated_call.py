@@ -1,4 +1,4 @@
-"""The call that is simulated: its distinct relations, how often each occurs, and the machine."""
+"""The call that is simulated: its distinct relations, how often each occurs, and its sizes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from attnc.compiler.ir import Index, Pattern
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.runs import TooManyClassesError, resolve
 from attnc.compiler.simulation.gpu_clocks import Extra, HeadSizes
-from attnc.compiler.simulation.mask_cost import extra_of_node
+from attnc.compiler.simulation.mask_cost import extra_operations
 from attnc.compiler.simulation.natural_tiles import Origins
 from attnc.compiler.simulation.orders import TileFinder
 from attnc.compiler.simulation.simulation import Baseline, Shape
@@ -23,14 +23,14 @@ from attnc.compiler.value_nodes import is_scored, passes
 from attnc.spec.program import Value
 
 TILE = 128
-"""Where any tile will do."""
+"""The side of tiles for counts that do not depend on the tile."""
 
 
 @dataclass(frozen=True, eq=False)
 class SimulatedRelation:
-    """A relation over n_q local rows and n_k local keys, `times` times; query 0 stands at position `shift`.
+    """A relation over n_q local rows and n_k local keys that occurs `times` times; query 0 has position `shift`.
 
-    `units`: its keys are units of tokens, or no tokens at all.
+    `units`: whether its keys are units of tokens, or no tokens at all.
     """
 
     relation: Index
@@ -43,12 +43,12 @@ class SimulatedRelation:
 
     @cached_property
     def finder(self) -> TileFinder:
-        """Its tiles."""
+        """The finder of the relation's live tiles."""
         return TileFinder(self.relation, self.n_q, self.n_k, self.origins)
 
     @cached_property
     def visible(self) -> int | None:
-        """Visible pairs of one, None where they are too many kinds to count."""
+        """The visible pairs of one occurrence; None if the partial tiles are too many or too different to count."""
         finder, bricks = self.finder, self.finder.bricks
         try:
             if bricks is not None:
@@ -59,7 +59,7 @@ class SimulatedRelation:
 
     @cached_property
     def is_causal(self) -> bool:
-        """Whether no query sees a key behind its own position."""
+        """Whether no query sees a key after its own position."""
         if self.units:
             return False
         later = fold.less(fold.add(fold.place("q"), fold.const(self.shift)), fold.place("k"))
@@ -72,7 +72,11 @@ class SimulatedRelation:
 
 @dataclass(frozen=True, eq=False)
 class SimulatedCall:
-    """A call: its name and parameters for the report, its parts, and what an element costs beside softmax."""
+    """A call to simulate.
+
+    `pattern`, `params`: its name and parameters for the report. `parts`: its distinct relations. `extra`: the cost of a
+    score element besides softmax. `passes`: passes over the keys of a row.
+    """
 
     pattern: str
     params: Mapping[str, Value]
@@ -85,13 +89,13 @@ class SimulatedCall:
 
     @property
     def visible(self) -> int | None:
-        """Visible pairs, None where they were not counted."""
+        """The visible pairs of all attention matrices, None where they were not counted."""
         counts = [None if part.visible is None else part.visible * part.times for part in self.parts]
         return None if None in counts else sum(n for n in counts if n is not None)
 
     @property
     def heads(self) -> HeadSizes:
-        """Sizes of a head."""
+        """The dimensions and dtype of a head."""
         return HeadSizes(self.shape.dk, self.shape.dv, self.shape.dtype)
 
     @cached_property
@@ -100,27 +104,27 @@ class SimulatedCall:
         return all(part.is_causal for part in self.parts)
 
     def dense_strips(self, baseline: Baseline, q_tile: int, k_tile: int, *, by_columns: bool = False) -> Strips:
-        """The tiles of dense attention in natural order, of all attention matrices."""
+        """Return the tiles of dense attention in natural order over all attention matrices."""
         shape = self.shape
         if baseline == "full":
             rows, columns = -(-shape.n_q // q_tile), -(-shape.n_k // k_tile)
-            many, each = (columns, rows) if by_columns else (rows, columns)
-            found = strips(np.array([each]), np.array([0]), np.array([many]))
+            strip_count, tile_count = (columns, rows) if by_columns else (rows, columns)
+            dense = strips(np.array([tile_count]), np.array([0]), np.array([strip_count]))
         else:
-            found = _triangle(shape.n_q, shape.n_k, self.shift, q_tile, k_tile, by_columns)
-        return found.repeated(shape.lanes)
+            dense = _triangle(shape.n_q, shape.n_k, self.shift, q_tile, k_tile, by_columns)
+        return dense.repeated(shape.lanes)
 
     def dense_pairs(self, baseline: Baseline) -> int:
-        """Pairs of dense attention, of all attention matrices."""
+        """Return the pairs of dense attention over all attention matrices."""
         shape = self.shape
         if baseline == "full":
             return shape.pairs
-        seen = np.clip(np.arange(shape.n_q, dtype=np.int64) + self.shift + 1, 0, shape.n_k)
-        return int(seen.sum()) * shape.lanes
+        seen_keys = np.clip(np.arange(shape.n_q, dtype=np.int64) + self.shift + 1, 0, shape.n_k)
+        return int(seen_keys.sum()) * shape.lanes
 
 
 def _triangle(n_q: int, n_k: int, shift: int, q_tile: int, k_tile: int, by_columns: bool) -> Strips:
-    """The live tiles of `k <= q + shift`."""
+    """Return the live tiles of `k <= q + shift`."""
     row = np.arange(-(-n_q // q_tile), dtype=np.int64)
     first = row * q_tile + shift
     last = np.minimum((row + 1) * q_tile, n_q) - 1 + shift
@@ -131,14 +135,14 @@ def _triangle(n_q: int, n_k: int, shift: int, q_tile: int, k_tile: int, by_colum
     if not by_columns:
         return strips(full, live - full)
     rows = len(row)
-    at = np.arange(columns)
-    seen: Int64 = rows - np.searchsorted(live, at, side="right")
-    whole: Int64 = rows - np.searchsorted(full, at, side="right")
-    return strips(whole, seen - whole)
+    column = np.arange(columns)
+    live_by_column: Int64 = rows - np.searchsorted(live, column, side="right")
+    full_by_column: Int64 = rows - np.searchsorted(full, column, side="right")
+    return strips(full_by_column, live_by_column - full_by_column)
 
 
 def problem_of(attends: Sequence[Relations], name: str, params: Mapping[str, Value], n_k: int) -> SimulatedCall:
-    """The problem of a call, which may be several attentions one after another; it has n_k tokens of keys.
+    """Return the simulated call of one attention, or of several that run one after another, over n_k tokens of keys.
 
     Raises EvaluationError.
     """
@@ -146,24 +150,24 @@ def problem_of(attends: Sequence[Relations], name: str, params: Mapping[str, Val
     notes: dict[str, None] = {}
     extras, counts = [], []
     for relations in attends:
-        own = _parts(relations)
+        call_parts = _parts(relations)
         node = relations.pattern.attend
-        parts += own
-        extras.append(extra_of_node(node, [part.relation for part in own]))
+        parts += call_parts
+        extras.append(extra_operations(node, [part.relation for part in call_parts]))
         counts.append(1 if is_scored(node) else passes(node))
         notes.update(dict.fromkeys(_notes(relations.pattern, counts[-1])))
     if len(attends) > 1:
-        notes[f"{len(attends)} attentions, simulated as one kernel that walks the tiles of all"] = None
+        notes[f"{len(attends)} attentions, simulated as one kernel that walks all of their tiles"] = None
     first = attends[0]
     extra = Extra(max(e.mask for e in extras), max(e.score for e in extras), max(e.exps for e in extras))
-    of = first.shape
-    shape = Shape(of.batch, of.heads, of.kv_heads, of.n_q, n_k, of.dk, of.dv, of.dtype)
-    shift = n_k - of.n_q if first.pattern.align == "end" else 0
+    call = first.shape
+    shape = Shape(call.batch, call.heads, call.kv_heads, call.n_q, n_k, call.dk, call.dv, call.dtype)
+    shift = n_k - call.n_q if first.pattern.align == "end" else 0
     return SimulatedCall(name, params, shape, shift, tuple(parts), extra, max(counts), tuple(notes))
 
 
 def _parts(relations: Relations) -> list[SimulatedRelation]:
-    """The distinct relations, each with how often it stands."""
+    """Return the distinct relations of a call, each with its number of occurrences."""
     counted: dict[tuple[Index, int, int, int], int] = {}
     for batches, heads, windows in relations.groups():
         lanes = len(batches) * len(heads)
@@ -180,5 +184,5 @@ def _parts(relations: Relations) -> list[SimulatedRelation]:
 def _notes(pattern: Pattern, count: int) -> tuple[str, ...]:
     if is_scored(pattern.attend):
         return ()
-    many = f"{count} passes over the keys of a row, each simulated as" if count > 1 else "simulated as"
-    return (f"its weights are more than a softmax of scores over tokens: {many} the forward of a softmax",)
+    how = f"{count} passes over the keys of a row, each simulated as" if count > 1 else "simulated as"
+    return (f"the weights are not a softmax of scores over tokens: {how} the forward of a softmax",)

@@ -1,4 +1,4 @@
-"""The result of a simulation: a ladder of bounds from the visible pairs down to the time, and its schedule."""
+"""The result of a simulation: a ladder of bounds from visible pairs to predicted time, and the schedule behind it."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ class Shape:
 
     @property
     def lanes(self) -> int:
-        """Attention matrices."""
+        """The number of attention matrices: batch × heads."""
         return self.batch * self.heads
 
     @property
     def pairs(self) -> int:
-        """Pairs of a query and a key of all of them."""
+        """The number of pairs of a query and a key over all attention matrices."""
         return self.lanes * self.n_q * self.n_k
 
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """A speedup over ideal dense attention, and what was lost on the way from the rung above."""
+    """A speedup over ideal dense attention; `lost_to`: the cost that this rung counts and the rung above does not."""
 
     name: RungName
     speedup: float
@@ -60,7 +60,7 @@ class Rung:
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """Tile counts over all attention matrices, in the schedule's tiles; `total`: dense attention, in natural order."""
+    """Tile counts over all attention matrices, in tiles of the schedule; `total`: dense attention in natural order."""
 
     total: int
     live: int
@@ -70,7 +70,7 @@ class Tiles:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedSchedule:
-    """A kernel and how it would run. `limit`: the unit of the machine that is busiest. Without tiles: of a state."""
+    """A kernel and how it would run; `limit`: the busiest unit of the machine. Passes over a state have no tiles."""
 
     kernel: str
     q_tile: int
@@ -87,7 +87,7 @@ class SimulatedSchedule:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Bytes of a call: read and written at least, moved as predicted, and held at once beside nothing else."""
+    """The bytes of a call: `least` if each is read or written once, `moved` as predicted, `held` in memory at once."""
 
     least: int
     moved: int
@@ -96,10 +96,12 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Simulation:
-    """Times are in milliseconds; `rungs` are speedups over dense attention at its own ideal (`ideal_ms`): every unit
-    busy, no tail, no launch. `dense_ms` is what dense attention is predicted to take. `visible`: pairs, None where
-    they were not counted. `estimated`: pairs and tiles were counted in a part of the rows. `loads`: milliseconds of
-    work of every worker, by falling time, of the main kernel.
+    """The simulation of a call; times are in milliseconds.
+
+    `rungs`: speedups over ideal dense attention. `ideal_ms`: the time of ideal dense attention, with every unit busy,
+    no tail and no launch. `dense_ms`: the predicted time of dense attention. `visible`: visible pairs, None where they
+    were not counted. `estimated`: whether pairs and tiles are extrapolated from a part of the rows. `loads`:
+    milliseconds of every worker in the main kernel, longest first.
     """
 
     pattern: str
@@ -128,12 +130,12 @@ class Simulation:
 
     @property
     def density(self) -> float | None:
-        """Visible pairs of all pairs."""
+        """The share of pairs that are visible, None where they were not counted."""
         return None if self.visible is None else self.visible / max(self.shape.pairs, 1)
 
     @property
     def speedup(self) -> float:
-        """Over dense attention as it is predicted to run."""
+        """The speedup over the predicted time of dense attention."""
         return self.dense_ms / self.predicted_ms if self.predicted_ms else inf
 
     def rung(self, name: RungName) -> Rung:
@@ -147,9 +149,9 @@ class Simulation:
 
 
 def ladder(pairs: int, visible: int | None, tile: float, balanced: float, predicted: float) -> tuple[float, ...]:
-    """The four speedups, none above the one before: each counts everything that the one before does.
+    """Return the four speedups of `RUNGS`, each lowered to the one before, whose costs it includes.
 
-    Ragged edges alone could turn them around: dense attention is counted in whole tiles too.
+    Without that, ragged edges could reverse them, since dense attention is also counted in whole tiles.
     """
     element = inf if visible == 0 else None if visible is None else pairs / visible
     tile = tile if element is None else min(tile, element)

@@ -1,4 +1,4 @@
-"""The live tiles of a strip of tiles, as the kernel that walks it counts them: so many full, so many partial."""
+"""Strips of tiles as kernels walk them: tile rows or columns with their numbers of full and partial tiles."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Int64 = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Strips:
-    """Tile rows (or columns): `times[i]` of them have `full[i]` full tiles and `partial[i]` partial ones."""
+    """Tile rows or columns: `times[i]` strips have `full[i]` full tiles and `partial[i]` partial tiles each."""
 
     full: Int64
     partial: Int64
@@ -21,30 +21,30 @@ class Strips:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of strips."""
         return int(self.times.sum())
 
     @property
     def full_tiles(self) -> int:
-        """Full tiles of all of them."""
+        """The full tiles of all strips."""
         return int((self.full * self.times).sum())
 
     @property
     def partial_tiles(self) -> int:
-        """Partial tiles of all of them."""
+        """The partial tiles of all strips."""
         return int((self.partial * self.times).sum())
 
     @property
     def live(self) -> int:
-        """Live tiles of all of them."""
+        """The live tiles of all strips."""
         return self.full_tiles + self.partial_tiles
 
     def repeated(self, times: int) -> Strips:
-        """So many of each."""
+        """Return the strips with each repeated `times` times."""
         return Strips(self.full, self.partial, self.times * times)
 
     def split(self, parts: int) -> Strips:
-        """Each in so many parts of nearly as many tiles."""
+        """Return the strips with each split into `parts` parts of nearly equal numbers of tiles."""
         if parts == 1:
             return self
         pieces = []
@@ -55,16 +55,16 @@ class Strips:
         return together(pieces)
 
 
-NOTHING = Strips(*(np.zeros(0, dtype=np.int64) for _ in range(3)))
+NO_STRIPS = Strips(*(np.zeros(0, dtype=np.int64) for _ in range(3)))
 
 
 def strips(full: Int64, partial: Int64, times: Int64 | None = None) -> Strips:
-    """Return strips from the tiles of each; equal strips are counted, empty ones left out."""
+    """Return strips from the tiles of each strip; equal strips are counted together, empty strips left out."""
     times = np.ones(len(full), dtype=np.int64) if times is None else times
-    some = (full + partial) > 0
-    full, partial, times = full[some], partial[some], times[some]
+    is_live = (full + partial) > 0
+    full, partial, times = full[is_live], partial[is_live], times[is_live]
     if not len(full):
-        return NOTHING
+        return NO_STRIPS
     step = int(partial.max()) + 1
     code, number = np.unique(full * step + partial, return_inverse=True)
     counted = np.bincount(number.ravel(), weights=times).astype(np.int64)
@@ -72,10 +72,10 @@ def strips(full: Int64, partial: Int64, times: Int64 | None = None) -> Strips:
 
 
 def together(parts: Iterable[Strips]) -> Strips:
-    """The strips of all parts."""
-    found = list(parts)
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        return NOTHING
-    return strips(*(np.concatenate([getattr(p, name) for p in found]) for name in ("full", "partial", "times")))
+    """Return the strips of all parts together."""
+    collected = list(parts)
+    if len(collected) == 1:
+        return collected[0]
+    if not collected:
+        return NO_STRIPS
+    return strips(*(np.concatenate([getattr(p, name) for p in collected]) for name in ("full", "partial", "times")))

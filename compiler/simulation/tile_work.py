@@ -1,4 +1,4 @@
-"""The live tiles of a relation in one order of its tokens, as kernels walk them."""
+"""The live tiles of a relation in one order of tokens, as kernels walk them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from attnc.compiler.simulation.strips import Strips, together
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """How tokens stand in tiles. Bricks have a side for each axis; `divisors`: of the classes of residues."""
+    """The order of tokens in tiles; bricks have a side for each axis, residue classes have `divisors`."""
 
     kind: Literal["natural", "bricks", "residues"]
     q_brick: tuple[int, ...] = ()
@@ -23,7 +23,7 @@ class Order:
             q, k = ("×".join(map(str, brick)) for brick in (self.q_brick, self.k_brick))
             return f"bricks of {q} queries and {k} keys"
         if self.kind == "residues":
-            return f"classes of residues modulo {', '.join(map(str, self.divisors))}"
+            return f"residue classes modulo {', '.join(map(str, self.divisors))}"
         return "natural order"
 
 
@@ -32,10 +32,10 @@ NATURAL = Order("natural")
 
 @dataclass(frozen=True, eq=False)
 class TileWork:
-    """The live tiles of one relation: by rows as the forward walks them, by columns as the gradient of keys does.
+    """The live tiles of a relation, by rows for the forward and by columns for the gradient of keys.
 
-    `visible`: pairs, None where they were not counted. `merged`: rows of the output that two walks write and a third
-    has to join. `sampled`: of how many tile rows all of this was inferred, 0 where all were counted.
+    `visible`: visible pairs, None where they were not counted. `merged`: rows of the output that two walks write and a
+    merge combines. `sampled`: the number of tile rows from which the counts are extrapolated, 0 if all were counted.
     """
 
     order: Order
@@ -48,14 +48,14 @@ class TileWork:
     sampled: int = 0
 
     def repeated(self, times: int) -> TileWork:
-        """So many of it."""
+        """Return the work of `times` equal relations."""
         visible = None if self.visible is None else self.visible * times
         rows, columns = self.rows.repeated(times), self.columns.repeated(times)
         return replace(self, rows=rows, columns=columns, visible=visible, merged=self.merged * times)
 
 
 def joined(parts: Sequence[TileWork], order: Order, q_tile: int, k_tile: int) -> TileWork:
-    """Several works as one, walked side by side."""
+    """Return the work of several relations that are walked by one kernel."""
     counts = [part.visible for part in parts]
     return TileWork(
         order,

@@ -1,4 +1,4 @@
-"""Bytes that a kernel moves between the memory and the chip, and how long that takes."""
+"""The bytes that a kernel moves between memory and chip, and the time of moving them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from attnc.compiler.simulation.strips import Strips
 
 
 def memory_ms(machine: Machine, bytes_: float) -> float:
-    """Milliseconds of long copies."""
+    """Return the milliseconds of moving bytes at the rate of long copies."""
     return bytes_ / (machine["hbm_tb_per_s"] * machine["hbm_share"] * 1e9)
 
 
@@ -37,9 +37,9 @@ def least_bytes(shape: Shape, kernel: Kernel) -> int:
 
 
 def moved_bytes(machine: Machine, shape: Shape, kernel: Kernel, tiles: TileShape, walked: Strips, programs: int) -> int:
-    """Return the bytes that a kernel moves: all once, a head's keys once a wave of programs if the cache is too small.
+    """Return the bytes that a kernel moves: all once, or a head's keys once per wave if they do not fit in the cache.
 
-    Programs of one wave stand next to each other and share what they read.
+    Programs of one wave are neighbours and share the keys that they read.
     """
     size = (shape.dk + shape.dv) * BYTES[shape.dtype]
     tokens, side = (shape.n_q, tiles.q_tile) if kernel == "dkdv" else (shape.n_k, tiles.k_tile)

@@ -46,6 +46,6 @@ def test_no_tokens() -> None:
 
 
 def test_an_id_that_comes_back() -> None:
-    with pytest.raises(DocumentsNotContiguousError, match="document 4 comes back at position 5") as caught:
+    with pytest.raises(DocumentsNotContiguousError, match="document 4 appears again at position 5") as caught:
         document_windows(np.array([4, 4, 7, 7, 7, 4]), 6, "end")
     assert (caught.value.identity, caught.value.position) == (4, 5)

@@ -71,14 +71,14 @@ def test_the_next_known_head_dimension_counts() -> None:
     [
         ("{", "mine.json: not JSON"),
         ("[" * 100_000, "mine.json: not JSON"),
-        ("[1]", "it holds [1]; write an object with schema"),
-        ("{}", "`schema` is nothing; write 1"),
+        ("[1]", "the file holds [1]; write an object with schema"),
+        ("{}", "`schema` is missing; write 1"),
         (changed(lambda d: d.update(schema=2)), "`schema` is 2; write 1"),
         (changed(lambda d: d.update(kind="tpu")), "`kind` is 'tpu'; write \"gpu\""),
         (changed(lambda d: d.update(name="")), "`name` is ''; write a text"),
-        (changed(lambda d: d.pop("figures")), "`figures` is nothing"),
-        (changed(lambda d: d["figures"].update(sm=1)), "there is no figure `sm`: did you mean `sms`?"),
-        (changed(lambda d: d["figures"].pop("sms")), "`sms` is nothing; write"),
+        (changed(lambda d: d.pop("figures")), "`figures` is missing"),
+        (changed(lambda d: d["figures"].update(sm=1)), "unknown figure `sm`: did you mean `sms`?"),
+        (changed(lambda d: d["figures"].pop("sms")), "`sms` is missing; write"),
         (changed(lambda d: d["figures"].update(sms=132)), "`sms` is 132; write"),
         (changed(lambda d: d["figures"]["sms"].update(value=0)), "`sms` is 0; write a number above 0"),
         (changed(lambda d: d["figures"]["sms"].update(value=-1)), "`sms` is -1; write a number above 0"),
@@ -101,7 +101,7 @@ def test_what_is_wrong_is_named(text: str, said: str) -> None:
 
 
 def test_an_unknown_machine() -> None:
-    with pytest.raises(MachineError, match=r"no machine `h1000`: did you mean `h100`\?; known are a100-80, b200"):
+    with pytest.raises(MachineError, match=r"unknown machine `h1000`: did you mean `h100`\?; use a100-80, b200"):
         find_machine("h1000")
 
 

@@ -253,7 +253,7 @@ def test_few_heads_are_split_and_many_are_not(name: str, stage: Pass) -> None:
 
 
 def test_it_is_said_when_a_correction_is_split() -> None:
-    said = "where one lets states grow its head is walked whole"
+    said = "a head whose matrix lets states grow is walked without segments"
     assert any(said in note for note in simulated("rwkv7", 65536, heads=1).notes)
     assert not any(said in note for note in simulated("rwkv7", 65536, heads=256).notes)
     assert not any(said in note for note in simulated("gla", 65536, heads=1).notes)
@@ -346,7 +346,7 @@ def test_tables_of_several(capsys: pytest.CaptureFixture[str]) -> None:
         ("causal", ["--size", "slots=4"], "--size slots: `causal` has no such size"),
         ("gla", ["--keys", "64"], "a recurrence takes as many keys as queries"),
         ("gla", ["--dtype", "float64"], "h100-sxm runs recurrences in float32, bfloat16, float16, not in float64"),
-        ("gla", ["--device", "h1000"], "there is no machine `h1000`"),
+        ("gla", ["--device", "h1000"], "unknown machine `h1000`"),
     ],
 )
 def test_what_the_command_refuses(

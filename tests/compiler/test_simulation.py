@@ -230,19 +230,19 @@ def test_no_floor_without_a_real_parameter() -> None:
 @pytest.mark.parametrize(
     ("given", "error", "said"),
     [
-        ({"device": "h1000"}, MachineError, "no machine `h1000`"),
-        ({"tile": (100, 64)}, MachineError, "powers of two"),
+        ({"device": "h1000"}, MachineError, "unknown machine `h1000`"),
+        ({"tile": (100, 64)}, MachineError, "power of two"),
         ({"tile": (1024, 1024)}, MachineError, "do not fit"),
         ({"order": "bricks"}, MachineError, "reads no grid of tokens"),
         ({"order": "residues"}, MachineError, "has no congruence"),
         ({"order": "random"}, ArgumentError, "order is 'random'"),
         ({"stage": "training"}, ArgumentError, "stage is 'training'"),
-        ({"stage": "decode"}, MachineError, "decode is of 1 to 16 queries, not 64"),
+        ({"stage": "decode"}, MachineError, "decode takes 1 to 16 queries, got 64"),
         ({"baseline": "flash"}, ArgumentError, "baseline is 'flash'"),
         ({"heads": 0}, ArgumentError, "heads is 0"),
         ({"head_dim": -1}, ArgumentError, "head_dim is -1"),
         ({"dtype": torch.float64}, MachineError, "not in float64"),
-        ({"head_dim": 4096}, MachineError, "no tile of a head of 4096"),
+        ({"head_dim": 4096}, MachineError, "no tile with head dimensions 4096"),
         ({"device": "cpu", "tile": (64, 64)}, ArgumentError, "tile and order are options for GPUs"),
     ],
 )
@@ -266,8 +266,7 @@ def test_tiles_that_are_too_many_are_sampled(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(natural_tiles, "SOME", 64)
     found = attention.simulate(8192, heads=1, tile=(128, 128))
     assert found.estimated and not exact_.estimated
-    assert any(
-        note.startswith("estimated: the tiles are too many to count, so those of 32 rows") for note in found.notes
-    )
+    said = "estimated: there are too many tiles to count, so pairs, tiles and bounds are extrapolated from 32 rows"
+    assert any(note.startswith(said) for note in found.notes)
     assert found.tiles.live == pytest.approx(exact_.tiles.live, rel=0.05)
     assert found.visible == pytest.approx(exact_.visible, rel=0.05)

@@ -100,10 +100,10 @@ def test_packed_calls_compile_to_one_graph_for_all_lengths() -> None:
 @pytest.mark.parametrize(
     ("name", "params", "ends", "says"),
     [
-        ("causal", {}, [0, 5], "from 0 to the number of keys, 9"),
-        ("causal", {}, [1, 9], "from 0"),
-        ("causal", {}, [], "from 0"),
-        ("causal", {}, [0, 6, 4, 9], "falls after entry 1"),
+        ("causal", {}, [0, 5], "must start at 0 and end at the number of keys, 9"),
+        ("causal", {}, [1, 9], "must start at 0"),
+        ("causal", {}, [], "must start at 0"),
+        ("causal", {}, [0, 6, 4, 9], "decreases after entry 1"),
         ("document", {}, [0, 9], "pass `doc` instead"),
         ("combiner", {"segment": 3}, [0, 9], "call it per sequence"),
         ("neighborhood_2d", {"height": 3, "width": 3, "window": 3}, [0, 9], "call it once for each sequence"),

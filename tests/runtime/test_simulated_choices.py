@@ -196,7 +196,7 @@ def test_single_keys(n: int) -> None:
     found = simulated(attend, n)
     assert found.visible == seen(attend, n) == 4 * sum(min(q + 1, 24) for q in range(n))
     assert found.rung("attended").speedup == found.rung("listed").speedup
-    assert found.rung("listed").lost_to == "lists nothing"
+    assert found.rung("listed").lost_to == "lists 0% of the time"
     assert found.choices[0].how.endswith("chosen tiles")
     whole = simulated(attend, 2 * n)
     assert whole.predicted_ms > found.predicted_ms
@@ -226,7 +226,7 @@ def test_ladder_of_a_gpu(name: str, stage: Any, device: str) -> None:
     on_cpu = attend.simulate(4096, device="cpu", **size)
     if name == "moba":
         assert found.visible == on_cpu.visible
-    assert any("never held against a clock" in note for note in found.notes)
+    assert any("never compared with a measurement" in note for note in found.notes)
     assert found.estimated and not found.calibrated
     assert all(rung.lost_to in str(found) for rung in found.rungs)
     assert 0 < found.traffic.least <= found.traffic.held
@@ -259,7 +259,7 @@ def test_of_many_members_some_stand_for_others() -> None:
         found = attend.simulate(1024, heads=2, head_dim=64, **given)
         times.append(found.ideal_ms / found.rung("attended").speedup)
     assert [after / before for before, after in pairwise(times)] == pytest.approx([2, 2, 2])
-    assert any("each stands for" in note for note in found.notes)
+    assert any("each represents" in note for note in found.notes)
 
 
 def test_tiles_of_a_gpu_follow_from_the_sizes() -> None:
@@ -317,7 +317,7 @@ def test_commands(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     small = ["--device", "cpu", "--len", "1024", "--heads", "2", "--head-dim", "32"]
     assert main(["simulate", "moba", "-p", "block=64", *small]) == 0
     text = capsys.readouterr().out
-    assert "the choice" in text
+    assert "the selection" in text
     assert "what it sees is chosen by content, by `chosen`" in text
     assert "break-even" in text
     assert main(["simulate", "moba", "-p", "block=64", *small, "-o", str(page)]) == 0

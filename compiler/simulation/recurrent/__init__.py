@@ -1,4 +1,4 @@
-"""How fast a recurrence can be on a machine: what a chunk costs, in which plan, and a ladder from the memory down.
+"""Simulation of recurrences: the work of a chunk, the plan of every pass, and a ladder from memory traffic to time.
 
 derivation and sizes → forms → work of a chunk → kernels of a plan → ladder.
 """

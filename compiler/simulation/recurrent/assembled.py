@@ -1,4 +1,4 @@
-"""Assembly of a machine's simulation of a recurrence, with its dense rival."""
+"""Assemble the simulation of a recurrence from its times, its passes and its dense rival."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from attnc.compiler.simulation.traffic import memory_ms
 
 
 def rival(call: RecurrenceCall, machine: Machine | CpuMachine, stage: Pass) -> tuple[float, float]:
-    """Milliseconds of dense causal attention: at its ideal, and as predicted."""
+    """Return the milliseconds of dense causal attention: ideal, and predicted."""
     shape = call.shape
     problem = SimulatedCall(call.name, {}, shape, shape.n_k - shape.n_q, (), Extra(), 1, ())
     if isinstance(machine, CpuMachine):
@@ -28,13 +28,13 @@ def rival(call: RecurrenceCall, machine: Machine | CpuMachine, stage: Pass) -> t
     if stage != "decode":
         try:
             return dense_on_gpu(problem, machine, stage, "causal")
-        except MachineError:  # no tile of such heads fits: what its products would take
+        except MachineError:  # no tile fits such heads: take the time of the products
             flop = 2.0 * problem.dense_pairs("causal") * (shape.dk + shape.dv) * (1 if stage == "forward" else 2.5)
             ideal = flop / machine.tensor_flop(shape.dtype) / machine.sms / machine.hertz * 1e3
             return ideal, ideal / machine.kernel_share(shape.dk)
-    number = BYTES[shape.dtype]
-    cache = shape.batch * shape.kv_heads * shape.n_k * (shape.dk + shape.dv) * number
-    queries = 2 * shape.lanes * shape.n_q * (shape.dk + shape.dv) * number
+    element_bytes = BYTES[shape.dtype]
+    cache = shape.batch * shape.kv_heads * shape.n_k * (shape.dk + shape.dv) * element_bytes
+    queries = 2 * shape.lanes * shape.n_q * (shape.dk + shape.dv) * element_bytes
     start = 2 * machine["launch_us"] / 1e3 + machine["prologue_clocks"] / machine.hertz * 1e3
     busy = min(1.0, ceil(shape.n_k / 64) * shape.batch * shape.kv_heads / machine.sms)
     return memory_ms(machine, cache), memory_ms(machine, cache + queries) / busy + start
@@ -58,11 +58,11 @@ def assembled(
     calibrated: bool = False,
     workers: str = "SMs",
 ) -> RecurrenceSimulation:
-    """A simulation of these times, a rung each; none is below the one before it."""
+    """Return the simulation whose rungs have these times, each raised to at least the one before it."""
     ideal, predicted = dense
     rising = tuple(accumulate(times, max))
     rungs = tuple(Rung(name, ideal / ms, why) for name, ms, why in zip(RUNGS, rising, lost, strict=True))
-    kernels = [kernel for one in passes for kernel in one.kernels]
+    kernels = [kernel for simulated in passes for kernel in simulated.kernels]
     return RecurrenceSimulation(
         pattern=call.name,
         params=call.params,
@@ -74,7 +74,7 @@ def assembled(
         causal=True,
         visible=None,
         tiles=_tiles(call, passes),
-        choices=tuple(_choice(one) for one in passes),
+        choices=tuple(_choice(simulated) for simulated in passes),
         others=tuple(others),
         rungs=rungs,
         predicted_ms=rising[-1],
@@ -94,17 +94,19 @@ def assembled(
 
 
 def _tiles(call: RecurrenceCall, passes: Sequence[SimulatedPass]) -> Tiles:
-    """The chunks' own tiles, of those of dense attention."""
-    slowest = max(passes, key=lambda one: one.ms)
+    """Return the tiles of dense attention and the chunks on the diagonal as live tiles."""
+    slowest = max(passes, key=lambda simulated: simulated.ms)
     side = max(slowest.chunk // slowest.micro, 1)
     rows = ceil(call.shape.n_q / side) * call.shape.lanes
     total = rows * ceil(call.shape.n_k / side)
     return Tiles(total, rows, 0, rows) if slowest.chunk else Tiles(total, 0, 0, 0)
 
 
-def _choice(one: SimulatedPass) -> SimulatedSchedule:
-    slowest = max(one.kernels, key=lambda kernel: kernel.ms)
-    return SimulatedSchedule(one.state, one.chunk, one.chunk, NATURAL, str(one), slowest.limit, one.ms)
+def _choice(simulated: SimulatedPass) -> SimulatedSchedule:
+    slowest = max(simulated.kernels, key=lambda kernel: kernel.ms)
+    return SimulatedSchedule(
+        simulated.state, simulated.chunk, simulated.chunk, NATURAL, str(simulated), slowest.limit, simulated.ms
+    )
 
 
 __all__ = ["assembled", "rival"]

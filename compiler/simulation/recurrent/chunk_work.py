@@ -1,10 +1,11 @@
 """The work of one chunk of a pass, counted product by product: the chunk forms of `runtime.recurrent`, row by row.
 
-A chunk is `length` rows, a row a micro-step. L rows, R rows of the state and V columns of it; readers and writers are
-the rows that read the state (the query, a correction's read) and that it is written by (the key, a correction's left
-side). Of a pair matrix L² entries are computed, or, with a decay of each row, those of its levels: blocks of 1, 2, 4, …
-rows, which kernels widen to `least` rows. Work falls into three parts: `local`, before any state is known; `serial`,
-the state's own way from chunk to chunk; and `output`, from the states before the chunks.
+A chunk has `length` rows, one for each micro-step: L rows, with R rows and V columns of the state. Readers are the
+vectors that read the state (the query, a correction's read); writers are the vectors that write it (the key, a
+correction's left side). Of a pair matrix, L² entries are computed, or, with a decay for each row of the state, the
+entries of its levels: blocks of 1, 2, 4, … rows, which kernels widen to `least` rows. The work has three parts:
+`local`, before any state is known; `serial`, the update of the state from chunk to chunk; and `output`, from the states
+before the chunks.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ Gate = Literal["none", "scalar", "rows", "columns"]
 Correction = Literal["none", "delta", "rank one"]
 
 BASE = 16
-"""Rows of the diagonal blocks of a triangle that are solved by substitution; larger ones are merged by products."""
+"""Rows of the diagonal blocks of a triangle that are solved by substitution; products merge them to larger blocks."""
 
 
 @dataclass(frozen=True, slots=True)
 class PassForm:
-    """A pass at its sizes: a state of `rows` × `columns`, `micro` rows of a chunk for a token. `words`: its class."""
+    """A pass at its sizes: a state of `rows` × `columns`, and `micro` rows of a chunk for each token.
+
+    `words`: the name of its class in reports. `reads`: reads of the state for each token.
+    """
 
     state: str
     words: str
@@ -35,12 +39,12 @@ class PassForm:
 
     @property
     def readers(self) -> int:
-        """Rows of a token that read the state."""
+        """The number of vectors of a micro-step that read the state."""
         return 1 if self.correction == "none" else 2
 
     @property
     def writers(self) -> int:
-        """Rows of a token that the state is written by."""
+        """The number of vectors of a micro-step that write the state."""
         return 2 if self.correction == "rank one" else 1
 
     @property
@@ -51,8 +55,11 @@ class PassForm:
 
 @dataclass(frozen=True, slots=True)
 class Amount:
-    """`products`: floating-point operations of matrix products in the dtype of the call; `exact`: of those that merge a
-    triangle, which need fp32; `fma`: multiplications and additions outside of products; `exps`: exponentials.
+    """An amount of work.
+
+    `products`: floating-point operations of matrix products in the dtype of the call. `exact`: floating-point
+    operations of products that merge a triangle, which need fp32. `fma`: multiplications and additions outside of
+    products. `exps`: exponentials.
     """
 
     products: float = 0.0
@@ -76,7 +83,7 @@ class Amount:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The work of one chunk."""
+    """The work of a chunk in its three parts: `local`, `serial` and `output`."""
 
     local: Amount
     serial: Amount
@@ -89,7 +96,7 @@ class Chunk:
 
 
 def levels(length: int, least: int = 1) -> float:
-    """Entries of a pair matrix that are computed level by level, in blocks of at least `least` rows."""
+    """Return the entries of a pair matrix that are computed level by level, in blocks of at least `least` rows."""
     total, block = 0.0, 1
     while block < length:
         total += length * block / 2 if block >= least else length * min(least, length)
@@ -98,12 +105,12 @@ def levels(length: int, least: int = 1) -> float:
 
 
 def squares(form: PassForm, length: int, least: int = 1) -> float:
-    """Entries of a pair matrix that are computed."""
+    """Return the entries of a pair matrix that are computed: all, or those of its levels with a decay per row."""
     return levels(length, least) if form.gate == "rows" else float(length * length)
 
 
 def triangle(length: int) -> Amount:
-    """The inverse of a unit triangle: substitution on blocks of `BASE` rows, then merges of pairs of blocks."""
+    """Return the work of inverting a unit triangle: substitution on blocks of `BASE` rows, then merges of pairs."""
     base = min(BASE, length)
     merges, block = 0.0, base
     while block < length:
@@ -113,7 +120,7 @@ def triangle(length: int) -> Amount:
 
 
 def decays(form: PassForm, length: int) -> Amount:
-    """The exponentials of a chunk's decays, and what they multiply: weights of pairs, or sides at each level."""
+    """Return the exponentials of a chunk's decays and their multiplications with pairs, or with sides at each level."""
     sides, depth = form.readers + form.writers, log2(length) if length > 1 else 0.0
     match form.gate:
         case "none":
@@ -122,62 +129,67 @@ def decays(form: PassForm, length: int) -> Amount:
             square = float(length * length)
             return Amount(fma=square * form.readers * form.writers, exps=square + 2 * length)
         case "rows":
-            own = length * form.rows
-            return Amount(fma=own * depth * (sides / 2 + 2), exps=own * (depth + 2))
+            entries = length * form.rows
+            return Amount(fma=entries * depth * (sides / 2 + 2), exps=entries * (depth + 2))
         case "columns":
-            own = length * form.columns
-            return Amount(fma=own * depth * 3, exps=own * (depth + 2))
+            entries = length * form.columns
+            return Amount(fma=entries * depth * 3, exps=entries * (depth + 2))
 
 
 def edges(form: PassForm, length: int) -> Amount:
-    """The exponentials that the state's own way needs: of each token, to the end of its chunk."""
+    """Return the exponentials of the decays from each row to the end of its chunk, which update the state."""
     width = {"none": 0, "scalar": 1, "rows": form.rows, "columns": form.columns}[form.gate]
     return Amount(fma=2.0 * length * width, exps=float(length * width))
 
 
 def forward(form: PassForm, length: int, *, least: int = 1, apart: bool = True) -> Chunk:
-    """`apart`: what the corrector makes of keys and values is formed before the states are known (W and U of the UT
-    transform), so that the serial part is two products, and decays are made once; else the triangle is applied on the
-    way, which needs fewer products, and decays are made for both sides.
+    """Return the work of a chunk in the forward.
+
+    `apart`: corrected keys and values are computed before the states are known (W and U of the UT transform), so that
+    the serial part is two products and decays are computed once. Otherwise the triangle is applied in the serial part,
+    which needs fewer products, and decays are computed for both sides.
     """
     step, pair = _step(form, length), _pair(form, length)
     sides = 2 * squares(form, length, least) * form.rows * form.writers
     output = Amount(form.reads * (step + (_columns(form, length, least) if form.gate == "columns" else pair)))
-    asked = Amount(form.reads * sides) + decays(form, length)
+    reading = Amount(form.reads * sides) + decays(form, length)
     if form.correction == "none":
-        return Chunk(asked, Amount(step) + edges(form, length), output)
+        return Chunk(reading, Amount(step) + edges(form, length), output)
     rank_one = form.correction == "rank one"
     local = sides + (pair / form.writers if rank_one else 0.0)
     serial = step * (3 if rank_one else 2)
     applied = pair / form.writers
     local, serial = (local + applied + _wide(form, length), serial) if apart else (local, serial + applied)
-    again = Amount() if apart else decays(form, length)
+    repeated_decays = Amount() if apart else decays(form, length)
     return Chunk(
-        asked + Amount(local) + triangle(length) + again,
+        reading + Amount(local) + triangle(length) + repeated_decays,
         Amount(serial) + edges(form, length),
         output,
     )
 
 
 def backward(form: PassForm, length: int, *, least: int = 1, apart: bool = True) -> Chunk:
-    """From the states before chunks, which are kept; all else is computed anew. `apart` as in the forward."""
-    step, one = _step(form, length), 2.0 * length * length * form.columns
+    """Return the work of a chunk in the backward, which reads the kept states and recomputes everything else.
+
+    `apart` as in `forward`.
+    """
+    step, pair_values = _step(form, length), 2.0 * length * length * form.columns
     sides = 2 * squares(form, length, least) * form.rows * form.readers * form.writers
     adjoint = decays(form, length) * 3
-    both = (form.readers + form.writers) * step
+    with_state = (form.readers + form.writers) * step
     if form.gate == "columns":
-        output = 3 * sides + 3 * _columns(form, length, least) + 2 * step + both
+        output = 3 * sides + 3 * _columns(form, length, least) + 2 * step + with_state
         return Chunk(Amount(), Amount(step) + edges(form, length), Amount(form.reads * output) + adjoint)
     if form.correction == "none":
-        output = 3 * sides + step + one + one + both
+        output = 3 * sides + step + pair_values + pair_values + with_state
         return Chunk(Amount(), Amount(step) + edges(form, length), Amount(form.reads * output) + adjoint)
     rank_one = form.correction == "rank one"
-    own = sides / form.readers
-    local = own + step + one + one + (one if rank_one else 0.0)
+    corrected_sides = sides / form.readers
+    local = corrected_sides + step + pair_values + pair_values + (pair_values if rank_one else 0.0)
     serial = 3 * step
-    local, serial = (local + one + _wide(form, length), serial) if apart else (local, serial + one)
-    output = (sides - own) + 2 * sides + form.readers * form.writers * one + both
-    output += step + 2 * one if rank_one else one
+    local, serial = (local + pair_values + _wide(form, length), serial) if apart else (local, serial + pair_values)
+    output = (sides - corrected_sides) + 2 * sides + form.readers * form.writers * pair_values + with_state
+    output += step + 2 * pair_values if rank_one else pair_values
     return Chunk(
         Amount(local) + triangle(length) + decays(form, length),
         Amount(serial) + edges(form, length),
@@ -186,22 +198,22 @@ def backward(form: PassForm, length: int, *, least: int = 1, apart: bool = True)
 
 
 def _step(form: PassForm, length: int) -> float:
-    """One product of rows with the state."""
+    """Return the operations of a product of the chunk's rows with the state."""
     return 2.0 * length * form.rows * form.columns
 
 
 def _pair(form: PassForm, length: int) -> float:
-    """Pairs with the values of all writers."""
+    """Return the operations of a product of pair matrices with the values of all writers."""
     return 2.0 * length * length * form.columns * form.writers
 
 
 def _wide(form: PassForm, length: int) -> float:
-    """The triangle applied to the rows that a correction reads."""
+    """Return the operations of a product of the triangle with the rows that a correction reads."""
     return 2.0 * length * length * form.rows
 
 
 def _columns(form: PassForm, length: int, least: int) -> float:
-    """Pairs with values that are scaled inside each level."""
+    """Return the operations of products of pairs with values that are scaled inside each level."""
     return 2.0 * levels(length, least) * form.columns
 
 

@@ -1,4 +1,4 @@
-"""The time of a pass's chunks on a CPU, and the executor's choice of chunk: the figures that the ladder shows."""
+"""The time of a pass in chunks on a CPU, from which the executor chooses the length of chunks."""
 
 from __future__ import annotations
 
@@ -11,30 +11,35 @@ from attnc.compiler.simulation.recurrent.chunk_work import Chunk, PassForm, back
 from attnc.compiler.simulation.simulation import Pass
 
 LENGTHS = (16, 32, 64)
-"""Rows of the executor's chunks, more where a token has more steps. In longer ones weights of pairs that are far apart
-are numbers below 1e-38, on which a CPU takes a hundred times as long: with gates around -1 chunks of 128 rows took 3 to
-8 times as long as chunks of 64."""
+"""Rows of the executor's chunks, more where a token has more steps.
+
+In longer chunks the weights of distant pairs are subnormal numbers (below 1e-38), on which a CPU takes a hundred times
+as long: with gates around -1, chunks of 128 rows took 3 to 8 times as long as chunks of 64 rows.
+"""
 
 STRETCH = 8192
-"""Rows that the executor computes at once."""
+"""Number of rows, over all heads, that the executor computes at once."""
 
 CALLS = 30
-"""Calls of torch for a stretch."""
+"""Number of calls of torch for a stretch of rows."""
 
 CALL_SHARE = 1 / 7
-"""The time of a small call of torch, as a share of a call of attention."""
+"""The time of a small call of torch as a share of a call of attention."""
 
 EXP = 4.0
-"""The time of an exponential, in units of a copied number."""
+"""The time of an exponential in units of the time of a copied element."""
 
 WIDTH = 64
-"""The head dimension at which the rate of products is taken."""
+"""The head dimension for which the rate of products is taken."""
 
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Milliseconds of a pass: to copy what it reads and gives, and the states besides; of products and exponentials at
-    full rate; of calls one after another, chunk by chunk; of calls for stretches, and of chunks being small."""
+    """The milliseconds of a pass by cause.
+
+    `inputs`: copying inputs and outputs. `states`: copying states. `units`: products and exponentials at full rate.
+    `chain`: calls one after another, chunk by chunk. `rest`: calls for stretches, and the slowdown by small chunks.
+    """
 
     inputs: float
     states: float
@@ -50,9 +55,9 @@ class Times:
 
 @lru_cache(maxsize=256)
 def chunk_on_cpu(form: PassForm, lanes: int, dtype: str) -> int:
-    """Rows of a chunk, as a stretch of a forward pass is fastest by `chunk_times`; of equal ones the most.
+    """Return the rows of a chunk for which `chunk_times` of a stretch of a forward pass is least; ties go to more rows.
 
-    From rates that are the same on every machine, so that results are.
+    The rates are the same on every machine, so that results do not depend on the machine.
     """
     least = 1 << (form.micro - 1).bit_length()
     tokens = max(STRETCH // (max(lanes, 1) * form.micro), 1)
@@ -64,34 +69,34 @@ def chunk_on_cpu(form: PassForm, lanes: int, dtype: str) -> int:
 
 
 def chunk_times(form: PassForm, lanes: int, tokens: int, dtype: str, rates: Rates, stage: Pass, chunk: int) -> Times:
-    """A pass in chunks of so many rows, but for what it is given."""
-    copy, one = rates.copy / 1e6, rates.call * CALL_SHARE / 1e6
-    chunks = chunks_of(form, tokens, chunk)
-    work = work_of(form, stage, chunk).total * (chunks * lanes)
+    """Return the times of a pass in chunks of `chunk` rows, without the time of its inputs."""
+    copy, small_call = rates.copy / 1e6, rates.call * CALL_SHARE / 1e6
+    chunks = chunk_count(form, tokens, chunk)
+    work = work_per_chunk(form, stage, chunk).total * (chunks * lanes)
     products = work.flop * flop_ns(dtype, rates) / 1e6
     states = (2 if stage == "backward" else 1) * 2 * lanes * chunks * form.entries
-    serial = chunks * one * (4 if form.correction != "none" else 1)
+    serial = chunks * small_call * (4 if form.correction != "none" else 1)
     calls = CALLS * (3 if stage == "backward" else 1) * (2 if form.gate in ("rows", "columns") else 1)
     stretches = ceil(chunks * chunk * lanes / STRETCH)
-    rest = stretches * calls * one + products * (_slower(chunk) - 1)
-    return Times(0.0, states * copy, products + (EXP * work.exps + work.fma) * copy, serial, rest)
+    other_ms = stretches * calls * small_call + products * (_slower(chunk) - 1)
+    return Times(0.0, states * copy, products + (EXP * work.exps + work.fma) * copy, serial, other_ms)
 
 
 def _slower(chunk: int) -> float:
-    """How much longer products take whose matrices are chunks: of 16 rows 2.6 times, of 64 1.2 (measured)."""
+    """Return the factor by which products of small chunks are slower: 2.6 for 16 rows, 1.2 for 64 rows (measured)."""
     return max(0.74 * (1 + 40 / chunk), 1.0)
 
 
-def work_of(form: PassForm, stage: Pass, chunk: int) -> Chunk:
-    """Return the work of a chunk."""
+def work_per_chunk(form: PassForm, stage: Pass, chunk: int) -> Chunk:
+    """Return the work of a chunk of `chunk` rows in a stage."""
     return (backward if stage == "backward" else forward)(form, chunk, apart=False)
 
 
-def chunks_of(form: PassForm, tokens: int, chunk: int) -> int:
-    """Return the number of chunks of a sequence."""
+def chunk_count(form: PassForm, tokens: int, chunk: int) -> int:
+    """Return the number of chunks of a sequence of `tokens` tokens."""
     return ceil(tokens / max(chunk // form.micro, 1))
 
 
 def flop_ns(dtype: str, rates: Rates) -> float:
-    """Nanoseconds of an operation in products: a score element of attention has four a number of a head."""
+    """Return the nanoseconds of an operation in products; a score element has four per element of the head."""
     return rates.best("float64" if dtype == "float64" else "float32", WIDTH) / (4 * WIDTH)

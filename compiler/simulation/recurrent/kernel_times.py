@@ -1,6 +1,6 @@
-"""Kernels of a pass on a GPU: what they move and compute, how many programs they are, and how long they take.
+"""The predicted times of the kernels of a pass on a GPU, from their bytes, work and programs.
 
-No kernel of ours has been timed. The four constants below were set so that the predictions for the plan of
+No kernel of attnc has been timed. The first four constants were fitted so that the predictions for the plan of
 flash-linear-attention come near its published times (`benchmarks/recurrences.py`).
 """
 
@@ -14,29 +14,32 @@ from attnc.compiler.simulation.recurrent.chunk_work import Amount
 from attnc.compiler.simulation.traffic import memory_ms
 
 PRODUCT_SHARE = 0.45
-"""The share of dense attention's rate that kernels reach on chunks: small products that wait for others."""
+"""The share of dense attention's rate that kernels reach on chunks, whose small products wait for each other."""
 
 MEMORY_SHARE = 0.7
 """The share of the rate of long copies that chunk kernels reach."""
 
 STEP_CLOCKS = 800.0
-"""Clocks of a step of a walk over chunks, beside its products: late loads, barriers, stores."""
+"""Clocks of a step of a walk over chunks besides its products: late loads, barriers, stores."""
 
 LINK_CLOCKS = 700.0
-"""Clocks of a product that waits for the one before it: draining, rounding, the way through shared memory."""
+"""Clocks of a product that waits for another: draining, rounding, and a round trip through shared memory."""
 
 ACCUMULATED = 16384
-"""Numbers that a program sums at once at most: half of the registers of an SM, half of these for operands."""
+"""Maximum number of accumulators of a program: a quarter of the registers of an SM; operands take another quarter."""
 
 
 WIDTH = 128
-"""The head whose share of dense attention stands for all."""
+"""The head dimension whose `kernel_share` is used for all kernels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The work of a kernel, all programs together. `steps`: one after another, in each of `programs`; `links`: the
-    products of a step that wait for each other; `beside`: programs that an SM has room for at once."""
+    """The work of a kernel over all programs.
+
+    `moved`: bytes. `steps`: steps that each program takes one after another. `links`: products of a step that wait for
+    each other. `beside`: programs that fit on an SM at once.
+    """
 
     name: str
     moved: int
@@ -49,10 +52,10 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class KernelTimes:
-    """A kernel with its times in milliseconds, each at least as long as the one before it.
+    """The times of a kernel in milliseconds, each at least as long as the one before it.
 
-    `memory`: to move what it moves; `full`: with every unit busy; `chain`: with programs whole and steps one after
-    another; `ms`: as predicted. `limit`: what decides.
+    `memory`: moving its bytes. `full`: with every unit busy. `chain`: with whole programs and steps one after another.
+    `ms`: the prediction. `limit`: the unit, or the chain of steps, that decides the time.
     """
 
     task: Task
@@ -64,26 +67,26 @@ class KernelTimes:
 
 
 def run(machine: Machine, dtype: str, task: Task) -> KernelTimes:
-    """The times of a kernel."""
+    """Return the times of a kernel."""
     memory = memory_ms(machine, task.moved)
     units = _units(machine, dtype, task.work)
-    products, rest = units["tensor cores"], max(x for name, x in units.items() if name != "tensor cores")
-    full = max(memory, products, rest)
-    uneven = _unevenness(machine, task)
-    whole = _waves(machine, task) * (_floor(machine, task) + (products + rest) * machine.sms / task.programs)
-    chain = max(full, whole, max(products, rest) * uneven)
+    products, other_units = units["tensor cores"], max(x for name, x in units.items() if name != "tensor cores")
+    full = max(memory, products, other_units)
+    unevenness = _unevenness(machine, task)
+    chain_ms = _waves(machine, task) * (_floor(machine, task) + (products + other_units) * machine.sms / task.programs)
+    chain = max(full, chain_ms, max(products, other_units) * unevenness)
     start = machine["launch_us"] / 1e3 + machine["prologue_clocks"] / machine.hertz * 1e3
     share = PRODUCT_SHARE * machine.kernel_share(WIDTH)
-    computed = (products + rest) * uneven / share
+    computed = (products + other_units) * unevenness / share
     predicted = max(chain, computed, memory / MEMORY_SHARE) + start
-    longest = {"memory": memory / MEMORY_SHARE, "steps one after another": whole}
+    times = {"memory": memory / MEMORY_SHARE, "steps one after another": chain_ms}
     busiest = max(units, key=lambda name: units[name])
-    longest[busiest] = computed
-    return KernelTimes(task, memory, full, chain, predicted, max(longest, key=lambda name: longest[name]))
+    times[busiest] = computed
+    return KernelTimes(task, memory, full, chain, predicted, max(times, key=lambda name: times[name]))
 
 
 def _units(machine: Machine, dtype: str, work: Amount) -> dict[str, float]:
-    """Milliseconds of each kind of unit, of all SMs."""
+    """Return the milliseconds of each kind of unit over all SMs."""
     tensor = machine.tensor_flop(dtype)
     exact = max(machine.tables["tensor_flop_per_clock"].get("tf32", 0.0) / 3, machine.tensor_flop("float32"))
     if dtype == "float32":
@@ -97,24 +100,24 @@ def _units(machine: Machine, dtype: str, work: Amount) -> dict[str, float]:
 
 
 def _floor(machine: Machine, task: Task) -> float:
-    """Milliseconds of a program's steps, however little there is to compute."""
+    """Return the minimum milliseconds of a program's steps, however little they compute."""
     return task.steps * (STEP_CLOCKS + LINK_CLOCKS * task.links) / machine.hertz * 1e3
 
 
 def _waves(machine: Machine, task: Task) -> int:
-    """How often the machine is filled."""
+    """Return the number of waves of programs."""
     return ceil(task.programs / (machine.sms * task.beside))
 
 
 def _unevenness(machine: Machine, task: Task) -> float:
-    """How much longer the busiest SM takes than the mean of all."""
+    """Return the time of the busiest SM over the mean of all SMs."""
     return ceil(task.programs / machine.sms) / (task.programs / machine.sms)
 
 
 def fitting(machine: Machine, numbers: float, shared: float) -> int:
-    """Programs that an SM has room for, each with so many numbers in registers and bytes of shared memory; at most 4.
+    """Return the number of programs, at most 4, that fit on an SM with `numbers` accumulators and `shared` bytes each.
 
-    Registers hold as much again as what is summed: operands, addresses, what is on its way.
+    Operands, addresses and loads in flight take as many registers again as the accumulators.
     """
     by_registers = machine["registers"] / (2 * numbers)
     by_shared = machine["shared_kib"] * 1024 / max(shared, 1)

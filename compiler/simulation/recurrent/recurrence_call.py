@@ -1,4 +1,4 @@
-"""A call of a recurrence as a simulation sees it: its passes at their sizes, and what each of them reads."""
+"""The call of a recurrence that is simulated: its passes at their sizes, and the tensors that each pass reads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from attnc.compiler.value_nodes import axes
 from attnc.spec.program import Value as Parameter
 
 GATE_BYTES = 4
-"""Bytes of a number of a decay or of a sum of exponentials; neither is kept in 16 bits."""
+"""Bytes of an element of a decay or of a sum of exponentials; neither is kept in 16 bits."""
 
 INTEGER_BYTES = 8
 
@@ -49,13 +49,13 @@ class PassPart:
 
     @property
     def sources(self) -> Names:
-        """All that it reads."""
+        """The names of all tensors that the pass reads."""
         return self.keys | self.values | self.corrections | self.gates | self.queries
 
 
 @dataclass(frozen=True)
 class RunningLogSum:
-    """A running log-sum-exp: what it reads, and what it gives by name."""
+    """A running log-sum-exp with the names of the tensors that it reads (`sources`) and computes (`reads`)."""
 
     state: str
     sources: Names
@@ -64,7 +64,7 @@ class RunningLogSum:
 
 @dataclass(frozen=True)
 class Entries:
-    """A state whose entries go each for itself. `exps`: exponentials of its decay, for a token."""
+    """A state with an elementwise update; `exps`: the exponentials of its decay for each token."""
 
     state: str
     rows: int
@@ -76,11 +76,12 @@ class Entries:
 
 @dataclass(frozen=True)
 class RecurrenceCall:
-    """A recurrence at its sizes. `tensors`: bytes of everything that is read or handed on, by name; `out`: of what it
-    gives. `inputs`: the names of what a caller gives. `parts` None: it runs token by token, for `reason`.
+    """A recurrence at the sizes of a call.
 
-    `states`: entries of each state, of one batch entry and head, by name; complex ones twice. `solves`: entries of
-    states that are read once more for every token, in solving for a query.
+    `parts`: its passes; None: it runs token by token, for `reason`. `tensors`: the bytes of each tensor that is read or
+    passed between passes. `inputs`: the names of the caller's tensors. `out`: the bytes of the output. `states`: the
+    entries of each state for one batch entry and head, complex entries counted twice. `solves`: entries of states that
+    are read again for every token to solve for a query.
     """
 
     name: str
@@ -96,12 +97,12 @@ class RecurrenceCall:
     notes: tuple[str, ...] = field(default=())
 
     def size(self, names: Iterable[str]) -> int:
-        """Bytes of these tensors, each once."""
+        """Return the bytes of these tensors, each counted once."""
         return sum(self.tensors[name] for name in set(names))
 
     @property
     def least(self) -> int:
-        """Bytes of what is given and of the output."""
+        """The bytes of the inputs and the output, each moved once."""
         return self.size(self.inputs) + self.out
 
     @property
@@ -119,22 +120,22 @@ def call_of(
     sizes: Mapping[str, int],
     notes: tuple[str, ...] = (),
 ) -> RecurrenceCall:
-    """The call of these sizes, which name every dimension of a state and of an input that is read."""
+    """Return the call of a recurrence; `sizes` must name every dimension of its states and inputs."""
     roots = [recur.read, *(step.value for step in recur.steps)]
-    found = _Sizes(shape, sizes, _gates(derived, recur))
-    tensors = {name: size for root in roots for name, size in found.tensors(root).items()}
-    states = {state.name: (1 + state.is_complex) * found.count_of(state.dims) for state in recur.states}
+    dim_sizes = _Sizes(shape, sizes, _gates(derived, recur))
+    tensors = {name: size for root in roots for name, size in dim_sizes.tensors(root).items()}
+    states = {state.name: (1 + state.is_complex) * dim_sizes.count_of(state.dims) for state in recur.states}
     solves = sum(
-        (node.steps or 1) * found.size(axes(node)[0]) ** 2
+        (node.steps or 1) * dim_sizes.size(axes(node)[0]) ** 2
         for root in roots
         for node in root.below
         if isinstance(node, Solve)
     )
-    own = found.count_of(axes(derived.result if derived else recur.read))
-    out = shape.lanes * shape.n_q * own * found.number
-    parts = None if derived is None else tuple(_part(stage, found) for stage in derived.stages)
+    out_width = dim_sizes.count_of(axes(derived.result if derived else recur.read))
+    out = shape.lanes * shape.n_q * out_width * dim_sizes.number
+    parts = None if derived is None else tuple(_part(stage, dim_sizes) for stage in derived.stages)
     if derived is not None:
-        tensors |= {name: size for stage in derived.stages for name, size in _given(stage, found).items()}
+        tensors |= {name: size for stage in derived.stages for name, size in _result_bytes(stage, dim_sizes).items()}
     inputs = frozenset(name for name in tensors if not name.startswith("#"))
     notes = (*notes, *_coupled_notes(derived))
     return RecurrenceCall(recur.name, params, shape, parts, reason, tensors, inputs, out, states, solves, notes)
@@ -142,7 +143,7 @@ def call_of(
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Sizes of dimensions and tensors. `gates`: the inputs of decays."""
+    """The sizes of dimensions and tensors of a call; `gates`: the inputs from which decays are computed."""
 
     shape: Shape
     sizes: Mapping[str, int]
@@ -150,7 +151,7 @@ class _Sizes:
 
     @property
     def number(self) -> int:
-        """Bytes of a number of the call's dtype."""
+        """Bytes of an element of the call's dtype."""
         return {"float64": 8, "float32": 4}.get(self.shape.dtype, 2)
 
     def size(self, dim: object) -> int:
@@ -168,14 +169,14 @@ class _Sizes:
         return prod(map(self.size, dims))
 
     def count(self, index: Index) -> int:
-        """The value of an expression of sizes."""
-        below = [node for node in index.below if isinstance(node, Extent)]
-        known: dict[Index, Index] = {node: fold.const(self.size(node)) for node in below}
-        value = substitute(index, known)
-        return value.value if isinstance(value, Const) else 1
+        """Return the value of an expression of sizes."""
+        extents = [node for node in index.below if isinstance(node, Extent)]
+        values: dict[Index, Index] = {node: fold.const(self.size(node)) for node in extents}
+        result = substitute(index, values)
+        return result.value if isinstance(result, Const) else 1
 
     def tensors(self, root: Value) -> dict[str, int]:
-        """Bytes of what an expression reads, by name."""
+        """Return the bytes of the tensors that an expression reads, by name."""
         result: dict[str, int] = {}
         for node in root.below:
             if isinstance(node, Vec):
@@ -184,9 +185,9 @@ class _Sizes:
                 result[node.tensor] = self.shape.batch * heads * self.shape.n_q * width * self.number
             elif isinstance(node, Element | Lookup):
                 name, dims = node.tensor.name, node.tensor.dims
-                each = self.number if isinstance(node, Element) else INTEGER_BYTES
+                element_bytes = self.number if isinstance(node, Element) else INTEGER_BYTES
                 parts = 2 if node.tensor.kind == "complex" else 1
-                result[name] = parts * self.count_of(dims) * (GATE_BYTES if name in self.gates else each)
+                result[name] = parts * self.count_of(dims) * (GATE_BYTES if name in self.gates else element_bytes)
         return result
 
     def names(self, *values: Value) -> Names:
@@ -195,7 +196,7 @@ class _Sizes:
 
 
 def _gates(derived: RecurrenceForm | None, recur: Recur) -> Names:
-    """The inputs that decays are made of: those of each derived decay, or that promise to be one."""
+    """Return the inputs of derived decays; without a derivation, the inputs declared as log decays."""
     if derived is None:
         tensors = [n.tensor for step in recur.steps for n in step.value.below if isinstance(n, Element)]
         return frozenset(t.name for t in tensors if t.refinement == "log_decay")
@@ -205,63 +206,66 @@ def _gates(derived: RecurrenceForm | None, recur: Recur) -> Names:
     mixes = [mix for stage in derived.stages if isinstance(stage, Coupled) for mix in stage.after]
     logs += [factor for mix in mixes for factor in (*mix.states, *mix.impulses) if factor is not None]
     tensors = [node.tensor for log in logs for node in log.below if isinstance(node, Element)]
-    own = [t.name for t in tensors if t.refinement in ("log_decay", "unit")]
-    return frozenset([*own, *(name for stage in sums for name in (stage.before, stage.after))])
+    gate_names = [t.name for t in tensors if t.refinement in ("log_decay", "unit")]
+    return frozenset([*gate_names, *(name for stage in sums for name in (stage.before, stage.after))])
 
 
-def _given(stage: Stage, found: _Sizes) -> dict[str, int]:
-    """Return the results of a stage by name: a number for each column of its state."""
-    rows = found.shape.lanes * found.shape.n_q
-    if isinstance(stage, RunningReduction):  # what is after a token is made of what was before it
-        return {stage.before: rows * found.count_of(stage.state.dims) * GATE_BYTES, stage.after: 0}
+def _result_bytes(stage: Stage, dim_sizes: _Sizes) -> dict[str, int]:
+    """Return the bytes of the results of a stage by name, with an element for each column of its state."""
+    rows = dim_sizes.shape.lanes * dim_sizes.shape.n_q
+    if isinstance(stage, RunningReduction):  # `after` is computed from `before` on the way, and not stored
+        return {stage.before: rows * dim_sizes.count_of(stage.state.dims) * GATE_BYTES, stage.after: 0}
     if isinstance(stage, ElementwiseScan):
-        return {name: rows * found.count_of(axes(node)) * found.number for name, node in stage.reads}
+        return {name: rows * dim_sizes.count_of(axes(node)) * dim_sizes.number for name, node in stage.reads}
     if isinstance(stage, Coupled):
-        return {one.name: rows * found.count_of(stage.states[0].dims[1:]) * found.number for one in stage.reads}
-    return {name: rows * found.count_of(stage.state.dims[1:]) * found.number for name in _read_names(stage)}
+        return {
+            read.name: rows * dim_sizes.count_of(stage.states[0].dims[1:]) * dim_sizes.number for read in stage.reads
+        }
+    return {name: rows * dim_sizes.count_of(stage.state.dims[1:]) * dim_sizes.number for name in _read_names(stage)}
 
 
-def _part(stage: Stage, found: _Sizes) -> PassPart | RunningLogSum | Entries:
+def _part(stage: Stage, dim_sizes: _Sizes) -> PassPart | RunningLogSum | Entries:
+    """Return a derived stage as a part of the call."""
     if isinstance(stage, RunningReduction):
-        return RunningLogSum(stage.state.name, found.names(stage.added), frozenset((stage.before, stage.after)))
+        return RunningLogSum(stage.state.name, dim_sizes.names(stage.added), frozenset((stage.before, stage.after)))
     if isinstance(stage, ElementwiseScan):
-        return _entries(stage, found)
+        return _entries(stage, dim_sizes)
     if isinstance(stage, Coupled):
-        return _coupled(stage, found)
+        return _coupled(stage, dim_sizes)
     writes = [m.write for m in stage.steps if m.write]
     corrections = [v for m in stage.steps if m.correction for v in (m.correction.left, m.correction.read)]
     return PassPart(
-        _form(stage, found),
-        keys=found.names(*(write[0] for write in writes)),
-        values=found.names(*(write[1] for write in writes)),
-        corrections=found.names(*corrections),
-        gates=found.names(*(m.decay.log for m in stage.steps if m.decay)),
-        queries=found.names(*(one.query for one in stage.reads), *(one.vector for one in stage.solves)),
+        _form(stage, dim_sizes),
+        keys=dim_sizes.names(*(write[0] for write in writes)),
+        values=dim_sizes.names(*(write[1] for write in writes)),
+        corrections=dim_sizes.names(*corrections),
+        gates=dim_sizes.names(*(m.decay.log for m in stage.steps if m.decay)),
+        queries=dim_sizes.names(*(read.query for read in stage.reads), *(solve.vector for solve in stage.solves)),
         reads=frozenset(_read_names(stage)),
     )
 
 
 def _read_names(stage: Pass) -> list[str]:
-    return [one.name for one in stage.reads] + [one.name for one in stage.solves]
+    return [read.name for read in stage.reads] + [solve.name for solve in stage.solves]
 
 
-def _entries(stage: ElementwiseScan, found: _Sizes) -> Entries:
-    rows, columns = found.count_of(stage.state.dims[:-1]), found.size(stage.state.dims[-1])
+def _entries(stage: ElementwiseScan, dim_sizes: _Sizes) -> Entries:
+    rows, columns = dim_sizes.count_of(stage.state.dims[:-1]), dim_sizes.size(stage.state.dims[-1])
     columns *= 1 + stage.state.is_complex
     has_exp = any(isinstance(node, Apply) and node.op in ("exp", "sigmoid") for node in stage.decay.below)
     return Entries(
         stage.state.name,
         rows,
         columns,
-        found.count_of(axes(stage.decay)) if has_exp else 0,
-        found.names(stage.decay, stage.write, *(node for _, node in stage.reads)),
+        dim_sizes.count_of(axes(stage.decay)) if has_exp else 0,
+        dim_sizes.names(stage.decay, stage.write, *(node for _, node in stage.reads)),
         frozenset(name for name, _ in stage.reads),
     )
 
 
-def _coupled(stage: Coupled, found: _Sizes) -> PassPart:
-    """As one state of the rows of all, under a scalar decay, by a row of a chunk for every impulse."""
-    rows, *columns = (found.size(dim) for dim in stage.states[0].dims)
+def _coupled(stage: Coupled, dim_sizes: _Sizes) -> PassPart:
+    """Return coupled states as a pass over one state with all rows, a scalar decay and a row for each impulse."""
+    rows, *columns = (dim_sizes.size(dim) for dim in stage.states[0].dims)
     reads = [read for impulse in stage.impulses for read, _ in impulse.reads]
     factors = [x for mix in stage.after for x in (*mix.states, *mix.impulses) if x is not None]
     form = PassForm(
@@ -276,12 +280,12 @@ def _coupled(stage: Coupled, found: _Sizes) -> PassPart:
     )
     return PassPart(
         form,
-        keys=found.names(*(impulse.left for impulse in stage.impulses)),
-        values=found.names(*(impulse.value for impulse in stage.impulses if impulse.value is not None)),
-        corrections=found.names(*reads),
-        gates=found.names(*factors),
-        queries=found.names(*(one.query for one in stage.reads)),
-        reads=frozenset(one.name for one in stage.reads),
+        keys=dim_sizes.names(*(impulse.left for impulse in stage.impulses)),
+        values=dim_sizes.names(*(impulse.value for impulse in stage.impulses if impulse.value is not None)),
+        corrections=dim_sizes.names(*reads),
+        gates=dim_sizes.names(*factors),
+        queries=dim_sizes.names(*(read.query for read in stage.reads)),
+        reads=frozenset(read.name for read in stage.reads),
     )
 
 
@@ -290,17 +294,17 @@ def _coupled_notes(derived: RecurrenceForm | None) -> Iterator[str]:
     for stage in () if derived is None else derived.stages:
         if isinstance(stage, Coupled) and len(stage.states) > 1:
             names = ", ".join(state.name for state in stage.states)
-            yield f"{names}: counted as one state of all their rows, more than is computed"
+            yield f"{names}: counted as one state with the rows of all, which overestimates the work"
 
 
-def _form(stage: Pass, found: _Sizes) -> PassForm:
-    rows, *columns = (found.size(dim) for dim in ((1,) if stage.flat else ()) + stage.state.dims)
-    micro = sum(_times(step, found) for step in stage.steps)
+def _form(stage: Pass, dim_sizes: _Sizes) -> PassForm:
+    rows, *columns = (dim_sizes.size(dim) for dim in ((1,) if stage.flat else ()) + stage.state.dims)
+    micro = sum(_times(step, dim_sizes) for step in stage.steps)
     return form_of(stage, rows, prod(columns), max(micro, 1), (rows, *columns))
 
 
 def form_of(stage: Pass, rows: int, columns: int, micro: int, dims: tuple[int, ...] = ()) -> PassForm:
-    """A pass over a state of so many rows and columns, so many steps a token."""
+    """Return the form of a pass over a state of `rows` × `columns` with `micro` steps for each token."""
     decays = [micro.decay for micro in stage.steps if micro.decay]
     corrected = next((micro.correction for micro in stage.steps if micro.correction), None)
     gate: Gate = decays[0].side if decays else "none"
@@ -310,21 +314,22 @@ def form_of(stage: Pass, rows: int, columns: int, micro: int, dims: tuple[int, .
     return PassForm(name, class_of(stage), rows, columns, micro, gate, correction, max(reads, 1))
 
 
-def _times(step: Micro, found: _Sizes) -> int:
-    return 1 if step.repeat is None else found.count(step.repeat[2]) - found.count(step.repeat[1])
+def _times(step: Micro, dim_sizes: _Sizes) -> int:
+    """Return how often a micro-step runs for each token."""
+    return 1 if step.repeat is None else dim_sizes.count(step.repeat[2]) - dim_sizes.count(step.repeat[1])
 
 
 def own_sizes(recur: Recur) -> Names:
-    """The dimensions of states and inputs that a call's q, k and v do not say."""
-    known = {"batch", "head", "kv_head", "token", "query", "key", "dk", "dv"}
+    """Return the names of dimensions of states and inputs that do not follow from a call's q, k and v."""
+    call_dims = {"batch", "head", "kv_head", "token", "query", "key", "dk", "dv"}
     roots = [recur.read, *(step.value for step in recur.steps)]
     tensors = [n.tensor for root in roots for n in root.below if isinstance(n, Element | Lookup)]
     dims = [dim for state in recur.states for dim in state.dims] + [dim for t in tensors for dim in t.dims]
-    return frozenset(dim for dim in dims if isinstance(dim, str) and dim not in known)
+    return frozenset(dim for dim in dims if isinstance(dim, str) and dim not in call_dims)
 
 
 def repeats(recur: Recur) -> Names:
-    """The dimensions that steps are repeated over."""
+    """Return the names of the dimensions over which steps are repeated."""
     ends = [end for step in recur.steps if step.repeat for end in step.repeat[1:]]
     return frozenset(node.name for end in ends for node in end.below if isinstance(node, Extent))
 

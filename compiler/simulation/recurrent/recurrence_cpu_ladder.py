@@ -1,7 +1,7 @@
-"""The ladder of a recurrence on the CPU at hand: the executor's chunks, at the rates that were measured there.
+"""The ladder of a recurrence on the local CPU: the executor's chunks at measured rates.
 
-The rates are those of dense attention (`compiler.planning.rates`): what a score element takes there is what its two
-products take here. The executor computes in fp32 whatever the dtype, fp64 for fp64.
+The rates are the rates of dense attention (`compiler.planning.rates`): the time of a score element is taken as the time
+of its two products. The executor computes in fp32 for every dtype but fp64.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from attnc.compiler.simulation.recurrent.cpu_chunks import (
     EXP,
     STRETCH,
     Times,
+    chunk_count,
     chunk_on_cpu,
     chunk_times,
-    chunks_of,
     flop_ns,
-    work_of,
+    work_per_chunk,
 )
 from attnc.compiler.simulation.recurrent.pass_plans import CHUNKS
 from attnc.compiler.simulation.recurrent.recurrence_call import Entries, PassPart, RecurrenceCall, RunningLogSum
@@ -41,34 +41,40 @@ from attnc.compiler.simulation.tile_work import NATURAL
 def simulate_recurrence_cpu(
     call: RecurrenceCall, cpu: CpuMachine, nodes: int, stage: Pass = "forward"
 ) -> RecurrenceSimulation:
-    """The ladder of a call. `nodes`: of the lines of a token, each a call of torch where it runs token by token."""
-    loop = _loop(call, cpu, nodes, stage)
+    """Simulate a call of a recurrence.
+
+    `nodes`: the number of operations of a token, each a call of torch if the recurrence runs token by token.
+    """
+    loop = _loop_times(call, cpu, nodes, stage)
     others = list[SimulatedSchedule]()
     if stage == "decode" or call.parts is None:
-        passes, times = [_alone(call, loop)], [loop]
+        passes, times = [_token_pass(call, loop)], [loop]
     else:
         passes, times = list[SimulatedPass](), list[Times]()
         for part in call.parts:
-            own, found = _part(call, part, cpu, stage)
-            passes.append(found)
-            times.append(own)
+            pass_times, simulated_pass = _part(call, part, cpu, stage)
+            passes.append(simulated_pass)
+            times.append(pass_times)
         others = _others(passes)
-    parts = [sum(getattr(one, name) for one in times) for name in ("inputs", "states", "units", "chain", "rest")]
-    flop = sum(kernel.flop for one in passes for kernel in one.kernels)
-    steps = max(kernel.steps for one in passes for kernel in one.kernels)
-    held = sum(c.state_bytes for one in passes for c in one.costs if c.chunk == one.chunk)
+    rung_times = [
+        sum(getattr(part_times, name) for part_times in times)
+        for name in ("inputs", "states", "units", "chain", "rest")
+    ]
+    flop = sum(kernel.flop for x in passes for kernel in x.kernels)
+    steps = max(kernel.steps for x in passes for kernel in x.kernels)
+    held = sum(c.state_bytes for x in passes for c in x.costs if c.chunk == x.chunk)
     return assembled(
         call,
         "cpu",
         cpu.title,
         stage,
-        [sum(parts[: i + 1]) for i in range(len(parts))],
+        [sum(rung_times[: i + 1]) for i in range(len(rung_times))],
         (
-            f"what is given read, what is asked for written: {size(call.least)}",
-            f"states of {size(held or call.state_bytes)} written and read",
+            f"inputs read and outputs written: {size(call.least)}",
+            f"states written and read: {size(held or call.state_bytes)}",
             f"{count(flop)}FLOP in products, and exponentials, at the rates of dense attention",
             f"{steps:,} steps one after another",
-            "calls of torch, chunks that are small",
+            "calls of torch, and products slowed by small chunks",
         ),
         passes,
         others,
@@ -85,11 +91,12 @@ def simulate_recurrence_cpu(
 def _part(
     call: RecurrenceCall, part: PassPart | RunningLogSum | Entries, cpu: CpuMachine, stage: Pass
 ) -> tuple[Times, SimulatedPass]:
+    """Return the times of a part of the call, and its pass for the report."""
     if isinstance(part, PassPart):
         chunk = chunk_on_cpu(part.form, call.shape.lanes, call.shape.dtype)
-        times = _chunked(call, part, cpu, stage, chunk)
+        times = _chunked_times(call, part, cpu, stage, chunk)
         costs = tuple(_cost(call, part, cpu, stage, n) for n in CHUNKS if n >= part.form.micro)
-        work, chunks = work_of(part.form, stage, chunk).total, chunks_of(part.form, call.shape.n_q, chunk)
+        work, chunks = work_per_chunk(part.form, stage, chunk).total, chunk_count(part.form, call.shape.n_q, chunk)
         kernel = _kernel("chunks", times, work.flop * chunks * call.shape.lanes, chunks)
         form = part.form
         simulated_pass = SimulatedPass(
@@ -98,18 +105,18 @@ def _part(
         return times, simulated_pass
     rows, copy = call.shape.lanes * call.shape.n_q, cpu.rates.copy / 1e6
     numbers = part.rows * part.columns if isinstance(part, Entries) else call.states[part.state]
-    longer = 3.0 if stage == "backward" else 1.0
+    factor = 3.0 if stage == "backward" else 1.0
     exps = part.exps if isinstance(part, Entries) else 2 * numbers
-    units = rows * (4 * numbers + EXP * exps) * copy * longer
-    inputs = call.size(part.sources | part.reads) / 4 * copy * longer
+    units = rows * (4 * numbers + EXP * exps) * copy * factor
+    inputs = call.size(part.sources | part.reads) / 4 * copy * factor
     times = Times(inputs, 0.0, units, 0.0, CALLS * ceil(rows / STRETCH) * cpu.rates.call * CALL_SHARE / 1e6)
     kind: Kind = "entries" if isinstance(part, Entries) else "sum"
     words = "entry by entry" if kind == "entries" else "log-sum-exp"
     return times, SimulatedPass(part.state, words, 1, kind, 0, 1, 0, (_kernel(words, times, 0.0, 1),), ())
 
 
-def _chunked(call: RecurrenceCall, part: PassPart, cpu: CpuMachine, stage: Pass, chunk: int) -> Times:
-    """In chunks of so many rows."""
+def _chunked_times(call: RecurrenceCall, part: PassPart, cpu: CpuMachine, stage: Pass, chunk: int) -> Times:
+    """Return the times of a pass in chunks of `chunk` rows."""
     moved = call.size(part.sources | part.reads) / 4 * (2 if stage == "backward" else 1)
     times = chunk_times(part.form, call.shape.lanes, call.shape.n_q, call.shape.dtype, cpu.rates, stage, chunk)
     return replace(times, inputs=moved * cpu.rates.copy / 1e6)
@@ -117,25 +124,28 @@ def _chunked(call: RecurrenceCall, part: PassPart, cpu: CpuMachine, stage: Pass,
 
 def _cost(call: RecurrenceCall, part: PassPart, cpu: CpuMachine, stage: Pass, chunk: int) -> ChunkCost:
     form, tokens = part.form, chunk // part.form.micro
-    there, back = (count(form, chunk, apart=False).total for count in (forward, backward))
-    states = call.shape.lanes * chunks_of(form, call.shape.n_q, chunk) * form.entries * 4
-    ms = _chunked(call, part, cpu, stage, chunk).total
-    return ChunkCost(chunk, there.flop / tokens, back.flop / tokens, there.exps / tokens, states, ms)
+    forward_work, backward_work = (count_work(form, chunk, apart=False).total for count_work in (forward, backward))
+    states = call.shape.lanes * chunk_count(form, call.shape.n_q, chunk) * form.entries * 4
+    ms = _chunked_times(call, part, cpu, stage, chunk).total
+    return ChunkCost(
+        chunk, forward_work.flop / tokens, backward_work.flop / tokens, forward_work.exps / tokens, states, ms
+    )
 
 
-def _loop(call: RecurrenceCall, cpu: CpuMachine, nodes: int, stage: Pass) -> Times:
-    """Token by token: a call of torch for every node of the lines, each over the states of all heads."""
+def _loop_times(call: RecurrenceCall, cpu: CpuMachine, nodes: int, stage: Pass) -> Times:
+    """Return the times of running token by token: a call of torch for every operation, over the states of all heads."""
     shape, copy = call.shape, cpu.rates.copy / 1e6
-    longer = 3.0 if stage == "backward" else 1.0
+    factor = 3.0 if stage == "backward" else 1.0
     entries = shape.lanes * shape.n_q * sum(call.states.values())
     solving = 10 * call.solves / max(shape.dk * shape.dk, 1)
-    calls = shape.n_q * (nodes + solving) * cpu.rates.call * CALL_SHARE / 1e6 * longer
+    calls = shape.n_q * (nodes + solving) * cpu.rates.call * CALL_SHARE / 1e6 * factor
     work = Amount(products=2.0 * (2 * entries + shape.lanes * shape.n_q * call.solves))
-    units = work.products * flop_ns(call.shape.dtype, cpu.rates) / 1e6 * longer
-    return Times(call.least / 4 * copy, 2 * entries * copy * longer, units, calls, 0.0)
+    units = work.products * flop_ns(call.shape.dtype, cpu.rates) / 1e6 * factor
+    return Times(call.least / 4 * copy, 2 * entries * copy * factor, units, calls, 0.0)
 
 
-def _alone(call: RecurrenceCall, times: Times) -> SimulatedPass:
+def _token_pass(call: RecurrenceCall, times: Times) -> SimulatedPass:
+    """Return the pass of a recurrence that runs token by token."""
     flop = 4.0 * call.shape.lanes * call.shape.n_q * sum(call.states.values())
     kernel = _kernel("token by token", times, flop, call.shape.n_q)
     return SimulatedPass(", ".join(call.states), "token by token", 1, "token by token", 0, 1, 0, (kernel,), ())
@@ -150,17 +160,17 @@ def _kernel(name: str, times: Times, flop: float, steps: int) -> PassKernel:
 
 
 def _others(passes: list[SimulatedPass]) -> list[SimulatedSchedule]:
-    """Other chunks of the costliest pass, the fastest first; the executor does not run them."""
-    slowest = max(passes, key=lambda one: one.ms)
-    rest = sum(one.ms for one in passes) - slowest.ms
-    found = [
+    """Return other lengths of chunks of the costliest pass, the fastest first; the executor does not use them."""
+    slowest = max(passes, key=lambda simulated: simulated.ms)
+    other_ms = sum(simulated.ms for simulated in passes) - slowest.ms
+    schedules = [
         SimulatedSchedule(
-            "plan", cost.chunk, cost.chunk, NATURAL, f"chunks of {cost.chunk}", "products", rest + cost.ms
+            "plan", cost.chunk, cost.chunk, NATURAL, f"chunks of {cost.chunk}", "products", other_ms + cost.ms
         )
         for cost in slowest.costs
         if cost.chunk != slowest.chunk and cost.ms is not None
     ]
-    return sorted(found, key=lambda choice: choice.ms)[:3]
+    return sorted(schedules, key=lambda choice: choice.ms)[:3]
 
 
 __all__ = ["simulate_recurrence_cpu"]

@@ -1,4 +1,4 @@
-"""The ladder of a recurrence on a GPU: the plan of every pass by least predicted time, and what was lost on the way."""
+"""The ladder of a recurrence on a GPU: the fastest predicted plan of every pass, and the cost that each rung adds."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from attnc.compiler.simulation.tile_work import NATURAL
 from attnc.compiler.simulation.traffic import memory_ms
 
 SHOWN = 3
-"""Plans that are shown beside the one that is chosen."""
+"""Number of plans that are shown besides the chosen one."""
 
-PLANNED = "no kernel of a recurrence was timed: these are the times of planned ones"
+PLANNED = "no recurrence kernel has been timed: all times are predictions for planned kernels"
 
 
 def simulate_recurrence_gpu(call: RecurrenceCall, machine: Machine, stage: Pass = "forward") -> RecurrenceSimulation:
-    """The ladder of a call. Raises MachineError for dtypes and states that the machine does not have."""
+    """Simulate a call of a recurrence. Raises MachineError for dtypes and states that the machine does not support."""
     if call.shape.dtype not in BYTES:
         raise MachineError(f"{machine.name} runs recurrences in {', '.join(BYTES)}, not in {call.shape.dtype}")
     loop = loop_run(call, machine, stage)
     if stage == "decode":
-        passes, others = [_alone(call, decode_run(call, machine))], list[SimulatedSchedule]()
+        passes, others = [_token_pass(call, decode_run(call, machine))], list[SimulatedSchedule]()
     elif call.parts is None:
-        passes, others = [_alone(call, loop)], []
+        passes, others = [_token_pass(call, loop)], []
     else:
         passes, others = _planned(call, call.parts, machine, stage)
-    kernels = [kernel for one in passes for kernel in one.kernels]
+    kernels = [kernel for simulated in passes for kernel in simulated.kernels]
     least = call.least if stage != "backward" else 2 * call.least
     read = memory_ms(machine, least)
     sums = [sum(times) for times in zip(*((k.memory_ms, k.units_ms, k.chain_ms, k.ms) for k in kernels), strict=True)]
@@ -75,38 +75,38 @@ def _planned(
     machine: Machine,
     stage: Pass,
 ) -> tuple[list[SimulatedPass], list[SimulatedSchedule]]:
-    """Every pass by its fastest plan, and what else the costliest of them could have been."""
-    found = list[SimulatedPass]()
+    """Return every pass with its fastest plan, and other plans of the costliest pass."""
+    passes = list[SimulatedPass]()
     ranks = list[list[PassPlan]]()
     for part in parts:
         if isinstance(part, RunningLogSum):
-            found.append(_sum(call, part, machine))
+            passes.append(_log_sum_pass(call, part, machine))
             continue
         if isinstance(part, Entries):
-            found.append(_entries(call, part, machine, stage))
+            passes.append(_elementwise_pass(call, part, machine, stage))
             continue
         ranked = (backward_plans if stage == "backward" else plans)(call, part, machine)
         ranks.append(ranked)
-        found.append(_found(call, part, ranked))
+        passes.append(_chunked_pass(call, part, ranked))
     if not ranks:
-        return found, []
+        return passes, []
     costliest = max(ranks, key=lambda ranked: ranked[0].ms)
-    rest = sum(one.ms for one in found) - costliest[0].ms
-    return found, [_choice(plan, rest + plan.ms) for plan in _unlike(costliest)]
+    other_ms = sum(simulated.ms for simulated in passes) - costliest[0].ms
+    return passes, [_choice(plan, other_ms + plan.ms) for plan in _other_plans(costliest)]
 
 
-def _unlike(ranked: list[PassPlan]) -> list[PassPlan]:
-    """The next best plans, each of a chunk, kind or split of its own."""
-    seen = {_sort(ranked[0])}
-    rest = list[PassPlan]()
+def _other_plans(ranked: list[PassPlan]) -> list[PassPlan]:
+    """Return the next best plans, each with a different kind, chunk or split."""
+    shown_classes = {_plan_class(ranked[0])}
+    others = list[PassPlan]()
     for plan in sorted(ranked, key=lambda plan: plan.ms):
-        if _sort(plan) not in seen and len(rest) < SHOWN:
-            seen.add(_sort(plan))
-            rest.append(plan)
-    return rest
+        if _plan_class(plan) not in shown_classes and len(others) < SHOWN:
+            shown_classes.add(_plan_class(plan))
+            others.append(plan)
+    return others
 
 
-def _sort(plan: PassPlan) -> tuple[str, int, bool]:
+def _plan_class(plan: PassPlan) -> tuple[str, int, bool]:
     return plan.kind, plan.chunk, plan.segments > 1
 
 
@@ -115,7 +115,8 @@ def _choice(plan: PassPlan, ms: float) -> SimulatedSchedule:
     return SimulatedSchedule("plan", plan.chunk, plan.chunk, NATURAL, str(plan), slowest.limit, ms)
 
 
-def _found(call: RecurrenceCall, part: PassPart, ranked: list[PassPlan]) -> SimulatedPass:
+def _chunked_pass(call: RecurrenceCall, part: PassPart, ranked: list[PassPlan]) -> SimulatedPass:
+    """Return a pass with its best plan and the cost of every length of chunks."""
     best, form = ranked[0], part.form
     kernels = tuple(map(_kernel, best.runs))
     costs = tuple(_cost(call, part, chunk, ranked) for chunk in CHUNKS if chunk >= form.micro)
@@ -125,11 +126,14 @@ def _found(call: RecurrenceCall, part: PassPart, ranked: list[PassPlan]) -> Simu
 
 
 def _cost(call: RecurrenceCall, part: PassPart, chunk: int, ranked: list[PassPlan]) -> ChunkCost:
+    """Return the cost of chunks of `chunk` rows, for each token and head."""
     form, tokens = part.form, chunk // part.form.micro
-    there, back = forward(form, chunk, least=LEAST).total, backward(form, chunk, least=LEAST).total
+    forward_work, backward_work = forward(form, chunk, least=LEAST).total, backward(form, chunk, least=LEAST).total
     states = call.shape.lanes * ceil(call.shape.n_q / tokens) * form.entries * 4
     ms = min((plan.ms for plan in ranked if plan.chunk == chunk), default=None)
-    return ChunkCost(chunk, there.flop / tokens, back.flop / tokens, there.exps / tokens, states, ms)
+    return ChunkCost(
+        chunk, forward_work.flop / tokens, backward_work.flop / tokens, forward_work.exps / tokens, states, ms
+    )
 
 
 def _kernel(run: KernelTimes) -> PassKernel:
@@ -139,8 +143,8 @@ def _kernel(run: KernelTimes) -> PassKernel:
     return PassKernel(task.name, task.programs, task.steps, task.moved, work, *times, run.limit)
 
 
-def _sum(call: RecurrenceCall, part: RunningLogSum, machine: Machine) -> SimulatedPass:
-    """A running log-sum-exp: two exponentials a number."""
+def _log_sum_pass(call: RecurrenceCall, part: RunningLogSum, machine: Machine) -> SimulatedPass:
+    """Return the pass of a running log-sum-exp: two exponentials for each element."""
     moved = call.size(part.sources | part.reads)
     numbers = call.shape.lanes * call.shape.n_q * call.states[part.state]
     task = Task("log-sum-exp", moved, Amount(fma=4.0 * numbers, exps=2.0 * numbers), max(numbers // 4096, 1))
@@ -148,13 +152,15 @@ def _sum(call: RecurrenceCall, part: RunningLogSum, machine: Machine) -> Simulat
     return SimulatedPass(part.state, "log-sum-exp", 1, "sum", 0, 1, 1, (kernel,), ())
 
 
-def _entries(call: RecurrenceCall, part: Entries, machine: Machine, stage: Pass) -> SimulatedPass:
+def _elementwise_pass(call: RecurrenceCall, part: Entries, machine: Machine, stage: Pass) -> SimulatedPass:
+    """Return the pass of a state with an elementwise update."""
     run, segments = entries_run(call, part, machine, stage)
     name = f"{part.state}[{part.rows}, {part.columns}]" if part.rows > 1 else f"{part.state}[{part.columns}]"
     return SimulatedPass(name, "entry by entry", 1, "entries", 0, segments, COLUMNS, (_kernel(run),), ())
 
 
-def _alone(call: RecurrenceCall, run: KernelTimes) -> SimulatedPass:
+def _token_pass(call: RecurrenceCall, run: KernelTimes) -> SimulatedPass:
+    """Return the pass of a recurrence that runs token by token in one kernel."""
     names = ", ".join(call.states)
     return SimulatedPass(names, "token by token", 1, "token by token", 0, 1, 0, (_kernel(run),), ())
 
@@ -163,26 +169,29 @@ def _alone(call: RecurrenceCall, run: KernelTimes) -> SimulatedPass:
 
 
 def _held(call: RecurrenceCall, passes: Sequence[SimulatedPass]) -> int:
-    """Bytes of the states before chunks, where a kernel leaves them to another."""
-    chunked = [one for one in passes if one.kind == "apart"]
-    return sum(cost.state_bytes for one in chunked for cost in one.costs if cost.chunk == one.chunk) + call.state_bytes
+    """Return the bytes of all states and of the states before chunks that one kernel writes for another."""
+    chunked = [x for x in passes if x.kind == "apart"]
+    return sum(cost.state_bytes for x in chunked for cost in x.costs if cost.chunk == x.chunk) + call.state_bytes
 
 
-def _lost_to_states(call: RecurrenceCall, passes: Sequence[SimulatedPass], stage: Pass, more: int) -> str:
+def _lost_to_states(call: RecurrenceCall, passes: Sequence[SimulatedPass], stage: Pass, more_bytes: int) -> str:
+    """Return the text of the states rung; `more_bytes`: bytes that are moved beyond inputs and outputs."""
     if stage == "decode":
         return f"the state read and written: {size(2 * call.state_bytes)}"
     if call.parts is None:
         return f"the state stays on the chip: {size(call.state_bytes)} of all heads"
     held = [
-        f"of {one.state} before chunks of {one.chunk} {size(cost.state_bytes)}"
-        for one in passes
-        for cost in one.costs
-        if one.kind == "apart" and cost.chunk == one.chunk
+        f"{x.state} {size(cost.state_bytes)} (chunks of {x.chunk})"
+        for x in passes
+        for cost in x.costs
+        if x.kind == "apart" and cost.chunk == x.chunk
     ]
     if held:
-        return f"states {', '.join(held)}; {size(more)} more in all between the kernels"
+        return f"states before chunks: {', '.join(held)}; in all {size(more_bytes)} more between the kernels"
     stays = "the state stays on the chip"
-    return f"{stays}; {size(more)} more between the kernels" if more > 0 else f"{stays}: nothing more is moved"
+    return (
+        f"{stays}; {size(more_bytes)} more between the kernels" if more_bytes > 0 else f"{stays}: nothing more is moved"
+    )
 
 
 def _lost_to_units(call: RecurrenceCall, kernels: Sequence[PassKernel]) -> str:
@@ -195,10 +204,10 @@ def _lost_to_units(call: RecurrenceCall, kernels: Sequence[PassKernel]) -> str:
 
 def _lost_to_chain(kernels: Sequence[PassKernel], machine: Machine) -> str:
     longest = max(kernels, key=lambda kernel: kernel.chain_ms if kernel.steps > 1 else 0.0)
-    many = f"{longest.programs:,} program{'' if longest.programs == 1 else 's'}"
+    programs = f"{longest.programs:,} program{'' if longest.programs == 1 else 's'}"
     if longest.steps == 1:
-        return f"{many} on {machine.sms} SMs"
-    return f"{longest.name}: {longest.steps:,} steps one after another, {many} on {machine.sms} SMs"
+        return f"{programs} on {machine.sms} SMs"
+    return f"{longest.name}: {longest.steps:,} steps one after another, {programs} on {machine.sms} SMs"
 
 
 def _lost_to_time(kernels: Sequence[PassKernel], machine: Machine) -> str:
@@ -215,11 +224,11 @@ def _notes(call: RecurrenceCall, stage: Pass, passes: Sequence[SimulatedPass]) -
     corrected = [
         part.form.state for part in call.parts or () if isinstance(part, PassPart) and part.form.correction != "none"
     ]
-    split = [one.state for one in passes if one.segments > 1 and one.state in corrected]
+    split = [x.state for x in passes if x.segments > 1 and x.state in corrected]
     if split:
         notes.append(
-            f"{', '.join(split)} in segments: what corrections make of a stretch of tokens is a matrix, and where one "
-            f"lets states grow its head is walked whole"
+            f"{', '.join(split)} in segments: corrections turn a segment into a matrix, and a head whose matrix lets "
+            f"states grow is walked without segments"
         )
     return tuple(notes)
 

@@ -1,5 +1,7 @@
-"""A recurrence token by token on a GPU, its state on the chip: as a loop over all its lines, entry by entry where these
-go each for itself; and a step of decoding, its state in the memory."""
+"""The cost of a recurrence token by token on a GPU.
+
+A loop over all of its steps and an elementwise scan keep the state on the chip; a decoding step keeps it in memory.
+"""
 
 from __future__ import annotations
 
@@ -13,27 +15,27 @@ from attnc.compiler.simulation.simulation import Pass
 from attnc.compiler.simulation.traffic import memory_ms
 
 TOKEN_CLOCKS = 400.0
-"""Clocks of a token, however small the state: its loads, a sum over the rows of the state, its store."""
+"""Minimum clocks of a token, however small the state: its loads, a sum over the rows of the state, its store."""
 
 BACKWARD = 3.0
-"""How much longer the backward takes: it runs forward again, and back with two states."""
+"""The time of the backward over the forward: it runs forward again, and back with two states."""
 
 ENTRY_CLOCKS = 100.0
-"""Clocks of a token with an elementwise state: a multiplication and an addition that wait for the ones before."""
+"""Clocks of a token with an elementwise state: a multiplication and an addition that depend on the token before."""
 
 SEGMENT = 256
-"""Tokens of a segment at least."""
+"""Minimum number of tokens of a segment."""
 
 STEPS = "steps one after another"
 
 COLUMNS = 32
-"""Columns of a state that a program has, where a derivation says that columns do not read each other."""
+"""Number of columns of a state per program, if a derivation shows that columns do not read each other."""
 
 
 def loop_run(call: RecurrenceCall, machine: Machine, stage: Pass) -> KernelTimes:
-    """Every token reads and writes all of its head's state, one token after another.
+    """Return the times of a loop in which every token reads and writes the whole state of its head.
 
-    Where nothing is known of the steps, all of a head's state is one program's.
+    Without a derivation of the steps, one program holds the whole state of a head.
     """
     shape = call.shape
     entries = sum(call.states.values())
@@ -47,8 +49,8 @@ def loop_run(call: RecurrenceCall, machine: Machine, stage: Pass) -> KernelTimes
     to_ms = factor * shape.n_q / machine.hertz * 1e3
     memory = memory_ms(machine, call.least * (2 if stage == "backward" else 1))
     full = max(memory, shape.lanes * traffic / rate / machine.sms * to_ms)
-    own = traffic / blocks / rate
-    chain = max(full, ceil(programs / machine.sms) * own * to_ms, max(own, TOKEN_CLOCKS) * to_ms)
+    token_clocks = traffic / blocks / rate
+    chain = max(full, ceil(programs / machine.sms) * token_clocks * to_ms, max(token_clocks, TOKEN_CLOCKS) * to_ms)
     start = machine["launch_us"] / 1e3 + machine["prologue_clocks"] / machine.hertz * 1e3
     ms = max(chain, memory / MEMORY_SHARE) + start
     work = Amount(products=2.0 * shape.lanes * shape.n_q * (2 * entries + call.solves) * factor)
@@ -57,34 +59,35 @@ def loop_run(call: RecurrenceCall, machine: Machine, stage: Pass) -> KernelTimes
 
 
 def entries_run(call: RecurrenceCall, part: Entries, machine: Machine, stage: Pass) -> tuple[KernelTimes, int]:
-    """Entries of their own, and in how many segments: segments are walked at once, and again from what they began with.
+    """Return the times of an elementwise state and the number of its segments.
 
-    Two multiplications and two additions an entry, and what its decay takes.
+    Several segments are walked at once from an empty state, and again from the state before them. Each entry takes two
+    multiplications, two additions and its decay.
     """
-    shape, longer = call.shape, BACKWARD if stage == "backward" else 1.0
+    shape, factor = call.shape, BACKWARD if stage == "backward" else 1.0
     moved = call.size(part.sources | part.reads) * (2 if stage == "backward" else 1)
-    memory, found = memory_ms(machine, moved), list[tuple[float, KernelTimes, int]]()
+    memory, runs = memory_ms(machine, moved), list[tuple[float, KernelTimes, int]]()
     lanes = max(shape.lanes * ceil(part.columns / COLUMNS), 1)
     for segments in (2**i for i in range(8) if i == 0 or shape.n_q >= SEGMENT << i):
-        twice = longer * (1 if segments == 1 else 2)
-        many = shape.lanes * shape.n_q * twice
-        work = Amount(fma=4.0 * many * part.rows * part.columns, exps=float(many * part.exps))
+        walks = factor * (1 if segments == 1 else 2)
+        updates = shape.lanes * shape.n_q * walks
+        work = Amount(fma=4.0 * updates * part.rows * part.columns, exps=float(updates * part.exps))
         clocks = max(work.fma / machine["fma_per_clock"], work.exps / machine["exp_per_clock"]) / machine.sms
         units = clocks / machine.hertz * 1e3
         programs, steps = lanes * segments, ceil(shape.n_q / segments)
         uneven = ceil(programs / machine.sms) / (programs / machine.sms)
-        chain = max(memory, units * uneven, twice * steps * ENTRY_CLOCKS / machine.hertz * 1e3)
+        chain = max(memory, units * uneven, walks * steps * ENTRY_CLOCKS / machine.hertz * 1e3)
         start = (1 if segments == 1 else 2) * machine["launch_us"] / 1e3
         task = Task("entries", moved, work, programs, steps)
         limit = "memory" if chain == memory else "exponentials and fp32 units" if units * uneven == chain else STEPS
         run = KernelTimes(task, memory, max(memory, units), chain, max(chain, memory / MEMORY_SHARE) + start, limit)
-        found.append((run.ms, run, segments))
-    _, best, segments = min(found, key=lambda one: one[::2])
+        runs.append((run.ms, run, segments))
+    _, best, segments = min(runs, key=lambda entry: entry[::2])
     return best, segments
 
 
 def decode_run(call: RecurrenceCall, machine: Machine) -> KernelTimes:
-    """A step: the state is read and written, whatever came before."""
+    """Return the times of a decoding step: the state is read and written once, however many tokens came before."""
     shape = call.shape
     moved = 2 * call.state_bytes + call.least
     programs = max(shape.lanes * _blocks(call), 1)
@@ -99,7 +102,7 @@ def decode_run(call: RecurrenceCall, machine: Machine) -> KernelTimes:
 
 
 def _blocks(call: RecurrenceCall) -> int:
-    """Programs of a batch entry and head."""
+    """Return the number of programs of a batch entry and head."""
     if call.parts is None:
         return 1
     columns = [part.form.columns for part in call.parts if isinstance(part, PassPart)]
