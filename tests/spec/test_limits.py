@@ -95,7 +95,7 @@ DOUBLING = {
 def test_definitions_that_double_are_refused(name: str) -> None:
     found = errors(DOUBLING[name])
     assert found[0].code == "A507"
-    assert f"operations with its definitions written out; the limit is {MAX_OPERATIONS:,}" in found[0].message
+    assert f"operations with its definitions expanded; the limit is {MAX_OPERATIONS:,}" in found[0].message
     assert len(found) <= 2, "once, and not for every definition after it"
 
 
