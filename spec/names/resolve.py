@@ -288,7 +288,9 @@ class _PatternResolver:
         except Mismatch as fault:
             kind = "`true` or `false`" if str(type_) == "bool" else f"a value of the type `{type_}`"
             help_ = f"write {kind}, or declare another type"
-            self._report.error("A301", f"this parameter is {fault}", expression.span, f"expected {type_}", help=help_)
+            self._report.error(
+                "A301", f"this parameter expects {fault}", expression.span, f"expected {type_}", help=help_
+            )
         return None
 
     def _inputs(self) -> Iterable[program.Input]:
