@@ -1,4 +1,4 @@
-"""Diagnostics as values: collected by the stages of `spec`, rendered elsewhere (`spec.render`)."""
+"""Errors and warnings as values; the stages of `spec` collect them, and `spec.render` renders them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from attnc.spec.source import Span
 
 
 class Severity(Enum):
-    """How bad it is."""
+    """The severity of a diagnostic."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -18,7 +18,7 @@ class Severity(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A place in the source and a phrase about it."""
+    """A span of the source with a phrase about it."""
 
     span: Span
     text: str = ""
@@ -26,7 +26,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Diagnostic:
-    """One finding: a stable code (see `spec.codes`), one phrase, its place, related places, the remedy."""
+    """An error or a warning: a stable code (see `spec.codes`), its message, its span, related spans, the remedy."""
 
     code: str
     message: str
@@ -37,10 +37,10 @@ class Diagnostic:
 
     @property
     def sort_key(self) -> tuple[str, int, str, str]:
-        """Order of display: by file, place, code."""
+        """Return the key that orders diagnostics for display: file, position, code."""
         return (self.primary.span.source.name, self.primary.span.start, self.code, self.message)
 
 
 def in_order(diagnostics: Iterable[Diagnostic]) -> tuple[Diagnostic, ...]:
-    """The distinct diagnostics, sorted by place."""
+    """Return the distinct diagnostics, sorted by position."""
     return tuple(sorted(dict.fromkeys(diagnostics), key=lambda d: d.sort_key))

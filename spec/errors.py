@@ -1,4 +1,4 @@
-"""The base of every public error, and the error that carries diagnostics."""
+"""The base class of every public error, and the errors that carry diagnostics."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from attnc.spec.source import Span
 
 
 class AttncError(Exception):
-    """Base of every error that attnc raises on purpose."""
+    """Base class of every error that attnc raises on purpose."""
 
 
 class SpecError(AttncError, ValueError):
-    """A `.attn` text (or its parameters) is wrong. `diagnostics` says where and what to do."""
+    """A `.attn` text or the values of its parameters are invalid. `diagnostics` says where and what to do."""
 
     def __init__(self, diagnostics: tuple[Diagnostic, ...]) -> None:
         self.diagnostics = in_order(diagnostics)
@@ -20,9 +20,9 @@ class SpecError(AttncError, ValueError):
 
 
 class EvaluationError(AttncError, ArithmeticError):
-    """An exact expression has no value here: a number past 64 bits, a division by zero, an index out of range.
+    """An exact expression is undefined: a number beyond 64 bits, a division by zero, an index out of range.
 
-    `span` is the place in the source, if it is known; then `diagnostics` holds one that says where and why.
+    `span` is the position in the source, if it is known; `diagnostics` then holds a diagnostic for it.
     """
 
     def __init__(self, code: str, message: str, span: Span | None, help: str = "") -> None:

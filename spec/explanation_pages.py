@@ -1,4 +1,4 @@
-"""Pages about the codes of diagnostics, a file each in `explanations/`: what is wrong, why, and how it is put right."""
+"""Pages that explain the codes of diagnostics, one file per code in `explanations/`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from attnc.spec.codes import CODES
 
 
 def page(code: str) -> str | None:
-    """The page of a code, as Markdown; None where there is no such code."""
+    """Return the page of a code as Markdown; None for an unknown code."""
     if code not in CODES:
         return None
     return files("attnc.spec").joinpath("explanations").joinpath(f"{code}.md").read_text(encoding="utf-8")

@@ -1,7 +1,7 @@
-"""The one form of a text: indentation, spaces, blank lines; comments and the breaks inside brackets stay.
+"""Format a text: indentation, spaces and blank lines; comments and line breaks inside brackets stay.
 
-Nothing but blanks is changed: the words are the same before and after, and so is what they mean. Line breaks inside
-brackets are the writer's; what follows one stands under the bracket's content.
+Only white space changes, so the meaning stays. A line break inside brackets is kept; the next line is aligned with the
+content of the bracket.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from attnc.spec.source import SourceFile
 
 INDENT = 4
 WORDS = 8
-"""Columns that the first word of a clause or declaration takes with the blanks after it."""
+"""Columns of the first word of a clause or declaration, including the spaces after it."""
 
 _UNPADDED = frozenset({"let", "def", "use", "pattern", "recurrence", "branch", "select", "return", "step", "state"})
-"""Words with one blank after them, as what follows is a name that is given a meaning."""
+"""Words that are followed by one space, because a declared name follows."""
 
 _TOKEN = re.compile(
     r'(?P<blank> +)|(?P<newline>\n)|(?P<comment>#[^\n]*)|(?P<text>"""[\s\S]*?"""|"[^"\n]*")'
@@ -30,7 +30,7 @@ _OPENING, _CLOSING = frozenset("(["), frozenset(")]")
 
 
 def formatted(source: SourceFile) -> str:
-    """The text in its one form. Raises `SpecError` where it is no text of the language."""
+    """Return the formatted text. Raises `SpecError` for a text that does not parse."""
     parse(source)
     result = "".join(f"{line}\n" if line else "\n" for line in _lines(_statements(source.text)))
     assert _words(result) == _words(source.text), f"formatting {source.name} would change its words"
@@ -38,7 +38,7 @@ def formatted(source: SourceFile) -> str:
 
 
 def _words(text: str) -> list[str]:
-    """Return what formatting must keep: all tokens, comments and docstring lines, stripped."""
+    """Return the tokens, comments and docstring lines that formatting must keep, stripped."""
     return [
         "\n".join(line.strip() for line in token.text.split("\n")) if token.kind == "text" else token.text.strip("# ")
         for token in _tokens(text)
@@ -58,7 +58,7 @@ class _Token:
 
 @dataclass(slots=True)
 class _Row:
-    """A line of the text, or what is left of one: tokens, then perhaps a comment."""
+    """The tokens and the comment of one line of the text."""
 
     tokens: list[_Token] = field(default_factory=list)
     comment: str | None = None
@@ -66,7 +66,7 @@ class _Row:
 
 @dataclass(slots=True)
 class _Statement:
-    """A statement with all of its rows, or comments that have lines of their own; `blank`: a blank line before it."""
+    """A statement with all its lines, or a comment on its own line; `blank`: a blank line precedes it."""
 
     rows: list[_Row]
     column: int
@@ -83,16 +83,16 @@ class _Statement:
 
 
 def _tokens(text: str) -> Iterator[_Token]:
-    at = 0
-    while at < len(text):
-        found = _TOKEN.match(text, at)
-        assert found is not None and found.lastgroup is not None, text[at : at + 20]
-        yield _Token(found.lastgroup, found.group(), at - (text.rfind("\n", 0, at) + 1))
-        at = found.end()
+    offset = 0
+    while offset < len(text):
+        match = _TOKEN.match(text, offset)
+        assert match is not None and match.lastgroup is not None, text[offset : offset + 20]
+        yield _Token(match.lastgroup, match.group(), offset - (text.rfind("\n", 0, offset) + 1))
+        offset = match.end()
 
 
 def _statements(text: str) -> list[_Statement]:
-    """The statements in order, with their levels."""
+    """Return the statements in order, with their levels of indentation."""
     statements = _leveled(list(_grouped(text)))
     _place_blanks(statements)
     return statements
@@ -123,7 +123,7 @@ def _grouped(text: str) -> Iterator[_Statement]:
 
 
 def _leveled(statements: list[_Statement]) -> list[_Statement]:
-    """Levels by indentation; a comment belongs to the block before it as long as it stands as far to the right."""
+    """Set the levels by indentation; a comment belongs to the block above if it is indented as far as the block."""
     columns = [0]
     for statement in statements:
         if statement.is_comment:
@@ -133,27 +133,27 @@ def _leveled(statements: list[_Statement]) -> list[_Statement]:
         if statement.column > columns[-1]:
             columns.append(statement.column)
         statement.level = len(columns) - 1
-    after = 0
+    next_level = 0
     for statement in reversed(statements):
         if statement.is_comment:
-            statement.level = after
-        after = statement.level
-    before: _Statement | None = None
+            statement.level = next_level
+        next_level = statement.level
+    previous: _Statement | None = None
     for statement in statements:
         if not statement.is_comment:
-            before = statement
-        elif before is not None and before.level > statement.level and statement.column >= before.column:
-            statement.level = before.level
+            previous = statement
+        elif previous is not None and previous.level > statement.level and statement.column >= previous.column:
+            statement.level = previous.level
     return statements
 
 
 def _place_blanks(statements: list[_Statement]) -> None:
-    """One blank line before and after a pattern or a function with a body, none where a body begins."""
+    """Set one blank line before and after a pattern or a function with a body, and none at the start of a body."""
     for i, statement in enumerate(statements):
-        before = statements[i - 1] if i else None
-        if before is None or before.level < statement.level:
+        previous = statements[i - 1] if i else None
+        if previous is None or previous.level < statement.level:
             statement.blank = False
-        elif statement.level == 0 and before.level > 0:
+        elif statement.level == 0 and previous.level > 0:
             statement.blank = True
     for i, statement in enumerate(statements):
         opens = i + 1 < len(statements) and statements[i + 1].level > statement.level
@@ -175,9 +175,9 @@ def _lines(statements: list[_Statement]) -> Iterator[str]:
 
 
 def _written(statement: _Statement) -> Iterator[str]:
-    """The rows of a statement; a row after the first stands under the content of the bracket that it is in."""
+    """Yield the lines of a statement; lines after the first are aligned with the content of their bracket."""
     base = INDENT * statement.level
-    brackets: list[tuple[int, int]] = []  # columns of the content, and of what closes it
+    brackets: list[tuple[int, int]] = []  # (column of the content, column of the closing bracket)
     before: list[_Token] = []
     for number, row in enumerate(statement.rows):
         indent = base
@@ -206,25 +206,28 @@ def _written(statement: _Statement) -> Iterator[str]:
 
 
 def _fractions(tokens: list[_Token]) -> set[int]:
-    """Where `/` stands between two numbers that belong to it alone: a fraction, written as one number."""
-    found = set()
+    """Return the indices of each `/` between two numbers that no other operator binds: a fraction without spaces."""
+    slashes = set()
     for i in range(1, len(tokens) - 1):
         if tokens[i].text == "/" and tokens[i - 1].kind == tokens[i + 1].kind == "number":
-            around = {tokens[j].text for j in (i - 2, i + 2) if 0 <= j < len(tokens)}
-            if not around & _BINDING:
-                found.add(i)
-    return found
+            neighbours = {tokens[j].text for j in (i - 2, i + 2) if 0 <= j < len(tokens)}
+            if not neighbours & _BINDING:
+                slashes.add(i)
+    return slashes
 
 
 def _gap(before: list[_Token], token: _Token, word: str, *, first: bool, in_brackets: bool) -> str:
-    """The blanks between the last of `before` and a token; `word` opens the statement, `first`: it stands before."""
+    """Return the spaces between the last token of `before` and `token`.
+
+    `word` is the first word of the statement; `first`: the token directly follows it.
+    """
     last = before[-1]
     if first and last.kind == "name" and token.text not in (".", ":") and last.text == word:
         return " " if last.text in _UNPADDED else " " * max(WORDS - len(last.text), 1)
     if token.text in (",", ")", "]", ":", ".") or last.text in ("(", "[", "."):
         return ""
     if _is_sign(last) and not (len(before) > 1 and _ends_value(before[-2])):
-        return ""  # a sign of a number, not between two
+        return ""  # a sign, not a binary operator
     if token.text in _OPENING and _ends_value(last):
         return " " if word == "use" and not in_brackets else ""
     return " "
@@ -241,10 +244,10 @@ def _ends_value(token: _Token) -> bool:
 
 
 def _reindented(token: _Token, indent: int) -> str:
-    """A docstring with its further lines as far to the right of its first as they were."""
+    """Return a docstring at a new indentation; its lines keep their offsets from the first line."""
     first, *rest = (line.rstrip(" ") for line in token.text.split("\n"))
     moved = []
     for line in rest:
-        own = len(line) - len(line.lstrip(" "))
-        moved.append(" " * max(own - token.column + indent, 0) + line.lstrip(" ") if line else "")
+        margin = len(line) - len(line.lstrip(" "))
+        moved.append(" " * max(margin - token.column + indent, 0) + line.lstrip(" ") if line else "")
     return "\n".join([first, *moved])

@@ -1,4 +1,4 @@
-"""From a text to checked programs: parse, resolve, check."""
+"""Load checked programs from a text: parse, resolve and check it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from attnc.spec.syntax import ModuleSyntax
 __all__ = ["Loader", "check_module", "check_source", "load_program", "load_programs"]
 
 LISTED = 20
-"""Patterns that a message lists at most."""
+"""Maximum number of patterns that a message lists."""
 
 
 def load_programs(source: SourceFile, loader: Loader) -> tuple[Program, ...]:
-    """Every pattern of a text, checked. Raises `SpecError` with all that is wrong, in order of place."""
+    """Return the checked patterns of a text. Raises `SpecError` with all errors, sorted by position."""
     return check_module(parse(source), loader)
 
 
 def check_module(module: ModuleSyntax, loader: Loader) -> tuple[Program, ...]:
-    """Every pattern of a syntax tree, checked. Raises `SpecError` with all that is wrong, in order of place."""
+    """Return the checked patterns of a syntax tree. Raises `SpecError` with all errors, sorted by position."""
     report = DiagnosticList()
     programs = _check(module, loader, report)
     if report.failed:
@@ -37,7 +37,7 @@ def check_module(module: ModuleSyntax, loader: Loader) -> tuple[Program, ...]:
 
 
 def check_source(source: SourceFile, loader: Loader) -> tuple[Diagnostic, ...]:
-    """All that is wrong or doubtful in a text, in order of place. Never raises for what the text says."""
+    """Return all errors and warnings of a text, sorted by position. Never raises for an invalid text."""
     report = DiagnosticList()
     try:
         module = parse(source)
@@ -50,12 +50,12 @@ def check_source(source: SourceFile, loader: Loader) -> tuple[Diagnostic, ...]:
 
 
 def load_program(source: SourceFile, loader: Loader, name: str | None = None) -> Program:
-    """The pattern `name` of a text, or its only one. Raises `SpecError`, also where the choice is not clear."""
+    """Return the pattern `name` of a text, or the only pattern. Raises `SpecError`, also if several patterns match."""
     programs = load_programs(source, loader)
-    chosen = [p for p in programs if name is None or p.name == name]
-    if len(chosen) == 1:
-        return chosen[0]
-    raise SpecError((_no_choice(source, [p.name for p in programs], name),))
+    matching = [p for p in programs if name is None or p.name == name]
+    if len(matching) == 1:
+        return matching[0]
+    raise SpecError((_no_single_pattern(source, [p.name for p in programs], name),))
 
 
 def _check(module: ModuleSyntax, loader: Loader, report: DiagnosticList) -> tuple[Program, ...]:
@@ -66,15 +66,15 @@ def _check(module: ModuleSyntax, loader: Loader, report: DiagnosticList) -> tupl
     return tuple(programs)
 
 
-def _no_choice(source: SourceFile, names: list[str], name: str | None) -> Diagnostic:
+def _no_single_pattern(source: SourceFile, names: list[str], name: str | None) -> Diagnostic:
     listed = ", ".join(f"`{n}`" for n in names[:LISTED])
     if len(names) > LISTED:
         listed += f" and {len(names) - LISTED:,} more"
-    start = Label(Span(source, 0, 0))
+    label = Label(Span(source, 0, 0))
     if not names:
-        return Diagnostic("A606", f"{source.name} defines no pattern", start, help="write `pattern name` and a body")
+        return Diagnostic("A606", f"{source.name} defines no pattern", label, help="write `pattern name` and a body")
     if name is None:
         help_ = f"name one, as in `{source.name}:{names[0]}`"
-        return Diagnostic("A606", f"{source.name} defines several patterns: {listed}", start, help=help_)
+        return Diagnostic("A606", f"{source.name} defines several patterns: {listed}", label, help=help_)
     help_ = did_you_mean(name, names, f"it defines {listed}")
-    return Diagnostic("A606", f"{source.name} has no pattern `{name}`", start, help=help_)
+    return Diagnostic("A606", f"{source.name} has no pattern `{name}`", label, help=help_)

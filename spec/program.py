@@ -1,4 +1,4 @@
-"""The checked program: every name resolved, every clause in its slot. It is evaluated, and lowered to the IR.
+"""The nodes of a checked program, in which every name is resolved; programs are evaluated and lowered to the IR.
 
 Nodes compare by identity: a definition is one object, shared by all its uses.
 """
@@ -15,7 +15,7 @@ from attnc.spec.types import Dim, Type
 
 Scalar = int | Fraction | bool
 Value = Scalar | tuple["Value", ...]
-"""A parameter's value: exact numbers, truth values, and (nested) tables of them."""
+"""The value of a parameter: an exact number, a truth value, or a nested list of such values."""
 
 PlaceName = OneOf["q", "k"]
 
@@ -32,7 +32,7 @@ class Literal:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Binder:
-    """A name bound by `for`, or a parameter of a `let` or `def`. Identity tells two of one name apart."""
+    """A name bound by `for`, or a parameter of a `let` or `def`. Binders with the same name differ by identity."""
 
     span: Span
     name: str
@@ -40,7 +40,7 @@ class Binder:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Local:
-    """The value bound to a binder."""
+    """A read of the value bound to a binder."""
 
     span: Span
     binder: Binder
@@ -48,7 +48,7 @@ class Local:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ParameterRead:
-    """A parameter of the pattern. One declared with `[head]` gives the entry of the head at hand."""
+    """A read of a parameter of the pattern; a parameter declared with `[head]` gives the entry of the current head."""
 
     span: Span
     name: str
@@ -56,7 +56,7 @@ class ParameterRead:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PositionRead:
-    """The position of this query or key (inside its document, where there are documents)."""
+    """The position of the current query or key, counted within its document if there are documents."""
 
     span: Span
     place: PlaceName
@@ -64,7 +64,7 @@ class PositionRead:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeadIndexRead:
-    """`head`, `kv_head` or `batch`: the index at hand."""
+    """`head`, `kv_head` or `batch`: the current index."""
 
     span: Span
     name: OneOf["head", "kv_head", "batch"]
@@ -72,7 +72,7 @@ class HeadIndexRead:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Size:
-    """`queries keys heads kv_heads group dk dv`, a dimension named in a type, or the run-time length of a segment."""
+    """A size: `queries keys heads kv_heads group dk dv`, a named dimension, or the inferred extent of a segment."""
 
     span: Span
     name: str
@@ -80,7 +80,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Coordinate:
-    """`q.t`: the coordinate of a place along an axis of a segment."""
+    """`q.t`: the coordinate of the query or key along an axis of a segment."""
 
     span: Span
     place: PlaceName
@@ -90,7 +90,7 @@ class Coordinate:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InSegment:
-    """`q in text`."""
+    """`q in text`: whether the query or key is in a segment."""
 
     span: Span
     place: PlaceName
@@ -99,10 +99,10 @@ class InSegment:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InputRead:
-    """An element of an input. `indices` are the written ones: `batch`, `head` and `kv_head` dimensions are implied.
+    """A read of an input. `indices` are the written indices; those of `batch`, `head` and `kv_head` are implied.
 
-    An index into a `token`, `key` or `query` dimension is a position. Where fewer are written than there are dimensions
-    the element is a vector over the last ones.
+    An index into a `token`, `key` or `query` dimension is a position. With fewer indices than dimensions the result is
+    a vector over the last dimensions.
     """
 
     span: Span
@@ -112,7 +112,7 @@ class InputRead:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Vector:
-    """The vector of a query or key, over `dk`, or of a value, over `dv`: at its place, or at a position."""
+    """A vector of q or k over `dk`, or of v over `dv`: of the current query or key, or at the position `at`."""
 
     span: Span
     tensor: OneOf["q", "k", "v"]
@@ -120,20 +120,20 @@ class Vector:
 
     @property
     def place(self) -> PlaceName | None:
-        """The place it is read at, where no position is written."""
+        """Return whether the vector belongs to the current query or key; None if a position is written."""
         return None if self.at is not None else "q" if self.tensor == "q" else "k"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScaleRead:
-    """`scale`: dk^-1/2 unless the call says otherwise."""
+    """`scale`: dk^-1/2 unless the call gives another value."""
 
     span: Span
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoreRead:
-    """The score of this row at this key, or at another: of the attention whose weights or values these are."""
+    """The score of the current row at the current key, or at the key `at`, in the attention that contains the read."""
 
     span: Span
     at: Expr | None = None
@@ -141,7 +141,7 @@ class ScoreRead:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SoftmaxShare:
-    """`softmax(score, extra = …)` at this key, over the keys that this row sees; `score` None: the row's own."""
+    """`softmax(score, extra = …)` at the current key, over the visible keys; `score` None: the attention's score."""
 
     span: Span
     score: Expr | None
@@ -150,9 +150,9 @@ class SoftmaxShare:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BranchRead:
-    """The result of a branch: its output or LSE, for this query or at a position, or its weight at this query and key.
+    """A result of a branch: the output or LSE of the current query or position `at`, or the weight of the current pair.
 
-    `member`: which branch of a family.
+    `member`: the index of the branch in its family.
     """
 
     span: Span
@@ -164,7 +164,7 @@ class BranchRead:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MergeCall:
-    """`merge(a, b, …)`: one softmax over the keys of all parts."""
+    """`merge(a, b, …)`: the output of one softmax over the keys of all parts."""
 
     span: Span
     parts: tuple[BranchRead, ...]
@@ -172,14 +172,14 @@ class MergeCall:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Infinity:
-    """`inf`: the score of what is chosen first, or with a sign of what is chosen last."""
+    """`inf`: the score of a candidate that is ranked first; `-inf` ranks it last."""
 
     span: Span
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InUnit:
-    """`q in b`: whether the token at a position is in the unit at hand."""
+    """`q in b`: whether the token at the position `at` is in the current unit."""
 
     span: Span
     at: Expr
@@ -188,11 +188,11 @@ class InUnit:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SelectedTest:
-    """`k in chosen`: whether the row at hand chose the token at a position, or all tokens of a unit, or a number.
+    """`k in chosen`: whether the current row selected a token, all tokens of a unit, or an index of a range.
 
-    `item`: the position, or the number where the selection is over a range that covers nothing; None for a unit.
-    `number`: that of a place of a range, whatever it covers. `member`: which selection of a family. `by_query`: whether
-    the query at hand tells the row.
+    `item`: the position of the token, or the index for a selection from a range without `covers`; None for a unit.
+    `number`: an index of the range, whatever the entry covers. `member`: the index of the selection in its family.
+    `by_query`: whether the row depends on the current query.
     """
 
     span: Span
@@ -206,7 +206,7 @@ class SelectedTest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SelectedCount:
-    """`chosen.size`: how many of its places the row at hand chose; the rest as of `SelectedTest`."""
+    """`chosen.size`: the number of entries that the current row selected; `member`, `by_query` as in `SelectedTest`."""
 
     span: Span
     selection: str
@@ -216,7 +216,7 @@ class SelectedCount:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RankingRead:
-    """`rank`, 0 for the best score, `mass`, the sum of the scores ranked before, or its `score`: of a candidate."""
+    """A candidate's `rank` (0 for the best score), `mass` (the sum of the scores ranked before it) or `score`."""
 
     span: Span
     name: OneOf["rank", "mass", "score"]
@@ -224,7 +224,7 @@ class RankingRead:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StateRead:
-    """A state as it is where this stands: after the steps above it, before those below."""
+    """A read of a state: its value after the steps above the read and before the steps below."""
 
     span: Span
     state: StateClause
@@ -232,7 +232,7 @@ class StateRead:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DefinitionUse:
-    """A `let`, or a call of a parametrised `let` or of a `def`. Places mean what they mean here, at the use."""
+    """A use of a `let`, or a call of a `def` or a `let` with parameters. `q` and `k` have their meaning at the use."""
 
     span: Span
     definition: Definition
@@ -243,10 +243,10 @@ class DefinitionUse:
 class Operation:
     """An operator or a built-in function.
 
-    Operators: neg add sub mul div floordiv mod pow, lt le gt ge eq ne, not, and or (n-ary, left to right, as needed).
-    Functions carry their own names: abs min max clamp floor ceil isqrt bitlen bitand bitor xor power_of_two, and
-    those of floating point. `floating`: it stands where numbers are floating point, so that it may overflow to inf;
-    what it computes from exact operands is exact all the same.
+    Operators: neg add sub mul div floordiv mod pow, lt le gt ge eq ne, not, and or (n-ary, short-circuit, left to
+    right). Functions have their own names: abs min max clamp floor ceil isqrt bitlen bitand bitor xor power_of_two, and
+    the floating-point functions. `floating`: the operation stands in a floating-point expression, so that it may
+    overflow to inf; on exact operands it is exact nevertheless.
     """
 
     span: Span
@@ -257,7 +257,7 @@ class Operation:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ConditionalValue:
-    """`then if condition else otherwise`; only the chosen side is evaluated."""
+    """`then if condition else otherwise`; only the side that the condition picks is evaluated."""
 
     span: Span
     condition: Expr
@@ -267,7 +267,7 @@ class ConditionalValue:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RangeVariable:
-    """A variable of an aggregate over the half-open `low .. high`. Target: a binder, or a rebound place or head."""
+    """A variable of an aggregate over the half-open range `low .. high`; it binds a name, or rebinds q, k or head."""
 
     target: Binder | OneOf["q", "k", "head"]
     low: Expr
@@ -276,7 +276,7 @@ class RangeVariable:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UnitVariable:
-    """A variable of an aggregate over the tokens of a unit: positions, each of a token that exists."""
+    """A variable of an aggregate over the positions of a unit's existing tokens."""
 
     target: Binder | OneOf["q", "k", "head"]
     unit: Unit
@@ -284,7 +284,7 @@ class UnitVariable:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VisibleVariable:
-    """A variable of an aggregate over the keys that this row sees: `k`, or the name that `over` gives to its keys."""
+    """A variable of an aggregate over the visible keys of a row: `k`, or the name that `over` gives to the keys."""
 
     target: Binder | PlaceName
 
@@ -294,7 +294,7 @@ Domain = RangeVariable | UnitVariable | VisibleVariable
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Aggregate:
-    """`op(body for running, … if condition)`; op: sum mean max min any all count. Later ranges see earlier ones."""
+    """`op(body for variable, … if condition)`; op: sum mean max min any all count. A range may read earlier names."""
 
     span: Span
     op: str
@@ -306,7 +306,7 @@ class Aggregate:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ListValue:
-    """`[a, b, c]`."""
+    """A list `[a, b, c]`."""
 
     span: Span
     items: tuple[Expr, ...]
@@ -314,7 +314,7 @@ class ListValue:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Item:
-    """`table[i]`."""
+    """An entry of a list or vector, `table[i]`."""
 
     span: Span
     table: Expr
@@ -356,7 +356,7 @@ Expr = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Definition:
-    """A `let` or `def` with its parameters; lets inside a `def` are definitions that its body uses."""
+    """A `let` or `def` with its parameters; a `let` inside a `def` is a definition that the body uses."""
 
     span: Span
     name: str
@@ -366,7 +366,7 @@ class Definition:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parameter:
-    """A compile-time value. `default` is None where the caller must give one. `per_head`: a list, an entry a head."""
+    """A compile-time value; without a `default` the caller must give one."""
 
     span: Span
     name: str
@@ -375,13 +375,13 @@ class Parameter:
 
     @property
     def per_head(self) -> bool:
-        """Whether a read takes the entry of the head at hand."""
+        """Whether the parameter is a list with an entry per head, of which a read takes the current head's entry."""
         return "head" in self.type.dims
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SegmentAxis:
-    """One axis of a segment; `extent` is an expression of parameters, or a `Size` that names a run-time length."""
+    """One axis of a segment; `extent` is an expression of parameters, or a `Size` that is inferred at run time."""
 
     span: Span
     name: str
@@ -390,7 +390,7 @@ class SegmentAxis:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenSegment:
-    """`tokens name(axes)`: a stretch of positions with coordinates, slowest axis first. A lone one has no name."""
+    """`tokens name(axes)`: consecutive positions with coordinates, slowest axis first. A single segment has no name."""
 
     span: Span
     name: str | None
@@ -399,14 +399,14 @@ class TokenSegment:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Input:
-    """A tensor given with each call. `type.dims` holds the declared dimensions in order.
+    """A tensor that every call gives. `type.dims` holds the declared dimensions in order.
 
-    `int` and `bool` inputs enter relations, `real` ones scores; each dimension is a fixed name (batch head kv_head
-    query key token dk dv), a new size's name, or an exact number / expression of parameters. `learned`: a module owns
-    it as a Parameter.
+    Relations read `int` and `bool` inputs, scores also `real` inputs. A dimension is a fixed name (batch head kv_head
+    query key token dk dv), the name of a new size, a number, or an expression of parameters. `learned`: a module owns
+    the tensor as a Parameter.
 
-    `ranks_of`: it is not given, but holds `order(…)` of one that is: the place of each token when tokens are sorted by
-    that, ties to the earlier one.
+    `ranks_of`: the tensor is computed as `order(…)` of another input: the rank of each token when tokens are sorted by
+    that input, where equal entries are ranked by position.
     """
 
     span: Span
@@ -418,7 +418,7 @@ class Input:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Unit:
-    """`a = q // block`: the queries, or keys, that share a value; `binder` stands for that value, an int or a list."""
+    """`a = q // block`: the queries or keys that share a value; `binder` is bound to that value, an int or a list."""
 
     span: Span
     binder: Binder
@@ -428,7 +428,7 @@ class Unit:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RoundClause:
-    """`round`: a pair is visible where `keep` holds for the pair of units around it."""
+    """`round`: a pair is visible if `keep` holds for the units that contain its query and its key."""
 
     span: Span
     q: Unit
@@ -438,7 +438,7 @@ class RoundClause:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Requirement:
-    """`require condition`. `stage` is `parameter` where parameters alone decide, else `call`."""
+    """`require condition`. `stage` is `parameter` if only parameters decide, else `call`."""
 
     span: Span
     condition: Expr
@@ -456,7 +456,7 @@ class Preset:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SoftmaxClause:
-    """`softmax(score, extra = …)`: a share of each weight's denominator goes to the extra logits, and is dropped."""
+    """`softmax(score, extra = …)`: the extra logits join the denominator without values."""
 
     span: Span
     extra: Expr | None
@@ -464,10 +464,10 @@ class SoftmaxClause:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KeyRange:
-    """`l in low .. high`, or `l in n`: places of a row of keys, or of a stack of rows, that are no tokens.
+    """`l in low .. high`, or `l in n`: a range whose indices are keys, candidates, entries of a stack, or members.
 
-    `by_query`: its ends differ from query to query, as those of what a query may choose can. `parts`: of several names
-    the range of each, the last the fastest; all of them together are numbered from 0.
+    `by_query`: the ends depend on the query, which is allowed for candidates. `parts`: the ranges of several names that
+    form one flat range from 0, the last varying fastest.
     """
 
     span: Span
@@ -480,7 +480,7 @@ class KeyRange:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pad:
-    """`pad y: low .. high`: the keys' grid along an axis; outside of the tokens lie keys and values of zeros."""
+    """`pad y: low .. high`: the range of keys along an axis; keys and values outside the tokens are zeros."""
 
     span: Span
     segment: TokenSegment
@@ -491,12 +491,12 @@ class Pad:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AttentionClauses:
-    """One attention: `Σ weights · value` over the keys that a row sees.
+    """One attention: `Σ weights · value` over the visible keys of a row.
 
-    `visible` is what it adds to the pattern's relation. `over`: the keys are units of tokens or a range, instead of
-    tokens. `per`: units that the query is in. `stack`: a row gives a number for each place of a range. `family`: there
-    is one for each place of a range. None of `score`, `weights` and `value`: `scale * dot(q, k)`, `softmax(score)`, the
-    key's v.
+    `visible` holds the lines that the attention adds to the pattern's relation. `over`: the keys are units of tokens or
+    a range, not tokens. `per`: units that contain the query. `stack`: the output of a row has a number for each index
+    of a range. `family`: there is one attention for each index of a range. The defaults of `score`, `weights` and
+    `value` are `scale * dot(q, k)`, `softmax(score)` and the key's v.
     """
 
     span: Span
@@ -512,18 +512,19 @@ class AttentionClauses:
 
     @property
     def units(self) -> tuple[Unit, ...]:
-        """The units that its expressions may name."""
+        """Return the units that the attention's expressions may read."""
         return (*self.per, self.over) if isinstance(self.over, Unit) else self.per
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SelectionClauses:
-    """`select`: what each row chooses of the places of `row.over`, or of the keys.
+    """`select`: the candidates that each row keeps, out of `row.over` or the keys.
 
-    `row` is that as an attention: it sees the candidates, its weights are their scores. `by`: which queries decide
-    together: those of a unit in `row.per`, or else none, all of a head, or all of a batch entry. `pairs`: one ranking
-    of all pairs of a query and a place. `covers`: the keys that a place stands for. What fulfils `keep` is chosen of
-    the candidates, and what fulfils `always` besides. `of_queries`: the places are queries, not keys.
+    `row` describes the candidates as an attention: visible keys are candidates, and weights are scores. `by`: the
+    queries that select together: each query (or unit of `row.per`) separately, a head, or a batch entry. `pairs`: all
+    pairs of a query and a candidate are ranked together. `covers`: the condition for the keys that an entry covers. The
+    selection holds the candidates that fulfil `keep`, and all entries that fulfil `always`. `of_queries`: the
+    candidates are queries, not keys.
     """
 
     span: Span
@@ -538,13 +539,13 @@ class SelectionClauses:
 
     @property
     def family(self) -> KeyRange | None:
-        """The range for each place of which there is one."""
+        """Return the range of the family's index; None for a single selection."""
         return self.row.family
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StateClause:
-    """`state S: [dk, dv] = start`: what a recurrence carries from token to token, for each batch entry and head."""
+    """`state S: [dk, dv] = start`: a tensor that a recurrence carries from token to token, per batch entry and head."""
 
     span: Span
     name: str
@@ -555,7 +556,7 @@ class StateClause:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Let:
-    """A `let` that reads a state: its value where it stands, which later lines read as `binder`."""
+    """A `let` that reads a state; it is computed where it stands, and later lines read its value as `binder`."""
 
     span: Span
     binder: Binder
@@ -564,7 +565,7 @@ class Let:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepClause:
-    """`step S = value for j in 0 .. n`: the state becomes the value, once or for each place of a range in turn."""
+    """`step S = value for j in 0 .. n`: set the state to the value, once or for each index of a range in turn."""
 
     span: Span
     state: StateClause
@@ -574,7 +575,7 @@ class StepClause:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReadClause:
-    """`read value`: what a token gets."""
+    """`read value`: the output of a token."""
 
     span: Span
     value: Expr
@@ -585,11 +586,11 @@ Line = Let | StepClause | ReadClause
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RecurrenceClauses:
-    """Tokens one after another: for each of them the lines in their order, which read and update the states.
+    """A recurrence: for each token in processing order, the lines read and update the states.
 
-    In the lines `q`, `k`, `v` and the inputs are those of the token; `PositionRead("q")` is its position. Tokens come
-    by increasing `scan` where it is given, else by their positions. The states are as at the start before a token for
-    which `reset` holds. `family`: there is one for each place of a range, by its name.
+    In the lines `q`, `k`, `v` and the inputs belong to the token; `PositionRead("q")` is its position. Tokens are
+    processed by increasing `scan`, or by position without `scan`. Before a token for which `reset` holds, the states
+    return to their start values. `family`: there is one recurrence for each index of a range.
     """
 
     span: Span
@@ -603,20 +604,20 @@ class RecurrenceClauses:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Program:
-    """One pattern, checked. `visible` are the lines of the relation that all attentions share; `round` blocks it.
+    """One checked pattern. `visible` holds the lines of the relation that all attentions share; `round` rounds it.
 
-    `approximate`: in so many steps of conjugate gradients is what `solve` finds found.
+    `approximate`: the number of conjugate-gradient steps of every `solve`; None solves exactly.
 
-    `attends` are its attentions, those that others read first. The result is `combine`, where there is one, else the
-    output of the only attention.
+    `attends` holds the attentions, each after what it reads. The result is `combine` if there is one, else the output
+    of the only attention.
 
-    `selections` are what attentions and other selections ask by name, those that others read first.
+    `selections` holds the selections that attentions and other selections read, each after what it reads.
 
-    `recurrence` in their place: a `recurrence` has no relation and no attentions. `stateful` are branches with a state,
-    by their names, which attentions and `combine` may read.
+    `recurrence`: the recurrence of a recurrent pattern, which has no relation and no attentions. `stateful` holds the
+    branches with a state, which attentions and `combine` may read.
 
-    `align` is None where the text does not say; `needs_align` tells whether the relation reads both positions, so that
-    unequal lengths must be refused without it.
+    `align` is None if the text does not set it; `needs_align` tells whether the relation reads both positions, so that
+    a call with unequal lengths needs `align`.
     """
 
     span: Span
@@ -644,14 +645,14 @@ class Program:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BoundProgram:
-    """A program with a value for every parameter: what is evaluated and lowered."""
+    """A program with a value for every parameter, ready to be evaluated and lowered."""
 
     program: Program
     values: Mapping[str, Value]
 
     @property
     def lengths(self) -> dict[str, int]:
-        """The dimensions that the parameters' lists name: `n` of `strides: int[n]`."""
+        """Return the lengths of parameter lists with a named dimension, such as `n` of `strides: int[n]`, by name."""
         result: dict[str, int] = {}
         for parameter in self.program.parameters:
             value: Value = self.values.get(parameter.name, 0)

@@ -1,4 +1,4 @@
-"""Diagnostics as text for people and as data for programs."""
+"""Render diagnostics as text for people and as data for programs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from attnc.spec.diagnostics import Diagnostic, Label, Severity
 from attnc.spec.source import SourceFile
 
 _WIDTH = 120
-"""Longer source lines are shown in part."""
+"""Maximum number of characters of a source line that is shown whole."""
 _BEFORE = 40
-"""How much of a clipped line stands before the caret."""
+"""Number of characters of a clipped line before the caret."""
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
 _COLORS = {"error": "\x1b[1;31m", "warning": "\x1b[1;33m", "frame": "\x1b[1;34m", "strong": "\x1b[1m"}
@@ -25,7 +25,7 @@ Paint = Callable[[str, str], str]
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
-    """One underline: a line, characters in it, a phrase."""
+    """One underlined part of a source line, with its phrase."""
 
     source: SourceFile
     line: int
@@ -36,7 +36,7 @@ class _Mark:
 
 
 def to_json(diagnostic: Diagnostic) -> dict[str, str | int]:
-    """The fields that the command line promises."""
+    """Return the fields of a diagnostic that the command line documents."""
     span = diagnostic.primary.span
     return {
         "code": diagnostic.code,
@@ -50,7 +50,7 @@ def to_json(diagnostic: Diagnostic) -> dict[str, str | int]:
 
 
 def render(diagnostic: Diagnostic, *, color: bool = False) -> str:
-    """Several lines: the message, the place, the source lines with carets, the remedy. No line end at the end."""
+    """Return a diagnostic as lines: message, position, source lines with carets, remedy. No final line end."""
     paint = _in_color if color else _in_plain
     span = diagnostic.primary.span
     marks = [_mark(diagnostic.primary, True), *(_mark(label, False) for label in diagnostic.secondary)]
@@ -78,31 +78,31 @@ def _mark(label: Label, primary: bool) -> _Mark:
     span = label.span
     length = len(span.source.line(span.line))
     start = max(0, min(span.column - 1, length))
-    # A span over several lines is underlined to the end of its first; an empty one gets one caret.
+    # A span over several lines is underlined to the end of its first line; an empty span gets one caret.
     end = max(start + 1, min(start + span.end - span.start, length))
     return _Mark(span.source, span.line, start, end, label.text, primary)
 
 
 def _excerpts(marks: list[_Mark], margin: str, severity: Severity, paint: Paint) -> Iterator[str]:
-    """The marked lines in order, the primary's file first."""
+    """Yield the marked source lines in order, the file of the primary mark first."""
     first = marks[0].source
     ordered = sorted(marks, key=lambda m: (m.source is not first, m.source.name, m.line, not m.primary, m.start))
     bar = paint("frame", "|")
     source, line = first, 0
     yield f"{margin} {bar}"
-    for (source_, number), here in groupby(ordered, key=lambda m: (m.source, m.line)):
-        marked = list(here)
-        if source_ is not source:
-            yield f"{margin}{paint('frame', ':::')} {_place(source_, number, marked[0].start + 1)}"
+    for (mark_source, number), marks_of_line in groupby(ordered, key=lambda m: (m.source, m.line)):
+        marked = list(marks_of_line)
+        if mark_source is not source:
+            yield f"{margin}{paint('frame', ':::')} {_place(mark_source, number, marked[0].start + 1)}"
             yield f"{margin} {bar}"
         elif line and number > line + 1:
             yield f"{margin} {paint('frame', ':')}"
-        source, line = source_, number
+        source, line = mark_source, number
         yield from _excerpt(marked, margin, severity, paint)
 
 
 def _excerpt(marks: list[_Mark], margin: str, severity: Severity, paint: Paint) -> Iterator[str]:
-    """One source line and a line of carets for each of its marks."""
+    """Yield a source line, and a line of carets for each of its marks."""
     bar = paint("frame", "|")
     text = marks[0].source.line(marks[0].line)
     low, high = _window(text, marks[0].start)
@@ -132,12 +132,12 @@ def _place(source: SourceFile, line: int, column: int) -> str:
 
 
 def _clean(text: str) -> str:
-    """The text with nothing in it that a terminal would obey; the length stays."""
+    """Return the text with control characters replaced, so that a terminal shows them; keeps the length."""
     return _UNPRINTABLE.sub("\ufffd", text)
 
 
 def _columns(text: str) -> int:
-    """How many cells of a terminal the text takes."""
+    """Return the number of terminal cells that the text takes."""
     return sum(_cells(character) for character in _clean(text))
 
 

@@ -1,4 +1,4 @@
-"""Where the stages of `spec` put what they find."""
+"""Collect the diagnostics of the stages of `spec`."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class DiagnosticList:
         also: tuple[Label, ...] = (),
         help: str = "",
     ) -> None:
-        """Add an error: one phrase, its place and a word at the caret, related places, the remedy."""
+        """Add an error: its message, its span with a label at the caret, related spans, and the remedy."""
         self.diagnostics.append(Diagnostic(code, message, Label(span, label), also, help))
 
     def warning(self, code: str, message: str, span: Span, label: str = "", *, help: str) -> None:
-        """Add a warning: a doubt about what is no error."""
+        """Add a warning: its message, its span with a label at the caret, and the remedy."""
         self.diagnostics.append(Diagnostic(code, message, Label(span, label), (), help, Severity.WARNING))
 
     def extend(self, diagnostics: tuple[Diagnostic, ...]) -> None:
-        """Add what another stage found."""
+        """Add the diagnostics of another stage."""
         self.diagnostics.extend(diagnostics)
 
     @property
     def failed(self) -> bool:
-        """Whether there is an error among them."""
+        """Whether at least one diagnostic is an error."""
         return any(d.severity is Severity.ERROR for d in self.diagnostics)

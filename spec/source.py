@@ -1,4 +1,4 @@
-"""Source text and places in it."""
+"""Source texts and spans of characters in them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One decoded text: a name for messages, and the text itself (no byte-order mark)."""
+    """One decoded text without byte-order mark, and its name for messages."""
 
     name: str
     text: str
@@ -19,12 +19,12 @@ class SourceFile:
         object.__setattr__(self, "_line_starts", tuple(starts))
 
     def position(self, offset: int) -> tuple[int, int]:
-        """(line, column) of a character offset, both 1-based."""
+        """Return (line, column) of a character offset, both 1-based."""
         line = bisect_right(self._line_starts, offset)
         return line, offset - self._line_starts[line - 1] + 1
 
     def line(self, number: int) -> str:
-        """The text of a 1-based line, without its line end."""
+        """Return the text of a 1-based line, without its line end."""
         start = self._line_starts[number - 1]
         end = self._line_starts[number] if number < len(self._line_starts) else len(self.text)
         return self.text[start:end].rstrip("\r\n")
@@ -40,21 +40,21 @@ class Span:
 
     @property
     def line(self) -> int:
-        """1-based line of the first character."""
+        """Return the 1-based line of the first character."""
         return self.source.position(self.start)[0]
 
     @property
     def column(self) -> int:
-        """1-based column of the first character."""
+        """Return the 1-based column of the first character."""
         return self.source.position(self.start)[1]
 
     @property
     def text(self) -> str:
-        """The characters themselves."""
+        """Return the characters of the span."""
         return self.source.text[self.start : self.end]
 
     def to(self, other: Span) -> Span:
-        """The span from the start of this one to the end of `other`."""
+        """Return the span from the start of this span to the end of `other`."""
         return Span(self.source, self.start, other.end)
 
     def __str__(self) -> str:

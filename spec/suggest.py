@@ -1,4 +1,4 @@
-"""Did you mean: the nearest known word to an unknown one."""
+"""Suggest the known word that is nearest to an unknown word."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
-    """The known word nearest to `word`, or None where nothing is near."""
+    """Return the known word nearest to `word`, or None if no word is near."""
     candidates = sorted(set(known) - {word})
     swapped = [c for c in candidates if sorted(c) == sorted(word) and len(word) > 1]
     if swapped:
@@ -20,6 +20,6 @@ def closest(word: str, known: Iterable[str]) -> str | None:
 
 
 def did_you_mean(word: str, known: Iterable[str], otherwise: str = "") -> str:
-    """A help line that names the nearest known word, or `otherwise`."""
+    """Return a help text that suggests the nearest known word, or `otherwise` if no word is near."""
     near = closest(word, known)
     return f"did you mean `{near}`?" if near else otherwise

@@ -1,4 +1,4 @@
-"""The syntax tree: what was written, with places. No name is resolved here."""
+"""The nodes of the syntax tree with their spans; names are not resolved."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class NameExpr:
 
 @dataclass(frozen=True, slots=True)
 class NumberExpr:
-    """A literal; a decimal one is the rational that its digits spell."""
+    """A number; a decimal number is the exact rational of its digits."""
 
     span: Span
     value: int | Fraction
@@ -54,7 +54,7 @@ class UnaryExpr:
 
 @dataclass(frozen=True, slots=True)
 class BinaryExpr:
-    """`op` is one of `+ - * / // % @ **`."""
+    """A binary operation; `op` is one of `+ - * / // % @ **`."""
 
     span: Span
     op: str
@@ -73,7 +73,7 @@ class ComparisonExpr:
 
 @dataclass(frozen=True, slots=True)
 class LogicExpr:
-    """n-ary `and` or `or`."""
+    """An n-ary `and` or `or`."""
 
     span: Span
     op: Literal["and", "or"]
@@ -110,7 +110,7 @@ class IndexExpr:
 
 @dataclass(frozen=True, slots=True)
 class CallArgument:
-    """An argument of a call, perhaps by name."""
+    """An argument of a call, perhaps with a name."""
 
     span: Span
     name: NameExpr | None
@@ -137,7 +137,7 @@ class RangeExpr:
 
 @dataclass(frozen=True, slots=True)
 class LoopVariable:
-    """`name in domain`, or `name` alone: every one there is."""
+    """`name in domain`, or `name` alone for all values."""
 
     span: Span
     name: NameExpr
@@ -184,7 +184,7 @@ Expr = (
 
 @dataclass(frozen=True, slots=True)
 class TypeExpr:
-    """`name[dims]`; a recurrence's state has dims alone."""
+    """`name[dims]`; the type of a state may omit the name."""
 
     span: Span
     name: NameExpr | None

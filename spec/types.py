@@ -1,4 +1,4 @@
-"""Types of the exact part of the language: numbers, truth values, tables; dimensions by name."""
+"""Types of parameters, inputs and states: numbers and truth values, with named dimensions."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Dim = str | int | object
 
 @dataclass(frozen=True, slots=True)
 class Type:
-    """A scalar kind, perhaps refined (`unit`, `log_decay`, `positive`), with dimensions (none: a scalar).
+    """A kind of scalar, perhaps refined (`unit`, `log_decay`, `positive`), with its dimensions; none for a scalar.
 
-    In relations `real` is an exact rational.
+    In relations a `real` is an exact rational.
     """
 
     kind: Kind
@@ -23,7 +23,7 @@ class Type:
 
     @property
     def is_floating(self) -> bool:
-        """Whether it holds floating-point numbers, real or complex."""
+        """Whether the entries are floating-point numbers, real or complex."""
         return self.kind in ("real", "complex")
 
     def __str__(self) -> str:

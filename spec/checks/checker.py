@@ -1,4 +1,4 @@
-"""Types, stages and exactness of expressions: what is known of each in its place."""
+"""Find the type, the stages and the exactness of every expression of a pattern."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from attnc.spec.checks.expression_forms import (
     ExprForm,
     Finding,
     as_number,
+    constant_finding,
     floating,
     join,
-    of_constant,
-    of_type,
+    parameter_form,
 )
 from attnc.spec.checks.guards import Facts, Guards
 from attnc.spec.checks.measure import (
@@ -39,6 +39,7 @@ from attnc.spec.report import DiagnosticList
 from attnc.spec.source import Span
 
 Environment = Mapping[program.Binder, Finding]
+"""The findings of the names in scope."""
 _Leaf = (
     program.Literal
     | program.ParameterRead
@@ -54,7 +55,7 @@ _Leaf = (
 
 
 class Checker:
-    """Finds out what is known of every expression; a definition is checked once for each kind of use."""
+    """Computes the findings of expressions; a definition is checked once for each combination of argument findings."""
 
     def __init__(self, pattern: program.Program, report: DiagnosticList) -> None:
         self._pattern = pattern
@@ -66,11 +67,11 @@ class Checker:
         self._parameters = {p.name: p for p in pattern.parameters}
         self._sizes = _size_stages(pattern)
         self.attention: AttentionChecker | None = None
-        """The checker of the current attention, None outside of one."""
+        """The checker of the current attention; None outside an attention."""
         self._uses: list[Span] = []
         self._in_unit = False
         self._complaints: set[tuple[str, Span]] = set()
-        self._known: dict[object, Finding] = {}
+        self._definition_findings: dict[object, Finding] = {}
 
     def _unit(self, unit: program.Unit, facts: Facts) -> Finding:
         self._in_unit = True
@@ -81,23 +82,23 @@ class Checker:
         return result
 
     def unit(self, unit: program.Unit, facts: Facts) -> Finding:
-        """Check that a unit's value is an integer or a list of integers; return what is known of it."""
+        """Check that a unit's value is an integer or a list of integers; return its finding."""
         return self._unit(unit, facts)
 
     def integer(self, node: program.Expr, what: str, facts: Facts, env: Environment | None = None) -> Finding:
-        """Check that an expression is an integer; return what is known of it."""
+        """Check that an expression is an integer; return its finding. `what` names the expression in an error."""
         result = self.find(node, env or {}, facts)
         self._rules.integer(node, result, what)
         return result
 
     @property
     def has_branches(self) -> bool:
-        """Whether some recurrence is a branch."""
+        """Whether the pattern has a branch with a state."""
         return bool(self._pattern.stateful)
 
     @contextmanager
     def by_name(self) -> Iterator[None]:
-        """While this holds, a vector goes with a matrix over its axis."""
+        """Within this context, elementwise operations broadcast a vector over a matrix that has its axis."""
         self._rules.floating.by_name = True
         try:
             yield
@@ -110,17 +111,17 @@ class Checker:
         return self._everywhere()
 
     def condition(self, node: program.Expr, env: Environment, facts: Facts, what: str = "`visible`") -> Finding:
-        """Check that an expression is a truth value; return what is known of it."""
+        """Check that an expression is a truth value; return its finding. `what` names the expression in an error."""
         result = self.find(node, env, facts)
         self._rules.boolean(node, result, what)
         return result
 
     def facts_after(self, node: program.Expr, facts: Facts) -> Facts:
-        """The facts where a condition holds."""
+        """Return the facts that hold where a condition is true."""
         return self._guards.after(node, True, facts)
 
     def first_use(self, node: program.Expr, place: str) -> Span | None:
-        """Where an expression first reads a place."""
+        """Return where an expression first reads `place` (`q`, `k` or `key`); None where it never does."""
         return first_use(node, place, self._measures)
 
     def _everywhere(self) -> Facts:
@@ -129,8 +130,8 @@ class Checker:
 
     # --- expressions -------------------------------------------------------------------------------------------------
 
-    def find(self, node: program.Expr, env: Environment, facts: Facts | None) -> Finding:  # noqa: C901  one case a kind
-        """Return what is known of an expression. Without `facts`, coordinates are not checked."""
+    def find(self, node: program.Expr, env: Environment, facts: Facts | None) -> Finding:  # noqa: C901  one case per kind
+        """Return the finding of an expression. Without `facts`, coordinates are not checked."""
         match node:
             case program.Local(binder=binder):
                 return env.get(binder, NOTHING)
@@ -143,7 +144,7 @@ class Checker:
             case program.Operation():
                 return self._operation(node, env, facts)
             case program.ConditionalValue():
-                return self._choice(node, env, facts)
+                return self._conditional(node, env, facts)
             case program.Aggregate():
                 return self._aggregate(node, env, facts)
             case program.ListValue() | program.Item():
@@ -159,21 +160,21 @@ class Checker:
                 | program.BranchRead()
                 | program.MergeCall()
             ):
-                return self._of_attention(node, env, facts)
+                return self._attention_read(node, env, facts)
             case program.InUnit() | program.SelectedTest() | program.SelectedCount():
-                return self._of_set(node, env, facts)
+                return self._membership(node, env, facts)
             case _:
                 return self._leaf(node)
 
-    def _of_set(
+    def _membership(
         self, node: program.InUnit | program.SelectedTest | program.SelectedCount, env: Environment, facts: Facts | None
     ) -> Finding:
-        """Whether something is in a unit or was chosen, and how many were."""
+        """Return the finding of a membership test, or of the size of a selection."""
         needs = frozenset[str]()
         for child in children(node):
-            found = self.find(child, env, facts)
-            self._rules.integer(child, found, "what stands before `in`")
-            needs |= found.needs
+            finding = self.find(child, env, facts)
+            self._rules.integer(child, finding, "the left side of `in`")
+            needs |= finding.needs
         if not isinstance(node, program.SelectedCount) and node.unit is not None:
             needs |= env.get(node.unit.binder, NOTHING).needs
         if isinstance(node, program.InUnit):
@@ -185,11 +186,11 @@ class Checker:
         needs = frozenset({"data", "head", "batch"})
         if node.at is not None:
             index = self.find(node.at, env, facts)
-            self._rules.integer(node.at, index, f"the place of `{node.tensor}[…]`")
+            self._rules.integer(node.at, index, f"the index of `{node.tensor}[…]`")
             needs |= index.needs
         return Finding(floating(("dv" if node.tensor == "v" else "dk",)), needs)
 
-    def _of_attention(
+    def _attention_read(
         self,
         node: program.Vector | Reads,
         env: Environment,
@@ -198,17 +199,17 @@ class Checker:
         if isinstance(node, program.Vector):
             return self._vector(node, env, facts)
         for child in children(node):
-            found = self.find(child, env, facts)
+            finding = self.find(child, env, facts)
             if isinstance(node, program.ScoreRead | program.BranchRead):
-                self._rules.integer(child, found, "an index")
+                self._rules.integer(child, finding, "an index")
         if self.attention is None:
-            return Finding(FLOAT)  # a `def` by itself
+            return Finding(FLOAT)  # a `def` that no attention uses
         return self.attention.find(node)
 
-    def _leaf(self, node: _Leaf) -> Finding:  # noqa: C901  one case a kind
+    def _leaf(self, node: _Leaf) -> Finding:  # noqa: C901  one case per kind
         match node:
             case program.Literal(value=value):
-                return of_constant(value)
+                return constant_finding(value)
             case program.ParameterRead(name=name):
                 return self._parameter(name)
             case program.PositionRead(place=place):
@@ -235,7 +236,7 @@ class Checker:
         parameter = self._parameters.get(name)
         if parameter is None:
             return NOTHING
-        return Finding(of_type(parameter.type), frozenset({"head"} if parameter.per_head else ()))
+        return Finding(parameter_form(parameter.type), frozenset({"head"} if parameter.per_head else ()))
 
     def _coordinate(self, node: program.Coordinate, facts: Facts | None) -> Finding:
         finding = Finding(INT, frozenset({node.place, "length"}), natural=True)
@@ -251,55 +252,55 @@ class Checker:
             node.span,
             f"`{node.place}` is not known to be in `{name}`",
             also=also,
-            help=f"every token is in a unit: divide its position, `{node.place} // 64`" if self._in_unit else test,
+            help=f"a unit holds every token: divide its position, `{node.place} // 64`" if self._in_unit else test,
         )
         return finding
 
     def _input(self, node: program.InputRead, env: Environment, facts: Facts | None) -> Finding:
         dims = node.input.type.dims
         needs = {"data"} | {n for n in ("batch", "head") if n in dims} | ({"head"} if "kv_head" in dims else set())
-        written = [d for d in dims if d not in ("batch", "head", "kv_head")]
-        for dim, index in zip(written, node.indices, strict=False):
-            found = self.find(index, env, facts)
-            self._rules.integer(index, found, f"an index of `{node.input.name}`")
-            self._check_bounds(index, found, dim if isinstance(dim, int) else None)
+        indexed_dims = [d for d in dims if d not in ("batch", "head", "kv_head")]
+        for dim, index in zip(indexed_dims, node.indices, strict=False):
+            finding = self.find(index, env, facts)
+            self._rules.integer(index, finding, f"an index of `{node.input.name}`")
+            self._check_bounds(index, finding, dim if isinstance(dim, int) else None)
             is_row = dim == "query" and isinstance(index, program.PositionRead) and index.place == "q"
-            needs |= {"row"} if is_row else found.needs
+            needs |= {"row"} if is_row else finding.needs
         if node.input.type.is_floating:
-            rest = tuple(written[len(node.indices) :])
-            return Finding(floating(rest, is_complex=node.input.type.kind == "complex"), frozenset(needs))
+            vector_axes = tuple(indexed_dims[len(node.indices) :])
+            return Finding(floating(vector_axes, is_complex=node.input.type.kind == "complex"), frozenset(needs))
         return Finding(BOOL if node.input.type.kind == "bool" else INT, frozenset(needs))
 
     def _check_bounds(self, index: program.Expr, finding: Finding, length: int | None) -> None:
         value = finding.constant
         if isinstance(value, int) and (value < 0 or (length is not None and value >= length)):
-            limit = f"the entries are 0 to {length - 1}" if length is not None else "indices start at 0"
+            limit = f"valid indices are 0 to {length - 1}" if length is not None else "indices start at 0"
             self._complain("A312", f"the index {value} is out of range", index.span, "no such entry", help=limit)
 
     def _use(self, node: program.DefinitionUse, env: Environment, facts: Facts | None) -> Finding:
         definition = node.definition
-        given = [self.find(a, env, facts).without_value for a in node.arguments]
+        arguments = [self.find(a, env, facts).without_value for a in node.arguments]
         free = self._measures.of_definition(definition).free
-        around = {b: env[b] for b in env if b in free}
-        key = (definition, tuple(given), frozenset((b, f) for b, f in around.items()), facts)
-        if key not in self._known:
+        captured = {b: env[b] for b in env if b in free}
+        key = (definition, tuple(arguments), frozenset((b, f) for b, f in captured.items()), facts)
+        if key not in self._definition_findings:
             self._uses.append(node.span)
-            inner = {**around, **dict(zip(definition.parameters, given, strict=True))}
-            self._known[key] = self.find(definition.body, inner, facts)
+            inner = {**captured, **dict(zip(definition.parameters, arguments, strict=True))}
+            self._definition_findings[key] = self.find(definition.body, inner, facts)
             self._uses.pop()
-        body = self._known[key]
-        needs = body.needs.union(*(f.needs for f in given))
+        body = self._definition_findings[key]
+        needs = body.needs.union(*(f.needs for f in arguments))
         return Finding(body.form, needs, body.constant, body.natural)
 
     def _operation(self, node: program.Operation, env: Environment, facts: Facts | None) -> Finding:
-        found = []
+        findings = []
         for operand in node.operands:
-            found.append(self.find(operand, env, facts))
+            findings.append(self.find(operand, env, facts))
             if facts is not None and node.op in ("and", "or"):
                 facts = self._guards.after(operand, node.op == "and", facts)
-        return self._rules.of(node, found)
+        return self._rules.of(node, findings)
 
-    def _choice(self, node: program.ConditionalValue, env: Environment, facts: Facts | None) -> Finding:
+    def _conditional(self, node: program.ConditionalValue, env: Environment, facts: Facts | None) -> Finding:
         condition = self.find(node.condition, env, facts)
         self._rules.boolean(node.condition, condition)
         then = self.find(node.then, env, facts and self._guards.after(node.condition, True, facts))
@@ -308,25 +309,27 @@ class Checker:
         if form is None:
             message = f"one side of `if` is {then.form}, the other {otherwise.form}"
             also = (Label(node.then.span, str(then.form)),)
-            help_ = "make both sides alike"
+            help_ = "give both sides the same type"
             self._complain("A313", message, node.otherwise.span, str(otherwise.form), also=also, help=help_)
             form = UNKNOWN
         needs = condition.needs | then.needs | otherwise.needs
         return Finding(form, needs, None, then.natural and otherwise.natural)
 
     def _table(self, node: program.ListValue, env: Environment, facts: Facts | None) -> Finding:
-        found = [self.find(item, env, facts) for item in node.items]
-        form = found[0].form
-        for item, here in zip(node.items[1:], found[1:], strict=True):
-            joined = join(form, here.form)
+        findings = [self.find(item, env, facts) for item in node.items]
+        form = findings[0].form
+        for item, finding in zip(node.items[1:], findings[1:], strict=True):
+            joined = join(form, finding.form)
             if joined is None:
-                message = f"a list holds {form} and {here.form}"
-                also = (Label(node.items[0].span, str(found[0].form)),)
-                self._complain("A313", message, item.span, str(here.form), also=also, help="make all entries alike")
+                message = f"a list holds {form} and {finding.form}"
+                also = (Label(node.items[0].span, str(findings[0].form)),)
+                self._complain(
+                    "A313", message, item.span, str(finding.form), also=also, help="give all entries the same type"
+                )
                 return NOTHING
             form = joined
-        needs = frozenset[str]().union(*(f.needs for f in found))
-        return Finding(ExprForm("list", form, len(found)), needs)
+        needs = frozenset[str]().union(*(f.needs for f in findings))
+        return Finding(ExprForm("list", form, len(findings)), needs)
 
     def _item(self, node: program.Item, env: Environment, facts: Facts | None) -> Finding:
         table, index = self.find(node.table, env, facts), self.find(node.index, env, facts)
@@ -337,8 +340,8 @@ class Checker:
             self._rules.integer(node.index, index, "an index")
             return Finding(replace(table.form, axes=table.form.axes[1:]), needs)
         if table.form.item is None:
-            message = f"only a list has entries, and this is {table.form}"
-            self._complain("A311", message, node.table.span, str(table.form), help="leave the index out")
+            message = f"only a list can be indexed, got {table.form}"
+            self._complain("A311", message, node.table.span, str(table.form), help="remove the index")
             return Finding(UNKNOWN, needs)
         self._rules.integer(node.index, index, "an index")
         self._check_bounds(node.index, index, table.form.length)
@@ -348,20 +351,20 @@ class Checker:
 
     def _aggregate(self, node: program.Aggregate, env: Environment, facts: Facts | None) -> Finding:
         inner, bound, needs = dict(env), set[str](), set[str]()
-        seen = [r for r in node.runnings if isinstance(r, program.VisibleVariable)]
-        if seen:
-            self._check_seen(node, len(seen))
-        for running in node.runnings:
-            if isinstance(running, program.VisibleVariable):
+        row_variables = [r for r in node.runnings if isinstance(r, program.VisibleVariable)]
+        if row_variables:
+            self._check_row_aggregate(node, len(row_variables))
+        for variable in node.runnings:
+            if isinstance(variable, program.VisibleVariable):
                 bound |= {"k", "key"}
                 continue
-            range_needs, natural = self._domain(running, inner, facts)
+            range_needs, natural = self._domain(variable, inner, facts)
             needs |= range_needs - bound
-            if isinstance(running.target, program.Binder):
-                inner[running.target] = Finding(INT, range_needs, natural=natural)
+            if isinstance(variable.target, program.Binder):
+                inner[variable.target] = Finding(INT, range_needs, natural=natural)
             else:
-                bound |= {running.target, "row"} if running.target == "q" else {running.target}
-                facts = self._anywhere(running.target, facts)
+                bound |= {variable.target, "row"} if variable.target == "q" else {variable.target}
+                facts = self._anywhere(variable.target, facts)
         if node.condition is not None:
             condition = self.find(node.condition, inner, facts)
             self._rules.boolean(node.condition, condition)
@@ -370,27 +373,27 @@ class Checker:
         body = self.find(node.body, inner, facts)
         needs |= body.needs - bound
         form = self._aggregate_form(node, body)
-        form = FLOAT if seen and form.is_number else form
+        form = FLOAT if row_variables and form.is_number else form
         return Finding(form, frozenset(needs), None, body.natural or node.op == "count")
 
-    def _check_seen(self, node: program.Aggregate, number: int) -> None:
-        """An aggregate over the keys of a row: one variable, where there is a row."""
+    def _check_row_aggregate(self, node: program.Aggregate, variables: int) -> None:
+        """Check that an aggregate over a row's visible keys has a single variable and stands where a row is known."""
         if self.attention is not None:
             self.attention.check_row(node.span)
-        if number != len(node.runnings):
-            help_ = "put one into the other: `sum(sum(… for j in …) for k)`"
+        if variables != len(node.runnings):
+            help_ = "nest the aggregates: `sum(sum(… for j in …) for k)`"
             self._complain("A701", "`for k` beside other variables is not supported yet", node.span, help=help_)
         if node.op in ("any", "all"):
-            help_ = "count: `count(… for k) > 0` is for relations; in weights write `max((1 if … else 0) for k)`"
+            help_ = "write `count(… for k) > 0` in a relation, `max((1 if … else 0) for k)` in weights"
             self._complain("A701", f"`{node.op}` over the keys of a row is not supported yet", node.span, help=help_)
 
     def _domain(
-        self, running: program.RangeVariable | program.UnitVariable, env: Environment, facts: Facts | None
+        self, variable: program.RangeVariable | program.UnitVariable, env: Environment, facts: Facts | None
     ) -> tuple[frozenset[str], bool]:
         """Return the stages that a domain needs, and whether its members are never negative."""
-        if isinstance(running, program.UnitVariable):
-            return env.get(running.unit.binder, NOTHING).needs | {"length"}, True
-        ends = [self._range_end(end, env, facts) for end in (running.low, running.high)]
+        if isinstance(variable, program.UnitVariable):
+            return env.get(variable.unit.binder, NOTHING).needs | {"length"}, True
+        ends = [self._range_end(end, env, facts) for end in (variable.low, variable.high)]
         return ends[0].needs | ends[1].needs, ends[0].natural
 
     def _range_end(self, node: program.Expr, env: Environment, facts: Facts | None) -> Finding:
@@ -401,16 +404,16 @@ class Checker:
     def _anywhere(self, place: str, facts: Facts | None) -> Facts | None:
         if facts is None or place == "head":
             return facts
-        return facts.known(place, frozenset(self._pattern.segments))
+        return facts.placed_in(place, frozenset(self._pattern.segments))
 
     def _aggregate_form(self, node: program.Aggregate, body: Finding) -> ExprForm:
         if node.op in ("any", "all", "count"):
-            self._rules.boolean(node.body, body, f"what `{node.op}` asks")
+            self._rules.boolean(node.body, body, f"the condition of `{node.op}`")
             return INT if node.op == "count" else BOOL
         if not node.floating and not self._rules.exact(node.body, body, f"`{node.op}`"):
             return UNKNOWN
         if body.form.is_complex and node.op in ("max", "min"):
-            message, help_ = f"`{node.op}` needs real numbers, and this is {body.form}", "take `real(z)` or `imag(z)`"
+            message, help_ = f"`{node.op}` needs real numbers, got {body.form}", "take `real(z)` or `imag(z)`"
             self._complain("A310", message, node.body.span, str(body.form), help=help_)
             return UNKNOWN
         if body.form.kind in ("float", "approximate"):
@@ -421,7 +424,7 @@ class Checker:
             return body.form
         counted = "count conditions with `count(… for …)`"
         help_ = counted if body.form == BOOL else as_number(body.form, node.body.span.text)
-        self._complain("A310", f"`{node.op}` needs numbers, and this is {body.form}", node.body.span, help=help_)
+        self._complain("A310", f"`{node.op}` needs numbers, got {body.form}", node.body.span, help=help_)
         return UNKNOWN
 
     # --- messages ----------------------------------------------------------------------------------------------------
@@ -429,7 +432,7 @@ class Checker:
     def _complain(
         self, code: str, message: str, span: Span, label: str = "", *, also: tuple[Label, ...] = (), help: str = ""
     ) -> None:
-        """Report once for each place, however many uses there are of the definition around it."""
+        """Report an error once per place, however often the definition around the place is used."""
         if (code, span) not in self._complaints:
             self._complaints.add((code, span))
             self._report.error(code, message, span, label, also=also + self._used_here(), help=help)
@@ -439,7 +442,7 @@ class Checker:
 
 
 def _size_stages(pattern: program.Program) -> dict[str, frozenset[str]]:
-    """Return the stages of each size: none where the parameters fix it, else a call's sizes or length."""
+    """Return the stages of each size: none where the parameters fix the size, else a call's sizes or its length."""
     stages = {name: frozenset({"length" if name in ("queries", "keys") else "size"}) for name in SIZES}
     for segment in pattern.segments:
         for axis in segment.axes:

@@ -1,4 +1,4 @@
-"""The checker's knowledge of an expression: its form, its stages, its value where it is constant."""
+"""The findings of the checker: the form of an expression, its stages, and its value where it is constant."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ FormKind = Literal["int", "real", "approximate", "float", "bool", "list", "unkno
 
 @dataclass(frozen=True, slots=True)
 class ExprForm:
-    """An exact number, a number in binary64 on its way to `floor` or `ceil`, a truth value, or a list.
+    """The type of an expression: an exact number, a rounded number, a truth value, a list, or floating point.
 
-    A `float` is a floating-point number, or where it has `axes`, a vector over them (or a tensor). `length` is None
-    where it is known with the parameters only. `is_complex`: of floating-point numbers.
+    An `approximate` number is a binary64 value that only `floor` or `ceil` make exact again. A `float` is a
+    floating-point number, or with `axes` a vector or tensor over these axes, perhaps complex. `length` is the length of
+    a list, None where only the parameters determine it.
     """
 
     kind: FormKind
@@ -28,7 +29,7 @@ class ExprForm:
 
     @property
     def is_number(self) -> bool:
-        """Whether arithmetic takes it."""
+        """Whether arithmetic accepts the form."""
         return self.kind in ("int", "real", "approximate", "float", "unknown") and not self.axes
 
     def __str__(self) -> str:
@@ -41,10 +42,10 @@ class ExprForm:
                 return "a rounded number"
             case "float":
                 axes = ", ".join(f"`{a}`" if isinstance(a, str | int) else "…" for a in self.axes)
-                what = "vector" if len(self.axes) < 2 else "matrix"
+                noun = "vector" if len(self.axes) < 2 else "matrix"
                 if self.is_complex:
-                    return f"a complex {what} over {axes}" if axes else "a complex number"
-                return f"a {what} over {axes}" if axes else "a floating-point number"
+                    return f"a complex {noun} over {axes}" if axes else "a complex number"
+                return f"a {noun} over {axes}" if axes else "a floating-point number"
             case "bool":
                 return "a truth value"
             case "list":
@@ -64,15 +65,16 @@ _NUMBERS: dict[str, int] = {"int": 0, "real": 1, "approximate": 2, "float": 3}
 
 
 def floating(axes: tuple[Dim, ...], *, is_complex: bool = False) -> ExprForm:
-    """A floating-point number, or a vector over axes."""
+    """Return the form of a floating-point number, or of a tensor over `axes`."""
     return ExprForm("float", axes=axes, is_complex=is_complex)
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The form of an expression; the places, sizes and data it needs; its constant value; whether it is never negative.
+    """The checker's result for an expression.
 
-    `needs` holds words of: q k (positions), row (a query only as an index), head, batch, size, length, data.
+    `needs` holds the stages that the value depends on: `q`, `k` (positions), `key`, `row` (a query only as an index),
+    `head`, `batch`, `size`, `length`, `data`. `natural`: the value is never negative.
     """
 
     form: ExprForm
@@ -89,16 +91,16 @@ class Finding:
 NOTHING = Finding(UNKNOWN)
 
 
-def of_constant(value: Number) -> Finding:
-    """Return the finding for a literal."""
+def constant_finding(value: Number) -> Finding:
+    """Return the finding of a constant."""
     if isinstance(value, bool):
         return Finding(BOOL, constant=value)
     form = INT if isinstance(value, int) else REAL if isinstance(value, Fraction) else APPROXIMATE
     return Finding(form, constant=value, natural=value >= 0)
 
 
-def of_type(type_: Type) -> ExprForm:
-    """The form of a parameter, the entry of the head at hand where it is one by head."""
+def parameter_form(type_: Type) -> ExprForm:
+    """Return the form of a parameter read; one with a `head` dimension gives the entry of the current head."""
     form = {"int": INT, "real": REAL, "bool": BOOL}.get(type_.kind, UNKNOWN)
     for dim in reversed([d for d in type_.dims if d != "head"]):
         form = ExprForm("list", form, dim if isinstance(dim, int) else None)
@@ -106,7 +108,7 @@ def of_type(type_: Type) -> ExprForm:
 
 
 def as_number(form: ExprForm, text: str) -> str:
-    """How to make a number of what is none, a remedy for a message; `text` is how it is written."""
+    """Return the remedy that makes a value of a form a number; `text` is the source of the value."""
     if form == BOOL:
         return "write `(1 if … else 0)` for a number"
     if form.kind == "list":
@@ -117,7 +119,7 @@ def as_number(form: ExprForm, text: str) -> str:
 
 
 def join(a: ExprForm, b: ExprForm) -> ExprForm | None:
-    """The form that holds both, or None."""
+    """Return the form that holds the values of both forms, or None."""
     if "unknown" in (a.kind, b.kind):
         return UNKNOWN
     if a.axes != b.axes:
@@ -130,5 +132,5 @@ def join(a: ExprForm, b: ExprForm) -> ExprForm | None:
     if a.item is None or b.item is None:
         return a
     item = join(a.item, b.item)
-    same = a.length == b.length or None in (a.length, b.length)
-    return ExprForm("list", item, a.length if a.length == b.length else None) if item and same else None
+    same_length = a.length == b.length or None in (a.length, b.length)
+    return ExprForm("list", item, a.length if a.length == b.length else None) if item and same_length else None

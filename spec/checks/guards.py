@@ -10,36 +10,36 @@ from attnc.spec import program
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The segments that each place may still be in."""
+    """The segments that the query `q` and the key `k` may be in."""
 
     q: frozenset[program.TokenSegment]
     k: frozenset[program.TokenSegment]
 
     def of(self, place: str) -> frozenset[program.TokenSegment]:
-        """The segments that the place may be in."""
+        """Return the segments that `place` may be in."""
         return self.q if place == "q" else self.k
 
-    def known(self, place: str, segments: frozenset[program.TokenSegment]) -> Facts:
-        """The facts with the place in one of `segments`."""
+    def placed_in(self, place: str, segments: frozenset[program.TokenSegment]) -> Facts:
+        """Return the facts with `place` restricted to `segments`."""
         return replace(self, q=segments) if place == "q" else replace(self, k=segments)
 
     def joined(self, other: Facts) -> Facts:
-        """Return the facts that hold in either case."""
+        """Return the facts that hold in both cases: each place may be in the segments of either."""
         return Facts(self.q | other.q, self.k | other.k)
 
 
 class Guards:
-    """Learns facts from conditions. Works through definitions, each one once for the same facts."""
+    """Derives facts from conditions; visits each definition once for the same facts."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[program.Definition, bool, Facts], Facts] = {}
+        self._memo: dict[tuple[program.Definition, bool, Facts], Facts] = {}
 
     def after(self, node: program.Expr, truth: bool, facts: Facts) -> Facts:
         """Return the facts that hold where `node` has the truth value `truth`."""
         match node:
             case program.InSegment(place=place, segment=segment):
-                here = facts.of(place)
-                return facts.known(place, here & {segment} if truth else here - {segment})
+                segments = facts.of(place)
+                return facts.placed_in(place, segments & {segment} if truth else segments - {segment})
             case program.Operation(op="not", operands=(operand,)):
                 return self.after(operand, not truth, facts)
             case program.Operation(op="and", operands=operands):
@@ -57,16 +57,16 @@ class Guards:
         return facts
 
     def _some(self, operands: Iterable[program.Expr], passed: bool, facts: Facts) -> Facts:
-        """One operand, the first such, did not come out as `passed`."""
-        found: Facts | None = None
+        """Return the facts where some operand differs from `passed`, and all operands before it equal `passed`."""
+        joined: Facts | None = None
         for operand in operands:
-            here = self.after(operand, not passed, facts)
-            found = here if found is None else found.joined(here)
+            operand_facts = self.after(operand, not passed, facts)
+            joined = operand_facts if joined is None else joined.joined(operand_facts)
             facts = self.after(operand, passed, facts)
-        return found or facts
+        return joined or facts
 
     def _definition(self, definition: program.Definition, truth: bool, facts: Facts) -> Facts:
         key = (definition, truth, facts)
-        if key not in self._known:
-            self._known[key] = self.after(definition.body, truth, facts)
-        return self._known[key]
+        if key not in self._memo:
+            self._memo[key] = self.after(definition.body, truth, facts)
+        return self._memo[key]

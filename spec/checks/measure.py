@@ -1,6 +1,6 @@
-"""Measures of an expression whose definitions are written out: its height, size, nesting of loops and free variables.
+"""Measure an expression with its definitions expanded: height, operations, nested loops and free variables.
 
-The limits here let every later stage recurse over a program, definitions included, without fear.
+The limits keep programs small enough for every later stage to recurse over them, definitions included.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from attnc.spec.source import Span
 MAX_HEIGHT = 200
 MAX_LOOPS = 6
 MAX_OPERATIONS = 10_000
-"""Operations of one expression with its definitions written out, a definition as often as it is used."""
+"""Maximum number of operations of one expression, counting a definition once per use."""
 _COUNTED = 1 << 40
-"""Larger numbers of operations are not told apart."""
+"""Counts of operations saturate here."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """`free` holds the binders that something outside must bind, `places` what no `for` binds of q, k and key.
+    """The measure of an expression with its definitions expanded.
 
-    `key` is this key whatever it is, a token or not. `operations` counts operations with definitions written out, and
-    `uses` how often each free binder is read then.
+    `free` holds the binders that the expression does not bind itself; `places` holds those of `q`, `k` and `key` that
+    no `for` inside binds, where `key` is the current key, token or not. `operations` counts operations, and `uses`
+    counts the reads of each free binder.
     """
 
     height: int
@@ -45,7 +46,7 @@ class Excess:
 
 
 def children(node: program.Expr) -> tuple[program.Expr, ...]:
-    """The expressions directly inside a node; the body of a definition is not among them."""
+    """Return the expressions directly inside a node; the body of a used definition is not a child."""
     match node:
         case program.InputRead(indices=indices):
             return indices
@@ -63,10 +64,10 @@ def children(node: program.Expr) -> tuple[program.Expr, ...]:
         case program.Item(table=table, index=index):
             return (table, index)
         case _:
-            return _of_attention(node)
+            return _attention_children(node)
 
 
-def _of_attention(node: program.Expr) -> tuple[program.Expr, ...]:
+def _attention_children(node: program.Expr) -> tuple[program.Expr, ...]:
     match node:
         case program.Vector(at=at) | program.ScoreRead(at=at):
             return () if at is None else (at,)
@@ -82,38 +83,41 @@ def _of_attention(node: program.Expr) -> tuple[program.Expr, ...]:
             return tuple(e for e in (item, number, member) if e is not None)
         case program.SelectedCount(member=member):
             return () if member is None else (member,)
-        case _:  # a state, and what stands alone
+        case _:  # states and leaves
             return ()
 
 
-def range_ends(running: program.Domain) -> tuple[program.Expr, ...]:
-    """The expressions of a domain."""
-    return (running.low, running.high) if isinstance(running, program.RangeVariable) else ()
+def range_ends(variable: program.Domain) -> tuple[program.Expr, ...]:
+    """Return the two ends of a range variable; nothing for other variables."""
+    return (variable.low, variable.high) if isinstance(variable, program.RangeVariable) else ()
 
 
 def first_use(node: program.Expr, place: str, measures: Measures) -> Span | None:
-    """Where an expression first reads a place that no `for` in it binds; a use of a definition is one place."""
+    """Return where an expression first reads a place that no `for` inside binds; None where it never does.
+
+    A read inside a definition is reported at the use of the definition.
+    """
     if place not in measures.of(node).places:
         return None
     if isinstance(node, program.Aggregate):
-        for running in node.runnings:
-            for end in range_ends(running):
+        for variable in node.runnings:
+            for end in range_ends(variable):
                 if place in measures.of(end).places:
                     return first_use(end, place, measures)
-            if place in binds(running):
+            if place in binds(variable):
                 return None
-    found = (first_use(child, place, measures) for child in children(node))
-    return next((span for span in found if span is not None), node.span)
+    uses = (first_use(child, place, measures) for child in children(node))
+    return next((span for span in uses if span is not None), node.span)
 
 
-def binds(running: program.Domain) -> set[str]:
-    """The places that a variable of an aggregate binds."""
-    found: set[str] = {running.target} if isinstance(running.target, str) else set()
-    return found | {"key"} if isinstance(running, program.VisibleVariable) else found
+def binds(variable: program.Domain) -> set[str]:
+    """Return the places that a variable of an aggregate binds."""
+    places: set[str] = {variable.target} if isinstance(variable.target, str) else set()
+    return places | {"key"} if isinstance(variable, program.VisibleVariable) else places
 
 
 def below(roots: Iterable[program.Expr]) -> Iterator[program.Expr]:
-    """Every expression in some, definitions written out, each definition once."""
+    """Yield every subexpression of `roots`, including the body of each used definition once."""
     seen: set[program.Definition] = set()
     stack = list(roots)
     while stack:
@@ -126,18 +130,18 @@ def below(roots: Iterable[program.Expr]) -> Iterator[program.Expr]:
 
 
 def inputs_read(roots: Iterable[program.Expr]) -> set[program.Input]:
-    """The inputs that expressions read, through definitions too; of `order(h)` what it sorts by."""
+    """Return the inputs that expressions read, also through definitions; `order(h)` reads `h`."""
     read = {node.input for node in below(roots) if isinstance(node, program.InputRead)}
     return {item if item.ranks_of is None else item.ranks_of for item in read}
 
 
 def selections_read(roots: Iterable[program.Expr]) -> set[str]:
-    """The selections that expressions ask, through definitions too."""
+    """Return the names of the selections that expressions read, also through definitions."""
     return {node.selection for node in below(roots) if isinstance(node, program.SelectedTest | program.SelectedCount)}
 
 
 def expressions(attend: program.AttentionClauses) -> Iterator[program.Expr]:
-    """The expressions of an attention."""
+    """Yield the expressions of an attention."""
     yield from attend.visible
     for unit in attend.units:
         yield unit.value
@@ -149,27 +153,27 @@ def expressions(attend: program.AttentionClauses) -> Iterator[program.Expr]:
 
 
 def expressions_of_selection(item: program.SelectionClauses) -> Iterator[program.Expr]:
-    """The expressions of a selection."""
+    """Yield the expressions of a selection."""
     yield from expressions(item.row)
     yield from (e for e in (item.covers, item.keep, item.always) if e is not None)
 
 
 def recurrences_of(pattern: program.Program) -> tuple[program.RecurrenceClauses, ...]:
-    """The recurrence that a pattern is, or its branches with a state."""
+    """Return the recurrence of a recurrent pattern, or the branches with a state of another pattern."""
     return pattern.stateful if pattern.recurrence is None else (pattern.recurrence,)
 
 
 def lines_of(item: program.RecurrenceClauses) -> list[program.Expr]:
-    """The expressions of a recurrence."""
+    """Return the expressions of a recurrence."""
     ranges = [x.repeat for x in item.lines if isinstance(x, program.StepClause)] + [item.family]
-    ends = [end for found in ranges if found is not None for end in (found.low, found.high)]
+    ends = [end for key_range in ranges if key_range is not None for end in (key_range.low, key_range.high)]
     return [*(x.value for x in item.lines), *ends, *(e for e in (item.scan, item.reset) if e is not None)]
 
 
 def _implied(
     node: program.Vector | program.ScoreRead | program.SoftmaxShare | program.BranchRead | program.MergeCall,
 ) -> set[str]:
-    """The places that a node reads without naming them."""
+    """Return the places that a node reads implicitly."""
     match node:
         case program.Vector():
             return set() if node.place is None else {node.place}
@@ -186,21 +190,24 @@ def _implied(
 
 
 class Measures:
-    """Measures of definitions, each taken once. `decided`: selections whose row is known, whatever the query."""
+    """Computes and caches measures of expressions and definitions.
+
+    `decided` names the selections whose result does not depend on the query; reading them does not read `q`.
+    """
 
     def __init__(self, decided: frozenset[str] = frozenset()) -> None:
         self._decided = decided
-        self._known: dict[program.Definition, Measure] = {}
+        self._definitions: dict[program.Definition, Measure] = {}
         self._nodes: dict[program.Expr, Measure] = {}
 
     def of(self, node: program.Expr) -> Measure:
-        """The measure of an expression."""
+        """Return the measure of an expression."""
         result = self._nodes.get(node)
         if result is None:
-            result = self._nodes[node] = self._of(node)
+            result = self._nodes[node] = self._measure(node)
         return result
 
-    def _of(self, node: program.Expr) -> Measure:
+    def _measure(self, node: program.Expr) -> Measure:
         inner = [self.of(child) for child in children(node)]
         height = 1 + max((m.height for m in inner), default=0)
         loops = max((m.loops for m in inner), default=0)
@@ -237,53 +244,53 @@ class Measures:
                 body = self.of_definition(definition)
                 height, loops = height + body.height, loops + body.loops
                 free, places = free | body.free, places | body.places
-        operations, uses = self._written_out(node, inner)
+        operations, uses = self._expanded(node, inner)
         return Measure(height, loops, free, places, operations, uses)
 
-    def _written_out(self, node: program.Expr, inner: list[Measure]) -> tuple[int, Mapping[program.Binder, int]]:
-        """The operations of an expression with its definitions written out, and the uses of each binder then."""
+    def _expanded(self, node: program.Expr, inner: list[Measure]) -> tuple[int, Mapping[program.Binder, int]]:
+        """Return the operations and the uses of each binder of an expression with its definitions expanded."""
         if isinstance(node, program.Local):
             return 0, {node.binder: 1}
-        times = [1] * len(inner)
+        reads = [1] * len(inner)
         operations, uses = (1 if inner else 0), Counter[program.Binder]()
         if isinstance(node, program.DefinitionUse):
             body = self.of(node.definition.body)
             operations = body.operations
             uses.update({b: n for b, n in body.uses.items() if b not in node.definition.parameters})
-            times = [body.uses.get(parameter, 0) for parameter in node.definition.parameters]
-        for number, measure in zip(times, inner, strict=True):
-            operations += number * measure.operations
-            uses.update({binder: number * n for binder, n in measure.uses.items()})
+            reads = [body.uses.get(parameter, 0) for parameter in node.definition.parameters]
+        for count, measure in zip(reads, inner, strict=True):
+            operations += count * measure.operations
+            uses.update({binder: count * n for binder, n in measure.uses.items()})
         return min(operations, _COUNTED), {binder: min(n, _COUNTED) for binder, n in uses.items()}
 
     def _free_places(self, node: program.Aggregate) -> frozenset[str]:
-        """The places that an aggregate leaves free: a range does not see the places that it or later ones bind."""
+        """Return the places that an aggregate leaves free; the ends of a range see only the variables before it."""
         free, bound = frozenset[str](), set[str]()
-        for running in node.runnings:
-            for end in range_ends(running):
+        for variable in node.runnings:
+            for end in range_ends(variable):
                 free |= self.of(end).places - bound
-            bound |= binds(running)
+            bound |= binds(variable)
         inside = (node.body,) if node.condition is None else (node.body, node.condition)
         return free.union(*(self.of(part).places - bound for part in inside))
 
     def of_definition(self, definition: program.Definition) -> Measure:
-        """The measure of a definition's body; its own parameters are not free."""
-        if definition not in self._known:
+        """Return the measure of a definition's body, in which the definition's parameters are not free."""
+        if definition not in self._definitions:
             body = self.of(definition.body)
-            self._known[definition] = replace(body, free=body.free - set(definition.parameters))
-        return self._known[definition]
+            self._definitions[definition] = replace(body, free=body.free - set(definition.parameters))
+        return self._definitions[definition]
 
     def excess(self, node: program.Expr) -> Excess | None:
         """Return the limit that an expression exceeds, or None."""
         measure = self.of(node)
         if measure.height > MAX_HEIGHT:
-            message = f"is {measure.height} levels deep with its definitions written out; the limit is {MAX_HEIGHT}"
+            message = f"is {measure.height} levels deep with its definitions expanded; the limit is {MAX_HEIGHT}"
             return Excess(message, "use an aggregate with `for`, or fewer definitions of definitions")
         if measure.operations > MAX_OPERATIONS:
             number = f"{measure.operations:,}" if measure.operations < _COUNTED else f"more than {_COUNTED:,}"
-            message = f"has {number} operations with its definitions written out; the limit is {MAX_OPERATIONS:,}"
-            return Excess(message, "use each definition once in the next, or find a closed form")
+            message = f"has {number} operations with its definitions expanded; the limit is {MAX_OPERATIONS:,}"
+            return Excess(message, "let each definition use the one before it only once, or find a closed form")
         if measure.loops > MAX_LOOPS:
             message = f"nests {measure.loops} `for` variables; the limit is {MAX_LOOPS}"
-            return Excess(message, "join the ranges, or find a closed form")
+            return Excess(message, "merge the ranges, or find a closed form")
         return None

@@ -1,4 +1,4 @@
-"""Mixtures of what was chosen: nothing may have been, and what the result is then must be said."""
+"""Find expressions of `combine` that are undefined where a selection is empty."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from attnc.spec.checks.measure import children
 from attnc.spec.source import Span
 
 Mixture = tuple[Span, str]
-"""Where something is divided by what is 0 if a selection chose nothing, and the name of that."""
+"""The span of an expression that is undefined if a selection is empty, and the selection's name."""
 
 _TURNED = {"lt": "gt", "gt": "lt", "le": "ge", "ge": "le", "eq": "eq", "ne": "ne"}
 _OPPOSITE = {"lt": "ge", "ge": "lt", "gt": "le", "le": "gt", "eq": "ne", "ne": "eq"}
 _NONE: frozenset[str] = frozenset()
 
 
-def of_nothing(node: program.Expr, filled: frozenset[str] = _NONE) -> Iterator[Mixture]:
-    """The mixtures of an expression that stand in no case for which something was chosen; `filled`: what surely was."""
+def unguarded_mixtures(node: program.Expr, filled: frozenset[str] = _NONE) -> Iterator[Mixture]:
+    """Yield the mixtures of an expression that no condition guards against an empty selection.
+
+    `filled` names the selections that are surely not empty where the expression is evaluated.
+    """
     match node:
         case program.ConditionalValue(condition=condition, then=then, otherwise=otherwise):
-            yield from of_nothing(then, filled | _filled(condition, True))
-            yield from of_nothing(otherwise, filled | _filled(condition, False))
+            yield from unguarded_mixtures(then, filled | _filled(condition, True))
+            yield from unguarded_mixtures(otherwise, filled | _filled(condition, False))
             return
         case program.Operation(op="div" | "share", operands=(_, divisor), span=span):
             yield from ((span, name) for name in sorted(_vanishing(divisor, filled)))
@@ -30,13 +33,13 @@ def of_nothing(node: program.Expr, filled: frozenset[str] = _NONE) -> Iterator[M
         case program.Operation(op="log" | "log2", operands=(inner,), span=span):
             yield from ((span, name) for name in sorted(_vanishing(inner, filled)))
         case program.DefinitionUse(definition=definition):
-            yield from of_nothing(definition.body, filled)
+            yield from unguarded_mixtures(definition.body, filled)
     for child in children(node):
-        yield from of_nothing(child, filled)
+        yield from unguarded_mixtures(child, filled)
 
 
 def _vanishing(node: program.Expr, filled: frozenset[str]) -> frozenset[str]:
-    """The selections without which a number is 0."""
+    """Return the selections that make a number 0 when they are empty."""
     match node:
         case program.Aggregate(op="sum" | "mean" | "count", condition=condition) if condition is not None:
             return frozenset(n.selection for n in _conditions(condition) if n.number is not None) - filled
@@ -54,13 +57,13 @@ def _vanishing(node: program.Expr, filled: frozenset[str]) -> frozenset[str]:
             return _vanishing(inner, filled)
         case program.ConditionalValue(condition=condition, then=then, otherwise=otherwise):
             sides = (then, _filled(condition, True)), (otherwise, _filled(condition, False))
-            return _NONE.union(*(_vanishing(side, filled | known) for side, known in sides))
+            return _NONE.union(*(_vanishing(side, filled | guarded) for side, guarded in sides))
         case _:
             return _NONE
 
 
 def _filled(condition: program.Expr, holds: bool) -> frozenset[str]:
-    """The selections that surely chose something where a condition holds, or does not."""
+    """Return the selections that are surely not empty where a condition has the truth value `holds`."""
     match condition:
         case program.DefinitionUse(definition=definition):
             return _filled(definition.body, holds)
@@ -80,7 +83,7 @@ def _filled(condition: program.Expr, holds: bool) -> frozenset[str]:
 
 
 def _excludes_0(op: str, bound: object) -> bool:
-    """Whether a size of 0 does not compare so to a number."""
+    """Whether the comparison `size op bound` is false for a size of 0."""
     if isinstance(bound, bool) or not isinstance(bound, int | float):
         return False
     below, same = bound > 0, bound == 0
@@ -108,4 +111,4 @@ def _conditions(node: program.Expr) -> Iterator[program.SelectedTest]:
             yield from _conditions(operand)
 
 
-__all__ = ["of_nothing"]
+__all__ = ["unguarded_mixtures"]

@@ -15,8 +15,8 @@ from attnc.spec.checks.expression_forms import (
     ExprForm,
     Finding,
     as_number,
+    constant_finding,
     join,
-    of_constant,
 )
 from attnc.spec.checks.float_rules import FloatRules
 from attnc.spec.meaning.exact_arithmetic import ArithmeticFault, apply
@@ -31,7 +31,7 @@ _LOGIC = frozenset({"and", "or", "not"})
 _DIVISIONS = frozenset({"div", "floordiv", "mod"})
 
 
-_RANGE = "integers have 64 bits; write a formula whose parts are all defined and in range"
+_RANGE = "integers have 64 bits: write a formula whose intermediate values are all defined and in range"
 
 
 class OperationRules:
@@ -42,7 +42,7 @@ class OperationRules:
         self.floating = FloatRules(complain)
 
     def of(self, node: program.Operation, findings: Sequence[Finding]) -> Finding:
-        """Return the finding for an operation from those of its operands."""
+        """Return the finding of an operation, given the findings of its operands."""
         needs = frozenset[str]().union(*(f.needs for f in findings))
         if any(f.form.kind == "unknown" for f in findings):
             return Finding(self._unknown_form(node.op), needs)
@@ -62,17 +62,17 @@ class OperationRules:
     def _form(self, node: program.Operation, findings: Sequence[Finding]) -> ExprForm | None:
         op = node.op
         if op in _LOGIC:
-            return BOOL if _each(node, findings, self.boolean) else None
+            return BOOL if _all_fulfil(node, findings, self.boolean) else None
         if op in _EQUALITY and all(f.form == BOOL for f in findings):
             return BOOL
-        if not _each(node, findings, lambda o, f: self._number(node, o, f)):
+        if not _all_fulfil(node, findings, lambda o, f: self._number(node, o, f)):
             return None
         if op in _ORDER | _EQUALITY | {"floordiv", "mod"}:
-            exact = _each(node, findings, lambda o, f: self.exact(o, f, f"`{WORD_OF[op]}`"))
+            exact = _all_fulfil(node, findings, lambda o, f: self.exact(o, f, f"`{WORD_OF[op]}`"))
             return self._exact_form(op, findings) if exact else None
         if op in INTEGER_FUNCTIONS:
-            whole = _each(node, findings, lambda o, f: self.integer(o, f, f"`{op}`"))
-            return (BOOL if op == "power_of_two" else INT) if whole else None
+            integral = _all_fulfil(node, findings, lambda o, f: self.integer(o, f, f"`{op}`"))
+            return (BOOL if op == "power_of_two" else INT) if integral else None
         return _number_form(op, findings)
 
     def _exact_form(self, op: str, findings: Sequence[Finding]) -> ExprForm:
@@ -80,34 +80,34 @@ class OperationRules:
             return BOOL
         return INT if op == "floordiv" else _join_all(findings)
 
-    # --- demands -----------------------------------------------------------------------------------------------------
+    # --- demands on operands -----------------------------------------------------------------------------------------
 
     def boolean(self, node: program.Expr, finding: Finding, what: str = "a condition") -> bool:
-        """Whether it is a truth value; a complaint where not."""
+        """Check that an operand is a truth value, and report an error otherwise; return whether it is."""
         if finding.form.kind in ("bool", "unknown"):
             return True
         help_ = "compare it with something: `… > 0`, `… == 0`"
         if what == "`keep`" and finding.form.kind == "int":
-            help_ = f"`rank` is 0 for the best score: write `rank < {node.span.text}` to keep so many"
+            help_ = f"`rank` is 0 for the best score: write `rank < {node.span.text}` to keep that many candidates"
         self._complain(
-            "A308", f"{what} is true or false, and this is {finding.form}", node.span, str(finding.form), help=help_
+            "A308", f"{what} must be true or false, got {finding.form}", node.span, str(finding.form), help=help_
         )
         return False
 
     def integer(self, node: program.Expr, finding: Finding, what: str) -> bool:
-        """Whether it is an integer; a complaint where not."""
+        """Check that an operand is an integer, and report an error otherwise; return whether it is."""
         if finding.form.kind in ("int", "unknown"):
             return True
-        message = f"{what} needs an integer, and this is {finding.form}"
+        message = f"{what} needs an integer, got {finding.form}"
         self._complain("A309", message, node.span, str(finding.form), help=_to_integer(finding.form))
         return False
 
     def exact(self, node: program.Expr, finding: Finding, what: str) -> bool:
-        """Whether it is no rounded number; a complaint where it is."""
+        """Check that an operand is exact, not a rounded number; report an error otherwise; return whether it is."""
         if finding.form.kind != "approximate":
             return True
         help_ = "round it to an integer: `floor(…)` or `ceil(…)` of the whole formula"
-        message = f"{what} is exact, and this number is rounded: it comes from sqrt, exp, log or a fractional power"
+        message = f"{what} needs an exact number, got a rounded one: the result of sqrt, exp, log or a fractional power"
         self._complain("A401", message, node.span, "not exact", help=help_)
         return False
 
@@ -117,10 +117,8 @@ class OperationRules:
         name = parent.op if parent.op in EXACT_FUNCTIONS else WORD_OF[parent.op]
         help_ = as_number(finding.form, node.span.text)
         if finding.form == BOOL and parent.op in _EQUALITY:
-            help_ = "a condition is not compared with a number: write it alone, or `not` before it"
-        self._complain(
-            "A310", f"`{name}` needs numbers, and this is {finding.form}", node.span, str(finding.form), help=help_
-        )
+            help_ = "a condition cannot be compared with a number: write the condition alone, or `not` before it"
+        self._complain("A310", f"`{name}` needs numbers, got {finding.form}", node.span, str(finding.form), help=help_)
         return False
 
     # --- constants ---------------------------------------------------------------------------------------------------
@@ -130,15 +128,17 @@ class OperationRules:
         if node.op in ("and", "or"):
             return None
         if node.op in _DIVISIONS and values[1] == 0:
-            return self._fault("division by zero", node.operands[1].span, "this is 0", "divide by something else")
+            return self._fault(
+                "division by zero", node.operands[1].span, "this is 0", "divide by a number other than 0"
+            )
         if node.op == "clamp" and values[1] is not None and values[2] is not None and values[1] > values[2]:
             message = "`clamp(x, low, high)` needs low <= high"
             return self._fault(message, node.span, "low is above high", "swap the two bounds")
-        known = tuple(v for v in values if v is not None)
-        if len(known) < len(values):
+        constants = tuple(v for v in values if v is not None)
+        if len(constants) < len(values):
             return None
         try:
-            return of_constant(apply(node.op, known))
+            return constant_finding(apply(node.op, constants))
         except ArithmeticFault as fault:
             return self._fault(str(fault), node.span, "this constant has no value", _RANGE)
 
@@ -154,17 +154,17 @@ def _to_integer(form: ExprForm) -> str:
         case "bool":
             return "write `(1 if … else 0)` for an integer"
         case "list":
-            return "take one entry, `x[0]`; or run over the places of a list, `for j in 0 .. 3`, and read `x[j]`"
+            return "take one entry, `x[0]`; or iterate over the indices of the list, `for j in 0 .. 3`, and read `x[j]`"
         case "real":
             return "divide by `//`, which rounds down, or take `floor(…)` or `ceil(…)` of it"
         case _:
             return "take `floor(…)` or `ceil(…)` of it"
 
 
-def _each(
+def _all_fulfil(
     node: program.Operation, findings: Sequence[Finding], demand: Callable[[program.Expr, Finding], bool]
 ) -> bool:
-    """Whether every operand fulfils a demand; each is asked, so that each complains."""
+    """Whether every operand fulfils a demand; checks all operands, so that every error is reported."""
     return sum(not demand(operand, f) for operand, f in zip(node.operands, findings, strict=True)) == 0
 
 
@@ -195,7 +195,7 @@ def _power_form(base: ExprForm, exponent: Finding) -> ExprForm:
 
 
 def _natural(op: str, findings: Sequence[Finding]) -> bool:
-    """Whether the result is never negative, as far as the signs of the operands tell."""
+    """Whether the result is surely never negative, given which operands are never negative."""
     signs = [f.natural for f in findings]
     match op:
         case "abs" | "isqrt" | "bitlen" | "sqrt" | "exp":

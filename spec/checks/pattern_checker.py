@@ -1,4 +1,4 @@
-"""Types, stages and exactness of a resolved pattern: its declarations and clauses, one by one."""
+"""Check the declarations and clauses of a resolved pattern: types, stages and exactness."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from attnc.spec.checks.measure import (
     lines_of,
     recurrences_of,
 )
-from attnc.spec.checks.mixtures import of_nothing
+from attnc.spec.checks.mixtures import unguarded_mixtures
 from attnc.spec.names.resolve import ResolvedPattern
 from attnc.spec.report import DiagnosticList
 
@@ -36,8 +36,8 @@ _PER_PAIR = {
 
 
 def check_pattern(resolved: ResolvedPattern, report: DiagnosticList) -> program.Program:
-    """The pattern with its stages filled in. What is wrong goes to `report`; the result is then of no use."""
-    pattern, spare = resolved.pattern, resolved.spare
+    """Return the pattern with its stages filled in. Errors go to `report`; after an error the result is not valid."""
+    pattern, unused = resolved.pattern, resolved.spare
     checker = PatternChecker(pattern, report)
     checker.check_declarations()
     requirements = tuple(checker.requirement(r) for r in pattern.requirements)
@@ -46,7 +46,7 @@ def check_pattern(resolved: ResolvedPattern, report: DiagnosticList) -> program.
         checker.check_learned()
         for recurrence in recurrences_of(pattern):
             checker.recurrent.check_states(recurrence)
-    for definition in spare:
+    for definition in unused:
         if not definition.parameters:
             checker.find(program.DefinitionUse(definition.span, definition, ()), {}, None)
     needs_align = bool(recurrences_of(pattern)) or pattern.documents is not None or {"q", "k"} <= needs
@@ -59,7 +59,7 @@ class PatternChecker(Checker):
     # --- declarations ------------------------------------------------------------------------------------------------
 
     def check_declarations(self) -> None:
-        """Dimensions and extents: integers, known with the parameters."""
+        """Check that dimensions and extents are integers that the parameters determine."""
         for parameter in self._pattern.parameters:
             for i, dim in enumerate(parameter.type.dims):
                 if dim == "head" and i > 0:
@@ -74,23 +74,23 @@ class PatternChecker(Checker):
                     self._static(axis.extent, "an extent")
 
     def _static(self, node: program.Expr, what: str) -> None:
-        found = self.find(node, {}, None)
-        self._rules.integer(node, found, what)
-        late = [words for need, words in (_PER_CALL | _PER_PAIR).items() if need in found.needs]
+        finding = self.find(node, {}, None)
+        self._rules.integer(node, finding, what)
+        late = [phrase for need, phrase in (_PER_CALL | _PER_PAIR).items() if need in finding.needs]
         if late:
-            message = f"{what} is fixed when the pattern is compiled, and this depends on {late[0]}"
+            message = f"{what} must be known when the pattern is compiled, but this depends on {late[0]}"
             self._complain("A406", message, node.span, "not a constant", help="use parameters and numbers")
 
     def requirement(self, item: program.Requirement) -> program.Requirement:
-        """A `require` line with its stage."""
-        found = self.find(item.condition, {}, None)
-        self._rules.boolean(item.condition, found, "what `require` asks")
-        late = [words for need, words in _PER_PAIR.items() if need in found.needs]
+        """Return a `require` line with its stage filled in."""
+        finding = self.find(item.condition, {}, None)
+        self._rules.boolean(item.condition, finding, "the condition of `require`")
+        late = [phrase for need, phrase in _PER_PAIR.items() if need in finding.needs]
         if late:
-            message = f"`require` is asked once, and this depends on {late[0]}"
-            help_ = "use parameters and sizes; for a list by head: `all(… for head in heads)`"
+            message = f"`require` is checked once, and cannot depend on {late[0]}"
+            help_ = "use parameters and sizes; for a list with an entry per head: `all(… for head in heads)`"
             self._complain("A406", message, item.condition.span, "differs from pair to pair", help=help_)
-        return replace(item, stage="call" if found.needs else "parameter")
+        return replace(item, stage="call" if finding.needs else "parameter")
 
     def attends(self) -> frozenset[str]:
         """Return the stages that the attentions and their combination need."""
@@ -121,75 +121,78 @@ class PatternChecker(Checker):
             return
         self._static(steps, "the number of steps")
         if not any(isinstance(node, program.Operation) and node.op == "solve" for node in below(self._roots())):
-            message = "nothing here is approximated: there is no `solve`"
-            self._complain("A223", message, steps.span, "of what?", help="leave the line out")
+            message = "`approximate` has no effect: the pattern has no `solve`"
+            self._complain("A223", message, steps.span, "nothing to approximate", help="remove the line")
 
     def _check_mixtures(self, combine: program.Expr) -> None:
-        """Where something is divided by a sum over what was chosen, the case of nothing is said."""
-        for span, name in of_nothing(combine):
-            message = f"`{name}` may be empty, and what the mixture then is is not said"
-            help_ = f"say it: `… if {name}.size > 0 else near`"
-            self._complain("A225", message, span, "divided by nothing", help=help_)
+        """Report expressions that are undefined where a selection is empty."""
+        for span, name in unguarded_mixtures(combine):
+            message = f"`{name}` may be empty, and this is undefined then"
+            help_ = f"give a value for that case: `… if {name}.size > 0 else near`"
+            self._complain("A225", message, span, f"undefined if `{name}` is empty", help=help_)
 
     def _check_padded(self) -> None:
-        """Where keys are padded, one of them may be no token, and has coordinates but no position."""
+        """Report reads of a key's position in a pattern with padding: a padded key has coordinates but no position."""
         if not self._pattern.pads:
             return
-        asked = {id(node.item) for node in below(self._roots()) if isinstance(node, program.SelectedTest)}
+        tested = {id(node.item) for node in below(self._roots()) if isinstance(node, program.SelectedTest)}
         for node in below(self._roots()):
-            if isinstance(node, program.PositionRead) and node.place == "k" and id(node) not in asked:
+            if isinstance(node, program.PositionRead) and node.place == "k" and id(node) not in tested:
                 axes = ", ".join(f"`k.{axis.name}`" for axis in self._pattern.pads[0].segment.axes)
-                message = "`k` has no position here: beyond the tokens there are padded keys"
+                message = "`k` has no position here: a padded key is not a token"
                 self._complain("A206", message, node.span, "which position?", help=f"read its coordinates: {axes}")
 
     def _roots(self) -> list[program.Expr]:
-        """Every expression of the relation and the attentions."""
+        """Return every expression of the relation, the selections, the recurrences and the attentions."""
         pattern = self._pattern
-        combined = [] if pattern.combine is None else [pattern.combine]
+        roots = [] if pattern.combine is None else [pattern.combine]
         for recurrence in recurrences_of(pattern):
-            combined += lines_of(recurrence)
+            roots += lines_of(recurrence)
         for selection in pattern.selections:
-            combined += expressions_of_selection(selection)
-        return [*pattern.visible, *combined, *(e for attend in pattern.attends for e in expressions(attend))]
+            roots += expressions_of_selection(selection)
+        return [*pattern.visible, *roots, *(e for attend in pattern.attends for e in expressions(attend))]
 
     def check_learned(self) -> None:
-        """A learned tensor that nothing reads would never learn."""
+        """Report learned tensors that nothing reads, and that training would never change."""
         read = inputs_read(self._roots())
         for tensor in self._pattern.inputs:
             if tensor.learned and tensor not in read:
                 message = f"nothing reads the learned tensor `{tensor.name}`"
-                help_ = "read it in `score`, or drop it"
-                self._complain("A222", message, tensor.span, "it would never learn", help=help_)
+                help_ = "read it in `score`, or remove it"
+                self._complain("A222", message, tensor.span, "never trained", help=help_)
 
     def relation(self, lines: tuple[program.Expr, ...]) -> frozenset[str]:
         """Return the stages that the conjunction of the `visible` lines needs."""
         facts = self._everywhere()
         needs: frozenset[str] = frozenset()
         for line in lines:
-            found = self.find(line, {}, facts)
-            self._rules.boolean(line, found, "`visible`")
+            finding = self.find(line, {}, facts)
+            self._rules.boolean(line, finding, "`visible`")
             facts = self._guards.after(line, True, facts)
-            needs |= found.needs
+            needs |= finding.needs
         return needs
 
     def round(self, item: program.RoundClause | None) -> frozenset[str]:
-        """Return the stages that the units and the condition of a `round` need; none without a `round`."""
+        """Return the stages that the units and the condition of a `round` need; none for a pattern without `round`."""
         if item is None:
             return frozenset()
         facts = self._everywhere()
-        found = {unit: self._unit(unit, facts) for unit in (item.q, item.k)}
-        env = {unit.binder: Finding(f.form, f.needs - {"q", "k"}, None, f.natural) for unit, f in found.items()}
+        unit_findings = {unit: self._unit(unit, facts) for unit in (item.q, item.k)}
+        env = {
+            unit.binder: Finding(finding.form, finding.needs - {"q", "k"}, None, finding.natural)
+            for unit, finding in unit_findings.items()
+        }
         keep = self.find(item.keep, env, facts)
-        self._rules.boolean(item.keep, keep, "what `keep` asks")
+        self._rules.boolean(item.keep, keep, "the condition of `keep`")
         for unit in (item.q, item.k):
-            self._check_bound(item, unit)
-        return keep.needs.union(*(f.needs for f in found.values()))
+            self._check_whole_blocks(item, unit)
+        return keep.needs.union(*(finding.needs for finding in unit_findings.values()))
 
-    def _check_bound(self, item: program.RoundClause, unit: program.Unit) -> None:
-        """In a block there is no one query and no one key: each runs over its unit."""
-        at = first_use(item.keep, unit.place, self._measures)
-        if at is not None:
+    def _check_whole_blocks(self, item: program.RoundClause, unit: program.Unit) -> None:
+        """Report a read of a single query or key in `keep`, which decides about whole blocks."""
+        span = first_use(item.keep, unit.place, self._measures)
+        if span is not None:
             name = unit.binder.name
-            message = f"`keep` asks about whole blocks, and this depends on one `{unit.place}` of them"
-            help_ = f"let it run: `any(… for {unit.place} in {name})`; the block itself is `{name}`"
-            self._complain("A206", message, at, f"which `{unit.place}` of `{name}`?", help=help_)
+            message = f"`keep` decides about whole blocks, but this depends on a single `{unit.place}`"
+            help_ = f"aggregate over the block: `any(… for {unit.place} in {name})`; the block itself is `{name}`"
+            self._complain("A206", message, span, f"which `{unit.place}` of `{name}`?", help=help_)

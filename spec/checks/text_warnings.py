@@ -1,4 +1,4 @@
-"""Warnings about a text without errors: names that nothing reads, windows one key wider than others."""
+"""Warn about a text without errors: names that nothing reads, and windows one key wider than their name says."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from attnc.spec.report import DiagnosticList
 from attnc.spec.source import Span
 
 WIDTHS = ("window", "w", "width", "size", "span")
-"""Names of the number of keys that a window has."""
+"""Names that suggest the number of keys of a window."""
 
 
 def warn(module: syntax.ModuleSyntax, report: DiagnosticList) -> None:
     """Report the warnings of a file (codes W0xx)."""
-    _unused(module, report)
+    _warn_unused_names(module, report)
     for node in _below(module):
         if isinstance(node, syntax.ComparisonExpr):
-            _one_more(node, report)
+            _warn_wide_window(node, report)
 
 
 def _below(root: object) -> Iterator[object]:
-    """All nodes of a syntax tree, `root` first."""
+    """Yield all nodes of a syntax tree, `root` first."""
     pending = [root]
     while pending:
         node = pending.pop()
@@ -36,18 +36,18 @@ def _below(root: object) -> Iterator[object]:
 # --- a window one off ------------------------------------------------------------------------------------------------
 
 
-def _one_more(node: syntax.ComparisonExpr, report: DiagnosticList) -> None:
-    """`q - k <= window`."""
+def _warn_wide_window(node: syntax.ComparisonExpr, report: DiagnosticList) -> None:
+    """Warn about `q - k <= window`, which keeps `window + 1` keys."""
     left = node.first
     for op, right in node.rest:
         if op == "<=" and _is_gap(left) and isinstance(right, syntax.NameExpr) and _is_width(right.id):
             width = right.id
             report.warning(
                 "W003",
-                f"a window of `{width}` + 1 keys: the query's own is one of them",
+                f"`q - k <= {width}` keeps `{width}` + 1 keys, as the distance starts at 0",
                 Span(node.span.source, left.span.start, right.span.end),
-                "counts from 0",
-                help=f"windows have `{width}` keys elsewhere: `q - k < {width}`; if one more is meant, give `{width}` "
+                "one key more than `<`",
+                help=f"write `q - k < {width}` for a window of `{width}` keys; if one more is meant, give `{width}` "
                 f"another name, such as `reach`",
             )
         left = right
@@ -65,8 +65,8 @@ def _is_width(name: str) -> bool:
 # --- names that nothing reads ----------------------------------------------------------------------------------------
 
 
-def _unused(module: syntax.ModuleSyntax, report: DiagnosticList) -> None:
-    """Report declared names that no expression has."""
+def _warn_unused_names(module: syntax.ModuleSyntax, report: DiagnosticList) -> None:
+    """Warn about declared names that no expression reads."""
     for name, kind, read in _declared(module):
         if name.id not in read and not name.id.startswith("_"):
             help_ = "remove it, or read it; a name that begins with `_` may be unused"
@@ -74,15 +74,15 @@ def _unused(module: syntax.ModuleSyntax, report: DiagnosticList) -> None:
 
 
 def _declared(module: syntax.ModuleSyntax) -> Iterator[tuple[syntax.NameExpr, str, set[str]]]:
-    """Names, what they are, and the names that are read where they are known.
+    """Yield each declared name, the kind of its declaration, and the names that are read in its scope.
 
-    What a file of definitions alone defines is read by other files.
+    Definitions of a file without patterns are left out, because other files read them.
     """
     patterns = [item for item in module.items if isinstance(item, syntax.PatternDecl)]
     if patterns:
-        everywhere = _read(module.items)
+        read_anywhere = _read(module.items)
         uses = [item for item in module.items if isinstance(item, syntax.UseDecl)]
-        yield from ((name, "import", everywhere) for use in uses for name in use.names)
+        yield from ((name, "import", read_anywhere) for use in uses for name in use.names)
     for item in module.items:
         if isinstance(item, syntax.FunctionDecl):
             read = _read((item.value,))
@@ -97,14 +97,14 @@ def _declared_in(pattern: syntax.PatternDecl) -> Iterator[tuple[syntax.NameExpr,
     for node in _below(pattern.body):
         if isinstance(node, syntax.DefinitionDecl) and node.word.id == "let":
             yield node.name, "definition", read
-            own = _read((node.value,))
-            yield from ((name, "parameter", own) for name in node.parameters or ())
+            read_in_value = _read((node.value,))
+            yield from ((name, "parameter", read_in_value) for name in node.parameters or ())
         elif isinstance(node, syntax.Declaration) and node.word.id == "input":
             yield node.name, "input", read
 
 
 def _read(roots: tuple[object, ...]) -> set[str]:
-    """Names that expressions and types have, without those that declare."""
+    """Return the names that expressions and types read, without the names that declarations introduce."""
     result: set[str] = set()
     pending: list[object] = list(roots)
     while pending:

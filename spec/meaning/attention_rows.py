@@ -1,4 +1,4 @@
-"""Rows of attention by definition: one query of one attention, key by key."""
+"""Compute rows of attention directly from the definition, one key after another."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ if TYPE_CHECKING:
     from attnc.spec.meaning.evaluate import Evaluator, SequenceView
 
 Heads = list[list[list[list[float]]]]
-"""Vectors by batch entry, head and token."""
+"""Vectors as nested lists [batch][head][token][entry]."""
 
 Output = tuple[Any, float]
-"""The output of a row, a vector or a number, and its LSE."""
+"""The output of a row, a vector or a number, and its log-sum-exp."""
 
 
 class AttentionRows:
-    """The rows of one call, each computed once."""
+    """The rows of one call; each row is computed once."""
 
     def __init__(self, call: Evaluator) -> None:
         self._call = call
         self._attends = {attend.name: attend for attend in call.program.attends}
         self._stateful = {item.name: item for item in call.program.stateful}
-        self._tokens: dict[tuple[str, int | None, int, int], list[tuple[float, ...]]] = {}
-        self._known: dict[tuple[str, int | None, int, int, int], Output] = {}
+        self._recurrent_outputs: dict[tuple[str, int | None, int, int], list[tuple[float, ...]]] = {}
+        self._outputs: dict[tuple[str, int | None, int, int, int], Output] = {}
 
     def result(self, batch: int, head: int, row: int) -> tuple[list[float], float]:
-        """(out, lse) of a row of the pattern."""
+        """Return (out, lse) of a row of the pattern."""
         combine = self._call.program.combine
         if combine is None:
             (attend,) = self._attends.values()
@@ -49,12 +49,12 @@ class AttentionRows:
         if isinstance(combine, program.BranchRead) and combine.part == "out" and combine.at is None:
             member = None if combine.member is None else self._call.meanings.of(combine.member)(frame)
             lse = self.of(combine.branch, member, batch, head, row)[1]  # type: ignore[arg-type]  # an integer
-        if not isinstance(out, tuple):  # a sum of no vectors is the number 0
+        if not isinstance(out, tuple):  # an empty sum of vectors is the number 0
             out = (out,) * len(self._call.vectors["v"][0][0][0])
         return list(map(float, cast("Any", out))), lse
 
     def frame(self, batch: int, head: int, row: int) -> tuple[SequenceView, EvaluationFrame]:
-        """The frame of a query, with what it shares with the tokens of its document."""
+        """Return the sequence that a row belongs to, the call or a document, and the frame of the row's query."""
         whole = self._call.whole
         documents = self._call.program.documents
         view = whole if documents is None else self._call.view(row, row + whole.shift, batch)
@@ -62,33 +62,34 @@ class AttentionRows:
         return view, view.frame(row + whole.shift - view.first_key, 0, head, batch)
 
     def of(self, name: str, member: int | None, batch: int, head: int, row: int) -> Output:
-        """(out, lse) of a row of an attention, or of a branch with a state, which has no LSE."""
+        """Return (out, lse) of a row of an attention, or of a branch with a state, whose lse is NaN."""
         if name in self._stateful:
-            return self._of_token(name, member, batch, head, row), math.nan
+            return self._recurrent_output(name, member, batch, head, row), math.nan
         key = (name, member, batch, head, row)
-        if key not in self._known:
-            self._known[key] = self._row(self._attends[name], member, batch, head, row).output()
-        return self._known[key]
+        if key not in self._outputs:
+            self._outputs[key] = self._row(self._attends[name], member, batch, head, row).output()
+        return self._outputs[key]
 
-    def _of_token(self, name: str, member: int | None, batch: int, head: int, row: int) -> tuple[float, ...]:
+    def _recurrent_output(self, name: str, member: int | None, batch: int, head: int, row: int) -> tuple[float, ...]:
         key, branch = (name, member, batch, head), self._stateful[name]
         if branch.family is not None and member is not None:
             self._check_member(branch, branch.family, member, self.frame(batch, head, row)[1])
-        if key not in self._tokens:
-            self._tokens[key], _ = RecurrentRuns(self._call, branch, member).run(batch, head, None)
-        return self._tokens[key][row]
+        if key not in self._recurrent_outputs:
+            self._recurrent_outputs[key], _ = RecurrentRuns(self._call, branch, member).run(batch, head, None)
+        return self._recurrent_outputs[key][row]
 
     def weight(self, name: str, member: int | None, frame: EvaluationFrame, row: int) -> float:
-        """The weight that an attention gives to the key of a frame, 0 where its row does not see it."""
-        found = self._row(self._attends[name], member, frame.batch, frame.head, row)
+        """Return the weight that an attention gives to the key of a frame; 0 for an invisible key."""
+        weighted = self._row(self._attends[name], member, frame.batch, frame.head, row)
         assert isinstance(frame.row, AttentionRow)
-        here = frame.row.name_of(frame)
+        key = frame.row.name_of(frame)
         return next(
-            (w for inner, w in zip(found.keys, found.weights(), strict=True) if found.name_of(inner) == here), 0.0
+            (w for inner, w in zip(weighted.keys, weighted.weights(), strict=True) if weighted.name_of(inner) == key),
+            0.0,
         )
 
     def merged(self, node: program.MergeCall, members: Sequence[int | None], batch: int, head: int, row: int) -> Output:
-        """(out, lse) of a softmax over the keys of several."""
+        """Return (out, lse) of one softmax over the keys of several branches."""
         parts = [self.of(p.branch, m, batch, head, row) for p, m in zip(node.parts, members, strict=True)]
         lse = float_arithmetic.logsumexp([part for _, part in parts])
         shares = [0.0 if lse == -math.inf else math.exp(part - lse) for _, part in parts]
@@ -122,7 +123,7 @@ class AttentionRows:
 
 
 class AttentionRow:
-    """One query of one attention."""
+    """One row of one attention: a query and its visible keys."""
 
     def __init__(
         self, call: Evaluator, attend: program.AttentionClauses, view: SequenceView, frame: EvaluationFrame
@@ -131,10 +132,10 @@ class AttentionRow:
         self._attend = attend
         self._view = view
         self._frame = frame.in_row(self)
-        self.keys = [key for key in self._places(self._frame) if self._sees(key)]
+        self.keys = [key for key in self._all_keys(self._frame) if self._sees(key)]
 
     def seen(self, frame: EvaluationFrame) -> Iterator[EvaluationFrame]:
-        """A frame for each key, with the names of another."""
+        """Yield a copy of a frame for each visible key of the row."""
         for key in self.keys:
             call = self._call
             call.steps += 1
@@ -149,7 +150,7 @@ class AttentionRow:
         over = self._attend.over
         return frame.at("k", key) if over is None else frame.binding(over.binder, constantly(key)).forgetting()
 
-    def _places(self, frame: EvaluationFrame) -> Iterator[EvaluationFrame]:
+    def _all_keys(self, frame: EvaluationFrame) -> Iterator[EvaluationFrame]:
         match self._attend.over:
             case None:
                 for key in range(self._view.places):
@@ -173,7 +174,7 @@ class AttentionRow:
     # --- scores and weights ------------------------------------------------------------------------------------------
 
     def score(self, frame: EvaluationFrame, at: int | None) -> Result:
-        """The score at a frame's key, or at another."""
+        """Return the score at a frame's key, or at the key `at`."""
         if at is not None:
             frame = self._with_key(frame, self._view.padded(at) if self._attend.over is None else at)
         if self._attend.score is not None:
@@ -184,23 +185,23 @@ class AttentionRow:
         return self._call.factor * float(float_arithmetic.apply("dot", (a, b), floating=True))
 
     def ranking(self, frame: EvaluationFrame, name: str) -> Result:
-        """Nothing is ranked here."""
-        raise AssertionError(f"`{name}` outside of a selection")
+        """Raise: an attention ranks no candidates."""
+        raise AssertionError(f"`{name}` outside a selection")
 
     def _scores(self) -> list[float]:
-        return [float(self._asked(lambda frame: self.score(frame, None), key)) for key in self.keys]
+        return [float(self._evaluate(lambda frame: self.score(frame, None), key)) for key in self.keys]
 
-    def _asked(self, meaning: Meaning, frame: EvaluationFrame) -> Any:
-        """One value, with all the steps that one may take."""
+    def _evaluate(self, meaning: Meaning, frame: EvaluationFrame) -> Any:
+        """Return one value; the step count starts anew."""
         self._call.steps = 0
         return meaning(frame)
 
     def weights(self) -> list[float]:
-        """The weight of each key."""
+        """Return the weight of each visible key."""
         weights = self._attend.weights
         if weights is not None and not isinstance(weights, program.SoftmaxClause):
             meaning = self._call.meanings.of(weights)
-            return [float(self._asked(meaning, key)) for key in self.keys]
+            return [float(self._evaluate(meaning, key)) for key in self.keys]
         lse = self._lse()
         if lse == math.inf:
             return [math.nan] * len(self.keys)
@@ -220,39 +221,41 @@ class AttentionRow:
     # --- output ------------------------------------------------------------------------------------------------------
 
     def output(self) -> Output:
-        """(out, lse)."""
+        """Return (out, lse) of the row."""
         self._call.steps = 0
         stack = self._attend.stack
         if stack is None:
-            return self._summed(), self._lse()
-        frame, places = self._frame, []
+            return self._weighted_sum(), self._lse()
+        frame, outputs = self._frame, []
         ends = [self._call.meanings.of(end)(frame) for end in (stack.low, stack.high)]
         for i in range(*ends):  # type: ignore[arg-type]  # integers
             inner = frame.binding(stack.binder, constantly(i)).forgetting()
-            places.append(AttentionRow(self._call, self._attend, self._view, inner)._summed())
-        return tuple(places), math.nan
+            outputs.append(AttentionRow(self._call, self._attend, self._view, inner)._weighted_sum())
+        return tuple(outputs), math.nan
 
-    def _summed(self) -> Any:
-        """Σ weights · value."""
+    def _weighted_sum(self) -> Any:
+        """Return Σ weights · value over the visible keys."""
         weights = self.weights()
-        found = [self._value(key) for key in self.keys]
-        if not found:
-            return self._nothing()
-        width = max((len(x) for x in found if isinstance(x, tuple)), default=None)
+        values = [self._value(key) for key in self.keys]
+        if not values:
+            return self._zero_output()
+        width = max((len(x) for x in values if isinstance(x, tuple)), default=None)
         if width is None:
-            return math.fsum(w * float(x) for w, x in zip(weights, found, strict=True))
-        found = [x if isinstance(x, tuple) else (x,) * width for x in found]  # a sum of no vectors is the number 0
-        return tuple(math.fsum(w * float(x[i]) for w, x in zip(weights, found, strict=True)) for i in range(width))
+            return math.fsum(w * float(x) for w, x in zip(weights, values, strict=True))
+        values = [
+            x if isinstance(x, tuple) else (x,) * width for x in values
+        ]  # an empty sum of vectors is the number 0
+        return tuple(math.fsum(w * float(x[i]) for w, x in zip(weights, values, strict=True)) for i in range(width))
 
     def _value(self, frame: EvaluationFrame) -> Any:
         value = self._attend.value or program.Vector(self._attend.span, "v")
-        return self._asked(self._call.meanings.of(value), frame)
+        return self._evaluate(self._call.meanings.of(value), frame)
 
-    def _nothing(self) -> Any:
-        """The zeros of a row without keys: as many as another key would give."""
+    def _zero_output(self) -> Any:
+        """Return the output of a row without visible keys: zeros in the shape of any key's value."""
         if self._attend.value is None:
             return (0.0,) * len(self._call.vectors["v"][0][0][0])
-        for key in self._places(self._frame):
-            found = self._value(key)
-            return (0.0,) * len(found) if isinstance(found, tuple) else 0.0
+        for key in self._all_keys(self._frame):
+            value = self._value(key)
+            return (0.0,) * len(value) if isinstance(value, tuple) else 0.0
         return (0.0,) * len(self._call.vectors["v"][0][0][0])

@@ -1,4 +1,4 @@
-"""Values for the parameters of a checked program."""
+"""Bind values to the parameters of a checked program."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _NONE: Mapping[str, object] = {}
 
 
 def bind(pattern: Program, values: Mapping[str, object] = _NONE, preset: str | None = None) -> BoundProgram:
-    """The program with a value for each parameter: from `values`, else the preset, else the default.
+    """Return the program with a value for each parameter: from `values`, else the preset, else the default.
 
-    Numbers may be Python's, `Fraction`, `Decimal` or numpy scalars; a float means the shortest decimal that spells it.
+    Numbers may be Python's, `Fraction`, `Decimal` or numpy scalars; a float stands for its shortest decimal.
     Raises `SpecError` for values that do not fit and for a `require` that does not hold.
     """
     report = DiagnosticList()
-    given = _given(pattern, values, preset, report)
-    bound = BoundProgram(pattern, _Binding(pattern, given, report).values())
+    chosen = _chosen_values(pattern, values, preset, report)
+    bound = BoundProgram(pattern, _Binding(pattern, chosen, report).values())
     if not report.failed:
         _check_requirements(bound, report)
     if report.failed:
@@ -33,17 +33,19 @@ def bind(pattern: Program, values: Mapping[str, object] = _NONE, preset: str | N
     return bound
 
 
-def _given(
+def _chosen_values(
     pattern: Program, values: Mapping[str, object], preset: str | None, report: DiagnosticList
 ) -> dict[str, object]:
     names = [p.name for p in pattern.parameters]
     for name in values:
         if name not in names:
-            listed = f"the parameters are {', '.join(f'`{n}`' for n in names)}" if names else "it has none"
+            listed = (
+                f"the parameters are {', '.join(f'`{n}`' for n in names)}" if names else "the pattern has no parameters"
+            )
             help_ = did_you_mean(str(name), names, listed)
             report.error("A801", f"`{pattern.name}` has no parameter `{name}`", pattern.span, help=help_)
-    known = {name: value for name, value in values.items() if name in names}
-    return {**_preset(pattern, preset, report), **known}
+    valid = {name: value for name, value in values.items() if name in names}
+    return {**_preset(pattern, preset, report), **valid}
 
 
 def _preset(pattern: Program, preset: str | None, report: DiagnosticList) -> Mapping[str, object]:
@@ -53,38 +55,38 @@ def _preset(pattern: Program, preset: str | None, report: DiagnosticList) -> Map
         if candidate.name == preset:
             return candidate.values
     names = [p.name for p in pattern.presets]
-    listed = f"the presets are {', '.join(f'`{n}`' for n in names)}" if names else "it has none"
+    listed = f"the presets are {', '.join(f'`{n}`' for n in names)}" if names else "the pattern has no presets"
     help_ = did_you_mean(preset, names, listed)
     report.error("A804", f"`{pattern.name}` has no preset `{preset}`", pattern.span, help=help_)
     return {}
 
 
-def _meant(value: object) -> int | None:
-    """The integer that a float or a text says, such as 512.0 or "512"; None for any other value."""
+def _intended_integer(value: object) -> int | None:
+    """Return the integer that a float or a string stands for, such as 512.0 or "512"; None for other values."""
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**63:
         return int(value)
     return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19 else None
 
 
 class _Binding:
-    """Converts values; lists last, because their lengths may depend on the other parameters."""
+    """Converts the values of parameters; lists last, because their lengths may depend on the other parameters."""
 
-    def __init__(self, pattern: Program, given: Mapping[str, object], report: DiagnosticList) -> None:
+    def __init__(self, pattern: Program, chosen: Mapping[str, object], report: DiagnosticList) -> None:
         self._pattern = pattern
-        self._given = given
+        self._chosen = chosen
         self._report = report
         self._values: dict[str, Value] = {}
         self._lengths: dict[str, int] = {}
 
     def values(self) -> dict[str, Value]:
-        """A value for each parameter that has a good one, in the order of declaration."""
+        """Return the valid values of parameters, in the order of declaration; report errors for the others."""
         for parameter in sorted(self._pattern.parameters, key=lambda p: bool(p.type.dims)):
             self._bind(parameter)
         return {p.name: self._values[p.name] for p in self._pattern.parameters if p.name in self._values}
 
     def _bind(self, parameter: Parameter) -> None:
         name = parameter.name
-        value = self._given.get(name, parameter.default)
+        value = self._chosen.get(name, parameter.default)
         if value is None:
             self._missing(parameter)
             return
@@ -93,23 +95,23 @@ class _Binding:
             self._values[name] = bound = convert(value, parameter.type, lengths)
         except Mismatch as fault:
             message = f"`{name}` expects {fault}"
-            meant = _meant(value) if parameter.type.kind == "int" and not parameter.type.dims else None
-            help_ = f"give `{name}`, {_article(parameter)}" if meant is None else f"write `{name}={meant}`"
+            integer = _intended_integer(value) if parameter.type.kind == "int" and not parameter.type.dims else None
+            help_ = f"give `{name}`, {_article(parameter)}" if integer is None else f"write `{name}={integer}`"
             self._report.error("A803", message, parameter.span, f"declared as {parameter.type}", help=help_)
             return
         except EvaluationError as error:
             self._report.extend(error.diagnostics)
             return
-        self._learn(parameter, bound)
+        self._record_lengths(parameter, bound)
 
     def _missing(self, parameter: Parameter) -> None:
         name, help_ = parameter.name, f"give `{parameter.name}`, {_article(parameter)}"
         message, label = f"the parameter `{name}` is missing", "it has no default"
-        if name in self._given:
-            message = f"`{name}` is None, which is no value"
+        if name in self._chosen:
+            message = f"`{name}` is None, which is not a value"
             if parameter.default is not None:
                 label = f"its default is {shown(parameter.default)}"
-                help_ = f"leave `{name}` out for its default, or {help_}"
+                help_ = f"omit `{name}` to use its default, or {help_}"
         self._report.error("A802", message, parameter.span, label, help=help_)
 
     def _length(self, dim: object) -> int | None:
@@ -119,9 +121,9 @@ class _Binding:
             case str():
                 return self._lengths.get(dim)
             case _:
-                return self._of_expression(dim)
+                return self._computed_length(dim)
 
-    def _of_expression(self, dim: object) -> int | None:
+    def _computed_length(self, dim: object) -> int | None:
         try:
             length = constant_value(BoundProgram(self._pattern, self._values), dim)  # type: ignore[arg-type]
         except KeyError:
@@ -129,10 +131,10 @@ class _Binding:
             return None
         assert isinstance(length, int)
         if length < 1:
-            raise Mismatch(f"a list of {length}: the dimension must be at least 1")
+            raise Mismatch(f"at least one entry, got a dimension of {length}")
         return length
 
-    def _learn(self, parameter: Parameter, value: Value) -> None:
+    def _record_lengths(self, parameter: Parameter, value: Value) -> None:
         for dim in parameter.type.dims:
             if isinstance(dim, str) and isinstance(value, tuple):
                 self._lengths.setdefault(dim, len(value))
@@ -174,14 +176,14 @@ def _listed(bound: BoundProgram, requirement: program.Requirement) -> str:
 
 
 def _parameters(node: program.Expr) -> Iterator[str]:
-    """The parameters that an expression reads, through its definitions, each definition once."""
+    """Yield the parameters that an expression reads, also through definitions."""
     pending: list[program.Expr] = [node]
     seen: set[program.Definition] = set()
     while pending:
-        here = pending.pop()
-        if isinstance(here, program.ParameterRead):
-            yield here.name
-        if isinstance(here, program.DefinitionUse) and here.definition not in seen:
-            seen.add(here.definition)
-            pending.append(here.definition.body)
-        pending.extend(reversed(children(here)))
+        current = pending.pop()
+        if isinstance(current, program.ParameterRead):
+            yield current.name
+        if isinstance(current, program.DefinitionUse) and current.definition not in seen:
+            seen.add(current.definition)
+            pending.append(current.definition.body)
+        pending.extend(reversed(children(current)))

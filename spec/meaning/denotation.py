@@ -1,6 +1,6 @@
-"""The meaning of expressions: each node becomes a Python function of an `EvaluationFrame` (the language reference).
+"""Translate expressions to Python functions of an `EvaluationFrame`, which define what the expressions mean.
 
-Arguments of definitions are evaluated when, and only if, they are needed, in the frame of the use.
+Arguments of definitions are evaluated lazily, in the frame of the use.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from attnc.spec.source import Span
 
 _TEST_FIRST = "test for that case first: `… if condition else …`"
 MAX_STEPS = 1_000_000
-"""How many steps of aggregates and definitions one value may take: some seconds."""
+"""Maximum number of steps of aggregates and definitions for one value; reaching it takes some seconds."""
 
 BEYOND = -(1 << 40)
-"""The position of padded keys, whose vectors are zeros."""
+"""The position that stands for padded keys, whose vectors are zeros."""
 
 
 class EvaluationContext(Protocol):
-    """The surroundings of a frame: one call, one document of a call, or the parameters alone."""
+    """The data that a frame reads: one call, one document of a call, or only the parameters."""
 
     def size(self, name: str, span: Span) -> int:
-        """The value of a size."""
+        """Return the value of a size."""
 
     def coordinate(self, position: int, node: program.Coordinate) -> int:
-        """A coordinate of a position."""
+        """Return a coordinate of a position."""
 
     def in_segment(self, position: int, segment: program.TokenSegment) -> bool:
         """Whether a position lies in a segment."""
@@ -44,22 +44,22 @@ class EvaluationContext(Protocol):
     def element(
         self, node: program.InputRead, indices: list[int], head: int, batch: int
     ) -> int | bool | float | Vector:
-        """An element of an input, or a vector of it."""
+        """Return an element of an input, or a vector of it."""
 
     def vector(self, node: program.Vector, position: int, head: int, batch: int) -> Vector:
-        """The vector of q, k or v at a position."""
+        """Return the vector of q, k or v at a position."""
 
     def branch(self, node: program.BranchRead, member: int | None, position: int, frame: EvaluationFrame) -> Result:
         """Return a branch's result at a position, or its weight at a frame's query and key."""
 
     def merged(self, node: program.MergeCall, members: Sequence[int | None], frame: EvaluationFrame) -> Result:
-        """The branches as one softmax, at a frame's query."""
+        """Return the output of one softmax over the keys of several branches, for a frame's query."""
 
     def scale(self, node: program.ScaleRead) -> float:
-        """The factor of the scores."""
+        """Return the factor of the scores."""
 
     def members(self, unit: program.Unit, frame: EvaluationFrame) -> Sequence[int]:
-        """The positions in the unit that is bound in a frame."""
+        """Return the positions in the unit that is bound in a frame."""
 
     def tokens(self, unit: program.Unit, frame: EvaluationFrame) -> Sequence[int]:
         """Return a unit's members as positions of tokens, `BEYOND` for padded keys."""
@@ -68,30 +68,30 @@ class EvaluationContext(Protocol):
         """Whether the token at a position is in the unit that is bound in a frame."""
 
     def chosen(self, node: program.SelectedTest, member: int | None, item: int | None, frame: EvaluationFrame) -> bool:
-        """Whether the row of a frame chose a token, the unit at hand, or a number."""
+        """Whether the row of a frame selected a token, the current unit, or an index of a range."""
 
     def chosen_size(self, node: program.SelectedCount, member: int | None, frame: EvaluationFrame) -> int:
-        """How many places the row of a frame chose."""
+        """Return the number of entries that the row of a frame selected."""
 
     def tick(self, span: Span) -> None:
         """Count one step of work."""
 
 
 class RowContext(Protocol):
-    """The row that a frame is in: one query of one attention, with the keys that it sees."""
+    """The row that a frame is in: one query of one attention, with its visible keys."""
 
     def seen(self, frame: EvaluationFrame) -> Iterable[EvaluationFrame]:
-        """A frame for each key."""
+        """Yield a frame for each visible key."""
 
     def score(self, frame: EvaluationFrame, at: int | None) -> Result:
-        """The score at a frame's key, or at another."""
+        """Return the score at a frame's key, or at the key `at`."""
 
     def ranking(self, frame: EvaluationFrame, name: str) -> Result:
-        """`rank` or `mass` of a frame's candidate, in a row that chooses."""
+        """Return the `rank`, `mass` or `score` of a frame's candidate, in a row of a selection."""
 
 
 class EvaluationFrame:
-    """The places, the bound names, and the definitions worked out so far for these places."""
+    """The positions and bound names of an evaluation, with the definitions computed so far for them (`known`)."""
 
     __slots__ = ("around", "batch", "bound", "head", "known", "places", "row")
 
@@ -105,11 +105,11 @@ class EvaluationFrame:
         self.row: RowContext | None = None
 
     def binding(self, binder: program.Binder, meaning: Meaning) -> EvaluationFrame:
-        """Return a copy of the frame with one more name."""
+        """Return a copy of the frame with one more bound name."""
         return self._with({**self.bound, binder: meaning}, self.known)
 
     def within(self, bound: Mapping[program.Binder, Meaning]) -> EvaluationFrame:
-        """Return a copy of the frame with other names."""
+        """Return a copy of the frame with other bound names."""
         return self._with(bound, self.known)
 
     def at(self, place: str, index: int) -> EvaluationFrame:
@@ -159,7 +159,7 @@ _Leaf = (
 
 
 class Meanings:
-    """The meanings of the expressions of one pattern with values for its parameters."""
+    """The meanings of the expressions of one pattern, given values for its parameters."""
 
     def __init__(self, pattern: program.Program, values: Mapping[str, Value]) -> None:
         self._values = values
@@ -171,18 +171,18 @@ class Meanings:
         self._approximate = pattern.approximate
 
     def names_in(self, unit: program.Unit) -> tuple[program.Binder, ...]:
-        """The names that a unit's value reads: that of a family's members, which may have units of their own."""
+        """Return the names that a unit's value reads, such as the index of a family with a unit per member."""
         if unit not in self._names:
             self._names[unit] = tuple(self._measures.of(unit.value).free)
         return self._names[unit]
 
     def of(self, node: program.Expr) -> Meaning:
-        """The meaning of an expression, made once."""
+        """Return the meaning of an expression; each expression is translated once."""
         if node not in self._known:
-            self._known[node] = self._of(node)
+            self._known[node] = self._meaning(node)
         return self._known[node]
 
-    def _of(self, node: program.Expr) -> Meaning:  # noqa: C901  one case a kind
+    def _meaning(self, node: program.Expr) -> Meaning:  # noqa: C901  one case per kind
         match node:
             case program.InputRead():
                 return self._input(node)
@@ -207,15 +207,15 @@ class Meanings:
                 | program.BranchRead()
                 | program.MergeCall()
             ):
-                return self._of_attention(node)
+                return self._attention_value(node)
             case program.InUnit() | program.SelectedTest() | program.SelectedCount():
-                return self._of_set(node)
+                return self._membership(node)
             case program.StateRead():
-                raise AssertionError("a state outside of a recurrence")
+                raise AssertionError("a state outside a recurrence")
             case _:
                 return self._leaf(node)
 
-    def _leaf(self, node: _Leaf) -> Meaning:  # noqa: C901  one case a kind
+    def _leaf(self, node: _Leaf) -> Meaning:  # noqa: C901  one case per kind
         match node:
             case program.Literal(value=value):
                 return lambda frame: value
@@ -242,32 +242,32 @@ class Meanings:
             case _:
                 assert_never(node)
 
-    def _of_set(self, node: program.InUnit | program.SelectedTest | program.SelectedCount) -> Meaning:
+    def _membership(self, node: program.InUnit | program.SelectedTest | program.SelectedCount) -> Meaning:
         if isinstance(node, program.InUnit):
-            at = self.of(node.at)
-            return lambda frame: frame.around.in_unit(node, _integer(at(frame)), frame)
+            position = self.of(node.at)
+            return lambda frame: frame.around.in_unit(node, _integer(position(frame)), frame)
         member = None if node.member is None else self.of(node.member)
 
-        def which(frame: EvaluationFrame) -> int | None:
+        def member_index(frame: EvaluationFrame) -> int | None:
             return None if member is None else _integer(member(frame))
 
         if isinstance(node, program.SelectedCount):
-            return lambda frame: frame.around.chosen_size(node, which(frame), frame)
-        asked = node.item if node.number is None else node.number
-        item = None if asked is None else self.of(asked)
+            return lambda frame: frame.around.chosen_size(node, member_index(frame), frame)
+        item_node = node.item if node.number is None else node.number
+        item = None if item_node is None else self.of(item_node)
         return lambda frame: frame.around.chosen(
-            node, which(frame), None if item is None else _integer(item(frame)), frame
+            node, member_index(frame), None if item is None else _integer(item(frame)), frame
         )
 
-    def _of_attention(
+    def _attention_value(
         self, node: program.Vector | program.ScoreRead | program.SoftmaxShare | program.BranchRead | program.MergeCall
     ) -> Meaning:
         match node:
             case program.Vector():
                 return self._vector(node)
             case program.ScoreRead(at=at):
-                other = None if at is None else self.of(at)
-                return lambda frame: _row(frame).score(frame, None if other is None else _integer(other(frame)))
+                key = None if at is None else self.of(at)
+                return lambda frame: _row(frame).score(frame, None if key is None else _integer(key(frame)))
             case program.SoftmaxShare():
                 return self._share(node)
             case program.BranchRead():
@@ -294,8 +294,8 @@ class Meanings:
 
         def read(frame: EvaluationFrame) -> Result:
             position = frame.places["q"] if at is None else _integer(at(frame))
-            which = None if member is None else _integer(member(frame))
-            return frame.around.branch(node, which, position, frame)
+            member_index = None if member is None else _integer(member(frame))
+            return frame.around.branch(node, member_index, position, frame)
 
         return read
 
@@ -304,19 +304,19 @@ class Meanings:
         extra = None if node.extra is None else self.of(node.extra)
 
         def logit(frame: EvaluationFrame) -> float:
-            found = _row(frame).score(frame, None) if score is None else score(frame)
-            return float(found)  # type: ignore[arg-type]  # the checker let numbers through
+            value = _row(frame).score(frame, None) if score is None else score(frame)
+            return float(value)  # type: ignore[arg-type]  # the checker accepts only numbers
 
         def share(frame: EvaluationFrame) -> Result:
-            own = logit(frame)
-            others = [logit(inner) for inner in _row(frame).seen(frame)]
-            found = () if extra is None else extra(frame)
-            others += map(float, found if isinstance(found, tuple) else (found,))
-            whole = float_arithmetic.logsumexp(others)
+            score_here = logit(frame)
+            logits = [logit(inner) for inner in _row(frame).seen(frame)]
+            extra_logits = () if extra is None else extra(frame)
+            logits += map(float, extra_logits if isinstance(extra_logits, tuple) else (extra_logits,))
+            lse = float_arithmetic.logsumexp(logits)
             return (
                 0.0
-                if whole == -math.inf
-                else cast("Result", float_arithmetic.apply("exp", (own - whole,), floating=True))
+                if lse == -math.inf
+                else cast("Result", float_arithmetic.apply("exp", (score_here - lse,), floating=True))
             )
 
         return share
@@ -365,8 +365,8 @@ class Meanings:
 
         def call(frame: EvaluationFrame) -> Result:
             frame.around.tick(node.span)
-            given = {p: when_needed(a, frame) for p, a in zip(parameters, arguments, strict=True)}
-            return body(frame.within({**frame.bound, **given}))
+            bound = {p: when_needed(a, frame) for p, a in zip(parameters, arguments, strict=True)}
+            return body(frame.within({**frame.bound, **bound}))
 
         return call
 
@@ -428,16 +428,16 @@ class Meanings:
             return lambda frame: _floating_total([body(inner) for inner in frames(frame, 0)], node)
         return lambda frame: fold((body(inner) for inner in frames(frame, 0)), node)
 
-    def _domain(self, running: program.Domain) -> Callable[[EvaluationFrame], Sequence[int]] | None:
-        """The range that a variable runs over; None for the keys of a row."""
-        if isinstance(running, program.VisibleVariable):
+    def _domain(self, variable: program.Domain) -> Callable[[EvaluationFrame], Sequence[int]] | None:
+        """Return the function that gives the values of a variable; None for the visible keys of a row."""
+        if isinstance(variable, program.VisibleVariable):
             return None
-        if isinstance(running, program.UnitVariable):
-            unit = running.unit
-            if isinstance(running.target, str):
+        if isinstance(variable, program.UnitVariable):
+            unit = variable.unit
+            if isinstance(variable.target, str):
                 return lambda frame: frame.around.members(unit, frame)
             return lambda frame: frame.around.tokens(unit, frame)
-        low, high = self.of(running.low), self.of(running.high)
+        low, high = self.of(variable.low), self.of(variable.high)
         return lambda frame: range(_integer(low(frame)), _integer(high(frame)))
 
 
@@ -447,18 +447,18 @@ def _row(frame: EvaluationFrame) -> RowContext:
 
 
 def constantly(value: Value) -> Meaning:
-    """The meaning of a known value."""
+    """Return the meaning of a constant."""
     return lambda frame: value
 
 
 def when_needed(meaning: Meaning, outside: EvaluationFrame) -> Meaning:
-    """The meaning of what `meaning` is in the frame `outside`, worked out at most once."""
-    known: list[Result] = []
+    """Return the meaning that evaluates `meaning` in the frame `outside`, at most once and only if needed."""
+    memo: list[Result] = []
 
     def read(frame: EvaluationFrame) -> Result:
-        if not known:
-            known.append(meaning(outside))
-        return known[0]
+        if not memo:
+            memo.append(meaning(outside))
+        return memo[0]
 
     return read
 
@@ -482,7 +482,7 @@ def _head_index(node: program.HeadIndexRead) -> Meaning:
 
 def _entry(table: Result, index: int, span: Span) -> Result:
     if isinstance(table, float):
-        return table  # a sum of no vectors
+        return table  # an empty sum of vectors is the number 0
     assert isinstance(table, tuple)
     if not 0 <= index < len(table):
         message = f"the index {index} is out of range for a list of {len(table)}"
@@ -491,7 +491,7 @@ def _entry(table: Result, index: int, span: Span) -> Result:
 
 
 def _integer(value: Result) -> int:
-    if isinstance(value, float) and value.is_integer():  # with a sum of nothing, which is 0.0 beside scores
+    if isinstance(value, float) and value.is_integer():  # an empty floating-point sum is 0.0
         return int(value)
     assert isinstance(value, int) and not isinstance(value, bool)
     return value
@@ -509,7 +509,7 @@ def _added(total: Number, value: Result, node: program.Aggregate) -> Number:
     try:
         return checked(total + value)
     except ArithmeticFault as fault:
-        raise EvaluationError("A901", str(fault), node.span, "make the range shorter, or its terms smaller") from None
+        raise EvaluationError("A901", str(fault), node.span, "use a shorter range, or smaller terms") from None
 
 
 def _mean(values: _Values, node: program.Aggregate) -> Number:
@@ -522,7 +522,7 @@ def _mean(values: _Values, node: program.Aggregate) -> Number:
 
 
 def _floating_total(values: list[Result], node: program.Aggregate) -> Result:
-    """Exact where all values are, and there are some."""
+    """Return an aggregate of values: exact if there are values and all of them are exact, else floating point."""
     if values and not any(isinstance(value, float | tuple | float_arithmetic.ScaledFloat) for value in values):
         return _FOLDS[node.op](iter(values), node)
     return cast("Result", float_arithmetic.total(node.op, values))
@@ -534,7 +534,7 @@ def _extreme(better: Callable[[Iterator[Number]], Number]) -> Callable[[_Values,
             return better(values)  # type: ignore[arg-type]
         except ValueError:
             help_ = "make sure that the range is not empty"
-            raise EvaluationError("A901", f"`{node.op}` of nothing has no exact value", node.span, help_) from None
+            raise EvaluationError("A901", f"`{node.op}` of an empty range is undefined", node.span, help_) from None
 
     return fold
 

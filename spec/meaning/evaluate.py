@@ -1,4 +1,4 @@
-"""The evaluator: a bound program, sizes and inputs → who sees whom. It defines what the language means."""
+"""Evaluate a bound program for given sizes and inputs: visibility, outputs, states. Defines the language's meaning."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from attnc.spec.source import Span
 __all__ = ["EvaluationError", "Evaluator", "constant_value"]
 
 MAX_CONSTANT_STEPS = 100_000
-"""Maximum number of steps for an expression of parameters alone."""
+"""Maximum number of steps for an expression that reads only parameters."""
 
 
 class Evaluator:
-    """One call: a bound program with sizes and inputs.
+    """The reference evaluation of one call: a bound program with sizes and inputs.
 
     `queries` and `keys` are lengths; `inputs` maps each input's name to a nested sequence (or anything with `tolist`)
     of the declared dimensions; `sizes` gives `dk`, `dv` and other dimensions that no input shows. Raises
@@ -62,28 +62,28 @@ class Evaluator:
         self._check_requirements()
 
     def meanings_of(self, bound: BoundProgram) -> Meanings:
-        """The meanings of the expressions of a program; a subclass may watch them."""
+        """Return the meanings of a program's expressions; a subclass may override this to observe them."""
         return Meanings(bound.program, bound.values)
 
     @property
     def queries(self) -> int:
-        """The number of query rows."""
+        """Return the number of query rows."""
         return self.whole.queries
 
     @property
     def keys(self) -> int:
-        """The number of keys."""
+        """Return the number of keys."""
         return self.whole.keys
 
     def visible(self, q: int, k: int, *, head: int = 0, batch: int = 0) -> bool:
-        """Whether the query of row `q` sees key `k`, or a unit that it is in, in one of the attentions."""
-        return any(self._seen_by(q, k, head, batch))
+        """Whether the query of row `q` sees key `k`, or a unit that contains it, in at least one attention."""
+        return any(self._visible_by_attention(q, k, head, batch))
 
     def seen_by(self, q: int, k: int, *, head: int = 0, batch: int = 0) -> list[bool]:
-        """`visible` of each attention."""
-        return list(self._seen_by(q, k, head, batch))
+        """Return for each attention whether the query of row `q` sees key `k`."""
+        return list(self._visible_by_attention(q, k, head, batch))
 
-    def _seen_by(self, q: int, k: int, head: int, batch: int) -> Iterator[bool]:
+    def _visible_by_attention(self, q: int, k: int, head: int, batch: int) -> Iterator[bool]:
         view = self.view(q, k, batch)
         if view is None:
             return
@@ -93,22 +93,22 @@ class Evaluator:
             yield self._sees(attend, view, frame)
 
     def _sees(self, attend: program.AttentionClauses, view: SequenceView, frame: EvaluationFrame) -> bool:
-        """Whether one of an attention, or of a family of them, sees a frame's key, or the unit that it is in."""
+        """Whether an attention, or a member of its family, sees a frame's key or the unit that contains it."""
         if isinstance(attend.over, program.KeyRange):
             return False
         for unit in attend.units:
             frame = frame.binding(unit.binder, self.meanings.of(unit.value))
         lines = attend.visible if attend.over is None else (*self.program.visible, *attend.visible)
-        for inner in self._members(attend, frame):
+        for member_frame in self._members(attend, frame):
             self.steps = 0
-            if attend.over is None and not self.holds(view, inner):
+            if attend.over is None and not self.holds(view, member_frame):
                 continue
-            if all(self.meanings.of(line)(inner) for line in lines):
+            if all(self.meanings.of(line)(member_frame) for line in lines):
                 return True
         return False
 
     def _members(self, attend: program.AttentionClauses, frame: EvaluationFrame) -> Iterator[EvaluationFrame]:
-        """A frame for each branch of a family; the frame itself where there is one attention."""
+        """Yield a frame for each member of a family; the frame itself for a single attention."""
         if attend.family is None:
             yield frame
             return
@@ -117,17 +117,17 @@ class Evaluator:
             yield frame.binding(attend.family.binder, constantly(member))
 
     def holds(self, view: SequenceView, frame: EvaluationFrame) -> bool:
-        """Whether the relation that all attentions share holds for a frame's query and key."""
+        """Whether the pattern's shared relation holds for a frame's query and key."""
         if self._rounding is not None:
             return self._rounding.keeps(view, frame)
         return all(line(frame) for line in self._lines)
 
     def mask(self, *, head: int = 0, batch: int = 0) -> list[list[bool]]:
-        """`visible` for every row and key."""
+        """Return `visible` for every row and key, as a list per row."""
         return [[self.visible(q, k, head=head, batch=batch) for k in range(self.keys)] for q in range(self.queries)]
 
     def value(self, node: program.Expr, *, q: int = 0, k: int = 0, head: int = 0, batch: int = 0) -> Result:
-        """The value of an expression at row `q` and key `k`, which must share a document."""
+        """Return the value of an expression at row `q` and key `k`, which must belong to the same document."""
         view = self.view(q, k, batch) or self.whole
         self.steps = 0
         frame = view.frame(q + self.whole.shift - view.first_key, view.padded(k - view.first_key), head, batch)
@@ -136,21 +136,21 @@ class Evaluator:
     def attend(
         self, q: Heads, k: Heads, v: Heads, *, scale: float | None = None, only: Sequence[int] | None = None
     ) -> tuple[Heads, list[list[list[float]]]]:
-        """(out, lse) of a call, by the definition: q [batch][head][row][dk], k and v [batch][kv head][key][d].
+        """Return (out, lse) of a call: q [batch][head][row][dk], k and v [batch][kv head][key][d].
 
-        In a row that sees nothing out is 0 and lse -inf, whatever `extra` says; lse is NaN where there is none. `only`:
-        the rows that are wanted, all where it is None.
+        A row without visible keys has out 0 and lse -inf, even with `extra`; lse is NaN for weights that are not a
+        softmax. `only` lists the rows to compute; None stands for all rows.
         """
         self.give(q, k, v, scale=scale)
-        rows, wanted = self.rows, range(self.queries) if only is None else only
-        results = [[[rows.result(b, h, i) for i in wanted] for h in range(len(q[b]))] for b in range(len(q))]
+        rows, row_numbers = self.rows, range(self.queries) if only is None else only
+        results = [[[rows.result(b, h, i) for i in row_numbers] for h in range(len(q[b]))] for b in range(len(q))]
         return (
             [[[out for out, _ in head] for head in batch] for batch in results],
             [[[lse for _, lse in head] for head in batch] for batch in results],
         )
 
     def give(self, q: Heads, k: Heads, v: Heads, *, scale: float | None = None) -> None:
-        """Take the vectors of a call, which selections, and so `visible`, may read."""
+        """Set the vectors of the call, which selections may read, and through selections also `visible`."""
         self.vectors = {"q": q, "k": k, "v": v}
         self.factor = len(q[0][0][0]) ** -0.5 if scale is None else scale
         self.rows = AttentionRows(self)
@@ -159,22 +159,22 @@ class Evaluator:
     def recur(
         self, q: Heads, k: Heads, v: Heads, *, scale: float | None = None, states: Mapping[str, object] | None = None
     ) -> tuple[list[list[list[tuple[float, ...]]]], dict[str, list[list[object]]]]:
-        """(out, states after the last token) of a recurrence, by its lines; states [batch][head] by name, nested.
+        """Return (out, final states) of a recurrence; states are nested lists [batch][head]… by name.
 
-        `states`: those before the first token.
+        `states`: the states before the first token; None for the start values.
         """
         assert self.program.recurrence is not None
         self.vectors = {"q": q, "k": k, "v": v}
         self.factor = len(q[0][0][0]) ** -0.5 if scale is None else scale
-        tokens = RecurrentRuns(self, self.program.recurrence)
+        runs = RecurrentRuns(self, self.program.recurrence)
         names = [state.name for state in self.program.recurrence.states]
         last: dict[str, list[list[object]]] = {name: [[] for _ in q] for name in names}
         outs = []
         for b, heads in enumerate(q):
             outs.append(list[list[tuple[float, ...]]]())
             for h in range(len(heads)):
-                begun = None if states is None else {name: cast("Any", states[name])[b][h] for name in names}
-                out, final = tokens.run(b, h, begun)
+                start = None if states is None else {name: cast("Any", states[name])[b][h] for name in names}
+                out, final = runs.run(b, h, start)
                 outs[b].append(out)
                 for name in names:
                     last[name][b].append(final[name])
@@ -185,15 +185,17 @@ class Evaluator:
     def _check_sizes(self, queries: int, keys: int, heads: int, kv_heads: int) -> None:
         span = self.program.span
         if kv_heads < 1 or heads % kv_heads:
-            message = f"{heads} query heads are no multiple of {kv_heads} key heads"
-            raise EvaluationError("A904", message, span, "each key head is shared by as many query heads")
+            message = f"{heads} query heads are not a multiple of {kv_heads} key heads"
+            raise EvaluationError(
+                "A904", message, span, "use a number of query heads that is a multiple of the number of key heads"
+            )
         if self.program.needs_align and self.program.align is None and queries != keys:
-            message = f"{queries} queries and {keys} keys: the pattern does not say how they meet"
+            message = f"{queries} queries and {keys} keys need `align`, which the pattern does not set"
             raise EvaluationError("A905", message, span, "add `align end` (or `align start`) to the pattern")
         for parameter in self.program.parameters:
             value = self.bound.values[parameter.name]
             if parameter.per_head and isinstance(value, tuple) and len(value) != heads:
-                message = f"`{parameter.name}` has {len(value)} entries, and there are {heads} heads"
+                message = f"`{parameter.name}` has {len(value)} entries, expected one for each of {heads} heads"
                 raise EvaluationError("A904", message, parameter.span, "give one entry for each query head")
 
     def _check_requirements(self) -> None:
@@ -214,12 +216,12 @@ class Evaluator:
             return self.whole
         position = row + self.whole.shift
         if not 0 <= position < self.keys:
-            message = f"row {row} stands at position {position}, outside the {self.keys} tokens"
+            message = f"row {row} is at position {position}, outside the {self.keys} tokens"
             raise EvaluationError("A907", message, documents.span, "call with as many queries as tokens, or fewer")
         return next((view for view in self.views(batch) if view.holds(position) and view.holds(key)), None)
 
     def views(self, batch: int) -> list[SequenceView]:
-        """The whole call, or its documents."""
+        """Return the documents of a batch entry, or the whole call if the pattern has no documents."""
         documents = self.program.documents
         if documents is None:
             return [self.whole]
@@ -230,12 +232,12 @@ class Evaluator:
     def _documents(self, documents: program.Input, batch: int) -> list[SequenceView]:
         ids = self.tensors.row(documents, batch)
         starts = [i for i in range(self.keys) if i == 0 or ids[i] != ids[i - 1]]
-        seen: set[int] = set()
+        started: set[int] = set()
         for start in starts:
-            if ids[start] in seen:
+            if ids[start] in started:
                 message = f"document {ids[start]} is not contiguous: it starts again at token {start}"
                 raise EvaluationError("A907", message, documents.span, "sort the tokens by document")
-            seen.add(ids[start])
+            started.add(ids[start])
         return [self._document(a, b) for a, b in zip(starts, [*starts[1:], self.keys], strict=True)]
 
     def _document(self, start: int, end: int) -> SequenceView:
@@ -245,7 +247,7 @@ class Evaluator:
 
 
 class SequenceView:
-    """A stretch of tokens that is alone with itself: the whole call, or one document of it. Positions are local."""
+    """A sequence whose tokens see only each other: the whole call, or one document. Positions are local."""
 
     def __init__(self, call: Evaluator, queries: int, keys: int, first_row: int, first_key: int) -> None:
         self._call = call
@@ -257,16 +259,16 @@ class SequenceView:
         self._units: dict[tuple[object, ...], dict[Result, list[int]]] = {}
 
     def frame(self, q: int, k: int, head: int, batch: int) -> EvaluationFrame:
-        """The frame of a pair of local positions."""
+        """Return the frame of a pair of local positions."""
         return EvaluationFrame(self, {"q": q, "k": k}, head, batch)
 
     def holds(self, position: int) -> bool:
-        """Whether a position of the call lies here."""
+        """Whether a position of the call belongs to the sequence."""
         return self.first_key <= position < self.first_key + self.keys
 
     @cached_property
     def layout(self) -> TokenLayout:
-        """The segments, laid out."""
+        """The positions and extents of the segments in the sequence."""
         return TokenLayout(self._call.program.segments, self.keys, self._extent)
 
     def _extent(self, node: program.Expr) -> int:
@@ -275,7 +277,7 @@ class SequenceView:
         return value
 
     def size(self, name: str, span: Span) -> int:
-        """The value of a size."""
+        """Return the value of a size."""
         if name == "queries":
             return self.queries
         if name == "keys":
@@ -283,57 +285,57 @@ class SequenceView:
         if name in self.layout.run_time:
             return self.layout.run_time[name]
         if name not in self._call.sizes:
-            raise EvaluationError("A904", f"the size `{name}` is not known", span, f"give `{name}=…`")
+            raise EvaluationError("A904", f"the size `{name}` is unknown", span, f"give `{name}=…`")
         return self._call.sizes[name]
 
     @cached_property
     def pads(self) -> dict[int, range]:
-        """By axis, the coordinates that keys have where they are padded."""
+        """The range of key coordinates along each padded axis, by axis number."""
         return {pad.axis: range(self._extent(pad.low), self._extent(pad.high)) for pad in self._call.program.pads}
 
     @cached_property
     def ranges(self) -> list[range]:
-        """By axis, the coordinates of keys, where there are pads."""
+        """The range of key coordinates along each axis of a pattern with padding."""
         (segment,) = self._call.program.segments
         return [self.pads.get(i, range(n)) for i, n in enumerate(self.layout.extents(segment))]
 
     @property
     def places(self) -> int:
-        """Keys, with those that pads add."""
+        """Return the number of keys, including padded keys."""
         return prod(map(len, self.ranges)) if self._call.program.pads else self.keys
 
     def padded(self, position: int) -> int:
-        """The number of a token among the keys with pads."""
+        """Return the index of a token among the keys including padded keys."""
         if not self._call.program.pads:
             return position
-        number = 0
+        padded_index = 0
         (segment,) = self._call.program.segments
         extents = self.layout.extents(segment)
         for i, axis in enumerate(self.ranges):
-            inner = prod(extents[i + 1 :])
-            number = number * len(axis) + position // inner % extents[i] - axis.start
-        return number
+            stride = prod(extents[i + 1 :])
+            padded_index = padded_index * len(axis) + position // stride % extents[i] - axis.start
+        return padded_index
 
     def token(self, place: int) -> int | None:
-        """The token of a key among those with pads; None outside of the tokens."""
+        """Return the token of a key, given its index among the keys including padded keys; None for a padded key."""
         if not self._call.program.pads:
             return place
         position = 0
         (segment,) = self._call.program.segments
         extents = self.layout.extents(segment)
         for i in range(len(self.ranges)):
-            at = self._along(place, i)
-            if not 0 <= at < extents[i]:
+            coordinate = self._along(place, i)
+            if not 0 <= coordinate < extents[i]:
                 return None
-            position = position * extents[i] + at
+            position = position * extents[i] + coordinate
         return position
 
     def _along(self, place: int, axis: int) -> int:
-        inner = prod(len(r) for r in self.ranges[axis + 1 :])
-        return self.ranges[axis].start + place // inner % len(self.ranges[axis])
+        stride = prod(len(r) for r in self.ranges[axis + 1 :])
+        return self.ranges[axis].start + place // stride % len(self.ranges[axis])
 
     def coordinate(self, position: int, node: program.Coordinate) -> int:
-        """A coordinate of a local position, or of a key among those with pads."""
+        """Return a coordinate of a local position; with padding, of a key's index including padded keys."""
         if node.place == "k" and self._call.program.pads:
             return self._along(position, node.axis)
         return self.layout.coordinate(position, node)
@@ -343,10 +345,10 @@ class SequenceView:
         return position in self.layout.stretch(segment)
 
     def vector(self, node: program.Vector, position: int, head: int, batch: int) -> tuple[float, ...]:
-        """The vector at a local position; zeros where a key is one that pads add."""
+        """Return the vector at a local position; zeros for a padded key."""
         if node.tensor not in self._call.vectors:
-            help_ = "call `attend` with the vectors before"
-            raise EvaluationError("A909", "this depends on vectors, and there are none yet", node.span, help_)
+            help_ = "call `attend` with q, k and v first"
+            raise EvaluationError("A909", "this reads vectors, and the call has none yet", node.span, help_)
         if node.tensor == "q":
             rows = self._call.vectors["q"][batch][head]
             return tuple(rows[self._checked(position - self.shift, self.queries, node) + self.first_row])
@@ -358,7 +360,7 @@ class SequenceView:
 
     def _checked(self, index: int, length: int, node: program.Vector) -> int:
         if not 0 <= index < length:
-            message = f"`{node.tensor}` is read at a position without a token, number {index} of {length}"
+            message = f"`{node.tensor}` is read at index {index}, out of range for {length} tokens"
             raise EvaluationError("A902", message, node.span, "test the position first: `… if 0 <= i < n else …`")
         return index
 
@@ -371,24 +373,24 @@ class SequenceView:
         return out if node.part == "out" else lse
 
     def merged(self, node: program.MergeCall, members: Sequence[int | None], frame: EvaluationFrame) -> Result:
-        """The branches as one softmax, at a frame's query."""
+        """Return the output of one softmax over the keys of several branches, for a frame's query."""
         row = frame.places["q"] - self.shift + self.first_row
         return cast("Result", self._call.rows.merged(node, members, frame.batch, frame.head, row)[0])
 
     def scale(self, node: program.ScaleRead) -> float:
-        """The call's scale."""
+        """Return the scale of the call."""
         return self._call.factor
 
     def element(
         self, node: program.InputRead, indices: list[int], head: int, batch: int
     ) -> int | bool | float | tuple[float, ...]:
-        """An element of an input; indices into `token`, `key` and `query` are local positions."""
+        """Return an element of an input; indices into `token`, `key` and `query` dimensions are local positions."""
         offsets = {"token": self.first_key, "key": self.first_key, "query": self.first_row - self.shift}
         limits = {"token": (0, self.keys), "key": (0, self.keys), "query": (self.shift, self.shift + self.queries)}
         return self._call.tensors.element(node, indices, head, batch, offsets, limits)
 
     def members(self, unit: program.Unit, frame: EvaluationFrame) -> Sequence[int]:
-        """The local positions in the unit that is bound in a frame: rows for queries, keys for keys."""
+        """Return the local positions of the tokens in the unit that is bound in a frame."""
         return self.units(unit, frame).get(frame.bound[unit.binder](frame), ())
 
     def tokens(self, unit: program.Unit, frame: EvaluationFrame) -> Sequence[int]:
@@ -400,9 +402,9 @@ class SequenceView:
         return [BEYOND if token is None else token for token in tokens]
 
     def units(self, unit: program.Unit, frame: EvaluationFrame) -> Mapping[Result, Sequence[int]]:
-        """The values of a unit, with the local positions that have each."""
-        members = self._call.meanings.names_in(unit)
-        key = (unit, frame.head, frame.batch, *(frame.bound[binder](frame) for binder in members))
+        """Return the local positions of each value of a unit."""
+        names = self._call.meanings.names_in(unit)
+        key = (unit, frame.head, frame.batch, *(frame.bound[binder](frame) for binder in names))
         if key not in self._units:
             self._units[key] = self._grouped(unit, frame)
         return self._units[key]
@@ -421,11 +423,11 @@ class SequenceView:
         return self._call.meanings.of(unit.value)(frame.at(unit.place, position)) == frame.bound[unit.binder](frame)
 
     def chosen(self, node: program.SelectedTest, member: int | None, item: int | None, frame: EvaluationFrame) -> bool:
-        """Whether the row of a frame chose a token, the unit at hand, or a number."""
+        """Whether the row of a frame selected a token, the current unit, or an index of a range."""
         return self._call.selections.holds(node, member, item, frame, self)
 
     def chosen_size(self, node: program.SelectedCount, member: int | None, frame: EvaluationFrame) -> int:
-        """How many places the row of a frame chose."""
+        """Return the number of entries that the row of a frame selected."""
         return self._call.selections.size(node.selection, member, frame, self)
 
     def tick(self, span: Span) -> None:
@@ -435,23 +437,23 @@ class SequenceView:
 
 
 class Rounding:
-    """The `round` of a pattern: its condition, asked once for each pair of units."""
+    """The `round` of a pattern; its condition is evaluated once for each pair of units."""
 
     def __init__(self, item: program.RoundClause, meanings: Meanings) -> None:
         self._item = item
         self._units = (meanings.of(item.q.value), meanings.of(item.k.value))
         self._keep = meanings.of(item.keep)
-        self._known: dict[tuple[object, ...], bool] = {}
+        self._decided: dict[tuple[object, ...], bool] = {}
 
     def keeps(self, view: SequenceView, frame: EvaluationFrame) -> bool:
-        """Whether the block of a frame's query and key stays."""
+        """Whether the block that contains a frame's query and key is visible."""
         values = [_unit_value(unit(frame)) for unit in self._units]
         key = (view, *values, frame.head, frame.batch)
-        if key not in self._known:
+        if key not in self._decided:
             for unit, value in zip((self._item.q, self._item.k), values, strict=True):
                 frame = frame.binding(unit.binder, constantly(value))
-            self._known[key] = bool(self._keep(frame))
-        return self._known[key]
+            self._decided[key] = bool(self._keep(frame))
+        return self._decided[key]
 
 
 def _unit_value(value: Result) -> Value:
@@ -460,7 +462,7 @@ def _unit_value(value: Result) -> Value:
 
 
 class ParametersAlone:
-    """The surroundings of a frame that has parameters and a few known sizes, but no positions and no inputs."""
+    """The context of a frame that knows parameters and some sizes, but no positions and no inputs."""
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
         self._sizes = sizes
@@ -516,5 +518,5 @@ def _check_steps(steps: int, limit: int, span: Span) -> None:
 
 
 def constant_value(bound: BoundProgram, node: program.Expr) -> Result:
-    """The value of an expression of parameters alone. Raises `EvaluationError` where it has none."""
+    """Return the value of an expression that reads only parameters. Raises `EvaluationError` if it is undefined."""
     return Meanings(bound.program, bound.values).of(node)(EvaluationFrame(ParametersAlone(bound.lengths), {}, 0, 0))

@@ -1,6 +1,6 @@
 """Exact arithmetic with limits: 64-bit integers, rationals, and binary64 inside `floor` and `ceil`.
 
-Every function either returns the exact value or raises `ArithmeticFault` at once; nothing large is ever computed.
+Every function returns the exact value or raises `ArithmeticFault`; no function computes a very large number first.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from collections.abc import Callable
 from fractions import Fraction
 
 Number = int | Fraction | float
-"""`float` stands for a value of `sqrt`, `exp`, `log`, `log2` or a fractional power, on its way to `floor` or `ceil`."""
+"""A `float` is the value of `sqrt`, `exp`, `log`, `log2` or a fractional power, which only `floor` or `ceil` accept."""
 
 INT_MIN = -(2**63)
 INT_MAX = 2**63 - 1
 RATIONAL_BITS = 128
-"""The numerator and denominator of an intermediate rational have at most this many bits."""
+"""Maximum number of bits of the numerator and the denominator of a rational."""
 
 
-class ArithmeticFault(ArithmeticError):  # noqa: N818 (a fault of the text, not of ours)
-    """An operation without an exact result: overflow, a division by zero, an argument out of range."""
+class ArithmeticFault(ArithmeticError):  # noqa: N818 (an error in the source text)
+    """Raised for an operation without an exact result: overflow, division by zero, argument out of range."""
 
 
 def checked(value: Number) -> Number:
-    """The value itself where it is in range; `ArithmeticFault` otherwise."""
+    """Return the value if it is in range. Raises `ArithmeticFault` otherwise."""
     if isinstance(value, int):
         if not INT_MIN <= value <= INT_MAX:
             raise ArithmeticFault("the result does not fit in 64 bits")
@@ -36,7 +36,7 @@ def checked(value: Number) -> Number:
 
 
 def power(base: Number, exponent: Number) -> Number:
-    """`base ** exponent`: a rational for an integer exponent, binary64 for any other. Sizes are bounded beforehand."""
+    """Return `base ** exponent`: a rational for an integer exponent, else binary64. Checks the size beforehand."""
     if isinstance(base, float) or not isinstance(exponent, int):
         return _float_power(base, exponent)
     if base == 0 and exponent < 0:
@@ -45,10 +45,10 @@ def power(base: Number, exponent: Number) -> Number:
         return int(int(base) ** abs(exponent))
     if (_bits(base) - 1) * abs(exponent) > RATIONAL_BITS:
         raise ArithmeticFault("the power does not fit in 64 bits")
-    return _whole_power(base, exponent) if exponent >= 0 else 1 / Fraction(_whole_power(base, -exponent))
+    return _integer_power(base, exponent) if exponent >= 0 else 1 / Fraction(_integer_power(base, -exponent))
 
 
-def _whole_power(base: int | Fraction, exponent: int) -> int | Fraction:
+def _integer_power(base: int | Fraction, exponent: int) -> int | Fraction:
     if isinstance(base, int):
         return int(base**exponent)
     return Fraction(base.numerator**exponent, base.denominator**exponent)
@@ -91,7 +91,7 @@ def _mod(a: Number, b: Number) -> Number:
 
 def _clamp(x: Number, low: Number, high: Number) -> Number:
     if low > high:
-        raise ArithmeticFault(f"clamp needs low <= high, and {low} > {high}")
+        raise ArithmeticFault(f"clamp needs low <= high, got {low} > {high}")
     return min(max(x, low), high)
 
 
@@ -152,9 +152,9 @@ FUNCTIONS: dict[str, Callable[..., Number]] = {
     "log": _real("log", math.log),
     "log2": _real("log2", math.log2),
 }
-"""Every strict operation of `program.Operation`, by its `op` (`and` and `or` are not strict)."""
+"""The strict operations by `program.Operation.op`; `and` and `or` are not strict."""
 
 
 def apply(op: str, operands: tuple[Number, ...]) -> Number:
-    """The value of a strict operation, or `ArithmeticFault`."""
+    """Return the value of a strict operation. Raises `ArithmeticFault` if it is undefined or out of range."""
     return checked(FUNCTIONS[op](*operands))

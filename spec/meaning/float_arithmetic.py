@@ -1,6 +1,6 @@
-"""Floating-point arithmetic in binary64, by the rules of IEEE 754: what overflows is inf, what has no value is NaN.
+"""Floating-point arithmetic in binary64 by IEEE 754: an overflow gives inf, an undefined result NaN.
 
-A vector is a tuple of floats; operations go entry by entry, a number with every entry.
+A vector is a tuple of floats; operations are elementwise, and numbers are broadcast.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from attnc.spec.program import Value
 
 @dataclass(frozen=True, slots=True)
 class ScaledFloat:
-    """`mantissa * exp(shift)`: what binary64 cannot hold, so that quotients of large exponentials keep their value."""
+    """The number `mantissa * exp(shift)` beyond the range of binary64; keeps quotients of exponentials finite."""
 
     mantissa: float
     shift: float
@@ -45,14 +45,14 @@ class ScaledFloat:
 
 
 Vector = tuple[Any, ...]
-"""Numbers, or rows of a matrix."""
+"""The entries of a vector, or the rows of a matrix."""
 
 LARGEST = 600.0
-"""Exponentials of more than this, or less than minus this, are kept as `ScaledFloat`."""
+"""Exponentials of arguments with a larger absolute value are kept as `ScaledFloat`."""
 
 
 def is_floating(op: str, values: Sequence[Value | float | Vector]) -> bool:
-    """Whether an operation that may be floating point is: exact operands of an exact operation are kept exact."""
+    """Whether an operation on these values is floating point; an exact operation on exact values stays exact."""
     if op in ("floor", "ceil"):
         return False
     if op in FLOAT_BUILTINS or op in TRANSCENDENTAL:
@@ -63,9 +63,9 @@ def is_floating(op: str, values: Sequence[Value | float | Vector]) -> bool:
 
 
 def apply(op: str, values: Sequence[Value | float | Vector], *, floating: bool) -> Any:
-    """The value of a strict operation. Raises ArithmeticFault where it is exact and has none.
+    """Return the value of a strict operation. Raises `ArithmeticFault` for an exact operation that is undefined.
 
-    Where it may be floating point, sums and products of exact numbers that are out of range are rounded.
+    With `floating`, sums and products of exact numbers that are out of range are rounded.
     """
     if not (floating and is_floating(op, values)):
         result = FUNCTIONS[op](*map(_finite, values))
@@ -77,8 +77,8 @@ def apply(op: str, values: Sequence[Value | float | Vector], *, floating: bool) 
             raise
     if op in _COMPARED:
         return FUNCTIONS[op](*map(_float, values))
-    if op in _OF_VECTORS:
-        return _OF_VECTORS[op](*values)
+    if op in _VECTOR_FUNCTIONS:
+        return _VECTOR_FUNCTIONS[op](*values)
     if op in _SCALED:
         return _entrywise(lambda *entries: _scaled(op, entries), values)
     return _entrywise(lambda *entries: _FUNCTIONS[op](*map(_float, entries)), values)
@@ -89,7 +89,7 @@ _COMPARED = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
 _ROUNDED = frozenset({"add", "sub", "mul", "div", "neg"})
 
 _SCALED = frozenset({"add", "sub", "mul", "div", "share", "neg", "exp", "log"})
-"""Operations that keep what binary64 cannot hold."""
+"""Operations that accept and return `ScaledFloat`."""
 
 
 def _scaled(op: str, entries: tuple[Any, ...]) -> float | ScaledFloat:
@@ -127,14 +127,14 @@ def _finite(value: Value | float | Vector) -> Value | float | Vector:
 
 
 def total(op: str, values: Sequence[Value | float | Vector]) -> Any:
-    """`sum`, `mean`, `max` or `min` of values, at least one of which is floating point, or of none."""
+    """Return the floating-point `sum`, `mean`, `max` or `min` of values; defined for no values, too."""
     if not values:
         return {"max": -math.inf, "min": math.inf}.get(op, 0.0)
     if op in ("sum", "mean"):
-        found: Any = values[0]
+        result: Any = values[0]
         for value in values[1:]:
-            found = apply("add", (found, value), floating=True)
-        return apply("mul", (found, 1 / len(values)), floating=True) if op == "mean" else found
+            result = apply("add", (result, value), floating=True)
+        return apply("mul", (result, 1 / len(values)), floating=True) if op == "mean" else result
     return _entrywise(lambda *entries: _FUNCTIONS[op](*map(_float, entries)), values)
 
 
@@ -149,13 +149,13 @@ def _entrywise(function: Callable[..., Any], values: Sequence[Any]) -> Any:
 
 def _float(value: object) -> float:
     try:
-        return float(value)  # type: ignore[arg-type]  # numbers only
+        return float(value)  # type: ignore[arg-type]  # only numbers get here
     except OverflowError:
         return math.inf if value > 0 else -math.inf  # type: ignore[operator]
 
 
 def _guarded(function: Callable[..., float]) -> Callable[..., float]:
-    """Overflow gives inf, an argument out of range NaN."""
+    """Return `function` extended by IEEE 754: an overflow gives inf, an argument out of range NaN."""
 
     def guarded(*values: float) -> float:
         if any(math.isnan(value) for value in values):
@@ -183,8 +183,8 @@ def _pow(a: float, b: float) -> float:
     return math.nan if isinstance(result, complex) else result
 
 
-def _log(x: float, of: Callable[[float], float] = math.log) -> float:
-    return -math.inf if x == 0 else of(x)
+def _log(x: float, logarithm: Callable[[float], float] = math.log) -> float:
+    return -math.inf if x == 0 else logarithm(x)
 
 
 def _sigmoid(x: float) -> float:
@@ -192,15 +192,15 @@ def _sigmoid(x: float) -> float:
 
 
 def logaddexp(a: float, b: float) -> float:
-    """log(exp(a) + exp(b))."""
-    most, least = max(a, b), min(a, b)
-    return most if math.isinf(most) else most + math.log1p(math.exp(least - most))
+    """Return log(exp(a) + exp(b))."""
+    larger, smaller = max(a, b), min(a, b)
+    return larger if math.isinf(larger) else larger + math.log1p(math.exp(smaller - larger))
 
 
 def logsumexp(values: Sequence[float]) -> float:
-    """log(Σ exp(x)), of nothing -inf."""
-    most = max(values, default=-math.inf)
-    return most if math.isinf(most) else most + math.log(math.fsum(math.exp(x - most) for x in values))
+    """Return log(Σ exp(x)); -inf for no values."""
+    largest = max(values, default=-math.inf)
+    return largest if math.isinf(largest) else largest + math.log(math.fsum(math.exp(x - largest) for x in values))
 
 
 _PLAIN: dict[str, Callable[..., float]] = {
@@ -235,14 +235,14 @@ _PLAIN: dict[str, Callable[..., float]] = {
 _FUNCTIONS = {name: _guarded(function) for name, function in _PLAIN.items()}
 
 
-def _over(x: Vector, norm: float) -> Vector:
+def _divided(x: Vector, norm: float) -> Vector:
     return tuple(entry / norm for entry in x) if norm else x
 
 
 def _solve(matrix: tuple[Vector, ...], vector: Vector, steps: int | None = None) -> Vector:
-    """Gaussian elimination with pivots, or some steps of conjugate gradients."""
+    """Solve by Gaussian elimination with pivots; with `steps`, by that many steps of conjugate gradients."""
     if steps is not None:
-        return _descended(matrix, vector, steps)
+        return _conjugate_gradients(matrix, vector, steps)
     rows = [[*map(float, row), float(x)] for row, x in zip(matrix, vector, strict=True)]
     n = len(rows)
     for i in range(n):
@@ -251,50 +251,50 @@ def _solve(matrix: tuple[Vector, ...], vector: Vector, steps: int | None = None)
         for r in range(i + 1, n):
             factor = _div(rows[r][i], rows[i][i])
             rows[r] = [a - factor * b for a, b in zip(rows[r], rows[i], strict=True)]
-    found = [0.0] * n
+    solution = [0.0] * n
     for i in reversed(range(n)):
-        found[i] = _div(rows[i][n] - math.fsum(rows[i][j] * found[j] for j in range(i + 1, n)), rows[i][i])
-    return tuple(found)
+        solution[i] = _div(rows[i][n] - math.fsum(rows[i][j] * solution[j] for j in range(i + 1, n)), rows[i][i])
+    return tuple(solution)
 
 
 EPSILON, TINY = 2.0**-52, 2.0**-1022
 
 
-def _descended(matrix: tuple[Vector, ...], vector: Vector, steps: int) -> Vector:
-    """Steps of conjugate gradients from 0 (Hestenes and Stiefel 1952), as long as there is something left."""
-    found, rest = [0.0] * len(vector), [float(x) for x in vector]
-    direction, size = list(rest), math.fsum(x * x for x in rest)
-    least = max(size * EPSILON**2, TINY)
+def _conjugate_gradients(matrix: tuple[Vector, ...], vector: Vector, steps: int) -> Vector:
+    """Return the result of conjugate gradients from 0 (Hestenes and Stiefel 1952); stops when the residual vanishes."""
+    solution, residual = [0.0] * len(vector), [float(x) for x in vector]
+    direction, residual_norm = list(residual), math.fsum(x * x for x in residual)
+    smallest_norm = max(residual_norm * EPSILON**2, TINY)
     for _ in range(steps):
-        ahead = [math.fsum(float(a) * d for a, d in zip(row, direction, strict=True)) for row in matrix]
-        curve = math.fsum(d * a for d, a in zip(direction, ahead, strict=True))
-        if not (size > least and curve):
+        product = [math.fsum(float(a) * d for a, d in zip(row, direction, strict=True)) for row in matrix]
+        curvature = math.fsum(d * a for d, a in zip(direction, product, strict=True))
+        if not (residual_norm > smallest_norm and curvature):
             break
-        step = size / curve
-        found = [x + step * d for x, d in zip(found, direction, strict=True)]
-        rest = [r - step * a for r, a in zip(rest, ahead, strict=True)]
-        smaller = math.fsum(r * r for r in rest)
-        turn, size = smaller / size, smaller
-        direction = [r + turn * d for r, d in zip(rest, direction, strict=True)]
-    return tuple(found)
+        step = residual_norm / curvature
+        solution = [x + step * d for x, d in zip(solution, direction, strict=True)]
+        residual = [r - step * a for r, a in zip(residual, product, strict=True)]
+        next_norm = math.fsum(r * r for r in residual)
+        ratio, residual_norm = next_norm / residual_norm, next_norm
+        direction = [r + ratio * d for r, d in zip(residual, direction, strict=True)]
+    return tuple(solution)
 
 
-def _part(x: Vector, number: int, of: int) -> Vector:
-    if len(x) % of:
-        raise ArithmeticFault(f"a vector of {len(x)} entries has no {of} equal parts")
-    size = len(x) // of
-    return x[number * size : (number + 1) * size]
+def _part(x: Vector, index: int, parts: int) -> Vector:
+    if len(x) % parts:
+        raise ArithmeticFault(f"a vector of {len(x)} entries has no {parts} equal parts")
+    size = len(x) // parts
+    return x[index * size : (index + 1) * size]
 
 
-def _of_some(function: Callable[..., Any]) -> Callable[..., Any]:
+def _zero_if_empty(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that gives 0 where an operand is an empty sum of vectors, the number 0."""
     return lambda *values: function(*values) if all(isinstance(x, tuple) for x in values) else 0.0
 
 
-_OF_VECTORS: dict[str, Callable[..., Any]] = {
-    "dot": _of_some(lambda a, b: math.fsum(float(x) * float(y) for x, y in zip(a, b, strict=True))),
-    "normalised": _of_some(lambda x: _over(x, math.sqrt(math.fsum(e * e for e in x)))),
-    "rms": _of_some(lambda x: _over(x, math.sqrt(math.fsum(e * e for e in x) / len(x)))),
+_VECTOR_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "dot": _zero_if_empty(lambda a, b: math.fsum(float(x) * float(y) for x, y in zip(a, b, strict=True))),
+    "normalised": _zero_if_empty(lambda x: _divided(x, math.sqrt(math.fsum(e * e for e in x)))),
+    "rms": _zero_if_empty(lambda x: _divided(x, math.sqrt(math.fsum(e * e for e in x) / len(x)))),
     "part": lambda x, number, of: _part(x, number, of) if isinstance(x, tuple) else 0.0,
     "outer": lambda a, b: tuple(tuple(float(x) * float(y) for y in b) for x in a),
     "eye": lambda n: tuple(tuple(float(i == j) for j in range(n)) for i in range(n)),

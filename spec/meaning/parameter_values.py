@@ -1,4 +1,4 @@
-"""Python values → values of parameters, by the parameter's type."""
+"""Convert Python values to values of parameters, by the parameter's type."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from attnc.spec.program import Scalar, Value
 from attnc.spec.types import Type
 
 
-class Mismatch(ValueError):  # noqa: N818 (a fault of the caller's, not of ours)
-    """A value that a parameter's type refuses; the message completes "expects"."""
+class Mismatch(ValueError):  # noqa: N818 (an error of the caller)
+    """Raised for a value that does not fit a parameter's type; the message completes "expects …"."""
 
 
 def convert(value: object, type_: Type, lengths: tuple[int | None, ...]) -> Value:
-    """The exact value, or `Mismatch`. `lengths` has an entry a dimension; None where any length will do.
+    """Return the exact value. Raises `Mismatch` for a value that does not fit the type.
 
-    One number for a list of known length stands for every entry.
+    `lengths` has one entry per dimension, None where any length is allowed. A single number for a list of known length
+    is repeated for every entry.
     """
     value = _plain(value)
     if not lengths:
@@ -26,17 +27,17 @@ def convert(value: object, type_: Type, lengths: tuple[int | None, ...]) -> Valu
     length = lengths[0]
     if isinstance(value, list | tuple):
         if length is not None and len(value) != length:
-            raise Mismatch(f"a list of {length}, and is given {len(value)}")
+            raise Mismatch(f"a list of {length}, got {len(value)}")
         if not value:
             raise Mismatch("a list with at least one entry")
         return tuple(convert(item, type_, lengths[1:]) for item in value)
     if length is None or isinstance(value, str):
-        raise Mismatch(f"a list ({type_}), and is given {value!r}")
+        raise Mismatch(f"a list ({type_}), got {value!r}")
     return tuple(convert(value, type_, lengths[1:]) for _ in range(length))
 
 
 def _plain(value: object) -> object:
-    """numpy's and torch's scalars and arrays as Python's own."""
+    """Return scalars and arrays of numpy and torch as Python numbers and lists."""
     if isinstance(value, bool | int | float | Fraction | Decimal | str | list | tuple | None):
         return value
     for method in ("tolist", "item", "__index__"):
@@ -54,13 +55,13 @@ def _scalar(value: object, type_: Type) -> Scalar:
             return _in_range(value)
         case "real", int() | float() | Fraction() | Decimal() if not isinstance(value, bool):
             return _refined(_rational(value), type_)
-    wanted = {"bool": "true or false", "int": "an integer", "real": "a number"}.get(type_.kind, str(type_))
-    raise Mismatch(f"{wanted}, and is given {_shown(value)}")
+    expected = {"bool": "true or false", "int": "an integer", "real": "a number"}.get(type_.kind, str(type_))
+    raise Mismatch(f"{expected}, got {_shown(value)}")
 
 
 def _in_range(value: int) -> int:
     if not INT_MIN <= value <= INT_MAX:
-        raise Mismatch(f"an integer of 64 bits, and is given one of {value.bit_length()}")
+        raise Mismatch(f"an integer of 64 bits, got one of {value.bit_length()} bits")
     return value
 
 
@@ -69,9 +70,9 @@ def _rational(value: int | float | Fraction | Decimal) -> Fraction:
         value.is_finite() if isinstance(value, Decimal) else math.isfinite(value) if isinstance(value, float) else True
     )
     if not finite:
-        raise Mismatch(f"a finite number, and is given {value}")
+        raise Mismatch(f"a finite number, got {value}")
     if isinstance(value, Decimal) and abs(value.adjusted()) > RATIONAL_BITS:
-        raise Mismatch(f"a number of ordinary size, and is given {value}")
+        raise Mismatch(f"a number from 1e-{RATIONAL_BITS} to 1e{RATIONAL_BITS} in size, got {value}")
     exact = Fraction(repr(float(value))) if isinstance(value, float) else Fraction(value)
     if max(exact.numerator.bit_length(), exact.denominator.bit_length()) > RATIONAL_BITS:
         raise Mismatch(f"a fraction of at most {RATIONAL_BITS} bits")
@@ -81,11 +82,11 @@ def _rational(value: int | float | Fraction | Decimal) -> Fraction:
 def _refined(value: Fraction, type_: Type) -> Fraction:
     match type_.refinement:
         case "unit" if not 0 <= value <= 1:
-            raise Mismatch(f"a number from 0 to 1, and is given {shown(value)}")
+            raise Mismatch(f"a number from 0 to 1, got {shown(value)}")
         case "positive" if value <= 0:
-            raise Mismatch(f"a number above 0, and is given {shown(value)}")
+            raise Mismatch(f"a number above 0, got {shown(value)}")
         case "log_decay" if value > 0:
-            raise Mismatch(f"a number of at most 0, and is given {shown(value)}")
+            raise Mismatch(f"a number of at most 0, got {shown(value)}")
     return value
 
 
@@ -95,7 +96,7 @@ def _shown(value: object) -> str:
 
 
 def shown(value: Value) -> str:
-    """A value as it is written in `.attn`."""
+    """Return a value in the notation of `.attn`."""
     match value:
         case bool():
             return "true" if value else "false"

@@ -1,4 +1,4 @@
-"""The meaning of a recurrence: its lines, token by token, in binary64. Values carry the names of their axes."""
+"""Evaluate a recurrence token by token in binary64, on values with named axes."""
 
 from __future__ import annotations
 
@@ -21,57 +21,59 @@ if TYPE_CHECKING:
     from attnc.spec.meaning.evaluate import Evaluator, SequenceView
 
 States = dict[str, Any]
-"""Nested tuples by the name of a state."""
+"""The entries of states as nested tuples, by the name of the state."""
 
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """Numbers over named axes, nested in their order."""
+    """Numbers over named axes, as nested tuples in the order of the axes."""
 
     axes: tuple[Dim, ...]
     entries: tuple[Any, ...]
 
 
-Found = Result | Array
+AxisValue = Result | Array
 
 
 class RecurrentRuns:
-    """The runs of one call, over its q, k and v."""
+    """Runs a recurrence over the tokens of one call."""
 
     def __init__(self, call: Evaluator, recurrence: program.RecurrenceClauses, member: int | None = None) -> None:
-        """`member`: which of a family."""
-        self._bound: dict[program.Binder, Found] = {}
+        """`member`: the index of the recurrence in its family."""
+        self._bound: dict[program.Binder, AxisValue] = {}
         if recurrence.family is not None and member is not None:
             self._bound[recurrence.family.binder] = member
         self._call = call
         self._recurrence = recurrence
 
     def run(self, batch: int, head: int, begun: States | None) -> tuple[list[tuple[float, ...]], States]:
-        """(outputs by row, states after the last token) of a batch entry and head.
+        """Return (outputs by row, final states) of a batch entry and head.
 
-        `begun`: the states before the first token. Each document begins anew.
+        `begun`: the states before the first token, None for the start values. Each further document starts anew.
         """
-        outs: dict[int, tuple[float, ...]] = {}
-        states = self._start() if begun is None else self._given(begun)
+        outputs: dict[int, tuple[float, ...]] = {}
+        states = self._start() if begun is None else self._from_states(begun)
         for number, view in enumerate(self._call.views(batch)):
             if number:
                 states = self._start()
             for position in self._order(view, batch, head):
-                out, states = self._token(view, position, batch, head, states)
-                outs[view.first_row + position] = out
+                output, states = self._token(view, position, batch, head, states)
+                outputs[view.first_row + position] = output
         final = {state.name: array.entries for state, array in states.items()}
-        return [outs[row] for row in sorted(outs)], final
+        return [outputs[row] for row in sorted(outputs)], final
 
     def _start(self) -> dict[program.StateClause, Array]:
-        return {state: Array(state.dims, self._filled(state.dims, state)) for state in self._recurrence.states}
+        return {
+            state: Array(state.dims, self._constant_entries(state.dims, state)) for state in self._recurrence.states
+        }
 
-    def _filled(self, dims: Sequence[Dim], state: program.StateClause) -> Any:
+    def _constant_entries(self, dims: Sequence[Dim], state: program.StateClause) -> Any:
         if not dims:
             return complex(state.start) if state.is_complex else state.start
         size = dims[0] if isinstance(dims[0], int) else self._call.whole.size(str(dims[0]), state.span)
-        return (self._filled(dims[1:], state),) * size
+        return (self._constant_entries(dims[1:], state),) * size
 
-    def _given(self, states: States) -> dict[program.StateClause, Array]:
+    def _from_states(self, states: States) -> dict[program.StateClause, Array]:
         return {state: Array(state.dims, _nested(states[state.name])) for state in self._recurrence.states}
 
     def _order(self, view: SequenceView, batch: int, head: int) -> list[int]:
@@ -79,11 +81,11 @@ class RecurrentRuns:
         if scan is None:
             return list(range(view.keys))
         meaning = self._call.meanings.of(scan)
-        places = [meaning(self._frame(view, t, head, batch)) for t in range(view.keys)]
-        if len(set(places)) < len(places):
-            message = "`scan` gives two tokens the same place"
-            raise EvaluationError("A901", message, scan.span, "add what tells them apart")
-        return sorted(range(view.keys), key=lambda t: cast("int", places[t]))
+        order_values = [meaning(self._frame(view, t, head, batch)) for t in range(view.keys)]
+        if len(set(order_values)) < len(order_values):
+            message = "`scan` has the same value for two tokens"
+            raise EvaluationError("A901", message, scan.span, "use an expression that differs for all tokens")
+        return sorted(range(view.keys), key=lambda t: cast("int", order_values[t]))
 
     def _frame(self, view: SequenceView, position: int, head: int, batch: int) -> EvaluationFrame:
         frame = view.frame(position, position, head, batch)
@@ -96,10 +98,10 @@ class RecurrentRuns:
     ) -> tuple[tuple[float, ...], dict[program.StateClause, Array]]:
         frame = self._frame(view, position, head, batch)
         reset = self._recurrence.reset
-        own = dict(states)
+        token_states = dict(states)
         if reset is not None and self._call.meanings.of(reset)(frame):
-            own = self._start()
-        line = _TokenLines(self._call, frame, own, dict(self._bound))
+            token_states = self._start()
+        line = _TokenLines(self._call, frame, token_states, dict(self._bound))
         out: tuple[float, ...] | None = None
         for item in self._recurrence.lines:
             self._call.steps = 0
@@ -121,34 +123,36 @@ class RecurrentRuns:
 
 @dataclass
 class _TokenLines:
-    """The values of a token's lines."""
+    """Evaluates the lines of a recurrence for one token."""
 
     call: Evaluator
     frame: EvaluationFrame
     states: dict[program.StateClause, Array]
-    bound: dict[program.Binder, Found]
+    bound: dict[program.Binder, AxisValue]
 
     def over(self, node: program.Expr, state: program.StateClause) -> Array:
-        """A value over all of a state's axes."""
+        """Return a value broadcast over all axes of a state."""
         return Array(state.dims, _spread(self.of(node), state.dims, self.states[state].entries))
 
-    def range(self, running: program.KeyRange) -> range:
-        """The places of a range."""
-        return range(cast("int", self.of(running.low)), cast("int", self.of(running.high)))
+    def range(self, key_range: program.KeyRange) -> range:
+        """Return the values of a range."""
+        return range(cast("int", self.of(key_range.low)), cast("int", self.of(key_range.high)))
 
-    def of(self, node: program.Expr) -> Found:
-        """The value of an expression."""
+    def of(self, node: program.Expr) -> AxisValue:
+        """Return the value of an expression."""
         match node:
             case program.StateRead(state=state):
-                now = self.states[state]
-                return now if now.axes else cast("Result", now.entries)
+                current = self.states[state]
+                return current if current.axes else cast("Result", current.entries)
             case program.Local(binder=binder):
                 return self.bound[binder]
             case program.Vector() | program.InputRead():
-                return self._given(node)
+                return self._tensor(node)
             case program.DefinitionUse(definition=definition, arguments=arguments):
-                given = {p: self.of(a) for p, a in zip(definition.parameters, arguments, strict=True)}
-                return _TokenLines(self.call, self.frame, self.states, {**self.bound, **given}).of(definition.body)
+                arguments_by_binder = {p: self.of(a) for p, a in zip(definition.parameters, arguments, strict=True)}
+                return _TokenLines(self.call, self.frame, self.states, {**self.bound, **arguments_by_binder}).of(
+                    definition.body
+                )
             case program.ConditionalValue(condition=condition, then=then, otherwise=otherwise):
                 return self.of(then if self.of(condition) else otherwise)
             case program.Operation():
@@ -163,7 +167,7 @@ class _TokenLines:
     def _leaf(self, node: program.Expr) -> Result:
         return self.call.meanings.of(node)(self.frame)
 
-    def _given(self, node: program.Vector | program.InputRead) -> Found:
+    def _tensor(self, node: program.Vector | program.InputRead) -> AxisValue:
         if isinstance(node, program.Vector):
             return Array(("dv" if node.tensor == "v" else "dk",), cast("tuple[float, ...]", self._leaf(node)))
         indices = [cast("int", self.of(index)) for index in node.indices]
@@ -173,7 +177,7 @@ class _TokenLines:
         implied = sum(dim in ("batch", "head", "kv_head") for dim in node.input.type.dims)
         return Array(node.input.type.dims[implied + len(indices) :], result)
 
-    def _item(self, node: program.Item) -> Found:
+    def _item(self, node: program.Item) -> AxisValue:
         table, index = self.of(node.table), cast("int", self.of(node.index))
         entries = table.entries if isinstance(table, Array) else cast("tuple[Any, ...]", table)
         if not 0 <= index < len(entries):
@@ -182,69 +186,69 @@ class _TokenLines:
             raise EvaluationError("A902", message, node.index.span, help_)
         if isinstance(table, Array) and len(table.axes) > 1:
             return Array(table.axes[1:], entries[index])
-        return cast("Found", entries[index])
+        return cast("AxisValue", entries[index])
 
     # --- operations --------------------------------------------------------------------------------------------------
 
-    def _operation(self, node: program.Operation) -> Found:
+    def _operation(self, node: program.Operation) -> AxisValue:
         if node.op in ("and", "or"):
             stop = node.op == "or"
             return next((stop for operand in node.operands if self.of(operand) is stop), not stop)
         values = [self.of(operand) for operand in node.operands]
         try:
-            if node.op in _OF_ARRAYS:
-                return _OF_ARRAYS[node.op](*values)
+            if node.op in _ARRAY_FUNCTIONS:
+                return _ARRAY_FUNCTIONS[node.op](*values)
             if node.op == "solve":
                 return self._solve(*cast("list[Array]", values))
             if node.op == "eye":
                 return self._eye(node, cast("int", values[0]))
             if node.op == "part":
-                number, of = cast("tuple[int, int]", tuple(values[1:]))
-                return _part(cast("Array", values[0]), number, of)
-            return _entrywise(lambda *x: _of_numbers(node.op, x, floating_=node.floating), values)
+                index, parts = cast("tuple[int, int]", tuple(values[1:]))
+                return _part(cast("Array", values[0]), index, parts)
+            return _entrywise(lambda *x: _number_operation(node.op, x, floating_=node.floating), values)
         except ArithmeticFault as fault:
             help_ = "test for that case first: `… if condition else …`"
             raise EvaluationError("A901", str(fault), node.span, help_) from None
 
     def _solve(self, matrix: Array, vector: Array) -> Array:
-        given: list[Any] = [matrix.entries, vector.entries]
+        operands: list[Any] = [matrix.entries, vector.entries]
         if self.call.program.approximate is not None:
-            given.append(self.of(self.call.program.approximate))
-        return Array(vector.axes, float_arithmetic.apply("solve", given, floating=True))
+            operands.append(self.of(self.call.program.approximate))
+        return Array(vector.axes, float_arithmetic.apply("solve", operands, floating=True))
 
     def _eye(self, node: program.Operation, size: int) -> Array:
         axis: Dim = node.operands[0].name if isinstance(node.operands[0], program.Size) else size
         return Array((axis, axis), float_arithmetic.apply("eye", (size,), floating=True))
 
-    def _aggregate(self, node: program.Aggregate) -> Found:
-        found = [line.of(node.body) for line in self._running(node, 0)]
+    def _aggregate(self, node: program.Aggregate) -> AxisValue:
+        values = [line.of(node.body) for line in self._iterations(node, 0)]
         match node.op:
             case "any" | "all":
-                return bool(found) and any(found) if node.op == "any" else all(found)
+                return bool(values) and any(values) if node.op == "any" else all(values)
             case "count":
-                return sum(1 for value in found if value)
-        if not found:
+                return sum(1 for value in values if value)
+        if not values:
             return cast("Result", float_arithmetic.total(node.op, ()))
         name = "add" if node.op in ("sum", "mean") else node.op
-        whole = found[0]
-        for value in found[1:]:
-            whole = _entrywise(lambda *x: _of_numbers(name, x, floating_=node.floating), (whole, value))
+        total = values[0]
+        for value in values[1:]:
+            total = _entrywise(lambda *x: _number_operation(name, x, floating_=node.floating), (total, value))
         if node.op == "mean":
-            count = len(found)
-            whole = _entrywise(lambda x: _of_numbers("div", (x, count), floating_=True), (whole,))
-        return whole
+            count = len(values)
+            total = _entrywise(lambda x: _number_operation("div", (x, count), floating_=True), (total,))
+        return total
 
-    def _running(self, node: program.Aggregate, depth: int) -> Iterator[_TokenLines]:
+    def _iterations(self, node: program.Aggregate, depth: int) -> Iterator[_TokenLines]:
         if depth == len(node.runnings):
             if node.condition is None or self.of(node.condition):
                 yield self
             return
-        running = node.runnings[depth]
-        assert isinstance(running, program.RangeVariable)
-        assert isinstance(running.target, program.Binder)
-        for i in range(cast("int", self.of(running.low)), cast("int", self.of(running.high))):
+        variable = node.runnings[depth]
+        assert isinstance(variable, program.RangeVariable)
+        assert isinstance(variable.target, program.Binder)
+        for i in range(cast("int", self.of(variable.low)), cast("int", self.of(variable.high))):
             self.frame.around.tick(node.span)
-            yield from _TokenLines(self.call, self.frame, self.states, {**self.bound, running.target: i})._running(
+            yield from _TokenLines(self.call, self.frame, self.states, {**self.bound, variable.target: i})._iterations(
                 node, depth + 1
             )
 
@@ -261,19 +265,19 @@ def _number(value: Any) -> float | complex:
     return value if isinstance(value, complex) else float(value)
 
 
-def _spread(value: Found, axes: Sequence[Dim], like: Any) -> Any:
-    """The entries of a value over all of some axes, of which it has some, in their order; `like` shows their sizes."""
+def _spread(value: AxisValue, axes: Sequence[Dim], like: Any) -> Any:
+    """Return the entries of a value broadcast over `axes`, which contain the value's axes; `like` has their sizes."""
     if not axes:
         return value.entries if isinstance(value, Array) else value
     if isinstance(value, Array) and value.axes[0] == axes[0]:
-        rest = value.axes[1:]
-        parts = [Array(rest, entry) if rest else entry for entry in value.entries]
+        inner_axes = value.axes[1:]
+        parts = [Array(inner_axes, entry) if inner_axes else entry for entry in value.entries]
     else:
         parts = [value] * len(like)
     return tuple(_spread(part, axes[1:], inner) for part, inner in zip(parts, like, strict=True))
 
 
-def _entrywise(function: Callable[..., Any], values: Sequence[Found]) -> Found:
+def _entrywise(function: Callable[..., Any], values: Sequence[AxisValue]) -> AxisValue:
     widest = max((x for x in values if isinstance(x, Array)), key=lambda x: len(x.axes), default=None)
     if widest is None:
         return cast("Result", function(*values))
@@ -295,45 +299,49 @@ def _sizes(array: Array) -> list[int]:
     return result
 
 
-def _at(entries: Any, places: Sequence[int]) -> Any:
-    for place in places:
-        entries = entries[place]
+def _at(entries: Any, indices: Sequence[int]) -> Any:
+    for index in indices:
+        entries = entries[index]
     return _number(entries)
 
 
-def _contracted(left: Array, right: Array, i: int, j: int) -> Found:
-    """The sum over axis i of the one and axis j of the other; the other axes in order."""
-    a, b = _sizes(left), _sizes(right)
-    shared, rest = a[i], [*a[:i], *a[i + 1 :], *b[:j], *b[j + 1 :]]
+def _contracted(left: Array, right: Array, i: int, j: int) -> AxisValue:
+    """Return the product of two arrays summed over axis `i` of `left` and axis `j` of `right`; other axes in order."""
+    left_sizes, right_sizes = _sizes(left), _sizes(right)
+    shared, result_sizes = (
+        left_sizes[i],
+        [*left_sizes[:i], *left_sizes[i + 1 :], *right_sizes[:j], *right_sizes[j + 1 :]],
+    )
 
-    def entry(places: Sequence[int]) -> Any:
-        mine, theirs = list(places[: len(a) - 1]), list(places[len(a) - 1 :])
+    def entry(indices: Sequence[int]) -> Any:
+        left_indices, right_indices = list(indices[: len(left_sizes) - 1]), list(indices[len(left_sizes) - 1 :])
         terms = (
-            _at(left.entries, [*mine[:i], s, *mine[i:]]) * _at(right.entries, [*theirs[:j], s, *theirs[j:]])
+            _at(left.entries, [*left_indices[:i], s, *left_indices[i:]])
+            * _at(right.entries, [*right_indices[:j], s, *right_indices[j:]])
             for s in range(shared)
         )
         return floating_sum(terms)
 
     axes = (*left.axes[:i], *left.axes[i + 1 :], *right.axes[:j], *right.axes[j + 1 :])
-    return Array(axes, _tabled(entry, rest, ())) if axes else entry(())
+    return Array(axes, _table(entry, result_sizes, ())) if axes else entry(())
 
 
 def floating_sum(terms: Iterator[Any]) -> Any:
-    """The sum, right to the last bit; of terms that are not all finite what IEEE 754 says."""
-    found = list(terms)
-    if any(isinstance(term, complex) for term in found):
-        return complex(floating_sum(z.real for z in found), floating_sum(z.imag for z in found))
-    return math.fsum(found) if all(map(math.isfinite, found)) else sum(found)
+    """Return the correctly rounded sum of terms; if some are not finite, their IEEE 754 sum."""
+    numbers = list(terms)
+    if any(isinstance(term, complex) for term in numbers):
+        return complex(floating_sum(z.real for z in numbers), floating_sum(z.imag for z in numbers))
+    return math.fsum(numbers) if all(map(math.isfinite, numbers)) else sum(numbers)
 
 
-def _tabled(entry: Callable[[Sequence[int]], Any], sizes: Sequence[int], places: tuple[int, ...]) -> Any:
+def _table(entry: Callable[[Sequence[int]], Any], sizes: Sequence[int], indices: tuple[int, ...]) -> Any:
     if not sizes:
-        return entry(places)
-    return tuple(_tabled(entry, sizes[1:], (*places, i)) for i in range(sizes[0]))
+        return entry(indices)
+    return tuple(_table(entry, sizes[1:], (*indices, i)) for i in range(sizes[0]))
 
 
-def _matmul(left: Array, right: Array) -> Found:
-    """Over the axis where they meet, or else the only one that both have."""
+def _matmul(left: Array, right: Array) -> AxisValue:
+    """Return `left @ right`, summed over the adjacent shared axis, or else over the only shared axis."""
     if left.axes[-1] == right.axes[0]:
         return _contracted(left, right, len(left.axes) - 1, 0)
     shared = next(axis for axis in left.axes if axis in right.axes)
@@ -353,21 +361,21 @@ def _diagonal(vector: Array) -> Array:
 
 def _softmax(vector: Array) -> Array:
     entries = [float(x) for x in vector.entries]
-    whole = float_arithmetic.logsumexp(entries)
-    return Array(vector.axes, tuple(math.exp(x - whole) for x in entries))
+    lse = float_arithmetic.logsumexp(entries)
+    return Array(vector.axes, tuple(math.exp(x - lse) for x in entries))
 
 
-def _of_numbers(op: str, values: Sequence[Any], *, floating_: bool) -> Any:
-    """An operation on numbers, some of which may be complex."""
+def _number_operation(op: str, values: Sequence[Any], *, floating_: bool) -> Any:
+    """Return the result of an operation on numbers, some of which may be complex."""
     if not any(isinstance(x, complex) for x in values):
         return float_arithmetic.apply(op, values, floating=floating_)
     try:
-        return _OF_COMPLEX[op](*(x if isinstance(x, complex) else float(x) for x in values))
+        return _COMPLEX_FUNCTIONS[op](*(x if isinstance(x, complex) else float(x) for x in values))
     except OverflowError:
         return complex(math.nan, math.nan)
 
 
-_OF_COMPLEX: dict[str, Callable[..., Any]] = {
+_COMPLEX_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "add": operator.add,
     "sub": operator.sub,
     "mul": operator.mul,
@@ -380,24 +388,24 @@ _OF_COMPLEX: dict[str, Callable[..., Any]] = {
 }
 
 
-def _part(vector: Array, number: int, of: int) -> Array:
+def _part(vector: Array, index: int, parts: int) -> Array:
     return Array(
-        (f"{vector.axes[0]}/{of}",), float_arithmetic.apply("part", (vector.entries, number, of), floating=True)
+        (f"{vector.axes[0]}/{parts}",), float_arithmetic.apply("part", (vector.entries, index, parts), floating=True)
     )
 
 
-def _whole(op: str) -> Callable[[Array], Array]:
+def _vector_function(op: str) -> Callable[[Array], Array]:
     return lambda vector: Array(vector.axes, float_arithmetic.apply(op, (vector.entries,), floating=True))
 
 
-_OF_ARRAYS: dict[str, Callable[..., Found]] = {
+_ARRAY_FUNCTIONS: dict[str, Callable[..., AxisValue]] = {
     "matmul": _matmul,
     "outer": _outer,
     "diag": _diagonal,
     "softmax": _softmax,
     "dot": lambda a, b: _contracted(a, b, 0, 0),
-    "normalised": _whole("normalised"),
-    "rms": _whole("rms"),
+    "normalised": _vector_function("normalised"),
+    "rms": _vector_function("rms"),
 }
 
 __all__ = ["RecurrentRuns", "States"]

@@ -1,4 +1,4 @@
-"""Selections by definition: candidates ranked one by one, ties to the earlier position."""
+"""Compute selections directly from the definition: rank all candidates; equal scores are ranked by position."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from attnc.spec.meaning.evaluate import Evaluator, SequenceView
 
 Places = frozenset[Any]
-"""Positions of keys, values of units, or numbers."""
+"""Selected entries: positions of keys, values of units, or indices of a range."""
 
 
 class Selections:
-    """The selections of one call; what a row chooses is worked out once."""
+    """The selections of one call; the selection of a row is computed once."""
 
     def __init__(self, call: Evaluator) -> None:
         self._call = call
         self._by_name = {selection.name: selection for selection in call.program.selections}
-        self._known: dict[Hashable, Places] = {}
-        self._open: set[Hashable] = set()
+        self._selected: dict[Hashable, Places] = {}
+        self._in_progress: set[Hashable] = set()
 
     def holds(
         self,
@@ -36,7 +36,7 @@ class Selections:
         frame: EvaluationFrame,
         view: SequenceView,
     ) -> bool:
-        """Whether the row of a frame chose the token at a position, all tokens of the unit at hand, or a number."""
+        """Whether the row of a frame selected a token, all tokens of the current unit, or an index of a range."""
         if node.number is not None:
             return item in self.chosen(self._by_name[node.selection], member, frame, view)
         if node.unit is None:
@@ -45,7 +45,7 @@ class Selections:
         return all(self._has(node.selection, member, j, frame, view) for j in view.members(node.unit, frame))
 
     def size(self, name: str, member: int | None, frame: EvaluationFrame, view: SequenceView) -> int:
-        """How many places the row of a frame chose."""
+        """Return the number of entries that the row of a frame selected."""
         return len(self.chosen(self._by_name[name], member, frame, view))
 
     def _has(self, name: str, member: int | None, item: int, frame: EvaluationFrame, view: SequenceView) -> bool:
@@ -55,50 +55,52 @@ class Selections:
             case None:
                 return item in chosen
             case program.Unit(value=value):
-                here = _of_member(selection, member, frame.at("k", item))
-                return self._call.meanings.of(value)(here) in chosen
+                key_frame = _member_frame(selection, member, frame.at("k", item))
+                return self._call.meanings.of(value)(key_frame) in chosen
             case program.KeyRange() if selection.covers is None:
                 return item in chosen
             case program.KeyRange(binder=binder):
                 covers = self._call.meanings.of(selection.covers)
-                here = _of_member(selection, member, frame.at("k", item))
-                return any(covers(here.binding(binder, constantly(i)).forgetting()) for i in sorted(chosen))
+                key_frame = _member_frame(selection, member, frame.at("k", item))
+                return any(covers(key_frame.binding(binder, constantly(i)).forgetting()) for i in sorted(chosen))
 
     def chosen(
         self, selection: program.SelectionClauses, member: int | None, frame: EvaluationFrame, view: SequenceView
     ) -> Places:
         """Return the selection of a frame's row."""
-        decides = self._decides(selection, frame)
-        key = (selection.name, member, view, frame.batch, None if selection.by == "batch" else frame.head, decides)
-        if key not in self._known:
+        row_key = self._row_key(selection, frame)
+        key = (selection.name, member, view, frame.batch, None if selection.by == "batch" else frame.head, row_key)
+        if key not in self._selected:
             self._check_member(selection, member, frame)
-            if key in self._open:
+            if key in self._in_progress:
                 name = selection.name if member is None else f"{selection.name}[{member}]"
-                help_ = "ask another member, of which the index is nearer to an end: `stage[s - 1]`"
-                raise EvaluationError("A205", f"what `{name}` chooses depends on itself", selection.span, help_)
-            self._open.add(key)
+                help_ = "read a member whose index is nearer to one end of the family: `stage[s - 1]`"
+                raise EvaluationError("A205", f"the selection `{name}` depends on itself", selection.span, help_)
+            self._in_progress.add(key)
             if selection.pairs:
                 self._rank_pairs(selection, member, frame, view, key[:-1])
             else:
-                row = self._row(selection, member, frame, view, decides)
-                self._known[key] = _kept(self._call, [row])[0]
-        return self._known[key]
+                row = self._row(selection, member, frame, view, row_key)
+                self._selected[key] = _kept(self._call, [row])[0]
+        return self._selected[key]
 
     def _check_member(self, selection: program.SelectionClauses, member: int | None, frame: EvaluationFrame) -> None:
         if selection.family is None or member is None:
             return
         low, high = (self._call.meanings.of(end)(frame) for end in (selection.family.low, selection.family.high))
         if not cast("int", low) <= member < cast("int", high):
-            message = f"`{selection.name}` is asked at {member}; it has selections {low} to {cast('int', high) - 1}"
+            message = f"`{selection.name}` is read at {member}; it has selections {low} to {cast('int', high) - 1}"
             raise EvaluationError("A902", message, selection.span, "test the index first: `… if i < n else …`")
 
-    def _decides(self, selection: program.SelectionClauses, frame: EvaluationFrame) -> Result | None:
-        """The query, or the unit of queries, that decides at a frame; None for a head or a batch entry."""
+    def _row_key(self, selection: program.SelectionClauses, frame: EvaluationFrame) -> Result | None:
+        """Return the query or the unit of queries whose selection a frame reads; None for a head or a batch entry."""
         if selection.row.per:
             (unit,) = selection.row.per
-            around = frame.row
-            own = around.unit_like(unit) if isinstance(around, CandidateRow) else None
-            return self._call.meanings.of(unit.value)(frame) if own is None else frame.bound[own.binder](frame)
+            row = frame.row
+            row_unit = row.unit_like(unit) if isinstance(row, CandidateRow) else None
+            return (
+                self._call.meanings.of(unit.value)(frame) if row_unit is None else frame.bound[row_unit.binder](frame)
+            )
         return frame.places["q"] if selection.by == "query" or selection.pairs else None
 
     def _row(
@@ -107,14 +109,14 @@ class Selections:
         member: int | None,
         frame: EvaluationFrame,
         view: SequenceView,
-        decides: Result | None,
+        row_key: Result | None,
     ) -> CandidateRow:
-        q = decides if isinstance(decides, int) and not selection.row.per else 0
-        own = view.frame(q, 0, frame.head, frame.batch)
-        own = _of_member(selection, member, own)
+        q = row_key if isinstance(row_key, int) and not selection.row.per else 0
+        row_frame = view.frame(q, 0, frame.head, frame.batch)
+        row_frame = _member_frame(selection, member, row_frame)
         for unit in selection.row.per:
-            own = own.binding(unit.binder, constantly(cast("Any", decides)))
-        return CandidateRow(self._call, selection, view, own)
+            row_frame = row_frame.binding(unit.binder, constantly(cast("Any", row_key)))
+        return CandidateRow(self._call, selection, view, row_frame)
 
     def _rank_pairs(
         self,
@@ -124,23 +126,23 @@ class Selections:
         view: SequenceView,
         key: tuple[Hashable, ...],
     ) -> None:
-        """All rows at once."""
+        """Rank the candidates of all rows together, and store the selection of each row."""
         queries = range(view.shift, view.shift + view.queries)
         rows = [self._row(selection, member, frame, view, q) for q in queries]
-        for q, chosen in zip(queries, _kept(self._call, rows), strict=True):
+        for q, selected in zip(queries, _kept(self._call, rows), strict=True):
             name: Hashable = (*key, q)
-            self._known[name] = chosen
+            self._selected[name] = selected
 
 
-def _of_member(selection: program.SelectionClauses, member: int | None, frame: EvaluationFrame) -> EvaluationFrame:
-    """A frame in which the name of a family's range is the member at hand."""
+def _member_frame(selection: program.SelectionClauses, member: int | None, frame: EvaluationFrame) -> EvaluationFrame:
+    """Return a frame in which the index of a family is bound to `member`."""
     if selection.family is None or member is None:
         return frame
     return frame.binding(selection.family.binder, constantly(member)).forgetting()
 
 
 class CandidateRow(AttentionRow):
-    """The candidates of one row: an attention to them, whose weights are their scores."""
+    """The candidates of one row, as an attention whose keys are the candidates and whose weights are their scores."""
 
     def __init__(
         self, call: Evaluator, selection: program.SelectionClauses, view: SequenceView, frame: EvaluationFrame
@@ -150,13 +152,13 @@ class CandidateRow(AttentionRow):
         super().__init__(call, selection.row, view, frame)
         self.scores = dict(zip(map(self.name_of, self.keys), self.weights(), strict=True))
 
-    def _places(self, frame: EvaluationFrame) -> Iterator[EvaluationFrame]:
+    def _all_keys(self, frame: EvaluationFrame) -> Iterator[EvaluationFrame]:
         if isinstance(self.selection.row.over, program.Unit):
             for value in sorted(self._view.units(self.selection.row.over, frame)):
                 yield self._with_key(frame, value)
             return
         if not self.selection.of_queries:
-            yield from super()._places(frame)
+            yield from super()._all_keys(frame)
             return
         for query in range(self._view.shift, self._view.shift + self._view.queries):
             yield frame.at("q", query)
@@ -172,39 +174,39 @@ class CandidateRow(AttentionRow):
         return all(self._call.meanings.of(line)(frame) for line in self._attend.visible)
 
     def ranking(self, frame: EvaluationFrame, name: str) -> Result:
-        """`rank`, `mass` or `score` of a frame's candidate."""
-        place = self.name_of(frame)
+        """Return the `rank`, `mass` or `score` of a frame's candidate."""
+        candidate = self.name_of(frame)
         if name == "score":
-            result: float = self.scores[place]
+            result: float = self.scores[candidate]
             return result
-        rank, mass = self.ranks[place]
+        rank, mass = self.ranks[candidate]
         return rank if name == "rank" else mass
 
     def unit_like(self, unit: program.Unit) -> program.Unit | None:
-        """The unit of queries that decides here, where it is written as another one is."""
-        return next((own for own in self._attend.per if same_keys(own, unit)), None)
+        """Return the row's unit of queries with the same expression as `unit`; None if there is none."""
+        return next((row_unit for row_unit in self._attend.per if same_keys(row_unit, unit)), None)
 
     def always(self) -> Iterator[Any]:
-        """The places that are chosen besides."""
+        """Yield the entries that `always` selects, whatever their score."""
         if self.selection.always is None:
             return
         meaning: Meaning = self._call.meanings.of(self.selection.always)
-        for place in self._places(self._frame):
+        for candidate in self._all_keys(self._frame):
             self._call.steps = 0
-            if meaning(place):
-                yield self.name_of(place)
+            if meaning(candidate):
+                yield self.name_of(candidate)
 
 
 def _kept(call: Evaluator, rows: list[CandidateRow]) -> list[Places]:
     """Return the selections of rows whose candidates are ranked together."""
-    found = [(score, row, place) for row in rows for place, score in row.scores.items()]
-    order = sorted(range(len(found)), key=lambda i: (math.isnan(found[i][0]), -found[i][0], i))
+    candidates = [(score, row, candidate) for row in rows for candidate, score in row.scores.items()]
+    order = sorted(range(len(candidates)), key=lambda i: (math.isnan(candidates[i][0]), -candidates[i][0], i))
     mass = 0.0
     for rank, i in enumerate(order):
-        score, row, place = found[i]
-        row.ranks[place] = (rank, mass)
+        score, row, candidate = candidates[i]
+        row.ranks[candidate] = (rank, mass)
         mass += score
-    chosen = []
+    selections = []
     for row in rows:
         keep = call.meanings.of(row.selection.keep)
         kept = set(row.always())
@@ -212,8 +214,8 @@ def _kept(call: Evaluator, rows: list[CandidateRow]) -> list[Places]:
             call.steps = 0
             if keep(key):
                 kept.add(row.name_of(key))
-        chosen.append(frozenset(kept))
-    return chosen
+        selections.append(frozenset(kept))
+    return selections
 
 
 __all__ = ["CandidateRow", "Selections"]

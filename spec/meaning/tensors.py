@@ -1,4 +1,4 @@
-"""Inputs as nested lists, checked against their declared dimensions."""
+"""Read inputs as nested lists, and check them against their declared dimensions."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ if TYPE_CHECKING:
 
 
 class Tensors:
-    """The inputs of one call. New dimensions become sizes of the call."""
+    """The inputs of one call. Dimensions with new names define sizes of the call."""
 
-    def __init__(self, call: Evaluator, queries: int, keys: int, given: Mapping[str, object]) -> None:
+    def __init__(self, call: Evaluator, queries: int, keys: int, inputs: Mapping[str, object]) -> None:
         self._call = call
         self._lengths = {"query": queries, "key": keys, "token": keys}
         self._lengths |= {"head": call.sizes["heads"], "kv_head": call.sizes["kv_heads"]}
         self._data: dict[program.Input, Any] = {}
-        self._check_names(given)
+        self._check_names(inputs)
         for tensor in call.program.inputs:
-            data = _nested(given[tensor.name])
+            data = _nested(inputs[tensor.name])
             self._check(tensor, data, 0)
             self._data[tensor] = data
 
     def row(self, tensor: program.Input, batch: int) -> Sequence[int]:
-        """The entries by token of an input by `[token]` or `[batch, token]`."""
+        """Return the entries per token of an input with the dimensions `[token]` or `[batch, token]`."""
         data = self._data[tensor]
         if tensor.type.dims[0] != "batch":
             return data  # type: ignore[no-any-return]
         if not 0 <= batch < len(data):
             message = f"`{tensor.name}` has no batch {batch}"
-            raise EvaluationError("A902", message, tensor.span, "give it one entry for each sequence of the batch")
+            raise EvaluationError("A902", message, tensor.span, "give one entry for each batch entry")
         return data[batch]  # type: ignore[no-any-return]
 
     def element(
@@ -48,20 +48,21 @@ class Tensors:
         offsets: Mapping[str, int],
         limits: Mapping[str, tuple[int, int]],
     ) -> int | bool | float | tuple[float, ...]:
-        """One entry, or a vector where fewer indices are written than there are dimensions.
+        """Return an entry, or a vector if there are fewer indices than dimensions.
 
-        `offsets` turns positions into entries; `limits` are the positions that exist."""
+        `offsets` turns positions into indices of entries; `limits` are the ranges of existing positions.
+        """
         implied = {"batch": batch, "head": head, "kv_head": head // self._call.sizes["group"]}
-        written = iter(zip(indices, node.indices, strict=True))
-        data = self._of(node.input)
+        written_indices = iter(zip(indices, node.indices, strict=True))
+        data = self._values(node.input)
         for dim in node.input.type.dims:
             if dim in implied:
                 index, span = implied[dim], node.span
             else:
-                at = next(written, None)
-                if at is None:
+                written_index = next(written_indices, None)
+                if written_index is None:
                     return _floats(data)  # type: ignore[no-any-return]
-                index, span = at[0], at[1].span
+                index, span = written_index[0], written_index[1].span
             low, high = limits.get(dim, (0, len(data))) if isinstance(dim, str) else (0, len(data))
             if not low <= index < high:
                 name = dim if isinstance(dim, str) else "this"
@@ -74,25 +75,25 @@ class Tensors:
             case "int":
                 return int(data)
             case "complex":
-                return complex(data)  # type: ignore[return-value]  # of recurrences, which take any number
+                return complex(data)  # type: ignore[return-value]  # only recurrences read complex inputs, and they accept any number
         return float(data)
 
-    def _of(self, tensor: program.Input) -> Any:
+    def _values(self, tensor: program.Input) -> Any:
         if tensor not in self._data:
             assert tensor.ranks_of is not None
             self._data[tensor] = _ranks(self._data[tensor.ranks_of])
         return self._data[tensor]
 
-    def _check_names(self, given: Mapping[str, object]) -> None:
+    def _check_names(self, inputs: Mapping[str, object]) -> None:
         names = [tensor.name for tensor in self._call.program.inputs]
-        for name in given:
+        for name in inputs:
             if name not in names:
                 listed = f"the inputs are {', '.join(names)}" if names else "the pattern has no inputs"
                 help_ = did_you_mean(name, names, listed)
                 raise EvaluationError("A909", f"the pattern has no input `{name}`", self._call.program.span, help_)
         for tensor in self._call.program.inputs:
-            if tensor.name not in given:
-                help_ = f"give `{tensor.name}=…`, as it is declared: {tensor.type}"
+            if tensor.name not in inputs:
+                help_ = f"give `{tensor.name}=…`, declared as {tensor.type}"
                 raise EvaluationError("A909", f"the input `{tensor.name}` is missing", tensor.span, help_)
 
     def _check(self, tensor: program.Input, data: Any, depth: int) -> None:
@@ -101,29 +102,29 @@ class Tensors:
             self._check_entry(tensor, data)
             return
         if not isinstance(data, list | tuple):
-            message = f"`{tensor.name}` has {depth} dimensions; {len(dims)} are declared: {tensor.type}"
-            raise EvaluationError("A909", message, tensor.span, "give it the dimensions of its declaration")
+            message = f"`{tensor.name}` has {depth} dimensions, expected {len(dims)}: {tensor.type}"
+            raise EvaluationError("A909", message, tensor.span, "give a tensor with the declared dimensions")
         expected = self._length(dims[depth], len(data))
         if len(data) != expected:
-            message = f"dimension {depth} of `{tensor.name}` has {len(data)} entries, and {expected} are expected"
-            raise EvaluationError("A909", message, tensor.span, f"its dimensions are those of {tensor.type}")
+            message = f"dimension {depth} of `{tensor.name}` has {len(data)} entries, expected {expected}"
+            raise EvaluationError("A909", message, tensor.span, f"give a tensor of the declared type {tensor.type}")
         for entry in data:
             self._check(tensor, entry, depth + 1)
 
-    def _length(self, dim: object, found: int) -> int:
+    def _length(self, dim: object, entries: int) -> int:
         match dim:
             case int():
                 return dim
             case str() if dim in self._lengths:
                 return self._lengths[dim]
             case "batch":
-                return self._lengths.setdefault("batch", found)
+                return self._lengths.setdefault("batch", entries)
             case str():
-                return self._call.sizes.setdefault(dim, found)
+                return self._call.sizes.setdefault(dim, entries)
             case _:
-                return self._of_expression(dim)
+                return self._computed_length(dim)
 
-    def _of_expression(self, dim: object) -> int:
+    def _computed_length(self, dim: object) -> int:
         from attnc.spec.meaning.evaluate import constant_value
 
         value = constant_value(self._call.bound, dim)  # type: ignore[arg-type]
@@ -131,9 +132,9 @@ class Tensors:
         return value
 
     def _check_entry(self, tensor: program.Input, entry: object) -> None:
-        wanted = _ENTRIES[tensor.type.kind]
-        if type(entry) not in wanted:
-            message = f"`{tensor.name}` holds {entry!r}, and {tensor.type.kind} is declared"
+        types = _ENTRIES[tensor.type.kind]
+        if type(entry) not in types:
+            message = f"`{tensor.name}` holds {entry!r}, expected {tensor.type.kind}"
             raise EvaluationError("A909", message, tensor.span, f"convert it to {tensor.type.kind}")
         if tensor.type.kind == "int" and not INT_MIN <= entry <= INT_MAX:  # type: ignore[operator]  # an int
             message = f"an entry of `{tensor.name}` does not fit in 64 bits"
@@ -149,13 +150,13 @@ _ENTRIES: dict[Kind, tuple[type, ...]] = {
 
 
 def _ranks(data: Any) -> Any:
-    """By token, its place when tokens are sorted, ties to the earlier one."""
+    """Return each token's rank in ascending order of the entries; equal entries are ranked by position."""
     if data and isinstance(data[0], list | tuple):
         return [_ranks(inner) for inner in data]
-    places = sorted(range(len(data)), key=lambda i: (data[i] != data[i], data[i], i))  # what is no number comes last
+    order = sorted(range(len(data)), key=lambda i: (data[i] != data[i], data[i], i))  # NaN sorts last
     ranks = [0] * len(data)
-    for rank, place in enumerate(places):
-        ranks[place] = rank
+    for rank, token in enumerate(order):
+        ranks[token] = rank
     return ranks
 
 

@@ -1,4 +1,4 @@
-"""Segments laid one after another over the positions, and coordinates in them."""
+"""Assign positions to segments in order, and compute coordinates in them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from attnc.spec.errors import EvaluationError
 
 
 class TokenLayout:
-    """Where each segment lies. One extent may be a run-time length, which is what the other tokens leave."""
+    """The positions of each segment. One extent may be inferred from the number of tokens that remain."""
 
     def __init__(
         self, segments: tuple[program.TokenSegment, ...], length: int, extent: Callable[[program.Expr], int]
@@ -19,31 +19,31 @@ class TokenLayout:
         self._extents: dict[program.TokenSegment, tuple[int, ...]] = {}
         self._stretches: dict[program.TokenSegment, range] = {}
         if segments:
-            fixed = {s: [None if _runs(a) else _checked(a, extent) for a in s.axes] for s in segments}
+            fixed = {s: [None if _is_inferred(a) else _checked(a, extent) for a in s.axes] for s in segments}
             self._infer(segments, fixed, length)
             self._lay(segments, length)
 
     def stretch(self, segment: program.TokenSegment) -> range:
-        """The positions of a segment."""
+        """Return the positions of a segment."""
         return self._stretches[segment]
 
     def extents(self, segment: program.TokenSegment) -> tuple[int, ...]:
-        """The lengths of its axes."""
+        """Return the lengths of a segment's axes."""
         return self._extents[segment]
 
     def coordinate(self, position: int, node: program.Coordinate) -> int:
-        """A coordinate of a position, which must lie in the segment."""
+        """Return a coordinate of a position. Raises `EvaluationError` for a position outside the segment."""
         stretch = self._stretches[node.segment]
         if position not in stretch:
             name = f"segment `{node.segment.name}`" if node.segment.name else "grid"
-            message = f"position {position} lies outside the {name}, which has {len(stretch)} tokens"
+            message = f"position {position} is outside the {name}, which has {len(stretch)} tokens"
             help_ = "call with as many tokens as the grid has"
             if node.segment.name:
                 help_ = f"test it first: `{node.place} in {node.segment.name} and …`"
             raise EvaluationError("A903", message, node.span, help_)
         extents = self._extents[node.segment]
-        inner = prod(extents[node.axis + 1 :])
-        return (position - stretch.start) // inner % extents[node.axis]
+        stride = prod(extents[node.axis + 1 :])
+        return (position - stretch.start) // stride % extents[node.axis]
 
     def _infer(
         self,
@@ -51,18 +51,18 @@ class TokenLayout:
         fixed: dict[program.TokenSegment, list[int | None]],
         length: int,
     ) -> None:
-        rest = length - sum(prod(e for e in fixed[s] if e is not None) for s in segments if None not in fixed[s])
+        remaining = length - sum(prod(e for e in fixed[s] if e is not None) for s in segments if None not in fixed[s])
         for segment in segments:
-            known = prod(e for e in fixed[segment] if e is not None)
+            row_tokens = prod(e for e in fixed[segment] if e is not None)
             for axis, extent in zip(segment.axes, fixed[segment], strict=True):
                 if extent is None:
-                    if rest < 0 or known == 0 or rest % known:
-                        message = f"{max(rest, 0)} tokens are left for `{axis.name}`, in rows of {known}"
+                    if remaining < 0 or row_tokens == 0 or remaining % row_tokens:
+                        message = f"{max(remaining, 0)} tokens are left for `{axis.name}`, in rows of {row_tokens}"
                         message = f"{length} tokens do not fit the segments: {message}"
-                        help_ = "call with whole rows of tokens, or name what else there is by a `tokens` line"
+                        help_ = "call with whole rows of tokens, or declare the other tokens with another `tokens` line"
                         raise EvaluationError("A903", message, axis.span, help_)
-                    self.run_time[axis.extent.name] = rest // known  # type: ignore[union-attr]
-            self._extents[segment] = tuple(rest // known if e is None else e for e in fixed[segment])
+                    self.run_time[axis.extent.name] = remaining // row_tokens  # type: ignore[union-attr]
+            self._extents[segment] = tuple(remaining // row_tokens if e is None else e for e in fixed[segment])
 
     def _lay(self, segments: tuple[program.TokenSegment, ...], length: int) -> None:
         start = 0
@@ -72,13 +72,13 @@ class TokenLayout:
             start += size
         if start != length:
             shapes = " + ".join(" × ".join(map(str, self._extents[s])) for s in segments)
-            message = f"the segments hold {shapes} = {start} tokens, and there are {length}"
+            message = f"the segments hold {shapes} = {start} tokens, got {length}"
             raise EvaluationError(
-                "A903", message, segments[0].span, "give the lengths that the pattern's parameters say"
+                "A903", message, segments[0].span, "use the number of tokens that the pattern's parameters give"
             )
 
 
-def _runs(axis: program.SegmentAxis) -> bool:
+def _is_inferred(axis: program.SegmentAxis) -> bool:
     return isinstance(axis.extent, program.Size)
 
 

@@ -1,4 +1,4 @@
-"""Arguments → parameters, as in Python: by position, by name, by default."""
+"""Bind the arguments of a call to parameters as in Python: by position, by name, by default."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ def bind_arguments(
     defaults: Mapping[str, syntax.Expr],
     declared: Span | None = None,
 ) -> tuple[syntax.Expr, ...] | None:
-    """One expression for each parameter, in order; None (and a report) where the call does not fit."""
+    """Return an expression for each parameter, in order; None after an error about the call was reported."""
     also = (Label(declared, "declared here"),) if declared else ()
-    declared_as = [f"{p} = {defaults[p].span.text}" if p in defaults else p for p in parameters]
-    signature = f"`{function}({', '.join(declared_as)}{', …' if variadic else ''})`"
+    shown_parameters = [f"{p} = {defaults[p].span.text}" if p in defaults else p for p in parameters]
+    signature = f"`{function}({', '.join(shown_parameters)}{', …' if variadic else ''})`"
 
     def refuse(message: str, span: Span, help_: str = "") -> None:
         report.error("A305", message, span, also=also, help=help_ or f"call it as {signature}")
 
-    given: dict[str, syntax.Expr] = {}
+    bound: dict[str, syntax.Expr] = {}
     extra: list[syntax.Expr] = []
     for i, argument in enumerate(call.arguments):
         if argument.name is None:
             if i and call.arguments[i - 1].name is not None:
-                refuse("an argument without a name stands after one with a name", argument.span)
+                refuse("an argument without a name follows an argument with a name", argument.span)
                 return None
             if i < len(parameters):
-                given[parameters[i]] = argument.value
+                bound[parameters[i]] = argument.value
             else:
                 extra.append(argument.value)
             continue
@@ -45,18 +45,18 @@ def bind_arguments(
             help_ = did_you_mean(name, parameters, f"call it as {signature}")
             refuse(f"`{function}` has no parameter `{name}`", argument.name.span, help_)
             return None
-        if name in given:
+        if name in bound:
             refuse(f"`{name}` is given twice", argument.span)
             return None
-        given[name] = argument.value
+        bound[name] = argument.value
     if extra and not variadic:
         plural = "" if len(parameters) == 1 else "s"
-        message = f"`{function}` takes {len(parameters)} argument{plural} and is given {len(call.arguments)}"
+        message = f"`{function}` takes {len(parameters)} argument{plural}, got {len(call.arguments)}"
         refuse(message, extra[0].span)
         return None
-    missing = [p for p in parameters if p not in given and p not in defaults]
+    missing = [p for p in parameters if p not in bound and p not in defaults]
     if missing:
         listed = ", ".join(f"`{m}`" for m in missing)
-        refuse(f"this call of `{function}` lacks {listed}", call.span)
+        refuse(f"this call of `{function}` is missing {listed}", call.span)
         return None
-    return (*(given[p] if p in given else defaults[p] for p in parameters), *extra)
+    return (*(bound[p] if p in bound else defaults[p] for p in parameters), *extra)

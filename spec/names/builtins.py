@@ -1,4 +1,4 @@
-"""The words the language itself defines in expressions: places, sizes, functions, dimensions; and what others say."""
+"""Built-in names of expressions, sizes, functions and dimensions, and hints for names of other languages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Builtin:
-    """An exact function. `variadic`: the last parameter may be given again and again."""
+    """A built-in function. `variadic`: the last parameter may be repeated."""
 
     name: str
     parameters: tuple[str, ...]
@@ -35,7 +35,7 @@ EXACT_FUNCTIONS: dict[str, Builtin] = {
         Builtin("log2", ("x",)),
     )
 }
-"""Functions that a relation may call; the transcendental ones inside `floor` and `ceil` only."""
+"""Functions that a relation may call; transcendental functions only inside `floor` and `ceil`."""
 
 TRANSCENDENTAL = frozenset({"sqrt", "exp", "log", "log2"})
 INTEGER_FUNCTIONS = frozenset({"isqrt", "bitlen", "bitand", "bitor", "xor", "power_of_two"})
@@ -56,24 +56,24 @@ FLOAT_BUILTINS: dict[str, Builtin] = {
         Builtin("diag", ("x",)),
     )
 }
-"""Functions of scores."""
+"""Functions that scores, weights, values and steps may call."""
 
 VECTOR_FUNCTIONS = frozenset({"dot", "normalised", "rms", "part", "outer", "solve", "diag"})
-"""Functions whose arguments are vectors: there `q` and `k` are the vectors of this query and key."""
+"""Functions of vectors; in their arguments `q` and `k` are the vectors of the query and the key."""
 
 COMPLEX_FUNCTIONS = frozenset({"real", "imag", "conj"})
-"""Functions of complex numbers, which recurrences alone have."""
+"""Functions of complex numbers, which only recurrences support."""
 
 FLOAT_FUNCTIONS = frozenset(FLOAT_BUILTINS) | {*("softmax", "merge", "conjugate_gradient")}
-"""Functions of scores, weights, values and steps."""
+"""Names of all functions that scores, weights, values and steps may call."""
 
 LATER_FUNCTIONS = {
     "token": ("A701", "write the position of the coordinates: `y * width + x`"),
 }
-"""Functions that are not there yet: a code, and what to do instead."""
+"""Functions that are not supported yet, with the code of the error and the remedy."""
 
 AGGREGATES = frozenset({"sum", "mean", "max", "min", "any", "all", "count"})
-"""Functions that take `for`."""
+"""Functions that take a `for`."""
 
 _SPECIAL_CALLS = {
     "softmax": "softmax(score)",
@@ -85,37 +85,37 @@ _SPECIAL_CALLS = {
 
 
 def call_of(name: str) -> str:
-    """How a function of the language is called."""
+    """Return an example call of a function of the language."""
     builtin = EXACT_FUNCTIONS.get(name) or FLOAT_BUILTINS.get(name)
     return f"{name}({', '.join(builtin.parameters)})" if builtin else _SPECIAL_CALLS.get(name, f"{name}(…)")
 
 
 FUNCTIONS = frozenset(EXACT_FUNCTIONS) | (FLOAT_FUNCTIONS - COMPLEX_FUNCTIONS) | {"order"} | AGGREGATES
-"""Functions that every expression may call, and that are suggested for an unknown name."""
+"""Functions of every pattern, suggested for an unknown name."""
 
 POSITIONS = frozenset({"q", "k"})
 HEAD_INDICES = frozenset({"head", "kv_head", "batch"})
 SIZES = frozenset({"queries", "keys", "heads", "kv_heads", "group", "dk", "dv"})
 REBINDABLE = frozenset({"q", "k", "head"})
-"""Places that a `for` may bind anew."""
+"""Names that a `for` may rebind."""
 
 RESERVED_NAMES = frozenset(
     {*("q", "k", "head", "kv_head", "batch", "heads", "kv_heads"), *("queries", "keys", "dk", "dv", "scale", "visible")}
 )
-"""Names in expressions that nothing else may take."""
+"""Built-in names that a declaration must not hide."""
 
 FLOAT_NAMES = frozenset({"scale", "score", "inf", "v"})
-"""Names whose values are floating point: not for relations."""
+"""Names with floating-point values, which a relation must not read."""
 
 SELECTION_NAMES = frozenset({"rank", "mass"})
-"""Names with a meaning in `keep` alone."""
+"""Names that are available only in `keep`."""
 
 FIXED_DIMENSIONS = frozenset({"batch", "head", "kv_head", "dk", "dv", "query", "key", "token"})
 IMPLIED_DIMENSIONS = frozenset({"batch", "head", "kv_head"})
-"""Dimensions whose index is never written."""
+"""Dimensions whose index is implied and never written."""
 
 TOKEN_DIMENSIONS = frozenset({"token", "query", "key"})
-"""Dimensions whose index a recurrence does not write: it is the token."""
+"""Dimensions whose index is implied in a recurrence: the token."""
 
 CALL_NAMES = frozenset(
     {
@@ -123,7 +123,7 @@ CALL_NAMES = frozenset(
         *("deterministic", "tune", "device", "head", "q", "k", "v", "spec", "self"),
     }
 )
-"""Names that no input or parameter may take: the calling conventions use them."""
+"""Names that no input or parameter may have, because calls use them as arguments."""
 
 KINDS = frozenset({"int", "real", "bool", "complex"})
 REFINEMENTS = frozenset({"unit", "log_decay", "positive"})
@@ -133,13 +133,13 @@ WORD_OF = {
     "matmul": "@",
     "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=", "not": "not", "and": "and", "or": "or",
 }  # fmt: skip
-"""How an operation is written."""
+"""The source text of each operator."""
 
-_LENGTHS = "lengths are `queries` and `keys`; the keys that a query sees, `count(visible for k)`"
+_LENGTHS = "the lengths are `queries` and `keys`; the number of visible keys is `count(visible for k)`"
 _QUERY = "the position of the query is `q`"
 _KEY = "the position of the key is `k`"
 _WIDTH = "the width of `q` and `k` is `dk`, that of `v` is `dv`; `scale` is `1 / sqrt(dk)` unless a call gives it"
-_OWN = "functions stand by themselves: `sin(x)`, `dot(q, k)`"
+_PREFIX = "call functions without a module: `sin(x)`, `dot(q, k)`"
 
 HINTS = {
     "pi": "write the number: 3.141592653589793",
@@ -151,31 +151,31 @@ HINTS = {
     "weight": "the weight of a branch is `near.weight`",
     "True": "write `true`",
     "False": "write `false`",
-    "None": "what has no value is left out; without a default a parameter must be given",
+    "None": "leave out what has no value; a parameter without a default must be given",
     "round": "write `floor(x + 1/2)`",
     "int": "write `floor(x)`",
     "where": "write `a if condition else b`",
     "pow": "write `a ** b`",
     "norm": "write `sqrt(dot(x, x))`",
     "causal": "write `k <= q`",
-    "range": "a range is written `for i in low .. high`",
-    "arange": "a range is written `for i in low .. high`",
+    "range": "write a range as `for i in low .. high`",
+    "arange": "write a range as `for i in low .. high`",
     **dict.fromkeys(("len", "N", "n", "L", "T", "length", "seq_len", "q_len", "kv_len"), _LENGTHS),
     **dict.fromkeys(("i", "q_idx", "query", "row"), _QUERY),
     **dict.fromkeys(("j", "kv_idx", "k_idx", "key", "column"), _KEY),
-    **dict.fromkeys(("math", "torch", "np", "numpy", "jnp"), _OWN),
+    **dict.fromkeys(("math", "torch", "np", "numpy", "jnp"), _PREFIX),
     **dict.fromkeys(("d", "D", "dim", "d_k", "d_head", "head_dim"), _WIDTH),
-    "b": "the sequence of the batch is `batch`",
-    "h": "the head at hand is `head`",
+    "b": "the index of the batch entry is `batch`",
+    "h": "the index of the head is `head`",
 }
-"""The built-in name for a name of papers and other languages."""
+"""Hints for unknown names that are common in papers and other languages."""
 
 TYPE_HINTS = {
     **dict.fromkeys(("float", "double", "number", "float32", "rational"), "did you mean `real`?"),
     **dict.fromkeys(("integer", "long", "int32", "int64", "index"), "did you mean `int`?"),
     "boolean": "did you mean `bool`?",
-    "list": "a list says what it holds, and how many: `int[3]`",
-    "tensor": "a tensor says what it holds, and its dimensions: `real[batch, token]`",
-    "Tensor": "a tensor says what it holds, and its dimensions: `real[batch, token]`",
+    "list": "write the type and the number of the entries: `int[3]`",
+    "tensor": "write the type of the entries and the dimensions: `real[batch, token]`",
+    "Tensor": "write the type of the entries and the dimensions: `real[batch, token]`",
 }
-"""The built-in type for a type of other languages."""
+"""Hints for unknown types that are common in other languages."""

@@ -1,4 +1,4 @@
-"""Constants in declarations: the defaults of parameters, the values of presets."""
+"""Evaluate constants in declarations: the defaults of parameters and the values of presets."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from attnc.spec.source import Span
 _OPERATORS = {"+": "add", "-": "sub", "*": "mul", "/": "div", "//": "floordiv", "%": "mod", "**": "pow"}
 
 
-class NotConstant(Exception):  # noqa: N818 (a fault of the text, not of ours)
-    """An expression that has no value by itself."""
+class NotConstant(Exception):  # noqa: N818 (an error in the source text)
+    """Raised for an expression that is not a constant."""
 
     def __init__(self, message: str, span: Span, label: str = "", help: str = "") -> None:
         super().__init__(message)
@@ -23,7 +23,10 @@ class NotConstant(Exception):  # noqa: N818 (a fault of the text, not of ours)
 
 
 def constant(expression: syntax.Expr) -> Value:
-    """The value of numbers, truth values, lists and arithmetic of them; `NotConstant` for anything else."""
+    """Return the value of a number, a truth value, a list or arithmetic on numbers.
+
+    Raises `NotConstant` for any other expression.
+    """
     match expression:
         case syntax.NumberExpr(value=value) | syntax.BoolExpr(value=value):
             return value
@@ -38,7 +41,7 @@ def constant(expression: syntax.Expr) -> Value:
     help_ = "write numbers, true or false, or a list of them"
     if isinstance(expression, syntax.NameExpr):
         help_ = HINTS.get(expression.id, help_)
-    raise NotConstant("a default or a preset's value is a constant", expression.span, "not a constant", help_)
+    raise NotConstant("a default or a preset's value must be a constant", expression.span, "not a constant", help_)
 
 
 def _apply(span: Span, op: str, *operands: syntax.Expr) -> Scalar:

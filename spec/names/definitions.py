@@ -1,4 +1,4 @@
-"""The order in which definitions are resolved: what they use first. Cycles and long chains are refused here."""
+"""Order definitions so that each is resolved after what it uses; report cycles and long chains."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from attnc.spec.report import DiagnosticList
 from attnc.spec.source import Span
 
 MAX_CHAIN = 64
-"""How many definitions may lean on one another in a row."""
+"""Maximum length of a chain of definitions that use each other."""
 
 MAX_SHOWN = 8
-"""How many definitions of a long circle are named."""
+"""Maximum number of definitions that an error about a cycle names."""
 
 _Edge = tuple[DefinitionSource, Span]
 
 
 class DefinitionOrder:
-    """Walks the graph of definitions without recursion, each one once."""
+    """Walks the graph of definitions without recursion; visits each definition once."""
 
     def __init__(self, report: DiagnosticList) -> None:
         self._report = report
@@ -28,16 +28,15 @@ class DefinitionOrder:
         self._mentions: dict[DefinitionSource, bool] = {}
         self._edges: dict[DefinitionSource, list[_Edge]] = {}
         self.broken: set[DefinitionSource] = set()
-        """Definitions that are refused: on a cycle, too deep in a chain, too tall."""
+        """Refused definitions: on a cycle, at the end of too long a chain, or too large."""
         self._excessive: set[DefinitionSource] = set()
 
     def under(
         self, expression: syntax.Expr, names: Mapping[str, Symbol], *, again: bool = False
     ) -> list[DefinitionSource]:
-        """The definitions that `expression` needs, what they use first; refused ones are left out.
+        """Return the definitions that `expression` needs, each after what it uses, without refused definitions.
 
-        Unless `again`, a definition is given once, except that one which mentions `visible` is given for every
-        expression.
+        Unless `again`, a definition is returned by the first call only, except for definitions that mention `visible`.
         """
         order: list[DefinitionSource] = []
         seen = set() if again else {source for source in self._depth if not self._mentions[source]}
@@ -46,24 +45,24 @@ class DefinitionOrder:
         return [source for source in order if source not in self.broken]
 
     def mentions_visible(self, source: DefinitionSource) -> bool:
-        """Whether the relation so far enters the meaning of `source`."""
+        """Whether `source` reads `visible`, so that its value depends on the relation so far."""
         return self._mentions.get(source, False)
 
     def refuse_excessive(self, source: DefinitionSource) -> None:
-        """Refuse a definition that is too much, and with it, silently, all that use it."""
+        """Refuse a definition that exceeds a limit, and silently all definitions that use it."""
         self._excessive.add(source)
         self.broken.add(source)
 
     def uses_excessive(self, source: DefinitionSource) -> bool:
-        """Whether it leans on a definition that was too much."""
+        """Whether a definition uses one that exceeds a limit."""
         return any(used in self._excessive for used, _ in self._dependencies(source))
 
     def _visit(
-        self, root: DefinitionSource, at: Span, order: list[DefinitionSource], seen: set[DefinitionSource]
+        self, root: DefinitionSource, span: Span, order: list[DefinitionSource], seen: set[DefinitionSource]
     ) -> None:
         if root in seen:
             return
-        path: list[tuple[DefinitionSource, Span, Iterator[_Edge]]] = [(root, at, iter(self._dependencies(root)))]
+        path: list[tuple[DefinitionSource, Span, Iterator[_Edge]]] = [(root, span, iter(self._dependencies(root)))]
         open_: dict[DefinitionSource, int] = {root: 0}
         while path:
             source, _, edges = path[-1]
@@ -98,10 +97,10 @@ class DefinitionOrder:
             self.refuse_excessive(source)
             self._report.error(
                 "A506",
-                f"`{source.name}` leans on a chain of more than {MAX_CHAIN} definitions",
+                f"`{source.name}` depends on a chain of more than {MAX_CHAIN} definitions",
                 source.span,
                 "the chain is too long here",
-                help="write some of the definitions out, or use an aggregate with `for`",
+                help="inline some of the definitions, or use an aggregate with `for`",
             )
 
     def _cycle(self, path: list[_Edge], back: _Edge) -> None:
@@ -121,9 +120,9 @@ class DefinitionOrder:
             "A205",
             f"the definition is circular: {names}",
             members[0].span,
-            "its meaning would depend on itself",
+            "depends on itself",
             also=labels[:MAX_SHOWN],
-            help="a `let` and a `def` are abbreviations and never recurse",
+            help="remove the cycle: `let` and `def` cannot be recursive",
         )
 
 

@@ -1,4 +1,4 @@
-"""Types of parameters and inputs, and the axes of segments: what a name between brackets stands for."""
+"""Resolve the types of parameters, inputs and states, and the axes of segments."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _Refinement = Literal["unit", "log_decay", "positive"]
 
 
 class Dimensions:
-    """Reads types. A dimension's name is a fixed one, a parameter or `let`, or else a new size that it declares."""
+    """Resolves types. A dimension's name is fixed, a parameter, a `let`, or else declares a new size."""
 
     def __init__(
         self,
@@ -37,17 +37,17 @@ class Dimensions:
         *,
         recurrent: bool,
     ) -> None:
-        """`recurrent`: of a recurrence, which has complex numbers."""
+        """`recurrent`: whether the types belong to a recurrence, where complex numbers are supported."""
         self._recurrent = recurrent
         self._report = report
         self._resolver = resolver
         self._names = names
         self._declare = declare
-        self._run_time: Span | None = None
+        self._inferred_extent: Span | None = None
         self._axes: dict[str, Span] = {}
 
     def of_parameter(self, item: syntax.ParameterDecl) -> Type | None:
-        """The type of a parameter: a scalar, or a list by head or by axis."""
+        """Return the type of a parameter, a scalar or a list; None after an error was reported."""
         if item.type is None:
             name = item.name.id
             help_ = f"write `{name}: int`, `{name}: real` or `{name}: bool`"
@@ -65,30 +65,32 @@ class Dimensions:
             return None
         for dim in item.type.dims:
             if isinstance(dim, syntax.NameExpr) and dim.id in FIXED_DIMENSIONS - {"head"}:
-                help_ = "a parameter is a list by `head`, or by a number or a new name"
-                self._report.error("A303", f"a parameter has no `{dim.id}` dimension", dim.span, help=help_)
+                help_ = "use `head`, a number or a new name"
+                self._report.error("A303", f"a parameter cannot have a `{dim.id}` dimension", dim.span, help=help_)
                 return None
         return Type(kind[0], self._dims(item.type), kind[1])
 
     def of_input(self, item: syntax.Declaration) -> Type | None:
-        """The type of an input; None for one that is not supported yet."""
+        """Return the type of an input; None after an error was reported."""
         kind = self._kind(item.type)
         dims = self._dims(item.type)
         if kind is None:
             return None
         if kind[0] == "complex" and not self._recurrent:
-            message = "patterns read no `complex` inputs yet: recurrences do"
-            help_ = "a relation reads `int` and `bool` inputs, a score `real` ones"
+            message = "`complex` inputs are not supported in patterns yet, only in recurrences"
+            help_ = "use `int` and `bool` inputs in a relation, `real` inputs in a score"
             self._report.error("A704", message, item.type.span, "not compiled yet", help=help_)
             return None
         if item.word.id == "learned" and kind[0] not in ("real", "complex"):
             help_ = "declare it as an `input`"
-            self._report.error("A302", "a learned tensor holds real numbers", item.type.span, "not real", help=help_)
+            self._report.error(
+                "A302", "a learned tensor must hold real numbers", item.type.span, "not real", help=help_
+            )
             return None
         return Type(kind[0], dims, kind[1])
 
     def of_state(self, type_: syntax.TypeExpr) -> tuple[Dim, ...]:
-        """The dimensions of a state, whose sizes must be known: dk, dv, numbers, parameters, sizes of inputs."""
+        """Return the dimensions of a state: `dk`, `dv`, numbers, parameters and sizes of inputs."""
         name = type_.name
         if name is not None and name.id == "complex" and not self._recurrent:
             help_ = "write a recurrence by itself; the state of a branch holds real numbers"
@@ -96,28 +98,30 @@ class Dimensions:
             self._report.error("A704", message, name.span, "not compiled yet", help=help_)
         elif name is not None and name.id not in ("real", "complex"):
             help_ = "a state holds real or complex numbers: `state S: [dk, dv]`, `state x: complex[n]`"
-            self._report.error("A302", f"a state is no `{name.id}`", name.span, "not a state", help=help_)
-        found: list[Dim] = []
+            self._report.error(
+                "A302", f"a state cannot hold `{name.id}`", name.span, "neither real nor complex", help=help_
+            )
+        dims: list[Dim] = []
         for dim in type_.dims:
             is_name = isinstance(dim, syntax.NameExpr)
             if is_name and dim.id in FIXED_DIMENSIONS - {"dk", "dv"}:  # type: ignore[union-attr]
-                help_ = "a state is of each batch entry and head by itself, and of all tokens in turn"
-                self._report.error("A303", f"a state has no `{dim.span.text}` dimension", dim.span, help=help_)
+                help_ = "remove it: every batch entry and head has its own state, which the tokens update in turn"
+                self._report.error("A303", f"a state cannot have a `{dim.span.text}` dimension", dim.span, help=help_)
             elif is_name and dim.id not in self._names and dim.id not in FIXED_DIMENSIONS:  # type: ignore[union-attr]
-                help_ = "it is `dk`, `dv`, a number, a parameter, or a dimension of an input"
-                self._report.error("A303", f"nothing tells the size `{dim.span.text}`", dim.span, help=help_)
+                help_ = "use `dk`, `dv`, a number, a parameter, or a dimension of an input"
+                self._report.error("A303", f"the size `{dim.span.text}` is unknown", dim.span, help=help_)
             else:
-                found.append(self._dim(dim))
-        return tuple(found)
+                dims.append(self._dim(dim))
+        return tuple(dims)
 
     def segment(self, line: syntax.BinderClause) -> program.TokenSegment:
-        """The stretch of tokens that a `tokens` line lays down."""
+        """Return the segment that a `tokens` line declares."""
         axes = []
         for binder in line.binders:
             assert isinstance(binder, syntax.AxisDecl)
             extent = binder.domain
             if isinstance(extent, syntax.RangeExpr):
-                message = "`tokens` needs how many there are along an axis, and this is a range"
+                message = "`tokens` needs the extent of an axis, got a range"
                 help_ = f"positions count from 0: write `{binder.name.id}: {extent.high.span.text}`"
                 self._report.error("A304", message, extent.span, "a range", help=help_)
                 extent = extent.high
@@ -141,12 +145,12 @@ class Dimensions:
         return self._resolver.resolve(domain, self._names)
 
     def _check_run_time(self, name: syntax.NameExpr) -> None:
-        if self._run_time is not None:
-            also = (Label(self._run_time, "the first one"),)
+        if self._inferred_extent is not None:
+            also = (Label(self._inferred_extent, "the first one"),)
             help_ = f"make one of them a parameter of the pattern, as in `{name.id}: int`"
             message = "only one extent can be inferred from the length"
-            self._report.error("A408", message, name.span, f"`{name.id}` is no parameter", also=also, help=help_)
-        self._run_time = self._run_time or name.span
+            self._report.error("A408", message, name.span, f"`{name.id}` is not a parameter", also=also, help=help_)
+        self._inferred_extent = self._inferred_extent or name.span
 
     def _kind(self, item: syntax.TypeExpr) -> tuple[Kind, _Refinement | None] | None:
         if item.name is None:
@@ -159,8 +163,8 @@ class Dimensions:
             return cast(Kind, name), None
         if name in REFINEMENTS:
             return "real", cast(_Refinement, name)
-        listed = "the types are int, real, bool, complex, unit, log_decay, positive"
-        help_ = TYPE_HINTS.get(name) or did_you_mean(name, KINDS | REFINEMENTS, listed)
+        all_types = "the types are int, real, bool, complex, unit, log_decay, positive"
+        help_ = TYPE_HINTS.get(name) or did_you_mean(name, KINDS | REFINEMENTS, all_types)
         self._report.error("A302", f"unknown type `{name}`", item.name.span, "not a type", help=help_)
         return None
 
@@ -172,17 +176,19 @@ class Dimensions:
             case syntax.NumberExpr(value=int() as value) if value > 0:
                 return value
             case syntax.NumberExpr():
-                help_ = "write how many entries there are, or the name of a dimension"
-                self._report.error("A303", "a dimension is an integer above 0", dim.span, "not above 0", help=help_)
+                help_ = "write the number of entries, or the name of a dimension"
+                self._report.error(
+                    "A303", "a dimension must be an integer above 0", dim.span, "not above 0", help=help_
+                )
                 return 1
             case syntax.NameExpr(id=name) if name in FIXED_DIMENSIONS:
                 return name
             case syntax.NameExpr():
-                return self._named(dim)
+                return self._named_dim(dim)
             case _:
                 return self._resolver.resolve(dim, self._names)
 
-    def _named(self, dim: syntax.NameExpr) -> Dim:
+    def _named_dim(self, dim: syntax.NameExpr) -> Dim:
         match self._names.get(dim.id):
             case None if dim.id in RESERVED_NAMES | FUNCTIONS:
                 help_ = "the fixed dimensions are batch, head, kv_head, query, key, token, dk, dv"

@@ -1,4 +1,4 @@
-"""Families of branches and selections, and names that run over ranges."""
+"""Resolve families of branches and selections, and names with ranges."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from attnc.spec.source import Span
 
 
 def family_of(block: syntax.BlockStatement, report: DiagnosticList) -> syntax.LoopVariable | None:
-    """The name and the range of a family of branches; None where there is one branch, or after a complaint."""
+    """Return the index of a family of branches; None for a single branch, or after an error was reported."""
     loop_variables = family_names(block, report)
     if len(loop_variables) > 1:
         _refuse(block, loop_variables[0], report)
@@ -18,25 +18,25 @@ def family_of(block: syntax.BlockStatement, report: DiagnosticList) -> syntax.Lo
 
 
 def family_names(block: syntax.BlockStatement, report: DiagnosticList) -> tuple[syntax.LoopVariable, ...]:
-    """The names of a family with their ranges; none where there is no family, or after a complaint."""
-    found = []
+    """Return the indices of a family with their ranges; none without a family, or after an error was reported."""
+    variables = []
     for binder in block.binders:
         if not isinstance(binder, syntax.LoopVariable) or binder.domain is None:
             _refuse(block, binder, report)
             return ()
-        found.append(binder)
-    return tuple(found)
+        variables.append(binder)
+    return tuple(variables)
 
 
 def _refuse(block: syntax.BlockStatement, binder: syntax.Binder, report: DiagnosticList) -> None:
     name, word = block.name.id if block.name else "near", block.word.id
-    several = ", or several" if word == "select" else ""
-    help_ = f"one range{several}: `{word} {name}[c in 0 .. n]`"
-    report.error("A210", "a family runs over a range", binder.span, "over what?", help=help_)
+    several = ", or several ranges" if word == "select" else ""
+    help_ = f"write one range{several}: `{word} {name}[c in 0 .. n]`"
+    report.error("A210", "the index of a family needs a range", binder.span, "over which values?", help=help_)
 
 
 def range_of(item: syntax.LoopVariable, exact: Callable[[syntax.Expr], program.Expr]) -> program.KeyRange:
-    """A name with its range; `exact` resolves its ends."""
+    """Return a name with its range; `exact` resolves the ends."""
     zero = program.Literal(item.span, 0)
     match item.domain:
         case syntax.RangeExpr(low=low, high=high):
@@ -49,25 +49,25 @@ def range_of(item: syntax.LoopVariable, exact: Callable[[syntax.Expr], program.E
 
 
 def joined(span: Span, parts: Sequence[program.KeyRange]) -> tuple[program.KeyRange, tuple[program.Definition, ...]]:
-    """Several ranges as one, numbered from 0, the last the fastest, and what each name is of its number."""
+    """Return several ranges as one flat range from 0, the last varying fastest, and the definition of each name."""
     flat = program.Binder(span, ", ".join(part.binder.name for part in parts))
-    place: program.Expr = program.Local(span, flat)
+    index: program.Expr = program.Local(span, flat)
     one, zero = (program.Literal(span, n) for n in (1, 0))
     count: program.Expr = one
     names = []
     for part in reversed(parts):
-        at = part.span
-        size = program.Operation(at, "max", (program.Operation(at, "sub", (part.high, part.low)), zero))
-        rest = place if count is one else program.Operation(at, "floordiv", (place, count))
-        own = rest if part is parts[0] else program.Operation(at, "mod", (rest, size))
-        body = program.Operation(at, "add", (part.low, own))
+        part_span = part.span
+        size = program.Operation(part_span, "max", (program.Operation(part_span, "sub", (part.high, part.low)), zero))
+        quotient = index if count is one else program.Operation(part_span, "floordiv", (index, count))
+        offset = quotient if part is parts[0] else program.Operation(part_span, "mod", (quotient, size))
+        body = program.Operation(part_span, "add", (part.low, offset))
         names.append(program.Definition(part.binder.span, part.binder.name, (), body))
-        count = size if count is one else program.Operation(at, "mul", (size, count))
+        count = size if count is one else program.Operation(part_span, "mul", (size, count))
     return program.KeyRange(span, flat, zero, count, parts=tuple(parts)), tuple(reversed(names))
 
 
 def number_in(span: Span, parts: Sequence[program.KeyRange], places: Sequence[program.Expr]) -> program.Expr:
-    """The number of a place in each of several ranges, as `joined` numbers them; -1 where one is outside of its own."""
+    """Return the flat index of `places`, numbered as in `joined`; -1 where a place is outside its range."""
     number: program.Expr = program.Literal(span, 0)
     inside: list[program.Expr] = []
     for part, place in zip(parts, places, strict=True):

@@ -1,4 +1,4 @@
-"""Files and the names at their top level: `def`, `let`, and what `use` brings from other files."""
+"""Collect the top-level names of files: `def`, `let`, and the names that `use` imports from other files."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ MAX_USE_DEPTH = 16
 
 
 class Loader(Protocol):
-    """(module name, file that asks) → the module's text, or None where there is no such module."""
+    """A function that finds the text of a module, given its name and the file that uses it."""
 
     def __call__(self, name: str, asking: SourceFile, /) -> SourceFile | None:
-        """Find one module."""
+        """Return the text of the module, or None if there is no such module."""
 
 
 @runtime_checkable
 class Shelf(Protocol):
-    """A loader that knows which modules there are, so that a misspelt name gets the nearest one."""
+    """A loader that lists its modules, so that an error can suggest the nearest name."""
 
     def names(self) -> Iterable[str]:
-        """The modules that `use` may name."""
+        """Return the names of the modules that `use` may name."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModuleScope:
-    """One file, with what its names stand for."""
+    """One file with the symbols of its top-level names."""
 
     module: syntax.ModuleSyntax
     names: dict[str, Symbol] = field(default_factory=dict)
@@ -51,23 +51,23 @@ class ModuleScope:
     def definitions(self) -> tuple[DefinitionSource, ...]:
         """The file's own `def` and `let`."""
         source = self.module.source
-        found = (s.source for s in self.names.values() if isinstance(s, DefinitionSymbol))
-        return tuple(d for d in found if d.span.source is source)
+        sources = (s.source for s in self.names.values() if isinstance(s, DefinitionSymbol))
+        return tuple(d for d in sources if d.span.source is source)
 
 
 class Modules:
-    """The files that one compilation reads, each read once."""
+    """The files of one compilation; each is read once."""
 
     def __init__(self, loader: Loader, report: DiagnosticList) -> None:
         self._loader = loader
         self._report = report
-        self._known: dict[str, ModuleScope | None] = {}
+        self._scopes: dict[str, ModuleScope | None] = {}
         self._open: list[str] = []
 
     def scope(self, module: syntax.ModuleSyntax) -> ModuleScope:
-        """The names of a file; its `use` lines are followed."""
+        """Return the top-level names of a file, following its `use` lines."""
         scope = ModuleScope(module)
-        self._known[module.source.name] = scope
+        self._scopes[module.source.name] = scope
         self._open.append(module.source.name)
         for item in module.items:
             match item:
@@ -88,11 +88,11 @@ class Modules:
 
     # --- use ---------------------------------------------------------------------------------------------------------
 
-    def _use(self, item: syntax.UseDecl, into: ModuleScope) -> None:
-        scope = self._load(item, into.module.source)
+    def _use(self, item: syntax.UseDecl, importer: ModuleScope) -> None:
+        scope = self._load(item, importer.module.source)
         for name in item.names:
             symbol = self._exported(scope, name) if scope else SilentSymbol(name.span)
-            self._declare(into, name, symbol)
+            self._declare(importer, name, symbol)
 
     def _exported(self, scope: ModuleScope, name: syntax.NameExpr) -> Symbol:
         symbol = scope.names.get(name.id)
@@ -100,7 +100,7 @@ class Modules:
             return symbol
         file = scope.module.source.name
         if any(p.name.id == name.id for p in scope.patterns):
-            help_ = "`use` brings `def` and `let`; a pattern is compiled by itself"
+            help_ = "`use` imports `def` and `let`; a pattern is compiled separately"
             self._report.error("A603", f"`{name.id}` is a pattern", name.span, f"defined in {file}", help=help_)
         else:
             listed = ", ".join(f"`{n}`" for n in sorted(scope.names)) or "nothing"
@@ -123,13 +123,13 @@ class Modules:
             self._report.error("A604", f"files use each other in a circle: {path}", item.module.span, help=help_)
             return None
         if len(self._open) >= MAX_USE_DEPTH:
-            help_ = "use the file that defines the name"
-            message = f"files use files more than {MAX_USE_DEPTH} deep"
+            help_ = "use the file that defines the name directly"
+            message = f"`use` is nested more than {MAX_USE_DEPTH} files deep"
             self._report.error("A605", message, item.module.span, "too deep here", help=help_)
             return None
-        if source.name not in self._known:
-            self._known[source.name] = self._parse(source)
-        return self._known[source.name]
+        if source.name not in self._scopes:
+            self._scopes[source.name] = self._parse(source)
+        return self._scopes[source.name]
 
     def _parse(self, source: SourceFile) -> ModuleScope | None:
         try:
@@ -149,7 +149,7 @@ class Modules:
             refuse_hiding(self._report, name)
             scope.names[name.id] = SilentSymbol(name.span)
         else:
-            # A used name is shown where it is used, not where it is defined.
+            # Errors about an imported name point to its use, not to its definition in another file.
             scope.names[name.id] = symbol
 
     def _twice(self, name: syntax.NameExpr, span: Span, first: Span) -> None:
@@ -188,7 +188,7 @@ class Modules:
         return DefinitionSymbol(item.name.span, source)
 
     def _returned(self, item: syntax.FunctionDecl, body: syntax.Body) -> syntax.Expr | None:
-        """The value of the one `return`, which is last; other statements than `let` are refused."""
+        """Return the value of the `return` that ends a body; report other statements than `let`."""
         result: syntax.Expr | None = None
         for i, statement in enumerate(body.statements):
             last = i == len(body.statements) - 1
@@ -200,7 +200,7 @@ class Modules:
                     )
             elif not (isinstance(statement, syntax.DefinitionDecl) and statement.word.id == "let"):
                 word = statement.word
-                help_ = "its body holds `let` lines and one `return`"
+                help_ = "the body of a `def` holds `let` lines and one `return`"
                 self._report.error("A214", f"`{word.id}` does not belong in a `def`", word.span, help=help_)
         if result is None:
             help_ = "end its body with `return` and an expression"
@@ -208,76 +208,82 @@ class Modules:
         return result
 
     def _check_function_names(self, item: syntax.FunctionDecl, scope: ModuleScope) -> None:
-        own: dict[str, Span] = {}
+        declared: dict[str, Span] = {}
         for parameter in item.parameters:
-            self._check_inner(parameter.name, own, scope)
+            self._check_inner(parameter.name, declared, scope)
             if parameter.type is not None:
-                help_ = "leave the type out: a `def` takes whatever it is given"
-                self._report.error("A307", "a parameter of a `def` has no type", parameter.type.span, help=help_)
+                help_ = "remove the type: a `def` accepts any value"
+                self._report.error(
+                    "A307", "a parameter of a `def` must not have a type", parameter.type.span, help=help_
+                )
         statements = item.value.statements if isinstance(item.value, syntax.Body) else ()
         for statement in statements:
             if isinstance(statement, syntax.DefinitionDecl):
-                self._check_inner(statement.name, own, scope)
+                self._check_inner(statement.name, declared, scope)
 
-    def _check_inner(self, name: syntax.NameExpr, own: dict[str, Span], scope: ModuleScope) -> None:
-        if name.id in own:
-            self._twice(name, name.span, own[name.id])
+    def _check_inner(self, name: syntax.NameExpr, declared: dict[str, Span], scope: ModuleScope) -> None:
+        if name.id in declared:
+            self._twice(name, name.span, declared[name.id])
         elif name.id in scope.names:
             refuse_hiding(self._report, name, scope.names[name.id].span)
         elif name.id in RESERVED_NAMES | FUNCTIONS:
             refuse_hiding(self._report, name)
-        own.setdefault(name.id, name.span)
+        declared.setdefault(name.id, name.span)
 
 
 def refuse_hiding(report: DiagnosticList, name: syntax.NameExpr, hidden: Span | None = None) -> None:
-    """Report a name that is taken already: by the language, or further out."""
+    """Report a name that hides a name of the language, or one declared at the span `hidden`."""
     also = (Label(hidden, "the name it hides"),) if hidden else ()
-    what = "a name" if hidden else "a name of the language"
-    report.error("A211", f"`{name.id}` hides {what}", name.span, "already taken", also=also, help="choose another name")
+    kind = "a name" if hidden else "a name of the language"
+    report.error("A211", f"`{name.id}` hides {kind}", name.span, "already taken", also=also, help="choose another name")
 
 
 def declare(
-    report: DiagnosticList, own: dict[str, Symbol], outer: Mapping[str, Symbol], name: syntax.NameExpr, symbol: Symbol
+    report: DiagnosticList,
+    scope: dict[str, Symbol],
+    outer_scope: Mapping[str, Symbol],
+    name: syntax.NameExpr,
+    symbol: Symbol,
 ) -> None:
-    """Give a name its meaning in `own`; one that is taken is refused, and then says nothing more."""
-    if name.id in own:
-        also = (Label(own[name.id].span, "first here"),)
+    """Declare a name in `scope`; report a name that is taken, and silence its further uses."""
+    if name.id in scope:
+        also = (Label(scope[name.id].span, "first here"),)
         report.error("A212", f"`{name.id}` is declared twice", name.span, "again here", also=also, help="rename one")
     elif name.id in RESERVED_NAMES | FUNCTIONS:
         refuse_hiding(report, name)
-    elif name.id in outer:
-        refuse_hiding(report, name, outer[name.id].span)
+    elif name.id in outer_scope:
+        refuse_hiding(report, name, outer_scope[name.id].span)
     else:
-        own[name.id] = symbol
-    own.setdefault(name.id, SilentSymbol(name.span))
+        scope[name.id] = symbol
+    scope.setdefault(name.id, SilentSymbol(name.span))
 
 
 def declare_lets(
     report: DiagnosticList,
     statements: Iterable[syntax.Statement],
-    own: dict[str, Symbol],
-    outer: Mapping[str, Symbol],
+    scope: dict[str, Symbol],
+    outer_scope: Mapping[str, Symbol],
     names: Mapping[str, Symbol],
 ) -> list[DefinitionSource]:
-    """Give the `let` of a block their meaning in `own`; `names` are those that they may read."""
-    found = []
+    """Declare the `let` statements of a block in `scope`; `names` are the names that they may read."""
+    sources = []
     for item in statements:
         if isinstance(item, syntax.DefinitionDecl) and item.word.id == "let":
             source = let_source(item, names)
-            declare(report, own, outer, item.name, DefinitionSymbol(item.name.span, source))
-            found.append(source)
+            declare(report, scope, outer_scope, item.name, DefinitionSymbol(item.name.span, source))
+            sources.append(source)
             for name in item.parameters or ():
                 if name.id in RESERVED_NAMES | FUNCTIONS:
                     refuse_hiding(report, name)
                 elif name.id in names:
                     refuse_hiding(report, name, names[name.id].span)
-    return found
+    return sources
 
 
 def let_source(
     item: syntax.DefinitionDecl, names: Mapping[str, Symbol], outer: Mapping[str, program.Binder] | None = None
 ) -> DefinitionSource:
-    """A `let` as the source of a definition."""
+    """Return the definition source of a `let`."""
     parameters = item.parameters or ()
     binders = tuple(program.Binder(p.span, p.id) for p in parameters)
     return DefinitionSource(

@@ -1,4 +1,4 @@
-"""The lines of a recurrence: its states, what is read and written in which order, and the order of the tokens."""
+"""Resolve a recurrence: its states, its lines in order, and the processing order of the tokens."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ RECURRENT = frozenset(
         *("input", "learned", "tokens", "require", "preset", "documents", "approximate"),
     }
 )
-"""The words of its body."""
+"""The words that begin a statement of a recurrence."""
 
 Declare = Callable[[syntax.NameExpr, Symbol], None]
 
 
 def stateful_lets(statements: tuple[syntax.Statement, ...]) -> frozenset[str]:
-    """The lets that read a state, by themselves or through others: each is worked out where it stands."""
+    """Return the `let` names that read a state, directly or through others; each is computed where it stands."""
     states = {item.name.id for item in statements if isinstance(item, syntax.Declaration) and item.word.id == "state"}
-    found: set[str] = set()
+    lets: set[str] = set()
     for item in statements:
         if isinstance(item, syntax.DefinitionDecl) and item.word.id == "let":
             names = {node.id for node in walk(item.value) if isinstance(node, syntax.NameExpr)}
-            if names & (states | found):
-                found.add(item.name.id)
-    return frozenset(found)
+            if names & (states | lets):
+                lets.add(item.name.id)
+    return frozenset(lets)
 
 
 class RecurrenceResolver:
@@ -60,7 +60,7 @@ class RecurrenceResolver:
         self._report = report
 
     def resolve(self, stateful: frozenset[str]) -> program.RecurrenceClauses:
-        """The recurrence. `stateful`: the lets that are lines of it."""
+        """Return the recurrence. `stateful`: the `let` names that are lines of the recurrence."""
         declared = (item for item in self._statements if isinstance(item, syntax.Declaration))
         states = tuple(self._state(item) for item in declared if item.word.id == "state")
         lets = (item for item in self._statements if isinstance(item, syntax.DefinitionDecl) and item.word.id == "let")
@@ -79,7 +79,7 @@ class RecurrenceResolver:
             elif isinstance(item, syntax.ClauseStatement) and item.word.id == "read":
                 self._check_order(item.value, waiting, stateful)
                 lines.append(program.ReadClause(item.span, self._line(item.value)))
-        self._check_whole(states, lines)
+        self._check_complete(states, lines)
         return program.RecurrenceClauses(
             self._name.span,
             self._name.id,
@@ -106,12 +106,12 @@ class RecurrenceResolver:
         if isinstance(inner, syntax.NameExpr) and inner.id == "inf":
             return sign * math.inf
         try:
-            return float(constant(value))  # type: ignore[arg-type]  # a list is refused below
+            return float(constant(value))  # type: ignore[arg-type]  # a list raises TypeError
         except NotConstant as fault:
             self._report.error("A402", fault.message, fault.span, fault.label, help=fault.help)
         except TypeError:
-            help_ = "all entries of a state begin alike: `= 0`, `= -inf`"
-            self._report.error("A301", "a state begins with a number", value.span, "a list", help=help_)
+            help_ = "all entries of a state have the same start value: `= 0`, `= -inf`"
+            self._report.error("A301", "the start value of a state must be a number", value.span, "a list", help=help_)
         return 0.0
 
     # --- lines -------------------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ class RecurrenceResolver:
             if not isinstance(symbol, SilentSymbol):
                 help_ = f"declare it: `state {item.name.id}: [dk, dv]`"
                 self._report.error(
-                    "A201", f"there is no state `{item.name.id}`", item.name.span, "no state", help=help_
+                    "A201", f"there is no state `{item.name.id}`", item.name.span, "not a state", help=help_
                 )
             return None
         if item.each is None:
@@ -147,21 +147,21 @@ class RecurrenceResolver:
         return program.StepClause(item.span, symbol.state, self._line(item.value, inner), repeat)
 
     def _repeat(self, each: syntax.ForClause) -> program.KeyRange | None:
-        running = each.runnings[0]
-        domain = running.domain
+        variable = each.runnings[0]
+        domain = variable.domain
         if len(each.runnings) > 1 or each.condition is not None or domain is None:
-            help_ = "one range: `step S = … for j in 0 .. n`"
-            self._report.error("A210", "a step is repeated over a range", each.span, "over what?", help=help_)
+            help_ = "write one range: `step S = … for j in 0 .. n`"
+            self._report.error("A210", "a repeated step needs a range", each.span, "over what?", help=help_)
             return None
-        if running.name.id in self._names:
-            also = (Label(self._names[running.name.id].span, "the name it hides"),)
-            message, help_ = f"`{running.name.id}` hides a name", "choose another name"
-            self._report.error("A211", message, running.name.span, "already taken", also=also, help=help_)
+        if variable.name.id in self._names:
+            also = (Label(self._names[variable.name.id].span, "the name it hides"),)
+            message, help_ = f"`{variable.name.id}` hides a name", "choose another name"
+            self._report.error("A211", message, variable.name.span, "already taken", also=also, help=help_)
             return None
-        zero = program.Literal(running.span, 0)
+        zero = program.Literal(variable.span, 0)
         low, high = (zero, domain) if not isinstance(domain, syntax.RangeExpr) else (domain.low, domain.high)
         ends = [end if isinstance(end, program.Literal) else self._exact(end) for end in (low, high)]
-        return program.KeyRange(running.span, program.Binder(running.name.span, running.name.id), ends[0], ends[1])
+        return program.KeyRange(variable.span, program.Binder(variable.name.span, variable.name.id), ends[0], ends[1])
 
     def _line(self, value: syntax.Expr, names: MutableMapping[str, Symbol] | None = None) -> program.Expr:
         return self._resolved(value, "vector", names)
@@ -190,22 +190,23 @@ class RecurrenceResolver:
     def _check_order(self, value: syntax.Expr, waiting: dict[str, syntax.NameExpr], stateful: frozenset[str]) -> None:
         for node in walk(value):
             if isinstance(node, syntax.NameExpr) and node.id in waiting and node.id in stateful:
-                also = (Label(waiting[node.id].span, "worked out here"),)
+                also = (Label(waiting[node.id].span, "computed here"),)
                 message = f"`{node.id}` is read before its line"
-                help_ = "lines are taken in their order, as it reads a state: move the `let` up"
-                self._report.error("A215", message, node.span, "not known yet", also=also, help=help_)
+                help_ = "move the `let` up: it reads a state, so it is computed where it stands"
+                self._report.error("A215", message, node.span, "not computed yet", also=also, help=help_)
 
-    def _check_whole(self, states: tuple[program.StateClause, ...], lines: list[program.Line]) -> None:
+    def _check_complete(self, states: tuple[program.StateClause, ...], lines: list[program.Line]) -> None:
         if not states:
             help_ = "declare one: `state S: [dk, dv]`"
-            self._report.error("A215", "a recurrence has a state, and here is none", self._name.span, help=help_)
+            message = f"`{self._name.id}` declares no state"
+            self._report.error("A215", message, self._name.span, "no `state`", help=help_)
         if not any(isinstance(line, program.ReadClause) for line in lines):
-            help_ = "say what a token gets: `read scale * q @ S`"
-            self._report.error("A215", "nothing is read", self._name.span, "no `read`", help=help_)
+            help_ = "add the output of a token: `read scale * q @ S`"
+            self._report.error("A215", f"`{self._name.id}` has no output", self._name.span, "no `read`", help=help_)
         stepped = {line.state for line in lines if isinstance(line, program.StepClause)}
         for state in states:
             if state not in stepped:
-                help_ = f"write `step {state.name} = …`, or drop it"
+                help_ = f"write `step {state.name} = …`, or remove the state"
                 self._report.error("A222", f"the state `{state.name}` is never updated", state.span, help=help_)
 
 

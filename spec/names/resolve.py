@@ -1,4 +1,7 @@
-"""One pattern: its statements into the slots of a `Program`, every name resolved. `spec.checks.check` does the rest."""
+"""Resolve one pattern: sort its statements into the fields of a `Program` and resolve every name.
+
+Types are checked afterwards, in `spec.checks.pattern_checker`.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from attnc.spec.names.builtins import CALL_NAMES, FUNCTIONS, RESERVED_NAMES
 from attnc.spec.names.constants import NotConstant, constant
 from attnc.spec.names.dimensions import Dimensions
 from attnc.spec.names.expression_resolver import Resolver
-from attnc.spec.names.later import later, remedy
+from attnc.spec.names.later import remedy, unsupported
 from attnc.spec.names.module_scopes import ModuleScope, declare, let_source, refuse_hiding
 from attnc.spec.names.name_resolver import Surroundings
 from attnc.spec.names.recurrence_resolver import RECURRENT, RecurrenceResolver, stateful_lets
@@ -69,14 +72,14 @@ _HOME = {
     **dict.fromkeys(("scan", "reset", "read", "step", "state"), "a `recurrence`, or a `branch` with a state"),
     "return": "a `def`",
 }
-"""Where the other statements belong."""
+"""Where a statement belongs that may not stand in the body of a pattern."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedPattern:
-    """A pattern before its types are checked, and the definitions that nothing supported uses.
+    """A pattern with its names resolved, before its types are checked.
 
-    `whole`: nothing in it was refused as not supported.
+    `spare`: the definitions that no expression uses. `whole`: no statement was refused as not supported.
     """
 
     pattern: program.Program
@@ -85,7 +88,7 @@ class ResolvedPattern:
 
 
 def resolve_pattern(scope: ModuleScope, pattern: syntax.PatternDecl, report: DiagnosticList) -> ResolvedPattern:
-    """The pattern with its names resolved."""
+    """Return the pattern with its names resolved; errors go to `report`."""
     return _PatternResolver(scope, pattern, report).resolve()
 
 
@@ -93,16 +96,16 @@ class _PatternResolver:
     def __init__(self, scope: ModuleScope, pattern: syntax.PatternDecl, report: DiagnosticList) -> None:
         self._pattern = pattern
         self._report = report
-        self._own: dict[str, Symbol] = {}
-        self._outer = scope.names
-        self._names: ChainMap[str, Symbol] = ChainMap(self._own, scope.names)
+        self._scope: dict[str, Symbol] = {}
+        self._outer_scope = scope.names
+        self._names: ChainMap[str, Symbol] = ChainMap(self._scope, scope.names)
         patterns = frozenset(p.name.id for p in scope.patterns)
         recurrent = pattern.word.id == "recurrence"
-        self._around = Surroundings(align=self._align(), patterns=patterns, recurrent=recurrent)
-        self._resolver = Resolver(report, self._around)
+        self._surroundings = Surroundings(align=self._align(), patterns=patterns, recurrent=recurrent)
+        self._resolver = Resolver(report, self._surroundings)
         self._dimensions = Dimensions(report, self._resolver, self._names, self._declare, recurrent=recurrent)
         self._unsupported = False
-        self._has_too_many = False
+        self._has_reported_branches = False
         self._is_recurrence = pattern.word.id == "recurrence"
 
     def resolve(self) -> ResolvedPattern:
@@ -113,7 +116,7 @@ class _PatternResolver:
         self._check_statements()
         parameters = tuple(self._parameter(p) for p in self._pattern.parameters)
         inputs = tuple(self._inputs())
-        self._around.segments = segments = tuple(self._segments())
+        self._surroundings.segments = segments = tuple(self._segments())
         requirements = tuple(
             program.Requirement(c.span, self._resolver.resolve(c.value, self._names), "call")
             for c in self._clauses("require")
@@ -149,7 +152,11 @@ class _PatternResolver:
             requirements=requirements,
             segments=segments,
             inputs=inputs,
-            align="end" if self._around.align == "end" else "start" if self._around.align == "start" else None,
+            align="end"
+            if self._surroundings.align == "end"
+            else "start"
+            if self._surroundings.align == "start"
+            else None,
             needs_align=False,
             documents=documents,
             visible=relation,
@@ -163,23 +170,23 @@ class _PatternResolver:
             selections=selections,
         )
         if len(selections) == len(selects) and not self._report.failed:
-            self._check_asked(result)
+            self._check_selections_read(result)
         spare = [*lets, *(source for block in (*branches, *selects) for source in block.spare())]
-        return ResolvedPattern(result, self._spare(spare), not self._unsupported)
+        return ResolvedPattern(result, self._unused_definitions(spare), not self._unsupported)
 
     # --- names -------------------------------------------------------------------------------------------------------
 
     def _declare(self, name: syntax.NameExpr, symbol: Symbol, *, of_call: bool = False) -> None:
-        """Give a name of the pattern its meaning; refuse one that is taken."""
+        """Declare a name of the pattern; report a name that is taken. `of_call`: calls use the name as an argument."""
         if of_call and name.id in CALL_NAMES:
             message = f"no parameter or input may be named `{name.id}`"
-            self._report.error("A213", message, name.span, "taken by the call", help="choose another name")
-            self._own.setdefault(name.id, SilentSymbol(name.span))
+            self._report.error("A213", message, name.span, "reserved for calls", help="choose another name")
+            self._scope.setdefault(name.id, SilentSymbol(name.span))
         else:
-            declare(self._report, self._own, self._outer, name, symbol)
+            declare(self._report, self._scope, self._outer_scope, name, symbol)
 
     def _declare_lets(self, others: frozenset[str]) -> list[DefinitionSource]:
-        """Every `let`, before anything that may use it, but for those that are lines of a recurrence."""
+        """Declare every `let` except `others`, before resolving any expression that may use it."""
         sources = []
         for item in self._statements(syntax.DefinitionDecl):
             if item.word.id == "let" and item.name.id not in others:
@@ -190,13 +197,13 @@ class _PatternResolver:
         return sources
 
     def _check_let(self, item: syntax.DefinitionDecl) -> None:
-        own: set[str] = set()
+        parameters: set[str] = set()
         for name in item.parameters or ():
-            if name.id in RESERVED_NAMES | FUNCTIONS or name.id in own:
+            if name.id in RESERVED_NAMES | FUNCTIONS or name.id in parameters:
                 refuse_hiding(self._report, name)
             elif name.id in self._names:
                 refuse_hiding(self._report, name, self._names[name.id].span)
-            own.add(name.id)
+            parameters.add(name.id)
 
     def _statements(self, kind: type[_T]) -> Iterable[_T]:
         return (s for s in self._pattern.body.statements if isinstance(s, kind))
@@ -207,17 +214,17 @@ class _PatternResolver:
     # --- statements --------------------------------------------------------------------------------------------------
 
     def _check_statements(self) -> None:
-        """Refuse what is not supported yet, what belongs elsewhere, and what may stand only once."""
+        """Report statements that are not supported, misplaced or repeated."""
         first: dict[str, syntax.Statement] = {}
         blocks = [block for block in self._statements(syntax.BlockStatement) if block.word.id == "select"]
         selections = frozenset(block.name.id for block in blocks if block.name is not None)
         for item in self._pattern.body.statements:
             word = item.word.id
-            what = None if self._is_recurrence else later(item, selections)
-            if what:
-                self._later(item, what)
+            feature = None if self._is_recurrence else unsupported(item, selections)
+            if feature:
+                self._refuse_unsupported(item, feature)
             elif self._is_recurrence and word not in RECURRENT:
-                help_ = f"it belongs in {_HOME.get(word, 'a `pattern`')}; a recurrence has one token at a time"
+                help_ = f"it belongs in {_HOME.get(word, 'a `pattern`')}; a recurrence processes one token at a time"
                 self._report.error("A214", f"`{word}` does not belong in a `recurrence`", item.word.span, help=help_)
                 self._silence(item)
             elif word in _HOME and not self._is_recurrence:
@@ -227,19 +234,19 @@ class _PatternResolver:
             elif word in _ONCE and word in first:
                 also = (Label(first[word].span, "first here"),)
                 self._report.error(
-                    "A216", f"`{word}` is said twice", item.span, "again here", also=also, help="keep one"
+                    "A216", f"`{word}` appears twice", item.span, "again here", also=also, help="keep one"
                 )
             elif word == "visible" and "round" in first:
                 also = (Label(first["round"].word.span, "rounded here"),)
-                message = "`visible` stands after `round`"
-                help_ = "move it up: `round` takes the relation so far, and ends it"
+                message = "`visible` must stand above `round`"
+                help_ = "move it up: `round` applies to the lines above it"
                 self._report.error("A215", message, item.word.span, "out of place", also=also, help=help_)
             first.setdefault(word, item)
 
-    def _later(self, item: syntax.Statement, what: str) -> None:
+    def _refuse_unsupported(self, item: syntax.Statement, feature: str) -> None:
         word = item.word
-        message = f"`{word.id}` is not supported yet: {what}"
-        self._report.error("A703", message, word.span, "not compiled yet", help=remedy(what))
+        message = f"`{word.id}` with {feature} is not supported yet"
+        self._report.error("A703", message, word.span, "not compiled yet", help=remedy(feature))
         if not self._unsupported:
             for other in self._pattern.body.statements:
                 if other.word.id in ("branch", "over", "per", "select"):
@@ -247,7 +254,7 @@ class _PatternResolver:
         self._unsupported = True
 
     def _silence(self, item: syntax.Statement) -> None:
-        """Declare the names of a refused statement, so that their uses are not reported too."""
+        """Declare the names of a refused statement as silent, so that their uses are not reported too."""
         names: list[syntax.NameExpr] = []
         match item:
             case syntax.DefinitionDecl(name=name) | syntax.Declaration(name=name):
@@ -265,7 +272,7 @@ class _PatternResolver:
     def _parameter(self, item: syntax.ParameterDecl) -> program.Parameter | None:
         type_ = self._dimensions.of_parameter(item)
         if type_ is None:
-            self._own[item.name.id] = SilentSymbol(item.name.span)
+            self._scope[item.name.id] = SilentSymbol(item.name.span)
             return None
         default: program.Value | None = None
         if item.default is not None:
@@ -281,7 +288,9 @@ class _PatternResolver:
         except Mismatch as fault:
             kind = "`true` or `false`" if str(type_) == "bool" else f"a value of the type `{type_}`"
             help_ = f"write {kind}, or declare another type"
-            self._report.error("A301", f"this parameter is {fault}", expression.span, f"expected {type_}", help=help_)
+            self._report.error(
+                "A301", f"this parameter expects {fault}", expression.span, f"expected {type_}", help=help_
+            )
         return None
 
     def _inputs(self) -> Iterable[program.Input]:
@@ -296,7 +305,7 @@ class _PatternResolver:
                 yield tensor
             self._declare(item.name, symbol, of_call=True)
             if item.default is not None:
-                help_ = "leave it out; every input is given with each call"
+                help_ = "remove the default; a call must give every input"
                 self._report.error(
                     "A705", "the default of an input is not supported yet", item.default.span, help=help_
                 )
@@ -318,11 +327,11 @@ class _PatternResolver:
         for binder in (b for line in lines for b in line.binders):
             assert isinstance(binder, syntax.AxisDecl)
             if not isinstance(binder.domain, syntax.RangeExpr):
-                message = "`pad` needs the range of keys along an axis, and this is an extent"
+                message = "`pad` needs a range of keys along an axis, got an extent"
                 help_ = f"write `{binder.name.id}: 0 .. {binder.domain.span.text}`; keys may begin below 0"
                 self._report.error("A304", message, binder.domain.span, "an extent", help=help_)
             elif len(segments) != 1:
-                help_ = "leave out the other `tokens` lines, or pad the tensors before the call"
+                help_ = "remove the other `tokens` lines, or pad the tensors before the call"
                 self._report.error("A703", "`pad` with several segments is not supported yet", binder.span, help=help_)
             elif binder.name.id not in axes:
                 help_ = did_you_mean(binder.name.id, axes, "name an axis of `tokens`")
@@ -334,31 +343,31 @@ class _PatternResolver:
     def _attends(
         self, branches: list[Branch | StatefulBranch], selections: tuple[program.SelectionClauses, ...]
     ) -> tuple[tuple[program.Expr, ...], tuple[program.AttentionClauses, ...], tuple[program.SelectionClauses, ...]]:
-        """The relation of all attentions, the attentions, and the selections, each after what it reads."""
+        """Return the shared relation, the attentions and the selections, each ordered after what it reads."""
         body, name = self._pattern.body.statements, self._pattern.name
-        clauses = Clauses(body, self._own, self._outer, self._resolver, self._report)
+        clauses = Clauses(body, self._scope, self._outer_scope, self._resolver, self._report)
         if self._unsupported:
             return clauses.relation(), (program.AttentionClauses(name.span, name.id, ()),), ()
         clauses.places()
-        own = clauses.attend(name.id, name.span)
-        relation, own = own.visible, replace(own, visible=())
-        attends = tuple(branch.attend(own) for branch in branches if isinstance(branch, Branch))
+        defaults = clauses.attend(name.id, name.span)
+        relation, defaults = defaults.visible, replace(defaults, visible=())
+        attends = tuple(branch.attend(defaults) for branch in branches if isinstance(branch, Branch))
         self._check_combine(branches)
         with_state = next((branch for branch in branches if isinstance(branch, StatefulBranch)), None)
         if with_state is not None and relation:
-            also = (Label(relation[0].span, "which keys a query sees"),)
-            message = f"`{with_state.name.id}` has a state, and no keys for which `visible` could hold"
+            also = (Label(relation[0].span, "applies to every branch"),)
+            message = f"`visible` cannot apply to `{with_state.name.id}`, a branch with a state and without keys"
             help_ = "move `visible` into the branches that have keys"
             self._report.error("A215", message, with_state.name.span, also=also, help=help_)
-        attends = attends or (() if branches else (own,))
+        attends = attends or (() if branches else (defaults,))
         return relation, *ordered(relation, attends, selections, self._report)
 
     def _declare_branches(self) -> list[Branch | StatefulBranch]:
-        """The branches, their names known before anything that may read them."""
-        found: list[Branch | StatefulBranch] = []
+        """Declare the branches before resolving any expression that may read them."""
+        branches: list[Branch | StatefulBranch] = []
         for block in self._statements(syntax.BlockStatement):
             if block.word.id == "branch" and block.name is not None:
-                if len(found) == MAX_BRANCHES:
+                if len(branches) == MAX_BRANCHES:
                     self._refuse_branches(block.name)
                     self._silence(block)
                     continue
@@ -368,37 +377,37 @@ class _PatternResolver:
                 else:
                     branch = Branch(block, self._names, self._resolver, self._report)
                 self._declare(block.name, branch.symbol)
-                found.append(branch)
-        return found
+                branches.append(branch)
+        return branches
 
     def _refuse_branches(self, name: syntax.NameExpr) -> None:
-        """Refuse all branches from this one on, in one message."""
-        if not self._has_too_many:
+        """Report that there are too many branches, once."""
+        if not self._has_reported_branches:
             message = f"`{self._pattern.name.id}` has more than {MAX_BRANCHES} branches"
-            help_ = "write branches that are alike as a family: `branch near[c in 0 .. n]`; or join their conditions"
+            help_ = "write similar branches as a family: `branch near[c in 0 .. n]`; or merge their conditions"
             self._report.error("A508", message, name.span, "the first branch too many", help=help_)
-        self._has_too_many = True
+        self._has_reported_branches = True
 
     def _declare_selects(self) -> list[SelectResolver]:
-        """The selections, their names known before anything that may ask them."""
-        found = []
+        """Declare the selections before resolving any expression that may read them."""
+        selects = []
         for block in self._statements(syntax.BlockStatement):
             if block.word.id == "select" and block.name is not None:
                 select = SelectResolver(block, self._names, self._resolver, self._report)
                 self._declare(block.name, select.symbol)
-                found.append(select)
-        return found
+                selects.append(select)
+        return selects
 
     def _selected(self, selects: list[SelectResolver]) -> Iterable[program.SelectionClauses]:
-        """The selections, known to what comes after them."""
+        """Yield the resolved selections, each available to the ones after it."""
         for select in selects:
-            found = select.selection()
-            if found is not None:
-                self._around.selected[found.name] = found
-                yield found
+            selection = select.selection()
+            if selection is not None:
+                self._surroundings.selected[selection.name] = selection
+                yield selection
 
-    def _check_asked(self, result: program.Program) -> None:
-        """Refuse a selection that nothing asks."""
+    def _check_selections_read(self, result: program.Program) -> None:
+        """Report selections that nothing reads."""
         roots = [*result.visible, *(() if result.combine is None else (result.combine,))]
         for attend in result.attends:
             roots += expressions(attend)
@@ -406,43 +415,45 @@ class _PatternResolver:
             roots += expressions_of_selection(selection)
         for item in recurrences_of(result):
             roots += lines_of(item)
-        asked = selections_read(roots)
+        read = selections_read(roots)
         for selection in result.selections:
-            if selection.name not in asked:
-                help_ = f"ask it: `visible k in {selection.name}`; or drop it"
-                message = f"nothing asks the selection `{selection.name}`"
-                self._report.error("A224", message, selection.span, "chosen for nobody", help=help_)
+            if selection.name not in read:
+                help_ = f"read it: `visible k in {selection.name}`; or remove it"
+                message = f"nothing reads the selection `{selection.name}`"
+                self._report.error("A224", message, selection.span, "never read", help=help_)
 
     def _check_combine(self, branches: list[Branch | StatefulBranch]) -> None:
         clauses = self._clauses("combine")
         if branches and not clauses:
             names = ", ".join(f"`{branch.name.id}`" for branch in branches)
-            help_ = f"say what the result is: `combine {branches[0].name.id}`, or a formula of {names}"
-            self._report.error("A215", "the branches are not combined", branches[0].name.span, help=help_)
+            help_ = f"add `combine {branches[0].name.id}`, or an expression of {names}"
+            self._report.error("A215", "the pattern has branches but no `combine`", branches[0].name.span, help=help_)
         if clauses and not branches:
-            help_ = "declare them: `branch near`, with a body"
-            self._report.error("A215", "`combine` joins branches, and there are none", clauses[0].span, help=help_)
+            help_ = "declare a branch: `branch near`, with a body"
+            self._report.error(
+                "A215", "`combine` needs branches, and the pattern has none", clauses[0].span, help=help_
+            )
 
     def _approximate(self) -> program.Expr | None:
-        """`approximate conjugate_gradient(n)`: the number of steps."""
+        """Return `n` of `approximate conjugate_gradient(n)`, the number of steps; None without such a line."""
         for clause in self._clauses("approximate"):
             value = clause.value
             is_call = isinstance(value, syntax.CallExpr) and isinstance(value.function, syntax.NameExpr)
             if is_call and value.function.id == "conjugate_gradient" and len(value.arguments) == 1:  # type: ignore[union-attr]
                 return self._resolver.resolve(value.arguments[0].value, self._names)  # type: ignore[union-attr]
-            help_ = "write `approximate conjugate_gradient(8)`: so many steps for every `solve`"
-            message = "the one approximation that is known is `conjugate_gradient(n)`"
-            self._report.error("A223", message, value.span, "not this", help=help_)
+            help_ = "write `approximate conjugate_gradient(8)`: 8 steps for every `solve`"
+            message = "the only supported approximation is `conjugate_gradient(n)`"
+            self._report.error("A223", message, value.span, "not supported", help=help_)
         return None
 
     def _combine(self) -> program.Expr | None:
         for clause in self._clauses("combine"):
-            found = self._resolver.resolve(clause.value, self._names, world="vector")
-            excess = self._resolver.measures.excess(found)
+            result = self._resolver.resolve(clause.value, self._names, world="vector")
+            excess = self._resolver.measures.excess(result)
             if excess:
                 self._report.error("A507", f"this line {excess.message}", clause.value.span, help=excess.help)
                 return None
-            return found
+            return result
         return None
 
     def _round(self) -> program.RoundClause | None:
@@ -454,9 +465,9 @@ class _PatternResolver:
             value = item.value
             if isinstance(value, syntax.NameExpr) and value.id in ("end", "start"):
                 return value.id
-            listed = "`align end`: the last query stands at the last key; `align start`: the first at the first"
+            listed = "`align end` puts the last query at the last key, `align start` the first query at the first key"
             help_ = did_you_mean(value.span.text, ("start", "end"), listed)
-            self._report.error("A218", "`align` is `start` or `end`", value.span, "neither", help=help_)
+            self._report.error("A218", "`align` must be `start` or `end`", value.span, "neither", help=help_)
         return None
 
     def _documents(self) -> program.Input | None:
@@ -471,8 +482,8 @@ class _PatternResolver:
                     return tensor
             help_ = "declare `input doc: int[batch, token]` and write `documents doc`"
             if isinstance(value, syntax.NameExpr) and symbol is None:
-                help_ = did_you_mean(value.id, (n for n, s in self._own.items() if isinstance(s, InputSymbol)), help_)
-            message = "`documents` needs an int input by `[batch, token]` or `[token]`"
+                help_ = did_you_mean(value.id, (n for n, s in self._scope.items() if isinstance(s, InputSymbol)), help_)
+            message = "`documents` needs an int input with the dimensions `[batch, token]` or `[token]`"
             self._report.error("A219", message, value.span, "not such an input", help=help_)
         return None
 
@@ -482,7 +493,7 @@ class _PatternResolver:
             call = item.value
             if not isinstance(call, syntax.CallExpr) or not isinstance(call.function, syntax.NameExpr):
                 help_ = "write `preset name(parameter = value, …)`"
-                self._report.error("A220", "a preset names values of parameters", call.span, help=help_)
+                self._report.error("A220", "a preset must name the parameters that it sets", call.span, help=help_)
                 continue
             name = call.function
             preset = program.Preset(name.span, name.id, dict(self._preset_values(call, parameters)))
@@ -505,8 +516,8 @@ class _PatternResolver:
                 continue
             name = argument.name
             if name.id not in parameters:
-                if name.id not in self._own:
-                    help_ = did_you_mean(name.id, parameters, "the pattern's parameters stand in its first line")
+                if name.id not in self._scope:
+                    help_ = did_you_mean(name.id, parameters, "the pattern's parameters are declared in its first line")
                     self._report.error("A201", f"the pattern has no parameter `{name.id}`", name.span, help=help_)
                 continue
             if name.id in seen:
@@ -516,11 +527,11 @@ class _PatternResolver:
             if value is not None:
                 yield name.id, value
 
-    def _spare(self, lets: list[DefinitionSource]) -> tuple[program.Definition, ...]:
-        """The definitions of a wholly supported pattern, so that unused ones are checked as well."""
+    def _unused_definitions(self, lets: list[DefinitionSource]) -> tuple[program.Definition, ...]:
+        """Return the unused definitions of a supported pattern, so that they are checked as well."""
         if self._unsupported:
             return ()
-        found = []
+        definitions = []
         floating = ("score", "weights", "value", "combine")
         selects = any(block.word.id == "select" for block in self._statements(syntax.BlockStatement))
         world: World = "float" if selects or any(self._clauses(word) for word in floating) else "exact"
@@ -532,5 +543,5 @@ class _PatternResolver:
             self._resolver.prepare(syntax.NameExpr(source.span, source.name), source.names, world)
             definition = self._resolver.define(source, world)
             if definition is not None:
-                found.append(definition)
-        return tuple(found)
+                definitions.append(definition)
+        return tuple(definitions)

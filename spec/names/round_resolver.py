@@ -1,4 +1,4 @@
-"""The `round` block of a pattern: its units, its lets and its condition, every name resolved."""
+"""Resolve the `round` block of a pattern: its units, its lets and its condition."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from attnc.spec.names.unit_resolver import EXAMPLE, resolve_unit
 from attnc.spec.report import DiagnosticList
 from attnc.spec.source import Span
 
-_HOLDS = "its body holds one `per`, `let` lines and one `keep`"
+_HOLDS = "a `round` holds one `per`, `let` lines and one `keep`"
 
 
 def resolve_round(
     block: syntax.BlockStatement, names: MutableMapping[str, Symbol], resolver: Resolver, report: DiagnosticList
 ) -> program.RoundClause | None:
-    """The block with its names resolved; None, and a report, where something is missing."""
+    """Return the block with its names resolved; None after an error was reported."""
     return _RoundResolver(block, names, resolver, report).resolve()
 
 
@@ -36,9 +36,9 @@ class _RoundResolver:
         self._block = block
         self._resolver = resolver
         self._report = report
-        self._own: dict[str, Symbol] = {}
-        self._outer = names
-        self._names: Mapping[str, Symbol] = ChainMap(self._own, names)
+        self._scope: dict[str, Symbol] = {}
+        self._outer_scope = names
+        self._names: Mapping[str, Symbol] = ChainMap(self._scope, names)
 
     def resolve(self) -> program.RoundClause | None:
         self._check_statements()
@@ -62,7 +62,7 @@ class _RoundResolver:
             elif word.id in first and word.id != "let":
                 also = (Label(first[word.id], "first here"),)
                 self._report.error(
-                    "A216", f"`{word.id}` is said twice", word.span, "again here", also=also, help="keep one"
+                    "A216", f"`{word.id}` appears twice", word.span, "again here", also=also, help="keep one"
                 )
             first.setdefault(word.id, word.span)
 
@@ -72,34 +72,36 @@ class _RoundResolver:
     # --- units -------------------------------------------------------------------------------------------------------
 
     def _units(self) -> tuple[program.Unit, program.Unit] | None:
-        """The unit of queries and that of keys."""
+        """Return the unit of queries and the unit of keys; None after an error was reported."""
         lines = [s for s in self._block.body.statements if isinstance(s, syntax.BinderClause) and s.word.id == "per"]
         if not lines:
-            self._missing("this `round` does not say which blocks", f"name its units: {EXAMPLE}")
+            self._missing("this `round` has no `per`", f"add the units of queries and keys: {EXAMPLE}")
             return None
-        found: dict[str, program.Unit] = {}
-        faults = len(self._report.diagnostics)
+        units: dict[str, program.Unit] = {}
+        error_count = len(self._report.diagnostics)
         for binder in lines[0].binders:
             unit = self._unit(binder)
-            if unit is not None and unit.place in found:
-                also = (Label(found[unit.place].span, "first here"),)
+            if unit is not None and unit.place in units:
+                also = (Label(units[unit.place].span, "first here"),)
                 message = f"two units of `{unit.place}`"
-                help_ = f"join them in a list: `{unit.binder.name} = [{unit.place}.y // 8, {unit.place}.x // 8]`"
+                help_ = f"combine them in one list: `{unit.binder.name} = [{unit.place}.y // 8, {unit.place}.x // 8]`"
                 self._report.error("A216", message, unit.span, "again here", also=also, help=help_)
             elif unit is not None:
-                found[unit.place] = unit
-        missing = [place for place in ("q", "k") if place not in found]
-        if missing and len(self._report.diagnostics) == faults:
-            self._missing(f"this `round` has no unit of `{missing[0]}`", f"name one of each: {EXAMPLE}")
-        return None if missing else (found["q"], found["k"])
+                units[unit.place] = unit
+        missing = [place for place in ("q", "k") if place not in units]
+        if missing and len(self._report.diagnostics) == error_count:
+            self._missing(
+                f"this `round` has no unit of `{missing[0]}`", f"name a unit of queries and a unit of keys: {EXAMPLE}"
+            )
+        return None if missing else (units["q"], units["k"])
 
     def _unit(self, binder: syntax.Binder) -> program.Unit | None:
         if not isinstance(binder, syntax.UnitDecl):
-            message = f"`{binder.name.id}` names no unit"
-            self._report.error("A215", message, binder.span, "no `=`", help=f"units are written {EXAMPLE}")
-            self._own.setdefault(binder.name.id, SilentSymbol(binder.name.span))
+            message = f"`{binder.name.id}` is not a unit"
+            self._report.error("A215", message, binder.span, "no `=`", help=f"write units as {EXAMPLE}")
+            self._scope.setdefault(binder.name.id, SilentSymbol(binder.name.span))
             return None
-        unit = resolve_unit(binder, self._outer, self._resolver, self._report)
+        unit = resolve_unit(binder, self._outer_scope, self._resolver, self._report)
         symbol = SilentSymbol(binder.name.span) if unit is None else UnitSymbol(binder.name.span, unit)
         self._declare(binder.name, symbol)
         return unit
@@ -107,7 +109,7 @@ class _RoundResolver:
     # --- names and condition -----------------------------------------------------------------------------------------
 
     def _declare(self, name: syntax.NameExpr, symbol: Symbol) -> None:
-        declare(self._report, self._own, self._outer, name, symbol)
+        declare(self._report, self._scope, self._outer_scope, name, symbol)
 
     def _lets(self) -> Iterable[DefinitionSource]:
         for item in self._block.body.statements:
@@ -129,8 +131,8 @@ class _RoundResolver:
             s for s in self._block.body.statements if isinstance(s, syntax.ClauseStatement) and s.word.id == "keep"
         ]
         if not clauses:
-            help_ = "say when a block stays: `keep any(visible for q in a, k in b)`"
-            self._missing("this `round` does not say which blocks stay", help_)
+            help_ = "add the condition for a visible block: `keep any(visible for q in a, k in b)`"
+            self._missing("this `round` has no `keep`", help_)
             return None
         line = self._resolver.resolve(clauses[0].value, self._names)
         excess = self._resolver.measures.excess(line)

@@ -13,7 +13,7 @@ from attnc.spec.source import Span
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DefinitionSource:
-    """A `let` or `def` as written, with the names its body sees.
+    """The source of a `let` or `def`, with the names that its body may read.
 
     `outer` holds the parameters of an enclosing `def`; `names` is filled while the enclosing body is read, so that
     definitions may stand before or after their uses.
@@ -27,11 +27,11 @@ class DefinitionSource:
     names: Mapping[str, Symbol]
     outer: Mapping[str, program.Binder] = field(default_factory=dict)
     is_function: bool = False
-    """Whether it must be called: a `def`, or a `let` with parameters."""
+    """Whether uses must call the definition: a `def`, or a `let` with parameters."""
 
     @property
     def word(self) -> str:
-        """How a message calls it."""
+        """Return the definition's name as messages quote it."""
         return f"`{self.name}`"
 
 
@@ -45,7 +45,7 @@ class ParameterSymbol:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InputSymbol:
-    """An input."""
+    """An input of the pattern."""
 
     span: Span
     input: program.Input
@@ -77,7 +77,7 @@ class DefinitionSymbol:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UnitSymbol:
-    """A unit: its value in expressions, its tokens after `in` of a `for`. `is_key`: it stands for the keys of a row."""
+    """A unit: its value in expressions, its tokens after the `in` of a `for`. `is_key`: the keys of a row are units."""
 
     span: Span
     unit: program.Unit
@@ -91,7 +91,7 @@ class UnitSymbol:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RangeSymbol:
-    """A name that runs over a range around its body. `is_key`: it stands for the keys of a row."""
+    """A name that iterates over a range. `is_key`: the keys of a row are the entries of the range."""
 
     span: Span
     binder: program.Binder
@@ -100,7 +100,7 @@ class RangeSymbol:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PartSymbol:
-    """A name among several for the keys of a row, defined by the number of the key."""
+    """A name of one of several ranges, computed from an index of the flat range."""
 
     span: Span
     definition: program.Definition
@@ -108,7 +108,7 @@ class PartSymbol:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BranchSymbol:
-    """A branch, or a family of them."""
+    """A branch, or a family of branches."""
 
     span: Span
     name: str
@@ -118,10 +118,11 @@ class BranchSymbol:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SelectionSymbol:
-    """A selection, or a family of them. `is_numbered`: it chooses numbers, which stand for no tokens.
+    """A selection, or a family of selections.
 
-    `names`: how many a member has, 0 where it is one selection; `ranges` resolves theirs. `by_query`: whether queries,
-    or units of them, decide by themselves.
+    `names` is the number of indices of a member, 0 for a single selection; `ranges` resolves their ranges.
+    `is_numbered`: the selection selects indices of a range, which cover no tokens. `by_query`: each query, or unit of
+    queries, selects separately.
     """
 
     span: Span
@@ -142,7 +143,7 @@ class StateSymbol:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SilentSymbol:
-    """A name whose declaration was refused: its uses are not reported again."""
+    """A name whose declaration was refused; its uses are not reported again."""
 
     span: Span
 
@@ -164,7 +165,7 @@ Symbol = (
 
 
 def walk(expression: syntax.Expr) -> Iterator[syntax.Expr]:
-    """Every expression inside `expression`, itself included, without recursion."""
+    """Yield every expression inside `expression`, including itself, without recursion."""
     pending: list[syntax.Expr] = [expression]
     while pending:
         node = pending.pop()
@@ -173,7 +174,7 @@ def walk(expression: syntax.Expr) -> Iterator[syntax.Expr]:
 
 
 def children(node: syntax.Expr) -> list[syntax.Expr]:
-    """The expressions directly inside one."""
+    """Return the expressions directly inside a node."""
     match node:
         case syntax.NameExpr() | syntax.NumberExpr() | syntax.BoolExpr():
             return []
@@ -215,13 +216,13 @@ def _operands(
 
 
 def _aggregate_children(node: syntax.AggregateExpr) -> list[syntax.Expr]:
-    found: list[syntax.Expr] = [node.body]
-    for running in node.each.runnings:
-        match running.domain:
+    parts: list[syntax.Expr] = [node.body]
+    for variable in node.each.runnings:
+        match variable.domain:
             case None:
                 pass
             case syntax.RangeExpr(low=low, high=high):
-                found += [low, high]
+                parts += [low, high]
             case domain:
-                found.append(domain)
-    return found + ([node.each.condition] if node.each.condition is not None else [])
+                parts.append(domain)
+    return parts + ([node.each.condition] if node.each.condition is not None else [])

@@ -1,4 +1,4 @@
-"""`select` blocks: who decides, over what, by which score, and what is kept; every name resolved."""
+"""Resolve `select` blocks: rows, candidates, score, and the conditions of what is kept."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ By = OneOf["query", "head", "batch"]
 
 
 class SelectResolver:
-    """One `select`. Its name is declared first, so that it may stand after what asks it."""
+    """Resolves one `select`. Its name is declared first, so that expressions above the block may read it."""
 
     def __init__(
         self,
@@ -44,24 +44,24 @@ class SelectResolver:
         self.name = block.name
         self._block = block
         self._statements = block.body.statements
-        self._own: dict[str, Symbol] = {}
-        self._outer = names
+        self._scope: dict[str, Symbol] = {}
+        self._outer_scope = names
         maps = names.maps if isinstance(names, ChainMap) else [names]
-        self._names: ChainMap[str, Symbol] = ChainMap(self._own, *maps)
+        self._names: ChainMap[str, Symbol] = ChainMap(self._scope, *maps)
         self._resolver = resolver
         self._report = report
-        self._clauses = Clauses(self._statements, self._own, names, resolver, report)
+        self._clauses = Clauses(self._statements, self._scope, names, resolver, report)
         self._lets: list[DefinitionSource] = []
         self._per: tuple[program.Unit, ...] = ()
         self._by: By = "query"
         self._pairs = False
         self._of_queries = False
         self._key: program.Binder | OneOf["q", "k"] = "k"
-        self._known_ranges: tuple[program.KeyRange, ...] | None = None
+        self._family_ranges: tuple[program.KeyRange, ...] | None = None
 
     @property
     def symbol(self) -> SelectionSymbol:
-        """The symbol of the selection's name."""
+        """Return the symbol of the selection's name."""
         over = next(iter(self._lines("over")), None)
         together = any(_is_bare(b, "head") or _is_bare(b, "batch") for line in self._lines("per") for b in line.binders)
         pairs = over is not None and len(over.binders) > 1 and _is_bare(over.binders[0], "q")
@@ -77,33 +77,34 @@ class SelectResolver:
         )
 
     def spare(self) -> list[DefinitionSource]:
-        """Its own lets."""
+        """Return the `let` definitions of the selection, which may be unused."""
         return self._lets
 
     def selection(self) -> program.SelectionClauses | None:
-        """The selection; None, and a report, where something is missing."""
+        """Return the selection; None after an error about a missing clause was reported."""
         self._check_statements()
         family = self._family()
-        self._lets = declare_lets(self._report, self._statements, self._own, self._outer, self._names)
+        self._lets = declare_lets(self._report, self._statements, self._scope, self._outer_scope, self._names)
         over = self._over()
         self._key = over.binder if over is not None else "q" if self._of_queries else "k"
-        self._who()
-        score = self._one("score", "float", "score")
-        candidates = self._one("from", "exact", "from")
-        keep = self._one("keep", "float", "keep")
-        always = self._one("always", "exact", "always")
-        covers = self._one("covers", "exact", "always")
+        self._rows()
+        score = self._clause("score", "float", "score")
+        candidates = self._clause("from", "exact", "from")
+        keep = self._clause("keep", "float", "keep")
+        always = self._clause("always", "exact", "always")
+        covers = self._clause("covers", "exact", "always")
         if score is None or keep is None:
             word = "score" if score is None else "keep"
-            how = {"score": "score dot(q, k)", "keep": "keep rank < 16"}[word]
-            help_ = f"say {'what ranks' if word == 'score' else 'how many stay'}: `{how}`"
+            example = {"score": "score dot(q, k)", "keep": "keep rank < 16"}[word]
+            help_ = f"add {'what ranks the candidates' if word == 'score' else 'which candidates stay'}: `{example}`"
             message = f"`{self.name.id}` has no `{word}`"
             self._report.error("A215", message, self.name.span, "incomplete", help=help_)
             return None
         self._check_covers(over, covers)
         if isinstance(over, program.KeyRange) and over.by_query and (self._by != "query" or self._per):
-            help_ = "give all the same range, and say in `from` which of it one may choose"
-            self._report.error("A406", "a range that differs from query to query", over.span, help=help_)
+            help_ = "use one range for all queries, and restrict the candidates with `from`"
+            message = "this range differs from query to query, and the queries select together"
+            self._report.error("A406", message, over.span, help=help_)
         row = program.AttentionClauses(
             self.name.span,
             self.name.id,
@@ -128,12 +129,12 @@ class SelectResolver:
             if len(binders) > 1:
                 return self._clauses.keys(line, binders)
             self._of_queries = _is_bare(binders[0], "q")
-            of_tokens = self._of_queries or _is_bare(binders[0], "k")
-            return None if of_tokens else self._clauses.place(binders[0])
+            is_plain = self._of_queries or _is_bare(binders[0], "k")
+            return None if is_plain else self._clauses.place(binders[0])
         return None
 
-    def _who(self) -> None:
-        """Who decides: units of queries, a head, a batch entry, or each query."""
+    def _rows(self) -> None:
+        """Resolve `per`: a row is a unit of queries, a head, a batch entry, or by default a query."""
         for line in self._lines("per"):
             for binder in line.binders:
                 if isinstance(binder, syntax.UnitDecl):
@@ -144,40 +145,44 @@ class SelectResolver:
                     self._by = "head" if binder.name.id == "head" else "batch"
                 else:
                     help_ = "write `per q`, a unit of queries `per a = q // block`, `per head` or `per batch`"
-                    self._report.error("A221", "nobody to decide", binder.span, "not of queries", help=help_)
+                    message = "`per` must name the rows of the selection"
+                    self._report.error("A221", message, binder.span, "not a row", help=help_)
         if self._pairs and self._by == "query":
-            help_ = "say of which: `per head`, or `per batch`"
-            self._report.error("A215", "pairs are ranked for all queries together", self.name.span, help=help_)
+            help_ = "add `per head`, or `per batch`"
+            message = "a ranking of pairs of queries and keys needs `per head` or `per batch`"
+            self._report.error("A215", message, self.name.span, help=help_)
         if self._of_queries and self._by == "query":
-            help_ = "say of which: `per head`, or `per batch`"
-            self._report.error("A215", "queries are chosen from all of some", self.name.span, help=help_)
+            help_ = "add `per head`, or `per batch`"
+            message = "a selection of queries needs `per head` or `per batch`"
+            self._report.error("A215", message, self.name.span, help=help_)
         if self._per and self._by != "query":
-            help_ = "a unit of queries decides for its own head already"
-            self._report.error("A216", f"a unit and `{self._by}` decide", self._per[0].span, help=help_)
+            help_ = f"remove `{self._by}`: a unit of queries selects separately in each head already"
+            message = f"`per` has both a unit and `{self._by}`"
+            self._report.error("A216", message, self._per[0].span, help=help_)
 
     def _unit(self, binder: syntax.UnitDecl) -> None:
         unit = self._clauses.unit(binder, "q", is_key=False)
         if unit is not None:
             self._per += (unit,)
         if len(self._per) > 1:
-            help_ = "make one list of them: `a = [q.y // 8, q.x // 8]`"
+            help_ = "combine them in one list: `a = [q.y // 8, q.x // 8]`"
             self._report.error("A216", "two units of queries", binder.span, "again here", help=help_)
 
     def _check_covers(self, over: program.Unit | program.KeyRange | None, covers: program.Expr | None) -> None:
         if covers is not None and not isinstance(over, program.KeyRange):
-            help_ = "leave it out: a key, or a unit, stands for its own tokens"
-            self._report.error("A215", "`covers` says which keys a number stands for", covers.span, help=help_)
+            help_ = "remove it: a key or a unit covers its own tokens"
+            self._report.error("A215", "`covers` needs a range in `over`", covers.span, help=help_)
 
     # --- clauses -----------------------------------------------------------------------------------------------------
 
-    def _one(self, word: str, world: World, part: Part) -> program.Expr | None:
-        around = self._resolver.surroundings
+    def _clause(self, word: str, world: World, part: Part) -> program.Expr | None:
+        surroundings = self._resolver.surroundings
         for clause in (s for s in self._statements if isinstance(s, syntax.ClauseStatement) and s.word.id == word):
-            around.selecting = Selecting(part, self._key)
+            surroundings.selecting = Selecting(part, self._key)
             try:
                 result = self._resolver.resolve(clause.value, self._names, world=world)
             finally:
-                around.selecting = None
+                surroundings.selecting = None
             excess = self._resolver.measures.excess(result)
             if excess:
                 self._report.error("A507", f"this line {excess.message}", clause.value.span, help=excess.help)
@@ -188,27 +193,27 @@ class SelectResolver:
         return [s for s in self._statements if isinstance(s, syntax.BinderClause) and s.word.id == word]
 
     def _ranges(self) -> tuple[program.KeyRange, ...]:
-        """The ranges of a family's names, resolved when they are first asked for."""
-        if self._known_ranges is None:
-            around = self._resolver.surroundings
-            clause, around.selecting = around.selecting, None
-            self._known_ranges = tuple(map(self._clauses.range, family_names(self._block, self._report)))
-            around.selecting = clause
-        return self._known_ranges
+        """Return the ranges of a family's names, resolved at the first call."""
+        if self._family_ranges is None:
+            surroundings = self._resolver.surroundings
+            clause, surroundings.selecting = surroundings.selecting, None
+            self._family_ranges = tuple(map(self._clauses.range, family_names(self._block, self._report)))
+            surroundings.selecting = clause
+        return self._family_ranges
 
     def _family(self) -> program.KeyRange | None:
         ranges = self._ranges()
         if not ranges:
             for binder in self._block.binders:
-                declare(self._report, self._own, self._outer, binder.name, SilentSymbol(binder.name.span))
+                declare(self._report, self._scope, self._outer_scope, binder.name, SilentSymbol(binder.name.span))
             return None
         result = ranges[0]
         symbols: list[Symbol] = [RangeSymbol(ranges[0].binder.span, ranges[0].binder)]
         if len(ranges) > 1:
             result, names = joined(self.name.span, ranges)
-            symbols = [PartSymbol(own.span, own) for own in names]
+            symbols = [PartSymbol(definition.span, definition) for definition in names]
         for binder, symbol in zip(self._block.binders, symbols, strict=True):
-            declare(self._report, self._own, self._outer, binder.name, symbol)
+            declare(self._report, self._scope, self._outer_scope, binder.name, symbol)
         return result
 
     def _check_statements(self) -> None:
@@ -216,23 +221,23 @@ class SelectResolver:
         for item in self._statements:
             word = item.word.id
             if word not in _WORDS:
-                help_ = "what is not kept is not chosen: `from`" if word == "visible" else _HOLDS
+                help_ = "state the candidates with `from`" if word == "visible" else _HOLDS
                 self._report.error("A214", f"`{word}` does not belong in a `select`", item.word.span, help=help_)
                 self._silence(item)
             elif word in first and word != "let":
                 also = (Label(first[word].span, "first here"),)
                 self._report.error(
-                    "A216", f"`{word}` is said twice", item.span, "again here", also=also, help="keep one"
+                    "A216", f"`{word}` appears twice", item.span, "again here", also=also, help="keep one"
                 )
             first.setdefault(word, item)
 
     def _silence(self, item: syntax.Statement) -> None:
         if isinstance(item, syntax.DefinitionDecl | syntax.Declaration):
-            self._own.setdefault(item.name.id, SilentSymbol(item.name.span))
+            self._scope.setdefault(item.name.id, SilentSymbol(item.name.span))
 
 
 def _is_bare(binder: syntax.Binder, name: str) -> bool:
-    """Whether a binder is one of the names that places have, by itself."""
+    """Whether a binder is `name` without a range: `q`, `k`, `head` or `batch`."""
     return isinstance(binder, syntax.LoopVariable) and binder.domain is None and binder.name.id == name
 
 

@@ -1,4 +1,4 @@
-"""Branches with a state: tokens one after another, beside branches with keys."""
+"""Resolve branches with a state, which process tokens one after another beside branches with keys."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from attnc.spec.names.scope import BranchSymbol, DefinitionSource, DefinitionSym
 from attnc.spec.report import DiagnosticList
 
 STATEFUL = frozenset({"state", "step", "read", "scan", "reset"})
-"""The words that make a branch one with a state; `let` may stand beside them."""
+"""The words that only a branch with a state may hold; `let` may stand beside them."""
 
 
 def is_stateful(block: syntax.BlockStatement) -> bool:
@@ -26,7 +26,7 @@ def is_stateful(block: syntax.BlockStatement) -> bool:
 
 
 class StatefulBranch:
-    """One `branch` with a state. Its names are declared first, as those of other branches."""
+    """Resolves one `branch` with a state. Its name is declared first, so that expressions above may read it."""
 
     def __init__(
         self,
@@ -39,21 +39,21 @@ class StatefulBranch:
         assert block.name is not None
         self.name = block.name
         self._block = block
-        self._own: dict[str, Symbol] = {}
-        self._outer = names
+        self._scope: dict[str, Symbol] = {}
+        self._outer_scope = names
         maps = names.maps if isinstance(names, ChainMap) else [names]
-        self._names: ChainMap[str, Symbol] = ChainMap(self._own, *maps)
+        self._names: ChainMap[str, Symbol] = ChainMap(self._scope, *maps)
         self._dimensions = dimensions
         self._resolver = resolver
         self._report = report
 
     @property
     def symbol(self) -> BranchSymbol:
-        """The symbol of the branch's name."""
+        """Return the symbol of the branch's name."""
         return BranchSymbol(self.name.span, self.name.id, bool(self._block.binders), is_stateful=True)
 
     def recurrence(self) -> program.RecurrenceClauses:
-        """The recurrence that it is."""
+        """Return the recurrence of the branch."""
         self._check_statements()
         statements = self._block.body.statements
         family = self._family()
@@ -62,30 +62,30 @@ class StatefulBranch:
             if isinstance(item, syntax.DefinitionDecl) and item.word.id == "let" and item.name.id not in stateful:
                 source = let_source(item, self._names)
                 self._declare(item.name, DefinitionSymbol(item.name.span, source))
-        around = self._resolver.surroundings
-        around.recurrent = True
+        surroundings = self._resolver.surroundings
+        surroundings.recurrent = True
         try:
             recurrent = RecurrenceResolver(
                 self.name, statements, self._names, self._declare, self._dimensions, self._resolver, self._report
             )
             return replace(recurrent.resolve(stateful), family=family)
         finally:
-            around.recurrent = False
+            surroundings.recurrent = False
 
     def _family(self) -> program.KeyRange | None:
-        running = family_of(self._block, self._report)
-        if running is None:
+        variable = family_of(self._block, self._report)
+        if variable is None:
             return None
-        key_range = range_of(running, lambda end: self._resolver.resolve(end, self._names, world="exact"))
-        self._declare(running.name, RangeSymbol(running.name.span, key_range.binder))
+        key_range = range_of(variable, lambda end: self._resolver.resolve(end, self._names, world="exact"))
+        self._declare(variable.name, RangeSymbol(variable.name.span, key_range.binder))
         return key_range
 
     def spare(self) -> list[DefinitionSource]:
-        """Lets that may be unused: they are read with the lines, or not at all."""
+        """Return no definitions: unused `let` statements of a branch with a state are not checked."""
         return []
 
     def _declare(self, name: syntax.NameExpr, symbol: Symbol) -> None:
-        declare(self._report, self._own, self._outer, name, symbol)
+        declare(self._report, self._scope, self._outer_scope, name, symbol)
 
     def _check_statements(self) -> None:
         first: dict[str, syntax.Statement] = {}
@@ -93,11 +93,11 @@ class StatefulBranch:
             word = item.word.id
             if word not in STATEFUL and word != "let":
                 message = f"`{word}` does not belong in a branch with a state"
-                help_ = "such a branch has one token at a time: `state`, `let`, `step`, `read`, `scan`, `reset`"
+                help_ = "it processes one token at a time, with `state`, `let`, `step`, `read`, `scan`, `reset`"
                 self._report.error("A214", message, item.word.span, help=help_)
             elif word in first and word in ("read", "scan", "reset"):
                 also = (Label(first[word].span, "first here"),)
-                message = f"`{word}` is said twice"
+                message = f"`{word}` appears twice"
                 self._report.error("A216", message, item.span, "again here", also=also, help="keep one")
             first.setdefault(word, item)
 

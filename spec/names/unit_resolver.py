@@ -1,4 +1,4 @@
-"""A unit of tokens: `b = k // block`, with its place."""
+"""Resolve a unit of tokens, `b = k // block`."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def resolve_unit(
     resolver: Resolver,
     report: DiagnosticList,
 ) -> program.Unit | None:
-    """The unit; None, and a report, where it is not one of queries alone or of keys alone."""
-    faults = len(report.diagnostics)
+    """Return the unit; None after an error about a value that is not of queries only or of keys only."""
+    error_count = len(report.diagnostics)
     value = resolver.resolve(binder.value, names)
     places = resolver.measures.of(value).places
-    if len(report.diagnostics) > faults:
+    if len(report.diagnostics) > error_count:
         return None
     if len(places) != 1:
         both = "both a query and a key" if places else "neither a query nor a key"
-        message = f"a unit is a set of queries or of keys, and this depends on {both}"
-        report.error("A221", message, binder.value.span, "no unit", help=f"units are written {EXAMPLE}")
+        message = f"a unit must depend on either queries or keys, got an expression of {both}"
+        report.error("A221", message, binder.value.span, "not a unit", help=f"write units as {EXAMPLE}")
         return None
     place: program.PlaceName = "q" if "q" in places else "k"
     return program.Unit(binder.span, program.Binder(binder.name.span, binder.name.id), place, value)

@@ -1,4 +1,4 @@
-"""The definitions of a file by themselves: their names are checked even where no pattern uses them."""
+"""Check the names in a file's definitions, even where no pattern uses them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from attnc.spec.syntax import NameExpr
 
 
 def check_definitions(scope: ModuleScope, report: DiagnosticList) -> None:
-    """Report unknown names and circles in the file's own `def` and `let`."""
+    """Report unknown names and cycles in the `def` and `let` of a file."""
     resolver = Resolver(report, Surroundings(alone=True))
     for source in scope.definitions:
         if source.span.source is scope.module.source:

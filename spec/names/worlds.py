@@ -1,4 +1,4 @@
-"""In which world the parts of an expression are read: exact, floating point, or that with `q` and `k` as vectors."""
+"""Find the world in which each part of an expression is resolved: exact, floating point, or vectors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from attnc.spec.names.builtins import VECTOR_FUNCTIONS
 from attnc.spec.names.scope import DefinitionSource, DefinitionSymbol, Symbol, children
 
 World = Literal["exact", "float", "vector"]
-"""exact: relations. float: scores, where `q` and `k` are positions. vector: there, they are vectors."""
+"""How an expression is resolved.
+
+exact: relations. float: scores and values, where `q` and `k` are positions. vector: scores and values, where `q` and
+`k` are vectors.
+"""
 
 Part = tuple[syntax.Expr, Mapping[str, Symbol], World]
 """An expression, the names around it, and its world."""
@@ -25,7 +29,7 @@ class Worlds:
     def demanded(
         self, expression: syntax.Expr, names: Mapping[str, Symbol], world: World
     ) -> dict[DefinitionSource, set[World]]:
-        """The worlds in which an expression uses each definition, through others too."""
+        """Return the worlds in which an expression uses each definition, directly or through other definitions."""
         result: dict[DefinitionSource, set[World]] = {}
         stack: list[Part] = [(expression, names, world)]
         while stack:
@@ -40,20 +44,20 @@ class Worlds:
     ) -> Iterator[tuple[DefinitionSource, World]]:
         stack = [(expression, world)]
         while stack:
-            node, here = stack.pop()
+            node, node_world = stack.pop()
             symbol = names.get(node.id) if isinstance(node, syntax.NameExpr) else None
             if isinstance(symbol, DefinitionSymbol):
-                yield symbol.source, here
-            stack.extend(self.inside(node, names, here))
+                yield symbol.source, node_world
+            stack.extend(self.inside(node, names, node_world))
 
     def inside(self, node: syntax.Expr, names: Mapping[str, Symbol], world: World) -> list[tuple[syntax.Expr, World]]:
-        """The expressions directly inside a node, each with its world."""
+        """Return the expressions directly inside a node, each with its world."""
         if world == "exact":
             return [(child, world) for child in children(node)]
         match node:
             case syntax.CallExpr(function=syntax.NameExpr() as function):
-                found = [(function, world), *((a.value, world) for a in node.arguments)]
-                return [(e, w if e is function else self.of_argument(node, e, names, w)) for e, w in found]
+                parts = [(function, world), *((a.value, world) for a in node.arguments)]
+                return [(e, w if e is function else self.of_argument(node, e, names, w)) for e, w in parts]
             case syntax.BinaryExpr(op="@", left=left, right=right):
                 return [(left, "vector"), (right, "vector")]
             case syntax.IndexExpr(base=base, indices=indices):
@@ -70,7 +74,7 @@ class Worlds:
     def of_argument(
         self, call: syntax.CallExpr, argument: syntax.Expr, names: Mapping[str, Symbol], world: World
     ) -> World:
-        """The world of an argument of a call that stands in the world of floating point."""
+        """Return the world of an argument of a call that is not exact."""
         name = call.function.id if isinstance(call.function, syntax.NameExpr) else ""
         symbol = names.get(name)
         if isinstance(symbol, DefinitionSymbol):
@@ -79,26 +83,26 @@ class Worlds:
         return "vector" if name in VECTOR_FUNCTIONS else world
 
     def vector_parameters(self, source: DefinitionSource) -> frozenset[str]:
-        """The parameters of a definition that its body reads as vectors."""
+        """Return the parameters of a definition that its body reads as vectors."""
         if source not in self._vectors:
-            self._vectors[source] = frozenset()  # for the time being: a circle is refused elsewhere
-            own = {b.name for b in source.parameters}
-            found: set[str] = set()
-            stack: list[tuple[syntax.Expr, World]] = [(source.body, "float")] if own else []
+            self._vectors[source] = frozenset()  # guards against recursion; cycles are reported by `DefinitionOrder`
+            parameters = {b.name for b in source.parameters}
+            vectors: set[str] = set()
+            stack: list[tuple[syntax.Expr, World]] = [(source.body, "float")] if parameters else []
             while stack:
                 node, world = stack.pop()
-                if isinstance(node, syntax.NameExpr) and node.id in own and world == "vector":
-                    found.add(node.id)
+                if isinstance(node, syntax.NameExpr) and node.id in parameters and world == "vector":
+                    vectors.add(node.id)
                 stack.extend(self.inside(node, source.names, world))
-            self._vectors[source] = frozenset(found)
+            self._vectors[source] = frozenset(vectors)
         return self._vectors[source]
 
 
 def _parameter(call: syntax.CallExpr, argument: syntax.Expr, source: DefinitionSource) -> str | None:
-    """The parameter that an argument is for."""
-    for i, given in enumerate(call.arguments):
-        if given.value is argument:
-            if given.name is not None:
-                return given.name.id
+    """Return the name of the parameter that an argument is bound to; None if there are too many arguments."""
+    for i, call_argument in enumerate(call.arguments):
+        if call_argument.value is argument:
+            if call_argument.name is not None:
+                return call_argument.name.id
             return source.parameters[i].name if i < len(source.parameters) else None
     return None

@@ -1,4 +1,4 @@
-"""From the parse tree to `syntax`. One small function a grammar rule; nothing here recurses."""
+"""Build the `syntax` tree from the parse tree, with one small function per grammar rule; nothing recurses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Maker = Callable[[Span, Children], Any]
 
 
 def build(tree: Tree[Token], source: SourceFile) -> syntax.ModuleSyntax:
-    """The syntax tree of a parse tree that `limits.check_tree` has passed."""
+    """Return the syntax tree of a parse tree that `limits.check_tree` has checked."""
     done: Children = []
     for node in _children_first(tree):
         if isinstance(node, Tree):
@@ -52,7 +52,7 @@ def _span(source: SourceFile, node: Tree[Token]) -> Span:
 
 
 def _leaf(source: SourceFile, token: Token | None) -> syntax.NameExpr | None:
-    """Every token that matters is kept as a name with its place; what it becomes is the rule's affair."""
+    """Return a token as a name with its span; the rule that contains it decides what it becomes."""
     if token is None:
         return None
     start = token.start_pos or 0
@@ -68,13 +68,13 @@ def _number(span: Span, children: Children) -> syntax.NumberExpr:
 
 
 def _chain(span: Span, children: Children) -> syntax.Expr:
-    """`a + b - c` from the left; `span` may be wider than the operands, by brackets."""
+    """Build `a + b - c` from the left; brackets may make `span` wider than the operands."""
     left: syntax.Expr = children[0]
     last = len(children) - 2
     for i in range(1, len(children), 2):
         operator, right = children[i], children[i + 1]
-        whole = span if i == last else Span(span.source, span.start, right.span.end)
-        left = syntax.BinaryExpr(whole, operator.id, left, right)
+        operation_span = span if i == last else Span(span.source, span.start, right.span.end)
+        left = syntax.BinaryExpr(operation_span, operator.id, left, right)
     return left
 
 
@@ -98,7 +98,7 @@ def _domain(span: Span, children: Children) -> syntax.Expr | syntax.RangeExpr:
     return low if high is None else syntax.RangeExpr(span, low, high)
 
 
-def _running(span: Span, children: Children) -> syntax.LoopVariable:
+def _loop_variable(span: Span, children: Children) -> syntax.LoopVariable:
     name, _, domain = children
     return syntax.LoopVariable(span, name, domain)
 
@@ -137,7 +137,7 @@ def _param(span: Span, children: Children) -> syntax.ParameterDecl:
 def _no_kind(kind: syntax.TypeExpr) -> Fault:
     return Fault(
         "A110",
-        "the type says dimensions but not what it holds",
+        "the type has dimensions but no kind",
         kind.span.start,
         kind.span.end,
         help=f"write `real{kind.span.text}`, or int, bool, complex, unit, log_decay, positive",
@@ -155,7 +155,7 @@ def _step(span: Span, children: Children) -> syntax.DefinitionDecl:
     return syntax.DefinitionDecl(span, word, name, None, value, each)
 
 
-def _places(span: Span, children: Children) -> syntax.BinderClause:
+def _binder_clause(span: Span, children: Children) -> syntax.BinderClause:
     word, binders = children
     return syntax.BinderClause(span, word, None, binders)
 
@@ -240,7 +240,7 @@ _MAKERS: dict[str, Maker] = {
     "call": _call,
     "aggregate": lambda span, c: syntax.AggregateExpr(span, *c),
     "domain": _domain,
-    "running": _running,
+    "running": _loop_variable,
     "runnings": _tuple,
     "each": _each,
     "axis": lambda span, c: syntax.AxisDecl(span, *c),
@@ -253,7 +253,7 @@ _MAKERS: dict[str, Maker] = {
     "let": _let,
     "step": _step,
     "declaration": _declaration,
-    "places": _places,
+    "places": _binder_clause,
     "segment": lambda span, c: syntax.BinderClause(span, *c),
     "heading": _heading,
     "block": _block,

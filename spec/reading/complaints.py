@@ -1,6 +1,6 @@
-"""Diagnostics for the place where the parser stops, from the token there and the tokens that were possible.
+"""Choose the diagnostic for the position at which the parser stopped, from the token and the expected tokens.
 
-Each rule below knows one mistake and returns None for all others; the first that speaks is heard.
+Each rule recognises one mistake and returns None for all others; the first rule that matches wins.
 """
 
 from __future__ import annotations
@@ -39,33 +39,35 @@ _ITEMS = frozenset({"USE", "DEF", "PATTERN"})
 
 
 def complain(stop: ParseStop) -> Fault:
-    """The fault to show for a place where the parser stopped."""
+    """Return the fault to report for the position at which the parser stopped."""
     for rule in _RULES:
         fault = rule(stop)
         if fault:
             return fault
-    raise AssertionError("the last rule always speaks")
+    raise AssertionError("the last rule matches every stop")
 
 
 # --- brackets and layout ---------------------------------------------------------------------------------------------
 
 
 def _open_bracket(stop: ParseStop) -> Fault | None:
-    """A bracket of an earlier line is still open, and a statement seems to have begun since."""
-    opened: list[int] = []
+    """Recognise a bracket that is still open where the next statement starts."""
+    open_brackets: list[int] = []
     for match in _SKIPPED_OR_BRACKET.finditer(stop.text, 0, stop.start):
         if match.group() in "([":
-            opened.append(match.start())
-        elif match.group() in ")]" and opened:
-            opened.pop()
-    if not opened:
+            open_brackets.append(match.start())
+        elif match.group() in ")]" and open_brackets:
+            open_brackets.pop()
+    if not open_brackets:
         return None
-    start = opened[-1]
+    start = open_brackets[-1]
     if stop.at_line_end:
         return unclosed(start, stop.text[start])
-    for at, word in _line_heads(stop.text, start, stop.end):
+    for head_start, word in _line_heads(stop.text, start, stop.end):
         if word in STATEMENT_WORDS:
-            return unclosed(start, stop.text[start], (at, at + len(word), "the next statement starts here"))
+            return unclosed(
+                start, stop.text[start], (head_start, head_start + len(word), "the next statement starts here")
+            )
     return None
 
 
@@ -96,7 +98,7 @@ def _indentation(stop: ParseStop) -> Fault | None:
         "this line is indented, but the line above it opens no body",
         start,
         max(stop.start, start + 1),
-        help="start it in the same column as the line above; a long expression goes on inside brackets",
+        help="start it in the same column as the line above; use brackets to continue a long expression",
     )
 
 
@@ -113,19 +115,19 @@ def _colon(stop: ParseStop) -> Fault | None:
     if stop.token != ":":
         return None
     if _HEADINGS.match(stop.text, stop.line_start) and not stop.wants_operand:
-        message, remedy = f"a `{stop.head}` line ends without a colon", "remove it; the indentation opens the body"
+        message, remedy = f"a `{stop.head}` line ends without a colon", "remove it: the indentation opens the body"
         if stop.head == "def" and stop.rest:
-            remedy = "write `=` for it: `def f(x) = …`"
+            remedy = "write `=` instead: `def f(x) = …`"
     elif re.search(r"\[[^\]]*$", stop.before):
-        message, remedy = "there are no slices", "write a range with `..`, as in `sum(x[j] for j in a .. b)`"
+        message, remedy = "slices are not supported", "write a range with `..`, as in `sum(x[j] for j in a .. b)`"
     elif stop.head == "let" and not stop.wants_operator:
-        what = "a parameter of a `let`" if "(" in stop.before else "a `let`"
-        message, remedy = f"{what} has no type", "leave the type out: it is what the expression is"
+        subject = "a parameter of a `let`" if "(" in stop.before else "a `let`"
+        message, remedy = f"{subject} must not have a type", "remove the type: it follows from the expression"
     elif stop.expected >= {"COMMA", "RPAR"} and _WORD.fullmatch(stop.last):
-        message, remedy = "no `:` can stand here", f"an argument is given by its name with `=`: `{stop.last} = …`"
+        message, remedy = "`:` is not allowed here", f"write `=` after the name of an argument: `{stop.last} = …`"
     else:
-        message = "no `:` can stand here"
-        remedy = "a `:` stands between a name and its type or range" if stop.rest else "remove it"
+        message = "`:` is not allowed here"
+        remedy = "use `:` only between a name and its type or range" if stop.rest else "remove it"
     return stop.fault("A116", message, help=remedy)
 
 
@@ -133,11 +135,11 @@ def _colon(stop: ParseStop) -> Fault | None:
 
 
 def _misplaced(stop: ParseStop) -> Fault | None:
-    """A known statement in the wrong place."""
+    """Recognise a known statement in the wrong place."""
     if stop.wants_item and not stop.wants_statement and stop.kind in _STATEMENTS:
         remedy = "indent it under a `pattern` or `recurrence` line"
         if stop.token == "from":
-            remedy = "to bring names from another file, write `use windows (shifted)`"
+            remedy = "to import names from another file, write `use windows (shifted)`"
         return stop.fault("A108", f"`{stop.token}` stands outside a pattern", help=remedy)
     if stop.wants_statement and stop.kind in _ITEMS:
         remedy = "start it in the first column"
@@ -163,10 +165,10 @@ def _unknown_word(stop: ParseStop) -> Fault | None:
 
 
 def _meant_word(stop: ParseStop, words: tuple[str, ...]) -> str:
-    close = get_close_matches(stop.token, words, 1, 0.7)
-    meant = close[0] if close else FOREIGN_WORDS.get(stop.token.lower(), "")
-    if meant in words:
-        return f"did you mean `{meant}`?"
+    near = get_close_matches(stop.token, words, 1, 0.7)
+    suggestion = near[0] if near else FOREIGN_WORDS.get(stop.token.lower(), "")
+    if suggestion in words:
+        return f"did you mean `{suggestion}`?"
     if stop.token in FOREIGN_OPENINGS:
         return FOREIGN_OPENINGS[stop.token]
     if re.match(r" *(\([^)\n]*\) *)?=(?!=)", stop.text[stop.end :]):
@@ -175,13 +177,13 @@ def _meant_word(stop: ParseStop, words: tuple[str, ...]) -> str:
         return "the body of a `def` holds `let` lines and ends with `return …`"
     if stop.wants_statement and re.search(r"[<>]|[=!]=", stop.rest):
         condition = stop.line if len(stop.line) <= 60 else f"{stop.token} …"
-        return f"a condition stands after a word: `visible {condition}`"
-    listed = PATTERN_WORDS if stop.wants_statement else FILE_WORDS
-    return "lines start with " + ", ".join(f"`{word}`" for word in listed)
+        return f"start a condition with a word: `visible {condition}`"
+    allowed = PATTERN_WORDS if stop.wants_statement else FILE_WORDS
+    return "start the line with one of " + ", ".join(f"`{word}`" for word in allowed)
 
 
 def _heading(stop: ParseStop) -> str:
-    """The last line before that opens a body."""
+    """Return the nearest line above that opens a body."""
     *_, heading = _HEADINGS.finditer(stop.text, 0, stop.start)
     return heading.group(1)
 
@@ -190,7 +192,7 @@ def _heading(stop: ParseStop) -> str:
 
 
 def _foreign_operator(stop: ParseStop) -> Fault | None:
-    """An operator of another language, which may start before the place where the parser stopped."""
+    """Recognise an operator of another language, which may start before the position at which the parser stopped."""
     for start in (stop.start - 2, stop.start - 1, stop.start):
         for size in (3, 2, 1):
             written = stop.text[start : start + size] if start >= 0 else ""
@@ -205,14 +207,14 @@ def _stray_character(stop: ParseStop) -> Fault | None:
     if stop.kind:
         return None
     if stop.token == '"':
-        return stop.fault("A114", "this text is never closed", help='end it with `"""`, or with `"` on the same line')
+        return stop.fault("A114", "this string is never closed", help='end it with `"""`, or with `"` on the same line')
     remedy = FOREIGN_CHARACTERS.get(stop.token, "remove it")
     if stop.token == ";" and "COMMA" in stop.expected:
-        remedy = "values and parameters are separated by `,`"
+        remedy = "separate values and parameters by `,`"
     elif stop.token == "{" and _HEADINGS.match(stop.text, stop.line_start):
-        remedy = "remove it; the indentation opens the body"
+        remedy = "remove it: the indentation opens the body"
     shown = f"`{stop.token}`"
-    if not stop.token.isascii():  # what a terminal shows may be another character
+    if not stop.token.isascii():  # a look-alike of an ASCII character: show its code point
         code = f"U+{ord(stop.token):04X}"
         shown = code if stop.token.isspace() or not stop.token.isprintable() else f"{shown} ({code})"
     elif stop.token.isspace() or not stop.token.isprintable():
@@ -223,14 +225,14 @@ def _stray_character(stop: ParseStop) -> Fault | None:
 def _equal(stop: ParseStop) -> Fault | None:
     if stop.token != "=" or not stop.wants_operator:
         return None
-    return stop.fault("A106", "`=` gives a name to something; it does not compare", help="to compare, write `==`")
+    return stop.fault("A106", "`=` is not a comparison", help="write `==` to compare")
 
 
 # --- numbers and ranges ----------------------------------------------------------------------------------------------
 
 
 def _number(stop: ParseStop) -> Fault | None:
-    """`2x`, `1_000`, `0x10`, `.5`, `5.`"""
+    """Recognise malformed numbers: `2x`, `1_000`, `0x10`, `.5`, `5.`."""
     if stop.kind == "DOT" and stop.wants_operand:
         return _point(stop)
     written = re.search(r"[0-9][0-9.eE]*\.?$", stop.before)
@@ -239,7 +241,7 @@ def _number(stop: ParseStop) -> Fault | None:
     start = stop.line_start + written.start()
     if written.group().endswith(".") and not stop.wants_operand:
         if written.group().count(".") > 1:
-            return Fault("A117", "a number has one point", start, stop.start, help="remove what is too much")
+            return Fault("A117", "a number has more than one point", start, stop.start, help="keep one point")
         remedy = f"write `{written.group()}0`" if written.group()[:-1].isdigit() else "remove the point"
         return Fault("A117", "a number cannot end in a point", start, stop.start, help=remedy)
     if not _WORD.match(stop.token) or written.end() != len(stop.before) or stop.token in RESERVED:
@@ -253,9 +255,9 @@ def _number_and_letters(stop: ParseStop, start: int) -> Fault:
     if re.fullmatch(r"[0-9_]+", written):
         remedy = f"write `{written.replace('_', '')}`"
     elif re.fullmatch(r"0[xX][0-9a-fA-F]+|0[oO][0-7]+|0[bB][01]+", written):
-        remedy = f"numbers are written in decimal: `{int(written, 0)}`"
+        remedy = f"write the number in decimal: `{int(written, 0)}`"
     else:
-        remedy = f"a product needs its sign: `{stop.text[start : stop.start]} * {stop.token}`"
+        remedy = f"write `*` for a product: `{stop.text[start : stop.start]} * {stop.token}`"
     return Fault("A117", message, start, stop.end, help=remedy)
 
 
@@ -265,21 +267,23 @@ def _point(stop: ParseStop) -> Fault:
         end = stop.start + digits.end()
         message, remedy = "a number cannot start with a point", f"write `0{digits.group()}`"
         return Fault("A117", message, stop.start, end, help=remedy)
-    return stop.fault("A102", "nothing stands before this point", help="write whose coordinate it is, such as `q.y`")
+    return stop.fault(
+        "A102", "nothing stands before this `.`", help="write the token whose coordinate is meant, such as `q.y`"
+    )
 
 
 def _range(stop: ParseStop) -> Fault | None:
     if stop.kind != "DOTS":
         return None
-    message = "a range stands only after the `in` of `for`, `over` or `per`, or after `:`"
-    return stop.fault("A118", message, help="to compare with a range, write `low <= x < high`")
+    message = "a range is allowed only after the `in` of `for`, `over` or `per`, or after `:`"
+    return stop.fault("A118", message, help="write `low <= x < high` to compare with a range")
 
 
 # --- inside expressions ----------------------------------------------------------------------------------------------
 
 
-def _goes_on(stop: ParseStop) -> Fault | None:
-    """An expression is complete, and something follows that does not go with it."""
+def _unexpected_continuation(stop: ParseStop) -> Fault | None:
+    """Recognise a complete expression that is followed by something unexpected."""
     if not stop.wants_operator or stop.at_line_end:
         return None
     shown = found_phrase(stop.kind, stop.token)
@@ -287,49 +291,49 @@ def _goes_on(stop: ParseStop) -> Fault | None:
     if "_NL" in stop.expected:
         message = f"expected an operator or the end of the line, found {shown}"
         return stop.fault("A112", message, help=remedy)
-    wanted = choices(stop.expected & {"RPAR", "RSQB", "COMMA", "ELSE", "FOR"})
-    return stop.fault("A100", f"expected an operator{', ' if wanted else ''}{wanted}, found {shown}", help=remedy)
+    closers = choices(stop.expected & {"RPAR", "RSQB", "COMMA", "ELSE", "FOR"})
+    return stop.fault("A100", f"expected an operator{', ' if closers else ''}{closers}, found {shown}", help=remedy)
 
 
 def _meant_operator(stop: ParseStop) -> str:
     if stop.kind == "NAME":
         word = stop.token.lower()
         foreign = {"is": "==", "xor": "!=", "mod": "%", "div": "//", "then": "if … else", "where": "if", "when": "if"}
-        close = get_close_matches(word, ("and", "or", "not", "in", "else", "for"), 1, 0.6)
-        meant = foreign.get(word) or (close[0] if close else "")
+        near = get_close_matches(word, ("and", "or", "not", "in", "else", "for"), 1, 0.6)
+        suggestion = foreign.get(word) or (near[0] if near else "")
         if word == "is" and stop.rest.startswith("not "):
-            meant = "!="
-        if meant:
-            return f"did you mean `{meant}`?"
+            suggestion = "!="
+        if suggestion:
+            return f"did you mean `{suggestion}`?"
     if stop.token == "not":
         return "did you mean `and not`, or `not in`?"
     if stop.kind in _STATEMENTS | _ITEMS:
-        return "every statement starts on a line of its own"
+        return "start every statement on its own line"
     if stop.kind == "TEXT":
-        return "for a remark write a comment, `# …`"
+        return "write a comment, `# …`, for a remark"
     if stop.head == "preset":
-        return f"values stand in brackets: `preset {stop.last}(parameter = value)`"
+        return f"put the values in brackets: `preset {stop.last}(parameter = value)`"
     if stop.kind not in ("NAME", "NUMBER"):
         return ""
     if "_NL" in stop.expected:
-        return "conditions are joined by `and` or `or`, a product needs its `*`"
-    return "values are separated by `,`, and a product needs its `*`"
+        return "join conditions by `and` or `or`, write `*` for a product"
+    return "separate values by `,`, write `*` for a product"
 
 
 def _anything(stop: ParseStop) -> Fault:
     remedy = ""
     if stop.expected == {"IN"}:
-        remedy = "`not in` is one operator; a negation is joined on by `and not`"
+        remedy = "write `not in` as one operator; join a negation by `and not`"
     elif stop.token == "for":
-        remedy = "a `for` stands in the brackets of a function: `any(… for j in 0 .. n)`"
+        remedy = "put a `for` inside the brackets of a function: `any(… for j in 0 .. n)`"
     elif stop.token == "-" and stop.head in FORMS:
-        remedy = "a name is made of letters, digits and `_`, and starts with no digit"
+        remedy = "use letters, digits and `_`; a name cannot start with a digit"
     elif stop.head in FORMS:
         remedy = FORMS[stop.head]
     elif stop.token == ",":
-        remedy = "write a line for each; conditions are joined by `and`"
+        remedy = "write one line for each, or join conditions by `and`"
     elif "COMMA" in stop.expected:
-        remedy = "what is listed is separated by `,`"
+        remedy = "separate the entries of a list by `,`"
     message = f"expected {choices(stop.expected)}, found {found_phrase(stop.kind, stop.token)}"
     return stop.fault("A100", message, help=remedy)
 
@@ -352,6 +356,6 @@ _RULES = (
     equal_missing,
     operand_missing,
     else_missing,
-    _goes_on,
+    _unexpected_continuation,
     _anything,
 )

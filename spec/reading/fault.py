@@ -1,4 +1,4 @@
-"""A syntax fault on its way up: raised where no source is at hand, turned into a `SpecError` by `parse`."""
+"""The exception for syntax errors inside `reading`; `parse` turns it into a `SpecError`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from attnc.spec.diagnostics import Diagnostic, Label
 from attnc.spec.source import SourceFile, Span
 
 
-class Fault(Exception):  # noqa: N818 - a message under way, never seen outside `spec`
-    """A diagnostic in offsets. `also` is a second place with its phrase."""
+class Fault(Exception):  # noqa: N818 - internal: never leaves `spec`
+    """A diagnostic with character offsets. `also` is a second span (start, end) with its phrase."""
 
     def __init__(
         self,
@@ -30,13 +30,13 @@ class Fault(Exception):  # noqa: N818 - a message under way, never seen outside 
         self.help = help
 
     def in_source(self, source: SourceFile) -> Diagnostic:
-        """Return the diagnostic of the fault in its source."""
+        """Return the fault as a diagnostic in its source file."""
         secondary = (Label(_span(source, *self.also[:2]), self.also[2]),) if self.also else ()
         primary = Label(_span(source, self.start, self.end), self.label)
         return Diagnostic(self.code, self.message, primary, secondary, self.help)
 
 
 def _span(source: SourceFile, start: int, end: int) -> Span:
-    # The parser reads one final line end more than the text has.
+    # The parser reads the text with an additional line end.
     size = len(source.text)
     return Span(source, min(start, size), min(end, size))

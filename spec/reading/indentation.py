@@ -1,6 +1,6 @@
-"""Indentation and brackets: what the parser's lexer leaves to a pass over the tokens.
+"""Handle indentation and brackets in a pass over the tokens, between the lexer and the parser.
 
-Errors have places, and the state lives in one call, so that one parser serves all threads.
+The state lives in the call, so that one parser serves all threads.
 """
 
 from __future__ import annotations
@@ -20,43 +20,43 @@ _OPENING = {"RPAR": "(", "RSQB": "["}
 
 
 class LayoutFilter(PostLex):
-    """Adds `_INDENT` and `_DEDENT`, drops line ends inside brackets, and checks each token by itself."""
+    """Adds `_INDENT` and `_DEDENT` tokens, drops line ends inside brackets, and checks each token."""
 
     always_accept = ("_NL",)
 
     def process(self, stream: Iterator[Token]) -> Iterator[Token]:
-        """The tokens the grammar speaks of."""
+        """Yield the tokens that the grammar expects."""
         levels = [0]
-        opened: list[Token] = []
-        fresh, words = True, 0
+        open_brackets: list[Token] = []
+        is_first, count = True, 0
         for token in stream:
-            if fresh:
+            if is_first:
                 _check_first(token)
-                fresh = False
+                is_first = False
             if token.type == "_NL":
-                if not opened:
+                if not open_brackets:
                     yield from _line_end(token, levels)
                 continue
-            words += 1
-            check_count(token, words)
+            count += 1
+            check_count(token, count)
             check_token(token)
-            _match_brackets(token, opened)
+            _match_brackets(token, open_brackets)
             yield _with_reserved_words(token)
-        if opened:
-            raise unclosed(opened[-1].start_pos or 0, opened[-1])
+        if open_brackets:
+            raise unclosed(open_brackets[-1].start_pos or 0, open_brackets[-1])
         for _ in levels[1:]:
             yield Token("_DEDENT", "")
 
 
 def unclosed(start: int, bracket: str, also: tuple[int, int, str] | None = None) -> Fault:
-    """The fault of a bracket that nothing closes."""
+    """Return the fault of a bracket that is never closed."""
     closing = ")" if bracket == "(" else "]"
     message = f"this `{bracket}` is never closed"
-    return Fault("A103", message, start, start + 1, also=also, help=f"write the `{closing}` that belongs to it")
+    return Fault("A103", message, start, start + 1, also=also, help=f"add the matching `{closing}`")
 
 
 def _with_reserved_words(token: Token) -> Token:
-    """Where only a name can stand, the lexer takes a reserved word for one; say what it is."""
+    """Restore the type of a reserved word that the contextual lexer took for a name."""
     if token.type == "NAME" and token in RESERVED:
         return token.update(type="TRUTH" if token in ("true", "false") else token.upper())
     return token
@@ -67,35 +67,37 @@ def _check_first(token: Token) -> None:
         raise Fault("A105", "the first line is indented", 0, token.start_pos or 0, help="start it in the first column")
 
 
-def _match_brackets(token: Token, opened: list[Token]) -> None:
+def _match_brackets(token: Token, open_brackets: list[Token]) -> None:
     if token.type in _PAIRS:
-        opened.append(token)
-        check_brackets(token, len(opened))
+        open_brackets.append(token)
+        check_brackets(token, len(open_brackets))
     elif token.type in _CLOSING:
-        _close(token, opened)
+        _close(token, open_brackets)
 
 
-def _close(token: Token, opened: list[Token]) -> None:
+def _close(token: Token, open_brackets: list[Token]) -> None:
     start = token.start_pos or 0
-    if not opened:
-        raise Fault("A104", f"this `{token}` closes nothing", start, start + 1, help="remove it, or open it before")
-    opening = opened.pop()
-    closing, shown, wanted = _PAIRS[opening.type]
+    if not open_brackets:
+        raise Fault(
+            "A104", f"this `{token}` closes nothing", start, start + 1, help="remove it, or add the opening bracket"
+        )
+    opening = open_brackets.pop()
+    closing, shown, expected = _PAIRS[opening.type]
     if closing != token.type:
-        place = opening.start_pos or 0
+        opening_start = opening.start_pos or 0
         raise Fault(
             "A104",
             f"`{token}` cannot close `{shown}`",
             start,
             start + 1,
-            label=f"expected `{wanted}`",
-            also=(place, place + 1, "opened here"),
-            help=f"write `{wanted}` for it, or open a `{_OPENING[token.type]}` before",
+            label=f"expected `{expected}`",
+            also=(opening_start, opening_start + 1, "opened here"),
+            help=f"write `{expected}` instead, or open a `{_OPENING[token.type]}` before it",
         )
 
 
 def _line_end(token: Token, levels: list[int]) -> Iterator[Token]:
-    """The line end itself, then the change of indentation after it."""
+    """Yield the line end, then the tokens for the change of indentation after it."""
     yield token
     indent = len(token) - token.rindex("\n") - 1
     end = token.end_pos or 0

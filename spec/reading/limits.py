@@ -1,4 +1,4 @@
-"""Limits on what a text may hold, so that every later stage may recurse over expressions without fear."""
+"""Limits on the size of texts and expressions, small enough for every later stage to recurse over expressions."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from attnc.spec.reading.fault import Fault
 
 MAX_TEXT_BYTES = 1 << 20
 MAX_WORDS = 12_000
-"""The largest number of tokens in a text: time and memory of every later stage grow with it."""
+"""Maximum number of tokens in a text; time and memory of every later stage grow with it."""
 MAX_BRACKETS = 64
-"""How deep brackets may stand inside one another."""
+"""Maximum depth of nested brackets."""
 MAX_BLOCKS = 8
-"""How deep bodies may stand inside one another."""
+"""Maximum depth of nested bodies."""
 MAX_DEPTH = 100
-"""How many levels the tree of one expression may have. A chain of n binary operators has n levels."""
+"""Maximum height of the tree of an expression. A chain of n binary operators has n levels."""
 MAX_BRANCHES = 64
-"""Branches of one pattern, each of which is planned and computed by itself."""
+"""Maximum number of branches of a pattern; each branch is planned and computed separately."""
 MAX_DIGITS = 40
 MAX_EXPONENT = 250
-"""The largest exponent of a literal; with `MAX_DIGITS` it keeps every literal inside the range of a float."""
+"""Maximum exponent of a literal; with `MAX_DIGITS` it keeps every literal in the range of a float."""
 MAX_NAME = 100
 
 _CHAINS = frozenset({"sum", "product"})
@@ -28,8 +28,8 @@ _LEVELS = frozenset(
     | {"attribute", "index", "call", "aggregate", "list"}
 )
 _MAX_STACK = 8 * (MAX_DEPTH + MAX_BRACKETS + MAX_BLOCKS)
-"""No level takes more symbols of the grammar than this allows."""
-_USE_LET = "name the parts of it with `let`"
+"""Maximum size of the parser's stack; an expression of `MAX_DEPTH` levels never needs more."""
+_USE_LET = "give names to its parts with `let`"
 
 
 def check_token(token: Token) -> None:
@@ -52,32 +52,32 @@ def _check_number(token: Token) -> None:
     # Compare lengths first: `int` refuses text of thousands of digits.
     if len(size) > len(str(MAX_EXPONENT)) or int(size or "0") > MAX_EXPONENT:
         message = f"the exponent of this number is beyond ±{MAX_EXPONENT}"
-        raise Fault("A504", message, *_place(token), help="write a smaller one; what is hidden is said by `visible`")
+        raise Fault("A504", message, *_place(token), help="write a smaller exponent; to hide keys use `visible`")
 
 
 def check_count(token: Token, number: int) -> None:
-    """Raise `Fault` at the first word beyond the number that a text may hold."""
+    """Raise `Fault` at the first token beyond the limit."""
     if number > MAX_WORDS:
-        message = f"the text has more than {MAX_WORDS:,} words and signs"
-        help_ = "large tables belong in an `input` tensor, not in the text; split a file of many patterns"
-        raise Fault("A501", message, *_place(token), label="the first word too many", help=help_)
+        message = f"the text has more than {MAX_WORDS:,} tokens"
+        help_ = "move large tables into an `input` tensor, or split a file of many patterns"
+        raise Fault("A501", message, *_place(token), label="the first token too many", help=help_)
 
 
 def check_brackets(opening: Token, depth: int) -> None:
-    """Raise `Fault` when `opening` is the bracket that goes too deep."""
+    """Raise `Fault` if the bracket `opening` is nested too deep."""
     if depth > MAX_BRACKETS:
         message = f"brackets nest deeper than {MAX_BRACKETS} levels"
-        raise Fault("A502", message, *_place(opening), label="this one is too deep", help=_USE_LET)
+        raise Fault("A502", message, *_place(opening), label="this bracket is too deep", help=_USE_LET)
 
 
 def check_blocks(start: int, end: int, depth: int) -> None:
-    """Raise `Fault` when the body that starts here goes too deep."""
+    """Raise `Fault` if the body that starts here is nested too deep."""
     if depth > MAX_BLOCKS:
-        raise Fault("A502", f"bodies nest deeper than {MAX_BLOCKS} levels", start, end, help="write flatter blocks")
+        raise Fault("A502", f"bodies nest deeper than {MAX_BLOCKS} levels", start, end, help="nest fewer blocks")
 
 
 def check_stack(token: Token, size: int) -> None:
-    """Raise `Fault` early, by the size of the parser's stack, for what `check_tree` would refuse at the end anyway."""
+    """Raise `Fault` early, by the size of the parser's stack, for an expression that `check_tree` would refuse."""
     if size > _MAX_STACK:
         message = f"this expression nests deeper than {MAX_DEPTH} levels"
         raise Fault("A502", message, *_place(token), help=_USE_LET)
@@ -88,23 +88,23 @@ def check_tree(tree: Tree[Token]) -> None:
     pending: list[tuple[Tree[Token], int]] = [(tree, 0)]
     while pending:
         node, depth = pending.pop()
-        added = _levels(node)
-        if depth + added > MAX_DEPTH:
-            raise _too_deep(node, added)
-        pending.extend((child, depth + added) for child in reversed(node.children) if isinstance(child, Tree))
+        levels = _levels(node)
+        if depth + levels > MAX_DEPTH:
+            raise _too_deep(node, levels)
+        pending.extend((child, depth + levels) for child in reversed(node.children) if isinstance(child, Tree))
 
 
 def _levels(node: Tree[Token]) -> int:
-    """How many levels of `syntax.Expr` a node of the parse tree becomes."""
+    """Return the number of `syntax.Expr` levels that a node of the parse tree becomes."""
     if node.data in _CHAINS:
         return len(node.children) // 2
     return int(node.data in _LEVELS)
 
 
-def _too_deep(node: Tree[Token], added: int) -> Fault:
+def _too_deep(node: Tree[Token], levels: int) -> Fault:
     start, end = node.meta.start_pos, node.meta.end_pos
-    if added > MAX_DEPTH:
-        message = f"a chain of {added} operators; the limit is {MAX_DEPTH}"
+    if levels > MAX_DEPTH:
+        message = f"a chain of {levels} operators; the limit is {MAX_DEPTH}"
         return Fault("A503", message, start, end, help=f"{_USE_LET}, or write a `sum(… for …)`")
     return Fault("A502", f"this expression nests deeper than {MAX_DEPTH} levels", start, end, help=_USE_LET)
 

@@ -1,4 +1,4 @@
-"""Rules of `complaints` for a missing type, name, `=`, operand or `else`."""
+"""Rules that recognise a missing type, name, `=`, operand or `else`; `complaints` applies them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ _NAMED = {
     "let": "write `let name = …`",
     "for": "write `for i in low .. high`",
     ".": "write `q.axis`, with the name of an axis of `tokens`",
-    "branch": "name it, as in `branch near`",
-    "pattern": "name it, as in `pattern near`",
+    "branch": "add a name: `branch near`",
+    "pattern": "add a name: `pattern near`",
     "def": "write `def f(x) = …`",
     "tokens": "write `tokens y: height, x: width`",
     ",": "remove the `,`, or write what comes next",
 }
-"""How what needs a name is written."""
+"""The remedy for a missing name, by the token before it."""
 
 
 def type_missing(stop: ParseStop) -> Fault | None:
-    """An `input` or a parameter without a type, or with one that is written in another way."""
+    """Recognise an `input` or a parameter without a type, or with a type in another notation."""
     shown = found_phrase(stop.kind, stop.token)
     if stop.expected >= {"LSQB", "EQUAL"} and stop.token in ("(", "<", "{"):
         dimensions = re.split(r"[)>}=]", stop.rest)[0].strip() or "head"
-        message = f"the dimensions of a type stand in `[ ]`, and here is {shown}"
+        message = f"the dimensions of a type need `[ ]`, found {shown}"
         return stop.fault("A100", message, help=f"write `{stop.last}[{dimensions}]`")
     if stop.head in ("input", "learned", "state") and stop.expected in ({"COLON"}, {"NAME", "LSQB"}):
         name = stop.last if stop.expected == {"COLON"} else stop.before.split()[1].rstrip(":")
@@ -52,7 +52,7 @@ def type_missing(stop: ParseStop) -> Fault | None:
 
 
 def name_missing(stop: ParseStop) -> Fault | None:
-    """Something else than a name where one is needed, perhaps a reserved word."""
+    """Recognise a missing name, perhaps with a reserved word in its place."""
     if "NAME" not in stop.expected or stop.wants_operand:
         return None
     if stop.token in RESERVED:
@@ -61,24 +61,24 @@ def name_missing(stop: ParseStop) -> Fault | None:
     if stop.expected != {"NAME"}:
         return None
     message = f"expected a name after `{stop.last}`, found {found_phrase(stop.kind, stop.token)}"
-    remedy = "a name is made of letters, digits and `_`, and starts with no digit"
+    remedy = "use letters, digits and `_`; a name cannot start with a digit"
     if stop.head == "use":
-        remedy = "modules and names are listed by name alone: `use windows (shifted, leading)`"
+        remedy = "write only names: `use windows (shifted, leading)`"
     elif not stop.token[:1].isdigit() or stop.last in (".", "tokens"):
         remedy = _NAMED.get(stop.last, remedy)
     return stop.fault("A121", message, help=remedy)
 
 
 def equal_missing(stop: ParseStop) -> Fault | None:
-    """A definition, or a unit, without its `=`; parameters without a comma."""
+    """Recognise a definition or a unit without `=`, or parameters without a comma."""
     if "EQUAL" not in stop.expected or stop.wants_operator:
         return None
     shown = found_phrase(stop.kind, stop.token)
     if stop.kind == "NAME" and "COMMA" in stop.expected and stop.head not in ("over", "per"):
-        return stop.fault("A100", f"expected `,`, found {shown}", help="parameters are separated by `,`")
+        return stop.fault("A100", f"expected `,`, found {shown}", help="separate parameters by `,`")
     if stop.head in ("over", "per"):
-        whole = f"{stop.before} {stop.token} {stop.rest}".split()[1:]
-        remedy = f"name the unit, `{stop.head} b = {' '.join(whole)}`, or a range, `{stop.head} b in low .. high`"
+        value = f"{stop.before} {stop.token} {stop.rest}".split()[1:]
+        remedy = f"name the unit, `{stop.head} b = {' '.join(value)}`, or a range, `{stop.head} b in low .. high`"
     elif stop.token == ",":
         remedy = f"write a `{stop.head}` line for each name"
     else:
@@ -87,13 +87,13 @@ def equal_missing(stop: ParseStop) -> Fault | None:
 
 
 def operand_missing(stop: ParseStop) -> Fault | None:
-    """An operator, a comma, a bracket or a first word without the expression that it calls for."""
+    """Recognise a missing expression after an operator, a comma, a bracket or the first word of a line."""
     if not stop.wants_operand or stop.wants_operator:
         return None
     after = f" after {found_phrase('', stop.last)}" if stop.last else ""
     shown = "the line ends" if stop.at_line_end else f"found {found_phrase(stop.kind, stop.token)}"
     if stop.token in RESERVED:
-        shown = f"`{stop.token}` cannot start one"
+        shown = f"`{stop.token}` cannot start an expression"
     message = f"an expression is missing{after}: {shown}"
     return stop.fault("A102", message, label="expected an expression", help=_operand(stop))
 
@@ -101,17 +101,17 @@ def operand_missing(stop: ParseStop) -> Fault | None:
 def _operand(stop: ParseStop) -> str:
     """Return the help text for a missing expression."""
     if stop.at_line_end:
-        return "write it on this line; an expression goes on in the next one only inside of brackets"
+        return "write it on this line; an expression may continue on the next line only inside brackets"
     if stop.kind == "TEXT":
-        return "there are no texts in expressions; for a remark write a comment, `# …`"
+        return "expressions cannot contain text; write a comment, `# …`"
     if stop.token == "if":
-        return "the condition stands in the middle: `a if condition else b`"
+        return "put the condition in the middle: `a if condition else b`"
     if stop.token == "for":
-        return "the `for` stands at the end: `any(k == j for j in 0 .. n)`"
+        return "put the `for` at the end: `any(k == j for j in 0 .. n)`"
     if stop.token == "=" and stop.before.strip() == stop.head:
-        return f"leave the `=` out: `{stop.head} …`"
+        return f"remove the `=`: `{stop.head} …`"
     if stop.last == "[":
-        return "a list has at least one entry: `[0]`"
+        return "write at least one entry: `[0]`"
     if stop.last == ",":
         return "remove the `,`, or write what comes next"
     if not re.search(r"\w", stop.last) or stop.last in RESERVED:
@@ -120,7 +120,7 @@ def _operand(stop: ParseStop) -> str:
 
 
 def else_missing(stop: ParseStop) -> Fault | None:
-    """An `if` without the other side."""
+    """Recognise an `if` without its `else`."""
     if "ELSE" not in stop.expected:
         return None
     if stop.kind in ("NAME", "NUMBER", "TEXT", "LPAR"):
@@ -129,5 +129,5 @@ def else_missing(stop: ParseStop) -> Fault | None:
         "A119",
         "this `if` has no `else`",
         label="expected `else`",
-        help="a choice is written `a if condition else b`; a condition alone goes on with `and`",
+        help="write `a if condition else b`; join conditions with `and`",
     )

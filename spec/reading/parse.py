@@ -1,4 +1,4 @@
-"""From a `SourceFile` to `syntax.ModuleSyntax`."""
+"""Parse a `SourceFile` to a `syntax.ModuleSyntax`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LAYOUT = frozenset({"_NL", "_INDENT", "_DEDENT"})
 
 
 def parse(source: SourceFile) -> syntax.ModuleSyntax:
-    """The syntax tree of a text that `text.decode` has passed. Raises `SpecError` with the first fault's place."""
+    """Return the syntax tree of a text that `source_text.decode` checked. Raises `SpecError` for the first fault."""
     try:
         tree = _parse_tree(source.text + "\n")
         check_tree(tree)
@@ -41,16 +41,16 @@ def _parse_tree(text: str) -> Tree[Token]:
         tree = steps.feed_eof(last)
     except UnexpectedToken as error:
         check_token(error.token)
-        raise complain(_found(text, error.token, last, steps)) from None
+        raise complain(_stop(text, error.token, last, steps)) from None
     except UnexpectedCharacters as error:
         start = error.pos_in_stream
         assert start is not None
-        raise complain(_found(text, Token("", text[start], start), last, steps)) from None
+        raise complain(_stop(text, Token("", text[start], start), last, steps)) from None
     assert isinstance(tree, Tree)
     return tree
 
 
-def _found(text: str, token: Token, last: Token | None, steps: Any) -> ParseStop:
+def _stop(text: str, token: Token, last: Token | None, steps: Any) -> ParseStop:
     start = len(text) if token.type == "$END" or token.start_pos is None else token.start_pos
     last_end = 0 if last is None else (last.start_pos or 0) + len(last)
     return ParseStop(text, token.type, str(token), start, last_end, str(last or ""), frozenset(steps.accepts()))

@@ -1,4 +1,4 @@
-"""Where the parser stopped, and what that place looks like."""
+"""The position at which the parser stopped, with its context in the text."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _OPERATORS = frozenset({"COMPARE", "TIMES", "POWER", "AND", "OR", "IN", "IF"})
 
 @dataclass(frozen=True)
 class ParseStop:
-    """Where the parser stopped: the kind of token (empty for a stray character), its text, its place.
+    """The token at which the parser stopped: its kind (empty for a stray character), its text, its offset.
 
-    `last` is the token before it, which ends at `last_end`; `expected` are the kinds that could have followed.
+    `last` is the token before it, which ends at `last_end`; `expected` holds the kinds of tokens that could follow.
     """
 
     text: str
@@ -30,12 +30,12 @@ class ParseStop:
 
     @property
     def end(self) -> int:
-        """Where the token ends."""
+        """Return the offset at which the token ends."""
         return self.start + len(self.token)
 
     @cached_property
     def line_start(self) -> int:
-        """Where the line of the token starts. A line end belongs to the line that it ends."""
+        """The offset at which the token's line starts. A line end belongs to the line that it ends."""
         return self.text.rfind("\n", 0, self.start) + 1
 
     @cached_property
@@ -51,7 +51,7 @@ class ParseStop:
 
     @property
     def line(self) -> str:
-        """The line from the token on, without a comment."""
+        """Return the line from the token on, without a comment."""
         return self.text[self.start :].partition("\n")[0].partition("#")[0].rstrip()
 
     @cached_property
@@ -62,7 +62,7 @@ class ParseStop:
 
     @property
     def at_line_end(self) -> bool:
-        """Whether the line was over where more was expected."""
+        """Whether the line ended where more was expected."""
         return self.kind in ("_NL", "$END")
 
     @property
@@ -77,7 +77,7 @@ class ParseStop:
 
     @property
     def wants_operator(self) -> bool:
-        """Whether an expression could go on or end here."""
+        """Whether an expression could continue or end here."""
         return "COMPARE" in self.expected
 
     @property
@@ -91,7 +91,7 @@ class ParseStop:
         return "PATTERN" in self.expected
 
     def fault(self, code: str, message: str, *, label: str = "", help: str = "") -> Fault:
-        """A fault at the token; at the end of a line, right after the last word."""
+        """Return a fault at the token; at the end of a line, right after the last word."""
         if self.at_line_end:
             return Fault(code, message, self.last_end, self.last_end + 1, label=label, help=help)
         return Fault(code, message, self.start, max(self.end, self.start + 1), label=label, help=help)

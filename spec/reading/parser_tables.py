@@ -1,7 +1,7 @@
-"""The parser of the grammar: its tables lie beside `attn.lark` as JSON, so that no process computes them again.
+"""Load the parser from precomputed tables, which are stored as JSON beside the grammar `attn.lark`.
 
-`python -m attnc.spec.reading.parser_tables` writes them. They are data: nothing in them is executed, and they are
-taken only where grammar and lark are those that they were made of.
+`python -m attnc.spec.reading.parser_tables` writes the tables. They are data, and nothing in them is executed; they
+are used only if the grammar and the version of lark are unchanged since they were written.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _MADE_BY = "python -m attnc.spec.reading.parser_tables"
 
 @cache
 def parser() -> Lark:
-    """The parser of the language, made when first needed."""
+    """Return the parser of the language, created at the first call."""
     return parser_of(grammar(), files("attnc.spec").joinpath(_FILE).read_text(encoding="utf-8"))
 
 
 def grammar() -> str:
-    """The text of the grammar."""
+    """Return the text of the grammar."""
     return files("attnc.spec").joinpath("attn.lark").read_text(encoding="utf-8")
 
 
 def build_parser(grammar: str, *, strict: bool = False) -> Lark:
-    """A parser for the grammar's text. `strict` also proves that no two terminals collide; it needs interegular."""
+    """Build a parser for a grammar. `strict` also proves that no two terminals collide; it needs interegular."""
     return Lark(
         grammar,
         parser="lalr",
@@ -49,18 +49,18 @@ def build_parser(grammar: str, *, strict: bool = False) -> Lark:
 
 
 def parser_of(grammar: str, tables: str) -> Lark:
-    """The parser that tables describe; built from the grammar where they are those of another, or of another lark."""
-    read = json.loads(tables)
-    return _loaded(read["parser"]) if read["made_of"] == _made_of(grammar) else build_parser(grammar)
+    """Return the parser that tables describe; build it from the grammar if the tables are out of date."""
+    stored = json.loads(tables)
+    return _loaded(stored["parser"]) if stored["made_of"] == _made_of(grammar) else build_parser(grammar)
 
 
 def tables_of(grammar: str) -> str:
-    """The tables of the grammar's parser as JSON, the same text in every process."""
+    """Return the tables of the grammar's parser as JSON, the same text in every process."""
     data, memo = build_parser(grammar).memo_serialize([TerminalDef, Rule])
     del data["options"]["postlex"]
     data["parser"]["parser"] = _numbered(data["parser"]["parser"])
-    made = {"made_by": _MADE_BY, "made_of": _made_of(grammar), "parser": {"data": data, "memo": memo}}
-    return json.dumps(made, separators=(",", ":")) + "\n"
+    stored = {"made_by": _MADE_BY, "made_of": _made_of(grammar), "parser": {"data": data, "memo": memo}}
+    return json.dumps(stored, separators=(",", ":")) + "\n"
 
 
 def _made_of(grammar: str) -> dict[str, str]:
@@ -68,7 +68,7 @@ def _made_of(grammar: str) -> dict[str, str]:
 
 
 def _loaded(parser: dict[str, Any]) -> Lark:
-    """JSON has neither numbers as keys nor objects: both are put back."""
+    """Load a parser from its JSON data; restores integer keys and the layout filter, which JSON cannot hold."""
     table = parser["data"]["parser"]["parser"]
     table["tokens"] = _with_numbers(table["tokens"])
     table["states"] = {int(state): _with_numbers(actions) for state, actions in table["states"].items()}
@@ -82,11 +82,11 @@ def _with_numbers(entries: dict[str, Any]) -> dict[int, Any]:
 
 
 def _numbered(table: dict[str, Any]) -> dict[str, Any]:
-    """A parse table with numbers that are the same in every process: lark's own follow the order of sets."""
+    """Return a parse table renumbered deterministically; lark numbers states in the order of sets."""
     names = sorted(table["tokens"].values())
     token = {old: names.index(name) for old, name in table["tokens"].items()}
     rows = {state: sorted((token[old], to) for old, to in row.items()) for state, row in table["states"].items()}
-    number = {state: i for i, state in enumerate(_as_met(rows, [*table["start_states"].values()]))}
+    number = {state: i for i, state in enumerate(_in_walk_order(rows, [*table["start_states"].values()]))}
     return {
         "tokens": dict(enumerate(names)),
         "states": {
@@ -99,18 +99,18 @@ def _numbered(table: dict[str, Any]) -> dict[str, Any]:
 
 
 _REDUCE = 1
-"""Lark's code for a reduction; 0 is a shift, with the state that follows."""
+"""Lark's code for a reduction; 0 is a shift, followed by the next state."""
 
 
-def _as_met(rows: dict[int, list[tuple[int, tuple[int, Any]]]], starts: list[int]) -> list[int]:
-    """All states in the order in which a walk from the first ones meets them."""
-    met = dict.fromkeys(starts)
+def _in_walk_order(rows: dict[int, list[tuple[int, tuple[int, Any]]]], starts: list[int]) -> list[int]:
+    """Return all states in the order of a walk from the start states."""
+    visited = dict.fromkeys(starts)
     pending = [*starts]
     for state in pending:
-        found = [to for _, (kind, to) in rows[state] if kind != _REDUCE and to not in met]
-        met |= dict.fromkeys(found)
-        pending += found
-    return [*met]
+        new_states = [to for _, (kind, to) in rows[state] if kind != _REDUCE and to not in visited]
+        visited |= dict.fromkeys(new_states)
+        pending += new_states
+    return [*visited]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The language's own words for what the parser calls by terminal names, and remedies for what other languages write."""
+"""Phrases for the parser's terminals, and remedies for the notations of other languages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _PHRASES = {
     "NAME": "a name",
     "NUMBER": "a number",
     "TRUTH": "`true` or `false`",
-    "TEXT": "a text",
+    "TEXT": "a string",
     "COMPARE": "a comparison",
     "PLUS": "`+` or `-`",
     "TIMES": "`*`, `/`, `//`, `%` or `@`",
@@ -38,16 +38,16 @@ _PHRASES = {
     "USE": "`use`",
 }
 _EXPRESSION = frozenset({"NAME", "NUMBER", "TRUTH", "LPAR", "LSQB", "PLUS", "NOT"})
-_GOING_ON = frozenset({"COMPARE", "PLUS", "TIMES", "POWER", "DOT", "LPAR", "LSQB", "AND", "OR", "NOT", "IN", "IF"})
+_CONTINUATIONS = frozenset({"COMPARE", "PLUS", "TIMES", "POWER", "DOT", "LPAR", "LSQB", "AND", "OR", "NOT", "IN", "IF"})
 
 FOREIGN_OPERATORS = {
     "&&": "write `and`",
-    "&": "write `and`; the bits of two numbers meet in `bitand(a, b)`",
+    "&": "write `and`; for the bits of numbers, `bitand(a, b)`",
     "||": "write `or`",
     "|": "write `or`; for the bits of numbers, `bitor(a, b)`; `|x|` is `abs(x)`",
     "!": "write `not`",
     "~": "write `not`",
-    "^": "a power is `a ** b`; for the bits of numbers, `xor(a, b)`",
+    "^": "write a power as `a ** b`; for the bits of numbers, `xor(a, b)`",
     "<<": "write `a * 2 ** n`",
     ">>": "write `a // 2 ** n`",
     "<>": "write `!=`",
@@ -55,13 +55,13 @@ FOREIGN_OPERATORS = {
     "=<": "write `<=`",
     "===": "write `==`",
     "!==": "write `!=`",
-    "->": "a function is written `def f(x) = …`, without arrows",
-    ":=": "to name an expression, write a line `let name = …`",
-    "+=": "nothing is changed in place: write the formula in full, `S + …`",
-    "-=": "nothing is changed in place: write the formula in full, `S - …`",
-    "*=": "nothing is changed in place: write the formula in full, `… * S`",
+    "->": "write a function as `def f(x) = …`, without an arrow",
+    ":=": "write a line `let name = …` to name an expression",
+    "+=": "write the new value in full, `S + …`: there are no in-place updates",
+    "-=": "write the new value in full, `S - …`: there are no in-place updates",
+    "*=": "write the new value in full, `… * S`: there are no in-place updates",
     "/=": "write `!=` to compare, or the new value in full",
-    "?": "a choice is written `a if condition else b`",
+    "?": "write `a if condition else b`",
     "≤": "write `<=`",
     "≥": "write `>=`",
     "≠": "write `!=`",
@@ -77,66 +77,66 @@ FOREIGN_OPERATORS = {
     "–": "this is a dash; write `-`",
     "—": "this is a dash; write `-`",
 }
-"""Notations of other languages, with the remedy."""
+"""Operators of other languages, with the remedy."""
 
 FORMS = {
-    "use": "the names are listed: `use windows (shifted, leading)`",
-    "def": "a function has its parameters in brackets, `def f(x) = …`; an expression is named by `let`",
-    "pattern": "parameters stand in brackets: `pattern near(window: int)`",
-    "branch": "a branch has no parameters; a family of branches is written `branch near[c in 0 .. n]`",
-    "round": "it stands alone; its units follow in the body: `per a = q // 64, b = k // 64`",
+    "use": "list the names: `use windows (shifted, leading)`",
+    "def": "write the parameters in brackets, `def f(x) = …`; use `let` to name an expression",
+    "pattern": "write the parameters in brackets: `pattern near(window: int)`",
+    "branch": "a branch has no parameters; write a family of branches as `branch near[c in 0 .. n]`",
+    "round": "write `round` alone, and its units in the body: `per a = q // 64, b = k // 64`",
 }
-"""How lines are written that open a body or bring names."""
+"""The remedy for a malformed line that opens a body or imports names."""
 
-_CHOICE = "a choice is part of an expression: `visible a if condition else b`"
-_REPEATED = "what is repeated is part of an expression: `visible any(k == j for j in 0 .. n)`"
-_REMARK = "a comment starts with `#`"
+_CHOICE = "write a choice inside an expression: `visible a if condition else b`"
+_REPEATED = "write a loop inside an expression: `visible any(k == j for j in 0 .. n)`"
+_REMARK = "start a comment with `#`"
 
 FOREIGN_OPENINGS = {
     **dict.fromkeys(("if", "else", "elif"), _CHOICE),
     **dict.fromkeys(("for", "while"), _REPEATED),
     **dict.fromkeys(("//", "/", "-", "%"), _REMARK),
 }
-"""How other languages begin a line, and the remedy."""
+"""First words and signs of lines in other languages, with the remedy."""
 
 FOREIGN_CHARACTERS = {
-    "'": 'a docstring stands in double quotes: `"…"`',
+    "'": 'write a docstring in double quotes: `"…"`',
     "“": 'use straight quotes: `"`',
     "”": 'use straight quotes: `"`',
     "‘": 'use straight double quotes: `"`',
     "’": 'use straight double quotes: `"`',
-    "{": "lists stand in `[ ]`; there are no sets or dictionaries",
-    "}": "lists stand in `[ ]`; there are no sets or dictionaries",
-    ";": "every statement stands on a line of its own",
-    "\\": "a line goes on inside brackets; no `\\` is needed",
-    "\u00a0": "this is a no-break space; type an ordinary one",
-    "∞": "leave an infinite bound out; what is hidden is said by `visible`",
+    "{": "write lists in `[ ]`; there are no sets or dictionaries",
+    "}": "write lists in `[ ]`; there are no sets or dictionaries",
+    ";": "write every statement on its own line",
+    "\\": "remove it: a line continues inside brackets",
+    "\u00a0": "this is a no-break space; type an ordinary space",
+    "∞": "omit an infinite bound; to hide keys use `visible`",
     "√": "write `sqrt(x)`, or `isqrt(n)` where it must be exact",
-    "…": "a range is written `low .. high`",
+    "…": "write a range as `low .. high`",
 }
 
 
 def found_phrase(kind: str, token: str) -> str:
-    """Return a phrase for the token at which the parser stopped, as it was written."""
+    """Return a phrase for the token at which the parser stopped, quoting its text."""
     if kind in ("_NL", "$END", "_INDENT", "_DEDENT"):
         return _PHRASES[kind]
     if kind == "TEXT":
-        return "a text in quotes"
+        return "a string"
     shown = token if len(token) <= 40 else f"{token[:40]}…"
     return f"`{shown}`"
 
 
 def choices(expected: Iterable[str]) -> str:
-    """`a, b or c` of the tokens possible, with whole expressions and operators named as such."""
-    rest = set(expected)
+    """Return the expected tokens as `a, b or c`; 'an expression' and 'an operator' stand for their tokens."""
+    remaining = set(expected)
     phrases = []
-    if rest >= {"NAME", "NUMBER", "LPAR"}:
+    if remaining >= {"NAME", "NUMBER", "LPAR"}:
         phrases.append("an expression")
-        rest -= _EXPRESSION
-    if rest >= {"TIMES", "POWER"}:
+        remaining -= _EXPRESSION
+    if remaining >= {"TIMES", "POWER"}:
         phrases.append("an operator")
-        rest -= _GOING_ON
-    phrases += sorted(_PHRASES.get(kind, f"`{kind.lower()}`") for kind in rest)
+        remaining -= _CONTINUATIONS
+    phrases += sorted(_PHRASES.get(kind, f"`{kind.lower()}`") for kind in remaining)
     if len(phrases) < 2:
         return "".join(phrases)
     return f"{', '.join(phrases[:-1])} or {phrases[-1]}"

@@ -1,4 +1,4 @@
-"""From bytes to a `SourceFile`: text is checked here once, so that every later stage sees clean lines."""
+"""Decode bytes to a `SourceFile`, and check the text once, so that later stages see clean lines."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _SHOWN_OF_TOO_LARGE = 200
 
 
 def decode(data: bytes | str, name: str) -> SourceFile:
-    """The text of `data`, checked: a byte-order mark is skipped, CRLF becomes LF.
+    """Return the checked text of `data`, without a byte-order mark and with LF line ends.
 
-    Raises `SpecError` with a place for what is no text of the language at all: empty, too large, not UTF-8, tabs,
-    control and invisible characters.
+    Raises `SpecError` for a text that is empty, too large or not UTF-8, or that holds tabs, control characters or
+    invisible characters.
     """
     _refuse_too_large(data, name)
     text = (data if isinstance(data, str) else _utf8(data, name)).removeprefix(_BYTE_ORDER_MARK).replace("\r\n", "\n")
@@ -35,7 +35,7 @@ def decode(data: bytes | str, name: str) -> SourceFile:
 
 
 def _refuse_too_large(data: bytes | str, name: str) -> None:
-    """Raise at once, looking only at the size and the first characters."""
+    """Raise `SpecError` for a text that is too large; looks only at its size and its first characters."""
     size = len(data)
     if isinstance(data, str) and size <= MAX_TEXT_BYTES:
         size = len(data.encode("utf-8", "replace"))
@@ -48,7 +48,7 @@ def _refuse_too_large(data: bytes | str, name: str) -> None:
         0,
         "A501",
         f"the text is larger than the limit of {MAX_TEXT_BYTES:,} bytes",
-        "large tables belong in an `input` tensor, not in the text",
+        "move large tables into an `input` tensor",
     )
 
 
@@ -56,7 +56,7 @@ def _utf8(data: bytes, name: str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        # Up to the fault the bytes are good, so the length of what precedes it is the place in characters.
+        # The bytes before the fault are valid, so their decoded length is the position of the fault in characters.
         before = data[: error.start].decode("utf-8").removeprefix(_BYTE_ORDER_MARK).replace("\r\n", "\n")
         source = SourceFile(name, before + "\ufffd")
         raise _error(
@@ -64,22 +64,22 @@ def _utf8(data: bytes, name: str) -> str:
             len(before),
             "A002",
             f"the text is not UTF-8: byte 0x{data[error.start]:02x} cannot stand here",
-            "save the file as UTF-8; a binary file is no pattern",
+            "save the file as UTF-8; a binary file is not a pattern",
         ) from None
 
 
 def _describe(character: str) -> tuple[str, str, str]:
-    """(code, message, help) of a character that no text may hold."""
+    """Return (code, message, help) for a character that a text must not hold."""
     point = f"U+{ord(character):04X}"
     if character == "\t":
-        return "A004", "a tab: its width is not defined", "indent and align with spaces"
+        return "A004", "tabs are not allowed: their width is undefined", "indent and align with spaces"
     if character == "\r":
-        return "A005", "a carriage return that ends no line", "end lines with LF or CRLF"
+        return "A005", "a carriage return without a line feed", "end lines with LF or CRLF"
     if "\ud800" <= character <= "\udfff":
         return "A002", f"the text is not Unicode: it holds the lone surrogate {point}", "decode the text as UTF-8 first"
     if character < " " or "\x7f" <= character <= "\x9f":
-        return "A003", f"the control character {point} cannot stand in a text", "remove it; a binary file is no pattern"
-    return "A006", f"the invisible character {point} cannot stand in a text", "remove it: what is read must be shown"
+        return "A003", f"the control character {point} is not allowed", "remove it; a binary file is not a pattern"
+    return "A006", f"the invisible character {point} is not allowed", "remove it"
 
 
 def _error(source: SourceFile, offset: int, code: str, message: str, remedy: str) -> SpecError:

@@ -1,9 +1,9 @@
-"""The words of the language, for messages."""
+"""Reserved words and the first words of statements, for the formatter and for messages."""
 
 from __future__ import annotations
 
 RESERVED = frozenset({"and", "or", "not", "in", "if", "else", "for", "true", "false"})
-"""Reserved everywhere; all others only as the first word of a line."""
+"""Words that are reserved everywhere; all other words are reserved only at the start of a line."""
 
 FILE_WORDS = ("use", "def", "let", "pattern", "recurrence")
 BODY_WORDS = (
@@ -18,7 +18,7 @@ PATTERN_WORDS = (
     *("visible", "score", "weights", "value", "let", "require", "preset", "input", "learned", "align", "tokens", "pad"),
     *("documents", "over", "per", "branch", "combine", "round", "approximate"),
 )
-"""The words of a pattern's body that are compiled today, the usual ones first."""
+"""The words that start a supported line of a pattern's body, the most usual first."""
 
 STATEMENT_WORDS = frozenset(FILE_WORDS + BODY_WORDS)
 
@@ -50,4 +50,4 @@ FOREIGN_WORDS = {
     "grid": "tokens",
     "merge": "combine",
 }
-"""Words of other systems, with attnc's word."""
+"""First words that other systems use, with the word of the language."""

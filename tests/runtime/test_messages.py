@@ -32,12 +32,12 @@ def of(*shape: int) -> torch.Tensor:
 def test_none_is_named_as_what_was_given() -> None:
     with pytest.raises(SpecError) as caught:
         compile_attention("sliding_window", window=None)
-    assert "`window` is None, which is no value" in str(caught.value)
+    assert "`window` is None, which is not a value" in str(caught.value)
     assert "its default is 4096" in str(caught.value)
-    assert "help: leave `window` out for its default, or give `window`, an int" in str(caught.value)
+    assert "help: omit `window` to use its default, or give `window`, an int" in str(caught.value)
     with pytest.raises(SpecError) as caught:
         compile_attention("neighborhood_2d", height=None, width=9)
-    assert "`height` is None, which is no value" in str(caught.value)
+    assert "`height` is None, which is not a value" in str(caught.value)
     assert "it has no default" in str(caught.value)
 
 

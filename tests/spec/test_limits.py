@@ -58,7 +58,7 @@ MANY_WORDS = {
 def test_too_many_words_are_refused_at_the_first_of_them(name: str) -> None:
     (found,) = errors(MANY_WORDS[name])
     assert found.code == "A501"
-    assert found.message == f"the text has more than {MAX_WORDS:,} words and signs"
+    assert found.message == f"the text has more than {MAX_WORDS:,} tokens"
     before = found.primary.span.source.text[: found.primary.span.start]
     assert 2 * MAX_WORDS < len(before) < 8 * MAX_WORDS, "the place of a word, not the start of the text"
 
@@ -95,7 +95,7 @@ DOUBLING = {
 def test_definitions_that_double_are_refused(name: str) -> None:
     found = errors(DOUBLING[name])
     assert found[0].code == "A507"
-    assert f"operations with its definitions written out; the limit is {MAX_OPERATIONS:,}" in found[0].message
+    assert f"operations with its definitions expanded; the limit is {MAX_OPERATIONS:,}" in found[0].message
     assert len(found) <= 2, "once, and not for every definition after it"
 
 

@@ -67,12 +67,12 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     "no read": (
         STEP,
         "A215",
-        "nothing is read",
+        "`r` has no output",
     ),
     "two reads": (
         f"{STEP}\n{READ}\n{READ}",
         "A216",
-        "`read` is said twice",
+        "`read` appears twice",
     ),
     "shapes": (
         f"step S = S + outer(v, k)\n{READ}",
@@ -82,12 +82,12 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     "no axis in common": (
         f"{STEP}\nread v @ q",
         "A314",
-        "no axis to add up over",
+        "no shared axis",
     ),
     "a matrix is read": (
         f"{STEP}\nread S",
         "A310",
-        "a token gets a vector, and this is a matrix",
+        "`read` must give a vector, got a matrix",
     ),
     "a number is a step": (
         f"step S = dot(q, k)\n{READ}",
@@ -102,12 +102,12 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     "unknown size": (
         f"state z: [rooms]\nstep z = z\n{STEP}\nread q @ S * z[0]",
         "A303",
-        "nothing tells the size `rooms`",
+        "the size `rooms` is unknown",
     ),
     "tokens in a state": (
         f"state z: [token]\nstep z = z\n{STEP}\n{READ}",
         "A303",
-        "a state has no `token` dimension",
+        "a state cannot have a `token` dimension",
     ),
     "too early": (
         f"{STEP}\nread new\nlet new = q @ S",
@@ -127,7 +127,7 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     "the token is implied": (
         f"step S = exp(g[t]) * S + outer(k, v)\n{READ}",
         "A306",
-        "takes 0 indices here and is given 1",
+        "takes 0 indices here, got 1",
     ),
     "a state in a scan": (
         f"scan S\n{STEP}\n{READ}",
@@ -142,47 +142,47 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     "vectors of other axes": (
         f"{STEP}\nread q * v",
         "A314",
-        "do not go together",
+        "cannot be combined elementwise",
     ),
     "a list begins a state": (
         f"state z: [dk] = [1, 2]\nstep z = z + k\n{STEP}\nread q @ S * dot(q, z)",
         "A301",
-        "begins with a number",
+        "the start value of a state must be a number",
     ),
     "complex": (
         "state x: complex[dv]\nstep x = x + v\nread x",
         "A310",
-        "a token gets real numbers, and this is a complex vector over `dv`",
+        "`read` must give real numbers, got a complex vector over `dv`",
     ),
     "complex in a real state": (
         f"state x: complex[dv]\nstep x = x + v\nstep S = S + outer(k, x)\n{READ}",
         "A310",
-        "the state `S` is a matrix over `dk`, `dv`, and this is a complex matrix",
+        "the state `S` is a matrix over `dk`, `dv`, got a complex matrix",
     ),
     "the larger of complex numbers": (
         "state x: complex[dv]\nstep x = x + v\nread max(x, 0)",
         "A310",
-        "`max` needs real numbers, and this is a complex vector",
+        "`max` needs real numbers, got a complex vector",
     ),
     "a condition of complex numbers": (
         f"state x: complex[1]\nstep x = x + 1\nread v if x > 0 else 2 * v\n{STEP}",
         "A401",
-        "`>` is exact, and this is a floating-point number",
+        "`>` needs exact numbers, got a floating-point number",
     ),
     "a state of another kind": (
         f"state n: int[dv]\nstep n = n\n{STEP}\n{READ}",
         "A302",
-        "a state is no `int`",
+        "a state cannot hold `int`",
     ),
     "repeated by tokens": (
         f"step S = S + outer(k, v) for j in 0 .. t\n{READ}",
         "A406",
-        "repeated alike for all tokens",
+        "the number of repetitions of a step must be the same for all tokens",
     ),
     "a score": (
         f"{STEP}\nread score * v + q @ S",
         "A206",
-        "`score` has no meaning here",
+        "`score` is not available in a recurrence",
     ),
     "an unknown axis": (
         f"scan t.y\n{STEP}\n{READ}",

@@ -71,7 +71,7 @@ def test_orders_resets_documents() -> None:
     assert rows(places, doc=[0, 1, 1])[:2] == [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
     assert rows(places, doc=[0, 1, 1])[2] == [0.0, 0.0, 0.0]
     assert rows(places, doc=[0, 0, 0])[2] == [6.0 * 2.0, 120.0, 1200.0]
-    with pytest.raises(EvaluationError, match="the same place"):
+    with pytest.raises(EvaluationError, match="the same value for two tokens"):
         rows(f"scan t // 2\n    {SUM}")
 
 

@@ -41,29 +41,29 @@ def test_states_alone() -> None:
 
 
 MISTAKES: dict[str, tuple[str, str, str]] = {
-    "visible of all": (HEAD + FAR + BOTH + "    visible k <= q\n", "A215", "`far` has a state, and no keys"),
+    "visible of all": (HEAD + FAR + BOTH + "    visible k <= q\n", "A215", "cannot apply to `far`"),
     "visible inside": (
         HEAD + FAR + "        visible k <= q\n" + BOTH,
         "A214",
         "does not belong in a branch with a state",
     ),
-    "two reads": (HEAD + FAR + "        read q @ S\n" + BOTH, "A216", "`read` is said twice"),
-    "no read": (HEAD + FAR.replace("        read  q @ S\n", "") + BOTH, "A215", "nothing is read"),
+    "two reads": (HEAD + FAR + "        read q @ S\n" + BOTH, "A216", "`read` appears twice"),
+    "no read": (HEAD + FAR.replace("        read  q @ S\n", "") + BOTH, "A215", "`far` has no output"),
     "lse": (HEAD + FAR + "    combine near + far.lse * near\n", "A202", "a branch with a state has no `lse`"),
-    "merge": (HEAD + FAR + "    combine merge(near, far)\n", "A206", "`far` has no LSE to merge by: it has a state"),
+    "merge": (HEAD + FAR + "    combine merge(near, far)\n", "A206", "`far` cannot be merged without an LSE"),
     "reads a branch": (HEAD + FAR.replace("read  q @ S", "read  q @ S + near") + BOTH, "A703", "reads other branches"),
     "family": (HEAD + FAR.replace("branch far", "branch far[i in 0 .. 2]") + BOTH, "A206", "is a family"),
     "family over what": (
         HEAD + FAR.replace("branch far", "branch far[i]") + BOTH,
         "A210",
-        "a family runs over a range",
+        "the index of a family needs a range",
     ),
     "state in the pattern": (HEAD + FAR + BOTH + "    state T: [dv]\n", "A214", "does not belong in a `pattern`"),
     "a matrix": (HEAD + FAR.replace("q @ S", "S") + "    combine near\n", "A703", "gives a matrix over `dk`, `dv`"),
     "axes by name elsewhere": (
         HEAD.replace("near\n", "near\n        value q * outer(q, k)\n") + FAR + BOTH,
         "A314",
-        "do not go together",
+        "cannot be combined elementwise",
     ),
 }
 
