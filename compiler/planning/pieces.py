@@ -102,7 +102,7 @@ class CoverSum:
         self._full = self._partial = self._visible = 0
 
     def add(self, part: Cover, place: Callable[[PlanPiece], PlanPiece]) -> None:
-        """Add a part's cover, which has no exact masks; `place` moves a piece to the tokens of the whole."""
+        """Add a part's cover, which has no exact masks; `place` moves a piece to the relation's tokens."""
         if id(part) not in self._first_mask:
             self._first_mask[id(part)] = len(self._masks), part
             self._masks.extend(part.masks)

@@ -79,8 +79,8 @@ def expected_choice(places: BlockKeys, taking: Taking, n_q: int, n_k: int) -> Ex
     share = _share(taking, candidate_count, queries_per_sample * taking.rows / max(n_q, 1))
     probability = np.where(always, 1.0, candidates * share)
     whole, part, pairs, most_pairs = np.zeros(count), np.zeros(count), 0.0, 0.0
-    for block in _blocks(len(queries), n_k):
-        seen_keys = _seen(places, queries[block], n_k)
+    for block in _batches(len(queries), n_k):
+        seen_keys = _seen_keys(places, queries[block], n_k)
         whole += (probability[block] * ((seen_keys == sizes) & (sizes > 0))).sum(0)
         part += (probability[block] * ((seen_keys > 0) & (seen_keys < sizes))).sum(0)
         pairs += float((probability[block] * seen_keys).sum())
@@ -119,32 +119,34 @@ def _share(taking: Taking, candidate_count: Int64, queries_per_sample: float) ->
     return np.minimum(taking.kept / total, 1.0)
 
 
-def _holds(condition: ir.Index, rows: Int64, places: Int64) -> NDArray[np.bool_]:
+def _holds(condition: ir.Index, rows: Int64, blocks: Int64) -> NDArray[np.bool_]:
     """Evaluate a condition at rows and blocks: (rows, blocks)."""
-    active = np.ones((len(rows), len(places)), dtype=np.bool_)
+    active = np.ones((len(rows), len(blocks)), dtype=np.bool_)
     if isinstance(condition, ir.Truth):
         return active & condition.value
-    return exact_evaluation.mask_at(condition, rows, places, active, {}, wide=_wide(condition, rows, places))
+    return exact_evaluation.mask_at(
+        condition, rows, blocks, active, {}, wide=_needs_wide_integers(condition, rows, blocks)
+    )
 
 
-def _seen(places: BlockKeys, queries: Int64, n_k: int) -> Int64:
+def _seen_keys(blocks: BlockKeys, queries: Int64, n_k: int) -> Int64:
     """Return the keys that each query sees of each block if it selects it: (queries, blocks)."""
-    starts, stops = places.starts[:-1], places.starts[1:]
-    if places.order is None and places.diagonal is not None:
-        last = queries[:, None] + places.diagonal + 1
-        return np.asarray(np.clip(last - starts, 0, stops - starts))
-    keys = np.arange(n_k) if places.order is None else places.order
+    starts, stops = blocks.starts[:-1], blocks.starts[1:]
+    if blocks.order is None and blocks.diagonal is not None:
+        end = queries[:, None] + blocks.diagonal + 1
+        return np.asarray(np.clip(end - starts, 0, stops - starts))
+    keys = np.arange(n_k) if blocks.order is None else blocks.order
     before = np.zeros((len(queries), len(keys) + 1), dtype=np.int64)
-    np.cumsum(_holds(places.rest, queries, keys), axis=1, out=before[:, 1:])
+    np.cumsum(_holds(blocks.rest, queries, keys), axis=1, out=before[:, 1:])
     return np.asarray(before[:, stops] - before[:, starts])
 
 
-def _wide(condition: ir.Index, rows: Int64, places: Int64) -> bool:
-    last_row, last_place = (int(x.max()) + 1 if len(x) else 1 for x in (rows, places))
-    return not fits_word(condition, (0, last_row), (0, last_place))
+def _needs_wide_integers(condition: ir.Index, rows: Int64, blocks: Int64) -> bool:
+    last_row, last_block = (int(x.max()) + 1 if len(x) else 1 for x in (rows, blocks))
+    return not fits_word(condition, (0, last_row), (0, last_block))
 
 
-def _blocks(rows: int, keys: int) -> Iterator[slice]:
+def _batches(rows: int, keys: int) -> Iterator[slice]:
     step = max(AT_ONCE // max(keys, 1), 1)
     for start in range(0, rows, step):
         yield slice(start, start + step)
