@@ -1,4 +1,4 @@
-"""The forward: output and LSE."""
+"""The forward kernels: the output, and the LSE or the sum of the weights."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from attnc.compiler.simulation.gpu_clocks import TileShape
 
 
 def emit_forward(problem: AttentionProblem, tiles: TileShape) -> KernelSource:
-    """The forward: out and LSE, or the sum of the weights where they are divided by that."""
-    made = Forward if problem.kind == "softmax" else Weighed
-    return made(problem, tiles).source()
+    """Emit the forward kernel of `out` and the LSE, or the sum of the weights if they are divided by it."""
+    kernel_class = Forward if problem.kind == "softmax" else Weighed
+    return kernel_class(problem, tiles).source()
 
 
 @dataclass
 class Forward(TiledKernel):
-    """softmax(scale * q kᵀ) v, tile by tile, with the running maximum and sum of every row."""
+    """Emits softmax(scale * q kᵀ) v, tile by tile, with the running maximum and sum of every row."""
 
     stage: ClassVar[str] = "forward"
     kept = ("q", "out")
@@ -50,7 +50,7 @@ class Forward(TiledKernel):
     @property
     @override
     def is_specialised(self) -> bool:
-        """Where Triton makes no spills of it: plain scores of narrow heads, with bounds in the kernel."""
+        """Whether warps have separate tasks: for plain scores of narrow heads with loop bounds, which do not spill."""
         p = self.problem
         return p.specialised and p.score is None and max(p.dk, p.dv) <= 64 and isinstance(p.by_query, RangedWalk)
 
@@ -101,18 +101,18 @@ class Forward(TiledKernel):
             self.moving_terms(False)
 
     def _kept(self) -> None:
-        """Keep the weights of a tile for the next turn."""
+        """Emit what keeps the weights of a tile for the next iteration."""
         self.total()
         self.lines.add(f"kept = weight.to(tl.{self.problem.dtype})")
         for name, _ in self.sums("sum", self.problem.dv):
             self.rescaled(name)
 
     def total(self) -> None:
-        """Add to the sum of the weights."""
+        """Emit the addition of a tile to the sum of the weights."""
         self.lines.add("total = total * rescale + tl.sum(weight, 1)")
 
     def rescaled(self, name: str) -> None:
-        """Make a sum so far one against the new maximum."""
+        """Emit the rescaling of a running sum to the new maximum."""
         self.lines.add(f"{name} = {name} * rescale[:, None]")
 
     def _add_values(self, tile: str) -> None:
@@ -121,13 +121,13 @@ class Forward(TiledKernel):
             self.lines.add(f"{name} = tl.dot(kept, {value}, {name}{self.problem.precision})")
 
     def multiplied(self, tile: str, partial: bool) -> None:
-        """The products of a tile."""
+        """Emit the products of a tile."""
         if self.has_product:
             self.load("k", "kv_head", self.problem.dk, tile, partial)
             self.product("q", "k", self.problem.dk, self.product_name)
 
     def weights(self, partial: bool) -> None:
-        """The weights of a tile from its products, against the largest score so far."""
+        """Emit the weights of a tile from its products, relative to the largest score so far."""
         add, p = self.lines.add, self.problem
         self.scored(partial)
         if p.score is not None and p.score.counts_least:
@@ -170,7 +170,7 @@ class Forward(TiledKernel):
         return []
 
     def _count_extra(self) -> None:
-        """The extra logit of a row that sees something takes its share."""
+        """Emit the addition of the extra logit to the softmax of rows that see a key."""
         self.lines.add(
             "# The extra logit takes its share of what a row sees.",
             f"logit = of_extra_own * {LOG2_E!r}",
@@ -189,7 +189,7 @@ class Forward(TiledKernel):
 
 @dataclass
 class Weighed(Forward):
-    """W v with weights W of a formula's own, or these divided by their sum."""
+    """Emits W v with weights W that a formula computes, divided by their sum if `kind` is `share`."""
 
     @property
     @override
@@ -225,7 +225,7 @@ class Weighed(Forward):
 
     @override
     def rescaled(self, name: str) -> None:
-        """Sums stay as they are."""
+        """Emit nothing: sums have no maximum to be rescaled to."""
 
     @override
     def finish(self) -> None:

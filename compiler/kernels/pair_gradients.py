@@ -1,8 +1,8 @@
-"""Gradients of what a score reads pair by pair: a table by distance, or one whose index is another input's.
+"""Gradients of inputs that a score reads pair by pair: tables by distance, and tables whose index is another input.
 
-Many pairs share an entry. So that sums are made in one order, without atomics, a program keeps entries of its own: of a
-table by distance it walks tiles along a diagonal of the matrix, of any other table it has 32 entries and a row of
-tiles. What programs leave is added up outside.
+Many pairs share an entry. So that sums have one order and need no atomics, each program owns some entries: for a table
+by distance, a program walks the tiles along one diagonal of the score matrix; for any other table, it owns 32 entries
+and walks one row of tiles. The sums of all programs are added up outside the kernel.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from attnc.compiler.kernels.walks import RangedWalk
 from attnc.compiler.simulation.gpu_clocks import TileShape
 
 ENTRIES = 32
-"""Entries of a table that a program has."""
+"""Number of table entries that a program owns."""
 
 
 def emit_distance_gradient(problem: AttentionProblem, term: Term, tiles: TileShape) -> KernelSource:
-    """The gradient of a term of the distance.
+    """Emit the kernel for the gradient of a term by distance.
 
-    `sums` (lanes, diagonals, 2 · tile - 1): of program (lane, i) the distances
-    `(i - columns + 1) * tile + j - tile + 1` for each j, in tokens of the call, where there are so many columns of
-    tiles. Raises NotInKernelsError where tiles are listed or bricks.
+    It writes `sums` (lanes, diagonals, 2 · tile - 1). Entry j of program (lane, i) is the sum at the distance
+    `(i - columns + 1) * tile + j - tile + 1`, in tokens of the call, where `columns` is the number of tile columns.
+    Raises NotInKernelsError if tiles are listed or bricks.
     """
     if not isinstance(problem.by_query, RangedWalk):
         raise NotInKernelsError("gradients of tables by distance where rows see no ranges of keys")
@@ -38,9 +38,10 @@ def emit_distance_gradient(problem: AttentionProblem, term: Term, tiles: TileSha
 
 
 def emit_table_gradient(problem: AttentionProblem, tensor: Tensor, tiles: TileShape) -> KernelSource:
-    """The gradient of an input that is read pair by pair: `sums` (lanes, tile rows, chunks, 32).
+    """Emit the kernel for the gradient of an input that is read pair by pair.
 
-    Raises NotInKernelsError where more than one index differs from pair to pair, and where tiles are listed or bricks.
+    It writes `sums` (lanes, tile rows, chunks, 32). Raises NotInKernelsError if more than one index differs from pair
+    to pair, or if tiles are listed or bricks.
     """
     if not isinstance(problem.by_query, RangedWalk):
         raise NotInKernelsError("gradients of inputs read pair by pair where rows see no ranges of keys")
@@ -49,7 +50,7 @@ def emit_table_gradient(problem: AttentionProblem, tensor: Tensor, tiles: TileSh
 
 @dataclass
 class _Pairs(QueryGradient):
-    """Programs that only need how the result changes with the scores."""
+    """The base of kernels that compute the gradient of the scores and sum it into table entries."""
 
     stage: ClassVar[str] = "pairs"
     written: ClassVar[tuple[str, ...]] = ()
@@ -100,12 +101,12 @@ class _Distances(_Pairs):
                 self.moving_terms(True)
                 self.change("tile", True)
                 assert p.score is not None
-                by = p.score.by_term(self.term)
-                assert by is not None
-                add(f"found += {self.pushed(by, 'change', True)}")
+                derivative = p.score.by_term(self.term)
+                assert derivative is not None
+                add(f"found += {self.pushed(derivative, 'change', True)}")
         add("", "# Every distance on the diagonal, one after another.")
-        along = f"tl.arange(0, {side})"
-        add(f"gap = {along}[:, None] - {along}[None, :]")
+        numbers = f"tl.arange(0, {side})"
+        add(f"gap = {numbers}[:, None] - {numbers}[None, :]")
         add("number = lane.to(tl.int64) * (row_tiles + column_tiles - 1) + tl.program_id(0) // lanes")
         add(f"at = sums + number * {2 * side - 1}")
         with self.lines.block(f"for i in range({2 * side - 1}):"):
@@ -134,17 +135,19 @@ class _Table(_Pairs):
         self.change(tile, partial)
         score, add = self.problem.score, self.lines.add
         assert score is not None
-        atoms = [d for d in score.derivatives if isinstance(d.atom, Element) and d.atom.tensor is self.tensor]
-        for by in atoms:
-            assert isinstance(by.atom, Element)
-            add(f"entries = {self._index(by.atom).over(PAIRS).text} - chunk * {ENTRIES}")
-            add(f"pushed = {self.pushed(by, 'change', partial)}")
+        table_derivatives = [
+            d for d in score.derivatives if isinstance(d.atom, Element) and d.atom.tensor is self.tensor
+        ]
+        for derivative in table_derivatives:
+            assert isinstance(derivative.atom, Element)
+            add(f"entries = {self._varying_index(derivative.atom).over(PAIRS).text} - chunk * {ENTRIES}")
+            add(f"pushed = {self.pushed(derivative, 'change', partial)}")
             with self.lines.block(f"for i in range({ENTRIES}):"):
                 add("one = tl.sum(tl.where(entries == i, pushed, 0.0))")
                 add("found = tl.where(entry == i, found + one, found)")
 
-    def _index(self, node: Element) -> ExprText:
-        """The one index that differs from pair to pair."""
+    def _varying_index(self, node: Element) -> ExprText:
+        """Return the text of the only index that differs from pair to pair."""
         texts = [self.texts.of(index) for index in node.indices]
         varying = [text for text in texts if text.axes]
         if len(varying) != 1:
@@ -159,8 +162,8 @@ class _Table(_Pairs):
 
 
 def varying_dimension(tensor: Tensor) -> int:
-    """The dimension of a tensor along which pairs differ. Raises NotInKernelsError where it is not one."""
-    found = [i for i, dim in enumerate(tensor.dims) if dim not in ("batch", "head", "kv_head")]
-    if len(found) != 1:
+    """Return the only dimension of a tensor along which pairs differ. Raises NotInKernelsError if there is not one."""
+    varying = [i for i, name in enumerate(tensor.dims) if name not in ("batch", "head", "kv_head")]
+    if len(varying) != 1:
         raise NotInKernelsError(f"the gradient of `{tensor.name}`, of which several indices differ by pair")
-    return found[0]
+    return varying[0]

@@ -1,4 +1,4 @@
-"""The gradients of k and v: a program has keys of a place, and walks the pairs of all queries that chose it."""
+"""The gradients of k and v: a program owns keys of a block, and walks the pairs of all queries that selected it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from attnc.compiler.kernels.value_text import LN_2
 
 @dataclass
 class GatherKeyGradients(GatherFrame):
-    """dk = scale * dSᵀ q and dv = Pᵀ dO. `begins`: where the pairs of each side of a lane's places begin.
+    """Emits dk = scale * dSᵀ q and dv = Pᵀ dO. `begins`: where the pairs of each side of a lane's blocks begin.
 
-    The pairs of a place's two sides lie one after the other: whole tiles of those that see all of its keys come first,
-    and need no mask.
+    The pairs of a block's two sides are adjacent: those whose query sees all of the block's keys come first, and whole
+    tiles of these need no mask.
     """
 
     stage: ClassVar[str] = "dkdv"

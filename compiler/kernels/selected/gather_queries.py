@@ -1,4 +1,4 @@
-"""The forward and the gradient of q: a program has a tile of queries that chose one place, and walks its keys."""
+"""The forward and the gradient of q: a program owns a tile of queries that selected one block, and walks its keys."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from attnc.compiler.kernels.selected.selected_problem import part_width
 from attnc.compiler.kernels.value_text import LN_2
 
 SCALE = KernelArgument("scale", "fp32")
-"""The factor of products, to base 2."""
+"""The factor that turns products into exponents of 2."""
 
 
 @dataclass
 class GatherKernel(GatherFrame):
-    """Programs are numbered tile by tile, and for each tile head by head, so that those side by side read one place.
+    """The base of kernels whose programs own gathered queries of one block and walk the block's keys.
 
-    `tiles_of`: lane, side of a place, the first pair and the end of the pairs of each tile. Side 2 i has the pairs of
-    place i that see all of its keys, side 2 i + 1 those that may not.
+    Programs are numbered tile by tile, and head by head within a tile, so that neighbouring programs read one block.
+    `tiles_of` has the lane, the side, the first pair and the end of the pairs of each tile. Side 2 i has the pairs of
+    block i whose query sees all of its keys; side 2 i + 1 has the other pairs of block i.
     """
 
     @override
@@ -42,19 +43,19 @@ class GatherKernel(GatherFrame):
 
     @abstractmethod
     def own(self) -> None:
-        """Load what the program has of its queries."""
+        """Load the rows and numbers of the program's queries."""
 
     @abstractmethod
     def begin(self) -> None:
-        """Before the first key."""
+        """Emit the lines before the first tile of keys."""
 
     @abstractmethod
     def tile(self, masked: bool) -> None:
-        """A tile of keys."""
+        """Emit the work on a tile of keys."""
 
     @abstractmethod
     def finish(self) -> None:
-        """After the last key."""
+        """Emit the lines after the last tile of keys."""
 
     def _program(self) -> None:
         rows, columns = self.tiles.q_tile, self.tiles.k_tile
@@ -98,8 +99,8 @@ class GatherKernel(GatherFrame):
         """Load a tile of keys or values."""
         for i, piece in enumerate(pieces(size)):
             mask = conjunction("inside[:, None]" if masked else None, validity(piece))
-            given = "" if mask is None else f", mask={mask}, other=0.0"
-            self.add(f"{name}_{i} = tl.load({name}_at + tile * {name}_step + {name}_inner_{i}{given})")
+            masked_load = "" if mask is None else f", mask={mask}, other=0.0"
+            self.add(f"{name}_{i} = tl.load({name}_at + tile * {name}_step + {name}_inner_{i}{masked_load})")
 
     def _masks(self) -> None:
         rest, columns = self.problem.rest, self.tiles.k_tile
@@ -108,7 +109,7 @@ class GatherKernel(GatherFrame):
         self.add("visible = inside[None, :]" + (f" & ({self.rest(rest.by_query)})" if rest is not None else ""))
 
     def parts(self, name: str, size: int) -> None:
-        """Where the program's rows of parts begin; `of_pair`, where their numbers are."""
+        """Emit where the program's rows of partial results begin, and `of_pair`, where their numbers are."""
         self.pointers("fp32", name)
         self.pointers("i32", "pairs")
         self.add(
@@ -120,7 +121,7 @@ class GatherKernel(GatherFrame):
 
 @dataclass
 class GatherForward(GatherKernel):
-    """softmax(scale * q kᵀ) v over the keys of a place, and the LSE to base 2."""
+    """Emits softmax(scale * q kᵀ) v over the keys of a block, and the LSE to base 2."""
 
     stage: ClassVar[str] = "forward"
     makes: ClassVar[str] = "Output and LSE of every query and each place that it chose"
@@ -168,13 +169,13 @@ class GatherForward(GatherKernel):
         self.parts("part", p.dv)
         self.store_rows("part", p.dv, "there", "sum", "float32")
         self.pointers("fp32", "part_lse")
-        found = 'tl.where(total > 0.0, most + tl.log2(divisor), float("-inf"))'
-        self.add(f"tl.store(part_lse + of_pair, {found}, mask=there)")
+        part_lse = 'tl.where(total > 0.0, most + tl.log2(divisor), float("-inf"))'
+        self.add(f"tl.store(part_lse + of_pair, {part_lse}, mask=there)")
 
 
 @dataclass
 class GatherQueryGradient(GatherKernel):
-    """dq = scale * dS k over the keys of a place, where dS = P ∘ (dO vᵀ - delta) with P = exp(S - LSE)."""
+    """Emits dq = scale * dS k over the keys of a block, where dS = P ∘ (dO vᵀ - delta) with P = exp(S - LSE)."""
 
     stage: ClassVar[str] = "dq"
     makes: ClassVar[str] = "Gradient of every query by each place that it chose"

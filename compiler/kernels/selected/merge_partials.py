@@ -16,10 +16,13 @@ from attnc.compiler.kernels.value_text import LN_2
 
 @dataclass
 class MergeFrame(GatherFrame):
-    """Programs are numbered head by head, and for each head by tiles of queries. `slots_of`: the side of each pair."""
+    """The base of kernels that merge. Programs are numbered head by head, and by tiles of queries within a head.
+
+    `slots_of` has the side of each pair.
+    """
 
     def _program(self, name: str, size: int) -> None:
-        """A program's rows, and where the first of their parts are."""
+        """Emit the program's rows and where their first partial results are."""
         rows = self.tiles.q_tile
         self.pointers("i32", "slots_of")
         self.pointers("fp32", "part")
@@ -42,11 +45,11 @@ class MergeFrame(GatherFrame):
         self.zero("sum", size, rows)
 
     def _slot(self) -> None:
-        """The pairs of a slot that are there."""
+        """Emit which rows have a pair in the slot."""
         self.add("live = tl.load(slots_of + at + slot, mask=there, other=none) < none")
 
     def _parts(self, size: int, weighted: bool) -> None:
-        """Add the parts of a slot."""
+        """Add the partial results of a slot to the sums."""
         self.add(f"part_rows = part + (of_pair + slot)[:, None] * {part_width(size)}")
         for i, piece in enumerate(pieces(size)):
             mask = conjunction("live[:, None]", validity(piece))
@@ -57,7 +60,7 @@ class MergeFrame(GatherFrame):
 
 @dataclass
 class MergeForward(MergeFrame):
-    """Output and LSE from those of places, in the order of the places."""
+    """Emits output and LSE, merged from the partial results of blocks in the order of the blocks."""
 
     stage: ClassVar[str] = "merge"
     makes: ClassVar[str] = "Output and LSE"
@@ -94,7 +97,7 @@ class MergeForward(MergeFrame):
 
 @dataclass
 class MergeQueryGradient(MergeFrame):
-    """The gradient of q from those by places."""
+    """Emits the gradient of q, the sum of the gradients by block."""
 
     stage: ClassVar[str] = "sum"
     makes: ClassVar[str] = "Gradient of queries"
