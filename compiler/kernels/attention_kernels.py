@@ -202,10 +202,10 @@ def find_kernels(
         roots.append(by_query.asked.relation)
     if score is not None:
         if score.counts_keys and (form != "ranges" or _reads_selections(pattern)):
-            raise NotInKernelsError("counts of keys, where rows see no ranges of keys")
+            raise NotInKernelsError("counts of keys, unless each row sees a few ranges of keys")
         roots += exact_parts(score)
         if before and needs_rows_from_0(exact_parts(score)):
-            raise NotInKernelsError("scores of a quotient of the query's place, where queries stand before key 0")
+            raise NotInKernelsError("scores that divide the query's position, if queries stand before key 0")
     problem = AttentionProblem(
         name=pattern.name,
         told=header_lines(pattern, node, form),
@@ -284,10 +284,15 @@ def _walks(pattern: Pattern, node: Attend, on_host: str | None, before: bool) ->
         reason = f"each row sees {'one range' if count == 1 else f'{count} ranges'} of keys: bounds in the kernel"
         return "ranges", RangedWalk(by_query, windows), RangedWalk(by_key, windows), reason
     if windows:
-        raise NotInKernelsError("documents whose rows see no ranges of keys")
+        raise NotInKernelsError("documents, unless each row sees a few ranges of keys")
     if _reads_selections(pattern):
         return _mask_walks(pattern, on_host)
-    return "lists", ListedWalk(runs=False), ListedWalk(runs=False), "rows see no few ranges of keys: listed tiles"
+    return (
+        "lists",
+        ListedWalk(runs=False),
+        ListedWalk(runs=False),
+        "rows do not see a few ranges of keys: tiles are listed",
+    )
 
 
 def _reads_selections(pattern: Pattern) -> bool:
@@ -304,7 +309,7 @@ def _mask_walks(pattern: Pattern, on_host: str | None) -> tuple[Form, Walk, Walk
                 "asked",
                 mask_tiles,
                 mask_tiles,
-                "tile lists made on the device in every call; kernels ask what was chosen",
+                "tile lists made on the device in every call; kernels read what was selected",
             )
     except NotInKernelsError as error:
         on_host = f"kernels do not compute {error}"

@@ -91,14 +91,14 @@ class BrickRanges:
         axis_texts = IndexText(
             {**texts.names, fold.place(self.row_place): ExprText(f"at_{a}", ROWS)}, texts.read, texts.helpers
         )
-        last_place, side = f"extent_{a} - 1", self.brick[a]
+        last_coordinate, side = f"extent_{a} - 1", self.brick[a]
         low, high = token_range.low, token_range.high
         over_rows = " + tl.zeros_like(row)"
         first = "tl.zeros_like(row)" if low is None else f"tl.maximum({_text_over_rows(axis_texts, low)}, 0)"
         last = (
-            f"{last_place}{over_rows}"
+            f"{last_coordinate}{over_rows}"
             if high is None
-            else f"tl.minimum({_text_over_rows(axis_texts, high)}, {last_place})"
+            else f"tl.minimum({_text_over_rows(axis_texts, high)}, {last_coordinate})"
         )
         lines.add(f"first_{name} = {first}", f"last_{name} = {last}")
         lines.add(f"low_{name} = tl.min(first_{name}, 0) // {side}")

@@ -132,21 +132,21 @@ def find_mask_relation(pattern: Pattern) -> MaskRelation:
     }
     masks: dict[tuple[Tensor, int | None], DerivedMask] = {}
 
-    def derived_tensor(of: Tensor, length: int | None) -> Tensor:
-        if (of, length) not in masks:
-            name = f"{of.name}_{'before' if length is None else f'of_{length}'}"
+    def derived_tensor(source: Tensor, length: int | None) -> Tensor:
+        if (source, length) not in masks:
+            name = f"{source.name}_{'before' if length is None else f'of_{length}'}"
             while name in tensor_names:
                 name += "_"
             tensor_names.add(name)
-            tensor = intern(Tensor(name, "int" if length is None else "bool", (*of.dims[:-1], "ends")))
-            masks[of, length] = DerivedMask(tensor, of, length)
-        return masks[of, length].tensor
+            tensor = intern(Tensor(name, "int" if length is None else "bool", (*source.dims[:-1], "ends")))
+            masks[source, length] = DerivedMask(tensor, source, length)
+        return masks[source, length].tensor
 
     def replace_aggregate(node: Index) -> Index | None:
         mask_range = find_mask_range(node)
         if mask_range is None:
             return None
-        *before, _ = mask_range.read.indices
+        *leading, _ = mask_range.read.indices
         if (
             mask_range.length is not None
             and mask_range.least is fold.const(0)
@@ -155,9 +155,9 @@ def find_mask_relation(pattern: Pattern) -> MaskRelation:
             length = fold.const(mask_range.length)
             bound = fold.add(mask_range.start, length)
             inside = fold.minimum(fold.maximum(bound, fold.const(0)), fold.add(mask_range.most, length))
-            return fold.lookup(derived_tensor(mask_range.read.tensor, mask_range.length), (*before, inside))
+            return fold.lookup(derived_tensor(mask_range.read.tensor, mask_range.length), (*leading, inside))
         counts = derived_tensor(mask_range.read.tensor, None)
-        ends = (fold.lookup(counts, (*before, bound)) for bound in (mask_range.high, mask_range.low))
+        ends = (fold.lookup(counts, (*leading, bound)) for bound in (mask_range.high, mask_range.low))
         return fold.less(fold.const(0), fold.sub(*ends))
 
     relation = checked(rewrite(pattern.attend.visible, replace_aggregate))
@@ -174,10 +174,10 @@ UNIT = 16
 
 def is_along_keys(node: Lookup) -> bool:
     """Whether the keys of a tile read adjacent entries of a truth tensor."""
-    *before, last = node.indices
-    others = (part for index in before for part in index.below)
+    *leading, last = node.indices
+    leading_parts = (part for index in leading for part in index.below)
     reads_at_key = node.tensor.kind == "bool" and last is fold.place("k") and node.tensor.dims[-1] != "query"
-    return reads_at_key and fold.place("k") not in others
+    return reads_at_key and fold.place("k") not in leading_parts
 
 
 def read_along_keys(asked: MaskRelation) -> frozenset[Tensor]:
@@ -209,7 +209,7 @@ def _check(relation: Index) -> None:
         relation
     )
     if not fits_32_bits(relation):
-        raise NotInKernelsError("numbers that may pass 32 bits")
+        raise NotInKernelsError("integers that may exceed 32 bits")
 
 
 @dataclass(frozen=True)

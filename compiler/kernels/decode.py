@@ -41,7 +41,7 @@ def emit_decode(problem: AttentionProblem, tiles: TileShape, kind: CacheKind) ->
     Raises NotInKernelsError if the kernel cannot compute the problem.
     """
     if problem.kind != "softmax":
-        raise NotInKernelsError("decoding with weights that are no softmax")
+        raise NotInKernelsError("decoding with weights that are not a softmax")
     if problem.score is not None:
         _check(problem.score)
     if problem.dv > 256:
@@ -52,7 +52,7 @@ def emit_decode(problem: AttentionProblem, tiles: TileShape, kind: CacheKind) ->
 def _check(score: ScoreFormula) -> None:
     """Raise NotInKernelsError if the score needs vectors or terms of all tokens, computed before every step."""
     if score.query or score.key or score.value is not None:
-        raise NotInKernelsError("decoding with vectors of a pattern's own")
+        raise NotInKernelsError("decoding with vectors that the pattern computes")
     for term in (*score.terms, *([] if score.extra is None else [score.extra])):
         lengths = any(isinstance(n, Position | Extent) and n.name in _LENGTHS for n in term.value.below)
         if term.side != "query" or lengths or {"q", "k"} & reads(term.value):
@@ -78,7 +78,7 @@ class Decode(Forward):
 
     @property
     @override
-    def rows_of(self) -> tuple[str, ...]:
+    def row_numbers(self) -> tuple[str, ...]:
         return ()
 
     @property
@@ -88,7 +88,7 @@ class Decode(Forward):
     # --- arguments
 
     @override
-    def given(self) -> list[Term]:
+    def read_terms(self) -> list[Term]:
         """Return the terms without the extra logit, which the merging kernel adds."""
         return [] if self.problem.score is None else list(self.problem.score.terms)
 
@@ -107,7 +107,7 @@ class Decode(Forward):
         arguments += [KernelArgument(input_name(tensor), f"*{_KINDS[tensor.kind]}") for tensor in p.tensors]
         if self._is_listed:
             arguments += [KernelArgument(name, "*i32") for name in ("listed_pointers", "listed_keys", "listed_rows")]
-        terms = self.given()
+        terms = self.read_terms()
         arguments += [KernelArgument(term.tensor.name, "*fp32") for term in terms]
         for name in self.read:
             arguments += [
@@ -124,7 +124,7 @@ class Decode(Forward):
     # --- places
 
     @override
-    def program(self) -> None:
+    def emit_program(self) -> None:
         add, sides = self.lines.add, self.sides
         add(
             "# This program: a share of the keys of one lane, and a tile of its rows: queries of heads that share keys."
@@ -198,7 +198,7 @@ class Decode(Forward):
         )
 
     @override
-    def loops_of(self, texts: object) -> None:
+    def emit_loops(self, texts: object) -> None:
         self.begin(texts)
         add, size = self.lines.add, self.sides.column_tile
         if self._is_listed:

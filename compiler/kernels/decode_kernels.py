@@ -100,7 +100,7 @@ def find_decode(pattern: Pattern, heads: HeadShape, target: Target, kind: CacheK
         roots += exact_parts(score)
     sizes = {n.name for root in roots for n in walk(root) if isinstance(n, Extent)} - _PASSED_SIZES
     if sizes:
-        raise NotInKernelsError(f"decoding with the size `{min(sizes)}`, which the length of a cache may tell")
+        raise NotInKernelsError(f"decoding with the size `{min(sizes)}`, which may depend on the length of a cache")
     key_walk = ListedWalk(runs=False) if listed or ranges is None else RangedWalk(ranges)
     problem = AttentionProblem(
         name=pattern.name,

@@ -34,7 +34,7 @@ class Forward(TiledKernel):
 
     @property
     @override
-    def rows_of(self) -> tuple[str, ...]:
+    def row_numbers(self) -> tuple[str, ...]:
         return ("lse",)
 
     @property
@@ -58,21 +58,21 @@ class Forward(TiledKernel):
     def start(self) -> None:
         add, p = self.lines.add, self.problem
         add("")
-        self.own("q", "head", p.dk)
-        self.moving("k", "kv_head", p.dk)
-        self.moving("v", "kv_head", p.dv)
+        self.load_own("q", "head", p.dk)
+        self.emit_tile_addresses("k", "kv_head", p.dk)
+        self.emit_tile_addresses("v", "kv_head", p.dv)
         add(f'most = tl.full(({self.sides.row_tile},), float("-inf"), tl.float32)')
         add(f"total = tl.zeros(({self.sides.row_tile},), tl.float32)")
         self.zero("sum", p.dv)
 
     @override
     def tile(self, tile: str, partial: bool) -> None:
-        self.multiplied(tile, partial)
-        self.weights(partial)
-        self.total()
+        self.emit_products(tile, partial)
+        self.emit_weights(partial)
+        self.add_to_total()
         values = self.load_sum("v", "kv_head", self.problem.dv, tile, partial, loaded=False)
         for (name, _), value in zip(self.sums("sum", self.problem.dv), values, strict=True):
-            self.rescaled(name)
+            self.rescale(name)
             self.add_weighted(name, "weight", value, partial)
 
     @override
@@ -84,15 +84,15 @@ class Forward(TiledKernel):
         add("# The weights of a tile are multiplied with its values while the next tile's are computed.")
         with self.lines.block(f"if {begin} < {end}:"):
             self._column_numbers(begin)
-            self.multiplied(begin, False)
-            self.weights(False)
-            self._kept()
+            self.emit_products(begin, False)
+            self.emit_weights(False)
+            self._keep_weights()
             with self.lines.block(f"for tile in range({begin} + 1, {end}):"):
                 self._column_numbers("tile")
-                self.multiplied("tile", False)
+                self.emit_products("tile", False)
                 self._add_values("tile - 1")
-                self.weights(False)
-                self._kept()
+                self.emit_weights(False)
+                self._keep_weights()
             self._add_values(f"{end} - 1")
 
     def _column_numbers(self, tile: str) -> None:
@@ -100,18 +100,18 @@ class Forward(TiledKernel):
             self.column_numbers(tile)
             self.moving_terms(False)
 
-    def _kept(self) -> None:
+    def _keep_weights(self) -> None:
         """Emit what keeps the weights of a tile for the next iteration."""
-        self.total()
+        self.add_to_total()
         self.lines.add(f"kept = weight.to(tl.{self.problem.dtype})")
         for name, _ in self.sums("sum", self.problem.dv):
-            self.rescaled(name)
+            self.rescale(name)
 
-    def total(self) -> None:
+    def add_to_total(self) -> None:
         """Emit the addition of a tile to the sum of the weights."""
         self.lines.add("total = total * rescale + tl.sum(weight, 1)")
 
-    def rescaled(self, name: str) -> None:
+    def rescale(self, name: str) -> None:
         """Emit the rescaling of a running sum to the new maximum."""
         self.lines.add(f"{name} = {name} * rescale[:, None]")
 
@@ -120,16 +120,16 @@ class Forward(TiledKernel):
         for (name, _), value in zip(self.sums("sum", self.problem.dv), values, strict=True):
             self.lines.add(f"{name} = tl.dot(kept, {value}, {name}{self.problem.precision})")
 
-    def multiplied(self, tile: str, partial: bool) -> None:
+    def emit_products(self, tile: str, partial: bool) -> None:
         """Emit the products of a tile."""
         if self.has_product:
             self.load("k", "kv_head", self.problem.dk, tile, partial)
             self.product("q", "k", self.problem.dk, self.product_name)
 
-    def weights(self, partial: bool) -> None:
+    def emit_weights(self, partial: bool) -> None:
         """Emit the weights of a tile from its products, relative to the largest score so far."""
         add, p = self.lines.add, self.problem
-        self.scored(partial)
+        self.emit_score(partial)
         if p.score is not None and p.score.counts_least:
             add("# Finite, so that the extra logit has the row of a key with a score of -inf.")
             add(f'score = tl.where(score == float("-inf"), {LEAST!r}, score)')
@@ -161,9 +161,9 @@ class Forward(TiledKernel):
             add(store)
 
     @override
-    def given(self) -> list[Term]:
+    def read_terms(self) -> list[Term]:
         extra = None if self.problem.score is None else self.problem.score.extra
-        return [*super().given(), *([] if extra is None else [extra])]
+        return [*super().read_terms(), *([] if extra is None else [extra])]
 
     @override
     def gradients(self) -> list[str]:
@@ -198,7 +198,7 @@ class Weighed(Forward):
 
     @property
     @override
-    def rows_of(self) -> tuple[str, ...]:
+    def row_numbers(self) -> tuple[str, ...]:
         return ("total",) if self.problem.kind == "share" else ()
 
     @override
@@ -206,25 +206,25 @@ class Weighed(Forward):
         p = self.problem
         self.lines.add("")
         if self.has_product:
-            self.own("q", "head", p.dk)
-            self.moving("k", "kv_head", p.dk)
-        self.moving("v", "kv_head", p.dv)
+            self.load_own("q", "head", p.dk)
+            self.emit_tile_addresses("k", "kv_head", p.dk)
+        self.emit_tile_addresses("v", "kv_head", p.dv)
         if self.problem.kind == "share":
             self.lines.add(f"whole = tl.zeros(({self.sides.row_tile},), tl.float32)")
         self.zero("sum", p.dv)
 
     @override
-    def weights(self, partial: bool) -> None:
-        self.scored(partial)
+    def emit_weights(self, partial: bool) -> None:
+        self.emit_score(partial)
         self.lines.add("weight = tl.where(visible, score, 0.0)" if partial else "weight = score")
 
     @override
-    def total(self) -> None:
+    def add_to_total(self) -> None:
         if self.problem.kind == "share":
             self.lines.add("whole += tl.sum(weight, 1)")
 
     @override
-    def rescaled(self, name: str) -> None:
+    def rescale(self, name: str) -> None:
         """Emit nothing: sums have no maximum to be rescaled to."""
 
     @override

@@ -12,17 +12,17 @@ LANES = ("batch", "head", "kv_head")
 
 
 def address(
-    tensor: Tensor, indices: tuple[ExprText, ...], of_place: Callable[[str, ExprText], ExprText]
+    tensor: Tensor, indices: tuple[ExprText, ...], call_index: Callable[[str, ExprText], ExprText]
 ) -> tuple[str, Axes]:
     """Return the address of an element as text, from strides `input_name_0, …`, and the axes along which it differs.
 
-    `of_place` turns positions into indices of the call's tokens. Elements of the last dimension are adjacent unless it
-    has a stride (`strides`).
+    `call_index` turns positions into indices of the call's tokens. Elements of the last dimension are adjacent, unless
+    it has a stride (`strides`).
     """
     if len(indices) != len(tensor.dims):
-        raise NotInKernelsError("vectors of inputs")
+        raise NotInKernelsError("vectors that are read from inputs")
     call_indices = [
-        of_place(str(dim), text) if dim in TOKENS else text for dim, text in zip(tensor.dims, indices, strict=True)
+        call_index(str(dim), text) if dim in TOKENS else text for dim, text in zip(tensor.dims, indices, strict=True)
     ]
     axes, texts = aligned(*call_indices)
     names = {i: f"{input_name(tensor)}_{i}" for i in strides(tensor)}

@@ -36,7 +36,7 @@ class Loads(PositionText):
         """Return the line that computes where a head of a tensor begins."""
         return f"{name}_base = {name} + (batch * {name}_batch + {head} * {name}_head) * {self.problem.vector}"
 
-    def own(self, name: str, head: str, size: int) -> None:
+    def load_own(self, name: str, head: str, size: int) -> None:
         """Load the program's own rows of a tensor."""
         rows = self.sides.row_tile
         if not self.is_boxed(name):
@@ -80,7 +80,7 @@ class Loads(PositionText):
             return f"{name}_base + {tile} * {name}_step"
         return f"{name}_base + {self.tile_token(tile)} * {name}_step"
 
-    def moving(self, name: str, head: str, size: int) -> None:
+    def emit_tile_addresses(self, name: str, head: str, size: int) -> None:
         """Emit the addresses for loads of a tensor's tiles."""
         if not self.problem.boxes:
             self.lines.add(self.head_base(name, head))
@@ -154,8 +154,8 @@ class Loads(PositionText):
     def product(self, left: str, right: str, size: int, to: str) -> None:
         """Emit `to` = left · rightᵀ, summed over the width of a head."""
         for i, _ in enumerate(pieces(size)):
-            more = f", {to}" if i else ""
-            self.lines.add(f"{to} = tl.dot({left}_{i}, tl.trans({right}_{i}){more}{self.problem.precision})")
+            accumulator = f", {to}" if i else ""
+            self.lines.add(f"{to} = tl.dot({left}_{i}, tl.trans({right}_{i}){accumulator}{self.problem.precision})")
 
     def add_weighted(self, to: str, left: str, right: str, partial: bool) -> None:
         """Add left · right to `to`; in partial tiles, a careful kernel adds visible pairs only."""

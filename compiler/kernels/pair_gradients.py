@@ -33,7 +33,7 @@ def emit_distance_gradient(problem: AttentionProblem, term: Term, tiles: TileSha
     Raises NotInKernelsError if tiles are listed or bricks.
     """
     if not isinstance(problem.by_query, RangedWalk):
-        raise NotInKernelsError("gradients of tables by distance where rows see no ranges of keys")
+        raise NotInKernelsError("gradients of tables by distance, unless each row sees a few ranges of keys")
     return _Distances(replace(problem, boxes=False), tiles, term=term).source()
 
 
@@ -44,7 +44,7 @@ def emit_table_gradient(problem: AttentionProblem, tensor: Tensor, tiles: TileSh
     to pair, or if tiles are listed or bricks.
     """
     if not isinstance(problem.by_query, RangedWalk):
-        raise NotInKernelsError("gradients of inputs read pair by pair where rows see no ranges of keys")
+        raise NotInKernelsError("gradients of inputs read pair by pair, unless each row sees a few ranges of keys")
     return _Table(replace(problem, boxes=False), tiles, tensor=tensor).source()
 
 
@@ -80,30 +80,30 @@ class _Distances(_Pairs):
         assert isinstance(self.walk, RangedWalk)
         add("# This program: the tiles along one diagonal of a lane, which is a batch entry and a head.")
         add("lane = tl.program_id(0) % lanes")
-        self.heads()
+        self.emit_heads()
         add(f"row_tiles = (queries + {side - 1}) // {side}", f"column_tiles = (keys + {side - 1}) // {side}")
         add("diagonal = tl.program_id(0) // lanes - (column_tiles - 1)")
         add(f"column = tl.arange(0, {side})", f"found = tl.zeros(({side}, {side}), tl.float32)")
-        self.moving("k", "kv_head", p.dk)
-        self.moving("v", "kv_head", p.dv)
+        self.emit_tile_addresses("k", "kv_head", p.dk)
+        self.emit_tile_addresses("v", "kv_head", p.dv)
         with self.lines.block(
             "for row_tile in range(tl.maximum(diagonal, 0), tl.minimum(row_tiles, column_tiles + diagonal)):"
         ):
             add("tile = row_tile - diagonal")
-            self.own_places()
-            self.walk.start(self.lines, self.sides, texts, self.moved())
+            self.emit_rows()
+            self.walk.start(self.lines, self.sides, texts, self.position_offset())
             add(f"live = {self.walk.live()}")
             with self.lines.block("if live:"):
-                self.own_rows()
+                self.load_rows()
                 self.load_terms("query", "there", "row", "own")
                 add(f"key = tile * {side} + column")
                 self.walk.visible(self.lines, self.sides, self.texts)
                 self.moving_terms(True)
-                self.change("tile", True)
+                self.emit_score_gradient("tile", True)
                 assert p.score is not None
                 derivative = p.score.by_term(self.term)
                 assert derivative is not None
-                add(f"found += {self.pushed(derivative, 'change', True)}")
+                add(f"found += {self.atom_gradient(derivative, 'change', True)}")
         add("", "# Every distance on the diagonal, one after another.")
         numbers = f"tl.arange(0, {side})"
         add(f"gap = {numbers}[:, None] - {numbers}[None, :]")
@@ -126,13 +126,13 @@ class _Table(_Pairs):
     def start(self) -> None:
         self.lines.add("chunk = tl.program_id(1)", f"entry = tl.arange(0, {ENTRIES})")
         self.lines.add("", f"found = tl.zeros(({ENTRIES},), tl.float32)")
-        self.own_rows()
-        self.moving("k", "kv_head", self.problem.dk)
-        self.moving("v", "kv_head", self.problem.dv)
+        self.load_rows()
+        self.emit_tile_addresses("k", "kv_head", self.problem.dk)
+        self.emit_tile_addresses("v", "kv_head", self.problem.dv)
 
     @override
     def tile(self, tile: str, partial: bool) -> None:
-        self.change(tile, partial)
+        self.emit_score_gradient(tile, partial)
         score, add = self.problem.score, self.lines.add
         assert score is not None
         table_derivatives = [
@@ -141,7 +141,7 @@ class _Table(_Pairs):
         for derivative in table_derivatives:
             assert isinstance(derivative.atom, Element)
             add(f"entries = {self._varying_index(derivative.atom).over(PAIRS).text} - chunk * {ENTRIES}")
-            add(f"pushed = {self.pushed(derivative, 'change', partial)}")
+            add(f"pushed = {self.atom_gradient(derivative, 'change', partial)}")
             with self.lines.block(f"for i in range({ENTRIES}):"):
                 add("one = tl.sum(tl.where(entries == i, pushed, 0.0))")
                 add("found = tl.where(entry == i, found + one, found)")
@@ -151,7 +151,9 @@ class _Table(_Pairs):
         texts = [self.texts.of(index) for index in node.indices]
         varying = [text for text in texts if text.axes]
         if len(varying) != 1:
-            raise NotInKernelsError(f"the gradient of `{node.tensor.name}`, of which several indices differ by pair")
+            raise NotInKernelsError(
+                f"the gradient of `{node.tensor.name}`, where several indices differ from pair to pair"
+            )
         return varying[0]
 
     @override
@@ -165,5 +167,5 @@ def varying_dimension(tensor: Tensor) -> int:
     """Return the only dimension of a tensor along which pairs differ. Raises NotInKernelsError if there is not one."""
     varying = [i for i, name in enumerate(tensor.dims) if name not in ("batch", "head", "kv_head")]
     if len(varying) != 1:
-        raise NotInKernelsError(f"the gradient of `{tensor.name}`, of which several indices differ by pair")
+        raise NotInKernelsError(f"the gradient of `{tensor.name}`, where several indices differ from pair to pair")
     return varying[0]

@@ -26,14 +26,14 @@ def moved_by(text: ExprText, by: str) -> ExprText:
 class PositionText(KernelFrame):
     """The part of a kernel text that computes positions."""
 
-    def program(self) -> None:
+    def emit_program(self) -> None:
         """Emit the program's tile and its batch entry and head."""
         add, sides = self.lines.add, self.sides
         add("# This program: a tile of rows of one lane, which is a batch entry and a head.")
         add("lane = tl.program_id(0) % lanes")
         if self.accumulated.parts > 1:
             add("part = tl.program_id(1)")
-        self.heads()
+        self.emit_heads()
         if isinstance(self.walk, ListedWalk):
             add("tiles = tl.num_programs(0) // lanes", f"entry = tl.load(list_of_lane + {self.query_lane})")
             add("row_tile = tl.load(tile_order + entry * tiles + tl.program_id(0) // lanes)")
@@ -42,11 +42,11 @@ class PositionText(KernelFrame):
             add("row_tile = tl.num_programs(0) // lanes - 1 - tl.program_id(0) // lanes")
         add(f"column = tl.arange(0, {sides.column_tile})")
         if self.problem.grid is not None:
-            self.axes_of(self.problem.grid)
-            self.columns_of_bricks(self.problem.grid)
-        self.own_places()
+            self.emit_axes(self.problem.grid)
+            self.emit_brick_columns(self.problem.grid)
+        self.emit_rows()
 
-    def axes_of(self, grid: BrickGrid) -> None:
+    def emit_axes(self, grid: BrickGrid) -> None:
         """Emit the extent and the stride of every axis, and the number of row bricks along all axes but the first."""
         for a, (extent, stride) in enumerate(zip(grid.extents, grid.strides, strict=True)):
             self.lines.add(f"extent_{a} = {self.texts.of(extent).text}", f"stride_{a} = {self.texts.of(stride).text}")
@@ -54,7 +54,7 @@ class PositionText(KernelFrame):
             if a:
                 self.lines.add(f"bricks_{a} = (extent_{a} + {side - 1}) // {side}")
 
-    def columns_of_bricks(self, grid: BrickGrid) -> None:
+    def emit_brick_columns(self, grid: BrickGrid) -> None:
         """Emit the columns of a brick as coordinates, as tokens relative to the brick's first token, and as bits."""
         add = self.lines.add
         bits, offset = [], 0
@@ -64,7 +64,7 @@ class PositionText(KernelFrame):
             offset += side
         add(f"column_token = {_token_at(grid, 'column')}", f"column_bits = {' | '.join(bits)}")
 
-    def rows_of_bricks(self, grid: BrickGrid) -> None:
+    def emit_brick_rows(self, grid: BrickGrid) -> None:
         """Emit the program's brick and the coordinates of its rows in the grid."""
         add = self.lines.add
         brick, last = self.row_brick, len(grid.axes) - 1
@@ -84,31 +84,31 @@ class PositionText(KernelFrame):
         """Return the batch entry of a lane; `heads` is the number of heads, as text."""
         return f"lane // {heads}" if self.problem.boxes else f"(lane // {heads}).to(tl.int64)"
 
-    def heads(self) -> None:
+    def emit_heads(self) -> None:
         """Emit the batch entry and the heads of a lane."""
         self.lines.add(f"batch = {self.batch_text('heads')}", "head = lane % heads", "kv_head = head // group")
 
-    def own_places(self) -> None:
+    def emit_rows(self) -> None:
         """Emit the numbers of the program's own rows."""
         sides, add = self.sides, self.lines.add
         if self.problem.grid is not None:
-            self.rows_of_bricks(self.problem.grid)
+            self.emit_brick_rows(self.problem.grid)
         else:
             add(f"row = row_tile * {sides.row_tile} + tl.arange(0, {sides.row_tile})")
             add(f"there = row < {sides.rows}")
-        self.positions()
+        self.emit_positions()
 
-    def positions(self) -> None:
+    def emit_positions(self) -> None:
         """Emit the positions of the rows in the pattern."""
         add = self.lines.add
         if self.problem.documents:
-            self.window_places("queries")
+            self.emit_windows("queries")
             add("window_first = window_key", "window_last = window_key_end - 1")
             add("query = safe - window_row + window_shift")
         else:
             add("query = row" if self.problem.grid is not None else "query = tl.minimum(row, queries - 1) + shift")
 
-    def window_places(self, rows: str) -> None:
+    def emit_windows(self, rows: str) -> None:
         """Emit the window of every row: where its queries and keys begin and end, and the shift of its queries."""
         add = self.lines.add
         add(f"safe = tl.minimum(row, {rows} - 1)")
@@ -116,11 +116,11 @@ class PositionText(KernelFrame):
         for i, name in enumerate(("row", "row_end", "key", "key_end", "shift")):
             add(f"window_{name} = tl.load(window + {i} * {rows})" if i else f"window_{name} = tl.load(window)")
 
-    def moved(self) -> str:
+    def position_offset(self) -> str:
         """Return the offset that is added to a position to get the column's number, as text."""
         return " + window_key" if self.problem.documents else ""
 
-    def made_texts(self) -> IndexText:
+    def index_writer(self) -> IndexText:
         """Return the writer of index expressions over the rows, the columns and the sizes of the call."""
         wide = ".to(tl.int64)" if self.walk.is_wide else ""
         key = (
@@ -155,15 +155,15 @@ class PositionText(KernelFrame):
     def read_exact(self, node: Lookup, indices: tuple[ExprText, ...]) -> ExprText:
         """Return the text of an element of an input of integers or truth values."""
         if isinstance(self.walk, MaskTiles) and is_along_keys(node):
-            return self.read_whole(node)
-        where, axes = address(node.tensor, indices, self.of_place)
-        return ExprText(f"tl.load({where}{self.left_out(axes)})", axes)
+            return self.read_padded(node)
+        where, axes = address(node.tensor, indices, self.call_index)
+        return ExprText(f"tl.load({where}{self.load_mask(axes)})", axes)
 
-    def read_whole(self, node: Lookup) -> ExprText:
+    def read_padded(self, node: Lookup) -> ExprText:
         """Return the text of elements for all keys of a tile: rows are padded, so loads are wide and need no mask."""
-        texts = IndexText({**self.texts.names, **self.whole_names()}, self.read_exact)
+        texts = IndexText({**self.texts.names, **self.padded_names()}, self.read_exact)
         *leading, _ = (
-            self.of_place(str(dim), texts.of(index)) if dim in TOKENS else texts.of(index)
+            self.call_index(str(dim), texts.of(index)) if dim in TOKENS else texts.of(index)
             for dim, index in zip(node.tensor.dims, node.indices, strict=True)
         )
         axes, (*leading_parts, key) = aligned(*leading, texts.of(fold.place("k")))
@@ -171,17 +171,17 @@ class PositionText(KernelFrame):
         rows = [f"{part.at(7)} * ({name}_{i} // {UNIT} * {UNIT})" for i, part in enumerate(leading_parts)]
         return ExprText(f"tl.load({' + '.join([name, *rows, key.at(6)])})", axes)
 
-    def whole_names(self) -> dict[Index, ExprText]:
+    def padded_names(self) -> dict[Index, ExprText]:
         """Return names for padded reads: queries that exist, and keys as the tile numbers them."""
         return {}
 
-    def left_out(self, axes: Axes) -> str:
+    def load_mask(self, axes: Axes) -> str:
         """Return the mask arguments of a load in a partial tile, for hidden pairs and missing columns."""
         if not self.is_partial or axes == ROWS or not axes:
             return ""
         return f", mask={'visible' if axes == PAIRS else self.inside()}, other=0"
 
-    def of_place(self, dim: str, text: ExprText) -> ExprText:
+    def call_index(self, dim: str, text: ExprText) -> ExprText:
         """Return a position as an index into the tokens, queries or keys of the call."""
         if self.problem.documents:
             return moved_by(text, "window_key" if dim in ("token", "key") else "window_row - window_shift")
@@ -204,13 +204,13 @@ class PositionText(KernelFrame):
         """Return the first token of a brick, as text."""
         assert self.problem.grid is not None
         *first, last = (f"{brick} * {side}" for brick, side in zip(self.brick_of(tile), self.column_brick, strict=True))
-        return f"({' + '.join([*(f'{place} * stride_{a}' for a, place in enumerate(first)), last])})"
+        return f"({' + '.join([*(f'{coordinate} * stride_{a}' for a, coordinate in enumerate(first)), last])})"
 
 
-def _token_at(grid: BrickGrid, at: str) -> str:
-    """Return the token at coordinates, or the distance in tokens for offsets of coordinates, as text."""
+def _token_at(grid: BrickGrid, prefix: str) -> str:
+    """Return the token at the coordinates named `prefix`_0, `prefix`_1 and so on, as text; offsets give an offset."""
     last = len(grid.axes) - 1
-    return " + ".join(f"{at}_{a} * stride_{a}" if a < last else f"{at}_{a}" for a in range(last + 1))
+    return " + ".join(f"{prefix}_{a} * stride_{a}" if a < last else f"{prefix}_{a}" for a in range(last + 1))
 
 
 def _coordinate(number: str, sides: tuple[int, ...], axis: int) -> str:

@@ -63,7 +63,7 @@ class TiledKernel(Scored):
         """Return the kernel."""
         function = f"{self.problem.name}_{self.title}{CAREFUL if self.problem.careful else ''}"
         arguments = self._arguments()
-        self.texts = texts = self.made_texts()
+        self.texts = texts = self.index_writer()
         score = self.problem.score
         grouped = frozenset[Value]() if score is None else score.grouped
         self.values = ValueText(self.atoms(), texts, self.element_text, grouped=grouped)
@@ -87,11 +87,11 @@ class TiledKernel(Scored):
 
     def write(self, texts: IndexText) -> None:
         """Emit all lines of the kernel's body."""
-        self.program()
+        self.emit_program()
         self.start()
         if self.stationary == "query":
             self.load_terms("query", "there", "row", "own")
-        self.loops_of(texts)
+        self.emit_loops(texts)
         self.lines.add("")
         self.finish()
 
@@ -115,11 +115,11 @@ class TiledKernel(Scored):
         names = [name for name in (*self.read, *self.written) if not self.is_boxed(name)]
         arguments = [KernelArgument(name, f"*{TYPES[p.dtype]}") for name in names]
         arguments += [box for name in (*self.read, *self.written) if self.is_boxed(name) for box in self._boxes(name)]
-        arguments += [KernelArgument(name, "*fp32") for name in self.rows_of]
+        arguments += [KernelArgument(name, "*fp32") for name in self.row_numbers]
         if self.problem.documents:
             arguments.append(KernelArgument("windows", "*i32"))
         arguments += [KernelArgument(input_name(tensor), f"*{_KINDS[tensor.kind]}") for tensor in self.problem.tensors]
-        terms = self.given()
+        terms = self.read_terms()
         arguments += [KernelArgument(term.tensor.name, "*fp32") for term in terms]
         arguments += [KernelArgument(name, "*fp32") for name in self.gradients()]
         arguments += [*self.more_pointers(), *([RESULT_SUM] if p.careful else [])]
@@ -163,7 +163,7 @@ class TiledKernel(Scored):
 
     # --- loops
 
-    def loops_of(self, texts: IndexText) -> None:
+    def emit_loops(self, texts: IndexText) -> None:
         """Emit all loops."""
         self.begin(texts)
         self.walk.loops(self.lines, self.sides, self.body, self.full_loop)
@@ -171,7 +171,7 @@ class TiledKernel(Scored):
     def begin(self, texts: IndexText) -> None:
         """Emit the lines before the loops."""
         self.lines.add("")
-        self.walk.start(self.lines, self.sides, texts, self.moved())
+        self.walk.start(self.lines, self.sides, texts, self.position_offset())
         self.lines.add("")
 
     def body(self, tile: str, partial: bool) -> None:
@@ -186,11 +186,11 @@ class TiledKernel(Scored):
 
     def mask(self) -> None:
         """Emit the mask of a partial tile; its own loads are masked by the rows and columns that exist."""
-        before, self.is_partial = self.is_partial, True
+        was_partial, self.is_partial = self.is_partial, True
         self.texts.forget()
         self.walk.visible(self.lines, self.sides, self.texts)
         self.texts.forget()
-        self.is_partial = before
+        self.is_partial = was_partial
 
     def full_loop(self, begin: str, end: str) -> None:
         """Emit the loop over full tiles."""

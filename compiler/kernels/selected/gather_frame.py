@@ -71,7 +71,7 @@ class GatherFrame(ABC):
         for dim, kind in (("batch", "i64"), ("head", "i64"), ("token", "i32")):
             self.arguments[f"{name}_{dim}"] = KernelArgument(f"{name}_{dim}", kind)
 
-    def of_head(self, name: str, head: str) -> str:
+    def head_base(self, name: str, head: str) -> str:
         """Declare a tensor and return the line that computes where one of its heads begins."""
         self.tensor(name)
         return f"{name}_at = {name} + (batch * {name}_batch + {head} * {name}_head) * {self.problem.vector}"
@@ -102,17 +102,17 @@ class GatherFrame(ABC):
         for i, piece in enumerate(pieces(size)):
             self.add(f"{sums}_{i} = tl.zeros(({rows}, {piece.width}), tl.float32)")
 
-    def scaled(self, sums: str, size: int, factor: str) -> None:
+    def scale_sums(self, sums: str, size: int, factor: str) -> None:
         """Multiply sums by a factor."""
         self.add(*(f"{sums}_{i} = {sums}_{i} * {factor}" for i, _ in enumerate(pieces(size))))
 
     def product(self, left: str, right: str, size: int, to: str) -> None:
         """Emit `to` = left · rightᵀ, summed over the width of a head."""
         for i, _ in enumerate(pieces(size)):
-            more = f", {to}" if i else ""
-            self.add(f"{to} = tl.dot({left}_{i}, tl.trans({right}_{i}){more}{self.problem.precision})")
+            accumulator = f", {to}" if i else ""
+            self.add(f"{to} = tl.dot({left}_{i}, tl.trans({right}_{i}){accumulator}{self.problem.precision})")
 
-    def added(self, sums: str, size: int, weights: str, rows: str) -> None:
+    def add_product(self, sums: str, size: int, weights: str, rows: str) -> None:
         """Add weights · rows to sums."""
         for i, _ in enumerate(pieces(size)):
             product = f"tl.dot({weights}.to({rows}_{i}.dtype), {rows}_{i}, {sums}_{i}{self.problem.precision})"
@@ -120,7 +120,7 @@ class GatherFrame(ABC):
 
     # --- the condition besides the selection
 
-    def positions(self, inside: str) -> None:
+    def emit_positions(self, inside: str) -> None:
         """Emit the positions of keys in the sequence, if the condition of pairs reads them."""
         rest = self.problem.rest
         if rest is None:
@@ -131,7 +131,7 @@ class GatherFrame(ABC):
         else:
             self.add("position = key")
 
-    def rest(self, text: str) -> str:
+    def declare_rest(self, text: str) -> str:
         """Declare the numbers of the condition of pairs besides the selection, and return its text."""
         rest = self.problem.rest
         assert rest is not None
@@ -140,7 +140,7 @@ class GatherFrame(ABC):
         self.arguments.update((name, KernelArgument(name, kind)) for name in names)
         return text
 
-    def query_numbers(self, where: str, inside: str | None = None) -> None:
+    def emit_query_positions(self, where: str, inside: str | None = None) -> None:
         """Emit the positions of the gathered queries, whose `row` is computed."""
         if self.problem.rest is None:
             return

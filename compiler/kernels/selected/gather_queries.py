@@ -31,7 +31,7 @@ class GatherKernel(GatherFrame):
     @override
     def write(self) -> None:
         self._program()
-        self.own()
+        self.load_queries()
         self._keys()
         self.begin()
         with self.lines.loop("tile", "0", "whole"):
@@ -42,7 +42,7 @@ class GatherKernel(GatherFrame):
         self.finish()
 
     @abstractmethod
-    def own(self) -> None:
+    def load_queries(self) -> None:
         """Load the rows and numbers of the program's queries."""
 
     @abstractmethod
@@ -71,7 +71,7 @@ class GatherKernel(GatherFrame):
             "there = own < tl.load(at + 3)",
             "row = tl.load(rows_of + own, mask=there, other=0)",
         )
-        self.query_numbers("own", "there")
+        self.emit_query_positions("own", "there")
         self.add(
             "start = tl.load(starts + side // 2)",
             "stop = tl.load(starts + side // 2 + 1)",
@@ -87,7 +87,7 @@ class GatherKernel(GatherFrame):
         self.add(f"column = tl.arange(0, {columns})")
         for name, size in (("k", p.dk), ("v", p.dv)):
             self.add(
-                self.of_head(name, "kv_head"),
+                self.head_base(name, "kv_head"),
                 f"{name}_at += start * ({name}_token.to(tl.int64) * {p.vector})",
                 f"{name}_step = {name}_token.to(tl.int64) * {columns * p.vector}",
                 f"{name}_rows = column[:, None] * ({name}_token * {p.vector})",
@@ -105,10 +105,10 @@ class GatherKernel(GatherFrame):
     def _masks(self) -> None:
         rest, columns = self.problem.rest, self.tiles.k_tile
         self.add(f"key = start + tile * {columns} + column", "inside = key < stop")
-        self.positions("inside")
-        self.add("visible = inside[None, :]" + (f" & ({self.rest(rest.by_query)})" if rest is not None else ""))
+        self.emit_positions("inside")
+        self.add("visible = inside[None, :]" + (f" & ({self.declare_rest(rest.by_query)})" if rest is not None else ""))
 
-    def parts(self, name: str, size: int) -> None:
+    def emit_part_addresses(self, name: str, size: int) -> None:
         """Emit where the program's rows of partial results begin, and `of_pair`, where their numbers are."""
         self.pointers("fp32", name)
         self.pointers("i32", "pairs")
@@ -127,8 +127,8 @@ class GatherForward(GatherKernel):
     makes: ClassVar[str] = "Output and LSE of every query and each place that it chose"
 
     @override
-    def own(self) -> None:
-        self.add(self.of_head("q", "head"), self.row_addresses("q", "row"))
+    def load_queries(self) -> None:
+        self.add(self.head_base("q", "head"), self.row_addresses("q", "row"))
         self.load_rows("q", self.problem.dk, "there")
 
     @override
@@ -155,9 +155,9 @@ class GatherForward(GatherKernel):
             f"rescale = tl.exp2(before - {base})",
             "total = total * rescale + tl.sum(weight, 1)",
         )
-        self.scaled("sum", p.dv, "rescale[:, None]")
+        self.scale_sums("sum", p.dv, "rescale[:, None]")
         self.load("v", p.dv, masked)
-        self.added("sum", p.dv, "weight", "v")
+        self.add_product("sum", p.dv, "weight", "v")
 
     @override
     def finish(self) -> None:
@@ -165,8 +165,8 @@ class GatherForward(GatherKernel):
         self.add(
             "# A row that sees nothing gives 0, and an LSE of -inf.", "divisor = tl.where(total > 0.0, total, 1.0)"
         )
-        self.scaled("sum", p.dv, "(1.0 / divisor)[:, None]")
-        self.parts("part", p.dv)
+        self.scale_sums("sum", p.dv, "(1.0 / divisor)[:, None]")
+        self.emit_part_addresses("part", p.dv)
         self.store_rows("part", p.dv, "there", "sum", "float32")
         self.pointers("fp32", "part_lse")
         part_lse = 'tl.where(total > 0.0, most + tl.log2(divisor), float("-inf"))'
@@ -181,12 +181,12 @@ class GatherQueryGradient(GatherKernel):
     makes: ClassVar[str] = "Gradient of every query by each place that it chose"
 
     @override
-    def own(self) -> None:
+    def load_queries(self) -> None:
         p = self.problem
         self.pointers("fp32", "lse", "delta")
         self.numbers("heads", "queries")
         for name, size in (("q", p.dk), ("dout", p.dv)):
-            self.add(self.of_head(name, "head"), self.row_addresses(name, "row"))
+            self.add(self.head_base(name, "head"), self.row_addresses(name, "row"))
             self.load_rows(name, size, "there")
         self.add(
             "of_row = (batch * heads + head) * queries + row",
@@ -210,11 +210,11 @@ class GatherQueryGradient(GatherKernel):
         self.load("v", p.dv, masked)
         self.product("dout", "v", p.dv, "change")
         self.add("change = weight * (change - own_delta[:, None])")
-        self.added("sum", p.dk, "change", "k")
+        self.add_product("sum", p.dk, "change", "k")
 
     @override
     def finish(self) -> None:
         p = self.problem
-        self.scaled("sum", p.dk, f"(scale * {LN_2})")
-        self.parts("part", p.dk)
+        self.scale_sums("sum", p.dk, f"(scale * {LN_2})")
+        self.emit_part_addresses("part", p.dk)
         self.store_rows("part", p.dk, "there", "sum", "float32")

@@ -39,23 +39,23 @@ class MergeFrame(GatherFrame):
             "head = lane % lanes_of_batch * span + first_head + unit % shared",
             "at = ((unit // turns).to(tl.int64) * queries + row) * slots",
             "of_pair = (unit.to(tl.int64) * queries + row) * slots",
-            self.of_head(name, "head"),
+            self.head_base(name, "head"),
             self.row_addresses(name, "row"),
         )
         self.zero("sum", size, rows)
 
-    def _slot(self) -> None:
+    def _emit_slot(self) -> None:
         """Emit which rows have a pair in the slot."""
         self.add("live = tl.load(slots_of + at + slot, mask=there, other=none) < none")
 
-    def _parts(self, size: int, weighted: bool) -> None:
+    def _add_parts(self, size: int, weighted: bool) -> None:
         """Add the partial results of a slot to the sums."""
         self.add(f"part_rows = part + (of_pair + slot)[:, None] * {part_width(size)}")
         for i, piece in enumerate(pieces(size)):
             mask = conjunction("live[:, None]", validity(piece))
             self.add(f"found = tl.load(part_rows + {entry_numbers(piece)}, mask={mask}, other=0.0)")
-            before = f"sum_{i} * rescale[:, None] + weight[:, None] * " if weighted else f"sum_{i} + "
-            self.add(f"sum_{i} = {before}found")
+            running_sum = f"sum_{i} * rescale[:, None] + weight[:, None] * " if weighted else f"sum_{i} + "
+            self.add(f"sum_{i} = {running_sum}found")
 
 
 @dataclass
@@ -73,7 +73,7 @@ class MergeForward(MergeFrame):
         self.numbers("heads")
         self.add(f'most = tl.full(({rows},), float("-inf"), tl.float32)', f"total = tl.zeros(({rows},), tl.float32)")
         with self.lines.block("for slot in range(0, slots):"):
-            self._slot()
+            self._emit_slot()
             self.add(
                 'of_part = tl.load(part_lse + of_pair + slot, mask=live, other=float("-inf"))',
                 "before = most",
@@ -83,11 +83,11 @@ class MergeForward(MergeFrame):
                 "weight = tl.exp2(of_part - base)",
                 "total = total * rescale + weight",
             )
-            self._parts(p.dv, weighted=True)
+            self._add_parts(p.dv, weighted=True)
         self.add(
             "# A row that sees nothing gives 0, and an LSE of -inf.", "divisor = tl.where(total > 0.0, total, 1.0)"
         )
-        self.scaled("sum", p.dv, "(1.0 / divisor)[:, None]")
+        self.scale_sums("sum", p.dv, "(1.0 / divisor)[:, None]")
         self.store_rows("out", p.dv, "there", "sum", p.dtype)
         self.add(
             f'whole = tl.where(total > 0.0, (most + tl.log2(divisor)) * {LN_2}, float("-inf"))',
@@ -107,6 +107,6 @@ class MergeQueryGradient(MergeFrame):
         p = self.problem
         self._program("dq", p.dk)
         with self.lines.block("for slot in range(0, slots):"):
-            self._slot()
-            self._parts(p.dk, weighted=False)
+            self._emit_slot()
+            self._add_parts(p.dk, weighted=False)
         self.store_rows("dq", p.dk, "there", "sum", p.dtype)

@@ -39,10 +39,10 @@ def emit_chosen(problem: SelectedProblem, stage: ChosenStage) -> KernelSource:
 @lru_cache(maxsize=64)
 def emit_delta_of(problem: SelectedProblem, lse_gradient: bool) -> KernelSource:
     """Return the kernel that prepares the backward (`emit_delta`)."""
-    told = ("Attention to chosen places: made by attnc.",)
+    header = ("Attention to chosen places: made by attnc.",)
     registers = problem.target.registers
     walk = ListedWalk(runs=False)
-    plain = AttentionProblem("chosen", told, walk, walk, problem.dk, problem.dv, problem.dtype, registers=registers)
+    plain = AttentionProblem("chosen", header, walk, walk, problem.dk, problem.dv, problem.dtype, registers=registers)
     return emit_delta(plain, lse_gradient)
 
 

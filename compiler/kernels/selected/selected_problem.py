@@ -63,7 +63,7 @@ class SelectedProblem:
     def __post_init__(self) -> None:
         if max(self.dk, self.dv) > WIDEST:
             raise NotInKernelsError(
-                f"chosen places with heads of {max(self.dk, self.dv)}, which are wider than {WIDEST}"
+                f"selected blocks with heads of width {max(self.dk, self.dv)}, which exceeds {WIDEST}"
             )
 
     @property
@@ -117,7 +117,7 @@ def _lifted_writer(wide: bool, query_axes: Axes, key_axes: Axes) -> _Lifted:
 
 
 def _unread(*_: object) -> ExprText:
-    raise NotInKernelsError("a choice beside inputs that are read pair by pair")
+    raise NotInKernelsError("selections combined with inputs that are read pair by pair")
 
 
 @dataclass
@@ -141,7 +141,7 @@ class _Lifted(IndexText):
 
     def _plus(self, text: ExprText, constant: int) -> ExprText:
         if abs(constant) >= 1 << 62:
-            raise NotInKernelsError("numbers past 64 bits")
+            raise NotInKernelsError("integers that may exceed 64 bits")
         name = f"n{len(self.values)}"
         self.values.append(constant)
         return ExprText(name) if text.text == "0" else ExprText(f"{text.at(5)} + {name}", text.axes, 5)
