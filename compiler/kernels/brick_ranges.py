@@ -185,7 +185,7 @@ USUAL = 128
 
 
 def find_bricked(pattern: Pattern, relation: Index, wanted: Sequence[Tiles]) -> list[Bricked] | None:
-    """Return the relation in bricks for each wanted tile, its number of queries and keys; None if bricks do not fit.
+    """Return the relation in bricks for each wanted tile of (queries, keys); None if bricks do not fit.
 
     Brick shapes are chosen to leave few bricks live. Every query and every key must be a token of the grid, and the
     relation must be known before a call: it may not read selections, other inputs or rounded numbers, which are tables

@@ -121,7 +121,7 @@ class Decode(Forward):
         counts = (*_COUNTS, *slot_sizes, *list_sizes, *map(size_name, p.sizes))
         return (*arguments, *(KernelArgument(name, "i32") for name in counts), KernelArgument("scale", "fp32"))
 
-    # --- places
+    # --- positions
 
     @override
     def emit_program(self) -> None:

@@ -96,6 +96,7 @@ class Forward(TiledKernel):
             self._add_values(f"{end} - 1")
 
     def _column_numbers(self, tile: str) -> None:
+        """Emit the columns' numbers and terms, if the score reads them."""
         if self.problem.score is not None:
             self.column_numbers(tile)
             self.moving_terms(False)
@@ -116,6 +117,7 @@ class Forward(TiledKernel):
         self.lines.add(f"{name} = {name} * rescale[:, None]")
 
     def _add_values(self, tile: str) -> None:
+        """Emit the product of the kept weights with the values of their tile."""
         values = self.load_sum("v", "kv_head", self.problem.dv, f"({tile})", False, loaded=False)
         for (name, _), value in zip(self.sums("sum", self.problem.dv), values, strict=True):
             self.lines.add(f"{name} = tl.dot(kept, {value}, {name}{self.problem.precision})")

@@ -41,7 +41,7 @@ LONGEST = 1 << 28
 
 
 class NotInKernelsError(Exception):
-    """Raised if kernels do not compute something; the message names it, to complete "there are no kernels for …"."""
+    """Raised if no kernel computes an expression; the message names it, to complete `there are no kernels for …`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ class IndexText:
             return self.names[node]
         match node:
             case Const(value=value):
-                return _number(value)
+                return _constant(value)
             case Truth(value=value):
                 return ExprText("True" if value else "False")
             case Linear():
@@ -178,9 +178,9 @@ class IndexText:
         text = ""
         for part, (_, factor) in zip(parts, terms, strict=True):
             summand = part.at(6) if abs(factor) == 1 else f"{abs(factor)} * {part.at(8)}"
-            text = _joined(text, summand, factor < 0)
+            text = _append_term(text, summand, factor < 0)
         if node.constant:
-            text = _joined(text, str(abs(node.constant)), node.constant < 0)
+            text = _append_term(text, str(abs(node.constant)), node.constant < 0)
         return ExprText(text, axes, 5)
 
     def _comparison(self, node: Compare) -> ExprText:
@@ -241,7 +241,7 @@ class IndexText:
         return ExprText(text, position.axes)
 
 
-def _number(value: int) -> ExprText:
+def _constant(value: int) -> ExprText:
     if abs(value) == FAR:
         return ExprText("FAR") if value > 0 else ExprText("-FAR", binds=8)
     return ExprText(str(value), binds=9 if value >= 0 else 8)
@@ -254,7 +254,7 @@ def _in_64_bits(text: ExprText) -> ExprText:
     return ExprText(text.at(9) + cast, text.axes)
 
 
-def _joined(text: str, part: str, negative: bool) -> str:
+def _append_term(text: str, part: str, negative: bool) -> str:
     if not text:
         return f"-{part}" if negative else part
     return f"{text} {'-' if negative else '+'} {part}"

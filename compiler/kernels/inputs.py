@@ -40,9 +40,8 @@ def input_name(tensor: Tensor) -> str:
     """Return the name of a pattern's input in texts; no other name looks like it."""
     if tensor.made is None and tensor.name.isidentifier():
         return f"input_{tensor.name}"
-    kind = (
-        "member_" if tensor.made is None else "made_"
-    )  # the selection of a family's member has a name such as `stage[1]`
+    # The selection of a family's member has a name such as `stage[1]`.
+    kind = "member_" if tensor.made is None else "made_"
     return kind + "".join(letter if letter.isalnum() else "_" for letter in tensor.name)
 
 

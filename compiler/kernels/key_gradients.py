@@ -27,7 +27,7 @@ def emit_dkdv(problem: AttentionProblem, tiles: TileShape) -> KernelSource:
 
 
 def turns_fit(group: int, queries: int) -> bool:
-    """Whether turns over `group` heads and `queries` can be numbered within `SHIFT` bits, for any tile shape."""
+    """Whether the inverse of `SHIFT` bits is exact for turns over `group` heads and `queries`, for any tile shape."""
     tiles = queries // LEAST + 1
     return group * tiles * tiles < 1 << SHIFT
 

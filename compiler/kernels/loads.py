@@ -50,6 +50,7 @@ class Loads(PositionText):
             self.lines.add(f"{name}_{i} = tl.load({where}, mask={mask}, other=0.0)")
 
     def _load_box(self, to: str, box: str, head: str, row: str, rows: int, piece: DepthSlice, start: str = "") -> None:
+        """Emit the copy of a box by the hardware, as a tile of `rows` rows named `to`."""
         where = f"[{self._box_lane(head)}, {row}, {start or piece.start}]"
         self.lines.add(f"{to} = {box}.load({where}).reshape({rows}, {piece.width})")
 
@@ -74,7 +75,7 @@ class Loads(PositionText):
             f"{brick} * {side}" for brick, side in zip(self.brick_of(tile), self.column_brick, strict=True)
         )
 
-    def _where(self, name: str, tile: str) -> str:
+    def _tile_address(self, name: str, tile: str) -> str:
         """Return the address at which a tile of a moving tensor begins."""
         if self.problem.grid is None:
             return f"{name}_base + {tile} * {name}_step"
@@ -106,7 +107,7 @@ class Loads(PositionText):
             inside = f"({self.inside()})[:, None]" if partial else None
             mask = conjunction(inside, validity(piece))
             masked = "" if mask is None else f", mask={mask}, other=0.0"
-            self.lines.add(f"{name}_{i} = tl.load({self._where(name, tile)} + {name}_inner_{i}{masked})")
+            self.lines.add(f"{name}_{i} = tl.load({self._tile_address(name, tile)} + {name}_inner_{i}{masked})")
 
     def load_sum(self, name: str, head: str, size: int, tile: str, partial: bool, loaded: bool) -> list[str]:
         """Return the slices of a moving tensor that the program accumulates: all, or that of the program's part."""
@@ -122,7 +123,7 @@ class Loads(PositionText):
             return [to]
         inside = f"({self.inside()})[:, None]" if partial else None
         entries = f"(part * {sums.step} + tl.arange(0, {sums.step}))[None, :]"
-        where = f"{self._where(name, tile)} + {name}_rows + {entries}"
+        where = f"{self._tile_address(name, tile)} + {name}_rows + {entries}"
         self.lines.add(f"{to} = tl.load({where}, mask={conjunction(inside, f'{entries} < {size}')}, other=0.0)")
         return [to]
 

@@ -78,6 +78,7 @@ def _split_row_factor(value: Value, sign: int) -> tuple[Value, Value]:
 
 
 def _times(factor: Value, other: Value) -> Value:
+    """Return a product; a factor of one is left out."""
     return other if factor is number(1.0) else apply("mul", factor, other)
 
 

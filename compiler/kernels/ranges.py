@@ -121,14 +121,14 @@ class _Solver:
             case Bool(op="and", operands=operands):
                 return self._meet([self.solve(operand) for operand in operands])
             case Bool(op="or", operands=operands):
-                return _joined([token_range for operand in operands for token_range in self.solve(operand)])
+                return _union([token_range for operand in operands for token_range in self.solve(operand)])
             case ExactSelect(condition=condition, then=then, otherwise=otherwise):
                 return self._either(condition, then, otherwise)
             case Not(operand=Bool() as inner):
                 parts = [fold.negation(operand) for operand in inner.operands]
                 return self.solve(fold.conjunction(*parts) if inner.op == "or" else fold.disjunction(*parts))
             case Not(operand=Compare(op="eq", value=value)):
-                return _joined([*self.solve(self._at_least(value, 1)), *self.solve(self._at_most(value, -1))])
+                return _union([*self.solve(self._at_least(value, 1)), *self.solve(self._at_most(value, -1))])
             case Compare(op="eq", value=value):
                 return self._meet([self.solve(self._at_least(value, 0)), self.solve(self._at_most(value, 0))])
             case Compare(op="ge", value=value):
@@ -136,6 +136,7 @@ class _Solver:
         raise _NoRangesError
 
     def _reads(self, node: Index) -> bool:
+        """Whether an expression reads the position that is solved for."""
         return self._position in walk(node)
 
     @staticmethod
@@ -160,9 +161,10 @@ class _Solver:
         return self.solve(fold.disjunction(fold.conjunction(condition, then), fold.conjunction(negated, otherwise)))
 
     def _meet(self, parts: Sequence[list[TokenRange]]) -> list[TokenRange]:
+        """Return the intersection of unions of ranges. Raises _NoRangesError."""
         result = [EVERYTHING]
         for part in parts:
-            result = _joined([_intersection(a, b) for a, b in product(result, part)])
+            result = _union([_intersection(a, b) for a, b in product(result, part)])
             if len(result) > MOST_PARTS:
                 raise _NoRangesError
         return result
@@ -187,14 +189,18 @@ class _Solver:
             case Linear():
                 return self._solve_sum(_slack(term, least, most))
             case Arith(op="floordiv", operands=(inner, Const(value=divisor))) if divisor > 0:
-                return self._solve_term(inner, _scaled(least, divisor, 0), _scaled(most, divisor, divisor - 1))
+                return self._solve_term(
+                    inner, _scaled_bound(least, divisor, 0), _scaled_bound(most, divisor, divisor - 1)
+                )
             case Coord(extent=None, stride=Const(value=divisor)) if divisor > 0:
                 inner = fold.sub(term.position, term.offset)
-                return self._solve_term(inner, _scaled(least, divisor, 0), _scaled(most, divisor, divisor - 1))
+                return self._solve_term(
+                    inner, _scaled_bound(least, divisor, 0), _scaled_bound(most, divisor, divisor - 1)
+                )
             case Arith(op="min" | "max" as op, operands=operands):
                 parts = [self.solve(fold.nonnegative(_slack(operand, least, most))) for operand in operands]
                 is_conjunction = (op == "min") == (least is not None)
-                return self._meet(parts) if is_conjunction else _joined([*chain.from_iterable(parts)])
+                return self._meet(parts) if is_conjunction else _union([*chain.from_iterable(parts)])
             case Arith(op="abs", operands=(inner,)):
                 sides = [fold.nonnegative(_slack(x, least, most)) for x in (inner, fold.times(inner, -1))]
                 return self.solve(fold.disjunction(*sides) if most is None else fold.conjunction(*sides))
@@ -212,7 +218,8 @@ def _slack(term: Index, least: Index | None, most: Index | None) -> Index:
     return fold.sub(most, term)
 
 
-def _scaled(bound: Index | None, factor: int, offset: int) -> Index | None:
+def _scaled_bound(bound: Index | None, factor: int, offset: int) -> Index | None:
+    """Return `factor * bound + offset`; None for no bound."""
     return None if bound is None else fold.add(fold.times(bound, factor), fold.const(offset))
 
 
@@ -229,6 +236,7 @@ def _intersection(a: TokenRange, b: TokenRange) -> TokenRange:
 
 
 def _tighter_end(tighter: object, a: Index | None, b: Index | None) -> Index | None:
+    """Return the end of an intersection; `tighter` combines two closed ends."""
     if a is None or b is None:
         return b if a is None else a
     return tighter(a, b)  # type: ignore[operator,no-any-return]
@@ -246,14 +254,14 @@ def _choose_ends(condition: Index, a: TokenRange, b: TokenRange) -> TokenRange:
     return TokenRange(end(a.first, b.first, -FAR), end(a.last, b.last, FAR), fold.truth(True))
 
 
-def _joined(ranges: list[TokenRange]) -> list[TokenRange]:
+def _union(ranges: list[TokenRange]) -> list[TokenRange]:
     """Return the union, with ranges merged that are open on the same side or have an end in common."""
     kept: list[TokenRange] = []
     for token_range in ranges:
         if isinstance(token_range.condition, Truth) and not token_range.condition.value:
             continue
         for i, other in enumerate(kept):
-            union = _united(other, token_range)
+            union = _merged(other, token_range)
             if union is not None:
                 kept[i] = union
                 break
@@ -261,10 +269,10 @@ def _joined(ranges: list[TokenRange]) -> list[TokenRange]:
             kept.append(token_range)
     if len(kept) > MOST_PARTS:
         raise _NoRangesError
-    return _joined(kept) if len(kept) < len(ranges) and len(kept) > 1 else kept
+    return _union(kept) if len(kept) < len(ranges) and len(kept) > 1 else kept
 
 
-def _united(a: TokenRange, b: TokenRange) -> TokenRange | None:
+def _merged(a: TokenRange, b: TokenRange) -> TokenRange | None:
     """Return the union of two ranges as one range; None if it may have a gap."""
     if a.condition is b.condition:
         if a.first is b.first and a.last is not None and b.last is not None:

@@ -234,14 +234,15 @@ class _Taking:
             formula,
             () if query == (vector("q"),) else query,
             () if key == (vector("k"),) else key,
-            self._values(),
+            self._value_vector(),
             tuple(self._terms),
             extra,
             kind,
             frozenset(self._grouped),
         )
 
-    def _values(self) -> Value | None:
+    def _value_vector(self) -> Value | None:
+        """Return the vector that replaces v; None for v itself."""
         value = self._node.value
         if value is vector("v"):
             return None
@@ -260,11 +261,11 @@ class _Taking:
         if _is_term(node):
             sides = _sides(node)
             if sides <= {"q"} and not _is_cheap(node):
-                return self._term(node, "query")
+                return self._add_term(node, "query")
             if sides == {"k"}:
-                return self._term(node, "key")
+                return self._add_term(node, "key")
             if sides == {"q", "k"} and is_difference(node) and _has_inputs(node):
-                return self._term(node, "distance")
+                return self._add_term(node, "distance")
         constant = _constant(node)
         if constant is not None:
             return number(constant)
@@ -278,6 +279,7 @@ class _Taking:
         raise NotInKernelsError(f"{plural(node)} that depend on both the query and the key")
 
     def _product(self, node: Dot) -> Value:
+        """Return a product with the vector of the query first, and record its vectors."""
         left, right = node.left, node.right
         if _sides(left) <= {"k"} and _sides(right) <= {"q"} and _sides(left):
             left, right = right, left
@@ -322,7 +324,8 @@ class _Taking:
                 self._products[product] = apply("mul", left, apply("div", rate, common_rate)), right
         return common
 
-    def _term(self, node: Value, side: Side, half: Literal[0, 1, 2] = 0) -> Value:
+    def _add_term(self, node: Value, side: Side, half: Literal[0, 1, 2] = 0) -> Value:
+        """Return the element of the term for a number; equal numbers share a term."""
         term = next((t for t in self._terms if (t.value, t.side, t.half) == (node, side, half)), None)
         if term is None:
             term = Term(_tensor(f"{side}_{len(self._terms)}", side), side, node, half)
@@ -341,7 +344,7 @@ class _Taking:
         for end in (node.high, node.low):
             upto = intern(ValueReduce("sum", node.var, fold.const(0), end, node.condition, node.body))
             side: Side = "key" if "k" in _index_sides(end) else "query"
-            parts.append([self._term(upto, side, half) for half in (1, 2)])
+            parts.append([self._add_term(upto, side, half) for half in (1, 2)])
         (a, a_rest), (b, b_rest) = parts
         first, rest = apply("sub", a, b), apply("sub", a_rest, b_rest)
         result = apply("add", first, rest)

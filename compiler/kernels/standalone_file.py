@@ -201,7 +201,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
     if kv_heads == 0 or heads % kv_heads:
         raise ValueError(f"q has {heads} heads and k has {kv_heads}: query heads must be a multiple of kv heads")
     if HEADS is not None and heads != HEADS:
-        raise ValueError(f"q: expected {HEADS} heads, as the pattern fixes, got {heads}")
+        raise ValueError(f"q: expected {HEADS} heads, which the pattern fixes, got {heads}")
     if TOKENS is not None and (queries, keys) != (TOKENS, TOKENS):
         raise ValueError(f"expected {TOKENS} queries and {TOKENS} keys, got {queries} queries and {keys} keys")
     if queries != keys and NEEDS_ALIGN and (ALIGN is None or (ALIGN == "end" and queries > keys)):

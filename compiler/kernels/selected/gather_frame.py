@@ -66,7 +66,7 @@ class GatherFrame(ABC):
         self.arguments.update((name, KernelArgument(name, "i32")) for name in names)
 
     def tensor(self, name: str) -> None:
-        """Declare a tensor (batch, head, token, width) of the call."""
+        """Declare a tensor of the call, (batch, heads, tokens, width)."""
         self.arguments[name] = KernelArgument(name, f"*{TYPES[self.problem.dtype]}")
         for dim, kind in (("batch", "i64"), ("head", "i64"), ("token", "i32")):
             self.arguments[f"{name}_{dim}"] = KernelArgument(f"{name}_{dim}", kind)
