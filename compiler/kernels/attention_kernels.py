@@ -1,4 +1,4 @@
-"""The kernels of one attention for one kind of head on one target: which walk they take, and their texts."""
+"""The kernels of one attention for one head shape on one target: their walks and their texts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attnc.compiler.before_keys import needs_rows_from_0
 from attnc.compiler.ir import VALUES, Attend, Extent, HeadIndex, Index, Lookup, Pattern, Position, Softmax, Tensor
 from attnc.compiler.kernels.attention_problem import AttentionProblem
 from attnc.compiler.kernels.brick_ranges import Bricked, find_bricked
-from attnc.compiler.kernels.content_masks import MaskTiles, find_asked, gathers_pairs
+from attnc.compiler.kernels.content_masks import MaskTiles, find_mask_relation, gathers_pairs
 from attnc.compiler.kernels.delta import emit_delta
 from attnc.compiler.kernels.forward import emit_forward
 from attnc.compiler.kernels.index_text import NotInKernelsError
@@ -35,15 +35,15 @@ from attnc.compiler.verify_ir import verified
 Tiles = Mapping[Stage, TileShape]
 
 FIXED = ("queries", "keys", "heads", "kv_heads", "group")
-"""Sizes that every kernel is told."""
+"""Sizes that every kernel receives as arguments."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeadShape:
-    """The operands of the products: widths and dtype, and for fp32 whether products may be TF32.
+    """The shape of a head: widths and dtype of the multiplied vectors, and for fp32 whether products may use TF32.
 
-    `widths`: dk and dv of the call, where vectors are made of others before. `grouped`: heads of queries may share a
-    head of keys; gradients of keys then walk all of these.
+    `widths`: dk and dv of the call, if the multiplied vectors are computed from those of the call. `grouped`: query
+    heads may share a kv head; kernels of key gradients then walk all query heads of a group.
     """
 
     dk: int
@@ -56,10 +56,10 @@ class HeadShape:
 
 @dataclass(frozen=True)
 class AttentionKernels:
-    """The texts; each is made when it is asked for. `form`: how live tiles are found, and `reason`: why so.
+    """The kernel texts of one attention, each made on first use. `form`: how live tiles are found; `reason`: why so.
 
-    `tiles`: those of stages that do not take the first choice. `hides_by_inputs`: what a call's inputs hold decides
-    which pairs are hidden.
+    `tiles`: tile shapes of the stages that do not take the first choice. `hides_by_inputs`: the contents of a call's
+    inputs decide which pairs are hidden.
     """
 
     problem: AttentionProblem
@@ -72,32 +72,32 @@ class AttentionKernels:
 
     @cached_property
     def careful(self) -> AttentionKernels | None:
-        """The kernels that follow these, where some must (`visible_products`): forward, dq and dkdv."""
+        """The careful kernels that follow forward, dq and dkdv (`visible_products`); None if none are needed."""
         return replace(self, problem=self.problem.as_careful) if self.hides_by_inputs else None
 
     def listed(self, stage: Stage, runs: bool) -> KernelSource:
-        """The kernel of a stage that walks lists of tiles, or of runs of them."""
+        """Return the kernel of a stage that walks lists of tiles, or lists of runs of tiles."""
         return self._by_runs[stage] if runs else {"forward": self.forward, "dq": self.dq, "dkdv": self.dkdv}[stage]
 
     @cached_property
     def _by_runs(self) -> dict[Stage, KernelSource]:
         problem = replace(self.problem, by_query=ListedWalk(runs=True), by_key=ListedWalk(runs=True))
-        own = replace(self, problem=problem)
-        return {"forward": own.forward, "dq": own.dq, "dkdv": own.dkdv}
+        kernels = replace(self, problem=problem)
+        return {"forward": kernels.forward, "dq": kernels.dq, "dkdv": kernels.dkdv}
 
     @cached_property
     def forward(self) -> KernelSource:
-        """Output and LSE."""
+        """The kernel of the output and the LSE."""
         return emit_forward(self._problem("forward"), self._tiles("forward"))
 
     @cached_property
     def dq(self) -> KernelSource:
-        """The gradient of q."""
+        """The kernel of the gradient of q."""
         return emit_dq(self._problem("dq"), self._tiles("dq"))
 
     @cached_property
     def dkdv(self) -> KernelSource:
-        """The gradients of k and v."""
+        """The kernel of the gradients of k and v."""
         return emit_dkdv(self._problem("dkdv"), self._tiles("dkdv"))
 
     @cached_property
@@ -107,64 +107,64 @@ class AttentionKernels:
 
     @cached_property
     def delta_with_lse(self) -> KernelSource:
-        """The kernel that prepares the backward where the LSE has a gradient."""
+        """The kernel that prepares the backward if the LSE has a gradient."""
         return emit_delta(self.problem, lse_gradient=True)
 
     @cached_property
     def of_distances(self) -> dict[str, KernelSource]:
-        """The gradients of terms of the distance, by name. Raises NotInKernelsError."""
+        """The kernels for gradients of terms by distance, by name. Raises NotInKernelsError."""
         score, tiles = self.problem.score, self._tiles("pairs")
         terms = [term for term in (score.terms if score else ()) if term.side == "distance" and term.varies]
         return {term.tensor.name: emit_distance_gradient(self.problem, term, tiles) for term in terms}
 
     @cached_property
     def of_tables(self) -> dict[str, KernelSource]:
-        """The gradients of inputs that are read pair by pair, by name. Raises NotInKernelsError."""
+        """The kernels for gradients of inputs that are read pair by pair, by name. Raises NotInKernelsError."""
         score, tiles = self.problem.score, self._tiles("pairs")
         tensors = score.inputs if score else ()
         return {tensor.name: emit_table_gradient(self.problem, tensor, tiles) for tensor in tensors}
 
     def check_gradients(self, tables: Sequence[str]) -> None:
-        """Raise NotInKernelsError where terms, or these inputs that are read pair by pair, have no gradient."""
-        known = {**self.of_distances, **(self.of_tables if tables else {})}
-        assert all(name in known for name in tables)
+        """Raise NotInKernelsError if the gradients of terms, or of the inputs `tables`, have no kernels."""
+        kernels = {**self.of_distances, **(self.of_tables if tables else {})}
+        assert all(name in kernels for name in tables)
 
     def _problem(self, stage: Stage) -> AttentionProblem:
-        """The problem with the bricks of a kernel."""
-        own = self.bricked.get(stage)
-        if own is None:
+        """Return the problem with the bricks of a stage."""
+        bricked = self.bricked.get(stage)
+        if bricked is None:
             return self.problem
-        return replace(self.problem, grid=own.grid, by_query=own.by_query, by_key=own.by_key, delayed=False)
+        return replace(self.problem, grid=bricked.grid, by_query=bricked.by_query, by_key=bricked.by_key, delayed=False)
 
     def _tiles(self, stage: Stage) -> TileShape:
-        """The tiles of a stage; a careful kernel loads nothing ahead, so that its products find shared memory."""
-        found = self._tiles_of(stage)
-        return replace(found, stages=1) if self.problem.careful else found
+        """Return a stage's tiles; careful kernels load nothing ahead, so that their products find shared memory."""
+        shape = self._usual_tiles(stage)
+        return replace(shape, stages=1) if self.problem.careful else shape
 
-    def _tiles_of(self, stage: Stage) -> TileShape:
+    def _usual_tiles(self, stage: Stage) -> TileShape:
         if stage in self.tiles:
             return self.tiles[stage]
         p = self.problem
-        own = self._problem(stage)
-        walk = own.by_key if stage == "dkdv" else own.by_query
-        how = {"nested": p.is_nested, "inner": walk.has_inner_loops}
+        problem = self._problem(stage)
+        walk = problem.by_key if stage == "dkdv" else problem.by_query
+        conditions = {"nested": p.is_nested, "inner": walk.has_inner_loops}
         if isinstance(walk, MaskTiles):
-            how |= {"asked": True, "gathered": gathers_pairs(walk.asked)}
-        return tile_shape(self.target, stage, p.dk, p.dv, p.dtype, load_of(p.score), **how)
+            conditions |= {"asked": True, "gathered": gathers_pairs(walk.asked)}
+        return tile_shape(self.target, stage, p.dk, p.dv, p.dtype, load_of(p.score), **conditions)
 
     @property
     def of_rows(self) -> tuple[KernelSource, ...]:
-        """The kernels that go through rows of queries or keys, in launch order."""
+        """The kernels that walk rows of queries or keys, in launch order."""
         return self.forward, *([] if self.problem.kind == "sum" else [self.delta]), self.dq, self.dkdv
 
     @property
     def of_pairs(self) -> tuple[KernelSource, ...]:
-        """The kernels of gradients pair by pair. Raises NotInKernelsError."""
+        """The kernels of gradients that are summed pair by pair. Raises NotInKernelsError."""
         return *self.of_distances.values(), *self.of_tables.values()
 
     @property
     def sources(self) -> dict[str, str]:
-        """All texts, by name."""
+        """The texts of all kernels, by function name."""
         return {source.function: source.text for source in (*self.of_rows, *self.of_pairs)}
 
 
@@ -177,38 +177,38 @@ def find_kernels(
     tiles: Tiles | None = None,
     before: bool = False,
 ) -> AttentionKernels:
-    """The kernels of a pattern of one attention; `square`: for as many queries as keys.
+    """Return the kernels of a pattern with one attention; `square`: calls have as many queries as keys.
 
-    `on_host`: why lists of tiles must come from the host. `tiles`: those of some stages, in place of the first choice.
-    `before`: queries stand before key 0, where texts may not take their positions for numbers from 0 on. Raises
-    NotInKernelsError where there are none.
+    `on_host`: why tile lists must be made on the host. `tiles`: tile shapes that replace the first choice of a stage.
+    `before`: queries stand before key 0, so that texts may not assume their positions to be numbers from 0 on. Raises
+    NotInKernelsError if there are no kernels for the pattern.
     """
     node = pattern.attend
     score = None if is_plain(node) else find_score(with_widths(node, heads.widths or (heads.dk, heads.dv)))
-    of_heads = heads.dk, heads.dv, heads.dtype, load_of(score)
-    nested = heads.grouped and score is not None and score.has_terms_of_keys  # bricks are those of all heads
-    shapes = {stage: tile_shape(target, stage, *of_heads, nested=nested, inner=True) for stage in BRICKED}
-    own_tiles = dict(tiles or {})
-    shapes |= {stage: shape for stage, shape in own_tiles.items() if stage in shapes}
+    head_shape = heads.dk, heads.dv, heads.dtype, load_of(score)
+    nested = heads.grouped and score is not None and score.has_terms_of_keys  # all heads share the bricks
+    shapes = {stage: tile_shape(target, stage, *head_shape, nested=nested, inner=True) for stage in BRICKED}
+    tile_overrides = dict(tiles or {})
+    shapes |= {stage: shape for stage, shape in tile_overrides.items() if stage in shapes}
     bricked = _bricks(pattern, node, shapes) if square else None
     form, by_query, by_key, reason = (
-        _walks(pattern, node, on_host, before) if bricked is None else _of_bricks(bricked["forward"])
+        _walks(pattern, node, on_host, before) if bricked is None else _brick_walks(bricked["forward"])
     )
-    ranged = [one for one in (by_query, by_key) if isinstance(one, RangedWalk)]
-    roots = [end for one in ranged for end in ends(one.ranges)]
+    range_walks = [range_walk for range_walk in (by_query, by_key) if isinstance(range_walk, RangedWalk)]
+    roots = [end for range_walk in range_walks for end in ends(range_walk.ranges)]
     if bricked is not None:
-        roots += _sizes_of(bricked["forward"])
+        roots += _brick_sizes(bricked["forward"])
     if isinstance(by_query, MaskTiles):
         roots.append(by_query.asked.relation)
     if score is not None:
-        if score.counts_keys and (form != "ranges" or _asks_choices(pattern)):
-            raise NotInKernelsError("counts of keys, where rows see no ranges of keys")
+        if score.counts_keys and (form != "ranges" or _reads_selections(pattern)):
+            raise NotInKernelsError("counts of keys, unless each row sees a few ranges of keys")
         roots += exact_parts(score)
         if before and needs_rows_from_0(exact_parts(score)):
-            raise NotInKernelsError("scores of a quotient of the query's place, where queries stand before key 0")
+            raise NotInKernelsError("scores that divide the query's position, if queries stand before key 0")
     problem = AttentionProblem(
         name=pattern.name,
-        told=told_of(pattern, node, form),
+        told=header_lines(pattern, node, form),
         by_query=by_query,
         by_key=by_key,
         dk=heads.dk,
@@ -218,7 +218,7 @@ def find_kernels(
         sizes=tuple(
             sorted({n.name for root in roots for n in walk(root) if isinstance(n, Extent)} - {*FIXED, "dk", "dv"})
         ),
-        documents=bool(ranged) and pattern.documents is not None,
+        documents=bool(range_walks) and pattern.documents is not None,
         score=score,
         widths=heads.widths or (heads.dk, heads.dv),
         tf32=heads.tf32,
@@ -229,36 +229,39 @@ def find_kernels(
         registers=target.registers,
         specialised=target.specialised and heads.dtype != "float32",
     )
-    hides = hides_by_inputs(pattern)
-    return AttentionKernels(problem, target, form, reason, {} if bricked is None else bricked, own_tiles, hides)
+    hidden_by_inputs = hides_by_inputs(pattern)
+    return AttentionKernels(
+        problem, target, form, reason, {} if bricked is None else bricked, tile_overrides, hidden_by_inputs
+    )
 
 
 def load_of(score: ScoreFormula | None) -> Load:
-    """Return the load that a score needs."""
+    """Return which numbers a score loads."""
     if score is None:
         return "plain"
     return "pairs" if score.reads_pairs else "terms"
 
 
 BRICKED: tuple[Stage, ...] = ("forward", "dq", "dkdv")
+"""Stages whose kernels can walk bricks."""
 
 
 def _bricks(pattern: Pattern, node: Attend, shapes: Mapping[Stage, TileShape]) -> dict[Stage, Bricked] | None:
-    """The relation in bricks, for the tiles of every kernel; None where it has none."""
+    """Return the relation in bricks, for the tiles of every stage; None if bricks do not fit."""
     if pattern.documents is not None or find_ranges(node.visible, "k") is not None:
         return None
     wanted = [(tiles.q_tile, tiles.k_tile) for tiles in shapes.values()]
-    brickeds = find_bricked(pattern, node.visible, wanted)
-    return None if brickeds is None else dict(zip(shapes, brickeds, strict=True))
+    relations = find_bricked(pattern, node.visible, wanted)
+    return None if relations is None else dict(zip(shapes, relations, strict=True))
 
 
-def _of_bricks(bricked: Bricked) -> tuple[Form, Walk, Walk, str]:
+def _brick_walks(bricked: Bricked) -> tuple[Form, Walk, Walk, str]:
     reason = f"each row sees a range along every axis: {bricked.grid}, bounds in the kernel"
     return "bricks", bricked.by_query, bricked.by_key, reason
 
 
-def _sizes_of(bricked: Bricked) -> list[Index]:
-    """Return the sizes that brick kernels read."""
+def _brick_sizes(bricked: Bricked) -> list[Index]:
+    """Return the sizes that kernels of bricks read."""
     products = (*bricked.by_query.products, *bricked.by_key.products)
     return [*bricked.grid.extents, *(end for ranges in products for end in ends(ranges))]
 
@@ -266,41 +269,47 @@ def _sizes_of(bricked: Bricked) -> list[Index]:
 @verified
 def with_widths(node: Attend, widths: tuple[int, int]) -> Attend:
     """Return the attention for heads of these widths."""
-    known: dict[Index, Index] = {fold.extent(n): fold.const(w) for n, w in zip(("dk", "dv"), widths, strict=True)}
-    weights = node.weights if isinstance(node.weights, Softmax) else substitute_value(node.weights, known)
-    return replace(node, score=substitute_value(node.score, known), weights=weights)
+    sizes: dict[Index, Index] = {fold.extent(n): fold.const(w) for n, w in zip(("dk", "dv"), widths, strict=True)}
+    weights = node.weights if isinstance(node.weights, Softmax) else substitute_value(node.weights, sizes)
+    return replace(node, score=substitute_value(node.score, sizes), weights=weights)
 
 
 def _walks(pattern: Pattern, node: Attend, on_host: str | None, before: bool) -> tuple[Form, Walk, Walk, str]:
+    """Return the form, the walks by rows of queries and of keys, and the reason, for tiles of consecutive tokens."""
     by_query, by_key = find_ranges(node.visible, "k"), find_ranges(node.visible, "q")
     windows = pattern.documents is not None
     listed = before and not windows and needs_rows_from_0([*ends(by_query or ()), *ends(by_key or ())])
-    if by_query and by_key and is_told(by_query, by_key) and not listed:
+    if by_query and by_key and can_compute_ends(by_query, by_key) and not listed:
         count = len(by_query)
         reason = f"each row sees {'one range' if count == 1 else f'{count} ranges'} of keys: bounds in the kernel"
         return "ranges", RangedWalk(by_query, windows), RangedWalk(by_key, windows), reason
     if windows:
-        raise NotInKernelsError("documents whose rows see no ranges of keys")
-    if _asks_choices(pattern):
-        return _asked(pattern, on_host)
-    return "lists", ListedWalk(runs=False), ListedWalk(runs=False), "rows see no few ranges of keys: listed tiles"
+        raise NotInKernelsError("documents, unless each row sees a few ranges of keys")
+    if _reads_selections(pattern):
+        return _mask_walks(pattern, on_host)
+    return (
+        "lists",
+        ListedWalk(runs=False),
+        ListedWalk(runs=False),
+        "rows do not see a few ranges of keys: tiles are listed",
+    )
 
 
-def _asks_choices(pattern: Pattern) -> bool:
-    """Whether what is chosen decides who sees whom."""
+def _reads_selections(pattern: Pattern) -> bool:
+    """Whether selections decide which pairs are visible."""
     return bool({item.given for item in pattern.selections} & asked([pattern.attend.visible]))
 
 
-def _asked(pattern: Pattern, on_host: str | None) -> tuple[Form, Walk, Walk, str]:
+def _mask_walks(pattern: Pattern, on_host: str | None) -> tuple[Form, Walk, Walk, str]:
     """Return the walks of a relation that reads content masks, which every call computes anew."""
     try:
         if on_host is None:
-            mask_tiles = MaskTiles(find_asked(pattern))
+            mask_tiles = MaskTiles(find_mask_relation(pattern))
             return (
                 "asked",
                 mask_tiles,
                 mask_tiles,
-                "tile lists made on the device in every call; kernels ask what was chosen",
+                "tile lists made on the device in every call; kernels read what was selected",
             )
     except NotInKernelsError as error:
         on_host = f"kernels do not compute {error}"
@@ -308,43 +317,43 @@ def _asked(pattern: Pattern, on_host: str | None) -> tuple[Form, Walk, Walk, str
     return "lists", ListedWalk(runs=False), ListedWalk(runs=False), reason
 
 
-def is_told(*ranges: object) -> bool:
-    """Whether a kernel can compute the ends: inputs are read at the row's own place only."""
-    for one in ranges:
-        for end in ends(one):  # type: ignore[arg-type]
+def can_compute_ends(*ranges: object) -> bool:
+    """Whether a kernel can compute the ends of ranges: they read inputs at the row's own position only."""
+    for token_ranges in ranges:
+        for end in ends(token_ranges):  # type: ignore[arg-type]
             for node in walk(end):
-                if isinstance(node, Lookup) and not all(map(_is_own, node.tensor.dims, node.indices)):
+                if isinstance(node, Lookup) and not all(map(_is_row_position, node.tensor.dims, node.indices)):
                     return False
     return True
 
 
-def _is_own(dim: str | int, index: Index) -> bool:
+def _is_row_position(dim: str | int, index: Index) -> bool:
     if dim in ("batch", "head", "kv_head"):
         return isinstance(index, HeadIndex) and index.name == dim
     return dim in ("query", "key", "token") and isinstance(index, Position)
 
 
 def exact_parts(score: ScoreFormula) -> list[Index]:
-    """The exact expressions that kernels compute of pairs."""
+    """Return the exact expressions that kernels compute for pairs."""
     derivatives = score.derivatives
     values = [score.formula, *(d.by for d in derivatives)]
-    below = {node for value in values for part in value.below for node in part.children()}
+    children = {node for value in values for part in value.below for node in part.children()}
     return [
-        *sorted((n for n in below if not isinstance(n, VALUES)), key=lambda n: n.digest),
+        *sorted((n for n in children if not isinstance(n, VALUES)), key=lambda n: n.digest),
         *(d.where for d in derivatives),
     ]
 
 
 def read_tensors(roots: list[Index]) -> Iterator[Tensor]:
-    """The inputs that expressions read."""
+    """Yield the inputs that expressions read."""
     for root in roots:
         yield from (n.tensor for n in walk(root) if isinstance(n, Lookup))
 
 
-def told_of(pattern: Pattern, node: Attend, form: Form) -> tuple[str, ...]:
+def header_lines(pattern: Pattern, node: Attend, form: Form) -> tuple[str, ...]:
     """Return the header of a kernel's text: the pattern, its parameters, and the relation.
 
-    Where tiles are listed it is the lists that say so; where extents are left open they have no values.
+    The relation is left out if tiles are listed, as the text does not depend on it. Open extents have no values.
     """
     if form == "lists":
         return (f"{pattern.name}: made by attnc. The tiles that are walked are listed.",)
@@ -354,5 +363,5 @@ def told_of(pattern: Pattern, node: Attend, form: Form) -> tuple[str, ...]:
     values = ", ".join(name if name in sizes else f"{name} = {value}" for name, value in pattern.parameters.items())
     title = f"{pattern.name}({values})" if values else pattern.name
     visible = print_index(relation)
-    shown = visible if len(visible) <= 400 else f"{visible[:397]}..."
-    return (f"{title}: made by attnc from", f"    visible {shown}")
+    condition = visible if len(visible) <= 400 else f"{visible[:397]}..."
+    return (f"{title}: made by attnc from", f"    visible {condition}")

@@ -1,4 +1,4 @@
-"""The problem that kernels of one attention are emitted for."""
+"""The description of one attention from which its kernels are emitted."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ PRODUCT = dot(vector("q"), vector("k"))
 
 @dataclass(frozen=True)
 class AttentionProblem:
-    """The problem of one attention: how tiles are found, by rows of queries and by rows of keys, and a head's shape.
+    """The description of one attention: its walks by rows of queries and by rows of keys, and the shape of its heads.
 
-    `told`: lines about the pattern for the head of the text. `tensors` and `sizes`: inputs and named sizes that the
-    walks or scores read. `documents`: each row has a window. `grid`: tiles are bricks of it. `score`: None for the
-    plain one; `widths`: dk and dv as it reads them. `tf32`: whether fp32 is multiplied as TF32. `delayed`: values are
-    multiplied one tile late. `boxes`: tiles of q, k and v are copied by the hardware (TMA). `guarded`: see `Lines`.
-    `grouped`: heads of queries may share a head of keys. `registers`, `specialised`: see `Target`. `careful`: see
-    `visible_products`.
+    `told`: header lines about the pattern. `tensors`, `sizes`: inputs and named sizes that the walks or scores read.
+    `documents`: each row has a window. `grid`: the grid whose bricks are the tiles, if any. `score`: None for the plain
+    score. `widths`: dk and dv as the score reads them. `tf32`: fp32 products may use TF32. `delayed`: values are
+    multiplied one tile late. `boxes`: the hardware copies tiles of q, k and v (TMA). `guarded`: see `Lines`. `grouped`:
+    query heads may share a kv head. `registers`, `specialised`: see `Target`. `careful`: see `visible_products`.
     """
 
     name: str
@@ -53,23 +52,23 @@ class AttentionProblem:
 
     @property
     def kind(self) -> Kind:
-        """The kind of weights that are computed from a score."""
+        """The kind of weights that are computed from the score."""
         return "softmax" if self.score is None else self.score.kind
 
     @property
     def is_nested(self) -> bool:
-        """Whether gradients of keys go through all tiles head by head, as what each head has of its own asks for."""
-        of_keys = self.score is not None and self.score.has_terms_of_keys
-        return self.grouped and (self.by_key.reads_head or of_keys)
+        """Whether key gradients walk all tiles head by head, as heads of a group differ in pairs or key terms."""
+        has_key_terms = self.score is not None and self.score.has_terms_of_keys
+        return self.grouped and (self.by_key.reads_head or has_key_terms)
 
     @property
     def vector(self) -> int:
-        """Entries in a unit of strides."""
+        """The number of entries in a unit of strides."""
         return VECTOR // BYTES[self.dtype]
 
     @property
     def as_careful(self) -> AttentionProblem:
-        """The problem of the careful kernels, which are seldom more than a look at one number: slow and simple."""
+        """The problem of the careful kernels: slow and simple, as they seldom do more than look at one number."""
         return replace(self, careful=True, delayed=False, guarded=False, registers=None, specialised=False)
 
     @property

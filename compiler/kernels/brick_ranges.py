@@ -20,19 +20,20 @@ from attnc.compiler.verify_ir import checked
 from attnc.spec.errors import EvaluationError
 
 MOST_AXES = 3
-"""The hardware copies boxes of five sides, of which one is the width of a head and one the lane."""
+"""Maximum number of axes: the hardware copies boxes of five dimensions, two of which are the lane and the width."""
 
 MOST_PRODUCTS = 2
+"""Maximum number of disjoint products of ranges that make up a relation."""
 
 WORD = 31
-"""Bits in which a row says which places of a brick it sees: one for each place along each axis."""
+"""Maximum number of bits in which a row marks what it sees of a brick: one bit per coordinate along each axis."""
 
 
 @dataclass(frozen=True, slots=True)
 class BrickGrid:
-    """The axes of a grid of tokens, the slowest first, and the sides of bricks of queries and of keys.
+    """The axes of a grid of tokens, the slowest first, and the sides of the bricks of queries and of keys.
 
-    `extents`, `strides`: as a text has them, numbers or sizes that it is told.
+    `extents`, `strides`: those of the axes as the kernel text reads them, constants or sizes passed as arguments.
     """
 
     axes: tuple[SeparatedAxis, ...]
@@ -48,11 +49,11 @@ class BrickGrid:
 
     @property
     def is_folded(self) -> bool:
-        """Whether batch entries and heads are one side of the boxes that are copied, so that there are not too many."""
+        """Whether batch entries and heads form one dimension of the boxes, which have too many dimensions otherwise."""
         return len(self.axes) >= MOST_AXES
 
     def bricks(self, brick: tuple[int, ...]) -> tuple[int, ...]:
-        """How many bricks lie along every axis."""
+        """Return the number of bricks along every axis."""
         return tuple(-(-axis.extent // side) for axis, side in zip(self.axes, brick, strict=True))
 
     def __str__(self) -> str:
@@ -62,9 +63,9 @@ class BrickGrid:
 
 @dataclass(frozen=True)
 class BrickRanges:
-    """Ranges of columns by row along every axis, for one product after another, which share no pair.
+    """Loop bounds over bricks: for each product, the range of columns that a row sees along every axis.
 
-    Along every axis a row sees what lies in its range of the product.
+    A row sees a column if the column's coordinate lies in the row's range along every axis. The products are disjoint.
     """
 
     brick: tuple[int, ...]
@@ -76,25 +77,29 @@ class BrickRanges:
     has_inner_loops: ClassVar[bool] = True
 
     def arguments(self, sides: object) -> tuple[KernelArgument, ...]:
-        """None of its own."""
+        """Return no arguments: the kernel computes its bounds."""
         return ()
 
     def start(self, lines: Lines, sides: object, texts: IndexText, moved: str) -> None:
         """Emit the lines before the loops."""
         lines.add("# Along every axis, the places that each row sees are those from `first` to `last`.")
         for p, ranges in enumerate(self.products):
-            for a, one in enumerate(ranges):
-                self._ends(lines, texts, f"{p}_{a}", a, one)
+            for a, token_range in enumerate(ranges):
+                self._emit_ends(lines, texts, f"{p}_{a}", a, token_range)
 
-    def _ends(self, lines: Lines, texts: IndexText, name: str, a: int, one: TokenRange) -> None:
-        own = IndexText(
+    def _emit_ends(self, lines: Lines, texts: IndexText, name: str, a: int, token_range: TokenRange) -> None:
+        axis_texts = IndexText(
             {**texts.names, fold.place(self.row_place): ExprText(f"at_{a}", ROWS)}, texts.read, texts.helpers
         )
-        most, side = f"extent_{a} - 1", self.brick[a]
-        low, high = one.low, one.high
-        flat = " + tl.zeros_like(row)"
-        first = "tl.zeros_like(row)" if low is None else f"tl.maximum({_of(own, low)}, 0)"
-        last = f"{most}{flat}" if high is None else f"tl.minimum({_of(own, high)}, {most})"
+        last_coordinate, side = f"extent_{a} - 1", self.brick[a]
+        low, high = token_range.low, token_range.high
+        over_rows = " + tl.zeros_like(row)"
+        first = "tl.zeros_like(row)" if low is None else f"tl.maximum({_text_over_rows(axis_texts, low)}, 0)"
+        last = (
+            f"{last_coordinate}{over_rows}"
+            if high is None
+            else f"tl.minimum({_text_over_rows(axis_texts, high)}, {last_coordinate})"
+        )
         lines.add(f"first_{name} = {first}", f"last_{name} = {last}")
         lines.add(f"low_{name} = tl.min(first_{name}, 0) // {side}")
         lines.add(f"high_{name} = (tl.max(last_{name}, 0) + {side}) // {side}")
@@ -108,7 +113,7 @@ class BrickRanges:
         body: Callable[[str, bool], None],
         full_loop: Callable[[str, str], None],
     ) -> None:
-        """A loop over bricks along every axis; along the last one full bricks apart, where the others are full."""
+        """Emit a loop over bricks along every axis; the last axis has a separate loop over the bricks that are full."""
         for p in range(len(self.products)):
             for a in range(len(self.brick)):
                 lines.add(f"first_{a} = first_{p}_{a}", f"last_{a} = last_{p}_{a}")
@@ -140,7 +145,7 @@ class BrickRanges:
         full_loop("full", "rest")
 
     def visible(self, lines: Lines, sides: object, texts: object) -> None:
-        """The mask of a partial brick: what a row may not see, in bits, and the bits of a column."""
+        """Emit the mask of a partial brick: a pair is visible if the row's bits include all bits of the column."""
         offset = 0
         words = []
         for a, side in enumerate(self.brick):
@@ -155,14 +160,14 @@ class BrickRanges:
         lines.add(f"visible = (~({' | '.join(words)})[:, None] & column_bits[None, :]) == 0")
 
 
-def _of(texts: IndexText, end: Index) -> str:
-    found = texts.of(end)
-    return found.at(5) if found.axes else f"{found.at(5)} + tl.zeros_like(row)"
+def _text_over_rows(texts: IndexText, end: Index) -> str:
+    text = texts.of(end)
+    return text.at(5) if text.axes else f"{text.at(5)} + tl.zeros_like(row)"
 
 
 @dataclass(frozen=True)
 class Bricked:
-    """A relation in bricks, by rows of queries and by rows of keys."""
+    """A relation in bricks, walked by rows of queries and by rows of keys."""
 
     grid: BrickGrid
     by_query: BrickRanges
@@ -173,19 +178,19 @@ Tiles = tuple[int, int]
 _Shape = tuple[tuple[int, ...], tuple[int, ...]]
 
 MENU = 2
-"""Grids of all sizes that are left open share so many shapes of bricks."""
+"""Number of brick shapes that grids with open extents choose from, so that grids of many sizes share kernels."""
 
 USUAL = 128
-"""Extents up to this have the same shapes to choose from."""
+"""Extents up to this size choose from the same brick shapes."""
 
 
 def find_bricked(pattern: Pattern, relation: Index, wanted: Sequence[Tiles]) -> list[Bricked] | None:
-    """The relation in bricks of so many queries and keys, which leave few live, each; None where it has none.
+    """Return the relation in bricks for each wanted tile of (queries, keys); None if bricks do not fit.
 
-    Every query and every key must be a token of the grid, and the relation told before a call: what is chosen, or what
-    other inputs hold, makes no bricks, nor do rounded numbers, which are tables of a call. Where the pattern's
-    extents can be left open they are, and the bricks are few for all extents, so that grids of other sizes have the
-    same kernels.
+    Brick shapes are chosen to leave few bricks live. Every query and every key must be a token of the grid, and the
+    relation must be known before a call: it may not read selections, other inputs or rounded numbers, which are tables
+    of a call. Extents of the pattern are left open if possible, and all extents choose from a few brick shapes, so that
+    grids of other sizes share the kernels.
     """
     if any(isinstance(node, Lookup | RoundToInt) for node in walk(relation)):
         return None
@@ -196,28 +201,28 @@ def find_bricked(pattern: Pattern, relation: Index, wanted: Sequence[Tiles]) -> 
         return None
     extents = tuple(fold.const(axis.extent) for axis in axes)
     strides = tuple(fold.const(axis.stride) for axis in axes)
-    opened = _opened(pattern, relation, axes)
-    found = None if opened is None else find_separable(opened.relation, tokens)
-    if opened is not None and found is not None:
+    opened = _open_extents(pattern, relation, axes)
+    ranges = None if opened is None else find_separable(opened.relation, tokens)
+    if opened is not None and ranges is not None:
         extents, strides = opened.extents, opened.strides
     else:
-        opened, found = None, find_separable(relation, tokens)
-    if found is None:
+        opened, ranges = None, find_separable(relation, tokens)
+    if ranges is None:
         return None
-    by_query, by_key = found
-    bricked = []
+    by_query, by_key = ranges
+    relations = []
     for tiles in wanted:
         shape = _shape(finder, None if opened is None else opened.usual, tiles, len(axes))
         if shape is None:
             return None
         grid = BrickGrid(axes, *shape, extents, strides)
         q_brick, k_brick = shape
-        bricked.append(Bricked(grid, BrickRanges(k_brick, by_query, "q"), BrickRanges(q_brick, by_key, "k")))
-    return bricked
+        relations.append(Bricked(grid, BrickRanges(k_brick, by_query, "q"), BrickRanges(q_brick, by_key, "k")))
+    return relations
 
 
 def _shape(finder: BrickFinder, usual: BrickFinder | None, tiles: Tiles, axes: int) -> _Shape | None:
-    """The sides of the bricks of queries and keys: of those that are good for usual extents the best for these."""
+    """Return the sides of query and key bricks: the best for this grid of the shapes that suit usual extents."""
     menu: list[_Shape] = []
     for shape in _fitting(usual or finder, tiles, axes) or _fitting(finder, tiles, axes):
         if len(menu) < MENU and all(shape[0] != other[0] for other in menu):
@@ -226,7 +231,7 @@ def _shape(finder: BrickFinder, usual: BrickFinder | None, tiles: Tiles, axes: i
 
 
 def _fitting(finder: BrickFinder, tiles: Tiles, axes: int) -> list[_Shape]:
-    """Shapes that a kernel can have, those that leave the fewest bricks live first."""
+    """Return the brick shapes that kernels can have, the fewest live bricks first."""
     try:
         shapes = finder.best(*tiles)
     except EvaluationError:
@@ -237,9 +242,9 @@ def _fitting(finder: BrickFinder, tiles: Tiles, axes: int) -> list[_Shape]:
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """A relation whose extents are left open, but for those that its coordinates are told apart by.
+    """A relation whose extents are left open, except inside coordinates, where they are constants.
 
-    `usual`: the relation for extents of a usual size.
+    `usual`: the brick search for extents of a usual size.
     """
 
     relation: Index
@@ -248,8 +253,8 @@ class _Opened:
     usual: BrickFinder | None
 
 
-def _opened(pattern: Pattern, relation: Index, axes: tuple[SeparatedAxis, ...]) -> _Opened | None:
-    """The relation with its extents left open, where they can be."""
+def _open_extents(pattern: Pattern, relation: Index, axes: tuple[SeparatedAxis, ...]) -> _Opened | None:
+    """Return the relation with its extents left open; None if they cannot be."""
     general = pattern.general
     opened = None if general is None else general.known.get(relation)
     if general is None or opened is None:
@@ -263,7 +268,7 @@ def _opened(pattern: Pattern, relation: Index, axes: tuple[SeparatedAxis, ...]) 
     ]:
         return None
 
-    def told(node: Index) -> Index | None:
+    def bind_coordinate(node: Index) -> Index | None:
         if not isinstance(node, Coord):
             return None
         extent = None if node.extent is None else substitute(node.extent, numbers)
@@ -274,21 +279,22 @@ def _opened(pattern: Pattern, relation: Index, axes: tuple[SeparatedAxis, ...]) 
     usual = {fold.extent(name): fold.const(_usual(value)) for name, value in general.sizes.items()}
     count = prod(_number(extent, usual) or 0 for extent in general.extents)
     finder = _finder(substitute(opened, usual), count)
-    return _Opened(checked(rewrite(opened, told)), general.extents, tuple(strides), finder)
+    return _Opened(checked(rewrite(opened, bind_coordinate)), general.extents, tuple(strides), finder)
 
 
 def _usual(extent: int) -> int:
-    """The extent for which bricks are chosen: the next power of two."""
+    """Return the extent for which bricks are chosen: the next power of two, at least USUAL."""
     return max(USUAL, 1 << (extent - 1).bit_length())
 
 
 def _number(size: Index, numbers: Mapping[Index, Index]) -> int | None:
-    found = substitute(size, numbers)
-    return found.value if isinstance(found, Const) else None
+    """Return the value of a size for known numbers; None if it is not a constant then."""
+    folded = substitute(size, numbers)
+    return folded.value if isinstance(folded, Const) else None
 
 
 def _finder(relation: Index, tokens: int) -> BrickFinder | None:
-    """The search for bricks; None where the relation reads what only a call knows, or faults."""
+    """Return the search for bricks; None if the relation reads what only a call knows, or its evaluation fails."""
     if any(isinstance(node, Extent | HeadIndex | Lookup) for node in walk(relation)):
         return None
     try:
@@ -301,7 +307,7 @@ _Products = tuple[tuple[TokenRange, ...], ...]
 
 
 def find_separable(relation: Index, tokens: int) -> tuple[_Products, _Products] | None:
-    """The ranges of a relation along its axes, of keys by query and of queries by key; None for none."""
+    """Return a relation's ranges along its axes, of keys by query and of queries by key; None if not separable."""
     axes = grid_of(relation, tokens)
     if axes is None or not 2 <= len(axes) <= MOST_AXES:
         return None
@@ -314,18 +320,21 @@ def find_separable(relation: Index, tokens: int) -> tuple[_Products, _Products] 
     token_ranges: list[list[tuple[TokenRange, ...]]] = [[], []]
     for product in products:
         for side, parts in zip(("k", "q"), token_ranges, strict=True):
-            ranges = [find_ranges(one, side) for one in product]  # type: ignore[arg-type]
-            if any(one is None or len(one) != 1 for one in ranges):
+            ranges = [find_ranges(condition, side) for condition in product]  # type: ignore[arg-type]
+            if any(axis_ranges is None or len(axis_ranges) != 1 for axis_ranges in ranges):
                 return None
-            ends = [end for one in ranges for r in one or () for end in (r.low, r.high) if end is not None]
+            product_ranges = [token_range for axis_ranges in ranges for token_range in axis_ranges or ()]
+            ends = [
+                end for token_range in product_ranges for end in (token_range.low, token_range.high) if end is not None
+            ]
             if not all(map(fits_32_bits, ends)):
                 return None
-            parts.append(tuple(one[0] for one in ranges if one))
+            parts.append(tuple(product_ranges))
     return tuple(token_ranges[0]), tuple(token_ranges[1])
 
 
 def _tokens(pattern: Pattern) -> int | None:
-    """The tokens of a pattern whose only segment has fixed extents."""
+    """Return the number of tokens of a pattern with one segment of fixed extents; None for any other pattern."""
     if len(pattern.segments) != 1:
         return None
     extents = [extent for _, extent in pattern.segments[0].axes]

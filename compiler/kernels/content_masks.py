@@ -1,7 +1,8 @@
-"""Relations that ask truth tensors which every call makes anew, as kernels compute them in partial tiles.
+"""Relations that read content masks, the truth tensors of a call, as kernels compute them in partial tiles.
 
-`any(chosen[i] for i in low .. high)` is there one entry of a tensor that is made beside, if `high - low` is a constant:
-which stretches of that length have a chosen entry. Else it is the difference of two counts of chosen entries.
+`any(chosen[i] for i in low .. high)` becomes one read of a derived tensor if `high - low` is a constant: the tensor
+says for each stretch of that length whether it has a chosen entry. Otherwise it becomes the difference of two running
+counts of chosen entries.
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ from attnc.compiler.verify_ir import checked
 
 @dataclass(frozen=True)
 class MaskRange:
-    """`any(read[.., i] for i in low .. high)`, where `read` is a truth tensor at the last index `variable`.
+    """The aggregate `any(read[.., i] for i in low .. high)`; `read`: a truth tensor whose last index is `variable`.
 
-    `length`: a constant that `high - low` is, but where `low` is less than `least` or `high` more than `most`.
+    `least`, `most`: the bounds of the aggregate itself, between which `low` and `high` are clipped. `length`: the value
+    of `high - low` before clipping if it is a constant, else None. `start`: `low` before clipping if `length` is known,
+    else `low`.
     """
 
     read: Lookup
@@ -52,30 +55,30 @@ class MaskRange:
     start: Index
 
 
-def stretch_of(node: Index) -> MaskRange | None:
-    """An aggregate as a question to consecutive entries, where it is one and its conditions are ends of these."""
+def find_mask_range(node: Index) -> MaskRange | None:
+    """Return an `any` over consecutive entries of one truth tensor as a range; None for any other expression."""
     if not (isinstance(node, Reduce) and node.op == "any"):
         return None
-    reads: list[Lookup] = []
+    lookups: list[Lookup] = []
     lows, highs = list[Index](), list[Index]()
     for part in (*_conjuncts(node.condition), *_conjuncts(node.body)):
         if _is_truth_tensor(part) and isinstance(part, Lookup):
-            reads.append(part)
+            lookups.append(part)
             continue
-        end = _end(part, node.var)
-        if end is None:
+        bound = _bound_of_variable(part, node.var)
+        if bound is None:
             return None
-        (lows if end[0] > 0 else highs).append(end[1])
-    if len(reads) != 1 or reads[0].indices[-1] is not node.var:
+        (lows if bound[0] > 0 else highs).append(bound[1])
+    if len(lookups) != 1 or lookups[0].indices[-1] is not node.var:
         return None
-    if any(fold.mentions(index, node.var) for index in (*reads[0].indices[:-1], *lows, *highs)):
+    if any(fold.mentions(index, node.var) for index in (*lookups[0].indices[:-1], *lows, *highs)):
         return None
     gap = fold.sub(highs[0], lows[0]) if len(lows) == len(highs) == 1 else None
     length = gap.value if isinstance(gap, Const) and gap.value > 0 else None
     low, high = fold.maximum(node.low, *lows), fold.minimum(node.high, *highs)
     low, high = fold.minimum(low, node.high), fold.maximum(high, node.low)
     start = lows[0] if length is not None else low
-    return MaskRange(reads[0], node.var, low, high, node.low, node.high, length, start)
+    return MaskRange(lookups[0], node.var, low, high, node.low, node.high, length, start)
 
 
 def _conjuncts(node: Index) -> tuple[Index, ...]:
@@ -88,7 +91,7 @@ def _is_truth_tensor(node: Index) -> bool:
     return isinstance(node, Lookup) and node.tensor.kind == "bool"
 
 
-def _end(node: Index, variable: Var) -> tuple[int, Index] | None:
+def _bound_of_variable(node: Index, variable: Var) -> tuple[int, Index] | None:
     """Return the side and the end of a bound: 1 for `variable >= end`, -1 for `variable < end`, else None."""
     if not (isinstance(node, Compare) and node.op == "ge"):
         return None
@@ -101,9 +104,10 @@ def _end(node: Index, variable: Var) -> tuple[int, Index] | None:
 
 @dataclass(frozen=True)
 class DerivedMask:
-    """A tensor that is made of a truth tensor `of`, along its last dimension, which has one entry and `length` more.
+    """A tensor computed from a truth tensor `of`, along its last dimension, which grows by `length` + 1 entries.
 
-    Entry i says whether one of `length` entries before i holds, or without a length how many before i do.
+    Entry i says whether any of the `length` entries before i holds. Without a length, the dimension grows by 1, and
+    entry i is the number of entries before i that hold.
     """
 
     tensor: Tensor
@@ -113,81 +117,88 @@ class DerivedMask:
 
 @dataclass(frozen=True)
 class MaskRelation:
-    """A relation as kernels compute it; `derived`: the tensors made of others that it reads."""
+    """A relation as kernels compute it; `derived`: the derived tensors that it reads."""
 
     relation: Index
     derived: tuple[DerivedMask, ...]
 
 
-def find_asked(pattern: Pattern) -> MaskRelation:
-    """The relation of an attention for kernels. Raises NotInKernelsError."""
-    own = {tensor.name for tensor in pattern.tensors}
-    places = {i.given: fold.extent("keys") if i.items is None else i.items for i in pattern.selections}
-    found: dict[tuple[Tensor, int | None], DerivedMask] = {}
+def find_mask_relation(pattern: Pattern) -> MaskRelation:
+    """Return the relation of an attention with its aggregates as reads of derived tensors. Raises NotInKernelsError."""
+    tensor_names = {tensor.name for tensor in pattern.tensors}
+    lengths = {
+        selection.given: fold.extent("keys") if selection.items is None else selection.items
+        for selection in pattern.selections
+    }
+    masks: dict[tuple[Tensor, int | None], DerivedMask] = {}
 
-    def derived(of: Tensor, length: int | None) -> Tensor:
-        if (of, length) not in found:
-            name = f"{of.name}_{'before' if length is None else f'of_{length}'}"
-            while name in own:
+    def derived_tensor(source: Tensor, length: int | None) -> Tensor:
+        if (source, length) not in masks:
+            name = f"{source.name}_{'before' if length is None else f'of_{length}'}"
+            while name in tensor_names:
                 name += "_"
-            own.add(name)
-            tensor = intern(Tensor(name, "int" if length is None else "bool", (*of.dims[:-1], "ends")))
-            found[of, length] = DerivedMask(tensor, of, length)
-        return found[of, length].tensor
+            tensor_names.add(name)
+            tensor = intern(Tensor(name, "int" if length is None else "bool", (*source.dims[:-1], "ends")))
+            masks[source, length] = DerivedMask(tensor, source, length)
+        return masks[source, length].tensor
 
-    def change(node: Index) -> Index | None:
-        one = stretch_of(node)
-        if one is None:
+    def replace_aggregate(node: Index) -> Index | None:
+        mask_range = find_mask_range(node)
+        if mask_range is None:
             return None
-        *before, _ = one.read.indices
-        if one.length is not None and one.least is fold.const(0) and one.most is places.get(one.read.tensor):
-            length = fold.const(one.length)
-            end = fold.add(one.start, length)
-            inside = fold.minimum(fold.maximum(end, fold.const(0)), fold.add(one.most, length))
-            return fold.lookup(derived(one.read.tensor, one.length), (*before, inside))
-        counts = derived(one.read.tensor, None)
-        ends = (fold.lookup(counts, (*before, end)) for end in (one.high, one.low))
+        *leading, _ = mask_range.read.indices
+        if (
+            mask_range.length is not None
+            and mask_range.least is fold.const(0)
+            and mask_range.most is lengths.get(mask_range.read.tensor)
+        ):
+            length = fold.const(mask_range.length)
+            bound = fold.add(mask_range.start, length)
+            inside = fold.minimum(fold.maximum(bound, fold.const(0)), fold.add(mask_range.most, length))
+            return fold.lookup(derived_tensor(mask_range.read.tensor, mask_range.length), (*leading, inside))
+        counts = derived_tensor(mask_range.read.tensor, None)
+        ends = (fold.lookup(counts, (*leading, bound)) for bound in (mask_range.high, mask_range.low))
         return fold.less(fold.const(0), fold.sub(*ends))
 
-    relation = checked(rewrite(pattern.attend.visible, change))
+    relation = checked(rewrite(pattern.attend.visible, replace_aggregate))
     _check(relation)
-    return MaskRelation(relation, tuple(found.values()))
+    return MaskRelation(relation, tuple(masks.values()))
 
 
 ALONG = 128
-"""Keys of a tile at most: rows of truth tensors that are read along keys are filled up to a multiple."""
+"""Maximum number of keys in a tile. Rows of truth tensors that are read along keys are padded to a multiple of it."""
 
 UNIT = 16
-"""Bytes that are loaded at once where rows begin at multiples of that."""
+"""Bytes of one vector load. Rows of truth tensors must begin at multiples of it."""
 
 
 def is_along_keys(node: Lookup) -> bool:
-    """Whether the entries that the keys of a tile read lie side by side, one after another."""
-    *before, last = node.indices
-    others = (below for index in before for below in index.below)
-    one = node.tensor.kind == "bool" and last is fold.place("k") and node.tensor.dims[-1] != "query"
-    return one and fold.place("k") not in others
+    """Whether the keys of a tile read adjacent entries of a truth tensor."""
+    *leading, last = node.indices
+    leading_parts = (part for index in leading for part in index.below)
+    reads_at_key = node.tensor.kind == "bool" and last is fold.place("k") and node.tensor.dims[-1] != "query"
+    return reads_at_key and fold.place("k") not in leading_parts
 
 
 def read_along_keys(asked: MaskRelation) -> frozenset[Tensor]:
-    """The tensors that are read so."""
+    """Return the tensors whose entries the keys of a tile read side by side (`is_along_keys`)."""
     lookups = (node for node in walk(asked.relation) if isinstance(node, Lookup))
     return frozenset(node.tensor for node in lookups if is_along_keys(node))
 
 
 def gathers_pairs(asked: MaskRelation) -> bool:
-    """Whether entries are read at an address of its own for each pair: in a row of the query, at a place of the key."""
+    """Whether each pair reads an entry at a separate address: in the row of its query, at the position of its key."""
     lookups = [node for node in walk(asked.relation) if isinstance(node, Lookup) and not is_along_keys(node)]
-    return any(_is_of(node, "q", "k") and _is_of(node, "k", "q") for node in lookups)
+    return any(_reads_only(node, "q", "k") and _reads_only(node, "k", "q") for node in lookups)
 
 
-def _is_of(node: Lookup, name: Literal["q", "k"], other: Literal["q", "k"]) -> bool:
-    """Whether one of the indices has the one place and not the other."""
+def _reads_only(node: Lookup, name: Literal["q", "k"], other: Literal["q", "k"]) -> bool:
+    """Whether an index of the lookup depends on position `name` and not on position `other`."""
     return any(fold.place(name) in index.below and fold.place(other) not in index.below for index in node.indices)
 
 
 def _check(relation: Index) -> None:
-    """Raise NotInKernelsError where kernels cannot compute a relation."""
+    """Raise NotInKernelsError if kernels cannot compute the relation."""
     nodes = walk(relation)
     unnamed = next((n.name for n in nodes if isinstance(n, Extent) and not n.name.isidentifier()), None)
     if unnamed is not None:
@@ -198,19 +209,21 @@ def _check(relation: Index) -> None:
         relation
     )
     if not fits_32_bits(relation):
-        raise NotInKernelsError("numbers that may pass 32 bits")
+        raise NotInKernelsError("integers that may exceed 32 bits")
 
 
 @dataclass(frozen=True)
 class MaskTiles(ListedWalk):
-    """Tiles from lists that each call makes on the device; in partial ones the relation is computed."""
+    """Tile lists that each call makes on the device; the masks of partial tiles are computed from the relation."""
 
     runs: bool = field(default=False, init=False)
     asked: MaskRelation
 
     @override
     def arguments(self, sides: Sides) -> tuple[KernelArgument, ...]:
-        return tuple(one for one in super().arguments(sides) if one.name not in ("partial_kinds", "masks"))
+        return tuple(
+            argument for argument in super().arguments(sides) if argument.name not in ("partial_kinds", "masks")
+        )
 
     @override
     def start(self, lines: Lines, sides: Sides, texts: IndexText, moved: str) -> None:

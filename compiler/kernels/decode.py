@@ -1,7 +1,7 @@
-"""A few queries against a cache: each program takes a share of the keys, and a second kernel merges the shares.
+"""Decode kernels, for a few queries against a cache: programs share out the keys, and a second kernel merges.
 
-The heads of queries that share a head of keys stand together as rows, so that a key is loaded once for all of them.
-Only keys that one of the rows sees are loaded.
+The query heads that share a kv head form the rows of one tile, so that each key is loaded once for all of these heads.
+Only keys that some row sees are loaded.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from attnc.compiler.value_nodes import reads
 CacheKind = Literal["slots", "pages", "ring"]
 
 MOST_SPLITS = 256
-"""Shares of the keys of a lane."""
+"""Maximum number of splits of a lane's keys, each of which gives a partial result."""
 
 
 def emit_decode(problem: AttentionProblem, tiles: TileShape, kind: CacheKind) -> KernelSource:
-    """The kernel of a share: `out_parts` (splits, B, Hq, Nq, dv) and `lse_parts` (splits, B, Hq, Nq), fp32.
+    """Emit the kernel of partial results: `out_parts` (splits, B, Hq, Nq, dv), `lse_parts` (splits, B, Hq, Nq), fp32.
 
-    Raises NotInKernelsError.
+    Raises NotInKernelsError if the kernel cannot compute the problem.
     """
     if problem.kind != "softmax":
-        raise NotInKernelsError("decoding with weights that are no softmax")
+        raise NotInKernelsError("decoding with weights that are not a softmax")
     if problem.score is not None:
         _check(problem.score)
     if problem.dv > 256:
@@ -50,9 +50,9 @@ def emit_decode(problem: AttentionProblem, tiles: TileShape, kind: CacheKind) ->
 
 
 def _check(score: ScoreFormula) -> None:
-    """Raise NotInKernelsError for what would be computed of all tokens before a step."""
+    """Raise NotInKernelsError if the score needs vectors or terms of all tokens, computed before every step."""
     if score.query or score.key or score.value is not None:
-        raise NotInKernelsError("decoding with vectors of a pattern's own")
+        raise NotInKernelsError("decoding with vectors that the pattern computes")
     for term in (*score.terms, *([] if score.extra is None else [score.extra])):
         lengths = any(isinstance(n, Position | Extent) and n.name in _LENGTHS for n in term.value.below)
         if term.side != "query" or lengths or {"q", "k"} & reads(term.value):
@@ -64,7 +64,7 @@ _LENGTHS = ("q", "k", "keys", "queries")
 
 @dataclass
 class Decode(Forward):
-    """A share of the keys of a lane, which is a batch entry and a head of keys."""
+    """Emits the partial results of one split of a lane's keys; a lane is a batch entry and a kv head."""
 
     kind: CacheKind = field(kw_only=True)
 
@@ -78,7 +78,7 @@ class Decode(Forward):
 
     @property
     @override
-    def rows_of(self) -> tuple[str, ...]:
+    def row_numbers(self) -> tuple[str, ...]:
         return ()
 
     @property
@@ -88,43 +88,43 @@ class Decode(Forward):
     # --- arguments
 
     @override
-    def given(self) -> list[Term]:
-        """Extra logits are counted where shares are merged."""
+    def read_terms(self) -> list[Term]:
+        """Return the terms without the extra logit, which the merging kernel adds."""
         return [] if self.problem.score is None else list(self.problem.score.terms)
 
     @override
     def _arguments(self) -> tuple[KernelArgument, ...]:
         p = self.problem
-        found = [KernelArgument(name, f"*{TYPES[p.dtype]}") for name in self.read]
-        found += [
+        arguments = [KernelArgument(name, f"*{TYPES[p.dtype]}") for name in self.read]
+        arguments += [
             KernelArgument("kv_len", "*i32"),
             KernelArgument("out_parts", "*fp32"),
             KernelArgument("lse_parts", "*fp32"),
         ]
-        found += [RESULT_SUM] if p.careful else []
+        arguments += [RESULT_SUM] if p.careful else []
         if self.kind == "pages":
-            found.append(KernelArgument("block_table", "*i32"))
-        found += [KernelArgument(input_name(tensor), f"*{_KINDS[tensor.kind]}") for tensor in p.tensors]
+            arguments.append(KernelArgument("block_table", "*i32"))
+        arguments += [KernelArgument(input_name(tensor), f"*{_KINDS[tensor.kind]}") for tensor in p.tensors]
         if self._is_listed:
-            found += [KernelArgument(name, "*i32") for name in ("listed_pointers", "listed_keys", "listed_rows")]
-        terms = self.given()
-        found += [KernelArgument(term.tensor.name, "*fp32") for term in terms]
+            arguments += [KernelArgument(name, "*i32") for name in ("listed_pointers", "listed_keys", "listed_rows")]
+        terms = self.read_terms()
+        arguments += [KernelArgument(term.tensor.name, "*fp32") for term in terms]
         for name in self.read:
-            found += [
+            arguments += [
                 KernelArgument(f"{name}_{dim}", i) for dim, i in (("batch", "i64"), ("head", "i64"), ("token", "i32"))
             ]
         for tensor in p.tensors:
-            found += [KernelArgument(f"{input_name(tensor)}_{i}", "i64") for i in strides(tensor)]
-        found += [KernelArgument(f"{term.tensor.name}_{i}", "i64") for term in terms for i in range(2)]
-        more = {"slots": (), "pages": ("page_bits", "columns"), "ring": ("ring_first", "ring_slots")}[self.kind]
-        listed = ("listed_words",) if self._is_listed else ()
-        counts = (*_COUNTS, *more, *listed, *map(size_name, p.sizes))
-        return (*found, *(KernelArgument(name, "i32") for name in counts), KernelArgument("scale", "fp32"))
+            arguments += [KernelArgument(f"{input_name(tensor)}_{i}", "i64") for i in strides(tensor)]
+        arguments += [KernelArgument(f"{term.tensor.name}_{i}", "i64") for term in terms for i in range(2)]
+        slot_sizes = {"slots": (), "pages": ("page_bits", "columns"), "ring": ("ring_first", "ring_slots")}[self.kind]
+        list_sizes = ("listed_words",) if self._is_listed else ()
+        counts = (*_COUNTS, *slot_sizes, *list_sizes, *map(size_name, p.sizes))
+        return (*arguments, *(KernelArgument(name, "i32") for name in counts), KernelArgument("scale", "fp32"))
 
-    # --- places
+    # --- positions
 
     @override
-    def program(self) -> None:
+    def emit_program(self) -> None:
         add, sides = self.lines.add, self.sides
         add(
             "# This program: a share of the keys of one lane, and a tile of its rows: queries of heads that share keys."
@@ -170,7 +170,7 @@ class Decode(Forward):
         return "seen"
 
     def _slots(self) -> None:
-        """Where the keys of a tile are, of those that a row sees."""
+        """Emit the cache slots of those keys of a tile that some row sees."""
         add = self.lines.add
         add("seen = tl.max(tl.where(visible & there[:, None], 1, 0), 0) > 0")
         if self.kind == "slots":
@@ -198,7 +198,7 @@ class Decode(Forward):
         )
 
     @override
-    def loops_of(self, texts: object) -> None:
+    def emit_loops(self, texts: object) -> None:
         self.begin(texts)
         add, size = self.lines.add, self.sides.column_tile
         if self._is_listed:
@@ -214,8 +214,8 @@ class Decode(Forward):
         walk = self.walk
         assert isinstance(walk, RangedWalk)
         add("end = 0")
-        for i, one in enumerate(walk.ranges):
-            low = f"low_{i}" if one.low is not None or len(walk.ranges) > 1 else "0"
+        for i, token_range in enumerate(walk.ranges):
+            low = f"low_{i}" if token_range.low is not None or len(walk.ranges) > 1 else "0"
             add(f"begin = tl.maximum({low}, end)", f"end = tl.maximum(high_{i}, begin)", "count = end - begin")
             with self.lines.block(
                 "for tile in range(begin + count * split // splits, begin + count * (split + 1) // splits):"
@@ -250,10 +250,10 @@ _COUNTS = ("lanes", "heads", "kv_heads", "group", "queries", "splits")
 
 
 def emit_merge(name: str, told: Sequence[str], dv: int, dtype: str, *, extra: bool, least: bool) -> KernelSource:
-    """The kernel that merges shares: out (B, Hq, Nq, dv) and `lse`, one row a program.
+    """Emit the kernel that merges partial results into `out` (B, Hq, Nq, dv) and `lse`, one row per program.
 
-    `extra`: `of_extra`, (B or 1, Hq or 1, Nq), is an extra logit of every row. `least`: scores may be -inf, and shares
-    with such scores alone have an LSE of about `LEAST`.
+    `extra`: every row has an extra logit, `of_extra` (B or 1, Hq or 1, Nq). `least`: scores may be -inf, so that
+    partial results of such scores alone have an LSE of about `LEAST`.
     """
     pointers = [
         KernelArgument("out_parts", "*fp32"),
@@ -305,23 +305,25 @@ def emit_merge(name: str, told: Sequence[str], dv: int, dtype: str, *, extra: bo
         if least:
             lines.add(f"weight = tl.where(tl.load(lse_parts + where) > {0.9 * LEAST!r}, weight, 0.0)")
         for i, piece in enumerate(depth_slices):
-            lines.add(f"sum_{i} += weight * tl.load(out_parts + where * {dv} + {_entries(piece)}{_valid(piece, True)})")
+            lines.add(
+                f"sum_{i} += weight * tl.load(out_parts + where * {dv} + {_entry_offsets(piece)}{_masked(piece, True)})"
+            )
     lines.add("divisor = tl.where(whole > 0.0, whole, 1.0)")
     lines.add(f"at = out + (batch * out_batch + head * out_head + row * out_token) * {unit}")
     for i, piece in enumerate(depth_slices):
         value = f"(sum_{i} / divisor).to(tl.{dtype})"
-        lines.add(f"tl.store(at + {_entries(piece)}, {value}{_valid(piece, False)})")
+        lines.add(f"tl.store(at + {_entry_offsets(piece)}, {value}{_masked(piece, False)})")
     lines.add(f'tl.store(lse + place, tl.where(whole > 0.0, base + tl.log2(divisor) * {LN_2}, float("-inf")))')
     tiles = TileShape(1, max(piece.width for piece in depth_slices), 4, 1)
     return KernelSource("merge", function, str(lines), (*pointers, *numbers), tiles)
 
 
-def _entries(piece: DepthSlice) -> str:
+def _entry_offsets(piece: DepthSlice) -> str:
     start = f"{piece.start} + " if piece.start else ""
     return f"({start}tl.arange(0, {piece.width}))" if start else f"tl.arange(0, {piece.width})"
 
 
-def _valid(piece: DepthSlice, loads: bool) -> str:
+def _masked(piece: DepthSlice, loads: bool) -> str:
     if not piece.is_padded:
         return ""
     return f", mask=tl.arange(0, {piece.width}) < {piece.valid}" + (", other=0.0" if loads else "")

@@ -1,4 +1,4 @@
-"""The kernels of a pattern's last rows against a cache, for one kind of head on one target."""
+"""The decode kernels of a pattern, which compute its last rows against a cache, for one head shape on one target."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from attnc.compiler.ir import Extent, Pattern
-from attnc.compiler.kernels.attention_kernels import HeadShape, exact_parts, is_told, read_tensors, told_of, with_widths
+from attnc.compiler.kernels.attention_kernels import (
+    HeadShape,
+    can_compute_ends,
+    exact_parts,
+    header_lines,
+    read_tensors,
+    with_widths,
+)
 from attnc.compiler.kernels.attention_problem import AttentionProblem
 from attnc.compiler.kernels.decode import CacheKind, emit_decode, emit_merge
 from attnc.compiler.kernels.index_text import NotInKernelsError
@@ -21,12 +28,12 @@ from attnc.compiler.simulation.gpu_clocks import TileShape
 from attnc.compiler.value_nodes import is_plain
 
 ROW_TILES = (16, 32, 64)
-"""Rows of a program: queries of heads that share keys."""
+"""Rows of a program's tile: queries of the heads that share a kv head."""
 
 
 @dataclass(frozen=True)
 class DecodeKernels:
-    """The texts. `listed`: the keys that a row sees are listed by the host, which must know the lengths then."""
+    """The texts of decode kernels. `listed`: the host lists the keys that a row sees, so it must know the lengths."""
 
     problem: AttentionProblem
     target: Target
@@ -36,25 +43,25 @@ class DecodeKernels:
     hides_by_inputs: bool
 
     def decode(self, rows: int) -> KernelSource:
-        """The kernel of a share, for so many rows of a head of keys. Raises NotInKernelsError."""
+        """Return the kernel of partial results, for `rows` rows of a kv head. Raises NotInKernelsError."""
         return _decode(self.problem, self.kind, self.target, row_tile(rows))
 
     def careful(self, rows: int) -> KernelSource | None:
-        """The kernel that follows `decode`, where one must (`visible_products`)."""
+        """Return the careful kernel that follows `decode` (`visible_products`); None if none is needed."""
         return (
             _decode(self.problem.as_careful, self.kind, self.target, row_tile(rows)) if self.hides_by_inputs else None
         )
 
     @property
     def merge(self) -> KernelSource:
-        """The kernel that merges shares."""
+        """The kernel that merges partial results."""
         p = self.problem
         extra, least = p.score is not None and p.score.extra is not None, p.score is not None and p.score.counts_least
         return _merge(p.name, p.told, p.dv, p.dtype, extra, least)
 
 
 def row_tile(rows: int) -> int:
-    """The rows of a program for so many."""
+    """Return the rows of a program's tile for `rows` rows of a kv head."""
     return next((tile for tile in ROW_TILES if rows <= tile), ROW_TILES[-1])
 
 
@@ -69,7 +76,7 @@ def _merge(name: str, told: tuple[str, ...], dv: int, dtype: str, extra: bool, l
 
 
 def _tiles(problem: AttentionProblem, target: Target, rows: int) -> TileShape:
-    """Few keys at once where they are wide, listed, or more is loaded for each: registers hold no more."""
+    """Return the tiles: few keys if keys are wide or listed, or if scores load more, as registers hold no more."""
     width, listed = max(problem.dk, problem.dv), isinstance(problem.by_query, ListedWalk)
     if problem.dtype == "float32":
         return TileShape(rows, 32 if width <= 128 else 16, 4, 2)
@@ -79,27 +86,27 @@ def _tiles(problem: AttentionProblem, target: Target, rows: int) -> TileShape:
     return TileShape(rows, 64 if narrow else 32, warps, 1 if target.name == "gfx942" else 3)
 
 
-_KNOWN = {"keys", "heads", "kv_heads", "group", "dk", "dv"}
+_PASSED_SIZES = {"keys", "heads", "kv_heads", "group", "dk", "dv"}
 
 
 def find_decode(pattern: Pattern, heads: HeadShape, target: Target, kind: CacheKind) -> DecodeKernels:
-    """The kernels of a pattern of one attention, whose last rows it is (`last_rows`). Raises NotInKernelsError."""
+    """Return the kernels of a pattern with one attention that `last_rows` returned. Raises NotInKernelsError."""
     node = pattern.attend
     score = None if is_plain(node) else find_score(with_widths(node, heads.widths or (heads.dk, heads.dv)))
     ranges = None if pattern.documents is not None else find_ranges(node.visible, "k")
-    listed = ranges is None or not is_told(ranges)
+    listed = ranges is None or not can_compute_ends(ranges)
     roots = [] if listed or ranges is None else list(ends(ranges))
     if score is not None:
         roots += exact_parts(score)
-    sizes = {n.name for root in roots for n in walk(root) if isinstance(n, Extent)} - _KNOWN
+    sizes = {n.name for root in roots for n in walk(root) if isinstance(n, Extent)} - _PASSED_SIZES
     if sizes:
-        raise NotInKernelsError(f"decoding with the size `{min(sizes)}`, which the length of a cache may tell")
-    walked = ListedWalk(runs=False) if listed or ranges is None else RangedWalk(ranges)
+        raise NotInKernelsError(f"decoding with the size `{min(sizes)}`, which may depend on the length of a cache")
+    key_walk = ListedWalk(runs=False) if listed or ranges is None else RangedWalk(ranges)
     problem = AttentionProblem(
         name=pattern.name,
-        told=told_of(pattern, node, "lists" if listed else "ranges"),
-        by_query=walked,
-        by_key=walked,
+        told=header_lines(pattern, node, "lists" if listed else "ranges"),
+        by_query=key_walk,
+        by_key=key_walk,
         dk=heads.dk,
         dv=heads.dv,
         dtype=heads.dtype,

@@ -1,4 +1,4 @@
-"""The kernel before the backward: what every row contributes to it, and its LSE to base 2."""
+"""The kernel that prepares the backward: `delta` of every row, and the row's LSE to base 2."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ from attnc.compiler.kernels.value_text import LOG2_E
 from attnc.compiler.simulation.gpu_clocks import TileShape
 
 ROWS = 64
-"""Rows of a program."""
+"""Number of rows of a program."""
 
-_OF_LSE = 'float("-inf")', f'tl.where(blind, float("inf"), own * {LOG2_E})'
+_LSE_TEXTS = 'float("-inf")', f'tl.where(blind, float("inf"), own * {LOG2_E})'
 
 
 def emit_delta(problem: AttentionProblem, lse_gradient: bool) -> KernelSource:
-    """`delta` = rowsum(dO ∘ out), less dLSE where the LSE was used; `lse` to base 2, inf of rows that see nothing.
+    """Emit the kernel of `delta` = rowsum(dO ∘ out), less dLSE if the LSE has a gradient, and of the LSE to base 2.
 
-    With an LSE of inf the weights of a row are 0, and so are all of its gradients. Of weights that are divided by their
-    sum `total`, `share` is 1 / total, 0 where that is 0.
+    Rows that see nothing get an LSE of inf, so that their weights and all of their gradients are 0. If weights are
+    divided by their sum `total`, the kernel writes `share` = 1 / total instead of an LSE, or 0 where total is 0.
     """
     kind, unit = TYPES[problem.dtype], problem.vector
     names = ["out", "dout"]
     arguments = [KernelArgument(name, f"*{kind}") for name in names]
-    shares = problem.kind == "share"
-    before, after = ("total", "share") if shares else ("lse", "lse2")
+    is_share = problem.kind == "share"
+    source, result = ("total", "share") if is_share else ("lse", "lse2")
     arguments += [
-        KernelArgument(name, "*fp32") for name in (before, *(["dlse"] if lse_gradient else []), after, "delta")
+        KernelArgument(name, "*fp32") for name in (source, *(["dlse"] if lse_gradient else []), result, "delta")
     ]
     for name in names:
         arguments += [
-            KernelArgument(f"{name}_{dim}", i) for dim, i in (("batch", "i64"), ("head", "i64"), ("token", "i32"))
+            KernelArgument(f"{name}_{dim}", type_)
+            for dim, type_ in (("batch", "i64"), ("head", "i64"), ("token", "i32"))
         ]
     arguments += [KernelArgument(name, "i32") for name in ("lanes", "heads", "queries")]
     function = f"{problem.name}_delta"
@@ -60,12 +61,12 @@ def emit_delta(problem: AttentionProblem, lse_gradient: bool) -> KernelSource:
         for name in names:
             lines.add(f"{name}_piece = tl.load({name}_rows + entry, mask=mask, other=0.0).to(tl.float32)")
         lines.add("found += tl.sum(out_piece * dout_piece, 1)")
-    nothing, shown = ("0.0", "tl.where(blind, 0.0, 1.0 / tl.where(blind, 1.0, own))") if shares else _OF_LSE
-    lines.add(f"own = tl.load({before} + of_row, mask=there, other=0.0)", f"blind = own == {nothing}")
+    nothing, shown = ("0.0", "tl.where(blind, 0.0, 1.0 / tl.where(blind, 1.0, own))") if is_share else _LSE_TEXTS
+    lines.add(f"own = tl.load({source} + of_row, mask=there, other=0.0)", f"blind = own == {nothing}")
     if lse_gradient:
         lines.add("found -= tl.load(dlse + of_row, mask=there, other=0.0)")
     lines.add("tl.store(delta + of_row, tl.where(blind, 0.0, found), mask=there)")
-    lines.add(f"tl.store({after} + of_row, {shown}, mask=there)")
+    lines.add(f"tl.store({result} + of_row, {shown}, mask=there)")
     return KernelSource(
         "delta", function, str(lines), tuple(arguments), TileShape(ROWS, ROWS, 4, 1), registers=problem.registers
     )

@@ -1,14 +1,14 @@
-"""The width of a head in pieces that Triton can multiply: powers of two of at least 16."""
+"""The width of a head as slices that Triton can multiply: powers of two, at least 16."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 LEAST, MOST = 16, 256
-"""Entries of a piece."""
+"""Minimum and maximum number of entries of a slice."""
 
 WASTE = 1.15
-"""A head that is padded to one piece may be so much wider."""
+"""Maximum factor by which a head may be padded to make it a single slice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +21,12 @@ class DepthSlice:
 
     @property
     def is_padded(self) -> bool:
-        """Whether entries are missing."""
+        """Whether the slice has entries past the end of the head."""
         return self.valid < self.width
 
 
 def pieces(size: int) -> tuple[DepthSlice, ...]:
-    """The pieces of a head of this size."""
+    """Return the slices of a head of this width."""
     padded = max(1 << (size - 1).bit_length(), LEAST)
     if padded <= MOST and (padded <= WASTE * size or size <= LEAST):
         return (DepthSlice(0, padded, size),)
@@ -35,7 +35,7 @@ def pieces(size: int) -> tuple[DepthSlice, ...]:
     while start < size:
         left = size - start
         width = max(min(1 << (left.bit_length() - 1), MOST), LEAST)
-        if left < LEAST * 2 and left > width:  # one padded piece for the rest
+        if left < LEAST * 2 and left > width:  # one padded slice for the rest
             width = LEAST * 2
         depth_slices.append(DepthSlice(start, width, min(width, left)))
         start += width
@@ -44,19 +44,19 @@ def pieces(size: int) -> tuple[DepthSlice, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Accumulated:
-    """The entries that a program adds up: all pieces, or the part with the program's number, of so many."""
+    """The entries that a program accumulates: all slices, or only one of `parts` parts, by the program's number."""
 
     pieces: tuple[DepthSlice, ...]
     parts: int
 
     @property
     def step(self) -> int:
-        """Entries of a part."""
+        """The number of entries of a part; 0 if a program accumulates all slices."""
         return sum(piece.width for piece in self.pieces) if self.parts > 1 else 0
 
 
 def accumulated(size: int) -> Accumulated:
-    """How a head of this size is added up: wide ones in parts."""
+    """Return what a program accumulates of a head of this width: wide heads are split into parts."""
     if size <= MOST:
         return Accumulated(pieces(size), 1)
     return Accumulated((DepthSlice(0, MOST, MOST),), -(-size // MOST))

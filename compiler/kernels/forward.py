@@ -1,4 +1,4 @@
-"""The forward: output and LSE."""
+"""The forward kernels: the output, and the LSE or the sum of the weights."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from attnc.compiler.simulation.gpu_clocks import TileShape
 
 
 def emit_forward(problem: AttentionProblem, tiles: TileShape) -> KernelSource:
-    """The forward: out and LSE, or the sum of the weights where they are divided by that."""
-    made = Forward if problem.kind == "softmax" else Weighed
-    return made(problem, tiles).source()
+    """Emit the forward kernel of `out` and the LSE, or the sum of the weights if they are divided by it."""
+    kernel_class = Forward if problem.kind == "softmax" else Weighed
+    return kernel_class(problem, tiles).source()
 
 
 @dataclass
 class Forward(TiledKernel):
-    """softmax(scale * q kᵀ) v, tile by tile, with the running maximum and sum of every row."""
+    """Emits softmax(scale * q kᵀ) v, tile by tile, with the running maximum and sum of every row."""
 
     stage: ClassVar[str] = "forward"
     kept = ("q", "out")
@@ -34,7 +34,7 @@ class Forward(TiledKernel):
 
     @property
     @override
-    def rows_of(self) -> tuple[str, ...]:
+    def row_numbers(self) -> tuple[str, ...]:
         return ("lse",)
 
     @property
@@ -50,7 +50,7 @@ class Forward(TiledKernel):
     @property
     @override
     def is_specialised(self) -> bool:
-        """Where Triton makes no spills of it: plain scores of narrow heads, with bounds in the kernel."""
+        """Whether warps have separate tasks: for plain scores of narrow heads with loop bounds, which do not spill."""
         p = self.problem
         return p.specialised and p.score is None and max(p.dk, p.dv) <= 64 and isinstance(p.by_query, RangedWalk)
 
@@ -58,21 +58,21 @@ class Forward(TiledKernel):
     def start(self) -> None:
         add, p = self.lines.add, self.problem
         add("")
-        self.own("q", "head", p.dk)
-        self.moving("k", "kv_head", p.dk)
-        self.moving("v", "kv_head", p.dv)
+        self.load_own("q", "head", p.dk)
+        self.emit_tile_addresses("k", "kv_head", p.dk)
+        self.emit_tile_addresses("v", "kv_head", p.dv)
         add(f'most = tl.full(({self.sides.row_tile},), float("-inf"), tl.float32)')
         add(f"total = tl.zeros(({self.sides.row_tile},), tl.float32)")
         self.zero("sum", p.dv)
 
     @override
     def tile(self, tile: str, partial: bool) -> None:
-        self.multiplied(tile, partial)
-        self.weights(partial)
-        self.total()
+        self.emit_products(tile, partial)
+        self.emit_weights(partial)
+        self.add_to_total()
         values = self.load_sum("v", "kv_head", self.problem.dv, tile, partial, loaded=False)
         for (name, _), value in zip(self.sums("sum", self.problem.dv), values, strict=True):
-            self.rescaled(name)
+            self.rescale(name)
             self.add_weighted(name, "weight", value, partial)
 
     @override
@@ -84,52 +84,54 @@ class Forward(TiledKernel):
         add("# The weights of a tile are multiplied with its values while the next tile's are computed.")
         with self.lines.block(f"if {begin} < {end}:"):
             self._column_numbers(begin)
-            self.multiplied(begin, False)
-            self.weights(False)
-            self._kept()
+            self.emit_products(begin, False)
+            self.emit_weights(False)
+            self._keep_weights()
             with self.lines.block(f"for tile in range({begin} + 1, {end}):"):
                 self._column_numbers("tile")
-                self.multiplied("tile", False)
+                self.emit_products("tile", False)
                 self._add_values("tile - 1")
-                self.weights(False)
-                self._kept()
+                self.emit_weights(False)
+                self._keep_weights()
             self._add_values(f"{end} - 1")
 
     def _column_numbers(self, tile: str) -> None:
+        """Emit the columns' numbers and terms, if the score reads them."""
         if self.problem.score is not None:
             self.column_numbers(tile)
             self.moving_terms(False)
 
-    def _kept(self) -> None:
-        """Keep the weights of a tile for the next turn."""
-        self.total()
+    def _keep_weights(self) -> None:
+        """Emit what keeps the weights of a tile for the next iteration."""
+        self.add_to_total()
         self.lines.add(f"kept = weight.to(tl.{self.problem.dtype})")
         for name, _ in self.sums("sum", self.problem.dv):
-            self.rescaled(name)
+            self.rescale(name)
 
-    def total(self) -> None:
-        """Add to the sum of the weights."""
+    def add_to_total(self) -> None:
+        """Emit the addition of a tile to the sum of the weights."""
         self.lines.add("total = total * rescale + tl.sum(weight, 1)")
 
-    def rescaled(self, name: str) -> None:
-        """Make a sum so far one against the new maximum."""
+    def rescale(self, name: str) -> None:
+        """Emit the rescaling of a running sum to the new maximum."""
         self.lines.add(f"{name} = {name} * rescale[:, None]")
 
     def _add_values(self, tile: str) -> None:
+        """Emit the product of the kept weights with the values of their tile."""
         values = self.load_sum("v", "kv_head", self.problem.dv, f"({tile})", False, loaded=False)
         for (name, _), value in zip(self.sums("sum", self.problem.dv), values, strict=True):
             self.lines.add(f"{name} = tl.dot(kept, {value}, {name}{self.problem.precision})")
 
-    def multiplied(self, tile: str, partial: bool) -> None:
-        """The products of a tile."""
+    def emit_products(self, tile: str, partial: bool) -> None:
+        """Emit the products of a tile."""
         if self.has_product:
             self.load("k", "kv_head", self.problem.dk, tile, partial)
             self.product("q", "k", self.problem.dk, self.product_name)
 
-    def weights(self, partial: bool) -> None:
-        """The weights of a tile from its products, against the largest score so far."""
+    def emit_weights(self, partial: bool) -> None:
+        """Emit the weights of a tile from its products, relative to the largest score so far."""
         add, p = self.lines.add, self.problem
-        self.scored(partial)
+        self.emit_score(partial)
         if p.score is not None and p.score.counts_least:
             add("# Finite, so that the extra logit has the row of a key with a score of -inf.")
             add(f'score = tl.where(score == float("-inf"), {LEAST!r}, score)')
@@ -161,16 +163,16 @@ class Forward(TiledKernel):
             add(store)
 
     @override
-    def given(self) -> list[Term]:
+    def read_terms(self) -> list[Term]:
         extra = None if self.problem.score is None else self.problem.score.extra
-        return [*super().given(), *([] if extra is None else [extra])]
+        return [*super().read_terms(), *([] if extra is None else [extra])]
 
     @override
     def gradients(self) -> list[str]:
         return []
 
     def _count_extra(self) -> None:
-        """The extra logit of a row that sees something takes its share."""
+        """Emit the addition of the extra logit to the softmax of rows that see a key."""
         self.lines.add(
             "# The extra logit takes its share of what a row sees.",
             f"logit = of_extra_own * {LOG2_E!r}",
@@ -189,7 +191,7 @@ class Forward(TiledKernel):
 
 @dataclass
 class Weighed(Forward):
-    """W v with weights W of a formula's own, or these divided by their sum."""
+    """Emits W v with weights W that a formula computes, divided by their sum if `kind` is `share`."""
 
     @property
     @override
@@ -198,7 +200,7 @@ class Weighed(Forward):
 
     @property
     @override
-    def rows_of(self) -> tuple[str, ...]:
+    def row_numbers(self) -> tuple[str, ...]:
         return ("total",) if self.problem.kind == "share" else ()
 
     @override
@@ -206,26 +208,26 @@ class Weighed(Forward):
         p = self.problem
         self.lines.add("")
         if self.has_product:
-            self.own("q", "head", p.dk)
-            self.moving("k", "kv_head", p.dk)
-        self.moving("v", "kv_head", p.dv)
+            self.load_own("q", "head", p.dk)
+            self.emit_tile_addresses("k", "kv_head", p.dk)
+        self.emit_tile_addresses("v", "kv_head", p.dv)
         if self.problem.kind == "share":
             self.lines.add(f"whole = tl.zeros(({self.sides.row_tile},), tl.float32)")
         self.zero("sum", p.dv)
 
     @override
-    def weights(self, partial: bool) -> None:
-        self.scored(partial)
+    def emit_weights(self, partial: bool) -> None:
+        self.emit_score(partial)
         self.lines.add("weight = tl.where(visible, score, 0.0)" if partial else "weight = score")
 
     @override
-    def total(self) -> None:
+    def add_to_total(self) -> None:
         if self.problem.kind == "share":
             self.lines.add("whole += tl.sum(weight, 1)")
 
     @override
-    def rescaled(self, name: str) -> None:
-        """Sums stay as they are."""
+    def rescale(self, name: str) -> None:
+        """Emit nothing: sums have no maximum to be rescaled to."""
 
     @override
     def finish(self) -> None:

@@ -1,6 +1,6 @@
-"""Exact expressions as Triton text, for kernels: integers of 32 bits, or of 64 where they might not suffice.
+"""Exact expressions as Triton text, for kernels: integers of 32 bits, or of 64 bits if 32 might be too few.
 
-Axes say along which sides of a tile a value differs: none, its rows ("r"), its columns ("c") or both ("rc").
+The axes of a text are the sides of a tile along which its value differs: none, rows ("r"), columns ("c") or both.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ ROWS: Axes = frozenset("r")
 COLUMNS: Axes = frozenset("c")
 
 LONGEST = 1 << 28
-"""Tokens of a sequence, at most, for which numbers are shown to fit into 32 bits."""
+"""Maximum number of tokens of a sequence for which numbers are shown to fit into 32 bits."""
 
 
 class NotInKernelsError(Exception):
-    """There is no Triton text for an expression. The message says for what."""
+    """Raised if no kernel computes an expression; the message names it, to complete `there are no kernels for …`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExprText:
-    """An expression: its text, along which sides of a tile it differs, and how tightly it binds (9: an atom)."""
+    """The text of an expression, its axes, and how tightly it binds (9: an atom)."""
 
     text: str
     axes: Axes = NO_AXES
     binds: int = 9
 
     def at(self, binds: int) -> str:
-        """The text for a place that asks for so much binding."""
+        """Return the text, in parentheses if it binds less tightly than `binds`."""
         return self.text if self.binds >= binds else f"({self.text})"
 
     def over(self, axes: Axes) -> ExprText:
@@ -64,7 +64,7 @@ class ExprText:
 
 
 def aligned(*texts: ExprText) -> tuple[Axes, tuple[ExprText, ...]]:
-    """The axes of expressions together, and the expressions over them."""
+    """Return the joint axes of expressions, and the expressions over these axes."""
     axes = NO_AXES.union(*(text.axes for text in texts))
     return axes, tuple(text.over(axes) for text in texts)
 
@@ -96,15 +96,16 @@ def bit_length(n):
     return length
 ''',
 }
-"""Functions that a text may use, by name."""
+"""Texts of the functions that a kernel may call, by name."""
 
 
 @dataclass
 class IndexText:
-    """Texts of exact expressions. `names` has the leaves; `read` makes the text of an input's element.
+    """A writer of exact expressions. `names` has the texts of leaves; `read` returns the text of an input's element.
 
-    `wide_place`: the position whose name is of 64 bits, where 32 are too few for the ends of ranges. What does not read
-    the position is of 64 bits too where it may need them, or stands beside `FAR`, which Triton refuses beside 32 bits.
+    `wide_place`: the position whose name has 64 bits, if 32 are too few for the ends of ranges. An expression that does
+    not read the position has 64 bits too if it may need them, or if it is combined with `FAR`, which Triton refuses to
+    combine with 32-bit integers.
     """
 
     names: Mapping[Index, ExprText]
@@ -115,15 +116,15 @@ class IndexText:
     _known: dict[Index, ExprText] = field(default_factory=dict)
 
     def forget(self) -> None:
-        """Forget texts: loads of the next ones have other masks."""
+        """Forget all texts, because the loads of the next texts have other masks."""
         self._known.clear()
 
     def of(self, node: Index) -> ExprText:
-        """The text of an expression. Raises NotInKernelsError."""
+        """Return the text of an expression. Raises NotInKernelsError."""
         if node not in self._known:
-            made = self.wide().of(node) if self._is_narrow(node) and not fits_32_bits(node) else self._made(node)
+            text = self.wide().of(node) if self._is_narrow(node) and not fits_32_bits(node) else self._write(node)
             leaf = node in self.names or isinstance(node, TableRead | Lookup)
-            self._known[node] = _in_64_bits(made) if leaf and self.in_64_bits and not is_truth(node) else made
+            self._known[node] = _in_64_bits(text) if leaf and self.in_64_bits and not is_truth(node) else text
         return self._known[node]
 
     def wide(self) -> IndexText:
@@ -131,20 +132,20 @@ class IndexText:
         return IndexText(self.names, self.read, self.helpers, in_64_bits=True)
 
     def _is_narrow(self, node: Index) -> bool:
-        """Whether the names in an expression are of 32 bits, where the row's position is of 64."""
+        """Whether the names in an expression have 32 bits although the row's position has 64."""
         return self.wide_place is not None and not isinstance(node, Const) and self.wide_place not in walk(node)
 
-    def _beside(self, nodes: Sequence[Index]) -> list[ExprText]:
-        """The texts of integers of which one is the result: of 64 bits where another is FAR."""
+    def _same_width(self, nodes: Sequence[Index]) -> list[ExprText]:
+        """Return the texts of integers that must have the same width: 64 bits if one of them is FAR."""
         far = any(isinstance(node, Const) and abs(node.value) == FAR for node in nodes)
         return [(self.wide() if far and self._is_narrow(node) else self).of(node) for node in nodes]
 
-    def _made(self, node: Index) -> ExprText:  # noqa: C901  one case a node kind
+    def _write(self, node: Index) -> ExprText:  # noqa: C901  one case a node kind
         if node in self.names:
             return self.names[node]
         match node:
             case Const(value=value):
-                return _number(value)
+                return _constant(value)
             case Truth(value=value):
                 return ExprText("True" if value else "False")
             case Linear():
@@ -158,7 +159,7 @@ class IndexText:
                 inner = self.of(operand)
                 return ExprText(f"~{inner.at(8)}", inner.axes, 8)
             case ExactSelect(condition=condition):
-                sides = self._beside((node.then, node.otherwise))
+                sides = self._same_width((node.then, node.otherwise))
                 axes, (test, then, otherwise) = aligned(self.of(condition), *sides)
                 return ExprText(f"tl.where({test.text}, {then.text}, {otherwise.text})", axes)
             case Coord():
@@ -176,10 +177,10 @@ class IndexText:
         axes, parts = aligned(*(self.of(term) for term, _ in terms))
         text = ""
         for part, (_, factor) in zip(parts, terms, strict=True):
-            own = part.at(6) if abs(factor) == 1 else f"{abs(factor)} * {part.at(8)}"
-            text = _joined(text, own, factor < 0)
+            summand = part.at(6) if abs(factor) == 1 else f"{abs(factor)} * {part.at(8)}"
+            text = _append_term(text, summand, factor < 0)
         if node.constant:
-            text = _joined(text, str(abs(node.constant)), node.constant < 0)
+            text = _append_term(text, str(abs(node.constant)), node.constant < 0)
         return ExprText(text, axes, 5)
 
     def _comparison(self, node: Compare) -> ExprText:
@@ -194,7 +195,7 @@ class IndexText:
         return self.of(quotient if node.extent is None else fold.mod(quotient, node.extent))
 
     def _arithmetic(self, node: Arith) -> ExprText:
-        axes, parts = aligned(*self._beside(node.operands))
+        axes, parts = aligned(*self._same_width(node.operands))
         match node.op, parts:
             case "floordiv" | "mod", (a, b):
                 return self._quotient(node, a, b, axes)
@@ -233,14 +234,14 @@ class IndexText:
         return ExprText(f"{name}({a.text}, {b.text})", axes)
 
     def _table(self, values: tuple[int, ...], index: Index) -> ExprText:
-        at = self.of(index)
+        position = self.of(index)
         text = str(values[-1])
         for i, value in reversed(list(enumerate(values[:-1]))):
-            text = f"tl.where({at.at(5)} == {i}, {value}, {text})"
-        return ExprText(text, at.axes)
+            text = f"tl.where({position.at(5)} == {i}, {value}, {text})"
+        return ExprText(text, position.axes)
 
 
-def _number(value: int) -> ExprText:
+def _constant(value: int) -> ExprText:
     if abs(value) == FAR:
         return ExprText("FAR") if value > 0 else ExprText("-FAR", binds=8)
     return ExprText(str(value), binds=9 if value >= 0 else 8)
@@ -248,19 +249,19 @@ def _number(value: int) -> ExprText:
 
 def _in_64_bits(text: ExprText) -> ExprText:
     cast = ".to(tl.int64)"
-    if text.text.endswith(cast) or text.text.isdecimal():  # numbers are as wide as what they meet
+    if text.text.endswith(cast) or text.text.isdecimal():  # a literal takes the width of the other operand
         return text
     return ExprText(text.at(9) + cast, text.axes)
 
 
-def _joined(text: str, part: str, negative: bool) -> str:
+def _append_term(text: str, part: str, negative: bool) -> str:
     if not text:
         return f"-{part}" if negative else part
     return f"{text} {'-' if negative else '+'} {part}"
 
 
 def is_nonnegative(node: Index) -> bool:
-    """Whether an integer is surely not negative, places and sizes being none; False says only that it is not shown."""
+    """Whether an integer is certainly not negative, given that positions and sizes are not; False says nothing."""
     match node:
         case Const(value=value):
             return value >= 0
@@ -285,7 +286,7 @@ def is_nonnegative(node: Index) -> bool:
 
 
 def fits_32_bits(root: Index) -> bool:
-    """Whether every number in an expression is surely below 2^31 in size, for sequences of up to LONGEST tokens.
+    """Whether every number in an expression is certainly below 2^31 in size, for sequences of up to LONGEST tokens.
 
     The constant FAR, which becomes 2^30, must not be added to anything.
     """
@@ -301,7 +302,7 @@ def fits_32_bits(root: Index) -> bool:
 
 
 def _size(node: Index, sizes: Mapping[Index, int]) -> int | None:  # noqa: C901  one case a node kind
-    """The largest absolute value that an integer may have; None where it is not known."""
+    """Return the largest absolute value that an integer may have; None if it is unknown."""
     match node:
         case Const(value=value):
             return 1 << 30 if abs(value) == FAR else abs(value)

@@ -1,4 +1,4 @@
-"""The base of all kernel texts: the sides of a program, and the header."""
+"""The base of all kernel texts: the problem, the lines, and the sides of a program."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from attnc.compiler.simulation.gpu_clocks import TileShape
 
 @dataclass
 class KernelFrame:
-    """A kernel that is being written: what it is for, its lines so far, and its sides. Sub-classes say which it is."""
+    """A kernel while its text is written: its problem, its tiles, its lines so far and its sides."""
 
     problem: AttentionProblem
     tiles: TileShape
@@ -27,36 +27,37 @@ class KernelFrame:
 
     stage: ClassVar[str]
     read: ClassVar[tuple[str, ...]] = ("q", "k", "v")
-    """Tensors of the call that are read, (batch, head, token, width), and below those that are written."""
+    """Tensors of the call that the kernel reads, (batch, heads, tokens, width)."""
     written: ClassVar[tuple[str, ...]]
+    """Tensors of the call that the kernel writes, (batch, heads, tokens, width)."""
     kept: ClassVar[tuple[str, ...]]
     """Tensors whose rows stay in registers; all others are streamed tile by tile."""
     numbers_columns: ClassVar[bool] = False
-    """Whether the numbers of a tile's columns are asked for in every tile."""
+    """Whether every tile needs the numbers of its columns, even if it has no mask."""
 
     stationary: ClassVar[str] = "query"
-    """The side whose rows a program has."""
+    """The side of the tokens whose rows a program owns."""
     query_lane: ClassVar[str] = "lane"
-    """A lane of query heads that is of the program."""
+    """The text of a lane of query heads that the program computes."""
 
     @property
     def accumulated(self) -> Accumulated:
-        """The widest that is added up."""
+        """The entries of the widest tensor that the program accumulates."""
         raise NotImplementedError
 
     @property
     def walk(self) -> Walk:
-        """How tiles are found."""
+        """The walk by which the program finds its tiles."""
         return self.problem.by_query
 
     @property
     def sides(self) -> Sides:
-        """The names of its sides."""
+        """The names of the program's sides."""
         return Sides("row", "queries", self.tiles.q_tile, "key", "keys", self.tiles.k_tile)
 
     @property
     def row_brick(self) -> tuple[int, ...]:
-        """The sides of the program's own brick, and below those of the bricks that it walks."""
+        """The sides of the program's own brick."""
         assert self.problem.grid is not None
         return self.problem.grid.q_brick if self.stationary == "query" else self.problem.grid.k_brick
 
@@ -67,10 +68,10 @@ class KernelFrame:
         return self.problem.grid.k_brick if self.stationary == "query" else self.problem.grid.q_brick
 
     def is_boxed(self, name: str) -> bool:
-        """Whether the hardware copies a tensor. A program's own brick would go to registers, not to shared memory."""
+        """Whether the hardware copies a tensor. It does not load a program's own brick, which must go to registers."""
         p = self.problem
         return p.boxes and (p.grid is None or name not in self.kept or name in self.written)
 
     def inside(self) -> str:
-        """Whether the columns of a partial tile are there."""
+        """Return the condition that a column of a partial tile exists, as text."""
         return f"{self.sides.column} < {self.sides.columns}"

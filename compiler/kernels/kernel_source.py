@@ -1,4 +1,4 @@
-"""A kernel as text, with what it must be called with."""
+"""The text of one kernel, with its arguments and compile options."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32
 """Triton's names of dtypes."""
 
 VECTOR = 16
-"""Bytes in which strides are counted, so that loads are known to be aligned whatever the strides are."""
+"""Unit of strides in bytes. Strides are passed as multiples of it, so that Triton knows that loads are aligned."""
 
 
 @dataclass(frozen=True, slots=True)
 class KernelArgument:
-    """A parameter of a kernel; `type` is Triton's: `*bf16` a pointer, `i32`, `i64`, `fp32` a number.
+    """A parameter of a kernel. `type` is Triton's type: `*bf16` for a pointer, `i32`, `i64` or `fp32` for a number.
 
-    `box`: it describes the tensor `of`, (batch, head, token, width), for copies of such boxes by the hardware; with
-    the tokens as a grid where `axes` says their extents and strides, and batch entries and heads as one if `folded`.
+    `box`: the shape of the boxes that the hardware copies; the argument is then the descriptor of the tensor `of`,
+    (batch, heads, tokens, width). `axes`: the extent and stride of each axis, if the tokens form a grid. `folded`:
+    batch entries and heads form one dimension of the box.
     """
 
     name: str
@@ -36,21 +37,21 @@ class KernelArgument:
 
     @property
     def is_pointer(self) -> bool:
-        """Whether it is the address of a tensor, which is a multiple of 16."""
+        """Whether the argument is the address of a tensor, which is a multiple of 16 bytes."""
         return self.type.startswith("*")
 
     @property
     def is_number(self) -> bool:
-        """Whether it is a number."""
+        """Whether the argument is a number, neither a pointer nor a descriptor."""
         return not (self.is_pointer or self.box)
 
     @property
     def declared(self) -> str:
-        """As it stands in the text: numbers are typed, so that their values make no variants."""
+        """The parameter in the kernel's signature. Numbers are typed, so that their values cause no recompilation."""
         return f"{self.name}: tl.{_DECLARED[self.type]}" if self.is_number else self.name
 
 
-def described(
+def descriptor_argument(
     name: str,
     of: str,
     dtype: str,
@@ -59,7 +60,7 @@ def described(
     axes: tuple[tuple[int, int], ...] = (),
     folded: bool = False,
 ) -> KernelArgument:
-    """The descriptor of a tensor for boxes of a head: of so many rows, or with sides along the axes of a grid."""
+    """Return the argument for a tensor's descriptor; `sides`: the rows of a box, or its sides along a grid's axes."""
     box = (1, *sides, width) if folded else (1, 1, *sides, width)
     return KernelArgument(name, f"tensordesc<{TYPES[dtype]}[{', '.join(map(str, box))}]>", of, box, axes, folded)
 
@@ -69,12 +70,12 @@ _DECLARED = {"i32": "int32", "i64": "int64", "fp32": "float32"}
 
 @dataclass(frozen=True)
 class KernelSource:
-    """The text of one kernel, a module by itself; `function` is its name there, `stage` what it makes.
+    """The text of one kernel, a complete module. `function`: the kernel's name in it; `stage`: what it computes.
 
-    A program does the tile `row_tile` of `stationary` (queries, or keys for their gradients) of a lane, which is a
-    batch entry and a head: query heads, or kv heads for the gradients of keys. `parts`: programs for each, along the
-    width of a head; 0: as many as the call says.
-    `row_tiles`: how many tiles there are; None: as many as the tokens make. `registers`: what the assembler may use.
+    A program computes one tile of `stationary` tokens (queries, or keys for key gradients) of one lane: a batch entry
+    with a query head, or with a kv head for key gradients. `parts`: the number of programs for each tile, along the
+    width of a head; 0 if the call decides it. `row_tiles`: the number of tiles of a lane; None if it follows from the
+    number of tokens. `registers`: the maximum number of registers that the assembler may use for a thread.
     """
 
     stage: str
@@ -88,19 +89,19 @@ class KernelSource:
 
     @property
     def options(self) -> dict[str, int | bool]:
-        """The compile options of Triton."""
-        found = {"num_warps": self.tiles.warps, "num_stages": self.tiles.stages, "enable_fp_fusion": True}
-        return found if self.registers is None else {**found, "maxnreg": self.registers}
+        """The options with which Triton compiles the text."""
+        options = {"num_warps": self.tiles.warps, "num_stages": self.tiles.stages, "enable_fp_fusion": True}
+        return options if self.registers is None else {**options, "maxnreg": self.registers}
 
     @cached_property
     def digest(self) -> str:
-        """Equal kernels have equal digests: the text and how it is compiled are all there is to them."""
-        told = f"{self.text}\0{sorted(self.options.items())}"
-        return hashlib.blake2b(told.encode(), digest_size=12).hexdigest()
+        """The digest of the text and its compile options; equal kernels have equal digests."""
+        content = f"{self.text}\0{sorted(self.options.items())}"
+        return hashlib.blake2b(content.encode(), digest_size=12).hexdigest()
 
     @property
     def stationary(self) -> int:
-        """Tokens of a program's own tile."""
+        """The number of tokens in the tile that a program owns."""
         return self.tiles.k_tile if self.stage == "dkdv" else self.tiles.q_tile
 
     def __str__(self) -> str:
@@ -108,7 +109,7 @@ class KernelSource:
 
 
 def declaration(function: str, arguments: Sequence[KernelArgument]) -> list[str]:
-    """The head of a kernel. Numbers are not specialised on: their values make no variants."""
+    """Return the lines above a kernel's body. Numbers are not specialised, so their values cause no recompilation."""
     numbers = [f'"{argument.name}"' for argument in arguments if argument.is_number]
     return [
         "NUMBERS = [",
@@ -124,7 +125,7 @@ def declaration(function: str, arguments: Sequence[KernelArgument]) -> list[str]
 
 
 def wrapped(words: Sequence[str], width: int = 112) -> list[str]:
-    """Words in lines."""
+    """Join words by commas into lines of at most `width` characters."""
     lines: list[str] = []
     for word in words:
         if lines and len(lines[-1]) + len(word) + 2 <= width:

@@ -22,19 +22,19 @@ from attnc.compiler.simulation.gpu_clocks import TileShape
 
 
 def emit_dkdv(problem: AttentionProblem, tiles: TileShape) -> KernelSource:
-    """The gradients of k and v, by rows of keys, over all query heads of a kv head."""
+    """Emit the kernel of the gradients of k and v, by rows of keys, over all query heads of a kv head."""
     return KeyGradients(problem, tiles).source()
 
 
 def turns_fit(group: int, queries: int) -> bool:
-    """Whether turns through so many heads and queries can be told apart (`SHIFT`), whatever the tiles are."""
+    """Whether the inverse of `SHIFT` bits is exact for turns over `group` heads and `queries`, for any tile shape."""
     tiles = queries // LEAST + 1
     return group * tiles * tiles < 1 << SHIFT
 
 
 @dataclass
 class KeyGradients(TiledKernel):
-    """dv = Pᵀ dO and dk = scale * dSᵀ q, with Sᵀ = k qᵀ so that what is computed is what is multiplied."""
+    """Emits dv = Pᵀ dO and dk = scale * dSᵀ q, with Sᵀ = k qᵀ, so that computed tiles are multiplied untransposed."""
 
     stage: ClassVar[str] = "dkdv"
     kept = ("k", "v", "dk", "dv")
@@ -60,27 +60,27 @@ class KeyGradients(TiledKernel):
         return accumulated(max(self.problem.dk, self.problem.dv))
 
     @override
-    def heads(self) -> None:
+    def emit_heads(self) -> None:
         self.lines.add(
             "kv_heads = heads // group", f"batch = {self.batch_text('kv_heads')}", "kv_head = lane % kv_heads"
         )
 
     @override
-    def positions(self) -> None:
+    def emit_positions(self) -> None:
         add = self.lines.add
         if self.problem.documents:
-            self.window_places("keys")
+            self.emit_windows("keys")
             add("window_first = window_row", "window_last = window_row_end - 1")
             add("place = safe - window_key")
         else:
             add("place = tl.minimum(row, keys - 1)" if self.problem.grid is None else "place = row")
 
     @override
-    def moved(self) -> str:
+    def position_offset(self) -> str:
         return " + window_row - window_shift" if self.problem.documents else " - shift"
 
     @override
-    def made_texts(self) -> IndexText:
+    def index_writer(self) -> IndexText:
         wide = ".to(tl.int64)" if self.walk.is_wide else ""
         query = ExprText("(query + shift)", COLUMNS)
         if self.problem.documents:
@@ -93,7 +93,7 @@ class KeyGradients(TiledKernel):
         return IndexText(names, self.read_exact, wide_place=fold.place("k") if self.walk.is_wide else None)
 
     @override
-    def whole_names(self) -> dict[Index, ExprText]:
+    def padded_names(self) -> dict[Index, ExprText]:
         return {
             fold.place("k"): ExprText("row", ROWS),
             fold.place("q"): ExprText("(tl.minimum(query, queries - 1) + shift)", COLUMNS),
@@ -103,8 +103,8 @@ class KeyGradients(TiledKernel):
     def start(self) -> None:
         p = self.problem
         self.lines.add("")
-        self.own("k", "kv_head", p.dk)
-        self.own("v", "kv_head", p.dv)
+        self.load_own("k", "kv_head", p.dk)
+        self.load_own("v", "kv_head", p.dv)
         self.zero("key_sum", p.dk)
         self.zero("value_sum", p.dv)
 
@@ -114,17 +114,17 @@ class KeyGradients(TiledKernel):
         return self.problem.is_nested
 
     @override
-    def loops_of(self, texts: IndexText) -> None:
+    def emit_loops(self, texts: IndexText) -> None:
         p, walk, lines = self.problem, self.walk, self.lines
         if not walk.reads_head:
             self.begin(texts)
         with lines.block("for member in range(group):") if p.is_nested else nullcontext():
             head = "head = kv_head * group + member" if p.grouped else "head = kv_head"
-            of_head = [head, *self._of_head()]
+            head_lines = [head, *self._head_bases()]
             if p.is_nested or not p.grouped:
-                lines.add(*of_head)
+                lines.add(*head_lines)
             else:
-                lines.turns = tuple(of_head)
+                lines.turns = tuple(head_lines)
             if isinstance(walk, ListedWalk):
                 lines.add("entry = tl.load(list_of_lane + batch * heads + head) * (tiles + 1) + row_tile")
             if walk.reads_head:
@@ -137,8 +137,8 @@ class KeyGradients(TiledKernel):
             lines.turns = ()
             self.store_gradients("keys")
 
-    def _of_head(self) -> Iterator[str]:
-        """Where what a program reads of a head of queries begins."""
+    def _head_bases(self) -> Iterator[str]:
+        """Yield the lines that compute where a query head's tensors and numbers begin."""
         if not self.problem.boxes:
             yield from (self.head_base(name, "head") for name in ("q", "dout"))
         yield "of_head = (batch * heads + head) * queries.to(tl.int64)"
@@ -146,27 +146,27 @@ class KeyGradients(TiledKernel):
     @override
     def tile(self, tile: str, partial: bool) -> None:
         p = self.problem
-        of_query = {name: f"{name}_of[None, :]" for name in self.rows_of}
+        query_texts = {name: f"{name}_of[None, :]" for name in self.row_numbers}
         self.load("q", "head", p.dk, tile, partial)
         if self.has_product:
             self.product("k", "q", p.dk, self.product_name)
-        self._of_queries(self.rows_of[:1], partial)
-        self.weighed(of_query, partial)
+        self._load_query_numbers(self.row_numbers[:1], partial)
+        self.recompute_weight(query_texts, partial)
         self.load("dout", "head", p.dv, tile, partial)
         outputs = self.load_sum("dout", "head", p.dv, tile, partial, loaded=True)
         for (name, _), value in zip(self.sums("value_sum", p.dv), outputs, strict=True):
             self.add_weighted(name, "weight", value, partial)
-        self._of_queries(self.rows_of[1:], partial)
+        self._load_query_numbers(self.row_numbers[1:], partial)
         self.product("v", "dout", p.dv, "change")
-        self.changed(of_query, partial)
+        self.emit_formula_gradient(query_texts, partial)
         self.add_gradients("change", partial)
-        change = self.slope("change", partial)
+        change = self.product_gradient("change", partial)
         queries = self.load_sum("q", "head", p.dk, tile, partial, loaded=True)
         for (name, _), query in zip(self.sums("key_sum", p.dk), queries, strict=True):
             self.add_weighted(name, change, query, partial)
 
-    def _of_queries(self, names: Sequence[str], partial: bool) -> None:
-        """Load numbers of a tile's queries."""
+    def _load_query_numbers(self, names: Sequence[str], partial: bool) -> None:
+        """Load the numbers `names` of a tile's queries."""
         for name in names:
             none = 'float("inf")' if name == "lse" else "0.0"
             inside = f", mask={self.inside()}, other={none}" if partial else ""

@@ -10,10 +10,10 @@ from attnc.compiler.kernels.position_text import PositionText
 
 @dataclass
 class Loads(PositionText):
-    """Writes loads and stores."""
+    """The part of a kernel text that loads, stores and multiplies tiles."""
 
     def base(self, name: str, head: str, moving: bool) -> None:
-        """Where a tensor's head begins, and of a moving side how far apart its tiles are."""
+        """Emit where a tensor's head begins and where its rows are; for the moving side, the step from tile to tile."""
         unit = self.problem.vector
         if not moving:
             self.lines.add(self.head_base(name, head))
@@ -33,10 +33,10 @@ class Loads(PositionText):
             self.lines.add(f"{name}_rows = {inner}")
 
     def head_base(self, name: str, head: str) -> str:
-        """The line that says where a head begins."""
+        """Return the line that computes where a head of a tensor begins."""
         return f"{name}_base = {name} + (batch * {name}_batch + {head} * {name}_head) * {self.problem.vector}"
 
-    def own(self, name: str, head: str, size: int) -> None:
+    def load_own(self, name: str, head: str, size: int) -> None:
         """Load the program's own rows of a tensor."""
         rows = self.sides.row_tile
         if not self.is_boxed(name):
@@ -50,38 +50,39 @@ class Loads(PositionText):
             self.lines.add(f"{name}_{i} = tl.load({where}, mask={mask}, other=0.0)")
 
     def _load_box(self, to: str, box: str, head: str, row: str, rows: int, piece: DepthSlice, start: str = "") -> None:
+        """Emit the copy of a box by the hardware, as a tile of `rows` rows named `to`."""
         where = f"[{self._box_lane(head)}, {row}, {start or piece.start}]"
         self.lines.add(f"{to} = {box}.load({where}).reshape({rows}, {piece.width})")
 
     def _box_lane(self, head: str) -> str:
-        """A lane as coordinates of a box."""
+        """Return a lane as coordinates of a box."""
         grid = self.problem.grid
         if grid is None or not grid.is_folded:
             return f"batch, {head}"
         return f"batch * {'(heads // group)' if head == 'kv_head' else 'heads'} + {head}"
 
     def box_row(self) -> str:
-        """The program's own rows as coordinates of a box."""
+        """Return the program's own rows as coordinates of a box."""
         if self.problem.grid is None:
             return f"row_tile * {self.sides.row_tile}"
         return ", ".join(f"own_{a} * {side}" for a, side in enumerate(self.row_brick))
 
     def box_column(self, tile: str) -> str:
-        """A tile as coordinates of a box."""
+        """Return a tile as coordinates of a box."""
         if self.problem.grid is None:
             return f"{tile} * {self.sides.column_tile}"
         return ", ".join(
             f"{brick} * {side}" for brick, side in zip(self.brick_of(tile), self.column_brick, strict=True)
         )
 
-    def _where(self, name: str, tile: str) -> str:
-        """Where a tile of a moving tensor begins."""
+    def _tile_address(self, name: str, tile: str) -> str:
+        """Return the address at which a tile of a moving tensor begins."""
         if self.problem.grid is None:
             return f"{name}_base + {tile} * {name}_step"
         return f"{name}_base + {self.tile_token(tile)} * {name}_step"
 
-    def moving(self, name: str, head: str, size: int) -> None:
-        """Prepare the loads of a tensor's tiles."""
+    def emit_tile_addresses(self, name: str, head: str, size: int) -> None:
+        """Emit the addresses for loads of a tensor's tiles."""
         if not self.problem.boxes:
             self.lines.add(self.head_base(name, head))
             self.steps(name, size)
@@ -106,28 +107,28 @@ class Loads(PositionText):
             inside = f"({self.inside()})[:, None]" if partial else None
             mask = conjunction(inside, validity(piece))
             masked = "" if mask is None else f", mask={mask}, other=0.0"
-            self.lines.add(f"{name}_{i} = tl.load({self._where(name, tile)} + {name}_inner_{i}{masked})")
+            self.lines.add(f"{name}_{i} = tl.load({self._tile_address(name, tile)} + {name}_inner_{i}{masked})")
 
     def load_sum(self, name: str, head: str, size: int, tile: str, partial: bool, loaded: bool) -> list[str]:
-        """The pieces of a moving tensor that are added up: all of them, or that of the program's part."""
-        found = accumulated(size)
-        if found.parts == 1:
+        """Return the slices of a moving tensor that the program accumulates: all, or that of the program's part."""
+        sums = accumulated(size)
+        if sums.parts == 1:
             if not loaded:
                 self.load(name, head, size, tile, partial)
-            return [f"{name}_{i}" for i, _ in enumerate(found.pieces)]
+            return [f"{name}_{i}" for i, _ in enumerate(sums.pieces)]
         columns, to = self.sides.column_tile, f"{name}_part"
         if self.problem.boxes:
-            start = f"part * {found.step}"
-            self._load_box(to, f"{name}_box_part", head, self.box_column(tile), columns, found.pieces[0], start)
+            start = f"part * {sums.step}"
+            self._load_box(to, f"{name}_box_part", head, self.box_column(tile), columns, sums.pieces[0], start)
             return [to]
         inside = f"({self.inside()})[:, None]" if partial else None
-        entries = f"(part * {found.step} + tl.arange(0, {found.step}))[None, :]"
-        where = f"{self._where(name, tile)} + {name}_rows + {entries}"
+        entries = f"(part * {sums.step} + tl.arange(0, {sums.step}))[None, :]"
+        where = f"{self._tile_address(name, tile)} + {name}_rows + {entries}"
         self.lines.add(f"{to} = tl.load({where}, mask={conjunction(inside, f'{entries} < {size}')}, other=0.0)")
         return [to]
 
     def store(self, name: str, head: str, values: list[tuple[str, DepthSlice]], size: int) -> None:
-        """Write the program's own rows of a tensor."""
+        """Store the program's own rows of a tensor."""
         rows, step, add = self.sides.row_tile, accumulated(size).step, self.lines.add
         if self.problem.boxes:
             for i, (value, piece) in enumerate(values):
@@ -152,45 +153,45 @@ class Loads(PositionText):
     # --- sums and products
 
     def product(self, left: str, right: str, size: int, to: str) -> None:
-        """`to` = left · rightᵀ over the width of a head."""
+        """Emit `to` = left · rightᵀ, summed over the width of a head."""
         for i, _ in enumerate(pieces(size)):
-            more = f", {to}" if i else ""
-            self.lines.add(f"{to} = tl.dot({left}_{i}, tl.trans({right}_{i}){more}{self.problem.precision})")
+            accumulator = f", {to}" if i else ""
+            self.lines.add(f"{to} = tl.dot({left}_{i}, tl.trans({right}_{i}){accumulator}{self.problem.precision})")
 
     def add_weighted(self, to: str, left: str, right: str, partial: bool) -> None:
-        """Add left · right to `to`; a careful kernel adds the visible pairs of a partial tile alone."""
+        """Add left · right to `to`; in partial tiles, a careful kernel adds visible pairs only."""
         if partial and self.problem.careful:
             self.lines.add(f"{to} = add_visible({left}, {right}, {to}, visible)")
             return
         self.lines.add(f"{to} = tl.dot({left}.to({right}.dtype), {right}, {to}{self.problem.precision})")
 
     def sums(self, name: str, size: int) -> list[tuple[str, DepthSlice]]:
-        """The accumulators of a width, by name."""
+        """Return the names and slices of the accumulators for a width."""
         return [(f"{name}_{i}", piece) for i, piece in enumerate(accumulated(size).pieces)]
 
     def zero(self, name: str, size: int) -> None:
         """Set accumulators to zero."""
-        for one, piece in self.sums(name, size):
-            self.lines.add(f"{one} = tl.zeros(({self.sides.row_tile}, {piece.width}), tl.float32)")
+        for accumulator, piece in self.sums(name, size):
+            self.lines.add(f"{accumulator} = tl.zeros(({self.sides.row_tile}, {piece.width}), tl.float32)")
 
 
 _ONES = {False: (1, 1), True: (1,)}
 
 
 def entry_numbers(piece: DepthSlice) -> str:
-    """The entries of a head in a piece, along columns."""
+    """Return the numbers of a slice's entries in the head, along columns, as text."""
     start = f"{piece.start} + " if piece.start else ""
     return f"({start}tl.arange(0, {piece.width}))[None, :]" if start else f"tl.arange(0, {piece.width})[None, :]"
 
 
 def validity(piece: DepthSlice) -> str | None:
-    """Return the mask of a slice's existing entries, None where all exist."""
+    """Return the mask of a slice's existing entries; None if all exist."""
     return f"(tl.arange(0, {piece.width}) < {piece.valid})[None, :]" if piece.is_padded else None
 
 
 def conjunction(*tests: str | None) -> str | None:
-    """Return the conjunction of tests, None where there is none."""
-    some = [test for test in tests if test is not None]
-    if len(some) < 2:
-        return some[0] if some else None
-    return " & ".join(f"({test})" if "<" in test else test for test in some)
+    """Return the conjunction of the tests that are not None; None if there are none."""
+    conditions = [test for test in tests if test is not None]
+    if len(conditions) < 2:
+        return conditions[0] if conditions else None
+    return " & ".join(f"({test})" if "<" in test else test for test in conditions)

@@ -1,8 +1,8 @@
-"""Gradients of what a score reads pair by pair: a table by distance, or one whose index is another input's.
+"""Gradients of inputs that a score reads pair by pair: tables by distance, and tables whose index is another input.
 
-Many pairs share an entry. So that sums are made in one order, without atomics, a program keeps entries of its own: of a
-table by distance it walks tiles along a diagonal of the matrix, of any other table it has 32 entries and a row of
-tiles. What programs leave is added up outside.
+Many pairs share an entry. So that sums have one order and need no atomics, each program owns some entries: for a table
+by distance, a program walks the tiles along one diagonal of the score matrix; for any other table, it owns 32 entries
+and walks one row of tiles. The sums of all programs are added up outside the kernel.
 """
 
 from __future__ import annotations
@@ -22,34 +22,35 @@ from attnc.compiler.kernels.walks import RangedWalk
 from attnc.compiler.simulation.gpu_clocks import TileShape
 
 ENTRIES = 32
-"""Entries of a table that a program has."""
+"""Number of table entries that a program owns."""
 
 
 def emit_distance_gradient(problem: AttentionProblem, term: Term, tiles: TileShape) -> KernelSource:
-    """The gradient of a term of the distance.
+    """Emit the kernel for the gradient of a term by distance.
 
-    `sums` (lanes, diagonals, 2 · tile - 1): of program (lane, i) the distances
-    `(i - columns + 1) * tile + j - tile + 1` for each j, in tokens of the call, where there are so many columns of
-    tiles. Raises NotInKernelsError where tiles are listed or bricks.
+    It writes `sums` (lanes, diagonals, 2 · tile - 1). Entry j of program (lane, i) is the sum at the distance
+    `(i - columns + 1) * tile + j - tile + 1`, in tokens of the call, where `columns` is the number of tile columns.
+    Raises NotInKernelsError if tiles are listed or bricks.
     """
     if not isinstance(problem.by_query, RangedWalk):
-        raise NotInKernelsError("gradients of tables by distance where rows see no ranges of keys")
+        raise NotInKernelsError("gradients of tables by distance, unless each row sees a few ranges of keys")
     return _Distances(replace(problem, boxes=False), tiles, term=term).source()
 
 
 def emit_table_gradient(problem: AttentionProblem, tensor: Tensor, tiles: TileShape) -> KernelSource:
-    """The gradient of an input that is read pair by pair: `sums` (lanes, tile rows, chunks, 32).
+    """Emit the kernel for the gradient of an input that is read pair by pair.
 
-    Raises NotInKernelsError where more than one index differs from pair to pair, and where tiles are listed or bricks.
+    It writes `sums` (lanes, tile rows, chunks, 32). Raises NotInKernelsError if more than one index differs from pair
+    to pair, or if tiles are listed or bricks.
     """
     if not isinstance(problem.by_query, RangedWalk):
-        raise NotInKernelsError("gradients of inputs read pair by pair where rows see no ranges of keys")
+        raise NotInKernelsError("gradients of inputs read pair by pair, unless each row sees a few ranges of keys")
     return _Table(replace(problem, boxes=False), tiles, tensor=tensor).source()
 
 
 @dataclass
 class _Pairs(QueryGradient):
-    """Programs that only need how the result changes with the scores."""
+    """The base of kernels that compute the gradient of the scores and sum it into table entries."""
 
     stage: ClassVar[str] = "pairs"
     written: ClassVar[tuple[str, ...]] = ()
@@ -79,33 +80,33 @@ class _Distances(_Pairs):
         assert isinstance(self.walk, RangedWalk)
         add("# This program: the tiles along one diagonal of a lane, which is a batch entry and a head.")
         add("lane = tl.program_id(0) % lanes")
-        self.heads()
+        self.emit_heads()
         add(f"row_tiles = (queries + {side - 1}) // {side}", f"column_tiles = (keys + {side - 1}) // {side}")
         add("diagonal = tl.program_id(0) // lanes - (column_tiles - 1)")
         add(f"column = tl.arange(0, {side})", f"found = tl.zeros(({side}, {side}), tl.float32)")
-        self.moving("k", "kv_head", p.dk)
-        self.moving("v", "kv_head", p.dv)
+        self.emit_tile_addresses("k", "kv_head", p.dk)
+        self.emit_tile_addresses("v", "kv_head", p.dv)
         with self.lines.block(
             "for row_tile in range(tl.maximum(diagonal, 0), tl.minimum(row_tiles, column_tiles + diagonal)):"
         ):
             add("tile = row_tile - diagonal")
-            self.own_places()
-            self.walk.start(self.lines, self.sides, texts, self.moved())
+            self.emit_rows()
+            self.walk.start(self.lines, self.sides, texts, self.position_offset())
             add(f"live = {self.walk.live()}")
             with self.lines.block("if live:"):
-                self.own_rows()
+                self.load_rows()
                 self.load_terms("query", "there", "row", "own")
                 add(f"key = tile * {side} + column")
                 self.walk.visible(self.lines, self.sides, self.texts)
                 self.moving_terms(True)
-                self.change("tile", True)
+                self.emit_score_gradient("tile", True)
                 assert p.score is not None
-                by = p.score.by_term(self.term)
-                assert by is not None
-                add(f"found += {self.pushed(by, 'change', True)}")
+                derivative = p.score.by_term(self.term)
+                assert derivative is not None
+                add(f"found += {self.atom_gradient(derivative, 'change', True)}")
         add("", "# Every distance on the diagonal, one after another.")
-        along = f"tl.arange(0, {side})"
-        add(f"gap = {along}[:, None] - {along}[None, :]")
+        numbers = f"tl.arange(0, {side})"
+        add(f"gap = {numbers}[:, None] - {numbers}[None, :]")
         add("number = lane.to(tl.int64) * (row_tiles + column_tiles - 1) + tl.program_id(0) // lanes")
         add(f"at = sums + number * {2 * side - 1}")
         with self.lines.block(f"for i in range({2 * side - 1}):"):
@@ -125,30 +126,34 @@ class _Table(_Pairs):
     def start(self) -> None:
         self.lines.add("chunk = tl.program_id(1)", f"entry = tl.arange(0, {ENTRIES})")
         self.lines.add("", f"found = tl.zeros(({ENTRIES},), tl.float32)")
-        self.own_rows()
-        self.moving("k", "kv_head", self.problem.dk)
-        self.moving("v", "kv_head", self.problem.dv)
+        self.load_rows()
+        self.emit_tile_addresses("k", "kv_head", self.problem.dk)
+        self.emit_tile_addresses("v", "kv_head", self.problem.dv)
 
     @override
     def tile(self, tile: str, partial: bool) -> None:
-        self.change(tile, partial)
+        self.emit_score_gradient(tile, partial)
         score, add = self.problem.score, self.lines.add
         assert score is not None
-        atoms = [d for d in score.derivatives if isinstance(d.atom, Element) and d.atom.tensor is self.tensor]
-        for by in atoms:
-            assert isinstance(by.atom, Element)
-            add(f"entries = {self._index(by.atom).over(PAIRS).text} - chunk * {ENTRIES}")
-            add(f"pushed = {self.pushed(by, 'change', partial)}")
+        table_derivatives = [
+            d for d in score.derivatives if isinstance(d.atom, Element) and d.atom.tensor is self.tensor
+        ]
+        for derivative in table_derivatives:
+            assert isinstance(derivative.atom, Element)
+            add(f"entries = {self._varying_index(derivative.atom).over(PAIRS).text} - chunk * {ENTRIES}")
+            add(f"pushed = {self.atom_gradient(derivative, 'change', partial)}")
             with self.lines.block(f"for i in range({ENTRIES}):"):
                 add("one = tl.sum(tl.where(entries == i, pushed, 0.0))")
                 add("found = tl.where(entry == i, found + one, found)")
 
-    def _index(self, node: Element) -> ExprText:
-        """The one index that differs from pair to pair."""
+    def _varying_index(self, node: Element) -> ExprText:
+        """Return the text of the only index that differs from pair to pair."""
         texts = [self.texts.of(index) for index in node.indices]
         varying = [text for text in texts if text.axes]
         if len(varying) != 1:
-            raise NotInKernelsError(f"the gradient of `{node.tensor.name}`, of which several indices differ by pair")
+            raise NotInKernelsError(
+                f"the gradient of `{node.tensor.name}`, where several indices differ from pair to pair"
+            )
         return varying[0]
 
     @override
@@ -159,8 +164,8 @@ class _Table(_Pairs):
 
 
 def varying_dimension(tensor: Tensor) -> int:
-    """The dimension of a tensor along which pairs differ. Raises NotInKernelsError where it is not one."""
-    found = [i for i, dim in enumerate(tensor.dims) if dim not in ("batch", "head", "kv_head")]
-    if len(found) != 1:
-        raise NotInKernelsError(f"the gradient of `{tensor.name}`, of which several indices differ by pair")
-    return found[0]
+    """Return the only dimension of a tensor along which pairs differ. Raises NotInKernelsError if there is not one."""
+    varying = [i for i, name in enumerate(tensor.dims) if name not in ("batch", "head", "kv_head")]
+    if len(varying) != 1:
+        raise NotInKernelsError(f"the gradient of `{tensor.name}`, where several indices differ from pair to pair")
+    return varying[0]

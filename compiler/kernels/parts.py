@@ -1,6 +1,6 @@
-"""Weights that are a sum, `alpha[q] * softmax(score) + beta[q]`, as attentions of their own that are added up.
+"""Weights that are a sum, such as `alpha[q] * softmax(score) + beta[q]`, split into one attention per summand.
 
-What a row alone decides is taken out of each summand; a kernel then has weights of one kind.
+Factors that depend on the row alone are taken out of each summand, so that each kernel has one kind of weights.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from attnc.compiler.verify_ir import verified
 
 @verified
 def in_parts(pattern: Pattern) -> Pattern:
-    """Return the pattern with an attention for each summand of its weights that sums over the keys, and one for the
-    others; itself where one kernel does, or none.
+    """Return the pattern with its weights split into summands, each with an attention.
+
+    Every summand that sums over the keys gets an attention; all others share one. The pattern is returned unchanged if
+    one kernel computes it as it is, or if no kernel computes its summands.
     """
     if len(pattern.nodes) != 1 or pattern.combine is not None:
         return pattern
@@ -28,17 +30,17 @@ def in_parts(pattern: Pattern) -> Pattern:
         return pattern
     parts = list(_summands(node.weights, 1))
     others = [apply("mul", number(float(sign)), part) for part, sign in parts if not needs_keys(part)]
-    summands = [_taken_out(part, sign) for part, sign in parts if needs_keys(part)]
+    summands = [_split_row_factor(part, sign) for part, sign in parts if needs_keys(part)]
     if others:
-        summands.append(_taken_out(reduce(partial(apply, "add"), others), 1))
-    nodes = [_attention(node, i, own) for i, (_, own) in enumerate(summands)]
+        summands.append(_split_row_factor(reduce(partial(apply, "add"), others), 1))
+    nodes = [_attention(node, i, weights) for i, (_, weights) in enumerate(summands)]
     factors = [factor for factor, _ in summands]
     if any(needs_keys(weights_of(part)[1]) for part in nodes) or any(map(needs_keys, factors)):
         return pattern
     combine: Value | None = None
     for factor, part in zip(factors, nodes, strict=True):
-        places = fold.head_index("batch"), fold.head_index("head"), fold.place("q")
-        scaled = apply("mul", factor, element(output(part), places))
+        indices = fold.head_index("batch"), fold.head_index("head"), fold.place("q")
+        scaled = apply("mul", factor, element(output(part), indices))
         combine = scaled if combine is None else apply("add", combine, scaled)
     return replace(pattern, nodes=tuple(nodes), combine=combine)
 
@@ -49,43 +51,44 @@ def _summands(value: Value, sign: int) -> Iterator[tuple[Value, int]]:
         case Apply(op="add" | "sub" as op, operands=(left, right)):
             yield from _summands(left, sign)
             yield from _summands(right, -sign if op == "sub" else sign)
-        case Apply(op="neg", operands=(own,)):
-            yield from _summands(own, -sign)
+        case Apply(op="neg", operands=(operand,)):
+            yield from _summands(operand, -sign)
         case _:
             yield value, sign
 
 
-def _taken_out(value: Value, sign: int) -> tuple[Value, Value]:
-    """A factor that the row alone decides, and the rest: of a value with a sum over its keys, or of the row alone."""
+def _split_row_factor(value: Value, sign: int) -> tuple[Value, Value]:
+    """Split a summand into a factor that depends on the row alone and the rest, which is 1 if nothing else is left."""
     factor, rest = number(float(sign)), value
-    while any(isinstance(below, VisibleReduce) for below in rest.below):
+    while any(isinstance(part, VisibleReduce) for part in rest.below):
         match rest:
-            case Apply(op="mul", operands=(left, right)) if _is_of_row(left):
+            case Apply(op="mul", operands=(left, right)) if _is_row_factor(left):
                 factor, rest = _times(factor, left), right
-            case Apply(op="mul", operands=(left, right)) if _is_of_row(right):
+            case Apply(op="mul", operands=(left, right)) if _is_row_factor(right):
                 factor, rest = _times(factor, right), left
-            case Apply(op="div", operands=(left, right)) if _is_of_row(right):
+            case Apply(op="div", operands=(left, right)) if _is_row_factor(right):
                 factor, rest = apply("div", factor, right), left
-            case Apply(op="share", operands=(Apply(op="mul", operands=(left, right)), whole)) if _is_of_row(left):
-                factor, rest = _times(factor, left), apply("share", right, whole)
-            case Apply(op="share", operands=(Apply(op="mul", operands=(left, right)), whole)) if _is_of_row(right):
-                factor, rest = _times(factor, right), apply("share", left, whole)
+            case Apply(op="share", operands=(Apply(op="mul", operands=(left, right)), total)) if _is_row_factor(left):
+                factor, rest = _times(factor, left), apply("share", right, total)
+            case Apply(op="share", operands=(Apply(op="mul", operands=(left, right)), total)) if _is_row_factor(right):
+                factor, rest = _times(factor, right), apply("share", left, total)
             case _:
                 break
-    return (_times(factor, rest), number(1.0)) if _is_of_row(rest) else (factor, rest)
+    return (_times(factor, rest), number(1.0)) if _is_row_factor(rest) else (factor, rest)
 
 
 def _times(factor: Value, other: Value) -> Value:
+    """Return a product; a factor of one is left out."""
     return other if factor is number(1.0) else apply("mul", factor, other)
 
 
-def _is_of_row(value: Value) -> bool:
-    """Whether it is one number for all keys of a row, and no sum over these."""
-    return "k" not in reads(value) and not any(isinstance(below, VisibleReduce) for below in value.below)
+def _is_row_factor(value: Value) -> bool:
+    """Whether a value is one number for all keys of a row and contains no sum over these keys."""
+    return "k" not in reads(value) and not any(isinstance(part, VisibleReduce) for part in value.below)
 
 
 def _attention(node: Attend, i: int, weights: Value) -> Attend:
-    """The attention of a summand: plain softmax where its weights are that."""
-    own = replace(node, name=f"{node.name}_{i}", weights=weights)
-    kind, formula = weights_of(own)
-    return replace(own, score=formula, weights=Softmax()) if kind == "softmax" else own
+    """Return the attention of a summand, with the plain softmax if the summand is one."""
+    summand = replace(node, name=f"{node.name}_{i}", weights=weights)
+    kind, formula = weights_of(summand)
+    return replace(summand, score=formula, weights=Softmax()) if kind == "softmax" else summand

@@ -1,4 +1,4 @@
-"""Where a program is: its batch entry and head, its own rows, and the tokens of the tiles that it walks."""
+"""The positions of a program: its batch entry and head, its own rows, and the tokens of the tiles that it walks."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def moved_by(text: ExprText, by: str) -> ExprText:
 
 @dataclass
 class PositionText(KernelFrame):
-    """Writes places."""
+    """The part of a kernel text that computes positions."""
 
-    def program(self) -> None:
+    def emit_program(self) -> None:
         """Emit the program's tile and its batch entry and head."""
         add, sides = self.lines.add, self.sides
         add("# This program: a tile of rows of one lane, which is a batch entry and a head.")
         add("lane = tl.program_id(0) % lanes")
         if self.accumulated.parts > 1:
             add("part = tl.program_id(1)")
-        self.heads()
+        self.emit_heads()
         if isinstance(self.walk, ListedWalk):
             add("tiles = tl.num_programs(0) // lanes", f"entry = tl.load(list_of_lane + {self.query_lane})")
             add("row_tile = tl.load(tile_order + entry * tiles + tl.program_id(0) // lanes)")
@@ -42,30 +42,30 @@ class PositionText(KernelFrame):
             add("row_tile = tl.num_programs(0) // lanes - 1 - tl.program_id(0) // lanes")
         add(f"column = tl.arange(0, {sides.column_tile})")
         if self.problem.grid is not None:
-            self.axes_of(self.problem.grid)
-            self.columns_of_bricks(self.problem.grid)
-        self.own_places()
+            self.emit_axes(self.problem.grid)
+            self.emit_brick_columns(self.problem.grid)
+        self.emit_rows()
 
-    def axes_of(self, grid: BrickGrid) -> None:
-        """How many places lie along every axis, how many tokens apart, and the bricks of rows along all but one."""
+    def emit_axes(self, grid: BrickGrid) -> None:
+        """Emit the extent and the stride of every axis, and the number of row bricks along all axes but the first."""
         for a, (extent, stride) in enumerate(zip(grid.extents, grid.strides, strict=True)):
             self.lines.add(f"extent_{a} = {self.texts.of(extent).text}", f"stride_{a} = {self.texts.of(stride).text}")
         for a, side in enumerate(self.row_brick):
             if a:
                 self.lines.add(f"bricks_{a} = (extent_{a} + {side - 1}) // {side}")
 
-    def columns_of_bricks(self, grid: BrickGrid) -> None:
-        """Where the columns of a brick are in it, as places, as tokens from its first, and as bits."""
+    def emit_brick_columns(self, grid: BrickGrid) -> None:
+        """Emit the columns of a brick as coordinates, as tokens relative to the brick's first token, and as bits."""
         add = self.lines.add
         bits, offset = [], 0
         for a, side in enumerate(self.column_brick):
-            add(f"column_{a} = {_inside('column', self.column_brick, a)}")
+            add(f"column_{a} = {_coordinate('column', self.column_brick, a)}")
             bits.append(f"({1 << offset} << column_{a})")
             offset += side
-        add(f"column_token = {_tokens(grid, 'column')}", f"column_bits = {' | '.join(bits)}")
+        add(f"column_token = {_token_at(grid, 'column')}", f"column_bits = {' | '.join(bits)}")
 
-    def rows_of_bricks(self, grid: BrickGrid) -> None:
-        """The program's brick, and where its rows are in the grid."""
+    def emit_brick_rows(self, grid: BrickGrid) -> None:
+        """Emit the program's brick and the coordinates of its rows in the grid."""
         add = self.lines.add
         brick, last = self.row_brick, len(grid.axes) - 1
         add(f"inner = tl.arange(0, {self.sides.row_tile})")
@@ -75,53 +75,53 @@ class PositionText(KernelFrame):
             rest = f"{rest} // bricks_{a}"
         add(f"own_0 = {rest}")
         for a, side in enumerate(brick):
-            add(f"at_{a} = own_{a} * {side} + {_inside('inner', brick, a)}")
+            add(f"at_{a} = own_{a} * {side} + {_coordinate('inner', brick, a)}")
         add(f"there = {' & '.join(f'(at_{a} < extent_{a})' for a in range(last + 1))}")
         add(*(f"at_{a} = tl.minimum(at_{a}, extent_{a} - 1)" for a in range(last + 1)))
-        add(f"row = {_tokens(grid, 'at')}")
+        add(f"row = {_token_at(grid, 'at')}")
 
     def batch_text(self, heads: str) -> str:
-        """The batch entry of a lane, where there are so many heads."""
+        """Return the batch entry of a lane; `heads` is the number of heads, as text."""
         return f"lane // {heads}" if self.problem.boxes else f"(lane // {heads}).to(tl.int64)"
 
-    def heads(self) -> None:
-        """The batch entry and the heads of a lane."""
+    def emit_heads(self) -> None:
+        """Emit the batch entry and the heads of a lane."""
         self.lines.add(f"batch = {self.batch_text('heads')}", "head = lane % heads", "kv_head = head // group")
 
-    def own_places(self) -> None:
-        """The program's own rows."""
+    def emit_rows(self) -> None:
+        """Emit the numbers of the program's own rows."""
         sides, add = self.sides, self.lines.add
         if self.problem.grid is not None:
-            self.rows_of_bricks(self.problem.grid)
+            self.emit_brick_rows(self.problem.grid)
         else:
             add(f"row = row_tile * {sides.row_tile} + tl.arange(0, {sides.row_tile})")
             add(f"there = row < {sides.rows}")
-        self.positions()
+        self.emit_positions()
 
-    def positions(self) -> None:
-        """Where the rows stand in the pattern."""
+    def emit_positions(self) -> None:
+        """Emit the positions of the rows in the pattern."""
         add = self.lines.add
         if self.problem.documents:
-            self.window_places("queries")
+            self.emit_windows("queries")
             add("window_first = window_key", "window_last = window_key_end - 1")
             add("query = safe - window_row + window_shift")
         else:
             add("query = row" if self.problem.grid is not None else "query = tl.minimum(row, queries - 1) + shift")
 
-    def window_places(self, rows: str) -> None:
-        """Windows of every row: where their queries and keys begin and end, and how queries are shifted."""
+    def emit_windows(self, rows: str) -> None:
+        """Emit the window of every row: where its queries and keys begin and end, and the shift of its queries."""
         add = self.lines.add
         add(f"safe = tl.minimum(row, {rows} - 1)")
         add("window = windows + batch * windows_0 + safe")
         for i, name in enumerate(("row", "row_end", "key", "key_end", "shift")):
             add(f"window_{name} = tl.load(window + {i} * {rows})" if i else f"window_{name} = tl.load(window)")
 
-    def moved(self) -> str:
-        """The offset of a column's number from its position."""
+    def position_offset(self) -> str:
+        """Return the offset that is added to a position to get the column's number, as text."""
         return " + window_key" if self.problem.documents else ""
 
-    def made_texts(self) -> IndexText:
-        """Texts of what the rows, the columns and the call are."""
+    def index_writer(self) -> IndexText:
+        """Return the writer of index expressions over the rows, the columns and the sizes of the call."""
         wide = ".to(tl.int64)" if self.walk.is_wide else ""
         key = (
             ExprText("(key[None, :] - window_key[:, None])", PAIRS)
@@ -136,7 +136,7 @@ class PositionText(KernelFrame):
         return IndexText(names, self.read_exact, wide_place=fold.place("q") if self.walk.is_wide else None)
 
     def size_names(self) -> dict[Index, ExprText]:
-        """The names of a call's sizes."""
+        """Return the names of a call's heads and sizes."""
         documents = self.problem.documents
         names: dict[Index, ExprText] = {fold.head_index(name): ExprText(name) for name in ("head", "kv_head", "batch")}
         for name in ("heads", "group"):
@@ -153,68 +153,68 @@ class PositionText(KernelFrame):
         return names
 
     def read_exact(self, node: Lookup, indices: tuple[ExprText, ...]) -> ExprText:
-        """An element of an input of integers or truth values."""
+        """Return the text of an element of an input of integers or truth values."""
         if isinstance(self.walk, MaskTiles) and is_along_keys(node):
-            return self.read_whole(node)
-        where, axes = address(node.tensor, indices, self.of_place)
-        return ExprText(f"tl.load({where}{self.left_out(axes)})", axes)
+            return self.read_padded(node)
+        where, axes = address(node.tensor, indices, self.call_index)
+        return ExprText(f"tl.load({where}{self.load_mask(axes)})", axes)
 
-    def read_whole(self, node: Lookup) -> ExprText:
-        """Elements for all keys of a tile, there or not: rows are filled up, so that many are loaded at once."""
-        texts = IndexText({**self.texts.names, **self.whole_names()}, self.read_exact)
-        *before, _ = (
-            self.of_place(str(dim), texts.of(index)) if dim in TOKENS else texts.of(index)
+    def read_padded(self, node: Lookup) -> ExprText:
+        """Return the text of elements for all keys of a tile: rows are padded, so loads are wide and need no mask."""
+        texts = IndexText({**self.texts.names, **self.padded_names()}, self.read_exact)
+        *leading, _ = (
+            self.call_index(str(dim), texts.of(index)) if dim in TOKENS else texts.of(index)
             for dim, index in zip(node.tensor.dims, node.indices, strict=True)
         )
-        axes, (*parts, key) = aligned(*before, texts.of(fold.place("k")))
+        axes, (*leading_parts, key) = aligned(*leading, texts.of(fold.place("k")))
         name = input_name(node.tensor)
-        rows = [f"{part.at(7)} * ({name}_{i} // {UNIT} * {UNIT})" for i, part in enumerate(parts)]
+        rows = [f"{part.at(7)} * ({name}_{i} // {UNIT} * {UNIT})" for i, part in enumerate(leading_parts)]
         return ExprText(f"tl.load({' + '.join([name, *rows, key.at(6)])})", axes)
 
-    def whole_names(self) -> dict[Index, ExprText]:
-        """Queries that are there, and keys as a tile has them."""
+    def padded_names(self) -> dict[Index, ExprText]:
+        """Return names for padded reads: queries that exist, and keys as the tile numbers them."""
         return {}
 
-    def left_out(self, axes: Axes) -> str:
+    def load_mask(self, axes: Axes) -> str:
         """Return the mask arguments of a load in a partial tile, for hidden pairs and missing columns."""
         if not self.is_partial or axes == ROWS or not axes:
             return ""
         return f", mask={'visible' if axes == PAIRS else self.inside()}, other=0"
 
-    def of_place(self, dim: str, text: ExprText) -> ExprText:
-        """A position as an index into the tokens, queries or keys of the call."""
+    def call_index(self, dim: str, text: ExprText) -> ExprText:
+        """Return a position as an index into the tokens, queries or keys of the call."""
         if self.problem.documents:
             return moved_by(text, "window_key" if dim in ("token", "key") else "window_row - window_shift")
         return ExprText(f"{text.at(5)} - shift", text.axes, 5) if dim == "query" else text
 
     def column_numbers(self, tile: str) -> None:
-        """The tokens of a tile's columns."""
+        """Emit the tokens of a tile's columns."""
         if self.problem.grid is None:
             self.lines.add(f"{self.sides.column} = {tile} * {self.sides.column_tile} + column")
         else:
             self.lines.add(f"{self.sides.column} = {self.tile_token(tile)} + column_token")
 
     def brick_of(self, tile: str) -> list[str]:
-        """The number of a brick along every axis; `tile` is that along the last."""
+        """Return the number of a brick along every axis; `tile` is the number along the last axis."""
         assert self.problem.grid is not None
         last = len(self.problem.grid.axes) - 1
         return [tile if a == last else f"brick_{a}" for a in range(last + 1)]
 
     def tile_token(self, tile: str) -> str:
-        """The first token of a brick."""
+        """Return the first token of a brick, as text."""
         assert self.problem.grid is not None
         *first, last = (f"{brick} * {side}" for brick, side in zip(self.brick_of(tile), self.column_brick, strict=True))
-        return f"({' + '.join([*(f'{place} * stride_{a}' for a, place in enumerate(first)), last])})"
+        return f"({' + '.join([*(f'{coordinate} * stride_{a}' for a, coordinate in enumerate(first)), last])})"
 
 
-def _tokens(grid: BrickGrid, at: str) -> str:
-    """The token at places, or so many places on."""
+def _token_at(grid: BrickGrid, prefix: str) -> str:
+    """Return the token at the coordinates named `prefix`_0, `prefix`_1 and so on, as text; offsets give an offset."""
     last = len(grid.axes) - 1
-    return " + ".join(f"{at}_{a} * stride_{a}" if a < last else f"{at}_{a}" for a in range(last + 1))
+    return " + ".join(f"{prefix}_{a} * stride_{a}" if a < last else f"{prefix}_{a}" for a in range(last + 1))
 
 
-def _inside(number: str, sides: tuple[int, ...], axis: int) -> str:
-    """The place along an axis of what is numbered with the last axis fastest."""
-    below = prod(sides[axis + 1 :])
-    text = f"{number} // {below}" if below > 1 else number
+def _coordinate(number: str, sides: tuple[int, ...], axis: int) -> str:
+    """Return the coordinate along an axis of a number that counts with the last axis fastest, as text."""
+    inner_size = prod(sides[axis + 1 :])
+    text = f"{number} // {inner_size}" if inner_size > 1 else number
     return text if axis == 0 else f"{text} % {sides[axis]}"

@@ -15,15 +15,15 @@ from attnc.compiler.simulation.gpu_clocks import TileShape
 
 
 def emit_dq(problem: AttentionProblem, tiles: TileShape) -> KernelSource:
-    """The gradient of q, by rows of queries."""
+    """Emit the kernel of the gradient of q, by rows of queries."""
     return QueryGradient(problem, tiles).source()
 
 
 @dataclass
 class QueryGradient(TiledKernel):
-    """dq = dS k, where the score's change dS is P ∘ (dO vᵀ - delta) with P = exp(S - LSE).
+    """Emits dq = dS k, where the score's gradient dS is P ∘ (dO vᵀ - delta) with P = exp(S - LSE).
 
-    Of weights P = W / ΣW, a change of W is (dO vᵀ - delta) / ΣW; of others it is dO vᵀ.
+    For weights P = W / ΣW, the gradient of W is (dO vᵀ - delta) / ΣW; for weights that are not divided, it is dO vᵀ.
     """
 
     stage: ClassVar[str] = "dq"
@@ -39,46 +39,46 @@ class QueryGradient(TiledKernel):
     @override
     def start(self) -> None:
         self.lines.add("")
-        self.own_rows()
-        self.moving("k", "kv_head", self.problem.dk)
-        self.moving("v", "kv_head", self.problem.dv)
+        self.load_rows()
+        self.emit_tile_addresses("k", "kv_head", self.problem.dk)
+        self.emit_tile_addresses("v", "kv_head", self.problem.dv)
         self.zero("sum", self.problem.dk)
         self.zero_gradients()
 
-    def own_rows(self) -> None:
-        """Load what the program has of its rows."""
+    def load_rows(self) -> None:
+        """Emit the loads of the program's own rows and of their numbers."""
         add, p = self.lines.add, self.problem
-        self.own("q", "head", p.dk)
-        self.own("dout", "head", p.dv)
-        if self.rows_of:
+        self.load_own("q", "head", p.dk)
+        self.load_own("dout", "head", p.dv)
+        if self.row_numbers:
             add("of_row = lane.to(tl.int64) * queries + row")
-        for name in self.rows_of:
+        for name in self.row_numbers:
             none = 'float("inf")' if name == "lse" else "0.0"
             add(f"own_{name} = tl.load({name} + of_row, mask=there, other={none})")
 
     @override
     def tile(self, tile: str, partial: bool) -> None:
         p = self.problem
-        self.change(tile, partial)
+        self.emit_score_gradient(tile, partial)
         self.add_gradients("change", partial)
-        change = self.slope("change", partial)
+        change = self.product_gradient("change", partial)
         keys = self.load_sum("k", "kv_head", p.dk, tile, partial, loaded=True)
         for (name, _), key in zip(self.sums("sum", p.dk), keys, strict=True):
             self.add_weighted(name, change, key, partial)
 
-    def change(self, tile: str, partial: bool) -> None:
-        """`change`: how the result changes with the scores of a tile."""
-        p, of_query = self.problem, {name: f"own_{name}[:, None]" for name in self.rows_of}
+    def emit_score_gradient(self, tile: str, partial: bool) -> None:
+        """Emit `change`, the gradient of a tile's scores."""
+        p, query_texts = self.problem, {name: f"own_{name}[:, None]" for name in self.row_numbers}
         self.load("k", "kv_head", p.dk, tile, partial)
         if self.has_product:
             self.product("q", "k", p.dk, self.product_name)
         if self.problem.kind == "softmax":
-            self.weighed(of_query, partial)
+            self.recompute_weight(query_texts, partial)
         else:
-            self.scored(partial, formula=False)
+            self.emit_score(partial, formula=False)
         self.load("v", "kv_head", p.dv, tile, partial)
         self.product("dout", "v", p.dv, "change")
-        self.changed(of_query, partial)
+        self.emit_formula_gradient(query_texts, partial)
 
     @override
     def finish(self) -> None:

@@ -1,9 +1,9 @@
-"""A score taken apart for kernels: one product of vectors, terms that are computed beforehand, and a formula of these.
+"""A score split for kernels: one product of vectors, terms that are computed beforehand, and a formula over them.
 
-What depends on the query alone, however it is made, is one number a row (`Term`), what depends on the key alone one a
-column, and what depends on their distance alone one a diagonal. These are computed before the kernel, as are the
-vectors that are multiplied; their gradients come back from it as they went in. The formula that is left is what a
-kernel computes of every pair.
+An expression that depends on the query alone is one number per row (`Term`), one that depends on the key alone is one
+number per column, and one that depends on their distance alone is one number per diagonal. Terms and the multiplied
+vectors are computed before the kernel, and the kernel returns a gradient for each of them. The formula that is left is
+computed by the kernel for every pair.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ from attnc.spec.meaning.exact_arithmetic import ArithmeticFault
 Side = Literal["query", "key", "distance"]
 
 MOST_SUM = 2.0**28
-"""The largest prefix sum that kernels take: up to this, two numbers of 32 bits hold it with errors below 1e-6."""
+"""Maximum prefix sum for kernels: up to this, two fp32 numbers hold a sum with errors below 1e-6."""
 
 Kind = Literal["softmax", "share", "sum"]
-"""The kind of a weight: e to its score over the sum of these; a formula over its sum; a formula as it is."""
+"""The kind of weights: the softmax of scores; a formula divided by its sum over the row; a formula as it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """A number of every query, key or distance of query and key, and the tensor that stands for it in the formula.
+    """A number of every query, key, or distance from query to key, and the tensor that holds it in the formula.
 
-    `varies`: it has a gradient. `half`: of a sum over what lies between a key and a query, of which terms are the sums
-    up to either; these are kept in two numbers of 32 bits, 1 the larger, 2 the rest.
+    `half`: for a sum over the tokens between a key and a query, whose terms are the prefix sums up to either end. Each
+    is held in two fp32 numbers: 1 is the rounded sum, 2 the rest. 0 for all other terms.
     """
 
     tensor: Tensor
@@ -80,21 +80,21 @@ class Term:
 
     @property
     def varies(self) -> bool:
-        """Whether it has a gradient."""
-        return self.half != 2 and any(isinstance(below, Vec | Element) for below in self.value.below)
+        """Whether the term has a gradient."""
+        return self.half != 2 and any(isinstance(part, Vec | Element) for part in self.value.below)
 
 
 LEAST = -1e38
-"""The finite score that stands for -inf in kernels, where an extra logit must tell a visible key from a hidden one."""
+"""Finite score that replaces -inf if there is an extra logit, so that visible keys differ from hidden keys."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreFormula:
-    """A score as a kernel computes it: `formula` over `dot(q, k)` and elements of terms and inputs.
+    """A score as a kernel computes it: a `formula` over `dot(q, k)` and the elements of terms and inputs.
 
-    `query`, `key`: the vectors that take the places of q and k, one behind the other; `value`: that of v; empty and
-    None for those themselves. `extra`: a logit of every query that takes its share of the weights. `kind`: what weights
-    are made of the formula. `grouped`: parts of the formula that are added up by themselves first.
+    `query`, `key`: the vectors that replace q and k, concatenated; empty for q and k themselves. `value`: the vector
+    that replaces v; None for v itself. `extra`: the extra logit of every query. `kind`: how weights are computed from
+    the formula. `grouped`: the parts of the formula that are summed separately, before they are added to the rest.
     """
 
     formula: Value
@@ -108,27 +108,27 @@ class ScoreFormula:
 
     @property
     def has_product(self) -> bool:
-        """Whether vectors are multiplied."""
-        return any(isinstance(below, Dot) for below in self.formula.below)
+        """Whether the formula contains a product of vectors."""
+        return any(isinstance(part, Dot) for part in self.formula.below)
 
     @property
     def by_product(self) -> Derivative | None:
-        """How the formula changes with the product."""
+        """The derivative of the formula by the product; None if there is none."""
         return next((d for d in self.derivatives if isinstance(d.atom, Dot)), None)
 
     @property
     def derivatives(self) -> tuple[Derivative, ...]:
-        """How the formula changes with all that it is made of."""
+        """The derivatives of the formula by all of its atoms."""
         return derivatives(self.formula)
 
     def by_term(self, term: Term) -> Derivative | None:
-        """How the formula changes with a term."""
+        """Return the derivative of the formula by a term; None if there is none."""
         return next((d for d in self.derivatives if isinstance(d.atom, Element) and d.atom.tensor is term.tensor), None)
 
     def shifts_rows(self, term: Term) -> bool:
-        """Whether a term of the query is added to all scores of a row: then no weight depends on it, but the LSE does.
+        """Whether a term of the query is added to all scores of a row: the LSE depends on it, and no weight does.
 
-        So its gradient is that of the LSE, less that of an extra logit.
+        The term's gradient is then the gradient of the LSE, less that of an extra logit.
         """
         derivative = self.by_term(term)
         if self.kind != "softmax" or term.side != "query" or derivative is None:
@@ -137,68 +137,68 @@ class ScoreFormula:
 
     @property
     def has_terms_of_keys(self) -> bool:
-        """Whether heads that share keys have numbers of their own for these."""
+        """Whether query heads that share a kv head have different terms of the keys."""
         return any(term.side == "key" for term in self.terms)
 
     @property
     def counts_least(self) -> bool:
-        """Whether a row whose scores are all -inf has the extra logit for its LSE, and scores may be -inf."""
+        """Whether scores may be -inf and there is an extra logit, which is then the LSE of rows with no other score."""
         return self.extra is not None and (bool(self.terms or self.inputs) or not _is_finite(self.formula))
 
     @property
     def counts_keys(self) -> bool:
-        """Whether it reads how many keys a query sees."""
-        return any(isinstance(below, VisibleReduce) for term in self.terms for below in term.value.below)
+        """Whether the score reads the number of keys that a query sees."""
+        return any(isinstance(part, VisibleReduce) for term in self.terms for part in term.value.below)
 
     @property
     def has_late_values(self) -> bool:
-        """Whether there is something to do while values are multiplied, and registers for it."""
+        """Whether values can be multiplied one tile late: there is other work to overlap, and registers for it."""
         return self.has_product and not self.reads_pairs
 
     @property
     def reads_pairs(self) -> bool:
-        """Whether something is loaded for every pair."""
+        """Whether the score loads a number for every pair."""
         return bool(self.inputs) or any(term.side == "distance" for term in self.terms)
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        """The real inputs that are read pair by pair."""
-        own = {term.tensor for term in self.terms}
-        found = (n.tensor for n in self.formula.below if isinstance(n, Element) and n.tensor not in own)
-        return tuple(dict.fromkeys(found))
+        """The real inputs that the score reads pair by pair."""
+        term_tensors = {term.tensor for term in self.terms}
+        tensors = (n.tensor for n in self.formula.below if isinstance(n, Element) and n.tensor not in term_tensors)
+        return tuple(dict.fromkeys(tensors))
 
 
 def find_score(node: Attend) -> ScoreFormula:
-    """The score of an attention over tokens whose weights are made in one pass.
+    """Return the score of an attention over tokens whose weights are computed in one pass over the keys.
 
-    Raises NotInKernelsError where it has another form.
+    Raises NotInKernelsError if the attention has another form.
     """
     if node.keys is not None or node.stack is not None or node.family is not None:
-        raise NotInKernelsError("keys of its own")
+        raise NotInKernelsError("keys that the pattern computes")
     kind, formula = weights_of(node)
     if needs_keys(formula):
-        what = "scores" if isinstance(node.weights, Softmax) else "weights"
-        raise NotInKernelsError(f"{what} that need all keys of a row")
+        subject = "scores" if isinstance(node.weights, Softmax) else "weights"
+        raise NotInKernelsError(f"{subject} that need all keys of a row")
     return _Taking(node).score(kind, formula)
 
 
 def weights_of(node: Attend) -> tuple[Kind, Value]:
-    """How weights are made of a formula, and the formula: of a softmax the score."""
+    """Return the kind of an attention's weights and their formula, which is the score for a softmax."""
     match node.weights:
         case Softmax():
             return "softmax", node.score
-        case Apply(op="share", operands=(own, VisibleReduce(op="sum", condition=Truth(value=True), body=body))) if (
-            own is body
+        case Apply(op="share", operands=(weight, VisibleReduce(op="sum", condition=Truth(value=True), body=body))) if (
+            weight is body
         ):
-            if isinstance(own, Apply) and own.op == "exp":
-                return "softmax", own.operands[0]
-            return "share", own
+            if isinstance(weight, Apply) and weight.op == "exp":
+                return "softmax", weight.operands[0]
+            return "share", weight
         case weights:
             return "sum", weights
 
 
 def is_count(node: Node) -> bool:
-    """Whether a sum over the keys of a row is how many there are, times a number."""
+    """Whether a sum over the keys of a row is the number of keys times a constant."""
     match node:
         case VisibleReduce(op="sum", condition=Truth(value=True), body=body):
             return _constant(body) is not None
@@ -206,15 +206,15 @@ def is_count(node: Node) -> bool:
 
 
 def needs_keys(node: Value) -> bool:
-    """Whether something is added up over the keys of a row that depends on more than which these are."""
-    return any(isinstance(below, VisibleReduce) and not is_count(below) for below in node.below)
+    """Whether a value contains a sum over the keys of a row, other than a count of these keys."""
+    return any(isinstance(part, VisibleReduce) and not is_count(part) for part in node.below)
 
 
-_SEVERAL = "several products of vectors, of which more is made than a sum"
+_SEVERAL = "several products of vectors that are combined by more than a sum"
 
 
 class _Taking:
-    """Takes a score apart."""
+    """Splits a score into products of vectors, terms, and a formula over them."""
 
     def __init__(self, node: Attend) -> None:
         self._node = node
@@ -223,48 +223,49 @@ class _Taking:
         self._products: dict[Value, tuple[Value, Value]] = {}
 
     def score(self, kind: Kind, formula: Value) -> ScoreFormula:
-        formula, weights = self._as_one(self._taken(formula)), self._node.weights
+        formula, weights = self._with_one_product(self._formula_of(formula)), self._node.weights
         extra = None
         if isinstance(weights, Softmax) and weights.extra is not None:
             if "k" in reads(weights.extra) or needs_keys(weights.extra):
-                raise NotInKernelsError("extra logits that need the keys of a row")
+                raise NotInKernelsError("extra logits that depend on the keys of a row")
             extra = Term(_tensor("extra", "query"), "query", weights.extra)
         query, key = (tuple(pair[i] for pair in self._products.values()) for i in (0, 1))
         return ScoreFormula(
             formula,
             () if query == (vector("q"),) else query,
             () if key == (vector("k"),) else key,
-            self._values(),
+            self._value_vector(),
             tuple(self._terms),
             extra,
             kind,
             frozenset(self._grouped),
         )
 
-    def _values(self) -> Value | None:
+    def _value_vector(self) -> Value | None:
+        """Return the vector that replaces v; None for v itself."""
         value = self._node.value
         if value is vector("v"):
             return None
-        if rank(value) != 1 or _sides(value) - {"k"} or not _is_alone(value):
-            raise NotInKernelsError("values of pairs of queries and keys")
+        if rank(value) != 1 or _sides(value) - {"k"} or not _is_computable_before(value):
+            raise NotInKernelsError("values that depend on both the query and the key")
         return value
 
-    def _taken(self, node: Value) -> Value:  # noqa: C901  one case a node kind
-        """The formula of a number."""
+    def _formula_of(self, node: Value) -> Value:  # noqa: C901  one case a node kind
+        """Return a number's formula, with products and terms taken out of it."""
         if isinstance(node, Dot) and _sides(node) != {"k"}:
-            return self._multiplied(node)
+            return self._product(node)
         if rank(node):
-            raise NotInKernelsError("vectors of pairs of queries and keys")
+            raise NotInKernelsError("vectors that depend on both the query and the key")
         if isinstance(node, ValueReduce) and _sides(node) == {"q", "k"}:
-            return self._between(node)
+            return self._sum_between(node)
         if _is_term(node):
             sides = _sides(node)
             if sides <= {"q"} and not _is_cheap(node):
-                return self._term(node, "query")
+                return self._add_term(node, "query")
             if sides == {"k"}:
-                return self._term(node, "key")
+                return self._add_term(node, "key")
             if sides == {"q", "k"} and is_difference(node) and _has_inputs(node):
-                return self._term(node, "distance")
+                return self._add_term(node, "distance")
         constant = _constant(node)
         if constant is not None:
             return number(constant)
@@ -272,73 +273,82 @@ class _Taking:
             case Number() | Ratio() | Scale() | Element():
                 return node
             case Apply(op=op, operands=operands):
-                return apply(op, *map(self._taken, operands))
+                return apply(op, *map(self._formula_of, operands))
             case FloatSelect(condition=condition, then=then, otherwise=otherwise):
-                return intern(FloatSelect(condition, self._taken(then), self._taken(otherwise)))
-        raise NotInKernelsError(f"{plural(node)} of pairs of queries and keys")
+                return intern(FloatSelect(condition, self._formula_of(then), self._formula_of(otherwise)))
+        raise NotInKernelsError(f"{plural(node)} that depend on both the query and the key")
 
-    def _multiplied(self, node: Dot) -> Value:
+    def _product(self, node: Dot) -> Value:
+        """Return a product with the vector of the query first, and record its vectors."""
         left, right = node.left, node.right
         if _sides(left) <= {"k"} and _sides(right) <= {"q"} and _sides(left):
             left, right = right, left
-        if not (_sides(left) <= {"q"} and _sides(right) <= {"k"} and _is_alone(left) and _is_alone(right)):
+        if not (
+            _sides(left) <= {"q"}
+            and _sides(right) <= {"k"}
+            and _is_computable_before(left)
+            and _is_computable_before(right)
+        ):
             raise NotInKernelsError("products of vectors that differ from pair to pair")
         result = dot(left, right)
         self._products[result] = left, right
         return result
 
-    def _as_one(self, formula: Value) -> Value:
-        """The formula of the one product that kernels compute: of vectors one behind the other, where several are added
-        up with constant factors, or nothing else is made of them than their sum.
+    def _with_one_product(self, formula: Value) -> Value:
+        """Return the formula over the one product that kernels compute.
+
+        Several products become one product of concatenated vectors if the formula reads only their sum, or their sum
+        with constant factors.
         """
-        one = next(iter(self._products), None) if len(self._products) < 2 else self._joined(formula)
+        product = next(iter(self._products), None) if len(self._products) < 2 else self._common_product(formula)
         values: dict[Value, Value] = dict.fromkeys(self._products, number(0.0))
-        if one is not None:
-            values[one] = dot(vector("q"), vector("k"))
+        if product is not None:
+            values[product] = dot(vector("q"), vector("k"))
         return replace_values(formula, values)
 
-    def _joined(self, formula: Value) -> Value:
-        """The product that stands for all, of which the others' vectors have the factors."""
-        found = {d.atom: d for d in derivatives(formula) if d.where is fold.truth(True)}
-        if any(product not in found for product in self._products):
+    def _common_product(self, formula: Value) -> Value:
+        """Return the product that represents all; relative factors are multiplied into the vectors of the others."""
+        derivatives_by_atom = {d.atom: d for d in derivatives(formula) if d.where is fold.truth(True)}
+        if any(product not in derivatives_by_atom for product in self._products):
             raise NotInKernelsError(_SEVERAL)
-        rates = {product: found[product].by for product in self._products}
-        one, whole = next(iter(rates.items()))
+        rates = {product: derivatives_by_atom[product].by for product in self._products}
+        common, common_rate = next(iter(rates.items()))
         if len({*rates.values()}) > 1:
-            known = [product for product, rate in rates.items() if _constant(rate)]  # and not 0
-            if not known or not all(map(_is_cheap, rates.values())):
+            constant_products = [product for product, rate in rates.items() if _constant(rate)]  # and not 0
+            if not constant_products or not all(map(_is_cheap, rates.values())):
                 raise NotInKernelsError(_SEVERAL)
-            one, whole = known[0], rates[known[0]]
+            common, common_rate = constant_products[0], rates[constant_products[0]]
         for product, rate in rates.items():
             left, right = self._products[product]
-            if rate is not whole:
-                self._products[product] = apply("mul", left, apply("div", rate, whole)), right
-        return one
+            if rate is not common_rate:
+                self._products[product] = apply("mul", left, apply("div", rate, common_rate)), right
+        return common
 
-    def _term(self, node: Value, side: Side, half: Literal[0, 1, 2] = 0) -> Value:
-        known = next((t for t in self._terms if (t.value, t.side, t.half) == (node, side, half)), None)
-        if known is None:
-            known = Term(_tensor(f"{side}_{len(self._terms)}", side), side, node, half)
-            self._terms.append(known)
-        return known.element
+    def _add_term(self, node: Value, side: Side, half: Literal[0, 1, 2] = 0) -> Value:
+        """Return the element of the term for a number; equal numbers share a term."""
+        term = next((t for t in self._terms if (t.value, t.side, t.half) == (node, side, half)), None)
+        if term is None:
+            term = Term(_tensor(f"{side}_{len(self._terms)}", side), side, node, half)
+            self._terms.append(term)
+        return term.element
 
-    def _between(self, node: ValueReduce) -> Value:
-        """A sum over what lies between a key and a query: the sum up to one end less that up to the other."""
+    def _sum_between(self, node: ValueReduce) -> Value:
+        """Return a sum over the tokens between a key and a query as the difference of prefix sums up to its ends."""
         low, high = _index_sides(node.low), _index_sides(node.high)
         body = _sides(node.body) | _index_sides(node.condition)
         ordered = fold.conjunction(self._node.visible, fold.negation(fold.less_equal(node.low, node.high)))
         never = ordered is fold.truth(False)
         if node.op != "sum" or body or {*low} == {*high} or len(low) > 1 or len(high) > 1 or not never:
-            raise NotInKernelsError("sums of pairs of queries and keys")
+            raise NotInKernelsError("sums that depend on both the query and the key")
         parts = []
         for end in (node.high, node.low):
             upto = intern(ValueReduce("sum", node.var, fold.const(0), end, node.condition, node.body))
             side: Side = "key" if "k" in _index_sides(end) else "query"
-            parts.append([self._term(upto, side, half) for half in (1, 2)])
+            parts.append([self._add_term(upto, side, half) for half in (1, 2)])
         (a, a_rest), (b, b_rest) = parts
         first, rest = apply("sub", a, b), apply("sub", a_rest, b_rest)
         result = apply("add", first, rest)
-        self._grouped |= {result, first, rest}  # beside a score, which is small, large sums have few digits
+        self._grouped |= {result, first, rest}  # large sums added to a small score would cost its digits
         return result
 
 
@@ -352,11 +362,11 @@ def _sides(node: Value) -> set[str]:
 
 
 def _index_sides(node: Index) -> set[str]:
-    return {below.name for below in node.below if isinstance(below, Position)}
+    return {part.name for part in node.below if isinstance(part, Position)}
 
 
-def _is_alone(node: Value) -> bool:
-    """Whether a vector can be computed beforehand."""
+def _is_computable_before(node: Value) -> bool:
+    """Whether a vector can be computed before the kernel."""
     return not needs_keys(node)
 
 
@@ -365,32 +375,32 @@ def _is_term(node: Value) -> bool:
 
 
 def _is_cheap(node: Value) -> bool:
-    """Whether a number that is the same for all is as well computed by the kernel."""
+    """Whether a number is computed from constants, the scale and widths, so that the kernel may compute it."""
     leaves = (b for b in node.below if not isinstance(b, Apply | Ratio))
     return all(isinstance(b, Number | Scale | Const) or b in _WIDTHS for b in leaves)
 
 
 def _constant(node: Value) -> float | None:
-    """The value of a formula of constants alone."""
-    known: dict[Node, Fraction | float] = {}
-    for below in node.below:
-        match below:
+    """Return the value of a formula of constants; None if it has other parts, or its evaluation fails."""
+    values: dict[Node, Fraction | float] = {}
+    for part in node.below:
+        match part:
             case Number(value=value):
-                known[below] = value
+                values[part] = value
             case Ratio(num=Const(value=num), den=Const(value=den)) if den:
-                known[below] = Fraction(num, den)
+                values[part] = Fraction(num, den)
             case Const():
                 pass
-            case Apply(op=op, operands=operands) if all(operand in known for operand in operands):
+            case Apply(op=op, operands=operands) if all(operand in values for operand in operands):
                 try:
-                    found = float_arithmetic.apply(op, [known[operand] for operand in operands], floating=True)
+                    result = float_arithmetic.apply(op, [values[operand] for operand in operands], floating=True)
                 except (ArithmeticFault, EvaluationError):
                     return None
-                assert isinstance(found, int | float | Fraction)
-                known[below] = found
+                assert isinstance(result, int | float | Fraction)
+                values[part] = result
             case _:
                 return None
-    return float(known[node])
+    return float(values[node])
 
 
 _FINITE = frozenset(
@@ -417,9 +427,9 @@ _FINITE = frozenset(
 
 
 def _is_finite(formula: Value) -> bool:
-    """Whether a formula is surely finite where its product of vectors, terms and inputs are."""
-    for below in formula.below:
-        match below:
+    """Whether a formula is certainly finite if its product of vectors, its terms and its inputs are finite."""
+    for part in formula.below:
+        match part:
             case Number(value=value) if not math.isfinite(value):
                 return False
             case Apply(op="div", operands=(_, divisor)) if _constant(divisor):
@@ -437,4 +447,4 @@ _WIDTHS = (fold.extent("dk"), fold.extent("dv"))
 
 
 def _has_inputs(node: Value) -> bool:
-    return any(isinstance(below, Element) for below in node.below)
+    return any(isinstance(part, Element) for part in node.below)

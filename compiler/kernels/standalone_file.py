@@ -1,4 +1,4 @@
-"""A pattern's kernels as one file that runs with torch and triton alone, and checks itself by a dense reference."""
+"""A pattern's kernels as one file that needs only torch and triton, and checks itself against a dense reference."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FAR = 1 << 40
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a file comes from: the version of attnc, the text of the pattern, and the command."""
+    """The origin of a file: the version of attnc, the text of the pattern, and the command."""
 
     version: str
     spec: str
@@ -34,9 +34,9 @@ class Provenance:
 
 
 def emit_standalone(pattern: Pattern, kernels: AttentionKernels, provenance: Provenance) -> str:
-    """The file of a pattern of one attention. The same arguments give the same text.
+    """Return the file of a pattern with one attention. Equal arguments give equal texts.
 
-    Raises NotInKernelsError for what a file cannot do alone.
+    Raises NotInKernelsError if the pattern needs what a single file cannot do.
     """
     _check(pattern, kernels)
     sources = [kernels.forward, kernels.delta, kernels.dq, kernels.dkdv]
@@ -57,35 +57,36 @@ def emit_standalone(pattern: Pattern, kernels: AttentionKernels, provenance: Pro
 
 
 def _check(pattern: Pattern, kernels: AttentionKernels) -> None:
+    """Raise NotInKernelsError if the pattern needs what a single file cannot do."""
     problem, score = kernels.problem, kernels.problem.score
     if not all(_holds(root, pattern) for root, _ in pattern.requirements):
-        raise NotInKernelsError("requirements of lengths in one file")
+        raise NotInKernelsError("requirements on lengths")
     if problem.sizes:
-        raise NotInKernelsError(f"the size `{problem.sizes[0]}`, which an input or the length tells")
+        raise NotInKernelsError(f"the size `{problem.sizes[0]}`, which an input or the length determines")
     if kernels.form not in ("ranges", "bricks"):
         raise NotInKernelsError("tiles that are listed: a planner must make the lists")
     if problem.documents or problem.tensors:
-        raise NotInKernelsError("inputs beside q, k and v in one file")
+        raise NotInKernelsError("inputs besides q, k and v")
     if problem.kind != "softmax":
-        raise NotInKernelsError("weights that are no softmax in one file")
+        raise NotInKernelsError("weights that are not a softmax")
     if score is None:
         return
     if score.query or score.key or score.value is not None or score.extra is not None:
-        raise NotInKernelsError("vectors or extra logits of its own in one file")
+        raise NotInKernelsError("vectors or extra logits that the pattern computes")
     for term in score.terms:
         if term.varies or term.side == "distance" or {"k"} & reads(term.value):
-            raise NotInKernelsError("terms with inputs in one file")
+            raise NotInKernelsError("score terms that read inputs")
 
 
 def _holds(requirement: Index, pattern: Pattern) -> bool:
-    """Whether a requirement is known to hold, of the number of heads that the pattern has."""
+    """Whether a requirement is known to hold for the number of heads that the pattern fixes."""
     heads = next((length for _, length in pattern.head_lists), None)
     if heads is None:
         return requirement is fold.truth(True)
-    found = substitute(requirement, {fold.extent("heads"): fold.const(heads)})
-    if any(isinstance(node, Extent | Lookup) for node in walk(found)):
+    condition = substitute(requirement, {fold.extent("heads"): fold.const(heads)})
+    if any(isinstance(node, Extent | Lookup) for node in walk(condition)):
         return False
-    return bool(exact_evaluation.mask(found, (0, 1), (0, 1))[0, 0])
+    return bool(exact_evaluation.mask(condition, (0, 1), (0, 1))[0, 0])
 
 
 def _head(pattern: Pattern, kernels: AttentionKernels, provenance: Provenance) -> str:
@@ -95,8 +96,8 @@ def _head(pattern: Pattern, kernels: AttentionKernels, provenance: Provenance) -
     title = pattern.name if not pattern.parameters else problem.told[0].partition(": made by")[0]
     return f'''"""{title}: attention as one file, which needs torch and triton and nothing else.
 
-`attend(q, k, v, scale=None)` runs the kernels, forward and backward; `reference` is the same, dense, in float64. Run
-the file to hold one against the other: on a GPU, or without one in Triton's interpreter.
+`attend(q, k, v, scale=None)` runs the kernels, forward and backward; `reference` computes the same densely in float64.
+Run the file to compare the two, on a GPU or in Triton's interpreter.
 
     q (B, Hq, Nq, {dk}), k (B, Hkv, Nk, {dk}), v (B, Hkv, Nk, {dv}) → (B, Hq, Nq, {dv}), all {problem.dtype}
 
@@ -125,16 +126,16 @@ from torch import Tensor
 
 
 def _kernels(sources: Sequence[KernelSource]) -> str:
-    """The texts of kernels in one module: imports once, helpers once, and names that differ."""
-    texts, seen = [], set()
+    """Return the texts of kernels as one module: imports and helpers occur once, and names are made distinct."""
+    texts, written = [], set()
     for source in sources:
         text = source.text.replace("import triton\nimport triton.language as tl\n", "")
         for name in ("NUMBERS", "FAR"):
             text = re.sub(rf"\b{name}\b", f"{source.function.upper()}_{name}", text)
         blocks = re.split(r"\n\n\n+", text.strip("\n"))
         for block in blocks:
-            if block.strip() and (block not in seen or not block.startswith("@triton.jit\n")):
-                seen.add(block)
+            if block.strip() and (block not in written or not block.startswith("@triton.jit\n")):
+                written.add(block)
                 texts.append(block.strip("\n"))
     return "\n\n\n".join(texts) + "\n"
 
@@ -142,17 +143,17 @@ def _kernels(sources: Sequence[KernelSource]) -> str:
 def _constants(pattern: Pattern, kernels: AttentionKernels, sources: Sequence[KernelSource]) -> str:
     problem = kernels.problem
     lines = [f"DK, DV, DTYPE = {problem.dk}, {problem.dv}, torch.{problem.dtype}"]
-    grid = kernels.bricked.get("forward")
-    tokens = prod(axis.extent for axis in grid.grid.axes) if grid is not None else None
-    lines.append(f"TOKENS = {tokens}  # that a call must have; None: any number")
+    bricked = kernels.bricked.get("forward")
+    tokens = prod(axis.extent for axis in bricked.grid.axes) if bricked is not None else None
+    lines.append(f"TOKENS = {tokens}  # number of queries and of keys in every call; None: any number")
     heads = next((length for _, length in pattern.head_lists), None)
-    lines.append(f"HEADS = {heads}  # of queries, that a call must have; None: any number")
-    lines.append(f"ALIGN = {pattern.align!r}  # where queries stand if there are fewer of them than keys")
+    lines.append(f"HEADS = {heads}  # number of query heads in every call; None: any number")
+    lines.append(f"ALIGN = {pattern.align!r}  # position of the queries if there are fewer queries than keys")
     lines.append(f"NEEDS_ALIGN = {pattern.needs_align or tokens is not None}")
-    lines.append(f"SCALED = {problem.score is None}  # the scale is folded into powers of 2")
+    lines.append(f"SCALED = {problem.score is None}  # kernels multiply scores by the scale, to base 2")
     lines.append("LOG2_E = 1.4426950408889634")
     lines.append(
-        "KERNELS = {  # function, arguments by name, options, rows of a tile, tiles (None: by the tokens), parts"
+        "KERNELS = {  # function, arguments by name, options, rows of a tile, tiles (None: from the tokens), parts"
     )
     for source in sources:
         names = ", ".join(f'"{argument.name}"' for argument in source.arguments)
@@ -166,12 +167,12 @@ def _constants(pattern: Pattern, kernels: AttentionKernels, sources: Sequence[Ke
         lines.append(f"        {source.parts},")
         lines.append("    ),")
     lines.append("}")
-    lines.append("BOXES = {  # of a kernel, by argument: the tensor, the box, axes of tokens, batch and heads as one")
+    lines.append("BOXES = {  # by stage and argument: tensor, box, axes of tokens, whether batch and heads are one")
     for source in sources:
         for argument in source.arguments:
             if argument.box:
-                told = f'("{argument.of}", {list(argument.box)}, {argument.axes!r}, {argument.folded})'
-                lines.append(f'    ("{source.stage}", "{argument.name}"): {told},')
+                descriptor = f'("{argument.of}", {list(argument.box)}, {argument.axes!r}, {argument.folded})'
+                lines.append(f'    ("{source.stage}", "{argument.name}"): {descriptor},')
     lines.append("}")
     return "\n".join(lines) + "\n"
 
@@ -179,7 +180,7 @@ def _constants(pattern: Pattern, kernels: AttentionKernels, sources: Sequence[Ke
 _CALLS = '''
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
-    """Attention of q (B, Hq, Nq, DK) over k (B, Hkv, Nk, DK), v (B, Hkv, Nk, DV): (B, Hq, Nq, DV).
+    """Compute attention of q (B, Hq, Nq, DK) over k (B, Hkv, Nk, DK), v (B, Hkv, Nk, DV) as (B, Hq, Nq, DV).
 
     Differentiable once. Raises ValueError.
     """
@@ -196,48 +197,48 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
         ("v", v, (batch, kv_heads, keys, DV)),
     ):
         if tuple(x.shape) != shape or x.dtype != DTYPE:
-            raise ValueError(f"{name} is {x.dtype} {tuple(x.shape)}: it must be {DTYPE} {shape}")
+            raise ValueError(f"{name}: expected {DTYPE} of shape {shape}, got {x.dtype} of shape {tuple(x.shape)}")
     if kv_heads == 0 or heads % kv_heads:
-        raise ValueError(f"q has {heads} heads and k {kv_heads}: the former must be a multiple of the latter")
+        raise ValueError(f"q has {heads} heads and k has {kv_heads}: query heads must be a multiple of kv heads")
     if HEADS is not None and heads != HEADS:
-        raise ValueError(f"q has {heads} heads: the pattern has {HEADS}")
+        raise ValueError(f"q: expected {HEADS} heads, which the pattern fixes, got {heads}")
     if TOKENS is not None and (queries, keys) != (TOKENS, TOKENS):
-        raise ValueError(f"there are {queries} queries and {keys} keys: there must be {TOKENS} of each")
+        raise ValueError(f"expected {TOKENS} queries and {TOKENS} keys, got {queries} queries and {keys} keys")
     if queries != keys and NEEDS_ALIGN and (ALIGN is None or (ALIGN == "end" and queries > keys)):
-        raise ValueError(f"there are {queries} queries and {keys} keys, and the pattern does not say how they meet")
+        raise ValueError(f"the pattern does not align {queries} queries with {keys} keys: use as many queries as keys")
     if max(queries, keys) > 1 << 28:
-        raise ValueError("more than 2**28 tokens")
+        raise ValueError(f"got {max(queries, keys)} tokens: more than 2**28 tokens are not supported")
 
 
 class _Attend(torch.autograd.Function):
-    """The kernels, recorded."""
+    """The kernels as an autograd function."""
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        sign = -1.0 if scale < 0 and SCALED else 1.0  # kernels scale after they take the largest
+        sign = -1.0 if scale < 0 and SCALED else 1.0  # kernels take the maximum before they scale
         ctx.scale, ctx.sign = (sign * scale if scale or not SCALED else 1.0), sign if scale or not SCALED else 0.0
-        given = {"q": _fit(q * ctx.sign if ctx.sign != 1.0 else q), "k": _fit(k), "v": _fit(v)}
-        out, lse = _room(q, DV), q.new_empty(q.shape[:3], dtype=torch.float32)
+        tensors = {"q": _fit(q * ctx.sign if ctx.sign != 1.0 else q), "k": _fit(k), "v": _fit(v)}
+        out, lse = _allocate(q, DV), q.new_empty(q.shape[:3], dtype=torch.float32)
         if out.numel() and k.numel():
-            _launch("forward", q.shape[2], q, k, ctx.scale, given | {"out": out, "lse": lse})
+            _launch("forward", q.shape[2], q, k, ctx.scale, tensors | {"out": out, "lse": lse})
         else:
             out.zero_(), lse.fill_(float("-inf"))
-        ctx.save_for_backward(given["q"], given["k"], given["v"], out, lse)
+        ctx.save_for_backward(tensors["q"], tensors["k"], tensors["v"], out, lse)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
-        given = {"q": q, "k": k, "v": v, "out": out, "lse": lse, "dout": _fit(grad)}
-        dq, dk, dv = _room(q, DK), _room(k, DK), _room(v, DV)
+        tensors = {"q": q, "k": k, "v": v, "out": out, "lse": lse, "dout": _fit(grad)}
+        dq, dk, dv = _allocate(q, DK), _allocate(k, DK), _allocate(v, DV)
         if not (out.numel() and k.numel()):
             return dq.zero_(), dk.zero_(), dv.zero_(), None
         lse2, delta = torch.empty_like(lse), torch.empty_like(lse)
-        _launch("delta", q.shape[2], q, k, ctx.scale, given | {"lse2": lse2, "delta": delta})
-        given |= {"lse": lse2, "delta": delta, "dq": dq, "dk": dk, "dv": dv}
-        _launch("dq", q.shape[2], q, k, ctx.scale, given)
-        _launch("dkdv", k.shape[2], q, k, ctx.scale, given)
+        _launch("delta", q.shape[2], q, k, ctx.scale, tensors | {"lse2": lse2, "delta": delta})
+        tensors |= {"lse": lse2, "delta": delta, "dq": dq, "dk": dk, "dv": dv}
+        _launch("dq", q.shape[2], q, k, ctx.scale, tensors)
+        _launch("dkdv", k.shape[2], q, k, ctx.scale, tensors)
         return dq * ctx.sign if ctx.sign != 1.0 else dq, dk, dv, None
 
 
@@ -260,7 +261,7 @@ def _launch(stage: str, tokens: int, q: Tensor, k: Tensor, scale: float, tensors
     for name in names:
         if (stage, name) in BOXES:
             of, *box = BOXES[stage, name]
-            arguments.append(_described(tensors[of], *box))
+            arguments.append(_descriptor(tensors[of], *box))
         elif name in tensors:
             arguments.append(tensors[name])
         else:
@@ -271,7 +272,7 @@ def _launch(stage: str, tokens: int, q: Tensor, k: Tensor, scale: float, tensors
 
 
 def _stride(tensors: dict[str, Tensor], name: str) -> int:
-    """A stride by name: of q, k, v and their like in units of 16 bytes, of others in entries."""
+    """Return a stride by name: named dimensions in units of 16 bytes, numbered dimensions in entries."""
     tensor, _, dim = name.rpartition("_")
     of = tensors[tensor]
     if dim.isdigit():
@@ -279,32 +280,32 @@ def _stride(tensors: dict[str, Tensor], name: str) -> int:
     return of.stride(("batch", "head", "token").index(dim)) * of.element_size() // 16
 
 
-def _room(like: Tensor, width: int) -> Tensor:
-    """Memory whose rows begin at multiples of 16 bytes."""
+def _allocate(like: Tensor, width: int) -> Tensor:
+    """Return an empty tensor whose rows begin at multiples of 16 bytes."""
     unit = 16 // like.element_size()
     return like.new_empty((*like.shape[:3], -(-width // unit) * unit))[..., :width]
 
 
 def _fit(x: Tensor) -> Tensor:
-    """A tensor that kernels can address: in units of 16 bytes, its last dimension side by side."""
+    """Return `x`, or a copy, with strides in units of 16 bytes and a contiguous last dimension, as kernels need."""
     strides = [s * x.element_size() % 16 for s, n in zip(x.stride()[:3], x.shape) if n > 1]
     fits = not any(strides) and all(s > 0 for s in x.stride()[:3]) and x.stride(3) == 1 and x.data_ptr() % 16 == 0
     far = x.stride(2) * x.element_size() // 16 > 1 << 24
-    return x if fits and not far else _room(x, x.shape[3]).copy_(x)
+    return x if fits and not far else _allocate(x, x.shape[3]).copy_(x)
 {described}
 
 '''
 
 _DESCRIBED = '''
 
-def _described(x: Tensor, box: list[int], axes: tuple[tuple[int, int], ...], folded: bool) -> TensorDescriptor:
-    """What the hardware copies boxes by."""
+def _descriptor(x: Tensor, box: list[int], axes: tuple[tuple[int, int], ...], folded: bool) -> TensorDescriptor:
+    """Return the descriptor by which the hardware copies boxes."""
     batch, head, token = zip(x.shape[:3], x.stride()[:3])
     if folded and 1 not in x.shape[:2] and x.stride(0) != x.shape[1] * x.stride(1):
-        raise ValueError("the heads of all batch entries must be evenly apart")
+        raise ValueError("heads must be evenly spaced over all batch entries: pass a contiguous tensor")
     sides = [(batch[0] * head[0], head[1] if head[0] > 1 else batch[1])] if folded else [batch, head]
     sides += [(extent, stride * token[1]) for extent, stride in axes] or [token]
-    unused = -(-x.numel() // 16) * 16  # of a side of size 1: any multiple of 16 bytes
+    unused = -(-x.numel() // 16) * 16  # stride of a side of size 1: any multiple of 16 bytes
     strides = [stride if size > 1 else unused for size, stride in sides]
     return TensorDescriptor(x, [*(size for size, _ in sides), x.shape[3]], [*strides, 1], list(box))
 '''
@@ -330,12 +331,12 @@ def _torch(text: str) -> str:
 def _formula(score: ScoreFormula | None, kernels: AttentionKernels) -> ValueText:
     atoms: dict[Value, ExprText] = {PRODUCT: ExprText("product", PAIRS), scale(): ExprText("scale")}
     for term in () if score is None else score.terms:
-        atoms[term.element] = ExprText(f'own["{term.tensor.name}"][0, :, :, None]', PAIRS)
+        atoms[term.element] = ExprText(f'term_values["{term.tensor.name}"][0, :, :, None]', PAIRS)
     names = _names()
     names[fold.extent("dk")], names[fold.extent("dv")] = (ExprText(str(n)) for n in kernels.problem.widths)
 
     def unread(node: object, indices: tuple[ExprText, ...]) -> ExprText:
-        raise NotInKernelsError("inputs beside q, k and v in one file")
+        raise NotInKernelsError("inputs besides q, k and v")
 
     return ValueText(atoms, IndexText(names, unread), unread)
 
@@ -344,7 +345,7 @@ def _terms(score: ScoreFormula | None) -> str:
     """Return the lines that compute terms before the kernels: numbers of every query and head."""
     lines = [
         "def terms(heads: int, queries: int, keys: int, shift: int, device: torch.device) -> dict[str, Tensor]:",
-        '    """Numbers of every query, which the score reads."""',
+        '    """Return the numbers of every query that the score reads."""',
     ]
     terms: Sequence[Term] = () if score is None else score.terms
     if not terms:
@@ -356,12 +357,12 @@ def _terms(score: ScoreFormula | None) -> str:
     names = _names()
 
     def unread(node: object, indices: tuple[ExprText, ...]) -> ExprText:
-        raise NotInKernelsError("terms with inputs in one file")
+        raise NotInKernelsError("score terms that read inputs")
 
     values = ValueText({}, IndexText(names, unread), unread)
     for term in terms:
         if term.side != "query":
-            raise NotInKernelsError("terms of keys in one file")
+            raise NotInKernelsError("score terms of keys")
         text = _torch(values.of(term.value).text)
         lines.append(
             f'        "{term.tensor.name}": ({text} + torch.zeros(shape, device=device)).float().contiguous(),'
@@ -372,7 +373,7 @@ def _terms(score: ScoreFormula | None) -> str:
 
 def _reference(pattern: Pattern, kernels: AttentionKernels) -> str:
     def unread(node: object, indices: tuple[ExprText, ...]) -> ExprText:
-        raise NotInKernelsError("inputs beside q, k and v in one file")
+        raise NotInKernelsError("inputs besides q, k and v")
 
     visible = _torch(IndexText(_names(), unread).of(pattern.attend.visible).text)
     score = kernels.problem.score
@@ -381,7 +382,7 @@ def _reference(pattern: Pattern, kernels: AttentionKernels) -> str:
 
 
 _REFERENCE = '''class ref:
-    """What the pattern's formulas are written in, for tensors and numbers."""
+    """The functions that the pattern's formulas call, for tensors and numbers."""
 
     float32 = torch.float64
 
@@ -404,7 +405,7 @@ _REFERENCE = '''class ref:
 
 
 def visible(heads: int, kv_heads: int, queries: int, keys: int, shift: int = 0) -> Tensor:
-    """Who sees whom: bool (heads, queries, keys)."""
+    """Return the visible pairs: bool (heads, queries, keys)."""
     shape = heads, queries, keys
     head = torch.arange(heads)[:, None, None]
     kv_head = head // (heads // kv_heads)
@@ -415,24 +416,24 @@ def visible(heads: int, kv_heads: int, queries: int, keys: int, shift: int = 0) 
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
-    """The same as `attend`, every pair, in float64."""
+    """Compute the result of `attend` from all pairs in float64."""
     scale = DK**-0.5 if scale is None else scale
     heads, kv_heads, queries, keys = q.shape[1], k.shape[1], q.shape[2], k.shape[2]
     q, k, v = (x.double() for x in (q, k, v))
     k, v = (x.repeat_interleave(heads // kv_heads, 1) for x in (k, v))
     shift = keys - queries if ALIGN == "end" else 0
-    own = {{name: x.double() for name, x in terms(heads, queries, keys, shift, q.device).items()}}
+    term_values = {{name: x.double() for name, x in terms(heads, queries, keys, shift, q.device).items()}}
     head = torch.arange(heads, device=q.device)[:, None, None]
     query = torch.arange(queries, device=q.device)[None, :, None] + shift
     key = torch.arange(keys, device=q.device)[None, None, :]
-    seen = visible(heads, kv_heads, queries, keys, shift).to(q.device)
+    mask = visible(heads, kv_heads, queries, keys, shift).to(q.device)
     heads, kv_heads, queries, keys = (torch.tensor(n) for n in (heads, kv_heads, queries, keys))
     product = q @ k.mT
     score = {formula}
-    score = torch.where(seen, score, float("-inf"))
-    some = seen.any(-1, keepdim=True)
-    weights = torch.softmax(torch.where(some, score, 0), -1)
-    return torch.where(seen, weights, 0) @ v
+    score = torch.where(mask, score, float("-inf"))
+    sees_any = mask.any(-1, keepdim=True)
+    weights = torch.softmax(torch.where(sees_any, score, 0), -1)
+    return torch.where(mask, weights, 0) @ v
 '''
 
 _CHECK = '''
@@ -441,31 +442,31 @@ _CHECK = '''
 
 
 def check() -> int:
-    """Forward and every gradient against the reference; 0 where all agree."""
+    """Compare the output and every gradient with the reference; return 0 if all agree."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and DTYPE == torch.bfloat16:
         print("Triton's interpreter cannot multiply bfloat16: run this on a GPU, or emit it for float16 or float32")
         return 2
     tolerance = {torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}[DTYPE]
     torch.manual_seed(0)
-    wrong = 0
+    failures = 0
     for n in (1, 65, 130) if TOKENS is None else (TOKENS,):
         for heads, kv_heads in ((2, 2), (4, 2)) if HEADS is None else ((HEADS, HEADS), (HEADS, 1)):
             shapes = (1, heads, n, DK), (1, kv_heads, n, DK), (1, kv_heads, n, DV)
             leaves = [torch.randn(shape, device=device).to(DTYPE).requires_grad_() for shape in shapes]
             grad = torch.randn(1, heads, n, DV, device=device).to(DTYPE)
-            found, wanted = (
+            results, expected = (
                 [out, *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
                 for out in (attend(*leaves), reference(*leaves))
             )
-            for name, x, y in zip(("out", "dq", "dk", "dv"), found, wanted):
+            for name, x, y in zip(("out", "dq", "dk", "dv"), results, expected):
                 error = ((x.double() - y.double()).abs().max() / y.abs().max().clamp(min=1)).item()
-                fine = error <= tolerance
-                wrong += not fine
-                what = f"{n:5} tokens, {heads} heads on {kv_heads}: {name:3}"
-                print(f"{what} differs by {error:.1e}{'' if fine else '  WRONG'}")
-    print("the kernels agree with the reference" if not wrong else f"{wrong} results are wrong")
-    return min(wrong, 1)
+                agrees = error <= tolerance
+                failures += not agrees
+                call = f"{n:5} tokens, {heads} heads on {kv_heads}: {name:3}"
+                print(f"{call} differs by {error:.1e}{'' if agrees else '  WRONG'}")
+    print("the kernels agree with the reference" if not failures else f"{failures} results are wrong")
+    return min(failures, 1)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,12 @@ Maker = Literal["nvidia", "amd"]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A family of GPUs. `shared_kib`: shared memory of a program at most. `boxes`: the hardware copies tiles (TMA).
+    """A GPU architecture. `shared_kib`: maximum shared memory of a program. `boxes`: the hardware copies tiles (TMA).
 
-    `delayed`: products with values overlap the next tile's softmax if they come one tile late. `registers`: what the
-    assembler may use; None where it finds that out by itself, while on sm_100 it spills a few for one more program.
-    `specialised`: warps of a program can have tasks of their own.
+    `delayed`: products with values overlap the next tile's softmax if they are computed one tile late. `registers`: the
+    maximum number of registers that the assembler may use for a thread; None if the assembler chooses well by itself.
+    On sm_100 it spills a few registers to fit one more program. `specialised`: the warps of a program can have separate
+    tasks.
     """
 
     name: str
@@ -27,9 +28,9 @@ class Target:
 
     @property
     def products_on_chip(self) -> str:
-        """Triton's name of products of fp32 matrices that are computed on the chip, right to fp32.
+        """Triton's name for the precision at which products of fp32 matrices on the chip are accurate to fp32.
 
-        Three of TF32; but on sm_100 Triton 3.7.1 fails to compile some of these.
+        On NVIDIA it is three TF32 products, except on sm_100, where Triton 3.7.1 fails to compile some of them.
         """
         return "tf32x3" if self.maker == "nvidia" and self.name != "sm_100" else "ieee"
 

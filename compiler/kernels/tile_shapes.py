@@ -1,4 +1,4 @@
-"""The tiles and warps of kernels: those that machine code was read for (`attnc doctor --targets`)."""
+"""The tiles and warps of kernels, which were chosen by reading machine code (`attnc doctor --targets`)."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from attnc.compiler.kernels.targets import Target
 from attnc.compiler.simulation.gpu_clocks import TileShape as T
 
 Load = Literal["plain", "terms", "pairs"]
-"""The loads for a score: none, numbers of queries and keys, or also numbers of pairs."""
+"""The numbers that a score loads: none, numbers of queries and keys, or also numbers of pairs."""
 
 _Shapes = dict[Stage, tuple[tuple[int, T], ...]]
-"""For heads up to each width, the tile that is taken: queries, keys, warps, stages."""
+"""The tile shape for heads up to each width: queries, keys, warps, stages."""
 
 _SQUARES: _Shapes = {"pairs": ((128, T(64, 64, 8, 1)), (256, T(32, 32, 4, 1)))}
-"""Tile shapes of gradients pair by pair, whose tiles are square."""
+"""Tile shapes of gradients that are summed pair by pair; these tiles are square."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Tiles:
-    """The tile shapes of a target: for plain scores, and where more is loaded, where tiles are walked head by head,
-    where their loops stand in loops (bricks, several ranges), where plain ones ask what was chosen, and where they ask
-    that pair by pair, at an address for each.
+    """The tile shapes of a target; `plain` are the shapes for plain scores, which the others replace.
+
+    `terms`, `pairs`: the score loads numbers of queries and keys, or also of pairs. `nested`: tiles are walked head by
+    head. `inner`: loops over tiles are nested in others (bricks, several ranges). `asked`: a plain kernel reads content
+    masks; `gathered`: at a separate address for each pair.
     """
 
     plain: _Shapes
@@ -139,7 +141,7 @@ _WIDEST: dict[Stage, T] = {
     "dkdv": T(16, 64, 8, 2),
     "pairs": T(32, 32, 4, 1),
 }
-"""Tile shapes of heads wider than all of these."""
+"""Tile shapes of heads that are wider than all widths of the tables."""
 
 
 def tile_shape(
@@ -155,9 +157,11 @@ def tile_shape(
     asked: bool = False,
     gathered: bool = False,
 ) -> T:
-    """The tiles and warps of a kernel. `load`: for its score; `nested`: tiles are walked head by head; `inner`: the
-    loop over tiles stands in others; `asked`: the relation is computed in tiles from what was chosen, `gathered`: at an
-    address for each pair.
+    """Return the tiles and warps of a kernel.
+
+    `load`: the numbers that its score loads. `nested`: tiles are walked head by head. `inner`: the loop over tiles is
+    nested in others. `asked`: the masks of tiles are computed from content masks; `gathered`: these are read at a
+    separate address for each pair.
     """
     tiles = _IN_FP32 if dtype == "float32" else _TILES[target.name]
     table = _SQUARES | tiles.plain
@@ -171,4 +175,4 @@ def tile_shape(
         table = table | tiles.asked | (tiles.gathered if gathered else {})
     if nested:
         table = table | tiles.nested
-    return next((shape for most, shape in table[stage] if max(dk, dv) <= most), _WIDEST[stage])
+    return next((shape for width, shape in table[stage] if max(dk, dv) <= width), _WIDEST[stage])

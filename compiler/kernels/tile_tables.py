@@ -1,4 +1,4 @@
-"""The lists that kernels of the form `ListedWalk` walk, for one call shape."""
+"""The tile lists that kernels with a `ListedWalk` walk, for one call shape."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from attnc.compiler.tile_forms.tile_lists import TileLists, list_tiles
 from attnc.compiler.tile_forms.tile_runs import TileRuns, find_tile_runs, mask_edges
 
 MEAN_RUN = 3
-"""Full tiles that are so many in a row, or more, are walked as runs: the loop over a run starts anew for each."""
+"""Mean length from which runs of full tiles are walked as runs, as every run restarts the loop over its tiles."""
 
 
 @dataclass(frozen=True, eq=False)
 class TileTables:
-    """Lists by group of lanes that see the same and by tile row, and the bits of the masks.
+    """Tile lists by tile row, for each group of lanes that see the same pairs, and the bits of the masks.
 
-    `list_of_lane`: the group of every batch entry and query head. `tile_order`: tile rows of a group, the longest
-    first. Tiles of row r of group g are those from entry `g * (rows + 1) + r` of the pointers to the next one. There is
-    one entry too many in `full_tiles`, as kernels look one ahead. `runs`: they are runs of adjacent tiles, the first of
-    each and one past its last.
+    `list_of_lane`: the group of every batch entry and query head. `tile_order`: the tile rows of a group, the longest
+    first. The tiles of row r of group g begin at entry `g * (rows + 1) + r` of the pointers and end at the next entry.
+    `full_tiles` has one extra entry, because kernels load one tile ahead. `runs`: full tiles are listed as runs of
+    adjacent tiles, by the first tile of a run and one past its last tile.
     """
 
     list_of_lane: Int32
@@ -45,70 +45,73 @@ class TileTables:
     visible: int
 
     def arrays(self) -> dict[str, NDArray[np.int32]]:
-        """The arrays of a kernel's arguments, by name."""
+        """Return the arrays by the name of the kernel argument."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("runs", "counts", "visible")}
 
 
 def tile_tables(relations: Relations, q_tile: int, k_tile: int, *, by_key: bool) -> TileTables:
-    """The tables of a call whose tokens are one window, by rows of queries, or of keys.
+    """Return the tables of a call whose tokens are one window, by rows of queries or of keys.
 
-    Raises TooManyTilesError, TooManyClassesError where tiles of this size do not describe the relation, and
+    Raises TooManyTilesError or TooManyClassesError if tiles of this size do not describe the relation, and
     EvaluationError.
     """
     shape = relations.shape
     lanes = np.zeros(shape.batch * shape.heads, dtype=np.int64)
-    found: list[tuple[TileRuns, int]] = []
-    known: dict[Index, int] = {}
+    group_runs: list[tuple[TileRuns, int]] = []
+    groups: dict[Index, int] = {}
     for batches, heads, (local,) in relations.groups(cut=False):
-        if local.relation not in known:
+        if local.relation not in groups:
             grid = TileGrid(shape.n_q, shape.n_k, q_tile, k_tile)
             resolved = resolve(local.relation, find_live_tiles(local.relation, grid), relations.pattern.origins)
-            known[local.relation] = len(found)
-            found.append((mask_edges(find_tile_runs(resolved)), 0))
-        number = known[local.relation]
-        at = [b * shape.heads + h for b in batches for h in heads]
-        lanes[at] = number
-        found[number] = (found[number][0], found[number][1] + len(at))
-    return _joined(lanes, found, by_key, relations)
+            groups[local.relation] = len(group_runs)
+            group_runs.append((mask_edges(find_tile_runs(resolved)), 0))
+        number = groups[local.relation]
+        group_lanes = [b * shape.heads + h for b in batches for h in heads]
+        lanes[group_lanes] = number
+        group_runs[number] = (group_runs[number][0], group_runs[number][1] + len(group_lanes))
+    return _join_tables(lanes, group_runs, by_key, relations)
 
 
-def _joined(
-    lanes: NDArray[np.int64], found: Sequence[tuple[TileRuns, int]], by_key: bool, relations: Relations
+def _join_tables(
+    lanes: NDArray[np.int64], group_runs: Sequence[tuple[TileRuns, int]], by_key: bool, relations: Relations
 ) -> TileTables:
-    parts = [runs.transposed() if by_key else runs for runs, _ in found]
+    parts = [runs.transposed() if by_key else runs for runs, _ in group_runs]
     lists = [list_tiles(part) for part in parts]
-    runs = [part.full for part in parts]
-    by_runs = sum(len(one.full) for one in lists) >= MEAN_RUN * max(sum(map(len, runs)), 1)
+    full_runs = [part.full for part in parts]
+    by_runs = sum(len(tiles.full) for tiles in lists) >= MEAN_RUN * max(sum(map(len, full_runs)), 1)
     masks: list[NDArray[np.int32]] = []
     kinds = []
-    for one in lists:
-        kinds.append(one.classes.astype(np.int64) + len(masks))
-        masks += [_bits(mask, one.frame.tile) for mask in one.masks]
-    order = [np.argsort(-(np.diff(one.full.pointers) + np.diff(one.partial.pointers)), kind="stable") for one in lists]
-    full_pointers = [one.pointers for one in runs] if by_runs else [one.full.pointers for one in lists]
-    pairs = [np.stack([one.start, one.end], axis=1).ravel() for one in runs]
-    full_tiles = pairs if by_runs else [one.full.columns for one in lists]
+    for tiles in lists:
+        kinds.append(tiles.classes.astype(np.int64) + len(masks))
+        masks += [_bits(mask, tiles.frame.tile) for mask in tiles.masks]
+    order = [
+        np.argsort(-(np.diff(tiles.full.pointers) + np.diff(tiles.partial.pointers)), kind="stable") for tiles in lists
+    ]
+    full_pointers = [runs.pointers for runs in full_runs] if by_runs else [tiles.full.pointers for tiles in lists]
+    pairs = [np.stack([runs.start, runs.end], axis=1).ravel() for runs in full_runs]
+    full_tiles = pairs if by_runs else [tiles.full.columns for tiles in lists]
     return TileTables(
         frozen(lanes),
         frozen(np.concatenate([*order, _EMPTY])),
         frozen(np.concatenate([*_pointers(full_pointers), _EMPTY])),
         frozen(np.concatenate([*full_tiles, [0]])),
-        frozen(np.concatenate([*_pointers([one.partial.pointers for one in lists]), _EMPTY])),
-        frozen(np.concatenate([*(one.partial.columns for one in lists), [0]])),
+        frozen(np.concatenate([*_pointers([tiles.partial.pointers for tiles in lists]), _EMPTY])),
+        frozen(np.concatenate([*(tiles.partial.columns for tiles in lists), [0]])),
         frozen(np.concatenate([*kinds, [0]])),
         _read_only(np.concatenate(masks) if masks else np.zeros(1, dtype=np.int32)),
         by_runs,
-        _counts(lists, found, relations),
-        sum(one.visible * n for one, n in found),
+        _counts(lists, group_runs, relations),
+        sum(runs.visible * n for runs, n in group_runs),
     )
 
 
-def _counts(lists: Sequence[TileLists], found: Sequence[tuple[TileRuns, int]], relations: Relations) -> TileCounts:
-    shape, tile = relations.shape, found[0][0].frame.tile if found else (1, 1)
-    times = [count for _, count in found]
+def _counts(lists: Sequence[TileLists], group_runs: Sequence[tuple[TileRuns, int]], relations: Relations) -> TileCounts:
+    shape, tile = relations.shape, group_runs[0][0].frame.tile if group_runs else (1, 1)
+    lane_counts = [count for _, count in group_runs]
     total = -(-shape.n_q // tile[0]) * -(-shape.n_k // tile[1]) * shape.batch * shape.heads
     full, partial = (
-        sum(len(getattr(one, name)) * n for one, n in zip(lists, times, strict=True)) for name in ("full", "partial")
+        sum(len(getattr(tiles, name)) * n for tiles, n in zip(lists, lane_counts, strict=True))
+        for name in ("full", "partial")
     )
     return TileCounts(total, full + partial, full, partial)
 
@@ -122,7 +125,7 @@ def _read_only(array: NDArray[np.int32]) -> Int32:
 
 
 def _pointers(parts: Sequence[Int32]) -> Iterator[NDArray[np.int64]]:
-    """Pointers of each part, those of later ones past the entries of earlier ones."""
+    """Yield the pointers of each part, offset by the number of entries of the parts before."""
     start = 0
     for pointers in parts:
         yield pointers.astype(np.int64) + start
@@ -130,9 +133,9 @@ def _pointers(parts: Sequence[Int32]) -> Iterator[NDArray[np.int64]]:
 
 
 def _bits(mask: NDArray[np.bool_], tile: tuple[int, int]) -> NDArray[np.int32]:
-    """The mask of a tile, a bit for each pair, the first column's lowest; nothing is seen past the edges."""
+    """Return the mask of a tile with one bit per pair, the first column's lowest; bits past the edges are 0."""
     rows, columns = tile
-    whole = np.zeros((rows, max(columns, WORD)), dtype=np.bool_)
-    whole[: mask.shape[0], : mask.shape[1]] = mask
-    packed = np.packbits(whole.reshape(rows, -1, WORD), axis=-1, bitorder="little")
+    padded = np.zeros((rows, max(columns, WORD)), dtype=np.bool_)
+    padded[: mask.shape[0], : mask.shape[1]] = mask
+    packed = np.packbits(padded.reshape(rows, -1, WORD), axis=-1, bitorder="little")
     return np.ascontiguousarray(packed).view("<i4").ravel().astype(np.int32)

@@ -1,4 +1,4 @@
-"""A kernel as a whole: its head, its arguments, its loops."""
+"""The frame of a tiled kernel: its header, its arguments and its loops."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from attnc.compiler.kernels import visible_products
 from attnc.compiler.kernels.depth import accumulated, pieces
 from attnc.compiler.kernels.index_text import HELPERS, IndexText
 from attnc.compiler.kernels.inputs import input_name, size_name, strides
-from attnc.compiler.kernels.kernel_source import TYPES, KernelArgument, KernelSource, declaration, described
+from attnc.compiler.kernels.kernel_source import TYPES, KernelArgument, KernelSource, declaration, descriptor_argument
 from attnc.compiler.kernels.scored_pairs import Scored
 from attnc.compiler.kernels.text_lines import Lines
 from attnc.compiler.kernels.value_text import VALUE_HELPERS, ValueText
 from attnc.compiler.kernels.visible_products import RESULT_SUM, RETURN_WHERE_FINITE
 
 CAREFUL = "_careful"
-"""The end of the names of kernels that multiply visible pairs alone (`visible_products`)."""
+"""Suffix of the names of careful kernels, which multiply visible pairs only (`visible_products`)."""
 
 
 @dataclass
 class TiledKernel(Scored):
-    """A kernel. Sub-classes say what a program loads, does with a tile, and stores."""
+    """A kernel that walks tiles. Subclasses emit what a program loads, computes for a tile, and stores."""
 
     def start(self) -> None:
-        """Load what a program keeps."""
+        """Emit the loads of rows that the program keeps."""
         raise NotImplementedError
 
     def tile(self, tile: str, partial: bool) -> None:
-        """Do a tile."""
+        """Emit the work on a tile."""
         raise NotImplementedError
 
     def finish(self) -> None:
-        """Store."""
+        """Emit the stores of the results."""
         raise NotImplementedError
 
     @property
@@ -44,15 +44,15 @@ class TiledKernel(Scored):
 
     @property
     def is_specialised(self) -> bool:
-        """Whether the warps of a program have tasks of their own: then Triton shares registers out among them."""
+        """Whether the warps of a program have separate tasks; Triton then divides the registers among them."""
         return False
 
     @property
     def is_guarded(self) -> bool:
-        """Whether loops stand in branches of their own."""
+        """Whether each loop is enclosed in a branch (`Lines.guarded`)."""
         return self.problem.guarded
 
-    # --- the whole
+    # --- the text
 
     @property
     def title(self) -> str:
@@ -60,10 +60,10 @@ class TiledKernel(Scored):
         return self.stage
 
     def source(self) -> KernelSource:
-        """The kernel."""
+        """Return the kernel."""
         function = f"{self.problem.name}_{self.title}{CAREFUL if self.problem.careful else ''}"
         arguments = self._arguments()
-        self.texts = texts = self.made_texts()
+        self.texts = texts = self.index_writer()
         score = self.problem.score
         grouped = frozenset[Value]() if score is None else score.grouped
         self.values = ValueText(self.atoms(), texts, self.element_text, grouped=grouped)
@@ -86,12 +86,12 @@ class TiledKernel(Scored):
         return KernelSource(self.title, function, text, arguments, self.tiles, parts, bricks, registers)
 
     def write(self, texts: IndexText) -> None:
-        """All lines."""
-        self.program()
+        """Emit all lines of the kernel's body."""
+        self.emit_program()
         self.start()
         if self.stationary == "query":
             self.load_terms("query", "there", "row", "own")
-        self.loops_of(texts)
+        self.emit_loops(texts)
         self.lines.add("")
         self.finish()
 
@@ -113,65 +113,65 @@ class TiledKernel(Scored):
     def _arguments(self) -> tuple[KernelArgument, ...]:
         p = self.problem
         names = [name for name in (*self.read, *self.written) if not self.is_boxed(name)]
-        found = [KernelArgument(name, f"*{TYPES[p.dtype]}") for name in names]
-        found += [box for name in (*self.read, *self.written) if self.is_boxed(name) for box in self._boxes(name)]
-        found += [KernelArgument(name, "*fp32") for name in self.rows_of]
+        arguments = [KernelArgument(name, f"*{TYPES[p.dtype]}") for name in names]
+        arguments += [box for name in (*self.read, *self.written) if self.is_boxed(name) for box in self._boxes(name)]
+        arguments += [KernelArgument(name, "*fp32") for name in self.row_numbers]
         if self.problem.documents:
-            found.append(KernelArgument("windows", "*i32"))
-        found += [KernelArgument(input_name(tensor), f"*{_KINDS[tensor.kind]}") for tensor in self.problem.tensors]
-        terms = self.given()
-        found += [KernelArgument(term.tensor.name, "*fp32") for term in terms]
-        found += [KernelArgument(name, "*fp32") for name in self.gradients()]
-        found += [*self.more_pointers(), *([RESULT_SUM] if p.careful else [])]
-        found += self.walk.arguments(self.sides)
+            arguments.append(KernelArgument("windows", "*i32"))
+        arguments += [KernelArgument(input_name(tensor), f"*{_KINDS[tensor.kind]}") for tensor in self.problem.tensors]
+        terms = self.read_terms()
+        arguments += [KernelArgument(term.tensor.name, "*fp32") for term in terms]
+        arguments += [KernelArgument(name, "*fp32") for name in self.gradients()]
+        arguments += [*self.more_pointers(), *([RESULT_SUM] if p.careful else [])]
+        arguments += self.walk.arguments(self.sides)
         for name in names:
-            found += [KernelArgument(f"{name}_{dim}", kind) for dim, kind in _STRIDES]
+            arguments += [KernelArgument(f"{name}_{dim}", kind) for dim, kind in _STRIDES]
         if self.problem.documents:
-            found.append(KernelArgument("windows_0", "i64"))
+            arguments.append(KernelArgument("windows_0", "i64"))
         for tensor in self.problem.tensors:
-            found += [KernelArgument(f"{input_name(tensor)}_{i}", "i64") for i in strides(tensor)]
+            arguments += [KernelArgument(f"{input_name(tensor)}_{i}", "i64") for i in strides(tensor)]
         for term in terms:
-            found += [KernelArgument(f"{term.tensor.name}_{i}", "i64") for i in range(2)]
+            arguments += [KernelArgument(f"{term.tensor.name}_{i}", "i64") for i in range(2)]
         counts = _COUNTS + (("distances",) if any(term.side == "distance" for term in terms) else ())
-        found += [KernelArgument(name, "i32") for name in (*counts, *map(size_name, p.sizes))]
-        return (*found, KernelArgument("scale", "fp32"))
+        arguments += [KernelArgument(name, "i32") for name in (*counts, *map(size_name, p.sizes))]
+        return (*arguments, KernelArgument("scale", "fp32"))
 
     def more_pointers(self) -> list[KernelArgument]:
-        """Other tensors that are read or written."""
+        """Return the pointers of other tensors that the kernel reads or writes."""
         return []
 
     def _boxes(self, name: str) -> Iterator[KernelArgument]:
-        """The descriptors of a tensor: for its pieces, and for the part that a program adds up."""
+        """Yield the descriptors of a tensor: of its slices, and of the part that a program accumulates."""
         p, grid = self.problem, self.problem.grid
-        is_own = name in self.kept
-        sides: tuple[int, ...] = (self.sides.row_tile if is_own else self.sides.column_tile,)
+        is_kept = name in self.kept
+        sides: tuple[int, ...] = (self.sides.row_tile if is_kept else self.sides.column_tile,)
         axes: tuple[tuple[int, int], ...] = ()
         if grid is not None:
-            sides = self.row_brick if is_own else self.column_brick
+            sides = self.row_brick if is_kept else self.column_brick
             axes = tuple((axis.extent, axis.stride) for axis in grid.axes)
         folded = grid is not None and grid.is_folded
         size = p.dv if name in ("v", "dout", "out", "dv") else p.dk
         if name in self.read:
             for i, piece in enumerate(pieces(size)):
-                yield described(f"{name}_box_{i}", name, p.dtype, sides, piece.width, axes, folded)
-        found = accumulated(size)
+                yield descriptor_argument(f"{name}_box_{i}", name, p.dtype, sides, piece.width, axes, folded)
+        sums = accumulated(size)
         if name in self.written:
-            for i, piece in enumerate(found.pieces):
-                yield described(f"{name}_box_{i}", name, p.dtype, sides, piece.width, axes, folded)
-        elif found.parts > 1 and name not in self.kept:
-            yield described(f"{name}_box_part", name, p.dtype, sides, found.step, axes, folded)
+            for i, piece in enumerate(sums.pieces):
+                yield descriptor_argument(f"{name}_box_{i}", name, p.dtype, sides, piece.width, axes, folded)
+        elif sums.parts > 1 and name not in self.kept:
+            yield descriptor_argument(f"{name}_box_part", name, p.dtype, sides, sums.step, axes, folded)
 
     # --- loops
 
-    def loops_of(self, texts: IndexText) -> None:
-        """All loops."""
+    def emit_loops(self, texts: IndexText) -> None:
+        """Emit all loops."""
         self.begin(texts)
         self.walk.loops(self.lines, self.sides, self.body, self.full_loop)
 
     def begin(self, texts: IndexText) -> None:
         """Emit the lines before the loops."""
         self.lines.add("")
-        self.walk.start(self.lines, self.sides, texts, self.moved())
+        self.walk.start(self.lines, self.sides, texts, self.position_offset())
         self.lines.add("")
 
     def body(self, tile: str, partial: bool) -> None:
@@ -185,15 +185,15 @@ class TiledKernel(Scored):
         self.tile(tile, partial)
 
     def mask(self) -> None:
-        """The mask of a partial tile; what it loads is loaded where the tile has rows and columns."""
-        before, self.is_partial = self.is_partial, True
+        """Emit the mask of a partial tile; its own loads are masked by the rows and columns that exist."""
+        was_partial, self.is_partial = self.is_partial, True
         self.texts.forget()
         self.walk.visible(self.lines, self.sides, self.texts)
         self.texts.forget()
-        self.is_partial = before
+        self.is_partial = was_partial
 
     def full_loop(self, begin: str, end: str) -> None:
-        """The loop over full tiles."""
+        """Emit the loop over full tiles."""
         with self.lines.loop("tile", begin, end, specialised=self.is_specialised):
             self.body("tile", False)
 

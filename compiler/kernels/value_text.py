@@ -1,4 +1,4 @@
-"""Floating-point formulas as Triton text, in 32 bits."""
+"""Floating-point formulas as Triton text, computed in fp32."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def power(base, exponent):
     return tl.where(exponent == 0.0, 1.0, tl.exp2(exponent * tl.log2(base)))
 ''',
 }
-"""Functions that a text may use, by name."""
+"""Texts of the functions that a kernel may call, by name."""
 
 _CALLS = {
     "sqrt": "tl.sqrt({0})",
@@ -69,7 +69,7 @@ _CALLS = {
     "chain": "tl.where({0} == 0.0, 0.0, {0} * {1})",
 }
 MOST_WHOLE = 64
-"""Whole powers up to this are products."""
+"""Powers with whole exponents up to this are computed as products."""
 
 _USES = {"tanh": "tanh", "softplus": "softplus", "logaddexp": "softplus", "pow": "power"}
 _SIGNS = {"add": ("+", 5), "sub": ("-", 5), "mul": ("*", 7), "div": ("/", 7)}
@@ -77,10 +77,10 @@ _SIGNS = {"add": ("+", 5), "sub": ("-", 5), "mul": ("*", 7), "div": ("/", 7)}
 
 @dataclass
 class ValueText:
-    """Texts of formulas. `names` has atoms; `exact` writes what is exact; `read` elements of inputs.
+    """A writer of floating-point formulas.
 
-    What is alike for all columns, or for all rows, is handed to `keep`, which gives a name to it. Values in `grouped`
-    stand in parentheses of their own.
+    `names` has the texts of atoms, `exact` writes exact expressions, and `read` returns the texts of inputs' elements.
+    Values in `grouped` are put in parentheses, so that they are computed before other summands.
     """
 
     names: Mapping[Value, ExprText]
@@ -94,28 +94,28 @@ class ValueText:
         self._wide = self.exact.wide()
 
     def forget(self) -> None:
-        """Forget texts: loads of the next ones have other masks."""
+        """Forget all texts, because the loads of the next texts have other masks."""
         self._known.clear()
         self.exact.forget()
         self._wide.forget()
 
     def of(self, node: Value) -> ExprText:
-        """The text of a number. Raises NotInKernelsError."""
+        """Return the text of a number. Raises NotInKernelsError."""
         if node not in self._known:
-            text = self._made(node)
+            text = self._write(node)
             self._known[node] = ExprText(f"({text.text})", text.axes) if node in self.grouped else text
         return self._known[node]
 
     def integer(self, node: Index) -> ExprText:
-        """The text of an integer, in 64 bits where 32 may be too few."""
+        """Return the text of an integer, with 64 bits if 32 may be too few."""
         return (self.exact if fits_32_bits(node) else self._wide).of(node)
 
     def truth(self, node: Index) -> ExprText:
-        """The text of a condition, whose integers are of 64 bits where 32 may be too few."""
+        """Return the text of a condition, whose integers have 64 bits if 32 may be too few."""
         assert is_truth(node)
         return (self.exact if fits_32_bits(node) else self._wide).of(node)
 
-    def _made(self, node: Value) -> ExprText:  # noqa: C901  one case a node kind
+    def _write(self, node: Value) -> ExprText:  # noqa: C901  one case a node kind
         if node in self.names:
             return self.names[node]
         match node:
@@ -147,39 +147,39 @@ class ValueText:
         axes, parts = aligned(*map(self.of, operands))
         if op in _SIGNS:
             sign, binds = _SIGNS[op]
-            # `score + (x - y)` is not `(score + x) - y`: beside large x and y a score loses its digits.
+            # `score + (x - y)` is not `(score + x) - y`: a score that is added to a large x loses its digits.
             return ExprText(f"{parts[0].at(binds)} {sign} {parts[1].at(binds + 1)}", axes, binds)
         if op not in _CALLS:
             raise NotInKernelsError(op)
         if op in _USES:
             self.helpers[_USES[op]] = None
-        own = [
+        operand_texts = [
             part.at(9) if op in ("silu", "sign", "share", "elu", "chain", "logaddexp") else part.text for part in parts
         ]
-        text = _CALLS[op].format(*own)
+        text = _CALLS[op].format(*operand_texts)
         return ExprText(text, axes, 9 if text.startswith("tl.where") or op in ("tanh", "softplus") else 5)
 
     def _ratio(self, num: Index, den: Index) -> ExprText:
         if isinstance(num, Const) and isinstance(den, Const):
             return _constant(num.value / den.value)
-        above = self.integer(num)
-        result = (
-            ExprText(f"{above.at(9)}.to(tl.float32)", above.axes)
+        dividend = self.integer(num)
+        num_text = (
+            ExprText(f"{dividend.at(9)}.to(tl.float32)", dividend.axes)
             if not isinstance(num, Const)
             else _constant(num.value)
         )
         if isinstance(den, Const) and den.value == 1:
-            return result
-        below = self.integer(den)
-        divisor = ExprText(f"{below.at(9)}.to(tl.float32)", below.axes)
+            return num_text
+        den_text = self.integer(den)
+        divisor = ExprText(f"{den_text.at(9)}.to(tl.float32)", den_text.axes)
         if isinstance(den, Const):
             divisor = _constant(float(den.value))
-        axes, (a, b) = aligned(result, divisor)
+        axes, (a, b) = aligned(num_text, divisor)
         return ExprText(f"{a.at(7)} / {b.at(8)}", axes, 7)
 
     def _power(self, node: Apply) -> ExprText:
         base, exponent = node.operands
-        whole = _whole(exponent)
+        whole = _whole_constant(exponent)
         inner = self.of(base)
         if whole is not None and 2 <= whole <= MOST_WHOLE:
             self.helpers["whole_power"] = None
@@ -189,8 +189,8 @@ class ValueText:
         return ExprText(f"power({a.text}, {b.text})", axes)
 
 
-def _whole(node: Value) -> int | None:
-    """A constant that is a whole number."""
+def _whole_constant(node: Value) -> int | None:
+    """Return the value of a constant that is a whole number; None for any other value."""
     if isinstance(node, Number) and node.value == int(node.value):
         return int(node.value)
     if isinstance(node, Ratio) and isinstance(node.num, Const) and node.den is not None:

@@ -1,6 +1,6 @@
-"""Products of visible pairs alone: what a hidden key or query holds reaches no result, not even as 0 · NaN.
+"""Products of visible pairs only, so that no value of a hidden key or query reaches a result, not even as 0 · NaN.
 
-Kernels multiply the tiles that straddle a document's border as a whole. A hidden pair has the weight 0, and 0 times
+Kernels multiply tiles that straddle a document's border as a whole. A hidden pair has the weight 0, and 0 times
 NaN or an infinity is NaN. So where inputs decide which pairs are hidden, each kernel is followed by its careful
 variant: the same text with `add_visible` in place of these products. The careful variant reads the sum of all that
 the kernel before it wrote, and does nothing where that sum is finite. A hidden pair that spoils a result makes it NaN,
@@ -14,7 +14,7 @@ from attnc.compiler.kernels.kernel_source import KernelArgument
 from attnc.compiler.rewrite import walk
 
 RESULT_SUM = KernelArgument("result_sum", "*fp32")
-"""The sum of all entries that the kernel before wrote."""
+"""The argument for the sum of all entries that the preceding kernel wrote."""
 
 RETURN_WHERE_FINITE = (
     "# The kernel before has written results that are finite: hidden pairs had no part in them.",
@@ -24,7 +24,7 @@ RETURN_WHERE_FINITE = (
 
 
 def helper(precision: str) -> str:
-    """The function `add_visible`; `precision`: what products are asked for, as arguments of tl.dot."""
+    """Return the text of the function `add_visible`; `precision`: the precision of products, as arguments of tl.dot."""
     return f'''\
 @triton.jit
 def add_visible(left, right, total, visible):
@@ -49,7 +49,7 @@ def add_visible(left, right, total, visible):
 
 
 def hides_by_inputs(pattern: Pattern) -> bool:
-    """Whether documents, or what a call's inputs hold of tokens, decide who sees whom. Selections do not count."""
+    """Whether documents, or a call's inputs about tokens, decide which pairs are hidden. Selections do not count."""
     if pattern.documents is not None:
         return True
     selected = {item.given for item in pattern.selections}

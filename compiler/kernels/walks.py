@@ -1,7 +1,7 @@
-"""How a program finds its live tiles: loop bounds that it computes, or lists that a plan has written.
+"""How a program finds its live tiles: by loop bounds that it computes, or from lists that a plan has written.
 
-A program has a tile of its own, of rows (queries, or keys where gradients of keys are made), and walks tiles of
-columns. Full tiles are walked without a mask, partial ones with one, others not at all.
+A program owns a tile of rows (queries, or keys in kernels of key gradients) and walks tiles of columns. Full tiles are
+computed without a mask, partial tiles with a mask, and all other tiles are skipped.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from attnc.compiler.kernels.text_lines import Lines
 from attnc.compiler.rewrite import walk
 
 SHORT = 256
-"""Tokens of a range whose tiles are not worth a loop without a mask."""
+"""Length in tokens below which a range's full tiles are not worth a loop without a mask."""
 
 Body = Callable[[str, bool], None]
-"""Writes what is done with a tile: (its number, whether it is partial)."""
+"""Emits the work on a tile, given the text of its number and whether it is partial."""
 
 FullLoop = Callable[[str, str], None]
-"""Writes the loop over full tiles: (the first, one past the last)."""
+"""Emits the loop over full tiles, given the texts of the first tile and of the end, one past the last tile."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """Names of a program's sides. `rows`, `columns`: how many there are; `row_tile`, `column_tile`: of a tile."""
+    """The names of a program's sides, `rows` and `columns` of their lengths; `row_tile`, `column_tile`: tile sides."""
 
     row: str
     rows: str
@@ -42,9 +42,9 @@ class Sides:
 
 @dataclass(frozen=True)
 class RangedWalk:
-    """Ranges of columns by row, whose ends are formulas (`ranges`): bounds are computed in the kernel.
+    """Loop bounds that the kernel computes from the ranges of columns that a row sees, whose ends are formulas.
 
-    `windows`: each row has a window of its own, outside of which it sees nothing (documents).
+    `windows`: each row sees nothing outside its own window (documents).
     """
 
     ranges: tuple[TokenRange, ...]
@@ -52,46 +52,54 @@ class RangedWalk:
 
     @property
     def is_wide(self) -> bool:
-        """Whether the ends need numbers of 64 bits."""
-        return not all(map(fits_32_bits, _told(self.ranges)))
+        """Whether the ends of the ranges need 64-bit integers."""
+        return not all(map(fits_32_bits, _ends_and_conditions(self.ranges)))
 
     @property
     def has_inner_loops(self) -> bool:
-        """Whether loops over tiles stand in others."""
+        """Whether loops over tiles are nested in other loops."""
         return len(self.ranges) > 1 and not self._begins_short
 
     @property
     def reads_head(self) -> bool:
-        """Whether heads that share keys see different things."""
-        return any(isinstance(n, HeadIndex) and n.name == "head" for end in _told(self.ranges) for n in walk(end))
+        """Whether query heads that share a kv head see different pairs."""
+        return any(
+            isinstance(n, HeadIndex) and n.name == "head"
+            for end in _ends_and_conditions(self.ranges)
+            for n in walk(end)
+        )
 
     def arguments(self, sides: Sides) -> tuple[KernelArgument, ...]:
-        """None of its own."""
+        """Return no arguments: the kernel computes its bounds."""
         return ()
 
     def start(self, lines: Lines, sides: Sides, texts: IndexText, moved: str) -> None:
-        """Emit the lines before the loops; `moved` is the offset of a position from its column's number."""
+        """Emit the lines before the loops; `moved` is added to a position to get the column's number."""
         lines.add(f"# The {sides.columns} that each {sides.row} sees are those from `first` to `last`.")
-        for i, one in enumerate(self.ranges):
-            self._ends(lines, sides, texts, i, one, moved)
+        for i, token_range in enumerate(self.ranges):
+            self._emit_ends(lines, sides, texts, i, token_range, moved)
         for i in range(len(self.ranges)):
-            self._tiles(lines, sides, i)
+            self._emit_tile_bounds(lines, sides, i)
         if not self._is_sorted:
             _sort(lines, len(self.ranges))
 
-    def _ends(self, lines: Lines, sides: Sides, texts: IndexText, i: int, one: TokenRange, moved: str) -> None:
+    def _emit_ends(
+        self, lines: Lines, sides: Sides, texts: IndexText, i: int, token_range: TokenRange, moved: str
+    ) -> None:
         first = "window_first" if self.windows else "0"
         last = "window_last" if self.windows else f"{sides.columns} - 1"
         if self._has_first(i):
-            end, plain = one.low, f"first_{i} = {first}"
-            lines.add(plain if end is None else f"first_{i} = tl.maximum({_shifted(texts.of(end), moved)}, {first})")
+            end, default = token_range.low, f"first_{i} = {first}"
+            lines.add(default if end is None else f"first_{i} = tl.maximum({_shifted(texts.of(end), moved)}, {first})")
         if self._has_last(i):
-            end, plain = one.high, f"last_{i} = {last}"
-            lines.add(plain if end is None else f"last_{i} = tl.minimum({_shifted(texts.of(end), moved)}, {last})")
+            end, default = token_range.high, f"last_{i} = {last}"
+            lines.add(default if end is None else f"last_{i} = tl.minimum({_shifted(texts.of(end), moved)}, {last})")
         if self.is_wide:
-            names = [n for n, has in ((f"first_{i}", self._has_first(i)), (f"last_{i}", self._has_last(i))) if has]
-            most = f"{1 << 30}"
-            lines.add(*(f"{name} = tl.minimum(tl.maximum({name}, -{most}), {most}).to(tl.int32)" for name in names))
+            names = [
+                n for n, exists in ((f"first_{i}", self._has_first(i)), (f"last_{i}", self._has_last(i))) if exists
+            ]
+            limit = f"{1 << 30}"
+            lines.add(*(f"{name} = tl.minimum(tl.maximum({name}, -{limit}), {limit}).to(tl.int32)" for name in names))
 
     def _has_first(self, i: int) -> bool:
         return self.windows or self.ranges[i].low is not None
@@ -99,7 +107,7 @@ class RangedWalk:
     def _has_last(self, i: int) -> bool:
         return self.windows or self.ranges[i].high is not None
 
-    def _tiles(self, lines: Lines, sides: Sides, i: int) -> None:
+    def _emit_tile_bounds(self, lines: Lines, sides: Sides, i: int) -> None:
         size = sides.column_tile
         if self._has_first(i):
             lines.add(f"low_{i} = {_least(f'first_{i}')} // {size}")
@@ -115,20 +123,20 @@ class RangedWalk:
 
     @property
     def _begins_short(self) -> bool:
-        """Whether there are two ranges, and the first holds few of the first tokens."""
+        """Whether there are two ranges, the first of which holds only a few of the first tokens."""
         if not (self._is_sorted and len(self.ranges) == 2 and self._has_last(0)):
             return False
         end = self.ranges[0].high
         operands = end.operands if isinstance(end, Arith) and end.op == "min" else (end,)
-        return any(isinstance(one, Const) and one.value < SHORT for one in operands)
+        return any(isinstance(operand, Const) and operand.value < SHORT for operand in operands)
 
     @property
     def _is_sorted(self) -> bool:
-        """Whether the ranges are known to begin one after another."""
+        """Whether the ranges are known to begin in ascending order."""
         return len(self.ranges) == 1 or (len(self.ranges) == 2 and not self._has_first(0))
 
     def loops(self, lines: Lines, sides: Sides, body: Body, full_loop: FullLoop) -> None:
-        """The loops over partial tiles by `body`, and over full ones by `full_loop`."""
+        """Emit the loops over partial tiles by `body`, and over full tiles by `full_loop`."""
         if self._begins_short:
             lines.add("# The first range is short: all of its tiles are walked with a mask.")
             lines.add("short = tl.maximum(high_0, 0)", "begin = tl.maximum(low_1, short)")
@@ -144,17 +152,17 @@ class RangedWalk:
         if len(self.ranges) > 1:
             lines.add("end = 0")
             with lines.block(f"for which in range({len(self.ranges)}):"):
-                names = [_nth(name, len(self.ranges)) for name in ("low", "high", "full_low", "full_high")]
+                names = [_bound_of_range(name, len(self.ranges)) for name in ("low", "high", "full_low", "full_high")]
                 lines.add(f"begin = tl.maximum({names[0]}, end)", f"end = tl.maximum({names[1]}, begin)")
                 lines.add(f"full = tl.minimum(tl.maximum({names[2]}, begin), end)")
                 lines.add(f"rest = tl.minimum(tl.maximum({names[3]}, full), end)")
-                _both_sides(lines, body, full_loop)
+                _split_loops(lines, body, full_loop)
             return
         if self._has_first(0):
             lines.add("begin = low_0", "end = tl.maximum(high_0, begin)")
             lines.add("full = tl.minimum(tl.maximum(full_low_0, begin), end)")
             lines.add("rest = tl.minimum(tl.maximum(full_high_0, full), end)")
-            _both_sides(lines, body, full_loop)
+            _split_loops(lines, body, full_loop)
             return
         lines.add("end = tl.maximum(high_0, 0)" if self._has_last(0) else "end = high_0")
         lines.add("rest = tl.minimum(tl.maximum(full_high_0, 0), end)" if self._has_last(0) else "rest = full_high_0")
@@ -163,7 +171,7 @@ class RangedWalk:
         full_loop("0", "rest")
 
     def live(self) -> str:
-        """Whether a tile may hold something."""
+        """Return the condition that a tile may hold a visible pair."""
         tests = []
         for i in range(len(self.ranges)):
             low = f"(tile >= low_{i}) & " if self._has_first(i) or len(self.ranges) > 1 else ""
@@ -171,7 +179,7 @@ class RangedWalk:
         return " | ".join(tests)
 
     def visible(self, lines: Lines, sides: Sides, texts: IndexText) -> None:
-        """The mask of a partial tile."""
+        """Emit the mask of a partial tile."""
         for i in range(len(self.ranges)):
             tests = []
             if self._has_first(i):
@@ -180,35 +188,39 @@ class RangedWalk:
                 tests.append(f"(column[None, :] <= (last_{i} - tile * {sides.column_tile})[:, None])")
             else:
                 tests.append(f"({sides.column}[None, :] < {sides.columns})")
-            lines.add(f"visible = {'visible | ' if i else ''}{_grouped(' & '.join(tests), len(tests) > 1 and i > 0)}")
+            lines.add(
+                f"visible = {'visible | ' if i else ''}{_parenthesised(' & '.join(tests), len(tests) > 1 and i > 0)}"
+            )
 
 
-def _grouped(text: str, is_needed: bool) -> str:
+def _parenthesised(text: str, is_needed: bool) -> str:
     return f"({text})" if is_needed else text
 
 
-def _nth(name: str, count: int) -> str:
-    """The number of the range whose turn it is."""
+def _bound_of_range(name: str, count: int) -> str:
+    """Return the bound `name` of the range with the number `which`, as text."""
     text = f"{name}_{count - 1}"
     for i in reversed(range(count - 1)):
         text = f"tl.where(which == {i}, {name}_{i}, {text})"
     return text
 
 
-def _both_sides(lines: Lines, body: Body, full_loop: FullLoop) -> None:
+def _split_loops(lines: Lines, body: Body, full_loop: FullLoop) -> None:
+    """Emit the loop over the partial tiles on both sides of the full ones, then the loop over the full tiles."""
     with lines.loop("step", "begin", "end - (rest - full)"):
         lines.add("tile = tl.where(step < full, step, step + (rest - full))")
         body("tile", True)
     full_loop("full", "rest")
 
 
-def _told(ranges: Sequence[TokenRange]) -> list[Index]:
-    conditions = [one.condition for one in ranges if not isinstance(one.condition, Truth)]
+def _ends_and_conditions(ranges: Sequence[TokenRange]) -> list[Index]:
+    """Return the ends of ranges and the conditions that are not constant."""
+    conditions = [token_range.condition for token_range in ranges if not isinstance(token_range.condition, Truth)]
     return [*ends(ranges), *conditions]
 
 
 def _shifted(text: ExprText, moved: str) -> str:
-    """An end as a number for every row."""
+    """Return the end of a range as a column's number for every row."""
     return f"{text.at(5)}{moved}{'' if text.axes else ' + tl.zeros_like(row)'}"
 
 
@@ -221,7 +233,7 @@ def _most(text: str) -> str:
 
 
 def _sort(lines: Lines, count: int) -> None:
-    """Ranges in the order in which they begin."""
+    """Emit the exchanges that sort ranges by their first tile."""
     for last in range(count - 1, 0, -1):
         for i in range(last):
             lines.add(f"swap = low_{i + 1} < low_{i}")
@@ -232,14 +244,14 @@ def _sort(lines: Lines, count: int) -> None:
 
 
 WORD = 32
-"""Bits of a mask in one number."""
+"""Bits of a mask in one integer."""
 
 
 @dataclass(frozen=True)
 class ListedWalk:
-    """Tiles from lists by row: full ones one by one, or as runs of adjacent ones; partial ones with a kind each.
+    """Tile lists by row: full tiles one by one or as runs of adjacent tiles, partial tiles with a kind each.
 
-    The mask of a kind is a bit for every pair, rows of `column_tile` bits in words of 32.
+    Tiles of one kind share a mask of one bit per pair: rows of `column_tile` bits in words of 32.
     """
 
     runs: bool
@@ -249,12 +261,12 @@ class ListedWalk:
     has_inner_loops: ClassVar[bool] = False
 
     def arguments(self, sides: Sides) -> tuple[KernelArgument, ...]:
-        """The lists."""
+        """Return the arguments for the lists and masks."""
         names = ["list_of_lane", "tile_order", "full_pointers", "full_tiles", "partial_pointers", "partial_tiles"]
         return tuple(KernelArgument(name, "*i32") for name in [*names, "partial_kinds", "masks"])
 
     def start(self, lines: Lines, sides: Sides, texts: IndexText, moved: str) -> None:
-        """Where the row's lists are."""
+        """Emit the bounds of the row's lists and the offsets of its mask's words."""
         words = max(sides.column_tile // WORD, 1)
         self.pointers(lines)
         lines.add(
@@ -263,7 +275,7 @@ class ListedWalk:
         )
 
     def pointers(self, lines: Lines) -> None:
-        """Where the row's lists begin and end."""
+        """Emit the loads of where the row's lists begin and end."""
         lines.add(
             "# Live tiles are listed.",
             "full_begin = tl.load(full_pointers + entry)",
@@ -273,11 +285,11 @@ class ListedWalk:
         )
 
     def number(self, lines: Lines) -> None:
-        """A partial tile's number, and what kind it is of."""
+        """Emit the loads of a partial tile's number and of its kind."""
         lines.add("tile = tl.load(partial_tiles + at)", "kind = tl.load(partial_kinds + at)")
 
     def loops(self, lines: Lines, sides: Sides, body: Body, full_loop: FullLoop) -> None:
-        """The loops."""
+        """Emit the loops over partial and full tiles."""
         with lines.loop("at", "partial_begin", "partial_end"):
             self.number(lines)
             body("tile", True)
@@ -294,7 +306,7 @@ class ListedWalk:
             lines.add("tile = following")
 
     def visible(self, lines: Lines, sides: Sides, texts: IndexText) -> None:
-        """The mask of a partial tile: a bit for each pair."""
+        """Emit the mask of a partial tile, from one bit per pair."""
         rows, columns = sides.row_tile, sides.column_tile
         words, bits = max(columns // WORD, 1), min(columns, WORD)
         lines.add(

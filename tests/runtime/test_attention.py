@@ -337,7 +337,7 @@ def test_sources_of_kernels() -> None:
     assert alibi.source(head_dim=128) != alibi.source()
     with pytest.raises(ArgumentError, match="did you mean `sm_90`"):
         alibi.source("sm90")
-    with pytest.raises(UnsupportedError, match="keys of its own"):
+    with pytest.raises(UnsupportedError, match="keys that the pattern computes"):
         compile_attention("attention_residual").source()
 
 

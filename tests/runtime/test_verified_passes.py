@@ -182,12 +182,15 @@ RELATIONS: dict[str, tuple[str, Callable[[], object]]] = {
     "_in_class": ("compiler.planning.residues", lambda: residues._in_class(CAUSAL, 2, 0, 1)),
     "shifted_rows._moved": ("compiler.simulation.shifted_rows", lambda: shifted_rows._moved(CAUSAL, 1, 2)),
     "_by_row": ("compiler.pointwise", lambda: compile_attention("causal").mask_mod(8)),
-    "find_asked": ("compiler.kernels.content_masks", lambda: content_masks.find_asked(pattern("causal"))),
+    "find_mask_relation": (
+        "compiler.kernels.content_masks",
+        lambda: content_masks.find_mask_relation(pattern("causal")),
+    ),
     "_kinds": (
         "compiler.kernels.content_mask_tiles",
         lambda: content_mask_tiles.MaskCall(pattern("causal"), shape())._kinds,
     ),
-    "_opened": (
+    "_open_extents": (
         "compiler.kernels.brick_ranges",
         lambda: compile_attention("neighborhood_2d", height=32, width=32).source("sm_90"),
     ),

@@ -35,7 +35,7 @@ class Reason:
 RECURRENCE = Reason("no pairs of queries and keys", "is a recurrence, which has no pairs of queries and keys")
 STATE = Reason("a branch with a state, which has no mask", "has a branch with a state")
 NO_TOKENS = Reason("keys that are no tokens", "has keys that are not tokens")
-OWN_KEYS = Reason("tiles in torch: keys of its own", "there are no kernels for keys of its own")
+OWN_KEYS = Reason("tiles in torch: computed keys", "there are no kernels for keys that the pattern computes")
 TWO_PASSES = Reason("tiles in torch: weights need all keys of a row", "weights that need all keys of a row")
 VECTORS_OF_PAIRS = Reason("tiles in torch: vectors of each pair", "products of vectors that differ from pair to pair")
 NO_KERNELS = Reason("operations of torch: a state without kernels", "are of a kind that has no kernels")

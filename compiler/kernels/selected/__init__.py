@@ -1,6 +1,6 @@
-"""The kernels of attention to chosen places.
+"""The kernels of attention to selected blocks.
 
-For each place the queries that chose it are gathered, a tile of them at a time, and meet its keys (`forward`, `dq`);
-what a row gets from its places is put together afterwards (`merge`, `sum`). For their own gradients, keys of a place
-meet all queries that chose it in one program (`dkdv`).
+For each block, the queries that selected it are gathered, one tile at a time, and meet the block's keys (`forward`,
+`dq`); the partial results of a row are merged afterwards (`merge`, `sum`). For the gradients of keys, one program lets
+keys of a block meet all queries that selected the block (`dkdv`).
 """

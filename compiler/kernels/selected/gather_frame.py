@@ -20,7 +20,7 @@ PREFIX = "chosen_"
 
 @dataclass
 class GatherFrame(ABC):
-    """A kernel that is being written. `tiles`: of gathered queries and of keys."""
+    """A gather kernel while its text is written. `tiles`: numbers of gathered queries and of keys in a tile."""
 
     problem: SelectedProblem
     tiles: TileShape
@@ -32,10 +32,10 @@ class GatherFrame(ABC):
 
     @abstractmethod
     def write(self) -> None:
-        """All lines."""
+        """Emit all lines of the kernel's body."""
 
     def source(self) -> KernelSource:
-        """The kernel."""
+        """Return the kernel."""
         self.write()
         p, head = self.problem, Lines()
         arguments = sorted(self.arguments.values(), key=lambda argument: argument.is_number)
@@ -52,7 +52,7 @@ class GatherFrame(ABC):
         return KernelSource(self.stage, function, text, tuple(arguments), self.tiles, registers=p.target.registers)
 
     def add(self, *lines: str) -> None:
-        """Lines at the current depth."""
+        """Add lines at the current depth."""
         self.lines.add(*lines)
 
     # --- arguments
@@ -66,31 +66,31 @@ class GatherFrame(ABC):
         self.arguments.update((name, KernelArgument(name, "i32")) for name in names)
 
     def tensor(self, name: str) -> None:
-        """Declare a tensor (batch, head, token, width) of the call."""
+        """Declare a tensor of the call, (batch, heads, tokens, width)."""
         self.arguments[name] = KernelArgument(name, f"*{TYPES[self.problem.dtype]}")
         for dim, kind in (("batch", "i64"), ("head", "i64"), ("token", "i32")):
             self.arguments[f"{name}_{dim}"] = KernelArgument(f"{name}_{dim}", kind)
 
-    def of_head(self, name: str, head: str) -> str:
-        """The line that says where a head of a tensor begins."""
+    def head_base(self, name: str, head: str) -> str:
+        """Declare a tensor and return the line that computes where one of its heads begins."""
         self.tensor(name)
         return f"{name}_at = {name} + (batch * {name}_batch + {head} * {name}_head) * {self.problem.vector}"
 
-    # --- rows that are anywhere
+    # --- gathered rows
 
     def row_addresses(self, name: str, row: str) -> str:
-        """The line that says where such rows begin."""
+        """Return the line that computes where gathered rows begin."""
         return f"{name}_rows = {name}_at + {row}.to(tl.int64)[:, None] * ({name}_token * {self.problem.vector})"
 
     def load_rows(self, name: str, size: int, there: str | None) -> None:
-        """Load rows."""
+        """Load gathered rows; `there`: the mask of rows that exist, None if all do."""
         for i, piece in enumerate(pieces(size)):
             mask = conjunction(there and f"{there}[:, None]", validity(piece))
             masked = "" if mask is None else f", mask={mask}, other=0.0"
             self.add(f"{name}_{i} = tl.load({name}_rows + {entry_numbers(piece)}{masked})")
 
     def store_rows(self, name: str, size: int, there: str, sums: str, kind: str) -> None:
-        """Store sums as rows."""
+        """Store sums as gathered rows; `there`: the mask of rows that exist."""
         for i, piece in enumerate(pieces(size)):
             mask = conjunction(f"{there}[:, None]", validity(piece))
             self.add(f"tl.store({name}_rows + {entry_numbers(piece)}, {sums}_{i}.to(tl.{kind}), mask={mask})")
@@ -102,26 +102,26 @@ class GatherFrame(ABC):
         for i, piece in enumerate(pieces(size)):
             self.add(f"{sums}_{i} = tl.zeros(({rows}, {piece.width}), tl.float32)")
 
-    def scaled(self, sums: str, size: int, factor: str) -> None:
-        """Multiply sums."""
+    def scale_sums(self, sums: str, size: int, factor: str) -> None:
+        """Multiply sums by a factor."""
         self.add(*(f"{sums}_{i} = {sums}_{i} * {factor}" for i, _ in enumerate(pieces(size))))
 
     def product(self, left: str, right: str, size: int, to: str) -> None:
-        """`to` = left · rightᵀ over the width of a head."""
+        """Emit `to` = left · rightᵀ, summed over the width of a head."""
         for i, _ in enumerate(pieces(size)):
-            more = f", {to}" if i else ""
-            self.add(f"{to} = tl.dot({left}_{i}, tl.trans({right}_{i}){more}{self.problem.precision})")
+            accumulator = f", {to}" if i else ""
+            self.add(f"{to} = tl.dot({left}_{i}, tl.trans({right}_{i}){accumulator}{self.problem.precision})")
 
-    def added(self, sums: str, size: int, weights: str, rows: str) -> None:
+    def add_product(self, sums: str, size: int, weights: str, rows: str) -> None:
         """Add weights · rows to sums."""
         for i, _ in enumerate(pieces(size)):
             product = f"tl.dot({weights}.to({rows}_{i}.dtype), {rows}_{i}, {sums}_{i}{self.problem.precision})"
             self.add(f"{sums}_{i} = {product}")
 
-    # --- what holds beside the choice
+    # --- the condition besides the selection
 
-    def positions(self, inside: str) -> None:
-        """Where keys are in the sequence, and the numbers of what is asked of that."""
+    def emit_positions(self, inside: str) -> None:
+        """Emit the positions of keys in the sequence, if the condition of pairs reads them."""
         rest = self.problem.rest
         if rest is None:
             return
@@ -131,8 +131,8 @@ class GatherFrame(ABC):
         else:
             self.add("position = key")
 
-    def rest(self, text: str) -> str:
-        """Return the condition of a pair besides the selection."""
+    def declare_rest(self, text: str) -> str:
+        """Declare the numbers of the condition of pairs besides the selection, and return its text."""
         rest = self.problem.rest
         assert rest is not None
         kind = "i64" if rest.wide else "i32"
@@ -140,8 +140,8 @@ class GatherFrame(ABC):
         self.arguments.update((name, KernelArgument(name, kind)) for name in names)
         return text
 
-    def query_numbers(self, where: str, inside: str | None = None) -> None:
-        """The queries of gathered rows, whose `row` is known."""
+    def emit_query_positions(self, where: str, inside: str | None = None) -> None:
+        """Emit the positions of the gathered queries, whose `row` is computed."""
         if self.problem.rest is None:
             return
         if self.problem.stacked:

@@ -1,4 +1,4 @@
-"""The gradients of k and v: a program has keys of a place, and walks the pairs of all queries that chose it."""
+"""The gradients of k and v: a program owns keys of a block, and walks the pairs of all queries that selected it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from attnc.compiler.kernels.value_text import LN_2
 
 @dataclass
 class GatherKeyGradients(GatherFrame):
-    """dk = scale * dSᵀ q and dv = Pᵀ dO. `begins`: where the pairs of each side of a lane's places begin.
+    """Emits dk = scale * dSᵀ q and dv = Pᵀ dO. `begins`: where the pairs of each side of a lane's blocks begin.
 
-    The pairs of a place's two sides lie one after the other: whole tiles of those that see all of its keys come first,
-    and need no mask.
+    The pairs of a block's two sides are adjacent: those whose query sees all of the block's keys come first, and whole
+    tiles of these need no mask.
     """
 
     stage: ClassVar[str] = "dkdv"
@@ -28,7 +28,7 @@ class GatherKeyGradients(GatherFrame):
         self._program()
         self._own_keys()
         heads = ["head = kv_head * group + member" if self.problem.grouped else "head = kv_head * group"]
-        heads += [self.of_head("q", "head"), self.of_head("dout", "head")]
+        heads += [self.head_base("q", "head"), self.head_base("dout", "head")]
         heads += ["of_head = (batch * heads + head) * queries"]
         if self.problem.grouped:
             self.lines.turns = tuple(heads)
@@ -65,12 +65,12 @@ class GatherKeyGradients(GatherFrame):
             "kv_head = (first_lane + lane) % lanes_of_batch * kv_turns + kv_lane % kv_turns",
             f"column = tl.arange(0, {rows})",
         )
-        self.positions("there")
+        self.emit_positions("there")
 
     def _own_keys(self) -> None:
         p = self.problem
         for name, size in (("k", p.dk), ("v", p.dv)):
-            self.add(self.of_head(name, "kv_head"), self.row_addresses(name, "key"))
+            self.add(self.head_base(name, "kv_head"), self.row_addresses(name, "key"))
             self.load_rows(name, size, "there")
         self.zero("key_sum", p.dk, self.tiles.k_tile)
         self.zero("value_sum", p.dv, self.tiles.k_tile)
@@ -88,21 +88,21 @@ class GatherKeyGradients(GatherFrame):
         self.add(f"of_lse = tl.load(lse + of_head + row{_masked(masked, INFINITE)})")
         self.add("weight = tl.exp2(score * scale - of_lse[None, :])")
         if masked and p.rest is not None:
-            self.query_numbers("own", "inside")
-            self.add(f"weight = tl.where({self.rest(p.rest.by_key)}, weight, 0.0)")
+            self.emit_query_positions("own", "inside")
+            self.add(f"weight = tl.where({self.declare_rest(p.rest.by_key)}, weight, 0.0)")
         self.add(self.row_addresses("dout", "row"))
         self.load_rows("dout", p.dv, inside)
-        self.added("value_sum", p.dv, "weight", "dout")
+        self.add_product("value_sum", p.dv, "weight", "dout")
         self.add(f"of_delta = tl.load(delta + of_head + row{_masked(masked, '0.0')})")
         self.product("v", "dout", p.dv, "change")
         self.add("change = weight * (change - of_delta[None, :])")
-        self.added("key_sum", p.dk, "change", "q")
+        self.add_product("key_sum", p.dk, "change", "q")
 
     def _store(self) -> None:
         p = self.problem
-        self.scaled("key_sum", p.dk, f"(scale * {LN_2})")
+        self.scale_sums("key_sum", p.dk, f"(scale * {LN_2})")
         for name, sums, size in (("dk", "key_sum", p.dk), ("dv", "value_sum", p.dv)):
-            self.add(self.of_head(name, "kv_head"), self.row_addresses(name, "key"))
+            self.add(self.head_base(name, "kv_head"), self.row_addresses(name, "key"))
             self.store_rows(name, size, "there", sums, p.dtype)
 
 

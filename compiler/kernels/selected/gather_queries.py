@@ -1,4 +1,4 @@
-"""The forward and the gradient of q: a program has a tile of queries that chose one place, and walks its keys."""
+"""The forward and the gradient of q: a program owns a tile of queries that selected one block, and walks its keys."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from attnc.compiler.kernels.selected.selected_problem import part_width
 from attnc.compiler.kernels.value_text import LN_2
 
 SCALE = KernelArgument("scale", "fp32")
-"""The factor of products, to base 2."""
+"""The factor that turns products into exponents of 2."""
 
 
 @dataclass
 class GatherKernel(GatherFrame):
-    """Programs are numbered tile by tile, and for each tile head by head, so that those side by side read one place.
+    """The base of kernels whose programs own gathered queries of one block and walk the block's keys.
 
-    `tiles_of`: lane, side of a place, the first pair and the end of the pairs of each tile. Side 2 i has the pairs of
-    place i that see all of its keys, side 2 i + 1 those that may not.
+    Programs are numbered tile by tile, and head by head within a tile, so that neighbouring programs read one block.
+    `tiles_of` has the lane, the side, the first pair and the end of the pairs of each tile. Side 2 i has the pairs of
+    block i whose query sees all of its keys; side 2 i + 1 has the other pairs of block i.
     """
 
     @override
     def write(self) -> None:
         self._program()
-        self.own()
+        self.load_queries()
         self._keys()
         self.begin()
         with self.lines.loop("tile", "0", "whole"):
@@ -41,20 +42,20 @@ class GatherKernel(GatherFrame):
         self.finish()
 
     @abstractmethod
-    def own(self) -> None:
-        """Load what the program has of its queries."""
+    def load_queries(self) -> None:
+        """Load the rows and numbers of the program's queries."""
 
     @abstractmethod
     def begin(self) -> None:
-        """Before the first key."""
+        """Emit the lines before the first tile of keys."""
 
     @abstractmethod
     def tile(self, masked: bool) -> None:
-        """A tile of keys."""
+        """Emit the work on a tile of keys."""
 
     @abstractmethod
     def finish(self) -> None:
-        """After the last key."""
+        """Emit the lines after the last tile of keys."""
 
     def _program(self) -> None:
         rows, columns = self.tiles.q_tile, self.tiles.k_tile
@@ -70,7 +71,7 @@ class GatherKernel(GatherFrame):
             "there = own < tl.load(at + 3)",
             "row = tl.load(rows_of + own, mask=there, other=0)",
         )
-        self.query_numbers("own", "there")
+        self.emit_query_positions("own", "there")
         self.add(
             "start = tl.load(starts + side // 2)",
             "stop = tl.load(starts + side // 2 + 1)",
@@ -86,7 +87,7 @@ class GatherKernel(GatherFrame):
         self.add(f"column = tl.arange(0, {columns})")
         for name, size in (("k", p.dk), ("v", p.dv)):
             self.add(
-                self.of_head(name, "kv_head"),
+                self.head_base(name, "kv_head"),
                 f"{name}_at += start * ({name}_token.to(tl.int64) * {p.vector})",
                 f"{name}_step = {name}_token.to(tl.int64) * {columns * p.vector}",
                 f"{name}_rows = column[:, None] * ({name}_token * {p.vector})",
@@ -98,17 +99,17 @@ class GatherKernel(GatherFrame):
         """Load a tile of keys or values."""
         for i, piece in enumerate(pieces(size)):
             mask = conjunction("inside[:, None]" if masked else None, validity(piece))
-            given = "" if mask is None else f", mask={mask}, other=0.0"
-            self.add(f"{name}_{i} = tl.load({name}_at + tile * {name}_step + {name}_inner_{i}{given})")
+            masked_load = "" if mask is None else f", mask={mask}, other=0.0"
+            self.add(f"{name}_{i} = tl.load({name}_at + tile * {name}_step + {name}_inner_{i}{masked_load})")
 
     def _masks(self) -> None:
         rest, columns = self.problem.rest, self.tiles.k_tile
         self.add(f"key = start + tile * {columns} + column", "inside = key < stop")
-        self.positions("inside")
-        self.add("visible = inside[None, :]" + (f" & ({self.rest(rest.by_query)})" if rest is not None else ""))
+        self.emit_positions("inside")
+        self.add("visible = inside[None, :]" + (f" & ({self.declare_rest(rest.by_query)})" if rest is not None else ""))
 
-    def parts(self, name: str, size: int) -> None:
-        """Where the program's rows of parts begin; `of_pair`, where their numbers are."""
+    def emit_part_addresses(self, name: str, size: int) -> None:
+        """Emit where the program's rows of partial results begin, and `of_pair`, where their numbers are."""
         self.pointers("fp32", name)
         self.pointers("i32", "pairs")
         self.add(
@@ -120,14 +121,14 @@ class GatherKernel(GatherFrame):
 
 @dataclass
 class GatherForward(GatherKernel):
-    """softmax(scale * q kᵀ) v over the keys of a place, and the LSE to base 2."""
+    """Emits softmax(scale * q kᵀ) v over the keys of a block, and the LSE to base 2."""
 
     stage: ClassVar[str] = "forward"
     makes: ClassVar[str] = "Output and LSE of every query and each place that it chose"
 
     @override
-    def own(self) -> None:
-        self.add(self.of_head("q", "head"), self.row_addresses("q", "row"))
+    def load_queries(self) -> None:
+        self.add(self.head_base("q", "head"), self.row_addresses("q", "row"))
         self.load_rows("q", self.problem.dk, "there")
 
     @override
@@ -154,9 +155,9 @@ class GatherForward(GatherKernel):
             f"rescale = tl.exp2(before - {base})",
             "total = total * rescale + tl.sum(weight, 1)",
         )
-        self.scaled("sum", p.dv, "rescale[:, None]")
+        self.scale_sums("sum", p.dv, "rescale[:, None]")
         self.load("v", p.dv, masked)
-        self.added("sum", p.dv, "weight", "v")
+        self.add_product("sum", p.dv, "weight", "v")
 
     @override
     def finish(self) -> None:
@@ -164,28 +165,28 @@ class GatherForward(GatherKernel):
         self.add(
             "# A row that sees nothing gives 0, and an LSE of -inf.", "divisor = tl.where(total > 0.0, total, 1.0)"
         )
-        self.scaled("sum", p.dv, "(1.0 / divisor)[:, None]")
-        self.parts("part", p.dv)
+        self.scale_sums("sum", p.dv, "(1.0 / divisor)[:, None]")
+        self.emit_part_addresses("part", p.dv)
         self.store_rows("part", p.dv, "there", "sum", "float32")
         self.pointers("fp32", "part_lse")
-        found = 'tl.where(total > 0.0, most + tl.log2(divisor), float("-inf"))'
-        self.add(f"tl.store(part_lse + of_pair, {found}, mask=there)")
+        part_lse = 'tl.where(total > 0.0, most + tl.log2(divisor), float("-inf"))'
+        self.add(f"tl.store(part_lse + of_pair, {part_lse}, mask=there)")
 
 
 @dataclass
 class GatherQueryGradient(GatherKernel):
-    """dq = scale * dS k over the keys of a place, where dS = P ∘ (dO vᵀ - delta) with P = exp(S - LSE)."""
+    """Emits dq = scale * dS k over the keys of a block, where dS = P ∘ (dO vᵀ - delta) with P = exp(S - LSE)."""
 
     stage: ClassVar[str] = "dq"
     makes: ClassVar[str] = "Gradient of every query by each place that it chose"
 
     @override
-    def own(self) -> None:
+    def load_queries(self) -> None:
         p = self.problem
         self.pointers("fp32", "lse", "delta")
         self.numbers("heads", "queries")
         for name, size in (("q", p.dk), ("dout", p.dv)):
-            self.add(self.of_head(name, "head"), self.row_addresses(name, "row"))
+            self.add(self.head_base(name, "head"), self.row_addresses(name, "row"))
             self.load_rows(name, size, "there")
         self.add(
             "of_row = (batch * heads + head) * queries + row",
@@ -209,11 +210,11 @@ class GatherQueryGradient(GatherKernel):
         self.load("v", p.dv, masked)
         self.product("dout", "v", p.dv, "change")
         self.add("change = weight * (change - own_delta[:, None])")
-        self.added("sum", p.dk, "change", "k")
+        self.add_product("sum", p.dk, "change", "k")
 
     @override
     def finish(self) -> None:
         p = self.problem
-        self.scaled("sum", p.dk, f"(scale * {LN_2})")
-        self.parts("part", p.dk)
+        self.scale_sums("sum", p.dk, f"(scale * {LN_2})")
+        self.emit_part_addresses("part", p.dk)
         self.store_rows("part", p.dk, "there", "sum", "float32")

@@ -16,10 +16,13 @@ from attnc.compiler.kernels.value_text import LN_2
 
 @dataclass
 class MergeFrame(GatherFrame):
-    """Programs are numbered head by head, and for each head by tiles of queries. `slots_of`: the side of each pair."""
+    """The base of kernels that merge. Programs are numbered head by head, and by tiles of queries within a head.
+
+    `slots_of` has the side of each pair.
+    """
 
     def _program(self, name: str, size: int) -> None:
-        """A program's rows, and where the first of their parts are."""
+        """Emit the program's rows and where their first partial results are."""
         rows = self.tiles.q_tile
         self.pointers("i32", "slots_of")
         self.pointers("fp32", "part")
@@ -36,28 +39,28 @@ class MergeFrame(GatherFrame):
             "head = lane % lanes_of_batch * span + first_head + unit % shared",
             "at = ((unit // turns).to(tl.int64) * queries + row) * slots",
             "of_pair = (unit.to(tl.int64) * queries + row) * slots",
-            self.of_head(name, "head"),
+            self.head_base(name, "head"),
             self.row_addresses(name, "row"),
         )
         self.zero("sum", size, rows)
 
-    def _slot(self) -> None:
-        """The pairs of a slot that are there."""
+    def _emit_slot(self) -> None:
+        """Emit which rows have a pair in the slot."""
         self.add("live = tl.load(slots_of + at + slot, mask=there, other=none) < none")
 
-    def _parts(self, size: int, weighted: bool) -> None:
-        """Add the parts of a slot."""
+    def _add_parts(self, size: int, weighted: bool) -> None:
+        """Add the partial results of a slot to the sums."""
         self.add(f"part_rows = part + (of_pair + slot)[:, None] * {part_width(size)}")
         for i, piece in enumerate(pieces(size)):
             mask = conjunction("live[:, None]", validity(piece))
             self.add(f"found = tl.load(part_rows + {entry_numbers(piece)}, mask={mask}, other=0.0)")
-            before = f"sum_{i} * rescale[:, None] + weight[:, None] * " if weighted else f"sum_{i} + "
-            self.add(f"sum_{i} = {before}found")
+            running_sum = f"sum_{i} * rescale[:, None] + weight[:, None] * " if weighted else f"sum_{i} + "
+            self.add(f"sum_{i} = {running_sum}found")
 
 
 @dataclass
 class MergeForward(MergeFrame):
-    """Output and LSE from those of places, in the order of the places."""
+    """Emits output and LSE, merged from the partial results of blocks in the order of the blocks."""
 
     stage: ClassVar[str] = "merge"
     makes: ClassVar[str] = "Output and LSE"
@@ -70,7 +73,7 @@ class MergeForward(MergeFrame):
         self.numbers("heads")
         self.add(f'most = tl.full(({rows},), float("-inf"), tl.float32)', f"total = tl.zeros(({rows},), tl.float32)")
         with self.lines.block("for slot in range(0, slots):"):
-            self._slot()
+            self._emit_slot()
             self.add(
                 'of_part = tl.load(part_lse + of_pair + slot, mask=live, other=float("-inf"))',
                 "before = most",
@@ -80,11 +83,11 @@ class MergeForward(MergeFrame):
                 "weight = tl.exp2(of_part - base)",
                 "total = total * rescale + weight",
             )
-            self._parts(p.dv, weighted=True)
+            self._add_parts(p.dv, weighted=True)
         self.add(
             "# A row that sees nothing gives 0, and an LSE of -inf.", "divisor = tl.where(total > 0.0, total, 1.0)"
         )
-        self.scaled("sum", p.dv, "(1.0 / divisor)[:, None]")
+        self.scale_sums("sum", p.dv, "(1.0 / divisor)[:, None]")
         self.store_rows("out", p.dv, "there", "sum", p.dtype)
         self.add(
             f'whole = tl.where(total > 0.0, (most + tl.log2(divisor)) * {LN_2}, float("-inf"))',
@@ -94,7 +97,7 @@ class MergeForward(MergeFrame):
 
 @dataclass
 class MergeQueryGradient(MergeFrame):
-    """The gradient of q from those by places."""
+    """Emits the gradient of q, the sum of the gradients by block."""
 
     stage: ClassVar[str] = "sum"
     makes: ClassVar[str] = "Gradient of queries"
@@ -104,6 +107,6 @@ class MergeQueryGradient(MergeFrame):
         p = self.problem
         self._program("dq", p.dk)
         with self.lines.block("for slot in range(0, slots):"):
-            self._slot()
-            self._parts(p.dk, weighted=False)
+            self._emit_slot()
+            self._add_parts(p.dk, weighted=False)
         self.store_rows("dq", p.dk, "there", "sum", p.dtype)

@@ -1,4 +1,4 @@
-"""The kernels of a problem, and the tiles they take: those that machine code was read for."""
+"""The gather kernels of a problem, and their tiles, which were chosen by reading machine code."""
 
 from __future__ import annotations
 
@@ -32,35 +32,35 @@ _WRITERS: dict[ChosenStage, type[GatherFrame]] = {
 
 @lru_cache(maxsize=256)
 def emit_chosen(problem: SelectedProblem, stage: ChosenStage) -> KernelSource:
-    """A kernel."""
+    """Return the kernel of a stage."""
     return _WRITERS[stage](problem, tiles_of(problem, stage)).source()
 
 
 @lru_cache(maxsize=64)
 def emit_delta_of(problem: SelectedProblem, lse_gradient: bool) -> KernelSource:
-    """The kernel before the backward (`emit_delta`)."""
-    told = ("Attention to chosen places: made by attnc.",)
+    """Return the kernel that prepares the backward (`emit_delta`)."""
+    header = ("Attention to chosen places: made by attnc.",)
     registers = problem.target.registers
     walk = ListedWalk(runs=False)
-    plain = AttentionProblem("chosen", told, walk, walk, problem.dk, problem.dv, problem.dtype, registers=registers)
+    plain = AttentionProblem("chosen", header, walk, walk, problem.dk, problem.dv, problem.dtype, registers=registers)
     return emit_delta(plain, lse_gradient)
 
 
 def tiles_of(problem: SelectedProblem, stage: ChosenStage) -> T:
-    """The tiles of a kernel: gathered queries, and keys."""
+    """Return the tile shape of a stage: gathered queries, and keys."""
     if stage in ("merge", "sum"):
-        return _JOINED
+        return _MERGE_TILES
     table = _IN_FP32 if problem.dtype == "float32" else _TILES[problem.target.name]
-    result = next(shape for most, shape in table[stage] if max(problem.dk, problem.dv) <= most)
-    if problem.dtype == "float32" and problem.target.maker == "amd":  # whose warps are twice as wide
-        result = replace(result, warps=4, stages=1)
-    if result.k_tile <= problem.columns:
-        return result
-    warps = 4 if stage == "dkdv" else result.warps
-    return replace(result, k_tile=problem.columns, warps=warps)
+    tiles = next(shape for width, shape in table[stage] if max(problem.dk, problem.dv) <= width)
+    if problem.dtype == "float32" and problem.target.maker == "amd":  # AMD's warps are twice as wide
+        tiles = replace(tiles, warps=4, stages=1)
+    if tiles.k_tile <= problem.columns:
+        return tiles
+    warps = 4 if stage == "dkdv" else tiles.warps
+    return replace(tiles, k_tile=problem.columns, warps=warps)
 
 
-_JOINED = T(16, 16, 4, 1)
+_MERGE_TILES = T(16, 16, 4, 1)
 
 _TILES: dict[str, _Shapes] = {
     "sm_80": {
@@ -84,7 +84,7 @@ _TILES: dict[str, _Shapes] = {
         "dkdv": ((64, T(64, 64, 4, 1)), (128, T(32, 64, 4, 1)), (WIDEST, T(32, 32, 4, 1))),
     },
 }
-"""Block shapes of a target and a kernel, for heads up to each width."""
+"""Tile shapes of a target and a stage, for heads up to each width."""
 
 _IN_FP32: _Shapes = {
     "forward": ((64, T(64, 32, 8, 2)), (WIDEST, T(32, 16, 8, 2))),

@@ -1,4 +1,4 @@
-"""The problem that kernels of selected blocks are emitted for, and their tiles."""
+"""The description of attention to selected blocks from which its kernels are emitted."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from attnc.compiler.kernels.targets import Target
 from attnc.compiler.simulation.gpu_clocks import BYTES
 
 WIDEST = 256
-"""Entries of a head, at most."""
+"""Maximum width of a head."""
 
 
 @dataclass(frozen=True)
 class PairCondition:
     """The condition of a pair besides the selection, as text over tiles (queries, keys) and tiles (keys, queries).
 
-    Its constants are arguments, so many `numbers`: `n0`, `n1` and so on. `wide`: places are numbers of 64 bits.
+    Its constants are arguments `n0`, `n1` and so on; `numbers` is their number. `wide`: positions are 64-bit integers.
     """
 
     by_query: str
@@ -41,12 +41,12 @@ class PairCondition:
 
 @dataclass(frozen=True)
 class SelectedProblem:
-    """The problem that kernels of selected blocks are emitted for.
+    """The description of attention to selected blocks from which its kernels are emitted.
 
-    `rest`: None where every key of a chosen place is visible. `ordered`: the keys of a place lie side by side in memory
-    and not in the sequence. `stacked`: rows are those of all heads of a group, which choose for themselves, one head
-    after another; else `grouped`: heads of queries share a head of keys, and what is chosen. `columns`: keys of a tile
-    at most (`columns_for`).
+    `rest`: the condition of pairs besides the selection; None if every key of a selected block is visible. `ordered`:
+    the keys of a block are adjacent in memory and not in the sequence. `stacked`: query heads of a group select for
+    themselves, and their rows stand one head after another; otherwise `grouped`: query heads share a kv head and a
+    selection. `columns`: maximum number of keys in a tile (`columns_for`).
     """
 
     dk: int
@@ -63,12 +63,12 @@ class SelectedProblem:
     def __post_init__(self) -> None:
         if max(self.dk, self.dv) > WIDEST:
             raise NotInKernelsError(
-                f"chosen places with heads of {max(self.dk, self.dv)}, which are wider than {WIDEST}"
+                f"selected blocks with heads of width {max(self.dk, self.dv)}, which exceeds {WIDEST}"
             )
 
     @property
     def vector(self) -> int:
-        """Entries in a unit of strides."""
+        """The number of entries in a unit of strides."""
         return VECTOR // BYTES[self.dtype]
 
     @property
@@ -80,49 +80,49 @@ class SelectedProblem:
 
 
 COLUMNS_OF_TILES = (16, 32, 64)
-"""Keys of a tile: small places leave large tiles empty."""
+"""Numbers of keys in a tile: small blocks leave large tiles mostly empty."""
 
 
 def columns_for(largest: int) -> int:
-    """The keys of a tile at most, for places of so many."""
+    """Return the maximum number of keys in a tile, for blocks of up to `largest` keys."""
     return next((columns for columns in COLUMNS_OF_TILES if largest <= columns), COLUMNS_OF_TILES[-1])
 
 
 def part_width(width: int) -> int:
-    """Numbers of fp32 from a row of parts to the next."""
+    """Return the stride in fp32 numbers between rows of partial results."""
     unit = VECTOR // BYTES["float32"]
     return -(-width // unit) * unit
 
 
 def rest_text(rest: Index) -> tuple[PairCondition | None, tuple[int, ...]]:
-    """The text of a specialised condition over queries and keys, and its numbers. Raises NotInKernelsError."""
+    """Return a specialised condition over queries and keys as text, and its numbers. Raises NotInKernelsError."""
     if isinstance(rest, Truth):
         return None, ()
     wide = not fits_32_bits(rest)
-    by_query, by_key = (_lifted(wide, *axes) for axes in ((ROWS, COLUMNS), (COLUMNS, ROWS)))
-    texts = [own.of(rest).over(PAIRS).at(6) for own in (by_query, by_key)]
+    by_query, by_key = (_lifted_writer(wide, *axes) for axes in ((ROWS, COLUMNS), (COLUMNS, ROWS)))
+    texts = [writer.of(rest).over(PAIRS).at(6) for writer in (by_query, by_key)]
     assert by_query.values == by_key.values
     return PairCondition(texts[0], texts[1], len(by_query.values), tuple(by_query.helpers), wide), tuple(
         by_query.values
     )
 
 
-def _lifted(wide: bool, of_query: Axes, of_key: Axes) -> _Lifted:
-    more = ".to(tl.int64)" if wide else ""
+def _lifted_writer(wide: bool, query_axes: Axes, key_axes: Axes) -> _Lifted:
+    cast = ".to(tl.int64)" if wide else ""
     names: dict[Index, ExprText] = {
-        fold.place("q"): ExprText(f"query{more}", of_query),
-        fold.place("k"): ExprText(f"position{more}", of_key),
+        fold.place("q"): ExprText(f"query{cast}", query_axes),
+        fold.place("k"): ExprText(f"position{cast}", key_axes),
     }
     return _Lifted(names, _unread)
 
 
 def _unread(*_: object) -> ExprText:
-    raise NotInKernelsError("a choice beside inputs that are read pair by pair")
+    raise NotInKernelsError("selections combined with inputs that are read pair by pair")
 
 
 @dataclass
 class _Lifted(IndexText):
-    """Texts whose constants are arguments: lengths stand in them, and equal texts are one kernel for all lengths."""
+    """A writer of texts whose constants are arguments, as they hold lengths; so one kernel serves all lengths."""
 
     values: list[int] = field(default_factory=list)
 
@@ -141,7 +141,7 @@ class _Lifted(IndexText):
 
     def _plus(self, text: ExprText, constant: int) -> ExprText:
         if abs(constant) >= 1 << 62:
-            raise NotInKernelsError("numbers past 64 bits")
+            raise NotInKernelsError("integers that may exceed 64 bits")
         name = f"n{len(self.values)}"
         self.values.append(constant)
         return ExprText(name) if text.text == "0" else ExprText(f"{text.at(5)} + {name}", text.axes, 5)

@@ -23,7 +23,7 @@ from asking_patterns import (
 )
 from attnc import UnsupportedError, compile_attention
 from attnc.compiler.kernels.content_mask_tiles import MaskCall
-from attnc.compiler.kernels.content_masks import find_asked
+from attnc.compiler.kernels.content_masks import find_mask_relation
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.kernels.tile_tables import tile_tables
 from attnc.compiler.planning.cpu_plan import TileCounts
@@ -115,7 +115,7 @@ def walked(case: Asking, share: float) -> Iterator[tuple[str, Any, Any, Any, Til
     relations = exact_relations(case, call.pattern, inputs, choices)
     masks = np.stack([[relations.mask(b, h, 0, case.n_q, 0, case.n_k) for h in range(4)] for b in range(case.batch)])
     for name, tiles in TILES.items():
-        lists = MaskLists(call, find_asked(call.pattern), TILES, DEVICE).of(name, choices)
+        lists = MaskLists(call, find_mask_relation(call.pattern), TILES, DEVICE).of(name, choices)
         host = tile_tables(relations, *tiles, by_key=name == "dkdv").counts
         yield name, expanded(lists, case, tiles, by_key=name == "dkdv"), *by_tile(masks, *tiles), host
 
@@ -162,7 +162,7 @@ def test_lists_ask_nothing_of_a_device(case: Asking, monkeypatch: pytest.MonkeyP
     _, inputs = case.drawn()
     choices = {name: x.to("meta") for name, x in drawn_choices(case, 0.5).items()}
     call = asked_call(case, inputs, choices)
-    lists = MaskLists(call, find_asked(call.pattern), TILES, torch.device("meta"))
+    lists = MaskLists(call, find_mask_relation(call.pattern), TILES, torch.device("meta"))
     made = {f"{stage} {name}": x for stage in TILES for name, x in lists.of(stage, choices).items()}
     made |= lists.read(choices)
     assert {x.device.type for x in made.values()} == {"meta"}
@@ -240,7 +240,7 @@ READS_OUTSIDE = """pattern outside
 @pytest.mark.parametrize(
     ("source", "why"),
     [
-        (READS_OUTSIDE, "`map` is read at places that are not known to lie inside it"),
+        (READS_OUTSIDE, "`map` is read at positions that may be out of range"),
         (NOT_IN_KERNELS, "kernels do not compute aggregates"),
     ],
 )
@@ -260,7 +260,7 @@ def test_what_the_host_lists_says_so(source: str, why: str) -> None:
 @pytest.mark.parametrize("case", CASES, ids=ids)
 def test_plans_say_where_lists_come_from(case: Asking) -> None:
     plan = case.compiled(backend="triton").plan(case.n_q, case.n_k, heads=4, kv_heads=2, **case.drawn()[1])
-    assert "tile lists made on the device in every call; kernels ask what was chosen" in plan.reasons
+    assert "tile lists made on the device in every call; kernels read what was selected" in plan.reasons
     assert (plan.schedule, plan.executor) == ("chosen tiles", "triton")
 
 

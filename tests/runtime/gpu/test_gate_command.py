@@ -34,7 +34,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_kernel_that_fails(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--targets", "sm_90", "--patterns", "causal,combiner", "--head-dims", "64"]) == 1
     out = capsys.readouterr().out
-    assert "combiner(segment=64): summary: keys of its own" in out
+    assert "combiner(segment=64): summary: keys that the pattern computes" in out
     assert "[500, ex2 64, 60 under]  causal" in out
     assert "causal: the compiler died (SIGABRT)" in out
     assert out.endswith("12 kernels, 2 of them may not go out\n")

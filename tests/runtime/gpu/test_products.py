@@ -12,7 +12,7 @@ from kernel_calls import check, operands, stages
 
 STAGES = {"forward", "delta", "dq", "dkdv"}
 PARTS = "dot(part(q, 0, 2), part(k, 1, 2))"
-SEVERAL = "there are no kernels for several products of vectors, of which more is made than a sum"
+SEVERAL = "there are no kernels for several products of vectors that are combined by more than a sum"
 
 
 def pattern(score: str, inputs: str = "") -> str:

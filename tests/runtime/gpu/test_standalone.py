@@ -116,8 +116,8 @@ def test_the_same_arguments_make_the_same_file(tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (["power"], "a file alone cannot do tiles that are listed"),
-        (["document"], "inputs beside q, k and v"),
-        (["fox"], "terms with inputs"),
+        (["document"], "inputs besides q, k and v"),
+        (["fox"], "score terms that read inputs"),
         (["differential"], "several attentions"),
         (["causal", "--target", "sm_91"], "did you mean `sm_90`"),
         (["causal", "--dtype", "bf16"], "--dtype bf16"),
