@@ -142,9 +142,9 @@ class Modules:
     # --- names of one file -------------------------------------------------------------------------------------------
 
     def _declare(self, scope: ModuleScope, name: syntax.NameExpr, symbol: Symbol) -> None:
-        taken = scope.names.get(name.id)
-        if taken is not None:
-            self._twice(name, name.span, taken.span)
+        previous = scope.names.get(name.id)
+        if previous is not None:
+            self._twice(name, name.span, previous.span)
         elif name.id in RESERVED_NAMES | FUNCTIONS:
             refuse_hiding(self._report, name)
             scope.names[name.id] = SilentSymbol(name.span)
