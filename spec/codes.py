@@ -95,7 +95,7 @@ CODES: dict[str, str] = {
     "A601": "unknown module",
     "A602": "a module does not define this name",
     "A603": "a pattern cannot be used",
-    "A604": "modules use each other in a circle",
+    "A604": "modules use each other in a cycle",
     "A605": "modules use modules too deep",
     "A606": "no pattern, or no clear choice of one",
     # A7xx: not supported yet

@@ -78,7 +78,7 @@ class Checker:
         result = self.find(unit.value, {}, facts)
         self._in_unit = False
         item = result.form.item
-        self._rules.integer(unit.value, result if item is None else Finding(item), "a unit")
+        self._rules.integer(unit.value, result if item is None else Finding(item), "the value of a unit")
         return result
 
     def unit(self, unit: program.Unit, facts: Facts) -> Finding:
