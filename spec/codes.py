@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 CODES: dict[str, str] = {
-    # A0xx: the text as such
+    # A0xx: text
     "A001": "the text is empty",
     "A002": "the text is not UTF-8",
     "A003": "the text holds a control character",
@@ -95,7 +95,7 @@ CODES: dict[str, str] = {
     "A601": "unknown module",
     "A602": "a module does not define this name",
     "A603": "a pattern cannot be used",
-    "A604": "modules use each other in a circle",
+    "A604": "modules use each other in a cycle",
     "A605": "modules use modules too deep",
     "A606": "no pattern, or no clear choice of one",
     # A7xx: not supported yet
@@ -103,13 +103,13 @@ CODES: dict[str, str] = {
     "A703": "a statement that is not supported yet",
     "A704": "a type that is not supported yet",
     "A705": "defaults of inputs are not supported yet",
-    # A8xx: the values given for parameters
+    # A8xx: values of parameters
     "A801": "unknown parameter",
     "A802": "a parameter is missing",
     "A803": "a value does not fit its parameter",
     "A804": "unknown preset",
     "A805": "a requirement does not hold",
-    # A9xx: evaluation, for the sizes and inputs of a call
+    # A9xx: evaluation of a call, for its sizes and inputs
     "A901": "no exact value",
     "A902": "an index out of range in a call",
     "A903": "tokens that do not fit their segments",

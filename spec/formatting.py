@@ -245,9 +245,9 @@ def _ends_value(token: _Token) -> bool:
 
 def _reindented(token: _Token, indent: int) -> str:
     """Return a docstring at a new indentation; its lines keep their offsets from the first line."""
-    first, *rest = (line.rstrip(" ") for line in token.text.split("\n"))
+    first, *further_lines = (line.rstrip(" ") for line in token.text.split("\n"))
     moved = []
-    for line in rest:
+    for line in further_lines:
         margin = len(line) - len(line.lstrip(" "))
         moved.append(" " * max(margin - token.column + indent, 0) + line.lstrip(" ") if line else "")
     return "\n".join([first, *moved])

@@ -145,7 +145,7 @@ class AttentionChecker:
             name = attend.over.binder.name
             unit = isinstance(attend.over, program.Unit)
             help_ = f"write `score scale * dot(q, mean({name}.k))`" if unit else "write a `score` line"
-            message = f"the keys are `{name}`, which has no default score"
+            message = f"the keys `{name}` have no default score"
             self._complain("A215", message, attend.over.span, "no `score`", help=help_)
 
     def _check_key(self, node: program.Expr) -> None:
@@ -208,7 +208,7 @@ class AttentionChecker:
         if span is None and "key" in result.needs:
             span = node.span
         if span is not None:
-            help_ = "it may depend on the query, the head and inputs"
+            help_ = "read only the query, the head and inputs"
             self._complain(
                 "A206", "`extra` is one logit for all keys and cannot depend on a key", span, "which key?", help=help_
             )
@@ -220,7 +220,7 @@ class AttentionChecker:
             if attend.over is not None:
                 name = attend.over.binder.name
                 help_ = f"write `value mean({name}.v)`" if isinstance(attend.over, program.Unit) else ""
-                message = f"the keys are `{name}`, which has no default value"
+                message = f"the keys `{name}` have no default value"
                 self._complain("A215", message, attend.over.span, "no `value`", help=help_ or "write a `value` line")
             return floating(("dv",))
         form = self._in("value", attend.value, env, facts).form

@@ -70,7 +70,7 @@ class Checker:
         """The checker of the current attention; None outside an attention."""
         self._uses: list[Span] = []
         self._in_unit = False
-        self._complaints: set[tuple[str, Span]] = set()
+        self._reported: set[tuple[str, Span]] = set()
         self._definition_findings: dict[object, Finding] = {}
 
     def _unit(self, unit: program.Unit, facts: Facts) -> Finding:
@@ -78,7 +78,7 @@ class Checker:
         result = self.find(unit.value, {}, facts)
         self._in_unit = False
         item = result.form.item
-        self._rules.integer(unit.value, result if item is None else Finding(item), "a unit")
+        self._rules.integer(unit.value, result if item is None else Finding(item), "the value of a unit")
         return result
 
     def unit(self, unit: program.Unit, facts: Facts) -> Finding:
@@ -433,8 +433,8 @@ class Checker:
         self, code: str, message: str, span: Span, label: str = "", *, also: tuple[Label, ...] = (), help: str = ""
     ) -> None:
         """Report an error once per place, however often the definition around the place is used."""
-        if (code, span) not in self._complaints:
-            self._complaints.add((code, span))
+        if (code, span) not in self._reported:
+            self._reported.add((code, span))
             self._report.error(code, message, span, label, also=also + self._used_here(), help=help)
 
     def _used_here(self) -> tuple[Label, ...]:

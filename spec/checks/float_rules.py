@@ -57,8 +57,8 @@ def _lies_in(axes: tuple[Dim, ...], others: tuple[Dim, ...]) -> bool:
     """Whether `axes` equals `others`, or is a subsequence of `others` and no axis occurs twice there."""
     if axes == others:
         return True
-    rest = iter(others)
-    return len(set(others)) == len(others) and all(axis in rest for axis in axes)
+    remaining = iter(others)
+    return len(set(others)) == len(others) and all(axis in remaining for axis in axes)
 
 
 class FloatRules:
@@ -175,8 +175,8 @@ class FloatRules:
         ranks = {"part": (1, 0, 0), "outer": (1, 1), "eye": (0,), "solve": (2, 1)}[node.op]
         for operand, finding, rank in zip(node.operands, findings, ranks, strict=True):
             if len(finding.form.axes) != rank:
-                what = ("a number", "a vector", "a matrix")[rank]
-                message = f"`{node.op}` needs {what} here, got {finding.form}"
+                kind = ("a number", "a vector", "a matrix")[rank]
+                message = f"`{node.op}` needs {kind} here, got {finding.form}"
                 self._complain("A314", message, operand.span, str(finding.form), help=_USAGE[node.op])
                 return UNKNOWN
         match node.op:

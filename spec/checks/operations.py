@@ -98,7 +98,8 @@ class OperationRules:
         """Check that an operand is an integer, and report an error otherwise; return whether it is."""
         if finding.form.kind in ("int", "unknown"):
             return True
-        message = f"{what} needs an integer, got {finding.form}"
+        verb = "needs" if what.startswith("`") else "must be"
+        message = f"{what} {verb} an integer, got {finding.form}"
         self._complain("A309", message, node.span, str(finding.form), help=_to_integer(finding.form))
         return False
 

@@ -96,8 +96,8 @@ class PatternChecker(Checker):
         """Return the stages that the attentions and their combination need."""
         needs = frozenset[str]()
         for pad in self._pattern.pads:
-            self._static(pad.low, "a range of `pad`")
-            self._static(pad.high, "a range of `pad`")
+            self._static(pad.low, "the end of a `pad` range")
+            self._static(pad.high, "the end of a `pad` range")
         self._check_approximation()
         self._check_padded()
         facts = self._everywhere()
@@ -127,9 +127,9 @@ class PatternChecker(Checker):
     def _check_mixtures(self, combine: program.Expr) -> None:
         """Report expressions that are undefined where a selection is empty."""
         for span, name in unguarded_mixtures(combine):
-            message = f"`{name}` may be empty, and this is undefined then"
+            message = f"this is undefined where `{name}` is empty"
             help_ = f"give a value for that case: `… if {name}.size > 0 else near`"
-            self._complain("A225", message, span, f"undefined if `{name}` is empty", help=help_)
+            self._complain("A225", message, span, "no value for an empty selection", help=help_)
 
     def _check_padded(self) -> None:
         """Report reads of a key's position in a pattern with padding: a padded key has coordinates but no position."""

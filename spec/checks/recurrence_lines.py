@@ -74,13 +74,13 @@ class RecurrentChecker:
                     self._complain("A406", message, end.span, help=help_)
             inner[line.repeat.binder] = Finding(INT, frozenset(), None, ends[0].natural)
         form = checker.find(line.value, inner, facts).form
-        wanted = floating(line.state.dims, is_complex=line.state.is_complex)
-        if form.kind != "unknown" and (not _is_number(form) or form.axes != wanted.axes):
-            message = f"the state `{line.state.name}` is {wanted}, got {form}"
+        expected = floating(line.state.dims, is_complex=line.state.is_complex)
+        if form.kind != "unknown" and (not _is_number(form) or form.axes != expected.axes):
+            message = f"the state `{line.state.name}` is {expected}, got {form}"
             help_ = "products match axes by their names: `outer(k, v)`, `k @ S`, `exp(g) * S`"
             self._complain("A314", message, line.value.span, str(form), help=help_)
         elif form.is_complex and not line.state.is_complex:
-            message = f"the state `{line.state.name}` is {wanted}, got {form}"
+            message = f"the state `{line.state.name}` is {expected}, got {form}"
             name, dims = line.state.name, ", ".join(map(_shown, line.state.dims))
             help_ = f"declare `state {name}: complex[{dims}]`; or take the real part, `real(z)`"
             self._complain("A310", message, line.value.span, str(form), help=help_)

@@ -242,9 +242,8 @@ class AttentionRow:
         width = max((len(x) for x in values if isinstance(x, tuple)), default=None)
         if width is None:
             return math.fsum(w * float(x) for w, x in zip(weights, values, strict=True))
-        values = [
-            x if isinstance(x, tuple) else (x,) * width for x in values
-        ]  # an empty sum of vectors is the number 0
+        # an empty sum of vectors is the number 0
+        values = [x if isinstance(x, tuple) else (x,) * width for x in values]
         return tuple(math.fsum(w * float(x[i]) for w, x in zip(weights, values, strict=True)) for i in range(width))
 
     def _value(self, frame: EvaluationFrame) -> Any:

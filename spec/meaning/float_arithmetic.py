@@ -98,22 +98,24 @@ def _scaled(op: str, entries: tuple[Any, ...]) -> float | ScaledFloat:
         return ScaledFloat(1.0, x) if LARGEST < abs(x) < math.inf else _FUNCTIONS["exp"](x)
     if not any(isinstance(entry, ScaledFloat) for entry in entries):
         return _FUNCTIONS[op](*map(_float, entries))
-    a, *rest = (entry if isinstance(entry, ScaledFloat) else ScaledFloat(_float(entry), 0.0) for entry in entries)
+    first, *operands = (
+        entry if isinstance(entry, ScaledFloat) else ScaledFloat(_float(entry), 0.0) for entry in entries
+    )
     match op:
         case "log":
-            return _FUNCTIONS["log"](a.mantissa) + a.shift
+            return _FUNCTIONS["log"](first.mantissa) + first.shift
         case "neg":
-            return -a
+            return -first
         case "add":
-            return a + rest[0]
+            return first + operands[0]
         case "sub":
-            return a + -rest[0]
+            return first + -operands[0]
         case "mul":
-            return a * rest[0]
-        case "share" if not a.mantissa and not rest[0].mantissa:
+            return first * operands[0]
+        case "share" if not first.mantissa and not operands[0].mantissa:
             return 0.0
         case _:
-            return _unscaled(a / rest[0])
+            return _unscaled(first / operands[0])
 
 
 def _unscaled(value: ScaledFloat) -> float | ScaledFloat:

@@ -38,9 +38,9 @@ def ordered(
             names_read = _read(expressions_of_selection(stage))
         graph.add_edges_from((name, stage.name) for name in names_read & by_name.keys())
     families = {item.name for item in selections if item.family is not None}
-    for circle in list(networkx.strongly_connected_components(graph)):
-        if circle <= families:
-            graph.remove_edges_from(list(graph.subgraph(circle).edges))
+    for component in list(networkx.strongly_connected_components(graph)):
+        if component <= families:
+            graph.remove_edges_from(list(graph.subgraph(component).edges))
     try:
         source_order = {stage.name: i for i, stage in enumerate(stages)}
         names = list(networkx.lexicographical_topological_sort(graph, key=source_order.__getitem__))
@@ -54,17 +54,17 @@ def ordered(
     )
 
 
-def _refuse(circle: list[str], by_name: dict[str, Stage], report: DiagnosticList) -> None:
-    names = " → ".join(f"`{name}`" for name in [*circle, circle[0]])
-    first = by_name[circle[0]]
-    also = tuple(Label(by_name[name].span, "in the circle") for name in circle[1:8])
-    if all(isinstance(by_name[name], program.AttentionClauses) for name in circle):
+def _refuse(cycle: list[str], by_name: dict[str, Stage], report: DiagnosticList) -> None:
+    names = " → ".join(f"`{name}`" for name in [*cycle, cycle[0]])
+    first = by_name[cycle[0]]
+    also = tuple(Label(by_name[name].span, "in the cycle") for name in cycle[1:8])
+    if all(isinstance(by_name[name], program.AttentionClauses) for name in cycle):
         problem, help_ = "the branches read each other", "compute what both need in a third branch"
-    elif all(isinstance(by_name[name], program.SelectionClauses) for name in circle):
+    elif all(isinstance(by_name[name], program.SelectionClauses) for name in cycle):
         problem, help_ = "the selections read each other", "select in stages, each from the result of the stage before"
     else:
         problem, help_ = "the branches and selections read each other", "select by a branch that reads no selection"
-    report.error("A205", f"{problem} in a circle: {names}", first.span, also=also, help=help_)
+    report.error("A205", f"{problem} in a cycle: {names}", first.span, also=also, help=help_)
 
 
 def _read(roots: Iterable[program.Expr]) -> set[str]:

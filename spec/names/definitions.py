@@ -39,9 +39,9 @@ class DefinitionOrder:
         Unless `again`, a definition is returned by the first call only, except for definitions that mention `visible`.
         """
         order: list[DefinitionSource] = []
-        seen = set() if again else {source for source in self._depth if not self._mentions[source]}
+        visited = set() if again else {source for source in self._depth if not self._mentions[source]}
         for source, span in _uses(expression, names):
-            self._visit(source, span, order, seen)
+            self._visit(source, span, order, visited)
         return [source for source in order if source not in self.broken]
 
     def mentions_visible(self, source: DefinitionSource) -> bool:
@@ -58,9 +58,9 @@ class DefinitionOrder:
         return any(used in self._excessive for used, _ in self._dependencies(source))
 
     def _visit(
-        self, root: DefinitionSource, span: Span, order: list[DefinitionSource], seen: set[DefinitionSource]
+        self, root: DefinitionSource, span: Span, order: list[DefinitionSource], visited: set[DefinitionSource]
     ) -> None:
-        if root in seen:
+        if root in visited:
             return
         path: list[tuple[DefinitionSource, Span, Iterator[_Edge]]] = [(root, span, iter(self._dependencies(root)))]
         open_: dict[DefinitionSource, int] = {root: 0}
@@ -70,12 +70,12 @@ class DefinitionOrder:
             if edge is None:
                 path.pop()
                 del open_[source]
-                seen.add(source)
+                visited.add(source)
                 self._close(source)
                 order.append(source)
             elif edge[0] in open_:
                 self._cycle([(s, span) for s, span, _ in path[open_[edge[0]] :]], edge)
-            elif edge[0] not in seen:
+            elif edge[0] not in visited:
                 open_[edge[0]] = len(path)
                 path.append((*edge, iter(self._dependencies(edge[0]))))
 

@@ -46,7 +46,7 @@ class Dimensions:
         self._inferred_extent: Span | None = None
         self._axes: dict[str, Span] = {}
 
-    def of_parameter(self, item: syntax.ParameterDecl) -> Type | None:
+    def parameter_type(self, item: syntax.ParameterDecl) -> Type | None:
         """Return the type of a parameter, a scalar or a list; None after an error was reported."""
         if item.type is None:
             name = item.name.id
@@ -70,7 +70,7 @@ class Dimensions:
                 return None
         return Type(kind[0], self._dims(item.type), kind[1])
 
-    def of_input(self, item: syntax.Declaration) -> Type | None:
+    def input_type(self, item: syntax.Declaration) -> Type | None:
         """Return the type of an input; None after an error was reported."""
         kind = self._kind(item.type)
         dims = self._dims(item.type)
@@ -89,7 +89,7 @@ class Dimensions:
             return None
         return Type(kind[0], dims, kind[1])
 
-    def of_state(self, type_: syntax.TypeExpr) -> tuple[Dim, ...]:
+    def state_dims(self, type_: syntax.TypeExpr) -> tuple[Dim, ...]:
         """Return the dimensions of a state: `dk`, `dv`, numbers, parameters and sizes of inputs."""
         name = type_.name
         if name is not None and name.id == "complex" and not self._recurrent:

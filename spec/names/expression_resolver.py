@@ -489,9 +489,9 @@ class ExpressionResolver(SetResolver):
             return self.refuse("A204", "this function takes no `for`", function.span, help_)
         inner = ExpressionResolver(self._resolver, self._names, self._binders, self._world, self._units)
         runnings = tuple(inner._domain_of(r) for r in node.each.runnings)
-        places = self._resolver.surroundings.places
-        selected = [places[r.target] for r in runnings if isinstance(r.target, program.Binder) and r.target in places]
-        conditions = [place.is_selected(node.span) for place in selected]
+        entries = self._resolver.surroundings.places
+        selected = [entries[r.target] for r in runnings if isinstance(r.target, program.Binder) and r.target in entries]
+        conditions = [entry.is_selected(node.span) for entry in selected]
         body = inner.resolve(node.body)
         if node.each.condition is not None:
             conditions.append(inner._in_world("float").resolve(node.each.condition))
@@ -512,8 +512,8 @@ class ExpressionResolver(SetResolver):
             self._check_hiding(node.name)
             binder = program.Binder(node.name.span, name)
             self._binders = {**self._binders, name: binder}
-            place = self.iterate_selection(binder, node.domain, selected)
-            ends = (self.unknown(node.span),) * 2 if place is None else (place.over.low, place.over.high)
+            entry = self.iterate_selection(binder, node.domain, selected)
+            ends = (self.unknown(node.span),) * 2 if entry is None else (entry.over.low, entry.over.high)
             return program.RangeVariable(binder, *ends)
         low, high = (None, None) if unit else self._domain(node)
         if name in REBINDABLE and name not in self._binders:

@@ -120,7 +120,7 @@ class Modules:
         if source.name in self._open:
             path = " → ".join([*self._open[self._open.index(source.name) :], source.name])
             help_ = "move what both need into a third file"
-            self._report.error("A604", f"files use each other in a circle: {path}", item.module.span, help=help_)
+            self._report.error("A604", f"files use each other in a cycle: {path}", item.module.span, help=help_)
             return None
         if len(self._open) >= MAX_USE_DEPTH:
             help_ = "use the file that defines the name directly"
@@ -142,9 +142,9 @@ class Modules:
     # --- names of one file -------------------------------------------------------------------------------------------
 
     def _declare(self, scope: ModuleScope, name: syntax.NameExpr, symbol: Symbol) -> None:
-        taken = scope.names.get(name.id)
-        if taken is not None:
-            self._twice(name, name.span, taken.span)
+        previous = scope.names.get(name.id)
+        if previous is not None:
+            self._twice(name, name.span, previous.span)
         elif name.id in RESERVED_NAMES | FUNCTIONS:
             refuse_hiding(self._report, name)
             scope.names[name.id] = SilentSymbol(name.span)

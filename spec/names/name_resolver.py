@@ -285,7 +285,7 @@ class NameResolver:
         return {*self._binders, *self._names, *POSITIONS, *HEAD_INDICES, *SIZES, *FUNCTIONS, "visible"}
 
     def _unknown_name(self, node: syntax.NameExpr, kind: str, candidates: set[str]) -> program.Expr:
-        otherwise = "declare it: a parameter of the pattern, an `input`, or a `let`"
+        otherwise = "declare it as a parameter of the pattern, an `input` or a `let`"
         if kind == "function":
             otherwise = "define it with `def`, or `use` the file that does"
         help_ = HINTS.get(node.id) or did_you_mean(node.id, candidates, otherwise)

@@ -92,7 +92,7 @@ class RecurrenceResolver:
     # --- states ------------------------------------------------------------------------------------------------------
 
     def _state(self, item: syntax.Declaration) -> program.StateClause:
-        dims = self._dimensions.of_state(item.type)
+        dims = self._dimensions.state_dims(item.type)
         is_complex = item.type.name is not None and item.type.name.id == "complex"
         state = program.StateClause(item.name.span, item.name.id, dims, self._start(item.default), is_complex)
         self._declare(item.name, StateSymbol(item.name.span, state))

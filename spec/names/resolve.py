@@ -270,7 +270,7 @@ class _PatternResolver:
                 self._declare(name, SilentSymbol(name.span))
 
     def _parameter(self, item: syntax.ParameterDecl) -> program.Parameter | None:
-        type_ = self._dimensions.of_parameter(item)
+        type_ = self._dimensions.parameter_type(item)
         if type_ is None:
             self._scope[item.name.id] = SilentSymbol(item.name.span)
             return None
@@ -297,7 +297,7 @@ class _PatternResolver:
         for item in self._statements(syntax.Declaration):
             if item.word.id not in ("input", "learned"):
                 continue
-            type_ = self._dimensions.of_input(item)
+            type_ = self._dimensions.input_type(item)
             symbol: Symbol = SilentSymbol(item.name.span)
             if type_ is not None:
                 tensor = program.Input(item.name.span, item.name.id, type_, item.word.id == "learned")

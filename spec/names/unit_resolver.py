@@ -25,9 +25,9 @@ def resolve_unit(
     if len(report.diagnostics) > error_count:
         return None
     if len(places) != 1:
-        both = "both a query and a key" if places else "neither a query nor a key"
-        message = f"a unit must depend on either queries or keys, got an expression of {both}"
-        report.error("A221", message, binder.value.span, "not a unit", help=f"write units as {EXAMPLE}")
+        label = "depends on both" if places else "depends on neither"
+        message = "a unit must depend on queries only, or on keys only"
+        report.error("A221", message, binder.value.span, label, help=f"write units as {EXAMPLE}")
         return None
     place: program.PlaceName = "q" if "q" in places else "k"
     return program.Unit(binder.span, program.Binder(binder.name.span, binder.name.id), place, value)

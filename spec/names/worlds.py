@@ -57,7 +57,7 @@ class Worlds:
         match node:
             case syntax.CallExpr(function=syntax.NameExpr() as function):
                 parts = [(function, world), *((a.value, world) for a in node.arguments)]
-                return [(e, w if e is function else self.of_argument(node, e, names, w)) for e, w in parts]
+                return [(e, w if e is function else self.argument_world(node, e, names, w)) for e, w in parts]
             case syntax.BinaryExpr(op="@", left=left, right=right):
                 return [(left, "vector"), (right, "vector")]
             case syntax.IndexExpr(base=base, indices=indices):
@@ -71,7 +71,7 @@ class Worlds:
             case _:
                 return [(child, world) for child in children(node)]
 
-    def of_argument(
+    def argument_world(
         self, call: syntax.CallExpr, argument: syntax.Expr, names: Mapping[str, Symbol], world: World
     ) -> World:
         """Return the world of an argument of a call that is not exact."""

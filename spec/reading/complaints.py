@@ -195,11 +195,11 @@ def _foreign_operator(stop: ParseStop) -> Fault | None:
     """Recognise an operator of another language, which may start before the position at which the parser stopped."""
     for start in (stop.start - 2, stop.start - 1, stop.start):
         for size in (3, 2, 1):
-            written = stop.text[start : start + size] if start >= 0 else ""
-            stray = start + size > stop.start and written in FOREIGN_OPERATORS
-            if stray and (stop.kind == "" or len(written) > 1):
-                message = f"`{written}` is not an operator of the language"
-                return Fault("A107", message, start, start + size, help=FOREIGN_OPERATORS[written])
+            operator = stop.text[start : start + size] if start >= 0 else ""
+            stray = start + size > stop.start and operator in FOREIGN_OPERATORS
+            if stray and (stop.kind == "" or len(operator) > 1):
+                message = f"`{operator}` is not an operator of the language"
+                return Fault("A107", message, start, start + size, help=FOREIGN_OPERATORS[operator])
     return None
 
 
@@ -235,27 +235,27 @@ def _number(stop: ParseStop) -> Fault | None:
     """Recognise malformed numbers: `2x`, `1_000`, `0x10`, `.5`, `5.`."""
     if stop.kind == "DOT" and stop.wants_operand:
         return _point(stop)
-    written = re.search(r"[0-9][0-9.eE]*\.?$", stop.before)
-    if not written or re.search(r"\w$", stop.before[: written.start()]):
+    digits = re.search(r"[0-9][0-9.eE]*\.?$", stop.before)
+    if not digits or re.search(r"\w$", stop.before[: digits.start()]):
         return None
-    start = stop.line_start + written.start()
-    if written.group().endswith(".") and not stop.wants_operand:
-        if written.group().count(".") > 1:
+    start = stop.line_start + digits.start()
+    if digits.group().endswith(".") and not stop.wants_operand:
+        if digits.group().count(".") > 1:
             return Fault("A117", "a number has more than one point", start, stop.start, help="keep one point")
-        remedy = f"write `{written.group()}0`" if written.group()[:-1].isdigit() else "remove the point"
+        remedy = f"write `{digits.group()}0`" if digits.group()[:-1].isdigit() else "remove the point"
         return Fault("A117", "a number cannot end in a point", start, stop.start, help=remedy)
-    if not _WORD.match(stop.token) or written.end() != len(stop.before) or stop.token in RESERVED:
+    if not _WORD.match(stop.token) or digits.end() != len(stop.before) or stop.token in RESERVED:
         return None
     return _number_and_letters(stop, start)
 
 
 def _number_and_letters(stop: ParseStop, start: int) -> Fault:
-    written = stop.text[start : stop.end]
-    message = f"{found_phrase('', written)} is neither a number nor a name"
-    if re.fullmatch(r"[0-9_]+", written):
-        remedy = f"write `{written.replace('_', '')}`"
-    elif re.fullmatch(r"0[xX][0-9a-fA-F]+|0[oO][0-7]+|0[bB][01]+", written):
-        remedy = f"write the number in decimal: `{int(written, 0)}`"
+    word = stop.text[start : stop.end]
+    message = f"{found_phrase('', word)} is neither a number nor a name"
+    if re.fullmatch(r"[0-9_]+", word):
+        remedy = f"write `{word.replace('_', '')}`"
+    elif re.fullmatch(r"0[xX][0-9a-fA-F]+|0[oO][0-7]+|0[bB][01]+", word):
+        remedy = f"write the number in decimal: `{int(word, 0)}`"
     else:
         remedy = f"write `*` for a product: `{stop.text[start : stop.start]} * {stop.token}`"
     return Fault("A117", message, start, stop.end, help=remedy)
