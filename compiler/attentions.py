@@ -1,4 +1,4 @@
-"""The attentions of a pattern one by one, as patterns of their own."""
+"""The single attentions of a pattern, each as a pattern of its own."""
 
 from __future__ import annotations
 
@@ -30,19 +30,23 @@ from attnc.compiler.verify_ir import verified
 
 @verified
 def alone(pattern: Pattern, node: Attend, member: int | None = None) -> Pattern:
-    """A pattern of one attention, which reads what others gave as inputs; `member`: one of a family."""
-    own = node if member is None or node.family is None else _member(node, member)
+    """Return an attention as a pattern that reads earlier results as inputs; `member`: the number within a family."""
+    attention = node if member is None or node.family is None else _member(node, member)
     states = tuple(dict.fromkeys(map(output_of_state, pattern.stateful)))
-    before = [other for other in pattern.nodes if other.name != node.name]
-    given = states + tuple(tensor for other in before for tensor in (output(other), output_lse(other)))
-    read = tuple(tensor for tensor in given if tensor in _read(own))
-    chosen = tuple(item for item in pattern.selections if item.given in asked([own.visible, *values_of(own)]))
-    tensors = pattern.tensors + tuple(item.given for item in chosen) + read
-    return replace(pattern, tensors=tensors, nodes=(own,), combine=None, lse=None, stateful=(), selections=chosen)
+    earlier = [other for other in pattern.nodes if other.name != node.name]
+    results = states + tuple(tensor for other in earlier for tensor in (output(other), output_lse(other)))
+    earlier_inputs = tuple(tensor for tensor in results if tensor in _read(attention))
+    selections = tuple(
+        item for item in pattern.selections if item.given in asked([attention.visible, *values_of(attention)])
+    )
+    tensors = pattern.tensors + tuple(item.given for item in selections) + earlier_inputs
+    return replace(
+        pattern, tensors=tensors, nodes=(attention,), combine=None, lse=None, stateful=(), selections=selections
+    )
 
 
 def asked(roots: Iterable[Value | Index]) -> set[Tensor]:
-    """The truth tensors that expressions read, those of selections among them."""
+    """Return the inputs that exact expressions read, including the truth tensors of selections."""
     return {below.tensor for root in roots for below in root.below if isinstance(below, Lookup)}
 
 
@@ -53,7 +57,7 @@ def asked_by_selection(item: Selection) -> set[Tensor]:
 
 @verified
 def open_inputs(pattern: Pattern) -> Pattern:
-    """The pattern in which all is seen that might be, whatever selections choose and inputs hold."""
+    """Return the pattern with every pair visible that may be, whatever selections select and inputs hold."""
     opened = open_choices(pattern)
     nodes = tuple(replace(node, visible=might_hold(node.visible, set(opened.tensors))) for node in opened.nodes)
     return replace(opened, nodes=nodes)
@@ -61,11 +65,11 @@ def open_inputs(pattern: Pattern) -> Pattern:
 
 @verified
 def open_choices(pattern: Pattern) -> Pattern:
-    """The pattern in which all is seen that might be, whatever selections choose, and however tokens are sorted."""
-    own = {item.given for item in pattern.selections}
-    own |= {tensor for tensor in pattern.tensors if tensor.made is not None}
-    nodes = tuple(replace(node, visible=might_hold(node.visible, own)) for node in pattern.nodes)
-    tensors = tuple(tensor for tensor in pattern.tensors if tensor not in own)
+    """Return the pattern with every pair visible that may be, whatever selections select or the order of tokens is."""
+    content_masks = {item.given for item in pattern.selections}
+    content_masks |= {tensor for tensor in pattern.tensors if tensor.made is not None}
+    nodes = tuple(replace(node, visible=might_hold(node.visible, content_masks)) for node in pattern.nodes)
+    tensors = tuple(tensor for tensor in pattern.tensors if tensor not in content_masks)
     return replace(pattern, nodes=nodes, tensors=tensors, selections=())
 
 
@@ -79,22 +83,22 @@ def might_hold(condition: Index, open_: set[Tensor], hopes: bool = True) -> Inde
         case Bool(op=op, operands=operands):
             parts = [might_hold(operand, open_, hopes) for operand in operands]
             return fold.conjunction(*parts) if op == "and" else fold.disjunction(*parts)
-        case ExactSelect(condition=which, then=then, otherwise=otherwise) if not asked([which]) & open_:
-            return fold.choice(which, might_hold(then, open_, hopes), might_hold(otherwise, open_, hopes))
+        case ExactSelect(condition=test, then=then, otherwise=otherwise) if not asked([test]) & open_:
+            return fold.choice(test, might_hold(then, open_, hopes), might_hold(otherwise, open_, hopes))
         case _:
             return fold.truth(hopes)
 
 
 @verified
 def choosing(pattern: Pattern, item: Selection) -> Pattern:
-    """A pattern of one attention with the rows of another one, whose inputs are what a selection reads."""
-    before = tuple(other.given for other in pattern.selections if other.given in asked_by_selection(item))
-    return replace(rows_of(replace(pattern, nodes=())), tensors=pattern.tensors + before, requirements=())
+    """Return a pattern of one attention whose rows are those of `pattern` and whose inputs are those of a selection."""
+    masks_read = tuple(other.given for other in pattern.selections if other.given in asked_by_selection(item))
+    return replace(rows_of(replace(pattern, nodes=())), tensors=pattern.tensors + masks_read, requirements=())
 
 
 @verified
 def stateful_alone(pattern: Pattern, recur: Recur) -> Pattern:
-    """A pattern that is one of the branches with a state."""
+    """Return a branch with a state as a pattern of its own."""
     return replace(pattern, nodes=(), combine=None, lse=None, stateful=(), recur=recur)
 
 
@@ -107,7 +111,7 @@ def packed(pattern: Pattern) -> Pattern:
 
 @verified
 def rows_of(pattern: Pattern) -> Pattern:
-    """A pattern of one attention with the rows of another one."""
+    """Return a pattern of one attention with the rows of `pattern`."""
     if pattern.nodes:
         return alone(pattern, pattern.nodes[0])
     node = Attend(pattern.name, fold.truth(True), default_score(), Softmax(), vector("v"))
@@ -119,20 +123,20 @@ def _read(node: Attend) -> set[Tensor]:
 
 
 def _member(node: Attend, member: int) -> Attend:
-    """One branch of a family."""
+    """Return one branch of a family."""
     assert node.family is not None
     return replace(substitute_attend(node, {node.family[0]: fold.const(member)}), family=None)
 
 
 def inputs_of_attentions(pattern: Pattern) -> frozenset[str]:
-    """The inputs that attentions, or what joins them, read: others are those of branches with a state alone."""
+    """The names of inputs that attentions or `combine` read; branches with a state alone read the other inputs."""
     roots: list[Value | Index | None] = [pattern.combine, pattern.lse, *(root for root, _ in pattern.requirements)]
     for node in pattern.nodes:
         loops = [end for loop in (node.stack, node.family) if loop is not None for end in loop[1:]]
         roots += [*values_of(node), node.visible, node.keys, node.key_of, *loops]
-    below = {tensor for root in roots if root is not None for tensor in _tensors(root)}
+    tensors = {tensor for root in roots if root is not None for tensor in _tensors(root)}
     documents = {pattern.documents.name} if pattern.documents is not None else set[str]()
-    return frozenset({tensor.name for tensor in below} | documents)
+    return frozenset({tensor.name for tensor in tensors} | documents)
 
 
 def _tensors(root: Value | Index) -> set[Tensor]:

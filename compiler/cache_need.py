@@ -1,4 +1,4 @@
-"""How many tokens of a cache a pattern needs, whatever the length: some first ones, and some last ones."""
+"""The tokens of a cache that a pattern needs at any length: a number of first tokens and a number of last tokens."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from attnc.compiler.rewrite import substitute, walk
 from attnc.compiler.value_nodes import is_own, values_of
 
 MOST = 1 << 24
-"""Tokens; a pattern that needs more needs all."""
+"""Maximum number of tokens; a pattern that needs more is treated as needing all."""
 
 FAR = 1 << 40
-"""Past every token."""
+"""A position beyond every token."""
 
 SECONDS = 10.0
 """Approximate time limit of the search, in seconds."""
@@ -29,7 +29,7 @@ SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class CacheNeed:
-    """The tokens that a query at the end, and any after it, may see: the `first` ones, and the `last` up to its own."""
+    """The keys that the last query and any later one may see: the `first` keys, and the `last` keys up to the query."""
 
     first: int
     last: int
@@ -40,27 +40,27 @@ class CacheNeed:
 
 
 def cache_need(pattern: Pattern, heads: int, group: int) -> CacheNeed | None:
-    """Return the cache that decoding needs, for any number of tokens, or None where the relation reads inputs.
+    """Return the cache that decoding needs, for any number of tokens.
 
-    None where it may need all tokens, or that is not known after a few seconds.
+    None where the relation reads inputs, may need all tokens, or is undecided after a few seconds.
     """
     if pattern.documents is not None or pattern.segments or any(node.keys is not None for node in pattern.nodes):
         return None
     values = [value for node in pattern.nodes for value in values_of(node)]
-    joining = [value for value in (pattern.combine, pattern.lse) if value is not None]
-    read = [below for value in values for below in value.below if isinstance(below, Vec) and not is_own(below)]
-    read += [below for value in joining for below in value.below if isinstance(below, Vec)]
-    if any(below.tensor != "q" for below in read):
+    combined = [value for value in (pattern.combine, pattern.lse) if value is not None]
+    vectors = [below for value in values for below in value.below if isinstance(below, Vec) and not is_own(below)]
+    vectors += [below for value in combined for below in value.below if isinstance(below, Vec)]
+    if any(below.tensor != "q" for below in vectors):
         return None
     search = _Search(monotonic() + SECONDS)
     relations = []
     for node in pattern.nodes:
         if node.family is not None or any(isinstance(below, Lookup | RoundToInt) for below in walk(node.visible)):
             return None
-        differing = range(heads) if reads_head(node.visible) else range(1)
+        distinct_heads = range(heads) if reads_head(node.visible) else range(1)
         try:
-            relations += [of_any_length(node.visible, head, heads, group) for head in differing]
-        except KeyError:  # it reads other sizes
+            relations += [of_any_length(node.visible, head, heads, group) for head in distinct_heads]
+        except KeyError:  # the relation reads other sizes
             return None
     return needed_by_all(map(search.need, dict.fromkeys(relations)))
 
@@ -68,22 +68,22 @@ def cache_need(pattern: Pattern, heads: int, group: int) -> CacheNeed | None:
 def needed_by_all(needs: Iterable[CacheNeed | None]) -> CacheNeed | None:
     """Return the smallest need that covers all needs."""
     first, last = 0, 0
-    for one in needs:
-        if one is None:
+    for need in needs:
+        if need is None:
             return None
-        first, last = max(first, one.first), max(last, one.last)
+        first, last = max(first, need.first), max(last, need.last)
     return CacheNeed(first, last)
 
 
 class _Search:
-    """For one pattern, until a moment of `time.monotonic`, after which nothing more is shown."""
+    """The search for one pattern, until the time `until` of `time.monotonic`, after which nothing more is proved."""
 
     def __init__(self, until: float) -> None:
         self._until = until
         self._is_late = False
 
     def need(self, relation: Index) -> CacheNeed | None:
-        """The smallest numbers for which nothing else is ever seen: `first` as small as may be, then `last`."""
+        """Return the smallest need that covers all visible keys: the smallest `first`, then the smallest `last`."""
         if not self._is_never(relation, MOST, MOST):
             return None
         first = _smallest(lambda first: self._is_never(relation, first, MOST))
@@ -91,7 +91,7 @@ class _Search:
         return None if self._is_late else CacheNeed(first, last)
 
     def _is_never(self, relation: Index, first: int, last: int) -> bool:
-        """Whether it is shown that no query sees a key past the first ones that is before its own last ones."""
+        """Whether provably no query sees a key between the `first` keys and the query's `last` keys."""
         q, k = fold.place("q"), fold.place("k")
         moved = substitute(relation, {q: fold.add(q, k, fold.const(first + last)), k: fold.add(k, fold.const(first))})
         if moved is fold.truth(False):
@@ -101,19 +101,19 @@ class _Search:
             state = classify(moved, Boxes(zero, far, zero, far), keyed=False).state
             if np.ravel(state)[0] == FALSE:
                 return True
-        left = self._until - monotonic()
-        if left <= 0:  # what is found then depends on the machine: where a ring begins must not
+        seconds_left = self._until - monotonic()
+        if seconds_left <= 0:  # results after the limit depend on the machine, and the layout of a ring cache must not
             self._is_late = True
-        if left <= 0 or not is_available():
+        if seconds_left <= 0 or not is_available():
             return False
         try:
-            return presburger.first_point(_outside(relation, first, last), fold.truth(False), (), left) is None
+            return presburger.first_point(_outside(relation, first, last), fold.truth(False), (), seconds_left) is None
         except UndecidedError:
             return False
 
 
 def _smallest(holds: Callable[[int], bool]) -> int:
-    """The smallest number for which a condition holds that holds for all larger ones, and for `MOST`."""
+    """Return the smallest number for which a monotone condition holds; it must hold for `MOST`."""
     low, high = 0, 1
     while high < MOST and not holds(high):
         low, high = high + 1, high * 2
@@ -128,6 +128,6 @@ def _smallest(holds: Callable[[int], bool]) -> int:
 
 def _outside(relation: Index, first: int, last: int) -> Index:
     q, k = fold.place("q"), fold.place("k")
-    past = fold.less_equal(fold.const(first), k)
-    before = fold.less_equal(fold.const(last), fold.sub(q, k))
-    return fold.conjunction(relation, past, before)
+    after_first = fold.less_equal(fold.const(first), k)
+    before_last = fold.less_equal(fold.const(last), fold.sub(q, k))
+    return fold.conjunction(relation, after_first, before_last)

@@ -1,4 +1,4 @@
-"""Warnings that are cheap enough for every compilation: scores without vectors (W008), windows off centre (W009).
+"""Warnings that are cheap enough for every compilation: scores without vectors (W008), off-centre windows (W009).
 
 `compile_attention` gives them as Python warnings, `attnc check` as diagnostics.
 """
@@ -18,7 +18,7 @@ from attnc.spec.diagnostics import Diagnostic, Label, Severity
 from attnc.spec.source import Span
 
 WINDOWS, CENTRED = "windows.attn", frozenset({"shifted", "truncated", "wrapped"})
-"""The module of the library with edge policies, and the definitions that lay a window around its query."""
+"""The module of the library with edge policies, and its definitions that centre a window on the query."""
 
 
 def call_warnings(bound: checked.BoundProgram) -> list[Diagnostic]:
@@ -43,7 +43,7 @@ def _scores_without_vectors(program: checked.Program) -> Iterator[Diagnostic]:
         if positions and not any(isinstance(node, _CONTENT) for node in numbers):
             message = "the score reads no vectors: `q` and `k` are positions here"
             help_ = "write `dot(q, k)` for the product of the vectors; the default score is `scale * dot(q, k)`"
-            yield _warning("W008", message, score.span, "the same for all contents", help_)
+            yield _warning("W008", message, score.span, "does not depend on the contents", help_)
 
 
 _CONTENT = (
@@ -61,7 +61,7 @@ _CONTENT = (
 
 
 def _numbers(root: checked.Expr) -> Iterator[checked.Expr]:
-    """Yield the expressions that a value is computed from: no conditions, no indices, definitions written out once."""
+    """Yield the expressions from which a value is computed; skips conditions and indices, expands definitions once."""
     pending: list[checked.Expr] = [root]
     seen: set[checked.Definition] = set()
     while pending:
@@ -99,15 +99,16 @@ def _windows_off_centre(bound: checked.BoundProgram) -> Iterator[Diagnostic]:
     if not any(isinstance(node, checked.DefinitionUse) and _is_centred(node.definition) for node in below(lines)):
         return
     lowering = lowering_of(bound)
-    told: set[tuple[Span, int]] = set()
-    for use, arguments in (found for line in lines for found in _uses(line, lowering, LoweringScope())):
+    reported: set[tuple[Span, int]] = set()
+    for use, arguments in (window_use for line in lines for window_use in _uses(line, lowering, LoweringScope())):
         window, stride, length = (_count(arguments.get(name)) for name in ("window", "stride", "length"))
         if window is None or window % 2 or (stride or 1) % 2 == 0 or (length is not None and window >= length):
             continue
-        if (use.span, window) not in told:
-            told.add((use.span, window))
-            before = window // 2
-            message = f"a window of {window} is not centred: it has {before} before the query and {before - 1} after it"
+        if (use.span, window) not in reported:
+            reported.add((use.span, window))
+            keys_before = window // 2
+            sides = f"{keys_before} before the query and {keys_before - 1} after it"
+            message = f"a window of {window} is not centred: it has {sides}"
             help_ = f"an odd window is centred: {window - 1} or {window + 1}; NATTEN lays even windows the same way"
             yield _warning("W009", message, use.span, f"the window is {window} here", help_)
 
@@ -125,13 +126,13 @@ def _uses(expr: checked.Expr, lowering: SelectingLowering, scope: LoweringScope)
     """Yield the uses of centred windows in a condition, with their arguments for these parameters."""
     match expr:
         case checked.DefinitionUse(definition=definition, arguments=arguments):
-            given = {b.name: lowering.lower(a, scope) for b, a in zip(definition.parameters, arguments, strict=True)}
+            values = {b.name: lowering.lower(a, scope) for b, a in zip(definition.parameters, arguments, strict=True)}
             if _is_centred(definition):
-                yield expr, given
+                yield expr, values
                 return
             inner = scope
             for binder in definition.parameters:
-                inner = inner.bind(binder, given[binder.name])
+                inner = inner.bind(binder, values[binder.name])
             yield from _uses(definition.body, lowering, inner)
         case checked.Operation(op="and" | "or" | "not", operands=operands):
             for operand in operands:

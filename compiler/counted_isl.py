@@ -1,7 +1,7 @@
-"""Calls of isl, the integer set library, whose work is counted and ends at a limit.
+"""Calls of isl, the integer set library, with a limit on their work.
 
-Sets and piecewise expressions are those of Verdoolaege 2010, isl: an integer set library for the polyhedral model, by
-the optional package islpy. What comes of a call that reaches the limit is not used.
+Sets and piecewise expressions are those of Verdoolaege 2010, "isl: an integer set library for the polyhedral model",
+through the optional package islpy. The result of a call that reaches the limit is discarded.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from time import monotonic
 from typing import Any, TypeVar
 
 SECONDS = 2.0
-"""Approximate time limit of a question, in seconds."""
+"""Approximate time limit for a question, in seconds."""
 
 OPERATIONS = 20_000
-"""isl's own steps for a part of it at first; twice as many each time it is tried again, while time is left."""
+"""Limit of isl's internal steps for the first attempt at an operation; doubled for each further attempt."""
 
 PIECES = 400
-"""Pieces of an expression, or sets in a union, past which a question is given up."""
+"""Maximum number of pieces of an expression, or of sets in a union, before a question is abandoned."""
 
 Sets = Any
-"""A set of isl."""
+"""An isl set."""
 
 Pieces = Any
-"""A piecewise affine expression of isl."""
+"""A piecewise affine expression in isl."""
 
 Triple = tuple[int, int, int]
 """The coordinates of a point."""
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class UndecidedError(Exception):
-    """The question is not decided; says why."""
+    """Raised where a question is not decided; the message says why."""
 
 
 def is_available() -> bool:
@@ -42,7 +42,7 @@ def is_available() -> bool:
 
 
 class CountedIsl:
-    """isl, for one question, until a moment of `time.monotonic`."""
+    """An isl context for one question, until the time `until` of `time.monotonic`."""
 
     def __init__(self, until: float) -> None:
         import islpy
@@ -53,12 +53,12 @@ class CountedIsl:
         self.context.set_on_error(islpy.on_error.CONTINUE)
 
     def value(self, number: int) -> Any:
-        """A number for isl."""
+        """Convert an integer to an isl value."""
         return self.isl.Val(number, self.context)
 
     def number(self, value: Any) -> int:
-        """A number of isl."""
-        # Printing counts too, and says nothing of the limit when it comes there.
+        """Convert an isl value to an integer."""
+        # Printing counts as work too, and does not report an error when it reaches the limit.
         self.context.reset_operations()
         return int(value.to_str())
 
@@ -89,7 +89,7 @@ class CountedIsl:
         try:
             made = made.coalesce()
         except self.isl.Error as error:
-            # isl joins pieces that belong together, and at times meets a contradiction of its own in it.
+            # Coalescing sometimes fails with an internal error of isl; the uncoalesced set is still valid.
             if "number of operations" in str(error):
                 raise
         size = made.n_piece() if isinstance(made, self.isl.PwAff) else made.n_basic_set()
@@ -100,7 +100,7 @@ class CountedIsl:
     # --- points ---
 
     def first(self, points: Sets) -> Triple | None:
-        """The first of some points in the positive octant; where time is lacking, one; None if there is none."""
+        """Return the first point of a set in the positive octant, or any point if time runs out; None if empty."""
         result = self._sample(points)
         if result is None:
             return None
@@ -111,34 +111,36 @@ class CountedIsl:
             pass
         return result
 
-    def _least(self, points: Sets, position: int, found: Triple) -> tuple[Sets, Triple]:
-        """Return the points that minimise one coordinate, and one of these points as witness."""
+    def _least(self, points: Sets, position: int, witness: Triple) -> tuple[Sets, Triple]:
+        """Return the points that minimise one coordinate, with one such point as witness."""
         low = 0
-        while low < found[position]:
-            below = self._between(points, position, low, (low + found[position]) // 2)
+        while low < witness[position]:
+            below = self._between(points, position, low, (low + witness[position]) // 2)
             sample = self._sample(below)
             if sample is None:
-                low = (low + found[position]) // 2 + 1
+                low = (low + witness[position]) // 2 + 1
             else:
-                points, found = below, sample
-        return self._between(points, position, low, low), found
+                points, witness = below, sample
+        return self._between(points, position, low, low), witness
 
     def _between(self, points: Sets, position: int, low: int, high: int) -> Sets:
-        at = self.isl.dim_type.set, position
-        return self.step(lambda: points.lower_bound_val(*at, self.value(low)).upper_bound_val(*at, self.value(high)))
+        dimension = self.isl.dim_type.set, position
+        return self.step(
+            lambda: points.lower_bound_val(*dimension, self.value(low)).upper_bound_val(*dimension, self.value(high))
+        )
 
     def _sample(self, points: Sets) -> Triple | None:
         """Return a point of the set, or None where it is empty."""
-        lacking: UndecidedError | None = None
+        undecided: UndecidedError | None = None
         for part in points.get_basic_sets():
             try:
                 point = self.step(part.sample_point)
             except UndecidedError as error:
-                lacking = error
+                undecided = error
                 continue
             if not point.is_void():
                 n, q, k = (self.number(point.get_coordinate_val(self.isl.dim_type.set, i)) for i in range(3))
                 return n, q, k
-        if lacking is not None:
-            raise lacking
+        if undecided is not None:
+            raise undecided
         return None

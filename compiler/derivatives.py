@@ -1,11 +1,11 @@
-"""Derivatives of scores, as expressions of the IR: what a backward pass computes of a score, besides sums.
+"""Derivatives of scores, as expressions of the IR, which the backward pass evaluates.
 
-A score is a formula of *atoms*: inner products, elements of real inputs, aggregates. Here is how it changes with each
-of them, by the chain rule from the score down, constants kept exact. How an atom changes with q, k and the inputs is
-a matter of moving data, not of formulas, and is left to whoever runs them.
+A score is a formula over *atoms*: inner products, elements of real inputs, aggregates. This module computes the
+derivative with respect to each atom, by the chain rule from the score down, with exact constants. Derivatives of atoms
+with respect to q, k and the inputs move data rather than evaluate formulas, and are left to the executors.
 
-The derivative of each function is written so that it does not overflow where the function does not. That it is the
-derivative is proved by sympy (`tests/compiler/test_derivatives.py`), whose own forms do overflow.
+The derivative of each function is written so that it does not overflow where the function does not. A test proves each
+derivative with sympy (`tests/compiler/test_derivatives.py`), whose own forms do overflow.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from attnc.compiler.value_nodes import apply, number, rank, select
 
 @dataclass(frozen=True, slots=True)
 class Derivative:
-    """`by`: how fast a value changes with `atom`, both numbers of the same query and key, where `where` holds.
+    """The derivative `by` of a value with respect to `atom`, at the same query and key, where `where` holds.
 
-    Elsewhere the value does not depend on the atom, and neither it nor `by` need have a value.
+    Elsewhere the value does not depend on the atom, and the atom and `by` may be undefined.
     """
 
     atom: Value
@@ -35,14 +35,15 @@ class Derivative:
 
 @lru_cache(maxsize=256)
 def derivatives(value: Value) -> tuple[Derivative, ...]:
-    """How a number changes with each of its atoms that depends on q, k, v or a real input.
+    """Return the derivatives of a number with respect to each atom that depends on q, k, v or a real input.
 
-    At a point where a function has a kink: as for the side on which it is constant, or of equal operands the first.
+    At a kink, the derivative is that of the side on which the function is constant; of equal operands of an extreme,
+    the first operand receives the derivative.
     """
     changes: dict[Node, list[_Change]] = (
         {value: [_Change(fold.truth(True), Fraction(1), None)]} if _varies(value) else {}
     )
-    found: list[Derivative] = []
+    result: list[Derivative] = []
     for node in reversed(value.below):  # users before operands
         if node not in changes:
             continue
@@ -50,12 +51,12 @@ def derivatives(value: Value) -> tuple[Derivative, ...]:
         change = _sum(changes.pop(node))
         parts = _operands(node, change) if change.coefficient else []
         if parts is None:
-            found.append(Derivative(node, change.whole(), change.where))
+            result.append(Derivative(node, change.whole(), change.where))
             continue
         for operand, part in parts:
             if _varies(operand) and part.coefficient:
                 changes.setdefault(operand, []).append(part)
-    return tuple(reversed(found))
+    return tuple(reversed(result))
 
 
 def _varies(node: Value) -> bool:
@@ -67,7 +68,7 @@ def _varies(node: Value) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """`coefficient * value` where `where` holds, 0 elsewhere; a value of None is 1."""
+    """A factor of the chain rule: `coefficient * value` where `where` holds, 0 elsewhere; a value of None is 1."""
 
     where: Index
     coefficient: Fraction
@@ -101,21 +102,21 @@ class _Change:
         return replace(self, coefficient=-self.coefficient)
 
     def chosen(self, condition: Index) -> _Change:
-        """Itself where a condition holds too."""
+        """Return this change restricted to a condition."""
         return replace(self, where=fold.conjunction(self.where, condition))
 
     def on_side(self, condition: tuple[Value, Value], holds: bool) -> _Change:
-        """Itself where the first number is at least the second (or, for not `holds`, is not), 0 elsewhere."""
-        own = number(1.0) if self.value is None else self.value
-        sides = (own, number(0.0)) if holds else (number(0.0), own)
+        """Return this change where the first number is at least the second (not `holds`: is less), and 0 elsewhere."""
+        factor = number(1.0) if self.value is None else self.value
+        sides = (factor, number(0.0)) if holds else (number(0.0), factor)
         return replace(self, value=apply("if_at_least", *condition, *sides))
 
 
 def _constant(value: Value) -> Fraction | None:
-    """A finite constant, exactly."""
+    """The exact value of a finite constant; None for any other value."""
     match value:
-        case Number(value=found) if isfinite(found):
-            return Fraction(found)
+        case Number(value=finite) if isfinite(finite):
+            return Fraction(finite)
         case Ratio(num=Const(value=num), den=Const(value=den)) if den:
             return Fraction(num, den)
         case _:
@@ -123,7 +124,7 @@ def _constant(value: Value) -> Fraction | None:
 
 
 def _may_vanish(value: Value) -> bool:
-    """Whether it is 0 beyond a kink: there what it is multiplied with may be no number."""
+    """Whether a value is 0 beyond a kink, where the number that it multiplies may be NaN."""
     return any(isinstance(below, FloatSelect) or _is_kink(below) for below in value.below)
 
 
@@ -132,26 +133,26 @@ def _is_kink(node: Node) -> bool:
 
 
 def _sum(changes: list[_Change]) -> _Change:
-    alike: dict[tuple[Index, Value | None], Fraction] = {}
+    coefficients: dict[tuple[Index, Value | None], Fraction] = {}
     for change in changes:
         key = change.where, change.value
-        alike[key] = alike.get(key, Fraction(0)) + change.coefficient
-    parts = [_Change(where, coefficient, value) for (where, value), coefficient in alike.items() if coefficient]
+        coefficients[key] = coefficients.get(key, Fraction(0)) + change.coefficient
+    parts = [_Change(where, coefficient, value) for (where, value), coefficient in coefficients.items() if coefficient]
     if len(parts) == 1:
         return parts[0]
     if not parts:
         return _Change(fold.truth(True), Fraction(0), None)
     everywhere = all(part.where is parts[0].where for part in parts)
     where = parts[0].where if everywhere else fold.disjunction(*(part.where for part in parts))
-    wholes = [part.whole() if everywhere else select(part.where, part.whole(), number(0.0)) for part in parts]
-    return _Change(where, Fraction(1), reduce(lambda a, b: apply("add", a, b), wholes))
+    terms = [part.whole() if everywhere else select(part.where, part.whole(), number(0.0)) for part in parts]
+    return _Change(where, Fraction(1), reduce(lambda a, b: apply("add", a, b), terms))
 
 
 # --- functions -------------------------------------------------------------------------------------------------------
 
 
 def _operands(node: Value, change: _Change) -> Iterable[tuple[Value, _Change]] | None:
-    """Return the operands of a node with the change that each receives; None for an atom."""
+    """Return the operands of a node, each with the change that it receives; None for an atom."""
     if isinstance(node, FloatSelect):
         other = fold.negation(node.condition)
         return [(node.then, change.chosen(node.condition)), (node.otherwise, change.chosen(other))]
@@ -159,23 +160,23 @@ def _operands(node: Value, change: _Change) -> Iterable[tuple[Value, _Change]] |
         return None
     match node.op, node.operands:
         case "min" | "max", operands:
-            return _of_extreme(node.op, operands, change)
+            return _extreme_changes(node.op, operands, change)
         case "clamp", (a, low, high):
             raised = apply("max", a, low)
-            upper = list(_of_extreme("min", (raised, high), change))
-            return [*_of_extreme("max", (a, low), upper[0][1]), upper[1]]
+            upper = list(_extreme_changes("min", (raised, high), change))
+            return [*_extreme_changes("max", (a, low), upper[0][1]), upper[1]]
         case op, (a, b):
-            return _of_two(op, node, (a, b), change)
+            return _binary_changes(op, node, (a, b), change)
         case op, (x,):
-            return _of_one(op, node, x, change)
+            return _unary_changes(op, node, x, change)
         case _:
             return None
 
 
-def _of_two(
+def _binary_changes(
     op: str, node: Value, operands: tuple[Value, Value], change: _Change
 ) -> Iterable[tuple[Value, _Change]] | None:
-    """The functions of two numbers; `node` is the function of them."""
+    """Return the operands of a function of two numbers with their changes; `node` is the function's value."""
     a, b = operands
     match op:
         case "add":
@@ -187,7 +188,7 @@ def _of_two(
         case "div":
             return [(a, change.over(b)), (b, change.times(node).over(b).negative())]
         case "pow":
-            return _of_power(node, a, b, change)
+            return _power_changes(node, a, b, change)
         case "logaddexp":
             gap = apply("sub", a, b)
             return [(a, change.times(_sigmoid(gap))), (b, change.times(_sigmoid(apply("neg", gap))))]
@@ -195,8 +196,8 @@ def _of_two(
             return None
 
 
-def _of_one(op: str, node: Value, x: Value, change: _Change) -> Iterable[tuple[Value, _Change]] | None:
-    """The functions of one number; `node` is the function of `x`."""
+def _unary_changes(op: str, node: Value, x: Value, change: _Change) -> Iterable[tuple[Value, _Change]] | None:
+    """Return the operand of a function of one number with its change; `node` is the function's value."""
     match op:
         case "neg":
             return [(x, change.negative())]
@@ -213,12 +214,12 @@ def _of_one(op: str, node: Value, x: Value, change: _Change) -> Iterable[tuple[V
 
 
 def _slope(op: str, node: Value, x: Value) -> Value | None:
-    one = number(1.0)
+    unit = number(1.0)
     match op:
         case "exp":
             return node
         case "tanh":
-            return apply("sub", one, apply("mul", node, node))
+            return apply("sub", unit, apply("mul", node, node))
         case "sigmoid":
             return apply("mul", node, _sigmoid(apply("neg", x)))
         case "softplus":
@@ -226,7 +227,7 @@ def _slope(op: str, node: Value, x: Value) -> Value | None:
         case "elu":
             return apply("exp", apply("min", x, number(0.0)))
         case "silu":
-            return apply("mul", _sigmoid(x), apply("add", one, apply("mul", x, _sigmoid(apply("neg", x)))))
+            return apply("mul", _sigmoid(x), apply("add", unit, apply("mul", x, _sigmoid(apply("neg", x)))))
         case "abs":
             return apply("sign", x)
         case "sin":
@@ -241,20 +242,23 @@ def _sigmoid(x: Value) -> Value:
     return apply("sigmoid", x)
 
 
-def _of_power(node: Value, base: Value, exponent: Value, change: _Change) -> Iterable[tuple[Value, _Change]]:
+def _power_changes(node: Value, base: Value, exponent: Value, change: _Change) -> Iterable[tuple[Value, _Change]]:
     constant = _constant(exponent)
     lower = apply("sub", exponent, number(1.0)) if constant is None else number(float(constant - 1))
-    below = base if constant == 2 else apply("pow", base, lower)
-    # a power of 0 stays 0 when its exponent changes, whatever the logarithm says
-    of_exponent = change.on_side((number(0.0), base), False).times(apply("mul", node, apply("log", base)))
-    return [(base, change.times(exponent).times(below)), (exponent, of_exponent)]
+    lower_power = base if constant == 2 else apply("pow", base, lower)
+    # a power of 0 stays 0 when its exponent changes, although log(0) is infinite
+    exponent_change = change.on_side((number(0.0), base), False).times(apply("mul", node, apply("log", base)))
+    return [(base, change.times(exponent).times(lower_power)), (exponent, exponent_change)]
 
 
-def _of_extreme(op: str, operands: tuple[Value, ...], change: _Change) -> Iterable[tuple[Value, _Change]]:
-    """Return the operands of a minimum or maximum with their changes; the first of equal ones receives all of it."""
+def _extreme_changes(op: str, operands: tuple[Value, ...], change: _Change) -> Iterable[tuple[Value, _Change]]:
+    """Return the operands of a minimum or maximum with their changes; of equal operands the first receives all."""
     *rest, last = operands
     if not rest:
         return [(last, change)]
     best = rest[0] if len(rest) == 1 else apply(op, *rest)
     condition = (best, last) if op == "max" else (last, best)
-    return [*_of_extreme(op, tuple(rest), change.on_side(condition, True)), (last, change.on_side(condition, False))]
+    return [
+        *_extreme_changes(op, tuple(rest), change.on_side(condition, True)),
+        (last, change.on_side(condition, False)),
+    ]

@@ -1,9 +1,9 @@
-"""Whether two relations are equal, by looking at pairs: of all lengths up to one, which may decide about longer ones.
+"""Equality of two relations, decided on all pairs up to a length; that length may prove equality at every length.
 
-The proof. Let M be a number that all divisors divide, q = M·a + r and k = M·b + s. For given remainders every term is
-then a multiple of a, of b or of a - b, and a constant; a condition compares one of them with a constant of at most C.
-Where a gap between 0, a and b is more than C + 1, it can be made that without a condition noticing. So a pair on which
-two relations differ, if there is one, has one like it with a and b at most 2·(C + 1), and those are all looked at.
+The proof. Let M be a common multiple of all divisors, q = M·a + r and k = M·b + s. For given remainders every term is a
+multiple of a, of b or of a - b, plus a constant; a condition compares such a term with a constant of at most C. A gap
+between 0, a and b of more than C + 1 can be reduced to C + 1 without changing any condition. So if two relations differ
+on some pair, they also differ on a pair with a and b at most 2·(C + 1), and all of these pairs are evaluated.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from attnc.compiler.ir import Extent, Index
 from attnc.compiler.rewrite import walk
 
 MOST = 8192
-"""Tokens up to which all pairs are looked at for a proof."""
+"""Maximum number of tokens for which all pairs are evaluated for a proof."""
 
 ROWS_AT_ONCE = 1 << 22
-"""Pairs that are looked at together."""
+"""Maximum number of pairs to evaluate together."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A pair that one relation shows and the other does not, among `length` tokens; `first`: the first one does."""
+    """A pair, at `length` tokens, that is visible in only one of two relations; `first`: it is visible in the first."""
 
     q: int
     k: int
@@ -37,17 +37,17 @@ class Difference:
 
 
 def deciding_length(relations: Iterable[Index]) -> int | None:
-    """Tokens whose pairs decide whether relations are equal for every length; None where none is known.
+    """Return a number of tokens whose pairs decide equality at every length; None where no such number is known.
 
     The relations are specialised and must not depend on the number of tokens.
     """
     roots = list(relations)
     divisor = 1
     for root in roots:
-        found = common_divisor(root, MOST)
-        if found is None:
+        divisor_of_root = common_divisor(root, MOST)
+        if divisor_of_root is None:
             return None
-        divisor = lcm(divisor, found)
+        divisor = lcm(divisor, divisor_of_root)
     try:
         largest = max(largest_constant(root, divisor) for root in roots)
     except UnknownFormError:
@@ -56,22 +56,22 @@ def deciding_length(relations: Iterable[Index]) -> int | None:
 
 
 def first_difference(one: Index, other: Index, n: int) -> Difference | None:
-    """The first pair of n tokens on which two relations differ, by query and then key."""
+    """Return the first pair of n tokens, by query and then key, on which two relations differ; None for no pair."""
     rows = max(1, ROWS_AT_ONCE // max(n, 1))
     for start in range(0, n, rows):
         stop = min(start + rows, n)
         a, b = (exact_evaluation.mask(relation, (start, stop), (0, n)) for relation in (one, other))
-        places = np.argwhere(a != b)
-        if len(places):
-            q, k = (int(x) for x in places[0])
+        pairs = np.argwhere(a != b)
+        if len(pairs):
+            q, k = (int(x) for x in pairs[0])
             return Difference(start + q, k, n, bool(a[q, k]))
     return None
 
 
 def difference_at(one: Index, other: Index, n: int, q: int, k: int) -> Difference | None:
-    """This pair of n tokens, if two relations differ on it."""
-    shown, shown_by_other = (exact_evaluation.mask(relation, (q, q + 1), (k, k + 1))[0, 0] for relation in (one, other))
-    return None if shown == shown_by_other else Difference(q, k, n, bool(shown))
+    """Return the given pair of n tokens if two relations differ on it, else None."""
+    in_first, in_other = (exact_evaluation.mask(relation, (q, q + 1), (k, k + 1))[0, 0] for relation in (one, other))
+    return None if in_first == in_other else Difference(q, k, n, bool(in_first))
 
 
 def reads_length(relation: Index) -> bool:

@@ -1,7 +1,8 @@
-"""Folding constructors: every exact expression is built here, and is in normal form from the start.
+"""Folding constructors, which build every exact expression in normal form.
 
-Sums are `Linear`; comparisons are `Compare` of a difference; `//` and `%` by a positive constant drop what divides;
-conjunctions and disjunctions are flat. All rules hold for unbounded integers and for `//` and `%` that floor.
+Sums are `Linear`; comparisons are `Compare` of a difference; `//` and `%` by a positive constant are simplified by
+terms that the constant divides; conjunctions and disjunctions are flat. All rules hold for unbounded integers and for
+`//` and `%` that round down.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ from attnc.compiler.ir import (
 from attnc.spec.errors import EvaluationError
 
 UNROLL = 64
-"""Aggregates with at most this many constant trips are written out."""
+"""Maximum number of constant trips of an aggregate that is unrolled."""
 
 UNROLLED_NODES = 1 << 14
-"""Aggregates that would be written out as more nodes than this, counted before they are joined, stay aggregates."""
+"""Maximum number of nodes of an unrolled aggregate, counted before folding; larger aggregates are not unrolled."""
 
 CLOSED_STEPS = 1 << 22
-"""Steps that the value of an aggregate of constants may take to be computed at once."""
+"""Maximum number of steps for computing an aggregate of constants at once."""
 
 WORD = 1 << 63
 
@@ -52,42 +53,42 @@ WORD = 1 << 63
 
 
 def const(value: int) -> Index:
-    """An integer."""
+    """Return an integer constant."""
     return intern(Const(value))
 
 
 def truth(value: bool) -> Index:
-    """A truth value."""
+    """Return a constant truth value."""
     return intern(Truth(value))
 
 
 def place(name: Literal["q", "k"]) -> Index:
-    """The position of this query or key."""
+    """Return the position of the current query or key."""
     return intern(Position(name))
 
 
 def head_index(name: str) -> Index:
-    """`head`, `kv_head` or `batch`."""
+    """Return the index of the current `head`, `kv_head` or `batch` entry."""
     return intern(HeadIndex(name))
 
 
 def extent(name: str) -> Index:
-    """A size known at the call."""
+    """Return a size known at the call."""
     return intern(Extent(name))
 
 
 def var(name: str, serial: int) -> Var:
-    """The variable of an aggregate."""
+    """Return the variable of an aggregate."""
     return intern(Var(name, serial))
 
 
 def lookup(tensor: Tensor, indices: tuple[Index, ...]) -> Index:
-    """An element of an input."""
+    """Return an element of an input."""
     return intern(Lookup(tensor, indices))
 
 
 def data_read(data: Data, indices: tuple[Index, ...]) -> Index:
-    """An element of data; a constant one inside the bounds is read at once."""
+    """Return an element of an array; an element at constant indices within bounds is read at once."""
     values = [i.value for i in indices if isinstance(i, Const)]
     if len(values) == len(indices) and all(0 <= i < n for i, n in zip(values, data.array.shape, strict=True)):
         item = data.array[tuple(values)].item()
@@ -96,12 +97,12 @@ def data_read(data: Data, indices: tuple[Index, ...]) -> Index:
 
 
 def coord(position: Index, offset: Index, stride: Index, modulus: Index | None, name: str) -> Index:
-    """A coordinate of a position; see `ir.Coord`."""
+    """Return a coordinate of a position; see `ir.Coord`."""
     return intern(Coord(position, offset, stride, modulus, name))
 
 
 def table_read(values: tuple[int, ...], index: Index) -> Index:
-    """An entry of a constant table; a table of equal entries needs no index."""
+    """Return an entry of a constant table; a table of equal entries by head becomes that entry."""
     if isinstance(index, Const) and 0 <= index.value < len(values):
         return const(values[index.value])
     if isinstance(index, HeadIndex) and len(set(values)) == 1:
@@ -113,7 +114,7 @@ def table_read(values: tuple[int, ...], index: Index) -> Index:
 
 
 def parts(node: Index) -> tuple[tuple[tuple[Index, int], ...], int]:
-    """A node as (terms with coefficients, constant)."""
+    """Split a node into terms with coefficients, and a constant."""
     match node:
         case Const():
             return (), node.value
@@ -124,7 +125,7 @@ def parts(node: Index) -> tuple[tuple[tuple[Index, int], ...], int]:
 
 
 def linear(terms: Iterable[tuple[Index, int]], constant: int) -> Index:
-    """`Σ coefficient · term + constant` in normal form; `c · (x // c) + x % c` becomes x."""
+    """Return `Σ coefficient · term + constant` in normal form; `c · (x // c) + x % c` becomes x."""
     total: dict[Index, int] = {}
     for term, coefficient in terms:
         total[term] = total.get(term, 0) + coefficient
@@ -155,29 +156,29 @@ def _join_quotients(total: dict[Index, int]) -> None:
 
 
 def add(*nodes: Index) -> Index:
-    """The sum of any number of nodes."""
+    """Return the sum of any number of nodes."""
     terms: list[tuple[Index, int]] = []
     constant = 0
     for node in nodes:
-        more, c = parts(node)
-        terms.extend(more)
+        node_terms, c = parts(node)
+        terms.extend(node_terms)
         constant += c
     return linear(terms, constant)
 
 
 def times(node: Index, factor: int) -> Index:
-    """A node times an integer."""
+    """Return a node times an integer."""
     terms, constant = parts(node)
     return linear([(t, c * factor) for t, c in terms], constant * factor)
 
 
 def sub(a: Index, b: Index) -> Index:
-    """`a - b`."""
+    """Return `a - b`."""
     return add(a, times(b, -1))
 
 
 def mul(a: Index, b: Index) -> Index:
-    """`a * b`."""
+    """Return `a * b`."""
     if isinstance(a, Const):
         return times(b, a.value)
     if isinstance(b, Const):
@@ -190,7 +191,7 @@ def mul(a: Index, b: Index) -> Index:
 
 
 def _split(node: Index, divisor: int) -> tuple[Index, Index]:
-    """node = divisor · whole + rest, by coefficients."""
+    """Split a node by its coefficients into `divisor · whole + rest`, and return `whole` and `rest`."""
     terms, constant = parts(node)
     whole = [(t, c // divisor) for t, c in terms if c % divisor == 0]
     rest = [(t, c) for t, c in terms if c % divisor]
@@ -198,7 +199,7 @@ def _split(node: Index, divisor: int) -> tuple[Index, Index]:
 
 
 def floordiv(a: Index, b: Index) -> Index:
-    """`a // b`, rounding down."""
+    """Return `a // b`, rounded down."""
     if not isinstance(b, Const) or b.value <= 0:
         if isinstance(a, Const) and isinstance(b, Const) and b.value:
             return const(a.value // b.value)
@@ -222,7 +223,7 @@ def floordiv(a: Index, b: Index) -> Index:
 
 
 def mod(a: Index, b: Index) -> Index:
-    """`a % b`, with the sign of b."""
+    """Return `a % b`, with the sign of b."""
     if not isinstance(b, Const) or b.value <= 0:
         if isinstance(a, Const) and isinstance(b, Const) and b.value:
             return const(a.value % b.value)
@@ -239,7 +240,7 @@ def mod(a: Index, b: Index) -> Index:
 
 
 def power(base: Index, exponent: Index) -> Index:
-    """`base ** exponent` for an exponent ≥ 0. A constant past 64 bits stays, and faults where it is asked."""
+    """Return `base ** exponent` for an exponent ≥ 0. A constant beyond 64 bits is kept, and faults when evaluated."""
     if isinstance(exponent, Const) and exponent.value in (0, 1):
         return const(1) if exponent.value == 0 else base
     if isinstance(base, Const) and base.value == 1:
@@ -268,7 +269,7 @@ def _extreme(op: Literal["min", "max"], nodes: Iterable[Index]) -> Index:
 
 
 def _beats(op: str, a: Index, b: Index) -> bool:
-    """Whether a is known to be at least as extreme as b: they differ by a constant."""
+    """Whether a is provably at least as extreme as b, because they differ by a constant."""
     difference = sub(a, b)
     if not isinstance(difference, Const):
         return False
@@ -276,25 +277,25 @@ def _beats(op: str, a: Index, b: Index) -> bool:
 
 
 def minimum(*nodes: Index) -> Index:
-    """The least; of two that differ by a constant, one is kept."""
+    """Return the least node; of two nodes that differ by a constant, only the smaller is kept."""
     return _extreme("min", nodes)
 
 
 def maximum(*nodes: Index) -> Index:
-    """The greatest; of two that differ by a constant, one is kept."""
+    """Return the greatest node; of two nodes that differ by a constant, only the larger is kept."""
     return _extreme("max", nodes)
 
 
 def absolute(node: Index) -> Index:
-    """The absolute value."""
+    """Return the absolute value of a node."""
     if isinstance(node, Const):
         return const(abs(node.value))
-    opposite = times(node, -1)  # |x| = |-x|: keep one of the two
+    opposite = times(node, -1)  # |x| = |-x|: a single normal form for both
     return intern(Arith("abs", (min(node, opposite, key=lambda n: n.digest),)))
 
 
 def function(op: str, *operands: Index) -> Index:
-    """isqrt, bitlen, bitand, bitor, xor. A constant argument outside the domain stays, and faults where asked."""
+    """Return isqrt, bitlen, bitand, bitor or xor of operands. Constants outside the domain fault when evaluated."""
     values = [n.value for n in operands if isinstance(n, Const)]
     if len(values) == len(operands):
         match op, values:
@@ -315,7 +316,7 @@ def function(op: str, *operands: Index) -> Index:
 
 
 def nonnegative(node: Index) -> Index:
-    """`node >= 0`."""
+    """Return the condition `node >= 0`."""
     terms, constant = parts(node)
     if not terms:
         return truth(constant >= 0)
@@ -324,7 +325,7 @@ def nonnegative(node: Index) -> Index:
 
 
 def zero(node: Index) -> Index:
-    """`node == 0`."""
+    """Return the condition `node == 0`."""
     terms, constant = parts(node)
     if not terms:
         return truth(constant == 0)
@@ -337,24 +338,24 @@ def zero(node: Index) -> Index:
 
 
 def less_equal(a: Index, b: Index) -> Index:
-    """`a <= b`."""
+    """Return the condition `a <= b`."""
     return nonnegative(sub(b, a))
 
 
 def less(a: Index, b: Index) -> Index:
-    """`a < b`."""
+    """Return the condition `a < b`."""
     return nonnegative(add(b, times(a, -1), const(-1)))
 
 
 def equal(a: Index, b: Index) -> Index:
-    """Equality of two integers or of two truth values."""
+    """Return the condition `a == b` of two integers or two truth values."""
     if is_truth(a):
         return choice(a, b, negation(b))
     return zero(sub(a, b))
 
 
 def negation(node: Index) -> Index:
-    """`not node`."""
+    """Return `not node`."""
     match node:
         case Truth():
             return truth(not node.value)
@@ -373,7 +374,7 @@ def _junction(op: Literal["and", "or"], nodes: Iterable[Index]) -> Index:
         for operand in node.operands if isinstance(node, Bool) and node.op == op else (node,):
             if isinstance(operand, Truth):
                 if operand.value != neutral:
-                    return operand  # an earlier operand's fault is not worth keeping
+                    return operand  # this drops faults of earlier operands
             else:
                 kept[operand] = None
     operands = _tightened(op, tuple(kept))
@@ -383,7 +384,7 @@ def _junction(op: Literal["and", "or"], nodes: Iterable[Index]) -> Index:
 
 
 def _tightened(op: Literal["and", "or"], operands: tuple[Index, ...]) -> tuple[Index, ...]:
-    """Keep the deciding bound of each sum, where its first bound stood, so that it still guards what follows."""
+    """Keep the tightest bound of each sum at the place of its first bound, so that it still guards later operands."""
     bounds: dict[tuple[tuple[Index, int], ...], list[Compare]] = {}
     for operand in operands:
         if isinstance(operand, Compare) and operand.op == "ge":
@@ -405,7 +406,7 @@ _Terms = tuple[tuple[Index, int], ...]
 
 
 def _crosses(op: str, terms: _Terms, same: list[Compare], bounds: dict[_Terms, list[Compare]]) -> bool:
-    """Whether bounds from below and from above leave nothing between them, or, joined by `or`, everything."""
+    """Whether lower and upper bounds of a sum exclude every value (`and`), or together allow every value (`or`)."""
     opposite = bounds.get(tuple((term, -factor) for term, factor in terms), [])
     extreme = min if op == "and" else max
     if not opposite:
@@ -423,17 +424,17 @@ def product(factors: Iterable[Index]) -> Index:
 
 
 def conjunction(*nodes: Index) -> Index:
-    """`and` of any number of nodes, left to right."""
+    """Return the `and` of any number of nodes, left to right."""
     return _junction("and", nodes)
 
 
 def disjunction(*nodes: Index) -> Index:
-    """`or` of any number of nodes, left to right."""
+    """Return the `or` of any number of nodes, left to right."""
     return _junction("or", nodes)
 
 
 def choice(condition: Index, then: Index, otherwise: Index) -> Index:
-    """`then if condition else otherwise`."""
+    """Return `then if condition else otherwise`."""
     if isinstance(condition, Truth):
         return then if condition.value else otherwise
     if then is otherwise:
@@ -458,9 +459,9 @@ def reduce(
     condition: Index,
     body: Index,
 ) -> Index:
-    """An aggregate. A short one with constant ends is written out, but for min and max that may be empty.
+    """Return an aggregate. Short aggregates with constant ends are unrolled, except min and max that may be empty.
 
-    A condition that asks for one quotient of the variable becomes part of the range.
+    A condition that fixes a quotient of the variable becomes part of the range.
     """
     low, high, condition = _narrowed(variable, low, high, condition)
     if op == "sum" and isinstance(condition, Truth) and condition.value and isinstance(body, Const):
@@ -474,13 +475,13 @@ def reduce(
             nodes = len(trips) * (len(condition.below) + len(body.below))
             if nodes <= UNROLLED_NODES:
                 return _unrolled(op, variable, trips, condition, body)
-    found = intern(Reduce(op, variable, low, high, condition, body))
-    value = _closed_value(found) if bounded else None
-    return found if value is None else value
+    aggregate = intern(Reduce(op, variable, low, high, condition, body))
+    value = _closed_value(aggregate) if bounded else None
+    return aggregate if value is None else value
 
 
 def _closed_value(node: Reduce) -> Index | None:
-    """The value of an aggregate that depends on nothing else; None where it does, or takes long, or is a fault."""
+    """The value of an aggregate of constants; None if it reads anything else, takes too long, or is a fault."""
     from attnc.compiler.analysis import exact_evaluation
     from attnc.compiler.analysis.aggregates import counted
 
@@ -500,24 +501,24 @@ _CLOSED = (Const, Truth, Linear, Arith, Compare, Bool, Not, ExactSelect, TableRe
 
 
 def _narrowed(variable: Var, low: Index, high: Index, condition: Index) -> tuple[Index, Index, Index]:
-    """The range cut to where `(variable + rest) // divisor == quotient`, if the condition asks for that."""
+    """Cut the range to `(variable + rest) // divisor == quotient`, if the condition requires that."""
     conjuncts = condition.operands if isinstance(condition, Bool) and condition.op == "and" else (condition,)
     for conjunct in conjuncts:
-        found = _quotient_asked(conjunct, variable)
-        if found is not None:
-            start, length = found
+        stretch = _quotient_asked(conjunct, variable)
+        if stretch is not None:
+            start, length = stretch
             others = conjunction(*(c for c in conjuncts if c is not conjunct))
             return maximum(low, start), minimum(high, add(start, const(length))), others
     return low, high, condition
 
 
 def _quotient_asked(condition: Index, variable: Var) -> tuple[Index, int] | None:
-    """The stretch, by start and length, in which `(variable + rest) // length == quotient`."""
+    """The start and length of the stretch where `(variable + rest) // length == quotient`; None for others."""
     if not (isinstance(condition, Compare) and condition.op == "eq"):
         return None
     terms, constant = parts(condition.value)
-    found = [(term, factor, _quotient(term, variable)) for term, factor in terms]
-    for term, factor, quotient in found:
+    quotients = [(term, factor, _quotient(term, variable)) for term, factor in terms]
+    for term, factor, quotient in quotients:
         if quotient is not None and abs(factor) == 1:
             others = linear([(t, -c * factor) for t, c in terms if t is not term], -constant * factor)
             if mentions(others, variable):
@@ -528,13 +529,13 @@ def _quotient_asked(condition: Index, variable: Var) -> tuple[Index, int] | None
 
 
 def _quotient(node: Index, variable: Var) -> tuple[Index, int] | None:
-    """`variable + rest` and the divisor of `(variable + rest) // divisor`."""
+    """The sum `variable + rest` and the divisor of `(variable + rest) // divisor`; None for other nodes."""
     match node:
         case Arith(op="floordiv", operands=(inner, Const(value=divisor))) if divisor > 0:
             terms, _ = parts(inner)
             others = (term for term, _ in terms if term is not variable)
-            alone = dict(terms).get(variable) == 1 and not any(mentions(term, variable) for term in others)
-            return (inner, divisor) if alone else None
+            is_plain = dict(terms).get(variable) == 1 and not any(mentions(term, variable) for term in others)
+            return (inner, divisor) if is_plain else None
         case _:
             return None
 
@@ -544,12 +545,12 @@ def mentions(node: Index, variable: Var) -> bool:
     pending: list[Index] = [node]
     seen: set[Index] = set()
     while pending:
-        here = pending.pop()
-        if here is variable:
+        current = pending.pop()
+        if current is variable:
             return True
-        if here not in seen:
-            seen.add(here)
-            pending.extend(here.children())
+        if current not in seen:
+            seen.add(current)
+            pending.extend(current.children())
     return False
 
 
@@ -581,5 +582,5 @@ def rounded(
     k_units: tuple[Index, ...],
     keep: Index,
 ) -> Index:
-    """A condition on blocks; see `ir.UnitCondition`."""
+    """Return a condition on blocks; see `ir.UnitCondition`."""
     return keep if isinstance(keep, Truth) else intern(UnitCondition(q_vars, q_units, k_vars, k_units, keep))

@@ -1,4 +1,4 @@
-"""Choices that look ahead: where what a row chooses depends on tokens behind its first query."""
+"""Selections that look ahead: the selection of a row depends on tokens after the row's first query."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ Int64 = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 SHORTEST, LONGEST = 192, 2048
-"""Tokens of a sample."""
+"""The shortest and longest sample, in tokens."""
 PLACES = 4
-"""Places that a sample should have."""
+"""Minimum number of places in a sample."""
 ROWS = 48
-"""Rows of a sample that are looked at."""
+"""Number of rows of a sample to evaluate."""
 
 
 @dataclass(frozen=True)
 class Ahead:
-    """A query, the place that it may choose, and the token behind it by which that is scored."""
+    """A witness of foresight: a query, a place that it may select, and a later token that the place's score reads."""
 
     selection: str
     query: int
@@ -39,31 +39,31 @@ class Ahead:
 
 
 def looks_ahead(pattern: ir.Pattern) -> Ahead | None:
-    """A witness that a causal pattern chooses by what comes later, None where none was found."""
+    """Find a witness that a causal pattern selects by later tokens; None where the samples show none."""
     for item in pattern.selections:
-        asking = [node for node in pattern.nodes if item in _decisive(pattern, node)]
-        found = _SelectionSample.of(item)
-        if found is None or not asking or not all(_is_causal(node, found.tokens) for node in asking):
+        readers = [node for node in pattern.nodes if item in _decisive(pattern, node)]
+        sample = _SelectionSample.of(item)
+        if sample is None or not readers or not all(_is_causal(node, sample.tokens) for node in readers):
             continue
-        witness = found.witness()
+        witness = sample.witness()
         if witness is not None:
             return witness
     return None
 
 
 def _decisive(pattern: ir.Pattern, node: ir.Attend) -> list[ir.Selection]:
-    """The selections by which a relation is decided, those that others of them ask too."""
-    read, result = asked([node.visible]), list[ir.Selection]()
+    """The selections that a relation reads, directly or through other selections."""
+    masks_read, result = asked([node.visible]), list[ir.Selection]()
     while True:
-        more = [item for item in pattern.selections if item.given in read and item not in result]
-        if not more:
+        new = [item for item in pattern.selections if item.given in masks_read and item not in result]
+        if not new:
             return result
-        result += more
-        read = read.union(*(asked_by_selection(item) for item in more))
+        result += new
+        masks_read = masks_read.union(*(asked_by_selection(item) for item in new))
 
 
 def _is_causal(node: ir.Attend, n: int) -> bool:
-    """Whether no query sees a later key, whatever is chosen."""
+    """Whether no query sees a later key, whatever selections select."""
     if node.keys is not None:
         return False
     relation = might_hold(node.visible, asked([node.visible]))
@@ -72,49 +72,49 @@ def _is_causal(node: ir.Attend, n: int) -> bool:
         variable, low, high = node.family
         ends = {_count(low, n), max(_count(high, n) - 1, _count(low, n))}
         relations = [substitute(relation, {variable: fold.const(end)}) for end in ends]
-    masks = [exact_evaluation.mask(_specialised(each, n), (0, n), (0, n)) for each in relations]
+    masks = [exact_evaluation.mask(_specialised(variant, n), (0, n), (0, n)) for variant in relations]
     return not any(bool(np.triu(mask, 1).any()) for mask in masks)
 
 
 def _specialised(node: Index, n: int) -> Index:
-    own = {name: PLACES for below in node.below if isinstance(below, ir.Extent) for name in [below.name]}
-    sizes = CallSizes({**own, "heads": 1, "kv_heads": 1, "group": 1, "dk": 8, "dv": 8, TOKENS: n})
+    other_sizes = {name: PLACES for below in node.below if isinstance(below, ir.Extent) for name in [below.name]}
+    sizes = CallSizes({**other_sizes, "heads": 1, "kv_heads": 1, "group": 1, "dk": 8, "dv": 8, TOKENS: n})
     return specialise(node, sizes, Slices({}), Window(0, 0, n, n, 0), batch=0, head=0, group=1)
 
 
 @dataclass
 class _SelectionSample:
-    """Rows and places of a selection among some tokens: a lane for each pair."""
+    """A sample of a selection's rows and places over a number of tokens: one lane for each pair."""
 
     item: ir.Selection
     tokens: int
     lanes: PointBatch
     limit: Int64
-    """By lane: the first query of its row."""
+    """The first query of the row of each lane."""
     alive: Bools
     _variables: dict[ir.Var, Int64] = field(default_factory=dict)
 
     @classmethod
     def of(cls, item: ir.Selection) -> _SelectionSample | None:
-        """A sample that has a few places."""
+        """Return a sample with at least `PLACES` places; None where the selection cannot be sampled."""
         n = SHORTEST
         try:
             while _count(item.items, n) < PLACES and n < LONGEST:
                 n *= 2
             rows, places = _count(item.rows, n), _count(item.items, n)
             row_of = exact_evaluation.integers(_specialised(item.row_of, n), (0, n), (0, 1))[:, 0]
-            own = np.unique(np.linspace(0, rows - 1, ROWS).astype(np.int64))
-            first = np.array([int(np.argmax(row_of == row)) if (row_of == row).any() else n for row in own])
-            q, k = np.repeat(own, places), np.tile(np.arange(places), len(own))
+            sampled_rows = np.unique(np.linspace(0, rows - 1, ROWS).astype(np.int64))
+            first = np.array([int(np.argmax(row_of == row)) if (row_of == row).any() else n for row in sampled_rows])
+            q, k = np.repeat(sampled_rows, places), np.tile(np.arange(places), len(sampled_rows))
             sample = cls(item, n, PointBatch({}, q, k), np.repeat(first, places), np.ones(len(q), dtype=np.bool_))
             candidates = might_hold(item.candidates, asked([item.candidates]))
             sample.alive = sample._holds(candidates) & (sample.limit < n)
         except (AssertionError, KeyError, EvaluationError):
-            return None  # it has sizes of its own, or no value there: a call says so
+            return None  # the selection reads unknown sizes, or has a fault, which a call reports
         return sample
 
     def witness(self) -> Ahead | None:
-        """The first lane that reads a token behind its query."""
+        """Return the first lane whose score reads a token after its query; None where no lane does."""
         try:
             token = self._last(self.item.score, self.alive)
         except (AssertionError, KeyError, EvaluationError):
@@ -133,7 +133,7 @@ class _SelectionSample:
         return np.asarray(self._numbers(condition) != 0)
 
     def _last(self, node: Value, alive: Bools) -> Int64:
-        """The last token that a value reads in each lane, -1 for none."""
+        """The last token that a value reads in each lane; -1 for no token."""
         nothing = np.full(len(alive), -1, dtype=np.int64)
         if not alive.any():
             return nothing
@@ -142,35 +142,37 @@ class _SelectionSample:
                 return np.where(alive, self._numbers(at), -1)
             case ir.Element(tensor=tensor, indices=indices):
                 pairs = zip(tensor.dims, indices, strict=False)
-                own = [self._numbers(i) for dim, i in pairs if dim in ("key", "token", "query")]
-                return np.where(alive, np.maximum.reduce([nothing, *own]), -1)
+                last = [self._numbers(i) for dim, i in pairs if dim in ("key", "token", "query")]
+                return np.where(alive, np.maximum.reduce([nothing, *last]), -1)
             case ir.FloatSelect(condition=condition, then=then, otherwise=otherwise):
                 holds = self._holds(condition)
                 return np.maximum(self._last(then, alive & holds), self._last(otherwise, alive & ~holds))
             case ir.ValueReduce():
-                return self._of_total(node, alive)
+                return self._last_in_range(node, alive)
             case ir.VisibleReduce(body=body):
-                own = self._last(body, self.alive).reshape(-1, len(np.unique(self.lanes.k))).max(1)
-                return np.asarray(np.where(alive, np.repeat(own, len(alive) // max(len(own), 1)), -1))
+                last = self._last(body, self.alive).reshape(-1, len(np.unique(self.lanes.k))).max(1)
+                return np.asarray(np.where(alive, np.repeat(last, len(alive) // max(len(last), 1)), -1))
             case _:
                 inner = [self._last(child, alive) for child in node.children() if isinstance(child, ir.VALUES)]
                 return np.asarray(np.maximum.reduce([nothing, *inner]))
 
-    def _of_total(self, node: ir.ValueReduce, alive: Bools) -> Int64:
-        """Over a range, by its ends: what it reads lies between those."""
+    def _last_in_range(self, node: ir.ValueReduce, alive: Bools) -> Int64:
+        """The last token that an aggregate reads, at the ends of its range; all other reads lie in between."""
         low, high = self._numbers(node.low), self._numbers(node.high)
-        some = alive & (low < high)
+        nonempty = alive & (low < high)
         result = np.full(len(alive), -1, dtype=np.int64)
-        before = dict(self._variables)
+        outer_variables = dict(self._variables)
         for end in (low, high - 1):
-            self._variables = {**before, node.var: np.where(some, end, low)}
-            result = np.maximum(result, self._last(node.body, some & self._holds(node.condition)))
-        self._variables = before
+            self._variables = {**outer_variables, node.var: np.where(nonempty, end, low)}
+            result = np.maximum(result, self._last(node.body, nonempty & self._holds(node.condition)))
+        self._variables = outer_variables
         return result
 
 
 def _count(node: Index | None, n: int) -> int:
     if node is None:
         return n
-    found = _specialised(node, n)
-    return found.value if isinstance(found, ir.Const) else int(exact_evaluation.integers(found, (0, 1), (0, 1))[0, 0])
+    specialised = _specialised(node, n)
+    if isinstance(specialised, ir.Const):
+        return specialised.value
+    return int(exact_evaluation.integers(specialised, (0, 1), (0, 1))[0, 0])

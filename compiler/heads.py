@@ -1,4 +1,4 @@
-"""The head index that an expression depends on: query head, kv head or none."""
+"""The head index on which expressions depend: the query head, the kv head, or neither."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ Heads = Literal["head", "kv_head"]
 
 
 def heads_read(roots: Sequence[ir.Value | Index]) -> Heads | None:
-    """Whether expressions differ from query head to query head, from kv head to kv head, or not at all."""
-    found = {way for root in roots for way in _ways(root)}
-    return "head" if "head" in found else "kv_head" if found else None
+    """Return the head index on which expressions depend: "head", "kv_head", or None."""
+    ways = {index for root in roots for index in _ways(root)}
+    return "head" if "head" in ways else "kv_head" if ways else None
 
 
 def at_own_head(node: ir.Lookup, count: int) -> bool:
-    """Whether the first so many indices of an input are the batch entry and the head at hand, or nothing."""
+    """Whether the first `count` indices of a read are the current batch entry and head."""
     head = fold.head_index("head")
-    own = {"batch": fold.head_index("batch"), "head": head, "kv_head": fold.floordiv(head, fold.extent("group"))}
+    current = {"batch": fold.head_index("batch"), "head": head, "kv_head": fold.floordiv(head, fold.extent("group"))}
     pairs = zip(node.tensor.dims[:count], node.indices[:count], strict=True)
-    return all(own.get(str(dim)) is index for dim, index in pairs)
+    return all(current.get(str(dim)) is index for dim, index in pairs)
 
 
 def _ways(root: ir.Value | Index) -> set[Heads]:
-    """How the head at hand is read: as itself, or as its kv head."""
-    own, result, seen = fold.head_index("head"), set[Heads](), set[object]()
-    shared = {fold.floordiv(own, fold.extent("group")), fold.head_index("kv_head")}
+    """The ways in which an expression reads the current head: as the query head, or as its kv head."""
+    query_head, result, seen = fold.head_index("head"), set[Heads](), set[object]()
+    kv_heads = {fold.floordiv(query_head, fold.extent("group")), fold.head_index("kv_head")}
     pending: list[Index | ir.Value] = [root]
     while pending:
         node = pending.pop()
@@ -36,11 +36,11 @@ def _ways(root: ir.Value | Index) -> set[Heads]:
             continue
         seen.add(node)
         match node:
-            case _ if node in shared:
+            case _ if node in kv_heads:
                 result.add("kv_head")
             case ir.HeadIndex(name="head"):
                 result.add("head")
-            case ir.Vec(tensor="k" | "v", head=head, at=at) if head is own:
+            case ir.Vec(tensor="k" | "v", head=head, at=at) if head is query_head:
                 result.add("kv_head")
                 pending.append(at)
             case _:

@@ -1,8 +1,8 @@
 """The pattern IR: frozen nodes, interned by structure, so that equal nodes are one object.
 
-Exact expressions (`Index`) are integers and truth values only: a rational is a numerator over a positive denominator,
-and comparisons of rationals have been scaled to integers by the lowering. Build nodes with the folding constructors of
-`compiler.fold`; print them with `compiler.print_ir`; `compiler.verify_ir` says what must hold of a `Pattern`.
+Exact expressions (`Index`) are integers and truth values only: the lowering writes a rational as a numerator over a
+positive denominator, and scales comparisons of rationals to integers. Build nodes with the folding constructors of
+`compiler.fold`; print them with `compiler.print_ir`; `compiler.verify_ir` checks the invariants of a `Pattern`.
 """
 
 from __future__ import annotations
@@ -28,39 +28,39 @@ _lock = fork_safe_lock()
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """Base of interned nodes. `digest` is the same in every process for the same structure (but for `Data`)."""
+    """Base of interned nodes. `digest` depends on structure alone, the same in every process, except for `Data`."""
 
     digest: bytes = field(init=False, repr=False)
     _children: tuple[Index, ...] = field(init=False, repr=False)
     operand_fields: ClassVar[tuple[str, ...]] = ()
 
     def children(self) -> tuple[Index, ...]:
-        """The operands, in order of evaluation."""
+        """Return the operands, in order of evaluation."""
         return self._children
 
     @cached_property
     def below(self) -> tuple[Index, ...]:
-        """Every distinct node below and including this one, operands before users."""
-        found: dict[Index, None] = {}
+        """Every distinct subexpression including this node, operands before users."""
+        nodes: dict[Index, None] = {}
         stack: list[tuple[Index, bool]] = [(cast("Index", self), False)]
         while stack:
             node, expanded = stack.pop()
             if expanded:
-                found[node] = None
-            elif node not in found:
+                nodes[node] = None
+            elif node not in nodes:
                 stack.append((node, True))
                 stack.extend((child, False) for child in reversed(node.children()))
-        return tuple(found)
+        return tuple(nodes)
 
 
 @cache
-def _own_fields(kind: Any) -> tuple[str, ...]:
-    """The fields that make up a node's structure."""
+def _structure_fields(kind: Any) -> tuple[str, ...]:
+    """The names of the fields that make up a node's structure."""
     return tuple(f.name for f in fields(kind) if f.init)
 
 
 def _nodes(value: object) -> Iterator[Index]:
-    """The expressions in a field: itself, or those of a tuple."""
+    """Yield the expressions in a field's value, which may be an expression or a nested tuple."""
     if isinstance(value, tuple | list):
         for item in value:
             yield from _nodes(item)
@@ -72,19 +72,19 @@ N = TypeVar("N", bound=Node)
 
 
 def intern(node: N) -> N:
-    """The one node with this structure."""
+    """Return the unique node with this structure."""
     hasher = hashlib.blake2b(type(node).__name__.encode(), digest_size=16)
     kind: Any = type(node)
-    for name in _own_fields(kind):
+    for name in _structure_fields(kind):
         _feed(hasher, getattr(node, name))
     digest = hasher.digest()
     with _lock:
-        known = _interned.get(digest)
-        if known is None:
+        interned = _interned.get(digest)
+        if interned is None:
             object.__setattr__(node, "digest", digest)
             object.__setattr__(node, "_children", tuple(_nodes([getattr(node, f) for f in node.operand_fields])))
-            _interned[digest] = known = node
-    return known  # type: ignore[return-value]  # same digest, same class
+            _interned[digest] = interned = node
+    return interned  # type: ignore[return-value]  # same digest, same class
 
 
 def _feed(hasher: Any, value: object) -> None:
@@ -113,28 +113,28 @@ class Const(Node):
 
 @dataclass(frozen=True, eq=False)
 class Position(Node):
-    """The position of this query or key. After `specialise`, the query's is its row."""
+    """The position of the current query or key. After `specialise`, a query's position is its row."""
 
     name: Literal["q", "k"]
 
 
 @dataclass(frozen=True, eq=False)
 class HeadIndex(Node):
-    """`head`, `kv_head` or `batch`."""
+    """The index of the current `head`, `kv_head` or `batch` entry."""
 
     name: str
 
 
 @dataclass(frozen=True, eq=False)
 class Extent(Node):
-    """A size known at the call: `queries keys heads kv_heads group dk dv`, a named dimension, a segment's length."""
+    """A size known at the call: `queries`, `keys`, `heads`, `kv_heads`, `group`, `dk`, `dv`, or a dimension by name."""
 
     name: str
 
 
 @dataclass(frozen=True, eq=False)
 class Var(Node):
-    """The variable of a `Reduce`; `serial` tells nested ones of a name apart."""
+    """The variable of a `Reduce`; `serial` distinguishes nested variables with the same name."""
 
     name: str
     serial: int
@@ -142,7 +142,7 @@ class Var(Node):
 
 @dataclass(frozen=True, eq=False)
 class Coord(Node):
-    """`(position - offset) // stride % extent`: a coordinate; the slowest axis has no `extent` (and no remainder)."""
+    """The coordinate `(position - offset) // stride % extent`; the slowest axis has no `extent` (and no remainder)."""
 
     operand_fields = ("position", "offset", "stride", "extent")
 
@@ -155,7 +155,7 @@ class Coord(Node):
 
 @dataclass(frozen=True, eq=False)
 class Linear(Node):
-    """`Σ coefficient · term + constant`: the normal form of sums. Terms are distinct, not Linear, sorted by digest."""
+    """The normal form of sums: `Σ coefficient · term + constant`, with distinct non-Linear terms sorted by digest."""
 
     operand_fields = ("terms",)
 
@@ -165,7 +165,10 @@ class Linear(Node):
 
 @dataclass(frozen=True, eq=False)
 class Arith(Node):
-    """mul floordiv mod pow min max abs isqrt bitlen bitand bitor xor; `//` and `%` floor; `pow` has exponent ≥ 0."""
+    """An integer operation: mul, floordiv, mod, pow, min, max, abs, isqrt, bitlen, bitand, bitor or xor.
+
+    floordiv and mod round down; the exponent of pow is ≥ 0.
+    """
 
     operand_fields = ("operands",)
 
@@ -185,7 +188,7 @@ class TableRead(Node):
 
 @dataclass(frozen=True, eq=False)
 class Lookup(Node):
-    """An element of a tensor, one index for every dimension; those into token, key and query are positions."""
+    """An element of a tensor, with one index per dimension; token, key and query dimensions are indexed by position."""
 
     operand_fields = ("indices",)
 
@@ -195,7 +198,7 @@ class Lookup(Node):
 
 @dataclass(frozen=True, eq=False)
 class DataRead(Node):
-    """An element of data at hand (a tensor's slice for one batch entry and head), after `specialise`."""
+    """An element of an array: after `specialise`, the slice of a tensor for one batch entry and window."""
 
     operand_fields = ("indices",)
 
@@ -205,7 +208,7 @@ class DataRead(Node):
 
 @dataclass(frozen=True, eq=False)
 class RoundToInt(Node):
-    """`floor` or `ceil` of a binary64 value of exact numbers; `specialise` makes a table of it."""
+    """The `floor` or `ceil` of a binary64 value of exact numbers; `specialise` replaces it by a table."""
 
     operand_fields = ("value",)
 
@@ -215,9 +218,9 @@ class RoundToInt(Node):
 
 @dataclass(frozen=True, eq=False)
 class Reduce(Node):
-    """`op(body for var in low .. high if condition)`; op is sum, min, max, any or all.
+    """The aggregate `op(body for var in low .. high if condition)`; op is sum, min, max, any or all.
 
-    Of nothing: 0 for sum, false for any, true for all; min and max of nothing are faults.
+    An empty aggregate is 0 for sum, false for any and true for all; an empty min or max is a fault.
     """
 
     operand_fields = ("low", "high", "condition", "body")
@@ -235,14 +238,14 @@ class Reduce(Node):
 
 @dataclass(frozen=True, eq=False)
 class Truth(Node):
-    """True or false."""
+    """The constant true or false."""
 
     value: bool
 
 
 @dataclass(frozen=True, eq=False)
 class Compare(Node):
-    """`value >= 0` or `value == 0`: the normal form of comparisons."""
+    """The normal form of comparisons: `value >= 0` or `value == 0`."""
 
     operand_fields = ("value",)
 
@@ -252,7 +255,7 @@ class Compare(Node):
 
 @dataclass(frozen=True, eq=False)
 class Bool(Node):
-    """n-ary `and` or `or`, left to right: a later operand is asked only where the earlier ones leave it open."""
+    """An n-ary `and` or `or`, evaluated left to right and only until the result is decided."""
 
     operand_fields = ("operands",)
 
@@ -262,7 +265,7 @@ class Bool(Node):
 
 @dataclass(frozen=True, eq=False)
 class Not(Node):
-    """Negation."""
+    """The negation of a truth value."""
 
     operand_fields = ("operand",)
 
@@ -271,7 +274,7 @@ class Not(Node):
 
 @dataclass(frozen=True, eq=False)
 class ExactSelect(Node):
-    """`then if condition else otherwise`, of integers or of truth values; only the chosen side is asked."""
+    """The choice `then if condition else otherwise` of integers or truth values; only the chosen side is evaluated."""
 
     operand_fields = ("condition", "then", "otherwise")
 
@@ -282,10 +285,11 @@ class ExactSelect(Node):
 
 @dataclass(frozen=True, eq=False)
 class UnitCondition(Node):
-    """`keep` at the units around the place: a truth value that is the same all over a block.
+    """The condition `keep` on the units that hold the query and the key; it has one value on all of a block.
 
-    `q_vars` and `k_vars` stand in `keep` for the values of `q_units`, which depend on the query, and `k_units`, on the
-    key. `keep` itself reads no place: in it queries and keys are variables of aggregates, which run inside the units.
+    In `keep`, `q_vars` stand for the values of `q_units`, which depend on the query, and `k_vars` for the values of
+    `k_units`, which depend on the key. `keep` reads no position: its queries and keys are variables of aggregates that
+    run inside the units.
     """
 
     operand_fields = ("q_units", "k_units", "keep")
@@ -298,7 +302,7 @@ class UnitCondition(Node):
 
     @property
     def units(self) -> tuple[tuple[Var, Index], ...]:
-        """Every variable with the value it stands for."""
+        """Every variable with the unit value for which it stands."""
         return tuple(zip(self.q_vars + self.k_vars, self.q_units + self.k_units, strict=True))
 
 
@@ -326,7 +330,7 @@ Index = (
 
 
 def is_truth(node: Index) -> bool:
-    """Whether the node's value is a truth value (else an integer)."""
+    """Whether the value of an exact expression is a truth value; otherwise it is an integer."""
     match node:
         case Truth() | Compare() | Bool() | Not() | UnitCondition():
             return True
@@ -347,11 +351,11 @@ def is_truth(node: Index) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Tensor(Node):
-    """An input of each call; `dims` are fixed names (batch head kv_head query key token dk dv), new sizes, or numbers.
+    """An input of a call. `dims`: fixed names (batch head kv_head query key token dk dv), other sizes, or numbers.
 
-    `real` and `complex` ones enter values only. `learned`: a module owns it. `refinement`: what its entries
-    promise to be, 0 to 1, at most 0, or above 0. `made`: it is not given, but made of one that
-    is.
+    `real` and `complex` tensors are read by values only. `learned`: the tensor is a parameter of a module.
+    `refinement`: the range that the caller guarantees for entries: 0 to 1, at most 0, or above 0. `made`: the call
+    derives the tensor from another input.
     """
 
     name: str
@@ -363,16 +367,16 @@ class Tensor(Node):
 
     @property
     def is_floating(self) -> bool:
-        """Whether it holds floating-point numbers."""
+        """Whether the tensor holds floating-point numbers."""
         return self.kind in ("real", "complex")
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A tensor of the call: tokens sorted by the entries of the input `of`, ties to the earlier one.
+    """The derivation of a tensor from a stable sort of tokens by the entries of the input `of`.
 
-    `what`: the place of each token, the token at each place, or, of entries modulo `count`, where each of these numbers
-    begins among the places, with their end.
+    `what`: "ranks" is the rank of each token, "order" the token at each rank, and "starts", for entries modulo `count`,
+    the first rank of each number, followed by the number of tokens.
     """
 
     of: str
@@ -382,7 +386,7 @@ class Made:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Data:
-    """An array of int64 or bool that a relation reads; identity is equality. `cache` keeps what analysis derives."""
+    """An array of int64 or bool that a relation reads, compared by identity. `cache` holds results of analysis."""
 
     name: str
     array: NDArray[Any]
@@ -394,14 +398,14 @@ class Data:
 
 @dataclass(frozen=True, eq=False)
 class Number(Node):
-    """A constant."""
+    """A floating-point constant."""
 
     value: float
 
 
 @dataclass(frozen=True, eq=False)
 class Ratio(Node):
-    """An exact number, `num / den`, on its way into floating point."""
+    """The exact number `num / den`, converted to floating point."""
 
     operand_fields = ("num", "den")
 
@@ -410,12 +414,12 @@ class Ratio(Node):
 
 
 OUTSIDE = -(1 << 40)
-"""The position of a key that is no token, beyond the grid."""
+"""The position of a key of zeros beyond the grid, which is not a token."""
 
 
 @dataclass(frozen=True, eq=False)
 class Vec(Node):
-    """The vector of q, k or v of a query head, at a position; k and v: of its kv head; at `OUTSIDE` zeros."""
+    """The q, k or v vector at a position, for a query head (k and v: for its kv head); zeros at `OUTSIDE`."""
 
     operand_fields = ("head", "at")
 
@@ -426,12 +430,12 @@ class Vec(Node):
 
 @dataclass(frozen=True, eq=False)
 class Scale(Node):
-    """The call's scale, dk^-1/2 unless given."""
+    """The call's scale; the default is dk^-1/2."""
 
 
 @dataclass(frozen=True, eq=False)
 class Element(Node):
-    """An element of a real input: an index for each dimension, or for the first ones; then it is a vector."""
+    """An element of a real input; with fewer indices than dimensions, a vector over the remaining dimensions."""
 
     operand_fields = ("indices",)
 
@@ -441,13 +445,13 @@ class Element(Node):
 
 @dataclass(frozen=True, eq=False)
 class Apply(Node):
-    """A function of numbers, or of vectors entry by entry, a number going with a vector.
+    """A function of numbers or of vectors, applied elementwise; numbers broadcast over vectors.
 
-    add sub mul div neg pow abs min max clamp sqrt exp log log2 tanh sigmoid softplus relu elu silu sin cos logaddexp;
-    share, a division in which 0 / 0 is 0; and of a vector as a whole, normalised and rms. In derivatives also sign,
-    if_at_least (of a, b, then, otherwise: `then` where a >= b) and chain, a product that is 0 where its first factor
-    is, whatever the second. In recurrences also softmax, of a vector as a whole, and a vector goes with a matrix over
-    its axis.
+    `op`: add, sub, mul, div, neg, pow, abs, min, max, clamp, sqrt, exp, log, log2, tanh, sigmoid, softplus, relu, elu,
+    silu, sin, cos, logaddexp; share, a division in which 0 / 0 is 0; normalised and rms, which take a whole vector. In
+    derivatives also sign, if_at_least (a, b, then, otherwise: `then` where a >= b) and chain, a product that is 0 where
+    its first factor is 0, whatever the second. In recurrences also softmax, which takes a whole vector, and vectors
+    broadcast over matrices along their axis.
     """
 
     operand_fields = ("operands",)
@@ -478,7 +482,7 @@ class Pick(Node):
 
 @dataclass(frozen=True, eq=False)
 class VectorPart(Node):
-    """The part with this number of `of` equal ones of a vector."""
+    """Part `number` of the `of` equal parts of a vector."""
 
     operand_fields = ("vector",)
 
@@ -499,7 +503,7 @@ class Outer(Node):
 
 @dataclass(frozen=True, eq=False)
 class Contract(Node):
-    """The sum over an axis of each: axis `left_axis` of the one, `right_axis` of the other; the other axes in order."""
+    """The product of two values summed over axis `left_axis` of `left` and `right_axis` of `right`; others in order."""
 
     operand_fields = ("left", "right")
 
@@ -520,7 +524,7 @@ class Diagonal(Node):
 
 @dataclass(frozen=True, eq=False)
 class StateAt(Node):
-    """A state of a recurrence after so many of its steps; in a repeated step its own version is the running one."""
+    """A state of a recurrence after `version` of its steps; a repeated step reads the running value as its version."""
 
     name: str
     version: int
@@ -529,7 +533,7 @@ class StateAt(Node):
 
 @dataclass(frozen=True, eq=False)
 class Eye(Node):
-    """The unit matrix of a size."""
+    """The identity matrix of a size."""
 
     operand_fields = ("size",)
 
@@ -538,7 +542,7 @@ class Eye(Node):
 
 @dataclass(frozen=True, eq=False)
 class Solve(Node):
-    """The solution of a linear system, exact or after `steps` of conjugate gradients."""
+    """The solution of a linear system, exact or after `steps` steps of conjugate gradients."""
 
     operand_fields = ("matrix", "vector")
 
@@ -549,7 +553,7 @@ class Solve(Node):
 
 @dataclass(frozen=True, eq=False)
 class FloatSelect(Node):
-    """`then if condition else otherwise`."""
+    """The choice `then if condition else otherwise` of floating-point values."""
 
     operand_fields = ("condition", "then", "otherwise")
 
@@ -560,7 +564,7 @@ class FloatSelect(Node):
 
 @dataclass(frozen=True, eq=False)
 class ValueReduce(Node):
-    """`op(body for var in low .. high if condition)`; op is sum, min or max. Of nothing: 0, inf, -inf."""
+    """The aggregate `op(body for var in low .. high if condition)`; an empty sum, min or max is 0, inf or -inf."""
 
     operand_fields = ("low", "high", "condition", "body")
 
@@ -574,9 +578,9 @@ class ValueReduce(Node):
 
 @dataclass(frozen=True, eq=False)
 class VisibleReduce(Node):
-    """`op(body for k if condition)` over the keys that the row sees; op is sum, min or max. Of nothing: 0, inf, -inf.
+    """The aggregate `op(body for k if condition)` over the visible keys of a row; op is sum, min or max.
 
-    The place k in `condition` and `body` is the one that runs.
+    In `condition` and `body`, k is the running key. An empty sum, min or max is 0, inf or -inf.
     """
 
     operand_fields = ("condition", "body")
@@ -622,7 +626,7 @@ VALUES = (
 
 @dataclass(frozen=True, slots=True)
 class Softmax:
-    """Weights e^score / (Σ e^score + e^extra) over the visible keys; `extra` is a value of the query, None for -inf."""
+    """Weights e^score / (Σ e^score + e^extra) over the visible keys; `extra` depends on the query, None means -inf."""
 
     extra: Value | None = None
 
@@ -632,7 +636,7 @@ class Softmax:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segment:
-    """A stretch of positions with axes (name, extent), slowest first. A run-time extent is an `Extent`."""
+    """A run of positions with axes (name, extent), slowest first. An extent known at the call is an `Extent`."""
 
     name: str | None
     axes: tuple[tuple[str, Index], ...]
@@ -646,11 +650,11 @@ Loop = tuple[Var, Index, Index]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attend:
-    """One attention: `Σ weights · value` over the visible keys.
+    """An attention: `Σ weights · value` over the visible keys.
 
-    `keys`: how many there are where they are no tokens, but numbered units, places of a range, or tokens with zeros
-    around them; `key_of`: the number of the one that the token k is in, where tokens are in some. `stack`: a row gives
-    a number for each value of a variable. `family`: there is one for each.
+    `keys`: the number of keys where keys are not tokens, but units, numbers of a range, or tokens padded with zeros.
+    `key_of`: the number of the key that holds the token k, if keys hold tokens. `stack`: a row has one result for each
+    value of this variable. `family`: there is one attention for each value of this variable.
     """
 
     name: str
@@ -666,14 +670,14 @@ class Attend:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Selection:
-    """The blocks that each row selects: `given`, a truth tensor by batch entry, heads, row and block.
+    """A selection: `given` is a truth tensor by batch entry, head, row and item, where items are keys or blocks.
 
-    Of heads it has `head`, `kv_head`, or no dimension, as few as the choice depends on. In its expressions place q is
-    the row, place k what is chosen. `rows`: how many there are where they are no queries; `row_of`: the row that the
-    query q is in. `items`: how many places, where they are no tokens; `item_of`: the one that the token k is in.
+    The head dimension of `given` is `head`, `kv_head` or missing, as the selection depends on it. In all expressions, q
+    is the row and k is the item. `rows`: the number of rows where rows are not queries; `row_of`: the row of query q.
+    `items`: the number of items where items are not tokens; `item_of`: the item that holds token k.
 
-    `candidates` holds for what is ranked by `score`, all rows of a head (`pairs`) or each by itself; of them those are
-    chosen for which `keep` is not 0, and besides all for which `always` holds.
+    Items for which `candidates` holds are ranked by `score`, in each row or over all rows of a head (`pairs`). The row
+    selects the candidates for which `keep` is not 0, and every item for which `always` holds.
     """
 
     name: str
@@ -690,7 +694,7 @@ class Selection:
 
     @property
     def by_heads(self) -> str | None:
-        """The dimension of heads."""
+        """The name of the head dimension; None if all heads select alike."""
         return next((dim for dim in self.given.dims if dim in ("head", "kv_head")), None)
 
 
@@ -706,7 +710,7 @@ class State:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """The version of a state that follows `version`: once, or as often as `repeat` says, one after another."""
+    """The step from `version` of a state to the next version, taken once or for each value of `repeat` in turn."""
 
     state: str
     version: int
@@ -716,10 +720,11 @@ class Step:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recur:
-    """Tokens one after another, by increasing `order` (None: their places). For each: `steps`, and what it gets.
+    """A recurrence: tokens update the states by `steps` in increasing `order` (None: by position) and get `read`.
 
-    `read` and the values of steps are of the token at place q and of versions of the states. Where `reset` holds of a
-    token the states are as at the start before it. `member`: which of a family of that name, counted from 0.
+    `read` and the values of steps depend on the token at position q and on versions of the states. Where `reset` holds
+    for a token, the states return to their start values before it. `member`: the number of this recurrence in its
+    family, counted from 0.
     """
 
     name: str
@@ -732,15 +737,15 @@ class Recur:
 
 
 BOUNDARIES = "cu_seqlens.size"
-"""The dimension of cumulative lengths."""
+"""The name of the dimension of cumulative sequence lengths."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OpenExtents:
-    """A pattern whose extents of a grid are left open: each is a size `Extent(name)`, which has its value in `sizes`.
+    """The grid extents of a pattern as open sizes `Extent(name)`, whose values are `sizes`.
 
-    `extents` are those of the axes. `known` gives for a relation of the pattern the one that it is for these sizes:
-    with the values put in, that is the relation itself, so one that was changed since is not found here.
+    `extents`: the extents of the axes. `known`: the open form of each relation of the pattern. Substituting the values
+    into an open form gives the relation itself, so a relation that a pass has changed has no entry.
     """
 
     sizes: Mapping[str, int]
@@ -749,25 +754,28 @@ class OpenExtents:
 
     @property
     def numbers(self) -> dict[Index, Index]:
-        """The values of the sizes, as what to put in."""
+        """The substitution of the sizes by their values."""
         return {intern(Extent(name)): intern(Const(value)) for name, value in self.sizes.items()}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pattern:
-    """A whole pattern, parameters bound. `requirements` are conditions decided at the call, each with its place.
-    `head_lists` are the parameters with an entry a head, and their lengths.
+    """A whole pattern with its parameters bound.
 
-    `nodes` stand in the order in which they read each other. The result is `combine`, with `lse` where it has one, or
-    the output of the only node. What a node gave is read as a tensor of its name (`compiler.values.output`).
+    `head_lists`: the parameters with one entry per head, and their lengths. `requirements`: conditions that are checked
+    at the call, each with its position in the source.
+
+    `nodes` are sorted so that a node reads only earlier nodes. The result is `combine`, with `lse` if it has one, or
+    the output of the only node. A node's output is read as a tensor of its name (`compiler.value_nodes.output`).
 
     `documents` has an id for each token, or, where its dimension is `BOUNDARIES`, the cumulative lengths of sequences.
 
-    `selections` are computed before what reads their tensors.
+    `selections` are computed before the nodes that read their tensors.
 
-    A recurrence has `recur` in place of nodes. `stateful` are branches with a state, which come before the nodes.
+    A recurrence has `recur` instead of nodes. `stateful`: branches with a state, which are computed before the nodes.
 
-    `origins` gives the place in the source where a node first arose. `general`: None where extents cannot be left open.
+    `origins`: the position in the source where a node first arose. `general`: the pattern with open grid extents; None
+    where extents cannot be left open.
     """
 
     name: str
@@ -790,12 +798,12 @@ class Pattern:
 
     @property
     def chooses(self) -> bool:
-        """Whether what is seen differs from call to call by its content: selections, or tokens that are sorted."""
+        """Whether visibility depends on the content of a call, through selections or sorted tokens."""
         return bool(self.selections) or any(tensor.made is not None for tensor in self.tensors)
 
     @property
     def attend(self) -> Attend:
-        """The only node."""
+        """The only node of a pattern with one attention."""
         (node,) = self.nodes
         return node
 

@@ -1,4 +1,4 @@
-"""Documents as part of the relation: a pattern with `documents` becomes one without, over all tokens at once."""
+"""Documents as part of the relation: a pattern with `documents` becomes one without, over all tokens of the call."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Int64 = NDArray[np.int64]
 
 
 class RoundedDocumentsError(Exception):
-    """Blocks of documents are not blocks of the whole sequence."""
+    """Raised for rounded relations, because blocks of documents are not blocks of the whole sequence."""
 
 
 def join_documents(pattern: Pattern, shape: CallShape) -> tuple[Pattern, CallShape]:
-    """A pattern and a call of it with documents as a relation of all tokens; one without documents as it is.
+    """Turn the documents of a pattern and a call into a relation over all tokens; without documents, change nothing.
 
-    A query and a key see each other where their documents are the same and the relation holds of their places in it.
-    These come from tables, which are inputs of the new pattern. Raises RoundedDocumentsError, and as `Relations` where
-    documents are none.
+    A pair is visible where both tokens are in the same document and the relation holds for their positions within the
+    document. Documents and positions are read from tables, which become inputs of the new pattern. Raises
+    RoundedDocumentsError, and the errors of `Relations` for invalid documents.
     """
     if pattern.documents is None:
         return pattern, shape
@@ -40,16 +40,16 @@ def join_documents(pattern: Pattern, shape: CallShape) -> tuple[Pattern, CallSha
     windows = [tuple(relations.windows(batch)) for batch in batches]
     tables = _Tables(batched)
     joined = fold.conjunction(
-        fold.equal(tables.read("document", "query"), tables.read("document", "key")), _over_all(relation, tables)
+        fold.equal(tables.read("document", "query"), tables.read("document", "key")), _over_call(relation, tables)
     )
     arrays = tables.arrays(windows, shape.n_q, shape.n_k)
     node = replace(pattern.attend, visible=joined)
-    whole = replace(pattern, documents=None, tensors=(*pattern.tensors, *tables.tensors), nodes=(node,))
-    return checked(whole), replace(shape, inputs={**shape.inputs, **arrays})
+    joined_pattern = replace(pattern, documents=None, tensors=(*pattern.tensors, *tables.tensors), nodes=(node,))
+    return checked(joined_pattern), replace(shape, inputs={**shape.inputs, **arrays})
 
 
 class _Tables:
-    """Tables of each token's document, by query and by key."""
+    """The tables of each token's document, by query and by key."""
 
     def __init__(self, batched: bool) -> None:
         self._lead = ("batch",) if batched else ()
@@ -59,33 +59,38 @@ class _Tables:
     def tensors(self) -> tuple[Tensor, ...]:
         return tuple(self._known.values())
 
-    def read(self, what: str, dim: str) -> Index:
-        """The entry of the query or key at hand."""
-        if (what, dim) not in self._known:
-            self._known[what, dim] = intern(Tensor(f"{what} by {dim}", "int", (*self._lead, dim)))
+    def read(self, quantity: str, dim: str) -> Index:
+        """Return the entry of a table for the current query or key."""
+        if (quantity, dim) not in self._known:
+            self._known[quantity, dim] = intern(Tensor(f"{quantity} by {dim}", "int", (*self._lead, dim)))
         lead = (fold.head_index("batch"),) if self._lead else ()
-        return fold.lookup(self._known[what, dim], (*lead, fold.place("q" if dim == "query" else "k")))
+        return fold.lookup(self._known[quantity, dim], (*lead, fold.place("q" if dim == "query" else "k")))
 
     def arrays(self, windows: Sequence[Sequence[Window]], n_q: int, n_k: int) -> dict[str, Int64]:
-        """The entries of all tables; a token of no document has no equal."""
+        """Return the entries of all tables; a token outside of all documents equals no other token."""
         result = {}
-        for (what, dim), tensor in self._known.items():
-            rows = np.stack([_entries(own, what, dim, n_q if dim == "query" else n_k) for own in windows])
+        for (quantity, dim), tensor in self._known.items():
+            rows = np.stack(
+                [
+                    _entries(windows_of_entry, quantity, dim, n_q if dim == "query" else n_k)
+                    for windows_of_entry in windows
+                ]
+            )
             result[tensor.name] = rows if self._lead else rows[0]
         return result
 
 
-def _entries(windows: Sequence[Window], what: str, dim: str, length: int) -> Int64:
+def _entries(windows: Sequence[Window], quantity: str, dim: str, length: int) -> Int64:
     entries = np.full(length, -1 if dim == "query" else -2, dtype=np.int64)
     for number, window in enumerate(windows):
         first, count = (window.row, window.n_q) if dim == "query" else (window.key, window.n_k)
         values = {"document": number, "start": window.key, "queries": window.n_q, "keys": window.n_k}
-        entries[first : first + count] = values[what]
+        entries[first : first + count] = values[quantity]
     return entries
 
 
-def _over_all(relation: Index, tables: _Tables) -> Index:
-    """A relation of places in a document as one of places in the whole: a document begins at its first key."""
+def _over_call(relation: Index, tables: _Tables) -> Index:
+    """Rewrite a relation over positions in a document to positions in the call; a document starts at its first key."""
     start = tables.read("start", "query")
     local_k = fold.sub(fold.place("k"), tables.read("start", "key"))
 

@@ -1,4 +1,4 @@
-"""How many places a selection keeps."""
+"""The number of places that a selection keeps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from attnc.compiler.ir import Apply, Const, Index, Number, Ranking, Ratio, Value
 
 
 def most_kept(keep: Value, known: Callable[[Index], Index] | None = None) -> int | None:
-    """n of `rank < n` or `rank <= n - 1`, where it is a constant, or one of what is `known`; None for anything else."""
+    """Return n for the condition `rank < n` or `rank <= n - 1`, where `known` makes n a constant; None otherwise."""
     match keep:
         case Apply(op="lt" | "le" as op, operands=(Ranking(name="rank"), limit)):
             number = _constant(limit, known or (lambda node: node))
@@ -19,12 +19,12 @@ def most_kept(keep: Value, known: Callable[[Index], Index] | None = None) -> int
             return None
 
 
-def _constant(node: Value, known: Callable[[Index], Index]) -> Fraction | None:
+def _constant(node: Value, resolve: Callable[[Index], Index]) -> Fraction | None:
     match node:
         case Ratio(num=num, den=den):
-            match known(num), known(den):
-                case Const(value=above), Const(value=below):
-                    return Fraction(above, below)
+            match resolve(num), resolve(den):
+                case Const(value=numerator), Const(value=denominator):
+                    return Fraction(numerator, denominator)
             return None
         case Number(value=value) if isfinite(value):
             return Fraction(value)

@@ -1,4 +1,4 @@
-"""A pattern as its last rows: what a few queries see of a cache of keys is what they see in a call of all tokens."""
+"""The last rows of a pattern: a few queries against a cache of keys see the same keys as in a call of all tokens."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from attnc.compiler.verify_ir import verified
 
 
 class OtherRowsError(Exception):
-    """A row needs other rows' queries, which no cache holds. The message says what it reads."""
+    """Raised where a row needs queries of other rows, which no cache holds. The message names what the row reads."""
 
 
 @verified
 def last_rows(pattern: Pattern) -> Pattern:
-    """Return the pattern for the last queries of as many as there are keys: query i of n stands at `keys - n + i`.
+    """Return the pattern for the last n queries, where query i is at position `keys - n + i`.
 
     Raises OtherRowsError.
     """
@@ -30,27 +30,27 @@ def last_rows(pattern: Pattern) -> Pattern:
         if tensor.name in sorted_by and tensor.dims[-1] in ("query", "token"):
             raise OtherRowsError(f"`{tensor.name}` of other rows")
     for item in pattern.selections:
-        for read in _read_by(item):
-            raise OtherRowsError(f"{read} of other rows")
+        for name in _read_by(item):
+            raise OtherRowsError(f"{name} of other rows")
     return replace(
         pattern,
         align="end",
         requirements=tuple((substitute(root, _COUNTED), span) for root, span in pattern.requirements),
-        nodes=tuple(map(_of_node, pattern.nodes)),
-        selections=tuple(map(_of_selection, pattern.selections)),
+        nodes=tuple(map(_count_by_tokens, pattern.nodes)),
+        selections=tuple(map(_selection_by_tokens, pattern.selections)),
         combine=None if pattern.combine is None else substitute_value(pattern.combine, _COUNTED),
         lse=None if pattern.lse is None else substitute_value(pattern.lse, _COUNTED),
     )
 
 
-def _of_node(node: Attend) -> Attend:
-    """Queries are counted by the tokens, which are the keys unless these are no tokens."""
+def _count_by_tokens(node: Attend) -> Attend:
+    """Count queries by tokens: by keys, or by `TOKENS` where keys are not tokens."""
     count = "keys" if node.keys is None else TOKENS
     return substitute_attend(node, {fold.extent("queries"): fold.extent(count)})
 
 
-def _of_selection(item: Selection) -> Selection:
-    """Queries are counted by the tokens."""
+def _selection_by_tokens(item: Selection) -> Selection:
+    """Count a selection's queries by tokens."""
     return replace(
         item,
         items=None if item.items is None else substitute(item.items, _COUNTED),
@@ -62,36 +62,36 @@ def _of_selection(item: Selection) -> Selection:
 
 
 def _read_by(item: Selection) -> Iterator[str]:
-    """Yield what a selection reads that no cache holds."""
+    """Yield the names of what a selection reads that no cache holds."""
     roots = [item.score, item.candidates, item.keep, item.always]
     if item.pairs or any(_OF_FAMILY in root.below for root in roots):
-        yield "the choices"
+        yield "the selections"
     yield from _read(roots)
 
 
 _OF_FAMILY = fold.mod(fold.place("q"), fold.extent("queries"))
-"""The query that decides, where queries do for each member of a family."""
+"""The query that selects, where rows are the queries of each member of a family."""
 
 _COUNTED: dict[Index, Index] = {fold.extent("queries"): fold.extent("keys")}
 
 
 def _check(pattern: Pattern, node: Attend) -> None:
     roots = [*values_of(node), *(root for root in (pattern.combine, pattern.lse) if root is not None)]
-    for read in _read([*roots, node.visible]):
-        raise OtherRowsError(f"{read} of other rows")
+    for name in _read([*roots, node.visible]):
+        raise OtherRowsError(f"{name} of other rows")
 
 
 def _read(roots: list[Value | Index]) -> Iterator[str]:
-    """Yield the names of query tensors that are read at another position than the row's."""
-    own = fold.place("q")
+    """Yield the names of query tensors that are read at other positions than the row's own."""
+    row = fold.place("q")
     for root in roots:
         for below in root.below:
             match below:
-                case Vec(tensor="q", at=at) if at is not own:
+                case Vec(tensor="q", at=at) if at is not row:
                     yield "`q`"
                 case Element(tensor=tensor, indices=indices) | Lookup(tensor=tensor, indices=indices):
-                    places = [index for dim, index in zip(tensor.dims, indices, strict=False) if dim == "query"]
-                    if any(not isinstance(index, Position) or index is not own for index in places):
+                    query_indices = [index for dim, index in zip(tensor.dims, indices, strict=False) if dim == "query"]
+                    if any(not isinstance(index, Position) or index is not row for index in query_indices):
                         yield f"`{tensor.name}`"
                 case _:
                     pass

@@ -1,4 +1,4 @@
-"""Locks that a fork leaves usable: a child has one thread, and nobody who would give back what others held."""
+"""Locks that survive fork: the child has no thread that could release a lock held by another thread."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 
 
 def fork_safe_lock(in_child: Callable[[], None] = lambda: None) -> Any:
-    """A lock that whoever forks holds while it forks, so that nobody else does and what it guards is whole.
+    """Return a reentrant lock that the forking thread holds during a fork, so that the guarded data is consistent.
 
-    It may be taken again by the thread that has it: finalizers and signal handlers run anywhere. Held for a few
-    operations only, never while something is computed. `in_child`: what is done in a child, under the lock.
+    The lock is reentrant because finalizers and signal handlers run anywhere. Hold it for a few operations only, never
+    while computing something. `in_child` runs in the child process, under the lock.
     """
     lock = RLock()
 
@@ -29,10 +29,7 @@ def fork_safe_lock(in_child: Callable[[], None] = lambda: None) -> Any:
 
 
 class LongLock:
-    """A lock that may be held for seconds: a fork does not wait for it, and in a child nobody has it.
-
-    It may be taken again by the thread that has it.
-    """
+    """A reentrant lock that may be held for seconds: a fork does not wait for it, and a child gets a fresh lock."""
 
     def __init__(self) -> None:
         self._lock = RLock()
@@ -44,23 +41,23 @@ class LongLock:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Inside, no other thread is."""
-        lock = self._lock  # in a child that forks in here it is another one then
+        """Hold the lock inside the context."""
+        lock = self._lock  # a child that forks inside the context replaces `self._lock`
         with lock:
             yield
 
 
 def _renew_properties() -> None:
-    """Give the cached properties of attnc new locks, in a child, as a thread that is no more may have been inside.
+    """Give the cached properties of attnc new locks in a child, because a thread of the parent may have held one.
 
-    Until Python 3.12 each has a lock, which is held while a value is computed; nothing is stored before it is whole.
+    Before Python 3.12 each cached property has a lock, held while a value is computed; values are stored when complete.
     """
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] != "attnc" or module is None:
             continue
         for kind in [x for x in vars(module).values() if isinstance(x, type) and x.__module__ == name]:
-            for one in [x for x in vars(kind).values() if isinstance(x, cached_property)]:
-                vars(one)["lock"] = RLock()
+            for cached in [x for x in vars(kind).values() if isinstance(x, cached_property)]:
+                vars(cached)["lock"] = RLock()
 
 
 if hasattr(os, "register_at_fork") and sys.version_info < (3, 12):

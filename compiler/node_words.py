@@ -1,4 +1,4 @@
-"""Words for nodes of the IR in messages."""
+"""The words for nodes of the IR in messages."""
 
 from __future__ import annotations
 
@@ -31,5 +31,5 @@ _PLURALS: Mapping[type[ir.Node], str] = {
 
 
 def plural(node: ir.Node) -> str:
-    """Return what a node is, as a plural or a function's name: "sums over visible keys"."""
+    """Return the word for a node's kind, a plural noun or a function's name, such as "sums over visible keys"."""
     return _PLURALS.get(type(node), f"nodes `{type(node).__name__}`")

@@ -1,5 +1,5 @@
-"""Warnings about a pattern that compiles: rows without a key, a future left open, numbers past 32 bits, conditions
-that decide nothing. Each is looked for where a sample of tokens or intervals can show it, and proves what it says.
+"""Warnings about a pattern that compiles: rows without keys, visible later keys, numbers beyond 32 bits, and constant
+conditions. Every warning is proved, by a sample of tokens or by intervals.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from attnc.spec.errors import AttncError
 from attnc.spec.source import Span
 
 SAMPLE = 192
-"""Tokens of a sample, where the pattern does not say how many there are."""
+"""Number of tokens of a sample, where the pattern does not fix it."""
 
 SAMPLE_STEPS = 1 << 26
-"""Steps that aggregates of a sample may take; a pattern that would take more is not sampled."""
+"""Maximum number of steps of the aggregates in a sample; a pattern that needs more is not sampled."""
 
 MOST = 2048
-"""Tokens of a sample at most."""
+"""Maximum number of tokens of a sample."""
 
 LONG = 1 << 20
-"""Tokens up to which numbers and conditions are followed."""
+"""Number of tokens at which numbers and conditions are bounded."""
 
 WORD = 1 << 31
 
 
 @dataclass(frozen=True)
 class _RelationSample:
-    """A relation over some tokens: bool (queries, keys)."""
+    """The visible pairs of a sample: bool (queries, keys)."""
 
     seen: NDArray[np.bool_]
     span: Span
 
 
 def warnings_of(bound: checked.BoundProgram) -> list[Diagnostic]:
-    """The warnings (W001, W002, W004, W006 to W009) of a program with values for its parameters."""
+    """Return the warnings W001, W002, W004 and W006 to W009 of a program with bound parameters."""
     pattern = lower(bound)
     result = [*_idle_conditions(bound), *_large_products(bound.program, pattern), *_foresight(bound.program, pattern)]
     result += call_warnings(bound)
@@ -68,7 +68,7 @@ def _warning(code: str, message: str, span: Span, label: str, help_: str) -> Dia
 
 
 def _sample(program: checked.Program, pattern: ir.Pattern) -> _RelationSample | None:
-    """Who sees whom among some tokens, of a pattern with one attention over tokens that reads no inputs."""
+    """Sample a pattern with one attention over tokens whose relation reads no inputs; None for other patterns."""
     if len(pattern.nodes) != 1 or pattern.attend.keys is not None or pattern.documents is not None:
         return None
     lines = [*program.visible, *program.attends[0].visible]
@@ -81,11 +81,11 @@ def _sample(program: checked.Program, pattern: ir.Pattern) -> _RelationSample | 
                 exact_evaluation.mask(alone(pattern.attend.visible, n), (0, n), (0, n)), lines[0].span
             )
     except (AttncError, KeyError):
-        return None  # it has sizes of its own, or no value there: a call says so
+        return None  # the relation reads unknown sizes, or has a fault, which a call reports
 
 
 def _length(pattern: ir.Pattern) -> int | None:
-    """How many tokens to take: those of the grid, where there is one."""
+    """The number of tokens to sample: the size of the grid if there is one; None where it is unknown or too large."""
     lengths = [segment.length for segment in pattern.segments]
     if not lengths:
         return SAMPLE
@@ -101,8 +101,7 @@ def _blind_rows(sample: _RelationSample) -> Iterator[Diagnostic]:
     blind = np.flatnonzero(~sample.seen.any(axis=1))
     if len(blind):
         n, first = len(sample.seen), int(blind[0])
-        count = "it alone" if len(blind) == 1 else f"{len(blind)} of {n}"
-        message = f"query {first} sees no key ({count}, among {n} tokens): its output is 0"
+        message = f"query {first} sees no key ({len(blind)} of {n} queries): its output is 0"
         help_ = "let a query see itself, as in `k <= q`, or the first keys, as in `or k < sinks`"
         yield _warning("W001", message, sample.span, f"false for every key of query {first}", help_)
 
@@ -112,12 +111,12 @@ def _open_future(sample: _RelationSample) -> Iterator[Diagnostic]:
     past, future = np.tri(n, k=-1, dtype=np.bool_), ~np.tri(n, dtype=np.bool_)
     if n < 8 or not sample.seen[future].all():
         return
-    share = sample.seen[past].mean()
-    if share in (0, 1):  # all is visible, or the future alone, on purpose
+    visible_share = sample.seen[past].mean()
+    if visible_share in (0, 1):  # all keys, or exactly the later keys, are visible on purpose
         return
-    message = f"every later key is visible, and of the earlier ones {share:.0%} (among {n} tokens)"
-    help_ = "for a causal pattern bound the distance on both sides: `0 <= q - k < window`"
-    yield _warning("W002", message, sample.span, "nothing hides the future", help_)
+    message = f"every later key is visible, but only {visible_share:.0%} of the earlier keys (among {n} tokens)"
+    help_ = "for a causal pattern, bound the distance on both sides: `0 <= q - k < window`"
+    yield _warning("W002", message, sample.span, "does not exclude later keys", help_)
 
 
 def _foresight(program: checked.Program, pattern: ir.Pattern) -> Iterator[Diagnostic]:
@@ -126,32 +125,32 @@ def _foresight(program: checked.Program, pattern: ir.Pattern) -> Iterator[Diagno
         return
     item = next(item for item in program.selections if item.name == ahead.selection.partition("[")[0])
     message = (
-        f"`{ahead.selection}` sees the future: query {ahead.query} chooses place {ahead.place} by token {ahead.token}, "
-        f"and no query sees a later key"
+        f"`{ahead.selection}` reads later tokens: query {ahead.query} selects place {ahead.place} by token "
+        f"{ahead.token}, but no query sees a later key"
     )
     score = item.row.weights
     span = score.span if isinstance(score, checked.Expr) else item.span
-    help_ = "rank what lies wholly before the query, `from b.end <= q`; where a whole prompt is known it may be meant"
-    yield _warning("W007", message, span, "reads later tokens", help_)
+    help_ = "rank only units that end before the query, `from b.end <= q`; ignore this where the whole prompt is known"
+    yield _warning("W007", message, span, "the score reads later tokens", help_)
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
 
 def _large_products(program: checked.Program, pattern: ir.Pattern) -> Iterator[Diagnostic]:
-    """Products of two numbers that both depend on the tokens."""
+    """Warn about a product of two token-dependent numbers that exceeds 32 bits."""
     for node in pattern.nodes:
         try:
-            own = alone(node.visible, LONG)
+            relation = alone(node.visible, LONG)
         except (AttncError, KeyError):
             continue
-        for below in walk(own):
+        for below in walk(relation):
             if isinstance(below, ir.Arith) and below.op == "mul" and not variables(below):
-                most = max(map(abs, bounds(below, (0, LONG), (0, LONG))))
-                if most >= WORD:
+                largest = max(map(abs, bounds(below, (0, LONG), (0, LONG))))
+                if largest >= WORD:
                     span = pattern.origins.get(below) or _first_line(program, node.name)
-                    message = f"a product reaches {most:,} with {LONG:,} tokens, more than 32 bits hold"
-                    help_ = "compare quotients instead, or numbers of blocks: `q // block * (k // block)`"
+                    message = f"a product reaches {largest:,} at {LONG:,} tokens, which exceeds 32 bits"
+                    help_ = "compare quotients, or multiply block numbers: `q // block * (k // block)`"
                     yield _warning("W004", message, span, "64-bit arithmetic for every pair", help_)
                     return
 
@@ -165,7 +164,7 @@ def _first_line(program: checked.Program, name: str) -> Span:
 
 
 def _idle_conditions(bound: checked.BoundProgram) -> Iterator[Diagnostic]:
-    """Comparisons of places and constants, not of parameters, that are the same for all pairs of tokens."""
+    """Warn about comparisons of positions and constants, not of parameters, with one result for all pairs."""
     program = bound.program
     if program.segments or any(p.per_head for p in program.parameters):
         return
@@ -174,13 +173,13 @@ def _idle_conditions(bound: checked.BoundProgram) -> Iterator[Diagnostic]:
     for leaf in (leaf for line in lines for leaf in _leaves(line)):
         if not _is_of_places(leaf):
             continue
-        own = alone(lowering.truth(leaf, LoweringScope()), LONG)
-        decided = simplified(own, (0, LONG), (0, LONG))
+        condition = alone(lowering.truth(leaf, LoweringScope()), LONG)
+        decided = simplified(condition, (0, LONG), (0, LONG))
         if isinstance(decided, ir.Truth):
             word = "true" if decided.value else "false"
             left, right = (_range_of(operand, lowering) for operand in leaf.operands)
             message = f"always {word}: `{_text(leaf.operands[0])}` is {left}, `{_text(leaf.operands[1])}` is {right}"
-            help_ = "remove it, or compare what was meant; positions begin at 0"
+            help_ = "remove it, or compare the intended values; positions start at 0"
             yield _warning("W006", message, leaf.span, f"always {word}", help_)
 
 
@@ -198,14 +197,14 @@ def _leaves(expr: checked.Expr) -> Iterator[checked.Operation]:
 
 
 def _is_of_places(leaf: checked.Operation) -> bool:
-    """Whether places and constants, and at least one place, are all that a comparison is made of."""
+    """Whether a comparison is made of positions and constants alone, and of at least one position."""
     pending: list[checked.Expr] = list(leaf.operands)
-    places = False
+    has_position = False
     while pending:
         node = pending.pop()
         match node:
             case checked.PositionRead():
-                places = True
+                has_position = True
             case checked.Literal():
                 pass
             case checked.Operation(op="floordiv" | "mod", operands=(left, checked.Literal(value=divisor))) if divisor:
@@ -214,12 +213,12 @@ def _is_of_places(leaf: checked.Operation) -> bool:
                 pending.extend(operands)
             case _:
                 return False
-    return places
+    return has_position
 
 
 def _range_of(expr: checked.Expr, lowering: SelectingLowering) -> str:
-    own = alone(lowering.integer(expr, LoweringScope()), LONG)
-    low, high = bounds(own, (0, LONG), (0, LONG))
+    integer = alone(lowering.integer(expr, LoweringScope()), LONG)
+    low, high = bounds(integer, (0, LONG), (0, LONG))
     if low == high:
         return str(low)
     if high >= LONG - 1 and low >= 0:

@@ -1,4 +1,4 @@
-"""A relation as one expression without loops: of a batch entry, a head, a row and a key, and of tables."""
+"""A relation as a loop-free expression over a batch entry, a head, a row, a key and tables."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ Int64 = NDArray[np.int64]
 
 
 class NotPointwiseError(Exception):
-    """A relation has no such expression. The message says what of it."""
+    """Raised where a relation has no loop-free expression. The message names the part that has none."""
 
 
 @dataclass(frozen=True)
 class Pointwise:
-    """A condition (or number) of `head`, `batch`, a row (place q) and a key (place k), and the tables that it reads.
+    """A condition or number over `head`, `batch`, the row q and the key k, and the tables that it reads.
 
-    It has no aggregate, no rounding and no size. Every number of it fits in 64 bits.
+    The expression has no aggregate, no rounding and no size. Every number in it fits in 64 bits.
     """
 
     condition: Index
@@ -64,10 +64,10 @@ class Pointwise:
 
 
 def pointwise(pattern: Pattern, shape: CallShape) -> Pointwise:
-    """The relation of a call of a pattern without `documents`.
+    """Return the pointwise relation of a call of a pattern without `documents`.
 
-    Aggregates over one place, rounding and rounded numbers become tables, which take O(rows + keys + pairs of blocks).
-    Raises NotPointwiseError.
+    Aggregates that depend on one of q and k, rounding and rounded numbers become tables, with O(rows + keys + pairs of
+    blocks) entries. Raises NotPointwiseError.
     """
     return _pointwise(pattern, shape, pattern.attend.visible, {})
 
@@ -84,27 +84,30 @@ def pointwise_value(
 
 def _pointwise(pattern: Pattern, shape: CallShape, root: Index, lengths: Mapping[str, tuple[int, ...]]) -> Pointwise:
     maker = _LoopTables(pattern, shape)
-    found = maker.of(_sized(root, shape))
-    tabled = checked(replace(pattern, tensors=(*pattern.tensors, *maker.tensors)))
-    called = replace(shape, inputs={**shape.inputs, **maker.arrays})
-    for part in _exact_parts(found):
-        if not all(fits_word(own, (0, shape.n_q), (0, shape.n_k)) for own in conditions(tabled, called, part)):
+    loop_free = maker.of(_sized(root, shape))
+    pattern_with_tables = checked(replace(pattern, tensors=(*pattern.tensors, *maker.tensors)))
+    call = replace(shape, inputs={**shape.inputs, **maker.arrays})
+    for part in _exact_parts(loop_free):
+        if not all(
+            fits_word(condition, (0, shape.n_q), (0, shape.n_k))
+            for condition in conditions(pattern_with_tables, call, part)
+        ):
             raise NotPointwiseError("numbers that may not fit in 64 bits")
-    by_row = _by_row(found, pattern, called, {name: array.shape for name, array in called.inputs.items()} | {**lengths})
-    read = {node.tensor.name for node in walk(by_row) if isinstance(node, Lookup)}
-    return Pointwise(by_row, {name: array for name, array in called.inputs.items() if name in read})
+    by_row = _by_row(loop_free, pattern, call, {name: array.shape for name, array in call.inputs.items()} | {**lengths})
+    names_read = {node.tensor.name for node in walk(by_row) if isinstance(node, Lookup)}
+    return Pointwise(by_row, {name: array for name, array in call.inputs.items() if name in names_read})
 
 
 def _exact_parts(root: Index) -> list[Index]:
-    """The largest exact expressions of a condition or a number."""
+    """Return the largest exact expressions in a condition or a number."""
     if not isinstance(root, VALUES):
         return [root]
-    found = (child for node in root.below if isinstance(node, VALUES) for child in node.children())
-    return list(dict.fromkeys(child for child in found if not isinstance(child, VALUES)))
+    children = (child for node in root.below if isinstance(node, VALUES) for child in node.children())
+    return list(dict.fromkeys(child for child in children if not isinstance(child, VALUES)))
 
 
 def _sized(relation: Index, shape: CallShape) -> Index:
-    """The relation with numbers for all sizes."""
+    """Replace all sizes of a relation by their values in the call."""
     sizes = {**shape.sizes, "queries": shape.n_q, "keys": shape.n_k}
     group = fold.const(max(shape.heads // max(shape.kv_heads, 1), 1))
 
@@ -122,7 +125,7 @@ def _sized(relation: Index, shape: CallShape) -> Index:
 
 @verified
 def _by_row(root: Index, pattern: Pattern, shape: CallShape, lengths: Mapping[str, tuple[int, ...]]) -> Index:
-    """Return the expression by row: query positions become rows, inputs by batch those of this entry."""
+    """Rewrite an expression over positions to rows, and reads of unbatched inputs to their only batch entry."""
     shift = fold.const(whole(shape.n_q, shape.n_k, pattern.align).shift)
 
     def change(node: Index) -> Index | None:
@@ -132,8 +135,13 @@ def _by_row(root: Index, pattern: Pattern, shape: CallShape, lengths: Mapping[st
             case Lookup(tensor=tensor, indices=indices):
                 return fold.lookup(tensor, tuple(map(placed, tensor.dims, lengths[tensor.name], indices)))
             case _ if isinstance(node, Element) and node.tensor.name in lengths:
-                own = node.tensor
-                return cast("Index", element(own, tuple(map(placed, own.dims, lengths[own.name], node.indices))))
+                input_tensor = node.tensor
+                return cast(
+                    "Index",
+                    element(
+                        input_tensor, tuple(map(placed, input_tensor.dims, lengths[input_tensor.name], node.indices))
+                    ),
+                )
             case _:
                 return None
 
@@ -146,7 +154,7 @@ def _by_row(root: Index, pattern: Pattern, shape: CallShape, lengths: Mapping[st
 
 
 class _LoopTables:
-    """Replaces what is a loop by reads of tables."""
+    """Replaces loops by reads of tables."""
 
     def __init__(self, pattern: Pattern, shape: CallShape) -> None:
         self._pattern = pattern
@@ -157,7 +165,7 @@ class _LoopTables:
         self.arrays: dict[str, Table] = {}
 
     def of(self, node: Index) -> Index:
-        """The node without loops."""
+        """Return a node with its loops replaced."""
         if node not in self._done:
             match node:
                 case UnitCondition():
@@ -177,12 +185,14 @@ class _LoopTables:
         raise NotPointwiseError(f"`{node.op}` over {fold.UNROLL} terms or more that read the query and the key")
 
     def _by_place(self, node: Index, place: str) -> Index:
-        """Return a table of a node that one position decides, an entry for each position."""
+        """Read a node that depends on one of q and k from a table with an entry for each position."""
         rows, keys = ((0, self._shape.n_q), (0, 1)) if place == "q" else ((0, 1), (0, self._shape.n_k))
 
-        def entries(own: Index) -> tuple[Table]:
+        def entries(specialised: Index) -> tuple[Table]:
             values = (
-                exact_evaluation.mask(own, rows, keys) if is_truth(node) else exact_evaluation.integers(own, rows, keys)
+                exact_evaluation.mask(specialised, rows, keys)
+                if is_truth(node)
+                else exact_evaluation.integers(specialised, rows, keys)
             )
             return (values.reshape(-1),)
 
@@ -191,10 +201,12 @@ class _LoopTables:
         return self._read(table, fold.place("q" if place == "q" else "k"))
 
     def _by_argument(self, node: RoundToInt) -> Index:
-        """A rounded number of both places: an entry for each value of what it depends on."""
+        """Read a rounded number that depends on q and k from a table with an entry for each value of its argument."""
         (argument,) = arguments(node.value)
         if reads_head(node) or reads_batch(self._pattern, node):
-            raise NotPointwiseError(f"`{node.op}` of a number that both places and the head or batch entry decide")
+            raise NotPointwiseError(
+                f"`{node.op}` of a number that depends on the query, the key, and the head or batch entry"
+            )
         result = self._specialised(node, 0, 0)
         if isinstance(result, Const):
             return result
@@ -204,10 +216,10 @@ class _LoopTables:
         return fold.lookup(table, (fold.sub(self.of(argument), first),))
 
     def _rounded(self, node: UnitCondition) -> Index:
-        """A condition on blocks: the block of each row and of each key, and a truth value for each pair."""
+        """Read a condition on blocks from tables: the block of each row and key, and the truth of each block pair."""
 
-        def entries(own: Index) -> tuple[Table, Table, Table]:
-            return _blocks(own, self._shape.n_q, self._shape.n_k, self._pattern.origins)
+        def entries(specialised: Index) -> tuple[Table, Table, Table]:
+            return _blocks(specialised, self._shape.n_q, self._shape.n_k, self._pattern.origins)
 
         shapes = [("query",), ("key",), (None, None)]
         rows, keys, kept = self._tables(node, entries, shapes, ["int", "int", "bool"])
@@ -230,20 +242,23 @@ class _LoopTables:
         dims: list[tuple[str | None, ...]],
         kinds: list[str],
     ) -> list[Tensor]:
-        """Tables of what a node is for each batch entry and head that it depends on, those in front."""
+        """Make the tables of a node, with leading dimensions for the batch entries and heads that it depends on."""
         batches = range(self._shape.batch if reads_batch(self._pattern, node) else 1)
         heads = range(self._shape.heads if reads_head(node) else 1)
         try:
-            known = {own: entries(own) for own in {self._specialised(node, b, h) for b in batches for h in heads}}
+            entries_by_node = {
+                specialised: entries(specialised)
+                for specialised in {self._specialised(node, b, h) for b in batches for h in heads}
+            }
         except EvaluationError as error:
-            raise NotPointwiseError("an aggregate that is a fault for some place") from error
+            raise NotPointwiseError("an aggregate with a fault at some position") from error
         made = []
-        for number, (own_dims, kind) in enumerate(zip(dims, kinds, strict=True)):
-            parts = [[known[self._specialised(node, b, h)][number] for h in heads] for b in batches]
+        for number, (table_dims, kind) in enumerate(zip(dims, kinds, strict=True)):
+            parts = [[entries_by_node[self._specialised(node, b, h)][number] for h in heads] for b in batches]
             array = _stacked(parts)
-            named = [size if dim is None else dim for dim, size in zip(own_dims, array.shape[2:], strict=True)]
+            sizes = [size if dim is None else dim for dim, size in zip(table_dims, array.shape[2:], strict=True)]
             lead = ("batch" if len(batches) > 1 else 1, "head" if len(heads) > 1 else 1)
-            made.append(self._tensor(kind, (*lead, *named), array))
+            made.append(self._tensor(kind, (*lead, *sizes), array))
         return made
 
     def _tensor(self, kind: str, dims: tuple[str | int, ...], array: Table) -> Tensor:
@@ -252,14 +267,14 @@ class _LoopTables:
         self.arrays[tensor.name] = array
         return tensor
 
-    def _read(self, table: Tensor, *at: Index) -> Index:
-        """An entry of a table for the batch entry and head at hand."""
+    def _read(self, table: Tensor, *indices: Index) -> Index:
+        """Read an entry of a table for the current batch entry and head."""
         lead = (fold.head_index(dim) if isinstance(dim, str) else fold.const(0) for dim in table.dims[:2])
-        return fold.lookup(table, (*lead, *at))
+        return fold.lookup(table, (*lead, *indices))
 
 
 def _blocks(node: Index, n_q: int, n_k: int, origins: Mapping[Index, Span]) -> tuple[Int64, Int64, NDArray[np.bool_]]:
-    """The number of the block of each row, and of each key, and whether a pair of blocks is kept."""
+    """Return the block number of each row and of each key, and whether each pair of blocks is kept."""
     if not isinstance(node, UnitCondition):
         assert isinstance(node, Truth)
         return np.zeros(n_q, dtype=np.int64), np.zeros(n_k, dtype=np.int64), np.full((1, 1), node.value)
@@ -271,16 +286,16 @@ def _blocks(node: Index, n_q: int, n_k: int, origins: Mapping[Index, Span]) -> t
     variables = dict(zip(node.q_vars, q_blocks[:, a], strict=True)) | dict(
         zip(node.k_vars, k_blocks[:, b], strict=True)
     )
-    nowhere = np.zeros(len(a), dtype=np.int64)
-    kept = decide(node.keep, PointBatch(variables, nowhere, nowhere), origins)
+    zeros = np.zeros(len(a), dtype=np.int64)
+    kept = decide(node.keep, PointBatch(variables, zeros, zeros), origins)
     return rows.reshape(-1), keys.reshape(-1), kept.reshape(q_blocks.shape[1], k_blocks.shape[1])
 
 
 def _stacked(parts: list[list[Table]]) -> Table:
-    """Arrays by batch entry and head as one; smaller ones have zeros behind them, which nothing reads."""
-    most = tuple(np.max([part.shape for row in parts for part in row], axis=0))
-    whole = np.zeros((len(parts), len(parts[0]), *most), dtype=parts[0][0].dtype)
+    """Stack arrays by batch entry and head; smaller arrays are padded with zeros, which are never read."""
+    largest = tuple(np.max([part.shape for row in parts for part in row], axis=0))
+    stacked = np.zeros((len(parts), len(parts[0]), *largest), dtype=parts[0][0].dtype)
     for b, row in enumerate(parts):
         for h, part in enumerate(row):
-            whole[b, h][tuple(map(slice, part.shape))] = part
-    return whole
+            stacked[b, h][tuple(map(slice, part.shape))] = part
+    return stacked

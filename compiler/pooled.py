@@ -1,4 +1,4 @@
-"""Keys that are made of tokens, units of them say, with one vector and one value each, whatever the query."""
+"""Keys that are computed from tokens, such as units, with a vector and a value that do not depend on the query."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from attnc.compiler.value_nodes import is_plain, is_scored, reads, vector
 
 
 class PooledKeys(NamedTuple):
-    """A key's vector and value, neither of which depends on a query; the score is `factor * dot(q, vector)`, or more.
+    """The vector and value of a key, which do not depend on the query; the score is `factor * dot(q, vector) + more`.
 
-    `more`: the number by which it is; None for nothing. `by_head`: keys differ among the heads of a kv head.
+    `more`: a number, None for 0. `by_head`: keys differ between the query heads of a kv head.
     """
 
     factor: ir.Value
@@ -23,16 +23,16 @@ class PooledKeys(NamedTuple):
 
 
 def is_plain_or_pooled(node: ir.Attend) -> bool:
-    """Whether an attention is the softmax of a multiple of `dot(q, k)`, once its keys are made."""
+    """Whether an attention is the softmax of a multiple of `dot(q, k)`, after its keys are computed."""
     return node.family is None and (is_plain(node) or pooled_keys(node) is not None)
 
 
 def pooled_keys(node: ir.Attend) -> PooledKeys | None:
-    """The keys of an attention, where that is what they are: units and the like, or tokens that read other tokens."""
+    """Return the keys of an attention over units, or over tokens that read other tokens; None for other attentions."""
     softmax = isinstance(node.weights, ir.Softmax) and node.weights.extra is None
     if not softmax or node.stack is not None or node.family is not None or is_scored(node):
         return None
-    score, more = _apart(node.score)
+    score, more = _split_constant(node.score)
     match score:
         case ir.Apply(op="mul", operands=(factor, ir.Dot() as product)):
             pass
@@ -48,8 +48,8 @@ def pooled_keys(node: ir.Attend) -> PooledKeys | None:
     return PooledKeys(factor, key, node.value, more, heads_read([key, node.value]) == "head")
 
 
-def _apart(score: ir.Value) -> tuple[ir.Value, ir.Value | None]:
-    """A score, and the number that is added to it."""
+def _split_constant(score: ir.Value) -> tuple[ir.Value, ir.Value | None]:
+    """Split a score from a constant that is added to it; None for no constant."""
     match score:
         case ir.Apply(op="add", operands=(a, b)) if _is_constant(b):
             return a, b
@@ -60,5 +60,5 @@ def _apart(score: ir.Value) -> tuple[ir.Value, ir.Value | None]:
 
 
 def _is_constant(node: ir.Value) -> bool:
-    """Whether a number is the same for all queries, keys and heads, and no input enters it."""
+    """Whether a number is the same for all queries, keys and heads, and reads no input."""
     return not reads(node) and not any(isinstance(below, ir.Element | ir.Lookup | ir.Vec) for below in node.below)

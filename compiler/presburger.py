@@ -1,11 +1,11 @@
-"""Whether two relations are equal for every length, by Presburger arithmetic.
+"""Equality of two relations at every length, by Presburger arithmetic.
 
-Sums, quotients and remainders by constants, minima and comparisons are what Presburger arithmetic decides. A condition
-is two sets of points (n, q, k), n the number of tokens: where it holds and where it does not. Where it has no value,
-because it reads a table past its end, the point is in neither. Two relations are equal if no point is in what one shows
-and the other does not; otherwise the first such point is known, by length, query and key.
+Presburger arithmetic decides sums, quotients and remainders by constants, minima and comparisons. A condition becomes
+two sets of points (n, q, k), where n is the number of tokens: the points where it holds, and the points where it does
+not. A point where it has no value, because a table is read out of range, is in neither set. Two relations are equal if
+no point is visible in one and hidden in the other; otherwise the first such point is found, by length, query and key.
 
-The sets are those of isl (`compiler.counted_isl`), which may be missing.
+Sets are represented by isl (`compiler.counted_isl`), which may not be installed.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from attnc.compiler.ir import (
 from attnc.compiler.rewrite import rebuild, walk
 
 CASES = 256
-"""Values that an argument may have for a function to be written as a list of them."""
+"""Maximum number of argument values for which a function is written as a list of cases."""
 
 QUOTIENTS = 16
-"""Quotients by a length that are told apart, on each side of 0."""
+"""Maximum number of quotients by a length to distinguish, on each side of 0."""
 
 
 @dataclass(frozen=True)
 class TokenPair:
-    """A pair of `length` tokens."""
+    """A query and a key among `length` tokens."""
 
     length: int
     q: int
@@ -57,13 +57,13 @@ class TokenPair:
 
 
 def first_point(one: Index, other: Index, conditions: Iterable[Index], seconds: float = SECONDS) -> TokenPair | None:
-    """The first pair, by length, query and key, on which two relations differ; None where they are equal.
+    """Find the first pair, by length, query and key, on which two relations differ; None where they are equal.
 
-    The relations may read the number of tokens, the size `keys`, and no other size (`of_any_length`). Looked at are the
-    lengths for which all `conditions` hold. Where only the time for it is lacking, or a relation is not known to have a
-    value everywhere, it is not the first pair, but one of them. Needs islpy.
+    The relations may read no size except `keys`, the number of tokens (`of_any_length`). Only lengths at which all
+    `conditions` hold are compared. If time runs out, or a relation may be undefined at some pair, the result is some
+    pair on which they differ, not necessarily the first. Requires islpy.
 
-    Raises UndecidedError where the question is not decided in about so many seconds.
+    Raises UndecidedError where the question is not decided within about `seconds`.
     """
     isl = CountedIsl(monotonic() + seconds)
     translation = _Translation(isl)
@@ -72,36 +72,36 @@ def first_point(one: Index, other: Index, conditions: Iterable[Index], seconds: 
     if isl.step(translation.all.is_empty):
         raise UndecidedError("`require` refuses every length")
     (shown, hidden), (other_shown, other_hidden) = (translation.truth(relation) for relation in (one, other))
-    found = isl.first(isl.made(lambda: shown.intersect(other_hidden).union(hidden.intersect(other_shown))))
-    if found is not None:
-        return TokenPair(*found)
+    point = isl.first(isl.made(lambda: shown.intersect(other_hidden).union(hidden.intersect(other_shown))))
+    if point is not None:
+        return TokenPair(*point)
     if translation.may_fail:
         for yes, no in ((shown, hidden), (other_shown, other_hidden)):
             if not isl.step(partial(translation.all.is_subset, isl.made(partial(yes.union, no)))):
-                raise UndecidedError("divisors, or places in tables, are not known to be in range")
+                raise UndecidedError("divisors or table indices may be out of range")
     return None
 
 
 class _Translation:
-    """Expressions and conditions as isl has them, over the points (n, q, k) of all pairs of all lengths."""
+    """Translates expressions and conditions to isl, over the points (n, q, k) of all pairs at all lengths."""
 
     def __init__(self, isl: CountedIsl) -> None:
         self._calls = isl
         self._isl = isl.isl
         self.all: Sets = isl.isl.Set.read_from_str(isl.context, "{ [n, q, k] : 0 <= q < n and 0 <= k < n }")
         self.may_fail = False
-        """Whether something may have no value."""
+        """Whether some expression may be undefined."""
         self._integers: dict[Index, Pieces] = {}
         self._truths: dict[Index, tuple[Sets, Sets]] = {}
 
     def require(self, condition: Index) -> None:
-        """From now on only lengths for which a condition holds."""
+        """Restrict all further translations to lengths at which a condition holds."""
         self.all = self.truth(condition)[0]
         self._integers.clear()
         self._truths.clear()
 
     def truth(self, root: Index) -> tuple[Sets, Sets]:
-        """Where a condition holds, and where it does not."""
+        """Return the points where a condition holds, and the points where it does not."""
         for node in walk(root):
             if is_truth(node):
                 if node not in self._truths:
@@ -119,8 +119,8 @@ class _Translation:
     def _truth(self, node: Index) -> tuple[Sets, Sets]:
         match node:
             case Truth(value=value):
-                none = self._isl.Set.empty(self.all.get_space())
-                return (self.all, none) if value else (none, self.all)
+                empty = self._isl.Set.empty(self.all.get_space())
+                return (self.all, empty) if value else (empty, self.all)
             case Compare(op="ge", value=value):
                 return self._integers[value].nonneg_set(), self._integers[value].neg().pos_set()
             case Compare(value=value):
@@ -129,9 +129,9 @@ class _Translation:
                 yes, no = self._truths[operand]
                 return no, yes
             case Bool(op="and", operands=operands):
-                return self._all_of([self._truths[operand] for operand in operands])
+                return self._conjunction([self._truths[operand] for operand in operands])
             case Bool(operands=operands):
-                yes, no = self._all_of([self._truths[operand][::-1] for operand in operands])
+                yes, no = self._conjunction([self._truths[operand][::-1] for operand in operands])
                 return no, yes
             case ExactSelect(condition=condition, then=then, otherwise=otherwise):
                 (yes, no), first, second = (self._truths[n] for n in (condition, then, otherwise))
@@ -142,8 +142,8 @@ class _Translation:
             case _:
                 raise _beyond(node)
 
-    def _all_of(self, parts: list[tuple[Sets, Sets]]) -> tuple[Sets, Sets]:
-        """A later part is asked only where the earlier ones hold."""
+    def _conjunction(self, parts: list[tuple[Sets, Sets]]) -> tuple[Sets, Sets]:
+        """Join conditions by `and`; a later condition is evaluated only where all earlier conditions hold."""
         yes, no = parts[0]
         for later_yes, later_no in parts[1:]:
             yes, no = self._calls.small(yes.intersect(later_yes)), self._calls.small(no.union(yes.intersect(later_no)))
@@ -207,17 +207,17 @@ class _Translation:
                 return self._listed(node, node.operands)
 
     def _product(self, node: Arith) -> Pieces:
-        """Where one factor has few values."""
-        for one, other in (node.operands, node.operands[::-1]):
-            first, second = self._integers[one], self._integers[other]
+        """Translate a product; supported where one factor has few values."""
+        for factor, other in (node.operands, node.operands[::-1]):
+            first, second = self._integers[factor], self._integers[other]
             if first.is_cst() or second.is_cst():
                 return first.mul(second)
             if all(end.is_int() for end in (first.min_val(), first.max_val())):
-                return self._listed(one, (one,)).mul(second)
+                return self._listed(factor, (factor,)).mul(second)
         raise _beyond(node)
 
     def _divided(self, value: Pieces, divisor: Index) -> tuple[Pieces, Pieces]:
-        """Quotient and remainder."""
+        """Return the quotient and the remainder."""
         if not isinstance(divisor, Const):
             return self._divided_by_length(value, self._integers[divisor])
         if divisor.value == 0:
@@ -228,7 +228,7 @@ class _Translation:
         return quotient, value.sub(self._times(quotient, divisor.value))
 
     def _divided_by_length(self, value: Pieces, divisor: Pieces) -> tuple[Pieces, Pieces]:
-        """By an expression, where it is at least 1 and goes into the other one a small number of times."""
+        """Divide by an expression, where it is at least 1 and the quotient is small."""
         self.may_fail = True
         positive = divisor.pos_set()
         value, divisor = value.intersect_domain(positive), divisor.intersect_domain(positive)
@@ -237,38 +237,38 @@ class _Translation:
             number, beyond = (0, value.nonneg_set()) if step > 0 else (-1, value.neg().pos_set())
             while abs(number) <= QUOTIENTS and not beyond.is_empty():
                 above = self._calls.small(value.sub(self._times(divisor, number)))
-                here = beyond.intersect(above.nonneg_set()).intersect(divisor.sub(above).pos_set())
-                beyond = self._calls.small(beyond.subtract(here))
-                one, left = self._constant(number).intersect_domain(here), above.intersect_domain(here)
-                quotient = one if quotient is None else self._calls.small(quotient.union_add(one))
-                rest = left if rest is None else self._calls.small(rest.union_add(left))
+                points = beyond.intersect(above.nonneg_set()).intersect(divisor.sub(above).pos_set())
+                beyond = self._calls.small(beyond.subtract(points))
+                case, remainder = self._constant(number).intersect_domain(points), above.intersect_domain(points)
+                quotient = case if quotient is None else self._calls.small(quotient.union_add(case))
+                rest = remainder if rest is None else self._calls.small(rest.union_add(remainder))
                 number += step
         if quotient is None:
             raise UndecidedError("a division by zero")
         return quotient, rest
 
     def _listed(self, node: Index, arguments: tuple[Index, ...]) -> Pieces:
-        """A function of arguments that have few values, as a list of what it gives; an integer as one of itself."""
+        """Write a function whose arguments have few values as a list of cases; an integer is listed by its value."""
         self.may_fail = True
         ranges = [self._range(node, argument) for argument in arguments]
         if prod(map(len, ranges)) > CASES:
             raise _beyond(node)
         listed = None
         for values in product(*ranges):
-            given = fold.const(*values) if arguments == (node,) else rebuild(node, tuple(map(fold.const, values)))
-            if not isinstance(given, Const):
+            result = fold.const(*values) if arguments == (node,) else rebuild(node, tuple(map(fold.const, values)))
+            if not isinstance(result, Const):
                 continue
-            where = self.all
+            points = self.all
             for argument, value in zip(arguments, values, strict=True):
-                where = where.intersect(self._integers[argument].sub(self._constant(value)).zero_set())
-            piece = self._constant(given.value).intersect_domain(where)
+                points = points.intersect(self._integers[argument].sub(self._constant(value)).zero_set())
+            piece = self._constant(result.value).intersect_domain(points)
             listed = piece if listed is None else self._calls.small(listed.union_add(piece))
         if listed is None:
             raise _beyond(node)
         return listed
 
     def _range(self, node: Index, argument: Index) -> range:
-        """The values that an argument of a function may have, among those that are of use."""
+        """The values of a function's argument to list: all that it may have, or those within a table."""
         if isinstance(node, TableRead):
             return range(len(node.values))
         ends = [self._integers[argument].min_val(), self._integers[argument].max_val()]
@@ -287,7 +287,7 @@ _KINDS: Mapping[str | type, str] = {
     UnitCondition: "a rounding",
     RoundToInt: "a rounded function",
 }
-"""Words for expressions, by operation or class."""
+"""The words for expressions, by operation or class."""
 
 
 def _beyond(node: Index) -> UndecidedError:

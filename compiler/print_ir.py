@@ -1,4 +1,4 @@
-"""A pattern of the IR as text: declarations a line each, then its nodes, expressions as the language writes them."""
+"""The text of a pattern in the IR: a line per declaration, then nodes, with expressions in the language's syntax."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ from attnc.compiler.value_nodes import is_default, is_scored
 
 
 def print_pattern(pattern: Pattern) -> str:
-    """The whole pattern."""
+    """Return the text of a whole pattern."""
     lines = [f"pattern {pattern.name}{_parameters(pattern.parameters)}"]
     lines.extend(f"    {'made' if tensor.made else 'input'} {_tensor(tensor)}" for tensor in pattern.tensors)
     lines.extend(f"    tokens {_segment(segment)}" for segment in pattern.segments)
@@ -112,7 +112,7 @@ def _attend(node: Attend) -> list[str]:
         *lines,
         f"    visible {print_index(node.visible)}",
         f"    score   {print_value(node.score)}",
-        *(f"        by {_derivative(found)}" for found in _derivatives(node)),
+        *(f"        by {_derivative(derivative)}" for derivative in _derivatives(node)),
         f"    weights {_weights(node.weights)}",
         f"    value   {print_value(node.value)}",
     ]
@@ -130,7 +130,7 @@ def _selection(item: Selection) -> Iterator[str]:
 
 
 def _recur(recur: Recur) -> Iterator[str]:
-    """The lines of a recurrence; a state with so many strokes is the state after so many of its steps."""
+    """Yield the lines of a recurrence; a state with n strokes is the state after n of its steps."""
     for state in recur.states:
         start = f" = {state.start}" if state.start else ""
         kind = "complex" if state.is_complex else ""
@@ -140,8 +140,8 @@ def _recur(recur: Recur) -> Iterator[str]:
     if recur.reset is not None:
         yield f"reset {print_index(recur.reset)}"
     for step in recur.steps:
-        each = "" if step.repeat is None else f" for {_loop(step.repeat)}"
-        yield f"step {step.state}{chr(39) * (step.version + 1)} = {print_value(step.value)}{each}"
+        loop = "" if step.repeat is None else f" for {_loop(step.repeat)}"
+        yield f"step {step.state}{chr(39) * (step.version + 1)} = {print_value(step.value)}{loop}"
     yield f"read {print_value(recur.read)}"
 
 
@@ -171,7 +171,7 @@ def _weights(weights: Softmax | Value) -> str:
 
 
 class Precedence(IntEnum):
-    """How tightly an expression holds together."""
+    """The precedence of operators, from loose to tight."""
 
     CHOICE = 0
     OR = 1
@@ -186,14 +186,14 @@ class Precedence(IntEnum):
 
 
 def print_index(node: Index) -> str:
-    """An exact expression. Bound variables carry their serial where a name alone would not tell them apart."""
+    """Return the text of an exact expression; bound variables carry their serial, which makes them unique."""
     return _text(node, Precedence.CHOICE)
 
 
 def _text(node: Index, level: Precedence) -> str:
-    """The expression, in parentheses where it holds together less tightly than its place asks."""
-    text, own = _expression(node)
-    return text if own >= level else f"({text})"
+    """The text of an expression, in parentheses where its precedence is lower than `level`."""
+    text, precedence = _expression(node)
+    return text if precedence >= level else f"({text})"
 
 
 def _expression(node: Index) -> tuple[str, Precedence]:
@@ -245,7 +245,7 @@ def _atom(node: Index) -> str:
 
 
 def _coordinate(node: Coord) -> str:
-    """`q.t`; where the position is no place, the place stands in parentheses."""
+    """The text of a coordinate, such as `q.t`; a compound position is put in parentheses."""
     return f"{_text(node.position, Precedence.ATOM)}.{node.name}"
 
 
@@ -261,7 +261,7 @@ def _list(nodes: tuple[Index, ...]) -> str:
 
 
 def _linear(node: Linear) -> tuple[str, Precedence]:
-    """Positive terms first, so that a sum seldom opens with a minus."""
+    """The text of a sum, with positive terms first, so that it seldom starts with a minus."""
     terms = [(_term(term, abs(factor)), factor) for term, factor in node.terms]
     terms += [(str(abs(node.constant)), node.constant)] if node.constant else []
     terms.sort(key=lambda item: item[1] < 0)
@@ -292,7 +292,7 @@ def _arith(node: Arith) -> tuple[str, Precedence]:
 
 
 def _comparison(node: Compare) -> str:
-    """Negative terms and constants go to the right; `x - 1 >= y` reads `x > y`."""
+    """The text of a comparison: negative terms and constants go to the right; `x - 1 >= y` becomes `x > y`."""
     value = node.value
     terms, constant = (value.terms, value.constant) if isinstance(value, Linear) else (((value, 1),), 0)
     strict = node.op == "ge" and constant == -1
@@ -322,17 +322,17 @@ _OPERATORS = {
     "div": ("/", Precedence.PRODUCT, Precedence.UNARY),
     "share": ("/", Precedence.PRODUCT, Precedence.UNARY),
 }
-"""Sign, level of the whole and of the left operand, level of the right one."""
+"""The sign, the precedence of the operation and its left operand, and the precedence of its right operand."""
 
 
 def print_value(node: Value) -> str:
-    """A floating-point expression."""
+    """Return the text of a floating-point expression."""
     return _value_text(node, Precedence.CHOICE)
 
 
 def _value_text(node: Value, level: Precedence) -> str:
-    text, own = _value(node)
-    return text if own >= level else f"({text})"
+    text, precedence = _value(node)
+    return text if precedence >= level else f"({text})"
 
 
 def _value(node: Value) -> tuple[str, Precedence]:
@@ -358,9 +358,9 @@ def _ratio(node: Ratio) -> tuple[str, Precedence]:
 
 def _applied(node: Apply) -> tuple[str, Precedence]:
     if node.op in _OPERATORS:
-        sign, own, right = _OPERATORS[node.op]
+        sign, left, right = _OPERATORS[node.op]
         a, b = node.operands
-        return f"{_value_text(a, own)} {sign} {_value_text(b, right)}", own
+        return f"{_value_text(a, left)} {sign} {_value_text(b, right)}", left
     if node.op == "neg":
         return f"-{_value_text(node.operands[0], Precedence.UNARY)}", Precedence.UNARY
     if node.op == "pow":
@@ -417,8 +417,10 @@ def _matrix_atom(node: Value) -> str:
 
 
 def _vector(node: Vec) -> str:
-    """`q`; `k[j]` elsewhere than at its place, `k[j] of head h` of another head."""
-    own = isinstance(node.at, Position) and node.at.name == ("q" if node.tensor == "q" else "k")
-    at = "" if own else f"[{print_index(node.at)}]"
-    here = isinstance(node.head, HeadIndex) and node.head.name == "head"
-    return f"{node.tensor}{at}" if here else f"({node.tensor}{at} of head {print_index(node.head)})"
+    """The text of a vector: `q`; `k[j]` at another position; `k[j] of head h` of another head."""
+    is_current = isinstance(node.at, Position) and node.at.name == ("q" if node.tensor == "q" else "k")
+    position = "" if is_current else f"[{print_index(node.at)}]"
+    is_current_head = isinstance(node.head, HeadIndex) and node.head.name == "head"
+    return (
+        f"{node.tensor}{position}" if is_current_head else f"({node.tensor}{position} of head {print_index(node.head)})"
+    )

@@ -1,4 +1,4 @@
-"""Inputs that a pattern ranks by and reads nowhere else: no gradient reaches them, as a choice has none."""
+"""Inputs that only selections read: no gradient reaches them, because a selection is not differentiable."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from attnc.compiler.value_nodes import values_of
 
 
 def rank_only(pattern: Pattern) -> tuple[str, ...]:
-    """Return the names of the real inputs that selections read and no score, weight, value, state or mixture does."""
+    """Return the names of the real inputs that selections read, but no score, weight, value, state or `combine`."""
     ranked = _read(value for item in pattern.selections for value in (item.score, item.keep))
     if not ranked:
         return ()
-    differentiable = _read(_of_output(pattern))
+    differentiable = _read(_differentiable_values(pattern))
     return tuple(t.name for t in pattern.tensors if t.name in ranked - differentiable and t.kind == "real")
 
 
-def _of_output(pattern: Pattern) -> Iterator[Value]:
+def _differentiable_values(pattern: Pattern) -> Iterator[Value]:
     """Yield every value through which a gradient reaches an input."""
     for node in pattern.nodes:
         yield from values_of(node)
     yield from (value for value in (pattern.combine, pattern.lse) if value is not None)
     for recur in (*pattern.stateful, *((pattern.recur,) if pattern.recur is not None else ())):
-        yield from _of_recurrence(recur)
+        yield from _recurrence_values(recur)
 
 
-def _of_recurrence(recur: Recur) -> Iterator[Value]:
+def _recurrence_values(recur: Recur) -> Iterator[Value]:
     yield recur.read
     yield from (step.value for step in recur.steps)
 

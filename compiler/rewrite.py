@@ -1,4 +1,4 @@
-"""Generic walks over exact expressions. A rewrite that changes nothing returns the same object."""
+"""Generic traversals and rewrites of expressions. A rewrite that changes nothing returns the same object."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ from attnc.compiler.ir import (
 
 
 def walk(root: Index) -> tuple[Index, ...]:
-    """Every distinct node below and including `root`, operands before users."""
+    """Return every distinct node of an expression, including `root`, operands before users."""
     return root.below
 
 
 def rewrite(root: Index, change: Callable[[Index], Index | None]) -> Index:
-    """`root` rebuilt bottom-up by the folding constructors; `change` may replace a node (operands first).
+    """Rebuild `root` bottom-up by the folding constructors; `change` may replace a node, after its operands.
 
-    What folds to something else, one of its operands perhaps, is not changed again.
+    A node that folds to a node of another kind, such as one of its operands, is not passed to `change`.
     """
     done: dict[Index, Index] = {}
     for node in walk(root):
@@ -64,22 +64,22 @@ def rewrite(root: Index, change: Callable[[Index], Index | None]) -> Index:
 
 
 def substitute(root: Index, values: Mapping[Index, Index]) -> Index:
-    """`root` with nodes replaced."""
+    """Replace nodes of an exact expression."""
     return rewrite(root, values.get)
 
 
 def substitute_value(root: Value, values: Mapping[Index, Index]) -> Value:
-    """A floating-point value with nodes of its exact parts replaced."""
+    """Replace nodes in the exact parts of a floating-point value."""
     return cast("Value", substitute(cast("Index", root), values))
 
 
 def replace_values(root: Value, values: Mapping[Value, Value]) -> Value:
-    """A floating-point value with others below it replaced."""
+    """Replace floating-point subexpressions of a floating-point value."""
     return substitute_value(root, cast("Mapping[Index, Index]", values))
 
 
 def substitute_attend(node: Attend, values: Mapping[Index, Index]) -> Attend:
-    """An attention with nodes of its exact parts replaced."""
+    """Replace nodes in the exact parts of an attention."""
     weights = node.weights
     if not isinstance(weights, Softmax):
         weights = substitute_value(weights, values)
@@ -93,17 +93,17 @@ def substitute_attend(node: Attend, values: Mapping[Index, Index]) -> Attend:
         value=substitute_value(node.value, values),
         keys=None if node.keys is None else substitute(node.keys, values),
         key_of=None if node.key_of is None else substitute(node.key_of, values),
-        stack=_of_loop(node.stack, values),
-        family=_of_loop(node.family, values),
+        stack=_substitute_loop(node.stack, values),
+        family=_substitute_loop(node.family, values),
     )
 
 
-def _of_loop(loop: Loop | None, values: Mapping[Index, Index]) -> Loop | None:
+def _substitute_loop(loop: Loop | None, values: Mapping[Index, Index]) -> Loop | None:
     return None if loop is None else (loop[0], substitute(loop[1], values), substitute(loop[2], values))
 
 
 def rebuild(node: Index, children: tuple[Index, ...]) -> Index:
-    """The node over other operands."""
+    """Return a node with other operands, folded; the same node if no operand differs."""
     if all(a is b for a, b in zip(node.children(), children, strict=True)):
         return node
     return _build(node, children)
@@ -187,8 +187,8 @@ def _truth(node: Index, children: tuple[Index, ...]) -> Index:
         case ExactSelect():
             return fold.choice(*children)
         case UnitCondition():
-            at = len(node.q_units)
-            return fold.rounded(node.q_vars, children[:at], node.k_vars, children[at:-1], children[-1])
+            k_start = len(node.q_units)
+            return fold.rounded(node.q_vars, children[:k_start], node.k_vars, children[k_start:-1], children[-1])
         case _:
             raise AssertionError(f"{type(node).__name__} has no operands to change")
 
@@ -210,5 +210,5 @@ def _arith(op: str, operands: tuple[Index, ...]) -> Index:
 
 
 def variables(root: Index) -> frozenset[Var]:
-    """The aggregate variables that occur in a node, free or bound."""
+    """Return the aggregate variables that occur in a node, free or bound."""
     return frozenset(node for node in walk(root) if isinstance(node, Var))

@@ -1,7 +1,7 @@
-"""Compare two patterns by normal forms: pairs, scores, weights, values, branches, states, selections.
+"""Normal forms for comparing two patterns: visible pairs, scores, weights, values, branches, states, selections.
 
 A normal form is a digest as in `canonical`, but the order of factors, of summands, and of the two vectors of an inner
-product does not count. Equal digests prove that two parts are the same. Different digests prove nothing.
+product is ignored. Equal digests prove that two parts are equal. Different digests prove nothing.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _SWAPPED = (*_FLATTENED, "logaddexp")
 def normal_forms(pattern: Pattern) -> dict[str, bytes]:
     """Return a digest of the `relation` and of each of `PARTS`.
 
-    Names that only the text knows do not count; names of inputs do. Alignment, requirements, and inputs that nothing
-    reads are no part of it.
+    Names that are local to the text are ignored; names of inputs are not. Alignment, requirements and unread inputs are
+    left out.
     """
     writer = _UnorderedWriter(own_names(pattern))
     nodes = pattern.nodes
@@ -44,7 +44,7 @@ def _weights(weights: Softmax | Value) -> tuple[object, ...]:
 
 
 class _UnorderedWriter(Writer):
-    """Digests in which the operands of what commutes have no order."""
+    """Computes digests that ignore the order of the operands of commutative functions."""
 
     def _structure(self, value: Any) -> bytes:
         match value:
@@ -56,13 +56,13 @@ class _UnorderedWriter(Writer):
 
 
 def _operands(value: Apply) -> list[Value]:
-    """The operands of a function, those of the same function inside it in its place."""
+    """Return the operands of a function, with operands of nested calls of the same function spliced in."""
     if value.op not in _FLATTENED:
         return list(value.operands)
     result: list[Value] = []
     for operand in value.operands:
-        inside = isinstance(operand, Apply) and operand.op == value.op
-        result += _operands(operand) if inside and isinstance(operand, Apply) else [operand]
+        is_nested = isinstance(operand, Apply) and operand.op == value.op
+        result += _operands(operand) if is_nested and isinstance(operand, Apply) else [operand]
     return result
 
 

@@ -1,4 +1,4 @@
-"""Constructors of floating-point values, and what they depend on."""
+"""Constructors of floating-point values, and questions about what values depend on."""
 
 from __future__ import annotations
 
@@ -50,43 +50,43 @@ from attnc.compiler.ir import (
 
 
 def number(value: float) -> Value:
-    """A constant."""
+    """Return a floating-point constant."""
     return intern(Number(float(value)))
 
 
 def ratio(num: Index, den: Index) -> Value:
-    """An exact number as a floating-point one."""
+    """Return the exact number `num / den` as a floating-point value."""
     return intern(Ratio(num, den))
 
 
 def vector(name: Literal["q", "k", "v"], head: Index | None = None, at: Index | None = None) -> Value:
-    """The vector of a query, key or value: of this head, and at its place, unless others are given."""
+    """Return the vector of a query, key or value; by default of the current head at the current position."""
     place = fold.place("q" if name == "q" else "k")
     return intern(Vec(name, fold.head_index("head") if head is None else head, place if at is None else at))
 
 
 def is_own(node: Vec) -> bool:
-    """Whether it is the vector of this head at its place."""
+    """Whether a vector is that of the current head at the current position."""
     return node is vector(node.tensor)
 
 
 def scale() -> Value:
-    """The call's scale."""
+    """Return the call's scale."""
     return intern(Scale())
 
 
 def element(tensor: Tensor, indices: tuple[Index, ...]) -> Value:
-    """An element of a real input, or a vector of it."""
+    """Return an element or a vector of a real input."""
     return intern(Element(tensor, indices))
 
 
 def apply(op: str, *operands: Value) -> Value:
-    """A function, by its name."""
+    """Apply the function named `op` to operands."""
     return intern(Apply(op, operands))
 
 
 def dot(left: Value, right: Value) -> Value:
-    """The inner product of two vectors."""
+    """Return the inner product of two vectors."""
     return intern(Dot(left, right))
 
 
@@ -98,7 +98,7 @@ def select(condition: Index, then: Value, otherwise: Value) -> Value:
 
 
 def pick(vector: Value, index: Index) -> Value:
-    """An entry."""
+    """Return an entry of a vector, or a row of a matrix."""
     return intern(Pick(vector, index))
 
 
@@ -108,12 +108,12 @@ def part(vector: Value, number: int, of: int) -> Value:
 
 
 def outer(left: Value, right: Value) -> Value:
-    """The outer product."""
+    """Return the outer product of two vectors."""
     return intern(Outer(left, right))
 
 
 def eye(size: Index) -> Value:
-    """The unit matrix."""
+    """Return the identity matrix of a size."""
     return intern(Eye(size))
 
 
@@ -123,12 +123,12 @@ def solve(matrix: Value, vector: Value, steps: int | None = None) -> Value:
 
 
 def seen(op: Literal["sum", "min", "max"], condition: Index, body: Value) -> Value:
-    """An aggregate over the keys that a row sees."""
+    """Return an aggregate over the visible keys of a row."""
     return intern(VisibleReduce(op, condition, body))
 
 
 def extra_of(node: Attend) -> Value | None:
-    """The extra logits of a softmax, None where there are none."""
+    """Return the extra logit of an attention's softmax; None where it has none."""
     return node.weights.extra if isinstance(node.weights, Softmax) else None
 
 
@@ -152,7 +152,7 @@ def output_of_state(recur: Recur) -> Tensor:
 
 
 def output_lse(node: Attend) -> Tensor:
-    """The LSE of a node, as a tensor."""
+    """Return the log-sum-exp of an attention as a tensor."""
     family = () if node.family is None else (f"{node.name}.members",)
     return intern(Tensor(f"{node.name}.lse", "real", ("batch", "head", "query", *family)))
 
@@ -163,7 +163,7 @@ def ranking(name: Literal["rank", "mass", "score"]) -> Value:
 
 
 def contract(left: Value, right: Value) -> Value:
-    """The sum over the axis that both have: where they meet, or else the only one."""
+    """Contract two values over a shared axis: left's last with right's first if equal, else the first shared axis."""
     a, b = axes(left), axes(right)
     if a[-1] == b[0]:
         return intern(Contract(left, right, len(a) - 1, 0))
@@ -172,12 +172,12 @@ def contract(left: Value, right: Value) -> Value:
 
 
 def diagonal(vector: Value) -> Value:
-    """The matrix with a vector on its diagonal."""
+    """Return the matrix with a vector on its diagonal."""
     return intern(Diagonal(vector))
 
 
 def state_at(name: str, version: int, dims: tuple[str | int, ...]) -> Value:
-    """A state after so many of its steps."""
+    """Return a state after `version` of its steps."""
     return intern(StateAt(name, version, dims))
 
 
@@ -185,7 +185,7 @@ Axes = tuple[str | int, ...]
 
 
 def axes(node: Value) -> Axes:  # noqa: C901  one case a node kind
-    """The axes of a value, by name; numbered ones by how many entries they have."""
+    """Return the axes of a value, each by its name or its number of entries."""
     match node:
         case Vec(tensor=tensor):
             return ("dv" if tensor == "v" else "dk",)
@@ -207,8 +207,10 @@ def axes(node: Value) -> Axes:  # noqa: C901  one case a node kind
         case Diagonal(vector=inner):
             return axes(inner) * 2
         case Eye(size=size):
-            own: str | int = size.name if isinstance(size, Extent) else size.value if isinstance(size, Const) else ""
-            return (own, own)
+            size_name: str | int = (
+                size.name if isinstance(size, Extent) else size.value if isinstance(size, Const) else ""
+            )
+            return (size_name, size_name)
         case Solve(vector=inner):
             return axes(inner)
         case FloatSelect(then=then, otherwise=otherwise):
@@ -220,7 +222,7 @@ def axes(node: Value) -> Axes:  # noqa: C901  one case a node kind
 
 
 def rank(node: Value) -> int:
-    """Axes of a value: 0 of a number, 1 of a vector, 2 of a matrix."""
+    """Return the number of axes of a value: 0 for a number, 1 for a vector, 2 for a matrix."""
     match node:
         case Vec() | VectorPart() | Solve():
             return 1
@@ -243,17 +245,17 @@ def rank(node: Value) -> int:
 
 
 def total(op: Literal["sum", "min", "max"], var: Var, low: Index, high: Index, condition: Index, body: Value) -> Value:
-    """An aggregate over a range."""
+    """Return an aggregate over a range."""
     return intern(ValueReduce(op, var, low, high, condition, body))
 
 
 def default_score() -> Value:
-    """`scale * dot(q, k)`."""
+    """Return `scale * dot(q, k)`."""
     return apply("mul", scale(), dot(vector("q"), vector("k")))
 
 
 def is_default(score: Value) -> bool:
-    """Whether it is `scale * dot(q, k)`, however written."""
+    """Whether a score is `scale * dot(q, k)`, with factors in any order."""
     return (
         isinstance(score, Apply)
         and score.op == "mul"
@@ -264,16 +266,16 @@ def is_default(score: Value) -> bool:
 
 
 def is_plain(node: Attend) -> bool:
-    """Whether an attention is the softmax of `scale * dot(q, k)` over tokens, with their values."""
+    """Whether an attention is the softmax of `scale * dot(q, k)` over tokens, applied to v."""
     return is_scored(node) and is_default(node.score) and node.weights == Softmax()
 
 
 def is_scored(node: Attend) -> bool:
-    """Whether an attention is a softmax over tokens, with their values, whose scores know their query and key alone."""
+    """Whether an attention is a softmax over tokens, applied to v, whose scores depend on their query and key alone."""
     softmax = isinstance(node.weights, Softmax)
-    usual = softmax and node.value is vector("v") and (node.keys, node.stack, node.family) == (None, None, None)
+    is_usual = softmax and node.value is vector("v") and (node.keys, node.stack, node.family) == (None, None, None)
     parts = [node.score, *([node.weights.extra] if isinstance(node.weights, Softmax) and node.weights.extra else [])]
-    return usual and all(
+    return is_usual and all(
         not isinstance(below, VisibleReduce) and (not isinstance(below, Vec) or (is_own(below) and below.tensor != "v"))
         for part in parts
         for below in part.below
@@ -281,22 +283,22 @@ def is_scored(node: Attend) -> bool:
 
 
 def passes(node: Attend) -> int:
-    """How often a row's keys must be gone through: once, and once more for every sum that the next one needs whole."""
+    """Return the number of passes over a row's keys: one, and another for every sum that a later sum needs complete."""
     if isinstance(node.weights, Softmax):
         return max(_passes(node.score), _passes(node.value))
     return max(_passes(node.weights), _passes(node.value))
 
 
 def _passes(node: Value) -> int:
-    """Return the number of passes over the keys; sums that multiply or divide the whole share a pass."""
-    apart = [n for n in _factors(node) if isinstance(n, VisibleReduce)]
-    rest = [n for n in _factors(node) if not isinstance(n, VisibleReduce)]
-    inside = [n for factor in rest for n in _seen(factor)]
-    return max([_passes(n.body) for n in apart] + [1 + _passes(n.body) for n in inside], default=1)
+    """Return the number of passes over the keys; sums that multiply or divide the whole value share a pass."""
+    sums = [n for n in _factors(node) if isinstance(n, VisibleReduce)]
+    factors = [n for n in _factors(node) if not isinstance(n, VisibleReduce)]
+    inside = [n for factor in factors for n in _seen(factor)]
+    return max([_passes(n.body) for n in sums] + [1 + _passes(n.body) for n in inside], default=1)
 
 
 def _factors(node: Value) -> list[Value]:
-    """Return the factors of a product, of a quotient, or of a sum of these."""
+    """Return the factors of a product or quotient, or of a sum of products and quotients."""
     match node:
         case Apply(op="mul" | "div" | "share" | "add" | "sub" | "neg", operands=operands):
             return [factor for operand in operands for factor in _factors(operand)]
@@ -307,22 +309,22 @@ def _factors(node: Value) -> list[Value]:
 
 
 def _seen(node: Value) -> list[VisibleReduce]:
-    """The outermost aggregates over keys whose values depend on data."""
+    """Return the outermost aggregates over keys whose bodies read vectors or inputs."""
     if isinstance(node, VisibleReduce):
         return [node] if any(isinstance(below, Vec | Element) for below in node.body.below) else []
-    return [found for child in node.children() if isinstance(child, VALUES) for found in _seen(child)]
+    return [aggregate for child in node.children() if isinstance(child, VALUES) for aggregate in _seen(child)]
 
 
 @dataclass(frozen=True, slots=True)
 class Additive:
-    """A score `factor * dot(q, k) + bias`: `factor` is one number, `bias` (None: 0) reads no vector of q and k."""
+    """A score `factor * dot(q, k) + bias`: `factor` is a number, `bias` (None: 0) reads no vector of q or k."""
 
     factor: Value
     bias: Value | None
 
 
 def additive(score: Value) -> Additive | None:
-    """A score as a multiple of `dot(q, k)` and the rest; None where it is something else."""
+    """Split a score into a multiple of `dot(q, k)` and a bias; None where it has another form."""
     factors, biases = _summands(score, number(1.0))
     if factors is None or not factors:
         return None
@@ -330,25 +332,28 @@ def additive(score: Value) -> Additive | None:
 
 
 def summed(parts: list[Value]) -> Value:
-    """The sum of some values, at least one."""
+    """Return the sum of one or more values."""
     return reduce(lambda a, b: apply("add", a, b), parts)
 
 
 def _summands(node: Value, factor: Value) -> tuple[list[Value] | None, list[Value]]:
-    """The factors of `dot(q, k)` in a multiple of a node, and its other summands; None where there are none such."""
+    """The factors of `dot(q, k)` in `factor * node`, None where they are unknown, and the other summands."""
     match node:
         case Dot() if node in _products():
             return [factor], []
         case Apply(op="add" | "sub" as op, operands=(a, b)):
-            ours, others = _summands(a, factor)
-            more, rest = _summands(b, factor if op == "add" else apply("neg", factor))
-            return None if ours is None or more is None else ours + more, others + rest
+            left_factors, left_rest = _summands(a, factor)
+            right_factors, right_rest = _summands(b, factor if op == "add" else apply("neg", factor))
+            return (
+                None if left_factors is None or right_factors is None else left_factors + right_factors,
+                left_rest + right_rest,
+            )
         case Apply(op="neg", operands=(a,)):
             return _summands(a, apply("neg", factor))
         case Apply(op="mul", operands=(a, b)):
-            for one, other in ((a, b), (b, a)):
-                if not reads(one) and not _has_inputs(one):
-                    return _summands(other, apply("mul", factor, one))
+            for factor_node, rest_node in ((a, b), (b, a)):
+                if not reads(factor_node) and not _has_inputs(factor_node):
+                    return _summands(rest_node, apply("mul", factor, factor_node))
         case Apply(op="div", operands=(a, b)) if not reads(b) and not _has_inputs(b):
             return _summands(a, apply("div", factor, b))
     if any(isinstance(below, Vec) for below in node.below):
@@ -365,26 +370,26 @@ def _has_inputs(node: Value) -> bool:
 
 
 def is_value(node: object) -> TypeIs[Value]:
-    """Whether a lowered expression is floating point."""
+    """Whether a lowered expression is a floating-point value."""
     return isinstance(node, VALUES)
 
 
 def reads(node: Value | Index) -> frozenset[str]:
-    """Return what a node depends on: `q`, `k` (a position or its vector), `head`, `batch`; variables are left out.
+    """Return what a node depends on: `q`, `k` (a position or its vector), `head`, `batch`; variables are ignored.
 
-    An aggregate over the keys of a row depends on the row, and on no key.
+    An aggregate over the visible keys of a row depends on the row, but not on a key.
     """
     if not any(isinstance(below, VisibleReduce) for below in node.below):
-        return frozenset[str]().union(*map(_own, node.below))
-    found: dict[Node, set[str]] = {}
+        return frozenset[str]().union(*map(_direct_reads, node.below))
+    dependences: dict[Node, set[str]] = {}
     for below in node.below:
-        found[below] = _own(below).union(*(found[child] for child in below.children()))
+        dependences[below] = _direct_reads(below).union(*(dependences[child] for child in below.children()))
         if isinstance(below, VisibleReduce):
-            found[below] = found[below] - {"k"} | {"q", "head"}
-    return frozenset(found[node])
+            dependences[below] = dependences[below] - {"k"} | {"q", "head"}
+    return frozenset(dependences[node])
 
 
-def _own(node: Node) -> set[str]:
+def _direct_reads(node: Node) -> set[str]:
     match node:
         case Position(name=name):
             return {name}
@@ -399,7 +404,7 @@ def _own(node: Node) -> set[str]:
 
 
 def reads_kv_heads(*roots: Value | Index) -> bool:
-    """Whether something depends on which kv head a query head has, or on how many there are."""
+    """Whether expressions depend on the kv head of a query head, or on the number of kv heads."""
     return any(
         (isinstance(below, HeadIndex) and below.name == "kv_head")
         or (isinstance(below, Extent) and below.name in ("kv_heads", "group"))
@@ -409,5 +414,5 @@ def reads_kv_heads(*roots: Value | Index) -> bool:
 
 
 def tensors_of(pattern: Pattern) -> tuple[Tensor, ...]:
-    """The inputs of a pattern that hold floating-point numbers."""
+    """Return the inputs of a pattern that hold floating-point numbers."""
     return tuple(tensor for tensor in pattern.tensors if tensor.is_floating)

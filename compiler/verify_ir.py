@@ -1,6 +1,6 @@
-"""The verifier of the IR: nodes in normal form, numbers and truth values where they belong, names declared.
+"""The verifier of the IR: nodes are in normal form, numbers and truth values of the right kind, and names declared.
 
-The results of passes decorated with `verified`, and those given to `checked`, are verified while `verify_passes` is on,
+Results of passes that are decorated with `verified`, or passed to `checked`, are verified while `verify_passes` is on,
 as in the test suite and under `ATTNC_VERIFY_IR=1`.
 """
 
@@ -62,7 +62,7 @@ ARITY = {
     "bitor": 2,
     "xor": 2,
 }
-"""Operands of each operation; `min` and `max` have two or more."""
+"""The number of operands of each operation; `min` and `max` have two or more."""
 
 
 P = ParamSpec("P")
@@ -72,7 +72,7 @@ _is_on = False
 
 
 class IRInvalid(AssertionError):  # noqa: N818  a broken invariant of ours, not an error of the user
-    """A pattern breaks an invariant. `violations` lists all that were found."""
+    """Raised where a pattern breaks an invariant. `violations` lists every violation."""
 
     def __init__(self, violations: tuple[str, ...]) -> None:
         self.violations = violations
@@ -80,14 +80,14 @@ class IRInvalid(AssertionError):  # noqa: N818  a broken invariant of ours, not 
 
 
 def verify(pattern: Pattern) -> None:
-    """Raise IRInvalid where the pattern is not well formed."""
+    """Raise IRInvalid unless the pattern is well formed."""
     violations = tuple(find_violations(pattern))
     if violations:
         raise IRInvalid(violations)
 
 
 def verify_passes(on: bool = True) -> None:
-    """Switch the verification of what passes return on or off, for this process."""
+    """Switch the verification of the results of passes on or off, for this process."""
     global _is_on  # noqa: PLW0603  one switch for the process, as an environment variable is
     _is_on = on
 
@@ -103,10 +103,10 @@ def verified(run_pass: Callable[P, IR]) -> Callable[P, IR]:
 
 
 def checked(result: IR, where: str = "the result") -> IR:
-    """Return the result of a pass, itself; raise IRInvalid where it is not well formed while `verify_passes` is on.
+    """Return the result of a pass unchanged; raise IRInvalid if it is not well formed while `verify_passes` is on.
 
-    A pattern is verified as a whole. Of an attention and of an expression the nodes are, as nothing says which tensors
-    and variables they may read; `where` names the pass that returned them.
+    A pattern is verified as a whole. In attentions and expressions only the nodes are verified, because the tensors and
+    variables that they may read are unknown; `where` names the pass that returned them.
     """
     if not _is_on:
         return result
@@ -121,16 +121,16 @@ def checked(result: IR, where: str = "the result") -> IR:
 
 
 def find_violations(pattern: Pattern) -> Iterator[str]:
-    """Every broken invariant, as a phrase."""
+    """Yield every broken invariant, as a phrase."""
     names = [node.name for node in pattern.nodes]
     if len(set(names)) != len(names):
-        yield "two nodes have one name"
+        yield "two nodes have the same name"
     if pattern.combine is None and (len(names) != (pattern.recur is None) or pattern.stateful):
-        yield "several nodes, and nothing that combines them"
+        yield "several nodes, but no `combine`"
     for recur in pattern.stateful if pattern.recur is None else (pattern.recur,):
         yield from _recurrence(recur)
     if len({tensor.name for tensor in pattern.tensors}) != len(pattern.tensors):
-        yield "two tensors have one name"
+        yield "two tensors have the same name"
     if pattern.documents is not None and pattern.documents not in pattern.tensors:
         yield f"documents `{pattern.documents.name}` is not declared"
     yield from _nodes(pattern)
@@ -142,7 +142,7 @@ def find_violations(pattern: Pattern) -> Iterator[str]:
 
 
 def _recurrence(recur: Recur) -> Iterator[str]:
-    """Steps count the versions of their states, and read none that is not known yet."""
+    """Check that steps count the versions of their states, and read no version before it is computed."""
     versions = {state.name: 0 for state in recur.states}
     for step in recur.steps:
         if versions.get(step.state) != step.version:
@@ -152,33 +152,35 @@ def _recurrence(recur: Recur) -> Iterator[str]:
     yield from _versions(recur.read, None, "the read")
 
 
-def _versions(value: Value, known: dict[str, int] | None, where: str) -> Iterator[str]:
+def _versions(value: Value, computed: dict[str, int] | None, where: str) -> Iterator[str]:
     for node in value.below:
-        if isinstance(node, StateAt) and known is not None and node.version > known.get(node.name, -1):
-            yield f"{where} reads version {node.version} of `{node.name}` before it is known"
+        if isinstance(node, StateAt) and computed is not None and node.version > computed.get(node.name, -1):
+            yield f"{where} reads version {node.version} of `{node.name}` before it is computed"
 
 
 def _nodes(pattern: Pattern) -> Iterator[str]:
-    known = pattern.tensors + tuple(map(output_of_state, pattern.stateful))
+    tensors = pattern.tensors + tuple(map(output_of_state, pattern.stateful))
     computed = tuple(tensor for node in pattern.nodes for tensor in (output(node), output_lse(node)))
     selected = tuple(item.given for item in pattern.selections)
     for item in pattern.selections:
-        if item.given not in pattern.tensors:  # else the caller computes it, with inputs that are not declared here
-            yield from _selection(item, known + computed + selected)
-    known += selected
+        if (
+            item.given not in pattern.tensors
+        ):  # otherwise the caller computes it, from inputs that are not declared here
+            yield from _selection(item, tensors + computed + selected)
+    tensors += selected
     for node in pattern.nodes:
-        yield from _attend(node, known)
-        known += (output(node), output_lse(node))
+        yield from _attend(node, tensors)
+        tensors += (output(node), output_lse(node))
     for value, where in ((pattern.combine, "combine"), (pattern.lse, "the LSE")):
         if value is not None:
-            yield from _value(value, known, where, frozenset())
+            yield from _value(value, tensors, where, frozenset())
 
 
 def _selection(item: Selection, tensors: tuple[Tensor, ...]) -> Iterator[str]:
-    """Violations in what a selection ranks, keeps and counts; a selection reads those before it."""
+    """Check what a selection ranks, keeps and counts; it may read earlier selections."""
     where = f"the selection `{item.name}`"
     if item.given.kind != "bool":
-        yield f"{where} gives `{item.given.name}`, which holds no truth values"
+        yield f"{where} gives `{item.given.name}`, which does not hold truth values"
     for number, word in (
         (item.rows, "rows"),
         (item.row_of, "row"),
@@ -194,29 +196,29 @@ def _selection(item: Selection, tensors: tuple[Tensor, ...]) -> Iterator[str]:
 
 
 def _attend(node: Attend, tensors: tuple[Tensor, ...]) -> Iterator[str]:
-    own = frozenset(loop[0] for loop in (node.family, node.stack) if loop is not None)
-    yield from _condition(node.visible, tensors, f"visible of `{node.name}`", own)
+    bound = frozenset(loop[0] for loop in (node.family, node.stack) if loop is not None)
+    yield from _condition(node.visible, tensors, f"visible of `{node.name}`", bound)
     weights = node.weights.extra if isinstance(node.weights, Softmax) else node.weights
     for value, word in ((node.score, "score"), (weights, "weights"), (node.value, "value")):
         if value is not None:
-            yield from _value(value, tensors, f"{word} of `{node.name}`", own)
+            yield from _value(value, tensors, f"{word} of `{node.name}`", bound)
 
 
 def _condition(
     root: Index, tensors: tuple[Tensor, ...], where: str, bound: frozenset[Var] = frozenset()
 ) -> Iterator[str]:
     if not is_truth(root):
-        yield f"{where}: `{print_index(root)}` is no truth value"
+        yield f"{where}: `{print_index(root)}` is not a truth value"
     yield from _expression(root, tensors, where, bound)
 
 
-def _value(root: Value, tensors: tuple[Tensor, ...], where: str, own: frozenset[Var]) -> Iterator[str]:
-    """The tensors that a value reads, and the exact expressions in it, free of variables but those of its totals."""
-    bound = own | {node.var for node in root.below if isinstance(node, ValueReduce)}
+def _value(root: Value, tensors: tuple[Tensor, ...], where: str, loop_variables: frozenset[Var]) -> Iterator[str]:
+    """Check the tensors that a value reads, and its exact expressions, whose variables its totals must bind."""
+    bound = loop_variables | {node.var for node in root.below if isinstance(node, ValueReduce)}
     for node in root.below:
         if isinstance(node, Element):
             if node.tensor not in tensors or not node.tensor.is_floating:
-                yield f"{where}: the tensor `{node.tensor.name}` holds no numbers of floating point"
+                yield f"{where}: the tensor `{node.tensor.name}` does not hold floating-point numbers"
             if len(node.indices) > len(node.tensor.dims):
                 yield f"{where}: `{node.tensor.name}` is read with {len(node.indices)} indices"
         if not isinstance(node, VALUES):
@@ -225,7 +227,7 @@ def _value(root: Value, tensors: tuple[Tensor, ...], where: str, own: frozenset[
             if isinstance(child, VALUES):
                 continue
             free = free_variables(child) - bound
-            yield from (f"{where}: the variable `{print_index(name)}` is bound by nothing" for name in free)
+            yield from (f"{where}: the variable `{print_index(name)}` is unbound" for name in free)
             for below in walk(child):
                 if isinstance(below, VALUES):
                     continue
@@ -234,7 +236,7 @@ def _value(root: Value, tensors: tuple[Tensor, ...], where: str, own: frozenset[
 
 def _number(root: Index, tensors: tuple[Tensor, ...], where: str) -> Iterator[str]:
     if is_truth(root):
-        yield f"{where}: `{print_index(root)}` is no number"
+        yield f"{where}: `{print_index(root)}` is not a number"
     yield from _expression(root, tensors, where)
 
 
@@ -242,7 +244,7 @@ def _expression(
     root: Index, tensors: tuple[Tensor, ...], where: str, bound: frozenset[Var] = frozenset()
 ) -> Iterator[str]:
     for name in free_variables(root) - bound:
-        yield f"{where}: the variable `{print_index(name)}` is bound by nothing"
+        yield f"{where}: the variable `{print_index(name)}` is unbound"
     yield from _nodes_of(root, where)
     for node in walk(root):
         if isinstance(node, Lookup) and node.tensor not in tensors:
@@ -250,7 +252,7 @@ def _expression(
 
 
 def _nodes_of(root: Index, where: str) -> Iterator[str]:
-    """Violations of single exact nodes below an expression."""
+    """Check every exact node of an expression on its own."""
     for node in walk(root):
         if isinstance(node, VALUES):  # below a `RoundToInt`
             continue
@@ -259,7 +261,7 @@ def _nodes_of(root: Index, where: str) -> Iterator[str]:
 
 
 def free_variables(root: Index) -> frozenset[Var]:
-    """Variables of aggregates that stand outside of theirs."""
+    """Return the variables of an expression that no aggregate in it binds."""
     free: dict[Index, frozenset[Var]] = {}
     for node in walk(root):
         if isinstance(node, Var):
@@ -275,7 +277,7 @@ def free_variables(root: Index) -> frozenset[Var]:
 
 
 def violations_of(node: Index) -> Iterator[str]:
-    """Yield the violated invariants of one node, without those of its operands."""
+    """Yield the violated invariants of a node, but not those of its operands."""
     if intern(node) is not node:
         yield "it is not interned"
     yield from _RULES[type(node)](node)
@@ -284,16 +286,16 @@ def violations_of(node: Index) -> Iterator[str]:
 def _numbers(*operands: Index) -> Iterator[str]:
     for operand in operands:
         if is_truth(operand):
-            yield f"`{print_index(operand)}` is no number"
+            yield f"`{print_index(operand)}` is not a number"
 
 
 def _truths(*operands: Index) -> Iterator[str]:
     for operand in operands:
         if not is_truth(operand):
-            yield f"`{print_index(operand)}` is no truth value"
+            yield f"`{print_index(operand)}` is not a truth value"
 
 
-def _nothing(node: Index) -> Iterator[str]:
+def _no_rule(node: Index) -> Iterator[str]:
     del node
     return iter(())
 
@@ -302,23 +304,23 @@ def _linear(node: Linear) -> Iterator[str]:
     terms = [term for term, _ in node.terms]
     yield from _numbers(*terms)
     if any(isinstance(term, Linear | Const) for term in terms):
-        yield "a term is a sum or a constant itself"
+        yield "a term is itself a sum or a constant"
     if any(factor == 0 for _, factor in node.terms):
         yield "a coefficient is 0"
     digests = [term.digest for term in terms]
     if digests != sorted(set(digests)):
         yield "its terms are not sorted, or not distinct"
     if not terms or (len(terms) == 1 and node.terms[0][1] == 1 and node.constant == 0):
-        yield "it is no sum"
+        yield "it is not a sum"
 
 
 def _arith(node: Arith) -> Iterator[str]:
     yield from _numbers(*node.operands)
     if node.op in ("min", "max"):
         if len(node.operands) < 2:
-            yield "an extreme of fewer than two"
+            yield f"`{node.op}` of fewer than two operands"
     elif node.op not in ARITY:
-        yield f"`{node.op}` is no operation"
+        yield f"`{node.op}` is not an operation"
     elif len(node.operands) != ARITY[node.op]:
         yield f"`{node.op}` takes {ARITY[node.op]} operands"
     if node.op in ("mul", "min", "max") and [n.digest for n in node.operands] != sorted(
@@ -326,7 +328,7 @@ def _arith(node: Arith) -> Iterator[str]:
     ):
         yield "its operands are not sorted"
     if node.op == "mul" and any(isinstance(operand, Const) for operand in node.operands):
-        yield "a product with a constant is a sum"
+        yield "a product with a constant should be a sum"
 
 
 def _coord(node: Coord) -> Iterator[str]:
@@ -361,16 +363,16 @@ def _round(node: UnitCondition) -> Iterator[str]:
     yield from _numbers(*node.q_units, *node.k_units)
     yield from _truths(node.keep)
     if (len(node.q_vars), len(node.k_vars)) != (len(node.q_units), len(node.k_units)):
-        yield "its units and their variables do not pair"
+        yield "its units and their variables differ in number"
     for place, units in (("k", node.q_units), ("q", node.k_units), ("q", (node.keep,)), ("k", (node.keep,))):
         if any(isinstance(below, Position) and below.name == place for unit in units for below in walk(unit)):
-            yield f"`{place}` stands where it has no meaning"
+            yield f"`{place}` is not allowed here"
 
 
-def _sign(node: Compare) -> Iterator[str]:
+def _compare(node: Compare) -> Iterator[str]:
     yield from _numbers(node.value)
     if isinstance(node.value, Const):
-        yield "its value is known"
+        yield "its value is a constant"
     if not isinstance(node.value, Linear):
         return
     factors = [factor for _, factor in node.value.terms]
@@ -383,7 +385,7 @@ def _sign(node: Compare) -> Iterator[str]:
 def _bool(node: Bool) -> Iterator[str]:
     yield from _truths(*node.operands)
     if len(node.operands) < 2 or len(set(node.operands)) != len(node.operands):
-        yield "fewer than two operands, or equal ones"
+        yield "fewer than two operands, or equal operands"
     for operand in node.operands:
         if isinstance(operand, Truth) or (isinstance(operand, Bool) and operand.op == node.op):
             yield f"`{print_index(operand)}` should have been folded into it"
@@ -406,13 +408,13 @@ def _choice(node: ExactSelect) -> Iterator[str]:
 
 
 _RULES: dict[type, Callable[..., Iterator[str]]] = {
-    Const: _nothing,
-    Position: _nothing,
-    HeadIndex: _nothing,
-    Extent: _nothing,
-    Var: _nothing,
-    RoundToInt: _nothing,
-    Truth: _nothing,
+    Const: _no_rule,
+    Position: _no_rule,
+    HeadIndex: _no_rule,
+    Extent: _no_rule,
+    Var: _no_rule,
+    RoundToInt: _no_rule,
+    Truth: _no_rule,
     Linear: _linear,
     Arith: _arith,
     Coord: _coord,
@@ -420,7 +422,7 @@ _RULES: dict[type, Callable[..., Iterator[str]]] = {
     Lookup: _lookup,
     DataRead: _data,
     Reduce: _reduce,
-    Compare: _sign,
+    Compare: _compare,
     Bool: _bool,
     Not: _not,
     ExactSelect: _choice,

@@ -1,4 +1,4 @@
-"""One evaluation of a specialised relation on numpy arrays, in 64-bit integers or in Python's own."""
+"""Evaluation of a specialised relation on numpy arrays, in 64-bit integers or Python integers."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ Alive = NDArray[np.bool_]
 WORD = 1 << 63
 
 AT_ONCE = 1 << 21
-"""An aggregate with at most this many values over all lanes is evaluated without a loop."""
+"""Maximum number of values over all lanes for which an aggregate is evaluated without a loop."""
 
 
 @dataclass(frozen=True, slots=True)
 class PointBatch:
-    """Values of variables, a lane an entry, and in each lane a query and a key for a fault to name."""
+    """The values of variables, one lane per entry, and the query and key that a fault in each lane reports."""
 
     variables: Mapping[Var, Int64]
     q: Int64
@@ -55,13 +55,13 @@ class PointBatch:
         return len(self.q)
 
     def take(self, which: NDArray[Any] | slice, more: Mapping[Var, Int64] | None = None) -> PointBatch:
-        """Some of the lanes, by mask or number, with more variables."""
-        taken = {variable: value[which] for variable, value in self.variables.items()}
-        return PointBatch({**taken, **(more or {})}, self.q[which], self.k[which])
+        """Return a selection of the lanes, by mask or number, with `more` variables."""
+        variables = {variable: value[which] for variable, value in self.variables.items()}
+        return PointBatch({**variables, **(more or {})}, self.q[which], self.k[which])
 
 
 class ArrayEvaluator:
-    """One evaluation; `alive` marks the lanes whose value is asked for. `known`: nodes that have a value already."""
+    """One evaluation; `alive` marks the lanes whose value is needed. `known`: nodes whose values are given."""
 
     def __init__(
         self, q: Array, k: Array, wide: bool, origins: Mapping[Index, Span], known: Mapping[Index, Array] | None = None
@@ -76,12 +76,12 @@ class ArrayEvaluator:
     # --- truth values ---
 
     def truth(self, node: Index, alive: Alive) -> Alive:
-        """Return the truth values of a node, one a lane."""
+        """Return the truth value of a node in each lane."""
         match node:
             case Truth():
                 return np.full((1, 1), node.value)
             case Compare():
-                return self._sign(node, alive)
+                return self._compare(node, alive)
             case Bool():
                 return self._junction(node, alive)
             case Not():
@@ -99,44 +99,44 @@ class ArrayEvaluator:
             case _:
                 raise AssertionError(f"not a truth value: {node}")
 
-    def _sign(self, node: Compare, alive: Alive) -> Alive:
-        """A comparison with 0; of a sum of what rows and what keys alone decide, these with each other."""
+    def _compare(self, node: Compare, alive: Alive) -> Alive:
+        """Compare with 0; where terms depend on rows or keys alone, compare the row part with the key part."""
         if self._wide or not isinstance(node.value, Linear):
             value = self.integer(node.value, alive)
             return np.asarray(value >= 0 if node.op == "ge" else value == 0, dtype=np.bool_)
         rows: Array = np.array([[node.value.constant]], dtype=np.int64)
         keys: Array = np.zeros((1, 1), dtype=np.int64)
         for term, coefficient in node.value.terms:
-            own = self.integer(term, alive)
-            if own.shape[-1] == 1:
-                rows = rows + own * coefficient
+            term_value = self.integer(term, alive)
+            if term_value.shape[-1] == 1:
+                rows = rows + term_value * coefficient
             else:
-                keys = keys - own * coefficient
+                keys = keys - term_value * coefficient
         return np.asarray(rows >= keys if node.op == "ge" else rows == keys)
 
     def bind(self, variable: Var, value: Array) -> None:
-        """Give a variable its value in each lane."""
+        """Set the value of a variable in each lane."""
         self._variables[variable] = value.astype(self._dtype)
 
     def _rounded(self, node: UnitCondition, alive: Alive) -> Alive:
-        """Each pair of units once: rows of one unit, and keys of one, are alike."""
+        """Evaluate each pair of units once: all rows of a unit are alike, and all keys of a unit."""
         from attnc.compiler.analysis.block_conditions import decide
 
         q, k = self._places["q"].ravel().astype(np.int64), self._places["k"].ravel().astype(np.int64)
         q_units, k_units = self._unit_values(node.q_units, len(q)), self._unit_values(node.k_units, len(k))
-        (q_at, rows), (k_at, keys) = _distinct(q_units), _distinct(k_units)
-        asked = np.zeros((len(q_at), len(k_at)), dtype=np.bool_)
+        (q_first, rows), (k_first, keys) = _distinct(q_units), _distinct(k_units)
+        kept = np.zeros((len(q_first), len(k_first)), dtype=np.bool_)
         row, key = np.nonzero(np.broadcast_to(alive, (len(q), len(k))))
-        asked[rows[row], keys[key]] = True
-        a, b = np.nonzero(asked)
-        at_q, at_k = q_at[a], k_at[b]
-        variables = dict(zip(node.q_vars, q_units[:, at_q], strict=True))
-        variables |= dict(zip(node.k_vars, k_units[:, at_k], strict=True))
-        asked[a, b] = decide(node.keep, PointBatch(variables, q[at_q], k[at_k]), self._origins)
-        return asked[rows[:, None], keys[None, :]]
+        kept[rows[row], keys[key]] = True
+        a, b = np.nonzero(kept)
+        q_index, k_index = q_first[a], k_first[b]
+        variables = dict(zip(node.q_vars, q_units[:, q_index], strict=True))
+        variables |= dict(zip(node.k_vars, k_units[:, k_index], strict=True))
+        kept[a, b] = decide(node.keep, PointBatch(variables, q[q_index], k[k_index]), self._origins)
+        return kept[rows[:, None], keys[None, :]]
 
     def _unit_values(self, units: tuple[Index, ...], length: int) -> Int64:
-        """The values of units in each row, or for each key: (units, length)."""
+        """The values of units for each row, or for each key: (units, length)."""
         everywhere = np.ones((1, 1), dtype=np.bool_)
         values = [self.integer(unit, everywhere).astype(np.int64).ravel() for unit in units]
         return np.stack([np.broadcast_to(value, length) for value in values])
@@ -155,7 +155,7 @@ class ArrayEvaluator:
     # --- integers ---
 
     def integer(self, node: Index, alive: Alive) -> Array:
-        """Return the integers of a node, one a lane."""
+        """Return the integer of a node in each lane."""
         match node:
             case Const():
                 return np.array([[node.value]], dtype=self._dtype)
@@ -166,8 +166,8 @@ class ArrayEvaluator:
             case Coord():
                 return self._coordinate(node, alive)
             case Arith():
-                found = self._known.get(node)
-                return self._kept(node, self._arith(node, alive), alive) if found is None else found
+                value = self._known.get(node)
+                return self._remember(node, self._arith(node, alive), alive) if value is None else value
             case TableRead():
                 index = self._checked_index(node, self.integer(node.index, alive), len(node.values), alive)
                 return np.array(node.values, dtype=self._dtype)[index]
@@ -196,8 +196,8 @@ class ArrayEvaluator:
         value = position // self.integer(node.stride, alive)
         return value if node.extent is None else value % self.integer(node.extent, alive)
 
-    def _kept(self, node: Index, value: Array, alive: Alive) -> Array:
-        """`value`, known from now on if every lane has asked for it, it reads no variable and is of one place."""
+    def _remember(self, node: Index, value: Array, alive: Alive) -> Array:
+        """Return `value`; remember it if all lanes are active and it depends on one of q and k, without variables."""
         if alive.size == 1 and alive.item() and not self._variables and 1 in value.shape:
             self._known[node] = value
         return value
@@ -240,39 +240,39 @@ class ArrayEvaluator:
 
     def _power(self, node: Arith, base: Array, exponent: Array, alive: Alive) -> Array:
         self._fault(node, exponent < 0, alive, "a negative exponent")
-        if not self._wide:  # no power passes 64 bits here, in any lane
+        if not self._wide:  # analysis has shown that no power exceeds 64 bits in any lane
             return np.asarray(np.power(base, np.maximum(exponent, 0)), dtype=np.int64)
         huge = (exponent > 63) & (np.abs(base) > 1)
         self._fault(node, huge, alive, "a number past 64 bits")
-        calm = np.where((exponent < 0) | huge, 0, exponent)
-        calm = np.where(exponent > 64, 64 + exponent % 2, calm)  # of 0, 1 and -1 only the parity matters
-        value = np.power(base.astype(object), np.where(huge, 0, calm).astype(object))
+        safe = np.where((exponent < 0) | huge, 0, exponent)
+        safe = np.where(exponent > 64, 64 + exponent % 2, safe)  # for bases 0, 1 and -1 only the parity matters
+        value = np.power(base.astype(object), np.where(huge, 0, safe).astype(object))
         return self._in_word(node, value, alive).astype(self._dtype)
 
     # --- aggregates and reads ---
 
     def _reduce(self, node: Reduce, alive: Alive) -> Array:
-        """An aggregate, once for all lanes between which it does not differ."""
+        """Evaluate an aggregate, once for all lanes that share its value."""
         shape = lanes_read(node, self._places, self._variables)
-        fewer, known = narrowed(alive, shape), dict(self._variables)
+        active, variables = narrowed(alive, shape), dict(self._variables)
         try:
-            return self._reduced(node, fewer, shape)
+            return self._reduced(node, active, shape)
         except TooManyStepsError as error:
             raise error.at(self._origins.get(node)) from None
         except EvaluationError:
-            if fewer is alive:
+            if active is alive:
                 raise
-            self._variables = known  # again, for the first pair that it concerns
+            self._variables = variables  # evaluate again in all lanes, to report the first pair with a fault
             return self._reduced(node, alive, shape)
 
     def _reduced(self, node: Reduce, alive: Alive, shape: tuple[int, ...]) -> Array:
         low, high = self.integer(node.low, alive), self.integer(node.high, alive)
-        result, found = self._start(node), np.zeros((1, 1), dtype=np.bool_)
-        wanted = np.broadcast_to(alive & (low < high), np.broadcast_shapes(alive.shape, low.shape, high.shape))
-        if wanted.any():
-            first = int(np.where(wanted, low, WORD - 1).min())
-            last = int(np.where(wanted, high, -WORD).max())
-            shape = np.broadcast_shapes(shape, wanted.shape)
+        result, nonempty = self._start(node), np.zeros((1, 1), dtype=np.bool_)
+        running = np.broadcast_to(alive & (low < high), np.broadcast_shapes(alive.shape, low.shape, high.shape))
+        if running.any():
+            first = int(np.where(running, low, WORD - 1).min())
+            last = int(np.where(running, high, -WORD).max())
+            shape = np.broadcast_shapes(shape, running.shape)
             at_once = self._reduce_at_once(node, alive, low, high, range(first, last), shape)
             if at_once is not None:
                 return at_once
@@ -282,24 +282,24 @@ class ArrayEvaluator:
                 inside = alive & (low <= i) & (i < high)
                 inside = inside & self.truth(node.condition, inside)
                 if inside.any():
-                    result = self._step(node, result, found, inside)
-                    found = found | inside
+                    result = self._step(node, result, nonempty, inside)
+                    nonempty = nonempty | inside
         if node.op in ("min", "max"):
-            self._fault(node, ~found, alive, f"`{node.op}` of nothing")
+            self._fault(node, ~nonempty, alive, f"`{node.op}` of nothing")
         return result
 
     def _reduce_at_once(
         self, node: Reduce, alive: Alive, low: Array, high: Array, span: range, shape: tuple[int, ...]
     ) -> Array | None:
-        """The aggregate with an axis for its variable; None where that is too much, or where some value is a fault.
+        """Evaluate an aggregate with an axis for its variable; None where that is too much, or a value is a fault.
 
-        A fault counts only if the loop, which stops where the answer is known, would meet it.
+        A fault counts only if the loop, which stops once the result is known, would reach it.
         """
         if self._wide or prod(shape) * (span.stop - span.start) > AT_ONCE:
             return None
         spend(node, 1, prod(shape) * (span.stop - span.start), self._origins, wide=False)
         i = np.arange(span.start, span.stop, dtype=np.int64).reshape(-1, *[1] * len(shape))
-        known = dict(self._variables)
+        variables = dict(self._variables)
         self._variables[node.var] = i
         try:
             inside = alive & (low <= i) & (i < high)
@@ -310,10 +310,10 @@ class ArrayEvaluator:
         except EvaluationError:
             return None
         finally:
-            self._variables = known
+            self._variables = variables
 
     def _collected(self, node: Reduce, inside: Alive, alive: Alive) -> Array:
-        """An aggregate over the first axis of its lanes."""
+        """Reduce the first axis, which holds the values of an aggregate's variable."""
         if is_truth(node):
             body = self.truth(node.body, inside)
             return np.asarray((inside & body).any(0) if node.op == "any" else (~inside | body).all(0))
@@ -330,7 +330,7 @@ class ArrayEvaluator:
             return np.full((1, 1), node.op == "all")
         return np.zeros((1, 1), dtype=self._dtype)
 
-    def _step(self, node: Reduce, result: Array, found: Alive, inside: Alive) -> Array:
+    def _step(self, node: Reduce, result: Array, nonempty: Alive, inside: Alive) -> Array:
         match node.op:
             case "any":
                 return result | (inside & self.truth(node.body, inside & ~result))
@@ -342,18 +342,18 @@ class ArrayEvaluator:
             case _:
                 value = self.integer(node.body, inside)
                 extreme = np.minimum if node.op == "min" else np.maximum
-                return np.where(inside, np.where(found, extreme(result, value), value), result)
+                return np.where(inside, np.where(nonempty, extreme(result, value), value), result)
 
     def _read(self, node: DataRead, alive: Alive) -> Array:
-        at = [
+        indices = [
             self._checked_index(node, self.integer(index, alive), size, alive)
             for index, size in zip(node.indices, node.data.array.shape, strict=True)
         ]
-        if not at:
+        if not indices:
             return node.data.array.reshape(1, 1)
         if 0 in node.data.array.shape:
             return np.zeros((1, 1), dtype=node.data.array.dtype)
-        return np.asarray(node.data.array[tuple(np.broadcast_arrays(*at))])
+        return np.asarray(node.data.array[tuple(np.broadcast_arrays(*indices))])
 
     # --- faults ---
 
@@ -373,28 +373,28 @@ class ArrayEvaluator:
             self._fault(node, (value >= WORD) | (value < -WORD), alive, "a number past 64 bits")
         return value
 
-    def _fault(self, node: Index, bad: Any, alive: Alive, what: str) -> None:
-        found = np.asarray(bad, dtype=np.bool_)
-        if not found.any():
+    def _fault(self, node: Index, fault: Any, alive: Alive, what: str) -> None:
+        faulty = np.asarray(fault, dtype=np.bool_)
+        if not faulty.any():
             return
-        lanes = found & alive
+        lanes = faulty & alive
         if not lanes.any():
             return
         shapes = (lanes.shape, self._places["q"].shape, self._places["k"].shape)
         full = np.broadcast_to(lanes, np.broadcast_shapes(*shapes))
-        at = tuple(np.argwhere(full)[0][-2:])
-        q, k = (np.broadcast_to(self._places[place], full.shape[-2:])[at] for place in ("q", "k"))
+        pair = tuple(np.argwhere(full)[0][-2:])
+        q, k = (np.broadcast_to(self._places[place], full.shape[-2:])[pair] for place in ("q", "k"))
         raise EvaluationError("A901", f"{what}, at query row {q} and key {k}", self._origins.get(node))
 
 
 def _distinct(values: Int64) -> tuple[Int64, Int64]:
-    """A column of each kind, and for every column the number of its kind."""
+    """The index of one column of each kind, and the number of the kind of every column."""
     _, first, number = np.unique(values, axis=1, return_index=True, return_inverse=True)
     return first, number.reshape(-1)
 
 
 def _bitlen(n: Array) -> Array:
-    """Bits of n ≥ 0. frexp is exact to 2^53; larger ones take the long way."""
+    """The bit length of n ≥ 0. frexp is exact up to 2^53; larger integers are computed one by one."""
     if n.dtype == object or int(n.max(initial=0)) >= 1 << 53:
         return _one_by_one(lambda x: x.bit_length(), n)
     return np.asarray(np.frexp(n.astype(np.float64))[1], dtype=np.int64)

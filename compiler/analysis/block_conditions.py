@@ -1,7 +1,7 @@
-"""Conditions on blocks, decided exactly for many at once.
+"""Conditions on blocks, decided exactly for many blocks at once.
 
-Interval analysis goes first. What it leaves open falls into classes that hold the same relation, of which one member
-each is decided: `and`, `or`, `not`, `if` and short `any` and `all` part by part, the rest by evaluation.
+Interval analysis decides what it can. The remaining blocks fall into classes that hold the same relation, and one
+member of each class is decided: `and`, `or`, `not`, `if` and short `any` and `all` part by part, others by evaluation.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ Int64 = NDArray[np.int64]
 Origins = Mapping[Index, Span]
 
 MOST_BLOCKS = 64
-"""A box that touches more blocks than this is not decided block by block."""
+"""Maximum number of blocks of a box that is decided block by block."""
 
 MOST_LANES = 1 << 18
-"""Lanes that one aggregate may be spread over at a time."""
+"""Maximum number of lanes over which one aggregate is spread at a time."""
 
 MOST_KNOWN = 1 << 16
-"""Classes of one relation that are remembered: a hundred bytes each."""
+"""Maximum number of classes that are remembered for one relation, at about a hundred bytes each."""
 
 _KNOWN: WeakKeyDictionary[Index, dict[int, bool]] = WeakKeyDictionary()
-"""Decisions by class, as boxes come in portions that share classes. Dropped with the relation, and when full."""
+"""Decisions by class, kept because portions of boxes share classes. Dropped with the relation, and when full."""
 
 
 def refine(keep: Index, ranges: Ranges, found: NDArray[np.int8]) -> tuple[NDArray[np.int8], Hash]:
-    """States and class keys of boxes given by ranges of units: open ones that touch few blocks are decided exactly."""
+    """Return states and class keys of boxes given by ranges of units; open boxes of few blocks are decided exactly."""
     shape = np.broadcast_shapes(found.shape, *(low.shape for low, _ in ranges.values()))
     sizes = [np.broadcast_to(high - low + 1, shape) for low, high in ranges.values()]
     state, key = np.broadcast_to(found, shape).copy(), np.zeros(shape, dtype=np.uint64)
@@ -57,74 +57,74 @@ def refine(keep: Index, ranges: Ranges, found: NDArray[np.int8]) -> tuple[NDArra
 def _decide_boxes(
     keep: Index, ranges: Ranges, sizes: list[Int64], box: Int64, state: NDArray[np.int8], key: Hash
 ) -> None:
-    """Fill in states and keys of some boxes, block by block; where a block has a fault they stay as they are."""
+    """Fill in the states and keys of boxes, block by block; where any block has a fault, leave all unchanged."""
     count = _product(sizes)[box]
     starts = np.cumsum(count) - count
-    of_box = np.repeat(box, count)
-    within = np.arange(len(of_box)) - np.repeat(starts, count)
-    known = _KNOWN.setdefault(keep, {})
-    if len(known) > MOST_KNOWN:
-        _KNOWN[keep] = known = {}  # and not cleared: another thread may be reading it
+    box_of_block = np.repeat(box, count)
+    within = np.arange(len(box_of_block)) - np.repeat(starts, count)
+    decisions = _KNOWN.setdefault(keep, {})
+    if len(decisions) > MOST_KNOWN:
+        _KNOWN[keep] = decisions = {}  # a new dict, because another thread may be reading the old one
     try:
-        values = decide(keep, _lanes(ranges, sizes, of_box, within), {}, known)
+        values = decide(keep, _lanes(ranges, sizes, box_of_block, within), {}, decisions)
     except EvaluationError:
         return
     kept = np.add.reduceat(values.astype(np.int64), starts)
     state[box] = np.where(kept == count, TRUE, np.where(kept == 0, FALSE, UNKNOWN))
-    drawn = np.add.reduceat(np.where(values, mix(within), np.uint64(0)), starts)
-    key[box] = combine(drawn, *(mix(size[box].astype(np.int64)) for size in sizes)) | np.uint64(1)
+    pattern = np.add.reduceat(np.where(values, mix(within), np.uint64(0)), starts)
+    key[box] = combine(pattern, *(mix(size[box].astype(np.int64)) for size in sizes)) | np.uint64(1)
 
 
 def _product(sizes: list[Int64]) -> Int64:
-    """The number of blocks, cut off above `MOST_BLOCKS` so that no product overflows."""
+    """The number of blocks in each box, capped just above `MOST_BLOCKS` so that no product overflows."""
     total = np.ones_like(sizes[0])
     for size in sizes:
         total = np.minimum(total, MOST_BLOCKS + 1) * np.minimum(size, MOST_BLOCKS + 1)
     return total
 
 
-def _lanes(ranges: Ranges, sizes: list[Int64], of_box: Int64, within: Int64) -> PointBatch:
-    """A lane for each block of each box."""
+def _lanes(ranges: Ranges, sizes: list[Int64], box_of_block: Int64, within: Int64) -> PointBatch:
+    """Return a batch with a lane for each block of each box."""
     variables = {}
     for (variable, (low, _)), size in zip(ranges.items(), sizes, strict=True):
-        variables[variable] = np.broadcast_to(low, size.shape)[of_box] + within % size[of_box]
-        within = within // size[of_box]
-    nowhere = np.zeros(len(of_box), dtype=np.int64)
-    return PointBatch(variables, nowhere, nowhere)
+        variables[variable] = np.broadcast_to(low, size.shape)[box_of_block] + within % size[box_of_block]
+        within = within // size[box_of_block]
+    zeros = np.zeros(len(box_of_block), dtype=np.int64)
+    return PointBatch(variables, zeros, zeros)
 
 
 def decide(node: Index, lanes: PointBatch, origins: Origins, known: dict[int, bool] | None = None) -> Bools:
-    """The value of a condition in every lane. Raises EvaluationError on a fault.
+    """Decide a condition in every lane. Raises EvaluationError on a fault.
 
-    `known` holds what was decided before, by class, and takes in what is decided now.
+    `known` holds earlier decisions by class; new decisions are added to it.
     """
     if not len(lanes):
         return np.zeros(0, dtype=np.bool_)
     analysis = analyse_variables({variable: (value, value) for variable, value in lanes.variables.items()})
-    found = analysis.truth(node)
-    state = np.broadcast_to(found.state, len(lanes))
+    truths = analysis.truth(node)
+    state = np.broadcast_to(truths.state, len(lanes))
     result = np.asarray(state == TRUE)
-    (open_,) = np.nonzero(state == UNKNOWN)
-    if len(open_):
-        keys = np.broadcast_to(found.key, len(lanes))[open_]
+    (undecided,) = np.nonzero(state == UNKNOWN)
+    if len(undecided):
+        keys = np.broadcast_to(truths.key, len(lanes))[undecided]
         distinct, first, number = np.unique(keys, return_index=True, return_inverse=True)
         values = _remembered(distinct.tolist(), known)
         (new,) = np.nonzero(values < 0)
         if len(new):
-            values[new] = _resolved(node, lanes.take(open_[first[new]]), origins, analysis.saturated)
+            values[new] = _resolved(node, lanes.take(undecided[first[new]]), origins, analysis.saturated)
         if known is not None:
             known.update(zip(distinct[new].tolist(), values[new].astype(bool).tolist(), strict=True))
-        result[open_] = values[number] > 0
+        result[undecided] = values[number] > 0
     return result
 
 
 def _remembered(keys: list[int], known: dict[int, bool] | None) -> NDArray[np.int8]:
-    """Return the decision for each class: 1, 0, or -1 where none is known."""
+    """Return the remembered decision for each class: 1, 0, or -1 for an undecided class."""
     return np.array([-1 if known is None else known.get(key, -1) for key in keys], dtype=np.int8)
 
 
 def _resolved(node: Index, lanes: PointBatch, origins: Origins, wide: bool) -> Bools:
-    """The value in lanes that are unlike each other."""
+    """Decide a condition in lanes that all belong to different classes."""
     match node:
         case Bool():
             return _junction(node, lanes, origins)
@@ -149,13 +149,13 @@ def _junction(node: Bool, lanes: PointBatch, origins: Origins) -> Bools:
     conjunction = node.op == "and"
     result = np.full(len(lanes), conjunction)
     for operand in node.operands:
-        (open_,) = np.nonzero(result == conjunction)
-        result[open_] = decide(operand, lanes.take(open_), origins)
+        (undecided,) = np.nonzero(result == conjunction)
+        result[undecided] = decide(operand, lanes.take(undecided), origins)
     return result
 
 
 def _number(node: Index, lanes: PointBatch, origins: Origins) -> Int64:
-    """The value of an integer in lanes where no step of it passes 64 bits."""
+    """Evaluate an integer in lanes where no step exceeds 64 bits."""
     match node:
         case Linear():
             total = np.full(len(lanes), node.constant, dtype=np.int64)
@@ -169,10 +169,10 @@ def _number(node: Index, lanes: PointBatch, origins: Origins) -> Int64:
 
 
 def _spread(node: Reduce, lanes: PointBatch, origins: Origins, wide: bool) -> Int64:
-    """An aggregate of aggregates with a lane for each value of its variable; any other is evaluated as it stands.
+    """Evaluate an aggregate of aggregates with a lane for each value of its variable; evaluate any other directly.
 
-    So is one of which some value is a fault: that counts only if evaluation, which stops where the answer is known,
-    meets it.
+    An aggregate with a fault in some lane is also evaluated directly: the fault counts only if evaluation, which stops
+    once the result is known, reaches it.
     """
     if wide or not _spreads(node):
         return np.asarray(exact_evaluation.values(node, lanes, origins, wide=wide))
@@ -191,12 +191,12 @@ def _spread(node: Reduce, lanes: PointBatch, origins: Origins, wide: bool) -> In
 
 
 def _spreads(node: Reduce) -> bool:
-    """Whether an aggregate is of conditions, or of constants by a condition, which aggregate in turn."""
+    """Whether an aggregate's body is a condition, or a choice of constants by one, that contains another aggregate."""
     return (is_truth(node) or _counts(node) is not None) and any(isinstance(n, Reduce) for n in walk(node.body))
 
 
 def _counts(node: Reduce) -> tuple[Index, int, int] | None:
-    """The condition of a sum of `yes if condition else no`, and the two numbers."""
+    """The condition and the two numbers of a sum of `yes if condition else no`; None for other aggregates."""
     match node:
         case Reduce(op="sum", body=ExactSelect(condition=condition, then=Const(value=yes), otherwise=Const(value=no))):
             return condition, yes, no
@@ -214,8 +214,8 @@ def _collected(node: Reduce, lanes: PointBatch, low: Int64, count: Int64, origin
     counts = _counts(node)
     if counts is None:
         values = decide(node.body, inner, origins) == (node.op == "any")
-        met = np.bincount(lane[values], minlength=len(lanes)) > 0
-        return np.asarray(met if node.op == "any" else ~met, dtype=np.int64)
+        decisive = np.bincount(lane[values], minlength=len(lanes)) > 0
+        return np.asarray(decisive if node.op == "any" else ~decisive, dtype=np.int64)
     condition, yes, no = counts
-    chosen = np.bincount(lane[decide(condition, inner, origins)], minlength=len(lanes))
-    return chosen * yes + (np.bincount(lane, minlength=len(lanes)) - chosen) * no
+    holding = np.bincount(lane[decide(condition, inner, origins)], minlength=len(lanes))
+    return holding * yes + (np.bincount(lane, minlength=len(lanes)) - holding) * no

@@ -1,4 +1,4 @@
-"""Integers and truth values on boxes: their bounds, their hashes, and arithmetic of both."""
+"""Integers and truth values on boxes: bounds, hashes, and arithmetic on both."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from attnc.compiler.ir import (
 )
 
 LIMIT = 1 << 61
-"""Bounds at ±LIMIT mean: not known to be smaller."""
+"""Bounds of ±LIMIT mean that the value is unbounded."""
 FAR = 1 << 31
 """Bound for out-of-range table entries; larger than any position."""
 
@@ -28,7 +28,7 @@ FALSE, UNKNOWN, TRUE = -1, 0, 1
 
 @dataclass(frozen=True, slots=True)
 class Ints:
-    """Bounds of an integer on each box (ends included), and its decomposition."""
+    """The bounds of an integer on each box (ends included), and its decomposition `shape + offset`."""
 
     low: Int64
     high: Int64
@@ -38,7 +38,7 @@ class Ints:
 
 @dataclass(frozen=True, slots=True)
 class Truths:
-    """A truth value on each box: FALSE, UNKNOWN or TRUE everywhere on it; `key` names the undecided part."""
+    """A truth value on each box: FALSE or TRUE on all of the box, or UNKNOWN; `key` identifies the undecided part."""
 
     state: NDArray[np.int8]
     key: Hash
@@ -57,12 +57,12 @@ V = TypeVar("V")
 
 
 def bounds_alone(low: Int64, high: Int64) -> Ints:
-    """Bounds alone, where keys are not wanted."""
+    """Return bounds without a decomposition, for analyses without keys."""
     return Ints(low, high, NO_SHAPE, NO_OFFSET)
 
 
 def variable_name(variable: Var) -> str:
-    """Return a name that tells variables of one spelling apart."""
+    """Return a name that distinguishes variables with the same spelling."""
     return f"{variable.name}'{variable.serial}"
 
 
@@ -74,12 +74,12 @@ def computed_once(known: dict[Index, V], node: Index, compute: Callable[[Index],
 
 
 def largest(bound: Int64) -> int:
-    """Return the largest magnitude of bounds, 0 where there is none."""
+    """Return the largest magnitude of bounds, 0 for no bounds."""
     return int(np.abs(bound).max(initial=0))
 
 
 def named_hash(*parts: str | int | tuple[int, ...] | Hash | Int64) -> Hash:
-    """A hash of names, constants, shapes and offsets."""
+    """Return a hash of names, constants, shapes and offsets."""
     return combine(*map(_hashed, parts))
 
 
@@ -90,36 +90,36 @@ def _hashed(part: str | int | tuple[int, ...] | Hash | Int64) -> Hash:
 
 
 def decided_truths(state: NDArray[np.int8], key: Hash) -> Truths:
-    """Decided boxes share the two keys of truth and falsehood."""
+    """Return truth values in which all TRUE boxes share one key, and all FALSE boxes another."""
     if key is NO_SHAPE:
         return Truths(state, key)
     return Truths(state, np.where(state == TRUE, TRUE_KEY, np.where(state == FALSE, _FALSE_KEY, key)))
 
 
 def decided(state: NDArray[np.int8]) -> Truths:
-    """States without keys."""
+    """Return states without keys."""
     return Truths(state, NO_SHAPE)
 
 
 def negated(inner: Truths, *, keyed: bool) -> Truths:
-    """`not`."""
+    """Return the negation."""
     return decided_truths(-inner.state, named_hash("not", inner.key)) if keyed else decided(-inner.state)
 
 
 def junction_state(op: str, a: NDArray[np.int8], b: NDArray[np.int8]) -> NDArray[np.int8]:
-    """`and` or `or` of two states."""
+    """Return the `and` or the `or` of two states."""
     return np.minimum(a, b) if op == "and" else np.maximum(a, b)
 
 
 def junction(op: str, operands: list[Truths], *, keyed: bool) -> Truths:
-    """`and` or `or`; an operand that leaves the others the say does not enter the key."""
+    """Return the `and` or the `or` of operands; an operand that is neutral on a box does not enter its key."""
     state = accumulate(lambda a, b: junction_state(op, a, b), (o.state for o in operands))
     if not keyed:
         return decided(state)
-    weak = TRUE if op == "and" else FALSE
+    neutral = TRUE if op == "and" else FALSE
     key = named_hash(op)
     for operand in operands:
-        key = np.where(operand.state == weak, key, named_hash(key, operand.key))
+        key = np.where(operand.state == neutral, key, named_hash(key, operand.key))
     return decided_truths(state, key)
 
 
@@ -129,17 +129,17 @@ def picked(state: NDArray[Any], then: NDArray[Any], otherwise: NDArray[Any], und
 
 
 def sum_hash(a: Hash, b: Hash) -> Hash:
-    """Shapes add commutatively; a constant's shape is neutral."""
+    """Return the hash of a sum of shapes; addition is commutative, and a constant's shape is neutral."""
     return a + b
 
 
 def wrapped_product(offset: Int64, factor: int) -> Int64:
-    """Offsets are compared modulo 2^64."""
+    """Multiply offsets modulo 2^64, the modulus in which offsets are compared."""
     return np.asarray(offset.astype(np.uint64) * np.uint64(factor % (1 << 64)), dtype=np.uint64).astype(np.int64)
 
 
 def is_positive_constant(b: Ints) -> bool:
-    """Whether every box has one positive divisor, and it is known."""
+    """Whether an integer is a known positive constant on every box."""
     return bool(np.all((b.low == b.high) & (b.low > 0) & (b.low < LIMIT)))
 
 
@@ -149,7 +149,7 @@ def divided(bound: Int64, divisor: Int64) -> Int64:
 
 
 def counted(n: Int64) -> Ints:
-    """Return a count as an integer on boxes."""
+    """Return exact counts as integers on boxes."""
     return Ints(n, n, NO_SHAPE, n)
 
 
@@ -169,17 +169,17 @@ def function_bounds(op: str, operands: list[Ints]) -> tuple[Int64, Int64]:
 
 
 def _bit_length(n: Int64) -> Int64:
-    """An upper bound above 2^53 (frexp rounds up to the next power of two), exact below."""
+    """Bit lengths, exact below 2^53; above it an upper bound, because frexp rounds up to the next power of two."""
     return np.asarray(np.frexp(n.astype(np.float64))[1], dtype=np.int64)
 
 
 def _word(high: Int64) -> Int64:
-    """An upper bound, at least 0; one that saturates stands for any number of 64 bits."""
+    """Return an upper bound of at least 0; a saturated bound becomes the largest 64-bit integer."""
     return np.where(high >= LIMIT, np.iinfo(np.int64).max, np.maximum(high, 0))
 
 
 def _root(n: Int64) -> Int64:
-    """At most the integer root, and at least that less 2."""
+    """A lower bound of the integer square root, at most 2 below it."""
     return np.maximum(np.sqrt(n.astype(np.float64)).astype(np.int64) - 1, 0)
 
 
@@ -200,7 +200,7 @@ def _power_bounds(base: Ints, exponent: Ints) -> tuple[Int64, Int64]:
 
 
 def _power_exact(base: Int64, exponent: Int64, fallback: NDArray[np.float64]) -> Int64:
-    """Small powers of a nonnegative base exactly, others as the float bound."""
+    """Return small powers of a nonnegative base exactly, and the float bound `fallback` for all others."""
     small = (fallback < float(1 << 52)) & (base >= 0) & (exponent >= 0)
     exact = np.round(
         np.power(np.where(small, base, 1).astype(np.float64), np.where(small, exponent, 0).astype(np.float64))
@@ -209,15 +209,15 @@ def _power_exact(base: Int64, exponent: Int64, fallback: NDArray[np.float64]) ->
 
 
 def _bitwise_bounds(op: str, a: Ints, b: Ints) -> tuple[Int64, Int64]:
-    both = (a.low >= 0) & (b.low >= 0)
+    both_nonnegative = (a.low >= 0) & (b.low >= 0)
     if op == "bitand":
         # x & y is at most either operand that is nonnegative
         high = np.where(a.low >= 0, a.high, np.where(b.low >= 0, b.high, np.maximum(a.high, b.high)))
-        high = np.where(both, np.minimum(a.high, b.high), np.maximum(high, 0))
-        either = (a.low >= 0) | (b.low >= 0)
-        return np.where(either, 0, -_next_power(a, b)), high
+        high = np.where(both_nonnegative, np.minimum(a.high, b.high), np.maximum(high, 0))
+        one_nonnegative = (a.low >= 0) | (b.low >= 0)
+        return np.where(one_nonnegative, 0, -_next_power(a, b)), high
     power = _next_power(a, b)
-    return np.where(both, 0, -power), np.where(power >= LIMIT, LIMIT, power - 1)
+    return np.where(both_nonnegative, 0, -power), np.where(power >= LIMIT, LIMIT, power - 1)
 
 
 def _next_power(a: Ints, b: Ints) -> Int64:

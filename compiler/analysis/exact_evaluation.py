@@ -1,8 +1,8 @@
-"""Exact evaluation of specialised relations on numpy arrays: what every partial tile and every mask comes from.
+"""Exact evaluation of specialised relations on numpy arrays; every partial tile and every mask is computed here.
 
-Values are int64 where interval analysis shows that 64 bits are enough for every step; otherwise Python integers, so
-that an overflow is found and never wraps. A fault (overflow, division by zero, an index out of range) counts only in
-lanes that `and`, `or` and `if` leave alive; elsewhere the operand is never asked.
+Values are int64 where interval analysis shows that 64 bits are enough for every step, and Python integers otherwise, so
+that an overflow is detected and never wraps. A fault (overflow, division by zero, an index out of range) counts only in
+lanes that `and`, `or` and `if` leave active; in all other lanes the operand is not evaluated.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def mask(
     *,
     wide: bool | None = None,
 ) -> NDArray[np.bool_]:
-    """The relation on rows `start .. stop` and keys `start .. stop`: bool (rows, keys).
+    """Evaluate the relation on rows `start .. stop` and keys `start .. stop`: bool (rows, keys).
 
-    `wide`: whether 64 bits may be too few there, where that is known. Raises EvaluationError on a fault, with the place
-    in the source where it is known.
+    `wide`: whether values may exceed 64 bits; None to find out by analysis. Raises EvaluationError on a fault, with the
+    position in the source if `origins` has it.
     """
     wide = not fits_word(relation, rows, keys) if wide is None else wide
     kind: Any = object if wide else np.int64
@@ -61,7 +61,7 @@ def values(
     *,
     wide: bool,
 ) -> Array:
-    """An integer or a condition that reads variables: its value in every lane.
+    """Evaluate an integer or a condition that reads variables, in every lane.
 
     Raises EvaluationError on a fault.
     """
@@ -71,8 +71,8 @@ def values(
     for variable, value in lanes.variables.items():
         evaluator.bind(variable, value[None])
     alive = np.ones((1, 1), dtype=np.bool_)
-    found = evaluator.truth(node, alive) if is_truth(node) else evaluator.integer(node, alive)
-    return np.asarray(np.broadcast_to(found, (1, len(lanes)))[0])
+    result = evaluator.truth(node, alive) if is_truth(node) else evaluator.integer(node, alive)
+    return np.asarray(np.broadcast_to(result, (1, len(lanes)))[0])
 
 
 def mask_at(
@@ -84,9 +84,9 @@ def mask_at(
     *,
     wide: bool,
 ) -> Alive:
-    """The relation on rows `q` and keys `k` where `alive` (rows, keys) has them, false elsewhere.
+    """Evaluate the relation on rows `q` and keys `k` where `alive` (rows, keys) is true; the result is false elsewhere.
 
-    Raises EvaluationError on a fault there.
+    Raises EvaluationError on a fault where `alive` is true.
     """
     if not alive.any():
         return np.zeros_like(alive)
@@ -103,14 +103,14 @@ def integers_at(
     *,
     wide: bool,
 ) -> NDArray[np.int64]:
-    """An integer, or a condition as 0 and 1, on rows `q` and keys `k`: (rows, keys), anything where not `alive`.
+    """Evaluate an integer, or a condition as 0 and 1, on rows `q` and keys `k`: (rows, keys), arbitrary off `alive`.
 
     Raises EvaluationError on a fault where `alive`, and where a value does not fit in 64 bits.
     """
     evaluator = _evaluator(q, k, {}, origins, wide=wide)
     value = evaluator.truth(node, alive) if is_truth(node) else evaluator.integer(node, alive)
-    found = np.broadcast_to(value, alive.shape)
-    return np.where(alive, found, 0).astype(np.int64) if wide else found.astype(np.int64)
+    integers = np.broadcast_to(value, alive.shape)
+    return np.where(alive, integers, 0).astype(np.int64) if wide else integers.astype(np.int64)
 
 
 def _evaluator(
@@ -139,11 +139,11 @@ def integers_in(
     *,
     wide: bool,
 ) -> NDArray[np.int64]:
-    """Return the integers of a node as `integers_at` does, given values of variables, (…, rows or 1, keys or 1)."""
+    """Evaluate as `integers_at` does a node that reads variables, whose values are (…, rows or 1, keys or 1)."""
     evaluator = _evaluator(q, k, variables, origins, wide=wide)
-    found = evaluator.truth(node, alive) if is_truth(node) else evaluator.integer(node, alive)
-    found = np.broadcast_to(found, np.broadcast_shapes(np.shape(found), alive.shape))
-    return np.where(alive, found, 0).astype(np.int64) if wide else found.astype(np.int64)
+    value = evaluator.truth(node, alive) if is_truth(node) else evaluator.integer(node, alive)
+    value = np.broadcast_to(value, np.broadcast_shapes(np.shape(value), alive.shape))
+    return np.where(alive, value, 0).astype(np.int64) if wide else value.astype(np.int64)
 
 
 def truths_in(
@@ -156,11 +156,11 @@ def truths_in(
     *,
     wide: bool,
 ) -> Alive:
-    """A condition as it is, lanes as in `integers_in`."""
+    """Return the truth values of a condition, with lanes as in `integers_in`."""
     evaluator = _evaluator(q, k, variables, origins, wide=wide)
-    found = np.asarray(evaluator.truth(node, alive), dtype=np.bool_)
-    shape = np.broadcast_shapes(found.shape, alive.shape)
-    return found if found.shape == shape else np.array(np.broadcast_to(found, shape))
+    truths = np.asarray(evaluator.truth(node, alive), dtype=np.bool_)
+    shape = np.broadcast_shapes(truths.shape, alive.shape)
+    return truths if truths.shape == shape else np.array(np.broadcast_to(truths, shape))
 
 
 def floats_in(
@@ -172,36 +172,40 @@ def floats_in(
     fits: Callable[[Index], bool],
     origins: Mapping[Index, Span] | None = None,
 ) -> NDArray[np.float64]:
-    """An integer on its way into floating point, in binary64, lanes as in `integers_in`.
+    """Evaluate an integer as binary64, with lanes as in `integers_in`.
 
-    What `fits` 64 bits is exact until then; sums, products and tables of larger numbers are rounded, others fault where
-    they pass 64 bits.
+    Subexpressions for which `fits` holds are exact before the conversion; sums, products and tables of larger numbers
+    are rounded, and all other operations fault where they exceed 64 bits.
     """
     if fits(node):
         return integers_in(node, q, k, variables, alive, origins, wide=False).astype(np.float64)
 
-    def of(part: Index, here: Alive = alive) -> NDArray[np.float64]:
-        return floats_in(part, q, k, variables, here, fits, origins)
+    def evaluate(part: Index, active: Alive = alive) -> NDArray[np.float64]:
+        return floats_in(part, q, k, variables, active, fits, origins)
 
     match node:
         case Const() | Arith(op="pow", operands=(Const(), Const())):
             return np.full((1, 1), _rounded_constant(node))
         case Linear():
-            return sum((of(term) * float(factor) for term, factor in node.terms), np.full((1, 1), float(node.constant)))
+            return sum(
+                (evaluate(term) * float(factor) for term, factor in node.terms), np.full((1, 1), float(node.constant))
+            )
         case Arith(op="mul"):
-            return of(node.operands[0]) * of(node.operands[1])
+            return evaluate(node.operands[0]) * evaluate(node.operands[1])
         case Arith(op="min" | "max"):
             extreme = np.minimum if node.op == "min" else np.maximum
-            return accumulate(extreme, map(of, node.operands))
+            return accumulate(extreme, map(evaluate, node.operands))
         case Arith(op="abs"):
-            return np.abs(of(node.operands[0]))
+            return np.abs(evaluate(node.operands[0]))
         case TableRead():
             index = integers_in(node.index, q, k, variables, alive, origins, wide=not fits(node.index))
             inside = np.clip(index, 0, len(node.values) - 1)
             return np.where(alive & (index != inside), np.nan, np.array([float(v) for v in node.values])[inside])
         case ExactSelect():
             condition = integers_in(node.condition, q, k, variables, alive, origins, wide=not fits(node.condition)) != 0
-            return np.where(condition, of(node.then, alive & condition), of(node.otherwise, alive & ~condition))
+            return np.where(
+                condition, evaluate(node.then, alive & condition), evaluate(node.otherwise, alive & ~condition)
+            )
         case _:
             return integers_in(node, q, k, variables, alive, origins, wide=True).astype(np.float64)
 
@@ -214,10 +218,10 @@ def _rounded_constant(node: Const | Arith) -> float:
 
 
 def mask_of_coordinates(relation: Index, coordinates: Mapping[Index, str], extent: int) -> NDArray[np.bool_]:
-    """A relation that reads one axis, on all pairs of its `extent` coordinates: bool (rows, keys).
+    """Evaluate a relation that reads one axis, on all pairs of its `extent` coordinates: bool (rows, keys).
 
-    `coordinates` says of which place, q or k, each of its coordinate nodes is. 64 bits must be enough. Raises
-    EvaluationError on a fault.
+    `coordinates`: q or k for each coordinate node of the relation. Values must fit in 64 bits. Raises EvaluationError
+    on a fault.
     """
     axis = np.arange(extent, dtype=np.int64)
     places = {"q": axis[:, None], "k": axis[None, :]}
@@ -229,7 +233,7 @@ def mask_of_coordinates(relation: Index, coordinates: Mapping[Index, str], exten
 
 
 def integers(node: Index, rows: tuple[int, int], keys: tuple[int, int]) -> NDArray[np.int64]:
-    """An integer on rows and keys `start .. stop`: (rows, keys).
+    """Evaluate an integer on rows and keys `start .. stop`: (rows, keys).
 
     Raises EvaluationError on a fault.
     """

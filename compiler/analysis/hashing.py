@@ -1,4 +1,4 @@
-"""64-bit hashes of arrays, for class keys. Deterministic across processes and machines."""
+"""64-bit hashes of arrays, for class keys; the same in every process and on every machine."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _M2 = np.uint64(0x94D049BB133111EB)
 
 
 def mix(values: NDArray[np.int64] | Hash) -> Hash:
-    """The splitmix64 finaliser of each entry."""
+    """Return the splitmix64 finaliser of each entry."""
     return _mixed(values.astype(np.uint64))
 
 
 def _mixed(x: Hash) -> Hash:
-    """`mix`, in place."""
+    """Apply the splitmix64 finaliser in place."""
     x += _GOLDEN
     x ^= x >> np.uint64(30)
     x *= _M1
@@ -33,14 +33,15 @@ def _mixed(x: Hash) -> Hash:
 
 
 def combine(*hashes: Hash) -> Hash:
-    """An ordered combination, entry by entry."""
+    """Combine hashes entry by entry; the result depends on their order."""
     return reduce(lambda a, b: _mixed(a * _M1 + b), hashes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Kinds:
-    """Equal names numbered in the order in which they first occur: the first entry of each, how many there are of it,
-    and which number every entry has.
+    """The distinct names of an array, numbered by first occurrence.
+
+    `first`: the index of each name's first entry; `members`: its number of entries; `number`: the number of each entry.
     """
 
     first: NDArray[np.int64]
@@ -49,7 +50,7 @@ class Kinds:
 
 
 def kinds(names: Hash | NDArray[np.int64]) -> Kinds:
-    """The kinds among names."""
+    """Number the distinct names of an array."""
     order = np.argsort(names)  # not stable, but only the least entry of each kind counts
     ordered = names[order]
     starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])[: len(order)])
@@ -57,16 +58,16 @@ def kinds(names: Hash | NDArray[np.int64]) -> Kinds:
         return Kinds(starts, starts, order)
     members = np.diff(np.append(starts, len(order)))
     first = np.minimum.reduceat(order, starts)
-    by_use = np.argsort(first)
-    rank = np.empty_like(by_use)
-    rank[by_use] = np.arange(len(by_use))
+    by_first = np.argsort(first)
+    rank = np.empty_like(by_first)
+    rank[by_first] = np.arange(len(by_first))
     number = np.empty_like(order)
     number[order] = np.repeat(rank, members)
-    return Kinds(first[by_use], members[by_use], number)
+    return Kinds(first[by_first], members[by_first], number)
 
 
 @lru_cache(maxsize=1 << 14)
 def constant_hash(value: object) -> Hash:
-    """The hash of a name, number or tuple of numbers, as one entry."""
+    """Return the hash of a name, number or tuple of numbers, as an array of one entry."""
     digest = hashlib.blake2b(repr(value).encode(), digest_size=8).digest()
     return np.array([int.from_bytes(digest, "little")], dtype=np.uint64)

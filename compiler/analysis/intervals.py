@@ -1,9 +1,9 @@
-"""Interval analysis, vectorised over boxes: is a relation empty, full or partial there, and which boxes look alike?
+"""Interval analysis, vectorised over boxes: is a relation empty, full or partial on a box, and which boxes are alike?
 
-Beside the interval of a value stands its decomposition `value = shape + offset`, where `shape` is a 64-bit hash of a
-function of the place inside the box and `offset` an exact integer of the box. Two boxes whose undecided comparisons
-have equal shapes and equal offsets hold the same relation, so a mask computed for one serves the other: a translation
-class. What a box decides (`true`, `false`) does not enter the key. Bounds saturate at ±2^61: "unbounded".
+Besides its interval, a value has a decomposition `value = shape + offset`, where `shape` is a 64-bit hash of a function
+of the position inside the box and `offset` is an exact integer for the box. Two boxes whose undecided comparisons have
+equal shapes and equal offsets hold the same relation, so a mask computed for one box serves the other: a translation
+class. Comparisons that a box decides (`true`, `false`) do not enter the key. Bounds saturate at ±2^61: "unbounded".
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ from attnc.compiler.verify_ir import verified
 
 @dataclass(frozen=True, slots=True)
 class Boxes:
-    """Rectangles of rows `q_low ..= q_high` and keys `k_low ..= k_high`, one an entry (ends included)."""
+    """Rectangles of rows `q_low ..= q_high` and keys `k_low ..= k_high` (ends included), one per entry."""
 
     q_low: Int64
     q_high: Int64
@@ -83,16 +83,16 @@ class Boxes:
 
 
 def classify(relation: Index, boxes: Boxes, *, keyed: bool = True) -> Truths:
-    """State and class key of a specialised relation on each box; without keys where they are not `keyed`."""
+    """Return the state and class key of a specialised relation on each box; no keys unless `keyed`."""
     return Analysis(boxes, keyed=keyed).truth(relation)
 
 
 def fits_word(
     node: Index, rows: tuple[int, int], keys: tuple[int, int], loops: Mapping[Var, tuple[int, int]] | None = None
 ) -> bool:
-    """Whether no step of evaluating a condition or integer on a rectangle can pass 64 bits, guarded or not.
+    """Whether no step of evaluating a condition or integer on a rectangle can exceed 64 bits, guarded or not.
 
-    `loops`: the least and the most that its free variables are.
+    `loops`: the least and greatest value of each free variable.
     """
     if not loops and is_small(node, max(rows[1], keys[1], 1)):
         return True
@@ -108,15 +108,15 @@ def fits_word(
 
 
 def bounds(node: Index, rows: tuple[int, int], keys: tuple[int, int]) -> tuple[int, int]:
-    """The least and the most that an integer can be on a rectangle."""
+    """Return bounds of an integer on a rectangle, both inclusive."""
     ends = (rows[0], rows[1] - 1, keys[0], keys[1] - 1)
-    found = Analysis(Boxes(*(np.array([end], dtype=np.int64) for end in ends)), keyed=False).integer(node)
-    return int(np.min(found.low)), int(np.max(found.high))
+    analysed = Analysis(Boxes(*(np.array([end], dtype=np.int64) for end in ends)), keyed=False).integer(node)
+    return int(np.min(analysed.low)), int(np.max(analysed.high))
 
 
 @verified
 def simplified(relation: Index, rows: tuple[int, int], keys: tuple[int, int]) -> Index:
-    """The relation with every condition in it that is the same all over a rectangle decided."""
+    """Replace every condition that has the same value on all of a rectangle by that value."""
     ends = (rows[0], rows[1] - 1, keys[0], keys[1] - 1)
     analysis = Analysis(Boxes(*(np.array([end], dtype=np.int64) for end in ends)), keyed=False)
 
@@ -130,20 +130,20 @@ def simplified(relation: Index, rows: tuple[int, int], keys: tuple[int, int]) ->
 
 
 Ranges = Mapping[Var, tuple[Int64, Int64]]
-"""Ends (included) of variables on each box."""
+"""The least and greatest values (included) of variables on each box."""
 
 _NOWHERE = Boxes(*(np.zeros(1, dtype=np.int64) for _ in range(4)))
 
 
 def analyse_variables(ranges: Ranges, *, keyed: bool = True) -> Analysis:
-    """An analysis of conditions that read variables instead of places."""
+    """Return an analysis of conditions that read variables instead of positions."""
     return Analysis(_NOWHERE, keyed=keyed, variables=ranges)
 
 
 class Analysis:
-    """One pass over a relation for one set of boxes; nodes are visited once.
+    """An analysis of relations on one set of boxes; every node is visited once.
 
-    `refined`: what is the same all over a block is decided block by block where boxes touch few; always if `keyed`.
+    `refined`: decide block conditions exactly on boxes that touch few blocks; implied by `keyed`.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class Analysis:
         }
         ranges = variables or {}
         ends = [end for bounds in ranges.values() for end in bounds]
-        self._here = self._name("here", boxes.q_low, boxes.q_high, boxes.k_low, boxes.k_high, *ends)
+        self._box_hash = self._name("here", boxes.q_low, boxes.q_high, boxes.k_low, boxes.k_high, *ends)
         self._variables = {
             v: self._leaf(variable_name(v), self._clipped(low), self._clipped(high))
             for v, (low, high) in ranges.items()
@@ -169,7 +169,7 @@ class Analysis:
         self._truths: dict[Index, Truths] = {}
 
     def _name(self, *parts: str | int | tuple[int, ...] | Hash | Int64) -> Hash:
-        """A hash of names, constants, shapes and offsets; nothing where keys are not wanted."""
+        """Return a hash of names, constants, shapes and offsets; `NO_SHAPE` in an analysis without keys."""
         return named_hash(*parts) if self._keyed else NO_SHAPE
 
     def _decided(self, state: NDArray[np.int8], key: Hash) -> Truths:
@@ -183,7 +183,7 @@ class Analysis:
     # --- truth values ---
 
     def truth(self, node: Index) -> Truths:
-        """The analysis of a condition."""
+        """Analyse a condition."""
         return computed_once(self._truths, node, self._truth)
 
     def _truth(self, node: Index) -> Truths:
@@ -191,7 +191,7 @@ class Analysis:
             case Truth():
                 return self._decided(np.full(1, TRUE if node.value else FALSE, dtype=np.int8), TRUE_KEY)
             case Compare():
-                return self._sign(node)
+                return self._compare(node)
             case Bool():
                 return junction(node.op, [self.truth(operand) for operand in node.operands], keyed=self._keyed)
             case Not():
@@ -209,7 +209,7 @@ class Analysis:
             case _:
                 raise AssertionError(f"not a truth value: {node}")
 
-    def _sign(self, node: Compare) -> Truths:
+    def _compare(self, node: Compare) -> Truths:
         value = self.integer(node.value)
         if node.op == "ge":
             true, false = value.low >= 0, value.high < 0
@@ -242,23 +242,23 @@ class Analysis:
         return self._decided(state.astype(np.int8), self._loop_name(node, low, high, inside.key, body.key))
 
     def _loop(self, node: Reduce) -> tuple[Ints, Ints, Truths]:
-        """Bounds of an aggregate's range, and its condition over the whole range; its variable is then bound to it."""
+        """Bind an aggregate's variable to its range, and return the range's ends and the condition on all of it."""
         low, high = self.integer(node.low), self.integer(node.high)
         last = np.maximum(high.high - 1, low.low)
         ends = (node.low, node.high)
         if self._ends.setdefault(node.var, ends) != ends:
             self._forget(node.var)
             self._ends[node.var] = ends
-        self._variables[node.var] = self._known(self._leaf(variable_name(node.var), low.low, last))
+        self._variables[node.var] = self._normalised(self._leaf(variable_name(node.var), low.low, last))
         return low, high, self.truth(node.condition)
 
     def _loop_name(self, node: Reduce, low: Ints, high: Ints, *parts: Hash | Int64) -> Hash:
-        """The shape of an aggregate: its variable is counted from the least value that it has on the box."""
+        """The shape of an aggregate, with its variable counted from the variable's least value on the box."""
         ends = (low.shape, low.offset - low.low, high.shape, high.offset - low.low)
         return self._name(node.op, *ends, *parts)
 
     def _rounded(self, node: UnitCondition) -> Truths:
-        """The condition over the units that a box touches; where they are few, each is decided exactly."""
+        """Analyse a condition on the units that a box touches; few units are decided exactly."""
         units = [self.integer(unit) for _, unit in node.units]
         ranges = {var: (u.low, u.high) for (var, _), u in zip(node.units, units, strict=True)}
         analysis = analyse_variables(ranges, keyed=False)
@@ -272,16 +272,16 @@ class Analysis:
         return self._decided(state, self._name("round", key, *places))
 
     def _forget(self, variable: Var) -> None:
-        """Drop what was found under another range: loops that were written out leave inner ones of one variable."""
-        known: tuple[dict[Index, Any], ...] = (self._ints, self._truths)
-        for found in known:
-            for node in [n for n in found if variable in variables(n)]:
-                del found[node]
+        """Drop results under another range of a variable: unrolled loops leave inner loops that share a variable."""
+        caches: tuple[dict[Index, Any], ...] = (self._ints, self._truths)
+        for cache in caches:
+            for node in [n for n in cache if variable in variables(n)]:
+                del cache[node]
 
     # --- integers ---
 
     def integer(self, node: Index) -> Ints:
-        """The analysis of an integer."""
+        """Analyse an integer."""
         return computed_once(self._ints, node, self._integer)
 
     def _integer(self, node: Index) -> Ints:
@@ -322,17 +322,17 @@ class Analysis:
 
     def _add(self, a: Ints, b: Ints) -> Ints:
         low, high = self._clipped(a.low + b.low), self._clipped(a.high + b.high)
-        if self.saturated:  # else no bound here is at the limit
+        if self.saturated:  # otherwise no bound is at the limit
             low = np.where((a.low <= -LIMIT) | (b.low <= -LIMIT), -LIMIT, low)
             high = np.where((a.high >= LIMIT) | (b.high >= LIMIT), LIMIT, high)
-        return self._known(Ints(low, high, sum_hash(a.shape, b.shape), a.offset + b.offset))
+        return self._normalised(Ints(low, high, sum_hash(a.shape, b.shape), a.offset + b.offset))
 
     def _scaled(self, a: Ints, factor: int) -> Ints:
         if factor == 1:
             return a
         low, high = self._scaled_bounds(a, factor)
         shape = np.where(a.shape == NO_SHAPE, NO_SHAPE, self._name("times", a.shape, factor))
-        return self._known(Ints(low, high, shape, wrapped_product(a.offset, factor)))
+        return self._normalised(Ints(low, high, shape, wrapped_product(a.offset, factor)))
 
     def _scaled_bounds(self, a: Ints, factor: int) -> tuple[Int64, Int64]:
         if abs(factor) >= LIMIT or max(largest(a.low), largest(a.high)) * abs(factor) >= LIMIT:
@@ -358,14 +358,14 @@ class Analysis:
             return np.clip(bound, -LIMIT, LIMIT)
         return bound
 
-    def _known(self, value: Ints) -> Ints:
-        """A point is a constant; where a bound saturates, the decomposition is given up: no box shares it."""
+    def _normalised(self, value: Ints) -> Ints:
+        """Make points constants; where a bound saturates, replace the decomposition by one that no other box shares."""
         if not self._keyed:
             return bounds_alone(value.low, value.high)
         point = value.low == value.high
         shape, offset = np.where(point, NO_SHAPE, value.shape), np.where(point, value.low, value.offset)
         lost = (value.low <= -LIMIT) | (value.high >= LIMIT)
-        return Ints(value.low, value.high, np.where(lost, self._here, shape), offset)
+        return Ints(value.low, value.high, np.where(lost, self._box_hash, shape), offset)
 
     def _coordinate(self, node: Coord) -> Ints:
         position = self._add(self.integer(node.position), self._scaled(self.integer(node.offset), -1))
@@ -377,7 +377,7 @@ class Analysis:
         match node.op:
             case "mul":
                 low, high = self._product_bounds(*operands)
-                return self._known(self._mixed("mul", low, high, *operands))
+                return self._normalised(self._mixed("mul", low, high, *operands))
             case "floordiv":
                 return self._floordiv(*operands)
             case "mod":
@@ -396,10 +396,10 @@ class Analysis:
         if not self._keyed:
             return bounds_alone(divided(a.low, c), divided(a.high, c))
         shape = np.where(a.shape == NO_SHAPE, NO_SHAPE, self._name("//", a.shape, a.offset % c, c))
-        return self._known(Ints(divided(a.low, c), divided(a.high, c), shape, a.offset // c))
+        return self._normalised(Ints(divided(a.low, c), divided(a.high, c), shape, a.offset // c))
 
     def _general_division(self, a: Ints, b: Ints) -> Ints:
-        """Quotients at the corners, over the divisors of one sign; a divisor that may be 0 leaves |a| as the bound."""
+        """Bound quotients by their values at the corners; for a divisor that may be 0 or negative, |a| is the bound."""
         size = np.maximum(np.abs(a.low), np.abs(a.high))
         low, high = -size - 1, size
         positive = b.low > 0
@@ -424,12 +424,14 @@ class Analysis:
         constant = a.shape == NO_SHAPE
         shape = np.where(straight, a.shape, np.where(constant, NO_SHAPE, wrapped))
         shifted = a.offset - a.low // c * c
-        return self._known(Ints(low, high, shape, np.where(straight, shifted, np.where(constant, a.offset % c, 0))))
+        return self._normalised(
+            Ints(low, high, shape, np.where(straight, shifted, np.where(constant, a.offset % c, 0)))
+        )
 
     def _extreme(self, op: str, a: Ints, b: Ints) -> Ints:
         below, above = (a, b) if op == "min" else (b, a)
-        take = np.minimum if op == "min" else np.maximum
-        low, high = take(a.low, b.low), take(a.high, b.high)
+        extreme = np.minimum if op == "min" else np.maximum
+        low, high = extreme(a.low, b.low), extreme(a.high, b.high)
         if not self._keyed:
             return bounds_alone(low, high)
         mixed = self._name(op, a.shape, a.offset - b.offset, b.shape)
@@ -451,7 +453,7 @@ class Analysis:
 
     def _function(self, op: str, operands: list[Ints]) -> Ints:
         low, high = function_bounds(op, operands)
-        return self._known(self._mixed(op, self._clipped(low), self._clipped(high), *operands))
+        return self._normalised(self._mixed(op, self._clipped(low), self._clipped(high), *operands))
 
     def _choice(self, node: ExactSelect) -> Ints:
         condition, then, otherwise = self.truth(node.condition), self.integer(node.then), self.integer(node.otherwise)
@@ -469,25 +471,24 @@ class Analysis:
         body = self.integer(node.body)
         shape = self._loop_name(node, low, high, inside.key, body.shape, body.offset)
         if node.op != "sum":
-            return self._known(Ints(body.low, body.high, shape, np.zeros(1, dtype=np.int64)))
+            return self._normalised(Ints(body.low, body.high, shape, np.zeros(1, dtype=np.int64)))
         trips = np.maximum(self._clipped(high.high - low.low), 0)
         surely = np.where(inside.state == TRUE, np.maximum(high.low - low.high, 0), 0)
-        most, least = counted(trips), counted(surely)
-        top = np.maximum(self._product(body.high, most.high), self._product(body.high, least.high))
-        bottom = np.minimum(self._product(body.low, most.high), self._product(body.low, least.high))
-        return self._known(Ints(bottom, top, shape, np.zeros(1, dtype=np.int64)))
+        most_trips, sure_trips = counted(trips), counted(surely)
+        top = np.maximum(self._product(body.high, most_trips.high), self._product(body.high, sure_trips.high))
+        bottom = np.minimum(self._product(body.low, most_trips.high), self._product(body.low, sure_trips.high))
+        return self._normalised(Ints(bottom, top, shape, np.zeros(1, dtype=np.int64)))
 
     def _read(self, node: DataRead) -> Ints:
         indices = [self.integer(index) for index in node.indices]
         low, high = map(self._clipped, RangeTable.of(node.data).bounds([(i.low, i.high) for i in indices]))
         sizes = zip(indices, node.data.array.shape, strict=True)
         outside = [(index.low < 0) | (index.high >= size) for index, size in sizes]
-        if any(
-            bool(lanes.any()) for lanes in outside
-        ):  # what is not there may be anything: it is looked at pair by pair
-            least, most = (0, 1) if node.data.array.dtype == np.bool_ else (-FAR, FAR)
+        # An entry that is out of range may have any value; such pairs are evaluated one by one.
+        if any(bool(lanes.any()) for lanes in outside):
+            least, greatest = (0, 1) if node.data.array.dtype == np.bool_ else (-FAR, FAR)
             lanes = np.logical_or.reduce(np.broadcast_arrays(*outside))
-            low, high = np.where(lanes, least, low), np.where(lanes, most, high)
+            low, high = np.where(lanes, least, low), np.where(lanes, greatest, high)
         if not self._keyed:
             return bounds_alone(low, high)
         shape, offset = self._contents(node, indices)
@@ -495,26 +496,26 @@ class Analysis:
         return Ints(low, high, np.where(constant, NO_SHAPE, shape), np.where(constant, low, offset))
 
     def _contents(self, node: DataRead, indices: list[Ints]) -> tuple[Hash, Int64]:
-        """Boxes that read entry after entry as a place moves on are named by what they read, others by the box.
+        """Hash what boxes read: the entries where an index moves with q or k, otherwise the box itself.
 
-        Of several axes, boxes that read the same entries in the same way are named by their indices.
+        In arrays of several axes, boxes that read the same entries in the same way are hashed by their indices.
         """
         if not node.data.array.size:
-            return self._here, NO_OFFSET
+            return self._box_hash, NO_OFFSET
         if len(indices) != 1:
             return self._same_entries(node, indices), NO_OFFSET
         index, size = indices[0], len(node.data.array)
         inside = (index.low >= 0) & (index.high < size)
         walks = [(index.shape == p.shape) & (p.shape != NO_SHAPE) & inside for p in self._places.values()]
-        straight = np.flatnonzero(np.broadcast_to(walks[0] | walks[1], self.size))
-        if not len(straight):
-            return self._here, NO_OFFSET
-        low, high = (np.broadcast_to(bound, self.size)[straight] for bound in (index.low, index.high))
+        walking = np.flatnonzero(np.broadcast_to(walks[0] | walks[1], self.size))
+        if not len(walking):
+            return self._box_hash, NO_OFFSET
+        low, high = (np.broadcast_to(bound, self.size)[walking] for bound in (index.low, index.high))
         name, first = RangeTable.of(node.data).contents(low, high)
-        shape = np.broadcast_to(self._here, self.size).copy()
-        shape[straight] = combine(name, np.broadcast_to(index.shape, self.size)[straight])
+        shape = np.broadcast_to(self._box_hash, self.size).copy()
+        shape[walking] = combine(name, np.broadcast_to(index.shape, self.size)[walking])
         offset = np.zeros(self.size, dtype=np.int64)
-        offset[straight] = first
+        offset[walking] = first
         return shape, offset
 
     def _same_entries(self, node: DataRead, indices: list[Ints]) -> Hash:
@@ -523,12 +524,12 @@ class Analysis:
             np.broadcast_arrays(*((index.low >= 0) & (index.high < size) for index, size in sizes))
         )
         name = self._name("entries", id(node.data), *(part for i in indices for part in (i.shape, i.offset)))
-        return np.where(inside, name, self._here)
+        return np.where(inside, name, self._box_hash)
 
     # --- decompositions without structure ---
 
     def _mixed(self, op: str, low: Int64, high: Int64, *operands: Ints) -> Ints:
-        """A function of its operands' values: the shape takes in shapes and offsets; a point is a constant."""
+        """Bounds of a function of operands; its shape combines their shapes and offsets, and points are constants."""
         if not self._keyed:
             return bounds_alone(low, high)
         shape = self._name(op)

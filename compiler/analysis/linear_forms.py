@@ -1,9 +1,9 @@
-"""The numbers that the conditions of a relation compare, as positions and the length move in large steps.
+"""Linear forms of the terms of a relation, as positions and the length move in large steps.
 
-Let M be a number that all divisors divide, F another, and q = M·a + r, k = M·b + s, n = M·F·m + t. For given
-remainders r, s, t every term of a relation is then, case by case, `A·a + B·b + N·m + constant`; it is known here if a
-condition compares nothing but a, b, a - b or m with a constant and a whole multiple of m. How large these constants are
-decides from where on a relation goes on as it is: `compiler.equality` and `compiler.growth.periods` prove it.
+Let M be a common multiple of all divisors, F another number, and q = M·a + r, k = M·b + s, n = M·F·m + t. For given
+remainders r, s, t every term of a relation is, case by case, `A·a + B·b + N·m + constant`. Forms are supported if
+conditions compare only a, b, a - b or m with a constant and an integer multiple of m. The size of the constants tells
+from where on a relation continues unchanged: `compiler.equality` and `compiler.growth.periods` prove it.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from attnc.compiler.ir import (
 from attnc.compiler.rewrite import walk
 
 MOST_FORMS = 64
-"""Cases of one term."""
+"""Maximum number of cases of a term."""
 
 
 class UnknownFormError(Exception):
-    """A term or comparison of another kind."""
+    """Raised for a term or comparison that has no supported form."""
 
 
 class StretchError(Exception):
-    """The length has to move `by` times as far for its share to be whole."""
+    """Raised where the step of the length must be `by` times as large for a fraction of it to be an integer."""
 
     def __init__(self, by: int) -> None:
         super().__init__(by)
@@ -48,29 +48,29 @@ class StretchError(Exception):
 
 
 def common_divisor(root: Index, most: int) -> int | None:
-    """A number so that quotients stay whole, and remainders constant, when places move by it; None past `most`."""
+    """A step of positions that keeps quotients integers and remainders constant; None where it exceeds `most`."""
     needed: dict[Index, int] = {}
-    still: set[Index] = set()
-    """The nodes that do not change with the positions."""
+    fixed: set[Index] = set()
+    """Nodes whose values do not change when positions move by the step."""
     for node in walk(root):
         inner = lcm(*(needed[child] for child in node.children())) if node.children() else 1
-        divisor = _own_divisor(node, still)
+        divisor = _node_divisor(node, fixed)
         if divisor is None or inner * divisor > most:
             return None
         needed[node] = inner * divisor
         stops = (isinstance(node, Arith) and node.op == "mod") or (isinstance(node, Coord) and node.extent is not None)
-        if stops or (not isinstance(node, Position | Extent) and all(child in still for child in node.children())):
-            still.add(node)
+        if stops or (not isinstance(node, Position | Extent) and all(child in fixed for child in node.children())):
+            fixed.add(node)
     return needed[root]
 
 
-def _own_divisor(node: Index, still: Container[Index]) -> int | None:
-    """Return the divisor of a node's moving part; None where it is no positive constant."""
+def _node_divisor(node: Index, fixed: Container[Index]) -> int | None:
+    """Return the divisor of a node's moving part; None where the divisor is not a positive constant."""
     match node:
         case Arith(op="floordiv" | "mod", operands=(value, divisor)):
             if not isinstance(divisor, Const) or divisor.value <= 0:
                 return None
-            return 1 if value in still else divisor.value
+            return 1 if value in fixed else divisor.value
         case Coord(stride=stride, extent=extent):
             if not isinstance(stride, Const) or not (extent is None or isinstance(extent, Const)):
                 return None
@@ -80,17 +80,17 @@ def _own_divisor(node: Index, still: Container[Index]) -> int | None:
 
 
 def largest_constant(root: Index, divisor: int, stretch: int = 0) -> int:
-    """The largest constant, whatever the remainders, that a, b, a - b or m is compared with.
+    """Return the largest constant with which a, b, a - b or m is compared, over all remainders.
 
-    `stretch` is F; 0: the relation must not read the length. Raises UnknownFormError, and StretchError where a, b or
-    a - b is compared with a share of m that is not whole.
+    `stretch` is F; with 0 the relation must not read the length. Raises UnknownFormError, and StretchError where a, b
+    or a - b is compared with a fraction of m that is not an integer.
     """
     return _TermForms(divisor, stretch).largest(root)
 
 
 @dataclass(frozen=True, slots=True)
 class _LinearForm:
-    """`a · A + b · B + m · N + constant`, the constant at most `bound` in size."""
+    """The form `a · A + b · B + m · N + constant`, with |constant| ≤ `bound`."""
 
     a: int
     b: int
@@ -111,7 +111,7 @@ class _LinearForm:
 
 
 class _TermForms:
-    """The forms that the terms of a relation may have, each in some of its cases."""
+    """The forms that each term of a relation takes in its cases."""
 
     def __init__(self, divisor: int, stretch: int) -> None:
         self._divisor = divisor
@@ -199,7 +199,7 @@ class _TermForms:
 
 
 def _bound(op: str, bounds: list[int]) -> int:
-    """How large a function of constants may be."""
+    """Return a bound on the magnitude of a function of constants."""
     match op:
         case "mul":
             return prod(bounds)

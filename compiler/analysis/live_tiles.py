@@ -1,4 +1,4 @@
-"""Live tiles of a relation, found by descending a quadtree with interval analysis: only what is live is touched."""
+"""Live tiles of a relation, found by descending a quadtree with interval analysis; empty boxes are never descended."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from attnc.compiler.ir import Index
 Int64 = NDArray[np.int64]
 
 _Stretches = tuple[Int64, Int64, Int64, Hash]
-"""Row, first column, number of columns and class."""
+"""The row, first column, number of columns and class of each stretch of tiles."""
 
 __all__ = ["LiveTiles", "TileGrid", "TooManyTilesError", "find_live_tiles"]
 
 
 class TooManyTilesError(Exception):
-    """The relation has more undecided tiles than the budget: tiles of this size do not describe it."""
+    """Raised where a relation has more undecided tiles than the budget: tiles of this size do not describe it."""
 
 
 @dataclass(frozen=True, slots=True)
 class LiveTiles:
     """Stretches of live tiles, sorted by row and column: `row`, first column, number of columns, and class.
 
-    Class 0 is full; any other is partial, one tile long, and equal classes hold equal masks. An entry stands for
-    `repeat` rows, in each of which it is one tile lower and `slope` tiles further right: 0 or 1.
+    Class 0 is full; every other class is partial, its stretches are one tile long, and equal classes have equal masks.
+    An entry stands for `repeat` rows; from row to row it moves one tile down and `slope` tiles right (0 or 1).
     """
 
     grid: TileGrid
@@ -43,24 +43,24 @@ class LiveTiles:
 
     @property
     def full(self) -> int:
-        """Number of tiles that analysis found full."""
+        """The number of tiles that analysis found full."""
         return int((self.count * self.repeat)[self.kind == 0].sum())
 
     @property
     def partial(self) -> int:
-        """Number of tiles that analysis left undecided."""
+        """The number of tiles that analysis left undecided."""
         return int(self.repeat[self.kind != 0].sum())
 
     def take(self, which: Int64) -> LiveTiles:
-        """Some of the entries, by number."""
+        """Return a selection of the entries, by number."""
         row, column, count = (x[which] for x in (self.row, self.column, self.count))
         return LiveTiles(self.grid, row, column, count, self.kind[which], self.repeat[which], self.slope[which])
 
 
 def find_live_tiles(relation: Index, grid: TileGrid, budget: int = 1 << 21) -> LiveTiles:
-    """The live tiles of a specialised relation.
+    """Find the live tiles of a specialised relation.
 
-    Raises TooManyTilesError when the quarters of the undecided boxes of one level are more than `budget`.
+    Raises TooManyTilesError when the undecided boxes of a level have more than `budget` quarters.
     """
     tilewise = Tilewise(relation, grid)
     steps, first = (2, FIRST) if tilewise.is_simple else (1, 1)
@@ -96,7 +96,7 @@ def _partial(tilewise: Tilewise, squares: Squares) -> _Stretches:
 
 
 def _full(squares: Squares) -> list[_Stretches]:
-    """A full box as one stretch a tile row."""
+    """Return full boxes as stretches, one for each tile row."""
     grid, size, rows, columns = squares.grid, squares.size, squares.rows, squares.columns
     if not len(rows):
         return []
@@ -109,7 +109,7 @@ def _full(squares: Squares) -> list[_Stretches]:
 
 
 def _halves(squares: Squares) -> Squares:
-    """The four quarters of each box."""
+    """Return the four quarters of each box."""
     rows = np.repeat(squares.rows * 2, 4)
     columns = np.repeat(squares.columns * 2, 4)
     rows[2::4] += 1
@@ -123,10 +123,10 @@ def _sorted(grid: TileGrid, stretches: list[_Stretches]) -> LiveTiles:
         empty = np.zeros(0, dtype=np.int64)
         return LiveTiles(grid, empty, empty, empty, empty.astype(np.uint64), empty, empty)
     row, column, count, kind = (np.concatenate(parts) for parts in zip(*stretches, strict=True))
-    order = np.argsort(row * grid.columns + column)  # no two are equal
+    order = np.argsort(row * grid.columns + column)  # all keys differ, so the sort need not be stable
     repeat, slope = (np.broadcast_to(np.int64(x), len(row)) for x in (1, 0))
     return LiveTiles(grid, row[order], column[order], count[order], kind[order], repeat, slope)
 
 
 FIRST = 16
-"""Boxes a side to begin with, where boxes cost little."""
+"""Number of boxes per side to start with, where boxes are cheap to analyse."""

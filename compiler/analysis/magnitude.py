@@ -1,4 +1,4 @@
-"""A quick bound on how large the numbers of an expression get, without looking at boxes."""
+"""A quick bound on the magnitude of the numbers in an expression, without analysing boxes."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _LOGIC = (Truth, Compare, Bool, Not)
 
 
 def is_small(root: Index, places: int) -> bool:
-    """Whether every number in an expression is surely below 2^60 in size, for places below `places`.
+    """Whether every number in an expression provably has magnitude below 2^60, for positions below `places`.
 
-    False says only that this quick look does not show it.
+    False means only that this quick check cannot prove it.
     """
     sizes: dict[Index, int] = {}
     for node in walk(root):
@@ -39,7 +39,7 @@ def is_small(root: Index, places: int) -> bool:
 
 
 def _size(node: Index, sizes: dict[Index, int], places: int) -> int | None:
-    """The largest absolute value that an integer may have; None for kinds that are not looked at."""
+    """Bound the magnitude of an integer by the bounds of its operands; None for kinds of node that are not handled."""
     match node:
         case Const():
             return abs(node.value)

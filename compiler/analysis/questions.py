@@ -1,7 +1,7 @@
-"""Relations that read truth tensors, on boxes of pairs: decided, or left as a question to the tensors.
+"""Relations that read truth tensors, on boxes of pairs: either decided, or turned into a question about the tensors.
 
-Interval analysis decides what depends on places alone. Of a truth tensor it tells which of its entries a box reads, so
-that whoever has them answers: none of them is true, all are, or neither.
+Interval analysis decides conditions that depend on positions alone. For a truth tensor it finds the entries that a box
+reads, so that the owner of the tensor can answer: none of the entries is true, all are, or neither.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ Int64 = NDArray[np.int64]
 States = NDArray[np.int8]
 
 Span = tuple[Int64, Int64]
-"""Entries from the first number to before the second, of each box."""
+"""The half-open range of entries that each box reads."""
 
 
 @dataclass(frozen=True, eq=False)
 class KnownAnswer:
-    """FALSE, UNKNOWN or TRUE on each box, whatever truth tensors hold."""
+    """An answer that does not depend on truth tensors: FALSE, UNKNOWN or TRUE on each box."""
 
     state: States
 
 
 @dataclass(frozen=True, eq=False)
 class ReadQuestion:
-    """TRUE where all entries of a rectangle of rows and places hold, FALSE where none does.
+    """A question about a rectangle of rows and places of a tensor: TRUE if all entries hold, FALSE if none does.
 
-    `sure`: TRUE where one of these places holds in the one row, instead.
+    `sure`: if given, the answer is TRUE where the only row holds at one of these places, instead.
     """
 
     tensor: Tensor
@@ -48,7 +48,7 @@ class ReadQuestion:
 
 @dataclass(frozen=True, eq=False)
 class JoinedQuestion:
-    """`and` or `or`."""
+    """The `and` or the `or` of questions."""
 
     op: Literal["and", "or"]
     parts: tuple[Question, ...]
@@ -56,14 +56,14 @@ class JoinedQuestion:
 
 @dataclass(frozen=True, eq=False)
 class NegatedQuestion:
-    """`not`."""
+    """The negation of a question."""
 
     part: Question
 
 
 @dataclass(frozen=True, eq=False)
 class PickedQuestion:
-    """`then if condition else otherwise`."""
+    """The question `then if condition else otherwise`."""
 
     condition: Question
     then: Question
@@ -75,15 +75,16 @@ Question = KnownAnswer | ReadQuestion | JoinedQuestion | NegatedQuestion | Picke
 
 @dataclass(frozen=True)
 class Asking:
-    """`read`: a truth tensor by row and place, of one batch entry and head; and what `any` over its places asks.
+    """The questions of a relation that reads truth tensors of one batch entry and head.
 
-    `stretches`: of aggregates, that read and the ends of the places, by node. All are over the rows and keys of a call.
+    `stretches`: for each aggregate `any` over the places of a tensor, its read and the ends of its range. All
+    expressions are over the rows and keys of a call.
     """
 
     stretches: Mapping[Index, tuple[Lookup, Index, Index]]
 
     def of(self, relation: Index, boxes: Boxes) -> Question:
-        """The question that a relation is on boxes. Every truth tensor in it has at most two dimensions."""
+        """Return the question that a relation poses on boxes; its truth tensors have at most two dimensions."""
         return _Boxes(self, Analysis(boxes, keyed=False)).question(relation)
 
 
@@ -96,7 +97,7 @@ class _Boxes:
         if node in self.asking.stretches:
             return self._stretch(*self.asking.stretches[node])
         if not reads_data(node):
-            return self._known(self.analysis.truth(node).state)
+            return self._answer(self.analysis.truth(node).state)
         match node:
             case Bool(op=op, operands=operands):
                 return joined(op, [self.question(operand) for operand in operands])
@@ -105,25 +106,25 @@ class _Boxes:
             case ExactSelect(condition=condition, then=then, otherwise=otherwise):
                 return PickedQuestion(self.question(condition), self.question(then), self.question(otherwise))
             case Lookup() if is_bare(node):
-                none = self._span(np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.int64))
-                found = [self._span(i.low, i.high + 1) for i in map(self.analysis.integer, node.indices)]
-                rows, places = [none] * (2 - len(found)) + found
+                unit_span = self._span(np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.int64))
+                spans = [self._span(i.low, i.high + 1) for i in map(self.analysis.integer, node.indices)]
+                rows, places = [unit_span] * (2 - len(spans)) + spans
                 return ReadQuestion(node.tensor, rows, places)
             case _:
                 assert is_truth(node)
-                return self._known(np.full(1, UNKNOWN, dtype=np.int8))
+                return self._answer(np.full(1, UNKNOWN, dtype=np.int8))
 
     def _stretch(self, read: Lookup, low: Index, high: Index) -> Question:
-        """Some of the places that are in the range on all of a box decide, in one row; of those of some pair, none."""
+        """Ask whether the only row holds at a place in the ranges of all pairs, or nowhere in any pair's range."""
         rows = [self.analysis.integer(index) for index in read.indices[:-1]]
         first, end = self.analysis.integer(low), self.analysis.integer(high)
-        none = np.zeros(1, dtype=np.int64)
-        row = rows[0] if rows else Ints(none, none, none.astype(np.uint64), none)
-        one = row.low == row.high
-        sure = self._span(first.high, np.where(one, end.low, first.high))
+        zero = np.zeros(1, dtype=np.int64)
+        row = rows[0] if rows else Ints(zero, zero, zero.astype(np.uint64), zero)
+        single_row = row.low == row.high
+        sure = self._span(first.high, np.where(single_row, end.low, first.high))
         return ReadQuestion(read.tensor, self._span(row.low, row.high + 1), self._span(first.low, end.high), sure)
 
-    def _known(self, state: States) -> KnownAnswer:
+    def _answer(self, state: States) -> KnownAnswer:
         return KnownAnswer(np.broadcast_to(state, self.analysis.size))
 
     def _span(self, first: Int64, end: Int64) -> Span:
@@ -132,35 +133,37 @@ class _Boxes:
 
 
 def is_bare(node: Lookup) -> bool:
-    """Whether it is an entry by row and place, told by places alone, of a truth tensor of one batch entry and head."""
+    """Whether a read is of a truth tensor of one batch entry and head, at indices that depend on positions alone."""
     tensor = node.tensor
-    plain = tensor.kind == "bool" and len(tensor.dims) <= 2 and not {"batch", "head", "kv_head"} & {*tensor.dims}
-    return plain and not any(map(reads_data, node.indices))
+    is_truth_tensor = (
+        tensor.kind == "bool" and len(tensor.dims) <= 2 and not {"batch", "head", "kv_head"} & {*tensor.dims}
+    )
+    return is_truth_tensor and not any(map(reads_data, node.indices))
 
 
 def reads_data(node: Index) -> bool:
-    """Whether an expression reads inputs, or what differs by head or batch entry."""
+    """Whether an expression reads inputs, the head or the batch entry."""
     return any(isinstance(below, Lookup | HeadIndex) for below in walk(node))
 
 
 def joined(op: Literal["and", "or"], parts: list[Question]) -> Question:
-    """A junction, in which what is known is one part."""
-    known = [part.state for part in parts if isinstance(part, KnownAnswer)]
-    others: list[Question] = [part for part in parts if not isinstance(part, KnownAnswer)]
-    if known:
-        others.append(KnownAnswer(reduce(lambda a, b: junction_state(op, a, b), known)))
-    return others[0] if len(others) == 1 else JoinedQuestion(op, tuple(others))
+    """Join questions by `and` or `or`, with all known answers merged into one part."""
+    answers = [part.state for part in parts if isinstance(part, KnownAnswer)]
+    questions: list[Question] = [part for part in parts if not isinstance(part, KnownAnswer)]
+    if answers:
+        questions.append(KnownAnswer(reduce(lambda a, b: junction_state(op, a, b), answers)))
+    return questions[0] if len(questions) == 1 else JoinedQuestion(op, tuple(questions))
 
 
 def reads_of(question: Question) -> list[ReadQuestion]:
-    """The reads in a question."""
+    """Return all reads in a question."""
     match question:
         case KnownAnswer():
             return []
         case ReadQuestion():
             return [question]
         case JoinedQuestion(parts=parts):
-            return [read for part in parts for read in reads_of(part)]
+            return [question_read for part in parts for question_read in reads_of(part)]
         case NegatedQuestion(part=part):
             return reads_of(part)
         case PickedQuestion():
@@ -168,7 +171,7 @@ def reads_of(question: Question) -> list[ReadQuestion]:
 
 
 def answered(question: Question, read: Callable[[ReadQuestion], States]) -> States:
-    """The states of boxes, with those that `read` says; int8 (…, boxes)."""
+    """Return the states of boxes, with the answers of `read`: int8 (…, boxes)."""
     match question:
         case KnownAnswer(state=state):
             return state
@@ -186,5 +189,5 @@ def answered(question: Question, read: Callable[[ReadQuestion], States]) -> Stat
 
 
 def possible(question: Question) -> States:
-    """The states of boxes, whatever truth tensors hold."""
+    """Return the states of boxes that hold for any contents of the truth tensors."""
     return answered(question, lambda read: np.full(read.rows[0].shape, UNKNOWN, dtype=np.int8))

@@ -1,8 +1,8 @@
-"""Relations over a grid of tokens, taken apart by axis.
+"""Separation of relations over a grid of tokens into products over its axes.
 
-The coordinates are the leaf variables; a flattened position never enters. A relation becomes a list of products
-that do not overlap, each with one relation an axis: `and` is a product already, `or` is split into what holds first and
-the rest, and a comparison that reads several axes is split by the values that its parts on one of them take.
+Coordinates are the leaf variables; flattened positions are not supported. A relation becomes a list of disjoint
+products, each with one relation per axis: `and` is a product already, `or` is split into its first alternative and the
+rest without it, and a comparison that reads several axes is split by the values that its parts on one axis take.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from attnc.compiler.rewrite import rebuild, rewrite, substitute, walk
 
 MOST_PRODUCTS = 512
 MOST_PAIRS = 1 << 16
-"""Values of one axis are listed for at most so many pairs of its coordinates."""
+"""Maximum number of pairs of coordinates of an axis for which its values are listed."""
 
 
 @dataclass(frozen=True, slots=True)
 class SeparatedAxis:
-    """`extent` places, so many tokens apart."""
+    """An axis of `extent` coordinates, `stride` tokens apart."""
 
     extent: int
     stride: int
@@ -35,26 +35,26 @@ TokenGrid = tuple[SeparatedAxis, ...]
 """The axes of a grid, the slowest first."""
 
 Product = tuple[Index, ...]
-"""A relation an axis, over its coordinates."""
+"""A product of relations: one relation per axis, over the axis's coordinates."""
 
 
 class NotSeparableError(Exception):
-    """The relation reads positions beside coordinates, or would make too many products."""
+    """Raised where a relation reads positions besides coordinates, or has too many products."""
 
 
 def grid_of(relation: Index, n: int) -> TokenGrid | None:
-    """The grid of n tokens whose coordinates the relation reads, None where it reads none or they fit no grid."""
+    """Return the grid of n tokens whose coordinates a relation reads; None where it reads none, or they fit no grid."""
     strides: dict[int, int | None] = {}
     for node in walk(relation):
         if isinstance(node, Coord):
-            found = _axis(node)
-            if found is None or strides.setdefault(found[0], found[1]) != found[1]:
+            axis = _axis(node)
+            if axis is None or strides.setdefault(axis[0], axis[1]) != axis[1]:
                 return None
     return _filled(strides, n) if strides else None
 
 
 def _axis(node: Coord) -> tuple[int, int | None] | None:
-    """Stride and extent of a coordinate that counts from the first token."""
+    """The stride and extent of a coordinate that counts from the first token; None for any other coordinate."""
     stride, extent = node.stride, node.extent
     if not isinstance(_origin(node), Position) or not isinstance(stride, Const) or not isinstance(extent, Const | None):
         return None
@@ -68,7 +68,7 @@ def _origin(node: Coord) -> Index:
 
 
 def _filled(strides: Mapping[int, int | None], n: int) -> TokenGrid | None:
-    """All axes, with those that are not read in between."""
+    """Return all axes of the grid, including axes between them that are not read; None where they fit no grid."""
     axes: list[SeparatedAxis] = []
     below = 1
     for stride, extent in sorted(strides.items()):
@@ -86,28 +86,28 @@ def _filled(strides: Mapping[int, int | None], n: int) -> TokenGrid | None:
 
 
 def separate(relation: Index, leaves: CoordinateLeaves) -> list[Product]:
-    """Products that do not overlap and together are the relation, whose coordinates are the leaves.
+    """Split a relation over `leaves` into disjoint products whose union is the relation.
 
-    Raises NotSeparableError, and EvaluationError where a part is asked outside what guards it.
+    Raises NotSeparableError, and EvaluationError where a part has a fault outside its guard.
     """
-    found: list[Product] = []
+    products: list[Product] = []
     stack: list[tuple[Index, ...]] = [_conjuncts(relation)]
     while stack:
         conjuncts = stack.pop()
         parts = _first_split(conjuncts, leaves)
         if parts is None:
-            found.append(leaves.product(conjuncts))
+            products.append(leaves.product(conjuncts))
         else:
             stack.extend(map(_flat, reversed(parts)))
-        if len(found) + len(stack) > MOST_PRODUCTS:
+        if len(products) + len(stack) > MOST_PRODUCTS:
             raise NotSeparableError
-    return [product for product in found if not any(r == fold.truth(False) for r in product)]
+    return [product for product in products if not any(r == fold.truth(False) for r in product)]
 
 
 def separate_axes(relation: Index, grid: TokenGrid) -> list[Product]:
-    """`separate`, with every relation over the coordinates of its axis as places q and k."""
+    """Separate a relation, and write each axis's relation over positions q and k."""
     leaves = CoordinateLeaves(relation, grid)
-    return [tuple(leaves.alone(r, i) for i, r in enumerate(found)) for found in separate(relation, leaves)]
+    return [tuple(leaves.alone(r, i) for i, r in enumerate(product)) for product in separate(relation, leaves)]
 
 
 def _flat(conjuncts: Iterable[Index]) -> tuple[Index, ...]:
@@ -119,7 +119,7 @@ def _conjuncts(relation: Index) -> tuple[Index, ...]:
 
 
 class CoordinateLeaves:
-    """The coordinates that a relation reads, as the leaves of its grid, and which axes a node reads."""
+    """The coordinates that a relation reads, as leaves over a grid, and the axes that each node reads."""
 
     def __init__(self, relation: Index, grid: TokenGrid) -> None:
         self.grid = grid
@@ -127,53 +127,53 @@ class CoordinateLeaves:
         self._leaf: dict[Index, tuple[str, int]] = {}
         for node in walk(relation):
             if isinstance(node, Coord):
-                origin, found = _origin(node), _axis(node)
+                origin, stride_and_extent = _origin(node), _axis(node)
                 assert isinstance(origin, Position)
-                assert found is not None
-                self._leaf[node] = origin.name, by_stride[found[0]]
+                assert stride_and_extent is not None
+                self._leaf[node] = origin.name, by_stride[stride_and_extent[0]]
         self._read: dict[Index, frozenset[int]] = {}
         self._serial = 0
 
     def axes(self, node: Index) -> frozenset[int]:
-        """The axes that a node reads. Raises NotSeparableError for a position that is no coordinate."""
-        read = self._read.get(node)
-        if read is None:
+        """Return the axes that a node reads. Raises NotSeparableError for a position outside a coordinate."""
+        axes_read = self._read.get(node)
+        if axes_read is None:
             if isinstance(node, Position):
                 raise NotSeparableError
             leaf = self._leaf.get(node)
-            read = frozenset([leaf[1]] if leaf else ())
+            axes_read = frozenset([leaf[1]] if leaf else ())
             for child in () if leaf else node.children():
                 below = self.axes(child)
-                read = read if below <= read else read | below
-            self._read[node] = read
-        return read
+                axes_read = axes_read if below <= axes_read else axes_read | below
+            self._read[node] = axes_read
+        return axes_read
 
     def coordinates(self, axis: int) -> dict[Index, str]:
-        """The coordinates of an axis, and whose they are."""
+        """Return the coordinate nodes of an axis, each with q or k."""
         return {node: place for node, (place, i) in self._leaf.items() if i == axis}
 
     def product(self, conjuncts: Sequence[Index]) -> Product:
-        """The conjuncts by axis, each of which reads one at most."""
+        """Return the product of conjuncts that each read at most one axis."""
         by_axis: list[list[Index]] = [[] for _ in self.grid]
         for conjunct in conjuncts:
             by_axis[min(self.axes(conjunct), default=0)].append(conjunct)
         return tuple(fold.conjunction(*c) for c in by_axis)
 
     def alone(self, node: Index, axis: int) -> Index:
-        """A node that reads one axis, over its coordinates as places."""
+        """Rewrite a node that reads one axis, with its coordinates as positions q and k."""
         places: dict[Index, Index] = {
             leaf: fold.place("q" if name == "q" else "k") for leaf, name in self.coordinates(axis).items()
         }
         return rewrite(node, places.get)
 
     def fresh(self) -> Var:
-        """A variable that stands nowhere yet."""
+        """Return an unused variable."""
         self._serial += 1
         return fold.var("part", self._serial)
 
 
 def _first_split(conjuncts: Sequence[Index], leaves: CoordinateLeaves) -> list[tuple[Index, ...]] | None:
-    """Lists of conjuncts that exclude each other, in place of the first conjunct that reads several axes."""
+    """Split the first conjunct that reads several axes into disjoint lists of conjuncts; None if no conjunct does."""
     for i, conjunct in enumerate(conjuncts):
         if len(leaves.axes(conjunct)) > 1:
             before, after = tuple(conjuncts[:i]), tuple(conjuncts[i + 1 :])
@@ -189,8 +189,8 @@ def _alternatives(node: Index, leaves: CoordinateLeaves) -> list[tuple[Index, ..
             first, rest = _grouped(node.operands, leaves)
             return [(first,), (fold.negation(first), rest)]
         case Not(operand=Bool() as inner):
-            turned = fold.disjunction if inner.op == "and" else fold.conjunction
-            return [(turned(*map(fold.negation, inner.operands)),)]
+            dual = fold.disjunction if inner.op == "and" else fold.conjunction
+            return [(dual(*map(fold.negation, inner.operands)),)]
         case ExactSelect() if is_truth(node):
             return [(node.condition, node.then), (fold.negation(node.condition), node.otherwise)]
         case Not(operand=ExactSelect() as inner):
@@ -207,7 +207,7 @@ def _alternatives(node: Index, leaves: CoordinateLeaves) -> list[tuple[Index, ..
 
 
 def _grouped(operands: Sequence[Index], leaves: CoordinateLeaves) -> tuple[Index, Index]:
-    """The alternatives that read the same axes as the simplest of them, and the rest."""
+    """Split alternatives into those that read the axes of the simplest alternative, and the rest."""
     key = min((leaves.axes(o) for o in operands), key=lambda axes: (len(axes), sorted(axes)))
     together = [o for o in operands if leaves.axes(o) == key]
     if len(key) > 1:
@@ -216,7 +216,7 @@ def _grouped(operands: Sequence[Index], leaves: CoordinateLeaves) -> tuple[Index
 
 
 def _by_values(node: Index, sign: Compare, leaves: CoordinateLeaves) -> list[tuple[Index, ...]]:
-    """A comparison of several axes, for each combination of values that its parts on one axis take."""
+    """Split a comparison by the combinations of values that its parts on one axis take."""
     choices = []
     for axis in leaves.axes(sign):
         if leaves.grid[axis].extent ** 2 <= MOST_PAIRS:
@@ -231,36 +231,36 @@ def _by_values(node: Index, sign: Compare, leaves: CoordinateLeaves) -> list[tup
     result = []
     for row in values.tolist():
         constants: dict[Index, Index] = {v: fold.const(x) for v, x in zip(parts, row, strict=True)}
-        where = [fold.equal(p, fold.const(x)) for p, x in zip(parts.values(), row, strict=True)]
-        result.append((*where, substitute(rest, constants)))
+        conditions = [fold.equal(p, fold.const(x)) for p, x in zip(parts.values(), row, strict=True)]
+        result.append((*conditions, substitute(rest, constants)))
     return result
 
 
 def _without(node: Index, axis: int, leaves: CoordinateLeaves, parts: dict[Var, Index]) -> Index:
-    """The node with its largest integer parts that read this axis alone as variables, which are put into `parts`."""
-    read = leaves.axes(node)
-    if axis not in read:
+    """Replace the largest integer parts that read only this axis by variables, and record them in `parts`."""
+    axes_read = leaves.axes(node)
+    if axis not in axes_read:
         return node
-    if read == {axis} and not is_truth(node):
+    if axes_read == {axis} and not is_truth(node):
         return _named(node, leaves, parts)
     if isinstance(node, Linear):
-        own = [(t, c) for t, c in node.terms if leaves.axes(t) == {axis}]
+        axis_terms = [(t, c) for t, c in node.terms if leaves.axes(t) == {axis}]
         others = [(_without(t, axis, leaves, parts), c) for t, c in node.terms if leaves.axes(t) != {axis}]
         terms = [fold.times(t, c) for t, c in others]
-        if own:
-            terms.append(_named(fold.linear(own, 0), leaves, parts))
+        if axis_terms:
+            terms.append(_named(fold.linear(axis_terms, 0), leaves, parts))
         return fold.add(fold.const(node.constant), *terms)
     return rebuild(node, tuple(_without(child, axis, leaves, parts) for child in node.children()))
 
 
 def _named(part: Index, leaves: CoordinateLeaves, parts: dict[Var, Index]) -> Var:
-    known = next((v for v, p in parts.items() if p is part), None)
-    variable = known or leaves.fresh()
+    existing = next((v for v, p in parts.items() if p is part), None)
+    variable = existing or leaves.fresh()
     parts[variable] = part
     return variable
 
 
 def _values(parts: Sequence[Index], axis: SeparatedAxis) -> NDArray[np.int64]:
-    """The distinct combinations of values of integers over all pairs of coordinates of an axis, one a row."""
+    """The distinct combinations of values of integers over all pairs of coordinates of an axis, one per row."""
     span = (0, axis.extent)
     return np.unique(np.stack([exact_evaluation.integers(part, span, span).ravel() for part in parts], axis=1), axis=0)

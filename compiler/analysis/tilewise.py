@@ -1,4 +1,4 @@
-"""Truth of a relation on many boxes of a grid of tiles: each of its conditions is analysed once for boxes alike."""
+"""Analysis of a relation on many boxes of a grid of tiles; each condition is analysed once for all equal boxes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from attnc.compiler.ir import Bool, Index, Not
 Int64 = NDArray[np.int64]
 
 CHUNK = 1 << 16
-"""Boxes analysed at once; bounds the memory of an analysis."""
+"""Number of boxes to analyse at once; bounds the memory of an analysis."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,17 +35,17 @@ class Squares:
         return len(self.rows)
 
     def take(self, which: Int64 | slice) -> Squares:
-        """Some of them, by number."""
+        """Return a selection of the squares, by number."""
         return Squares(self.grid, self.size, self.rows[which], self.columns[which])
 
     def where(self, which: NDArray[np.bool_]) -> Squares:
         """Return the marked squares."""
-        some = np.flatnonzero(which)
-        return self if len(some) == len(self) else self.take(some)
+        marked = np.flatnonzero(which)
+        return self if len(marked) == len(self) else self.take(marked)
 
     @cached_property
     def boxes(self) -> Boxes:
-        """Rows and keys, clipped to the matrix."""
+        """The rows and keys of the squares, clipped to the matrix."""
         grid, size = self.grid, self.size
         q_low = self.rows * (size * grid.q_tile)
         k_low = self.columns * (size * grid.k_tile) + grid.k_origin
@@ -55,43 +55,43 @@ class Squares:
 
     @property
     def clipped(self) -> Int64 | int:
-        """The edges of the matrix that cut each box, as bits: last rows, first keys, last keys. Most are 0."""
+        """The edges of the matrix that cut each box, as bits for last rows, first keys and last keys; mostly 0."""
         grid, size = self.grid, self.size
         last_row, below = divmod(grid.n_q, size * grid.q_tile)
         last_column, behind = divmod(grid.n_k - grid.k_origin, size * grid.k_tile)
         cut: Int64 | int = 0
-        for edge, at, bit in ((below, self.rows >= last_row, 1), (grid.k_origin, self.columns == 0, 2)):
-            cut = cut + at * np.int64(bit) if edge else cut
+        for edge, is_at_edge, bit in ((below, self.rows >= last_row, 1), (grid.k_origin, self.columns == 0, 2)):
+            cut = cut + is_at_edge * np.int64(bit) if edge else cut
         return cut + (self.columns >= last_column) * np.int64(4) if behind else cut
 
     def extents(self) -> Hash:
-        """A hash of height and width of each box."""
-        some = _alike(np.broadcast_to(self.clipped, len(self)), 8)
-        boxes = self.take(some.first).boxes
+        """Return a hash of the height and width of each box."""
+        alike = _alike(np.broadcast_to(self.clipped, len(self)), 8)
+        boxes = self.take(alike.first).boxes
         sizes = combine(mix(boxes.q_high - boxes.q_low), mix(boxes.k_high - boxes.k_low))
-        return sizes[some.number]
+        return sizes[alike.number]
 
 
 @dataclass(frozen=True, slots=True)
 class _Alike:
-    """An entry of each kind, and which kind every entry is of."""
+    """The index of one entry of each kind, and the number of the kind of every entry."""
 
     first: Int64
     number: Int64
 
 
 def _alike(kinds: Int64, count: int) -> _Alike:
-    """Equal numbers below `count`; kinds in ascending order."""
-    at = np.full(count, -1, dtype=np.int64)
-    at[kinds] = np.arange(len(kinds))
-    found = np.flatnonzero(at >= 0)
-    first = at[found]
-    at[found] = np.arange(len(found))
-    return _Alike(first, at[kinds])
+    """Group equal numbers below `count`; kinds are in ascending order."""
+    index_of_kind = np.full(count, -1, dtype=np.int64)
+    index_of_kind[kinds] = np.arange(len(kinds))
+    present = np.flatnonzero(index_of_kind >= 0)
+    first = index_of_kind[present]
+    index_of_kind[present] = np.arange(len(present))
+    return _Alike(first, index_of_kind[kinds])
 
 
 class Tilewise:
-    """A relation over the boxes of a grid."""
+    """A relation on the boxes of a grid."""
 
     def __init__(self, relation: Index, grid: TileGrid) -> None:
         self._relation = relation
@@ -101,12 +101,12 @@ class Tilewise:
 
     @cached_property
     def is_simple(self) -> bool:
-        """Whether each of its conditions depends on less than every box, tiles or larger."""
-        return all(found.along != "both" for found in self.conditions.values())
+        """Whether every condition is equal along rows, columns or diagonals of boxes, so few boxes are analysed."""
+        return all(dependence.along != "both" for dependence in self.conditions.values())
 
     @cached_property
     def conditions(self) -> Mapping[Index, Dependence]:
-        """The largest conditions that depend on less than every tile, and whatever else it is made of."""
+        """The dependence of the largest conditions that share values between tiles, and of all other parts."""
         result: dict[Index, Dependence] = {}
         stack = [self._relation]
         while stack:
@@ -119,11 +119,11 @@ class Tilewise:
         return result
 
     def states(self, squares: Squares) -> NDArray[np.int8]:
-        """TRUE, FALSE or neither on each box."""
+        """Return the state of the relation on each box: TRUE, FALSE or UNKNOWN."""
         return _Pass(self, squares, keyed=False).truth(self._relation).state
 
     def keys(self, squares: Squares) -> Hash:
-        """Names of the relation on each box: equal ones hold equal relations, if the boxes are of equal size."""
+        """Return a key for each box: boxes of equal size with equal keys hold equal relations."""
         return _Pass(self, squares, keyed=True).truth(self._relation).key
 
     def along(self, node: Index, size: int) -> Dependence:
@@ -135,7 +135,7 @@ class Tilewise:
 
 
 class _Pass:
-    """One set of boxes."""
+    """The analysis of a relation on one set of boxes."""
 
     def __init__(self, relation: Tilewise, squares: Squares, *, keyed: bool) -> None:
         self._relation = relation
@@ -152,7 +152,7 @@ class _Pass:
             state = np.broadcast_to(truths.state, analysis.size)[number]
             if not self._keyed:
                 return decided(state)
-            # a key may name the one box that was analysed, so it says along what the others are like that
+            # The key may contain the box that was analysed, so it also says along which direction boxes share it.
             key = combine(truths.key, constant_hash((along.along, along.step)))
             return Truths(state, np.broadcast_to(key, analysis.size)[number])
         match node:
@@ -164,7 +164,7 @@ class _Pass:
                 return self._everywhere(node)
 
     def _part(self, along: Dependence) -> tuple[Analysis, Int64]:
-        """The analysis of one box of each kind."""
+        """The analysis of one box of each kind, and the kind of every box."""
         if along not in self._parts:
             alike = self._kinds(along)
             self._parts[along] = self._analysis(self._squares.take(alike.first)), alike.number
@@ -197,7 +197,7 @@ class _Pass:
         return junction(node.op, [self.truth(operand) for operand in node.operands], keyed=True)
 
     def _junction_state(self, node: Bool) -> Truths:
-        """Operands that depend on every box come last, and are asked where the others leave it open."""
+        """Evaluate operands that differ on every box last, and only on boxes that the other operands leave open."""
         size = self._squares.size
         order = sorted(node.operands, key=lambda o: self._relation.along(o, size).along == "both")
         simple = [o for o in order if self._relation.along(o, size).along != "both"]
@@ -206,21 +206,21 @@ class _Pass:
         for operand in simple:
             state = junction_state(node.op, state, self.truth(operand).state)
         for operand in order[len(simple) :]:
-            open_ = np.flatnonzero(state != closing)
-            if len(open_) == len(state):
+            undecided = np.flatnonzero(state != closing)
+            if len(undecided) == len(state):
                 state = junction_state(node.op, state, self.truth(operand).state)
-            elif len(open_):
-                inner = _Pass(self._relation, self._squares.take(open_), keyed=False).truth(operand).state
-                state[open_] = junction_state(node.op, state[open_], inner)
+            elif len(undecided):
+                inner = _Pass(self._relation, self._squares.take(undecided), keyed=False).truth(operand).state
+                state[undecided] = junction_state(node.op, state[undecided], inner)
         return decided(state)
 
     def _everywhere(self, node: Index) -> Truths:
-        """A condition that every box may decide differently."""
+        """Analyse a condition on every box, in chunks."""
         n = len(self._squares)
         if not self._analyses:
             self._analyses = [self._analysis(self._squares.take(slice(i, i + CHUNK))) for i in range(0, n, CHUNK)]
-        found = [(analysis.truth(node), analysis.size) for analysis in self._analyses]
-        state = np.concatenate([np.broadcast_to(t.state, size) for t, size in found])
+        truths = [(analysis.truth(node), analysis.size) for analysis in self._analyses]
+        state = np.concatenate([np.broadcast_to(t.state, size) for t, size in truths])
         if not self._keyed:
             return decided(state)
-        return Truths(state, np.concatenate([np.broadcast_to(t.key, size) for t, size in found]))
+        return Truths(state, np.concatenate([np.broadcast_to(t.key, size) for t, size in truths]))

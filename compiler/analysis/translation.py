@@ -1,6 +1,7 @@
-"""The dependence of conditions on the place in a grid of tiles, so that equal boxes are analysed once.
+"""The dependence of conditions on the position in a grid of tiles, so that equal boxes are analysed once.
 
-`f(q + s, k + s) = f(q, k)` makes boxes on one diagonal alike; what reads one place only is alike along the other.
+`f(q + s, k + s) = f(q, k)` makes boxes on a diagonal equal; a condition on q alone makes boxes along a row equal, and a
+condition on k alone boxes along a column.
 """
 
 from __future__ import annotations
@@ -27,19 +28,19 @@ from attnc.compiler.ir import (
 Along = Literal["nothing", "rows", "columns", "diagonals", "both"]
 
 MOST_STEPS = 16
-"""Boxes are called alike along a diagonal if at most this many steps apart."""
+"""Maximum number of boxes between equal boxes on a diagonal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dependence:
-    """The differences between boxes. `step`: along diagonals, boxes this many apart are equal."""
+    """How a condition differs between boxes. `step`: the distance between equal boxes on a diagonal."""
 
     along: Along
     step: int = 1
 
 
 def is_difference(value: Value | None) -> bool:
-    """Whether a value's exact parts depend on `q - k` alone, so that it is the same along diagonals of pairs."""
+    """Whether a value's exact parts depend on `q - k` alone, so that the value is constant along diagonals of pairs."""
     if value is None:
         return False
     dependences = Dependences()
@@ -54,18 +55,18 @@ def is_difference(value: Value | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """A node grows by `by` when both places grow by `tokens` (> 0), and so for their multiples."""
+    """The growth of a node: by `by` when q and k both grow by `tokens` > 0, and proportionally for multiples."""
 
     by: int
     tokens: int
 
     def over(self, tokens: int) -> int:
-        """How much it grows over a multiple of its tokens."""
+        """Return the growth over a multiple of `self.tokens`."""
         return self.by * (tokens // self.tokens)
 
 
 class Dependences:
-    """The dependences of a relation's conditions."""
+    """Finds the dependences of a relation's conditions."""
 
     def __init__(self) -> None:
         self._places: dict[Index, frozenset[str]] = {}
@@ -73,9 +74,9 @@ class Dependences:
 
     def of(self, node: Index, box: int | None) -> Dependence:
         """Return the dependence of a condition over square boxes of `box` tokens (None: the boxes are not square)."""
-        read = self._read(node)
-        if len(read) < 2:
-            return Dependence("rows" if "q" in read else "columns" if "k" in read else "nothing")
+        positions = self._read(node)
+        if len(positions) < 2:
+            return Dependence("rows" if "q" in positions else "columns" if "k" in positions else "nothing")
         growth = self.growth(node)
         if box is None or growth is None or growth.by:
             return Dependence("both")
@@ -84,12 +85,12 @@ class Dependences:
 
     def _read(self, node: Index) -> frozenset[str]:
         if node not in self._places:
-            own = {node.name} if isinstance(node, Position) else set()
-            self._places[node] = frozenset(own).union(*map(self._read, node.children()))
+            positions = {node.name} if isinstance(node, Position) else set()
+            self._places[node] = frozenset(positions).union(*map(self._read, node.children()))
         return self._places[node]
 
     def growth(self, node: Index) -> Translation | None:
-        """How a node grows; None where that is not even. Truth values grow by 0 or not evenly."""
+        """Return how evenly a node grows; None for uneven growth. Truth values grow by 0 or unevenly."""
         if node not in self._growths:
             self._growths[node] = self._growth(node)
         return self._growths[node]
@@ -108,7 +109,7 @@ class Dependences:
                 return value if node.extent is None else _divided(value, node.extent, "mod")
             case Arith(op="floordiv" | "mod"):
                 value = self.growth(node.operands[0])
-                return _divided(value, node.operands[1], node.op) or self._of_operands(node)
+                return _divided(value, node.operands[1], node.op) or self._function_growth(node)
             case Arith(op="min" | "max"):
                 return _same([self.growth(operand) for operand in node.operands])
             case ExactSelect():
@@ -118,10 +119,10 @@ class Dependences:
                     return None
                 return _sum([(sides, 1), (condition, 0)])
             case _:
-                return self._of_operands(node)
+                return self._function_growth(node)
 
-    def _of_operands(self, node: Index) -> Translation | None:
-        """A function of its operands does not change where they do not."""
+    def _function_growth(self, node: Index) -> Translation | None:
+        """The growth of a function of operands: 0 where no operand grows, else None."""
         grown = [self.growth(child) for child in node.children()]
         return _sum([(g, 0) for g in grown]) if all(g is not None and g.by == 0 for g in grown) else None
 
@@ -130,11 +131,11 @@ _STILL = Translation(0, 1)
 
 
 def _sum(terms: list[tuple[Translation | None, int]]) -> Translation | None:
-    known = [(growth, factor) for growth, factor in terms if growth is not None]
-    if len(known) < len(terms):
+    growths = [(growth, factor) for growth, factor in terms if growth is not None]
+    if len(growths) < len(terms):
         return None
-    tokens = lcm(*(growth.tokens for growth, _ in known))
-    return Translation(sum(growth.over(tokens) * factor for growth, factor in known), tokens)
+    tokens = lcm(*(growth.tokens for growth, _ in growths))
+    return Translation(sum(growth.over(tokens) * factor for growth, factor in growths), tokens)
 
 
 def _divided(value: Translation | None, divisor: Index, op: str) -> Translation | None:
@@ -145,9 +146,9 @@ def _divided(value: Translation | None, divisor: Index, op: str) -> Translation 
 
 
 def _same(grown: list[Translation | None]) -> Translation | None:
-    known = [growth for growth in grown if growth is not None]
-    if len(known) < len(grown):
+    growths = [growth for growth in grown if growth is not None]
+    if len(growths) < len(grown):
         return None
-    tokens = lcm(*(growth.tokens for growth in known))
-    by = {growth.over(tokens) for growth in known}
+    tokens = lcm(*(growth.tokens for growth in growths))
+    by = {growth.over(tokens) for growth in growths}
     return Translation(by.pop(), tokens) if len(by) == 1 else None

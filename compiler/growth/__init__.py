@@ -1,16 +1,17 @@
 """How the work of a pattern grows with its length: visible pairs, live tiles and cost as formulas, and why.
 
-Four ways lead to a law; none goes by the names of patterns.
+A law is found in one of four ways, always from the relation and never from the name of a pattern.
 
-- Conditions that compare q, k, q - k and shares of the length n with constants make counts that are, for each remainder
-  of n by a period, a polynomial of degree at most 2 from some n on. Both are read off the relation, with a proof
-  (`periods`). The polynomials follow from a few exact counts and are checked at others (`periodic`), and become one
-  formula of n and its remainder r (`polynomials`). Windows, sinks, blocks, strides and their unions are of this kind.
-- Blocks at distances that are powers of two are split off; that the split is right is proved, and sympy sums the rest:
-  n log n (`powers`).
-- Where a bound or a step is the root of n, the distances q - k are arithmetic progressions, whose sums are known, and
-  unions are taken by inclusion and exclusion: n√n (`roots`).
-- What is left is fitted to counts, and says so (`fitted`).
+- Where conditions compare q, k, q - k and fractions of the length n with constants, the counts are, for each remainder
+  of n modulo a period and from some n on, a polynomial of degree at most 2. The period and the start follow from the
+  relation, with a proof (`periods`). The polynomials are interpolated from a few exact counts, checked at other lengths
+  (`periodic`), and written as one formula of n and its remainder r (`polynomials`). Windows, sinks, blocks, strides and
+  their unions are of this kind.
+- Blocks at distances that are powers of two are split off; the split is proved, and sympy sums the blocks: n log n
+  (`powers`).
+- Where a bound or a step is the root of n, the distances q - k are arithmetic progressions with known sums, and unions
+  are counted by inclusion and exclusion: n√n (`roots`).
+- All other relations are fitted to counts, and the result says so (`fitted`).
 
-Counts are exact and by tiles: nothing of the size n × n is made (`counts`).
+Counts are exact and made tile by tile: no n × n mask is allocated (`counts`).
 """

@@ -1,4 +1,4 @@
-"""Exact numbers of visible pairs and live tiles, by tiles: no mask of a whole matrix is made."""
+"""Exact numbers of visible pairs and live tiles, counted tile by tile without a mask of the whole matrix."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from attnc.spec.errors import EvaluationError
 Int64 = NDArray[np.int64]
 
 BUDGET = 1 << 18
-"""Undecided boxes of one level at most."""
+"""Maximum number of undecided boxes per level."""
 
 MOST_CLASSES = 1 << 10
-"""Kinds of partial tiles that are looked at."""
+"""Maximum number of classes of partial 128 × 128 tiles to evaluate."""
 
 SHORT = 384
-"""Lengths up to which the whole mask is no more work than tiles."""
+"""Maximum length in tokens at which evaluating the whole mask is no more work than finding tiles."""
 
 
 class UncountableError(Exception):
-    """Counting would take too long, or the relation has no value somewhere."""
+    """Raised where counting would take too long, or the relation has no value at some pair."""
 
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """Visible pairs and live tiles."""
+    """The numbers of visible pairs and live tiles."""
 
     pairs: int
     tiles: int
 
 
 def count(relation: Index, n: int, tile: int) -> Count:
-    """The counts of a specialised relation among n tokens.
+    """Count the visible pairs and live tiles of a specialised relation over n tokens.
 
     Raises UncountableError.
     """
@@ -71,10 +71,10 @@ def _resolved(relation: Index, n: int, tile: int) -> ResolvedRuns:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Counts:
-    """Counts for every length up to one, of a relation that does not depend on the length.
+    """Counts at every length up to a longest one, for a relation that does not depend on the length.
 
-    `pairs[n]` of n tokens; `tiles[i]` of i whole tile rows. `whole[i]`: tile row and column i, and where they meet,
-    have the same live tiles however few of their rows and columns there are: then `tiles[i + 1]` holds for those too.
+    `pairs[n]`: the visible pairs of n tokens. `tiles[i]`: the live tiles of i whole tile rows. `whole[i]`: a cut tile
+    row i and a cut tile column i have as many live tiles as whole ones, so that `tiles[i + 1]` holds for cut ones too.
     """
 
     tile: int
@@ -84,22 +84,22 @@ class Counts:
 
 
 def counts(relation: Index, n: int, tile: int) -> Counts:
-    """The counts of all lengths up to n, which is a multiple of the tile, from one look at the longest.
+    """Return the counts at all lengths up to n, a multiple of the tile, from one analysis at length n.
 
     Raises UncountableError.
     """
-    found = _resolved(relation, n, tile)
+    resolved = _resolved(relation, n, tile)
     shells = _Shells(n // tile, tile)
-    shells.add_full(found.tiles)
-    for kind, mask in found.masks.items():
-        at = np.flatnonzero(found.tiles.kind == np.uint64(kind))
-        shells.add_partial(found.tiles.row[at], found.tiles.column[at], mask)
+    shells.add_full(resolved.tiles)
+    for kind, mask in resolved.masks.items():
+        class_tiles = np.flatnonzero(resolved.tiles.kind == np.uint64(kind))
+        shells.add_partial(resolved.tiles.row[class_tiles], resolved.tiles.column[class_tiles], mask)
     pairs, tiles = (np.concatenate([[0], np.cumsum(x)]) for x in (shells.pairs.ravel(), shells.tiles))
     return Counts(tile, pairs, tiles, shells.whole)
 
 
 class _Shells:
-    """The pairs that each further token, and each further tile row with its column, adds."""
+    """The pairs that each token adds, and the live tiles that each tile row adds together with its tile column."""
 
     def __init__(self, rows: int, tile: int) -> None:
         self.pairs = np.zeros((rows, tile), dtype=np.int64)
@@ -108,30 +108,30 @@ class _Shells:
         self._tile = tile
 
     def add_full(self, tiles: LiveTiles) -> None:
-        """The full tiles."""
-        at = np.flatnonzero(tiles.kind == 0)
-        row, column, count = (np.repeat(x[at], tiles.repeat[at]) for x in (tiles.row, tiles.column, tiles.count))
+        """Add the full tiles."""
+        full = np.flatnonzero(tiles.kind == 0)
+        row, column, count = (np.repeat(x[full], tiles.repeat[full]) for x in (tiles.row, tiles.column, tiles.count))
         below = np.clip(row - column, 0, count)
-        on = (column <= row) & (row < column + count)
+        on_diagonal = (column <= row) & (row < column + count)
         np.add.at(self.pairs, row, (below * self._tile)[:, None])
-        np.add.at(self.pairs, row[on], 2 * np.arange(self._tile) + 1)
-        np.add.at(self.tiles, row, below + on)
-        above = count - below - on
+        np.add.at(self.pairs, row[on_diagonal], 2 * np.arange(self._tile) + 1)
+        np.add.at(self.tiles, row, below + on_diagonal)
+        above = count - below - on_diagonal
         column = np.repeat(column + count - above, above)
-        right = column + np.arange(len(column)) - np.repeat(np.cumsum(above) - above, above)
-        np.add.at(self.pairs, right, self._tile)
-        np.add.at(self.tiles, right, 1)
+        above_column = column + np.arange(len(column)) - np.repeat(np.cumsum(above) - above, above)
+        np.add.at(self.pairs, above_column, self._tile)
+        np.add.at(self.tiles, above_column, 1)
 
     def add_partial(self, row: Int64, column: Int64, mask: NDArray[np.bool_]) -> None:
-        """All tiles with a mask."""
+        """Add the partial tiles that share a mask."""
         rows, columns = mask.sum(axis=1), mask.sum(axis=0)
-        ways = (
+        placements = (
             (row[column < row], rows, mask[0].any()),
             (column[column > row], columns, mask[:, 0].any()),
             (row[column == row], np.tril(mask).sum(axis=1) + np.triu(mask, 1).sum(axis=0), mask[0, 0]),
         )
-        for at, added, at_once in ways:
-            np.add.at(self.pairs, at, added)
-            np.add.at(self.tiles, at, 1)
-            if not at_once:
-                self.whole[at] = False
+        for shell, added, first_is_live in placements:
+            np.add.at(self.pairs, shell, added)
+            np.add.at(self.tiles, shell, 1)
+            if not first_is_live:
+                self.whole[shell] = False

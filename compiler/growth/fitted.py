@@ -1,4 +1,4 @@
-"""Laws fitted to counts, where none is derived."""
+"""Laws fitted to counts, for relations without a derived law."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from attnc.compiler.growth.periodic import Lengths, RelationVariant, total
 LONGEST_SAMPLE = 1 << 14
 
 LEAST = 3
-"""Lengths that a fit needs."""
+"""Minimum number of lengths that a fit needs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """`factor · n^exponent`; `residual`: the root of the mean square of log(count / fit)."""
+    """The fitted law `factor · n^exponent`; `residual`: the root mean square of log(count / fit)."""
 
     factor: float
     exponent: float
@@ -29,7 +29,7 @@ class Fit:
 
 
 def fit(values: Mapping[int, int]) -> Fit | None:
-    """Least squares on the logarithms of numbers at several lengths; None for too few."""
+    """Fit a law to numbers at several lengths, by least squares on logarithms; None for too few lengths."""
     points = {n: value for n, value in values.items() if value > 0}
     if len(points) < LEAST:
         return None
@@ -39,14 +39,14 @@ def fit(values: Mapping[int, int]) -> Fit | None:
     return Fit(float(np.exp(constant)), float(slope), residual)
 
 
-def sampled(lanes: list[RelationVariant], lengths: Lengths, tile: int) -> dict[int, int]:
-    """Visible pairs at a few lengths, as long as they can be counted."""
+def sampled(variants: list[RelationVariant], lengths: Lengths, tile: int) -> dict[int, int]:
+    """Count the visible pairs at powers of two, up to the longest length that can be counted."""
     result = {}
     for exponent in range(9, LONGEST_SAMPLE.bit_length()):
         n = (1 << exponent) // lengths.step * lengths.step
         if n and lengths.allowed(n):
             try:
-                result[n] = total(lanes, n, tile).pairs
+                result[n] = total(variants, n, tile).pairs
             except UncountableError:
                 break
     return result

@@ -1,4 +1,4 @@
-"""Formulas of the length: expressions of sympy over n and a few whole numbers that n makes."""
+"""Formulas of the length n: sympy expressions over n and a few integers computed from n."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attnc.compiler.ir import Index
 
 @dataclass(frozen=True, slots=True)
 class FormulaName:
-    """A letter in a formula: a whole number that `value`, an integer of the IR over `keys`, is for so many tokens."""
+    """A letter in a formula: the integer that `value`, an expression of the IR over `keys`, has at n tokens."""
 
     letter: str
     text: str
@@ -21,7 +21,7 @@ class FormulaName:
 
 @dataclass(frozen=True, slots=True)
 class FormulaCase:
-    """An expression that holds where the letter of the case is below a number, and no case before does."""
+    """An expression that applies where the deciding letter is below `below`, and no earlier case applies."""
 
     expression: Any
     below: int | None = None
@@ -31,8 +31,8 @@ class FormulaCase:
 class Formula:
     """A number for each length n ≥ `start` that is a multiple of `step`.
 
-    `names` are the letters beside n in the expressions of `cases` and in each other's meanings; the last of them is
-    what cases go by, if there are several.
+    `names`: the letters besides n that occur in the expressions of `cases` and in the meanings of other letters. Where
+    there are several cases, the last name decides between them.
     """
 
     cases: tuple[FormulaCase, ...]
@@ -41,24 +41,24 @@ class Formula:
     step: int = 1
 
     def holds(self, n: int) -> bool:
-        """Whether the formula says anything about n tokens."""
+        """Whether the formula applies at n tokens."""
         return n >= self.start and n % self.step == 0
 
     def at(self, n: int) -> int:
-        """The number for n tokens, exactly."""
+        """Return the exact number for n tokens."""
         import sympy
 
         assert self.holds(n)
         values = {name.letter: integer_at(name.value, n) for name in self.names}
         deciding = values[self.names[-1].letter] if len(self.cases) > 1 else 0
         case = next(c for c in self.cases if c.below is None or deciding < c.below)
-        found = case.expression.subs({symbol(x): v for x, v in {**values, "n": n}.items()})
-        assert isinstance(found, sympy.Integer)
-        return int(found)
+        value = case.expression.subs({symbol(x): v for x, v in {**values, "n": n}.items()})
+        assert isinstance(value, sympy.Integer)
+        return int(value)
 
     @property
     def expression_text(self) -> str:
-        """The formula itself."""
+        """The formula as text, with its cases."""
         if len(self.cases) == 1:
             return written(self.cases[0].expression)
         letter = self.names[-1].letter
@@ -74,12 +74,12 @@ class Formula:
         for name in reversed(self.names):
             if name.letter in used:
                 used.update(re.findall(r"\b[A-Za-z]\b", name.text))
-        said = [f"{name.letter} = {name.text}" for name in self.names if name.letter in used]
-        return f", where {', '.join(said)}" if said else ""
+        texts = [f"{name.letter} = {name.text}" for name in self.names if name.letter in used]
+        return f", where {', '.join(texts)}" if texts else ""
 
     @property
     def lengths(self) -> str:
-        """The lengths it holds for."""
+        """The lengths for which the formula holds, in words."""
         if self.step == 1:
             return "for every n" if self.start <= 1 else f"for n ≥ {self.start:,}"
         return f"for multiples of {self.step:,}" + (f" from {self.start:,} on" if self.start > self.step else "")
@@ -89,23 +89,23 @@ class Formula:
 
 
 def symbol(letter: str) -> Any:
-    """The letter of a whole number ≥ 0."""
+    """Return the sympy symbol of an integer ≥ 0."""
     import sympy
 
     return sympy.Symbol(letter, integer=True, nonnegative=True)
 
 
 def tidy(expression: Any) -> Any:
-    """The shorter one of the sum and the product that an expression is."""
+    """Return the shorter of an expression's expanded and factored forms."""
     import sympy
 
-    sum_of, product_of = sympy.expand(expression), sympy.factor(expression)
-    shorter = len(str(product_of)) < len(str(sum_of)) and not str(product_of).startswith("-(")
-    return product_of if shorter else sum_of
+    expanded, factored = sympy.expand(expression), sympy.factor(expression)
+    shorter = len(str(factored)) < len(str(expanded)) and not str(factored).startswith("-(")
+    return factored if shorter else expanded
 
 
 def written(expression: Any) -> str:
-    """An expression as people write it."""
+    """Return an expression as text, with ², ·, − and thousands separators."""
     text = re.sub(r"\*\*2\b", "²", str(expression)).replace("**", "^")
-    text = re.sub(r"\d{4,}", lambda found: f"{int(found.group()):,}", text)
+    text = re.sub(r"\d{4,}", lambda digits: f"{int(digits.group()):,}", text)
     return text.replace("*", "·").replace("-", "−")

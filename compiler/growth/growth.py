@@ -1,4 +1,4 @@
-"""The growth of a pattern: visible pairs, live tiles and cost as formulas of the length, and how they come about."""
+"""The growth of a pattern: visible pairs, live tiles and cost as formulas of the length, with their derivation."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from attnc.compiler.simulation.orders import TileFinder
 from attnc.spec.errors import EvaluationError
 
 HEADS = 8
-"""Heads that are taken together where a relation depends on the head and nothing says how many there are."""
+"""The number of heads to assume where a relation depends on the head and no parameter gives their number."""
 
 SHORT = 256
-"""Lengths up to which `require` is asked what it allows."""
+"""Maximum length in tokens at which `require` is evaluated to find the allowed lengths."""
 
 MOST_SEEN = 8
-"""Lines about what is seen."""
+"""Maximum number of lines about visible distances."""
 
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """How the work of a pattern grows with its length n, as many queries as keys.
+    """How the work of a pattern grows with its length n, for n queries and n keys.
 
-    `law`: O(n·w), O(n log n), … `pairs` are the visible pairs and `tiles` the live tiles of `tile` × `tile` of one
-    head, or of `heads` heads together where they differ; None where there is no formula. `derivation` says line by line
-    where they come from. `fitted`: the law is no more than a fit to counts. `checked`: lengths at which the formulas
-    that hold there were compared with exact counts; all were equal.
+    `law`: O(n·w), O(n log n), … `pairs`: the visible pairs, and `tiles`: the live tiles of `tile` × `tile` tokens, both
+    of one head, or of `heads` heads together where heads differ; None without a formula. `derivation` derives them line
+    by line. `fitted`: the law is only a fit to counts. `checked`: the lengths at which the formulas were compared with
+    exact counts; all were equal.
     """
 
     law: str
@@ -57,18 +57,18 @@ class Growth:
 
     @property
     def cost(self) -> str | None:
-        """Multiplications and additions of the forward pass: two products of d for each pair of a live tile."""
+        """The floating-point operations of the forward pass: two products over d for each pair of a live tile."""
         if self.tiles is None:
             return None
         return f"{4 * self.tile**2:,}·d·({self.tiles.expression_text}) FLOP{self.tiles.meanings}"
 
     def __str__(self) -> str:
-        whose = "" if self.heads == 1 else f" of {self.heads} heads"
+        of_heads = "" if self.heads == 1 else f" of {self.heads} heads"
         lines = [f"growth   {self.law}"]
         if self.pairs is not None:
-            lines.append(f"visible pairs{whose}: {self.pairs}")
+            lines.append(f"visible pairs{of_heads}: {self.pairs}")
         if self.tiles is not None:
-            lines.append(f"live tiles of {self.tile} × {self.tile}{whose}: {self.tiles}")
+            lines.append(f"live tiles of {self.tile} × {self.tile}{of_heads}: {self.tiles}")
             lines.append(f"cost: {self.cost}")
         return "\n    ".join([*lines, *self.derivation])
 
@@ -79,19 +79,19 @@ def find_growth(
     heads: int | None = None,
     tile: int = 128,
 ) -> Growth:
-    """The growth of a pattern, each head with a kv head of its own.
+    """Find the growth of a pattern whose heads each have their own kv head.
 
-    The number of heads is the one that the parameters say, or 8, unless it is given. Where relations depend on inputs,
-    or parameters fix the length, there is no law, and the derivation says so; `fit_growth` may help.
+    `heads` defaults to the number that the parameters give, or else 8. Where relations depend on inputs, or parameters
+    fix the length, there is no law, and `law` says why; `fit_growth` may help.
     """
-    number = heads or next((n for _, n in pattern.head_lists), HEADS)
-    known = {"heads": number, "kv_heads": number, "group": 1}
-    reason = _refusal(pattern, known)
+    head_count = heads or next((n for _, n in pattern.head_lists), HEADS)
+    sizes = {"heads": head_count, "kv_heads": head_count, "group": 1}
+    reason = _refusal(pattern, sizes)
     if reason is None:
-        lengths = _lengths(pattern, number)
+        lengths = _lengths(pattern, head_count)
         if lengths.step:
-            lanes, distinct = _lanes(pattern, known, number)
-            return _grown(lanes, number if distinct > 1 else 1, lengths, tile, len(pattern.nodes))
+            variants, distinct = _variants(pattern, sizes, head_count)
+            return _grown(variants, head_count if distinct > 1 else 1, lengths, tile, len(pattern.nodes))
         reason = f"`require` refuses all lengths up to {SHORT}"
     return _none(reason, tile)
 
@@ -101,10 +101,10 @@ def _none(reason: str, tile: int, lines: tuple[str, ...] = ()) -> Growth:
 
 
 def fit_growth(relations: Callable[[int], tuple[Index, int]], extents: Iterable[int], *, tile: int = 128) -> Growth:
-    """The growth of what has no length of its own, such as a grid.
+    """Fit the growth of a pattern that has no single length, such as one over a grid.
 
-    `relations` gives, for an extent, the specialised relation and how many tokens there are. The law is fitted to the
-    counts at these extents, which are taken by bricks where the relation is one of a grid.
+    `relations` returns the specialised relation and the number of tokens for an extent. The law is fitted to the counts
+    at `extents`; relations over a grid are counted by bricks.
     """
     pairs: dict[int, int] = {}
     for extent in extents:
@@ -117,7 +117,7 @@ def fit_growth(relations: Callable[[int], tuple[Index, int]], extents: Iterable[
 
 
 def _pairs(relation: Index, n: int, tile: int) -> int:
-    """Visible pairs among n tokens. Raises UncountableError."""
+    """Count the visible pairs of n tokens. Raises UncountableError."""
     bricks = TileFinder(relation, n, n, {}).bricks
     visible = None
     if bricks is not None:
@@ -126,28 +126,30 @@ def _pairs(relation: Index, n: int, tile: int) -> int:
     return count(relation, n, tile).pairs if visible is None else visible
 
 
-# --- what is counted -------------------------------------------------------------------------------------------------
+# --- relations -------------------------------------------------------------------------------------------------------
 
 
 def _refusal(pattern: Pattern, sizes: Mapping[str, int]) -> str | None:
-    """Why nothing can be said, if so."""
+    """The reason why a pattern has no law; completes the message "no law: …"."""
     if pattern.selections:
-        return f"what it sees is chosen by content, by `{pattern.selections[0].name}`"
+        return f"its visible keys are selected by content, by `{pattern.selections[0].name}`"
     if pattern.documents is not None:
         return f"it depends on the input `{pattern.documents.name}`"
     if pattern.segments:
-        return "its tokens are a grid, whose extents are no length"
+        return "its tokens form a grid, which has no single length"
     for node in pattern.nodes:
         if node.keys is not None or node.family is not None or node.stack is not None:
-            return f"queries or keys of `{node.name}` are no tokens, or it stands for several"
-        read = [n.tensor.name if isinstance(n, Lookup) else n.data.name for n in walk(node.visible) if _is_input(n)]
-        if read:
-            return f"it depends on the input `{read[0]}`"
+            return f"queries or keys of `{node.name}` are not tokens, or `{node.name}` is a family"
+        inputs_read = [
+            n.tensor.name if isinstance(n, Lookup) else n.data.name for n in walk(node.visible) if _is_input(n)
+        ]
+        if inputs_read:
+            return f"it depends on the input `{inputs_read[0]}`"
         if any(isinstance(n, HeadIndex) and n.name == "batch" for n in walk(node.visible)):
             return "it depends on the batch entry"
         unknown = [name for name in other_sizes(node.visible) if name not in sizes]
         if unknown:
-            return f"it depends on the size `{unknown[0]}`, which a call decides"
+            return f"it depends on the size `{unknown[0]}`, which is known only in a call"
     return None
 
 
@@ -157,11 +159,11 @@ def _is_input(node: Index) -> TypeGuard[Lookup | DataRead]:
 
 def _lengths(pattern: Pattern, heads: int) -> Lengths:
     """Return the lengths that `require` allows for these heads."""
-    asked = [condition for condition, _ in pattern.requirements if not other_sizes(condition)]
-    asked = [c for c in asked if not any(map(_is_input, walk(c)))]
-    allowed = partial(_is_allowed, asked, heads)
+    conditions = [condition for condition, _ in pattern.requirements if not other_sizes(condition)]
+    conditions = [c for c in conditions if not any(map(_is_input, walk(c)))]
+    allowed = partial(_is_allowed, conditions, heads)
     step = 0
-    for n in range(1, SHORT + 1) if asked else (1,):
+    for n in range(1, SHORT + 1) if conditions else (1,):
         if allowed(n):
             step = gcd(step, n)
     if not step and allowed(LONG):
@@ -176,8 +178,8 @@ def _is_allowed(conditions: Sequence[Index], heads: int, n: int) -> bool:
     return all(alone(condition, n, 0, heads, 1) is fold.truth(True) for condition in conditions)
 
 
-def _lanes(pattern: Pattern, sizes: Mapping[str, int], heads: int) -> tuple[list[RelationVariant], int]:
-    """The relations of all heads and branches, equal ones together; of one head if heads are alike."""
+def _variants(pattern: Pattern, sizes: Mapping[str, int], heads: int) -> tuple[list[RelationVariant], int]:
+    """The relations of all heads and branches, equal relations merged, and the number of heads that differ."""
     constants = {name: fold.const(value) for name, value in sizes.items()}
     by_head: dict[tuple[Index, ...], int] = {}
     for head in range(heads):
@@ -192,49 +194,51 @@ def _lanes(pattern: Pattern, sizes: Mapping[str, int], heads: int) -> tuple[list
     )
 
 
-# --- what is said ----------------------------------------------------------------------------------------------------
+# --- results ---------------------------------------------------------------------------------------------------------
 
 
-def _grown(lanes: list[RelationVariant], heads: int, lengths: Lengths, tile: int, branches: int) -> Growth:
-    lines = _seen(lanes, heads * branches)
+def _grown(variants: list[RelationVariant], heads: int, lengths: Lengths, tile: int, branches: int) -> Growth:
+    lines = _seen(variants, heads * branches)
     if branches > 1:
         lines = (f"{branches} branches together", *lines)
-    closed = _closed(lanes, heads * branches, lengths, tile)
+    closed = _closed(variants, heads * branches, lengths, tile)
     if closed is None:
-        reach = max((find_reach(lane.relation) for lane in lanes), default=0)
+        reach = max((find_reach(variant.relation) for variant in variants), default=0)
         if reach > LONGEST_SAMPLE:
-            return _none(f"sizes of up to {reach:,} tokens are compared, too long to be counted", tile, lines)
-        return _fitted(sampled(lanes, lengths, tile), tile, heads, lines)
+            return _none(
+                f"the relation compares sizes of up to {reach:,} tokens, which is too long to count", tile, lines
+            )
+        return _fitted(sampled(variants, lengths, tile), tile, heads, lines)
     derivation = (*lines, *closed.derivation)
     return Growth(closed.law, closed.pairs, closed.tiles, tile, heads, derivation, False, closed.checked)
 
 
-def _closed(lanes: list[RelationVariant], heads: int, lengths: Lengths, tile: int) -> Closed | None:
+def _closed(variants: list[RelationVariant], heads: int, lengths: Lengths, tile: int) -> Closed | None:
     try:
-        return find_closed(lanes, heads, lengths, tile)
+        return find_closed(variants, heads, lengths, tile)
     except (UncountableError, EvaluationError):
         return None
 
 
-def _seen(lanes: list[RelationVariant], whole: int) -> tuple[str, ...]:
+def _seen(variants: list[RelationVariant], total: int) -> tuple[str, ...]:
     lines: list[str] = []
-    for lane in lanes:
-        whose = "" if len(lanes) == 1 else f"{lane.times} of {whole}: "
-        lines.extend(whose + line for line in seen(lane.relation))
-    more = len(lines) - MOST_SEEN
-    return tuple(lines if more <= 0 else [*lines[:MOST_SEEN], f"and {more} lines like these"])
+    for variant in variants:
+        prefix = "" if len(variants) == 1 else f"{variant.times} of {total}: "
+        lines.extend(prefix + line for line in seen(variant.relation))
+    hidden = len(lines) - MOST_SEEN
+    return tuple(lines if hidden <= 0 else [*lines[:MOST_SEEN], f"and {hidden} more lines"])
 
 
 def _fitted(pairs: Mapping[int, int], tile: int, heads: int, lines: tuple[str, ...]) -> Growth:
-    found: Fit | None = fit(pairs)
-    if found is None:
+    law: Fit | None = fit(pairs)
+    if law is None:
         return _none("too few lengths can be counted", tile, lines)
-    said = (
+    derivation = (
         *lines,
-        f"no formula is proved: least squares on the logarithms of the pairs counted at {_list(pairs)} tokens give "
-        f"exponent {found.exponent:.3f}, with a residual of {found.residual:.2%}",
+        f"no formula is proved: a least-squares fit to the logarithms of the pairs at {_list(pairs)} tokens has "
+        f"exponent {law.exponent:.3f}, with a residual of {law.residual:.2%}",
     )
-    return Growth(f"{found}, fitted", None, None, tile, heads, said, True, tuple(pairs))
+    return Growth(f"{law}, fitted", None, None, tile, heads, derivation, True, tuple(pairs))
 
 
 def _list(numbers: Iterable[int]) -> str:

@@ -1,4 +1,4 @@
-"""The relation of one head with its length left open: `keys` is how many tokens there are, and the only size in it."""
+"""The relation of one head with its length left open: `keys`, the number of tokens, is the only size that it reads."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from attnc.compiler.rewrite import rewrite, walk
 from attnc.compiler.verify_ir import checked, verified
 
 MOST_QUOTIENTS = 16
-"""Values of a quotient by a share of the length."""
+"""Maximum value of a quotient by a fraction of the length."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenRelation:
-    """A relation over places q and k of n tokens, n being `Extent("keys")`.
+    """A relation over positions q and k of n tokens, where n is `Extent("keys")`.
 
-    `simple` is the same with quotients by shares of n spelled out, from n = `start` on.
+    `simple`: an equal relation, from n = `start` on, in which quotients by fractions of n are written as conditions.
     """
 
     visible: Index
@@ -30,16 +30,16 @@ class OpenRelation:
 
     @property
     def reads_length(self) -> bool:
-        """Whether it depends on n other than through how many tokens there are."""
+        """Whether the relation reads n, so that the pairs visible at one length may not be visible at another."""
         return any(isinstance(node, Extent | RoundToInt) for node in walk(self.visible))
 
     def at(self, n: int) -> Index:
-        """The relation among n tokens."""
+        """Return the relation over n tokens."""
         return at_length(self.visible, n)
 
 
 def open_relation(relation: Index, sizes: Mapping[str, Index], head: int, group: int) -> OpenRelation:
-    """The relation of a head, other sizes than the length replaced."""
+    """Return the relation of a head, with all sizes except the length replaced by `sizes`."""
 
     def change(node: Index) -> Index | None:
         match node:
@@ -58,7 +58,7 @@ def open_relation(relation: Index, sizes: Mapping[str, Index], head: int, group:
 
 @verified
 def at_length(relation: Index, n: int) -> Index:
-    """A relation, condition or integer among n tokens."""
+    """Return a relation, condition or integer with its length set to n tokens."""
     if not any(isinstance(node, Extent | RoundToInt) for node in walk(relation)):
         return relation
     keys = fold.const(n)
@@ -72,14 +72,14 @@ def at_length(relation: Index, n: int) -> Index:
 
 
 def integer_at(node: Index, n: int) -> int:
-    """The value of an integer that reads the length alone."""
+    """Return the value at n tokens of an integer that reads no more than the length."""
     value = at_length(node, n)
     assert isinstance(value, Const)
     return value.value
 
 
 def _reduced(node: Index) -> Index | None:
-    """`(g·x + c) // (g·d)` as `(x + c // g) // d`."""
+    """Rewrite `(g·x + c) // (g·d)` to `(x + c // g) // d`."""
     if not (isinstance(node, Arith) and node.op == "floordiv"):
         return None
     value, divisor = node.operands
@@ -93,12 +93,12 @@ def _reduced(node: Index) -> Index | None:
     return fold.floordiv(inner, fold.const(divisor.value // common))
 
 
-# --- quotients by a share of the length ------------------------------------------------------------------------------
+# --- quotients by a fraction of the length ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class _LinearLength:
-    """`slope · n + constant`."""
+    """The linear function `slope · n + constant` of the length."""
 
     slope: Fraction
     constant: Fraction
@@ -110,7 +110,7 @@ class _LinearLength:
         return _LinearLength(self.slope / divisor, self.constant / divisor)
 
     def positive_from(self) -> int | None:
-        """The length from which on it is positive."""
+        """The smallest length from which on the function is positive; None if it never is."""
         if self.slope > 0:
             return max(1, int(-self.constant / self.slope) + 1)
         return 1 if not self.slope and self.constant > 0 else None
@@ -124,7 +124,7 @@ _ONE = _line(0, 1)
 
 
 class _Spelling:
-    """`x // e` and `x % e`, where e is a share of the length and x at most some times e, as sums of conditions."""
+    """Writes `x // e` and `x % e` as conditions, where e is a fraction of the length and x a small multiple of e."""
 
     def __init__(self) -> None:
         self.start = 1
@@ -135,19 +135,19 @@ class _Spelling:
             return self._decided(node)
         if not isinstance(node, Arith) or node.op not in ("floordiv", "mod") or isinstance(node.operands[1], Const):
             return None
-        value, share = node.operands
-        count = self._most(value, share)
+        value, divisor = node.operands
+        count = self._largest_quotient(value, divisor)
         if count is None:
             return None
         quotient = fold.const(0)
         for j in range(1, count + 1):
-            reached = fold.less_equal(fold.times(share, j), value)
-            quotient = fold.choice(reached, fold.const(j), quotient)
-        return quotient if node.op == "floordiv" else _rest(value, share, count)
+            is_reached = fold.less_equal(fold.times(divisor, j), value)
+            quotient = fold.choice(is_reached, fold.const(j), quotient)
+        return quotient if node.op == "floordiv" else _remainder(value, divisor, count)
 
     def _decided(self, node: Compare) -> Index | None:
-        """Return a comparison's value where no length changes it, else None."""
-        bounds = self._of(node.value) if node.op == "ge" else None
+        """Return the truth of a comparison that is the same at all lengths and positions; None for all others."""
+        bounds = self._bounds_of(node.value) if node.op == "ge" else None
         if bounds is None:
             return None
         low, high = bounds
@@ -155,23 +155,23 @@ class _Spelling:
             return fold.truth(True)
         return fold.truth(False) if high.slope <= 0 and high.slope + high.constant < 0 else None
 
-    def _most(self, value: Index, share: Index) -> int | None:
-        """The largest quotient from a length on, which goes into `start`."""
-        bounds, shares = self._of(value), self._of(share)
-        if bounds is None or shares is None or any(isinstance(node, Position) for node in walk(share)):
+    def _largest_quotient(self, value: Index, divisor: Index) -> int | None:
+        """The largest quotient that occurs from a length on, to which `start` is raised. None where it is unknown."""
+        bounds, divisor_bounds = self._bounds_of(value), self._bounds_of(divisor)
+        if bounds is None or divisor_bounds is None or any(isinstance(node, Position) for node in walk(divisor)):
             return None
-        positive, not_negative = shares[0].positive_from(), bounds[0].plus(_ONE).positive_from()
-        if positive is None or not_negative is None or shares[0].slope <= 0 or bounds[0].slope < 0:
+        positive, not_negative = divisor_bounds[0].positive_from(), bounds[0].plus(_ONE).positive_from()
+        if positive is None or not_negative is None or divisor_bounds[0].slope <= 0 or bounds[0].slope < 0:
             return None
         for count in range(MOST_QUOTIENTS):
-            from_here = _line(0, 0).plus(shares[0], count + 1).plus(bounds[1], -1).positive_from()
-            if from_here is not None:
-                self.start = max(self.start, positive, not_negative, from_here)
+            start = _line(0, 0).plus(divisor_bounds[0], count + 1).plus(bounds[1], -1).positive_from()
+            if start is not None:
+                self.start = max(self.start, positive, not_negative, start)
                 return count
         return None
 
-    def _of(self, node: Index) -> tuple[_LinearLength, _LinearLength] | None:
-        """A lower and an upper bound that hold for every length ≥ 1."""
+    def _bounds_of(self, node: Index) -> tuple[_LinearLength, _LinearLength] | None:
+        """Return a lower and an upper bound that hold at every length ≥ 1; None where they are unknown."""
         if node not in self._bounds:
             self._bounds[node] = self._bound(node)
         return self._bounds[node]
@@ -187,26 +187,26 @@ class _Spelling:
             case Linear(terms=terms, constant=constant):
                 low = high = _line(0, constant)
                 for term, factor in terms:
-                    found = self._of(term)
-                    if found is None:
+                    bounds = self._bounds_of(term)
+                    if bounds is None:
                         return None
-                    below, above = found if factor > 0 else (found[1], found[0])
+                    below, above = bounds if factor > 0 else (bounds[1], bounds[0])
                     low, high = low.plus(below, factor), high.plus(above, factor)
                 return low, high
             case Arith(op="floordiv", operands=(inner, Const(value=divisor))) if divisor > 0:
-                found = self._of(inner)
-                if found is None:
+                bounds = self._bounds_of(inner)
+                if bounds is None:
                     return None
                 least = _LinearLength(Fraction(0), Fraction(1 - divisor, divisor))
-                return found[0].over(divisor).plus(least), found[1].over(divisor)
+                return bounds[0].over(divisor).plus(least), bounds[1].over(divisor)
             case _:
                 return None
 
 
-def _rest(value: Index, share: Index, count: int) -> Index:
-    """`value - value // share · share`, case by case."""
+def _remainder(value: Index, divisor: Index, count: int) -> Index:
+    """Write `value - value // share · share` case by case."""
     result = value
     for j in range(1, count + 1):
-        reached = fold.less_equal(fold.times(share, j), value)
-        result = fold.choice(reached, fold.sub(value, fold.times(share, j)), result)
+        is_reached = fold.less_equal(fold.times(divisor, j), value)
+        result = fold.choice(is_reached, fold.sub(value, fold.times(divisor, j)), result)
     return result

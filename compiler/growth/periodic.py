@@ -1,4 +1,4 @@
-"""Counts that are polynomials of the length, remainder by remainder: found from a few lengths, checked at others."""
+"""Counts that are a polynomial of the length for each remainder, interpolated at a few lengths, checked at others."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from attnc.compiler.growth.polynomials import (
 Int64 = NDArray[np.int64]
 
 LONG = 1 << 14
-"""A formula that comes from shorter lengths is compared with counts at others that are a few times as long."""
+"""Maximum length in tokens of a formula's counts up to which it is checked at lengths a few times as long."""
 
 MOST_ALONE = 36
-"""Lengths that are counted one by one, where a relation depends on the length."""
+"""Maximum number of lengths to count separately, where a relation depends on the length."""
 
 MOST_WORK = 1 << 20
-"""Tiles of 128 × 128 that they have together."""
+"""Maximum number of 128 × 128 tiles in all lengths that are counted separately."""
 
 MOST_WORK_BELOW = 1 << 9
-"""Tiles of 64 × 64 for lengths below those of the proof, at which a formula is tried."""
+"""Maximum number of 64 × 64 tiles in the lengths below the proof's start at which a formula is tried."""
 
 
 @dataclass(frozen=True, slots=True)
 class RelationVariant:
-    """A relation and how many heads or branches have it."""
+    """A relation, and the number of heads or branches that have it."""
 
     relation: OpenRelation
     times: int
@@ -55,10 +55,10 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Periodic:
-    """Visible pairs as a quasi-polynomial that is proved from `proved` on, with formulas of pairs and live tiles.
+    """Visible pairs as a quasi-polynomial, proved from `proved` tokens on, with formulas of pairs and live tiles.
 
-    `divisor` and `constant` are those of the proof. `counted`: the first and last of the lengths that were all counted;
-    `checked`: single lengths that were.
+    `divisor` and `constant` belong to the proof. `counted`: the first and last length of a range in which every length
+    was counted; `checked`: single lengths that were counted.
     """
 
     pairs: QuasiPolynomial
@@ -72,20 +72,22 @@ class Periodic:
     checked: tuple[int, ...]
 
 
-def find_periodic(lanes: Sequence[RelationVariant], lengths: Lengths, tile: int) -> Periodic | None:
-    """The formulas of a sum of counts; None where none is proved.
+def find_periodic(variants: Sequence[RelationVariant], lengths: Lengths, tile: int) -> Periodic | None:
+    """Find the formulas of a sum of counts; None where no formula is proved.
 
     Raises UncountableError.
     """
-    periods = _common([find_period(lane.relation) for lane in lanes])
+    periods = _common([find_period(variant.relation) for variant in variants])
     if periods is None:
         return None
-    wide = _common([find_period(lane.relation, tile) for lane in lanes])
-    if wide is not None:
-        wide = Period(lcm(wide.length, tile), wide.start, wide.divisor, wide.constant)
-    if any(lane.relation.reads_length for lane in lanes):
-        return _one_by_one(lanes, lengths, tile, periods, wide)
-    return _all_at_once(lanes, tile, periods, wide)
+    tile_period = _common([find_period(variant.relation, tile) for variant in variants])
+    if tile_period is not None:
+        tile_period = Period(
+            lcm(tile_period.length, tile), tile_period.start, tile_period.divisor, tile_period.constant
+        )
+    if any(variant.relation.reads_length for variant in variants):
+        return _one_by_one(variants, lengths, tile, periods, tile_period)
+    return _all_at_once(variants, tile, periods, tile_period)
 
 
 def _proof(period: Period) -> tuple[int, int, int, int]:
@@ -93,61 +95,67 @@ def _proof(period: Period) -> tuple[int, int, int, int]:
 
 
 def _common(periods: Sequence[Period | None]) -> Period | None:
-    known = [period for period in periods if period is not None]
-    if len(known) < len(periods):
+    proved = [period for period in periods if period is not None]
+    if len(proved) < len(periods):
         return None
     return Period(
-        lcm(*(p.length for p in known)),
-        max(p.start for p in known),
-        lcm(*(p.divisor for p in known)),
-        max(p.constant for p in known),
+        lcm(*(p.length for p in proved)),
+        max(p.start for p in proved),
+        lcm(*(p.divisor for p in proved)),
+        max(p.constant for p in proved),
     )
 
 
 # --- relations that do not depend on the length ----------------------------------------------------------------------
 
 
-def _all_at_once(lanes: Sequence[RelationVariant], tile: int, period: Period, wide: Period | None) -> Periodic | None:
-    found_counts = None
-    if wide is not None:
-        found_counts = _summed(lanes, max(_needed(period), _needed(wide)), tile)
-    if found_counts is None:
-        wide, found_counts = None, _summed(lanes, _needed(period), tile)
-    if found_counts is None:
+def _all_at_once(
+    variants: Sequence[RelationVariant], tile: int, period: Period, tile_period: Period | None
+) -> Periodic | None:
+    sums = None
+    if tile_period is not None:
+        sums = _summed(variants, max(_needed(period), _needed(tile_period)), tile)
+    if sums is None:
+        tile_period, sums = None, _summed(variants, _needed(period), tile)
+    if sums is None:
         return None
-    pairs, tiles, whole = found_counts
-    most = len(pairs) - 1
+    pairs, tiles, whole_rows = sums
+    longest = len(pairs) - 1
     polynomial = interpolate(lambda n: int(pairs[n]), period.start, period.length, 1)
     right = _agrees(polynomial, pairs)
-    assert right[period.start :].all()  # that it is a polynomial is proved
+    assert right[period.start :].all()  # proved: from here on, the counts are a polynomial
     formula = _formula(polynomial, LENGTH, right, 1, False)
-    tiles_formula = None if wide is None else _tiles(tiles, whole, tile, wide)
-    checked = _check(lanes, (formula, tiles_formula), most, tile, 1)
-    counted = (formula.start, most)
+    tiles_formula = None if tile_period is None else _tiles(tiles, whole_rows, tile, tile_period)
+    checked = _check(variants, (formula, tiles_formula), longest, tile, 1)
+    counted = (formula.start, longest)
     return Periodic(polynomial, formula, tiles_formula, *_proof(period), counted, checked)
 
 
 def _needed(period: Period) -> int:
-    """The longest length that is looked at to find a formula."""
+    """The longest length that must be counted to interpolate a formula."""
     return period.start + 3 * period.length
 
 
-def _summed(lanes: Sequence[RelationVariant], most: int, tile: int) -> tuple[Int64, Int64, NDArray[np.bool_]] | None:
-    """Pairs of all lengths, tiles of all tile rows, and which rows are whole; None where that is too much."""
-    if most > LONGEST:
+def _summed(
+    variants: Sequence[RelationVariant], longest: int, tile: int
+) -> tuple[Int64, Int64, NDArray[np.bool_]] | None:
+    """The pairs at all lengths, the tiles at all tile rows, and the whole rows; None where counting takes too long."""
+    if longest > LONGEST:
         return None
-    most = -(-most // tile) * tile
+    longest = -(-longest // tile) * tile
     try:
-        found: list[tuple[Counts, int]] = [(counts(lane.relation.at(most), most, tile), lane.times) for lane in lanes]
+        counted: list[tuple[Counts, int]] = [
+            (counts(variant.relation.at(longest), longest, tile), variant.times) for variant in variants
+        ]
     except UncountableError:
         return None
-    pairs = sum((c.pairs * times for c, times in found), np.zeros(most + 1, dtype=np.int64))
-    tiles = sum((c.tiles * times for c, times in found), np.zeros(most // tile + 1, dtype=np.int64))
-    return pairs, tiles, np.logical_and.reduce([c.whole for c, _ in found])
+    pairs = sum((c.pairs * times for c, times in counted), np.zeros(longest + 1, dtype=np.int64))
+    tiles = sum((c.tiles * times for c, times in counted), np.zeros(longest // tile + 1, dtype=np.int64))
+    return pairs, tiles, np.logical_and.reduce([c.whole for c, _ in counted])
 
 
 def _agrees(polynomial: QuasiPolynomial, values: Int64) -> NDArray[np.bool_]:
-    """At which lengths the quasi-polynomial has these values."""
+    """Return the mask of the lengths at which the quasi-polynomial has these values."""
     denominator = lcm(*(c.denominator for p in polynomial.by_remainder.values() for c in p))
     table = np.array(
         [[int(c * denominator) for c in polynomial.by_remainder[r]] for r in range(polynomial.period)], dtype=object
@@ -158,61 +166,63 @@ def _agrees(polynomial: QuasiPolynomial, values: Int64) -> NDArray[np.bool_]:
 
 
 def _formula(
-    polynomial: QuasiPolynomial, of: PolynomialVariable, right: NDArray[np.bool_], unit: int, ragged: bool
+    polynomial: QuasiPolynomial, variable: PolynomialVariable, is_right: NDArray[np.bool_], unit: int, ragged: bool
 ) -> Formula:
-    """The formula from the first number on from which it is right.
+    """Return the formula, starting at the first value from which on it is right.
 
-    Each number stands for `unit` tokens, or, where `ragged`, for the fewer ones since the number before as well.
+    A value of the variable stands for `unit` tokens; where `ragged`, also for fewer tokens, down to the value before.
     """
-    shown = expressed(polynomial, of)
-    wrong = np.flatnonzero(~right[:: shown.step])
-    first = max(int(wrong[-1]) + 1 if len(wrong) else 0, 1) * shown.step
-    if ragged and shown.step == 1:
-        return Formula(shown.cases, shown.names, (first - 1) * unit + 1)
-    return Formula(shown.cases, shown.names, first * unit, shown.step * unit)
+    expression = expressed(polynomial, variable)
+    wrong = np.flatnonzero(~is_right[:: expression.step])
+    first = max(int(wrong[-1]) + 1 if len(wrong) else 0, 1) * expression.step
+    if ragged and expression.step == 1:
+        return Formula(expression.cases, expression.names, (first - 1) * unit + 1)
+    return Formula(expression.cases, expression.names, first * unit, expression.step * unit)
 
 
-def _tiles(tiles: Int64, whole: NDArray[np.bool_], tile: int, wide: Period) -> Formula:
-    """By the number of tile rows; for multiples of the tile alone where a cut last row may have fewer live tiles."""
-    period, start = wide.length // tile, -(-wide.start // tile)
+def _tiles(tiles: Int64, whole_rows: NDArray[np.bool_], tile: int, tile_period: Period) -> Formula:
+    """The formula by tile rows; it holds only for multiples of the tile if a cut last row may have fewer live tiles."""
+    period, start = tile_period.length // tile, -(-tile_period.start // tile)
     polynomial = interpolate(lambda n: int(tiles[n]), start, period, 1)
-    right = _agrees(polynomial, tiles)
-    assert right[start:].all()
-    ragged = bool(whole[start:].all())  # two periods and more: how many tiles a cut row lacks is linear
-    return _formula(polynomial, tile_rows(tile), right & np.append(True, whole) if ragged else right, tile, ragged)
+    is_right = _agrees(polynomial, tiles)
+    assert is_right[start:].all()
+    ragged = bool(whole_rows[start:].all())  # two periods suffice: the number of tiles that a cut row lacks is linear
+    return _formula(
+        polynomial, tile_rows(tile), is_right & np.append(True, whole_rows) if ragged else is_right, tile, ragged
+    )
 
 
 # --- relations that do -----------------------------------------------------------------------------------------------
 
 
 def _one_by_one(
-    lanes: Sequence[RelationVariant], lengths: Lengths, tile: int, period: Period, wide: Period | None
+    variants: Sequence[RelationVariant], lengths: Lengths, tile: int, period: Period, tile_period: Period | None
 ) -> Periodic | None:
-    known: dict[int, Count] = {}
+    counted_lengths: dict[int, Count] = {}
 
     def counted(n: int) -> Count:
-        if n not in known:
-            known[n] = total(lanes, n, tile)
-        return known[n]
+        if n not in counted_lengths:
+            counted_lengths[n] = total(variants, n, tile)
+        return counted_lengths[n]
 
     step = _affordable(period, lengths.step)
     if step is None:
         return None
     start = -(-period.start // step) * step
     polynomial = interpolate(lambda n: counted(n).pairs, start, lcm(period.length, step), step)
-    formula = _lowered(_alone(polynomial, LENGTH, start), lengths, lambda n: counted(n).pairs)
+    formula = _lowered(_formula_from(polynomial, LENGTH, start), lengths, lambda n: counted(n).pairs)
     tiles_formula = None
-    if wide is not None and _affordable(wide, whole := lcm(wide.length, lengths.step)):
-        start = -(-wide.start // whole) * whole
-        of_tiles = interpolate(lambda n: counted(n).tiles, start, whole, whole)
-        tiles_formula = _lowered(_alone(of_tiles, LENGTH, start), lengths, lambda n: counted(n).tiles)
-    most = period.start + 3 * period.length
-    checked = _check(lanes, (formula, tiles_formula), most, tile, lcm(formula.step, lengths.step))
-    return Periodic(polynomial, formula, tiles_formula, *_proof(period), None, (*sorted(known), *checked))
+    if tile_period is not None and _affordable(tile_period, tile_step := lcm(tile_period.length, lengths.step)):
+        start = -(-tile_period.start // tile_step) * tile_step
+        tile_polynomial = interpolate(lambda n: counted(n).tiles, start, tile_step, tile_step)
+        tiles_formula = _lowered(_formula_from(tile_polynomial, LENGTH, start), lengths, lambda n: counted(n).tiles)
+    longest = period.start + 3 * period.length
+    checked = _check(variants, (formula, tiles_formula), longest, tile, lcm(formula.step, lengths.step))
+    return Periodic(polynomial, formula, tiles_formula, *_proof(period), None, (*sorted(counted_lengths), *checked))
 
 
 def _affordable(period: Period, step: int) -> int | None:
-    """The step of the lengths to count: the one given, or the period where that were too many; None if both are."""
+    """The step between lengths to count: `step`, or the period if that is too much work; None if both are."""
     for result in (step, lcm(period.length, step)):
         longest = period.start + 3 * lcm(period.length, step)
         number = 3 * (lcm(period.length, step) // result)
@@ -221,52 +231,52 @@ def _affordable(period: Period, step: int) -> int | None:
     return None
 
 
-def _alone(polynomial: QuasiPolynomial, of: PolynomialVariable, start: int) -> Formula:
-    shown = expressed(polynomial, of)
-    return Formula(shown.cases, shown.names, -(-start // shown.step) * shown.step, shown.step)
+def _formula_from(polynomial: QuasiPolynomial, variable: PolynomialVariable, start: int) -> Formula:
+    expression = expressed(polynomial, variable)
+    return Formula(expression.cases, expression.names, -(-start // expression.step) * expression.step, expression.step)
 
 
 def _lowered(formula: Formula, lengths: Lengths, value: Callable[[int], int]) -> Formula:
-    """The formula, from as far below as it is right at every length that is looked at."""
+    """Return the formula with its start lowered as long as the formula is right at every length on the way."""
     start, work = formula.start, 0
     for n in range(start - formula.step, 0, -formula.step):
         work += (1 + n // 64) ** 2
         if work > MOST_WORK_BELOW:
             break
         try:
-            right = lengths.allowed(n) and replace(formula, start=n).at(n) == value(n)
+            is_right = lengths.allowed(n) and replace(formula, start=n).at(n) == value(n)
         except UncountableError:
             break
-        if not right:
+        if not is_right:
             break
         start = n
     return replace(formula, start=start)
 
 
 def _check(
-    lanes: Sequence[RelationVariant], formulas: Sequence[Formula | None], most: int, tile: int, step: int
+    variants: Sequence[RelationVariant], formulas: Sequence[Formula | None], longest: int, tile: int, step: int
 ) -> tuple[int, ...]:
-    """Further lengths at which all formulas are right."""
+    """Check formulas against exact counts at two longer lengths, and return the lengths that were checked."""
     checked = []
-    for about in (most * 3 // 2 + 5, most * 7 // 2 + 5) if most <= LONG else (most * 9 // 8 + 5,):
-        n = -(-about // step) * step
+    for target in (longest * 3 // 2 + 5, longest * 7 // 2 + 5) if longest <= LONG else (longest * 9 // 8 + 5,):
+        n = -(-target // step) * step
         try:
-            found = total(lanes, n, tile)
+            exact = total(variants, n, tile)
         except UncountableError:
             continue
         pairs, tiles = formulas
-        assert pairs is None or not pairs.holds(n) or pairs.at(n) == found.pairs
-        assert tiles is None or not tiles.holds(n) or tiles.at(n) == found.tiles
+        assert pairs is None or not pairs.holds(n) or pairs.at(n) == exact.pairs
+        assert tiles is None or not tiles.holds(n) or tiles.at(n) == exact.tiles
         checked.append(n)
     return tuple(checked)
 
 
-def total(lanes: Sequence[RelationVariant], n: int, tile: int) -> Count:
-    """The counts of all lanes together among n tokens.
+def total(variants: Sequence[RelationVariant], n: int, tile: int) -> Count:
+    """Return the sum of the counts of all relations over n tokens.
 
     Raises UncountableError.
     """
     if n > LONGEST:
         raise UncountableError
-    found = [(count(lane.relation.at(n), n, tile), lane.times) for lane in lanes]
-    return Count(sum(c.pairs * times for c, times in found), sum(c.tiles * times for c, times in found))
+    counted = [(count(variant.relation.at(n), n, tile), variant.times) for variant in variants]
+    return Count(sum(c.pairs * times for c, times in counted), sum(c.tiles * times for c, times in counted))

@@ -1,15 +1,15 @@
-"""From which length on, and with which period, counts are polynomials of the length; with the proof.
+"""The period with which counts are polynomials of the length, and the length from which on they are; with the proof.
 
 Let q = M·a + r, k = M·b + s and n = M·F·m + t as in `compiler.analysis.linear_forms`, so that for given remainders
-r, s, t conditions compare a, b or a - b with `α·m + c`, where α is whole and |c| ≤ C; that a and b lie among the n
-tokens are such conditions too. They cut the plane of (a, b) along rows, columns and diagonals into cells on which the
-relation does not change. The number of points in a cell is a sum of terms ±p·(p + 1)/2, or 0 where p < 0, each p made
-of a row, a column and a diagonal, `α·m + c` with |c| ≤ 3·C + 4. For m ≥ 3·C + 6 the order of the cuts is fixed and no p
-changes its sign any more: the number of visible pairs is a polynomial of m, of degree at most 2. So for each t.
+r, s, t conditions compare a, b or a - b with `α·m + c`, where α is an integer and |c| ≤ C; the conditions that a and b
+lie within the n tokens have this form too. They cut the plane of (a, b) along rows, columns and diagonals into cells on
+which the relation is constant. The number of points in a cell is a sum of terms ±p·(p + 1)/2, or 0 where p < 0; each p
+combines a row, a column and a diagonal, `α·m + c` with |c| ≤ 3·C + 4. For m ≥ 3·C + 6 the order of the cuts is fixed
+and no p changes sign, so for each t the number of visible pairs is a polynomial of m, of degree at most 2.
 
-Where no condition reads n, only the ends of rows and columns move, p has one of them at most, F is 1, and m ≥ 2·C + 8
-is enough. A tile whose side divides M is some of the remainders (r, s), and lives where one of them is visible, a
-relation of a and b with the same cuts: the number of live tiles is such a polynomial as well.
+Where no condition reads n, only the ends of rows and columns move, p contains at most one of them, F is 1, and
+m ≥ 2·C + 8 is enough. A tile whose side divides M consists of some remainders (r, s), and is live where one of them is
+visible, a relation of a and b with the same cuts: the number of live tiles is such a polynomial as well.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from attnc.compiler.analysis.linear_forms import StretchError, UnknownFormError,
 from attnc.compiler.growth.open_relation import OpenRelation
 
 LONGEST = 1 << 19
-"""The longest length that is counted to find a formula."""
+"""The longest length, in tokens, that is counted to find a formula."""
 
 MOST_PERIOD = 1 << 16
 
@@ -30,9 +30,9 @@ MOST_STRETCH = 64
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """For each remainder of n by `length` counts are polynomials of degree ≤ 2, from n = `start` on.
+    """A proof that counts are, for each remainder of n modulo `length`, polynomials of degree ≤ 2 from n = `start` on.
 
-    Conditions compare numbers of stretches of `divisor` tokens with constants of at most `constant`.
+    In the proof, conditions compare multiples of `divisor` tokens with constants of at most `constant`.
     """
 
     length: int
@@ -42,7 +42,7 @@ class Period:
 
 
 def find_period(relation: OpenRelation, multiple: int = 1) -> Period | None:
-    """The period of a relation's counts, a multiple of a number; None where none is proved or it is too long."""
+    """Find the period of a relation's counts, a multiple of `multiple`; None where it is unproved or too long."""
     divisor = common_divisor(relation.simple, MOST_PERIOD)
     if divisor is None:
         return None
@@ -57,12 +57,12 @@ def find_period(relation: OpenRelation, multiple: int = 1) -> Period | None:
             return None
         else:
             length = divisor * stretch
-            from_here = 3 * constant + 6 if relation.reads_length else 2 * constant + 8
-            return Period(length, max(relation.start, length * from_here), divisor, constant)
+            units = 3 * constant + 6 if relation.reads_length else 2 * constant + 8
+            return Period(length, max(relation.start, length * units), divisor, constant)
     return None
 
 
 def find_reach(relation: OpenRelation) -> int:
-    """How many tokens the sizes that conditions compare come to, where that is known; else 0."""
+    """Bound the sizes that conditions compare, in tokens; 0 where no bound is known."""
     period = find_period(relation)
     return 0 if period is None else period.divisor * (period.constant + 4)

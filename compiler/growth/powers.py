@@ -1,9 +1,9 @@
 """Blocks at distances that are powers of two: n log n.
 
-With `x is a power of two` taken as false the relation is R₀, taken as true it is R₁; both are without powers, and what
-the powers add is R₁ less R₀ at the distances that are powers. It is proved to be all of the pairs whose blocks are at
-least so far apart and whose key is not in the first few blocks, or the powers are given up; then their sum is a sum
-over 1, 2, 4, … that has a closed form.
+Replacing `x is a power of two` by false gives the relation R₀, replacing it by true gives R₁. Neither contains powers;
+the powers add R₁ without R₀ at the distances that are powers of two. If these pairs are proved to be all pairs whose
+blocks are at least a least distance apart and whose key is not in the first few blocks, their number is a sum over
+1, 2, 4, … with a closed form. Without that proof, this module finds no formula.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from attnc.compiler.verify_ir import verified
 from attnc.spec.errors import EvaluationError
 
 LONGEST_PROOF = 1 << 14
-"""The most tokens whose pairs are looked at for a proof."""
+"""Maximum number of tokens whose pairs are evaluated for a proof."""
 
 
 @dataclass(frozen=True, slots=True)
 class Powers:
-    """`rest`, and all pairs in blocks of `block` tokens that are 2^j ≥ `least` apart, keys in block ≥ `first`."""
+    """The relation `rest`, and all pairs of blocks of `block` tokens, 2^j ≥ `least` apart, keys in block ≥ `first`."""
 
     rest: OpenRelation
     block: int
@@ -44,9 +44,9 @@ class Powers:
         return (self.least - 1).bit_length()
 
     def sum(self, n: Any, last: Any) -> Any:
-        """The pairs at those distances among n tokens, `last` being the largest exponent; sympy does the sum.
+        """Sum the pairs at these distances over n tokens; `last` is the largest exponent.
 
-        At a distance of d blocks there are n - d·block - first·block queries, with a block of keys each.
+        At a distance of d blocks, n - d·block - first·block queries see a block of keys each.
         """
         import sympy
 
@@ -54,10 +54,10 @@ class Powers:
         queries = n - (2**j + self.first) * self.block
         return sympy.expand(sympy.summation(self.block * queries, (j, self.smallest, last)))
 
-    def largest(self, letter: str, of: PolynomialVariable) -> FormulaName:
-        """The exponent of the largest distance that occurs; where there is none, the one before the first."""
-        blocks = fold.sub(fold.floordiv(of.value, fold.const(self.block)), fold.const(self.first))
-        text = of.letter if self.block == 1 else f"⌊{of.letter}/{self.block}⌋"
+    def largest(self, letter: str, variable: PolynomialVariable) -> FormulaName:
+        """The exponent of the largest distance that occurs; `smallest` - 1 where no distance occurs."""
+        blocks = fold.sub(fold.floordiv(variable.value, fold.const(self.block)), fold.const(self.first))
+        text = variable.letter if self.block == 1 else f"⌊{variable.letter}/{self.block}⌋"
         text = f"{text} − {self.first}" if self.first else text
         return FormulaName(letter, f"⌊log₂({text})⌋", fold.sub(fold.function("bitlen", blocks), fold.const(1)))
 
@@ -67,13 +67,13 @@ class Powers:
         return self.block * (self.first + max(1, (1 << self.smallest) // 2))
 
     def in_tiles(self, tile: int) -> Powers | None:
-        """Return the relation over tiles, where blocks are whole tiles, else None; no pair of `rest` is in these."""
-        whole = self.block % tile == 0
-        return replace(self, block=self.block // tile) if whole else None
+        """Return the powers counted in tiles, where `rest` has no pairs; None where blocks are not whole tiles."""
+        is_whole = self.block % tile == 0
+        return replace(self, block=self.block // tile) if is_whole else None
 
 
 def find_powers(relation: OpenRelation) -> Powers | None:
-    """The relation in these parts; None where it has none."""
+    """Split a relation into a rest and powers; None where it has no powers, or the split is not proved."""
     if relation.reads_length:
         return None
     atoms = {node: gap for node in walk(relation.visible) if (gap := _gap(node)) is not None}
@@ -87,12 +87,12 @@ def find_powers(relation: OpenRelation) -> Powers | None:
     without, within = (_replaced(relation.visible, atoms, fold.truth(value)) for value in (False, True))
     added = fold.conjunction(within, fold.negation(without))
     try:
-        found = _region(gap, block, added)
-        if found is None or not _is_never(fold.conjunction(without, fold.negation(within))):
+        region = _region(gap, block, added)
+        if region is None or not _is_never(fold.conjunction(without, fold.negation(within))):
             return None
     except (EvaluationError, UncountableError):
         return None
-    return Powers(OpenRelation(without, without, 1), block, *found)
+    return Powers(OpenRelation(without, without, 1), block, *region)
 
 
 @verified
@@ -101,21 +101,21 @@ def _replaced(relation: Index, atoms: dict[Index, Index], value: Index) -> Index
 
 
 def _gap(node: Index) -> Index | None:
-    """The x of `2 ** (bitlen(x) - 1) == x`."""
+    """The x of `2 ** (bitlen(x) - 1) == x`; None for other conditions."""
     if not (isinstance(node, Compare) and node.op == "eq" and isinstance(node.value, Linear)):
         return None
     for term, factor in node.value.terms:
         if isinstance(term, Arith) and term.op == "pow" and abs(factor) == 1:
             base, exponent = term.operands
             rest = fold.times(fold.sub(node.value, fold.times(term, factor)), -factor)
-            wanted = fold.sub(fold.function("bitlen", rest), fold.const(1))
-            if isinstance(base, Const) and base.value == 2 and exponent is wanted:
+            power_exponent = fold.sub(fold.function("bitlen", rest), fold.const(1))
+            if isinstance(base, Const) and base.value == 2 and exponent is power_exponent:
                 return rest
     return None
 
 
 def _block(gap: Index) -> int | None:
-    """The size of the blocks whose distance, query less key, this is."""
+    """The size of the blocks for which `gap` is the query's block less the key's block; None where it is not."""
     for node in walk(gap):
         divisor = node.operands[1] if isinstance(node, Arith) and node.op == "floordiv" else fold.const(1)
         if isinstance(divisor, Const) and gap is _distance(divisor.value):
@@ -128,12 +128,12 @@ def _distance(block: int) -> Index:
 
 
 def _region(gap: Index, block: int, added: Index) -> tuple[int, int] | None:
-    """The least distance and the first block of keys that `added` has, if it is all that these bounds allow."""
+    """The least distance and the first key block of `added`, if it holds all pairs within these bounds; else None."""
     sides = 8
     while sides * block <= LONGEST_PROOF:
         corners = np.arange(sides, dtype=np.int64) * block
-        alive = np.ones((sides, sides), dtype=np.bool_)
-        rows, columns = np.nonzero(exact_evaluation.mask_at(added, corners + block - 1, corners, alive, wide=False))
+        active = np.ones((sides, sides), dtype=np.bool_)
+        rows, columns = np.nonzero(exact_evaluation.mask_at(added, corners + block - 1, corners, active, wide=False))
         if len(rows):
             least, first = int((rows - columns).min()), int(columns.min())
             if least < 1:
@@ -142,13 +142,16 @@ def _region(gap: Index, block: int, added: Index) -> tuple[int, int] | None:
             region = fold.conjunction(
                 fold.less_equal(fold.const(least), gap), fold.less_equal(fold.const(first), key_block)
             )
-            more, less = fold.conjunction(added, fold.negation(region)), fold.conjunction(region, fold.negation(added))
-            return (least, first) if _is_never(more) and _is_never(less) else None
+            outside, missing = (
+                fold.conjunction(added, fold.negation(region)),
+                fold.conjunction(region, fold.negation(added)),
+            )
+            return (least, first) if _is_never(outside) and _is_never(missing) else None
         sides *= 2
     return None
 
 
 def _is_never(relation: Index) -> bool:
-    """Whether it is proved that a relation holds nowhere."""
+    """Whether a relation provably holds nowhere."""
     n = deciding_length([relation])
     return n is not None and n <= LONGEST_PROOF and count(relation, n, 128).pairs == 0

@@ -1,7 +1,7 @@
-"""Distances whose bounds and steps move with the length and its square root: sets of q - k as arithmetic progressions.
+"""Distances with bounds and steps that depend on the length and its square root, as arithmetic progressions of q - k.
 
-A distance δ ≥ 0 is seen by n - δ queries, so that the visible pairs are the sum of n - δ over the distances. A union is
-counted by inclusion and exclusion: what intervals and progressions have in common is such a progression again.
+A distance δ ≥ 0 is visible to n - δ queries, so the number of visible pairs is the sum of n - δ over the distances. A
+union is counted by inclusion and exclusion: intersections of intervals and progressions are progressions again.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ MOST_SETS = 5
 
 
 class _OtherKindError(Exception):
-    """No union of such progressions."""
+    """Raised where a relation is not a union of such progressions."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Size:
-    """`n · length + root · ⌊√n⌋ + constant`."""
+    """The size `n · length + root · ⌊√n⌋ + constant`."""
 
     length: int
     root: int
@@ -49,7 +49,7 @@ class _Size:
 
 @dataclass(frozen=True, slots=True)
 class _Progression:
-    """The distances `low, low + step, …` up to `high`, both of which count; a step of None is 1."""
+    """The distances `low, low + step, …` up to `high`, both inclusive; a step of None is 1."""
 
     low: _Size
     high: _Size
@@ -58,7 +58,7 @@ class _Progression:
 
 @dataclass(frozen=True, slots=True)
 class Roots:
-    """Visible pairs as a formula in n and s = ⌊√n⌋, how large it is for large n, and how it comes about."""
+    """Visible pairs as a formula in n and s = ⌊√n⌋, the law for large n, and the derivation."""
 
     pairs: Formula
     law: str
@@ -66,7 +66,7 @@ class Roots:
 
 
 def find_roots(relation: OpenRelation) -> Roots | None:
-    """The sum over the distances of a relation that reads the root of its length; None for all others."""
+    """Sum over the distances of a relation that reads the root of its length; None for any other relation."""
     if not any(isinstance(node, Arith) and node.op == "isqrt" for node in walk(relation.simple)):
         return None
     reader = _Reader()
@@ -78,7 +78,7 @@ def find_roots(relation: OpenRelation) -> Roots | None:
 
 
 def _alternatives(relation: Index) -> list[tuple[Index, ...]]:
-    """The relation as alternatives of conditions that hold together."""
+    """Split a relation into alternatives, each a conjunction of conditions."""
     match relation:
         case Truth(value=value):
             return [()] if value else []
@@ -90,8 +90,8 @@ def _alternatives(relation: Index) -> list[tuple[Index, ...]]:
             sides = (fold.conjunction(condition, then), fold.conjunction(fold.negation(condition), otherwise))
             result = [alternative for side in sides for alternative in _alternatives(side)]
         case Not(operand=Bool(op=op, operands=operands)):
-            turned = fold.disjunction if op == "and" else fold.conjunction
-            result = _alternatives(turned(*map(fold.negation, operands)))
+            dual = fold.disjunction if op == "and" else fold.conjunction
+            result = _alternatives(dual(*map(fold.negation, operands)))
         case _:
             return [(relation,)]
     if len(result) > MOST_SETS:
@@ -100,24 +100,24 @@ def _alternatives(relation: Index) -> list[tuple[Index, ...]]:
 
 
 class _Reader:
-    """Reads conditions on q - k. `start`: the length from which on the sizes compare as they do for large n."""
+    """Reads conditions on q - k. `start`: the length from which on sizes compare as they do for large n."""
 
     def __init__(self) -> None:
         self.start = 1
 
     def progression(self, conjuncts: Iterable[Index]) -> _Progression | None:
-        """The distances on which conditions hold; None where there are none. Raises where some may be negative."""
+        """The distances on which all conditions hold; None for no distance. Raises where a distance may be negative."""
         result: _Progression | None = _Progression(_Size(-1, 0, 1), _Size(1, 0, -1), None)
-        held = [self._of(conjunct) for conjunct in conjuncts]
-        for one in [h for h in held if h.step is None]:
-            result = None if result is None else self.common(result, one)
+        progressions = [self._progression_of(conjunct) for conjunct in conjuncts]
+        for condition in [h for h in progressions if h.step is None]:
+            result = None if result is None else self.common(result, condition)
         if result is not None and self.sign(result.low) < 0:
             raise _OtherKindError
-        for one in [h for h in held if h.step is not None]:
-            result = None if result is None else self.common(result, one)
+        for condition in [h for h in progressions if h.step is not None]:
+            result = None if result is None else self.common(result, condition)
         return result
 
-    def _of(self, node: Index) -> _Progression:
+    def _progression_of(self, node: Index) -> _Progression:
         low, high = _Size(-1, 0, 1), _Size(1, 0, -1)
         if not isinstance(node, Compare):
             raise _OtherKindError
@@ -128,11 +128,11 @@ class _Reader:
 
     def _at(self, value: Index) -> tuple[_Size, _Size]:
         side, size = _condition(value)
-        at = _negative(size) if side > 0 else size
-        return at, at
+        distance = _negative(size) if side > 0 else size
+        return distance, distance
 
     def _congruence(self, value: Index) -> _Progression | None:
-        """`(±(q - k) + c) % step == r`."""
+        """Read `(±(q - k) + c) % step == r`; None for conditions without a remainder."""
         terms, constant = fold.parts(value)
         if len(terms) != 1 or not (isinstance(terms[0][0], Arith) and terms[0][0].op == "mod"):
             return None
@@ -156,13 +156,13 @@ class _Reader:
         step = one.step or other.step
         low = one.low if self.sign(one.low.less(other.low)) >= 0 else other.low
         high = one.high if self.sign(one.high.less(other.high)) <= 0 else other.high
-        stepped = one if one.step is not None else other
-        if step is not None and low != stepped.low:
+        progression_with_step = one if one.step is not None else other
+        if step is not None and low != progression_with_step.low:
             raise _OtherKindError
         return None if self.sign(high.less(low)) < 0 else _Progression(low, high, step)
 
     def sign(self, size: _Size) -> int:
-        """The sign of a size for all n from `start` on, which is raised for it to be the same for all."""
+        """Return the sign of a size for all n from `start` on; raises `start` until the sign no longer changes."""
         a, b, c = size.length, size.root, size.constant
         if not a and not b:
             return (c > 0) - (c < 0)
@@ -180,7 +180,7 @@ def _negative(size: _Size) -> _Size:
 
 
 def _condition(value: Index) -> tuple[int, _Size]:
-    """`±(q - k) + size` as the sign and the size."""
+    """Split `±(q - k) + size` into the sign and the size."""
     terms, constant = fold.parts(value)
     places = {term.name: factor for term, factor in terms if isinstance(term, Position)}
     if set(places) != {"q", "k"} or places["q"] + places["k"] or abs(places["q"]) != 1:
@@ -208,7 +208,7 @@ def _size(node: Index) -> _Size:
 _LETTERS = "JKMPRTUVW"
 
 _Names = dict[tuple[_Size, _Size], FormulaName]
-"""The letters of quotients."""
+"""The letters of quotients, by numerator and denominator."""
 
 
 def _summed(sets: Sequence[_Progression], reader: _Reader, start: int) -> Roots:
@@ -217,35 +217,35 @@ def _summed(sets: Sequence[_Progression], reader: _Reader, start: int) -> Roots:
     names: _Names = {}
     total, lines = sympy.Integer(0), []
     for size in range(1, len(sets) + 1):
-        for chosen in combinations(sets, size):
-            found: _Progression | None = chosen[0]
-            for other in chosen[1:]:
-                found = None if found is None else reader.common(found, other)
-            if found is not None:
-                part = _sum(found, names, reader)
+        for subset in combinations(sets, size):
+            common: _Progression | None = subset[0]
+            for other in subset[1:]:
+                common = None if common is None else reader.common(common, other)
+            if common is not None:
+                part = _sum(common, names, reader)
                 total += part if size % 2 else -part
-                lines.append(f"{_words(found)}{'' if size == 1 else ', in several sets'}: {written(tidy(part))} pairs")
+                lines.append(f"{_words(common)}{'' if size == 1 else ', in several sets'}: {written(tidy(part))} pairs")
     root = FormulaName("s", "⌊√n⌋", fold.function("isqrt", fold.extent("keys")))
     pairs = Formula((FormulaCase(tidy(total)),), (root, *names.values()), max(start, reader.start))
-    return Roots(pairs, _law(total, names), ("a distance δ = q − k is seen by n − δ queries; s = ⌊√n⌋", *lines))
+    return Roots(pairs, _law(total, names), ("a distance δ = q − k is visible to n − δ queries; s = ⌊√n⌋", *lines))
 
 
-def _sum(found: _Progression, names: _Names, reader: _Reader) -> Any:
-    """Σ (n - δ) over a progression of J + 1 distances."""
-    n, low = symbol("n"), found.low.expression
-    span = found.high.less(found.low)
-    if found.step is None:
+def _sum(progression: _Progression, names: _Names, reader: _Reader) -> Any:
+    """The sum of n - δ over a progression of J + 1 distances δ."""
+    n, low = symbol("n"), progression.low.expression
+    span = progression.high.less(progression.low)
+    if progression.step is None:
         step, last = 1, span.expression
-    elif reader.sign(span.less(found.step)) < 0:
+    elif reader.sign(span.less(progression.step)) < 0:
         step = last = 0
     else:
-        key = span, found.step
-        text = f"⌊{_bracketed(span)}/{_bracketed(found.step)}⌋"
+        key = span, progression.step
+        text = f"⌊{_bracketed(span)}/{_bracketed(progression.step)}⌋"
         if key not in names and len(names) == len(_LETTERS):
             raise _OtherKindError
-        value = fold.floordiv(span.index, found.step.index)
+        value = fold.floordiv(span.index, progression.step.index)
         last = symbol(names.setdefault(key, FormulaName(_LETTERS[len(names) % len(_LETTERS)], text, value)).letter)
-        step = found.step.expression
+        step = progression.step.expression
     return (last + 1) * (n - low) - step * last * (last + 1) / 2
 
 
@@ -254,25 +254,25 @@ def _bracketed(size: _Size) -> str:
     return f"({text})" if " " in text else text
 
 
-def _words(found: _Progression) -> str:
-    low, high = written(found.low.expression), written(found.high.expression)
-    if found.step is None:
+def _words(progression: _Progression) -> str:
+    low, high = written(progression.low.expression), written(progression.high.expression)
+    if progression.step is None:
         return f"distances {low} … {high}"
-    return f"distances {low} … {high} in steps of {written(found.step.expression)}"
+    return f"distances {low} … {high} in steps of {written(progression.step.expression)}"
 
 
 def _law(total: Any, names: _Names) -> str:
-    """The size of the sum for large n, with n = x² and floors left out."""
+    """The law of the sum for large n, with n = x² and floors ignored."""
     import sympy
 
     x = sympy.Symbol("x", positive=True)
     real = {symbol("n"): x**2, symbol("s"): x}
     for (span, step), name in names.items():
-        real[symbol(name.letter)] = _of_x(span, x) / _of_x(step, x)
+        real[symbol(name.letter)] = _at_root(span, x) / _at_root(step, x)
     top, bottom = sympy.fraction(sympy.together(sympy.expand(total.subs(real))))
     degree = sympy.degree(top, x) - sympy.degree(bottom, x) if total != 0 else 0
     return {0: "O(1)", 1: "O(√n)", 2: "O(n)", 3: "O(n√n)", 4: "O(n²)"}[int(degree)]
 
 
-def _of_x(size: _Size, x: Any) -> Any:
+def _at_root(size: _Size, x: Any) -> Any:
     return size.length * x**2 + size.root * x + size.constant

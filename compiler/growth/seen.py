@@ -19,7 +19,7 @@ from attnc.compiler.rewrite import substitute
 from attnc.spec.errors import EvaluationError
 
 FAR = 1 << 14
-"""Distances up to this are looked at."""
+"""Maximum distance, in tokens, that is evaluated."""
 
 MOST_RUNS = 3
 
@@ -27,9 +27,9 @@ Int64 = NDArray[np.int64]
 
 
 def seen(relation: OpenRelation) -> tuple[str, ...]:
-    """A line for each alternative of a relation."""
-    known = 0 < find_reach(relation) <= FAR and not relation.reads_length
-    return tuple(_line(alternative, known) for alternative in _alternatives(relation.visible))
+    """Return a line of text for each alternative of a relation."""
+    repeats = 0 < find_reach(relation) <= FAR and not relation.reads_length
+    return tuple(_line(alternative, repeats) for alternative in _alternatives(relation.visible))
 
 
 def _alternatives(relation: Index) -> Iterator[Index]:
@@ -45,20 +45,20 @@ def _alternatives(relation: Index) -> Iterator[Index]:
     yield relation
 
 
-def _line(relation: Index, known: bool) -> str:
-    """`known`: distances repeat from `FAR` on at the latest."""
+def _line(relation: Index, repeats: bool) -> str:
+    """Describe an alternative. `known`: distances repeat from `FAR` on at the latest."""
     growth = Dependences().growth(relation)
-    if known and growth is not None and growth.tokens == 1 and not growth.by:
+    if repeats and growth is not None and growth.tokens == 1 and not growth.by:
         try:
             return f"seen: {_distances(relation)}"
         except EvaluationError:
             pass
-    named = substitute(relation, {fold.extent("keys"): fold.extent("n")})
-    return f"seen: pairs with {print_index(named)}"
+    relation_of_n = substitute(relation, {fold.extent("keys"): fold.extent("n")})
+    return f"seen: pairs with {print_index(relation_of_n)}"
 
 
 def _distances(relation: Index) -> str:
-    """The distances q - k of a relation of them alone."""
+    """Describe the distances q - k of a relation that depends on the distance alone."""
     back = np.flatnonzero(exact_evaluation.mask(relation, (FAR, FAR + 1), (0, FAR + 1)).ravel()[::-1])
     ahead = np.flatnonzero(exact_evaluation.mask(relation, (0, 1), (1, FAR + 1)).ravel())
     if not len(back) + len(ahead):
@@ -89,11 +89,11 @@ def _listed(distances: Int64) -> str:
         return f"{low:,}, {low + step:,}, … {last:,}, δ in n − δ pairs: {_sum(low, last, step)}"
     if len(runs) <= MOST_RUNS:
         return " and ".join(f"{a:,} … {b:,}" if b < FAR else f"≥ {a:,}" for a, b in runs)
-    return f"{', '.join(f'{d:,}' for d in distances[:8].tolist())}, …; {len(distances):,} of those up to {FAR:,}"
+    return f"{', '.join(f'{d:,}' for d in distances[:8].tolist())}, …; {len(distances):,} distances up to {FAR:,}"
 
 
 def _sum(low: int, high: int, step: int) -> str:
-    """Σ (n - δ), by sympy."""
+    """The sum of n - δ over the distances δ, as text."""
     import sympy
 
     n, j = symbol("n"), symbol("j")

@@ -1,6 +1,6 @@
-"""Values of binary64 formulas for many integers at once, each with a bound of its error.
+"""Values of binary64 formulas for many integers at once, with a bound on the error of each value.
 
-NumPy's functions round otherwise than `math`'s, so an estimate decides a `floor` only where no integer is within its
+NumPy's functions round differently from `math`'s, so an estimate decides a `floor` only where no integer is within its
 error.
 """
 
@@ -19,14 +19,14 @@ from attnc.compiler.ir import Apply, Const, Number, Ratio, Value
 Reals = NDArray[np.float64]
 
 UNIT = 2.0**-49
-"""Relative error of one function, with room: sixteen roundings."""
+"""Bound on the relative error of one function, with a margin: sixteen roundings."""
 LARGEST = 2.0**50
-"""Estimates beyond this decide nothing: their errors may be as large as 1."""
+"""Magnitude above which estimates decide nothing, because their errors may be as large as 1."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Numbers, and how far at most they are from those that exact or scalar arithmetic gives; inf or NaN: unknown."""
+    """Numbers, and a bound on their distance from the exact or scalar result; an error of inf or NaN means unknown."""
 
     value: Reals
     error: Reals
@@ -34,33 +34,33 @@ class Estimate:
     @property
     def decided(self) -> NDArray[np.bool_]:
         """Mask of the entries with no integer within the error: there `floor(value)` and `ceil(value)` are exact."""
-        known = np.isfinite(self.value) & np.isfinite(self.error) & (np.abs(self.value) < LARGEST)
-        value, error = np.where(known, self.value, 0), np.where(known, self.error, 1)
+        usable = np.isfinite(self.value) & np.isfinite(self.error) & (np.abs(self.value) < LARGEST)
+        value, error = np.where(usable, self.value, 0), np.where(usable, self.error, 1)
         least = value - error
         return cast("NDArray[np.bool_]", (np.floor(least) == np.floor(value + error)) & (np.floor(least) != least))
 
 
 def estimated(value: Value, at: NDArray[np.int64]) -> Estimate | None:
-    """A value for each integer that its only argument may be; None where it has a function that is not estimated."""
-    known: dict[object, Estimate] = {}
+    """Estimate a value at each integer `at` of its only argument; None where a function has no estimate."""
+    estimates: dict[object, Estimate] = {}
     with np.errstate(all="ignore"):
         for below in value.below:
             match below:
                 case Number():
-                    known[below] = _rounded(np.full(1, float(below.value)))
+                    estimates[below] = _rounded(np.full(1, float(below.value)))
                 case Ratio():
                     num, den = (float(x.value) if isinstance(x, Const) else at for x in (below.num, below.den))
-                    known[below] = _rounded(np.asarray(np.divide(num, den), dtype=np.float64).reshape(-1))
+                    estimates[below] = _rounded(np.asarray(np.divide(num, den), dtype=np.float64).reshape(-1))
                 case Apply() if below.op in _FUNCTIONS:
-                    known[below] = _FUNCTIONS[below.op](*(known[operand] for operand in below.operands))
+                    estimates[below] = _FUNCTIONS[below.op](*(estimates[operand] for operand in below.operands))
                 case Apply():
                     return None
-    found = known[value]
-    return Estimate(*(np.broadcast_to(x, at.shape) for x in (found.value, found.error)))
+    estimate = estimates[value]
+    return Estimate(*(np.broadcast_to(x, at.shape) for x in (estimate.value, estimate.error)))
 
 
 def _rounded(value: Reals, error: Reals | float = 0.0) -> Estimate:
-    """A result with the error of its operands and its own rounding."""
+    """The estimate of a result, from the error that its operands cause; adds the rounding of the result."""
     return Estimate(value, 2 * error + UNIT * np.abs(value) + 2.0**-1000)
 
 
@@ -93,15 +93,15 @@ def _exp(a: Estimate) -> Estimate:
 
 def _pow(a: Estimate, b: Estimate) -> Estimate:
     value, least = a.value**b.value, a.value - a.error
-    change = np.where(least > 0, 2 * a.error / least, np.inf)  # of the logarithm of the base
+    change = np.where(least > 0, 2 * a.error / least, np.inf)  # bound on the error of the base's logarithm
     spread = np.abs(b.value) * change + b.error * (np.abs(np.log(a.value)) + change)
     return _rounded(value, value * np.expm1(spread))
 
 
-def _of_several(least: Callable[[Reals, Reals], Reals]) -> Callable[..., Estimate]:
+def _extremum(combine: Callable[[Reals, Reals], Reals]) -> Callable[..., Estimate]:
     def estimate(*operands: Estimate) -> Estimate:
         values, errors = ([getattr(x, side) for x in operands] for side in ("value", "error"))
-        return Estimate(reduce(least, values), reduce(np.maximum, errors))
+        return Estimate(reduce(combine, values), reduce(np.maximum, errors))
 
     return estimate
 
@@ -113,8 +113,8 @@ _FUNCTIONS: dict[str, Callable[..., Estimate]] = {
     "div": _div,
     "neg": lambda a: Estimate(-a.value, a.error),
     "abs": lambda a: Estimate(np.abs(a.value), a.error),
-    "min": _of_several(np.minimum),
-    "max": _of_several(np.maximum),
+    "min": _extremum(np.minimum),
+    "max": _extremum(np.maximum),
     "sqrt": _sqrt,
     "log": _log(np.log),
     "log2": _log(np.log2),

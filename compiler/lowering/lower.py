@@ -22,7 +22,7 @@ from attnc.spec.types import Dim
 
 @verified
 def lower(bound: checked.BoundProgram) -> ir.Pattern:
-    """The pattern of a bound program.
+    """Lower a bound program to a pattern of the IR.
 
     Raises SpecError (code A7xx) where an exact expression has no integer form.
     """
@@ -31,14 +31,16 @@ def lower(bound: checked.BoundProgram) -> ir.Pattern:
 
 
 def _general(bound: checked.BoundProgram, pattern: ir.Pattern) -> ir.OpenExtents | None:
-    """The pattern with the extents of its grid left open, as far as it can be."""
+    """The extents and relations with the sizes of the grid left open; None where that is not possible."""
     program = bound.program
     if len(program.segments) != 1 or program.round is not None:
         return None
     extents = [axis.extent for axis in program.segments[0].axes]
-    read = {node.name for node in below(extents) if isinstance(node, checked.ParameterRead)}
-    taken = {dim for tensor in pattern.tensors for dim in tensor.dims} | SIZES
-    sizes = {p.name: bound.values[p.name] for p in program.parameters if p.name in read - taken and not p.per_head}
+    names_read = {node.name for node in below(extents) if isinstance(node, checked.ParameterRead)}
+    dims_taken = {dim for tensor in pattern.tensors for dim in tensor.dims} | SIZES
+    sizes = {
+        p.name: bound.values[p.name] for p in program.parameters if p.name in names_read - dims_taken and not p.per_head
+    }
     if not sizes or not all(type(value) is int for value in sizes.values()):
         return None
     try:
@@ -46,12 +48,22 @@ def _general(bound: checked.BoundProgram, pattern: ir.Pattern) -> ir.OpenExtents
     except (OpenSizeError, SpecError):
         return None
     general = ir.OpenExtents(cast("dict[str, int]", sizes), tuple(extent for _, extent in opened.segments[0].axes), {})
-    pairs = [(own.visible, other.visible) for own, other in zip(pattern.nodes, opened.nodes, strict=True)]
-    return replace(general, known={own: other for own, other in pairs if substitute(other, general.numbers) is own})
+    pairs = [
+        (relation.visible, open_relation.visible)
+        for relation, open_relation in zip(pattern.nodes, opened.nodes, strict=True)
+    ]
+    return replace(
+        general,
+        known={
+            relation: open_relation
+            for relation, open_relation in pairs
+            if substitute(open_relation, general.numbers) is relation
+        },
+    )
 
 
 def _lower(bound: checked.BoundProgram, left_open: frozenset[str]) -> ir.Pattern:
-    """The pattern, without its general form. Raises OpenSizeError and as `lower`."""
+    """Lower a program, without `general`. Raises OpenSizeError, and SpecError as `lower` does."""
     program = bound.program
     lowering = lowering_of(bound, left_open)
     per_head, tensors, segments = lowering.per_head, lowering.tensors, tuple(lowering.segments.values())
@@ -92,7 +104,7 @@ def _lower(bound: checked.BoundProgram, left_open: frozenset[str]) -> ir.Pattern
 
 
 def lowering_of(bound: checked.BoundProgram, left_open: frozenset[str] = frozenset()) -> SelectingLowering:
-    """Return a lowering that knows the parameters, inputs and segments of a program, so that it lowers expressions."""
+    """Return a lowering with the parameters, inputs and segments of a program, ready to lower expressions."""
     program = bound.program
     per_head = frozenset(p.name for p in program.parameters if p.per_head)
     lowering = SelectingLowering(bound.values, per_head, left_open, bound.lengths, program=program)
@@ -108,7 +120,7 @@ def _tensor(item: checked.Input, lowering: Lowering) -> ir.Tensor:
 
 
 def _dim(dim: Dim, lowering: Lowering) -> str | int:
-    """A dimension's name, or its number."""
+    """A dimension's name, or its size where parameters determine it."""
     if isinstance(dim, str):
         return lowering.lengths.get(dim, dim)
     if isinstance(dim, int):
@@ -117,12 +129,12 @@ def _dim(dim: Dim, lowering: Lowering) -> str | int:
 
 
 def _number(expr: checked.Expr, lowering: Lowering) -> int:
-    """An integer that the parameters alone make."""
+    """The value of an integer expression that depends on parameters alone."""
     return number_of(lowering.integer(expr, LoweringScope()))
 
 
 def _segments(segments: tuple[checked.TokenSegment, ...], lowering: Lowering) -> None:
-    """Put the segments of the IR into the lowering."""
+    """Add the IR's segments to the lowering."""
     offset = fold.const(0)
     for segment in segments:
         axes = tuple((axis.name, lowering.integer(axis.extent, LoweringScope())) for axis in segment.axes)

@@ -1,4 +1,4 @@
-"""Lowering of exact expressions. Places and heads mean what they mean where a definition is used."""
+"""Lowering of exact expressions. A definition's q, k and head are those of the place where the definition is used."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class LoweringScope:
     head: Index = field(default_factory=lambda: fold.head_index("head"))
     names: tuple[tuple[checked.Binder, Lowered], ...] = ()
     coordinates: tuple[tuple[str, tuple[Index, ...]], ...] = ()
-    """By place, where they are known better than by dividing its position."""
+    """The coordinates of q or k, where they are known directly and need no division of the position."""
 
     def bind(self, binder: checked.Binder, value: Lowered) -> LoweringScope:
         """The scope inside which `binder` stands for `value`."""
@@ -64,48 +64,48 @@ class LoweringScope:
 
 @dataclass
 class Lowering:
-    """One run of the lowering: parameter values in, origins of nodes out. `left_open`: parameters that become sizes."""
+    """A run of the lowering, which also collects origins of nodes. `left_open`: parameters that become sizes."""
 
     parameters: Mapping[str, checked.Value]
     per_head: frozenset[str]
     left_open: frozenset[str] = frozenset()
     lengths: Mapping[str, int] = field(default_factory=dict)
-    """The dimensions that lists of parameters name."""
+    """The sizes of dimensions that lists of parameters define, by name."""
     tensors: dict[checked.Input, ir.Tensor] = field(default_factory=dict)
     made: dict[str, ir.Tensor] = field(default_factory=dict)
-    """Tensors that calls derive from inputs, by name."""
+    """The tensors that a call derives from its inputs, by name."""
     segments: dict[checked.TokenSegment, ir.Segment] = field(default_factory=dict)
     units: dict[checked.Unit, UnitMembers] = field(default_factory=dict)
     states: dict[checked.StateClause, ir.Value] = field(default_factory=dict)
-    """Each state as it is at the line at hand."""
+    """Each state's current version, at the line that is being lowered."""
     origins: dict[Index, Span] = field(default_factory=dict)
     steps: int | None = None
-    """The number of steps of every `solve`, None for an exact one."""
+    """The number of steps of every `solve`, None for exact solves."""
     _memo: dict[tuple[object, ...], Lowered] = field(default_factory=dict)
     _serial: int = 0
 
     # --- by expected form ---
 
     def truth(self, expr: checked.Expr, scope: LoweringScope) -> Index:
-        """A condition."""
+        """Lower a condition."""
         return as_index(self.lower(expr, scope))
 
     def value(self, expr: checked.Expr, scope: LoweringScope) -> ir.Value:
-        """A floating-point number or vector."""
+        """Lower a floating-point number or vector."""
         return as_value(self.lower(expr, scope))
 
     def number(self, expr: checked.Expr, scope: LoweringScope) -> Number:
-        """An integer or rational."""
+        """Lower an integer or rational."""
         return as_number(self.lower(expr, scope))
 
     def integer(self, expr: checked.Expr, scope: LoweringScope) -> Index:
-        """An integer; a rational that the checker let through as one is whole."""
+        """Lower an integer; a rational that the checker accepts as an integer is rounded down."""
         return exact.floor(self.number(expr, scope))
 
     # --- by node ---
 
     def lower(self, expr: checked.Expr, scope: LoweringScope) -> Lowered:
-        """Any expression."""
+        """Lower any expression, and record its source position as the origin of the node."""
         value = self._lower(expr, scope)
         for node in (value.num, value.den) if isinstance(value, Rational) else (value,):
             if isinstance(node, ir.Node):
@@ -149,14 +149,14 @@ class Lowering:
             case checked.StateRead(state=state):
                 return self.states[state]
             case _:
-                return self.of_attention(expr, scope)
+                return self.lower_attention_read(expr, scope)
 
-    def of_attention(self, expr: checked.Expr, scope: LoweringScope) -> Lowered:
+    def lower_attention_read(self, expr: checked.Expr, scope: LoweringScope) -> Lowered:
         """Lower an expression that only the clauses of an attention may hold."""
         raise AssertionError(f"{type(expr).__name__} in a relation")
 
-    def of_row(self, expr: checked.Aggregate, scope: LoweringScope) -> Lowered:
-        """An aggregate over the keys of a row."""
+    def lower_row_aggregate(self, expr: checked.Aggregate, scope: LoweringScope) -> Lowered:
+        """Lower an aggregate over the keys of a row."""
         raise AssertionError("an aggregate over the keys of a row in a relation")
 
     def context(self) -> object:
@@ -173,9 +173,9 @@ class Lowering:
         return constant(value)
 
     def _coordinate(self, expr: checked.Coordinate, scope: LoweringScope) -> Index:
-        known = dict(scope.coordinates).get(expr.place)
-        if known is not None:
-            return known[expr.axis]
+        coordinates = dict(scope.coordinates).get(expr.place)
+        if coordinates is not None:
+            return coordinates[expr.axis]
         segment = self.segments[expr.segment]
         stride = fold.const(1)
         for _, extent in segment.axes[expr.axis + 1 :]:
@@ -200,7 +200,7 @@ class Lowering:
                 indices.append(_head(dim, scope))
                 continue
             index = next(written, None)
-            if index is None:  # a vector over the dimensions that are left
+            if index is None:  # a vector over the remaining dimensions
                 break
             indices.append(self.integer(index, scope))
         if tensor.is_floating:
@@ -208,18 +208,18 @@ class Lowering:
         return fold.lookup(tensor, tuple(indices))
 
     def _tensor(self, item: checked.Input) -> ir.Tensor:
-        """The tensor of an input, or that of its ranks."""
+        """The tensor of an input, or the tensor of its ranks."""
         if item.ranks_of is None:
             return self.tensors[item]
         self.check_sorts(item.name, item.span)
         source = self.tensors[item.ranks_of]
-        return self.made_of(item.name, source.dims, ir.Made(source.name, "ranks"))
+        return self.derive_tensor(item.name, source.dims, ir.Made(source.name, "ranks"))
 
     def check_sorts(self, what: str, span: Span) -> None:
         """Raise SpecError where tokens may not be sorted."""
 
-    def made_of(self, name: str, dims: tuple[str | int, ...], how: ir.Made) -> ir.Tensor:
-        """A tensor that calls make of an input."""
+    def derive_tensor(self, name: str, dims: tuple[str | int, ...], how: ir.Made) -> ir.Tensor:
+        """Declare an integer tensor that a call derives from an input, as `how` says."""
         self.made[name] = ir.intern(ir.Tensor(name, "int", dims, made=how))
         return self.made[name]
 
@@ -260,8 +260,8 @@ class Lowering:
         if expr.op == "solve":
             return value_nodes.solve(as_value(operands[0]), as_value(operands[1]), self.steps)
         if expr.op == "part":
-            number, of = (number_of(as_index(operand)) for operand in operands[1:])
-            return value_nodes.part(as_value(operands[0]), number, of)
+            number, part_count = (number_of(as_index(operand)) for operand in operands[1:])
+            return value_nodes.part(as_value(operands[0]), number, part_count)
         if is_floating(expr.op, operands) or (expr.floating and is_decay(expr.op, operands)):
             return floating(expr.op, tuple(map(as_value, operands)))
         if is_binary64(expr.op, operands):
@@ -284,8 +284,8 @@ class Lowering:
 
     def _aggregate(self, expr: checked.Aggregate, scope: LoweringScope) -> Lowered:
         if isinstance(expr.runnings[0], checked.VisibleVariable):
-            return self.of_row(expr, scope)
-        closed = self._of_stretch(expr, scope)
+            return self.lower_row_aggregate(expr, scope)
+        closed = self._stretch_aggregate(expr, scope)
         if closed is not None:
             return closed
         loops: list[Loop] = []
@@ -302,8 +302,8 @@ class Lowering:
             return loop_total(expr.op, as_value(body), fold.conjunction(*conditions), loops)
         return self._reduced(expr, body, fold.conjunction(*conditions), loops)
 
-    def _of_stretch(self, expr: checked.Aggregate, scope: LoweringScope) -> Index | None:
-        """Size, first and last token of a unit that is a stretch, without a loop."""
+    def _stretch_aggregate(self, expr: checked.Aggregate, scope: LoweringScope) -> Index | None:
+        """The size, first or last token of a unit that is a stretch, without a loop; None for other aggregates."""
         running = expr.runnings[0]
         if len(expr.runnings) > 1 or expr.condition is not None or not isinstance(running, checked.UnitVariable):
             return None
@@ -315,8 +315,8 @@ class Lowering:
         variable, low, high = token.loops[0]
         if is_one:
             return fold.sub(high, low)
-        at = low if expr.op == "min" else fold.add(high, fold.const(-1))
-        return substitute(token.position, {variable: at})
+        end = low if expr.op == "min" else fold.add(high, fold.const(-1))
+        return substitute(token.position, {variable: end})
 
     def _token(self, running: checked.Domain, scope: LoweringScope) -> Token:
         """Return the token that a loop variable stands for, with its range."""
@@ -331,7 +331,7 @@ class Lowering:
         return Token(((variable, low, high),), variable, fold.truth(True), None)
 
     def variable(self, name: str) -> ir.Var:
-        """A new variable, whose serial is below those of finished aggregates."""
+        """Return a new variable; its serial is negative, below the serials of finished aggregates."""
         self._serial -= 1
         return fold.var(name, self._serial)
 
@@ -353,19 +353,19 @@ class Lowering:
         assert op in ("sum", "min", "max")
         body = as_number(body)
         reduce_op = "sum" if op == "sum" else "min" if op == "min" else "max"
-        below = exact.den(body)
-        if variables(below) & {variable for variable, _, _ in loops}:
+        denominator = exact.den(body)
+        if variables(denominator) & {variable for variable, _, _ in loops}:
             unsupported(span, f"`{op}` of fractions whose denominators change with its variable")
         total = nest(reduce_op, exact.num(body), condition, loops)
-        return total if isinstance(below, ir.Const) and below.value == 1 else exact.div(total, below)
+        return total if isinstance(denominator, ir.Const) and denominator.value == 1 else exact.div(total, denominator)
 
 
 def _rebind(scope: LoweringScope, target: checked.Binder | str, token: Token) -> LoweringScope:
     match target:
         case "q" | "k":
             others = tuple(item for item in scope.coordinates if item[0] != target)
-            known = others if token.coordinates is None else (*others, (target, token.coordinates))
-            scope = replace(scope, coordinates=known)
+            coordinates = others if token.coordinates is None else (*others, (target, token.coordinates))
+            scope = replace(scope, coordinates=coordinates)
             return replace(scope, q=token.position) if target == "q" else replace(scope, k=token.position)
         case "head":
             return replace(scope, head=token.position)

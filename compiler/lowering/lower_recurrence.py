@@ -1,4 +1,4 @@
-"""Lowering a recurrence: lines become versions of its states, and lets are written out."""
+"""Lowering of recurrences: each line makes a new version of a state, and lets are written out."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ from attnc.spec.types import Dim
 def lower_branch(
     item: checked.RecurrenceClauses, lowering: Lowering, dim: Callable[[Dim], str | int]
 ) -> tuple[ir.Recur, ...]:
-    """A branch with a state, or all of a family. Raises SpecError as `lower_recurrence`, and for a family of none."""
+    """Lower a branch with a state, or all branches of a family.
+
+    Raises SpecError as `lower_recurrence` does, and for an empty family.
+    """
     if item.family is None:
         return (lower_recurrence(item, lowering, dim),)
     low, high = (number_of(lowering.integer(end, LoweringScope())) for end in (item.family.low, item.family.high))
     if low >= high:
-        message, help_ = f"the family `{item.name}` has no branch", "give its range one place at least"
+        message, help_ = f"the range of the family `{item.name}` is empty", "make its end greater than its start"
         raise SpecError((Diagnostic("A703", message, Label(item.family.span), help=help_),))
-    found = []
-    for place in range(low, high):
-        scope = LoweringScope().bind(item.family.binder, fold.const(place))
-        found.append(replace(lower_recurrence(item, lowering, dim, scope), member=place - low))
-    return tuple(found)
+    branches = []
+    for member in range(low, high):
+        scope = LoweringScope().bind(item.family.binder, fold.const(member))
+        branches.append(replace(lower_recurrence(item, lowering, dim, scope), member=member - low))
+    return tuple(branches)
 
 
 def lower_recurrence(
@@ -39,7 +42,7 @@ def lower_recurrence(
     dim: Callable[[Dim], str | int],
     scope: LoweringScope | None = None,
 ) -> ir.Recur:
-    """The recurrence. `dim` gives a dimension's name or its number; `scope` what is known around it.
+    """Lower a recurrence. `dim` returns a dimension's name or size; `scope` holds the names bound around it.
 
     Raises SpecError where an exact expression has no integer form.
     """
@@ -47,24 +50,24 @@ def lower_recurrence(
         state: ir.State(state.name, tuple(map(dim, state.dims)), state.start, state.is_complex) for state in item.states
     }
     versions = dict.fromkeys(item.states, 0)
-    for state, own in states.items():
-        lowering.states[state] = value_nodes.state_at(own.name, 0, own.dims)
-    around = scope = scope or LoweringScope()
-    steps, read = list[ir.Step](), None
+    for state, lowered in states.items():
+        lowering.states[state] = value_nodes.state_at(lowered.name, 0, lowered.dims)
+    outer = scope = scope or LoweringScope()
+    steps, read_value = list[ir.Step](), None
     for line in item.lines:
         if isinstance(line, checked.Let):
             scope = scope.bind(line.binder, lowering.lower(line.value, scope))
         elif isinstance(line, checked.ReadClause):
-            read = lowering.value(line.value, scope)
+            read_value = lowering.value(line.value, scope)
         else:
-            own, version = states[line.state], versions[line.state]
+            lowered, version = states[line.state], versions[line.state]
             steps.append(_step(line, version, lowering, scope))
             versions[line.state] = version + 1
-            lowering.states[line.state] = value_nodes.state_at(own.name, version + 1, own.dims)
-    assert read is not None
-    order = None if item.scan is None else lowering.integer(item.scan, around)
-    reset = None if item.reset is None else lowering.truth(item.reset, around)
-    return ir.Recur(item.name, tuple(states.values()), tuple(steps), read, order, reset)
+            lowering.states[line.state] = value_nodes.state_at(lowered.name, version + 1, lowered.dims)
+    assert read_value is not None
+    order = None if item.scan is None else lowering.integer(item.scan, outer)
+    reset = None if item.reset is None else lowering.truth(item.reset, outer)
+    return ir.Recur(item.name, tuple(states.values()), tuple(steps), read_value, order, reset)
 
 
 def _step(line: checked.StepClause, version: int, lowering: Lowering, scope: LoweringScope) -> ir.Step:

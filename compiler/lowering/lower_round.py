@@ -1,4 +1,4 @@
-"""Lowering of `round`: the relation moves into the condition on blocks, its places running inside the units."""
+"""Lowering of `round`: the relation moves into the condition on blocks, with q and k running inside the units."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from attnc.spec.errors import SpecError
 
 
 def lower_round(item: checked.RoundClause, program: checked.Program, lowering: Lowering) -> Index:
-    """The rounded relation. Raises SpecError (A701) for units that are neither stretches nor tiles."""
+    """Lower a `round` clause to the rounded relation. Raises SpecError (A701) for units that are not supported."""
     scope = LoweringScope()
     sides = []
     for unit in (item.q, item.k):
@@ -31,38 +31,38 @@ def lower_round(item: checked.RoundClause, program: checked.Program, lowering: L
 def members_of(
     unit: checked.Unit, program: checked.Program, lowering: Lowering, scope: LoweringScope | None = None
 ) -> tuple[UnitMembers, tuple[Index, ...]]:
-    """The tokens of a unit, and the numbers that its place has in it; its value may read the names of a `scope`.
+    """The tokens of a unit by number, and the unit's numbers as functions of q or k.
 
-    Raises SpecError (A701) for units that are neither stretches nor tiles.
+    `scope`: the names that the unit's value may read. Raises SpecError (A701) for units that are not supported.
     """
-    written = _values(unit, lowering, scope or LoweringScope())
+    values = _values(unit, lowering, scope or LoweringScope())
     segments = tuple(lowering.segments.values())
     padded = _padded_extents(program, lowering) if unit.place == "k" and program.pads else None
-    form = form_of(written, fold.place(unit.place), segments[0] if len(segments) == 1 else None, padded)
-    form = form or _numbered(unit, written, lowering)
+    form = form_of(values, fold.place(unit.place), segments[0] if len(segments) == 1 else None, padded)
+    form = form or _numbered(unit, values, lowering)
     if form is None:
         _refuse(unit)
-    return UnitMembers(form, _rows(unit.place, program.align)), written
+    return UnitMembers(form, _rows(unit.place, program.align)), values
 
 
-def _numbered(unit: checked.Unit, written: tuple[Index, ...], lowering: Lowering) -> Numbered | None:
-    """Units that an input numbers: `clusters[k] % 64`."""
-    found = numbers_of(written[0], fold.place(unit.place)) if len(written) == 1 else None
-    if found is None:
+def _numbered(unit: checked.Unit, values: tuple[Index, ...], lowering: Lowering) -> Numbered | None:
+    """Units whose numbers an input holds, such as `clusters[k] % 64`; None where the value has another form."""
+    numbering = numbers_of(values[0], fold.place(unit.place)) if len(values) == 1 else None
+    if numbering is None:
         return None
-    read, count = found
-    *lead, last = read.tensor.dims
+    lookup, count = numbering
+    *lead, last = lookup.tensor.dims
     if last not in {"q": ("query",), "k": ("key", "token")}[unit.place]:
         return None
     lowering.check_sorts("units that an input numbers", unit.value.span)
-    name, source = f"{read.tensor.name} % {count}", read.tensor.name
-    order = lowering.made_of(f"order({name})", (*lead, f"tokens by {name}"), ir.Made(source, "order", count))
-    starts = lowering.made_of(f"starts({name})", (*lead, count + 1), ir.Made(source, "starts", count))
-    return Numbered(count, order, starts, read.indices[:-1])
+    name, source = f"{lookup.tensor.name} % {count}", lookup.tensor.name
+    order = lowering.derive_tensor(f"order({name})", (*lead, f"tokens by {name}"), ir.Made(source, "order", count))
+    starts = lowering.derive_tensor(f"starts({name})", (*lead, count + 1), ir.Made(source, "starts", count))
+    return Numbered(count, order, starts, lookup.indices[:-1])
 
 
 def _padded_extents(program: checked.Program, lowering: Lowering) -> tuple[Index, ...]:
-    """How many keys there are along each axis. Raises SpecError (A701) for keys before the first token."""
+    """The number of padded keys along each axis. Raises SpecError (A701) for padding before the first token."""
     (segment,) = lowering.segments.values()
     pads = {pad.axis: pad for pad in program.pads}
     extents = []
@@ -70,8 +70,8 @@ def _padded_extents(program: checked.Program, lowering: Lowering) -> tuple[Index
         pad = pads.get(axis)
         if pad is not None and lowering.integer(pad.low, LoweringScope()) is not fold.const(0):
             message = "units of padded keys that begin before the first token are not supported yet"
-            help_ = "pad behind the last token: `y: 0 .. rows`"
-            raise SpecError((Diagnostic("A701", message, Label(pad.span, "before it"), help=help_),))
+            help_ = "pad after the last token only: `y: 0 .. rows`"
+            raise SpecError((Diagnostic("A701", message, Label(pad.span, "does not start at 0"), help=help_),))
         extents.append(extent if pad is None else lowering.integer(pad.high, LoweringScope()))
     return tuple(extents)
 
@@ -101,8 +101,8 @@ def _rows(place: str, align: Literal["start", "end"] | None) -> PositionRange:
 def _refuse(unit: checked.Unit) -> NoReturn:
     place = unit.place
     help_ = (
-        f"number stretches of tokens: `{place} // 128`; tiles of a grid: `[{place}.y // 8, {place}.x // 8]`; or let an "
-        f"input number them, below a bound: `clusters[{place}] % 64`"
+        f"use stretches of tokens: `{place} // 128`; tiles of a grid: `[{place}.y // 8, {place}.x // 8]`; or numbers "
+        f"of an input below a bound: `clusters[{place}] % 64`"
     )
     message = "units other than stretches of tokens, tiles of a grid, and numbers of an input are not supported yet"
-    raise SpecError((Diagnostic("A701", message, Label(unit.value.span, "neither"), help=help_),))
+    raise SpecError((Diagnostic("A701", message, Label(unit.value.span, "another form"), help=help_),))

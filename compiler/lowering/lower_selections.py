@@ -1,4 +1,4 @@
-"""Lowering of selections: rows and places by number, what they are ranked by, and what is asked of them."""
+"""Lowering of selections: their rows and candidates by number, their ranking, and the reads of their results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attnc.compiler.lowering.lower_expressions import LoweringScope
 from attnc.compiler.lowering.lower_round import is_list, members_of
 from attnc.compiler.lowering.lower_units import Numbered, UnitMembers
 from attnc.compiler.lowering.lowered_operations import Lowered, as_index, as_value, number_of
-from attnc.compiler.lowering.members import Term, asked_through, divides, joined, member_name, size_of
+from attnc.compiler.lowering.members import Term, divides, joined, member_name, selections_read_through, size_of
 from attnc.compiler.rewrite import substitute
 from attnc.spec import program as checked
 from attnc.spec.checks.attention_clauses import same_keys
@@ -23,115 +23,118 @@ from attnc.spec.errors import SpecError
 from attnc.spec.source import Span
 
 _COMPARED = {"lt": ("lt", False), "gt": ("lt", True), "le": ("le", False), "ge": ("le", True), "eq": ("eq", False)}
-"""Comparisons: which of the IR's, and whether their sides change places."""
+"""The IR comparison that stands for a comparison of the language, and whether its sides are swapped."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Who decides: how many rows where these are no queries, and the row that the query q is in.
+    """The rows of a selection: their number (None where rows are queries), and the row that the query q is in.
 
-    Of a family there are so many rows for each member, which begins at `low`.
+    The rows of a family are those of its first member, then those of the second member, and so on.
     """
 
     count: Index | None
     row_of: Index
     family: tuple[Index, Index] | None = None
-    """The first member, and the rows of each."""
+    """The number of the first member, and the number of rows of a member."""
 
 
 Name = tuple[str, int | None]
-"""A selection, or one of a family."""
+"""The name of a selection, and the member where it is lowered as one selection per member of a family."""
 
 
 @dataclass
 class SelectingLowering(AttentionLowering):
-    """Lowers attentions and the selections that they ask, these when they are first met.
+    """Lowers attentions and the selections that they read; a selection is lowered when it is first read.
 
-    A family is one selection with rows for each member. Where its members ask each other, or have places of their
-    own, each is one by itself.
+    A family becomes one selection with rows for each member. Where its members read each other, or each member ranks
+    candidates of its own, every member becomes a selection of its own.
     """
 
     _selections: dict[Name, ir.Selection] = field(default_factory=dict, init=False)
     _rows_of: dict[str, _Rows] = field(default_factory=dict, init=False)
     _units_of_members: dict[Name, UnitMembers] = field(default_factory=dict, init=False)
-    """The units of keys that a selection ranks."""
-    _apart: dict[str, bool] = field(default_factory=dict, init=False)
-    _deciding: checked.SelectionClauses | None = field(default=None, init=False)
-    _own_row: Index = field(default_factory=lambda: fold.place("q"), init=False)
-    """The row that decides, counted among those of a member."""
+    """The units of keys that each selection ranks."""
+    _separate: dict[str, bool] = field(default_factory=dict, init=False)
+    _selecting: checked.SelectionClauses | None = field(default=None, init=False)
+    _row_in_member: Index = field(default_factory=lambda: fold.place("q"), init=False)
+    """The number of the row that selects, among the rows of its member."""
     _open: list[Name] = field(default_factory=list, init=False)
 
     def selections(self) -> tuple[ir.Selection, ...]:
         """The lowered selections of the program."""
-        found = []
+        result = []
         for item in self.program.selections:
-            members = self._members(item) if self._is_apart(item) else [None]
-            found += [self.selection(item, member) for member in members]
-        return tuple(found)
+            members = self._members(item) if self._is_separate(item) else [None]
+            result += [self.selection(item, member) for member in members]
+        return tuple(result)
 
     def context(self) -> object:
-        """The keys, and who decides, are those at hand."""
-        return super().context(), self._deciding
+        """Return the attention and the selection that are being lowered."""
+        return super().context(), self._selecting
 
     # --- a selection -------------------------------------------------------------------------------------------------
 
     def selection(self, item: checked.SelectionClauses, member: int | None = None) -> ir.Selection:
-        """One selection. Raises SpecError where something in it is not supported, or asks itself in a circle."""
+        """Lower a selection. Raises SpecError for an unsupported part, or members that read each other in a cycle."""
         name = item.name, member
         if name in self._open:
             self._refuse_circle(item, name)
         if name not in self._selections:
-            kept = self._around, self._deciding, self._own_row
+            kept = self._attention, self._selecting, self._row_in_member
             units = {unit: self.units[unit] for unit in item.row.units if unit in self.units}
-            self._deciding = item
+            self._selecting = item
             self._open.append(name)
             self._selections[name] = self._lowered(item, member)
             self._open.pop()
-            self._around, self._deciding, self._own_row = kept
+            self._attention, self._selecting, self._row_in_member = kept
             if isinstance(item.row.over, checked.Unit):
                 self._units_of_members[name] = self.units[item.row.over]
             self.units.update(units)
         return self._selections[name]
 
-    def _is_apart(self, item: checked.SelectionClauses) -> bool:
-        """Whether each member of a family is a selection by itself: it asks others, or has places of its own."""
+    def _is_separate(self, item: checked.SelectionClauses) -> bool:
+        """Whether each member of a family becomes a selection: it reads other members, or ranks its own candidates."""
         if item.family is None:
             return False
-        if item.name not in self._apart:
+        if item.name not in self._separate:
             over = item.row.over
-            own = isinstance(over, checked.Unit) and item.family.binder in self._measures.of(over.value).free
-            self._apart[item.name] = own or item.name in asked_through(item.name, self.program.selections)
-        return self._apart[item.name]
+            units_differ = isinstance(over, checked.Unit) and item.family.binder in self._measures.of(over.value).free
+            selections_read = selections_read_through(item.name, self.program.selections)
+            self._separate[item.name] = units_differ or item.name in selections_read
+        return self._separate[item.name]
 
     def _members(self, item: checked.SelectionClauses) -> range:
-        """The members of a family, which parameters tell."""
+        """The numbers of a family's members; parameters must determine them."""
         assert item.family is not None
         ends = [self.integer(end, LoweringScope()) for end in (item.family.low, item.family.high)]
         if not all(isinstance(end, ir.Const) for end in ends):
-            what = "a family whose members ask each other or have places of their own, and whose number sizes tell,"
-            refuse(item.family.span, what, "Let a parameter be its number.")
+            what = "a family whose members read each other or rank their own units, and whose range depends on sizes,"
+            refuse(item.family.span, what, "Bound the range of the family by parameters.")
         low, high = (number_of(end) for end in ends)
         return range(low, high)
 
     def _ranges(self, item: checked.SelectionClauses) -> list[range]:
-        """The ranges of a family's names where it has several."""
+        """The range of each name of a family that has several names."""
         parts = () if item.family is None else item.family.parts
         return [
             range(*(number_of(self.integer(end, LoweringScope())) for end in (part.low, part.high))) for part in parts
         ]
 
     def _refuse_circle(self, item: checked.SelectionClauses, name: Name) -> NoReturn:
-        circle = [*self._open[self._open.index(name) :], name]
-        ranges = {own.name: self._ranges(own) for own in self.program.selections}
-        names = " → ".join(f"`{own if i is None else member_name(own, i, ranges[own])}`" for own, i in reversed(circle))
-        message = f"the selections of a family ask each other in a circle: {names}"
-        help_ = "ask a member that is nearer to an end: `stage[s - 1]`, and test for the first: `s == 0 or …`"
+        cycle = [*self._open[self._open.index(name) :], name]
+        ranges = {selection.name: self._ranges(selection) for selection in self.program.selections}
+        names = " → ".join(
+            f"`{family if i is None else member_name(family, i, ranges[family])}`" for family, i in reversed(cycle)
+        )
+        message = f"the members of a family read each other in a cycle: {names}"
+        help_ = "read a member closer to one end, `stage[s - 1]`, and guard the first member: `s == 0 or …`"
         raise SpecError((Diagnostic("A205", message, Label(item.span), help=help_),))
 
     def _lowered(self, item: checked.SelectionClauses, member: int | None) -> ir.Selection:
         row = item.row
         if self.program.pads and not isinstance(row.over, checked.Unit):
-            refuse(item.span, "a choice among padded keys one by one", "Choose units of them: `over b = k.y // 8`.")
+            refuse(item.span, "a selection of single padded keys", "Select units of keys: `over b = k.y // 8`.")
         scope = (
             LoweringScope()
             if member is None or item.family is None
@@ -140,15 +143,15 @@ class SelectingLowering(AttentionLowering):
         if item.family is not None and isinstance(row.over, checked.KeyRange):
             free = self._measures.of(row.over.low).free | self._measures.of(row.over.high).free
             if item.family.binder in free:
-                what = "a range of places that differs from member to member"
-                refuse(row.over.span, what, "Give all the same, and say in `from` which of it a member may choose.")
+                what = "a range of candidates that differs from member to member"
+                refuse(row.over.span, what, "Use one range for all members, and restrict their candidates in `from`.")
         rows, scope = self._rows(item, scope)
         self._rows_of[item.name] = rows
         scope, keys = self._queries(scope) if item.of_queries else self._keys(row, scope)
-        self._around = AttentionContext(row, scope, keys.key)
+        self._attention = AttentionContext(row, scope, keys.key)
         exists = self._exists(row.over, keys.key, scope)
         candidates = fold.conjunction(exists, *(self.truth(line, scope) for line in row.visible))
-        self._around = AttentionContext(row, scope, keys.key, candidates)
+        self._attention = AttentionContext(row, scope, keys.key, candidates)
         assert isinstance(row.weights, checked.Expr)
         score = self.value(row.weights, scope)
         keep = self._kept(item.keep, scope)
@@ -156,37 +159,37 @@ class SelectingLowering(AttentionLowering):
         heads = None if item.by == "batch" else heads_read([score, candidates, keep, always])
         name = item.name if member is None else member_name(item.name, member, self._ranges(item))
         dims: list[str | int] = ["batch", *([heads] if heads else []), *self._dims(item, name, rows, keys.count)]
-        given = ir.intern(ir.Tensor(name, "bool", tuple(dims)))
+        selected = ir.intern(ir.Tensor(name, "bool", tuple(dims)))
         item_of = keys.key_of if row.over is not None or item.of_queries else fold.place("k")
         return ir.Selection(
-            name, given, rows.count, rows.row_of, keys.count, item_of, score, candidates, keep, always, item.pairs
+            name, selected, rows.count, rows.row_of, keys.count, item_of, score, candidates, keep, always, item.pairs
         )
 
     def _queries(self, scope: LoweringScope) -> tuple[LoweringScope, KeyNaming]:
-        """Queries as places: the place k is the number of one."""
+        """Return the scope and naming where candidates are queries: k is the number of a query."""
         first = self.first_query()
         position = fold.add(fold.place("k"), first)
         return replace(scope, q=position), KeyNaming(
             fold.place("k"), fold.extent("queries"), fold.sub(fold.place("k"), first)
         )
 
-    def _own_key(self, scope: LoweringScope) -> LoweringScope:
-        """The scope with the place that runs over the row's."""
-        if self._deciding is not None and self._deciding.of_queries:
-            return replace(scope, q=self._here().scope.q)
-        return super()._own_key(scope)
+    def _scope_of_row_keys(self, scope: LoweringScope) -> LoweringScope:
+        """Return the scope with the key, or the candidate query, that an aggregate over the row's keys runs over."""
+        if self._selecting is not None and self._selecting.of_queries:
+            return replace(scope, q=self._current_attention().scope.q)
+        return super()._scope_of_row_keys(scope)
 
     def _dims(
         self, item: checked.SelectionClauses, name: str, rows: _Rows, items: Index | None
     ) -> tuple[str | int, str]:
-        """The dimensions of rows and places: positions of queries and keys, or sizes of their own."""
+        """The names of the dimensions of rows and candidates: `query` and `key`, or dimensions of the selection."""
         row: str | int = "query" if rows.count is None else f"{name} rows"
         if rows.count is fold.const(1) and item.by != "query":
             row = 1
         return row, "key" if items is None else f"{name} places"
 
     def _exists(self, over: checked.Unit | checked.KeyRange | None, key: Lowered, scope: LoweringScope) -> Index:
-        """Whether a place is one of the row's, and has a token: numbers that an input never gives are none."""
+        """Whether a candidate is in the row's range and holds a token; an input may leave some of its units empty."""
         if isinstance(over, checked.KeyRange) and over.by_query:
             low, high = (self.integer(end, scope) for end in (over.low, over.high))
             return fold.conjunction(fold.less_equal(low, as_index(key)), fold.less(as_index(key), high))
@@ -197,58 +200,58 @@ class SelectingLowering(AttentionLowering):
         return fold.less(*form.ends(as_index(key)))
 
     def _rows(self, item: checked.SelectionClauses, scope: LoweringScope) -> tuple[_Rows, LoweringScope]:
-        """Who decides, and the scope of a row."""
+        """The rows of a selection, and the scope of a row."""
         if item.row.per:
             return self._rows_of_units(item, scope)
-        each = item.by == "query" or item.pairs
-        if item.family is None or self._is_apart(item):
-            self._own_row = fold.place("q") if each else fold.const(0)
-            return _Rows(None, fold.place("q")) if each else _Rows(fold.const(1), fold.const(0)), scope
-        family, count, scope = self._of_family(item, fold.extent("queries") if each else fold.const(1), scope)
-        if not each:
+        by_query = item.by == "query" or item.pairs
+        if item.family is None or self._is_separate(item):
+            self._row_in_member = fold.place("q") if by_query else fold.const(0)
+            return _Rows(None, fold.place("q")) if by_query else _Rows(fold.const(1), fold.const(0)), scope
+        family, count, scope = self._family_rows(item, fold.extent("queries") if by_query else fold.const(1), scope)
+        if not by_query:
             return _Rows(count, fold.const(0), family), scope
         first = self.first_query()
-        own = _Rows(count, fold.sub(fold.place("q"), first), family)
-        return own, replace(scope, q=fold.add(self._own_row, first))
+        rows = _Rows(count, fold.sub(fold.place("q"), first), family)
+        return rows, replace(scope, q=fold.add(self._row_in_member, first))
 
     def _rows_of_units(self, item: checked.SelectionClauses, scope: LoweringScope) -> tuple[_Rows, LoweringScope]:
         (unit,) = item.row.per
         if item.family is not None and item.family.binder in self._measures.of(unit.value).free:
             what = "a unit of queries that differs from member to member"
-            refuse(unit.span, what, "Give all the same, and write a selection for each size.")
-        members, own = members_of(unit, self.program, self)
+            refuse(unit.span, what, "Use one unit for all members, or write a selection for each size.")
+        members, unit_numbers = members_of(unit, self.program, self)
         self.units[unit] = members
         counts = members.counts()
         count, family = fold.product(counts), None
-        self._own_row = fold.place("q")
-        if item.family is not None and not self._is_apart(item):
-            family, count, scope = self._of_family(item, count, scope)
+        self._row_in_member = fold.place("q")
+        if item.family is not None and not self._is_separate(item):
+            family, count, scope = self._family_rows(item, count, scope)
         numbers, row_of = [], fold.const(0)
-        for i, each in enumerate(counts):
-            number = fold.floordiv(self._own_row, fold.product(counts[i + 1 :]))
-            numbers.append(number if i == 0 else fold.mod(number, each))
-            row_of = fold.add(fold.mul(row_of, each), own[i])
+        for i, extent in enumerate(counts):
+            number = fold.floordiv(self._row_in_member, fold.product(counts[i + 1 :]))
+            numbers.append(number if i == 0 else fold.mod(number, extent))
+            row_of = fold.add(fold.mul(row_of, extent), unit_numbers[i])
         bound: Lowered = tuple(numbers) if is_list(unit, self) else numbers[0]
         return _Rows(count, row_of, family), scope.bind(unit.binder, bound)
 
-    def _of_family(
+    def _family_rows(
         self, item: checked.SelectionClauses, rows: Index, scope: LoweringScope
     ) -> tuple[tuple[Index, Index], Index, LoweringScope]:
-        """Rows for each member of a family: its first member and these rows, all rows, and the scope of one."""
+        """The first member with the number of rows per member, the number of all rows, and the scope of a member."""
         assert item.family is not None
         if item.pairs:
-            refuse(item.span, "a family of choices among pairs", "Write its members one by one.")
+            refuse(item.span, "a family of selections among pairs", "Write each member as a selection of its own.")
         low, high = (self.integer(end, scope) for end in (item.family.low, item.family.high))
         member = fold.add(low, fold.floordiv(fold.place("q"), rows))
-        self._own_row = fold.mod(fold.place("q"), rows)
+        self._row_in_member = fold.mod(fold.place("q"), rows)
         count = fold.mul(fold.maximum(fold.sub(high, low), fold.const(0)), rows)
         return (low, rows), count, scope.bind(item.family.binder, member)
 
-    # --- what is kept ------------------------------------------------------------------------------------------------
+    # --- the `keep` condition ----------------------------------------------------------------------------------------
 
     def _kept(self, expr: checked.Expr, scope: LoweringScope) -> ir.Value:
-        """A condition on floating-point numbers, as 1 or 0."""
-        one = value_nodes.number(1.0)
+        """Lower the `keep` condition, which may compare floating-point numbers, to 1 or 0."""
+        true = value_nodes.number(1.0)
         match expr:
             case checked.Operation(op="and" | "or", operands=operands):
                 parts = [self._kept(operand, scope) for operand in operands]
@@ -257,31 +260,33 @@ class SelectingLowering(AttentionLowering):
                     result = value_nodes.apply("min" if expr.op == "and" else "max", result, part)
                 return result
             case checked.Operation(op="not", operands=(operand,)):
-                return value_nodes.apply("sub", one, self._kept(operand, scope))
+                return value_nodes.apply("sub", true, self._kept(operand, scope))
             case checked.Operation(op="ne", operands=operands, floating=True):
-                return value_nodes.apply("sub", one, value_nodes.apply("eq", *(self.value(o, scope) for o in operands)))
+                return value_nodes.apply(
+                    "sub", true, value_nodes.apply("eq", *(self.value(o, scope) for o in operands))
+                )
             case checked.Operation(op=op, operands=operands, floating=True) if op in _COMPARED:
-                own, turned = _COMPARED[op]
+                comparison, swapped = _COMPARED[op]
                 sides = [self.lower(operand, scope) for operand in operands]
                 if not any(value_nodes.is_value(side) or isinstance(side, float) for side in sides):
-                    return value_nodes.select(self.truth(expr, scope), one, value_nodes.number(0.0))
-                a, b = map(as_value, reversed(sides) if turned else sides)
-                return value_nodes.apply(own, a, b)
+                    return value_nodes.select(self.truth(expr, scope), true, value_nodes.number(0.0))
+                a, b = map(as_value, reversed(sides) if swapped else sides)
+                return value_nodes.apply(comparison, a, b)
             case checked.DefinitionUse(definition=definition, arguments=arguments):
                 inner = scope
                 for binder, argument in zip(definition.parameters, arguments, strict=True):
                     inner = inner.bind(binder, self.lower(argument, scope))
                 return self._kept(definition.body, inner)
             case checked.ConditionalValue(condition=condition, then=then, otherwise=otherwise):
-                sides_ = self._kept(then, scope), self._kept(otherwise, scope)
-                return value_nodes.select(self.truth(condition, scope), *sides_)
+                branches = self._kept(then, scope), self._kept(otherwise, scope)
+                return value_nodes.select(self.truth(condition, scope), *branches)
             case _:
-                return value_nodes.select(self.truth(expr, scope), one, value_nodes.number(0.0))
+                return value_nodes.select(self.truth(expr, scope), true, value_nodes.number(0.0))
 
-    # --- what expressions ask ----------------------------------------------------------------------------------------
+    # --- reads of units and selections -------------------------------------------------------------------------------
 
-    def of_attention(self, expr: checked.Expr, scope: LoweringScope) -> Lowered:
-        """Units and selections, and all that attentions know."""
+    def lower_attention_read(self, expr: checked.Expr, scope: LoweringScope) -> Lowered:
+        """Lower a read of a unit or selection, or any expression that an attention may hold."""
         match expr:
             case checked.Infinity():
                 return value_nodes.number(float("inf"))
@@ -290,32 +295,32 @@ class SelectingLowering(AttentionLowering):
             case checked.InUnit():
                 return self._in_unit(expr, scope)
             case checked.SelectedTest():
-                return self._chosen(expr, scope)
+                return self._lower_test(expr, scope)
             case checked.SelectedCount():
                 return self._size(expr, scope)
             case _:
-                return super().of_attention(expr, scope)
+                return super().lower_attention_read(expr, scope)
 
     def _aggregate(self, expr: checked.Aggregate, scope: LoweringScope) -> Lowered:
-        """An aggregate that asks one member of a family after another is written out, a term for each."""
-        terms = self._terms(expr, scope) if self._asks_members(expr) else None
+        """Lower an aggregate; where its terms read members of a family, each term is written out."""
+        terms = self._terms(expr, scope) if self._reads_members(expr) else None
         if terms is None:
             return super()._aggregate(expr, scope)
         result = joined(expr.op, terms)
         if result is None:
-            what = f"`{expr.op}` over members of a family that ask each other"
-            refuse(expr.span, what, "Take `sum`, `count`, `any` or `all`.")
+            what = f"`{expr.op}` over members of a family that read each other"
+            refuse(expr.span, what, "Use `sum`, `count`, `any` or `all`.")
         return result
 
-    def _asks_members(self, expr: checked.Aggregate) -> bool:
-        """Whether an aggregate asks members of a family that are selections by themselves."""
+    def _reads_members(self, expr: checked.Aggregate) -> bool:
+        """Whether an aggregate reads members of a family that are separate selections."""
         inside = [expr.body, *([] if expr.condition is None else [expr.condition])]
-        apart = {item.name for item in self.program.selections if self._is_apart(item)}
-        asked = (node for node in below(inside) if isinstance(node, checked.SelectedTest | checked.SelectedCount))
-        return any(node.member is not None and node.selection in apart for node in asked)
+        separate = {item.name for item in self.program.selections if self._is_separate(item)}
+        reads = (node for node in below(inside) if isinstance(node, checked.SelectedTest | checked.SelectedCount))
+        return any(node.member is not None and node.selection in separate for node in reads)
 
     def _terms(self, expr: checked.Aggregate, scope: LoweringScope) -> list[Term] | None:
-        """Each term with its condition; None where parameters do not tell how many there are."""
+        """The terms of an aggregate with their conditions; None where parameters do not determine their number."""
         scopes = [scope]
         for running in expr.runnings:
             if not (isinstance(running, checked.RangeVariable) and isinstance(running.target, checked.Binder)):
@@ -323,8 +328,8 @@ class SelectingLowering(AttentionLowering):
             ends = [[self.integer(end, inner) for end in (running.low, running.high)] for inner in scopes]
             if not all(isinstance(end, ir.Const) for pair in ends for end in pair):
                 return None
-            each = [range(*map(number_of, pair)) for pair in ends]
-            pairs = zip(scopes, each, strict=True)
+            ranges = [range(*map(number_of, pair)) for pair in ends]
+            pairs = zip(scopes, ranges, strict=True)
             scopes = [inner.bind(running.target, fold.const(i)) for inner, numbers in pairs for i in numbers]
         result = []
         for inner in scopes:
@@ -334,64 +339,64 @@ class SelectingLowering(AttentionLowering):
         return result
 
     def _in_unit(self, expr: checked.InUnit, scope: LoweringScope) -> Index:
-        own = self._numbers(expr.unit, self.integer(expr.at, scope))
-        found = scope.lookup(expr.unit.binder)
-        here = found if isinstance(found, tuple) else (found,)
-        return fold.conjunction(*(fold.equal(a, as_index(b)) for a, b in zip(own, here, strict=True)))
+        unit_numbers = self._numbers(expr.unit, self.integer(expr.at, scope))
+        bound = scope.lookup(expr.unit.binder)
+        scope_numbers = bound if isinstance(bound, tuple) else (bound,)
+        return fold.conjunction(*(fold.equal(a, as_index(b)) for a, b in zip(unit_numbers, scope_numbers, strict=True)))
 
     def _numbers(self, unit: checked.Unit, position: Index) -> tuple[Index, ...]:
-        """The numbers of the unit that the token at a position is in."""
-        where = LoweringScope(q=position) if unit.place == "q" else LoweringScope(k=position)
-        found = self.lower(unit.value, where)
-        return tuple(map(as_index, found)) if isinstance(found, tuple) else (as_index(found),)
+        """The numbers of the unit that holds the token at a position."""
+        token_scope = LoweringScope(q=position) if unit.place == "q" else LoweringScope(k=position)
+        numbers = self.lower(unit.value, token_scope)
+        return tuple(map(as_index, numbers)) if isinstance(numbers, tuple) else (as_index(numbers),)
 
     def _find(
         self, name: str, member: checked.Expr | None, scope: LoweringScope
     ) -> tuple[checked.SelectionClauses, ir.Selection, Index]:
-        """A selection by name, and the row at hand."""
+        """A selection by name as it was checked and as it was lowered, and the row that the scope reads."""
         item = next(item for item in self.program.selections if item.name == name)
-        which = None if member is None else self.integer(member, scope)
+        member_index = None if member is None else self.integer(member, scope)
         number = None
-        if which is not None and member is not None:
-            number = self._member_of(item, which, member.span)
-        found = self.selection(item, number)
-        row, family = self._row_of(item, found, scope), self._rows_of[name].family
-        if family is not None and which is not None:
-            row = fold.add(fold.mul(fold.sub(which, family[0]), family[1]), row)
-        return item, found, row
+        if member_index is not None and member is not None:
+            number = self._member_of(item, member_index, member.span)
+        selection = self.selection(item, number)
+        row, family = self._row_of(item, selection, scope), self._rows_of[name].family
+        if family is not None and member_index is not None:
+            row = fold.add(fold.mul(fold.sub(member_index, family[0]), family[1]), row)
+        return item, selection, row
 
-    def _member_of(self, item: checked.SelectionClauses, which: Index, at: Span) -> int | None:
-        """The member that is asked, of those that ask each other. Raises SpecError for one that there is not."""
-        apart = self._is_apart(item)
-        if not apart and not isinstance(which, ir.Const):
+    def _member_of(self, item: checked.SelectionClauses, member: Index, span: Span) -> int | None:
+        """The member that is read, None where its family is one selection. Raises SpecError for an unknown member."""
+        is_separate = self._is_separate(item)
+        if not is_separate and not isinstance(member, ir.Const):
             return None
         assert item.family is not None
         ends = [self.integer(end, LoweringScope()) for end in (item.family.low, item.family.high)]
-        if not apart and not all(isinstance(end, ir.Const) for end in ends):
+        if not is_separate and not all(isinstance(end, ir.Const) for end in ends):
             return None
         members = self._members(item)
-        if not isinstance(which, ir.Const) or which.value not in members:
-            what = f"a member of `{item.name}` that is none of {members.start} to {members.stop - 1}"
-            refuse(at, what, "Test for the first one before: `s == 0 or …`.")
-        return which.value if apart else None
+        if not isinstance(member, ir.Const) or member.value not in members:
+            what = f"a read of `{item.name}` at a member other than {members.start} to {members.stop - 1}"
+            refuse(span, what, "Guard the first member: `s == 0 or …`.")
+        return member.value if is_separate else None
 
-    def _row_of(self, item: checked.SelectionClauses, found: ir.Selection, scope: LoweringScope) -> Index:
-        """The row at hand: that of the query, or of the unit that decides here too."""
-        deciding = self._deciding
-        if item.row.per and deciding is not None and deciding.row.per:
-            (unit,), (own,) = item.row.per, deciding.row.per
-            if same_keys(unit, own):
-                return self._own_row
-        return _at(found.row_of, "q", scope.q)
+    def _row_of(self, item: checked.SelectionClauses, selection: ir.Selection, scope: LoweringScope) -> Index:
+        """The row that the scope reads: the query's row, or the row that selects, where both are of the same unit."""
+        selecting = self._selecting
+        if item.row.per and selecting is not None and selecting.row.per:
+            (unit,), (selecting_unit,) = item.row.per, selecting.row.per
+            if same_keys(unit, selecting_unit):
+                return self._row_in_member
+        return _at_position(selection.row_of, "q", scope.q)
 
-    def _chosen(self, expr: checked.SelectedTest, scope: LoweringScope) -> Index:
-        item, found, row = self._find(expr.selection, expr.member, scope)
+    def _lower_test(self, expr: checked.SelectedTest, scope: LoweringScope) -> Index:
+        item, selection, row = self._find(expr.selection, expr.member, scope)
         if expr.number is not None:
             assert isinstance(item.row.over, checked.KeyRange)
             low, _ = self.ends(item.row.over, LoweringScope())
-            return _asked(found, scope.head, row, fold.sub(self.integer(expr.number, scope), low))
+            return _selected(selection, scope.head, row, fold.sub(self.integer(expr.number, scope), low))
         if expr.unit is not None:
-            return self._whole_unit(expr, item, found, row, scope)
+            return self._whole_unit(expr, item, selection, row, scope)
         assert expr.item is not None
         if (
             self.program.pads
@@ -399,84 +404,85 @@ class SelectingLowering(AttentionLowering):
             and isinstance(item.row.over, checked.Unit)
         ):
             numbers = self.lower(item.row.over.value, scope)
-            own = tuple(map(as_index, numbers)) if isinstance(numbers, tuple) else (as_index(numbers),)
-            return _asked(found, scope.head, row, self._flat(self.units[item.row.over], own))
-        return self._holds(item, found, row, self.integer(expr.item, scope), scope)
+            unit_numbers = tuple(map(as_index, numbers)) if isinstance(numbers, tuple) else (as_index(numbers),)
+            return _selected(selection, scope.head, row, self._flat(self.units[item.row.over], unit_numbers))
+        return self._holds(item, selection, row, self.integer(expr.item, scope), scope)
 
     def _holds(
-        self, item: checked.SelectionClauses, found: ir.Selection, row: Index, place: Index, scope: LoweringScope
+        self, item: checked.SelectionClauses, selection: ir.Selection, row: Index, place: Index, scope: LoweringScope
     ) -> Index:
-        """Whether a row chose the token at a position, or a number."""
+        """Whether a row selected the token at a position, or the candidate with a number."""
         if not isinstance(item.row.over, checked.KeyRange):
-            assert found.item_of is not None
-            asked = _asked(found, scope.head, row, _at(found.item_of, "k", place))
+            assert selection.item_of is not None
+            selected = _selected(selection, scope.head, row, _at_position(selection.item_of, "k", place))
             if not item.of_queries or place is scope.q:
-                return asked
+                return selected
             number = fold.sub(place, self.first_query())
-            return fold.conjunction(fold.nonnegative(number), fold.less(number, fold.extent("queries")), asked)
+            return fold.conjunction(fold.nonnegative(number), fold.less(number, fold.extent("queries")), selected)
         low, _ = self.ends(item.row.over, LoweringScope())
         if item.covers is None:
-            return _asked(found, scope.head, row, fold.sub(place, low))
+            return _selected(selection, scope.head, row, fold.sub(place, low))
         variable = self.variable(item.row.over.binder.name)
         inner = LoweringScope(q=scope.q, k=place, head=scope.head).bind(item.row.over.binder, fold.add(variable, low))
-        assert found.items is not None
-        held = fold.conjunction(_asked(found, scope.head, row, variable), self.truth(item.covers, inner))
-        return fold.reduce("any", variable, fold.const(0), found.items, fold.truth(True), held)
+        assert selection.items is not None
+        covered = fold.conjunction(_selected(selection, scope.head, row, variable), self.truth(item.covers, inner))
+        return fold.reduce("any", variable, fold.const(0), selection.items, fold.truth(True), covered)
 
     def _whole_unit(
         self,
         expr: checked.SelectedTest,
         item: checked.SelectionClauses,
-        found: ir.Selection,
+        selection: ir.Selection,
         row: Index,
         scope: LoweringScope,
     ) -> Index:
-        """Whether a row chose all tokens of the unit at hand."""
+        """Whether a row selected all tokens of a unit."""
         assert expr.unit is not None
         over, number = item.row.over, scope.lookup(expr.unit.binder)
         numbers = tuple(map(as_index, number)) if isinstance(number, tuple) else (as_index(number),)
-        own = self.units[expr.unit]
+        members = self.units[expr.unit]
         if isinstance(over, checked.Unit):
-            asked = self._units_of_members[self._name_of(item, found)]
-            if same_keys(over, expr.unit) and asked == own:
-                return _asked(found, scope.head, row, self._flat(own, numbers))
-            if divides(own, asked):
-                first = fold.mul(numbers[0], fold.const(size_of(own)))
-                return _asked(found, scope.head, row, fold.floordiv(first, fold.const(size_of(asked))))
-        token = own.token(numbers, lambda: self.variable("token"))
-        held = self._holds(item, found, row, token.position, scope)
+            selected_members = self._units_of_members[self._name_of(item, selection)]
+            if same_keys(over, expr.unit) and selected_members == members:
+                return _selected(selection, scope.head, row, self._flat(members, numbers))
+            if divides(members, selected_members):
+                first = fold.mul(numbers[0], fold.const(size_of(members)))
+                containing_unit = fold.floordiv(first, fold.const(size_of(selected_members)))
+                return _selected(selection, scope.head, row, containing_unit)
+        token = members.token(numbers, lambda: self.variable("token"))
+        selected = self._holds(item, selection, row, token.position, scope)
         for variable, low, high in reversed(token.loops):
-            held = fold.reduce("all", variable, low, high, token.condition, held)
-        return held
+            selected = fold.reduce("all", variable, low, high, token.condition, selected)
+        return selected
 
-    def _name_of(self, item: checked.SelectionClauses, found: ir.Selection) -> Name:
-        """The name of a selection that was lowered."""
-        return next(name for name, own in self._selections.items() if name[0] == item.name and own is found)
+    def _name_of(self, item: checked.SelectionClauses, selection: ir.Selection) -> Name:
+        """The name under which a lowered selection is kept."""
+        return next(name for name, lowered in self._selections.items() if name[0] == item.name and lowered is selection)
 
     def _flat(self, members: UnitMembers, numbers: tuple[Index, ...]) -> Index:
-        """The number of a unit among all."""
+        """The number of a unit among all units, in row-major order of its numbers."""
         flat = fold.const(0)
         for count, number in zip(members.counts(), numbers, strict=True):
             flat = fold.add(fold.mul(flat, count), number)
         return flat
 
     def _size(self, expr: checked.SelectedCount, scope: LoweringScope) -> Index:
-        _, found, row = self._find(expr.selection, expr.member, scope)
+        _, selection, row = self._find(expr.selection, expr.member, scope)
         variable = self.variable("place")
-        one = fold.choice(_asked(found, scope.head, row, variable), fold.const(1), fold.const(0))
-        count = found.items if found.items is not None else fold.extent("keys")
-        return fold.reduce("sum", variable, fold.const(0), count, fold.truth(True), one)
+        selected = fold.choice(_selected(selection, scope.head, row, variable), fold.const(1), fold.const(0))
+        count = selection.items if selection.items is not None else fold.extent("keys")
+        return fold.reduce("sum", variable, fold.const(0), count, fold.truth(True), selected)
 
 
-def _asked(found: ir.Selection, head: Index, row: Index, item: Index) -> Index:
-    """An element of what a selection gives."""
+def _selected(selection: ir.Selection, head: Index, row: Index, item: Index) -> Index:
+    """The element of a selection's truth tensor at a head, row and candidate."""
     indices = [fold.head_index("batch")]
-    if found.by_heads is not None:
-        indices.append(head if found.by_heads == "head" else fold.floordiv(head, fold.extent("group")))
-    return fold.lookup(found.given, (*indices, row, item))
+    if selection.by_heads is not None:
+        indices.append(head if selection.by_heads == "head" else fold.floordiv(head, fold.extent("group")))
+    return fold.lookup(selection.given, (*indices, row, item))
 
 
-def _at(node: Index, place: str, position: Index) -> Index:
-    """A number of a place, at a position."""
-    own = fold.place("q" if place == "q" else "k")
-    return node if position is own else substitute(node, {own: position})
+def _at_position(node: Index, name: str, position: Index) -> Index:
+    """An expression over q or k, with a position in the place of q or k."""
+    variable = fold.place("q" if name == "q" else "k")
+    return node if position is variable else substitute(node, {variable: position})

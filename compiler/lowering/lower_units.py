@@ -1,7 +1,7 @@
-"""Units of a `round`: which tokens one holds, so that an aggregate over it is one over ranges.
+"""The tokens of a unit as ranges, so that an aggregate over a unit becomes an aggregate over ranges.
 
-A stretch is `(x + shift) // size`: the tokens of unit n are `n * size - shift ..`, `size` of them. A tile divides
-coordinates: its tokens are a product of ranges, one an axis. Both hold only tokens that exist.
+A stretch is `(x + shift) // size`: unit n holds the `size` tokens from `n * size - shift`. A tile divides coordinates:
+its tokens are a product of ranges, one for each axis. Both hold only tokens that exist.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Loop = tuple[ir.Var, Index, Index]
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token inside a unit: the loops that reach it, its position, what must hold, its coordinates where known."""
+    """A token inside a unit: the loops that reach it, its position, the condition that it exists, known coordinates."""
 
     loops: tuple[Loop, ...]
     position: Index
@@ -27,14 +27,14 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class PositionRange:
-    """The positions that exist on one side of a relation: `count` from `first`; `all_tokens`: no other exists."""
+    """The `count` positions from `first` that one side of a relation has; `all_tokens`: they are all tokens."""
 
     first: Index
     count: Index
     all_tokens: bool
 
     def holds(self, position: Index) -> Index:
-        """Whether a position is one of them."""
+        """The condition that a position is in the range."""
         if self.all_tokens:
             return fold.truth(True)
         beyond = fold.add(self.first, self.count)
@@ -43,28 +43,28 @@ class PositionRange:
 
 @dataclass(frozen=True, slots=True)
 class LinearUnit:
-    """Unit n holds the positions `n * size - shift ..`."""
+    """Units that are stretches: unit n holds the `size` positions from `n * size - shift`."""
 
     size: int
     shift: int
     hidden = 0
 
     def token(self, numbers: tuple[Index, ...], rows: PositionRange, variable: Callable[[], ir.Var]) -> Token:
-        """Any token of a unit."""
+        """Return a token of a unit, by a new variable."""
         start = fold.add(fold.times(numbers[0], self.size), fold.const(-self.shift))
-        before = fold.sub(rows.first, start)
-        low = fold.maximum(fold.const(0), before)
-        high = fold.minimum(fold.const(self.size), fold.add(before, rows.count))
+        first_offset = fold.sub(rows.first, start)
+        low = fold.maximum(fold.const(0), first_offset)
+        high = fold.minimum(fold.const(self.size), fold.add(first_offset, rows.count))
         inside = variable()
         return Token(((inside, low, high),), fold.add(start, inside), fold.truth(True), None)
 
 
 @dataclass(frozen=True, slots=True)
 class GridUnit:
-    """A unit of the tokens of a grid: for each axis its extent, and how many coordinates share a number.
+    """A unit that is a tile of a grid: the extent of each axis, and the tile's side along it.
 
-    Numbers are given for the axes in this `order`; the last `hidden` of them, which the text divides into nothing, are
-    always 0. `real`: the extents of the tokens where the grid goes on beyond them, with keys that are zeros.
+    A unit's numbers are listed for the axes in this `order`. The last `hidden` axes are not divided by the pattern, and
+    their numbers are always 0. `real`: the extents of the tokens where the grid is padded with keys that are zeros.
     """
 
     extents: tuple[Index, ...]
@@ -74,12 +74,12 @@ class GridUnit:
     real: tuple[Index, ...] | None = None
 
     def token(self, numbers: tuple[Index, ...], rows: PositionRange, variable: Callable[[], ir.Var]) -> Token:
-        """Any token of a unit. The last unit of an axis may have fewer coordinates."""
-        at = dict(zip(self.order, numbers, strict=True))
+        """Return a token of a unit, by new variables. The last unit of an axis may have fewer coordinates."""
+        number_of_axis = dict(zip(self.order, numbers, strict=True))
         loops: list[Loop] = []
         coordinates: list[Index] = []
         for axis, (extent, size) in enumerate(zip(self.extents, self.sizes, strict=True)):
-            inside, start = variable(), fold.mul(at[axis], size)
+            inside, start = variable(), fold.mul(number_of_axis[axis], size)
             loops.append((inside, fold.const(0), fold.minimum(size, fold.sub(extent, start))))
             coordinates.append(fold.add(start, inside))
         position = fold.const(0)
@@ -94,9 +94,10 @@ class GridUnit:
 
 @dataclass(frozen=True, slots=True)
 class Numbered:
-    """Units whose numbers an input holds, below `count`: their tokens in `order`, and where in it each one `starts`.
+    """Units whose numbers an input holds, below `count`.
 
-    Both are read at the batch entry and head at hand, `indices`.
+    `order` lists the tokens unit by unit, and `starts` says where each unit starts in `order`. Both are read at
+    `indices`, the batch entry and head of the call.
     """
 
     count: int
@@ -106,14 +107,14 @@ class Numbered:
     hidden = 0
 
     def token(self, numbers: tuple[Index, ...], rows: PositionRange, variable: Callable[[], ir.Var]) -> Token:
-        """Any token of a unit."""
+        """Return a token of a unit, by a new variable."""
         inside = variable()
         low, high = self.ends(numbers[0])
         position = fold.add(rows.first, fold.lookup(self.order, (*self.indices, inside)))
         return Token(((inside, low, high),), position, fold.truth(True), None)
 
     def ends(self, number: Index) -> tuple[Index, Index]:
-        """Where a unit begins and ends in the order of units."""
+        """Return where a unit begins and ends in `order`."""
         low = fold.lookup(self.starts, (*self.indices, number))
         return low, fold.lookup(self.starts, (*self.indices, fold.add(number, fold.const(1))))
 
@@ -123,18 +124,18 @@ Form = LinearUnit | GridUnit | Numbered
 
 @dataclass(frozen=True, slots=True)
 class UnitMembers:
-    """The tokens of a unit by its numbers. Numbers of axes that the text divides into nothing are 0."""
+    """The tokens of a unit by its numbers. Axes that the pattern does not divide have number 0."""
 
     form: Form
     rows: PositionRange
 
     def token(self, written: tuple[Index, ...], variable: Callable[[], ir.Var]) -> Token:
-        """Any of those of the unit with these numbers, reached by new variables."""
+        """Return a token of the unit with the numbers `written`, by new variables."""
         numbers = (*written, *[fold.const(0)] * self.form.hidden)
         return self.form.token(numbers, self.rows, variable)
 
     def counts(self) -> tuple[Index, ...]:
-        """How many numbers there are of each kind that is written, from 0 on."""
+        """The number of values, from 0, that each number in the pattern's text takes."""
         form = self.form
         if isinstance(form, LinearUnit):
             end = fold.add(self.rows.first, self.rows.count, fold.const(form.shift + form.size - 1))
@@ -152,9 +153,9 @@ def _ceiling(extent: Index, size: Index) -> Index:
 def form_of(
     values: tuple[Index, ...], place: Index, segment: ir.Segment | None, padded: tuple[Index, ...] | None = None
 ) -> Form | None:
-    """The form of the unit with these values, None where it has none; `segment` is given where there is only one.
+    """The form of a unit with these values, None where it is not supported; `segment`: the pattern's only segment.
 
-    `padded`: the extents of the grid of keys where it goes on beyond the tokens.
+    `padded`: the extents of the grid of keys where it is padded beyond the tokens.
     """
     stretch = _stretch(values[0], place) if len(values) == 1 else None
     if segment is None or (stretch is not None and padded is None):
@@ -166,34 +167,34 @@ def form_of(
     hidden = tuple(axis for axis in range(len(segment.axes)) if axis not in sizes)
     tokens = tuple(extent for _, extent in segment.axes)
     extents = tokens if padded is None else padded
-    whole = tuple(fold.const(sizes[axis]) if axis in sizes else extent for axis, extent in enumerate(extents))
-    return GridUnit(extents, whole, (*sizes, *hidden), len(hidden), None if padded is None else tokens)
+    sides = tuple(fold.const(sizes[axis]) if axis in sizes else extent for axis, extent in enumerate(extents))
+    return GridUnit(extents, sides, (*sizes, *hidden), len(hidden), None if padded is None else tokens)
 
 
 def numbers_of(value: Index, place: Index) -> tuple[ir.Lookup, int] | None:
-    """The input and the bound of `input[place] % bound`."""
+    """The read and the bound of `input[place] % bound`; None for any other value."""
     if not (isinstance(value, ir.Arith) and value.op == "mod"):
         return None
-    read, bound = value.operands
-    if not (isinstance(read, ir.Lookup) and isinstance(bound, ir.Const) and bound.value > 0):
+    lookup, bound = value.operands
+    if not (isinstance(lookup, ir.Lookup) and isinstance(bound, ir.Const) and bound.value > 0):
         return None
-    return (read, bound.value) if read.indices[-1:] == (place,) and read.tensor.kind == "int" else None
+    return (lookup, bound.value) if lookup.indices[-1:] == (place,) and lookup.tensor.kind == "int" else None
 
 
 def _stretch(value: Index, place: Index) -> LinearUnit | None:
-    """`(place + shift) // size`; folding has taken whole units out of the shift. 0: one unit has all tokens."""
+    """The stretch `(place + shift) // size`; folding has reduced the shift below `size`. 0: one unit of all tokens."""
     if isinstance(value, ir.Const) and value.value == 0:
         return LinearUnit(1 << 40, 0)
-    terms, whole = fold.parts(value)
+    terms, units = fold.parts(value)
     if len(terms) != 1 or terms[0][1] != 1:
         return None
     inner, size = _divided(terms[0][0])
     inside, shift = fold.parts(inner)
-    return LinearUnit(size, shift + whole * size) if inside == ((place, 1),) else None
+    return LinearUnit(size, shift + units * size) if inside == ((place, 1),) else None
 
 
 def _axis(value: Index, place: Index, segment: ir.Segment) -> tuple[int, int] | None:
-    """The axis that a value divides, and by how much."""
+    """The axis that a value divides, and the divisor; None where it divides no axis of the segment."""
     inner, size = _divided(value)
     if not isinstance(inner, ir.Coord) or inner.position is not place:
         return None

@@ -25,12 +25,12 @@ from attnc.spec.source import Span
 Lowered = Index | Rational | float | ir.Value | tuple["Lowered", ...]
 """A lowered expression.
 
-A `float` is a constant in binary64: a value of `sqrt`, `log`, … on its way to `floor` or `ceil`, or into a score.
+A `float` is a constant in binary64: a result of `sqrt`, `log`, … that `floor` or `ceil` rounds, or a score uses.
 """
 
 
 class OpenSizeError(Exception):
-    """A number is needed where a parameter is left open."""
+    """Raised where a constant is needed, but a parameter is left open."""
 
 
 def number_of(index: Index) -> int:
@@ -41,7 +41,7 @@ def number_of(index: Index) -> int:
 
 
 def _numbered(variable: ir.Var, condition: Index, body: Index) -> tuple[ir.Var, Index, Index]:
-    """An aggregate's variable by the height of its body, so that equal aggregates are one node."""
+    """Rename an aggregate's variable after the height of its body, so that equal aggregates become one node."""
     inside = variables(condition) | variables(body)
     number = 1 + max((v.serial for v in inside if v is not variable), default=0)
     new = fold.var(variable.name, max(number, 1))
@@ -49,14 +49,14 @@ def _numbered(variable: ir.Var, condition: Index, body: Index) -> tuple[ir.Var, 
 
 
 def counted(body: Lowered) -> Lowered:
-    """A truth value as 1 or 0; numbers as they are."""
+    """Return a truth value as 1 or 0, and numbers unchanged."""
     if isinstance(body, ir.Node) and not value_nodes.is_value(body) and ir.is_truth(body):
         return fold.choice(body, fold.const(1), fold.const(0))
     return body
 
 
 def nest(op: str, body: Index, condition: Index, loops: list[Loop]) -> Index:
-    """Nested one-variable aggregates, innermost last in `loops`."""
+    """Build nested one-variable aggregates; the innermost loop is last in `loops`."""
     for loop, low, high in reversed(loops):
         assert op in ("sum", "min", "max", "any", "all")
         variable, condition, body = _numbered(loop, condition, body)
@@ -82,20 +82,20 @@ def constant(value: checked.Value) -> Lowered:
 
 
 def entry(entries: tuple[checked.Value, ...], index: Index) -> Lowered:
-    """An entry of a constant table at a computed index."""
+    """Return the entry of a constant table at a computed index."""
     if all(isinstance(v, bool) for v in entries):
         return fold.negation(fold.zero(fold.table_read(tuple(int(bool(v)) for v in entries), index)))
     if any(isinstance(v, tuple) for v in entries):
         rows = [v for v in entries if isinstance(v, tuple)]
         return tuple(entry(column, index) for column in zip(*rows, strict=True))
     numbers = [Fraction(v) for v in entries if not isinstance(v, tuple)]
-    below = lcm(*(n.denominator for n in numbers))
-    top = fold.table_read(tuple(int(n * below) for n in numbers), index)
-    return top if below == 1 else Rational(top, fold.const(below))
+    denominator = lcm(*(n.denominator for n in numbers))
+    numerator = fold.table_read(tuple(int(n * denominator) for n in numbers), index)
+    return numerator if denominator == 1 else Rational(numerator, fold.const(denominator))
 
 
 def element(table: tuple[Lowered, ...], index: Index, span: Span) -> Lowered:
-    """Return an entry of a list, which must be of constants where the index is computed."""
+    """Return an entry of a list; a computed index needs a list of constants."""
     if isinstance(index, ir.Const):
         if not 0 <= index.value < len(table):
             _fail(span, "A502", f"index {index.value} is outside a list of {len(table)}", "Indices start at 0.")
@@ -112,19 +112,19 @@ def _plain(item: Lowered) -> checked.Scalar | None:
             return item.value
         case Rational(num=ir.Const() as n, den=ir.Const() as d) if (
             d.value
-        ):  # what divides by 0 faults where it is asked
+        ):  # a division by 0 faults where its value is read
             return Fraction(n.value, d.value)
         case _:
             return None
 
 
 def is_decay(op: str, operands: tuple[Lowered, ...]) -> bool:
-    """A fraction to a power that differs: exactly, it would soon pass 64 bits."""
+    """Whether an operation raises a fraction to a computed power; computed exactly, it would soon exceed 64 bits."""
     return op == "pow" and isinstance(operands[0], Rational) and _plain(operands[1]) is None
 
 
 def is_floating(op: str, operands: tuple[Lowered, ...]) -> bool:
-    """Whether an operation that may be floating point is; constants in binary64 stay constants."""
+    """Whether an operation is computed in floating point at run time; operations on constants in binary64 are not."""
     if op in FLOAT_BUILTINS or any(value_nodes.is_value(operand) for operand in operands):
         return True
     if op == "share":
@@ -135,12 +135,12 @@ def is_floating(op: str, operands: tuple[Lowered, ...]) -> bool:
 
 
 def rounded_to_int(op: str, value: ir.Value, span: Span) -> Index:
-    """`floor` or `ceil` of a value in binary64, which depends on one integer at most."""
-    found = arguments(value)
-    if len(found) > 1:
-        listed = " and ".join(f"`{print_index(node)}`" for node in sorted(found, key=lambda node: node.digest))
+    """Return `floor` or `ceil` of a value in binary64, which may depend on at most one integer."""
+    free = arguments(value)
+    if len(free) > 1:
+        listed = " and ".join(f"`{print_index(node)}`" for node in sorted(free, key=lambda node: node.digest))
         unsupported(span, f"`{op}` of rounded numbers that depend on {listed}, two integers,")
-    if any(variables(node) for node in found):
+    if any(variables(node) for node in free):
         unsupported(span, f"`{op}` of a rounded number that changes with the variable of a `for`")
     return ir.intern(ir.RoundToInt("floor" if op == "floor" else "ceil", value))
 
@@ -161,7 +161,7 @@ def floating(op: str, operands: tuple[ir.Value, ...]) -> ir.Value:
 
 
 def as_value(lowered: Lowered) -> ir.Value:
-    """Any number as a floating-point one."""
+    """Return any number as a floating-point value."""
     match lowered:
         case float():
             return value_nodes.number(lowered)
@@ -176,11 +176,11 @@ def as_value(lowered: Lowered) -> ir.Value:
 
 
 def loop_total(op: str, body: ir.Value, condition: Index, loops: list[Loop]) -> ir.Value:
-    """Nested one-variable aggregates of floating-point numbers, innermost last in `loops`."""
+    """Build nested one-variable aggregates of floating-point numbers; the innermost loop is last in `loops`."""
     if op == "mean":
         count = nest("sum", fold.const(1), condition, loops)
-        whole = value_nodes.ratio(fold.maximum(count, fold.const(1)), fold.const(1))
-        return value_nodes.apply("div", loop_total("sum", body, condition, loops), whole)
+        divisor = value_nodes.ratio(fold.maximum(count, fold.const(1)), fold.const(1))
+        return value_nodes.apply("div", loop_total("sum", body, condition, loops), divisor)
     assert op in ("sum", "min", "max")
     for loop, low, high in reversed(loops):
         variable, condition, body = _numbered_value(loop, condition, body)
@@ -214,7 +214,7 @@ def as_number(value: Lowered) -> Number:
 
 
 def as_index(value: Lowered) -> Index:
-    """An integer or a condition."""
+    """Return an integer or a condition; the checker guarantees that the value is one."""
     assert not isinstance(value, Rational | float | tuple)
     assert not value_nodes.is_value(value)
     return value
@@ -224,18 +224,18 @@ _BINARY64 = ("sqrt", "exp", "log", "log2")
 
 
 def is_binary64(op: str, operands: tuple[Lowered, ...]) -> bool:
-    """Whether an operation leaves the exact numbers: a transcendental function, or a power that is no whole number."""
+    """Whether an operation leaves the exact numbers: a root, exponential, logarithm, fractional power, or any float."""
     fractional = op == "pow" and isinstance(operands[1], Rational)
     return op in _BINARY64 or fractional or any(isinstance(operand, float) for operand in operands)
 
 
 def in_binary64(op: str, operands: tuple[Lowered, ...], span: Span) -> Lowered:
-    """The value of an operation on constants, one of which is or becomes a float."""
-    known = [operand if isinstance(operand, float) else _plain(operand) for operand in operands]
-    if any(value is None for value in known):
-        unsupported(span, f"`{op}` of what is no constant, in a relation,")
+    """Evaluate an operation on constants in binary64."""
+    constants = [operand if isinstance(operand, float) else _plain(operand) for operand in operands]
+    if any(value is None for value in constants):
+        unsupported(span, f"`{op}` of an expression that is not constant, in a relation,")
     try:
-        result = apply(op, tuple(value for value in known if value is not None))
+        result = apply(op, tuple(value for value in constants if value is not None))
     except ArithmeticFault as fault:
         _fail(span, "A901", str(fault), "Integers have 64 bits; every part of a formula must be defined.")
     return result if isinstance(result, float) else constant(result)
@@ -307,7 +307,7 @@ def _function(op: str, operands: tuple[Number, ...], span: Span) -> Number:
 
 
 def unsupported(span: Span, what: str) -> NoReturn:
-    """Raise the error for what the compiler does not support yet (A701)."""
+    """Raise SpecError (A701): the compiler does not support `what` yet."""
     _fail(span, "A701", f"{what} is not supported yet", "Write it with integer functions, or as a table of parameters.")
 
 

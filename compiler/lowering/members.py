@@ -1,4 +1,4 @@
-"""Members of a family that are selections by themselves: which are, aggregates over them, and units in units."""
+"""Members of a family that become separate selections: which do, aggregates over them, and units within units."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from attnc.spec import program as checked
 from attnc.spec.checks.measure import expressions_of_selection, selections_read
 
 Term = tuple[Index, Lowered]
-"""A condition, and what stands for it where it holds."""
+"""A condition, and the term's value where the condition holds."""
 
 
-def asked_through(name: str, selections: Sequence[checked.SelectionClauses]) -> set[str]:
-    """The names of the selections that one asks, that those ask, and so on."""
+def selections_read_through(name: str, selections: Sequence[checked.SelectionClauses]) -> set[str]:
+    """The names of all selections that a selection reads, directly or through other selections."""
     by_name = {item.name: item for item in selections}
-    result, left = set[str](), {name}
-    while left:
-        asked = selections_read([expr for one in left for expr in expressions_of_selection(by_name[one])])
-        left = asked - result
-        result |= asked
+    result, new = set[str](), {name}
+    while new:
+        names = selections_read([expr for selection in new for expr in expressions_of_selection(by_name[selection])])
+        new = names - result
+        result |= names
     return result
 
 
 def member_name(name: str, member: int, ranges: Sequence[range]) -> str:
-    """Return the name of a family's member, `right[1, 2]`; `ranges` of several binders, the last the fastest."""
+    """Return the name of a family's member, `right[1, 2]`; `ranges`: one for each binder, the last changes fastest."""
     numbers: list[int] = []
-    for own in reversed(ranges):
-        member, number = divmod(member, len(own))
-        numbers.insert(0, own[number])
+    for numbers_of_binder in reversed(ranges):
+        member, number = divmod(member, len(numbers_of_binder))
+        numbers.insert(0, numbers_of_binder[number])
     return f"{name}[{', '.join(map(str, numbers or [member]))}]"
 
 
 def joined(op: str, terms: Sequence[Term]) -> Lowered | None:
-    """An aggregate of these terms; None for one that is not known here: sum, count, any and all are."""
+    """Return the aggregate of terms for sum, count, any and all; None for any other operator."""
     match op:
         case "any":
             return fold.disjunction(*(fold.conjunction(truth, as_index(body)) for truth, body in terms))
@@ -66,13 +66,13 @@ def _floating_sum(terms: Sequence[Term]) -> ir.Value:
 
 
 def divides(members: UnitMembers, other: UnitMembers) -> bool:
-    """Whether each unit of the first kind lies in one of the second, both stretches that begin at token 0."""
+    """Whether each unit of `members` lies in a unit of `other`; both must be stretches that begin at token 0."""
     if not (isinstance(members.form, LinearUnit) and isinstance(other.form, LinearUnit)) or members.rows != other.rows:
         return False
     return members.form.shift == other.form.shift == 0 and other.form.size % members.form.size == 0
 
 
 def size_of(members: UnitMembers) -> int:
-    """The tokens of a unit that is a stretch."""
+    """The number of tokens of a unit that is a stretch."""
     assert isinstance(members.form, LinearUnit)
     return members.form.size

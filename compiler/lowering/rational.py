@@ -11,7 +11,7 @@ from attnc.compiler.ir import Arith, Const, Extent, Index, Linear, Position
 
 @dataclass(frozen=True, slots=True)
 class Rational:
-    """`num / den` with `den` positive wherever the value is asked for."""
+    """The fraction `num / den`; `den` is positive wherever the value is read."""
 
     num: Index
     den: Index
@@ -21,19 +21,19 @@ Number = Index | Rational
 
 
 def from_fraction(value: Fraction) -> Number:
-    """A constant."""
+    """Return a constant as an integer or a rational."""
     if value.denominator == 1:
         return fold.const(value.numerator)
     return Rational(fold.const(value.numerator), fold.const(value.denominator))
 
 
 def num(x: Number) -> Index:
-    """Numerator."""
+    """The numerator of a number."""
     return x.num if isinstance(x, Rational) else x
 
 
 def den(x: Number) -> Index:
-    """Denominator."""
+    """The denominator of a number; 1 for an integer."""
     return x.den if isinstance(x, Rational) else fold.const(1)
 
 
@@ -42,35 +42,35 @@ def _ratio(n: Index, d: Index) -> Number:
 
 
 def _aligned(a: Number, b: Number) -> tuple[Index, Index, Index]:
-    """Numerators of a and b over one denominator."""
+    """The numerators of a and b over a common denominator, and that denominator."""
     if den(a) is den(b):
         return num(a), num(b), den(a)
     return fold.mul(num(a), den(b)), fold.mul(num(b), den(a)), fold.mul(den(a), den(b))
 
 
 def add(a: Number, b: Number) -> Number:
-    """`a + b`."""
+    """Return `a + b`."""
     x, y, d = _aligned(a, b)
     return _ratio(fold.add(x, y), d)
 
 
 def neg(a: Number) -> Number:
-    """`-a`."""
+    """Return `-a`."""
     return _ratio(fold.times(num(a), -1), den(a))
 
 
 def sub(a: Number, b: Number) -> Number:
-    """`a - b`."""
+    """Return `a - b`."""
     return add(a, neg(b))
 
 
 def mul(a: Number, b: Number) -> Number:
-    """`a * b`."""
+    """Return `a * b`."""
     return _ratio(fold.mul(num(a), num(b)), fold.mul(den(a), den(b)))
 
 
 def div(a: Number, b: Number) -> Number:
-    """Exact division; a zero divisor faults where the value is asked for."""
+    """Exact division; a zero divisor is a fault where the value is read."""
     top, bottom = fold.mul(num(a), den(b)), fold.mul(den(a), num(b))
     if isinstance(bottom, Const) and bottom.value > 0:
         reduced = _reduced(top, bottom.value)
@@ -82,7 +82,7 @@ def div(a: Number, b: Number) -> Number:
 
 
 def _never_negative(node: Index) -> bool:
-    """Whether the form alone tells that a value is at least 0."""
+    """Whether the form of an expression proves that its value is at least 0."""
     match node:
         case Const(value=value):
             return value >= 0
@@ -107,31 +107,31 @@ def _reduced(top: Index, bottom: int) -> Number | None:
 
 
 def floor(a: Number) -> Index:
-    """The largest integer not above a."""
+    """Return the largest integer not above a."""
     return fold.floordiv(num(a), den(a)) if isinstance(a, Rational) else a
 
 
 def ceil(a: Number) -> Index:
-    """The smallest integer not below a."""
+    """Return the smallest integer not below a."""
     return fold.times(floor(neg(a)), -1)
 
 
 def floordiv(a: Number, b: Number) -> Index:
-    """`a // b`, an integer."""
+    """Return `a // b`, an integer."""
     if isinstance(a, Rational) or isinstance(b, Rational):
         return floor(div(a, b))
     return fold.floordiv(a, b)
 
 
 def mod(a: Number, b: Number) -> Number:
-    """`a % b`, with the sign of b."""
+    """Return `a % b`, with the sign of b."""
     if isinstance(a, Rational) or isinstance(b, Rational):
         return sub(a, mul(b, floordiv(a, b)))
     return fold.mod(a, b)
 
 
 def power(a: Number, e: Index) -> Number:
-    """`a ** e` for an integer e of either sign."""
+    """Return `a ** e` for an integer e of either sign."""
     if isinstance(e, Const):
         if e.value >= 0:
             return _ratio(fold.power(num(a), e), fold.power(den(a), e))
@@ -143,44 +143,44 @@ def power(a: Number, e: Index) -> Number:
 
 
 def absolute(a: Number) -> Number:
-    """The absolute value."""
+    """The absolute value of a number."""
     return _ratio(fold.absolute(num(a)), den(a))
 
 
 def choice(condition: Index, a: Number, b: Number) -> Number:
-    """`a if condition else b`."""
+    """Return `a if condition else b`."""
     if not isinstance(a, Rational) and not isinstance(b, Rational):
         return fold.choice(condition, a, b)
     return _ratio(fold.choice(condition, num(a), num(b)), fold.choice(condition, den(a), den(b)))
 
 
 def minimum(a: Number, b: Number) -> Number:
-    """The smaller."""
+    """The smaller of two numbers."""
     if not isinstance(a, Rational) and not isinstance(b, Rational):
         return fold.minimum(a, b)
     return choice(less_equal(a, b), a, b)
 
 
 def maximum(a: Number, b: Number) -> Number:
-    """The larger."""
+    """The larger of two numbers."""
     if not isinstance(a, Rational) and not isinstance(b, Rational):
         return fold.maximum(a, b)
     return choice(less_equal(b, a), a, b)
 
 
 def less_equal(a: Number, b: Number) -> Index:
-    """`a <= b`, as integers."""
+    """The condition `a <= b`, over integers."""
     x, y, _ = _aligned(a, b)
     return fold.less_equal(x, y)
 
 
 def less(a: Number, b: Number) -> Index:
-    """`a < b`, as integers."""
+    """The condition `a < b`, over integers."""
     x, y, _ = _aligned(a, b)
     return fold.less(x, y)
 
 
 def equal(a: Number, b: Number) -> Index:
-    """`a == b`, as integers; also of two truth values."""
+    """The condition `a == b`, over integers; a and b may also be two truth values."""
     x, y, _ = _aligned(a, b)
     return fold.equal(x, y)

@@ -1,4 +1,4 @@
-"""Specialising a relation to one call: sizes become constants, inputs become data, positions become rows."""
+"""Specialisation of a relation to one call: sizes become constants, inputs become data, positions become rows."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from attnc.compiler.verify_ir import verified
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A stretch of tokens that is treated as a sequence of its own: a document, or all of them.
+    """A stretch of tokens that is treated as a sequence of its own: a document, or all tokens of a call.
 
-    Its queries are rows `row .. row + n_q` of the call, its keys `key .. key + n_k`; the query of local row r stands at
-    local position `r + shift`.
+    The window's queries are rows `row .. row + n_q` of the call, its keys are `key .. key + n_k`, and the query in
+    local row r has local position `r + shift`.
     """
 
     row: int
@@ -33,15 +33,15 @@ class Window:
 
 @dataclass(frozen=True)
 class CallSizes:
-    """Every size of a call by name (`heads`, `kv_heads`, `group`, `dk`, `dv`, new dimensions, segment lengths)."""
+    """Every size of a call by name (`heads`, `kv_heads`, `group`, `dk`, `dv`, declared dimensions, segment lengths)."""
 
     values: Mapping[str, int]
 
 
 class Slices:
-    """The inputs of one call, cut for a batch entry; equal cuts are one `Data`, so that relations compare.
+    """The inputs of one call, cut to batch entries and windows; equal cuts are one `Data`, so relations compare equal.
 
-    A window of `n_k` keys has all tokens, of which keys may be no part.
+    A window of `n_k` keys that starts at key 0 holds all tokens, and needs no cut along tokens or keys.
     """
 
     def __init__(self, tensors: Mapping[str, NDArray[Any]], n_k: int | None = None) -> None:
@@ -50,31 +50,31 @@ class Slices:
         self._cuts: dict[tuple[object, ...], Data] = {}
 
     def settle(self) -> None:
-        """Forget what analysis has derived from the cuts: many times their size, and quickly made anew."""
+        """Drop what analysis has cached on the cuts: it takes many times their size, and is quick to compute again."""
         for data in self._cuts.values():
             data.cache.clear()
 
     def cut(self, tensor: Tensor, batch: int | None, window: Window) -> Data:
-        """The tensor without its batch dimension, and with the window's tokens only; None keeps all batch entries."""
-        at: list[int | slice] = []
+        """Return the tensor cut to a batch entry and to the window's tokens; `batch` None keeps all batch entries."""
+        cuts: list[int | slice] = []
         for dim in tensor.dims:
             match dim:
                 case "batch":
-                    at.append(slice(None) if batch is None else batch)
+                    cuts.append(slice(None) if batch is None else batch)
                 case "token" | "key" if window.key or window.n_k != self._n_k:
-                    at.append(slice(window.key, window.key + window.n_k))
+                    cuts.append(slice(window.key, window.key + window.n_k))
                 case "query":
-                    at.append(slice(window.row, window.row + window.n_q))
+                    cuts.append(slice(window.row, window.row + window.n_q))
                 case _:
-                    at.append(slice(None))
-        key = (tensor, *((a.start, a.stop) if isinstance(a, slice) else a for a in at))
+                    cuts.append(slice(None))
+        key = (tensor, *((a.start, a.stop) if isinstance(a, slice) else a for a in cuts))
         if key not in self._cuts:
             array = self.tensors[tensor.name]
-            at_batch = [
+            indices = [
                 0 if d == "batch" and n == 1 and isinstance(a, int) else a
-                for a, d, n in zip(at, tensor.dims, array.shape, strict=True)
+                for a, d, n in zip(cuts, tensor.dims, array.shape, strict=True)
             ]
-            self._cuts[key] = Data(tensor.name, np.asarray(array[tuple(at_batch)], order="C"))
+            self._cuts[key] = Data(tensor.name, np.asarray(array[tuple(indices)], order="C"))
         return self._cuts[key]
 
 
@@ -82,14 +82,14 @@ class Slices:
 def specialise(
     relation: Index, sizes: CallSizes, slices: Slices, window: Window, *, batch: int | Var, head: int | Var, group: int
 ) -> Index:
-    """The relation of one batch entry, head and window, over local rows (place q) and local keys (place k).
+    """Return the relation of one batch entry, head and window: q is the local row, k the local key.
 
     The head and the batch entry may be variables.
     """
     local = {"queries": window.n_q, "keys": window.n_k}
-    own = fold.const(head) if isinstance(head, int) else head
+    head_index = fold.const(head) if isinstance(head, int) else head
     entry = fold.const(batch) if isinstance(batch, int) else batch
-    indices = {"head": own, "kv_head": fold.floordiv(own, fold.const(group)), "batch": entry}
+    indices = {"head": head_index, "kv_head": fold.floordiv(head_index, fold.const(group)), "batch": entry}
 
     def change(node: Index) -> Index | None:
         match node:
@@ -110,7 +110,7 @@ def specialise(
 
 
 def alone(relation: Index, n: int, head: int = 0, heads: int = 1, group: int = 1) -> Index:
-    """The relation of one of some heads among n tokens, `group` heads to a kv head, for a pattern without inputs.
+    """Return the relation of one of `heads` heads over n tokens, `group` heads to a kv head; it may read no inputs.
 
     Raises KeyError where it reads other sizes (`other_sizes`).
     """
@@ -142,9 +142,9 @@ def of_any_length(relation: Index, head: int = 0, heads: int = 1, group: int = 1
 
 
 def other_sizes(relation: Index) -> list[str]:
-    """The sizes that a relation reads beside lengths and numbers of heads."""
-    read = {node.name for node in walk(relation) if isinstance(node, Extent)}
-    return sorted(read - {"heads", "kv_heads", "group", "queries", "keys"})
+    """The names of the sizes that a relation reads besides lengths and numbers of heads."""
+    sizes = {node.name for node in walk(relation) if isinstance(node, Extent)}
+    return sorted(sizes - {"heads", "kv_heads", "group", "queries", "keys"})
 
 
 def _read(node: Lookup, slices: Slices, window: Window, batch: int | Var) -> Index:
@@ -165,6 +165,6 @@ def reads_head(relation: Index) -> bool:
 
 def reads_batch(pattern: Pattern, relation: Index) -> bool:
     """Whether the relation depends on the batch entry."""
-    own = any(isinstance(n, HeadIndex) and n.name == "batch" for n in walk(relation))
-    inputs = any(isinstance(n, Lookup) and "batch" in n.tensor.dims for n in walk(relation))
-    return own or inputs or (pattern.documents is not None and "batch" in pattern.documents.dims)
+    by_entry = any(isinstance(n, HeadIndex) and n.name == "batch" for n in walk(relation))
+    by_input = any(isinstance(n, Lookup) and "batch" in n.tensor.dims for n in walk(relation))
+    return by_entry or by_input or (pattern.documents is not None and "batch" in pattern.documents.dims)

@@ -1,1 +1,1 @@
-"""Receptive fields: what a token knows of after some layers."""
+"""Receptive fields: the tokens that a token knows of after some layers."""

@@ -1,13 +1,13 @@
-"""Receptive fields: which tokens of the input a token knows of after some layers, and through which others.
+"""Receptive fields: the input tokens that a token knows of after some layers, and the paths by which it does.
 
-A token knows itself, since a layer adds to what was there (the residual connection), and what the tokens that it sees
-knew one layer before. Information flows through any head, so a layer shows what one of its heads shows. After the
-layers 1 … l the field of query q is thus row q of
+A token knows itself, since a layer adds to its input (the residual connection), and everything that the tokens visible
+to it knew one layer before. Information flows through any head, so a layer's relation is the union over its heads.
+After the layers 1 … l the field of query q is thus row q of
 
     (1 + A_l) · … · (1 + A_1),
 
-taken as truth values, with A_i the relation of layer i. It is found from the left, by sets: each token's row is looked
-at once for every kind of layer, when the token is first reached (`sights`). No N × N object is made.
+taken as truth values, with A_i the relation of layer i. The product is evaluated from the left, on sets: each token's
+row is looked up once for every kind of layer, when the token is first reached (`sights`). No N × N object is made.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ Int64 = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 MOST_LAYERS = 4096
-"""Layers up to which it is looked for the one where nothing more is reached, however few were asked about."""
+"""Maximum number of layers to follow until nothing more is reached, even if fewer layers were asked for."""
 
 TILE = 256
 MOST_PAIRS = 1 << 26
-"""Pairs of queries and units of keys that are looked at to decide whether a query sees what is ahead."""
+"""Maximum number of pairs to evaluate when deciding whether a query sees keys ahead."""
 
 BREADTH = 64
-"""Tokens of a layer that a path may choose from."""
+"""Maximum number of tokens per layer among which a path chooses."""
 
 
 # --- layers ----------------------------------------------------------------------------------------------------------
@@ -50,9 +50,9 @@ BREADTH = 64
 
 @dataclass(frozen=True, eq=False)
 class WindowPairs:
-    """Visible pairs of one head and layer in windows that share a relation: of a query and a key, or a unit of keys.
+    """The relation of one head and layer, and the windows that share it, over queries and keys or units of keys.
 
-    `units` is the number of the unit that each token is in, None where keys are tokens.
+    `units`: the number of the unit that each token is in; None where keys are tokens.
     """
 
     windows: Windows
@@ -62,10 +62,10 @@ class WindowPairs:
 
 
 class Layer:
-    """A kind of layer on n tokens: what its heads and branches show together."""
+    """A kind of layer on n tokens: the union of the relations of its heads and branches."""
 
     def __init__(self, n: int, parts: Iterable[WindowPairs], held: Iterable[Held] = ()) -> None:
-        """`held`: the states that tokens read beside the parts."""
+        """`held`: the states that tokens read besides the parts."""
         self.n = n
         self._parts = tuple(parts)
         self._held = tuple({state.contents: state for state in held}.values())
@@ -73,9 +73,9 @@ class Layer:
 
     @classmethod
     def of(cls, n: int, found: Iterable[tuple[Relations, Int64 | None]], held: Iterable[Held] = ()) -> Layer:
-        """The heads of the first batch entry of some attentions, with the units of their keys; equal ones are one.
+        """Return the layer of attentions with the units of their keys; heads of batch entry 0, equal heads merged.
 
-        `held`: what the states of other branches hold.
+        `held`: the tokens that the states of other branches hold.
         """
         parts: dict[object, WindowPairs] = {}
         for relations, units in found:
@@ -93,17 +93,17 @@ class Layer:
         """
         fresh = []
         for part in self._parts:
-            for number, mine in _by_window(part.windows, tokens):
-                row, key, n_q, n_k = (int(x[number]) for x in (part.windows.row, part.windows.key, *_sizes(part)))
+            for window, queries in _by_window(part.windows, tokens):
+                row, key, n_q, n_k = (int(x[window]) for x in (part.windows.row, part.windows.key, *_sizes(part)))
                 sight = self._sight(part, n_q, n_k)
                 if part.units is None:
-                    fresh.append(key + sight.look(mine - row, seen[key : key + n_k]))
+                    fresh.append(key + sight.look(queries - row, seen[key : key + n_k]))
                     continue
                 units = np.zeros(n_k, dtype=np.bool_)
-                sight.look(mine - row, units)
-                found = np.flatnonzero(units[part.units] & ~seen)
-                seen[found] = True
-                fresh.append(found)
+                sight.look(queries - row, units)
+                keys = np.flatnonzero(units[part.units] & ~seen)
+                seen[keys] = True
+                fresh.append(keys)
         fresh += [state.look(tokens, seen) for state in self._held if len(tokens)]
         return np.sort(np.concatenate(fresh)) if fresh else np.zeros(0, dtype=np.int64)
 
@@ -111,12 +111,12 @@ class Layer:
         """Return the visibility of `keys` to `tokens`, both ascending: bool (tokens, keys). Raises EvaluationError."""
         result = np.zeros((len(tokens), len(keys)), dtype=np.bool_)
         for part in self._parts:
-            for number, mine in _by_window(part.windows, tokens):
-                row, key, n_q, n_k = (int(x[number]) for x in (part.windows.row, part.windows.key, *_sizes(part)))
-                places = keys - key if part.units is None else part.units[keys]
-                inside = np.flatnonzero((places >= 0) & (places < n_k))
-                rows = np.searchsorted(tokens, mine)
-                result[np.ix_(rows, inside)] |= self._sight(part, n_q, n_k).shows(mine - row, places[inside])
+            for window, queries in _by_window(part.windows, tokens):
+                row, key, n_q, n_k = (int(x[window]) for x in (part.windows.row, part.windows.key, *_sizes(part)))
+                local_keys = keys - key if part.units is None else part.units[keys]
+                inside = np.flatnonzero((local_keys >= 0) & (local_keys < n_k))
+                rows = np.searchsorted(tokens, queries)
+                result[np.ix_(rows, inside)] |= self._sight(part, n_q, n_k).shows(queries - row, local_keys[inside])
         for state in self._held:
             result |= state.shows(tokens, keys)
         return result
@@ -128,7 +128,7 @@ class Layer:
         return self._sights[name]
 
     def looks_back(self) -> bool:
-        """Whether analysis shows that no query sees a key after it; false also where it cannot tell."""
+        """Whether no query sees a later key; False also where the analysis cannot tell."""
         return all(state.looks_back for state in self._held) and all(_looks_back(part) for part in self._parts)
 
 
@@ -137,7 +137,7 @@ def _sizes(part: WindowPairs) -> tuple[Int64, Int64]:
 
 
 def _by_window(windows: Windows, tokens: Int64) -> list[tuple[int, Int64]]:
-    """Numbers of the windows that tokens are in, with these tokens."""
+    """The number of each window that holds some of the tokens, with these tokens."""
     if not len(windows) or not len(tokens):
         return []
     number = np.searchsorted(windows.row, tokens, side="right") - 1
@@ -153,19 +153,19 @@ def _looks_back(part: WindowPairs) -> bool:
         return _units_look_back(part, n_q, n_k)
     try:
         return _are_nowhere_ahead(alternatives(part.relation), n_q, n_k)
-    except EvaluationError:  # a part may be asked where another one guards it
+    except EvaluationError:  # a conjunct may be evaluated where another conjunct would guard it
         return _are_nowhere_ahead([(part.relation,)], n_q, n_k)
 
 
-def _are_nowhere_ahead(found: Iterable[tuple[Index, ...]], n_q: int, n_k: int) -> bool:
-    """Whether no alternative of a relation holds for a key after the query."""
+def _are_nowhere_ahead(conjunct_lists: Iterable[tuple[Index, ...]], n_q: int, n_k: int) -> bool:
+    """Whether no alternative of a relation holds for a key later than the query."""
     ahead = fold.less(fold.place("q"), fold.place("k"))
-    left = (simplified(fold.conjunction(*conjuncts, ahead), (0, n_q), (0, n_k)) for conjuncts in found)
-    return all(_is_nowhere(node, n_q, n_k) for node in left if node is not fold.truth(False))
+    simpler = (simplified(fold.conjunction(*conjuncts, ahead), (0, n_q), (0, n_k)) for conjuncts in conjunct_lists)
+    return all(_is_nowhere(node, n_q, n_k) for node in simpler if node is not fold.truth(False))
 
 
 def _is_nowhere(node: Index, n_q: int, n_k: int) -> bool:
-    """Whether a relation is shown to hold on no pair: by tiles, of which one of each class is evaluated."""
+    """Whether a relation provably holds on no pair; evaluates one tile of each class of live tiles."""
     grid = TileGrid(n_q, n_k, TILE, TILE)
     try:
         live = find_live_tiles(node, grid)
@@ -200,8 +200,11 @@ def _units_look_back(part: WindowPairs, n_q: int, n_k: int) -> bool:
 
 @dataclass(frozen=True)
 class After:
-    """A query's receptive field after a number of layers: how many tokens, the distance of the furthest, and how far
-    it knows all that it should."""
+    """A query's receptive field after `layer` layers.
+
+    `tokens`: its number of tokens; `furthest`: the distance of its furthest token; `within`: the distance up to which
+    it holds every token that it should.
+    """
 
     layer: int
     tokens: int
@@ -211,12 +214,12 @@ class After:
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """The receptive field of a query among n tokens, layer by layer, as far as it was looked at.
+    """The receptive field of a query among n tokens, layer by layer.
 
-    `looks_back`: no layer shows what is ahead, so that it should see `k <= q`, else everything: `wanted` tokens.
-    `complete`: the first layer after which it sees all of it, None if there is none up to the last one looked at.
-    `final`: the first layer after which nothing more is ever reached, None where that lies beyond. `known`: the first
-    layer after which it knows of a token, for each one asked about; None as before.
+    `looks_back`: no layer shows later keys, so the field should hold `k <= q`, else all tokens: `wanted` tokens.
+    `complete`: the first layer after which the field holds all wanted tokens. `final`: the first layer after which the
+    field never grows again. `known`: for each token asked about, the first layer after which the field holds it. All
+    three are None where the layers that were followed do not reach that point.
     """
 
     n: int
@@ -230,7 +233,7 @@ class ReceptiveField:
 
 
 Tell = Callable[[int, int], None]
-"""(layers, tokens reached) → nothing: says how far it is."""
+"""A progress callback: (layers, tokens reached) → None."""
 
 
 def find_reach(
@@ -241,45 +244,46 @@ def find_reach(
     tokens: Sequence[int] = (),
     tell: Tell = lambda layers, tokens: None,
 ) -> ReceptiveField:
-    """The reach of a query through layers of some kinds: layer i is of kind `order[i - 1]`, and so on in circles.
+    """Find the receptive field of a query through layers: layer i is of kind `order[i - 1]`, repeated cyclically.
 
-    It is followed until nothing more is reached, for at least `least` layers or `MOST_LAYERS` if that takes longer.
-    `tokens`: those to say of when they are known. Raises EvaluationError.
+    The field is followed until it no longer grows, for at most max(`least`, `MOST_LAYERS`) layers. `tokens`: the tokens
+    for which to report the first layer that reaches them. Raises EvaluationError.
     """
     n, order = kinds[0].n, _period(order)
     looks_back = all(kinds[kind].looks_back() for kind in set(order))
     wanted = query + 1 if looks_back else n
-    # Before the layers 1 … p that come last, the layers p + 1 … l are what the layers 1 … l - p were.
+    # With a period of p layers, layers p + 1 … l repeat layers 1 … l - p, so one walk for each l modulo p serves all l.
     walks = [_Walk(kinds, order, query, looks_back) for _ in order]
-    after = [walks[0].after(0)]
-    known: list[int | None] = [0 if token == query else None for token in tokens]
-    layer, idle = 0, False
-    while not idle and after[-1].tokens < wanted and layer < max(least, MOST_LAYERS):
+    fields = [walks[0].after(0)]
+    first_layers: list[int | None] = [0 if token == query else None for token in tokens]
+    layer, is_idle = 0, False
+    while not is_idle and fields[-1].tokens < wanted and layer < max(least, MOST_LAYERS):
         layer += 1
         walk = walks[layer % len(order)]
         for i in reversed(range(min(layer, len(order)))):
             walk.step(order[i])
-        after.append(walk.after(layer))
-        known = [
-            layer if first is None and walk.seen[token] else first for token, first in zip(tokens, known, strict=True)
+        fields.append(walk.after(layer))
+        first_layers = [
+            layer if first is None and walk.seen[token] else first
+            for token, first in zip(tokens, first_layers, strict=True)
         ]
-        idle = walk.is_idle
-        tell(layer, after[-1].tokens)
-    most = after[-1].tokens
-    first = next(item.layer for item in after if item.tokens == most)
-    complete = first if most == wanted else None
-    final = first if idle or most == wanted else None
-    return ReceptiveField(n, query, looks_back, wanted, tuple(after), complete, final, tuple(known))
+        is_idle = walk.is_idle
+        tell(layer, fields[-1].tokens)
+    reached = fields[-1].tokens
+    first = next(item.layer for item in fields if item.tokens == reached)
+    complete = first if reached == wanted else None
+    final = first if is_idle or reached == wanted else None
+    return ReceptiveField(n, query, looks_back, wanted, tuple(fields), complete, final, tuple(first_layers))
 
 
 def _period(order: Sequence[int]) -> Sequence[int]:
-    """The shortest list that gives the same layers when it is repeated."""
+    """The shortest prefix that gives the same layers when it is repeated."""
     n = len(order)
     return next(order[:p] for p in range(1, n + 1) if n % p == 0 and list(order) == list(order[:p]) * (n // p))
 
 
 class _Walk:
-    """The set of tokens that a query knows of, and for each kind of layer those whose rows were not looked at."""
+    """The tokens that a query knows of, and for each kind of layer the tokens whose rows are still to look up."""
 
     def __init__(self, kinds: Sequence[Layer], order: Sequence[int], query: int, looks_back: bool) -> None:
         self.seen = np.zeros(kinds[0].n, dtype=np.bool_)
@@ -294,11 +298,11 @@ class _Walk:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no layer of any kind would add something."""
+        """Whether no further layer of any kind would add a token."""
         return not any(self._waiting.values())
 
     def step(self, kind: int) -> Int64:
-        """Put a layer below: what it adds."""
+        """Put a layer of a kind below the others, and return the tokens that it adds."""
         rows, self._waiting[kind] = self._waiting[kind], []
         if not rows:
             return np.zeros(0, dtype=np.int64)
@@ -314,14 +318,14 @@ class _Walk:
         """Return the receptive field after `layer` layers."""
         furthest = max(self._query - self._first, self._last - self._query)
         gaps = [gap for gap in (self._gap_before, self._gap_after) if gap is not None]
-        found = [gap.find() for gap in gaps]
-        open_ends = [at - 1 for at, gap in zip(found, gaps, strict=True) if at < gap.length]
-        within = min(open_ends) if open_ends else max(found) - 1
+        ends = [gap.find() for gap in gaps]
+        short = [end - 1 for end, gap in zip(ends, gaps, strict=True) if end < gap.length]
+        within = min(short) if short else max(ends) - 1
         return After(layer, self._tokens, furthest, within)
 
 
 class _Gap:
-    """The first token of a view that is not marked; marks are only ever added."""
+    """The first unmarked token of a view; marks are only ever added, so the search resumes where it ended."""
 
     def __init__(self, seen: Mask) -> None:
         self._seen = seen
@@ -329,7 +333,7 @@ class _Gap:
         self._at = 0
 
     def find(self) -> int:
-        """Its place, or the length."""
+        """Return the index of the first unmarked token, or the length."""
         while self._at < self.length:
             missing = np.flatnonzero(~self._seen[self._at : self._at + TILE * TILE])
             if len(missing):
@@ -343,31 +347,33 @@ class _Gap:
 
 
 def find_path(kinds: Sequence[Layer], order: Sequence[int], query: int, token: int, layer: int) -> tuple[int, ...]:
-    """A way from a token to the query through layers 1 … `layer`, the first after which it is known of.
+    """Find a path from a token to the query through layers 1 … `layer`, the first layer after which it is reached.
 
-    The tokens that hold it in the input and after each layer. Of all ways through some tokens of each layer it is one
-    that changes from token to token least often. Raises EvaluationError.
+    Returns the tokens that hold the information, in the input and after each layer. Among the paths through up to
+    `BREADTH` tokens per layer, the result moves between tokens least often. Raises EvaluationError.
     """
-    import networkx  # it takes as long to import as all of the language
+    import networkx  # importing networkx takes as long as importing the whole language
 
     steps = [order[i % len(order)] for i in reversed(range(layer))]
     depths = _Depths(kinds, steps, query)
     graph = networkx.DiGraph()
     graph.add_node((layer, token))
-    here = np.array([token], dtype=np.int64)
+    tokens_here = np.array([token], dtype=np.int64)
     for step in range(layer, 0, -1):
-        before = []
-        for at, holders in depths.holders(here, step, max(1, BREADTH // len(here))):
-            stays = bool(len(holders) == 1 and holders[0] == at)
-            graph.add_edges_from((((step - 1, t), (step, at)) for t in holders.tolist()), changes=int(not stays))
-            before.append(holders)
-        here = np.unique(np.concatenate(before))
-    way = networkx.shortest_path(graph, (0, query), (layer, token), weight="changes")
-    return tuple(t for _, t in reversed(way))
+        tokens_before = []
+        for token_here, holders in depths.holders(tokens_here, step, max(1, BREADTH // len(tokens_here))):
+            stays = bool(len(holders) == 1 and holders[0] == token_here)
+            graph.add_edges_from(
+                (((step - 1, position), (step, token_here)) for position in holders.tolist()), changes=int(not stays)
+            )
+            tokens_before.append(holders)
+        tokens_here = np.unique(np.concatenate(tokens_before))
+    path = networkx.shortest_path(graph, (0, query), (layer, token), weight="changes")
+    return tuple(position for _, position in reversed(path))
 
 
 class _Depths:
-    """The step at which each token is first reached, a layer put below a step."""
+    """The step at which each token is first reached; every step puts one layer below."""
 
     def __init__(self, kinds: Sequence[Layer], steps: Sequence[int], query: int) -> None:
         self._kinds, self._steps = kinds, steps
@@ -377,21 +383,21 @@ class _Depths:
         for step, tokens in enumerate(self._reached):
             self._depth[tokens] = step
 
-    def holders(self, tokens: Int64, step: int, most: int) -> Iterator[tuple[int, Int64]]:
-        """For each of some tokens, those of the step before that it can be known through: itself, if it was known then,
-        else at most so many that see it."""
-        known = self._depth[tokens] < step
-        yield from ((at, np.array([at])) for at in tokens[known].tolist())
-        fresh = tokens[~known]
+    def holders(self, tokens: Int64, step: int, limit: int) -> Iterator[tuple[int, Int64]]:
+        """Yield, for each token, the holders one step before: the token itself, if it was reached by then, else at most
+        `limit` tokens that see it."""
+        is_reached = self._depth[tokens] < step
+        yield from ((token, np.array([token])) for token in tokens[is_reached].tolist())
+        fresh = tokens[~is_reached]
         if len(fresh):
-            # Those that came before the last step of this kind do not see it, as that would have been a way to it.
+            # Tokens reached before the last step of this kind do not see the fresh tokens, or they would not be fresh.
             kind = self._steps[step - 1]
             since = next((i for i in range(step - 1, 0, -1) if self._steps[i - 1] == kind), 0)
             rows = np.sort(np.concatenate(self._reached[since:step]))
             seen = self._kinds[kind].shows(rows, fresh)
-            yield from ((at, _spread(rows[seen[:, i]], most)) for i, at in enumerate(fresh.tolist()))
+            yield from ((token, _spread(rows[seen[:, i]], limit)) for i, token in enumerate(fresh.tolist()))
 
 
-def _spread(tokens: Int64, most: int) -> Int64:
-    """At most so many of some tokens, evenly chosen."""
-    return tokens if len(tokens) <= most else tokens[np.linspace(0, len(tokens) - 1, most).astype(np.int64)]
+def _spread(tokens: Int64, limit: int) -> Int64:
+    """Choose at most `limit` of the tokens, evenly spread."""
+    return tokens if len(tokens) <= limit else tokens[np.linspace(0, len(tokens) - 1, limit).astype(np.int64)]

@@ -1,4 +1,4 @@
-"""The tokens that a state holds: in processing order, those since the last reset."""
+"""The tokens that a state holds: in processing order, all tokens since the last reset."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Held:
 
     @classmethod
     def of(cls, order: Int64, fresh: Mask) -> Held:
-        """Return the state of tokens that are processed in `order`; it begins anew before the tokens `fresh`."""
+        """Return the state of tokens that are processed in `order`; the state is reset before the tokens `fresh`."""
         n = len(order)
         rank = np.empty(n, dtype=np.int64)
         rank[order] = np.arange(n)
@@ -34,12 +34,12 @@ class Held:
 
     @property
     def contents(self) -> bytes:
-        """Equal states have equal contents."""
+        """A key that is equal for equal states."""
         return self.rank.tobytes() + self.start.tobytes()
 
     @property
     def looks_back(self) -> bool:
-        """Whether no token knows of a later one."""
+        """Whether no token knows of a later token."""
         return bool((self._last_held <= np.arange(len(self.rank))).all())
 
     @cached_property
@@ -53,7 +53,7 @@ class Held:
         """The last token that each token knows of."""
         if not len(self.rank):
             return self.rank
-        # A stretch's tokens are lifted above those of the stretches before it, so that one running maximum serves all.
+        # Each stretch's tokens are lifted above the tokens of earlier stretches, so one running maximum serves all.
         starts = self.start[self._order]
         lifted = np.append(0, starts[1:] != starts[:-1]).cumsum() * len(starts)
         last: Int64 = np.maximum.accumulate(self._order + lifted) - lifted
@@ -64,15 +64,15 @@ class Held:
         ends = np.zeros(len(self.rank) + 1, dtype=np.int64)
         np.add.at(ends, self.start[tokens], 1)
         np.add.at(ends, self.rank[tokens] + 1, -1)
-        held = self._order[np.flatnonzero(ends.cumsum()[:-1] > 0)]
-        fresh = np.sort(held[~seen[held]])
+        tokens_held = self._order[np.flatnonzero(ends.cumsum()[:-1] > 0)]
+        fresh = np.sort(tokens_held[~seen[tokens_held]])
         seen[fresh] = True
         return fresh
 
     def shows(self, tokens: Int64, keys: Int64) -> Mask:
         """Return which tokens know of which keys: bool (tokens, keys)."""
-        at = self.rank[keys]
-        result: Mask = (at >= self.start[tokens, None]) & (at <= self.rank[tokens, None])
+        key_rank = self.rank[keys]
+        result: Mask = (key_rank >= self.start[tokens, None]) & (key_rank <= self.rank[tokens, None])
         return result
 
 

@@ -1,4 +1,4 @@
-"""The law by which numbers grow, read off the numbers themselves."""
+"""The law by which a sequence of numbers grows."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from itertools import pairwise
 from typing import Literal
 
 _POWERS = {2: "quadratic: as the square of the layers", 3: "cubic: as the cube of the layers"}
-"""The growth of windows on two and on three axes, in words."""
+"""The growth of windows over two and three axes, in words, by degree."""
 
 
 @dataclass(frozen=True)
 class Law:
-    """`linear`: each number is `step` more than the one before. `polynomial`: the differences of differences, `degree`
-    times, are `step`. `exponential`: each difference is `step` times the one before. It holds for the first `count`.
+    """A law of growth that holds for the first `count` numbers.
+
+    `linear`: each number exceeds the one before by `step`. `polynomial`: the differences of order `degree` are `step`.
+    `exponential`: each difference is `step` times the one before.
     """
 
     kind: Literal["linear", "polynomial", "exponential"]
@@ -34,12 +36,12 @@ class Law:
 
 
 def find_law(numbers: Sequence[int]) -> Law | None:
-    """The law that the longest beginning of the numbers follows, None where nothing says one.
+    """Find the law that holds for the longest prefix of the numbers; None where no law holds.
 
-    Three numbers make a line, five a square, seven a cube, four an exponential; and they must grow.
+    A linear law needs three numbers, a quadratic five, a cubic seven and an exponential four; the numbers must grow.
     """
-    found = [law for law in (*_polynomials(numbers), _exponential(numbers)) if law is not None]
-    return max(found, key=lambda law: law.count, default=None)
+    laws = [law for law in (*_polynomials(numbers), _exponential(numbers)) if law is not None]
+    return max(laws, key=lambda law: law.count, default=None)
 
 
 def _polynomials(numbers: Sequence[int]) -> list[Law]:
@@ -47,10 +49,10 @@ def _polynomials(numbers: Sequence[int]) -> list[Law]:
     differences = list(numbers)
     for degree in range(1, max(_POWERS) + 1):
         differences = _differences(differences)
-        same = _alike(differences)
-        if same >= degree + 1 and differences[0] > 0:
+        equal_count = _alike(differences)
+        if equal_count >= degree + 1 and differences[0] > 0:
             kind: Literal["linear", "polynomial"] = "linear" if degree == 1 else "polynomial"
-            result.append(Law(kind, differences[0], degree, same + degree))
+            result.append(Law(kind, differences[0], degree, equal_count + degree))
     return result
 
 
@@ -69,5 +71,5 @@ def _differences(numbers: Sequence[int]) -> list[int]:
 
 
 def _alike(numbers: Sequence[int]) -> int:
-    """How many numbers at the beginning are equal."""
+    """Count the numbers at the beginning that are equal to the first."""
     return next((i for i, number in enumerate(numbers) if number != numbers[0]), len(numbers))

@@ -1,4 +1,4 @@
-"""Keys of a plan's piece that queries see: stretches of queries and of keys that share a mask."""
+"""The keys that queries see in a piece of a plan, whose stretches of queries and keys share a mask."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Int64 = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 AT_ONCE = 1 << 22
-"""Pairs that are looked at together."""
+"""Maximum number of pairs to evaluate together."""
 
 Look = Callable[[Int64, MarkedKeys, "Mask | None"], None]
-"""(queries in order, keys to mark, where) → nothing: the keys that one of the queries sees are marked."""
+"""(ascending queries, keys, where) → None: mark the keys that at least one query sees, within the mask `where`."""
 
 
 def look_by_piece(piece: PlanPiece, cover: Cover) -> Look:
-    """Stretch i of the queries sees stretch i of the keys: all of it, up to its own place, or by a mask."""
+    """Return the look-up of a piece: query stretch i sees key stretch i, whole, causally or through a mask."""
     stretches = _Stretches(piece)
     if piece.mask == "full":
         return stretches.look_at_all
@@ -33,7 +33,7 @@ def look_by_piece(piece: PlanPiece, cover: Cover) -> Look:
 
 
 class _Stretches:
-    """The stretches of a piece."""
+    """The stretches of queries and keys of a piece."""
 
     def __init__(self, piece: PlanPiece) -> None:
         self._queries, self._keys = piece.queries.starts(), piece.keys.starts()
@@ -42,8 +42,8 @@ class _Stretches:
         self._plain_keys = piece.keys.is_plain
 
     def look_at_all(self, queries: Int64, keys: MarkedKeys, where: Mask | None) -> None:
-        for some in self._asked(queries, len(self._of_key)):
-            live = some if self._plain else some[self._marked(some, queries).any(axis=1)]
+        for stretches in self._asked(queries, len(self._of_key)):
+            live = stretches if self._plain else stretches[self._marked(stretches, queries).any(axis=1)]
             starts = np.unique(self._keys[live])
             if self._plain_keys:
                 keys.add_runs(starts, starts + len(self._of_key), where)
@@ -52,56 +52,58 @@ class _Stretches:
 
     def look_back(self, queries: Int64, keys: MarkedKeys, where: Mask | None) -> None:
         length = len(self._of_query)
-        for some in self._asked(queries, length):
-            live, last = self._last(some, queries)
+        for stretches in self._asked(queries, length):
+            live, last = self._last(stretches, queries)
             if self._plain_keys:
                 keys.add_runs(self._keys[live], self._keys[live] + last + 1, where)
             else:
                 seen = np.arange(length) <= last[:, None]
                 keys.add((self._keys[live][:, None] + self._of_key)[seen], where)
 
-    def _last(self, some: Int64, queries: Int64) -> tuple[Int64, Int64]:
-        """Return the stretches that hold a query, and the position of the last query in each."""
+    def _last(self, stretches: Int64, queries: Int64) -> tuple[Int64, Int64]:
+        """Return the stretches that hold a query, and the position of the last query in each stretch."""
         length = len(self._of_query)
         if self._plain:
-            after = np.searchsorted(queries, self._queries[some] + length)
-            return some, queries[after - 1] - self._queries[some]
-        marked = self._marked(some, queries)
+            stop = np.searchsorted(queries, self._queries[stretches] + length)
+            return stretches, queries[stop - 1] - self._queries[stretches]
+        marked = self._marked(stretches, queries)
         live = marked.any(axis=1)
-        return some[live], length - 1 - marked[live, ::-1].argmax(axis=1)
+        return stretches[live], length - 1 - marked[live, ::-1].argmax(axis=1)
 
     def look_by(self, factors: tuple[Mask, ...]) -> Look:
-        """`factors`: a mask for each axis of the stretches."""
-        numbers = [factor.astype(np.float32) for factor in factors]  # their sums are whole, and far below 2²⁴
+        """Return the look-up by masks. `factors`: a mask for each axis of the stretches."""
+        numbers = [factor.astype(np.float32) for factor in factors]  # exact: sums are integers far below 2²⁴
         heights = [len(factor) for factor in factors]
 
         def look(queries: Int64, keys: MarkedKeys, where: Mask | None) -> None:
-            for some in self._asked(queries, len(self._of_query) + len(self._of_key)):
-                marked = self._marked(some, queries)
+            for stretches in self._asked(queries, len(self._of_query) + len(self._of_key)):
+                marked = self._marked(stretches, queries)
                 live = marked.any(axis=1)
                 seen = marked[live].astype(np.float32).reshape(-1, *heights)
                 for factor in numbers:
                     seen = np.minimum(np.tensordot(seen, factor, axes=(1, 0)), 1)
                 seen = seen.reshape(len(seen), len(self._of_key))
-                keys.add((self._keys[some[live]][:, None] + self._of_key)[seen > 0.5], where)
+                keys.add((self._keys[stretches[live]][:, None] + self._of_key)[seen > 0.5], where)
 
         return look
 
     def _asked(self, queries: Int64, width: int) -> Iterable[Int64]:
-        """Numbers of stretches with one of the queries between their ends, as many at once as memory allows."""
+        """Yield the stretches with a query between their ends, in batches of at most `AT_ONCE` pairs."""
         ends = self._queries + self._of_query[-1]
-        near = np.flatnonzero((self._queries <= queries[-1]) & (ends >= queries[0]))
-        after = np.searchsorted(queries, self._queries[near]) < np.searchsorted(queries, ends[near], side="right")
-        asked = near[after]
+        candidates = np.flatnonzero((self._queries <= queries[-1]) & (ends >= queries[0]))
+        holds_query = np.searchsorted(queries, self._queries[candidates]) < np.searchsorted(
+            queries, ends[candidates], side="right"
+        )
+        stretches = candidates[holds_query]
         step = max(1, AT_ONCE // width)
-        return [asked[i : i + step] for i in range(0, len(asked), step)]
+        return [stretches[i : i + step] for i in range(0, len(stretches), step)]
 
-    def _marked(self, some: Int64, queries: Int64) -> Mask:
-        """Return the marked queries of stretches: bool (stretches, queries)."""
-        tokens = self._queries[some][:, None] + self._of_query
+    def _marked(self, stretches: Int64, queries: Int64) -> Mask:
+        """Return which positions of the stretches are queries: bool (stretches, positions)."""
+        tokens = self._queries[stretches][:, None] + self._of_query
         low = int(tokens[:, 0].min())
-        among = np.zeros(int(tokens[:, -1].max()) - low + 1, dtype=np.bool_)
-        inside = queries[np.searchsorted(queries, low) : np.searchsorted(queries, low + len(among))]
-        among[inside - low] = True
-        marked: Mask = among[tokens - low]
+        is_query = np.zeros(int(tokens[:, -1].max()) - low + 1, dtype=np.bool_)
+        inside = queries[np.searchsorted(queries, low) : np.searchsorted(queries, low + len(is_query))]
+        is_query[inside - low] = True
+        marked: Mask = is_query[tokens - low]
         return marked

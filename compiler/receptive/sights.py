@@ -1,13 +1,14 @@
-"""The keys that a set of queries sees, found without looking at keys one by one.
+"""The keys that a set of queries sees, found without evaluating every pair.
 
-A relation is taken apart by `or`. An alternative is a condition of the query, one of the key, and one of both:
+A relation is split at `or` into alternatives. Each alternative is a condition on the query, one on the key, and one on
+both:
 
     r(q) and c(k) and x(q, k)
 
-What some of the queries R see of it is the part with c of what R with r sees of x. That is known wholesale where x is a
-condition of the distance q - k (sums of runs, or a convolution), where it compares f(q) with g(k) (keys in the order
-of g), and where a plan covers it by pieces that share masks; what is left is evaluated, for the queries asked about and
-for keys not seen before.
+A set of queries R sees the keys that satisfy c and that the queries of R that satisfy r see by x. These keys follow at
+once where x is a condition on the distance q - k (sums of runs, or a convolution), where x compares f(q) with g(k)
+(keys sorted by g), and where a plan covers x by pieces that share masks. Everything else is evaluated, but only for the
+queries of R and the keys not seen before.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ Int64 = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 MOST = 64
-"""Alternatives that a relation is taken apart into at most; past it, it stays whole."""
+"""Maximum number of alternatives; a relation with more alternatives is not split."""
 
 MOST_RUNS = 1 << 20
-"""Sums of two runs that are listed; past it, a convolution finds them all."""
+"""Maximum number of sums of two runs that are listed; beyond it, a convolution computes them."""
 
 
 class Sight:
-    """Who sees whom in one window: a specialised relation over local queries and keys, prepared when first asked."""
+    """The look-ups of a window: a specialised relation over local queries and keys, prepared at the first use."""
 
     def __init__(self, relation: Index, n_q: int, n_k: int, origins: Mapping[Index, Span]) -> None:
         self.relation = relation
@@ -55,27 +56,27 @@ class Sight:
         self._origins = origins
 
     def look(self, queries: Int64, seen: Mask) -> Int64:
-        """The keys that one of the queries, which are in order, sees and that are not in `seen`; they are added to it.
+        """Return the keys that some of the ascending queries see and that `seen` lacks, and add them to `seen`.
 
         Raises EvaluationError where the relation has no value on a pair that is evaluated.
         """
         keys = MarkedKeys(seen)
         for view in self._views:
-            some = queries if view.queries is None else queries[view.queries[queries]]
-            if len(some):
-                view.look(some, keys, view.keys)
+            selected = queries if view.queries is None else queries[view.queries[queries]]
+            if len(selected):
+                view.look(selected, keys, view.keys)
         return keys.fresh()
 
     def shows(self, queries: Int64, keys: Int64) -> Mask:
-        """The relation on some queries and keys: bool (queries, keys). Raises EvaluationError."""
+        """Evaluate the relation on queries and keys: bool (queries, keys). Raises EvaluationError."""
         step = max(1, AT_ONCE // max(len(keys), 1))
         starts = range(0, max(len(queries), 1), step)
         return np.concatenate([self._evaluated(queries[i : i + step], keys) for i in starts])
 
     def _evaluated(self, queries: Int64, keys: Int64, relation: Index | None = None) -> Mask:
-        alive = np.ones((len(queries), len(keys)), dtype=np.bool_)
+        active = np.ones((len(queries), len(keys)), dtype=np.bool_)
         node = self.relation if relation is None else relation
-        return exact_evaluation.mask_at(node, queries, keys, alive, self._origins, wide=self._is_wide)
+        return exact_evaluation.mask_at(node, queries, keys, active, self._origins, wide=self._is_wide)
 
     @cached_property
     def _is_wide(self) -> bool:
@@ -83,33 +84,35 @@ class Sight:
 
     @cached_property
     def _views(self) -> list[_Alternative]:
-        found = alternatives(self.relation)
+        conjunct_lists = alternatives(self.relation)
         try:
-            return self._prepared(found)
-        except EvaluationError:  # a part may be asked where another one guards it
+            return self._prepared(conjunct_lists)
+        except EvaluationError:  # a conjunct may be evaluated where another conjunct would guard it
             return self._prepared([(self.relation,)])
 
-    def _prepared(self, found: Iterable[tuple[Index, ...]]) -> list[_Alternative]:
+    def _prepared(self, conjunct_lists: Iterable[tuple[Index, ...]]) -> list[_Alternative]:
         parts: dict[tuple[Index, Index, str | _Sides], list[Index]] = {}
         dependences = Dependences()
-        for conjuncts in found:
+        for conjuncts in conjunct_lists:
             by_reads: dict[str, list[Index]] = {"q": [], "k": [], "": []}
             for conjunct in conjuncts:
-                by_reads[_read(conjunct)].append(conjunct)
+                by_reads[_only_position(conjunct)].append(conjunct)
             of_q, of_k, of_both = (fold.conjunction(*by_reads[name]) for name in ("q", "k", ""))
-            way: str | _Sides = _sides(of_both) or "plan"
-            way = "distance" if _is_of_distance(of_both, dependences) else way
-            parts.setdefault((of_q, of_k, way), []).append(of_both)
-        views = []
-        for (of_q, of_k, way), relations in parts.items():
+            method: str | _Sides = _sides(of_both) or "plan"
+            method = "distance" if _is_of_distance(of_both, dependences) else method
+            parts.setdefault((of_q, of_k, method), []).append(of_both)
+        looks_of_alternatives = []
+        for (of_q, of_k, method), relations in parts.items():
             queries, keys = self._on_queries(of_q), self._on_keys(of_k)
-            views += [_Alternative(queries, keys, look) for look in self._looks(fold.disjunction(*relations), way)]
-        return views
+            looks_of_alternatives += [
+                _Alternative(queries, keys, look) for look in self._looks(fold.disjunction(*relations), method)
+            ]
+        return looks_of_alternatives
 
-    def _looks(self, relation: Index, way: str | _Sides) -> list[Look]:
-        if isinstance(way, _Sides):
-            return [self._by_order(way)]
-        return [self._by_distance(relation)] if way == "distance" else self._by_plan(relation)
+    def _looks(self, relation: Index, method: str | _Sides) -> list[Look]:
+        if isinstance(method, _Sides):
+            return [self._by_order(method)]
+        return [self._by_distance(relation)] if method == "distance" else self._by_plan(relation)
 
     def _on_queries(self, condition: Index) -> Mask | None:
         if condition is fold.truth(True):
@@ -161,43 +164,43 @@ class Sight:
             if sides.op == "ge":
                 keys.add(order[np.searchsorted(of_key, -of_query[queries].max()) :], where)
                 return
-            asked = np.unique(-of_query[queries])
-            first, stop = np.searchsorted(of_key, asked), np.searchsorted(of_key, asked, side="right")
+            keys_wanted = np.unique(-of_query[queries])
+            first, stop = np.searchsorted(of_key, keys_wanted), np.searchsorted(of_key, keys_wanted, side="right")
             keys.add(order[spread(first, stop)], where)
 
         return look
 
     def _integers(self, node: Index, queries: Int64, keys: Int64) -> Int64:
-        alive = np.ones((len(queries), len(keys)), dtype=np.bool_)
+        active = np.ones((len(queries), len(keys)), dtype=np.bool_)
         wide = not fits_word(node, (0, self.n_q), (0, self.n_k))
-        return exact_evaluation.integers_at(node, queries, keys, alive, self._origins, wide=wide).ravel()
+        return exact_evaluation.integers_at(node, queries, keys, active, self._origins, wide=wide).ravel()
 
     # --- by plan ---
 
     def _by_plan(self, relation: Index) -> list[Look]:
-        """Return the look-ups of any relation, from the pieces of a kernel's cover, evaluated where it has no masks."""
+        """Return look-ups of any relation, from the pieces of a kernel's cover; pieces without masks are evaluated."""
         problem = CoverProblem(relation, self.n_q, self.n_k, "float32", 64, 1, self._origins, AMX)
         cover = choose(problem).cover
         looks: list[Look] = [look_by_piece(piece, cover) for piece in cover.pieces if piece.mask != "exact"]
-        unknown = [piece for piece in cover.pieces if piece.mask == "exact"]
-        return [*looks, self._by_evaluation(unknown)] if unknown else looks
+        unmasked = [piece for piece in cover.pieces if piece.mask == "exact"]
+        return [*looks, self._by_evaluation(unmasked)] if unmasked else looks
 
     def _by_evaluation(self, pieces: list[PlanPiece]) -> Look:
-        """Return the look-up of pieces whose masks are evaluated with the whole relation, other parts included."""
+        """Return the look-up of pieces whose pairs are evaluated by the whole relation, other alternatives included."""
         row = np.concatenate([piece.queries.starts() for piece in pieces])
         rows = np.concatenate([np.full(p.queries.count, p.queries.length) for p in pieces])
         key = np.concatenate([piece.keys.starts() for piece in pieces])
         columns = np.concatenate([np.full(p.keys.count, p.keys.length) for p in pieces])
-        own = np.zeros(self.n_q, dtype=np.bool_)
-        own[spread(*merged_runs(row, row + rows))] = True
+        in_pieces = np.zeros(self.n_q, dtype=np.bool_)
+        in_pieces[spread(*merged_runs(row, row + rows))] = True
 
         def look(queries: Int64, keys: MarkedKeys, where: Mask | None) -> None:
-            del where  # the relation says it
-            queries = queries[own[queries]]
+            del where  # the whole relation contains this condition
+            queries = queries[in_pieces[queries]]
             while len(queries):
-                here = (row <= queries[0]) & (queries[0] < row + rows)
-                low, high = int(key[here].min()), int((key + columns)[here].max())
-                end = int((row + rows)[here].min())
+                pieces_here = (row <= queries[0]) & (queries[0] < row + rows)
+                low, high = int(key[pieces_here].min()), int((key + columns)[pieces_here].max())
+                end = int((row + rows)[pieces_here].min())
                 missing = low + np.flatnonzero(~keys.seen[low:high])
                 if not len(missing):
                     queries = queries[queries >= end]
@@ -211,7 +214,7 @@ class Sight:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Alternative:
-    """An alternative of a relation: the queries and keys that it is about (None: all), and how it is looked at."""
+    """An alternative of a relation: the queries and keys to which it applies (None: all), and its look-up."""
 
     queries: Mask | None
     keys: Mask | None
@@ -219,9 +222,9 @@ class _Alternative:
 
 
 def alternatives(relation: Index) -> list[tuple[Index, ...]]:
-    """Lists of conditions: the relation holds where all of one list do. They may overlap."""
-    found = _alternatives(relation)
-    return [(relation,)] if found is None else found
+    """Split a relation into lists of conditions; it holds where all conditions of a list hold. Lists may overlap."""
+    conjunct_lists = _alternatives(relation)
+    return [(relation,)] if conjunct_lists is None else conjunct_lists
 
 
 def _alternatives(node: Index) -> list[tuple[Index, ...]] | None:
@@ -231,8 +234,8 @@ def _alternatives(node: Index) -> list[tuple[Index, ...]] | None:
         case Bool():
             return _multiplied([_alternatives(operand) for operand in node.operands])
         case Not(operand=Bool() as inner):
-            turned = fold.disjunction if inner.op == "and" else fold.conjunction
-            return _alternatives(turned(*map(fold.negation, inner.operands)))
+            dual = fold.disjunction if inner.op == "and" else fold.conjunction
+            return _alternatives(dual(*map(fold.negation, inner.operands)))
         case ExactSelect() if is_truth(node):
             return _either(node.condition, node.then, node.otherwise)
         case Not(operand=ExactSelect() as inner):
@@ -246,35 +249,35 @@ def _either(condition: Index, then: Index, otherwise: Index) -> list[tuple[Index
     return _joined(map(_alternatives, sides))
 
 
-def _joined(found: Iterable[list[tuple[Index, ...]] | None]) -> list[tuple[Index, ...]] | None:
+def _joined(operands: Iterable[list[tuple[Index, ...]] | None]) -> list[tuple[Index, ...]] | None:
     result: list[tuple[Index, ...]] = []
-    for some in found:
-        if some is None or len(result) + len(some) > MOST:
+    for conjunct_lists in operands:
+        if conjunct_lists is None or len(result) + len(conjunct_lists) > MOST:
             return None
-        result += some
+        result += conjunct_lists
     return result
 
 
-def _multiplied(found: list[list[tuple[Index, ...]] | None]) -> list[tuple[Index, ...]] | None:
-    known = [some for some in found if some is not None]
-    if len(known) < len(found) or np.prod([float(len(some)) for some in known]) > MOST:
+def _multiplied(operands: list[list[tuple[Index, ...]] | None]) -> list[tuple[Index, ...]] | None:
+    factors = [conjunct_lists for conjunct_lists in operands if conjunct_lists is not None]
+    if len(factors) < len(operands) or np.prod([float(len(conjunct_lists)) for conjunct_lists in factors]) > MOST:
         return None
-    return [tuple(conjunct for part in parts for conjunct in part) for parts in product(*known)]
+    return [tuple(conjunct for part in parts for conjunct in part) for parts in product(*factors)]
 
 
-def _read(node: Index) -> str:
-    """The only place that a condition reads, "" where it reads both or none."""
-    read = _places(node)
-    return min(read) if len(read) == 1 else ""
+def _only_position(node: Index) -> str:
+    """The position that a condition reads, "q" or "k"; "" where it reads both or none."""
+    names = _positions_read(node)
+    return min(names) if len(names) == 1 else ""
 
 
-def _places(node: Index) -> frozenset[str]:
+def _positions_read(node: Index) -> frozenset[str]:
     return frozenset(n.name for n in walk(node) if isinstance(n, Position))
 
 
 @dataclass(frozen=True, slots=True)
 class _Sides:
-    """A comparison of a part that reads the query with one that reads the key: their sum with 0."""
+    """The comparison with 0 of a sum of a part that reads only the query and a part that reads only the key."""
 
     op: str
     of_q: Index
@@ -282,13 +285,13 @@ class _Sides:
 
 
 def _sides(node: Index) -> _Sides | None:
-    """None where a condition is no such comparison."""
+    """Return the sides of a comparison; None where the condition has another form."""
     if not isinstance(node, Compare):
         return None
     terms, constant = fold.parts(node.value)
     by_reads: dict[frozenset[str], list[tuple[Index, int]]] = {}
     for term, factor in terms:
-        by_reads.setdefault(_places(term), []).append((term, factor))
+        by_reads.setdefault(_positions_read(term), []).append((term, factor))
     if not by_reads.keys() <= {frozenset("q"), frozenset("k")}:
         return None
     of_q, of_k = (by_reads.get(frozenset(name), []) for name in "qk")
@@ -296,20 +299,20 @@ def _sides(node: Index) -> _Sides | None:
 
 
 def _is_of_distance(node: Index, dependences: Dependences) -> bool:
-    """Whether a condition stays the same when both places move by one."""
+    """Whether a condition stays the same when the query and the key both move by one."""
     growth = dependences.growth(node)
     return growth is not None and growth.by == 0 and growth.tokens == 1
 
 
 def _clipped(low: Int64, high: Int64, where: Mask) -> tuple[Int64, Int64]:
-    """Runs cut to where something is wanted at all."""
+    """Cut runs to the range between the first and the last true entry of `where`."""
     begin = int(where.argmax())
     end = len(where) - int(where[::-1].argmax()) if where[begin] else begin
     return np.maximum(low, begin), np.minimum(high, end)
 
 
 def _sums(queries: Int64, offsets: Int64, n_q: int, n_k: int) -> Int64:
-    """The keys `q + offset`, by a convolution; its counts are at most n_q, far less than what float64 tells apart."""
+    """The keys `q + offset`, by a convolution; counts are at most n_q, well within the precision of float64."""
     size = 1 << (2 * n_q + n_k - 3).bit_length()
     at_query, at_offset = np.zeros(size), np.zeros(size)
     at_query[queries] = 1

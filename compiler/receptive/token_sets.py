@@ -1,4 +1,4 @@
-"""Sets of tokens: in order, as runs, and as what was not seen before."""
+"""Sets of tokens: ascending, as runs, and as marks of the tokens seen so far."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ Int64 = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 FEW = 64
-"""Runs that are walked through one by one."""
+"""Maximum number of runs that are marked one after another."""
 
 
 class MarkedKeys:
-    """The keys of a window, with those marked that were `seen`; `fresh` are the ones that this object marked."""
+    """Marks on the keys of a window: `seen` holds all marks, `fresh` returns the keys that this object marked."""
 
     def __init__(self, seen: Mask) -> None:
         self.seen = seen
         self._fresh: list[Int64] = []
 
     def add(self, keys: Int64, where: Mask | None = None) -> None:
-        """Mark keys, in any order; `where`: of these only."""
+        """Mark keys, given in any order, where the mask `where` is true."""
         if where is not None:
             keys = keys[where[keys]]
         keys = keys[~self.seen[keys]]
@@ -32,7 +32,7 @@ class MarkedKeys:
             self._fresh.append(keys)
 
     def add_runs(self, first: Int64, stop: Int64, where: Mask | None = None) -> None:
-        """Mark the keys `first .. stop` of every run; what is outside the window is left out."""
+        """Mark the keys `first .. stop` of every run; keys outside the window are left out."""
         first, stop = merged_runs(np.maximum(first, 0), np.minimum(stop, len(self.seen)))
         if len(first) > FEW:
             self.add(spread(first, stop), where)
@@ -49,15 +49,15 @@ class MarkedKeys:
 
 
 def runs(tokens: Int64) -> tuple[Int64, Int64]:
-    """Tokens in order as runs `first .. stop`."""
+    """Return ascending tokens as runs `first .. stop`."""
     cuts = np.flatnonzero(np.diff(tokens) != 1)
     return tokens[np.append(0, cuts + 1)], tokens[np.append(cuts, len(tokens) - 1)] + 1
 
 
 def merged_runs(first: Int64, stop: Int64) -> tuple[Int64, Int64]:
-    """The union of runs as runs that do not meet, in order."""
-    some = first < stop
-    first, stop = first[some], stop[some]
+    """Return the union of runs as ascending runs with gaps between them."""
+    nonempty = first < stop
+    first, stop = first[nonempty], stop[nonempty]
     if len(first) < 2:
         return first, stop
     order = np.argsort(first, kind="stable")

@@ -1,1 +1,1 @@
-"""The forms in which a kernel receives its live tiles: runs and lists, by tile row or by tile column."""
+"""The forms in which kernels receive their live tiles: runs and lists, by tile row or by tile column."""

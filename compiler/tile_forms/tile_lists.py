@@ -1,4 +1,4 @@
-"""Tiles as lists: for each tile row, the columns of its full tiles and of its partial ones, one by one."""
+"""Tiles as lists: for each tile row, the columns of its full tiles and the columns of its partial tiles."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from attnc.compiler.tile_forms.tile_runs import TileFrame, TileRuns
 
 @dataclass(frozen=True, eq=False)
 class TileColumns:
-    """Tiles by row and column: row r has the columns `columns[pointers[r] : pointers[r + 1]]`."""
+    """A set of tiles sorted by row and column: row r has the columns `columns[pointers[r] : pointers[r + 1]]`."""
 
     pointers: Int32
     columns: Int32
@@ -19,15 +19,15 @@ class TileColumns:
         return len(self.columns)
 
     def of_row(self, row: int) -> Int32:
-        """The columns of a row."""
+        """Return the columns of a row."""
         return self.columns[self.pointers[row] : self.pointers[row + 1]]
 
 
 @dataclass(frozen=True, eq=False)
 class TileLists:
-    """Full tiles, and partial ones with their classes.
+    """Full tiles, and partial tiles with their classes.
 
-    A tile of class c sees what `masks[c]` says: bool (tokens of its row, tokens of its column).
+    The visible pairs of a tile of class c are `masks[c]`: bool (tokens of its row, tokens of its column).
     """
 
     frame: TileFrame
@@ -39,18 +39,24 @@ class TileLists:
     def __str__(self) -> str:
         lines = [f"{len(self.full)} full and {len(self.partial)} partial tiles, {len(self.masks)} masks"]
         for row in range(self.frame.rows):
-            at = slice(self.partial.pointers[row], self.partial.pointers[row + 1])
-            named = zip(self.partial.columns[at].tolist(), self.classes[at].tolist(), strict=True)
+            partial_slice = slice(self.partial.pointers[row], self.partial.pointers[row + 1])
+            partial_tiles = zip(
+                self.partial.columns[partial_slice].tolist(), self.classes[partial_slice].tolist(), strict=True
+            )
             parts = [
                 *(["full " + " ".join(map(str, self.full.of_row(row).tolist()))] if len(self.full.of_row(row)) else []),
-                *(["partial " + " ".join(f"{c}:{kind}" for c, kind in named)] if at.stop > at.start else []),
+                *(
+                    ["partial " + " ".join(f"{c}:{kind}" for c, kind in partial_tiles)]
+                    if partial_slice.stop > partial_slice.start
+                    else []
+                ),
             ]
             lines.append(f"{row}: {'; '.join(parts) or 'nothing'}")
         return "\n".join(lines)
 
 
 def list_tiles(runs: TileRuns) -> TileLists:
-    """The tiles of runs, one by one."""
+    """Return the tiles of runs as lists."""
     segments = []
     for tiles in (runs.full, runs.partial):
         row, column = tiles.listed()

@@ -1,6 +1,7 @@
-"""Sets of tiles as stretches of adjacent columns, and what is done with sets: union, difference, transposition.
+"""Sets of tiles as stretches of adjacent columns, with union, difference and transposition.
 
-Nothing here is written out tile by tile but what a result holds: a triangle of n rows takes n stretches either way.
+No operation lists single tiles, except the methods whose results do: a triangle of n rows takes n stretches by row, and
+n by column.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from attnc.compiler.tile_forms.arrays import Int32, Int64, frozen, pointers_of, spread
 
 Ends = tuple[Int64, Int64]
-"""Ranges [low, high) on the line on which the rows lie one after another, with a gap of one between them."""
+"""Ranges [low, high) on a line that holds the rows one after another, with a gap of one between rows."""
 
 Flags = NDArray[np.bool_]
 
@@ -24,7 +25,7 @@ Flags = NDArray[np.bool_]
 class Stretches:
     """A set of tiles: row r has the columns [start, end) of its stretches `pointers[r] .. pointers[r + 1]`.
 
-    By row and column; no stretch touches the next of its row.
+    Stretches are sorted by row and column; no stretch touches the next stretch of its row.
     """
 
     columns: int
@@ -37,7 +38,7 @@ class Stretches:
 
     @property
     def rows(self) -> int:
-        """Tile rows."""
+        """The number of tile rows."""
         return len(self.pointers) - 1
 
     @property
@@ -56,11 +57,11 @@ class Stretches:
         return int((self.end.astype(np.int64) - self.start).sum())
 
     def listed(self) -> tuple[Int64, Int64]:
-        """Row and column of every tile, by row and column."""
+        """Return the row and column of every tile, sorted by row and column."""
         return np.repeat(self.row, self.end - self.start), spread(self.start, self.end)
 
     def ends(self) -> Ends:
-        """The stretches on the line."""
+        """Return the stretches as ranges on the line."""
         base = self.row * (self.columns + 1)
         return base + self.start, base + self.end
 
@@ -73,21 +74,21 @@ class Stretches:
         return self._with(other, _without)
 
     def transposed(self) -> Stretches:
-        """Return the tiles by column; the stretches are of rows.
+        """Return the transposed set, whose stretches are ranges of rows for each column.
 
-        A column's stretch begins in the rows that hold the column while the row before does not, and ends likewise.
+        A column's stretch begins at a row that holds the column while the row before does not, and ends likewise.
         """
         width = self.columns + 1
-        here, above = self.ends(), self._above()
+        ends, above = self.ends(), self._above()
         first, last = (
             np.sort(_turned(spread(*_swept(a, b, _without)), width, self.rows))
-            for a, b in ((here, above), (above, here))
+            for a, b in ((ends, above), (above, ends))
         )
         taller = self.rows + 1
         return stretches(self.columns, self.rows, first // taller, first % taller, last % taller)
 
     def _above(self) -> Ends:
-        """For every row, what the row before it has."""
+        """The ranges on the line moved down by a row: each row gets the stretches of the row before."""
         low, high = self.ends()
         return low + self.columns + 1, high + self.columns + 1
 
@@ -98,11 +99,11 @@ class Stretches:
 
 
 def stretches(rows: int, columns: int, row: NDArray[Any], start: NDArray[Any], end: NDArray[Any]) -> Stretches:
-    """A set from ranges of columns by row and column that share no tile; empty ones go, those that touch are joined."""
-    some = end > start
-    row, start, end = row[some], start[some], end[some]
-    apart = (row[1:] != row[:-1]) | (start[1:] != end[:-1])
-    first, last = np.append(True, apart)[: len(row)], np.append(apart, True)[: len(row)]
+    """Return a set from disjoint column ranges sorted by row and column; drops empty ranges, joins adjacent ranges."""
+    nonempty = end > start
+    row, start, end = row[nonempty], start[nonempty], end[nonempty]
+    separate = (row[1:] != row[:-1]) | (start[1:] != end[:-1])
+    first, last = np.append(True, separate)[: len(row)], np.append(separate, True)[: len(row)]
     return Stretches(columns, pointers_of(row[first], rows), frozen(start[first]), frozen(end[last]))
 
 
@@ -110,17 +111,17 @@ def _without(a: Flags, b: Flags) -> Flags:
     return a & ~b
 
 
-def _turned(at: Int64, width: int, rows: int) -> Int64:
-    """Places on the line as places on the line of columns."""
-    return at % width * (rows + 1) + at // width
+def _turned(position: Int64, width: int, rows: int) -> Int64:
+    """Map positions on the line of rows to positions on the line of columns."""
+    return position % width * (rows + 1) + position // width
 
 
 def _swept(a: Ends, b: Ends, keep: Callable[[Flags, Flags], Flags]) -> Ends:
-    """The ranges on which `keep` says so, from whether a place is in a range of `a` and in one of `b`."""
+    """Return the ranges where `keep` is true, given whether a position lies in a range of `a` and in a range of `b`."""
     points = np.unique(np.concatenate([*a, *b]))
     kept = keep(_inside(a, points), _inside(b, points))
-    before = np.append(False, kept[:-1])[: len(kept)]
-    return points[kept & ~before], points[before & ~kept]
+    kept_before = np.append(False, kept[:-1])[: len(kept)]
+    return points[kept & ~kept_before], points[kept_before & ~kept]
 
 
 def _inside(ends: Ends, points: Int64) -> Flags:

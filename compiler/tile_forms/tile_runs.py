@@ -1,4 +1,4 @@
-"""Tiles as runs: for each tile row, where adjacent full tiles begin and end, and adjacent partial ones."""
+"""Tiles as runs: for each tile row, the ranges of adjacent full tiles and of adjacent partial tiles."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from attnc.compiler.tile_forms.tile_ranges import Stretches, stretches
 
 @dataclass(frozen=True, eq=False)
 class TileFrame:
-    """Tokens of every tile row and tile column; those at the edges of the matrix may have fewer than `tile` says."""
+    """The number of tokens of every tile row and column; rows and columns at the edges may have fewer than `tile`."""
 
     tile: tuple[int, int]
     heights: Int32
@@ -25,21 +25,21 @@ class TileFrame:
 
     @property
     def rows(self) -> int:
-        """Tile rows."""
+        """The number of tile rows."""
         return len(self.heights)
 
     @property
     def columns(self) -> int:
-        """Tile columns."""
+        """The number of tile columns."""
         return len(self.widths)
 
     def transposed(self) -> TileFrame:
-        """The frame of the transposed matrix."""
+        """Return the frame of the transposed matrix."""
         return TileFrame((self.tile[1], self.tile[0]), self.widths, self.heights)
 
 
 def frame_of(grid: TileGrid) -> TileFrame:
-    """The frame of a grid of tiles."""
+    """Return the frame of a grid of tiles."""
     row, column = np.arange(grid.rows), np.arange(grid.columns)
     heights = np.minimum((row + 1) * grid.q_tile, grid.n_q) - row * grid.q_tile
     start = grid.k_origin + column * grid.k_tile
@@ -49,9 +49,10 @@ def frame_of(grid: TileGrid) -> TileFrame:
 
 @dataclass(frozen=True, eq=False)
 class TileRuns:
-    """Runs of full tiles, and runs of partial ones with the class of every tile, by row and column.
+    """Runs of full tiles, and runs of partial tiles with the class of every tile, sorted by row and column.
 
-    A tile of class c sees what `masks[c]` says: bool (tokens of its row, tokens of its column). No two masks are equal.
+    The visible pairs of a tile of class c are `masks[c]`: bool (tokens of its row, tokens of its column). No two masks
+    are equal.
     """
 
     frame: TileFrame
@@ -62,18 +63,18 @@ class TileRuns:
 
     @property
     def visible(self) -> int:
-        """Visible pairs."""
-        before = np.append(0, np.cumsum(self.frame.widths, dtype=np.int64))
-        whole = (before[self.full.end] - before[self.full.start]) * self.frame.heights[self.full.row]
-        return int(whole.sum()) + int(self.visible_by_class[self.classes].sum())
+        """The number of visible pairs."""
+        keys_before = np.append(0, np.cumsum(self.frame.widths, dtype=np.int64))
+        full_pairs = (keys_before[self.full.end] - keys_before[self.full.start]) * self.frame.heights[self.full.row]
+        return int(full_pairs.sum()) + int(self.visible_by_class[self.classes].sum())
 
     @property
     def visible_by_class(self) -> Int64:
-        """Visible pairs of a tile of each class."""
+        """The number of visible pairs of a tile of each class."""
         return np.array([int(mask.sum()) for mask in self.masks], dtype=np.int64)
 
     def transposed(self) -> TileRuns:
-        """By tile column: rows are keys, columns are queries, and so are those of the masks."""
+        """Return the runs by tile column: rows are keys and columns are queries, also in the masks."""
         row, column = self.partial.listed()
         order = np.lexsort((row, column))
         masks = tuple(frozen(mask.T, np.bool_) for mask in self.masks)
@@ -84,7 +85,7 @@ class TileRuns:
         lines = [f"{self.full.tiles} full and {self.partial.tiles} partial tiles, {len(self.masks)} masks"]
         for row in range(self.frame.rows):
             parts = [
-                name + " " + ", ".join(f"{a}..{b}" for a, b in _of_row(tiles, row))
+                name + " " + ", ".join(f"{a}..{b}" for a, b in _row_ranges(tiles, row))
                 for name, tiles in (("full", self.full), ("partial", self.partial))
                 if tiles.per_row[row]
             ]
@@ -92,17 +93,17 @@ class TileRuns:
         return "\n".join(lines)
 
 
-def _of_row(tiles: Stretches, row: int) -> list[tuple[int, int]]:
-    at = slice(tiles.pointers[row], tiles.pointers[row + 1])
-    return list(zip(tiles.start[at].tolist(), tiles.end[at].tolist(), strict=True))
+def _row_ranges(tiles: Stretches, row: int) -> list[tuple[int, int]]:
+    row_slice = slice(tiles.pointers[row], tiles.pointers[row + 1])
+    return list(zip(tiles.start[row_slice].tolist(), tiles.end[row_slice].tolist(), strict=True))
 
 
 def find_tile_runs(resolved: ResolvedRuns) -> TileRuns:
-    """The runs of tiles whose classes are resolved; classes whose masks are equal become one."""
+    """Find the runs of tiles whose classes are resolved; classes with equal masks are merged."""
     tiles, frame = resolved.tiles, frame_of(resolved.tiles.grid)
     parts = []
-    for which in (tiles.kind == 0, tiles.kind != 0):
-        row, column, count = tiles.row[which], tiles.column[which], tiles.count[which]
+    for selected in (tiles.kind == 0, tiles.kind != 0):
+        row, column, count = tiles.row[selected], tiles.column[selected], tiles.count[selected]
         parts.append(stretches(frame.rows, frame.columns, row, column, column + count))
     kinds, number = np.unique(tiles.kind[tiles.kind != 0], return_inverse=True)
     classes, masks = join_classes(number, [resolved.masks[int(kind)] for kind in kinds])
@@ -110,23 +111,23 @@ def find_tile_runs(resolved: ResolvedRuns) -> TileRuns:
 
 
 def join_classes(classes: NDArray[Any], masks: Sequence[Mask]) -> tuple[Int32, tuple[Mask, ...]]:
-    """Classes numbered anew in the order in which they first occur, those whose masks are equal as one."""
+    """Renumber classes by first occurrence, and merge classes with equal masks."""
     used, first = np.unique(classes, return_index=True)
-    known: dict[tuple[tuple[int, ...], bytes], int] = {}
+    numbers: dict[tuple[tuple[int, ...], bytes], int] = {}
     renamed = np.zeros(len(masks), dtype=np.int64)
     kept: list[Mask] = []
     for i in used[np.argsort(first)].tolist():
         key = (masks[i].shape, np.packbits(masks[i]).tobytes())
-        renamed[i] = known.setdefault(key, len(known))
+        renamed[i] = numbers.setdefault(key, len(numbers))
         if renamed[i] == len(kept):
             kept.append(frozen(masks[i], np.bool_))
     return frozen(renamed[classes]), tuple(kept)
 
 
 def mask_edges(runs: TileRuns) -> TileRuns:
-    """The full tiles that an edge of the matrix clips as partial ones, whose masks are all true.
+    """Turn full tiles that an edge of the matrix cuts into partial tiles with all-true masks.
 
-    For kernels that read full tiles without asking where the matrix ends.
+    Kernels then read full tiles without checking where the matrix ends.
     """
     frame, full = runs.frame, runs.full
     low, narrow = np.flatnonzero(frame.heights < frame.tile[0]), np.flatnonzero(frame.widths < frame.tile[1])

@@ -80,10 +80,10 @@ GRIDS = {
 """Grids, which have no length, and patterns of other keys than tokens, or that need a list or input."""
 
 REFUSED = {
-    "attention_residual": "no tokens",
-    "autoformer_lags": "no tokens",
+    "attention_residual": "not tokens",
+    "autoformer_lags": "not tokens",
     "bigbird": "random",
-    "davit_channel": "no tokens",
+    "davit_channel": "not tokens",
     "document": "doc",
     "modality_mutual": "image_start",
     "prefix_lm": "prefix",
@@ -223,7 +223,7 @@ def test_what_is_not_proved_is_fitted(visible: str) -> None:
 
 def test_windows_longer_than_can_be_counted_are_not_fitted() -> None:
     growth = find_growth(written("0 <= q - k < 1000000"))
-    assert growth.law == "no law: sizes of up to 1,000,004 tokens are compared, too long to be counted"
+    assert growth.law == "no law: the relation compares sizes of up to 1,000,004 tokens, which is too long to count"
     assert not growth.fitted
 
 

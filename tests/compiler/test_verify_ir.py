@@ -46,32 +46,32 @@ TENSOR = ir.intern(ir.Tensor("doc", "int", ("batch", "token")))
 VAR = fold.var("i", 1)
 
 BROKEN: dict[str, ir.Index] = {
-    "no truth value": Q,
-    "is no number": ir.intern(ir.Compare("ge", CAUSAL)),
-    "a sum or a constant itself": ir.intern(ir.Compare("ge", ir.intern(ir.Linear(((DIFFERENCE, 1),), 3)))),
+    "not a truth value": Q,
+    "is not a number": ir.intern(ir.Compare("ge", CAUSAL)),
+    "itself a sum or a constant": ir.intern(ir.Compare("ge", ir.intern(ir.Linear(((DIFFERENCE, 1),), 3)))),
     "coefficient is 0": ir.intern(ir.Compare("ge", ir.intern(ir.Linear(((Q, 0),), 1)))),
     "not sorted": ir.intern(ir.Compare("ge", ir.intern(ir.Linear(tuple(reversed(DIFFERENCE.terms)), 0)))),
-    "it is no sum": ir.intern(ir.Compare("ge", ir.intern(ir.Linear(((Q, 1),), 0)))),
+    "it is not a sum": ir.intern(ir.Compare("ge", ir.intern(ir.Linear(((Q, 1),), 0)))),
     "common divisor": ir.intern(ir.Compare("ge", ir.intern(ir.Linear(((Q, 2),), 0)))),
     "first coefficient": ir.intern(ir.Compare("eq", ir.intern(ir.Linear(((Q, -1),), 3)))),
-    "value is known": ir.intern(ir.Compare("ge", fold.const(3))),
+    "value is a constant": ir.intern(ir.Compare("ge", fold.const(3))),
     "should have been folded into": ir.intern(ir.Bool("and", (CAUSAL, TRUE))),
     "fewer than two": ir.intern(ir.Bool("or", (CAUSAL,))),
     "without `not`": ir.intern(ir.Not(CAUSAL)),
     "condition should have been": ir.intern(ir.ExactSelect(TRUE, CAUSAL, fold.zero(Q))),
     "sides are equal": ir.intern(ir.ExactSelect(fold.zero(Q), CAUSAL, CAUSAL)),
     "one side is a number": ir.intern(ir.ExactSelect(fold.zero(Q), CAUSAL, Q)),
-    "bound by nothing": fold.zero(VAR),
+    "is unbound": fold.zero(VAR),
     "1 indices for 2": fold.zero(fold.lookup(TENSOR, (Q,))),
     "is not declared": fold.zero(fold.lookup(ir.intern(ir.Tensor("other", "int", ())), ())),
-    "is no operation": fold.zero(ir.intern(ir.Arith("sqrt", (Q,)))),
+    "is not an operation": fold.zero(ir.intern(ir.Arith("sqrt", (Q,)))),
     "takes 1 operand": fold.zero(ir.intern(ir.Arith("abs", (Q, K)))),
     "product with a constant": fold.zero(
         ir.intern(ir.Arith("mul", tuple(sorted((Q, fold.const(2)), key=lambda n: n.digest))))
     ),
-    "extreme of fewer": fold.zero(ir.intern(ir.Arith("min", (Q,)))),
-    "where it has no meaning": ir.intern(ir.UnitCondition((VAR,), (K,), (), (), fold.zero(VAR))),
-    "do not pair": ir.intern(ir.UnitCondition((VAR,), (), (), (K,), fold.zero(VAR))),
+    "`min` of fewer": fold.zero(ir.intern(ir.Arith("min", (Q,)))),
+    "is not allowed here": ir.intern(ir.UnitCondition((VAR,), (K,), (), (), fold.zero(VAR))),
+    "variables differ in number": ir.intern(ir.UnitCondition((VAR,), (), (), (K,), fold.zero(VAR))),
     "empty table": fold.zero(ir.intern(ir.TableRead((), Q))),
 }
 
@@ -92,11 +92,11 @@ def test_broken_patterns_are_found() -> None:
     whole = pattern(CAUSAL)
     verify(whole)
     for wrong, what in (
-        (replace(whole, nodes=(whole.attend, replace(whole.attend, name="near"))), "nothing that combines them"),
+        (replace(whole, nodes=(whole.attend, replace(whole.attend, name="near"))), "but no `combine`"),
         (replace(whole, nodes=whole.nodes * 2), "two nodes"),
         (replace(whole, tensors=(TENSOR, TENSOR)), "two tensors"),
         (replace(whole, documents=TENSOR), "not declared"),
-        (replace(whole, segments=(ir.Segment(None, (("t", CAUSAL),), Q, Q),)), "no number"),
+        (replace(whole, segments=(ir.Segment(None, (("t", CAUSAL),), Q, Q),)), "not a number"),
     ):
         assert what in " ".join(find_violations(wrong))
 
@@ -162,9 +162,9 @@ def test_what_a_selection_keeps_is_declared_by_it() -> None:
 @pytest.mark.parametrize(
     ("changes", "violation"),
     [
-        ({"candidates": Q}, "`candidates` of the selection `kept`: `q` is no truth value"),
+        ({"candidates": Q}, "`candidates` of the selection `kept`: `q` is not a truth value"),
         ({"always": fold.zero(fold.lookup(TENSOR, (fold.const(0), K)))}, "the tensor `doc` is not declared"),
-        ({"row_of": CAUSAL}, "is no number"),
+        ({"row_of": CAUSAL}, "is not a number"),
     ],
 )
 def test_selections_are_verified(changes: dict[str, Any], violation: str) -> None:

@@ -27,10 +27,14 @@ def said(body: str, header: str = "", **params: object) -> list[tuple[str, str]]
 @pytest.mark.parametrize(
     ("line", "code", "says"),
     [
-        ("visible 0 < q - k < 5", "W001", "query 0 sees no key (it alone, among 192 tokens)"),
-        ("visible k % 7 == 0 and 3 <= q - k < 9", "W001", "query 0 sees no key (30 of 192, among 192 tokens)"),
-        ("visible q - k < 16", "W002", "every later key is visible, and of the earlier ones 15% (among 192 tokens)"),
-        ("visible k <= q and (q * k) % 3 < 2", "W004", "a product reaches 1,099,509,530,625 with 1,048,576 tokens"),
+        ("visible 0 < q - k < 5", "W001", "query 0 sees no key (1 of 192 queries)"),
+        ("visible k % 7 == 0 and 3 <= q - k < 9", "W001", "query 0 sees no key (30 of 192 queries)"),
+        (
+            "visible q - k < 16",
+            "W002",
+            "every later key is visible, but only 15% of the earlier keys (among 192 tokens)",
+        ),
+        ("visible k <= q and (q * k) % 3 < 2", "W004", "a product reaches 1,099,509,530,625 at 1,048,576 tokens"),
         ("visible k <= q and k >= 0", "W006", "always true: `k` is at least 0, `0` is 0"),
         ("visible k <= q or q % 4 == 5", "W006", "always false: `q % 4` is between 0 and 3, `5` is 5"),
         ("visible k <= q\n    score scale * q * k", "W008", "the score reads no vectors"),
@@ -73,7 +77,7 @@ def test_a_default_that_switches_off_is_no_warning() -> None:
 def test_grids_are_sampled_whole() -> None:
     grid = "    tokens  y: 6, x: side\n    visible abs(q.y - k.y) <= 1 and q.x > k.x\n"
     ((code, message),) = said(grid, "(side: int = 8)")
-    assert (code, message) == ("W001", "query 0 sees no key (6 of 48, among 48 tokens): its output is 0")
+    assert (code, message) == ("W001", "query 0 sees no key (6 of 48 queries): its output is 0")
     assert said(grid, "(side: int = 8)", side=4000) == []  # too large for a sample
 
 

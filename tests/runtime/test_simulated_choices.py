@@ -318,7 +318,7 @@ def test_commands(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["simulate", "moba", "-p", "block=64", *small]) == 0
     text = capsys.readouterr().out
     assert "the selection" in text
-    assert "what it sees is chosen by content, by `chosen`" in text
+    assert "its visible keys are selected by content, by `chosen`" in text
     assert "break-even" in text
     assert main(["simulate", "moba", "-p", "block=64", *small, "-o", str(page)]) == 0
     assert all(f'id="ladder-{name}"' in page.read_text(encoding="utf-8") for name in CHOSEN_RUNGS)

@@ -121,12 +121,12 @@ REFUSED: dict[str, tuple[str, str]] = {
         score  dot(q, k)
         from   k in left[s]
         keep   rank < 4
-    visible k in left[2]""": ("A205", "in a circle: `left[2]` → `right[2]` → `left[2]`"),
+    visible k in left[2]""": ("A205", "in a cycle: `left[2]` → `right[2]` → `left[2]`"),
     """
     select step[s in 0 .. 3]
         score  dot(q, k) * max((2 if k in step[x] else 1) for x in 0 .. s)
         keep   rank < 4
-    visible k in step[2]""": ("A701", "`max` over members of a family that ask each other is not supported yet"),
+    visible k in step[2]""": ("A701", "`max` over members of a family that read each other is not supported yet"),
     """
     select step[s in 0 .. 3]
         per    a = q // (s + 1)
@@ -139,7 +139,7 @@ REFUSED: dict[str, tuple[str, str]] = {
         score  dot(q, k)
         from   s == 0 or k in step[s - 1, t + 1]
         keep   rank < 4
-    visible k in step[2, 1]""": ("A701", "a member of `step` that is none of 0 to 5 is not supported yet"),
+    visible k in step[2, 1]""": ("A701", "a read of `step` at a member other than 0 to 5 is not supported yet"),
 }
 
 

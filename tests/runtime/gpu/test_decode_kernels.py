@@ -110,7 +110,7 @@ def test_a_pattern_that_terms_break_is_caught(monkeypatch: pytest.MonkeyPatch) -
     q, k, v = (torch.randn(1, 2, n, 16) for n in (1, 40, 40))
     attention.decode(q, k, v, kv_len=[40], sink=torch.zeros(2))
     monkeypatch.setattr(gpu_decoding, "replace", broken)
-    with pytest.raises(IRInvalid, match="two tensors have one name"):
+    with pytest.raises(IRInvalid, match="two tensors have the same name"):
         attention.decode(q, k, v, kv_len=[40], sink=torch.zeros(2))
 
 

@@ -102,7 +102,7 @@ def test_growth_in_sentences(three_devices: Element) -> None:
     (line,) = [one for one in three_devices.all("p") if one.text.startswith("Growth: ")]
     text = line.text.removeprefix("Growth: ")
     assert text.startswith("The visible pairs grow as O(n·w) with w = 64. Of n tokens the visible pairs are 64·n")
-    assert text.endswith(".") and ". After n tokens one more adds 64 pairs." in text
+    assert text.endswith(".") and ". After n tokens, the next token adds 64 pairs." in text
 
 
 @pytest.mark.parametrize("spec", ["hybrid_window_linear", "gla"])
