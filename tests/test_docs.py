@@ -1,11 +1,11 @@
-"""The documents are true: their code runs, their patterns check, their commands print what they say.
+"""The documents are true: their code runs, their patterns check, their commands print the quoted output.
 
-In every document, in order, all of one file in one folder and one Python namespace:
+Every document runs in order, all blocks of a file in one folder and one Python namespace:
 
-- `attn` blocks are checked; a name after `attn` saves the block as that file, `error CODE` after it says what is wrong;
-- `python` blocks run; a `text` block right after one is what it prints, `…` standing for anything; a block with
-  `python needs NAME` is left out, and says so, where that package is not installed;
-- `console` blocks: each line `$ attnc …` is run, and what follows it is what it prints, likewise.
+- `attn` blocks are checked; a name after `attn` saves the block as that file, `error CODE` names the expected error;
+- `python` blocks run; a `text` block right after one is the expected output, in which `…` matches anything; a block
+  with `python needs NAME` is left out, with a warning, if that package is not installed;
+- `console` blocks: each line `$ attnc …` is run, and the lines after it are the expected output, with `…` too.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Block:
     words: tuple[str, ...]
     text: str
     follows: bool
-    """Whether it stands right after the block before it."""
+    """Whether the block is directly after its predecessor."""
 
     @property
     def language(self) -> str:
@@ -66,7 +66,7 @@ def blocks(path: Path) -> Iterator[Block]:
 
 
 def matches(expected: str, printed: str) -> bool:
-    """Whether the expected text is what was printed, up to `…`, spaces at line ends and blank lines."""
+    """Return whether the expected text equals the printed one, up to `…`, spaces at line ends and blank lines."""
     wanted = "\n".join(line.rstrip() for line in expected.strip().splitlines() if line.strip())
     found = "\n".join(line.rstrip() for line in printed.strip().splitlines() if line.strip())
     pattern = "(?s:.*?)".join(re.escape(part) for part in wanted.split("…"))
@@ -83,7 +83,7 @@ def check_attn(block: Block) -> None:
 
 
 def missing(block: Block) -> list[str]:
-    """The packages that a block needs and that are not there."""
+    """Return the packages that a block needs and that are not installed."""
     return [name for name in block.words[2:] if block.words[1:2] == ("needs",) and find_spec(name) is None]
 
 
@@ -142,7 +142,7 @@ def test_links(path: Path) -> None:
             assert (path.parent / target).exists(), target
 
 
-def test_the_catalogue_has_every_pattern_in_the_index_and_on_a_page() -> None:
+def test_the_catalogue_index_and_pages_have_every_pattern() -> None:
     index = (ROOT / "docs" / "catalogue.md").read_text(encoding="utf-8")
     pictures = set()
     for name, file in library_files().items():

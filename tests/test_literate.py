@@ -1,4 +1,4 @@
-"""The pages in `literate/`: what they say that attnc says, it says."""
+"""The pages in `literate/`: every quoted output of attnc is its actual output."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXAMPLE = re.compile(r"```attn\n(?P<source>.*?)```\n(?:\n```text\n(?P<said>.*?)`
 
 
 def said(text: str) -> str:
-    """Return what `attnc check` prints about a file."""
+    """Return the output of `attnc check` for a file."""
     try:
         found = diagnosed(decode(text, "example.attn"), ModuleLoader(None))
     except SpecError as error:

@@ -1,4 +1,4 @@
-"""Derivatives of scores: each function's against sympy, formulas against autograd, and where others give no number."""
+"""Derivatives of scores: functions against sympy, formulas against autograd, and points where autograd gives NaN."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ MEANINGS: dict[str, Formula] = {
     "logaddexp": lambda a, b: sympy.log(sympy.exp(a) + sympy.exp(b)),
     "if_at_least": lambda a, b, then, otherwise: sympy.Piecewise((then, a >= b), (otherwise, True)),
 }
-"""The meaning of each function of `ir.Apply` on numbers."""
+"""Each function of `ir.Apply`, as a function of tensors."""
 
 SMOOTH = {
     "add", "sub", "mul", "div", "neg", "pow", "sqrt", "exp", "log", "tanh", "sigmoid", "softplus", "silu", "sin", "cos",
@@ -98,7 +98,7 @@ def test_a_function_has_the_derivative_that_sympy_finds(op: str) -> None:
         for point in POINTS:
             at = dict(zip(sympy.symbols("x y", positive=True), point, strict=True))
             gap = sympy.N((truth.subs(at) - ours.subs(at)).doit(), 40)
-            # log2 has a constant of binary64 in it
+            # log2 contains a constant in binary64
             assert abs(gap) < (1e-15 if op == "log2" else 1e-35), (op, point, gap)
 
 
@@ -109,7 +109,7 @@ def test_every_function_of_numbers_has_a_derivative() -> None:
 
 
 def test_negative_arguments() -> None:
-    x = torch.linspace(-4, 4, 33, dtype=torch.float64)  # 0 among them: a kink
+    x = torch.linspace(-4, 4, 33, dtype=torch.float64)  # the sample contains 0, a kink
     for op, slope in {
         "abs": x.sign(),
         "relu": (x > 0).double(),
@@ -141,7 +141,7 @@ def evaluated(node: ir.Value, **inputs: Tensor) -> Tensor:
 
 
 def taken(found: Derivative, **inputs: Tensor) -> Tensor:
-    """A derivative, 0 where it does not hold."""
+    """Evaluate a derivative, 0 where its condition does not hold."""
     own, here = values_of(**inputs).where(found.where)
     return torch.where(here, own.of(found.by), 0).expand(1, len(inputs["x"]), 1)[0, :, 0].detach()
 
@@ -198,7 +198,7 @@ def test_constants_cancel_exactly() -> None:
     assert [print_value(d.by) for d in derivatives(third)] == ["1.0"]
 
 
-def test_what_does_not_matter_has_no_derivative() -> None:
+def test_unread_atoms_have_no_derivative() -> None:
     zero = apply("sub", X, X)
     assert [print_value(d.by) for d in derivatives(zero)] == []
     assert derivatives(number(3.0)) == ()
@@ -206,7 +206,7 @@ def test_what_does_not_matter_has_no_derivative() -> None:
 
 
 @pytest.mark.parametrize("risky", ["log", "sqrt"])
-def test_a_case_that_is_not_chosen_has_no_say(risky: str) -> None:
+def test_an_unselected_case_does_not_affect_the_gradient(risky: str) -> None:
     """Autograd of a `where` multiplies its 0 with an infinite slope."""
     shared = apply(risky, X)
     above = fold.less(fold.const(2), Q)
@@ -218,7 +218,7 @@ def test_a_case_that_is_not_chosen_has_no_say(risky: str) -> None:
     assert found[Y].tolist() == [1, 1, 1, math.log(4) if risky == "log" else 2.0]
 
 
-def test_of_equal_operands_the_first_has_the_change() -> None:
+def test_the_first_of_equal_operands_gets_the_gradient() -> None:
     one = torch.ones(3, dtype=torch.float64)
     for op in ("min", "max"):
         found = {d.atom: evaluated(d.by, x=one, y=one).tolist() for d in derivatives(apply(op, X, Y))}

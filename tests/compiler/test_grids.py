@@ -1,4 +1,4 @@
-"""Relations over grids of tokens: taken apart by axis, covered by bricks, cut at segments; always the relation."""
+"""Relations over token grids, separated by axis, covered by bricks or cut at segments, always equal the relation."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def test_bricks_cover_the_relation_once(drawn: tuple[Extents, Index], dtype: str
 
 @settings(max_examples=100, deadline=None)
 @given(grids())
-def test_a_partial_brick_is_partial_in_truth(drawn: tuple[Extents, Index]) -> None:
-    """Counted against the matrix, brick by brick."""
+def test_partial_bricks_have_a_hidden_pair(drawn: tuple[Extents, Index]) -> None:
+    """The count is taken from the matrix, brick by brick."""
     extents, relation = drawn
     n = int(np.prod(extents))
     grid = grid_of(relation, n)
@@ -153,7 +153,7 @@ def test_text_after_a_video(words: int) -> None:
 
 
 def test_a_second_grid_after_the_first() -> None:
-    """Coordinates that count from a segment's first token."""
+    """Coordinates count from a segment's first token."""
     inside = [near(coordinate(Q, (5, 6), i, 24), coordinate(K, (5, 6), i, 24), 1) for i in (0, 1)]
     first = [near(coordinate(Q, (4, 6), i), coordinate(K, (4, 6), i), 1) for i in (0, 1)]
     second = [fold.less_equal(fold.const(24), place) for place in (Q, K)]

@@ -1,4 +1,4 @@
-"""Pieces are the relation: every visible pair once, no other; rows are written before they are merged."""
+"""Pieces equal the relation: every visible pair once and no other pair; rows are written before they are merged."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_runs_that_look_alike(relation: Index, grid: TileGrid) -> None:
     check(relation, grid)
 
 
-def test_a_window_is_few_pieces() -> None:
+def test_a_window_takes_few_pieces() -> None:
     gap = fold.sub(Q, K)
     window = fold.conjunction(fold.less_equal(fold.const(0), gap), fold.less(gap, fold.const(300)))
     found = cover(window, TileGrid(4096, 4096, 64, 64), {})
@@ -78,7 +78,7 @@ def test_a_window_is_few_pieces() -> None:
 
 
 def test_a_diagonal_off_the_corner() -> None:
-    """Key tiles that start where the diagonal is make the last queries of a longer key list one triangle."""
+    """With key tiles aligned to the diagonal, the last queries of a longer key list are one triangle."""
     relation = fold.less_equal(K, fold.add(Q, fold.const(37)))
     found = cover(relation, TileGrid(100, 137, 16, 16, -(-37 % 16)), {})
     assert {p.mask for p in found.pieces} == {"causal", "full"}

@@ -1,4 +1,4 @@
-"""Simulations of recurrences: work counted against the executor's own products, ladders, chunks, splits, refusals."""
+"""Simulated recurrences: work against the executor's own products, ladders, chunks, splits, refusals."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def simulated(name: str, tokens: int = TOKENS, **given: Any) -> RecurrenceSimula
 
 
 def executed(gate: Gate, correction: Correction, length: int, rows: int, width: int) -> tuple[int, int]:
-    """Operations of the executor's matrix products over one chunk, forward and backward."""
+    """Count the operations of the executor's matrix products over one chunk, forward and backward."""
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(1, 1, length, *shape, dtype=torch.float64)
@@ -84,10 +84,10 @@ def executed(gate: Gate, correction: Correction, length: int, rows: int, width: 
 
 @pytest.mark.parametrize("length", [1, 2, 8, 32])
 @pytest.mark.parametrize(("gate", "correction"), CLASSES)
-def test_products_are_those_that_the_executor_runs(
+def test_counted_products_equal_the_executors(
     gate: Gate, correction: Correction, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The executor's smallest blocks are not products there: here they are, as the formulas count them."""
+    """The executor computes its smallest blocks without products; here they are products, as in the formulas."""
     for module in (decays, decayed_columns):
         monkeypatch.setattr(module, "weighted", torch.matmul)
     form = PassForm("S", "", 5, 7, 1, gate, correction, 1)
@@ -96,7 +96,7 @@ def test_products_are_those_that_the_executor_runs(
 
 
 @pytest.mark.parametrize(("length", "least"), [(1, 1), (8, 1), (64, 1), (16, 16), (64, 16)])
-def test_entries_of_levels(length: int, least: int) -> None:
+def test_matrix_entries_of_each_level(length: int, least: int) -> None:
     """Pairs t > j belong to the level of the highest bit in which they differ; blocks are widened to `least`."""
     pairs = [(t, j) for t in range(length) for j in range(t)]
     blocks = {(block := 1 << ((t ^ j).bit_length() - 1), t // max(block, least)) for t, j in pairs}
@@ -105,8 +105,8 @@ def test_entries_of_levels(length: int, least: int) -> None:
     assert squares(form, length, least) == levels(length, least)
 
 
-def test_triangles_before_the_states_take_one_product_more() -> None:
-    """W = T r, which the executor does not form."""
+def test_triangles_before_the_states_take_one_more_product() -> None:
+    """The product is W = T r, which the executor does not compute."""
     form = PassForm("S", "", 5, 7, 1, "scalar", "delta", 1)
     for count in (forward, backward):
         more = count(form, 32).total.flop - count(form, 32, apart=False).total.flop
@@ -114,8 +114,8 @@ def test_triangles_before_the_states_take_one_product_more() -> None:
         assert count(form, 32).serial.flop < count(form, 32, apart=False).serial.flop
 
 
-def test_known_counts_of_a_token() -> None:
-    """Heads of 128, chunks of 64: a masked matrix takes 2 C (dk + dv) + 4 dk dv, a delta rule its triangle more."""
+def test_operation_counts_per_token() -> None:
+    """Heads of 128, chunks of 64: a masked matrix takes 2 C (dk + dv) + 4 dk dv; a delta rule adds its triangle."""
     plain, delta = (PassForm("S", "", 128, 128, 1, "scalar", c, 1) for c in ("none", "delta"))
     assert forward(plain, 64).total.flop / 64 == 2 * 64 * 256 + 4 * 128 * 128
     products = 2 * 64 * (2 * 128 + 128) + 2 * 64 * 256 + 6 * 128 * 128
@@ -174,7 +174,7 @@ def test_more_heads_take_longer() -> None:
     assert times[-1] < 256 * times[0] / 4
 
 
-def test_what_is_moved() -> None:
+def test_bytes_moved() -> None:
     """Inputs and outputs once: 8 heads of 128 in bf16, a gate in fp32, beta in bf16; states of chunks in fp32."""
     found = simulated("gated_delta_net", 4096, heads=8)
     assert found.traffic.least == 8 * 4096 * (4 * 128 * 2 + 4 + 2)
@@ -192,16 +192,16 @@ def test_decoding_moves_the_state() -> None:
     assert many.growth.startswith("O(1) a token")
 
 
-# --- what is chosen --------------------------------------------------------------------------------------------------
+# --- choices ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [*CLASSES_IN_CHUNKS, "gla", "kimi_delta", "rwkv6", "rwkv7"])
 @pytest.mark.parametrize("heads", [8, 32, 256])
 @pytest.mark.parametrize("stage", ["forward", "backward"])
 def test_chunks_of_kernels_are_nearly_as_fast_as_any(name: str, heads: int, stage: Pass) -> None:
-    """Kernels have chunks of 64 rows. Others are predicted to be 8 % faster at most, in backward passes 24 %.
+    """Kernels use chunks of 64 rows; other chunks are predicted at most 8 % faster, 24 % in backward passes.
 
-    These are of 128 rows, with half as many states, which no kernel has registers for.
+    The faster chunks have 128 rows and half as many states; no kernel has registers for them.
     """
     found = simulated(name, 16384, heads=heads, stage=stage).passes[0]
     assert found.chunk == KERNELS
@@ -252,7 +252,7 @@ def test_few_heads_are_split_and_many_are_not(name: str, stage: Pass) -> None:
     assert simulated(name, 65536, heads=256, stage=stage).passes[0].segments == 1
 
 
-def test_it_is_said_when_a_correction_is_split() -> None:
+def test_the_report_mentions_a_split_correction() -> None:
     said = "where one lets states grow its head is walked whole"
     assert any(said in note for note in simulated("rwkv7", 65536, heads=1).notes)
     assert not any(said in note for note in simulated("rwkv7", 65536, heads=256).notes)
@@ -272,7 +272,7 @@ def test_a_state_too_large_for_an_sm_is_refused() -> None:
             ranked(call, part, machine)
 
 
-def test_it_is_immutable_and_prints_itself() -> None:
+def test_a_simulation_is_immutable_and_printable() -> None:
     found = simulated("gated_delta_net", 65536, heads=8)
     with pytest.raises(FrozenInstanceError):
         found.loop_ms = 0.0  # type: ignore[misc]
@@ -283,7 +283,7 @@ def test_it_is_immutable_and_prints_itself() -> None:
     assert found.others and all(other.ms >= found.predicted_ms / MOST_SLOWER["forward"] for other in found.others)
 
 
-def test_it_beats_a_loop_and_long_dense_attention() -> None:
+def test_a_recurrence_beats_a_loop_and_long_dense_attention() -> None:
     found = simulated("gated_delta_net", 65536, heads=8)
     assert found.speedup > 5 and found.loop_ms > 5 * found.predicted_ms
     assert simulated("gated_delta_net", 256, heads=8).speedup < 1
@@ -301,7 +301,7 @@ def test_the_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"  {rung} " in said for rung in RUNGS)
 
 
-def test_json_says_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_contains_every_figure(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", "gsa", "--len", "4096", "--size", "slots=32", "--json", "--sweep", "len=1k..2k"]) == 0
     found = json.loads(capsys.readouterr().out)
     same = simulated("gsa", 4096, slots=32)
@@ -317,7 +317,7 @@ def test_json_says_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert [one["shape"]["queries"] for one in found["sweep"]] == [1024, 2048]
 
 
-def test_tables_of_several(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_of_several_recurrences(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--len", "8192", "--compare", "gla", "--device", "h100,b200", "--sweep", "len=1k..4k"]
     assert main(["simulate", "retention", *arguments]) == 0
     said = capsys.readouterr().out
@@ -349,14 +349,14 @@ def test_tables_of_several(capsys: pytest.CaptureFixture[str]) -> None:
         ("gla", ["--device", "h1000"], "there is no machine `h1000`"),
     ],
 )
-def test_what_the_command_refuses(
+def test_arguments_that_the_command_refuses(
     name: str, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["simulate", name, *arguments]) != 0
     assert said in capsys.readouterr().err
 
 
-def test_what_a_call_refuses() -> None:
+def test_arguments_that_a_call_refuses() -> None:
     attend, slots = compile_attention("gla"), compile_attention("gsa")
     given: Any
     for given, said in (
@@ -379,7 +379,7 @@ def test_what_a_call_refuses() -> None:
             refused()
 
 
-def test_sizes_of_inputs_are_taken() -> None:
+def test_sizes_of_inputs_are_accepted() -> None:
     tensor = torch.zeros(1, 32, 8, 16)
     assert simulated("gsa", 32, s=tensor).passes[0].state == "K[128, 16]"
     assert simulated("gsa", 32).notes[0] == "slots is assumed to be 64: pass `slots` to change it"

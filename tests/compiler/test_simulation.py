@@ -1,4 +1,4 @@
-"""Ladders: published bounds, their order, what shrinks and grows, floors, and what is refused."""
+"""Ladders: published bounds, the order of rungs, monotonicity, floors, and refused arguments."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def speedups(found: Simulation) -> list[float]:
 # --- published bounds ------------------------------------------------------------------------------------------------
 
 
-def test_a_window_that_256_queries_share() -> None:
+def test_a_window_shared_by_256_queries() -> None:
     """GNA, 1-D, 32768 tokens, window 2048, stride 256: 16 times."""
     found = simulated("neighborhood_1d", 32768, heads=1, window=2048, stride=256)
     assert found.rung("element").speedup == found.rung("tile").speedup == 16
@@ -70,7 +70,7 @@ def test_a_video_in_tiles() -> None:
 def test_exact_counts_and_searched_bricks_beat_the_published_bounds(
     name: str, n: int, params: dict[str, Any], published: float
 ) -> None:
-    """The published ones count the worst tile of all for every tile (PERFORMANCE of NATTEN's simulator)."""
+    """The published bounds count the worst tile for every tile (PERFORMANCE of NATTEN's simulator)."""
     attention = compile_attention(name, **params)
     found = attention.simulate(n, heads=24, tile=(128, 128))
     assert published < found.rung("tile").speedup < found.rung("element").speedup
@@ -114,7 +114,7 @@ def test_every_machine_and_pass(device: str, stage: Pass) -> None:
         assert str(found).count("×") >= 4
 
 
-def test_against_causal_attention_there_is_half_to_win() -> None:
+def test_against_causal_attention_half_the_speedup_remains() -> None:
     attention = compile_attention("sliding_window", window=512)
     full, causal = (attention.simulate(16384, baseline=baseline) for baseline in ("full", "causal"))
     assert causal.rung("element").speedup == pytest.approx(full.rung("element").speedup / 2, rel=0.01)
@@ -139,7 +139,7 @@ def problem_of_relation(relation: Any, n: int, heads: int = 3) -> SimulatedCall:
 @settings(max_examples=60)
 @given(relations(), relations(), st.integers(1, 700))
 def test_a_bound_never_falls_when_the_relation_shrinks(one: Tree, other: Tree, n: int) -> None:
-    """A bound never falls when the relation shrinks, for fixed tiles and order."""
+    """The property holds for fixed tiles and order."""
     large = build(one)
     small = fold.conjunction(large, build(other))
     assume(exact_evaluation.mask(small, (0, n), (0, n)).any())
@@ -246,19 +246,19 @@ def test_no_floor_without_a_real_parameter() -> None:
         ({"device": "cpu", "tile": (64, 64)}, ArgumentError, "tile and order are options for GPUs"),
     ],
 )
-def test_refused(given: dict[str, Any], error: type[Exception], said: str) -> None:
+def test_refused_arguments(given: dict[str, Any], error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         compile_attention("causal").simulate(64, **given)
 
 
-def test_nothing_to_do() -> None:
+def test_a_pattern_without_visible_pairs() -> None:
     found = compile_attention("pattern blind\n    visible q < 0\n").simulate(64)
     assert speedups(found)[:3] == [float("inf")] * 3
     assert (found.visible, found.tiles.live) == (0, 0)
     assert "nothing to do" in str(found)
 
 
-def test_tiles_that_are_too_many_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_tiles_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles without another order or repetition are sampled; the report says so, and the count is close."""
     attention = compile_attention("radial", frames=8, per_frame=1024, first_frame_sink=False)
     exact_ = attention.simulate(8192, heads=1, tile=(128, 128))

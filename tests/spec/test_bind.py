@@ -1,4 +1,4 @@
-"""Values for parameters: what fits, what does not, and what is said about it."""
+"""Parameter values: accepted values, refused values, and the messages about them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every code has a page, and its examples do what the page says: the wrong one is found, the right one is fine."""
+"""Every code has a page whose wrong example is reported with the code and whose right example compiles."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def load(name: str, asking: SourceFile) -> SourceFile | None:
 
 
 def example(code: str, heading: str) -> tuple[bytes, dict[str, Any]]:
-    """The text under a heading, and what it is called with."""
+    """Return the text under a heading, and the parameters and inputs of its call."""
     text = page(code)
     assert text is not None
     _, _, rest = text.partition(f"## {heading}\n")
@@ -46,16 +46,16 @@ def example(code: str, heading: str) -> tuple[bytes, dict[str, Any]]:
     assert found, f"{code}: nothing under `{heading}`"
     (kind, body), *more = found
     given = json.loads(more[0][1]) if more else {}
-    if kind == "python":  # what is too large for a page
+    if kind == "python":  # an example too large for a page
         return eval(body, {"__builtins__": {}}).encode(), given
-    if kind == "escaped":  # what cannot be shown
+    if kind == "escaped":  # an example with characters that cannot be shown
         return body.encode().decode("unicode_escape").encode("latin-1"), given
     assert kind == "attn", kind
     return body.encode(), given
 
 
 def codes_of(data: bytes, given: dict[str, Any]) -> list[str]:
-    """The codes of all that is said about a text, bound and called as the page says."""
+    """Return the codes of all diagnostics of a text that is bound and called as the page says."""
     try:
         source = decode(data, "example.attn")
         found = [d.code for d in check_source(source, load)]
@@ -95,10 +95,10 @@ def test_a_page_and_its_examples(code: str) -> None:
     assert right == [], f"the right example gives {right}"
 
 
-def test_no_page_is_about_nothing() -> None:
+def test_every_page_belongs_to_a_code() -> None:
     assert {path.stem for path in PAGES.glob("*.md")} == set(CODES)
 
 
-def test_there_is_no_page_of_what_is_no_code() -> None:
+def test_unknown_codes_have_no_page() -> None:
     assert page("A000") is None
     assert page("../README") is None

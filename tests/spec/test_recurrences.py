@@ -1,4 +1,4 @@
-"""Recurrences: what may stand in one, what is said of mistakes."""
+"""Recurrences: their clauses, and the messages about mistakes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_states_of_other_sizes_and_starts() -> None:
     ]
 
 
-def test_the_order_of_tokens_and_where_states_begin_anew() -> None:
+def test_processing_order_and_resets() -> None:
     found = load("scan -t\nreset fresh and t > 0\nstep S = S + outer(k, v)\nread q @ S")
     assert found.scan is not None
     assert found.reset is not None
@@ -202,7 +202,7 @@ def test_mistakes(name: str) -> None:
     assert all(d.help and d.primary.span.text for d in found)
 
 
-def test_what_belongs_in_a_recurrence_is_refused_in_a_pattern() -> None:
+def test_clauses_of_recurrences_are_refused_in_a_pattern() -> None:
     for line in ("state S: [dk, dv]", "step S = S", "read q", "scan t", "reset true"):
         source = f"pattern p\n    visible k <= q\n    {line}\n"
         with pytest.raises(SpecError, match="does not belong in a `pattern`"):

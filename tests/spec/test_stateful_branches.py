@@ -1,4 +1,4 @@
-"""Branches with a state: what may stand in one, what is said of mistakes."""
+"""Branches with a state: their clauses, and the messages about mistakes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def load(source: str) -> program.Program:
 
 
 def test_order_and_names() -> None:
-    """Branches stand in any order; a let of the pattern means the token in one, and the query and key in another."""
+    """Branches stand in any order; a let reads `t` in a branch with a state, and `q` and `k` in an attention."""
     let = "    let even = t % 2 == 0\n"
     found = load(HEAD + let + BOTH + FAR.replace("state S", "reset even\n        state S"))
     assert [item.name for item in found.stateful] == ["far"]

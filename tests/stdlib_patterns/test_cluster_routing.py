@@ -22,13 +22,13 @@ BRANCHES = {"hyper_attention", "routing_transformer"}
 
 
 @pytest.mark.parametrize("case", [case for case in CLUSTERED if case.name not in BRANCHES], ids=repr)
-def test_the_earlier_where_all_are_equal(case: Clustered) -> None:
+def test_ties_go_to_the_earlier_unit(case: Clustered) -> None:
     (q, k, v), inputs = case.drawn()
     q, k = torch.zeros_like(q), torch.zeros_like(k)
     seen_as_in_reference(case, [q, k, v], inputs)
 
 
-def test_the_earlier_tokens_of_a_centroid() -> None:
+def test_ties_go_to_the_earlier_token_of_a_centroid() -> None:
     case = routing(21, 21, 3, 5)
     (q, k, v), inputs = case.drawn()
     q, k = (torch.zeros_like(x) for x in (q, k))
@@ -46,10 +46,10 @@ def test_equal_hashes_keep_their_order() -> None:
     assert torch.equal(seen, (block[:, None] == block).expand(seen.shape))
 
 
-# --- choices by themselves --------------------------------------------------------------------------------------------
+# --- selections alone -------------------------------------------------------------------------------------------------
 
 
-def test_what_is_chosen() -> None:
+def test_selected_units() -> None:
     (q, k, v), inputs = svg2(41, 41, 5, 7, 0.4).drawn()
     attend = compile_attention("svg2", p=0.4, query_clusters=5, key_clusters=7)
     found = attend.chosen(q, k, v, **inputs)["chosen"]
@@ -70,8 +70,8 @@ def test_what_is_chosen() -> None:
     assert torch.equal(found[:, None], biformer_choice(q, k, region=region, regions=3, topk=2))
 
 
-def test_numbers_past_the_bound_wrap() -> None:
-    """An id beyond the bound is harmless: it is taken modulo the number of clusters."""
+def test_ids_past_the_bound_wrap() -> None:
+    """An id beyond the bound is harmless: it is reduced modulo the number of clusters."""
     attend = compile_attention("svg2", p=0.4, query_clusters=4, key_clusters=6)
     (q, k, v), inputs = svg2(41, 41, 5, 7, 0.4).drawn()
     far = {"qc": inputs["qc"] % 4 + 4, "kc": inputs["kc"] % 6 - 6}

@@ -50,13 +50,13 @@ def test_output_and_gradients_in_single_precision(case: Routed) -> None:
 
 
 def _single(x: Tensor) -> Tensor:
-    """Real numbers that decide about no equals keep their order in fp32."""
+    """Cast to fp32; real numbers that decide no ties keep their order."""
     return x.detach().float().requires_grad_() if x.is_floating_point() else x
 
 
 @pytest.mark.parametrize("case", MEANT, ids=repr)
-def test_the_language_means_it(case: Routed) -> None:
-    """The evaluator, which computes a row at a time from the text."""
+def test_the_evaluator_agrees(case: Routed) -> None:
+    """The evaluator computes a row at a time from the pattern's text."""
     (q, k, v), inputs = case.drawn()
     wanted = case.reference(q, k, v, inputs)[1]
     file = library_files()[case.name]
@@ -75,11 +75,11 @@ def test_the_language_means_it(case: Routed) -> None:
     torch.testing.assert_close(torch.tensor(out, dtype=torch.float64), wanted, rtol=1e-9, atol=1e-9)
 
 
-# --- choices by themselves --------------------------------------------------------------------------------------------
+# --- selections alone -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", [case for case in RARE if case.name == "rectified"], ids=repr)
-def test_what_rectified_chooses(case: Routed) -> None:
+def test_blocks_that_rectified_selects(case: Routed) -> None:
     (q, k, v), inputs = case.drawn()
     block, n = case.params["block"], blocks_of(case.n_q, case.params["block"])
     unit = torch.arange(case.n_q) // block
@@ -92,8 +92,8 @@ def test_what_rectified_chooses(case: Routed) -> None:
 
 
 @pytest.mark.parametrize("case", [case for case in RARE if case.name == "superlinear"], ids=repr)
-def test_what_superlinear_reads(case: Routed) -> None:
-    """A query sees its window and the spans of its anchors: the union of what its reads have."""
+def test_keys_that_superlinear_reads(case: Routed) -> None:
+    """A query sees its window and the spans of its anchors: the union of the keys of its reads."""
     (q, k, v), inputs = case.drawn()
     seen, _ = case.reference(q, k, v, inputs)
     grads = []
@@ -105,7 +105,7 @@ def test_what_superlinear_reads(case: Routed) -> None:
     assert torch.equal(torch.stack(grads), seen[:, 0])
 
 
-# --- where one thing is at stake --------------------------------------------------------------------------------------
+# --- single properties ------------------------------------------------------------------------------------------------
 
 
 def test_flash_moba_without_a_filter_is_moba() -> None:
@@ -118,7 +118,7 @@ def test_flash_moba_without_a_filter_is_moba() -> None:
 
 
 def test_flash_moba_gathers_queries() -> None:
-    """The mixed keys are made once, and then it runs as MoBA does."""
+    """The mixed keys are computed once, and then the pattern runs as MoBA does."""
     for device in ("cpu", "cuda"):
         assert compile_attention("flash_moba").plan(2048, heads=4, device=device).schedule == "gathered queries"
 
@@ -174,8 +174,8 @@ def test_decoding_is_the_last_row(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["rectified", "ssa_random"])
-def test_what_is_not_served(name: str) -> None:
-    """Films, whose blocks of queries choose together, and orders that are drawn for training."""
+def test_patterns_without_decode(name: str) -> None:
+    """Not served: videos, whose blocks of queries select together, and orders that are drawn for training."""
     case = next(case for case in RARE if case.name == name and case.n_q == case.n_k)
     (q, k, v), inputs = case.drawn()
     with pytest.raises(UnsupportedError, match=name):
@@ -183,7 +183,7 @@ def test_what_is_not_served(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted({case.name for case in RARE} - {"rectified", "superlinear"}))
-def test_it_is_simulated_as_it_is_set(name: str) -> None:
+def test_patterns_are_simulated_with_their_defaults(name: str) -> None:
     """Defaults are simulated; branches for each selected block are not simulated on a CPU yet."""
     attend = compile_attention(name)
     case = next(case for case in RARE if case.name == name)
@@ -194,7 +194,7 @@ def test_it_is_simulated_as_it_is_set(name: str) -> None:
     assert found.predicted_ms > 0
 
 
-def test_what_is_read_span_by_span_is_not_simulated() -> None:
+def test_reads_of_spans_are_not_simulated() -> None:
     with pytest.raises(UnsupportedError, match=r"`read` of `superlinear` .* cannot be simulated on a CPU yet"):
         compile_attention("superlinear").simulate(
             1024, heads=4, head_dim=64, device="cpu", search=torch.zeros(1, 4, 1024, 64)
@@ -202,7 +202,7 @@ def test_what_is_read_span_by_span_is_not_simulated() -> None:
 
 
 def test_a_length_without_anchors_is_simulated() -> None:
-    """The search for the break-even length asks of 64 tokens, where no span stands: it ended in a KeyError."""
+    """The search for the break-even length tries 64 tokens, where no span exists: it ended in a KeyError."""
     found = compile_attention("superlinear").simulate(
         64, heads=2, head_dim=64, device="h100", search=torch.zeros(1, 2, 64, 64)
     )

@@ -1,4 +1,4 @@
-"""Recurrences of the library against references written from the papers, one token after another in 64 bits."""
+"""Recurrences of the library against references written from the papers, token by token in fp64."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cases.recurrences import GRIDS, Recurrent, joined
 
 NAMES = recurrence_names()
 BY_TOKEN = {"test_time_regression", "yaad_linear", "moneta_linear", "memora_linear", "ttt_linear"}
-"""Patterns that run token by token, because they are not linear."""
+"""Nonlinear patterns, which run token by token."""
 
 
 def close(ours: Tensor, theirs: Tensor, most: float) -> None:
@@ -31,7 +31,7 @@ def close(ours: Tensor, theirs: Tensor, most: float) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_evaluator(name: str) -> None:
-    """The language's meaning, of all that is computed."""
+    """The evaluator agrees with the reference on outputs and states."""
     case = Recurrent(name, 7, heads=2)
     out, states = case.reference([case.q, case.k, case.v], case.inputs)
     sizes = {"queries": out.shape[2], "keys": out.shape[2], "heads": 2, "kv_heads": 2, "dk": 8, "dv": 5}
@@ -74,8 +74,8 @@ def test_lengths(name: str, tokens: int) -> None:
 
 @pytest.mark.parametrize("cut", [1, 6, 64, 69])
 @pytest.mark.parametrize("name", sorted(set(NAMES) - GRIDS))
-def test_a_run_that_is_cut_goes_on_where_it_was(name: str, cut: int) -> None:
-    """Prefill in two calls, and then token by token."""
+def test_a_split_run_equals_a_whole_one(name: str, cut: int) -> None:
+    """The prefill is split into two calls; a second run goes token by token."""
     case = Recurrent(name)
     attend = case.attention()
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_heads_that_share_keys(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_strict_refuses_what_runs_token_by_token(name: str) -> None:
+def test_strict_refuses_runs_token_by_token(name: str) -> None:
     case = Recurrent(name, 3)
     if name in BY_TOKEN:
         with pytest.raises(UnsupportedError, match="would run token by token, for"):

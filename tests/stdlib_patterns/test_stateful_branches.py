@@ -93,7 +93,7 @@ def test_mistakes_in_a_family(text: str, code: str) -> None:
     assert all(d.help for d in caught.value.diagnostics)
 
 
-def test_a_member_that_is_not_there() -> None:
+def test_reading_a_missing_member() -> None:
     attend = compile_attention(family(combine="at[n]"), n=4)
     q = torch.randn(1, 1, 3, 4)
     for call in (attend, attend.reference):
@@ -108,7 +108,7 @@ def test_log_linear_has_levels_for_its_tokens() -> None:
         attend(q, q, q, g=torch.zeros(1, 9, 1), level=torch.ones(1, 9, 1, 4))
 
 
-def test_what_it_is_and_is_not() -> None:
+def test_properties_and_refused_calls_of_a_hybrid() -> None:
     attend = compile_attention("hybrid_window_linear", window=5)
     assert not attend.is_recurrence
     assert not attend.has_mask

@@ -1,4 +1,4 @@
-"""The static patterns beyond their masks: 32 bits, identities, parameters and calls that make no sense."""
+"""The static patterns beyond their masks: fp32 results, identities, and refused parameters and calls."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_output_and_gradients_are_those_of_masked_softmax_in_32_bits(case: Maske
 
 @pytest.mark.parametrize("case", [one for one in ALL if one.name != "tree_verify"], ids=repr)
 def test_every_query_sees_itself(case: Masked) -> None:
-    """A row without a key would be a reading of a paper that no paper has."""
+    """No published pattern has a row without a key."""
     for n in case.lengths:
         assert case.masks(n).diagonal(axis1=-2, axis2=-1).all()
 
@@ -151,7 +151,7 @@ def test_a_chain_of_drafts_is_causal() -> None:
     assert torch.equal(mask, compile_attention("causal").mask(nodes, nodes + prefix))
 
 
-# --- parameters and calls that make no sense --------------------------------------------------------------------------
+# --- refused parameters and calls -------------------------------------------------------------------------------------
 
 GRID = {"height": 8, "width": 8}
 VIDEO = {"frames": 6, "height": 8, "width": 8}

@@ -1,4 +1,4 @@
-"""The patterns with weights, keys or branches of their own against dense torch written from their definitions."""
+"""The patterns with their own weights, keys or branches against dense torch written from their definitions."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def executor(attend: Attention, name: str) -> Dense:
 
 
 @pytest.mark.parametrize("system", SYSTEMS, ids=repr)
-def test_the_language_means_the_definition(system: System) -> None:
-    """The evaluator, which computes a row at a time from the text."""
+def test_the_evaluator_agrees_with_the_definition(system: System) -> None:
+    """The evaluator computes a row at a time from the pattern's text."""
     fixed = {"height", "rows", "frames", "width"} & set(system.params)
     shape = system.shapes[-1] if fixed else min(system.shapes, key=lambda s: abs(s.n_k - 12))
     if shape.n_k > 30 and not fixed:
@@ -61,7 +61,7 @@ SMALL = {"landmark": square(7, heads=2, kv_heads=1, batch=1, dk=2, dv=2)}
 
 
 def small(system: System) -> Shape:
-    """A shape for finite differences."""
+    """Return a shape for finite differences."""
     shape = min(system.shapes, key=lambda s: (s.n_k < 4, s.n_k))
     n_q, n_k = (min(shape.n_q, 6), min(shape.n_k, 6)) if "height" not in system.params else (shape.n_q, shape.n_k)
     n_q, n_k = (shape.n_q, shape.n_k) if {"rows", "width"} & set(system.params) else (n_q, n_k)
@@ -91,7 +91,7 @@ def test_errors_are_at_most_twice_those_of_the_formula(system: System, dtype: to
 @pytest.mark.parametrize("name", EXECUTORS)
 @pytest.mark.parametrize("system", [s for s in SYSTEMS if s.name not in ("davit_channel", "autoformer_lags")], ids=repr)
 def test_scores_in_the_hundreds(system: System, name: str) -> None:
-    """Quotients of exponentials that fp64 does not hold."""
+    """The scores lead to quotients of exponentials beyond the range of fp64."""
     operands = system.operands(max(system.shapes, key=lambda s: s.n_k))
     large = {n: (x.detach() * 40).requires_grad_() if n in ("q", "k") else x for n, x in operands.items()}
     if system.name in ("local_linear", "differential", "softplus_lssar"):

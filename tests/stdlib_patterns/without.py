@@ -21,12 +21,12 @@ CHECKS: Mapping[str, str] = {
     "the state; of routing patterns those that calls start) has a row that passes in `benchmarks/results`",
     "simulate": "`attnc simulate` for an H100 at the headline of the catalogue: a preset, its length or grid",
 }
-"""By name, in the order of the columns."""
+"""The checks by name, in the order of the columns."""
 
 
 @dataclass(frozen=True)
 class Reason:
-    """Why, in a few words for the table, and what the refusal says."""
+    """Why a check does not apply: short, for the table, and as the refusal says."""
 
     why: str
     says: str
@@ -54,17 +54,17 @@ ALONE: Mapping[str, Mapping[str, Reason]] = {
     "interpreter": {**TILES, "landmark_retrieval": TWO_PASSES, "titans_linear": NO_KERNELS},
     "gate": {**TILES, "landmark_retrieval": TWO_PASSES, "titans_linear": NO_KERNELS},
 }
-"""By check and pattern."""
+"""Reasons by check and pattern."""
 
 ALL_OF: Mapping[str, Mapping[str, Reason]] = {
     "recurrence": {"mask": RECURRENCE},
     "hybrid": {"mask": STATE},
 }
-"""By kind of pattern and check."""
+"""Reasons by kind of pattern and check."""
 
 
 def reason(check: str, name: str) -> Reason | None:
-    """Why a check is not made of a pattern; None: it is made."""
+    """Return why a check does not apply to a pattern, or None if it applies."""
     kinds = {"recurrence": recurrence_names(), "hybrid": hybrid_names()}
     own = next((ALL_OF[kind] for kind, names in kinds.items() if name in names), {})
     return ALONE.get(check, {}).get(name) or own.get(check)
@@ -82,10 +82,10 @@ WARNED: Mapping[str, Mapping[str, str]] = {
     ),
     **dict.fromkeys(("neighborhood_1d", "neighborhood_2d", "neighborhood_3d"), OFF_CENTRE),
 }
-"""Warnings that are expected, by pattern and code, and why."""
+"""Expected warnings by pattern and code, and why they are expected."""
 
 
 def every_reason() -> Iterator[tuple[str, str]]:
-    """Checks and patterns that are named one by one."""
+    """Yield the checks and patterns that are listed one by one."""
     for check, own in ALONE.items():
         yield from ((check, name) for name in own)

@@ -1,4 +1,4 @@
-"""Caches that are filled as a server fills them, with NaN in every slot that must not be read."""
+"""Caches filled as a server fills them, with NaN in every slot that must not be read."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def filled(
     first: int = 0,
     page: int = 16,
 ) -> Filled:
-    """A cache of the first `lengths` tokens of k and v (B, Hkv, N, d); `seen` bool (B, Hkv, N): tokens with numbers.
+    """Fill a cache with the first `lengths` tokens of k and v (B, Hkv, N, d); `seen`, bool (B, Hkv, N): tokens not NaN.
 
-    `slots`: of a ring with `first` tokens that stay.
+    `slots`: the size of a ring cache, in which the `first` tokens stay.
     """
     most = max(lengths)
     given: dict[str, Any] = {"kv_len": list(lengths)}
@@ -65,7 +65,7 @@ def filled(
 def seen_by_last(
     attention: Attention, n: int, n_q: int, heads: int, kv_heads: int, inputs: Mapping[str, Any]
 ) -> Tensor:
-    """Tokens that one of the last queries sees, of the first batch entry: bool (1, Hkv, n)."""
+    """Return the tokens that any of the last queries sees, for the first batch entry: bool (1, Hkv, n)."""
     own = {name: x for name, x in inputs.items() if name in attention.relation_inputs}
     masks = [
         attention.mask(n, head=h, heads=heads, kv_heads=kv_heads, **own).reshape(-1, n, n)[0] for h in range(heads)
@@ -75,7 +75,7 @@ def seen_by_last(
 
 
 def of_last(attention: Attention, inputs: Mapping[str, Any], n_q: int) -> dict[str, Any]:
-    """Inputs of a whole call as those of its last queries."""
+    """Return the inputs of a whole call restricted to its last queries."""
     own = dict(inputs)
     for tensor in attention._pattern.tensors:
         for axis, dim in enumerate(tensor.dims if tensor.name in own else ()):

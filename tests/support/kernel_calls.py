@@ -1,4 +1,4 @@
-"""Calls of emitted kernels in Triton's interpreter, compared with the reference in 64 bits."""
+"""Calls of emitted kernels in Triton's interpreter, compared with the reference in fp64."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from attnc.runtime.attention import Attention
 from attnc.runtime.gpu import kernel_modules, launch
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3}
-"""Errors that are allowed, relative to the largest true entry of a result or to 1, whichever is more."""
+"""Allowed errors, relative to the largest true entry of a result or to 1, whichever is larger."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel that was started, and what with."""
+    """A started kernel and its arguments."""
 
     source: KernelSource
     arguments: tuple[object, ...]
@@ -30,7 +30,7 @@ class Launch:
 
 @contextmanager
 def recorded(*, run: bool = True) -> Iterator[list[Launch]]:
-    """The kernels that are started inside; `run`: whether they are."""
+    """Record the kernels that are started inside the context; `run`: whether they run."""
     found: list[Launch] = []
 
     def start(source: KernelSource, grid: tuple[int, int], arguments: Sequence[object]) -> None:
@@ -49,7 +49,7 @@ def stages(launches: Sequence[Launch]) -> set[str]:
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """All memory that is asked for without a value is NaN, padding included: who reads what nobody wrote is found."""
+    """Fill all uninitialised memory with NaN, padding included, so that reads of unwritten memory are found."""
     with pytest.MonkeyPatch.context() as patch:
         new_empty, alike = Tensor.new_empty, torch.empty_like
         patch.setattr(Tensor, "new_empty", lambda x, *sizes, **more: _spoiled(new_empty(x, *sizes, **more)))
@@ -77,7 +77,7 @@ def run(
     grads: tuple[Tensor, Tensor | None],
     **given: Any,
 ) -> Result:
-    """A call and its gradients, for gradients of out and, if that is wanted, of the LSE."""
+    """Run a call and its gradients, for gradients of out and, if requested, of the LSE."""
     leaves = {name: x.detach().requires_grad_() for name, x in tensors.items()}
     leaves |= {n: x.detach().requires_grad_() for n, x in inputs.items() if _is_real(x)}
     q, k, v = (leaves[name] for name in "qkv")
@@ -106,7 +106,7 @@ def operands(
     batch: int = 1,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
-    """q, k and v."""
+    """Draw q, k and v."""
     n_k = n_q if n_k is None else n_k
     sizes = {"q": (heads[0], n_q, widths[0]), "k": (heads[1], n_k, widths[0]), "v": (heads[1], n_k, widths[1])}
     return {name: torch.randn(batch, *size).to(dtype) for name, size in sizes.items()}
@@ -121,7 +121,7 @@ def check(
     tolerance: float | None = None,
     **given: Any,
 ) -> list[Launch]:
-    """Compare a call in poisoned memory and all its gradients with the reference; gives the kernels that ran."""
+    """Compare a call in poisoned memory and all its gradients with the reference; return the kernels that ran."""
     inputs, q, v = inputs or {}, tensors["q"], tensors["v"]
     of_out = torch.randn(*q.shape[:3], v.shape[-1]).to(q.dtype)
     grads = of_out, torch.randn(q.shape[:3]) if with_lse else None
@@ -153,7 +153,7 @@ def check(
 
 
 def error(x: Tensor, true: Tensor) -> float:
-    """The largest error, relative to the largest true entry or to 1; infinite for NaN."""
+    """Return the largest error, relative to the largest true entry or to 1; infinite for NaN."""
     if not x.numel():
         return 0.0
     gap = (x.double() - true.double()).abs().max() / true.abs().max().clamp(min=1)

@@ -1,4 +1,4 @@
-"""Receptive fields by dense matrices, and what must hold of those that are found by sets."""
+"""Receptive fields by dense matrices, and properties that receptive fields by sets must have."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Mask = NDArray[np.bool_]
 
 
 def layer_of(n: int, *heads: Index) -> Layer:
-    """A layer of some heads on n tokens."""
+    """Return a layer of some heads on n tokens."""
     return Layer(n, [WindowPairs(Windows.of(Window(0, 0, n, n, 0)), head, None, {}) for head in heads])
 
 
 def fields(masks: Sequence[Mask], order: Sequence[int], layers: int) -> list[Mask]:
-    """(queries, tokens) known of after 0, 1, … layers: the product of the matrices, each with its diagonal."""
+    """Return the (queries, tokens) reached after 0, 1, … layers: products of the matrices, each with its diagonal."""
     known = [np.eye(len(masks[0]), dtype=np.bool_)]
     for layer in range(layers):
         mask = masks[order[layer % len(order)]].astype(np.float64)
@@ -32,7 +32,7 @@ def fields(masks: Sequence[Mask], order: Sequence[int], layers: int) -> list[Mas
 
 
 def check_reach(kinds: Sequence[Layer], masks: Sequence[Mask], order: Sequence[int], query: int) -> None:
-    """Check a query's receptive field, and the ways to it, against the matrices."""
+    """Check a query's receptive field, and the paths to it, against the matrices."""
     n = len(masks[0])
     tokens = range(n)
     used = [masks[kind] for kind in set(order)]
@@ -60,13 +60,13 @@ def check_reach(kinds: Sequence[Layer], masks: Sequence[Mask], order: Sequence[i
 
 
 def check_way(way: Sequence[int], masks: Sequence[Mask], order: Sequence[int]) -> None:
-    """Every step is one that a layer shows, or none."""
+    """Check that every step is visible in its layer, or stays at its token."""
     for layer, (before, after) in enumerate(pairwise(way)):
         assert before == after or masks[order[layer % len(order)]][after, before], way
 
 
 def fewest_changes(masks: Sequence[Mask], order: Sequence[int], query: int, token: int, layers: int) -> int:
-    """The least number of changes of token on a way through so many layers."""
+    """Return the least number of changes of token on a path through this many layers."""
     graph = networkx.DiGraph()
     graph.add_node((layers, query))
     n = len(masks[0])

@@ -1,4 +1,4 @@
-"""Calls with scores of a pattern's own, and what must agree with a reference that has the LSE too."""
+"""Calls of patterns with their own scores, compared with a reference that also returns the LSE."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def executor(attend: Attention, name: str) -> Run:
 
 
 def results(run: Run, operands: Inputs, grads: Sequence[Tensor]) -> dict[str, Tensor]:
-    """out, lse and the gradient of every real operand, under `grads` of out and lse."""
+    """Return out, lse and the gradient of every floating-point operand, for `grads` of out and lse."""
     out, lse = run(**operands)
     wanted = {name: x for name, x in operands.items() if x.requires_grad}
     heads = tuple(grad.to(x.dtype) for grad, x in zip(grads, (out, lse), strict=True))
@@ -39,7 +39,7 @@ def results(run: Run, operands: Inputs, grads: Sequence[Tensor]) -> dict[str, Te
 
 
 def grads_for(operands: Inputs) -> tuple[Tensor, Tensor]:
-    """Gradients of out and lse, rounded to their dtypes."""
+    """Draw gradients of out and lse, rounded to their dtypes."""
     rows, dtype = operands["q"].shape[:3], operands["q"].dtype
     grad_out, grad_lse = real(*rows, operands["v"].shape[-1]), real(*rows)
     return grad_out.to(dtype), grad_lse.to(torch.promote_types(dtype, torch.float32))
@@ -53,7 +53,7 @@ def assert_equals(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> 
 
 
 def check(run: Run, dense: Run, operands: Inputs) -> dict[str, Tensor]:
-    """The results of a run in fp64, equal to the reference's."""
+    """Check a run in fp64 against the reference and return its results."""
     grads = grads_for(operands)
     found = results(run, operands, grads)
     assert_equals(found, results(dense, operands, grads))
@@ -61,7 +61,7 @@ def check(run: Run, dense: Run, operands: Inputs) -> dict[str, Tensor]:
 
 
 def check_twice(run: Run, dense: Run, operands: Inputs) -> None:
-    """The rule of `runtime/accuracy.py`, for every real operand: twice the dense error, plus a few units."""
+    """Check the rule of `runtime/accuracy.py` for every real operand: twice the dense error, plus a few units."""
     grads = grads_for(operands)
     wanted = results(dense, {name: leaf(x, torch.float64) for name, x in operands.items()}, grads)
     plain, found = results(dense, operands, grads), results(run, operands, grads)
@@ -78,7 +78,7 @@ def check_twice(run: Run, dense: Run, operands: Inputs) -> None:
 
 
 def check_nothing_seen(found: Mapping[str, Tensor], seeing: Tensor) -> None:
-    """Rows (B, Hq, Nq) that see nothing are exactly nothing, and everything else is finite."""
+    """Check that rows (B, Hq, Nq) without visible keys are exactly zero, and everything else is finite."""
     assert torch.equal(found["lse"] == -math.inf, ~seeing)
     assert not found["out"][~seeing].any()
     assert not found["dq"][~seeing].any()

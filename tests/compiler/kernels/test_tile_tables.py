@@ -1,4 +1,4 @@
-"""Lists for kernels: put together again, tiles and masks are the relation."""
+"""Tile tables for kernels: the relation rebuilt from tile lists and masks is the original relation."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_tables_are_the_relation(
     assert tables.visible == sum(int(relations.mask(0, h, 0, n_q, 0, n_k).sum()) for h in range(2))
 
 
-def test_long_runs_are_runs() -> None:
+def test_long_runs_are_stored_as_runs() -> None:
     runs = {
         name: tile_tables(Relations(from_library(name), call(n, n, heads=4)), 64, 32, by_key=False).runs
         for name, n in (("long_lora", 1024), ("power", 4096), ("strided", 1024))
@@ -46,7 +46,7 @@ def test_long_runs_are_runs() -> None:
 def dense(
     tables: TileTables, lane: int, size: tuple[int, int], tile: tuple[int, int], by_key: bool
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-    """The relation that a kernel sees in its tables."""
+    """Rebuild the mask that a kernel reads from its tables."""
     (rows, columns), (row_tile, column_tile) = (size[::-1], tile[::-1]) if by_key else (size, tile)
     count = -(-rows // row_tile)
     whole = np.zeros((count * row_tile, -(-columns // column_tile) * column_tile), dtype=np.int64)
@@ -72,7 +72,7 @@ def dense(
 
 
 def bits(tables: TileTables, kind: int, tile: tuple[int, int]) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    """The mask of a kind, (rows, columns)."""
+    """Unpack the mask of a tile kind; its shape is (rows, columns)."""
     words = max(tile[1] // 32, 1)
     own = tables.masks[kind * tile[0] * words : (kind + 1) * tile[0] * words].reshape(tile[0], words)
     spread = (own[:, :, None] >> np.arange(32)) & 1

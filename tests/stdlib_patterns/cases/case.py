@@ -1,4 +1,4 @@
-"""A call of a library pattern and what it is held against."""
+"""A call of a library pattern and the references it is compared with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from attnc import Attention, compile_attention
 Tensors = dict[str, Any]
 """q, k, v and inputs by name."""
 Parts = tuple[Tensor, ...]
-"""out, and what a call gives beside it: the LSE, or states in the order of the reference."""
+"""The output, followed by the LSE or by the states in the order of the reference, if the call returns them."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ def leaf(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def described(name: str, params: Mapping[str, Any]) -> str:
-    """A pattern and its parameters in a few letters."""
+    """Return a short label for a pattern and its parameters."""
     given = ",".join(f"{key}={value}" for key, value in params.items())
     return f"{name}({given})".replace(" ", "")
 
 
 def drawn(shape: Shape) -> Tensors:
-    """q, k and v."""
+    """Draw q, k and v."""
     s = shape
     return {
         "q": real(s.batch, s.heads, s.n_q, s.dk),
@@ -73,12 +73,12 @@ def with_lse(attend: Attention, operands: Tensors) -> Parts:
 class Case:
     """A pattern with parameters, the sizes of a call, its inputs, and the references of its mask and its output.
 
-    `inputs`: by name for the sizes; a `q`, `k` or `v` among them takes the place of a random one.
-    `mask`: of the operands of a call, bool, broadcasts to (B, Hq, Nq, Nk); None where the case is about outputs alone.
-    `output`: of the operands of a call, with the parameters bound; None where the case is about masks alone.
-    `call`: the same of the compiled pattern.
-    `content`: whether the mask depends on q, k and v. `fixed`: inputs that have no gradient.
-    `tolerance`: the largest error in fp64, relative to the largest true entry or to `least`.
+    `inputs`: draws tensors by name for the sizes; a `q`, `k` or `v` among them replaces the random one.
+    `mask`: the visible pairs for a call's operands, bool, broadcasts to (B, Hq, Nq, Nk); None to compare only outputs.
+    `output`: the output for a call's operands, with the parameters bound; None to compare only masks.
+    `call`: calls the compiled pattern and returns the results that `output` returns.
+    `content`: whether the mask depends on q, k and v. `fixed`: names of inputs that have no gradient.
+    `tolerance`: the maximum error in fp64, relative to the largest true entry or to `least`.
     """
 
     name: str
@@ -100,7 +100,7 @@ class Case:
         return compile_attention(self.name, **self.params, **options)
 
     def operands(self) -> Tensors:
-        """q, k, v and the inputs; the real ones want gradients."""
+        """Return q, k, v and the inputs; floating-point tensors require gradients."""
         found = drawn(self.shape) | dict(self.inputs(self.shape))
         return {name: x if name in self.fixed else leaf(x, torch.float64) for name, x in found.items()}
 
@@ -111,7 +111,7 @@ def inputs_of(operands: Tensors) -> Tensors:
 
 
 def seen_by(attend: Attention, case: Case, operands: Tensors) -> Tensor:
-    """The pattern's own masks, bool (B or 1, Hq, Nq, Nk)."""
+    """Return the pattern's own masks, bool (B or 1, Hq, Nq, Nk)."""
     inputs, s = inputs_of(operands), case.shape
     given: Tensors
     if case.content:
@@ -124,7 +124,7 @@ def seen_by(attend: Attention, case: Case, operands: Tensors) -> Tensor:
 
 
 def distance(a: Tensor, b: Tensor) -> float:
-    """The largest difference; infinities must be equal."""
+    """Return the largest absolute difference; infinities must be equal."""
     if not b.numel():
         return 0.0
     kind = torch.complex128 if b.is_complex() else torch.float64
@@ -133,7 +133,7 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 
 def results(parts: Parts, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Parts, and the gradients of their sum with fixed weights."""
+    """Return the results of a call, and the gradients of their sum with fixed weights."""
     draw = torch.Generator().manual_seed(3)
     total = torch.zeros((), dtype=torch.float64)
     for x in parts:
@@ -151,7 +151,7 @@ def _numbered(parts: Parts) -> Iterator[tuple[str, Tensor]]:
 
 
 def check_output(case: Case, **options: Any) -> None:
-    """Output and gradients are the reference's; `options` of the compilation."""
+    """Check that output and gradients equal the reference's; `options` are passed to the compilation."""
     assert case.output is not None
     operands = case.operands()
     leaves = {name: x for name, x in operands.items() if isinstance(x, Tensor) and x.requires_grad}
@@ -166,7 +166,7 @@ def check_output(case: Case, **options: Any) -> None:
 
 
 def check_mask(case: Case) -> None:
-    """The mask is the reference's."""
+    """Check that the mask equals the reference's."""
     assert case.mask is not None
     operands = {name: x.detach() if isinstance(x, Tensor) else x for name, x in case.operands().items()}
     found = seen_by(case.compiled(), case, operands)

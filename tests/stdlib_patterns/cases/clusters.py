@@ -1,4 +1,4 @@
-"""Patterns in which regions, clusters, hashes and centroids choose: others of the library's of `routing/`."""
+"""Cases of `routing/` patterns whose selections come from regions, clusters, hashes or centroids."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reference import clusters
 
 
 def ids(of_queries: int, of_keys: int) -> Callable[[int, int], Inputs]:
-    """Clusters of which one at least is empty, where there are several."""
+    """Draw cluster ids; if there are several clusters, at least one is empty."""
 
     def draw(n_q: int, n_k: int) -> Inputs:
         qc = torch.randint(0, max(of_queries - 1, 1), (2, HEADS, n_q))
@@ -42,7 +42,7 @@ def centroids(count: int, memories: int) -> Callable[[int, int], Inputs]:
 
 
 class Clustered(Routed):
-    """A case whose pattern has parameters that its reference has not."""
+    """A case whose pattern has parameters that its reference does not take."""
 
     OURS = ("query_clusters", "key_clusters")
 
@@ -52,7 +52,7 @@ class Clustered(Routed):
 
     def drawn(self) -> tuple[list[Tensor], Inputs]:
         qkv, inputs = super().drawn()
-        if self.name == "routing_transformer":  # each query head has centroids, and keys, of its own
+        if self.name == "routing_transformer":  # each query head has its own centroids and keys
             qkv[1:] = [x.repeat_interleave(HEADS // KV_HEADS, 1) for x in qkv[1:]]
         return qkv, inputs
 

@@ -1,4 +1,4 @@
-"""The cases of every pattern: what the modules beside this one list as `CASES`."""
+"""The cases of every pattern, gathered from the lists `CASES` of the modules in this folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cases.case import Case
 
 @cache
 def every_case() -> Mapping[str, tuple[Case, ...]]:
-    """Cases by the name of their pattern."""
+    """Return the cases by the name of their pattern."""
     found: dict[str, list[Case]] = {}
     for module in sorted(one.name for one in pkgutil.iter_modules(cases.__path__, "cases.")):
         for case in getattr(importlib.import_module(module), "CASES", ()):

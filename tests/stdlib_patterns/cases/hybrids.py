@@ -1,4 +1,4 @@
-"""Branches with a state: the library's patterns of `recurrences/` that have such."""
+"""Cases of patterns with a stateful branch, from `recurrences/`."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def arguments(name: str, tensors: list[Tensor], inputs: dict[str, Tensor]) -> tu
 def ours(
     name: str, tensors: list[Tensor], inputs: dict[str, Tensor], numbers: dict[str, int]
 ) -> tuple[Attention, list[Tensor], dict[str, Any]]:
-    """The pattern, and the arguments of its call."""
+    """Return the pattern, and the arguments of its call."""
     return compile_attention(name, **parameters(name, inputs, numbers)), *arguments(name, tensors, inputs)
 
 
 def case_of(name: str, tokens: int, grid: tuple[int, ...], **own: int) -> Case:
-    """Output and gradients of a call of random vectors."""
+    """Return a case that compares output and gradients for random vectors."""
     tensors, inputs, numbers = draw(name, tokens, grid if name in GRIDS else None, **own)
 
     def output(operands: Tensors) -> Parts:

@@ -9,7 +9,7 @@ from reference.routing import Result, softmax_over
 
 
 def pair_sees(kinds: list[bool], q: int, k: int, window: int, sinks: int, *, split_keys: bool) -> bool:
-    """Whether the query at q sees the key at k <= q in a window and a sink, of the keys of k's kind or of all."""
+    """Return whether the query at q sees the key at k <= q in a window or a sink, among keys of k's kind or all."""
     mine = [j for j in range(q + 1) if not split_keys or kinds[j] == kinds[k]]
     at = mine.index(k)
     return len(mine) - at <= window or at < sinks
@@ -26,7 +26,7 @@ def mminference_boundary(
     sinks: list[int],
     split_keys: bool,
 ) -> Result:
-    """Li et al. 2025: vision (B, Nk) parts the tokens; `visuals`, its running count, is not read here."""
+    """Li et al. 2025: vision (B, Nk) splits the tokens into kinds; `visuals`, its running count, is not read here."""
     n_q, n_k = q.shape[2], k.shape[2]
     seen = torch.zeros(q.shape[0], 1, n_q, n_k, dtype=torch.bool)
     for b, kinds in enumerate(vision.tolist()):

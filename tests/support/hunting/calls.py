@@ -1,4 +1,4 @@
-"""Calls of drawn attentions: compiled against closures, forward and all gradients."""
+"""Calls of drawn attentions: compiled results against closures, forward and all gradients."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from hunting.attentions import Drawn
 from hunting.scene import Scene
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 3e-5}
-"""Errors that are allowed, relative to the largest true entry or to 1."""
+"""Allowed errors, relative to the largest true entry or to 1."""
 OWN_ERRORS = 16
-"""Or as many times the error that the closure itself makes in the precision of the call."""
+"""Allowed multiple of the error that the closure itself makes in the precision of the call, if that is more."""
 LSE_ERRORS = 4
-"""Or as many times the machine epsilon by the largest LSE, relative as `TOLERANCE` is, in gradients by kernels.
+"""Allowed multiple of the machine epsilon by the largest LSE, for gradients by kernels, relative as `TOLERANCE`.
 
-Their weights are exp(score - LSE) of a score and a stored LSE. With one rounding of the score, two of powers of 2 and
-two of the LSE, each of half an epsilon, the exponent is wrong by 2.5 epsilons of the LSE's size, and so is the weight.
+Kernels compute weights as exp(score - LSE) from a score and a stored LSE. With one rounding of the score, two of
+powers of 2 and two of the LSE, each of half an epsilon, the exponent and so the weight err by 2.5 epsilons of the LSE.
 """
 
 
-class Mismatch(Exception):  # noqa: N818  found, not raised in error
+class Mismatch(Exception):  # noqa: N818  a finding, not an error
     """A call whose results differ from the closure's; the message says how."""
 
 
 @dataclass
 class Call:
-    """One call: leaves, and how tensors are made of them."""
+    """One call: its leaves, and how tensors are made from them."""
 
     leaves: dict[str, Tensor]
     views: Mapping[str, str]
@@ -52,10 +52,10 @@ class Call:
     words: str
     scale: float | None = None
     by_kernels: bool = False
-    """Whether kernels compute it, whose LSE is a number of 32 bits."""
+    """Whether kernels compute the call, whose LSE is in fp32."""
 
     def tensors(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """q, k, v and the inputs, as they are given."""
+        """Return q, k, v and the inputs as passed to the call."""
         return {name: self._seen(name, x) for name, x in {**self.inputs, **leaves}.items()}
 
     def _seen(self, name: str, x: Tensor) -> Tensor:
@@ -73,19 +73,19 @@ class Call:
 
     @property
     def batch(self) -> int:
-        """Batch entries."""
+        """The number of batch entries."""
         return self.grads[0].shape[0]
 
 
 def draw_call(drawn: Drawn, rng: random.Random, longest: int) -> Call:
-    """A call of a random shape."""
+    """Draw a call of a random shape."""
     generator = torch.Generator().manual_seed(rng.randrange(2**40))
     n_q, n_k = _lengths(drawn, rng, longest)
     batch = rng.choice([1, 1, 2, 3, 0] if rng.random() < 0.3 else [1, 2])
     kv_heads, group = rng.choice([1, 1, 2, 3]), rng.choice([1, 1, 2, 3])
     dk, dv = rng.choice([1, 3, 4, 8, 16, 5]), rng.choice([1, 3, 4, 8, 16, 7])
     if "normalised" in drawn.text:
-        dk = max(dk, 4)  # short vectors have gradients without a bound
+        dk = max(dk, 4)  # gradients of short vectors have no bound
     dtype = rng.choice([torch.float32, torch.float32, torch.float64])
     heads = (kv_heads * group, kv_heads)
     shapes = {"q": (batch, heads[0], n_q, dk), "k": (batch, kv_heads, n_k, dk), "v": (batch, kv_heads, n_k, dv)}
@@ -238,7 +238,7 @@ def _results(run: object, call: Call, leaves: Mapping[str, Tensor], with_lse: bo
 
 
 def check_call(attend: Attention, drawn: Drawn, call: Call) -> str:
-    """Compare a call with the closure and return "agreed" or why the call was refused. Raises Mismatch."""
+    """Compare a call with the closure; return "agreed" or why the call was refused. Raise Mismatch."""
     exact_leaves = {name: x.double() for name, x in call.leaves.items()}
     leaves = dict(call.leaves)
     if call.hidden_nan and not drawn.recurrent and call.cu_seqlens is None:
@@ -274,7 +274,7 @@ def _check_decode(
     exact: dict[str, Tensor],
     same: dict[str, Tensor],
 ) -> str:
-    """Compare the last rows with those that decode gives, where the call is one of plain tokens."""
+    """Compare the last rows with the results of decode, for calls of plain tokens."""
     n_q, n_k = call.lengths
     plain = not drawn.recurrent and drawn.documents is None and drawn.grid is None and call.cu_seqlens is None
     if not plain or n_q > n_k or not call.batch or (drawn.align == "start" and n_q < n_k):
@@ -319,7 +319,7 @@ def _compare(
             raise Mismatch(f"{name} has shape {tuple(ours.shape)}, not {tuple(true.shape)}")
         finite = torch.isfinite(true)
         if not torch.equal(torch.where(finite, 0, true), torch.where(finite, 0, ours)):
-            raise Mismatch(f"{name} is infinite or no number where the closure is not, or the other way round")
+            raise Mismatch(f"{name} is infinite or NaN where the closure is not, or the other way round")
         if not finite.any():
             continue
         largest = max(1.0, float(true[finite].abs().max()))
@@ -334,19 +334,19 @@ def _compare(
 def _poisoned(
     drawn: Drawn, call: Call, leaves: dict[str, Tensor], exact: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """NaN in keys and values that no query sees; zeros there for the closure."""
+    """Put NaN into keys and values that no query sees; the closure gets zeros there."""
     (scene,) = _scenes(drawn, call, call.tensors(exact))
     seen = drawn.dense(scene)[2].any(2)  # (B, H, Nk)
     seen = seen.view(seen.shape[0], call.heads[1], call.heads[0] // call.heads[1], seen.shape[-1]).any(2)
     if "select" in drawn.text or "* v" in drawn.text:
-        return leaves, exact  # a hidden key still ranks its block, or is multiplied before anything hides it
+        return leaves, exact  # a hidden key still ranks its block, or is multiplied before it is masked
     ours = {name: torch.where(seen[..., None], leaves[name], math.nan) for name in "kv"}
     zero = {name: torch.where(seen[..., None], exact[name], 0) for name in "kv"}
     return {**leaves, **ours}, {**exact, **zero}
 
 
 def check_case(drawn: Drawn, rng: random.Random, backend: str, longest: int, calls: int = 3) -> list[str]:
-    """Compile a drawn text and compare several calls of it; the last ones again, from two threads."""
+    """Compile a drawn text and compare several calls; repeat the last calls from two threads."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -361,7 +361,7 @@ def check_case(drawn: Drawn, rng: random.Random, backend: str, longest: int, cal
         for call in [*made, *again]:
             try:
                 outcomes.append(check_call(attend, drawn, call))
-                if "select" in drawn.text and backend != "triton":  # these calls are small: also as large ones run
+                if "select" in drawn.text and backend != "triton":  # these calls are small: run them as large ones too
                     with patch.object(masked, "WORK", 0):
                         check_call(attend, drawn, call)
             except Mismatch as difference:
@@ -380,7 +380,7 @@ def _in_threads(attend: Attention, drawn: Drawn, calls: list[Call]) -> None:
         try:
             check_call(attend, drawn, call)
         except Exception as error:
-            failed.append(f"{call.words}\n  in a thread beside others: {type(error).__name__}: {error}")
+            failed.append(f"{call.words}\n  in one of several threads: {type(error).__name__}: {error}")
 
     threads = [threading.Thread(target=again, args=[call]) for call in calls]
     for thread in threads:

@@ -1,4 +1,4 @@
-"""Plans of a million tokens: visible pairs counted against the closure, within a time."""
+"""Plans of a million tokens: visible pairs counted against the closure, within a time limit."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from hunting.scene import Draft, Scene, Term
 TOKENS = 1_000_000
 HEADS = 2
 SECONDS = 2.0
-"""CPU time that an answer or an error may take."""
+"""CPU time that a plan may take, in seconds."""
 SMALL = 700
 CHUNK = 1 << 15
 
 
 def check_plan(seed: int) -> list[str]:
-    """A relation of positions and heads: in a band at a million tokens, or any at a few hundred. Raises Mismatch."""
+    """Check a relation of positions and heads: a band at a million tokens, or any at a few hundred. Raise Mismatch."""
     rng = random.Random(f"plans {seed}")
     draft = Draft(rng, align="end", indexed=False)
     kept = condition(draft, 2)
@@ -36,8 +36,8 @@ def check_plan(seed: int) -> list[str]:
             wanted = None if reach is not None else _all(kept)
             n = SMALL if reach is None else TOKENS
             found, took = _planned(source, n)
-            for again in range(2):  # a busy machine takes longer: the least counts
-                other = source.replace("drawn", f"drawn_{again}")  # planned anew
+            for again in range(2):  # a busy machine takes longer, so the shortest time counts
+                other = source.replace("drawn", f"drawn_{again}")  # planned from scratch
                 took = min(took, _planned(other, n)[1]) if took > SECONDS else took
         except AttncError as error:
             return [f"{type(error).__name__}: {str(error).splitlines()[0]}"]

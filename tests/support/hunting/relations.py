@@ -11,7 +11,7 @@ AXES = ("z", "y", "x")
 
 
 def condition(draft: Draft, depth: int = 2) -> Term:
-    """A condition of the pair."""
+    """Draw a condition of the pair."""
     if depth > 0 and draft.chance(0.55):
         return _joined(draft, depth)
     kinds = ["window", "window", "order", "compared", "periodic", "flags", "any", "ids"]
@@ -123,7 +123,7 @@ def _spread(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def integer(draft: Draft, depth: int) -> Term:  # noqa: C901  one case a kind of expression
-    """An integer of the pair."""
+    """Draw an integer of the pair."""
     if depth == 0 or draft.chance(0.25):
         return _leaf(draft)
     a, b, n = integer(draft, depth - 1), integer(draft, depth - 1), draft.number(1, 7)

@@ -13,7 +13,7 @@ from hunting.scene import Draft, Scene
 
 @dataclass(frozen=True)
 class Chosen:
-    """The lines of a `select chosen`, and which keys each query chose (B, H, Nq, Nk)."""
+    """The lines of a `select chosen`, and the keys that each query selected (B, H, Nq, Nk)."""
 
     lines: list[str]
     mask: Callable[[Scene], Tensor]
@@ -21,7 +21,7 @@ class Chosen:
 
 
 def selection(draft: Draft) -> Chosen:
-    """Top blocks by their mean key, or top keys, with or without ties."""
+    """Draw the top blocks by their mean key, or top keys, with or without ties."""
     if draft.chance(0.3):
         return _of_tokens(draft)
     block, keep = draft.number(2, 5), draft.number(0, 3)
@@ -45,7 +45,7 @@ def selection(draft: Draft) -> Chosen:
 
 
 def _of_tokens(draft: Draft) -> Chosen:
-    """The best keys of each query, those above a threshold, or both."""
+    """Select the best keys of each query, the keys above a threshold, or both."""
     keep, causal, own = draft.number(1, 4), draft.chance(0.5), draft.chance(0.3)
     kind = draft.pick("rank", "score", "either")
     kept = {"rank": f"rank < {keep}", "score": "score > 0.5", "either": f"rank < {keep} or score > 0.5"}[kind]

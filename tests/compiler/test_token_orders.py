@@ -1,4 +1,4 @@
-"""Live tiles by rows and by columns, in every order, against the relation token by token."""
+"""Live tiles by rows and by columns, in every order of tokens, against the relation token by token."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from attnc.compiler.simulation.orders import TileFinder
 from attnc.compiler.simulation.shifted_rows import count_shifted, find_repetition
 from attnc.compiler.simulation.strips import Strips, strips, together
 from attnc.compiler.simulation.tile_work import NATURAL, TileWork
+from attnc.spec.errors import EvaluationError
 from expression_trees import Tree, build
 from grid_relations import K, Q, coordinate, grids, near, truth
 from relations import relations
@@ -28,7 +29,7 @@ Counts = list[tuple[int, int]]
 
 
 def in_rows(mask: Matrix, rows: list[NDArray[np.int64]], columns: list[NDArray[np.int64]]) -> tuple[Counts, Counts]:
-    """Full and partial tiles of every tile row and column that has some, in order of size."""
+    """Count full and partial tiles of every tile row and tile column that has any, sorted by size."""
     seen = np.array([[mask[np.ix_(r, c)].sum() for c in columns] for r in rows]).reshape(len(rows), len(columns))
     area = np.multiply.outer([len(r) for r in rows], [len(c) for c in columns])
     full, partial = (seen == area) & (area > 0), (seen > 0) & (seen < area)
@@ -60,9 +61,13 @@ def stretches_of(n: int, tile: int) -> list[NDArray[np.int64]]:
     relations(), st.integers(1, 150), st.integers(1, 150), st.sampled_from([8, 16, 32]), st.sampled_from([8, 16, 64])
 )
 def test_natural_order(relation: Tree, n_q: int, n_k: int, q_tile: int, k_tile: int) -> None:
-    own = build(relation)
-    mask = exact_evaluation.mask(own, (0, n_q), (0, n_k))
-    work = TileFinder(own, n_q, n_k, {}).natural(q_tile, k_tile)
+    node = build(relation)
+    try:
+        mask = exact_evaluation.mask(node, (0, n_q), (0, n_k))
+    except EvaluationError:
+        assume(False)
+        raise
+    work = TileFinder(node, n_q, n_k, {}).natural(q_tile, k_tile)
     assert work.order is NATURAL
     check(work, mask, stretches_of(n_q, q_tile), stretches_of(n_k, k_tile))
 
@@ -92,7 +97,7 @@ def test_one_congruence_by_classes(divisor: int, offset: int, window: int, n: in
 @settings(max_examples=60)
 @given(st.integers(2, 9), st.integers(1, 12), st.integers(1, 130))
 def test_a_congruence_beside_a_window(divisor: int, local: int, n: int) -> None:
-    """Two walks: the window as it stands, what is left by classes; every visible pair in one of them."""
+    """Two walks: the window in natural order, the rest by residue classes; every visible pair is in exactly one."""
     gap = fold.sub(Q, K)
     strided = fold.equal(fold.mod(gap, fold.const(divisor)), fold.const(0))
     own = fold.conjunction(fold.less_equal(K, Q), fold.disjunction(fold.less(gap, fold.const(local)), strided))
@@ -148,7 +153,7 @@ def test_every_factorisation_is_tried() -> None:
     assert all(np.prod(shape) == 64 and max(shape) <= 64 for shape in finder.shapes(64))
 
 
-def test_the_best_bricks_are_the_best() -> None:
+def test_the_chosen_bricks_are_optimal() -> None:
     finder = window((12, 10), 2)
     best = finder.best(16, 8)
     live = [finder.work(*shapes).rows.live for shapes in best]
@@ -178,7 +183,7 @@ def test_nothing_visible(n: int) -> None:
 
 @st.composite
 def shifted(draw: st.DrawFn) -> tuple[Index, TileGrid]:
-    """A relation that is the same after a shift of both places, and a matrix of whole tiles."""
+    """Draw a relation that is invariant under a shift of both positions, and a grid of whole tiles."""
     gap, step = fold.sub(Q, K), draw(st.sampled_from([1, 2, 3, 4, 6, 8, 16]))
     blocks = fold.sub(fold.floordiv(Q, fold.const(step)), fold.floordiv(K, fold.const(step)))
     kinds = [
@@ -199,7 +204,7 @@ def shifted(draw: st.DrawFn) -> tuple[Index, TileGrid]:
 
 @settings(max_examples=200)
 @given(shifted())
-def test_rows_that_repeat_follow_from_a_few(drawn: tuple[Index, TileGrid]) -> None:
+def test_repeating_rows_are_derived_from_a_few(drawn: tuple[Index, TileGrid]) -> None:
     relation, grid = drawn
     repetition = find_repetition(relation, grid)
     assume(repetition is not None)
@@ -216,7 +221,7 @@ def test_rows_that_repeat_follow_from_a_few(drawn: tuple[Index, TileGrid]) -> No
 @pytest.mark.parametrize(
     ("relation", "grid"),
     [
-        (fold.less(K, fold.const(999)), TileGrid(1 << 14, 1 << 14, 8, 8)),  # too many columns are unlike the rest
+        (fold.less(K, fold.const(999)), TileGrid(1 << 14, 1 << 14, 8, 8)),  # too many columns differ from the rest
         (fold.less_equal(K, Q), TileGrid(64, 56, 8, 8)),  # fewer columns than rows
         (fold.less_equal(K, Q), TileGrid(63, 64, 8, 8)),  # ragged
         (fold.less_equal(K, Q), TileGrid(64, 64, 8, 16)),

@@ -1,4 +1,4 @@
-"""The keys that a few rows see, against the relation at every pair."""
+"""The keys visible to a few rows, against the relation at every pair."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def check(relation: Index, rows: tuple[int, int], n_k: int) -> SeenKeys:
 
 @settings(max_examples=200)
 @given(relations(), st.integers(1, 700), st.integers(1, 16), st.integers(0, 100))
-def test_they_are_those_of_the_relation(tree: Tree, n_k: int, rows: int, first: int) -> None:
+def test_visible_keys_equal_the_relation(tree: Tree, n_k: int, rows: int, first: int) -> None:
     check(trees.build(tree), (first, first + rows), n_k)
 
 
@@ -73,18 +73,18 @@ def test_a_window_at_the_end(n_k: int, rows: int) -> None:
     ],
 )
 def test_slices(stretches: list[tuple[int, int]], slices: list[slice] | None) -> None:
-    """Single keys at even steps are one slice; more than a few slices are none."""
+    """Single keys at even steps are one slice; keys that need more than a few slices have none."""
     first, stop = (np.array([ends[i] for ends in stretches], dtype=np.int64) for i in (0, 1))
     keys = SeenKeys(first, stop, np.zeros(0, dtype=np.int64), np.ones((1, 0), dtype=np.bool_))
     assert keys.slices == (None if slices is None else tuple(slices))
 
 
-def test_nothing_is_seen_of_no_keys() -> None:
+def test_no_keys_are_visible_among_none() -> None:
     assert find_seen_keys(fold.less_equal(K, Q), (0, 3), 0).count == 0
 
 
-def test_what_is_far_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pairs that are evaluated one by one stay few, however many keys there are."""
+def test_distant_keys_are_not_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pairs that are evaluated one by one stay few, however many keys there are."""
     looked: list[int] = []
     mask_at = exact_evaluation.mask_at
 
