@@ -29,7 +29,7 @@ def _width_128(row: Row) -> bool:
 
 
 def _drift(rows: Rows) -> list[Measurement]:
-    """By how many percent tokens a second of a system differ, at most, from those at its shortest length."""
+    """Return the largest change of a system's tokens per second from its shortest length, in percent."""
     groups: dict[str, list[Row]] = {}
     for row in timed(rows):
         groups.setdefault(row["system"], []).append(row)
@@ -65,7 +65,7 @@ RECURRENCE = (
     ),
     _recurrence(
         key="G4.memory",
-        asks="of the memory's published speed from 8,192 tokens on, forward",
+        asks="share of the memory's published speed from 8,192 tokens on, forward",
         target=50,
         read=each(percent("of_hbm"), lambda row: bool(row["n"] >= 8192)),
         how="median",
@@ -74,7 +74,7 @@ RECURRENCE = (
     ),
     _recurrence(
         key="G4.tokens",
-        asks="change of tokens a second from 8,192 to 131,072 tokens",
+        asks="change of tokens per second from 8,192 to 131,072 tokens",
         target=10,
         read=_drift,
         least=False,
@@ -107,7 +107,7 @@ RECURRENCE = (
     ),
     _recurrence(
         key="G4b.least",
-        asks="no shape slower with backward; width 256, where its gradient takes seconds, apart",
+        asks="no shape slower with backward, except width 256, for which the rival's gradient takes seconds",
         target=1.0,
         read=over("fla", _counted),
         how="least",

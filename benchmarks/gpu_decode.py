@@ -1,10 +1,10 @@
-"""A token against a cache on a GPU: right from slots and pages, replayed for other lengths, and how fast.
+"""Decode on a GPU: results from slots and pages, replays for other lengths, and speed.
 
-Speed is held against a copy of the keys in the same run, and against SDPA, FlexAttention, FlashAttention and FlashInfer
-over all keys. Beside the whole cache: a window with sinks; the best blocks by a gate, other ones for each kv head
+Speed is compared with a copy of the keys in the same run, and with SDPA, FlexAttention, FlashAttention and FlashInfer
+over all keys. Besides the whole cache: a window with sinks; the best blocks by a gate, different for each kv head
 (`pages`, by `prefill`, as there are no kernels of `decode` with selections); and the best pages as a table (`table`).
 `live` is the share of the cache that a sparse step reads. Short steps are timed as CUDA graphs. Caches are those of 2 M
-tokens at most.
+tokens or less.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WINDOW, SINKS, BLOCK, BUDGET = 1024, 4, 64, 4096
 
 
 def correct(setting: Setting) -> Iterator[Row]:
-    """Steps of three tokens against the reference, replayed for other lengths."""
+    """Yield steps of three tokens against the reference, replayed for other lengths."""
     dtypes = [torch.float32] if setting.toy else list(TOLERANCE)
     todo = {f"{c.name} {word(t)}": partial(_correct, setting, c, t) for c, t in product(CHECKED[1:3], dtypes)}
     return rows(setting, todo.items())
@@ -68,7 +68,7 @@ def _correct(setting: Setting, case: Checked, dtype: torch.dtype) -> Row:
 
 
 def _pages(k: Tensor, v: Tensor, page: int) -> tuple[Tensor, list[Tensor]]:
-    """Keys and values in pages in a drawn order, and the table of these."""
+    """Return keys and values in pages in a random order, and their page table."""
     batch, heads, n, d = k.shape
     table = torch.randperm(batch * n // page, device=k.device).reshape(batch, -1).to(torch.int32)
     pages = []
@@ -80,7 +80,7 @@ def _pages(k: Tensor, v: Tensor, page: int) -> tuple[Tensor, list[Tensor]]:
 
 
 def _true_rows(attention: Attention, last: Tensor, k: Tensor, v: Tensor, lengths: Tensor) -> list[Tensor]:
-    """The last rows of every batch entry, by the reference in fp64."""
+    """Return the last rows of every batch entry, by the reference in fp64."""
     found = []
     for i, length in enumerate(lengths.tolist()):
         own_k, own_v = (x[i : i + 1, :, :length].double() for x in (k, v))
@@ -97,7 +97,7 @@ def _true_rows(attention: Attention, last: Tensor, k: Tensor, v: Tensor, lengths
 
 @dataclass(frozen=True)
 class Step:
-    """A step of ours, the keys that the last head of the last batch entry sees, and their share of the cache."""
+    """A step of attnc, the keys that the last head of the last batch entry sees, and their share of the cache."""
 
     run: Callable[[], Tensor]
     seen: Tensor
@@ -105,7 +105,7 @@ class Step:
 
 
 def speed(setting: Setting) -> Iterator[Row]:
-    """By batch and length."""
+    """Yield timings by batch and length."""
     sizes = [(2, 128)] if setting.toy else [(b, n) for b, n in product(BATCHES, LENGTHS) if b * n <= MOST_TOKENS]
     todo = {f"decode {batch} n={n}": partial(_speed, setting, batch, n) for batch, n in sizes}
     return rows(setting, todo.items())
@@ -135,7 +135,7 @@ def _speed(setting: Setting, batch: int, n: int) -> Row:
 
 
 def _steps(setting: Setting, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor) -> dict[str, Step]:
-    """The whole cache, a window with sinks, the best blocks of each kv head, and those of the first in a table."""
+    """Return steps on the whole cache, a window with sinks, each kv head's best blocks, the first head's as a table."""
     batch, kv_heads, n, _ = k.shape
     window, sinks, block, budget = (24, 4, 16, 32) if setting.toy else (WINDOW, SINKS, BLOCK, BUDGET)
     places = torch.arange(n, device=k.device)
@@ -175,7 +175,7 @@ def _alone(run: Callable[[], Any]) -> Tensor:
 
 
 def _true(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
-    """The last head of the last batch entry in fp64."""
+    """Compute the last head of the last batch entry in fp64."""
     own, keys, values = (x[-1, -1].double() for x in (q, k, v))
     scores = own @ keys[seen].T * q.shape[-1] ** -0.5
     out: Tensor = scores.softmax(-1) @ values[seen]
@@ -185,7 +185,7 @@ def _true(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
 def _rivals(
     setting: Setting, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor
 ) -> tuple[dict[str, Callable[[], Tensor]], dict[str, str]]:
-    """Return the rivals over the whole cache that run and are right, and why others do not."""
+    """Return the rivals over the whole cache that run and are correct, and why others do not."""
     makers: dict[str, Callable[[], Attend | Absent]] = {
         "flex": lambda: flex.attend(None, setting.device, tuned=True, compiled=setting.cuda),
         "flash_attention": lambda: flash_attention.decode(lengths),
@@ -205,7 +205,7 @@ def _rivals(
 
 
 def _made(make: Callable[[], Attend | Absent], q: Tensor, k: Tensor, v: Tensor, true: Tensor) -> Attend | Absent:
-    """A rival that runs and is right, else why it takes no part."""
+    """Return a rival that runs and is correct, else the reason why it is left out."""
     found: list[Attend | Absent] = []
     reason = refusal(lambda: found.append(make()))
     if reason is not None:

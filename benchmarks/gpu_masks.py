@@ -1,9 +1,9 @@
-"""Masks on a GPU beside FlexAttention, dense attention, NATTEN and FlashAttention: right first, then how fast.
+"""Masks on a GPU against FlexAttention, dense attention, NATTEN and FlashAttention: results, then speed.
 
-A row is timed once our results, and those of each rival that has the mask, are those of some query rows in fp64: `out`
-and `dq` of these rows, and `dk` and `dv` of all keys for gradients that only these rows have. `bound` is how many times
-fewer tiles there are than dense attention has, `of_bound` the share of it that is reached over our own dense kernel,
-`of_dense_rate` the useful work in a second over that of the same kernel.
+A row is timed once the results of attnc, and of each rival that has the mask, equal fp64 for some query rows: `out`
+and `dq` of these rows, and `dk` and `dv` of all keys for gradients that only these rows have. `bound` is the number
+of dense tiles per live tile, `of_bound` the share of it that is reached over attnc's own dense kernel,
+`of_dense_rate` the useful work per second over the rate of that kernel.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from attnc import Attention
 Direction = Literal["forward", "backward"]
 
 SAMPLED = 48
-"""Query rows whose results are held against fp64."""
+"""Number of query rows whose results are compared with fp64."""
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 
 def made(setting: Setting, cases: Sequence[GpuCase], direction: Direction) -> Iterator[Row]:
-    """A row for each case."""
+    """Yield a row for each case."""
     dtype = _dtype(setting)
     todo = {case.label(setting, word(dtype), direction): partial(_row, setting, case, direction) for case in cases}
     return rows(setting, todo.items())
 
 
 def dense_128(setting: Setting) -> Iterator[Row]:
-    """Full and causal attention, heads of 128."""
+    """Measure dense attention with heads of 128."""
     return made(setting, gpu_cases.dense_cases(128, LENGTHS), "forward")
 
 
@@ -56,48 +56,48 @@ def dense_256(setting: Setting) -> Iterator[Row]:
 
 
 def dense_backward(setting: Setting) -> Iterator[Row]:
-    """Gradients of full and causal attention."""
+    """Measure gradients of full and causal attention."""
     cases = (*gpu_cases.dense_cases(128, LENGTHS[2:]), *gpu_cases.dense_cases(64, LENGTHS[2:3]))
     return made(setting, cases, "backward")
 
 
 def windows_video(setting: Setting) -> Iterator[Row]:
-    """NATTEN's unstrided neighbourhoods."""
+    """Measure NATTEN's unstrided neighbourhoods."""
     return made(setting, gpu_cases.WINDOWS[:3], "forward")
 
 
 def windows_text(setting: Setting) -> Iterator[Row]:
-    """Causal windows, powers and documents."""
+    """Measure causal windows, powers and documents."""
     return made(setting, gpu_cases.WINDOWS[3:], "forward")
 
 
 def windows_backward_video(setting: Setting) -> Iterator[Row]:
-    """Gradients of the first."""
+    """Measure gradients of NATTEN's unstrided neighbourhoods."""
     return made(setting, gpu_cases.WINDOWS[:3], "backward")
 
 
 def windows_backward_text(setting: Setting) -> Iterator[Row]:
-    """Gradients of the second."""
+    """Measure gradients of causal windows, powers and documents."""
     return made(setting, gpu_cases.WINDOWS[3:], "backward")
 
 
 def blocks_video(setting: Setting) -> Iterator[Row]:
-    """NATTEN's strided neighbourhoods and sliding tiles."""
+    """Measure NATTEN's strided neighbourhoods and sliding tiles."""
     return made(setting, gpu_cases.BLOCK_SPARSE[:5], "forward")
 
 
 def blocks_other(setting: Setting) -> Iterator[Row]:
-    """Columns, random blocks and Radial Attention."""
+    """Measure columns, random blocks and Radial Attention."""
     return made(setting, gpu_cases.BLOCK_SPARSE[5:], "forward")
 
 
 def blocks_backward_video(setting: Setting) -> Iterator[Row]:
-    """Gradients of the first."""
+    """Measure gradients of NATTEN's strided neighbourhoods and sliding tiles."""
     return made(setting, gpu_cases.BLOCK_SPARSE[:5], "backward")
 
 
 def blocks_backward_other(setting: Setting) -> Iterator[Row]:
-    """Gradients of the second."""
+    """Measure gradients of columns, random blocks and Radial Attention."""
     return made(setting, gpu_cases.BLOCK_SPARSE[5:], "backward")
 
 
@@ -113,7 +113,7 @@ def _dtype(setting: Setting) -> torch.dtype:
 
 @dataclass(frozen=True)
 class MaskRace:
-    """The calls of a race: `ours` and `alike` give the same results, `dense` is attention without the pattern."""
+    """The calls of a comparison: `ours` and `alike` give equal results, `dense` is attention without the pattern."""
 
     ours: Attend
     alike: Mapping[str, Attend]
@@ -170,13 +170,13 @@ def _race(
 
 
 def called(attention: Any, given: Mapping[str, Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """A call with its inputs."""
+    """Return the output of a call with its inputs."""
     out: Tensor = attention(q, k, v, **given)
     return out
 
 
 def _flex(setting: Setting, mask: Mask, direction: Direction) -> Attend | Absent:
-    """Tuned on a GPU; at toy sizes uncompiled, for its results alone."""
+    """Return FlexAttention: tuned on a GPU, uncompiled at toy sizes, where only its results count."""
     if direction == "backward" and (refused := flex.trained(setting.device)) is not None:
         return refused
     blocks: list[Any] = []
@@ -189,7 +189,7 @@ def _flex(setting: Setting, mask: Mask, direction: Direction) -> Attend | Absent
 def _right(
     race: MaskRace, mask: Mask, leaves: tuple[Tensor, Tensor, Tensor], direction: Direction
 ) -> tuple[MaskRace, dict[str, str]]:
-    """The race of those that run and are right, and why the others do not take part."""
+    """Return the comparison with the rivals that run and are correct, and why others are left out."""
     reasons = {name: _wrong(run, mask, leaves, direction) for name, run in race.alike.items()}
     reasons |= {name: refusal(partial(_once, run, leaves, direction)) for name, run in race.dense.items()}
     absent = {**race.absent, **{name: reason for name, reason in reasons.items() if reason is not None}}
@@ -200,7 +200,7 @@ def _right(
 
 
 def _wrong(run: Attend, mask: Mask, leaves: tuple[Tensor, Tensor, Tensor], direction: Direction) -> str | None:
-    """Why a rival takes no part: it does not run, or its results are not those in fp64."""
+    """Return why a rival is left out: it does not run, or its results differ from fp64."""
     found: dict[str, float] = {}
     gradients = direction == "backward"
     reason = refusal(lambda: found.update(sampled_errors(run, mask, leaves, gradients=gradients)))
@@ -210,7 +210,7 @@ def _wrong(run: Attend, mask: Mask, leaves: tuple[Tensor, Tensor, Tensor], direc
 
 
 def _once(run: Attend, leaves: tuple[Tensor, Tensor, Tensor], direction: Direction) -> object:
-    """One call, with its gradient where that is timed."""
+    """Make one call, with its gradient if that is timed."""
     return alone(run, leaves) if direction == "forward" else gradient(run, leaves)()
 
 
@@ -223,27 +223,27 @@ def _runs(race: MaskRace, leaves: tuple[Tensor, Tensor, Tensor], direction: Dire
 
 
 def alone(run: Attend, leaves: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """A call that records nothing."""
+    """Make a call that records nothing."""
     with torch.no_grad():
         return run(*leaves)
 
 
 def gradient(run: Attend, leaves: tuple[Tensor, Tensor, Tensor]) -> Run:
-    """The gradient alone, of an output that is made once."""
+    """Return the gradient alone, for an output that is computed once."""
     out = run(*leaves)
     grad = torch.randn_like(out)
     return lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True)
 
 
-# --- what is right ---------------------------------------------------------------------------------------------------
+# --- results ----------------------------------------------------------------------------------------------------------
 
 
 def sampled_errors(
     run: Attend, mask: Mask, leaves: tuple[Tensor, Tensor, Tensor], *, gradients: bool
 ) -> dict[str, float]:
-    """The largest errors, relative to the largest true entry, of the first head of the first batch entry and the last.
+    """Return the largest relative errors of the first head of the first entry and the last head of the last entry.
 
-    Gradients are of an output whose gradient is zero but in the sampled rows: those of keys and values are then exact.
+    Gradients are for an output gradient that is zero except in the sampled rows: gradients of keys are then exact.
     """
     found: dict[str, float] = {}
     q, _, v = leaves
@@ -280,7 +280,7 @@ def _ours(
 def _true(
     mask: Mask, leaves: tuple[Tensor, Tensor, Tensor], lane: tuple[int, int], draw: Tensor, weights: Tensor
 ) -> dict[str, Tensor]:
-    """The rows of one head in fp64: `SAMPLED` × n scores."""
+    """Compute the rows of one head in fp64: `SAMPLED` × n scores."""
     (b, h), (q, k, v) = lane, leaves
     kv = h * k.shape[1] // q.shape[1]
     own = [x.detach().double().requires_grad_() for x in (q[b, h, draw], k[b, kv], v[b, kv])]
@@ -300,7 +300,7 @@ def _true(
 def _facts(
     setting: Setting, case: GpuCase, attention: Attention, given: Mapping[str, Tensor], direction: Direction
 ) -> Row:
-    """Density over dense attention, bound and prediction; nothing where the simulator has no such machine."""
+    """Return density over dense attention, bound and prediction; nothing if the simulator has no such machine."""
     device, shape = simulated_device(setting), case.shape(setting)
     if device is None:
         return {}
@@ -315,7 +315,7 @@ def _facts(
 
 
 def _density(case: GpuCase, n: int, visible: float | None) -> float | None:
-    """Visible pairs over those of dense attention, of a share of all pairs."""
+    """Return visible pairs over dense attention's pairs, given their share of all pairs."""
     dense = (n + 1) / (2 * n) if case.is_causal else 1.0
     return None if visible is None else visible / dense
 
@@ -332,7 +332,7 @@ def _shares(row: Row) -> Row:
 
 
 def deterministic(setting: Setting) -> Iterator[Row]:
-    """Gradients under torch's deterministic algorithms beside the same without: what it costs, and equal bits."""
+    """Compare gradients with and without torch's deterministic algorithms: their cost, and equal bits."""
     cases = (*gpu_cases.dense_cases(128, LENGTHS[3:]), gpu_cases.WINDOWS[3], gpu_cases.BLOCK_SPARSE[5])
     todo: dict[str, Callable[[], Row]] = {
         case.label(setting, word(_dtype(setting)), "backward"): partial(_deterministic, setting, case) for case in cases

@@ -1,8 +1,8 @@
-"""Recurrences on a GPU: right against the token loop, and how fast beside flash-linear-attention and others.
+"""Recurrences on a GPU: results against the token loop, and speed against flash-linear-attention and others.
 
-`attnc` is a call of `compile_attention`, `attnc_kernels` the linear recurrence alone with rows made before. Rivals are
-held against our results first. A copy of what is read and written is timed in the same run, and `of_hbm` is the share
-of the memory's published speed.
+`attnc` is a call of `compile_attention`, `attnc_kernels` the linear recurrence alone with prepared rows. Rivals are
+compared with attnc's results first. A copy of the bytes read and written is timed in the same run, and `of_hbm` is the
+share of the memory's published speed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SHAPES = (
 )
 """Batch, tokens, heads, width: flash-linear-attention's README, 22 August 2026."""
 APART = SHAPES[-1]
-"""Whose gradient takes flash-linear-attention seconds in place of milliseconds: no part of the mean."""
+"""A shape for which flash-linear-attention's gradient takes seconds, left out of the mean."""
 LENGTHS = (8192, 16384, 32768, 65536, 131072)
 LIGHTNING = ((4, 8192, 32, 128), (4, 32768, 32, 128))
 """The shapes in Lightning Attention-2's README."""
@@ -57,10 +57,10 @@ class System:
     gates: str = ""
     delta: bool = False
     stepped: bool = False
-    """Whether it has a step size, as SSD has."""
+    """Whether the recurrence has a step size, as SSD has."""
 
     def draw(self, setting: Setting, shape: Shape, dtype: torch.dtype) -> Tensors:
-        """q, k, v and inputs (B, T, H, …) that want gradients; keys of length 1, as delta rules need them."""
+        """Draw q, k, v and inputs (B, T, H, …), which require gradients; keys have length 1, as delta rules need."""
         batch, tokens, heads, width = shape
 
         def normal(*sizes: int) -> Tensor:
@@ -77,7 +77,7 @@ class System:
         return {name: x.requires_grad_() for name, x in found.items()}
 
     def decay(self, heads: int, device: str) -> Tensor:
-        """Constant log-decays by head: the retention's, the library's for Lightning, and A of SSD."""
+        """Return constant log-decays by head: the retention's, the library's for Lightning, and A of SSD."""
         place = torch.arange(heads, device=device)
         if self.name == "retention":
             return (1 - 2.0 ** (-5 - place)).log()
@@ -88,11 +88,11 @@ class System:
         return -(2.0 ** (-8 * (place + 1) / heads)) * (1 + 1e-5)
 
     def called(self, backend: Any = "triton") -> Run:
-        """A call of the library's recurrence."""
+        """Return a call of the library's recurrence."""
         return partial(_called, self, compile_attention(self.name, backend=backend))
 
     def kernels(self, given: Mapping[str, Tensor], segments: int | None = None) -> Run:
-        """The kernels alone: the scale is multiplied to q before, and a constant gate made."""
+        """Return a call of the kernels alone: the scale is multiplied into q, and a constant gate is prepared."""
         heads, width = given["q"].shape[2:]
         constant = self.decay(heads, str(given["q"].device))
 
@@ -107,7 +107,7 @@ class System:
         return run
 
     def rivals(self, given: Mapping[str, Tensor]) -> dict[str, Run | Absent]:
-        """flash-linear-attention, and the authors' own kernels."""
+        """Return flash-linear-attention, and the authors' own kernels."""
         decay = self.decay(given["q"].shape[2], str(given["q"].device)).float()
         if self.name == "lightning":
             own = lightning.attend(decay, given["q"].device.type)
@@ -121,7 +121,7 @@ class System:
 RETENTION, GLA = System("retention"), System("gla", "rows")
 SYSTEMS = (RETENTION, GLA, System("gated_delta_net", "scalar", True), System("kimi_delta", "rows", True))
 OWN = (System("lightning"), System("mamba2_ssd", "scalar", stepped=True))
-"""Whose authors have kernels of their own."""
+"""Recurrences whose authors publish kernels."""
 
 
 def _called(system: System, attend: Any, given: Mapping[str, Tensor]) -> Tensor:
@@ -135,7 +135,7 @@ def _called(system: System, attend: Any, given: Mapping[str, Tensor]) -> Tensor:
 
 
 def heads_first(run: Attend, given: Mapping[str, Tensor]) -> Tensor:
-    """Rows as (batch, heads, tokens, width), one after the other, for a kernel that takes them so."""
+    """Pass rows as (batch, heads, tokens, width) to a kernel that takes this layout."""
     q, k, v = (given[name].transpose(1, 2).contiguous() for name in ("q", "k", "v"))
     return run(q, k, v).transpose(1, 2)
 
@@ -151,7 +151,7 @@ def _with_gate(run: Run | Absent, decay: Tensor) -> Run | Absent:
 
 
 def correct(setting: Setting) -> Iterator[Row]:
-    """Outputs and gradients against the token loop in 64 bits: whole calls and kernels alone, two widths."""
+    """Yield outputs and gradients against the token loop in fp64: whole calls and kernels alone, two widths."""
     dtypes = [torch.float32] if setting.toy else list(TOLERANCE)
     shapes = [(1, 19, 2, 16)] if setting.toy else [(2, 200, 4, 64), (1, 333, 4, 128)]
     todo = {}
@@ -188,34 +188,34 @@ def _errors(ours: Tensors, true: Tensors) -> dict[str, float]:
 
 
 def forward_gates(setting: Setting) -> Iterator[Row]:
-    """Forward alone, nothing recorded: retention and GLA."""
+    """Measure the forward without recording: retention and GLA."""
     return _timings(setting, SYSTEMS[:2], SHAPES, training=False)
 
 
 def forward_delta(setting: Setting) -> Iterator[Row]:
-    """Measure the delta rules."""
+    """Measure the forward of the delta rules."""
     return _timings(setting, SYSTEMS[2:], SHAPES, training=False)
 
 
 def training_gates(setting: Setting) -> Iterator[Row]:
-    """Forward and backward together: retention and GLA."""
+    """Measure forward and backward together: retention and GLA."""
     return _timings(setting, SYSTEMS[:2], SHAPES, training=True)
 
 
 def training_delta(setting: Setting) -> Iterator[Row]:
-    """Measure the delta rules."""
+    """Measure forward and backward of the delta rules."""
     return _timings(setting, SYSTEMS[2:], SHAPES, training=True)
 
 
 def authors(setting: Setting) -> Iterator[Row]:
-    """Lightning attention and SSD beside their authors' kernels, both directions."""
+    """Measure Lightning attention and SSD against their authors' kernels, in both directions."""
     for system, shapes in zip(OWN, (LIGHTNING, SSD), strict=True):
         yield from _timings(setting, (system,), shapes, training=False)
         yield from _timings(setting, (system,), shapes, training=True)
 
 
 def lengths(setting: Setting) -> Iterator[Row]:
-    """Whether tokens per second hold as sequences grow."""
+    """Measure whether tokens per second hold as sequences grow."""
     return _timings(setting, (RETENTION, GLA), [(1, tokens, 16, 128) for tokens in LENGTHS], training=False)
 
 
@@ -256,7 +256,7 @@ def _timing(setting: Setting, system: System, shape: Shape, *, training: bool) -
 
 
 FIRST = 256
-"""Tokens of the first batch entry that are held against the token loop."""
+"""Tokens of the first batch entry that are compared with the token loop."""
 
 
 def _first_tokens_error(system: System, given: Mapping[str, Tensor], true: Tensor) -> float:
@@ -271,7 +271,7 @@ def _alone(run: Run, given: Mapping[str, Tensor]) -> Tensor:
 
 
 def _right(system: System, given: Tensors, true: Tensor, *, training: bool) -> tuple[dict[str, Run], dict[str, str]]:
-    """The rivals that run here and give the same, and why the others do not."""
+    """Return the rivals that run here and give equal results, and why the others do not."""
     here: dict[str, Run] = {}
     absent: dict[str, str] = {}
     for name, run in system.rivals(given).items():
@@ -286,7 +286,7 @@ def _right(system: System, given: Tensors, true: Tensor, *, training: bool) -> t
 
 
 def _refusal(run: Run, given: Tensors, true: Tensor, *, training: bool) -> str | None:
-    """Why a rival takes no part: it does not run, or its results differ from ours."""
+    """Return why a rival is left out: it does not run, or its results differ from attnc's."""
     (step,) = _steps({"rival": run}, given, training=training).values()
     reason = refusal(step)
     if reason is not None:
@@ -305,13 +305,13 @@ def _steps(runs: Mapping[str, Run], given: Tensors, *, training: bool) -> dict[s
 
 
 def _moved(given: Mapping[str, Tensor]) -> int:
-    """Bytes that a forward reads and writes at least."""
+    """Return the minimum number of bytes that a forward reads and writes."""
     own = sum(x.numel() * x.element_size() for x in given.values())
     return own + given["v"].numel() * given["v"].element_size()
 
 
 def _rates(setting: Setting, row: Row) -> Row:
-    """Tokens a second; forward, the share of a copy's speed and of the memory's."""
+    """Return tokens per second and, for the forward, the share of a copy's speed and of the memory's."""
     best = "attnc_kernels" if "attnc_kernels" in row["ms"] else "attnc"
     found: Row = {"tokens_per_second": row["shape"][0] * row["n"] / median(row, best) * 1e3}
     if row["direction"] == "forward":
@@ -336,7 +336,7 @@ def published_bytes_per_ms(device: str | None) -> float | None:
 
 
 def step(setting: Setting) -> Iterator[Row]:
-    """A step of generation, one token a sequence: what share of the time a copy of the states takes."""
+    """Measure a step of generation, one token per sequence, against a copy of the states."""
     batches = (1,) if setting.toy else (1, 8, 64)
     todo = {f"{system.name} step {b}": partial(_step, setting, system, b) for system, b in product(SYSTEMS, batches)}
     return rows(setting, todo.items())
@@ -355,7 +355,7 @@ def _step(setting: Setting, system: System, batch: int) -> Row:
 
 
 def split(setting: Setting) -> Iterator[Row]:
-    """Few heads and a long sequence: as the rule splits it, whole, and in other numbers of segments."""
+    """Measure few heads and a long sequence: split by the rule, unsplit, and in other numbers of segments."""
     todo = {}
     systems = SYSTEMS[:1] if setting.toy else SYSTEMS
     for system, heads, training in product(systems, (1,) if setting.toy else (1, 4, 16), (False, True)):
@@ -379,7 +379,7 @@ def _split(setting: Setting, system: System, shape: Shape, *, training: bool) ->
 
 
 def tokens(setting: Setting) -> Iterator[Row]:
-    """A step equation that has no chunks, by its kernel: right, and how long a token takes."""
+    """Measure a step equation without a chunk form by its kernel: results, and the time of a token."""
     small = [(1, 19, 2, 16)] if setting.toy else [(2, 200, 4, 64), (1, 333, 4, 128)]
     large = [] if setting.toy else [(2, 4096, 64, 64), (2, 4096, 64, 128)]
     todo = {f"yaad_linear {'×'.join(map(str, s))}": partial(_tokens, setting, s, s in small) for s in (*small, *large)}

@@ -1,6 +1,6 @@
-"""The simulator against our kernels: predicted and measured times of patterns that none of its figures was fitted on.
+"""The simulator against attnc's kernels: predicted and measured times of patterns that its figures were not fitted to.
 
-`over_ideal` is the speed over dense attention at the best rate that calibration measured: no bound may be below it.
+`over_ideal` is the speed over dense attention at the best rate of the calibration: no bound may be below it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LENGTHS, WIDTHS, HEADS, DRAWN = (4096, 8192, 16384), (64, 128), 16, 10
 
 @dataclass(frozen=True)
 class GpuPrediction:
-    """A pattern and its parameters at a length; `documents`: it has some."""
+    """A pattern and its parameters at a length; `documents`: whether it has documents."""
 
     name: str
     pattern: str
@@ -48,7 +48,7 @@ def _grid(window: int) -> Callable[[int], Mapping[str, Any]]:
 
 
 def _drawn(number: int) -> GpuPrediction:
-    """A window with sinks whose sizes are drawn: nothing here was chosen for them."""
+    """Draw a window with sinks of random sizes, which nothing here was tuned for."""
     draw = random.Random(number)
     window, sinks = draw.randint(100, 3000), draw.randint(0, 200)
     name = f"drawn {number}: {window} + {sinks} sinks"
@@ -75,12 +75,12 @@ TOY = (
 
 
 def forward(setting: Setting) -> Iterator[Row]:
-    """Forward, after the figures were measured."""
+    """Yield forward rows, after the figures are measured."""
     return _made(setting, "forward")
 
 
 def backward(setting: Setting) -> Iterator[Row]:
-    """Gradients."""
+    """Yield rows of gradients."""
     return _made(setting, "backward")
 
 
@@ -133,7 +133,7 @@ ROWS = 32
 
 
 def _errors(attention: Attention, leaves: tuple[Tensor, ...], given: Mapping[str, Tensor]) -> dict[str, float]:
-    """Some rows of the last head in fp64, by attnc's own mask_mod, which its tests hold against papers."""
+    """Return the errors of some rows of the last head against fp64, by attnc's own mask_mod (tested against papers)."""
     q, k, v = (x.detach() for x in leaves)
     n, head = q.shape[2], q.shape[1] - 1
     call: dict[str, Any] = {"heads": q.shape[1], "device": q.device, **given}

@@ -1,6 +1,6 @@
-"""Checks of the runtime that need a GPU: whether tuning pays there, and whether calls take the planned memory.
+"""Checks of the runtime that need a GPU: whether tuning pays off, and whether calls take the planned memory.
 
-At toy sizes memory is not measured, and rows say so.
+Toy sizes do not measure memory, and their rows say so.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from attnc.runtime.tuning.records import MODEL, Record
 
 TUNED = {False: ("causal", "sliding_window", "document", "power", "neighborhood_2d"), True: ("causal",)}
 SECONDS = {False: 45.0, True: 8.0}
-"""At real and at toy sizes: what is tuned, and in which time each; kernels are compiled in it."""
+"""Seconds for each tuned case at real and at toy sizes, including compilation."""
 
 T = TypeVar("T")
 
 
 def tune(setting: Setting) -> Iterator[Row]:
-    """Tiles of every kernel, prediction beside measurement; then the same again, for which nothing is measured."""
+    """Yield tile choices of every kernel, predicted and measured; then tune again, which must measure nothing."""
     chosen = [case for case in CHECKED if case.name in TUNED[setting.toy]]
     return rows(setting, [(case.name, partial(_alone, setting, case)) for case in chosen])
 
 
 def _alone(setting: Setting, case: Checked) -> Row:
-    """A row that begins with an empty cache."""
+    """Return a row that starts with an empty cache."""
     before = os.environ.get("ATTNC_CACHE_DIR")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ATTNC_CACHE_DIR"] = folder
@@ -74,13 +74,13 @@ def _tuned(setting: Setting, case: Checked) -> Row:
 
 
 def _gain(record: Record, knob: str) -> float:
-    """How much longer the model's choice takes than what was chosen."""
+    """Return how much longer the model's choice takes than the tuned choice."""
     times = {trial.option: trial.median for trial in record.trials if trial.knob == knob}
     return round(times[MODEL] / times[record.choices[knob]], 3)
 
 
 def memory(setting: Setting) -> Iterator[Row]:
-    """The most that forward and backward take, beside what the plan says, in a call after the first one."""
+    """Yield the peak memory of forward and backward against the plan's, in a call after the first one."""
     todo: dict[str, Callable[[], Row]] = {}
     for name, params in MEASURED:
         for d in (16, 20) if setting.toy else (64, 128, 100):
@@ -103,7 +103,7 @@ def _memory(setting: Setting, name: str, params: dict[str, Any], d: int) -> Row:
     told = plan.memory
     assert told is not None
     row: Row = {"pattern": name, "n": n, "d": d, "told": asdict(told)}
-    grad = torch.autograd.grad(attention(q, k, v).sum(), (q, k, v))  # what is made at first use
+    grad = torch.autograd.grad(attention(q, k, v).sum(), (q, k, v))  # allocations of the first use
     del grad
     if not setting.cuda:
         return {**row, "measured": "not here: there is no GPU", "ok": True}
@@ -113,7 +113,7 @@ def _memory(setting: Setting, name: str, params: dict[str, Any], d: int) -> Row:
     grads, backward = _peak(lambda: torch.autograd.grad(out, (q, k, v), ones))
     given = sum(x.numel() * x.element_size() for x in grads)
     found = {"forward": forward - own, "backward": backward - given}
-    slack = 8 << 20  # the allocator's blocks
+    slack = 8 << 20  # the granularity of the allocator
     ok = found["forward"] <= told.forward + slack and found["backward"] <= told.backward + slack
     return {**row, "measured": found, "ok": ok}
 

@@ -1,4 +1,4 @@
-"""Result files as they are kept in `results/`."""
+"""Result files in `results/`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Result:
 
 
 def load(folder: Path = timing.RESULTS) -> dict[str, Result]:
-    """The results that are there, by part, in the order of the suites."""
+    """Return the existing results by part, in the order of the suites."""
     found = {}
     for parts in suites.PARTS.values():
         for part in parts:
@@ -39,5 +39,5 @@ def load(folder: Path = timing.RESULTS) -> dict[str, Result]:
 
 
 def rows(results: Mapping[str, Result]) -> dict[str, Sequence[Row]]:
-    """The rows alone, by part."""
+    """Return only the rows, by part."""
     return {name: result.rows for name, result in results.items()}

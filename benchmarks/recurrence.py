@@ -1,11 +1,11 @@
-"""Recurrences on this machine: by chunks against a loop over tokens, and against the chunk forms of others in torch.
+"""Recurrences on this machine: in chunks, against a loop over tokens and against others' chunk forms in torch.
 
-`loop` is what one writes from the equations: a state (B, H, dk, dv), a few operations of torch a token, what reads no
-state computed before. `fla` is flash-linear-attention's own chunk form in torch (`naive.py`), where one exists that
-computes the same (Comba's corrects the state before its decay) and the package is there: `pip install --no-deps
-fla-core==0.6.0 einops`; its files are loaded one by one, as the package itself wants a GPU. Every contender is checked
-against the loop before it is timed. Rows at 8192 and 65536 tokens tell whether tokens per
-second hold.
+`loop` is written directly from the equations: a state (B, H, dk, dv), a few torch operations per token; values that do
+not depend on the state are computed before. `fla` is flash-linear-attention's own chunk form in torch (`naive.py`), if
+it has an equal one (Comba's corrects the state before its decay) and is installed: `pip install --no-deps
+fla-core==0.6.0 einops`; its files are loaded one by one, as the package itself needs a GPU. Every contender is compared
+with the loop before it is timed. Rows at 8192 and 65536 tokens show whether tokens per second stay
+constant.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _unit(*shape: int) -> Tensor:
 
 
 SHORTER = {"mesa": 8}
-"""Lengths are divided by this: 30 solves a token."""
+"""Divisors of the lengths of slow recurrences: Mesa takes 30 solver steps per token."""
 
 
 def _inputs(name: str, n: int) -> dict[str, Tensor]:
@@ -113,7 +113,7 @@ def _fla(operation: str) -> ModuleType | None:
 
 
 def _naive(name: str, q: Tensor, k: Tensor, v: Tensor, given: dict[str, Tensor]) -> Callable[[], Any] | None:
-    """The chunk form in torch of a recurrence."""
+    """Return the chunk form in torch of a recurrence."""
     by_token = [x.transpose(1, 2).contiguous() for x in (q, k, v)]
     match name:
         case "mamba2_ssd" if (module := _fla("simple_gla")) is not None:
@@ -137,7 +137,7 @@ def _naive(name: str, q: Tensor, k: Tensor, v: Tensor, given: dict[str, Tensor])
 
 
 def rows(setting: Setting) -> Iterator[Row]:
-    """A row for each recurrence and length."""
+    """Yield a row for each recurrence and length."""
     for name in LOOPS:
         for whole in (128,) if setting.toy else LENGTHS:
             n = whole // SHORTER.get(name, 1)
@@ -178,7 +178,7 @@ def _any(given: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _errors(name: str, attend: Attention, tensors: tuple[Tensor, ...], given: dict[str, Tensor]) -> dict[str, float]:
-    """The first tokens against the loop in 64 bits."""
+    """Return the errors of the first tokens against the loop in fp64."""
     q, k, v = (x[:, :, :CHECKED] for x in tensors)
     n = tensors[0].shape[2]
     own = {key: x[:, :CHECKED] if x.ndim > 1 and x.shape[:2] == (1, n) else x for key, x in given.items()}

@@ -1,8 +1,8 @@
-"""Attention to chosen keys against dense causal attention: choosing is part of what is timed.
+"""Attention to selected keys against dense causal attention; the timing includes the selection.
 
-`choice alone` is its part. Queries and keys are random, so that rows choose unlike each other, which is the
-hardest case for gathered queries; `density` is pairs that are attended to, over those of the dense call. `predicted`:
-what `attend.simulate` says of both, at the rates that `attnc doctor --measure` measured, if it has.
+`choice alone` is the selection's part. Queries and keys are random, so that rows select different keys, which is the
+hardest case for gathered queries; `density` is attended pairs over the pairs of the dense call. `predicted` is the
+prediction of `attend.simulate` for both, at the rates of `attnc doctor --measure`, if measured.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ CASES: tuple[tuple[str, dict[str, Any], int, int], ...] = (
     ("moba", {"block": 512, "topk": 3}, 4, 4),
     ("native_sparse", {}, 4, 1),
 )
-"""Patterns, parameters, heads and kv heads."""
+"""Patterns, parameters, query heads and kv heads."""
 
 DIM = 64
 LENGTHS = (4096, 8192, 16384, 32768)
 ROUNDS = 3
 CHECKED = 1024
-"""Tokens of a row that are held against the reference, which holds every pair."""
+"""Number of tokens of a row that are compared with the reference, which stores every pair."""
 TOLERANCE = 2e-5
 
 
 def rows(setting: Setting) -> Iterator[Row]:
-    """A row for each pattern, length and direction; what is right first."""
+    """Yield a row for each pattern, length and direction, after a check of its results."""
     for n in (1024,) if setting.toy else LENGTHS:
         for name, params, heads, kv_heads in CASES:
             for direction in ("forward", "forward+backward"):
@@ -96,7 +96,7 @@ def _results(
 
 
 def _predicted(attend: Attention, inputs: dict[str, Any], row: Row) -> Row:
-    """Milliseconds of the pattern and of dense causal attention."""
+    """Return predicted milliseconds of the pattern and of dense causal attention."""
     stages: tuple[Literal["forward", "backward"], ...] = ("forward", "backward")
     stages = stages if row["direction"] == "forward+backward" else stages[:1]
     size: dict[str, Any] = {"heads": row["heads"], "kv_heads": row["kv_heads"], "head_dim": row["d"]}
@@ -107,7 +107,7 @@ def _predicted(attend: Attention, inputs: dict[str, Any], row: Row) -> Row:
 
 
 def _pairs(attend: Attention, q: Tensor, k: Tensor, v: Tensor, inputs: dict[str, Any]) -> float:
-    """Pairs of a query and a chosen key, over those of causal attention: by the sizes of blocks."""
+    """Return pairs of a query and a selected key, over those of causal attention, from the sizes of blocks."""
     n = q.shape[2]
     block = attend.parameters["block"]
     assert isinstance(block, int)

@@ -1,4 +1,4 @@
-"""Processes that are killed while they write."""
+"""A soak test that kills processes while they write."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from soak_sizes import CallSize, Row
 
 
 def kills(size: CallSize) -> Row:
-    """A process that writes entries, and holds the lock, is killed at a random moment; then all is read. And again.
+    """Kill a process that writes entries and holds the lock at random moments, and read everything after each kill.
 
-    Every other one is killed inside of a write: after some of its bytes, or around the renaming.
+    Every second process is killed inside a write: after some of its bytes, or around the renaming.
     """
     from attnc.runtime.disk.store import Store
 
@@ -49,7 +49,7 @@ def kills(size: CallSize) -> Row:
         assert own.folder is not None
         cut_short = len(list(own.folder.glob(".part-*")))
         if not own.write("tuned", NAMES[0], _payload(0)) or own.read("tuned", NAMES[0]) != _payload(0):
-            failures.append("the cache cannot be written any more")
+            failures.append("the cache cannot be written anymore")
         own.clear()
         left = [path.name for path in own.folder.iterdir() if path.name != ".lock"]
         failures += [f"clear left {name}" for name in left]
@@ -77,21 +77,21 @@ class _Death:
         self.real_open, self.real_replace = os.fdopen, os.replace
 
     def awaits(self) -> None:
-        """From here on."""
+        """Start to wait for the chosen write."""
         mock.patch.object(os, "fdopen", self.open).start()
         mock.patch.object(os, "replace", self.replace).start()
 
     def comes(self, where: str) -> None:
-        """Here, if it is here."""
+        """Kill the process if this is the chosen moment."""
         if self.left < 0 and self.where == where:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def open(self, handle: int, mode: str) -> Any:
-        """`os.fdopen`, of a file that may end in the middle."""
+        """Replace `os.fdopen`: the file may end in the middle."""
         return _Cut(self, handle) if mode == "wb" else self.real_open(handle, mode)
 
     def replace(self, part: str, path: str) -> None:
-        """`os.replace`."""
+        """Replace `os.replace`."""
         self.comes("before")
         self.real_replace(part, path)
         self.comes("after")
@@ -110,7 +110,7 @@ class _Cut:
         self.file.close()
 
     def write(self, data: bytes) -> None:
-        """Some of the bytes, where that is the end."""
+        """Write some of the bytes if the file ends here."""
         self.death.left -= 1
         is_cut = self.death.left < 0 and self.death.where == "bytes"
         self.file.write(data[: int(self.death.share * len(data))] if is_cut else data)

@@ -1,7 +1,7 @@
-"""Serve a window from a cache no longer than it: a prompt in chunks, then token by token, beside the whole at once.
+"""Serve a window from a cache of its own length: a prompt in chunks, then token by token, against the whole call.
 
-The ring has as many slots as the plan says; what a slot held before is written over. Every step is compared with the
-row of a call of all tokens.
+The ring has as many slots as the plan needs; older entries are overwritten. Every step is compared with the
+corresponding row of a call on all tokens.
 
     python examples/serving.py
 """
@@ -34,7 +34,7 @@ class Ring:
 
 
 def main() -> int:
-    """Prefill and decode; 0 where both agree with the whole."""
+    """Prefill and decode; return 0 if both agree with the whole call."""
     torch.manual_seed(0)
     attend = compile_attention("sliding_window", window=1024, sinks=4)
     n = PROMPT + STEPS

@@ -236,9 +236,9 @@ def test_recipe(name: str, dtype: torch.dtype) -> None:
         **case.inputs(),
     }
     expected = results(case.dense, drawn)
-    given = {key: x.to(dtype) if x.is_floating_point() else x for key, x in drawn.items()}
-    found = results(attend, given)
-    assert found.keys() == expected.keys()
+    inputs = {key: x.to(dtype) if x.is_floating_point() else x for key, x in drawn.items()}
+    actual = results(attend, inputs)
+    assert actual.keys() == expected.keys()
     for part, value in expected.items():
-        difference = (found[part].double() - value).abs().max() / value.abs().max().clamp(min=1)
+        difference = (actual[part].double() - value).abs().max() / value.abs().max().clamp(min=1)
         assert difference < TOLERANCE[dtype], f"{part}: {difference.item()}"

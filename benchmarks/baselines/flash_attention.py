@@ -1,4 +1,4 @@
-"""FlashAttention by its authors: 3 where it is installed (`flash_attn_interface`), else 2 (`flash_attn`)."""
+"""FlashAttention by its authors: version 3 if installed (`flash_attn_interface`), else version 2 (`flash_attn`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MODULES = ("flash_attn_interface", "flash_attn")
 
 
 def available() -> str | None:
-    """The version, with the module's name; the newer one first."""
+    """Return the version with the module's name, preferring the newer module."""
     for module in MODULES:
         found = version(module, "flash_attn_3", "flash-attn") if module == MODULES[0] else version(module, "flash-attn")
         if found is not None:
@@ -22,14 +22,14 @@ def available() -> str | None:
 
 
 def attend(mask: Mask, device: str, *, deterministic: bool = False) -> Attend | Absent:
-    """Full, causal or a window, on a GPU."""
+    """Return full, causal or window attention on a GPU."""
     module = _module()
     if isinstance(module, Absent):
         return module
     if device != "cuda":
         return Absent("FlashAttention has no kernel on a CPU")
     if mask.window is None:
-        return Absent("FlashAttention has no words for the mask")
+        return Absent("FlashAttention cannot express the mask")
     window, more = mask.window, {"deterministic": True} if deterministic else {}
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def attend(mask: Mask, device: str, *, deterministic: bool = False) -> Attend | 
 
 
 def decode(lengths: Tensor) -> Attend | Absent:
-    """A step: q (batch, heads, 1, width) against caches (batch, kv heads, slots, width) of which `lengths` are full."""
+    """Return a decode step of q (batch, heads, 1, width) on caches (batch, kv heads, slots, width), `lengths` full."""
     module = _module()
     if isinstance(module, Absent):
         return module
@@ -62,6 +62,6 @@ def _module() -> Any:
 
 
 def _tensor(found: Any) -> Tensor:
-    """The output alone: some versions give the sums of weights beside it."""
+    """Return the output; some versions return it with the log-sum-exp."""
     out: Tensor = found[0] if isinstance(found, tuple) else found
     return out

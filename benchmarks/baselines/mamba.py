@@ -16,12 +16,12 @@ CHUNK = 256
 
 
 def available() -> str | None:
-    """Its version."""
+    """Return the version."""
     return version(MODULE, "mamba_ssm", "mamba-ssm")
 
 
 def recurrence(decay: Tensor) -> Run | Absent:
-    """S ← exp(dt · decay) S + dt · k ⊗ v, read by q; `decay` (heads,), below 0, and `dt` among the tensors."""
+    """Return S ← exp(dt · decay) S + dt · k ⊗ v, read by q; `decay` (heads,), below 0, and `dt` among the tensors."""
     module: Any = imported(MODULE)
     if module is None:
         return Absent("mamba_ssm is not installed")

@@ -35,10 +35,10 @@ def test_long_aggregates_are_refused_with_their_position(name: str, monkeypatch:
     with pytest.raises(EvaluationError, match="A908") as caught:
         attend.plan(1000)
     diagnostics: tuple[Diagnostic, ...] = caught.value.diagnostics
-    (found,) = diagnostics
-    assert found.primary.span.line == 3
-    assert found.primary.span.text.split("(")[0] in ("sum", "any")
-    assert "make the range shorter" in found.help
+    (diagnostic,) = diagnostics
+    assert diagnostic.primary.span.line == 3
+    assert diagnostic.primary.span.text.split("(")[0] in ("sum", "any")
+    assert "make the range shorter" in diagnostic.help
 
 
 def test_steps_of_all_tiles_of_a_plan_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,9 +69,9 @@ def counted_lanes(monkeypatch: pytest.MonkeyPatch, body: Index, rows: int, keys:
     node = intern(Reduce("sum", i, fold.const(0), fold.const(100), fold.truth(True), fold.mul(body, i)))
     taken: list[int] = []
     monkeypatch.setattr(array_evaluator, "spend", lambda node, trips, lanes, origins, wide: taken.append(trips * lanes))
-    found = exact_evaluation.integers(node, (0, rows), (0, keys))
+    sums = exact_evaluation.integers(node, (0, rows), (0, keys))
     each = exact_evaluation.integers(body, (0, rows), (0, keys))
-    assert np.array_equal(found, each * 4950)
+    assert np.array_equal(sums, each * 4950)
     return sum(taken)
 
 

@@ -55,9 +55,9 @@ def test_equal_items_are_assigned_as_well_in_bulk_as_one_by_one(sizes: list[int]
     ("count", "workers", "least"), [(132, 132, 5.0), (133, 132, 10.0), (264, 132, 10.0), (1, 132, 5.0), (0, 132, 0.0)]
 )
 def test_waves_of_equal_items(count: int, workers: int, least: float) -> None:
-    found = work_of([5] * count)
-    assert least_time(found, workers) == least
-    assert scheduled(found, workers)[0] == least
+    items = work_of([5] * count)
+    assert least_time(items, workers) == least
+    assert scheduled(items, workers)[0] == least
 
 
 def test_one_long_item_decides() -> None:

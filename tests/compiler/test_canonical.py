@@ -145,15 +145,15 @@ ENCODED = [(ANY, "i"), (GRID, "t"), (GRID, "s"), (HYBRID, "near"), (HYBRID, "far
 @pytest.mark.parametrize(("text", "name"), ENCODED)
 def test_no_name_changes_the_digest(text: str, name: str) -> None:
     """Twenty names, since the order and the signs of terms follow the names that the terms read."""
-    found = {}
+    digests = {}
     for other in NAMES:
         if not re.search(rf"\b{other}\b", text):
             try:
-                found[other] = digest(renamed(text, name, other))
+                digests[other] = digest(renamed(text, name, other))
             except SpecError:  # a name that the language has itself
                 continue
-    assert len(found) > 10
-    assert set(found.values()) == {digest(text)}
+    assert len(digests) > 10
+    assert set(digests.values()) == {digest(text)}
 
 
 def test_names_are_not_confused_with_operations() -> None:
@@ -175,7 +175,7 @@ def test_layout_comments_and_docstrings_do_not_change_the_digest() -> None:
 
 
 def test_patterns_of_the_library_differ() -> None:
-    found: dict[str, str] = {}
+    names_by_digest: dict[str, str] = {}
     for name, path in sorted(library_files().items()):
         source = decode(path.read_bytes(), path.name)
         try:
@@ -183,8 +183,8 @@ def test_patterns_of_the_library_differ() -> None:
             pattern = lower(bind(program, {}))
         except (SpecError, PatternNotFoundError):  # modules, and patterns that need parameters
             continue
-        own = canonical(pattern)
-        assert own not in found, (name, found[own])
-        found[own] = name
-        assert canonical(lower(bind(program, {}))) == own
-    assert len(found) > 60
+        digest_text = canonical(pattern)
+        assert digest_text not in names_by_digest, (name, names_by_digest[digest_text])
+        names_by_digest[digest_text] = name
+        assert canonical(lower(bind(program, {}))) == digest_text
+    assert len(names_by_digest) > 60

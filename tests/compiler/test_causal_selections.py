@@ -56,9 +56,9 @@ def text(over: str, score: str, candidates: str, keep: str, rest: str = " and k 
 def test_selections_that_read_later_tokens_are_reported(name: str) -> None:
     """Changing a token changes the selections of earlier queries."""
     attend = compile_attention(text(*AHEAD[name]))
-    found = looks_ahead(attend.pattern)
-    assert found is not None
-    assert found.token > found.query
+    witness = looks_ahead(attend.pattern)
+    assert witness is not None
+    assert witness.token > witness.query
     assert any(_selection_changes(attend, token, seed) for seed in range(10) for token in (127, 159, 191))
 
 

@@ -39,8 +39,8 @@ def test_predictions_use_the_figures() -> None:
     clocks, threads = TileModel(H100, "forward", tiles, heads, Extra()).full, 32 * tiles.warps
     assert clocks.issue == pytest.approx(seen.issued * threads / H100["issue_per_clock"])
     assert clocks.exps == pytest.approx(seen.exps * threads / H100["exp_per_clock"])
-    found = resources(H100, "forward", tiles, heads)
-    assert (found.registers, found.shared_kib, found.programs) == (seen.registers, seen.shared_kib, 1)
+    figures = resources(H100, "forward", tiles, heads)
+    assert (figures.registers, figures.shared_kib, figures.programs) == (seen.registers, seen.shared_kib, 1)
 
 
 def test_formulas_for_uncompiled_tiles_are_close() -> None:

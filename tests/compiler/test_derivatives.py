@@ -90,14 +90,14 @@ def in_sympy(node: ir.Value) -> sympy.Expr:
 @pytest.mark.parametrize("op", FORMULAS)
 def test_a_function_has_the_derivative_that_sympy_finds(op: str) -> None:
     value = applied(op)
-    for found in derivatives(value):
-        truth = sympy.diff(in_sympy(value), in_sympy(found.atom))
-        ours = in_sympy(found.by)
+    for derivative in derivatives(value):
+        truth = sympy.diff(in_sympy(value), in_sympy(derivative.atom))
+        ours = in_sympy(derivative.by)
         if op in SMOOTH:
             assert sympy.simplify((truth - ours).rewrite(sympy.exp)) == 0, (truth, ours)
         for point in POINTS:
-            at = dict(zip(sympy.symbols("x y", positive=True), point, strict=True))
-            gap = sympy.N((truth.subs(at) - ours.subs(at)).doit(), 40)
+            substitution = dict(zip(sympy.symbols("x y", positive=True), point, strict=True))
+            gap = sympy.N((truth.subs(substitution) - ours.subs(substitution)).doit(), 40)
             # log2 contains a constant in binary64
             assert abs(gap) < (1e-15 if op == "log2" else 1e-35), (op, point, gap)
 
@@ -105,7 +105,7 @@ def test_a_function_has_the_derivative_that_sympy_finds(op: str) -> None:
 def test_every_function_of_numbers_has_a_derivative() -> None:
     for op in FORMULAS:
         value = applied(op)
-        assert value not in [found.atom for found in derivatives(value)], op
+        assert value not in [derivative.atom for derivative in derivatives(value)], op
 
 
 def test_negative_arguments() -> None:
@@ -117,8 +117,8 @@ def test_negative_arguments() -> None:
         "softplus": x.sigmoid(),
         "tanh": 1 - x.tanh() ** 2,
     }.items():
-        (found,) = derivatives(apply(op, X))
-        torch.testing.assert_close(evaluated(found.by, x=x), slope, rtol=1e-14, atol=0)
+        (derivative,) = derivatives(apply(op, X))
+        torch.testing.assert_close(evaluated(derivative.by, x=x), slope, rtol=1e-14, atol=0)
 
 
 # --- formulas --------------------------------------------------------------------------------------------------------
@@ -135,15 +135,15 @@ def values_of(**inputs: Tensor) -> BlockValues:
 
 
 def evaluated(node: ir.Value, **inputs: Tensor) -> Tensor:
-    found = values_of(**inputs).of(node)
+    result = values_of(**inputs).of(node)
     (count,) = {len(x) for x in inputs.values()}
-    return found.expand(1, count, 1)[0, :, 0]
+    return result.expand(1, count, 1)[0, :, 0]
 
 
-def taken(found: Derivative, **inputs: Tensor) -> Tensor:
+def taken(derivative: Derivative, **inputs: Tensor) -> Tensor:
     """Evaluate a derivative, 0 where its condition does not hold."""
-    own, here = values_of(**inputs).where(found.where)
-    return torch.where(here, own.of(found.by), 0).expand(1, len(inputs["x"]), 1)[0, :, 0].detach()
+    result, here = values_of(**inputs).where(derivative.where)
+    return torch.where(here, result.of(derivative.by), 0).expand(1, len(inputs["x"]), 1)[0, :, 0].detach()
 
 
 UNARY = ["neg", "abs", "tanh", "sigmoid", "softplus", "relu", "elu", "silu", "sin", "cos", "exp"]
@@ -184,16 +184,18 @@ def test_a_formula_has_the_gradient_that_autograd_finds(formula: ir.Value, seed:
         torch.testing.assert_close(ours[usual], gradient[usual].double(), rtol=1e-8, atol=1e-8)
 
 
-def _zeros_for_none(found: Iterable[Tensor | None]) -> list[Tensor]:
-    return [torch.zeros(6) if x is None else x for x in found]
+def _zeros_for_none(gradients: Iterable[Tensor | None]) -> list[Tensor]:
+    return [torch.zeros(6) if x is None else x for x in gradients]
 
 
 def test_constants_cancel_exactly() -> None:
     product = dot(vector("q"), vector("k"))
     score = apply("mul", number(50.0), apply("tanh", apply("div", apply("mul", scale(), product), number(50.0))))
-    (found,) = derivatives(score)
-    assert found.atom is product
-    assert print_value(found.by) == ("(1.0 - tanh(scale * dot(q, k) / 50.0) * tanh(scale * dot(q, k) / 50.0)) * scale")
+    (derivative,) = derivatives(score)
+    assert derivative.atom is product
+    assert print_value(derivative.by) == (
+        "(1.0 - tanh(scale * dot(q, k) / 50.0) * tanh(scale * dot(q, k) / 50.0)) * scale"
+    )
     third = apply("div", apply("mul", number(0.1), product), number(0.1))
     assert [print_value(d.by) for d in derivatives(third)] == ["1.0"]
 
@@ -212,17 +214,17 @@ def test_an_unselected_case_does_not_affect_the_gradient(risky: str) -> None:
     above = fold.less(fold.const(2), Q)
     value = apply("add", select(above, shared, Y), select(above, apply("mul", shared, Y), number(0.0)))
     x, y = torch.tensor([0.0, 0.0, 0.0, 4.0], dtype=torch.float64), torch.full((4,), 2.0, dtype=torch.float64)
-    found = {d.atom: taken(d, x=x, y=y) for d in derivatives(value)}
+    gradients = {d.atom: taken(d, x=x, y=y) for d in derivatives(value)}
     slope = {"log": 1 / 4, "sqrt": 1 / 4}[risky]
-    assert found[X].tolist() == [0, 0, 0, slope + 2 * slope]
-    assert found[Y].tolist() == [1, 1, 1, math.log(4) if risky == "log" else 2.0]
+    assert gradients[X].tolist() == [0, 0, 0, slope + 2 * slope]
+    assert gradients[Y].tolist() == [1, 1, 1, math.log(4) if risky == "log" else 2.0]
 
 
 def test_the_first_of_equal_operands_gets_the_gradient() -> None:
     one = torch.ones(3, dtype=torch.float64)
     for op in ("min", "max"):
-        found = {d.atom: evaluated(d.by, x=one, y=one).tolist() for d in derivatives(apply(op, X, Y))}
-        assert found == {X: [1, 1, 1], Y: [0, 0, 0]}
+        gradients = {d.atom: evaluated(d.by, x=one, y=one).tolist() for d in derivatives(apply(op, X, Y))}
+        assert gradients == {X: [1, 1, 1], Y: [0, 0, 0]}
 
 
 def test_large_arguments_do_not_overflow() -> None:
@@ -233,8 +235,8 @@ def test_large_arguments_do_not_overflow() -> None:
         "silu": [0, 0, 1, 1],
         "elu": [0, 0, 1, 1],
     }.items():
-        (found,) = derivatives(apply(op, X))
-        assert evaluated(found.by, x=x).tolist() == slope, op
+        (derivative,) = derivatives(apply(op, X))
+        assert evaluated(derivative.by, x=x).tolist() == slope, op
     total = apply("log", apply("add", apply("exp", X), apply("exp", Y)))
     both = {d.atom: evaluated(d.by, x=x, y=x) for d in derivatives(total)}
     for by in both.values():

@@ -87,7 +87,7 @@ def test_equality_is_claimed_only_with_a_proof(relation: Index) -> None:
 
 def test_the_reported_difference_is_the_first() -> None:
     one, other = fold.less_equal(K, Q), fold.less(K, Q)
-    found = first_difference(one, other, 10)
-    assert found is not None
-    assert (found.q, found.k, found.length, found.first) == (0, 0, 10, True)
+    difference = first_difference(one, other, 10)
+    assert difference is not None
+    assert (difference.q, difference.k, difference.length, difference.first) == (0, 0, 10, True)
     assert first_difference(one, one, 10) is None

@@ -36,13 +36,13 @@ def rebuilt(root: Index) -> Index:
 def same_values(tree: Tree, node: Index) -> None:
     """The node has the tree's value wherever the tree has a value."""
     wanted = trees.mask(tree, N_Q, N_K)
-    known = np.array([[cell is not None for cell in row] for row in wanted])
+    has_value = np.array([[cell is not None for cell in row] for row in wanted])
     truth = np.array([[bool(cell) for cell in row] for row in wanted])
     try:
-        assert (exact_evaluation.mask(node, (0, N_Q), (0, N_K)) == truth)[known].all()
+        assert (exact_evaluation.mask(node, (0, N_Q), (0, N_K)) == truth)[has_value].all()
     except EvaluationError:
-        assert not known.all()
-        for q, k in np.argwhere(known).tolist():
+        assert not has_value.all()
+        for q, k in np.argwhere(has_value).tolist():
             assert exact_evaluation.mask(node, (q, q + 1), (k, k + 1)).item() == truth[q, k]
 
 

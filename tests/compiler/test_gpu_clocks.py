@@ -27,7 +27,7 @@ H100, A100, B200 = (find_machine(name) for name in ("h100", "a100", "b200"))
 @pytest.fixture(autouse=True)
 def formulas_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the measured figures of attnc's own kernels (`test_compiled_figures.py`)."""
-    monkeypatch.setattr(gpu_clocks, "find_figures", lambda *asked: None)
+    monkeypatch.setattr(gpu_clocks, "find_figures", lambda *arguments: None)
 
 
 # d, q tile, k tile, warps, stages; clocks of mma, xu, alu, fma, issue; registers, shared KiB, programs
@@ -55,10 +55,10 @@ def test_forward_tiles(row: tuple[int, ...]) -> None:
     assert clocks.alu == pytest.approx(alu, rel=0.35)
     assert clocks.fma == pytest.approx(fma, rel=0.20)
     assert clocks.issue == pytest.approx(issue, rel=0.20)
-    found = resources(H100, "forward", shape, heads)
-    assert found.registers == pytest.approx(registers, rel=0.25)
-    assert found.shared_kib == pytest.approx(shared, abs=8)
-    assert 1 <= found.programs <= programs
+    figures = resources(H100, "forward", shape, heads)
+    assert figures.registers == pytest.approx(registers, rel=0.25)
+    assert figures.shared_kib == pytest.approx(shared, abs=8)
+    assert 1 <= figures.programs <= programs
 
 
 # tiles that were seen to spill, and tiles that were seen not to
@@ -81,9 +81,9 @@ SPILLS: list[tuple[str, Kernel, int, TileShape, bool]] = [
 
 @pytest.mark.parametrize(("name", "kernel", "d", "shape", "fits"), SPILLS)
 def test_tiles_that_fit_the_registers(name: str, kernel: Kernel, d: int, shape: TileShape, fits: bool) -> None:
-    found = resources(find_machine(name), kernel, shape, HeadSizes(d, d, "bfloat16"))
-    assert (found.programs > 0) == fits
-    assert (found.reason is None) == fits
+    figures = resources(find_machine(name), kernel, shape, HeadSizes(d, d, "bfloat16"))
+    assert (figures.programs > 0) == fits
+    assert (figures.reason is None) == fits
 
 
 @pytest.mark.parametrize("machine", [A100, H100, B200], ids=lambda m: m.name)

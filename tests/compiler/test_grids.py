@@ -146,10 +146,10 @@ def test_text_after_a_video(words: int) -> None:
     inside = [near(coordinate(Q, extents, i), coordinate(K, extents, i), 1) for i in (1, 2)]
     text = [fold.less_equal(fold.const(192), place) for place in (Q, K)]
     relation = fold.disjunction(*text, fold.conjunction(*inside))
-    found = covered(relation, n)
-    assert found is not None
-    check_pieces(found.cover.pieces, found.cover.masks, truth(relation, n))
-    assert found.cover.visible == truth(relation, n).sum()
+    grid_cover = covered(relation, n)
+    assert grid_cover is not None
+    check_pieces(grid_cover.cover.pieces, grid_cover.cover.masks, truth(relation, n))
+    assert grid_cover.cover.visible == truth(relation, n).sum()
 
 
 def test_a_second_grid_after_the_first() -> None:
@@ -159,9 +159,9 @@ def test_a_second_grid_after_the_first() -> None:
     second = [fold.less_equal(fold.const(24), place) for place in (Q, K)]
     before = [fold.less(place, fold.const(24)) for place in (Q, K)]
     relation = fold.disjunction(fold.conjunction(*second, *inside), fold.conjunction(*before, *first))
-    found = covered(relation, 54)
-    assert found is not None
-    check_pieces(found.cover.pieces, found.cover.masks, truth(relation, 54))
+    grid_cover = covered(relation, 54)
+    assert grid_cover is not None
+    check_pieces(grid_cover.cover.pieces, grid_cover.cover.masks, truth(relation, 54))
 
 
 def test_a_long_axis_is_solved_like_a_sequence() -> None:
@@ -170,8 +170,8 @@ def test_a_long_axis_is_solved_like_a_sequence() -> None:
         near(coordinate(Q, extents, 0), coordinate(K, extents, 0), 1),
         near(coordinate(Q, extents, 1), coordinate(K, extents, 1), 200),
     )
-    found = covered(relation, 9000)
-    assert found is not None
+    grid_cover = covered(relation, 9000)
+    assert grid_cover is not None
     in_one = 3 * 3 - 2
     along = sum(min(i + 200, 2999) - max(i - 200, 0) + 1 for i in range(3000))
-    assert found.cover.visible == in_one * along
+    assert grid_cover.cover.visible == in_one * along

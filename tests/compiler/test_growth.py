@@ -125,12 +125,12 @@ def check(pattern: Pattern, growth: Growth, lengths: Iterable[int], number: int 
         pairs = growth.pairs is not None and growth.pairs.holds(n)
         tiles = growth.tiles is not None and growth.tiles.holds(n)
         if pairs or tiles:
-            found = masks(pattern, n, growth.heads, number)
+            dense_masks = masks(pattern, n, growth.heads, number)
             said += 1
             if pairs and growth.pairs is not None:
-                assert growth.pairs.at(n) == sum(int(m.sum()) for m in found), n
+                assert growth.pairs.at(n) == sum(int(m.sum()) for m in dense_masks), n
             if tiles and growth.tiles is not None:
-                assert growth.tiles.at(n) == sum(live(m, growth.tile) for m in found), n
+                assert growth.tiles.at(n) == sum(live(m, growth.tile) for m in dense_masks), n
     return said
 
 
@@ -146,8 +146,8 @@ def test_the_library(name: str) -> None:
     assert growth.pairs is not None
     assert growth.tiles is not None or name == "landmark"  # its period and the tile's together are 1,632
     begins = [growth.pairs.start + more * growth.pairs.step for more in (0, 3)]
-    asked = [c for c, _ in pattern.requirements if not other_sizes(c)]
-    allowed = [n for n in (*AWKWARD, *begins) if all(alone(c, n, 0, 2) is fold.truth(True) for c in asked)]
+    conditions = [c for c, _ in pattern.requirements if not other_sizes(c)]
+    allowed = [n for n in (*AWKWARD, *begins) if all(alone(c, n, 0, 2) is fold.truth(True) for c in conditions)]
     assert check(pattern, growth, allowed) >= 2
     assert growth.checked
     assert growth.law in str(growth)
@@ -354,16 +354,16 @@ def test_counts_of_all_lengths(tree: Tree, tile: int, rows: int) -> None:
 def test_periods() -> None:
     q, k = fold.place("q"), fold.place("k")
     window = open_relation(fold.less(fold.sub(q, k), fold.const(100)), {}, 0, 1)
-    found = find_period(window)
-    assert found is not None
-    assert (found.length, found.start) == (1, 208)
+    period = find_period(window)
+    assert period is not None
+    assert (period.length, period.start) == (1, 208)
     assert find_period(open_relation(fold.less(fold.mul(q, k), fold.const(9)), {}, 0, 1)) is None
 
 
 def test_fits() -> None:
-    found = fit({n: 3 * n**2 for n in (64, 128, 256, 512)})
-    assert found is not None
-    assert (round(found.exponent, 6), round(found.factor, 6), round(found.residual, 6)) == (2, 3, 0)
+    law = fit({n: 3 * n**2 for n in (64, 128, 256, 512)})
+    assert law is not None
+    assert (round(law.exponent, 6), round(law.factor, 6), round(law.residual, 6)) == (2, 3, 0)
     assert fit({64: 1, 128: 2}) is None
 
 

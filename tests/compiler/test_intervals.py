@@ -57,9 +57,9 @@ def mask_of(relation: Index, n_q: int = N, n_k: int = N) -> NDArray[np.bool_]:
 def check(relation: Index, many: list[Box], n_q: int = N, n_k: int = N) -> None:
     """States hold everywhere on their boxes; equal keys and extents mean equal masks."""
     mask = mask_of(relation, n_q, n_k)
-    found = classify(relation, boxes(many))
-    states = np.broadcast_to(found.state, len(many))
-    keys = np.broadcast_to(found.key, len(many))
+    classified = classify(relation, boxes(many))
+    states = np.broadcast_to(classified.state, len(many))
+    keys = np.broadcast_to(classified.key, len(many))
     classes: dict[tuple[int, int, int], tuple[Box, NDArray[Any]]] = {}
     for box, state, key in zip(many, states.tolist(), keys.tolist(), strict=True):
         part = inside(mask, box)
@@ -182,8 +182,8 @@ DIFFERENCES: dict[str, Callable[[Index], Index]] = {
 def test_monotone_differences_are_decided_exactly(name: str, tile: int) -> None:
     relation = DIFFERENCES[name](fold.sub(Q, K))
     mask, many = mask_of(relation), tiles(N, N, tile, tile)
-    found = classify(relation, boxes(many))
-    for box, state in zip(many, np.broadcast_to(found.state, len(many)).tolist(), strict=True):
+    classified = classify(relation, boxes(many))
+    for box, state in zip(many, np.broadcast_to(classified.state, len(many)).tolist(), strict=True):
         part = inside(mask, box)
         assert (state == TRUE) == part.all(), box
         if name != "window":
@@ -198,7 +198,7 @@ def test_tiles_on_one_diagonal_are_one_class(name: str) -> None:
     by_distance = defaultdict(set)
     for (q, _, k, _), key in zip(many, keys, strict=True):
         by_distance[q - k].add(key)
-    assert all(len(found) == 1 for found in by_distance.values())
+    assert all(len(class_keys) == 1 for class_keys in by_distance.values())
 
 
 def test_variables_of_unrolled_loops() -> None:
@@ -278,13 +278,13 @@ def windows_and_coordinates(draw: st.DrawFn) -> Tree:
 
 
 def blockwise(mask: NDArray[np.bool_], sizes: list[int], shifts: list[int], keep: Keep) -> NDArray[np.bool_]:
-    found = np.zeros_like(mask)
+    kept = np.zeros_like(mask)
     of_row, of_key = ((np.arange(N) + s) // z for s, z in zip(shifts, sizes, strict=True))
     for a in set(of_row.tolist()):
         for b in set(of_key.tolist()):
             block = np.ix_(of_row == a, of_key == b)
-            found[block] = keep(mask[block])
-    return found
+            kept[block] = keep(mask[block])
+    return kept
 
 
 @settings(max_examples=120)
@@ -326,8 +326,8 @@ def unbounded(tree: Tree, q: int, k: int) -> Any:
         return None
     if tree.op in ("floordiv", "mod") and operands[1] == 0:
         return None
-    found = trees._apply(tree, operands) if operands else trees.value(tree, {"q": q, "k": k})
-    return found if -(1 << 63) <= found < 1 << 63 else None
+    result = trees._apply(tree, operands) if operands else trees.value(tree, {"q": q, "k": k})
+    return result if -(1 << 63) <= result < 1 << 63 else None
 
 
 @settings(max_examples=120)
@@ -406,8 +406,8 @@ def test_boxes_that_read_the_same_entries_share_a_class() -> None:
     within = (fold.mod(Q, fold.const(8)), fold.mod(K, fold.const(8)))
     relation = fold.data_read(Data("masks", masks), (number, *within))
     rows, columns = (8 * x.ravel() for x in np.indices((16, 16)))
-    found = classify(relation, Boxes(rows, rows + 7, columns, columns + 7))
-    keys = np.broadcast_to(found.key, 256)
+    classified = classify(relation, Boxes(rows, rows + 7, columns, columns + 7))
+    keys = np.broadcast_to(classified.key, 256)
     assert len(set(keys.tolist())) == 4
     for number_of in range(4):
         assert len(set(keys[kinds.ravel() == number_of].tolist())) == 1

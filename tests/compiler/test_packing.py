@@ -69,16 +69,16 @@ def test_tiles_of_documents() -> None:
     n = len(doc)
     plan = build_plan(Relations(lowered(SOURCE + "k <= q\n"), call(n, n, heads=2, doc=doc)))
     assert (plan.q_tile, plan.k_tile) == (128, 128)
-    full = live = own = 0
+    full = live = own_tiles = 0
     for length in lengths:
         inside = np.tri(length, dtype=np.bool_)
         for row in range(0, length, 128):
             for column in range(0, length, 128):
                 tile = inside[row : row + 128, column : column + 128]
-                full, live, own = full + bool(tile.all()), live + bool(tile.any()), own + 1
+                full, live, own_tiles = full + bool(tile.all()), live + bool(tile.any()), own_tiles + 1
     between = n * n - sum(length**2 for length in lengths)
     assert (plan.tiles.full, plan.tiles.live) == (2 * full, 2 * live)
-    assert plan.tiles.total == 2 * own + -(-2 * between // 128**2)
+    assert plan.tiles.total == 2 * own_tiles + -(-2 * between // 128**2)
 
 
 def test_only_short_documents_are_packed() -> None:

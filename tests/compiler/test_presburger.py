@@ -253,12 +253,12 @@ def test_the_end_of_a_segment_by_remainder_or_quotient() -> None:
     ],
 )
 def test_differences_that_only_long_calls_show(other: str, first: TokenPair) -> None:
-    found = first_difference_of("causal", text(other))
-    assert found == first
-    one, changed = (alone(pattern_of(p).attend.visible, found.length) for p in ("causal", text(other)))
-    assert difference_at(one, changed, found.length, found.q, found.k) is not None
-    if found.length < 10_000:
-        for n, equal in ((found.length - 1, True), (found.length, False)):
+    difference = first_difference_of("causal", text(other))
+    assert difference == first
+    one, changed = (alone(pattern_of(p).attend.visible, difference.length) for p in ("causal", text(other)))
+    assert difference_at(one, changed, difference.length, difference.q, difference.k) is not None
+    if difference.length < 10_000:
+        for n, equal in ((difference.length - 1, True), (difference.length, False)):
             one, changed = (alone(pattern_of(p).attend.visible, n) for p in ("causal", text(other)))
             assert (first_difference(one, changed, n) is None) == equal
 
@@ -313,9 +313,9 @@ def test_proofs_that_take_long_are_given_up(seconds: float) -> None:
 def test_a_difference_is_reported_even_if_time_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The difference is then reported as a difference, not as the first one."""
     monkeypatch.setattr(CountedIsl, "_least", _no_time)
-    found = first_point(fold.less_equal(K, Q), fold.less(K, Q), ())
-    assert found is not None
-    assert found.q == found.k
+    difference = first_point(fold.less_equal(K, Q), fold.less(K, Q), ())
+    assert difference is not None
+    assert difference.q == difference.k
 
 
 def _no_time(*_: object) -> None:

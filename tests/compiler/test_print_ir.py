@@ -52,8 +52,8 @@ EXPRESSIONS = {
 @pytest.mark.parametrize("text", EXPRESSIONS)
 def test_expressions(text: str) -> None:
     """Sums come in the order of the nodes' digests, which is the same in every process."""
-    found = print_index(EXPRESSIONS[text])
-    assert sorted(re.findall(r"\w+|\S", found)) == sorted(re.findall(r"\w+|\S", text))
+    printed = print_index(EXPRESSIONS[text])
+    assert sorted(re.findall(r"\w+|\S", printed)) == sorted(re.findall(r"\w+|\S", text))
 
 
 @settings(max_examples=150)

@@ -170,47 +170,47 @@ def test_a_path_changes_distance_least_often(trees: list[Any], n: int, data: st.
 def test_a_window_grows_by_its_width(width: int) -> None:
     """After l layers a query reaches exactly l · (width - 1) + 1 tokens."""
     n = 10 * width
-    found = find_reach([layer_of(n, window(width))], [0], n - 1, 1)
+    reach = find_reach([layer_of(n, window(width))], [0], n - 1, 1)
     layers = -(-(n - 1) // (width - 1))
-    assert [item.tokens for item in found.after] == [min(n, i * (width - 1) + 1) for i in range(layers + 1)]
-    assert (found.complete, found.final, found.looks_back) == (layers, layers, True)
+    assert [item.tokens for item in reach.after] == [min(n, i * (width - 1) + 1) for i in range(layers + 1)]
+    assert (reach.complete, reach.final, reach.looks_back) == (layers, layers, True)
 
 
 @pytest.mark.parametrize("block", [1, 16])
 def test_powers_of_two_double(block: int) -> None:
     """A distance with d ones in binary is d jumps of PowerAttention: d layers reach the last 2^(d + 1) - 1 blocks."""
     n = 1024 * block
-    found = find_reach([layer_of(n, power(1, block))], [0], n - 1, 1)
-    assert [item.within + 1 for item in found.after[1:10]] == [(2 ** (d + 1) - 1) * block for d in range(1, 10)]
-    assert found.complete == 10
-    law = find_law([item.within for item in found.after[1:10]])
+    reach = find_reach([layer_of(n, power(1, block))], [0], n - 1, 1)
+    assert [item.within + 1 for item in reach.after[1:10]] == [(2 ** (d + 1) - 1) * block for d in range(1, 10)]
+    assert reach.complete == 10
+    law = find_law([item.within for item in reach.after[1:10]])
     assert law is not None
     assert (law.kind, law.step, law.count) == ("exponential", 2, 9)
 
 
 def test_a_million_tokens_are_followed_to_the_end() -> None:
     n = 1 << 20
-    found = find_reach([layer_of(n, window(4096))], [0], n - 1, 1)
-    assert found.complete == -(-(n - 1) // 4095)
+    reach = find_reach([layer_of(n, window(4096))], [0], n - 1, 1)
+    assert reach.complete == -(-(n - 1) // 4095)
     layer = layer_of(n, power(5, 256))
-    found = find_reach([layer], [0], n - 1, 1, [0])
-    assert (found.complete, found.known) == (11, (11,))
+    reach = find_reach([layer], [0], n - 1, 1, [0])
+    assert (reach.complete, reach.known) == (11, (11,))
     assert len(find_path([layer], [0], n - 1, 0, 11)) == 12
 
 
 def test_the_search_stops_at_its_documented_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fields, "MOST_LAYERS", 6)
-    found = find_reach([layer_of(100, window(2))], [0], 99, 4)
-    assert (len(found.after), found.complete, found.final) == (7, None, None)
-    found = find_reach([layer_of(100, window(2))], [0], 99, 8)
-    assert len(found.after) == 9
+    reach = find_reach([layer_of(100, window(2))], [0], 99, 4)
+    assert (len(reach.after), reach.complete, reach.final) == (7, None, None)
+    reach = find_reach([layer_of(100, window(2))], [0], 99, 8)
+    assert len(reach.after) == 9
 
 
 def test_alternating_windows() -> None:
     """Layers 1, 2, 4, 5, … see 4 keys and the others 9; a query looks through the last layer first."""
     narrow, wide = window(4), window(9)
-    found = find_reach([layer_of(60, narrow), layer_of(60, wide)], [0, 0, 1], 59, 1)
-    assert [item.tokens - 1 for item in found.after[:7]] == [0, 3, 6, 14, 17, 20, 28]
+    reach = find_reach([layer_of(60, narrow), layer_of(60, wide)], [0, 0, 1], 59, 1)
+    assert [item.tokens - 1 for item in reach.after[:7]] == [0, 3, 6, 14, 17, 20, 28]
 
 
 # --- laws ------------------------------------------------------------------------------------------------------------

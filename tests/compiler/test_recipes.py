@@ -46,10 +46,10 @@ def test_every_recipe_covers_the_relation(name: str, params: dict[str, Any], n: 
     build_plan(relations, noted)
     (problem,) = problems
     relation = relations.mask(0, 0, 0, n, 0, n)[None, None]
-    found = list(recipes(problem))
-    assert {recipe.order for recipe, _ in found} >= ORDERS[name]
-    assert len({recipe for recipe, _ in found}) == len(found)
-    for recipe, choice in found:
+    recipe_list = list(recipes(problem))
+    assert {recipe.order for recipe, _ in recipe_list} >= ORDERS[name]
+    assert len({recipe for recipe, _ in recipe_list}) == len(recipe_list)
+    for recipe, choice in recipe_list:
         assert read_recipe(str(recipe)) == recipe
         again = covered(problem, recipe)
         assert again is not None
@@ -79,8 +79,8 @@ def _taken(choice: CoverChoice, problem: CoverProblem) -> CoverChoice:
     ],
 )
 def test_other_texts_are_not_recipes(text: str) -> None:
-    found = read_recipe(text)
-    assert found is None or (text == "tiles" and found == Recipe("tiles"))
+    recipe = read_recipe(text)
+    assert recipe is None or (text == "tiles" and recipe == Recipe("tiles"))
 
 
 def test_only_tile_sizes_of_the_model_are_accepted() -> None:
@@ -95,11 +95,11 @@ def test_only_tile_sizes_of_the_model_are_accepted() -> None:
 
 
 def _problem(n: int) -> CoverProblem:
-    found: list[CoverProblem] = []
+    problems: list[CoverProblem] = []
 
     def noted(problem: CoverProblem) -> CoverChoice:
-        found.append(problem)
+        problems.append(problem)
         return choose(problem)
 
     build_plan(Relations(from_library("sliding_window", window=40, sinks=3), call(n, n)), noted)
-    return found[0]
+    return problems[0]

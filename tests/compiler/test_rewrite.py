@@ -81,9 +81,9 @@ def value(x: Number) -> Fraction:
 
 
 def integer(node: Index) -> int:
-    found = substitute(node, {Q: fold.const(0), K: fold.const(0)})
-    assert isinstance(found, Const), found
-    return found.value
+    constant = substitute(node, {Q: fold.const(0), K: fold.const(0)})
+    assert isinstance(constant, Const), constant
+    return constant.value
 
 
 @settings(max_examples=150)

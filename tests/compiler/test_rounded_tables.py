@@ -35,9 +35,9 @@ def whole(formula: str, function: str = "floor") -> RoundToInt:
     return node
 
 
-def one_by_one(node: RoundToInt, at: int) -> int | None:
+def one_by_one(node: RoundToInt, argument: int) -> int | None:
     try:
-        return float_tables._entry(node, at)
+        return float_tables._entry(node, argument)
     except (ArithmeticFault, EvaluationError):
         return None
 
@@ -46,25 +46,25 @@ def one_by_one(node: RoundToInt, at: int) -> int | None:
 @pytest.mark.parametrize("formula", FORMULAS)
 def test_entries_equal_scalar_arithmetic(formula: str, function: str) -> None:
     node = whole(formula, function)
-    at = np.arange(-3, 700)
-    found, valid = float_tables._entries(node, at)
-    for i, entry, is_valid in zip(at.tolist(), found.tolist(), valid.tolist(), strict=True):
+    arguments = np.arange(-3, 700)
+    entries, valid = float_tables._entries(node, arguments)
+    for i, entry, is_valid in zip(arguments.tolist(), entries.tolist(), valid.tolist(), strict=True):
         assert (entry if is_valid else None) == one_by_one(node, i)
 
 
 def test_few_entries_are_computed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """`make hunt`, part plans, case 14: a million entries took 11.8 s in scalar arithmetic."""
-    scalar, asked = float_tables._entry, set()
+    scalar, evaluated = float_tables._entry, set()
 
     def counted(node: RoundToInt, at: int) -> int:
-        asked.add(at)
+        evaluated.add(at)
         return scalar(node, at)
 
     monkeypatch.setattr(float_tables, "_entry", counted)
     node = whole("log2(abs(k) + 1) * 4")
     _, data = float_tables._table.__wrapped__(node, 1, 1_000_000)
     assert data.array[-1] == 79
-    assert 0 < len(asked) < 100
+    assert 0 < len(evaluated) < 100
 
 
 def test_the_longest_range_with_values_is_kept() -> None:

@@ -41,8 +41,8 @@ def relation(body: str, n_q: int, n_k: int, **values: object) -> ir.Index:
 
 def block_ids(body: str, n: int) -> list[int]:
     """Return for each query the first key of its block, where equal numbers of `a` and `b` are one block."""
-    found = exact_evaluation.mask(relation(f"visible q == k\n{body}", n, n), (0, n), (0, n))
-    return [int(np.flatnonzero(row)[0]) for row in found]
+    mask = exact_evaluation.mask(relation(f"visible q == k\n{body}", n, n), (0, n), (0, n))
+    return [int(np.flatnonzero(row)[0]) for row in mask]
 
 
 def rounds(units: str, keep: str = "any(visible for q in a, k in b)") -> str:
@@ -75,11 +75,11 @@ def test_units(tokens: str, units: str, wanted: list[int]) -> None:
 def test_a_unit_holds_only_existing_queries() -> None:
     """The first query is at position 5, so its unit, 4 .. 8, has three queries."""
     keep = "count(true for q in a) == 3 and count(true for k in b) == 4"
-    found = exact_evaluation.mask(
+    mask = exact_evaluation.mask(
         relation("align end\n" + rounds("a = q // 4, b = k // 4", keep), 6, 11), (0, 6), (0, 11)
     )
-    assert found.any(1).tolist() == [True] * 3 + [False] * 0 + [True] * 3
-    assert found.any(0).tolist() == [True] * 8 + [False] * 3
+    assert mask.any(1).tolist() == [True] * 3 + [False] * 0 + [True] * 3
+    assert mask.any(0).tolist() == [True] * 8 + [False] * 3
 
 
 REFUSED = [
@@ -99,10 +99,10 @@ REFUSED = [
 def test_other_units_are_refused(unit: str) -> None:
     with pytest.raises(SpecError) as caught:
         lowered(f"input doc: int[token]\n{GRID}\nvisible k <= q\n{rounds(f'a = {unit}, b = k')}")
-    (found,) = caught.value.diagnostics
-    assert found.code == "A701"
-    assert found.primary.span.text == unit
-    assert "q // 128" in found.help and "[q.y // 8, q.x // 8]" in found.help
+    (diagnostic,) = caught.value.diagnostics
+    assert diagnostic.code == "A701"
+    assert diagnostic.primary.span.text == unit
+    assert "q // 128" in diagnostic.help and "[q.y // 8, q.x // 8]" in diagnostic.help
 
 
 def test_a_fault_names_a_position_in_its_block() -> None:
@@ -145,12 +145,12 @@ def test_a_decided_relation_has_no_unit_condition() -> None:
 
 def blocks_by_hand(mask: NDArray[np.bool_], block: int, share: float) -> NDArray[np.bool_]:
     n = len(mask)
-    found = np.zeros_like(mask)
+    rounded_mask = np.zeros_like(mask)
     for q in range(0, n, block):
         for k in range(0, n, block):
-            at = slice(q, q + block), slice(k, k + block)
-            found[at] = mask[at].mean() >= share
-    return found
+            block_pairs = slice(q, q + block), slice(k, k + block)
+            rounded_mask[block_pairs] = mask[block_pairs].mean() >= share
+    return rounded_mask
 
 
 @pytest.mark.parametrize("tile", [1, 2, 4])
@@ -177,9 +177,9 @@ def test_no_pair_is_evaluated_where_intervals_decide(monkeypatch: Any) -> None:
     lanes: list[int] = []
     evaluate = exact_evaluation.values
 
-    def counting(node: ir.Index, at: array_evaluator.PointBatch, *rest: Any, **more: Any) -> Any:
-        lanes.append(len(at))
-        return evaluate(node, at, *rest, **more)
+    def counting(node: ir.Index, points: array_evaluator.PointBatch, *rest: Any, **more: Any) -> Any:
+        lanes.append(len(points))
+        return evaluate(node, points, *rest, **more)
 
     monkeypatch.setattr(exact_evaluation, "values", counting)
     n, block = 1 << 17, 128

@@ -73,8 +73,10 @@ def test_a_window_runs_by_tiles_without_a_fallback(n: int) -> None:
 def test_a_long_relation_is_covered_by_one_size_of_tiles() -> None:
     """For 1,000 remainders each tile size took half a second, and four sizes were compared."""
     conditions = [fold.negation(fold.equal(fold.mod(GAP, fold.const(c)), fold.const(1))) for c in range(2, 902)]
-    asked = problem(fold.conjunction(*conditions), 256, 256)
-    chosen = choose(asked)
-    reason = f"the relation has {asked.work.nodes:,} nodes"
+    cover_problem = problem(fold.conjunction(*conditions), 256, 256)
+    chosen = choose(cover_problem)
+    reason = f"the relation has {cover_problem.work.nodes:,} nodes"
     assert any("are not tried" in one and reason in one for one in chosen.reasons)
-    check_pieces(chosen.cover.pieces, chosen.cover.masks, exact_evaluation.mask(asked.relation, (0, 256), (0, 256)))
+    check_pieces(
+        chosen.cover.pieces, chosen.cover.masks, exact_evaluation.mask(cover_problem.relation, (0, 256), (0, 256))
+    )

@@ -53,10 +53,10 @@ CLASSES: list[tuple[Gate, Correction]] = [
 ]
 
 
-def simulated(name: str, tokens: int = TOKENS, **given: Any) -> RecurrenceSimulation:
-    found = compile_attention(name, **PARAMETERS.get(name, {})).simulate(tokens, **given)
-    assert isinstance(found, RecurrenceSimulation)
-    return found
+def simulated(name: str, tokens: int = TOKENS, **options: Any) -> RecurrenceSimulation:
+    simulation = compile_attention(name, **PARAMETERS.get(name, {})).simulate(tokens, **options)
+    assert isinstance(simulation, RecurrenceSimulation)
+    return simulation
 
 
 # --- the work of a chunk ---------------------------------------------------------------------------------------------
@@ -71,15 +71,17 @@ def executed(gate: Gate, correction: Correction, length: int, rows: int, width: 
     q, k, read, left = (draw(rows).requires_grad_() for _ in range(4))
     v = draw(width).requires_grad_()
     gates = {"none": {}, "scalar": {"gate": -draw().abs()}, "rows": {"gate": -draw(rows).abs()}}
-    given: dict[str, Any] = {**gates.get(gate, {"gate_columns": -draw(width).abs()}), "chunk": length}
+    gate_inputs: dict[str, Any] = {**gates.get(gate, {"gate_columns": -draw(width).abs()}), "chunk": length}
     if correction != "none":
-        given["correction"] = Delta(draw().sigmoid(), read) if correction == "delta" else RankOne(left, read, "old")
+        gate_inputs["correction"] = (
+            Delta(draw().sigmoid(), read) if correction == "delta" else RankOne(left, read, "old")
+        )
     in_place = {torch.ops.aten.baddbmm_: lambda _, a, b, out_shape=None, **__: bmm_flop(a, b)}
-    with FlopCounterMode(display=False, custom_mapping=in_place) as there:
-        out, _ = linear_recurrence(q, k, v, **given)
+    with FlopCounterMode(display=False, custom_mapping=in_place) as backward_counter:
+        out, _ = linear_recurrence(q, k, v, **gate_inputs)
     with FlopCounterMode(display=False, custom_mapping=in_place) as back:
         out.sum().backward()  # type: ignore[no-untyped-call]
-    return there.get_total_flops(), back.get_total_flops()
+    return backward_counter.get_total_flops(), back.get_total_flops()
 
 
 @pytest.mark.parametrize("length", [1, 2, 8, 32])
@@ -146,15 +148,20 @@ def test_steps_of_a_token_are_rows() -> None:
 @pytest.mark.parametrize("name", recurrence_names())
 def test_every_recurrence_of_the_library(name: str) -> None:
     for device, stage in product((*machine_names(), "cpu"), PASSES):
-        found = simulated(name, 1 if stage == "decode" else TOKENS, n_k=TOKENS, device=device, stage=stage)
-        assert [rung.name for rung in found.rungs] == list(RUNGS)
-        assert all(low <= high for low, high in pairwise(found.times))
-        assert all(rung.speedup * found.rung_ms(rung.name) == pytest.approx(found.ideal_ms) for rung in found.rungs)
-        assert found.predicted_ms == pytest.approx(max(found.times[3], sum(one.ms for one in found.passes)))
-        for kernel in (kernel for one in found.passes for kernel in one.kernels):
+        simulation = simulated(name, 1 if stage == "decode" else TOKENS, n_k=TOKENS, device=device, stage=stage)
+        assert [rung.name for rung in simulation.rungs] == list(RUNGS)
+        assert all(low <= high for low, high in pairwise(simulation.times))
+        assert all(
+            rung.speedup * simulation.rung_ms(rung.name) == pytest.approx(simulation.ideal_ms)
+            for rung in simulation.rungs
+        )
+        assert simulation.predicted_ms == pytest.approx(
+            max(simulation.times[3], sum(one.ms for one in simulation.passes))
+        )
+        for kernel in (kernel for one in simulation.passes for kernel in one.kernels):
             assert kernel.memory_ms <= kernel.units_ms <= kernel.chain_ms <= kernel.ms
-        assert all(rung.lost_to in str(found) for rung in found.rungs)
-        assert "token by token" in str(found) or not found.reason
+        assert all(rung.lost_to in str(simulation) for rung in simulation.rungs)
+        assert "token by token" in str(simulation) or not simulation.reason
 
 
 @pytest.mark.parametrize("name", ["retention", "gla", "gated_delta_net", "rwkv7", "gsa", "lightnet", "mamba1", "mesa"])
@@ -176,13 +183,13 @@ def test_more_heads_take_longer() -> None:
 
 def test_bytes_moved() -> None:
     """Inputs and outputs once: 8 heads of 128 in bf16, a gate in fp32, beta in bf16; states of chunks in fp32."""
-    found = simulated("gated_delta_net", 4096, heads=8)
-    assert found.traffic.least == 8 * 4096 * (4 * 128 * 2 + 4 + 2)
-    assert found.state_bytes == 8 * 128 * 128 * 4
-    costs = {cost.chunk: cost for cost in found.passes[0].costs}
+    simulation = simulated("gated_delta_net", 4096, heads=8)
+    assert simulation.traffic.least == 8 * 4096 * (4 * 128 * 2 + 4 + 2)
+    assert simulation.state_bytes == 8 * 128 * 128 * 4
+    costs = {cost.chunk: cost for cost in simulation.passes[0].costs}
     assert costs[64].state_bytes == 8 * (4096 // 64) * 128 * 128 * 4
-    assert simulated("gated_delta_net", 4096, heads=8, kv_heads=2).traffic.least < found.traffic.least
-    assert costs[256].ms is None and "does not fit" in str(found)
+    assert simulated("gated_delta_net", 4096, heads=8, kv_heads=2).traffic.least < simulation.traffic.least
+    assert costs[256].ms is None and "does not fit" in str(simulation)
 
 
 def test_decoding_moves_the_state() -> None:
@@ -203,11 +210,11 @@ def test_chunks_of_kernels_are_nearly_as_fast_as_any(name: str, heads: int, stag
 
     The faster chunks have 128 rows and half as many states; no kernel has registers for them.
     """
-    found = simulated(name, 16384, heads=heads, stage=stage).passes[0]
-    assert found.chunk == KERNELS
-    fitting = {cost.chunk: cost.ms for cost in found.costs if cost.ms is not None}
-    assert found.ms == pytest.approx(fitting[found.chunk])
-    assert found.ms <= MOST_SLOWER[stage] * min(fitting.values())
+    pass_ladder = simulated(name, 16384, heads=heads, stage=stage).passes[0]
+    assert pass_ladder.chunk == KERNELS
+    fitting = {cost.chunk: cost.ms for cost in pass_ladder.costs if cost.ms is not None}
+    assert pass_ladder.ms == pytest.approx(fitting[pass_ladder.chunk])
+    assert pass_ladder.ms <= MOST_SLOWER[stage] * min(fitting.values())
 
 
 @pytest.mark.parametrize(
@@ -221,7 +228,7 @@ def test_chunks_of_kernels_are_nearly_as_fast_as_any(name: str, heads: int, stag
     ],
 )
 def test_chunks_on_a_cpu(form: PassForm, rows: int) -> None:
-    """As measured: up to 3 % between 32 rows and 64 without corrections, 13 % for rank one; never fewer than steps."""
+    """Measured: up to 3 % between 32 rows and 64 without corrections, 13 % for rank one; never fewer than steps."""
     assert chunk_on_cpu(form, 8, "float32") == rows
     enough = [length for length in (16, 32, 64, 128) if length >= form.micro and (length <= 64 or form.micro > 64)]
     times = {length: chunk_times(form, 8, 1024, "float32", AMX, "forward", length).total for length in enough}
@@ -233,16 +240,16 @@ def test_the_executor_takes_the_chunks_of_the_simulation(name: str, monkeypatch:
     q, k, v, inputs = example(name, B=1, H=2, T=70, dk=24, dv=24, dtype=torch.float32)
     taken: list[int] = []
 
-    def noted(*given: Any, chunk: int, **more: Any) -> Any:
+    def noted(*arguments: Any, chunk: int, **more: Any) -> Any:
         taken.append(chunk)
-        return linear_recurrence(*given, chunk=chunk, **more)
+        return linear_recurrence(*arguments, chunk=chunk, **more)
 
     monkeypatch.setattr(calls, "linear_recurrence", noted)
     compile_attention(name)(q, k, v, **inputs)
     sizes = {"n": inputs["beta"].shape[-1]} if name == "gated_delta_product" else {}
-    found = compile_attention(name).simulate(70, heads=2, head_dim=24, dtype=torch.float32, device="cpu", **sizes)
-    assert isinstance(found, RecurrenceSimulation)
-    assert set(taken) == {found.passes[0].chunk}
+    simulation = compile_attention(name).simulate(70, heads=2, head_dim=24, dtype=torch.float32, device="cpu", **sizes)
+    assert isinstance(simulation, RecurrenceSimulation)
+    assert set(taken) == {simulation.passes[0].chunk}
 
 
 @pytest.mark.parametrize("name", ["retention", "gla", "gated_delta_net"])
@@ -273,19 +280,21 @@ def test_a_state_too_large_for_an_sm_is_refused() -> None:
 
 
 def test_a_simulation_is_immutable_and_printable() -> None:
-    found = simulated("gated_delta_net", 65536, heads=8)
+    simulation = simulated("gated_delta_net", 65536, heads=8)
     with pytest.raises(FrozenInstanceError):
-        found.loop_ms = 0.0  # type: ignore[misc]
-    text = str(found)
-    assert found.passes[0].words in text and str(found.passes[0]) in text
-    assert all(kernel.name in text for kernel in found.passes[0].kernels)
-    assert all(f"else      {other.how}" in text for other in found.others)
-    assert found.others and all(other.ms >= found.predicted_ms / MOST_SLOWER["forward"] for other in found.others)
+        simulation.loop_ms = 0.0  # type: ignore[misc]
+    text = str(simulation)
+    assert simulation.passes[0].words in text and str(simulation.passes[0]) in text
+    assert all(kernel.name in text for kernel in simulation.passes[0].kernels)
+    assert all(f"else      {other.how}" in text for other in simulation.others)
+    assert simulation.others and all(
+        other.ms >= simulation.predicted_ms / MOST_SLOWER["forward"] for other in simulation.others
+    )
 
 
 def test_a_recurrence_beats_a_loop_and_long_dense_attention() -> None:
-    found = simulated("gated_delta_net", 65536, heads=8)
-    assert found.speedup > 5 and found.loop_ms > 5 * found.predicted_ms
+    simulation = simulated("gated_delta_net", 65536, heads=8)
+    assert simulation.speedup > 5 and simulation.loop_ms > 5 * simulation.predicted_ms
     assert simulated("gated_delta_net", 256, heads=8).speedup < 1
 
 
@@ -303,18 +312,22 @@ def test_the_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_json_contains_every_figure(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", "gsa", "--len", "4096", "--size", "slots=32", "--json", "--sweep", "len=1k..2k"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    report = json.loads(capsys.readouterr().out)
     same = simulated("gsa", 4096, slots=32)
-    assert json.loads(json.dumps(found)) == found
-    assert found["predicted_ms"] == same.predicted_ms and found["token_by_token_ms"] == same.loop_ms
-    assert tuple(found["rung_ms"].values()) == same.times
-    assert [one["state"] for one in found["passes"]] == ["K[128, 32]", "V[32, 128]"]
-    for one, own in zip(found["passes"], same.passes, strict=True):
-        assert (one["chunk"], one["segments"], one["ms"]) == (own.chunk, own.segments, own.ms)
-        assert [kernel["ms"] for kernel in one["kernels"]] == [kernel.ms for kernel in own.kernels]
-        assert [cost["forward"] for cost in one["costs"]] == [cost.forward for cost in own.costs]
-    assert found["growth"] == "O(n)" and found["growth_law"] is None and found["floors"] == []
-    assert [one["shape"]["queries"] for one in found["sweep"]] == [1024, 2048]
+    assert json.loads(json.dumps(report)) == report
+    assert report["predicted_ms"] == same.predicted_ms and report["token_by_token_ms"] == same.loop_ms
+    assert tuple(report["rung_ms"].values()) == same.times
+    assert [one["state"] for one in report["passes"]] == ["K[128, 32]", "V[32, 128]"]
+    for one, expected_pass in zip(report["passes"], same.passes, strict=True):
+        assert (one["chunk"], one["segments"], one["ms"]) == (
+            expected_pass.chunk,
+            expected_pass.segments,
+            expected_pass.ms,
+        )
+        assert [kernel["ms"] for kernel in one["kernels"]] == [kernel.ms for kernel in expected_pass.kernels]
+        assert [cost["forward"] for cost in one["costs"]] == [cost.forward for cost in expected_pass.costs]
+    assert report["growth"] == "O(n)" and report["growth_law"] is None and report["floors"] == []
+    assert [one["shape"]["queries"] for one in report["sweep"]] == [1024, 2048]
 
 
 def test_tables_of_several_recurrences(capsys: pytest.CaptureFixture[str]) -> None:
@@ -358,8 +371,8 @@ def test_arguments_that_the_command_refuses(
 
 def test_arguments_that_a_call_refuses() -> None:
     attend, slots = compile_attention("gla"), compile_attention("gsa")
-    given: Any
-    for given, said in (
+    arguments: Any
+    for arguments, said in (
         ({"n_k": 64}, "n_q is 32 and n_k 64: a recurrence takes as many keys as queries"),
         ({"tile": (64, 64)}, "tile and order apply to pairs"),
         ({"stage": "training"}, "stage is 'training'"),
@@ -367,7 +380,7 @@ def test_arguments_that_a_call_refuses() -> None:
         ({"g": 3}, "g is int: it must be a torch tensor"),
     ):
         with pytest.raises(ArgumentError, match=said):
-            attend.simulate(32, **given)
+            attend.simulate(32, **arguments)
     with pytest.raises(ArgumentError, match="slots is 0: a size must be an integer"):
         slots.simulate(32, slots=0)
     with pytest.raises(ArgumentError, match="n_q is 0"):

@@ -25,8 +25,8 @@ def window(width: int) -> Index:
     return fold.conjunction(fold.less_equal(fold.const(0), GAP), fold.less(GAP, fold.const(width)))
 
 
-def masked(found: Cover) -> int:
-    return sum(p.elements for p in found.pieces if isinstance(p.mask, int))
+def masked(tiled: Cover) -> int:
+    return sum(p.elements for p in tiled.pieces if isinstance(p.mask, int))
 
 
 @given(st.integers(2, 150), st.integers(1, 400), st.sampled_from([8, 16, 32]))
@@ -45,12 +45,12 @@ def test_parts_equal_the_relation(width: int, n: int, tile: int) -> None:
 
 
 def test_a_wide_window_has_a_full_middle() -> None:
-    found = cover(window(512), TileGrid(4096, 4096, 64, 64), {})
-    apart = split_full_parts(found)
+    tiled = cover(window(512), TileGrid(4096, 4096, 64, 64), {})
+    apart = split_full_parts(tiled)
     assert apart is not None
     assert {p.mask for p in apart.pieces if p.fresh} <= {"full", "causal"}
     assert any(p.mask == "causal" and not p.fresh for p in apart.pieces)
-    assert masked(apart) < masked(found) / 4
+    assert masked(apart) < masked(tiled) / 4
 
 
 @pytest.mark.parametrize("width", [2, 40])
@@ -78,9 +78,9 @@ def test_halves_equal_the_relation(width: int, n: int, tile: int) -> None:
 
 @pytest.mark.parametrize(("n", "splits"), [(127, False), (128, True), (300, True), (512, True), (513, False)])
 def test_short_triangles_are_halved(n: int, splits: bool) -> None:
-    found = cover(window(n), TileGrid(n, n, 1024, 1024), {})
-    assert [p.mask for p in found.pieces] == ["causal"]
-    halves = split_triangles(found)
+    tiled = cover(window(n), TileGrid(n, n, 1024, 1024), {})
+    assert [p.mask for p in tiled.pieces] == ["causal"]
+    halves = split_triangles(tiled)
     assert (halves is not None) == splits
     if halves is not None:
         assert [p.mask for p in halves.pieces] == ["causal", 0]

@@ -33,13 +33,13 @@ def in_rows(mask: Matrix, rows: list[NDArray[np.int64]], columns: list[NDArray[n
     seen = np.array([[mask[np.ix_(r, c)].sum() for c in columns] for r in rows]).reshape(len(rows), len(columns))
     area = np.multiply.outer([len(r) for r in rows], [len(c) for c in columns])
     full, partial = (seen == area) & (area > 0), (seen > 0) & (seen < area)
-    found = [list(zip(full.sum(axis).tolist(), partial.sum(axis).tolist(), strict=True)) for axis in (1, 0)]
-    by_row, by_column = (sorted(pair for pair in pairs if sum(pair)) for pairs in found)
+    pairs_by_axis = [list(zip(full.sum(axis).tolist(), partial.sum(axis).tolist(), strict=True)) for axis in (1, 0)]
+    by_row, by_column = (sorted(pair for pair in pairs if sum(pair)) for pairs in pairs_by_axis)
     return by_row, by_column
 
 
-def listed(found: Strips) -> Counts:
-    pairs = zip(found.full.tolist(), found.partial.tolist(), found.times.tolist(), strict=True)
+def listed(tile_strips: Strips) -> Counts:
+    pairs = zip(tile_strips.full.tolist(), tile_strips.partial.tolist(), tile_strips.times.tolist(), strict=True)
     return sorted(itertools.chain.from_iterable([(full, partial)] * times for full, partial, times in pairs))
 
 
@@ -121,8 +121,8 @@ def bricks_of(extents: tuple[int, ...], sides: tuple[int, ...]) -> list[NDArray[
     tokens = np.arange(int(np.prod(extents))).reshape(extents)
     starts = [range(0, extent, side) for extent, side in zip(extents, sides, strict=True)]
     return [
-        tokens[tuple(slice(a, a + side) for a, side in zip(at, sides, strict=True))].ravel()
-        for at in itertools.product(*starts)
+        tokens[tuple(slice(a, a + side) for a, side in zip(corner, sides, strict=True))].ravel()
+        for corner in itertools.product(*starts)
     ]
 
 
@@ -141,9 +141,9 @@ def test_bricks(drawn: tuple[tuple[int, ...], Index], data: st.DataObject) -> No
 def window(extents: tuple[int, ...], reach: int) -> BrickFinder:
     parts = [near(coordinate(Q, extents, i), coordinate(K, extents, i), reach) for i in range(len(extents))]
     n = int(np.prod(extents))
-    found = TileFinder(fold.conjunction(*parts), n, n, {}).bricks
-    assert found is not None
-    return found
+    finder = TileFinder(fold.conjunction(*parts), n, n, {}).bricks
+    assert finder is not None
+    return finder
 
 
 def test_every_factorisation_is_tried() -> None:
@@ -168,10 +168,15 @@ def test_a_sequence_has_no_bricks_and_no_classes() -> None:
 
 
 def test_strips_that_are_alike_are_counted() -> None:
-    found = strips(np.array([2, 0, 2, 0]), np.array([1, 0, 1, 3]))
-    assert listed(found) == [(0, 3), (2, 1), (2, 1)]
-    assert (found.count, found.full_tiles, found.partial_tiles, found.live) == (3, 4, 5, 9)
-    assert listed(together([found, found.repeated(2)])) == sorted(listed(found) * 3)
+    joined_strips = strips(np.array([2, 0, 2, 0]), np.array([1, 0, 1, 3]))
+    assert listed(joined_strips) == [(0, 3), (2, 1), (2, 1)]
+    assert (joined_strips.count, joined_strips.full_tiles, joined_strips.partial_tiles, joined_strips.live) == (
+        3,
+        4,
+        5,
+        9,
+    )
+    assert listed(together([joined_strips, joined_strips.repeated(2)])) == sorted(listed(joined_strips) * 3)
     assert together([]).count == 0
 
 

@@ -24,22 +24,22 @@ Q, K = fold.place("q"), fold.place("k")
 
 def check(relation: Index, rows: tuple[int, int], n_k: int) -> SeenKeys:
     wanted = mask_of(relation, TileGrid(rows[1], n_k, 64, 64))[rows[0] :]
-    found = find_seen_keys(relation, rows, n_k)
-    keys, mask = found.every
+    visible = find_seen_keys(relation, rows, n_k)
+    keys, mask = visible.every
     assert (np.diff(keys) > 0).all()
     assert keys.tolist() == np.flatnonzero(wanted.any(axis=0)).tolist()
     assert (mask == wanted[:, keys]).all()
-    assert found.count == len(keys)
+    assert visible.count == len(keys)
     whole = np.zeros(n_k, dtype=np.bool_)
-    for first, stop in zip(found.first, found.stop, strict=True):
+    for first, stop in zip(visible.first, visible.stop, strict=True):
         assert first < stop
         whole[first:stop] = True
     assert (whole == wanted.all(axis=0)).all()
-    assert (found.first[1:] > found.stop[:-1]).all()
-    if found.slices is not None:
-        assert len(found.slices) <= MOST_SLICES
-        assert [k for one in found.slices for k in range(n_k)[one]] == np.flatnonzero(whole).tolist()
-    return found
+    assert (visible.first[1:] > visible.stop[:-1]).all()
+    if visible.slices is not None:
+        assert len(visible.slices) <= MOST_SLICES
+        assert [k for one in visible.slices for k in range(n_k)[one]] == np.flatnonzero(whole).tolist()
+    return visible
 
 
 @settings(max_examples=200)
@@ -54,9 +54,9 @@ def test_a_window_at_the_end(n_k: int, rows: int) -> None:
     rows = min(rows, n_k)
     gap = fold.sub(Q, K)
     window = fold.conjunction(fold.less_equal(fold.const(0), gap), fold.less(gap, fold.const(40)))
-    found = check(window, (n_k - rows, n_k), n_k)
-    assert len(found.first) <= 1
-    assert len(found.keys) <= 2 * (rows - 1)
+    visible = check(window, (n_k - rows, n_k), n_k)
+    assert len(visible.first) <= 1
+    assert len(visible.keys) <= 2 * (rows - 1)
 
 
 @pytest.mark.parametrize(

@@ -52,10 +52,10 @@ def files_on_disk() -> set[str]:
     """Return every file of the packages by its installed name."""
     files: set[str] = set()
     for package, folder in FOLDERS.items():
-        found = folder.iterdir() if package == "attnc" else folder.rglob("*")
+        paths = folder.iterdir() if package == "attnc" else folder.rglob("*")
         files |= {
             f"{package.replace('.', '/')}/{path.relative_to(folder).as_posix()}"
-            for path in found
+            for path in paths
             if is_installable(path)
         }
     return files

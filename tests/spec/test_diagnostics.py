@@ -66,13 +66,13 @@ load = Modules()
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_message(path: Path) -> None:
     source, _, expected = path.read_bytes().decode("utf-8").partition(DIVIDER)
-    found = diagnose(source) + "\n"
+    rendered = diagnose(source) + "\n"
     if os.environ.get("ATTNC_UPDATE_GOLDEN") == "1":
-        path.write_bytes(f"{source}{DIVIDER}{found}".encode())
+        path.write_bytes(f"{source}{DIVIDER}{rendered}".encode())
     else:
-        assert found == expected
-    assert found != "\n", "the case contains no mistake"
-    for said in re.split(r"\n\n(?=error|warning)", found):
+        assert rendered == expected
+    assert rendered != "\n", "the case contains no mistake"
+    for said in re.split(r"\n\n(?=error|warning)", rendered):
         assert "\nhelp: " in said, "no remedy is given"
 
 
@@ -120,9 +120,9 @@ DEEP = {
 
 @pytest.mark.parametrize("name", DEEP)
 def test_deep_expressions_are_refused_with_a_position(name: str) -> None:
-    found = fault(f"{PATTERN}    visible {DEEP[name]}\n")
-    assert found.code in ("A502", "A503")
-    assert found.primary.span.line == 2
+    diagnostic = fault(f"{PATTERN}    visible {DEEP[name]}\n")
+    assert diagnostic.code in ("A502", "A503")
+    assert diagnostic.primary.span.line == 2
 
 
 def test_deep_bodies_are_refused() -> None:

@@ -187,8 +187,8 @@ def test_heads_parameters_and_inputs() -> None:
         def rule(q: int, k: int, head: int = head) -> bool:
             return q - k < head + 1 or head >= 2 or k == q - (4 + head)
 
-        found = mask(bound, queries=8, keys=8, heads=4, kv_heads=2, head=head, inputs=inputs)
-        assert found == expected(rule, 8, 8)
+        actual = mask(bound, queries=8, keys=8, heads=4, kv_heads=2, head=head, inputs=inputs)
+        assert actual == expected(rule, 8, 8)
 
 
 def test_aggregates_rebind_positions() -> None:

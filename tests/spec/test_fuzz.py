@@ -18,9 +18,9 @@ CASES, PARTS = 2000, 20
 @pytest.mark.parametrize("part", range(PARTS))
 def test_no_text_crashes_or_hangs(part: int) -> None:
     size = CASES // PARTS
-    found = fuzzing.run(part * size, (part + 1) * size)
-    assert found.cases == size
-    assert not found.faults, "\n".join(f"case {number}: {what}" for number, what in found.faults)
+    findings = fuzzing.run(part * size, (part + 1) * size)
+    assert findings.cases == size
+    assert not findings.faults, "\n".join(f"case {number}: {what}" for number, what in findings.faults)
 
 
 def test_cases_are_reproducible_and_differ() -> None:
@@ -30,9 +30,9 @@ def test_cases_are_reproducible_and_differ() -> None:
 
 
 def test_some_texts_are_right_and_many_codes_occur() -> None:
-    found = fuzzing.run(0, 300)
-    assert found.right > 10
-    assert len(found.codes) > 25
+    findings = fuzzing.run(0, 300)
+    assert findings.right > 10
+    assert len(findings.codes) > 25
 
 
 def test_sentences_follow_the_grammar() -> None:

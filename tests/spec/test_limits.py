@@ -27,8 +27,8 @@ class NoModules:
 
 
 def errors(text: str) -> list[Diagnostic]:
-    found = check_source(decode(text, "hostile.attn"), NoModules())
-    return [diagnostic for diagnostic in found if diagnostic.code.startswith("A")]
+    diagnostics = check_source(decode(text, "hostile.attn"), NoModules())
+    return [diagnostic for diagnostic in diagnostics if diagnostic.code.startswith("A")]
 
 
 def pattern(visible: str, lines: str = "") -> str:
@@ -56,10 +56,10 @@ MANY_WORDS = {
 
 @pytest.mark.parametrize("name", MANY_WORDS)
 def test_too_many_words_are_refused_at_the_first_word_beyond_the_limit(name: str) -> None:
-    (found,) = errors(MANY_WORDS[name])
-    assert found.code == "A501"
-    assert found.message == f"the text has more than {MAX_WORDS:,} words and signs"
-    before = found.primary.span.source.text[: found.primary.span.start]
+    (diagnostic,) = errors(MANY_WORDS[name])
+    assert diagnostic.code == "A501"
+    assert diagnostic.message == f"the text has more than {MAX_WORDS:,} words and signs"
+    before = diagnostic.primary.span.source.text[: diagnostic.primary.span.start]
     assert 2 * MAX_WORDS < len(before) < 8 * MAX_WORDS, (
         "the diagnostic must point to a word, not to the start of the text"
     )
@@ -69,15 +69,15 @@ def test_the_maximum_number_of_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attnc.spec.reading.limits.MAX_WORDS", 11)
     assert not errors(pattern("0 <= q - k"))  # and `pattern`, `p`, `align`, `end`, `visible`
     monkeypatch.setattr("attnc.spec.reading.limits.MAX_WORDS", 9)
-    (found,) = errors(pattern("0 <= q - k"))
-    assert (found.code, found.primary.span.text) == ("A501", "k")
+    (diagnostic,) = errors(pattern("0 <= q - k"))
+    assert (diagnostic.code, diagnostic.primary.span.text) == ("A501", "k")
 
 
 def test_too_many_branches_are_refused_at_the_first_branch_beyond_the_limit() -> None:
     branches = "".join(f"    branch b{i}\n        visible q - k == {i}\n" for i in range(300))
     merged = f"    combine merge({', '.join(f'b{i}' for i in range(300))})\n"
-    (found,) = errors(f"pattern p\n    align end\n{branches}{merged}")
-    assert (found.code, found.primary.span.text) == ("A508", f"b{MAX_BRANCHES}")
+    (diagnostic,) = errors(f"pattern p\n    align end\n{branches}{merged}")
+    assert (diagnostic.code, diagnostic.primary.span.text) == ("A508", f"b{MAX_BRANCHES}")
 
 
 DOUBLING = {
@@ -95,10 +95,10 @@ DOUBLING = {
 
 @pytest.mark.parametrize("name", DOUBLING)
 def test_definitions_that_double_are_refused(name: str) -> None:
-    found = errors(DOUBLING[name])
-    assert found[0].code == "A507"
-    assert f"operations with its definitions written out; the limit is {MAX_OPERATIONS:,}" in found[0].message
-    assert len(found) <= 2, "the error is repeated for later definitions"
+    diagnostics = errors(DOUBLING[name])
+    assert diagnostics[0].code == "A507"
+    assert f"operations with its definitions written out; the limit is {MAX_OPERATIONS:,}" in diagnostics[0].message
+    assert len(diagnostics) <= 2, "the error is repeated for later definitions"
 
 
 def test_definitions_may_double_up_to_the_limit() -> None:
@@ -126,11 +126,11 @@ REFUSED = {
 def test_too_deep_or_too_long_texts_have_one_diagnostic(name: str) -> None:
     text, code = REFUSED[name]
     try:
-        (found,) = errors(text)
+        (diagnostic,) = errors(text)
     except SpecError as error:  # a text that is refused before it is parsed
-        (found,) = error.diagnostics
-    assert found.code == code
-    assert len(render(found)) < 500
+        (diagnostic,) = error.diagnostics
+    assert diagnostic.code == code
+    assert len(render(diagnostic)) < 500
 
 
 @pytest.mark.parametrize("line", ["q - k != {}", "k <= q + {}"])

@@ -269,9 +269,9 @@ def test_items() -> None:
         "def g()\n    let a = 1\n    return a\n"
         "recurrence r\n    read q\npattern p(w: int[3] = [1, 2, 3], m)\n    visible true\n"
     )
-    found = module(text)
-    assert found.doc and found.doc.value == "About."
-    use, let, f, g, r, p = found.items
+    parsed = module(text)
+    assert parsed.doc and parsed.doc.value == "About."
+    use, let, f, g, r, p = parsed.items
     assert isinstance(use, syntax.UseDecl) and (use.module.id, [n.id for n in use.names]) == (
         "windows",
         ["shifted", "leading"],

@@ -36,9 +36,9 @@ def whole(lines: str, *, states: Any = None, tokens: int = 3, **inputs: Any) -> 
 def test_a_sum() -> None:
     """The read is the sum of (q_t · k_i) v_i over i up to t."""
     weights = [[1.0], [0.5, 0.0], [3.0, 6.0, 0.0]]
-    found, last = whole(SUM)
-    for row, own in zip(found, weights, strict=True):
-        assert row == [sum(w * V[i][c] for i, w in enumerate(own)) for c in range(3)]
+    outputs, last = whole(SUM)
+    for row, row_weights in zip(outputs, weights, strict=True):
+        assert row == [sum(w * V[i][c] for i, w in enumerate(row_weights)) for c in range(3)]
     assert last["S"] == ((5.0, 50.0, 500.0), (-2.0, -20.0, -200.0))
 
 

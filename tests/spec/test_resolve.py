@@ -34,28 +34,28 @@ def test_names_of_other_files() -> None:
 
 def test_errors_in_other_files_point_to_those_files() -> None:
     for module, code in (("broken", "A102"), ("unknown", "A201")):
-        found = check_source(SourceFile("a.attn", f"use {module} (f)\n\npattern p\n    visible f(q) > 0\n"), load)
-        assert [(d.code, d.primary.span.source.name) for d in found] == [(code, f"{module}.attn")]
+        diagnostics = check_source(SourceFile("a.attn", f"use {module} (f)\n\npattern p\n    visible f(q) > 0\n"), load)
+        assert [(d.code, d.primary.span.source.name) for d in diagnostics] == [(code, f"{module}.attn")]
 
 
 def test_a_file_is_read_once() -> None:
-    asked: list[str] = []
+    requests: list[str] = []
 
     def counting(name: str, asking: SourceFile) -> SourceFile | None:
-        asked.append(asking.name)
+        requests.append(asking.name)
         return load(name, asking)
 
     text = "use c (least)\nuse b (f)\n\npattern p\n    visible f(q, 3) and least < 1\n"
     load_programs(SourceFile("d.attn", text), counting)
-    assert asked == ["d.attn", "d.attn", "b.attn"]
+    assert requests == ["d.attn", "d.attn", "b.attn"]
 
 
 def test_use_chains_end() -> None:
     def endless(name: str, asking: SourceFile) -> SourceFile | None:
         return SourceFile(f"{name}.attn", f"use m{int(name[1:]) + 1} (f)\n")
 
-    found = check_source(SourceFile("p.attn", "use m0 (f)\n"), endless)
-    assert [d.code for d in found] == ["A605"]
+    diagnostics = check_source(SourceFile("p.attn", "use m0 (f)\n"), endless)
+    assert [d.code for d in diagnostics] == ["A605"]
 
 
 def test_sizes_named_in_types() -> None:
@@ -105,8 +105,8 @@ def test_drafts_have_only_unsupported_constructs(path: Path) -> None:
     try:
         load_programs(SourceFile(path.name, path.read_text("utf-8")), beside)
     except SpecError as error:
-        found = [d for d in error.diagnostics if d.message != "unknown function `token`"]  # a removed function
-        assert {d.code for d in found} <= {"A701", "A703", "A704", "A211"}
+        diagnostics = [d for d in error.diagnostics if d.message != "unknown function `token`"]  # a removed function
+        assert {d.code for d in diagnostics} <= {"A701", "A703", "A704", "A211"}
 
 
 def test_softmax_reads_a_let_named_score() -> None:

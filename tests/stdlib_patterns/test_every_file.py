@@ -85,31 +85,31 @@ def check_warnings(name: str) -> None:
     choices: list[str | None] = [preset.name for preset in program.presets]
     if all(parameter.default is not None for parameter in program.parameters):
         choices.append(None)
-    found = {one.code for preset in choices for one in warnings_of(bind(program, {}, preset))}
-    assert found == WARNED.get(name, {}).keys()
+    codes = {one.code for preset in choices for one in warnings_of(bind(program, {}, preset))}
+    assert codes == WARNED.get(name, {}).keys()
 
 
 # --- the meaning ------------------------------------------------------------------------------------------------------
 
 
 def check_masks(name: str) -> None:
-    own = [case for case in every_case()[name] if case.mask is not None]
+    cases = [case for case in every_case()[name] if case.mask is not None]
     refused = reason("mask", name)
     if refused:
-        assert not own
+        assert not cases
         case = every_case()[name][0]
         with pytest.raises(UnsupportedError, match=re.escape(refused.says)):
             seen_by(case.compiled(), case, case.operands())
         return
-    assert len({case.shape for case in own}) >= LEAST_SHAPES
-    for case in own:
+    assert len({case.shape for case in cases}) >= LEAST_SHAPES
+    for case in cases:
         check_mask(case)
 
 
 def check_outputs(name: str) -> None:
-    own = [case for case in every_case()[name] if case.output is not None]
-    assert len({case.shape for case in own}) >= LEAST_SHAPES
-    for case in own:
+    cases = [case for case in every_case()[name] if case.output is not None]
+    assert len({case.shape for case in cases}) >= LEAST_SHAPES
+    for case in cases:
         check_output(case)
 
 
@@ -128,8 +128,11 @@ def check_reference(name: str) -> None:
 
 def middling(name: str) -> Case:
     """Return the smallest case, above trivial sizes, with equal numbers of queries and keys."""
-    own = [case for case in every_case()[name] if case.output is not None]
-    return min([case for case in own if 8 < case.shape.n_q == case.shape.n_k] or own, key=lambda case: case.shape.n_k)
+    candidates = [case for case in every_case()[name] if case.output is not None]
+    return min(
+        [case for case in candidates if 8 < case.shape.n_q == case.shape.n_k] or candidates,
+        key=lambda case: case.shape.n_k,
+    )
 
 
 def check_kernels(name: str, patch: pytest.MonkeyPatch) -> None:
@@ -161,8 +164,8 @@ def table() -> Mapping[str, Row]:
     kinds = ("library", "recurrences", "routing")
     paths = [path for kind in kinds for path in RESULTS.glob(f"kernels-{kind}-triton-*.json")]
     paths.sort(key=lambda path: str(json.loads(path.read_text(encoding="utf-8"))["date"]))
-    found = [row for path in paths for row in kernel_verdicts.read(path)]
-    return {row["digest"]: row for row in found if row["target"] == TARGET and "digest" in row}
+    rows = [row for path in paths for row in kernel_verdicts.read(path)]
+    return {row["digest"]: row for row in rows if row["target"] == TARGET and "digest" in row}
 
 
 def emitted(name: str | None) -> Iterator[Kernel]:
@@ -196,11 +199,11 @@ def check_gate(name: str) -> None:
         with pytest.raises(UnsupportedError, match=re.escape(refused.says)):
             middling(name).compiled().source(TARGET)
         return
-    found = list(emitted(name))
+    kernels = list(emitted(name))
     of_both = name in pattern_names() or name in routing_names()
-    assert found and (not of_both or {one.head_dim for one in found} == {*WIDTHS})
+    assert kernels and (not of_both or {one.head_dim for one in kernels} == {*WIDTHS})
     failed = {}
-    for one in found:
+    for one in kernels:
         row = table().get(one.source.digest) or table().get(first_written()[same_text(one)])
         assert row is not None, (one.title, one.head_dim)
         if row["verdict"] != "pass":
@@ -273,7 +276,7 @@ def test_every_check_is_made_and_every_reason_is_needed() -> None:
 
 @pytest.mark.parametrize("name", library_names())
 def test_a_copy_compiles_by_path(name: str, tmp_path: Path) -> None:
-    copy, given = tmp_path / f"{name}.attn", every_case()[name][0].params
+    copy, params = tmp_path / f"{name}.attn", every_case()[name][0].params
     copy.write_bytes(library_files()[name].read_bytes())
-    assert compile_attention(copy, **given).name == name
-    assert compile_attention(f"{copy}:{name}", **given).name == name
+    assert compile_attention(copy, **params).name == name
+    assert compile_attention(f"{copy}:{name}", **params).name == name

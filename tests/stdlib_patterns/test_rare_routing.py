@@ -37,14 +37,14 @@ def test_output_and_gradients_in_single_precision(case: Routed) -> None:
     exact = leaves_of([q, k, v], {name: x for name, x in inputs.items() if name not in FIXED})
     wanted = case.reference(q, k, v, inputs)[1]
     attend = case.compiled()
-    given: Inputs = {name: _single(x) for name, x in inputs.items()}
+    narrow_inputs: Inputs = {name: _single(x) for name, x in inputs.items()}
     near = [_single(x) for x in (q, k, v)]
-    found = attend(near[0], near[1], near[2], **given)
+    actual = attend(near[0], near[1], near[2], **narrow_inputs)
     weights = torch.randn(wanted.shape, dtype=torch.float64)
-    leaves = leaves_of(near, {name: x for name, x in given.items() if name not in FIXED})
-    torch.testing.assert_close(found.double(), wanted, rtol=2e-5, atol=2e-5)
+    leaves = leaves_of(near, {name: x for name, x in narrow_inputs.items() if name not in FIXED})
+    torch.testing.assert_close(actual.double(), wanted, rtol=2e-5, atol=2e-5)
     theirs = torch.autograd.grad((wanted * weights).sum(), exact, allow_unused=True, materialize_grads=True)
-    ours = torch.autograd.grad((found * weights.float()).sum(), leaves, allow_unused=True, materialize_grads=True)
+    ours = torch.autograd.grad((actual * weights.float()).sum(), leaves, allow_unused=True, materialize_grads=True)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)
 
@@ -84,10 +84,10 @@ def test_blocks_that_rectified_selects(case: Routed) -> None:
     block, n = case.params["block"], blocks_of(case.n_q, case.params["block"])
     unit = torch.arange(case.n_q) // block
     p = torch.softmax(scale_of(q) * products(means(q, unit, n), means(k, unit, n)), -1)
-    own = {name: case.params[name] for name in ("drop", "first")}
+    settings = {name: case.params[name] for name in ("drop", "first")}
     chosen = case.compiled().chosen(q, k, v, **inputs)
     assert chosen.keys() == {"critical", "gainful"}
-    assert torch.equal(chosen["critical"], critical_blocks(p, **inputs, share=case.params["p"], **own))
+    assert torch.equal(chosen["critical"], critical_blocks(p, **inputs, share=case.params["p"], **settings))
     assert torch.equal(chosen["gainful"], gainful_blocks(q, k, block))
 
 
@@ -129,9 +129,9 @@ def test_a_module_learns_the_filter() -> None:
     )
     q, k, v = (torch.randn(1, heads, 20, d) for heads, d in ((HEADS, DK), (KV_HEADS, DK), (KV_HEADS, 3)))
     module(q, k, v).square().sum().backward()
-    (found,) = [parameter.grad for parameter in module.parameters()]
-    assert found is not None
-    assert bool((found != 0).any())
+    (gradient,) = [parameter.grad for parameter in module.parameters()]
+    assert gradient is not None
+    assert bool((gradient != 0).any())
 
 
 def test_a_key_merged_twice_is_two_keys() -> None:
@@ -141,9 +141,9 @@ def test_a_key_merged_twice_is_two_keys() -> None:
         "qbucket": torch.zeros(1, 2, 5, dtype=torch.long),
         "kbucket": torch.zeros(1, 2, 9, dtype=torch.long),
     }
-    found = compile_attention("temp_cache")(q, k, v, merged=times.expand(1, 2, 9), **alone)
+    actual = compile_attention("temp_cache")(q, k, v, merged=times.expand(1, 2, 9), **alone)
     many = [x.repeat_interleave(times, 2) for x in (k, v)]
-    torch.testing.assert_close(found, compile_attention("full")(q, *many))
+    torch.testing.assert_close(actual, compile_attention("full")(q, *many))
 
 
 @pytest.mark.parametrize("case", [case for case in RARE if case.name == "flux"], ids=repr)
@@ -169,8 +169,8 @@ def test_decoding_is_the_last_row(name: str) -> None:
     whole = attend(q, k, v, **inputs)
     last = {name: x[:, :, -1:] if name in ("coef", "qbucket", "search") else x for name, x in inputs.items()}
     with torch.no_grad():
-        found = attend.decode(q[:, :, -1:], k, v, kv_len=case.n_k, **last)
-    torch.testing.assert_close(found, whole[:, :, -1:], rtol=1e-9, atol=1e-10)
+        actual = attend.decode(q[:, :, -1:], k, v, kv_len=case.n_k, **last)
+    torch.testing.assert_close(actual, whole[:, :, -1:], rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["rectified", "ssa_random"])
@@ -187,11 +187,11 @@ def test_patterns_are_simulated_with_their_defaults(name: str) -> None:
     """Defaults are simulated; branches for each selected block are not simulated on a CPU yet."""
     attend = compile_attention(name)
     case = next(case for case in RARE if case.name == name)
-    own = {"flash_moba": {"filter": torch.zeros(KV_HEADS, 3, 64)}}
-    inputs = own.get(name) or case.inputs(1024, 1024)
-    found = attend.simulate(1024, heads=HEADS, kv_heads=KV_HEADS, head_dim=64, device="cpu", batch=2, **inputs)
-    assert found.rungs[0].name == "element"
-    assert found.predicted_ms > 0
+    extra_inputs = {"flash_moba": {"filter": torch.zeros(KV_HEADS, 3, 64)}}
+    inputs = extra_inputs.get(name) or case.inputs(1024, 1024)
+    simulation = attend.simulate(1024, heads=HEADS, kv_heads=KV_HEADS, head_dim=64, device="cpu", batch=2, **inputs)
+    assert simulation.rungs[0].name == "element"
+    assert simulation.predicted_ms > 0
 
 
 def test_reads_of_spans_are_not_simulated() -> None:
@@ -203,7 +203,7 @@ def test_reads_of_spans_are_not_simulated() -> None:
 
 def test_a_length_without_anchors_is_simulated() -> None:
     """The search for the break-even length tries 64 tokens, where no span exists: it ended in a KeyError."""
-    found = compile_attention("superlinear").simulate(
+    simulation = compile_attention("superlinear").simulate(
         64, heads=2, head_dim=64, device="h100", search=torch.zeros(1, 2, 64, 64)
     )
-    assert found.predicted_ms > 0
+    assert simulation.predicted_ms > 0

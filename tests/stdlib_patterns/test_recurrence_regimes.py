@@ -180,13 +180,13 @@ def limits(case: Case, regime: str | None, truth: Results) -> dict[str, float]:
     figures = FIGURES[CLASSES[case.name]]
     columns = figures.values() if regime is None else [figures[regime]]
     forward, rest, gates = (max(column) for column in zip(*columns, strict=True))
-    found = {"forward": forward, "gradients": rest, "gates": gates, "shared": rest}
+    by_group = {"forward": forward, "gradients": rest, "gates": gates, "shared": rest}
     if case.name in AS_THE_LOOP or {"d " + name for name in SHARED} & truth.keys() or case.name == "aaren":
         loop = errors(case, everything(case, by_reference, torch.float32), truth)
         for group, wrong in loop.items():
             if case.name in AS_THE_LOOP or group == "shared":
-                found[group] = max(found[group], (1.5 if case.name in AS_THE_LOOP else 1) * wrong * 1e7)
-    return {group: 2e-7 * figure for group, figure in found.items()}
+                by_group[group] = max(by_group[group], (1.5 if case.name in AS_THE_LOOP else 1) * wrong * 1e7)
+    return {group: 2e-7 * figure for group, figure in by_group.items()}
 
 
 def assert_within(case: Case, regime: str | None) -> None:
@@ -194,10 +194,10 @@ def assert_within(case: Case, regime: str | None) -> None:
     truth = everything(case, by_reference, torch.float64)
     wide = errors(case, everything(case, by_us, torch.float64), truth)
     assert max(wide.values()) <= tight(case.name), wide
-    narrow, most = errors(case, everything(case, by_us, torch.float32), truth), limits(case, regime, truth)
+    narrow, maximum = errors(case, everything(case, by_us, torch.float32), truth), limits(case, regime, truth)
     if (CLASSES[case.name], regime) in BY_DRAWS:
         narrow["gates"] = sum(error_of_gates(case, str(regime), seed) for seed in range(DRAWS)) / DRAWS
-    assert {group: (x, most[group]) for group, x in narrow.items() if not x <= most[group]} == {}
+    assert {group: (x, maximum[group]) for group, x in narrow.items() if not x <= maximum[group]} == {}
 
 
 def error_of_gates(like: Case, regime: str, seed: int) -> float:
@@ -232,10 +232,10 @@ def in_pieces(case: Case, tensors: Tensors, starts: tuple[int, ...]) -> Results:
     """Run the reference with a new state at each start but the first; the states are those after the last piece."""
     pieces: list[Results] = []
     for low, high in itertools.pairwise(starts):
-        own = part(tensors, slice(low, high))
+        piece_tensors = part(tensors, slice(low, high))
         if low:
-            own = {name: x for name, x in own.items() if not name.startswith("state ")}
-        pieces.append(by_reference(case, own))
+            piece_tensors = {name: x for name, x in piece_tensors.items() if not name.startswith("state ")}
+        pieces.append(by_reference(case, piece_tensors))
     return {**pieces[-1], "out": torch.cat([piece["out"] for piece in pieces], 2)}
 
 
@@ -243,16 +243,16 @@ def in_pieces(case: Case, tensors: Tensors, starts: tuple[int, ...]) -> Results:
 def test_documents(name: str) -> None:
     """Nothing crosses a border of documents, though the gates are almost open."""
     case = draw_case(name, "mild" if name in GATED else "0", TOKENS).without_states()
-    truth = everything(case, lambda case, own: in_pieces(case, own, STARTS), torch.float64)
+    truth = everything(case, lambda case, tensors: in_pieces(case, tensors, STARTS), torch.float64)
 
-    def by_call(case: Case, own: Tensors) -> Results:
-        return by_us(case, own, cu_seqlens=torch.tensor(STARTS))
+    def by_call(case: Case, tensors: Tensors) -> Results:
+        return by_us(case, tensors, cu_seqlens=torch.tensor(STARTS))
 
     wide = errors(case, everything(case, by_call, torch.float64), truth)
     assert max(wide.values()) <= tight(name), wide
     narrow = errors(case, everything(case, by_call, torch.float32), truth)
-    most = limits(case, "-inf" if name in GATED else "0", truth)
-    assert {group: (x, most[group]) for group, x in narrow.items() if not x <= most[group]} == {}
+    maximum = limits(case, "-inf" if name in GATED else "0", truth)
+    assert {group: (x, maximum[group]) for group, x in narrow.items() if not x <= maximum[group]} == {}
 
 
 @pytest.mark.parametrize("name", sorted(GRIDS))
@@ -268,19 +268,19 @@ def test_resets(name: str) -> None:
     case = draw_case(name, "mild" if name in GATED else "0", 160, batch=2)
     places = [(80, 96), (64, 128)] if name == "titans_linear" else [(77, 78, 150), (64, 65)]
     fresh = torch.zeros(2, 160, dtype=torch.bool)
-    for entry, own in enumerate(places):
-        fresh[entry, list(own)] = True
+    for entry, resets in enumerate(places):
+        fresh[entry, list(resets)] = True
     attend = case.attention(case.text("input fresh: bool[batch, token]", "reset fresh"))
 
     def by_entries(case: Case, tensors: Tensors) -> Results:
-        found = [
-            in_pieces(case, part(tensors, slice(None), slice(entry, entry + 1)), (0, *own, 160))
-            for entry, own in enumerate(places)
+        results_by_entry = [
+            in_pieces(case, part(tensors, slice(None), slice(entry, entry + 1)), (0, *resets, 160))
+            for entry, resets in enumerate(places)
         ]
-        return {each: torch.cat([one[each] for one in found]) for each in found[0]}
+        return {each: torch.cat([one[each] for one in results_by_entry]) for each in results_by_entry[0]}
 
     truth = everything(case, by_entries, torch.float64)
-    ours = everything(case, lambda case, own: by_us(case, own, attend, fresh=fresh), torch.float64)
+    ours = everything(case, lambda case, resets: by_us(case, resets, attend, fresh=fresh), torch.float64)
     wrong = errors(case, ours, truth)
     assert max(wrong.values()) <= tight(name), wrong
 
@@ -301,11 +301,11 @@ def in_calls(case: Case, tensors: Tensors, cuts: tuple[int, ...]) -> Results:
     outs: list[Tensor] = []
     state: Any = None
     for low, high in itertools.pairwise((0, *cuts, LENGTH)):
-        given, begun = arguments(case, part(tensors, slice(low, high)))
+        operands, begun = arguments(case, part(tensors, slice(low, high)))
         if low:
-            out, state = attend.step(**given, state=state)
+            out, state = attend.step(**operands, state=state)
         else:
-            out, state = attend(**given, state=begun, return_state=True)
+            out, state = attend(**operands, state=begun, return_state=True)
         outs.append(out)
     return found(case, torch.cat(outs, 2), state)
 
@@ -331,9 +331,9 @@ def test_a_split_sequence_equals_a_whole_one(name: str, how: str) -> None:
 def test_gradients_pass_through_states_between_calls(name: str) -> None:
     case = draw_case(name, "mixed", LENGTH)
     truth = everything(case, by_reference, torch.float64)
-    own = leaves(case, torch.float64)
-    results = in_calls(case, own, (1, 50, 64))
-    wrong = errors(case, {**results, **gradients(results, own)}, truth)
+    inputs = leaves(case, torch.float64)
+    results = in_calls(case, inputs, (1, 50, 64))
+    wrong = errors(case, {**results, **gradients(results, inputs)}, truth)
     assert max(wrong.values()) <= tight(name), wrong
 
 
@@ -341,6 +341,6 @@ def test_gradients_pass_through_states_between_calls(name: str) -> None:
 def test_recurrences_that_cannot_be_split(name: str) -> None:
     """Routes over a picture need the whole picture; states of branches cannot be passed on yet."""
     case = draw_case(name, "mixed", 20)
-    given, _ = arguments(case, leaves(case, torch.float64))
+    operands, _ = arguments(case, leaves(case, torch.float64))
     with pytest.raises(UnsupportedError):
-        case.attention()(**given, state={"S": torch.zeros(1)})
+        case.attention()(**operands, state={"S": torch.zeros(1)})

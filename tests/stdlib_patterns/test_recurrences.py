@@ -18,7 +18,7 @@ BY_TOKEN = {"test_time_regression", "yaad_linear", "moneta_linear", "memora_line
 """Nonlinear patterns, which run token by token."""
 
 
-def close(ours: Tensor, theirs: Tensor, most: float) -> None:
+def close(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
     assert ours.shape == theirs.shape
     if not theirs.numel():
         return
@@ -26,7 +26,7 @@ def close(ours: Tensor, theirs: Tensor, most: float) -> None:
     size = max(float(theirs.abs().max()), 1e-3)
     assert not ours.isnan().any()
     wide = torch.complex128 if ours.is_complex() else torch.float64
-    assert float((ours.to(wide) - theirs.to(wide)).abs().max()) <= most * size
+    assert float((ours.to(wide) - theirs.to(wide)).abs().max()) <= tolerance * size
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -42,8 +42,8 @@ def test_the_evaluator(name: str) -> None:
     ours, last = evaluator.recur(*tensors, scale=0.6)
     close(torch.tensor(ours, dtype=torch.float64), out, 1e-12)
     kinds = {state.name: torch.complex128 if state.is_complex else torch.float64 for state in recurrence.states}
-    found = {state: torch.tensor(x, dtype=kinds[state]) for state, x in last.items()}
-    for a, b in zip(case.final(found), states, strict=True):
+    final_states = {state: torch.tensor(x, dtype=kinds[state]) for state, x in last.items()}
+    for a, b in zip(case.final(final_states), states, strict=True):
         close(a, b, 1e-12)
 
 
@@ -83,8 +83,8 @@ def test_a_split_run_equals_a_whole_one(name: str, cut: int) -> None:
         whole, last = case.ours(attend, tensors, inputs)
 
         def part(low: int, high: int, state: Any) -> tuple[Tensor, dict[str, Tensor]]:
-            own = {k: x[:, low:high] if x.ndim >= 2 and x.shape[1] == 70 else x for k, x in inputs.items()}
-            return case.ours(attend, [x[:, :, low:high] for x in tensors], own, state)
+            part_inputs = {k: x[:, low:high] if x.ndim >= 2 and x.shape[1] == 70 else x for k, x in inputs.items()}
+            return case.ours(attend, [x[:, :, low:high] for x in tensors], part_inputs, state)
 
         first, state = part(0, cut, None)
         second, state = part(cut, 70, state)

@@ -43,8 +43,8 @@ def test_output_states_and_gradients(n: int, params: dict[str, Any], backend: An
     weights = torch.randn(wanted.shape, dtype=torch.float64)
     ours = torch.autograd.grad((out.double() * weights).sum(), leaves)
     theirs = torch.autograd.grad((wanted * weights).sum(), wide)
-    found = [out, *(states[name] for name in ("P", "n", "S")), *ours]
-    for a, b in zip(found, [wanted, *last, *theirs], strict=True):
+    actual = [out, *(states[name] for name in ("P", "n", "S")), *ours]
+    for a, b in zip(actual, [wanted, *last, *theirs], strict=True):
         largest = max(float(b.detach().abs().max()), 1.0)
         torch.testing.assert_close(a.double() / largest, b / largest, rtol=0, atol=SMALL[dtype])
 
@@ -73,13 +73,13 @@ def test_without_forgetting_regression_equals_mesa() -> None:
         beta=beta,
         ridge=0.5 * torch.ones(3, 5, dtype=torch.float64),
     )
-    found = compile_attention("test_time_regression", ridge=0.5)(q, k, v, beta=beta)
-    torch.testing.assert_close(found, mesa, rtol=1e-6, atol=1e-7)
+    actual = compile_attention("test_time_regression", ridge=0.5)(q, k, v, beta=beta)
+    torch.testing.assert_close(actual, mesa, rtol=1e-6, atol=1e-7)
 
 
 def test_each_prefix_is_its_own_regression() -> None:
     """Regression with a small ridge and many keys recovers a linear map."""
     q, k, _, beta = (x.detach() for x in drawn(200, torch.float64))
     truth = torch.randn(2, 3, 5, 4, dtype=torch.float64)
-    found = compile_attention("test_time_regression", ridge=1e-9)(q, k, k @ truth, beta=beta.clamp(min=0.1))
-    torch.testing.assert_close(found[:, :, 20:], (q @ truth)[:, :, 20:], rtol=1e-5, atol=1e-5)
+    actual = compile_attention("test_time_regression", ridge=1e-9)(q, k, k @ truth, beta=beta.clamp(min=0.1))
+    torch.testing.assert_close(actual[:, :, 20:], (q @ truth)[:, :, 20:], rtol=1e-5, atol=1e-5)

@@ -53,15 +53,15 @@ def choices_agree(case: Routed, qkv: list[Tensor], inputs: Inputs) -> None:
     """Check that the selections of a pattern with several branches equal the reference's."""
     attend = case.compiled()
     q, k, v = qkv
-    own = dict(case.params)
+    params = dict(case.params)
     if case.name == "native_sparse":
-        found = {"important": native_sparse_choice(q, k, block=own["block"], topk=own["topk"])}
+        selections = {"important": native_sparse_choice(q, k, block=params["block"], topk=params["topk"])}
     else:
-        unit, units = tiles_of((own["frames"], own["height"], own["width"]), own["tile"])
-        found = {"chosen": vsa_choice(q, k, unit=unit, units=units, density=own["density"])}
+        unit, units = tiles_of((params["frames"], params["height"], params["width"]), params["tile"])
+        selections = {"chosen": vsa_choice(q, k, unit=unit, units=units, density=params["density"])}
     chosen = attend.chosen(q, k, v, **inputs)
-    assert chosen.keys() == found.keys()
-    for name, wanted in found.items():
+    assert chosen.keys() == selections.keys()
+    for name, wanted in selections.items():
         assert torch.equal(chosen[name], wanted)
 
 
@@ -160,14 +160,14 @@ def with_other_futures(name: str) -> list[tuple[int, list[Tensor], Inputs, list[
     def changed(t: int, before: Tensor, after: Tensor, dim: int) -> Tensor:
         return torch.cat([before.narrow(dim, 0, t), after.narrow(dim, t, n - t)], dim)
 
-    found = []
+    pairs_of_calls = []
     for _ in range(2):
-        (qkv, given), (others, other) = drawn(), drawn()
+        (qkv, first_inputs), (others, other) = drawn(), drawn()
         for t in (1, 7, 16, 63, 100, 128, 199):
             then = [changed(t, x, y, 2) for x, y in zip(qkv, others, strict=True)]
-            inputs_then = {key: changed(t, x, other[key], TOKENS[name]) for key, x in given.items()}
-            found.append((t, qkv, given, then, inputs_then))
-    return found
+            inputs_then = {key: changed(t, x, other[key], TOKENS[name]) for key, x in first_inputs.items()}
+            pairs_of_calls.append((t, qkv, first_inputs, then, inputs_then))
+    return pairs_of_calls
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
@@ -175,8 +175,8 @@ def with_other_futures(name: str) -> list[tuple[int, list[Tensor], Inputs, list[
 def test_later_tokens_change_no_bit(name: str, backend: str) -> None:
     attend = compile_attention(name, **CAUSAL[name][0])
     run: Any = attend if backend == "cpu" else attend.reference
-    for t, qkv, given, then, inputs_then in with_other_futures(name):
-        before, after = run(*qkv, **given), run(*then, **inputs_then)
+    for t, qkv, inputs, then, inputs_then in with_other_futures(name):
+        before, after = run(*qkv, **inputs), run(*then, **inputs_then)
         torch.testing.assert_close(after[:, :, :t], before[:, :, :t])
         assert torch.equal(after[:, :, :t], before[:, :, :t])
         assert not torch.equal(after[:, :, t:], before[:, :, t:])
@@ -201,8 +201,8 @@ def test_a_last_key_that_only_its_own_query_sees_changes_no_bit(backend: str) ->
 @pytest.mark.parametrize("name", CAUSAL)
 def test_later_tokens_change_no_selection(name: str) -> None:
     attend = compile_attention(name, **CAUSAL[name][0])
-    for t, (q, k, v), given, (other_q, other_k, other_v), inputs_then in with_other_futures(name):
-        before = attend.chosen(q, k, v, **given)
+    for t, (q, k, v), inputs, (other_q, other_k, other_v), inputs_then in with_other_futures(name):
+        before = attend.chosen(q, k, v, **inputs)
         after = attend.chosen(other_q, other_k, other_v, **inputs_then)
         assert before.keys() == after.keys()
         for key, chosen in before.items():

@@ -61,14 +61,14 @@ def test_gradients_of_some_operands_and_of_one_output(system: System, name: str)
     run = executor(system.compiled(), name)
     for part in (0, 1):
         for alone in [key for key, x in operands.items() if x.requires_grad]:
-            given = {key: x if key == alone else x.detach() for key, x in operands.items()}
-            output, wanted = run(**given)[part], system.dense(**given)[part]
+            operands_of_call = {key: x if key == alone else x.detach() for key, x in operands.items()}
+            output, wanted = run(**operands_of_call)[part], system.dense(**operands_of_call)[part]
             grad = torch.randn_like(wanted)
             if not wanted.requires_grad:
                 assert alone == "v"
                 continue
-            found = torch.autograd.grad(output, given[alone], grad)[0]
-            assert_equals({alone: found}, {alone: torch.autograd.grad(wanted, given[alone], grad)[0]})
+            gradient = torch.autograd.grad(output, operands_of_call[alone], grad)[0]
+            assert_equals({alone: gradient}, {alone: torch.autograd.grad(wanted, operands_of_call[alone], grad)[0]})
 
 
 @pytest.mark.parametrize("system", SYSTEMS, ids=repr)
@@ -203,8 +203,8 @@ def test_a_sink_without_weight_is_no_sink(name: str) -> None:
     """A sink at -inf takes no weight and has no gradient."""
     system = normalisers.gpt_oss(17)
     operands = system.operands(Shape(37, 37)) | {"sink": leaf(torch.full((4,), -math.inf), torch.float64)}
-    found = check(executor(system.compiled(), name), system.dense, operands)
-    assert not found["dsink"].any()
+    actual = check(executor(system.compiled(), name), system.dense, operands)
+    assert not actual["dsink"].any()
 
 
 @pytest.mark.parametrize("name", EXECUTORS)
@@ -233,8 +233,8 @@ def test_a_shut_gate(gate: float, name: str) -> None:
     f = operands["f"].detach().clone()
     f[:, 5] = gate
     operands["f"] = leaf(f, torch.float64)
-    found = check(executor(system.compiled(), name), system.dense, operands)
-    assert found["df"][:, 5].abs().max() < 1e-14
+    actual = check(executor(system.compiled(), name), system.dense, operands)
+    assert actual["df"][:, 5].abs().max() < 1e-14
 
 
 def test_gates_that_grow_are_refused() -> None:
@@ -293,9 +293,9 @@ STRICT_SCORES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def test_the_first_token_sees_no_key(score: str, shape: Shape, name: str) -> None:
     run = executor(compile_attention(STRICT.format(score=score)), name)
     operands = normalisers.gpt_oss().operands(shape)
-    found = check(run, strictly(STRICT_SCORES[score]), operands)
+    actual = check(run, strictly(STRICT_SCORES[score]), operands)
     rows = torch.arange(shape.n_k - shape.n_q, shape.n_k)
-    check_nothing_seen(found, (rows > 0).expand(found["lse"].shape))
+    check_nothing_seen(actual, (rows > 0).expand(actual["lse"].shape))
 
 
 FAR_APART = """
@@ -319,6 +319,6 @@ def test_rows_of_some_batch_entries_see_no_key(name: str) -> None:
         score = attention.scale_of(q) * attention.products(q, k) + table[:, distance].transpose(0, 1)
         return attention.weighted(score, (distance < 2)[:, None], v)
 
-    found = check(executor(compile_attention(FAR_APART), name), dense, operands)
-    check_nothing_seen(found, (operands["distance"] < 2).any(-1)[:, None].expand(3, 4, 37))
-    assert not found["dtable"][:, 2:].any()
+    actual = check(executor(compile_attention(FAR_APART), name), dense, operands)
+    check_nothing_seen(actual, (operands["distance"] < 2).any(-1)[:, None].expand(3, 4, 37))
+    assert not actual["dtable"][:, 2:].any()

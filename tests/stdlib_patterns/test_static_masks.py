@@ -47,8 +47,8 @@ def test_every_query_sees_itself(case: Masked) -> None:
 
 
 def test_the_last_rows_of_tri_shape_are_counted_from_the_end() -> None:
-    found = compile_attention("streaming", sinks=2, window=3, last=4).mask(9, 40).numpy()
-    np.testing.assert_array_equal(found, masks.streaming(9, 40, 2, 3, 4))
+    actual = compile_attention("streaming", sinks=2, window=3, last=4).mask(9, 40).numpy()
+    np.testing.assert_array_equal(actual, masks.streaming(9, 40, 2, 3, 4))
 
 
 # --- identities -------------------------------------------------------------------------------------------------------
@@ -197,9 +197,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 def test_a_bad_parameter_is_named(name: str, params: dict[str, Any], words: str) -> None:
     with pytest.raises(SpecError) as caught:
         compile_attention(name, **params)
-    (found,) = caught.value.diagnostics
-    assert found.code == "A805"
-    assert f"`{name}` requires" in found.message and words in found.message
+    (diagnostic,) = caught.value.diagnostics
+    assert diagnostic.code == "A805"
+    assert f"`{name}` requires" in diagnostic.message and words in diagnostic.message
 
 
 REFUSED_CALLS: list[tuple[str, dict[str, Any], int, dict[str, Any], str]] = [
@@ -224,5 +224,5 @@ def test_a_bad_call_is_named(name: str, params: dict[str, Any], n: int, inputs: 
     attend = compile_attention(name, **params)
     with pytest.raises(SpecError) as caught:
         attend.mask(n, **inputs)
-    (found,) = caught.value.diagnostics
-    assert found.code == "A805" and words in found.message
+    (diagnostic,) = caught.value.diagnostics
+    assert diagnostic.code == "A805" and words in diagnostic.message

@@ -24,9 +24,9 @@ SYSTEMS = [*normalisers.SYSTEMS, *structures.SYSTEMS]
 
 
 def executor(attend: Attention, name: str) -> Dense:
-    def run(q: Tensor, k: Tensor, v: Tensor, **given: Any) -> Tensor:
+    def run(q: Tensor, k: Tensor, v: Tensor, **inputs: Any) -> Tensor:
         call: Any = attend if name == "cpu" else attend.reference
-        return cast("Tensor", call(q, k, v, **given))
+        return cast("Tensor", call(q, k, v, **inputs))
 
     return run
 
@@ -97,11 +97,11 @@ def test_scores_in_the_hundreds(system: System, name: str) -> None:
     if system.name in ("local_linear", "differential", "softplus_lssar"):
         large = {n: (x.detach() / 13).requires_grad_() if n in ("q", "k") else x for n, x in large.items()}
     run, grad = executor(system.compiled(), name), torch.ones_like(operands["q"][..., :1])
-    found = results(run, large, grad.expand(*grad.shape[:3], operands["v"].shape[-1]))
+    actual = results(run, large, grad.expand(*grad.shape[:3], operands["v"].shape[-1]))
     wanted = results(system.dense, large, grad.expand(*grad.shape[:3], operands["v"].shape[-1]))
     for part, x in wanted.items():
-        assert bool(found[part].isfinite().all()), part
-        torch.testing.assert_close(found[part], x, rtol=1e-6, atol=1e-7, msg=part)
+        assert bool(actual[part].isfinite().all()), part
+        torch.testing.assert_close(actual[part], x, rtol=1e-6, atol=1e-7, msg=part)
 
 
 @pytest.mark.parametrize("system", SYSTEMS, ids=repr)

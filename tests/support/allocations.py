@@ -71,20 +71,20 @@ _numpys = _default()
 
 def _malloc(ctx: int | None, size: int) -> int | None:
     _seen.saw(size)
-    found: int | None = _numpys.malloc(ctx, size)
-    return found
+    pointer: int | None = _numpys.malloc(ctx, size)
+    return pointer
 
 
 def _calloc(ctx: int | None, count: int, size: int) -> int | None:
     _seen.saw(count * size)
-    found: int | None = _numpys.calloc(ctx, count, size)
-    return found
+    pointer: int | None = _numpys.calloc(ctx, count, size)
+    return pointer
 
 
-def _realloc(ctx: int | None, at: int | None, size: int) -> int | None:
+def _realloc(ctx: int | None, block: int | None, size: int) -> int | None:
     _seen.saw(size)
-    found: int | None = _numpys.realloc(ctx, at, size)
-    return found
+    pointer: int | None = _numpys.realloc(ctx, block, size)
+    return pointer
 
 
 # arrays keep the allocator they came from, so it lives as long as the process. numpy's own function frees memory,

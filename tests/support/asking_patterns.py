@@ -136,22 +136,24 @@ def drawn_choices(case: Asking, share: float) -> dict[str, Tensor]:
     vectors, inputs = case.drawn()
     with torch.no_grad():
         q, k, v = vectors
-        found = case.compiled().chosen(q, k, v, **inputs)
-    runs = {name: torch.rand(*x.shape[:-1], -(-x.shape[-1] // 9)).repeat_interleave(9, -1) for name, x in found.items()}
-    return {name: runs[name][..., : x.shape[-1]] < share for name, x in found.items()}
+        selections = case.compiled().chosen(q, k, v, **inputs)
+    runs = {
+        name: torch.rand(*x.shape[:-1], -(-x.shape[-1] // 9)).repeat_interleave(9, -1) for name, x in selections.items()
+    }
+    return {name: runs[name][..., : x.shape[-1]] < share for name, x in selections.items()}
 
 
 def shape_of(case: Asking, pattern: Pattern, inputs: Mapping[str, Tensor], choices: Mapping[str, Any]) -> CallShape:
     """Return the shape of a call with inputs and selections, or the selections' shapes."""
-    own = {tensor.name for tensor in pattern.tensors}
-    given = {name: x for name, x in {**inputs, **choices}.items() if name in own}
-    return call_shape(pattern, case.sizes, given)
+    names = {tensor.name for tensor in pattern.tensors}
+    tensors = {name: x for name, x in {**inputs, **choices}.items() if name in names}
+    return call_shape(pattern, case.sizes, tensors)
 
 
 def blank_shape(case: Asking, pattern: Pattern, inputs: Mapping[str, Tensor], choices: Mapping[str, Any]) -> CallShape:
     """Return the call shape without the data of any tensor."""
-    given = {name: blank(x) for name, x in {**inputs, **choices}.items()}
-    return shape_of(case, pattern, {}, {name: x for name, x in given.items() if x is not None})
+    tensors = {name: blank(x) for name, x in {**inputs, **choices}.items()}
+    return shape_of(case, pattern, {}, {name: x for name, x in tensors.items() if x is not None})
 
 
 def exact_relations(

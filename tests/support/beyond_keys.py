@@ -40,9 +40,9 @@ def dense(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> tuple[Tensor, Tensor
     return out, scores.logsumexp(-1).masked_fill(~seeing, -math.inf)
 
 
-def results(run: Callable[..., tuple[Tensor, Tensor]], given: list[Tensor]) -> list[Tensor]:
+def results(run: Callable[..., tuple[Tensor, Tensor]], operands: list[Tensor]) -> list[Tensor]:
     """Return out, lse and the gradients of q, k and v."""
-    leaves = [x.clone().requires_grad_() for x in given]
+    leaves = [x.clone().requires_grad_() for x in operands]
     out, lse = run(*leaves)
     total = out.square().sum() + lse[lse > -math.inf].sum()
     return [out.detach(), lse.detach(), *torch.autograd.grad(total, leaves)]

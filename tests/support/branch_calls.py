@@ -41,11 +41,11 @@ def positions(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     return torch.arange(q.shape[2])[:, None], torch.arange(k.shape[2])[None]
 
 
-def both(text: str, dense: Dense, given: dict[str, Tensor], **params: Any) -> None:
+def both(text: str, dense: Dense, operands: dict[str, Tensor], **params: Any) -> None:
     """Check that the cpu executor and the reference agree with the formula, gradients included."""
     attend: Any = compile_attention(text, **params)
     for run in (attend, attend.reference):
-        check(lambda call=run, **x: call(**x), dense, given)
+        check(lambda call=run, **x: call(**x), dense, operands)
 
 
 FAMILY = """pattern scales(scales: int = 3)

@@ -38,11 +38,11 @@ _PARAMETERS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def chooser(name: str, **given: Any) -> Attention:
+def chooser(name: str, **params: Any) -> Attention:
     """Compile a pattern of `CHOICES`."""
     if name in _TEXTS:
-        return compile_attention(f"pattern p\n    align end\n    {_TEXTS[name]}\n", **given)
-    return compile_attention(name, **_PARAMETERS[name], **given)
+        return compile_attention(f"pattern p\n    align end\n    {_TEXTS[name]}\n", **params)
+    return compile_attention(name, **_PARAMETERS[name], **params)
 
 
 def drawn(attend: Attention, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -55,8 +55,8 @@ def drawn(attend: Attention, dtype: torch.dtype = torch.float32) -> tuple[list[T
 
 def meant(attend: Attention, vectors: list[Tensor], inputs: Mapping[str, Tensor]) -> Tensor:
     """Compute the output by the evaluator."""
-    given = {name: x.double().tolist() for name, x in inputs.items()}
-    call = Evaluator(attend.bound, queries=N_Q, keys=N_K, heads=2, kv_heads=1, inputs=given)
+    inputs_by_name = {name: x.double().tolist() for name, x in inputs.items()}
+    call = Evaluator(attend.bound, queries=N_Q, keys=N_K, heads=2, kv_heads=1, inputs=inputs_by_name)
     q, k, v = (x.double().tolist() for x in vectors)
     return torch.tensor(call.attend(q, k, v)[0], dtype=torch.float64)
 

@@ -120,10 +120,10 @@ def _aggregate(tree: Tree, places: Places) -> Number:
         case "sum" | "count":
             return _checked(sum(values))
         case _:
-            found = list(values)
-            if not found:
+            evaluated = list(values)
+            if not evaluated:
                 raise Fault
-            return int(min(found) if tree.op == "least" else max(found))
+            return int(min(evaluated) if tree.op == "least" else max(evaluated))
 
 
 def _apply(tree: Tree, operands: list[Any]) -> Number:  # noqa: C901  one case an operation
@@ -162,11 +162,11 @@ def _apply(tree: Tree, operands: list[Any]) -> Number:  # noqa: C901  one case a
             )
 
 
-def _read(tree: Tree, at: list[int]) -> Number:
+def _read(tree: Tree, indices: list[int]) -> Number:
     assert tree.data is not None
-    if not all(0 <= i < n for i, n in zip(at, tree.data.array.shape, strict=True)):
+    if not all(0 <= i < n for i, n in zip(indices, tree.data.array.shape, strict=True)):
         raise Fault
-    item: Number = tree.data.array[tuple(at)].item()
+    item: Number = tree.data.array[tuple(indices)].item()
     return item
 
 

@@ -37,8 +37,8 @@ def _quotient(a: Array, b: Array) -> Array:
     """Divide integers, rounding towards zero."""
     calm = np.where(b == 0, 1, b)
     quotient = np.abs(a) // np.abs(calm)
-    found: Array = np.where((a < 0) != (calm < 0), -quotient, quotient)
-    return found
+    result: Array = np.where((a < 0) != (calm < 0), -quotient, quotient)
+    return result
 
 
 def _rest(a: Array, b: Array) -> Array:
@@ -107,8 +107,8 @@ def _one(of: Callable[[Array], Array]) -> Callable[[Any], Lanes]:
 
 
 def _sigmoid(x: Array) -> Array:
-    found: Array = 1 / (1 + np.exp(-x))
-    return found
+    result: Array = 1 / (1 + np.exp(-x))
+    return result
 
 
 LANGUAGE = SimpleNamespace(
@@ -139,5 +139,5 @@ def evaluate(text: str, names: Mapping[str, Any], helpers: Iterable[str]) -> Arr
     for helper in helpers:
         exec(helper, scope)
     with np.errstate(all="ignore"):
-        found: Array = _array(eval(text, scope, {n: Lanes(x) for n, x in names.items()}))
-    return found
+        result: Array = _array(eval(text, scope, {n: Lanes(x) for n, x in names.items()}))
+    return result

@@ -76,20 +76,20 @@ class Findings:
 def examine(text: str) -> tuple[list[str], str | None]:
     """Return the codes of a text's diagnostics, and the fault of attnc if there is one."""
     try:
-        found = _diagnosed(text)
+        diagnostics = _diagnosed(text)
     except AttncError as error:
         return [], None if re.search(r"\[A9\d\d\]", str(error)) else f"no place: {error!r}"
     except TooLongError:
         return [], f"more than {SECONDS:g} s"
     except BaseException as error:
         return [], "".join(traceback.format_exception(error))[-1500:]
-    for diagnostic in found:
+    for diagnostic in diagnostics:
         span = diagnostic.primary.span
         if not 0 <= span.start <= span.end <= max(len(span.source.text), 1) or diagnostic.code not in CODES:
             return [], f"a place outside of the text, or no code: {diagnostic}"
         if not (diagnostic.message and diagnostic.message[0] != " "):
             return [], f"no message: {diagnostic}"
-    return [d.code for d in found], None
+    return [d.code for d in diagnostics], None
 
 
 def _diagnosed(text: str) -> list[Diagnostic]:
@@ -99,22 +99,22 @@ def _diagnosed(text: str) -> list[Diagnostic]:
     except SpecError as error:
         return list(error.diagnostics)
     loader = ModuleLoader(None)
-    found = list(diagnosed(source, loader))
-    parsed = {"A0", "A1", "A5"}.isdisjoint(d.code[:2] for d in found)
+    diagnostics = list(diagnosed(source, loader))
+    parsed = {"A0", "A1", "A5"}.isdisjoint(d.code[:2] for d in diagnostics)
     if len(text) % FORMATTED == 0 and parsed:
         once = formatted(source)
         assert formatted(SourceFile("case.attn", once)) == once, "the form is not stable"
-    if any(d.severity is Severity.ERROR for d in found):
-        return found
+    if any(d.severity is Severity.ERROR for d in diagnostics):
+        return diagnostics
     for program in load_programs(source, loader):
         if not program.inputs and all(parameter.default is not None for parameter in program.parameters):
             Evaluator(bind(program), queries=2, keys=2, heads=2, dk=2, dv=2).mask()
-    return found
+    return diagnostics
 
 
 def run(first: int, last: int) -> Findings:
     """Run the cases `first` to `last`, one after another."""
-    found = Findings()
+    findings = Findings()
     gc.collect()
     gc.freeze()  # keep the collector from scanning older objects in a case's time
     for number in range(first, last):
@@ -125,7 +125,7 @@ def run(first: int, last: int) -> Findings:
         taken = time.process_time() - start
         if fault is None and taken > SECONDS:
             fault = f"{taken:.2f} s"
-        found.add(
+        findings.add(
             Findings(
                 1,
                 fault is None and all(code > "W" for code in codes),
@@ -135,7 +135,7 @@ def run(first: int, last: int) -> Findings:
             )
         )
     gc.unfreeze()
-    return found
+    return findings
 
 
 @contextmanager
@@ -173,29 +173,29 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     args = parser.parse_args()
     refuse_uncommitted()
-    found, start = Findings(), time.time()
+    findings, start = Findings(), time.time()
     with ProcessPoolExecutor(args.processes, initializer=_with_little_memory) as pool:
         for part in pool.map(run, *zip(*_parts(args.cases), strict=True)):
-            found.add(part)
-            print(f"\r{found.cases:,} of {args.cases:,} cases, {len(found.faults)} faults", end="", flush=True)
+            findings.add(part)
+            print(f"\r{findings.cases:,} of {args.cases:,} cases, {len(findings.faults)} faults", end="", flush=True)
     print()
     report = {
         **header(),
-        "cases": found.cases,
+        "cases": findings.cases,
         "seconds": round(time.time() - start),
         "limits": {"seconds": SECONDS, "megabytes": MEGABYTES},
-        "right": found.right,
-        "slowest": {"seconds": round(found.slowest[0], 3), "case": found.slowest[1]},
-        "codes": dict(sorted(found.codes.items())),
-        "faults": [{"case": number, "what": what} for number, what in sorted(found.faults)],
+        "right": findings.right,
+        "slowest": {"seconds": round(findings.slowest[0], 3), "case": findings.slowest[1]},
+        "codes": dict(sorted(findings.codes.items())),
+        "faults": [{"case": number, "what": what} for number, what in sorted(findings.faults)],
     }
     path = ROOT / "benchmarks" / "results" / "fuzz.json"
     refuse_uncommitted()
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    for number, what in found.faults[:20]:
+    for number, what in findings.faults[:20]:
         print(f"case {number}: {what}\n")
     print(f"written to {path}")
-    return 1 if found.faults else 0
+    return 1 if findings.faults else 0
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def library_call(name: str, n: int, params: Mapping[str, Any] | None = None) -> 
     natural = natural_length(attention.bound, n)
     length = n - n % MULTIPLES.get(name, 1) if natural is None else natural
     heads = head_count(attention.bound) or 4
-    given = made_inputs(name, length, heads)
+    drawn_inputs = made_inputs(name, length, heads)
     names, sizes = attention.relation_inputs, {"dk": WIDTH, "dv": WIDTH}
-    made = example_inputs(attention.bound, length, length, given, heads=heads, sizes=sizes, names=names)
-    return LibraryCall(attention, length, heads, {**given, **{key: one.tensor for key, one in made.items()}})
+    made = example_inputs(attention.bound, length, length, drawn_inputs, heads=heads, sizes=sizes, names=names)
+    return LibraryCall(attention, length, heads, {**drawn_inputs, **{key: one.tensor for key, one in made.items()}})

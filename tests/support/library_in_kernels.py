@@ -34,11 +34,11 @@ def check_pattern(name: str, dtype: torch.dtype, tolerance: float | None = None)
     """Check a pattern without inputs, on 96 tokens, against the reference executor in fp64."""
     attention = compile_attention(name, backend="triton", **SMALL.get(name, {}))
     n, heads, d = 96, head_count(attention.bound) or 2, 64
-    own = made_inputs(name, n, heads)
+    drawn_inputs = made_inputs(name, n, heads)
     if name == "bigbird":
-        own["random"] = torch.randint(n // 16, (heads, n // 16, 2))
-    made = example_inputs(attention.bound, n, n, own, heads=heads, sizes={"dk": d, "dv": d})
-    inputs = own | {key: one.tensor for key, one in made.items()}
+        drawn_inputs["random"] = torch.randint(n // 16, (heads, n // 16, 2))
+    made = example_inputs(attention.bound, n, n, drawn_inputs, heads=heads, sizes={"dk": d, "dv": d})
+    inputs = drawn_inputs | {key: one.tensor for key, one in made.items()}
     by_head = any("head" in tensor.dims for tensor in attention._pattern.tensors)
     tensors = operands(n, heads=(heads, heads if by_head else heads // 2 or 1), widths=(d, d), dtype=dtype)
     return check(attention, tensors, inputs, with_lse=attention.has_lse, tolerance=tolerance)
@@ -56,10 +56,12 @@ def check_case(case: Case) -> list[Launch]:
     narrow = {name: _in_32_bits(x) for name, x in wide.items()}
     wanted = results(case.output(wide), _leaves(wide))
     with recorded() as launches, poisoned():
-        found = results(case.call(case.compiled(backend="triton", strict=case.name in LINEAR), narrow), _leaves(narrow))
+        actual = results(
+            case.call(case.compiled(backend="triton", strict=case.name in LINEAR), narrow), _leaves(narrow)
+        )
     for name, x in wanted.items():
         size = float(x.detach().abs().max()) if x.numel() else 0.0
-        assert distance(found[name], x) <= TOLERANCE * max(size, 1), name
+        assert distance(actual[name], x) <= TOLERANCE * max(size, 1), name
     return launches
 
 
@@ -69,8 +71,8 @@ def _in_32_bits(x: Any) -> Any:
     return leaf(x, torch.float32) if x.requires_grad else x.float()
 
 
-def _leaves(given: Tensors) -> dict[str, Tensor]:
-    return {name: x for name, x in given.items() if isinstance(x, Tensor) and x.requires_grad}
+def _leaves(tensors: Tensors) -> dict[str, Tensor]:
+    return {name: x for name, x in tensors.items() if isinstance(x, Tensor) and x.requires_grad}
 
 
 LINEAR = (
@@ -109,10 +111,10 @@ def chosen_calls(patch: pytest.MonkeyPatch) -> list[str]:
     """Return a list to which calls of the kernels of selected blocks are added from now on."""
     calls: list[str] = []
 
-    def counted(own: Callable[..., Any], way: str) -> Callable[..., Any]:
-        def run(*given: Any) -> Any:
+    def counted(method: Callable[..., Any], way: str) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
             calls.append(way)
-            return own(*given)
+            return method(*arguments)
 
         return run
 

@@ -161,11 +161,11 @@ def _grammar() -> tuple[dict[str, list[Rule]], dict[str, Rule]]:
     depth: dict[str, int] = {}
     while len(depth) < len(rules):
         for name, expansions in rules.items():
-            known = [_depth(rule, depth) for rule in expansions]
-            found = [d for d in known if d is not None]
-            if found and name not in depth:
-                depth[name] = 1 + min(found)
-    shortest = {name: min(found, key=lambda rule: _depth(rule, depth) or 0) for name, found in rules.items()}
+            depths = [_depth(rule, depth) for rule in expansions]
+            finite = [d for d in depths if d is not None]
+            if finite and name not in depth:
+                depth[name] = 1 + min(finite)
+    shortest = {name: min(finite, key=lambda rule: _depth(rule, depth) or 0) for name, finite in rules.items()}
     return rules, shortest
 
 
@@ -174,7 +174,7 @@ def _depth(rule: Rule, depth: dict[str, int]) -> int | None:
     return max((depth[n] for n in inner), default=0) if all(n in depth for n in inner) else None
 
 
-def sentence(made: random.Random, most: int = 200) -> str:
+def sentence(made: random.Random, limit: int = 200) -> str:
     """Draw a text of the grammar rule by rule; after `most` symbols the shortest expansions are taken."""
     rules, shortest = _grammar()
     pending: list[Symbol] = [NonTerminal("start")]
@@ -193,7 +193,7 @@ def sentence(made: random.Random, most: int = 200) -> str:
                 )
             continue
         name = str(symbol.name)
-        chosen = shortest[name] if symbols > most else made.choice(rules[name])
+        chosen = shortest[name] if symbols > limit else made.choice(rules[name])
         pending.extend(reversed(chosen.expansion))
     return re.sub(r"\n[\n ]*\n", "\n", "".join(words).lstrip()) + "\n"
 
@@ -203,4 +203,4 @@ def text(seed: int) -> str:
     made = random.Random(seed)
     if made.random() < 0.9:
         return mutant(made)
-    return next((found for _ in range(20) if len(found := sentence(made)) > 40), "")
+    return next((words for _ in range(20) if len(words := sentence(made)) > 40), "")

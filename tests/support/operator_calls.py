@@ -53,10 +53,10 @@ def loss(out: Tensor, lse: Tensor) -> Tensor:
     return out.float().square().sum() + lse.masked_fill(lse == -torch.inf, 0).sin().sum()
 
 
-def results(function: Callable[..., tuple[Tensor, Tensor]], tensors: list[Tensor], **given: Any) -> list[Tensor]:
+def results(function: Callable[..., tuple[Tensor, Tensor]], tensors: list[Tensor], **options: Any) -> list[Tensor]:
     """Return out, lse and the gradients of q, k and v through both."""
     inputs = leaves(tensors)
-    pair = function(*inputs, **given)
+    pair = function(*inputs, **options)
     return [*pair, *torch.autograd.grad(loss(*pair), inputs)]
 
 
@@ -73,6 +73,6 @@ class Layer(nn.Module):
         super().__init__()
         self.attend = attend
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
-        out, lse = self.attend(q * 2, k, v, return_lse=True, **given)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        out, lse = self.attend(q * 2, k, v, return_lse=True, **options)
         return out + 1, lse

@@ -29,8 +29,8 @@ class Element:
         return [one for one in self.walk() if one.tag == tag]
 
     def id(self, name: str) -> Element:
-        (found,) = (one for one in self.walk() if one.attributes.get("id") == name)
-        return found
+        (element,) = (one for one in self.walk() if one.attributes.get("id") == name)
+        return element
 
 
 class _Reader(HTMLParser):
@@ -74,5 +74,5 @@ def table_of(page: Element) -> dict[str, Any]:
     """Return the table that the page's script reads."""
     data = page.id("attnc-data")
     assert (data.tag, data.attributes["type"]) == ("script", "application/json")
-    found: dict[str, Any] = json.loads(data.text)
-    return found
+    table: dict[str, Any] = json.loads(data.text)
+    return table

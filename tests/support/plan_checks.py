@@ -17,12 +17,12 @@ Exact = Callable[[int, int, int, int], Grid]
 
 def stretches(strip: Strip) -> list[list[int]]:
     """Return the tokens of each run, one by one."""
-    found = []
-    for at in product(*(range(axis.count) for axis in strip.axes)):
-        start = strip.start + sum(i * axis.step for i, axis in zip(at, strip.axes, strict=True))
+    runs = []
+    for index in product(*(range(axis.count) for axis in strip.axes)):
+        start = strip.start + sum(i * axis.step for i, axis in zip(index, strip.axes, strict=True))
         inside = product(*(range(axis.length) for axis in strip.axes))
-        found.append([start + sum(i * a.stride for i, a in zip(t, strip.axes, strict=True)) for t in inside])
-    return found
+        runs.append([start + sum(i * a.stride for i, a in zip(t, strip.axes, strict=True)) for t in inside])
+    return runs
 
 
 def counted(

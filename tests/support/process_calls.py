@@ -26,5 +26,5 @@ def results(attend: Callable[..., Tensor], n: int) -> list[Tensor]:
 def answer(attend: Callable[..., Tensor], module: Callable[..., Tensor], lengths: list[int], queue: Any) -> None:
     """Put the results of an `Attention` and a module into a queue."""
     torch.set_num_threads(1)
-    found = [[x.numpy() for x in results(attend, n)] for n in lengths]
-    queue.put((found, module(*operands(64)).detach().numpy()))
+    answers = [[x.numpy() for x in results(attend, n)] for n in lengths]
+    queue.put((answers, module(*operands(64)).detach().numpy()))

@@ -36,8 +36,8 @@ class Program:
     inputs: dict[str, Array]
 
     def __repr__(self) -> str:
-        given = {name: array.tolist() if array.size <= 64 else array.shape for name, array in self.inputs.items()}
-        return f"Program({self.shape}, {self.parameters}, {given},\n{self.source})"
+        values = {name: array.tolist() if array.size <= 64 else array.shape for name, array in self.inputs.items()}
+        return f"Program({self.shape}, {self.parameters}, {values},\n{self.source})"
 
 
 @dataclass

@@ -24,11 +24,11 @@ def layer_of(n: int, *heads: Index) -> Layer:
 
 def fields(masks: Sequence[Mask], order: Sequence[int], layers: int) -> list[Mask]:
     """Return the (queries, tokens) reached after 0, 1, … layers: products of the matrices, each with its diagonal."""
-    known = [np.eye(len(masks[0]), dtype=np.bool_)]
+    reached = [np.eye(len(masks[0]), dtype=np.bool_)]
     for layer in range(layers):
         mask = masks[order[layer % len(order)]].astype(np.float64)
-        known.append(known[-1] | (mask @ known[-1].astype(np.float64) > 0))
-    return known
+        reached.append(reached[-1] | (mask @ reached[-1].astype(np.float64) > 0))
+    return reached
 
 
 def check_reach(kinds: Sequence[Layer], masks: Sequence[Mask], order: Sequence[int], query: int) -> None:
@@ -36,23 +36,23 @@ def check_reach(kinds: Sequence[Layer], masks: Sequence[Mask], order: Sequence[i
     n = len(masks[0])
     tokens = range(n)
     used = [masks[kind] for kind in set(order)]
-    found = find_reach(kinds, order, query, 5, tokens)
-    known = [field[query] for field in fields(masks, order, len(found.after) + 2 * len(order))]
+    reach = find_reach(kinds, order, query, 5, tokens)
+    reached = [field[query] for field in fields(masks, order, len(reach.after) + 2 * len(order))]
     distance = np.abs(np.arange(n) - query)
     looks_back = not any(np.triu(mask, 1).any() for mask in used)
-    assert found.looks_back == looks_back
+    assert reach.looks_back == looks_back
     wanted = np.arange(n) <= query if looks_back else np.ones(n, dtype=np.bool_)
-    assert found.wanted == wanted.sum()
-    for item, field in zip(found.after, known, strict=False):
+    assert reach.wanted == wanted.sum()
+    for item, field in zip(reach.after, reached, strict=False):
         assert item.tokens == field.sum()
         assert item.furthest == distance[field].max()
         missing = distance[wanted & ~field]
         assert item.within == (missing.min() - 1 if len(missing) else distance[wanted].max())
-    first = [next((i for i, field in enumerate(known) if field[t]), None) for t in tokens]
-    assert list(found.known) == first
-    complete = [i for i, field in enumerate(known) if (field | ~wanted).all()]
-    assert found.complete == (complete[0] if complete else None)
-    assert found.final == next(i for i, field in enumerate(known) if (field == known[-1]).all())
+    first = [next((i for i, field in enumerate(reached) if field[t]), None) for t in tokens]
+    assert list(reach.known) == first
+    complete = [i for i, field in enumerate(reached) if (field | ~wanted).all()]
+    assert reach.complete == (complete[0] if complete else None)
+    assert reach.final == next(i for i, field in enumerate(reached) if (field == reached[-1]).all())
     for token in {0, n // 2, n - 1}:
         layer = first[token]
         if layer is not None:
@@ -73,5 +73,5 @@ def fewest_changes(masks: Sequence[Mask], order: Sequence[int], query: int, toke
     for layer in range(layers):
         for after, before in np.argwhere(masks[order[layer % len(order)]] | np.eye(n, dtype=np.bool_)).tolist():
             graph.add_edge((layer, before), (layer + 1, after), changes=int(before != after))
-    found: int = networkx.shortest_path_length(graph, (0, token), (layers, query), weight="changes")
-    return found
+    length: int = networkx.shortest_path_length(graph, (0, token), (layers, query), weight="changes")
+    return length

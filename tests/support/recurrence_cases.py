@@ -53,10 +53,10 @@ def _mixed(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
     return -((torch.randn(shape, generator=draw, dtype=torch.float64) * 2.5).exp()).clamp(max=60)
 
 
-def _with(base: float, at: tuple[int, ...], value: float) -> Callable[[tuple[int, ...], torch.Generator], Tensor]:
+def _with(base: float, index: tuple[int, ...], value: float) -> Callable[[tuple[int, ...], torch.Generator], Tensor]:
     def gates(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
         result = torch.rand(shape, generator=draw, dtype=torch.float64) * base
-        for token in at:
+        for token in index:
             if token < shape[2]:
                 result[:, :, token] = value
         return result

@@ -156,8 +156,8 @@ def grid_of(tokens: int, axes: int) -> tuple[int, ...]:
     """Return the most even grid for a number of tokens, its last axis the longest."""
     if axes == 1:
         return (tokens,)
-    most = max(math.floor(tokens ** (1 / axes) + 1e-9), 1)
-    first = next(size for size in range(most, 0, -1) if tokens % size == 0)
+    side = max(math.floor(tokens ** (1 / axes) + 1e-9), 1)
+    first = next(size for size in range(side, 0, -1) if tokens % size == 0)
     return (first, *grid_of(tokens // first, axes - 1))
 
 
@@ -181,10 +181,10 @@ class Case:
         return self.tensors["q"].shape[2]
 
     def attention(self, text: str | None = None) -> Attention:
-        own = {name: x for name, x in self.numbers.items() if name in PARAMETERS}
+        params = {name: x for name, x in self.numbers.items() if name in PARAMETERS}
         if self.name == "log_linear":
-            own["levels"] = self.tensors["level"].shape[-1] - 1
-        return compile_attention(text or self.name, **own)
+            params["levels"] = self.tensors["level"].shape[-1] - 1
+        return compile_attention(text or self.name, **params)
 
     def options(self) -> dict[str, Any]:
         code = library_files()[self.name].read_text(encoding="utf-8").split('"""')[2]
@@ -206,9 +206,9 @@ def draw_case(name: str, regime: str, tokens: int, *, batch: int | None = None, 
     on_grid = max(tokens - REVIEWS, 1) if name == "lingen_ma" else tokens
     grid = grid_of(on_grid, GRIDS[name]) if name in GRIDS else None
     heads, dk, dv, n = (sizes[axis] for axis in "Hkvn")
-    q, k, v, given = example(name, B=batch, H=heads, T=tokens, dk=dk, dv=dv, n=n, grid=grid, seed=seed)
-    tensors = {"q": q, "k": k, "v": v, **{key: x for key, x in given.items() if isinstance(x, Tensor)}}
-    numbers = {key: x for key, x in given.items() if not isinstance(x, Tensor)}
+    q, k, v, inputs = example(name, B=batch, H=heads, T=tokens, dk=dk, dv=dv, n=n, grid=grid, seed=seed)
+    tensors = {"q": q, "k": k, "v": v, **{key: x for key, x in inputs.items() if isinstance(x, Tensor)}}
+    numbers = {key: x for key, x in inputs.items() if not isinstance(x, Tensor)}
     if name == "titans_linear":
         numbers["chunk"] = CHUNK
     sizes["T"] = q.shape[2]
@@ -258,13 +258,15 @@ Results = dict[str, Tensor]
 
 def by_reference(case: Case, tensors: Mapping[str, Tensor]) -> Results:
     """Return `out`, and the states after the last token by name."""
-    given = symmetric(case, tensors)
-    q, k, v = (given.pop(each) for each in "qkv")
-    state = tuple(given.pop(f"state {each}") for each, _ in case.system.states if f"state {each}" in given) or None
+    arguments = symmetric(case, tensors)
+    q, k, v = (arguments.pop(each) for each in "qkv")
+    state = (
+        tuple(arguments.pop(f"state {each}") for each, _ in case.system.states if f"state {each}" in arguments) or None
+    )
     if case.name == "aaren" and state:
         m, mean = state
         state = (m[..., 0], torch.ones_like(m[..., 0]), mean)
-    out, last = REFERENCES[case.name](q, k, v, scale=SCALE, state=state, **given, **case.numbers)
+    out, last = REFERENCES[case.name](q, k, v, scale=SCALE, state=state, **arguments, **case.numbers)
     if case.name == "aaren":
         top, total, acc = last
         last = ((top + total.log())[..., None], acc / total[..., None])
@@ -274,10 +276,10 @@ def by_reference(case: Case, tensors: Mapping[str, Tensor]) -> Results:
 def by_us(case: Case, tensors: Mapping[str, Tensor], attend: Attention | None = None, **more: Any) -> Results:
     """Return the results of the public call."""
     attend = case.attention() if attend is None else attend
-    given, state = arguments(case, tensors)
+    operands, state = arguments(case, tensors)
     if case.name in hybrid_names():
-        return {"out": attend(**given, **more)}
-    out, last = attend(**given, **more, return_state=True, state=state)
+        return {"out": attend(**operands, **more)}
+    out, last = attend(**operands, **more, return_state=True, state=state)
     return found(case, out, last)
 
 
@@ -291,21 +293,21 @@ def found(case: Case, out: Tensor, last: Mapping[str, Tensor]) -> Results:
 
 def arguments(case: Case, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], Tensors | None]:
     """Return the arguments of a call, and its states."""
-    given: dict[str, Any] = symmetric(case, tensors)
-    state = {each: given.pop(f"state {each}") for each, _ in case.system.states if f"state {each}" in given}
+    operands: dict[str, Any] = symmetric(case, tensors)
+    state = {each: operands.pop(f"state {each}") for each, _ in case.system.states if f"state {each}" in operands}
     if case.name == "spatial_mamba":  # one state per channel: B and C are numbers
-        given |= {name: given[x][..., 0].transpose(1, 2) for name, x in (("b", "k"), ("c", "q"))}
-        given["A"] = given["A"][:, 0]
-    return given | case.options(), our_states(case, state, given["v"]) or None
+        operands |= {name: operands[x][..., 0].transpose(1, 2) for name, x in (("b", "k"), ("c", "q"))}
+        operands["A"] = operands["A"][:, 0]
+    return operands | case.options(), our_states(case, state, operands["v"]) or None
 
 
 def symmetric(case: Case, tensors: Mapping[str, Tensor]) -> Tensors:
     """Make Mesa's A and the inverse matrix symmetric, as they always are: conjugate gradients read only that part."""
-    given = dict(tensors)
+    copies = dict(tensors)
     for state in {"mesa": ["state A"], "test_time_regression": ["state P"]}.get(case.name, []):
-        if state in given:
-            given[state] = (given[state] + given[state].mT) / 2
-    return given
+        if state in copies:
+            copies[state] = (copies[state] + copies[state].mT) / 2
+    return copies
 
 
 def our_states(case: Case, state: Tensors, v: Tensor) -> Tensors:
@@ -319,15 +321,15 @@ def our_states(case: Case, state: Tensors, v: Tensor) -> Tensors:
 
 def part(tensors: Mapping[str, Tensor], tokens: slice, batch: slice = slice(None)) -> Tensors:
     """Return the tensors of some tokens and batch entries."""
-    own, (entries, _, count, _) = {}, tensors["q"].shape
+    selected, (entries, _, count, _) = {}, tensors["q"].shape
     for name, x in tensors.items():
         if name in ("q", "k", "v"):
-            own[name] = x[batch, :, tokens]
+            selected[name] = x[batch, :, tokens]
         elif name.startswith("state "):
-            own[name] = x[batch]
+            selected[name] = x[batch]
         else:
-            own[name] = x[batch, tokens] if x.ndim > 1 and x.shape[:2] == (entries, count) else x
-    return own
+            selected[name] = x[batch, tokens] if x.ndim > 1 and x.shape[:2] == (entries, count) else x
+    return selected
 
 
 def leaves(case: Case, dtype: torch.dtype) -> Tensors:
@@ -344,12 +346,12 @@ def gradients(results: Results, tensors: Tensors) -> Tensors:
     for x in results.values():
         total = total + (x.double() * torch.randn(x.shape, generator=draw).double()).sum()
     wanted = {name: x for name, x in tensors.items() if x.requires_grad}
-    found = torch.autograd.grad(total, list(wanted.values()), allow_unused=True, materialize_grads=True)
-    return {f"d {name}": x for name, x in zip(wanted, found, strict=True)}
+    gradients_of_leaves = torch.autograd.grad(total, list(wanted.values()), allow_unused=True, materialize_grads=True)
+    return {f"d {name}": x for name, x in zip(wanted, gradients_of_leaves, strict=True)}
 
 
 def everything(case: Case, run: Callable[[Case, Tensors], Results], dtype: torch.dtype) -> Results:
     """Return results and gradients."""
-    own = leaves(case, dtype)
-    results = run(case, own)
-    return {name: x.detach() for name, x in (results | gradients(results, own)).items()}
+    inputs = leaves(case, dtype)
+    results = run(case, inputs)
+    return {name: x.detach() for name, x in (results | gradients(results, inputs)).items()}

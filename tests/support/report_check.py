@@ -93,13 +93,17 @@ class Browser:
 
 def find_browser() -> Browser | None:
     """Find a Chromium on the path, or one that Playwright installed."""
-    found = next(filter(None, map(shutil.which, COMMANDS)), None)
-    return Browser(found) if found else next(map(Browser, _of_playwright()), None)
+    browser = next(filter(None, map(shutil.which, COMMANDS)), None)
+    return Browser(browser) if browser else next(map(Browser, _of_playwright()), None)
 
 
 def _of_playwright() -> Iterator[str]:
-    given = os.environ.get("PLAYWRIGHT_BROWSERS_PATH")
-    folders = [Path(given)] if given else [Path.home() / at / "ms-playwright" for at in (".cache", "Library/Caches")]
+    configured = os.environ.get("PLAYWRIGHT_BROWSERS_PATH")
+    folders = (
+        [Path(configured)]
+        if configured
+        else [Path.home() / cache / "ms-playwright" for cache in (".cache", "Library/Caches")]
+    )
     for folder in folders:
         for pattern in PLAYWRIGHT:
             yield from (str(path) for path in sorted(folder.glob(pattern), reverse=True) if os.access(path, os.X_OK))
@@ -131,14 +135,14 @@ def driven(page: str, goal: Sequence[int]) -> str:
 
 def moving_parts(dom: str) -> dict[str, str]:
     """Return the sections by name, without those that no slider changes."""
-    found = dict(re.findall(r'<section id="(\w+)"[^>]*>(.*?)</section>', dom, re.DOTALL))
-    return {name: text for name, text in found.items() if name not in ("compared", "picture")}
+    sections = dict(re.findall(r'<section id="(\w+)"[^>]*>(.*?)</section>', dom, re.DOTALL))
+    return {name: text for name, text in sections.items() if name not in ("compared", "picture")}
 
 
 def attribute(dom: str, name: str) -> str | None:
     """Return an attribute of the body after the scripts have run."""
-    found = re.search(rf'<body[^>]* data-{name}="([^"]*)"', dom)
-    return html.unescape(found[1]) if found else None
+    match = re.search(rf'<body[^>]* data-{name}="([^"]*)"', dom)
+    return html.unescape(match[1]) if match else None
 
 
 def check(browser: Browser, folder: Path) -> str:
@@ -159,13 +163,13 @@ def check(browser: Browser, folder: Path) -> str:
         raise CheckError(f"the sliders did not redraw the page: {faults or 'the driver did not run'}")
     if redraws is None or int(redraws) < len(points):
         raise CheckError(f"{redraws} redraws of {len(points)} points")
-    wanted, found = moving_parts(doms["goal"]), moving_parts(doms["driven"])
-    wrong = [name for name in wanted if found.get(name) != wanted[name]]
+    wanted, actual = moving_parts(doms["goal"]), moving_parts(doms["driven"])
+    wrong = [name for name in wanted if actual.get(name) != wanted[name]]
     if wrong or not wanted:
         raise CheckError(
             f"after redrawing, sections differ from a page made for the point: {', '.join(wrong) or 'everything'}"
         )
-    if moving_parts(doms["report"]) == found:
+    if moving_parts(doms["report"]) == actual:
         raise CheckError("the sliders moved, but nothing changed")
     return f"{redraws} redraws over {len(points)} points; {', '.join(wanted)} as drawn there"
 

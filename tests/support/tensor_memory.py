@@ -23,9 +23,9 @@ class Measured:
 
 def measured(call: Callable[[], Any]) -> Measured:
     """Measure the memory that a call allocates."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = call()
-    kineto: Any = found.profiler
+    kineto: Any = profiler.profiler
     events = [e for e in kineto.kineto_results.events() if e.name() == "[memory]"]
     now = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):

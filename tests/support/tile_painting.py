@@ -48,12 +48,12 @@ def frame_ranges(sizes: NDArray[np.int32]) -> list[slice]:
 def brute(mask: Matrix, frame: TileFrame) -> NDArray[np.int64]:
     """Return every tile's visible pairs, -1 for full tiles."""
     rows, columns = frame_ranges(frame.heights), frame_ranges(frame.widths)
-    found = np.zeros((len(rows), len(columns)), dtype=np.int64)
+    counts = np.zeros((len(rows), len(columns)), dtype=np.int64)
     for i, row in enumerate(rows):
         for j, column in enumerate(columns):
             part = mask[row, column]
-            found[i, j] = -1 if part.all() else part.sum()
-    return found
+            counts[i, j] = -1 if part.all() else part.sum()
+    return counts
 
 
 def painted(lists: TileLists) -> Matrix:
@@ -64,8 +64,8 @@ def painted(lists: TileLists) -> Matrix:
     for i, row in enumerate(rows):
         for column in lists.full.of_row(i).tolist():
             times[row, columns[column]] += 1
-        at = slice(lists.partial.pointers[i], lists.partial.pointers[i + 1])
-        for column, kind in zip(lists.partial.columns[at].tolist(), lists.classes[at].tolist(), strict=True):
+        entries = slice(lists.partial.pointers[i], lists.partial.pointers[i + 1])
+        for column, kind in zip(lists.partial.columns[entries].tolist(), lists.classes[entries].tolist(), strict=True):
             times[row, columns[column]] += lists.masks[kind]
     assert times.max(initial=0) <= 1
     return times > 0

@@ -62,8 +62,8 @@ def token_loop(
             state = torch.where(resets[:, t, None, None, None], torch.zeros_like(state), state)
         read = state
         for n in range(t * micro, (t + 1) * micro):
-            at = (correction[0][:, :, n], correction[1][:, :, n], correction[2]) if correction else None
-            state = step(state, k[:, :, n], v[:, :, n], rows[:, :, n], columns[:, :, n], at)
+            term = (correction[0][:, :, n], correction[1][:, :, n], correction[2]) if correction else None
+            state = step(state, k[:, :, n], v[:, :, n], rows[:, :, n], columns[:, :, n], term)
         out = (q[:, :, t, :, None] * (read if before else state)).sum(-2)
         outs.append(out if extra is None else out + extra[:, :, t])
     return (torch.stack(outs, 2) if outs else q.new_zeros(*q.shape[:3], v.shape[-1])), state

@@ -25,6 +25,6 @@ def record_of(attend: Attention, **options: Any) -> Record:
     (entry,) = store().entries()
     assert entry.kind == KIND
     assert entry.payload is not None
-    found = read_record(entry.payload)
-    assert found is not None
-    return found
+    record = read_record(entry.payload)
+    assert record is not None
+    return record

@@ -36,23 +36,23 @@ def grad_for(operands: Inputs) -> Tensor:
 def check(run: Dense, dense: Dense, operands: Inputs) -> dict[str, Tensor]:
     """Check a run in fp64 against the reference and return its results."""
     grad = grad_for(operands)
-    found = results(run, operands, grad)
-    assert_equals(found, results(dense, operands, grad))
-    return found
+    actual = results(run, operands, grad)
+    assert_equals(actual, results(dense, operands, grad))
+    return actual
 
 
 def check_twice(run: Dense, system: System, operands: Inputs) -> None:
     """Check the rule of `runtime/accuracy.py`: twice the error of the formula in the same dtype, plus a few units."""
     grad, dense = grad_for(operands), system.dense
     exact = {name: leaf(x, torch.float64) for name, x in operands.items()}
-    wanted, found = results(dense, exact, grad), results(run, operands, grad)
+    wanted, actual = results(dense, exact, grad), results(run, operands, grad)
     near = operands if system.half else {name: leaf(x, torch.float32) for name, x in operands.items()}
     plain = {name: x.to(operands["q"].dtype) for name, x in results(dense, near, grad).items()}
     dtype, errors = operands["q"].dtype, {}
     for name, x in wanted.items():
-        assert found[name].dtype == dtype, name
+        assert actual[name].dtype == dtype, name
         largest = float(torch.where(torch.isfinite(x), x, 0).abs().max()) if x.numel() else 0.0
         allowed = TIMES * distance(plain[name], x) + UNITS[dtype] * torch.finfo(dtype).eps * largest
-        if not distance(found[name], x) <= allowed:
-            errors[name] = f"{distance(found[name], x):.3g}, allowed {allowed:.3g}"
+        if not distance(actual[name], x) <= allowed:
+            errors[name] = f"{distance(actual[name], x):.3g}, allowed {allowed:.3g}"
     assert not errors, errors

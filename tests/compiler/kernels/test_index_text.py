@@ -35,10 +35,10 @@ def value_of(node: Index, *, wide: bool = True) -> Array:
     texts = IndexText(NAMES, _no_inputs)
     text = texts.of(node)
     kind = np.int64 if wide else np.int32
-    found = evaluate(text.text, {"query": Q.astype(kind), "key": K.astype(kind)}, [HELPERS[n] for n in texts.helpers])
+    values = evaluate(text.text, {"query": Q.astype(kind), "key": K.astype(kind)}, [HELPERS[n] for n in texts.helpers])
     if text.axes == ROWS:
-        found = found[:, None]
-    return np.broadcast_to(found, (len(Q), len(K)))
+        values = values[:, None]
+    return np.broadcast_to(values, (len(Q), len(K)))
 
 
 def _no_inputs(node: object, indices: object) -> ExprText:
@@ -52,11 +52,11 @@ def true_value(node: Index) -> Array:
 def check(tree: Tree) -> None:
     node = build(tree)
     try:
-        found, true = value_of(node), true_value(node)
+        actual, true = value_of(node), true_value(node)
     except (NotInKernelsError, EvaluationError):
         assume(False)
         raise
-    assert np.array_equal(found.astype(np.int64), true)
+    assert np.array_equal(actual.astype(np.int64), true)
     if fits_32_bits(node):
         assert np.array_equal(value_of(node, wide=False).astype(np.int64), true), "in 32 bits"
     for inner in walk(node):

@@ -30,8 +30,8 @@ def test_tables_are_the_relation(
     relations = Relations(from_library(name, **params), call(n_q, n_k, heads=2))
     tables = tile_tables(relations, *tile, by_key=by_key)
     for head in range(2):
-        found = dense(tables, head, (n_q, n_k), tile, by_key)
-        assert np.array_equal(found, relations.mask(0, head, 0, n_q, 0, n_k))
+        actual = dense(tables, head, (n_q, n_k), tile, by_key)
+        assert np.array_equal(actual, relations.mask(0, head, 0, n_q, 0, n_k))
     assert tables.visible == sum(int(relations.mask(0, h, 0, n_q, 0, n_k).sum()) for h in range(2))
 
 
@@ -55,8 +55,12 @@ def dense(
     assert sorted(order.tolist()) == list(range(count))
     for row in order.tolist():
         entry = group * (count + 1) + row
-        at = range(tables.full_pointers[entry], tables.full_pointers[entry + 1])
-        listed = [range(*tables.full_tiles[2 * i : 2 * i + 2]) for i in at] if tables.runs else [tables.full_tiles[at]]
+        entries = range(tables.full_pointers[entry], tables.full_pointers[entry + 1])
+        listed = (
+            [range(*tables.full_tiles[2 * i : 2 * i + 2]) for i in entries]
+            if tables.runs
+            else [tables.full_tiles[entries]]
+        )
         band = whole[row * row_tile : (row + 1) * row_tile]
         for column in (int(c) for some in listed for c in some):
             band[:, column * column_tile : (column + 1) * column_tile] += 1
@@ -67,13 +71,13 @@ def dense(
     assert whole.max() <= 1  # no pair twice
     assert not whole[rows:].any()
     assert not whole[:, columns:].any()
-    found = whole[:rows, :columns] > 0
-    return found.T if by_key else found
+    visible = whole[:rows, :columns] > 0
+    return visible.T if by_key else visible
 
 
 def bits(tables: TileTables, kind: int, tile: tuple[int, int]) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     """Unpack the mask of a tile kind; its shape is (rows, columns)."""
     words = max(tile[1] // 32, 1)
-    own = tables.masks[kind * tile[0] * words : (kind + 1) * tile[0] * words].reshape(tile[0], words)
-    spread = (own[:, :, None] >> np.arange(32)) & 1
+    words_of_kind = tables.masks[kind * tile[0] * words : (kind + 1) * tile[0] * words].reshape(tile[0], words)
+    spread = (words_of_kind[:, :, None] >> np.arange(32)) & 1
     return spread.reshape(tile[0], -1)[:, : tile[1]].astype(np.int64)

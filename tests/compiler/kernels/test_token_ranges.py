@@ -29,12 +29,12 @@ def painted(ranges: tuple[TokenRange, ...], solved: Side, n_q: int, n_k: int) ->
     """Return the mask that the ranges describe, their ends clipped to the tokens."""
     q, k = np.arange(n_q), np.arange(n_k)
     columns = k[None, :] if solved == "k" else q[:, None]
-    found = np.zeros((n_q, n_k), dtype=np.bool_)
+    mask = np.zeros((n_q, n_k), dtype=np.bool_)
     for one in ranges:
         low = 0 if one.low is None else evaluated(one.low, q, k)
         high = n_q + n_k if one.high is None else evaluated(one.high, q, k)
-        found |= (low <= columns) & (columns <= high)
-    return found
+        mask |= (low <= columns) & (columns <= high)
+    return mask
 
 
 def evaluated(node: Index, q: NDArray[Any], k: NDArray[Any]) -> NDArray[np.int64]:

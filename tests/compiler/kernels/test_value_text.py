@@ -42,13 +42,13 @@ def _none(node: object, indices: object) -> ExprText:
 
 
 def softplus(x: Double) -> Double:
-    found: Double = np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
-    return found
+    result: Double = np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+    return result
 
 
 def sigmoid(x: Double) -> Double:
-    found: Double = 1 / (1 + np.exp(-x))
-    return found
+    result: Double = 1 / (1 + np.exp(-x))
+    return result
 
 
 def elu(x: Double) -> Double:
@@ -137,8 +137,8 @@ def test_quotients_of_integers() -> None:
     exact = IndexText({fold.place("q"): ExprText("query", ROWS), fold.place("k"): ExprText("key", COLUMNS)}, _none)
     text = ValueText({}, exact, _none).of(ratio(gap, fold.const(7)))
     q, k = np.arange(40, dtype=np.int32), np.arange(30, dtype=np.int32)
-    found = evaluate(text.text, {"query": q, "key": k}, [])
-    assert np.allclose(found, (q[:, None] - k) / 7, rtol=2e-7, atol=0)
+    quotients = evaluate(text.text, {"query": q, "key": k}, [])
+    assert np.allclose(quotients, (q[:, None] - k) / 7, rtol=2e-7, atol=0)
 
 
 def test_offsets_of_inputs_and_large_integers_are_computed_in_64_bits() -> None:

@@ -43,8 +43,8 @@ def leaf(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def described(name: str, params: Mapping[str, Any]) -> str:
     """Return a short label for a pattern and its parameters."""
-    given = ",".join(f"{key}={value}" for key, value in params.items())
-    return f"{name}({given})".replace(" ", "")
+    parameters = ",".join(f"{key}={value}" for key, value in params.items())
+    return f"{name}({parameters})".replace(" ", "")
 
 
 def drawn(shape: Shape) -> Tensors:
@@ -101,8 +101,8 @@ class Case:
 
     def operands(self) -> Tensors:
         """Return q, k, v and the inputs; floating-point tensors require gradients."""
-        found = drawn(self.shape) | dict(self.inputs(self.shape))
-        return {name: x if name in self.fixed else leaf(x, torch.float64) for name, x in found.items()}
+        operands = drawn(self.shape) | dict(self.inputs(self.shape))
+        return {name: x if name in self.fixed else leaf(x, torch.float64) for name, x in operands.items()}
 
 
 def inputs_of(operands: Tensors) -> Tensors:
@@ -113,13 +113,13 @@ def inputs_of(operands: Tensors) -> Tensors:
 def seen_by(attend: Attention, case: Case, operands: Tensors) -> Tensor:
     """Return the pattern's own masks, bool (B or 1, Hq, Nq, Nk)."""
     inputs, s = inputs_of(operands), case.shape
-    given: Tensors
+    inputs_by_name: Tensors
     if case.content:
-        given = operands
+        inputs_by_name = operands
     else:
-        own = {name: x for name, x in inputs.items() if name in attend.relation_inputs}
-        given = {"heads": s.heads, "kv_heads": s.kv_heads, **own}
-    masks = [attend.mask(s.n_q, s.n_k, head=head, **given) for head in range(s.heads)]
+        relation_inputs = {name: x for name, x in inputs.items() if name in attend.relation_inputs}
+        inputs_by_name = {"heads": s.heads, "kv_heads": s.kv_heads, **relation_inputs}
+    masks = [attend.mask(s.n_q, s.n_k, head=head, **inputs_by_name) for head in range(s.heads)]
     return torch.stack([mask if mask.ndim == 3 else mask[None] for mask in masks], 1)
 
 
@@ -141,8 +141,8 @@ def results(parts: Parts, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
         total = total + torch.where(x.detach().isfinite(), x * weights, 0).sum()
     if not total.requires_grad:
         return dict(_numbered(parts))
-    found = torch.autograd.grad(total, tuple(leaves.values()), allow_unused=True, materialize_grads=True)
-    return {**dict(_numbered(parts)), **{f"d{name}": x for name, x in zip(leaves, found, strict=True)}}
+    gradients = torch.autograd.grad(total, tuple(leaves.values()), allow_unused=True, materialize_grads=True)
+    return {**dict(_numbered(parts)), **{f"d{name}": x for name, x in zip(leaves, gradients, strict=True)}}
 
 
 def _numbered(parts: Parts) -> Iterator[tuple[str, Tensor]]:
@@ -156,19 +156,19 @@ def check_output(case: Case, **options: Any) -> None:
     operands = case.operands()
     leaves = {name: x for name, x in operands.items() if isinstance(x, Tensor) and x.requires_grad}
     wanted = results(case.output(operands), leaves)
-    found = results(case.call(case.compiled(**options), operands), leaves)
-    assert found.keys() == wanted.keys(), case
+    actual = results(case.call(case.compiled(**options), operands), leaves)
+    assert actual.keys() == wanted.keys(), case
     for name, x in wanted.items():
-        assert found[name].shape == x.shape, (case, name)
-        assert not found[name].isnan().any(), (case, name)
+        assert actual[name].shape == x.shape, (case, name)
+        assert not actual[name].isnan().any(), (case, name)
         size = float(torch.where(x.isfinite(), x, 0).detach().abs().max()) if x.numel() else 0.0
-        assert distance(found[name], x) <= case.tolerance * max(size, case.least), (case, name)
+        assert distance(actual[name], x) <= case.tolerance * max(size, case.least), (case, name)
 
 
 def check_mask(case: Case) -> None:
     """Check that the mask equals the reference's."""
     assert case.mask is not None
     operands = {name: x.detach() if isinstance(x, Tensor) else x for name, x in case.operands().items()}
-    found = seen_by(case.compiled(), case, operands)
+    actual = seen_by(case.compiled(), case, operands)
     wanted = case.mask(operands)
-    assert torch.equal(found, wanted.expand(found.shape) if wanted.shape[0] == 1 else wanted), case
+    assert torch.equal(actual, wanted.expand(actual.shape) if wanted.shape[0] == 1 else wanted), case

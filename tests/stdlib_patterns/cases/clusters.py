@@ -47,8 +47,8 @@ class Clustered(Routed):
     OURS = ("query_clusters", "key_clusters")
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        own = {name: x for name, x in self.params.items() if name not in self.OURS}
-        return clusters.REFERENCES[self.name](q, k, v, **inputs, **own)
+        params = {name: x for name, x in self.params.items() if name not in self.OURS}
+        return clusters.REFERENCES[self.name](q, k, v, **inputs, **params)
 
     def drawn(self) -> tuple[list[Tensor], Inputs]:
         qkv, inputs = super().drawn()
@@ -58,8 +58,8 @@ class Clustered(Routed):
 
 
 def svg2(n_q: int, n_k: int, of_queries: int, of_keys: int, p: float, least: int = 1) -> Clustered:
-    own = {"p": p, "least": least, "query_clusters": of_queries, "key_clusters": of_keys}
-    return Clustered("svg2", n_q, n_k, own, ids(of_queries, of_keys))
+    params = {"p": p, "least": least, "query_clusters": of_queries, "key_clusters": of_keys}
+    return Clustered("svg2", n_q, n_k, params, ids(of_queries, of_keys))
 
 
 def hyper(n_q: int, n_k: int, block: int, buckets: int, samples: int) -> Clustered:
@@ -67,8 +67,8 @@ def hyper(n_q: int, n_k: int, block: int, buckets: int, samples: int) -> Cluster
 
 
 def biformer(height: int, width: int, regions: int, topk: int) -> Clustered:
-    own = {"height": height, "width": width, "regions": regions, "topk": topk}
-    return Clustered("biformer", height * width, height * width, own)
+    params = {"height": height, "width": width, "regions": regions, "topk": topk}
+    return Clustered("biformer", height * width, height * width, params)
 
 
 def routing(n_q: int, n_k: int, count: int, size: int, memories: int = 2) -> Clustered:

@@ -14,8 +14,8 @@ from cases.case import Case
 @cache
 def every_case() -> Mapping[str, tuple[Case, ...]]:
     """Return the cases by the name of their pattern."""
-    found: dict[str, list[Case]] = {}
+    cases_by_name: dict[str, list[Case]] = {}
     for module in sorted(one.name for one in pkgutil.iter_modules(cases.__path__, "cases.")):
         for case in getattr(importlib.import_module(module), "CASES", ()):
-            found.setdefault(case.name, []).append(case)
-    return {name: tuple(own) for name, own in sorted(found.items())}
+            cases_by_name.setdefault(case.name, []).append(case)
+    return {name: tuple(pattern_cases) for name, pattern_cases in sorted(cases_by_name.items())}

@@ -31,21 +31,21 @@ def neighborhood(
 
     settings = list(zip(extents, *map(by_axis, (window, stride, dilation, causal)), strict=True))
     params = dict(zip(AXES[-len(extents) :], extents, strict=True))
-    given = {"window": window, "stride": stride, "dilation": dilation, "causal": causal}
+    case_params = {"window": window, "stride": stride, "dilation": dilation, "causal": causal}
     return Masked(
         f"neighborhood_{len(extents)}d",
         (int(np.prod(extents)),),
         lambda n, b, h: grids.grid(extents, lambda axis, x: grids.neighbours(x, *settings[axis])),
-        params | {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()},
+        params | {name: list(value) if isinstance(value, tuple) else value for name, value in case_params.items()},
     )
 
 
-def line(**given: Any) -> list[Masked]:
+def line(**params: Any) -> list[Masked]:
     return simple(
         "neighborhood_1d",
         (16, 31, 65),
         lambda n, **s: masks.square(n, lambda q: grids.neighbours(q, n, **s)),
-        given,
+        params,
     )
 
 

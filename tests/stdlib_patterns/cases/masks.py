@@ -61,12 +61,12 @@ class Masked:
             yield self._case(n // 3, n, outputs=outputs)
 
     def _case(self, n_q: int, n_k: int, *, outputs: bool) -> Case:
-        found: list[Tensor] = []
+        masks: list[Tensor] = []
 
         def mask(operands: Tensors) -> Tensor:
-            if not found:
-                found.append(torch.from_numpy(self.masks(n_k)[:, :, -n_q:]))
-            return found[0]
+            if not masks:
+                masks.append(torch.from_numpy(self.masks(n_k)[:, :, -n_q:]))
+            return masks[0]
 
         def output(operands: Tensors) -> Parts:
             q, k, v = (operands[name] for name in "qkv")
@@ -98,7 +98,7 @@ DOCUMENTS = ((3, 3, 3, 0, 7, 7), (1, 1, 2, 2, 2, 2))
 
 def ids(n: int) -> list[list[int]]:
     """Return document ids in runs; the last document takes the remaining tokens."""
-    return [[*own[:n], *[own[-1]] * (n - len(own))] for own in DOCUMENTS]
+    return [[*documents[:n], *[documents[-1]] * (n - len(documents))] for documents in DOCUMENTS]
 
 
 PLAIN = [

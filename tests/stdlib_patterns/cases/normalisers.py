@@ -23,9 +23,9 @@ def gpt_oss(window: int | None = None) -> System:
 
 def without_doors(block: int, n: int) -> Mask:
     """Return the causal mask without the landmark of a query's own block, which is hidden from its own row too."""
-    own = np.arange(n)[:, None] // (block + 1) == np.arange(n) // (block + 1)
+    own_block = np.arange(n)[:, None] // (block + 1) == np.arange(n) // (block + 1)
     mark = np.arange(n) % (block + 1) == block
-    seen: Mask = masks.causal(n) & ~(own & mark)
+    seen: Mask = masks.causal(n) & ~(own_block & mark)
     return seen
 
 

@@ -55,8 +55,8 @@ def noise(much: float) -> Callable[[int, int], Inputs]:
 
 def pictures(n_q: int, n_k: int) -> Inputs:
     """Draw kinds of tokens: text, a picture, text, with the picture at another position in each batch entry."""
-    at = torch.arange(n_k)
-    vision = torch.stack([(at % 11 > 3) & (at % 11 < 8), (at >= 5) & (at < 20)])
+    position = torch.arange(n_k)
+    vision = torch.stack([(position % 11 > 3) & (position % 11 < 8), (position >= 5) & (position < 20)])
     return {"vision": vision, "visuals": vision.cumsum(1)}
 
 

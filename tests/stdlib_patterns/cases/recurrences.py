@@ -23,10 +23,10 @@ class Recurrent:
 
     def __init__(self, name: str, tokens: int = 70, *, heads: int = 3, grid: tuple[int, int] = (7, 10)) -> None:
         self.name = name
-        own = grid if name in GRIDS else None
-        self.q, self.k, self.v, given = example(name, B=2, H=heads, T=tokens, dk=8, dv=5, grid=own)
-        self.inputs = {key: x for key, x in given.items() if isinstance(x, Tensor)}
-        self.numbers = {key: x for key, x in given.items() if not isinstance(x, Tensor)}
+        token_grid = grid if name in GRIDS else None
+        self.q, self.k, self.v, inputs_by_name = example(name, B=2, H=heads, T=tokens, dk=8, dv=5, grid=token_grid)
+        self.inputs = {key: x for key, x in inputs_by_name.items() if isinstance(x, Tensor)}
+        self.numbers = {key: x for key, x in inputs_by_name.items() if not isinstance(x, Tensor)}
         self.params = {key: self.numbers[key] for key in PARAMETERS if key in self.numbers}
         scaled = "scale" in library_files()[name].read_text(encoding="utf-8").split('"""')[2]
         self.options: dict[str, Any] = {"scale": 0.6} if scaled else {}
@@ -82,22 +82,22 @@ LEAST = {"ttt_linear": 1e-2}
 
 def case_of(name: str, tokens: int, grid: tuple[int, int]) -> Case:
     """Return a case that compares output, states and gradients for random vectors."""
-    given = Recurrent(name, tokens, grid=grid)
+    recurrent = Recurrent(name, tokens, grid=grid)
 
     def output(operands: Tensors) -> Parts:
-        out, states = given.reference([operands[key] for key in "qkv"], inputs_of(operands))
+        out, states = recurrent.reference([operands[key] for key in "qkv"], inputs_of(operands))
         return (out, *states)
 
     def call(attend: Attention, operands: Tensors) -> Parts:
-        out, states = given.ours(attend, [operands[key] for key in "qkv"], inputs_of(operands))
-        return (out, *given.final(states))
+        out, states = recurrent.ours(attend, [operands[key] for key in "qkv"], inputs_of(operands))
+        return (out, *recurrent.final(states))
 
     def drawn(shape: Shape) -> Tensors:
-        return {"q": given.q, "k": given.k, "v": given.v, **given.inputs}
+        return {"q": recurrent.q, "k": recurrent.k, "v": recurrent.v, **recurrent.inputs}
 
-    n = given.q.shape[2]
+    n = recurrent.q.shape[2]
     shape = Shape(n, n, 3, 3, 2, 8, 5)
-    return Case(name, shape, given.params, drawn, None, output, call, least=LEAST.get(name, 1e-3))
+    return Case(name, shape, recurrent.params, drawn, None, output, call, least=LEAST.get(name, 1e-3))
 
 
 CASES = [case_of(name, *size) for name in recurrence_names() if name in REFERENCES for size in SIZES]

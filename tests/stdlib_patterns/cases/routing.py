@@ -68,15 +68,15 @@ class Routed:
     """Arguments of the reference, in addition to the pattern's parameters or instead of them."""
 
     def __repr__(self) -> str:
-        own = ",".join(f"{key}={value}" for key, value in self.params.items())
-        return f"{self.name}({own})-{self.n_q}-{self.n_k}".replace(" ", "")
+        settings = ",".join(f"{key}={value}" for key, value in self.params.items())
+        return f"{self.name}({settings})-{self.n_q}-{self.n_k}".replace(" ", "")
 
     def compiled(self) -> Attention:
         return compile_attention(self.name, **self.params)
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = reference_of(self.name)(q, k, v, **inputs, **self.params)
-        return found
+        result: tuple[Tensor, Tensor] = reference_of(self.name)(q, k, v, **inputs, **self.params)
+        return result
 
     def drawn(self) -> tuple[list[Tensor], Inputs]:
         qkv = [real(2, HEADS, self.n_q, DK), real(2, KV_HEADS, self.n_k, DK), real(2, KV_HEADS, self.n_k, DV)]
@@ -124,21 +124,21 @@ VIDEO: dict[str, Any] = {"frames": 3, "height": 5, "width": 7}
 
 
 def vmoba(topk: int, layer: int, **params: Any) -> Routed:
-    own = {**VIDEO, "chunk": [2, 2, 3], "topk": topk, "layer": layer, **params}
-    n = own["frames"] * own["height"] * own["width"]
-    return Routed("vmoba", n, n, own)
+    settings = {**VIDEO, "chunk": [2, 2, 3], "topk": topk, "layer": layer, **params}
+    n = settings["frames"] * settings["height"] * settings["width"]
+    return Routed("vmoba", n, n, settings)
 
 
 def vmoba_threshold(tau: float, layer: int, **params: Any) -> Routed:
-    own = {**VIDEO, "chunk": [2, 2, 3], "tau": tau, "layer": layer, **params}
-    n = own["frames"] * own["height"] * own["width"]
-    return Routed("vmoba_threshold", n, n, own)
+    settings = {**VIDEO, "chunk": [2, 2, 3], "tau": tau, "layer": layer, **params}
+    n = settings["frames"] * settings["height"] * settings["width"]
+    return Routed("vmoba_threshold", n, n, settings)
 
 
 def vsa(density: float, frames: int, height: int, width: int) -> Routed:
     n = frames * height * width
-    own = {"frames": frames, "height": height, "width": width, "tile": [2, 2, 3], "density": density}
-    return Routed("vsa", n, n, own, vsa_gate)
+    settings = {"frames": frames, "height": height, "width": width, "tile": [2, 2, 3], "density": density}
+    return Routed("vsa", n, n, settings, vsa_gate)
 
 
 # For two lengths, the second leaves a short last block; if the first is smaller, the queries are the last ones.
@@ -226,10 +226,10 @@ def case_of(routed: Routed, fixed: frozenset[str] = frozenset()) -> Case:
 
     def seen(operands: Tensors) -> Tensor:
         q, k, v = (operands[name] for name in "qkv")
-        found, _ = routed.reference(q, k, v, inputs_of(operands))
+        mask, _ = routed.reference(q, k, v, inputs_of(operands))
         if routed.name in OF_BRANCHES:
-            found = found | visible_in_other_branches(routed.name, routed, operands)
-        return found
+            mask = mask | visible_in_other_branches(routed.name, routed, operands)
+        return mask
 
     def output(operands: Tensors) -> Parts:
         q, k, v = (operands[name] for name in "qkv")
@@ -249,7 +249,7 @@ def case_of(routed: Routed, fixed: frozenset[str] = frozenset()) -> Case:
 
 def hybrid(n_q: int, n_k: int, larger: float = 1.0, **params: Any) -> Case:
     """Return a case of Hybrid Forcing; vectors `larger` times as long make its constant 1e-6 negligible."""
-    own = {"frame": 4, "sinks": 1, "local": 7, "ratio": 0.5, "block": 4, **params}
+    settings = {"frame": 4, "sinks": 1, "local": 7, "ratio": 0.5, "block": 4, **params}
     scale = 0.5 / larger**2
 
     def drawn(shape: Shape) -> Tensors:
@@ -259,21 +259,21 @@ def hybrid(n_q: int, n_k: int, larger: float = 1.0, **params: Any) -> Case:
 
     def mask(operands: Tensors) -> Tensor:
         """Return the mask of the selected kept keys and of all evicted keys."""
-        seen, _ = routing.hybrid_forcing(**operands, **own)
+        seen, _ = routing.hybrid_forcing(**operands, **settings)
         query, _ = positions(operands["q"], operands["k"])
-        chunk = query[:, 0] // (3 * own["frame"])
-        sizes = {name: own[name] for name in ("frame", "sinks", "local")}
+        chunk = query[:, 0] // (3 * settings["frame"])
+        sizes = {name: settings[name] for name in ("frame", "sinks", "local")}
         evicted = [hybrid_forcing_frames(n_k, 3 * (c + 1), **sizes)[1] for c in chunk.tolist()]
         return seen | torch.stack(evicted)
 
     def output(operands: Tensors) -> Parts:
-        return (routing.hybrid_forcing(**operands, scale=scale, **own)[1],)
+        return (routing.hybrid_forcing(**operands, scale=scale, **settings)[1],)
 
     def call(attend: Attention, operands: Tensors) -> Parts:
         return (attend(**operands, scale=scale),)
 
     shape = Shape(n_q, n_k, 2, 2, 2, 4, 4)
-    return Case("hybrid_forcing", shape, own, drawn, mask, output, call, content=True, tolerance=1e-7)
+    return Case("hybrid_forcing", shape, settings, drawn, mask, output, call, content=True, tolerance=1e-7)
 
 
 HYBRID = [

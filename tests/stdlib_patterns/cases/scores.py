@@ -28,9 +28,9 @@ def scored(
     aligned: bool = True,
 ) -> System:
     """Return the system of a pattern whose reference also returns the LSE, for every shape."""
-    own = params or {}
+    settings = params or {}
     shapes = [*SHAPES, *FEWER_QUERIES] if aligned else SHAPES
-    return System(name, unscaled(reference, **own), shapes, own, inputs, mask, has_lse=True, aligned=aligned)
+    return System(name, unscaled(reference, **settings), shapes, settings, inputs, mask, has_lse=True, aligned=aligned)
 
 
 CAUSAL, FULL = rows(masks.causal), rows(masks.full)

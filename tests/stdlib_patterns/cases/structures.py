@@ -38,7 +38,7 @@ def combiner(segment: int, shapes: list[Shape]) -> System:
 
 def _second(reference: Callable[..., tuple[None, Tensor]]) -> Callable[..., Tensor]:
     """Return the output of a reference that returns the mask, too."""
-    return lambda *args, **given: reference(*args, **given)[1]
+    return lambda *args, **arguments: reference(*args, **arguments)[1]
 
 
 def in_rows(width: int, seen: Callable[[Any, Any], Any]) -> Mask:
@@ -87,8 +87,11 @@ def longformer(window: int, dilation: list[int]) -> System:
     def mask(operands: Tensors) -> Tensor:
         tokens = operands["is_global"].tolist()
         n = len(tokens[0])
-        found = [[masks.longformer_mask(n, window, step, own) for step in dilation] for own in tokens]
-        return torch.from_numpy(np.array(found))
+        mask_list = [
+            [masks.longformer_mask(n, window, step, globals_of_entry) for step in dilation]
+            for globals_of_entry in tokens
+        ]
+        return torch.from_numpy(np.array(mask_list))
 
     params = {"window": window, "dilation": dilation}
     shapes = [square(1), square(31), square(18, batch=1)]

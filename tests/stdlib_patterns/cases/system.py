@@ -59,8 +59,8 @@ class System:
         """Yield a case for each shape."""
 
         def output(operands: Tensors) -> Parts:
-            found = self.dense(**operands)
-            return tuple(found) if self.has_lse else (found,)
+            result = self.dense(**operands)
+            return tuple(result) if self.has_lse else (result,)
 
         call = with_lse if self.has_lse else out_alone
         for shape in self.shapes:

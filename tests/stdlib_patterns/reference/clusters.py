@@ -41,8 +41,8 @@ def xattention_choice(q: Tensor, k: Tensor, *, block: int, stride: int, p: float
     """
     strips = [x.reshape(*x.shape[:2], -1, stride, x.shape[3]) for x in (q, k)]
     score = products(strips[0].flip(3).flatten(3), strips[1].flatten(3)).detach() * scale_of(q) / stride
-    at = torch.arange(score.shape[-1])
-    share = probabilities(score, (at <= at[:, None]).expand(score.shape))
+    index = torch.arange(score.shape[-1])
+    share = probabilities(score, (index <= index[:, None]).expand(score.shape))
     n, per = q.shape[2] // block, block // stride
     sums = share.reshape(*share.shape[:2], n, per, n, per).sum((3, 5))
     number = torch.arange(n)

@@ -23,9 +23,9 @@ def combiner_axial(q: Tensor, k: Tensor, v: Tensor, *, scale: float, width: int)
     score = scale * products(q, k)
     same = row == row[:, None]
     summary, _ = weighted(score, same.expand(score.shape), v)
-    own = same & (column <= column[:, None])
+    own_row = same & (column <= column[:, None])
     above = (column == column[:, None]) & (row < row[:, None])
-    visible = torch.cat([own, above], -1).expand(*q.shape[:3], -1)
+    visible = torch.cat([own_row, above], -1).expand(*q.shape[:3], -1)
     return None, weighted(torch.cat([score, score], -1), visible, torch.cat([v, summary], 2))[0]
 
 

@@ -30,10 +30,10 @@ def dhsa(
             pieces[batch, j] = keys[batch, low:high].mean(0) * math.sqrt(high - low)
     chosen = torch.zeros(q.shape[0], 1, q.shape[2], k.shape[2], dtype=torch.bool)
     for block in torch.unique(query // rows).tolist():
-        own = torch.nonzero(query[:, 0] // rows == block)[:, 0]
-        end = int(query[own[-1], 0]) + 1
-        score = pieces @ queries[:, own].mean(1)[..., None]
+        own_rows = torch.nonzero(query[:, 0] // rows == block)[:, 0]
+        end = int(query[own_rows[-1], 0]) + 1
+        score = pieces @ queries[:, own_rows].mean(1)[..., None]
         forced = (key < first) | (key >= end - near)
         score = torch.where(forced, math.inf, score[..., 0])
-        chosen[:, 0, own] = best(score, (key < end).expand(score.shape), topk)[:, None]
+        chosen[:, 0, own_rows] = best(score, (key < end).expand(score.shape), topk)[:, None]
     return softmax_over(q, k, v, chosen & (key <= query))

@@ -24,11 +24,11 @@ from reference.masks import Mask, square
 def neighbours(x: int, length: int, window: int, stride: int = 1, dilation: int = 1, causal: bool = False) -> list[int]:
     """Return the coordinates that x sees on one axis by NATTEN's rule."""
     members = [y for y in range(length) if y % dilation == x % dilation]
-    at = members.index(x)
+    index = members.index(x)
     if causal:
-        leader = min(at // stride * stride + stride - 1, len(members) - 1)
-        return members[max(0, leader - window + 1) : at + 1]
-    start = min(at // stride * stride + stride // 2, len(members) - 1) - window // 2
+        leader = min(index // stride * stride + stride - 1, len(members) - 1)
+        return members[max(0, leader - window + 1) : index + 1]
+    start = min(index // stride * stride + stride // 2, len(members) - 1) - window // 2
     while start < 0:
         start += 1
     while start + window > len(members):

@@ -39,12 +39,12 @@ def chosen_by(
 ) -> Tensor:
     """Return the keys (Nk, dk) that a block of queries (n, dk) selects; chunks begin at `limit` at the latest."""
     tokens = torch.ones(len(keys), dtype=torch.bool)
-    for size, most, stride in zip(stages, kept, strides, strict=True):
+    for size, limit_of_stage, stride in zip(stages, kept, strides, strict=True):
         score = (queries[::stride] @ keys.T).amax(0)
         starts = [i for i in range(0, len(keys), size) if sinks <= i <= limit and bool(tokens[i])]
         ranked = sorted(starts, key=lambda start: -float(score[descend(score, start, size)]))
         tokens = torch.zeros(len(keys), dtype=torch.bool)
-        for start in ranked[: most // size]:
+        for start in ranked[: limit_of_stage // size]:
             tokens[start : start + size] = True
     return tokens
 
@@ -66,12 +66,12 @@ def hip(
     chosen = torch.zeros(*q.shape[:3], k.shape[2], dtype=torch.bool)
     heads = by_query_head(k, q.shape[1]).detach()
     for block in torch.unique(query // rows).tolist():
-        own = torch.nonzero(query[:, 0] // rows == block)[:, 0]
-        limit = int(query[own[0], 0]) - window
+        own_rows = torch.nonzero(query[:, 0] // rows == block)[:, 0]
+        limit = int(query[own_rows[0], 0]) - window
         for batch in range(q.shape[0]):
             for head in range(q.shape[1]):
-                chosen[batch, head, own] = chosen_by(
-                    q.detach()[batch, head, own],
+                chosen[batch, head, own_rows] = chosen_by(
+                    q.detach()[batch, head, own_rows],
                     heads[batch, head],
                     limit,
                     stages=stages,

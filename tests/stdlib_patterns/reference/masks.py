@@ -112,9 +112,9 @@ def log_sparse(n: int, segment: int, window: int) -> Mask:
         if window // segment * 2 * near > q:
             return set(range(q + 1))
         keys = set()
-        for at in range(q, -1, -segment):
-            keys |= set(range(max(0, at - near + 1), at + 1))
-            keys |= {at - near + 1 - 2**j for j in range(near) if near - 1 + 2**j <= segment}
+        for start in range(q, -1, -segment):
+            keys |= set(range(max(0, start - near + 1), start + 1))
+            keys |= {start - near + 1 - 2**j for j in range(near) if near - 1 + 2**j <= segment}
         return keys
 
     return square(n, keys_of)

@@ -25,12 +25,12 @@ def mminference_grid(q: Tensor, k: Tensor, v: Tensor, *, strides: Sequence[int],
     chosen = torch.zeros(*q.shape[:2], 1, k.shape[2], dtype=torch.bool)
     for batch in range(q.shape[0]):
         for head in range(q.shape[1]):
-            most = -1.0
+            best_weight = -1.0
             for stride in strides:
                 for phase in range(stride):
-                    own = key % stride == phase
-                    pairs = causal[-probe:] & own
+                    residue_keys = key % stride == phase
+                    pairs = causal[-probe:] & residue_keys
                     mass = float(weights[batch, head][pairs].mean()) if bool(pairs.any()) else 0.0
-                    if mass > most:
-                        most, chosen[batch, head, 0] = mass, own
+                    if mass > best_weight:
+                        best_weight, chosen[batch, head, 0] = mass, residue_keys
     return softmax_over(q, k, v, causal & (chosen | (query >= k.shape[2] - probe)))

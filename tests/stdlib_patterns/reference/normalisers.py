@@ -73,9 +73,9 @@ def landmark(q: Tensor, k: Tensor, v: Tensor, *, scale: float, block: int) -> Te
     its weight on to the tokens of its block. The landmark of the own block is hidden, also in its own row.
     """
     query, key = positions(q, k)
-    own, mark = query // (block + 1) == key // (block + 1), key % (block + 1) == block
+    own_block, mark = query // (block + 1) == key // (block + 1), key % (block + 1) == block
     score, v = scale * products(q, k), shared(v, q)
-    share = shares(score, (key <= query) & (own != mark))
+    share = shares(score, (key <= query) & (own_block != mark))
     out = torch.where(mark, 0, share) @ v
     for door in key[mark].tolist():
         room = slice(door - block, door)

@@ -31,14 +31,14 @@ def regression_at_test_time(
         state = (empty[..., : k.shape[3]], q.new_zeros(q.shape[:2]), empty[..., k.shape[3] :])
     inverse, begun, slope = state
     first = torch.linalg.inv(inverse + (1 - begun[..., None, None]) / ridge * eye)
-    known = first @ slope
+    current = first @ slope
     for t in range(1, q.shape[2] + 1):
         ages = torch.arange(t - 1, -1, -1, dtype=q.dtype)
         w = (gamma**ages * weights[:, :, :t])[..., None]
         keys, values = k[:, :, :t], v[:, :, :t]
         covariance = keys.transpose(2, 3) @ (w * keys) + gamma**t * first
         inverse = torch.linalg.inv(covariance)
-        slope = torch.linalg.solve(covariance, keys.transpose(2, 3) @ (w * values) + gamma**t * known)
+        slope = torch.linalg.solve(covariance, keys.transpose(2, 3) @ (w * values) + gamma**t * current)
         rows.append(q[:, :, t - 1 : t] @ slope)
     out = torch.cat(rows, 2) if rows else q.new_zeros(*q.shape[:3], v.shape[3])
     return out, (inverse, torch.ones_like(begun) if rows else begun, slope)

@@ -67,8 +67,8 @@ def moba(q: Tensor, k: Tensor, v: Tensor, *, block: int, topk: int) -> Result:
     number = torch.arange(blocks_of(k.shape[2], block))
     gate = products(q, means(k, key // block, len(number))).detach()
     past = query >= (number + 1) * block
-    own = number == query // block
-    chosen = best(torch.where(own, math.inf, gate), past | own, topk)
+    own_block = number == query // block
+    chosen = best(torch.where(own_block, math.inf, gate), past | own_block, topk)
     return softmax_over(q, k, v, chosen[..., key // block] & (key <= query))
 
 
@@ -83,9 +83,9 @@ def landmark_retrieval(q: Tensor, k: Tensor, v: Tensor, *, block: int, topk: int
     doors = key[mark]
     past = (doors // size < query // size).expand(*score.shape[:3], len(doors))
     chosen = best(score[..., doors].detach(), past, topk)
-    own = (key // size == query // size) & ~mark & (key <= query)
-    share = shares(score, own | torch.zeros_like(score, dtype=torch.bool).index_copy(-1, doors, chosen))
-    seen, weight = own.expand(score.shape).clone(), torch.where(mark, 0, share)
+    own_block = (key // size == query // size) & ~mark & (key <= query)
+    share = shares(score, own_block | torch.zeros_like(score, dtype=torch.bool).index_copy(-1, doors, chosen))
+    seen, weight = own_block.expand(score.shape).clone(), torch.where(mark, 0, share)
     for i, door in enumerate(doors.tolist()):
         room = slice(door - block, door)
         seen[..., door - block : door + 1] |= chosen[..., i, None]
@@ -195,8 +195,8 @@ def vmoba(
     """Each head selects topk · N of all pairs of a query and a chunk, every query's own chunk first among them."""
     unit, units = vmoba_chunks(frames, height, width, chunk, layer)
     gate = products(q, means(k, unit, units)).detach()
-    own = torch.arange(units) == unit[:, None]
-    pairs = torch.where(own, math.inf, gate).flatten(2)
+    own_chunk = torch.arange(units) == unit[:, None]
+    pairs = torch.where(own_chunk, math.inf, gate).flatten(2)
     chosen = best(pairs, torch.ones_like(pairs, dtype=torch.bool), topk * len(unit)).view(gate.shape)
     return softmax_over(q, k, v, chosen[..., unit])
 
@@ -235,9 +235,9 @@ def vmoba_threshold(
     chosen = torch.zeros(gate.shape, dtype=torch.bool)
     for b, head, row in torch.cartesian_prod(*[torch.arange(n) for n in gate.shape[:3]]).tolist():
         shares = dict(enumerate(share[b, head, row].tolist()))
-        own = int(unit[row])
-        missing = tau - shares.pop(own)
-        chosen[b, head, row, [own, *reaching(shares, missing)]] = True
+        own_chunk = int(unit[row])
+        missing = tau - shares.pop(own_chunk)
+        chosen[b, head, row, [own_chunk, *reaching(shares, missing)]] = True
     return softmax_over(q, k, v, chosen[..., unit])
 
 
@@ -305,8 +305,8 @@ def minference_vertical_slash(
     column = last.sum(2)
     diagonal = torch.zeros_like(column)
     for r, row in enumerate(rows[:, 0].tolist()):
-        for at in range(row + 1):
-            diagonal[:, :, row - at] += last[:, :, r, at]
+        for key_position in range(row + 1):
+            diagonal[:, :, row - key_position] += last[:, :, r, key_position]
     column[..., :30] = math.inf
     diagonal[..., :100] = math.inf
     everything = torch.ones_like(column, dtype=torch.bool)
@@ -336,9 +336,9 @@ def anchor(q: Tensor, k: Tensor, v: Tensor, *, block: int, group: int, theta: fl
     seen = near.expand(score.shape).clone()
     whole = q.shape[2] // size * size
     for g in range(0, whole, size):
-        for at in range(g, g + size, block):
-            own = slice(at, at + block)
-            columns = score[:, :, own].mean(2) + theta >= largest[:, :, own].mean(2, keepdim=True)
+        for start in range(g, g + size, block):
+            rows_of_block = slice(start, start + block)
+            columns = score[:, :, rows_of_block].mean(2) + theta >= largest[:, :, rows_of_block].mean(2, keepdim=True)
             columns &= (key >= block) & (key < g)
             seen[:, :, g : g + size] |= columns[:, :, None]
     seen[:, :, whole:] = causal[whole:]
@@ -370,8 +370,8 @@ def token_sparse(q: Tensor, k: Tensor, v: Tensor, *, window: int, pool: int, tau
 def recycled(q: Tensor, k: Tensor, v: Tensor, *, cached: Tensor, since: Tensor) -> Result:
     """Xu et al. 2024: the keys at the positions `cached` (B, Hkv, n), and the keys from `since` (B) on."""
     query, key = positions(q, k)
-    found = (cached[..., None] == key).any(2) | (key >= since[:, None, None])
-    return softmax_over(q, k, v, by_query_head(found, q.shape[1])[:, :, None] & (key <= query))
+    visible = (cached[..., None] == key).any(2) | (key >= since[:, None, None])
+    return softmax_over(q, k, v, by_query_head(visible, q.shape[1])[:, :, None] & (key <= query))
 
 
 # --- a softmax with a state -------------------------------------------------------------------------------------------

@@ -34,12 +34,12 @@ def superlinear(
         if not len(anchors):
             rows.append(weighted(score[:, :, row : row + 1], window[row].expand(score[:, :, :1].shape), v)[0])
             continue
-        found = ranked[:, :, row, anchors]
-        chosen = best(found.detach(), torch.ones_like(found, dtype=torch.bool), topk)
-        share = torch.softmax(torch.where(chosen, found, -math.inf), -1)
+        anchor_scores = ranked[:, :, row, anchors]
+        chosen = best(anchor_scores.detach(), torch.ones_like(anchor_scores, dtype=torch.bool), topk)
+        share = torch.softmax(torch.where(chosen, anchor_scores, -math.inf), -1)
         read = torch.zeros(*q.shape[:2], 1, v.shape[-1], dtype=q.dtype)
-        for n, at in enumerate(anchors.tolist()):
-            span = (key >= at - reach(back, t + 1)) & (key <= at + reach(ahead, t + 1)) & (key <= t)
+        for n, anchor in enumerate(anchors.tolist()):
+            span = (key >= anchor - reach(back, t + 1)) & (key <= anchor + reach(ahead, t + 1)) & (key <= t)
             both = (span | window[row]).expand(score[:, :, :1].shape)
             read = read + share[:, :, n, None, None] * weighted(score[:, :, row : row + 1], both, v)[0]
             seen[:, :, row] |= chosen[:, :, n, None] & span

@@ -92,11 +92,13 @@ def attend(
     if weights.line is None or "softmax" in weights.line:
         shares, lse = softmax(scores, mask, None if weights.extra is None else weights.extra(s))
         if not weights.softmax:
-            own, lse = weights.value(s), None
+            weight, lse = weights.value(s), None
             even = (
-                mask.to(own.dtype) / mask.sum(-1, keepdim=True).clamp(min=1) if "count" in (weights.line or "") else 0.0
+                mask.to(weight.dtype) / mask.sum(-1, keepdim=True).clamp(min=1)
+                if "count" in (weights.line or "")
+                else 0.0
             )
-            shares = shares * own + (1 - own) * even
+            shares = shares * weight + (1 - weight) * even
     elif "softplus" in weights.line:
         shares = softplus_shares(scores, mask)
     else:
@@ -177,7 +179,7 @@ def _selecting(draft: Draft, head: list[str]) -> Drawn:
     chosen = selection(draft)
     causal = draft.chance(0.7)
     also = condition(draft, 1) if draft.chance(0.3) else None
-    asked = "k in chosen" + (" and k <= q" if causal else "") + (f" or {also.text}" if also else "")
+    relation_text = "k in chosen" + (" and k <= q" if causal else "") + (f" or {also.text}" if also else "")
 
     def dense(s: Scene) -> tuple[Tensor, Tensor | None, Tensor]:
         mask = chosen.mask(s)
@@ -187,5 +189,5 @@ def _selecting(draft: Draft, head: list[str]) -> Drawn:
             mask = mask | also.value(s)
         return attend(s, mask.expand(s.shape), None, formulas.Weights(None, lambda s: torch.empty(0)), None)
 
-    text = _text(draft, head, [*chosen.lines, f"visible {asked}"])
+    text = _text(draft, head, [*chosen.lines, f"visible {relation_text}"])
     return Drawn(text, dense, tuple(draft.inputs), draft.align, ties=chosen.ties)

@@ -173,10 +173,10 @@ def _lengths(drawn: Drawn, rng: random.Random, longest: int) -> tuple[int, int]:
 # --- the closure ---
 
 
-def _scenes(drawn: Drawn, call: Call, given: Mapping[str, Tensor]) -> list[Scene]:
+def _scenes(drawn: Drawn, call: Call, tensors: Mapping[str, Tensor]) -> list[Scene]:
     group = call.heads[0] // call.heads[1]
-    q, k, v = given["q"], *(given[name].repeat_interleave(group, 1) for name in "kv")
-    inputs = {one.name: given[one.name] for one in drawn.inputs}
+    q, k, v = tensors["q"], *(tensors[name].repeat_interleave(group, 1) for name in "kv")
+    inputs = {one.name: tensors[one.name] for one in drawn.inputs}
     cuts = call.cu_seqlens or [0, call.lengths[1]]
     scenes = []
     for start, end in pairwise(cuts):
@@ -205,9 +205,9 @@ def _scene(drawn: Drawn, q: Tensor, k: Tensor, v: Tensor, inputs: Mapping[str, T
     return Scene(q_at, k_at, torch.arange(q.shape[1]).view(1, -1, 1, 1), q, k, v, inputs, kv_heads, together)
 
 
-def _dense(drawn: Drawn, call: Call, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+def _dense(drawn: Drawn, call: Call, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
     outs, lses = [], []
-    for scene in _scenes(drawn, call, given):
+    for scene in _scenes(drawn, call, tensors):
         out, lse, _ = drawn.dense(scene)
         outs.append(out)
         lses.append(lse)
@@ -218,14 +218,14 @@ def _dense(drawn: Drawn, call: Call, given: Mapping[str, Tensor]) -> tuple[Tenso
 
 
 def _grads(outputs: list[Tensor], grads: list[Tensor], leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    found = torch.autograd.grad(outputs, list(leaves.values()), grads, allow_unused=True, materialize_grads=True)
-    return dict(zip(leaves, found, strict=True))
+    gradients = torch.autograd.grad(outputs, list(leaves.values()), grads, allow_unused=True, materialize_grads=True)
+    return dict(zip(leaves, gradients, strict=True))
 
 
 def _results(run: object, call: Call, leaves: Mapping[str, Tensor], with_lse: bool) -> dict[str, Tensor]:
     assert callable(run)
-    own = {name: x.detach().clone().requires_grad_() for name, x in leaves.items()}
-    out, lse = run(call.tensors(own))
+    copies = {name: x.detach().clone().requires_grad_() for name, x in leaves.items()}
+    out, lse = run(call.tensors(copies))
     results = {"out": out.detach()}
     outputs, grads = [out], [call.grads[0].to(out.dtype)]
     if with_lse and lse is not None:
@@ -233,7 +233,7 @@ def _results(run: object, call: Call, leaves: Mapping[str, Tensor], with_lse: bo
         outputs.append(lse)
         grads.append(torch.where(torch.isfinite(lse), call.grads[1], 0).to(lse.dtype))
     if any(x.requires_grad for x in outputs):
-        results |= {f"d{name}": x for name, x in _grads(outputs, grads, own).items()}
+        results |= {f"d{name}": x for name, x in _grads(outputs, grads, copies).items()}
     return results
 
 
@@ -244,25 +244,25 @@ def check_call(attend: Attention, drawn: Drawn, call: Call) -> str:
     if call.hidden_nan and not drawn.recurrent and call.cu_seqlens is None:
         leaves, exact_leaves = _poisoned(drawn, call, leaves, exact_leaves)
 
-    def dense(given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        return _dense(drawn, call, given)
+    def dense(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        return _dense(drawn, call, tensors)
 
     exact = _results(dense, call, exact_leaves, True)
     same = _results(dense, call, {name: x.to(call.leaves["q"].dtype) for name, x in exact_leaves.items()}, True)
     with_lse = "lse" in exact
 
-    def compiled(given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        more: dict[str, Any] = {**given, **({"cu_seqlens": torch.tensor(call.cu_seqlens)} if call.cu_seqlens else {})}
+    def compiled(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        more: dict[str, Any] = {**tensors, **({"cu_seqlens": torch.tensor(call.cu_seqlens)} if call.cu_seqlens else {})}
         more |= {} if call.scale is None else {"scale": call.scale}
         return attend(**more, return_lse=True) if with_lse else (attend(**more), None)
 
     try:
-        found = _results(compiled, call, leaves, with_lse)
+        actual = _results(compiled, call, leaves, with_lse)
     except AttncError as error:
         if "A901" in str(error):
             raise Mismatch(f"an error of attnc itself: {error}") from error
         return f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    _compare(found, exact, same, call.leaves["q"].dtype, by_kernels=call.by_kernels)
+    _compare(actual, exact, same, call.leaves["q"].dtype, by_kernels=call.by_kernels)
     return _check_decode(attend, drawn, call, leaves, exact, same)
 
 
@@ -279,16 +279,16 @@ def _check_decode(
     plain = not drawn.recurrent and drawn.documents is None and drawn.grid is None and call.cu_seqlens is None
     if not plain or n_q > n_k or not call.batch or (drawn.align == "start" and n_q < n_k):
         return "agreed"
-    given: dict[str, Any] = {name: x.detach() for name, x in call.tensors(leaves).items()}
+    tensors: dict[str, Any] = {name: x.detach() for name, x in call.tensors(leaves).items()}
     last = min(n_q, 1 + n_k % 3)
     rows = slice(n_q - last, n_q)
-    q, k, v = given.pop("q")[:, :, rows], given.pop("k"), given.pop("v")
+    q, k, v = tensors.pop("q")[:, :, rows], tensors.pop("k"), tensors.pop("v")
     decode: Any = attend.decode
     for one in drawn.inputs:
         by_row = tuple(rows if dim == "query" else slice(None) for dim in one.dims)
-        given[one.name] = given[one.name][by_row]
+        tensors[one.name] = tensors[one.name][by_row]
     try:
-        out = decode(q, k, v, kv_len=n_k, scale=call.scale, **given)
+        out = decode(q, k, v, kv_len=n_k, scale=call.scale, **tensors)
     except AttncError as error:
         if "A901" in str(error):
             raise Mismatch(f"decode: an error of attnc itself: {error}") from error
@@ -302,7 +302,7 @@ def _check_decode(
 
 
 def _compare(
-    found: dict[str, Tensor],
+    actual: dict[str, Tensor],
     exact: dict[str, Tensor],
     same: dict[str, Tensor],
     dtype: torch.dtype,
@@ -312,9 +312,9 @@ def _compare(
     lse = exact["lse"][exact["lse"].isfinite()].abs() if "lse" in exact else torch.zeros(0)
     of_lse = LSE_ERRORS * torch.finfo(dtype).eps * float(lse.max()) if by_kernels and lse.numel() else 0.0
     for name, true in exact.items():
-        if name not in found:
+        if name not in actual:
             raise Mismatch(f"{name} is missing")
-        ours = found[name].double()
+        ours = actual[name].double()
         if ours.shape != true.shape:
             raise Mismatch(f"{name} has shape {tuple(ours.shape)}, not {tuple(true.shape)}")
         finite = torch.isfinite(true)
@@ -323,9 +323,9 @@ def _compare(
         if not finite.any():
             continue
         largest = max(1.0, float(true[finite].abs().max()))
-        own = float((same[name].double() - true)[finite].abs().max())
+        own_error = float((same[name].double() - true)[finite].abs().max())
         relative = max(TOLERANCE[dtype], of_lse if name.startswith("d") else 0.0)
-        allowed = max(relative * largest, OWN_ERRORS * own if math.isfinite(own) else 0.0)
+        allowed = max(relative * largest, OWN_ERRORS * own_error if math.isfinite(own_error) else 0.0)
         error = float((ours - true)[finite].abs().max())
         if not error <= allowed:
             raise Mismatch(f"{name} differs by {error:.3g} (allowed {allowed:.3g}; largest entry {largest:.3g})")
