@@ -88,8 +88,8 @@ class Part:
     def rows(self, setting: Setting) -> Iterator[Row]:
         """Yield the rows that are not in `setting.done`; the module is imported on the first call."""
         module, function = self.source.split(":")
-        found: Callable[[Setting], Iterator[Row]] = getattr(importlib.import_module(module), function)
-        return found(setting)
+        run_part: Callable[[Setting], Iterator[Row]] = getattr(importlib.import_module(module), function)
+        return run_part(setting)
 
 
 class KeyTwiceError(Exception):
@@ -141,20 +141,20 @@ SAME = ("torch", "triton", "python", "device", "threads", "rivals", "sources", "
 def kept(out: Path, facts: Mapping[str, Any]) -> list[Row]:
     """Return the correct rows of an earlier run under the same facts; wrong rows are measured again."""
     try:
-        found = json.loads(out.read_text(encoding="utf-8"))
+        content = json.loads(out.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return []
-    if any(found.get(key) != facts[key] for key in SAME):
+    if any(content.get(key) != facts[key] for key in SAME):
         return []
-    return [row for row in found["rows"] if not is_wrong(row)]
+    return [row for row in content["rows"] if not is_wrong(row)]
 
 
 def is_complete(part: Part, setting: Setting, out: Path) -> bool:
     """Return whether a file holds every row of its part, all correct, under the current facts."""
     facts = header(part, setting)
     rows = kept(out, facts)
-    found = json.loads(out.read_text(encoding="utf-8")) if rows else {}
-    return bool(found.get("complete")) and len(rows) == len(found["rows"])
+    content = json.loads(out.read_text(encoding="utf-8")) if rows else {}
+    return bool(content.get("complete")) and len(rows) == len(content["rows"])
 
 
 def write(out: Path, content: Mapping[str, Any]) -> None:

@@ -49,11 +49,11 @@ def samples(count: int) -> list[Rates]:
 
 def middle(samples: Sequence[Rates]) -> Rates:
     """Return the median of every rate."""
-    found = [asdict(one) for one in samples]
-    first = found[0]
+    rates = [asdict(one) for one in samples]
+    first = rates[0]
     middle: dict[str, Any] = {}
     for key, value in first.items():
-        values = [one[key] for one in found]
+        values = [one[key] for one in rates]
         if isinstance(value, float):
             middle[key] = statistics.median(values)
         elif key == "elements":
@@ -75,8 +75,8 @@ def middle(samples: Sequence[Rates]) -> Rates:
 
 def main() -> int:
     """Measure and keep the rates; return 1 if no folder can hold them."""
-    found = middle(samples(COUNT))
-    kept = calibration.save(found)
+    rates = middle(samples(COUNT))
+    kept = calibration.save(rates)
     for one in MICROBENCHMARKS:
         print(f"{one.rates:9} {one.times:3} timings  {one.name}")
     print(

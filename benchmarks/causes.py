@@ -17,31 +17,33 @@ Test = Callable[[Goal, Measurement], bool]
 def _of(goals: tuple[str, ...], **wanted: object) -> Test:
     """Match rows of these goals whose entries equal the wanted values or begin with them."""
 
-    def test(goal: Goal, found: Measurement) -> bool:
-        return goal.key in goals and all(str(found.row.get(key, "")).startswith(str(x)) for key, x in wanted.items())
+    def test(goal: Goal, measurement: Measurement) -> bool:
+        return goal.key in goals and all(
+            str(measurement.row.get(key, "")).startswith(str(x)) for key, x in wanted.items()
+        )
 
     return test
 
 
-def _little_to_gain(goal: Goal, found: Measurement) -> bool:
+def _little_to_gain(goal: Goal, measurement: Measurement) -> bool:
     """Match rows whose live tiles leave less than half of dense attention out."""
     goals = ("G9.dense", "G9.dense.backward", "G9.flex.fp32", "blocks.dense")
-    return goal.key in goals and 0 < found.row.get("bound", 0) < 2
+    return goal.key in goals and 0 < measurement.row.get("bound", 0) < 2
 
 
-def _short_step(goal: Goal, found: Measurement) -> bool:
+def _short_step(goal: Goal, measurement: Measurement) -> bool:
     """Match decode steps below two and a half milliseconds."""
-    return goal.key in ("G3.sparse", "G3.dense") and found.row["ms"]["attnc"]["median"] < 2.5
+    return goal.key in ("G3.sparse", "G3.dense") and measurement.row["ms"]["attnc"]["median"] < 2.5
 
 
-def _grows(goal: Goal, found: Measurement) -> bool:
+def _grows(goal: Goal, measurement: Measurement) -> bool:
     """Match rows whose rate falls with the length: operands of 134 MB instead of 17 MB, or tokens of more work."""
     return goal.key == "G4.tokens"
 
 
-def _is_close(goal: Goal, found: Measurement) -> bool:
+def _is_close(goal: Goal, measurement: Measurement) -> bool:
     """Match rows whose fastest schedule was predicted to take at most a tenth longer than the chosen one."""
-    tried = found.row.get("schedules")
+    tried = measurement.row.get("schedules")
     if goal.key != "G8.chosen" or not tried:
         return False
     fastest = min(tried, key=lambda one: one["least_ms"])
@@ -143,6 +145,6 @@ CAUSES: tuple[tuple[Test, str], ...] = (
 )
 
 
-def why(goal: Goal, found: Measurement) -> str:
+def why(goal: Goal, measurement: Measurement) -> str:
     """Return the cause of a value that is behind."""
-    return next((text for test, text in CAUSES if test(goal, found)), UNKNOWN)
+    return next((text for test, text in CAUSES if test(goal, measurement)), UNKNOWN)

@@ -30,17 +30,17 @@ def main() -> int:
     )
     options = parser.parse_args()
     if options.library:
-        asked = Asked(frozenset(options.targets), frozenset(options.head_dims), options.dtype)
+        scope = Asked(frozenset(options.targets), frozenset(options.head_dims), options.dtype)
         wanted = routing_gate.cases(routing_names(), options.targets, options.head_dims, options.dtype)
-        return read_library("routing", wanted, asked, routing_gate.judge, options.processes)
+        return read_library("routing", wanted, scope, routing_gate.judge, options.processes)
     likes = {name: SELECTION[name] for name in options.like}
-    found = list(cases(options.targets, options.head_dims, options.dtype, likes))
+    kernels = list(cases(options.targets, options.head_dims, options.dtype, likes))
     failed = 0
-    for i, outcome in compile_all([(case.source, case.target) for case in found], options.processes):
-        reasons = judge(found[i], outcome)
+    for i, outcome in compile_all([(case.source, case.target) for case in kernels], options.processes):
+        reasons = judge(kernels[i], outcome)
         failed += bool(reasons)
-        print(line(found[i], outcome, reasons), flush=True)
-    print(f"{len(found)} kernels, {failed} failed")
+        print(line(kernels[i], outcome, reasons), flush=True)
+    print(f"{len(kernels)} kernels, {failed} failed")
     return int(failed > 0)
 
 

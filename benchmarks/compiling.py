@@ -173,8 +173,8 @@ def _new_shapes(name: str) -> Row:
     first = f"{WINDOW})" if name == "attnc" else "attend = torch.compile(flex_attention)"
     window = "(q >= k) & (q - k < 512)"
     mask = f"create_block_mask(lambda b, h, q, k: {window}, None, None, n, n, device='cpu')"
-    given = "given = {}" if name == "attnc" else f"given = {{'block_mask': {mask}}}"
-    text = NEW_SHAPES.format(imports=imports, first=first, shapes=SHAPES, given=given)
+    attnc_inputs = "given = {}" if name == "attnc" else f"given = {{'block_mask': {mask}}}"
+    text = NEW_SHAPES.format(imports=imports, first=first, shapes=SHAPES, given=attnc_inputs)
     with tempfile.TemporaryDirectory() as folder:
         numbers = _said(text, folder)
     calls = [

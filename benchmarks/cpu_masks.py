@@ -138,9 +138,9 @@ def _row(case: MaskCase, size: MaskSize, rounds: int, *, backward: bool) -> Row:
     runs["dense"] = partial(plain, q, k, v)
     if not backward:
         runs["flex"], facts["first_ms"]["flex"] = _flex(case, size.n, q, k, v)
-    found = _errors(case, size, {name: run for name, run in runs.items() if name != "dense"}, (q, k, v), grad)
-    ok = max(found.values()) <= exact.TOLERANCE[size.dtype]
-    facts |= {"errors": {name: float(f"{error:.3g}") for name, error in found.items()}, "ok": ok}
+    error_by_name = _errors(case, size, {name: run for name, run in runs.items() if name != "dense"}, (q, k, v), grad)
+    ok = max(error_by_name.values()) <= exact.TOLERANCE[size.dtype]
+    facts |= {"errors": {name: float(f"{error:.3g}") for name, error in error_by_name.items()}, "ok": ok}
     if not ok:
         return facts
     if grad is not None:
@@ -162,15 +162,15 @@ def _timed(runs: dict[str, Run], rounds: int) -> dict[str, Timing]:
 
 def _flex(case: MaskCase, n: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Run, float]:
     """Return compiled FlexAttention, and the milliseconds of its first call including the block mask."""
-    found: list[rival.Attend] = []
+    compiled_runs: list[rival.Attend] = []
 
     def first() -> None:
         block_mask = flex.block_mask(rival.Mask(n, case.mask_mod(n), case.heads), "cpu", compiled=False)
-        found.append(flex.attend(block_mask, "cpu", tuned=False))
-        found[0](q, k, v)
+        compiled_runs.append(flex.attend(block_mask, "cpu", tuned=False))
+        compiled_runs[0](q, k, v)
 
     took = once(first)
-    return partial(found[0], q, k, v), round(took, 2)
+    return partial(compiled_runs[0], q, k, v), round(took, 2)
 
 
 def _errors(
@@ -178,17 +178,24 @@ def _errors(
 ) -> dict[str, float]:
     """Return errors of one head in fp64 for every contender with the mask; the last head, whose index is not 0."""
     head = HEADS - 1
-    own = [x[0, head] for x in leaves]
-    true = exact.results(case.mask_mod(size.n), own[0], own[1], own[2], None if grad is None else grad[0, head], head)
-    found: dict[str, float] = {}
+    head_operands = [x[0, head] for x in leaves]
+    true = exact.results(
+        case.mask_mod(size.n),
+        head_operands[0],
+        head_operands[1],
+        head_operands[2],
+        None if grad is None else grad[0, head],
+        head,
+    )
+    errors_by_name: dict[str, float] = {}
     for name, run in runs.items():
         out = run()
         ours = {"out": out.detach()[0, head]}
         if grad is not None:
-            given = torch.autograd.grad(out, leaves, grad)
-            ours |= {f"d{letter}": x[0, head] for letter, x in zip("qkv", given, strict=True)}
-        found |= {f"{name} {what}": error for what, error in exact.errors(ours, true).items()}
-    return found
+            gradients = torch.autograd.grad(out, leaves, grad)
+            ours |= {f"d{letter}": x[0, head] for letter, x in zip("qkv", gradients, strict=True)}
+        errors_by_name |= {f"{name} {what}": error for what, error in exact.errors(ours, true).items()}
+    return errors_by_name
 
 
 def _gradients(run: Run, leaves: tuple[Tensor, ...], grad: Tensor) -> object:

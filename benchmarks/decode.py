@@ -60,8 +60,12 @@ def _row(name: str, params: dict[str, Any], n: int, rounds: int) -> Row:
     growing = count(n - 200)
     with torch.no_grad():
         seen = _seen(attend, n)
-        found = exact.errors({"out": attend.decode(q, k, v, kv_len=n)}, {"out": _true(attend, q, k, v, seen)})
-        row |= {"visible": len(seen), "errors": found, "ok": found["out"] <= exact.TOLERANCE[torch.float32]}
+        error_by_name = exact.errors({"out": attend.decode(q, k, v, kv_len=n)}, {"out": _true(attend, q, k, v, seen)})
+        row |= {
+            "visible": len(seen),
+            "errors": error_by_name,
+            "ok": error_by_name["out"] <= exact.TOLERANCE[torch.float32],
+        }
         if not row["ok"]:
             return row
         contenders: dict[str, Callable[[], object]] = {
@@ -78,8 +82,8 @@ def _true(attend: Attention, q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> T
     """Compute the result in fp64: by the reference, or above `REFERENCE` keys over only the visible keys."""
     wide = [x.double() for x in (q, k, v)]
     if k.shape[2] <= REFERENCE or not attend.is_plain:
-        found: Tensor = attend.reference(*wide)
-        return found
+        out: Tensor = attend.reference(*wide)
+        return out
     keys, values = (x.index_select(2, seen) for x in wide[1:])
     return F.scaled_dot_product_attention(wide[0], keys, values, enable_gqa=True)
 
@@ -96,10 +100,10 @@ def _by_torch(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, n: int) -> dict[str
     mask[:, seen] = True
     first, last = int(seen[0]), int(seen[-1]) + 1
     if last - first == len(seen):
-        own = k[:, :, first:last], v[:, :, first:last]
+        visible = k[:, :, first:last], v[:, :, first:last]
         return {
             "dense": lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True),
-            "dense, visible alone": lambda: F.scaled_dot_product_attention(q, *own, enable_gqa=True),
+            "dense, visible alone": lambda: F.scaled_dot_product_attention(q, *visible, enable_gqa=True),
         }
     return {
         "dense": lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True),

@@ -30,22 +30,22 @@ def results(mask_mod: MaskMod, q: Tensor, k: Tensor, v: Tensor, grad: Tensor | N
         if grad is not None:
             out.backward(grad[rows].double())  # type: ignore[no-untyped-call]  # torch has no type for it
         outs.append(out.detach())
-    found = {"out": torch.cat(outs)}
-    return found | {f"d{name}": x.grad for name, x in zip("qkv", wide, strict=True) if x.grad is not None}
+    true = {"out": torch.cat(outs)}
+    return true | {f"d{name}": x.grad for name, x in zip("qkv", wide, strict=True) if x.grad is not None}
 
 
 def _rows(mask_mod: MaskMod, q: Tensor, k: Tensor, v: Tensor, first: int, head: int) -> Tensor:
-    at = torch.arange(first, first + len(q), device=q.device)[:, None]
+    queries = torch.arange(first, first + len(q), device=q.device)[:, None]
     zero = torch.zeros((), dtype=torch.long, device=q.device)
-    seen = mask_mod(zero, zero + head, at, torch.arange(len(k), device=q.device)[None])
+    seen = mask_mod(zero, zero + head, queries, torch.arange(len(k), device=q.device)[None])
     scores = (q @ k.T) / math.sqrt(q.shape[-1])
     return scores.masked_fill(~seen, -math.inf).softmax(-1) @ v
 
 
 def errors(ours: Mapping[str, Tensor], true: Mapping[str, Tensor]) -> dict[str, float]:
     """Return the largest error by name, relative to the largest true entry; infinite for NaN."""
-    found = {}
+    largest = {}
     for name, exact in true.items():
         gap = ((ours[name].double() - exact).abs().max() / exact.abs().max()).item()
-        found[name] = math.inf if math.isnan(gap) else gap
-    return found
+        largest[name] = math.inf if math.isnan(gap) else gap
+    return largest

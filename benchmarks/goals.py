@@ -100,9 +100,11 @@ Why = Callable[[Goal, Measurement], str]
 
 def verdict(goal: Goal, rows: Rows, why: Why) -> Verdict:
     """Return a goal's result; rows of other parts are ignored."""
-    own = {part: rows.get(part, ()) for part in goal.parts}
-    wrong = tuple(f"{part}: {row['key']}" for part, found in own.items() for row in found if is_wrong(row))
-    right = {part: [row for row in found if not is_wrong(row)] for part, found in own.items()}
+    part_rows = {part: rows.get(part, ()) for part in goal.parts}
+    wrong = tuple(
+        f"{part}: {row['key']}" for part, part_results in part_rows.items() for row in part_results if is_wrong(row)
+    )
+    right = {part: [row for row in part_results if not is_wrong(row)] for part, part_results in part_rows.items()}
     values = goal.read(right)
     behind = [Behind(one.label, one.value, why(goal, one)) for one in values if _misses(goal, one)]
     behind.sort(key=lambda one: one.value, reverse=not goal.least)
@@ -110,8 +112,8 @@ def verdict(goal: Goal, rows: Rows, why: Why) -> Verdict:
     return Verdict(goal, value, len(values), tuple(behind), wrong)
 
 
-def _misses(goal: Goal, found: Measurement) -> bool:
-    return found.value < 1 if goal.how == "share" else not goal.met(found.value)
+def _misses(goal: Goal, measurement: Measurement) -> bool:
+    return measurement.value < 1 if goal.how == "share" else not goal.met(measurement.value)
 
 
 def combined(how: How, values: Sequence[float]) -> float:

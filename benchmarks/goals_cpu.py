@@ -158,12 +158,14 @@ DECODE = (
 
 def _falls(rows: Rows) -> list[Measurement]:
     """Return by how many percent tokens per second fall from the shortest length to the longest."""
-    found = []
-    for own in _by(rows, "pattern"):
-        speeds = sorted((row["n"], row["n"] / row["ms"]["attnc"]["median"], row) for row in own)
+    measurements = []
+    for group in _by(rows, "pattern"):
+        speeds = sorted((row["n"], row["n"] / row["ms"]["attnc"]["median"], row) for row in group)
         if len(speeds) > 1:
-            found.append(Measurement(speeds[-1][2]["key"], 100 * (1 - speeds[-1][1] / speeds[0][1]), speeds[-1][2]))
-    return found
+            measurements.append(
+                Measurement(speeds[-1][2]["key"], 100 * (1 - speeds[-1][1] / speeds[0][1]), speeds[-1][2])
+            )
+    return measurements
 
 
 def _by(rows: Rows, *keys: str) -> Iterator[list[Row]]:
@@ -206,13 +208,13 @@ RECURRENCE = (
 
 
 def _break_even(rows: Rows) -> list[Measurement]:
-    found = []
-    for own in _by(rows, "pattern", "direction"):
-        gains = [(row["n"], gain) for row in own if (gain := speedup(row, "dense")) is not None]
+    measurements = []
+    for group in _by(rows, "pattern", "direction"):
+        gains = [(row["n"], gain) for row in group if (gain := speedup(row, "dense")) is not None]
         length = break_even(gains)
         if length is not None:
-            found.append(Measurement(f"{own[0]['pattern']} {own[0]['direction']}", length, own[-1]))
-    return found
+            measurements.append(Measurement(f"{group[0]['pattern']} {group[0]['direction']}", length, group[-1]))
+    return measurements
 
 
 def _choice(row: Row) -> float | None:

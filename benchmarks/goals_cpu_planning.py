@@ -23,8 +23,8 @@ def _peak(row: Row) -> float | None:
 
 
 def _of_aim(row: Row) -> float | None:
-    aim, own = row.get("aim_ms"), median(row)
-    return None if aim is None or own is None else 100 * own / aim
+    aim, time = row.get("aim_ms"), median(row)
+    return None if aim is None or time is None else 100 * time / aim
 
 
 def _share(row: Row) -> float | None:
@@ -128,7 +128,7 @@ def _recompiles(rows: Rows) -> list[Measurement]:
 
 
 def _named(rows: Rows, key: str) -> Row | None:
-    return next((row for found in rows.values() for row in found if row["key"] == key), None)
+    return next((row for part_rows in rows.values() for row in part_rows if row["key"] == key), None)
 
 
 def _adds(row: Row) -> float | None:
@@ -211,8 +211,8 @@ def _tau(rows: Rows) -> list[Measurement]:
 
 
 def _points(rows: Rows) -> list[Measurement]:
-    found = len(predictions(rows))
-    return single("all points", found or None)
+    count = len(predictions(rows))
+    return single("all points", count or None)
 
 
 def _over_bound(row: Row) -> float | None:
@@ -230,8 +230,8 @@ def chosen_over_best(row: Row) -> float | None:
 
 
 def _chosen(row: Row) -> float | None:
-    found = chosen_over_best(row)
-    return None if found is None else float(found <= 1.05)
+    ratio = chosen_over_best(row)
+    return None if ratio is None else float(ratio <= 1.05)
 
 
 _simulator = partial(

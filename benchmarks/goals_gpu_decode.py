@@ -19,14 +19,14 @@ def _large(row: Row) -> bool:
 
 def _beyond_live(rows: Rows) -> list[Measurement]:
     """Return a sparse step's time beyond its share of the cache, in percent of the whole step."""
-    found = []
+    measurements = []
     for row in timed(rows):
         for name, live in row.get("live", {}).items():
-            own = median(row, name)
-            if name != "attnc" and own is not None and _large(row):
-                beyond = own / float(row["ms"]["attnc"]["median"]) - live
-                found.append(Measurement(f"{row['key']}, {name.removeprefix('attnc_')}", 100 * beyond, row))
-    return found
+            time = median(row, name)
+            if name != "attnc" and time is not None and _large(row):
+                beyond = time / float(row["ms"]["attnc"]["median"]) - live
+                measurements.append(Measurement(f"{row['key']}, {name.removeprefix('attnc_')}", 100 * beyond, row))
+    return measurements
 
 
 def _microseconds(row: Row) -> float | None:

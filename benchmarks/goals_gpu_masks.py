@@ -28,8 +28,8 @@ def best(*rivals: str) -> Callable[[Row], float | None]:
     """Return the speed over the fastest of the rivals that ran."""
 
     def value(row: Row) -> float | None:
-        found = [x for x in (speedup(row, rival) for rival in rivals) if x is not None]
-        return min(found, default=None)
+        gains = [x for x in (speedup(row, rival) for rival in rivals) if x is not None]
+        return min(gains, default=None)
 
     return value
 
@@ -167,13 +167,13 @@ FORWARD = (
 
 
 def _over_forward(row: Row) -> float | None:
-    own, forward = median(row), median(row, "attnc_forward")
-    return None if own is None or forward is None else own / forward
+    training, forward = median(row), median(row, "attnc_forward")
+    return None if training is None or forward is None else training / forward
 
 
 def _slower(row: Row) -> float | None:
-    own = speedup(row, "attnc_deterministic")
-    return None if own is None else 100 * (own - 1)
+    gain = speedup(row, "attnc_deterministic")
+    return None if gain is None else 100 * (gain - 1)
 
 
 _backward = partial(Goal, where="gpu", suite="backward", floor=None, least=True, unit="×", source=G2, parts=BACKWARD)

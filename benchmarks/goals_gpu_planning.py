@@ -33,18 +33,18 @@ def _profiled(row: Row) -> float | None:
 
 
 def _of_forward(row: Row) -> float | None:
-    own, forward = median(row), median(row, "attnc_forward")
-    return None if own is None or forward is None else 100 * own / forward
+    planning, forward = median(row), median(row, "attnc_forward")
+    return None if planning is None or forward is None else 100 * planning / forward
 
 
 def _over(rival: str) -> Callable[[Row], float | None]:
     """Return how many times as long the making of block masks takes, from 32,768 tokens on."""
 
     def value(row: Row) -> float | None:
-        own, theirs = median(row), median(row, rival)
-        if own is None or theirs is None or row["n"] < LONG:
+        ours, theirs = median(row), median(row, rival)
+        if ours is None or theirs is None or row["n"] < LONG:
             return None
-        return theirs / own
+        return theirs / ours
 
     return value
 
@@ -52,22 +52,22 @@ def _over(rival: str) -> Callable[[Row], float | None]:
 def _growth(rows: Rows) -> list[Measurement]:
     """Return the bytes per live tile at the longest length over those at the shortest, by pattern."""
     groups: dict[str, list[Row]] = {}
-    for own in rows.values():
-        for row in own:
+    for part_rows in rows.values():
+        for row in part_rows:
             if not row["affine"] and row["list_bytes"]:
                 groups.setdefault(row["case"], []).append(row)
-    found = []
+    measurements = []
     for case, these in groups.items():
         first, *rest = sorted(these, key=lambda row: int(row["n"]))
         if rest:
             each_tile = [row["list_bytes"] / row["live_tiles"] for row in (first, rest[-1])]
-            found.append(Measurement(case, each_tile[1] / each_tile[0], rest[-1]))
-    return found
+            measurements.append(Measurement(case, each_tile[1] / each_tile[0], rest[-1]))
+    return measurements
 
 
 def _waits(rows: Rows) -> list[Measurement]:
     """Return 1 for every pattern whose observed steps waited for nothing, else 0."""
-    watched = (row for own in rows.values() for row in own if row["watched"])
+    watched = (row for part_rows in rows.values() for row in part_rows if row["watched"])
     return [Measurement(row["key"], float(not row["waits"]), row) for row in watched]
 
 
@@ -172,8 +172,8 @@ def _seconds(name: str) -> Callable[[Row], float | None]:
 
 def _ratio(ours: str, theirs: str) -> Callable[[Row], float | None]:
     def value(row: Row) -> float | None:
-        own, other = median(row, ours), median(row, theirs)
-        return None if own is None or other is None else own / other
+        numerator, other = median(row, ours), median(row, theirs)
+        return None if numerator is None or other is None else numerator / other
 
     return value
 
@@ -183,18 +183,20 @@ def _in(direction: str) -> Callable[[Row], bool]:
 
 
 def _recompiled(rows: Rows) -> list[Measurement]:
-    return [Measurement(row["key"], row["recompiled"]["attnc"], row) for own in rows.values() for row in own]
+    return [
+        Measurement(row["key"], row["recompiled"]["attnc"], row) for part_rows in rows.values() for row in part_rows
+    ]
 
 
 def _tuned(rows: Rows) -> list[tuple[Row, str, list[Row]]]:
     """Return the rows of tuning, with each knob and its candidates."""
-    found = []
-    for own in rows.values():
-        for row in own:
+    tuned_rows = []
+    for part_rows in rows.values():
+        for row in part_rows:
             trials = row.get("trials", ())
             for knob in dict.fromkeys(one["knob"] for one in trials):
-                found.append((row, knob, [one for one in trials if one["knob"] == knob]))
-    return found
+                tuned_rows.append((row, knob, [one for one in trials if one["knob"] == knob]))
+    return tuned_rows
 
 
 def _tried(rows: Rows) -> list[Measurement]:
@@ -203,12 +205,12 @@ def _tried(rows: Rows) -> list[Measurement]:
 
 def _near_best(rows: Rows) -> list[Measurement]:
     """Return 1 if the model's own choice is within 5 % of the best candidate, else 0."""
-    found = []
+    measurements = []
     for row, knob, trials in _tuned(rows):
         fastest = min(one["median"] for one in trials)
-        own = next(one["median"] for one in trials if one["option"] == "model")
-        found.append(Measurement(f"{row['key']}, {knob}", float(own <= 1.05 * fastest), row))
-    return found
+        model_median = next(one["median"] for one in trials if one["option"] == "model")
+        measurements.append(Measurement(f"{row['key']}, {knob}", float(model_median <= 1.05 * fastest), row))
+    return measurements
 
 
 _compile = partial(
@@ -295,7 +297,7 @@ POINTS = ("gpu-simulator-forward", "gpu-simulator-backward")
 
 
 def _count(rows: Rows) -> list[Measurement]:
-    points = [row for own in rows.values() for row in own if "predicted" in row]
+    points = [row for part_rows in rows.values() for row in part_rows if "predicted" in row]
     return single("points", len(points) or None)
 
 
@@ -306,16 +308,16 @@ def _passed(row: Row) -> float | None:
 
 def _orders(rows: Rows) -> list[Measurement]:
     """Return Kendall's tau of predicted and measured times over the schedules of each kernel."""
-    found = []
+    measurements = []
     for row, knob, trials in _tuned(rows):
         tau = kendall([(one["predicted"], one["median"]) for one in trials])
         if tau is not None:
-            found.append(Measurement(f"{row['key']}, {knob}", tau, row))
-    return found
+            measurements.append(Measurement(f"{row['key']}, {knob}", tau, row))
+    return measurements
 
 
 def _natten(rows: Rows) -> list[Measurement]:
-    every = [row for own in rows.values() for row in own]
+    every = [row for part_rows in rows.values() for row in part_rows]
     off = [(row, 100 * abs(row["predicted_speedup"] / row["published_speedup"] - 1)) for row in every]
     return [Measurement(row["key"], value, row) for row, value in off]
 

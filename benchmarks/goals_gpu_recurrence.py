@@ -33,13 +33,13 @@ def _drift(rows: Rows) -> list[Measurement]:
     groups: dict[str, list[Row]] = {}
     for row in timed(rows):
         groups.setdefault(row["system"], []).append(row)
-    found = []
-    for system, own in groups.items():
-        first, *rest = sorted(own, key=lambda row: int(row["n"]))
+    measurements = []
+    for system, system_rows in groups.items():
+        first, *rest = sorted(system_rows, key=lambda row: int(row["n"]))
         gaps = [abs(100 * (row["tokens_per_second"] / first["tokens_per_second"] - 1)) for row in rest]
         if gaps:
-            found.append(Measurement(system, max(gaps), rest[-1]))
-    return found
+            measurements.append(Measurement(system, max(gaps), rest[-1]))
+    return measurements
 
 
 def _system(name: str) -> Callable[[Row], bool]:

@@ -19,13 +19,13 @@ def _break_even(rows: Rows) -> list[Measurement]:
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in timed(rows):
         groups.setdefault((row["case"], row["direction"]), []).append(row)
-    found = []
-    for (case, direction), own in groups.items():
-        gains = [(int(row["n"]), gain) for row in own if (gain := best(*DENSE_RIVALS)(row)) is not None]
+    measurements = []
+    for (case, direction), group in groups.items():
+        gains = [(int(row["n"]), gain) for row in group if (gain := best(*DENSE_RIVALS)(row)) is not None]
         length = break_even(gains)
         if length is not None:
-            found.append(Measurement(f"{case} {direction}", length, own[-1]))
-    return found
+            measurements.append(Measurement(f"{case} {direction}", length, group[-1]))
+    return measurements
 
 
 def _direction(direction: str) -> Callable[[Row], bool]:

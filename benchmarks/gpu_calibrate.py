@@ -52,8 +52,8 @@ class Measured:
 def described(device: str) -> dict[str, Any]:
     """Return a machine of the simulator as its file describes it."""
     text = (Path(simulation.__file__).parent / "machines" / FILES[device]).read_text(encoding="utf-8")
-    found: dict[str, Any] = json.loads(text)
-    return found
+    machine: dict[str, Any] = json.loads(text)
+    return machine
 
 
 def measure(setting: Setting) -> Measured:
@@ -97,7 +97,7 @@ def _least(setting: Setting, run: Run) -> float:
     return min(clock.milliseconds(run) for _ in range(ROUNDS if setting.cuda else 1))
 
 
-def fitted(setting: Setting, found: Measured, folder: Path) -> str:
+def fitted(setting: Setting, measured: Measured, folder: Path) -> str:
     """Write a machine file with the measured figures in place of published or guessed ones; return its path."""
     device = simulated_device(setting)
     if device is None:
@@ -106,20 +106,20 @@ def fitted(setting: Setting, found: Measured, folder: Path) -> str:
         )
     data = described(device)
     peak = data["figures"]["hbm_tb_per_s"]["value"] * 1e9
-    given: dict[str, float] = {
-        "hbm_share": min(found.copy_bytes / found.copy_ms / peak, 1.0),
-        "launch_us": found.launch_ms * 1e3,
-        "prologue_clocks": _prologue(data, found),
+    values: dict[str, float] = {
+        "hbm_share": min(measured.copy_bytes / measured.copy_ms / peak, 1.0),
+        "launch_us": measured.launch_ms * 1e3,
+        "prologue_clocks": _prologue(data, measured),
     }
-    for name, value in given.items():
+    for name, value in values.items():
         data["figures"][name] = _measured_here(value)
     path = folder / f"{device}-measured.json"
-    for width in sorted({d for d, _ in found.dense}):
+    for width in sorted({d for d, _ in measured.dense}):
         share = data["figures"]["kernel_share"].get(str(width), data["figures"]["kernel_share"]["128"])["value"]
         for _ in range(STEPS):
             data["figures"]["kernel_share"][str(width)] = _measured_here(share)
             path.write_text(json.dumps(data), encoding="utf-8")
-            share *= _predicted_over_measured(setting, found, width, str(path))
+            share *= _predicted_over_measured(setting, measured, width, str(path))
             share = min(max(share, LEAST_SHARE), 1.0)
     return str(path)
 
@@ -128,19 +128,19 @@ STEPS, LEAST_SHARE = 4, 1e-3
 """Number of times that the share is fitted, since time is not quite proportional to it; and its minimum."""
 
 
-def _predicted_over_measured(setting: Setting, found: Measured, width: int, device: str) -> float:
+def _predicted_over_measured(setting: Setting, measured: Measured, width: int, device: str) -> float:
     """Compare prediction and measurement at the longest length, where the share decides."""
-    n = max(n for d, n in found.dense if d == width)
+    n = max(n for d, n in measured.dense if d == width)
     dtype = torch.float32 if setting.toy else torch.bfloat16
     heads = 1 if setting.toy else HEADS
     simulated = compile_attention("full").simulate(n, heads=heads, head_dim=width, dtype=dtype, device=device)
-    return simulated.predicted_ms / found.dense[width, n]
+    return simulated.predicted_ms / measured.dense[width, n]
 
 
-def _prologue(data: Mapping[str, Any], found: Measured) -> float:
+def _prologue(data: Mapping[str, Any], measured: Measured) -> float:
     """Return the clocks of a program of one tile: the time of a short call beyond a launch."""
     clocks_a_ms = data["figures"]["clock_ghz"]["value"] * 1e6
-    return float(max(found.short_ms - found.launch_ms, 0.0) * clocks_a_ms)
+    return float(max(measured.short_ms - measured.launch_ms, 0.0) * clocks_a_ms)
 
 
 def _measured_here(value: float) -> dict[str, Any]:

@@ -73,9 +73,9 @@ class GpuCase:
         shape = self.shape(setting)
         return {name: x.to(setting.device) for name, x in self.inputs(shape.params, shape.n).items()}
 
-    def mask(self, setting: Setting, given: dict[str, Tensor]) -> Mask:
+    def mask(self, setting: Setting, inputs: dict[str, Tensor]) -> Mask:
         """Return the mask for rivals."""
-        return self.words(self.shape(setting), given)
+        return self.words(self.shape(setting), inputs)
 
     def label(self, setting: Setting, dtype: str, direction: str) -> str:
         """Return the key of the case's row."""
@@ -103,32 +103,32 @@ def neighborhood(grid: tuple[int, ...], window: tuple[int, ...], stride: tuple[i
     steps = [prod(grid[i + 1 :]) for i in range(len(grid))]
 
     def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        found = axes[0](q // steps[0], k // steps[0])
+        near_pairs = axes[0](q // steps[0], k // steps[0])
         for near, step, extent in zip(axes[1:], steps[1:], grid[1:], strict=True):
-            found = found & near(q // step % extent, k // step % extent)
-        return found
+            near_pairs = near_pairs & near(q // step % extent, k // step % extent)
+        return near_pairs
 
     return Mask(prod(grid), visible, neighborhood=Neighborhood.of(grid, window, stride))
 
 
-def _line(shape: Shape, given: dict[str, Tensor]) -> Mask:
+def _line(shape: Shape, inputs: dict[str, Tensor]) -> Mask:
     params, n = shape.params, shape.n
     return neighborhood((n,), (params["window"],), (params.get("stride", 1),))
 
 
-def _picture(shape: Shape, given: dict[str, Tensor]) -> Mask:
+def _picture(shape: Shape, inputs: dict[str, Tensor]) -> Mask:
     params = shape.params
     side, step = params["window"], params.get("stride", 1)
     return neighborhood((params["height"], params["width"]), (side, side), (step, step))
 
 
-def _video(shape: Shape, given: dict[str, Tensor]) -> Mask:
+def _video(shape: Shape, inputs: dict[str, Tensor]) -> Mask:
     params = shape.params
     grid = params["frames"], params["height"], params["width"]
     return neighborhood(grid, tuple(params["window"]), tuple(params.get("stride", (1, 1, 1))))
 
 
-def _tiles(shape: Shape, given: dict[str, Tensor]) -> Mask:
+def _tiles(shape: Shape, inputs: dict[str, Tensor]) -> Mask:
     """Return the mask of sliding tiles: a neighbourhood on the grid of tiles."""
     params, n = shape.params, shape.n
     grid = params["frames"], params["height"], params["width"]
@@ -144,7 +144,7 @@ def _tiles(shape: Shape, given: dict[str, Tensor]) -> Mask:
     return Mask(n, visible)
 
 
-def _columns(shape: Shape, given: dict[str, Tensor]) -> Mask:
+def _columns(shape: Shape, inputs: dict[str, Tensor]) -> Mask:
     """Return S2's mask: near blocks, and columns of blocks that differ from head to head."""
     params, n = shape.params, shape.n
     block, near, step = (params[name] for name in ("block", "local_blocks", "vertical_stride"))
@@ -153,15 +153,15 @@ def _columns(shape: Shape, given: dict[str, Tensor]) -> Mask:
 
     def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         column = (k // block + h * shift) % step == 0
-        found: Tensor = (k <= q) & ((q // block - k // block < near) | column)
-        return found
+        pairs: Tensor = (k <= q) & ((q // block - k // block < near) | column)
+        return pairs
 
     return Mask(n, visible, heads=heads)
 
 
-def _random(shape: Shape, given: dict[str, Tensor]) -> Mask:
+def _random(shape: Shape, inputs: dict[str, Tensor]) -> Mask:
     params, n = shape.params, shape.n
-    keep, block = given["keep"], params["block"]
+    keep, block = inputs["keep"], params["block"]
     return Mask(n, lambda b, h, q, k: keep[q // block, k // block])
 
 
@@ -172,7 +172,7 @@ def _kept(params: Params, n: int) -> dict[str, Tensor]:
     return {"keep": drawn | torch.eye(blocks, dtype=torch.bool)}
 
 
-def _radial(shape: Shape, given: dict[str, Tensor]) -> Mask:
+def _radial(shape: Shape, inputs: dict[str, Tensor]) -> Mask:
     """Return attnc's own mask, which its tests compare with the authors' loop over pairs of frames."""
     params, n = shape.params, shape.n
     attend = compile_attention("radial", **params)
@@ -180,19 +180,19 @@ def _radial(shape: Shape, given: dict[str, Tensor]) -> Mask:
     return Mask(n, attend.mask_mod(n, device=device, relation_only=True))
 
 
-def _window(shape: Shape, given: dict[str, Tensor]) -> Mask:
+def _window(shape: Shape, inputs: dict[str, Tensor]) -> Mask:
     params, n = shape.params, shape.n
     width, sinks = params["window"], params.get("sinks", 0)
     return Mask(n, masks.window(width, sinks)(n), window=None if sinks else (width - 1, 0))
 
 
-def _power(shape: Shape, given: dict[str, Tensor]) -> Mask:
+def _power(shape: Shape, inputs: dict[str, Tensor]) -> Mask:
     params, n = shape.params, shape.n
     return Mask(n, masks.power(params["block"], params["window"])(n))
 
 
-def _document(shape: Shape, given: dict[str, Tensor]) -> Mask:
-    doc = given["doc"][0]
+def _document(shape: Shape, inputs: dict[str, Tensor]) -> Mask:
+    doc = inputs["doc"][0]
     return Mask(shape.n, lambda b, h, q, k: (doc[q] == doc[k]) & (q >= k))
 
 
@@ -345,8 +345,8 @@ WINDOWS = (
 def dense_cases(d: int, lengths: tuple[int, ...]) -> tuple[GpuCase, ...]:
     """Return full and causal attention of 4 × 48 heads, by length."""
     words: dict[str, Words] = {
-        "full": lambda shape, given: full(shape.n),
-        "causal": lambda shape, given: causal(shape.n),
+        "full": lambda shape, inputs: full(shape.n),
+        "causal": lambda shape, inputs: causal(shape.n),
     }
     return tuple(
         GpuCase(

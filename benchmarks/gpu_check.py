@@ -82,9 +82,9 @@ def _correct(setting: Setting, case: Checked, dtype: torch.dtype, d: int, heads:
     ours = results(attention, leaves, grad, **inputs)
     wide = tuple(x.detach().double().requires_grad_() for x in leaves)
     exact = {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}
-    found = errors(ours, results(attention.reference, wide, grad, **exact))
+    error_by_name = errors(ours, results(attention.reference, wide, grad, **exact))
     row: Row = {"pattern": case.name, "n": n, "d": d, "heads": heads, "dtype": word(dtype)}
-    return {**row, "errors": found, "ok": fits(found, dtype)}
+    return {**row, "errors": error_by_name, "ok": fits(error_by_name, dtype)}
 
 
 def _heads(setting: Setting, dtype: torch.dtype) -> list[tuple[int, tuple[int, int]]]:
@@ -139,8 +139,8 @@ def _many(setting: Setting, attention: Attention) -> Row:
     grad = torch.randn(leaves[0].shape, device=setting.device)
     ours = results(attention, leaves, grad)
     wide = tuple(x.detach().double().requires_grad_() for x in leaves)
-    found = errors(ours, results(attention.reference, wide, grad))
-    return {"lanes": batch * heads, "errors": found, "ok": fits(found, dtype)}
+    error_by_name = errors(ours, results(attention.reference, wide, grad))
+    return {"lanes": batch * heads, "errors": error_by_name, "ok": fits(error_by_name, dtype)}
 
 
 def _far(setting: Setting, attention: Attention) -> Row:
@@ -149,10 +149,10 @@ def _far(setting: Setting, attention: Attention) -> Row:
     n, d = (40, 16) if setting.toy else (1000, 64)
     memory = torch.zeros(apart + n * d, dtype=_dtype(setting), device=setting.device)
     view = memory.as_strided((1, 2, n, d), (2 * apart, apart, d, 1))
-    own = torch.randn(1, 2, n, d, device=setting.device).to(memory.dtype)
-    view.copy_(own)
+    numbers = torch.randn(1, 2, n, d, device=setting.device).to(memory.dtype)
+    view.copy_(numbers)
     with torch.no_grad():
-        same = torch.equal(attention(view, view, view), attention(own, own, own))
+        same = torch.equal(attention(view, view, view), attention(numbers, numbers, numbers))
     return {"elements": apart, "ok": same}
 
 
@@ -174,8 +174,8 @@ def _graph(setting: Setting, case: Checked) -> Row:
     with torch.no_grad():
         for x in leaves:
             x.copy_(torch.randn_like(x))
-    found = [x.clone() for x in replayed()]
-    same = all(torch.equal(a, b) for a, b in zip(found, again(), strict=True))
+    tensors = [x.clone() for x in replayed()]
+    same = all(torch.equal(a, b) for a, b in zip(tensors, again(), strict=True))
     return {"pattern": case.name, "captured": setting.cuda, "ok": same}
 
 
@@ -191,5 +191,5 @@ def _compiled(setting: Setting, case: Checked) -> Row:
     torch.compiler.reset()
     # interpreted kernels are not compiled
     whole: Any = torch.compile(attention, fullgraph=True) if setting.cuda else attention
-    found = zip(results(whole, leaves, grad, **inputs), results(attention, leaves, grad, **inputs), strict=True)
-    return {"pattern": case.name, "compiled": setting.cuda, "ok": all(torch.equal(a, b) for a, b in found)}
+    pairs = zip(results(whole, leaves, grad, **inputs), results(attention, leaves, grad, **inputs), strict=True)
+    return {"pattern": case.name, "compiled": setting.cuda, "ok": all(torch.equal(a, b) for a, b in pairs)}

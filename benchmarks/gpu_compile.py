@@ -88,13 +88,13 @@ def _cold_and_warm(setting: Setting, name: str, direction: str) -> tuple[Row, Ro
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, **{cache: f"{folder}/{cache}" for cache in CACHES}}
         command = [sys.executable, __file__, name, direction, setting.device, "toy" if setting.toy else "real"]
-        found = []
+        processes = []
         for _ in range(1 if setting.toy else 2):
             done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
             if done.returncode:
                 raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-            found.append(json.loads(done.stdout.splitlines()[-1]))
-    return found[0], found[-1]
+            processes.append(json.loads(done.stdout.splitlines()[-1]))
+    return processes[0], processes[-1]
 
 
 # --- in the process --------------------------------------------------------------------------------------------------
@@ -121,14 +121,14 @@ def child(name: str, direction: str, setting: Setting) -> Row:
     begun = time.perf_counter()
     _run(setting, attend, leaves, direction)
     following = time.perf_counter() - begun
-    found: Row = {"first_ms": first * 1e3, "next_ms": following * 1e3, "compiled": [], "shapes_ms": []}
+    timings: Row = {"first_ms": first * 1e3, "next_ms": following * 1e3, "compiled": [], "shapes_ms": []}
     count = {"attnc": _files, "flex": _graphs}[name]
     for batch, tokens in shapes:
         before, begun, other = count(), time.perf_counter(), drawn(batch, tokens)
         _run(setting, attend, other, "forward")
-        found["shapes_ms"].append((time.perf_counter() - begun) * 1e3)
-        found["compiled"].append(count() - before)
-    return found | {"ok": bool(out.isfinite().all())}
+        timings["shapes_ms"].append((time.perf_counter() - begun) * 1e3)
+        timings["compiled"].append(count() - before)
+    return timings | {"ok": bool(out.isfinite().all())}
 
 
 Attend = Callable[..., Tensor]

@@ -126,17 +126,17 @@ def _row(setting: Setting, case: GpuCase, direction: Direction) -> Row:
     flex.forget()
     shape, dtype = case.shape(setting), _dtype(setting)
     q, k, v = operands(setting, shape.n, dtype, batch=shape.batch, heads=shape.heads, d=shape.d)
-    given = case.given(setting)
-    attention, mask = case.attention(setting), case.mask(setting, given)
-    race = _race(setting, case, attention, mask, given, direction)
+    inputs = case.given(setting)
+    attention, mask = case.attention(setting), case.mask(setting, inputs)
+    race = _race(setting, case, attention, mask, inputs, direction)
     row: Row = {"case": case.name, "kind": case.kind, "n": shape.n, "d": shape.d, "heads": shape.heads[0]}
     row |= {"batch": shape.batch, "dtype": word(dtype), "direction": direction, "machine": simulated_device(setting)}
-    found = sampled_errors(race.ours, mask, (q, k, v), gradients=True)
-    row |= {"errors": found, "ok": fits(found, dtype)}
+    error_by_name = sampled_errors(race.ours, mask, (q, k, v), gradients=True)
+    row |= {"errors": error_by_name, "ok": fits(error_by_name, dtype)}
     if not row["ok"]:
         return row
     race, absent = _right(race, mask, (q, k, v), direction)
-    row |= _facts(setting, case, attention, given, direction)
+    row |= _facts(setting, case, attention, inputs, direction)
     row |= timed(setting, _runs(race, (q, k, v), direction), graphs=direction == "forward")
     row |= {"absent": absent, "published": [one.row() for one in published.figures(case.name, direction, shape.n)]}
     return row | _shares(row)
@@ -147,31 +147,31 @@ def _race(
     case: GpuCase,
     attention: Attention,
     mask: Mask,
-    given: Mapping[str, Tensor],
+    inputs: Mapping[str, Tensor],
     direction: Direction,
 ) -> MaskRace:
-    ours = partial(called, attention, given)
+    ours = partial(called, attention, inputs)
 
     tried: dict[str, Attend | Absent] = {
         "flex": _flex(setting, mask, direction),
         "natten": natten.attend(mask, setting.device),
         "flash_attention": flash_attention.attend(mask, setting.device),
     }
-    own: dict[str, Attend | Absent] = {
+    rivals: dict[str, Attend | Absent] = {
         f"sdpa_{kernel}": sdpa.attend(kernel, setting.device, causal=case.is_causal) for kernel in ("cudnn", "flash")
     }
     if case.kind == "dense":
-        tried, own = {**tried, **own}, {}
+        tried, rivals = {**tried, **rivals}, {}
     else:
-        own["attnc_dense"] = case.dense()
-    absent = {name: run.reason for name, run in {**tried, **own}.items() if isinstance(run, Absent)}
-    here, dense = ({n: run for n, run in some.items() if not isinstance(run, Absent)} for some in (tried, own))
+        rivals["attnc_dense"] = case.dense()
+    absent = {name: run.reason for name, run in {**tried, **rivals}.items() if isinstance(run, Absent)}
+    here, dense = ({n: run for n, run in some.items() if not isinstance(run, Absent)} for some in (tried, rivals))
     return MaskRace(ours, here, dense, absent)
 
 
-def called(attention: Any, given: Mapping[str, Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def called(attention: Any, inputs: Mapping[str, Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return the output of a call with its inputs."""
-    out: Tensor = attention(q, k, v, **given)
+    out: Tensor = attention(q, k, v, **inputs)
     return out
 
 
@@ -201,12 +201,12 @@ def _right(
 
 def _wrong(run: Attend, mask: Mask, leaves: tuple[Tensor, Tensor, Tensor], direction: Direction) -> str | None:
     """Return why a rival is left out: it does not run, or its results differ from fp64."""
-    found: dict[str, float] = {}
+    error_by_name: dict[str, float] = {}
     gradients = direction == "backward"
-    reason = refusal(lambda: found.update(sampled_errors(run, mask, leaves, gradients=gradients)))
-    if reason is not None or fits(found, leaves[0].dtype):
+    reason = refusal(lambda: error_by_name.update(sampled_errors(run, mask, leaves, gradients=gradients)))
+    if reason is not None or fits(error_by_name, leaves[0].dtype):
         return reason
-    return f"its results are wrong: {found}"
+    return f"its results are wrong: {error_by_name}"
 
 
 def _once(run: Attend, leaves: tuple[Tensor, Tensor, Tensor], direction: Direction) -> object:
@@ -218,8 +218,8 @@ def _runs(race: MaskRace, leaves: tuple[Tensor, Tensor, Tensor], direction: Dire
     contenders = {"attnc": race.ours, **race.alike, **race.dense}
     if direction == "forward":
         return {name: partial(alone, run, leaves) for name, run in contenders.items()}
-    found = {name: gradient(run, leaves) for name, run in contenders.items()}
-    return {**found, "attnc_forward": partial(alone, race.ours, leaves)}
+    gradients = {name: gradient(run, leaves) for name, run in contenders.items()}
+    return {**gradients, "attnc_forward": partial(alone, race.ours, leaves)}
 
 
 def alone(run: Attend, leaves: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -245,7 +245,7 @@ def sampled_errors(
 
     Gradients are for an output gradient that is zero except in the sampled rows: gradients of keys are then exact.
     """
-    found: dict[str, float] = {}
+    largest: dict[str, float] = {}
     q, _, v = leaves
     for lane in {(0, 0), (q.shape[0] - 1, q.shape[1] - 1)}:
         draw = torch.randperm(mask.n, device=q.device)[:SAMPLED].sort().values
@@ -253,8 +253,8 @@ def sampled_errors(
         true = _true(mask, leaves, lane, draw, weights)
         ours = _ours(run, leaves, lane, draw, weights, gradients=gradients)
         for name, x in ours.items():
-            found[name] = max(found.get(name, 0.0), gap(x, true[name]))
-    return found
+            largest[name] = max(largest.get(name, 0.0), gap(x, true[name]))
+    return largest
 
 
 def _ours(
@@ -283,14 +283,14 @@ def _true(
     """Compute the rows of one head in fp64: `SAMPLED` × n scores."""
     (b, h), (q, k, v) = lane, leaves
     kv = h * k.shape[1] // q.shape[1]
-    own = [x.detach().double().requires_grad_() for x in (q[b, h, draw], k[b, kv], v[b, kv])]
-    scores = own[0] @ own[1].T * q.shape[-1] ** -0.5
+    operands_of_head = [x.detach().double().requires_grad_() for x in (q[b, h, draw], k[b, kv], v[b, kv])]
+    scores = operands_of_head[0] @ operands_of_head[1].T * q.shape[-1] ** -0.5
     if mask.mod is not None:
         entry, head = (torch.tensor(i, device=q.device) for i in lane)
         keys = torch.arange(mask.n, device=q.device)
         scores = scores.masked_fill(~mask.mod(entry, head, draw[:, None], keys[None]), -torch.inf)
-    out = scores.softmax(-1) @ own[2]
-    grads = torch.autograd.grad(out, own, weights.to(q.dtype).double())
+    out = scores.softmax(-1) @ operands_of_head[2]
+    grads = torch.autograd.grad(out, operands_of_head, weights.to(q.dtype).double())
     return {"out": out.detach(), **dict(zip(("dq", "dk", "dv"), grads, strict=True))}
 
 
@@ -298,7 +298,7 @@ def _true(
 
 
 def _facts(
-    setting: Setting, case: GpuCase, attention: Attention, given: Mapping[str, Tensor], direction: Direction
+    setting: Setting, case: GpuCase, attention: Attention, inputs: Mapping[str, Tensor], direction: Direction
 ) -> Row:
     """Return density over dense attention, bound and prediction; nothing if the simulator has no such machine."""
     device, shape = simulated_device(setting), case.shape(setting)
@@ -306,12 +306,12 @@ def _facts(
         return {}
     call: dict[str, Any] = {"heads": shape.heads[0], "kv_heads": shape.heads[1], "batch": shape.batch}
     call |= {"head_dim": shape.d, "dtype": _dtype(setting), "device": device, "stage": direction}
-    call |= {"baseline": "causal" if case.is_causal else "full", **{name: x.cpu() for name, x in given.items()}}
-    found = attention.simulate(shape.n, **call)
-    bound = found.rung("tile").speedup
-    facts: Row = {"bound": round(bound, 4), "density": _density(case, shape.n, found.density)}
-    facts["predicted"] = {"attnc": found.predicted_ms, "attnc_dense": found.dense_ms}
-    return facts | {"full_tiles": round(found.tiles.full / found.tiles.live, 4)}
+    call |= {"baseline": "causal" if case.is_causal else "full", **{name: x.cpu() for name, x in inputs.items()}}
+    simulation = attention.simulate(shape.n, **call)
+    bound = simulation.rung("tile").speedup
+    facts: Row = {"bound": round(bound, 4), "density": _density(case, shape.n, simulation.density)}
+    facts["predicted"] = {"attnc": simulation.predicted_ms, "attnc_dense": simulation.dense_ms}
+    return facts | {"full_tiles": round(simulation.tiles.full / simulation.tiles.live, 4)}
 
 
 def _density(case: GpuCase, n: int, visible: float | None) -> float | None:
@@ -342,23 +342,23 @@ def deterministic(setting: Setting) -> Iterator[Row]:
 
 def _deterministic(setting: Setting, case: GpuCase) -> Row:
     torch.manual_seed(0)
-    shape, dtype, given = case.shape(setting), _dtype(setting), case.given(setting)
+    shape, dtype, inputs = case.shape(setting), _dtype(setting), case.given(setting)
     leaves = operands(setting, shape.n, dtype, batch=shape.batch, heads=shape.heads, d=shape.d)
-    mask = case.mask(setting, given)
+    mask = case.mask(setting, inputs)
     runs: dict[str, Run] = {}
-    found: dict[str, list[Tensor]] = {}
+    gradients_by_mode: dict[str, list[Tensor]] = {}
     for name, strict in (("attnc", False), ("attnc_deterministic", True)):
-        out = called(case.attention(setting, deterministic=strict), given, *leaves)
+        out = called(case.attention(setting, deterministic=strict), inputs, *leaves)
         grad = torch.ones_like(out)
         step = partial(_step, strict, out, leaves, grad)
-        found[name] = [*step(), *step()]
+        gradients_by_mode[name] = [*step(), *step()]
         runs[name] = step
     theirs = {name: flash_attention.attend(mask, setting.device, deterministic=d) for name, d in FLASH.items()}
     absent = {name: run.reason for name, run in theirs.items() if isinstance(run, Absent)}
     for name, run in theirs.items():
         if not isinstance(run, Absent):
             runs[name] = gradient(run, leaves)
-    first, again = found["attnc_deterministic"][:3], found["attnc_deterministic"][3:]
+    first, again = gradients_by_mode["attnc_deterministic"][:3], gradients_by_mode["attnc_deterministic"][3:]
     same = all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
     row: Row = {"case": case.name, "n": shape.n, "d": shape.d, "dtype": word(dtype), "direction": "backward"}
     return {**row, "same_bits": same, "ok": same, "absent": absent, **timed(setting, runs)}

@@ -82,13 +82,13 @@ def errors(ours: Iterable[Tensor], true: Iterable[Tensor]) -> dict[str, float]:
 
 def gap(ours: Tensor, true: Tensor, *, least: float = 1e-30) -> float:
     """Return the largest difference over the largest true entry, or over `least`; infinite for NaN."""
-    found = float((ours.detach().double() - true).abs().max() / true.abs().max().clamp(min=least))
-    return math.inf if math.isnan(found) else found
+    error = float((ours.detach().double() - true).abs().max() / true.abs().max().clamp(min=least))
+    return math.inf if math.isnan(error) else error
 
 
-def fits(found: Mapping[str, float], dtype: torch.dtype) -> bool:
+def fits(error_by_name: Mapping[str, float], dtype: torch.dtype) -> bool:
     """Return whether errors are within the tolerance of the dtype."""
-    return bool(found) and max(found.values()) <= TOLERANCE[dtype]
+    return bool(error_by_name) and max(error_by_name.values()) <= TOLERANCE[dtype]
 
 
 def refusal(run: Callable[[], object]) -> str | None:
@@ -112,15 +112,15 @@ def timed(setting: Setting, runs: Mapping[str, Run], *, graphs: bool = False) ->
     if not setting.cuda:
         return {"ms": {name: timing.as_json(t) for name, t in timing.interleaved(runs, rounds=1, warm_up=0).items()}}
     first = timing.interleaved_on_gpu(runs, 1, 1, L2_BYTES)
-    found: Row = {}
+    row: Row = {}
     if graphs and min(one.median for one in first.values()) < GRAPHS_BELOW:
-        own = {name: _replayed(run) for name, run in runs.items()}
-        found["captured"] = sorted(name for name, run in own.items() if run is not None)
-        runs = {name: own[name] or run for name, run in runs.items()}
+        replays = {name: _replayed(run) for name, run in runs.items()}
+        row["captured"] = sorted(name for name, run in replays.items() if run is not None)
+        runs = {name: replays[name] or run for name, run in runs.items()}
     rounds = rounds_for(sum(one.median for one in first.values()))
     warm_up = WARM_UP if rounds == MOST_ROUNDS else 2
     times = timing.interleaved_on_gpu(runs, rounds, warm_up, L2_BYTES)
-    return {"ms": {name: timing.as_json(one) for name, one in times.items()}, **found}
+    return {"ms": {name: timing.as_json(one) for name, one in times.items()}, **row}
 
 
 def rounds_for(ms: float) -> int:
@@ -157,19 +157,19 @@ def captured(run: Callable[[], Any], *, warm_up: int = 3) -> tuple[Run, Any]:
     torch.cuda.current_stream().wait_stream(stream)
     recorded = torch.cuda.CUDAGraph()
     with torch.cuda.graph(recorded):
-        found = run()
-    return recorded.replay, found
+        result = run()
+    return recorded.replay, result
 
 
 def replaying(setting: Setting, run: Callable[[], list[Tensor]]) -> Callable[[], list[Tensor]]:
     """Return the tensors of a run, by a graph; without CUDA by a call."""
     if not setting.cuda:
         return run
-    replay, found = captured(run)
+    replay, outputs = captured(run)
 
     def replayed() -> list[Tensor]:
         replay()
-        tensors: list[Tensor] = found
+        tensors: list[Tensor] = outputs
         return tensors
 
     return replayed

@@ -85,26 +85,26 @@ def _row(setting: Setting, one: Listed, shape: Shape) -> Row:
     torch.manual_seed(0)
     dtype = torch.float32 if setting.toy else torch.bfloat16
     case = replace(one.case, toy=shape) if setting.toy else replace(one.case, real=shape)
-    attention, given = case.attention(setting), case.given(setting)
+    attention, inputs = case.attention(setting), case.given(setting)
     row: Row = {"case": case.name, "n": shape.n, "d": shape.d, "dtype": word(dtype), "affine": one.affine}
     call: dict[str, Any] = {"heads": shape.heads[0], "head_dim": shape.d, "dtype": dtype, "device": "cuda"}
-    call |= {name: x.cpu() for name, x in given.items()}
+    call |= {name: x.cpu() for name, x in inputs.items()}
     row |= {"live_tiles": attention.plan(shape.n, **call).tiles.live / shape.heads[0]}
-    row |= {"direction": "list", **_new_shape(setting, attention, shape, given, dtype)}
-    makers, absent = _masks(setting, case, shape, given)
+    row |= {"direction": "list", **_new_shape(setting, attention, shape, inputs, dtype)}
+    makers, absent = _masks(setting, case, shape, inputs)
     leaves = tuple(x.detach() for x in operands(setting, shape.n, dtype, heads=shape.heads, d=shape.d))
-    runs: dict[str, Run] = {"attnc_forward": partial(_called, attention, leaves, given)}
-    found = timed(setting, {**runs, **makers})
-    found["ms"]["attnc"] = {"median": row["list_ms"], "low": row["list_ms"], "high": row["list_ms"], "rounds": 1}
-    row |= {**found, "absent": absent, "published": []}
+    runs: dict[str, Run] = {"attnc_forward": partial(_called, attention, leaves, inputs)}
+    timings = timed(setting, {**runs, **makers})
+    timings["ms"]["attnc"] = {"median": row["list_ms"], "low": row["list_ms"], "high": row["list_ms"], "rounds": 1}
+    row |= {**timings, "absent": absent, "published": []}
     if shape.n in {one.n for one in published.PUBLISHED if one.case == "block mask"}:
         row["published"] = [one.row() for one in published.figures("block mask", "list", shape.n)]
     return row
 
 
-def _called(attention: Any, leaves: tuple[Tensor, ...], given: Mapping[str, Tensor]) -> Tensor:
+def _called(attention: Any, leaves: tuple[Tensor, ...], inputs: Mapping[str, Tensor]) -> Tensor:
     with torch.no_grad():
-        out: Tensor = attention(*leaves, **given)
+        out: Tensor = attention(*leaves, **inputs)
     return out
 
 
@@ -112,7 +112,7 @@ def _called(attention: Any, leaves: tuple[Tensor, ...], given: Mapping[str, Tens
 
 
 def _new_shape(
-    setting: Setting, attention: Attention, shape: Shape, given: Mapping[str, Tensor], dtype: torch.dtype
+    setting: Setting, attention: Attention, shape: Shape, inputs: Mapping[str, Tensor], dtype: torch.dtype
 ) -> Row:
     """Measure the first call of two batch entries, after a call of one has compiled the kernels, and the next call.
 
@@ -122,16 +122,16 @@ def _new_shape(
     calls = []
     for batch in (1, 2, 3):
         leaves = tuple(x.detach() for x in operands(setting, shape.n, dtype, batch=batch, heads=heads, d=shape.d))
-        own = {name: x.expand(batch, -1).contiguous() if name == "doc" else x for name, x in given.items()}
-        calls.append(partial(_called, attention, leaves, own))
+        batch_inputs = {name: x.expand(batch, -1).contiguous() if name == "doc" else x for name, x in inputs.items()}
+        calls.append(partial(_called, attention, leaves, batch_inputs))
     calls[0]()
     first = _wall(setting, calls[1])
     again = min(_wall(setting, calls[1]) for _ in range(3))
     with watched(setting) as watch:
         calls[2]()
-    found: Row = {"list_ms": max(first - again, LEAST_MS), "first_ms": first, "again_ms": again}
-    found |= {"list_bytes": watch.list_bytes(own), "kernels": len(watch.launches), "profiled": watch.profiled}
-    return found | {"other_kernels": watch.others}
+    row: Row = {"list_ms": max(first - again, LEAST_MS), "first_ms": first, "again_ms": again}
+    row |= {"list_bytes": watch.list_bytes(batch_inputs), "kernels": len(watch.launches), "profiled": watch.profiled}
+    return row | {"other_kernels": watch.others}
 
 
 def _few(shape: Shape) -> tuple[int, int]:
@@ -175,9 +175,9 @@ class watched:  # noqa: N801  a context manager, named as such
             events: Any = self._profile.events()  # type: ignore[no-untyped-call]  # nor for this
             self.others = sum(str(one.device_type).endswith("CUDA") for one in events) - len(self.launches)
 
-    def list_bytes(self, given: Mapping[str, Tensor]) -> int:
+    def list_bytes(self, call_inputs: Mapping[str, Tensor]) -> int:
         """Return the bytes that kernels were given besides operands and the call's inputs, each counted once."""
-        inputs = {x.data_ptr() for x in given.values()}
+        inputs = {x.data_ptr() for x in call_inputs.values()}
         lists = {
             x.data_ptr(): x.numel() * x.element_size()
             for launch in self.launches
@@ -196,10 +196,10 @@ class watched:  # noqa: N801  a context manager, named as such
 
 
 def _masks(
-    setting: Setting, case: GpuCase, shape: Shape, given: dict[str, Tensor]
+    setting: Setting, case: GpuCase, shape: Shape, inputs: dict[str, Tensor]
 ) -> tuple[dict[str, Run], dict[str, str]]:
     """Return functions that make the block mask, compiled and eagerly; and the reasons why some are not run."""
-    mask = case.words(shape, given)
+    mask = case.words(shape, inputs)
     if mask.mod is None:
         return {}, {"flex": "the mask is empty"}
     flex.forget()

@@ -129,20 +129,20 @@ def _correct(setting: Setting, case: Chosen, dtype: torch.dtype) -> Row:
     n, width = (70, 16) if setting.toy else (1500, 64)
     attend = _attention(case.name, **case.params)
     leaves = operands(setting, n, dtype, d=width)
-    given: dict[str, Any] = case.make(n, setting.device)
+    inputs: dict[str, Any] = case.make(n, setting.device)
     exact = tuple(x.detach().double().cpu().requires_grad_() for x in leaves)
-    true_given: dict[str, Any] = {key: x.cpu() for key, x in given.items()}
+    true_given: dict[str, Any] = {key: x.cpu() for key, x in inputs.items()}
     true_given = {key: x.double() if x.is_floating_point() else x for key, x in true_given.items()}
-    ours, true = attend(*leaves, **given), attend.reference(*exact, **true_given)
+    ours, true = attend(*leaves, **inputs), attend.reference(*exact, **true_given)
     assert isinstance(true, Tensor)
     weights = torch.randn_like(true)
     grads = torch.autograd.grad((ours.double().cpu() * weights).sum(), leaves)
     wanted = torch.autograd.grad((true * weights).sum(), exact)
-    differing = _differing(attend, (*leaves, given), (*exact, true_given)) if attend.pattern.selections else 0.0
-    found = errors((x.cpu() for x in (ours, *grads)), (true.detach(), *wanted))
+    differing = _differing(attend, (*leaves, inputs), (*exact, true_given)) if attend.pattern.selections else 0.0
+    error_by_name = errors((x.cpu() for x in (ours, *grads)), (true.detach(), *wanted))
     row: Row = {"pattern": case.name, "n": n, "d": width, "dtype": word(dtype), "differing": differing}
-    ok = fits(found, dtype) if differing == 0 else dtype != torch.float32 and differing <= DIFFERING
-    return {**row, "errors": found, "ok": ok}
+    ok = fits(error_by_name, dtype) if differing == 0 else dtype != torch.float32 and differing <= DIFFERING
+    return {**row, "errors": error_by_name, "ok": ok}
 
 
 DIFFERING = 0.01
@@ -151,7 +151,7 @@ DIFFERING = 0.01
 
 def _differing(attend: Attention, *calls: tuple[Any, ...]) -> float:
     """Return the share of selections in which two calls, of q, k, v and inputs, differ."""
-    first, second = (attend.chosen(q, k, v, **given) for q, k, v, given in calls)
+    first, second = (attend.chosen(q, k, v, **inputs) for q, k, v, inputs in calls)
     return max(float((x.cpu() != second[key].cpu()).sum() / x.sum().cpu().clamp(min=1)) for key, x in first.items())
 
 
@@ -169,16 +169,16 @@ def _steps(setting: Setting, case: Chosen) -> Row:
     n, width, count = (60, 16, 1) if setting.toy else (4000, 128, STEPS)
     attend = _attention(case.name, **case.params)
     drawn = [operands(setting, n, torch.float32, d=width) for _ in range(count + 2)]
-    given: dict[str, Any] = case.make(n, setting.device)
+    inputs: dict[str, Any] = case.make(n, setting.device)
     grad = torch.randn(1, 4, n, width, device=setting.device)
     for leaves in drawn[:2]:
-        torch.autograd.grad(attend(*leaves, **given), leaves, grad)
+        torch.autograd.grad(attend(*leaves, **inputs), leaves, grad)
     waits = ""
     if setting.cuda:
         torch.cuda.set_sync_debug_mode("error")
     try:
         for leaves in drawn[2:]:
-            torch.autograd.grad(attend(*leaves, **given), leaves, grad)
+            torch.autograd.grad(attend(*leaves, **inputs), leaves, grad)
     except RuntimeError as error:
         waits = str(error)
     finally:
@@ -246,8 +246,8 @@ def _timing(setting: Setting, race: RoutingRace, n: int, direction: str) -> Row:
     taken = attend.chosen(*(x.detach() for x in leaves))["chosen"]
     row: Row = {"case": race.name, "n": n, "d": d, "heads": heads[0], "kv_heads": heads[1], "batch": race.batch}
     row |= {"dtype": word(dtype), "direction": direction, "machine": simulated_device(setting), **params}
-    found = {"out": _sampled_error(attend, leaves, taken, params["block"])}
-    row |= {"errors": found, "ok": fits(found, dtype)}
+    error_by_name = {"out": _sampled_error(attend, leaves, taken, params["block"])}
+    row |= {"errors": error_by_name, "ok": fits(error_by_name, dtype)}
     if not row["ok"]:
         return row
     rivals, absent = _rivals(setting, race, leaves, taken, params, direction)
@@ -273,16 +273,16 @@ def _published(race: RoutingRace, direction: str, n: int) -> list[published.Publ
 def _derived(setting: Setting, row: Row, attend: Attention) -> Row:
     """Return ratios to the best dense kernel, the selection's share, and the simulator's prediction."""
     dense = [name for name in row["ms"] if name.startswith(("sdpa", "flash"))]
-    found: Row = {"dense_over_attnc": min(ratio(row, name) for name in dense)}
+    ratios: Row = {"dense_over_attnc": min(ratio(row, name) for name in dense)}
     if "attnc_choice" in row["ms"]:
-        found["choice_share"] = median(row, "attnc_choice") / median(row)
+        ratios["choice_share"] = median(row, "attnc_choice") / median(row)
     if (device := simulated_device(setting)) is not None:
         sizes: dict[str, Any] = {"heads": row["heads"], "kv_heads": row["kv_heads"], "batch": row["batch"]}
         sizes |= {"head_dim": row["d"], "dtype": getattr(torch, row["dtype"]), "device": device}
         stage: Any = row["direction"]
         simulated = attend.simulate(row["n"], stage=stage, baseline="causal", **sizes)
-        found["predicted"] = {"attnc": simulated.predicted_ms}
-    return found
+        ratios["predicted"] = {"attnc": simulated.predicted_ms}
+    return ratios
 
 
 ROWS = 48

@@ -60,15 +60,15 @@ def _tuned(setting: Setting, case: Checked) -> Row:
     first = time.perf_counter() - begun
     again = compile_attention(case.name, backend="triton", tune=SECONDS[setting.toy], **params)
     begun = time.perf_counter()
-    known = again.tune(q, k, v, **inputs)
+    second_record = again.tune(q, k, v, **inputs)
     row: Row = {"pattern": case.name, "n": n, "d": d, "dtype": word(dtype), "seconds": round(first, 2)}
     row["seconds_of_the_second"] = round(time.perf_counter() - begun, 3)
-    if not (isinstance(record, Record) and isinstance(known, Record)):
+    if not (isinstance(record, Record) and isinstance(second_record, Record)):
         return {**row, "untuned": str(record), "ok": setting.toy}
     true = compile_attention(case.name, backend="triton", **params)(q, k, v, **inputs)
     off = {"out": gap(attention(q, k, v, **inputs), true.detach().double())}
     gains = {knob: _gain(record, knob) for knob in record.choices}
-    ok = known.choices == record.choices and fits(off, dtype)
+    ok = second_record.choices == record.choices and fits(off, dtype)
     trials = [asdict(trial) for trial in record.trials]
     return {**row, "choices": dict(record.choices), "gain": gains, "errors": off, "trials": trials, "ok": ok}
 
@@ -108,14 +108,14 @@ def _memory(setting: Setting, name: str, params: dict[str, Any], d: int) -> Row:
     if not setting.cuda:
         return {**row, "measured": "not here: there is no GPU", "ok": True}
     out, forward = _peak(lambda: attention(q, k, v))
-    own = out.numel() * out.element_size() + 4 * q.shape[0] * q.shape[1] * q.shape[2]
+    output_bytes = out.numel() * out.element_size() + 4 * q.shape[0] * q.shape[1] * q.shape[2]
     ones = torch.ones_like(out)
     grads, backward = _peak(lambda: torch.autograd.grad(out, (q, k, v), ones))
-    given = sum(x.numel() * x.element_size() for x in grads)
-    found = {"forward": forward - own, "backward": backward - given}
+    gradient_bytes = sum(x.numel() * x.element_size() for x in grads)
+    peaks = {"forward": forward - output_bytes, "backward": backward - gradient_bytes}
     slack = 8 << 20  # the granularity of the allocator
-    ok = found["forward"] <= told.forward + slack and found["backward"] <= told.backward + slack
-    return {**row, "measured": found, "ok": ok}
+    ok = peaks["forward"] <= told.forward + slack and peaks["backward"] <= told.backward + slack
+    return {**row, "measured": peaks, "ok": ok}
 
 
 def _peak(run: Callable[[], T]) -> tuple[T, int]:
@@ -123,6 +123,6 @@ def _peak(run: Callable[[], T]) -> tuple[T, int]:
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    found = run()
+    result = run()
     torch.cuda.synchronize()
-    return found, torch.cuda.max_memory_allocated() - before
+    return result, torch.cuda.max_memory_allocated() - before

@@ -44,13 +44,13 @@ def main() -> int:
     if options.facts:
         return _write_facts(options.processes)
     table = KernelTable(whole=not options.selection)
-    found = _chosen(options)
-    table.begin(options.targets, found, keep=options.changed)
+    kernels = _chosen(options)
+    table.begin(options.targets, kernels, keep=options.changed)
     if options.changed:
-        found = [one for one in found if isinstance(one, GateCase) and not table.has(one)]
-    total = sum(isinstance(one, GateCase) for one in found)
+        kernels = [one for one in kernels if isinstance(one, GateCase) and not table.has(one)]
+    total = sum(isinstance(one, GateCase) for one in kernels)
     with console.progress("kernels", total) as step:
-        for i, row in enumerate(rows(found, options.processes)):
+        for i, row in enumerate(rows(kernels, options.processes)):
             table.add(row)
             if row["verdict"] != "none":
                 step(f"{row['pattern']} {row['kernel']} {row['target']}")
@@ -73,9 +73,9 @@ class KernelTable:
         provenance.refuse_uncommitted()  # before anything is compiled
         self._facts = provenance.header()
 
-    def begin(self, targets: Sequence[str], asked: Sequence[GateCase | NoKernels], *, keep: bool) -> None:
+    def begin(self, targets: Sequence[str], requested: Sequence[GateCase | NoKernels], *, keep: bool) -> None:
         """Drop the rows of these targets, except the requested kernels' if `keep` is set."""
-        kept = set(map(_key_of, asked)) if keep else set()
+        kept = set(map(_key_of, requested)) if keep else set()
         self._rows = {key: row for key, row in self._rows.items() if row["target"] not in targets or key in kept}
         if not keep:
             self._runs |= dict.fromkeys(targets, self._facts)
@@ -96,9 +96,9 @@ class KernelTable:
 
     def save(self) -> None:
         """Write the file."""
-        found = [self._rows[key] for key in sorted(self._rows, key=lambda key: [*map(str, key)])]
-        facts = {**self._facts, "runs": dict(sorted(self._runs.items())), "summary": summary(found)}
-        kernel_verdicts.save(self._name, found, facts)
+        rows = [self._rows[key] for key in sorted(self._rows, key=lambda key: [*map(str, key)])]
+        facts = {**self._facts, "runs": dict(sorted(self._runs.items())), "summary": summary(rows)}
+        kernel_verdicts.save(self._name, rows, facts)
 
 
 Key = tuple[object, ...]
@@ -124,8 +124,8 @@ def _write_facts(processes: int) -> int:
 
 def causal_kernels(targets: Iterable[str], head_dims: Sequence[int]) -> list[GateCase]:
     """Return the kernels of causal attention in bf16."""
-    found = cases(named(["causal"]), list(targets), list(head_dims), ["bfloat16"])
-    return [one for one in found if isinstance(one, GateCase)]
+    gate_cases = cases(named(["causal"]), list(targets), list(head_dims), ["bfloat16"])
+    return [one for one in gate_cases if isinstance(one, GateCase)]
 
 
 def figures_of(row: Row) -> dict[str, object]:
@@ -153,18 +153,20 @@ def figures_of(row: Row) -> dict[str, object]:
 
 def summary(done: Iterable[Row]) -> dict[str, dict[str, int]]:
     """Count the verdicts by target."""
-    found = {target: Counter(str(row["verdict"]) for row in done if row["target"] == target) for target in TARGETS}
-    return {target: dict(sorted(counts.items())) for target, counts in found.items() if counts}
+    counts_by_target = {
+        target: Counter(str(row["verdict"]) for row in done if row["target"] == target) for target in TARGETS
+    }
+    return {target: dict(sorted(counts.items())) for target, counts in counts_by_target.items() if counts}
 
 
 def _chosen(options: argparse.Namespace) -> list[GateCase | NoKernels]:
     targets, widths = options.targets, options.head_dims
     if options.selection:
         return list(cases(SELECTION, targets, widths, ["bfloat16"]))
-    found = [*cases(whole_library(), targets, widths, ["bfloat16"])]
-    found += cases(SELECTION, targets, [96, 256], ["bfloat16"])
-    found += cases(SELECTION, targets, widths, ["float16"])
-    return found
+    gate_cases = [*cases(whole_library(), targets, widths, ["bfloat16"])]
+    gate_cases += cases(SELECTION, targets, [96, 256], ["bfloat16"])
+    gate_cases += cases(SELECTION, targets, widths, ["float16"])
+    return gate_cases
 
 
 if __name__ == "__main__":

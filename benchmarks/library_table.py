@@ -36,7 +36,7 @@ class Asked:
 
 
 def read_library(
-    kind: str, cases: Iterable[GateCase], asked: Asked, judge: Callable[[GateCase, Outcome], list[str]], processes: int
+    kind: str, cases: Iterable[GateCase], scope: Asked, judge: Callable[[GateCase, Outcome], list[str]], processes: int
 ) -> int:
     """Write results/kernels-<kind>-triton-*.json; return 1 if one of its kernels fails its checks.
 
@@ -46,7 +46,7 @@ def read_library(
     path = timing.RESULTS / f"{name}.json"
     old = kernel_verdicts.read(path)
     wanted = {(one.target, one.source.digest): one for one in cases}
-    kept = [row for row in old if (row["target"], row["digest"]) in wanted or not asked.has(row)]
+    kept = [row for row in old if (row["target"], row["digest"]) in wanted or not scope.has(row)]
     rows = {(row["target"], row["digest"]): row for row in kept}
     todo = [one for key, one in wanted.items() if key not in rows]
     provenance.refuse_uncommitted()  # before anything is compiled
@@ -64,8 +64,8 @@ def read_library(
 
 
 def _save(name: str, rows: Mapping[Any, Row], facts: Mapping[str, object]) -> None:
-    found = sorted(rows.values(), key=lambda row: [str(row[key]) for key in KEYS])
-    kernel_verdicts.save(name, found, facts)
+    sorted_rows = sorted(rows.values(), key=lambda row: [str(row[key]) for key in KEYS])
+    kernel_verdicts.save(name, sorted_rows, facts)
 
 
 def _row(case: GateCase, reasons: list[str]) -> Row:

@@ -21,7 +21,7 @@ def anything(row: Row) -> bool:
 
 def timed(rows: Rows) -> Iterator[Row]:
     """Yield the rows with times, of every part."""
-    return (row for found in rows.values() for row in found if "ms" in row)
+    return (row for part_rows in rows.values() for row in part_rows if "ms" in row)
 
 
 def median(row: Row, name: str = "attnc") -> float | None:
@@ -40,8 +40,8 @@ def each(value: Callable[[Row], float | None], test: Test = anything) -> Read:
     """Return a reader of a value from every timed row that passes a test and has the value."""
 
     def read(rows: Rows) -> list[Measurement]:
-        found = ((row, value(row)) for row in timed(rows) if test(row))
-        return [Measurement(row["key"], x, row) for row, x in found if x is not None]
+        values = ((row, value(row)) for row in timed(rows) if test(row))
+        return [Measurement(row["key"], x, row) for row, x in values if x is not None]
 
     return read
 

@@ -32,12 +32,12 @@ pattern segments
 """
 
 
-def documents(count: int, least: int, most: int) -> Inputs:
+def documents(count: int, least: int, greatest: int) -> Inputs:
     """Draw the ids of `count` documents with lengths in proportion to numbers from `least` to `most`."""
 
     def ids(n: int) -> dict[str, Any]:
         torch.manual_seed(0)
-        weights = torch.randint(least, most + 1, (count,), dtype=torch.float64)
+        weights = torch.randint(least, greatest + 1, (count,), dtype=torch.float64)
         lengths = (weights * (n / weights.sum())).long()
         lengths[-1] += n - lengths.sum()
         return {"doc": torch.repeat_interleave(torch.arange(count), lengths)[None]}

@@ -74,12 +74,12 @@ class Plot:
 def _axes(x: LogScale, y: LogScale) -> list[str]:
     parts = []
     for tick in y.ticks():
-        at = px(y.at(tick))
-        parts.append(f'<path class="rule" d="M{px(x.start)} {at}H{px(x.end)}"/>')
+        height = px(y.at(tick))
+        parts.append(f'<path class="rule" d="M{px(x.start)} {height}H{px(x.end)}"/>')
         parts.append(label(x.start - 7, y.at(tick) + 4, _number(tick), "soft", 11, anchor="end"))
     for tick in x.ticks():
-        at = px(x.at(tick))
-        parts.append(f'<path class="rule" d="M{at} {px(y.end)}V{px(y.start)}"/>')
+        height = px(x.at(tick))
+        parts.append(f'<path class="rule" d="M{height} {px(y.end)}V{px(y.start)}"/>')
         parts.append(label(x.at(tick), y.start + 16, _number(tick), "soft", 11, anchor="middle"))
     return parts
 
@@ -95,12 +95,12 @@ def _dashed(name: str, first: Point, last: Point) -> list[str]:
 
 
 def _drawn(one: Series, number: int, x: LogScale, y: LogScale) -> list[str]:
-    at = [(x.at(a), y.at(b)) for a, b in one.points]
+    points = [(x.at(a), y.at(b)) for a, b in one.points]
     parts = []
     if one.joined:
-        path = "L".join(f"{px(a)} {px(b)}" for a, b in sorted(at))
+        path = "L".join(f"{px(a)} {px(b)}" for a, b in sorted(points))
         parts.append(f'<path class="line" d="M{path}" fill="none" stroke-width="1.2"/>')
-    return parts + [_mark(a, b, number) for a, b in at]
+    return parts + [_mark(a, b, number) for a, b in points]
 
 
 def _mark(x: float, y: float, number: int) -> str:

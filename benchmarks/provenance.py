@@ -44,10 +44,10 @@ def header() -> dict[str, object]:
 
 def commit(root: Path = ROOT) -> str:
     """Return the commit that is checked out, with `-dirty` where sources differ from it."""
-    found = _git(root, "describe", "--always")
-    if not found:
+    version = _git(root, "describe", "--always")
+    if not version:
         return os.environ.get(COMMIT, "unknown")
-    return f"{found}-dirty" if changed(root) else found
+    return f"{version}-dirty" if changed(root) else version
 
 
 def changed(root: Path = ROOT) -> list[str]:

@@ -28,14 +28,14 @@ class Result:
 
 def load(folder: Path = timing.RESULTS) -> dict[str, Result]:
     """Return the existing results by part, in the order of the suites."""
-    found = {}
+    results = {}
     for parts in suites.PARTS.values():
         for part in parts:
             path = folder / f"{part.name}.json"
             if path.exists():
                 facts = json.loads(path.read_text(encoding="utf-8"))
-                found[part.name] = Result(part.name, facts, facts.pop("rows"))
-    return found
+                results[part.name] = Result(part.name, facts, facts.pop("rows"))
+    return results
 
 
 def rows(results: Mapping[str, Result]) -> dict[str, Sequence[Row]]:

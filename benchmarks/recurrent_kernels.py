@@ -28,18 +28,18 @@ def main() -> int:
     parser.add_argument("--library", action="store_true", help="the kernels of the library's recurrences, into a table")
     options = parser.parse_args()
     if options.library:
-        asked = Asked(frozenset(options.targets), frozenset(options.head_dims), options.dtype)
+        scope = Asked(frozenset(options.targets), frozenset(options.head_dims), options.dtype)
         wanted = library_gate.cases(library_gate.whole_library(), options.targets, options.head_dims, options.dtype)
-        return read_library("recurrences", wanted, asked, judge, options.processes)
+        return read_library("recurrences", wanted, scope, judge, options.processes)
     forms = [SELECTION[name] for name in options.classes]
-    found = list(cases(options.targets, options.head_dims, options.dtype, forms))
-    found = [case for case in found if not options.stages or case.stage in options.stages]
+    kernels = list(cases(options.targets, options.head_dims, options.dtype, forms))
+    kernels = [case for case in kernels if not options.stages or case.stage in options.stages]
     failed = 0
-    for i, outcome in compile_all([(case.source, case.target) for case in found], options.processes):
-        reasons = judge(found[i], outcome)
+    for i, outcome in compile_all([(case.source, case.target) for case in kernels], options.processes):
+        reasons = judge(kernels[i], outcome)
         failed += bool(reasons)
-        print(line(found[i], outcome, reasons), flush=True)
-    print(f"{len(found)} kernels, {failed} failed")
+        print(line(kernels[i], outcome, reasons), flush=True)
+    print(f"{len(kernels)} kernels, {failed} failed")
     return int(failed > 0)
 
 

@@ -86,10 +86,10 @@ def contents(results: Mapping[str, Result]) -> Iterator[Block]:
     yield from map(Paragraph, INTRODUCTION)
     verdicts = [goals.verdict(goal, reading.rows(results), causes.why) for goal in all_goals.GOALS]
     for where, title in PLACES.items():
-        own = [one for one in verdicts if one.goal.where == where]
-        if own:
+        place_verdicts = [one for one in verdicts if one.goal.where == where]
+        if place_verdicts:
             yield Heading(2, f"{title}: goals")
-            yield from _goals(own)
+            yield from _goals(place_verdicts)
     if not any(part.name in results for part in suites.PARTS["gpu"]):
         yield Paragraph("Nothing has been measured on a GPU here: [OWED](../benchmarks/OWED.md) lists the commands.")
     yield from _behind(verdicts)
@@ -143,9 +143,9 @@ def _pictures(results: Mapping[str, Result]) -> Iterator[Block]:
     drawn = [(where, *chart) for where in PLACES for chart in charts(results, where)]
     if drawn:
         yield Heading(2, "Pictures")
-    for where, name, plot, own in drawn:
+    for where, name, plot, sources in drawn:
         yield Picture(f"{name}-{where}.svg", plot.svg(), f"{plot.title}: {plot.note}")
-        yield Paragraph(" ".join(_facts(one) for one in own))
+        yield Paragraph(" ".join(_facts(one) for one in sources))
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------

@@ -54,8 +54,8 @@ def _row(name: str, params: dict[str, Any], heads: tuple[int, int], n: int, dire
     weights = torch.randn(1, heads[0], n, DIM)
     row: Row = {"pattern": name, "params": params, "n": n, "d": DIM, "dtype": "float32", "direction": direction}
     row |= {"heads": heads[0], "kv_heads": heads[1]}
-    found = _errors(attend, [x.detach()[:, :, :CHECKED] for x in (q, k, v, weights)], inputs, trains)
-    row |= {"errors": found, "ok": max(found.values()) <= TOLERANCE}
+    error_by_name = _errors(attend, [x.detach()[:, :, :CHECKED] for x in (q, k, v, weights)], inputs, trains)
+    row |= {"errors": error_by_name, "ok": max(error_by_name.values()) <= TOLERANCE}
     if not row["ok"]:
         return row
 
@@ -82,8 +82,10 @@ def _row(name: str, params: dict[str, Any], heads: tuple[int, int], n: int, dire
 def _errors(attend: Attention, tensors: list[Tensor], inputs: dict[str, Any], trains: bool) -> dict[str, float]:
     """Return the errors of the first tokens against the reference, which selects by the same scores in fp32."""
     *operands, weights = tensors
-    own = {name: x[:, : weights.shape[2]] for name, x in inputs.items()}
-    return exact.errors(*(_results(call, operands, weights, own, trains) for call in (attend, attend.reference)))
+    first_inputs = {name: x[:, : weights.shape[2]] for name, x in inputs.items()}
+    return exact.errors(
+        *(_results(call, operands, weights, first_inputs, trains) for call in (attend, attend.reference))
+    )
 
 
 def _results(
@@ -91,8 +93,8 @@ def _results(
 ) -> dict[str, Tensor]:
     leaves = [x.clone().requires_grad_(trains) for x in operands]
     out = call(*leaves, **inputs)
-    given = torch.autograd.grad(out, leaves, weights) if trains else ()
-    return {"out": out.detach()} | {f"d{name}": x for name, x in zip("qkv", given, strict=False)}
+    gradients = torch.autograd.grad(out, leaves, weights) if trains else ()
+    return {"out": out.detach()} | {f"d{name}": x for name, x in zip("qkv", gradients, strict=False)}
 
 
 def _predicted(attend: Attention, inputs: dict[str, Any], row: Row) -> Row:

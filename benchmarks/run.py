@@ -121,8 +121,8 @@ def _one(part: Part, setting: Setting, left: float | None, step: Callable[[str],
 
 
 def _rows(part: Part, setting: Setting) -> Sequence[Row]:
-    found = reading.load(part.file(setting.toy).parent).get(part.name)
-    return found.rows if found else ()
+    result = reading.load(part.file(setting.toy).parent).get(part.name)
+    return result.rows if result else ()
 
 
 def _process(
@@ -151,18 +151,18 @@ def _process(
 
 def _timers(process: subprocess.Popen[str], left: float) -> list[threading.Timer]:
     """Ask a process to end when its time is over, and kill it a little later."""
-    found = [threading.Timer(left, process.terminate), threading.Timer(left + ENDING, process.kill)]
-    for timer in found:
+    timers = [threading.Timer(left, process.terminate), threading.Timer(left + ENDING, process.kill)]
+    for timer in timers:
         timer.daemon = True
         timer.start()
-    return found
+    return timers
 
 
 def _tell(where: str, suite: str, ended: Sequence[Ended], *, as_json: bool, folder: Path) -> None:
     """Print how the parts ended, and the verdicts of the goals of these suites."""
     results = reading.load(folder)
-    asked = [goal for goal in all_goals.GOALS if goal.where == where and suite in ("all", goal.suite)]
-    verdicts = [goals.verdict(goal, reading.rows(results), causes.why) for goal in asked]
+    wanted = [goal for goal in all_goals.GOALS if goal.where == where and suite in ("all", goal.suite)]
+    verdicts = [goals.verdict(goal, reading.rows(results), causes.why) for goal in wanted]
     if as_json:
         told = [{"part": one.part.name, "ended": one.how, "rows": one.rows, "minutes": one.minutes} for one in ended]
         print_json({"where": where, "parts": told, "goals": [_as_json(one) for one in verdicts]})

@@ -120,8 +120,8 @@ def _row(point: CpuPrediction, n: int, d: int, dtype: torch.dtype, rounds: int, 
     with torch.no_grad():
         if n <= CHECKED:
             true = attention.reference(q.double(), k.double(), v.double(), **inputs)
-            found = exact.errors({"out": attention(q, k, v, **inputs)}, {"out": true})
-            row |= {"errors": found, "ok": found["out"] <= exact.TOLERANCE[dtype]}
+            error_by_name = exact.errors({"out": attention(q, k, v, **inputs)}, {"out": true})
+            row |= {"errors": error_by_name, "ok": error_by_name["out"] <= exact.TOLERANCE[dtype]}
             if not row["ok"]:
                 return row
         costs = {}
@@ -152,16 +152,16 @@ def _schedules(times: dict[str, Timing], costs: Mapping[str, float]) -> list[Row
 class _Other(Planner):
     """A planner that uses another schedule than the cheapest."""
 
-    def __init__(self, own: Planner, number: int) -> None:
-        super().__init__(own.text, own.pattern, strict=False)
+    def __init__(self, planner: Planner, number: int) -> None:
+        super().__init__(planner.text, planner.pattern, strict=False)
         self._number = number
 
     def _build(self, shape: CallShape, choice: Callable[[CoverProblem], CoverChoice] = choose) -> Plan:
         return build_plan(relations_of(self.pattern, shape), self._choose)
 
     def _choose(self, problem: CoverProblem) -> CoverChoice:
-        found = alternatives(problem)
-        return found[min(self._number, len(found) - 1)]
+        choices = alternatives(problem)
+        return choices[min(self._number, len(choices) - 1)]
 
 
 def _alternatives(

@@ -26,32 +26,32 @@ def kills(size: CallSize) -> Row:
     failures: list[str] = []
     served = cut_short = 0
     with tempfile.TemporaryDirectory() as folder:
-        own = Store(Path(folder) / "v1")
+        store = Store(Path(folder) / "v1")
         for i in range(size.kills):
             child = os.fork()
             if child == 0:
                 if i % 2:
                     _Death(random.Random(i)).awaits()
-                _write_for_ever(own, i)
+                _write_for_ever(store, i)
             if not i % 2:
                 time.sleep(draw.uniform(0.002, 0.03))
                 os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             for name in NAMES:
-                found = own.read("tuned", name)
-                served += found is not None
-                if found is not None and found["sum"] != _sum(found["text"]):
+                served_entry = store.read("tuned", name)
+                served += served_entry is not None
+                if served_entry is not None and served_entry["sum"] != _sum(served_entry["text"]):
                     failures.append(f"kill {i}: {name} was served damaged")
-            failures += [f"kill {i}: {entry.name}: {entry.damage}" for entry in own.entries() if entry.damage]
-            with own.alone(1.0) as alone:
+            failures += [f"kill {i}: {entry.name}: {entry.damage}" for entry in store.entries() if entry.damage]
+            with store.alone(1.0) as alone:
                 if not alone:
                     failures.append(f"kill {i}: the lock of a dead process holds")
-        assert own.folder is not None
-        cut_short = len(list(own.folder.glob(".part-*")))
-        if not own.write("tuned", NAMES[0], _payload(0)) or own.read("tuned", NAMES[0]) != _payload(0):
+        assert store.folder is not None
+        cut_short = len(list(store.folder.glob(".part-*")))
+        if not store.write("tuned", NAMES[0], _payload(0)) or store.read("tuned", NAMES[0]) != _payload(0):
             failures.append("the cache cannot be written anymore")
-        own.clear()
-        left = [path.name for path in own.folder.iterdir() if path.name != ".lock"]
+        store.clear()
+        left = [path.name for path in store.folder.iterdir() if path.name != ".lock"]
         failures += [f"clear left {name}" for name in left]
     if not (served and cut_short):
         failures.append(f"nothing was tried: {served} entries served, {cut_short} writes cut short")
@@ -61,11 +61,11 @@ def kills(size: CallSize) -> Row:
 NAMES = ("a", "b", "c", "d")
 
 
-def _write_for_ever(own: Any, seed: int) -> None:
+def _write_for_ever(store: Any, seed: int) -> None:
     draw = random.Random(seed)
     while True:
-        with own.alone(0.0):
-            own.write("tuned", draw.choice(NAMES), _payload(draw.randrange(1 << 30)))
+        with store.alone(0.0):
+            store.write("tuned", draw.choice(NAMES), _payload(draw.randrange(1 << 30)))
 
 
 class _Death:

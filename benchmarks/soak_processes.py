@@ -59,15 +59,15 @@ def processes(size: CallSize) -> Row:
 
 
 def _environment(folder: str) -> dict[str, str]:
-    own = {"ATTNC_CACHE_DIR": f"{folder}/attnc", "TRITON_CACHE_DIR": f"{folder}/triton", "OMP_NUM_THREADS": "1"}
-    return {**os.environ, **own, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    variables = {"ATTNC_CACHE_DIR": f"{folder}/attnc", "TRITON_CACHE_DIR": f"{folder}/triton", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **variables, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
 def _state(folder: str) -> dict[str, Any]:
     from attnc.runtime.disk.store import Store
 
-    own = Store(Path(folder) / "attnc" / "v1")
-    entries = own.entries()
+    store = Store(Path(folder) / "attnc" / "v1")
+    entries = store.entries()
     triton = Path(folder) / "triton"
     return {
         "entries": len(entries),

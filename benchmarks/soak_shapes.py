@@ -31,17 +31,17 @@ def shapes(size: CallSize) -> Row:
         resident = list(_calls(attends, size))
         kernels, binaries = _launched(size)
         kept = _kept(attends)
-    settled = [mib for at, mib in resident if at >= SETTLED * size.calls]
+    settled = [mib for call, mib in resident if call >= SETTLED * size.calls]
     growth = max(settled[-1], settled[len(settled) // 2]) - settled[0]
     failures = []
     if growth > ALLOWED_MIB:
         failures.append(f"memory grew by {growth:.0f} MiB after the first {SETTLED:.0%} of the calls")
-    failures += [f"{name}: {count} are kept, {most} may be" for name, (count, most) in kept.items() if count > most]
+    failures += [f"{name}: {count} are kept, {limit} may be" for name, (count, limit) in kept.items() if count > limit]
     if binaries > kernels:
         failures.append(f"{binaries} binaries for {kernels} kernels")
     return {
         "calls": size.calls,
-        "resident_mib": [(at, round(mib, 1)) for at, mib in resident],
+        "resident_mib": [(call, round(mib, 1)) for call, mib in resident],
         "growth_mib_after_settling": round(growth, 1),
         "launches": size.launches,
         "kernels_launched": kernels,
@@ -152,10 +152,10 @@ def _kept(attends: dict[str, Any]) -> dict[str, tuple[int, int]]:
         "masks": bound_plan._MASKS,
         "layouts": bound_plan._LAYOUTS,
     }
-    most = {"programs": SETTINGS.plans, "masks": SETTINGS.masks, "layouts": SETTINGS.layouts}
+    limits = {"programs": SETTINGS.plans, "masks": SETTINGS.masks, "layouts": SETTINGS.layouts}
     return {
         "plans of one pattern, at most": (plans, SETTINGS.plans),
-        **{name: (len(kept), most[name]) for name, kept in held.items()},
+        **{name: (len(kept), limits[name]) for name, kept in held.items()},
         "bytes of masks": (bound_plan._MASKS.weight, SETTINGS.mask_bytes),
         "kernel functions": (len(kernel_modules._FUNCTIONS), SETTINGS.kernels),
     }

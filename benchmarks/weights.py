@@ -38,8 +38,8 @@ def _tables(span: int) -> dict[str, Tensor]:
 
 
 def _global(n: int) -> dict[str, Tensor]:
-    own = {name: torch.randn(1, HEADS, n, DIM) for name in ("qg", "kg", "vg")}
-    return {"is_global": torch.arange(n)[None] % 512 == 0, **own}
+    global_inputs = {name: torch.randn(1, HEADS, n, DIM) for name in ("qg", "kg", "vg")}
+    return {"is_global": torch.arange(n)[None] % 512 == 0, **global_inputs}
 
 
 CASES = (
@@ -78,8 +78,8 @@ def _row(case: WeightCase, n: int, direction: str, rounds: int) -> Row:
     row: Row = {"pattern": case.name, "n": n, "d": DIM, "dtype": "float32", "heads": HEADS, "direction": direction}
     trains = direction != "forward"
     true = _results(attend.reference, [x.detach().double() for x in (q, k, v)], _wide(inputs), grad.double(), trains)
-    found = exact.errors(_results(attend, [x.detach() for x in (q, k, v)], inputs, grad, trains), true)
-    row |= {"errors": found, "ok": max(found.values()) <= exact.TOLERANCE[torch.float32]}
+    error_by_name = exact.errors(_results(attend, [x.detach() for x in (q, k, v)], inputs, grad, trains), true)
+    row |= {"errors": error_by_name, "ok": max(error_by_name.values()) <= exact.TOLERANCE[torch.float32]}
     if not row["ok"]:
         return row
 
@@ -105,8 +105,8 @@ def _results(
     """Return `out`, and in training the gradients of the operands on which it depends."""
     leaves = [x.requires_grad_(trains) for x in operands]
     out = call(*leaves, **inputs)
-    found = {"out": out.detach()}
+    results_by_name = {"out": out.detach()}
     if trains:
-        given: Sequence[Tensor | None] = torch.autograd.grad(out, leaves, grad, allow_unused=True)
-        found |= {f"d{name}": x for name, x in zip("qkv", given, strict=True) if x is not None}
-    return found
+        gradients: Sequence[Tensor | None] = torch.autograd.grad(out, leaves, grad, allow_unused=True)
+        results_by_name |= {f"d{name}": x for name, x in zip("qkv", gradients, strict=True) if x is not None}
+    return results_by_name

@@ -116,15 +116,15 @@ class Shown:
     @cached_property
     def inputs(self) -> dict[str, Any]:
         """The headline's inputs, and examples of the others that the relation reads."""
-        given = dict(self.headline.inputs(self.n_q))
+        inputs = dict(self.headline.inputs(self.n_q))
         if self.attention.is_recurrence:
-            return given
+            return inputs
         wanted = self.attention.relation_inputs
         sizes = {"heads": self.heads, "kv_head": self.headline.kv_heads or self.heads, "dk": 128, "dv": 128}
         made = example_inputs(
-            self.attention.bound, self.n_q, self.n_k, given, heads=self.heads, sizes=sizes, names=wanted
+            self.attention.bound, self.n_q, self.n_k, inputs, heads=self.heads, sizes=sizes, names=wanted
         )
-        return given | {name: example.tensor for name, example in made.items()}
+        return inputs | {name: example.tensor for name, example in made.items()}
 
     @cached_property
     def simulation(self) -> Simulation | str:
@@ -142,11 +142,11 @@ class Shown:
         if isinstance(self.simulation, RecurrenceSimulation):
             return self.simulation.growth
         try:
-            found = self.attention.growth(heads=None if head_count(self.attention.bound) else self.heads)
+            growth = self.attention.growth(heads=None if head_count(self.attention.bound) else self.heads)
         except AttncError as error:
             return f"no law: {str(error).splitlines()[0]}"
-        whose = "" if found.heads == 1 else f" of {found.heads} heads"
-        return found.law + ("" if found.pairs is None else f"; visible pairs{whose}: {found.pairs}")
+        whose = "" if growth.heads == 1 else f" of {growth.heads} heads"
+        return growth.law + ("" if growth.pairs is None else f"; visible pairs{whose}: {growth.pairs}")
 
     @property
     def law(self) -> str:
@@ -278,10 +278,10 @@ def _shortened(derivation: str) -> str:
     return "\n".join([*lines[: LONGEST // 2], f"… and {len(lines) - LONGEST // 2} lines more"])
 
 
-def _ladder(found: Simulation) -> str:
+def _ladder(simulation: Simulation) -> str:
     """Return the lines of a simulation, without those about other schedules."""
     left_out = ("time ", "loop ", "memory  ", "next best", "else ")
-    lines = [line for line in str(found).splitlines() if not line.startswith(left_out)]
+    lines = [line for line in str(simulation).splitlines() if not line.startswith(left_out)]
     return "\n".join(lines)
 
 
@@ -293,8 +293,8 @@ def _states(shown: Shown) -> str:
     names = ", ".join(dict.fromkeys(f"`{x.name}` [{', '.join(map(str, x.dims))}]" for x in states))
     kept = f"State of a head: {names}"
     sizes: dict[object, int] = {"dk": shown.headline.head_dim, "dv": shown.headline.head_dim}
-    known = all(isinstance(dim, int) or dim in sizes for state in states for dim in state.dims)
-    if not known:
+    are_known = all(isinstance(dim, int) or dim in sizes for state in states for dim in state.dims)
+    if not are_known:
         return f"{kept}."
     count = sum(prod(dim if isinstance(dim, int) else sizes[dim] for dim in state.dims) for state in states)
     several = f" in {len(states)} of them" if len(states) > 1 else ""

@@ -61,8 +61,8 @@ def _tree(nodes: int) -> Tensor:
 
 
 def _random_blocks(heads: int, blocks: int, count: int) -> Tensor:
-    at = torch.arange(heads * blocks * count).reshape(heads, blocks, count)
-    return (at * 7 + at // 5) % blocks
+    numbers = torch.arange(heads * blocks * count).reshape(heads, blocks, count)
+    return (numbers * 7 + numbers // 5) % blocks
 
 
 def _indexer(n: int) -> dict[str, Tensor]:
@@ -104,8 +104,8 @@ def _centroids(count: int) -> dict[str, Tensor]:
 
 def _pictures() -> dict[str, Tensor]:
     """Return which tokens belong to one of two pictures among words, and the count of these tokens up to each."""
-    at = torch.arange(LENGTH)
-    vision = ((at >= 8) & (at < 28) | (at >= 36) & (at < 56))[None]
+    tokens = torch.arange(LENGTH)
+    vision = ((tokens >= 8) & (tokens < 28) | (tokens >= 36) & (tokens < 56))[None]
     return {"vision": vision, "visuals": vision.cumsum(1)}
 
 
@@ -280,31 +280,31 @@ def _errors() -> Iterator[list[str]]:
 
 def public_errors() -> set[type[AttncError]]:
     """Return `AttncError` and its descendants."""
-    for found in pkgutil.walk_packages(attnc.__path__, "attnc."):
-        if not found.name.endswith("__main__"):
-            importlib.import_module(found.name)
-    own: set[type[AttncError]] = set()
+    for module in pkgutil.walk_packages(attnc.__path__, "attnc."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    descendants: set[type[AttncError]] = set()
     todo: list[type[AttncError]] = [AttncError]
     while todo:
         error = todo.pop()
-        own |= {error}
+        descendants |= {error}
         todo += [x for x in error.__subclasses__() if x.__module__.startswith("attnc.")]
-    return own
+    return descendants
 
 
 def _raised() -> dict[str, set[str]]:
     """Return the folders in which each error is raised, by its name."""
-    found: dict[str, set[str]] = {}
+    folders: dict[str, set[str]] = {}
     for folder in ("spec", "compiler", "runtime"):
         for path in sorted((DOCS.parent / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                    own = path.parent.relative_to(DOCS.parent).parts[:2]
-                    found.setdefault(node.func.id, set()).add("/".join(own))
-    return found
+                    folder_parts = path.parent.relative_to(DOCS.parent).parts[:2]
+                    folders.setdefault(node.func.id, set()).add("/".join(folder_parts))
+    return folders
 
 
-# --- what is covered --------------------------------------------------------------------------------------------------
+# --- coverage ---------------------------------------------------------------------------------------------------------
 
 COVERAGE = """# Coverage
 
@@ -357,11 +357,11 @@ def _cell(without: Any, name: str, check: str, reasons: dict[str, int]) -> str:
 
 def _systems() -> str:
     """Return a table for each part of the survey."""
-    known = importlib.import_module("systems")
+    systems = importlib.import_module("systems")
     parts = []
-    for title, own in known.TABLES.items():
+    for title, part_systems in systems.TABLES.items():
         rows = [["system", "files", "not a file"]]
-        for system in own:
+        for system in part_systems:
             files = ", ".join(f"`{name}`" for name in system.files)
             rows.append([system.name, files or "–", system.why or "–"])
         parts.append(f"### {title}\n\n{_table(rows)}")

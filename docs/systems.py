@@ -136,8 +136,8 @@ TABLES: Mapping[str, tuple[System, ...]] = {
 
 def systems() -> Iterator[System]:
     """Yield all systems."""
-    for own in TABLES.values():
-        yield from own
+    for part_systems in TABLES.values():
+        yield from part_systems
 
 
 def names() -> set[str]:

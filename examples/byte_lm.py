@@ -437,16 +437,16 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--window", type=positive, default=standard.window, help="keys that a query sees (%(default)s)")
     parser.add_argument("--picture", type=Path, default=Path("byte_lm.svg"), help="where to draw (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="a small model at context 512, for a first look")
-    given = parser.parse_args(None if arguments is None else list(arguments))
+    options = parser.parse_args(None if arguments is None else list(arguments))
 
-    config = replace(standard, budget=given.budget, window=given.window)
-    if given.quick:
+    config = replace(standard, budget=options.budget, window=options.window)
+    if options.quick:
         small = replace(config, context=512, layers=1, width=64, heads=2, steps=12, rounds=2)
-        config = replace(small, window=min(given.window, 64))
-    if given.steps is not None:
-        config = replace(config, steps=given.steps)
+        config = replace(small, window=min(options.window, 64))
+    if options.steps is not None:
+        config = replace(config, steps=options.steps)
     begun = time.perf_counter()
-    fell = run(config, given.picture, quick=given.quick)
+    fell = run(config, options.picture, quick=options.quick)
     print(f"{time.perf_counter() - begun:.0f} s in all")
     if not fell:
         print("error: the loss did not fall; something is broken", file=sys.stderr)

@@ -57,8 +57,8 @@ def main() -> int:
 
     q, k, v = layer.heads_of(x)
     exact = layer.attend.reference(q, k, v, prefix=prefix, dtype=torch.float64)
-    found = layer.attend(q, k, v, prefix=prefix)
-    error = (found - exact).abs().max().item()
+    out = layer.attend(q, k, v, prefix=prefix)
+    error = (out - exact).abs().max().item()
     print(f"largest difference from the fp64 reference: {error:.1e}")
     print(layer.attend.plan(700, heads=8, kv_heads=2, head_dim=16, batch=2, prefix=prefix))
     return 0 if error < 1e-5 and agree else 1

@@ -81,11 +81,11 @@ def video_model() -> bool:
         "encoder_hidden_states": torch.randn(1, 5, 16),
     }
     with torch.no_grad():
-        own = model(**call).sample
+        own_output = model(**call).sample
         before = attnc.bridges.install_diffusers(model, "full")
-        same = (model(**call).sample - own).abs().max().item()
+        same = (model(**call).sample - own_output).abs().max().item()
         attnc.bridges.install_diffusers(model, "neighborhood_3d", window=3)
-        near = (model(**call).sample - own).abs().max().item()
+        near = (model(**call).sample - own_output).abs().max().item()
         model.set_attn_processor(before)
     print(f"Wan with `full`: largest difference from its own attention {same:.1e}")
     print(f"Wan with `neighborhood_3d`, 27 neighbours of 192 tokens: {near:.1e}")

@@ -49,9 +49,9 @@ def main() -> int:
     torch.manual_seed(0)
     worst = 0.0
     for name in PARAMETERS:
-        found = difference(name)
-        worst = max(worst, found)
-        print(f"{name:20} differs from the dense reference by {found:.1e}")
+        gap = difference(name)
+        worst = max(worst, gap)
+        print(f"{name:20} differs from the dense reference by {gap:.1e}")
     return int(not worst < 1e-9)
 
 

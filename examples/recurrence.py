@@ -58,11 +58,11 @@ def draw(count: int) -> tuple[Tensor, Tensor, Tensor]:
     last = torch.zeros(count, KEYS, dtype=torch.long)
     for t in range(PAIRS):
         last.scatter_(1, keys[:, t : t + 1], values[:, t : t + 1])
-    asked = torch.randint(KEYS, (count, ASKED))
-    wanted = last.gather(1, asked) - 1
+    wanted_keys = torch.randint(KEYS, (count, ASKED))
+    wanted = last.gather(1, wanted_keys) - 1
     wanted[wanted < 0] = -100
     nothing = torch.full((count, PAIRS), -100)
-    return torch.cat([keys, asked], 1), functional.pad(values, (0, ASKED)), torch.cat([nothing, wanted], 1)
+    return torch.cat([keys, wanted_keys], 1), functional.pad(values, (0, ASKED)), torch.cat([nothing, wanted], 1)
 
 
 def main() -> int:

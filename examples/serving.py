@@ -56,8 +56,8 @@ def main() -> int:
         for token in range(PROMPT, n):
             for ring, x in zip(rings, (k, v), strict=True):
                 ring.write(token, x[:, :, token])
-            own = q[:, :, token : token + 1]
-            out = attend.decode(own, rings[0].data, rings[1].data, kv_len=token + 1, ring=True)
+            query = q[:, :, token : token + 1]
+            out = attend.decode(query, rings[0].data, rings[1].data, kv_len=token + 1, ring=True)
             assert isinstance(out, Tensor)
             worst = max(worst, (out - whole[:, :, token : token + 1]).abs().max().item())
     each = (time.perf_counter() - start) / STEPS * 1e3

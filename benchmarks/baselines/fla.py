@@ -40,12 +40,12 @@ def recurrence(name: str, *, scale: float | None = None, decay: Tensor | None = 
     function: Any = getattr(module, function_name)
     more = {} if decay is None else {"g_gamma": decay}
 
-    def run(given: Tensors) -> Tensor:
-        words = dict(given)
+    def run(tensors: Tensors) -> Tensor:
+        words = dict(tensors)
         if "dt" in words:  # its kernels take no step size, so the written values are scaled before the call
             dt = words.pop("dt")
             words["v"] = words["v"] * dt[..., None].to(words["v"].dtype)
-        width = given["q"].shape[-1]
+        width = tensors["q"].shape[-1]
         out: Tensor = function(**words, **more, scale=width**-0.5 if scale is None else scale)[0]
         return out
 

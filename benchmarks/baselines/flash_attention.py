@@ -15,9 +15,11 @@ MODULES = ("flash_attn_interface", "flash_attn")
 def available() -> str | None:
     """Return the version with the module's name, preferring the newer module."""
     for module in MODULES:
-        found = version(module, "flash_attn_3", "flash-attn") if module == MODULES[0] else version(module, "flash-attn")
-        if found is not None:
-            return f"{module} {found}"
+        name_and_version = (
+            version(module, "flash_attn_3", "flash-attn") if module == MODULES[0] else version(module, "flash-attn")
+        )
+        if name_and_version is not None:
+            return f"{module} {name_and_version}"
     return None
 
 
@@ -34,8 +36,8 @@ def attend(mask: Mask, device: str, *, deterministic: bool = False) -> Attend | 
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        found: Any = module.flash_attn_func(q, k, v, causal=mask.causal, window_size=window, **more)
-        return _tensor(found).transpose(1, 2)
+        result: Any = module.flash_attn_func(q, k, v, causal=mask.causal, window_size=window, **more)
+        return _tensor(result).transpose(1, 2)
 
     return run
 
@@ -55,13 +57,13 @@ def decode(lengths: Tensor) -> Attend | Absent:
 
 def _module() -> Any:
     for name in MODULES:
-        found = imported(name)
-        if found is not None:
-            return found
+        module = imported(name)
+        if module is not None:
+            return module
     return Absent("FlashAttention is not installed")
 
 
-def _tensor(found: Any) -> Tensor:
+def _tensor(result: Any) -> Tensor:
     """Return the output; some versions return it with the log-sum-exp."""
-    out: Tensor = found[0] if isinstance(found, tuple) else found
+    out: Tensor = result[0] if isinstance(result, tuple) else result
     return out

@@ -48,8 +48,8 @@ def attend(mask: BlockMask | None, device: str, *, tuned: bool, compiled: bool =
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if device == "cpu":
             q, k, v = q.detach(), k.detach(), v.detach()
-        found: Tensor = function(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
-        return found
+        out: Tensor = function(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+        return out
 
     return run
 

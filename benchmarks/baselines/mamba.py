@@ -26,8 +26,8 @@ def recurrence(decay: Tensor) -> Run | Absent:
     if module is None:
         return Absent("mamba_ssm is not installed")
 
-    def run(given: Tensors) -> Tensor:
-        x, dt, b, c = (given[name] for name in ("v", "dt", "k", "q"))
+    def run(tensors: Tensors) -> Tensor:
+        x, dt, b, c = (tensors[name] for name in ("v", "dt", "k", "q"))
         out: Tensor = module.mamba_chunk_scan_combined(x, dt, decay, b, c, chunk_size=CHUNK)
         return out
 

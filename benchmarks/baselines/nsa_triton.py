@@ -40,6 +40,6 @@ def places(taken: Tensor, topk: int) -> Tensor:
     """Return the indices (…, topk) of the blocks in `taken` (…, blocks), ascending, then −1; at most `topk` a row."""
     blocks = taken.shape[-1]
     each = torch.arange(blocks, device=taken.device).expand_as(taken).masked_fill(~taken, blocks)
-    found = each.sort(dim=-1).values[..., :topk]
-    found = found.masked_fill(found == blocks, -1)
-    return torch.nn.functional.pad(found, (0, max(topk - blocks, 0)), value=-1)
+    indices = each.sort(dim=-1).values[..., :topk]
+    indices = indices.masked_fill(indices == blocks, -1)
+    return torch.nn.functional.pad(indices, (0, max(topk - blocks, 0)), value=-1)

@@ -236,7 +236,7 @@ def test_no_floor_without_a_real_parameter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "error", "said"),
+    ("arguments", "error", "said"),
     [
         ({"device": "h1000"}, MachineError, "no machine `h1000`"),
         ({"tile": (100, 64)}, MachineError, "powers of two"),

@@ -46,7 +46,7 @@ def test_defaults_are_filled_in(program: Program) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "exact"),
+    ("value", "exact"),
     [
         (0.2, Fraction(1, 5)),
         (1e-5, Fraction(1, 10**5)),

@@ -21,7 +21,7 @@ SMALL = {torch.float64: 1e-9, torch.float32: 2e-4}
 
 
 def drawn(n: int, dtype: torch.dtype) -> list[Tensor]:
-    """Draw q, k of length 1, v and beta, some of which is exactly 0 or 1."""
+    """Draw q, k of length 1, v and beta; some betas are exactly 0 or 1."""
     sizes = ((2, 3, n, 5), (2, 3, n, 5), (2, 3, n, 4))
     q, k, v = (torch.randn(size, dtype=torch.float64) for size in sizes)
     beta = torch.rand(2, n, 3, dtype=torch.float64)

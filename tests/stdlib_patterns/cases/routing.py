@@ -208,7 +208,7 @@ ROUTED = [
 
 
 def visible_in_other_branches(name: str, case: Routed, operands: Tensors) -> Tensor:
-    """Return the mask of the branches beside the selected one."""
+    """Return the mask of the branches other than the selecting one."""
     query, key = positions(operands["q"], operands["k"])
     if name in ("vsa", "rectified"):  # every tile or block sees every other through their means
         return torch.ones(len(query), len(key), dtype=torch.bool)
