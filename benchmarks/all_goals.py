@@ -1,4 +1,4 @@
-"""Every goal of the benchmarks."""
+"""All goals of the benchmarks."""
 
 from __future__ import annotations
 

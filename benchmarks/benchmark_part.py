@@ -1,7 +1,7 @@
-"""The parts of the benchmarks: each measures rows in a process of its own and keeps them in a file.
+"""The parts of the benchmarks: each measures rows in its own process and keeps them in a file.
 
-The file is written after every row, whole or not at all, so that a part that is stopped keeps what it has; begun again
-on the same machine with the same sources and versions it goes on after these rows.
+The file is written after every row, completely or not at all, so that a stopped part keeps its rows; started again
+on the same machine with the same sources and versions, the part continues after them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ RIVALS = (
     "flashinfer-python",
     "native-sparse-attention-triton",
 )
-"""Packages that are raced where they are installed; torch has the others."""
+"""Packages of rivals that are measured if installed; torch contains the others."""
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("spec", "compiler", "runtime", "stdlib_patterns", "benchmarks")
@@ -54,12 +54,12 @@ TELLING = (
     "report",
     "charts",
 )
-"""Prefixes of the names of modules that start measurements or report them, and measure nothing."""
+"""Name prefixes of modules that start or report measurements but measure nothing."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where a part runs, at which sizes, and the keys of the rows that it has already."""
+    """Where a part runs, at which sizes, and the keys of its finished rows."""
 
     device: str
     toy: bool
@@ -73,7 +73,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Part:
-    """A process of a suite: `source` is `module:function`, `minutes` what it takes at most."""
+    """A process of a suite: `source` is `module:function`, `minutes` its maximum time."""
 
     name: str
     suite: str
@@ -82,24 +82,24 @@ class Part:
     minutes: float
 
     def file(self, toy: bool) -> Path:
-        """The result file: toy sizes have a folder of their own, which git ignores."""
+        """Return the result file; toy sizes have their own folder, which git ignores."""
         return (timing.RESULTS / "toy" if toy else timing.RESULTS) / f"{self.name}.json"
 
     def rows(self, setting: Setting) -> Iterator[Row]:
-        """The rows, those in `setting.done` left out; the module is imported now."""
+        """Yield the rows that are not in `setting.done`; the module is imported on the first call."""
         module, function = self.source.split(":")
-        found: Callable[[Setting], Iterator[Row]] = getattr(importlib.import_module(module), function)
-        return found(setting)
+        run_part: Callable[[Setting], Iterator[Row]] = getattr(importlib.import_module(module), function)
+        return run_part(setting)
 
 
 class KeyTwiceError(Exception):
-    """Two rows of a part have one key, or a row has none: it could not go on where it was stopped."""
+    """Two rows of a part have one key, or a row has none, so that a stopped part could not continue."""
 
 
 def run(part: Part, setting: Setting, out: Path, *, fresh: bool = False) -> int:
-    """Run a part, or what is left of it, and write its file after every row; 1 where a row is wrong.
+    """Run a part, or the rest of it, and write its file after every row; return 1 if a row is wrong.
 
-    Raises UncommittedError where the file is one of `timing.RESULTS` and sources have changes.
+    Raise UncommittedError if the file is in `timing.RESULTS` and sources have changes.
     """
     if out.parent == timing.RESULTS:
         provenance.refuse_uncommitted()
@@ -109,7 +109,7 @@ def run(part: Part, setting: Setting, out: Path, *, fresh: bool = False) -> int:
     for row in part.rows(Setting(setting.device, setting.toy, frozenset(row["key"] for row in done))):
         key = row.get("key")
         if not key or any(key == other["key"] for other in done):
-            raise KeyTwiceError(f"{part.name}: the key {key!r} is missing or there twice")
+            raise KeyTwiceError(f"{part.name}: the key {key!r} is missing or occurs twice")
         done.append(row)
         write(out, facts | {"complete": False, "rows": done})
         print(f"{time.monotonic() - begun:6.0f} s  {line(row)}", flush=True)
@@ -120,7 +120,7 @@ def run(part: Part, setting: Setting, out: Path, *, fresh: bool = False) -> int:
 
 
 def is_wrong(row: Row) -> bool:
-    """Whether the result of a row is not what it has to be."""
+    """Return whether the result of a row is wrong."""
     return not row.get("ok", True)
 
 
@@ -135,30 +135,30 @@ def header(part: Part, setting: Setting) -> Row:
 
 
 SAME = ("torch", "triton", "python", "device", "threads", "rivals", "sources", "part", "toy")
-"""The facts that have to agree for a part to go on after the rows of its file."""
+"""The facts that must agree for a part to continue after the rows of its file."""
 
 
 def kept(out: Path, facts: Mapping[str, Any]) -> list[Row]:
-    """The right rows of an earlier run under the same facts; wrong ones are tried again."""
+    """Return the correct rows of an earlier run under the same facts; wrong rows are measured again."""
     try:
-        found = json.loads(out.read_text(encoding="utf-8"))
+        content = json.loads(out.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return []
-    if any(found.get(key) != facts[key] for key in SAME):
+    if any(content.get(key) != facts[key] for key in SAME):
         return []
-    return [row for row in found["rows"] if not is_wrong(row)]
+    return [row for row in content["rows"] if not is_wrong(row)]
 
 
 def is_complete(part: Part, setting: Setting, out: Path) -> bool:
-    """Whether a file holds every row of its part, all right, under the facts of now."""
+    """Return whether a file holds every row of its part, all correct, under the current facts."""
     facts = header(part, setting)
     rows = kept(out, facts)
-    found = json.loads(out.read_text(encoding="utf-8")) if rows else {}
-    return bool(found.get("complete")) and len(rows) == len(found["rows"])
+    content = json.loads(out.read_text(encoding="utf-8")) if rows else {}
+    return bool(content.get("complete")) and len(rows) == len(content["rows"])
 
 
 def write(out: Path, content: Mapping[str, Any]) -> None:
-    """Write a file whole or not at all."""
+    """Write a file completely or not at all."""
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_name(f"{out.name}.{os.getpid()}.tmp")
     try:
@@ -169,7 +169,7 @@ def write(out: Path, content: Mapping[str, Any]) -> None:
 
 
 def sources() -> str:
-    """A digest of what is measured and of what measures it."""
+    """Return a digest of the measured and the measuring sources."""
     digest = hashlib.sha256()
     for folder in SOURCES:
         for path in sorted((ROOT / folder).rglob("*")):
@@ -180,7 +180,7 @@ def sources() -> str:
 
 
 def line(row: Row) -> str:
-    """A row for the terminal: its times beside ours, or that it is right."""
+    """Return a row for the terminal: the rivals' times next to attnc's, or whether its result is correct."""
     if is_wrong(row):
         return f"WRONG {row['key']}: {row.get('errors', '')}"
     times = row.get("ms", {})
@@ -192,7 +192,7 @@ def line(row: Row) -> str:
 
 
 def setting_of(where: str, toy: bool) -> Setting:
-    """The setting of a part for `cpu` or `gpu`. Raises NoDeviceError for real sizes of a GPU's part without a GPU."""
+    """Return the setting of a part for `cpu` or `gpu`. Raise NoDeviceError for a GPU's real sizes without a GPU."""
     if where == "cpu":
         return Setting("cpu", toy)
     if toy:
@@ -203,4 +203,4 @@ def setting_of(where: str, toy: bool) -> Setting:
 
 
 class NoDeviceError(Exception):
-    """A part for a GPU where there is none."""
+    """A part for a GPU was started without a GPU."""

@@ -1,6 +1,6 @@
-"""A BlockMask from the live tiles, against create_block_mask on the same mask_mod, compiled and eager.
+"""Making a BlockMask from live tiles, against create_block_mask on the same mask_mod, compiled and eager.
 
-Theirs has to have the same blocks before anything is timed.
+Both must have equal blocks before anything is timed.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch.nn.attention.flex_attention import BlockMask
 from attnc import compile_attention
 
 EAGER, ROUNDS = 8192, 7
-"""Tokens up to which create_block_mask runs eagerly: it holds every pair in 64 bits, several times, and at 16,384
-tokens those of `power` are more than 24 GB."""
+"""Maximum tokens for eager create_block_mask, which stores every pair in 64 bits several times (at 16,384 tokens more
+than 24 GB for `power`), and the number of rounds."""
 
 
 @dataclass(frozen=True)
 class BlockMaskCase:
-    """A pattern with its parameters, and how many documents it has."""
+    """A pattern with its parameters, and its number of documents."""
 
     name: str
     spec: str
@@ -33,7 +33,7 @@ class BlockMaskCase:
     documents: int = 0
 
     def at(self, n: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Parameters and inputs at a length."""
+        """Return parameters and inputs at a length."""
         if self.spec == "neighborhood_2d":
             height = 1 << (n.bit_length() - 1) // 2
             return {**self.params, "height": height, "width": n // height}, {}
@@ -52,7 +52,7 @@ CASES = (
 
 
 def rows(setting: Setting) -> Iterator[Row]:
-    """A row for each case and length; theirs is timed twice after its compilation, as it takes so much longer."""
+    """Yield a row for each case and length; create_block_mask, which takes long, is timed twice after compilation."""
     for n in (1024,) if setting.toy else (EAGER, 32768):
         for case in CASES:
             if (key := f"{case.name} n={n} block 128") not in setting.done:

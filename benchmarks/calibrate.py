@@ -1,7 +1,7 @@
-"""Rates of this machine from dense microbenchmarks: `python benchmarks/calibrate.py`, what `attnc simulate` reads.
+"""Measure this machine's rates with dense microbenchmarks, for `attnc simulate`: `python benchmarks/calibrate.py`.
 
-None of them is a sparse pattern. They are the ten of `MICROBENCHMARKS`, each repeated until its least time is seen
-twice; where one has several sizes or dtypes, it is one microbenchmark all the same, and `times` counts its timings.
+None of the ten `MICROBENCHMARKS` is a sparse pattern. Each is repeated until its least time occurs twice; one with
+several sizes or dtypes counts as one microbenchmark, and `times` counts its timings.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from attnc.compiler.planning.rates import ROWS, WIDTHS, Rates
 from attnc.runtime.cpu import calibration
 
 DTYPES = 2
-"""fp32 and bf16; fp16 and fp64 are taken to be like them."""
+"""Number of dtypes: fp32 and bf16, whose rates fp16 and fp64 are assumed to share."""
 
 
 @dataclass(frozen=True)
@@ -29,31 +29,31 @@ class Microbenchmark:
 
 
 MICROBENCHMARKS = (
-    Microbenchmark("dense attention of stretches of 32 to 512 rows", DTYPES * len(WIDTHS) * len(ROWS), "elements"),
-    Microbenchmark("the same with an additive mask and without", 2 * DTYPES, "masked"),
-    Microbenchmark("the same with few keys and with 512", 2 * DTYPES, "row"),
+    Microbenchmark("dense attention of 32 to 512 consecutive rows", DTYPES * len(WIDTHS) * len(ROWS), "elements"),
+    Microbenchmark("dense attention with and without an additive mask", 2 * DTYPES, "masked"),
+    Microbenchmark("dense attention with few keys and with 512", 2 * DTYPES, "row"),
     Microbenchmark("a long dense call", DTYPES * len(WIDTHS), "peak"),
     Microbenchmark("dense attention, backward and forward", 2 * DTYPES, "backward"),
     Microbenchmark("dense backward with one kv head and with all", 2 * DTYPES, "alone"),
-    Microbenchmark("a piece of four tokens, and eight of them", 2, "call"),
-    Microbenchmark("a square piece merged by log-sum-exp, and not", 2, "merge"),
-    Microbenchmark("bricks copied to where they stand together", 1, "copy"),
-    Microbenchmark("primitives of choosing: ranking, sorting, gathering, adding", 16, "choices"),
+    Microbenchmark("one piece of four tokens, and eight pieces", 2, "call"),
+    Microbenchmark("a square piece with and without a merge by log-sum-exp", 2, "merge"),
+    Microbenchmark("bricks copied into contiguous memory", 1, "copy"),
+    Microbenchmark("primitives of selections: ranking, sorting, gathering, adding", 16, "choices"),
 )
 
 
 def samples(count: int) -> list[Rates]:
-    """Every microbenchmark so many times over."""
+    """Run every microbenchmark `count` times."""
     return [calibration.measure() for _ in range(count)]
 
 
 def middle(samples: Sequence[Rates]) -> Rates:
-    """The median of every rate."""
-    found = [asdict(one) for one in samples]
-    first = found[0]
+    """Return the median of every rate."""
+    rates = [asdict(one) for one in samples]
+    first = rates[0]
     middle: dict[str, Any] = {}
     for key, value in first.items():
-        values = [one[key] for one in found]
+        values = [one[key] for one in rates]
         if isinstance(value, float):
             middle[key] = statistics.median(values)
         elif key == "elements":
@@ -74,17 +74,19 @@ def middle(samples: Sequence[Rates]) -> Rates:
 
 
 def main() -> int:
-    """Measure and keep the rates; 1 where no folder takes them."""
-    found = middle(samples(COUNT))
-    kept = calibration.save(found)
+    """Measure and keep the rates; return 1 if no folder can hold them."""
+    rates = middle(samples(COUNT))
+    kept = calibration.save(rates)
     for one in MICROBENCHMARKS:
         print(f"{one.rates:9} {one.times:3} timings  {one.name}")
-    print(f"kept in {calibration.rates_file()}" if kept else "not kept: no folder takes it (ATTNC_CACHE_DIR names one)")
+    print(
+        f"kept in {calibration.rates_file()}" if kept else "not kept: no cache folder is writable; set ATTNC_CACHE_DIR"
+    )
     return 0 if kept else 1
 
 
 COUNT = 5
-"""Times that everything is measured; each rate is the median of its own."""
+"""Number of times that everything is measured; each rate is a median of its own."""
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,7 +1,7 @@
-"""The machine code of kernels for selected blocks, read without a GPU: `python benchmarks/chosen_kernels.py`.
+"""Read the machine code of kernels for selected blocks without a GPU: `python benchmarks/chosen_kernels.py`.
 
-`--library`, into results/kernels-routing-triton-*.json: not classes, but the kernels that calls of the library's
-routing patterns start, of whatever kind. What the file tells of kernels as they are now stays.
+`--library` reads, instead of one kernel per class, the kernels that calls of the library's routing patterns start,
+and writes results/kernels-routing-triton-*.json. Rows of unchanged kernels stay in the file.
 """
 
 from __future__ import annotations
@@ -18,27 +18,29 @@ from attnc.runtime.library import routing_names
 
 
 def main() -> int:
-    """Compile, judge and print; 1 where a kernel may not go out."""
+    """Compile, judge and print; return 1 if a kernel fails its checks."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     parser.add_argument("--head-dims", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     parser.add_argument("--like", nargs="+", choices=list(SELECTION), default=list(SELECTION))
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--library", action="store_true", help="of the library's routing patterns, into a table")
+    parser.add_argument(
+        "--library", action="store_true", help="the kernels of the library's routing patterns, into a table"
+    )
     options = parser.parse_args()
     if options.library:
-        asked = Asked(frozenset(options.targets), frozenset(options.head_dims), options.dtype)
+        scope = Asked(frozenset(options.targets), frozenset(options.head_dims), options.dtype)
         wanted = routing_gate.cases(routing_names(), options.targets, options.head_dims, options.dtype)
-        return read_library("routing", wanted, asked, routing_gate.judge, options.processes)
+        return read_library("routing", wanted, scope, routing_gate.judge, options.processes)
     likes = {name: SELECTION[name] for name in options.like}
-    found = list(cases(options.targets, options.head_dims, options.dtype, likes))
+    kernels = list(cases(options.targets, options.head_dims, options.dtype, likes))
     failed = 0
-    for i, outcome in compile_all([(case.source, case.target) for case in found], options.processes):
-        reasons = judge(found[i], outcome)
+    for i, outcome in compile_all([(case.source, case.target) for case in kernels], options.processes):
+        reasons = judge(kernels[i], outcome)
         failed += bool(reasons)
-        print(line(found[i], outcome, reasons), flush=True)
-    print(f"{len(found)} kernels, {failed} may not go out")
+        print(line(kernels[i], outcome, reasons), flush=True)
+    print(f"{len(kernels)} kernels, {failed} failed")
     return int(failed > 0)
 
 

@@ -1,5 +1,5 @@
-"""Costs before the first call: importing attnc, checking a file of the library, compiling it; and the first call
-itself, with cold caches and with warm ones, and calls of new shapes, beside FlexAttention's.
+"""Costs before the first call: importing attnc, checking a file of the library, compiling it; and the first call, with
+cold caches and with warm ones, and calls of new shapes, next to FlexAttention's.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ NEEDED: Mapping[str, Mapping[str, object]] = {
     **routing_gate.PARAMETERS,
     **library_gate.PARAMETERS,
 }
-"""Parameters without a default, of every kind of pattern: those that the gate of kernels takes."""
+"""Values of parameters without defaults, for every kind of pattern, as the gate of kernels uses them."""
 
 
 def rows(setting: Setting) -> Iterator[Row]:
-    """The imports, first calls, new shapes, the first check, in which the parser is built, then a row for each file."""
+    """Yield imports, first calls, new shapes, the first check, which builds the parser, then a row for each file."""
     rounds = 1 if setting.toy else ROUNDS
     todo: list[tuple[str, Callable[[], Row]]] = [("import attnc", partial(_imports, rounds))]
     for direction in ("forward", "forward+backward"):
@@ -49,7 +49,7 @@ def rows(setting: Setting) -> Iterator[Row]:
 
 
 LONG = ("first call forward+backward", "first call forward, flex", "first call forward, attnc, tune", "new shapes")
-"""Rows that are left out of toy runs: they take as long there."""
+"""Rows that toy runs leave out, as they would not be shorter."""
 
 
 def _first_check() -> Row:
@@ -75,9 +75,9 @@ def _file(name: str, rounds: int) -> Row:
 
 
 def _imports(rounds: int) -> Row:
-    """Measure what `import attnc` adds to torch's own import, each in a process of its own, in turn.
+    """Measure the time that `import attnc` adds to torch's own import, in alternating processes.
 
-    `use_adds`: and what the first use adds, which imports the rest.
+    `use_adds` also counts the first use, which imports the remaining modules.
     """
     used = "import torch, attnc; attnc.compile_attention"
     texts = {"torch": "import torch", "attnc": "import torch, attnc", "attnc, used": used}
@@ -108,7 +108,7 @@ first = time.perf_counter()
 run()
 print((first - begun) * 1e3, (time.perf_counter() - first) * 1e3, sum(tuned))
 """
-"""A process that imports first: what is timed is all that a new pattern costs up to its result, then the next call."""
+"""A process that imports first, then times the full cost of a new pattern up to its result, and the next call."""
 
 OURS = "from attnc import compile_attention; from attnc.runtime import attention; given = {}"
 FLEX = (
@@ -125,11 +125,11 @@ FIRSTS: dict[str, tuple[str, str]] = {
         "attend = torch.compile(flex_attention); given = {'block_mask': mask}",
     ),
 }
-"""Modules that are imported, and the code that is timed with the first call."""
+"""The imports, and the code that is timed with the first call."""
 
 
 def _first(name: str, direction: str, rounds: int) -> Row:
-    """A causal window of 512 at 4,096 tokens, 4 heads of 64, fp32: cold caches, then those that were left."""
+    """Measure a causal window of 512 at 4,096 tokens, 4 heads of 64, fp32: on cold caches, then on warm ones."""
     trains = direction != "forward"
     row: Row = {"pattern": "window 512", "n": 4096, "d": 64, "dtype": "float32", "direction": direction}
     if trains and name == "flex":
@@ -144,7 +144,7 @@ def _first(name: str, direction: str, rounds: int) -> Row:
 
 
 SHAPES = ((1, 4096), (1, 4160), (1, 5000), (2, 4096), (3, 3000), (1, 4160))
-"""Batch and tokens of calls in turn, the last one for the second time."""
+"""Batch and tokens of successive calls; the last shape occurs for the second time."""
 
 SHAPED = ("attnc", "flex")
 
@@ -164,7 +164,7 @@ for batch, n in {shapes}:
     told.append((took * 1e3, (time.perf_counter() - begun) * 1e3, counters["stats"]["unique_graphs"]))
 print(*(x for one in told for x in one))
 """
-"""The first and the second call of each shape, and how many graphs torch has compiled by then."""
+"""A process that times the first and second call of each shape, and counts the graphs compiled so far."""
 
 
 def _new_shapes(name: str) -> Row:
@@ -173,8 +173,8 @@ def _new_shapes(name: str) -> Row:
     first = f"{WINDOW})" if name == "attnc" else "attend = torch.compile(flex_attention)"
     window = "(q >= k) & (q - k < 512)"
     mask = f"create_block_mask(lambda b, h, q, k: {window}, None, None, n, n, device='cpu')"
-    given = "given = {}" if name == "attnc" else f"given = {{'block_mask': {mask}}}"
-    text = NEW_SHAPES.format(imports=imports, first=first, shapes=SHAPES, given=given)
+    attnc_inputs = "given = {}" if name == "attnc" else f"given = {{'block_mask': {mask}}}"
+    text = NEW_SHAPES.format(imports=imports, first=first, shapes=SHAPES, given=attnc_inputs)
     with tempfile.TemporaryDirectory() as folder:
         numbers = _said(text, folder)
     calls = [
@@ -185,13 +185,13 @@ def _new_shapes(name: str) -> Row:
 
 
 def _cold_and_warm(text: str) -> tuple[list[float], list[float]]:
-    """Return what a process prints on empty caches, and then on the caches that it left."""
+    """Return the numbers that a process prints on empty caches, and then on the caches that it left."""
     with tempfile.TemporaryDirectory() as folder:
         return _said(text, folder), _said(text, folder)
 
 
 def _said(text: str, folder: str) -> list[float]:
-    """The numbers in the last line of a process whose caches lie in a folder."""
+    """Return the numbers in the last line of a process whose caches are in a folder."""
     caches = ("ATTNC_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
     environment = {**_environment(), **{name: f"{folder}/{name}" for name in caches}}
     done = subprocess.run([sys.executable, "-c", text], check=True, env=environment, capture_output=True, text=True)
@@ -203,5 +203,5 @@ def _process(text: str) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """That of users: modules are compiled once, and not in every process, as where bytecode may not be kept."""
+    """Return a user's environment, in which modules are compiled once even if bytecode may not be written here."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}

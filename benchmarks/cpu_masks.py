@@ -1,8 +1,8 @@
-"""Masks on a CPU beside dense SDPA and compiled FlexAttention: forward, and forward with backward.
+"""Masks on a CPU against dense SDPA and compiled FlexAttention: forward, and forward with backward.
 
-`dense` sees every pair, or with a causal mask every earlier one: what it would cost not to use the mask.
-FlexAttention's block mask is made beforehand; it has no gradient on a CPU. What comes within a quarter of a rival is
-timed once more, with more rounds, and that counts.
+`dense` sees every pair, or with a causal mask every earlier key: the cost of ignoring the mask. FlexAttention's block
+mask is made before timing; FlexAttention has no gradient on a CPU. A row within a quarter of a rival's time is timed
+again with more rounds, and the second timing counts.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ Run = Callable[[], Any]
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
 
 AGAIN, CLOSE = 21, 1.25
-"""Rounds of the second look, and what is close enough for one."""
+"""Rounds of the second timing, and the ratio below which a rival is close enough for one."""
 
 AGAIN_MS = 15_000
-"""Maximum time of a second look; longer rows keep their first one, whose spread is small."""
+"""Maximum time of a second timing in ms; longer rows keep their first one, whose spread is small."""
 
 
 @dataclass(frozen=True)
 class MaskSize:
-    """Tokens, width of a head and dtype."""
+    """Tokens, head dimension and dtype."""
 
     n: int
     d: int
@@ -49,20 +49,20 @@ class MaskSize:
 
 
 TOY = 1024
-"""Tokens of a toy row: the least that every case has a shape for."""
+"""Tokens of a toy row: the least number for which every case has a shape."""
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 
 def dense(setting: Setting) -> Iterator[Row]:
-    """Full and causal attention, which have nothing to leave out."""
+    """Yield rows of full and causal attention, which leave nothing out."""
     sizes = [MaskSize(n, d, dtype) for n, d in ((1024, 64), (4096, 64), (4096, 128)) for dtype in (FLOAT32, BFLOAT16)]
     return _rows(setting, [(case, size) for size in sizes for case in masks.DENSE], backward=False)
 
 
 def block_sparse(setting: Setting) -> Iterator[Row]:
-    """Masks of whole blocks."""
+    """Yield rows of masks of whole blocks."""
     sizes = [MaskSize(4096, d, dtype) for d in (64, 128) for dtype in (FLOAT32, BFLOAT16)]
     points = [(case, size) for size in sizes for case in masks.BLOCKS]
     long = [MaskSize(16384, 64, dtype) for dtype in (FLOAT32, BFLOAT16)]
@@ -71,17 +71,17 @@ def block_sparse(setting: Setting) -> Iterator[Row]:
 
 
 def windows_float32(setting: Setting) -> Iterator[Row]:
-    """Windows and what is like them, fp32."""
+    """Yield rows of windows and similar masks in fp32."""
     return _rows(setting, _windows(FLOAT32), backward=False)
 
 
 def windows_bfloat16(setting: Setting) -> Iterator[Row]:
-    """Windows and what is like them, bf16."""
+    """Yield rows of windows and similar masks in bf16."""
     return _rows(setting, _windows(BFLOAT16), backward=False)
 
 
 def backward(setting: Setting) -> Iterator[Row]:
-    """Forward with backward, the longest rows last."""
+    """Yield rows of forward with backward, the longest rows last."""
     points = [
         (case, MaskSize(n, 64, dtype))
         for n in (1024, 4096)
@@ -95,7 +95,7 @@ def backward(setting: Setting) -> Iterator[Row]:
 
 
 LONG = ("window 512", "power 256, 5", "neighborhood 13 x 13", "document", "s2 64, 8, 16")
-"""Cases that are measured at 16,384 tokens as well."""
+"""Cases that are also measured at 16,384 tokens."""
 
 
 def _windows(dtype: torch.dtype) -> list[tuple[MaskCase, MaskSize]]:
@@ -108,7 +108,7 @@ def _windows(dtype: torch.dtype) -> list[tuple[MaskCase, MaskSize]]:
 
 
 def _rows(setting: Setting, points: Sequence[tuple[MaskCase, MaskSize]], *, backward: bool) -> Iterator[Row]:
-    """A row for each point; toy rows take the first size alone."""
+    """Yield a row for each point; toy rows use only the first size."""
     if setting.toy:
         first = points[0][1]
         points = [(case, MaskSize(TOY, first.d, first.dtype)) for case in dict.fromkeys(case for case, _ in points)]
@@ -123,7 +123,7 @@ def _rounds(n: int) -> int:
 
 
 def _row(case: MaskCase, size: MaskSize, rounds: int, *, backward: bool) -> Row:
-    """A row: right first, then timed."""
+    """Return a row: its results are checked, then timed."""
     torch.manual_seed(0)
     flex.forget()
     attention, inputs = case.attention(size.n), case.inputs(size.n)
@@ -138,9 +138,9 @@ def _row(case: MaskCase, size: MaskSize, rounds: int, *, backward: bool) -> Row:
     runs["dense"] = partial(plain, q, k, v)
     if not backward:
         runs["flex"], facts["first_ms"]["flex"] = _flex(case, size.n, q, k, v)
-    found = _errors(case, size, {name: run for name, run in runs.items() if name != "dense"}, (q, k, v), grad)
-    ok = max(found.values()) <= exact.TOLERANCE[size.dtype]
-    facts |= {"errors": {name: float(f"{error:.3g}") for name, error in found.items()}, "ok": ok}
+    error_by_name = _errors(case, size, {name: run for name, run in runs.items() if name != "dense"}, (q, k, v), grad)
+    ok = max(error_by_name.values()) <= exact.TOLERANCE[size.dtype]
+    facts |= {"errors": {name: float(f"{error:.3g}") for name, error in error_by_name.items()}, "ok": ok}
     if not ok:
         return facts
     if grad is not None:
@@ -152,7 +152,7 @@ def _row(case: MaskCase, size: MaskSize, rounds: int, *, backward: bool) -> Row:
 
 
 def _timed(runs: dict[str, Run], rounds: int) -> dict[str, Timing]:
-    """Every run in turn; what is close is looked at twice."""
+    """Time every run in turn; close results are timed twice."""
     times = interleaved(runs, rounds, 1)
     ours = times["attnc"].median
     close = any(1 / CLOSE < time.median / ours < CLOSE for name, time in times.items() if name != "attnc")
@@ -161,34 +161,41 @@ def _timed(runs: dict[str, Run], rounds: int) -> dict[str, Timing]:
 
 
 def _flex(case: MaskCase, n: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Run, float]:
-    """FlexAttention, compiled, and milliseconds of its first call with the block mask that goes before it."""
-    found: list[rival.Attend] = []
+    """Return compiled FlexAttention, and the milliseconds of its first call including the block mask."""
+    compiled_runs: list[rival.Attend] = []
 
     def first() -> None:
         block_mask = flex.block_mask(rival.Mask(n, case.mask_mod(n), case.heads), "cpu", compiled=False)
-        found.append(flex.attend(block_mask, "cpu", tuned=False))
-        found[0](q, k, v)
+        compiled_runs.append(flex.attend(block_mask, "cpu", tuned=False))
+        compiled_runs[0](q, k, v)
 
     took = once(first)
-    return partial(found[0], q, k, v), round(took, 2)
+    return partial(compiled_runs[0], q, k, v), round(took, 2)
 
 
 def _errors(
     case: MaskCase, size: MaskSize, runs: dict[str, Run], leaves: tuple[Tensor, Tensor, Tensor], grad: Tensor | None
 ) -> dict[str, float]:
-    """Errors of one head in 64 bits of every contender that has the mask; the last head, whose number is not 0."""
+    """Return errors of one head in fp64 for every contender with the mask; the last head, whose index is not 0."""
     head = HEADS - 1
-    own = [x[0, head] for x in leaves]
-    true = exact.results(case.mask_mod(size.n), own[0], own[1], own[2], None if grad is None else grad[0, head], head)
-    found: dict[str, float] = {}
+    head_operands = [x[0, head] for x in leaves]
+    true = exact.results(
+        case.mask_mod(size.n),
+        head_operands[0],
+        head_operands[1],
+        head_operands[2],
+        None if grad is None else grad[0, head],
+        head,
+    )
+    errors_by_name: dict[str, float] = {}
     for name, run in runs.items():
         out = run()
         ours = {"out": out.detach()[0, head]}
         if grad is not None:
-            given = torch.autograd.grad(out, leaves, grad)
-            ours |= {f"d{letter}": x[0, head] for letter, x in zip("qkv", given, strict=True)}
-        found |= {f"{name} {what}": error for what, error in exact.errors(ours, true).items()}
-    return found
+            gradients = torch.autograd.grad(out, leaves, grad)
+            ours |= {f"d{letter}": x[0, head] for letter, x in zip("qkv", gradients, strict=True)}
+        errors_by_name |= {f"{name} {what}": error for what, error in exact.errors(ours, true).items()}
+    return errors_by_name
 
 
 def _gradients(run: Run, leaves: tuple[Tensor, ...], grad: Tensor) -> object:
@@ -196,7 +203,7 @@ def _gradients(run: Run, leaves: tuple[Tensor, ...], grad: Tensor) -> object:
 
 
 def _plan(case: MaskCase, attention: Attention, plan: Plan) -> Row:
-    """The schedule, and how much faster than dense the live tiles and the visible pairs let attention be."""
+    """Return the schedule, and the speedups over dense attention that live tiles and visible pairs allow."""
     pairs = case.pairs(plan.n_q)
     tiles = plan.tiles.live / HEADS * plan.q_tile * plan.k_tile
     return {

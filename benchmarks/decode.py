@@ -1,8 +1,8 @@
-"""One token against a cache: does a step cost what is visible, or what the cache holds?
+"""Decode: does the time of one token against a cache depend on the visible keys or on the whole cache?
 
-The first layer of a step has a length that is new, so who sees what is looked for; `attnc` is every other layer. Beside
-them torch's SDPA with a mask over the whole cache, and over the visible keys alone, found before and not timed: as
-slices where they are one stretch, else copied by index.
+The first layer of a step has a new length, so its visible keys are computed; `attnc` is every other layer. Rivals are
+torch's SDPA with a mask over the whole cache, and SDPA over only the visible keys, which are found before timing: as
+slices if they are contiguous, else copied by index.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HEADS, KV_HEADS, DIM = 8, 2, 64
 LENGTHS = (1 << 14, 1 << 16, 1 << 18, 1 << 20)
 ROUNDS = 7
 REFERENCE = 1 << 16
-"""Keys up to which a row is held against the reference."""
+"""Maximum number of keys for which a row is compared with the reference."""
 
 CASES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("sliding_window", {"window": 4096}),
@@ -41,7 +41,7 @@ CASES: tuple[tuple[str, dict[str, Any]], ...] = (
 
 
 def rows(setting: Setting) -> Iterator[Row]:
-    """A row for each pattern and length of the cache."""
+    """Yield a row for each pattern and length of the cache."""
     for name, params in CASES:
         for n in (1 << 13,) if setting.toy else LENGTHS:
             told = ", ".join(f"{key}={value}" for key, value in params.items())
@@ -60,8 +60,12 @@ def _row(name: str, params: dict[str, Any], n: int, rounds: int) -> Row:
     growing = count(n - 200)
     with torch.no_grad():
         seen = _seen(attend, n)
-        found = exact.errors({"out": attend.decode(q, k, v, kv_len=n)}, {"out": _true(attend, q, k, v, seen)})
-        row |= {"visible": len(seen), "errors": found, "ok": found["out"] <= exact.TOLERANCE[torch.float32]}
+        error_by_name = exact.errors({"out": attend.decode(q, k, v, kv_len=n)}, {"out": _true(attend, q, k, v, seen)})
+        row |= {
+            "visible": len(seen),
+            "errors": error_by_name,
+            "ok": error_by_name["out"] <= exact.TOLERANCE[torch.float32],
+        }
         if not row["ok"]:
             return row
         contenders: dict[str, Callable[[], object]] = {
@@ -75,17 +79,17 @@ def _row(name: str, params: dict[str, Any], n: int, rounds: int) -> Row:
 
 
 def _true(attend: Attention, q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
-    """In 64 bits: by the reference, past `REFERENCE` keys of those that are seen, which lie elsewhere there."""
+    """Compute the result in fp64: by the reference, or above `REFERENCE` keys over only the visible keys."""
     wide = [x.double() for x in (q, k, v)]
     if k.shape[2] <= REFERENCE or not attend.is_plain:
-        found: Tensor = attend.reference(*wide)
-        return found
+        out: Tensor = attend.reference(*wide)
+        return out
     keys, values = (x.index_select(2, seen) for x in wide[1:])
     return F.scaled_dot_product_attention(wide[0], keys, values, enable_gqa=True)
 
 
 def _seen(attend: Attention, n: int) -> Tensor:
-    """The keys that the last row sees, in order."""
+    """Return the keys that the last row sees, in order."""
     sizes = TensorSizes(1, n, 1, HEADS, KV_HEADS, DIM, DIM, "float32")
     ((_, planner),) = steps_of(attend._last_rows._planner).planners(sizes, {})
     return torch.from_numpy(look(planner, sizes, {}).parts[0].seen.every[0])
@@ -96,10 +100,10 @@ def _by_torch(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, n: int) -> dict[str
     mask[:, seen] = True
     first, last = int(seen[0]), int(seen[-1]) + 1
     if last - first == len(seen):
-        own = k[:, :, first:last], v[:, :, first:last]
+        visible = k[:, :, first:last], v[:, :, first:last]
         return {
             "dense": lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True),
-            "dense, visible alone": lambda: F.scaled_dot_product_attention(q, *own, enable_gqa=True),
+            "dense, visible alone": lambda: F.scaled_dot_product_attention(q, *visible, enable_gqa=True),
         }
     return {
         "dense": lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True),

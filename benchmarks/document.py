@@ -1,4 +1,4 @@
-"""A document of headings, paragraphs, tables and pictures, as Markdown and as one page of HTML."""
+"""A document of headings, paragraphs, tables and pictures, written as Markdown or as one page of HTML."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Heading:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Plain text."""
+    """A paragraph of plain text."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class DocumentTable:
-    """Cells are plain text; columns after the first `words` ones are figures."""
+    """A table whose cells are plain text; columns after the first `words` columns are figures."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -34,7 +34,7 @@ class DocumentTable:
 
 @dataclass(frozen=True)
 class Picture:
-    """An SVG, by the name of its file, with what it shows for who does not see it."""
+    """An SVG with its file name, and a description for readers who do not see it."""
 
     name: str
     svg: str
@@ -45,12 +45,12 @@ Block = Heading | Paragraph | DocumentTable | Picture
 
 
 def pictures(blocks: Sequence[Block]) -> Mapping[str, str]:
-    """The SVGs by the names of their files."""
+    """Return the SVGs by file name."""
     return {block.name: block.svg for block in blocks if isinstance(block, Picture)}
 
 
 def as_markdown(blocks: Sequence[Block]) -> str:
-    """Markdown that finds its pictures in `performance/`."""
+    """Return Markdown that refers to its pictures in `performance/`."""
     return "\n\n".join(_markdown(block) for block in blocks) + "\n"
 
 
@@ -82,7 +82,7 @@ th, td { padding: 3px 9px; border-bottom: 1px solid #d1d9e0; text-align: left; v
 
 
 def as_html(blocks: Sequence[Block], title: str) -> str:
-    """One page with its pictures in it."""
+    """Return one page that contains its pictures."""
     head = element("head", element("meta", charset="utf-8"), element("title", title), element("style", Markup(STYLE)))
     return "<!doctype html>\n" + element("html", head, element("body", *map(_html, blocks)), lang="en") + "\n"
 

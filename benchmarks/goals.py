@@ -1,4 +1,4 @@
-"""Goals, their results, and the rows behind a goal: by how much, and why."""
+"""Goals, their results, and the rows behind a goal, with the distance and the cause."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 from benchmark_part import Row, is_wrong
 
 How = Literal["geometric mean", "median", "least", "most", "share", "95th percentile", "one value"]
-"""How the values of rows become that of a goal: `share` takes those that are 1 among zeros, in percent."""
+"""How the values of rows combine to a goal's value: `share` is the percentage of ones among zeros and ones."""
 
 Word = Literal["ahead", "behind", "not measured here"]
 
@@ -21,7 +21,7 @@ Rows = Mapping[str, Sequence[Row]]
 
 @dataclass(frozen=True)
 class Measurement:
-    """One measured value for a goal: the row that it is of, and what it came to."""
+    """One measured value for a goal, with the label and the row that it comes from."""
 
     label: str
     value: float
@@ -30,7 +30,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Goal:
-    """A target, where it is from, and how it is read from result files."""
+    """A target, its source, and how its value is read from result files."""
 
     key: str
     where: Literal["cpu", "gpu"]
@@ -46,13 +46,13 @@ class Goal:
     how: How = "geometric mean"
 
     def met(self, value: float) -> bool:
-        """Whether a value reaches the target."""
+        """Return whether a value reaches the target."""
         return value >= self.target if self.least else value <= self.target
 
 
 @dataclass(frozen=True)
 class Behind:
-    """A row that misses the target: its value over the target's, and why, where that is known."""
+    """A row that misses the target: its value over the target's, and the cause, if known."""
 
     label: str
     value: float
@@ -61,7 +61,7 @@ class Behind:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A goal with what was measured; `wrong` are keys of rows whose results are not right, which no speed makes up."""
+    """A goal with its measured value; `wrong` holds keys of rows with wrong results, which no speed makes up for."""
 
     goal: Goal
     value: float | None
@@ -71,7 +71,7 @@ class Verdict:
 
     @property
     def word(self) -> Word:
-        """Ahead, behind, or not measured here."""
+        """Return "ahead", "behind" or "not measured here"."""
         if self.wrong:
             return "behind"
         if self.value is None:
@@ -79,7 +79,7 @@ class Verdict:
         return "ahead" if self.goal.met(self.value) else "behind"
 
     def line(self) -> str:
-        """The verdict in one line."""
+        """Return the verdict in one line."""
         goal = self.goal
         sign = "≥" if goal.least else "≤"
         value = "" if self.value is None else f": {shown(self.value, goal.unit)} ({goal.how} of {self.count})"
@@ -88,7 +88,7 @@ class Verdict:
 
 
 def shown(value: float, unit: str) -> str:
-    """A value with its unit, to three digits that count; none where it is infinite: there is no such length."""
+    """Format a value with its unit and three significant digits; "none" for an infinite break-even length."""
     if math.isinf(value):
         return "none"
     number = f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:.3g}"
@@ -100,9 +100,11 @@ Why = Callable[[Goal, Measurement], str]
 
 def verdict(goal: Goal, rows: Rows, why: Why) -> Verdict:
     """Return a goal's result; rows of other parts are ignored."""
-    own = {part: rows.get(part, ()) for part in goal.parts}
-    wrong = tuple(f"{part}: {row['key']}" for part, found in own.items() for row in found if is_wrong(row))
-    right = {part: [row for row in found if not is_wrong(row)] for part, found in own.items()}
+    part_rows = {part: rows.get(part, ()) for part in goal.parts}
+    wrong = tuple(
+        f"{part}: {row['key']}" for part, part_results in part_rows.items() for row in part_results if is_wrong(row)
+    )
+    right = {part: [row for row in part_results if not is_wrong(row)] for part, part_results in part_rows.items()}
     values = goal.read(right)
     behind = [Behind(one.label, one.value, why(goal, one)) for one in values if _misses(goal, one)]
     behind.sort(key=lambda one: one.value, reverse=not goal.least)
@@ -110,12 +112,12 @@ def verdict(goal: Goal, rows: Rows, why: Why) -> Verdict:
     return Verdict(goal, value, len(values), tuple(behind), wrong)
 
 
-def _misses(goal: Goal, found: Measurement) -> bool:
-    return found.value < 1 if goal.how == "share" else not goal.met(found.value)
+def _misses(goal: Goal, measurement: Measurement) -> bool:
+    return measurement.value < 1 if goal.how == "share" else not goal.met(measurement.value)
 
 
 def combined(how: How, values: Sequence[float]) -> float:
-    """One value of many, none of which is missing."""
+    """Combine the values of several rows to one."""
     match how:
         case "geometric mean":
             return math.exp(statistics.fmean(map(math.log, values)))

@@ -1,4 +1,4 @@
-"""The goals for a CPU: those of PERFORMANCE 8 that apply, and what the suites of this repository ask of themselves."""
+"""The goals for a CPU: those of PERFORMANCE 8 that apply, and this repository's own."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DENSE = (
     ),
     _dense(
         key="dense.sdpa",
-        asks="times SDPA's speed, full and causal: nothing is lost where nothing is left out",
+        asks="times SDPA's speed, full and causal: no loss where the mask hides nothing",
         target=0.95,
         read=over("dense"),
         floor=None,
@@ -54,7 +54,7 @@ BLOCKS = (
     _blocks(key="blocks.dense", asks="never slower than dense", target=1.0, read=over("dense"), how="least"),
     _blocks(
         key="blocks.bound",
-        asks="of the tile bound over dense, forward, fp32",
+        asks="share of the tile bound over dense attention that is reached, forward, fp32",
         target=80,
         read=each(of_bound, _fp32),
         how="median",
@@ -84,7 +84,7 @@ MASKS = (
     _masks(key="G9.dense", asks="never slower than dense, forward", target=1.0, read=over("dense"), how="least"),
     _masks(
         key="G9.bound",
-        asks="of the tile bound over dense, forward, fp32",
+        asks="share of the tile bound over dense attention that is reached, forward, fp32",
         target=80,
         read=each(of_bound, _fp32),
         how="median",
@@ -101,7 +101,7 @@ MASKS = (
     ),
     _masks(
         key="G9.bound.backward",
-        asks="of the tile bound over dense, with backward, fp32",
+        asks="share of the tile bound over dense attention that is reached, with backward, fp32",
         target=70,
         read=each(of_bound, _fp32),
         how="median",
@@ -111,7 +111,7 @@ MASKS = (
     ),
     _masks(
         key="weights.reference",
-        asks="times the speed of the same text in torch, every pair at once: scores, weights, keys, branches",
+        asks="times the speed of the formula in torch over all pairs at once: scores, weights, keys, branches",
         target=1.0,
         read=over("dense"),
         how="least",
@@ -126,7 +126,7 @@ MASKS = (
 
 
 def _beyond_visible(row: Row) -> float | None:
-    """Percent of dense that a step takes beyond the share of keys that it sees."""
+    """Return a step's time beyond the visible share of keys, in percent of dense attention."""
     gain = speedup(row, "dense")
     return None if gain is None else 100 * (1 / gain - row["visible"] / row["n"])
 
@@ -137,7 +137,7 @@ _decode = partial(
 DECODE = (
     _decode(
         key="G3.sparse",
-        asks="of SDPA over the whole cache, beyond the share of keys that are visible",
+        asks="time beyond the visible share of keys, relative to SDPA over the whole cache",
         target=10,
         read=each(_beyond_visible),
         how="most",
@@ -157,17 +157,19 @@ DECODE = (
 
 
 def _falls(rows: Rows) -> list[Measurement]:
-    """By how many percent tokens a second fall from the shortest length to the longest."""
-    found = []
-    for own in _by(rows, "pattern"):
-        speeds = sorted((row["n"], row["n"] / row["ms"]["attnc"]["median"], row) for row in own)
+    """Return by how many percent tokens per second fall from the shortest length to the longest."""
+    measurements = []
+    for group in _by(rows, "pattern"):
+        speeds = sorted((row["n"], row["n"] / row["ms"]["attnc"]["median"], row) for row in group)
         if len(speeds) > 1:
-            found.append(Measurement(speeds[-1][2]["key"], 100 * (1 - speeds[-1][1] / speeds[0][1]), speeds[-1][2]))
-    return found
+            measurements.append(
+                Measurement(speeds[-1][2]["key"], 100 * (1 - speeds[-1][1] / speeds[0][1]), speeds[-1][2])
+            )
+    return measurements
 
 
 def _by(rows: Rows, *keys: str) -> Iterator[list[Row]]:
-    """Timed rows with the same entries."""
+    """Group timed rows with equal entries."""
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in timed(rows):
         groups.setdefault(tuple(row[key] for key in keys), []).append(row)
@@ -191,7 +193,7 @@ RECURRENCE = (
     ),
     _recurrence(
         key="G4.tokens",
-        asks="fall of tokens a second from 8,192 to 65,536 tokens",
+        asks="fall of tokens per second from 8,192 to 65,536 tokens",
         target=10,
         read=_falls,
         how="most",
@@ -206,13 +208,13 @@ RECURRENCE = (
 
 
 def _break_even(rows: Rows) -> list[Measurement]:
-    found = []
-    for own in _by(rows, "pattern", "direction"):
-        gains = [(row["n"], gain) for row in own if (gain := speedup(row, "dense")) is not None]
+    measurements = []
+    for group in _by(rows, "pattern", "direction"):
+        gains = [(row["n"], gain) for row in group if (gain := speedup(row, "dense")) is not None]
         length = break_even(gains)
         if length is not None:
-            found.append(Measurement(f"{own[0]['pattern']} {own[0]['direction']}", length, own[-1]))
-    return found
+            measurements.append(Measurement(f"{group[0]['pattern']} {group[0]['direction']}", length, group[-1]))
+    return measurements
 
 
 def _choice(row: Row) -> float | None:
@@ -226,12 +228,19 @@ _routing = partial(
 ROUTING = (
     _routing(
         key="G5.break_even",
-        asks="tokens from which on it beats dense causal attention, the choice included",
+        asks="length from which selected keys beat dense causal attention, selection included",
         target=8192,
         read=_break_even,
         how="most",
     ),
-    _routing(key="G5.choice", asks="of the call is the choice", target=25, read=each(_choice), how="most", unit="%"),
+    _routing(
+        key="G5.choice",
+        asks="share of the call spent on the selection",
+        target=25,
+        read=each(_choice),
+        how="most",
+        unit="%",
+    ),
 )
 
 GOALS: tuple[Goal, ...] = (*DENSE, *BLOCKS, *MASKS, *DECODE, *RECURRENCE, *ROUTING, *PLAN, *COMPILE, *SIMULATOR)

@@ -1,4 +1,4 @@
-"""The goals for a CPU of what comes before a call: plans, compiling, predictions."""
+"""The goals for a CPU before a call: planning, compiling, predictions."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def _peak(row: Row) -> float | None:
 
 
 def _of_aim(row: Row) -> float | None:
-    aim, own = row.get("aim_ms"), median(row)
-    return None if aim is None or own is None else 100 * own / aim
+    aim, time = row.get("aim_ms"), median(row)
+    return None if aim is None or time is None else 100 * time / aim
 
 
 def _share(row: Row) -> float | None:
@@ -36,7 +36,7 @@ _plan = partial(Goal, where="cpu", suite="plan", floor=None, least=False, unit="
 PLAN = (
     _plan(
         key="G6.time",
-        asks="to plan up to a million tokens",
+        asks="planning time up to a million tokens",
         target=50,
         read=each(median, _million),
         how="most",
@@ -44,7 +44,7 @@ PLAN = (
     ),
     _plan(
         key="G6.memory",
-        asks="of memory to plan up to a million tokens",
+        asks="peak memory of planning up to a million tokens",
         target=64,
         read=each(_peak, _million),
         how="most",
@@ -52,7 +52,7 @@ PLAN = (
     ),
     _plan(
         key="G6.aims",
-        asks="of the time allowed: a video of 115,200 tokens 5 ms, 32 documents 20 ms",
+        asks="share of the allowed planning time: 5 ms for a video of 115,200 tokens, 20 ms for 32 documents",
         target=100,
         read=each(_of_aim),
         how="most",
@@ -60,7 +60,7 @@ PLAN = (
     ),
     _plan(
         key="G6.share.32k",
-        asks="of a forward call of 32,768 tokens is its plan",
+        asks="share of planning in a forward call of 32,768 tokens",
         target=2,
         read=each(_share, lambda row: row["n"] == 32768),
         how="most",
@@ -68,7 +68,7 @@ PLAN = (
     ),
     _plan(
         key="G6.share.8k",
-        asks="of a forward call of 8,192 tokens is its plan",
+        asks="share of planning in a forward call of 8,192 tokens",
         target=5,
         read=each(_share, lambda row: row["n"] == 8192),
         how="most",
@@ -100,7 +100,7 @@ PLAN = (
 
 
 def _first_calls(kind: str, direction: str) -> Callable[[Rows], list[Measurement]]:
-    """Milliseconds of attnc's first call on caches that are `cold` or `warm`."""
+    """Read the milliseconds of attnc's first call on `cold` or `warm` caches."""
 
     def read(rows: Rows) -> list[Measurement]:
         row = _named(rows, f"first call {direction}, attnc")
@@ -110,7 +110,7 @@ def _first_calls(kind: str, direction: str) -> Callable[[Rows], list[Measurement
 
 
 def _first_over_flex(kind: str) -> Callable[[Rows], list[Measurement]]:
-    """Attnc's first call over FlexAttention's, in percent."""
+    """Read attnc's first call over FlexAttention's, in percent."""
 
     def read(rows: Rows) -> list[Measurement]:
         ours, theirs = (_named(rows, f"first call forward, {name}") for name in ("attnc", "flex"))
@@ -128,7 +128,7 @@ def _recompiles(rows: Rows) -> list[Measurement]:
 
 
 def _named(rows: Rows, key: str) -> Row | None:
-    return next((row for found in rows.values() for row in found if row["key"] == key), None)
+    return next((row for part_rows in rows.values() for row in part_rows if row["key"] == key), None)
 
 
 def _adds(row: Row) -> float | None:
@@ -141,7 +141,7 @@ _compile = partial(
 COMPILE = (
     _compile(
         key="import",
-        asks="that `import attnc` adds to torch's own",
+        asks="time that `import attnc` adds to importing torch",
         target=300,
         read=each(_adds),
         how="most",
@@ -149,7 +149,7 @@ COMPILE = (
     ),
     _compile(
         key="check",
-        asks="to check a file of the library",
+        asks="time to check a file of the library",
         target=50,
         read=each(median, lambda row: row["key"].startswith("check of")),
         how="most",
@@ -164,7 +164,7 @@ COMPILE = (
     ),
     _compile(
         key="G7.cold.backward",
-        asks="the same with backward",
+        asks="first call of a new pattern on cold caches, with backward",
         target=6000,
         read=_first_calls("cold", "forward+backward"),
         how="one value",
@@ -178,7 +178,7 @@ COMPILE = (
     ),
     _compile(
         key="G7.flex.cold",
-        asks="of FlexAttention's first call, cold caches",
+        asks="share of FlexAttention's first call, cold caches",
         target=50,
         read=_first_over_flex("cold"),
         how="one value",
@@ -186,7 +186,7 @@ COMPILE = (
     ),
     _compile(
         key="G7.flex.warm",
-        asks="of FlexAttention's first call, warm caches",
+        asks="share of FlexAttention's first call, warm caches",
         target=30,
         read=_first_over_flex("warm"),
         how="one value",
@@ -194,7 +194,7 @@ COMPILE = (
     ),
     _compile(
         key="G7.recompiles",
-        asks="graphs compiled anew for new lengths and batches",
+        asks="graphs recompiled for new lengths and batches",
         target=0,
         read=_recompiles,
         how="one value",
@@ -211,8 +211,8 @@ def _tau(rows: Rows) -> list[Measurement]:
 
 
 def _points(rows: Rows) -> list[Measurement]:
-    found = len(predictions(rows))
-    return single("all points", found or None)
+    count = len(predictions(rows))
+    return single("all points", count or None)
 
 
 def _over_bound(row: Row) -> float | None:
@@ -221,7 +221,7 @@ def _over_bound(row: Row) -> float | None:
 
 
 def chosen_over_best(row: Row) -> float | None:
-    """How far the chosen schedule, which ran twice, is from the fastest that was tried: least times of both."""
+    """Return how far the chosen schedule, which ran twice, is from the fastest one, by the least times of both."""
     tried = row.get("schedules")
     if not tried:
         return None
@@ -230,8 +230,8 @@ def chosen_over_best(row: Row) -> float | None:
 
 
 def _chosen(row: Row) -> float | None:
-    found = chosen_over_best(row)
-    return None if found is None else float(found <= 1.05)
+    ratio = chosen_over_best(row)
+    return None if ratio is None else float(ratio <= 1.05)
 
 
 _simulator = partial(
@@ -268,7 +268,7 @@ SIMULATOR = (
     ),
     _simulator(
         key="G8.bound",
-        asks="of the tile bound over ideal dense: never more than 2 % past it",
+        asks="speed over ideal dense attention, in percent of the tile bound, which it may exceed by 2 %",
         target=102,
         read=each(_over_bound),
         how="most",
@@ -276,7 +276,7 @@ SIMULATOR = (
     ),
     _simulator(
         key="G8.chosen",
-        asks="of schedules that were chosen are within 5 % of the best that was tried",
+        asks="share of chosen schedules within 5 % of the best that was tried",
         target=95,
         read=each(_chosen),
         how="share",

@@ -10,7 +10,7 @@ from goals_gpu_masks import best, percent
 from measures import each, median, over, timed
 
 LARGE = 256 << 20
-"""Bytes of a cache that the memory's speed decides about."""
+"""Minimum bytes of caches whose speed depends on the memory."""
 
 
 def _large(row: Row) -> bool:
@@ -18,15 +18,15 @@ def _large(row: Row) -> bool:
 
 
 def _beyond_live(rows: Rows) -> list[Measurement]:
-    """Percent of the whole step that a sparse one takes beyond the share of the cache that it reads."""
-    found = []
+    """Return a sparse step's time beyond its share of the cache, in percent of the whole step."""
+    measurements = []
     for row in timed(rows):
         for name, live in row.get("live", {}).items():
-            own = median(row, name)
-            if name != "attnc" and own is not None and _large(row):
-                beyond = own / float(row["ms"]["attnc"]["median"]) - live
-                found.append(Measurement(f"{row['key']}, {name.removeprefix('attnc_')}", 100 * beyond, row))
-    return found
+            time = median(row, name)
+            if name != "attnc" and time is not None and _large(row):
+                beyond = time / float(row["ms"]["attnc"]["median"]) - live
+                measurements.append(Measurement(f"{row['key']}, {name.removeprefix('attnc_')}", 100 * beyond, row))
+    return measurements
 
 
 def _microseconds(row: Row) -> float | None:
@@ -46,7 +46,7 @@ _decode = partial(
 DECODE = (
     _decode(
         key="G3.copy",
-        asks="of a copy's speed in the same run, caches of 256 MB or more",
+        asks="share of a copy's speed in the same run, caches of 256 MB or more",
         target=85,
         floor=70,
         read=each(percent("of_copy_speed"), _large),
@@ -64,7 +64,7 @@ DECODE = (
     ),
     _decode(
         key="G3.sparse",
-        asks="of the whole step beyond the share that is read: a window with sinks, the best pages",
+        asks="time beyond the share that is read, relative to the whole step: a window with sinks, the best pages",
         target=10,
         read=_beyond_live,
         least=False,
@@ -73,7 +73,7 @@ DECODE = (
     ),
     _decode(
         key="G3.graph",
-        asks="a step of one sequence against 1,024 keys, as a CUDA graph",
+        asks="time of a step of one sequence against 1,024 keys, as a CUDA graph",
         target=12,
         read=each(_microseconds, lambda row: bool(row["batch"] == 1 and row["n"] == 1024)),
         least=False,

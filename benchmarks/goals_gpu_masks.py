@@ -1,6 +1,6 @@
-"""The goals for a GPU of masks, forward and backward (PERFORMANCE 8, G1a to G2).
+"""The goals for masks on a GPU, forward and backward (PERFORMANCE 8, G1a to G2).
 
-Where a rival is not there, what it published stands in for it, if that was on the machine of the run.
+If a rival did not run, its published figure stands in for it, provided that it is from the machine of the run.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ BACKWARD = (*BACKWARD_SPARSE, "gpu-backward-dense")
 
 
 def best(*rivals: str) -> Callable[[Row], float | None]:
-    """The speed over the fastest of some rivals that ran."""
+    """Return the speed over the fastest of the rivals that ran."""
 
     def value(row: Row) -> float | None:
-        found = [x for x in (speedup(row, rival) for rival in rivals) if x is not None]
-        return min(found, default=None)
+        gains = [x for x in (speedup(row, rival) for rival in rivals) if x is not None]
+        return min(gains, default=None)
 
     return value
 
 
 def stood_in(measured: str, published: str, *, n: int | None = None) -> Callable[[Row], float | None]:
-    """The speed over a rival that ran, else over what it published for this row on this machine."""
+    """Return the speed over a rival that ran, else over its published figure for this row on this machine."""
 
     def value(row: Row) -> float | None:
         if n is not None and row["n"] != n:
@@ -55,7 +55,7 @@ def _over_published(row: Row, rival: str) -> float | None:
 
 
 def percent(key: str) -> Callable[[Row], float | None]:
-    """An entry of a row, in percent; None where the row has none."""
+    """Return an entry of a row in percent, None if the row has none."""
     return lambda row: None if row.get(key) is None else 100 * float(row[key])
 
 
@@ -98,7 +98,7 @@ FORWARD = (
     ),
     _blocks(
         key="G1b.bound",
-        asks="of the tile bound over our own dense kernel; nothing is permuted apart, so 85 % with permutes is in it",
+        asks="share of the tile bound over attnc's dense kernel, which includes the 85 % asked with permutes",
         target=95,
         floor=90,
         read=each(percent("of_bound")),
@@ -130,7 +130,7 @@ FORWARD = (
     ),
     _windows(
         key="G1c.bound.full",
-        asks="of the tile bound over our own dense kernel, half of the tiles or more being full",
+        asks="share of the tile bound over attnc's dense kernel, half of the tiles or more full",
         target=92,
         floor=85,
         read=each(percent("of_bound"), _mostly_full),
@@ -139,7 +139,7 @@ FORWARD = (
     ),
     _windows(
         key="G1c.bound.partial",
-        asks="of the tile bound over our own dense kernel, fewer tiles being full",
+        asks="share of the tile bound over attnc's dense kernel, less than half of the tiles full",
         target=85,
         floor=85,
         read=each(percent("of_bound"), _partial),
@@ -167,13 +167,13 @@ FORWARD = (
 
 
 def _over_forward(row: Row) -> float | None:
-    own, forward = median(row), median(row, "attnc_forward")
-    return None if own is None or forward is None else own / forward
+    training, forward = median(row), median(row, "attnc_forward")
+    return None if training is None or forward is None else training / forward
 
 
 def _slower(row: Row) -> float | None:
-    own = speedup(row, "attnc_deterministic")
-    return None if own is None else 100 * (own - 1)
+    gain = speedup(row, "attnc_deterministic")
+    return None if gain is None else 100 * (gain - 1)
 
 
 _backward = partial(Goal, where="gpu", suite="backward", floor=None, least=True, unit="×", source=G2, parts=BACKWARD)
@@ -187,11 +187,11 @@ GRADIENTS = (
         parts=("gpu-backward-dense",),
     ),
     _backward(
-        key="G2.ratio", asks="times the forward", target=2.8, read=each(_over_forward), least=False, how="median"
+        key="G2.ratio", asks="times the forward's time", target=2.8, read=each(_over_forward), least=False, how="median"
     ),
     _backward(
         key="G2.deterministic",
-        asks="slower where torch asks for deterministic algorithms",
+        asks="slowdown under torch's deterministic algorithms",
         target=10,
         read=each(_slower),
         least=False,
@@ -201,7 +201,7 @@ GRADIENTS = (
     ),
     _backward(
         key="G2.bound",
-        asks="of the tile bound over our own dense gradients",
+        asks="share of the tile bound over attnc's dense gradients",
         target=90,
         read=each(percent("of_bound")),
         how="median",

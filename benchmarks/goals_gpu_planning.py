@@ -1,4 +1,4 @@
-"""The goals for a GPU of what comes before a call: lists of tiles, compiling, predictions (PERFORMANCE 8, G6 to G8)."""
+"""The goals for a GPU before a call: lists of tiles, compiling, predictions (PERFORMANCE 8, G6 to G8)."""
 
 from __future__ import annotations
 
@@ -33,41 +33,41 @@ def _profiled(row: Row) -> float | None:
 
 
 def _of_forward(row: Row) -> float | None:
-    own, forward = median(row), median(row, "attnc_forward")
-    return None if own is None or forward is None else 100 * own / forward
+    planning, forward = median(row), median(row, "attnc_forward")
+    return None if planning is None or forward is None else 100 * planning / forward
 
 
 def _over(rival: str) -> Callable[[Row], float | None]:
-    """How many times as long block masks take, from 32,768 tokens on."""
+    """Return how many times as long the making of block masks takes, from 32,768 tokens on."""
 
     def value(row: Row) -> float | None:
-        own, theirs = median(row), median(row, rival)
-        if own is None or theirs is None or row["n"] < LONG:
+        ours, theirs = median(row), median(row, rival)
+        if ours is None or theirs is None or row["n"] < LONG:
             return None
-        return theirs / own
+        return theirs / ours
 
     return value
 
 
 def _growth(rows: Rows) -> list[Measurement]:
-    """Bytes of a live tile at the longest length over those at the shortest, by pattern."""
+    """Return the bytes per live tile at the longest length over those at the shortest, by pattern."""
     groups: dict[str, list[Row]] = {}
-    for own in rows.values():
-        for row in own:
+    for part_rows in rows.values():
+        for row in part_rows:
             if not row["affine"] and row["list_bytes"]:
                 groups.setdefault(row["case"], []).append(row)
-    found = []
+    measurements = []
     for case, these in groups.items():
         first, *rest = sorted(these, key=lambda row: int(row["n"]))
         if rest:
             each_tile = [row["list_bytes"] / row["live_tiles"] for row in (first, rest[-1])]
-            found.append(Measurement(case, each_tile[1] / each_tile[0], rest[-1]))
-    return found
+            measurements.append(Measurement(case, each_tile[1] / each_tile[0], rest[-1]))
+    return measurements
 
 
 def _waits(rows: Rows) -> list[Measurement]:
-    """1 for every pattern whose steps were watched and waited for nothing, else 0."""
-    watched = (row for own in rows.values() for row in own if row["watched"])
+    """Return 1 for every pattern whose observed steps waited for nothing, else 0."""
+    watched = (row for part_rows in rows.values() for row in part_rows if row["watched"])
     return [Measurement(row["key"], float(not row["waits"]), row) for row in watched]
 
 
@@ -77,7 +77,7 @@ _plan = partial(
 PLAN = (
     _plan(
         key="G6.bytes",
-        asks="of lists where tiles follow from arithmetic",
+        asks="bytes of lists where tiles follow from arithmetic",
         target=0,
         read=each(_entry("list_bytes"), _affine),
         how="most",
@@ -85,7 +85,7 @@ PLAN = (
     ),
     _plan(
         key="G6.kernels",
-        asks="kernels beside the attention's in the first call of a shape, where tiles follow from arithmetic",
+        asks="kernels besides attention's in the first call of a shape, where tiles follow from arithmetic",
         target=0,
         read=each(_profiled, _affine),
         how="most",
@@ -93,21 +93,21 @@ PLAN = (
     ),
     _plan(
         key="G6.share",
-        asks="of the forward from 32,768 tokens on is the list of a new shape",
+        asks="share of a new shape's list in the forward, from 32,768 tokens on",
         target=2,
         read=each(_of_forward, lambda row: _listed(row) and LONG <= row["n"] < MILLION),
         how="most",
     ),
     _plan(
         key="G6.share.8K",
-        asks="of the forward at 8,192 tokens is the list of a new shape",
+        asks="share of a new shape's list in the forward at 8,192 tokens",
         target=5,
         read=each(_of_forward, lambda row: _listed(row) and bool(row["n"] == SHORT)),
         how="most",
     ),
     _plan(
         key="G6.memory",
-        asks="times the bytes of a live tile at 8,192 tokens, at the longest length: memory follows the live tiles",
+        asks="bytes per live tile at the longest length over those at 8,192 tokens: memory follows the live tiles",
         target=1.5,
         read=_growth,
         how="most",
@@ -133,7 +133,7 @@ PLAN = (
     ),
     _plan(
         key="G6.million",
-        asks="to list the tiles of a million tokens",
+        asks="time to list the tiles of a million tokens",
         target=50,
         read=each(median, lambda row: bool(row["n"] == MILLION)),
         how="most",
@@ -141,7 +141,7 @@ PLAN = (
     ),
     _plan(
         key="G6.million.memory",
-        asks="of lists of a million tokens",
+        asks="size of the lists of a million tokens",
         target=64 << 20,
         read=each(_entry("list_bytes"), lambda row: bool(row["n"] == MILLION)),
         how="most",
@@ -149,7 +149,7 @@ PLAN = (
     ),
     _plan(
         key="G6.waits",
-        asks="of patterns that choose train without the host ever waiting for the device",
+        asks="share of patterns with selections that train without the host waiting for the device",
         target=100,
         read=_waits,
         least=True,
@@ -172,8 +172,8 @@ def _seconds(name: str) -> Callable[[Row], float | None]:
 
 def _ratio(ours: str, theirs: str) -> Callable[[Row], float | None]:
     def value(row: Row) -> float | None:
-        own, other = median(row, ours), median(row, theirs)
-        return None if own is None or other is None else own / other
+        numerator, other = median(row, ours), median(row, theirs)
+        return None if numerator is None or other is None else numerator / other
 
     return value
 
@@ -183,18 +183,20 @@ def _in(direction: str) -> Callable[[Row], bool]:
 
 
 def _recompiled(rows: Rows) -> list[Measurement]:
-    return [Measurement(row["key"], row["recompiled"]["attnc"], row) for own in rows.values() for row in own]
+    return [
+        Measurement(row["key"], row["recompiled"]["attnc"], row) for part_rows in rows.values() for row in part_rows
+    ]
 
 
 def _tuned(rows: Rows) -> list[tuple[Row, str, list[Row]]]:
-    """Rows of tuning, with each knob and what was tried of it."""
-    found = []
-    for own in rows.values():
-        for row in own:
+    """Return the rows of tuning, with each knob and its candidates."""
+    tuned_rows = []
+    for part_rows in rows.values():
+        for row in part_rows:
             trials = row.get("trials", ())
             for knob in dict.fromkeys(one["knob"] for one in trials):
-                found.append((row, knob, [one for one in trials if one["knob"] == knob]))
-    return found
+                tuned_rows.append((row, knob, [one for one in trials if one["knob"] == knob]))
+    return tuned_rows
 
 
 def _tried(rows: Rows) -> list[Measurement]:
@@ -202,13 +204,13 @@ def _tried(rows: Rows) -> list[Measurement]:
 
 
 def _near_best(rows: Rows) -> list[Measurement]:
-    """1 where the model's own choice is within 5 % of the best that was tried, else 0."""
-    found = []
+    """Return 1 if the model's own choice is within 5 % of the best candidate, else 0."""
+    measurements = []
     for row, knob, trials in _tuned(rows):
         fastest = min(one["median"] for one in trials)
-        own = next(one["median"] for one in trials if one["option"] == "model")
-        found.append(Measurement(f"{row['key']}, {knob}", float(own <= 1.05 * fastest), row))
-    return found
+        model_median = next(one["median"] for one in trials if one["option"] == "model")
+        measurements.append(Measurement(f"{row['key']}, {knob}", float(model_median <= 1.05 * fastest), row))
+    return measurements
 
 
 _compile = partial(
@@ -225,19 +227,19 @@ _compile = partial(
 COMPILE = (
     _compile(
         key="G7.cold",
-        asks="for the first call of a new pattern, forward, on empty caches",
+        asks="first call of a new pattern, forward, on empty caches",
         target=3,
         read=each(_seconds("attnc_cold"), _in("forward")),
     ),
     _compile(
         key="G7.cold.training",
-        asks="for the first call with backward, on empty caches",
+        asks="first call of a new pattern with backward, on empty caches",
         target=6,
         read=each(_seconds("attnc_cold"), _in("forward+backward")),
     ),
     _compile(
         key="G7.cold.flex",
-        asks="of FlexAttention's first call, on empty caches",
+        asks="share of FlexAttention's first call, on empty caches",
         target=0.5,
         floor=1.0,
         read=each(_ratio("attnc_cold", "flex_cold")),
@@ -246,13 +248,13 @@ COMPILE = (
     ),
     _compile(
         key="G7.warm",
-        asks="for the first call of the next process, beyond imports",
+        asks="first call of the next process, beyond imports",
         target=0.3,
         read=each(_seconds("attnc_warm"), _in("forward")),
     ),
     _compile(
         key="G7.warm.flex",
-        asks="of FlexAttention's first call in the next process",
+        asks="share of FlexAttention's first call in the next process",
         target=0.3,
         read=each(_ratio("attnc_warm", "flex_warm")),
         how="most",
@@ -260,7 +262,7 @@ COMPILE = (
     ),
     _compile(
         key="G7.recompiled",
-        asks="kernels compiled anew for other lengths and batches",
+        asks="kernels recompiled for other lengths and batches",
         target=0,
         read=_recompiled,
         unit="",
@@ -278,7 +280,7 @@ COMPILE = (
     ),
     _compile(
         key="G7.tuned",
-        asks="of kernels whose first choice is within 5 % of the best that was tried",
+        asks="share of kernels whose first choice is within 5 % of the best that was tried",
         target=90,
         read=_near_best,
         least=True,
@@ -295,27 +297,27 @@ POINTS = ("gpu-simulator-forward", "gpu-simulator-backward")
 
 
 def _count(rows: Rows) -> list[Measurement]:
-    points = [row for own in rows.values() for row in own if "predicted" in row]
+    points = [row for part_rows in rows.values() for row in part_rows if "predicted" in row]
     return single("points", len(points) or None)
 
 
 def _passed(row: Row) -> float | None:
-    """By how many percent the speed over ideal dense attention passes the bound."""
+    """Return by how many percent the speed over ideal dense attention exceeds the bound."""
     return None if "over_ideal" not in row else 100 * (row["over_ideal"] / row["bound"] - 1)
 
 
 def _orders(rows: Rows) -> list[Measurement]:
-    """Kendall's tau of what was predicted and measured of the schedules of each kernel."""
-    found = []
+    """Return Kendall's tau of predicted and measured times over the schedules of each kernel."""
+    measurements = []
     for row, knob, trials in _tuned(rows):
         tau = kendall([(one["predicted"], one["median"]) for one in trials])
         if tau is not None:
-            found.append(Measurement(f"{row['key']}, {knob}", tau, row))
-    return found
+            measurements.append(Measurement(f"{row['key']}, {knob}", tau, row))
+    return measurements
 
 
 def _natten(rows: Rows) -> list[Measurement]:
-    every = [row for own in rows.values() for row in own]
+    every = [row for part_rows in rows.values() for row in part_rows]
     off = [(row, 100 * abs(row["predicted_speedup"] / row["published_speedup"] - 1)) for row in every]
     return [Measurement(row["key"], value, row) for row, value in off]
 
@@ -333,7 +335,7 @@ _simulator = partial(
 SIMULATOR = (
     _simulator(
         key="G8.points",
-        asks="points, drawn ones among them",
+        asks="points predicted and measured, some of random patterns",
         target=200,
         read=_count,
         least=True,
@@ -344,7 +346,7 @@ SIMULATOR = (
     _simulator(key="G8.error.95", asks="error of predicted times", target=15, read=each(error), how="95th percentile"),
     _simulator(
         key="G8.bound",
-        asks="by which the speed over ideal dense attention passes the stated bound",
+        asks="excess of the speed over ideal dense attention over the stated bound",
         target=2,
         read=each(_passed),
         how="most",
@@ -361,7 +363,7 @@ SIMULATOR = (
     ),
     _simulator(
         key="G8.chosen",
-        asks="of kernels whose chosen schedule is within 5 % of the best that was measured",
+        asks="share of kernels whose chosen schedule is within 5 % of the best that was measured",
         target=95,
         read=_near_best,
         least=True,
@@ -370,7 +372,7 @@ SIMULATOR = (
     ),
     _simulator(
         key="G8.natten",
-        asks="off NATTEN's six published speedups on an H100, kernels alone",
+        asks="distance to NATTEN's six published speedups on an H100, kernels alone",
         target=10,
         read=_natten,
         how="most",

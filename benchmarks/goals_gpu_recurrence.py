@@ -29,17 +29,17 @@ def _width_128(row: Row) -> bool:
 
 
 def _drift(rows: Rows) -> list[Measurement]:
-    """By how many percent tokens a second of a system differ, at most, from those at its shortest length."""
+    """Return the largest change of a system's tokens per second from its shortest length, in percent."""
     groups: dict[str, list[Row]] = {}
     for row in timed(rows):
         groups.setdefault(row["system"], []).append(row)
-    found = []
-    for system, own in groups.items():
-        first, *rest = sorted(own, key=lambda row: int(row["n"]))
+    measurements = []
+    for system, system_rows in groups.items():
+        first, *rest = sorted(system_rows, key=lambda row: int(row["n"]))
         gaps = [abs(100 * (row["tokens_per_second"] / first["tokens_per_second"] - 1)) for row in rest]
         if gaps:
-            found.append(Measurement(system, max(gaps), rest[-1]))
-    return found
+            measurements.append(Measurement(system, max(gaps), rest[-1]))
+    return measurements
 
 
 def _system(name: str) -> Callable[[Row], bool]:
@@ -65,7 +65,7 @@ RECURRENCE = (
     ),
     _recurrence(
         key="G4.memory",
-        asks="of the memory's published speed from 8,192 tokens on, forward",
+        asks="share of the memory's published speed from 8,192 tokens on, forward",
         target=50,
         read=each(percent("of_hbm"), lambda row: bool(row["n"] >= 8192)),
         how="median",
@@ -74,7 +74,7 @@ RECURRENCE = (
     ),
     _recurrence(
         key="G4.tokens",
-        asks="change of tokens a second from 8,192 to 131,072 tokens",
+        asks="change of tokens per second from 8,192 to 131,072 tokens",
         target=10,
         read=_drift,
         least=False,
@@ -107,7 +107,7 @@ RECURRENCE = (
     ),
     _recurrence(
         key="G4b.least",
-        asks="no shape slower with backward; width 256, where its gradient takes seconds, apart",
+        asks="no shape slower with backward, except width 256, for which the rival's gradient takes seconds",
         target=1.0,
         read=over("fla", _counted),
         how="least",

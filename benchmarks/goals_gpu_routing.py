@@ -15,17 +15,17 @@ DENSE_RIVALS = ("sdpa_cudnn", "sdpa_flash", "flash_attention")
 
 
 def _break_even(rows: Rows) -> list[Measurement]:
-    """The length from which on a pattern beats the best dense kernel, by pattern and direction."""
+    """Return the break-even length with the best dense kernel, by pattern and direction."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in timed(rows):
         groups.setdefault((row["case"], row["direction"]), []).append(row)
-    found = []
-    for (case, direction), own in groups.items():
-        gains = [(int(row["n"]), gain) for row in own if (gain := best(*DENSE_RIVALS)(row)) is not None]
+    measurements = []
+    for (case, direction), group in groups.items():
+        gains = [(int(row["n"]), gain) for row in group if (gain := best(*DENSE_RIVALS)(row)) is not None]
         length = break_even(gains)
         if length is not None:
-            found.append(Measurement(f"{case} {direction}", length, own[-1]))
-    return found
+            measurements.append(Measurement(f"{case} {direction}", length, group[-1]))
+    return measurements
 
 
 def _direction(direction: str) -> Callable[[Row], bool]:
@@ -42,7 +42,7 @@ _routing = partial(
 ROUTING = (
     _routing(
         key="G5.nsa",
-        asks="times NSA-Triton's top-16 at 32,768 tokens, which is given the blocks, forward",
+        asks="times the speed of NSA-Triton's top-16 with given blocks at 32,768 tokens, forward",
         target=1.5,
         floor=1.2,
         read=each(stood_in("nsa_triton", "NSA-Triton", n=32768)),
@@ -51,7 +51,7 @@ ROUTING = (
     *(
         _routing(
             key=f"G5.nsa.backward.{n // 1024}K",
-            asks=f"times NSA-Triton's top-16 gradients at {n:,} tokens",
+            asks=f"times the speed of NSA-Triton's top-16 gradients at {n:,} tokens",
             target=target,
             read=each(stood_in("nsa_triton", "NSA-Triton", n=n), _top16_backward),
             how="one value",
@@ -61,14 +61,14 @@ ROUTING = (
     ),
     _routing(
         key="G5.dense",
-        asks="times FlashAttention 2's speed at 131,072 tokens, the choice included",
+        asks="times FlashAttention 2's speed at 131,072 tokens, selection included",
         target=25,
         read=each(lambda row: speedup(row, "sdpa_flash") if row["n"] == 131072 else None),
         how="one value",
     ),
     _routing(
         key="G5.break_even",
-        asks="tokens from which on it beats the best dense kernel, the choice included",
+        asks="length from which selected keys beat the best dense kernel, selection included",
         target=8192,
         read=_break_even,
         least=False,
@@ -78,7 +78,7 @@ ROUTING = (
     ),
     _routing(
         key="G5.choice",
-        asks="of the call is the choice",
+        asks="share of the call spent on the selection",
         target=25,
         read=each(percent("choice_share"), _direction("forward")),
         least=False,

@@ -1,7 +1,7 @@
-"""Figures of a GPU for the simulator, from nine dense microbenchmarks; none of them is a sparse pattern.
+"""Measure a GPU's figures for the simulator with nine dense microbenchmarks; none of them is a sparse pattern.
 
-Full attention by our kernel at three widths and two lengths gives `kernel_share`, a long copy `hbm_share`, an empty
-kernel in a graph `launch_us`, and a call of one tile of keys and one of many `prologue_clocks`.
+Full attention by attnc's kernel at three widths and two lengths gives `kernel_share`, a long copy `hbm_share`, an
+empty kernel in a graph `launch_us`, and calls with one tile of keys and with many `prologue_clocks`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FILES = {"h100": "h100-sxm.json", "h200": "h200.json", "b200": "b200.json", "a10
 
 @dataclass(frozen=True)
 class Measured:
-    """Milliseconds: of full attention by width and tokens, of a copy of so many bytes each way, of short kernels."""
+    """Milliseconds of full attention by width and tokens, of a copy by bytes each way, and of short kernels."""
 
     dense: Mapping[tuple[int, int], float]
     copy_ms: float
@@ -40,24 +40,24 @@ class Measured:
 
     @property
     def count(self) -> int:
-        """Microbenchmarks."""
+        """The number of microbenchmarks."""
         return len(self.dense) + 3
 
     def best(self, d: int) -> float:
-        """The least nanoseconds of a pair of a query and a key, at the next width that was measured."""
+        """Return the least nanoseconds of a query-key pair, at the next width that was measured."""
         width = next((w for w in sorted({w for w, _ in self.dense}) if w >= d), max(w for w, _ in self.dense))
         return min(ms * 1e6 / (HEADS * n * n) for (w, n), ms in self.dense.items() if w == width)
 
 
 def described(device: str) -> dict[str, Any]:
-    """A machine of the simulator as its file has it."""
+    """Return a machine of the simulator as its file describes it."""
     text = (Path(simulation.__file__).parent / "machines" / FILES[device]).read_text(encoding="utf-8")
-    found: dict[str, Any] = json.loads(text)
-    return found
+    machine: dict[str, Any] = json.loads(text)
+    return machine
 
 
 def measure(setting: Setting) -> Measured:
-    """The nine; at toy sizes of toy tensors, for the lines alone."""
+    """Run the nine microbenchmarks; toy sizes only exercise the code."""
     full = compile_attention("full", backend="triton")
     widths, lengths = ((16,), (32,)) if setting.toy else (WIDTHS, LENGTHS)
     dense = {(d, n): _least(setting, _call(setting, full, n, d)) for d in widths for n in lengths}
@@ -92,13 +92,13 @@ def _call(setting: Setting, full: Attention, n: int, d: int) -> Run:
 
 
 def _least(setting: Setting, run: Run) -> float:
-    """The least milliseconds of some rounds."""
+    """Return the least milliseconds of some rounds."""
     clock = Clock(torch.device(setting.device), L2_BYTES if setting.cuda else 0)
     return min(clock.milliseconds(run) for _ in range(ROUNDS if setting.cuda else 1))
 
 
-def fitted(setting: Setting, found: Measured, folder: Path) -> str:
-    """A file with the device's figures, those that were measured in place of what was published or guessed."""
+def fitted(setting: Setting, measured: Measured, folder: Path) -> str:
+    """Write a machine file with the measured figures in place of published or guessed ones; return its path."""
     device = simulated_device(setting)
     if device is None:
         raise ValueError(
@@ -106,41 +106,41 @@ def fitted(setting: Setting, found: Measured, folder: Path) -> str:
         )
     data = described(device)
     peak = data["figures"]["hbm_tb_per_s"]["value"] * 1e9
-    given: dict[str, float] = {
-        "hbm_share": min(found.copy_bytes / found.copy_ms / peak, 1.0),
-        "launch_us": found.launch_ms * 1e3,
-        "prologue_clocks": _prologue(data, found),
+    values: dict[str, float] = {
+        "hbm_share": min(measured.copy_bytes / measured.copy_ms / peak, 1.0),
+        "launch_us": measured.launch_ms * 1e3,
+        "prologue_clocks": _prologue(data, measured),
     }
-    for name, value in given.items():
+    for name, value in values.items():
         data["figures"][name] = _measured_here(value)
     path = folder / f"{device}-measured.json"
-    for width in sorted({d for d, _ in found.dense}):
+    for width in sorted({d for d, _ in measured.dense}):
         share = data["figures"]["kernel_share"].get(str(width), data["figures"]["kernel_share"]["128"])["value"]
         for _ in range(STEPS):
             data["figures"]["kernel_share"][str(width)] = _measured_here(share)
             path.write_text(json.dumps(data), encoding="utf-8")
-            share *= _predicted_over_measured(setting, found, width, str(path))
+            share *= _predicted_over_measured(setting, measured, width, str(path))
             share = min(max(share, LEAST_SHARE), 1.0)
     return str(path)
 
 
 STEPS, LEAST_SHARE = 4, 1e-3
-"""Times that the share is set again, as time is not quite in proportion to it; and what it is at least."""
+"""Number of times that the share is fitted, since time is not quite proportional to it; and its minimum."""
 
 
-def _predicted_over_measured(setting: Setting, found: Measured, width: int, device: str) -> float:
-    """At the longest length, where the share decides."""
-    n = max(n for d, n in found.dense if d == width)
+def _predicted_over_measured(setting: Setting, measured: Measured, width: int, device: str) -> float:
+    """Compare prediction and measurement at the longest length, where the share decides."""
+    n = max(n for d, n in measured.dense if d == width)
     dtype = torch.float32 if setting.toy else torch.bfloat16
     heads = 1 if setting.toy else HEADS
     simulated = compile_attention("full").simulate(n, heads=heads, head_dim=width, dtype=dtype, device=device)
-    return simulated.predicted_ms / found.dense[width, n]
+    return simulated.predicted_ms / measured.dense[width, n]
 
 
-def _prologue(data: Mapping[str, Any], found: Measured) -> float:
-    """Clocks of a program of one tile: what a short call takes beyond a launch."""
+def _prologue(data: Mapping[str, Any], measured: Measured) -> float:
+    """Return the clocks of a program of one tile: the time of a short call beyond a launch."""
     clocks_a_ms = data["figures"]["clock_ghz"]["value"] * 1e6
-    return float(max(found.short_ms - found.launch_ms, 0.0) * clocks_a_ms)
+    return float(max(measured.short_ms - measured.launch_ms, 0.0) * clocks_a_ms)
 
 
 def _measured_here(value: float) -> dict[str, Any]:

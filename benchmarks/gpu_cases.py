@@ -1,6 +1,6 @@
-"""The masks that are timed on a GPU: as attnc's pattern, as FlexAttention's mask, and in NATTEN's words.
+"""The masks that are timed on a GPU: as attnc's pattern, as FlexAttention's mask, and in NATTEN's form.
 
-Shapes are those of the systems' own benchmarks (`published.py` has the figures): NATTEN's lines, FLUX and
+Shapes are from the systems' own benchmarks (`published.py` has the figures): NATTEN's sequences, FLUX and
 HunyuanVideo, STA, DKernel's benchmark of S2, Radial Attention's HunyuanVideo, flex-block-attn's random blocks.
 """
 
@@ -31,7 +31,7 @@ RANDOM = """pattern random_blocks(block: int = 384)
 
 @dataclass(frozen=True)
 class Shape:
-    """Parameters of the pattern, tokens, heads of queries and of keys, width, batch."""
+    """Parameters of the pattern, tokens, query and kv heads, head dimension, batch."""
 
     params: Params
     n: int
@@ -45,7 +45,7 @@ Words = Callable[[Shape, dict[str, Tensor]], Mask]
 
 @dataclass(frozen=True)
 class GpuCase:
-    """A pattern at its size and at a toy size; `words`: its mask for rivals, made of its shape and inputs."""
+    """A pattern at its size and at a toy size; `words` makes its mask for rivals from its shape and inputs."""
 
     name: str
     kind: Kind
@@ -57,28 +57,28 @@ class GpuCase:
     is_causal: bool = False
 
     def shape(self, setting: Setting) -> Shape:
-        """At the setting's size."""
+        """Return the shape at the setting's size."""
         return self.toy if setting.toy else self.real
 
     def attention(self, setting: Setting, **options: Any) -> Attention:
-        """Compiled for kernels only."""
+        """Return the pattern compiled for kernels only."""
         return compile_attention(self.pattern, backend="triton", **options, **self.shape(setting).params)
 
     def dense(self) -> Attention:
-        """The dense rival: causal where the pattern is causal, else full."""
+        """Return dense attention to compare with: causal if the pattern is causal, else full."""
         return compile_attention("causal" if self.is_causal else "full", backend="triton")
 
     def given(self, setting: Setting) -> dict[str, Tensor]:
-        """Inputs on the device."""
+        """Return the inputs on the device."""
         shape = self.shape(setting)
         return {name: x.to(setting.device) for name, x in self.inputs(shape.params, shape.n).items()}
 
-    def mask(self, setting: Setting, given: dict[str, Tensor]) -> Mask:
-        """For rivals."""
-        return self.words(self.shape(setting), given)
+    def mask(self, setting: Setting, inputs: dict[str, Tensor]) -> Mask:
+        """Return the mask for rivals."""
+        return self.words(self.shape(setting), inputs)
 
     def label(self, setting: Setting, dtype: str, direction: str) -> str:
-        """The key of its row."""
+        """Return the key of the case's row."""
         shape = self.shape(setting)
         return f"{self.name} n={shape.n} d={shape.d} {dtype} {direction}"
 
@@ -87,7 +87,7 @@ class GpuCase:
 
 
 def shifted(extent: int, window: int, stride: int) -> MaskMod:
-    """NATTEN's rule on one axis: the window of a stride's leader, moved inward at an edge."""
+    """Return NATTEN's rule on one axis: the window of a stride's leader, moved inward at an edge."""
 
     def near(q: Tensor, k: Tensor) -> Tensor:
         leader = torch.clamp(q // stride * stride + stride // 2, max=extent - 1)
@@ -98,38 +98,38 @@ def shifted(extent: int, window: int, stride: int) -> MaskMod:
 
 
 def neighborhood(grid: tuple[int, ...], window: tuple[int, ...], stride: tuple[int, ...]) -> Mask:
-    """On a line, a picture or a video, row by row."""
+    """Return the mask of a neighbourhood on a sequence, an image or a video, in row order."""
     axes = [shifted(*axis) for axis in zip(grid, window, stride, strict=True)]
     steps = [prod(grid[i + 1 :]) for i in range(len(grid))]
 
     def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        found = axes[0](q // steps[0], k // steps[0])
+        near_pairs = axes[0](q // steps[0], k // steps[0])
         for near, step, extent in zip(axes[1:], steps[1:], grid[1:], strict=True):
-            found = found & near(q // step % extent, k // step % extent)
-        return found
+            near_pairs = near_pairs & near(q // step % extent, k // step % extent)
+        return near_pairs
 
     return Mask(prod(grid), visible, neighborhood=Neighborhood.of(grid, window, stride))
 
 
-def _line(shape: Shape, given: dict[str, Tensor]) -> Mask:
+def _line(shape: Shape, inputs: dict[str, Tensor]) -> Mask:
     params, n = shape.params, shape.n
     return neighborhood((n,), (params["window"],), (params.get("stride", 1),))
 
 
-def _picture(shape: Shape, given: dict[str, Tensor]) -> Mask:
+def _picture(shape: Shape, inputs: dict[str, Tensor]) -> Mask:
     params = shape.params
     side, step = params["window"], params.get("stride", 1)
     return neighborhood((params["height"], params["width"]), (side, side), (step, step))
 
 
-def _video(shape: Shape, given: dict[str, Tensor]) -> Mask:
+def _video(shape: Shape, inputs: dict[str, Tensor]) -> Mask:
     params = shape.params
     grid = params["frames"], params["height"], params["width"]
     return neighborhood(grid, tuple(params["window"]), tuple(params.get("stride", (1, 1, 1))))
 
 
-def _tiles(shape: Shape, given: dict[str, Tensor]) -> Mask:
-    """Sliding tiles: the neighbourhood of tiles on the grid of tiles."""
+def _tiles(shape: Shape, inputs: dict[str, Tensor]) -> Mask:
+    """Return the mask of sliding tiles: a neighbourhood on the grid of tiles."""
     params, n = shape.params, shape.n
     grid = params["frames"], params["height"], params["width"]
     tile, wide = params["tile"], [a // b for a, b in zip(params["kernel"], params["tile"], strict=True)]
@@ -144,8 +144,8 @@ def _tiles(shape: Shape, given: dict[str, Tensor]) -> Mask:
     return Mask(n, visible)
 
 
-def _columns(shape: Shape, given: dict[str, Tensor]) -> Mask:
-    """S2: near blocks, and columns of blocks that differ from head to head."""
+def _columns(shape: Shape, inputs: dict[str, Tensor]) -> Mask:
+    """Return S2's mask: near blocks, and columns of blocks that differ from head to head."""
     params, n = shape.params, shape.n
     block, near, step = (params[name] for name in ("block", "local_blocks", "vertical_stride"))
     heads = shape.heads[1]
@@ -153,46 +153,46 @@ def _columns(shape: Shape, given: dict[str, Tensor]) -> Mask:
 
     def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         column = (k // block + h * shift) % step == 0
-        found: Tensor = (k <= q) & ((q // block - k // block < near) | column)
-        return found
+        pairs: Tensor = (k <= q) & ((q // block - k // block < near) | column)
+        return pairs
 
     return Mask(n, visible, heads=heads)
 
 
-def _random(shape: Shape, given: dict[str, Tensor]) -> Mask:
+def _random(shape: Shape, inputs: dict[str, Tensor]) -> Mask:
     params, n = shape.params, shape.n
-    keep, block = given["keep"], params["block"]
+    keep, block = inputs["keep"], params["block"]
     return Mask(n, lambda b, h, q, k: keep[q // block, k // block])
 
 
 def _kept(params: Params, n: int) -> dict[str, Tensor]:
-    """Six of ten blocks, drawn once; the diagonal's always, so that no row is empty."""
+    """Draw six of ten blocks, and every diagonal block, so that no row is empty."""
     blocks = -(-n // params["block"])
     drawn = torch.rand(blocks, blocks, generator=torch.Generator().manual_seed(0)) < 0.6
     return {"keep": drawn | torch.eye(blocks, dtype=torch.bool)}
 
 
-def _radial(shape: Shape, given: dict[str, Tensor]) -> Mask:
-    """The authors' mask is a loop over pairs of frames: this one is attnc's, which its tests hold against theirs."""
+def _radial(shape: Shape, inputs: dict[str, Tensor]) -> Mask:
+    """Return attnc's own mask, which its tests compare with the authors' loop over pairs of frames."""
     params, n = shape.params, shape.n
     attend = compile_attention("radial", **params)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Mask(n, attend.mask_mod(n, device=device, relation_only=True))
 
 
-def _window(shape: Shape, given: dict[str, Tensor]) -> Mask:
+def _window(shape: Shape, inputs: dict[str, Tensor]) -> Mask:
     params, n = shape.params, shape.n
     width, sinks = params["window"], params.get("sinks", 0)
     return Mask(n, masks.window(width, sinks)(n), window=None if sinks else (width - 1, 0))
 
 
-def _power(shape: Shape, given: dict[str, Tensor]) -> Mask:
+def _power(shape: Shape, inputs: dict[str, Tensor]) -> Mask:
     params, n = shape.params, shape.n
     return Mask(n, masks.power(params["block"], params["window"])(n))
 
 
-def _document(shape: Shape, given: dict[str, Tensor]) -> Mask:
-    doc = given["doc"][0]
+def _document(shape: Shape, inputs: dict[str, Tensor]) -> Mask:
+    doc = inputs["doc"][0]
     return Mask(shape.n, lambda b, h, q, k: (doc[q] == doc[k]) & (q >= k))
 
 
@@ -343,10 +343,10 @@ WINDOWS = (
 
 
 def dense_cases(d: int, lengths: tuple[int, ...]) -> tuple[GpuCase, ...]:
-    """Full and causal attention of 4 × 48 heads, by length."""
+    """Return full and causal attention of 4 × 48 heads, by length."""
     words: dict[str, Words] = {
-        "full": lambda shape, given: full(shape.n),
-        "causal": lambda shape, given: causal(shape.n),
+        "full": lambda shape, inputs: full(shape.n),
+        "causal": lambda shape, inputs: causal(shape.n),
     }
     return tuple(
         GpuCase(

@@ -1,6 +1,6 @@
-"""Kernels of masks and scores on a GPU: right, the same bits every time, at the edges, in graphs, under torch.compile.
+"""Checks of mask and score kernels on a GPU: results, repeatability, size limits, CUDA graphs, torch.compile.
 
-On a CPU at toy sizes, in Triton's interpreter; what needs CUDA is left out there, and rows say so.
+On a CPU they run at toy sizes in Triton's interpreter; checks that need CUDA are left out, and rows say so.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ REPEATS = 20
 
 @dataclass(frozen=True)
 class Checked:
-    """A pattern that is checked, with parameters for real and toy sizes, and inputs for (batch, heads, tokens)."""
+    """A checked pattern, with parameters for real and toy sizes, and inputs for (batch, heads, tokens)."""
 
     name: str
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class Checked:
     inputs: Callable[[int, int, int], dict[str, Tensor]] = lambda b, h, n: {}
 
     def attention(self, setting: Setting) -> Attention:
-        """Compiled for kernels only."""
+        """Return the pattern compiled for kernels only."""
         return compile_attention(self.name, backend="triton", **(self.toy if setting.toy else self.params))
 
 
@@ -63,7 +63,7 @@ CHECKED = (
 
 
 def correct(setting: Setting) -> Iterator[Row]:
-    """Outputs and gradients of every pattern against the reference in 64 bits."""
+    """Yield outputs and gradients of every pattern against the reference in fp64."""
     dtypes = [torch.float32] if setting.toy else list(TOLERANCE)
     todo: dict[str, Callable[[], Row]] = {}
     for case, dtype in product(CHECKED, dtypes):
@@ -82,13 +82,13 @@ def _correct(setting: Setting, case: Checked, dtype: torch.dtype, d: int, heads:
     ours = results(attention, leaves, grad, **inputs)
     wide = tuple(x.detach().double().requires_grad_() for x in leaves)
     exact = {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}
-    found = errors(ours, results(attention.reference, wide, grad, **exact))
+    error_by_name = errors(ours, results(attention.reference, wide, grad, **exact))
     row: Row = {"pattern": case.name, "n": n, "d": d, "heads": heads, "dtype": word(dtype)}
-    return {**row, "errors": found, "ok": fits(found, dtype)}
+    return {**row, "errors": error_by_name, "ok": fits(error_by_name, dtype)}
 
 
 def _heads(setting: Setting, dtype: torch.dtype) -> list[tuple[int, tuple[int, int]]]:
-    """Widths, and heads of queries and of keys: shared and, where kernels are few enough, each its own."""
+    """Return widths, and numbers of query and kv heads: shared and, if kernels are few enough, equal."""
     if setting.toy:
         return [(64, (2, 1)), (64, (2, 2))]
     shared = [(64, (8, 2)), (128, (8, 2))]
@@ -115,7 +115,7 @@ def _repeat(setting: Setting, case: Checked) -> Row:
 
 
 def _again(setting: Setting, case: Checked, n: int) -> tuple[Callable[[], list[Tensor]], tuple[Tensor, ...]]:
-    """A call with its gradients that can be made again and again, and its operands."""
+    """Return a call with gradients that can be repeated, and its operands."""
     attention, dtype = case.attention(setting), _dtype(setting)
     leaves = operands(setting, n, dtype)
     inputs, grad = _inputs(case, setting, leaves[0]), torch.randn(leaves[0].shape, device=setting.device)
@@ -127,7 +127,7 @@ def _dtype(setting: Setting) -> torch.dtype:
 
 
 def edges(setting: Setting) -> Iterator[Row]:
-    """Very many heads, and tensors whose offsets pass 2^31 elements."""
+    """Yield calls with very many heads, and with tensors whose offsets exceed 2^31 elements."""
     attention = compile_attention("sliding_window", backend="triton", window=20)
     todo = {"batch × heads": partial(_many, setting, attention), "offsets": partial(_far, setting, attention)}
     return rows(setting, todo.items())
@@ -139,20 +139,20 @@ def _many(setting: Setting, attention: Attention) -> Row:
     grad = torch.randn(leaves[0].shape, device=setting.device)
     ours = results(attention, leaves, grad)
     wide = tuple(x.detach().double().requires_grad_() for x in leaves)
-    found = errors(ours, results(attention.reference, wide, grad))
-    return {"lanes": batch * heads, "errors": found, "ok": fits(found, dtype)}
+    error_by_name = errors(ours, results(attention.reference, wide, grad))
+    return {"lanes": batch * heads, "errors": error_by_name, "ok": fits(error_by_name, dtype)}
 
 
 def _far(setting: Setting, attention: Attention) -> Row:
-    """A view whose last head lies past 2^31 elements, against the same numbers elsewhere."""
+    """Compare a view whose last head is beyond 2^31 elements with a copy of its numbers."""
     apart = 1 << 12 if setting.toy else (1 << 31) + (1 << 20)
     n, d = (40, 16) if setting.toy else (1000, 64)
     memory = torch.zeros(apart + n * d, dtype=_dtype(setting), device=setting.device)
     view = memory.as_strided((1, 2, n, d), (2 * apart, apart, d, 1))
-    own = torch.randn(1, 2, n, d, device=setting.device).to(memory.dtype)
-    view.copy_(own)
+    numbers = torch.randn(1, 2, n, d, device=setting.device).to(memory.dtype)
+    view.copy_(numbers)
     with torch.no_grad():
-        same = torch.equal(attention(view, view, view), attention(own, own, own))
+        same = torch.equal(attention(view, view, view), attention(numbers, numbers, numbers))
     return {"elements": apart, "ok": same}
 
 
@@ -160,7 +160,7 @@ def _far(setting: Setting, attention: Attention) -> Row:
 
 
 def graph(setting: Setting) -> Iterator[Row]:
-    """Forward and backward captured in a CUDA graph, and replayed on other numbers."""
+    """Yield forward and backward captured in a CUDA graph and replayed on other numbers."""
     return rows(setting, [(case.name, partial(_graph, setting, case)) for case in _whole(setting)])
 
 
@@ -174,13 +174,13 @@ def _graph(setting: Setting, case: Checked) -> Row:
     with torch.no_grad():
         for x in leaves:
             x.copy_(torch.randn_like(x))
-    found = [x.clone() for x in replayed()]
-    same = all(torch.equal(a, b) for a, b in zip(found, again(), strict=True))
+    tensors = [x.clone() for x in replayed()]
+    same = all(torch.equal(a, b) for a, b in zip(tensors, again(), strict=True))
     return {"pattern": case.name, "captured": setting.cuda, "ok": same}
 
 
 def compiled(setting: Setting) -> Iterator[Row]:
-    """Under torch.compile(fullgraph=True), the same bits."""
+    """Yield calls under torch.compile(fullgraph=True), which must give the same bits."""
     return rows(setting, [(case.name, partial(_compiled, setting, case)) for case in _whole(setting)])
 
 
@@ -189,7 +189,7 @@ def _compiled(setting: Setting, case: Checked) -> Row:
     leaves = operands(setting, 40 if setting.toy else 1024, _dtype(setting))
     inputs, grad = _inputs(case, setting, leaves[0]), torch.randn(leaves[0].shape, device=setting.device)
     torch.compiler.reset()
-    # kernels in the interpreter are not compiled
+    # interpreted kernels are not compiled
     whole: Any = torch.compile(attention, fullgraph=True) if setting.cuda else attention
-    found = zip(results(whole, leaves, grad, **inputs), results(attention, leaves, grad, **inputs), strict=True)
-    return {"pattern": case.name, "compiled": setting.cuda, "ok": all(torch.equal(a, b) for a, b in found)}
+    pairs = zip(results(whole, leaves, grad, **inputs), results(attention, leaves, grad, **inputs), strict=True)
+    return {"pattern": case.name, "compiled": setting.cuda, "ok": all(torch.equal(a, b) for a, b in pairs)}

@@ -1,7 +1,7 @@
-"""First calls on a GPU: a new pattern on empty caches, the next process on those that were left, and new shapes.
+"""First calls on a GPU: a new pattern on empty caches, the next process on the caches left behind, and new shapes.
 
-Each is a process of its own that imports first and wakes the device: what is timed is all that a pattern costs up to
-its result. FlexAttention is compiled in its default mode, which measures nothing, and its block mask made eagerly.
+Each call has its own process, which imports and initialises the device first; the timing covers the full cost of a
+pattern up to its result. FlexAttention compiles in its default mode, without tuning, and makes block masks eagerly.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ CACHES = ("ATTNC_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 RIVALS = ("attnc", "flex")
 TIMES = 3
 WINDOW = 777
-"""A window that no other benchmark has compiled."""
+"""A window that no other benchmark compiles."""
 SPEC = """pattern new_window(window: int)
     visible k <= q and q - k < window
 """
 
 N, SHAPES = 4096, ((1, 4224), (1, 5120), (1, 8192), (2, 4096))
-"""The first call's tokens, and the batch and tokens of those after it."""
+"""Tokens of the first call, and the batch and tokens of the calls after it."""
 
 
 def first_calls(setting: Setting) -> Iterator[Row]:
-    """Forward, then forward with backward; cold and warm."""
+    """Yield forward, then forward with backward; on cold and on warm caches."""
     directions = ("forward", "forward+backward")
     return rows(setting, [(f"first call {one}", partial(_first_call, setting, one)) for one in directions])
 
@@ -81,27 +81,27 @@ def _times(setting: Setting) -> int:
 def _cold_and_warm(setting: Setting, name: str, direction: str) -> tuple[Row, Row]:
     """Return the row of a process on empty caches, and of the next one on the caches that it left.
 
-    At toy sizes, where nothing is compiled, most of it runs in this process.
+    At toy sizes, which compile nothing, most of it runs in the current process.
     """
     if setting.toy and (name, direction) != ("attnc", "forward"):
         return child(name, direction, setting), child(name, direction, setting)
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, **{cache: f"{folder}/{cache}" for cache in CACHES}}
         command = [sys.executable, __file__, name, direction, setting.device, "toy" if setting.toy else "real"]
-        found = []
+        processes = []
         for _ in range(1 if setting.toy else 2):
             done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
             if done.returncode:
                 raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-            found.append(json.loads(done.stdout.splitlines()[-1]))
-    return found[0], found[-1]
+            processes.append(json.loads(done.stdout.splitlines()[-1]))
+    return processes[0], processes[-1]
 
 
 # --- in the process --------------------------------------------------------------------------------------------------
 
 
 def child(name: str, direction: str, setting: Setting) -> Row:
-    """The first call and the next one, then other shapes: milliseconds, and how many were compiled for."""
+    """Time the first call and the next one, then other shapes: milliseconds, and the number of compilations."""
     n = 48 if setting.toy else N
     shapes = [(1, 64), (2, 48)] if setting.toy else list(SHAPES)
     dtype, d = (torch.float32, 16) if setting.toy else (torch.bfloat16, 128)
@@ -112,7 +112,7 @@ def child(name: str, direction: str, setting: Setting) -> Row:
         return operands(setting, tokens, dtype, batch=batch, heads=heads, d=d)
 
     leaves = drawn(1, n)
-    torch.matmul(leaves[0].detach(), leaves[1].detach().mT)  # the device is awake, and its library loaded
+    torch.matmul(leaves[0].detach(), leaves[1].detach().mT)  # initialises the device and loads its library
     make = {"attnc": _ours, "flex": _theirs}[name]
     begun = time.perf_counter()
     attend = make(setting, window)
@@ -121,14 +121,14 @@ def child(name: str, direction: str, setting: Setting) -> Row:
     begun = time.perf_counter()
     _run(setting, attend, leaves, direction)
     following = time.perf_counter() - begun
-    found: Row = {"first_ms": first * 1e3, "next_ms": following * 1e3, "compiled": [], "shapes_ms": []}
+    timings: Row = {"first_ms": first * 1e3, "next_ms": following * 1e3, "compiled": [], "shapes_ms": []}
     count = {"attnc": _files, "flex": _graphs}[name]
     for batch, tokens in shapes:
         before, begun, other = count(), time.perf_counter(), drawn(batch, tokens)
         _run(setting, attend, other, "forward")
-        found["shapes_ms"].append((time.perf_counter() - begun) * 1e3)
-        found["compiled"].append(count() - before)
-    return found | {"ok": bool(out.isfinite().all())}
+        timings["shapes_ms"].append((time.perf_counter() - begun) * 1e3)
+        timings["compiled"].append(count() - before)
+    return timings | {"ok": bool(out.isfinite().all())}
 
 
 Attend = Callable[..., Tensor]
@@ -139,7 +139,7 @@ def _ours(setting: Setting, window: int) -> Attend:
 
 
 def _theirs(setting: Setting, window: int) -> Attend:
-    """FlexAttention with a block mask for each length, as its users do."""
+    """Return FlexAttention with a block mask for each length, as its users do."""
     attend: Any = torch.compile(flex_attention) if setting.cuda else flex_attention
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -167,20 +167,20 @@ def _run(setting: Setting, attend: Attend, leaves: tuple[Tensor, ...], direction
 
 
 def _files() -> int:
-    """Binaries that Triton has written."""
+    """Return the number of binaries that Triton has written."""
     folder = os.environ.get("TRITON_CACHE_DIR")
     return 0 if folder is None else sum(1 for _ in Path(folder).rglob("*.cubin"))
 
 
 def _graphs() -> int:
-    """Graphs that dynamo has compiled."""
+    """Return the number of graphs that dynamo has compiled."""
     from torch._dynamo.utils import counters
 
     return int(counters["stats"]["unique_graphs"])
 
 
 def main() -> None:
-    """`gpu_compile.py NAME DIRECTION DEVICE SIZE`: a process that is timed; prints what it found as JSON."""
+    """Run `gpu_compile.py NAME DIRECTION DEVICE SIZE`, the timed process; print its result as JSON."""
     name, direction, device, size = sys.argv[1:]
     print(json.dumps(child(name, direction, Setting(device, size == "toy"))))
 

@@ -1,10 +1,10 @@
-"""A token against a cache on a GPU: right from slots and pages, replayed for other lengths, and how fast.
+"""Decode on a GPU: results from slots and pages, replays for other lengths, and speed.
 
-Speed is held against a copy of the keys in the same run, and against SDPA, FlexAttention, FlashAttention and FlashInfer
-over all keys. Beside the whole cache: a window with sinks; the best blocks by a gate, other ones for each kv head
+Speed is compared with a copy of the keys in the same run, and with SDPA, FlexAttention, FlashAttention and FlashInfer
+over all keys. Besides the whole cache: a window with sinks; the best blocks by a gate, different for each kv head
 (`pages`, by `prefill`, as there are no kernels of `decode` with selections); and the best pages as a table (`table`).
 `live` is the share of the cache that a sparse step reads. Short steps are timed as CUDA graphs. Caches are those of 2 M
-tokens at most.
+tokens or less.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WINDOW, SINKS, BLOCK, BUDGET = 1024, 4, 64, 4096
 
 
 def correct(setting: Setting) -> Iterator[Row]:
-    """Steps of three tokens against the reference, replayed for other lengths."""
+    """Yield steps of three tokens against the reference, replayed for other lengths."""
     dtypes = [torch.float32] if setting.toy else list(TOLERANCE)
     todo = {f"{c.name} {word(t)}": partial(_correct, setting, c, t) for c, t in product(CHECKED[1:3], dtypes)}
     return rows(setting, todo.items())
@@ -57,39 +57,39 @@ def _correct(setting: Setting, case: Checked, dtype: torch.dtype) -> Row:
         return [by_slot, by_page]
 
     replay = replaying(setting, step)
-    found = {"slots": 0.0, "pages": 0.0}
+    largest = {"slots": 0.0, "pages": 0.0}
     for more in (0, 7, n // 2 - 20):
         lengths += more
         true = _true_rows(attention, last, k, v, lengths)
-        for name, out in zip(found, replay(), strict=True):
-            found[name] = max(found[name], *(gap(x, y, least=1.0) for x, y in zip(out, true, strict=True)))
+        for name, out in zip(largest, replay(), strict=True):
+            largest[name] = max(largest[name], *(gap(x, y, least=1.0) for x, y in zip(out, true, strict=True)))
     row: Row = {"pattern": case.name, "n": n, "dtype": word(dtype), "captured": setting.cuda}
-    return {**row, "errors": found, "ok": fits(found, dtype)}
+    return {**row, "errors": largest, "ok": fits(largest, dtype)}
 
 
 def _pages(k: Tensor, v: Tensor, page: int) -> tuple[Tensor, list[Tensor]]:
-    """Keys and values in pages in a drawn order, and the table of these."""
+    """Return keys and values in pages in a random order, and their page table."""
     batch, heads, n, d = k.shape
     table = torch.randperm(batch * n // page, device=k.device).reshape(batch, -1).to(torch.int32)
     pages = []
     for x in (k, v):
-        own = torch.empty(table.numel(), heads, page, d, dtype=x.dtype, device=x.device)
-        own[table.long()] = x.reshape(batch, heads, -1, page, d).movedim(2, 1)
-        pages.append(own)
+        paged = torch.empty(table.numel(), heads, page, d, dtype=x.dtype, device=x.device)
+        paged[table.long()] = x.reshape(batch, heads, -1, page, d).movedim(2, 1)
+        pages.append(paged)
     return table, pages
 
 
 def _true_rows(attention: Attention, last: Tensor, k: Tensor, v: Tensor, lengths: Tensor) -> list[Tensor]:
-    """The last rows of every batch entry, by the reference in fp64."""
-    found = []
+    """Return the last rows of every batch entry, by the reference in fp64."""
+    last_rows_of_entries = []
     for i, length in enumerate(lengths.tolist()):
         own_k, own_v = (x[i : i + 1, :, :length].double() for x in (k, v))
         padded = torch.zeros(1, last.shape[1], length, last.shape[3], dtype=torch.float64, device=k.device)
         padded[:, :, -last.shape[2] :] = last[i].double()
         out = attention.reference(padded, own_k, own_v)
         assert isinstance(out, Tensor)
-        found.append(out[0, :, -last.shape[2] :])
-    return found
+        last_rows_of_entries.append(out[0, :, -last.shape[2] :])
+    return last_rows_of_entries
 
 
 # --- timings ---------------------------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ def _true_rows(attention: Attention, last: Tensor, k: Tensor, v: Tensor, lengths
 
 @dataclass(frozen=True)
 class Step:
-    """A step of ours, the keys that the last head of the last batch entry sees, and their share of the cache."""
+    """A step of attnc, the keys that the last head of the last batch entry sees, and their share of the cache."""
 
     run: Callable[[], Tensor]
     seen: Tensor
@@ -105,7 +105,7 @@ class Step:
 
 
 def speed(setting: Setting) -> Iterator[Row]:
-    """By batch and length."""
+    """Yield timings by batch and length."""
     sizes = [(2, 128)] if setting.toy else [(b, n) for b, n in product(BATCHES, LENGTHS) if b * n <= MOST_TOKENS]
     todo = {f"decode {batch} n={n}": partial(_speed, setting, batch, n) for batch, n in sizes}
     return rows(setting, todo.items())
@@ -120,9 +120,9 @@ def _speed(setting: Setting, batch: int, n: int) -> Row:
     k, v = (torch.randn(batch, kv_heads, n, d, device=setting.device).to(dtype) for _ in range(2))
     lengths = torch.full((batch,), n, dtype=torch.int32, device=setting.device)
     steps = _steps(setting, q, k, v, lengths)
-    found = {name: gap(step.run()[-1, -1], _true(q, k, v, step.seen)) for name, step in steps.items()}
+    error_by_step = {name: gap(step.run()[-1, -1], _true(q, k, v, step.seen)) for name, step in steps.items()}
     row: Row = {"case": f"decode {batch}", "batch": batch, "n": n, "d": d, "heads": heads, "kv_heads": kv_heads}
-    row |= {"dtype": word(dtype), "direction": "forward", "errors": found, "ok": fits(found, dtype)}
+    row |= {"dtype": word(dtype), "direction": "forward", "errors": error_by_step, "ok": fits(error_by_step, dtype)}
     if not row["ok"]:
         return row
     rivals, absent = _rivals(setting, q, k, v, lengths)
@@ -135,21 +135,21 @@ def _speed(setting: Setting, batch: int, n: int) -> Row:
 
 
 def _steps(setting: Setting, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor) -> dict[str, Step]:
-    """The whole cache, a window with sinks, the best blocks of each kv head, and those of the first in a table."""
+    """Return steps on the whole cache, a window with sinks, each kv head's best blocks, the first head's as a table."""
     batch, kv_heads, n, _ = k.shape
     window, sinks, block, budget = (24, 4, 16, 32) if setting.toy else (WINDOW, SINKS, BLOCK, BUDGET)
     places = torch.arange(n, device=k.device)
     gate = torch.rand(batch, kv_heads, 1, n // block, device=k.device)
     best = gate[:, :, 0].topk(min(budget // block, n // block)).indices
-    own = places // block == (n - 1) // block
+    own_block = places // block == (n - 1) // block
     table = (best[:, 0] + torch.arange(batch, device=k.device)[:, None] * (n // block)).to(torch.int32)
     pages = [flashinfer.pages(x, block) for x in (k, v)]
     filled = torch.full_like(lengths, table.shape[1] * block)
     causal = compile_attention("causal", backend="triton")
     streaming = compile_attention("sliding_window", window=window, sinks=sinks, backend="triton")
     gated = compile_attention("seer_decode", block=block, budget=budget, backend="triton")
-    every = torch.ones_like(own)
-    found: dict[str, tuple[Callable[[], Any], Tensor]] = {
+    every = torch.ones_like(own_block)
+    runs: dict[str, tuple[Callable[[], Any], Tensor]] = {
         "attnc": (partial(causal.decode, q, k, v, kv_len=lengths), every),
         "attnc_window": (
             partial(streaming.decode, q, k, v, kv_len=lengths),
@@ -157,14 +157,14 @@ def _steps(setting: Setting, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor) -
         ),
         "attnc_pages": (
             partial(gated.prefill, q, k, v, kv_len=n, gate=gate),
-            torch.isin(places // block, best[-1, -1]) | own,
+            torch.isin(places // block, best[-1, -1]) | own_block,
         ),
         "attnc_table": (
             partial(causal.decode, q, *pages, kv_len=filled, block_table=table),
             torch.isin(places // block, best[-1, 0]),
         ),
     }
-    return {name: Step(partial(_alone, run), seen, float(seen.double().mean())) for name, (run, seen) in found.items()}
+    return {name: Step(partial(_alone, run), seen, float(seen.double().mean())) for name, (run, seen) in runs.items()}
 
 
 def _alone(run: Callable[[], Any]) -> Tensor:
@@ -175,9 +175,9 @@ def _alone(run: Callable[[], Any]) -> Tensor:
 
 
 def _true(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
-    """The last head of the last batch entry in fp64."""
-    own, keys, values = (x[-1, -1].double() for x in (q, k, v))
-    scores = own @ keys[seen].T * q.shape[-1] ** -0.5
+    """Compute the last head of the last batch entry in fp64."""
+    query, keys, values = (x[-1, -1].double() for x in (q, k, v))
+    scores = query @ keys[seen].T * q.shape[-1] ** -0.5
     out: Tensor = scores.softmax(-1) @ values[seen]
     return out
 
@@ -185,7 +185,7 @@ def _true(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
 def _rivals(
     setting: Setting, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor
 ) -> tuple[dict[str, Callable[[], Tensor]], dict[str, str]]:
-    """Return the rivals over the whole cache that run and are right, and why others do not."""
+    """Return the rivals over the whole cache that run and are correct, and why others do not."""
     makers: dict[str, Callable[[], Attend | Absent]] = {
         "flex": lambda: flex.attend(None, setting.device, tuned=True, compiled=setting.cuda),
         "flash_attention": lambda: flash_attention.decode(lengths),
@@ -205,12 +205,12 @@ def _rivals(
 
 
 def _made(make: Callable[[], Attend | Absent], q: Tensor, k: Tensor, v: Tensor, true: Tensor) -> Attend | Absent:
-    """A rival that runs and is right, else why it takes no part."""
-    found: list[Attend | Absent] = []
-    reason = refusal(lambda: found.append(make()))
+    """Return a rival that runs and is correct, else the reason why it is left out."""
+    calls: list[Attend | Absent] = []
+    reason = refusal(lambda: calls.append(make()))
     if reason is not None:
         return Absent(reason)
-    run = found[0]
+    run = calls[0]
     if isinstance(run, Absent):
         return run
     out: list[Tensor] = []

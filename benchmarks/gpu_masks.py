@@ -1,9 +1,9 @@
-"""Masks on a GPU beside FlexAttention, dense attention, NATTEN and FlashAttention: right first, then how fast.
+"""Masks on a GPU against FlexAttention, dense attention, NATTEN and FlashAttention: results, then speed.
 
-A row is timed once our results, and those of each rival that has the mask, are those of some query rows in fp64: `out`
-and `dq` of these rows, and `dk` and `dv` of all keys for gradients that only these rows have. `bound` is how many times
-fewer tiles there are than dense attention has, `of_bound` the share of it that is reached over our own dense kernel,
-`of_dense_rate` the useful work in a second over that of the same kernel.
+A row is timed once the results of attnc, and of each rival that has the mask, equal fp64 for some query rows: `out`
+and `dq` of these rows, and `dk` and `dv` of all keys for gradients that only these rows have. `bound` is the number
+of dense tiles per live tile, `of_bound` the share of it that is reached over attnc's own dense kernel,
+`of_dense_rate` the useful work per second over the rate of that kernel.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from attnc import Attention
 Direction = Literal["forward", "backward"]
 
 SAMPLED = 48
-"""Query rows whose results are held against fp64."""
+"""Number of query rows whose results are compared with fp64."""
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 
 def made(setting: Setting, cases: Sequence[GpuCase], direction: Direction) -> Iterator[Row]:
-    """A row for each case."""
+    """Yield a row for each case."""
     dtype = _dtype(setting)
     todo = {case.label(setting, word(dtype), direction): partial(_row, setting, case, direction) for case in cases}
     return rows(setting, todo.items())
 
 
 def dense_128(setting: Setting) -> Iterator[Row]:
-    """Full and causal attention, heads of 128."""
+    """Measure dense attention with heads of 128."""
     return made(setting, gpu_cases.dense_cases(128, LENGTHS), "forward")
 
 
@@ -56,48 +56,48 @@ def dense_256(setting: Setting) -> Iterator[Row]:
 
 
 def dense_backward(setting: Setting) -> Iterator[Row]:
-    """Gradients of full and causal attention."""
+    """Measure gradients of full and causal attention."""
     cases = (*gpu_cases.dense_cases(128, LENGTHS[2:]), *gpu_cases.dense_cases(64, LENGTHS[2:3]))
     return made(setting, cases, "backward")
 
 
 def windows_video(setting: Setting) -> Iterator[Row]:
-    """NATTEN's unstrided neighbourhoods."""
+    """Measure NATTEN's unstrided neighbourhoods."""
     return made(setting, gpu_cases.WINDOWS[:3], "forward")
 
 
 def windows_text(setting: Setting) -> Iterator[Row]:
-    """Causal windows, powers and documents."""
+    """Measure causal windows, powers and documents."""
     return made(setting, gpu_cases.WINDOWS[3:], "forward")
 
 
 def windows_backward_video(setting: Setting) -> Iterator[Row]:
-    """Gradients of the first."""
+    """Measure gradients of NATTEN's unstrided neighbourhoods."""
     return made(setting, gpu_cases.WINDOWS[:3], "backward")
 
 
 def windows_backward_text(setting: Setting) -> Iterator[Row]:
-    """Gradients of the second."""
+    """Measure gradients of causal windows, powers and documents."""
     return made(setting, gpu_cases.WINDOWS[3:], "backward")
 
 
 def blocks_video(setting: Setting) -> Iterator[Row]:
-    """NATTEN's strided neighbourhoods and sliding tiles."""
+    """Measure NATTEN's strided neighbourhoods and sliding tiles."""
     return made(setting, gpu_cases.BLOCK_SPARSE[:5], "forward")
 
 
 def blocks_other(setting: Setting) -> Iterator[Row]:
-    """Columns, random blocks and Radial Attention."""
+    """Measure columns, random blocks and Radial Attention."""
     return made(setting, gpu_cases.BLOCK_SPARSE[5:], "forward")
 
 
 def blocks_backward_video(setting: Setting) -> Iterator[Row]:
-    """Gradients of the first."""
+    """Measure gradients of NATTEN's strided neighbourhoods and sliding tiles."""
     return made(setting, gpu_cases.BLOCK_SPARSE[:5], "backward")
 
 
 def blocks_backward_other(setting: Setting) -> Iterator[Row]:
-    """Gradients of the second."""
+    """Measure gradients of columns, random blocks and Radial Attention."""
     return made(setting, gpu_cases.BLOCK_SPARSE[5:], "backward")
 
 
@@ -113,7 +113,7 @@ def _dtype(setting: Setting) -> torch.dtype:
 
 @dataclass(frozen=True)
 class MaskRace:
-    """The calls of a race: `ours` and `alike` give the same results, `dense` is attention without the pattern."""
+    """The calls of a comparison: `ours` and `alike` give equal results, `dense` is attention without the pattern."""
 
     ours: Attend
     alike: Mapping[str, Attend]
@@ -126,17 +126,17 @@ def _row(setting: Setting, case: GpuCase, direction: Direction) -> Row:
     flex.forget()
     shape, dtype = case.shape(setting), _dtype(setting)
     q, k, v = operands(setting, shape.n, dtype, batch=shape.batch, heads=shape.heads, d=shape.d)
-    given = case.given(setting)
-    attention, mask = case.attention(setting), case.mask(setting, given)
-    race = _race(setting, case, attention, mask, given, direction)
+    inputs = case.given(setting)
+    attention, mask = case.attention(setting), case.mask(setting, inputs)
+    race = _race(setting, case, attention, mask, inputs, direction)
     row: Row = {"case": case.name, "kind": case.kind, "n": shape.n, "d": shape.d, "heads": shape.heads[0]}
     row |= {"batch": shape.batch, "dtype": word(dtype), "direction": direction, "machine": simulated_device(setting)}
-    found = sampled_errors(race.ours, mask, (q, k, v), gradients=True)
-    row |= {"errors": found, "ok": fits(found, dtype)}
+    error_by_name = sampled_errors(race.ours, mask, (q, k, v), gradients=True)
+    row |= {"errors": error_by_name, "ok": fits(error_by_name, dtype)}
     if not row["ok"]:
         return row
     race, absent = _right(race, mask, (q, k, v), direction)
-    row |= _facts(setting, case, attention, given, direction)
+    row |= _facts(setting, case, attention, inputs, direction)
     row |= timed(setting, _runs(race, (q, k, v), direction), graphs=direction == "forward")
     row |= {"absent": absent, "published": [one.row() for one in published.figures(case.name, direction, shape.n)]}
     return row | _shares(row)
@@ -147,36 +147,36 @@ def _race(
     case: GpuCase,
     attention: Attention,
     mask: Mask,
-    given: Mapping[str, Tensor],
+    inputs: Mapping[str, Tensor],
     direction: Direction,
 ) -> MaskRace:
-    ours = partial(called, attention, given)
+    ours = partial(called, attention, inputs)
 
     tried: dict[str, Attend | Absent] = {
         "flex": _flex(setting, mask, direction),
         "natten": natten.attend(mask, setting.device),
         "flash_attention": flash_attention.attend(mask, setting.device),
     }
-    own: dict[str, Attend | Absent] = {
+    rivals: dict[str, Attend | Absent] = {
         f"sdpa_{kernel}": sdpa.attend(kernel, setting.device, causal=case.is_causal) for kernel in ("cudnn", "flash")
     }
     if case.kind == "dense":
-        tried, own = {**tried, **own}, {}
+        tried, rivals = {**tried, **rivals}, {}
     else:
-        own["attnc_dense"] = case.dense()
-    absent = {name: run.reason for name, run in {**tried, **own}.items() if isinstance(run, Absent)}
-    here, dense = ({n: run for n, run in some.items() if not isinstance(run, Absent)} for some in (tried, own))
+        rivals["attnc_dense"] = case.dense()
+    absent = {name: run.reason for name, run in {**tried, **rivals}.items() if isinstance(run, Absent)}
+    here, dense = ({n: run for n, run in some.items() if not isinstance(run, Absent)} for some in (tried, rivals))
     return MaskRace(ours, here, dense, absent)
 
 
-def called(attention: Any, given: Mapping[str, Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """A call with its inputs."""
-    out: Tensor = attention(q, k, v, **given)
+def called(attention: Any, inputs: Mapping[str, Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return the output of a call with its inputs."""
+    out: Tensor = attention(q, k, v, **inputs)
     return out
 
 
 def _flex(setting: Setting, mask: Mask, direction: Direction) -> Attend | Absent:
-    """Tuned on a GPU; at toy sizes uncompiled, for its results alone."""
+    """Return FlexAttention: tuned on a GPU, uncompiled at toy sizes, where only its results count."""
     if direction == "backward" and (refused := flex.trained(setting.device)) is not None:
         return refused
     blocks: list[Any] = []
@@ -189,7 +189,7 @@ def _flex(setting: Setting, mask: Mask, direction: Direction) -> Attend | Absent
 def _right(
     race: MaskRace, mask: Mask, leaves: tuple[Tensor, Tensor, Tensor], direction: Direction
 ) -> tuple[MaskRace, dict[str, str]]:
-    """The race of those that run and are right, and why the others do not take part."""
+    """Return the comparison with the rivals that run and are correct, and why others are left out."""
     reasons = {name: _wrong(run, mask, leaves, direction) for name, run in race.alike.items()}
     reasons |= {name: refusal(partial(_once, run, leaves, direction)) for name, run in race.dense.items()}
     absent = {**race.absent, **{name: reason for name, reason in reasons.items() if reason is not None}}
@@ -200,17 +200,17 @@ def _right(
 
 
 def _wrong(run: Attend, mask: Mask, leaves: tuple[Tensor, Tensor, Tensor], direction: Direction) -> str | None:
-    """Why a rival takes no part: it does not run, or its results are not those in fp64."""
-    found: dict[str, float] = {}
+    """Return why a rival is left out: it does not run, or its results differ from fp64."""
+    error_by_name: dict[str, float] = {}
     gradients = direction == "backward"
-    reason = refusal(lambda: found.update(sampled_errors(run, mask, leaves, gradients=gradients)))
-    if reason is not None or fits(found, leaves[0].dtype):
+    reason = refusal(lambda: error_by_name.update(sampled_errors(run, mask, leaves, gradients=gradients)))
+    if reason is not None or fits(error_by_name, leaves[0].dtype):
         return reason
-    return f"its results are wrong: {found}"
+    return f"its results are wrong: {error_by_name}"
 
 
 def _once(run: Attend, leaves: tuple[Tensor, Tensor, Tensor], direction: Direction) -> object:
-    """One call, with its gradient where that is timed."""
+    """Make one call, with its gradient if that is timed."""
     return alone(run, leaves) if direction == "forward" else gradient(run, leaves)()
 
 
@@ -218,34 +218,34 @@ def _runs(race: MaskRace, leaves: tuple[Tensor, Tensor, Tensor], direction: Dire
     contenders = {"attnc": race.ours, **race.alike, **race.dense}
     if direction == "forward":
         return {name: partial(alone, run, leaves) for name, run in contenders.items()}
-    found = {name: gradient(run, leaves) for name, run in contenders.items()}
-    return {**found, "attnc_forward": partial(alone, race.ours, leaves)}
+    gradients = {name: gradient(run, leaves) for name, run in contenders.items()}
+    return {**gradients, "attnc_forward": partial(alone, race.ours, leaves)}
 
 
 def alone(run: Attend, leaves: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """A call that records nothing."""
+    """Make a call that records nothing."""
     with torch.no_grad():
         return run(*leaves)
 
 
 def gradient(run: Attend, leaves: tuple[Tensor, Tensor, Tensor]) -> Run:
-    """The gradient alone, of an output that is made once."""
+    """Return the gradient alone, for an output that is computed once."""
     out = run(*leaves)
     grad = torch.randn_like(out)
     return lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True)
 
 
-# --- what is right ---------------------------------------------------------------------------------------------------
+# --- results ----------------------------------------------------------------------------------------------------------
 
 
 def sampled_errors(
     run: Attend, mask: Mask, leaves: tuple[Tensor, Tensor, Tensor], *, gradients: bool
 ) -> dict[str, float]:
-    """The largest errors, relative to the largest true entry, of the first head of the first batch entry and the last.
+    """Return the largest relative errors of the first head of the first entry and the last head of the last entry.
 
-    Gradients are of an output whose gradient is zero but in the sampled rows: those of keys and values are then exact.
+    Gradients are for an output gradient that is zero except in the sampled rows: gradients of keys are then exact.
     """
-    found: dict[str, float] = {}
+    largest: dict[str, float] = {}
     q, _, v = leaves
     for lane in {(0, 0), (q.shape[0] - 1, q.shape[1] - 1)}:
         draw = torch.randperm(mask.n, device=q.device)[:SAMPLED].sort().values
@@ -253,8 +253,8 @@ def sampled_errors(
         true = _true(mask, leaves, lane, draw, weights)
         ours = _ours(run, leaves, lane, draw, weights, gradients=gradients)
         for name, x in ours.items():
-            found[name] = max(found.get(name, 0.0), gap(x, true[name]))
-    return found
+            largest[name] = max(largest.get(name, 0.0), gap(x, true[name]))
+    return largest
 
 
 def _ours(
@@ -280,17 +280,17 @@ def _ours(
 def _true(
     mask: Mask, leaves: tuple[Tensor, Tensor, Tensor], lane: tuple[int, int], draw: Tensor, weights: Tensor
 ) -> dict[str, Tensor]:
-    """The rows of one head in fp64: `SAMPLED` × n scores."""
+    """Compute the rows of one head in fp64: `SAMPLED` × n scores."""
     (b, h), (q, k, v) = lane, leaves
     kv = h * k.shape[1] // q.shape[1]
-    own = [x.detach().double().requires_grad_() for x in (q[b, h, draw], k[b, kv], v[b, kv])]
-    scores = own[0] @ own[1].T * q.shape[-1] ** -0.5
+    operands_of_head = [x.detach().double().requires_grad_() for x in (q[b, h, draw], k[b, kv], v[b, kv])]
+    scores = operands_of_head[0] @ operands_of_head[1].T * q.shape[-1] ** -0.5
     if mask.mod is not None:
         entry, head = (torch.tensor(i, device=q.device) for i in lane)
         keys = torch.arange(mask.n, device=q.device)
         scores = scores.masked_fill(~mask.mod(entry, head, draw[:, None], keys[None]), -torch.inf)
-    out = scores.softmax(-1) @ own[2]
-    grads = torch.autograd.grad(out, own, weights.to(q.dtype).double())
+    out = scores.softmax(-1) @ operands_of_head[2]
+    grads = torch.autograd.grad(out, operands_of_head, weights.to(q.dtype).double())
     return {"out": out.detach(), **dict(zip(("dq", "dk", "dv"), grads, strict=True))}
 
 
@@ -298,24 +298,24 @@ def _true(
 
 
 def _facts(
-    setting: Setting, case: GpuCase, attention: Attention, given: Mapping[str, Tensor], direction: Direction
+    setting: Setting, case: GpuCase, attention: Attention, inputs: Mapping[str, Tensor], direction: Direction
 ) -> Row:
-    """Density over dense attention, bound and prediction; nothing where the simulator has no such machine."""
+    """Return density over dense attention, bound and prediction; nothing if the simulator has no such machine."""
     device, shape = simulated_device(setting), case.shape(setting)
     if device is None:
         return {}
     call: dict[str, Any] = {"heads": shape.heads[0], "kv_heads": shape.heads[1], "batch": shape.batch}
     call |= {"head_dim": shape.d, "dtype": _dtype(setting), "device": device, "stage": direction}
-    call |= {"baseline": "causal" if case.is_causal else "full", **{name: x.cpu() for name, x in given.items()}}
-    found = attention.simulate(shape.n, **call)
-    bound = found.rung("tile").speedup
-    facts: Row = {"bound": round(bound, 4), "density": _density(case, shape.n, found.density)}
-    facts["predicted"] = {"attnc": found.predicted_ms, "attnc_dense": found.dense_ms}
-    return facts | {"full_tiles": round(found.tiles.full / found.tiles.live, 4)}
+    call |= {"baseline": "causal" if case.is_causal else "full", **{name: x.cpu() for name, x in inputs.items()}}
+    simulation = attention.simulate(shape.n, **call)
+    bound = simulation.rung("tile").speedup
+    facts: Row = {"bound": round(bound, 4), "density": _density(case, shape.n, simulation.density)}
+    facts["predicted"] = {"attnc": simulation.predicted_ms, "attnc_dense": simulation.dense_ms}
+    return facts | {"full_tiles": round(simulation.tiles.full / simulation.tiles.live, 4)}
 
 
 def _density(case: GpuCase, n: int, visible: float | None) -> float | None:
-    """Visible pairs over those of dense attention, of a share of all pairs."""
+    """Return visible pairs over dense attention's pairs, given their share of all pairs."""
     dense = (n + 1) / (2 * n) if case.is_causal else 1.0
     return None if visible is None else visible / dense
 
@@ -332,7 +332,7 @@ def _shares(row: Row) -> Row:
 
 
 def deterministic(setting: Setting) -> Iterator[Row]:
-    """Gradients under torch's deterministic algorithms beside the same without: what it costs, and equal bits."""
+    """Compare gradients with and without torch's deterministic algorithms: their cost, and equal bits."""
     cases = (*gpu_cases.dense_cases(128, LENGTHS[3:]), gpu_cases.WINDOWS[3], gpu_cases.BLOCK_SPARSE[5])
     todo: dict[str, Callable[[], Row]] = {
         case.label(setting, word(_dtype(setting)), "backward"): partial(_deterministic, setting, case) for case in cases
@@ -342,23 +342,23 @@ def deterministic(setting: Setting) -> Iterator[Row]:
 
 def _deterministic(setting: Setting, case: GpuCase) -> Row:
     torch.manual_seed(0)
-    shape, dtype, given = case.shape(setting), _dtype(setting), case.given(setting)
+    shape, dtype, inputs = case.shape(setting), _dtype(setting), case.given(setting)
     leaves = operands(setting, shape.n, dtype, batch=shape.batch, heads=shape.heads, d=shape.d)
-    mask = case.mask(setting, given)
+    mask = case.mask(setting, inputs)
     runs: dict[str, Run] = {}
-    found: dict[str, list[Tensor]] = {}
+    gradients_by_mode: dict[str, list[Tensor]] = {}
     for name, strict in (("attnc", False), ("attnc_deterministic", True)):
-        out = called(case.attention(setting, deterministic=strict), given, *leaves)
+        out = called(case.attention(setting, deterministic=strict), inputs, *leaves)
         grad = torch.ones_like(out)
         step = partial(_step, strict, out, leaves, grad)
-        found[name] = [*step(), *step()]
+        gradients_by_mode[name] = [*step(), *step()]
         runs[name] = step
     theirs = {name: flash_attention.attend(mask, setting.device, deterministic=d) for name, d in FLASH.items()}
     absent = {name: run.reason for name, run in theirs.items() if isinstance(run, Absent)}
     for name, run in theirs.items():
         if not isinstance(run, Absent):
             runs[name] = gradient(run, leaves)
-    first, again = found["attnc_deterministic"][:3], found["attnc_deterministic"][3:]
+    first, again = gradients_by_mode["attnc_deterministic"][:3], gradients_by_mode["attnc_deterministic"][3:]
     same = all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
     row: Row = {"case": case.name, "n": shape.n, "d": shape.d, "dtype": word(dtype), "direction": "backward"}
     return {**row, "same_bits": same, "ok": same, "absent": absent, **timed(setting, runs)}

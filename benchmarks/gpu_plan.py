@@ -1,8 +1,8 @@
-"""Lists of tiles on a GPU: what a new call shape costs beside the attention, and beside create_block_mask.
+"""Lists of tiles on a GPU: the cost of a new call shape besides attention, against create_block_mask.
 
-A pattern whose tiles follow from arithmetic needs no list: `list_bytes` are the bytes of what its kernels read beside
-operands and inputs, `other_kernels` what ran on the device beside these kernels. `list_ms` is what the first call of a
-shape takes longer than the second, kernels being there; the host's part is in it.
+A pattern whose tiles follow from arithmetic needs no list: `list_bytes` counts what its kernels read besides
+operands and inputs, `other_kernels` the other kernels that ran on the device. `list_ms` is how much longer the first
+call of a shape takes than the second, with compiled kernels; it includes the host's work.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from attnc.runtime.gpu.kernel_modules import function_of
 from attnc.runtime.gpu.launch import started_by
 
 OPERANDS = frozenset({"q", "k", "v", "out", "lse", "dout", "lse2", "delta", "dq", "dk", "dv", "part", "part_lse"})
-"""Arguments of kernels that are no lists; `part` are partial results."""
+"""Arguments of kernels that are not lists; `part` are partial results."""
 
 EAGER_UP_TO = 65536
-"""Tokens from which on create_block_mask without compilation holds more than the device has."""
+"""Maximum number of tokens for uncompiled create_block_mask; for more it needs more memory than the device has."""
 
 LENGTHS = (8192, 32768, 131072, 1 << 20)
 LEAST_MS = 1e-3
-"""The smallest time that can be told from zero."""
+"""The smallest time in ms that can be distinguished from zero."""
 
 HEADS = (2, 2)
 """Heads of calls whose lists are inspected; lists belong to a head."""
@@ -63,12 +63,12 @@ GRIDS = (
 
 
 def lines(setting: Setting) -> Iterator[Row]:
-    """Text: causal, windows, powers, documents and columns, up to a million tokens."""
+    """Yield rows of text: causal, windows, powers, documents and columns, up to a million tokens."""
     return _made(setting, LINES)
 
 
 def grids(setting: Setting) -> Iterator[Row]:
-    """Pictures, videos and drawn blocks, at their sizes."""
+    """Yield rows of images, videos and random blocks, at their sizes."""
     return _made(setting, GRIDS)
 
 
@@ -85,26 +85,26 @@ def _row(setting: Setting, one: Listed, shape: Shape) -> Row:
     torch.manual_seed(0)
     dtype = torch.float32 if setting.toy else torch.bfloat16
     case = replace(one.case, toy=shape) if setting.toy else replace(one.case, real=shape)
-    attention, given = case.attention(setting), case.given(setting)
+    attention, inputs = case.attention(setting), case.given(setting)
     row: Row = {"case": case.name, "n": shape.n, "d": shape.d, "dtype": word(dtype), "affine": one.affine}
     call: dict[str, Any] = {"heads": shape.heads[0], "head_dim": shape.d, "dtype": dtype, "device": "cuda"}
-    call |= {name: x.cpu() for name, x in given.items()}
+    call |= {name: x.cpu() for name, x in inputs.items()}
     row |= {"live_tiles": attention.plan(shape.n, **call).tiles.live / shape.heads[0]}
-    row |= {"direction": "list", **_new_shape(setting, attention, shape, given, dtype)}
-    makers, absent = _masks(setting, case, shape, given)
+    row |= {"direction": "list", **_new_shape(setting, attention, shape, inputs, dtype)}
+    makers, absent = _masks(setting, case, shape, inputs)
     leaves = tuple(x.detach() for x in operands(setting, shape.n, dtype, heads=shape.heads, d=shape.d))
-    runs: dict[str, Run] = {"attnc_forward": partial(_called, attention, leaves, given)}
-    found = timed(setting, {**runs, **makers})
-    found["ms"]["attnc"] = {"median": row["list_ms"], "low": row["list_ms"], "high": row["list_ms"], "rounds": 1}
-    row |= {**found, "absent": absent, "published": []}
+    runs: dict[str, Run] = {"attnc_forward": partial(_called, attention, leaves, inputs)}
+    timings = timed(setting, {**runs, **makers})
+    timings["ms"]["attnc"] = {"median": row["list_ms"], "low": row["list_ms"], "high": row["list_ms"], "rounds": 1}
+    row |= {**timings, "absent": absent, "published": []}
     if shape.n in {one.n for one in published.PUBLISHED if one.case == "block mask"}:
         row["published"] = [one.row() for one in published.figures("block mask", "list", shape.n)]
     return row
 
 
-def _called(attention: Any, leaves: tuple[Tensor, ...], given: Mapping[str, Tensor]) -> Tensor:
+def _called(attention: Any, leaves: tuple[Tensor, ...], inputs: Mapping[str, Tensor]) -> Tensor:
     with torch.no_grad():
-        out: Tensor = attention(*leaves, **given)
+        out: Tensor = attention(*leaves, **inputs)
     return out
 
 
@@ -112,35 +112,35 @@ def _called(attention: Any, leaves: tuple[Tensor, ...], given: Mapping[str, Tens
 
 
 def _new_shape(
-    setting: Setting, attention: Attention, shape: Shape, given: Mapping[str, Tensor], dtype: torch.dtype
+    setting: Setting, attention: Attention, shape: Shape, inputs: Mapping[str, Tensor], dtype: torch.dtype
 ) -> Row:
-    """The first call of two batch entries, after a call of one has compiled the kernels, and the next one.
+    """Measure the first call of two batch entries, after a call of one has compiled the kernels, and the next call.
 
-    What runs is looked at in the first call of three, as looking takes time.
+    The first call of three is profiled, since profiling takes time.
     """
     heads = shape.heads if setting.toy else _few(shape)
     calls = []
     for batch in (1, 2, 3):
         leaves = tuple(x.detach() for x in operands(setting, shape.n, dtype, batch=batch, heads=heads, d=shape.d))
-        own = {name: x.expand(batch, -1).contiguous() if name == "doc" else x for name, x in given.items()}
-        calls.append(partial(_called, attention, leaves, own))
+        batch_inputs = {name: x.expand(batch, -1).contiguous() if name == "doc" else x for name, x in inputs.items()}
+        calls.append(partial(_called, attention, leaves, batch_inputs))
     calls[0]()
     first = _wall(setting, calls[1])
     again = min(_wall(setting, calls[1]) for _ in range(3))
     with watched(setting) as watch:
         calls[2]()
-    found: Row = {"list_ms": max(first - again, LEAST_MS), "first_ms": first, "again_ms": again}
-    found |= {"list_bytes": watch.list_bytes(own), "kernels": len(watch.launches), "profiled": watch.profiled}
-    return found | {"other_kernels": watch.others}
+    row: Row = {"list_ms": max(first - again, LEAST_MS), "first_ms": first, "again_ms": again}
+    row |= {"list_bytes": watch.list_bytes(batch_inputs), "kernels": len(watch.launches), "profiled": watch.profiled}
+    return row | {"other_kernels": watch.others}
 
 
 def _few(shape: Shape) -> tuple[int, int]:
-    """A few heads, but all where heads differ."""
+    """Return a few heads, or all if heads differ."""
     return shape.heads if "vertical_stride" in shape.params else HEADS
 
 
 def _wall(setting: Setting, run: Run) -> float:
-    """Milliseconds from the call to the end of what it began on the device."""
+    """Return the milliseconds from the call to the end of its work on the device."""
     begun = time.perf_counter()
     run()
     if setting.cuda:
@@ -149,7 +149,7 @@ def _wall(setting: Setting, run: Run) -> float:
 
 
 class watched:  # noqa: N801  a context manager, named as such
-    """Inside, launches of our kernels are noted, and on a GPU everything that runs there is counted."""
+    """Record launches of attnc's kernels and, on a GPU, count everything that runs there."""
 
     def __init__(self, setting: Setting) -> None:
         self.launches: list[dict[str, Tensor]] = []
@@ -160,7 +160,7 @@ class watched:  # noqa: N801  a context manager, named as such
         self._profile = torch.profiler.profile(activities=activities) if setting.cuda else None
 
     def __enter__(self) -> watched:
-        """Begin to watch."""
+        """Begin to record."""
         if self._profile is not None:
             self._profile.__enter__()  # type: ignore[no-untyped-call]  # torch has no type for it
         self._start.__enter__()
@@ -175,9 +175,9 @@ class watched:  # noqa: N801  a context manager, named as such
             events: Any = self._profile.events()  # type: ignore[no-untyped-call]  # nor for this
             self.others = sum(str(one.device_type).endswith("CUDA") for one in events) - len(self.launches)
 
-    def list_bytes(self, given: Mapping[str, Tensor]) -> int:
-        """Bytes that kernels were given beside operands and the call's inputs, each once."""
-        inputs = {x.data_ptr() for x in given.values()}
+    def list_bytes(self, call_inputs: Mapping[str, Tensor]) -> int:
+        """Return the bytes that kernels were given besides operands and the call's inputs, each counted once."""
+        inputs = {x.data_ptr() for x in call_inputs.values()}
         lists = {
             x.data_ptr(): x.numel() * x.element_size()
             for launch in self.launches
@@ -196,10 +196,10 @@ class watched:  # noqa: N801  a context manager, named as such
 
 
 def _masks(
-    setting: Setting, case: GpuCase, shape: Shape, given: dict[str, Tensor]
+    setting: Setting, case: GpuCase, shape: Shape, inputs: dict[str, Tensor]
 ) -> tuple[dict[str, Run], dict[str, str]]:
-    """Making the block mask, compiled and eagerly; and why not, where it is not run."""
-    mask = case.words(shape, given)
+    """Return functions that make the block mask, compiled and eagerly; and the reasons why some are not run."""
+    mask = case.words(shape, inputs)
     if mask.mod is None:
         return {}, {"flex": "the mask is empty"}
     flex.forget()

@@ -1,8 +1,8 @@
-"""Recurrences on a GPU: right against the token loop, and how fast beside flash-linear-attention and others.
+"""Recurrences on a GPU: results against the token loop, and speed against flash-linear-attention and others.
 
-`attnc` is a call of `compile_attention`, `attnc_kernels` the linear recurrence alone with rows made before. Rivals are
-held against our results first. A copy of what is read and written is timed in the same run, and `of_hbm` is the share
-of the memory's published speed.
+`attnc` is a call of `compile_attention`, `attnc_kernels` the linear recurrence alone with prepared rows. Rivals are
+compared with attnc's results first. A copy of the bytes read and written is timed in the same run, and `of_hbm` is the
+share of the memory's published speed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SHAPES = (
 )
 """Batch, tokens, heads, width: flash-linear-attention's README, 22 August 2026."""
 APART = SHAPES[-1]
-"""Whose gradient takes flash-linear-attention seconds in place of milliseconds: no part of the mean."""
+"""A shape for which flash-linear-attention's gradient takes seconds, left out of the mean."""
 LENGTHS = (8192, 16384, 32768, 65536, 131072)
 LIGHTNING = ((4, 8192, 32, 128), (4, 32768, 32, 128))
 """The shapes in Lightning Attention-2's README."""
@@ -57,27 +57,27 @@ class System:
     gates: str = ""
     delta: bool = False
     stepped: bool = False
-    """Whether it has a step size, as SSD has."""
+    """Whether the recurrence has a step size, as SSD has."""
 
     def draw(self, setting: Setting, shape: Shape, dtype: torch.dtype) -> Tensors:
-        """q, k, v and inputs (B, T, H, …) that want gradients; keys of length 1, as delta rules need them."""
+        """Draw q, k, v and inputs (B, T, H, …), which require gradients; keys have length 1, as delta rules need."""
         batch, tokens, heads, width = shape
 
         def normal(*sizes: int) -> Tensor:
             return torch.randn(batch, tokens, heads, *sizes, device=setting.device)
 
-        found = {"q": normal(width), "k": F.normalize(normal(width), dim=-1), "v": normal(width)}
-        found = {name: x.to(dtype) for name, x in found.items()}
+        tensors = {"q": normal(width), "k": F.normalize(normal(width), dim=-1), "v": normal(width)}
+        tensors = {name: x.to(dtype) for name, x in tensors.items()}
         if self.stepped:
-            found["dt"] = F.softplus(normal() - 3)
+            tensors["dt"] = F.softplus(normal() - 3)
         elif self.gates:
-            found["g"] = F.logsigmoid(normal(*([width] if self.gates == "rows" else []))) / 16
+            tensors["g"] = F.logsigmoid(normal(*([width] if self.gates == "rows" else []))) / 16
         if self.delta:
-            found["beta"] = normal().sigmoid()
-        return {name: x.requires_grad_() for name, x in found.items()}
+            tensors["beta"] = normal().sigmoid()
+        return {name: x.requires_grad_() for name, x in tensors.items()}
 
     def decay(self, heads: int, device: str) -> Tensor:
-        """Constant log-decays by head: the retention's, the library's for Lightning, and A of SSD."""
+        """Return constant log-decays by head: the retention's, the library's for Lightning, and A of SSD."""
         place = torch.arange(heads, device=device)
         if self.name == "retention":
             return (1 - 2.0 ** (-5 - place)).log()
@@ -88,30 +88,30 @@ class System:
         return -(2.0 ** (-8 * (place + 1) / heads)) * (1 + 1e-5)
 
     def called(self, backend: Any = "triton") -> Run:
-        """A call of the library's recurrence."""
+        """Return a call of the library's recurrence."""
         return partial(_called, self, compile_attention(self.name, backend=backend))
 
-    def kernels(self, given: Mapping[str, Tensor], segments: int | None = None) -> Run:
-        """The kernels alone: the scale is multiplied to q before, and a constant gate made."""
-        heads, width = given["q"].shape[2:]
-        constant = self.decay(heads, str(given["q"].device))
+    def kernels(self, tensors: Mapping[str, Tensor], segments: int | None = None) -> Run:
+        """Return a call of the kernels alone: the scale is multiplied into q, and a constant gate is prepared."""
+        heads, width = tensors["q"].shape[2:]
+        constant = self.decay(heads, str(tensors["q"].device))
 
-        def run(given: Mapping[str, Tensor]) -> Tensor:
-            q, k, v = (given[name].transpose(1, 2) for name in ("q", "k", "v"))
-            gate = given["g"].transpose(1, 2) if self.gates else constant
-            correction = Delta(given["beta"].transpose(1, 2)) if self.delta else None
+        def run(tensors: Mapping[str, Tensor]) -> Tensor:
+            q, k, v = (tensors[name].transpose(1, 2) for name in ("q", "k", "v"))
+            gate = tensors["g"].transpose(1, 2) if self.gates else constant
+            correction = Delta(tensors["beta"].transpose(1, 2)) if self.delta else None
             more: dict[str, Any] = {"gate": gate, "correction": correction, "segments": segments}
             out: Tensor = linear_recurrence(q * width**-0.5, k, v, **more)[0]
             return out.transpose(1, 2)
 
         return run
 
-    def rivals(self, given: Mapping[str, Tensor]) -> dict[str, Run | Absent]:
-        """flash-linear-attention, and the authors' own kernels."""
-        decay = self.decay(given["q"].shape[2], str(given["q"].device)).float()
+    def rivals(self, tensors: Mapping[str, Tensor]) -> dict[str, Run | Absent]:
+        """Return flash-linear-attention, and the authors' own kernels."""
+        decay = self.decay(tensors["q"].shape[2], str(tensors["q"].device)).float()
         if self.name == "lightning":
-            own = lightning.attend(decay, given["q"].device.type)
-            authors = own if isinstance(own, Absent) else partial(heads_first, own)
+            authors_call = lightning.attend(decay, tensors["q"].device.type)
+            authors = authors_call if isinstance(authors_call, Absent) else partial(heads_first, authors_call)
             return {"fla": fla.recurrence(self.name, scale=1.0, decay=decay), "lightning": authors}
         if self.stepped:
             return {"fla": _with_gate(fla.recurrence(self.name, scale=1.0), decay), "mamba": mamba.recurrence(decay)}
@@ -121,22 +121,22 @@ class System:
 RETENTION, GLA = System("retention"), System("gla", "rows")
 SYSTEMS = (RETENTION, GLA, System("gated_delta_net", "scalar", True), System("kimi_delta", "rows", True))
 OWN = (System("lightning"), System("mamba2_ssd", "scalar", stepped=True))
-"""Whose authors have kernels of their own."""
+"""Recurrences whose authors publish kernels."""
 
 
-def _called(system: System, attend: Any, given: Mapping[str, Tensor]) -> Tensor:
-    rest = {name: x for name, x in given.items() if name not in ("q", "k", "v")}
+def _called(system: System, attend: Any, tensors: Mapping[str, Tensor]) -> Tensor:
+    rest = {name: x for name, x in tensors.items() if name not in ("q", "k", "v")}
     if system.stepped:
-        heads, device = given["q"].shape[2], given["q"].device
+        heads, device = tensors["q"].shape[2], tensors["q"].device
         rest["g"] = rest["dt"] * system.decay(heads, str(device)).to(rest["dt"].dtype)
         rest["D"] = torch.zeros(heads, device=device, dtype=rest["dt"].dtype)
-    out: Tensor = attend(*(given[name].transpose(1, 2) for name in ("q", "k", "v")), **rest)
+    out: Tensor = attend(*(tensors[name].transpose(1, 2) for name in ("q", "k", "v")), **rest)
     return out.transpose(1, 2)
 
 
-def heads_first(run: Attend, given: Mapping[str, Tensor]) -> Tensor:
-    """Rows as (batch, heads, tokens, width), one after the other, for a kernel that takes them so."""
-    q, k, v = (given[name].transpose(1, 2).contiguous() for name in ("q", "k", "v"))
+def heads_first(run: Attend, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Pass rows as (batch, heads, tokens, width) to a kernel that takes this layout."""
+    q, k, v = (tensors[name].transpose(1, 2).contiguous() for name in ("q", "k", "v"))
     return run(q, k, v).transpose(1, 2)
 
 
@@ -144,14 +144,14 @@ def _with_gate(run: Run | Absent, decay: Tensor) -> Run | Absent:
     """Return a run with the log-decay of SSD, dt · A."""
     if isinstance(run, Absent):
         return run
-    return lambda given: run({**given, "g": given["dt"] * decay})
+    return lambda tensors: run({**tensors, "g": tensors["dt"] * decay})
 
 
 # --- results ---------------------------------------------------------------------------------------------------------
 
 
 def correct(setting: Setting) -> Iterator[Row]:
-    """Outputs and gradients against the token loop in 64 bits: whole calls and kernels alone, two widths."""
+    """Yield outputs and gradients against the token loop in fp64: whole calls and kernels alone, two widths."""
     dtypes = [torch.float32] if setting.toy else list(TOLERANCE)
     shapes = [(1, 19, 2, 16)] if setting.toy else [(2, 200, 4, 64), (1, 333, 4, 128)]
     todo = {}
@@ -164,20 +164,20 @@ def correct(setting: Setting) -> Iterator[Row]:
 
 def _correct(setting: Setting, system: System, what: str, shape: Shape, dtype: torch.dtype) -> Row:
     torch.manual_seed(0)
-    given = system.draw(setting, shape, dtype)
-    grad = torch.randn(given["v"].shape, device=setting.device)
-    wide = {name: x.detach().double().requires_grad_() for name, x in given.items()}
+    tensors = system.draw(setting, shape, dtype)
+    grad = torch.randn(tensors["v"].shape, device=setting.device)
+    wide = {name: x.detach().double().requires_grad_() for name, x in tensors.items()}
     true = _results(system.called("reference"), wide, grad)
-    run = system.called() if what == "attnc" else system.kernels(given)
-    found = _errors(_results(run, given, grad), true)
+    run = system.called() if what == "attnc" else system.kernels(tensors)
+    error_by_name = _errors(_results(run, tensors, grad), true)
     row: Row = {"system": system.name, "what": what, "shape": shape, "dtype": word(dtype)}
-    return {**row, "errors": found, "ok": fits(found, dtype)}
+    return {**row, "errors": error_by_name, "ok": fits(error_by_name, dtype)}
 
 
-def _results(run: Run, given: Tensors, grad: Tensor) -> Tensors:
-    out = run(given)
-    found = torch.autograd.grad(out, list(given.values()), grad.to(out.dtype))
-    return {"out": out.detach(), **{f"d{name}": x for name, x in zip(given, found, strict=True)}}
+def _results(run: Run, tensors: Tensors, grad: Tensor) -> Tensors:
+    out = run(tensors)
+    gradients = torch.autograd.grad(out, list(tensors.values()), grad.to(out.dtype))
+    return {"out": out.detach(), **{f"d{name}": x for name, x in zip(tensors, gradients, strict=True)}}
 
 
 def _errors(ours: Tensors, true: Tensors) -> dict[str, float]:
@@ -188,34 +188,34 @@ def _errors(ours: Tensors, true: Tensors) -> dict[str, float]:
 
 
 def forward_gates(setting: Setting) -> Iterator[Row]:
-    """Forward alone, nothing recorded: retention and GLA."""
+    """Measure the forward without recording: retention and GLA."""
     return _timings(setting, SYSTEMS[:2], SHAPES, training=False)
 
 
 def forward_delta(setting: Setting) -> Iterator[Row]:
-    """Measure the delta rules."""
+    """Measure the forward of the delta rules."""
     return _timings(setting, SYSTEMS[2:], SHAPES, training=False)
 
 
 def training_gates(setting: Setting) -> Iterator[Row]:
-    """Forward and backward together: retention and GLA."""
+    """Measure forward and backward together: retention and GLA."""
     return _timings(setting, SYSTEMS[:2], SHAPES, training=True)
 
 
 def training_delta(setting: Setting) -> Iterator[Row]:
-    """Measure the delta rules."""
+    """Measure forward and backward of the delta rules."""
     return _timings(setting, SYSTEMS[2:], SHAPES, training=True)
 
 
 def authors(setting: Setting) -> Iterator[Row]:
-    """Lightning attention and SSD beside their authors' kernels, both directions."""
+    """Measure Lightning attention and SSD against their authors' kernels, in both directions."""
     for system, shapes in zip(OWN, (LIGHTNING, SSD), strict=True):
         yield from _timings(setting, (system,), shapes, training=False)
         yield from _timings(setting, (system,), shapes, training=True)
 
 
 def lengths(setting: Setting) -> Iterator[Row]:
-    """Whether tokens per second hold as sequences grow."""
+    """Measure whether tokens per second hold as sequences grow."""
     return _timings(setting, (RETENTION, GLA), [(1, tokens, 16, 128) for tokens in LENGTHS], training=False)
 
 
@@ -233,22 +233,27 @@ def _timings(
 def _timing(setting: Setting, system: System, shape: Shape, *, training: bool) -> Row:
     torch.manual_seed(0)
     dtype = torch.float32 if setting.toy else torch.bfloat16
-    given = system.draw(setting, shape, dtype)
+    tensors = system.draw(setting, shape, dtype)
     direction = "forward+backward" if training else "forward"
     name = system.name if system in OWN[:1] else f"{system.name} {'×'.join(map(str, shape))}"
     row: Row = {"case": name, "system": system.name, "shape": shape, "n": shape[1], "d": shape[3]}
     row |= {"dtype": word(dtype), "direction": direction, "apart": shape == APART}
     ours = system.called()
-    runs: dict[str, Run] = {"attnc": ours} if system in OWN else {"attnc": ours, "attnc_kernels": system.kernels(given)}
-    true = _alone(ours, given).double()
-    found = {name: gap(_alone(run, given), true) for name, run in runs.items()}
-    first = _first_tokens_error(system, given, true)
-    row |= {"errors": {**found, "first tokens": first}, "ok": fits({**found, "first tokens": first}, dtype)}
+    runs: dict[str, Run] = (
+        {"attnc": ours} if system in OWN else {"attnc": ours, "attnc_kernels": system.kernels(tensors)}
+    )
+    true = _alone(ours, tensors).double()
+    error_by_run = {name: gap(_alone(run, tensors), true) for name, run in runs.items()}
+    first = _first_tokens_error(system, tensors, true)
+    row |= {
+        "errors": {**error_by_run, "first tokens": first},
+        "ok": fits({**error_by_run, "first tokens": first}, dtype),
+    }
     if not row["ok"]:
         return row
-    rivals, absent = _right(system, given, true, training=training)
-    moved = _moved(given)
-    steps = _steps({**runs, **rivals}, given, training=training)
+    rivals, absent = _right(system, tensors, true, training=training)
+    moved = _moved(tensors)
+    steps = _steps({**runs, **rivals}, tensors, training=training)
     half = torch.empty(moved // 2, dtype=torch.int8, device=setting.device)
     row |= {"absent": absent, "moved_bytes": moved, **timed(setting, {**steps, "copy": half.clone})}
     row["published"] = [one.row() for one in published.figures(name, direction, shape[1])]
@@ -256,69 +261,69 @@ def _timing(setting: Setting, system: System, shape: Shape, *, training: bool) -
 
 
 FIRST = 256
-"""Tokens of the first batch entry that are held against the token loop."""
+"""Tokens of the first batch entry that are compared with the token loop."""
 
 
-def _first_tokens_error(system: System, given: Mapping[str, Tensor], true: Tensor) -> float:
+def _first_tokens_error(system: System, tensors: Mapping[str, Tensor], true: Tensor) -> float:
     """Return the error of a call's first tokens, as a recurrence does not depend on the length of the sequence."""
-    first = {name: x.detach()[:1, :FIRST].double() for name, x in given.items()}
+    first = {name: x.detach()[:1, :FIRST].double() for name, x in tensors.items()}
     return gap(true[:1, :FIRST], _alone(system.called("reference"), first))
 
 
-def _alone(run: Run, given: Mapping[str, Tensor]) -> Tensor:
+def _alone(run: Run, tensors: Mapping[str, Tensor]) -> Tensor:
     with torch.no_grad():
-        return run(given)
+        return run(tensors)
 
 
-def _right(system: System, given: Tensors, true: Tensor, *, training: bool) -> tuple[dict[str, Run], dict[str, str]]:
-    """The rivals that run here and give the same, and why the others do not."""
+def _right(system: System, tensors: Tensors, true: Tensor, *, training: bool) -> tuple[dict[str, Run], dict[str, str]]:
+    """Return the rivals that run here and give equal results, and why the others do not."""
     here: dict[str, Run] = {}
     absent: dict[str, str] = {}
-    for name, run in system.rivals(given).items():
+    for name, run in system.rivals(tensors).items():
         if isinstance(run, Absent):
             absent[name] = run.reason
             continue
-        if reason := _refusal(run, given, true, training=training):
+        if reason := _refusal(run, tensors, true, training=training):
             absent[name] = reason
         else:
             here[name] = run
     return here, absent
 
 
-def _refusal(run: Run, given: Tensors, true: Tensor, *, training: bool) -> str | None:
-    """Why a rival takes no part: it does not run, or its results differ from ours."""
-    (step,) = _steps({"rival": run}, given, training=training).values()
+def _refusal(run: Run, tensors: Tensors, true: Tensor, *, training: bool) -> str | None:
+    """Return why a rival is left out: it does not run, or its results differ from attnc's."""
+    (step,) = _steps({"rival": run}, tensors, training=training).values()
     reason = refusal(step)
     if reason is not None:
         return reason
-    error = gap(_alone(run, given), true)
-    return None if error <= 2 * TOLERANCE[given["q"].dtype] else f"its results differ by {error}"
+    error = gap(_alone(run, tensors), true)
+    return None if error <= 2 * TOLERANCE[tensors["q"].dtype] else f"its results differ by {error}"
 
 
-def _steps(runs: Mapping[str, Run], given: Tensors, *, training: bool) -> dict[str, Callable[[], object]]:
-    leaves, grad = list(given.values()), torch.randn_like(given["v"])
+def _steps(runs: Mapping[str, Run], tensors: Tensors, *, training: bool) -> dict[str, Callable[[], object]]:
+    leaves, grad = list(tensors.values()), torch.randn_like(tensors["v"])
 
     def trained(run: Run) -> object:
-        return torch.autograd.grad(run(given), leaves, grad, allow_unused=True)
+        return torch.autograd.grad(run(tensors), leaves, grad, allow_unused=True)
 
-    return {name: partial(trained, run) if training else partial(_alone, run, given) for name, run in runs.items()}
+    return {name: partial(trained, run) if training else partial(_alone, run, tensors) for name, run in runs.items()}
 
 
-def _moved(given: Mapping[str, Tensor]) -> int:
-    """Bytes that a forward reads and writes at least."""
-    own = sum(x.numel() * x.element_size() for x in given.values())
-    return own + given["v"].numel() * given["v"].element_size()
+def _moved(tensors: Mapping[str, Tensor]) -> int:
+    """Return the minimum number of bytes that a forward reads and writes."""
+    input_bytes = sum(x.numel() * x.element_size() for x in tensors.values())
+    return input_bytes + tensors["v"].numel() * tensors["v"].element_size()
 
 
 def _rates(setting: Setting, row: Row) -> Row:
-    """Tokens a second; forward, the share of a copy's speed and of the memory's."""
+    """Return tokens per second and, for the forward, the share of a copy's speed and of the memory's."""
     best = "attnc_kernels" if "attnc_kernels" in row["ms"] else "attnc"
-    found: Row = {"tokens_per_second": row["shape"][0] * row["n"] / median(row, best) * 1e3}
+    rates: Row = {"tokens_per_second": row["shape"][0] * row["n"] / median(row, best) * 1e3}
     if row["direction"] == "forward":
-        found["of_copy_speed"] = median(row, "copy") / median(row, best)
+        rates["of_copy_speed"] = median(row, "copy") / median(row, best)
         if setting.cuda and (speed := published_bytes_per_ms(simulated_device(setting))) is not None:
-            found["of_hbm"] = row["moved_bytes"] / speed / median(row, best)
-    return found
+            rates["of_hbm"] = row["moved_bytes"] / speed / median(row, best)
+    return rates
 
 
 FILES = {"h100": "h100-sxm.json", "h200": "h200.json", "b200": "b200.json", "a100": "a100-80.json"}
@@ -336,7 +341,7 @@ def published_bytes_per_ms(device: str | None) -> float | None:
 
 
 def step(setting: Setting) -> Iterator[Row]:
-    """A step of generation, one token a sequence: what share of the time a copy of the states takes."""
+    """Measure a step of generation, one token per sequence, against a copy of the states."""
     batches = (1,) if setting.toy else (1, 8, 64)
     todo = {f"{system.name} step {b}": partial(_step, setting, system, b) for system, b in product(SYSTEMS, batches)}
     return rows(setting, todo.items())
@@ -345,17 +350,17 @@ def step(setting: Setting) -> Iterator[Row]:
 def _step(setting: Setting, system: System, batch: int) -> Row:
     torch.manual_seed(0)
     shape = (batch, 1, 1, 16) if setting.toy else (batch, 1, 32, 128)
-    given = system.draw(setting, shape, torch.float32 if setting.toy else torch.bfloat16)
+    tensors = system.draw(setting, shape, torch.float32 if setting.toy else torch.bfloat16)
     states = 2 * 4 * batch * shape[2] * shape[3] ** 2
-    runs = {"attnc": system.called(), "attnc_kernels": system.kernels(given)}
+    runs = {"attnc": system.called(), "attnc_kernels": system.kernels(tensors)}
     half = torch.empty(states // 2, dtype=torch.int8, device=setting.device)
     row: Row = {"case": f"{system.name} step", "system": system.name, "shape": shape, "direction": "forward"}
-    row |= timed(setting, {**_steps(runs, given, training=False), "copy": half.clone}, graphs=True)
+    row |= timed(setting, {**_steps(runs, tensors, training=False), "copy": half.clone}, graphs=True)
     return row | {"of_copy_speed": median(row, "copy") / median(row, "attnc_kernels")}
 
 
 def split(setting: Setting) -> Iterator[Row]:
-    """Few heads and a long sequence: as the rule splits it, whole, and in other numbers of segments."""
+    """Measure few heads and a long sequence: split by the rule, unsplit, and in other numbers of segments."""
     todo = {}
     systems = SYSTEMS[:1] if setting.toy else SYSTEMS
     for system, heads, training in product(systems, (1,) if setting.toy else (1, 4, 16), (False, True)):
@@ -367,19 +372,19 @@ def split(setting: Setting) -> Iterator[Row]:
 
 def _split(setting: Setting, system: System, shape: Shape, *, training: bool) -> Row:
     torch.manual_seed(0)
-    given = system.draw(setting, shape, torch.float32 if setting.toy else torch.bfloat16)
+    tensors = system.draw(setting, shape, torch.float32 if setting.toy else torch.bfloat16)
     counts = {"attnc": None, "attnc_whole": 1, **{f"attnc_in_{n}": n for n in ((2,) if setting.toy else (4, 8, 16))}}
-    runs = {name: system.kernels(given, segments) for name, segments in counts.items()}
-    whole = _alone(runs["attnc_whole"], given).double()
-    found = {name: gap(_alone(run, given), whole) for name, run in runs.items()}
+    runs = {name: system.kernels(tensors, segments) for name, segments in counts.items()}
+    whole = _alone(runs["attnc_whole"], tensors).double()
+    error_by_count = {name: gap(_alone(run, tensors), whole) for name, run in runs.items()}
     direction = "forward+backward" if training else "forward"
     row: Row = {"case": f"{system.name} split", "system": system.name, "shape": shape, "direction": direction}
-    row |= {"errors": found, "ok": fits(found, given["q"].dtype)}
-    return row | timed(setting, _steps(runs, given, training=training))
+    row |= {"errors": error_by_count, "ok": fits(error_by_count, tensors["q"].dtype)}
+    return row | timed(setting, _steps(runs, tensors, training=training))
 
 
 def tokens(setting: Setting) -> Iterator[Row]:
-    """A step equation that has no chunks, by its kernel: right, and how long a token takes."""
+    """Measure a step equation without a chunk form by its kernel: results, and the time of a token."""
     small = [(1, 19, 2, 16)] if setting.toy else [(2, 200, 4, 64), (1, 333, 4, 128)]
     large = [] if setting.toy else [(2, 4096, 64, 64), (2, 4096, 64, 128)]
     todo = {f"yaad_linear {'×'.join(map(str, s))}": partial(_tokens, setting, s, s in small) for s in (*small, *large)}
@@ -389,17 +394,19 @@ def tokens(setting: Setting) -> Iterator[Row]:
 def _tokens(setting: Setting, shape: Shape, held: bool) -> Row:
     torch.manual_seed(0)
     system = System("yaad_linear")
-    given = system.draw(setting, shape, torch.float32) | {
+    tensors = system.draw(setting, shape, torch.float32) | {
         each: torch.rand(shape[:3], device=setting.device).requires_grad_() for each in ("rate", "hold", "delta")
     }
     row: Row = {"case": "yaad_linear", "shape": shape, "n": shape[1], "d": shape[3]}
     if held:
-        grad = torch.randn(given["v"].shape, device=setting.device)
-        wide = {each: x.detach().double().requires_grad_() for each, x in given.items()}
-        found = _errors(_results(system.called(), given, grad), _results(system.called("reference"), wide, grad))
-        row |= {"errors": found, "ok": fits(found, torch.float32)}
+        grad = torch.randn(tensors["v"].shape, device=setting.device)
+        wide = {each: x.detach().double().requires_grad_() for each, x in tensors.items()}
+        error_by_name = _errors(
+            _results(system.called(), tensors, grad), _results(system.called("reference"), wide, grad)
+        )
+        row |= {"errors": error_by_name, "ok": fits(error_by_name, torch.float32)}
     for training in (False, True):
-        steps = _steps({"attnc": system.called()}, given, training=training)
-        own = timed(setting, steps)["ms"]["attnc"]
-        row.setdefault("ms", {})["attnc_training" if training else "attnc"] = own
+        steps = _steps({"attnc": system.called()}, tensors, training=training)
+        timing = timed(setting, steps)["ms"]["attnc"]
+        row.setdefault("ms", {})["attnc_training" if training else "attnc"] = timing
     return row | {"us_a_token": {name: one["median"] * 1e3 / shape[1] for name, one in row["ms"].items()}}

@@ -1,8 +1,8 @@
-"""Attention to chosen keys on a GPU: is it right, does it wait for nothing, how fast beside dense attention?
+"""Attention to selected keys on a GPU: results, waits of the host, and speed against dense attention.
 
 `speed` has the shapes of NSA-Triton's README (64 query heads on 4 kv heads of 128, blocks of 64, the best 8 and 16)
-and MoBA's. `attnc` is the whole call, `attnc_choice` the choice alone, by mean keys and for the heads of a group
-together; NSA-Triton and flash-linear-attention are given the blocks that we chose. Gradients are those of given blocks.
+and MoBA's. `attnc` is the whole call, `attnc_choice` the selection alone, by mean keys and for the heads of a group
+together; NSA-Triton and flash-linear-attention get the blocks that attnc selected. Gradients are for given blocks.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ GROUPED = """pattern grouped_blocks(block: int = 64, topk: int = 16)
         always q in b
     visible k in chosen and k <= q
 """
-"""The blocks that the heads of a group take together, the own one among them."""
+"""Selects blocks for the heads of a group together, always including the query's own block."""
 SORTED = """pattern sorted_blocks(block: int = 64)
     align   end
     input   h: int[batch, kv_head, token]
@@ -103,7 +103,7 @@ def _asking(setting: Setting) -> list[tuple[str, dict[str, Any], Given]]:
 
 @dataclass(frozen=True)
 class Chosen:
-    """A pattern that chooses, its parameters and inputs."""
+    """A pattern with selections, its parameters and inputs."""
 
     name: str
     params: dict[str, Any]
@@ -118,7 +118,7 @@ def _cases(setting: Setting) -> list[Chosen]:
 
 
 def correct(setting: Setting) -> Iterator[Row]:
-    """Outputs and gradients against the reference in fp64, where that chooses the same."""
+    """Yield outputs and gradients against the reference in fp64, compared where both select the same blocks."""
     dtypes = [torch.float32] if setting.toy else list(TOLERANCE)
     todo = {f"{c.name} {word(t)}": partial(_correct, setting, c, t) for c, t in product(_cases(setting), dtypes)}
     return rows(setting, todo.items())
@@ -129,34 +129,34 @@ def _correct(setting: Setting, case: Chosen, dtype: torch.dtype) -> Row:
     n, width = (70, 16) if setting.toy else (1500, 64)
     attend = _attention(case.name, **case.params)
     leaves = operands(setting, n, dtype, d=width)
-    given: dict[str, Any] = case.make(n, setting.device)
+    inputs: dict[str, Any] = case.make(n, setting.device)
     exact = tuple(x.detach().double().cpu().requires_grad_() for x in leaves)
-    true_given: dict[str, Any] = {key: x.cpu() for key, x in given.items()}
+    true_given: dict[str, Any] = {key: x.cpu() for key, x in inputs.items()}
     true_given = {key: x.double() if x.is_floating_point() else x for key, x in true_given.items()}
-    ours, true = attend(*leaves, **given), attend.reference(*exact, **true_given)
+    ours, true = attend(*leaves, **inputs), attend.reference(*exact, **true_given)
     assert isinstance(true, Tensor)
     weights = torch.randn_like(true)
     grads = torch.autograd.grad((ours.double().cpu() * weights).sum(), leaves)
     wanted = torch.autograd.grad((true * weights).sum(), exact)
-    differing = _differing(attend, (*leaves, given), (*exact, true_given)) if attend.pattern.selections else 0.0
-    found = errors((x.cpu() for x in (ours, *grads)), (true.detach(), *wanted))
+    differing = _differing(attend, (*leaves, inputs), (*exact, true_given)) if attend.pattern.selections else 0.0
+    error_by_name = errors((x.cpu() for x in (ours, *grads)), (true.detach(), *wanted))
     row: Row = {"pattern": case.name, "n": n, "d": width, "dtype": word(dtype), "differing": differing}
-    ok = fits(found, dtype) if differing == 0 else dtype != torch.float32 and differing <= DIFFERING
-    return {**row, "errors": found, "ok": ok}
+    ok = fits(error_by_name, dtype) if differing == 0 else dtype != torch.float32 and differing <= DIFFERING
+    return {**row, "errors": error_by_name, "ok": ok}
 
 
 DIFFERING = 0.01
-"""The share of choices that may differ where scores are of 16-bit numbers; results are then not compared."""
+"""The share of selections that may differ for 16-bit scores; beyond it results are not compared."""
 
 
 def _differing(attend: Attention, *calls: tuple[Any, ...]) -> float:
-    """The share of choices in which two calls, of q, k, v and inputs, differ."""
-    first, second = (attend.chosen(q, k, v, **given) for q, k, v, given in calls)
+    """Return the share of selections in which two calls, of q, k, v and inputs, differ."""
+    first, second = (attend.chosen(q, k, v, **inputs) for q, k, v, inputs in calls)
     return max(float((x.cpu() != second[key].cpu()).sum() / x.sum().cpu().clamp(min=1)) for key, x in first.items())
 
 
 def steps(setting: Setting) -> Iterator[Row]:
-    """Training steps with new choices: no host waits for the device (an error of torch says where it does)."""
+    """Yield training steps with new selections, in which the host never waits for the device (else torch raises)."""
     moba = Chosen("moba", {"block": 16 if setting.toy else 128})
     grouped = Chosen("grouped_blocks", {"topk": 4})
     placed = [Chosen(*one) for one in (*_placed(setting), *_asking(setting))]
@@ -169,16 +169,16 @@ def _steps(setting: Setting, case: Chosen) -> Row:
     n, width, count = (60, 16, 1) if setting.toy else (4000, 128, STEPS)
     attend = _attention(case.name, **case.params)
     drawn = [operands(setting, n, torch.float32, d=width) for _ in range(count + 2)]
-    given: dict[str, Any] = case.make(n, setting.device)
+    inputs: dict[str, Any] = case.make(n, setting.device)
     grad = torch.randn(1, 4, n, width, device=setting.device)
     for leaves in drawn[:2]:
-        torch.autograd.grad(attend(*leaves, **given), leaves, grad)
+        torch.autograd.grad(attend(*leaves, **inputs), leaves, grad)
     waits = ""
     if setting.cuda:
         torch.cuda.set_sync_debug_mode("error")
     try:
         for leaves in drawn[2:]:
-            torch.autograd.grad(attend(*leaves, **given), leaves, grad)
+            torch.autograd.grad(attend(*leaves, **inputs), leaves, grad)
     except RuntimeError as error:
         waits = str(error)
     finally:
@@ -192,7 +192,7 @@ def _steps(setting: Setting, case: Chosen) -> Row:
 
 @dataclass(frozen=True)
 class RoutingRace:
-    """A pattern that chooses blocks, and the shape it is timed at."""
+    """A pattern that selects blocks, and the shape at which it is timed."""
 
     name: str
     pattern: str
@@ -209,23 +209,23 @@ MOBA = RoutingRace("moba top-8", "moba", {"block": 128, "topk": 8}, 2, (16, 16))
 
 
 def speed_16(setting: Setting) -> Iterator[Row]:
-    """The best 16 blocks, forward."""
+    """Measure the best 16 blocks, forward."""
     return _timings(setting, TOP16, "forward")
 
 
 def speed_8(setting: Setting) -> Iterator[Row]:
-    """The best 8 blocks, forward."""
+    """Measure the best 8 blocks, forward."""
     return _timings(setting, TOP8, "forward")
 
 
 def gradients(setting: Setting) -> Iterator[Row]:
-    """Gradients of both."""
+    """Measure gradients of the best 16 and 8 blocks."""
     yield from _timings(setting, TOP16, "backward")
     yield from _timings(setting, TOP8, "backward")
 
 
 def moba(setting: Setting) -> Iterator[Row]:
-    """MoBA, both directions."""
+    """Measure MoBA in both directions."""
     yield from _timings(setting, MOBA, "forward")
     yield from _timings(setting, MOBA, "backward")
 
@@ -246,8 +246,8 @@ def _timing(setting: Setting, race: RoutingRace, n: int, direction: str) -> Row:
     taken = attend.chosen(*(x.detach() for x in leaves))["chosen"]
     row: Row = {"case": race.name, "n": n, "d": d, "heads": heads[0], "kv_heads": heads[1], "batch": race.batch}
     row |= {"dtype": word(dtype), "direction": direction, "machine": simulated_device(setting), **params}
-    found = {"out": _sampled_error(attend, leaves, taken, params["block"])}
-    row |= {"errors": found, "ok": fits(found, dtype)}
+    error_by_name = {"out": _sampled_error(attend, leaves, taken, params["block"])}
+    row |= {"errors": error_by_name, "ok": fits(error_by_name, dtype)}
     if not row["ok"]:
         return row
     rivals, absent = _rivals(setting, race, leaves, taken, params, direction)
@@ -271,22 +271,22 @@ def _published(race: RoutingRace, direction: str, n: int) -> list[published.Publ
 
 
 def _derived(setting: Setting, row: Row, attend: Attention) -> Row:
-    """Ratios to the best dense kernel, the choice's share, and the simulator's prediction."""
+    """Return ratios to the best dense kernel, the selection's share, and the simulator's prediction."""
     dense = [name for name in row["ms"] if name.startswith(("sdpa", "flash"))]
-    found: Row = {"dense_over_attnc": min(ratio(row, name) for name in dense)}
+    ratios: Row = {"dense_over_attnc": min(ratio(row, name) for name in dense)}
     if "attnc_choice" in row["ms"]:
-        found["choice_share"] = median(row, "attnc_choice") / median(row)
+        ratios["choice_share"] = median(row, "attnc_choice") / median(row)
     if (device := simulated_device(setting)) is not None:
         sizes: dict[str, Any] = {"heads": row["heads"], "kv_heads": row["kv_heads"], "batch": row["batch"]}
         sizes |= {"head_dim": row["d"], "dtype": getattr(torch, row["dtype"]), "device": device}
         stage: Any = row["direction"]
         simulated = attend.simulate(row["n"], stage=stage, baseline="causal", **sizes)
-        found["predicted"] = {"attnc": simulated.predicted_ms}
-    return found
+        ratios["predicted"] = {"attnc": simulated.predicted_ms}
+    return ratios
 
 
 ROWS = 48
-"""Query rows whose output is held against fp64, given what was chosen."""
+"""Number of query rows whose output is compared with fp64 for given selections."""
 
 
 def _sampled_error(attend: Attention, leaves: tuple[Tensor, Tensor, Tensor], taken: Tensor, block: int) -> float:
@@ -310,7 +310,7 @@ def _rivals(
     params: dict[str, int],
     direction: str,
 ) -> tuple[dict[str, Attend], dict[str, str]]:
-    """Dense attention and the kernels that take given blocks: those that run, and why others do not."""
+    """Return dense attention and the kernels that take given blocks: those that run, and why others do not."""
     q, k, v = (x.detach() for x in leaves)
     tried: dict[str, Attend | Absent] = {
         "sdpa_cudnn": sdpa.attend("cudnn", setting.device, causal=True),
@@ -336,11 +336,11 @@ def _rivals(
 
 
 GIVEN = ("nsa_triton", "fla")
-"""Rivals that take the blocks we chose: their results are ours."""
+"""Rivals that take attnc's selected blocks, so that their results must equal attnc's."""
 
 
 def _refusal(run: Attend, leaves: tuple[Tensor, Tensor, Tensor], direction: str, ours: Tensor | None) -> str | None:
-    """Why a rival takes no part: it does not run, or its results differ from ours."""
+    """Return why a rival is left out: it does not run, or its results differ from attnc's."""
     reason = refusal(partial(_once, run, leaves, direction))
     if reason is not None or ours is None:
         return reason
@@ -353,5 +353,5 @@ def _once(run: Attend, leaves: tuple[Tensor, Tensor, Tensor], direction: str) ->
 
 
 def _step(run: Attend, leaves: tuple[Tensor, Tensor, Tensor], direction: str) -> Run:
-    """The call without gradients, or the gradient alone of an output that is made once."""
+    """Return a call without gradients, or the gradient alone for an output that is computed once."""
     return partial(alone, run, leaves) if direction == "forward" else gradient(run, leaves)

@@ -1,6 +1,6 @@
-"""The simulator against our kernels: predicted and measured times of patterns that none of its figures was fitted on.
+"""The simulator against attnc's kernels: predicted and measured times of patterns that its figures were not fitted to.
 
-`over_ideal` is the speed over dense attention at the best rate that calibration measured: no bound may be below it.
+`over_ideal` is the speed over dense attention at the best rate of the calibration: no bound may be below it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LENGTHS, WIDTHS, HEADS, DRAWN = (4096, 8192, 16384), (64, 128), 16, 10
 
 @dataclass(frozen=True)
 class GpuPrediction:
-    """A pattern and its parameters at a length; `documents`: it has some."""
+    """A pattern and its parameters at a length; `documents`: whether it has documents."""
 
     name: str
     pattern: str
@@ -48,7 +48,7 @@ def _grid(window: int) -> Callable[[int], Mapping[str, Any]]:
 
 
 def _drawn(number: int) -> GpuPrediction:
-    """A window with sinks whose sizes are drawn: nothing here was chosen for them."""
+    """Draw a window with sinks of random sizes, which nothing here was tuned for."""
     draw = random.Random(number)
     window, sinks = draw.randint(100, 3000), draw.randint(0, 200)
     name = f"drawn {number}: {window} + {sinks} sinks"
@@ -75,75 +75,81 @@ TOY = (
 
 
 def forward(setting: Setting) -> Iterator[Row]:
-    """Forward, after the figures were measured."""
+    """Yield forward rows, after the figures are measured."""
     return _made(setting, "forward")
 
 
 def backward(setting: Setting) -> Iterator[Row]:
-    """Gradients."""
+    """Yield rows of gradients."""
     return _made(setting, "backward")
 
 
 def _made(setting: Setting, stage: str) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
-        found = gpu_calibrate.measure(setting)
-        device = gpu_calibrate.fitted(setting, found, Path(folder))
+        measured = gpu_calibrate.measure(setting)
+        device = gpu_calibrate.fitted(setting, measured, Path(folder))
         points, lengths, widths = (TOY, (64,), (16,)) if setting.toy else (POINTS, LENGTHS, WIDTHS)
-        todo: dict[str, Callable[[], Row]] = {f"figures {stage}": partial(_figures, found, device)}
+        todo: dict[str, Callable[[], Row]] = {f"figures {stage}": partial(_figures, measured, device)}
         for point, d, n in product(points, widths, lengths):
-            todo[f"{point.name} n={n} d={d} {stage}"] = partial(_row, setting, point, n, d, stage, device, found)
+            todo[f"{point.name} n={n} d={d} {stage}"] = partial(_row, setting, point, n, d, stage, device, measured)
         yield from rows(setting, todo.items())
 
 
-def _figures(found: gpu_calibrate.Measured, device: str) -> Row:
+def _figures(measured: gpu_calibrate.Measured, device: str) -> Row:
     figures = json.loads(Path(device).read_text(encoding="utf-8"))["figures"]
     kept = {name: figures[name]["value"] for name in ("hbm_share", "launch_us", "prologue_clocks")}
     shares = {width: one["value"] for width, one in figures["kernel_share"].items()}
-    return {"case": "figures", "microbenchmarks": found.count, **kept, "kernel_share": shares, "ok": found.count <= 10}
+    return {
+        "case": "figures",
+        "microbenchmarks": measured.count,
+        **kept,
+        "kernel_share": shares,
+        "ok": measured.count <= 10,
+    }
 
 
 def _row(
-    setting: Setting, point: GpuPrediction, n: int, d: int, stage: str, device: str, found: gpu_calibrate.Measured
+    setting: Setting, point: GpuPrediction, n: int, d: int, stage: str, device: str, measured: gpu_calibrate.Measured
 ) -> Row:
     torch.manual_seed(0)
     dtype = torch.float32 if setting.toy else torch.bfloat16
     heads = (1, 1) if setting.toy else (HEADS, HEADS)
     attention = compile_attention(point.pattern, backend="triton", **point.params(n))
-    given = {"doc": masks.document_ids(n).to(setting.device)} if point.documents else {}
+    inputs = {"doc": masks.document_ids(n).to(setting.device)} if point.documents else {}
     leaves = operands(setting, n, dtype, heads=heads, d=d)
     row: Row = {"case": point.name, "n": n, "d": d, "heads": heads[0], "dtype": word(dtype), "direction": stage}
-    errors = _errors(attention, leaves, given)
+    errors = _errors(attention, leaves, inputs)
     row |= {"errors": errors, "ok": fits(errors, dtype)}
     if not row["ok"]:
         return row
     call: dict[str, Any] = {"heads": heads[0], "head_dim": d, "dtype": dtype, "stage": stage, "device": device}
-    call |= {name: x.cpu() for name, x in given.items()}
+    call |= {name: x.cpu() for name, x in inputs.items()}
     simulated = attention.simulate(n, **call)
-    run = partial(gpu_masks.called, attention, given)
+    run = partial(gpu_masks.called, attention, inputs)
     step = partial(gpu_masks.alone, run, leaves) if stage == "forward" else gpu_masks.gradient(run, leaves)
     row |= timed(setting, {"attnc": step}, graphs=stage == "forward")
     row |= {"predicted": {"attnc": simulated.predicted_ms}, "bound": simulated.rung("tile").speedup}
     row |= {"density": simulated.density}
     if stage == "forward":
-        row["over_ideal"] = heads[0] * n * n * found.best(d) / 1e6 / median(row)
+        row["over_ideal"] = heads[0] * n * n * measured.best(d) / 1e6 / median(row)
     return row
 
 
 ROWS = 32
 
 
-def _errors(attention: Attention, leaves: tuple[Tensor, ...], given: Mapping[str, Tensor]) -> dict[str, float]:
-    """Some rows of the last head in fp64, by attnc's own mask_mod, which its tests hold against papers."""
+def _errors(attention: Attention, leaves: tuple[Tensor, ...], inputs: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the errors of some rows of the last head against fp64, by attnc's own mask_mod (tested against papers)."""
     q, k, v = (x.detach() for x in leaves)
     n, head = q.shape[2], q.shape[1] - 1
-    call: dict[str, Any] = {"heads": q.shape[1], "device": q.device, **given}
+    call: dict[str, Any] = {"heads": q.shape[1], "device": q.device, **inputs}
     mod = attention.mask_mod(n, **call)
     draw = torch.randperm(n, device=q.device)[:ROWS]
     entry, place = torch.tensor(0, device=q.device), torch.tensor(head, device=q.device)
     seen = mod(entry, place, draw[:, None], torch.arange(n, device=q.device)[None])
     scores = q[0, head, draw].double() @ k[0, head].double().T * q.shape[-1] ** -0.5
     true = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v[0, head].double()
-    out = gpu_masks.called(attention, given, q, k, v)
+    out = gpu_masks.called(attention, inputs, q, k, v)
     return {"out": gap(out[0, head, draw], true)}
 
 
@@ -171,6 +177,6 @@ def natten(setting: Setting) -> Iterator[Row]:
 def _natten(name: str) -> Row:
     pattern, params, n = NATTEN[name]
     attention = compile_attention(pattern, **params)
-    found = attention.simulate(n, heads=24, head_dim=128, dtype=torch.bfloat16, device="h100")
-    own = {"predicted_speedup": found.speedup, "bound": found.rung("tile").speedup}
-    return {"case": name, "n": n, "direction": "forward", **own, "published_speedup": published.SPEEDUPS[name]}
+    simulation = attention.simulate(n, heads=24, head_dim=128, dtype=torch.bfloat16, device="h100")
+    prediction = {"predicted_speedup": simulation.speedup, "bound": simulation.rung("tile").speedup}
+    return {"case": name, "n": n, "direction": "forward", **prediction, "published_speedup": published.SPEEDUPS[name]}

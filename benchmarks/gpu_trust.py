@@ -1,6 +1,6 @@
-"""Checks of the runtime that need a GPU: whether tuning pays there, and whether calls take the planned memory.
+"""Checks of the runtime that need a GPU: whether tuning pays off, and whether calls take the planned memory.
 
-At toy sizes memory is not measured, and rows say so.
+Toy sizes do not measure memory, and their rows say so.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from attnc.runtime.tuning.records import MODEL, Record
 
 TUNED = {False: ("causal", "sliding_window", "document", "power", "neighborhood_2d"), True: ("causal",)}
 SECONDS = {False: 45.0, True: 8.0}
-"""At real and at toy sizes: what is tuned, and in which time each; kernels are compiled in it."""
+"""Seconds for each tuned case at real and at toy sizes, including compilation."""
 
 T = TypeVar("T")
 
 
 def tune(setting: Setting) -> Iterator[Row]:
-    """Tiles of every kernel, prediction beside measurement; then the same again, for which nothing is measured."""
+    """Yield tile choices of every kernel, predicted and measured; then tune again, which must measure nothing."""
     chosen = [case for case in CHECKED if case.name in TUNED[setting.toy]]
     return rows(setting, [(case.name, partial(_alone, setting, case)) for case in chosen])
 
 
 def _alone(setting: Setting, case: Checked) -> Row:
-    """A row that begins with an empty cache."""
+    """Return a row that starts with an empty cache."""
     before = os.environ.get("ATTNC_CACHE_DIR")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ATTNC_CACHE_DIR"] = folder
@@ -60,27 +60,27 @@ def _tuned(setting: Setting, case: Checked) -> Row:
     first = time.perf_counter() - begun
     again = compile_attention(case.name, backend="triton", tune=SECONDS[setting.toy], **params)
     begun = time.perf_counter()
-    known = again.tune(q, k, v, **inputs)
+    second_record = again.tune(q, k, v, **inputs)
     row: Row = {"pattern": case.name, "n": n, "d": d, "dtype": word(dtype), "seconds": round(first, 2)}
     row["seconds_of_the_second"] = round(time.perf_counter() - begun, 3)
-    if not (isinstance(record, Record) and isinstance(known, Record)):
+    if not (isinstance(record, Record) and isinstance(second_record, Record)):
         return {**row, "untuned": str(record), "ok": setting.toy}
     true = compile_attention(case.name, backend="triton", **params)(q, k, v, **inputs)
     off = {"out": gap(attention(q, k, v, **inputs), true.detach().double())}
     gains = {knob: _gain(record, knob) for knob in record.choices}
-    ok = known.choices == record.choices and fits(off, dtype)
+    ok = second_record.choices == record.choices and fits(off, dtype)
     trials = [asdict(trial) for trial in record.trials]
     return {**row, "choices": dict(record.choices), "gain": gains, "errors": off, "trials": trials, "ok": ok}
 
 
 def _gain(record: Record, knob: str) -> float:
-    """How much longer the model's choice takes than what was chosen."""
+    """Return how much longer the model's choice takes than the tuned choice."""
     times = {trial.option: trial.median for trial in record.trials if trial.knob == knob}
     return round(times[MODEL] / times[record.choices[knob]], 3)
 
 
 def memory(setting: Setting) -> Iterator[Row]:
-    """The most that forward and backward take, beside what the plan says, in a call after the first one."""
+    """Yield the peak memory of forward and backward against the plan's, in a call after the first one."""
     todo: dict[str, Callable[[], Row]] = {}
     for name, params in MEASURED:
         for d in (16, 20) if setting.toy else (64, 128, 100):
@@ -103,19 +103,19 @@ def _memory(setting: Setting, name: str, params: dict[str, Any], d: int) -> Row:
     told = plan.memory
     assert told is not None
     row: Row = {"pattern": name, "n": n, "d": d, "told": asdict(told)}
-    grad = torch.autograd.grad(attention(q, k, v).sum(), (q, k, v))  # what is made at first use
+    grad = torch.autograd.grad(attention(q, k, v).sum(), (q, k, v))  # allocations of the first use
     del grad
     if not setting.cuda:
         return {**row, "measured": "not here: there is no GPU", "ok": True}
     out, forward = _peak(lambda: attention(q, k, v))
-    own = out.numel() * out.element_size() + 4 * q.shape[0] * q.shape[1] * q.shape[2]
+    output_bytes = out.numel() * out.element_size() + 4 * q.shape[0] * q.shape[1] * q.shape[2]
     ones = torch.ones_like(out)
     grads, backward = _peak(lambda: torch.autograd.grad(out, (q, k, v), ones))
-    given = sum(x.numel() * x.element_size() for x in grads)
-    found = {"forward": forward - own, "backward": backward - given}
-    slack = 8 << 20  # the allocator's blocks
-    ok = found["forward"] <= told.forward + slack and found["backward"] <= told.backward + slack
-    return {**row, "measured": found, "ok": ok}
+    gradient_bytes = sum(x.numel() * x.element_size() for x in grads)
+    peaks = {"forward": forward - output_bytes, "backward": backward - gradient_bytes}
+    slack = 8 << 20  # the granularity of the allocator
+    ok = peaks["forward"] <= told.forward + slack and peaks["backward"] <= told.backward + slack
+    return {**row, "measured": peaks, "ok": ok}
 
 
 def _peak(run: Callable[[], T]) -> tuple[T, int]:
@@ -123,6 +123,6 @@ def _peak(run: Callable[[], T]) -> tuple[T, int]:
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    found = run()
+    result = run()
     torch.cuda.synchronize()
-    return found, torch.cuda.max_memory_allocated() - before
+    return result, torch.cuda.max_memory_allocated() - before

@@ -1,7 +1,7 @@
-"""Files with the verdict on each kernel and the digest of its text, a line for each pattern.
+"""Files with the verdict on each kernel and the digest of its text, one line per pattern.
 
 `{"kernels": {"sm_90 bfloat16 64": {"causal": [["forward", "pass", "ec1a73…", "128x64", 8, 3], …]}}}`: the name of the
-kernel, its verdict, the digest of its text, its tile, warps, stages and, where it fails, the reasons.
+kernel, its verdict, the digest of its text, its tile, warps, stages and, if it fails, the reasons.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ Row = dict[str, Any]
 
 GROUP = ("target", "dtype", "head_dim")
 FIELDS = ("kernel", "verdict", "digest", "tiles", "warps", "stages", "reasons")
-"""The fields of a kernel in the file, in order; absent ones at the end are left out."""
+"""The fields of a kernel in the file, in order; absent fields at the end are left out."""
 
 
 def read(path: Path) -> list[Row]:
-    """Return the rows of a file, none where it does not exist; a row has the fields of `GROUP`, a pattern, `FIELDS`."""
+    """Return the rows of a file, none if it does not exist; a row has the fields of `GROUP`, a pattern, `FIELDS`."""
     if not path.exists():
         return []
     groups = json.loads(path.read_text(encoding="utf-8"))["kernels"]
@@ -36,7 +36,7 @@ def read(path: Path) -> list[Row]:
 
 
 def save(name: str, rows: Iterable[Row], facts: Mapping[str, object]) -> Path:
-    """Write `results/<name>.json` from rows in order. Raises UncommittedError where sources have changes."""
+    """Write `results/<name>.json` from rows in order. Raise UncommittedError if sources have changes."""
     provenance.refuse_uncommitted()
     path = timing.RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)

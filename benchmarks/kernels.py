@@ -1,9 +1,9 @@
-"""The machine code of kernels, read without a GPU: `python benchmarks/kernels.py`.
+"""Read the machine code of kernels without a GPU: `python benchmarks/kernels.py`.
 
-Everything, into results/kernels-library-triton-*.json: the library for heads of 64 and 128 in bf16 on every target, and
-one pattern of each kind for heads of 96 and 256 too, and in fp16. `--selection`, into results/kernels-triton-*.json:
-one pattern of each kind for heads of 64 and 128 in bf16. `--changed`: only what the file does not tell of the kernels
-as they are now; the rest stays.
+By default the library for heads of 64 and 128 in bf16 on every target, and one pattern of each kind for heads of 96
+and 256 too, and in fp16; written to results/kernels-library-triton-*.json. `--selection`: one pattern of each kind for
+heads of 64 and 128 in bf16; written to results/kernels-triton-*.json. `--changed`: only kernels whose row is missing
+or has another digest; other rows stay.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from attnc.runtime.gpu.kernel_gate import GateCase
 from attnc.runtime.gpu.selection import SELECTION, NoKernels, cases, named, whole_library
 
 EVERY = 5
-"""Rows after which what is done is written."""
+"""Number of rows after which finished rows are written."""
 
 
 def main() -> int:
-    """Compile, judge and write; 1 where a kernel may not go out."""
+    """Compile, judge and write; return 1 if a kernel fails its checks."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     parser.add_argument("--selection", action="store_true", help="one pattern of each kind, bf16, heads of 64 and 128")
-    parser.add_argument("--changed", action="store_true", help="of these, those that the table has not, or as others")
+    parser.add_argument("--changed", action="store_true", help="only kernels whose row is missing or out of date")
     parser.add_argument("--head-dims", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--facts", action="store_true", help="write the simulator's figures of causal attention")
@@ -44,26 +44,26 @@ def main() -> int:
     if options.facts:
         return _write_facts(options.processes)
     table = KernelTable(whole=not options.selection)
-    found = _chosen(options)
-    table.begin(options.targets, found, keep=options.changed)
+    kernels = _chosen(options)
+    table.begin(options.targets, kernels, keep=options.changed)
     if options.changed:
-        found = [one for one in found if isinstance(one, GateCase) and not table.has(one)]
-    total = sum(isinstance(one, GateCase) for one in found)
+        kernels = [one for one in kernels if isinstance(one, GateCase) and not table.has(one)]
+    total = sum(isinstance(one, GateCase) for one in kernels)
     with console.progress("kernels", total) as step:
-        for i, row in enumerate(rows(found, options.processes)):
+        for i, row in enumerate(rows(kernels, options.processes)):
             table.add(row)
             if row["verdict"] != "none":
                 step(f"{row['pattern']} {row['kernel']} {row['target']}")
             if row["verdict"] != "pass":
                 print(line(row), flush=True)
-            if not i % EVERY:  # what is done is kept, wherever the run ends
+            if not i % EVERY:  # finished rows are kept if the run is stopped
                 table.save()
     table.save()
     return int(table.has_failed)
 
 
 class KernelTable:
-    """A file of results: of each kernel its row, and of each target where and when its rows were last all read."""
+    """A result file: the row of each kernel, and for each target where and when all of its rows were last read."""
 
     def __init__(self, *, whole: bool) -> None:
         self._name = name = f"kernels-{'library-' if whole else ''}triton-{version('triton')}"
@@ -73,32 +73,32 @@ class KernelTable:
         provenance.refuse_uncommitted()  # before anything is compiled
         self._facts = provenance.header()
 
-    def begin(self, targets: Sequence[str], asked: Sequence[GateCase | NoKernels], *, keep: bool) -> None:
-        """Forget the rows of targets, or `keep` those that are asked for."""
-        kept = set(map(_key_of, asked)) if keep else set()
+    def begin(self, targets: Sequence[str], requested: Sequence[GateCase | NoKernels], *, keep: bool) -> None:
+        """Drop the rows of these targets, except the requested kernels' if `keep` is set."""
+        kept = set(map(_key_of, requested)) if keep else set()
         self._rows = {key: row for key, row in self._rows.items() if row["target"] not in targets or key in kept}
         if not keep:
             self._runs |= dict.fromkeys(targets, self._facts)
 
     def has(self, case: GateCase) -> bool:
-        """Whether there is a row of a kernel as it is now."""
+        """Return whether a kernel with its current text has a row."""
         row = self._rows.get(_key_of(case))
         return row is not None and row.get("digest") == case.source.digest
 
     def add(self, row: Row) -> None:
-        """Put a row in place of the kernel's row before."""
+        """Replace the kernel's row."""
         self._rows[_key(row)] = row
 
     @property
     def has_failed(self) -> bool:
-        """Whether a kernel may not go out."""
+        """Whether a kernel failed its checks."""
         return any(row["verdict"] == "fail" for row in self._rows.values())
 
     def save(self) -> None:
         """Write the file."""
-        found = [self._rows[key] for key in sorted(self._rows, key=lambda key: [*map(str, key)])]
-        facts = {**self._facts, "runs": dict(sorted(self._runs.items())), "summary": summary(found)}
-        kernel_verdicts.save(self._name, found, facts)
+        rows = [self._rows[key] for key in sorted(self._rows, key=lambda key: [*map(str, key)])]
+        facts = {**self._facts, "runs": dict(sorted(self._runs.items())), "summary": summary(rows)}
+        kernel_verdicts.save(self._name, rows, facts)
 
 
 Key = tuple[object, ...]
@@ -124,8 +124,8 @@ def _write_facts(processes: int) -> int:
 
 def causal_kernels(targets: Iterable[str], head_dims: Sequence[int]) -> list[GateCase]:
     """Return the kernels of causal attention in bf16."""
-    found = cases(named(["causal"]), list(targets), list(head_dims), ["bfloat16"])
-    return [one for one in found if isinstance(one, GateCase)]
+    gate_cases = cases(named(["causal"]), list(targets), list(head_dims), ["bfloat16"])
+    return [one for one in gate_cases if isinstance(one, GateCase)]
 
 
 def figures_of(row: Row) -> dict[str, object]:
@@ -152,19 +152,21 @@ def figures_of(row: Row) -> dict[str, object]:
 
 
 def summary(done: Iterable[Row]) -> dict[str, dict[str, int]]:
-    """Verdicts by target."""
-    found = {target: Counter(str(row["verdict"]) for row in done if row["target"] == target) for target in TARGETS}
-    return {target: dict(sorted(counts.items())) for target, counts in found.items() if counts}
+    """Count the verdicts by target."""
+    counts_by_target = {
+        target: Counter(str(row["verdict"]) for row in done if row["target"] == target) for target in TARGETS
+    }
+    return {target: dict(sorted(counts.items())) for target, counts in counts_by_target.items() if counts}
 
 
 def _chosen(options: argparse.Namespace) -> list[GateCase | NoKernels]:
     targets, widths = options.targets, options.head_dims
     if options.selection:
         return list(cases(SELECTION, targets, widths, ["bfloat16"]))
-    found = [*cases(whole_library(), targets, widths, ["bfloat16"])]
-    found += cases(SELECTION, targets, [96, 256], ["bfloat16"])
-    found += cases(SELECTION, targets, widths, ["float16"])
-    return found
+    gate_cases = [*cases(whole_library(), targets, widths, ["bfloat16"])]
+    gate_cases += cases(SELECTION, targets, [96, 256], ["bfloat16"])
+    gate_cases += cases(SELECTION, targets, widths, ["float16"])
+    return gate_cases
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Kernels that calls of the library start, in a table: compiled where the table has them not, judged, and kept."""
+"""A table of the kernels that library calls start: missing rows are compiled, judged and kept."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from attnc.runtime.gpu.kernel_gate import GateCase
 Row = dict[str, Any]
 
 EVERY = 5
-"""Rows after which what is done is written."""
+"""Number of rows after which finished rows are written."""
 
 KEYS = ("target", "dtype", "head_dim", "pattern", "kernel", "digest")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Targets, widths of heads and a dtype: rows of others are kept as they are."""
+    """Targets, head dimensions and a dtype; rows outside this scope are kept unchanged."""
 
     targets: frozenset[str]
     head_dims: frozenset[int]
     dtype: str
 
     def has(self, row: Row) -> bool:
-        """Whether a row is of these."""
+        """Return whether a row is in scope."""
         return row["target"] in self.targets and row["head_dim"] in self.head_dims and row["dtype"] == self.dtype
 
 
 def read_library(
-    kind: str, cases: Iterable[GateCase], asked: Asked, judge: Callable[[GateCase, Outcome], list[str]], processes: int
+    kind: str, cases: Iterable[GateCase], scope: Asked, judge: Callable[[GateCase, Outcome], list[str]], processes: int
 ) -> int:
-    """Write results/kernels-<kind>-triton-*.json; 1 where a kernel of it may not go out.
+    """Write results/kernels-<kind>-triton-*.json; return 1 if one of its kernels fails its checks.
 
-    What the file tells of kernels as they are now stays, and what it tells of others that were asked for goes.
+    Rows of unchanged kernels stay; other rows in scope are dropped.
     """
     name = f"kernels-{kind}-triton-{version('triton')}"
     path = timing.RESULTS / f"{name}.json"
     old = kernel_verdicts.read(path)
     wanted = {(one.target, one.source.digest): one for one in cases}
-    kept = [row for row in old if (row["target"], row["digest"]) in wanted or not asked.has(row)]
+    kept = [row for row in old if (row["target"], row["digest"]) in wanted or not scope.has(row)]
     rows = {(row["target"], row["digest"]): row for row in kept}
     todo = [one for key, one in wanted.items() if key not in rows]
     provenance.refuse_uncommitted()  # before anything is compiled
@@ -59,13 +59,13 @@ def read_library(
             _save(name, rows, facts)
     _save(name, rows, facts)
     failed = sum(row["verdict"] == "fail" for row in rows.values())
-    print(f"{len(rows)} kernels, {failed} may not go out")
+    print(f"{len(rows)} kernels, {failed} failed")
     return int(failed > 0)
 
 
 def _save(name: str, rows: Mapping[Any, Row], facts: Mapping[str, object]) -> None:
-    found = sorted(rows.values(), key=lambda row: [str(row[key]) for key in KEYS])
-    kernel_verdicts.save(name, found, facts)
+    sorted_rows = sorted(rows.values(), key=lambda row: [str(row[key]) for key in KEYS])
+    kernel_verdicts.save(name, sorted_rows, facts)
 
 
 def _row(case: GateCase, reasons: list[str]) -> Row:
@@ -82,7 +82,7 @@ def _row(case: GateCase, reasons: list[str]) -> Row:
 
 
 def line(case: GateCase, outcome: Outcome, reasons: list[str]) -> str:
-    """A row of the table."""
+    """Return a row of the table as a line."""
     tiles = case.source.tiles
     start = f"{case.target:7}{case.head_dim:4}  {case.pattern:24}{case.stage:13}{tiles.k_tile:3} columns"
     facts = ""

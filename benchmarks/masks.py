@@ -1,4 +1,4 @@
-"""Masks as attnc and as FlexAttention write them, by length."""
+"""Masks by length, as attnc's patterns and as FlexAttention's mask functions."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ MaskMod = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class MaskCase:
-    """A pattern, for each length, as attnc and as FlexAttention write it.
+    """A pattern for each length, as attnc and as FlexAttention express it.
 
-    `causal`: what dense attention has to be beside it; `heads`: how many heads the mask tells apart, None for one mask.
+    `causal`: whether its dense rival is causal; `heads`: the number of heads with different masks, None for one mask.
     """
 
     name: str
@@ -29,12 +29,12 @@ class MaskCase:
     heads: int | None = None
 
     def pairs(self, n: int) -> int:
-        """Pairs of dense attention in a head."""
+        """Return the pairs of dense attention in a head."""
         return n * (n + 1) // 2 if self.causal else n * n
 
 
 def compiled(spec: str, **params: Any) -> Callable[[int], Attention]:
-    """A pattern whose parameters are those of every length."""
+    """Return a pattern whose parameters do not depend on the length."""
     return lambda n: compile_attention(spec, **params)
 
 
@@ -42,7 +42,7 @@ def compiled(spec: str, **params: Any) -> Callable[[int], Attention]:
 
 
 def document_ids(n: int) -> Tensor:
-    """Eight documents of uneven lengths, (1, n)."""
+    """Return the ids of eight documents of uneven lengths, (1, n)."""
     weights = torch.tensor([3, 1, 4, 1, 5, 9, 2, 6])
     lengths = weights * n // weights.sum()
     lengths[-1] += n - lengths.sum()
@@ -50,7 +50,7 @@ def document_ids(n: int) -> Tensor:
 
 
 def grid_of(n: int) -> tuple[int, int]:
-    """Height and width of a picture with n tokens, n a power of two."""
+    """Return height and width of an image with n tokens, n a power of two."""
     height = 1 << (n.bit_length() - 1) // 2
     return height, n // height
 
@@ -59,27 +59,27 @@ def grid_of(n: int) -> tuple[int, int]:
 
 
 def causal(n: int) -> MaskMod:
-    """Keys up to the query."""
+    """Return the mask of keys up to the query."""
     return lambda b, h, q, k: q >= k
 
 
 def full(n: int) -> MaskMod:
-    """Every key."""
+    """Return the mask of every key."""
     return lambda b, h, q, k: q >= 0
 
 
 def window(width: int, sinks: int) -> Callable[[int], MaskMod]:
-    """The last keys, and the first."""
+    """Return the mask of the last keys and the first."""
     return lambda n: lambda b, h, q, k: (q >= k) & ((q - k < width) | (k < sinks))
 
 
 def strided(step: int) -> Callable[[int], MaskMod]:
-    """The last keys, and each so many-th before."""
+    """Return the mask of the last keys, and of every `step`-th key before them."""
     return lambda n: lambda b, h, q, k: (q >= k) & ((q - k < step) | ((q - k) % step == 0))
 
 
 def power(block: int, near: int) -> Callable[[int], MaskMod]:
-    """Blocks at distances that are powers of two, the nearest blocks and the first one."""
+    """Return the mask of blocks at distances that are powers of two, the nearest blocks and the first one."""
 
     def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         gap = q // block - k // block
@@ -89,7 +89,7 @@ def power(block: int, near: int) -> Callable[[int], MaskMod]:
 
 
 def dilated(width: int, dilation: int) -> Callable[[int], MaskMod]:
-    """Each so many-th key of the last ones."""
+    """Return the mask of every `dilation`-th of the last keys."""
 
     def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (q >= k) & (q - k < width * dilation) & ((q - k) % dilation == 0)
@@ -98,7 +98,7 @@ def dilated(width: int, dilation: int) -> Callable[[int], MaskMod]:
 
 
 def neighborhood(n: int) -> MaskMod:
-    """A square around the query that stays inside the picture."""
+    """Return the mask of a square around the query that stays inside the image."""
     height, width = grid_of(n)
 
     def near(a: Tensor, b: Tensor, extent: int) -> Tensor:
@@ -109,18 +109,18 @@ def neighborhood(n: int) -> MaskMod:
 
 
 def document(n: int) -> MaskMod:
-    """Keys of the query's document, up to it."""
+    """Return the mask of keys of the query's document, up to the query."""
     doc = document_ids(n)[0]
     return lambda b, h, q, k: (doc[q] == doc[k]) & (q >= k)
 
 
 def blocked(block: int) -> Callable[[int], MaskMod]:
-    """Keys of the query's block."""
+    """Return the mask of keys of the query's block."""
     return lambda n: lambda b, h, q, k: q // block == k // block
 
 
 def s2(block: int, local: int, stride: int, heads: int) -> Callable[[int], MaskMod]:
-    """Causal: the nearest blocks, and columns of blocks that every head has others of."""
+    """Return the causal mask of the nearest blocks, and of columns of blocks that differ by head."""
 
     def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         column = (k // block + h * max(1, stride // heads)) % stride == 0
@@ -130,36 +130,36 @@ def s2(block: int, local: int, stride: int, heads: int) -> Callable[[int], MaskM
 
 
 def block_map(n: int, block: int = 128, share: float = 0.4) -> Tensor:
-    """A share of all blocks drawn at random, and every block on the diagonal: int (1, rows, columns)."""
+    """Draw a share of all blocks, and every diagonal block: int (1, rows, columns)."""
     draw = torch.Generator().manual_seed(0)
     drawn = torch.rand(n // block, n // block, generator=draw) < share
     return (drawn | torch.eye(n // block, dtype=torch.bool)).long()[None]
 
 
 def random_blocks(n: int) -> MaskMod:
-    """The pairs of `block_map`."""
+    """Return the mask of `block_map`."""
     kept = block_map(n)[0].bool()
     return lambda b, h, q, k: kept[q // 128, k // 128]
 
 
 def video_of(n: int) -> tuple[int, int, int]:
-    """Frames, height and width of a video with n tokens, n a power of two from 1024 on."""
+    """Return frames, height and width of a video with n tokens, n a power of two from 1024 on."""
     frames = 8
     height = 1 << ((n // frames).bit_length() - 1) // 2
     return frames, height, n // frames // height
 
 
 AROUND = 3
-"""Tiles that are seen along each axis."""
+"""Number of tiles that are visible along each axis."""
 
 
 def tile_of(n: int) -> tuple[int, int, int]:
-    """A tile of the video with n tokens: frames, height, width."""
+    """Return a tile of the video with n tokens: frames, height, width."""
     return (2, 4, 8) if n >= 4096 else (2, 2, 4)
 
 
 def sliding_tile(n: int) -> MaskMod:
-    """Tiles of a video around the query's, moved inward at an edge."""
+    """Return the mask of tiles of a video around the query's tile, moved inward at an edge."""
     frames, height, width = video_of(n)
     tile = tile_of(n)
 
@@ -209,7 +209,7 @@ WINDOWS = (
 )
 
 HEADS = 4
-"""The heads of every case on a CPU."""
+"""The number of heads of every case on a CPU."""
 
 BLOCKS = (
     MaskCase("blocked 512", compiled("blocked", block=512), blocked(512), causal=False),

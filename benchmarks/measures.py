@@ -1,4 +1,4 @@
-"""How values are read from rows: speed over a rival, the share of a bound, rank correlation, break-even lengths."""
+"""Values read from rows: speed over a rival, share of a bound, rank correlation, break-even length."""
 
 from __future__ import annotations
 
@@ -15,55 +15,55 @@ Read = Callable[[Rows], list[Measurement]]
 
 
 def anything(row: Row) -> bool:
-    """No row is left out."""
+    """Accept every row."""
     return True
 
 
 def timed(rows: Rows) -> Iterator[Row]:
-    """The rows with times, of every part."""
-    return (row for found in rows.values() for row in found if "ms" in row)
+    """Yield the rows with times, of every part."""
+    return (row for part_rows in rows.values() for row in part_rows if "ms" in row)
 
 
 def median(row: Row, name: str = "attnc") -> float | None:
-    """Milliseconds of a contender; None where it did not run."""
+    """Return the milliseconds of a contender, None if it did not run."""
     time = row["ms"].get(name)
     return None if time is None else float(time["median"])
 
 
 def speedup(row: Row, rival: str) -> float | None:
-    """How many times as fast as a rival; None where one of them did not run."""
+    """Return how many times as fast as a rival attnc is, None if one of them did not run."""
     mine, theirs = median(row, "attnc"), median(row, rival)
     return None if mine is None or theirs is None else theirs / mine
 
 
 def each(value: Callable[[Row], float | None], test: Test = anything) -> Read:
-    """A value of every timed row that passes a test and has it."""
+    """Return a reader of a value from every timed row that passes a test and has the value."""
 
     def read(rows: Rows) -> list[Measurement]:
-        found = ((row, value(row)) for row in timed(rows) if test(row))
-        return [Measurement(row["key"], x, row) for row, x in found if x is not None]
+        values = ((row, value(row)) for row in timed(rows) if test(row))
+        return [Measurement(row["key"], x, row) for row, x in values if x is not None]
 
     return read
 
 
 def over(rival: str, test: Test = anything) -> Read:
-    """The speed over a rival's."""
+    """Return a reader of the speed over a rival."""
     return each(lambda row: speedup(row, rival), test)
 
 
 def of_bound(row: Row) -> float | None:
-    """The percentage that was reached of the speed over dense attention that the live tiles allow."""
+    """Return the percentage reached of the speed over dense attention that the live tiles allow."""
     gain = speedup(row, "dense")
     return None if gain is None or "bound" not in row else 100 * gain / float(row["bound"])
 
 
 def single(label: str, value: float | None) -> list[Measurement]:
-    """One value for all rows, none where it is not known."""
+    """Return one value for all rows, or no measurement if it is unknown."""
     return [] if value is None else [Measurement(label, value)]
 
 
 def predictions(rows: Rows) -> list[tuple[Row, float, float]]:
-    """Rows with milliseconds that were predicted, and measured."""
+    """Return the rows with predicted and measured milliseconds."""
     return [
         (row, float(row["predicted"]["attnc"]), float(row["ms"]["attnc"]["median"]))
         for row in timed(rows)
@@ -72,14 +72,14 @@ def predictions(rows: Rows) -> list[tuple[Row, float, float]]:
 
 
 def error(row: Row) -> float | None:
-    """By how many percent a prediction is off, either way."""
+    """Return the absolute error of a prediction in percent."""
     if "predicted" not in row:
         return None
     return abs(100 * (float(row["predicted"]["attnc"]) / float(row["ms"]["attnc"]["median"]) - 1))
 
 
 def kendall(pairs: Sequence[tuple[float, float]]) -> float | None:
-    """Kendall's tau: the share of pairs of points in one order less that of those that are not; ties are left out."""
+    """Compute Kendall's tau: the share of concordant pairs of points less that of discordant ones, without ties."""
     signs = [
         math.copysign(1, (a - c) * (b - d)) for (a, b), (c, d) in itertools.combinations(pairs, 2) if a != c and b != d
     ]
@@ -87,9 +87,9 @@ def kendall(pairs: Sequence[tuple[float, float]]) -> float | None:
 
 
 def break_even(gains: Sequence[tuple[int, float]]) -> float | None:
-    """The length at which two take as long, of lengths and speedups, between the two around it on logarithmic scales.
+    """Return the break-even length, interpolated between the two lengths around it on logarithmic scales.
 
-    The least length where it is ahead at all of them; infinity where it is behind at the last.
+    The least length if attnc is ahead at every length; infinity if it is behind at the last.
     """
     points = sorted((float(n), math.log(gain)) for n, gain in gains)
     if not points:

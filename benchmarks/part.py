@@ -1,7 +1,7 @@
 """Run one part of the benchmarks: `python benchmarks/part.py NAME`, see --help.
 
-The result file is written after every row, whole or not at all: a part that is stopped keeps its rows, and continues
-after them when it is started again on the same machine with the same sources and versions.
+The result file is written after every row, completely or not at all: a stopped part keeps its rows and continues after
+them when it is started again on the same machine with the same sources and versions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import attnc
 
 
 def _end(*_: object) -> NoReturn:
-    """Exit, and with it own processes; again in five seconds, as callbacks of weak references swallow an exit."""
+    """Exit with child processes; exit again in five seconds, as callbacks of weak references swallow an exit."""
     signal.alarm(5)
     sys.exit(128 + signal.SIGTERM)
 
@@ -33,9 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "part", choices=[part.name for parts in suites.PARTS.values() for part in parts], metavar="NAME"
     )
-    parser.add_argument("--toy", action="store_true", help="toy sizes: seconds; a GPU's in Triton's interpreter")
+    parser.add_argument(
+        "--toy", action="store_true", help="toy sizes, in seconds; GPU parts run in Triton's interpreter"
+    )
     parser.add_argument("--out", type=Path, default=None, help="the result file (results/NAME.json)")
-    parser.add_argument("--fresh", action="store_true", help="measure again what is there")
+    parser.add_argument("--fresh", action="store_true", help="measure finished rows again")
     options = parser.parse_args(arguments)
     where, part = suites.find(options.part)
     if not Path(attnc.__file__).resolve().is_relative_to(ROOT):

@@ -1,4 +1,4 @@
-"""Planning: time and memory of the plan of a long sequence, before anything runs, and beside the call that follows."""
+"""Planning: time and memory of the plan of a long sequence before any call, and its share in the call that follows."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ pattern segments
 """
 
 
-def documents(count: int, least: int, most: int) -> Inputs:
-    """Ids of so many documents, whose lengths are from `least` to `most` in proportion and make up the tokens."""
+def documents(count: int, least: int, greatest: int) -> Inputs:
+    """Draw the ids of `count` documents with lengths in proportion to numbers from `least` to `most`."""
 
     def ids(n: int) -> dict[str, Any]:
         torch.manual_seed(0)
-        weights = torch.randint(least, most + 1, (count,), dtype=torch.float64)
+        weights = torch.randint(least, greatest + 1, (count,), dtype=torch.float64)
         lengths = (weights * (n / weights.sum())).long()
         lengths[-1] += n - lengths.sum()
         return {"doc": torch.repeat_interleave(torch.arange(count), lengths)[None]}
@@ -52,7 +52,7 @@ def as_segments(inputs: Inputs) -> Inputs:
 
 @dataclass(frozen=True)
 class PlanCase:
-    """A pattern; its inputs by length; its own length where it has one; milliseconds that are asked of it alone."""
+    """A pattern; its inputs by length; its own length if it has one; its own target in ms."""
 
     name: str
     spec: str
@@ -64,7 +64,7 @@ class PlanCase:
 
 VIDEO = {"frames": 30, "height": 48, "width": 80, "window": [18, 24, 24]}
 TOKENS = 806_662
-"""The tokens of the 32 documents."""
+"""The number of tokens of the 32 documents."""
 
 CASES = (
     PlanCase("causal", "causal"),
@@ -85,7 +85,7 @@ CASES = (
 
 
 def rows(setting: Setting) -> Iterator[Row]:
-    """A row for each pattern: plans that nothing has cached, their time and peak of Python memory; then `shares`."""
+    """Yield a row for each pattern: uncached plans, their time and peak of Python memory; then `shares`."""
     for case in CASES:
         n = case.n or MILLION
         if setting.toy and n > MILLION:
@@ -99,7 +99,7 @@ def _row(case: PlanCase, n: int, rounds: int) -> Row:
     inputs = case.inputs(n)
     time = interleaved({"plan": partial(_Fresh(case, rounds + 1).plan, n, inputs)}, rounds, 1)["plan"]
     peak = _peak(case, n, inputs)
-    plan = _compiled(case).plan(n, **inputs)  # after the timing, so that nothing of a plan is left from before
+    plan = _compiled(case).plan(n, **inputs)  # after the timing, so that no cached plan was left from before
     return {
         "pattern": case.name,
         "n": n,
@@ -116,7 +116,7 @@ SHARED = ("window 4096", "window 4096 + 7 sinks", "power", "32 documents, compar
 
 
 def _shares(setting: Setting) -> Iterator[Row]:
-    """Measure planning beside one forward call, 4 heads of 64 in fp32: the call that follows it, with its plan."""
+    """Measure planning as a share of one forward call, 4 heads of 64 in fp32, which includes its plan."""
     for case in (case for case in CASES if case.name in SHARED):
         for n in (2048,) if setting.toy else (8192, 32768):
             if (key := f"plan and call of {case.name} n={n}") in setting.done:
@@ -137,7 +137,7 @@ def _compiled(case: PlanCase) -> Attention:
 
 
 class _Fresh:
-    """Plans a pattern as if nothing had planned it before, each time; compiling it is not what is measured."""
+    """Plans a pattern without any cached plan, each time; compilation is not measured."""
 
     def __init__(self, case: PlanCase, times: int) -> None:
         self._attention = _compiled(case)

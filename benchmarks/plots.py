@@ -1,4 +1,4 @@
-"""The pictures of the report: speed against density, predicted against measured, speed against length."""
+"""The plots of the report: speed over density, predicted over measured times, speed over length."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from attnc.runtime.report.scales import LogScale, log_scale, short
 
 WIDTH, HEIGHT = 860, 440
 LEFT, RIGHT, TOP, BOTTOM = 70, 260, 72, 54
-"""Around the plot; the names of series stand at the right."""
+"""Margins around the plot; the names of series are at the right."""
 STYLES = ("seen", "partial", "bar", "soft")
-"""Colours of series, which have shapes of their own as well."""
+"""Colours of series, which also differ in shape."""
 
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one kind, joined where they are a line."""
+    """Points of one kind, connected if they are a line."""
 
     name: str
     points: Sequence[Point]
@@ -29,7 +29,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Plot:
-    """Both axes are logarithmic. `lines`: from one point to another, dashed, by their names; `note` below the title."""
+    """A plot with logarithmic axes. `lines`: dashed lines between two points, by name; `note` is below the title."""
 
     title: str
     note: str
@@ -38,10 +38,10 @@ class Plot:
     series: Sequence[Series]
     lines: Mapping[str, tuple[Point, Point]]
     square: bool = False
-    """Whether both axes have one scale."""
+    """Whether both axes have the same scale."""
 
     def svg(self) -> str:
-        """The picture."""
+        """Return the plot as SVG."""
         x, y = self._scales()
         said = f"{self.x_name} against {self.y_name}. {self.note}"
         parts = opening(self.title, said, WIDTH, HEIGHT)
@@ -74,12 +74,12 @@ class Plot:
 def _axes(x: LogScale, y: LogScale) -> list[str]:
     parts = []
     for tick in y.ticks():
-        at = px(y.at(tick))
-        parts.append(f'<path class="rule" d="M{px(x.start)} {at}H{px(x.end)}"/>')
+        height = px(y.at(tick))
+        parts.append(f'<path class="rule" d="M{px(x.start)} {height}H{px(x.end)}"/>')
         parts.append(label(x.start - 7, y.at(tick) + 4, _number(tick), "soft", 11, anchor="end"))
     for tick in x.ticks():
-        at = px(x.at(tick))
-        parts.append(f'<path class="rule" d="M{at} {px(y.end)}V{px(y.start)}"/>')
+        height = px(x.at(tick))
+        parts.append(f'<path class="rule" d="M{height} {px(y.end)}V{px(y.start)}"/>')
         parts.append(label(x.at(tick), y.start + 16, _number(tick), "soft", 11, anchor="middle"))
     return parts
 
@@ -95,16 +95,16 @@ def _dashed(name: str, first: Point, last: Point) -> list[str]:
 
 
 def _drawn(one: Series, number: int, x: LogScale, y: LogScale) -> list[str]:
-    at = [(x.at(a), y.at(b)) for a, b in one.points]
+    points = [(x.at(a), y.at(b)) for a, b in one.points]
     parts = []
     if one.joined:
-        path = "L".join(f"{px(a)} {px(b)}" for a, b in sorted(at))
+        path = "L".join(f"{px(a)} {px(b)}" for a, b in sorted(points))
         parts.append(f'<path class="line" d="M{path}" fill="none" stroke-width="1.2"/>')
-    return parts + [_mark(a, b, number) for a, b in at]
+    return parts + [_mark(a, b, number) for a, b in points]
 
 
 def _mark(x: float, y: float, number: int) -> str:
-    """A disc, a square, a diamond or a triangle."""
+    """Return a disc, a square, a diamond or a triangle."""
     shapes = ("M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z", "M-3.5 -3.5h7v7h-7z", "M0 -5l5 5l-5 5l-5 -5z", "M0 -5l5 9h-10z")
     style, shape = STYLES[number % len(STYLES)], shapes[number % len(shapes)]
     return f'<path class="{style}" fill-opacity=".8" transform="translate({px(x)} {px(y)})" d="{shape}"/>'
@@ -116,21 +116,21 @@ def _legend(name: str, number: int) -> list[str]:
 
 
 def reciprocal(low: float, high: float) -> tuple[Point, Point]:
-    """The line of speedups that are one over the density."""
+    """Return the line of speedups equal to one over the density."""
     return (high, 1 / high), (low, 1 / low)
 
 
 def diagonal(values: Sequence[float]) -> tuple[Point, Point]:
-    """The line of equal values."""
+    """Return the line of equal values."""
     low, high = min(values), max(values)
     return (low, low), (high, high)
 
 
 def level(value: float, xs: Sequence[float]) -> tuple[Point, Point]:
-    """A horizontal line."""
+    """Return a horizontal line."""
     return (min(xs), value), (max(xs), value)
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The value that a share of them do not pass."""
+    """Return the value that this share of the values does not exceed."""
     return sorted(values)[math.ceil(share * len(values)) - 1]

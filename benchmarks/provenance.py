@@ -12,18 +12,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 COMMIT = "ATTNC_BENCHMARK_COMMIT"
-"""Names the commit where git is not at hand, as on a machine that was sent the files alone."""
+"""Variable that names the commit if git is not available, as on a machine that only has the files."""
 
 WRITTEN = ("benchmarks/results", "docs")
-"""Folders that results and what is generated from them are written to: changes there decide no result."""
+"""Folders of results and generated files: changes in them do not affect results."""
 
 
 SOURCES = ("spec", "compiler", "runtime", "stdlib_patterns", "src", "benchmarks", "tests")
-"""Folders in which a new file may decide a result."""
+"""Folders in which a new file may affect a result."""
 
 
 class UncommittedError(Exception):
-    """A result would name a commit that it is not of."""
+    """A result would name a commit whose sources differ."""
 
 
 def header() -> dict[str, object]:
@@ -44,14 +44,14 @@ def header() -> dict[str, object]:
 
 def commit(root: Path = ROOT) -> str:
     """Return the commit that is checked out, with `-dirty` where sources differ from it."""
-    found = _git(root, "describe", "--always")
-    if not found:
+    version = _git(root, "describe", "--always")
+    if not version:
         return os.environ.get(COMMIT, "unknown")
-    return f"{found}-dirty" if changed(root) else found
+    return f"{version}-dirty" if changed(root) else version
 
 
 def changed(root: Path = ROOT) -> list[str]:
-    """Return the files, new ones among them, that differ from the commit; without git: none."""
+    """Return the files that differ from the commit, including new ones; none without git."""
     excluded = [f":(exclude){folder}" for folder in WRITTEN]
     tracked = _git(root, "diff", "--name-only", "HEAD", "--", ".", *excluded)
     new = _git(root, "ls-files", "--others", "--exclude-standard", "--", *SOURCES, *excluded)

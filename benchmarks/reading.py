@@ -1,4 +1,4 @@
-"""Result files as they are kept in `results/`."""
+"""Result files in `results/`."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ class Result:
 
 
 def load(folder: Path = timing.RESULTS) -> dict[str, Result]:
-    """The results that are there, by part, in the order of the suites."""
-    found = {}
+    """Return the existing results by part, in the order of the suites."""
+    results = {}
     for parts in suites.PARTS.values():
         for part in parts:
             path = folder / f"{part.name}.json"
             if path.exists():
                 facts = json.loads(path.read_text(encoding="utf-8"))
-                found[part.name] = Result(part.name, facts, facts.pop("rows"))
-    return found
+                results[part.name] = Result(part.name, facts, facts.pop("rows"))
+    return results
 
 
 def rows(results: Mapping[str, Result]) -> dict[str, Sequence[Row]]:
-    """The rows alone, by part."""
+    """Return only the rows, by part."""
     return {name: result.rows for name, result in results.items()}

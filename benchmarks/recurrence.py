@@ -1,11 +1,11 @@
-"""Recurrences on this machine: by chunks against a loop over tokens, and against the chunk forms of others in torch.
+"""Recurrences on this machine: in chunks, against a loop over tokens and against others' chunk forms in torch.
 
-`loop` is what one writes from the equations: a state (B, H, dk, dv), a few operations of torch a token, what reads no
-state computed before. `fla` is flash-linear-attention's own chunk form in torch (`naive.py`), where one exists that
-computes the same (Comba's corrects the state before its decay) and the package is there: `pip install --no-deps
-fla-core==0.6.0 einops`; its files are loaded one by one, as the package itself wants a GPU. Every contender is checked
-against the loop before it is timed. Rows at 8192 and 65536 tokens tell whether tokens per
-second hold.
+`loop` is written directly from the equations: a state (B, H, dk, dv), a few torch operations per token; values that do
+not depend on the state are computed before. `fla` is flash-linear-attention's own chunk form in torch (`naive.py`), if
+it has an equal one (Comba's corrects the state before its decay) and is installed: `pip install --no-deps
+fla-core==0.6.0 einops`; its files are loaded one by one, as the package itself needs a GPU. Every contender is compared
+with the loop before it is timed. Rows at 8192 and 65536 tokens show whether tokens per second stay
+constant.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _unit(*shape: int) -> Tensor:
 
 
 SHORTER = {"mesa": 8}
-"""Lengths are divided by this: 30 solves a token."""
+"""Divisors of the lengths of slow recurrences: Mesa takes 30 solver steps per token."""
 
 
 def _inputs(name: str, n: int) -> dict[str, Tensor]:
@@ -112,24 +112,24 @@ def _fla(operation: str) -> ModuleType | None:
     return module
 
 
-def _naive(name: str, q: Tensor, k: Tensor, v: Tensor, given: dict[str, Tensor]) -> Callable[[], Any] | None:
-    """The chunk form in torch of a recurrence."""
+def _naive(name: str, q: Tensor, k: Tensor, v: Tensor, inputs: dict[str, Tensor]) -> Callable[[], Any] | None:
+    """Return the chunk form in torch of a recurrence."""
     by_token = [x.transpose(1, 2).contiguous() for x in (q, k, v)]
     match name:
         case "mamba2_ssd" if (module := _fla("simple_gla")) is not None:
             call, (own_q, own_k, own_v) = module.naive_chunk_simple_gla, by_token
-            dt, D = given["dt"][..., None], given["D"][:, None, None]
-            return lambda: call(own_q, own_k * dt, own_v, given["g"], scale=1.0)[0].transpose(1, 2) + D * v
+            dt, D = inputs["dt"][..., None], inputs["D"][:, None, None]
+            return lambda: call(own_q, own_k * dt, own_v, inputs["g"], scale=1.0)[0].transpose(1, 2) + D * v
         case "delta_net" if (module := _fla("delta_rule")) is not None:
-            beta = given["beta"].transpose(1, 2).contiguous()
+            beta = inputs["beta"].transpose(1, 2).contiguous()
             call = module.delta_rule_chunkwise
             return lambda: call(q, k, v, beta)[0]
         case "gated_delta_net" if (module := _fla("gated_delta_rule")) is not None:
             call = module.naive_chunk_gated_delta_rule
-            return lambda: call(*by_token, given["g"], given["beta"])[0].transpose(1, 2)
+            return lambda: call(*by_token, inputs["g"], inputs["beta"])[0].transpose(1, 2)
         case "kimi_delta" if (module := _fla("kda")) is not None:
             call = module.naive_chunk_kda
-            return lambda: call(*by_token, given["g"], given["beta"])[0].transpose(1, 2)
+            return lambda: call(*by_token, inputs["g"], inputs["beta"])[0].transpose(1, 2)
     return None
 
 
@@ -137,7 +137,7 @@ def _naive(name: str, q: Tensor, k: Tensor, v: Tensor, given: dict[str, Tensor])
 
 
 def rows(setting: Setting) -> Iterator[Row]:
-    """A row for each recurrence and length."""
+    """Yield a row for each recurrence and length."""
     for name in LOOPS:
         for whole in (128,) if setting.toy else LENGTHS:
             n = whole // SHORTER.get(name, 1)
@@ -150,46 +150,48 @@ def _row(name: str, n: int, rounds: int) -> Row:
     torch.manual_seed(0)
     attend = compile_attention(name)
     q, k, v = _tensors(name, n)
-    given = _inputs(name, n)
-    naive = _naive(name, q, k, v, given)
+    inputs = _inputs(name, n)
+    naive = _naive(name, q, k, v, inputs)
     row: Row = {"pattern": name, "n": n, "d": DIM, "dk": q.shape[-1], "dtype": "float32", "heads": HEADS}
     row["direction"] = "forward"
     with torch.no_grad():
-        found = _errors(name, attend, (q, k, v), given)
+        error_by_name = _errors(name, attend, (q, k, v), inputs)
         if naive is not None:
-            found |= {"fla": exact.errors({"out": naive()}, {"out": attend(q, k, v, **_any(given)).double()})["out"]}
-        row |= {"errors": found, "ok": max(found.values()) <= TOLERANCE}
+            error_by_name |= {
+                "fla": exact.errors({"out": naive()}, {"out": attend(q, k, v, **_any(inputs)).double()})["out"]
+            }
+        row |= {"errors": error_by_name, "ok": max(error_by_name.values()) <= TOLERANCE}
         if not row["ok"]:
             return row
-        contenders: dict[str, Callable[[], object]] = {"attnc": lambda: attend(q, k, v, **_any(given))}
+        contenders: dict[str, Callable[[], object]] = {"attnc": lambda: attend(q, k, v, **_any(inputs))}
         if n <= 8192:
-            contenders["loop"] = lambda: LOOPS[name](q, k, v, **given)
+            contenders["loop"] = lambda: LOOPS[name](q, k, v, **inputs)
             if name in LEAN:
-                contenders["lean loop"] = lambda: LEAN[name](q, k, v, **given)
+                contenders["lean loop"] = lambda: LEAN[name](q, k, v, **inputs)
         if naive is not None:
             contenders["fla"] = naive
         times = interleaved(contenders, rounds, warm_up=1)
-    times |= interleaved({"attnc, backward": _backward(attend, (q, k, v), given)}, rounds, warm_up=1)
+    times |= interleaved({"attnc, backward": _backward(attend, (q, k, v), inputs)}, rounds, warm_up=1)
     return row | {"ms": {key: as_json(timing) for key, timing in times.items()}}
 
 
-def _any(given: dict[str, Tensor]) -> dict[str, Any]:
-    return dict(given)
+def _any(inputs: dict[str, Tensor]) -> dict[str, Any]:
+    return dict(inputs)
 
 
-def _errors(name: str, attend: Attention, tensors: tuple[Tensor, ...], given: dict[str, Tensor]) -> dict[str, float]:
-    """The first tokens against the loop in 64 bits."""
+def _errors(name: str, attend: Attention, tensors: tuple[Tensor, ...], inputs: dict[str, Tensor]) -> dict[str, float]:
+    """Return the errors of the first tokens against the loop in fp64."""
     q, k, v = (x[:, :, :CHECKED] for x in tensors)
     n = tensors[0].shape[2]
-    own = {key: x[:, :CHECKED] if x.ndim > 1 and x.shape[:2] == (1, n) else x for key, x in given.items()}
-    wide = {key: x.to(torch.promote_types(x.dtype, torch.float64)) for key, x in own.items()}
+    first_inputs = {key: x[:, :CHECKED] if x.ndim > 1 and x.shape[:2] == (1, n) else x for key, x in inputs.items()}
+    wide = {key: x.to(torch.promote_types(x.dtype, torch.float64)) for key, x in first_inputs.items()}
     true = LOOPS[name](q.double(), k.double(), v.double(), **wide)
-    return exact.errors({"out": attend(q, k, v, **_any(own))}, {"out": true})
+    return exact.errors({"out": attend(q, k, v, **_any(first_inputs))}, {"out": true})
 
 
-def _backward(attend: Attention, tensors: tuple[Tensor, ...], given: dict[str, Tensor]) -> Callable[[], object]:
+def _backward(attend: Attention, tensors: tuple[Tensor, ...], inputs: dict[str, Tensor]) -> Callable[[], object]:
     leaves = [x.detach().requires_grad_() for x in tensors]
-    own = {key: x.detach().requires_grad_() for key, x in given.items()}
-    out = attend(leaves[0], leaves[1], leaves[2], **_any(own))
-    wanted, weight = [*leaves, *own.values()], torch.randn_like(out)
+    leaf_inputs = {key: x.detach().requires_grad_() for key, x in inputs.items()}
+    out = attend(leaves[0], leaves[1], leaves[2], **_any(leaf_inputs))
+    wanted, weight = [*leaves, *leaf_inputs.values()], torch.randn_like(out)
     return lambda: torch.autograd.grad(out, wanted, weight, retain_graph=True, allow_unused=True)

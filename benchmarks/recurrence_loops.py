@@ -1,4 +1,4 @@
-"""Recurrences as loops over tokens, as one writes them from the equations: what attnc is raced and held against."""
+"""Recurrences as loops over tokens, written directly from the equations: the oracle and a rival of attnc."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Loop = Callable[..., Tensor]
 
 
 def _looped(step: Callable[[Tensor, int], Tensor], q: Tensor, state: Tensor, *, before: bool = False) -> Tensor:
-    """Return the reads of tokens: qᵀ S after the step, or before it."""
+    """Return the reads of all tokens: qᵀ S after the step, or before it."""
     outs = []
     for t in range(q.shape[2]):
         seen = state
@@ -33,7 +33,7 @@ def _sum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _decayed(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, *, before: bool = False) -> Tensor:
-    """`decay` (B, H, T, …) broadcasts to the state."""
+    """Loop over a decayed state; `decay` (B, H, T, …) broadcasts to the state."""
 
     def step(S: Tensor, t: int) -> Tensor:
         return decay[:, :, t] * S + k[:, :, t, :, None] * v[:, :, t, None]
@@ -47,8 +47,8 @@ def _constant(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _scalar(q: Tensor, k: Tensor, v: Tensor, g: Tensor, dt: Tensor, D: Tensor) -> Tensor:
-    decay, given = g.transpose(1, 2).exp()[..., None, None], dt.transpose(1, 2)[..., None] * k
-    return _decayed(q, given, v, decay) + D[:, None, None] * v
+    decay, written = g.transpose(1, 2).exp()[..., None, None], dt.transpose(1, 2)[..., None] * k
+    return _decayed(q, written, v, decay) + D[:, None, None] * v
 
 
 def _rows(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
@@ -57,8 +57,8 @@ def _rows(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
 
 def _before(q: Tensor, k: Tensor, v: Tensor, g: Tensor, u: Tensor) -> Tensor:
     scaled = q * q.shape[-1] ** -0.5
-    own: Tensor = (scaled * u[:, None] * k).sum(-1, keepdim=True) * v
-    return _decayed(scaled, k, v, g.transpose(1, 2).exp()[..., None], before=True) + own
+    bonus: Tensor = (scaled * u[:, None] * k).sum(-1, keepdim=True) * v
+    return _decayed(scaled, k, v, g.transpose(1, 2).exp()[..., None], before=True) + bonus
 
 
 def _slots(q: Tensor, k: Tensor, v: Tensor, g: Tensor, s: Tensor) -> Tensor:
@@ -121,19 +121,19 @@ def _rank_one(q: Tensor, k: Tensor, v: Tensor, w: Tensor, a: Tensor, b: Tensor, 
 
 
 def _entries(q: Tensor, k: Tensor, v: Tensor, dt: Tensor, A: Tensor, D: Tensor) -> Tensor:
-    """As Mamba's own (`selective_scan_ref` of state-spaces/mamba): decays and writes of all tokens first."""
+    """Loop as in Mamba's code (`selective_scan_ref` of state-spaces/mamba): decays and writes of all tokens first."""
     dt = dt.transpose(1, 2)
-    decay, given = (dt[..., None, :] * A[:, None]).exp(), k[..., :, None] * (dt * v)[..., None, :]
-    return _looped(lambda S, t: decay[:, :, t] * S + given[:, :, t], q, _empty(k, v)) + D[:, None] * v
+    decay, written = (dt[..., None, :] * A[:, None]).exp(), k[..., :, None] * (dt * v)[..., None, :]
+    return _looped(lambda S, t: decay[:, :, t] * S + written[:, :, t], q, _empty(k, v)) + D[:, None] * v
 
 
 def _entries_at_once(q: Tensor, k: Tensor, v: Tensor, dt: Tensor, A: Tensor, D: Tensor) -> Tensor:
     """Run the loop with every value computed where it is used, so that values stay in the cache."""
     dt = dt.transpose(1, 2)
-    given = dt * v
+    written = dt * v
 
     def step(S: Tensor, t: int) -> Tensor:
-        return (dt[:, :, t, None] * A).exp() * S + k[:, :, t, :, None] * given[:, :, t, None]
+        return (dt[:, :, t, None] * A).exp() * S + k[:, :, t, :, None] * written[:, :, t, None]
 
     return _looped(step, q, _empty(k, v)) + D[:, None] * v
 
@@ -144,14 +144,14 @@ def _softmax(q: Tensor, k: Tensor, v: Tensor, w: Tensor) -> Tensor:
     outs = []
     for t in range(v.shape[2]):
         new = torch.maximum(top, scores[:, :, t])
-        keep, own = (top - new).exp(), (scores[:, :, t] - new).exp()
-        total, mean, top = keep * total + own, keep * mean + own * v[:, :, t], new
+        keep, share = (top - new).exp(), (scores[:, :, t] - new).exp()
+        total, mean, top = keep * total + share, keep * mean + share * v[:, :, t], new
         outs.append(mean / total)
     return torch.stack(outs, 2)
 
 
 def _slopes(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, hold: Tensor, forget: Tensor) -> Tensor:
-    """Titans: momentum P of slopes at the first weights of each 64 tokens."""
+    """Loop over Titans: momentum P of the slopes at the first weights of each 64 tokens."""
     P = first = M = _empty(k, v)
     rate, hold, forget = (x.transpose(1, 2)[..., None, None] for x in (rate, hold, forget))
     outs, keys, keep = [], -2 * rate * k[..., None], 1 - forget
@@ -165,10 +165,10 @@ def _slopes(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, hold: Tensor, forget:
 
 def _complex(q: Tensor, k: Tensor, v: Tensor, L: Tensor, dt: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
     decay = (L * dt).exp()
-    given = torch.einsum("hnv,bhtv->bhtn", B * ((decay - 1) / L)[..., None], v.to(B.dtype))
-    x, states = torch.zeros_like(given[:, :, 0]), []
+    written = torch.einsum("hnv,bhtv->bhtn", B * ((decay - 1) / L)[..., None], v.to(B.dtype))
+    x, states = torch.zeros_like(written[:, :, 0]), []
     for t in range(v.shape[2]):
-        x = decay * x + given[:, :, t]
+        x = decay * x + written[:, :, t]
         states.append(x)
     return 2 * torch.einsum("hvn,bhtn->bhtv", C, torch.stack(states, 2)).real + D[:, None] * v
 
@@ -185,7 +185,7 @@ def _solved(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, ridge: Ten
 
 
 def _descended(A: Tensor, ridge: Tensor, q: Tensor) -> Tensor:
-    """30 steps of conjugate gradients."""
+    """Take 30 steps of conjugate gradients."""
     x, rest = torch.zeros_like(q), q
     direction, size = q, (q * q).sum(-1, keepdim=True)
     for _ in range(30):
@@ -216,7 +216,7 @@ LOOPS: dict[str, Loop] = {
     "s5": _complex,
     "mesa": _solved,
 }
-"""A recurrence of each class, with a loop over its tokens."""
+"""The loop over tokens for a recurrence of each class."""
 
 LEAN: dict[str, Loop] = {"mamba1": _entries_at_once}
-"""Loops that do without tensors over all tokens."""
+"""Loops without tensors over all tokens."""

@@ -1,7 +1,7 @@
-"""The machine code of recurrence kernels, read without a GPU: `python benchmarks/recurrent_kernels.py`.
+"""Read the machine code of recurrence kernels without a GPU: `python benchmarks/recurrent_kernels.py`.
 
-`--library`, into results/kernels-recurrences-triton-*.json: not classes, but the kernels that calls of the library's
-recurrences start. What the file tells of kernels as they are now stays.
+`--library` reads, instead of one kernel per class, the kernels that calls of the library's recurrences start, and
+writes results/kernels-recurrences-triton-*.json. Rows of unchanged kernels stay in the file.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from attnc.runtime.gpu.recurrent.recurrence_gate import SELECTION, cases, judge
 
 
 def main() -> int:
-    """Compile, judge and print; 1 where a kernel may not go out."""
+    """Compile, judge and print; return 1 if a kernel fails its checks."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     parser.add_argument("--head-dims", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     parser.add_argument("--classes", nargs="+", choices=list(SELECTION), default=list(SELECTION))
-    parser.add_argument("--stages", nargs="+", help="of the kernels; all where it is not given")
+    parser.add_argument("--stages", nargs="+", help="stages of the kernels (default: all)")
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--library", action="store_true", help="of the library's recurrences, into a table")
+    parser.add_argument("--library", action="store_true", help="the kernels of the library's recurrences, into a table")
     options = parser.parse_args()
     if options.library:
-        asked = Asked(frozenset(options.targets), frozenset(options.head_dims), options.dtype)
+        scope = Asked(frozenset(options.targets), frozenset(options.head_dims), options.dtype)
         wanted = library_gate.cases(library_gate.whole_library(), options.targets, options.head_dims, options.dtype)
-        return read_library("recurrences", wanted, asked, judge, options.processes)
+        return read_library("recurrences", wanted, scope, judge, options.processes)
     forms = [SELECTION[name] for name in options.classes]
-    found = list(cases(options.targets, options.head_dims, options.dtype, forms))
-    found = [case for case in found if not options.stages or case.stage in options.stages]
+    kernels = list(cases(options.targets, options.head_dims, options.dtype, forms))
+    kernels = [case for case in kernels if not options.stages or case.stage in options.stages]
     failed = 0
-    for i, outcome in compile_all([(case.source, case.target) for case in found], options.processes):
-        reasons = judge(found[i], outcome)
+    for i, outcome in compile_all([(case.source, case.target) for case in kernels], options.processes):
+        reasons = judge(kernels[i], outcome)
         failed += bool(reasons)
-        print(line(found[i], outcome, reasons), flush=True)
-    print(f"{len(found)} kernels, {failed} may not go out")
+        print(line(kernels[i], outcome, reasons), flush=True)
+    print(f"{len(kernels)} kernels, {failed} failed")
     return int(failed > 0)
 
 

@@ -1,8 +1,8 @@
-"""Attention to chosen keys against dense causal attention: choosing is part of what is timed.
+"""Attention to selected keys against dense causal attention; the timing includes the selection.
 
-`choice alone` is its part. Queries and keys are random, so that rows choose unlike each other, which is the
-hardest case for gathered queries; `density` is pairs that are attended to, over those of the dense call. `predicted`:
-what `attend.simulate` says of both, at the rates that `attnc doctor --measure` measured, if it has.
+`choice alone` is the selection's part. Queries and keys are random, so that rows select different keys, which is the
+hardest case for gathered queries; `density` is attended pairs over the pairs of the dense call. `predicted` is the
+prediction of `attend.simulate` for both, at the rates of `attnc doctor --measure`, if measured.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ CASES: tuple[tuple[str, dict[str, Any], int, int], ...] = (
     ("moba", {"block": 512, "topk": 3}, 4, 4),
     ("native_sparse", {}, 4, 1),
 )
-"""Patterns, parameters, heads and kv heads."""
+"""Patterns, parameters, query heads and kv heads."""
 
 DIM = 64
 LENGTHS = (4096, 8192, 16384, 32768)
 ROUNDS = 3
 CHECKED = 1024
-"""Tokens of a row that are held against the reference, which holds every pair."""
+"""Number of tokens of a row that are compared with the reference, which stores every pair."""
 TOLERANCE = 2e-5
 
 
 def rows(setting: Setting) -> Iterator[Row]:
-    """A row for each pattern, length and direction; what is right first."""
+    """Yield a row for each pattern, length and direction, after a check of its results."""
     for n in (1024,) if setting.toy else LENGTHS:
         for name, params, heads, kv_heads in CASES:
             for direction in ("forward", "forward+backward"):
@@ -54,8 +54,8 @@ def _row(name: str, params: dict[str, Any], heads: tuple[int, int], n: int, dire
     weights = torch.randn(1, heads[0], n, DIM)
     row: Row = {"pattern": name, "params": params, "n": n, "d": DIM, "dtype": "float32", "direction": direction}
     row |= {"heads": heads[0], "kv_heads": heads[1]}
-    found = _errors(attend, [x.detach()[:, :, :CHECKED] for x in (q, k, v, weights)], inputs, trains)
-    row |= {"errors": found, "ok": max(found.values()) <= TOLERANCE}
+    error_by_name = _errors(attend, [x.detach()[:, :, :CHECKED] for x in (q, k, v, weights)], inputs, trains)
+    row |= {"errors": error_by_name, "ok": max(error_by_name.values()) <= TOLERANCE}
     if not row["ok"]:
         return row
 
@@ -82,8 +82,10 @@ def _row(name: str, params: dict[str, Any], heads: tuple[int, int], n: int, dire
 def _errors(attend: Attention, tensors: list[Tensor], inputs: dict[str, Any], trains: bool) -> dict[str, float]:
     """Return the errors of the first tokens against the reference, which selects by the same scores in fp32."""
     *operands, weights = tensors
-    own = {name: x[:, : weights.shape[2]] for name, x in inputs.items()}
-    return exact.errors(*(_results(call, operands, weights, own, trains) for call in (attend, attend.reference)))
+    first_inputs = {name: x[:, : weights.shape[2]] for name, x in inputs.items()}
+    return exact.errors(
+        *(_results(call, operands, weights, first_inputs, trains) for call in (attend, attend.reference))
+    )
 
 
 def _results(
@@ -91,12 +93,12 @@ def _results(
 ) -> dict[str, Tensor]:
     leaves = [x.clone().requires_grad_(trains) for x in operands]
     out = call(*leaves, **inputs)
-    given = torch.autograd.grad(out, leaves, weights) if trains else ()
-    return {"out": out.detach()} | {f"d{name}": x for name, x in zip("qkv", given, strict=False)}
+    gradients = torch.autograd.grad(out, leaves, weights) if trains else ()
+    return {"out": out.detach()} | {f"d{name}": x for name, x in zip("qkv", gradients, strict=False)}
 
 
 def _predicted(attend: Attention, inputs: dict[str, Any], row: Row) -> Row:
-    """Milliseconds of the pattern and of dense causal attention."""
+    """Return predicted milliseconds of the pattern and of dense causal attention."""
     stages: tuple[Literal["forward", "backward"], ...] = ("forward", "backward")
     stages = stages if row["direction"] == "forward+backward" else stages[:1]
     size: dict[str, Any] = {"heads": row["heads"], "kv_heads": row["kv_heads"], "head_dim": row["d"]}
@@ -107,7 +109,7 @@ def _predicted(attend: Attention, inputs: dict[str, Any], row: Row) -> Row:
 
 
 def _pairs(attend: Attention, q: Tensor, k: Tensor, v: Tensor, inputs: dict[str, Any]) -> float:
-    """Pairs of a query and a chosen key, over those of causal attention: by the sizes of blocks."""
+    """Return pairs of a query and a selected key, over those of causal attention, from the sizes of blocks."""
     n = q.shape[2]
     block = attend.parameters["block"]
     assert isinstance(block, int)

@@ -1,7 +1,7 @@
-"""The benchmarks of this machine: `python benchmarks/run.py cpu`, a process for each part; see --help and --list.
+"""Run the benchmarks of this machine, a process for each part: `python benchmarks/run.py cpu`; see --help and --list.
 
-What is measured already, on this machine, with these sources and versions, is not measured again (--fresh does).
-Status 1 where a part failed or a result is wrong.
+Rows that were measured on this machine with these sources and versions are not measured again, except with --fresh.
+The exit status is 1 if a part failed or a result is wrong.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from attnc.runtime.commands.console import print_json, progress
 How = Literal["complete", "was complete", "wrong", "failed", "stopped", "not begun"]
 
 ENDING = 15.0
-"""Seconds that a part has to end in once it is asked to."""
+"""Seconds in which a part must end after the request."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a part ended, and what it said last."""
+    """How a part ended, and its last output."""
 
     part: Part
     how: How
@@ -46,7 +46,7 @@ class Ended:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the parts of a suite, then say what the goals came to."""
+    """Run the parts of a suite, then print the verdicts of its goals."""
     options = _options(arguments)
     parts = suites.chosen(options.where, options.suite)
     if options.list:
@@ -72,17 +72,23 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("where", choices=list(suites.PARTS))
     parser.add_argument("--suite", choices=[*suites.SUITES, "all"], default="all")
-    parser.add_argument("--budget", type=float, metavar="MIN", help="minutes; what does not fit waits for the next run")
-    parser.add_argument("--toy", action="store_true", help="every line of it in seconds: the figures mean nothing")
-    parser.add_argument("--fresh", action="store_true", help="measure again what is there")
-    parser.add_argument("--list", action="store_true", help="the parts, and do nothing")
-    parser.add_argument("--json", action="store_true", help="the verdicts as JSON on stdout")
-    parser.add_argument("--html", type=Path, nargs="?", const=Path("performance.html"), help="the report as one page")
+    parser.add_argument(
+        "--budget", type=float, metavar="MIN", help="maximum minutes; parts that do not fit wait for the next run"
+    )
+    parser.add_argument(
+        "--toy", action="store_true", help="run all code at toy sizes, in seconds; the figures mean nothing"
+    )
+    parser.add_argument("--fresh", action="store_true", help="measure finished rows again")
+    parser.add_argument("--list", action="store_true", help="list the parts and exit")
+    parser.add_argument("--json", action="store_true", help="print the verdicts as JSON")
+    parser.add_argument(
+        "--html", type=Path, nargs="?", const=Path("performance.html"), help="write the report as one page"
+    )
     return parser.parse_args(arguments)
 
 
 def _all(parts: Sequence[Part], setting: Setting, budget: float | None, *, fresh: bool) -> Iterator[Ended]:
-    """Every part in turn; with a budget those that have time, the last stopped at its end."""
+    """Run every part in turn; with a budget the parts that have time, the last stopped at its end."""
     until = None if budget is None else time.monotonic() + 60 * budget
     with progress("benchmarks", len(parts)) as step:
         for number, part in enumerate(parts, 1):
@@ -97,7 +103,7 @@ def _all(parts: Sequence[Part], setting: Setting, budget: float | None, *, fresh
 
 
 def _one(part: Part, setting: Setting, left: float | None, step: Callable[[str], None], *, fresh: bool) -> Ended:
-    """A part, unless it is there or has no time; `left` are seconds."""
+    """Run a part unless it is complete or has no time; `left` is in seconds."""
     out = part.file(setting.toy)
     if not fresh and is_complete(part, setting, out):
         return Ended(part, "was complete", len(_rows(part, setting)), 0)
@@ -115,14 +121,14 @@ def _one(part: Part, setting: Setting, left: float | None, step: Callable[[str],
 
 
 def _rows(part: Part, setting: Setting) -> Sequence[Row]:
-    found = reading.load(part.file(setting.toy).parent).get(part.name)
-    return found.rows if found else ()
+    result = reading.load(part.file(setting.toy).parent).get(part.name)
+    return result.rows if result else ()
 
 
 def _process(
     part: Part, setting: Setting, left: float | None, step: Callable[[str], None], *, fresh: bool
 ) -> tuple[int | None, str]:
-    """The status of a part's process, None where its time was over, and the last it said."""
+    """Return the status of a part's process, None if its time was over, and its last output."""
     out = part.file(setting.toy)
     command = [sys.executable, str(ROOT / "benchmarks" / "part.py"), part.name, "--out", str(out)]
     command += ["--toy"] * setting.toy + ["--fresh"] * fresh
@@ -138,25 +144,25 @@ def _process(
         finally:
             for timer in timers:
                 timer.cancel()
-            process.terminate()  # nothing where it has ended
+            process.terminate()  # no effect if it has ended
     stopped = process.returncode != 0 and time.monotonic() >= until
     return None if stopped else process.returncode, "\n".join(said)
 
 
 def _timers(process: subprocess.Popen[str], left: float) -> list[threading.Timer]:
-    """Ask a process to end when its time is over, and end it a little later."""
-    found = [threading.Timer(left, process.terminate), threading.Timer(left + ENDING, process.kill)]
-    for timer in found:
+    """Ask a process to end when its time is over, and kill it a little later."""
+    timers = [threading.Timer(left, process.terminate), threading.Timer(left + ENDING, process.kill)]
+    for timer in timers:
         timer.daemon = True
         timer.start()
-    return found
+    return timers
 
 
 def _tell(where: str, suite: str, ended: Sequence[Ended], *, as_json: bool, folder: Path) -> None:
-    """How the parts ended, and what the goals of these suites came to."""
+    """Print how the parts ended, and the verdicts of the goals of these suites."""
     results = reading.load(folder)
-    asked = [goal for goal in all_goals.GOALS if goal.where == where and suite in ("all", goal.suite)]
-    verdicts = [goals.verdict(goal, reading.rows(results), causes.why) for goal in asked]
+    wanted = [goal for goal in all_goals.GOALS if goal.where == where and suite in ("all", goal.suite)]
+    verdicts = [goals.verdict(goal, reading.rows(results), causes.why) for goal in wanted]
     if as_json:
         told = [{"part": one.part.name, "ended": one.how, "rows": one.rows, "minutes": one.minutes} for one in ended]
         print_json({"where": where, "parts": told, "goals": [_as_json(one) for one in verdicts]})
@@ -183,7 +189,7 @@ def _as_json(verdict: goals.Verdict) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the part that runs ends with it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the running part too
     try:
         raise SystemExit(main())
     except KeyboardInterrupt:

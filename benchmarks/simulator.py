@@ -1,6 +1,6 @@
-"""The simulator against the cpu executor: predicted and measured times, the bounds, and the schedule that was chosen.
+"""The simulator against the cpu executor: predicted and measured times, the bounds, and the chosen schedule.
 
-Its constants are measured first, by `calibrate.py`; none of these patterns is among what that runs.
+Its constants are measured first, by `calibrate.py`, which runs none of these patterns.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from attnc.runtime.tuning.timer import Timing
 
 HEADS = 4
 CALIBRATIONS = 5
-"""Calibrations on dense calls, before anything else: predictions take the median of each rate, bounds the best."""
+"""Number of calibrations on dense calls before all else: predictions use the median of each rate, bounds the best."""
 
 MOST = 6
-"""Alternatives of a schedule that are run, of those that are predicted to be the fastest."""
+"""Maximum number of alternative schedules that are run, those with the best predictions first."""
 
 CHECKED = 1600
-"""Up to so many tokens a row is held against the reference first."""
+"""Maximum number of tokens for which a row is compared with the reference."""
 
 LENGTHS, WIDTHS, DTYPES, ROUNDS = (768, 1536, 3072), (64, 128), (torch.float32, torch.bfloat16), 7
 
@@ -70,7 +70,7 @@ def _documents(n: int) -> Mapping[str, Any]:
 
 
 def _drawn(number: int) -> CpuPrediction:
-    """A window with sinks whose sizes are drawn: nothing here was chosen for them."""
+    """Draw a window with sinks of random sizes, which nothing here was tuned for."""
     draw = random.Random(number)
     window, sinks = draw.randint(40, 900), draw.randint(0, 60)
     return CpuPrediction(f"drawn {number}: {window} + {sinks} sinks", _of("sliding_window", window=window, sinks=sinks))
@@ -94,7 +94,7 @@ POINTS = (
 
 
 def rows(setting: Setting) -> Iterator[Row]:
-    """A row for each point; the schedules beside the chosen one are run for heads of the first width."""
+    """Yield a row for each point; alternative schedules are run for heads of the first width."""
     os.environ["ATTNC_CACHE_DIR"] = tempfile.mkdtemp()
     samples = calibrate.samples(1 if setting.toy else CALIBRATIONS)
     calibration.save(calibrate.middle(samples))
@@ -107,7 +107,7 @@ def rows(setting: Setting) -> Iterator[Row]:
 
 
 def _row(point: CpuPrediction, n: int, d: int, dtype: torch.dtype, rounds: int, best: float, *, others: bool) -> Row:
-    """`best`: the least nanoseconds that a score element was ever measured to take."""
+    """Return a row; `best` is the least time in ns that a score element was measured to take."""
     torch.manual_seed(0)
     attention, inputs = point.attention(n), point.inputs(n)
     q, k, v = (torch.randn(1, HEADS, n, d, dtype=dtype) for _ in range(3))
@@ -120,8 +120,8 @@ def _row(point: CpuPrediction, n: int, d: int, dtype: torch.dtype, rounds: int, 
     with torch.no_grad():
         if n <= CHECKED:
             true = attention.reference(q.double(), k.double(), v.double(), **inputs)
-            found = exact.errors({"out": attention(q, k, v, **inputs)}, {"out": true})
-            row |= {"errors": found, "ok": found["out"] <= exact.TOLERANCE[dtype]}
+            error_by_name = exact.errors({"out": attention(q, k, v, **inputs)}, {"out": true})
+            row |= {"errors": error_by_name, "ok": error_by_name["out"] <= exact.TOLERANCE[dtype]}
             if not row["ok"]:
                 return row
         costs = {}
@@ -142,32 +142,32 @@ def _row(point: CpuPrediction, n: int, d: int, dtype: torch.dtype, rounds: int, 
 
 
 def _schedules(times: dict[str, Timing], costs: Mapping[str, float]) -> list[Row]:
-    """The alternatives, by falling promise: what each was predicted to cost and the least of its rounds.
+    """Return the alternatives, best prediction first: the predicted cost and the least time of each.
 
-    The first is the chosen one once more, so that it can be seen what noise does to it.
+    The first is the chosen schedule again, which shows the effect of noise.
     """
     return [{"cost": round(cost / 1e6, 4), "least_ms": round(times[name].low, 4)} for name, cost in costs.items()]
 
 
 class _Other(Planner):
-    """A planner that takes another schedule than the cheapest."""
+    """A planner that uses another schedule than the cheapest."""
 
-    def __init__(self, own: Planner, number: int) -> None:
-        super().__init__(own.text, own.pattern, strict=False)
+    def __init__(self, planner: Planner, number: int) -> None:
+        super().__init__(planner.text, planner.pattern, strict=False)
         self._number = number
 
     def _build(self, shape: CallShape, choice: Callable[[CoverProblem], CoverChoice] = choose) -> Plan:
         return build_plan(relations_of(self.pattern, shape), self._choose)
 
     def _choose(self, problem: CoverProblem) -> CoverChoice:
-        found = alternatives(problem)
-        return found[min(self._number, len(found) - 1)]
+        choices = alternatives(problem)
+        return choices[min(self._number, len(choices) - 1)]
 
 
 def _alternatives(
     attention: Attention, inputs: Mapping[str, Any], operands: tuple[Tensor, Tensor, Tensor]
 ) -> Iterator[tuple[float, Callable[[], object]]]:
-    """Every other schedule of a pattern whose relation is one, with what it is predicted to cost."""
+    """Yield every other schedule of a pattern with a single relation, and its predicted cost."""
     q, k, v = operands
     n, d = q.shape[2:]
     relations = attention._relations(

@@ -1,5 +1,5 @@
-"""Whether the runtime holds: many processes on one cold cache, processes killed while they write, and thousands of
-calls of random shapes. `python benchmarks/soak.py`, see --help; results/soak.json. Status 1 where anything failed.
+"""Soak test of the runtime: many processes on one cold cache, processes killed while they write, and thousands of calls
+of random shapes. `python benchmarks/soak.py`, see --help; results/soak.json. The exit status is 1 if anything failed.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from soak_sizes import SMALL, WHOLE
 
 
 def main() -> int:
-    """Run the parts and write what they found."""
+    """Run the parts and write their results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", nargs="*", help="processes, kills, shapes (all)")
-    parser.add_argument("--small", action="store_true", help="a hundredth of it, and no result file")
+    parser.add_argument("part", nargs="*", help="processes, kills, shapes (default: all)")
+    parser.add_argument("--small", action="store_true", help="a hundredth of the work, without a result file")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     size = SMALL if options.small else WHOLE

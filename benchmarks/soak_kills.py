@@ -1,4 +1,4 @@
-"""Processes that are killed while they write."""
+"""A soak test that kills processes while they write."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from soak_sizes import CallSize, Row
 
 
 def kills(size: CallSize) -> Row:
-    """A process that writes entries, and holds the lock, is killed at a random moment; then all is read. And again.
+    """Kill a process that writes entries and holds the lock at random moments, and read everything after each kill.
 
-    Every other one is killed inside of a write: after some of its bytes, or around the renaming.
+    Every second process is killed inside a write: after some of its bytes, or around the renaming.
     """
     from attnc.runtime.disk.store import Store
 
@@ -26,32 +26,32 @@ def kills(size: CallSize) -> Row:
     failures: list[str] = []
     served = cut_short = 0
     with tempfile.TemporaryDirectory() as folder:
-        own = Store(Path(folder) / "v1")
+        store = Store(Path(folder) / "v1")
         for i in range(size.kills):
             child = os.fork()
             if child == 0:
                 if i % 2:
                     _Death(random.Random(i)).awaits()
-                _write_for_ever(own, i)
+                _write_for_ever(store, i)
             if not i % 2:
                 time.sleep(draw.uniform(0.002, 0.03))
                 os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             for name in NAMES:
-                found = own.read("tuned", name)
-                served += found is not None
-                if found is not None and found["sum"] != _sum(found["text"]):
+                served_entry = store.read("tuned", name)
+                served += served_entry is not None
+                if served_entry is not None and served_entry["sum"] != _sum(served_entry["text"]):
                     failures.append(f"kill {i}: {name} was served damaged")
-            failures += [f"kill {i}: {entry.name}: {entry.damage}" for entry in own.entries() if entry.damage]
-            with own.alone(1.0) as alone:
+            failures += [f"kill {i}: {entry.name}: {entry.damage}" for entry in store.entries() if entry.damage]
+            with store.alone(1.0) as alone:
                 if not alone:
                     failures.append(f"kill {i}: the lock of a dead process holds")
-        assert own.folder is not None
-        cut_short = len(list(own.folder.glob(".part-*")))
-        if not own.write("tuned", NAMES[0], _payload(0)) or own.read("tuned", NAMES[0]) != _payload(0):
-            failures.append("the cache cannot be written any more")
-        own.clear()
-        left = [path.name for path in own.folder.iterdir() if path.name != ".lock"]
+        assert store.folder is not None
+        cut_short = len(list(store.folder.glob(".part-*")))
+        if not store.write("tuned", NAMES[0], _payload(0)) or store.read("tuned", NAMES[0]) != _payload(0):
+            failures.append("the cache cannot be written anymore")
+        store.clear()
+        left = [path.name for path in store.folder.iterdir() if path.name != ".lock"]
         failures += [f"clear left {name}" for name in left]
     if not (served and cut_short):
         failures.append(f"nothing was tried: {served} entries served, {cut_short} writes cut short")
@@ -61,11 +61,11 @@ def kills(size: CallSize) -> Row:
 NAMES = ("a", "b", "c", "d")
 
 
-def _write_for_ever(own: Any, seed: int) -> None:
+def _write_for_ever(store: Any, seed: int) -> None:
     draw = random.Random(seed)
     while True:
-        with own.alone(0.0):
-            own.write("tuned", draw.choice(NAMES), _payload(draw.randrange(1 << 30)))
+        with store.alone(0.0):
+            store.write("tuned", draw.choice(NAMES), _payload(draw.randrange(1 << 30)))
 
 
 class _Death:
@@ -77,21 +77,21 @@ class _Death:
         self.real_open, self.real_replace = os.fdopen, os.replace
 
     def awaits(self) -> None:
-        """From here on."""
+        """Start to wait for the chosen write."""
         mock.patch.object(os, "fdopen", self.open).start()
         mock.patch.object(os, "replace", self.replace).start()
 
     def comes(self, where: str) -> None:
-        """Here, if it is here."""
+        """Kill the process if this is the chosen moment."""
         if self.left < 0 and self.where == where:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def open(self, handle: int, mode: str) -> Any:
-        """`os.fdopen`, of a file that may end in the middle."""
+        """Replace `os.fdopen`: the file may end in the middle."""
         return _Cut(self, handle) if mode == "wb" else self.real_open(handle, mode)
 
     def replace(self, part: str, path: str) -> None:
-        """`os.replace`."""
+        """Replace `os.replace`."""
         self.comes("before")
         self.real_replace(part, path)
         self.comes("after")
@@ -110,7 +110,7 @@ class _Cut:
         self.file.close()
 
     def write(self, data: bytes) -> None:
-        """Some of the bytes, where that is the end."""
+        """Write some of the bytes if the file ends here."""
         self.death.left -= 1
         is_cut = self.death.left < 0 and self.death.where == "bytes"
         self.file.write(data[: int(self.death.share * len(data))] if is_cut else data)

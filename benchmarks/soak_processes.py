@@ -1,4 +1,4 @@
-"""Many processes at once on one cold cache."""
+"""A soak test of many processes at once on one cold cache."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SOAK = Path(__file__).with_name("soak.py")
 
 
 def processes(size: CallSize) -> Row:
-    """So many processes at once on empty caches, attnc's and Triton's: each calls every pattern, round by round."""
+    """Run many processes at once on empty caches, attnc's and Triton's: each calls every pattern, round by round."""
     with tempfile.TemporaryDirectory() as folder:
         environment = _environment(folder)
         command = [sys.executable, str(SOAK), *(["--small"] if size is SMALL else [])]
@@ -59,15 +59,15 @@ def processes(size: CallSize) -> Row:
 
 
 def _environment(folder: str) -> dict[str, str]:
-    own = {"ATTNC_CACHE_DIR": f"{folder}/attnc", "TRITON_CACHE_DIR": f"{folder}/triton", "OMP_NUM_THREADS": "1"}
-    return {**os.environ, **own, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    variables = {"ATTNC_CACHE_DIR": f"{folder}/attnc", "TRITON_CACHE_DIR": f"{folder}/triton", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **variables, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
 def _state(folder: str) -> dict[str, Any]:
     from attnc.runtime.disk.store import Store
 
-    own = Store(Path(folder) / "attnc" / "v1")
-    entries = own.entries()
+    store = Store(Path(folder) / "attnc" / "v1")
+    entries = store.entries()
     triton = Path(folder) / "triton"
     return {
         "entries": len(entries),
@@ -78,7 +78,7 @@ def _state(folder: str) -> dict[str, Any]:
 
 
 def work(number: int, size: CallSize) -> int:
-    """A process: every pattern, round by round, forward and backward, held against the same without tuning."""
+    """Call every pattern, round by round, forward and backward, and compare with an untuned call; runs in a process."""
     import logging
 
     import torch
@@ -120,7 +120,7 @@ def work(number: int, size: CallSize) -> int:
 
 
 def _compile_kernels(number: int) -> None:
-    """A kernel that all processes want, and one that some do, into Triton's cache, which all of them share."""
+    """Compile a kernel that all processes need, and one that some need, into Triton's shared cache."""
     import importlib.util
 
     if importlib.util.find_spec("triton") is None:

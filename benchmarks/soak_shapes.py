@@ -1,4 +1,4 @@
-"""Thousands of calls of random shapes: what stays in memory."""
+"""A soak test of thousands of calls of random shapes: the memory that stays allocated."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from typing import Any
 from soak_sizes import PATTERNS, CallSize, Row, inputs_of
 
 SETTLED = 0.4
-"""The share of the calls after which memory must not grow any more."""
+"""The share of the calls after which memory must no longer grow."""
 
 ALLOWED_MIB = 48.0
-"""Allowed growth: the allocator's own unevenness, a fraction of what is kept."""
+"""Allowed growth in MiB: the allocator's own variation, a fraction of the kept memory."""
 
 SHORTEST = 20
 
 
 def shapes(size: CallSize) -> Row:
-    """Calls of random patterns, lengths, heads and dtypes, forward and backward, and launches of kernels for a GPU."""
+    """Call random patterns, lengths, heads and dtypes, forward and backward, and launch kernels for a GPU."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         os.environ["ATTNC_CACHE_DIR"] = folder
         stack.callback(os.environ.pop, "ATTNC_CACHE_DIR", None)
@@ -31,17 +31,17 @@ def shapes(size: CallSize) -> Row:
         resident = list(_calls(attends, size))
         kernels, binaries = _launched(size)
         kept = _kept(attends)
-    settled = [mib for at, mib in resident if at >= SETTLED * size.calls]
+    settled = [mib for call, mib in resident if call >= SETTLED * size.calls]
     growth = max(settled[-1], settled[len(settled) // 2]) - settled[0]
     failures = []
     if growth > ALLOWED_MIB:
         failures.append(f"memory grew by {growth:.0f} MiB after the first {SETTLED:.0%} of the calls")
-    failures += [f"{name}: {count} are kept, {most} may be" for name, (count, most) in kept.items() if count > most]
+    failures += [f"{name}: {count} are kept, {limit} may be" for name, (count, limit) in kept.items() if count > limit]
     if binaries > kernels:
         failures.append(f"{binaries} binaries for {kernels} kernels")
     return {
         "calls": size.calls,
-        "resident_mib": [(at, round(mib, 1)) for at, mib in resident],
+        "resident_mib": [(call, round(mib, 1)) for call, mib in resident],
         "growth_mib_after_settling": round(growth, 1),
         "launches": size.launches,
         "kernels_launched": kernels,
@@ -58,10 +58,10 @@ def _attends(count: int) -> dict[str, Any]:
 
 
 def _calls(attends: dict[str, Any], size: CallSize) -> Iterator[tuple[int, float]]:
-    """Make calls; the number of calls and the resident memory in MiB, now and then.
+    """Make calls; yield the number of calls and the resident memory in MiB from time to time.
 
-    Not in bf16: there torch itself grows with every new shape, in its own attention as in ours (oneDNN keeps a kernel
-    for each).
+    bf16 is left out: torch itself grows with every new shape, in its own attention as in attnc's (oneDNN keeps a kernel
+    per shape).
     """
     import torch
 
@@ -72,7 +72,7 @@ def _calls(attends: dict[str, Any], size: CallSize) -> Iterator[tuple[int, float
     count = size.calls
     for i in range(count):
         name = draw.choice(list(attends))
-        if draw.random() < 0.05:  # patterns come and go
+        if draw.random() < 0.05:  # patterns are dropped and compiled again
             attends[name] = compile_attention(name, **PATTERNS[name])
         attend, n = attends[name], draw.randrange(SHORTEST, size.longest)
         heads = 2 * draw.randrange(1, 4)
@@ -95,9 +95,9 @@ def _resident_mib() -> float:
 
 
 def _launched(size: CallSize) -> tuple[int, int]:
-    """Launches of kernels for a GPU that is not there, of random shapes: how many texts, and how many variants of them.
+    """Launch kernels of random shapes for an absent GPU; return the number of texts, and of their variants.
 
-    A variant is what Triton would compile anew: another text, or another type or divisibility of an argument.
+    A variant is what Triton would recompile: another text, or another type or divisibility of an argument.
     """
     import importlib.util
 
@@ -132,7 +132,7 @@ def _launched(size: CallSize) -> tuple[int, int]:
 
 
 def _variant(argument: Any, value: Any) -> object:
-    """Return what Triton specialises on: a pointer's type and alignment, a number's type alone."""
+    """Return what Triton specialises on: the type and alignment of a pointer, the type of a number."""
     if argument.is_number:
         return argument.type
     if hasattr(value, "data_ptr"):
@@ -152,10 +152,10 @@ def _kept(attends: dict[str, Any]) -> dict[str, tuple[int, int]]:
         "masks": bound_plan._MASKS,
         "layouts": bound_plan._LAYOUTS,
     }
-    most = {"programs": SETTINGS.plans, "masks": SETTINGS.masks, "layouts": SETTINGS.layouts}
+    limits = {"programs": SETTINGS.plans, "masks": SETTINGS.masks, "layouts": SETTINGS.layouts}
     return {
         "plans of one pattern, at most": (plans, SETTINGS.plans),
-        **{name: (len(kept), most[name]) for name, kept in held.items()},
+        **{name: (len(kept), limits[name]) for name, kept in held.items()},
         "bytes of masks": (bound_plan._MASKS.weight, SETTINGS.mask_bytes),
         "kernel functions": (len(kernel_modules._FUNCTIONS), SETTINGS.kernels),
     }

@@ -25,12 +25,12 @@ PATTERNS: dict[str, dict[str, Any]] = {
     "retention": {},
     "softcap": {},
 }
-"""Windows, strides, blocks, scores, documents, branches, a choice by content, a recurrence."""
+"""Windows, strides, blocks, scores, documents, branches, a selection by content, a recurrence."""
 
 
 @dataclass(frozen=True)
 class CallSize:
-    """How much is done."""
+    """The amount of work of a soak test."""
 
     processes: int
     patterns: int
@@ -46,14 +46,14 @@ WHOLE = CallSize(
     processes=16, patterns=16, rounds=20, kills=500, calls=10_000, of_patterns=16, longest=700, launches=1_000
 )
 SMALL = CallSize(processes=3, patterns=5, rounds=2, kills=40, calls=600, of_patterns=4, longest=200, launches=60)
-"""The sizes that the tests run."""
+"""The sizes for the tests."""
 
 TIME = "10s"
-"""Measuring time of a process for each bucket that is not tuned yet; at most twenty-five rounds."""
+"""Tuning time of a process for each bucket that is not tuned yet; at most twenty-five rounds."""
 
 
 def inputs_of(attend: Any, n: int, heads: int, batch: int, dk: int, dtype: Any) -> dict[str, Any]:
-    """Example inputs of a pattern, those of real numbers in a dtype."""
+    """Return example inputs of a pattern, with floating-point inputs in a dtype."""
     from attnc.runtime.example_inputs import example_inputs
 
     made = example_inputs(attend.bound, n, n, {}, batch=batch, heads=heads, sizes={"dk": dk, "dv": dk})

@@ -1,4 +1,4 @@
-"""Interleaved timing: every contender in turn, round after round, medians and spread; and the files of results."""
+"""Interleaved timing: every contender in turn, round after round, with medians and spread; and result files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2) -> dict[str, Timing]:
-    """Each contender once a round, in turn, so that a machine whose speed drifts treats them alike."""
+    """Time each contender once a round, in turn, so that a drift of the machine's speed affects all of them."""
     for _ in range(warm_up):
         for run in contenders.values():
             run()
@@ -35,7 +35,7 @@ def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int, war
 def interleaved_on_gpu(
     contenders: Mapping[str, Callable[[], object]], rounds: int, warm_up: int, l2_bytes: int
 ) -> dict[str, Timing]:
-    """Time runs in turn by CUDA events, each with an L2 cache, of at most so many bytes, without the run's data."""
+    """Time runs in turn by CUDA events, each with an L2 cache of at most this many bytes that lacks the run's data."""
     clock = Clock(torch.device("cuda"), l2_bytes)
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
@@ -48,14 +48,14 @@ def interleaved_on_gpu(
 
 
 def once(run: Callable[[], object]) -> float:
-    """Milliseconds of one call, the first one."""
+    """Return the milliseconds of one call, the first one."""
     start = time.perf_counter()
     run()
     return (time.perf_counter() - start) * 1e3
 
 
 def save(name: str, rows: list[dict[str, object]], facts: dict[str, object]) -> Path:
-    """Write `results/<name>.json`. Raises UncommittedError where sources have changes."""
+    """Write `results/<name>.json`. Raise UncommittedError if sources have changes."""
     refuse_uncommitted()
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
@@ -64,5 +64,5 @@ def save(name: str, rows: list[dict[str, object]], facts: dict[str, object]) -> 
 
 
 def as_json(timing: Timing) -> dict[str, float]:
-    """A timing with its numbers rounded for a file."""
+    """Return a timing with its numbers rounded for a file."""
     return {key: round(value, 4) for key, value in asdict(timing).items()}

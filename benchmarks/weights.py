@@ -1,7 +1,7 @@
-"""Patterns with scores, weights, keys or branches of their own against the dense reference from the same text.
+"""Patterns with their own scores, weights, keys or branches against the dense reference of the same text.
 
-The reference is what one would write in torch: every pair, all at once; `dense` is its time. In 64 bits it is what
-results are held against.
+The reference is a direct implementation in torch of all pairs at once; `dense` is its time. In fp64 it is the truth for
+the results.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROUNDS = 5
 
 @dataclass(frozen=True)
 class WeightCase:
-    """A pattern; parameters and inputs by length, and the length up to which it is run."""
+    """A pattern; parameters and inputs by length, and its maximum length."""
 
     name: str
     params: Callable[[int], dict[str, Any]] = lambda n: {}
@@ -38,8 +38,8 @@ def _tables(span: int) -> dict[str, Tensor]:
 
 
 def _global(n: int) -> dict[str, Tensor]:
-    own = {name: torch.randn(1, HEADS, n, DIM) for name in ("qg", "kg", "vg")}
-    return {"is_global": torch.arange(n)[None] % 512 == 0, **own}
+    global_inputs = {name: torch.randn(1, HEADS, n, DIM) for name in ("qg", "kg", "vg")}
+    return {"is_global": torch.arange(n)[None] % 512 == 0, **global_inputs}
 
 
 CASES = (
@@ -50,7 +50,7 @@ CASES = (
     WeightCase("differential", inputs=lambda n: {"lambda_": torch.rand(HEADS)}),
     WeightCase("softplus_lssa"),
     WeightCase("softplus_lssar"),
-    WeightCase("landmark", most=1024),  # seconds a call, for both
+    WeightCase("landmark", most=1024),  # both take seconds per call
     WeightCase("combiner", lambda n: {"segment": int(n**0.5)}),
     WeightCase("monarch", lambda n: {"rows": int(n**0.5), "cols": int(n**0.5)}),
     WeightCase("davit_window", lambda n: {"height": int(n**0.5), "width": int(n**0.5)}),
@@ -60,7 +60,7 @@ CASES = (
 
 
 def rows(setting: Setting) -> Iterator[Row]:
-    """A row for each pattern, length and direction."""
+    """Yield a row for each pattern, length and direction."""
     for n in (64,) if setting.toy else (1024, 1600):
         for case in (case for case in CASES if n <= case.most):
             for direction in ("forward", "forward+backward"):
@@ -78,8 +78,8 @@ def _row(case: WeightCase, n: int, direction: str, rounds: int) -> Row:
     row: Row = {"pattern": case.name, "n": n, "d": DIM, "dtype": "float32", "heads": HEADS, "direction": direction}
     trains = direction != "forward"
     true = _results(attend.reference, [x.detach().double() for x in (q, k, v)], _wide(inputs), grad.double(), trains)
-    found = exact.errors(_results(attend, [x.detach() for x in (q, k, v)], inputs, grad, trains), true)
-    row |= {"errors": found, "ok": max(found.values()) <= exact.TOLERANCE[torch.float32]}
+    error_by_name = exact.errors(_results(attend, [x.detach() for x in (q, k, v)], inputs, grad, trains), true)
+    row |= {"errors": error_by_name, "ok": max(error_by_name.values()) <= exact.TOLERANCE[torch.float32]}
     if not row["ok"]:
         return row
 
@@ -102,11 +102,11 @@ def _wide(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 def _results(
     call: Callable[..., Tensor], operands: list[Tensor], inputs: dict[str, Tensor], grad: Tensor, trains: bool
 ) -> dict[str, Tensor]:
-    """`out`, and in training the gradients of the operands that it depends on."""
+    """Return `out`, and in training the gradients of the operands on which it depends."""
     leaves = [x.requires_grad_(trains) for x in operands]
     out = call(*leaves, **inputs)
-    found = {"out": out.detach()}
+    results_by_name = {"out": out.detach()}
     if trains:
-        given: Sequence[Tensor | None] = torch.autograd.grad(out, leaves, grad, allow_unused=True)
-        found |= {f"d{name}": x for name, x in zip("qkv", given, strict=True) if x is not None}
-    return found
+        gradients: Sequence[Tensor | None] = torch.autograd.grad(out, leaves, grad, allow_unused=True)
+        results_by_name |= {f"d{name}": x for name, x in zip("qkv", gradients, strict=True) if x is not None}
+    return results_by_name

@@ -27,24 +27,24 @@ from attnc.runtime.pictures.tile_map import make_tile_map
 from attnc.runtime.pictures.tile_svg import tile_map_svg
 
 DEVICE = "h100"
-"""The machine of all ladders: one that is described, so that the pages are the same wherever they are made."""
+"""The machine of all ladders: a described one, so that the pages do not depend on the machine that makes them."""
 
 LONGEST = 24
-"""Lines of a derivation that are shown."""
+"""Maximum number of lines of a derivation."""
 
 INDEX = """# The catalogue
 
 Every pattern of the library by name: `compile_attention("sliding_window", window=512)`. `attnc list` prints them, and
-`attnc list video` those that have the word in name, text or source.
+`attnc list video` prints those with the word in their name, text or source.
 
 <!-- Written by `python docs/generate.py` from stdlib_patterns/*/*.attn; do not edit. -->
 
-Each has a page with its text, its picture in elements and tiles, the tiles at its headline size, the ladder of bounds
-there, and how it grows. The headline is the first preset, as far as it is known the setting of its paper's main result,
-at its grid, its paper's length or 16,384 tokens; a few are shorter, where what has to be counted is long. Bounds are
-[those of `attnc simulate`](simulate.md) for the forward pass on an H100: a model of published figures, **nothing here
-was measured**. `element` counts visible pairs alone, `tile` whole tiles, `predicted` all that the model knows. The
-rival is dense causal attention for recurrences and for patterns that show no key behind its query, else full attention.
+Each pattern's page has its text, its picture in elements and tiles, and at its headline its tiles, its ladder of bounds
+and its growth. The headline is the first preset, where known the setting of the paper's main result, at its grid, its
+paper's length or 16,384 tokens; a few headlines are shorter, because their counts take long. Bounds are computed by
+[`attnc simulate`](simulate.md) for the forward pass on an H100: a model of published figures, **nothing here was
+measured**. `element` counts visible pairs, `tile` live tiles, `predicted` every cost of the model. The rival is dense
+causal attention for recurrences and for patterns without keys after their query, else full attention.
 
 {contents}
 
@@ -63,14 +63,14 @@ Part of [the catalogue](../catalogue.md). {words}
 """
 
 WORDS = {
-    "routing": "What a query sees depends on what the vectors hold: a `select` ranks places by a score and keeps some "
-    "([routing](../routing.md)), or the caller chose before. The pictures are of random vectors.",
-    "recurrences": "Tokens update a state one after another ([recurrences](../recurrences.md)). In place of a picture "
-    "stands what is derived from the text: the passes that are computed chunk by chunk, or why it runs token by token; "
-    "in place of tiles the chunks with their operations for a token.",
-    "modules": "Definitions for other patterns, brought in by `use`.",
+    "routing": "The visible keys depend on the content of the vectors: a `select` ranks blocks or tokens by a score "
+    "and keeps some ([routing](../routing.md)), or the caller passes the selection. The pictures show random vectors.",
+    "recurrences": "Tokens update a state one after another ([recurrences](../recurrences.md)). Instead of a picture, "
+    "a page shows the form derived from the text: the passes that are computed chunk by chunk, or why the pattern runs "
+    "token by token; instead of tiles, the chunks with their operations per token.",
+    "modules": "Definitions for other patterns, imported by `use`.",
 }
-OTHERWISE = "Pictures are drawn by `attnc show NAME -o FILE.svg`, of tiles with `--tiles`; inputs are examples."
+OTHERWISE = "`attnc show NAME -o FILE.svg` draws the pictures, with `--tiles` the tiles; inputs are examples."
 MODULES = "modules"
 
 
@@ -84,51 +84,51 @@ class Shown:
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """The pattern's name."""
         return self.entry.program.name
 
     @cached_property
     def preset(self) -> str | None:
-        """The preset of the headline: its first where nothing else is said."""
+        """The preset of the headline: the headline's own, else the first one."""
         presets = self.entry.program.presets
         return self.headline.preset or (presets[0].name if presets else None)
 
     @cached_property
     def attention(self) -> Attention:
-        """It, with the headline's parameters."""
+        """The pattern, compiled with the headline's parameters."""
         return compile_attention(self.name, preset=self.preset, **self.headline.params)
 
     @cached_property
     def heads(self) -> int:
-        """Query heads."""
+        """The number of query heads."""
         return head_count(self.attention.bound) or self.headline.heads
 
     @cached_property
     def n_q(self) -> int:
-        """Queries."""
+        """The number of queries."""
         return self.headline.length or natural_length(self.attention.bound, LENGTH) or LENGTH
 
     @property
     def n_k(self) -> int:
-        """Keys."""
+        """The number of keys."""
         return self.headline.keys or self.n_q
 
     @cached_property
     def inputs(self) -> dict[str, Any]:
         """The headline's inputs, and examples of the others that the relation reads."""
-        given = dict(self.headline.inputs(self.n_q))
+        inputs = dict(self.headline.inputs(self.n_q))
         if self.attention.is_recurrence:
-            return given
+            return inputs
         wanted = self.attention.relation_inputs
         sizes = {"heads": self.heads, "kv_head": self.headline.kv_heads or self.heads, "dk": 128, "dv": 128}
         made = example_inputs(
-            self.attention.bound, self.n_q, self.n_k, given, heads=self.heads, sizes=sizes, names=wanted
+            self.attention.bound, self.n_q, self.n_k, inputs, heads=self.heads, sizes=sizes, names=wanted
         )
-        return given | {name: example.tensor for name, example in made.items()}
+        return inputs | {name: example.tensor for name, example in made.items()}
 
     @cached_property
     def simulation(self) -> Simulation | str:
-        """The ladder, or why there is none."""
+        """The ladder, or the reason why there is none."""
         call = self.headline
         sizes = {"heads": self.heads, "kv_heads": call.kv_heads, "head_dim": call.head_dim}
         try:
@@ -138,38 +138,38 @@ class Shown:
 
     @cached_property
     def growth(self) -> str:
-        """The law, with its formula where there is one."""
+        """The law of growth, with its formula if there is one."""
         if isinstance(self.simulation, RecurrenceSimulation):
             return self.simulation.growth
         try:
-            found = self.attention.growth(heads=None if head_count(self.attention.bound) else self.heads)
+            growth = self.attention.growth(heads=None if head_count(self.attention.bound) else self.heads)
         except AttncError as error:
             return f"no law: {str(error).splitlines()[0]}"
-        whose = "" if found.heads == 1 else f" of {found.heads} heads"
-        return found.law + ("" if found.pairs is None else f"; visible pairs{whose}: {found.pairs}")
+        whose = "" if growth.heads == 1 else f" of {growth.heads} heads"
+        return growth.law + ("" if growth.pairs is None else f"; visible pairs{whose}: {growth.pairs}")
 
     @property
     def law(self) -> str:
-        """The law alone."""
+        """The law of growth alone."""
         law = self.growth.partition(";")[0]
         return "–" if law.startswith("no law") else law
 
     @property
     def size(self) -> str:
-        """The headline in a few words."""
+        """A short description of the headline."""
         tokens = f"{self.n_q:,}" if self.n_q == self.n_k else f"{self.n_q:,} on {self.n_k:,}"
         changed = "".join(f"{name} = {value}, " for name, value in self.headline.params.items())
         return f"{f'`{self.preset}`, ' if self.preset else ''}{changed}{tokens}"
 
     def bound(self, *names: RungName) -> str:
-        """The first of these rungs that the ladder has."""
+        """Return the speedup of the first of these rungs that the ladder has."""
         if isinstance(self.simulation, str):
             return "–"
         rungs = {rung.name: rung.speedup for rung in self.simulation.rungs}
         return next((times(rungs[name]) for name in names if name in rungs), "–")
 
     def tile_map(self) -> str | None:
-        """The SVG of its tiles at the headline, or at the longest that is drawn; None where it has no tiles."""
+        """Return the SVG of the tiles at the headline, or at the longest length that is drawn; None without tiles."""
         pattern = self.attention.pattern
         stateful = self.attention.is_recurrence or self.entry.program.stateful
         if not self.drawn or stateful or pattern.selections or any(node.keys is not None for node in pattern.nodes):
@@ -179,18 +179,18 @@ class Shown:
         if several and n_q * n_k > MOST_CHOSEN:
             return None
         try:
-            return tile_map_svg(make_tile_map(self.attention, n_q, n_k, self._inputs_of_a_head()))
-        except ArgumentError:  # an input of which there is no example, as the ladder says then
+            return tile_map_svg(make_tile_map(self.attention, n_q, n_k, self._first_head_inputs()))
+        except ArgumentError:  # an input without an example, as the ladder reports then
             return None
 
-    def _inputs_of_a_head(self) -> dict[str, Any]:
-        """The inputs, of one head alone: the first."""
+    def _first_head_inputs(self) -> dict[str, Any]:
+        """Return the inputs of the first head."""
         dims = {item.name: item.type.dims for item in self.entry.program.inputs}
-        return {name: _of_a_head(tensor, dims[name]) for name, tensor in self.inputs.items()}
+        return {name: _first_head(tensor, dims[name]) for name, tensor in self.inputs.items()}
 
 
-def _of_a_head(tensor: Tensor, dims: Sequence[object]) -> Tensor:
-    """A tensor with the first of its heads alone."""
+def _first_head(tensor: Tensor, dims: Sequence[object]) -> Tensor:
+    """Return the part of a tensor that belongs to its first head."""
     for axis, dim in enumerate(dims):
         if dim in ("head", "kv_head"):
             tensor = tensor.narrow(axis, 0, 1)
@@ -199,13 +199,13 @@ def _of_a_head(tensor: Tensor, dims: Sequence[object]) -> Tensor:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """All patterns; `drawn`: those of which there is a picture in `pictures/`."""
+    """All patterns; `drawn`: those with a picture in `pictures/`."""
 
     drawn: frozenset[str]
 
     @cached_property
     def shown(self) -> list[Shown]:
-        """By family and name."""
+        """The patterns by family and name."""
         return [
             Shown(entry, entry.program.name in self.drawn, HEADLINES.get(entry.program.name, Headline()))
             for entry in entries()
@@ -213,12 +213,12 @@ class Catalogue:
 
     @cached_property
     def tile_maps(self) -> dict[str, str]:
-        """The maps of tiles by path below docs/."""
+        """The tile maps by path below docs/."""
         maps = {f"pictures/tiles/{shown.name}.svg": shown.tile_map() for shown in self.shown}
         return {path: svg for path, svg in maps.items() if svg is not None}
 
     def pages(self) -> dict[str, str]:
-        """The index and the page of each family by path below docs/."""
+        """Return the index and the page of each family by path below docs/."""
         families = {shown.entry.family: "" for shown in self.shown}
         pages = {f"catalogue/{family}.md": self._family(family) for family in families}
         pages[f"catalogue/{MODULES}.md"] = _modules()
@@ -232,18 +232,18 @@ class Catalogue:
         if family == "recurrences":
             head = ["pattern", "in one line", "growth", "headline", "memory", "units", "predicted"]
         rows = [head, ["---"] * len(head)]
-        for shown in self._of(family):
+        for shown in self._patterns_of(family):
             link = f"[`{shown.name}`](catalogue/{family}.md#{shown.name})"
             bounds = (shown.bound("element", "memory"), shown.bound("tile", "units"), shown.bound("predicted"))
             rows.append([link, _cell(shown.entry.summary), _cell(shown.law), shown.size, *bounds])
         lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         return f"## {family.capitalize()}\n\n[{_sentence(about)}](catalogue/{family}.md)\n\n{lines}"
 
-    def _of(self, family: str) -> list[Shown]:
+    def _patterns_of(self, family: str) -> list[Shown]:
         return [shown for shown in self.shown if shown.entry.family == family]
 
     def _family(self, family: str) -> str:
-        shown = self._of(family)
+        shown = self._patterns_of(family)
         return FAMILY.format(
             title=family.capitalize(),
             about=FAMILIES.get(family, ""),
@@ -257,7 +257,7 @@ class Catalogue:
         name = shown.name
         yield f"## {name}\n\n```attn\n{shown.entry.file.read_text(encoding='utf-8')}```\n"
         if shown.drawn:
-            yield f"![{name}: who sees whom, in elements and in tiles](../pictures/{name}.svg)\n"
+            yield f"![{name}: visible pairs, in elements and in tiles](../pictures/{name}.svg)\n"
         if shown.entry.program.recurrence or shown.entry.program.stateful:
             yield f"{_states(shown)}\n\n```text\n{_shortened(shown.attention.derivation())}\n```\n"
         yield f"At the headline, `{_command(shown)}`:\n"
@@ -271,17 +271,17 @@ class Catalogue:
 
 
 def _shortened(derivation: str) -> str:
-    """The first lines of a long derivation: that of many branches which are alike."""
+    """Shorten a long derivation, of similar branches, to its first lines."""
     lines = derivation.splitlines()
     if len(lines) <= LONGEST:
         return derivation
     return "\n".join([*lines[: LONGEST // 2], f"… and {len(lines) - LONGEST // 2} lines more"])
 
 
-def _ladder(found: Simulation) -> str:
-    """The lines of a simulation that are no matter of other schedules."""
+def _ladder(simulation: Simulation) -> str:
+    """Return the lines of a simulation, without those about other schedules."""
     left_out = ("time ", "loop ", "memory  ", "next best", "else ")
-    lines = [line for line in str(found).splitlines() if not line.startswith(left_out)]
+    lines = [line for line in str(simulation).splitlines() if not line.startswith(left_out)]
     return "\n".join(lines)
 
 
@@ -293,8 +293,8 @@ def _states(shown: Shown) -> str:
     names = ", ".join(dict.fromkeys(f"`{x.name}` [{', '.join(map(str, x.dims))}]" for x in states))
     kept = f"State of a head: {names}"
     sizes: dict[object, int] = {"dk": shown.headline.head_dim, "dv": shown.headline.head_dim}
-    known = all(isinstance(dim, int) or dim in sizes for state in states for dim in state.dims)
-    if not known:
+    are_known = all(isinstance(dim, int) or dim in sizes for state in states for dim in state.dims)
+    if not are_known:
         return f"{kept}."
     count = sum(prod(dim if isinstance(dim, int) else sizes[dim] for dim in state.dims) for state in states)
     several = f" in {len(states)} of them" if len(states) > 1 else ""
@@ -302,7 +302,7 @@ def _states(shown: Shown) -> str:
 
 
 def _command(shown: Shown) -> str:
-    """The command that prints the ladder, up to inputs that the catalogue makes."""
+    """Return the command that prints the ladder, without inputs that the catalogue draws."""
     call = shown.headline
     parts = ["attnc simulate", shown.name]
     parts += [f"--preset {shown.preset}"] if shown.preset else []

@@ -1,7 +1,7 @@
-"""Write what the documents take from the code: the pictures, the catalogue, `reference.md` and `coverage.md`.
+"""Write the parts of the documents that come from code: the pictures, the catalogue, `reference.md`, `coverage.md`.
 
 python docs/generate.py            write them
-python docs/generate.py --check    only say which are not current; exit status 1 if any is
+python docs/generate.py --check    only list files that are not current; exit status 1 if there are any
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from attnc.runtime.pictures.draw import make_drawing, to_svg
 DOCS = Path(__file__).parent
 for folder in (DOCS, DOCS.parent / "tests" / "stdlib_patterns"):
     if str(folder) not in sys.path:
-        sys.path.append(str(folder))  # modules beside this file, which is run by its path, and the reasons of the tests
+        sys.path.append(str(folder))  # modules beside this file, which is run by its path, and the tests' reasons
 
 from catalogue_pages import Catalogue  # noqa: E402
 
@@ -37,7 +37,7 @@ LENGTH = 64
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of a pattern: by default 64 queries and keys, its own defaults, examples of its inputs, head 0."""
+    """How a pattern is drawn: by default 64 queries and keys, its own defaults, example inputs, head 0."""
 
     params: Mapping[str, Any] = field(default_factory=dict)
     queries: int = LENGTH
@@ -46,14 +46,14 @@ class Picture:
     head: int = 0
 
     def svg(self, name: str) -> str:
-        """The picture of a pattern of the library."""
+        """Return the picture of a pattern of the library."""
         attention = compile_attention(name, **self.params)
         keys = self.queries if self.keys is None else self.keys
         return to_svg(make_drawing(attention, self.queries, keys, self.inputs, head=self.head))
 
 
 def _tree(nodes: int) -> Tensor:
-    """Ancestors in a binary tree, each node its own."""
+    """Return the ancestors in a binary tree, each node included in its own."""
     sees = torch.eye(nodes, dtype=torch.bool)
     for node in range(1, nodes):
         sees[node] |= sees[(node - 1) // 2]
@@ -61,63 +61,63 @@ def _tree(nodes: int) -> Tensor:
 
 
 def _random_blocks(heads: int, blocks: int, count: int) -> Tensor:
-    at = torch.arange(heads * blocks * count).reshape(heads, blocks, count)
-    return (at * 7 + at // 5) % blocks
+    numbers = torch.arange(heads * blocks * count).reshape(heads, blocks, count)
+    return (numbers * 7 + numbers // 5) % blocks
 
 
 def _indexer(n: int) -> dict[str, Tensor]:
-    """The queries, keys and weights of an indexer."""
+    """Draw the queries, keys and weights of an indexer."""
     draw = torch.Generator().manual_seed(0)
     sizes = {"iq": (1, n, 2, 8), "ik": (1, n, 8), "w": (1, n, 2)}
     return {name: torch.randn(size, generator=draw) for name, size in sizes.items()}
 
 
 def _map(blocks: int) -> dict[str, Tensor]:
-    """A map of blocks."""
+    """Draw a map of blocks."""
     return {"map": torch.rand((1, 1, blocks, blocks), generator=torch.Generator().manual_seed(0)) > 0.6}
 
 
 def _gates(blocks: int) -> dict[str, Tensor]:
-    """Pooled queries and keys of a gate, by block."""
+    """Draw pooled queries and keys of a gate, by block."""
     draw = torch.Generator().manual_seed(0)
     return {name: torch.randn((1, 1, blocks, 8), generator=draw) for name in ("gq", "gk")}
 
 
 def _clusters(**counts: int) -> dict[str, Tensor]:
-    """A cluster for each token, of so many."""
+    """Draw a cluster for each token, from this number of clusters."""
     draw = torch.Generator().manual_seed(0)
     return {name: torch.randint(0, count, (1, 1, LENGTH), generator=draw) for name, count in counts.items()}
 
 
 def _pieces(size: int) -> dict[str, Tensor]:
-    """Where the piece of each token begins and ends."""
+    """Return the first token and the end of each token's piece."""
     begin = torch.arange(LENGTH) // size * size
     return {"begin": begin[None], "stop": (begin + size).clamp(max=LENGTH)[None]}
 
 
 def _centroids(count: int) -> dict[str, Tensor]:
-    """Centroids, and a key and a value of each."""
+    """Draw centroids, with a key and a value for each."""
     draw = torch.Generator().manual_seed(0)
     shapes = {"mu": (1, count, 16), "memory_k": (1, count, 1, 16), "memory_v": (1, count, 1, 16)}
     return {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
 
 
 def _pictures() -> dict[str, Tensor]:
-    """Words, two pictures with words between them, words: which tokens are of a picture, and how many up to each."""
-    at = torch.arange(LENGTH)
-    vision = ((at >= 8) & (at < 28) | (at >= 36) & (at < 56))[None]
+    """Return which tokens belong to one of two pictures among words, and the count of these tokens up to each."""
+    tokens = torch.arange(LENGTH)
+    vision = ((tokens >= 8) & (tokens < 28) | (tokens >= 36) & (tokens < 56))[None]
     return {"vision": vision, "visuals": vision.cumsum(1)}
 
 
 def _predicted(n: int) -> dict[str, Tensor]:
-    """Shares of a basis for each query, and the basis by key."""
+    """Draw shares of a basis for each query, and the basis by key."""
     draw = torch.Generator().manual_seed(0)
     shares = torch.randn((1, 1, n, 4), generator=draw, dtype=torch.float64).softmax(-1)
     return {"coef": shares, "basis": torch.randn((n, 4), generator=draw, dtype=torch.float64)}
 
 
 def _noisy(n: int) -> Tensor:
-    """Places of tokens, with noise on them."""
+    """Draw positions of tokens, with noise."""
     return (torch.arange(n) + 6 * torch.randn(n, generator=torch.Generator().manual_seed(0)))[None]
 
 
@@ -164,7 +164,7 @@ DRAWN: dict[str, Picture] = {
     ),
     "tree_verify": Picture(queries=15, keys=39, inputs={"prefix": torch.tensor([24]), "ancestor": _tree(15)}),
     "videofactory": Picture({"frames": 4, "height": 4, "width": 4, "window": [2, 2, 2], "layer": 1}),
-    # Chosen by content.
+    # Selected by content.
     "anchor": Picture({"block": 8, "group": 2, "theta": 1}),
     "biformer": Picture({"height": 8, "width": 8, "regions": 4, "topk": 3}),
     "deepseek_sparse": Picture({"topk": 12}, inputs=_indexer(LENGTH)),
@@ -201,19 +201,19 @@ DRAWN: dict[str, Picture] = {
     "xattention": Picture({"block": 8, "stride": 4, "p": 0.5}),
     "vmoba_threshold": Picture({"frames": 4, "height": 4, "width": 4, "chunk": [1, 2, 2], "layer": 0}),
 }
-"""Pictures of patterns whose defaults would show little, or that have none."""
+"""Pictures of patterns that lack defaults, or whose defaults would show little."""
 
 NO_TOKENS = {"attention_residual", "autoformer_lags", "davit_channel", "hybrid_forcing", "native_sparse", "vsa"}
-"""Patterns whose keys are layers, lags or channels, or whose branches together see all: there is nothing to draw."""
+"""Patterns without a picture: keys that are layers, lags or channels, or branches that together see every key."""
 
 
 def pictures() -> dict[str, str]:
-    """Each SVG by its path below docs/."""
+    """Return each SVG by its path below docs/."""
     return {f"pictures/{name}.svg": DRAWN.get(name, Picture()).svg(name) for name in drawn_names()}
 
 
 def drawn_names() -> list[str]:
-    """The patterns of which there is a picture."""
+    """Return the names of the patterns that have a picture."""
     return [name for name in (*pattern_names(), *routing_names()) if name not in NO_TOKENS]
 
 
@@ -225,41 +225,39 @@ REFERENCE = """# Reference
 
 ## Errors
 
-Each is an `attnc.AttncError`, and also the builtin that one would expect. Bad input is refused before anything runs.
+Each error is an `attnc.AttncError` and also the matching builtin exception. Bad input is refused before anything runs.
 
 {errors}
 
 ## Fallbacks
 
-Where a call takes another way than its caller would expect, it is counted: `attnc.fallbacks()` gives a record of
-pattern, kind, reason and count for each, `attnc.reset_fallbacks()` begins anew. What is slow is logged as a warning
-when it is met first, the rest as an info, and all of it afterwards for debugging, under `attnc.runtime.fallbacks`;
-without a handler of yours Python writes warnings to stderr. `attend.plan(…)` says before a call which executor runs,
-and `fallback` why it is not the one that is expected.
+A call that runs in another way than its caller would expect is counted: `attnc.fallbacks()` returns a record with
+pattern, kind, reason and count for each such way, and `attnc.reset_fallbacks()` resets the counts. The first occurrence
+of a slow way is logged as a warning, of another way as an info, later ones for debugging, under
+`attnc.runtime.fallbacks`; without a handler Python writes warnings to stderr. Before a call, `attend.plan(…)` says
+which executor runs, and its `fallback` why the executor is not the expected one.
 
 {fallbacks}
 
-No fallbacks, as they are how the algorithm works: tiles, bricks and chosen keys that are gathered; sums and states in
-fp32 under 16-bit operands; padding inside of a tile; small vectors of a row (the LSE and its gradient); rows of a
-recurrence that are computed before its passes; batch entries of several lengths, decoded one length after another;
-whatever was asked for (`backend="reference"`, Triton's interpreter, the checks of `strict`). Autocast's casts inside
-of a compiled graph are the graph's, and not counted.
+The algorithm's normal work is not a fallback: gathering tiles, bricks and selected keys; sums and states in fp32 for
+16-bit operands; padding inside a tile; small vectors per row (the LSE and its gradient); rows of a recurrence that are
+computed before its passes; decoding batch entries of several lengths one length after another; and whatever the caller
+requested (`backend="reference"`, Triton's interpreter, the checks of `strict`). Autocast's casts inside a compiled
+graph belong to the graph and are not counted.
 
 ## Environment variables
 
-Nothing else is read; what has another reader than attnc is listed where it matters here.
+attnc reads no other variables; variables that another program reads are listed where they affect attnc.
 
 {variables}
 """
 
 
 def reference_page() -> str:
-    """`reference.md`: errors, fallbacks and environment variables."""
+    """Return `reference.md`: errors, fallbacks and environment variables."""
     errors = [["error", "builtin", "when", "raised in"], *_errors()]
     kinds = [["kind", "what it is", "logged as", "`strict=True`"]]
-    kinds += [
-        [f"`{x.name}`", x.when, "warning" if x.slow else "info", "refuses it" if x.strict else "–"] for x in KINDS
-    ]
+    kinds += [[f"`{x.name}`", x.when, "warning" if x.slow else "info", "refused" if x.strict else "–"] for x in KINDS]
     variables = [["variable", "default", "meaning", "read by"]]
     variables += [[f"`{x.name}`", x.default or "not set", x.meaning, x.by] for x in VARIABLES]
     return REFERENCE.format(errors=_table(errors), fallbacks=_table(kinds), variables=_table(variables))
@@ -271,48 +269,48 @@ def _table(rows: list[list[str]]) -> str:
 
 
 def _errors() -> Iterator[list[str]]:
-    """A row for every public error, the base first."""
+    """Yield a row for every public error, the base first."""
     raised = _raised()
     for error in sorted(public_errors(), key=lambda error: (error is not AttncError, error.__name__)):
         builtin = next(base for base in error.__mro__ if base.__module__ == "builtins")
         first = (error.__doc__ or "").split("\n\n")[0].replace("\n    ", " ").replace("|", "\\|")
-        where = ", ".join(f"`{folder}`" for folder in sorted(raised.get(error.__name__, ()))) or "as one of the others"
+        where = ", ".join(f"`{folder}`" for folder in sorted(raised.get(error.__name__, ()))) or "as a subclass"
         yield [f"`{error.__name__}`", f"`{builtin.__name__}`", first, where]
 
 
 def public_errors() -> set[type[AttncError]]:
-    """`AttncError` and all that descend from it."""
-    for found in pkgutil.walk_packages(attnc.__path__, "attnc."):
-        if not found.name.endswith("__main__"):
-            importlib.import_module(found.name)
-    own: set[type[AttncError]] = set()
+    """Return `AttncError` and its descendants."""
+    for module in pkgutil.walk_packages(attnc.__path__, "attnc."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    descendants: set[type[AttncError]] = set()
     todo: list[type[AttncError]] = [AttncError]
     while todo:
         error = todo.pop()
-        own |= {error}
+        descendants |= {error}
         todo += [x for x in error.__subclasses__() if x.__module__.startswith("attnc.")]
-    return own
+    return descendants
 
 
 def _raised() -> dict[str, set[str]]:
-    """The folders in which each error is made, by its name."""
-    found: dict[str, set[str]] = {}
+    """Return the folders in which each error is raised, by its name."""
+    folders: dict[str, set[str]] = {}
     for folder in ("spec", "compiler", "runtime"):
         for path in sorted((DOCS.parent / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                    own = path.parent.relative_to(DOCS.parent).parts[:2]
-                    found.setdefault(node.func.id, set()).add("/".join(own))
-    return found
+                    folder_parts = path.parent.relative_to(DOCS.parent).parts[:2]
+                    folders.setdefault(node.func.id, set()).add("/".join(folder_parts))
+    return folders
 
 
-# --- what is covered --------------------------------------------------------------------------------------------------
+# --- coverage ---------------------------------------------------------------------------------------------------------
 
 COVERAGE = """# Coverage
 
 <!-- Written by `python docs/generate.py` from docs/systems.py and tests/stdlib_patterns/without.py; do not edit. -->
 
-Which files hold which system, and what is checked of each file.
+The library's files for each system, and the checks of each file.
 
 ## Systems
 
@@ -324,9 +322,9 @@ Each cell is one test, `pytest tests/stdlib_patterns/test_every_file.py -k NAME-
 
 {checks}
 
-Masks and outputs are compared in at least three shapes, odd sizes and such as are no multiples of blocks among them.
-The references, one small function in NumPy or torch for each system, are in `tests/stdlib_patterns/reference`, and
-written from the papers. A number stands for a reason why a check cannot be made; it is tested that it is true.
+Masks and outputs are compared in at least three shapes, including odd sizes and sizes that are not multiples of blocks.
+The references, a small function in NumPy or torch for each system, are in `tests/stdlib_patterns/reference` and are
+written from the papers. A number refers to a reason why a check does not apply; a test checks that the reason is true.
 
 {table}
 
@@ -335,7 +333,7 @@ written from the papers. A number stands for a reason why a check cannot be made
 
 
 def coverage_page() -> str:
-    """`coverage.md`: systems and their files, files and their checks."""
+    """Return `coverage.md`: systems and their files, files and their checks."""
     without = importlib.import_module("without")
     reasons: dict[str, int] = {}
     rows = [["pattern", "folder", *without.CHECKS]]
@@ -348,7 +346,7 @@ def coverage_page() -> str:
 
 
 def _cell(without: Any, name: str, check: str, reasons: dict[str, int]) -> str:
-    """`yes`, or the number of a reason, which is given one where it has none."""
+    """Return `yes`, or the number of a reason; a new reason gets the next number."""
     reason = without.reason(check, name)
     told = [] if reason is None else [reason.why]
     if check == "warnings":
@@ -358,12 +356,12 @@ def _cell(without: Any, name: str, check: str, reasons: dict[str, int]) -> str:
 
 
 def _systems() -> str:
-    """A table for each part of the survey."""
-    known = importlib.import_module("systems")
+    """Return a table for each part of the survey."""
+    systems = importlib.import_module("systems")
     parts = []
-    for title, own in known.TABLES.items():
+    for title, part_systems in systems.TABLES.items():
         rows = [["system", "files", "not a file"]]
-        for system in own:
+        for system in part_systems:
             files = ", ".join(f"`{name}`" for name in system.files)
             rows.append([system.name, files or "–", system.why or "–"])
         parts.append(f"### {title}\n\n{_table(rows)}")
@@ -371,14 +369,14 @@ def _systems() -> str:
 
 
 def generated() -> dict[Path, str]:
-    """Every generated file and what it should hold."""
+    """Return every generated file with its text."""
     catalogue = Catalogue(frozenset(drawn_names()))
     pages = {**catalogue.pages(), "reference.md": reference_page(), "coverage.md": coverage_page()}
     return {DOCS / path: text for path, text in {**pictures(), **catalogue.tile_maps, **pages}.items()}
 
 
 def stale() -> list[Path]:
-    """The generated files that are missing or do not hold what they should, and pictures and pages of nothing."""
+    """Return generated files that are missing or out of date, and pictures and pages that belong to no pattern."""
     wanted = generated()
     wrong = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     kept = [*sorted((DOCS / "pictures").rglob("*.svg")), *sorted((DOCS / "catalogue").glob("*.md"))]
@@ -386,7 +384,7 @@ def stale() -> list[Path]:
 
 
 def main(arguments: list[str]) -> int:
-    """Write, or check."""
+    """Write the files, or check them."""
     if arguments == ["--check"]:
         for path in (wrong := stale()):
             print(f"not current: {path}; run python docs/generate.py", file=sys.stderr)

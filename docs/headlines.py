@@ -12,7 +12,7 @@ from torch import Tensor
 from attnc.runtime.commands.simulate_cases import HEADS, LENGTH
 
 Inputs = Callable[[int], Mapping[str, Any]]
-"""Inputs of a call by its number of tokens: shapes matter, and what the relation reads."""
+"""A function that returns a call's inputs for its number of tokens; only shapes and inputs of relations matter."""
 
 
 def _none(n: int) -> Mapping[str, Any]:
@@ -22,7 +22,7 @@ def _none(n: int) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class Headline:
-    """A call: heads of 128, bfloat16. `length`: None for what the preset's grid says, or 16,384."""
+    """A call with heads of 128 in bfloat16. `length`: None for the length of the preset's grid, or 16,384."""
 
     preset: str | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -35,18 +35,18 @@ class Headline:
 
 
 def _blank(*shape: int) -> Tensor:
-    """A tensor of which only the shape is read."""
+    """Return a tensor of which only the shape is read."""
     return torch.zeros(()).expand(shape)
 
 
 def _blocks_drawn(n: int) -> Mapping[str, Any]:
-    """Three blocks for each block of 64 tokens, the same every time."""
+    """Draw three blocks for each block of 64 tokens, always the same."""
     blocks = n // 64
     return {"random": torch.randint(blocks, (1, blocks, 3), generator=torch.Generator().manual_seed(0))}
 
 
 def _drafted(n: int) -> Mapping[str, Any]:
-    """A binary tree of n drafted tokens after a prompt."""
+    """Return a binary tree of n drafted tokens after a prompt."""
     sees = torch.eye(n, dtype=torch.bool)
     for node in range(1, n):
         sees[node] |= sees[(node - 1) // 2]
@@ -54,7 +54,7 @@ def _drafted(n: int) -> Mapping[str, Any]:
 
 
 def _three_in_ten(n: int) -> Mapping[str, Any]:
-    """A map of blocks of 128 of which each row has three in ten."""
+    """Draw a map of blocks of 128 in which each row has three in ten."""
     blocks = n // 128
     scores = torch.rand((1, 1, blocks, blocks), generator=torch.Generator().manual_seed(0))
     return {"map": scores.argsort(-1).argsort(-1) < int(0.3 * blocks) + 1}
@@ -109,4 +109,4 @@ HEADLINES: dict[str, Headline] = {
     "tree_verify": Headline(length=64, keys=LENGTH + 64, inputs=_drafted),
     "xattention": Headline(length=131072, heads=32, kv_heads=8),
 }
-"""Headlines other than the first preset at its grid or 16,384 tokens, with 8 heads and examples of the inputs."""
+"""Headlines that differ from the first preset at its grid or 16,384 tokens, with 8 heads and example inputs."""

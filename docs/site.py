@@ -64,7 +64,7 @@ def site_file(path: Path, config: MkDocsConfig) -> File:
     file = File(name, str(ROOT), config.site_dir, config.use_directory_urls)
     file.dest_uri = file.dest_uri.removeprefix("docs/")
     if path.suffix not in {".md", ".svg", ".json"}:
-        file.dest_uri += ".txt"  # browsers download a file of an unknown type instead of showing it
+        file.dest_uri += ".txt"  # browsers download files of unknown types instead of showing them
     return file
 
 
@@ -91,7 +91,7 @@ def on_page_markdown(markdown: str, /, *, page: Any, **_: object) -> str:
     """Return a page's text in the dialect of Python-Markdown."""
     source = ROOT / page.file.src_uri
     if page.parent is None:
-        page.meta.setdefault("hide", []).append("navigation")  # the sidebar would name this page alone
+        page.meta.setdefault("hide", []).append("navigation")  # the sidebar would list only this page
 
     def folder(link: re.Match[str]) -> str:
         target = link["target"]
@@ -112,7 +112,7 @@ def on_page_markdown(markdown: str, /, *, page: Any, **_: object) -> str:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Make the language of `.attn` files known to Pygments, which looks for lexers in packages alone."""
+    """Register the language of `.attn` files with Pygments, which looks for lexers only in packages."""
     import pygments.lexers
 
     lexer = attn_lexer()

@@ -1,7 +1,7 @@
-"""The systems that the library is to hold, each with the files that are it: what `coverage.md` is written from.
+"""The systems that the library covers, each with its files: the source of `coverage.md`.
 
-The names are those of the tables of the survey that the library was planned from: static masks; scores, normalisers and
-structures; choices by content; recurrences and scans. `why` says what of a system is no file.
+The names are from the survey from which the library was planned: static masks; scores, normalisers and structures;
+selections by content; recurrences and scans. `why` names the parts of a system that have no file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class System:
-    """A system, the library's files that are it or its parts, and why others of its parts are none."""
+    """A system, the library's files for it or its parts, and why other parts have none."""
 
     name: str
     files: tuple[str, ...] = ()
@@ -21,8 +21,8 @@ class System:
 
 CONVOLUTION = "convolutions ⊙ input: no query meets a key"
 DEEP = (
-    "memories of several layers (Titans-MLP, TTT-MLP and the like) are weights that gradient steps of a loss of their "
-    "own move: a state that training owns"
+    "memories of several layers (such as Titans-MLP and TTT-MLP) are weights updated by gradient steps on their own "
+    "loss: a state that training owns"
 )
 
 TABLES: Mapping[str, tuple[System, ...]] = {
@@ -65,16 +65,16 @@ TABLES: Mapping[str, tuple[System, ...]] = {
         System("LLA / FlashLLA", ("local_linear",)),
         System("Combiner", ("combiner", "combiner_axial", "combiner_log_sparse", "combiner_mixture")),
         System("MonarchAttention / MonarchRT", ("monarch", "monarch_rt"), "one iteration"),
-        System("Autoformer", ("autoformer_lags",), "the lags come from a Fourier transform of the caller's"),
+        System("Autoformer", ("autoformer_lags",), "the caller's Fourier transform determines the lags"),
         System("VAN / LKA", (), CONVOLUTION),
     ),
-    "Choices by content": (
+    "Selections by content": (
         System("MoBA", ("moba",)),
         System("FlashMoBA", ("flash_moba",)),
         System("VMoBA", ("vmoba", "vmoba_threshold")),
         System("NSA", ("native_sparse",)),
         System("DSA (DeepSeek)", ("deepseek_sparse",)),
-        System("SeerAttention(-R)", ("seer", "seer_decode"), "the gate is trained: what it gives is an input"),
+        System("SeerAttention(-R)", ("seer", "seer_decode"), "the trained gate is outside: its output is an input"),
         System("Dynamic Mask Attn", ("dynamic_mask",)),
         System("XAttention", ("xattention",)),
         System("MInference VS / block-sparse", ("minference_vertical_slash", "minference_blocks")),
@@ -86,7 +86,7 @@ TABLES: Mapping[str, tuple[System, ...]] = {
         System("SVG2", ("svg2",), "the clusters are the caller's"),
         System("VSA", ("vsa",)),
         System("Routing Transformer", ("routing_transformer",), "centroids move in training"),
-        System("HyperAttention", ("hyper_attention",), "not its causal form, which halves sequences again and again"),
+        System("HyperAttention", ("hyper_attention",), "its causal form, which halves sequences repeatedly"),
         System("Superlinear", ("superlinear",)),
         System("SparseD", ("sparse_d",)),
         System("Rectified SpaAttn", ("rectified",)),
@@ -123,10 +123,10 @@ TABLES: Mapping[str, tuple[System, ...]] = {
         System(
             "Spatial-Mamba, MHS-VM, MambaMixer, LinGen MA",
             ("spatial_mamba", "mhs_vm", "lingen_ma", "mamba_mixer"),
-            "how layers mix the outputs of earlier ones (MambaMixer) is the model's",
+            "the mixing of earlier layers' outputs (MambaMixer) belongs to the model",
         ),
     ),
-    "Besides": (
+    "Other patterns": (
         System("dense and causal attention", ("full", "causal")),
         System("windows and blocks", ("sliding_window", "dilated_window", "blocked")),
         System("trees of drafts (speculative decoding)", ("tree_verify",)),
@@ -136,10 +136,10 @@ TABLES: Mapping[str, tuple[System, ...]] = {
 
 def systems() -> Iterator[System]:
     """Yield all systems."""
-    for own in TABLES.values():
-        yield from own
+    for part_systems in TABLES.values():
+        yield from part_systems
 
 
 def names() -> set[str]:
-    """The files that are named."""
+    """Return the names of all files of the systems."""
     return {name for system in systems() for name in system.files}

@@ -1,8 +1,8 @@
 """Train a small byte-level transformer at context 4096 on a CPU, its attention compiled from ten lines of `.attn`.
 
-The text is one that every machine with Python has: the source of the standard library. The script prints the pattern
+The text is the source of the standard library, which every machine with Python has. The script prints the pattern
 and its plan, draws it, trains, and times it against PyTorch: dense attention under the same mask, dense causal
-attention, which sees every byte before, and, forward alone, compiled FlexAttention, which has no gradient on a CPU.
+attention, in which a byte sees all bytes before it, and, forward only, FlexAttention, which has no gradient on a CPU.
 
     python examples/byte_lm.py              about three minutes on two cores
     python examples/byte_lm.py --quick      a few seconds, at context 512
@@ -53,7 +53,7 @@ class Config:
 
 
 class Block(nn.Module):
-    """Attention, then a perceptron, each added to what came in."""
+    """Attention, then a perceptron, each added to its input."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Block(nn.Module):
 
 
 class ByteTransformer(nn.Module):
-    """Bytes in, logits of the next byte out. The attention is an argument of each call, so that it can be exchanged."""
+    """A model from bytes to logits of the next byte. The attention is an argument of each call, to be exchanged."""
 
     cos: Tensor
     sin: Tensor
@@ -105,13 +105,13 @@ class ByteTransformer(nn.Module):
 
 
 def rotary_angles(length: int, dim: int) -> Tensor:
-    """The angle of each position and pair of channels, (length, dim / 2) (RoPE, arXiv 2104.09864)."""
+    """Return the angle of each position and pair of channels, (length, dim / 2) (RoPE, arXiv 2104.09864)."""
     frequencies = 10000.0 ** (-torch.arange(0, dim, 2) / dim)
     return torch.outer(torch.arange(length), frequencies)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (…, tokens, dim) with its halves turned by the angles."""
+    """Rotate the halves of x (…, tokens, dim) by the angles."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
 
@@ -126,14 +126,14 @@ def dense(attend: Attention, length: int) -> AttentionFunction:
 
 
 def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """PyTorch's dense causal attention: no window, every byte sees all bytes before it."""
+    """Compute PyTorch's dense causal attention: no window, every byte sees all bytes before it."""
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
 def flex(config: Config) -> AttentionFunction:
-    """FlexAttention with the same window, compiled for one shape, forward alone: on a CPU it has no gradient.
+    """Return FlexAttention with the same window, compiled for one shape, forward only: on a CPU it has no gradient.
 
-    Raises RuntimeError where torch cannot compile it, for want of a C++ compiler for instance.
+    Raise RuntimeError if torch cannot compile it, for example without a C++ compiler.
     """
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -156,13 +156,13 @@ def flex(config: Config) -> AttentionFunction:
 
 
 def standard_library() -> Tensor:
-    """The source of Python's standard library, its top-level modules in order of name, as bytes."""
+    """Return the source of Python's standard library, its top-level modules in order of name, as bytes."""
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     return torch.frombuffer(bytearray(b"\n".join(file.read_bytes() for file in files)), dtype=torch.uint8)
 
 
 def excerpts(text: Tensor, length: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Random stretches of the text, endlessly: `length` bytes and the byte that follows each, (1, length)."""
+    """Yield random excerpts of the text, endlessly: `length` bytes and the byte that follows each, (1, length)."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         start = int(torch.randint(len(text) - length, (), generator=generator))
@@ -185,7 +185,7 @@ class Trainer:
         )
 
     def step(self, tokens: Tensor, targets: Tensor, attention: AttentionFunction) -> float:
-        """Forward, backward, update; the loss in nats per byte, before the update."""
+        """Take a training step; return the loss in nats per byte before the update."""
         loss = F.cross_entropy(self.model(tokens, attention).flatten(0, 1), targets.flatten())
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -196,7 +196,7 @@ class Trainer:
 
 
 def train(trainer: Trainer, config: Config, text: Tensor, attention: AttentionFunction, until: float) -> list[float]:
-    """Up to `config.steps` steps, ended when the clock shows `until`; the loss of each."""
+    """Take up to `config.steps` steps, stopping at clock time `until`; return the loss of each."""
     losses: list[float] = []
     bar = Progress("training", config.steps)
     for tokens, targets in excerpts(text, config.context, config.seed):
@@ -209,7 +209,7 @@ def train(trainer: Trainer, config: Config, text: Tensor, attention: AttentionFu
 
 
 class Progress:
-    """A progress bar: rich's where it is installed, a line that redraws itself on a terminal, else a line at times."""
+    """A progress bar: rich's if installed, a self-redrawing line on a terminal, else an occasional line."""
 
     def __init__(self, title: str, total: int) -> None:
         self.title = title
@@ -229,7 +229,7 @@ class Progress:
             print(f"{self.title} {done}/{self.total}  {note}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Leave the bar on the screen."""
         if self.bar is not None:
             self.bar(-1, "")
         elif self.terminal:
@@ -237,7 +237,7 @@ class Progress:
 
 
 def rich_bar(title: str, total: int) -> Callable[[int, str], None] | None:
-    """A function that moves rich's bar (-1 closes it); None where rich is not installed."""
+    """Return a function that moves rich's bar (-1 closes it), or None if rich is not installed."""
     try:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -268,9 +268,9 @@ def rich_bar(title: str, total: int) -> Callable[[int, str], None] | None:
 
 
 def compare(runs: Mapping[str, Callable[[], object]], rounds: int, until: float) -> dict[str, list[float]]:
-    """Seconds of each run, taken in turn, so that a busy moment meets both, after one round to warm up.
+    """Return the seconds of each run, taken in turn after a warm-up round, so that a busy moment affects all of them.
 
-    `rounds` times, fewer when the clock shows `until`, but once at least.
+    There are `rounds` rounds, fewer if the clock shows `until`, but at least one.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
@@ -285,7 +285,7 @@ def compare(runs: Mapping[str, Callable[[], object]], rounds: int, until: float)
 
 
 def report(title: str, seconds: dict[str, list[float]]) -> None:
-    """Median, least and most of each, and how much faster the first is than each of the others."""
+    """Print median, minimum and maximum of each run, and how much faster the first is than each of the others."""
     print(title)
     for name, times in seconds.items():
         median = statistics.median(times)
@@ -297,9 +297,9 @@ def report(title: str, seconds: dict[str, list[float]]) -> None:
 
 
 def ratio_text(ours: list[float], theirs: list[float]) -> str:
-    """How much faster ours is: the median of the ratios of runs that followed each other, the least and the most.
+    """Return how much faster `ours` is: the median of the ratios of successive runs, with minimum and maximum.
 
-    No ratio where these lie further apart than the ratio is large, or where there is one run alone.
+    There is no ratio if their spread exceeds the ratio, or for a single run.
     """
     if min(len(ours), len(theirs)) < 2:
         return "no ratio: one run says nothing of the spread"
@@ -316,7 +316,7 @@ def ratio_text(ours: list[float], theirs: list[float]) -> str:
 
 
 def attention_alone(config: Config, attention: AttentionFunction) -> Callable[[], None]:
-    """Forward and backward of one layer's attention."""
+    """Return a run of forward and backward of one layer's attention."""
     shape = (1, config.heads, config.context, config.width // config.heads)
     q, k, v = (torch.randn(shape, requires_grad=True) for _ in range(3))
 
@@ -327,7 +327,7 @@ def attention_alone(config: Config, attention: AttentionFunction) -> Callable[[]
 
 
 def positive(text: str) -> int:
-    """A whole number, at least 1, of the command line."""
+    """Parse a positive integer of the command line."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not positive")
@@ -342,7 +342,7 @@ TRAINING, STEPS, ALONE = 0.55, 0.8, 0.9
 
 
 def why_it_ended(done: int, config: Config) -> str:
-    """A sentence on the number of steps."""
+    """Return a sentence on the number of steps."""
     if done == config.steps:
         return f"trained for all {done} steps"
     spent = TRAINING * config.budget
@@ -353,7 +353,7 @@ def why_it_ended(done: int, config: Config) -> str:
 
 
 def forward_alone(config: Config, attention: AttentionFunction) -> Callable[[], None]:
-    """Forward of one layer's attention."""
+    """Return a run of the forward of one layer's attention."""
     shape = (1, config.heads, config.context, config.width // config.heads)
     q, k, v = (torch.randn(shape) for _ in range(3))
 
@@ -367,7 +367,7 @@ def forward_alone(config: Config, attention: AttentionFunction) -> Callable[[], 
 def forward_rivals(
     config: Config, rivals: Mapping[str, AttentionFunction], *, quick: bool
 ) -> dict[str, AttentionFunction]:
-    """The rivals of a forward, and compiled FlexAttention where it can be compiled; a line says why where it is not."""
+    """Return the rivals of a forward, with compiled FlexAttention if torch can compile it; else a line says why not."""
     if quick:
         print("compiled FlexAttention: left out of --quick, as compiling it takes longer than all the rest")
         return dict(rivals)
@@ -379,7 +379,7 @@ def forward_rivals(
 
 
 def show_pattern(attend: Attention, config: Config, picture: Path) -> None:
-    """The pattern's text, what is going to run, and a picture."""
+    """Print the pattern's text and its plan, and write its picture."""
     print(f"{PATTERN.name}\n\n{PATTERN.read_text(encoding='utf-8')}")
     print(attend.plan(config.context, heads=config.heads, head_dim=config.width // config.heads))
     picture.write_text(attend.picture(config.context), encoding="utf-8")
@@ -387,7 +387,7 @@ def show_pattern(attend: Attention, config: Config, picture: Path) -> None:
 
 
 def run(config: Config, picture: Path, *, quick: bool) -> bool:
-    """Everything; whether the loss fell."""
+    """Run everything; return whether the loss fell."""
     begun = time.perf_counter()
     attend = compile_attention(PATTERN, window=config.window)
     show_pattern(attend, config, picture)
@@ -429,7 +429,7 @@ def run(config: Config, picture: Path, *, quick: bool) -> bool:
 
 
 def main(arguments: Iterable[str] | None = None) -> int:
-    """Run the demonstration; 0 where the loss fell, else 1."""
+    """Run the demonstration; return 0 if the loss fell, else 1."""
     standard = Config()
     parser = argparse.ArgumentParser(description="Train a byte-level transformer with a sliding window.")
     parser.add_argument("--steps", type=positive, help=f"training steps ({standard.steps})")
@@ -437,16 +437,16 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--window", type=positive, default=standard.window, help="keys that a query sees (%(default)s)")
     parser.add_argument("--picture", type=Path, default=Path("byte_lm.svg"), help="where to draw (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="a small model at context 512, for a first look")
-    given = parser.parse_args(None if arguments is None else list(arguments))
+    options = parser.parse_args(None if arguments is None else list(arguments))
 
-    config = replace(standard, budget=given.budget, window=given.window)
-    if given.quick:
+    config = replace(standard, budget=options.budget, window=options.window)
+    if options.quick:
         small = replace(config, context=512, layers=1, width=64, heads=2, steps=12, rounds=2)
-        config = replace(small, window=min(given.window, 64))
-    if given.steps is not None:
-        config = replace(config, steps=given.steps)
+        config = replace(small, window=min(options.window, 64))
+    if options.steps is not None:
+        config = replace(config, steps=options.steps)
     begun = time.perf_counter()
-    fell = run(config, given.picture, quick=given.quick)
+    fell = run(config, options.picture, quick=options.quick)
     print(f"{time.perf_counter() - begun:.0f} s in all")
     if not fell:
         print("error: the loss did not fall; something is broken", file=sys.stderr)

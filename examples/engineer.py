@@ -1,7 +1,7 @@
-"""Exchange one layer's attention: a model written for `scaled_dot_product_attention`, now with a prefix-LM pattern.
+"""Replace one layer's attention: a model written for `scaled_dot_product_attention` gets a prefix-LM pattern.
 
-The calling convention is SDPA's, grouped heads included; the mask is the pattern. The layer compiles as a whole. A call
-is checked against the dense reference that is derived from the same text.
+The calling convention is SDPA's, grouped heads included; the pattern is the mask. The layer compiles as a whole. A
+call is compared with the dense reference that is derived from the same text.
 
     python examples/engineer.py
 """
@@ -17,7 +17,7 @@ from attnc import compile_attention
 
 
 class PrefixAttention(nn.Module):
-    """Self-attention with grouped heads; the first `prefix` tokens of each sequence are seen by all."""
+    """Self-attention with grouped heads; the first `prefix` tokens of each sequence are visible to all."""
 
     def __init__(self, width: int, heads: int, kv_heads: int) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class PrefixAttention(nn.Module):
 
 
 def main() -> int:
-    """Run forward and backward, and compare with the dense reference in double precision; 0 where they agree."""
+    """Run forward and backward, and compare with the dense reference in double precision; return 0 if they agree."""
     torch.manual_seed(0)
     layer = PrefixAttention(width=128, heads=8, kv_heads=2)
     x, prefix = torch.randn(2, 700, 128, requires_grad=True), torch.tensor([40, 300])
@@ -57,8 +57,8 @@ def main() -> int:
 
     q, k, v = layer.heads_of(x)
     exact = layer.attend.reference(q, k, v, prefix=prefix, dtype=torch.float64)
-    found = layer.attend(q, k, v, prefix=prefix)
-    error = (found - exact).abs().max().item()
+    out = layer.attend(q, k, v, prefix=prefix)
+    error = (out - exact).abs().max().item()
     print(f"largest difference from the fp64 reference: {error:.1e}")
     print(layer.attend.plan(700, heads=8, kv_heads=2, head_dim=16, batch=2, prefix=prefix))
     return 0 if error < 1e-5 and agree else 1

@@ -1,6 +1,6 @@
-"""A pattern in other people's models: a Llama that trains and generates with a window, a Wan that sees its neighbours.
+"""A pattern in existing models: a Llama that trains and generates with a window, a Wan that sees its neighbours.
 
-Both models are small and random, made from configurations; nothing is downloaded. Needs `pip install '.[interop]'`.
+Both models are small and random, built from configurations; nothing is downloaded. Needs `pip install '.[interop]'`.
 
     python examples/hugging_face.py
 """
@@ -36,7 +36,7 @@ def llama(implementation: str) -> Any:
 
 
 def language_model() -> bool:
-    """Train and generate; whether the loss fell, and a batch with padding continues as each prompt alone."""
+    """Train and generate; return whether the loss fell and a padded batch continues each prompt as alone."""
     name = attnc.bridges.register_transformers("sliding_window", window=16, sinks=2)
     model = llama(name)
     ids = torch.arange(96)[None] * 5 % 251 + 2
@@ -69,7 +69,7 @@ def language_model() -> bool:
 
 
 def video_model() -> bool:
-    """Full attention is the model's own, and neighbours are something else."""
+    """Return whether `full` equals the model's own attention, and neighbourhoods differ from it."""
     from diffusers import WanTransformer3DModel
 
     torch.manual_seed(0)
@@ -81,11 +81,11 @@ def video_model() -> bool:
         "encoder_hidden_states": torch.randn(1, 5, 16),
     }
     with torch.no_grad():
-        own = model(**call).sample
+        own_output = model(**call).sample
         before = attnc.bridges.install_diffusers(model, "full")
-        same = (model(**call).sample - own).abs().max().item()
+        same = (model(**call).sample - own_output).abs().max().item()
         attnc.bridges.install_diffusers(model, "neighborhood_3d", window=3)
-        near = (model(**call).sample - own).abs().max().item()
+        near = (model(**call).sample - own_output).abs().max().item()
         model.set_attn_processor(before)
     print(f"Wan with `full`: largest difference from its own attention {same:.1e}")
     print(f"Wan with `neighborhood_3d`, 27 neighbours of 192 tokens: {near:.1e}")
@@ -93,7 +93,7 @@ def video_model() -> bool:
 
 
 def main() -> int:
-    """Run both; 0 where all is as it should be."""
+    """Run both models; return 0 if their checks hold."""
     return 0 if language_model() and video_model() else 1
 
 

@@ -1,4 +1,4 @@
-"""Run the attentions of papers.attn, forward and backward, and hold each against the dense reference.
+"""Run the attentions of papers.attn, forward and backward, and compare each with the dense reference.
 
 python examples/papers.py
 """
@@ -28,7 +28,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
 
 
 def difference(name: str) -> float:
-    """The largest difference between the executor's output and gradients and the reference's, in fp64."""
+    """Return the largest difference between the executor's output and gradients and the reference's, in fp64."""
     attend = compile_attention(f"{FILE}:{name}", **PARAMETERS[name])
     sizes = {"length": TOKENS} if name == "transformer_xl" else {}
     module = attend.module(heads=HEADS, dk=DIM, dv=DIM, **sizes).double()
@@ -45,13 +45,13 @@ def difference(name: str) -> float:
 
 
 def main() -> int:
-    """0 where all agree."""
+    """Compare all patterns; return 0 if they agree."""
     torch.manual_seed(0)
     worst = 0.0
     for name in PARAMETERS:
-        found = difference(name)
-        worst = max(worst, found)
-        print(f"{name:20} differs from the dense reference by {found:.1e}")
+        gap = difference(name)
+        worst = max(worst, gap)
+        print(f"{name:20} differs from the dense reference by {gap:.1e}")
     return int(not worst < 1e-9)
 
 

@@ -1,7 +1,7 @@
 """Associative recall with a recurrence that is written here: pairs of a key and a value, then keys without values.
 
-The delta rule with a gate corrects what the state holds for a key, so that the last value of a key is what is read. It
-is trained by chunks, and then runs token by token from its state, with the same answers.
+The gated delta rule corrects the value that the state holds for a key, so that a read returns the key's last value. It
+is trained in chunks, and then runs token by token from its state, with the same answers.
 
     python examples/recurrence.py
 """
@@ -34,7 +34,7 @@ States = dict[str, Tensor]
 
 
 class Recall(nn.Module):
-    """One layer; token t is a key, and the value beside it or 0."""
+    """One layer; token t is a key, with its value or 0."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Recall(nn.Module):
         self.out = nn.Linear(WIDTH, VALUES)
 
     def forward(self, keys: Tensor, values: Tensor, state: States | None = None) -> tuple[Tensor, States]:
-        """Logits (B, T, VALUES) and the states after the last token, from keys and values (B, T)."""
+        """Return logits (B, T, VALUES) and the states after the last token, from keys and values (B, T)."""
         k = functional.normalize(self.key(keys), dim=-1)[:, None]
         v = self.value(values)
         decay, write = self.gates(v).unsqueeze(-2).unbind(-1)
@@ -53,20 +53,20 @@ class Recall(nn.Module):
 
 
 def draw(count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(keys, values, wanted) of sequences: pairs, then keys whose last value is wanted; -100 where nothing is."""
+    """Draw sequences (keys, values, targets): pairs, then keys whose last value is the target; else -100."""
     keys, values = torch.randint(KEYS, (count, PAIRS)), torch.randint(1, VALUES + 1, (count, PAIRS))
     last = torch.zeros(count, KEYS, dtype=torch.long)
     for t in range(PAIRS):
         last.scatter_(1, keys[:, t : t + 1], values[:, t : t + 1])
-    asked = torch.randint(KEYS, (count, ASKED))
-    wanted = last.gather(1, asked) - 1
+    wanted_keys = torch.randint(KEYS, (count, ASKED))
+    wanted = last.gather(1, wanted_keys) - 1
     wanted[wanted < 0] = -100
     nothing = torch.full((count, PAIRS), -100)
-    return torch.cat([keys, asked], 1), functional.pad(values, (0, ASKED)), torch.cat([nothing, wanted], 1)
+    return torch.cat([keys, wanted_keys], 1), functional.pad(values, (0, ASKED)), torch.cat([nothing, wanted], 1)
 
 
 def main() -> int:
-    """Train, then answer token by token; 0 where it learned and the steps agree."""
+    """Train, then answer token by token; return 0 if it learned and the steps agree."""
     torch.manual_seed(0)
     print(attend.derivation())
     model = Recall()

@@ -1,7 +1,7 @@
-"""Serve a window from a cache no longer than it: a prompt in chunks, then token by token, beside the whole at once.
+"""Serve a window from a cache of its own length: a prompt in chunks, then token by token, against the whole call.
 
-The ring has as many slots as the plan says; what a slot held before is written over. Every step is compared with the
-row of a call of all tokens.
+The ring has as many slots as the plan needs; older entries are overwritten. Every step is compared with the
+corresponding row of a call on all tokens.
 
     python examples/serving.py
 """
@@ -34,7 +34,7 @@ class Ring:
 
 
 def main() -> int:
-    """Prefill and decode; 0 where both agree with the whole."""
+    """Prefill and decode; return 0 if both agree with the whole call."""
     torch.manual_seed(0)
     attend = compile_attention("sliding_window", window=1024, sinks=4)
     n = PROMPT + STEPS
@@ -56,8 +56,8 @@ def main() -> int:
         for token in range(PROMPT, n):
             for ring, x in zip(rings, (k, v), strict=True):
                 ring.write(token, x[:, :, token])
-            own = q[:, :, token : token + 1]
-            out = attend.decode(own, rings[0].data, rings[1].data, kv_len=token + 1, ring=True)
+            query = q[:, :, token : token + 1]
+            out = attend.decode(query, rings[0].data, rings[1].data, kv_len=token + 1, ring=True)
             assert isinstance(out, Tensor)
             worst = max(worst, (out - whole[:, :, token : token + 1]).abs().max().item())
     each = (time.perf_counter() - start) / STEPS * 1e3

@@ -44,14 +44,14 @@ SEED = 20250
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--tier` and `--write-durations`."""
+    """Add the options `--tier` and `--write-durations`."""
     group = parser.getgroup("attnc")
     group.addoption("--tier", choices=("short", "all"), default="all", help="which tests to run (default: all)")
     group.addoption("--write-durations", action="store_true", help="write the tier's times to tests/durations.json")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Choose the profile of hypothesis, and record durations where the run asks for them."""
+    """Choose the profile of hypothesis, and record durations if requested."""
     tier = config.getoption("--tier")
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or {"short": "short", "all": "ci"}[tier])
     if config.getoption("--write-durations") and not hasattr(config, "workerinput"):
@@ -59,13 +59,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    """Say what will run, and roughly how long it takes."""
+    """Return a line about the tests that will run and their approximate time."""
     return tiers.announcement(config.getoption("--tier"))
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests of the tier."""
+    """Deselect the tests outside the tier."""
     if config.getoption("--tier") == "short":
         items[:], others = tiers.split(items)
         config.hook.pytest_deselected(items=others)
@@ -87,7 +87,7 @@ def _all_threads(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def gathered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run few tokens as many are run: what is chosen is gathered, and no masked call replaces it."""
+    """Run small calls as large ones: selected blocks are gathered instead of masked."""
     from attnc.runtime.cpu import masked
 
     monkeypatch.setattr(masked, "WORK", 0)
@@ -95,7 +95,7 @@ def gathered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """One thread of torch's for the tests of a file."""
+    """Set one thread of torch for the tests of a file."""
     import torch
 
     before = torch.get_num_threads()
@@ -105,7 +105,7 @@ def one_thread() -> Iterator[None]:
 
 
 def import_interpreted() -> None:
-    """Import Triton so that its own functions are interpreted where ours are, which `tests/runtime/gpu` asks for."""
+    """Import Triton in interpreter mode, its own functions included, as `tests/runtime/gpu` requires."""
     before = os.environ.get("TRITON_INTERPRET")
     os.environ["TRITON_INTERPRET"] = "1"
     try:
@@ -123,17 +123,17 @@ def import_interpreted() -> None:
 if importlib.util.find_spec("triton"):
     import_interpreted()
 
-# Every pattern that a pass of the compiler returns is verified, in the processes that tests start as well.
+# Every pattern that a compiler pass returns is verified, in child processes too.
 os.environ["ATTNC_VERIFY_IR"] = "1"
 verify_passes()
 
-# Plans depend on the machine's measured rates: tests do not, whatever the user has measured.
+# Plans depend on the machine's measured rates; tests do not, whatever the user has measured.
 os.environ["ATTNC_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), "attnc-tests-have-no-cache")
 
 
 @pytest.fixture(autouse=True)
 def fixed_seeds() -> None:
-    """Start each test from the same random state, in those libraries that are loaded."""
+    """Start each test from the same random state in the libraries that are loaded."""
     random.seed(SEED)
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed(SEED)

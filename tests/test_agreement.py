@@ -1,4 +1,4 @@
-"""Every level agrees with the one before it, over drawn programs: evaluator, mask and reference, cpu executor."""
+"""Every level agrees with its predecessor over drawn programs: evaluator, mask and reference, cpu executor."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def inputs_of(program: Program) -> dict[str, Any]:
 
 
 def masks_of(attention: Attention, program: Program) -> Tensor:
-    """`Attention.mask` for every batch entry and head: (batch, heads, queries, keys)."""
+    """Return `Attention.mask` for every batch entry and head: (batch, heads, queries, keys)."""
     s = program.shape
     masks = []
     for head in range(s.heads):
@@ -41,11 +41,11 @@ def masks_of(attention: Attention, program: Program) -> Tensor:
     return torch.stack(masks, 1)
 
 
-# --- who sees whom ---------------------------------------------------------------------------------------------------
+# --- visible pairs ----------------------------------------------------------------------------------------------------
 
 
 def evaluated(attention: Attention, program: Program) -> Tensor:
-    """The relation by the evaluator. Where it has no value, neither has the example."""
+    """Return the relation by the evaluator; discard the example if the relation has no value."""
     s = program.shape
     try:
         evaluator = Evaluator(
@@ -59,7 +59,7 @@ def evaluated(attention: Attention, program: Program) -> Tensor:
 
 
 def weights_of(attention: Attention, program: Program, backend: str) -> Tensor:
-    """The weights that an executor gives each key: its output for values that are unit vectors."""
+    """Return the weights that an executor gives each key: its output for values that are unit vectors."""
     s = program.shape
     q = torch.zeros(s.batch, s.heads, s.n_q, 8, dtype=torch.float64)
     k = torch.zeros(s.batch, s.kv_heads, s.n_k, 8, dtype=torch.float64)
@@ -70,7 +70,7 @@ def weights_of(attention: Attention, program: Program, backend: str) -> Tensor:
 
 @settings(max_examples=70)
 @given(programs(longest=14, elements=1500))
-def test_who_sees_whom(program: Program) -> None:
+def test_visible_pairs(program: Program) -> None:
     """Evaluator = mask = reference = cpu executor."""
     attention = compiled(program)
     wanted = evaluated(attention, program)
@@ -103,7 +103,7 @@ def arranged(x: Tensor, layout: str) -> Tensor:
 
 @st.composite
 def tensors(draw: st.DrawFn, shape: Shape, dtype: torch.dtype) -> Triple:
-    """q, k and v of drawn head dimensions and strides, from a drawn seed."""
+    """Draw q, k and v with drawn head dimensions and strides, from a drawn seed."""
     torch.manual_seed(draw(st.integers(0, 9999)))
     widths = st.one_of(st.integers(8, 192), st.sampled_from([8, 16, 64, 128, 192]))
     dk, dv = draw(widths), draw(widths)
@@ -132,12 +132,14 @@ def check_numbers(program: Program, inputs: Triple, dtype: torch.dtype) -> None:
     got = gradients(ours, probe)
     check_nothing_seen(got, mask, program.shape)
     assert [x.dtype for x in got] == [dtype, torch.float32, dtype, dtype, dtype]
-    assert all(torch.equal(x, y) for x, y in zip(got, gradients(ours, probe), strict=True)), "other bits"
+    assert all(torch.equal(x, y) for x, y in zip(got, gradients(ours, probe), strict=True)), (
+        "a repeated call gives other bits"
+    )
     assert [error for error in compare(ours, probe) if not error.agrees] == []
 
 
 def gradients(run: Run, probe: Probe) -> list[Tensor]:
-    """out, lse, dq, dk and dv of a run, in its own dtype and on the inputs' own strides."""
+    """Return out, lse, dq, dk and dv of a run, in its own dtype and on the inputs' own strides."""
     leaves = [x.detach().requires_grad_() for x in (probe.q, probe.k, probe.v)]
     outputs = run(*leaves)
     grads = torch.autograd.grad(outputs, leaves, (probe.grad_out, probe.grad_lse), materialize_grads=True)
@@ -145,7 +147,7 @@ def gradients(run: Run, probe: Probe) -> list[Tensor]:
 
 
 def check_nothing_seen(got: list[Tensor], mask: Tensor, shape: Shape) -> None:
-    """Rows that see nothing and keys that nobody sees are exactly nothing."""
+    """Check that rows without visible keys, and keys that no query sees, are exactly zero."""
     out, lse, dq, dk, dv = got
     seeing = mask.any(-1)
     assert torch.equal(lse == -math.inf, ~seeing)
@@ -186,7 +188,7 @@ pattern long(window: int = 100, reach: int[head] = [{reach}])
     ("n", "heads", "kv_heads", "dk", "dv"),
     [(1025, 1, 1, 64, 64), (137, 12, 4, 192, 8), (129, 7, 7, 8, 192), (31, 5, 1, 72, 80), (1, 6, 3, 8, 8)],
 )
-def test_shapes_of_the_promise(n: int, heads: int, kv_heads: int, dk: int, dv: int, dtype: torch.dtype) -> None:
+def test_promised_shapes(n: int, heads: int, kv_heads: int, dk: int, dv: int, dtype: torch.dtype) -> None:
     """The shapes that the project promises agree with the reference."""
     shape = Shape(2 if n < 1000 else 1, heads, kv_heads, n, n)
     reach = [i % 3 for i in range(heads)]

@@ -1,6 +1,6 @@
 """The recipes of docs/cookbook.md against dense torch, written from the page's sentences and without attnc.
 
-The `.attn` texts are read out of the page. Each is called at an odd size, in fp64 and fp32. Its output and
+The `.attn` texts are read from the page. Each is called at an odd size, in fp64 and fp32. Its output and
 the gradients of q, k, v and every real input are compared with those of the dense computation.
 """
 
@@ -32,7 +32,7 @@ Dense = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """One recipe: its parameters and inputs, and the dense computation of the same result."""
+    """A recipe: its parameters and inputs, and the dense computation of its result."""
 
     dense: Dense
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Case:
 
 
 def pairs(tokens: int, rule: Callable[[int, int], bool]) -> Tensor:
-    """The mask of a rule, by asking it about every query and key."""
+    """Return the mask of a rule by calling it for every query and key."""
     return torch.tensor([[rule(q, k) for k in range(tokens)] for q in range(tokens)])
 
 
@@ -57,7 +57,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
 
 
 def masked(rule: Callable[[int, int], bool]) -> Dense:
-    """Attention under a rule that all heads and batch entries share."""
+    """Return attention under a rule that all heads and batch entries share."""
     return lambda q, k, v: attention(q, k, v, pairs(q.shape[2], rule))
 
 
@@ -70,7 +70,7 @@ WINDOWS = [1, 3, 8, 64]
 PREFIXES = [5, 20]
 LENGTHS = [[1, 13, 23], [30, 2, 5]]
 GRID = (9, 11)
-VIDEO = (5, 6)  # half of an even number of tokens is a distance on the edge of a window
+VIDEO = (5, 6)  # half of an even number of tokens would be a distance on the edge of a window
 COPY = 19
 
 
@@ -93,7 +93,7 @@ def dilated_sinks(q: int, k: int) -> bool:
 
 
 def packed_global(q: Tensor, k: Tensor, v: Tensor, doc: Tensor) -> Tensor:
-    """Each document by itself, its first row and column whole."""
+    """Compute each document separately, with its first row and column visible."""
     rows = []
     for entry, lengths in enumerate(LENGTHS):
         outputs, start = [], 0
@@ -146,7 +146,7 @@ def differential_attention(q: Tensor, k: Tensor, v: Tensor, lambda_: Tensor) -> 
 
 
 def routed_tokens(q: Tensor, k: Tensor, v: Tensor, gate: Tensor) -> Tensor:
-    """Each head by itself, on the tokens that it keeps."""
+    """Compute each head separately, on the tokens that it keeps."""
     out = v.new_zeros(*q.shape[:3], v.shape[-1])
     for b in range(BATCH):
         for h in range(HEADS):
@@ -158,7 +158,7 @@ def routed_tokens(q: Tensor, k: Tensor, v: Tensor, gate: Tensor) -> Tensor:
 
 
 def window_and_delta(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, mix: Tensor) -> Tensor:
-    """The state token by token, as one writes the recurrence down."""
+    """Compute the state token by token, directly from the recurrence."""
     near = attention(q, k, v, pairs(TOKENS, lambda i, j: i - 7 < j <= i))
     unit = functional.normalize(k, dim=-1)
     state, reads = q.new_zeros(BATCH, HEADS, DK, DV), []
@@ -202,7 +202,7 @@ CASES = {
 
 
 def results(call: Dense, tensors: Inputs) -> dict[str, Tensor]:
-    """The output of a call, and the gradient of each real tensor in it, under fixed weights of the output."""
+    """Return the output of a call, and the gradient of each real tensor, under fixed weights of the output."""
     leaves = {name: x.detach().clone().requires_grad_() if x.is_floating_point() else x for name, x in tensors.items()}
     out = call(**leaves)
     weights = torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view_as(out)
@@ -236,9 +236,9 @@ def test_recipe(name: str, dtype: torch.dtype) -> None:
         **case.inputs(),
     }
     expected = results(case.dense, drawn)
-    given = {key: x.to(dtype) if x.is_floating_point() else x for key, x in drawn.items()}
-    found = results(attend, given)
-    assert found.keys() == expected.keys()
+    inputs = {key: x.to(dtype) if x.is_floating_point() else x for key, x in drawn.items()}
+    actual = results(attend, inputs)
+    assert actual.keys() == expected.keys()
     for part, value in expected.items():
-        difference = (found[part].double() - value).abs().max() / value.abs().max().clamp(min=1)
+        difference = (actual[part].double() - value).abs().max() / value.abs().max().clamp(min=1)
         assert difference < TOLERANCE[dtype], f"{part}: {difference.item()}"

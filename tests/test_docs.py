@@ -1,11 +1,11 @@
-"""The documents are true: their code runs, their patterns check, their commands print what they say.
+"""The documents are true: their code runs, their patterns check, their commands print the quoted output.
 
-In every document, in order, all of one file in one folder and one Python namespace:
+Every document runs in order, all blocks of a file in one folder and one Python namespace:
 
-- `attn` blocks are checked; a name after `attn` saves the block as that file, `error CODE` after it says what is wrong;
-- `python` blocks run; a `text` block right after one is what it prints, `…` standing for anything; a block with
-  `python needs NAME` is left out, and says so, where that package is not installed;
-- `console` blocks: each line `$ attnc …` is run, and what follows it is what it prints, likewise.
+- `attn` blocks are checked; a name after `attn` saves the block as that file, `error CODE` names the expected error;
+- `python` blocks run; a `text` block right after one is the expected output, in which `…` matches anything; a block
+  with `python needs NAME` is left out, with a warning, if that package is not installed;
+- `console` blocks: each line `$ attnc …` is run, and the lines after it are the expected output, with `…` too.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Block:
     words: tuple[str, ...]
     text: str
     follows: bool
-    """Whether it stands right after the block before it."""
+    """Whether the block is directly after its predecessor."""
 
     @property
     def language(self) -> str:
@@ -58,19 +58,19 @@ class Block:
 def blocks(path: Path) -> Iterator[Block]:
     text = path.read_text(encoding="utf-8")
     end = 0
-    for found in FENCE.finditer(text):
-        between = text[end : found.start()]
-        line = text.count("\n", 0, found.start()) + 1
-        yield Block(line, tuple(found["info"].split()), found["text"], end > 0 and not between.strip())
-        end = found.end()
+    for match in FENCE.finditer(text):
+        between = text[end : match.start()]
+        line = text.count("\n", 0, match.start()) + 1
+        yield Block(line, tuple(match["info"].split()), match["text"], end > 0 and not between.strip())
+        end = match.end()
 
 
 def matches(expected: str, printed: str) -> bool:
-    """Whether the expected text is what was printed, up to `…`, spaces at line ends and blank lines."""
+    """Return whether the expected text equals the printed one, up to `…`, spaces at line ends and blank lines."""
     wanted = "\n".join(line.rstrip() for line in expected.strip().splitlines() if line.strip())
-    found = "\n".join(line.rstrip() for line in printed.strip().splitlines() if line.strip())
+    actual = "\n".join(line.rstrip() for line in printed.strip().splitlines() if line.strip())
     pattern = "(?s:.*?)".join(re.escape(part) for part in wanted.split("…"))
-    return re.fullmatch(pattern, found) is not None
+    return re.fullmatch(pattern, actual) is not None
 
 
 def check_attn(block: Block) -> None:
@@ -78,12 +78,12 @@ def check_attn(block: Block) -> None:
     if rest and rest[0].endswith(".attn"):
         Path(rest.pop(0)).write_text(block.text, encoding="utf-8")
     wanted = {rest[1]} if rest[:1] == ["error"] else set()
-    found = check_source(decode(block.text, "document.attn"), ModuleLoader(Path()))
-    assert {d.code for d in found} == wanted, "\n\n".join(f"{d.code} {d.message}" for d in found)
+    diagnostics = check_source(decode(block.text, "document.attn"), ModuleLoader(Path()))
+    assert {d.code for d in diagnostics} == wanted, "\n\n".join(f"{d.code} {d.message}" for d in diagnostics)
 
 
 def missing(block: Block) -> list[str]:
-    """The packages that a block needs and that are not there."""
+    """Return the packages that a block needs and that are not installed."""
     return [name for name in block.words[2:] if block.words[1:2] == ("needs",) and find_spec(name) is None]
 
 
@@ -142,7 +142,7 @@ def test_links(path: Path) -> None:
             assert (path.parent / target).exists(), target
 
 
-def test_the_catalogue_has_every_pattern_in_the_index_and_on_a_page() -> None:
+def test_the_catalogue_index_and_pages_have_every_pattern() -> None:
     index = (ROOT / "docs" / "catalogue.md").read_text(encoding="utf-8")
     pictures = set()
     for name, file in library_files().items():
@@ -167,9 +167,9 @@ def test_generated_files_are_current() -> None:
 
 
 def test_every_system_has_its_files_and_every_file_a_system() -> None:
-    known = runpy.run_path(str(ROOT / "docs" / "systems.py"))
-    assert known["names"]() == {*library_names()}
-    for system in known["systems"]():
+    systems = runpy.run_path(str(ROOT / "docs" / "systems.py"))
+    assert systems["names"]() == {*library_names()}
+    for system in systems["systems"]():
         assert system.files or system.why, system
 
 
@@ -189,7 +189,7 @@ ROUND = "        per a = q // 4, b = k // 4\n        keep any(visible for q in a
 
 def support_table() -> list[tuple[str, str]]:
     text = (ROOT / "spec" / "README.md").read_text(encoding="utf-8")
-    return [(found["line"], found["answer"]) for found in SUPPORT.finditer(text)]
+    return [(match["line"], match["answer"]) for match in SUPPORT.finditer(text)]
 
 
 @pytest.mark.parametrize(("line", "answer"), support_table())
@@ -252,11 +252,11 @@ def test_the_reference_lists_every_variable_and_fallback() -> None:
 
 
 def test_every_kind_of_fallback_is_listed_and_noted() -> None:
-    own = {name: value for name, value in vars(fallbacks).items() if isinstance(value, fallbacks.Kind)}
-    assert set(own.values()) == set(KINDS)
+    kinds = {name: value for name, value in vars(fallbacks).items() if isinstance(value, fallbacks.Kind)}
+    assert set(kinds.values()) == set(KINDS)
     texts = [path.read_text(encoding="utf-8") for path in (ROOT / "runtime").rglob("*.py")]
     noted = set(re.findall(r"\bnote\([^()]*?, ([A-Z_]+),", "".join(texts)))
-    assert noted | {"OTHERS"} == set(own)
+    assert noted | {"OTHERS"} == set(kinds)
 
 
 def test_all_errors_are_public() -> None:

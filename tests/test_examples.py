@@ -1,4 +1,4 @@
-"""The examples run, each as a newcomer would start it."""
+"""The examples run as a newcomer would start them."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def test_byte_lm(tmp_path: Path) -> None:
         assert all(re.match(r"[\d.]+ times as (fast|SLOW) \(|no ratio: |no difference beyond", one) for one in said)
     assert "compiled FlexAttention: left out of --quick" in done.stdout
     assert "trained for all 12 steps" in done.stdout
-    assert "training 12/12" in done.stderr, "progress is shown without a terminal too"
+    assert "training 12/12" in done.stderr, "progress must be shown without a terminal too"
 
 
 def byte_lm() -> ModuleType:
     spec = spec_from_file_location("byte_lm", EXAMPLES / "byte_lm.py")
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
-    sys.modules["byte_lm"] = module  # dataclasses look their module up
+    sys.modules["byte_lm"] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
     return module
 
@@ -82,10 +82,10 @@ def test_byte_lm_says_why_it_stops() -> None:
     )
 
 
-def test_byte_lm_has_flex_attention_beside_itself(
+def test_byte_lm_compares_with_flex_attention(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is raced where it can be compiled; else a line says why it is not."""
+    """The compiled FlexAttention is measured if torch can compile it; otherwise a line says why not."""
     demo = byte_lm()
     attention = object()
     monkeypatch.setattr(demo, "flex", lambda config: attention)

@@ -11,17 +11,17 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PRODUCT = ("spec", "compiler", "runtime", "src/attnc")
-"""Where class names are unique."""
+"""Folders in which class names are unique."""
 READ_BY_PEOPLE = (*PRODUCT, "benchmarks", "docs", "examples", "tests")
-"""Where docstrings open with what they describe."""
+"""Folders whose docstrings must open with what they describe."""
 LONG = {
     "compiler/ir.py": "every node of the IR in one file, so that it can be read whole",
     "spec/program.py": "every node of the checked program in one file, so that it can be read whole",
 }
-"""Files above `MOST_LINES`, and why."""
+"""Files above `MOST_LINES`, and why they are long."""
 MOST_LINES = 600
 NO_OPENING = re.compile(r"(Of|Those|These|The same|What|With|Which|One of)\b")
-"""Words whose noun stands elsewhere: a docstring is read alone, in an editor's tooltip."""
+"""Openings whose noun is elsewhere: a docstring is read alone, in an editor's tooltip."""
 
 
 def sources(*folders: str) -> list[Path]:
@@ -69,7 +69,7 @@ def test_class_names_are_unique_in_the_benchmarks() -> None:
     assert not repeated(places)
 
 
-def test_modules_of_the_benchmarks_import_each_other_in_no_circle() -> None:
+def test_modules_of_the_benchmarks_have_no_import_cycles() -> None:
     """Imports inside functions count too."""
     paths = {path.stem: path for path in (ROOT / "benchmarks").glob("*.py")}
     imports = {name: imported(path) & paths.keys() for name, path in paths.items()}
@@ -115,4 +115,4 @@ def test_files_are_short_or_say_why_not() -> None:
     }
     long = {path: length for path, length in lengths.items() if length > MOST_LINES}
     assert {path for path in long if path not in LONG} == set()
-    assert set(LONG) == long.keys() & LONG.keys(), "a file in LONG is short by now"
+    assert set(LONG) == long.keys() & LONG.keys(), "a file in LONG is no longer long"

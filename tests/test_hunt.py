@@ -37,8 +37,8 @@ def test_a_wrong_result_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     call = Attention.__call__
 
     def wrong(self: Attention, *tensors: object, **more: object) -> object:
-        found = call(self, *tensors, **more)  # type: ignore[call-overload]
-        return (found[0] * 1.001, *found[1:]) if isinstance(found, tuple) else found * 1.001
+        result = call(self, *tensors, **more)  # type: ignore[call-overload]
+        return (result[0] * 1.001, *result[1:]) if isinstance(result, tuple) else result * 1.001
 
     monkeypatch.setattr(Attention, "__call__", wrong)
     rng = random.Random(0)

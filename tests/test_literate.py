@@ -1,4 +1,4 @@
-"""The pages in `literate/`: what they say that attnc says, it says."""
+"""The pages in `literate/`: every quoted output of attnc is its actual output."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ EXAMPLE = re.compile(r"```attn\n(?P<source>.*?)```\n(?:\n```text\n(?P<said>.*?)`
 
 
 def said(text: str) -> str:
-    """Return what `attnc check` prints about a file."""
+    """Return the output of `attnc check` for a file."""
     try:
-        found = diagnosed(decode(text, "example.attn"), ModuleLoader(None))
+        diagnostics = diagnosed(decode(text, "example.attn"), ModuleLoader(None))
     except SpecError as error:
-        found = error.diagnostics
-    return "".join(f"{render(diagnostic)}\n\n" for diagnostic in found).removesuffix("\n")
+        diagnostics = error.diagnostics
+    return "".join(f"{render(diagnostic)}\n\n" for diagnostic in diagnostics).removesuffix("\n")
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
@@ -41,8 +41,8 @@ def test_page(path: Path) -> None:
 
 
 def _with_what_is_said(example: re.Match[str]) -> str:
-    found = said(example["source"])
-    return f"```attn\n{example['source']}```\n" + (f"\n```text\n{found}```\n" if found else "")
+    output = said(example["source"])
+    return f"```attn\n{example['source']}```\n" + (f"\n```text\n{output}```\n" if output else "")
 
 
 def test_a_difference_would_be_found(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The site's navigation has every page, and what mkdocs reads is Markdown of its dialect.
+"""The site's navigation has every page, and the pages are Markdown that mkdocs can read.
 
 `make docs` builds the site and checks every link and anchor; these tests need no mkdocs.
 """
@@ -26,7 +26,7 @@ def site() -> dict[str, Any]:
     return runpy.run_path(str(ROOT / "docs" / "site.py"))
 
 
-def test_every_page_stands_in_the_navigation_once() -> None:
+def test_every_page_is_in_the_navigation_once() -> None:
     pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")}
     entries = navigation()
     assert pages - set(entries) == set()
@@ -56,6 +56,6 @@ def test_no_script_of_the_documentation_is_published(site: dict[str, Any]) -> No
         ("", "```text"),
     ],
 )
-def test_code_blocks_open_as_mkdocs_reads_them(site: dict[str, Any], info: str, line: str) -> None:
+def test_code_blocks_open_in_the_syntax_of_mkdocs(site: dict[str, Any], info: str, line: str) -> None:
     block = site["FENCE"].search(f"```{info}\nbody\n```\n")
     assert site["fence"](block) == f"{line}\nbody\n```"

@@ -1,4 +1,4 @@
-"""The short tier covers every test function and every kind of kernel text, and holds no slow test."""
+"""The short tier covers every test function and every kind of kernel text, and contains no slow test."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_kept_cases_are_in_the_short_tier() -> None:
 
 @pytest.mark.slow
 def test_every_kind_of_kernel_text_is_in_the_short_tier() -> None:
-    """Where a kind is missing, write `smallest_cover(patterns)` to tests/short_tier.json."""
+    """If a kind is missing, write `smallest_cover(patterns)` to tests/short_tier.json."""
     from test_every_file import emitted
 
     patterns: defaultdict[Kind, set[str]] = defaultdict(set)

@@ -1,8 +1,8 @@
-"""The rivals of attnc, one file each, with the same small interface.
+"""The rivals of attnc, one file each, with a common interface.
 
-`NAME`; `available()`, its version, None where it cannot be imported; and functions that make its calls. A call takes
-q, k and v (batch, heads, tokens, width) and gives (batch, heads, tokens, width), whatever layout the rival has of its
-own: a change of layout is a view. Where a rival has no words for a mask, or no kernel on a device, the function gives
-an `Absent` with the reason, which goes into the row. `published.py` has what others published, for rivals that are not
-there.
+Each file has `NAME`, `available()`, which returns the rival's version or None if it cannot be imported, and functions
+that make its calls. A call takes and returns (batch, heads, tokens, width), whatever layout the rival uses; a change
+of layout is a view. If a rival cannot express a mask, or has no kernel on a device, the function returns an `Absent`
+with the reason, which goes into the row. `published.py` holds published figures, for rivals that are not installed
+here.
 """

@@ -12,7 +12,7 @@ from baselines.rival import Absent, Attend, imported, version
 NAME = "flash-linear-attention"
 
 Tensors = Mapping[str, Tensor]
-"""q, k, v and what a recurrence has besides, (batch, tokens, heads, …), as flash-linear-attention lays them out."""
+"""The operands q, k, v and the inputs of a recurrence, (batch, tokens, heads, …), in the layout of the rival."""
 Run = Callable[[Tensors], Tensor]
 
 FUNCTIONS: Mapping[str, tuple[str, str]] = {
@@ -23,16 +23,16 @@ FUNCTIONS: Mapping[str, tuple[str, str]] = {
     "lightning": ("fla.ops.simple_gla", "chunk_simple_gla"),
     "mamba2_ssd": ("fla.ops.simple_gla", "chunk_simple_gla"),
 }
-"""By attnc's name. `lightning` is what its chunk_lightning_attn calls, with decays that are given."""
+"""Functions by attnc's name. `lightning` is what the rival's chunk_lightning_attn calls, with decays as arguments."""
 
 
 def available() -> str | None:
-    """Its version."""
+    """Return the version."""
     return version("fla", "fla-core", "flash-linear-attention")
 
 
 def recurrence(name: str, *, scale: float | None = None, decay: Tensor | None = None) -> Run | Absent:
-    """A recurrence by its name in attnc; `scale` of the scores, by default 1/√width; `decay`: constant log-decays."""
+    """Return a recurrence by attnc's name; `scale` of the scores, by default 1/√width; `decay`: constant log-decays."""
     module_name, function_name = FUNCTIONS[name]
     module = imported(module_name)
     if module is None:
@@ -40,12 +40,12 @@ def recurrence(name: str, *, scale: float | None = None, decay: Tensor | None = 
     function: Any = getattr(module, function_name)
     more = {} if decay is None else {"g_gamma": decay}
 
-    def run(given: Tensors) -> Tensor:
-        words = dict(given)
-        if "dt" in words:  # its kernels have no step size: what is written is scaled before
+    def run(tensors: Tensors) -> Tensor:
+        words = dict(tensors)
+        if "dt" in words:  # its kernels take no step size, so the written values are scaled before the call
             dt = words.pop("dt")
             words["v"] = words["v"] * dt[..., None].to(words["v"].dtype)
-        width = given["q"].shape[-1]
+        width = tensors["q"].shape[-1]
         out: Tensor = function(**words, **more, scale=width**-0.5 if scale is None else scale)[0]
         return out
 
@@ -53,9 +53,9 @@ def recurrence(name: str, *, scale: float | None = None, decay: Tensor | None = 
 
 
 def blocks(chosen: Tensor, block: int) -> Attend | Absent:
-    """Causal attention to the blocks of `chosen`, (batch, tokens, kv heads, topk), −1 for none: its NSA, not gated.
+    """Return causal attention to the blocks of `chosen`, (batch, tokens, kv heads, topk), −1 for none: ungated NSA.
 
-    Means of blocks, which a choice of its own would be made of, are part of its call. Groups are of 16 heads or more.
+    The call also computes the block means from which it would select by itself. Groups have 16 heads or more.
     """
     module: Any = imported("fla.ops.nsa")
     if module is None:

@@ -1,4 +1,4 @@
-"""FlashAttention by its authors: 3 where it is installed (`flash_attn_interface`), else 2 (`flash_attn`)."""
+"""FlashAttention by its authors: version 3 if installed (`flash_attn_interface`), else version 2 (`flash_attn`)."""
 
 from __future__ import annotations
 
@@ -13,35 +13,37 @@ MODULES = ("flash_attn_interface", "flash_attn")
 
 
 def available() -> str | None:
-    """The version, with the module's name; the newer one first."""
+    """Return the version with the module's name, preferring the newer module."""
     for module in MODULES:
-        found = version(module, "flash_attn_3", "flash-attn") if module == MODULES[0] else version(module, "flash-attn")
-        if found is not None:
-            return f"{module} {found}"
+        name_and_version = (
+            version(module, "flash_attn_3", "flash-attn") if module == MODULES[0] else version(module, "flash-attn")
+        )
+        if name_and_version is not None:
+            return f"{module} {name_and_version}"
     return None
 
 
 def attend(mask: Mask, device: str, *, deterministic: bool = False) -> Attend | Absent:
-    """Full, causal or a window, on a GPU."""
+    """Return full, causal or window attention on a GPU."""
     module = _module()
     if isinstance(module, Absent):
         return module
     if device != "cuda":
         return Absent("FlashAttention has no kernel on a CPU")
     if mask.window is None:
-        return Absent("FlashAttention has no words for the mask")
+        return Absent("FlashAttention cannot express the mask")
     window, more = mask.window, {"deterministic": True} if deterministic else {}
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        found: Any = module.flash_attn_func(q, k, v, causal=mask.causal, window_size=window, **more)
-        return _tensor(found).transpose(1, 2)
+        result: Any = module.flash_attn_func(q, k, v, causal=mask.causal, window_size=window, **more)
+        return _tensor(result).transpose(1, 2)
 
     return run
 
 
 def decode(lengths: Tensor) -> Attend | Absent:
-    """A step: q (batch, heads, 1, width) against caches (batch, kv heads, slots, width) of which `lengths` are full."""
+    """Return a decode step of q (batch, heads, 1, width) on caches (batch, kv heads, slots, width), `lengths` full."""
     module = _module()
     if isinstance(module, Absent):
         return module
@@ -55,13 +57,13 @@ def decode(lengths: Tensor) -> Attend | Absent:
 
 def _module() -> Any:
     for name in MODULES:
-        found = imported(name)
-        if found is not None:
-            return found
+        module = imported(name)
+        if module is not None:
+            return module
     return Absent("FlashAttention is not installed")
 
 
-def _tensor(found: Any) -> Tensor:
-    """The output alone: some versions give the sums of weights beside it."""
-    out: Tensor = found[0] if isinstance(found, tuple) else found
+def _tensor(result: Any) -> Tensor:
+    """Return the output; some versions return it with the log-sum-exp."""
+    out: Tensor = result[0] if isinstance(result, tuple) else result
     return out

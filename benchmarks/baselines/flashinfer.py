@@ -12,19 +12,19 @@ from baselines.rival import Absent, Attend, imported, version
 NAME = "FlashInfer"
 PAGE = 16
 WORKSPACE = 128 << 20
-"""Bytes that its planner asks for."""
+"""Bytes of workspace for its planner."""
 
 
 def available() -> str | None:
-    """Its version."""
+    """Return the version."""
     return version("flashinfer", "flashinfer-python", "flashinfer")
 
 
 def decode(q: Tensor, k: Tensor, lengths: Tensor) -> Attend | Absent:
-    """A step of q (batch, heads, 1, width) against caches (batch, kv heads, slots, width); planned before it is timed.
+    """Return a step of q (batch, heads, 1, width) on caches (batch, kv heads, slots, width), planned before timing.
 
-    Slots are a multiple of `PAGE`. Keys and values are laid out as its pages once, and those are what its call reads:
-    the call must be given the same caches every time.
+    The number of slots is a multiple of `PAGE`. Keys and values are laid out as pages once, and the call reads these
+    pages: it must get the same caches every time.
     """
     module: Any = imported("flashinfer")
     if module is None:
@@ -54,7 +54,7 @@ def decode(q: Tensor, k: Tensor, lengths: Tensor) -> Attend | Absent:
 
 
 def pages(x: Tensor, page: int = PAGE) -> Tensor:
-    """Slots (batch, kv heads, slots, width) as pages in their order: (batch · pages, kv heads, page, width)."""
+    """Lay out slots (batch, kv heads, slots, width) as consecutive pages: (batch · pages, kv heads, page, width)."""
     batch, heads, slots, width = x.shape
     apart = x.reshape(batch, heads, slots // page, page, width).transpose(1, 2)
     return apart.reshape(-1, heads, page, width).contiguous()

@@ -12,12 +12,12 @@ NAME = "Lightning Attention-2"
 
 
 def available() -> str | None:
-    """Its version."""
+    """Return the version."""
     return version("lightning_attn.ops", "lightning_attn", "lightning-attn")
 
 
 def attend(decay: Tensor, device: str) -> Attend | Absent:
-    """Causal, with log-decays (heads,), none above 0; scores are not scaled."""
+    """Return causal attention with log-decays (heads,), at most 0; scores are unscaled."""
     module: Any = imported("lightning_attn.ops")
     if module is None:
         return Absent("lightning_attn is not installed")

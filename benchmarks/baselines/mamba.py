@@ -16,18 +16,18 @@ CHUNK = 256
 
 
 def available() -> str | None:
-    """Its version."""
+    """Return the version."""
     return version(MODULE, "mamba_ssm", "mamba-ssm")
 
 
 def recurrence(decay: Tensor) -> Run | Absent:
-    """S ← exp(dt · decay) S + dt · k ⊗ v, read by q; `decay` (heads,), below 0, and `dt` among the tensors."""
+    """Return S ← exp(dt · decay) S + dt · k ⊗ v, read by q; `decay` (heads,), below 0, and `dt` among the tensors."""
     module: Any = imported(MODULE)
     if module is None:
         return Absent("mamba_ssm is not installed")
 
-    def run(given: Tensors) -> Tensor:
-        x, dt, b, c = (given[name] for name in ("v", "dt", "k", "q"))
+    def run(tensors: Tensors) -> Tensor:
+        x, dt, b, c = (tensors[name] for name in ("v", "dt", "k", "q"))
         out: Tensor = module.mamba_chunk_scan_combined(x, dt, decay, b, c, chunk_size=CHUNK)
         return out
 

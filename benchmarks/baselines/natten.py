@@ -1,4 +1,4 @@
-"""NATTEN: neighbourhoods on lines, pictures and videos, by its fused kernels."""
+"""NATTEN: neighbourhoods on sequences, images and videos, by its fused kernels."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ FUNCTIONS = {1: "na1d", 2: "na2d", 3: "na3d"}
 
 
 def available() -> str | None:
-    """Its version."""
+    """Return the version."""
     return version("natten", "natten", "NATTEN")
 
 
 def attend(mask: Mask, device: str) -> Attend | Absent:
-    """A neighbourhood, on a GPU; tokens are rows of the grid."""
+    """Return a neighbourhood's attention on a GPU; tokens are in row order of the grid."""
     module: Any = imported("natten")
     if module is None:
         return Absent("NATTEN is not installed")
     if device != "cuda":
         return Absent("NATTEN has no fused kernel on a CPU")
     if mask.neighborhood is None:
-        return Absent("NATTEN has no words for the mask")
+        return Absent("NATTEN cannot express the mask")
     near = mask.neighborhood
     function = getattr(module, FUNCTIONS[len(near.grid)])
     words = {

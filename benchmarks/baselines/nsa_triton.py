@@ -14,12 +14,12 @@ MODULE = "native_sparse_attention.ops.triton.topk_sparse_attention"
 
 
 def available() -> str | None:
-    """Its version."""
+    """Return the version."""
     return version(MODULE, "native-sparse-attention-triton", "native_sparse_attention")
 
 
 def attend(chosen: Tensor, block: int, device: str) -> Attend | Absent:
-    """Causal attention to the blocks of `chosen`, (kv heads, tokens, topk) in ascending order, −1 for none; batch 1."""
+    """Return causal attention to the blocks of `chosen`, (kv heads, tokens, topk), ascending, −1 for none; batch 1."""
     module: Any = imported(MODULE)
     if module is None:
         return Absent("NSA-Triton is not installed")
@@ -37,9 +37,9 @@ def attend(chosen: Tensor, block: int, device: str) -> Attend | Absent:
 
 
 def places(taken: Tensor, topk: int) -> Tensor:
-    """Indices of blocks (…, topk), ascending and then −1, of which are taken (…, blocks); at most `topk` a row."""
+    """Return the indices (…, topk) of the blocks in `taken` (…, blocks), ascending, then −1; at most `topk` a row."""
     blocks = taken.shape[-1]
     each = torch.arange(blocks, device=taken.device).expand_as(taken).masked_fill(~taken, blocks)
-    found = each.sort(dim=-1).values[..., :topk]
-    found = found.masked_fill(found == blocks, -1)
-    return torch.nn.functional.pad(found, (0, max(topk - blocks, 0)), value=-1)
+    indices = each.sort(dim=-1).values[..., :topk]
+    indices = indices.masked_fill(indices == blocks, -1)
+    return torch.nn.functional.pad(indices, (0, max(topk - blocks, 0)), value=-1)

@@ -1,4 +1,4 @@
-"""Published figures of rivals that are not installed: not measured by us, and marked so wherever they show."""
+"""Published figures of rivals that are not installed: not measured here, and marked so wherever they are shown."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ LENGTHS = (2048, 4096, 8192, 16384, 32768, 65536, 131072)
 
 @dataclass(frozen=True)
 class Published:
-    """One published figure: the lengths are exact, the rest is the source's words."""
+    """One published figure: the length is exact, the rest is in the source's words."""
 
     rival: str
     case: str
-    """The row of ours that it stands beside, as that row's `case`."""
+    """The `case` of the attnc row to which the figure belongs."""
     direction: str
     n: int
     value: float
@@ -25,7 +25,7 @@ class Published:
     source: str
 
     def row(self) -> dict[str, str | int | float]:
-        """For a result file."""
+        """Return the figure for a result file."""
         return {
             "published": self.rival,
             "value": self.value,
@@ -61,7 +61,7 @@ SPEEDUPS = {
     "FLUX 80×80": 5.5,
     "FLUX 80×80 stride 16": 10.2,
 }
-"""NATTEN's kernels alone over CUTLASS FMHA on an H100, read off docs/assets/hopper-fna-perf.png (± 1–2 %)."""
+"""Speedups of NATTEN's kernels over CUTLASS FMHA on an H100, read from docs/assets/hopper-fna-perf.png (± 1–2 %)."""
 
 
 def _natten() -> Iterator[Published]:

@@ -1,4 +1,4 @@
-"""torch's scaled_dot_product_attention, held to one of its kernels: dense, full or causal."""
+"""torch's scaled_dot_product_attention with one of its kernels: dense, full or causal."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ KERNELS: Mapping[str, SDPBackend] = {
     "math": SDPBackend.MATH,
 }
 HERE: Mapping[str, tuple[str, ...]] = {"cuda": tuple(KERNELS), "cpu": ("flash", "math")}
-"""The kernels of a device."""
+"""The kernels available on a device."""
 
 
 def available() -> str | None:
-    """torch's version."""
+    """Return torch's version."""
     return str(torch.__version__)
 
 
 def attend(kernel: str, device: str, *, causal: bool) -> Attend | Absent:
-    """Attention by one kernel; heads of queries may share heads of keys."""
+    """Return attention by one kernel; query heads may share kv heads."""
     if kernel not in HERE[device]:
         return Absent(f"SDPA has no kernel {kernel} on {device}")
     backend = KERNELS[kernel]

@@ -13,5 +13,5 @@ RIVALS: Mapping[str, Callable[[], str | None]] = {
 
 
 def versions() -> dict[str, str | None]:
-    """By rival its version, None where it cannot be imported."""
+    """Return the version of each rival, None if it cannot be imported."""
     return {name: available() for name, available in RIVALS.items()}

@@ -1,4 +1,4 @@
-"""Aggregates: computed once where nothing around them matters, refused with their place where they would take long."""
+"""Aggregates: computed once per distinct operand, and refused with their position where they would take long."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_what_would_take_long_is_refused_with_its_place(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aggregates, "MOST_STEPS", aggregates.MOST_STEPS >> 4)  # so that the test takes no second
+def test_long_aggregates_are_refused_with_their_position(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aggregates, "MOST_STEPS", aggregates.MOST_STEPS >> 4)  # keeps the test below a second
     attend = compile_attention(pattern(HOSTILE[name]))
     with pytest.raises(EvaluationError, match="A908") as caught:
         attend.plan(1000)
     diagnostics: tuple[Diagnostic, ...] = caught.value.diagnostics
-    (found,) = diagnostics
-    assert found.primary.span.line == 3
-    assert found.primary.span.text.split("(")[0] in ("sum", "any")
-    assert "make the range shorter" in found.help
+    (diagnostic,) = diagnostics
+    assert diagnostic.primary.span.line == 3
+    assert diagnostic.primary.span.text.split("(")[0] in ("sum", "any")
+    assert "make the range shorter" in diagnostic.help
 
 
 def test_steps_of_all_tiles_of_a_plan_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aggregates, "MOST_STEPS", 1 << 21)  # more than one tile takes, less than all of them
+    monkeypatch.setattr(aggregates, "MOST_STEPS", 1 << 21)  # more than one tile takes, fewer than all tiles take
     attend = compile_attention(pattern("k <= q and any((q * k - j) % 7919 == 5 for j in 0 .. 100)"))
     attend.plan(64)
     with pytest.raises(AttncError, match="A908"):
@@ -55,7 +55,7 @@ def test_an_aggregate_of_constants_is_a_constant() -> None:
     assert attend.plan(500).visible == sum(min(n + 1, 2997 % 100) for n in range(500))
 
 
-def test_loops_that_would_be_written_out_too_often_stay_loops() -> None:
+def test_loops_too_long_to_unroll_stay_loops() -> None:
     a, b, c = (f"{name} in 0 .. 60" for name in "abc")
     attend = compile_attention(pattern(f"k <= q and any((q * a + k * b) % 97 == c for {a}, {b}, {c})"))
     nodes = walk(attend._pattern.attend.visible)
@@ -64,18 +64,18 @@ def test_loops_that_would_be_written_out_too_often_stay_loops() -> None:
 
 
 def counted_lanes(monkeypatch: pytest.MonkeyPatch, body: Index, rows: int, keys: int) -> int:
-    """Lanes times trips of `sum(body for i in 0 .. 100)` on some rows and keys, whose values are checked."""
+    """Count lanes times trips of `sum(body for i in 0 .. 100)` on some rows and keys, whose values are checked."""
     i = fold.var("i", 1)
     node = intern(Reduce("sum", i, fold.const(0), fold.const(100), fold.truth(True), fold.mul(body, i)))
     taken: list[int] = []
     monkeypatch.setattr(array_evaluator, "spend", lambda node, trips, lanes, origins, wide: taken.append(trips * lanes))
-    found = exact_evaluation.integers(node, (0, rows), (0, keys))
+    sums = exact_evaluation.integers(node, (0, rows), (0, keys))
     each = exact_evaluation.integers(body, (0, rows), (0, keys))
-    assert np.array_equal(found, each * 4950)
+    assert np.array_equal(sums, each * 4950)
     return sum(taken)
 
 
-def test_an_aggregate_is_evaluated_once_where_it_does_not_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_aggregate_is_evaluated_once_per_distinct_row_or_key(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k = fold.place("q"), fold.place("k")
     assert counted_lanes(monkeypatch, fold.const(3), 40, 30) == 100
     assert counted_lanes(monkeypatch, q, 40, 30) == 100 * 40
@@ -83,8 +83,8 @@ def test_an_aggregate_is_evaluated_once_where_it_does_not_differ(monkeypatch: py
     assert counted_lanes(monkeypatch, fold.add(q, k), 40, 30) == 100 * 40 * 30
 
 
-def test_a_fault_names_a_pair_that_asks_for_it() -> None:
-    """Lanes that are evaluated together are told apart again."""
+def test_a_fault_names_a_pair_that_reads_the_value() -> None:
+    """Lanes are evaluated together, and the message still names the pair of the faulty lane."""
     attend = compile_attention(pattern("q >= 3 and k >= 5 and sum(10 // (q - 9) for j in 0 .. q + 70) >= 0"))
     with pytest.raises(EvaluationError, match="division by zero, at query row 9 and key 5"):
         attend.mask(16)

@@ -1,4 +1,4 @@
-"""Planning makes no array with N²/4096 elements or more: not even one that is dropped at once."""
+"""Planning allocates no array of N²/4096 elements or more, not even a temporary one."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CASES: dict[str, tuple[dict[str, Any], int, int]] = {
     "radial": ({"frames": 18, "per_frame": 3840}, 18 * 3840, 1),
     "sliding_tile": ({"frames": 30, "height": 48, "width": 80}, 30 * 48 * 80 + TEXT, 1),
 }
-"""Parameters, tokens and heads; the other patterns need none, take any number, and are asked for two heads."""
+"""Parameters, tokens and heads of patterns that need particular ones; the others are planned for two heads."""
 
 READS_INPUTS = {
     "attention_residual",
@@ -67,12 +67,12 @@ def test_every_array_is_seen() -> None:
 
 
 WORDS = {"log_sparse", "sparse_fixed"}
-"""Their largest arrays are of integers, eight bytes an element; their masks are looked at one by one."""
+"""Patterns whose largest arrays hold integers of eight bytes; their masks are measured one by one."""
 
 
 @pytest.mark.parametrize("name", sorted(set(pattern_names()) - READS_INPUTS))
 def test_nothing_quadratic_is_allocated(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counted in bytes, which are no fewer than elements."""
+    """Sizes are counted in bytes, which are at least the number of elements."""
     parameters, n, heads = CASES.get(name, ({}, LENGTH, 2))
     attention = compile_attention(name, **parameters)
     masks = _sizes_of_masks(monkeypatch)
@@ -86,7 +86,7 @@ def test_nothing_quadratic_is_allocated(name: str, monkeypatch: pytest.MonkeyPat
 
 
 def _sizes_of_masks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sizes of all masks that tiles and runs get, as they are made."""
+    """Return a list that collects the size of each mask that tiles and runs compute."""
     sizes: list[int] = []
 
     def watched(make: Callable[..., NDArray[np.bool_]]) -> Callable[..., NDArray[np.bool_]]:

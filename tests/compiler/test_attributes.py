@@ -1,4 +1,4 @@
-"""Relations that read attributes of tokens: live tiles and runs, with masks evaluated where they share none."""
+"""Relations that read attributes of tokens: live tiles and runs, with masks evaluated where tiles share none."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def test_equal_names_mean_equal_masks(kind: str, n: int, seed: int, tiles: tuple
 @given(
     st.sampled_from(KINDS), st.integers(1, 400), st.integers(0, 10_000), grids, st.sampled_from([0, 1 << 9, 1 << 12])
 )
-def test_masks_evaluated_as_they_run(kind: str, n: int, seed: int, tiles: tuple[int, int], most: int) -> None:
-    """However few classes may be resolved and masks kept, the pieces are the relation."""
+def test_masks_evaluated_during_the_call(kind: str, n: int, seed: int, tiles: tuple[int, int], most: int) -> None:
+    """However few classes may be resolved and masks kept, the pieces equal the relation."""
     relation, grid = relation_of(kind, np.random.default_rng(seed), n), TileGrid(n, n, tiles[0], tiles[0], -tiles[1])
     mask = exact_evaluation.mask(relation, (0, n), (0, n))
     with pytest.MonkeyPatch.context() as patch:
@@ -91,7 +91,7 @@ def test_masks_evaluated_as_they_run(kind: str, n: int, seed: int, tiles: tuple[
 
 
 def test_segments_are_no_fallback() -> None:
-    """Ids that are compared, without a `documents` line: full rectangles, diagonals and shared masks."""
+    """Ids compared without a `documents` line give full rectangles, diagonals and shared masks."""
     lengths = [700, 1300, 90, 2000, 6]
     seg = np.repeat(np.arange(5), lengths)
     source = "pattern p\n    input seg: int[token]\n    visible seg[q] == seg[k] and k <= q\n"
@@ -103,7 +103,7 @@ def test_segments_are_no_fallback() -> None:
     assert sum(len(g.pieces) for g in plan.groups) <= 40
 
 
-def test_evaluated_masks_are_said() -> None:
+def test_the_plan_mentions_masks_evaluated_during_the_call() -> None:
     n = 1 << 14
     rng = np.random.default_rng(0)
     ends = np.clip(np.arange(n) + rng.integers(0, 300, n), 0, n)

@@ -1,4 +1,4 @@
-"""Work items over workers: what no schedule beats, and the schedule that gives out the longest first."""
+"""Work items over workers: the lower bound of every schedule, and the schedule that starts with the longest item."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def work_of(sizes: list[int]) -> Items:
 
 
 def best(sizes: list[int], workers: int) -> int:
-    """The least possible time, by trying every assignment."""
+    """Find the least possible time by trying every assignment."""
     return min(
         max(sum(s for s, w in zip(sizes, who, strict=True) if w == worker) for worker in range(workers))
         for who in itertools.product(range(workers), repeat=len(sizes))
@@ -43,7 +43,7 @@ def test_between_the_best_and_four_thirds_of_it(sizes: list[int], workers: int) 
 
 
 @given(st.lists(st.integers(1, 9), max_size=300), st.integers(1, 9))
-def test_many_alike_are_given_out_as_well_as_one_by_one(sizes: list[int], workers: int) -> None:
+def test_equal_items_are_assigned_as_well_in_bulk_as_one_by_one(sizes: list[int], workers: int) -> None:
     found = work_of(sizes)
     loads = scheduled(found, workers)
     assert loads.sum() == pytest.approx(sum(sizes))
@@ -55,9 +55,9 @@ def test_many_alike_are_given_out_as_well_as_one_by_one(sizes: list[int], worker
     ("count", "workers", "least"), [(132, 132, 5.0), (133, 132, 10.0), (264, 132, 10.0), (1, 132, 5.0), (0, 132, 0.0)]
 )
 def test_waves_of_equal_items(count: int, workers: int, least: float) -> None:
-    found = work_of([5] * count)
-    assert least_time(found, workers) == least
-    assert scheduled(found, workers)[0] == least
+    items = work_of([5] * count)
+    assert least_time(items, workers) == least
+    assert scheduled(items, workers)[0] == least
 
 
 def test_one_long_item_decides() -> None:

@@ -1,4 +1,4 @@
-"""Whole plans: every visible pair once, over heads, batch entries and documents; nothing quadratic on the way."""
+"""Complete plans: every visible pair once, over heads, batch entries and documents, without quadratic allocations."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def relation_of(relations: Relations) -> NDArray[np.bool_]:
 
 
 def words(pattern: Pattern, n_k: int) -> Sizes:
-    """The run-time length that the drawn programs have."""
+    """Return the run-time length that the drawn programs read."""
     lengths = [int(getattr(extent, "value", 1)) for segment in pattern.segments for _, extent in segment.axes]
     return {"words": n_k // int(np.prod(lengths))} if lengths else {}
 
@@ -56,12 +56,12 @@ def test_plans(program: Program) -> None:
     assert plan.tiles.live == plan.tiles.full + plan.tiles.partial
     in_classes = any(
         "residues" in reason for reason in plan.reasons
-    )  # small classes may make more tiles than dense has
+    )  # small classes may make more tiles than dense attention has
     assert in_classes or plan.tiles.live <= plan.tiles.total
     assert str(plan)
 
 
-def test_heads_that_see_the_same_stand_together() -> None:
+def test_heads_with_equal_relations_share_pieces() -> None:
     source = "pattern p\n    visible 0 <= q - k < 2 ** (head // 2 * 2 + 2)\n"
     plan = planned(source, call(200, 200, heads=6, kv_heads=3, batch=2))
     assert [(g.batches, g.heads) for g in plan.groups] == [((0, 1), (0, 1)), ((0, 1), (2, 3)), ((0, 1), (4, 5))]
@@ -69,7 +69,7 @@ def test_heads_that_see_the_same_stand_together() -> None:
     assert [g.heads for g in by_kv.groups] == [(0, 1), (2, 3, 4, 5)]
 
 
-def test_entries_that_see_the_same_stand_together() -> None:
+def test_batch_entries_with_equal_relations_share_pieces() -> None:
     source = "pattern p\n    input n: int[batch]\n    visible k < n\n"
     plan = planned(source, call(100, 100, batch=4, n=np.array([30, 70, 30, 70])))
     assert sorted(g.batches for g in plan.groups) == [(0, 2), (1, 3)]
@@ -92,7 +92,7 @@ def test_documents() -> None:
     ("n_q", "n_k", "batch", "heads"), [(0, 0, 1, 1), (0, 5, 1, 1), (5, 0, 1, 1), (5, 5, 0, 1), (5, 5, 1, 0)]
 )
 @pytest.mark.parametrize("relation", ["k <= q", "0 <= q - k < 3", "head == 0 and k < 4"])
-def test_nothing(relation: str, n_q: int, n_k: int, batch: int, heads: int) -> None:
+def test_relations_without_visible_pairs(relation: str, n_q: int, n_k: int, batch: int, heads: int) -> None:
     source = f"pattern p\n    align start\n    visible {relation}\n"
     relations = Relations(lowered(source), call(n_q, n_k, heads=heads, kv_heads=max(heads, 1), batch=batch))
     check_plan(build_plan(relations), relation_of(relations))
@@ -117,7 +117,7 @@ PATTERNS = {
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", PATTERNS)
 def test_planning_makes_nothing_quadratic(name: str, dtype: str) -> None:
-    """At N = 65,536 the peak stays below N²/4096 bytes for masks (one a byte) and a few vectors of N numbers."""
+    """At N = 65,536 the peak stays below N²/4096 bytes for masks (a byte an element) and a few vectors of N numbers."""
     n = 1 << 16
     pattern = lowered(f"pattern p\n    {PATTERNS[name]}\n")
     build_plan(Relations(pattern, call(256, 256, dtype=dtype)))

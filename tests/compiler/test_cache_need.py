@@ -1,4 +1,4 @@
-"""How many tokens a cache must hold: enough for every length, and no fewer would be."""
+"""The tokens that a cache must hold: enough for every length, and none to spare."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEADS = 2
 
 
 def missing(pattern: Any, need: CacheNeed) -> bool:
-    """Whether some query of up to 150 tokens sees a key that is not among them."""
+    """Return whether a query of up to 150 tokens sees a key that the cache would not hold."""
     for n in (1, 2, 40, 150):
         for head in range(HEADS):
             mask = exact_evaluation.mask(alone(pattern.attend.visible, n, head, HEADS), (0, n), (0, n))
@@ -47,7 +47,7 @@ def test_windows(name: str, params: dict[str, Any], need: CacheNeed) -> None:
 
 
 @pytest.mark.skipif(not is_available(), reason="islpy is not installed")
-def test_blocks_are_shown_by_presburger_arithmetic() -> None:
+def test_blocks_are_proved_by_presburger_arithmetic() -> None:
     pattern = from_library("blocked", block=24)
     assert cache_need(pattern, HEADS, 1) == CacheNeed(0, 24)
     assert not missing(pattern, CacheNeed(0, 24))
@@ -71,16 +71,16 @@ def test_patterns_that_need_all_tokens(name: str, params: dict[str, Any]) -> Non
     assert cache_need(from_library(name, **params), HEADS, 1) is None
 
 
-def test_heads_of_their_own_need_what_the_widest_needs() -> None:
+def test_the_widest_head_decides_the_need() -> None:
     pattern = lowered("pattern p(window: int[head])\n    visible 0 <= q - k < window\n", window=[3, 17])
     assert cache_need(pattern, 2, 1) == CacheNeed(0, 17)
 
 
-def test_nothing_seen_needs_nothing() -> None:
+def test_a_pattern_without_visible_keys_needs_no_tokens() -> None:
     assert cache_need(lowered("pattern p\n    visible k < 0\n"), 1, 1) == CacheNeed(0, 0)
 
 
-def test_together_and_in_words() -> None:
+def test_joined_needs_and_their_text() -> None:
     assert needed_by_all([CacheNeed(4, 9), CacheNeed(0, 20)]) == CacheNeed(4, 20)
     assert needed_by_all([CacheNeed(4, 9), None]) is None
     assert str(CacheNeed(4, 9)) == "the first 4 and the last 9 tokens"

@@ -1,4 +1,4 @@
-"""The digest of a pattern: the same for all texts that say the same, another for every other pattern."""
+"""The digest of a pattern: equal for all texts of one meaning, different for every other meaning."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ RENAMED = {
     HYBRID: ("near far", "zoo aardvark"),
     DELTA: ("S", "Memory"),
 }
-"""Names that only the text knows, and others."""
+"""Texts with the names that each declares, and other names to replace them."""
 
 CHANGED = {
     RADIAL: [
@@ -102,12 +102,12 @@ def renamed(text: str, old: str, new: str) -> str:
 
 
 @pytest.mark.parametrize("text", list(RENAMED), ids=["radial", "moba", "hybrid", "delta"])
-def test_names_of_the_text_do_not_count(text: str) -> None:
+def test_declared_names_do_not_change_the_digest(text: str) -> None:
     assert digest(renamed(text, *RENAMED[text])) == digest(text)
 
 
 @pytest.mark.parametrize("text", list(RENAMED), ids=["radial", "moba", "hybrid", "delta"])
-def test_each_name_by_itself(text: str) -> None:
+def test_each_name_renamed_alone(text: str) -> None:
     for old, new in zip(*(names.split() for names in RENAMED[text]), strict=True):
         assert digest(renamed(text, old, new)) == digest(text), old
 
@@ -115,19 +115,19 @@ def test_each_name_by_itself(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "old", "new"), [(text, *change) for text, changes in CHANGED.items() for change in changes]
 )
-def test_every_change_of_meaning_counts(text: str, old: str, new: str) -> None:
+def test_every_change_of_meaning_changes_the_digest(text: str, old: str, new: str) -> None:
     assert old in text
     assert digest(text.replace(old, new)) != digest(text)
 
 
 def _commented(text: str) -> str:
-    """A comment behind each line, and lines of comments and nothing between."""
+    """Add a comment behind each line, and comment lines and empty lines between the lines."""
     return "".join(f"{line}  # {i}\n\n# between\n" if line.strip() else "\n" for i, line in enumerate(text.split("\n")))
 
 
 _NAMES = "a z m x1 alpha omega near n b i j keep low high unit add sub mul real mean zz9"
 NAMES = re.findall(r"\w+", _NAMES)
-"""Some of which are names of operations and kinds of the IR."""
+"""Names for declarations; some are also names of operations and kinds of the IR."""
 
 ANY = """
 pattern recalled(size: int = 4)
@@ -143,21 +143,21 @@ ENCODED = [(ANY, "i"), (GRID, "t"), (GRID, "s"), (HYBRID, "near"), (HYBRID, "far
 
 
 @pytest.mark.parametrize(("text", "name"), ENCODED)
-def test_whatever_the_name(text: str, name: str) -> None:
-    """Twenty names, as the order and the signs of terms follow the names of what they read."""
-    found = {}
+def test_no_name_changes_the_digest(text: str, name: str) -> None:
+    """Twenty names, since the order and the signs of terms follow the names that the terms read."""
+    digests = {}
     for other in NAMES:
         if not re.search(rf"\b{other}\b", text):
             try:
-                found[other] = digest(renamed(text, name, other))
+                digests[other] = digest(renamed(text, name, other))
             except SpecError:  # a name that the language has itself
                 continue
-    assert len(found) > 10
-    assert set(found.values()) == {digest(text)}
+    assert len(digests) > 10
+    assert set(digests.values()) == {digest(text)}
 
 
-def test_names_are_no_operations() -> None:
-    """Branches called `add` and `sub`: what is computed of them is told apart from what they are called."""
+def test_names_are_not_confused_with_operations() -> None:
+    """In branches called `add` and `sub`, operations are not confused with names."""
     branches = {
         "add": "    branch add\n        visible q - k < 64\n",
         "sub": "    branch sub\n        visible (q - k) % 16 == 0\n",
@@ -168,14 +168,14 @@ def test_names_are_no_operations() -> None:
     assert digest(one) != digest(other)
 
 
-def test_layout_comments_and_docstrings_do_not_count() -> None:
+def test_layout_comments_and_docstrings_do_not_change_the_digest() -> None:
     for text in RENAMED:
         assert digest(_commented(text)) == digest(text)
         assert digest(formatted(decode(text.encode(), "text.attn"))) == digest(text)
 
 
 def test_patterns_of_the_library_differ() -> None:
-    found: dict[str, str] = {}
+    names_by_digest: dict[str, str] = {}
     for name, path in sorted(library_files().items()):
         source = decode(path.read_bytes(), path.name)
         try:
@@ -183,8 +183,8 @@ def test_patterns_of_the_library_differ() -> None:
             pattern = lower(bind(program, {}))
         except (SpecError, PatternNotFoundError):  # modules, and patterns that need parameters
             continue
-        own = canonical(pattern)
-        assert own not in found, (name, found[own])
-        found[own] = name
-        assert canonical(lower(bind(program, {}))) == own
-    assert len(found) > 60
+        digest_text = canonical(pattern)
+        assert digest_text not in names_by_digest, (name, names_by_digest[digest_text])
+        names_by_digest[digest_text] = name
+        assert canonical(lower(bind(program, {}))) == digest_text
+    assert len(names_by_digest) > 60

@@ -1,4 +1,4 @@
-"""Derivatives of scores: each function's against sympy, formulas against autograd, and where others give no number."""
+"""Derivatives of scores: functions against sympy, formulas against autograd, and points where autograd gives NaN."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ MEANINGS: dict[str, Formula] = {
     "logaddexp": lambda a, b: sympy.log(sympy.exp(a) + sympy.exp(b)),
     "if_at_least": lambda a, b, then, otherwise: sympy.Piecewise((then, a >= b), (otherwise, True)),
 }
-"""The meaning of each function of `ir.Apply` on numbers."""
+"""Each function of `ir.Apply`, as a function of tensors."""
 
 SMOOTH = {
     "add", "sub", "mul", "div", "neg", "pow", "sqrt", "exp", "log", "tanh", "sigmoid", "softplus", "silu", "sin", "cos",
@@ -90,26 +90,26 @@ def in_sympy(node: ir.Value) -> sympy.Expr:
 @pytest.mark.parametrize("op", FORMULAS)
 def test_a_function_has_the_derivative_that_sympy_finds(op: str) -> None:
     value = applied(op)
-    for found in derivatives(value):
-        truth = sympy.diff(in_sympy(value), in_sympy(found.atom))
-        ours = in_sympy(found.by)
+    for derivative in derivatives(value):
+        truth = sympy.diff(in_sympy(value), in_sympy(derivative.atom))
+        ours = in_sympy(derivative.by)
         if op in SMOOTH:
             assert sympy.simplify((truth - ours).rewrite(sympy.exp)) == 0, (truth, ours)
         for point in POINTS:
-            at = dict(zip(sympy.symbols("x y", positive=True), point, strict=True))
-            gap = sympy.N((truth.subs(at) - ours.subs(at)).doit(), 40)
-            # log2 has a constant of binary64 in it
+            substitution = dict(zip(sympy.symbols("x y", positive=True), point, strict=True))
+            gap = sympy.N((truth.subs(substitution) - ours.subs(substitution)).doit(), 40)
+            # log2 contains a constant in binary64
             assert abs(gap) < (1e-15 if op == "log2" else 1e-35), (op, point, gap)
 
 
 def test_every_function_of_numbers_has_a_derivative() -> None:
     for op in FORMULAS:
         value = applied(op)
-        assert value not in [found.atom for found in derivatives(value)], op
+        assert value not in [derivative.atom for derivative in derivatives(value)], op
 
 
 def test_negative_arguments() -> None:
-    x = torch.linspace(-4, 4, 33, dtype=torch.float64)  # 0 among them: a kink
+    x = torch.linspace(-4, 4, 33, dtype=torch.float64)  # the sample contains 0, a kink
     for op, slope in {
         "abs": x.sign(),
         "relu": (x > 0).double(),
@@ -117,8 +117,8 @@ def test_negative_arguments() -> None:
         "softplus": x.sigmoid(),
         "tanh": 1 - x.tanh() ** 2,
     }.items():
-        (found,) = derivatives(apply(op, X))
-        torch.testing.assert_close(evaluated(found.by, x=x), slope, rtol=1e-14, atol=0)
+        (derivative,) = derivatives(apply(op, X))
+        torch.testing.assert_close(evaluated(derivative.by, x=x), slope, rtol=1e-14, atol=0)
 
 
 # --- formulas --------------------------------------------------------------------------------------------------------
@@ -135,15 +135,15 @@ def values_of(**inputs: Tensor) -> BlockValues:
 
 
 def evaluated(node: ir.Value, **inputs: Tensor) -> Tensor:
-    found = values_of(**inputs).of(node)
+    result = values_of(**inputs).of(node)
     (count,) = {len(x) for x in inputs.values()}
-    return found.expand(1, count, 1)[0, :, 0]
+    return result.expand(1, count, 1)[0, :, 0]
 
 
-def taken(found: Derivative, **inputs: Tensor) -> Tensor:
-    """A derivative, 0 where it does not hold."""
-    own, here = values_of(**inputs).where(found.where)
-    return torch.where(here, own.of(found.by), 0).expand(1, len(inputs["x"]), 1)[0, :, 0].detach()
+def taken(derivative: Derivative, **inputs: Tensor) -> Tensor:
+    """Evaluate a derivative, 0 where its condition does not hold."""
+    result, here = values_of(**inputs).where(derivative.where)
+    return torch.where(here, result.of(derivative.by), 0).expand(1, len(inputs["x"]), 1)[0, :, 0].detach()
 
 
 UNARY = ["neg", "abs", "tanh", "sigmoid", "softplus", "relu", "elu", "silu", "sin", "cos", "exp"]
@@ -184,21 +184,23 @@ def test_a_formula_has_the_gradient_that_autograd_finds(formula: ir.Value, seed:
         torch.testing.assert_close(ours[usual], gradient[usual].double(), rtol=1e-8, atol=1e-8)
 
 
-def _zeros_for_none(found: Iterable[Tensor | None]) -> list[Tensor]:
-    return [torch.zeros(6) if x is None else x for x in found]
+def _zeros_for_none(gradients: Iterable[Tensor | None]) -> list[Tensor]:
+    return [torch.zeros(6) if x is None else x for x in gradients]
 
 
 def test_constants_cancel_exactly() -> None:
     product = dot(vector("q"), vector("k"))
     score = apply("mul", number(50.0), apply("tanh", apply("div", apply("mul", scale(), product), number(50.0))))
-    (found,) = derivatives(score)
-    assert found.atom is product
-    assert print_value(found.by) == ("(1.0 - tanh(scale * dot(q, k) / 50.0) * tanh(scale * dot(q, k) / 50.0)) * scale")
+    (derivative,) = derivatives(score)
+    assert derivative.atom is product
+    assert print_value(derivative.by) == (
+        "(1.0 - tanh(scale * dot(q, k) / 50.0) * tanh(scale * dot(q, k) / 50.0)) * scale"
+    )
     third = apply("div", apply("mul", number(0.1), product), number(0.1))
     assert [print_value(d.by) for d in derivatives(third)] == ["1.0"]
 
 
-def test_what_does_not_matter_has_no_derivative() -> None:
+def test_unread_atoms_have_no_derivative() -> None:
     zero = apply("sub", X, X)
     assert [print_value(d.by) for d in derivatives(zero)] == []
     assert derivatives(number(3.0)) == ()
@@ -206,23 +208,23 @@ def test_what_does_not_matter_has_no_derivative() -> None:
 
 
 @pytest.mark.parametrize("risky", ["log", "sqrt"])
-def test_a_case_that_is_not_chosen_has_no_say(risky: str) -> None:
+def test_an_unselected_case_does_not_affect_the_gradient(risky: str) -> None:
     """Autograd of a `where` multiplies its 0 with an infinite slope."""
     shared = apply(risky, X)
     above = fold.less(fold.const(2), Q)
     value = apply("add", select(above, shared, Y), select(above, apply("mul", shared, Y), number(0.0)))
     x, y = torch.tensor([0.0, 0.0, 0.0, 4.0], dtype=torch.float64), torch.full((4,), 2.0, dtype=torch.float64)
-    found = {d.atom: taken(d, x=x, y=y) for d in derivatives(value)}
+    gradients = {d.atom: taken(d, x=x, y=y) for d in derivatives(value)}
     slope = {"log": 1 / 4, "sqrt": 1 / 4}[risky]
-    assert found[X].tolist() == [0, 0, 0, slope + 2 * slope]
-    assert found[Y].tolist() == [1, 1, 1, math.log(4) if risky == "log" else 2.0]
+    assert gradients[X].tolist() == [0, 0, 0, slope + 2 * slope]
+    assert gradients[Y].tolist() == [1, 1, 1, math.log(4) if risky == "log" else 2.0]
 
 
-def test_of_equal_operands_the_first_has_the_change() -> None:
+def test_the_first_of_equal_operands_gets_the_gradient() -> None:
     one = torch.ones(3, dtype=torch.float64)
     for op in ("min", "max"):
-        found = {d.atom: evaluated(d.by, x=one, y=one).tolist() for d in derivatives(apply(op, X, Y))}
-        assert found == {X: [1, 1, 1], Y: [0, 0, 0]}
+        gradients = {d.atom: evaluated(d.by, x=one, y=one).tolist() for d in derivatives(apply(op, X, Y))}
+        assert gradients == {X: [1, 1, 1], Y: [0, 0, 0]}
 
 
 def test_large_arguments_do_not_overflow() -> None:
@@ -233,8 +235,8 @@ def test_large_arguments_do_not_overflow() -> None:
         "silu": [0, 0, 1, 1],
         "elu": [0, 0, 1, 1],
     }.items():
-        (found,) = derivatives(apply(op, X))
-        assert evaluated(found.by, x=x).tolist() == slope, op
+        (derivative,) = derivatives(apply(op, X))
+        assert evaluated(derivative.by, x=x).tolist() == slope, op
     total = apply("log", apply("add", apply("exp", X), apply("exp", Y)))
     both = {d.atom: evaluated(d.by, x=x, y=x) for d in derivatives(total)}
     for by in both.values():

@@ -11,7 +11,7 @@ from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.documents import DocumentsNotContiguousError, document_windows, whole
 
 
-def test_the_whole() -> None:
+def test_a_single_document() -> None:
     assert whole(3, 5, "end") == Window(0, 0, 3, 5, 2)
     assert whole(3, 5, "start") == Window(0, 0, 3, 5, 0)
     assert whole(5, 5, None) == Window(0, 0, 5, 5, 0)
@@ -24,7 +24,7 @@ def test_the_whole() -> None:
     st.integers(0, 99),
 )
 def test_windows(lengths: list[int], cut: int, align: str, seed: int) -> None:
-    """Every row is in the window of its document, at its place there."""
+    """Every row lies in the window of its document, at its position within the document."""
     names = np.random.default_rng(seed).permutation(len(lengths)) - 3
     ids = np.repeat(names, lengths)
     n_k = len(ids)
@@ -45,7 +45,7 @@ def test_no_tokens() -> None:
     assert len(document_windows(np.zeros(0, dtype=np.int64), 0, "end")) == 0
 
 
-def test_an_id_that_comes_back() -> None:
+def test_an_id_in_two_runs_is_refused() -> None:
     with pytest.raises(DocumentsNotContiguousError, match="document 4 appears again at position 5") as caught:
         document_windows(np.array([4, 4, 7, 7, 7, 4]), 6, "end")
     assert (caught.value.identity, caught.value.position) == (4, 5)

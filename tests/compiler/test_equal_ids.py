@@ -1,4 +1,4 @@
-"""Relations that ask for equal ids are cut into windows; what they show is what NumPy says of every pair."""
+"""Relations that require equal ids are cut into windows; the plan's visible pairs are checked against NumPy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RESTS = {
     "q - k < 5 and ids[k] == ids[q] and k - q < 3": lambda far: (far < 5) & (far > -3),
     "abs(q - k) % 3 == 0 and ids[q] == ids[k]": lambda far: abs(far) % 3 == 0,
 }
-"""Conditions on the distance from key to query, besides equal ids."""
+"""Conditions on the distance from key to query, in addition to equal ids."""
 
 
 def planned(visible: str, ids: Int64, n_q: int, align: str, heads: int = 2) -> tuple[Plan, Relations]:
@@ -45,7 +45,7 @@ def truth(visible: str, ids: Int64, n_q: int, offset: int, heads: int = 2) -> ND
 
 
 def drawn_ids(lengths: list[list[int]], seed: int) -> Int64:
-    """Runs of ids whose names are in no order; rows end as the shortest does."""
+    """Draw runs of ids whose values are in no order; every row is cut to the length of the shortest."""
     draw = np.random.default_rng(seed)
     rows = [np.repeat(draw.permutation(len(own)) - 3, own) for own in lengths]
     return np.stack([row[: min(map(len, rows))] for row in rows]).astype(np.int64)
@@ -70,7 +70,7 @@ def test_plans(visible: str, lengths: list[list[int]], cut: int, align: str, see
 
 
 def test_windows_are_those_of_the_ids() -> None:
-    """Cut where each id is one run: the relation that is left reads no ids, and a formula covers it."""
+    """Where each id is one run, the remaining relation reads no ids, and a formula covers it."""
     ids = np.repeat([5, 2, 9], [700, 300, 1100])[None]
     plan, relations = planned("ids[q] == ids[k] and k <= q", ids, ids.shape[1], "")
     (local,) = relations.locals(0, 0)
@@ -80,11 +80,11 @@ def test_windows_are_those_of_the_ids() -> None:
         (1000, 1000, 1100, 1100),
     ]
     assert "ids" not in str(local.relation)
-    assert plan.data == ids.nbytes  # the key of the plan still holds them
+    assert plan.data == ids.nbytes  # the key of the plan still contains the ids
 
 
-def test_an_id_that_comes_back() -> None:
-    """Its two runs see each other: no windows, and the plan is right all the same."""
+def test_an_id_in_two_runs() -> None:
+    """The id's two runs see each other: the plan has no windows and is still correct."""
     ids = np.repeat([4, 7, 4], [40, 33, 90])[None]
     visible = "ids[q] == ids[k] and k <= q"
     plan, relations = planned(visible, ids, 163, "")
@@ -96,14 +96,14 @@ def test_an_id_that_comes_back() -> None:
 @pytest.mark.parametrize(
     "visible",
     [
-        "ids[q] == ids[k] and k % 7 != 0",  # depends on where the key is
-        "ids[q] == ids[k] and ids[q] > 0",  # reads ids beside
+        "ids[q] == ids[k] and k % 7 != 0",  # depends on the key's position
+        "ids[q] == ids[k] and ids[q] > 0",  # reads ids elsewhere too
         "ids[q] == ids[k] and (q - k) // max(q - k, 1) == 1",  # divides
         "ids[q] == ids[k] or q == k",
         "ids[q] != ids[k]",
     ],
 )
-def test_what_is_not_cut(visible: str) -> None:
+def test_relations_that_are_not_cut(visible: str) -> None:
     _, relations = planned(visible, np.repeat([4, 7], [40, 33])[None], 73, "")
     (local,) = relations.locals(0, 0)
     assert len(local.windows) == 1

@@ -1,4 +1,4 @@
-"""Equality of relations: what is proved for every length holds for longer ones, and what differs is found."""
+"""Equality of relations: an equality proved for every length holds at longer lengths, and differences are found."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_the_deciding_length_decides(one: Index, other: Index) -> None:
 
 @given(st.integers(1, 30), st.integers(1, 30), st.sampled_from([1, 2, 5]))
 def test_windows_far_from_the_corner(near: int, far: int, step: int) -> None:
-    """They differ at distances of their own size, and there only."""
+    """The relations differ only at distances of their own size."""
     gap = fold.sub(Q, K)
     one, other = (fold.less(fold.floordiv(gap, fold.const(step)), fold.const(w)) for w in (near, far))
     n = deciding_length([one, other])
@@ -81,13 +81,13 @@ def test_windows_far_from_the_corner(near: int, far: int, step: int) -> None:
     ],
     ids=["a sum", "a product", "quotients of two sizes", "a logarithm", "a divisor that moves", "large divisors"],
 )
-def test_what_is_not_proved_is_not_claimed(relation: Index) -> None:
+def test_equality_is_claimed_only_with_a_proof(relation: Index) -> None:
     assert deciding_length([relation]) is None
 
 
-def test_the_first_difference_is_the_first() -> None:
+def test_the_reported_difference_is_the_first() -> None:
     one, other = fold.less_equal(K, Q), fold.less(K, Q)
-    found = first_difference(one, other, 10)
-    assert found is not None
-    assert (found.q, found.k, found.length, found.first) == (0, 0, 10, True)
+    difference = first_difference(one, other, 10)
+    assert difference is not None
+    assert (difference.q, difference.k, difference.length, difference.first) == (0, 0, 10, True)
     assert first_difference(one, one, 10) is None

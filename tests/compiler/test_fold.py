@@ -1,4 +1,4 @@
-"""Folding: same values as plain Python, one normal form, one object for one structure."""
+"""Folding: values equal plain Python's, normal forms are unique, and equal structures are one object."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Q, K = fold.place("q"), fold.place("k")
 
 
 def rebuilt(root: Index) -> Index:
-    """`root` built once more, every node by its constructor, without the shortcut for unchanged operands."""
+    """Rebuild `root` with every node made by its constructor, without the shortcut for unchanged operands."""
     from attnc.compiler import rewrite
 
     done: dict[Index, Index] = {}
@@ -34,15 +34,15 @@ def rebuilt(root: Index) -> Index:
 
 
 def same_values(tree: Tree, node: Index) -> None:
-    """The node has the tree's value wherever that has one."""
+    """The node has the tree's value wherever the tree has a value."""
     wanted = trees.mask(tree, N_Q, N_K)
-    known = np.array([[cell is not None for cell in row] for row in wanted])
+    has_value = np.array([[cell is not None for cell in row] for row in wanted])
     truth = np.array([[bool(cell) for cell in row] for row in wanted])
     try:
-        assert (exact_evaluation.mask(node, (0, N_Q), (0, N_K)) == truth)[known].all()
+        assert (exact_evaluation.mask(node, (0, N_Q), (0, N_K)) == truth)[has_value].all()
     except EvaluationError:
-        assert not known.all()
-        for q, k in np.argwhere(known).tolist():
+        assert not has_value.all()
+        for q, k in np.argwhere(has_value).tolist():
             assert exact_evaluation.mask(node, (q, q + 1), (k, k + 1)).item() == truth[q, k]
 
 
@@ -55,7 +55,7 @@ def test_values(tree: Tree) -> None:
 @settings(max_examples=40)
 @given(trees.integers(3, Kit()))
 def test_integer_values(tree: Tree) -> None:
-    """Through the bits of the value, so that no comparison folds with it."""
+    """Compare the bits of the value, so that no comparison folds with the expression."""
     node = trees.build(tree)
     for bit in range(6):
         low = Tree("mod", (Tree("floordiv", (tree, trees.number(2**bit))), trees.number(2)))
@@ -80,7 +80,7 @@ def test_equal_structure_is_one_object(tree: Tree) -> None:
 
 @settings(max_examples=100)
 @given(trees.integers(2, Kit()), trees.integers(2, Kit()), trees.integers(2, Kit()))
-def test_sums_are_a_group(x: Tree, y: Tree, z: Tree) -> None:
+def test_sums_are_associative_and_commutative(x: Tree, y: Tree, z: Tree) -> None:
     a, b, c = trees.build(x), trees.build(y), trees.build(z)
     assert fold.add(a, b, c) is fold.add(c, fold.add(b, a))
     assert fold.sub(fold.add(a, b), b) is a
@@ -98,7 +98,7 @@ def test_comparisons_have_one_form(x: Tree, y: Tree) -> None:
     assert fold.equal(fold.add(a, fold.const(4)), fold.add(b, fold.const(4))) is fold.equal(a, b)
 
 
-def test_quotient_and_remainder_make_the_whole() -> None:
+def test_quotient_and_remainder_recombine() -> None:
     c = fold.const(64)
     whole = fold.add(fold.times(fold.floordiv(Q, c), 64), fold.mod(Q, c))
     assert whole is Q
@@ -115,7 +115,7 @@ def test_division_floors(value: int, divisor: int) -> None:
     assert fold.mod(fold.const(value), fold.const(divisor)) is fold.const(value % divisor)
 
 
-def test_what_has_no_value_stays() -> None:
+def test_expressions_without_a_value_stay() -> None:
     zero = fold.const(0)
     for node in (fold.floordiv(Q, zero), fold.mod(Q, zero), fold.power(Q, fold.const(-1))):
         assert not isinstance(node, Const)
@@ -124,7 +124,7 @@ def test_what_has_no_value_stays() -> None:
             exact_evaluation.mask(fold.zero(node), (0, 1), (0, 1))
 
 
-def test_short_aggregates_are_written_out() -> None:
+def test_short_aggregates_are_unrolled() -> None:
     i = fold.var("i", 1)
     body = fold.equal(fold.sub(Q, K), fold.times(i, 4))
     short = fold.reduce("any", i, fold.const(0), fold.const(fold.UNROLL), fold.truth(True), body)
@@ -191,8 +191,8 @@ def test_truths_fold_away(a: bool, b: bool) -> None:
     st.sampled_from([trees.Q, trees.K, trees.DELTA, trees.number(2)]),
     st.sampled_from([trees.Q, trees.number(1), Tree("sub", (trees.K, trees.number(3)))]),
 )
-def test_a_quotient_asked_cuts_the_range(op: str, divisor: int, rest: Tree, quotient: Tree) -> None:
-    """`… for i in low .. high if (i + rest) // divisor == quotient` runs over that stretch only."""
+def test_a_condition_on_a_quotient_narrows_the_range(op: str, divisor: int, rest: Tree, quotient: Tree) -> None:
+    """`… for i in low .. high if (i + rest) // divisor == quotient` runs only over the matching part of the range."""
     i = trees.name("i")
     asked = Tree("eq", (Tree("floordiv", (Tree("add", (i, rest)), trees.number(divisor))), quotient))
     more = Tree("and", (Tree("lt", (i, trees.number(70))), asked))

@@ -1,4 +1,4 @@
-"""Clocks and resources of tiles by formulas, against what was read from machine code of Triton's for the same."""
+"""Clocks and resources of tiles by formulas, against figures read from Triton's machine code for equal tiles."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ H100, A100, B200 = (find_machine(name) for name in ("h100", "a100", "b200"))
 
 @pytest.fixture(autouse=True)
 def formulas_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the measured figures of our own kernels (`test_compiled_figures.py`)."""
-    monkeypatch.setattr(gpu_clocks, "find_figures", lambda *asked: None)
+    """Leave out the measured figures of attnc's own kernels (`test_compiled_figures.py`)."""
+    monkeypatch.setattr(gpu_clocks, "find_figures", lambda *arguments: None)
 
 
 # d, q tile, k tile, warps, stages; clocks of mma, xu, alu, fma, issue; registers, shared KiB, programs
@@ -50,18 +50,18 @@ def test_forward_tiles(row: tuple[int, ...]) -> None:
     shape, heads = TileShape(q_tile, k_tile, warps, stages), HeadSizes(d, d, "bfloat16")
     clocks = TileModel(H100, "forward", shape, heads, Extra()).full
     assert clocks.products == mma
-    # exponentials of the rows' maxima are counted once a tile there, for each warp here: a hundredth of them
+    # exponentials of row maxima are counted once a tile in Triton, and for each warp here: 1 % of them
     assert clocks.exps == pytest.approx(xu, rel=0.06)
     assert clocks.alu == pytest.approx(alu, rel=0.35)
     assert clocks.fma == pytest.approx(fma, rel=0.20)
     assert clocks.issue == pytest.approx(issue, rel=0.20)
-    found = resources(H100, "forward", shape, heads)
-    assert found.registers == pytest.approx(registers, rel=0.25)
-    assert found.shared_kib == pytest.approx(shared, abs=8)
-    assert 1 <= found.programs <= programs
+    figures = resources(H100, "forward", shape, heads)
+    assert figures.registers == pytest.approx(registers, rel=0.25)
+    assert figures.shared_kib == pytest.approx(shared, abs=8)
+    assert 1 <= figures.programs <= programs
 
 
-# what was seen to spill, and what was seen not to
+# tiles that were seen to spill, and tiles that were seen not to
 SPILLS: list[tuple[str, Kernel, int, TileShape, bool]] = [
     ("h100", "dkdv", 64, TileShape(128, 64, 4, 2), False),
     ("h100", "dkdv", 64, TileShape(64, 64, 4, 2), True),
@@ -80,10 +80,10 @@ SPILLS: list[tuple[str, Kernel, int, TileShape, bool]] = [
 
 
 @pytest.mark.parametrize(("name", "kernel", "d", "shape", "fits"), SPILLS)
-def test_what_fits_the_registers(name: str, kernel: Kernel, d: int, shape: TileShape, fits: bool) -> None:
-    found = resources(find_machine(name), kernel, shape, HeadSizes(d, d, "bfloat16"))
-    assert (found.programs > 0) == fits
-    assert (found.reason is None) == fits
+def test_tiles_that_fit_the_registers(name: str, kernel: Kernel, d: int, shape: TileShape, fits: bool) -> None:
+    figures = resources(find_machine(name), kernel, shape, HeadSizes(d, d, "bfloat16"))
+    assert (figures.programs > 0) == fits
+    assert (figures.reason is None) == fits
 
 
 @pytest.mark.parametrize("machine", [A100, H100, B200], ids=lambda m: m.name)
@@ -110,7 +110,7 @@ def test_impossible_tiles(tiles: tuple[int, int], said: str) -> None:
         given_shape(H100, "forward", HeadSizes(128, 128, "bfloat16"), *tiles)
 
 
-def test_a_head_that_fits_nowhere() -> None:
+def test_a_head_that_no_tile_fits() -> None:
     with pytest.raises(MachineError, match=r"no tile with head dimensions 4096 and 4096 in bfloat16 fits .* of h100"):
         tile_shapes(H100, "forward", HeadSizes(4096, 4096, "bfloat16"))
 
@@ -118,7 +118,7 @@ def test_a_head_that_fits_nowhere() -> None:
 Q, K = fold.place("q"), fold.place("k")
 GAP = fold.sub(Q, K)
 
-# alu clocks that the mask adds to a tile of 128 × 64, of which an operation of every element is 128
+# alu clocks that the mask adds to a tile of 128 × 64; an operation on every element takes 128
 MASKS: list[tuple[str, Index, int]] = [
     ("causal", fold.less_equal(K, Q), 492 - 232),
     ("window", fold.conjunction(fold.less_equal(K, Q), fold.less(GAP, fold.const(99))), 758 - 232),
@@ -126,7 +126,7 @@ MASKS: list[tuple[str, Index, int]] = [
 
 
 @pytest.mark.parametrize(("name", "relation", "clocks"), MASKS, ids=[name for name, *_ in MASKS])
-def test_masks_cost_what_their_expression_does(name: str, relation: Index, clocks: int) -> None:
+def test_a_mask_costs_as_much_as_its_expression(name: str, relation: Index, clocks: int) -> None:
     assert mask_operations(relation) * 128 == pytest.approx(clocks, rel=0.1)
 
 

@@ -1,4 +1,4 @@
-"""Relations over grids of tokens: taken apart by axis, covered by bricks, cut at segments; always the relation."""
+"""Relations over token grids, separated by axis, covered by bricks or cut at segments, always equal the relation."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def test_bricks_cover_the_relation_once(drawn: tuple[Extents, Index], dtype: str
 
 @settings(max_examples=100, deadline=None)
 @given(grids())
-def test_a_partial_brick_is_partial_in_truth(drawn: tuple[Extents, Index]) -> None:
-    """Counted against the matrix, brick by brick."""
+def test_partial_bricks_have_a_hidden_pair(drawn: tuple[Extents, Index]) -> None:
+    """The count is taken from the matrix, brick by brick."""
     extents, relation = drawn
     n = int(np.prod(extents))
     grid = grid_of(relation, n)
@@ -146,22 +146,22 @@ def test_text_after_a_video(words: int) -> None:
     inside = [near(coordinate(Q, extents, i), coordinate(K, extents, i), 1) for i in (1, 2)]
     text = [fold.less_equal(fold.const(192), place) for place in (Q, K)]
     relation = fold.disjunction(*text, fold.conjunction(*inside))
-    found = covered(relation, n)
-    assert found is not None
-    check_pieces(found.cover.pieces, found.cover.masks, truth(relation, n))
-    assert found.cover.visible == truth(relation, n).sum()
+    grid_cover = covered(relation, n)
+    assert grid_cover is not None
+    check_pieces(grid_cover.cover.pieces, grid_cover.cover.masks, truth(relation, n))
+    assert grid_cover.cover.visible == truth(relation, n).sum()
 
 
 def test_a_second_grid_after_the_first() -> None:
-    """Coordinates that count from a segment's first token."""
+    """Coordinates count from a segment's first token."""
     inside = [near(coordinate(Q, (5, 6), i, 24), coordinate(K, (5, 6), i, 24), 1) for i in (0, 1)]
     first = [near(coordinate(Q, (4, 6), i), coordinate(K, (4, 6), i), 1) for i in (0, 1)]
     second = [fold.less_equal(fold.const(24), place) for place in (Q, K)]
     before = [fold.less(place, fold.const(24)) for place in (Q, K)]
     relation = fold.disjunction(fold.conjunction(*second, *inside), fold.conjunction(*before, *first))
-    found = covered(relation, 54)
-    assert found is not None
-    check_pieces(found.cover.pieces, found.cover.masks, truth(relation, 54))
+    grid_cover = covered(relation, 54)
+    assert grid_cover is not None
+    check_pieces(grid_cover.cover.pieces, grid_cover.cover.masks, truth(relation, 54))
 
 
 def test_a_long_axis_is_solved_like_a_sequence() -> None:
@@ -170,8 +170,8 @@ def test_a_long_axis_is_solved_like_a_sequence() -> None:
         near(coordinate(Q, extents, 0), coordinate(K, extents, 0), 1),
         near(coordinate(Q, extents, 1), coordinate(K, extents, 1), 200),
     )
-    found = covered(relation, 9000)
-    assert found is not None
+    grid_cover = covered(relation, 9000)
+    assert grid_cover is not None
     in_one = 3 * 3 - 2
     along = sum(min(i + 200, 2999) - max(i - 200, 0) + 1 for i in range(3000))
-    assert found.cover.visible == in_one * along
+    assert grid_cover.cover.visible == in_one * along

@@ -1,4 +1,4 @@
-"""Growth: formulas equal counts at lengths they were not made from, laws are the known ones, fits are called fits."""
+"""Growth: formulas equal counts at other lengths, laws are the published ones, and fits are labelled as fits."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ SMALL: dict[str, dict[str, object]] = {
     "streaming": {"window": 50, "last": 7},
     "strided": {"stride": 20, "local": 33},
 }
-"""Parameters for which the awkward lengths go beyond where formulas begin."""
+"""Parameters for which the lengths of the test lie beyond the first length of the formulas."""
 
 LAWS = {
     "log_sparse": "O(n²/2)",
@@ -77,7 +77,7 @@ GRIDS = {
     *("neighborhood_3d", "radial", "sliding_tile", "svg", "videofactory", "combiner", "hierarchical", "longformer"),
     *("combiner_axial", "combiner_log_sparse", "combiner_mixture"),
 }
-"""Grids, which have no length, and patterns of other keys than tokens, or that need a list or input."""
+"""Grids, which have no length, and patterns whose keys are not tokens or that need a list or an input."""
 
 REFUSED = {
     "attention_residual": "not tokens",
@@ -98,7 +98,7 @@ def library(name: str) -> Pattern:
 
 
 def of(visible: Index) -> Pattern:
-    """A pattern with this relation."""
+    """Return a pattern with this relation."""
     pattern = lowered('pattern full\n    """Everything."""\n')
     return replace(pattern, nodes=(replace(pattern.attend, visible=visible),))
 
@@ -108,7 +108,7 @@ def written(visible: str) -> Pattern:
 
 
 def masks(pattern: Pattern, n: int, heads: int, number: int) -> list[NDArray[np.bool_]]:
-    """The dense masks of all branches and of the first `heads` of a number of heads."""
+    """Return the dense masks of all branches, for the first `heads` of `number` heads."""
     relations = [alone(node.visible, n, h, number) for node in pattern.nodes for h in range(heads)]
     return [exact_evaluation.mask(relation, (0, n), (0, n)) for relation in relations]
 
@@ -119,18 +119,18 @@ def live(mask: NDArray[np.bool_], tile: int) -> int:
 
 
 def check(pattern: Pattern, growth: Growth, lengths: Iterable[int], number: int = 2) -> int:
-    """Formulas equal dense counts wherever they say something; at how many lengths they did."""
+    """Check that formulas equal dense counts wherever they apply; return at how many lengths they did."""
     said = 0
     for n in lengths:
         pairs = growth.pairs is not None and growth.pairs.holds(n)
         tiles = growth.tiles is not None and growth.tiles.holds(n)
         if pairs or tiles:
-            found = masks(pattern, n, growth.heads, number)
+            dense_masks = masks(pattern, n, growth.heads, number)
             said += 1
             if pairs and growth.pairs is not None:
-                assert growth.pairs.at(n) == sum(int(m.sum()) for m in found), n
+                assert growth.pairs.at(n) == sum(int(m.sum()) for m in dense_masks), n
             if tiles and growth.tiles is not None:
-                assert growth.tiles.at(n) == sum(live(m, growth.tile) for m in found), n
+                assert growth.tiles.at(n) == sum(live(m, growth.tile) for m in dense_masks), n
     return said
 
 
@@ -144,17 +144,17 @@ def test_the_library(name: str) -> None:
     assert growth.law == LAWS.get(name, "O(n²)")
     assert not growth.fitted
     assert growth.pairs is not None
-    assert growth.tiles is not None or name == "landmark"  # its period and the tile's are 1,632 together
+    assert growth.tiles is not None or name == "landmark"  # its period and the tile's together are 1,632
     begins = [growth.pairs.start + more * growth.pairs.step for more in (0, 3)]
-    asked = [c for c, _ in pattern.requirements if not other_sizes(c)]
-    allowed = [n for n in (*AWKWARD, *begins) if all(alone(c, n, 0, 2) is fold.truth(True) for c in asked)]
+    conditions = [c for c, _ in pattern.requirements if not other_sizes(c)]
+    allowed = [n for n in (*AWKWARD, *begins) if all(alone(c, n, 0, 2) is fold.truth(True) for c in conditions)]
     assert check(pattern, growth, allowed) >= 2
     assert growth.checked
     assert growth.law in str(growth)
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
-def test_what_depends_on_inputs_is_refused(name: str) -> None:
+def test_relations_that_read_inputs_are_refused(name: str) -> None:
     growth = find_growth(library(name))
     assert growth.law.startswith("no law")
     assert REFUSED[name] in growth.law
@@ -171,8 +171,8 @@ def test_known_formulas() -> None:
     assert causal.cost == "65,536·d·(N·(N + 1)/2) FLOP, where N = ⌈n/128⌉"
 
 
-def test_powers_go_on_as_they_began() -> None:
-    """At and around powers of two, far from where anything was counted."""
+def test_formulas_of_power_patterns_hold_at_long_lengths() -> None:
+    """Lengths at and around powers of two, far from the counted lengths."""
     pattern = library("power")
     growth = find_growth(pattern, tile=32)
     assert growth.pairs is not None
@@ -213,7 +213,7 @@ def test_roots_of_the_length(visible: str, law: str) -> None:
         "k <= q and (q - k + 5) % 7 == 8 or 0 <= q - k < s",
     ],
 )
-def test_what_is_not_proved_is_fitted(visible: str) -> None:
+def test_unproved_laws_are_fitted(visible: str) -> None:
     growth = find_growth(written(visible))
     assert growth.fitted
     assert (growth.pairs, growth.tiles) == (None, None)
@@ -227,8 +227,8 @@ def test_windows_longer_than_can_be_counted_are_not_fitted() -> None:
     assert not growth.fitted
 
 
-def of_frames(reach: str, per_frame: tuple[int, int]) -> Growth:
-    """The growth over the frames of a grid in which each frame sees those that `reach` says, and a window in them."""
+def growth_over_frames(reach: str, per_frame: tuple[int, int]) -> Growth:
+    """Fit the growth over the frames of a grid; each frame sees the frames of `reach`, and a window in them."""
     text = (
         "pattern grid(frames: int, height: int, width: int)\n    tokens t: frames, y: height, x: width\n"
         f"    visible {reach} and abs(q.y - k.y) <= 3 and abs(q.x - k.x) <= 5\n"
@@ -244,7 +244,7 @@ def of_frames(reach: str, per_frame: tuple[int, int]) -> Growth:
 
 @pytest.mark.parametrize(("reach", "exponent"), [("q.t == k.t", "1.00"), ("0 < 1", "2.00")])
 def test_videos_are_counted_by_bricks_where_tiles_are_too_many(reach: str, exponent: str) -> None:
-    growth = of_frames(reach, (45, 80))
+    growth = growth_over_frames(reach, (45, 80))
     assert growth.law.endswith(f"·n^{exponent}, fitted")
     assert growth.checked == tuple(frames * 45 * 80 for frames in (8, 16, 24, 32))
 
@@ -253,7 +253,7 @@ def test_counts_by_bricks_are_those_of_the_relation() -> None:
     heights, widths = ((np.abs(np.subtract.outer(range(n), range(n))) <= w).sum() for n, w in ((6, 3), (9, 5)))
     pairs = [frames * int(heights * widths) for frames in (8, 16, 24, 32)]
     tokens = [frames * 54 for frames in (8, 16, 24, 32)]
-    assert of_frames("q.t == k.t", (6, 9)).law == f"{fit(dict(zip(tokens, pairs, strict=True)))}, fitted"
+    assert growth_over_frames("q.t == k.t", (6, 9)).law == f"{fit(dict(zip(tokens, pairs, strict=True)))}, fitted"
 
 
 def test_long_windows() -> None:
@@ -288,7 +288,7 @@ grids = st.sampled_from([8, 13, 32])
 @settings(max_examples=30)
 @given(relations(), grids, st.integers(0, 300))
 def test_drawn_relations(tree: Tree, tile: int, beyond: int) -> None:
-    """A formula is right from its first length on, and beyond the lengths that were counted."""
+    """A formula holds from its first length on, beyond the counted lengths."""
     pattern = of(trees.build(tree))
     try:
         growth = find_growth(pattern, tile=tile)
@@ -354,16 +354,16 @@ def test_counts_of_all_lengths(tree: Tree, tile: int, rows: int) -> None:
 def test_periods() -> None:
     q, k = fold.place("q"), fold.place("k")
     window = open_relation(fold.less(fold.sub(q, k), fold.const(100)), {}, 0, 1)
-    found = find_period(window)
-    assert found is not None
-    assert (found.length, found.start) == (1, 208)
+    period = find_period(window)
+    assert period is not None
+    assert (period.length, period.start) == (1, 208)
     assert find_period(open_relation(fold.less(fold.mul(q, k), fold.const(9)), {}, 0, 1)) is None
 
 
 def test_fits() -> None:
-    found = fit({n: 3 * n**2 for n in (64, 128, 256, 512)})
-    assert found is not None
-    assert (round(found.exponent, 6), round(found.factor, 6), round(found.residual, 6)) == (2, 3, 0)
+    law = fit({n: 3 * n**2 for n in (64, 128, 256, 512)})
+    assert law is not None
+    assert (round(law.exponent, 6), round(law.factor, 6), round(law.residual, 6)) == (2, 3, 0)
     assert fit({64: 1, 128: 2}) is None
 
 

@@ -1,4 +1,4 @@
-"""Interval analysis against brute force: bounds, states, class keys, and numbers near the ends of 64 bits."""
+"""Interval analysis against brute force: bounds, states, class keys, and numbers near the limits of 64 bits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Box = tuple[int, int, int, int]
 
 
 def tiles(n_q: int, n_k: int, q_tile: int, k_tile: int, q_origin: int = 0, k_origin: int = 0) -> list[Box]:
-    """A grid of tiles, clipped at all edges."""
+    """Return a grid of tiles, clipped at all edges."""
     rows = [(max(a, 0), min(a + q_tile, n_q) - 1) for a in range(q_origin, n_q, q_tile)]
     keys = [(max(a, 0), min(a + k_tile, n_k) - 1) for a in range(k_origin, n_k, k_tile)]
     return [(*r, *k) for r in rows for k in keys]
@@ -57,9 +57,9 @@ def mask_of(relation: Index, n_q: int = N, n_k: int = N) -> NDArray[np.bool_]:
 def check(relation: Index, many: list[Box], n_q: int = N, n_k: int = N) -> None:
     """States hold everywhere on their boxes; equal keys and extents mean equal masks."""
     mask = mask_of(relation, n_q, n_k)
-    found = classify(relation, boxes(many))
-    states = np.broadcast_to(found.state, len(many))
-    keys = np.broadcast_to(found.key, len(many))
+    classified = classify(relation, boxes(many))
+    states = np.broadcast_to(classified.state, len(many))
+    keys = np.broadcast_to(classified.key, len(many))
     classes: dict[tuple[int, int, int], tuple[Box, NDArray[Any]]] = {}
     for box, state, key in zip(many, states.tolist(), keys.tolist(), strict=True):
         part = inside(mask, box)
@@ -80,7 +80,7 @@ def tilings(draw: st.DrawFn) -> list[Box]:
 
 @st.composite
 def scattered(draw: st.DrawFn) -> list[Box]:
-    """Boxes anywhere, overlapping, of a few sizes: they meet in more ways than tiles do."""
+    """Draw boxes anywhere, overlapping, of a few sizes: they overlap in more ways than tiles do."""
     random = np.random.default_rng(draw(st.integers(0, 1 << 16)))
     sizes = random.integers(1, 9, (3, 2))
     many = []
@@ -103,7 +103,7 @@ def test_states_and_keys(tree: Tree, many: list[Box]) -> None:
 @settings(max_examples=150)
 @given(trees.truths(3, Kit(aggregates=False, faults=False)), st.one_of(tilings(), scattered()))
 def test_states_and_keys_without_aggregates(tree: Tree, many: list[Box]) -> None:
-    """Aggregates share no class, so that they hide the rest."""
+    """Aggregates share no class key, so that they would hide errors of the other nodes."""
     check(trees.build(tree), many)
 
 
@@ -128,7 +128,7 @@ def minus(x: Tree, y: Tree) -> Tree:
 
 @st.composite
 def coordinates(draw: st.DrawFn) -> Tree:
-    """Flattened coordinates, their differences and extremes: the values that lose most to plain intervals."""
+    """Draw flattened coordinates, their differences and extremes, on which plain intervals lose most."""
     place = draw(st.sampled_from([trees.Q, trees.K, trees.DELTA, minus(trees.K, trees.Q)]))
     width, extent = draw(st.sampled_from([1, 2, 3, 5, 8])), draw(st.sampled_from([2, 3, 4, 6, 7]))
     one = draw(st.sampled_from([div(place, width), mod(place, extent), mod(div(place, width), extent)]))
@@ -182,8 +182,8 @@ DIFFERENCES: dict[str, Callable[[Index], Index]] = {
 def test_monotone_differences_are_decided_exactly(name: str, tile: int) -> None:
     relation = DIFFERENCES[name](fold.sub(Q, K))
     mask, many = mask_of(relation), tiles(N, N, tile, tile)
-    found = classify(relation, boxes(many))
-    for box, state in zip(many, np.broadcast_to(found.state, len(many)).tolist(), strict=True):
+    classified = classify(relation, boxes(many))
+    for box, state in zip(many, np.broadcast_to(classified.state, len(many)).tolist(), strict=True):
         part = inside(mask, box)
         assert (state == TRUE) == part.all(), box
         if name != "window":
@@ -198,11 +198,11 @@ def test_tiles_on_one_diagonal_are_one_class(name: str) -> None:
     by_distance = defaultdict(set)
     for (q, _, k, _), key in zip(many, keys, strict=True):
         by_distance[q - k].add(key)
-    assert all(len(found) == 1 for found in by_distance.values())
+    assert all(len(class_keys) == 1 for class_keys in by_distance.values())
 
 
-def test_variables_of_written_out_loops() -> None:
-    """Writing out the outer loop leaves inner loops that share a variable and differ in their ends."""
+def test_variables_of_unrolled_loops() -> None:
+    """Unrolling the outer loop leaves inner loops that share a variable and differ in their ends."""
     i, j = fold.var("i", 1), fold.var("j", 2)
     inner = fold.reduce("any", j, Q, fold.add(Q, i), fold.truth(True), fold.equal(K, j))
     relation = fold.reduce("any", i, fold.const(1), fold.const(4), fold.less(Q, fold.const(40)), inner)
@@ -228,7 +228,7 @@ ONE, ZERO, YES = fold.const(1), fold.const(0), fold.truth(True)
 
 @st.composite
 def rounded(draw: st.DrawFn) -> tuple[Index, NDArray[np.bool_], tuple[int, int]]:
-    """A relation in blocks, its mask counted out block by block, and the sizes of a block."""
+    """Draw a relation in blocks, with its mask computed block by block and the sizes of a block."""
     inner = trees.build(
         draw(st.one_of(trees.truths(2, Kit(aggregates=False, faults=False)), windows_and_coordinates()))
     )
@@ -278,19 +278,19 @@ def windows_and_coordinates(draw: st.DrawFn) -> Tree:
 
 
 def blockwise(mask: NDArray[np.bool_], sizes: list[int], shifts: list[int], keep: Keep) -> NDArray[np.bool_]:
-    found = np.zeros_like(mask)
+    kept = np.zeros_like(mask)
     of_row, of_key = ((np.arange(N) + s) // z for s, z in zip(shifts, sizes, strict=True))
     for a in set(of_row.tolist()):
         for b in set(of_key.tolist()):
             block = np.ix_(of_row == a, of_key == b)
-            found[block] = keep(mask[block])
-    return found
+            kept[block] = keep(mask[block])
+    return kept
 
 
 @settings(max_examples=120)
 @given(rounded(), st.one_of(tilings(), scattered()))
 def test_blocks(case: tuple[Index, NDArray[np.bool_], tuple[int, int]], many: list[Box]) -> None:
-    """A rounded relation is the count of its blocks; states and keys hold, and what lies in few blocks is decided."""
+    """A rounded relation is the count of its blocks; states and keys hold, and boxes inside few blocks are decided."""
     relation, wanted, sizes = case
     assert (mask_of(relation) == wanted).all()
     check(relation, many)
@@ -302,12 +302,12 @@ def test_blocks(case: tuple[Index, NDArray[np.bool_], tuple[int, int]], many: li
             assert (state == TRUE, state == FALSE) == (part.all(), not part.any()), box
 
 
-# --- the ends of 64 bits ---------------------------------------------------------------------------------------------
+# --- the limits of 64 bits --------------------------------------------------------------------------------------------
 
 
 @st.composite
 def large(draw: st.DrawFn) -> Tree:
-    """Small expressions over numbers up to 2^63."""
+    """Draw small expressions over numbers up to 2^63."""
     big = (1 << draw(st.integers(50, 63))) * draw(st.sampled_from([-1, 1])) + draw(st.integers(-3, 3))
     number = trees.number(max(-(1 << 63), min((1 << 63) - 1, big)))
     small = draw(st.sampled_from([trees.Q, trees.K, trees.DELTA, trees.number(draw(st.integers(-5, 5)))]))
@@ -320,14 +320,14 @@ def large(draw: st.DrawFn) -> Tree:
 
 
 def unbounded(tree: Tree, q: int, k: int) -> Any:
-    """The value in unbounded integers, and None where some step leaves 64 bits or has no value."""
+    """Return the value in unbounded integers, or None where a step leaves 64 bits or has no value."""
     operands = [unbounded(operand, q, k) for operand in tree.operands]
     if None in operands:
         return None
     if tree.op in ("floordiv", "mod") and operands[1] == 0:
         return None
-    found = trees._apply(tree, operands) if operands else trees.value(tree, {"q": q, "k": k})
-    return found if -(1 << 63) <= found < 1 << 63 else None
+    result = trees._apply(tree, operands) if operands else trees.value(tree, {"q": q, "k": k})
+    return result if -(1 << 63) <= result < 1 << 63 else None
 
 
 @settings(max_examples=120)
@@ -352,10 +352,10 @@ def test_saturation_is_sound(x: Tree, y: Tree, op: str) -> None:
                 try:
                     assert exact_evaluation.mask(relation, (q, q + 1), (k, k + 1)).item() == wanted[q][k]
                 except EvaluationError as error:
-                    assert "64 bits" in str(error)  # a difference of two words may need more than a word
+                    assert "64 bits" in str(error)  # a difference of two 64-bit numbers may need more than 64 bits
 
 
-def test_words_that_fit() -> None:
+def test_expressions_that_fit_64_bits() -> None:
     small = fold.less_equal(fold.mul(Q, K), fold.const(1 << 40))
     assert fits_word(small, (0, 1 << 20), (0, 1 << 20))
     assert not fits_word(small, (0, 1 << 31), (0, 1 << 31))
@@ -384,7 +384,7 @@ def test_range_tables(length: int, seed: int, matrix: bool) -> None:
 
 
 def test_range_tables_of_several_axes() -> None:
-    """Short ranges are exact, others have the bounds of the whole array."""
+    """Short ranges are exact; longer ranges have the bounds of the whole array."""
     from attnc.compiler.analysis.range_table import RangeTable
 
     random = np.random.default_rng(3)
@@ -399,15 +399,15 @@ def test_range_tables_of_several_axes() -> None:
 
 
 def test_boxes_that_read_the_same_entries_share_a_class() -> None:
-    """A map of blocks that numbers a few masks: every block of one number is like the others of it."""
+    """In a map of blocks that numbers a few masks, all blocks with one number share a class."""
     kinds = np.random.default_rng(4).integers(0, 4, (16, 16))
     masks = np.random.default_rng(5).random((4, 8, 8)) < 0.5
     number = fold.data_read(Data("map", kinds), (fold.floordiv(Q, fold.const(8)), fold.floordiv(K, fold.const(8))))
     within = (fold.mod(Q, fold.const(8)), fold.mod(K, fold.const(8)))
     relation = fold.data_read(Data("masks", masks), (number, *within))
     rows, columns = (8 * x.ravel() for x in np.indices((16, 16)))
-    found = classify(relation, Boxes(rows, rows + 7, columns, columns + 7))
-    keys = np.broadcast_to(found.key, 256)
+    classified = classify(relation, Boxes(rows, rows + 7, columns, columns + 7))
+    keys = np.broadcast_to(classified.key, 256)
     assert len(set(keys.tolist())) == 4
     for number_of in range(4):
         assert len(set(keys[kinds.ravel() == number_of].tolist())) == 1

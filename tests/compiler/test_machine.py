@@ -1,4 +1,4 @@
-"""Machines as data: those that are known, and what is said of a description that cannot be used."""
+"""Machine descriptions: the built-in ones, and the messages about a description that cannot be used."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def changed(change: Callable[[dict[str, Any]], object]) -> str:
 
 
 @pytest.mark.parametrize("name", [*machine_names(), *ALIASES])
-def test_every_known_machine_says_where_its_figures_come_from(name: str) -> None:
+def test_every_built_in_machine_names_the_sources_of_its_figures(name: str) -> None:
     machine = find_machine(name)
     assert machine.figures.keys() == FIGURES.keys()
     assert all(value > 0 or key in MAY_BE_ZERO for key, value in machine.figures.items())
@@ -41,10 +41,10 @@ def test_every_known_machine_says_where_its_figures_come_from(name: str) -> None
     assert all(figure in text for figure in FIGURES)
 
 
-def test_the_machines_of_the_field_are_there() -> None:
+def test_common_gpus_are_built_in() -> None:
     assert {"a100-80", "h100-sxm", "h200", "b200"} <= set(machine_names())
     h100, h200 = find_machine("H100"), find_machine("h200")
-    # the published peaks, from the figures: 989 TFLOP/s of bf16
+    # the published peak, computed from the figures: 989 TFLOP/s of bf16
     assert h100.sms * h100.hertz * h100.tensor_flop("bfloat16") == pytest.approx(989e12, rel=0.005)
     assert find_machine("a100").sms * find_machine("a100").hertz * 2048 == pytest.approx(312e12, rel=0.005)
     b200 = find_machine("b200")
@@ -60,7 +60,7 @@ def test_a_file_describes_a_machine(tmp_path: Path) -> None:
         find_machine(str(tmp_path / "none.json"))
 
 
-def test_the_next_known_head_dimension_counts() -> None:
+def test_the_next_larger_head_dimension_is_used() -> None:
     machine = find_machine("h100")
     shares = [machine.kernel_share(d) for d in (16, 64, 65, 128, 512)]
     assert shares == [machine.tables["kernel_share"][key] for key in ("64", "64", "128", "128", "256")]
@@ -94,7 +94,7 @@ def test_the_next_known_head_dimension_counts() -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_named(text: str, said: str) -> None:
+def test_errors_name_the_faulty_figure(text: str, said: str) -> None:
     with pytest.raises(MachineError, match=r"mine\.json") as caught:
         read_machine(text, "mine.json")
     assert said in str(caught.value)
@@ -105,6 +105,6 @@ def test_an_unknown_machine() -> None:
         find_machine("h1000")
 
 
-def test_a_dtype_that_it_has_no_rate_for() -> None:
+def test_a_dtype_without_a_rate() -> None:
     with pytest.raises(MachineError, match="h100-sxm has no tensor rate for float64"):
         find_machine("h100").tensor_flop("float64")

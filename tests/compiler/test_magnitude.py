@@ -1,4 +1,4 @@
-"""The quick bound never says that numbers are small where interval analysis, or a value, says otherwise."""
+"""The quick bound never calls numbers small when interval analysis or a value shows that they are large."""
 
 from __future__ import annotations
 
@@ -41,5 +41,5 @@ def test_small_relations_are_evaluated_alike_in_64_bits(tree: Tree, n: int) -> N
         (fold.power(fold.const(2), Q), 8, False),
     ],
 )
-def test_what_is_small(node: Index, places: int, small: bool) -> None:
+def test_small_numbers_are_recognised(node: Index, places: int, small: bool) -> None:
     assert is_small(node, places) is small

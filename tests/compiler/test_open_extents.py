@@ -1,4 +1,4 @@
-"""Patterns whose extents are left open: with the values put in, the relation is the same node."""
+"""Patterns with open extents: substituting the values gives the node of the pattern with fixed extents."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_library(name: str, params: dict[str, Any]) -> None:
         assert substitute(opened, general.numbers) is node.visible
 
 
-def test_what_is_needed_as_a_number_is_not_left_open() -> None:
+def test_extents_needed_as_numbers_are_not_left_open() -> None:
     source = """
 pattern of_tables(height: int, width: int)
     input bias: real[head, height * width]
@@ -54,7 +54,7 @@ pattern of_tables(height: int, width: int)
     assert find_kernels(pattern, HEADS, SM_90).form == "bricks"
 
 
-def test_the_size_of_an_input_is_not_the_extent_of_that_name() -> None:
+def test_an_input_size_is_not_confused_with_an_extent_of_its_name() -> None:
     source = """
 pattern named(height: int, width: int)
     input bias: real[head, {}]
@@ -66,7 +66,7 @@ pattern named(height: int, width: int)
     assert lowered(source.format("height"), height=6, width=10).general is None
 
 
-def test_a_relation_that_was_changed_keeps_its_numbers() -> None:
+def test_a_changed_relation_keeps_its_numbers() -> None:
     pattern = from_library("neighborhood_2d", **PICTURE)
     seen = fold.conjunction(pattern.attend.visible, fold.less_equal(fold.place("k"), fold.place("q")))
     changed = replace(pattern, nodes=(replace(pattern.attend, visible=seen),))

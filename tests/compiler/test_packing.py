@@ -1,4 +1,4 @@
-"""Documents of all lengths in one plan: packs, masks across documents, tiles and pairs counted."""
+"""Documents of many lengths in one plan: packs, masks across documents, counts of tiles and pairs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SOURCE = "pattern p\n    input doc: int[token]\n    documents doc\n    align end
 
 
 def truth_of(relations: Relations, doc: NDArray[np.int64], n_q: int) -> NDArray[np.bool_]:
-    """Each document by itself, one mask at a time."""
+    """Build the mask document by document."""
     n_k = len(doc)
     result = np.zeros((n_q, n_k), dtype=np.bool_)
     for local in relations.locals(0, 0):
@@ -63,25 +63,25 @@ def test_documents_of_all_lengths(name: str, lengths: list[int], cut: int, heads
 
 
 def test_tiles_of_documents() -> None:
-    """Each document's tiles are counted in its own, and tiles between documents by area."""
+    """A document's tiles are counted in its own grid, and tiles between documents by area."""
     lengths = [129, 300, 300, 1000, 128]
     doc = np.repeat(np.arange(5), lengths)
     n = len(doc)
     plan = build_plan(Relations(lowered(SOURCE + "k <= q\n"), call(n, n, heads=2, doc=doc)))
     assert (plan.q_tile, plan.k_tile) == (128, 128)
-    full = live = own = 0
+    full = live = own_tiles = 0
     for length in lengths:
         inside = np.tri(length, dtype=np.bool_)
         for row in range(0, length, 128):
             for column in range(0, length, 128):
                 tile = inside[row : row + 128, column : column + 128]
-                full, live, own = full + bool(tile.all()), live + bool(tile.any()), own + 1
+                full, live, own_tiles = full + bool(tile.all()), live + bool(tile.any()), own_tiles + 1
     between = n * n - sum(length**2 for length in lengths)
     assert (plan.tiles.full, plan.tiles.live) == (2 * full, 2 * live)
-    assert plan.tiles.total == 2 * own + -(-2 * between // 128**2)
+    assert plan.tiles.total == 2 * own_tiles + -(-2 * between // 128**2)
 
 
-def test_tiny_documents_are_packed_and_others_are_not() -> None:
+def test_only_short_documents_are_packed() -> None:
     doc = np.repeat(np.arange(400), np.tile([3, 5, 2, 7], 100))
     plan = build_plan(Relations(lowered(SOURCE + "k <= q\n"), call(len(doc), len(doc), heads=1, doc=doc)))
     assert sum(len(g.pieces) for g in plan.groups) < 100

@@ -1,4 +1,4 @@
-"""Pieces are the relation: every visible pair once, no other; rows are written before they are merged."""
+"""Pieces equal the relation: every visible pair once and no other pair; rows are written before they are merged."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def check(relation: Index, grid: TileGrid) -> None:
     except EvaluationError:
         assume(False)
         raise
-    found = cover(relation, grid, {})
-    check_pieces(found.pieces, found.masks, mask)
-    assert found.visible == mask.sum()
+    tiled = cover(relation, grid, {})
+    check_pieces(tiled.pieces, tiled.masks, mask)
+    assert tiled.visible == mask.sum()
     dense = dense_cover(grid, find_live_tiles(relation, grid))
     check_pieces(dense.pieces, (), mask)
 
@@ -68,18 +68,18 @@ def test_runs_that_look_alike(relation: Index, grid: TileGrid) -> None:
     check(relation, grid)
 
 
-def test_a_window_is_few_pieces() -> None:
+def test_a_window_takes_few_pieces() -> None:
     gap = fold.sub(Q, K)
     window = fold.conjunction(fold.less_equal(fold.const(0), gap), fold.less(gap, fold.const(300)))
-    found = cover(window, TileGrid(4096, 4096, 64, 64), {})
-    assert len(found.pieces) <= 8
+    tiled = cover(window, TileGrid(4096, 4096, 64, 64), {})
+    assert len(tiled.pieces) <= 8
     causal = cover(fold.less_equal(K, Q), TileGrid(4096, 4096, 64, 64), {})
     assert [(p.mask, p.queries.length) for p in causal.pieces] == [("causal", 4096)]
 
 
 def test_a_diagonal_off_the_corner() -> None:
-    """Key tiles that start where the diagonal is make the last queries of a longer key list one triangle."""
+    """Key tiles aligned to the diagonal make the last queries of a longer key list one triangle."""
     relation = fold.less_equal(K, fold.add(Q, fold.const(37)))
-    found = cover(relation, TileGrid(100, 137, 16, 16, -(-37 % 16)), {})
-    assert {p.mask for p in found.pieces} == {"causal", "full"}
-    check_pieces(found.pieces, found.masks, np.tri(100, 137, 37, dtype=np.bool_))
+    tiled = cover(relation, TileGrid(100, 137, 16, 16, -(-37 % 16)), {})
+    assert {p.mask for p in tiled.pieces} == {"causal", "full"}
+    check_pieces(tiled.pieces, tiled.masks, np.tri(100, 137, 37, dtype=np.bool_))

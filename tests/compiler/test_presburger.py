@@ -1,4 +1,4 @@
-"""Proofs by Presburger arithmetic: held against every pair of many lengths, and what is beyond it is not claimed."""
+"""Proofs by Presburger arithmetic: checked against every pair of many lengths; other relations are left undecided."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ relations = st.recursive(
 
 
 def rewritten(relation: Index) -> Index:
-    """Another text for the same, of another normal form."""
+    """Write the relation differently, with another normal form."""
     wide = fold.less_equal(fold.add(Q, K), fold.times(N, 2))
     return fold.disjunction(fold.conjunction(relation, wide), fold.less(N, K))
 
 
 def check(one: Index, other: Index, requirement: Index | None = None) -> bool:
-    """That isl's answer is true for many lengths; whether it had one."""
+    """Check that isl's answer is true for many lengths; return whether isl gave an answer."""
     try:
         point = first_point(one, other, () if requirement is None else (requirement,))
     except UndecidedError:
@@ -104,14 +104,14 @@ def test_a_relation_and_another_text_for_it(relation: Index) -> None:
 
 @given(relations, st.integers(0, 70), st.integers(0, 70))
 def test_a_relation_but_for_one_query_or_key(relation: Index, q: int, n: int) -> None:
-    """Perhaps at lengths that are not looked at one by one."""
+    """The pair may lie at a length that is not enumerated."""
     far = fold.conjunction(fold.equal(Q, c(q)), fold.less_equal(c(n), N))
     check(relation, fold.disjunction(relation, far))
     check(relation, fold.disjunction(relation, far), fold.less(N, c(20)))
 
 
 @given(relations, relations, st.integers(2, 5), st.integers(0, 4))
-def test_what_is_required_of_lengths(one: Index, other: Index, step: int, rest: int) -> None:
+def test_requirements_on_lengths(one: Index, other: Index, step: int, rest: int) -> None:
     check(one, fold.conjunction(one, other), fold.equal(fold.mod(N, c(step)), c(rest % step)))
 
 
@@ -129,8 +129,8 @@ pairs_of_simple = st.builds(
 
 
 @given(pairs_of_simple, pairs_of_simple)
-def test_the_first_pair_is_the_first(one: Index, other: Index) -> None:
-    """By length, query and key: none is found before it, and isl finds it in time."""
+def test_the_reported_pair_is_the_first(one: Index, other: Index) -> None:
+    """Pairs are ordered by length, query and key: no earlier pair differs, and isl finds the first pair in time."""
     point = first_point(one, other, (), 20.0)
     for n in range(1, 30 if point is None else point.length + 1):
         found = first_difference(alone(one, n), alone(other, n), n)
@@ -139,8 +139,8 @@ def test_the_first_pair_is_the_first(one: Index, other: Index) -> None:
             assert point == TokenPair(n, found.q, found.k)
 
 
-def test_most_are_decided() -> None:
-    """So that the tests of drawn relations are of something."""
+def test_most_drawn_relations_are_decided() -> None:
+    """Otherwise the tests of drawn relations would hold vacuously."""
     decided: list[bool] = []
 
     @given(relations)
@@ -151,15 +151,15 @@ def test_most_are_decided() -> None:
     assert sum(decided) >= 0.6 * len(decided), f"{sum(decided)} of {len(decided)}"
 
 
-# --- what is equal for every length ----------------------------------------------------------------------------------
+# --- relations that are equal for every length ------------------------------------------------------------------------
 
 
 def pattern_of(source: str, **parameters: object) -> Pattern:
     return (lowered if "\n" in source else from_library)(source, **parameters)
 
 
-def first_of(one: str, other: str, **parameters: object) -> TokenPair | None:
-    """The first pair on which two texts or library patterns differ, `one` with parameters."""
+def first_difference_of(one: str, other: str, **parameters: object) -> TokenPair | None:
+    """Return the first pair on which two texts or library patterns differ; the parameters are for `one`."""
     patterns = pattern_of(one, **parameters), pattern_of(other)
     relations = [of_any_length(pattern.attend.visible) for pattern in patterns]
     required = [of_any_length(condition) for pattern in patterns for condition, _ in pattern.requirements]
@@ -185,41 +185,41 @@ NATTEN = """pattern other
     [(7, 1, 1), (7, 2, 1), (8, 4, 2), (7, 3, 3), (13, 5, 4), (128, 16, 1), (9, 2, 8), (64, 1, 16)],
 )
 def test_neighbourhoods_written_in_two_ways(window: int, stride: int, dilation: int) -> None:
-    """The clamp as a maximum of a minimum or the other way round, the residue's size by one division or by two."""
+    """The clamp is a maximum of a minimum or a minimum of a maximum; the residue's size takes one division or two."""
     other = NATTEN.format(w=window, s=stride, d=dilation, reach=window * dilation)
-    assert first_of("neighborhood_1d", other, window=window, stride=stride, dilation=dilation) is None
+    assert first_difference_of("neighborhood_1d", other, window=window, stride=stride, dilation=dilation) is None
 
 
-def test_neighbourhoods_as_freeswim_has_them() -> None:
-    """An odd window that moves inward: `reach` keys on both sides, or as many as there are, and the rest beyond."""
+def test_neighbourhoods_of_freeswim() -> None:
+    """An odd window that moves inward: up to `reach` keys on each side, and the missing ones on the other side."""
     other = text("abs(min(max(q, 5), keys - 6) - k) <= 5", "keys >= 11")
-    assert first_of("neighborhood_1d", other, window=11) is None
+    assert first_difference_of("neighborhood_1d", other, window=11) is None
 
 
 BLOCKS = "q // 8 == k // 8"
 
 
 def test_stride_as_long_as_the_window_is_blocks_where_they_fit() -> None:
-    assert first_of("neighborhood_1d", text(BLOCKS, "keys % 8 == 0"), window=8, stride=8) is None
-    assert first_of("neighborhood_1d", text(BLOCKS), window=8, stride=8) == TokenPair(9, 8, 1)
+    assert first_difference_of("neighborhood_1d", text(BLOCKS, "keys % 8 == 0"), window=8, stride=8) is None
+    assert first_difference_of("neighborhood_1d", text(BLOCKS), window=8, stride=8) == TokenPair(9, 8, 1)
 
 
 def test_a_causal_neighbourhood_is_a_causal_window() -> None:
-    assert first_of("neighborhood_1d", text("0 <= q - k < 500"), window=500, causal=True) is None
+    assert first_difference_of("neighborhood_1d", text("0 <= q - k < 500"), window=500, causal=True) is None
 
 
 def test_neighbourhoods_far_from_the_ends_are_windows() -> None:
     inside = text("abs(q - k) <= 3 if 3 <= q < keys - 3 else k < 7 if q < 3 else k >= keys - 7", "keys >= 7")
-    assert first_of("neighborhood_1d", inside) is None
+    assert first_difference_of("neighborhood_1d", inside) is None
 
 
 def test_streaming_is_a_window_with_sinks() -> None:
     window = text("k <= q and (q - k < 1000 or k < 4)")
-    assert first_of("streaming", window, window=1000, sinks=4) is None
+    assert first_difference_of("streaming", window, window=1000, sinks=4) is None
 
 
 def test_halves_and_quarters_of_the_length() -> None:
-    """Quotients and remainders by a length, where they are small numbers."""
+    """Quotients and remainders by a length whose values are small numbers."""
     halves = """pattern other
     require keys % 2 == 0
     let half = keys // 2
@@ -228,18 +228,18 @@ def test_halves_and_quarters_of_the_length() -> None:
     let of_noise = i == j if k < half else i > j
     visible of_noise if q < half else i >= j and k >= half
 """
-    assert first_of("block_diffusion", halves, block=4) is None
+    assert first_difference_of("block_diffusion", halves, block=4) is None
     quarters = text("any(keys * i <= 4 * q < keys * (i + 1) and keys * i <= 4 * k < keys * (i + 1) for i in 4)")
     groups = text("q // (keys // 4) == k // (keys // 4)", "keys % 4 == 0 and keys > 0")
-    assert first_of(groups, quarters) is None
+    assert first_difference_of(groups, quarters) is None
 
 
 def test_the_end_of_a_segment_by_remainder_or_quotient() -> None:
     other = text("k <= q and (q // 128 == k // 128 or k % 128 >= 96)")
-    assert first_of("sparse_fixed", other) is None
+    assert first_difference_of("sparse_fixed", other) is None
 
 
-# --- what differs far away -------------------------------------------------------------------------------------------
+# --- relations that differ far away -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -253,17 +253,17 @@ def test_the_end_of_a_segment_by_remainder_or_quotient() -> None:
     ],
 )
 def test_differences_that_only_long_calls_show(other: str, first: TokenPair) -> None:
-    found = first_of("causal", text(other))
-    assert found == first
-    one, changed = (alone(pattern_of(p).attend.visible, found.length) for p in ("causal", text(other)))
-    assert difference_at(one, changed, found.length, found.q, found.k) is not None
-    if found.length < 10_000:
-        for n, equal in ((found.length - 1, True), (found.length, False)):
+    difference = first_difference_of("causal", text(other))
+    assert difference == first
+    one, changed = (alone(pattern_of(p).attend.visible, difference.length) for p in ("causal", text(other)))
+    assert difference_at(one, changed, difference.length, difference.q, difference.k) is not None
+    if difference.length < 10_000:
+        for n, equal in ((difference.length - 1, True), (difference.length, False)):
             one, changed = (alone(pattern_of(p).attend.visible, n) for p in ("causal", text(other)))
             assert (first_difference(one, changed, n) is None) == equal
 
 
-# --- what is not decided ---------------------------------------------------------------------------------------------
+# --- undecided relations ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -280,12 +280,12 @@ def test_differences_that_only_long_calls_show(other: str, first: TokenPair) -> 
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
-def test_what_is_beyond_presburger_arithmetic(relation: Index, says: str) -> None:
+def test_relations_beyond_presburger_arithmetic(relation: Index, says: str) -> None:
     with pytest.raises(UndecidedError, match=says):
         first_point(relation, fold.conjunction(relation, fold.less_equal(K, fold.add(N, N))), ())
 
 
-def test_a_fault_that_nothing_asks_for_is_none() -> None:
+def test_a_fault_in_an_unread_value_is_ignored() -> None:
     entry = fold.equal(fold.table_read((1, 2, 3), Q), K)
     guarded = fold.conjunction(fold.less(Q, c(3)), entry)
     other = fold.conjunction(fold.less(Q, c(3)), fold.equal(fold.add(Q, c(1)), K))
@@ -299,8 +299,8 @@ def test_no_length_is_allowed() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.5])
-def test_what_takes_long_is_given_up(seconds: float) -> None:
-    """In the time given, and what the last step takes: with a margin for slow machines."""
+def test_proofs_that_take_long_are_given_up(seconds: float) -> None:
+    """The limit is kept up to the duration of the last step, with a margin for slow machines."""
     terms = [fold.mod(fold.add(fold.times(Q, a), fold.times(K, -b), N), c(a * b + 1)) for a in (3, 5) for b in (7, 9)]
     hard = fold.less(fold.minimum(*terms), fold.maximum(*(fold.absolute(fold.sub(t, K)) for t in terms)))
     also = fold.less(fold.maximum(*terms), fold.minimum(*(fold.absolute(fold.sub(t, Q)) for t in terms)))
@@ -310,12 +310,12 @@ def test_what_takes_long_is_given_up(seconds: float) -> None:
     assert monotonic() - start < seconds + 5
 
 
-def test_a_difference_found_stays_one_where_time_is_lacking(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not the first one then."""
+def test_a_difference_is_reported_even_if_time_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The difference is then reported as a difference, not as the first one."""
     monkeypatch.setattr(CountedIsl, "_least", _no_time)
-    found = first_point(fold.less_equal(K, Q), fold.less(K, Q), ())
-    assert found is not None
-    assert found.q == found.k
+    difference = first_point(fold.less_equal(K, Q), fold.less(K, Q), ())
+    assert difference is not None
+    assert difference.q == difference.k
 
 
 def _no_time(*_: object) -> None:

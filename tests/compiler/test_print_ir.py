@@ -1,4 +1,4 @@
-"""The printer: what it prints is the language, and means the same."""
+"""The IR printer: its text is valid in the language and has the meaning of the node."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ EXPRESSIONS = {
 @pytest.mark.parametrize("text", EXPRESSIONS)
 def test_expressions(text: str) -> None:
     """Sums come in the order of the nodes' digests, which is the same in every process."""
-    found = print_index(EXPRESSIONS[text])
-    assert sorted(re.findall(r"\w+|\S", found)) == sorted(re.findall(r"\w+|\S", text))
+    printed = print_index(EXPRESSIONS[text])
+    assert sorted(re.findall(r"\w+|\S", printed)) == sorted(re.findall(r"\w+|\S", text))
 
 
 @settings(max_examples=150)
 @given(trees.truths(3, Kit(faults=False)))
-def test_what_is_printed_reads_back(tree: Tree) -> None:
+def test_printed_text_compiles_to_the_relation(tree: Tree) -> None:
     """Printed text compiles to a relation of the same values."""
     node = trees.build(tree)
     text = re.sub(r"'(\d+)", r"_\1", print_index(node))

@@ -50,11 +50,11 @@ def power(near: int, block: int) -> Index:
     return fold.conjunction(fold.less_equal(K, Q), kept)
 
 
-# --- what a set of queries sees --------------------------------------------------------------------------------------
+# --- keys that a set of queries sees ----------------------------------------------------------------------------------
 
 
 @given(relations(2), st.integers(1, 150), st.integers(1, 150), st.data())
-def test_what_queries_see(tree: Any, n_q: int, n_k: int, data: st.DataObject) -> None:
+def test_the_keys_that_queries_see(tree: Any, n_q: int, n_k: int, data: st.DataObject) -> None:
     relation = build(tree)
     chosen = data.draw(st.sets(st.integers(0, n_q - 1), min_size=1))
     before = data.draw(st.sets(st.integers(0, n_k - 1)))
@@ -75,8 +75,8 @@ def check_sight(relation: Index, n_q: int, n_k: int, queries: NDArray[np.int64],
 
 
 @given(relations(2), lengths, st.data())
-def test_without_room(tree: Any, n: int, data: st.DataObject) -> None:
-    """Every way to find them is taken: convolutions, few stretches and rows at once, no alternatives."""
+def test_with_small_limits(tree: Any, n: int, data: st.DataObject) -> None:
+    """Every method is exercised: convolutions, few runs and rows at once, and relations without alternatives."""
     chosen = data.draw(st.sets(st.integers(0, n - 1), min_size=1))
     with pytest.MonkeyPatch.context() as patch:
         most = data.draw(st.sampled_from([1, 64]))
@@ -109,14 +109,14 @@ def test_merged_runs(found: list[tuple[int, int]]) -> None:
     assert (one[1:] > other[:-1]).all()
 
 
-def test_keys_are_fresh_once() -> None:
+def test_a_key_is_new_once() -> None:
     keys = MarkedKeys(np.array([True, False, False, False, False]))
     keys.add(np.array([3, 0, 3]))
     keys.add_runs(np.array([-4, 2]), np.array([2, 9]), np.array([True, True, True, True, False]))
     assert keys.fresh().tolist() == [1, 2, 3]
 
 
-def test_a_guarded_part_is_asked_where_it_is_guarded() -> None:
+def test_a_guarded_part_is_evaluated_under_its_guard() -> None:
     divides = fold.equal(fold.mod(Q, K), fold.const(0))
     relation = fold.conjunction(fold.less(fold.const(0), K), divides)
     check_sight(relation, 40, 40, np.array([36]), np.zeros(0, dtype=np.int64))
@@ -127,7 +127,7 @@ def test_a_guarded_part_is_asked_where_it_is_guarded() -> None:
 
 @given(st.lists(st.lists(relations(), min_size=1, max_size=2), min_size=1, max_size=3), lengths, st.data())
 def test_reach(trees: list[list[Any]], n: int, data: st.DataObject) -> None:
-    """Layers of one head or two, in any order."""
+    """The stack has layers of one head or two, in any order."""
     heads = [[build(tree) for tree in layer] for layer in trees]
     order = data.draw(st.lists(st.integers(0, len(heads) - 1), min_size=1, max_size=5))
     try:
@@ -148,7 +148,7 @@ def test_reach_on_grids(data: st.DataObject) -> None:
 
 
 @given(st.lists(relations(), min_size=1, max_size=2), st.sampled_from([1, 7, 20]), st.data())
-def test_a_way_changes_least_often(trees: list[Any], n: int, data: st.DataObject) -> None:
+def test_a_path_changes_distance_least_often(trees: list[Any], n: int, data: st.DataObject) -> None:
     order = data.draw(st.lists(st.integers(0, len(trees) - 1), min_size=1, max_size=3))
     query = data.draw(st.integers(0, n - 1))
     try:
@@ -168,49 +168,49 @@ def test_a_way_changes_least_often(trees: list[Any], n: int, data: st.DataObject
 
 @pytest.mark.parametrize("width", [2, 5, 64])
 def test_a_window_grows_by_its_width(width: int) -> None:
-    """After l layers exactly l · (width - 1) + 1 tokens are known."""
+    """After l layers a query reaches exactly l · (width - 1) + 1 tokens."""
     n = 10 * width
-    found = find_reach([layer_of(n, window(width))], [0], n - 1, 1)
+    reach = find_reach([layer_of(n, window(width))], [0], n - 1, 1)
     layers = -(-(n - 1) // (width - 1))
-    assert [item.tokens for item in found.after] == [min(n, i * (width - 1) + 1) for i in range(layers + 1)]
-    assert (found.complete, found.final, found.looks_back) == (layers, layers, True)
+    assert [item.tokens for item in reach.after] == [min(n, i * (width - 1) + 1) for i in range(layers + 1)]
+    assert (reach.complete, reach.final, reach.looks_back) == (layers, layers, True)
 
 
 @pytest.mark.parametrize("block", [1, 16])
 def test_powers_of_two_double(block: int) -> None:
-    """A distance with d ones in binary is d jumps of PowerAttention: after d layers all below 2^(d + 1) - 1 blocks."""
+    """A distance with d ones in binary is d jumps of PowerAttention: d layers reach the last 2^(d + 1) - 1 blocks."""
     n = 1024 * block
-    found = find_reach([layer_of(n, power(1, block))], [0], n - 1, 1)
-    assert [item.within + 1 for item in found.after[1:10]] == [(2 ** (d + 1) - 1) * block for d in range(1, 10)]
-    assert found.complete == 10
-    law = find_law([item.within for item in found.after[1:10]])
+    reach = find_reach([layer_of(n, power(1, block))], [0], n - 1, 1)
+    assert [item.within + 1 for item in reach.after[1:10]] == [(2 ** (d + 1) - 1) * block for d in range(1, 10)]
+    assert reach.complete == 10
+    law = find_law([item.within for item in reach.after[1:10]])
     assert law is not None
     assert (law.kind, law.step, law.count) == ("exponential", 2, 9)
 
 
 def test_a_million_tokens_are_followed_to_the_end() -> None:
     n = 1 << 20
-    found = find_reach([layer_of(n, window(4096))], [0], n - 1, 1)
-    assert found.complete == -(-(n - 1) // 4095)
+    reach = find_reach([layer_of(n, window(4096))], [0], n - 1, 1)
+    assert reach.complete == -(-(n - 1) // 4095)
     layer = layer_of(n, power(5, 256))
-    found = find_reach([layer], [0], n - 1, 1, [0])
-    assert (found.complete, found.known) == (11, (11,))
+    reach = find_reach([layer], [0], n - 1, 1, [0])
+    assert (reach.complete, reach.known) == (11, (11,))
     assert len(find_path([layer], [0], n - 1, 0, 11)) == 12
 
 
-def test_it_is_followed_no_further_than_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_stops_at_its_documented_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fields, "MOST_LAYERS", 6)
-    found = find_reach([layer_of(100, window(2))], [0], 99, 4)
-    assert (len(found.after), found.complete, found.final) == (7, None, None)
-    found = find_reach([layer_of(100, window(2))], [0], 99, 8)
-    assert len(found.after) == 9
+    reach = find_reach([layer_of(100, window(2))], [0], 99, 4)
+    assert (len(reach.after), reach.complete, reach.final) == (7, None, None)
+    reach = find_reach([layer_of(100, window(2))], [0], 99, 8)
+    assert len(reach.after) == 9
 
 
-def test_windows_take_turns() -> None:
+def test_alternating_windows() -> None:
     """Layers 1, 2, 4, 5, … see 4 keys and the others 9; a query looks through the last layer first."""
     narrow, wide = window(4), window(9)
-    found = find_reach([layer_of(60, narrow), layer_of(60, wide)], [0, 0, 1], 59, 1)
-    assert [item.tokens - 1 for item in found.after[:7]] == [0, 3, 6, 14, 17, 20, 28]
+    reach = find_reach([layer_of(60, narrow), layer_of(60, wide)], [0, 0, 1], 59, 1)
+    assert [item.tokens - 1 for item in reach.after[:7]] == [0, 3, 6, 14, 17, 20, 28]
 
 
 # --- laws ------------------------------------------------------------------------------------------------------------
@@ -235,5 +235,5 @@ def test_laws(numbers: list[int], kind: str, step: int, count: int) -> None:
 
 
 @pytest.mark.parametrize("numbers", [[], [3], [3, 4], [5, 5, 5, 5], [4, 3, 2, 1], [1, 2, 4, 7, 13, 24], [3, 5, 9]])
-def test_what_follows_no_law(numbers: list[int]) -> None:
+def test_numbers_without_a_law(numbers: list[int]) -> None:
     assert find_law(numbers) is None

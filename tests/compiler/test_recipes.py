@@ -1,4 +1,4 @@
-"""Recipes: every one covers its relation exactly, and is found again by its text."""
+"""Recipes: every recipe covers its relation exactly and can be read back from its text."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ ORDERS = {
     "power": {"tiles", "dense"},
     "neighborhood_2d": {"grid", "dense"},
 }
-"""Orders that must be among those that are found."""
+"""Orders that must be among the recipes of the pattern."""
 
 
 @pytest.mark.parametrize(("name", "params", "n"), CASES, ids=[case[0] for case in CASES])
-def test_every_recipe_is_the_relation(name: str, params: dict[str, Any], n: int) -> None:
-    """Each recipe that a problem has is a plan of exactly the visible pairs, and its text finds the same cover."""
+def test_every_recipe_covers_the_relation(name: str, params: dict[str, Any], n: int) -> None:
+    """Each recipe of a problem is a plan of exactly the visible pairs, and its text leads to the same cover."""
     pattern = from_library(name, **params)
     relations = Relations(pattern, call(n, n))
     problems: list[CoverProblem] = []
@@ -46,10 +46,10 @@ def test_every_recipe_is_the_relation(name: str, params: dict[str, Any], n: int)
     build_plan(relations, noted)
     (problem,) = problems
     relation = relations.mask(0, 0, 0, n, 0, n)[None, None]
-    found = list(recipes(problem))
-    assert {recipe.order for recipe, _ in found} >= ORDERS[name]
-    assert len({recipe for recipe, _ in found}) == len(found)
-    for recipe, choice in found:
+    recipe_list = list(recipes(problem))
+    assert {recipe.order for recipe, _ in recipe_list} >= ORDERS[name]
+    assert len({recipe for recipe, _ in recipe_list}) == len(recipe_list)
+    for recipe, choice in recipe_list:
         assert read_recipe(str(recipe)) == recipe
         again = covered(problem, recipe)
         assert again is not None
@@ -78,28 +78,28 @@ def _taken(choice: CoverChoice, problem: CoverProblem) -> CoverChoice:
         "tiles 064",
     ],
 )
-def test_other_texts_are_no_recipes(text: str) -> None:
-    found = read_recipe(text)
-    assert found is None or (text == "tiles" and found == Recipe("tiles"))
+def test_other_texts_are_not_recipes(text: str) -> None:
+    recipe = read_recipe(text)
+    assert recipe is None or (text == "tiles" and recipe == Recipe("tiles"))
 
 
-def test_no_tiles_but_the_models_are_taken() -> None:
-    """A table from elsewhere cannot ask for a million tiles."""
+def test_only_tile_sizes_of_the_model_are_accepted() -> None:
+    """A table from another machine cannot ask for a million tiles."""
     problem = _problem(4096)
     for recipe in (Recipe("tiles"), Recipe("tiles", 1), Recipe("tiles", 12345), Recipe("tiles", 1 << 30)):
         assert covered(problem, recipe) is None
     assert covered(problem, Recipe("grid")) is None
     assert covered(problem, Recipe("residues")) is None
     assert covered(problem, Recipe("formula")) is None
-    assert covered(problem, Recipe("whole")) is None  # of 16 million pairs
+    assert covered(problem, Recipe("whole")) is None  # 16 million pairs
 
 
 def _problem(n: int) -> CoverProblem:
-    found: list[CoverProblem] = []
+    problems: list[CoverProblem] = []
 
     def noted(problem: CoverProblem) -> CoverChoice:
-        found.append(problem)
+        problems.append(problem)
         return choose(problem)
 
     build_plan(Relations(from_library("sliding_window", window=40, sinks=3), call(n, n)), noted)
-    return found[0]
+    return problems[0]

@@ -1,4 +1,4 @@
-"""Classes of residues: the parts are the relation, each pair once, and every class is the relation on its tokens."""
+"""Residue classes: the parts cover each pair of the relation once, and each class is the relation on its tokens."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def strided(window: int, divisor: int) -> Index:
         (CAUSAL, None),
     ],
 )
-def test_what_is_a_congruence(relation: Index, expected: Congruence | None) -> None:
+def test_recognised_congruences(relation: Index, expected: Congruence | None) -> None:
     (part,) = split(relation)
     assert part.congruence == expected
     if expected is not None:
@@ -68,7 +68,7 @@ def test_the_column_of_a_strided_pattern_is_a_formula_in_every_class() -> None:
 
 @st.composite
 def relations(draw: st.DrawFn) -> Index:
-    """Unions of bands and combs, causal or not, perhaps confined."""
+    """Draw unions of bands and combs, causal or not, perhaps restricted to a range."""
     parts = []
     for _ in range(draw(st.integers(1, 3))):
         divisor = draw(st.integers(2, 9))

@@ -1,4 +1,4 @@
-"""Walks and rewrites; exact rationals as pairs of integers."""
+"""Walks and rewrites of expressions; exact rationals as pairs of integers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Q, K = fold.place("q"), fold.place("k")
 
 @settings(max_examples=150)
 @given(trees.truths(3, Kit()))
-def test_nothing_changed_is_the_same_object(tree: Tree) -> None:
+def test_an_unchanged_expression_is_the_same_object(tree: Tree) -> None:
     node = trees.build(tree)
     assert rewrite(node, lambda _: None) is node
     assert rewrite(node, lambda n: n) is node
@@ -40,8 +40,8 @@ def test_operands_come_before_users(tree: Tree) -> None:
 
 @settings(max_examples=80)
 @given(trees.truths(2, Kit(faults=False)), st.integers(-5, 5), st.integers(-5, 5))
-def test_substitution_is_building_with_other_leaves(tree: Tree, a: int, b: int) -> None:
-    """Putting numbers for places gives the constant that plain Python gives."""
+def test_substitution_equals_building_with_other_leaves(tree: Tree, a: int, b: int) -> None:
+    """Substituting numbers for positions gives the constant that plain Python gives."""
 
     def change(node: Index) -> Index | None:
         return fold.const(a if node.name == "q" else b) if isinstance(node, Position) else None
@@ -67,7 +67,7 @@ FRACTIONS = st.fractions(min_value=-20, max_value=20, max_denominator=12)
 
 
 def number(x: Fraction, hidden: int) -> Number:
-    """The number as constants, or over nodes that are constants only when evaluated at q = 0."""
+    """Return the number as constants, or over nodes that are constant only when evaluated at q = 0."""
     if not hidden:
         return rational.from_fraction(x)
     top = fold.add(Q, fold.const(x.numerator))
@@ -76,14 +76,14 @@ def number(x: Fraction, hidden: int) -> Number:
 
 
 def value(x: Number) -> Fraction:
-    """The value at q = k = 0."""
+    """Evaluate the number at q = k = 0."""
     return Fraction(integer(rational.num(x)), integer(rational.den(x)))
 
 
 def integer(node: Index) -> int:
-    found = substitute(node, {Q: fold.const(0), K: fold.const(0)})
-    assert isinstance(found, Const), found
-    return found.value
+    constant = substitute(node, {Q: fold.const(0), K: fold.const(0)})
+    assert isinstance(constant, Const), constant
+    return constant.value
 
 
 @settings(max_examples=150)

@@ -1,4 +1,4 @@
-"""Tables of `floor` and `ceil`: estimates for all arguments at once, scalar arithmetic where they do not decide."""
+"""Tables of `floor` and `ceil`: estimates for all arguments at once, scalar arithmetic where they are ambiguous."""
 
 from __future__ import annotations
 
@@ -29,52 +29,52 @@ FORMULAS = [
 
 
 def whole(formula: str, function: str = "floor") -> RoundToInt:
-    """The node of a formula."""
+    """Return the node of a formula."""
     pattern = lowered(f"pattern p\n    align end\n    visible {function}({formula}) > k\n")
     (node,) = (node for node in walk(pattern.attend.visible) if isinstance(node, RoundToInt))
     return node
 
 
-def one_by_one(node: RoundToInt, at: int) -> int | None:
+def one_by_one(node: RoundToInt, argument: int) -> int | None:
     try:
-        return float_tables._entry(node, at)
+        return float_tables._entry(node, argument)
     except (ArithmeticFault, EvaluationError):
         return None
 
 
 @pytest.mark.parametrize("function", ["floor", "ceil"])
 @pytest.mark.parametrize("formula", FORMULAS)
-def test_entries_are_those_of_scalar_arithmetic(formula: str, function: str) -> None:
+def test_entries_equal_scalar_arithmetic(formula: str, function: str) -> None:
     node = whole(formula, function)
-    at = np.arange(-3, 700)
-    found, valid = float_tables._entries(node, at)
-    for i, entry, is_valid in zip(at.tolist(), found.tolist(), valid.tolist(), strict=True):
+    arguments = np.arange(-3, 700)
+    entries, valid = float_tables._entries(node, arguments)
+    for i, entry, is_valid in zip(arguments.tolist(), entries.tolist(), valid.tolist(), strict=True):
         assert (entry if is_valid else None) == one_by_one(node, i)
 
 
 def test_few_entries_are_computed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`make hunt`, part plans, case 14: a million of these took 11.8 s."""
-    scalar, asked = float_tables._entry, set()
+    """`make hunt`, part plans, case 14: a million entries took 11.8 s in scalar arithmetic."""
+    scalar, evaluated = float_tables._entry, set()
 
     def counted(node: RoundToInt, at: int) -> int:
-        asked.add(at)
+        evaluated.add(at)
         return scalar(node, at)
 
     monkeypatch.setattr(float_tables, "_entry", counted)
     node = whole("log2(abs(k) + 1) * 4")
     _, data = float_tables._table.__wrapped__(node, 1, 1_000_000)
     assert data.array[-1] == 79
-    assert 0 < len(asked) < 100
+    assert 0 < len(evaluated) < 100
 
 
-def test_the_longest_stretch_with_values_is_kept() -> None:
+def test_the_longest_range_with_values_is_kept() -> None:
     node = whole("sqrt(q * (100 - q))")
     first, data = float_tables._table.__wrapped__(node, -5, 120)
     assert (first, len(data.array)) == (0, 121)
 
 
 def test_values_beyond_64_bits_are_an_error_where_they_are_read() -> None:
-    """This ended in an OverflowError of NumPy, and `exp(-q) * 100` in an AssertionError."""
+    """`exp(q)` once ended in an OverflowError of NumPy, and `exp(-q) * 100` in an AssertionError."""
     attend = compile_attention("pattern p\n    align end\n    visible floor(exp(q)) > k\n")
     assert attend.plan(40, heads=1).visible == attend.mask(40).sum()
     with pytest.raises(EvaluationError, match="outside `floor`"):

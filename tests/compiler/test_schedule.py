@@ -50,7 +50,7 @@ def test_tiles_fit_the_blocks_of_the_relation() -> None:
     assert 77 in tile_sizes(problem(blocked, 50, 77))
 
 
-def test_noise_runs_dense_and_says_why() -> None:
+def test_noise_runs_dense_with_a_reason() -> None:
     n = 4096
     noise = Data("noise", np.random.default_rng(0).integers(0, 1 << 30, n))
     value = fold.add(fold.data_read(noise, (Q,)), fold.times(fold.data_read(noise, (K,)), 3))
@@ -62,7 +62,7 @@ def test_noise_runs_dense_and_says_why() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 31, 128, 1000, 4096])
-def test_a_window_is_tiles_and_has_no_fallback(n: int) -> None:
+def test_a_window_runs_by_tiles_without_a_fallback(n: int) -> None:
     window = fold.conjunction(fold.less_equal(fold.const(0), GAP), fold.less(GAP, fold.const(300)))
     chosen = choose(problem(window, n, n))
     assert chosen.schedule == "pieces"
@@ -71,10 +71,12 @@ def test_a_window_is_tiles_and_has_no_fallback(n: int) -> None:
 
 
 def test_a_long_relation_is_covered_by_one_size_of_tiles() -> None:
-    """Each size of 1,000 remainders took half a second, and four were compared."""
+    """For 1,000 remainders each tile size took half a second, and four sizes were compared."""
     conditions = [fold.negation(fold.equal(fold.mod(GAP, fold.const(c)), fold.const(1))) for c in range(2, 902)]
-    asked = problem(fold.conjunction(*conditions), 256, 256)
-    chosen = choose(asked)
-    reason = f"the relation has {asked.work.nodes:,} nodes"
+    cover_problem = problem(fold.conjunction(*conditions), 256, 256)
+    chosen = choose(cover_problem)
+    reason = f"the relation has {cover_problem.work.nodes:,} nodes"
     assert any("are not tried" in one and reason in one for one in chosen.reasons)
-    check_pieces(chosen.cover.pieces, chosen.cover.masks, exact_evaluation.mask(asked.relation, (0, 256), (0, 256)))
+    check_pieces(
+        chosen.cover.pieces, chosen.cover.masks, exact_evaluation.mask(cover_problem.relation, (0, 256), (0, 256))
+    )

@@ -1,4 +1,4 @@
-"""Simulations of recurrences: work counted against the executor's own products, ladders, chunks, splits, refusals."""
+"""Simulated recurrences: work against the executor's own products, ladders, chunks, splits, refusals."""
 
 from __future__ import annotations
 
@@ -53,17 +53,17 @@ CLASSES: list[tuple[Gate, Correction]] = [
 ]
 
 
-def simulated(name: str, tokens: int = TOKENS, **given: Any) -> RecurrenceSimulation:
-    found = compile_attention(name, **PARAMETERS.get(name, {})).simulate(tokens, **given)
-    assert isinstance(found, RecurrenceSimulation)
-    return found
+def simulated(name: str, tokens: int = TOKENS, **options: Any) -> RecurrenceSimulation:
+    simulation = compile_attention(name, **PARAMETERS.get(name, {})).simulate(tokens, **options)
+    assert isinstance(simulation, RecurrenceSimulation)
+    return simulation
 
 
 # --- the work of a chunk ---------------------------------------------------------------------------------------------
 
 
 def executed(gate: Gate, correction: Correction, length: int, rows: int, width: int) -> tuple[int, int]:
-    """Operations of the executor's matrix products over one chunk, forward and backward."""
+    """Count the operations of the executor's matrix products over one chunk, forward and backward."""
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(1, 1, length, *shape, dtype=torch.float64)
@@ -71,23 +71,25 @@ def executed(gate: Gate, correction: Correction, length: int, rows: int, width: 
     q, k, read, left = (draw(rows).requires_grad_() for _ in range(4))
     v = draw(width).requires_grad_()
     gates = {"none": {}, "scalar": {"gate": -draw().abs()}, "rows": {"gate": -draw(rows).abs()}}
-    given: dict[str, Any] = {**gates.get(gate, {"gate_columns": -draw(width).abs()}), "chunk": length}
+    gate_inputs: dict[str, Any] = {**gates.get(gate, {"gate_columns": -draw(width).abs()}), "chunk": length}
     if correction != "none":
-        given["correction"] = Delta(draw().sigmoid(), read) if correction == "delta" else RankOne(left, read, "old")
+        gate_inputs["correction"] = (
+            Delta(draw().sigmoid(), read) if correction == "delta" else RankOne(left, read, "old")
+        )
     in_place = {torch.ops.aten.baddbmm_: lambda _, a, b, out_shape=None, **__: bmm_flop(a, b)}
-    with FlopCounterMode(display=False, custom_mapping=in_place) as there:
-        out, _ = linear_recurrence(q, k, v, **given)
+    with FlopCounterMode(display=False, custom_mapping=in_place) as backward_counter:
+        out, _ = linear_recurrence(q, k, v, **gate_inputs)
     with FlopCounterMode(display=False, custom_mapping=in_place) as back:
         out.sum().backward()  # type: ignore[no-untyped-call]
-    return there.get_total_flops(), back.get_total_flops()
+    return backward_counter.get_total_flops(), back.get_total_flops()
 
 
 @pytest.mark.parametrize("length", [1, 2, 8, 32])
 @pytest.mark.parametrize(("gate", "correction"), CLASSES)
-def test_products_are_those_that_the_executor_runs(
+def test_counted_products_equal_the_executors(
     gate: Gate, correction: Correction, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The executor's smallest blocks are not products there: here they are, as the formulas count them."""
+    """The executor computes its smallest blocks without products; here they are products, as in the formulas."""
     for module in (decays, decayed_columns):
         monkeypatch.setattr(module, "weighted", torch.matmul)
     form = PassForm("S", "", 5, 7, 1, gate, correction, 1)
@@ -96,7 +98,7 @@ def test_products_are_those_that_the_executor_runs(
 
 
 @pytest.mark.parametrize(("length", "least"), [(1, 1), (8, 1), (64, 1), (16, 16), (64, 16)])
-def test_entries_of_levels(length: int, least: int) -> None:
+def test_matrix_entries_of_each_level(length: int, least: int) -> None:
     """Pairs t > j belong to the level of the highest bit in which they differ; blocks are widened to `least`."""
     pairs = [(t, j) for t in range(length) for j in range(t)]
     blocks = {(block := 1 << ((t ^ j).bit_length() - 1), t // max(block, least)) for t, j in pairs}
@@ -105,8 +107,8 @@ def test_entries_of_levels(length: int, least: int) -> None:
     assert squares(form, length, least) == levels(length, least)
 
 
-def test_triangles_before_the_states_take_one_product_more() -> None:
-    """W = T r, which the executor does not form."""
+def test_triangles_before_the_states_take_one_more_product() -> None:
+    """The product is W = T r, which the executor does not compute."""
     form = PassForm("S", "", 5, 7, 1, "scalar", "delta", 1)
     for count in (forward, backward):
         more = count(form, 32).total.flop - count(form, 32, apart=False).total.flop
@@ -114,8 +116,8 @@ def test_triangles_before_the_states_take_one_product_more() -> None:
         assert count(form, 32).serial.flop < count(form, 32, apart=False).serial.flop
 
 
-def test_known_counts_of_a_token() -> None:
-    """Heads of 128, chunks of 64: a masked matrix takes 2 C (dk + dv) + 4 dk dv, a delta rule its triangle more."""
+def test_operation_counts_per_token() -> None:
+    """Heads of 128, chunks of 64: a masked matrix takes 2 C (dk + dv) + 4 dk dv; a delta rule adds its triangle."""
     plain, delta = (PassForm("S", "", 128, 128, 1, "scalar", c, 1) for c in ("none", "delta"))
     assert forward(plain, 64).total.flop / 64 == 2 * 64 * 256 + 4 * 128 * 128
     products = 2 * 64 * (2 * 128 + 128) + 2 * 64 * 256 + 6 * 128 * 128
@@ -146,15 +148,20 @@ def test_steps_of_a_token_are_rows() -> None:
 @pytest.mark.parametrize("name", recurrence_names())
 def test_every_recurrence_of_the_library(name: str) -> None:
     for device, stage in product((*machine_names(), "cpu"), PASSES):
-        found = simulated(name, 1 if stage == "decode" else TOKENS, n_k=TOKENS, device=device, stage=stage)
-        assert [rung.name for rung in found.rungs] == list(RUNGS)
-        assert all(low <= high for low, high in pairwise(found.times))
-        assert all(rung.speedup * found.rung_ms(rung.name) == pytest.approx(found.ideal_ms) for rung in found.rungs)
-        assert found.predicted_ms == pytest.approx(max(found.times[3], sum(one.ms for one in found.passes)))
-        for kernel in (kernel for one in found.passes for kernel in one.kernels):
+        simulation = simulated(name, 1 if stage == "decode" else TOKENS, n_k=TOKENS, device=device, stage=stage)
+        assert [rung.name for rung in simulation.rungs] == list(RUNGS)
+        assert all(low <= high for low, high in pairwise(simulation.times))
+        assert all(
+            rung.speedup * simulation.rung_ms(rung.name) == pytest.approx(simulation.ideal_ms)
+            for rung in simulation.rungs
+        )
+        assert simulation.predicted_ms == pytest.approx(
+            max(simulation.times[3], sum(one.ms for one in simulation.passes))
+        )
+        for kernel in (kernel for one in simulation.passes for kernel in one.kernels):
             assert kernel.memory_ms <= kernel.units_ms <= kernel.chain_ms <= kernel.ms
-        assert all(rung.lost_to in str(found) for rung in found.rungs)
-        assert "token by token" in str(found) or not found.reason
+        assert all(rung.lost_to in str(simulation) for rung in simulation.rungs)
+        assert "token by token" in str(simulation) or not simulation.reason
 
 
 @pytest.mark.parametrize("name", ["retention", "gla", "gated_delta_net", "rwkv7", "gsa", "lightnet", "mamba1", "mesa"])
@@ -174,15 +181,15 @@ def test_more_heads_take_longer() -> None:
     assert times[-1] < 256 * times[0] / 4
 
 
-def test_what_is_moved() -> None:
+def test_bytes_moved() -> None:
     """Inputs and outputs once: 8 heads of 128 in bf16, a gate in fp32, beta in bf16; states of chunks in fp32."""
-    found = simulated("gated_delta_net", 4096, heads=8)
-    assert found.traffic.least == 8 * 4096 * (4 * 128 * 2 + 4 + 2)
-    assert found.state_bytes == 8 * 128 * 128 * 4
-    costs = {cost.chunk: cost for cost in found.passes[0].costs}
+    simulation = simulated("gated_delta_net", 4096, heads=8)
+    assert simulation.traffic.least == 8 * 4096 * (4 * 128 * 2 + 4 + 2)
+    assert simulation.state_bytes == 8 * 128 * 128 * 4
+    costs = {cost.chunk: cost for cost in simulation.passes[0].costs}
     assert costs[64].state_bytes == 8 * (4096 // 64) * 128 * 128 * 4
-    assert simulated("gated_delta_net", 4096, heads=8, kv_heads=2).traffic.least < found.traffic.least
-    assert costs[256].ms is None and "does not fit" in str(found)
+    assert simulated("gated_delta_net", 4096, heads=8, kv_heads=2).traffic.least < simulation.traffic.least
+    assert costs[256].ms is None and "does not fit" in str(simulation)
 
 
 def test_decoding_moves_the_state() -> None:
@@ -192,22 +199,22 @@ def test_decoding_moves_the_state() -> None:
     assert many.growth.startswith("O(1) a token")
 
 
-# --- what is chosen --------------------------------------------------------------------------------------------------
+# --- choices ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [*CLASSES_IN_CHUNKS, "gla", "kimi_delta", "rwkv6", "rwkv7"])
 @pytest.mark.parametrize("heads", [8, 32, 256])
 @pytest.mark.parametrize("stage", ["forward", "backward"])
 def test_chunks_of_kernels_are_nearly_as_fast_as_any(name: str, heads: int, stage: Pass) -> None:
-    """Kernels have chunks of 64 rows. Others are predicted to be 8 % faster at most, in backward passes 24 %.
+    """Kernels use chunks of 64 rows; other chunks are predicted at most 8 % faster, 24 % in backward passes.
 
-    These are of 128 rows, with half as many states, which no kernel has registers for.
+    The faster chunks have 128 rows and half as many states; no kernel has registers for them.
     """
-    found = simulated(name, 16384, heads=heads, stage=stage).passes[0]
-    assert found.chunk == KERNELS
-    fitting = {cost.chunk: cost.ms for cost in found.costs if cost.ms is not None}
-    assert found.ms == pytest.approx(fitting[found.chunk])
-    assert found.ms <= MOST_SLOWER[stage] * min(fitting.values())
+    pass_ladder = simulated(name, 16384, heads=heads, stage=stage).passes[0]
+    assert pass_ladder.chunk == KERNELS
+    fitting = {cost.chunk: cost.ms for cost in pass_ladder.costs if cost.ms is not None}
+    assert pass_ladder.ms == pytest.approx(fitting[pass_ladder.chunk])
+    assert pass_ladder.ms <= MOST_SLOWER[stage] * min(fitting.values())
 
 
 @pytest.mark.parametrize(
@@ -221,7 +228,7 @@ def test_chunks_of_kernels_are_nearly_as_fast_as_any(name: str, heads: int, stag
     ],
 )
 def test_chunks_on_a_cpu(form: PassForm, rows: int) -> None:
-    """As measured: up to 3 % between 32 rows and 64 without corrections, 13 % for rank one; never fewer than steps."""
+    """Measured: up to 3 % between 32 rows and 64 without corrections, 13 % for rank one; never fewer than steps."""
     assert chunk_on_cpu(form, 8, "float32") == rows
     enough = [length for length in (16, 32, 64, 128) if length >= form.micro and (length <= 64 or form.micro > 64)]
     times = {length: chunk_times(form, 8, 1024, "float32", AMX, "forward", length).total for length in enough}
@@ -233,16 +240,16 @@ def test_the_executor_takes_the_chunks_of_the_simulation(name: str, monkeypatch:
     q, k, v, inputs = example(name, B=1, H=2, T=70, dk=24, dv=24, dtype=torch.float32)
     taken: list[int] = []
 
-    def noted(*given: Any, chunk: int, **more: Any) -> Any:
+    def noted(*arguments: Any, chunk: int, **more: Any) -> Any:
         taken.append(chunk)
-        return linear_recurrence(*given, chunk=chunk, **more)
+        return linear_recurrence(*arguments, chunk=chunk, **more)
 
     monkeypatch.setattr(calls, "linear_recurrence", noted)
     compile_attention(name)(q, k, v, **inputs)
     sizes = {"n": inputs["beta"].shape[-1]} if name == "gated_delta_product" else {}
-    found = compile_attention(name).simulate(70, heads=2, head_dim=24, dtype=torch.float32, device="cpu", **sizes)
-    assert isinstance(found, RecurrenceSimulation)
-    assert set(taken) == {found.passes[0].chunk}
+    simulation = compile_attention(name).simulate(70, heads=2, head_dim=24, dtype=torch.float32, device="cpu", **sizes)
+    assert isinstance(simulation, RecurrenceSimulation)
+    assert set(taken) == {simulation.passes[0].chunk}
 
 
 @pytest.mark.parametrize("name", ["retention", "gla", "gated_delta_net"])
@@ -252,7 +259,7 @@ def test_few_heads_are_split_and_many_are_not(name: str, stage: Pass) -> None:
     assert simulated(name, 65536, heads=256, stage=stage).passes[0].segments == 1
 
 
-def test_it_is_said_when_a_correction_is_split() -> None:
+def test_the_report_mentions_a_split_correction() -> None:
     said = "a head whose matrix lets states grow is walked without segments"
     assert any(said in note for note in simulated("rwkv7", 65536, heads=1).notes)
     assert not any(said in note for note in simulated("rwkv7", 65536, heads=256).notes)
@@ -272,20 +279,22 @@ def test_a_state_too_large_for_an_sm_is_refused() -> None:
             ranked(call, part, machine)
 
 
-def test_it_is_immutable_and_prints_itself() -> None:
-    found = simulated("gated_delta_net", 65536, heads=8)
+def test_a_simulation_is_immutable_and_printable() -> None:
+    simulation = simulated("gated_delta_net", 65536, heads=8)
     with pytest.raises(FrozenInstanceError):
-        found.loop_ms = 0.0  # type: ignore[misc]
-    text = str(found)
-    assert found.passes[0].words in text and str(found.passes[0]) in text
-    assert all(kernel.name in text for kernel in found.passes[0].kernels)
-    assert all(f"else      {other.how}" in text for other in found.others)
-    assert found.others and all(other.ms >= found.predicted_ms / MOST_SLOWER["forward"] for other in found.others)
+        simulation.loop_ms = 0.0  # type: ignore[misc]
+    text = str(simulation)
+    assert simulation.passes[0].words in text and str(simulation.passes[0]) in text
+    assert all(kernel.name in text for kernel in simulation.passes[0].kernels)
+    assert all(f"else      {other.how}" in text for other in simulation.others)
+    assert simulation.others and all(
+        other.ms >= simulation.predicted_ms / MOST_SLOWER["forward"] for other in simulation.others
+    )
 
 
-def test_it_beats_a_loop_and_long_dense_attention() -> None:
-    found = simulated("gated_delta_net", 65536, heads=8)
-    assert found.speedup > 5 and found.loop_ms > 5 * found.predicted_ms
+def test_a_recurrence_beats_a_loop_and_long_dense_attention() -> None:
+    simulation = simulated("gated_delta_net", 65536, heads=8)
+    assert simulation.speedup > 5 and simulation.loop_ms > 5 * simulation.predicted_ms
     assert simulated("gated_delta_net", 256, heads=8).speedup < 1
 
 
@@ -301,23 +310,27 @@ def test_the_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"  {rung} " in said for rung in RUNGS)
 
 
-def test_json_says_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_contains_every_figure(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", "gsa", "--len", "4096", "--size", "slots=32", "--json", "--sweep", "len=1k..2k"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    report = json.loads(capsys.readouterr().out)
     same = simulated("gsa", 4096, slots=32)
-    assert json.loads(json.dumps(found)) == found
-    assert found["predicted_ms"] == same.predicted_ms and found["token_by_token_ms"] == same.loop_ms
-    assert tuple(found["rung_ms"].values()) == same.times
-    assert [one["state"] for one in found["passes"]] == ["K[128, 32]", "V[32, 128]"]
-    for one, own in zip(found["passes"], same.passes, strict=True):
-        assert (one["chunk"], one["segments"], one["ms"]) == (own.chunk, own.segments, own.ms)
-        assert [kernel["ms"] for kernel in one["kernels"]] == [kernel.ms for kernel in own.kernels]
-        assert [cost["forward"] for cost in one["costs"]] == [cost.forward for cost in own.costs]
-    assert found["growth"] == "O(n)" and found["growth_law"] is None and found["floors"] == []
-    assert [one["shape"]["queries"] for one in found["sweep"]] == [1024, 2048]
+    assert json.loads(json.dumps(report)) == report
+    assert report["predicted_ms"] == same.predicted_ms and report["token_by_token_ms"] == same.loop_ms
+    assert tuple(report["rung_ms"].values()) == same.times
+    assert [one["state"] for one in report["passes"]] == ["K[128, 32]", "V[32, 128]"]
+    for one, expected_pass in zip(report["passes"], same.passes, strict=True):
+        assert (one["chunk"], one["segments"], one["ms"]) == (
+            expected_pass.chunk,
+            expected_pass.segments,
+            expected_pass.ms,
+        )
+        assert [kernel["ms"] for kernel in one["kernels"]] == [kernel.ms for kernel in expected_pass.kernels]
+        assert [cost["forward"] for cost in one["costs"]] == [cost.forward for cost in expected_pass.costs]
+    assert report["growth"] == "O(n)" and report["growth_law"] is None and report["floors"] == []
+    assert [one["shape"]["queries"] for one in report["sweep"]] == [1024, 2048]
 
 
-def test_tables_of_several(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_of_several_recurrences(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--len", "8192", "--compare", "gla", "--device", "h100,b200", "--sweep", "len=1k..4k"]
     assert main(["simulate", "retention", *arguments]) == 0
     said = capsys.readouterr().out
@@ -349,17 +362,17 @@ def test_tables_of_several(capsys: pytest.CaptureFixture[str]) -> None:
         ("gla", ["--device", "h1000"], "unknown machine `h1000`"),
     ],
 )
-def test_what_the_command_refuses(
+def test_arguments_that_the_command_refuses(
     name: str, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["simulate", name, *arguments]) != 0
     assert said in capsys.readouterr().err
 
 
-def test_what_a_call_refuses() -> None:
+def test_arguments_that_a_call_refuses() -> None:
     attend, slots = compile_attention("gla"), compile_attention("gsa")
-    given: Any
-    for given, said in (
+    arguments: Any
+    for arguments, said in (
         ({"n_k": 64}, "n_q is 32 and n_k 64: a recurrence takes as many keys as queries"),
         ({"tile": (64, 64)}, "tile and order apply to pairs"),
         ({"stage": "training"}, "stage is 'training'"),
@@ -367,7 +380,7 @@ def test_what_a_call_refuses() -> None:
         ({"g": 3}, "g is int: it must be a torch tensor"),
     ):
         with pytest.raises(ArgumentError, match=said):
-            attend.simulate(32, **given)
+            attend.simulate(32, **arguments)
     with pytest.raises(ArgumentError, match="slots is 0: a size must be an integer"):
         slots.simulate(32, slots=0)
     with pytest.raises(ArgumentError, match="n_q is 0"):
@@ -379,7 +392,7 @@ def test_what_a_call_refuses() -> None:
             refused()
 
 
-def test_sizes_of_inputs_are_taken() -> None:
+def test_sizes_of_inputs_are_accepted() -> None:
     tensor = torch.zeros(1, 32, 8, 16)
     assert simulated("gsa", 32, s=tensor).passes[0].state == "K[128, 16]"
     assert simulated("gsa", 32).notes[0] == "slots is assumed to be 64: pass `slots` to change it"

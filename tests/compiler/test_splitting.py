@@ -1,4 +1,4 @@
-"""Full parts of masked pieces apart: still the relation, once, with fewer masked elements."""
+"""Full parts split off masked pieces: the pieces still equal the relation once, with fewer masked elements."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def window(width: int) -> Index:
     return fold.conjunction(fold.less_equal(fold.const(0), GAP), fold.less(GAP, fold.const(width)))
 
 
-def masked(found: Cover) -> int:
-    return sum(p.elements for p in found.pieces if isinstance(p.mask, int))
+def masked(tiled: Cover) -> int:
+    return sum(p.elements for p in tiled.pieces if isinstance(p.mask, int))
 
 
 @given(st.integers(2, 150), st.integers(1, 400), st.sampled_from([8, 16, 32]))
-def test_parts_are_the_relation(width: int, n: int, tile: int) -> None:
+def test_parts_equal_the_relation(width: int, n: int, tile: int) -> None:
     relation = window(width)
     found = cover(relation, TileGrid(n, n, tile, tile), {})
     apart = split_full_parts(found)
@@ -45,20 +45,20 @@ def test_parts_are_the_relation(width: int, n: int, tile: int) -> None:
 
 
 def test_a_wide_window_has_a_full_middle() -> None:
-    found = cover(window(512), TileGrid(4096, 4096, 64, 64), {})
-    apart = split_full_parts(found)
+    tiled = cover(window(512), TileGrid(4096, 4096, 64, 64), {})
+    apart = split_full_parts(tiled)
     assert apart is not None
     assert {p.mask for p in apart.pieces if p.fresh} <= {"full", "causal"}
     assert any(p.mask == "causal" and not p.fresh for p in apart.pieces)
-    assert masked(apart) < masked(found) / 4
+    assert masked(apart) < masked(tiled) / 4
 
 
 @pytest.mark.parametrize("width", [2, 40])
-def test_what_has_no_full_middle_stays(width: int) -> None:
+def test_pieces_without_a_full_middle_are_not_split(width: int) -> None:
     assert split_full_parts(cover(window(width), TileGrid(1024, 1024, 64, 64), {})) is None
 
 
-def test_masks_of_bricks_stay() -> None:
+def test_masks_of_bricks_are_not_split() -> None:
     bricks = GridMask((np.eye(2, dtype=np.bool_), np.ones((2, 2), dtype=np.bool_)))
     piece = PlanPiece(stretch(0, 4), stretch(0, 4), 0)
     assert split_full_parts(Cover((piece,), (bricks,), 0, 1, 8)) is None
@@ -68,7 +68,7 @@ def test_masks_of_bricks_stay() -> None:
 
 
 @given(st.integers(1, 700), st.integers(1, 700), st.sampled_from([32, 64, 128]))
-def test_halves_are_the_relation(width: int, n: int, tile: int) -> None:
+def test_halves_equal_the_relation(width: int, n: int, tile: int) -> None:
     found = cover(window(width), TileGrid(n, n, tile, tile), {})
     halves = split_triangles(found)
     if halves is not None:
@@ -78,9 +78,9 @@ def test_halves_are_the_relation(width: int, n: int, tile: int) -> None:
 
 @pytest.mark.parametrize(("n", "splits"), [(127, False), (128, True), (300, True), (512, True), (513, False)])
 def test_short_triangles_are_halved(n: int, splits: bool) -> None:
-    found = cover(window(n), TileGrid(n, n, 1024, 1024), {})
-    assert [p.mask for p in found.pieces] == ["causal"]
-    halves = split_triangles(found)
+    tiled = cover(window(n), TileGrid(n, n, 1024, 1024), {})
+    assert [p.mask for p in tiled.pieces] == ["causal"]
+    halves = split_triangles(tiled)
     assert (halves is not None) == splits
     if halves is not None:
         assert [p.mask for p in halves.pieces] == ["causal", 0]
@@ -89,8 +89,8 @@ def test_short_triangles_are_halved(n: int, splits: bool) -> None:
 @pytest.mark.parametrize(
     ("rows", "keys"), [(1, 1), (64, 64), (512, 512), (513, 513), (1500, 1500), (700, 1200), (600, 40)]
 )
-def test_what_the_kernel_computes_under_a_diagonal(rows: int, keys: int) -> None:
-    """Row by row: the blocks of 512 keys that begin at or before the row."""
+def test_pairs_that_the_kernel_computes_under_a_diagonal(rows: int, keys: int) -> None:
+    """The kernel computes, row by row, the blocks of 512 keys that begin at or before the row."""
     wanted = sum(min(keys, (row // KEY_BLOCK + 1) * KEY_BLOCK) for row in range(rows))
     piece = PlanPiece(stretch(0, rows), stretch(0, keys), 0)
     assert computed(piece, trimmed=True) == wanted

@@ -1,4 +1,4 @@
-"""Lists of tiles, by rows and by columns, each against brute force of its own."""
+"""Tile lists by rows and by columns, each against an independent enumeration."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check(lists: TileLists, mask: Matrix) -> None:
 
 @settings(max_examples=200)
 @given(patterns())
-def test_lists_are_the_relation(drawn: tuple[ResolvedRuns, Matrix]) -> None:
+def test_lists_equal_the_relation(drawn: tuple[ResolvedRuns, Matrix]) -> None:
     resolved, mask = drawn
     runs = find_tile_runs(resolved)
     lists = list_tiles(runs)
@@ -42,7 +42,7 @@ def test_lists_are_the_relation(drawn: tuple[ResolvedRuns, Matrix]) -> None:
 @settings(max_examples=200)
 @given(relations(), grids())
 def test_lists_of_transposed_runs_are_the_transposed_relation(tree: Tree, grid: TileGrid) -> None:
-    """Queries and keys change places in the relation itself, which is then evaluated."""
+    """Queries and keys are exchanged in the relation itself, which is then evaluated."""
     relation = trees.build(tree)
     mask_of(relation, grid)
     turned = exact_evaluation.mask(substitute(relation, {Q: K, K: Q}), (0, grid.n_k), (0, grid.n_q))

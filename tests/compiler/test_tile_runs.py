@@ -1,4 +1,4 @@
-"""Runs of tiles: together the relation, by rows and by columns; classes are few and in a fixed order."""
+"""Runs of tiles: by rows and by columns they equal the relation; classes are few and in a fixed order."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check(runs: TileRuns, mask: Matrix) -> None:
 
 @settings(max_examples=200)
 @given(patterns())
-def test_runs_are_the_relation(drawn: tuple[ResolvedRuns, Matrix]) -> None:
+def test_runs_equal_the_relation(drawn: tuple[ResolvedRuns, Matrix]) -> None:
     resolved, mask = drawn
     runs = find_tile_runs(resolved)
     rows, columns = grid_frame(resolved.tiles.grid)

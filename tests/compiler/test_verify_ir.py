@@ -1,4 +1,4 @@
-"""Folding makes well-formed nodes; the verifier finds what is not."""
+"""Folding makes well-formed nodes, and the verifier finds malformed ones."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def selecting(**changes: Any) -> ir.Pattern:
     return replace(pattern(fold.lookup(kept, places)), selections=(replace(item, **changes),))
 
 
-def test_what_a_selection_keeps_is_declared_by_it() -> None:
+def test_a_selection_declares_its_result() -> None:
     verify(selecting())
 
 

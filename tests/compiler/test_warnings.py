@@ -1,4 +1,4 @@
-"""Warnings about patterns that compile: each is given where it is due, and nowhere in the library."""
+"""Warnings about patterns that compile: each is given where it is due, and never for the library."""
 
 from __future__ import annotations
 
@@ -74,20 +74,20 @@ def test_a_default_that_switches_off_is_no_warning() -> None:
     assert said("    visible k <= q and (k < sinks or q - k < 9)\n", "(sinks: int = 0)") == []
 
 
-def test_grids_are_sampled_whole() -> None:
+def test_grids_are_sampled_completely() -> None:
     grid = "    tokens  y: 6, x: side\n    visible abs(q.y - k.y) <= 1 and q.x > k.x\n"
     ((code, message),) = said(grid, "(side: int = 8)")
     assert (code, message) == ("W001", "query 0 sees no key (6 of 48 queries): its output is 0")
     assert said(grid, "(side: int = 8)", side=4000) == []  # too large for a sample
 
 
-def test_what_reads_inputs_or_joins_branches_is_not_sampled() -> None:
+def test_patterns_with_inputs_or_branches_are_not_sampled() -> None:
     assert said("    input   doc: int[token]\n    visible doc[q] < doc[k]\n") == []
     branches = "    branch a\n        visible 0 < q - k < 3\n    branch b\n        visible q == k\n    combine a + b\n"
     assert said(branches) == []
 
 
-# --- what `compile_attention` says -----------------------------------------------------------------------------------
+# --- warnings of `compile_attention` ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -113,13 +113,13 @@ def test_even_windows_are_warned_of_when_compiled(name: str, params: dict[str, A
     ("name", "params"),
     [
         ("neighborhood_1d", {"window": 7}),
-        ("neighborhood_1d", {"window": 8, "causal": True}),  # it ends at the query
-        ("neighborhood_1d", {"window": 8, "stride": 4}),  # it is centred on the four queries that share it
-        ("neighborhood_2d", {"height": 8, "width": 9, "window": [8, 7]}),  # all of the axis
+        ("neighborhood_1d", {"window": 8, "causal": True}),  # the window ends at the query
+        ("neighborhood_1d", {"window": 8, "stride": 4}),  # the window is centred on the four queries that share it
+        ("neighborhood_2d", {"height": 8, "width": 9, "window": [8, 7]}),  # the window is the whole axis
         ("sliding_window", {"window": 8}),
     ],
 )
-def test_windows_that_are_not_warned_of(name: str, params: dict[str, Any]) -> None:
+def test_windows_without_a_warning(name: str, params: dict[str, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         compile_attention(name, **params)

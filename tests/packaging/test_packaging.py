@@ -1,4 +1,4 @@
-"""An installation holds what lies in the folders, however it is built, and each part needs only what it claims.
+"""Every installation contains the files of the folders, however it is built, and each part imports only what it needs.
 
 Every build runs on a copy, without network, with the setuptools of this environment.
 """
@@ -49,13 +49,13 @@ def is_installable(path: Path) -> bool:
 
 
 def files_on_disk() -> set[str]:
-    """Every file of the packages, named as it is once installed."""
+    """Return every file of the packages by its installed name."""
     files: set[str] = set()
     for package, folder in FOLDERS.items():
-        found = folder.iterdir() if package == "attnc" else folder.rglob("*")
+        paths = folder.iterdir() if package == "attnc" else folder.rglob("*")
         files |= {
             f"{package.replace('.', '/')}/{path.relative_to(folder).as_posix()}"
-            for path in found
+            for path in paths
             if is_installable(path)
         }
     return files
@@ -67,14 +67,14 @@ def project_table() -> dict[str, Any]:
 
 
 def files_in(wheel: Path) -> set[str]:
-    """The wheel's files, less its own records."""
+    """Return the wheel's files without its own records."""
     with zipfile.ZipFile(wheel) as archive:
         return {name for name in archive.namelist() if ".dist-info/" not in name}
 
 
 @pytest.fixture(scope="module")
 def source_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkout as git would hand it out: no environment, no build output, links kept as links."""
+    """Copy the checkout as git would deliver it: no environment, no build output, links kept as links."""
     copy = tmp_path_factory.mktemp("source") / "attnc"
     junk = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist")
     shutil.copytree(ROOT, copy, symlinks=True, ignore=junk)
@@ -113,7 +113,7 @@ def test_packages_are_the_folders_with_an_init_file() -> None:
 
 
 def test_every_module_is_inside_a_package() -> None:
-    """A folder of modules without `__init__.py` works in a checkout and is missing from the wheel."""
+    """A folder of modules without `__init__.py` works in a checkout but is missing from the wheel."""
     files = files_on_disk()
     homeless = {
         name for name in files if name.endswith(".py") and f"{Path(name).parent.as_posix()}/__init__.py" not in files
@@ -122,7 +122,7 @@ def test_every_module_is_inside_a_package() -> None:
 
 
 @pytest.mark.parametrize("name", LINKED)
-def test_links_lead_to_the_folders(name: str) -> None:
+def test_links_point_to_the_folders(name: str) -> None:
     link = ROOT / "src" / "attnc" / name
     assert link.is_symlink()
     assert not link.readlink().is_absolute()

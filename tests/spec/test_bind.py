@@ -1,4 +1,4 @@
-"""Values for parameters: what fits, what does not, and what is said about it."""
+"""Parameter values: accepted values, refused values, and the messages about them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_defaults_are_filled_in(program: Program) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "exact"),
+    ("value", "exact"),
     [
         (0.2, Fraction(1, 5)),
         (1e-5, Fraction(1, 10**5)),
@@ -55,8 +55,8 @@ def test_defaults_are_filled_in(program: Program) -> None:
         (Decimal("0.7"), Fraction(7, 10)),
     ],
 )
-def test_a_real_is_the_rational_it_spells(program: Program, given: Any, exact: Fraction) -> None:
-    assert bind(program, {"window": 4, "decay": given}).values["decay"] == exact
+def test_a_real_is_the_rational_it_spells(program: Program, value: Any, exact: Fraction) -> None:
+    assert bind(program, {"window": 4, "decay": value}).values["decay"] == exact
 
 
 def test_presets_lie_between_values_and_defaults(program: Program) -> None:
@@ -113,8 +113,8 @@ def test_scalars_of_numpy(program: Program) -> None:
     ],
 )
 def test_refused(program: Program, values: dict[str, Any], code: str, line: int, words: str) -> None:
-    ((found, place, message),) = faults(program, values)
-    assert (found, place) == (code, line)
+    ((fault_code, place, message),) = faults(program, values)
+    assert (fault_code, place) == (code, line)
     assert words in message
 
 

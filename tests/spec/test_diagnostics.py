@@ -1,7 +1,7 @@
-"""Every mistake has a message: source and rendered diagnosis, side by side in `diagnostics/*.txt`.
+"""Every mistake has a message: source and rendered diagnostic, side by side in `diagnostics/*.txt`.
 
-`ATTNC_UPDATE_GOLDEN=1 pytest tests/spec/test_diagnostics.py` rewrites the expected halves; read the difference.
-To add a case, write a file that holds a source alone and run that.
+`ATTNC_UPDATE_GOLDEN=1 pytest tests/spec/test_diagnostics.py` rewrites the expected halves; review the diff.
+To add a case, write a file that holds only a source, and run this command.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ PATTERN = "pattern p(w: int = 4)\n"
 
 
 def diagnose(text: str) -> str:
-    """Return the rendered diagnostics that `spec` finds in a text without parameters; empty where there is none.
+    """Return the rendered diagnostics that `spec` reports for a text without parameters; empty where it reports none.
 
-    Extend here as stages are added: each takes the result of the one before.
+    Extend this function when a stage is added: each stage takes the result of the stage before it.
     """
     try:
         source = decode(text, FILE)
@@ -66,38 +66,38 @@ load = Modules()
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_message(path: Path) -> None:
     source, _, expected = path.read_bytes().decode("utf-8").partition(DIVIDER)
-    found = diagnose(source) + "\n"
+    rendered = diagnose(source) + "\n"
     if os.environ.get("ATTNC_UPDATE_GOLDEN") == "1":
-        path.write_bytes(f"{source}{DIVIDER}{found}".encode())
+        path.write_bytes(f"{source}{DIVIDER}{rendered}".encode())
     else:
-        assert found == expected
-    assert found != "\n", "the case holds no mistake"
-    for said in re.split(r"\n\n(?=error|warning)", found):
-        assert "\nhelp: " in said, "says what to do"
+        assert rendered == expected
+    assert rendered != "\n", "the case contains no mistake"
+    for said in re.split(r"\n\n(?=error|warning)", rendered):
+        assert "\nhelp: " in said, "no remedy is given"
 
 
 def fault(text: bytes | str) -> Diagnostic:
-    """The one diagnostic of a wrong text, found without delay."""
+    """Return the only diagnostic of a wrong text, which must be reported without delay."""
     begun = time.perf_counter()
     with pytest.raises(SpecError) as caught:
         parse(decode(text, FILE))
     assert time.perf_counter() - begun < 5
-    assert len(str(caught.value)) < 2_000, "a message is for reading"
+    assert len(str(caught.value)) < 2_000, "the message is too long to read"
     (diagnostic,) = caught.value.diagnostics
     assert diagnostic.code in CODES
-    assert diagnostic.help or diagnostic.primary.text, "says what to do"
+    assert diagnostic.help or diagnostic.primary.text, "no remedy is given"
     return diagnostic
 
 
 def place(diagnostic: Diagnostic) -> tuple[str, int, int]:
-    """Code, line, column."""
+    """Return the code, line and column."""
     span = diagnostic.primary.span
     return diagnostic.code, span.line, span.column
 
 
 MANY = 3_000
 
-# Each of these makes the tree of one expression `MANY` levels deep, in its own way.
+# Each case makes the tree of one expression `MANY` levels deep, in its own way.
 DEEP = {
     "round brackets": "(" * MANY + "q" + ")" * MANY,
     "lists": "[" * MANY + "q" + "]" * MANY,
@@ -119,10 +119,10 @@ DEEP = {
 
 
 @pytest.mark.parametrize("name", DEEP)
-def test_deep_expressions_are_refused_with_a_place(name: str) -> None:
-    found = fault(f"{PATTERN}    visible {DEEP[name]}\n")
-    assert found.code in ("A502", "A503")
-    assert found.primary.span.line == 2
+def test_deep_expressions_are_refused_with_a_position(name: str) -> None:
+    diagnostic = fault(f"{PATTERN}    visible {DEEP[name]}\n")
+    assert diagnostic.code in ("A502", "A503")
+    assert diagnostic.primary.span.line == 2
 
 
 def test_deep_bodies_are_refused() -> None:
@@ -161,7 +161,7 @@ def test_sums_up_to_the_limit() -> None:
         ("1e000000000000000000000001", ""),
     ],
 )
-def test_numbers_have_a_size(number: str, code: str) -> None:
+def test_numbers_have_a_maximum_length(number: str, code: str) -> None:
     text = f"{PATTERN}    visible k < {number}\n"
     if code:
         assert place(fault(text)) == (code, 2, 17)
@@ -169,7 +169,7 @@ def test_numbers_have_a_size(number: str, code: str) -> None:
         parse(decode(text, FILE))
 
 
-def test_names_have_a_size() -> None:
+def test_names_have_a_maximum_length() -> None:
     assert "error" not in diagnose(f"{PATTERN}    let {'a' * 100} = 1\n")
     assert place(fault(f"{PATTERN}    let {'a' * 101} = 1\n")) == ("A505", 2, 9)
     assert place(fault(f"{PATTERN}    {'a' * 100_000} = 1\n")) == ("A505", 2, 5)
@@ -202,11 +202,11 @@ def test_names_have_a_size() -> None:
     ],
     ids=lambda value: repr(value[:24]) if isinstance(value, (str, bytes)) else value[0],
 )
-def test_what_is_no_text(data: bytes | str, expected: tuple[str, int, int]) -> None:
+def test_data_that_is_not_text(data: bytes | str, expected: tuple[str, int, int]) -> None:
     assert place(fault(data)) == expected
 
 
-def test_a_mark_and_crlf_are_accepted_and_columns_stay() -> None:
+def test_byte_order_mark_and_crlf_are_accepted_without_shifting_columns() -> None:
     assert diagnose("\ufeffpattern p\r\n    visible true\r\n") == ""
     assert parse(decode(b"\xef\xbb\xbfpattern p\r\n    visible true", FILE)).items
     assert place(fault("\ufeffpattern p\r\n    visible =\r\n")) == ("A102", 2, 13)
@@ -226,13 +226,13 @@ PIECES = st.sampled_from(WORDS.split() + SPACES)
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(PIECES, max_size=30).map(" ".join))
-def test_any_words_parse_or_have_a_message(text: str) -> None:
+def test_random_words_parse_or_have_a_message(text: str) -> None:
     assert_parses_or_complains(text)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(DRAFTS), st.data())
-def test_any_cut_of_a_draft_parses_or_has_a_message(path: Path, data: st.DataObject) -> None:
+def test_a_draft_cut_anywhere_parses_or_has_a_message(path: Path, data: st.DataObject) -> None:
     text = path.read_text("utf-8")
     start = data.draw(st.integers(0, len(text)))
     end = data.draw(st.integers(start, min(len(text), start + 8)))
@@ -243,7 +243,7 @@ def test_any_cut_of_a_draft_parses_or_has_a_message(path: Path, data: st.DataObj
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=80) | st.binary(max_size=80))
-def test_any_bytes_parse_or_have_a_message(data: str | bytes) -> None:
+def test_random_bytes_parse_or_have_a_message(data: str | bytes) -> None:
     assert_parses_or_complains(data)
 
 

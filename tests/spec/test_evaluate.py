@@ -1,4 +1,4 @@
-"""The evaluator against each pattern's definition, written a second time in Python."""
+"""The evaluator against each pattern's definition, written independently in Python."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def shifted(x, y, length, window, dilation = 1)
 
 
 def pattern(body: str, *, head: str = "", before: str = "", **parameters: object) -> BoundProgram:
-    """A pattern with these lines, bound to these parameters."""
+    """Return a pattern with these lines, bound to these parameters."""
     lines = "\n".join(f"    {line.strip()}" for line in body.strip().splitlines())
     signature = f"({head})" if head else ""
     text = f"{before}\npattern p{signature}\n{lines}\n"
@@ -43,7 +43,7 @@ def evaluator(
 
 
 def mask(bound: BoundProgram, *, head: int = 0, **call: Any) -> list[list[bool]]:
-    """The relation of a call, row by row."""
+    """Return the relation of a call, row by row."""
     return evaluator(bound, **call).mask(head=head)
 
 
@@ -51,7 +51,7 @@ def expected(rule: Callable[[int, int], bool], queries: int, keys: int, shift: i
     return [[rule(q + shift, k) for k in range(keys)] for q in range(queries)]
 
 
-def test_everything_is_visible_without_a_line() -> None:
+def test_every_pair_is_visible_without_a_visible_line() -> None:
     assert mask(pattern("tokens i: n"), queries=2, keys=2) == [[True, True], [True, True]]
 
 
@@ -146,7 +146,7 @@ def test_tokens_must_fit_the_grid() -> None:
         mask(pattern("tokens y: 2, x: 3\nvisible q.y == k.y"), queries=7, keys=7)
 
 
-def test_documents_are_alone_with_themselves() -> None:
+def test_documents_see_only_themselves() -> None:
     bound = pattern(
         """input doc: int[batch, token]
         input mark: bool[token]
@@ -187,11 +187,11 @@ def test_heads_parameters_and_inputs() -> None:
         def rule(q: int, k: int, head: int = head) -> bool:
             return q - k < head + 1 or head >= 2 or k == q - (4 + head)
 
-        found = mask(bound, queries=8, keys=8, heads=4, kv_heads=2, head=head, inputs=inputs)
-        assert found == expected(rule, 8, 8)
+        actual = mask(bound, queries=8, keys=8, heads=4, kv_heads=2, head=head, inputs=inputs)
+        assert actual == expected(rule, 8, 8)
 
 
-def test_aggregates_bind_places_anew() -> None:
+def test_aggregates_rebind_positions() -> None:
     bound = pattern(
         """let near = abs(q - k) <= 1
         let bound = sum(w for head in heads)
@@ -207,7 +207,7 @@ def test_aggregates_bind_places_anew() -> None:
     assert mask(bound, queries=6, keys=6, heads=4, kv_heads=2, head=2) == expected(rule, 6, 6)
 
 
-def test_visible_is_the_relation_so_far() -> None:
+def test_visible_reads_the_relation_of_the_lines_before() -> None:
     bound = pattern(
         """visible q - k < 4
         visible k <= q
@@ -221,7 +221,7 @@ def test_visible_is_the_relation_so_far() -> None:
     assert mask(bound, queries=9, keys=9) == expected(rule, 9, 9)
 
 
-def test_definitions_mean_what_places_mean_at_the_use() -> None:
+def test_definitions_read_the_positions_of_their_use() -> None:
     bound = pattern("visible f(q) and any(f(q) for k in 2 .. 4)", before="def f(x) = any(x == k + i for i in 0 .. 3)")
 
     def rule(q: int, k: int) -> bool:
@@ -230,7 +230,7 @@ def test_definitions_mean_what_places_mean_at_the_use() -> None:
     assert mask(bound, queries=8, keys=8) == expected(rule, 8, 8)
 
 
-def test_an_argument_keeps_its_place_where_a_definition_rebinds_it() -> None:
+def test_an_argument_keeps_its_position_where_a_definition_rebinds_it() -> None:
     bound = pattern("visible f(k)", before="def f(x) = any(x == k for k in 0 .. 2)")
     assert mask(bound, queries=1, keys=4) == [[True, True, False, False]]
 
@@ -286,7 +286,7 @@ def test_expressions(condition: str, seen: list[bool]) -> None:
         ("dk > 3", "unknown"),
     ],
 )
-def test_no_value(condition: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conditions_without_a_value(condition: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attnc.spec.meaning.evaluate.MAX_STEPS", 10_000)
     bound = pattern(f"input table: bool[key]\nvisible {condition}")
     with pytest.raises(EvaluationError, match=message) as caught:
@@ -299,7 +299,7 @@ def test_no_value(condition: str, message: str, monkeypatch: pytest.MonkeyPatch)
 
 def test_doubling_definitions_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attnc.spec.meaning.evaluate.MAX_STEPS", 10_000)
-    lines = "\n".join(f"let a{i + 1} = a{i} + a{i}" for i in range(13))  # 8,191 operations, of 10,000 that may be
+    lines = "\n".join(f"let a{i + 1} = a{i} + a{i}" for i in range(13))  # 8,191 operations, below the limit of 10,000
     assert mask(pattern(f"let a0 = k\n{lines}\nvisible a13 == 0 or k > 0"), queries=1, keys=2) == [[True, True]]
     calls = "\n".join(f"def f{i + 1}(x) = f{i}(x) + f{i}(x)" for i in range(13))
     bound = pattern("visible f13(k) == 0", before=f"def f0(x) = x\n{calls}")
@@ -358,7 +358,7 @@ def by_blocks(
     queries: range,
     keys: range,
 ) -> list[list[bool]]:
-    """`keep` is given the queries and keys of a block, and its visible pairs."""
+    """Return the relation rounded to blocks; `keep` receives a block's queries, keys and visible pairs."""
     unit_q, unit_k = units
 
     def stays(q: int, k: int) -> bool:
@@ -396,7 +396,7 @@ KEEPS: dict[str, Callable[[list[int], list[int], set[tuple[int, int]]], bool]] =
 )
 @pytest.mark.parametrize("more", [0, 3])
 def test_round(keep: str, units: str, of: Any, more: int) -> None:
-    """Any units have a meaning, be they stretches or not; the queries of one are those that exist."""
+    """Units may be any sets of tokens, consecutive or not; a unit holds only the queries of the call."""
     bound = rounded("align end\nvisible 0 <= q - k < 5", units, keep)
     queries, keys = range(more, 11), range(11)
     wanted = by_blocks(lambda q, k: 0 <= q - k < 5, of, KEEPS[keep], queries, keys)

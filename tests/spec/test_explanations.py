@@ -1,4 +1,4 @@
-"""Every code has a page, and its examples do what the page says: the wrong one is found, the right one is fine."""
+"""Every code has a page whose wrong example is reported with the code and whose right example compiles."""
 
 from __future__ import annotations
 
@@ -37,51 +37,51 @@ def load(name: str, asking: SourceFile) -> SourceFile | None:
 
 
 def example(code: str, heading: str) -> tuple[bytes, dict[str, Any]]:
-    """The text under a heading, and what it is called with."""
+    """Return the text under a heading, and the parameters and inputs of its call."""
     text = page(code)
     assert text is not None
     _, _, rest = text.partition(f"## {heading}\n")
-    own = rest.split("\n## ")[0]
-    found = BLOCK.findall(own)
-    assert found, f"{code}: nothing under `{heading}`"
-    (kind, body), *more = found
-    given = json.loads(more[0][1]) if more else {}
-    if kind == "python":  # what is too large for a page
-        return eval(body, {"__builtins__": {}}).encode(), given
-    if kind == "escaped":  # what cannot be shown
-        return body.encode().decode("unicode_escape").encode("latin-1"), given
+    section = rest.split("\n## ")[0]
+    code_blocks = BLOCK.findall(section)
+    assert code_blocks, f"{code}: nothing under `{heading}`"
+    (kind, body), *more = code_blocks
+    parameters = json.loads(more[0][1]) if more else {}
+    if kind == "python":  # an example too large for a page
+        return eval(body, {"__builtins__": {}}).encode(), parameters
+    if kind == "escaped":  # an example with characters that cannot be shown
+        return body.encode().decode("unicode_escape").encode("latin-1"), parameters
     assert kind == "attn", kind
-    return body.encode(), given
+    return body.encode(), parameters
 
 
-def codes_of(data: bytes, given: dict[str, Any]) -> list[str]:
-    """The codes of all that is said about a text, bound and called as the page says."""
+def codes_of(data: bytes, parameters: dict[str, Any]) -> list[str]:
+    """Return the codes of all diagnostics of a text that is bound and called as the page says."""
     try:
         source = decode(data, "example.attn")
-        found = [d.code for d in check_source(source, load)]
-        if any(code < "W" for code in found):
-            return found
+        code_list = [d.code for d in check_source(source, load)]
+        if any(code < "W" for code in code_list):
+            return code_list
         programs = load_programs(source, load)
         if not programs:
             load_program(source, load)
         for program in programs:
-            values, preset = given.get("parameters", {}), given.get("preset")
+            values, preset = parameters.get("parameters", {}), parameters.get("preset")
             if (
                 any(p.default is None and p.name not in values for p in program.parameters)
-                and "parameters" not in given
+                and "parameters" not in parameters
             ):
                 continue
             bound = bind(program, values, preset)
-            if not given:
-                found += [d.code for d in warnings_of(bound)]
-            if "queries" in given:
-                call = {k: v for k, v in given.items() if k not in ("parameters", "preset")}
+            if not parameters:
+                code_list += [d.code for d in warnings_of(bound)]
+            if "queries" in parameters:
+                call = {k: v for k, v in parameters.items() if k not in ("parameters", "preset")}
                 Evaluator(bound, **call).mask()
     except SpecError as error:
         return [d.code for d in error.diagnostics]
     except EvaluationError as error:
         return re.findall(r"\b[AW]\d{3}\b", str(error))[:1]
-    return found
+    return code_list
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -95,10 +95,10 @@ def test_a_page_and_its_examples(code: str) -> None:
     assert right == [], f"the right example gives {right}"
 
 
-def test_no_page_is_about_nothing() -> None:
+def test_every_page_belongs_to_a_code() -> None:
     assert {path.stem for path in PAGES.glob("*.md")} == set(CODES)
 
 
-def test_there_is_no_page_of_what_is_no_code() -> None:
+def test_unknown_codes_have_no_page() -> None:
     assert page("A000") is None
     assert page("../README") is None

@@ -1,4 +1,4 @@
-"""The one form: it is one, it is stable, it keeps every word and comment, and it means what the text meant."""
+"""The formatter's output is unique and stable, keeps every word and comment, and has the meaning of its input."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def form(text: str) -> str:
 
 
 def meaning(text: str) -> Tree[Token]:
-    """The parse tree, docstrings without the indentation that they stand in."""
+    """Return the parse tree, with docstrings stripped of their indentation."""
     tree = _parse_tree(text + "\n")
     for node in tree.iter_subtrees():
         node.children = [
@@ -38,13 +38,13 @@ def meaning(text: str) -> Tree[Token]:
 
 
 @pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
-def test_our_own_files_have_the_form(path: Path) -> None:
+def test_our_own_files_are_formatted(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert form(text) == text, f"run attnc fmt {path.relative_to(ROOT)}"
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.stem)
-def test_the_form_is_stable_and_means_the_same(path: Path) -> None:
+def test_formatting_is_stable_and_keeps_the_meaning(path: Path) -> None:
     text = decode(path.read_bytes(), path.name).text
     once = form(text)
     assert form(once) == once
@@ -122,7 +122,7 @@ def test_a_messy_text() -> None:
 
 @given(st.sampled_from(OURS), st.integers(0, 1 << 30))
 def test_blanks_do_not_matter(path: Path, seed: int) -> None:
-    """More or fewer blanks between words, and at line ends, give the same form."""
+    """Different numbers of blanks between words and at line ends give the same output."""
     made = random.Random(seed)
     text = path.read_text(encoding="utf-8")
     lines = []
@@ -140,11 +140,11 @@ def test_blanks_do_not_matter(path: Path, seed: int) -> None:
 @pytest.mark.parametrize(
     "text", ["pattern p\n    visible k <\n", "visible k\n", "pattern p\n   visible k\n  score k\n"]
 )
-def test_what_is_no_text_of_the_language_is_refused(text: str) -> None:
+def test_texts_that_do_not_parse_are_refused(text: str) -> None:
     with pytest.raises(SpecError):
         form(text)
 
 
-def test_many_comments_take_no_time() -> None:
+def test_many_comments_are_formatted_quickly() -> None:
     text = "# c\n" * 20_000 + "def f(x) = x\n" + "# d\n" * 20_000
     assert form(text) == text

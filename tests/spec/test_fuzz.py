@@ -1,4 +1,4 @@
-"""Texts that are nearly right: found good or wrong, soon, with a place for all that is said (`make fuzz`: more)."""
+"""Nearly right texts compile or are refused soon, and every diagnostic has a position (`make fuzz` runs more)."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ CASES, PARTS = 2000, 20
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_no_text_does_harm(part: int) -> None:
+def test_no_text_crashes_or_hangs(part: int) -> None:
     size = CASES // PARTS
-    found = fuzzing.run(part * size, (part + 1) * size)
-    assert found.cases == size
-    assert not found.faults, "\n".join(f"case {number}: {what}" for number, what in found.faults)
+    findings = fuzzing.run(part * size, (part + 1) * size)
+    assert findings.cases == size
+    assert not findings.faults, "\n".join(f"case {number}: {what}" for number, what in findings.faults)
 
 
-def test_cases_are_the_same_every_time_and_differ() -> None:
+def test_cases_are_reproducible_and_differ() -> None:
     texts = [mutants.text(seed) for seed in range(200)]
     assert texts == [mutants.text(seed) for seed in range(200)]
     assert len(set(texts)) > 190
 
 
-def test_some_are_right_and_many_codes_are_met() -> None:
-    found = fuzzing.run(0, 300)
-    assert found.right > 10
-    assert len(found.codes) > 25
+def test_some_texts_are_right_and_many_codes_occur() -> None:
+    findings = fuzzing.run(0, 300)
+    assert findings.right > 10
+    assert len(findings.codes) > 25
 
 
-def test_sentences_are_of_the_grammar() -> None:
+def test_sentences_follow_the_grammar() -> None:
     parsed = 0
     for seed in range(100):
         codes, fault = fuzzing.examine(mutants.sentence(random.Random(seed), 60))
@@ -45,7 +45,7 @@ def test_sentences_are_of_the_grammar() -> None:
 
 
 @pytest.mark.parametrize("what", ["crash", "hang", "place"])
-def test_a_fault_would_be_found(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_faults_are_reported(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(text: str) -> list[object]:
         if what == "crash":
             raise RecursionError("deep")

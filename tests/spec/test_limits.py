@@ -1,4 +1,4 @@
-"""Texts that would exhaust time or memory are refused at once with a place, or answered."""
+"""Texts that would exhaust time or memory are refused at once with a position, or are accepted quickly."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from attnc.spec.source import SourceFile
 
 
 class NoModules:
-    """No modules."""
+    """A loader without modules."""
 
     def __call__(self, name: str, asking: SourceFile) -> SourceFile | None:
         return None
@@ -27,8 +27,8 @@ class NoModules:
 
 
 def errors(text: str) -> list[Diagnostic]:
-    found = check_source(decode(text, "hostile.attn"), NoModules())
-    return [diagnostic for diagnostic in found if diagnostic.code.startswith("A")]
+    diagnostics = check_source(decode(text, "hostile.attn"), NoModules())
+    return [diagnostic for diagnostic in diagnostics if diagnostic.code.startswith("A")]
 
 
 def pattern(visible: str, lines: str = "") -> str:
@@ -36,7 +36,7 @@ def pattern(visible: str, lines: str = "") -> str:
 
 
 def chained(first: str, step: str, times: int, parameters: str = "") -> str:
-    """Definitions a0, a1, …, each made of the one before, `{0}` in `step`."""
+    """Return definitions a0, a1, …, each made of its predecessor, which is `{0}` in `step`."""
     lines = [f"    let a0{parameters} = {first}\n"]
     lines += [f"    let a{i}{parameters} = {step.format(f'a{i - 1}')}\n" for i in range(1, times + 1)]
     return "".join(lines)
@@ -55,27 +55,29 @@ MANY_WORDS = {
 
 
 @pytest.mark.parametrize("name", MANY_WORDS)
-def test_too_many_words_are_refused_at_the_first_of_them(name: str) -> None:
-    (found,) = errors(MANY_WORDS[name])
-    assert found.code == "A501"
-    assert found.message == f"the text has more than {MAX_WORDS:,} tokens"
-    before = found.primary.span.source.text[: found.primary.span.start]
-    assert 2 * MAX_WORDS < len(before) < 8 * MAX_WORDS, "the place of a word, not the start of the text"
+def test_too_many_words_are_refused_at_the_first_word_beyond_the_limit(name: str) -> None:
+    (diagnostic,) = errors(MANY_WORDS[name])
+    assert diagnostic.code == "A501"
+    assert diagnostic.message == f"the text has more than {MAX_WORDS:,} tokens"
+    before = diagnostic.primary.span.source.text[: diagnostic.primary.span.start]
+    assert 2 * MAX_WORDS < len(before) < 8 * MAX_WORDS, (
+        "the diagnostic must point to a word, not to the start of the text"
+    )
 
 
-def test_as_many_words_as_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_maximum_number_of_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attnc.spec.reading.limits.MAX_WORDS", 11)
     assert not errors(pattern("0 <= q - k"))  # and `pattern`, `p`, `align`, `end`, `visible`
     monkeypatch.setattr("attnc.spec.reading.limits.MAX_WORDS", 9)
-    (found,) = errors(pattern("0 <= q - k"))
-    assert (found.code, found.primary.span.text) == ("A501", "k")
+    (diagnostic,) = errors(pattern("0 <= q - k"))
+    assert (diagnostic.code, diagnostic.primary.span.text) == ("A501", "k")
 
 
-def test_many_branches_are_refused_at_the_first_too_many() -> None:
+def test_too_many_branches_are_refused_at_the_first_branch_beyond_the_limit() -> None:
     branches = "".join(f"    branch b{i}\n        visible q - k == {i}\n" for i in range(300))
     merged = f"    combine merge({', '.join(f'b{i}' for i in range(300))})\n"
-    (found,) = errors(f"pattern p\n    align end\n{branches}{merged}")
-    assert (found.code, found.primary.span.text) == ("A508", f"b{MAX_BRANCHES}")
+    (diagnostic,) = errors(f"pattern p\n    align end\n{branches}{merged}")
+    assert (diagnostic.code, diagnostic.primary.span.text) == ("A508", f"b{MAX_BRANCHES}")
 
 
 DOUBLING = {
@@ -93,10 +95,10 @@ DOUBLING = {
 
 @pytest.mark.parametrize("name", DOUBLING)
 def test_definitions_that_double_are_refused(name: str) -> None:
-    found = errors(DOUBLING[name])
-    assert found[0].code == "A507"
-    assert f"operations with its definitions expanded; the limit is {MAX_OPERATIONS:,}" in found[0].message
-    assert len(found) <= 2, "once, and not for every definition after it"
+    diagnostics = errors(DOUBLING[name])
+    assert diagnostics[0].code == "A507"
+    assert f"operations with its definitions expanded; the limit is {MAX_OPERATIONS:,}" in diagnostics[0].message
+    assert len(diagnostics) <= 2, "the error is repeated for later definitions"
 
 
 def test_definitions_may_double_up_to_the_limit() -> None:
@@ -104,7 +106,7 @@ def test_definitions_may_double_up_to_the_limit() -> None:
     assert errors(pattern("0 <= q - k < a13", chained("q + k", "{0} + {0}", 13)))  # 16,383
 
 
-def test_arguments_count_as_often_as_they_are_read() -> None:
+def test_arguments_count_once_for_each_read() -> None:
     once = "    let once(x, y) = x + 1\n"
     deep = f"{'once(' * 40}q{', q + k)' * 40} < k"
     assert not errors(pattern(deep, once))
@@ -121,14 +123,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_too_deep_or_too_long_is_refused_once(name: str) -> None:
+def test_too_deep_or_too_long_texts_have_one_diagnostic(name: str) -> None:
     text, code = REFUSED[name]
     try:
-        (found,) = errors(text)
-    except SpecError as error:  # a text that is not even read
-        (found,) = error.diagnostics
-    assert found.code == code
-    assert len(render(found)) < 500
+        (diagnostic,) = errors(text)
+    except SpecError as error:  # a text that is refused before it is parsed
+        (diagnostic,) = error.diagnostics
+    assert diagnostic.code == code
+    assert len(render(diagnostic)) < 500
 
 
 @pytest.mark.parametrize("line", ["q - k != {}", "k <= q + {}"])
@@ -136,7 +138,7 @@ def test_many_lines_of_a_relation_are_read_in_seconds(line: str) -> None:
     text = "pattern p\n" + "".join(f"    visible {line.format(i)}\n" for i in range(1_500))
     began = time.process_time()
     assert not errors(text)
-    assert time.process_time() - began < 10, "CPU time, ten times what it takes"
+    assert time.process_time() - began < 10, "the limit is ten times the expected CPU time"
 
 
 def test_a_message_lists_no_more_than_some_patterns() -> None:

@@ -1,4 +1,4 @@
-"""The syntax tree: what is built, with places."""
+"""The syntax tree: its nodes and their positions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def expression(text: str) -> syntax.Expr:
 
 
 def shown(node: object) -> str:  # noqa: C901 - one line a node
-    """An expression in prefix form."""
+    """Return an expression in prefix form."""
     match node:
         case syntax.NameExpr():
             return node.id
@@ -86,7 +86,7 @@ def test_drafts_parse(path: Path) -> None:
     assert parse(decode(path.read_bytes(), path.name)).items
 
 
-def test_there_are_drafts() -> None:
+def test_drafts_exist() -> None:
     assert DRAFTS
 
 
@@ -156,7 +156,7 @@ def test_a_long_file_is_read_in_linear_time() -> None:
     assert len(cast(syntax.PatternDecl, pattern).body.statements) == 2_900
 
 
-def test_places_of_expressions() -> None:
+def test_positions_of_expressions() -> None:
     def texts(node: syntax.Expr) -> list[str]:
         inner = [node.left, node.right] if isinstance(node, syntax.BinaryExpr) else []
         return [node.span.text, *(text for part in inner for text in texts(part))]
@@ -175,7 +175,7 @@ def test_places_of_expressions() -> None:
     assert expression("not  a").span.text == "not  a"
 
 
-def test_places_of_statements() -> None:
+def test_positions_of_statements() -> None:
     lines = "let a = (1 + 2)  # three\ninput x: int[batch] = 0\ntokens t(i: n)\nper q, b = k // 2\nvisible q in t"
     spans = [s.span.text for s in body(lines).statements]
     assert spans == [
@@ -188,7 +188,7 @@ def test_places_of_statements() -> None:
     assert [s.span.line for s in body(lines).statements] == [2, 3, 4, 5, 6]
 
 
-def test_headings_are_the_places_of_what_has_a_body() -> None:
+def test_nodes_with_a_body_have_the_position_of_their_heading() -> None:
     text = "def f(x)\n    return x\n\npattern p(a: int = 1)\n    branch b[c in 0 .. n]\n        visible q == k\n"
     function, pattern = module(text).items
     assert function.span.text == "def f(x)"
@@ -248,7 +248,7 @@ def test_declaration(line: str, kind: str, default: str | None) -> None:
         ("per q, c = [k.t, k.y]", None, ["q", "c=[k.t k.y]"]),
     ],
 )
-def test_places(line: str, name: str | None, binders: list[str]) -> None:
+def test_tokens_lines(line: str, name: str | None, binders: list[str]) -> None:
     places = statement(line)
     assert isinstance(places, syntax.BinderClause)
     assert (places.name and places.name.id) == name
@@ -269,9 +269,9 @@ def test_items() -> None:
         "def g()\n    let a = 1\n    return a\n"
         "recurrence r\n    read q\npattern p(w: int[3] = [1, 2, 3], m)\n    visible true\n"
     )
-    found = module(text)
-    assert found.doc and found.doc.value == "About."
-    use, let, f, g, r, p = found.items
+    parsed = module(text)
+    assert parsed.doc and parsed.doc.value == "About."
+    use, let, f, g, r, p = parsed.items
     assert isinstance(use, syntax.UseDecl) and (use.module.id, [n.id for n in use.names]) == (
         "windows",
         ["shifted", "leading"],
@@ -315,7 +315,7 @@ def test_a_body_may_be_a_docstring_alone() -> None:
         "\n\n\npattern p\n  visible true\n",
     ],
 )
-def test_layout_is_free_where_it_means_nothing(text: str) -> None:
+def test_layout_without_meaning_is_free(text: str) -> None:
     (pattern,) = module(text).items
     assert len(cast(syntax.PatternDecl, pattern).body.statements) == 1
 

@@ -1,4 +1,4 @@
-"""Recurrences: what may stand in one, what is said of mistakes."""
+"""Recurrences: their clauses, and the messages about mistakes."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ HEAD = """recurrence r
 
 def load(lines: str, head: str = HEAD) -> program.RecurrenceClauses:
     source = head + "".join(f"    {line}\n" for line in lines.splitlines())
-    found = load_program(SourceFile("r.attn", source), lambda name, asker: None).recurrence
-    assert found is not None
-    return found
+    clauses = load_program(SourceFile("r.attn", source), lambda name, asker: None).recurrence
+    assert clauses is not None
+    return clauses
 
 
 def test_lines_stay_in_their_order() -> None:
-    found = load("let old = q @ S\nstep S = exp(g) * S + outer(k, v)\nread old + q @ S")
-    assert [type(line).__name__ for line in found.lines] == ["Let", "StepClause", "ReadClause"]
+    clauses = load("let old = q @ S\nstep S = exp(g) * S + outer(k, v)\nread old + q @ S")
+    assert [type(line).__name__ for line in clauses.lines] == ["Let", "StepClause", "ReadClause"]
 
 
 def test_a_let_without_a_state_may_stand_anywhere() -> None:
-    found = load("read q @ S * factor\nstep S = S + outer(k, v)\nlet factor = 2 * scale")
-    assert [type(line).__name__ for line in found.lines] == ["ReadClause", "StepClause"]
+    clauses = load("read q @ S * factor\nstep S = S + outer(k, v)\nlet factor = 2 * scale")
+    assert [type(line).__name__ for line in clauses.lines] == ["ReadClause", "StepClause"]
 
 
 def test_states_of_other_sizes_and_starts() -> None:
     lines = "state z: [slots] = -inf\nstep z = logaddexp(z, s)\nread q @ S * sum(exp(z[i]) for i in slots)"
-    found = load(f"step S = S + outer(k, v)\n{lines}")
-    assert [(state.name, state.dims, state.start) for state in found.states] == [
+    clauses = load(f"step S = S + outer(k, v)\n{lines}")
+    assert [(state.name, state.dims, state.start) for state in clauses.states] == [
         ("S", ("dk", "dv"), 0.0),
         ("z", ("slots",), float("-inf")),
     ]
 
 
-def test_the_order_of_tokens_and_where_states_begin_anew() -> None:
-    found = load("scan -t\nreset fresh and t > 0\nstep S = S + outer(k, v)\nread q @ S")
-    assert found.scan is not None
-    assert found.reset is not None
+def test_processing_order_and_resets() -> None:
+    clauses = load("scan -t\nreset fresh and t > 0\nstep S = S + outer(k, v)\nread q @ S")
+    assert clauses.scan is not None
+    assert clauses.reset is not None
 
 
 STEP = "step S = S + outer(k, v)"
@@ -197,12 +197,12 @@ def test_mistakes(name: str) -> None:
     lines, code, says = MISTAKES[name]
     with pytest.raises(SpecError, match=says) as caught:
         load(lines)
-    found = caught.value.diagnostics
-    assert code in {d.code for d in found}
-    assert all(d.help and d.primary.span.text for d in found)
+    diagnostics = caught.value.diagnostics
+    assert code in {d.code for d in diagnostics}
+    assert all(d.help and d.primary.span.text for d in diagnostics)
 
 
-def test_what_belongs_in_a_recurrence_is_refused_in_a_pattern() -> None:
+def test_clauses_of_recurrences_are_refused_in_a_pattern() -> None:
     for line in ("state S: [dk, dv]", "step S = S", "read q", "scan t", "reset true"):
         source = f"pattern p\n    visible k <= q\n    {line}\n"
         with pytest.raises(SpecError, match="does not belong in a `pattern`"):
@@ -224,9 +224,9 @@ def test_patterns_have_no_complex_numbers(line: str) -> None:
 
 def test_complex_numbers() -> None:
     head = "recurrence r\n    learned a: complex[head, n]\n    state x: complex[n] = 1\n"
-    found = load("let now = conj(x) * imag(x) / (x + 2)\nstep x = exp(a) * x + now - heads\nread real(x)", head)
-    assert found.states[0].is_complex
-    assert [type(line).__name__ for line in found.lines] == ["Let", "StepClause", "ReadClause"]
+    clauses = load("let now = conj(x) * imag(x) / (x + 2)\nstep x = exp(a) * x + now - heads\nread real(x)", head)
+    assert clauses.states[0].is_complex
+    assert [type(line).__name__ for line in clauses.lines] == ["Let", "StepClause", "ReadClause"]
 
 
 @pytest.mark.parametrize("line", ["score dot(q, k) + dot(q @ q, k)", "score dot(diag(q), k)"])

@@ -1,4 +1,4 @@
-"""The evaluator's numbers for recurrences, computed by hand."""
+"""The evaluator's results for recurrences, against numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def whole(lines: str, *, states: Any = None, tokens: int = 3, **inputs: Any) -> 
 
 
 def test_a_sum() -> None:
-    """q_t · k_i, times v_i, over i up to t."""
+    """The read is the sum of (q_t · k_i) v_i over i up to t."""
     weights = [[1.0], [0.5, 0.0], [3.0, 6.0, 0.0]]
-    found, last = whole(SUM)
-    for row, own in zip(found, weights, strict=True):
-        assert row == [sum(w * V[i][c] for i, w in enumerate(own)) for c in range(3)]
+    outputs, last = whole(SUM)
+    for row, row_weights in zip(outputs, weights, strict=True):
+        assert row == [sum(w * V[i][c] for i, w in enumerate(row_weights)) for c in range(3)]
     assert last["S"] == ((5.0, 50.0, 500.0), (-2.0, -20.0, -200.0))
 
 
@@ -51,7 +51,7 @@ def test_reading_before_and_between() -> None:
 
 
 def test_axes_go_by_name() -> None:
-    """A factor over dk goes with rows, one over dv with columns."""
+    """A factor over dk scales rows, a factor over dv scales columns."""
     by_row = "state S: [dk, dv]\n    step S = k * S + outer(k, v)\n    read q @ S"
     _, last = whole(by_row, tokens=2)
     assert last["S"] == ((2.0 * 1.0 + 4.0, 60.0, 600.0), (2.0, 20.0, 200.0))

@@ -16,7 +16,7 @@ def at(text: str, source: SourceFile = SOURCE) -> Span:
     return Span(source, start, start + len(text))
 
 
-def test_everything_plain() -> None:
+def test_a_diagnostic_with_every_field() -> None:
     other = SourceFile("b.attn", "let y = 1\n")
     secondary = (Label(at("zz"), "and this"), Label(at("score"), "this"), Label(at("y", other), "defined here"))
     diagnostic = Diagnostic("A100", "a message", Label(at("x"), "here"), secondary, "do that")
@@ -85,7 +85,7 @@ def test_long_lines_are_clipped_around_the_caret() -> None:
     assert len(render(far)) < 500
 
 
-def test_nothing_that_a_terminal_obeys_gets_through() -> None:
+def test_terminal_control_characters_are_escaped() -> None:
     source = SourceFile("\x1b]0;a.attn", "a\x1b[31m\tb\u202e\x00\n")
     text = render(Diagnostic("A100", "m\x07", Label(Span(source, 0, 3), "\x1b[0m"), help="\x9b"))
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)

@@ -1,4 +1,4 @@
-"""Names: what they come to stand for, across files too."""
+"""Names: what each name refers to, across files too."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ def test_names_of_other_files() -> None:
     assert [b.name for b in line.definition.parameters] == ["x", "w"]
 
 
-def test_faults_of_other_files_are_shown_there() -> None:
+def test_errors_in_other_files_point_to_those_files() -> None:
     for module, code in (("broken", "A102"), ("unknown", "A201")):
-        found = check_source(SourceFile("a.attn", f"use {module} (f)\n\npattern p\n    visible f(q) > 0\n"), load)
-        assert [(d.code, d.primary.span.source.name) for d in found] == [(code, f"{module}.attn")]
+        diagnostics = check_source(SourceFile("a.attn", f"use {module} (f)\n\npattern p\n    visible f(q) > 0\n"), load)
+        assert [(d.code, d.primary.span.source.name) for d in diagnostics] == [(code, f"{module}.attn")]
 
 
 def test_a_file_is_read_once() -> None:
-    asked: list[str] = []
+    requests: list[str] = []
 
     def counting(name: str, asking: SourceFile) -> SourceFile | None:
-        asked.append(asking.name)
+        requests.append(asking.name)
         return load(name, asking)
 
     text = "use c (least)\nuse b (f)\n\npattern p\n    visible f(q, 3) and least < 1\n"
     load_programs(SourceFile("d.attn", text), counting)
-    assert asked == ["d.attn", "d.attn", "b.attn"]
+    assert requests == ["d.attn", "d.attn", "b.attn"]
 
 
 def test_use_chains_end() -> None:
     def endless(name: str, asking: SourceFile) -> SourceFile | None:
         return SourceFile(f"{name}.attn", f"use m{int(name[1:]) + 1} (f)\n")
 
-    found = check_source(SourceFile("p.attn", "use m0 (f)\n"), endless)
-    assert [d.code for d in found] == ["A605"]
+    diagnostics = check_source(SourceFile("p.attn", "use m0 (f)\n"), endless)
+    assert [d.code for d in diagnostics] == ["A605"]
 
 
 def test_sizes_named_in_types() -> None:
@@ -96,7 +96,7 @@ DRAFTS = sorted((Path(__file__).parent / "drafts").glob("*.attn"))
 
 @pytest.mark.parametrize("path", DRAFTS, ids=lambda path: path.stem)
 def test_drafts_have_only_unsupported_constructs(path: Path) -> None:
-    """Every draft resolves; what stays is "not supported yet" (and names that NAMES.md has since given away)."""
+    """Every draft resolves; the remaining errors are "not supported yet", or concern names that have been renamed."""
 
     def beside(name: str, asking: SourceFile) -> SourceFile | None:
         file = path.with_name(f"{name}.attn")
@@ -105,11 +105,11 @@ def test_drafts_have_only_unsupported_constructs(path: Path) -> None:
     try:
         load_programs(SourceFile(path.name, path.read_text("utf-8")), beside)
     except SpecError as error:
-        found = [d for d in error.diagnostics if d.message != "unknown function `token`"]  # it is written out now
-        assert {d.code for d in found} <= {"A701", "A703", "A704", "A211"}
+        diagnostics = [d for d in error.diagnostics if d.message != "unknown function `token`"]  # a removed function
+        assert {d.code for d in diagnostics} <= {"A701", "A703", "A704", "A211"}
 
 
-def test_a_let_named_score_is_what_softmax_takes() -> None:
+def test_softmax_reads_a_let_named_score() -> None:
     text = "pattern p\n    let score = 2 * (k - q)\n    visible k <= q\n    weights softmax(score)\n"
     (attend,) = load_program(SourceFile("p.attn", text), load).attends
     assert isinstance(attend.weights, nodes.SoftmaxShare)

@@ -1,4 +1,4 @@
-"""Branches with a state: what may stand in one, what is said of mistakes."""
+"""Branches with a state: their clauses, and the messages about mistakes."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def load(source: str) -> program.Program:
 
 
 def test_order_and_names() -> None:
-    """Branches stand in any order; a let of the pattern means the token in one, and the query and key in another."""
+    """Branches stand in any order; a let reads `t` in a branch with a state, and `q` and `k` in an attention."""
     let = "    let even = t % 2 == 0\n"
-    found = load(HEAD + let + BOTH + FAR.replace("state S", "reset even\n        state S"))
-    assert [item.name for item in found.stateful] == ["far"]
-    assert [item.name for item in found.attends] == ["near"]
-    assert found.recurrence is None
+    checked = load(HEAD + let + BOTH + FAR.replace("state S", "reset even\n        state S"))
+    assert [item.name for item in checked.stateful] == ["far"]
+    assert [item.name for item in checked.attends] == ["near"]
+    assert checked.recurrence is None
 
 
 def test_states_alone() -> None:
-    found = load("pattern p\n    input g: log_decay[batch, token, head]\n" + FAR + "    combine far\n")
-    assert found.attends == ()
+    checked = load("pattern p\n    input g: log_decay[batch, token, head]\n" + FAR + "    combine far\n")
+    assert checked.attends == ()
 
 
 MISTAKES: dict[str, tuple[str, str, str]] = {
@@ -73,6 +73,6 @@ def test_mistakes(name: str) -> None:
     source, code, says = MISTAKES[name]
     with pytest.raises(SpecError, match=says) as caught:
         load(source)
-    found = caught.value.diagnostics
-    assert code in {d.code for d in found}
-    assert all(d.help and d.primary.span.text for d in found)
+    diagnostics = caught.value.diagnostics
+    assert code in {d.code for d in diagnostics}
+    assert all(d.help and d.primary.span.text for d in diagnostics)

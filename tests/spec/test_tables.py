@@ -1,4 +1,4 @@
-"""The parser's tables that lie beside the grammar: current, the same as what is built, and never those of another."""
+"""The parser's tables beside the grammar: current, equal to the built parser's, and never another grammar's."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def kept() -> str:
 
 
 def places(tree: Tree[Token]) -> Iterator[tuple[object, ...]]:
-    """The tree with all that the syntax tree is made of."""
+    """Yield every node and token of the tree that the syntax tree is made of, with its position."""
     yield (tree.data, tree.meta.empty or (tree.meta.start_pos, tree.meta.end_pos))
     for child in tree.children:
         if isinstance(child, Tree):
@@ -58,12 +58,12 @@ def test_tables_are_current() -> None:
 
 
 @pytest.mark.parametrize("path", DRAFTS, ids=lambda path: path.stem)
-def test_trees_are_those_of_the_built_parser(path: Path, loaded: Lark, built: Lark) -> None:
+def test_trees_equal_the_built_parsers(path: Path, loaded: Lark, built: Lark) -> None:
     text = decode(path.read_bytes(), path.name).text + "\n"
     assert list(places(loaded.parse(text))) == list(places(built.parse(text)))
 
 
-def test_messages_are_those_of_the_built_parser(loaded: Lark, built: Lark, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_equal_the_built_parsers(loaded: Lark, built: Lark, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (
         "pattern p(w: int)\n    visible abs(q - k) < w if (q in [1, 2]) else true\n    score s * [a for b in 0 .. 3]\n"
     )
@@ -73,12 +73,12 @@ def test_messages_are_those_of_the_built_parser(loaded: Lark, built: Lark, monke
     assert sum(map(bool, said)) > 300
 
 
-def test_tables_of_another_lark_are_not_taken() -> None:
+def test_tables_of_another_lark_version_are_rejected() -> None:
     other = json.dumps({"made_of": json.loads(kept())["made_of"] | {"lark": "0.0.0"}})
     assert parser_of(grammar(), other).parse("let a = 1\n").data == "start"
 
 
-def test_tables_of_another_grammar_are_not_taken() -> None:
+def test_tables_of_another_grammar_are_rejected() -> None:
     changed = grammar().replace("USE.3: /use\\b/", "USE.3: /take\\b/")
     parser = parser_of(changed, kept())
     assert parser.parse("take a(b)\n").data == "start"

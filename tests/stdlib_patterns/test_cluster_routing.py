@@ -22,13 +22,13 @@ BRANCHES = {"hyper_attention", "routing_transformer"}
 
 
 @pytest.mark.parametrize("case", [case for case in CLUSTERED if case.name not in BRANCHES], ids=repr)
-def test_the_earlier_where_all_are_equal(case: Clustered) -> None:
+def test_ties_go_to_the_earlier_unit(case: Clustered) -> None:
     (q, k, v), inputs = case.drawn()
     q, k = torch.zeros_like(q), torch.zeros_like(k)
     seen_as_in_reference(case, [q, k, v], inputs)
 
 
-def test_the_earlier_tokens_of_a_centroid() -> None:
+def test_ties_go_to_the_earlier_token_of_a_centroid() -> None:
     case = routing(21, 21, 3, 5)
     (q, k, v), inputs = case.drawn()
     q, k = (torch.zeros_like(x) for x in (q, k))
@@ -46,32 +46,34 @@ def test_equal_hashes_keep_their_order() -> None:
     assert torch.equal(seen, (block[:, None] == block).expand(seen.shape))
 
 
-# --- choices by themselves --------------------------------------------------------------------------------------------
+# --- selections alone -------------------------------------------------------------------------------------------------
 
 
-def test_what_is_chosen() -> None:
+def test_selected_units() -> None:
     (q, k, v), inputs = svg2(41, 41, 5, 7, 0.4).drawn()
     attend = compile_attention("svg2", p=0.4, query_clusters=5, key_clusters=7)
-    found = attend.chosen(q, k, v, **inputs)["chosen"]
+    selected = attend.chosen(q, k, v, **inputs)["chosen"]
     wanted = svg2_choice(q, k, qc=inputs["qc"], kc=inputs["kc"], p=0.4, least=1)
-    asked = torch.stack([torch.stack([torch.isin(torch.arange(5), own) for own in entry]) for entry in inputs["qc"]])
+    in_use = torch.stack(
+        [torch.stack([torch.isin(torch.arange(5), clusters) for clusters in entry]) for entry in inputs["qc"]]
+    )
     rows, places = wanted.shape[-2:]
-    assert torch.equal(found[..., :rows, :places] & asked[..., :rows, None], wanted & asked[..., :rows, None])
-    assert not bool(found[..., places:].any())
+    assert torch.equal(selected[..., :rows, :places] & in_use[..., :rows, None], wanted & in_use[..., :rows, None])
+    assert not bool(selected[..., places:].any())
 
     q, k, v = real(2, HEADS, 48, DK), real(2, KV_HEADS, 48, DK), real(2, KV_HEADS, 48, 3)
-    found = compile_attention("xattention", block=8, stride=4, p=0.6).chosen(q, k, v)["chosen"]
-    assert torch.equal(found, xattention_choice(q, k, block=8, stride=4, p=0.6))
+    selected = compile_attention("xattention", block=8, stride=4, p=0.6).chosen(q, k, v)["chosen"]
+    assert torch.equal(selected, xattention_choice(q, k, block=8, stride=4, p=0.6))
 
     case = biformer(6, 9, 3, 2)
     (q, k, v), _ = case.drawn()
     region, _, _ = biformer_regions(6, 9, 3)
-    found = case.compiled().chosen(q, k, v)["routed"]
-    assert torch.equal(found[:, None], biformer_choice(q, k, region=region, regions=3, topk=2))
+    selected = case.compiled().chosen(q, k, v)["routed"]
+    assert torch.equal(selected[:, None], biformer_choice(q, k, region=region, regions=3, topk=2))
 
 
-def test_numbers_past_the_bound_wrap() -> None:
-    """An id beyond the bound is harmless: it is taken modulo the number of clusters."""
+def test_ids_past_the_bound_wrap() -> None:
+    """An id beyond the bound is harmless: it is reduced modulo the number of clusters."""
     attend = compile_attention("svg2", p=0.4, query_clusters=4, key_clusters=6)
     (q, k, v), inputs = svg2(41, 41, 5, 7, 0.4).drawn()
     far = {"qc": inputs["qc"] % 4 + 4, "kc": inputs["kc"] % 6 - 6}

@@ -1,6 +1,6 @@
-"""Every file of the library and every check: its form, warnings, mask, output, kernels, machine code, simulation.
+"""Every file of the library and every check: format, warnings, mask, output, kernels, machine code, simulation.
 
-A check that cannot be asked of a pattern has a reason in `without.py`, and what is tested is that the reason is true.
+A check that does not apply to a pattern has a reason in `without.py`, and the test checks that the reason is true.
 """
 
 from __future__ import annotations
@@ -85,36 +85,36 @@ def check_warnings(name: str) -> None:
     choices: list[str | None] = [preset.name for preset in program.presets]
     if all(parameter.default is not None for parameter in program.parameters):
         choices.append(None)
-    found = {one.code for preset in choices for one in warnings_of(bind(program, {}, preset))}
-    assert found == WARNED.get(name, {}).keys()
+    codes = {one.code for preset in choices for one in warnings_of(bind(program, {}, preset))}
+    assert codes == WARNED.get(name, {}).keys()
 
 
-# --- what it means ----------------------------------------------------------------------------------------------------
+# --- the meaning ------------------------------------------------------------------------------------------------------
 
 
 def check_masks(name: str) -> None:
-    own = [case for case in every_case()[name] if case.mask is not None]
+    cases = [case for case in every_case()[name] if case.mask is not None]
     refused = reason("mask", name)
     if refused:
-        assert not own
+        assert not cases
         case = every_case()[name][0]
         with pytest.raises(UnsupportedError, match=re.escape(refused.says)):
             seen_by(case.compiled(), case, case.operands())
         return
-    assert len({case.shape for case in own}) >= LEAST_SHAPES
-    for case in own:
+    assert len({case.shape for case in cases}) >= LEAST_SHAPES
+    for case in cases:
         check_mask(case)
 
 
 def check_outputs(name: str) -> None:
-    own = [case for case in every_case()[name] if case.output is not None]
-    assert len({case.shape for case in own}) >= LEAST_SHAPES
-    for case in own:
+    cases = [case for case in every_case()[name] if case.output is not None]
+    assert len({case.shape for case in cases}) >= LEAST_SHAPES
+    for case in cases:
         check_output(case)
 
 
 MOST = 130
-"""Tokens beyond which the reference executor is not asked, which is dense."""
+"""Maximum number of keys for the reference executor, which is dense."""
 
 
 def check_reference(name: str) -> None:
@@ -127,13 +127,16 @@ def check_reference(name: str) -> None:
 
 
 def middling(name: str) -> Case:
-    """The smallest case of as many queries as keys that is not tiny."""
-    own = [case for case in every_case()[name] if case.output is not None]
-    return min([case for case in own if 8 < case.shape.n_q == case.shape.n_k] or own, key=lambda case: case.shape.n_k)
+    """Return the smallest case, above trivial sizes, with equal numbers of queries and keys."""
+    candidates = [case for case in every_case()[name] if case.output is not None]
+    return min(
+        [case for case in candidates if 8 < case.shape.n_q == case.shape.n_k] or candidates,
+        key=lambda case: case.shape.n_k,
+    )
 
 
 def check_kernels(name: str, patch: pytest.MonkeyPatch) -> None:
-    """That they ran, and none where there are none."""
+    """Check that the kernels ran, and that none ran for a pattern without kernels."""
     patch.setenv("TRITON_INTERPRET", "1")
     case, refused = middling(name), reason("interpreter", name)
     if name in pattern_names():
@@ -157,16 +160,16 @@ TARGET, WIDTHS = "sm_90", (64, 128)
 
 @cache
 def table() -> Mapping[str, Row]:
-    """The rows of the library's kernels for sm_90 by their digests, as they were last read."""
+    """Return the rows of the library's kernels for sm_90 by digest, as last recorded."""
     kinds = ("library", "recurrences", "routing")
     paths = [path for kind in kinds for path in RESULTS.glob(f"kernels-{kind}-triton-*.json")]
     paths.sort(key=lambda path: str(json.loads(path.read_text(encoding="utf-8"))["date"]))
-    found = [row for path in paths for row in kernel_verdicts.read(path)]
-    return {row["digest"]: row for row in found if row["target"] == TARGET and "digest" in row}
+    rows = [row for path in paths for row in kernel_verdicts.read(path)]
+    return {row["digest"]: row for row in rows if row["target"] == TARGET and "digest" in row}
 
 
 def emitted(name: str | None) -> Iterator[Kernel]:
-    """The kernels as they are now; None: the whole library's but routing's, one that is the same for two once."""
+    """Yield the kernels as emitted now; for None, those of the whole library except routing, with duplicates once."""
     patterns = whole_library() if name is None else named([name] if name in pattern_names() else [])
     states = library_gate.whole_library() if name is None else [name]
     if name in routing_names():
@@ -185,9 +188,9 @@ def first_written() -> Mapping[tuple[str, str], str]:
 
 
 def check_gate(name: str) -> None:
-    """Nothing is compiled: the committed tables tell of the same texts.
+    """Check, without compiling, that the committed tables have rows for the emitted texts.
 
-    Where one has changed: `python benchmarks/kernels.py --changed`, `python benchmarks/recurrent_kernels.py --library`,
+    If a text has changed: `python benchmarks/kernels.py --changed`, `python benchmarks/recurrent_kernels.py --library`,
     `python benchmarks/chosen_kernels.py --library`.
     """
     refused = reason("gate", name)
@@ -196,11 +199,11 @@ def check_gate(name: str) -> None:
         with pytest.raises(UnsupportedError, match=re.escape(refused.says)):
             middling(name).compiled().source(TARGET)
         return
-    found = list(emitted(name))
+    kernels = list(emitted(name))
     of_both = name in pattern_names() or name in routing_names()
-    assert found and (not of_both or {one.head_dim for one in found} == {*WIDTHS})
+    assert kernels and (not of_both or {one.head_dim for one in kernels} == {*WIDTHS})
     failed = {}
-    for one in found:
+    for one in kernels:
         row = table().get(one.source.digest) or table().get(first_written()[same_text(one)])
         assert row is not None, (one.title, one.head_dim)
         if row["verdict"] != "pass":
@@ -213,7 +216,7 @@ def check_gate(name: str) -> None:
 
 @cache
 def headlines() -> Mapping[str, Any]:
-    """The library at the calls of the catalogue: each with its first preset, or the one that is its headline."""
+    """Return the library at the calls of the catalogue: each with its first preset, or the preset of its headline."""
     path = [str(ROOT / "docs"), *sys.path]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", path)
@@ -233,7 +236,7 @@ def check_simulation(name: str) -> None:
     assert all(rung.speedup > 0 for rung in shown.simulation.rungs)
 
 
-# --- the walk ---------------------------------------------------------------------------------------------------------
+# --- all checks -------------------------------------------------------------------------------------------------------
 
 DONE: Mapping[str, Callable[[str], None]] = {
     "form": check_form,
@@ -273,7 +276,7 @@ def test_every_check_is_made_and_every_reason_is_needed() -> None:
 
 @pytest.mark.parametrize("name", library_names())
 def test_a_copy_compiles_by_path(name: str, tmp_path: Path) -> None:
-    copy, given = tmp_path / f"{name}.attn", every_case()[name][0].params
+    copy, params = tmp_path / f"{name}.attn", every_case()[name][0].params
     copy.write_bytes(library_files()[name].read_bytes())
-    assert compile_attention(copy, **given).name == name
-    assert compile_attention(f"{copy}:{name}", **given).name == name
+    assert compile_attention(copy, **params).name == name
+    assert compile_attention(f"{copy}:{name}", **params).name == name

@@ -1,4 +1,4 @@
-"""The order of the library: files short, in the folder of a known family, with presets that hold."""
+"""The order of the library: short files, each in the folder of a known family, with valid presets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from attnc.runtime.library import library_files, library_names
 
 ENTRIES = entries()
 LINES, COLUMNS = 30, 120
-"""Lines of the pattern, its docstring aside."""
+"""Maximum size of a pattern's text without its docstring."""
 
 
 def name_of(entry: LibraryEntry) -> str:
@@ -25,14 +25,14 @@ def test_a_file_is_short(entry: LibraryEntry) -> None:
     assert max(map(len, text.splitlines())) <= COLUMNS
 
 
-def test_every_file_stands_in_the_folder_of_a_family() -> None:
+def test_every_file_is_in_the_folder_of_a_family() -> None:
     assert {entry.family for entry in ENTRIES} == set(FAMILIES)
     modules = {name for name in library_files() if name not in library_names()}
     assert {library_files()[name].parent.name for name in modules} == {"modules"}
 
 
 @pytest.mark.parametrize("entry", [e for e in ENTRIES if e.program.parameters], ids=name_of)
-def test_what_has_parameters_has_presets_that_hold(entry: LibraryEntry) -> None:
+def test_patterns_with_parameters_have_valid_presets(entry: LibraryEntry) -> None:
     presets = [preset.name for preset in entry.program.presets]
     assert presets
     for preset in presets:

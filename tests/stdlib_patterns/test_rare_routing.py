@@ -37,26 +37,26 @@ def test_output_and_gradients_in_single_precision(case: Routed) -> None:
     exact = leaves_of([q, k, v], {name: x for name, x in inputs.items() if name not in FIXED})
     wanted = case.reference(q, k, v, inputs)[1]
     attend = case.compiled()
-    given: Inputs = {name: _single(x) for name, x in inputs.items()}
+    narrow_inputs: Inputs = {name: _single(x) for name, x in inputs.items()}
     near = [_single(x) for x in (q, k, v)]
-    found = attend(near[0], near[1], near[2], **given)
+    actual = attend(near[0], near[1], near[2], **narrow_inputs)
     weights = torch.randn(wanted.shape, dtype=torch.float64)
-    leaves = leaves_of(near, {name: x for name, x in given.items() if name not in FIXED})
-    torch.testing.assert_close(found.double(), wanted, rtol=2e-5, atol=2e-5)
+    leaves = leaves_of(near, {name: x for name, x in narrow_inputs.items() if name not in FIXED})
+    torch.testing.assert_close(actual.double(), wanted, rtol=2e-5, atol=2e-5)
     theirs = torch.autograd.grad((wanted * weights).sum(), exact, allow_unused=True, materialize_grads=True)
-    ours = torch.autograd.grad((found * weights.float()).sum(), leaves, allow_unused=True, materialize_grads=True)
+    ours = torch.autograd.grad((actual * weights.float()).sum(), leaves, allow_unused=True, materialize_grads=True)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)
 
 
 def _single(x: Tensor) -> Tensor:
-    """Real numbers that decide about no equals keep their order in fp32."""
+    """Cast to fp32; real numbers that decide no ties keep their order."""
     return x.detach().float().requires_grad_() if x.is_floating_point() else x
 
 
 @pytest.mark.parametrize("case", MEANT, ids=repr)
-def test_the_language_means_it(case: Routed) -> None:
-    """The evaluator, which computes a row at a time from the text."""
+def test_the_evaluator_agrees(case: Routed) -> None:
+    """The evaluator computes a row at a time from the pattern's text."""
     (q, k, v), inputs = case.drawn()
     wanted = case.reference(q, k, v, inputs)[1]
     file = library_files()[case.name]
@@ -75,25 +75,25 @@ def test_the_language_means_it(case: Routed) -> None:
     torch.testing.assert_close(torch.tensor(out, dtype=torch.float64), wanted, rtol=1e-9, atol=1e-9)
 
 
-# --- choices by themselves --------------------------------------------------------------------------------------------
+# --- selections alone -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", [case for case in RARE if case.name == "rectified"], ids=repr)
-def test_what_rectified_chooses(case: Routed) -> None:
+def test_blocks_that_rectified_selects(case: Routed) -> None:
     (q, k, v), inputs = case.drawn()
     block, n = case.params["block"], blocks_of(case.n_q, case.params["block"])
     unit = torch.arange(case.n_q) // block
     p = torch.softmax(scale_of(q) * products(means(q, unit, n), means(k, unit, n)), -1)
-    own = {name: case.params[name] for name in ("drop", "first")}
+    settings = {name: case.params[name] for name in ("drop", "first")}
     chosen = case.compiled().chosen(q, k, v, **inputs)
     assert chosen.keys() == {"critical", "gainful"}
-    assert torch.equal(chosen["critical"], critical_blocks(p, **inputs, share=case.params["p"], **own))
+    assert torch.equal(chosen["critical"], critical_blocks(p, **inputs, share=case.params["p"], **settings))
     assert torch.equal(chosen["gainful"], gainful_blocks(q, k, block))
 
 
 @pytest.mark.parametrize("case", [case for case in RARE if case.name == "superlinear"], ids=repr)
-def test_what_superlinear_reads(case: Routed) -> None:
-    """A query sees its window and the spans of its anchors: the union of what its reads have."""
+def test_keys_that_superlinear_reads(case: Routed) -> None:
+    """A query sees its window and the spans of its anchors: the union of the keys of its reads."""
     (q, k, v), inputs = case.drawn()
     seen, _ = case.reference(q, k, v, inputs)
     grads = []
@@ -105,7 +105,7 @@ def test_what_superlinear_reads(case: Routed) -> None:
     assert torch.equal(torch.stack(grads), seen[:, 0])
 
 
-# --- where one thing is at stake --------------------------------------------------------------------------------------
+# --- single properties ------------------------------------------------------------------------------------------------
 
 
 def test_flash_moba_without_a_filter_is_moba() -> None:
@@ -118,7 +118,7 @@ def test_flash_moba_without_a_filter_is_moba() -> None:
 
 
 def test_flash_moba_gathers_queries() -> None:
-    """The mixed keys are made once, and then it runs as MoBA does."""
+    """The mixed keys are computed once, and then the pattern runs as MoBA does."""
     for device in ("cpu", "cuda"):
         assert compile_attention("flash_moba").plan(2048, heads=4, device=device).schedule == "gathered queries"
 
@@ -129,9 +129,9 @@ def test_a_module_learns_the_filter() -> None:
     )
     q, k, v = (torch.randn(1, heads, 20, d) for heads, d in ((HEADS, DK), (KV_HEADS, DK), (KV_HEADS, 3)))
     module(q, k, v).square().sum().backward()
-    (found,) = [parameter.grad for parameter in module.parameters()]
-    assert found is not None
-    assert bool((found != 0).any())
+    (gradient,) = [parameter.grad for parameter in module.parameters()]
+    assert gradient is not None
+    assert bool((gradient != 0).any())
 
 
 def test_a_key_merged_twice_is_two_keys() -> None:
@@ -141,9 +141,9 @@ def test_a_key_merged_twice_is_two_keys() -> None:
         "qbucket": torch.zeros(1, 2, 5, dtype=torch.long),
         "kbucket": torch.zeros(1, 2, 9, dtype=torch.long),
     }
-    found = compile_attention("temp_cache")(q, k, v, merged=times.expand(1, 2, 9), **alone)
+    actual = compile_attention("temp_cache")(q, k, v, merged=times.expand(1, 2, 9), **alone)
     many = [x.repeat_interleave(times, 2) for x in (k, v)]
-    torch.testing.assert_close(found, compile_attention("full")(q, *many))
+    torch.testing.assert_close(actual, compile_attention("full")(q, *many))
 
 
 @pytest.mark.parametrize("case", [case for case in RARE if case.name == "flux"], ids=repr)
@@ -169,13 +169,13 @@ def test_decoding_is_the_last_row(name: str) -> None:
     whole = attend(q, k, v, **inputs)
     last = {name: x[:, :, -1:] if name in ("coef", "qbucket", "search") else x for name, x in inputs.items()}
     with torch.no_grad():
-        found = attend.decode(q[:, :, -1:], k, v, kv_len=case.n_k, **last)
-    torch.testing.assert_close(found, whole[:, :, -1:], rtol=1e-9, atol=1e-10)
+        actual = attend.decode(q[:, :, -1:], k, v, kv_len=case.n_k, **last)
+    torch.testing.assert_close(actual, whole[:, :, -1:], rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["rectified", "ssa_random"])
-def test_what_is_not_served(name: str) -> None:
-    """Films, whose blocks of queries choose together, and orders that are drawn for training."""
+def test_patterns_without_decode(name: str) -> None:
+    """Not served: videos, whose blocks of queries select together, and orders that are drawn for training."""
     case = next(case for case in RARE if case.name == name and case.n_q == case.n_k)
     (q, k, v), inputs = case.drawn()
     with pytest.raises(UnsupportedError, match=name):
@@ -183,18 +183,18 @@ def test_what_is_not_served(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted({case.name for case in RARE} - {"rectified", "superlinear"}))
-def test_it_is_simulated_as_it_is_set(name: str) -> None:
+def test_patterns_are_simulated_with_their_defaults(name: str) -> None:
     """Defaults are simulated; branches for each selected block are not simulated on a CPU yet."""
     attend = compile_attention(name)
     case = next(case for case in RARE if case.name == name)
-    own = {"flash_moba": {"filter": torch.zeros(KV_HEADS, 3, 64)}}
-    inputs = own.get(name) or case.inputs(1024, 1024)
-    found = attend.simulate(1024, heads=HEADS, kv_heads=KV_HEADS, head_dim=64, device="cpu", batch=2, **inputs)
-    assert found.rungs[0].name == "element"
-    assert found.predicted_ms > 0
+    extra_inputs = {"flash_moba": {"filter": torch.zeros(KV_HEADS, 3, 64)}}
+    inputs = extra_inputs.get(name) or case.inputs(1024, 1024)
+    simulation = attend.simulate(1024, heads=HEADS, kv_heads=KV_HEADS, head_dim=64, device="cpu", batch=2, **inputs)
+    assert simulation.rungs[0].name == "element"
+    assert simulation.predicted_ms > 0
 
 
-def test_what_is_read_span_by_span_is_not_simulated() -> None:
+def test_reads_of_spans_are_not_simulated() -> None:
     with pytest.raises(UnsupportedError, match=r"`read` of `superlinear` .* cannot be simulated on a CPU yet"):
         compile_attention("superlinear").simulate(
             1024, heads=4, head_dim=64, device="cpu", search=torch.zeros(1, 4, 1024, 64)
@@ -202,8 +202,8 @@ def test_what_is_read_span_by_span_is_not_simulated() -> None:
 
 
 def test_a_length_without_anchors_is_simulated() -> None:
-    """The search for the break-even length asks of 64 tokens, where no span stands: it ended in a KeyError."""
-    found = compile_attention("superlinear").simulate(
+    """The search for the break-even length tries 64 tokens, where no span exists: it ended in a KeyError."""
+    simulation = compile_attention("superlinear").simulate(
         64, heads=2, head_dim=64, device="h100", search=torch.zeros(1, 2, 64, 64)
     )
-    assert found.predicted_ms > 0
+    assert simulation.predicted_ms > 0

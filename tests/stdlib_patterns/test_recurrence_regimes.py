@@ -1,6 +1,6 @@
-"""Recurrences of the library in every regime of gates, by the public call: errors of fp32, documents, sequences cut.
+"""Recurrences of the library in every regime of gates, by the public call: fp32 errors, documents, split sequences.
 
-Against the references written from the papers, in fp64. Figures are of RECURRENCES.md, section 9.
+Truth is the references written from the papers, in fp64. The figures are from section 9 of RECURRENCES.md.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 Figures = tuple[float, float, float]
 
 COLUMNS = ("0", "mixed", "-5", "-100 first", "-88.8 in the middle", "-100 in the middle", "-inf")
-# Section 9's "Verified errors", as it stands there: max|err| / max|truth| in units of 1e-7 of the outputs and states,
-# of the gradients of q, k, v, r, u, S₀ and bonus, and of gates, each after 200 tokens of 3 heads, dk 32 and dv 24,
-# from a state that is not 0; the columns are COLUMNS.
+# Section 9's "Verified errors", quoted: max|err| / max|truth| in units of 1e-7 for outputs and states, for the
+# gradients of q, k, v, r, u, S₀ and bonus, and for gates, each after 200 tokens of 3 heads, dk 32 and dv 24, from a
+# state that is not 0; the columns are COLUMNS.
 TABLE = """
 none       | 2.0/2.4/0.0
 scal       | 2.7/2.7/3.1 | 1.3/2.4/0.8 | 1.2/1.2/2.0 | 2.2/2.2/2.1 | 1.7/3.4/1.4 | 2.4/2.8/2.3 | 2.2/4.7/1.4
@@ -91,47 +91,47 @@ CLASSES = {
     "titans_linear": "scal delta",
     "yaad_linear": "scal delta",
 }
-"""The class of each pattern in the table, or the nearest."""
+"""The class of each pattern in the table, or the nearest class."""
 
 AS_THE_LOOP = {
     "gsa": "a softmax between two passes multiplies the errors of its scores",
-    "mamba1": "a factor for each entry, rounded each, as by a token loop",
+    "mamba1": "a factor for each entry, rounded separately, as by a token loop",
     "mamba_mixer": "as mamba1",
     "mesa": "a system solved for each token",
     "mhs_vm": "as mamba1",
     "spatial_mamba": "as mamba1",
-    "test_time_regression": "an inverse that is carried on from token to token",
-    "titans_linear": "two states, of which one is a sum of the other",
+    "test_time_regression": "an inverse that is updated from token to token",
+    "titans_linear": "two states, of which one accumulates the other",
     "yaad_linear": "not linear in its state",
 }
-"""Limits of classes that the table lacks: twice the nearest class's figure, or three times the reference's own error,
-token by token in fp32, where that is more: the same sums in another order were up to 2.8 times as wrong."""
+"""Patterns whose class the table lacks, and why: their limit is twice the nearest class's figure, or three times the
+error of the reference token by token in fp32, if that is more; other orders of summation erred up to 2.8 times it."""
 
 BY_DRAWS = {("scal", "mixed"), ("scal comba", "mixed"), ("scal comba", "-5"), ("scal comba", "-inf")}
-"""Where the mean of several draws is held to twice the table's figure of gates, which is one draw's.
+"""Cases in which the mean of several draws is compared with twice the table's figure of gates, which is of one draw.
 
-A scalar gate's gradient is there that of a few pairs of tokens, sums of 32 and 24 terms in fp32, and as wrong as chance
-has it. Twelve draws of the table's sizes, mean and most in units of 1e-7: mamba2_ssd mixed 0.96 and 2.3; comba mixed
+The gradient of a scalar gate comes from a few pairs of tokens, sums of 32 and 24 terms in fp32, so its error varies
+with the draw. Twelve draws of the table's sizes, mean and maximum (1e-7): mamba2_ssd mixed 0.96 and 2.3; comba mixed
 1.2 and 2.2, -5 0.8 and 2.0, -inf 1.6 and 2.4. The reference in fp32, token by token: 1.1 and 2.1; 1.4 and 3.3, 1.3 and
 2.3, 2.1 and 3.1.
 """
 DRAWS = 8
 
 SHARED = {"A", "D", "decay", "mix", "ridge"}
-"""Learned tensors that the table has none of: each of their few gradients is a sum over all tokens, which may cancel.
-They are held against the reference in fp32 as well. aaren's w is another one."""
+"""Learned tensors that the table lacks: each of their few gradients is a sum over all tokens, which may cancel.
+They are compared with the reference in fp32 as well, and so is aaren's w."""
 
 TOKENS = 200
 FEWER = {"log_linear": 80}
-"""Its reference goes over all pairs."""
+"""Numbers of tokens for references that enumerate all pairs."""
 LEAST = {"lingen_ma": 3, "log_linear": 2}
-"""One that is no review; a level."""
+"""Minimum numbers of tokens: one that is not a review token; one level."""
 TIGHT = 1e-13
 VANISHED = 1e-20
-"""The size of values that passed only a closed gate, e^-50 or less: only their smallness is checked, no digits."""
+"""Size of values that passed only a closed gate, e^-50 or less: they must be small; their digits are not compared."""
 
 TRAINED = {"memora_linear", "moneta_linear", "ttt_linear"}
-"""Not linear in their states, by far: how errors grow there is the inputs' doing, and not the gates'."""
+"""Strongly nonlinear recurrences: the growth of their errors depends on the inputs, not on the gates."""
 
 NAMES = sorted(SYSTEMS)
 GATED = [name for name in NAMES if SYSTEMS[name].put]
@@ -139,12 +139,12 @@ CONTINUED = [name for name in NAMES if SYSTEMS[name].continued]
 
 
 def tight(name: str) -> float:
-    """Return the tolerance for fp64; the scores of two patterns rise to thousands, of which it is a few ulp."""
+    """Return the tolerance for fp64; scores of two patterns reach the thousands, so that 1e-11 is a few ulp of them."""
     return 1e-11 if name in ("aaren", "lightnet") else TIGHT
 
 
 def test_every_pattern_has_a_case() -> None:
-    """But those with complex numbers, and memories that are trained."""
+    """Patterns with complex numbers and trained memories are excepted."""
     texts = {name: library_files()[name].read_text(encoding="utf-8") for name in (*recurrence_names(), *hybrid_names())}
     assert {name for name, text in texts.items() if "complex[" not in text} == set(SYSTEMS) | TRAINED
     assert set(COLUMNS) <= set(REGIMES)
@@ -164,7 +164,7 @@ def group_of(case: Case, result: str) -> str:
 
 
 def errors(case: Case, results: Results, truth: Results) -> dict[str, float]:
-    """The largest of each group. Results that are no numbers are infinitely wrong."""
+    """Return the largest error of each group; NaN counts as an infinite error."""
     worst: dict[str, float] = {}
     for name, expected in truth.items():
         wrong = error(results[name], expected)
@@ -176,32 +176,32 @@ def errors(case: Case, results: Results, truth: Results) -> dict[str, float]:
 
 
 def limits(case: Case, regime: str | None, truth: Results) -> dict[str, float]:
-    """Return the limits by group in fp32: the table's, for 200 tokens, or without `regime` the class's largest."""
+    """Return the limits by group in fp32: the table's for 200 tokens, or without `regime` the class's largest."""
     figures = FIGURES[CLASSES[case.name]]
     columns = figures.values() if regime is None else [figures[regime]]
     forward, rest, gates = (max(column) for column in zip(*columns, strict=True))
-    found = {"forward": forward, "gradients": rest, "gates": gates, "shared": rest}
+    by_group = {"forward": forward, "gradients": rest, "gates": gates, "shared": rest}
     if case.name in AS_THE_LOOP or {"d " + name for name in SHARED} & truth.keys() or case.name == "aaren":
         loop = errors(case, everything(case, by_reference, torch.float32), truth)
         for group, wrong in loop.items():
             if case.name in AS_THE_LOOP or group == "shared":
-                found[group] = max(found[group], (1.5 if case.name in AS_THE_LOOP else 1) * wrong * 1e7)
-    return {group: 2e-7 * figure for group, figure in found.items()}
+                by_group[group] = max(by_group[group], (1.5 if case.name in AS_THE_LOOP else 1) * wrong * 1e7)
+    return {group: 2e-7 * figure for group, figure in by_group.items()}
 
 
 def assert_within(case: Case, regime: str | None) -> None:
-    """Both precisions; no gradient that is not a number."""
+    """Check the errors in fp64 and fp32; no gradient may be NaN."""
     truth = everything(case, by_reference, torch.float64)
     wide = errors(case, everything(case, by_us, torch.float64), truth)
     assert max(wide.values()) <= tight(case.name), wide
-    narrow, most = errors(case, everything(case, by_us, torch.float32), truth), limits(case, regime, truth)
+    narrow, maximum = errors(case, everything(case, by_us, torch.float32), truth), limits(case, regime, truth)
     if (CLASSES[case.name], regime) in BY_DRAWS:
         narrow["gates"] = sum(error_of_gates(case, str(regime), seed) for seed in range(DRAWS)) / DRAWS
-    assert {group: (x, most[group]) for group, x in narrow.items() if not x <= most[group]} == {}
+    assert {group: (x, maximum[group]) for group, x in narrow.items() if not x <= maximum[group]} == {}
 
 
 def error_of_gates(like: Case, regime: str, seed: int) -> float:
-    """Return the error of another draw."""
+    """Return the error of the gates' gradients for another draw."""
     case = draw_case(like.name, regime, like.tokens, seed=seed)
     truth = everything(case, by_reference, torch.float64)
     return errors(case, everything(case, by_us, torch.float32), truth)["gates"]
@@ -210,7 +210,7 @@ def error_of_gates(like: Case, regime: str, seed: int) -> float:
 @pytest.mark.parametrize("regime", COLUMNS)
 @pytest.mark.parametrize("name", GATED)
 def test_regimes(name: str, regime: str) -> None:
-    """Outputs, states, and every gradient, the state's before the first token among them."""
+    """Outputs, states, and every gradient, including that of the initial state."""
     assert_within(draw_case(name, regime, FEWER.get(name, TOKENS)), regime)
 
 
@@ -229,34 +229,34 @@ STARTS = (0, 77, 128, 150, TOKENS)
 
 
 def in_pieces(case: Case, tensors: Tensors, starts: tuple[int, ...]) -> Results:
-    """The reference, from a state of its own at each start but the first; the states are those in the end."""
+    """Run the reference with a new state at each start but the first; the states are those after the last piece."""
     pieces: list[Results] = []
     for low, high in itertools.pairwise(starts):
-        own = part(tensors, slice(low, high))
+        piece_tensors = part(tensors, slice(low, high))
         if low:
-            own = {name: x for name, x in own.items() if not name.startswith("state ")}
-        pieces.append(by_reference(case, own))
+            piece_tensors = {name: x for name, x in piece_tensors.items() if not name.startswith("state ")}
+        pieces.append(by_reference(case, piece_tensors))
     return {**pieces[-1], "out": torch.cat([piece["out"] for piece in pieces], 2)}
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - set(GRIDS)))
 def test_documents(name: str) -> None:
-    """Nothing crosses, where the gates are all but open."""
+    """Nothing crosses a border of documents, though the gates are almost open."""
     case = draw_case(name, "mild" if name in GATED else "0", TOKENS).without_states()
-    truth = everything(case, lambda case, own: in_pieces(case, own, STARTS), torch.float64)
+    truth = everything(case, lambda case, tensors: in_pieces(case, tensors, STARTS), torch.float64)
 
-    def by_call(case: Case, own: Tensors) -> Results:
-        return by_us(case, own, cu_seqlens=torch.tensor(STARTS))
+    def by_call(case: Case, tensors: Tensors) -> Results:
+        return by_us(case, tensors, cu_seqlens=torch.tensor(STARTS))
 
     wide = errors(case, everything(case, by_call, torch.float64), truth)
     assert max(wide.values()) <= tight(name), wide
     narrow = errors(case, everything(case, by_call, torch.float32), truth)
-    most = limits(case, "-inf" if name in GATED else "0", truth)
-    assert {group: (x, most[group]) for group, x in narrow.items() if not x <= most[group]} == {}
+    maximum = limits(case, "-inf" if name in GATED else "0", truth)
+    assert {group: (x, maximum[group]) for group, x in narrow.items() if not x <= maximum[group]} == {}
 
 
 @pytest.mark.parametrize("name", sorted(GRIDS))
-def test_tokens_of_a_picture_are_no_documents(name: str) -> None:
+def test_grids_have_no_documents(name: str) -> None:
     case = draw_case(name, "mixed", 20)
     with pytest.raises(UnsupportedError, match="cu_seqlens"):
         by_us(case, leaves(case, torch.float64), cu_seqlens=torch.tensor([0, 10, 20]))
@@ -264,28 +264,28 @@ def test_tokens_of_a_picture_are_no_documents(name: str) -> None:
 
 @pytest.mark.parametrize("name", CONTINUED)
 def test_resets(name: str) -> None:
-    """At tokens of its own in each batch entry, from a state that is not 0; Titans' where its chunks begin."""
+    """States are reset at other tokens in each batch entry, starting from a nonzero state; Titans' at chunk starts."""
     case = draw_case(name, "mild" if name in GATED else "0", 160, batch=2)
     places = [(80, 96), (64, 128)] if name == "titans_linear" else [(77, 78, 150), (64, 65)]
     fresh = torch.zeros(2, 160, dtype=torch.bool)
-    for entry, own in enumerate(places):
-        fresh[entry, list(own)] = True
+    for entry, resets in enumerate(places):
+        fresh[entry, list(resets)] = True
     attend = case.attention(case.text("input fresh: bool[batch, token]", "reset fresh"))
 
     def by_entries(case: Case, tensors: Tensors) -> Results:
-        found = [
-            in_pieces(case, part(tensors, slice(None), slice(entry, entry + 1)), (0, *own, 160))
-            for entry, own in enumerate(places)
+        results_by_entry = [
+            in_pieces(case, part(tensors, slice(None), slice(entry, entry + 1)), (0, *resets, 160))
+            for entry, resets in enumerate(places)
         ]
-        return {each: torch.cat([one[each] for one in found]) for each in found[0]}
+        return {each: torch.cat([one[each] for one in results_by_entry]) for each in results_by_entry[0]}
 
     truth = everything(case, by_entries, torch.float64)
-    ours = everything(case, lambda case, own: by_us(case, own, attend, fresh=fresh), torch.float64)
+    ours = everything(case, lambda case, resets: by_us(case, resets, attend, fresh=fresh), torch.float64)
     wrong = errors(case, ours, truth)
     assert max(wrong.values()) <= tight(name), wrong
 
 
-# --- sequences cut ----------------------------------------------------------------------------------------------------
+# --- split sequences --------------------------------------------------------------------------------------------------
 
 LENGTH = 100
 CUTS: dict[str, list[tuple[int, ...]]] = {
@@ -296,24 +296,24 @@ CUTS: dict[str, list[tuple[int, ...]]] = {
 
 
 def in_calls(case: Case, tensors: Tensors, cuts: tuple[int, ...]) -> Results:
-    """By calls of which each goes on where the one before it ended, the first with `state`, the others by `step`."""
+    """Run successive calls that continue each other's state: the first by `state`, the others by `step`."""
     attend = case.attention()
     outs: list[Tensor] = []
     state: Any = None
     for low, high in itertools.pairwise((0, *cuts, LENGTH)):
-        given, begun = arguments(case, part(tensors, slice(low, high)))
+        operands, begun = arguments(case, part(tensors, slice(low, high)))
         if low:
-            out, state = attend.step(**given, state=state)
+            out, state = attend.step(**operands, state=state)
         else:
-            out, state = attend(**given, state=begun, return_state=True)
+            out, state = attend(**operands, state=begun, return_state=True)
         outs.append(out)
     return found(case, torch.cat(outs, 2), state)
 
 
 @pytest.mark.parametrize("how", CUTS)
 @pytest.mark.parametrize("name", CONTINUED)
-def test_a_sequence_that_is_cut_is_whole(name: str, how: str) -> None:
-    """Outputs and final states, in fp64; closed gates at the first token of a call, and before it."""
+def test_a_split_sequence_equals_a_whole_one(name: str, how: str) -> None:
+    """Outputs and final states, in fp64, with closed gates at the first token of a call and before it."""
     case = draw_case(name, "mixed", LENGTH)
     for gate in {"g", "f", "w"} & set(case.system.gates):
         case.tensors[gate][:, [64, 76, 77]] = 0 if gate != "g" else -math.inf
@@ -328,19 +328,19 @@ def test_a_sequence_that_is_cut_is_whole(name: str, how: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONTINUED)
-def test_gradients_go_through_states_that_are_handed_on(name: str) -> None:
+def test_gradients_pass_through_states_between_calls(name: str) -> None:
     case = draw_case(name, "mixed", LENGTH)
     truth = everything(case, by_reference, torch.float64)
-    own = leaves(case, torch.float64)
-    results = in_calls(case, own, (1, 50, 64))
-    wrong = errors(case, {**results, **gradients(results, own)}, truth)
+    inputs = leaves(case, torch.float64)
+    results = in_calls(case, inputs, (1, 50, 64))
+    wrong = errors(case, {**results, **gradients(results, inputs)}, truth)
     assert max(wrong.values()) <= tight(name), wrong
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - set(CONTINUED)))
-def test_what_is_not_cut(name: str) -> None:
-    """Routes over a picture need all of it; states of branches are not handed on yet."""
+def test_recurrences_that_cannot_be_split(name: str) -> None:
+    """Routes over a picture need the whole picture; states of branches cannot be passed on yet."""
     case = draw_case(name, "mixed", 20)
-    given, _ = arguments(case, leaves(case, torch.float64))
+    operands, _ = arguments(case, leaves(case, torch.float64))
     with pytest.raises(UnsupportedError):
-        case.attention()(**given, state={"S": torch.zeros(1)})
+        case.attention()(**operands, state={"S": torch.zeros(1)})

@@ -1,4 +1,4 @@
-"""Recurrences of the library against references written from the papers, one token after another in 64 bits."""
+"""Recurrences of the library against references written from the papers, token by token in fp64."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from cases.recurrences import GRIDS, Recurrent, joined
 
 NAMES = recurrence_names()
 BY_TOKEN = {"test_time_regression", "yaad_linear", "moneta_linear", "memora_linear", "ttt_linear"}
-"""Patterns that run token by token, because they are not linear."""
+"""Nonlinear patterns, which run token by token."""
 
 
-def close(ours: Tensor, theirs: Tensor, most: float) -> None:
+def close(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
     assert ours.shape == theirs.shape
     if not theirs.numel():
         return
@@ -26,12 +26,12 @@ def close(ours: Tensor, theirs: Tensor, most: float) -> None:
     size = max(float(theirs.abs().max()), 1e-3)
     assert not ours.isnan().any()
     wide = torch.complex128 if ours.is_complex() else torch.float64
-    assert float((ours.to(wide) - theirs.to(wide)).abs().max()) <= most * size
+    assert float((ours.to(wide) - theirs.to(wide)).abs().max()) <= tolerance * size
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_evaluator(name: str) -> None:
-    """The language's meaning, of all that is computed."""
+    """The evaluator agrees with the reference on outputs and states."""
     case = Recurrent(name, 7, heads=2)
     out, states = case.reference([case.q, case.k, case.v], case.inputs)
     sizes = {"queries": out.shape[2], "keys": out.shape[2], "heads": 2, "kv_heads": 2, "dk": 8, "dv": 5}
@@ -42,8 +42,8 @@ def test_the_evaluator(name: str) -> None:
     ours, last = evaluator.recur(*tensors, scale=0.6)
     close(torch.tensor(ours, dtype=torch.float64), out, 1e-12)
     kinds = {state.name: torch.complex128 if state.is_complex else torch.float64 for state in recurrence.states}
-    found = {state: torch.tensor(x, dtype=kinds[state]) for state, x in last.items()}
-    for a, b in zip(case.final(found), states, strict=True):
+    final_states = {state: torch.tensor(x, dtype=kinds[state]) for state, x in last.items()}
+    for a, b in zip(case.final(final_states), states, strict=True):
         close(a, b, 1e-12)
 
 
@@ -74,8 +74,8 @@ def test_lengths(name: str, tokens: int) -> None:
 
 @pytest.mark.parametrize("cut", [1, 6, 64, 69])
 @pytest.mark.parametrize("name", sorted(set(NAMES) - GRIDS))
-def test_a_run_that_is_cut_goes_on_where_it_was(name: str, cut: int) -> None:
-    """Prefill in two calls, and then token by token."""
+def test_a_split_run_equals_a_whole_one(name: str, cut: int) -> None:
+    """The prefill is split into two calls; a second run goes token by token."""
     case = Recurrent(name)
     attend = case.attention()
     with torch.no_grad():
@@ -83,8 +83,8 @@ def test_a_run_that_is_cut_goes_on_where_it_was(name: str, cut: int) -> None:
         whole, last = case.ours(attend, tensors, inputs)
 
         def part(low: int, high: int, state: Any) -> tuple[Tensor, dict[str, Tensor]]:
-            own = {k: x[:, low:high] if x.ndim >= 2 and x.shape[1] == 70 else x for k, x in inputs.items()}
-            return case.ours(attend, [x[:, :, low:high] for x in tensors], own, state)
+            part_inputs = {k: x[:, low:high] if x.ndim >= 2 and x.shape[1] == 70 else x for k, x in inputs.items()}
+            return case.ours(attend, [x[:, :, low:high] for x in tensors], part_inputs, state)
 
         first, state = part(0, cut, None)
         second, state = part(cut, 70, state)
@@ -111,7 +111,7 @@ def test_heads_that_share_keys(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_strict_refuses_what_runs_token_by_token(name: str) -> None:
+def test_strict_refuses_runs_token_by_token(name: str) -> None:
     case = Recurrent(name, 3)
     if name in BY_TOKEN:
         with pytest.raises(UnsupportedError, match="would run token by token, for"):

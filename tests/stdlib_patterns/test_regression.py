@@ -1,4 +1,4 @@
-"""Test-time regression against a regression that is solved anew for every token."""
+"""Test-time regression against a regression that is solved from scratch for every token."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SMALL = {torch.float64: 1e-9, torch.float32: 2e-4}
 
 
 def drawn(n: int, dtype: torch.dtype) -> list[Tensor]:
-    """q, k of length 1, v and beta, some of it exactly 0 and 1."""
+    """Draw q, k of length 1, v and beta; some betas are exactly 0 or 1."""
     sizes = ((2, 3, n, 5), (2, 3, n, 5), (2, 3, n, 4))
     q, k, v = (torch.randn(size, dtype=torch.float64) for size in sizes)
     beta = torch.rand(2, n, 3, dtype=torch.float64)
@@ -43,15 +43,15 @@ def test_output_states_and_gradients(n: int, params: dict[str, Any], backend: An
     weights = torch.randn(wanted.shape, dtype=torch.float64)
     ours = torch.autograd.grad((out.double() * weights).sum(), leaves)
     theirs = torch.autograd.grad((wanted * weights).sum(), wide)
-    found = [out, *(states[name] for name in ("P", "n", "S")), *ours]
-    for a, b in zip(found, [wanted, *last, *theirs], strict=True):
+    actual = [out, *(states[name] for name in ("P", "n", "S")), *ours]
+    for a, b in zip(actual, [wanted, *last, *theirs], strict=True):
         largest = max(float(b.detach().abs().max()), 1.0)
         torch.testing.assert_close(a.double() / largest, b / largest, rtol=0, atol=SMALL[dtype])
 
 
 @pytest.mark.parametrize("cut", [1, 20, 36])
-def test_a_run_that_is_cut_goes_on(cut: int) -> None:
-    """Also where the first part is one token: the ridge is put in once."""
+def test_a_split_run_continues(cut: int) -> None:
+    """Cuts include a first part of one token: the ridge must be added only once."""
     q, k, v, beta = (x.detach() for x in drawn(37, torch.float64))
     attend = compile_attention("test_time_regression", ridge=0.5, gamma=0.95)
     whole, last = attend(q, k, v, beta=beta, return_state=True)
@@ -63,7 +63,7 @@ def test_a_run_that_is_cut_goes_on(cut: int) -> None:
     torch.testing.assert_close(state, last)
 
 
-def test_without_forgetting_it_is_mesa() -> None:
+def test_without_forgetting_regression_equals_mesa() -> None:
     q, k, v, beta = (x.detach() for x in drawn(37, torch.float64))
     mesa = compile_attention("mesa")(
         q,
@@ -73,13 +73,13 @@ def test_without_forgetting_it_is_mesa() -> None:
         beta=beta,
         ridge=0.5 * torch.ones(3, 5, dtype=torch.float64),
     )
-    found = compile_attention("test_time_regression", ridge=0.5)(q, k, v, beta=beta)
-    torch.testing.assert_close(found, mesa, rtol=1e-6, atol=1e-7)
+    actual = compile_attention("test_time_regression", ridge=0.5)(q, k, v, beta=beta)
+    torch.testing.assert_close(actual, mesa, rtol=1e-6, atol=1e-7)
 
 
 def test_each_prefix_is_its_own_regression() -> None:
-    """Regression with a small ridge and many keys finds a linear map."""
+    """Regression with a small ridge and many keys recovers a linear map."""
     q, k, _, beta = (x.detach() for x in drawn(200, torch.float64))
     truth = torch.randn(2, 3, 5, 4, dtype=torch.float64)
-    found = compile_attention("test_time_regression", ridge=1e-9)(q, k, k @ truth, beta=beta.clamp(min=0.1))
-    torch.testing.assert_close(found[:, :, 20:], (q @ truth)[:, :, 20:], rtol=1e-5, atol=1e-5)
+    actual = compile_attention("test_time_regression", ridge=1e-9)(q, k, k @ truth, beta=beta.clamp(min=0.1))
+    torch.testing.assert_close(actual[:, :, 20:], (q @ truth)[:, :, 20:], rtol=1e-5, atol=1e-5)

@@ -1,6 +1,6 @@
 """The routing patterns against references written from their papers (`reference.routing`).
 
-What is chosen is compared by itself, not only by what comes of it: two choices may give nearly one output.
+Selections are compared too, not only outputs: two different selections may give nearly equal outputs.
 """
 
 from __future__ import annotations
@@ -50,23 +50,23 @@ BRANCHES = {"native_sparse", "vsa", "hybrid_forcing"}
 
 
 def choices_agree(case: Routed, qkv: list[Tensor], inputs: Inputs) -> None:
-    """The choices of a pattern of several branches are the reference's."""
+    """Check that the selections of a pattern with several branches equal the reference's."""
     attend = case.compiled()
     q, k, v = qkv
-    own = dict(case.params)
+    params = dict(case.params)
     if case.name == "native_sparse":
-        found = {"important": native_sparse_choice(q, k, block=own["block"], topk=own["topk"])}
+        selections = {"important": native_sparse_choice(q, k, block=params["block"], topk=params["topk"])}
     else:
-        unit, units = tiles_of((own["frames"], own["height"], own["width"]), own["tile"])
-        found = {"chosen": vsa_choice(q, k, unit=unit, units=units, density=own["density"])}
+        unit, units = tiles_of((params["frames"], params["height"], params["width"]), params["tile"])
+        selections = {"chosen": vsa_choice(q, k, unit=unit, units=units, density=params["density"])}
     chosen = attend.chosen(q, k, v, **inputs)
-    assert chosen.keys() == found.keys()
-    for name, wanted in found.items():
+    assert chosen.keys() == selections.keys()
+    for name, wanted in selections.items():
         assert torch.equal(chosen[name], wanted)
 
 
 @pytest.mark.parametrize("case", [case for case in ROUTED if case.name in BRANCHES], ids=repr)
-def test_what_branches_choose(case: Routed) -> None:
+def test_selections_of_branches(case: Routed) -> None:
     choices_agree(case, *case.drawn())
 
 
@@ -74,7 +74,7 @@ def test_what_branches_choose(case: Routed) -> None:
 
 
 def small(x: Tensor) -> Tensor:
-    """-1, 0 or 1: sums of products of these are exact, and many are equal."""
+    """Round to -1, 0 or 1: sums of products of such numbers are exact, and many of them are equal."""
     return x.clamp(-1, 1).round()
 
 
@@ -97,34 +97,34 @@ ROUNDED = [
     Routed("token_sparse", 17, 17, {"window": 1, "pool": 1, "tau": 0.2}),
     vmoba_threshold(0.25, 2),
 ]
-"""Scores that are rounded are equal where all that goes into them is 0."""
+"""Patterns with rounded scores: scores are equal only where all of their terms are 0."""
 
 
 @pytest.mark.parametrize("keys", [1, 0], ids=["small numbers", "no keys"])
 @pytest.mark.parametrize("case", EXACT, ids=repr)
-def test_the_earlier_of_equals(case: Routed, keys: int) -> None:
+def test_ties_go_to_the_earlier_candidate(case: Routed, keys: int) -> None:
     (q, k, v), inputs = case.drawn()
     q, k, inputs = small(q), keys * small(k), {name: small(x) for name, x in inputs.items()}
     seen_as_in_reference(case, [q, k, v], inputs)
 
 
 @pytest.mark.parametrize("case", [*EXACT, *ROUNDED], ids=repr)
-def test_the_earlier_where_all_are_equal(case: Routed) -> None:
+def test_all_equal_scores_select_the_earlier_candidates(case: Routed) -> None:
     (q, k, v), inputs = case.drawn()
     q, k, inputs = torch.zeros_like(q), torch.zeros_like(k), {name: torch.zeros_like(x) for name, x in inputs.items()}
     seen_as_in_reference(case, [q, k, v], inputs)
 
 
 @pytest.mark.parametrize("case", [case for case in ROUTED if case.name in ("native_sparse", "vsa")], ids=repr)
-def test_the_earlier_of_equals_of_branches(case: Routed) -> None:
+def test_ties_of_branches_go_to_the_earlier_block(case: Routed) -> None:
     (q, k, v), inputs = case.drawn()
     choices_agree(case, [q, torch.zeros_like(k), v], inputs)
 
 
-def test_equal_keys_are_not_the_own_ones() -> None:
-    """No chunk has a share where no score is above the least: the own one is taken, and one more at least.
+def test_equal_keys_keep_the_own_chunk() -> None:
+    """No chunk has a share if no score is above the least: the own chunk is selected, and at least one more.
 
-    Keys are 0, as sums of products of others are rounded otherwise from chunk to chunk, on some processors.
+    Keys are 0, since sums of products of other keys are rounded differently from chunk to chunk on some processors.
     """
     case = vmoba_threshold(0.25, 2)
     attend = case.compiled()
@@ -150,7 +150,7 @@ TOKENS = {"native_sparse": 1, "deepseek_sparse": 1, "seer_decode": 2, "dynamic_m
 
 
 def with_other_futures(name: str) -> list[tuple[int, list[Tensor], Inputs, list[Tensor], Inputs]]:
-    """Numbers t, arguments of a call of 200 tokens, and such as are the same before token t and others from there."""
+    """Return numbers t, arguments of a call of 200 tokens, and arguments that differ from token t on."""
     n, (_, inputs) = 200, CAUSAL[name]
 
     def drawn() -> tuple[list[Tensor], Inputs]:
@@ -160,23 +160,23 @@ def with_other_futures(name: str) -> list[tuple[int, list[Tensor], Inputs, list[
     def changed(t: int, before: Tensor, after: Tensor, dim: int) -> Tensor:
         return torch.cat([before.narrow(dim, 0, t), after.narrow(dim, t, n - t)], dim)
 
-    found = []
+    pairs_of_calls = []
     for _ in range(2):
-        (qkv, given), (others, other) = drawn(), drawn()
+        (qkv, first_inputs), (others, other) = drawn(), drawn()
         for t in (1, 7, 16, 63, 100, 128, 199):
             then = [changed(t, x, y, 2) for x, y in zip(qkv, others, strict=True)]
-            inputs_then = {key: changed(t, x, other[key], TOKENS[name]) for key, x in given.items()}
-            found.append((t, qkv, given, then, inputs_then))
-    return found
+            inputs_then = {key: changed(t, x, other[key], TOKENS[name]) for key, x in first_inputs.items()}
+            pairs_of_calls.append((t, qkv, first_inputs, then, inputs_then))
+    return pairs_of_calls
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("name", CAUSAL)
-def test_what_comes_later_changes_no_bit(name: str, backend: str) -> None:
+def test_later_tokens_change_no_bit(name: str, backend: str) -> None:
     attend = compile_attention(name, **CAUSAL[name][0])
     run: Any = attend if backend == "cpu" else attend.reference
-    for t, qkv, given, then, inputs_then in with_other_futures(name):
-        before, after = run(*qkv, **given), run(*then, **inputs_then)
+    for t, qkv, inputs, then, inputs_then in with_other_futures(name):
+        before, after = run(*qkv, **inputs), run(*then, **inputs_then)
         torch.testing.assert_close(after[:, :, :t], before[:, :, :t])
         assert torch.equal(after[:, :, :t], before[:, :, :t])
         assert not torch.equal(after[:, :, t:], before[:, :, t:])
@@ -184,7 +184,7 @@ def test_what_comes_later_changes_no_bit(name: str, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_a_last_key_that_only_its_own_query_sees_changes_no_bit(backend: str) -> None:
-    """Rows of a tile share the keys that are fetched for it."""
+    """Rows of a tile share the keys that are gathered for it."""
     attend = compile_attention("dynamic_mask", keys_kept=24)
     run: Any = attend if backend == "cpu" else attend.reference
     for _ in range(6):
@@ -199,17 +199,17 @@ def test_a_last_key_that_only_its_own_query_sees_changes_no_bit(backend: str) ->
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-def test_what_comes_later_changes_no_choice(name: str) -> None:
+def test_later_tokens_change_no_selection(name: str) -> None:
     attend = compile_attention(name, **CAUSAL[name][0])
-    for t, (q, k, v), given, (other_q, other_k, other_v), inputs_then in with_other_futures(name):
-        before = attend.chosen(q, k, v, **given)
+    for t, (q, k, v), inputs, (other_q, other_k, other_v), inputs_then in with_other_futures(name):
+        before = attend.chosen(q, k, v, **inputs)
         after = attend.chosen(other_q, other_k, other_v, **inputs_then)
         assert before.keys() == after.keys()
         for key, chosen in before.items():
             assert torch.equal(after[key][..., :t, :], chosen[..., :t, :])
 
 
-# --- sizes at the edge ------------------------------------------------------------------------------------------------
+# --- smallest sizes ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["moba", "native_sparse"])
@@ -228,31 +228,31 @@ def test_few_tokens_and_no_sequence(name: str, batch: int, n: int) -> None:
             torch.testing.assert_close(out, wanted, rtol=1e-10, atol=1e-11)
 
 
-# --- where one thing is at stake --------------------------------------------------------------------------------------
+# --- single properties ------------------------------------------------------------------------------------------------
 
 
 def test_vmoba_counts_the_own_chunk() -> None:
-    """k · S pairs of a query and a chunk are taken per head, the own chunk of every query among them."""
+    """k · S pairs of a query and a chunk are selected per head, the own chunk of every query among them."""
     case = Routed("vmoba", 105, 105, {**VIDEO, "chunk": [2, 2, 3], "topk": 2, "layer": 2})
     seen_as_in_reference(case, *case.drawn())
 
 
 def test_a_map_of_blocks_that_do_not_divide_the_length() -> None:
-    """A map of blocks of 8 of 17 tokens: 8, 8 and 1, as blocks of 128 are of 130 tokens 128 and 2."""
+    """A map of blocks of 8 for 17 tokens has blocks of 8, 8 and 1, as blocks of 128 for 130 tokens have 128 and 2."""
     case = Routed("sparse_d", 17, 17, {"block": 8}, maps_of(8))
     seen_as_in_reference(case, *case.drawn())
 
 
-def of_hybrid(case: Case) -> tuple[Attention, list[Tensor], Inputs]:
-    """Hybrid Forcing, and the arguments of a call; what it gives is compared in `test_every_file.py`."""
+def hybrid_call(case: Case) -> tuple[Attention, list[Tensor], Inputs]:
+    """Return Hybrid Forcing and the arguments of a call; its output is compared in `test_every_file.py`."""
     operands = {name: x.detach() for name, x in case.operands().items()}
     return case.compiled(), [operands[name] for name in "qkv"], inputs_of(operands)
 
 
 @pytest.mark.parametrize(("n_k", "block"), [(12, 4), (12, 3), (12, 5), (24, 6), (36, 4)])
-def test_what_hybrid_forcing_chooses_before_anything_is_evicted(n_k: int, block: int) -> None:
-    """The last chunk of 12 tokens, in its own blocks."""
-    attend, (q, k, v), inputs = of_hybrid(hybrid(12, n_k, block=block, local=10))
+def test_selections_of_hybrid_forcing_before_evictions(n_k: int, block: int) -> None:
+    """The last chunk of 12 tokens selects in its own blocks."""
+    attend, (q, k, v), inputs = hybrid_call(hybrid(12, n_k, block=block, local=10))
     chosen = attend.chosen(q, k, v, **inputs)
     assert chosen.keys() == {"chosen"}
     wanted = hybrid_forcing_choice(q, k, ratio=0.5, block=block)
@@ -260,9 +260,9 @@ def test_what_hybrid_forcing_chooses_before_anything_is_evicted(n_k: int, block:
 
 
 def test_hybrid_forcing_with_a_query_that_no_evicted_key_meets() -> None:
-    """relu(q) is 0: what divides is 1e-6, and what is divided a mean."""
+    """relu(q) is 0: the divisor is 1e-6, and the dividend a mean."""
     case = hybrid(12, 48, ratio=1)
-    attend, (q, k, v), inputs = of_hybrid(case)
+    attend, (q, k, v), inputs = hybrid_call(case)
     q[:, :, 5] = -q[:, :, 5].abs()
     _, wanted = REFERENCES["hybrid_forcing"](q, k, v, **inputs, **case.params)
     torch.testing.assert_close(attend(q, k, v, **inputs), wanted, rtol=1e-5, atol=1e-5)

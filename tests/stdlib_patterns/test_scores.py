@@ -1,4 +1,4 @@
-"""The patterns with scores of their own against dense torch written from their papers (`reference.scores`)."""
+"""The patterns with their own scores against dense torch written from their papers (`reference.scores`)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def named(name: str) -> System:
 
 
 MANY_ROWS, MANY_KEYS = Shape(600, 600, 2, 1, 1, dk=4, dv=3), Shape(3, 4500, 2, 1, 1, dk=4, dv=3)
-"""More than one tile holds."""
+"""Shapes with more rows, or more keys, than a tile holds."""
 
 
 @pytest.mark.parametrize("system", SYSTEMS, ids=repr)
@@ -56,19 +56,19 @@ def test_alibi_has_slopes_for_any_number_of_heads(n: int) -> None:
 @pytest.mark.parametrize("name", EXECUTORS)
 @pytest.mark.parametrize("system", SYSTEMS, ids=repr)
 def test_gradients_of_some_operands_and_of_one_output(system: System, name: str) -> None:
-    """Operands without gradients do not disturb the others, nor does an output that is not part of the loss."""
+    """Operands without gradients do not affect the others, nor does an output that is not part of the loss."""
     operands = system.operands(Shape(19, 19))
     run = executor(system.compiled(), name)
     for part in (0, 1):
         for alone in [key for key, x in operands.items() if x.requires_grad]:
-            given = {key: x if key == alone else x.detach() for key, x in operands.items()}
-            output, wanted = run(**given)[part], system.dense(**given)[part]
+            operands_of_call = {key: x if key == alone else x.detach() for key, x in operands.items()}
+            output, wanted = run(**operands_of_call)[part], system.dense(**operands_of_call)[part]
             grad = torch.randn_like(wanted)
             if not wanted.requires_grad:
                 assert alone == "v"
                 continue
-            found = torch.autograd.grad(output, given[alone], grad)[0]
-            assert_equals({alone: found}, {alone: torch.autograd.grad(wanted, given[alone], grad)[0]})
+            gradient = torch.autograd.grad(output, operands_of_call[alone], grad)[0]
+            assert_equals({alone: gradient}, {alone: torch.autograd.grad(wanted, operands_of_call[alone], grad)[0]})
 
 
 @pytest.mark.parametrize("system", SYSTEMS, ids=repr)
@@ -85,7 +85,7 @@ def test_gradcheck(system: System) -> None:
 @pytest.mark.parametrize("name", EXECUTORS)
 @pytest.mark.parametrize("system", DEFAULTS, ids=repr)
 def test_scale(system: System, name: str) -> None:
-    """A scale given with the call takes the place of dk^-1/2; T5 has none."""
+    """A scale given with the call replaces dk^-1/2; T5 has none."""
     operands = system.operands(Shape(11, 11))
     run = executor(system.compiled(), name)
     times = 1.0 if system.name == "t5" else 0.3 * operands["q"].shape[-1] ** 0.5
@@ -117,7 +117,7 @@ def test_one_input_for_the_whole_batch(system: System, name: str) -> None:
 @pytest.mark.parametrize("name", EXECUTORS)
 @pytest.mark.parametrize("system", [system for system in DEFAULTS if system.inputs(Shape(1, 1))], ids=repr)
 def test_each_call_has_its_own_inputs(system: System, name: str) -> None:
-    """Nothing of a call is kept for the next of the same shape, nor when an input is changed in place."""
+    """Nothing of a call is reused for the next call of its shape, even when an input is changed in place."""
     run = executor(system.compiled(), name)
     first, second = (system.operands(Shape(19, 19)) for _ in range(2))
     for operands in (first, second, first):
@@ -159,7 +159,7 @@ def test_at_most_twice_the_error_of_dense_torch(system: System, shape: Shape, dt
 @pytest.mark.parametrize("name", EXECUTORS)
 @pytest.mark.parametrize("system", [system for system in DEFAULTS if system.inputs(Shape(1, 1))], ids=repr)
 def test_inputs_of_fp32_beside_bf16(system: System, name: str) -> None:
-    """As mixed precision has it: parameters and their gradients stay in fp32."""
+    """In mixed precision parameters and their gradients stay in fp32."""
     operands = system.operands(Shape(37, 37), torch.bfloat16)
     wide = {key: leaf(x, torch.float32) for key, x in operands.items() if key not in ("q", "k", "v")}
     check_twice(executor(system.compiled(), name), system.dense, operands | wide)
@@ -200,16 +200,16 @@ def test_high_and_low_sinks(sink: float, dtype: torch.dtype, name: str) -> None:
 
 @pytest.mark.parametrize("name", EXECUTORS)
 def test_a_sink_without_weight_is_no_sink(name: str) -> None:
-    """At -inf it takes nothing, and has no gradient."""
+    """A sink at -inf takes no weight and has no gradient."""
     system = normalisers.gpt_oss(17)
     operands = system.operands(Shape(37, 37)) | {"sink": leaf(torch.full((4,), -math.inf), torch.float64)}
-    found = check(executor(system.compiled(), name), system.dense, operands)
-    assert not found["dsink"].any()
+    actual = check(executor(system.compiled(), name), system.dense, operands)
+    assert not actual["dsink"].any()
 
 
 @pytest.mark.parametrize("name", EXECUTORS)
 def test_steep_forgetting(name: str) -> None:
-    """Gates all but shut: what lies behind them is forgotten, and no difference of large sums spoils the rest."""
+    """Gates are almost shut: earlier keys are forgotten, and no difference of large sums spoils the other weights."""
     system = named("fox")
     for dtype in (torch.float64, torch.float32):
         operands = system.operands(Shape(130, 130), dtype)
@@ -227,14 +227,14 @@ def test_steep_forgetting(name: str) -> None:
 @pytest.mark.parametrize("name", EXECUTORS)
 @pytest.mark.parametrize("gate", [-math.inf, -3e38, -1e20])
 def test_a_shut_gate(gate: float, name: str) -> None:
-    """Nothing behind it counts, and what is before it counts as ever; its own gradient is nothing, to rounding."""
+    """Keys before the gate lose all weight, and others are unaffected; the gate's gradient is 0 up to rounding."""
     system = named("fox")
     operands = system.operands(Shape(12, 12))
     f = operands["f"].detach().clone()
     f[:, 5] = gate
     operands["f"] = leaf(f, torch.float64)
-    found = check(executor(system.compiled(), name), system.dense, operands)
-    assert found["df"][:, 5].abs().max() < 1e-14
+    actual = check(executor(system.compiled(), name), system.dense, operands)
+    assert actual["df"][:, 5].abs().max() < 1e-14
 
 
 def test_gates_that_grow_are_refused() -> None:
@@ -254,7 +254,7 @@ def test_a_row_with_one_key_is_its_value(system: System, name: str) -> None:
     assert torch.equal(out[:, :, 0], operands["v"].repeat_interleave(2, 1)[:, :, 0])
 
 
-# --- rows that see nothing --------------------------------------------------------------------------------------------
+# --- rows without visible keys ----------------------------------------------------------------------------------------
 
 STRICT = """
 pattern strict
@@ -267,7 +267,7 @@ pattern strict
 
 
 def strictly(score: Callable[..., Tensor]) -> Run:
-    """The reference of a pattern in which no token sees itself, with a sink."""
+    """Return the reference of a pattern in which no token sees itself, with a sink."""
 
     def dense(q: Tensor, k: Tensor, v: Tensor, *, sink: Tensor, **inputs: Tensor) -> attention.Result:
         query, key = attention.positions(q, k)
@@ -290,12 +290,12 @@ STRICT_SCORES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "shape", [Shape(1, 1), Shape(2, 2), Shape(37, 37), Shape(130, 130, 3, 3), Shape(5, 37)], ids=repr
 )
 @pytest.mark.parametrize("score", STRICT_SCORES)
-def test_the_first_token_sees_nothing(score: str, shape: Shape, name: str) -> None:
+def test_the_first_token_sees_no_key(score: str, shape: Shape, name: str) -> None:
     run = executor(compile_attention(STRICT.format(score=score)), name)
     operands = normalisers.gpt_oss().operands(shape)
-    found = check(run, strictly(STRICT_SCORES[score]), operands)
+    actual = check(run, strictly(STRICT_SCORES[score]), operands)
     rows = torch.arange(shape.n_k - shape.n_q, shape.n_k)
-    check_nothing_seen(found, (rows > 0).expand(found["lse"].shape))
+    check_nothing_seen(actual, (rows > 0).expand(actual["lse"].shape))
 
 
 FAR_APART = """
@@ -308,8 +308,8 @@ pattern far_apart
 
 
 @pytest.mark.parametrize("name", EXECUTORS)
-def test_rows_of_some_batch_entries_see_nothing(name: str) -> None:
-    """The first entry is a graph without edges, the second has lone nodes, the third none."""
+def test_rows_of_some_batch_entries_see_no_key(name: str) -> None:
+    """The first entry is a graph without edges, the second has isolated nodes, the third has none."""
     system = named("graphormer")
     operands = system.operands(Shape(37, 37, batch=3))
     operands["distance"][0] = 5
@@ -319,6 +319,6 @@ def test_rows_of_some_batch_entries_see_nothing(name: str) -> None:
         score = attention.scale_of(q) * attention.products(q, k) + table[:, distance].transpose(0, 1)
         return attention.weighted(score, (distance < 2)[:, None], v)
 
-    found = check(executor(compile_attention(FAR_APART), name), dense, operands)
-    check_nothing_seen(found, (operands["distance"] < 2).any(-1)[:, None].expand(3, 4, 37))
-    assert not found["dtable"][:, 2:].any()
+    actual = check(executor(compile_attention(FAR_APART), name), dense, operands)
+    check_nothing_seen(actual, (operands["distance"] < 2).any(-1)[:, None].expand(3, 4, 37))
+    assert not actual["dtable"][:, 2:].any()

@@ -1,4 +1,4 @@
-"""HiP, DHSA and MMInference's grid: what the language says they are, their presets, and what a call at them costs."""
+"""HiP, DHSA and MMInference's grid: agreement with the evaluator, presets, and the cost of a call with them."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ def pieces(n: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("n_q", "n_k"), [(29, 29), (7, 25)])
 @pytest.mark.parametrize("name", CASES)
-def test_it_means_what_the_evaluator_says(name: str, n_q: int, n_k: int) -> None:
+def test_the_evaluator_agrees(name: str, n_q: int, n_k: int) -> None:
     attend = compile_attention(name, **CASES[name])
     q, k, v = made(n_q, n_k)
-    given: dict[str, Any] = pieces(n_k) if name == "dhsa" else {}
+    inputs: dict[str, Any] = pieces(n_k) if name == "dhsa" else {}
     counts = {"queries": n_q, "keys": n_k, "heads": 2, "kv_heads": 1, "dk": 4, "dv": 4}
-    oracle = Evaluator(attend.bound, inputs={key: x.tolist() for key, x in given.items()}, **counts)
+    oracle = Evaluator(attend.bound, inputs={key: x.tolist() for key, x in inputs.items()}, **counts)
     wanted = torch.tensor(oracle.attend(*(x.tolist() for x in (q, k, v)))[0], dtype=torch.float64)
-    torch.testing.assert_close(attend(q, k, v, **given), wanted, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(attend(q, k, v, **inputs), wanted, rtol=1e-10, atol=1e-12)
 
 
 def test_the_papers_settings() -> None:
-    """At 2,100 tokens each stage has something to leave out."""
+    """At 2,100 tokens each stage leaves some tokens out."""
     q, k, v = (torch.randn(1, 1, 2100, 8, dtype=torch.float64) for _ in range(3))
     attend = compile_attention("hip", kept=[512, 128, 64], sinks=256)
-    own: dict[str, Any] = {"stages": [256, 32, 8], "strides": [4, 4, 1], "rows": 64, "sinks": 256, "window": 1024}
-    seen, wanted = hip(q, k, v, kept=[512, 128, 64], **own)
+    settings: dict[str, Any] = {"stages": [256, 32, 8], "strides": [4, 4, 1], "rows": 64, "sinks": 256, "window": 1024}
+    seen, wanted = hip(q, k, v, kept=[512, 128, 64], **settings)
     assert torch.equal(attend.mask(2100, q=q, k=k), seen[:, 0])
     torch.testing.assert_close(attend(q, k, v), wanted, rtol=1e-10, atol=1e-11)
 
@@ -65,11 +65,11 @@ def test_presets_are_the_papers() -> None:
 
 
 def test_the_last_queries_of_dhsa_one_by_one() -> None:
-    """A call of their own, whose blocks are of one query."""
+    """The last queries are a separate call whose blocks hold one query."""
     q, k, v = made(40, 40)
-    own, given = {**CASES["dhsa"], "rows": 1}, pieces(40)
-    last = compile_attention("dhsa", **own)(q[:, :, -6:], k, v, **given)
-    _, wanted = dhsa(q, k, v, **given, **own)
+    settings, inputs = {**CASES["dhsa"], "rows": 1}, pieces(40)
+    last = compile_attention("dhsa", **settings)(q[:, :, -6:], k, v, **inputs)
+    _, wanted = dhsa(q, k, v, **inputs, **settings)
     torch.testing.assert_close(last, wanted[:, :, -6:], rtol=1e-10, atol=1e-11)
 
 

@@ -19,31 +19,31 @@ from cases.hybrids import draw, ours
 @pytest.mark.parametrize("name", hybrid_names())
 def test_the_evaluator(name: str) -> None:
     tensors, inputs, numbers = draw(name, 9)
-    attend, qkv, given = ours(name, tensors, inputs, numbers)
+    attend, qkv, call_inputs = ours(name, tensors, inputs, numbers)
     with torch.no_grad():
         q, k, v = (x[:1] for x in qkv)
-        own: dict[str, Any] = {
-            key: x[:1] if x.shape[0] == 2 and key not in ("A", "mix", "D") else x for key, x in given.items()
+        evaluator_inputs: dict[str, Any] = {
+            key: x[:1] if x.shape[0] == 2 and key not in ("A", "mix", "D") else x for key, x in call_inputs.items()
         }
-        out = attend(q, k, v, scale=0.4, **own)
+        out = attend(q, k, v, scale=0.4, **evaluator_inputs)
     n = q.shape[2]
     sizes: dict[str, Any] = {"queries": n, "keys": n, "heads": 3, "kv_heads": 3, "dk": q.shape[3], "dv": 5}
-    evaluator = Evaluator(attend.bound, inputs={key: x.tolist() for key, x in own.items()}, **sizes)
-    found, _ = evaluator.attend(*(x.tolist() for x in (q, k, v)), scale=0.4)
-    torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), out, rtol=1e-11, atol=1e-12)
+    evaluator = Evaluator(attend.bound, inputs={key: x.tolist() for key, x in evaluator_inputs.items()}, **sizes)
+    outputs, _ = evaluator.attend(*(x.tolist() for x in (q, k, v)), scale=0.4)
+    torch.testing.assert_close(torch.tensor(outputs, dtype=torch.float64), out, rtol=1e-11, atol=1e-12)
 
 
 def test_grouped_heads_documents_and_16_bits() -> None:
     attend = compile_attention("hybrid_window_linear", window=5)
     q, k, v = torch.randn(1, 4, 30, 8), torch.randn(1, 2, 30, 8), torch.randn(1, 2, 30, 8)
-    given: dict[str, Any] = {"g": -torch.rand(1, 30, 4), "gate": torch.rand(1, 30, 4)}
-    whole = attend(q, k, v, cu_seqlens=torch.tensor([0, 11, 30]), **given)
+    inputs: dict[str, Any] = {"g": -torch.rand(1, 30, 4), "gate": torch.rand(1, 30, 4)}
+    whole = attend(q, k, v, cu_seqlens=torch.tensor([0, 11, 30]), **inputs)
     for s in (slice(0, 11), slice(11, 30)):
-        own: dict[str, Any] = {name: x[:, s] for name, x in given.items()}
-        torch.testing.assert_close(whole[:, :, s], attend(q[:, :, s], k[:, :, s], v[:, :, s], **own))
-    narrow = attend(*(x.bfloat16() for x in (q, k, v)), **given)
+        document_inputs: dict[str, Any] = {name: x[:, s] for name, x in inputs.items()}
+        torch.testing.assert_close(whole[:, :, s], attend(q[:, :, s], k[:, :, s], v[:, :, s], **document_inputs))
+    narrow = attend(*(x.bfloat16() for x in (q, k, v)), **inputs)
     assert narrow.dtype == torch.bfloat16
-    assert (narrow - attend(q, k, v, **given)).abs().max() < 0.1
+    assert (narrow - attend(q, k, v, **inputs)).abs().max() < 0.1
 
 
 FAMILY = """pattern p(n: int)
@@ -72,8 +72,8 @@ def test_a_family() -> None:
     torch.testing.assert_close(attend(q, k, v), sum(parts))
     torch.testing.assert_close(attend.reference(q, k, v), sum(parts))
     evaluator = Evaluator(attend.bound, queries=9, keys=9, heads=2, kv_heads=2, dk=4, dv=4)
-    found, _ = evaluator.attend(*(x.tolist() for x in (q, k, v)))
-    torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), sum(parts))
+    outputs, _ = evaluator.attend(*(x.tolist() for x in (q, k, v)))
+    torch.testing.assert_close(torch.tensor(outputs, dtype=torch.float64), sum(parts))
     assert "branch at[2]\n    S[dk, dv]: a scalar decay" in attend.derivation()
 
 
@@ -93,7 +93,7 @@ def test_mistakes_in_a_family(text: str, code: str) -> None:
     assert all(d.help for d in caught.value.diagnostics)
 
 
-def test_a_member_that_is_not_there() -> None:
+def test_reading_a_missing_member() -> None:
     attend = compile_attention(family(combine="at[n]"), n=4)
     q = torch.randn(1, 1, 3, 4)
     for call in (attend, attend.reference):
@@ -108,7 +108,7 @@ def test_log_linear_has_levels_for_its_tokens() -> None:
         attend(q, q, q, g=torch.zeros(1, 9, 1), level=torch.ones(1, 9, 1, 4))
 
 
-def test_what_it_is_and_is_not() -> None:
+def test_properties_and_refused_calls_of_a_hybrid() -> None:
     attend = compile_attention("hybrid_window_linear", window=5)
     assert not attend.is_recurrence
     assert not attend.has_mask

@@ -1,4 +1,4 @@
-"""The static patterns beyond their masks: 32 bits, identities, parameters and calls that make no sense."""
+"""The static patterns beyond their masks: fp32 results, identities, and refused parameters and calls."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_output_and_gradients_are_those_of_masked_softmax_in_32_bits(case: Maske
 
 @pytest.mark.parametrize("case", [one for one in ALL if one.name != "tree_verify"], ids=repr)
 def test_every_query_sees_itself(case: Masked) -> None:
-    """A row without a key would be a reading of a paper that no paper has."""
+    """No published pattern has a row without a key."""
     for n in case.lengths:
         assert case.masks(n).diagonal(axis1=-2, axis2=-1).all()
 
@@ -47,8 +47,8 @@ def test_every_query_sees_itself(case: Masked) -> None:
 
 
 def test_the_last_rows_of_tri_shape_are_counted_from_the_end() -> None:
-    found = compile_attention("streaming", sinks=2, window=3, last=4).mask(9, 40).numpy()
-    np.testing.assert_array_equal(found, masks.streaming(9, 40, 2, 3, 4))
+    actual = compile_attention("streaming", sinks=2, window=3, last=4).mask(9, 40).numpy()
+    np.testing.assert_array_equal(actual, masks.streaming(9, 40, 2, 3, 4))
 
 
 # --- identities -------------------------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ def test_a_chain_of_drafts_is_causal() -> None:
     assert torch.equal(mask, compile_attention("causal").mask(nodes, nodes + prefix))
 
 
-# --- parameters and calls that make no sense --------------------------------------------------------------------------
+# --- refused parameters and calls -------------------------------------------------------------------------------------
 
 GRID = {"height": 8, "width": 8}
 VIDEO = {"frames": 6, "height": 8, "width": 8}
@@ -197,9 +197,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 def test_a_bad_parameter_is_named(name: str, params: dict[str, Any], words: str) -> None:
     with pytest.raises(SpecError) as caught:
         compile_attention(name, **params)
-    (found,) = caught.value.diagnostics
-    assert found.code == "A805"
-    assert f"`{name}` requires" in found.message and words in found.message
+    (diagnostic,) = caught.value.diagnostics
+    assert diagnostic.code == "A805"
+    assert f"`{name}` requires" in diagnostic.message and words in diagnostic.message
 
 
 REFUSED_CALLS: list[tuple[str, dict[str, Any], int, dict[str, Any], str]] = [
@@ -224,5 +224,5 @@ def test_a_bad_call_is_named(name: str, params: dict[str, Any], n: int, inputs: 
     attend = compile_attention(name, **params)
     with pytest.raises(SpecError) as caught:
         attend.mask(n, **inputs)
-    (found,) = caught.value.diagnostics
-    assert found.code == "A805" and words in found.message
+    (diagnostic,) = caught.value.diagnostics
+    assert diagnostic.code == "A805" and words in diagnostic.message

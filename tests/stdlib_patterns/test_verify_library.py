@@ -22,12 +22,12 @@ REASONS = {
 @pytest.mark.parametrize("name", library_names())
 def test_verify(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     status = main(["verify", name, "--json"])
-    found = json.loads(capsys.readouterr().out)
-    assert status == 0, [item["message"] for item in found["diagnostics"]]
-    assert found["agreed"]
-    assert found["lengths"]
-    reason = found["hides_nothing"]
-    assert found["hidden_pairs_compared"] > 0 or reason in REASONS or reason.endswith("` sees every key")
-    assert found["hidden_pairs_compared"] <= found["pairs_compared"]
-    assert all(clause["exercised"] or clause["reason"] for clause in found["clauses"])
-    assert found["pairs_compared"] or found["rows_compared"] or found["tokens_compared"]
+    report = json.loads(capsys.readouterr().out)
+    assert status == 0, [item["message"] for item in report["diagnostics"]]
+    assert report["agreed"]
+    assert report["lengths"]
+    reason = report["hides_nothing"]
+    assert report["hidden_pairs_compared"] > 0 or reason in REASONS or reason.endswith("` sees every key")
+    assert report["hidden_pairs_compared"] <= report["pairs_compared"]
+    assert all(clause["exercised"] or clause["reason"] for clause in report["clauses"])
+    assert report["pairs_compared"] or report["rows_compared"] or report["tokens_compared"]

@@ -1,4 +1,4 @@
-"""The patterns with weights, keys or branches of their own against dense torch written from their definitions."""
+"""The patterns with their own weights, keys or branches against dense torch written from their definitions."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ SYSTEMS = [*normalisers.SYSTEMS, *structures.SYSTEMS]
 
 
 def executor(attend: Attention, name: str) -> Dense:
-    def run(q: Tensor, k: Tensor, v: Tensor, **given: Any) -> Tensor:
+    def run(q: Tensor, k: Tensor, v: Tensor, **inputs: Any) -> Tensor:
         call: Any = attend if name == "cpu" else attend.reference
-        return cast("Tensor", call(q, k, v, **given))
+        return cast("Tensor", call(q, k, v, **inputs))
 
     return run
 
 
 @pytest.mark.parametrize("system", SYSTEMS, ids=repr)
-def test_the_language_means_the_definition(system: System) -> None:
-    """The evaluator, which computes a row at a time from the text."""
+def test_the_evaluator_agrees_with_the_definition(system: System) -> None:
+    """The evaluator computes a row at a time from the pattern's text."""
     fixed = {"height", "rows", "frames", "width"} & set(system.params)
     shape = system.shapes[-1] if fixed else min(system.shapes, key=lambda s: abs(s.n_k - 12))
     if shape.n_k > 30 and not fixed:
@@ -61,7 +61,7 @@ SMALL = {"landmark": square(7, heads=2, kv_heads=1, batch=1, dk=2, dv=2)}
 
 
 def small(system: System) -> Shape:
-    """A shape for finite differences."""
+    """Return a shape for finite differences."""
     shape = min(system.shapes, key=lambda s: (s.n_k < 4, s.n_k))
     n_q, n_k = (min(shape.n_q, 6), min(shape.n_k, 6)) if "height" not in system.params else (shape.n_q, shape.n_k)
     n_q, n_k = (shape.n_q, shape.n_k) if {"rows", "width"} & set(system.params) else (n_q, n_k)
@@ -91,17 +91,17 @@ def test_errors_are_at_most_twice_those_of_the_formula(system: System, dtype: to
 @pytest.mark.parametrize("name", EXECUTORS)
 @pytest.mark.parametrize("system", [s for s in SYSTEMS if s.name not in ("davit_channel", "autoformer_lags")], ids=repr)
 def test_scores_in_the_hundreds(system: System, name: str) -> None:
-    """Quotients of exponentials that fp64 does not hold."""
+    """The scores lead to quotients of exponentials beyond the range of fp64."""
     operands = system.operands(max(system.shapes, key=lambda s: s.n_k))
     large = {n: (x.detach() * 40).requires_grad_() if n in ("q", "k") else x for n, x in operands.items()}
     if system.name in ("local_linear", "differential", "softplus_lssar"):
         large = {n: (x.detach() / 13).requires_grad_() if n in ("q", "k") else x for n, x in large.items()}
     run, grad = executor(system.compiled(), name), torch.ones_like(operands["q"][..., :1])
-    found = results(run, large, grad.expand(*grad.shape[:3], operands["v"].shape[-1]))
+    actual = results(run, large, grad.expand(*grad.shape[:3], operands["v"].shape[-1]))
     wanted = results(system.dense, large, grad.expand(*grad.shape[:3], operands["v"].shape[-1]))
     for part, x in wanted.items():
-        assert bool(found[part].isfinite().all()), part
-        torch.testing.assert_close(found[part], x, rtol=1e-6, atol=1e-7, msg=part)
+        assert bool(actual[part].isfinite().all()), part
+        torch.testing.assert_close(actual[part], x, rtol=1e-6, atol=1e-7, msg=part)
 
 
 @pytest.mark.parametrize("system", SYSTEMS, ids=repr)

@@ -11,22 +11,22 @@ from dataclasses import dataclass
 from attnc.runtime.library import hybrid_names, recurrence_names
 
 CHECKS: Mapping[str, str] = {
-    "form": "`attnc fmt` leaves the file as it is; it names itself and its source",
-    "warnings": "it checks without a word, and with its defaults and presets warns of nothing",
-    "mask": "who sees whom is what a reference in NumPy counts out, in all cases",
-    "output": "output, what comes with it, and every gradient by the cpu executor are a dense reference's, in fp64",
-    "reference": "the same by the reference executor",
-    "interpreter": "the kernels in Triton's interpreter, forward and every gradient, in fp32",
-    "gate": "each kernel as it is emitted now for sm_90 (bf16, heads of 64 and 128; of branches with a state those of "
-    "the state; of routing patterns those that calls start) has a row that passes in `benchmarks/results`",
-    "simulate": "`attnc simulate` for an H100 at the headline of the catalogue: a preset, its length or grid",
+    "form": "`attnc fmt` does not change the file, which states its name and source",
+    "warnings": "the file compiles without warnings, with its defaults and with every preset",
+    "mask": "the mask equals a reference in NumPy, in all cases",
+    "output": "output, LSE or states, and every gradient of the cpu executor equal a dense reference's, in fp64",
+    "reference": "output, LSE or states, and every gradient of the reference executor equal a dense reference's",
+    "interpreter": "the kernels run in Triton's interpreter, forward and every gradient, in fp32",
+    "gate": "each kernel emitted for sm_90 (bf16, heads of 64 and 128; for branches with a state the state's kernels; "
+    "for routing patterns the kernels that calls start) has a passing row in `benchmarks/results`",
+    "simulate": "`attnc simulate` runs for an H100 at the catalogue's headline: a preset, at its length or grid",
 }
-"""By name, in the order of the columns."""
+"""The checks by name, in the order of the columns."""
 
 
 @dataclass(frozen=True)
 class Reason:
-    """Why, in a few words for the table, and what the refusal says."""
+    """Why a check does not apply: short, for the table, and as the refusal says."""
 
     why: str
     says: str
@@ -34,7 +34,7 @@ class Reason:
 
 RECURRENCE = Reason("no pairs of queries and keys", "is a recurrence, which has no pairs of queries and keys")
 STATE = Reason("a branch with a state, which has no mask", "has a branch with a state")
-NO_TOKENS = Reason("keys that are no tokens", "has keys that are not tokens")
+NO_TOKENS = Reason("keys that are not tokens", "has keys that are not tokens")
 OWN_KEYS = Reason("tiles in torch: computed keys", "there are no kernels for keys that the pattern computes")
 TWO_PASSES = Reason("tiles in torch: weights need all keys of a row", "weights that need all keys of a row")
 VECTORS_OF_PAIRS = Reason("tiles in torch: vectors of each pair", "products of vectors that differ from pair to pair")
@@ -54,24 +54,24 @@ ALONE: Mapping[str, Mapping[str, Reason]] = {
     "interpreter": {**TILES, "landmark_retrieval": TWO_PASSES, "titans_linear": NO_KERNELS},
     "gate": {**TILES, "landmark_retrieval": TWO_PASSES, "titans_linear": NO_KERNELS},
 }
-"""By check and pattern."""
+"""Reasons by check and pattern."""
 
 ALL_OF: Mapping[str, Mapping[str, Reason]] = {
     "recurrence": {"mask": RECURRENCE},
     "hybrid": {"mask": STATE},
 }
-"""By kind of pattern and check."""
+"""Reasons by kind of pattern and check."""
 
 
 def reason(check: str, name: str) -> Reason | None:
-    """Why a check is not made of a pattern; None: it is made."""
+    """Return why a check does not apply to a pattern, or None if it applies."""
     kinds = {"recurrence": recurrence_names(), "hybrid": hybrid_names()}
-    own = next((ALL_OF[kind] for kind, names in kinds.items() if name in names), {})
-    return ALONE.get(check, {}).get(name) or own.get(check)
+    kind_reasons = next((ALL_OF[kind] for kind, names in kinds.items() if name in names), {})
+    return ALONE.get(check, {}).get(name) or kind_reasons.get(check)
 
 
-WHOLE_PROMPT = {"W007": "chosen for a whole prompt at once, as its authors do: not for tokens one after another"}
-OFF_CENTRE = {"W009": "a preset of its authors has an even window, with one key more before the query than after it"}
+WHOLE_PROMPT = {"W007": "selects for a whole prompt at once, as its authors do, not token by token"}
+OFF_CENTRE = {"W009": "a preset of its authors has an even window, with one more key before the query than after it"}
 WARNED: Mapping[str, Mapping[str, str]] = {
     **dict.fromkeys(
         (
@@ -82,10 +82,10 @@ WARNED: Mapping[str, Mapping[str, str]] = {
     ),
     **dict.fromkeys(("neighborhood_1d", "neighborhood_2d", "neighborhood_3d"), OFF_CENTRE),
 }
-"""Warnings that are expected, by pattern and code, and why."""
+"""Expected warnings by pattern and code, and why they are expected."""
 
 
 def every_reason() -> Iterator[tuple[str, str]]:
-    """Checks and patterns that are named one by one."""
-    for check, own in ALONE.items():
-        yield from ((check, name) for name in own)
+    """Yield the checks and patterns that are listed one by one."""
+    for check, reasons in ALONE.items():
+        yield from ((check, name) for name in reasons)

@@ -1,6 +1,6 @@
-"""The largest single array that numpy allocates, temporaries included: an allocator of numpy's that keeps count.
+"""Measure the largest single array that numpy allocates, temporaries included, with a counting allocator.
 
-tracemalloc knows what is alive, not what a step made and dropped. numpy takes an allocator for array data
+tracemalloc knows live memory, not arrays that a step made and dropped. numpy accepts an allocator for array data
 (`PyDataMem_SetHandler`, NEP 49; the number of a function in its C interface never changes).
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy._core._multiarray_umath as umath  # type: ignore[import-not-found]  # it has no stubs
+import numpy._core._multiarray_umath as umath  # type: ignore[import-not-found]  # numpy has no stubs for it
 
 _SET_HANDLER, _GET_HANDLER = 304, 305
 
@@ -36,13 +36,13 @@ class _Handler(ctypes.Structure):
 
 @dataclass
 class Largest:
-    """Bytes of the largest array, and how many were made."""
+    """The bytes of the largest array, and the number of arrays made."""
 
     size: int = 0
     count: int = 0
 
     def saw(self, size: int) -> None:
-        """One more array."""
+        """Count one more array."""
         self.size = max(self.size, size)
         self.count += 1
 
@@ -51,7 +51,7 @@ _seen = Largest()
 
 
 def _api(number: int, argument: object = None) -> object:
-    """A function of numpy's C interface that takes an object or nothing and returns one."""
+    """Return a function of numpy's C interface that takes an object or nothing and returns an object."""
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     table = ctypes.cast(pointer(umath._ARRAY_API, None), ctypes.POINTER(ctypes.c_void_p))
@@ -71,24 +71,24 @@ _numpys = _default()
 
 def _malloc(ctx: int | None, size: int) -> int | None:
     _seen.saw(size)
-    found: int | None = _numpys.malloc(ctx, size)
-    return found
+    pointer: int | None = _numpys.malloc(ctx, size)
+    return pointer
 
 
 def _calloc(ctx: int | None, count: int, size: int) -> int | None:
     _seen.saw(count * size)
-    found: int | None = _numpys.calloc(ctx, count, size)
-    return found
+    pointer: int | None = _numpys.calloc(ctx, count, size)
+    return pointer
 
 
-def _realloc(ctx: int | None, at: int | None, size: int) -> int | None:
+def _realloc(ctx: int | None, block: int | None, size: int) -> int | None:
     _seen.saw(size)
-    found: int | None = _numpys.realloc(ctx, at, size)
-    return found
+    pointer: int | None = _numpys.realloc(ctx, block, size)
+    return pointer
 
 
-# arrays keep the allocator they came from: it lives as long as the process. Memory is given back by numpy's own
-# function, since a call into Python would meet exceptions on their way
+# arrays keep the allocator they came from, so it lives as long as the process. numpy's own function frees memory,
+# since a Python callback could meet a pending exception there
 _handler = _Handler(b"counting", 1, _numpys.ctx, _MALLOC(_malloc), _CALLOC(_calloc), _REALLOC(_realloc), _numpys.free)
 
 
@@ -100,7 +100,7 @@ def _capsule() -> object:
 
 @contextmanager
 def counted() -> Iterator[Largest]:
-    """Every array that is made inside is counted."""
+    """Count every array that is made inside the context."""
     _seen.size = _seen.count = 0
     before = _api(_SET_HANDLER, _capsule())
     try:

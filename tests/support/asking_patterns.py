@@ -1,4 +1,4 @@
-"""Patterns whose relation is more than a choice among places, and calls of them, for tile lists made on the device."""
+"""Patterns whose relation is more than a selection of blocks, and their calls, for tile lists made on the device."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOT_IN_KERNELS = """pattern counted
         keep   rank < 2
     visible (k in chosen or any(seen[i] == k for i in few)) and k <= q
 """
-"""The host lists its tiles: kernels do not compute sums over an input's places."""
+"""A pattern whose tiles the host lists, as kernels do not compute aggregates over an input's entries."""
 
 TEXTS: Mapping[str, str] = {
     "what was not chosen": """
@@ -83,7 +83,7 @@ TEXTS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Asking:
-    """A pattern and the sizes of a call of it."""
+    """A pattern and the sizes of its call."""
 
     name: str
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -97,7 +97,7 @@ class Asking:
         return compile_attention(source, **self.params, **options)
 
     def drawn(self) -> tuple[list[Tensor], dict[str, Any]]:
-        """q, k, v of four heads on two, and the inputs."""
+        """Draw q with four heads, k and v with two, and the inputs."""
         sizes = ((4, self.n_q), (2, self.n_k), (2, self.n_k))
         vectors = [torch.randn(self.batch, heads, n, 16) for heads, n in sizes]
         return vectors, {name: torch.randn(shape) for name, shape in self.inputs.items()}
@@ -126,36 +126,38 @@ LIBRARY = (
 
 
 def pattern_of(case: Asking) -> Pattern:
-    """The one attention of a pattern."""
+    """Return the only attention of a pattern."""
     whole = case.compiled(backend="triton").pattern
     return alone(whole, whole.nodes[0])
 
 
 def drawn_choices(case: Asking, share: float) -> dict[str, Tensor]:
-    """Truth tensors of the shapes of a call, in which a share of runs of entries holds."""
+    """Draw truth tensors of the shapes of a call, true in a share of their runs of entries."""
     vectors, inputs = case.drawn()
     with torch.no_grad():
         q, k, v = vectors
-        found = case.compiled().chosen(q, k, v, **inputs)
-    runs = {name: torch.rand(*x.shape[:-1], -(-x.shape[-1] // 9)).repeat_interleave(9, -1) for name, x in found.items()}
-    return {name: runs[name][..., : x.shape[-1]] < share for name, x in found.items()}
+        selections = case.compiled().chosen(q, k, v, **inputs)
+    runs = {
+        name: torch.rand(*x.shape[:-1], -(-x.shape[-1] // 9)).repeat_interleave(9, -1) for name, x in selections.items()
+    }
+    return {name: runs[name][..., : x.shape[-1]] < share for name, x in selections.items()}
 
 
 def shape_of(case: Asking, pattern: Pattern, inputs: Mapping[str, Tensor], choices: Mapping[str, Any]) -> CallShape:
-    """The shape of a call with inputs, and these choices or their shapes."""
-    own = {tensor.name for tensor in pattern.tensors}
-    given = {name: x for name, x in {**inputs, **choices}.items() if name in own}
-    return call_shape(pattern, case.sizes, given)
+    """Return the shape of a call with inputs and selections, or the selections' shapes."""
+    names = {tensor.name for tensor in pattern.tensors}
+    tensors = {name: x for name, x in {**inputs, **choices}.items() if name in names}
+    return call_shape(pattern, case.sizes, tensors)
 
 
 def blank_shape(case: Asking, pattern: Pattern, inputs: Mapping[str, Tensor], choices: Mapping[str, Any]) -> CallShape:
     """Return the call shape without the data of any tensor."""
-    given = {name: blank(x) for name, x in {**inputs, **choices}.items()}
-    return shape_of(case, pattern, {}, {name: x for name, x in given.items() if x is not None})
+    tensors = {name: blank(x) for name, x in {**inputs, **choices}.items()}
+    return shape_of(case, pattern, {}, {name: x for name, x in tensors.items() if x is not None})
 
 
 def exact_relations(
     case: Asking, pattern: Pattern, inputs: Mapping[str, Tensor], choices: Mapping[str, Tensor]
 ) -> Relations:
-    """Who sees whom."""
+    """Return the relations of a call whose content masks are known."""
     return relations_of(pattern, shape_of(case, pattern, inputs, choices))

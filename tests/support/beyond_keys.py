@@ -1,4 +1,4 @@
-"""Relations in which queries stand before key 0, in words of Python of their own."""
+"""Relations in calls whose first queries are before key 0, with independent definitions in Python."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ RELATIONS: Mapping[str, Seen] = {
 
 
 def spec(relation: str) -> str:
-    """Its text."""
+    """Return a relation's text."""
     return f"pattern beyond\n    align end\n    visible {relation}\n"
 
 
 def mask(relation: str, n_q: int, n_k: int) -> Tensor:
-    """Who sees whom, the last query standing at the last key."""
+    """Return the mask (queries, keys); the last query is at the last key."""
     return RELATIONS[relation](torch.arange(n_q)[:, None] + n_k - n_q, torch.arange(n_k))
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-    """(out, lse); rows that see nothing give 0, -inf and no gradients."""
+    """Compute (out, lse); rows without visible keys have 0, -inf and no gradients."""
     seeing = seen.any(-1)
     scores = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).masked_fill(~seen & seeing[:, None], -math.inf)
     out = (scores.softmax(-1) @ v).masked_fill(~seeing[:, None], 0)
     return out, scores.logsumexp(-1).masked_fill(~seeing, -math.inf)
 
 
-def results(run: Callable[..., tuple[Tensor, Tensor]], given: list[Tensor]) -> list[Tensor]:
-    """out, lse and the gradients of q, k and v."""
-    leaves = [x.clone().requires_grad_() for x in given]
+def results(run: Callable[..., tuple[Tensor, Tensor]], operands: list[Tensor]) -> list[Tensor]:
+    """Return out, lse and the gradients of q, k and v."""
+    leaves = [x.clone().requires_grad_() for x in operands]
     out, lse = run(*leaves)
     total = out.square().sum() + lse[lse > -math.inf].sum()
     return [out.detach(), lse.detach(), *torch.autograd.grad(total, leaves)]

@@ -1,4 +1,4 @@
-"""Small patterns with branches, keys and weights of their own: operands, and dense torch to write results out with."""
+"""Small patterns with their own branches, keys and weights: operands, and dense torch to compute their results."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def scores(q: Tensor, k: Tensor) -> Tensor:
 
 
 def softmax(score: Tensor, mask: Tensor) -> Tensor:
-    """Rows without a key are 0."""
+    """Apply softmax over visible keys; rows without visible keys are 0."""
     seen = mask.any(-1, keepdim=True)
     weights = torch.softmax(torch.where(mask | ~seen, score, -math.inf), -1)
     return torch.where(seen, weights, 0)
@@ -41,11 +41,11 @@ def positions(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     return torch.arange(q.shape[2])[:, None], torch.arange(k.shape[2])[None]
 
 
-def both(text: str, dense: Dense, given: dict[str, Tensor], **params: Any) -> None:
-    """The cpu executor and the reference give what the formula does, with gradients."""
+def both(text: str, dense: Dense, operands: dict[str, Tensor], **params: Any) -> None:
+    """Check that the cpu executor and the reference agree with the formula, gradients included."""
     attend: Any = compile_attention(text, **params)
     for run in (attend, attend.reference):
-        check(lambda call=run, **x: call(**x), dense, given)
+        check(lambda call=run, **x: call(**x), dense, operands)
 
 
 FAMILY = """pattern scales(scales: int = 3)

@@ -1,4 +1,4 @@
-"""Caches that are filled as a server fills them, with NaN in every slot that must not be read."""
+"""Caches filled as a server fills them, with NaN in every slot that must not be read."""
 
 from __future__ import annotations
 
@@ -35,51 +35,52 @@ def filled(
     first: int = 0,
     page: int = 16,
 ) -> Filled:
-    """A cache of the first `lengths` tokens of k and v (B, Hkv, N, d); `seen` bool (B, Hkv, N): tokens with numbers.
+    """Fill a cache with the first `lengths` tokens of k and v (B, Hkv, N, d); `seen`, bool (B, Hkv, N): tokens not NaN.
 
-    `slots`: of a ring with `first` tokens that stay.
+    `slots`: the size of a ring cache, in which the `first` tokens stay.
     """
-    most = max(lengths)
-    given: dict[str, Any] = {"kv_len": list(lengths)}
+    longest = max(lengths)
+    arguments: dict[str, Any] = {"kv_len": list(lengths)}
     if kind == "pages":
-        columns = -(-most // page) + 1
+        columns = -(-longest // page) + 1
         table = torch.randperm(len(lengths) * columns).reshape(len(lengths), columns).to(torch.int32)
         shape: tuple[int, ...] = (table.numel(), k.shape[1], page)
-        given["block_table"] = table
+        arguments["block_table"] = table
     else:
-        shape = len(lengths), k.shape[1], slots or most + 37
-        given["ring"] = kind == "ring"
-    own = [torch.full((*shape, x.shape[3]), NAN, dtype=x.dtype) for x in (k, v)]
+        shape = len(lengths), k.shape[1], slots or longest + 37
+        arguments["ring"] = kind == "ring"
+    caches = [torch.full((*shape, x.shape[3]), NAN, dtype=x.dtype) for x in (k, v)]
     for entry, length in enumerate(lengths):
         for t in range(length):
             if kind == "pages":
-                row, slot = int(given["block_table"][entry, t // page]), t % page
+                row, slot = int(arguments["block_table"][entry, t // page]), t % page
             else:
                 turned = first + (t - first) % max(shape[2] - first, 1)
                 row, slot = entry, t if t < first or kind == "slots" else turned
-            for x, cache in zip((k, v), own, strict=True):
+            for x, cache in zip((k, v), caches, strict=True):
                 cache[row, :, slot] = torch.where(seen[entry, :, t, None], x[entry, :, t], NAN)
-    return Filled(own[0], own[1], given)
+    return Filled(caches[0], caches[1], arguments)
 
 
 def seen_by_last(
     attention: Attention, n: int, n_q: int, heads: int, kv_heads: int, inputs: Mapping[str, Any]
 ) -> Tensor:
-    """Tokens that one of the last queries sees, of the first batch entry: bool (1, Hkv, n)."""
-    own = {name: x for name, x in inputs.items() if name in attention.relation_inputs}
+    """Return the tokens that any of the last queries sees, for the first batch entry: bool (1, Hkv, n)."""
+    relation_inputs = {name: x for name, x in inputs.items() if name in attention.relation_inputs}
     masks = [
-        attention.mask(n, head=h, heads=heads, kv_heads=kv_heads, **own).reshape(-1, n, n)[0] for h in range(heads)
+        attention.mask(n, head=h, heads=heads, kv_heads=kv_heads, **relation_inputs).reshape(-1, n, n)[0]
+        for h in range(heads)
     ]
     seen = torch.stack(masks)[:, n - n_q :].any(1)
     return seen.reshape(1, kv_heads, -1, n).any(2)
 
 
 def of_last(attention: Attention, inputs: Mapping[str, Any], n_q: int) -> dict[str, Any]:
-    """Inputs of a whole call as those of its last queries."""
-    own = dict(inputs)
+    """Return the inputs of a whole call restricted to its last queries."""
+    last_inputs = dict(inputs)
     for tensor in attention._pattern.tensors:
-        for axis, dim in enumerate(tensor.dims if tensor.name in own else ()):
+        for axis, dim in enumerate(tensor.dims if tensor.name in last_inputs else ()):
             if dim == "query":
-                x = own[tensor.name]
-                own[tensor.name] = x.narrow(axis, x.shape[axis] - n_q, n_q)
-    return own
+                x = last_inputs[tensor.name]
+                last_inputs[tensor.name] = x.narrow(axis, x.shape[axis] - n_q, n_q)
+    return last_inputs

@@ -1,4 +1,4 @@
-"""Selections and units of keys in calls whose first queries stand before key 0."""
+"""Selections and units of keys in calls whose first queries are before key 0."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attnc.runtime.example_inputs import example_inputs
 from attnc.spec.meaning.evaluate import Evaluator
 
 N_Q, N_K = 14, 8
-"""Queries stand at positions -6 to 7."""
+"""Numbers of queries and keys; queries are at positions -6 to 7."""
 
 _BLOCKS = "select s\n        over b = k // 2\n        score dot(q, mean(b.k))\n"
 _TEXTS: Mapping[str, str] = {
@@ -38,15 +38,15 @@ _PARAMETERS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def chooser(name: str, **given: Any) -> Attention:
+def chooser(name: str, **params: Any) -> Attention:
     """Compile a pattern of `CHOICES`."""
     if name in _TEXTS:
-        return compile_attention(f"pattern p\n    align end\n    {_TEXTS[name]}\n", **given)
-    return compile_attention(name, **_PARAMETERS[name], **given)
+        return compile_attention(f"pattern p\n    align end\n    {_TEXTS[name]}\n", **params)
+    return compile_attention(name, **_PARAMETERS[name], **params)
 
 
 def drawn(attend: Attention, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """q, k, v of two query heads and one kv head, and the inputs."""
+    """Draw q of two heads, k and v of one kv head, and the inputs."""
     draw = torch.Generator().manual_seed(7)
     made = example_inputs(attend.bound, N_Q, N_K, {}, batch=2, heads=2, sizes={"kv_head": 1, "dk": 8, "dv": 8})
     inputs = {name: one.tensor.to(dtype) for name, one in made.items()}
@@ -54,15 +54,15 @@ def drawn(attend: Attention, dtype: torch.dtype = torch.float32) -> tuple[list[T
 
 
 def meant(attend: Attention, vectors: list[Tensor], inputs: Mapping[str, Tensor]) -> Tensor:
-    """The output by the definition of the language."""
-    given = {name: x.double().tolist() for name, x in inputs.items()}
-    call = Evaluator(attend.bound, queries=N_Q, keys=N_K, heads=2, kv_heads=1, inputs=given)
+    """Compute the output by the evaluator."""
+    inputs_by_name = {name: x.double().tolist() for name, x in inputs.items()}
+    call = Evaluator(attend.bound, queries=N_Q, keys=N_K, heads=2, kv_heads=1, inputs=inputs_by_name)
     q, k, v = (x.double().tolist() for x in vectors)
     return torch.tensor(call.attend(q, k, v)[0], dtype=torch.float64)
 
 
 def gradients(attend: Any, vectors: list[Tensor], inputs: Mapping[str, Tensor]) -> list[Tensor]:
-    """out, and the gradients of q, k and v."""
+    """Return out, and the gradients of q, k and v."""
     q, k, v = leaves = [x.clone().requires_grad_() for x in vectors]
     out = attend(q, k, v, **inputs)
     return [out.detach(), *torch.autograd.grad((out * out.detach().cos()).sum(), leaves)]

@@ -1,4 +1,4 @@
-"""Files for commands to look at, and commands called with JSON."""
+"""Commands called in process, with their output or its JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BAD = "pattern near\n    visible 0 <= q - kk < 4\n"
 
 @dataclass(frozen=True)
 class Done:
-    """How a command ended, and what it said."""
+    """The exit status of a command, and its output."""
 
     status: int
     out: str

@@ -19,8 +19,8 @@ Places = Mapping[str, int]
 """The values of `q`, `k` and of aggregate variables."""
 
 
-class Fault(Exception):  # noqa: N818  a value there is none of, not an error
-    """The expression has no value, or one (on the way to it) so large that the language may refuse it."""
+class Fault(Exception):  # noqa: N818  marks a missing value, not an error
+    """The expression has no value, or an intermediate value so large that the language may refuse it."""
 
 
 HUGE = 1 << 60
@@ -49,7 +49,7 @@ _INFIX = {
 
 
 def text(tree: Tree) -> str:
-    """The expression in the language, every operation in parentheses."""
+    """Return the expression in the language, with every operation in parentheses."""
     operands = [text(operand) for operand in tree.operands]
     match tree.op:
         case "number":
@@ -81,7 +81,7 @@ def text(tree: Tree) -> str:
 
 
 def value(tree: Tree, places: Places) -> Any:
-    """The value by plain Python. Raises Fault."""
+    """Evaluate the expression in plain Python; raise Fault if it has no value."""
     match tree.op:
         case "number":
             return tree.number
@@ -120,10 +120,10 @@ def _aggregate(tree: Tree, places: Places) -> Number:
         case "sum" | "count":
             return _checked(sum(values))
         case _:
-            found = list(values)
-            if not found:
+            evaluated = list(values)
+            if not evaluated:
                 raise Fault
-            return int(min(found) if tree.op == "least" else max(found))
+            return int(min(evaluated) if tree.op == "least" else max(evaluated))
 
 
 def _apply(tree: Tree, operands: list[Any]) -> Number:  # noqa: C901  one case an operation
@@ -162,11 +162,11 @@ def _apply(tree: Tree, operands: list[Any]) -> Number:  # noqa: C901  one case a
             )
 
 
-def _read(tree: Tree, at: list[int]) -> Number:
+def _read(tree: Tree, indices: list[int]) -> Number:
     assert tree.data is not None
-    if not all(0 <= i < n for i, n in zip(at, tree.data.array.shape, strict=True)):
+    if not all(0 <= i < n for i, n in zip(indices, tree.data.array.shape, strict=True)):
         raise Fault
-    item: Number = tree.data.array[tuple(at)].item()
+    item: Number = tree.data.array[tuple(indices)].item()
     return item
 
 
@@ -194,7 +194,7 @@ def _compare(tree: Tree, operands: list[int]) -> bool:
 
 
 def mask(tree: Tree, n_q: int, n_k: int) -> list[list[bool | None]]:
-    """The truth value at every (q, k); None where it has none."""
+    """Return the truth value at every (q, k), None where the expression has no value."""
 
     def at(q: int, k: int) -> bool | None:
         try:
@@ -209,7 +209,7 @@ def mask(tree: Tree, n_q: int, n_k: int) -> list[list[bool | None]]:
 
 
 def build(tree: Tree, variables: Mapping[str, Var] | None = None) -> Index:
-    """The folded node."""
+    """Return the folded node."""
     variables = variables or {}
     if tree.op in ("any", "all", "sum", "least", "most", "count"):
         return _build_aggregate(tree, variables)
@@ -277,12 +277,12 @@ def _build_aggregate(tree: Tree, variables: Mapping[str, Var]) -> Index:
 
 
 def number(n: int) -> Tree:
-    """A number."""
+    """Return a leaf with a number."""
     return Tree("number", number=n)
 
 
 def name(word: str) -> Tree:
-    """A place or variable."""
+    """Return a leaf with a position or variable."""
     return Tree("name", name=word)
 
 
@@ -296,7 +296,7 @@ SMALL = st.integers(-9, 40)
 
 @dataclass(frozen=True)
 class Kit:
-    """The material of a draw: names in scope, data that may be read, aggregates, and operations that may fault."""
+    """The options of a draw: names in scope, data that may be read, aggregates, and operations that may fault."""
 
     names: tuple[str, ...] = ()
     data: tuple[Data, ...] = ()
@@ -306,7 +306,7 @@ class Kit:
 
 @st.composite
 def integers(draw: st.DrawFn, depth: int, kit: Kit) -> Tree:  # noqa: C901  one case a kind
-    """An integer expression."""
+    """Draw an integer expression."""
     if depth <= 0:
         return draw(_leaf(kit))
     kinds = ["leaf", "sum", "sum", "divided", "divided", "scaled", "extreme", "abs", "bits", "product", "choice"]
@@ -370,14 +370,14 @@ def _reads(draw: st.DrawFn, depth: int, kit: Kit, bool_: bool) -> Tree:
 
 
 def _inside(index: Tree, size: int) -> Tree:
-    """An index that is inside `0 .. size`, often by its own strength."""
+    """Restrict an index to `0 .. size`, in one of several forms."""
     if index.op == "name" and size >= LONG:
         return index
     return Tree("mod", (index, number(size)))
 
 
 LONG = 64
-"""Data of at least this many entries may be read at q or k itself."""
+"""Minimum number of entries of data that may be read at q or k directly."""
 
 
 @st.composite
@@ -398,7 +398,7 @@ def _aggregates(draw: st.DrawFn, depth: int, kit: Kit, ops: tuple[str, ...]) -> 
 
 @st.composite
 def truths(draw: st.DrawFn, depth: int, kit: Kit) -> Tree:
-    """A truth-valued expression."""
+    """Draw a truth-valued expression."""
     kinds = ["compare"] * 3 + ["window"]
     if depth > 0:
         kinds += ["junction", "junction", "not", "choice", "power of two"]
@@ -428,7 +428,7 @@ def truths(draw: st.DrawFn, depth: int, kit: Kit) -> Tree:
 
 @st.composite
 def arrays(draw: st.DrawFn, length: int) -> Data:
-    """Data of tokens: runs of equal ids, noise, or truth values; or a small matrix."""
+    """Draw data of tokens: runs of equal ids, noise, or truth values; or a small matrix."""
     random = np.random.default_rng(draw(st.integers(0, 1 << 16)))
     kind = draw(st.sampled_from(["runs", "noise", "bool", "matrix", "scalar"]))
     array: NDArray[Any]

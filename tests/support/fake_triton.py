@@ -1,4 +1,4 @@
-"""A stand-in for Triton on numpy arrays, for the texts of single expressions: integers divide as in C."""
+"""A stand-in for Triton on numpy arrays that evaluates single expressions: integers divide as in C."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Array = NDArray[Any]
 
 
 class Lanes:
-    """Numbers of 64 or 32 bits, one a lane."""
+    """Numbers of 64 or 32 bits, one per lane."""
 
     __array_ufunc__ = None
 
@@ -34,11 +34,11 @@ class Lanes:
 
 
 def _quotient(a: Array, b: Array) -> Array:
-    """Towards zero."""
+    """Divide integers, rounding towards zero."""
     calm = np.where(b == 0, 1, b)
     quotient = np.abs(a) // np.abs(calm)
-    found: Array = np.where((a < 0) != (calm < 0), -quotient, quotient)
-    return found
+    result: Array = np.where((a < 0) != (calm < 0), -quotient, quotient)
+    return result
 
 
 def _rest(a: Array, b: Array) -> Array:
@@ -57,7 +57,7 @@ _COMPARISONS: Mapping[str, Callable[[Array, Array], Array]] = {
 
 
 def _operands(a: Any, b: Any) -> tuple[Array, Array]:
-    """Python's numbers take the kind of the other side, as they do in Triton."""
+    """Convert Python's numbers to the type of the other operand, as Triton does."""
     arrays = [x.array if isinstance(x, Lanes) else x for x in (a, b)]
     kinds = [x.dtype for x in arrays if isinstance(x, np.ndarray)]
     kind = kinds[0] if len(kinds) == 1 else None
@@ -107,8 +107,8 @@ def _one(of: Callable[[Array], Array]) -> Callable[[Any], Lanes]:
 
 
 def _sigmoid(x: Array) -> Array:
-    found: Array = 1 / (1 + np.exp(-x))
-    return found
+    result: Array = 1 / (1 + np.exp(-x))
+    return result
 
 
 LANGUAGE = SimpleNamespace(
@@ -134,10 +134,10 @@ LANGUAGE = SimpleNamespace(
 
 
 def evaluate(text: str, names: Mapping[str, Any], helpers: Iterable[str]) -> Array:
-    """The value of a text."""
+    """Evaluate a text."""
     scope: dict[str, Any] = {"tl": LANGUAGE, "triton": SimpleNamespace(jit=lambda f: f), "FAR": 1 << 40}
     for helper in helpers:
         exec(helper, scope)
     with np.errstate(all="ignore"):
-        found: Array = _array(eval(text, scope, {n: Lanes(x) for n, x in names.items()}))
-    return found
+        result: Array = _array(eval(text, scope, {n: Lanes(x) for n, x in names.items()}))
+    return result

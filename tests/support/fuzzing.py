@@ -1,7 +1,7 @@
-"""Fuzzing of texts: each is accepted or refused within a limit of time, and every message has a place.
+"""Fuzzing of texts: each is accepted or refused within a time limit, and every message has a position.
 
-`python tests/support/fuzzing.py --cases 100000` (`make fuzz`) examines cases 0 to 99,999 in processes of their own,
-with 256 MB each beyond what an idle one has, and writes what it found to `benchmarks/results/fuzz.json`.
+`python tests/support/fuzzing.py --cases 100000` (`make fuzz`) examines cases 0 to 99,999 in separate processes, each
+with 256 MB more than an idle one uses, and writes its findings to `benchmarks/results/fuzz.json`.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ import mutants
 
 SECONDS, MEGABYTES = 1.0, 256
 FORMATTED = 4
-"""One text in so many is formatted, twice."""
+"""The fraction of texts that are formatted, twice, is 1 / `FORMATTED`."""
 
 ROOT = Path(__file__).parents[2]
 
 
 class TooLongError(BaseException):
-    """A case takes more than several times what it may."""
+    """A case takes several times its limit."""
 
 
 @dataclass
 class Findings:
-    """Results of cases; `faults`: the number of a case and the fault of attnc."""
+    """The results of cases; `faults`: the number of a case and the fault of attnc."""
 
     cases: int = 0
     right: int = 0
@@ -65,7 +65,7 @@ class Findings:
     faults: list[tuple[int, str]] = field(default_factory=list)
 
     def add(self, other: Findings) -> None:
-        """Take in others."""
+        """Add the findings of other cases."""
         self.cases += other.cases
         self.right += other.right
         self.slowest = max(self.slowest, other.slowest)
@@ -74,58 +74,58 @@ class Findings:
 
 
 def examine(text: str) -> tuple[list[str], str | None]:
-    """The codes of what is said about a text, and what is wrong with attnc, if something is."""
+    """Return the codes of a text's diagnostics, and the fault of attnc if there is one."""
     try:
-        found = _diagnosed(text)
+        diagnostics = _diagnosed(text)
     except AttncError as error:
         return [], None if re.search(r"\[A9\d\d\]", str(error)) else f"no place: {error!r}"
     except TooLongError:
         return [], f"more than {SECONDS:g} s"
     except BaseException as error:
         return [], "".join(traceback.format_exception(error))[-1500:]
-    for diagnostic in found:
+    for diagnostic in diagnostics:
         span = diagnostic.primary.span
         if not 0 <= span.start <= span.end <= max(len(span.source.text), 1) or diagnostic.code not in CODES:
             return [], f"a place outside of the text, or no code: {diagnostic}"
         if not (diagnostic.message and diagnostic.message[0] != " "):
             return [], f"no message: {diagnostic}"
-    return [d.code for d in found], None
+    return [d.code for d in diagnostics], None
 
 
 def _diagnosed(text: str) -> list[Diagnostic]:
-    """All that checking, binding and lowering say."""
+    """Return every diagnostic of checking, binding and lowering."""
     try:
         source = decode(text.encode("utf-8", "surrogatepass"), "case.attn")
     except SpecError as error:
         return list(error.diagnostics)
     loader = ModuleLoader(None)
-    found = list(diagnosed(source, loader))
-    parsed = {"A0", "A1", "A5"}.isdisjoint(d.code[:2] for d in found)
+    diagnostics = list(diagnosed(source, loader))
+    parsed = {"A0", "A1", "A5"}.isdisjoint(d.code[:2] for d in diagnostics)
     if len(text) % FORMATTED == 0 and parsed:
         once = formatted(source)
         assert formatted(SourceFile("case.attn", once)) == once, "the form is not stable"
-    if any(d.severity is Severity.ERROR for d in found):
-        return found
+    if any(d.severity is Severity.ERROR for d in diagnostics):
+        return diagnostics
     for program in load_programs(source, loader):
         if not program.inputs and all(parameter.default is not None for parameter in program.parameters):
             Evaluator(bind(program), queries=2, keys=2, heads=2, dk=2, dv=2).mask()
-    return found
+    return diagnostics
 
 
 def run(first: int, last: int) -> Findings:
-    """Cases `first` to `last`, one after another."""
-    found = Findings()
+    """Run the cases `first` to `last`, one after another."""
+    findings = Findings()
     gc.collect()
-    gc.freeze()  # what others left behind is looked through in no case's time
+    gc.freeze()  # keep the collector from scanning older objects in a case's time
     for number in range(first, last):
         text = mutants.text(number)
-        start = time.process_time()  # that of this process, whatever else the machine does
+        start = time.process_time()  # CPU time of this process, whatever else the machine does
         with deadline(5 * SECONDS):
             codes, fault = examine(text)
         taken = time.process_time() - start
         if fault is None and taken > SECONDS:
             fault = f"{taken:.2f} s"
-        found.add(
+        findings.add(
             Findings(
                 1,
                 fault is None and all(code > "W" for code in codes),
@@ -135,12 +135,12 @@ def run(first: int, last: int) -> Findings:
             )
         )
     gc.unfreeze()
-    return found
+    return findings
 
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Raise TooLongError inside once so many seconds of CPU time have passed."""
+    """Raise TooLongError inside the context after this many seconds of CPU time."""
     signal.signal(signal.SIGPROF, _ring)
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
@@ -154,7 +154,7 @@ def _ring(number: int, frame: FrameType | None) -> None:
 
 
 def _with_little_memory() -> None:
-    examine("pattern p\n    visible k <= q\n")  # what is imported and built once
+    examine("pattern p\n    visible k <= q\n")  # imports and caches are not counted
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     pages = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     limit = max(used, pages) + MEGABYTES * 1024 * 1024
@@ -167,35 +167,35 @@ def _parts(cases: int, size: int = 1000) -> Iterator[tuple[int, int]]:
 
 
 def main() -> int:
-    """Examine, say what was found, and write it."""
+    """Examine the cases, print the findings and write them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=100_000)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     args = parser.parse_args()
     refuse_uncommitted()
-    found, start = Findings(), time.time()
+    findings, start = Findings(), time.time()
     with ProcessPoolExecutor(args.processes, initializer=_with_little_memory) as pool:
         for part in pool.map(run, *zip(*_parts(args.cases), strict=True)):
-            found.add(part)
-            print(f"\r{found.cases:,} of {args.cases:,} cases, {len(found.faults)} faults", end="", flush=True)
+            findings.add(part)
+            print(f"\r{findings.cases:,} of {args.cases:,} cases, {len(findings.faults)} faults", end="", flush=True)
     print()
     report = {
         **header(),
-        "cases": found.cases,
+        "cases": findings.cases,
         "seconds": round(time.time() - start),
         "limits": {"seconds": SECONDS, "megabytes": MEGABYTES},
-        "right": found.right,
-        "slowest": {"seconds": round(found.slowest[0], 3), "case": found.slowest[1]},
-        "codes": dict(sorted(found.codes.items())),
-        "faults": [{"case": number, "what": what} for number, what in sorted(found.faults)],
+        "right": findings.right,
+        "slowest": {"seconds": round(findings.slowest[0], 3), "case": findings.slowest[1]},
+        "codes": dict(sorted(findings.codes.items())),
+        "faults": [{"case": number, "what": what} for number, what in sorted(findings.faults)],
     }
     path = ROOT / "benchmarks" / "results" / "fuzz.json"
     refuse_uncommitted()
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    for number, what in found.faults[:20]:
+    for number, what in findings.faults[:20]:
         print(f"case {number}: {what}\n")
     print(f"written to {path}")
-    return 1 if found.faults else 0
+    return 1 if findings.faults else 0
 
 
 if __name__ == "__main__":

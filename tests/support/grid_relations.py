@@ -29,7 +29,7 @@ def near(a: Index, b: Index, reach: int) -> Index:
 
 @st.composite
 def one_axis(draw: st.DrawFn, extents: Extents, axis: int) -> Index:
-    """A relation between coordinates of one axis: windows, moved windows, dilations, blocks, halves, ends."""
+    """Draw a relation between coordinates of one axis: windows, shifted windows, dilations, blocks, halves, ends."""
     q, k, n = coordinate(Q, extents, axis), coordinate(K, extents, axis), extents[axis]
     gap = fold.sub(q, k)
     size, reach = draw(st.integers(1, 4)), draw(st.integers(0, 4))
@@ -48,7 +48,7 @@ def one_axis(draw: st.DrawFn, extents: Extents, axis: int) -> Index:
 
 @st.composite
 def grids(draw: st.DrawFn) -> tuple[Extents, Index]:
-    """Extents, and a combination of relations on their axes, some of which couple two."""
+    """Draw extents, and a combination of relations on their axes, some of which couple two axes."""
     extents = tuple(draw(st.lists(st.integers(1, 9), min_size=2, max_size=3)))
     parts = [draw(one_axis(extents, draw(st.integers(0, len(extents) - 1)))) for _ in range(draw(st.integers(1, 4)))]
     if draw(st.booleans()):

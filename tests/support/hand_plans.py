@@ -1,4 +1,4 @@
-"""Plans made by hand, each with the relation that it must compute."""
+"""Plans written by hand, each with the relation that it must compute."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +21,7 @@ from attnc.compiler.planning.cpu_plan import (
 )
 
 Relation = NDArray[np.bool_]
-"""(batch, head, query, key)."""
+"""Visible pairs, (batch, head, query, key)."""
 Case = tuple[Plan, Relation]
 Shape = tuple[int, int, int, int]
 """Batch, query heads, key heads, length."""
@@ -80,7 +80,7 @@ def full(shape: Shape) -> Case:
 
 
 def window_pieces(n: int, w: int, r: int, first_mask: int = 0) -> tuple[list[PlanPiece], list[Mask]]:
-    """Edge rows, interior strips, ragged tail: the pieces of a causal window of `w` keys with row tile `r`."""
+    """Return the pieces of a causal window of `w` keys with row tile `r`: edge rows, interior tiles, a ragged end."""
     d = delta(n)
     window = (d >= 0) & (d < w)
     edge = min(-(-(w - 1) // r) * r, n)
@@ -110,7 +110,7 @@ def window(shape: Shape, w: int = 20, r: int = 16) -> Case:
 
 
 def sinks(shape: Shape, w: int = 9, s: int = 3, r: int = 8) -> Case:
-    """A window, merged with sinks: rows that see only some of them (one sees none), then strips on the same keys."""
+    """Return a window merged with sinks: edge rows see only some sinks or none; later rows have tiles on those keys."""
     n = shape[3]
     d, keys = delta(n), np.arange(n)[None, :]
     relation = (d >= 0) & ((d < w) | (keys < s))
@@ -139,7 +139,7 @@ def documents(shape: Shape) -> Case:
 
 
 def blocks(shape: Shape) -> Case:
-    """Causal blocks of 4, all in one piece; the rest of the tokens see and are seen by nothing."""
+    """Return causal blocks of 4 in one piece; the remaining tokens see no key and no query sees them."""
     n, r = shape[3], 4
     t = np.arange(n)
     inside = t < n // r * r
@@ -151,7 +151,7 @@ def blocks(shape: Shape) -> Case:
 
 
 def overlapping(shape: Shape, step: int = 3, length: int = 20) -> Case:
-    """Three rows see twenty keys; stretches of keys overlap seven-fold. Early rows see nothing."""
+    """Return a plan in which three rows see twenty keys, runs of keys overlap seven-fold, and early rows see no key."""
     n = shape[3]
     count = max((n - length) // step, 0)
     relation = np.zeros((n, n), bool)
@@ -162,7 +162,7 @@ def overlapping(shape: Shape, step: int = 3, length: int = 20) -> Case:
 
 
 def bricks(shape: Shape) -> Case:
-    """Windows of 3 × 5 around the bricks of a grid, keys gathered; rows outside the grid see nothing."""
+    """Return windows of 3 × 5 around the bricks of a grid, keys gathered; rows outside the grid see no key."""
     n = shape[3]
     width = 10
     height = n // width
@@ -182,7 +182,7 @@ def bricks(shape: Shape) -> Case:
 
 
 def dense(shape: Shape, r: int = 24) -> Case:
-    """An arbitrary relation per row block; some rows and one whole block see nothing."""
+    """Return an arbitrary relation per row block; some rows and one whole block see no key."""
     n = shape[3]
     relation = np.random.default_rng(n).random((n, n)) < 0.3
     relation[n // 3 : n // 3 + 2] = False
@@ -195,7 +195,7 @@ def dense(shape: Shape, r: int = 24) -> Case:
 
 
 def blind(shape: Shape) -> Case:
-    """Two masked pieces on the same rows, each with rows that see nothing, some of them the same."""
+    """Return two masked pieces on the same rows, each with rows that see no key, some of which are common to both."""
     n = shape[3]
     relation = np.random.default_rng(n).random((n, n)) < 0.5
     t = np.arange(n)
@@ -210,7 +210,7 @@ def blind(shape: Shape) -> Case:
 
 
 def by_head(shape: Shape) -> Case:
-    """Every third head causal, the others with windows; heads of one key head in different groups."""
+    """Return a plan of causal heads (every third) and heads with windows; heads of one kv head are in two groups."""
     batch, heads, _, n = shape
     kinds: tuple[tuple[int, ...], ...] = tuple(tuple(range(start, heads, 3)) for start in range(min(3, heads)))
     relation = np.zeros((batch, heads, n, n), bool)
@@ -226,7 +226,7 @@ def by_head(shape: Shape) -> Case:
 
 
 def by_batch(shape: Shape) -> Case:
-    """Entry b has documents of b + 5 tokens; the last entry of several sees nothing."""
+    """Return a plan whose entry b has documents of b + 5 tokens; the last of several entries sees no key."""
     batch, heads, _, n = shape
     relation = np.zeros((batch, heads, n, n), bool)
     groups = []

@@ -1,4 +1,4 @@
-"""Calls of emitted kernels in Triton's interpreter, compared with the reference in 64 bits."""
+"""Calls of emitted kernels in Triton's interpreter, compared with the reference in fp64."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from attnc.runtime.attention import Attention
 from attnc.runtime.gpu import kernel_modules, launch
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3}
-"""Errors that are allowed, relative to the largest true entry of a result or to 1, whichever is more."""
+"""Allowed errors, relative to the largest true entry of a result or to 1, whichever is larger."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel that was started, and what with."""
+    """A started kernel and its arguments."""
 
     source: KernelSource
     arguments: tuple[object, ...]
@@ -30,16 +30,16 @@ class Launch:
 
 @contextmanager
 def recorded(*, run: bool = True) -> Iterator[list[Launch]]:
-    """The kernels that are started inside; `run`: whether they are."""
-    found: list[Launch] = []
+    """Record the kernels that are started inside the context; `run`: whether they run."""
+    launches: list[Launch] = []
 
     def start(source: KernelSource, grid: tuple[int, int], arguments: Sequence[object]) -> None:
-        found.append(Launch(source, tuple(arguments)))
+        launches.append(Launch(source, tuple(arguments)))
         if run:
             kernel_modules.function_of(source)[grid](*arguments, **source.options)
 
     with launch.started_by(start):
-        yield found
+        yield launches
 
 
 def stages(launches: Sequence[Launch]) -> set[str]:
@@ -49,7 +49,7 @@ def stages(launches: Sequence[Launch]) -> set[str]:
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """All memory that is asked for without a value is NaN, padding included: who reads what nobody wrote is found."""
+    """Fill all uninitialised memory with NaN, padding included, so that reads of unwritten memory are found."""
     with pytest.MonkeyPatch.context() as patch:
         new_empty, alike = Tensor.new_empty, torch.empty_like
         patch.setattr(Tensor, "new_empty", lambda x, *sizes, **more: _spoiled(new_empty(x, *sizes, **more)))
@@ -75,15 +75,15 @@ def run(
     tensors: Mapping[str, Tensor],
     inputs: Mapping[str, Any],
     grads: tuple[Tensor, Tensor | None],
-    **given: Any,
+    **options: Any,
 ) -> Result:
-    """A call and its gradients, for gradients of out and, if that is wanted, of the LSE."""
+    """Run a call and its gradients, for gradients of out and, if requested, of the LSE."""
     leaves = {name: x.detach().requires_grad_() for name, x in tensors.items()}
     leaves |= {n: x.detach().requires_grad_() for n, x in inputs.items() if _is_real(x)}
     q, k, v = (leaves[name] for name in "qkv")
     more = {name: leaves.get(name, x) for name, x in inputs.items()}
-    found = function(q, k, v, return_lse=grads[1] is not None, **more, **given)
-    out, lse = (found, None) if grads[1] is None else found
+    result = function(q, k, v, return_lse=grads[1] is not None, **more, **options)
+    out, lse = (result, None) if grads[1] is None else result
     outputs, of_outputs = [out], [grads[0].to(out.dtype)]
     if lse is not None:
         outputs.append(lse)
@@ -106,7 +106,7 @@ def operands(
     batch: int = 1,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
-    """q, k and v."""
+    """Draw q, k and v."""
     n_k = n_q if n_k is None else n_k
     sizes = {"q": (heads[0], n_q, widths[0]), "k": (heads[1], n_k, widths[0]), "v": (heads[1], n_k, widths[1])}
     return {name: torch.randn(batch, *size).to(dtype) for name, size in sizes.items()}
@@ -119,18 +119,18 @@ def check(
     *,
     with_lse: bool = True,
     tolerance: float | None = None,
-    **given: Any,
+    **options: Any,
 ) -> list[Launch]:
-    """Compare a call in poisoned memory and all its gradients with the reference; gives the kernels that ran."""
+    """Compare a call in poisoned memory and all its gradients with the reference; return the kernels that ran."""
     inputs, q, v = inputs or {}, tensors["q"], tensors["v"]
     of_out = torch.randn(*q.shape[:3], v.shape[-1]).to(q.dtype)
     grads = of_out, torch.randn(q.shape[:3]) if with_lse else None
     with recorded() as launches, poisoned():
-        ours = run(attention, tensors, inputs, grads, **given)
+        ours = run(attention, tensors, inputs, grads, **options)
     wide = {name: x.double() for name, x in tensors.items()}
     wide_inputs = {name: x.double() if _is_real(x) else x for name, x in inputs.items()}
-    true = run(attention.reference, wide, wide_inputs, grads, **given)
-    most = TOLERANCE[q.dtype] if tolerance is None else tolerance
+    true = run(attention.reference, wide, wide_inputs, grads, **options)
+    maximum = TOLERANCE[q.dtype] if tolerance is None else tolerance
     assert ours.out.dtype == q.dtype
     errors = {"out": error(ours.out, true.out)}
     if ours.lse is not None:
@@ -141,19 +141,19 @@ def check(
         assert not ours.out[~seeing].any()
         errors["lse"] = error(ours.lse[seeing], true.lse[seeing])
     for name, grad in true.grads.items():
-        own = ours.grads[name]
-        if own is None or grad is None:
-            other = own if grad is None else grad
+        gradient = ours.grads[name]
+        if gradient is None or grad is None:
+            other = gradient if grad is None else grad
             assert other is None or not other.any(), f"one of the gradients of {name} is missing"
             continue
-        assert own.dtype == {**tensors, **inputs}[name].dtype
-        errors[f"d{name}"] = error(own, grad)
-    assert max(errors.values()) <= most, errors
+        assert gradient.dtype == {**tensors, **inputs}[name].dtype
+        errors[f"d{name}"] = error(gradient, grad)
+    assert max(errors.values()) <= maximum, errors
     return launches
 
 
 def error(x: Tensor, true: Tensor) -> float:
-    """The largest error, relative to the largest true entry or to 1; infinite for NaN."""
+    """Return the largest error, relative to the largest true entry or to 1; infinite for NaN."""
     if not x.numel():
         return 0.0
     gap = (x.double() - true.double()).abs().max() / true.abs().max().clamp(min=1)

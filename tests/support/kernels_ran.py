@@ -8,7 +8,7 @@ from attnc.runtime.gpu.recurrent.recurrence_tensors import RecurrenceTensors
 
 
 def kernels_ran(patch: pytest.MonkeyPatch) -> list[str]:
-    """A list that the stages of all kernels are added to from here on."""
+    """Return a list to which the stages of all kernels are added from now on."""
     ran: list[str] = []
     run = RecurrenceTensors.run
 

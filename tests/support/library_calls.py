@@ -1,4 +1,4 @@
-"""A call of every library pattern: parameters where it has no defaults, a length, and inputs."""
+"""A call of every library pattern: parameters if it has no defaults, a length, and inputs."""
 
 from __future__ import annotations
 
@@ -55,18 +55,18 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "svg": {"frames": 4, "per_frame": 24, "block": 16},
     "videofactory": {"frames": 4, "height": 4, "width": 6, "window": [2, 2, 2]},
 }
-"""Parameters for which few tokens show what a pattern is."""
+"""Parameters for which a few tokens show the form of a pattern."""
 
 MULTIPLES: Mapping[str, int] = {"block_diffusion": 2, "long_lora": 4, "sink_lora": 4}
 """The number that divides the lengths of some patterns."""
 
 
 WIDTH = 64
-"""The width of heads."""
+"""The head dimension."""
 
 
 def made_inputs(name: str, n: int, heads: int) -> dict[str, Any]:
-    """Inputs that no example is made of."""
+    """Return inputs for which no example is generated."""
     pick = torch.Generator().manual_seed(0)
     rows = -(-n // 64)
     match name:
@@ -104,12 +104,12 @@ class LibraryCall:
 
 
 def library_call(name: str, n: int, params: Mapping[str, Any] | None = None) -> LibraryCall:
-    """A call of about n tokens, exactly so many where the parameters leave the length open."""
+    """Return a call of about n tokens, exactly n if the parameters leave the length open."""
     attention = compile_attention(name, **(PARAMS.get(name, {}) if params is None else params))
     natural = natural_length(attention.bound, n)
     length = n - n % MULTIPLES.get(name, 1) if natural is None else natural
     heads = head_count(attention.bound) or 4
-    given = made_inputs(name, length, heads)
+    drawn_inputs = made_inputs(name, length, heads)
     names, sizes = attention.relation_inputs, {"dk": WIDTH, "dv": WIDTH}
-    made = example_inputs(attention.bound, length, length, given, heads=heads, sizes=sizes, names=names)
-    return LibraryCall(attention, length, heads, {**given, **{key: one.tensor for key, one in made.items()}})
+    made = example_inputs(attention.bound, length, length, drawn_inputs, heads=heads, sizes=sizes, names=names)
+    return LibraryCall(attention, length, heads, {**drawn_inputs, **{key: one.tensor for key, one in made.items()}})

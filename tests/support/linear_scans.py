@@ -1,4 +1,4 @@
-"""Scans of tensors that are given whole: `scan_stretches` whose decays and writes are the tensors themselves."""
+"""Scans of complete tensors: `scan_stretches` with the decays and writes as given tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def linear_scan(decay: Tensor, write: Tensor, *, state: Tensor, resets: Tensor |
     """Return x_t = decay_t · x_{t-1} + write_t: (states after each token (B, H, T, …), the final state).
 
     Args:
-        decay: (B, H, T, …), an axis of size 1 where it is the same along it, that of tokens as well.
+        decay: (B, H, T, …), with size 1 along axes on which it is constant, the token axis included.
         write: likewise; T is the larger of both.
         state: the state before the first token (B, H, …).
         resets: bool (B, T) or (B, H, T), as for `scan_stretches`.

@@ -1,4 +1,4 @@
-"""Texts that are nearly right: files of the library with words changed, and sentences drawn from the grammar."""
+"""Nearly right texts: files of the library with changed words, and sentences drawn from the grammar."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ SIGNS = re.compile(r"[-+*/%<>=]+|and|or|if|min|max|sum|any|all|mean|q|k|head|key
 
 
 def _mistake(words: list[str], made: random.Random) -> None:
-    """A name for another of the text, a number for a number, a sign for a sign: mistakes that still parse."""
+    """Replace a name, number or sign by another one of the text: mistakes that still parse."""
     for kind in made.sample([r"[A-Za-z_]\w*", r"[0-9]+", SIGNS.pattern], 3):
         places = [i for i, word in enumerate(words) if re.fullmatch(kind, word)]
         if len(places) > 1:
@@ -120,7 +120,7 @@ def _words_of(path: Path) -> tuple[str, ...]:
 
 
 def mutant(made: random.Random) -> str:
-    """A file with one to four changes."""
+    """Return a file with one to four changes."""
     words = list(_words_of(made.choice(FILES)))
     for _ in range(made.choice([1, 1, 1, 2, 4])):
         if words:
@@ -154,18 +154,18 @@ TERMINALS = {name: words.split() for name, words in SAMPLES.items()}
 
 @cache
 def _grammar() -> tuple[dict[str, list[Rule]], dict[str, Rule]]:
-    """The expansions of every rule, and the one that ends soonest."""
+    """Return the expansions of every rule, and the expansion that ends soonest."""
     rules: dict[str, list[Rule]] = {}
     for rule in parser().rules:
         rules.setdefault(str(rule.origin.name), []).append(rule)
     depth: dict[str, int] = {}
     while len(depth) < len(rules):
         for name, expansions in rules.items():
-            known = [_depth(rule, depth) for rule in expansions]
-            found = [d for d in known if d is not None]
-            if found and name not in depth:
-                depth[name] = 1 + min(found)
-    shortest = {name: min(found, key=lambda rule: _depth(rule, depth) or 0) for name, found in rules.items()}
+            depths = [_depth(rule, depth) for rule in expansions]
+            finite = [d for d in depths if d is not None]
+            if finite and name not in depth:
+                depth[name] = 1 + min(finite)
+    shortest = {name: min(finite, key=lambda rule: _depth(rule, depth) or 0) for name, finite in rules.items()}
     return rules, shortest
 
 
@@ -174,8 +174,8 @@ def _depth(rule: Rule, depth: dict[str, int]) -> int | None:
     return max((depth[n] for n in inner), default=0) if all(n in depth for n in inner) else None
 
 
-def sentence(made: random.Random, most: int = 200) -> str:
-    """A text of the grammar, drawn rule by rule; past `most` symbols the shortest way out is taken."""
+def sentence(made: random.Random, limit: int = 200) -> str:
+    """Draw a text of the grammar rule by rule; after `most` symbols the shortest expansions are taken."""
     rules, shortest = _grammar()
     pending: list[Symbol] = [NonTerminal("start")]
     words: list[str] = []
@@ -193,14 +193,14 @@ def sentence(made: random.Random, most: int = 200) -> str:
                 )
             continue
         name = str(symbol.name)
-        chosen = shortest[name] if symbols > most else made.choice(rules[name])
+        chosen = shortest[name] if symbols > limit else made.choice(rules[name])
         pending.extend(reversed(chosen.expansion))
     return re.sub(r"\n[\n ]*\n", "\n", "".join(words).lstrip()) + "\n"
 
 
 def text(seed: int) -> str:
-    """Case number `seed`."""
+    """Return the text of case number `seed`."""
     made = random.Random(seed)
     if made.random() < 0.9:
         return mutant(made)
-    return next((found for _ in range(20) if len(found := sentence(made)) > 40), "")
+    return next((words for _ in range(20) if len(words := sentence(made)) > 40), "")

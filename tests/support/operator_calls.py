@@ -1,4 +1,4 @@
-"""Calls of an Attention, and of the operators below it, with all that they give."""
+"""Calls of an Attention, and of the operators below it, with all their results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ATTEND = torch.ops.attnc.attend.default
 ATTEND_BACKWARD = torch.ops.attnc.attend_backward.default
 BY_HEAD = "pattern by_head(window: int[head])\n    align end\n    visible 0 <= q - k < window\n"
 DOC = torch.tensor([[0] * 7 + [1] * 10, [0] * 2 + [1] * 15])
-"""Ids of documents for a batch of 2 and 17 tokens."""
+"""Document ids for a batch of 2 and 17 tokens."""
 
 
 def window() -> Attention:
@@ -34,7 +34,7 @@ def draw(
     tokens_first: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> list[Tensor]:
-    """q, k and v: batch 2, 4 query heads, dk 8."""
+    """Draw q, k and v: batch 2, 4 query heads, dk 8."""
     shapes = ((4, n, 8), (kv_heads, n_k or n, 8), (kv_heads, n_k or n, dv))
     return [
         torch.randn(2, length, h, d, dtype=dtype).transpose(1, 2)
@@ -53,10 +53,10 @@ def loss(out: Tensor, lse: Tensor) -> Tensor:
     return out.float().square().sum() + lse.masked_fill(lse == -torch.inf, 0).sin().sum()
 
 
-def results(function: Callable[..., tuple[Tensor, Tensor]], tensors: list[Tensor], **given: Any) -> list[Tensor]:
-    """out, lse and the gradients of q, k and v through both."""
+def results(function: Callable[..., tuple[Tensor, Tensor]], tensors: list[Tensor], **options: Any) -> list[Tensor]:
+    """Return out, lse and the gradients of q, k and v through both."""
     inputs = leaves(tensors)
-    pair = function(*inputs, **given)
+    pair = function(*inputs, **options)
     return [*pair, *torch.autograd.grad(loss(*pair), inputs)]
 
 
@@ -67,12 +67,12 @@ def same(ours: list[Tensor], theirs: list[Tensor]) -> None:
 
 
 class Layer(nn.Module):
-    """An Attention as a model holds it."""
+    """A module that holds an Attention."""
 
     def __init__(self, attend: Attention) -> None:
         super().__init__()
         self.attend = attend
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
-        out, lse = self.attend(q * 2, k, v, return_lse=True, **given)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        out, lse = self.attend(q * 2, k, v, return_lse=True, **options)
         return out + 1, lse

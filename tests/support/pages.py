@@ -1,4 +1,4 @@
-"""HTML read strictly: every element closed in its place, with what tests ask of it."""
+"""A strict reader of HTML: every element is closed in its place, and tests can search the elements."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Element:
         return [one for one in self.walk() if one.tag == tag]
 
     def id(self, name: str) -> Element:
-        (found,) = (one for one in self.walk() if one.attributes.get("id") == name)
-        return found
+        (element,) = (one for one in self.walk() if one.attributes.get("id") == name)
+        return element
 
 
 class _Reader(HTMLParser):
@@ -41,7 +41,7 @@ class _Reader(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         names = [name for name, _ in attrs]
-        assert len(names) == len(set(names)), f"<{tag}> says {names} twice"
+        assert len(names) == len(set(names)), f"<{tag}> repeats one of {names}"
         element = Element(tag, {name: value or "" for name, value in attrs})
         self.open[-1].children.append(element)
         if tag not in VOID:
@@ -62,7 +62,7 @@ class _Reader(HTMLParser):
 
 
 def read_page(html: str) -> Element:
-    """The document. Fails where it is not well formed."""
+    """Parse the document; fail if it is not well formed."""
     reader = _Reader()
     reader.feed(html)
     reader.close()
@@ -71,8 +71,8 @@ def read_page(html: str) -> Element:
 
 
 def table_of(page: Element) -> dict[str, Any]:
-    """The table that the page's script reads."""
+    """Return the table that the page's script reads."""
     data = page.id("attnc-data")
     assert (data.tag, data.attributes["type"]) == ("script", "application/json")
-    found: dict[str, Any] = json.loads(data.text)
-    return found
+    table: dict[str, Any] = json.loads(data.text)
+    return table

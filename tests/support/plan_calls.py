@@ -16,7 +16,7 @@ LIBRARY = Path(__file__).resolve().parents[2] / "stdlib_patterns"
 
 
 def from_library(name: str, **values: object) -> Pattern:
-    """A pattern of the library, without the runtime that finds it."""
+    """Return a pattern of the library, without the runtime that finds it."""
     program = load_program(_file(name), lambda wanted, asker: _file(wanted), name)
     return lower(bind(program, values, None))
 

@@ -12,23 +12,23 @@ from attnc.compiler.planning.cpu_plan import GridMask, Plan, PlanPiece, Strip
 
 Grid = NDArray[np.bool_]
 Exact = Callable[[int, int, int, int], Grid]
-"""(first row, end, first key, end) → the relation there."""
+"""A function of (first row, end, first key, end) that returns the relation in this range."""
 
 
 def stretches(strip: Strip) -> list[list[int]]:
-    """The tokens of each stretch, one by one."""
-    found = []
-    for at in product(*(range(axis.count) for axis in strip.axes)):
-        start = strip.start + sum(i * axis.step for i, axis in zip(at, strip.axes, strict=True))
+    """Return the tokens of each run, one by one."""
+    runs = []
+    for index in product(*(range(axis.count) for axis in strip.axes)):
+        start = strip.start + sum(i * axis.step for i, axis in zip(index, strip.axes, strict=True))
         inside = product(*(range(axis.length) for axis in strip.axes))
-        found.append([start + sum(i * a.stride for i, a in zip(t, strip.axes, strict=True)) for t in inside])
-    return found
+        runs.append([start + sum(i * a.stride for i, a in zip(t, strip.axes, strict=True)) for t in inside])
+    return runs
 
 
 def counted(
     pieces: Iterable[PlanPiece], masks: Sequence[GridMask], n_q: int, n_k: int, exact: Exact
 ) -> NDArray[np.int64]:
-    """How many pieces hold each pair, with every rule of a piece checked on the way."""
+    """Count the pieces that hold each pair, and check every rule of a piece."""
     times = np.zeros((n_q, n_k), dtype=np.int64)
     written = np.zeros(n_q, dtype=np.bool_)
     for piece in pieces:
@@ -64,7 +64,7 @@ def _mask(piece: PlanPiece, masks: Sequence[GridMask], q: list[int], k: list[int
 
 
 def check_pieces(pieces: Iterable[PlanPiece], masks: Sequence[GridMask], relation: Grid) -> None:
-    """The pieces are the relation: every visible pair once, no other."""
+    """Check that the pieces equal the relation: every visible pair once, no other."""
     n_q, n_k = relation.shape
     times = counted(pieces, masks, n_q, n_k, lambda a, b, c, d: relation[a:b, c:d])
     wrong = np.argwhere(times != relation)
@@ -72,7 +72,7 @@ def check_pieces(pieces: Iterable[PlanPiece], masks: Sequence[GridMask], relatio
 
 
 def check_plan(plan: Plan, relation: NDArray[np.bool_]) -> None:
-    """`relation` is (batch, heads, queries, keys)."""
+    """Check that a plan equals the relation (batch, heads, queries, keys)."""
     seen = np.zeros(relation.shape[:2], dtype=np.int64)
     for group in plan.groups:
         for batch in group.batches:

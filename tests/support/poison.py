@@ -1,4 +1,4 @@
-"""Memory that nobody has written holds NaN, or the largest integer: what reads it is always wrong, not by chance."""
+"""Uninitialised memory filled with NaN or the largest integer, so that a read of it is always wrong, not by chance."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """All that torch allocates unset (`empty`, `empty_like`, `new_empty`, `empty_strided`) is filled, here and inside
+    """Fill all memory that torch leaves unset (`empty`, `empty_like`, `new_empty`, `empty_strided`), here and inside
     torch's own operators."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)  # torch.utils.deterministic.fill_uninitialized_memory is True by default

@@ -1,4 +1,4 @@
-"""Whole `.attn` programs of the static language, drawn by hypothesis, with shapes and inputs for a call."""
+"""Complete `.attn` programs of the static language, drawn by hypothesis, with shapes and inputs for a call."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Program:
-    """A text with everything a call needs besides q, k and v."""
+    """A text with everything that a call needs besides q, k and v."""
 
     source: str
     shape: Shape
@@ -36,13 +36,13 @@ class Program:
     inputs: dict[str, Array]
 
     def __repr__(self) -> str:
-        given = {name: array.tolist() if array.size <= 64 else array.shape for name, array in self.inputs.items()}
-        return f"Program({self.shape}, {self.parameters}, {given},\n{self.source})"
+        values = {name: array.tolist() if array.size <= 64 else array.shape for name, array in self.inputs.items()}
+        return f"Program({self.shape}, {self.parameters}, {values},\n{self.source})"
 
 
 @dataclass
 class Writer:
-    """A program in the making."""
+    """A program that is being written."""
 
     draw: st.DrawFn
     shape: Shape
@@ -57,7 +57,7 @@ class Writer:
         return self.draw(st.sampled_from(choices))
 
     def number(self, low: int, high: int) -> str:
-        """An integer in `low .. high`, written out or as a parameter with a default or a given value."""
+        """Draw an integer in `low .. high`, as a literal or as a parameter with a default or a value."""
         value = self.draw(st.integers(low, high))
         if self.pick(True, False, False):
             name = f"p{len(self.parameters)}"
@@ -69,7 +69,7 @@ class Writer:
         return str(value)
 
     def rational(self) -> str:
-        """A rational parameter or literal."""
+        """Draw a rational parameter or literal."""
         text: str = self.pick("0.25", "1/3", "1.5", "0.7", "2")
         name = f"p{len(self.parameters)}"
         if "/" in text or self.draw(st.booleans()):
@@ -78,7 +78,7 @@ class Writer:
         return text
 
     def per_head(self, low: int, high: int) -> str:
-        """A list parameter, one entry a head."""
+        """Draw a list parameter with one entry per head."""
         name = f"p{len(self.parameters)}"
         values = [self.draw(st.integers(low, high)) for _ in range(self.shape.heads)]
         if self.draw(st.booleans()):
@@ -89,7 +89,7 @@ class Writer:
         return name
 
     def input(self, kind: str, *dims: str, high: int = 4) -> str:
-        """An input of random values."""
+        """Declare an input of random values."""
         name = f"x{len(self.inputs)}"
         shape = self.shape
         sizes = {"batch": shape.batch, "head": shape.heads, "kv_head": shape.kv_heads}
@@ -103,7 +103,7 @@ class Writer:
 
 
 def conditions(w: Writer, reach: int) -> str:  # noqa: C901  one case a kind of relation
-    """One condition over q and k; `reach` bounds its distances."""
+    """Draw one condition over q and k; `reach` bounds its distances."""
     kind = w.draw(st.integers(0, 17))
     match kind:
         case 0 | 1:
@@ -149,7 +149,7 @@ def conditions(w: Writer, reach: int) -> str:  # noqa: C901  one case a kind of 
 
 
 def wrapped(w: Writer, condition: str) -> str:
-    """The condition as it is, or through a `let` or `def`."""
+    """Return the condition unchanged, or through a `let` or `def`."""
     name = f"n{len(w.lines) + len(w.functions)}"
     match w.draw(st.integers(0, 5)):
         case 0:
@@ -174,7 +174,7 @@ HEADS = ((1, 1), (5, 1), (5, 5), (6, 3), (6, 2), (7, 7), (7, 1), (12, 4), (12, 3
 
 @st.composite
 def shapes(draw: st.DrawFn, longest: int, align: str, elements: int) -> Shape:
-    """Sizes with `batch · heads · n_q · n_k` at most `elements`."""
+    """Draw sizes with `batch · heads · n_q · n_k` at most `elements`."""
     n_k = draw(st.one_of(st.integers(1, longest), st.sampled_from([n for n in (1, *SIZES, longest) if n <= longest])))
     n_q = n_k
     if align != "none" and draw(st.booleans()):
@@ -187,7 +187,7 @@ def shapes(draw: st.DrawFn, longest: int, align: str, elements: int) -> Shape:
 
 @st.composite
 def programs(draw: st.DrawFn, longest: int = 16, elements: int = 4096) -> Program:
-    """A program and a call of it."""
+    """Draw a program and its call."""
     align = draw(st.sampled_from(["start", "end", "end", "none"]))
     shape = draw(shapes(longest, align, elements))
     w = Writer(draw, shape)
@@ -218,7 +218,7 @@ def programs(draw: st.DrawFn, longest: int = 16, elements: int = 4096) -> Progra
 
 
 def unit(w: Writer, place: str, coordinates: bool) -> str:
-    """A unit of queries or keys."""
+    """Draw a unit of queries or keys."""
     size = w.number(1, 7)
     forms = [f"{place} // {size}", f"({place} + {w.number(0, 9)}) // {size}", place]
     if coordinates:
@@ -250,7 +250,7 @@ def _round(w: Writer, coordinates: bool) -> None:
 
 
 def _documents(w: Writer) -> None:
-    """Contiguous runs of distinct ids, for all entries or for each."""
+    """Draw contiguous runs of distinct ids, shared by the batch or for each entry."""
     shape = w.shape
     random = np.random.default_rng(w.draw(st.integers(0, 999)))
     rows = []

@@ -1,4 +1,4 @@
-"""Receptive fields by dense matrices, and what must hold of those that are found by sets."""
+"""Receptive fields by dense matrices, and properties that receptive fields by sets must have."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ Mask = NDArray[np.bool_]
 
 
 def layer_of(n: int, *heads: Index) -> Layer:
-    """A layer of some heads on n tokens."""
+    """Return a layer of some heads on n tokens."""
     return Layer(n, [WindowPairs(Windows.of(Window(0, 0, n, n, 0)), head, None, {}) for head in heads])
 
 
 def fields(masks: Sequence[Mask], order: Sequence[int], layers: int) -> list[Mask]:
-    """(queries, tokens) known of after 0, 1, … layers: the product of the matrices, each with its diagonal."""
-    known = [np.eye(len(masks[0]), dtype=np.bool_)]
+    """Return the (queries, tokens) reached after 0, 1, … layers: products of the matrices, each with its diagonal."""
+    reached = [np.eye(len(masks[0]), dtype=np.bool_)]
     for layer in range(layers):
         mask = masks[order[layer % len(order)]].astype(np.float64)
-        known.append(known[-1] | (mask @ known[-1].astype(np.float64) > 0))
-    return known
+        reached.append(reached[-1] | (mask @ reached[-1].astype(np.float64) > 0))
+    return reached
 
 
 def check_reach(kinds: Sequence[Layer], masks: Sequence[Mask], order: Sequence[int], query: int) -> None:
-    """Check a query's receptive field, and the ways to it, against the matrices."""
+    """Check a query's receptive field, and the paths to it, against the matrices."""
     n = len(masks[0])
     tokens = range(n)
     used = [masks[kind] for kind in set(order)]
-    found = find_reach(kinds, order, query, 5, tokens)
-    known = [field[query] for field in fields(masks, order, len(found.after) + 2 * len(order))]
+    reach = find_reach(kinds, order, query, 5, tokens)
+    reached = [field[query] for field in fields(masks, order, len(reach.after) + 2 * len(order))]
     distance = np.abs(np.arange(n) - query)
     looks_back = not any(np.triu(mask, 1).any() for mask in used)
-    assert found.looks_back == looks_back
+    assert reach.looks_back == looks_back
     wanted = np.arange(n) <= query if looks_back else np.ones(n, dtype=np.bool_)
-    assert found.wanted == wanted.sum()
-    for item, field in zip(found.after, known, strict=False):
+    assert reach.wanted == wanted.sum()
+    for item, field in zip(reach.after, reached, strict=False):
         assert item.tokens == field.sum()
         assert item.furthest == distance[field].max()
         missing = distance[wanted & ~field]
         assert item.within == (missing.min() - 1 if len(missing) else distance[wanted].max())
-    first = [next((i for i, field in enumerate(known) if field[t]), None) for t in tokens]
-    assert list(found.known) == first
-    complete = [i for i, field in enumerate(known) if (field | ~wanted).all()]
-    assert found.complete == (complete[0] if complete else None)
-    assert found.final == next(i for i, field in enumerate(known) if (field == known[-1]).all())
+    first = [next((i for i, field in enumerate(reached) if field[t]), None) for t in tokens]
+    assert list(reach.known) == first
+    complete = [i for i, field in enumerate(reached) if (field | ~wanted).all()]
+    assert reach.complete == (complete[0] if complete else None)
+    assert reach.final == next(i for i, field in enumerate(reached) if (field == reached[-1]).all())
     for token in {0, n // 2, n - 1}:
         layer = first[token]
         if layer is not None:
@@ -60,18 +60,18 @@ def check_reach(kinds: Sequence[Layer], masks: Sequence[Mask], order: Sequence[i
 
 
 def check_way(way: Sequence[int], masks: Sequence[Mask], order: Sequence[int]) -> None:
-    """Every step is one that a layer shows, or none."""
+    """Check that every step is visible in its layer, or stays at its token."""
     for layer, (before, after) in enumerate(pairwise(way)):
         assert before == after or masks[order[layer % len(order)]][after, before], way
 
 
 def fewest_changes(masks: Sequence[Mask], order: Sequence[int], query: int, token: int, layers: int) -> int:
-    """The least number of changes of token on a way through so many layers."""
+    """Return the least number of changes of token on a path through this many layers."""
     graph = networkx.DiGraph()
     graph.add_node((layers, query))
     n = len(masks[0])
     for layer in range(layers):
         for after, before in np.argwhere(masks[order[layer % len(order)]] | np.eye(n, dtype=np.bool_)).tolist():
             graph.add_edge((layer, before), (layer + 1, after), changes=int(before != after))
-    found: int = networkx.shortest_path_length(graph, (0, token), (layers, query), weight="changes")
-    return found
+    length: int = networkx.shortest_path_length(graph, (0, token), (layers, query), weight="changes")
+    return length

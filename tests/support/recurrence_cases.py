@@ -1,7 +1,7 @@
-"""Inputs of the linear recurrence by class and gate regime, and both ways of computing them: in chunks, token by token.
+"""Inputs of the linear recurrence by class and gate regime, computed in chunks and token by token.
 
-A class is words: a gate's ("constant", "scalar", "rows", none), "columns", a correction's ("delta", "comba", "decayed",
-"old", none), "before", "bonus". Tensors of a case are a dictionary by name, drawn in fp64; `truth` computes in fp64.
+A class is named by words: a gate's ("constant", "scalar", "rows", none), "columns", a correction's ("delta", "comba",
+"decayed", "old", none), "before", "bonus". A case is a dictionary of tensors, drawn in fp64; `truth` uses fp64.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ GATED = tuple(name for name in CLASSES if {"scalar", "rows", "columns"} & set(na
 
 
 def _mixed(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
-    """Return numbers of all sizes, from a thousandth to some tens."""
+    """Return numbers of many magnitudes, from a thousandth to some tens."""
     return -((torch.randn(shape, generator=draw, dtype=torch.float64) * 2.5).exp()).clamp(max=60)
 
 
-def _with(base: float, at: tuple[int, ...], value: float) -> Callable[[tuple[int, ...], torch.Generator], Tensor]:
+def _with(base: float, index: tuple[int, ...], value: float) -> Callable[[tuple[int, ...], torch.Generator], Tensor]:
     def gates(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
         result = torch.rand(shape, generator=draw, dtype=torch.float64) * base
-        for token in at:
+        for token in index:
             if token < shape[2]:
                 result[:, :, token] = value
         return result
@@ -83,7 +83,7 @@ def draw_case(
     micro: int = 1,
     sizes: tuple[int, int, int, int] = (2, 3, 8, 5),
 ) -> Tensors:
-    """The tensors of a class; `sizes` are B, H, R, C; β is at most 1."""
+    """Draw the tensors of a class; `sizes` are B, H, R, C; β is at most 1."""
     words = set(name.split())
     batch, heads, rows, columns = sizes
     draw = torch.Generator().manual_seed(11)
@@ -174,7 +174,7 @@ def leaves(tensors: Tensors, dtype: torch.dtype = torch.float64) -> Tensors:
 
 
 def error(ours: Tensor, theirs: Tensor) -> float:
-    """max|err| / max|truth|, infinite where something is not finite."""
+    """Compute max|err| / max|truth|, infinite if a result is not finite."""
     if not ours.numel():
         return 0.0
     if not ours.isfinite().all():

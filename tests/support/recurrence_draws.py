@@ -1,4 +1,4 @@
-"""Random inputs of recurrences, for `reference.recurrences` and for the compiler alike."""
+"""Random inputs of recurrences, for both `reference.recurrences` and the compiler."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
     "flag": lambda x: x > 0.5,
 }
 
-# Each input as a kind of draw and its axes (n: steps, slots or the size of a complex state; L: levels), or as a number.
+# Each input as a kind of draw and its axes (n: steps, slots or the size of a complex state; L: levels), or a number.
 INPUTS: dict[str, dict[str, str | int]] = {
     "document_linear": {"g": "gate BTH", "fresh": "flag BT"},
     "mamba2_ssd": {"g": "gate BTH", "dt": "positive BTH", "D": "normal H"},

@@ -1,8 +1,8 @@
-"""Calls of the library's recurrences with gates of each regime, and the same by references that know nothing of ours.
+"""Calls of the library's recurrences with gates of each regime, and the same calls by independent references.
 
-A regime (`recurrence_cases.REGIMES`) is one of log decays, ≤ 0. Every system gets it where it takes decays and in the
-form in which it takes them: as it is, as a factor, as a step size beside a fixed rate, as scores that rise. Tensors are
-drawn in fp64 and rounded to fp32, which is what both sides compute from.
+A regime (`recurrence_cases.REGIMES`) draws log decays, ≤ 0. Every system gets them where it takes decays, in the form
+that it takes: unchanged, as a factor, as a step size with a fixed rate, as rising scores. Tensors are drawn in fp64
+and rounded to fp32, which both sides use.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ OWN_SIZES: Mapping[str, Mapping[str, int]] = {
     "titans_linear": {"B": 1},
     "yaad_linear": {"B": 1},
 }
-"""Two corrections a token; a system that its thirty steps of conjugate gradients solve; a number a token; one sequence
-of what takes its time."""
+"""Sizes of some systems: two corrections a token; a system that its thirty steps of conjugate gradients solve; one
+number per token; and one sequence for slow systems."""
 SCALE = 0.25
-"""A power of two: multiplying by it rounds nothing."""
+"""The scale, a power of two, so that multiplying by it rounds nothing."""
 CHUNK = 16
 """The chunk of Titans, which is part of its definition."""
 PARAMETERS = ("height", "width", "frames", "window", "layer", "chunk")
@@ -52,7 +52,7 @@ def as_it_is(gate: str, axes: str) -> Callable[[Tensors, Draw], None]:
 
 
 def as_factor(gate: str, axes: str) -> Callable[[Tensors, Draw], None]:
-    """exp of it: exactly 0 where it is -inf, exactly 1 where it is 0."""
+    """Put exp of the decays: exactly 0 for -inf, exactly 1 for 0."""
 
     def put(tensors: Tensors, draw: Draw) -> None:
         tensors[gate] = draw(axes).exp()
@@ -61,15 +61,15 @@ def as_factor(gate: str, axes: str) -> Callable[[Tensors, Draw], None]:
 
 
 def of_titans(tensors: Tensors, draw: Draw) -> None:
-    """Two of them, of which one is what is forgotten and not what is kept."""
+    """Put two decays: one is kept as a factor, the other is given as the forgotten part."""
     tensors["hold"], tensors["forget"] = draw("BTH").exp(), -torch.expm1(draw("BTH"))
-    tensors["rate"] = tensors["rate"] / 16  # so that it does not grow where nothing is forgotten
+    tensors["rate"] = tensors["rate"] / 16  # so that the state does not grow if nothing is forgotten
 
 
 def as_step_size(tensors: Tensors, draw: Draw) -> None:
-    """dt · A, A from -2 to -1/2; a write dt · v of a large step is kept at the size of the others by its v.
+    """Put decays as dt · A, A from -2 to -1/2; smaller values v keep the writes dt · v of large steps small.
 
-    A step size is above 0: log decays of 0 are those of A = 0. Closed is 2000, which leaves exactly 0 of the state.
+    A step size is above 0, so log decays of 0 need A = 0. A closed gate is 2000, which leaves exactly 0 of the state.
     """
     steps, values = -draw("BTHv"), tensors["v"].movedim(1, 2)
     if not steps.any():
@@ -81,7 +81,7 @@ def as_step_size(tensors: Tensors, draw: Draw) -> None:
 
 
 def rising(decays: Tensor) -> Tensor:
-    """Scores (B, H, T, …) by which a running log-sum-exp from 0 rises by -`decays`: by 110, where a gate is closed."""
+    """Return scores (B, H, T, …) by which a log-sum-exp from 0 rises by -`decays`: by 110 at a closed gate."""
     decays = decays.clamp(min=-110, max=-1e-17)
     return (-decays).cumsum(2) + (-torch.expm1(decays)).log()
 
@@ -91,7 +91,7 @@ def as_keys(tensors: Tensors, draw: Draw) -> None:
 
 
 def as_scores(tensors: Tensors, draw: Draw) -> None:
-    """Keys whose scores these are, exactly: the learned query takes one channel."""
+    """Put keys that have exactly these scores: the learned query reads one channel."""
     tensors["w"] = torch.zeros_like(tensors["w"])
     tensors["w"][:, 3] = 1 / SCALE
     tensors["k"][..., 3] = rising(draw("BTH").movedim(1, 2))
@@ -102,10 +102,10 @@ def as_scores(tensors: Tensors, draw: Draw) -> None:
 
 @dataclass(frozen=True)
 class System:
-    """How to call a pattern under a regime.
+    """How a pattern is called under a regime.
 
-    `put`: gives its inputs their decays, None where it has none. `gates`: the tensors that are these. `states`: by
-    their names here, with axes, in the order of the reference. `continued`: whether it takes and gives them.
+    `put`: puts decays into its inputs, None if it takes none. `gates`: the inputs that hold them. `states`: their names
+    in the pattern, with axes, in the order of the reference. `continued`: whether calls take and return states.
     """
 
     put: Callable[[Tensors, Draw], None] | None = None
@@ -147,17 +147,17 @@ SYSTEMS: Mapping[str, System] = {
     "yaad_linear": System(as_factor("hold", "BTH"), ("hold",), (("M", "kv"),)),
 }
 GRIDS: Mapping[str, int] = {"mhs_vm": 2, "spatial_mamba": 2, "lingen_ma": 3}
-"""Axes of the tokens."""
+"""Number of token axes of systems on a grid."""
 REVIEWS = 2
-"""Tokens of LinGen that are on no grid."""
+"""Number of LinGen's tokens that are outside its grid."""
 
 
 def grid_of(tokens: int, axes: int) -> tuple[int, ...]:
-    """As even as its number of tokens lets it be, the last axis the longest."""
+    """Return the most even grid for a number of tokens, its last axis the longest."""
     if axes == 1:
         return (tokens,)
-    most = max(math.floor(tokens ** (1 / axes) + 1e-9), 1)
-    first = next(size for size in range(most, 0, -1) if tokens % size == 0)
+    side = max(math.floor(tokens ** (1 / axes) + 1e-9), 1)
+    first = next(size for size in range(side, 0, -1) if tokens % size == 0)
     return (first, *grid_of(tokens // first, axes - 1))
 
 
@@ -166,7 +166,7 @@ def grid_of(tokens: int, axes: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Case:
-    """A call of a pattern: q, k, v, its inputs and its states (`state S`) by name, fp32; what are numbers apart."""
+    """A call of a pattern: q, k, v, inputs and states (`state S`) by name, in fp32, and numbers separately."""
 
     name: str
     tensors: Tensors
@@ -181,10 +181,10 @@ class Case:
         return self.tensors["q"].shape[2]
 
     def attention(self, text: str | None = None) -> Attention:
-        own = {name: x for name, x in self.numbers.items() if name in PARAMETERS}
+        params = {name: x for name, x in self.numbers.items() if name in PARAMETERS}
         if self.name == "log_linear":
-            own["levels"] = self.tensors["level"].shape[-1] - 1
-        return compile_attention(text or self.name, **own)
+            params["levels"] = self.tensors["level"].shape[-1] - 1
+        return compile_attention(text or self.name, **params)
 
     def options(self) -> dict[str, Any]:
         code = library_files()[self.name].read_text(encoding="utf-8").split('"""')[2]
@@ -206,9 +206,9 @@ def draw_case(name: str, regime: str, tokens: int, *, batch: int | None = None, 
     on_grid = max(tokens - REVIEWS, 1) if name == "lingen_ma" else tokens
     grid = grid_of(on_grid, GRIDS[name]) if name in GRIDS else None
     heads, dk, dv, n = (sizes[axis] for axis in "Hkvn")
-    q, k, v, given = example(name, B=batch, H=heads, T=tokens, dk=dk, dv=dv, n=n, grid=grid, seed=seed)
-    tensors = {"q": q, "k": k, "v": v, **{key: x for key, x in given.items() if isinstance(x, Tensor)}}
-    numbers = {key: x for key, x in given.items() if not isinstance(x, Tensor)}
+    q, k, v, inputs = example(name, B=batch, H=heads, T=tokens, dk=dk, dv=dv, n=n, grid=grid, seed=seed)
+    tensors = {"q": q, "k": k, "v": v, **{key: x for key, x in inputs.items() if isinstance(x, Tensor)}}
+    numbers = {key: x for key, x in inputs.items() if not isinstance(x, Tensor)}
     if name == "titans_linear":
         numbers["chunk"] = CHUNK
     sizes["T"] = q.shape[2]
@@ -224,12 +224,12 @@ def draw_case(name: str, regime: str, tokens: int, *, batch: int | None = None, 
         for state, axes in system.states:
             size = [sizes[axis] for axis in axes]
             tensors[f"state {state}"] = torch.randn(batch, heads, *size, generator=source, dtype=torch.float64)
-    _make_sound(name, tensors)
+    _make_states_reachable(name, tensors)
     return Case(name, {key: x.float() if x.is_floating_point() else x for key, x in tensors.items()}, numbers)
 
 
-def _make_sound(name: str, tensors: Tensors) -> None:
-    """States that a run could have left: sums of features above 0, a matrix that is positive definite, a z of 0."""
+def _make_states_reachable(name: str, tensors: Tensors) -> None:
+    """Replace states that no run could leave: sums of features are positive, matrices positive definite, a z is 0."""
     if name == "linear_attention":
         tensors["state z"] = 1 + tensors["state z"].square()
     if name == "mesa":
@@ -245,9 +245,9 @@ def _make_sound(name: str, tensors: Tensors) -> None:
         tensors["state z"] = torch.zeros_like(tensors["state z"])
     if name == "aaren":
         tensors["state m"] = torch.zeros_like(tensors["state m"])
-    if name == "rwkv7":  # as the table's: of length 1
+    if name == "rwkv7":  # of length 1, as in the table
         tensors["k"] = torch.nn.functional.normalize(tensors["k"], dim=-1)
-    if "beta" in tensors:  # both ends of what a step may be
+    if "beta" in tensors:  # both limits of a step
         tensors["beta"][:, 3::7], tensors["beta"][:, 5::11] = 0, 1
 
 
@@ -257,14 +257,16 @@ Results = dict[str, Tensor]
 
 
 def by_reference(case: Case, tensors: Mapping[str, Tensor]) -> Results:
-    """`out`, and the states after the last token by their names."""
-    given = symmetric(case, tensors)
-    q, k, v = (given.pop(each) for each in "qkv")
-    state = tuple(given.pop(f"state {each}") for each, _ in case.system.states if f"state {each}" in given) or None
+    """Return `out`, and the states after the last token by name."""
+    arguments = symmetric(case, tensors)
+    q, k, v = (arguments.pop(each) for each in "qkv")
+    state = (
+        tuple(arguments.pop(f"state {each}") for each, _ in case.system.states if f"state {each}" in arguments) or None
+    )
     if case.name == "aaren" and state:
         m, mean = state
         state = (m[..., 0], torch.ones_like(m[..., 0]), mean)
-    out, last = REFERENCES[case.name](q, k, v, scale=SCALE, state=state, **given, **case.numbers)
+    out, last = REFERENCES[case.name](q, k, v, scale=SCALE, state=state, **arguments, **case.numbers)
     if case.name == "aaren":
         top, total, acc = last
         last = ((top + total.log())[..., None], acc / total[..., None])
@@ -274,10 +276,10 @@ def by_reference(case: Case, tensors: Mapping[str, Tensor]) -> Results:
 def by_us(case: Case, tensors: Mapping[str, Tensor], attend: Attention | None = None, **more: Any) -> Results:
     """Return the results of the public call."""
     attend = case.attention() if attend is None else attend
-    given, state = arguments(case, tensors)
+    operands, state = arguments(case, tensors)
     if case.name in hybrid_names():
-        return {"out": attend(**given, **more)}
-    out, last = attend(**given, **more, return_state=True, state=state)
+        return {"out": attend(**operands, **more)}
+    out, last = attend(**operands, **more, return_state=True, state=state)
     return found(case, out, last)
 
 
@@ -291,25 +293,25 @@ def found(case: Case, out: Tensor, last: Mapping[str, Tensor]) -> Results:
 
 def arguments(case: Case, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], Tensors | None]:
     """Return the arguments of a call, and its states."""
-    given: dict[str, Any] = symmetric(case, tensors)
-    state = {each: given.pop(f"state {each}") for each, _ in case.system.states if f"state {each}" in given}
-    if case.name == "spatial_mamba":  # one state a channel: B and C are numbers
-        given |= {name: given[x][..., 0].transpose(1, 2) for name, x in (("b", "k"), ("c", "q"))}
-        given["A"] = given["A"][:, 0]
-    return given | case.options(), our_states(case, state, given["v"]) or None
+    operands: dict[str, Any] = symmetric(case, tensors)
+    state = {each: operands.pop(f"state {each}") for each, _ in case.system.states if f"state {each}" in operands}
+    if case.name == "spatial_mamba":  # one state per channel: B and C are numbers
+        operands |= {name: operands[x][..., 0].transpose(1, 2) for name, x in (("b", "k"), ("c", "q"))}
+        operands["A"] = operands["A"][:, 0]
+    return operands | case.options(), our_states(case, state, operands["v"]) or None
 
 
 def symmetric(case: Case, tensors: Mapping[str, Tensor]) -> Tensors:
-    """As Mesa's A always is, and the inverse of such a matrix: conjugate gradients see nothing else of it."""
-    given = dict(tensors)
+    """Make Mesa's A and the inverse matrix symmetric, as they always are: conjugate gradients read only that part."""
+    copies = dict(tensors)
     for state in {"mesa": ["state A"], "test_time_regression": ["state P"]}.get(case.name, []):
-        if state in given:
-            given[state] = (given[state] + given[state].mT) / 2
-    return given
+        if state in copies:
+            copies[state] = (copies[state] + copies[state].mT) / 2
+    return copies
 
 
 def our_states(case: Case, state: Tensors, v: Tensor) -> Tensors:
-    """The states that a call takes: of these, and of what counts."""
+    """Return the states as a call takes them, with the counters that the pattern adds."""
     if case.name == "aaren" and state:
         return state | {"m": state["m"][..., 0]}
     if case.name == "titans_linear" and state:
@@ -319,15 +321,15 @@ def our_states(case: Case, state: Tensors, v: Tensor) -> Tensors:
 
 def part(tensors: Mapping[str, Tensor], tokens: slice, batch: slice = slice(None)) -> Tensors:
     """Return the tensors of some tokens and batch entries."""
-    own, (entries, _, count, _) = {}, tensors["q"].shape
+    selected, (entries, _, count, _) = {}, tensors["q"].shape
     for name, x in tensors.items():
         if name in ("q", "k", "v"):
-            own[name] = x[batch, :, tokens]
+            selected[name] = x[batch, :, tokens]
         elif name.startswith("state "):
-            own[name] = x[batch]
+            selected[name] = x[batch]
         else:
-            own[name] = x[batch, tokens] if x.ndim > 1 and x.shape[:2] == (entries, count) else x
-    return own
+            selected[name] = x[batch, tokens] if x.ndim > 1 and x.shape[:2] == (entries, count) else x
+    return selected
 
 
 def leaves(case: Case, dtype: torch.dtype) -> Tensors:
@@ -344,12 +346,12 @@ def gradients(results: Results, tensors: Tensors) -> Tensors:
     for x in results.values():
         total = total + (x.double() * torch.randn(x.shape, generator=draw).double()).sum()
     wanted = {name: x for name, x in tensors.items() if x.requires_grad}
-    found = torch.autograd.grad(total, list(wanted.values()), allow_unused=True, materialize_grads=True)
-    return {f"d {name}": x for name, x in zip(wanted, found, strict=True)}
+    gradients_of_leaves = torch.autograd.grad(total, list(wanted.values()), allow_unused=True, materialize_grads=True)
+    return {f"d {name}": x for name, x in zip(wanted, gradients_of_leaves, strict=True)}
 
 
 def everything(case: Case, run: Callable[[Case, Tensors], Results], dtype: torch.dtype) -> Results:
-    """Results and gradients."""
-    own = leaves(case, dtype)
-    results = run(case, own)
-    return {name: x.detach() for name, x in (results | gradients(results, own)).items()}
+    """Return results and gradients."""
+    inputs = leaves(case, dtype)
+    results = run(case, inputs)
+    return {name: x.detach() for name, x in (results | gradients(results, inputs)).items()}

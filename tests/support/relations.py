@@ -1,4 +1,4 @@
-"""Relations of the kinds that attention patterns are made of, drawn by hypothesis, as text and IR."""
+"""Relations of the kinds used by attention patterns, drawn by hypothesis, as text and IR."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CAUSAL = Tree("le", (K, Q))
 
 @st.composite
 def windows(draw: st.DrawFn) -> Tree:
-    """A causal or two-sided window, perhaps with sinks."""
+    """Draw a causal or two-sided window, perhaps with sinks."""
     width = draw(st.one_of(st.integers(1, 12), st.integers(13, 200)))
     near = both(Tree("le", (n(-draw(st.integers(0, 9))), DELTA)), Tree("lt", (DELTA, n(width))))
     if draw(st.booleans()):
@@ -37,7 +37,7 @@ def windows(draw: st.DrawFn) -> Tree:
 
 @st.composite
 def blocks(draw: st.DrawFn) -> Tree:
-    """A relation between block numbers."""
+    """Draw a relation between block numbers."""
     size = draw(st.integers(1, 40))
     a, b = Tree("floordiv", (Q, n(size))), Tree("floordiv", (K, n(size)))
     gap = Tree("sub", (a, b))
@@ -57,7 +57,7 @@ def blocks(draw: st.DrawFn) -> Tree:
 
 @st.composite
 def modular(draw: st.DrawFn) -> Tree:
-    """Strides and dilations."""
+    """Draw strides and dilations."""
     step = draw(st.integers(1, 33))
     kind = draw(st.sampled_from(["distance", "column", "corner", "class"]))
     match kind:
@@ -75,7 +75,7 @@ def modular(draw: st.DrawFn) -> Tree:
 
 @st.composite
 def relations(draw: st.DrawFn, depth: int = 1) -> Tree:
-    """A pattern, a union or an intersection of patterns, or any expression."""
+    """Draw a pattern, a union or an intersection of patterns, or any expression."""
     kinds = [windows(), windows(), blocks(), modular(), trees.truths(2, Kit(faults=False)), st.just(CAUSAL)]
     kind = draw(st.integers(0, 8)) if depth else 8
     inner = relations(depth - 1)

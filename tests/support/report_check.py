@@ -1,6 +1,6 @@
-"""A report in a browser: its script runs, its sliders redraw it, and what they draw is what a page drawn there shows.
+"""Check a report in a browser: its script runs, and its sliders redraw it as a page made for their values.
 
-`python tests/support/report_check.py` (`make report-check`) looks for a Chromium; where there is none, it says so.
+`python tests/support/report_check.py` (`make report-check`) looks for a Chromium and says so if there is none.
 """
 
 from __future__ import annotations
@@ -60,19 +60,19 @@ DRIVER = """
 
 
 class CheckError(Exception):
-    """The report does not do what it should, or the browser does not answer."""
+    """The report is wrong, or the browser does not answer."""
 
 
 @dataclass(frozen=True)
 class Browser:
-    """A Chromium by its path."""
+    """A Chromium, by its path."""
 
     path: str
 
     def dom(self, page: Path, *options: str) -> str:
-        """The document after its scripts have run. Raises CheckError."""
+        """Return the document after its scripts have run. Raise CheckError."""
         with tempfile.TemporaryDirectory(prefix="attnc-browser-", ignore_cleanup_errors=True) as profile:
-            # Chromium refuses its sandbox to root; the page is our own.
+            # Chromium refuses its sandbox to root; the page is trusted.
             root = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
             command = [self.path, "--headless", "--disable-gpu", "--no-first-run", f"--user-data-dir={profile}", *root]
             try:
@@ -92,21 +92,25 @@ class Browser:
 
 
 def find_browser() -> Browser | None:
-    """A Chromium on the path, or one that Playwright installed."""
-    found = next(filter(None, map(shutil.which, COMMANDS)), None)
-    return Browser(found) if found else next(map(Browser, _of_playwright()), None)
+    """Find a Chromium on the path, or one that Playwright installed."""
+    browser = next(filter(None, map(shutil.which, COMMANDS)), None)
+    return Browser(browser) if browser else next(map(Browser, _of_playwright()), None)
 
 
 def _of_playwright() -> Iterator[str]:
-    given = os.environ.get("PLAYWRIGHT_BROWSERS_PATH")
-    folders = [Path(given)] if given else [Path.home() / at / "ms-playwright" for at in (".cache", "Library/Caches")]
+    configured = os.environ.get("PLAYWRIGHT_BROWSERS_PATH")
+    folders = (
+        [Path(configured)]
+        if configured
+        else [Path.home() / cache / "ms-playwright" for cache in (".cache", "Library/Caches")]
+    )
     for folder in folders:
         for pattern in PLAYWRIGHT:
             yield from (str(path) for path in sorted(folder.glob(pattern), reverse=True) if os.access(path, os.X_OK))
 
 
 def grid(lengths: Sequence[int], windows: Sequence[int]) -> list[ReportPoint]:
-    """A sliding window, simulated at every length with every window."""
+    """Simulate a sliding window at every length with every window."""
     points = []
     for window in windows:
         attend = compile_attention("sliding_window", window=window)
@@ -115,14 +119,14 @@ def grid(lengths: Sequence[int], windows: Sequence[int]) -> list[ReportPoint]:
 
 
 def report_at(points: Sequence[ReportPoint], place: tuple[int, int]) -> str:
-    """The page that starts at a place, with a comparison."""
+    """Return the page that starts at a point, with a comparison."""
     start = next(point for point in points if point.place == place)
     compared = [compile_attention("causal").simulate(LENGTHS[0])]
     return report_html(start.simulation, start.drawing, (), points, compared, parameter="window")
 
 
 def driven(page: str, goal: Sequence[int]) -> str:
-    """The page with a script that moves its sliders to every point, and last to `goal`; its policy allows that too."""
+    """Add a script that moves the sliders to every point, and last to `goal`, and allow it in the page's policy."""
     script = DRIVER.replace("GOAL", str(list(goal)))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = page.replace("script-src '", f"script-src 'sha256-{digest}' '", 1)
@@ -130,19 +134,19 @@ def driven(page: str, goal: Sequence[int]) -> str:
 
 
 def moving_parts(dom: str) -> dict[str, str]:
-    """Sections by their name, those that no slider moves left out."""
-    found = dict(re.findall(r'<section id="(\w+)"[^>]*>(.*?)</section>', dom, re.DOTALL))
-    return {name: text for name, text in found.items() if name not in ("compared", "picture")}
+    """Return the sections by name, without those that no slider changes."""
+    sections = dict(re.findall(r'<section id="(\w+)"[^>]*>(.*?)</section>', dom, re.DOTALL))
+    return {name: text for name, text in sections.items() if name not in ("compared", "picture")}
 
 
 def attribute(dom: str, name: str) -> str | None:
     """Return an attribute of the body after the scripts have run."""
-    found = re.search(rf'<body[^>]* data-{name}="([^"]*)"', dom)
-    return html.unescape(found[1]) if found else None
+    match = re.search(rf'<body[^>]* data-{name}="([^"]*)"', dom)
+    return html.unescape(match[1]) if match else None
 
 
 def check(browser: Browser, folder: Path) -> str:
-    """Check a report in a browser and say what was seen. Raises CheckError."""
+    """Check a report in a browser and return a summary. Raise CheckError."""
     points = grid(LENGTHS, WINDOWS)
     start, goal = (LENGTHS[1], WINDOWS[1]), (LENGTHS[2], WINDOWS[0])
     pages = {name: folder / f"{name}.html" for name in ("report", "goal", "driven")}
@@ -159,20 +163,24 @@ def check(browser: Browser, folder: Path) -> str:
         raise CheckError(f"the sliders did not redraw the page: {faults or 'the driver did not run'}")
     if redraws is None or int(redraws) < len(points):
         raise CheckError(f"{redraws} redraws of {len(points)} points")
-    wanted, found = moving_parts(doms["goal"]), moving_parts(doms["driven"])
-    wrong = [name for name in wanted if found.get(name) != wanted[name]]
+    wanted, actual = moving_parts(doms["goal"]), moving_parts(doms["driven"])
+    wrong = [name for name in wanted if actual.get(name) != wanted[name]]
     if wrong or not wanted:
-        raise CheckError(f"redrawn, these differ from a page that starts there: {', '.join(wrong) or 'everything'}")
-    if moving_parts(doms["report"]) == found:
-        raise CheckError("the sliders moved, and nothing changed")
+        raise CheckError(
+            f"after redrawing, sections differ from a page made for the point: {', '.join(wrong) or 'everything'}"
+        )
+    if moving_parts(doms["report"]) == actual:
+        raise CheckError("the sliders moved, but nothing changed")
     return f"{redraws} redraws over {len(points)} points; {', '.join(wanted)} as drawn there"
 
 
 def main() -> int:
-    """Look, and say what was seen; 0 where there is nothing to look with."""
+    """Run the check and print its result; return 0 if there is no browser."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--browser", help="a Chromium; looked for if it is not given")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave the pages and a picture of the first here")
+    parser.add_argument("--browser", help="path of a Chromium (default: search for one)")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="keep the pages and a picture of the first in FOLDER"
+    )
     args = parser.parse_args()
     browser = Browser(args.browser) if args.browser else find_browser()
     if browser is None:

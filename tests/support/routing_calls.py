@@ -1,4 +1,4 @@
-"""Calls of the library's routing patterns beside their references, and what must agree."""
+"""Calls of the library's routing patterns, compared with their references."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cases.routing import BY_INPUTS, HEADS, Inputs, Routed
 
 
 def seen_by(case: Routed, qkv: list[Tensor], inputs: Inputs) -> Tensor:
-    """The pattern's own masks, (B, Hq, Nq, Nk)."""
+    """Return the pattern's own masks, (B, Hq, Nq, Nk)."""
     attend = case.compiled()
     q, k, v = qkv
     content: Inputs = {"heads": HEADS} if case.name in BY_INPUTS else {"q": q, "k": k, "v": v}

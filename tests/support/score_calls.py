@@ -1,4 +1,4 @@
-"""Calls with scores of a pattern's own, and what must agree with a reference that has the LSE too."""
+"""Calls of patterns with their own scores, compared with a reference that also returns the LSE."""
 
 from __future__ import annotations
 
@@ -30,57 +30,61 @@ def executor(attend: Attention, name: str) -> Run:
 
 
 def results(run: Run, operands: Inputs, grads: Sequence[Tensor]) -> dict[str, Tensor]:
-    """out, lse and the gradient of every real operand, under `grads` of out and lse."""
+    """Return out, lse and the gradient of every floating-point operand, for `grads` of out and lse."""
     out, lse = run(**operands)
     wanted = {name: x for name, x in operands.items() if x.requires_grad}
     heads = tuple(grad.to(x.dtype) for grad, x in zip(grads, (out, lse), strict=True))
-    found = torch.autograd.grad((out, lse), tuple(wanted.values()), heads)
-    return {"out": out.detach(), "lse": lse.detach()} | {f"d{name}": x for name, x in zip(wanted, found, strict=True)}
+    gradients = torch.autograd.grad((out, lse), tuple(wanted.values()), heads)
+    return {"out": out.detach(), "lse": lse.detach()} | {
+        f"d{name}": x for name, x in zip(wanted, gradients, strict=True)
+    }
 
 
 def grads_for(operands: Inputs) -> tuple[Tensor, Tensor]:
-    """Gradients of out and lse, rounded to their dtypes."""
+    """Draw gradients of out and lse, rounded to their dtypes."""
     rows, dtype = operands["q"].shape[:3], operands["q"].dtype
     grad_out, grad_lse = real(*rows, operands["v"].shape[-1]), real(*rows)
     return grad_out.to(dtype), grad_lse.to(torch.promote_types(dtype, torch.float32))
 
 
-def assert_equals(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    assert found.keys() == wanted.keys()
+def assert_equals(actual: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    assert actual.keys() == wanted.keys()
     for name, x in wanted.items():
-        assert found[name].shape == x.shape, name
-        assert torch.allclose(found[name], x, rtol=1e-10, atol=1e-10), f"{name}: off by {distance(found[name], x):.3g}"
+        assert actual[name].shape == x.shape, name
+        assert torch.allclose(actual[name], x, rtol=1e-10, atol=1e-10), (
+            f"{name}: off by {distance(actual[name], x):.3g}"
+        )
 
 
 def check(run: Run, dense: Run, operands: Inputs) -> dict[str, Tensor]:
-    """The results of a run in fp64, equal to the reference's."""
+    """Check a run in fp64 against the reference and return its results."""
     grads = grads_for(operands)
-    found = results(run, operands, grads)
-    assert_equals(found, results(dense, operands, grads))
-    return found
+    actual = results(run, operands, grads)
+    assert_equals(actual, results(dense, operands, grads))
+    return actual
 
 
 def check_twice(run: Run, dense: Run, operands: Inputs) -> None:
-    """The rule of `runtime/accuracy.py`, for every real operand: twice the dense error, plus a few units."""
+    """Check the rule of `runtime/accuracy.py` for every real operand: twice the dense error, plus a few units."""
     grads = grads_for(operands)
     wanted = results(dense, {name: leaf(x, torch.float64) for name, x in operands.items()}, grads)
-    plain, found = results(dense, operands, grads), results(run, operands, grads)
-    assert {name: x.dtype for name, x in found.items()} == {name: x.dtype for name, x in plain.items()}
+    plain, actual = results(dense, operands, grads), results(run, operands, grads)
+    assert {name: x.dtype for name, x in actual.items()} == {name: x.dtype for name, x in plain.items()}
     errors = {}
     for name, x in wanted.items():
         dtype = operands["q"].dtype if name in ("out", "lse") else operands[name[1:]].dtype
         largest = float(torch.where(torch.isfinite(x), x, 0).abs().max())
         allowed = TIMES * distance(plain[name], x) + UNITS[dtype] * torch.finfo(dtype).eps * largest
-        error = distance(found[name], x)
+        error = distance(actual[name], x)
         if not error <= allowed:
             errors[name] = f"{error:.3g}, allowed {allowed:.3g}"
     assert not errors, errors
 
 
-def check_nothing_seen(found: Mapping[str, Tensor], seeing: Tensor) -> None:
-    """Rows (B, Hq, Nq) that see nothing are exactly nothing, and everything else is finite."""
-    assert torch.equal(found["lse"] == -math.inf, ~seeing)
-    assert not found["out"][~seeing].any()
-    assert not found["dq"][~seeing].any()
-    assert all(bool(x.isfinite().all()) for name, x in found.items() if name != "lse")
-    assert bool(found["lse"][seeing].isfinite().all())
+def check_nothing_seen(actual: Mapping[str, Tensor], seeing: Tensor) -> None:
+    """Check that rows (B, Hq, Nq) without visible keys are exactly zero, and everything else is finite."""
+    assert torch.equal(actual["lse"] == -math.inf, ~seeing)
+    assert not actual["out"][~seeing].any()
+    assert not actual["dq"][~seeing].any()
+    assert all(bool(x.isfinite().all()) for name, x in actual.items() if name != "lse")
+    assert bool(actual["lse"][seeing].isfinite().all())

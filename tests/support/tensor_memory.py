@@ -1,6 +1,6 @@
-"""Bytes of tensors on the CPU that a call allocates: what is alive after it, and the most at any moment.
+"""Bytes of CPU tensors that a call allocates: still allocated after it, and at the peak.
 
-torch's profiler is told of every allocation and release of its allocator; numpy's arrays are not among them.
+torch's profiler records every allocation and release of its allocator; numpy's arrays are not included.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 @dataclass(frozen=True)
 class Measured:
-    """Bytes beyond those before the call: `kept` after it, `peak` at most, and what it returned."""
+    """Bytes beyond those allocated before the call: `kept` after it, `peak` during it, and its return value."""
 
     kept: int
     peak: int
@@ -23,9 +23,9 @@ class Measured:
 
 def measured(call: Callable[[], Any]) -> Measured:
     """Measure the memory that a call allocates."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = call()
-    kineto: Any = found.profiler
+    kineto: Any = profiler.profiler
     events = [e for e in kineto.kineto_results.events() if e.name() == "[memory]"]
     now = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
@@ -35,5 +35,5 @@ def measured(call: Callable[[], Any]) -> Measured:
 
 
 def bytes_of(*tensors: Any) -> int:
-    """The elements of tensors, in bytes."""
+    """Return the size of tensors in bytes."""
     return sum(x.numel() * x.element_size() for x in tensors)

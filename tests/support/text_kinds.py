@@ -1,4 +1,4 @@
-"""The kinds of kernel text: texts of one kind have the same comments, whatever their names, numbers and expressions."""
+"""The kinds of kernel text: texts of one kind have equal comments and differ in names, numbers and expressions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def kind_of(stage: str, text: str) -> Kind:
 
 
 def smallest_cover(patterns: Mapping[Kind, set[str]]) -> list[str]:
-    """Return few patterns that have every kind together, those of many kinds first; ties by name."""
+    """Return few patterns that together have every kind, preferring those with many kinds; ties go by name."""
     left, cover = dict(patterns), list[str]()
     while left:
         counts = Counter(name for names in left.values() for name in names)

@@ -1,4 +1,4 @@
-"""The tiers of the test suite: which tests are short, and how long the suite took when it was last measured.
+"""The tiers of the test suite: which tests are short, and how long the suite took when last measured.
 
 `all` is every test. `short` keeps of each parametrised test one case in `ONE_IN`, at least one, drawn by a checksum of
 its name, so that the cases of a matrix spread over both of its sides; it leaves out tests marked `slow`; and it keeps
@@ -45,7 +45,7 @@ def function_of(name: str) -> str:
 
 
 def short_names(names: Iterable[str]) -> set[str]:
-    """Return the names of tests that are in the short tier, slow ones apart."""
+    """Return the names of the tests in the short tier, except slow ones."""
     cases = defaultdict(list)
     for name in names:
         cases[function_of(name)].append(name)
@@ -58,7 +58,7 @@ def short_names(names: Iterable[str]) -> set[str]:
 
 
 def split(items: Sequence[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
-    """Return the tests of the short tier and the others, each in their order."""
+    """Return the tests of the short tier and the others, both in their original order."""
     quick = [item for item in items if item.get_closest_marker("slow") is None]
     short = short_names(item.nodeid for item in quick)
     kept = [item for item in quick if item.nodeid in short]
@@ -67,7 +67,7 @@ def split(items: Sequence[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.
 
 
 def announcement(tier: str) -> str:
-    """Return what a run of a tier will do, with the time that it took when it was measured."""
+    """Return a line about a tier's run, with the time that it took when measured."""
     what = {
         "short": f"one case in {ONE_IN} of each test, {SHORT_EXAMPLES} examples of each property (make test-all: all)",
         "all": "every test",
@@ -81,7 +81,7 @@ def announcement(tier: str) -> str:
 
 
 class Durations:
-    """Times of the tests of a run, by name; written to `durations.json` where the run asks for it."""
+    """Times of the tests of a run by name, written to `durations.json` if requested."""
 
     def __init__(self, tier: str, started: float) -> None:
         self.tier, self.started = tier, started

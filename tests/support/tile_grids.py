@@ -1,4 +1,4 @@
-"""Grids of tiles, drawn by hypothesis, and what is true of their tiles by brute force."""
+"""Tile grids drawn by hypothesis, and their tiles by brute force."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def mask_of(relation: Index, grid: TileGrid) -> NDArray[np.bool_]:
 
 
 def tile_classes(mask: NDArray[np.bool_], grid: TileGrid) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
-    """Full and partial tiles by brute force."""
+    """Return the full and partial tiles by brute force."""
     full, partial = set(), set()
     for row in range(grid.rows):
         for column in range(grid.columns):

@@ -21,7 +21,7 @@ Matrix = NDArray[np.bool_]
 
 
 def alike(a: object, b: object) -> bool:
-    """Whether two tile forms are of one type and hold equal arrays."""
+    """Return whether two tile forms have one type and equal arrays."""
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         return a.dtype == b.dtype and np.array_equal(a, b)
     if isinstance(a, tuple) and isinstance(b, tuple):
@@ -33,46 +33,46 @@ def alike(a: object, b: object) -> bool:
 
 @st.composite
 def patterns(draw: st.DrawFn) -> tuple[ResolvedRuns, Matrix]:
-    """A relation's live tiles on a grid, and the relation by brute force."""
+    """Draw a relation's live tiles on a grid, and the relation by brute force."""
     relation, grid = trees.build(draw(relations())), draw(grids())
     mask = mask_of(relation, grid)
     return resolve(relation, find_live_tiles(relation, grid), {}), mask
 
 
 def frame_ranges(sizes: NDArray[np.int32]) -> list[slice]:
-    """The tokens of each tile row or column."""
+    """Return the tokens of each tile row or column."""
     ends = np.cumsum(sizes).tolist()
     return [slice(end - size, end) for end, size in zip(ends, sizes.tolist(), strict=True)]
 
 
 def brute(mask: Matrix, frame: TileFrame) -> NDArray[np.int64]:
-    """Every tile's visible pairs, -1 where all are visible."""
+    """Return every tile's visible pairs, -1 for full tiles."""
     rows, columns = frame_ranges(frame.heights), frame_ranges(frame.widths)
-    found = np.zeros((len(rows), len(columns)), dtype=np.int64)
+    counts = np.zeros((len(rows), len(columns)), dtype=np.int64)
     for i, row in enumerate(rows):
         for j, column in enumerate(columns):
             part = mask[row, column]
-            found[i, j] = -1 if part.all() else part.sum()
-    return found
+            counts[i, j] = -1 if part.all() else part.sum()
+    return counts
 
 
 def painted(lists: TileLists) -> Matrix:
-    """The relation that lists say."""
+    """Return the relation that tile lists describe."""
     frame = lists.frame
     rows, columns = frame_ranges(frame.heights), frame_ranges(frame.widths)
     times = np.zeros((frame.heights.sum(), frame.widths.sum()), dtype=np.int64)
     for i, row in enumerate(rows):
         for column in lists.full.of_row(i).tolist():
             times[row, columns[column]] += 1
-        at = slice(lists.partial.pointers[i], lists.partial.pointers[i + 1])
-        for column, kind in zip(lists.partial.columns[at].tolist(), lists.classes[at].tolist(), strict=True):
+        entries = slice(lists.partial.pointers[i], lists.partial.pointers[i + 1])
+        for column, kind in zip(lists.partial.columns[entries].tolist(), lists.classes[entries].tolist(), strict=True):
             times[row, columns[column]] += lists.masks[kind]
     assert times.max(initial=0) <= 1
     return times > 0
 
 
 def as_matrix(tiles: Stretches) -> Matrix:
-    """Whether each tile is in a set, which must be in its one form."""
+    """Return which tiles are in a set, whose form must be canonical."""
     matrix = np.zeros((tiles.rows, tiles.columns), dtype=np.bool_)
     for row in range(tiles.rows):
         end = -1
@@ -85,12 +85,12 @@ def as_matrix(tiles: Stretches) -> Matrix:
 
 
 def as_stretches(matrix: Matrix) -> Stretches:
-    """A set from a matrix, tile by tile."""
+    """Build a set from a matrix, tile by tile."""
     row, column = np.nonzero(matrix)
     return stretches(len(matrix), matrix.shape[1], row, column, column + 1)
 
 
 def grid_frame(grid: TileGrid) -> tuple[list[int], list[int]]:
-    """Tokens of every tile row and column, one by one."""
+    """Return the number of tokens of every tile row and column."""
     rows = [stop - start for start, stop in map(grid.row_range, range(grid.rows))]
     return rows, [stop - start for start, stop in map(grid.key_range, range(grid.columns))]

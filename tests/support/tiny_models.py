@@ -1,4 +1,4 @@
-"""Small random models of Transformers and Diffusers, made from configurations: nothing is downloaded."""
+"""Small random models of Transformers and Diffusers, built from configurations without downloads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _built(kind: Any, config: Any, implementation: str) -> Any:
     model = kind(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.ndim > 1:  # large enough for attention to matter
+            if parameter.ndim > 1:  # large enough that attention affects the output
                 parameter.normal_(0, 0.2)
     return model
 
@@ -36,7 +36,7 @@ def llama(implementation: str, **options: Any) -> Any:
 
 
 def mistral(implementation: str) -> Any:
-    """Window of 7 in all layers."""
+    """Build a Mistral with a window of 7 in all layers."""
     from transformers import MistralConfig, MistralForCausalLM
 
     config = MistralConfig(**SIZES, **NO_TOKENS, num_hidden_layers=2, sliding_window=7)
@@ -44,7 +44,7 @@ def mistral(implementation: str) -> Any:
 
 
 def gemma2(implementation: str) -> Any:
-    """Window of 7 in layers 0 and 2, all keys in layers 1 and 3; a soft cap, and a scale of its own."""
+    """Build a Gemma 2: window of 7 in layers 0 and 2, all keys in layers 1 and 3; a soft cap, and its own scale."""
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     config = Gemma2Config(
@@ -60,7 +60,7 @@ def gemma2(implementation: str) -> Any:
 
 
 def gemma3(implementation: str) -> Any:
-    """Window of 6 in layer 0, all keys in layer 1, normalised queries and keys."""
+    """Build a Gemma 3: window of 6 in layer 0, all keys in layer 1, normalised queries and keys."""
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
     config = Gemma3TextConfig(
@@ -75,7 +75,7 @@ def gemma3(implementation: str) -> Any:
 
 
 def llama4(implementation: str) -> Any:
-    """Chunks of 6 in layer 0, all keys in layer 1."""
+    """Build a Llama 4: chunks of 6 in layer 0, all keys in layer 1."""
     from transformers import Llama4ForCausalLM, Llama4TextConfig
 
     config = Llama4TextConfig(
@@ -93,7 +93,7 @@ def llama4(implementation: str) -> Any:
 
 
 def gpt_oss(implementation: str) -> Any:
-    """Window of 7 in layer 0, all keys in layer 1, sinks in both."""
+    """Build a gpt-oss: window of 7 in layer 0, all keys in layer 1, sinks in both."""
     from transformers import GptOssConfig, GptOssForCausalLM
 
     config = GptOssConfig(
@@ -123,7 +123,7 @@ def bert(implementation: str) -> Any:
 
 
 def modernbert(implementation: str) -> Any:
-    """Three tokens to either side in layers 1 and 2, all in layer 0."""
+    """Build a ModernBERT: three tokens to either side in layers 1 and 2, all in layer 0."""
     from transformers import ModernBertConfig, ModernBertForMaskedLM
 
     config = ModernBertConfig(
@@ -159,7 +159,7 @@ def _video(kind: Any, **config: Any) -> Any:
 
 
 def wan() -> tuple[Any, dict[str, Any]]:
-    """Video alone; the text by cross-attention."""
+    """Build a Wan: video tokens only; the text enters by cross-attention."""
     from diffusers import WanTransformer3DModel
 
     model = _video(
@@ -182,7 +182,7 @@ def wan() -> tuple[Any, dict[str, Any]]:
 
 
 def hunyuan() -> tuple[Any, dict[str, Any]]:
-    """The text after the video, in one block of either kind; of 7 tokens of text the second entry has 4."""
+    """Build a HunyuanVideo: the text after the video, in one block of either kind; entry 1 has 4 of 7 text tokens."""
     from diffusers import HunyuanVideoTransformer3DModel
 
     model = _video(
@@ -210,7 +210,7 @@ def hunyuan() -> tuple[Any, dict[str, Any]]:
 
 
 def cogvideox() -> tuple[Any, dict[str, Any]]:
-    """The text before the video."""
+    """Build a CogVideoX: the text before the video."""
     from diffusers import CogVideoXTransformer3DModel
 
     model = _video(
@@ -236,7 +236,7 @@ def cogvideox() -> tuple[Any, dict[str, Any]]:
 
 
 def ltx() -> tuple[Any, dict[str, Any]]:
-    """Video alone, given as tokens."""
+    """Build an LTX: video only, passed as tokens."""
     from diffusers import LTXVideoTransformer3DModel
 
     model = _video(

@@ -1,4 +1,4 @@
-"""The linear recurrence token by token, from its equations: the truth that chunk forms are measured against.
+"""The linear recurrence token by token, from its equations: the oracle of the chunk forms.
 
 q (B, H, T, R), k (B, H, N, R), v (B, H, N, C), N = T · micro; out (B, H, T, C) and the final state (B, H, R, C), in the
 tensors' own dtype, differentiable. A correction is (u, r, sees), u and r (B, H, N, R), `sees` "decayed" or "old".
@@ -16,7 +16,7 @@ Correction = tuple[Tensor, Tensor, str]
 def step(
     state: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, correction: tuple[Tensor, Tensor, str] | None
 ) -> Tensor:
-    """One micro-step: all tensors (B, H, ·), `rows` and `columns` log decays."""
+    """Take one micro-step: all tensors are (B, H, ·), `rows` and `columns` log decays."""
     decayed = rows.exp()[..., :, None] * state * columns.exp()[..., None, :]
     result = decayed
     if correction:
@@ -27,7 +27,7 @@ def step(
 
 
 def full_gate(gate: Tensor | None, k: Tensor) -> Tensor:
-    """(B, H, N, R) of a gate of any shape."""
+    """Expand a gate of any shape to (B, H, N, R)."""
     if gate is None:
         return torch.zeros_like(k)
     if gate.ndim == 1:
@@ -62,8 +62,8 @@ def token_loop(
             state = torch.where(resets[:, t, None, None, None], torch.zeros_like(state), state)
         read = state
         for n in range(t * micro, (t + 1) * micro):
-            at = (correction[0][:, :, n], correction[1][:, :, n], correction[2]) if correction else None
-            state = step(state, k[:, :, n], v[:, :, n], rows[:, :, n], columns[:, :, n], at)
+            term = (correction[0][:, :, n], correction[1][:, :, n], correction[2]) if correction else None
+            state = step(state, k[:, :, n], v[:, :, n], rows[:, :, n], columns[:, :, n], term)
         out = (q[:, :, t, :, None] * (read if before else state)).sum(-2)
         outs.append(out if extra is None else out + extra[:, :, t])
     return (torch.stack(outs, 2) if outs else q.new_zeros(*q.shape[:3], v.shape[-1])), state

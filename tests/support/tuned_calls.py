@@ -1,4 +1,4 @@
-"""Calls of patterns that are tuned, and the record of what was found."""
+"""Calls of tuned patterns, and the record of the tuned choice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attnc.runtime.disk.store import store
 from attnc.runtime.tuning.records import KIND, Record, read_record
 
 TIME = "60s"
-"""Far more than twenty-five rounds take, which are the most."""
+"""A time limit far above what the maximum of twenty-five rounds takes."""
 
 
 def vectors(n: int = 300, heads: int = 2, *, gradients: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -25,6 +25,6 @@ def record_of(attend: Attention, **options: Any) -> Record:
     (entry,) = store().entries()
     assert entry.kind == KIND
     assert entry.payload is not None
-    found = read_record(entry.payload)
-    assert found is not None
-    return found
+    record = read_record(entry.payload)
+    assert record is not None
+    return record

@@ -1,4 +1,4 @@
-"""Calls with weights, keys or branches of a pattern's own, and what must agree with a reference of the output."""
+"""Calls of patterns with their own weights, keys or branches, compared with a reference of the output."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Dense = Callable[..., Tensor]
 
 
 def results(run: Dense, operands: Inputs, grad: Tensor) -> dict[str, Tensor]:
-    """out and the gradient of every real operand, 0 where it has none, under a gradient of out."""
+    """Return out and the gradient of every floating-point operand, 0 if it has none, for a gradient of out."""
     out = run(**operands)
     wanted = {name: x for name, x in operands.items() if x.requires_grad}
     some: Any = torch.autograd.grad(out, tuple(wanted.values()), grad.to(out.dtype), allow_unused=True)
@@ -34,25 +34,25 @@ def grad_for(operands: Inputs) -> Tensor:
 
 
 def check(run: Dense, dense: Dense, operands: Inputs) -> dict[str, Tensor]:
-    """The results of a run in fp64, equal to the reference's."""
+    """Check a run in fp64 against the reference and return its results."""
     grad = grad_for(operands)
-    found = results(run, operands, grad)
-    assert_equals(found, results(dense, operands, grad))
-    return found
+    actual = results(run, operands, grad)
+    assert_equals(actual, results(dense, operands, grad))
+    return actual
 
 
 def check_twice(run: Dense, system: System, operands: Inputs) -> None:
-    """The rule of `runtime/accuracy.py`: twice the error of the same formula in that dtype, plus a few units."""
+    """Check the rule of `runtime/accuracy.py`: twice the error of the formula in the same dtype, plus a few units."""
     grad, dense = grad_for(operands), system.dense
     exact = {name: leaf(x, torch.float64) for name, x in operands.items()}
-    wanted, found = results(dense, exact, grad), results(run, operands, grad)
+    wanted, actual = results(dense, exact, grad), results(run, operands, grad)
     near = operands if system.half else {name: leaf(x, torch.float32) for name, x in operands.items()}
     plain = {name: x.to(operands["q"].dtype) for name, x in results(dense, near, grad).items()}
     dtype, errors = operands["q"].dtype, {}
     for name, x in wanted.items():
-        assert found[name].dtype == dtype, name
+        assert actual[name].dtype == dtype, name
         largest = float(torch.where(torch.isfinite(x), x, 0).abs().max()) if x.numel() else 0.0
         allowed = TIMES * distance(plain[name], x) + UNITS[dtype] * torch.finfo(dtype).eps * largest
-        if not distance(found[name], x) <= allowed:
-            errors[name] = f"{distance(found[name], x):.3g}, allowed {allowed:.3g}"
+        if not distance(actual[name], x) <= allowed:
+            errors[name] = f"{distance(actual[name], x):.3g}, allowed {allowed:.3g}"
     assert not errors, errors

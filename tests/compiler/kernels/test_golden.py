@@ -1,6 +1,6 @@
-"""The forward text of five patterns, and decode's of two, word for word, in `golden/*.py.txt`.
+"""Compare the forward kernels of five patterns, and the decode kernels of two, with the texts in `golden/*.py.txt`.
 
-`ATTNC_UPDATE_GOLDEN=1 pytest tests/compiler/kernels/test_golden.py` writes what is emitted; read the difference.
+`ATTNC_UPDATE_GOLDEN=1 pytest tests/compiler/kernels/test_golden.py` writes the emitted texts; review the diff.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ PATTERNS: Mapping[str, Mapping[str, object]] = {
 
 @pytest.mark.parametrize("name", PATTERNS)
 def test_forward(name: str) -> None:
-    """For sm_90, heads of 64 in bf16."""
+    """The target is sm_90; heads have 64 elements in bf16."""
     kernels = find_kernels(from_library(name, **PATTERNS[name]), HEADS, TARGETS["sm_90"])
     check(name, kernels.forward.text)
 
 
 DECODED = ("power", "sliding_window")
-"""Keys that are listed, and bounds in the kernel."""
+"""One pattern whose keys are listed, and one whose key bounds the kernel computes."""
 
 
 @pytest.mark.parametrize("name", DECODED)
 def test_decode(name: str) -> None:
-    """Kernels over pages, and the merging of partial results."""
+    """Check the kernels over pages and the merge of partial results."""
     pattern = last_rows(from_library(name, **PATTERNS[name]))
     kernels = find_decode(pattern, HEADS, TARGETS["sm_90"], "pages")
     check(f"{name}_decode", f"{kernels.decode(16).text}\n\n{kernels.merge.text}")
@@ -56,6 +56,6 @@ def check(name: str, text: str) -> None:
     assert text == path.read_text(encoding="utf-8")
 
 
-def test_no_golden_is_left_over() -> None:
+def test_every_golden_file_is_tested() -> None:
     names = {*PATTERNS, *(f"{name}_decode" for name in DECODED)}
     assert {path.name for path in GOLDEN.iterdir()} == {f"{name}.py.txt" for name in names}

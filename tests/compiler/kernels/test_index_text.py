@@ -1,4 +1,4 @@
-"""Exact expressions as Triton text have the values that the exact evaluation has, below 0 too."""
+"""Triton text of integer expressions has the values of the exact evaluation, for negative operands too."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ NAMES = {fold.place("q"): ExprText("query", ROWS), fold.place("k"): ExprText("ke
 
 
 def value_of(node: Index, *, wide: bool = True) -> Array:
-    """The value of an expression's text for all pairs, in 64 or 32 bits. Raises NotInKernelsError."""
+    """Evaluate an expression's text for all pairs, in 64 or 32 bits; raise NotInKernelsError where it has no text."""
     texts = IndexText(NAMES, _no_inputs)
     text = texts.of(node)
     kind = np.int64 if wide else np.int32
-    found = evaluate(text.text, {"query": Q.astype(kind), "key": K.astype(kind)}, [HELPERS[n] for n in texts.helpers])
+    values = evaluate(text.text, {"query": Q.astype(kind), "key": K.astype(kind)}, [HELPERS[n] for n in texts.helpers])
     if text.axes == ROWS:
-        found = found[:, None]
-    return np.broadcast_to(found, (len(Q), len(K)))
+        values = values[:, None]
+    return np.broadcast_to(values, (len(Q), len(K)))
 
 
 def _no_inputs(node: object, indices: object) -> ExprText:
@@ -52,11 +52,11 @@ def true_value(node: Index) -> Array:
 def check(tree: Tree) -> None:
     node = build(tree)
     try:
-        found, true = value_of(node), true_value(node)
+        actual, true = value_of(node), true_value(node)
     except (NotInKernelsError, EvaluationError):
         assume(False)
         raise
-    assert np.array_equal(found.astype(np.int64), true)
+    assert np.array_equal(actual.astype(np.int64), true)
     if fits_32_bits(node):
         assert np.array_equal(value_of(node, wide=False).astype(np.int64), true), "in 32 bits"
     for inner in walk(node):
@@ -89,12 +89,12 @@ OPERANDS = [
 @pytest.mark.parametrize("op", ["floordiv", "mod"])
 @pytest.mark.parametrize("operand", OPERANDS, ids=str)
 def test_division_rounds_down(operand: Tree, op: str, divisor: int) -> None:
-    """Triton's own rounds towards zero."""
+    """Triton's own division rounds towards zero."""
     check(Tree(op, (operand, trees.number(divisor))))
 
 
 @pytest.mark.parametrize("op", ["floordiv", "mod"])
-def test_division_by_what_varies(op: str) -> None:
+def test_division_by_a_varying_divisor(op: str) -> None:
     for divisor in (Tree("add", (trees.K, trees.number(1))), Tree("sub", (trees.number(-1), trees.K))):
         check(Tree(op, (trees.DELTA, divisor)))
 
@@ -106,7 +106,7 @@ def test_bit_length(n: int) -> None:
         assert found.item() == n.bit_length()
 
 
-def test_the_stand_in_divides_as_triton_does() -> None:
+def test_the_triton_stand_in_truncates_like_triton() -> None:
     n = np.array([-7, 7, -7, 7], dtype=np.int32)
     d = np.array([3, 3, -3, -3], dtype=np.int32)
     assert evaluate("n // d", {"n": n, "d": d}, []).tolist() == [-2, 2, 2, -2]
@@ -123,7 +123,7 @@ def test_the_stand_in_divides_as_triton_does() -> None:
     ids=["row by row", "product", "quotient"],
 )
 def test_wide_texts_are_right_past_32_bits(node: Index) -> None:
-    """Offsets into inputs of more than 2^31 elements are right though their leaves have 32 bits, as in kernels."""
+    """Offsets into inputs of more than 2^31 elements are right although their operands have 32 bits, as in kernels."""
     assert not fits_32_bits(node)
     q, k = (np.arange(65_000, 65_040, dtype=np.int32), np.arange(64_000, 64_040, dtype=np.int32))
     true = integers_at(node, q.astype(np.int64), k.astype(np.int64), np.ones((40, 40), dtype=np.bool_), wide=True)

@@ -1,4 +1,4 @@
-"""Loops as text: guarded, and gone through once for every head."""
+"""Loops as kernel text: guarded loops, and loops whose turns run over all heads of a group."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def test_a_guarded_loop_stands_in_a_branch() -> None:
 
 
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 9), st.booleans())
-def test_turns_are_all_tiles_of_every_head(begin: int, count: int, group: int, guarded: bool) -> None:
-    """The text, run as Python in place of Triton's."""
+def test_turns_visit_every_tile_of_every_head(begin: int, count: int, group: int, guarded: bool) -> None:
+    """The emitted text is run as Python instead of Triton."""
 
     class Language:
         int32 = int64 = int
@@ -59,6 +59,6 @@ def test_turns_are_divided_exactly(count: int, group: int, data: st.DataObject |
         assert turn * inverse >> SHIFT == turn // count
 
 
-def test_most_turns() -> None:
+def test_the_limit_of_turns() -> None:
     assert turns_fit(8, 1 << 27)
     assert not turns_fit(8, 1 << 29)

@@ -1,4 +1,4 @@
-"""Lists for kernels: put together again, tiles and masks are the relation."""
+"""Tile tables for kernels: the relation rebuilt from tile lists and masks is the original relation."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def test_tables_are_the_relation(
     relations = Relations(from_library(name, **params), call(n_q, n_k, heads=2))
     tables = tile_tables(relations, *tile, by_key=by_key)
     for head in range(2):
-        found = dense(tables, head, (n_q, n_k), tile, by_key)
-        assert np.array_equal(found, relations.mask(0, head, 0, n_q, 0, n_k))
+        actual = dense(tables, head, (n_q, n_k), tile, by_key)
+        assert np.array_equal(actual, relations.mask(0, head, 0, n_q, 0, n_k))
     assert tables.visible == sum(int(relations.mask(0, h, 0, n_q, 0, n_k).sum()) for h in range(2))
 
 
-def test_long_runs_are_runs() -> None:
+def test_long_runs_are_stored_as_runs() -> None:
     runs = {
         name: tile_tables(Relations(from_library(name), call(n, n, heads=4)), 64, 32, by_key=False).runs
         for name, n in (("long_lora", 1024), ("power", 4096), ("strided", 1024))
@@ -46,7 +46,7 @@ def test_long_runs_are_runs() -> None:
 def dense(
     tables: TileTables, lane: int, size: tuple[int, int], tile: tuple[int, int], by_key: bool
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-    """The relation that a kernel sees in its tables."""
+    """Rebuild the mask that a kernel reads from its tables."""
     (rows, columns), (row_tile, column_tile) = (size[::-1], tile[::-1]) if by_key else (size, tile)
     count = -(-rows // row_tile)
     whole = np.zeros((count * row_tile, -(-columns // column_tile) * column_tile), dtype=np.int64)
@@ -55,8 +55,12 @@ def dense(
     assert sorted(order.tolist()) == list(range(count))
     for row in order.tolist():
         entry = group * (count + 1) + row
-        at = range(tables.full_pointers[entry], tables.full_pointers[entry + 1])
-        listed = [range(*tables.full_tiles[2 * i : 2 * i + 2]) for i in at] if tables.runs else [tables.full_tiles[at]]
+        entries = range(tables.full_pointers[entry], tables.full_pointers[entry + 1])
+        listed = (
+            [range(*tables.full_tiles[2 * i : 2 * i + 2]) for i in entries]
+            if tables.runs
+            else [tables.full_tiles[entries]]
+        )
         band = whole[row * row_tile : (row + 1) * row_tile]
         for column in (int(c) for some in listed for c in some):
             band[:, column * column_tile : (column + 1) * column_tile] += 1
@@ -67,13 +71,13 @@ def dense(
     assert whole.max() <= 1  # no pair twice
     assert not whole[rows:].any()
     assert not whole[:, columns:].any()
-    found = whole[:rows, :columns] > 0
-    return found.T if by_key else found
+    visible = whole[:rows, :columns] > 0
+    return visible.T if by_key else visible
 
 
 def bits(tables: TileTables, kind: int, tile: tuple[int, int]) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    """The mask of a kind, (rows, columns)."""
+    """Unpack the mask of a tile kind; its shape is (rows, columns)."""
     words = max(tile[1] // 32, 1)
-    own = tables.masks[kind * tile[0] * words : (kind + 1) * tile[0] * words].reshape(tile[0], words)
-    spread = (own[:, :, None] >> np.arange(32)) & 1
+    words_of_kind = tables.masks[kind * tile[0] * words : (kind + 1) * tile[0] * words].reshape(tile[0], words)
+    spread = (words_of_kind[:, :, None] >> np.arange(32)) & 1
     return spread.reshape(tile[0], -1)[:, : tile[1]].astype(np.int64)

@@ -1,4 +1,4 @@
-"""Formulas as Triton text: in 32 bits within 2e-6 of what they are in 64, relative to their size."""
+"""Triton text of floating-point formulas: in fp32 within 2e-6, relative, of the value in fp64."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fake_triton import evaluate
 Double = NDArray[np.float64]
 
 X, Y = dot(vector("q"), vector("k")), scale()
-"""Two atoms."""
+"""Two atoms of the formulas."""
 
 NEAR = np.concatenate([np.linspace(-1, 1, 2001), np.geomspace(1e-12, 1, 200), -np.geomspace(1e-12, 1, 200)])
 FAR = np.concatenate([np.linspace(-30, 30, 3001), np.linspace(-100, 100, 401)])
@@ -26,7 +26,7 @@ POSITIVE = np.concatenate([np.geomspace(1e-6, 1e4, 800), np.linspace(0.5, 2, 501
 
 
 def computed(node: Value, x: Double, y: Double) -> tuple[NDArray[np.float32], Double, Double]:
-    """The text's value, and the atoms as 32 bits hold them."""
+    """Return the value of the text, and the atoms rounded to fp32."""
     exact = IndexText({fold.place("q"): ExprText("query", ROWS), fold.place("k"): ExprText("key", COLUMNS)}, _none)
     texts = ValueText({X: ExprText("x", ROWS), Y: ExprText("y", ROWS)}, exact, _none)
     text = texts.of(node)
@@ -42,13 +42,13 @@ def _none(node: object, indices: object) -> ExprText:
 
 
 def softplus(x: Double) -> Double:
-    found: Double = np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
-    return found
+    result: Double = np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+    return result
 
 
 def sigmoid(x: Double) -> Double:
-    found: Double = 1 / (1 + np.exp(-x))
-    return found
+    result: Double = 1 / (1 + np.exp(-x))
+    return result
 
 
 def elu(x: Double) -> Double:
@@ -90,7 +90,7 @@ ABSOLUTE: list[tuple[str, tuple[Value, ...], Of, Double]] = [
     ("elu", (X,), lambda x, y: elu(x), FAR),
     ("logaddexp", (X, Y), np.logaddexp, FAR),
 ]
-"""Small next to 1 they keep the digits of 1: as terms of scores no more count."""
+"""Functions that lose digits where their value is small next to 1; a term of a score needs no more digits."""
 
 
 @pytest.mark.parametrize(("op", "operands", "of", "x"), FORMULAS, ids=[row[0] for row in FORMULAS])
@@ -110,7 +110,7 @@ def test_absolute(op: str, operands: tuple[Value, ...], of: Of, x: Double) -> No
     assert (np.abs(found - true) <= 2e-6 * np.maximum(np.abs(true), 1)).all()
 
 
-def test_power_of_what_varies() -> None:
+def test_powers_with_a_varying_base_or_exponent() -> None:
     """base ** exponent is exp2 of a product: its relative error grows with that product."""
     x, y = np.geomspace(1e-3, 1e3, 400), np.linspace(-4, 4, 400)
     found, x, y = computed(apply("pow", X, Y), x, y)
@@ -123,8 +123,8 @@ def test_powers_of_zero() -> None:
     assert found.tolist() == [1, 0, 0]
 
 
-def test_what_stands_in_brackets_is_computed_first() -> None:
-    """`0.3 + x - y` of large x and y loses the digits of 0.3, and `1e30 * x * y` overflows."""
+def test_bracketed_operands_are_computed_first() -> None:
+    """Without brackets, `0.3 + x - y` of large x and y loses the digits of 0.3, and `1e30 * x * y` overflows."""
     x = 1e6 + np.arange(8) / 2
     found, near, far = computed(apply("add", number(0.3), apply("sub", X, Y)), x, np.full(8, 1e6))
     assert np.allclose(found, 0.3 + near - far, rtol=1e-6, atol=0)
@@ -137,12 +137,12 @@ def test_quotients_of_integers() -> None:
     exact = IndexText({fold.place("q"): ExprText("query", ROWS), fold.place("k"): ExprText("key", COLUMNS)}, _none)
     text = ValueText({}, exact, _none).of(ratio(gap, fold.const(7)))
     q, k = np.arange(40, dtype=np.int32), np.arange(30, dtype=np.int32)
-    found = evaluate(text.text, {"query": q, "key": k}, [])
-    assert np.allclose(found, (q[:, None] - k) / 7, rtol=2e-7, atol=0)
+    quotients = evaluate(text.text, {"query": q, "key": k}, [])
+    assert np.allclose(quotients, (q[:, None] - k) / 7, rtol=2e-7, atol=0)
 
 
 def test_offsets_of_inputs_and_large_integers_are_computed_in_64_bits() -> None:
-    """And those that fit into 32 bits as before, so that kernels of the library keep their texts."""
+    """Offsets that fit into 32 bits stay in 32 bits, so that the library's kernels keep their texts."""
     exact = IndexText({fold.place("q"): ExprText("query", ROWS), fold.place("k"): ExprText("key", COLUMNS)}, _none)
 
     def read(node: object, indices: tuple[ExprText, ...]) -> ExprText:

@@ -1,4 +1,4 @@
-"""A call of a library pattern and what it is held against."""
+"""A call of a library pattern and the references it is compared with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from attnc import Attention, compile_attention
 Tensors = dict[str, Any]
 """q, k, v and inputs by name."""
 Parts = tuple[Tensor, ...]
-"""out, and what a call gives beside it: the LSE, or states in the order of the reference."""
+"""The output, followed by the LSE or by the states in the order of the reference, if the call returns them."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ def leaf(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def described(name: str, params: Mapping[str, Any]) -> str:
-    """A pattern and its parameters in a few letters."""
-    given = ",".join(f"{key}={value}" for key, value in params.items())
-    return f"{name}({given})".replace(" ", "")
+    """Return a short label for a pattern and its parameters."""
+    parameters = ",".join(f"{key}={value}" for key, value in params.items())
+    return f"{name}({parameters})".replace(" ", "")
 
 
 def drawn(shape: Shape) -> Tensors:
-    """q, k and v."""
+    """Draw q, k and v."""
     s = shape
     return {
         "q": real(s.batch, s.heads, s.n_q, s.dk),
@@ -73,12 +73,12 @@ def with_lse(attend: Attention, operands: Tensors) -> Parts:
 class Case:
     """A pattern with parameters, the sizes of a call, its inputs, and the references of its mask and its output.
 
-    `inputs`: by name for the sizes; a `q`, `k` or `v` among them takes the place of a random one.
-    `mask`: of the operands of a call, bool, broadcasts to (B, Hq, Nq, Nk); None where the case is about outputs alone.
-    `output`: of the operands of a call, with the parameters bound; None where the case is about masks alone.
-    `call`: the same of the compiled pattern.
-    `content`: whether the mask depends on q, k and v. `fixed`: inputs that have no gradient.
-    `tolerance`: the largest error in fp64, relative to the largest true entry or to `least`.
+    `inputs`: draws tensors by name for the sizes; a `q`, `k` or `v` among them replaces the random one.
+    `mask`: the visible pairs for a call's operands, bool, broadcasts to (B, Hq, Nq, Nk); None to compare only outputs.
+    `output`: the output for a call's operands, with the parameters bound; None to compare only masks.
+    `call`: calls the compiled pattern and returns the results that `output` returns.
+    `content`: whether the mask depends on q, k and v. `fixed`: names of inputs that have no gradient.
+    `tolerance`: the maximum error in fp64, relative to the largest true entry or to `least`.
     """
 
     name: str
@@ -100,9 +100,9 @@ class Case:
         return compile_attention(self.name, **self.params, **options)
 
     def operands(self) -> Tensors:
-        """q, k, v and the inputs; the real ones want gradients."""
-        found = drawn(self.shape) | dict(self.inputs(self.shape))
-        return {name: x if name in self.fixed else leaf(x, torch.float64) for name, x in found.items()}
+        """Return q, k, v and the inputs; floating-point tensors require gradients."""
+        operands = drawn(self.shape) | dict(self.inputs(self.shape))
+        return {name: x if name in self.fixed else leaf(x, torch.float64) for name, x in operands.items()}
 
 
 def inputs_of(operands: Tensors) -> Tensors:
@@ -111,20 +111,20 @@ def inputs_of(operands: Tensors) -> Tensors:
 
 
 def seen_by(attend: Attention, case: Case, operands: Tensors) -> Tensor:
-    """The pattern's own masks, bool (B or 1, Hq, Nq, Nk)."""
+    """Return the pattern's own masks, bool (B or 1, Hq, Nq, Nk)."""
     inputs, s = inputs_of(operands), case.shape
-    given: Tensors
+    inputs_by_name: Tensors
     if case.content:
-        given = operands
+        inputs_by_name = operands
     else:
-        own = {name: x for name, x in inputs.items() if name in attend.relation_inputs}
-        given = {"heads": s.heads, "kv_heads": s.kv_heads, **own}
-    masks = [attend.mask(s.n_q, s.n_k, head=head, **given) for head in range(s.heads)]
+        relation_inputs = {name: x for name, x in inputs.items() if name in attend.relation_inputs}
+        inputs_by_name = {"heads": s.heads, "kv_heads": s.kv_heads, **relation_inputs}
+    masks = [attend.mask(s.n_q, s.n_k, head=head, **inputs_by_name) for head in range(s.heads)]
     return torch.stack([mask if mask.ndim == 3 else mask[None] for mask in masks], 1)
 
 
 def distance(a: Tensor, b: Tensor) -> float:
-    """The largest difference; infinities must be equal."""
+    """Return the largest absolute difference; infinities must be equal."""
     if not b.numel():
         return 0.0
     kind = torch.complex128 if b.is_complex() else torch.float64
@@ -133,7 +133,7 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 
 def results(parts: Parts, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Parts, and the gradients of their sum with fixed weights."""
+    """Return the results of a call, and the gradients of their sum with fixed weights."""
     draw = torch.Generator().manual_seed(3)
     total = torch.zeros((), dtype=torch.float64)
     for x in parts:
@@ -141,8 +141,8 @@ def results(parts: Parts, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
         total = total + torch.where(x.detach().isfinite(), x * weights, 0).sum()
     if not total.requires_grad:
         return dict(_numbered(parts))
-    found = torch.autograd.grad(total, tuple(leaves.values()), allow_unused=True, materialize_grads=True)
-    return {**dict(_numbered(parts)), **{f"d{name}": x for name, x in zip(leaves, found, strict=True)}}
+    gradients = torch.autograd.grad(total, tuple(leaves.values()), allow_unused=True, materialize_grads=True)
+    return {**dict(_numbered(parts)), **{f"d{name}": x for name, x in zip(leaves, gradients, strict=True)}}
 
 
 def _numbered(parts: Parts) -> Iterator[tuple[str, Tensor]]:
@@ -151,24 +151,24 @@ def _numbered(parts: Parts) -> Iterator[tuple[str, Tensor]]:
 
 
 def check_output(case: Case, **options: Any) -> None:
-    """Output and gradients are the reference's; `options` of the compilation."""
+    """Check that output and gradients equal the reference's; `options` are passed to the compilation."""
     assert case.output is not None
     operands = case.operands()
     leaves = {name: x for name, x in operands.items() if isinstance(x, Tensor) and x.requires_grad}
     wanted = results(case.output(operands), leaves)
-    found = results(case.call(case.compiled(**options), operands), leaves)
-    assert found.keys() == wanted.keys(), case
+    actual = results(case.call(case.compiled(**options), operands), leaves)
+    assert actual.keys() == wanted.keys(), case
     for name, x in wanted.items():
-        assert found[name].shape == x.shape, (case, name)
-        assert not found[name].isnan().any(), (case, name)
+        assert actual[name].shape == x.shape, (case, name)
+        assert not actual[name].isnan().any(), (case, name)
         size = float(torch.where(x.isfinite(), x, 0).detach().abs().max()) if x.numel() else 0.0
-        assert distance(found[name], x) <= case.tolerance * max(size, case.least), (case, name)
+        assert distance(actual[name], x) <= case.tolerance * max(size, case.least), (case, name)
 
 
 def check_mask(case: Case) -> None:
-    """The mask is the reference's."""
+    """Check that the mask equals the reference's."""
     assert case.mask is not None
     operands = {name: x.detach() if isinstance(x, Tensor) else x for name, x in case.operands().items()}
-    found = seen_by(case.compiled(), case, operands)
+    actual = seen_by(case.compiled(), case, operands)
     wanted = case.mask(operands)
-    assert torch.equal(found, wanted.expand(found.shape) if wanted.shape[0] == 1 else wanted), case
+    assert torch.equal(actual, wanted.expand(actual.shape) if wanted.shape[0] == 1 else wanted), case

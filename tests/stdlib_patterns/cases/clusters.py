@@ -1,4 +1,4 @@
-"""Patterns in which regions, clusters, hashes and centroids choose: others of the library's of `routing/`."""
+"""Cases of `routing/` patterns whose selections come from regions, clusters, hashes or centroids."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reference import clusters
 
 
 def ids(of_queries: int, of_keys: int) -> Callable[[int, int], Inputs]:
-    """Clusters of which one at least is empty, where there are several."""
+    """Draw cluster ids; if there are several clusters, at least one is empty."""
 
     def draw(n_q: int, n_k: int) -> Inputs:
         qc = torch.randint(0, max(of_queries - 1, 1), (2, HEADS, n_q))
@@ -42,24 +42,24 @@ def centroids(count: int, memories: int) -> Callable[[int, int], Inputs]:
 
 
 class Clustered(Routed):
-    """A case whose pattern has parameters that its reference has not."""
+    """A case whose pattern has parameters that its reference does not take."""
 
     OURS = ("query_clusters", "key_clusters")
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        own = {name: x for name, x in self.params.items() if name not in self.OURS}
-        return clusters.REFERENCES[self.name](q, k, v, **inputs, **own)
+        params = {name: x for name, x in self.params.items() if name not in self.OURS}
+        return clusters.REFERENCES[self.name](q, k, v, **inputs, **params)
 
     def drawn(self) -> tuple[list[Tensor], Inputs]:
         qkv, inputs = super().drawn()
-        if self.name == "routing_transformer":  # each query head has centroids, and keys, of its own
+        if self.name == "routing_transformer":  # each query head has its own centroids and keys
             qkv[1:] = [x.repeat_interleave(HEADS // KV_HEADS, 1) for x in qkv[1:]]
         return qkv, inputs
 
 
 def svg2(n_q: int, n_k: int, of_queries: int, of_keys: int, p: float, least: int = 1) -> Clustered:
-    own = {"p": p, "least": least, "query_clusters": of_queries, "key_clusters": of_keys}
-    return Clustered("svg2", n_q, n_k, own, ids(of_queries, of_keys))
+    params = {"p": p, "least": least, "query_clusters": of_queries, "key_clusters": of_keys}
+    return Clustered("svg2", n_q, n_k, params, ids(of_queries, of_keys))
 
 
 def hyper(n_q: int, n_k: int, block: int, buckets: int, samples: int) -> Clustered:
@@ -67,8 +67,8 @@ def hyper(n_q: int, n_k: int, block: int, buckets: int, samples: int) -> Cluster
 
 
 def biformer(height: int, width: int, regions: int, topk: int) -> Clustered:
-    own = {"height": height, "width": width, "regions": regions, "topk": topk}
-    return Clustered("biformer", height * width, height * width, own)
+    params = {"height": height, "width": width, "regions": regions, "topk": topk}
+    return Clustered("biformer", height * width, height * width, params)
 
 
 def routing(n_q: int, n_k: int, count: int, size: int, memories: int = 2) -> Clustered:

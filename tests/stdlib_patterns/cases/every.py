@@ -1,4 +1,4 @@
-"""The cases of every pattern: what the modules beside this one list as `CASES`."""
+"""The cases of every pattern, gathered from the lists `CASES` of the modules in this folder."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from cases.case import Case
 
 @cache
 def every_case() -> Mapping[str, tuple[Case, ...]]:
-    """Cases by the name of their pattern."""
-    found: dict[str, list[Case]] = {}
+    """Return the cases by the name of their pattern."""
+    cases_by_name: dict[str, list[Case]] = {}
     for module in sorted(one.name for one in pkgutil.iter_modules(cases.__path__, "cases.")):
         for case in getattr(importlib.import_module(module), "CASES", ()):
-            found.setdefault(case.name, []).append(case)
-    return {name: tuple(own) for name, own in sorted(found.items())}
+            cases_by_name.setdefault(case.name, []).append(case)
+    return {name: tuple(pattern_cases) for name, pattern_cases in sorted(cases_by_name.items())}

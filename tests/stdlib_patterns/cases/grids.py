@@ -1,4 +1,4 @@
-"""Masks of grids: the library's patterns of `grids/`, and what they are held against."""
+"""Cases of the library's grid patterns in `grids/`, and the reference masks they are compared with."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ def neighborhood(
     dilation: int | tuple[int, ...] = 1,
     causal: bool | tuple[bool, ...] = False,
 ) -> Masked:
-    """A case in two or three axes; a number stands for all of them, in the pattern too."""
+    """Return a case in two or three axes; a number stands for a value on every axis, in the pattern too."""
 
     def by_axis(value: Any) -> tuple[Any, ...]:
         return value if isinstance(value, tuple) else (value,) * len(extents)
 
     settings = list(zip(extents, *map(by_axis, (window, stride, dilation, causal)), strict=True))
     params = dict(zip(AXES[-len(extents) :], extents, strict=True))
-    given = {"window": window, "stride": stride, "dilation": dilation, "causal": causal}
+    case_params = {"window": window, "stride": stride, "dilation": dilation, "causal": causal}
     return Masked(
         f"neighborhood_{len(extents)}d",
         (int(np.prod(extents)),),
         lambda n, b, h: grids.grid(extents, lambda axis, x: grids.neighbours(x, *settings[axis])),
-        params | {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()},
+        params | {name: list(value) if isinstance(value, tuple) else value for name, value in case_params.items()},
     )
 
 
-def line(**given: Any) -> list[Masked]:
+def line(**params: Any) -> list[Masked]:
     return simple(
         "neighborhood_1d",
         (16, 31, 65),
         lambda n, **s: masks.square(n, lambda q: grids.neighbours(q, n, **s)),
-        given,
+        params,
     )
 
 
@@ -72,7 +72,7 @@ TEMPORAL = [[True, False], [False, True]]
 
 
 def svg(frames: int, per_frame: int, window: float, block: int, band: int, first_frame: bool = True) -> Masked:
-    """`band` is worked out by hand."""
+    """Return a case of SVG; `band` is computed by hand."""
 
     def mask(n: int, b: int, h: int) -> Mask:
         video = grids.svg(frames, per_frame, band, TEMPORAL[b][h], first_frame)

@@ -1,4 +1,4 @@
-"""Masks of sequences: the library's patterns of `masks/`, and what they are held against."""
+"""Cases of the library's sequence masks in `masks/`, and the reference masks they are compared with."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Inputs = Mapping[str, Any]
 
 
 MOST = 300
-"""Tokens beyond which only masks are compared."""
+"""Maximum number of tokens for which outputs are compared as well as masks."""
 
 
 @dataclass(frozen=True)
 class Masked:
-    """A pattern with parameters, the numbers of keys to try, and the mask by (keys, batch entry, head).
+    """A pattern with parameters, the numbers of keys to test, and its mask by (keys, batch entry, head).
 
-    `queries`: of so many keys; as many, but for a tree, whose nodes ask. `aligned`: whether the last query stands at
-    the last key, so that fewer queries see what the last ones of as many do.
+    `queries`: the number of queries for a number of keys; equal, except for a tree, whose nodes are the queries.
+    `aligned`: whether the last query is at the last key, so that a call of fewer queries has the last rows of the mask.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Masked:
     heads: int = 1
     kv_heads: int | None = None
     batch: int | None = None
-    """None where no input has a batch."""
+    """None if no input has a batch dimension."""
     queries: Callable[[int], int] = lambda n: n
     aligned: bool = False
 
@@ -47,13 +47,13 @@ class Masked:
         return described(self.name, self.params)
 
     def masks(self, n: int) -> Mask:
-        """(batch, heads, queries, keys)."""
+        """Return the masks, (batch, heads, queries, keys)."""
         return np.stack(
             [np.stack([self.mask(n, b, h) for h in range(self.heads)]) for b in range(self.batch or 1)],
         )
 
     def cases(self, *, outputs: bool = True) -> Iterator[Case]:
-        """A case for each length, and one of fewer queries where these stand at the end."""
+        """Yield a case for each length, and a case of fewer queries if the pattern aligns them to the end."""
         for n in self.lengths:
             yield self._case(self.queries(n), n, outputs=outputs)
         if self.aligned:
@@ -61,12 +61,12 @@ class Masked:
             yield self._case(n // 3, n, outputs=outputs)
 
     def _case(self, n_q: int, n_k: int, *, outputs: bool) -> Case:
-        found: list[Tensor] = []
+        masks: list[Tensor] = []
 
         def mask(operands: Tensors) -> Tensor:
-            if not found:
-                found.append(torch.from_numpy(self.masks(n_k)[:, :, -n_q:]))
-            return found[0]
+            if not masks:
+                masks.append(torch.from_numpy(self.masks(n_k)[:, :, -n_q:]))
+            return masks[0]
 
         def output(operands: Tensors) -> Parts:
             q, k, v = (operands[name] for name in "qkv")
@@ -80,7 +80,7 @@ class Masked:
 def simple(
     name: str, lengths: tuple[int, ...], mask: Callable[..., Mask], *settings: Mapping[str, Any], aligned: bool = False
 ) -> list[Masked]:
-    """Cases of a pattern whose mask takes the length and its parameters by their names."""
+    """Return cases of a pattern whose reference mask takes the length and the parameters by their names."""
 
     def case(setting: Mapping[str, Any]) -> Masked:
         return Masked(name, lengths, lambda n, b, h: mask(n, **setting), setting, aligned=aligned)
@@ -90,15 +90,15 @@ def simple(
 
 LINES = (1, 31, 129)
 
-# --- the plainest -----------------------------------------------------------------------------------------------------
+# --- basic masks ------------------------------------------------------------------------------------------------------
 
 PREFIXES = (0, 1, 15, 31)
 DOCUMENTS = ((3, 3, 3, 0, 7, 7), (1, 1, 2, 2, 2, 2))
 
 
 def ids(n: int) -> list[list[int]]:
-    """Documents of some tokens, the last as long as it has to be."""
-    return [[*own[:n], *[own[-1]] * (n - len(own))] for own in DOCUMENTS]
+    """Return document ids in runs; the last document takes the remaining tokens."""
+    return [[*documents[:n], *[documents[-1]] * (n - len(documents))] for documents in DOCUMENTS]
 
 
 PLAIN = [
@@ -257,16 +257,16 @@ CAUSAL = [
     long_lora(5, 1),
 ]
 
-# --- both ways --------------------------------------------------------------------------------------------------------
+# --- bidirectional sequences ------------------------------------------------------------------------------------------
 
 
 def flags(n: int, batch: int) -> list[list[bool]]:
-    """A few global tokens, others for each batch entry; none in the last."""
+    """Draw a few global tokens for each batch entry; the last entry has none."""
     return [[b < batch - 1 and (7 * i + b) % 11 == 3 for i in range(n)] for b in range(batch)]
 
 
 def tables(n: int, block: int, heads: int) -> list[list[list[int]]]:
-    """Two random blocks for each head and block, -1 and blocks seen anyway among them, and a row too many."""
+    """Draw two random blocks per head and block, some -1, some visible anyway, and one row too many."""
     blocks = -(-n // block)
     drawn = [[(3 * i % (blocks + 1) - 1, i * i % blocks) for i in range(blocks + 1)] for _ in range(heads)]
     return [[[a if a < 0 else (a + h) % blocks, (b + h) % blocks] for a, b in row] for h, row in enumerate(drawn)]
@@ -333,4 +333,4 @@ BOTH_WAYS = [
 
 MASKED = [*PLAIN, *CAUSAL, *BOTH_WAYS]
 CASES = [case for masked in MASKED for case in masked.cases(outputs=masked.name != "longformer")]
-"""The outputs of longformer, whose global tokens have vectors of their own, are in `cases.structures`."""
+"""The cases of sequence masks; the outputs of longformer, which has extra projections, are in `cases.structures`."""

@@ -1,4 +1,4 @@
-"""Patterns whose weights are no plain softmax: the library's of `normalisers/`."""
+"""Cases of patterns with weights other than a plain softmax, from `normalisers/`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def gpt_oss(window: int | None = None) -> System:
 
 
 def without_doors(block: int, n: int) -> Mask:
-    """Causal, without the landmark of the own block: also in its own row, which is no landmark for itself."""
-    own = np.arange(n)[:, None] // (block + 1) == np.arange(n) // (block + 1)
+    """Return the causal mask without the landmark of a query's own block, which is hidden from its own row too."""
+    own_block = np.arange(n)[:, None] // (block + 1) == np.arange(n) // (block + 1)
     mark = np.arange(n) % (block + 1) == block
-    seen: Mask = masks.causal(n) & ~(own & mark)
+    seen: Mask = masks.causal(n) & ~(own_block & mark)
     return seen
 
 

@@ -1,4 +1,4 @@
-"""Routing by anchors, predicted maps, buckets, routers and noise: of `routing/`, each with a reference file."""
+"""Cases of routing by anchors, predicted maps, buckets, routers and noise, each with a reference file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reference.routing import blocks_of
 
 
 def beside(block: int) -> Callable[[int, int], Inputs]:
-    """Blocks beside each other in a row of two, of more blocks than there are."""
+    """Draw neighbouring blocks in a row of two; the map has more blocks than the call."""
 
     def draw(n_q: int, n_k: int) -> Inputs:
         rows, cols = torch.arange(blocks_of(n_q, block) + 1), torch.arange(blocks_of(n_k, block) + 2)
@@ -54,9 +54,9 @@ def noise(much: float) -> Callable[[int, int], Inputs]:
 
 
 def pictures(n_q: int, n_k: int) -> Inputs:
-    """Text, a picture, text: other places for each batch entry."""
-    at = torch.arange(n_k)
-    vision = torch.stack([(at % 11 > 3) & (at % 11 < 8), (at >= 5) & (at < 20)])
+    """Draw kinds of tokens: text, a picture, text, with the picture at another position in each batch entry."""
+    position = torch.arange(n_k)
+    vision = torch.stack([(position % 11 > 3) & (position % 11 < 8), (position >= 5) & (position < 20)])
     return {"vision": vision, "visuals": vision.cumsum(1)}
 
 
@@ -100,7 +100,7 @@ RARE = [
 ]
 
 FIXED = frozenset({"coef", "basis", "place"})
-"""Inputs that are only chosen by."""
+"""Inputs that only affect selections, and therefore have no gradient."""
 
 
 CASES = [case_of(routed, FIXED) for routed in RARE]

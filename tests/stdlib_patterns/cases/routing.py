@@ -1,4 +1,4 @@
-"""Patterns in which content chooses blocks or tokens: the library's of `routing/`; others of them are in `clusters`."""
+"""Cases of patterns whose content selects blocks or tokens, from `routing/`; see `clusters` for the others."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ BY_NAME: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "superlinear": superlinear,
     "temp_cache": temp_cache,
 }
-"""Patterns whose cases have a file of their own."""
+"""Patterns whose cases are in another file."""
 
 REFERENCES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {**routing.REFERENCES, **clusters.REFERENCES, **BY_NAME}
 
@@ -50,7 +50,7 @@ Inputs = dict[str, Any]
 
 
 def reference_of(name: str) -> Callable[..., Any]:
-    """That of a family, or the function of its name in a module of its own: what is seen, and out."""
+    """Return the reference of a family, or the function of this name in its own module; it returns mask and output."""
     if name in REFERENCES:
         return REFERENCES[name]
     return getattr(importlib.import_module(f"reference.{name}"), name)  # type: ignore[no-any-return]
@@ -58,25 +58,25 @@ def reference_of(name: str) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Routed:
-    """A pattern with parameters and the numbers of queries and keys of a call of two sequences."""
+    """A pattern with parameters, and the numbers of queries and keys of a call of two sequences."""
 
     name: str
     n_q: int
     n_k: int
     params: Mapping[str, Any] = field(default_factory=dict)
     inputs: Callable[[int, int], Inputs] = lambda n_q, n_k: {}
-    """Arguments of the reference besides, or in place of, the pattern's parameters."""
+    """Arguments of the reference, in addition to the pattern's parameters or instead of them."""
 
     def __repr__(self) -> str:
-        own = ",".join(f"{key}={value}" for key, value in self.params.items())
-        return f"{self.name}({own})-{self.n_q}-{self.n_k}".replace(" ", "")
+        settings = ",".join(f"{key}={value}" for key, value in self.params.items())
+        return f"{self.name}({settings})-{self.n_q}-{self.n_k}".replace(" ", "")
 
     def compiled(self) -> Attention:
         return compile_attention(self.name, **self.params)
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = reference_of(self.name)(q, k, v, **inputs, **self.params)
-        return found
+        result: tuple[Tensor, Tensor] = reference_of(self.name)(q, k, v, **inputs, **self.params)
+        return result
 
     def drawn(self) -> tuple[list[Tensor], Inputs]:
         qkv = [real(2, HEADS, self.n_q, DK), real(2, KV_HEADS, self.n_k, DK), real(2, KV_HEADS, self.n_k, DV)]
@@ -92,7 +92,7 @@ def indexer(n_q: int, n_k: int) -> Inputs:
 
 
 def seer_gates(n_q: int, n_k: int) -> Inputs:
-    """More rows and columns than there are blocks of 8."""
+    """Draw gates with more rows and columns than there are blocks of 8."""
     return {"gq": real(2, HEADS, blocks_of(n_q, 8) + 2, 6), "gk": real(2, HEADS, blocks_of(n_k, 8) + 1, 6)}
 
 
@@ -116,7 +116,7 @@ def maps_of(block: int) -> Callable[[int, int], Inputs]:
 
 
 def cache(n_q: int, n_k: int) -> Inputs:
-    """Positions before `since` and after it, twice the same, and none."""
+    """Draw positions before and after `since`, with duplicates, and positions out of range."""
     return {"cached": torch.randint(-2, n_k + 2, (2, KV_HEADS, 9)), "since": torch.tensor([n_k - 7, n_k - 2])}
 
 
@@ -124,24 +124,24 @@ VIDEO: dict[str, Any] = {"frames": 3, "height": 5, "width": 7}
 
 
 def vmoba(topk: int, layer: int, **params: Any) -> Routed:
-    own = {**VIDEO, "chunk": [2, 2, 3], "topk": topk, "layer": layer, **params}
-    n = own["frames"] * own["height"] * own["width"]
-    return Routed("vmoba", n, n, own)
+    settings = {**VIDEO, "chunk": [2, 2, 3], "topk": topk, "layer": layer, **params}
+    n = settings["frames"] * settings["height"] * settings["width"]
+    return Routed("vmoba", n, n, settings)
 
 
 def vmoba_threshold(tau: float, layer: int, **params: Any) -> Routed:
-    own = {**VIDEO, "chunk": [2, 2, 3], "tau": tau, "layer": layer, **params}
-    n = own["frames"] * own["height"] * own["width"]
-    return Routed("vmoba_threshold", n, n, own)
+    settings = {**VIDEO, "chunk": [2, 2, 3], "tau": tau, "layer": layer, **params}
+    n = settings["frames"] * settings["height"] * settings["width"]
+    return Routed("vmoba_threshold", n, n, settings)
 
 
 def vsa(density: float, frames: int, height: int, width: int) -> Routed:
     n = frames * height * width
-    own = {"frames": frames, "height": height, "width": width, "tile": [2, 2, 3], "density": density}
-    return Routed("vsa", n, n, own, vsa_gate)
+    settings = {"frames": frames, "height": height, "width": width, "tile": [2, 2, 3], "density": density}
+    return Routed("vsa", n, n, settings, vsa_gate)
 
 
-# The second of two lengths leaves a last block short; where the first is less the queries are the last ones.
+# For two lengths, the second leaves a short last block; if the first is smaller, the queries are the last ones.
 ROUTED = [
     *[Routed("moba", n_q, 37, {"block": 8, "topk": topk}) for n_q in (37, 11) for topk in (1, 3, 9)],
     Routed("moba", 5, 5, {"block": 8, "topk": 3}),
@@ -207,10 +207,10 @@ ROUTED = [
 ]
 
 
-def seen_too(name: str, case: Routed, operands: Tensors) -> Tensor:
-    """Return the mask of the branches beside the selected one."""
+def visible_in_other_branches(name: str, case: Routed, operands: Tensors) -> Tensor:
+    """Return the mask of the branches other than the selecting one."""
     query, key = positions(operands["q"], operands["k"])
-    if name in ("vsa", "rectified"):  # every tile, or block, meets every other by their means
+    if name in ("vsa", "rectified"):  # every tile or block sees every other through their means
         return torch.ones(len(query), len(key), dtype=torch.bool)
     block, window = int(case.params["block"]), int(case.params["window"])
     return ((key // block + 1) * block <= query + 1) | ((key <= query) & (query - key < window))
@@ -222,14 +222,14 @@ BY_INPUTS = ("sparse_d", "recycled", "flux", "temp_cache", "mminference_boundary
 
 
 def case_of(routed: Routed, fixed: frozenset[str] = frozenset()) -> Case:
-    """The two references of a call of random vectors."""
+    """Return a case that compares mask and output for random vectors."""
 
     def seen(operands: Tensors) -> Tensor:
         q, k, v = (operands[name] for name in "qkv")
-        found, _ = routed.reference(q, k, v, inputs_of(operands))
+        mask, _ = routed.reference(q, k, v, inputs_of(operands))
         if routed.name in OF_BRANCHES:
-            found = found | seen_too(routed.name, routed, operands)
-        return found
+            mask = mask | visible_in_other_branches(routed.name, routed, operands)
+        return mask
 
     def output(operands: Tensors) -> Parts:
         q, k, v = (operands[name] for name in "qkv")
@@ -248,8 +248,8 @@ def case_of(routed: Routed, fixed: frozenset[str] = frozenset()) -> Case:
 
 
 def hybrid(n_q: int, n_k: int, larger: float = 1.0, **params: Any) -> Case:
-    """Hybrid Forcing; `larger` vectors make 1e-6 beside them nothing."""
-    own = {"frame": 4, "sinks": 1, "local": 7, "ratio": 0.5, "block": 4, **params}
+    """Return a case of Hybrid Forcing; vectors `larger` times as long make its constant 1e-6 negligible."""
+    settings = {"frame": 4, "sinks": 1, "local": 7, "ratio": 0.5, "block": 4, **params}
     scale = 0.5 / larger**2
 
     def drawn(shape: Shape) -> Tensors:
@@ -259,34 +259,34 @@ def hybrid(n_q: int, n_k: int, larger: float = 1.0, **params: Any) -> Case:
 
     def mask(operands: Tensors) -> Tensor:
         """Return the mask of the selected kept keys and of all evicted keys."""
-        seen, _ = routing.hybrid_forcing(**operands, **own)
+        seen, _ = routing.hybrid_forcing(**operands, **settings)
         query, _ = positions(operands["q"], operands["k"])
-        chunk = query[:, 0] // (3 * own["frame"])
-        sizes = {name: own[name] for name in ("frame", "sinks", "local")}
+        chunk = query[:, 0] // (3 * settings["frame"])
+        sizes = {name: settings[name] for name in ("frame", "sinks", "local")}
         evicted = [hybrid_forcing_frames(n_k, 3 * (c + 1), **sizes)[1] for c in chunk.tolist()]
         return seen | torch.stack(evicted)
 
     def output(operands: Tensors) -> Parts:
-        return (routing.hybrid_forcing(**operands, scale=scale, **own)[1],)
+        return (routing.hybrid_forcing(**operands, scale=scale, **settings)[1],)
 
     def call(attend: Attention, operands: Tensors) -> Parts:
         return (attend(**operands, scale=scale),)
 
     shape = Shape(n_q, n_k, 2, 2, 2, 4, 4)
-    return Case("hybrid_forcing", shape, own, drawn, mask, output, call, content=True, tolerance=1e-7)
+    return Case("hybrid_forcing", shape, settings, drawn, mask, output, call, content=True, tolerance=1e-7)
 
 
 HYBRID = [
     # before anything is evicted
     *[hybrid(12, n_k, block=block, local=10) for n_k, block in ((12, 4), (12, 3), (12, 5), (24, 6), (36, 4))],
-    # the last chunk with all blocks: of 12 frames 0 and 6 to 11 are seen, 1 to 5 evicted; large, and as 1e-6 counts
+    # the last chunk with all blocks: 0 and 6 to 11 of 12 frames are visible, 1 to 5 evicted; 1e-6 negligible, and not
     hybrid(12, 48, 100.0, ratio=1),
     hybrid(12, 48, ratio=1),
-    # several chunks, which see no later one
+    # several chunks, of which none sees a later one
     hybrid(24, 24, ratio=1),
-    # half of the 7 blocks of the sink and the recent frames, whatever is evicted
+    # half of the 7 blocks of the sink and the recent frames, whichever frames are evicted
     hybrid(12, 48, 100.0),
-    # half of 2 blocks of 8 and 4 tokens is 1
+    # half of 2 blocks, with 8 and 4 tokens, is 1 block
     hybrid(12, 12, block=8),
 ]
 CASES = [*map(case_of, ROUTED), *HYBRID]

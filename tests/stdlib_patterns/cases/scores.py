@@ -1,4 +1,4 @@
-"""Patterns with scores of their own: the library's of `scores/`."""
+"""Cases of patterns with their own scores, from `scores/`."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def scored(
     *,
     aligned: bool = True,
 ) -> System:
-    """A pattern whose reference has the LSE too, in all shapes."""
-    own = params or {}
+    """Return the system of a pattern whose reference also returns the LSE, for every shape."""
+    settings = params or {}
     shapes = [*SHAPES, *FEWER_QUERIES] if aligned else SHAPES
-    return System(name, unscaled(reference, **own), shapes, own, inputs, mask, has_lse=True, aligned=aligned)
+    return System(name, unscaled(reference, **settings), shapes, settings, inputs, mask, has_lse=True, aligned=aligned)
 
 
 CAUSAL, FULL = rows(masks.causal), rows(masks.full)

@@ -1,4 +1,4 @@
-"""Routing in stages, by chunks of the caller's and by strides: of `routing/`, each with a reference file."""
+"""Cases of routing in stages, by the caller's chunks and by strides, from `routing/`; each has a reference file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GRID: dict[str, Any] = {"strides": (3, 4, 7), "probe": 9}
 
 
 def pieces(n_q: int, n_k: int) -> Inputs:
-    """Pieces of 1 to 11 keys, others in each batch entry."""
+    """Draw pieces of 1 to 11 keys, different in each batch entry."""
     bounds = torch.zeros(2, 2, n_k, dtype=torch.int64)
     for batch in range(2):
         start = 0

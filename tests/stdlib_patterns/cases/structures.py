@@ -1,4 +1,4 @@
-"""Patterns with views, keys or branches of their own: the library's of `structures/`, and such of other families."""
+"""Cases of patterns with their own views, keys or branches, from `structures/` and other families."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cases.system import FEWER, LINES, WIDE, Mask, System, rows, scaled, square,
 from reference import grids, masks, structures
 from reference.combiner import combiner_axial, combiner_log_sparse, combiner_mixture
 
-# --- tokens in a line -------------------------------------------------------------------------------------------------
+# --- tokens of a sequence ---------------------------------------------------------------------------------------------
 
 
 def _residual(q: Tensor, k: Tensor, v: Tensor, *, x: Tensor, w: Tensor, scale: float) -> Tensor:
@@ -38,11 +38,11 @@ def combiner(segment: int, shapes: list[Shape]) -> System:
 
 def _second(reference: Callable[..., tuple[None, Tensor]]) -> Callable[..., Tensor]:
     """Return the output of a reference that returns the mask, too."""
-    return lambda *args, **given: reference(*args, **given)[1]
+    return lambda *args, **arguments: reference(*args, **arguments)[1]
 
 
 def in_rows(width: int, seen: Callable[[Any, Any], Any]) -> Mask:
-    """Pairs of tokens by how many rows and columns a key stands before its query: negative, after it."""
+    """Return the mask from how many rows and columns the key is before the query (negative: after it)."""
 
     def pairs(n: int) -> Any:
         y, x = np.divmod(np.arange(n), width)
@@ -52,7 +52,7 @@ def in_rows(width: int, seen: Callable[[Any, Any], Any]) -> Mask:
 
 
 def axial(width: int, *tokens: int) -> System:
-    """A row's summaries are of all of it; of earlier rows a query meets its own column's."""
+    """A query sees its whole row; in each earlier row it sees its own column through that row's summary."""
     params = {"width": width}
     mask = in_rows(width, lambda up, left: (up == 0) | (left == 0) & (up > 0))
     dense = scaled(_second(combiner_axial), **params)
@@ -60,7 +60,7 @@ def axial(width: int, *tokens: int) -> System:
 
 
 def mixture(width: int, tokens: int) -> System:
-    """Own row and column, the row above for what columns gave, the columns beside for what rows gave."""
+    """A query sees its row and column, the row above by column summaries, adjacent columns by row summaries."""
     params = {"width": width}
     mask = in_rows(width, lambda up, left: (up == 0) | (up == 1) | (up > 0) & (abs(left) <= 1))
     dense = scaled(_second(combiner_mixture), **params)
@@ -68,7 +68,7 @@ def mixture(width: int, tokens: int) -> System:
 
 
 def log_sparse(levels: int, shapes: list[Shape]) -> System:
-    """Single tokens: its own, and the one before where that is a span by itself. Longer spans are no tokens."""
+    """A query sees itself, and the token before it if that token is a span; longer spans are summaries."""
     params = {"levels": levels}
     single = rows(lambda n: np.eye(n, dtype=bool) | np.eye(n, k=-1, dtype=bool) & (np.arange(n)[:, None] % 2 == 1))
     dense = scaled(_second(combiner_log_sparse), **params)
@@ -87,8 +87,11 @@ def longformer(window: int, dilation: list[int]) -> System:
     def mask(operands: Tensors) -> Tensor:
         tokens = operands["is_global"].tolist()
         n = len(tokens[0])
-        found = [[masks.longformer_mask(n, window, step, own) for step in dilation] for own in tokens]
-        return torch.from_numpy(np.array(found))
+        mask_list = [
+            [masks.longformer_mask(n, window, step, globals_of_entry) for step in dilation]
+            for globals_of_entry in tokens
+        ]
+        return torch.from_numpy(np.array(mask_list))
 
     params = {"window": window, "dilation": dilation}
     shapes = [square(1), square(31), square(18, batch=1)]
@@ -174,20 +177,20 @@ def halo(height: int, width: int, block: int, halo: int) -> System:
 
 
 def of_grid(extents: Mapping[str, int], seen: Callable[[Any], Any]) -> Mask:
-    """Pairs of tokens of a grid by their coordinates: `seen` of what is equal of them, by axis, (N, N) each."""
+    """Return a mask from coordinates; `seen` gets, for each axis, which pairs have equal coordinates, (N, N)."""
     places = np.indices(tuple(extents.values())).reshape(len(extents), -1)
     return rows(lambda n: seen(places[:, :, None] == places[:, None]))
 
 
 def monarch(grid: dict[str, int], shapes: list[Shape]) -> System:
-    """Return the system of one of the two parts: tokens of the own row, or of the own column."""
+    """Return the system of one of the two factors, which sees a query's own row or its own column."""
     return System(
         "monarch", scaled(structures.monarch, **grid), shapes, grid, mask=of_grid(grid, lambda same: same[0] | same[1])
     )
 
 
 def monarch_rt(grid: dict[str, int]) -> System:
-    """The own row of every frame, which is what the inner part scores; the outer one scores no tokens."""
+    """A query sees its own row in every frame, which the inner factor scores; the outer factor scores no tokens."""
     shapes = [square(prod(grid.values()))]
     return System(
         "monarch_rt", scaled(structures.monarch_rt, **grid), shapes, grid, mask=of_grid(grid, lambda same: same[1])

@@ -1,4 +1,4 @@
-"""Patterns with a dense reference of their output, for any shape."""
+"""Cases of patterns with a dense reference of their output, for any shape."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Mask = Callable[[Tensors], Tensor]
 
 
 def square(n: int, **rest: int) -> Shape:
-    """As many queries as keys."""
+    """Return a shape with equal numbers of queries and keys."""
     return Shape(n, n, **{"dk": 4, "dv": 4, **rest})
 
 
@@ -28,11 +28,11 @@ WIDE = square(9, dk=3, dv=7)
 
 @dataclass(frozen=True)
 class System:
-    """A pattern with parameters, its dense reference, its inputs for a shape, and shapes to call it with.
+    """A pattern with parameters, its dense reference, its inputs for a shape, and shapes of its calls.
 
-    `dense`: (q, k, v, scale = …, inputs) → out, or (out, lse) where `has_lse`. `mask`: of the operands of a call.
-    `half`: whether torch has the formula in bf16 and fp16; if not, it is computed in fp32 and rounded.
-    `aligned`: whether there may be fewer queries than keys.
+    `dense`: (q, k, v, scale = …, inputs) → out, or (out, lse) if `has_lse`. `mask`: a call's operands → visible pairs.
+    `half`: whether torch can compute the formula in bf16 and fp16; else it is computed in fp32 and rounded.
+    `aligned`: whether a call may have fewer queries than keys.
     """
 
     name: str
@@ -52,15 +52,15 @@ class System:
         return compile_attention(self.name, **self.params, **options)
 
     def operands(self, shape: Shape, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-        """q, k, v and the inputs; the real ones want gradients."""
+        """Return q, k, v and the inputs; floating-point tensors require gradients."""
         return {name: leaf(x, dtype) for name, x in (drawn(shape) | self.inputs(shape)).items()}
 
     def cases(self) -> Iterator[Case]:
-        """A case for each shape."""
+        """Yield a case for each shape."""
 
         def output(operands: Tensors) -> Parts:
-            found = self.dense(**operands)
-            return tuple(found) if self.has_lse else (found,)
+            result = self.dense(**operands)
+            return tuple(result) if self.has_lse else (result,)
 
         call = with_lse if self.has_lse else out_alone
         for shape in self.shapes:
@@ -68,7 +68,7 @@ class System:
 
 
 def scaled(reference: Callable[..., Tensor], **fixed: Any) -> Dense:
-    """A reference that takes the scale."""
+    """Wrap a reference that takes the scale."""
 
     def dense(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, **inputs: Tensor) -> Tensor:
         factor = q.shape[-1] ** -0.5 if scale is None else scale
@@ -78,7 +78,7 @@ def scaled(reference: Callable[..., Tensor], **fixed: Any) -> Dense:
 
 
 def unscaled(reference: Callable[..., Any], **fixed: Any) -> Dense:
-    """A reference whose scores do not know the scale, or know no other than dk^-1/2."""
+    """Wrap a reference whose scores are unscaled or fix the scale to dk^-1/2."""
 
     def dense(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, **inputs: Tensor) -> Any:
         return reference(q, k, v, **fixed, **inputs)
@@ -87,7 +87,7 @@ def unscaled(reference: Callable[..., Any], **fixed: Any) -> Dense:
 
 
 def rows(mask: Callable[[int], Any]) -> Mask:
-    """The last rows of a square mask (keys, keys) of all keys, as many as there are queries."""
+    """Return the last rows of the square mask (keys, keys), one for each query."""
 
     def found(operands: Tensors) -> Tensor:
         n_q, n_k = operands["q"].shape[2], operands["k"].shape[2]

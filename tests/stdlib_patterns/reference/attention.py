@@ -1,7 +1,7 @@
-"""Parts of the references of attention: positions, products, and a softmax over visible keys.
+"""Building blocks of the attention references: positions, products, and a softmax over visible keys.
 
 q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv); query head h reads kv head h // (Hq // Hkv). The last query
-stands at the last key. A row that sees nothing: out 0, lse -inf.
+is at the last key. A row without visible keys has out 0 and lse -inf.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ Result = tuple[Tensor, Tensor]
 
 
 def positions(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """Where queries (Nq, 1) and keys (Nk) stand, on the device of q."""
+    """Return the positions of queries (Nq, 1) and keys (Nk), on the device of q."""
     n_q, n_k = q.shape[2], k.shape[2]
     return torch.arange(n_k - n_q, n_k, device=q.device)[:, None], torch.arange(n_k, device=q.device)
 
 
 def products(q: Tensor, k: Tensor) -> Tensor:
-    """q · k of every pair, (B, Hq, Nq, Nk)."""
+    """Compute q · k of every pair, (B, Hq, Nq, Nk)."""
     return q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).transpose(-1, -2)
 
 
@@ -31,7 +31,7 @@ def scale_of(q: Tensor) -> float:
 
 
 def weighted(score: Tensor, visible: Tensor, v: Tensor, sink: Tensor | None = None) -> Result:
-    """Softmax over the visible keys; a sink (Hq) is one more key, seen by every row that sees any, of value 0."""
+    """Apply softmax over the visible keys; a sink (Hq) is one more key of value 0 in every row with a visible key."""
     seen = visible.any(-1, keepdim=True).expand(*score.shape[:-1], 1)
     score = torch.where(visible, score, -math.inf)
     v = v.repeat_interleave(score.shape[1] // v.shape[1], 1)
@@ -51,33 +51,33 @@ def causal(q: Tensor, k: Tensor) -> Tensor:
 
 
 def shared(x: Tensor, q: Tensor) -> Tensor:
-    """Keys or values (B, Hkv, …) as every query head reads them, (B, Hq, …)."""
+    """Repeat keys or values (B, Hkv, …) for every query head, (B, Hq, …)."""
     return x.repeat_interleave(q.shape[1] // x.shape[1], 1)
 
 
 def shares(score: Tensor, visible: Tensor) -> Tensor:
-    """Softmax over the visible keys; 0 throughout a row that sees none."""
+    """Compute the softmax over the visible keys; 0 throughout a row without any."""
     seen = visible.any(-1, keepdim=True)
     return torch.where(visible, torch.softmax(torch.where(visible | ~seen, score, -math.inf), -1), 0)
 
 
 def normalised(weight: Tensor) -> Tensor:
-    """Weights that are nowhere negative, divided by their sum; 0 throughout a row of zeros."""
+    """Divide nonnegative weights by their sum; a row of zeros stays 0."""
     total = weight.sum(-1, keepdim=True)
     return torch.div(weight, torch.where(total > 0, total, 1))
 
 
 def rms(x: Tensor) -> Tensor:
-    """x / sqrt(mean(x²)) over the last axis, 0 for 0."""
+    """Compute x / sqrt(mean(x²)) over the last axis, 0 for 0."""
     square = x.square().mean(-1, keepdim=True)
     return torch.where(square > 0, x * torch.where(square > 0, square, 1).rsqrt(), 0)
 
 
 def unit(x: Tensor) -> Tensor:
-    """x / |x| over the last axis, 0 for 0."""
+    """Compute x / |x| over the last axis, 0 for 0."""
     return rms(x) / math.sqrt(x.shape[-1])
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + exp(x)), without the threshold of `F.softplus`, which is wrong by 2e-9."""
+    """Compute log(1 + exp(x)) without the threshold of `F.softplus`, whose error is 2e-9."""
     return torch.logaddexp(x, torch.zeros_like(x))

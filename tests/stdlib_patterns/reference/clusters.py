@@ -1,9 +1,9 @@
 """Routing by strips, regions, clusters, hashes and centroids, written from the papers and their authors' programs.
 
-q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv) → what is seen, bool (B, Hq, Nq, Nk), and out (B, Hq, Nq, dv),
-as in `reference.routing`: dense and differentiable, no gradient through a choice, the last query at the last key, ties
-to the earlier place, 0 for a row that sees nothing. What is drawn or trained elsewhere is given: clusters, hashes,
-samples, centroids.
+q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv) → seen pairs, bool (B, Hq, Nq, Nk), and out (B, Hq, Nq, dv),
+as in `reference.routing`: dense and differentiable, no gradient through a selection, the last query at the last key,
+ties to the earlier position, 0 for a row without visible keys. Clusters, hashes, samples and centroids, which are
+drawn or trained elsewhere, are arguments.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from reference.routing import Result, best, blocks_of, by_query_head, means, pro
 
 
 def leading(mass: Tensor, candidates: Tensor, p: float, least: int = 0, held: Tensor | float = 0.0) -> Tensor:
-    """Along the last dimension the candidates of most mass, while `held` and those before have less than p.
+    """Select, along the last dimension, candidates by decreasing mass until `held` and the selected ones have p.
 
-    `least` of them anyhow.
+    At least `least` candidates are selected.
     """
     order = torch.sort(torch.where(candidates, mass, -math.inf), dim=-1, descending=True, stable=True).indices
     ranked = torch.where(candidates, mass, 0).gather(-1, order)
@@ -35,14 +35,14 @@ def leading(mass: Tensor, candidates: Tensor, p: float, least: int = 0, held: Te
 
 
 def xattention_choice(q: Tensor, k: Tensor, *, block: int, stride: int, p: float) -> Tensor:
-    """The blocks that each block of queries chooses, bool (B, Hq, blocks, blocks): its own, the first, and the best.
+    """Return the blocks that each block of queries selects, bool (B, Hq, blocks, blocks): its own, the first, the best.
 
-    A strip of `stride` tokens scores as one: its keys from the first on, its queries from the last back.
+    A strip of `stride` tokens has one score: its keys are taken from the first on, its queries from the last back.
     """
     strips = [x.reshape(*x.shape[:2], -1, stride, x.shape[3]) for x in (q, k)]
     score = products(strips[0].flip(3).flatten(3), strips[1].flatten(3)).detach() * scale_of(q) / stride
-    at = torch.arange(score.shape[-1])
-    share = probabilities(score, (at <= at[:, None]).expand(score.shape))
+    index = torch.arange(score.shape[-1])
+    share = probabilities(score, (index <= index[:, None]).expand(score.shape))
     n, per = q.shape[2] // block, block // stride
     sums = share.reshape(*share.shape[:2], n, per, n, per).sum((3, 5))
     number = torch.arange(n)
@@ -54,9 +54,9 @@ def xattention_choice(q: Tensor, k: Tensor, *, block: int, stride: int, p: float
 
 
 def xattention(q: Tensor, k: Tensor, v: Tensor, *, block: int, stride: int, p: float) -> Result:
-    """Xu et al. 2025: the own and the first block, then those of most weight on antidiagonals until a share p is held.
+    """Xu et al. 2025: the own and the first block, then the blocks of most antidiagonal weight until a share p is held.
 
-    Nq = Nk, a multiple of `block`, and that of `stride`.
+    Nq = Nk, a multiple of `block`, which is a multiple of `stride`.
     """
     query, key = positions(q, k)
     chosen = xattention_choice(q, k, block=block, stride=stride, p=p)
@@ -75,16 +75,16 @@ def biformer_regions(height: int, width: int, regions: int) -> tuple[Tensor, Ten
 
 
 def biformer_choice(q: Tensor, k: Tensor, *, region: Tensor, regions: int, topk: int) -> Tensor:
-    """The regions that each region of queries of a full map chooses, bool (B, 1, regions², regions²), for all heads."""
+    """Return the regions that each query region of a full map selects for all heads, (B, 1, regions², regions²)."""
     score = products(means(q, region, regions**2), means(k, region, regions**2)).sum(1, keepdim=True).detach()
     return best(score, torch.ones_like(score, dtype=torch.bool), topk)
 
 
 def biformer(q: Tensor, k: Tensor, v: Tensor, *, height: int, width: int, regions: int, topk: int) -> Result:
-    """Zhu et al. 2023: regions × regions regions of a map, padded right and below by zero tokens that count as others.
+    """Zhu et al. 2023: regions × regions regions of a map, padded right and below by zero tokens.
 
-    So they do in the means. In those of queries they divide all scores of a region by one number, and no rank changes.
-    The scale is that of all heads' width. The pairs are those of real pixels.
+    The padding counts in the means; for queries, it divides all scores of a region by one number and changes no rank.
+    The scale is that of the width of all heads. The returned pairs are pairs of real pixels.
     """
     region, real, (rows, columns) = biformer_regions(height, width, regions)
     padding = (0, 0, 0, columns - width, 0, rows - height)
@@ -100,14 +100,14 @@ def biformer(q: Tensor, k: Tensor, v: Tensor, *, height: int, width: int, region
 
 
 def cluster_means(x: Tensor, cluster: Tensor) -> tuple[Tensor, Tensor]:
-    """Means (B, H, clusters, d), 0 of an empty one, and sizes (B, H, clusters), of each head's cluster (B, H, N)."""
+    """Return means (B, H, clusters, d), 0 for an empty cluster, and sizes (B, H, clusters), for cluster (B, H, N)."""
     member = functional.one_hot(cluster.long()).transpose(-1, -2).to(x.dtype)
     size = member.sum(-1)
     return member @ x / size.clamp(min=1)[..., None], size
 
 
 def svg2_choice(q: Tensor, k: Tensor, *, qc: Tensor, kc: Tensor, p: float, least: int) -> Tensor:
-    """The key clusters that each query cluster chooses, bool (B, Hq, clusters, clusters)."""
+    """Return the key clusters that each query cluster selects, bool (B, Hq, clusters, clusters)."""
     (mean_q, _), (mean_k, size) = cluster_means(q, qc), cluster_means(k, kc)
     size = by_query_head(size, q.shape[1])[:, :, None]
     score = (scale_of(q) * products(mean_q, mean_k) + size.log()).detach()
@@ -116,7 +116,7 @@ def svg2_choice(q: Tensor, k: Tensor, *, qc: Tensor, kc: Tensor, p: float, least
 
 
 def svg2(q: Tensor, k: Tensor, v: Tensor, *, qc: Tensor, kc: Tensor, p: float, least: int) -> Result:
-    """Yang et al. 2025: clusters qc (B, Hq, Nq) choose clusters kc (B, Hkv, Nk) by means and sizes; not causal."""
+    """Yang et al. 2025: clusters qc (B, Hq, Nq) select clusters kc (B, Hkv, Nk) by means and sizes; not causal."""
     chosen = svg2_choice(q, k, qc=qc, kc=kc, p=p, least=least)
     rows = chosen.gather(2, qc.long()[..., None].expand(-1, -1, -1, chosen.shape[-1]))
     column = by_query_head(kc.long(), q.shape[1])[:, :, None].expand(-1, -1, q.shape[2], -1)
@@ -127,15 +127,15 @@ def svg2(q: Tensor, k: Tensor, v: Tensor, *, qc: Tensor, kc: Tensor, p: float, l
 
 
 def sorted_blocks(hashes: Tensor, block: int) -> Tensor:
-    """The block of each token, (B, H, N), once the tokens are stably sorted by their hashes."""
+    """Return the block of each token, (B, H, N), after a stable sort of the tokens by their hashes."""
     return hashes.argsort(dim=-1, stable=True).argsort(dim=-1) // block
 
 
 def hyper_attention(q: Tensor, k: Tensor, v: Tensor, *, hq: Tensor, hk: Tensor, sample: Tensor, block: int) -> Result:
     """Han et al. 2024, not causal: the own block in the order of hashes hq (B, Hq, Nq), hk (B, Hkv, Nk), and a sample.
 
-    The keys of `sample` (B, Hkv, samples), in their original order, stand for all those outside of the own block: each
-    place in it counts Nk / samples times. The pairs are those of the blocks.
+    The keys of `sample` (B, Hkv, samples), in their original order, represent all keys outside of the own block: each
+    sampled position counts Nk / samples times. The returned pairs are those of the blocks.
     """
     n_q, n_k, samples = q.shape[2], k.shape[2], sample.shape[2]
     query_block = sorted_blocks(hq, block * n_q // n_k)[..., None]
@@ -153,7 +153,7 @@ def hyper_attention(q: Tensor, k: Tensor, v: Tensor, *, hq: Tensor, hk: Tensor, 
 
 
 def nearest(x: Tensor, mu: Tensor, size: int) -> Tensor:
-    """The tokens of each centroid (H, C, d), bool (B, H, C, N): the `size` ones whose directions are most along it."""
+    """Return the `size` tokens nearest in direction to each centroid (H, C, d), bool (B, H, C, N)."""
     score = (functional.normalize(x, dim=-1).detach() @ mu.detach().transpose(-1, -2)).transpose(-1, -2)
     return best(score, torch.ones_like(score, dtype=torch.bool), size)
 
@@ -161,9 +161,9 @@ def nearest(x: Tensor, mu: Tensor, size: int) -> Tensor:
 def routing_transformer(
     q: Tensor, k: Tensor, v: Tensor, *, mu: Tensor, memory_k: Tensor, memory_v: Tensor, size: int
 ) -> Result:
-    """Roy et al. 2021, causal: mean attention in those clusters mu (Hq, C, dk) that took the query; Hq = Hkv.
+    """Roy et al. 2021, causal: mean of the attentions in the clusters mu (Hq, C, dk) that selected the query; Hq = Hkv.
 
-    Each has memory_k (Hq, C, memory, dk) and memory_v (Hq, C, memory, dv), which all its queries see.
+    Every cluster has memory_k (Hq, C, memory, dk) and memory_v (Hq, C, memory, dv), which all its queries see.
     """
     query, key = positions(q, k)
     rows, columns = nearest(q, mu, size), nearest(k, mu, size)

@@ -1,7 +1,7 @@
 """Combiner's axial, log-sparse and mixed forms, written from the paper and its authors' program.
 
-q (B, Hq, N, dk), k (B, Hkv, N, dk), v (B, Hkv, N, dv) → None, for summaries are no tokens, and out (B, Hq, N, dv). One
-softmax over tokens and summaries. Maxima over spans give all of their gradient to the first of equals.
+q (B, Hq, N, dk), k (B, Hkv, N, dk), v (B, Hkv, N, dv) → None, as summaries are not tokens, and out (B, Hq, N, dv). One
+softmax runs over tokens and summaries. The maximum over a span gives its gradient to the first of equal entries.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ Output = tuple[None, Tensor]
 
 
 def combiner_axial(q: Tensor, k: Tensor, v: Tensor, *, scale: float, width: int) -> Output:
-    """Rows of `width` tokens; a row's summary for a column is what its token there attends to in that whole row."""
+    """Rows have `width` tokens; a row's summary for a column is the output of its token there, attending to the row."""
     n, k, v = q.shape[2], by_query_head(k, q.shape[1]), by_query_head(v, q.shape[1])
     row, column = torch.arange(n) // width, torch.arange(n) % width
     score = scale * products(q, k)
     same = row == row[:, None]
     summary, _ = weighted(score, same.expand(score.shape), v)
-    own = same & (column <= column[:, None])
+    own_row = same & (column <= column[:, None])
     above = (column == column[:, None]) & (row < row[:, None])
-    visible = torch.cat([own, above], -1).expand(*q.shape[:3], -1)
+    visible = torch.cat([own_row, above], -1).expand(*q.shape[:3], -1)
     return None, weighted(torch.cat([score, score], -1), visible, torch.cat([v, summary], 2))[0]
 
 
 def span_summary(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """The key and the value (B, H, 1, ·) of a span: its largest keys, and what its largest queries attend to in it."""
+    """Return key and value (B, H, 1, ·) of a span: its largest keys, and the output of its largest queries over it."""
     probe = first_largest(q)
     return first_largest(k), torch.softmax(scale * products(probe, k), -1) @ v
 
 
 def combiner_log_sparse(q: Tensor, k: Tensor, v: Tensor, *, scale: float, levels: int) -> Output:
-    """The past of token i is cut by the ones in the binary number i, the largest span first; one token is itself."""
+    """The past of token i is split by the ones in the binary number i, the largest span first, each with a summary."""
     k, v, rows = by_query_head(k, q.shape[1]), by_query_head(v, q.shape[1]), []
     for i in range(q.shape[2]):
         keys, values, start = [k[:, :, i : i + 1]], [v[:, :, i : i + 1]], 0
@@ -53,9 +53,9 @@ def combiner_log_sparse(q: Tensor, k: Tensor, v: Tensor, *, scale: float, levels
 
 
 def combiner_mixture(q: Tensor, k: Tensor, v: Tensor, *, scale: float, width: int) -> Output:
-    """Token (y, x) sees its row up to itself and its column, tops of other columns, and both sides of earlier rows.
+    """Token (y, x) sees its row up to itself and its column, the tops of other columns, and both sides of earlier rows.
 
-    A span's probe is the largest of its queries; to the sides the spans are those left and right of x.
+    The query of a span is the maximum of its queries; the side spans are those left and right of x.
     """
     k, v = by_query_head(k, q.shape[1]), by_query_head(v, q.shape[1])
     grids = [x.reshape(*x.shape[:2], -1, width, x.shape[3]) for x in (q, k, v)]

@@ -1,7 +1,7 @@
-"""DHSA's choice of tokens by their pieces, written from the paper's definition.
+"""DHSA's selection of tokens by pieces, written from the paper's definition.
 
-q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv); each key's piece is `begin` to `stop` (B, Nk) → what is seen,
-bool (B, Hq, Nq, Nk), and out (B, Hq, Nq, dv). The last query stands at the last key.
+q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv); the piece of each key is `begin` to `stop` (B, Nk) → visible
+pairs, bool (B, Hq, Nq, Nk), and out (B, Hq, Nq, dv). The last query is at the last key.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Result = tuple[Tensor, Tensor]
 def dhsa(
     q: Tensor, k: Tensor, v: Tensor, *, begin: Tensor, stop: Tensor, rows: int, topk: int, near: int, first: int
 ) -> Result:
-    """Xiong et al. 2025: a piece scores by its mean key times the root of its length, averaged over heads."""
+    """Xiong et al. 2025: a piece's score is its mean key times the root of its length, averaged over heads."""
     query, key = positions(q, k)
     keys, queries = k.detach().mean(1), q.detach().mean(1)
     pieces = torch.empty_like(keys)
@@ -30,10 +30,10 @@ def dhsa(
             pieces[batch, j] = keys[batch, low:high].mean(0) * math.sqrt(high - low)
     chosen = torch.zeros(q.shape[0], 1, q.shape[2], k.shape[2], dtype=torch.bool)
     for block in torch.unique(query // rows).tolist():
-        own = torch.nonzero(query[:, 0] // rows == block)[:, 0]
-        end = int(query[own[-1], 0]) + 1
-        score = pieces @ queries[:, own].mean(1)[..., None]
+        own_rows = torch.nonzero(query[:, 0] // rows == block)[:, 0]
+        end = int(query[own_rows[-1], 0]) + 1
+        score = pieces @ queries[:, own_rows].mean(1)[..., None]
         forced = (key < first) | (key >= end - near)
         score = torch.where(forced, math.inf, score[..., 0])
-        chosen[:, 0, own] = best(score, (key < end).expand(score.shape), topk)[:, None]
+        chosen[:, 0, own_rows] = best(score, (key < end).expand(score.shape), topk)[:, None]
     return softmax_over(q, k, v, chosen & (key <= query))

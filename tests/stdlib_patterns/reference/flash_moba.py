@@ -9,12 +9,12 @@ from reference.routing import Result, moba
 
 
 def mixed_keys(k: Tensor, filter: Tensor) -> Tensor:
-    """Keys and the SiLU of a causal convolution by channel; filter (Hkv, width, dk), its first entry the key's own."""
+    """Add to keys the SiLU of a causal convolution by channel; filter (Hkv, width, dk), the key's own entry first."""
     heads, width, channels = filter.shape
     lanes = k.transpose(2, 3).reshape(k.shape[0], heads * channels, k.shape[2])
     taps = filter.flip(1).transpose(1, 2).reshape(heads * channels, 1, width)
-    found = functional.conv1d(functional.pad(lanes, (width - 1, 0)), taps, groups=heads * channels)
-    return k + functional.silu(found).reshape(k.shape[0], heads, channels, -1).transpose(2, 3)
+    mixed = functional.conv1d(functional.pad(lanes, (width - 1, 0)), taps, groups=heads * channels)
+    return k + functional.silu(mixed).reshape(k.shape[0], heads, channels, -1).transpose(2, 3)
 
 
 def flash_moba(q: Tensor, k: Tensor, v: Tensor, *, filter: Tensor, block: int, topk: int) -> Result:

@@ -9,7 +9,7 @@ from reference.routing import Result, softmax_over
 
 
 def flux(q: Tensor, k: Tensor, v: Tensor, *, full: Tensor, sinks: int, window: int, block: int) -> Result:
-    """Causal; a request of `full` (B) sees all, another one the blocks of the sink and of the window."""
+    """Causal; a request in `full` (B) sees all earlier keys, another request the blocks of the sink and the window."""
     query, key = positions(q, k)
     near = (key // block < sinks // block) | (query // block - key // block < window // block)
     return softmax_over(q, k, v, (key <= query) & (full[:, None, None, None] | near))

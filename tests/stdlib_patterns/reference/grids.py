@@ -1,7 +1,7 @@
-"""Masks of grids counted out from their papers, and attention within windows of a grid whose keys are its own.
+"""Masks of grids computed from their papers, and attention within windows of a grid that have their own keys.
 
-Written from the papers, not from the `.attn` files. Masks lay out what each place sees (`reference.masks`); attention
-takes q (B, Hq, N, dk), k (B, Hkv, N, dk), v (B, Hkv, N, dv) of a grid, row by row (frame by frame), and gives out
+Written from the papers, not from the `.attn` files. Masks list what each position sees (`reference.masks`); attention
+takes q (B, Hq, N, dk), k (B, Hkv, N, dk), v (B, Hkv, N, dv) of a grid, row by row (frame by frame), and returns out
 (B, Hq, N, dv): dense, in the tensors' own dtype, differentiable in every real input.
 """
 
@@ -22,13 +22,13 @@ from reference.masks import Mask, square
 
 
 def neighbours(x: int, length: int, window: int, stride: int = 1, dilation: int = 1, causal: bool = False) -> list[int]:
-    """NATTEN's rule on one axis: the coordinates that x sees."""
+    """Return the coordinates that x sees on one axis by NATTEN's rule."""
     members = [y for y in range(length) if y % dilation == x % dilation]
-    at = members.index(x)
+    index = members.index(x)
     if causal:
-        leader = min(at // stride * stride + stride - 1, len(members) - 1)
-        return members[max(0, leader - window + 1) : at + 1]
-    start = min(at // stride * stride + stride // 2, len(members) - 1) - window // 2
+        leader = min(index // stride * stride + stride - 1, len(members) - 1)
+        return members[max(0, leader - window + 1) : index + 1]
+    start = min(index // stride * stride + stride // 2, len(members) - 1) - window // 2
     while start < 0:
         start += 1
     while start + window > len(members):
@@ -37,7 +37,7 @@ def neighbours(x: int, length: int, window: int, stride: int = 1, dilation: int 
 
 
 def grid(extents: Sequence[int], sees: Callable[[int, int], Iterable[int]]) -> Mask:
-    """The product over axes: `sees(axis, x)` gives the coordinates that x sees on an axis."""
+    """Return the product over axes: `sees(axis, x)` gives the coordinates that x sees on an axis."""
     places = list(product(*map(range, extents)))
     number = {place: i for i, place in enumerate(places)}
     return square(
@@ -46,7 +46,7 @@ def grid(extents: Sequence[int], sees: Callable[[int, int], Iterable[int]]) -> M
 
 
 def tile_coordinates(x: int, extent: int, tile: int, kernel: int) -> list[int]:
-    """STA on one axis, as attention-gym has it: the clamped centre, and tiles around it."""
+    """Return the coordinates that x sees on one axis by STA, as in attention-gym: tiles around the clamped centre."""
     tiles, wide = extent // tile, kernel // tile
     left, right = wide // 2, wide // 2 + wide % 2 - 1
     centre = max(left, min(x // tile, tiles - 1 - right))
@@ -54,26 +54,26 @@ def tile_coordinates(x: int, extent: int, tile: int, kernel: int) -> list[int]:
 
 
 def inward(x: int, extent: int, reach: int) -> range:
-    """FreeSwim on one axis, in the authors' words."""
+    """Return the coordinates that x sees on one axis by FreeSwim, as the authors describe it."""
     low = x - reach - max(0, reach + x - extent + 1)
     high = x + reach + max(0, reach - x)
     return range(max(0, low), min(extent, high + 1))
 
 
 def beside(x: int, extent: int, window: int, shift: int = 0) -> range:
-    """On one axis, the window of x among windows side by side whose borders lie `shift` before the multiples."""
+    """Return, on one axis, the window of x among adjacent windows whose borders are `shift` before the multiples."""
     start = (x + shift) // window * window - shift
     return range(max(start, 0), min(start + window, extent))
 
 
 def around(x: int, extent: int, block: int, halo: int) -> range:
-    """HaloNet on one axis: the block of x and a halo on both sides, inside of the image."""
+    """Return, on one axis, the block of x and a halo on both sides, clipped to the image (HaloNet)."""
     start = x // block * block
     return range(max(start - halo, 0), min(start + block + halo, extent))
 
 
 def with_text(video: Mask, words: int) -> Mask:
-    """The mask of a video with words after it, which see and are seen by all."""
+    """Extend the mask of a video by words after it; words see all tokens and are seen by all tokens."""
     n = len(video)
     seen = np.ones((n + words, n + words), dtype=bool)
     seen[:n, :n] = video
@@ -81,7 +81,7 @@ def with_text(video: Mask, words: int) -> Mask:
 
 
 def svg(frames: int, per_frame: int, band: int, temporal: bool, first_frame: bool) -> Mask:
-    """`band` in tokens: those nearer than it, in the order of the head."""
+    """Return SVG's mask; keys nearer than `band` tokens, in the order of the head, are visible."""
     natural = [(t, s) for t in range(frames) for s in range(per_frame)]
     order = sorted(natural, key=lambda place: (place[1], place[0])) if temporal else natural
     rank = {place: i for i, place in enumerate(order)}
@@ -95,7 +95,7 @@ def svg(frames: int, per_frame: int, band: int, temporal: bool, first_frame: boo
 
 
 def radial(frames: int, per_frame: int, decay: Fraction, block: int, sink: bool, words: int) -> Mask:
-    """As the authors do it: each frame pair's mask alone in a buffer of zeros, cut into blocks, and those joined."""
+    """Return Radial's mask as the authors compute it: frame pair by frame pair in a zero buffer, rounded to blocks."""
     video = frames * per_frame
     blocks = math.ceil((video + words) / block)
     kept = np.zeros((blocks, blocks), dtype=bool)
@@ -116,7 +116,7 @@ def radial(frames: int, per_frame: int, decay: Fraction, block: int, sink: bool,
 
 
 def radial_width(distance: int, per_frame: int, decay: Fraction, block: int) -> int:
-    """How far a token sees in a frame so far away, rounded down to whole places; -1 where the frame is left out."""
+    """Return how far a token sees in a frame at this distance, in whole positions; -1 if the frame is hidden."""
     length = Fraction(2) ** (len(f"{per_frame:b}") - (len(f"{distance:b}") if distance else 0))
     if length < 128 and distance % int(128 / length):
         return -1
@@ -127,18 +127,18 @@ def radial_width(distance: int, per_frame: int, decay: Fraction, block: int) -> 
 
 
 def places(*sizes: int, device: torch.device) -> list[Tensor]:
-    """The coordinates of the tokens of a grid along each of its axes."""
+    """Return the coordinates of the tokens of a grid along each of its axes."""
     return [axis.flatten() for axis in torch.meshgrid([torch.arange(n, device=device) for n in sizes], indexing="ij")]
 
 
 def zero_padded(x: Tensor, height: int, width: int, before: int, below: int, right: int) -> Tensor:
-    """The image x (B, H, height · width, d) with `before` zero rows and columns before it, others behind."""
+    """Pad the image x (B, H, height · width, d) by `before` zero rows and columns before it, and others after it."""
     image = x.reshape(*x.shape[:2], height, width, x.shape[-1])
     return F.pad(image, (0, 0, before, right, before, below)).flatten(2, 3)
 
 
 def davit_window(q: Tensor, k: Tensor, v: Tensor, *, scale: float, height: int, width: int, window: int = 7) -> Tensor:
-    """Ding et al. 2022: windows side by side; the zero keys that fill the last ones take part."""
+    """Ding et al. 2022: adjacent windows; the zero keys that fill the last windows take part."""
     below, right = -height % window, -width % window
     k, v = (zero_padded(x, height, width, 0, below, right) for x in (k, v))
     (qy, qx), (ky, kx) = places(height, width, device=q.device), places(height + below, width + right, device=q.device)
@@ -161,8 +161,8 @@ def halo(
 ) -> Tensor:
     """HaloNet: a block sees itself and a halo around it; `row` and `col` (2 · (block + halo) - 1, dk).
 
-    Every query sees (block + 2 · halo)² keys. Those outside the image are zero keys, also behind a block that the image
-    does not fill (the draft pattern ends `halo` behind the image, its definition knows no such end).
+    Every query sees (block + 2 · halo)² keys. Keys outside the image are zero, also after a block that the image does
+    not fill (the draft pattern ends `halo` after the image; its definition has no such end).
     """
     below, right = -height % block + halo, -width % block + halo
     k, v = (zero_padded(x, height, width, halo, below, right) for x in (k, v))
@@ -180,7 +180,7 @@ def halo(
 def shifted_windows(
     q: Tensor, k: Tensor, v: Tensor, scale: float, sizes: Sequence[int], window: Sequence[int], shift: Sequence[int]
 ) -> Tensor:
-    """Attention within the windows of a 3-D grid, whose borders lie `shift` before the multiples of `window`."""
+    """Attend within the windows of a 3-D grid, whose borders are `shift` before the multiples of `window`."""
     axes = places(*sizes, device=q.device)
     cells = [(axis + first) // length for axis, first, length in zip(axes, shift, window, strict=True)]
     same = torch.stack([cell[:, None] == cell for cell in cells]).all(0)

@@ -1,7 +1,7 @@
-"""InfiniteHiP's stages of descents, one chunk after another, written from the paper and its authors' program.
+"""InfiniteHiP's descents in stages, one chunk after another, written from the paper and its authors' program.
 
-q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv) → what is seen, bool (B, Hq, Nq, Nk), and out (B, Hq, Nq, dv).
-The last query stands at the last key; what is chosen has no gradient.
+q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv) → seen pairs, bool (B, Hq, Nq, Nk), and out (B, Hq, Nq, dv).
+The last query is at the last key; selections have no gradient.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Result = tuple[Tensor, Tensor]
 
 
 def descend(score: Tensor, left: int, size: int) -> int:
-    """The token of a chunk that is left when the half with the better middle token goes on, of equal ones the left."""
+    """Return the token at which halving ends: the half with the better middle token is kept, the left one if equal."""
     while size > 1:
         size //= 2
         right = left + size
@@ -37,14 +37,14 @@ def chosen_by(
     strides: Sequence[int],
     sinks: int,
 ) -> Tensor:
-    """The tokens that a block of queries (n, dk) chooses of keys (Nk, dk); chunks begin at `limit` at the latest."""
+    """Return the keys (Nk, dk) that a block of queries (n, dk) selects; chunks begin at `limit` at the latest."""
     tokens = torch.ones(len(keys), dtype=torch.bool)
-    for size, most, stride in zip(stages, kept, strides, strict=True):
+    for size, limit_of_stage, stride in zip(stages, kept, strides, strict=True):
         score = (queries[::stride] @ keys.T).amax(0)
         starts = [i for i in range(0, len(keys), size) if sinks <= i <= limit and bool(tokens[i])]
         ranked = sorted(starts, key=lambda start: -float(score[descend(score, start, size)]))
         tokens = torch.zeros(len(keys), dtype=torch.bool)
-        for start in ranked[: most // size]:
+        for start in ranked[: limit_of_stage // size]:
             tokens[start : start + size] = True
     return tokens
 
@@ -66,12 +66,12 @@ def hip(
     chosen = torch.zeros(*q.shape[:3], k.shape[2], dtype=torch.bool)
     heads = by_query_head(k, q.shape[1]).detach()
     for block in torch.unique(query // rows).tolist():
-        own = torch.nonzero(query[:, 0] // rows == block)[:, 0]
-        limit = int(query[own[0], 0]) - window
+        own_rows = torch.nonzero(query[:, 0] // rows == block)[:, 0]
+        limit = int(query[own_rows[0], 0]) - window
         for batch in range(q.shape[0]):
             for head in range(q.shape[1]):
-                chosen[batch, head, own] = chosen_by(
-                    q.detach()[batch, head, own],
+                chosen[batch, head, own_rows] = chosen_by(
+                    q.detach()[batch, head, own_rows],
                     heads[batch, head],
                     limit,
                     stages=stages,

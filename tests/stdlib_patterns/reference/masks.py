@@ -1,6 +1,6 @@
 """Masks of sequences, written from their papers and by counting, not from the `.attn` files.
 
-Each function answers with the keys that one query sees; `mask` lays the answers out. Slow on purpose: sets and loops.
+Each function computes the keys that one query sees; `mask` builds the matrix. Sets and loops make it slow on purpose.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Mask = NDArray[np.bool_]
 
 
 def mask(n_q: int, n_k: int, keys_of: Callable[[int], Iterable[int]]) -> Mask:
-    """The mask of `n_q` rows whose visible keys `keys_of` gives; keys that do not exist are ignored."""
+    """Return the mask of `n_q` rows whose visible keys `keys_of` gives; keys that do not exist are ignored."""
     seen = np.zeros((n_q, n_k), dtype=bool)
     for row in range(n_q):
         for key in keys_of(row):
@@ -30,21 +30,21 @@ def mask(n_q: int, n_k: int, keys_of: Callable[[int], Iterable[int]]) -> Mask:
 
 
 def square(n: int, keys_of: Callable[[int], Iterable[int]]) -> Mask:
-    """The mask of n tokens on themselves."""
+    """Return the mask of n tokens on themselves."""
     return mask(n, n, keys_of)
 
 
 def span(block: int, index: int) -> range:
-    """The tokens of a block."""
+    """Return the tokens of a block."""
     return range(index * block, (index + 1) * block)
 
 
 def up_to(query: int, keys: Iterable[int]) -> set[int]:
-    """The keys that are not after the query."""
+    """Return the keys that are not after the query."""
     return {key for key in keys if key <= query}
 
 
-# --- the plainest -----------------------------------------------------------------------------------------------------
+# --- basic masks ------------------------------------------------------------------------------------------------------
 
 
 def full(n: int) -> NDArray[np.bool_]:
@@ -112,9 +112,9 @@ def log_sparse(n: int, segment: int, window: int) -> Mask:
         if window // segment * 2 * near > q:
             return set(range(q + 1))
         keys = set()
-        for at in range(q, -1, -segment):
-            keys |= set(range(max(0, at - near + 1), at + 1))
-            keys |= {at - near + 1 - 2**j for j in range(near) if near - 1 + 2**j <= segment}
+        for start in range(q, -1, -segment):
+            keys |= set(range(max(0, start - near + 1), start + 1))
+            keys |= {start - near + 1 - 2**j for j in range(near) if near - 1 + 2**j <= segment}
         return keys
 
     return square(n, keys_of)
@@ -153,7 +153,7 @@ def sparse_transformer(n: int, stride: int, head: int) -> Mask:
 
 
 def sparse_fixed(n: int, segment: int, block: int, summary_blocks: int, head: int = 0, groups: int = 1) -> Mask:
-    """In the authors' units: `summary_blocks` blocks of `block` tokens, counted from the end of each segment."""
+    """Return the mask in the authors' units: `summary_blocks` blocks of `block` tokens at the end of each segment."""
     per_segment = segment // block
     group = head % groups
 
@@ -195,7 +195,7 @@ def sink_lora(n: int, groups: int, head: int, heads: int, sinks: int) -> Mask:
     return long_lora(n, groups, head, heads) | square(n, lambda q: range(min(sinks, q + 1)))
 
 
-# --- both ways --------------------------------------------------------------------------------------------------------
+# --- bidirectional sequences ------------------------------------------------------------------------------------------
 
 
 def longformer_mask(n: int, window: int, dilation: int, is_global: Sequence[bool]) -> Mask:
@@ -223,7 +223,7 @@ def longformer(
 ) -> Tensor:
     """Beltagy et al. 2020: `window` keys each side, `dilation` (Hq) apart, and the global tokens, `is_global` (B, N).
 
-    A global token sees all by the projections `qg`, `kg`, `vg` (B, Hq, N, …); others see it by its plain k and v.
+    A global token sees all tokens by the projections `qg`, `kg`, `vg` (B, Hq, N, …); others see it by plain k and v.
     """
     query, key = positions(q, k)
     offset = key - query
@@ -272,7 +272,7 @@ def modality_mutual(n: int, image_start: int, text_start: int, text_end: int) ->
 
 
 def tree_verify(prefix: int, parents: Sequence[int], n_k: int) -> Mask:
-    """Node i's parent is `parents[i]`, -1 for a root; keys past the last node are padding."""
+    """Return the mask of a tree; `parents[i]` is node i's parent, -1 for a root; keys after the nodes are padding."""
 
     def keys_of(node: int) -> Iterable[int]:
         keys = set(range(prefix))

@@ -1,6 +1,6 @@
-"""Recurrences written from their papers whose memory is trained as it reads, and those that mix channel by channel.
+"""Recurrences with a memory that is trained as it reads, and recurrences by channel, written from their papers.
 
-Shapes are those of `reference.recurrences`.
+Shapes are as in `reference.recurrences`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from reference.recurrences import Result, States, first, memory, outer, read, se
 
 
 def hgrn(q: Tensor, k: Tensor, v: Tensor, *, scale: float, state: States | None = None, f: Tensor) -> Result:
-    """Qin et al. 2023, "HGRN" with real gates f (B, T, H, dv): a state of one number a channel, which is read."""
+    """Qin et al. 2023, "HGRN" with real gates f (B, T, H, dv): the output is a state of one number per channel."""
     (h,) = first(state, v, (v.shape[-1],))
     rows = []
     for t in range(v.shape[2]):
@@ -111,7 +111,7 @@ def mamba_mixer(
     A_back: Tensor,
     D: Tensor,
 ) -> Result:
-    """Behrouz et al. 2024, "MambaMixer": the token mixer, Mamba's scan there and one back; states of both ways."""
+    """Behrouz et al. 2024, "MambaMixer": the token mixer, Mamba's scan in both directions; states of both."""
     n, size = q.shape[2], (q.shape[-1], v.shape[-1])
     out, ends = D[:, None] * v, []
     ways = ((dt, A, range(n)), (dt_back, A_back, range(n - 1, -1, -1)))

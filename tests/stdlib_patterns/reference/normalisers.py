@@ -1,8 +1,8 @@
-"""Patterns whose weights are no plain softmax, written from their definitions, not from the `.attn` files.
+"""Patterns with weights other than a plain softmax, written from their definitions, not from the `.attn` files.
 
 q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv) → out (B, Hq, Nq, dv), and lse (B, Hq, Nq) where a `Result` is
-returned: dense, in the tensors' own dtype (one for all of a call) and on their device, differentiable in every real
-input. The last query stands at the last key. A row that sees nothing: out 0.
+returned: dense, in the tensors' own dtype (one for a whole call) and on their device, differentiable in every real
+input. The last query is at the last key. A row without visible keys has out 0.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def gpt_oss(q: Tensor, k: Tensor, v: Tensor, *, sink: Tensor, window: int = 128)
 
 
 def softplus_shares(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The weights of LSSA, which pairs are visible (Nq, Nk), and how many keys a query sees (Nq, 1)."""
+    """Return the weights of LSSA, the visible pairs (Nq, Nk), and the number of keys that a query sees (Nq, 1)."""
     visible = causal(q, k)
     count = visible.sum(-1, keepdim=True).clamp(min=1).to(q.dtype)
     score = math.log(q.shape[-1]) * count.log() * products(unit(q), unit(k))
@@ -50,12 +50,12 @@ def softplus_lssa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def softplus_lssar(q: Tensor, k: Tensor, v: Tensor, *, power: int = 15, offset: float = 1.0) -> Tensor:
     """LSSAR: relu(n · LSSA - offset) ** power, divided by its sum; no offset in the rows of the first three positions.
 
-    A row whose weights are all cut off gives 0.
+    A row whose weights are all cut off is 0.
     """
     weight, visible, count = softplus_shares(q, k)
     query, _ = positions(q, k)
     sharp = torch.where(visible, torch.relu(count * weight - offset * (query >= 3).to(q.dtype)), 0)
-    peak = sharp.detach().amax(-1, keepdim=True)  # divides out; without it the power overflows
+    peak = sharp.detach().amax(-1, keepdim=True)  # cancels in the quotient; without it the power overflows
     return normalised((sharp / torch.where(peak > 0, peak, 1)) ** power) @ shared(v, q)
 
 
@@ -69,13 +69,13 @@ def affine_scaled(q: Tensor, k: Tensor, v: Tensor, *, scale: float, alpha: Tenso
 def landmark(q: Tensor, k: Tensor, v: Tensor, *, scale: float, block: int) -> Tensor:
     """Mohtashami & Jaggi 2023, grouped softmax in training; a landmark is the last of every block + 1 tokens.
 
-    A query shares itself out over the tokens of its own block and the landmarks of earlier blocks; a landmark passes
-    its share on to the tokens of its block. The landmark of the own block takes no part, also in its own row.
+    A query divides its weight among the tokens of its own block and the landmarks of earlier blocks; a landmark passes
+    its weight on to the tokens of its block. The landmark of the own block is hidden, also in its own row.
     """
     query, key = positions(q, k)
-    own, mark = query // (block + 1) == key // (block + 1), key % (block + 1) == block
+    own_block, mark = query // (block + 1) == key // (block + 1), key % (block + 1) == block
     score, v = scale * products(q, k), shared(v, q)
-    share = shares(score, (key <= query) & (own != mark))
+    share = shares(score, (key <= query) & (own_block != mark))
     out = torch.where(mark, 0, share) @ v
     for door in key[mark].tolist():
         room = slice(door - block, door)

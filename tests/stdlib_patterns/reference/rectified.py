@@ -13,7 +13,7 @@ from reference.routing import Result, blocks_of, by_query_head, means, softmax_o
 
 
 def critical_blocks(p: Tensor, *, neighbour: Tensor, drop: float, share: float, first: int) -> Tensor:
-    """Return the best of pooled weights p (B, H, rows, cols) until they pass a share, and those always kept."""
+    """Return the best of pooled weights p (B, H, rows, cols) until they pass a share, and the blocks always kept."""
     n = p.shape[-1]
     ranked, order = torch.sort(p, dim=-1, descending=True, stable=True)
     enough = torch.clamp(
@@ -26,7 +26,7 @@ def critical_blocks(p: Tensor, *, neighbour: Tensor, drop: float, share: float, 
 
 
 def gainful_blocks(q: Tensor, k: Tensor, block: int) -> Tensor:
-    """Pairs of blocks (B, H, rows, cols) whose mean score is larger than what pooling is estimated to err by."""
+    """Return the block pairs (B, H, rows, cols) whose mean score exceeds the estimated error of pooling."""
 
     def parts(x: Tensor) -> tuple[Tensor, Tensor]:
         pieces = torch.split(x, block, 2)
@@ -42,7 +42,7 @@ def gainful_blocks(q: Tensor, k: Tensor, block: int) -> Tensor:
 def rectified(
     q: Tensor, k: Tensor, v: Tensor, *, neighbour: Tensor, block: int, drop: float, p: float, first: int = 0
 ) -> Result:
-    """Critical blocks are attended to, gainful ones have their mean value; the former have all other weight."""
+    """Add gainful blocks' mean values, by pooled weight, to the output of the critical blocks, by the other weight."""
     row, column = torch.arange(q.shape[2]) // block, torch.arange(k.shape[2]) // block
     rows, columns = blocks_of(q.shape[2], block), blocks_of(k.shape[2], block)
     weight = torch.softmax(scale_of(q) * products(means(q, row, rows), means(k, column, columns)), -1)

@@ -1,9 +1,9 @@
-"""Recurrences written from their papers, token by token, to hold the compiler to account.
+"""Recurrences written from their papers, token by token, as an oracle for the compiler.
 
-q, k (B, H, T, dk), v (B, H, T, dv), gates and the like (B, T, H) or (B, T, H, size), learned tensors (H, …) → out
-(B, H, T, dv) and the states after the last token, in the tensors' own dtype (give float64) and differentiable. Every
-query head has its own key. A state S is (B, H, dk, dv); `state` holds those before the first token, None the empty
-memory. `scale` multiplies only where the system's definition has dk^-1/2.
+q, k (B, H, T, dk), v (B, H, T, dv), gates and similar (B, T, H) or (B, T, H, size), learned tensors (H, …) → out
+(B, H, T, dv) and the states after the last token, in the tensors' own dtype (pass float64) and differentiable. Every
+query head has its own key. A state S is (B, H, dk, dv); `state` holds the states before the first token, None for an
+empty memory. `scale` is used only if the system's definition has dk^-1/2.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ def outer(a: Tensor, b: Tensor) -> Tensor:
 
 
 def read(S: Tensor, q: Tensor) -> Tensor:
-    """Sᵀ q."""
+    """Compute Sᵀ q."""
     return torch.einsum("...kv,...k->...v", S, q)
 
 
 def first(state: States | None, like: Tensor, *sizes: tuple[int, ...]) -> States:
-    """The states given, or zeros (B, H, *size) for each size."""
+    """Return the given states, or zeros (B, H, *size) for each size."""
     return state if state is not None else tuple(like.new_zeros(*like.shape[:2], *size) for size in sizes)
 
 
 def memory(state: States | None, q: Tensor, v: Tensor) -> Tensor:
-    """The first state (B, H, dk, dv) of a system that has no other."""
+    """Return the first state (B, H, dk, dv) of a system that has only this state."""
     (S,) = first(state, q, (q.shape[-1], v.shape[-1]))
     return S
 
 
 def sequence(rows: list[Tensor], v: Tensor) -> Tensor:
-    """The outputs (B, H, dv) of one token after the other as (B, H, T, dv)."""
+    """Join the outputs (B, H, dv) of successive tokens to (B, H, T, dv)."""
     return torch.stack(rows, 2) if rows else torch.zeros_like(v)
 
 
 def over_heads(values: list[float], like: Tensor) -> Tensor:
-    """One number per head, to multiply a state with."""
+    """Return one number per head, in a shape that multiplies a state."""
     return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
 
 
@@ -139,13 +139,13 @@ def hgrn2(q: Tensor, k: Tensor, v: Tensor, *, scale: float, state: States | None
 
 
 def exp_below(x: Tensor, top: Tensor) -> Tensor:
-    """e^(x - top), 0 with gradient 0 where x is -inf."""
+    """Compute e^(x - top), 0 with gradient 0 if x is -inf."""
     nothing = x == -math.inf
     return torch.where(nothing, 0, torch.where(nothing, 0, x - top).exp())
 
 
 def log_add(a: Tensor, b: Tensor) -> Tensor:
-    """log(e^a + e^b), with finite gradients where a or b is -inf."""
+    """Compute log(e^a + e^b), with finite gradients if a or b is -inf."""
     top = torch.maximum(a, b).detach()
     return top + torch.where(top == -math.inf, 1, exp_below(a, top) + exp_below(b, top)).log()
 
@@ -166,7 +166,7 @@ def lightnet(q: Tensor, k: Tensor, v: Tensor, *, scale: float, state: States | N
 def rwkv6(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float, state: States | None = None, g: Tensor, u: Tensor
 ) -> Result:
-    """Peng et al. 2024, "Eagle and Finch": read before the update, the own token by its bonus u (H, dk)."""
+    """Peng et al. 2024, "Eagle and Finch": read before the update, the current token by its bonus u (H, dk)."""
     S = memory(state, q, v)
     rows = []
     for t in range(q.shape[2]):
@@ -188,7 +188,7 @@ def gsa(q: Tensor, k: Tensor, v: Tensor, *, scale: float, state: States | None =
 
 
 def fenwick_level(t: int, j: int) -> int:
-    """The level of the bucket of token t that holds token j ≤ t."""
+    """Return the level of the bucket of token t that holds token j ≤ t."""
     if j == t:
         return 0
     level = 1
@@ -203,7 +203,7 @@ def fenwick_level(t: int, j: int) -> int:
 def log_linear(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float, state: States | None = None, g: Tensor, level: Tensor
 ) -> Result:
-    """Guo et al. 2025, "Log-Linear Attention", all pairs: level (B, T, H, L); neither takes nor gives states."""
+    """Guo et al. 2025, "Log-Linear Attention", all pairs: level (B, T, H, L); states are neither taken nor returned."""
     assert state is None
     rows = []
     for t in range(q.shape[2]):
@@ -219,7 +219,7 @@ def log_linear(
 
 
 def delta_step(S: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
-    """One step of size beta (B, H) towards Sᵀ k = v."""
+    """Take one step of size beta (B, H) towards Sᵀ k = v."""
     return S + outer(k, beta[..., None] * (v - read(S, k)))
 
 
@@ -270,7 +270,7 @@ def comba(
     D: Tensor,
     correct: bool = True,
 ) -> Result:
-    """Hu et al. 2025, "Comba": what stands under p = σ(decay) k is replaced; decay, D (H) correct key and query."""
+    """Hu et al. 2025, "Comba": the value stored at p = σ(decay) k is replaced; decay, D (H) correct key and query."""
     S = memory(state, q, v)
     rows = []
     for t in range(q.shape[2]):

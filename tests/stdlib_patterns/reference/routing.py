@@ -1,9 +1,9 @@
 """The library's routing patterns, written from their papers and their authors' programs, not from the `.attn` files.
 
-q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv) → which keys a query sees once all is chosen and masked (of
-several branches: in the chosen one), bool (B, Hq, Nq, Nk), and out (B, Hq, Nq, dv), in the tensors' own dtype (give
-fp64), dense and differentiable. What is chosen carries no gradient. The last query stands at the last key; ties go to
-the earlier place; a row that sees nothing gives 0.
+q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv) → the visible pairs after selection and masking (with several
+branches: in the selecting branch), bool (B, Hq, Nq, Nk), and out (B, Hq, Nq, dv), in the tensors' own dtype (pass
+fp64), dense and differentiable. Selections carry no gradient. The last query is at the last key; ties go to the
+earlier position; a row without visible keys is 0.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from reference.attention import positions, products, scale_of, shared, shares, w
 Result = tuple[Tensor, Tensor]
 
 
-# --- what choices have in common --------------------------------------------------------------------------------------
+# --- helpers for selections -------------------------------------------------------------------------------------------
 
 
 def best(score: Tensor, candidates: Tensor, count: int) -> Tensor:
-    """The `count` candidates of the largest scores along the last dimension, or as many as there are."""
+    """Select the `count` candidates of the largest scores along the last dimension, or all if there are fewer."""
     order = torch.sort(torch.where(candidates, score, -math.inf), dim=-1, descending=True, stable=True).indices
     first = (torch.arange(score.shape[-1]) < count).expand(score.shape)
     return torch.zeros(score.shape, dtype=torch.bool).scatter(-1, order, first) & candidates
 
 
 def means(x: Tensor, unit: Tensor, units: int) -> Tensor:
-    """The mean vector of each unit, (B, H, units, d): unit (N) says to which one a token belongs; 0 of an empty one."""
+    """Return the mean vector of each unit, (B, H, units, d), 0 for an empty one; unit (N) is the unit of each token."""
     rows = [x[:, :, unit == i] for i in range(units)]
     return torch.stack([row.mean(2) if row.shape[2] else row.sum(2) for row in rows], 2)
 
@@ -41,19 +41,19 @@ def blocks_of(n: int, block: int) -> int:
 
 
 def by_query_head(x: Tensor, heads: int) -> Tensor:
-    """(B, Hkv, …) → (B, Hq, …)."""
+    """Repeat (B, Hkv, …) for the query heads: (B, Hq, …)."""
     return x.repeat_interleave(heads // x.shape[1], 1)
 
 
 def probabilities(score: Tensor, visible: Tensor) -> Tensor:
-    """Softmax along the last dimension over what is visible; 0 where nothing is."""
+    """Compute the softmax along the last dimension over visible entries; 0 in rows without any."""
     score = torch.where(visible, score, -math.inf)
     score = torch.where(visible.any(-1, keepdim=True), score, 0)
     return torch.where(visible, torch.softmax(score, -1), 0)
 
 
 def softmax_over(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Result:
-    """Attention of scale dk^-1/2 over the pairs that are seen."""
+    """Compute attention of scale dk^-1/2 over the visible pairs."""
     seen = seen.expand(*q.shape[:3], k.shape[2])
     return seen, weighted(scale_of(q) * products(q, k), seen, v)[0]
 
@@ -62,20 +62,20 @@ def softmax_over(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Result:
 
 
 def moba(q: Tensor, k: Tensor, v: Tensor, *, block: int, topk: int) -> Result:
-    """Lu et al. 2025: top k of the wholly past blocks by ⟨q, mean k⟩ and the own one, whose gate is infinite."""
+    """Lu et al. 2025: the top k of the past blocks by ⟨q, mean k⟩ and the own block, whose gate is infinite."""
     query, key = positions(q, k)
     number = torch.arange(blocks_of(k.shape[2], block))
     gate = products(q, means(k, key // block, len(number))).detach()
     past = query >= (number + 1) * block
-    own = number == query // block
-    chosen = best(torch.where(own, math.inf, gate), past | own, topk)
+    own_block = number == query // block
+    chosen = best(torch.where(own_block, math.inf, gate), past | own_block, topk)
     return softmax_over(q, k, v, chosen[..., key // block] & (key <= query))
 
 
 def landmark_retrieval(q: Tensor, k: Tensor, v: Tensor, *, block: int, topk: int) -> Result:
-    """Mohtashami and Jaggi 2023 at inference: of the past blocks those of the best landmarks, then the grouped softmax.
+    """Mohtashami and Jaggi 2023 at inference: the past blocks of the best landmarks, then the grouped softmax.
 
-    A query shares itself out over its own block's tokens and the chosen landmarks, which pass theirs on to theirs.
+    A query divides its weight among its own block's tokens and the selected landmarks, which pass it to their tokens.
     """
     query, key = positions(q, k)
     score, size = scale_of(q) * products(q, k), block + 1
@@ -83,9 +83,9 @@ def landmark_retrieval(q: Tensor, k: Tensor, v: Tensor, *, block: int, topk: int
     doors = key[mark]
     past = (doors // size < query // size).expand(*score.shape[:3], len(doors))
     chosen = best(score[..., doors].detach(), past, topk)
-    own = (key // size == query // size) & ~mark & (key <= query)
-    share = shares(score, own | torch.zeros_like(score, dtype=torch.bool).index_copy(-1, doors, chosen))
-    seen, weight = own.expand(score.shape).clone(), torch.where(mark, 0, share)
+    own_block = (key // size == query // size) & ~mark & (key <= query)
+    share = shares(score, own_block | torch.zeros_like(score, dtype=torch.bool).index_copy(-1, doors, chosen))
+    seen, weight = own_block.expand(score.shape).clone(), torch.where(mark, 0, share)
     for i, door in enumerate(doors.tolist()):
         room = slice(door - block, door)
         seen[..., door - block : door + 1] |= chosen[..., i, None]
@@ -95,7 +95,7 @@ def landmark_retrieval(q: Tensor, k: Tensor, v: Tensor, *, block: int, topk: int
 
 
 def native_sparse_choice(q: Tensor, k: Tensor, *, block: int, topk: int) -> Tensor:
-    """The blocks that each kv head's group chooses, bool (B, Hkv, Nq, blocks)."""
+    """Return the blocks that each kv head's group selects, bool (B, Hkv, Nq, blocks)."""
     query, key = positions(q, k)
     number = torch.arange(blocks_of(k.shape[2], block))
     score = scale_of(q) * products(q, means(k, key // block, len(number))).detach()
@@ -107,7 +107,7 @@ def native_sparse_choice(q: Tensor, k: Tensor, *, block: int, topk: int) -> Tens
 
 
 def native_sparse(q: Tensor, k: Tensor, v: Tensor, *, gate: Tensor, block: int, topk: int, window: int) -> Result:
-    """Yuan et al. 2025, pooled by the mean; `gate` (B, Nq, Hq, 3). The pairs are those of the chosen branch."""
+    """Yuan et al. 2025, pooled by the mean; `gate` (B, Nq, Hq, 3). The returned pairs are the selecting branch's."""
     query, key = positions(q, k)
     number = torch.arange(blocks_of(k.shape[2], block))
     pooled_k, pooled_v = (means(x, key // block, len(number)) for x in (k, v))
@@ -149,7 +149,7 @@ def seer(
 
 
 def minference_blocks(q: Tensor, k: Tensor, v: Tensor, *, block: int, topk: int) -> Result:
-    """Jiang et al. 2024: mean query against mean key, blocks up to the own one."""
+    """Jiang et al. 2024: mean query against mean key, blocks up to the query's own one."""
     query, key = positions(q, k)
     n = blocks_of(k.shape[2], block)
     number = torch.arange(n)
@@ -168,14 +168,14 @@ def sparse_d(q: Tensor, k: Tensor, v: Tensor, *, map: Tensor, block: int) -> Res
 
 
 def tiles_of(grid: tuple[int, int, int], tile: tuple[int, int, int]) -> tuple[Tensor, int]:
-    """The tile of each token of a grid (t, y, x), and how many there are; the last axis is the fastest."""
+    """Return the tile of each token of a grid (t, y, x), and the number of tiles; the last axis is the fastest."""
     counts = [blocks_of(n, size) for n, size in zip(grid, tile, strict=True)]
     t, y, x = torch.meshgrid(*[torch.arange(n) // size for n, size in zip(grid, tile, strict=True)], indexing="ij")
     return ((t * counts[1] + y) * counts[2] + x).flatten(), math.prod(counts)
 
 
 def vmoba_chunks(frames: int, height: int, width: int, chunk: list[int], layer: int) -> tuple[Tensor, int]:
-    """Wu et al. 2025: by layer stretches of frames, spatial cells of all frames, and cells of some frames, in turn."""
+    """Wu et al. 2025: by layer in turn, groups of frames, spatial cells of all frames, and cells of some frames."""
     tile = [(chunk[0], height, width), (frames, chunk[1], chunk[2]), (chunk[0], chunk[1], chunk[2])][layer % 3]
     return tiles_of((frames, height, width), tile)
 
@@ -192,17 +192,17 @@ def vmoba(
     topk: int,
     layer: int,
 ) -> Result:
-    """Each head takes topk · N of all pairs of a query and a chunk, every query's own chunk first among them."""
+    """Each head selects topk · N of all pairs of a query and a chunk, every query's own chunk first among them."""
     unit, units = vmoba_chunks(frames, height, width, chunk, layer)
     gate = products(q, means(k, unit, units)).detach()
-    own = torch.arange(units) == unit[:, None]
-    pairs = torch.where(own, math.inf, gate).flatten(2)
+    own_chunk = torch.arange(units) == unit[:, None]
+    pairs = torch.where(own_chunk, math.inf, gate).flatten(2)
     chosen = best(pairs, torch.ones_like(pairs, dtype=torch.bool), topk * len(unit)).view(gate.shape)
     return softmax_over(q, k, v, chosen[..., unit])
 
 
 def reaching(others: dict[int, float], missing: float) -> Iterator[int]:
-    """The largest of numbers until their sum has reached what is missing; one at least."""
+    """Yield the keys of the largest numbers until their sum reaches `missing`; at least one."""
     total = 0.0
     for i in sorted(others, key=lambda i: (-others[i], i)):
         yield i
@@ -223,9 +223,9 @@ def vmoba_threshold(
     tau: float,
     layer: int,
 ) -> Result:
-    """Each query takes its own chunk, and the best others until all their shares reach tau; another one at least.
+    """Each query selects its own chunk, and the best others until all their shares reach tau; at least one other.
 
-    A share is what a score is above the least one, of the sum of these. Nothing is any share of none.
+    A share is the excess of a score over the least score, divided by the sum of the excesses; 0 if that sum is 0.
     """
     unit, units = vmoba_chunks(frames, height, width, chunk, layer)
     gate = products(q, means(k, unit, units)).detach()
@@ -235,14 +235,14 @@ def vmoba_threshold(
     chosen = torch.zeros(gate.shape, dtype=torch.bool)
     for b, head, row in torch.cartesian_prod(*[torch.arange(n) for n in gate.shape[:3]]).tolist():
         shares = dict(enumerate(share[b, head, row].tolist()))
-        own = int(unit[row])
-        missing = tau - shares.pop(own)
-        chosen[b, head, row, [own, *reaching(shares, missing)]] = True
+        own_chunk = int(unit[row])
+        missing = tau - shares.pop(own_chunk)
+        chosen[b, head, row, [own_chunk, *reaching(shares, missing)]] = True
     return softmax_over(q, k, v, chosen[..., unit])
 
 
 def vsa_choice(q: Tensor, k: Tensor, *, unit: Tensor, units: int, density: float) -> Tensor:
-    """The tiles that each tile of queries chooses, bool (B, Hq, tiles, tiles)."""
+    """Return the tiles that each tile of queries selects, bool (B, Hq, tiles, tiles)."""
     score = products(means(q, unit, units), means(k, unit, units)).detach()
     count = max(1, math.ceil(Fraction(str(density)) * units))
     return best(score, torch.ones_like(score, dtype=torch.bool), count)
@@ -282,7 +282,7 @@ def deepseek_sparse(q: Tensor, k: Tensor, v: Tensor, *, iq: Tensor, ik: Tensor, 
 
 
 def dynamic_mask(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor, keys_kept: int) -> Result:
-    """Shi et al. 2025: the keys of the highest bias (B, Hkv, Nk), which is added to the score, too."""
+    """Shi et al. 2025: the keys of the highest bias (B, Hkv, Nk), which is also added to the score."""
     query, key = positions(q, k)
     ranking = bias.detach()[:, :, None].expand(-1, -1, q.shape[2], -1)
     seen = by_query_head(best(ranking, (key <= query).expand(ranking.shape), keys_kept), q.shape[1])
@@ -295,7 +295,7 @@ def minference_vertical_slash(
 ) -> Result:
     """Jiang et al. 2024: columns and diagonals of the most weight in the attention of the last queries.
 
-    An offset o stands, for the block of queries from a on, for the keys from a - o to a - o + block.
+    For the block of queries from a on, an offset o selects the keys from a - o to a - o + block.
     """
     query, key = positions(q, k)
     n = k.shape[2]
@@ -305,8 +305,8 @@ def minference_vertical_slash(
     column = last.sum(2)
     diagonal = torch.zeros_like(column)
     for r, row in enumerate(rows[:, 0].tolist()):
-        for at in range(row + 1):
-            diagonal[:, :, row - at] += last[:, :, r, at]
+        for key_position in range(row + 1):
+            diagonal[:, :, row - key_position] += last[:, :, r, key_position]
     column[..., :30] = math.inf
     diagonal[..., :100] = math.inf
     everything = torch.ones_like(column, dtype=torch.bool)
@@ -324,8 +324,8 @@ def minference_vertical_slash(
 def anchor(q: Tensor, k: Tensor, v: Tensor, *, block: int, group: int, theta: float) -> Result:
     """Zhang et al. 2025: keys that a block's mean query scores within theta of the mean of its queries' largest scores.
 
-    These are sought in the first block and in the own group, which are seen anyhow. Queries after the last whole group
-    see all.
+    The maxima are taken over the first block and the own group, which are always visible. Queries after the last whole
+    group see all keys.
     """
     query, key = positions(q, k)
     score = (scale_of(q) * products(q, k)).detach()
@@ -336,9 +336,9 @@ def anchor(q: Tensor, k: Tensor, v: Tensor, *, block: int, group: int, theta: fl
     seen = near.expand(score.shape).clone()
     whole = q.shape[2] // size * size
     for g in range(0, whole, size):
-        for at in range(g, g + size, block):
-            own = slice(at, at + block)
-            columns = score[:, :, own].mean(2) + theta >= largest[:, :, own].mean(2, keepdim=True)
+        for start in range(g, g + size, block):
+            rows_of_block = slice(start, start + block)
+            columns = score[:, :, rows_of_block].mean(2) + theta >= largest[:, :, rows_of_block].mean(2, keepdim=True)
             columns &= (key >= block) & (key < g)
             seen[:, :, g : g + size] |= columns[:, :, None]
     seen[:, :, whole:] = causal[whole:]
@@ -346,9 +346,9 @@ def anchor(q: Tensor, k: Tensor, v: Tensor, *, block: int, group: int, theta: fl
 
 
 def token_sparse(q: Tensor, k: Tensor, v: Tensor, *, window: int, pool: int, tau: float) -> Result:
-    """Jo et al. 2026: heads keep the tokens that the last queries look at, as queries and as keys.
+    """Jo et al. 2026: heads keep the tokens that the last queries attend to, both as queries and as keys.
 
-    Of the lightest shares, averaged over heads, those whose sum is below tau are as many as are dropped, and one more.
+    One token more is dropped than the number of the lightest shares, averaged over heads, whose sum is below tau.
     """
     query, key = positions(q, k)
     n = k.shape[2]
@@ -368,17 +368,17 @@ def token_sparse(q: Tensor, k: Tensor, v: Tensor, *, window: int, pool: int, tau
 
 
 def recycled(q: Tensor, k: Tensor, v: Tensor, *, cached: Tensor, since: Tensor) -> Result:
-    """Xu et al. 2024: the keys at the positions `cached` (B, Hkv, n), and those from `since` (B) on."""
+    """Xu et al. 2024: the keys at the positions `cached` (B, Hkv, n), and the keys from `since` (B) on."""
     query, key = positions(q, k)
-    found = (cached[..., None] == key).any(2) | (key >= since[:, None, None])
-    return softmax_over(q, k, v, by_query_head(found, q.shape[1])[:, :, None] & (key <= query))
+    visible = (cached[..., None] == key).any(2) | (key >= since[:, None, None])
+    return softmax_over(q, k, v, by_query_head(visible, q.shape[1])[:, :, None] & (key <= query))
 
 
 # --- a softmax with a state -------------------------------------------------------------------------------------------
 
 
 def hybrid_forcing_frames(n: int, now: int, *, frame: int, sinks: int, local: int) -> tuple[Tensor, Tensor]:
-    """Return the keys in the softmax and the evicted keys, of n keys with the frames before `now` present."""
+    """Return the keys in the softmax and the evicted keys, among n keys with the frames before `now` present."""
     key_frame = torch.arange(n) // frame
     recent = (key_frame >= now - (local - sinks)) & (key_frame < now)
     kept = recent | ((key_frame < sinks) & (key_frame < now))
@@ -409,10 +409,10 @@ def hybrid_forcing(
     block: int,
     scale: float | None = None,
 ) -> Result:
-    """Frames are made in chunks of three. A chunk's softmax has the sink frames and the last ones, its own among them.
+    """Frames are generated in chunks of three. The softmax of a chunk covers the sink frames and the most recent ones.
 
-    Of these keys, one after another in blocks, each block of its queries takes the best. The frames between are evicted
-    into means of rk vᵀ and relu(k); rq (B, H, Nq, dk), rk (B, H, Nk, dk), mix (H, dv).
+    The recent frames include the chunk's own. Each block of queries selects the best blocks of these keys. The frames
+    between are evicted into means of rk vᵀ and relu(k); rq (B, H, Nq, dk), rk (B, H, Nk, dk), mix (H, dv).
     """
     query, key = positions(q, k)
     scale = scale_of(q) if scale is None else scale

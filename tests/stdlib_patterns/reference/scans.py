@@ -1,6 +1,6 @@
 """More recurrences written from their papers: regression at test time, other scans, two branches, orders on a grid.
 
-Shapes are those of `reference.recurrences`; `REFERENCES` at the end has all of both by name.
+Shapes are as in `reference.recurrences`; `REFERENCES` at the end lists the systems of both modules by name.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def titans_linear(
     forget: Tensor,
     chunk: int = 64,
 ) -> Result:
-    """Behrouz et al. 2025, "Titans", with a matrix for a memory: states (M, P), gradients at the chunk's first M."""
+    """Behrouz et al. 2025, "Titans", with a matrix as the memory: states (M, P), gradients at the chunk's first M."""
     size = (q.shape[-1], v.shape[-1])
     M, P = first(state, q, size, size)
     M0 = M
@@ -105,7 +105,7 @@ def yaad_linear(
     hold: Tensor,
     delta: Tensor,
 ) -> Result:
-    """Behrouz et al. 2025, "It's All Connected" (Miras), Yaad with a matrix for a memory: Huber's loss."""
+    """Behrouz et al. 2025, "It's All Connected" (Miras), Yaad with a matrix as the memory: Huber's loss."""
     M = memory(state, q, v)
     rows = []
     for t in range(q.shape[2]):
@@ -121,7 +121,7 @@ def yaad_linear(
 
 
 def discrete(L: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
-    """S5's zero-order hold: the transition exp(ΛΔ) and what inputs are multiplied by, Λ⁻¹ (exp(ΛΔ) - 1)."""
+    """Return S5's zero-order hold: the transition exp(ΛΔ) and the factor of the inputs, Λ⁻¹ (exp(ΛΔ) - 1)."""
     decay = (L * dt).exp()
     return decay, (decay - 1) / L
 
@@ -195,7 +195,7 @@ def aaren(q: Tensor, k: Tensor, v: Tensor, *, scale: float, state: States | None
 
 
 def selective(S: Tensor, k: Tensor, v: Tensor, dt: Tensor, A: Tensor) -> Tensor:
-    """One step of Mamba: every entry of the state (…, dk, dv) has its own decay."""
+    """Take one step of Mamba: every entry of the state (…, dk, dv) has its own decay."""
     return (dt[..., None, :] * A).exp() * S + outer(k, dt * v)
 
 
@@ -225,9 +225,9 @@ def hybrid_window_linear(
     gate: Tensor,
     window: int,
 ) -> Result:
-    """Gated as in Titans' MAG (Behrouz et al. 2025): a sliding window, its own token counted, and a decayed memory.
+    """Gated as in Titans' MAG (Behrouz et al. 2025): a sliding window that includes the query, and a decayed memory.
 
-    States: S, and the keys and values (B, H, fewer than window, size) that the next token's window may still hold.
+    States: S, and the keys and values (B, H, fewer than window, size) that are still in the next token's window.
     """
     S, keys, values = first(state, q, (q.shape[-1], v.shape[-1]), (0, q.shape[-1]), (0, v.shape[-1]))
     rows = []
@@ -246,7 +246,7 @@ def hybrid_window_linear(
 
 
 def route(head: int, height: int, width: int) -> list[int]:
-    """The order of MHS-VM's head: raster, snake or zigzag along the diagonals, backwards for every other three."""
+    """Return the order of MHS-VM's head: raster, snake or zigzag along diagonals; every second three are reversed."""
     cells = list(product(range(height), range(width)))
     if head % 3 == 1:
         cells.sort(key=lambda cell: (cell[0], cell[1] if cell[0] % 2 == 0 else -cell[1]))
@@ -316,7 +316,7 @@ def spatial_mamba(
 
 
 def lingen_order(frames: int, height: int, width: int, layer: int) -> list[int]:
-    """The tokens of a video (frame, row, column) in the order of LinGen's layer, slowest axis first."""
+    """Return the tokens of a video (frame, row, column) in the order of LinGen's layer, slowest axis first."""
     slow_to_fast = ["tyx", "txy", "yxt", "xyt"][layer % 4]
     cells = [dict(zip("tyx", cell, strict=True)) for cell in product(range(frames), range(height), range(width))]
     cells.sort(key=lambda cell: [cell[axis] for axis in slow_to_fast])
@@ -337,7 +337,7 @@ def lingen_ma(
     layer: int,
     reviews: int = 0,
 ) -> Result:
-    """Wang et al. 2024, "LinGen", its MA branch: there and back, the leading review tokens first; states of both."""
+    """Wang et al. 2024, "LinGen", its MA branch: both directions, the leading review tokens first; states of both."""
     size = (q.shape[-1], v.shape[-1])
     order = [*range(reviews), *(reviews + token for token in lingen_order(frames, height, width, layer))]
     ends, out = [], torch.zeros_like(v)
@@ -351,7 +351,7 @@ def lingen_ma(
     return out, tuple(ends)
 
 
-# --- all of them -----------------------------------------------------------------------------------------------------
+# --- index of the systems ---------------------------------------------------------------------------------------------
 
 REFERENCES: dict[str, Callable[..., Result]] = {
     system.__name__: system

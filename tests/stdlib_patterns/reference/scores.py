@@ -1,8 +1,8 @@
-"""Patterns with scores of their own, written from their papers, not from the `.attn` files.
+"""Patterns with their own scores, written from their papers, not from the `.attn` files.
 
 q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv) → out (B, Hq, Nq, dv) and lse (B, Hq, Nq), in the tensors' own
-dtype (lse in fp32 at least), dense and differentiable. The last query stands at the last key. A row that sees nothing:
-out 0, lse -inf.
+dtype (lse in fp32 at least), dense and differentiable. The last query is at the last key. A row without visible keys
+has out 0 and lse -inf.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from reference.attention import Result, positions, products, scale_of, weighted
 
 
 def alibi_slopes(heads: int) -> list[float]:
-    """Press et al. 2022, and the authors' rule for numbers of heads that are no power of two."""
+    """Press et al. 2022, and the authors' rule for numbers of heads that are not powers of two."""
     if heads & (heads - 1) == 0:
         return [2.0 ** (-8 * (head + 1) / heads) for head in range(heads)]
     lower = 1
@@ -39,7 +39,7 @@ def alibi(q: Tensor, k: Tensor, v: Tensor) -> Result:
 def t5_bucket(offset: int, buckets: int, far: int, causal: bool) -> int:
     """Raffel et al. 2020, for offset = key - query: half of the buckets exact, the others spaced by the logarithm.
 
-    In whole numbers: the step m of the logarithm is reached where (far / exact) ** m <= (n / exact) ** steps.
+    In integers: the step m of the logarithm is reached if (far / exact) ** m <= (n / exact) ** steps.
     """
     first = 0
     if not causal:
@@ -57,7 +57,7 @@ def t5_bucket(offset: int, buckets: int, far: int, causal: bool) -> int:
 def t5(
     q: Tensor, k: Tensor, v: Tensor, *, table: Tensor, buckets: int = 32, far: int = 128, causal: bool = False
 ) -> Result:
-    """No scale; `table` (Hq, buckets)."""
+    """Raffel et al. 2020: no scale; `table` (Hq, buckets)."""
     query, key = positions(q, k)
     bucket = (key - query).apply_(lambda offset: t5_bucket(offset, buckets, far, causal))
     visible = key <= query if causal else torch.ones_like(bucket, dtype=torch.bool)
@@ -65,7 +65,7 @@ def t5(
 
 
 def music_relative(q: Tensor, k: Tensor, v: Tensor, *, E: Tensor) -> Result:
-    """Huang et al. 2019; `E` (Hq, length, dk), its last row for a token and itself."""
+    """Huang et al. 2019; `E` (Hq, length, dk), whose last row is for a token and itself."""
     query, key = positions(q, k)
     rows = (key - query + E.shape[1] - 1).clamp(max=E.shape[1] - 1)
     relative = torch.einsum("bhqd,hqkd->bhqk", q, E[:, rows].to(q.dtype))
@@ -82,7 +82,7 @@ def graphormer(q: Tensor, k: Tensor, v: Tensor, *, distance: Tensor, table: Tens
 
 
 def fox(q: Tensor, k: Tensor, v: Tensor, *, f: Tensor) -> Result:
-    """Lin et al. 2025; `f` (B, Nk, Hq), the logarithm of the forget gates. Summed as written, no difference of sums."""
+    """Lin et al. 2025; `f` (B, Nk, Hq), the logarithm of the forget gates, summed without differences of sums."""
     query, key = positions(q, k)
     gates = torch.where(key <= query, f.transpose(1, 2)[:, :, None].to(q.dtype), 0)
     from_here = gates.flip(-1).cumsum(-1).flip(-1)
@@ -94,7 +94,7 @@ def fox(q: Tensor, k: Tensor, v: Tensor, *, f: Tensor) -> Result:
 
 
 def softcap(q: Tensor, k: Tensor, v: Tensor, *, cap: float = 50, window: int = 4096) -> Result:
-    """Gemma 2."""
+    """Gemma 2: scores are limited by cap · tanh(score / cap), in a sliding window."""
     query, key = positions(q, k)
     score = cap * torch.tanh(scale_of(q) * products(q, k) / cap)
     return weighted(score, (key <= query) & (query - key < window), v)

@@ -10,7 +10,7 @@ from reference.routing import Result, softmax_over
 
 
 def ssa_random(q: Tensor, k: Tensor, v: Tensor, *, place: Tensor, window: int) -> Result:
-    """Hussain et al. 2023: keys are shuffled by `place` (B, Nk), and windows of queries see earlier ones of theirs."""
+    """Hussain et al. 2023: keys are shuffled by `place` (B, Nk); a query sees itself and earlier keys of its window."""
     query, key = positions(q, k)
     shuffled = torch.zeros_like(place, dtype=torch.long)
     shuffled.scatter_(1, place.argsort(dim=1, stable=True), key.expand(place.shape))

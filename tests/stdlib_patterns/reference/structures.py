@@ -1,8 +1,8 @@
-"""Patterns with views, summaries and branches of their own, written from their definitions, not from the `.attn` files.
+"""Patterns with their own views, summaries and branches, written from their definitions, not from the `.attn` files.
 
 q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv) → out (B, Hq, Nq, dv), and lse (B, Hq, Nq) where a `Result` is
-returned: dense, in the tensors' own dtype (one for all of a call) and on their device, differentiable in every real
-input. The last query stands at the last key. A row that sees nothing: out 0.
+returned: dense, in the tensors' own dtype (one for a whole call) and on their device, differentiable in every real
+input. The last query is at the last key. A row without visible keys has out 0.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from reference.attention import Result, causal, positions, products, rms, shared
 
 
 def sqa(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-    """Filipek 2025: causal softmax attention of fewer query heads; the heads of the call are all there is to it."""
+    """Filipek 2025: causal softmax attention of fewer query heads; only the heads of the call make the difference."""
     return weighted(scale * products(q, k), causal(q, k), v)[0]
 
 
@@ -39,9 +39,9 @@ def davit_channel(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
 def hierarchical(q: Tensor, k: Tensor, v: Tensor, *, group: int) -> Tensor:
     """Hierarchical self-attention: groups of `group` tokens below one root; q and k are unit vectors times sqrt(d).
 
-    The tokens are the leaves (φ = ∞) and their energies those of any siblings, ψ = d - q · k / d; the inside of a group
-    is plain softmax attention with factor d^-1/2, a token sees itself. The draft pattern differs: it takes the means of
-    q and k as they come, and neither divides the products of tokens by d nor scales those inside a group.
+    The tokens are the leaves (φ = ∞), whose energies are as for all siblings, ψ = d - q · k / d; the inside of a group
+    is plain softmax attention with factor d^-1/2, in which a token sees itself. The draft pattern differs: it uses the
+    means of q and k unchanged, does not divide products of tokens by d and does not scale those inside a group.
     """
     d, n = q.shape[-1], q.shape[2]
     q, k, v = unit(q) * d**0.5, shared(unit(k), q) * d**0.5, shared(v, q)
@@ -67,9 +67,9 @@ def hierarchical(q: Tensor, k: Tensor, v: Tensor, *, group: int) -> Tensor:
 
 
 def attention_residual(x: Tensor, *, w: Tensor, scale: float, heads: int | None = None) -> Tensor:
-    """Attention over depth: `x` (B, N, L, dv) mixed by the softmax over L of scale · w · rms(x), `w` (dv); no ε.
+    """Compute attention over depth: mix `x` (B, N, L, dv) by the softmax over L of scale · w · rms(x), `w` (dv); no ε.
 
-    → (B, N, dv), or (B, heads, N, dv), the same for every head.
+    → (B, N, dv), or (B, heads, N, dv), equal for every head.
     """
     weight = torch.softmax(scale * (rms(x) @ w), -1)
     out = torch.einsum("bnl,bnld->bnd", weight, x)
@@ -77,14 +77,14 @@ def attention_residual(x: Tensor, *, w: Tensor, scale: float, heads: int | None 
 
 
 def first_largest(x: Tensor) -> Tensor:
-    """The largest over dimension 2, entry by entry; of equal ones the first, which has all of the gradient."""
+    """Return the elementwise maximum over dimension 2; the first of equal entries has the whole gradient."""
     return x.gather(2, x.argmax(2, keepdim=True))
 
 
 def combiner(q: Tensor, k: Tensor, v: Tensor, *, scale: float, segment: int) -> Result:
     """Ren et al. 2021, fixed, pooled by the maximum: the own segment causally and a summary of each earlier one.
 
-    A summary counts as one key, whatever the length of its segment; one softmax over all.
+    A summary counts as one key, whatever the length of its segment; one softmax covers keys and summaries.
     """
     query, key = positions(q, k)
     keys, values = [shared(k, q)], [shared(v, q)]
@@ -98,7 +98,7 @@ def combiner(q: Tensor, k: Tensor, v: Tensor, *, scale: float, segment: int) -> 
 
 
 def monarch(q: Tensor, k: Tensor, v: Tensor, *, scale: float, rows: int, cols: int) -> Tensor:
-    """MonarchAttention, T = 1, of the tokens (m, b) of a grid: R within the rows, then L within the columns."""
+    """MonarchAttention, T = 1, on the tokens (m, b) of a grid: R within the rows, then L within the columns."""
     q, k, v = (x.reshape(*x.shape[:2], rows, cols, -1) for x in (q, shared(k, q), shared(v, q)))
     log_r = torch.log_softmax(scale * torch.einsum("zhmbd,zhmcd->zhmbc", q, k), -1)
     r = log_r.exp()
@@ -122,10 +122,10 @@ def monarch_rt(q: Tensor, k: Tensor, v: Tensor, *, scale: float, frames: int, he
 
 
 def autoformer_lags(q: Tensor, k: Tensor, v: Tensor, *, lag: Tensor, summed: bool = False) -> Tensor:
-    """Wu et al. 2021, the lags given: `lag` (B, L). Softmax over them of how well k, rolled by the lag, agrees with q.
+    """Wu et al. 2021, with given lags: `lag` (B, L). Softmax over lags of the agreement of q with k rolled by the lag.
 
-    The agreement is a mean over heads, channels and positions; with `summed` a sum over positions, which is what the
-    inverse Fourier transform of the definition gives.
+    The agreement is a mean over heads, channels and positions; with `summed` a sum over positions, as computed by the
+    inverse Fourier transform of the definition.
     """
     k, v, out = shared(k, q), shared(v, q), []
     for item, lags in enumerate(lag.tolist()):

@@ -13,7 +13,7 @@ from reference.routing import Result, best
 
 
 def reach(times: float, n: int) -> int:
-    """⌈times · √n⌉, of a number as its decimals spell it: the least x with x² ≥ times² · n."""
+    """Compute ⌈times · √n⌉ for a decimal number: the least x with x² ≥ times² · n."""
     square = Fraction(str(times)) ** 2 * n
     return math.isqrt(math.ceil(square) - 1) + 1 if square > 0 else 0
 
@@ -21,9 +21,9 @@ def reach(times: float, n: int) -> int:
 def superlinear(
     q: Tensor, k: Tensor, v: Tensor, *, search: Tensor, near: int, topk: int, back: float = 2, ahead: float = 0
 ) -> Result:
-    """Huang 2026: anchors i² - 1 tokens back, i > near; each chosen one's span is read together with the window.
+    """Huang 2026: anchors i² - 1 tokens back, i > near; each selected anchor's span is read together with the window.
 
-    `seen` is what any of the reads of a query has.
+    `seen` is the union of the keys of all reads of a query.
     """
     query, key = positions(q, k)
     score, ranked = scale_of(q) * products(q, k), products(search, k)
@@ -34,12 +34,12 @@ def superlinear(
         if not len(anchors):
             rows.append(weighted(score[:, :, row : row + 1], window[row].expand(score[:, :, :1].shape), v)[0])
             continue
-        found = ranked[:, :, row, anchors]
-        chosen = best(found.detach(), torch.ones_like(found, dtype=torch.bool), topk)
-        share = torch.softmax(torch.where(chosen, found, -math.inf), -1)
+        anchor_scores = ranked[:, :, row, anchors]
+        chosen = best(anchor_scores.detach(), torch.ones_like(anchor_scores, dtype=torch.bool), topk)
+        share = torch.softmax(torch.where(chosen, anchor_scores, -math.inf), -1)
         read = torch.zeros(*q.shape[:2], 1, v.shape[-1], dtype=q.dtype)
-        for n, at in enumerate(anchors.tolist()):
-            span = (key >= at - reach(back, t + 1)) & (key <= at + reach(ahead, t + 1)) & (key <= t)
+        for n, anchor in enumerate(anchors.tolist()):
+            span = (key >= anchor - reach(back, t + 1)) & (key <= anchor + reach(ahead, t + 1)) & (key <= t)
             both = (span | window[row]).expand(score[:, :, :1].shape)
             read = read + share[:, :, n, None, None] * weighted(score[:, :, row : row + 1], both, v)[0]
             seen[:, :, row] |= chosen[:, :, n, None] & span

@@ -13,11 +13,11 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests" / "support")]
 
 
 def main() -> int:
-    """Run the parts that are asked for."""
+    """Run the chosen parts."""
     parser = argparse.ArgumentParser(prog="hunting", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long to draw (default: 60)")
     parser.add_argument("--seed", type=int, default=0, help="the number of the first case (default: 0)")
-    parser.add_argument("--cases", type=int, default=None, help="stop after so many cases of each part")
+    parser.add_argument("--cases", type=int, default=None, help="stop after this number of cases of each part")
     parser.add_argument("--part", action="append", help="cpu, triton, hostile or plans; may be repeated (default: all)")
     parser.add_argument("--go-on", action="store_true", help="print mismatches and go on")
     options = parser.parse_args()

@@ -16,12 +16,12 @@ from hunting.scene import Draft, Input, Scene, Term
 from hunting.selections import selection
 
 Dense = Callable[[Scene], tuple[Tensor, Tensor | None, Tensor]]
-"""(out (B, H, Nq, dv), lse (B, H, Nq) or None, visible (B, H, Nq, Nk))."""
+"""A closure that returns (out (B, H, Nq, dv), lse (B, H, Nq) or None, visible (B, H, Nq, Nk))."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A text, the closure that defines what it means, and how it may be called."""
+    """A text, the closure that defines its meaning, and how it may be called."""
 
     text: str
     dense: Dense
@@ -31,11 +31,11 @@ class Drawn:
     documents: str | None = None
     recurrent: bool = False
     ties: int | None = None
-    """Vectors are small integers and lengths multiples of this block, so that scores tie exactly."""
+    """If set, vectors are small integers and lengths are multiples of this block, so that scores tie exactly."""
 
 
 def attention(rng: random.Random) -> Drawn:
-    """A random attention."""
+    """Draw a random attention."""
     draft = Draft(rng, align=rng.choice([None, "end", "end", "start"]))
     if draft.chance(0.15):
         draft.grid = tuple(rng.randint(1, 4) for _ in range(rng.randint(1, 3)))
@@ -86,17 +86,19 @@ def _single(draft: Draft) -> tuple[list[str], Dense]:
 def attend(
     s: Scene, mask: Tensor, score: Term | None, weights: formulas.Weights, value: Term | None
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The dense attention over the pairs of `mask`."""
+    """Compute the dense attention over the pairs of `mask`."""
     scores = (formulas.scaled(s) if score is None else score.value(s)).expand(s.shape)
     lse = None
     if weights.line is None or "softmax" in weights.line:
         shares, lse = softmax(scores, mask, None if weights.extra is None else weights.extra(s))
         if not weights.softmax:
-            own, lse = weights.value(s), None
+            weight, lse = weights.value(s), None
             even = (
-                mask.to(own.dtype) / mask.sum(-1, keepdim=True).clamp(min=1) if "count" in (weights.line or "") else 0.0
+                mask.to(weight.dtype) / mask.sum(-1, keepdim=True).clamp(min=1)
+                if "count" in (weights.line or "")
+                else 0.0
             )
-            shares = shares * own + (1 - own) * even
+            shares = shares * weight + (1 - weight) * even
     elif "softplus" in weights.line:
         shares = softplus_shares(scores, mask)
     else:
@@ -107,9 +109,9 @@ def attend(
 
 
 def softplus_shares(scores: Tensor, mask: Tensor) -> Tensor:
-    """softplus(score) divided by its sum over the pairs of `mask`, by logarithms: 1 / total overflows for a subnormal.
+    """Compute softplus(score) divided by its sum over `mask`, by logarithms: 1 / total overflows for a subnormal.
 
-    The logarithm of a subnormal softplus is its score. A softplus of 0 has a weight of 0, in a row of such ones too.
+    The logarithm of a subnormal softplus is its score. A softplus of 0 has weight 0, even in a row of zeros.
     """
     softplus = torch.nn.functional.softplus
     seen = mask & (softplus(scores) > 0)
@@ -119,7 +121,7 @@ def softplus_shares(scores: Tensor, mask: Tensor) -> Tensor:
 
 
 def softmax(scores: Tensor, mask: Tensor, extra: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Weights and LSE over the pairs of `mask`; a row without any: 0, -inf. Scores of -inf alone leave `extra`."""
+    """Compute weights and LSE over `mask`; a row without any: 0, -inf. If all scores are -inf, `extra` remains."""
     if not scores.shape[-1]:
         return torch.zeros_like(scores), torch.full(scores.shape[:-1], -torch.inf, dtype=scores.dtype)
     hidden = torch.where(mask, scores, -torch.inf)
@@ -177,7 +179,7 @@ def _selecting(draft: Draft, head: list[str]) -> Drawn:
     chosen = selection(draft)
     causal = draft.chance(0.7)
     also = condition(draft, 1) if draft.chance(0.3) else None
-    asked = "k in chosen" + (" and k <= q" if causal else "") + (f" or {also.text}" if also else "")
+    relation_text = "k in chosen" + (" and k <= q" if causal else "") + (f" or {also.text}" if also else "")
 
     def dense(s: Scene) -> tuple[Tensor, Tensor | None, Tensor]:
         mask = chosen.mask(s)
@@ -187,5 +189,5 @@ def _selecting(draft: Draft, head: list[str]) -> Drawn:
             mask = mask | also.value(s)
         return attend(s, mask.expand(s.shape), None, formulas.Weights(None, lambda s: torch.empty(0)), None)
 
-    text = _text(draft, head, [*chosen.lines, f"visible {asked}"])
+    text = _text(draft, head, [*chosen.lines, f"visible {relation_text}"])
     return Drawn(text, dense, tuple(draft.inputs), draft.align, ties=chosen.ties)

@@ -1,4 +1,4 @@
-"""Calls of drawn attentions: compiled against closures, forward and all gradients."""
+"""Calls of drawn attentions: compiled results against closures, forward and all gradients."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from hunting.attentions import Drawn
 from hunting.scene import Scene
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 3e-5}
-"""Errors that are allowed, relative to the largest true entry or to 1."""
+"""Allowed errors, relative to the largest true entry or to 1."""
 OWN_ERRORS = 16
-"""Or as many times the error that the closure itself makes in the precision of the call."""
+"""Allowed multiple of the error that the closure itself makes in the precision of the call, if that is more."""
 LSE_ERRORS = 4
-"""Or as many times the machine epsilon by the largest LSE, relative as `TOLERANCE` is, in gradients by kernels.
+"""Allowed multiple of the machine epsilon by the largest LSE, for gradients by kernels, relative as `TOLERANCE`.
 
-Their weights are exp(score - LSE) of a score and a stored LSE. With one rounding of the score, two of powers of 2 and
-two of the LSE, each of half an epsilon, the exponent is wrong by 2.5 epsilons of the LSE's size, and so is the weight.
+Kernels compute weights as exp(score - LSE) from a score and a stored LSE. With one rounding of the score, two of
+powers of 2 and two of the LSE, each of half an epsilon, the exponent and so the weight err by 2.5 epsilons of the LSE.
 """
 
 
-class Mismatch(Exception):  # noqa: N818  found, not raised in error
+class Mismatch(Exception):  # noqa: N818  a finding, not an error
     """A call whose results differ from the closure's; the message says how."""
 
 
 @dataclass
 class Call:
-    """One call: leaves, and how tensors are made of them."""
+    """One call: its leaves, and how tensors are made from them."""
 
     leaves: dict[str, Tensor]
     views: Mapping[str, str]
@@ -52,10 +52,10 @@ class Call:
     words: str
     scale: float | None = None
     by_kernels: bool = False
-    """Whether kernels compute it, whose LSE is a number of 32 bits."""
+    """Whether kernels compute the call, whose LSE is in fp32."""
 
     def tensors(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """q, k, v and the inputs, as they are given."""
+        """Return q, k, v and the inputs as passed to the call."""
         return {name: self._seen(name, x) for name, x in {**self.inputs, **leaves}.items()}
 
     def _seen(self, name: str, x: Tensor) -> Tensor:
@@ -73,19 +73,19 @@ class Call:
 
     @property
     def batch(self) -> int:
-        """Batch entries."""
+        """The number of batch entries."""
         return self.grads[0].shape[0]
 
 
 def draw_call(drawn: Drawn, rng: random.Random, longest: int) -> Call:
-    """A call of a random shape."""
+    """Draw a call of a random shape."""
     generator = torch.Generator().manual_seed(rng.randrange(2**40))
     n_q, n_k = _lengths(drawn, rng, longest)
     batch = rng.choice([1, 1, 2, 3, 0] if rng.random() < 0.3 else [1, 2])
     kv_heads, group = rng.choice([1, 1, 2, 3]), rng.choice([1, 1, 2, 3])
     dk, dv = rng.choice([1, 3, 4, 8, 16, 5]), rng.choice([1, 3, 4, 8, 16, 7])
     if "normalised" in drawn.text:
-        dk = max(dk, 4)  # short vectors have gradients without a bound
+        dk = max(dk, 4)  # gradients of short vectors have no bound
     dtype = rng.choice([torch.float32, torch.float32, torch.float64])
     heads = (kv_heads * group, kv_heads)
     shapes = {"q": (batch, heads[0], n_q, dk), "k": (batch, kv_heads, n_k, dk), "v": (batch, kv_heads, n_k, dv)}
@@ -173,10 +173,10 @@ def _lengths(drawn: Drawn, rng: random.Random, longest: int) -> tuple[int, int]:
 # --- the closure ---
 
 
-def _scenes(drawn: Drawn, call: Call, given: Mapping[str, Tensor]) -> list[Scene]:
+def _scenes(drawn: Drawn, call: Call, tensors: Mapping[str, Tensor]) -> list[Scene]:
     group = call.heads[0] // call.heads[1]
-    q, k, v = given["q"], *(given[name].repeat_interleave(group, 1) for name in "kv")
-    inputs = {one.name: given[one.name] for one in drawn.inputs}
+    q, k, v = tensors["q"], *(tensors[name].repeat_interleave(group, 1) for name in "kv")
+    inputs = {one.name: tensors[one.name] for one in drawn.inputs}
     cuts = call.cu_seqlens or [0, call.lengths[1]]
     scenes = []
     for start, end in pairwise(cuts):
@@ -205,9 +205,9 @@ def _scene(drawn: Drawn, q: Tensor, k: Tensor, v: Tensor, inputs: Mapping[str, T
     return Scene(q_at, k_at, torch.arange(q.shape[1]).view(1, -1, 1, 1), q, k, v, inputs, kv_heads, together)
 
 
-def _dense(drawn: Drawn, call: Call, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+def _dense(drawn: Drawn, call: Call, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
     outs, lses = [], []
-    for scene in _scenes(drawn, call, given):
+    for scene in _scenes(drawn, call, tensors):
         out, lse, _ = drawn.dense(scene)
         outs.append(out)
         lses.append(lse)
@@ -218,14 +218,14 @@ def _dense(drawn: Drawn, call: Call, given: Mapping[str, Tensor]) -> tuple[Tenso
 
 
 def _grads(outputs: list[Tensor], grads: list[Tensor], leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    found = torch.autograd.grad(outputs, list(leaves.values()), grads, allow_unused=True, materialize_grads=True)
-    return dict(zip(leaves, found, strict=True))
+    gradients = torch.autograd.grad(outputs, list(leaves.values()), grads, allow_unused=True, materialize_grads=True)
+    return dict(zip(leaves, gradients, strict=True))
 
 
 def _results(run: object, call: Call, leaves: Mapping[str, Tensor], with_lse: bool) -> dict[str, Tensor]:
     assert callable(run)
-    own = {name: x.detach().clone().requires_grad_() for name, x in leaves.items()}
-    out, lse = run(call.tensors(own))
+    copies = {name: x.detach().clone().requires_grad_() for name, x in leaves.items()}
+    out, lse = run(call.tensors(copies))
     results = {"out": out.detach()}
     outputs, grads = [out], [call.grads[0].to(out.dtype)]
     if with_lse and lse is not None:
@@ -233,36 +233,36 @@ def _results(run: object, call: Call, leaves: Mapping[str, Tensor], with_lse: bo
         outputs.append(lse)
         grads.append(torch.where(torch.isfinite(lse), call.grads[1], 0).to(lse.dtype))
     if any(x.requires_grad for x in outputs):
-        results |= {f"d{name}": x for name, x in _grads(outputs, grads, own).items()}
+        results |= {f"d{name}": x for name, x in _grads(outputs, grads, copies).items()}
     return results
 
 
 def check_call(attend: Attention, drawn: Drawn, call: Call) -> str:
-    """Compare a call with the closure and return "agreed" or why the call was refused. Raises Mismatch."""
+    """Compare a call with the closure; return "agreed" or why the call was refused. Raise Mismatch."""
     exact_leaves = {name: x.double() for name, x in call.leaves.items()}
     leaves = dict(call.leaves)
     if call.hidden_nan and not drawn.recurrent and call.cu_seqlens is None:
         leaves, exact_leaves = _poisoned(drawn, call, leaves, exact_leaves)
 
-    def dense(given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        return _dense(drawn, call, given)
+    def dense(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        return _dense(drawn, call, tensors)
 
     exact = _results(dense, call, exact_leaves, True)
     same = _results(dense, call, {name: x.to(call.leaves["q"].dtype) for name, x in exact_leaves.items()}, True)
     with_lse = "lse" in exact
 
-    def compiled(given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        more: dict[str, Any] = {**given, **({"cu_seqlens": torch.tensor(call.cu_seqlens)} if call.cu_seqlens else {})}
+    def compiled(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        more: dict[str, Any] = {**tensors, **({"cu_seqlens": torch.tensor(call.cu_seqlens)} if call.cu_seqlens else {})}
         more |= {} if call.scale is None else {"scale": call.scale}
         return attend(**more, return_lse=True) if with_lse else (attend(**more), None)
 
     try:
-        found = _results(compiled, call, leaves, with_lse)
+        actual = _results(compiled, call, leaves, with_lse)
     except AttncError as error:
         if "A901" in str(error):
             raise Mismatch(f"an error of attnc itself: {error}") from error
         return f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    _compare(found, exact, same, call.leaves["q"].dtype, by_kernels=call.by_kernels)
+    _compare(actual, exact, same, call.leaves["q"].dtype, by_kernels=call.by_kernels)
     return _check_decode(attend, drawn, call, leaves, exact, same)
 
 
@@ -274,21 +274,21 @@ def _check_decode(
     exact: dict[str, Tensor],
     same: dict[str, Tensor],
 ) -> str:
-    """Compare the last rows with those that decode gives, where the call is one of plain tokens."""
+    """Compare the last rows with the results of decode, for calls of plain tokens."""
     n_q, n_k = call.lengths
     plain = not drawn.recurrent and drawn.documents is None and drawn.grid is None and call.cu_seqlens is None
     if not plain or n_q > n_k or not call.batch or (drawn.align == "start" and n_q < n_k):
         return "agreed"
-    given: dict[str, Any] = {name: x.detach() for name, x in call.tensors(leaves).items()}
+    tensors: dict[str, Any] = {name: x.detach() for name, x in call.tensors(leaves).items()}
     last = min(n_q, 1 + n_k % 3)
     rows = slice(n_q - last, n_q)
-    q, k, v = given.pop("q")[:, :, rows], given.pop("k"), given.pop("v")
+    q, k, v = tensors.pop("q")[:, :, rows], tensors.pop("k"), tensors.pop("v")
     decode: Any = attend.decode
     for one in drawn.inputs:
         by_row = tuple(rows if dim == "query" else slice(None) for dim in one.dims)
-        given[one.name] = given[one.name][by_row]
+        tensors[one.name] = tensors[one.name][by_row]
     try:
-        out = decode(q, k, v, kv_len=n_k, scale=call.scale, **given)
+        out = decode(q, k, v, kv_len=n_k, scale=call.scale, **tensors)
     except AttncError as error:
         if "A901" in str(error):
             raise Mismatch(f"decode: an error of attnc itself: {error}") from error
@@ -302,7 +302,7 @@ def _check_decode(
 
 
 def _compare(
-    found: dict[str, Tensor],
+    actual: dict[str, Tensor],
     exact: dict[str, Tensor],
     same: dict[str, Tensor],
     dtype: torch.dtype,
@@ -312,20 +312,20 @@ def _compare(
     lse = exact["lse"][exact["lse"].isfinite()].abs() if "lse" in exact else torch.zeros(0)
     of_lse = LSE_ERRORS * torch.finfo(dtype).eps * float(lse.max()) if by_kernels and lse.numel() else 0.0
     for name, true in exact.items():
-        if name not in found:
+        if name not in actual:
             raise Mismatch(f"{name} is missing")
-        ours = found[name].double()
+        ours = actual[name].double()
         if ours.shape != true.shape:
             raise Mismatch(f"{name} has shape {tuple(ours.shape)}, not {tuple(true.shape)}")
         finite = torch.isfinite(true)
         if not torch.equal(torch.where(finite, 0, true), torch.where(finite, 0, ours)):
-            raise Mismatch(f"{name} is infinite or no number where the closure is not, or the other way round")
+            raise Mismatch(f"{name} is infinite or NaN where the closure is not, or the other way round")
         if not finite.any():
             continue
         largest = max(1.0, float(true[finite].abs().max()))
-        own = float((same[name].double() - true)[finite].abs().max())
+        own_error = float((same[name].double() - true)[finite].abs().max())
         relative = max(TOLERANCE[dtype], of_lse if name.startswith("d") else 0.0)
-        allowed = max(relative * largest, OWN_ERRORS * own if math.isfinite(own) else 0.0)
+        allowed = max(relative * largest, OWN_ERRORS * own_error if math.isfinite(own_error) else 0.0)
         error = float((ours - true)[finite].abs().max())
         if not error <= allowed:
             raise Mismatch(f"{name} differs by {error:.3g} (allowed {allowed:.3g}; largest entry {largest:.3g})")
@@ -334,19 +334,19 @@ def _compare(
 def _poisoned(
     drawn: Drawn, call: Call, leaves: dict[str, Tensor], exact: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """NaN in keys and values that no query sees; zeros there for the closure."""
+    """Put NaN into keys and values that no query sees; the closure gets zeros there."""
     (scene,) = _scenes(drawn, call, call.tensors(exact))
     seen = drawn.dense(scene)[2].any(2)  # (B, H, Nk)
     seen = seen.view(seen.shape[0], call.heads[1], call.heads[0] // call.heads[1], seen.shape[-1]).any(2)
     if "select" in drawn.text or "* v" in drawn.text:
-        return leaves, exact  # a hidden key still ranks its block, or is multiplied before anything hides it
+        return leaves, exact  # a hidden key still ranks its block, or is multiplied before it is masked
     ours = {name: torch.where(seen[..., None], leaves[name], math.nan) for name in "kv"}
     zero = {name: torch.where(seen[..., None], exact[name], 0) for name in "kv"}
     return {**leaves, **ours}, {**exact, **zero}
 
 
 def check_case(drawn: Drawn, rng: random.Random, backend: str, longest: int, calls: int = 3) -> list[str]:
-    """Compile a drawn text and compare several calls of it; the last ones again, from two threads."""
+    """Compile a drawn text and compare several calls; repeat the last calls from two threads."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -361,7 +361,7 @@ def check_case(drawn: Drawn, rng: random.Random, backend: str, longest: int, cal
         for call in [*made, *again]:
             try:
                 outcomes.append(check_call(attend, drawn, call))
-                if "select" in drawn.text and backend != "triton":  # these calls are small: also as large ones run
+                if "select" in drawn.text and backend != "triton":  # these calls are small: run them as large ones too
                     with patch.object(masked, "WORK", 0):
                         check_call(attend, drawn, call)
             except Mismatch as difference:
@@ -380,7 +380,7 @@ def _in_threads(attend: Attention, drawn: Drawn, calls: list[Call]) -> None:
         try:
             check_call(attend, drawn, call)
         except Exception as error:
-            failed.append(f"{call.words}\n  in a thread beside others: {type(error).__name__}: {error}")
+            failed.append(f"{call.words}\n  in one of several threads: {type(error).__name__}: {error}")
 
     threads = [threading.Thread(target=again, args=[call]) for call in calls]
     for thread in threads:

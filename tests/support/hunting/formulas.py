@@ -13,7 +13,7 @@ from hunting.scene import Draft, Scene, Term, Value
 
 @dataclass(frozen=True)
 class Weights:
-    """A `weights` line, or None; `value` gives weights (B, H, Nq, Nk) and the LSE (B, H, Nq), if there is one."""
+    """A `weights` line, or None; `value` returns weights (B, H, Nq, Nk) and the LSE (B, H, Nq), if there is one."""
 
     line: str | None
     value: Value
@@ -22,17 +22,17 @@ class Weights:
 
 
 def products(s: Scene) -> Tensor:
-    """Inner products of all queries and keys (B, H, Nq, Nk)."""
+    """Compute the inner products of all queries and keys (B, H, Nq, Nk)."""
     return s.q @ s.k.transpose(-1, -2)
 
 
 def scaled(s: Scene) -> Tensor:
-    """The default score."""
+    """Compute the default score."""
     return products(s) * s.factor
 
 
 def score(draft: Draft) -> Term | None:
-    """A score; None: the default one."""
+    """Draw a score, or None for the default score."""
     if draft.chance(0.3):
         return None
     base: Term = Term("scale * dot(q, k)", scaled)
@@ -142,7 +142,7 @@ def weights(draft: Draft) -> Weights:
 
 
 def value(draft: Draft) -> Term | None:
-    """A value (B, H, Nq or 1, Nk, dv); None: the key's v."""
+    """Draw a value (B, H, Nq or 1, Nk, dv), or None for the key's v."""
     if draft.chance(0.75):
         return None
     if draft.indexed and draft.chance(0.4):

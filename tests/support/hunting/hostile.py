@@ -1,4 +1,4 @@
-"""Texts built to exhaust time or memory: an answer or a clear error within two seconds."""
+"""Texts built to exhaust time or memory: each gets an answer or a clear error within two seconds."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from fuzzing import TooLongError, deadline
 from hunting.calls import Mismatch
 
 SECONDS = 2.0
-"""CPU time that an answer or an error may take."""
+"""CPU time that an answer or an error may take, in seconds."""
 WAIT = 30.0
-"""Seconds of CPU time until a text is given up."""
+"""CPU time after which a text is given up, in seconds."""
 MEBIBYTES = 512
-"""Memory that Python may hold at once meanwhile."""
+"""Memory in MiB that Python may hold at once meanwhile."""
 
 
 def check_text(seed: int) -> list[str]:
-    """A text that is large in one way. Raises Mismatch."""
+    """Check a text that is large in one way. Raise Mismatch."""
     rng = random.Random(f"hostile {seed}")
     kind = rng.choice(sorted(TEXTS))
     size = int(10 ** rng.uniform(2, 6))
@@ -37,7 +37,7 @@ def check_text(seed: int) -> list[str]:
     finally:
         took, peak = time.process_time() - started, tracemalloc.get_traced_memory()[1] / 2**20
         tracemalloc.stop()
-    if took > 2 * SECONDS:  # tracemalloc doubles the time: measured again without it
+    if took > 2 * SECONDS:  # tracemalloc doubles the time, so it is measured again without tracemalloc
         took = least_time(lambda: _asked(text))
         if took > SECONDS:
             raise Mismatch(f"{kind} of {size}: {took:.1f} s of CPU time")
@@ -65,10 +65,10 @@ def _asked(text: str) -> str:
             attend.plan(256, heads=1)
             attend.mask(64)
         except AttncError as error:
-            if "A901" in str(error) and "past 64 bits" not in str(error):  # that much is the text's own fault
+            if "A901" in str(error) and "past 64 bits" not in str(error):  # the text itself causes this error
                 raise
             if not str(error).strip():
-                raise AssertionError("an error without words") from error
+                raise AssertionError("an error without a message") from error
             return "agreed"
     return "agreed"
 

@@ -1,4 +1,4 @@
-"""The loop over cases, and what is printed of it."""
+"""The loop over cases, and its output."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ Case = Callable[[int], list[str]]
 
 
 def draw(part: str, seed: int) -> tuple[Drawn, random.Random]:
-    """The pattern of a case, and the source of chance for its calls."""
+    """Return the pattern of a case, and the random source for its calls."""
     rng = random.Random(f"{part} {seed}")
     return (recurrence(rng) if rng.random() < 0.25 else attention(rng)), rng
 
 
 def on_cpu(seed: int) -> list[str]:
-    """A pattern on the CPU's executor. Raises Mismatch."""
+    """Check a pattern on the CPU executor. Raise Mismatch."""
     drawn, rng = draw("cpu", seed)
     return _checked(drawn, rng, "cpu", 40)
 
 
 def in_interpreter(seed: int) -> list[str]:
-    """A pattern by kernels in Triton's interpreter. Raises Mismatch."""
+    """Check a pattern by kernels in Triton's interpreter. Raise Mismatch."""
     drawn, rng = draw("triton", seed)
     return _checked(drawn, rng, "triton", 33, calls=2)
 
@@ -47,7 +47,7 @@ PARTS: dict[str, Case] = {"cpu": on_cpu, "triton": in_interpreter, "hostile": ch
 
 
 def run(parts: list[str], first: int, until: float, cases: int | None, go_on: bool) -> int:
-    """Draw cases of all parts in turn; print every mismatch; 1 if there was one."""
+    """Draw cases of all parts in turn and print every mismatch; return 1 if there was one."""
     tally = {part: Counter[str]() for part in parts}
     wrong = 0
     seed = first

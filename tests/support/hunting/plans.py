@@ -1,4 +1,4 @@
-"""Plans of a million tokens: visible pairs counted against the closure, within a time."""
+"""Plans of a million tokens: visible pairs counted against the closure, within a time limit."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from hunting.scene import Draft, Scene, Term
 TOKENS = 1_000_000
 HEADS = 2
 SECONDS = 2.0
-"""CPU time that an answer or an error may take."""
+"""CPU time that a plan may take, in seconds."""
 SMALL = 700
 CHUNK = 1 << 15
 
 
 def check_plan(seed: int) -> list[str]:
-    """A relation of positions and heads: in a band at a million tokens, or any at a few hundred. Raises Mismatch."""
+    """Check a relation of positions and heads: a band at a million tokens, or any at a few hundred. Raise Mismatch."""
     rng = random.Random(f"plans {seed}")
     draft = Draft(rng, align="end", indexed=False)
     kept = condition(draft, 2)
@@ -35,19 +35,19 @@ def check_plan(seed: int) -> list[str]:
         try:
             wanted = None if reach is not None else _all(kept)
             n = SMALL if reach is None else TOKENS
-            found, took = _planned(source, n)
-            for again in range(2):  # a busy machine takes longer: the least counts
-                other = source.replace("drawn", f"drawn_{again}")  # planned anew
+            counted, took = _planned(source, n)
+            for again in range(2):  # a busy machine takes longer, so the shortest time counts
+                other = source.replace("drawn", f"drawn_{again}")  # planned from scratch
                 took = min(took, _planned(other, n)[1]) if took > SECONDS else took
         except AttncError as error:
             return [f"{type(error).__name__}: {str(error).splitlines()[0]}"]
     if reach is not None:
         wanted = _in_band(kept, reach)
-    if found is not None and found != wanted:
-        raise Mismatch(f"{source}\n  {n} tokens, {HEADS} heads: the plan has {found} visible pairs, not {wanted}")
+    if counted is not None and counted != wanted:
+        raise Mismatch(f"{source}\n  {n} tokens, {HEADS} heads: the plan has {counted} visible pairs, not {wanted}")
     if took > SECONDS:
         raise Mismatch(f"{source}\n  the plan of {n} tokens took {took:.1f} s of CPU time, more than {SECONDS}")
-    return ["agreed" if found is not None else "not counted"]
+    return ["agreed" if counted is not None else "not counted"]
 
 
 def _planned(source: str, n: int) -> tuple[int | None, float]:
@@ -55,8 +55,8 @@ def _planned(source: str, n: int) -> tuple[int | None, float]:
     _table.cache_clear()
     attend = compile_attention(source)
     started = time.process_time()
-    found = attend.plan(n, heads=HEADS).visible
-    return found, time.process_time() - started
+    visible = attend.plan(n, heads=HEADS).visible
+    return visible, time.process_time() - started
 
 
 def _scene(q_at: torch.Tensor, k_at: torch.Tensor) -> Scene:
@@ -65,8 +65,10 @@ def _scene(q_at: torch.Tensor, k_at: torch.Tensor) -> Scene:
 
 
 def _all(kept: Term) -> int:
-    at = torch.arange(SMALL)
-    return _count(kept, at.view(1, 1, -1, 1), at.view(1, 1, 1, -1), torch.ones(1, 1, SMALL, SMALL, dtype=torch.bool))
+    positions = torch.arange(SMALL)
+    return _count(
+        kept, positions.view(1, 1, -1, 1), positions.view(1, 1, 1, -1), torch.ones(1, 1, SMALL, SMALL, dtype=torch.bool)
+    )
 
 
 def _in_band(kept: Term, reach: int) -> int:
@@ -79,5 +81,5 @@ def _in_band(kept: Term, reach: int) -> int:
 
 
 def _count(kept: Term, q_at: torch.Tensor, k_at: torch.Tensor, exist: torch.Tensor) -> int:
-    found = kept.value(_scene(q_at, k_at)) & exist
-    return int(found.expand(1, HEADS, *found.shape[2:]).sum())
+    visible = kept.value(_scene(q_at, k_at)) & exist
+    return int(visible.expand(1, HEADS, *visible.shape[2:]).sum())

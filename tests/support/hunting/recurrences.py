@@ -12,7 +12,7 @@ from hunting.scene import Draft, Scene
 
 
 def recurrence(rng: random.Random) -> Drawn:
-    """A state with a decay, a write or a correction, perhaps a reset, documents or another order of tokens."""
+    """Draw a state with a decay, a write or a correction, perhaps a reset, documents or another order of tokens."""
     draft = Draft(rng)
     lines, documents, fresh = ["state S: [dk, dv]"], None, None
     if draft.chance(0.2):

@@ -11,7 +11,7 @@ AXES = ("z", "y", "x")
 
 
 def condition(draft: Draft, depth: int = 2) -> Term:
-    """A condition of the pair."""
+    """Draw a condition of the pair."""
     if depth > 0 and draft.chance(0.55):
         return _joined(draft, depth)
     kinds = ["window", "window", "order", "compared", "periodic", "flags", "any", "ids"]
@@ -71,8 +71,8 @@ def _compared(draft: Draft) -> Term:
 
 def _periodic(draft: Draft) -> Term:
     x, n = integer(draft, 1), draft.number(2, 5)
-    at = draft.number(0, n - 1)
-    return Term(f"({x.text} % {n} == {at})", lambda s: x.value(s) % n == at)
+    offset = draft.number(0, n - 1)
+    return Term(f"({x.text} % {n} == {offset})", lambda s: x.value(s) % n == offset)
 
 
 def _flags(draft: Draft) -> Term:
@@ -123,7 +123,7 @@ def _spread(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def integer(draft: Draft, depth: int) -> Term:  # noqa: C901  one case a kind of expression
-    """An integer of the pair."""
+    """Draw an integer of the pair."""
     if depth == 0 or draft.chance(0.25):
         return _leaf(draft)
     a, b, n = integer(draft, depth - 1), integer(draft, depth - 1), draft.number(1, 7)
@@ -158,8 +158,8 @@ def integer(draft: Draft, depth: int) -> Term:  # noqa: C901  one case a kind of
             lambda s: torch.stack([a.value(s).clamp(max=i) for i in range(n)]).sum(0),
         )
     place = draft.pick("q", "k", "(q - k)")
-    at: Value = {"q": lambda s: s.q_at, "k": lambda s: s.k_at, "(q - k)": lambda s: s.q_at - s.k_at}[place]
-    return Term(f"floor(log2(abs({place}) + 1) * {n})", lambda s: _logarithm(at(s), n))
+    position: Value = {"q": lambda s: s.q_at, "k": lambda s: s.k_at, "(q - k)": lambda s: s.q_at - s.k_at}[place]
+    return Term(f"floor(log2(abs({place}) + 1) * {n})", lambda s: _logarithm(position(s), n))
 
 
 def _logarithm(x: Tensor, n: int) -> Tensor:
@@ -239,5 +239,5 @@ def _looked_up(draft: Draft, kind: str) -> Term:
 
 
 def _row(s: Scene, table: Tensor, place: str, n: int) -> Tensor:
-    at = (s.q_at if place == "q" else s.k_at) % n
-    return table[s.head, at]
+    index = (s.q_at if place == "q" else s.k_at) % n
+    return table[s.head, index]

@@ -15,7 +15,7 @@ class Scene:
     """One call, or one sequence of a packed call.
 
     `q_at` (1 or B, 1, Nq, 1) and `k_at` (1 or B, 1, 1, Nk): positions. `head` (1, H, 1, 1). `q` (B, H, Nq, dk), `k`
-    (B, H, Nk, dk) and `v` (B, H, Nk, dv) have one kv head for every query head.
+    (B, H, Nk, dk) and `v` (B, H, Nk, dv), where every query head has its kv head.
     """
 
     q_at: Tensor
@@ -27,9 +27,9 @@ class Scene:
     inputs: Mapping[str, Tensor]
     kv_heads: int
     together: Tensor | None = None
-    """Pairs within one document, bool (B, 1, Nq, Nk); None: all pairs."""
+    """Pairs within one document, bool (B, 1, Nq, Nk); None for all pairs."""
     scale: float | None = None
-    """The scale of the call; None: dk^-1/2."""
+    """The scale of the call; None for dk^-1/2."""
 
     @property
     def factor(self) -> float:
@@ -48,17 +48,17 @@ class Scene:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """(B, H, Nq, Nk)."""
+        """The shape of the scores, (B, H, Nq, Nk)."""
         return (*self.q.shape[:3], self.keys)
 
     @property
     def pairs(self) -> Tensor:
-        """All pairs that documents allow, bool (B, H, Nq, Nk)."""
+        """Return all pairs that documents allow, bool (B, H, Nq, Nk)."""
         every = torch.ones(self.shape, dtype=torch.bool)
         return every if self.together is None else every & self.together
 
     def real(self, x: Tensor | float) -> Tensor:
-        """A number in the precision of the vectors."""
+        """Convert a number to the precision of the vectors."""
         return torch.as_tensor(x).to(self.q.dtype)
 
 
@@ -75,7 +75,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Input:
-    """A declared tensor: `dims` are names or numbers; `kind` says how entries are drawn."""
+    """A declared tensor: `dims` are names or numbers; `kind` says how its entries are drawn."""
 
     name: str
     type: str
@@ -85,12 +85,12 @@ class Input:
 
     @property
     def declaration(self) -> str:
-        """The line of the text."""
+        """Return the line that declares the input."""
         dims = f"[{', '.join(map(str, self.dims))}]" if self.dims else ""
         return f"{'learned' if self.learned else 'input  '} {self.name}: {self.type}{dims}"
 
     def drawn(self, sizes: Mapping[str, int], generator: torch.Generator) -> Tensor:
-        """A tensor for a call; real ones are fp64."""
+        """Draw the tensor for a call; floating-point tensors are fp64."""
         shape = [dim if isinstance(dim, int) else sizes[dim] for dim in self.dims]
         if self.kind == "flag":
             return torch.rand(shape, generator=generator) < 0.6
@@ -115,7 +115,7 @@ class Input:
 
 @dataclass
 class Draft:
-    """A text in the making."""
+    """A text that is being written."""
 
     rng: random.Random
     align: str | None = None
@@ -123,22 +123,22 @@ class Draft:
     inputs: list[Input] = field(default_factory=list)
     variables: int = 0
     indexed: bool = True
-    """Whether inputs over queries, keys and tokens may be read: not where documents make positions local."""
+    """Whether inputs over queries, keys and tokens may be read; documents, which make positions local, forbid it."""
 
     def pick(self, *choices: str) -> str:
         """Return one of the choices."""
         return self.rng.choice(choices)
 
     def chance(self, share: float) -> bool:
-        """True with this probability."""
+        """Return True with this probability."""
         return self.rng.random() < share
 
     def number(self, low: int, high: int) -> int:
-        """An integer from `low` to `high`, both included."""
+        """Draw an integer from `low` to `high`, both included."""
         return self.rng.randint(low, high)
 
     def variable(self) -> str:
-        """A new name for the variable of an aggregate."""
+        """Return a new name for the variable of an aggregate."""
         self.variables += 1
         return f"j{self.variables}"
 

@@ -1,4 +1,4 @@
-"""Ranges are exactly the relation: over drawn ones, and for those of the library that have them."""
+"""Token ranges equal the relation: for drawn relations, and for the library's patterns that have ranges."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ SIDES: tuple[Side, Side] = ("k", "q")
 
 
 def painted(ranges: tuple[TokenRange, ...], solved: Side, n_q: int, n_k: int) -> Mask:
-    """The relation that ranges say, ends clipped to the tokens."""
+    """Return the mask that the ranges describe, their ends clipped to the tokens."""
     q, k = np.arange(n_q), np.arange(n_k)
     columns = k[None, :] if solved == "k" else q[:, None]
-    found = np.zeros((n_q, n_k), dtype=np.bool_)
+    mask = np.zeros((n_q, n_k), dtype=np.bool_)
     for one in ranges:
         low = 0 if one.low is None else evaluated(one.low, q, k)
         high = n_q + n_k if one.high is None else evaluated(one.high, q, k)
-        found |= (low <= columns) & (columns <= high)
-    return found
+        mask |= (low <= columns) & (columns <= high)
+    return mask
 
 
 def evaluated(node: Index, q: NDArray[Any], k: NDArray[Any]) -> NDArray[np.int64]:
@@ -44,7 +44,7 @@ def evaluated(node: Index, q: NDArray[Any], k: NDArray[Any]) -> NDArray[np.int64
 
 @st.composite
 def ends(draw: st.DrawFn, place: Tree, depth: int = 2) -> Tree:
-    """A formula of one place, as patterns write them: shifts, blocks, clamps, choices."""
+    """Draw a formula of one position as patterns write it: shifts, blocks, clamps, choices."""
     if not depth:
         return Tree("add", (place, n(draw(st.integers(-20, 20))))) if draw(st.booleans()) else place
     inner, size = ends(place, depth - 1), draw(st.integers(1, 12))
@@ -68,7 +68,7 @@ def ends(draw: st.DrawFn, place: Tree, depth: int = 2) -> Tree:
 
 @st.composite
 def bounded(draw: st.DrawFn) -> Tree:
-    """Conditions that bound one place by a formula of the other."""
+    """Draw conditions that bound one position by a formula of the other."""
     a, b = draw(st.sampled_from([(Q, K), (K, Q)]))
     side = draw(ends(a))
     gap = Tree("sub", (b, side))
@@ -94,7 +94,7 @@ def bounded(draw: st.DrawFn) -> Tree:
 
 @st.composite
 def ranged(draw: st.DrawFn) -> Tree:
-    """Unions, intersections and complements of these."""
+    """Draw unions, intersections and complements of bounded conditions."""
     match draw(st.integers(0, 5)):
         case 0:
             return either(draw(bounded()), draw(bounded()))
@@ -120,8 +120,8 @@ def test_ranges_are_the_relation(tree: Tree, n_q: int, n_k: int) -> None:
             assert np.array_equal(painted(found, solved, n_q, n_k), true), (solved, found)
 
 
-def test_most_of_them_have_ranges() -> None:
-    """So that the property above says something."""
+def test_most_drawn_relations_have_ranges() -> None:
+    """Otherwise the property above would hold vacuously."""
     found: list[bool] = []
 
     @settings(max_examples=200, database=None)
@@ -155,7 +155,7 @@ def test_library(name: str, values: dict[str, Any], counts: tuple[int, int]) -> 
 
 
 @pytest.mark.parametrize(("name", "values"), [("power", {}), ("strided", {}), ("dilated_window", {})])
-def test_none_of_few(name: str, values: dict[str, Any]) -> None:
+def test_patterns_without_ranges(name: str, values: dict[str, Any]) -> None:
     relation = from_library(name, **values).attend.visible
     assert find_ranges(relation, "k") is None
 
@@ -169,7 +169,7 @@ def test_everything_and_nothing() -> None:
 
 @pytest.mark.parametrize("solved", SIDES)
 def test_conditions_of_rows_beside_ranges(solved: Side) -> None:
-    """`make hunt`, part triton, case 153: `q != 3 or k >= q` lost the keys of rows that see all."""
+    """`make hunt`, part triton, case 153: `q != 3 or k >= q` lost the keys of rows that see every key."""
     row, column = (Q, K) if solved == "k" else (K, Q)
     for sign in ("eq", "ne"):
         for far in (fold.less_equal(build(row), build(column)), fold.less_equal(build(column), build(row))):

@@ -1,4 +1,4 @@
-"""Relations alike along diagonals: rows alike are looked at once, and the pieces are still the relation."""
+"""Relations that repeat along diagonals: one row per group is analysed, and the pieces still equal the relation."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ RELATIONS = {
     st.sampled_from([0, 3, 7]),
     st.booleans(),
 )
-def test_rows_alike(name: str, n_q: int, n_k: int, origin: int, whole: bool) -> None:
+def test_repeating_rows(name: str, n_q: int, n_k: int, origin: int, whole: bool) -> None:
     n_q, n_k = (n_q // 8 * 8, n_k // 8 * 8) if whole else (n_q, n_k)
     relation, grid = RELATIONS[name], TileGrid(n_q, n_k, 8, 8, 0 if "block" in name else -origin)
     found = find_repeated_tiles(relation, grid)
@@ -73,14 +73,14 @@ def test_rows_alike(name: str, n_q: int, n_k: int, origin: int, whole: bool) -> 
 
 
 @pytest.mark.parametrize("name", sorted(RELATIONS))
-def test_few_rows_are_looked_at(name: str) -> None:
+def test_few_rows_are_analysed(name: str) -> None:
     tiles = find_repeated_tiles(RELATIONS[name], TileGrid(8192, 8192, 8, 8))
     assert tiles is not None
     assert len(np.unique(tiles.row)) <= 64
     assert len(cover(RELATIONS[name], TileGrid(8192, 8192, 8, 8), {}).pieces) <= 48
 
 
-def test_what_conditions_depend_on() -> None:
+def test_dependences_of_conditions() -> None:
     of = Dependences().of
     assert of(fold.less(Q, fold.const(3)), 8) == Dependence("rows")
     assert of(fold.less(fold.const(3), block(K, 5)), 8) == Dependence("columns")
@@ -93,8 +93,8 @@ def test_what_conditions_depend_on() -> None:
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 60), st.integers(0, 60))
-def test_growth(a: int, b: int, q: int, k: int) -> None:
-    """A node that is said to grow by a number grows by it."""
+def test_translations_of_nodes(a: int, b: int, q: int, k: int) -> None:
+    """A node's translation states by how much its value grows; the value grows by that number."""
     nodes = [
         fold.sub(block(Q, a), block(K, b)),
         fold.mod(fold.add(Q, fold.times(K, 2)), fold.const(a)),

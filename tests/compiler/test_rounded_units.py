@@ -1,4 +1,4 @@
-"""`round` lowered: which tokens a unit holds, what is refused, faults, and blocks decided without a token looked at."""
+"""Lowering of `round`: the tokens of a unit, refused units, faults, and blocks decided without evaluating tokens."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def lowered(body: str, **values: object) -> ir.Pattern:
 
 
 def relation(body: str, n_q: int, n_k: int, **values: object) -> ir.Index:
-    """The relation of a call."""
+    """Return the relation of a call."""
     pattern = lowered(body, **values)
     verify(pattern)
     sizes = CallSizes({"heads": 1, "kv_heads": 1, "group": 1, "words": n_k // 2})
@@ -40,9 +40,9 @@ def relation(body: str, n_q: int, n_k: int, **values: object) -> ir.Index:
 
 
 def block_ids(body: str, n: int) -> list[int]:
-    """For each query the first key that shares its block, where equal numbers are one block of both."""
-    found = exact_evaluation.mask(relation(f"visible q == k\n{body}", n, n), (0, n), (0, n))
-    return [int(np.flatnonzero(row)[0]) for row in found]
+    """Return for each query the first key of its block, where equal numbers of `a` and `b` are one block."""
+    mask = exact_evaluation.mask(relation(f"visible q == k\n{body}", n, n), (0, n), (0, n))
+    return [int(np.flatnonzero(row)[0]) for row in mask]
 
 
 def rounds(units: str, keep: str = "any(visible for q in a, k in b)") -> str:
@@ -72,14 +72,14 @@ def test_units(tokens: str, units: str, wanted: list[int]) -> None:
     assert block_ids(f"{tokens}\n{rounds(units)}".strip(), len(wanted)) == wanted
 
 
-def test_the_queries_of_a_unit_exist() -> None:
-    """The first query stands at position 5: its unit, 4 .. 8, has three."""
+def test_a_unit_holds_only_existing_queries() -> None:
+    """The first query is at position 5, so its unit, 4 .. 8, has three queries."""
     keep = "count(true for q in a) == 3 and count(true for k in b) == 4"
-    found = exact_evaluation.mask(
+    mask = exact_evaluation.mask(
         relation("align end\n" + rounds("a = q // 4, b = k // 4", keep), 6, 11), (0, 6), (0, 11)
     )
-    assert found.any(1).tolist() == [True] * 3 + [False] * 0 + [True] * 3
-    assert found.any(0).tolist() == [True] * 8 + [False] * 3
+    assert mask.any(1).tolist() == [True] * 3 + [False] * 0 + [True] * 3
+    assert mask.any(0).tolist() == [True] * 8 + [False] * 3
 
 
 REFUSED = [
@@ -99,13 +99,13 @@ REFUSED = [
 def test_other_units_are_refused(unit: str) -> None:
     with pytest.raises(SpecError) as caught:
         lowered(f"input doc: int[token]\n{GRID}\nvisible k <= q\n{rounds(f'a = {unit}, b = k')}")
-    (found,) = caught.value.diagnostics
-    assert found.code == "A701"
-    assert found.primary.span.text == unit
-    assert "q // 128" in found.help and "[q.y // 8, q.x // 8]" in found.help
+    (diagnostic,) = caught.value.diagnostics
+    assert diagnostic.code == "A701"
+    assert diagnostic.primary.span.text == unit
+    assert "q // 128" in diagnostic.help and "[q.y // 8, q.x // 8]" in diagnostic.help
 
 
-def test_a_fault_names_a_place_in_its_block() -> None:
+def test_a_fault_names_a_position_in_its_block() -> None:
     with pytest.raises(EvaluationError) as caught:
         exact_evaluation.mask(relation(rounds("a = q // 4, b = k // 4", "10 // (a - 1) > b"), 12, 12), (0, 12), (0, 12))
     assert "division by zero, at query row 4 and key" in str(caught.value)
@@ -120,11 +120,11 @@ def test_a_fault_names_a_place_in_its_block() -> None:
         "true if a == 1 else 10 // (a - 1) > -20",
     ],
 )
-def test_a_fault_that_nobody_asks_for(keep: str) -> None:
+def test_a_fault_in_an_unread_value_is_ignored(keep: str) -> None:
     assert exact_evaluation.mask(relation(rounds("a = q // 4, b = k // 4", keep), 12, 12), (0, 12), (0, 12)).all()
 
 
-def test_numbers_past_64_bits_are_found() -> None:
+def test_numbers_past_64_bits_are_an_error() -> None:
     keep = "(sum(2 ** 62 + q for q in a) + b) % 3 == 1"
     with pytest.raises(EvaluationError, match="past 64 bits"):
         exact_evaluation.mask(relation(rounds("a = q // 4, b = k // 4", keep), 12, 12), (0, 12), (0, 12))
@@ -132,25 +132,25 @@ def test_numbers_past_64_bits_are_found() -> None:
     assert exact_evaluation.mask(relation(rounds("a = q // 4, b = k // 4", keep), 8, 8), (0, 8), (0, 8)).all()
 
 
-def test_aggregates_alike_are_one_node() -> None:
+def test_equal_aggregates_are_one_node() -> None:
     keep = "count(share > 1/3 for k in b) > 0.6 * count(share > 0 for k in b)"
     body = f"visible k <= q\n{rounds('a = q // 4, b = k // 4', keep)}\n    let share = mean(visible for q in a)"
     nodes = [n for n in walk(lowered(body).attend.visible) if isinstance(n, ir.Reduce)]
     assert len(nodes) == 3, "one sum over queries, two over keys"
 
 
-def test_a_relation_that_is_decided_is_no_round() -> None:
+def test_a_decided_relation_has_no_unit_condition() -> None:
     assert isinstance(lowered(rounds("a = q // 4, b = k // 4", "true")).attend.visible, ir.Truth)
 
 
 def blocks_by_hand(mask: NDArray[np.bool_], block: int, share: float) -> NDArray[np.bool_]:
     n = len(mask)
-    found = np.zeros_like(mask)
+    rounded_mask = np.zeros_like(mask)
     for q in range(0, n, block):
         for k in range(0, n, block):
-            at = slice(q, q + block), slice(k, k + block)
-            found[at] = mask[at].mean() >= share
-    return found
+            block_pairs = slice(q, q + block), slice(k, k + block)
+            rounded_mask[block_pairs] = mask[block_pairs].mean() >= share
+    return rounded_mask
 
 
 @pytest.mark.parametrize("tile", [1, 2, 4])
@@ -172,14 +172,14 @@ def test_tiles_of_whole_blocks_are_decided(tile: int) -> None:
     assert live.partial == 0 or tile > 1
 
 
-def test_no_token_is_looked_at_where_intervals_decide(monkeypatch: Any) -> None:
-    """Far from the edge of a window nothing is evaluated, however many blocks there are."""
+def test_no_pair_is_evaluated_where_intervals_decide(monkeypatch: Any) -> None:
+    """Far from the edge of a window no pair is evaluated, however many blocks lie there."""
     lanes: list[int] = []
     evaluate = exact_evaluation.values
 
-    def counting(node: ir.Index, at: array_evaluator.PointBatch, *rest: Any, **more: Any) -> Any:
-        lanes.append(len(at))
-        return evaluate(node, at, *rest, **more)
+    def counting(node: ir.Index, points: array_evaluator.PointBatch, *rest: Any, **more: Any) -> Any:
+        lanes.append(len(points))
+        return evaluate(node, points, *rest, **more)
 
     monkeypatch.setattr(exact_evaluation, "values", counting)
     n, block = 1 << 17, 128

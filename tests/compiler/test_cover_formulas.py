@@ -1,4 +1,4 @@
-"""Covers by formula are the covers that tiles give."""
+"""Covers by formula equal the covers that tiles give."""
 
 from __future__ import annotations
 

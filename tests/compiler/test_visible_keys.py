@@ -1,4 +1,4 @@
-"""The keys that a few rows see, against the relation at every pair."""
+"""The keys visible to a few rows, against the relation at every pair."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ Q, K = fold.place("q"), fold.place("k")
 
 def check(relation: Index, rows: tuple[int, int], n_k: int) -> SeenKeys:
     wanted = mask_of(relation, TileGrid(rows[1], n_k, 64, 64))[rows[0] :]
-    found = find_seen_keys(relation, rows, n_k)
-    keys, mask = found.every
+    visible = find_seen_keys(relation, rows, n_k)
+    keys, mask = visible.every
     assert (np.diff(keys) > 0).all()
     assert keys.tolist() == np.flatnonzero(wanted.any(axis=0)).tolist()
     assert (mask == wanted[:, keys]).all()
-    assert found.count == len(keys)
+    assert visible.count == len(keys)
     whole = np.zeros(n_k, dtype=np.bool_)
-    for first, stop in zip(found.first, found.stop, strict=True):
+    for first, stop in zip(visible.first, visible.stop, strict=True):
         assert first < stop
         whole[first:stop] = True
     assert (whole == wanted.all(axis=0)).all()
-    assert (found.first[1:] > found.stop[:-1]).all()
-    if found.slices is not None:
-        assert len(found.slices) <= MOST_SLICES
-        assert [k for one in found.slices for k in range(n_k)[one]] == np.flatnonzero(whole).tolist()
-    return found
+    assert (visible.first[1:] > visible.stop[:-1]).all()
+    if visible.slices is not None:
+        assert len(visible.slices) <= MOST_SLICES
+        assert [k for one in visible.slices for k in range(n_k)[one]] == np.flatnonzero(whole).tolist()
+    return visible
 
 
 @settings(max_examples=200)
 @given(relations(), st.integers(1, 700), st.integers(1, 16), st.integers(0, 100))
-def test_they_are_those_of_the_relation(tree: Tree, n_k: int, rows: int, first: int) -> None:
+def test_visible_keys_equal_the_relation(tree: Tree, n_k: int, rows: int, first: int) -> None:
     check(trees.build(tree), (first, first + rows), n_k)
 
 
@@ -54,9 +54,9 @@ def test_a_window_at_the_end(n_k: int, rows: int) -> None:
     rows = min(rows, n_k)
     gap = fold.sub(Q, K)
     window = fold.conjunction(fold.less_equal(fold.const(0), gap), fold.less(gap, fold.const(40)))
-    found = check(window, (n_k - rows, n_k), n_k)
-    assert len(found.first) <= 1
-    assert len(found.keys) <= 2 * (rows - 1)
+    visible = check(window, (n_k - rows, n_k), n_k)
+    assert len(visible.first) <= 1
+    assert len(visible.keys) <= 2 * (rows - 1)
 
 
 @pytest.mark.parametrize(
@@ -73,18 +73,18 @@ def test_a_window_at_the_end(n_k: int, rows: int) -> None:
     ],
 )
 def test_slices(stretches: list[tuple[int, int]], slices: list[slice] | None) -> None:
-    """Single keys at even steps are one slice; more than a few slices are none."""
+    """Single keys at even steps are one slice; keys that need more than a few slices have none."""
     first, stop = (np.array([ends[i] for ends in stretches], dtype=np.int64) for i in (0, 1))
     keys = SeenKeys(first, stop, np.zeros(0, dtype=np.int64), np.ones((1, 0), dtype=np.bool_))
     assert keys.slices == (None if slices is None else tuple(slices))
 
 
-def test_nothing_is_seen_of_no_keys() -> None:
+def test_no_keys_are_visible_among_none() -> None:
     assert find_seen_keys(fold.less_equal(K, Q), (0, 3), 0).count == 0
 
 
-def test_what_is_far_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pairs that are evaluated one by one stay few, however many keys there are."""
+def test_distant_keys_are_not_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pairs that are evaluated one by one stay few, however many keys there are."""
     looked: list[int] = []
     mask_at = exact_evaluation.mask_at
 

@@ -1,4 +1,4 @@
-"""Choices that look ahead: found where they are, with a witness that is one, and nowhere else."""
+"""Selections that read the future of their query: reported with a true witness, and causal ones never reported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from attnc import compile_attention
 from attnc.compiler.foresight import looks_ahead
 
 AHEAD = {
-    "the own block": ("over b = k // 32", "dot(q, mean(b.k))", "b.start <= q", "rank < 2"),
+    "the query's own block": ("over b = k // 32", "dot(q, mean(b.k))", "b.start <= q", "rank < 2"),
     "a later key": ("over b = k // 32", "dot(q, k[min(b.end + 32, keys - 1)])", "b.end <= q", "rank < 2"),
     "the last queries": (
         "over b = k // 32",
@@ -19,7 +19,7 @@ AHEAD = {
         "b.end <= q",
         "rank < 2",
     ),
-    "a share of all": (
+    "a share of all candidates": (
         "over b = k // 32",
         "exp(dot(q, mean(b.k))) / sum(exp(dot(q, mean(b.k))) for b)",
         "b.start <= q",
@@ -27,15 +27,15 @@ AHEAD = {
     ),
 }
 BEHIND = {
-    "blocks that are past": ("over b = k // 32", "dot(q, mean(b.k))", "b.end <= q", "rank < 2"),
-    "what is there of the own block": (
+    "past blocks": ("over b = k // 32", "dot(q, mean(b.k))", "b.end <= q", "rank < 2"),
+    "the past part of the query's own block": (
         "over b = k // 32",
         "dot(q, sum(k[j] for j in b.start .. min(b.end, q + 1)))",
         "b.start <= q",
         "rank < 2",
     ),
     "keys": ("over k", "dot(q, k)", "k <= q", "rank < 9"),
-    "a side that is not taken": (
+    "an unselected case": (
         "over b = k // 32",
         "dot(q, mean(b.k)) if b.end <= q else 0",
         "b.start <= q",
@@ -53,16 +53,16 @@ def text(over: str, score: str, candidates: str, keep: str, rest: str = " and k 
 
 
 @pytest.mark.parametrize("name", AHEAD)
-def test_what_looks_ahead_is_found(name: str) -> None:
-    """Changing a token changes what queries before it choose."""
+def test_selections_that_read_later_tokens_are_reported(name: str) -> None:
+    """Changing a token changes the selections of earlier queries."""
     attend = compile_attention(text(*AHEAD[name]))
-    found = looks_ahead(attend.pattern)
-    assert found is not None
-    assert found.token > found.query
-    assert any(_chooses_otherwise(attend, token, seed) for seed in range(10) for token in (127, 159, 191))
+    witness = looks_ahead(attend.pattern)
+    assert witness is not None
+    assert witness.token > witness.query
+    assert any(_selection_changes(attend, token, seed) for seed in range(10) for token in (127, 159, 191))
 
 
-def _chooses_otherwise(attend: Any, token: int, seed: int) -> bool:
+def _selection_changes(attend: Any, token: int, seed: int) -> bool:
     draw = torch.Generator().manual_seed(seed)
     q, k = (torch.randn((1, 1, 192, 8), generator=draw) for _ in range(2))
     before = attend.chosen(q, k, k)["chosen"][0, :, :token]
@@ -72,12 +72,12 @@ def _chooses_otherwise(attend: Any, token: int, seed: int) -> bool:
 
 
 @pytest.mark.parametrize("name", BEHIND)
-def test_what_looks_back_is_left_alone(name: str) -> None:
+def test_selections_that_read_earlier_tokens_are_not_reported(name: str) -> None:
     assert looks_ahead(compile_attention(text(*BEHIND[name])).pattern) is None
 
 
-def test_a_pattern_that_is_not_causal_may_look_anywhere() -> None:
-    assert looks_ahead(compile_attention(text(*AHEAD["the own block"], rest="")).pattern) is None
+def test_patterns_that_are_not_causal_may_read_any_token() -> None:
+    assert looks_ahead(compile_attention(text(*AHEAD["the query's own block"], rest="")).pattern) is None
     assert looks_ahead(compile_attention("causal").pattern) is None
 
 

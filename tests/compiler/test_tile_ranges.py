@@ -1,4 +1,4 @@
-"""Sets of tiles as stretches: every operation against the matrix of the set."""
+"""Sets of tiles as ranges in rows: every operation against the matrix of the set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tile_painting import Matrix, alike, as_matrix, as_stretches
 
 @st.composite
 def pairs(draw: st.DrawFn) -> tuple[Matrix, Matrix]:
-    """Two sets of one size: bands, blocks and noise."""
+    """Draw two sets of one size: bands, blocks and noise."""
     rows, columns = draw(st.integers(0, 12)), draw(st.integers(0, 12))
     noise = np.random.default_rng(draw(st.integers(0, 1 << 30)))
     r, c = np.arange(rows)[:, None], np.arange(columns)[None, :]
@@ -43,13 +43,13 @@ def test_union_difference_and_transposition(drawn: tuple[Matrix, Matrix]) -> Non
     assert np.array_equal(np.stack(x.listed(), axis=1), np.argwhere(a))
 
 
-def test_nothing_can_be_written_to() -> None:
+def test_arrays_are_read_only() -> None:
     with pytest.raises(ValueError, match="read-only"):
         as_stretches(np.eye(4, dtype=np.bool_)).start[0] = 1
 
 
-def test_a_triangle_is_transposed_without_its_tiles() -> None:
-    """8192 rows, 33 million tiles."""
+def test_a_triangle_is_transposed_without_listing_its_tiles() -> None:
+    """The triangle has 8192 rows and 33 million tiles."""
     n = 8192
     row = np.arange(n)
     triangle = stretches(n, n, row, np.zeros(n, dtype=np.int64), row)

@@ -1,4 +1,4 @@
-"""Recurrences as passes: classes, what is merged, what has no form and why."""
+"""Recurrences as passes: their classes, merged states, and recurrences without a form, with the reason."""
 
 from __future__ import annotations
 
@@ -134,8 +134,8 @@ ENTRYWISE = {
 
 
 @pytest.mark.parametrize("name", ENTRYWISE)
-def test_what_is_taken_entry_by_entry(name: str) -> None:
-    """It says why, so that what could be done is not lost."""
+def test_recurrences_computed_elementwise_and_the_reason(name: str) -> None:
+    """The reason is stated, so that the missing form can be recognised."""
     lines, says = ENTRYWISE[name]
     recur = written(f"{lines}\nread q @ S")
     assert classes(recur) == ["entry by entry"]
@@ -208,7 +208,7 @@ NOT_COUPLED = {
 
 
 @pytest.mark.parametrize("name", NOT_COUPLED)
-def test_states_that_read_each_other_otherwise(name: str) -> None:
+def test_states_that_read_each_other_without_a_form(name: str) -> None:
     lines, says = NOT_COUPLED[name]
     states = "state P: [dk, dv]\n" + ("state z: [dk]\n" if "z" in lines else "")
     read = "" if "read" in lines else "\nread q @ S"
@@ -225,7 +225,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_has_no_form(name: str) -> None:
+def test_recurrences_without_a_form(name: str) -> None:
     lines, says = REFUSED[name]
     if name == "on columns":
         lines = "step S = S + outer(S @ v, v)"

@@ -1,4 +1,4 @@
-"""Exact masks: guards, overflow, faults and their places."""
+"""Exact masks: guards, overflow, faults and the positions of faults."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ FAULTS: dict[str, Index] = {
 
 @pytest.mark.parametrize("guard", GUARDED)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults_count_only_where_they_are_asked(guard: str, fault: str) -> None:
-    """Row 2 (exponent, overflow and root: rows below 3) has no value; rows from 4 on always have one."""
+def test_faults_count_only_where_their_value_is_read(guard: str, fault: str) -> None:
+    """Row 2 (exponent, overflow and root: rows below 3) has no value; rows from 4 on always have a value."""
     bad = FAULTS[fault]
     with pytest.raises(EvaluationError, match="at query row"):
         grid(bad)
@@ -70,7 +70,7 @@ def test_faults_count_only_where_they_are_asked(guard: str, fault: str) -> None:
         assert (whole[4:] == inside).all()
 
 
-def test_a_fault_says_where() -> None:
+def test_a_fault_names_its_position() -> None:
     node = fold.mod(K, fold.sub(Q, fold.const(2)))
     source = SourceFile("here.attn", "visible k % (q - 2) == 0")
     with pytest.raises(EvaluationError, match=r"A901.*division by zero, at query row 2 and key 0\n.*1:9") as caught:
@@ -80,7 +80,7 @@ def test_a_fault_says_where() -> None:
 
 @pytest.mark.parametrize("power", [59, 60, 61, 62])
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_numbers_near_the_word_are_exact(power: int, sign: int) -> None:
+def test_numbers_near_64_bits_are_exact(power: int, sign: int) -> None:
     big = sign * ((1 << power) - 3)
     relation = fold.less(fold.add(fold.times(Q, 1), fold.const(big)), fold.add(K, fold.const(sign * (1 << power))))
     wanted = [[q + big < k + sign * (1 << power) for k in range(6)] for q in range(6)]
@@ -102,13 +102,13 @@ def test_numbers_near_the_word_are_exact(power: int, sign: int) -> None:
     ],
     ids=["mul", "pow", "nested", "coefficient"],
 )
-def test_overflow_is_an_error_and_not_a_wrap(relation: Index) -> None:
+def test_overflow_raises_instead_of_wrapping(relation: Index) -> None:
     with pytest.raises(EvaluationError, match="64 bits"):
         grid(relation)
 
 
 def test_a_coefficient_past_64_bits_on_zeros() -> None:
-    """Only row 0 is asked: the product is 0 there."""
+    """Only row 0 is evaluated; its product is 0."""
     relation = fold.less_equal(fold.times(fold.mul(Q, K), 1 << 70), Q)
     assert exact_evaluation.mask(relation, (0, 1), (0, 6)).all()
 
@@ -126,7 +126,7 @@ def test_bit_lengths_and_roots(n: int) -> None:
             assert exact_evaluation.mask(fold.equal(node, fold.const(wanted)), (0, 1), (k, k + 1)).all()
 
 
-def test_aggregates_with_ends_that_some_lanes_leave_empty() -> None:
+def test_aggregates_whose_range_is_empty_in_some_lanes() -> None:
     i = fold.var("i", 3)
     near = fold.reduce(
         "any", i, K, fold.sub(Q, fold.const(1)), fold.truth(True), fold.equal(fold.mod(i, fold.const(3)), fold.const(0))

@@ -1,4 +1,4 @@
-"""Live tiles by rows and by columns, in every order, against the relation token by token."""
+"""Live tiles by rows and by columns, in every order of tokens, against the relation token by token."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ Counts = list[tuple[int, int]]
 
 
 def in_rows(mask: Matrix, rows: list[NDArray[np.int64]], columns: list[NDArray[np.int64]]) -> tuple[Counts, Counts]:
-    """Full and partial tiles of every tile row and column that has some, in order of size."""
+    """Count full and partial tiles of every tile row and tile column that has any, sorted by size."""
     seen = np.array([[mask[np.ix_(r, c)].sum() for c in columns] for r in rows]).reshape(len(rows), len(columns))
     area = np.multiply.outer([len(r) for r in rows], [len(c) for c in columns])
     full, partial = (seen == area) & (area > 0), (seen > 0) & (seen < area)
-    found = [list(zip(full.sum(axis).tolist(), partial.sum(axis).tolist(), strict=True)) for axis in (1, 0)]
-    by_row, by_column = (sorted(pair for pair in pairs if sum(pair)) for pairs in found)
+    pairs_by_axis = [list(zip(full.sum(axis).tolist(), partial.sum(axis).tolist(), strict=True)) for axis in (1, 0)]
+    by_row, by_column = (sorted(pair for pair in pairs if sum(pair)) for pairs in pairs_by_axis)
     return by_row, by_column
 
 
-def listed(found: Strips) -> Counts:
-    pairs = zip(found.full.tolist(), found.partial.tolist(), found.times.tolist(), strict=True)
+def listed(tile_strips: Strips) -> Counts:
+    pairs = zip(tile_strips.full.tolist(), tile_strips.partial.tolist(), tile_strips.times.tolist(), strict=True)
     return sorted(itertools.chain.from_iterable([(full, partial)] * times for full, partial, times in pairs))
 
 
@@ -61,13 +61,13 @@ def stretches_of(n: int, tile: int) -> list[NDArray[np.int64]]:
     relations(), st.integers(1, 150), st.integers(1, 150), st.sampled_from([8, 16, 32]), st.sampled_from([8, 16, 64])
 )
 def test_natural_order(relation: Tree, n_q: int, n_k: int, q_tile: int, k_tile: int) -> None:
-    own = build(relation)
+    node = build(relation)
     try:
-        mask = exact_evaluation.mask(own, (0, n_q), (0, n_k))
+        mask = exact_evaluation.mask(node, (0, n_q), (0, n_k))
     except EvaluationError:
         assume(False)
         raise
-    work = TileFinder(own, n_q, n_k, {}).natural(q_tile, k_tile)
+    work = TileFinder(node, n_q, n_k, {}).natural(q_tile, k_tile)
     assert work.order is NATURAL
     check(work, mask, stretches_of(n_q, q_tile), stretches_of(n_k, k_tile))
 
@@ -97,7 +97,7 @@ def test_one_congruence_by_classes(divisor: int, offset: int, window: int, n: in
 @settings(max_examples=60)
 @given(st.integers(2, 9), st.integers(1, 12), st.integers(1, 130))
 def test_a_congruence_beside_a_window(divisor: int, local: int, n: int) -> None:
-    """Two walks: the window as it stands, what is left by classes; every visible pair in one of them."""
+    """Two walks: the window in natural order, the rest by residue classes; every visible pair is in exactly one."""
     gap = fold.sub(Q, K)
     strided = fold.equal(fold.mod(gap, fold.const(divisor)), fold.const(0))
     own = fold.conjunction(fold.less_equal(K, Q), fold.disjunction(fold.less(gap, fold.const(local)), strided))
@@ -121,8 +121,8 @@ def bricks_of(extents: tuple[int, ...], sides: tuple[int, ...]) -> list[NDArray[
     tokens = np.arange(int(np.prod(extents))).reshape(extents)
     starts = [range(0, extent, side) for extent, side in zip(extents, sides, strict=True)]
     return [
-        tokens[tuple(slice(a, a + side) for a, side in zip(at, sides, strict=True))].ravel()
-        for at in itertools.product(*starts)
+        tokens[tuple(slice(a, a + side) for a, side in zip(corner, sides, strict=True))].ravel()
+        for corner in itertools.product(*starts)
     ]
 
 
@@ -141,9 +141,9 @@ def test_bricks(drawn: tuple[tuple[int, ...], Index], data: st.DataObject) -> No
 def window(extents: tuple[int, ...], reach: int) -> BrickFinder:
     parts = [near(coordinate(Q, extents, i), coordinate(K, extents, i), reach) for i in range(len(extents))]
     n = int(np.prod(extents))
-    found = TileFinder(fold.conjunction(*parts), n, n, {}).bricks
-    assert found is not None
-    return found
+    finder = TileFinder(fold.conjunction(*parts), n, n, {}).bricks
+    assert finder is not None
+    return finder
 
 
 def test_every_factorisation_is_tried() -> None:
@@ -153,7 +153,7 @@ def test_every_factorisation_is_tried() -> None:
     assert all(np.prod(shape) == 64 and max(shape) <= 64 for shape in finder.shapes(64))
 
 
-def test_the_best_bricks_are_the_best() -> None:
+def test_the_chosen_bricks_are_optimal() -> None:
     finder = window((12, 10), 2)
     best = finder.best(16, 8)
     live = [finder.work(*shapes).rows.live for shapes in best]
@@ -168,10 +168,15 @@ def test_a_sequence_has_no_bricks_and_no_classes() -> None:
 
 
 def test_strips_that_are_alike_are_counted() -> None:
-    found = strips(np.array([2, 0, 2, 0]), np.array([1, 0, 1, 3]))
-    assert listed(found) == [(0, 3), (2, 1), (2, 1)]
-    assert (found.count, found.full_tiles, found.partial_tiles, found.live) == (3, 4, 5, 9)
-    assert listed(together([found, found.repeated(2)])) == sorted(listed(found) * 3)
+    joined_strips = strips(np.array([2, 0, 2, 0]), np.array([1, 0, 1, 3]))
+    assert listed(joined_strips) == [(0, 3), (2, 1), (2, 1)]
+    assert (joined_strips.count, joined_strips.full_tiles, joined_strips.partial_tiles, joined_strips.live) == (
+        3,
+        4,
+        5,
+        9,
+    )
+    assert listed(together([joined_strips, joined_strips.repeated(2)])) == sorted(listed(joined_strips) * 3)
     assert together([]).count == 0
 
 
@@ -183,7 +188,7 @@ def test_nothing_visible(n: int) -> None:
 
 @st.composite
 def shifted(draw: st.DrawFn) -> tuple[Index, TileGrid]:
-    """A relation that is the same after a shift of both places, and a matrix of whole tiles."""
+    """Draw a relation that is invariant under a shift of both positions, and a grid of whole tiles."""
     gap, step = fold.sub(Q, K), draw(st.sampled_from([1, 2, 3, 4, 6, 8, 16]))
     blocks = fold.sub(fold.floordiv(Q, fold.const(step)), fold.floordiv(K, fold.const(step)))
     kinds = [
@@ -204,7 +209,7 @@ def shifted(draw: st.DrawFn) -> tuple[Index, TileGrid]:
 
 @settings(max_examples=200)
 @given(shifted())
-def test_rows_that_repeat_follow_from_a_few(drawn: tuple[Index, TileGrid]) -> None:
+def test_repeating_rows_are_derived_from_a_few(drawn: tuple[Index, TileGrid]) -> None:
     relation, grid = drawn
     repetition = find_repetition(relation, grid)
     assume(repetition is not None)
@@ -221,7 +226,7 @@ def test_rows_that_repeat_follow_from_a_few(drawn: tuple[Index, TileGrid]) -> No
 @pytest.mark.parametrize(
     ("relation", "grid"),
     [
-        (fold.less(K, fold.const(999)), TileGrid(1 << 14, 1 << 14, 8, 8)),  # too many columns are unlike the rest
+        (fold.less(K, fold.const(999)), TileGrid(1 << 14, 1 << 14, 8, 8)),  # too many columns differ from the rest
         (fold.less_equal(K, Q), TileGrid(64, 56, 8, 8)),  # fewer columns than rows
         (fold.less_equal(K, Q), TileGrid(63, 64, 8, 8)),  # ragged
         (fold.less_equal(K, Q), TileGrid(64, 64, 8, 16)),

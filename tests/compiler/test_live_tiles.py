@@ -1,4 +1,4 @@
-"""The quadtree: live tiles are exactly those that hold something, once each."""
+"""The quadtree lists exactly the tiles with a visible pair, each once."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_tiles(tree: Tree, grid: TileGrid) -> None:
     assert resolved.visible == mask.sum()
 
 
-def test_nothing_to_cover() -> None:
+def test_a_grid_without_tokens() -> None:
     for grid in (TileGrid(0, 5, 8, 8), TileGrid(5, 0, 8, 8), TileGrid(0, 0, 8, 8)):
         tiles = find_live_tiles(fold.truth(True), grid)
         assert (tiles.full, tiles.partial) == (0, 0)

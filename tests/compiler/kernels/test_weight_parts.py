@@ -1,4 +1,4 @@
-"""Weights that are sums, as attentions of their own."""
+"""Weights that are sums are compiled as several attentions."""
 
 from __future__ import annotations
 
