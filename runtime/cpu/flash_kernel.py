@@ -1,7 +1,7 @@
 """The kernel of the cpu executor: torch's flash attention for CPUs, with its hazards guarded.
 
 The operator (`aten::_scaled_dot_product_flash_attention_for_cpu`) does not check its arguments. Measured with torch
-2.13 and held by `tests/runtime/test_kernel.py`:
+2.13 and held by `tests/runtime/cpu/test_flash_kernel.py`:
 
 - zero batches, heads, rows or keys kill the process (SIGFPE);
 - a last dimension whose stride is not 1 silently gives wrong numbers, and so may a token stride below d (seen

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of commands."""
+"""Fixtures shared by the tests of commands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from command_calls import BAD, GOOD
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a good and a bad file; a terminal of 120 columns."""
+    """Change to a working directory with one valid and one invalid file, in a terminal of 120 columns."""
     (tmp_path / "good.attn").write_text(GOOD)
     (tmp_path / "bad.attn").write_text(BAD)
     monkeypatch.chdir(tmp_path)

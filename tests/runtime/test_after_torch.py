@@ -1,4 +1,4 @@
-"""`import attnc` declares the operators when torch is imported; test_compile.py loads programs that need them."""
+"""`import attnc` declares the operators once torch is imported; test_compile.py loads programs that need them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_every_declared_key_has_its_kernel_and_no_kernel_is_left_out() -> None:
 
 
 class Loader(AbstractLoader):
-    """A loader of torch: it fails the first time, as an installation that lacks a library does."""
+    """A loader of torch that fails the first time, like an installation that lacks a library."""
 
     def __init__(self) -> None:
         self.runs = 0
@@ -42,9 +42,9 @@ class Loader(AbstractLoader):
 
 
 def test_operators_are_declared_after_torch_and_the_hook_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours, theirs, declared = after_torch._Finder(), Loader(), []
-    monkeypatch.setattr(sys, "meta_path", [ours, theirs])
-    monkeypatch.setattr(after_torch, "_declare", lambda: declared.append(theirs.runs))
+    ours, torch_loader, declared = after_torch._Finder(), Loader(), []
+    monkeypatch.setattr(sys, "meta_path", [ours, torch_loader])
+    monkeypatch.setattr(after_torch, "_declare", lambda: declared.append(torch_loader.runs))
     assert ours.find_spec("json") is None
     for runs in (1, 2):
         spec = ours.find_spec("torch")
@@ -57,12 +57,12 @@ def test_operators_are_declared_after_torch_and_the_hook_is_gone(monkeypatch: py
         if runs == 1:
             with pytest.raises(OSError, match="libtorch"):
                 spec.loader.exec_module(module)
-            assert sys.meta_path == [ours, theirs]
+            assert sys.meta_path == [ours, torch_loader]
         else:
             spec.loader.exec_module(module)
-            assert spec.loader is theirs
+            assert spec.loader is torch_loader
     assert declared == [2]
-    assert sys.meta_path == [theirs]
+    assert sys.meta_path == [torch_loader]
 
 
 def test_one_hook_at_most_and_none_where_torch_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""`compile_attention` and what it makes: the calls, the errors, the promises."""
+"""`compile_attention` and the Attention that it returns: calls, errors, and documented guarantees."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tensors(n_q: int = 9, n_k: int | None = None, heads: int = 4, kv_heads: int 
 # --- finding a spec ---
 
 
-def test_source_file_and_library_name_are_told_apart(tmp_path: Path) -> None:
+def test_sources_files_and_library_names_are_distinguished(tmp_path: Path) -> None:
     path = tmp_path / "near.attn"
     path.write_text(WINDOW)
     for spec in (WINDOW, path, str(path), f"{path}:near"):
@@ -50,8 +50,8 @@ def test_use_finds_a_module_beside_the_file_and_then_in_the_library(tmp_path: Pa
 @pytest.mark.parametrize(
     "written", ["../secret", "folder.secret", "folder/secret", '"secret"', "/etc/passwd", "secret"]
 )
-def test_nothing_outside_of_the_search_path_is_read(written: str, tmp_path: Path) -> None:
-    """Neither by a path, nor by a link that leads out of the folder."""
+def test_modules_outside_of_the_search_path_are_not_read(written: str, tmp_path: Path) -> None:
+    """Neither a path nor a link that leads out of the folder reaches a module elsewhere."""
     (tmp_path / "secret.attn").write_text("def hidden(x) = x\n")
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -71,7 +71,7 @@ def test_nothing_outside_of_the_search_path_is_read(written: str, tmp_path: Path
         ("\n", SpecError, "the text is empty"),
     ],
 )
-def test_a_spec_that_is_not_there(spec: Any, error: type[Exception], says: str) -> None:
+def test_a_missing_spec(spec: Any, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         compile_attention(spec)
 
@@ -114,7 +114,7 @@ def test_wrong_rank(make: Any) -> None:
         (lambda q, k, v: (q[:, :, :, :0], k[..., :0], v), ArgumentError, "head dimension 0"),
     ],
 )
-def test_tensors_that_do_not_fit(change: Any, error: type[Exception], says: str) -> None:
+def test_tensors_that_do_not_match(change: Any, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         compile_attention("causal")(*change(*tensors()))
 
@@ -124,13 +124,13 @@ def test_unequal_lengths_need_align() -> None:
     with pytest.raises(ArgumentError, match=r"query 0 at key 5.*align start"):
         compile_attention(NO_ALIGN)(q, k, v)
     last = compile_attention("causal")(q, k, v)
-    whole = compile_attention("causal")(torch.cat([torch.zeros(2, 4, 5, 8), q], 2), k, v)
-    torch.testing.assert_close(last, whole[:, :, 5:])
+    full_output = compile_attention("causal")(torch.cat([torch.zeros(2, 4, 5, 8), q], 2), k, v)
+    torch.testing.assert_close(last, full_output[:, :, 5:])
     first = compile_attention(NO_ALIGN.replace("p\n", "p\n    align start\n"))(q, k, v)
     torch.testing.assert_close(first, compile_attention("causal")(q, k[:, :, :4], v[:, :, :4]))
 
 
-def test_a_relation_of_one_place_needs_no_align() -> None:
+def test_a_relation_of_one_position_needs_no_align() -> None:
     attend = compile_attention("pattern p\n    visible k < 3\n")
     assert attend.mask(2, 5).tolist() == [[True, True, True, False, False]] * 2
 
@@ -145,12 +145,12 @@ def test_a_relation_of_one_place_needs_no_align() -> None:
         ({"return_state": True}, "has no state"),
     ],
 )
-def test_refusals(option: dict[str, Any], says: str) -> None:
+def test_refused_options(option: dict[str, Any], says: str) -> None:
     with pytest.raises(UnsupportedError, match=says):
         compile_attention("causal")(*tensors(), **option)
 
 
-def test_options_that_say_no_are_let_through() -> None:
+def test_disabled_options_are_accepted() -> None:
     compile_attention("causal")(*tensors(), dropout_p=0.0, is_causal=False, attn_mask=None)
 
 
@@ -196,10 +196,10 @@ def test_lengths_of_segments() -> None:
         attend.mask(5)
 
 
-# --- promises ---
+# --- guarantees -
 
 
-def test_rows_that_see_nothing() -> None:
+def test_rows_without_keys() -> None:
     attend = compile_attention("pattern p\n    align end\n    visible k < q - 2\n")
     q, k, v = (t.requires_grad_() for t in tensors(7))
     for run in (attend, attend.reference):
@@ -247,7 +247,7 @@ def test_pickling_keeps_spec_parameters_options_and_modules(tmp_path: Path) -> N
     assert torch.equal(copy.mask(6), attend.mask(6))
 
 
-def test_autocast_is_obeyed() -> None:
+def test_autocast() -> None:
     q, k, v = tensors()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = compile_attention("causal")(q, k.bfloat16(), v)
@@ -283,7 +283,7 @@ def test_the_cpu_executor_passes_gradcheck_through_out_and_lse() -> None:
     assert torch.autograd.gradcheck(lambda *t: attend(*t, return_lse=True), (q, k, v))
 
 
-def test_strict_refuses_what_has_no_tile_plan() -> None:
+def test_strict_refuses_patterns_without_a_tile_plan() -> None:
     text = "pattern p\n    input x: int[token]\n    visible x[q] == x[k]\n"
     x = torch.randint(0, 1000, (8192,))
     assert compile_attention(text).plan(8192, x=x).schedule == "dense by row blocks"
@@ -313,7 +313,7 @@ def test_other_sizes_of_a_plan_are_checked() -> None:
         attend.plan(16, device="mps")
 
 
-def test_plans_for_a_gpu_say_what_its_kernels_walk() -> None:
+def test_plans_for_a_gpu_state_the_tiles_of_its_kernels() -> None:
     plan = compile_attention("sliding_window", window=512).plan(4096, heads=2, device="cuda", dtype=torch.bfloat16)
     assert (plan.executor, plan.schedule, plan.fallback) == ("triton", "loop bounds", None)
     assert plan.visible == 2 * (512 * 513 // 2 + (4096 - 512) * 512)
@@ -345,7 +345,7 @@ GRIDS: dict[str, Any] = {"frames": 3, "height": 4, "width": 10}
 
 
 @pytest.mark.parametrize("name", ["vmoba", "vmoba_threshold", "vsa"])
-def test_sources_of_what_is_chosen_on_a_grid(name: str) -> None:
+def test_sources_of_selections_on_a_grid(name: str) -> None:
     texts = compile_attention(name, **GRIDS).source("sm_90")
     assert any(kernel.endswith(f"{name}_dkdv") for kernel in texts)
 
@@ -366,7 +366,7 @@ def test_sources_on_a_grid_that_read_inputs(reads: str) -> None:
     ("name", "kernel"), [("monarch_rt", "inner_k[2].monarch_rt_dkdv"), ("mhs_vm", "scan_real"), ("spatial_mamba", None)]
 )
 def test_sources_of_grids_of_other_lengths(name: str, kernel: str | None) -> None:
-    """A grid says how many tokens a call has."""
+    """A grid fixes the number of tokens of a call."""
     extents: dict[str, Any] = {key: size for key, size in GRIDS.items() if name == "monarch_rt" or key != "frames"}
     texts = compile_attention(name, **extents).source("sm_90")
     assert texts and (kernel is None or kernel in texts)
@@ -381,7 +381,7 @@ def test_a_picture_needs_a_length() -> None:
 @pytest.mark.parametrize("name", ["causal", "sliding_window", "alibi", "moba"])
 @pytest.mark.parametrize("scale", [-0.5, 0.0])
 def test_a_scale_that_is_not_positive(name: str, scale: float) -> None:
-    """Hidden keys stay hidden: torch's kernel multiplies the mask by the scale."""
+    """Hidden keys stay hidden, although torch's kernel multiplies the mask by the scale."""
     params: dict[str, Any] = {"sliding_window": {"window": 5}, "moba": {"block": 8}}.get(name, {})
     attend = compile_attention(name, **params)
     q, k, v = (torch.randn(1, 2, 40, 8, requires_grad=True) for _ in range(3))
@@ -411,15 +411,15 @@ NO_ENTRIES = {
 
 @pytest.mark.parametrize("kind", NO_ENTRIES)
 def test_calls_without_batch_entries(kind: str) -> None:
-    """`make hunt`, part cpu, cases 119, 131, 142 and 148: these raised, or lost their gradient."""
+    """`make hunt`, part cpu, cases 119, 131, 142 and 148: these calls raised, or lost their gradient."""
     attend = compile_attention(NO_ENTRIES[kind])
     q, k, v = (torch.randn(0, 2, 9, width, requires_grad=True) for width in (4, 4, 3))
-    given: dict[str, Any] = {
+    inputs: dict[str, Any] = {
         "gates": {"g": torch.zeros(0, 9, 2)},
         "documents": {"doc": torch.zeros(0, 9, dtype=torch.long)},
         "reset": {"fresh": torch.zeros(0, 9, dtype=torch.bool), "beta": torch.zeros(0, 9, 2)},
     }[kind]
-    out = attend(q, k, v, **given)
+    out = attend(q, k, v, **inputs)
     assert out.shape == (0, 2, 9, 3)
     grads = torch.autograd.grad(out.sum(), (q, k, v))
     assert [x.shape for x in grads] == [q.shape, k.shape, v.shape]

@@ -1,4 +1,4 @@
-"""A batch costs the host about as much as one entry, and each entry gets what it gets alone."""
+"""A batch costs the host about as much as a single entry, and each entry gets the result that it gets alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RECURRENCES = ("retention", "gla", "linear_attention", "mamba2_ssd", "delta_net"
 
 
 class Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the operators that torch runs."""
+    """Count the operators that torch runs."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -44,8 +44,8 @@ class Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _inputs(attend: Attention, batch: int) -> dict[str, Tensor]:
     sizes = {"kv_head": KV_HEADS, "dk": DIM, "dv": DIM}
-    made = example_inputs(attend.bound, N, N, {}, batch=batch, heads=HEADS, sizes=sizes)
-    return {name: one.tensor for name, one in made.items()}
+    examples = example_inputs(attend.bound, N, N, {}, batch=batch, heads=HEADS, sizes=sizes)
+    return {name: example.tensor for name, example in examples.items()}
 
 
 def _is_by_batch(attend: Attention, name: str) -> bool:
@@ -54,7 +54,7 @@ def _is_by_batch(attend: Attention, name: str) -> bool:
 
 
 def _vectors(batch: int) -> list[Tensor]:
-    """Entries of all kinds: entry 1 has many equal scores, entry 2 equal keys."""
+    """Draw q, k and v; entry 1 has many equal scores and entry 2 equal keys."""
     draw = torch.Generator().manual_seed(5)
     q, k, v = (torch.randn(batch, heads, N, DIM, generator=draw) for heads in (HEADS, KV_HEADS, KV_HEADS))
     if batch > 2:
@@ -80,31 +80,31 @@ def _calls(attend: Attention, batch: int) -> int:
 
 @pytest.mark.parametrize("name", [*SELECTIONS, *RECURRENCES])
 def test_operators_run_for_the_whole_batch(name: str) -> None:
-    """Before, each entry added 130 to 4,400 calls to a selection; what is left are views of parts of an output.
+    """Each entry used to add 130 to 4,400 operator calls to a selection; only views of the output's parts remain.
 
-    The recurrences had no loop over a batch before either.
+    The recurrences never looped over the batch.
     """
     attend = compile_attention(name, **SELECTIONS.get(name, {}))
-    few, many = _calls(attend, 3), _calls(attend, 12)
-    assert many - few <= 4 * 9
+    three_entries, twelve_entries = _calls(attend, 3), _calls(attend, 12)
+    assert twelve_entries - three_entries <= 4 * 9
 
 
 @pytest.mark.parametrize("name", SELECTIONS)
-def test_entries_are_what_they_are_alone(name: str) -> None:
+def test_entries_equal_separate_calls(name: str) -> None:
     attend = compile_attention(name, **SELECTIONS[name])
     batch = 4
     vectors, inputs = _vectors(batch), _inputs(attend, batch)
-    whole = _results(attend, vectors, inputs)
+    batched = _results(attend, vectors, inputs)
     for i in range(batch):
-        own = {key: x[i : i + 1] if _is_by_batch(attend, key) else x for key, x in inputs.items()}
-        alone = _results(attend, [x[i : i + 1] for x in vectors], own)
-        for ours, wanted in zip(whole, alone, strict=True):
+        entry_inputs = {key: x[i : i + 1] if _is_by_batch(attend, key) else x for key, x in inputs.items()}
+        alone = _results(attend, [x[i : i + 1] for x in vectors], entry_inputs)
+        for ours, wanted in zip(batched, alone, strict=True):
             torch.testing.assert_close(ours[i : i + 1], wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["moba", "native_sparse", "hip"])
-def test_a_batch_is_cut_where_it_is_large(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Entries that are computed one by one, as those of long sequences are, give what those computed together do."""
+def test_a_large_batch_is_split(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entries computed one by one, as for long sequences, give the same results as entries computed together."""
     attend = compile_attention(name, **SELECTIONS[name])
     vectors, inputs = _vectors(5), _inputs(attend, 5)
     together = _results(attend, vectors, inputs)
@@ -116,7 +116,7 @@ def test_a_batch_is_cut_where_it_is_large(name: str, monkeypatch: pytest.MonkeyP
         torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_cuts_of_a_batch() -> None:
+def test_entries_at_once() -> None:
     assert list(folded.entries_at_once(5, 10, 29)) == [range(2), range(2, 4), range(4, 5)]
     assert list(folded.entries_at_once(3, 10, 1)) == [range(1), range(1, 2), range(2, 3)]
     assert list(folded.entries_at_once(0, 10, 100)) == []
@@ -150,28 +150,28 @@ pattern staged
 
 
 def test_entries_with_few_candidates_beside_others() -> None:
-    """A selection computes the scores of few candidates alone; whether they are few is asked for each entry."""
+    """A selection with few candidates computes their scores alone; each entry is checked for having few."""
     attend = compile_attention(STAGED)
     vectors = _vectors(3)
     allowed = torch.ones(3, N, N, dtype=torch.bool)
     allowed[1] = torch.arange(N) % 9 == torch.arange(N)[:, None] % 9
-    whole = _results(attend, vectors, {"allowed": allowed})
+    batched = _results(attend, vectors, {"allowed": allowed})
     for i in range(3):
         alone = _results(attend, [x[i : i + 1] for x in vectors], {"allowed": allowed[i : i + 1]})
-        for ours, wanted in zip(whole, alone, strict=True):
+        for ours, wanted in zip(batched, alone, strict=True):
             torch.testing.assert_close(ours[i : i + 1], wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_nan_in_keys_that_were_not_chosen() -> None:
+def test_nan_in_keys_that_are_not_selected() -> None:
     attend = compile_attention("moba", block=8, topk=1)
     vectors = _vectors(3)
     clean = _results(attend, vectors, {})
     vectors[2][1, :, 40] = torch.nan
     spoiled = _results(attend, vectors, {})
     before = [(slice(None), slice(None), slice(0, 40))] * 4
-    for at, ours, wanted in zip(before, spoiled, clean, strict=True):
+    for rows, ours, wanted in zip(before, spoiled, clean, strict=True):
         assert torch.equal(ours[0], wanted[0]) and torch.equal(ours[2], wanted[2])
-        assert torch.equal(ours[at], wanted[at])
+        assert torch.equal(ours[rows], wanted[rows])
 
 
 def test_a_later_token_changes_no_bit_of_an_earlier_row() -> None:

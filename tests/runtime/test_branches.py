@@ -1,4 +1,4 @@
-"""Branches, families of them, what they give to each other, and what joins them, written out by hand in torch."""
+"""Branches, families of branches, values that one branch reads from another, and `combine`, against torch by hand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from score_calls import assert_equals
 
 
 @pytest.mark.parametrize("n", [1, 7, 40])
-def test_a_family_is_one_branch_for_each_place(n: int) -> None:
+def test_a_family_has_one_branch_per_index(n: int) -> None:
     def dense(q: Tensor, k: Tensor, v: Tensor, mix: Tensor) -> Tensor:
         i, j = positions(q, k)
         parts = []
@@ -80,30 +80,30 @@ def merged(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize(("n_q", "n_k"), [(1, 1), (9, 9), (5, 12)])
 def test_merge_is_one_softmax_over_both(n_q: int, n_k: int) -> None:
-    given = operands(n_q, n_k)
-    both(MERGED, lambda **x: merged(**x)[0], given)
+    inputs = operands(n_q, n_k)
+    both(MERGED, lambda **x: merged(**x)[0], inputs)
     attend: Any = compile_attention(MERGED)
     for call in (attend, attend.reference):
-        _, lse = call(**given, return_lse=True)
-        wanted = merged(**given)[1]
+        _, lse = call(**inputs, return_lse=True)
+        wanted = merged(**inputs)[1]
         grad = torch.randn_like(wanted)
-        found = torch.autograd.grad(lse, (given["q"], given["k"]), grad.to(lse.dtype))
-        exact = torch.autograd.grad(wanted, (given["q"], given["k"]), grad)
-        assert_equals(dict(zip("abc", (lse, *found), strict=True)), dict(zip("abc", (wanted, *exact), strict=True)))
+        grads = torch.autograd.grad(lse, (inputs["q"], inputs["k"]), grad.to(lse.dtype))
+        exact = torch.autograd.grad(wanted, (inputs["q"], inputs["k"]), grad)
+        assert_equals(dict(zip("abc", (lse, *grads), strict=True)), dict(zip("abc", (wanted, *exact), strict=True)))
 
 
-def test_zeros_have_gradients_too() -> None:
-    """An entry that is exactly 0 has no exponent of its own, and a gradient like any other."""
-    given = operands(9)
-    given["v"] = leaf(given["v"].detach() * (torch.arange(4) % 2), torch.float64)
-    both(MERGED, lambda **x: merged(**x)[0], given)
+def test_zeros_have_gradients() -> None:
+    """A combined entry that is exactly 0 has a gradient like any other entry, although its exponent is undefined."""
+    inputs = operands(9)
+    inputs["v"] = leaf(inputs["v"].detach() * (torch.arange(4) % 2), torch.float64)
+    both(MERGED, lambda **x: merged(**x)[0], inputs)
     text = "pattern p\n    visible k <= q\n    weights exp(score) * (k % 2) / sum(exp(score) for k)\n    value v\n"
 
     def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         i, j = positions(q, k)
         return softmax(scores(q, k), j <= i) * (j % 2) @ wide(v)
 
-    both(text, dense, given)
+    both(text, dense, inputs)
 
 
 WEIGHT = """pattern borrowed(window: int = 4)
@@ -125,7 +125,7 @@ def test_the_weight_of_another_branch() -> None:
     both(WEIGHT, dense, operands(11))
 
 
-def test_a_row_without_keys_is_nothing_and_hurts_nobody() -> None:
+def test_a_row_without_keys_is_0_and_affects_no_other_row() -> None:
     text = """pattern lonely
     branch near
         visible k < q - 2
@@ -166,7 +166,7 @@ def test_a_family_at_other_positions() -> None:
     both(text, dense, operands(7))
 
 
-def test_plans_of_branches_say_what_each_does() -> None:
+def test_plans_describe_every_branch() -> None:
     plan = compile_attention(MERGED).plan(64, heads=2)
     assert plan.schedule == "branches"
     assert [name for name, _ in plan.branches] == ["near", "far"]
@@ -174,7 +174,7 @@ def test_plans_of_branches_say_what_each_does() -> None:
     assert "near:" in str(plan)
 
 
-def test_the_lse_of_what_is_no_softmax_is_refused() -> None:
+def test_the_lse_of_weights_other_than_softmax_is_refused() -> None:
     q, k, v = operands(5).values()
     for text in (FAMILY, WEIGHT, "pattern p\n    weights dot(q, k)\n"):
         attend: Any = compile_attention(text)
@@ -184,12 +184,12 @@ def test_the_lse_of_what_is_no_softmax_is_refused() -> None:
 
 
 def test_large_families_are_refused() -> None:
-    """`make hunt`, part hostile, case 101: 4,462 branches were planned one by one, without an answer in 30 seconds."""
+    """`make hunt`, part hostile, case 101: 4,462 branches were planned one by one, with no result within 30 seconds."""
     text = (
         "pattern p\n    align end\n    branch b[c in 0 .. {}]\n        visible 0 <= q - k < c + 1\n    combine b[0]\n"
     )
     attend = compile_attention(text.format(4462))
-    for asked in (lambda: attend.plan(16, heads=1), lambda: attend.mask(16)):
+    for call in (lambda: attend.plan(16, heads=1), lambda: attend.mask(16)):
         with pytest.raises(EvaluationError, match="`b` has 4462 branches; it must have at most 128"):
-            asked()
+            call()
     assert compile_attention(text.format(3)).plan(16, heads=1).visible

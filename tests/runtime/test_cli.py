@@ -1,4 +1,4 @@
-"""The command line: what it prints, promises in JSON, and returns."""
+"""The command line: printed text, promised JSON keys and exit codes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_every_command_has_help_and_json(command: str, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (
             ["--verbose"],
@@ -79,19 +79,19 @@ def test_every_command_has_help_and_json(command: str, capsys: pytest.CaptureFix
         (["show", "blocked", "--len", "8", "--keys", "0"], "--keys 0: give a whole number, at least 1"),
     ],
 )
-def test_bad_usage(arguments: list[str], said: str, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_usage(arguments: list[str], message: str, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert said in err
+    assert message in err
     assert "Traceback" not in err and "\x1b" not in err
 
 
 def test_bad_usage_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     status, values = run_json(capsys, "show", "sliding_windw")
     assert status == 2
-    (found,) = values["diagnostics"]
-    assert {"code", "severity", "message", "file", "line", "column", "help"} == found.keys()
+    (diagnostic,) = values["diagnostics"]
+    assert {"code", "severity", "message", "file", "line", "column", "help"} == diagnostic.keys()
 
 
 def test_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,13 +102,13 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["list"]) == 130
 
 
-def test_a_reader_that_leaves_is_no_error() -> None:
+def test_a_closed_pipe_is_no_error() -> None:
     command = f"{sys.executable} -m attnc list | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, env=ENVIRONMENT)
     assert done.stderr == ""
 
 
-def test_a_narrow_encoding_gets_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_without_unicode_gets_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
     stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stdout)
     assert main(["show", "causal", "--len", "8"]) == 0
@@ -119,7 +119,7 @@ def test_a_narrow_encoding_gets_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- check -----------------------------------------------------------------------------------------------------------
 
 
-def test_check_finds_what_only_compiling_finds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_reports_errors_of_compilation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "root.attn"
     path.write_text("pattern root\n    align end\n    visible q - k < floor(sqrt(q) + sqrt(k))\n")
     assert main(["check", str(path)]) == 1
@@ -131,7 +131,7 @@ def test_check_of_good_files(files: Path, capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr() == ("2 files checked, no errors\n", "")
 
 
-def test_check_shows_the_place_and_the_remedy(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_shows_the_position_and_the_remedy(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "good.attn", "bad.attn"]) == 1
     out, err = capsys.readouterr()
     assert out == "2 files checked, 1 error\n"
@@ -145,31 +145,33 @@ def test_check_suggests_a_file_beside_and_one_of_the_library(
     path = tmp_path / "root.attn"
     path.write_text("use boundary (near)\nuse windos (shifted)\n\npattern root\n    visible near(q, k)\n")
     assert main(["check", str(path)]) == 1
-    said = capsys.readouterr().err
-    assert "did you mean `boundaries`?" in said and "did you mean `windows`?" in said
+    stderr = capsys.readouterr().err
+    assert "did you mean `boundaries`?" in stderr and "did you mean `windows`?" in stderr
 
 
 def test_check_as_json(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_json(capsys, "check", "good.attn") == (0, {"schema": 1, "diagnostics": []})
     status, values = run_json(capsys, "check", "bad.attn")
     assert status == 1
-    (found,) = values["diagnostics"]
-    assert {"code", "severity", "message", "file", "line", "column", "help"} == found.keys()
-    assert (found["file"], found["line"], found["column"]) == ("bad.attn", 2, 22)
+    (diagnostic,) = values["diagnostics"]
+    assert {"code", "severity", "message", "file", "line", "column", "help"} == diagnostic.keys()
+    assert (diagnostic["file"], diagnostic["line"], diagnostic["column"]) == ("bad.attn", 2, 22)
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         (".", "is a directory; give the files in it"),
         ("none.attn", "none.attn: No such file or directory"),
         ("causal", "to see the library's pattern: attnc show causal"),
     ],
 )
-def test_check_of_what_is_no_file(name: str, said: str, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_of_a_path_that_is_no_file(
+    name: str, message: str, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["check", name, "bad.attn"]) == 2
     out, err = capsys.readouterr()
-    assert said in err and "bad.attn:2:22" in err
+    assert message in err and "bad.attn:2:22" in err
     assert out == "1 file checked, 1 error in it, 1 file not read\n"
 
 
@@ -182,7 +184,7 @@ def test_check_reads_standard_input(capsys: pytest.CaptureFixture[str], monkeypa
     assert "<stdin>:2:" in err
 
 
-def test_check_of_a_file_that_is_missing_does_not_end_well(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_of_a_missing_file_fails(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "good.attn", "none.attn"]) == 2
     assert capsys.readouterr().out == "1 file checked, no errors in it, 1 file not read\n"
 
@@ -200,7 +202,7 @@ def test_explain_of_a_pattern_points_to_show(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("data", [b"", b"\x00\x01\xff", b"\xff\xfe", b"pattern a\n\tvisible true\n"])
-def test_check_of_what_is_no_text(data: bytes, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_of_binary_data(data: bytes, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (files / "odd.attn").write_bytes(data)
     assert main(["check", "odd.attn"]) == 1
     assert "error[A00" in capsys.readouterr().err
@@ -230,7 +232,7 @@ def test_list_is_grouped_by_family(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "some"),
+    ("words", "expected"),
     [
         (["scores"], {"alibi", "fox", "softcap"}),
         (["video"], {"neighborhood_3d", "sliding_tile", "vsa", "lingen_ma"}),
@@ -238,15 +240,15 @@ def test_list_is_grouped_by_family(capsys: pytest.CaptureFixture[str]) -> None:
         (["2309.17453"], {"streaming", "sliding_window"}),
     ],
 )
-def test_list_of_a_family_or_of_words(words: list[str], some: set[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_of_a_family_or_of_words(words: list[str], expected: set[str], capsys: pytest.CaptureFixture[str]) -> None:
     status, values = run_json(capsys, "list", *words)
     names = {pattern["name"] for pattern in values["patterns"]}
-    assert status == 0 and some <= names
+    assert status == 0 and expected <= names
     assert "causal" not in names and len(names) < len(library_names())
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["grid"], None),
         (["scorse"], "did you mean `scores`?"),
@@ -255,11 +257,13 @@ def test_list_of_a_family_or_of_words(words: list[str], some: set[str], capsys: 
         (["video", "ALiBi"], "fewer words find more"),
     ],
 )
-def test_list_of_words_that_nothing_has(words: list[str], said: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_of_words_without_a_match(
+    words: list[str], message: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
     status = main(["list", *words])
     err = capsys.readouterr().err
-    assert (status, err == "") == ((0, True) if said is None else (2, False))
-    assert said is None or said in err
+    assert (status, err == "") == ((0, True) if message is None else (2, False))
+    assert message is None or message in err
 
 
 def test_every_pattern_of_the_library_has_a_summary_and_a_source() -> None:
@@ -296,7 +300,7 @@ def test_show_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert values["params"] == {"window": 6, "sinks": 1}
 
 
-def test_show_counts_what_it_does_not_draw(capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_counts_pairs_of_long_sequences(capsys: pytest.CaptureFixture[str]) -> None:
     _, values = run_json(capsys, "show", "causal", "--len", "100000")
     assert values["visible"] == 100_000 * 100_001 // 2
 
@@ -330,12 +334,12 @@ def test_show_takes_the_length_from_the_tokens(files: Path, capsys: pytest.Captu
     assert (values["queries"], values["visible"]) == (15, 75)
 
 
-def test_show_of_a_wrong_file_is_a_finding(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_of_an_invalid_file_fails(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "bad.attn"]) == 1
     assert "bad.attn:2:22" in capsys.readouterr().err
 
 
-def test_show_of_a_relation_without_a_value_is_a_finding(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_of_an_undefined_relation_fails(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (files / "zero.attn").write_text("pattern zero\n    visible q % k == 1\n")
     assert main(["show", "zero.attn", "--len", "4"]) == 1
     assert "division by zero" in capsys.readouterr().err
@@ -402,24 +406,24 @@ def test_verify_finds_a_wrong_relation(
     assert "query 0, key 0: the evaluator says visible" in capsys.readouterr().out
 
 
-def test_an_error_that_is_no_number_never_agrees() -> None:
+def test_a_nan_error_never_agrees() -> None:
     assert not accuracy.Error("out", float("nan"), 1.0, 2.0).agrees
 
 
 @pytest.mark.parametrize("command", ["cache why", "receptive", "show", "simulate", "tune", "verify"])
-def test_lengths_are_written_alike_in_all_commands(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_commands_read_lengths_alike(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command.split(), "causal", "--len", "8q"]) == 2
     assert "argument --len: '8q' is no whole number: write it as in 8192, 8k or 1m" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "message"),
     [
         (["receptive", "sliding_window", "-p", "window=16"], "1,024 tokens"),
         (["show", "causal"], "1,024 queries × 1,024 keys"),
         (["simulate", "causal"], "1,024 tokens"),
     ],
 )
-def test_a_length_of_1k(command: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_length_of_1k(command: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--len", "1k"]) == 0
-    assert said in capsys.readouterr().out
+    assert message in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""torch.compile and torch.export of what calls an Attention."""
+"""torch.compile and torch.export of code that calls an Attention."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ CASES: dict[str, tuple[Callable[[], Attention], dict[str, Any], dict[str, Any]]]
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_compiled_is_eager_to_the_bit(name: str) -> None:
-    make, shape, given = CASES[name]
+def test_compiled_equals_eager_bit_by_bit(name: str) -> None:
+    make, shape, inputs = CASES[name]
     layer, tensors = Layer(make()), draw(**shape)
-    same(results(compiled(layer), tensors, **given), results(layer, tensors, **given))
+    same(results(compiled(layer), tensors, **inputs), results(layer, tensors, **inputs))
 
 
 def test_an_attention_itself_compiles() -> None:
@@ -68,7 +68,7 @@ def test_an_attention_itself_compiles() -> None:
 
 @pytest.mark.parametrize("dynamic", [True, None])
 def test_lengths_do_not_recompile(dynamic: bool | None) -> None:
-    """One graph for all lengths; without `dynamic=True` a first one for the first length alone."""
+    """A single graph covers all lengths; without `dynamic=True` the first length has a graph of its own."""
     layer, counter = Layer(window()), CompileCounterWithBackend("aot_eager")
     function = torch.compile(layer, fullgraph=True, backend=counter, dynamic=dynamic)
     for n in (17, 18, 40, 64, 129, 200):
@@ -101,12 +101,12 @@ def test_compiled_under_autocast(inside: bool) -> None:
 
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not inside):
         run = attend if not inside else function
-        ours, theirs = compiled(run)(*tensors), run(*tensors)
+        ours, expected = compiled(run)(*tensors), run(*tensors)
     assert ours.dtype == torch.bfloat16
-    assert torch.equal(ours, theirs)
+    assert torch.equal(ours, expected)
 
 
-def test_fp64_is_left_alone_by_autocast() -> None:
+def test_autocast_keeps_fp64() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert window()(*draw(dtype=torch.float64)).dtype == torch.float64
 
@@ -124,14 +124,14 @@ MISTAKES: dict[str, tuple[str, Callable[..., Any], str]] = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_are_named_while_compiling(name: str) -> None:
+def test_compilation_reports_wrong_calls(name: str) -> None:
     spec, call, says = MISTAKES[name]
     attend = compile_attention(spec)
     with pytest.raises(Unsupported, match=says):
         compiled(lambda q, k, v: call(attend, q, k, v))(*draw())
 
 
-def test_mistakes_in_lengths_and_data_are_typed_when_a_compiled_graph_runs() -> None:
+def test_compiled_graphs_raise_typed_errors() -> None:
     with pytest.raises(ArgumentError, match=r"query 0 at key 6.*align start"):
         compiled(compile_attention(NO_ALIGN))(*draw(17, n_k=23))
     attend = compile_attention("document")
@@ -141,7 +141,7 @@ def test_mistakes_in_lengths_and_data_are_typed_when_a_compiled_graph_runs() -> 
         )
 
 
-def test_without_fullgraph_mistakes_stay_typed() -> None:
+def test_errors_stay_typed_without_fullgraph() -> None:
     with pytest.raises(ArgumentTypeError, match="needs the input `doc`"):
         torch.compile(compile_attention("document"), backend="aot_eager")(*draw())
 
@@ -158,11 +158,11 @@ def test_the_dense_reference_breaks_the_graph_and_says_why() -> None:
 def test_either_result_alone(which: int) -> None:
     attend, inputs = window(), leaves(draw(dv=12))
 
-    def one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def one_result(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attend(q, k, v, return_lse=True)[which].square()
 
-    ours, theirs = (torch.autograd.grad(f(*inputs).sum(), inputs) for f in (compiled(one), one))
-    same(list(ours), list(theirs))
+    ours, expected = (torch.autograd.grad(f(*inputs).sum(), inputs) for f in (compiled(one_result), one_result))
+    same(list(ours), list(expected))
 
 
 def test_checkpointing_in_a_compiled_graph() -> None:
@@ -178,7 +178,8 @@ OPERATORS = {"causal": torch.ops.attnc.attend.default, "alibi": torch.ops.attnc.
 LENGTH = torch.export.Dim("length", min=2, max=4096)
 INPUTS = {"affine_scaled": ["alpha", "beta"], "document": ["doc"], "gla": ["g"]}
 EXPORTED: dict[str, dict[str, Any]] = {
-    "by head": {"window": [1, 2, 3, 9]},  # then scores, weights with inputs, branches, documents, recurrences
+    "by head": {"window": [1, 2, 3, 9]},
+    # a score, weights with inputs, branches, documents, a recurrence
     "alibi": {},
     "affine_scaled": {},
     "hierarchical": {"group": 4},
@@ -203,7 +204,7 @@ for folder in Path(sys.argv[1]).iterdir():
 
 
 def in_another_process(folder: Path, imports: str) -> set[str]:
-    """The names of the programs of a folder that a process gave equal results for."""
+    """Load the programs of a folder in another process, and return the names of those with equal results."""
     command = [sys.executable, "-c", LOAD.replace("IMPORT", imports), str(folder)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, check=False, timeout=120, capture_output=True, text=True, env=environment)
@@ -224,20 +225,20 @@ def drawn_input(name: str, n: int) -> Tensor:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a program for each pattern, and its tensors and results at another length."""
+    """Return a folder with an exported program for each pattern, and tensors and results at another length."""
     programs = tmp_path_factory.mktemp("exported")
     for name, parameters in EXPORTED.items():
         attend = compile_attention(BY_HEAD if name == "by head" else name, **parameters)
         inputs = INPUTS.get(name, [])
 
         class Model(torch.nn.Module):
-            def forward(self, q: Tensor, k: Tensor, v: Tensor, *given: Tensor) -> Tensor:
-                named: dict[str, Any] = dict(zip(inputs, given, strict=True))  # noqa: B023
+            def forward(self, q: Tensor, k: Tensor, v: Tensor, *input_tensors: Tensor) -> Tensor:
+                named: dict[str, Any] = dict(zip(inputs, input_tensors, strict=True))  # noqa: B023
                 out: Tensor = attend(q * 2, k, v, **named)  # noqa: B023
                 return out + 1
 
         def drawn(n: int) -> list[Tensor]:
-            return [*draw(n), *(drawn_input(one, n) for one in inputs)]  # noqa: B023
+            return [*draw(n), *(drawn_input(input_name, n) for input_name in inputs)]  # noqa: B023
 
         tensors = tuple(drawn(17))
         shapes = tuple({x.shape.index(17): LENGTH} for x in tensors)
@@ -258,8 +259,8 @@ def test_exported_models_run_in_another_process_at_another_length(imports: str, 
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_no_inputs_are_none_in_a_graph(name: str) -> None:
-    """AOTInductor drops empty lists: an operator that asks for one has "Expected List[Tensor] … NoneType"."""
+def test_graphs_without_inputs(name: str) -> None:
+    """AOTInductor drops empty lists: an operator with a list then fails with "Expected List[Tensor] … NoneType"."""
     attend, tensors = compile_attention(name), draw()
 
     class Model(torch.nn.Module):

@@ -24,13 +24,14 @@ from attnc.runtime.recent import Recent
 from process_calls import answer, operands, results
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),  # threads of torch's do not survive a fork
-    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of (os.)?fork:DeprecationWarning"),  # what is tested here
+    pytest.mark.usefixtures("one_thread"),  # torch's threads do not survive a fork
+    # forks beside threads are the subject of these tests
+    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of (os.)?fork:DeprecationWarning"),
 ]
 
 THREADS = 8
 PATIENCE = 20.0
-"""Seconds after which something hangs."""
+"""Timeout in seconds after which a test counts as hung."""
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
 
@@ -38,26 +39,26 @@ WINDOW: dict[str, Any] = {"window": 50, "sinks": 3}
 LENGTHS = (17, 120, 200, 331)
 
 
-def equal(found: list[Tensor], wanted: list[Tensor]) -> bool:
-    return len(found) == len(wanted) and all(map(torch.equal, found, wanted))
+def all_equal(actual: list[Tensor], wanted: list[Tensor]) -> bool:
+    return len(actual) == len(wanted) and all(map(torch.equal, actual, wanted))
 
 
 def run_in_threads(work: Callable[[int], object]) -> list[object]:
     """Return the results of `work` in threads that all start at once."""
-    found: dict[int, object] = {}
+    results: dict[int, object] = {}
     start = threading.Barrier(THREADS)
 
     def run(number: int) -> None:
         start.wait()
-        found[number] = work(number)
+        results[number] = work(number)
 
     threads = [threading.Thread(target=run, args=(i,)) for i in range(THREADS)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(PATIENCE)
-    assert len(found) == THREADS, "a thread hangs, or has failed"
-    return [found[i] for i in range(THREADS)]
+    assert len(results) == THREADS, "a thread hangs, or has failed"
+    return [results[i] for i in range(THREADS)]
 
 
 # --- threads ---------------------------------------------------------------------------------------------------------
@@ -65,19 +66,19 @@ def run_in_threads(work: Callable[[int], object]) -> list[object]:
 
 @pytest.mark.threads
 @pytest.mark.parametrize("name", ["sliding_window", "softcap"])
-def test_threads_that_share_an_attention_get_the_bits_of_one(name: str) -> None:
+def test_threads_that_share_an_attention_get_equal_bits(name: str) -> None:
     params = WINDOW if name == "sliding_window" else {"cap": 2, "window": 50}
     wanted = {n: results(compile_attention(name, **params), n) for n in LENGTHS}
     attend = compile_attention(name, **params)
 
     def work(number: int) -> bool:
         order = LENGTHS[number % 4 :] + LENGTHS[: number % 4]
-        return all(equal(results(attend, n), wanted[n]) for n in order * 2)
+        return all(all_equal(results(attend, n), wanted[n]) for n in order * 2)
 
     assert all(run_in_threads(work))
 
 
-def test_what_several_threads_ask_for_is_made_once() -> None:
+def test_a_value_requested_by_several_threads_is_made_once() -> None:
     made: list[int] = []
 
     def make() -> object:
@@ -86,9 +87,9 @@ def test_what_several_threads_ask_for_is_made_once() -> None:
         return object()
 
     memory: Recent[object] = Recent(4)
-    found = run_in_threads(lambda number: memory.get("key", make))
+    values = run_in_threads(lambda number: memory.get("key", make))
     assert len(made) == 1
-    assert all(value is found[0] for value in found)
+    assert all(value is values[0] for value in values)
     assert not recent._MAKING
 
 
@@ -108,7 +109,7 @@ def test_plans_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(plan is plans[0] for plan in plans)
 
 
-def test_who_waited_for_what_could_not_be_made_tries_it_itself() -> None:
+def test_a_thread_retries_after_another_threads_failure() -> None:
     tried: list[int] = []
 
     def make() -> str:
@@ -130,8 +131,8 @@ def test_who_waited_for_what_could_not_be_made_tries_it_itself() -> None:
     assert not recent._MAKING
 
 
-def test_a_value_may_be_asked_for_while_it_is_made() -> None:
-    """By a finalizer or a signal handler, say, of the thread that makes it."""
+def test_a_value_may_be_requested_while_it_is_made() -> None:
+    """A finalizer or a signal handler may request the value in the very thread that is making it."""
     memory: Recent[str] = Recent(4)
     assert memory.get("key", lambda: memory.get("key", lambda: "inner")) == "inner"
     assert memory.get("key", lambda: "new") == "inner"
@@ -140,16 +141,16 @@ def test_a_value_may_be_asked_for_while_it_is_made() -> None:
 
 def test_equal_patterns_made_by_several_threads_have_one_planner() -> None:
     attentions = run_in_threads(lambda number: compile_attention("sliding_window", window=123, sinks=2))
-    made = [x._planner for x in attentions if isinstance(x, Attention)]
-    assert len(set(map(id, made))) == 1
-    assert made[0].text in planners._live_planners
+    shared_planners = [x._planner for x in attentions if isinstance(x, Attention)]
+    assert len(set(map(id, shared_planners))) == 1
+    assert shared_planners[0].text in planners._live_planners
 
 
 # --- forks -----------------------------------------------------------------------------------------------------------
 
 
 def status_of_child(work: Callable[[], bool]) -> int:
-    """0 where `work` was true in a child of this process; killed if it hangs."""
+    """Run `work` in a forked child and return exit status 0 if it is true; kill a child that hangs."""
     child = os.fork()
     if not child:
         code = 3
@@ -170,28 +171,28 @@ def status_of_child(work: Callable[[], bool]) -> int:
 
 @forks
 @pytest.mark.parametrize("lock", [recent._LOCK, ir._lock, planners._LOCK], ids=["values", "nodes", "planners"])
-def test_a_fork_waits_for_what_another_thread_holds(lock: Any) -> None:
-    held, attend = threading.Event(), compile_attention("sliding_window", **WINDOW)
+def test_a_fork_waits_for_locks_of_other_threads(lock: Any) -> None:
+    locked, attend = threading.Event(), compile_attention("sliding_window", **WINDOW)
 
     def hold() -> None:
         with lock:
-            held.set()
+            locked.set()
             time.sleep(0.1)
 
     thread = threading.Thread(target=hold)
     thread.start()
-    held.wait()
-    status = status_of_child(lambda: attend(*operands(64)).shape[2] == 64 and _compiles_anew())
+    locked.wait()
+    status = status_of_child(lambda: attend(*operands(64)).shape[2] == 64 and _plans_a_new_pattern())
     thread.join()
     assert status == 0
 
 
-def _compiles_anew() -> bool:
+def _plans_a_new_pattern() -> bool:
     return compile_attention("sliding_window", window=91).plan(100).visible is not None
 
 
 @forks
-def test_a_child_makes_what_another_thread_was_making() -> None:
+def test_a_child_makes_the_value_that_another_thread_was_making() -> None:
     memory: Recent[str] = Recent(4)
     inside, leave = threading.Event(), threading.Event()
 
@@ -212,7 +213,7 @@ def test_a_child_makes_what_another_thread_was_making() -> None:
 
 @forks
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="cached properties have no lock")
-def test_a_child_has_properties_that_another_thread_was_computing() -> None:
+def test_a_child_computes_properties_that_another_thread_was_computing() -> None:
     lock = vars(vars(ir.Node)["below"])["lock"]
     inside, leave = threading.Event(), threading.Event()
 
@@ -224,7 +225,7 @@ def test_a_child_has_properties_that_another_thread_was_computing() -> None:
     thread = threading.Thread(target=hold)
     thread.start()
     inside.wait()
-    status = status_of_child(_compiles_anew)
+    status = status_of_child(_plans_a_new_pattern)
     leave.set()
     thread.join()
     assert status == 0
@@ -244,7 +245,9 @@ def test_forks_while_threads_plan() -> None:
     threads = [threading.Thread(target=plan, args=(1000 + i,)) for i in range(3)]
     for thread in threads:
         thread.start()
-    statuses = [status_of_child(lambda: equal(results(attend, 40), wanted) and _compiles_anew()) for _ in range(12)]
+    statuses = [
+        status_of_child(lambda: all_equal(results(attend, 40), wanted) and _plans_a_new_pattern()) for _ in range(12)
+    ]
     stop.set()
     for thread in threads:
         thread.join()
@@ -254,10 +257,10 @@ def test_forks_while_threads_plan() -> None:
 # --- other processes -------------------------------------------------------------------------------------------------
 
 
-def test_pickles_are_attentions_again() -> None:
+def test_pickling_round_trip() -> None:
     attend = compile_attention("sliding_window", **WINDOW)
-    again = pickle.loads(pickle.dumps(attend))
-    assert equal(results(again, 130), results(attend, 130))
+    unpickled = pickle.loads(pickle.dumps(attend))
+    assert all_equal(results(unpickled, 130), results(attend, 130))
     module: Any = compile_attention("music_relative").module(heads=4, dk=8, dv=8, length=40)
     with torch.no_grad():
         module.E.normal_()
@@ -276,18 +279,18 @@ def test_other_processes_give_the_same_bits(method: str) -> None:
     process = context.Process(target=answer, args=(attend, module, lengths, queue))
     process.start()
     try:
-        found, of_module = queue.get(timeout=PATIENCE)
+        results_in_child, of_module = queue.get(timeout=PATIENCE)
         process.join(PATIENCE)
         assert process.exitcode == 0
     finally:
         process.kill()
-    for n, tensors in zip(lengths, found, strict=True):
-        assert equal([torch.from_numpy(x) for x in tensors], results(attend, n))
+    for n, tensors in zip(lengths, results_in_child, strict=True):
+        assert all_equal([torch.from_numpy(x) for x in tensors], results(attend, n))
     assert torch.equal(torch.from_numpy(of_module), module(*operands(64)))
 
 
 class _Rows(Dataset[Tensor]):
-    """Items that attention has gone over."""
+    """A dataset whose items have passed through an attention."""
 
     def __init__(self, attend: Attention) -> None:
         self._attend = attend

@@ -1,4 +1,4 @@
-"""A few queries against a cache: the last rows of a call of all tokens, from nothing but what these rows see."""
+"""A few queries against a cache give the last rows of a call of all tokens, and read only keys that these rows see."""
 
 from __future__ import annotations
 
@@ -43,26 +43,26 @@ REFUSED = {
     ),
     "monarch_rt",
 }
-"""Rows that read other rows' queries."""
+"""Patterns whose rows read other rows' queries."""
 
 ELSEWHERE = {"attention_residual", "davit_channel", "davit_window", "halo", "landmark"}
-"""Patterns whose rows read other keys than their mask shows."""
+"""Patterns whose rows read keys outside their mask."""
 
 FAMILIES = "masks", "grids", "scores", "normalisers", "structures"
 NAMES = sorted(path.stem for family in FAMILIES for path in (LIBRARY / family).glob("*.attn"))
 
 LENGTHS = (1, 15, 16, 17, 40, 41, 63, 64, 65, 96)
-"""Around a page of 16, windows of 40, a tile of 64."""
+"""Lengths around a page of 16 slots, windows of 40 tokens and a tile of 64 keys."""
 
 LOOSE = {"local_linear": 1e-2}
-"""Where fp32 is far from 64 bits, as the sums are ill conditioned."""
+"""Patterns whose sums are ill-conditioned, so that fp32 is far from fp64."""
 
 
 def draw(heads: int, kv_heads: int, n: int, dk: int = 8, dv: int = 8, batch: int = 1) -> list[Tensor]:
     return [torch.randn(batch, h, n, d) for h, d in ((heads, dk), (kv_heads, dk), (kv_heads, dv))]
 
 
-def wide(inputs: Mapping[str, Any]) -> dict[str, Any]:
+def in_fp64(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: x.double() if torch.is_tensor(x) and x.is_floating_point() else x for name, x in inputs.items()}
 
 
@@ -81,22 +81,24 @@ def test_library(name: str) -> None:
     by_head = any("head" in tensor.dims for tensor in attention._pattern.tensors)
     kv_heads = heads if by_head else heads // 2
     for i, n in enumerate(lengths_of(attention, name)):
-        own = made_inputs(name, n, heads)
+        inputs_by_name = made_inputs(name, n, heads)
         if name == "bigbird":
-            own["random"] = torch.randint(max(n // 16, 1), (heads, -(-n // 16), 2))
+            inputs_by_name["random"] = torch.randint(max(n // 16, 1), (heads, -(-n // 16), 2))
         if name == "attention_residual":
-            own["x"] = torch.randn(1, n, 3, 8)
-        made = example_inputs(attention.bound, n, n, own, heads=heads, sizes={"dk": 8, "dv": 8, "kv_head": kv_heads})
-        inputs = own | {key: one.tensor for key, one in made.items()}
+            inputs_by_name["x"] = torch.randn(1, n, 3, 8)
+        examples = example_inputs(
+            attention.bound, n, n, inputs_by_name, heads=heads, sizes={"dk": 8, "dv": 8, "kv_head": kv_heads}
+        )
+        inputs = inputs_by_name | {key: example.tensor for key, example in examples.items()}
         q, k, v = draw(heads, kv_heads, n)
-        true = attention.reference(q, k, v, dtype=torch.float64, **wide(inputs))
+        true = attention.reference(q, k, v, dtype=torch.float64, **in_fp64(inputs))
         for j, n_q in enumerate(sorted({1, min(2, n), min(5, n), min(16, n)})):
             everything = torch.ones(1, kv_heads, n, dtype=torch.bool)
-            seen = everything if name in ELSEWHERE else seen_by_last(attention, n, n_q, heads, kv_heads, inputs)
+            visible = everything if name in ELSEWHERE else seen_by_last(attention, n, n_q, heads, kv_heads, inputs)
             kind: Kind = "pages" if (i + j) % 2 else "slots"
-            cache = filled(k, v, [n], seen, kind)
-            given = of_last(attention, inputs, n_q) | dict(cache.given)
-            out = attention.decode(q[:, :, n - n_q :], cache.k, cache.v, **given)
+            cache = filled(k, v, [n], visible, kind)
+            arguments = of_last(attention, inputs, n_q) | dict(cache.given)
+            out = attention.decode(q[:, :, n - n_q :], cache.k, cache.v, **arguments)
             assert isinstance(out, Tensor)
             wanted = true[:, :, n - n_q :]
             error = (out.double() - wanted).abs().max() / wanted.abs().max().clamp(min=1)
@@ -107,9 +109,9 @@ def test_library(name: str) -> None:
 def test_rows_that_need_other_rows_queries(name: str) -> None:
     attention = compile_attention(name, **SMALL.get(name, {}))
     q, k, v = draw(4, 4, 96)
-    given: dict[str, Any] = {"lag": [[1, 2]]} if name == "autoformer_lags" else {}
+    queries: dict[str, Any] = {"lag": [[1, 2]]} if name == "autoformer_lags" else {}
     with pytest.raises(UnsupportedError, match=r"a row needs `\w+` of other rows; call it on all tokens"):
-        attention.decode(q[:, :, -1:], k, v, kv_len=96, **given)
+        attention.decode(q[:, :, -1:], k, v, kv_len=96, **queries)
 
 
 # --- caches ----------------------------------------------------------------------------------------------------------
@@ -121,28 +123,28 @@ BOUNDARIES = (1, 15, 16, 17, 39, 40, 41, 43, 44, 45, 63, 64, 65, 128, 129)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("kind", ["slots", "pages", "ring"])
 def test_entries_of_different_lengths(kind: Kind, dtype: torch.dtype) -> None:
-    """At every boundary, in one batch; dk and dv differ, and so do the heads of queries and of keys."""
+    """Lengths at every boundary in one batch, with dk ≠ dv and fewer kv heads than query heads."""
     attention = compile_attention("sliding_window", **WINDOW)
     q, k, v = (x.to(dtype) for x in draw(6, 2, 130, 24, 16, batch=len(BOUNDARIES)))
     for n_q in (1, 3, 16):
         lengths = [max(n, n_q) for n in BOUNDARIES]
-        seen = torch.zeros(len(lengths), 2, 130, dtype=torch.bool)
+        visible = torch.zeros(len(lengths), 2, 130, dtype=torch.bool)
         for entry, n in enumerate(lengths):
-            seen[entry, :, :n] = seen_by_last(attention, n, n_q, 6, 2, {})
-        cache = filled(k, v, lengths, seen, kind, slots=44 + n_q - 1 if kind == "ring" else None, first=4)
-        last = torch.stack([q[entry, :, n - n_q : n] for entry, n in enumerate(lengths)])
-        out, lse = attention.decode(last, cache.k, cache.v, return_lse=True, scale=0.3, **cache.given)
+            visible[entry, :, :n] = seen_by_last(attention, n, n_q, 6, 2, {})
+        cache = filled(k, v, lengths, visible, kind, slots=44 + n_q - 1 if kind == "ring" else None, first=4)
+        error_of_last_row = torch.stack([q[entry, :, n - n_q : n] for entry, n in enumerate(lengths)])
+        out, lse = attention.decode(error_of_last_row, cache.k, cache.v, return_lse=True, scale=0.3, **cache.given)
         assert out.dtype == dtype
         for entry, n in enumerate(lengths):
-            own = (x[entry : entry + 1, :, :n] for x in (q, k, v))
-            true, of_true = attention.reference(*own, dtype=torch.float64, return_lse=True, scale=0.3)
+            entry_tensors = (x[entry : entry + 1, :, :n] for x in (q, k, v))
+            true, of_true = attention.reference(*entry_tensors, dtype=torch.float64, return_lse=True, scale=0.3)
             tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5
             torch.testing.assert_close(out[entry].double(), true[0, :, n - n_q :], rtol=tolerance, atol=tolerance)
             torch.testing.assert_close(lse[entry].double(), of_true[0, :, n - n_q :], rtol=tolerance, atol=tolerance)
 
 
 def test_a_ring_turns_step_by_step() -> None:
-    """One token after another is written where the oldest was, as the plan says."""
+    """Each new token is written to the slot of the oldest one, as the plan states."""
     attention = compile_attention("sliding_window", **WINDOW)
     need = attention.plan(1, 100).cache
     assert need is not None
@@ -161,17 +163,17 @@ def test_a_ring_turns_step_by_step() -> None:
 @pytest.mark.parametrize("name", ["causal", "sliding_window", "alibi", "power"])
 @pytest.mark.parametrize("kind", ["slots", "pages"])
 def test_chunks_of_a_prompt(name: str, kind: Kind) -> None:
-    """Chunk after chunk is the whole prompt, gradients included."""
+    """A prompt in chunks equals the whole prompt, gradients included."""
     attention = compile_attention(name, **SMALL.get(name, {}))
     q, k, v = draw(4, 2, 130, batch=2)
-    whole = attention(q, k, v)
-    seen = torch.ones(2, 2, 130, dtype=torch.bool)
+    expected = attention(q, k, v)
+    visible = torch.ones(2, 2, 130, dtype=torch.bool)
     ends = [0, 1, 33, 100, 130]
     chunks = []
     for a, b in pairwise(ends):
-        cache = filled(k, v, [b, b], seen, kind)
+        cache = filled(k, v, [b, b], visible, kind)
         chunks.append(attention.prefill(q[:, :, a:b], cache.k, cache.v, **cache.given))
-    torch.testing.assert_close(torch.cat(chunks, 2), whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.cat(chunks, 2), expected, rtol=1e-5, atol=1e-5)
     with torch.enable_grad():
         leaves = [x.requires_grad_() for x in (q, k, v)]
         out = attention.prefill(q[:, :, 33:], k, v, kv_len=130)
@@ -186,15 +188,15 @@ def test_prefill_of_entries_of_different_lengths() -> None:
     q, k, v = draw(2, 2, 70, batch=3)
     lengths = [70, 20, 70]
     cache = filled(k, v, lengths, torch.ones(3, 2, 70, dtype=torch.bool))
-    last = torch.stack([q[i, :, n - 20 : n] for i, n in enumerate(lengths)])
-    out = attention.prefill(last, cache.k, cache.v, **cache.given)
+    error_of_last_row = torch.stack([q[i, :, n - 20 : n] for i, n in enumerate(lengths)])
+    out = attention.prefill(error_of_last_row, cache.k, cache.v, **cache.given)
     for i, n in enumerate(lengths):
-        own = [x[i : i + 1, :, :n] for x in (q, k, v)]
-        torch.testing.assert_close(out[i], attention(*own)[0, :, n - 20 :])
+        entry_tensors = [x[i : i + 1, :, :n] for x in (q, k, v)]
+        torch.testing.assert_close(out[i], attention(*entry_tensors)[0, :, n - 20 :])
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_keys_of_one_head_are_shared_by_threads(threads: int) -> None:
+def test_threads_split_the_keys_of_one_head(threads: int) -> None:
     attention = compile_attention("causal")
     q, k, v = draw(3, 1, 5001)
     before = torch.get_num_threads()
@@ -209,7 +211,7 @@ def test_keys_of_one_head_are_shared_by_threads(threads: int) -> None:
     torch.testing.assert_close(out, wanted)
 
 
-def test_another_document_and_what_comes_after_change_nothing() -> None:
+def test_other_documents_and_unused_slots_change_nothing() -> None:
     attention = compile_attention("document")
     doc = torch.tensor([[0] * 20 + [1] * 30])
     q, k, v = draw(2, 2, 50)
@@ -220,7 +222,7 @@ def test_another_document_and_what_comes_after_change_nothing() -> None:
     assert torch.equal(attention.decode(q[:, :, -1:], k, v, kv_len=45, doc=doc), first)
 
 
-def test_rows_that_see_nothing() -> None:
+def test_rows_without_keys() -> None:
     attention = compile_attention("pattern p\n    visible k < q - 3\n")
     q, k, v = draw(2, 1, 6)
     out, lse = attention.decode(q[:, :, :5], k, v, kv_len=5, return_lse=True)
@@ -230,7 +232,7 @@ def test_rows_that_see_nothing() -> None:
 
 
 @pytest.mark.parametrize("kind", ["slots", "pages"])
-def test_the_reference_decodes_too(kind: Kind) -> None:
+def test_decode_by_the_reference(kind: Kind) -> None:
     attention = compile_attention("gpt_oss", window=20, backend="reference")
     q, k, v = draw(2, 2, 50)
     cache = filled(k, v, [50], torch.ones(1, 2, 50, dtype=torch.bool), kind)
@@ -239,53 +241,53 @@ def test_the_reference_decodes_too(kind: Kind) -> None:
     torch.testing.assert_close(out, attention(q, k, v, sink=sink)[:, :, -3:])
 
 
-# --- what was wrong once ---------------------------------------------------------------------------------------------
+# --- regressions -----------------------------------------------------------------------------------------------------
 
 
-def last(attention: Attention, n: int, **inputs: Any) -> float:
-    """How far decode's last row is from the reference's, after a call of other inputs."""
+def error_of_last_row(attention: Attention, n: int, **inputs: Any) -> float:
+    """Return the distance of decode's last row from the reference's."""
     q, k, v = draw(2, 2, n)
-    found = attention.decode(q[:, :, -1:], k, v, kv_len=n, **inputs)
-    return float((found - attention.reference(q, k, v, **inputs)[:, :, -1:]).abs().max())
+    out = attention.decode(q[:, :, -1:], k, v, kv_len=n, **inputs)
+    return float((out - attention.reference(q, k, v, **inputs)[:, :, -1:]).abs().max())
 
 
-def test_inputs_that_only_the_score_reads_are_this_calls() -> None:
+def test_inputs_of_a_score_are_read_in_each_call() -> None:
     text = "pattern p\n    input pos: int[token]\n    visible k <= q\n    score scale * dot(q, k) * pos[k]\n"
     attention = compile_attention(text)
-    assert max(last(attention, 20, pos=torch.randint(5, (20,))) for _ in range(3)) < 1e-5
+    assert max(error_of_last_row(attention, 20, pos=torch.randint(5, (20,))) for _ in range(3)) < 1e-5
 
 
-def test_sizes_that_inputs_tell_are_this_calls() -> None:
+def test_sizes_of_inputs_are_read_in_each_call() -> None:
     text = "pattern p\n    input x: real[m]\n    visible k <= q and q - k < m\n    score scale * dot(q, k) + x[0]\n"
     attention = compile_attention(text)
     for m in (7, 3, 12):
         x = torch.randn(m)
-        assert last(attention, 20, x=x) < 1e-5
+        assert error_of_last_row(attention, 20, x=x) < 1e-5
         q, k, v = draw(2, 2, 20)
         torch.testing.assert_close(attention(q, k, v, x=x), attention.reference(q, k, v, x=x))
 
 
-def test_what_joins_branches_may_read_values() -> None:
+def test_combine_may_read_values() -> None:
     text = (
         "pattern p\n    branch a\n        visible k <= q\n    branch b\n        visible k <= q and q - k < 4\n"
         "    combine a + b + v[q]\n"
     )
-    assert last(compile_attention(text), 20) < 1e-5
+    assert error_of_last_row(compile_attention(text), 20) < 1e-5
 
 
-def test_rings_of_patterns_that_read_elsewhere_are_refused() -> None:
+def test_patterns_that_read_outside_their_mask_have_no_ring() -> None:
     head = "pattern p\n    align end\n"
     elsewhere = compile_attention(f"{head}    visible 0 <= q - k < 4\n    score scale * dot(q, k[max(k - 6, 0)])\n")
     assert elsewhere.plan(1, 20).cache is None
-    own = "    over j in 0 .. keys\n    visible 0 <= q - j < 4\n    score scale * dot(q, k[j])\n    value v[j]\n"
-    over = compile_attention(f"{head}{own}")
+    clauses = "    over j in 0 .. keys\n    visible 0 <= q - j < 4\n    score scale * dot(q, k[j])\n    value v[j]\n"
+    over = compile_attention(f"{head}{clauses}")
     plain = compile_attention(f"{head}    visible 0 <= q - k < 4\n")
-    for _ in range(2):  # in whatever order they are asked
+    for _ in range(2):  # the order of the two calls must not matter
         assert over.plan(1, 20).cache is None
         assert str(plain.plan(1, 20).cache) == "the last 4 tokens"
 
 
-def test_no_batch_entries() -> None:
+def test_empty_batch() -> None:
     attention = compile_attention("causal")
     q, k, v = (x[:0] for x in draw(2, 2, 9))
     out, lse = attention.decode(q[:, :, -1:], k, v, kv_len=[], return_lse=True)
@@ -293,16 +295,16 @@ def test_no_batch_entries() -> None:
     assert attention.prefill(q[:, :, -4:], k, v, kv_len=[]).shape == (0, 2, 4, 8)
 
 
-# --- what cannot be --------------------------------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------------------------------
 
 
-def call(attention: Attention, n_q: int = 1, slots: int = 50, **given: Any) -> object:
+def call(attention: Attention, n_q: int = 1, slots: int = 50, **options: Any) -> object:
     q, k, v = draw(4, 2, slots)
-    return attention.decode(q[:, :, :n_q], k, v, **({"kv_len": 50} | given))
+    return attention.decode(q[:, :, :n_q], k, v, **({"kv_len": 50} | options))
 
 
 @pytest.mark.parametrize(
-    ("given", "error", "says"),
+    ("options", "error", "says"),
     [
         ({"n_q": 17}, ArgumentError, "q has 17 tokens .* decode takes 1 to 16; `prefill` takes any number"),
         ({"kv_len": 51}, ArgumentError, "kv_len of batch entry 0 is 51 and the cache has 50 slots .* pass ring=True"),
@@ -321,9 +323,9 @@ def call(attention: Attention, n_q: int = 1, slots: int = 50, **given: Any) -> o
         ({"return_lse": True, "window": 3}, ArgumentTypeError, "`causal` has no input `window`"),
     ],
 )
-def test_wrong_calls(given: dict[str, Any], error: type[Exception], says: str) -> None:
+def test_wrong_calls(options: dict[str, Any], error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
-        call(compile_attention("causal"), **given)
+        call(compile_attention("causal"), **options)
 
 
 def test_wrong_caches() -> None:
@@ -343,7 +345,7 @@ def test_wrong_caches() -> None:
         compile_attention("fox").decode(q[:, :, :1], k, v, kv_len=9, ring=True, f=torch.ones(2, 4, 50))
 
 
-def test_gradients_are_not_lost_without_a_word() -> None:
+def test_decode_with_gradients_raises() -> None:
     attention = compile_attention("causal")
     q, k, v = draw(2, 2, 9)
     with torch.enable_grad(), pytest.raises(UnsupportedError, match="decode has no gradient: call it under"):
@@ -374,20 +376,20 @@ def test_memory_of_plans_is_bounded() -> None:
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("pattern", ["causal", "softcap", "hybrid_window_linear"])
 def test_autocast_casts_as_a_call_does(pattern: str, backend: Any) -> None:
-    """Fails where q, k_cache and v_cache of several types are refused, or fp32 stays fp32."""
+    """Fails if q, k_cache and v_cache of different dtypes are refused, or if fp32 tensors are not cast."""
     params: dict[str, Any] = {"window": 8} if "window" in pattern else {}
     attend: Any = compile_attention(pattern, backend=backend, **params)
     q, k, v = (torch.randn(1, 2, 20, 16) for _ in range(3))
-    one = {"g": -torch.rand(1, 20, 2), "gate": torch.rand(1, 20, 2)} if "hybrid" in pattern else {}
+    gates = {"g": -torch.rand(1, 20, 2), "gate": torch.rand(1, 20, 2)} if "hybrid" in pattern else {}
     state = {"state": attend.init_state(1, 2, 16, 16)} if "hybrid" in pattern else {}
     for run, queries in ((attend.decode, 4), (attend.prefill, 20)):
         if state and run == attend.decode:
-            continue  # its states would be those of the tokens before
-        given = q[:, :, -queries:]
+            continue  # its states would come from the tokens before
+        rows = q[:, :, -queries:]
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-            found = run(given, k.bfloat16(), v, kv_len=20, **one, **state)
+            out = run(rows, k.bfloat16(), v, kv_len=20, **gates, **state)
         with torch.no_grad():
-            wanted = run(given.bfloat16(), k.bfloat16(), v.bfloat16(), kv_len=20, **one, **state)
-        found, wanted = (x[0] if isinstance(x, tuple) else x for x in (found, wanted))
-        assert found.dtype == torch.bfloat16
-        assert torch.equal(found, wanted)
+            wanted = run(rows.bfloat16(), k.bfloat16(), v.bfloat16(), kv_len=20, **gates, **state)
+        out, wanted = (x[0] if isinstance(x, tuple) else x for x in (out, wanted))
+        assert out.dtype == torch.bfloat16
+        assert torch.equal(out, wanted)

@@ -1,4 +1,4 @@
-"""A terminal or locale that shows ASCII alone: every mark has a plain counterpart, and nothing becomes `?`."""
+"""Terminals and locales that show only ASCII: every symbol has a plain counterpart, and none is printed as `?`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ COMMANDS = [
 ]
 
 
-def said(arguments: list[str], encoding: str, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
-    """Return what a command prints to streams of this encoding."""
+def printed(arguments: list[str], encoding: str, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    """Return the exit code of a command and the text that it prints to streams of this encoding."""
     buffers = [io.BytesIO(), io.BytesIO()]
     with monkeypatch.context() as patch:
         for name, buffer in zip(("stdout", "stderr"), buffers, strict=True):
@@ -38,15 +38,15 @@ def test_no_character_becomes_a_question_mark(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("bad.attn").write_text("pattern p\n    # ≤ ж\n    visible q <= k and ж < 2\n", encoding="utf-8")
-    want, wide = said(arguments, "utf-8", monkeypatch)
-    found, narrow = said(arguments, "ascii", monkeypatch)
-    assert found == want
+    want, wide = printed(arguments, "utf-8", monkeypatch)
+    status, narrow = printed(arguments, "ascii", monkeypatch)
+    assert status == want
     assert narrow.isascii() and narrow
     assert narrow.count("?") == wide.count("?")
 
 
 def test_json_is_the_same_in_any_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    wide, narrow = (said(["explain", "A107", "--json"], encoding, monkeypatch)[1] for encoding in ("utf-8", "ascii"))
+    wide, narrow = (printed(["explain", "A107", "--json"], encoding, monkeypatch)[1] for encoding in ("utf-8", "ascii"))
     assert not wide.isascii()
     assert json.loads(narrow) == json.loads(wide)
 

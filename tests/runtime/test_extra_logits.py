@@ -1,4 +1,4 @@
-"""Rows that see keys with scores of -inf alone: an extra logit is their log-sum-exp, on every executor."""
+"""Rows whose visible scores are all -inf: their log-sum-exp is the extra logit, on every executor."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ SINK = [0.25, -math.inf]
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, sink: Tensor) -> tuple[Tensor, Tensor]:
-    """The definition: a column of logits beside the scores; a row that sees no key: 0, -inf."""
+    """Compute the definition: a column of logits beside the scores; a row without keys gives 0 and LSE -inf."""
     gap = torch.arange(q.shape[2])[:, None] + k.shape[2] - q.shape[2] - torch.arange(k.shape[2])
-    seen = (gap >= 0) & (gap < 3) & (gap + torch.arange(k.shape[2]) != 4)
-    scores = torch.where(seen, q @ k.mT * q.shape[3] ** -0.5 + bias, -math.inf)
+    visible = (gap >= 0) & (gap < 3) & (gap + torch.arange(k.shape[2]) != 4)
+    scores = torch.where(visible, q @ k.mT * q.shape[3] ** -0.5 + bias, -math.inf)
     lse = torch.logsumexp(torch.cat([scores, sink[None, :, None, None].expand(*scores.shape[:3], 1)], -1), -1)
-    lse = torch.where(seen.any(-1), lse, -math.inf)
+    lse = torch.where(visible.any(-1), lse, -math.inf)
     return torch.exp(scores - torch.where(lse == -math.inf, 0, lse)[..., None]) @ v, lse
 
 
@@ -54,7 +54,7 @@ def backend_of(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_scores_of_minus_infinity_leave_the_extra_logit(
     backend: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`make hunt`, part triton, case 588: tiles in torch had the logit, all other executors -inf."""
+    """`make hunt`, part triton, case 588: tiles in torch returned the logit, all other executors -inf."""
     attend = compile_attention(BIASED, backend=backend_of(backend, monkeypatch))
     q, k, v = (torch.randn(2, 2, 9, 4, dtype=dtype) for _ in range(3))
     b, sink = torch.randn(2, 9, dtype=dtype), torch.tensor(SINK, dtype=dtype)
@@ -70,8 +70,8 @@ def test_scores_of_minus_infinity_leave_the_extra_logit(
         finite = torch.isfinite(lse)
         total = out.sum() + (torch.where(finite, lse, 0) * torch.arange(9)).sum()
         results.append([out.detach(), lse.detach(), torch.autograd.grad(total, leaves)[4][:1]])
-    for found, true in zip(*results, strict=True):
-        torch.testing.assert_close(found, true)
+    for actual, true in zip(*results, strict=True):
+        torch.testing.assert_close(actual, true)
     assert results[0][1][0, 0, :5].tolist()[:3] == [0.25] * 3
     assert results[0][1][0, 1, :3].tolist() == [-math.inf] * 3
 
@@ -84,23 +84,25 @@ MADE_OF_FUNCTIONS = [
 
 
 @pytest.mark.parametrize("score", MADE_OF_FUNCTIONS)
-def test_kernels_count_it_where_the_formula_makes_minus_infinity(score: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels gave -inf, as neither terms nor inputs of the score could be -inf."""
+def test_kernels_keep_the_extra_logit_when_the_formula_gives_minus_infinity(
+    score: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels gave -inf, because neither the terms nor the inputs of the score could be -inf."""
     lines = f"    input s: real[head]\n    align end\n    visible 0 <= q - k < 3\n    score {score}\n"
     text = f"pattern p\n{lines}    weights softmax(score, extra = s)\n"
     q, k, v = (torch.randn(1, 2, 20, 16) for _ in range(3))
-    found = []
+    results = []
     for name in ("reference", "triton"):
         s = torch.randn(2, generator=torch.Generator().manual_seed(1)).requires_grad_()
         out, lse = compile_attention(text, backend=backend_of(name, monkeypatch))(q, k, v, s=s, return_lse=True)
-        found.append((out.detach(), lse.detach(), torch.autograd.grad(lse.sum(), s)[0]))
-    assert found[0][1].isfinite().all()
-    for ours, exact in zip(found[1], found[0], strict=True):
+        results.append((out.detach(), lse.detach(), torch.autograd.grad(lse.sum(), s)[0]))
+    assert results[0][1].isfinite().all()
+    for ours, exact in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(ours, exact, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "triton"])
-def test_decode_has_the_same(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decode_keeps_the_extra_logit(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     attend = compile_attention(BY_HEAD, backend=backend_of(backend, monkeypatch))
     q, k, v = (torch.randn(1, 3, n, 4) for n in (2, 9, 9))
     b, sink = torch.tensor([-math.inf, -math.inf, 0.5]), torch.tensor([*SINK, 1.0])
@@ -111,7 +113,7 @@ def test_decode_has_the_same(backend: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("backend", ["cpu", "triton"])
 def test_scores_far_below_the_extra_logit(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel that merges shares took such a row for one that sees nothing: its LSE was -inf."""
+    """The kernel that merges partial results took such a row for a row without keys: its LSE was -inf."""
     attend = compile_attention("gpt_oss", window=8, backend=backend_of(backend, monkeypatch))
     q = torch.full((1, 1, 1, 4), -20.0)
     k, v = torch.full((1, 1, 9, 4), 20.0), torch.randn(1, 1, 9, 4)
@@ -122,10 +124,10 @@ def test_scores_far_below_the_extra_logit(backend: str, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("far", [-12511.25, -1e6])
 def test_the_log_sum_exp_keeps_the_digits_of_an_extra_logit(far: float) -> None:
-    """`make hunt`, part cpu, case 61144: beside scores of -12511 the LSE of a row, 0.1024, was 0.1025."""
+    """`make hunt`, part cpu, case 61144: beside scores of -12511 a row's LSE was 0.1025 instead of 0.1024."""
     sink, bias = torch.tensor([0.1024, -1.6106]), torch.full((1, 6), far)
     q, k, v = (torch.randn(1, 2, 6, 4) for _ in range(3))
     attend: Any = compile_attention(BIASED)
     _, lse = attend(q, k, v, b=bias, sink=sink, return_lse=True)
-    seen = [0, 1, 2, 3, 5]
-    torch.testing.assert_close(lse[0, :, seen], sink[:, None].expand(2, 5), rtol=1e-6, atol=0)
+    visible = [0, 1, 2, 3, 5]
+    torch.testing.assert_close(lse[0, :, visible], sink[:, None].expand(2, 5), rtol=1e-6, atol=0)

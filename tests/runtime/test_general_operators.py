@@ -1,4 +1,4 @@
-"""Scores, weights, values, branches and steps of decoding as nodes of a graph."""
+"""Scores, weights, values, branches and decode steps as operators in a graph."""
 
 from __future__ import annotations
 
@@ -38,35 +38,40 @@ def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_library_compiled_is_eager(name: str) -> None:
-    """Every pattern of the library: output, LSE and every gradient."""
+def test_compiled_library_equals_eager(name: str) -> None:
+    """Compare output, LSE and every gradient for every pattern of the library."""
     attend = compile_attention(name, **SMALL.get(name, {}))
     heads = head_count(attend.bound) or 2
-    own = made_inputs(name, 96, heads)
+    fixed_inputs = made_inputs(name, 96, heads)
     if name == "bigbird":
-        own["random"] = torch.randint(6, (heads, 6, 2))
-    made = example_inputs(attend.bound, 96, 96, own, heads=heads, sizes={"dk": 64, "dv": 64})
-    inputs = own | {key: one.tensor for key, one in made.items()}
+        fixed_inputs["random"] = torch.randint(6, (heads, 6, 2))
+    examples = example_inputs(attend.bound, 96, 96, fixed_inputs, heads=heads, sizes={"dk": 64, "dv": 64})
+    inputs = fixed_inputs | {key: example.tensor for key, example in examples.items()}
     tensors = [torch.randn(1, heads, 96, 64) for _ in range(3)]
     real = {n: x for n, x in inputs.items() if x.is_floating_point()}
 
-    def function(q: Tensor, k: Tensor, v: Tensor, given: dict[str, Any]) -> tuple[Tensor, ...]:
-        found = attend(q * 2, k, v, return_lse=True, **given) if attend.has_lse else (attend(q * 2, k, v, **given),)
-        return tuple(x.sin() for x in found)
+    def function(q: Tensor, k: Tensor, v: Tensor, inputs_of_call: dict[str, Any]) -> tuple[Tensor, ...]:
+        outputs = (
+            attend(q * 2, k, v, return_lse=True, **inputs_of_call)
+            if attend.has_lse
+            else (attend(q * 2, k, v, **inputs_of_call),)
+        )
+        return tuple(x.sin() for x in outputs)
 
     def results(run: Callable[..., tuple[Tensor, ...]]) -> list[Tensor | None]:
-        own, given = leaves(tensors), dict(inputs) | {n: x.detach().requires_grad_() for n, x in real.items()}
-        found = run(*own, given)
-        total = sum((x.masked_fill(x.isinf() | x.isnan(), 0).sum() for x in found), torch.zeros(()))
-        wanted = [*own, *(given[n] for n in real)]
-        return [*found, *torch.autograd.grad(total, wanted, allow_unused=True)]
+        qkv = leaves(tensors)
+        inputs_of_call = dict(inputs) | {n: x.detach().requires_grad_() for n, x in real.items()}
+        outputs = run(*qkv, inputs_of_call)
+        total = sum((x.masked_fill(x.isinf() | x.isnan(), 0).sum() for x in outputs), torch.zeros(()))
+        wanted = [*qkv, *(inputs_of_call[n] for n in real)]
+        return [*outputs, *torch.autograd.grad(total, wanted, allow_unused=True)]
 
-    for ours, theirs in zip(results(compiled(function)), results(function), strict=True):
-        if ours is None or theirs is None:
-            other = theirs if ours is None else ours
+    for ours, expected in zip(results(compiled(function)), results(function), strict=True):
+        if ours is None or expected is None:
+            other = expected if ours is None else ours
             assert other is None or not other.any()
         else:
-            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6, equal_nan=True)
+            torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6, equal_nan=True)
 
 
 def test_lengths_and_data_do_not_recompile() -> None:
@@ -96,29 +101,29 @@ def test_opcheck_with_inputs() -> None:
     opcheck(GENERAL, (*leaves(draw()), inputs, text_of(attend), None))
 
 
-def test_only_operands_and_inputs_are_kept_of_a_compiled_call() -> None:
-    attend, kept = compile_attention("alibi"), list[Tensor]()
+def test_a_compiled_call_saves_only_operands_and_inputs() -> None:
+    attend, saved = compile_attention("alibi"), list[Tensor]()
 
     def keep(x: Tensor) -> Tensor:
-        kept.append(x)
+        saved.append(x)
         return x
 
     tensors = leaves(draw())
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         out, _ = GENERAL(*tensors, [], text_of(attend), None)
-    assert {x.data_ptr() for x in kept} == {x.data_ptr() for x in tensors}
+    assert {x.data_ptr() for x in saved} == {x.data_ptr() for x in tensors}
     assert out.requires_grad
 
 
 def test_under_autocast() -> None:
     attend, tensors = compile_attention("alibi"), draw()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        ours, theirs = compiled(attend)(*tensors), attend(*tensors)
-    assert ours.dtype == theirs.dtype == torch.bfloat16
-    assert torch.equal(ours, theirs)
+        ours, expected = compiled(attend)(*tensors), attend(*tensors)
+    assert ours.dtype == expected.dtype == torch.bfloat16
+    assert torch.equal(ours, expected)
 
 
-def test_what_is_refused_says_so() -> None:
+def test_errors_of_refused_calls() -> None:
     attend, tensors = compile_attention("alibi"), leaves(draw())
     out, _ = GENERAL(*tensors, [], text_of(attend), None)
     (grad,) = torch.autograd.grad(out.sum(), tensors[:1], create_graph=True)
@@ -136,14 +141,14 @@ def test_fake_and_meta_tensors_give_shapes() -> None:
 
 
 def test_flops() -> None:
-    """FLOPs count the visible pairs of each attention, and in the backward the forward again."""
+    """Each attention counts the FLOPs of its visible pairs; the backward also counts the forward that it repeats."""
     attend, tensors = compile_attention("alibi"), leaves(draw(40, dv=12))
     pairs = 2 * 4 * int(attend.mask(40).sum())
     with FlopCounterMode(display=False) as counter:
         torch.autograd.grad(GENERAL(*tensors, [], text_of(attend), None)[0].sum(), tensors)
-    found = {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
-    assert found["attnc.attend_general"] == 2 * pairs * (8 + 12)
-    assert found["attnc.attend_general_backward"] == 2 * pairs * (4 * 8 + 3 * 12)
+    counts = {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
+    assert counts["attnc.attend_general"] == 2 * pairs * (8 + 12)
+    assert counts["attnc.attend_general_backward"] == 2 * pairs * (4 * 8 + 3 * 12)
 
 
 # --- decode ----------------------------------------------------------------------------------------------------------
@@ -159,8 +164,8 @@ def test_steps_of_other_lengths_are_one_graph(name: str) -> None:
     inputs = {"sink": torch.randn(4)} if name == "gpt_oss" else {}
     q, k, v = cache()
 
-    def step(q: Tensor, k: Tensor, v: Tensor, kv_len: Tensor, given: dict[str, Tensor]) -> Tensor:
-        out: Tensor = attend.decode(q * 2, k, v, kv_len=kv_len, **given)  # type: ignore[call-overload]
+    def step(q: Tensor, k: Tensor, v: Tensor, kv_len: Tensor, inputs_of_step: dict[str, Tensor]) -> Tensor:
+        out: Tensor = attend.decode(q * 2, k, v, kv_len=kv_len, **inputs_of_step)  # type: ignore[call-overload]
         return out + 1
 
     function = torch.compile(step, fullgraph=True, backend=counter)
@@ -171,7 +176,7 @@ def test_steps_of_other_lengths_are_one_graph(name: str) -> None:
     assert counter.frame_count == 1
 
 
-def test_rows_that_need_others_are_refused_while_compiling() -> None:
+def test_rows_that_read_other_rows_are_refused_while_compiling() -> None:
     attend = compile_attention("hierarchical", group=4)
     with pytest.raises(RuntimeError, match="a cache of keys is not enough"):
         compiled(lambda q, k, v: attend.decode(q, k, v, kv_len=9))(*cache())
@@ -182,10 +187,12 @@ def test_pages_and_rings_in_a_graph() -> None:
     q, k, v = cache(8)
     table = torch.tensor([[1, 0], [0, 1]])
     with torch.no_grad():
-        for given in ({"kv_len": torch.tensor([9, 16]), "block_table": table}, {"kv_len": 40, "ring": True}):
-            ours = compiled(lambda *x, given=given: attend.decode(*x, return_lse=True, **given))(q[:, :, :2], k, v)
-            theirs = attend.decode(q[:, :, :2], k, v, return_lse=True, **given)
-            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        for cache_options in ({"kv_len": torch.tensor([9, 16]), "block_table": table}, {"kv_len": 40, "ring": True}):
+            ours = compiled(
+                lambda *x, cache_options=cache_options: attend.decode(*x, return_lse=True, **cache_options)
+            )(q[:, :, :2], k, v)
+            expected = attend.decode(q[:, :, :2], k, v, return_lse=True, **cache_options)
+            assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
 
 
 def test_opcheck_of_a_step() -> None:
@@ -193,7 +200,7 @@ def test_opcheck_of_a_step() -> None:
     opcheck(DECODE, (*cache(), torch.tensor([9, 60]), None, [], text, None, False))
 
 
-def test_a_step_that_would_need_a_gradient_is_refused() -> None:
+def test_decode_steps_with_gradients_are_refused() -> None:
     attend = compile_attention("causal")
     q, k, v = cache()
     with pytest.raises(Unsupported, match="decode has no gradient"):
@@ -210,5 +217,5 @@ def test_an_exported_step() -> None:
 
     with torch.no_grad():
         program = torch.export.export(Step(), (*cache(), torch.tensor([9, 60])))
-        given = *cache(), torch.tensor([4, 64])
-        assert torch.equal(program.module()(*given), Step()(*given))
+        step_tensors = *cache(), torch.tensor([4, 64])
+        assert torch.equal(program.module()(*step_tensors), Step()(*step_tensors))

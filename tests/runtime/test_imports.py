@@ -1,4 +1,4 @@
-"""A process imports of kernels, recurrences, tuning and simulation only what its calls need."""
+"""A process imports kernels, recurrences, tuning and simulation only when its calls need them."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def imported(name: str, use: str) -> set[str]:
     return {*subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.split()}
 
 
-def test_a_pattern_on_a_cpu_needs_none_of_it() -> None:
+def test_a_pattern_on_a_cpu_imports_none_of_them() -> None:
     assert not imported("sliding_window", "attend(q, q, q)") & LATE
 
 
 @pytest.mark.parametrize("name", ["retention", "hybrid_window_linear"])
-def test_states_are_imported_with_a_pattern_that_has_some(name: str) -> None:
+def test_recurrences_are_imported_with_a_pattern_that_has_states(name: str) -> None:
     assert "attnc.runtime.recurrent" in imported(name, "attend.derivation()")

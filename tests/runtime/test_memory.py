@@ -1,4 +1,4 @@
-"""Memory of calls: kept for the backward, kept between calls, and as plans state it."""
+"""Memory of calls: saved for the backward, held between calls, and predicted by plans."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SCATTERED = "pattern scattered()\n    input seen: bool[query, key]\n    visible 
 Operands = tuple[Tensor, Tensor, Tensor]
 
 
-def drawn(
+def draw_qkv(
     n: int, *, batch: int = 1, heads: int = 4, kv_heads: int = 2, dk: int = 32, dv: int = 32, dtype: Any = torch.float32
 ) -> Operands:
     sizes = ((batch, heads, n, dk), (batch, kv_heads, n, dk), (batch, kv_heads, n, dv))
@@ -53,12 +53,12 @@ def saved_tensors(call: Callable[[], Any]) -> tuple[list[Tensor], Any]:
 
 
 def name_of(x: Tensor, named: Mapping[str, Tensor]) -> str:
-    """Its name, else its dtype and shape."""
+    """Return the name of a tensor, or its dtype and shape if it has none."""
     return next((name for name, y in named.items() if y.data_ptr() == x.data_ptr()), f"{x.dtype} {tuple(x.shape)}")
 
 
 def saved_by(call: Callable[[], Any], named: Mapping[str, Tensor]) -> tuple[list[str], Any]:
-    """The tensors that autograd saves in a call, by name, and what the call returns; others by shape."""
+    """Return the names (else shapes) of the tensors that autograd saves in a call, and the call's result."""
     saved, result = saved_tensors(call)
     named = {**named, **dict(zip(("out", "lse"), result, strict=False))}
     return [name_of(x, named) for x in saved], result
@@ -84,9 +84,9 @@ KEEPS: dict[str, tuple[str, Mapping[str, Any], Mapping[str, Any], list[str]]] = 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", KEEPS)
 def test_saved_are_q_k_v_out_and_lse(kind: str, dtype: torch.dtype) -> None:
-    """And the inputs; nothing else is alive after a call, however it might be held."""
+    """Inputs are saved too; nothing else is alive after a call, whoever may hold it."""
     name, params, inputs, more = KEEPS[kind]
-    attend, (q, k, v) = compile_attention(name, **params), drawn(N, dtype=dtype)
+    attend, (q, k, v) = compile_attention(name, **params), draw_qkv(N, dtype=dtype)
 
     def call() -> Any:
         return attend(q, k, v, return_lse=True, **inputs)
@@ -94,17 +94,17 @@ def test_saved_are_q_k_v_out_and_lse(kind: str, dtype: torch.dtype) -> None:
     call()
     saved, (out, lse) = saved_by(call, {"q": q, "k": k, "v": v, **inputs})
     assert saved == ["q", "k", "v", "out", "lse", *more]
-    found = measured(call)
-    assert found.kept == bytes_of(out, lse)
+    memory = measured(call)
+    assert memory.kept == bytes_of(out, lse)
 
 
-def _told(call: Callable[[], Any], given: Mapping[str, Tensor]) -> tuple[int, set[str]]:
-    """Bytes behind the result of a call and what autograd saves of it that are not in `given`, and names of these."""
+def _saved_bytes(call: Callable[[], Any], operands: Mapping[str, Tensor]) -> tuple[int, set[str]]:
+    """Return the bytes that the result and autograd hold beyond the operands, and the names of the saved tensors."""
     saved, result = saved_tensors(call)
-    others = {x.untyped_storage().data_ptr() for x in given.values()}
+    given_pointers = {x.untyped_storage().data_ptr() for x in operands.values()}
     memory = {x.untyped_storage().data_ptr(): x.untyped_storage() for x in (*saved, result)}
-    names = {name_of(x, given) for x in saved}
-    return sum(x.nbytes() for at, x in memory.items() if at not in others), names
+    names = {name_of(x, operands) for x in saved}
+    return sum(x.nbytes() for pointer, x in memory.items() if pointer not in given_pointers), names
 
 
 BRANCHES = """pattern two
@@ -129,24 +129,24 @@ OTHERS: dict[str, tuple[str, Mapping[str, Any], set[str]]] = {
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_nothing_is_held_but_what_autograd_is_told(kind: str, request: pytest.FixtureRequest) -> None:
+def test_nothing_is_held_besides_saved_tensors(kind: str, request: pytest.FixtureRequest) -> None:
     name, inputs, wanted = OTHERS[kind]
     if kind in ("selection", "selections"):
         request.getfixturevalue("gathered")
-    attend, (q, k, v) = compile_attention(name), drawn(N, heads=2, dk=16, dv=16)
-    given = {"q": q, "k": k, "v": v, **inputs}
+    attend, (q, k, v) = compile_attention(name), draw_qkv(N, heads=2, dk=16, dv=16)
+    operands = {"q": q, "k": k, "v": v, **inputs}
 
     def call() -> Any:
         return attend(q, k, v, **inputs)
 
     call()
-    told, names = _told(call, given)
+    saved_bytes, names = _saved_bytes(call, operands)
     assert names == wanted
-    assert measured(call).kept == told
+    assert measured(call).kept == saved_bytes
 
 
-def test_scores_that_are_large_also_keep_the_shift_of_their_rows() -> None:
-    attend, (q, k, v) = compile_attention("softcap", cap=100), drawn(N)
+def test_large_scores_also_save_the_shift_of_their_rows() -> None:
+    attend, (q, k, v) = compile_attention("softcap", cap=100), draw_qkv(N)
     q = (q * 40).detach().requires_grad_()
     saved, (out, lse) = saved_by(lambda: attend(q, k, v, return_lse=True), {"q": q, "k": k, "v": v})
     rows = f"torch.float32 {tuple(lse.shape)}"
@@ -154,39 +154,39 @@ def test_scores_that_are_large_also_keep_the_shift_of_their_rows() -> None:
     out.sum().backward()
 
 
-def test_weights_keep_no_result_and_compute_it_again() -> None:
-    attend, (q, k, v) = compile_attention("pattern p\n    visible k <= q\n    weights sigmoid(score)\n"), drawn(N)
+def test_weight_formulas_save_no_result_and_recompute_it() -> None:
+    attend, (q, k, v) = compile_attention("pattern p\n    visible k <= q\n    weights sigmoid(score)\n"), draw_qkv(N)
     attend(q, k, v)
     saved, _ = saved_by(lambda: (attend(q, k, v),), {"q": q, "k": k, "v": v})
     assert saved == ["q", "k", "v"]
 
 
-def test_the_lse_of_a_call_that_nobody_asked_for_is_all_that_is_kept_besides_out() -> None:
-    attend, (q, k, v) = compile_attention("sliding_window", window=40), drawn(N)
+def test_a_call_keeps_only_its_unrequested_lse_besides_out() -> None:
+    attend, (q, k, v) = compile_attention("sliding_window", window=40), draw_qkv(N)
     attend(q, k, v)
-    found = measured(lambda: attend(q, k, v))
-    assert found.kept == bytes_of(found.result) + 4 * 4 * N
+    memory = measured(lambda: attend(q, k, v))
+    assert memory.kept == bytes_of(memory.result) + 4 * 4 * N
     with torch.no_grad():
-        found = measured(lambda: attend(q, k, v))
-    assert found.kept == bytes_of(found.result)
+        memory = measured(lambda: attend(q, k, v))
+    assert memory.kept == bytes_of(memory.result)
 
 
-def test_a_plan_does_not_read_what_is_written_into_its_inputs_later() -> None:
+def test_a_plan_ignores_later_writes_to_its_inputs() -> None:
     attend, n = compile_attention(SCATTERED), 3000
-    q, k, v = (x.detach() for x in drawn(n, heads=1, kv_heads=1, dk=8, dv=8))
-    seen = torch.rand(n, n) < 0.1
-    before = seen.clone()
-    plan = attend.plan(n, seen=seen)
+    q, k, v = (x.detach() for x in draw_qkv(n, heads=1, kv_heads=1, dk=8, dv=8))
+    mask = torch.rand(n, n) < 0.1
+    before = mask.clone()
+    plan = attend.plan(n, seen=mask)
     assert any(piece.mask == "exact" for piece in plan.groups[0].pieces)
-    wanted = attend(q, k, v, seen=seen)
-    seen.copy_(torch.rand(n, n) < 0.1)
+    wanted = attend(q, k, v, seen=mask)
+    mask.copy_(torch.rand(n, n) < 0.1)
     assert torch.equal(attend(q, k, v, seen=before), wanted)
 
 
 # --- kept between calls ----------------------------------------------------------------------------------------------
 
 
-def test_a_memory_is_bounded_in_bytes_and_lets_the_oldest_go() -> None:
+def test_a_cache_is_bounded_in_bytes_and_drops_the_oldest() -> None:
     memory: Recent[bytes] = Recent(10, 100, len)
     for size in (40, 30, 20):
         memory.get(size, lambda size=size: bytes(size))  # type: ignore[misc]
@@ -204,18 +204,18 @@ def test_masks_of_all_plans_are_bounded_and_shared_between_lengths(monkeypatch: 
     monkeypatch.setattr(bound_plan, "_MASKS", memory)
     attend = compile_attention("sliding_window", window=100)
     for n in range(500, 1500, 100):
-        attend(*drawn(n))
+        attend(*draw_qkv(n))
     distinct = {id(x.additive) for x in memory._values.values()}
     made = [mask for n in range(500, 1500, 100) for mask in attend.plan(n, heads=4, kv_heads=2, head_dim=32).masks]
     assert len(distinct) < len(made)
     for window in range(100, 600, 20):
-        other, (q, k, v) = compile_attention("sliding_window", window=window), drawn(700, dk=8, dv=8)
+        other, (q, k, v) = compile_attention("sliding_window", window=window), draw_qkv(700, dk=8, dv=8)
         assert torch.allclose(other(q, k, v), other.reference(q, k, v), atol=1e-5)
         assert memory.weight <= 1 << 22
     assert memory.weight == sum(map(bound_plan._bytes_of_mask, memory._values.values())) > 1 << 21
 
 
-def test_masks_with_equal_bits_and_other_shapes_are_told_apart() -> None:
+def test_masks_with_equal_bits_but_other_shapes_differ() -> None:
     from attnc.compiler.planning.cpu_plan import GridMask
 
     bits = np.arange(24) % 5 < 2
@@ -226,39 +226,41 @@ def test_masks_with_equal_bits_and_other_shapes_are_told_apart() -> None:
     )
 
 
-def _grown(make: Callable[[], object]) -> tuple[int, object]:
-    """Bytes that are allocated by Python and numpy after `make`, and what it made."""
+def _allocated_by(make: Callable[[], object]) -> tuple[int, object]:
+    """Return the bytes that Python and NumPy hold after `make`, and the value that it returned."""
     gc.collect()
     tracemalloc.start()
     try:
-        made = make()
+        value = make()
         gc.collect()
-        return tracemalloc.get_traced_memory()[0], made
+        return tracemalloc.get_traced_memory()[0], value
     finally:
         tracemalloc.stop()
 
 
-def test_what_layouts_and_plans_weigh_is_what_they_take() -> None:
+def test_estimated_sizes_of_layouts_and_plans() -> None:
     attend = compile_attention("bigbird", block=16)
     inputs: dict[str, Any] = {"random": torch.randint(32, (2, 32, 3))}
-    bytes_of_plan, plan = _grown(lambda: attend.plan(512, heads=2, head_dim=8, **inputs))
+    bytes_of_plan, plan = _allocated_by(lambda: attend.plan(512, heads=2, head_dim=8, **inputs))
     assert isinstance(plan, Plan)
     assert 0.4 * bytes_of_plan < plan.nbytes < 2.5 * bytes_of_plan
-    q, k, v = (x.detach() for x in drawn(512, heads=2, dk=8, dv=8))
-    own = program_of(plan)
-    taken, bound = _grown(lambda: own.bound((q, q, q[..., 0], q, q), (k, v), (k, v)))
-    assert 0.5 * taken < bound_plan._bytes_of_layout(bound) < 2 * taken  # type: ignore[arg-type]
+    q, k, v = (x.detach() for x in draw_qkv(512, heads=2, dk=8, dv=8))
+    program = program_of(plan)
+    layout_bytes, bound = _allocated_by(lambda: program.bound((q, q, q[..., 0], q, q), (k, v), (k, v)))
+    assert 0.5 * layout_bytes < bound_plan._bytes_of_layout(bound) < 2 * layout_bytes  # type: ignore[arg-type]
 
 
-def test_a_plan_forgets_what_only_planning_needed() -> None:
+def test_a_plan_drops_data_that_only_planning_needs() -> None:
     call = library_call("tree_verify", 1024)
-    taken, plan = _grown(lambda: call.attention.plan(call.n, heads=call.heads, **call.inputs))
+    plan_bytes, plan = _allocated_by(lambda: call.attention.plan(call.n, heads=call.heads, **call.inputs))
     assert isinstance(plan, Plan)
-    assert taken < 2 * 1024**2, "the relation reads a bool for each pair; tables of bounds take nine bytes for each"
+    assert plan_bytes < 2 * 1024**2, (
+        "the relation reads a bool for each pair; tables of bounds take nine bytes for each"
+    )
     assert plan.nbytes >= 1024**2
 
 
-def test_arrays_and_tensors_are_found_where_they_are() -> None:
+def test_held_bytes_counts_nested_arrays_and_tensors_once() -> None:
     x = torch.zeros(100)
     assert held_bytes({"a": [x, (x[:1],)], "b": np.zeros(7), "c": "text"}) == 400 + 400 + 56
     assert held_bytes([x, x, (x,)]) == 400
@@ -277,7 +279,7 @@ def test_plans_programs_and_layouts_stay_within_their_bounds() -> None:
         assert memory.weight <= bound
 
 
-# --- what plans tell -------------------------------------------------------------------------------------------------
+# --- memory predicted by plans ---------------------------------------------------------------------------------------
 
 
 def _documents(n: int) -> dict[str, Tensor]:
@@ -302,32 +304,34 @@ TOLD: dict[str, tuple[str, Mapping[str, Any], int, Mapping[str, Any]]] = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("kind", TOLD)
-def test_the_memory_of_a_call_is_what_its_plan_tells(kind: str, dtype: torch.dtype) -> None:
+def test_a_plan_predicts_the_memory_of_a_call(kind: str, dtype: torch.dtype) -> None:
     name, params, n, sizes = TOLD[kind]
-    attend, (q, k, v) = compile_attention(name, **params), drawn(n, dtype=dtype, **sizes)
+    attend, (q, k, v) = compile_attention(name, **params), draw_qkv(n, dtype=dtype, **sizes)
     inputs: dict[str, Any] = _documents(n) if name == "document" else {}
 
     def forward() -> Any:
         return attend(q, k, v, return_lse=True, **inputs)
 
     torch.autograd.grad(forward()[0].sum(), (q, k, v))
-    found = measured(forward)
-    out, lse = found.result
+    forward_memory = measured(forward)
+    out, lse = forward_memory.result
     grad_out = torch.randn_like(out)
     back = measured(lambda: torch.autograd.grad(out, (q, k, v), grad_out))
-    told = _plan_of(attend, (q, k, v), inputs).memory
-    assert told is not None
-    assert told.saved == bytes_of(q, k, v, out, lse)
-    _agree(found.peak - bytes_of(out, lse), told.forward)
-    _agree(back.peak - bytes_of(*back.result), told.backward)
+    predicted = _plan_of(attend, (q, k, v), inputs).memory
+    assert predicted is not None
+    assert predicted.saved == bytes_of(q, k, v, out, lse)
+    _check_prediction(forward_memory.peak - bytes_of(out, lse), predicted.forward)
+    _check_prediction(back.peak - bytes_of(*back.result), predicted.backward)
 
 
 def _plan_of(attend: Attention, operands: Operands, inputs: Mapping[str, Tensor]) -> Plan:
     return attend._planner.plan_of(*operands, list(inputs.values()))
 
 
-def _agree(taken: int, told: int) -> None:
-    assert taken <= told <= 1.5 * taken, f"{taken} bytes at most, and the plan tells {told}"
+def _check_prediction(measured_bytes: int, predicted_bytes: int) -> None:
+    assert measured_bytes <= predicted_bytes <= 1.5 * measured_bytes, (
+        f"{measured_bytes} bytes at most, and the plan predicts {predicted_bytes}"
+    )
 
 
 def test_plans_print_their_memory() -> None:
@@ -337,13 +341,13 @@ def test_plans_print_their_memory() -> None:
 
 
 def test_keys_are_packed_only_where_there_are_matrix_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In bfloat16, on processors that have AMX; the other dtypes take the same everywhere."""
-    told: dict[tuple[bool, torch.dtype], int] = {}
+    """Packing takes memory in bfloat16 on processors with AMX; fp32 takes the same memory on every processor."""
+    forward_bytes: dict[tuple[bool, torch.dtype], int] = {}
     for tiles in (True, False):
         monkeypatch.setattr("attnc.runtime.cpu.cpu_memory.has_matrix_tiles", lambda tiles=tiles: tiles)
         for dtype in (torch.float32, torch.bfloat16):
             plan = compile_attention("causal").plan(512, heads=2, head_dim=64, dtype=dtype)
             assert plan.memory is not None
-            told[tiles, dtype] = plan.memory.forward
-    assert told[True, torch.bfloat16] > told[False, torch.bfloat16]
-    assert told[True, torch.float32] == told[False, torch.float32]
+            forward_bytes[tiles, dtype] = plan.memory.forward
+    assert forward_bytes[True, torch.bfloat16] > forward_bytes[False, torch.bfloat16]
+    assert forward_bytes[True, torch.float32] == forward_bytes[False, torch.float32]

@@ -1,4 +1,4 @@
-"""Partial attention merged by LSE is attention over all keys, gradients included."""
+"""Partial results merged by their LSEs equal attention over all keys, gradients included."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ def draw(n_q: int, n_k: int, dtype: torch.dtype = torch.float64) -> list[Tensor]
 def test_parts_of_the_keys(cuts: list[int], dtype: torch.dtype) -> None:
     full = compile_attention("full", backend="reference")
     q, k, v = draw(6, 20, dtype)
-    whole = full(q, k, v, return_lse=True)
+    expected = full(q, k, v, return_lse=True)
     ends = list(pairwise(cuts))
     parts = [full(q, k[:, :, a:b], v[:, :, a:b], return_lse=True) for a, b in ends]
     merged = merge(*parts)
     assert merged[0].dtype == dtype
-    rounded = dtype == torch.bfloat16  # as each part is, whose values are below 4
-    torch.testing.assert_close(merged, whole, rtol=2**-7 if rounded else None, atol=2**-7 if rounded else None)
+    rounded = dtype == torch.bfloat16  # each partial result is rounded, to values below 4
+    torch.testing.assert_close(merged, expected, rtol=2**-7 if rounded else None, atol=2**-7 if rounded else None)
     if dtype != torch.float64:
         return
-    grads = torch.randn(whole[0].shape, dtype=dtype), torch.randn(whole[1].shape, dtype=dtype)
-    wanted = torch.autograd.grad(whole, (q, k, v), grads)
+    grads = torch.randn(expected[0].shape, dtype=dtype), torch.randn(expected[1].shape, dtype=dtype)
+    wanted = torch.autograd.grad(expected, (q, k, v), grads)
     torch.testing.assert_close(torch.autograd.grad(merged, (q, k, v), grads), wanted)
 
 
-def test_rows_that_see_nothing_in_one_part_or_all() -> None:
+def test_rows_without_keys_in_one_part_or_all() -> None:
     out, lse = torch.randn(2, 3, 4), torch.tensor([[0.5, -math.inf, -math.inf], [1.0, 2.0, 800.0]])
     out[lse == -math.inf] = 0
     other, of_other = torch.randn(2, 3, 4), torch.tensor([[0.1, 0.2, -math.inf], [-math.inf, 1.0, 799.0]])
@@ -53,13 +53,13 @@ def test_rows_that_see_nothing_in_one_part_or_all() -> None:
     assert grad.isfinite().all()
 
 
-def test_one_part_is_itself() -> None:
+def test_a_single_part_is_unchanged() -> None:
     out, lse = torch.randn(2, 3, 4), torch.randn(2, 3)
     merged = merge((out, lse))
     torch.testing.assert_close(merged, (out, lse))
 
 
-def test_what_cannot_be_merged() -> None:
+def test_invalid_partial_results_are_refused() -> None:
     out, lse = torch.zeros(2, 3, 4), torch.zeros(2, 3)
     with pytest.raises(ArgumentError, match="at least one part"):
         merge()

@@ -1,4 +1,4 @@
-"""Messages that name what was meant: a misspelt option, a None, tensors in another order, a bare count."""
+"""Messages that recognise common mistakes: a misspelt option, a None, tensors in another layout, a bare count."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ KEPT = """pattern p(topk: int = 4, block: int = 8)
 STATE = "recurrence r\n    state S: [dk, dv]\n    step S = {value}\n    read q @ S\n"
 
 
-def of(*shape: int) -> torch.Tensor:
+def zeros_of(*shape: int) -> torch.Tensor:
     return torch.zeros(shape)
 
 
-def test_none_is_named_as_what_was_given() -> None:
+def test_none_is_named_in_the_message() -> None:
     with pytest.raises(SpecError) as caught:
         compile_attention("sliding_window", window=None)
     assert "`window` is None, which is not a value" in str(caught.value)
@@ -42,7 +42,7 @@ def test_none_is_named_as_what_was_given() -> None:
 
 
 @pytest.mark.parametrize("keep", ["topk", "4", "topk * 2"])
-def test_a_count_in_keep_gets_its_comparison(keep: str) -> None:
+def test_a_bare_count_in_keep_suggests_a_comparison(keep: str) -> None:
     with pytest.raises(SpecError) as caught:
         compile_attention(KEPT.format(keep=keep))
     assert f"help: `rank` is 0 for the best score: write `rank < {keep}`" in str(caught.value)
@@ -50,14 +50,14 @@ def test_a_count_in_keep_gets_its_comparison(keep: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"),
+    ("written", "intended"),
     [("sclae", "scale"), ("return_lsee", "return_lse"), ("cu_seqlen", "cu_seqlens"), ("dc", "doc")],
 )
-def test_a_misspelt_option_is_recognised(given: str, meant: str) -> None:
-    attend, q = compile_attention("document"), of(1, 2, 8, 4)
-    inputs: dict[str, Any] = {"doc": torch.zeros(1, 8).long(), given: 1}
+def test_a_misspelt_option_is_recognised(written: str, intended: str) -> None:
+    attend, q = compile_attention("document"), zeros_of(1, 2, 8, 4)
+    inputs: dict[str, Any] = {"doc": torch.zeros(1, 8).long(), written: 1}
     for call in (attend, attend.reference):
-        with pytest.raises(ArgumentTypeError, match=f"has no input `{given}`: did you mean `{meant}`"):
+        with pytest.raises(ArgumentTypeError, match=f"has no input `{written}`: did you mean `{intended}`"):
             call(q, q, q, **inputs)
 
 
@@ -79,33 +79,33 @@ def test_an_outer_product_the_other_way_round(wrong: str, right: str) -> None:
 @pytest.mark.parametrize(
     ("q", "k"),
     [
-        (of(2, 128, 8, 16), of(2, 128, 2, 16)),  # grouped heads
-        (of(1, 1024, 8, 16), of(1, 1024, 8, 16)),  # more heads than models have
+        (zeros_of(2, 128, 8, 16), zeros_of(2, 128, 2, 16)),  # grouped heads
+        (zeros_of(1, 1024, 8, 16), zeros_of(1, 1024, 8, 16)),  # more heads than any model has
     ],
 )
 def test_tensors_by_tokens_first_are_recognised(q: torch.Tensor, k: torch.Tensor) -> None:
     attend = compile_attention("pattern p\n    align start\n    visible abs(q - k) < 4\n")
-    with pytest.warns(LayoutWarning, match=r"if the tensors are \(batch, tokens, heads, .*transpose\(1, 2\)") as told:
+    with pytest.warns(LayoutWarning, match=r"if the tensors are \(batch, tokens, heads, .*transpose\(1, 2\)") as warned:
         attend(q, k, k)
-    assert {one.filename for one in told} == {__file__}
+    assert {warning.filename for warning in warned} == {__file__}
 
 
-def test_an_error_about_heads_says_it_too() -> None:
+def test_an_error_about_heads_mentions_the_layout() -> None:
     attend = compile_attention("causal")
     with pytest.raises(ArgumentError, match=r"q has 100 heads .*if the tensors are \(batch, tokens, heads"):
-        attend(of(1, 100, 12, 16), of(1, 200, 4, 16), of(1, 200, 4, 16))
+        attend(zeros_of(1, 100, 12, 16), zeros_of(1, 200, 4, 16), zeros_of(1, 200, 4, 16))
     with pytest.raises(ArgumentError, match=r"q has 6 heads .*multiple of kv heads$"):
-        attend(of(1, 6, 64, 16), of(1, 4, 64, 16), of(1, 4, 64, 16))
+        attend(zeros_of(1, 6, 64, 16), zeros_of(1, 4, 64, 16), zeros_of(1, 4, 64, 16))
 
 
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "n_q", "n_k"), [(32, 32, 5, 5), (128, 128, 1, 700), (64, 8, 16, 16), (256, 256, 8, 8)]
 )
-def test_calls_of_models_are_not_warned_of(heads: int, kv_heads: int, n_q: int, n_k: int) -> None:
-    k = of(1, kv_heads, n_k, 8)
+def test_usual_shapes_give_no_warning(heads: int, kv_heads: int, n_q: int, n_k: int) -> None:
+    k = zeros_of(1, kv_heads, n_k, 8)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        compile_attention("causal")(of(1, heads, n_q, 8), k, k)
+        compile_attention("causal")(zeros_of(1, heads, n_q, 8), k, k)
 
 
 def test_the_warning_is_public() -> None:

@@ -1,4 +1,4 @@
-"""The operators under what looks at operators: fake tensors, autograd, autocast, checkpoints, the FLOP counter."""
+"""The operators under torch's subsystems: fake tensors, autograd, autocast, checkpoints, the FLOP counter."""
 
 from __future__ import annotations
 
@@ -55,17 +55,17 @@ def test_opcheck(spec: str, shape: dict[str, Any], inputs: list[Tensor]) -> None
 @pytest.mark.parametrize("n", [0, 1, 6])
 @pytest.mark.parametrize("batch", [0, 1, 3])
 def test_fake_tensors_have_the_strides_of_real_ones(batch: int, n: int) -> None:
-    """Whatever the order of dimensions in q, k and v; sizes of 0 and 1 included."""
+    """Any order of the dimensions of q, k and v in memory; sizes of 0 and 1 included."""
     text = text_of(window())
     orders = [(0, 1, 2, 3), (0, 2, 1, 3), (2, 0, 1, 3), (1, 2, 0, 3), (3, 1, 2, 0)]
     for (q_order, k_order), heads, d in product(product(orders, orders), (1, 4), (8, 5)):
 
-        def laid(order: tuple[int, ...], width: int, heads: int = heads) -> Tensor:
+        def laid_out(order: tuple[int, ...], width: int, heads: int = heads) -> Tensor:
             shape = (batch, heads, n, width)
             back = [order.index(i) for i in range(4)]
             return torch.randn([shape[i] for i in order]).permute(back)
 
-        q, k, v = laid(q_order, 8), laid(k_order, 8), laid(q_order, d)
+        q, k, v = laid_out(q_order, 8), laid_out(k_order, 8), laid_out(q_order, d)
         real = ATTEND(q, k, v, [], text, None)
         grads = ATTEND_BACKWARD(torch.randn_like(real[0]), None, q, k, v, *real, [], text, None)
         with FakeTensorMode() as mode:
@@ -130,7 +130,7 @@ def test_inputs_changed_before_the_backward_are_noticed() -> None:
         torch.autograd.grad(out.sum(), inputs)
 
 
-# --- refused ----------------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("through_operator", [True, False])
@@ -143,7 +143,7 @@ def test_second_derivatives_are_refused(through_operator: bool) -> None:
 
 
 def test_transforms_of_a_call() -> None:
-    """First derivatives are taken, also under outer autograd; nothing else is, and nothing is lost without a word."""
+    """First derivatives work, also under torch.func.grad; every other transform raises an error."""
     attend, (q, k, v) = window(), draw(dtype=torch.float64)
 
     def total(q: Tensor) -> Tensor:
@@ -186,7 +186,7 @@ def test_transforms_of_the_operator_are_refused(transform: Callable[..., Any]) -
 
 
 def count_forwards(monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    """A list that grows with every run of the executor."""
+    """Record every run of the executor."""
     runs: list[None] = []
     forward = cpu_executor.forward
 
@@ -223,7 +223,7 @@ def test_selective_checkpointing(policy: CheckpointPolicy, monkeypatch: pytest.M
     assert len(runs) == (1 if policy is CheckpointPolicy.MUST_SAVE else 2)
 
 
-# --- what it costs ----------------------------------------------------------------------------------------------------
+# --- FLOPs ------------------------------------------------------------------------------------------------------------
 
 
 def flops(function: Callable[[], object]) -> dict[str, int]:
@@ -232,7 +232,7 @@ def flops(function: Callable[[], object]) -> dict[str, int]:
     return {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
 
 
-def test_flops_are_those_of_the_visible_pairs() -> None:
+def test_flops_count_the_visible_pairs() -> None:
     attend, inputs = window(), leaves(draw(40, dv=12))
     pairs = 2 * 4 * int(attend.mask(40).sum())
     forward, backward = 2 * pairs * (8 + 12), 2 * pairs * (3 * 8 + 2 * 12)

@@ -1,4 +1,4 @@
-"""Several sequences in one call: as if each were called alone."""
+"""Several sequences in one call give the results of separate calls."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from branch_calls import operands
 from weight_calls import check
 
 
-def test_packed_rows_without_keys_of_a_formula() -> None:
+def test_packed_rows_without_keys_with_a_weight_formula() -> None:
     text = "pattern p\n    visible k < q\n    weights relu(score) / (1 + sum(relu(score) for k))\n"
     attend: Any = compile_attention(text)
-    given, ends = operands(9), [0, 1, 2, 9]
+    qkv, ends = operands(9), [0, 1, 2, 9]
 
-    def apart(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        own = [tuple(x[:, :, a:b] for x in (q, k, v)) for a, b in pairwise(ends)]
-        return torch.cat([attend(*tensors) for tensors in own], 2)
+    def call_separately(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        per_sequence = [tuple(x[:, :, a:b] for x in (q, k, v)) for a, b in pairwise(ends)]
+        return torch.cat([attend(*tensors) for tensors in per_sequence], 2)
 
     for run in (attend, attend.reference):
-        check(lambda call=run, **x: call(**x, cu_seqlens=torch.tensor(ends)), apart, given)
+        check(lambda call=run, **x: call(**x, cu_seqlens=torch.tensor(ends)), call_separately, qkv)
 
 
 SEQUENCES = [("causal", {}), ("sliding_window", {"window": 4}), ("softcap", {"window": 6}), ("softplus_lssar", {})]
@@ -32,16 +32,16 @@ SEQUENCES = [("causal", {}), ("sliding_window", {"window": 4}), ("softcap", {"wi
 
 @pytest.mark.parametrize(("name", "params"), SEQUENCES)
 @pytest.mark.parametrize("ends", [[0, 5, 5, 6, 20, 33], [0, 0, 33, 33], [0, 33]])
-def test_packed_sequences_are_as_if_called_alone(name: str, params: dict[str, Any], ends: list[int]) -> None:
+def test_packed_sequences_equal_separate_calls(name: str, params: dict[str, Any], ends: list[int]) -> None:
     attend: Any = compile_attention(name, **params)
-    given, cu = operands(33), torch.tensor(ends, dtype=torch.int32)
+    qkv, cu = operands(33), torch.tensor(ends, dtype=torch.int32)
 
-    def apart(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        own = [tuple(x[:, :, a:b] for x in (q, k, v)) for a, b in pairwise(ends) if b > a]
-        return torch.cat([attend(*tensors) for tensors in own], 2)
+    def call_separately(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        per_sequence = [tuple(x[:, :, a:b] for x in (q, k, v)) for a, b in pairwise(ends) if b > a]
+        return torch.cat([attend(*tensors) for tensors in per_sequence], 2)
 
     for run in (attend, attend.reference):
-        check(lambda call=run, **x: call(**x, cu_seqlens=cu), apart, given)
+        check(lambda call=run, **x: call(**x, cu_seqlens=cu), call_separately, qkv)
 
 
 LENGTHS = [0, 1, 7, 128, 130]
@@ -60,30 +60,30 @@ PACKED = [
 @pytest.mark.parametrize(("name", "params"), PACKED, ids=[name for name, _ in PACKED])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_sequences_of_all_lengths(name: str, params: dict[str, Any], dtype: torch.dtype) -> None:
-    """Packed as alone; and what is in another sequence changes no bit, of the result or of a gradient."""
+    """Packed equals separate; the content of one sequence changes no bit of another, in results or gradients."""
     attend: Any = compile_attention(name, **params)
     torch.manual_seed(0)
-    given = [torch.randn(1, heads, ENDS[-1], 8).to(dtype).requires_grad_() for heads in (4, 2, 2)]
+    qkv = [torch.randn(1, heads, ENDS[-1], 8).to(dtype).requires_grad_() for heads in (4, 2, 2)]
     cu, grad = torch.tensor(ENDS), torch.randn(1, 4, ENDS[-1], 8).to(dtype)
 
     def run(tensors: list[Tensor]) -> list[Tensor]:
         out = attend(*tensors, cu_seqlens=cu)
         return [out.detach(), *torch.autograd.grad(out, tensors, grad)]
 
-    found = run(given)
+    packed = run(qkv)
     tolerance = 3e-2 if dtype == torch.bfloat16 else 1e-5
     for a, b in pairwise(ENDS):
-        own = [x[:, :, a:b].detach().requires_grad_() for x in given]
-        out = attend(*own)
-        wanted = [out, *torch.autograd.grad(out, own, grad[:, :, a:b])]
-        for x, y in zip(found, wanted, strict=True):
+        per_sequence = [x[:, :, a:b].detach().requires_grad_() for x in qkv]
+        out = attend(*per_sequence)
+        wanted = [out, *torch.autograd.grad(out, per_sequence, grad[:, :, a:b])]
+        for x, y in zip(packed, wanted, strict=True):
             torch.testing.assert_close(x[:, :, a:b], y, rtol=tolerance, atol=tolerance)
     for a, b in pairwise(ENDS):
-        changed = [x.detach().clone() for x in given]
+        changed = [x.detach().clone() for x in qkv]
         for x in changed:
             x[:, :, a:b] = 50.0
-        again = run([x.requires_grad_() for x in changed])
-        for x, y in zip(found, again, strict=True):
+        packed_again = run([x.requires_grad_() for x in changed])
+        for x, y in zip(packed, packed_again, strict=True):
             assert torch.equal(x[:, :, :a], y[:, :, :a])
             assert torch.equal(x[:, :, b:], y[:, :, b:])
 

@@ -1,4 +1,4 @@
-"""Pictures: what they say is exact, however it was counted, and how they look is fixed."""
+"""Pictures: counts are exact however they were computed, and the drawn text and SVG are fixed."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ def test_a_mask_is_counted_cell_by_cell(steps: tuple[int, int]) -> None:
     ],
 )
 @pytest.mark.parametrize("size", [(500, 500), (130, 700)])
-def test_a_plan_is_counted_as_its_mask(name: str, params: dict[str, int], size: tuple[int, int]) -> None:
+def test_counts_from_a_plan_equal_counts_from_its_mask(
+    name: str, params: dict[str, int], size: tuple[int, int]
+) -> None:
     attention = compile_attention(name, **params)  # type: ignore[arg-type]
     plan: Plan = attention.plan(*size)
     steps = [(1, size[1]), (7, 7), (128, 64)]
@@ -86,19 +88,19 @@ def test_counts_of_a_window() -> None:
     assert drawing.tiles.shape == (6, 6)
 
 
-def test_inputs_that_are_not_given_get_an_example_and_it_is_said() -> None:
+def test_missing_inputs_get_an_example_and_a_note() -> None:
     drawing = draw(compile_attention("document"), 12)
     assert drawing.notes == ("doc, an example: 3 documents of 4, 4 and 4 tokens",)
     assert drawing.visible == 3 * 10
     assert draw(compile_attention("prefix_lm"), 16).notes == ("prefix, an example: 4",)
 
 
-def test_queries_that_see_nothing_are_said() -> None:
+def test_queries_without_keys_are_reported() -> None:
     blind = compile_attention("pattern late\n    visible k + 3 <= q\n")
     assert "3 of 8 queries see no key: their output is 0" in draw(blind, 8).notes
 
 
-def test_a_parameter_past_the_length_is_said() -> None:
+def test_a_parameter_past_the_length_is_reported() -> None:
     assert "window = 4,096 is more than the 24 tokens drawn" in draw(compile_attention("sliding_window"), 24).notes
 
 
@@ -115,7 +117,7 @@ def test_sizes_that_cannot_be_drawn(n_q: int, n_k: int, tile: int | None) -> Non
         make_drawing(window(), n_q, n_k, tile=tile)
 
 
-def test_percent_is_exact_at_the_ends_and_never_rounds_to_them() -> None:
+def test_percentages_are_exact_at_0_and_100() -> None:
     assert [percent(x) for x in (0.0, 0.5, 1.0)] == ["0 %", "50.00 %", "100 %"]
     assert percent(1e-6) == "0.000100 %"
     assert percent(1 - 1e-9) != "100.00 %"
@@ -133,9 +135,9 @@ def test_runs() -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 7, 24, 64, 97, 100, 4096, 1_000_000])
 def test_ticks_are_few_and_start_at_zero(n: int) -> None:
-    found = ticks(n)
-    assert found[0] == 0 and found[-1] < n and len(found) <= 7
-    assert len(found) >= min(n, 3)
+    positions_of_ticks = ticks(n)
+    assert positions_of_ticks[0] == 0 and positions_of_ticks[-1] < n and len(positions_of_ticks) <= 7
+    assert len(positions_of_ticks) >= min(n, 3)
 
 
 # --- SVG -------------------------------------------------------------------------------------------------------------
@@ -145,9 +147,9 @@ def words(svg: str) -> str:
     return " ".join("".join(e.itertext()) for e in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text"))
 
 
-def test_svg_stands_alone_and_is_labelled() -> None:
+def test_svg_is_self_contained_and_labelled() -> None:
     svg = to_svg(draw(window(), 24))
-    said = words(svg)
+    text = words(svg)
     for label in (
         "sliding_window",
         "window = 6",
@@ -167,19 +169,19 @@ def test_svg_stands_alone_and_is_labelled() -> None:
         "1 – 7",
         "align end",
     ):
-        assert label in said, label
+        assert label in text, label
     for foreign in ("<script", "href", "@import", "url(http", "@font-face"):
         assert foreign not in svg
     assert "prefers-color-scheme: dark" in svg
 
 
-def test_svg_is_the_same_text_each_time() -> None:
+def test_svg_is_deterministic() -> None:
     assert to_svg(draw(window(), 24)) == to_svg(draw(window(), 24))
     assert window().picture(24) == to_svg(draw(window(), 24))
 
 
 def test_svg_draws_every_pair_once() -> None:
-    """The paths, filled in again, are the mask."""
+    """Filling in the paths again gives the mask."""
     mask = np.random.default_rng(1).random((9, 13)) < 0.5
     root = ET.fromstring(to_svg(drawing_of(mask)))
     (path,) = [e for e in root.iter("{http://www.w3.org/2000/svg}path") if e.get("class") == "seen"]
@@ -249,7 +251,7 @@ def test_color_only_adds_color() -> None:
     assert "\x1b" not in to_text(drawing, 80, False)
 
 
-def test_a_round_is_said() -> None:
+def test_rounding_is_reported() -> None:
     attend = compile_attention("radial", frames=2, per_frame=8, block=4)
     drawing = make_drawing(attend, 16, 16, {})
     assert drawing.relation.startswith("visible q in text or k in text or first_frame_sink")

@@ -1,4 +1,4 @@
-"""Chunks against a cache, and masks for FlexAttention, inside torch.compile."""
+"""Chunks of a prompt against a cache, and masks for FlexAttention, inside torch.compile."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def test_lengths_are_data_of_the_graph(name: str) -> None:
 
     counter = CompileCounterWithBackend("eager")
     function: Callable[..., Tensor] = torch.compile(call, fullgraph=True, backend=counter)
-    given = chunk()
+    tensors = chunk()
     for n in (torch.tensor([30, 41]), torch.tensor([20, 64])):
-        assert torch.equal(function(*given, n), call(*given, n))
+        assert torch.equal(function(*tensors, n), call(*tensors, n))
     assert counter.frame_count == 1
-    one: list[Any] = [torch.tensor(33), 33]
-    for same in one:
-        assert torch.equal(function(*given, same), call(*given, same))
+    lengths: list[Any] = [torch.tensor(33), 33]
+    for length in lengths:
+        assert torch.equal(function(*tensors, length), call(*tensors, length))
     with pytest.raises(ArgumentError, match="kv_len"):
-        function(*given, torch.tensor([30, 65]))
+        function(*tensors, torch.tensor([30, 65]))
 
 
 def test_a_ring_and_the_lse() -> None:
@@ -51,10 +51,10 @@ def test_a_ring_and_the_lse() -> None:
     def call(q: Tensor, k: Tensor, v: Tensor, n: Tensor) -> Any:
         return attend.prefill(q, k, v, kv_len=n, ring=True, return_lse=True)
 
-    given = chunk()
-    found = torch.compile(call, fullgraph=True, backend="aot_eager")(*given, torch.tensor([70, 99]))
-    expected = call(*given, torch.tensor([70, 99]))
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    tensors = chunk()
+    out = torch.compile(call, fullgraph=True, backend="aot_eager")(*tensors, torch.tensor([70, 99]))
+    expected = call(*tensors, torch.tensor([70, 99]))
+    assert all(torch.equal(a, b) for a, b in zip(out, expected, strict=True))
 
 
 def test_the_operator_has_no_gradient() -> None:
@@ -63,14 +63,14 @@ def test_the_operator_has_no_gradient() -> None:
     def call(q: Tensor, k: Tensor, v: Tensor, n: Tensor) -> Tensor:
         return attend.prefill(q, k, v, kv_len=n)
 
-    broken, given = torch.compile(call, backend="eager"), chunk(grad=True)
-    out = broken(*given, torch.tensor([30, 41]))
-    assert torch.equal(out, call(*given, torch.tensor([30, 41])))
+    broken, tensors = torch.compile(call, backend="eager"), chunk(grad=True)
+    out = broken(*tensors, torch.tensor([30, 41]))
+    assert torch.equal(out, call(*tensors, torch.tensor([30, 41])))
     assert out.requires_grad
     with torch.no_grad():
         traced = torch.export.export(Chunk(attend), (*chunk(), torch.tensor([30, 41]))).module()
     with pytest.raises(UnsupportedError, match="attnc::prefill has no gradient"):
-        traced(*given, torch.tensor([30, 41]))
+        traced(*tensors, torch.tensor([30, 41]))
 
 
 class Chunk(torch.nn.Module):
@@ -88,9 +88,9 @@ def test_masks_are_made_between_graphs() -> None:
     def call(x: Tensor) -> Tensor:
         mask = attend.block_mask(64, block_size=16, device="cpu")
         pair = torch.tensor(5)
-        seen = attend.mask_mod(64, device="cpu")(pair, pair, pair, pair)
+        pair_mask = attend.mask_mod(64, device="cpu")(pair, pair, pair, pair)
         score = biased.score_mod(64, heads=4, device="cpu")(x[0], pair, torch.tensor(1), pair, pair - 2)
-        return x + mask.kv_num_blocks.sum() + seen + score
+        return x + mask.kv_num_blocks.sum() + pair_mask + score
 
     assert torch.equal(torch.compile(call, backend="eager")(torch.ones(1)), call(torch.ones(1)))
     torch._dynamo.reset()

@@ -1,4 +1,4 @@
-"""Ranking: the best places of a row against a sort by hand, equal scores and scores that are no numbers included."""
+"""Ranking: the best candidates of a row against a sort by hand, with equal scores and NaN among them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from attnc.runtime.selections.ranking import _packed_best, best, ranked
 SCORES = st.sampled_from([-math.inf, -2.0, -0.0, 0.0, 1.0, 1.0 + 2**-23, 3.0, math.inf, math.nan])
 
 
-def by_hand(score: list[float], candidates: list[bool]) -> list[int]:
-    """The candidates, the best first; those whose score is no number last, of equal ones the earlier first."""
+def sorted_candidates(score: list[float], candidates: list[bool]) -> list[int]:
+    """Return the candidates from best to worst: NaN scores last, equal scores in order of position."""
     places = [i for i, may in enumerate(candidates) if may]
     return sorted(places, key=lambda i: (math.isnan(score[i]), -score[i] if not math.isnan(score[i]) else 0.0, i))
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(SCORES, st.booleans()), min_size=1, max_size=9), st.integers(0, 10))
-def test_the_best_are_those_of_a_sort(row: list[tuple[float, bool]], count: int) -> None:
+def test_the_best_agree_with_a_sort(row: list[tuple[float, bool]], count: int) -> None:
     score, candidates = [x for x, _ in row], [may for _, may in row]
     wanted = torch.zeros(len(row), dtype=torch.bool)
-    wanted[by_hand(score, candidates)[:count]] = True
+    wanted[sorted_candidates(score, candidates)[:count]] = True
     for dtype in (torch.float32, torch.float64):
         given_, among = torch.tensor([score], dtype=dtype), torch.tensor([candidates])
         assert torch.equal(best(given_, among, count)[0], wanted)
@@ -39,11 +39,11 @@ def test_the_best_are_those_of_a_sort(row: list[tuple[float, bool]], count: int)
 def test_ranks_count_the_candidates_before(row: list[tuple[float, bool]]) -> None:
     score, candidates = [x for x, _ in row], [may for _, may in row]
     rank, _ = ranked(torch.tensor([score]), torch.tensor([candidates]), with_mass=False)
-    order = by_hand(score, candidates)
+    order = sorted_candidates(score, candidates)
     assert [int(rank[0, i]) for i in order] == list(range(len(order)))
 
 
-def test_mass_is_what_comes_before() -> None:
+def test_mass_sums_the_better_candidates() -> None:
     score = torch.tensor([[0.1, 0.5, 0.2, 0.2]])
     rank, mass = ranked(score, torch.tensor([[True, True, False, True]]), with_mass=True)
     assert mass is not None
@@ -55,7 +55,7 @@ def test_mass_is_what_comes_before() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 50), (2, 4, 70)])
 def test_large_rows(shape: tuple[int, ...]) -> None:
-    score = torch.randn(shape).round(decimals=1)  # many alike
+    score = torch.randn(shape).round(decimals=1)  # many equal scores
     among = torch.rand(shape) < 0.7
     wanted = _by_rank(score, among, 7)
     assert torch.equal(best(score, among, 7), wanted)
@@ -63,7 +63,9 @@ def test_large_rows(shape: tuple[int, ...]) -> None:
 
 
 def _by_rank(score: Tensor, among: Tensor, count: int) -> Tensor:
-    found = torch.zeros_like(among)
-    for row, may, out in zip(score.flatten(0, -2), among.flatten(0, -2), found.view(-1, score.shape[-1]), strict=True):
-        out[by_hand(row.tolist(), may.tolist())[:count]] = True
-    return found
+    selected = torch.zeros_like(among)
+    for row, may, out in zip(
+        score.flatten(0, -2), among.flatten(0, -2), selected.view(-1, score.shape[-1]), strict=True
+    ):
+        out[sorted_candidates(row.tolist(), may.tolist())[:count]] = True
+    return selected

@@ -1,4 +1,4 @@
-"""`attnc receptive`: the library's patterns against dense masks, what it prints, promises in JSON, and refuses."""
+"""`attnc receptive`: the library's patterns against dense masks, printed text, JSON keys, errors."""
 
 from __future__ import annotations
 
@@ -91,18 +91,18 @@ def test_lists_of_patterns_against_dense_masks(n: int) -> None:
         ("hierarchical", {"group": 4}, "`hierarchical` has an attention that reads the output of another"),
     ],
 )
-def test_what_is_not_followed_is_refused(name: str, params: dict[str, Any], says: str) -> None:
+def test_unsupported_patterns_are_refused(name: str, params: dict[str, Any], says: str) -> None:
     with pytest.raises(UnsupportedError, match=says):
         layer_of(compile_attention(name, **params), 16, 1, {})
 
 
-def test_sequences_of_a_batch_entry_are_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sequences_of_a_batch_entry_are_separate(capsys: pytest.CaptureFixture[str]) -> None:
     documents = "[[0,0,0,1,1,1,1,1],[0,1,2,3,4,5,6,7]]"
     _, values = run_json(capsys, "receptive", "document", "--input", f"doc={documents}", "--len", "8", "--query", "5")
     assert [layer["tokens"] for layer in values["layers"]] == [1, *[3] * 8]
 
 
-# --- what it prints --------------------------------------------------------------------------------------------------
+# --- printed text ----------------------------------------------------------------------------------------------------
 
 
 def test_a_window(capsys: pytest.CaptureFixture[str]) -> None:
@@ -193,7 +193,7 @@ def test_growth_of_a_picture(capsys: pytest.CaptureFixture[str]) -> None:
     assert (values["tokens"], values["should_see"], values["complete_from"]) == (4096, "all", 20)
 
 
-def test_what_never_sees_everything(capsys: pytest.CaptureFixture[str]) -> None:
+def test_patterns_that_never_see_every_token(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["receptive", "document", "--len", "12", "--path", "0"]) == 0
     out = capsys.readouterr().out
     assert "result    it never sees everything that it should: 4 of 12 tokens from layer 1 on\n" in out
@@ -201,7 +201,7 @@ def test_what_never_sees_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert "note      doc, an example: 3 documents of 4, 4 and 4 tokens\n" in out
 
 
-def test_what_is_beyond(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_beyond_the_limit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attnc.compiler.receptive.fields.MOST_LAYERS", 20)
     assert main(["receptive", "sliding_window", "-p", "window=2", "--len", "500", "--path", "0"]) == 0
     out = capsys.readouterr().out
@@ -209,7 +209,7 @@ def test_what_is_beyond(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     assert "path      0: not within 20 layers\n" in out
 
 
-def test_long_tables_and_ways_are_shown_by_their_ends(capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_tables_and_paths_are_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["receptive", "sliding_window", "-p", "window=2", "--len", "500", "--layers", "200", "--path", "400"]
     assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -225,7 +225,7 @@ def test_one_token(capsys: pytest.CaptureFixture[str]) -> None:
     assert "path      0: known after no layers, for example by 0\n" in out
 
 
-def test_it_says_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_reported(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attnc.runtime.commands.receptive.OFTEN", -1)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     monkeypatch.setitem(__import__("sys").modules, "rich.console", None)
@@ -237,11 +237,11 @@ def test_it_says_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: 
     ]
 
 
-# --- what it refuses -------------------------------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([], "the following arguments are required: SPEC"),
         (["causal", "--layers", "0"], "--layers 0: give a whole number, at least 1"),
@@ -271,14 +271,14 @@ def test_it_says_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: 
         ),
     ],
 )
-def test_bad_usage(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_usage(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["receptive", *arguments]) == console.USAGE
     out, err = capsys.readouterr()
     assert out == ""
-    assert said in err
+    assert message in err
     assert "Traceback" not in err
 
 
-def test_a_relation_without_a_value_is_a_finding(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_undefined_relation_fails(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["receptive", "pattern zero\n    visible q % k == 1\n", "--len", "4"]) == console.FOUND
     assert "division by zero" in capsys.readouterr().err

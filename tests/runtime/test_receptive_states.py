@@ -1,4 +1,4 @@
-"""`attnc receptive` of states: against what results depend on in the reference, and what it says of them."""
+"""`attnc receptive` for states, against the tokens on which the reference's results depend, and its printed text."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ def dependences(attention: Attention, heads: int, inputs: dict[str, Any]) -> Mas
     q, k, v = (torch.randn((1, heads, N, 4), generator=draw, dtype=torch.float64) for _ in range(3))
     v.requires_grad_()
     out = attention.reference(q, k, v, **inputs)
-    found = np.zeros((N, N), dtype=np.bool_)
+    depends = np.zeros((N, N), dtype=np.bool_)
     for row in range(N):
         (grad,) = torch.autograd.grad(out[0, :, row].sum(), v, retain_graph=True)
-        found[row] = (grad[0].abs().amax((0, -1)) > 0).numpy()
-    return found
+        depends[row] = (grad[0].abs().amax((0, -1)) > 0).numpy()
+    return depends
 
 
 @pytest.mark.parametrize("name", PATTERNS)
-def test_against_what_the_reference_depends_on(name: str) -> None:
+def test_against_dependences_of_the_reference(name: str) -> None:
     spec, params = PATTERNS[name]
     attention = compile_attention(spec, **params)
     heads = 6 if name == "scans that differ by head" else 1
@@ -78,7 +78,7 @@ def test_against_what_the_reference_depends_on(name: str) -> None:
         check_reach([layer], [mask], [0], query)
 
 
-def test_a_state_knows_of_all_of_the_past_from_layer_1_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_state_sees_the_whole_past_from_layer_1_on(capsys: pytest.CaptureFixture[str]) -> None:
     status, values = run_json(capsys, "receptive", "hybrid_window_linear", "--layers", "3")
     assert (status, values["complete_from"], values["should_see"]) == (0, 1, "k <= q")
     assert [layer["tokens"] for layer in values["layers"]] == [1, 16384, 16384, 16384]
@@ -89,7 +89,7 @@ def test_a_state_knows_of_all_of_the_past_from_layer_1_on(capsys: pytest.Capture
     assert "note      hybrid_window_linear: far is a state: a token knows of all before it, as much as the state" in out
 
 
-def test_it_says_how_far_back_a_state_reaches(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_reach_of_a_state_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["receptive", BACKWARD_RESETS, "--len", "12"]) == 0
     out = capsys.readouterr().out
     assert "all before it since the last reset, in the order of its scan, as much as the state holds\n" in out
@@ -105,7 +105,7 @@ def test_states_take_turns_with_windows(capsys: pytest.CaptureFixture[str]) -> N
     assert [layer["tokens"] for layer in values["layers"]] == [1, 4, 7, 64]
 
 
-def test_what_is_not_followed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unsupported_states(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UnsupportedError, match="keys that are not tokens"):
         layer_of(compile_attention("spatial_mamba", height=3, width=4), N, 1, {})
     tied = WINDOW_AND_STATE.format("scan t // 2\n        ")
@@ -113,7 +113,7 @@ def test_what_is_not_followed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "`scan` gives two tokens the same place" in capsys.readouterr().err
 
 
-def test_sets_of_what_is_held() -> None:
+def test_sets_of_held_tokens() -> None:
     draw = np.random.default_rng(0)
     for n in (1, 2, 17):
         held = Held.of(draw.permutation(n), draw.random(n) < 0.3)
@@ -122,8 +122,8 @@ def test_sets_of_what_is_held() -> None:
         assert shown.diagonal().all()
         assert held.looks_back == (not np.triu(shown, 1).any())
         rows = np.flatnonzero(draw.random(n) < 0.5)
-        seen = draw.random(n) < 0.3
+        seen_tokens = draw.random(n) < 0.3
         wanted = shown[rows].any(0)
-        fresh = held.look(rows, before := seen.copy())
-        assert (np.flatnonzero(wanted & ~seen) == fresh).all()
-        assert (before == seen | wanted).all()
+        fresh = held.look(rows, before := seen_tokens.copy())
+        assert (np.flatnonzero(wanted & ~seen_tokens) == fresh).all()
+        assert (before == seen_tokens | wanted).all()

@@ -1,4 +1,4 @@
-"""Calls of recurrences: documents, resets, orders, states handed on, and what is refused."""
+"""Calls of recurrences: documents, resets, scan orders, states passed between calls, errors."""
 
 from __future__ import annotations
 
@@ -43,31 +43,31 @@ def pieces(cuts: list[int]) -> list[slice]:
     return [slice(a, b) for a, b in itertools.pairwise(cuts)]
 
 
-def only(given: dict[str, Any], tokens: slice) -> dict[str, Any]:
-    return {name: x[:, tokens] for name, x in given.items()}
+def tokens_of(inputs: dict[str, Any], tokens: slice) -> dict[str, Any]:
+    return {name: x[:, tokens] for name, x in inputs.items()}
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize(("spec", "name", "shape"), [(DECAY, "g", ()), (BEFORE, "w", (6,))], ids=["after", "before"])
-def test_documents_are_runs_of_their_own(spec: str, name: str, shape: tuple[int, ...], backend: Any) -> None:
-    """By ids, by a reset of one's own, and packed; a token that reads before it writes sees nothing of the last one."""
+def test_documents_equal_separate_calls(spec: str, name: str, shape: tuple[int, ...], backend: Any) -> None:
+    """Documents by ids, by a reset input, and packed; a read before the write sees nothing of the document before."""
     cuts = [0, 7, 8, 70, 135]
     q, k, v = draw(135)
     gate = gates(135, *shape)
-    given: dict[str, Any] = {name: gate}
+    inputs: dict[str, Any] = {name: gate}
     alone = compile_attention(spec.format(""), backend=backend)
-    want = torch.cat([alone(q[:, :, s], k[:, :, s], v[:, :, s], **only(given, s)) for s in pieces(cuts)], 2)
+    want = torch.cat([alone(q[:, :, s], k[:, :, s], v[:, :, s], **tokens_of(inputs, s)) for s in pieces(cuts)], 2)
     ids = torch.repeat_interleave(torch.tensor([5, 1, 3, 2]), torch.tensor([7, 1, 62, 65]))
     by_id = compile_attention(spec.format("input doc: int[batch, token]\n    documents doc"), backend=backend)
     fresh = torch.zeros(135, dtype=torch.bool)
     fresh[cuts[:-1]] = True
     by_reset = compile_attention(spec.format("input fresh: bool[batch, token]\n    reset fresh"), backend=backend)
-    found = [
-        by_id(q, k, v, doc=ids.expand(2, -1), **given),
-        by_reset(q, k, v, fresh=fresh.expand(2, -1), **given),
-        alone(q, k, v, cu_seqlens=torch.tensor(cuts), **given),
+    results = [
+        by_id(q, k, v, doc=ids.expand(2, -1), **inputs),
+        by_reset(q, k, v, fresh=fresh.expand(2, -1), **inputs),
+        alone(q, k, v, cu_seqlens=torch.tensor(cuts), **inputs),
     ]
-    for out in found:
+    for out in results:
         torch.testing.assert_close(out, want, rtol=1e-12, atol=1e-12)
 
 
@@ -81,58 +81,58 @@ def test_documents_are_runs_of_their_own(spec: str, name: str, shape: tuple[int,
     ],
     ids=["order", "place", "reset"],
 )
-def test_places_count_in_each_document(line: str, step: str, backend: Any) -> None:
-    """Also where lists of documents differ by batch entry."""
+def test_positions_count_within_each_document(line: str, step: str, backend: Any) -> None:
+    """Batch entries may differ in their documents."""
     lines = (
         f"recurrence placed\n    input g: log_decay[batch, token, head]\n    {{}}\n    {line}\n    state S: [dk, dv]\n"
     )
     lines += f"    step S = {step}\n    read q @ S\n"
     alone = compile_attention(lines.format(""), backend=backend)
     q, k, v = draw(40)
-    given: dict[str, Any] = {"g": gates(40)}
+    inputs: dict[str, Any] = {"g": gates(40)}
     cuts = [[0, 7, 8, 40], [0, 22, 40, 40]]
     ids = torch.stack([torch.bucketize(torch.arange(40), torch.tensor(ends[1:-1]), right=True) for ends in cuts])
     by_id = compile_attention(lines.format("input doc: int[batch, token]\n    documents doc"), backend=backend)
-    out, last = by_id(q, k, v, doc=ids, return_state=True, **given)
+    out, last = by_id(q, k, v, doc=ids, return_state=True, **inputs)
     for b, ends in enumerate(cuts):
         for s in pieces(ends)[: 3 - b]:
-            only_it = {name: x[b : b + 1] for name, x in only(given, s).items()}
+            only_it = {name: x[b : b + 1] for name, x in tokens_of(inputs, s).items()}
             tensors = (x[b : b + 1, :, s] for x in (q, k, v))
             want, state = alone(*tensors, return_state=True, **only_it)
             torch.testing.assert_close(out[b : b + 1, :, s], want, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(last["S"][b : b + 1], state["S"], rtol=1e-12, atol=1e-12)
     with pytest.raises(ArgumentError, match="each document begins anew"):
-        by_id(q, k, v, doc=ids, state=last, **given)
+        by_id(q, k, v, doc=ids, state=last, **inputs)
     with pytest.raises(ArgumentError, match="contiguous"):
-        by_id(q, k, v, doc=torch.arange(40)[None] % 2, **given)
+        by_id(q, k, v, doc=torch.arange(40)[None] % 2, **inputs)
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_places_go_on(backend: Any) -> None:
+def test_positions_continue_between_calls(backend: Any) -> None:
     lines = "input fresh: bool[batch, token]\n    reset fresh and t != 12 or t % 9 == 0"
     attend = compile_attention(DECAY.format(lines).replace("outer(k, v)", "outer(k, t * v)"), backend=backend)
     q, k, v = draw(40)
-    given: dict[str, Any] = {"g": gates(40), "fresh": torch.arange(40).expand(2, -1) % 12 == 0}
-    whole, last = attend(q, k, v, return_state=True, **given)
+    inputs: dict[str, Any] = {"g": gates(40), "fresh": torch.arange(40).expand(2, -1) % 12 == 0}
+    expected, last = attend(q, k, v, return_state=True, **inputs)
     state, outs = attend.init_state(2, 3, 6, 4, dtype=torch.float64), []
     for s in pieces([0, 1, 13, 14, 40]):
-        out, state = attend.step(q[:, :, s], k[:, :, s], v[:, :, s], state, **only(given, s))
+        out, state = attend.step(q[:, :, s], k[:, :, s], v[:, :, s], state, **tokens_of(inputs, s))
         outs.append(out)
-    torch.testing.assert_close(torch.cat(outs, 2), whole, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.cat(outs, 2), expected, rtol=1e-12, atol=1e-12)
     assert state["t"].tolist() == last["t"].tolist() == [40, 40]
     apart = {"S": state["S"], "t": torch.tensor([0, 7])}
-    both = attend(q, k, v, state=apart, **given)
+    together = attend(q, k, v, state=apart, **inputs)
     for b, start in enumerate((0, 7)):
-        at = {"S": state["S"][b : b + 1], "t": torch.tensor([start])}
-        own: dict[str, Any] = {name: x[b : b + 1] for name, x in given.items()}
-        alone = attend(q[b : b + 1], k[b : b + 1], v[b : b + 1], state=at, **own)
-        torch.testing.assert_close(both[b : b + 1], alone, rtol=1e-12, atol=1e-12)
+        entry_state = {"S": state["S"][b : b + 1], "t": torch.tensor([start])}
+        entry_inputs: dict[str, Any] = {name: x[b : b + 1] for name, x in inputs.items()}
+        alone = attend(q[b : b + 1], k[b : b + 1], v[b : b + 1], state=entry_state, **entry_inputs)
+        torch.testing.assert_close(together[b : b + 1], alone, rtol=1e-12, atol=1e-12)
     for wrong in (torch.tensor([0.5, 0]), torch.tensor([0, -1])):
         with pytest.raises(ArgumentError, match="whole numbers from 0"):
-            attend(q, k, v, state={**state, "t": wrong}, **given)
+            attend(q, k, v, state={**state, "t": wrong}, **inputs)
     backwards = compile_attention(DECAY.format("scan -t"), backend=backend)
     with pytest.raises(UnsupportedError, match="all of them in one call"):
-        backwards(q, k, v, g=given["g"], state={"S": state["S"]})
+        backwards(q, k, v, g=inputs["g"], state={"S": state["S"]})
 
 
 def test_documents_differ_by_batch_entry() -> None:
@@ -148,8 +148,8 @@ def test_documents_differ_by_batch_entry() -> None:
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_orders(backend: Any) -> None:
-    """Backwards is the flipped call; by head, every other head backwards."""
+def test_scan_orders(backend: Any) -> None:
+    """A backward scan equals a call on flipped tokens; by head, every other head scans backwards."""
     q, k, v = draw(70)
     g = gates(70)
     plain = compile_attention(DECAY.format(""), backend=backend)
@@ -162,27 +162,27 @@ def test_orders(backend: Any) -> None:
     torch.testing.assert_close(out[:, 1], flipped[:, 1], rtol=1e-12, atol=1e-12)
     routed = compile_attention(DECAY.format("input place: int[token]\n    scan place"), backend=backend)
     order = torch.randperm(70)
-    there = routed(q, k, v, g=g, place=order)
-    back_again = plain(*(x[:, :, order.argsort()] for x in (q, k, v)), g=g[:, order.argsort()])
-    torch.testing.assert_close(there, back_again[:, :, order], rtol=1e-12, atol=1e-12)
+    in_order = routed(q, k, v, g=g, place=order)
+    expected = plain(*(x[:, :, order.argsort()] for x in (q, k, v)), g=g[:, order.argsort()])
+    torch.testing.assert_close(in_order, expected[:, :, order], rtol=1e-12, atol=1e-12)
     with pytest.raises(ArgumentError, match="two tokens the same place"):
         routed(q, k, v, g=g, place=torch.zeros(70, dtype=torch.int64))
 
 
-def test_resets_along_routes_of_heads() -> None:
+def test_resets_with_an_order_per_head() -> None:
     lines = "input fresh: bool[batch, token]\n    reset fresh\n    scan t if head % 2 == 0 else -t"
-    ours, theirs = (compile_attention(DECAY.format(lines), backend=b) for b in ("auto", "reference"))
+    ours, expected = (compile_attention(DECAY.format(lines), backend=b) for b in ("auto", "reference"))
     q, k, v = draw(70)
-    given: dict[str, Any] = {"g": gates(70), "fresh": torch.rand(2, 70) < 0.1}
-    torch.testing.assert_close(ours(q, k, v, **given), theirs(q, k, v, **given), rtol=1e-12, atol=1e-12)
+    inputs: dict[str, Any] = {"g": gates(70), "fresh": torch.rand(2, 70) < 0.1}
+    torch.testing.assert_close(ours(q, k, v, **inputs), expected(q, k, v, **inputs), rtol=1e-12, atol=1e-12)
 
 
-def test_states_are_handed_on() -> None:
+def test_states_pass_between_calls() -> None:
     attend = compile_attention("gated_delta_net")
     q, k, v = draw(9)
     k = torch.nn.functional.normalize(k, dim=-1)
     g, beta = gates(9), torch.rand(2, 9, 3, dtype=torch.float64)
-    whole, last = attend(q, k, v, g=g, beta=beta, return_state=True)
+    expected, last = attend(q, k, v, g=g, beta=beta, return_state=True)
     state = attend.init_state(2, 3, 6, 4, dtype=torch.float64)
     assert {name: tuple(x.shape) for name, x in state.items()} == {"S": (2, 3, 6, 4)}
     outs = []
@@ -190,7 +190,7 @@ def test_states_are_handed_on() -> None:
         s = slice(t, t + 1)
         out, state = attend.step(q[:, :, s], k[:, :, s], v[:, :, s], state, g=g[:, s], beta=beta[:, s])
         outs.append(out)
-    torch.testing.assert_close(torch.cat(outs, 2), whole, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.cat(outs, 2), expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(state["S"], last["S"], rtol=1e-12, atol=1e-12)
     narrow, of_it = attend(*(x.bfloat16() for x in (q, k, v)), g=g.float(), beta=beta.float(), return_state=True)
     assert (narrow.dtype, of_it["S"].dtype) == (torch.bfloat16, torch.float32)
@@ -198,7 +198,7 @@ def test_states_are_handed_on() -> None:
     assert {name: tuple(x.shape) for name, x in slots.items()} == {"K": (1, 2, 6, 5), "V": (1, 2, 5, 4)}
 
 
-def test_what_is_wrong_is_said() -> None:
+def test_errors_of_wrong_calls() -> None:
     attend, (q, k, v), g = compile_attention("gla"), draw(5), gates(5, 6)
     wrong: list[tuple[type[Exception], str, dict[str, Any]]] = [
         (
@@ -213,9 +213,9 @@ def test_what_is_wrong_is_said() -> None:
         (ArgumentTypeError, "needs the input `g`", {}),
         (UnsupportedError, "has no LSE", {"g": g, "return_lse": True}),
     ]
-    for error, says, given in wrong:
+    for error, says, arguments in wrong:
         with pytest.raises(error, match=says):
-            attend(q, k, v, **given)
+            attend(q, k, v, **arguments)
     with pytest.raises(ArgumentError, match="takes as many of both; for later tokens give `state`"):
         attend(q[:, :, :1], k, v, g=g)
     with pytest.raises(ArgumentError, match=r"pass the factors instead of their logarithms: f\.exp\(\)"):
@@ -232,7 +232,7 @@ def test_what_is_wrong_is_said() -> None:
             call()
 
 
-def test_what_only_pairs_have_is_refused() -> None:
+def test_arguments_of_pairwise_attention_are_refused() -> None:
     attend, (q, k, v) = compile_attention("retention"), draw(4)
     calls: list[Callable[[], object]] = [
         lambda: attend.mask(4),
@@ -269,20 +269,20 @@ GROWING = {
 
 
 @pytest.mark.parametrize("name", GROWING)
-def test_numbers_that_are_no_decays(name: str) -> None:
+def test_factors_above_1(name: str) -> None:
     text = f"recurrence r\n    state S: [dk, dv]\n    {GROWING[name]}\n    read q @ S\n"
     attend = compile_attention(text)
     q, k, v = (x.requires_grad_() for x in draw(12))
-    ours, theirs = attend(q, k, v), attend.reference(q, k, v)
-    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
-    grads = [torch.autograd.grad(x.sin().sum(), (q, k, v)) for x in (ours, theirs)]
+    ours, expected = attend(q, k, v), attend.reference(q, k, v)
+    torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
+    grads = [torch.autograd.grad(x.sin().sum(), (q, k, v)) for x in (ours, expected)]
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
     compile_attention(text, strict=True)(q, k, v)
 
 
-def test_numbers_that_are_no_decays_of_what_starts_elsewhere() -> None:
-    """A state that does not start at 0 has no form with a factor that may be any number and a correction."""
+def test_arbitrary_factors_with_a_nonzero_initial_state() -> None:
+    """A state with a nonzero initial value has no chunked form with both an arbitrary factor and a correction."""
     lines = GROWING["corrected"]
     text = f"recurrence r\n    state S: [dk, dv] = 1\n    {lines}\n    read q @ S\n"
     q, k, v = draw(12)
@@ -292,7 +292,7 @@ def test_numbers_that_are_no_decays_of_what_starts_elsewhere() -> None:
 
 
 def test_a_running_maximum() -> None:
-    """The online softmax of a learned query, as it is written with its maximum, sum and weighted values."""
+    """The online softmax of a learned query, written with its running maximum, sum and weighted values."""
     attend = compile_attention(
         """recurrence online
     learned w: real[head, dk]
@@ -313,47 +313,47 @@ def test_a_running_maximum() -> None:
     w = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
     fresh = torch.zeros(150, dtype=torch.int64)
     fresh[[0, 7, 64, 65]] = 1
-    ours, theirs = (call(q, k, v, w=w, fresh=fresh) for call in (attend, attend.reference))
+    ours, expected = (call(q, k, v, w=w, fresh=fresh) for call in (attend, attend.reference))
     assert "m: largest of" in attend.derivation()
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-    grads = [torch.autograd.grad(x.sin().sum(), (k, v, w)) for x in (ours, theirs)]
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+    grads = [torch.autograd.grad(x.sin().sum(), (k, v, w)) for x in (ours, expected)]
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["hgrn2", "rwkv7"])
 def test_factors_of_0_and_1(name: str) -> None:
-    """A gate that is closed, or open, has a gradient like any other."""
+    """A fully closed or fully open gate has a gradient like any other gate."""
     attend = compile_attention(name)
     q, k, v = draw(70)
     unit = torch.rand(2, 70, 3, 6, dtype=torch.float64)
     unit[:, 5:9], unit[0, 20], unit[:, 40] = 0, 1, 0
-    given: dict[str, Any] = {"f": unit}
+    inputs: dict[str, Any] = {"f": unit}
     if name == "rwkv7":
         a = -torch.nn.functional.normalize(torch.randn(2, 70, 3, 6, dtype=torch.float64), dim=-1)
-        given = {"w": unit, "a": a, "b": -a, "r_k": torch.randn(3, 6, dtype=torch.float64)}
-    leaves = [q, k, v, *given.values()]
+        inputs = {"w": unit, "a": a, "b": -a, "r_k": torch.randn(3, 6, dtype=torch.float64)}
+    leaves = [q, k, v, *inputs.values()]
     for x in leaves:
         x.requires_grad_()
     grads = []
     for call in (attend, attend.reference):
-        out = call(q, k, v, **given)
+        out = call(q, k, v, **inputs)
         grads.append([out, *torch.autograd.grad(out.sin().sum(), leaves, allow_unused=True, materialize_grads=True)])
     for x, y in zip(*grads, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10)
     narrow = [x.detach().float().requires_grad_() for x in leaves]
-    own: dict[str, Any] = dict(zip(given, narrow[3:], strict=True))
-    out = attend(narrow[0], narrow[1], narrow[2], **own)
-    found = torch.autograd.grad(out.sin().sum(), narrow, allow_unused=True, materialize_grads=True)
-    for x, y in zip(found, grads[1][1:], strict=True):
+    narrow_inputs: dict[str, Any] = dict(zip(inputs, narrow[3:], strict=True))
+    out = attend(narrow[0], narrow[1], narrow[2], **narrow_inputs)
+    narrow_grads = torch.autograd.grad(out.sin().sum(), narrow, allow_unused=True, materialize_grads=True)
+    for x, y in zip(narrow_grads, grads[1][1:], strict=True):
         torch.testing.assert_close(x.double(), y, rtol=1e-4, atol=1e-4)
 
 
 def test_same_bits_and_pickling() -> None:
     attend, (q, k, v) = compile_attention("kimi_delta"), draw(100, dtype=torch.float32)
-    given: dict[str, Any] = {"g": gates(100, 6).float(), "beta": torch.rand(2, 100, 3)}
-    first = attend(q, k, v, **given)
-    assert torch.equal(first, pickle.loads(pickle.dumps(attend))(q, k, v, **given))
+    inputs: dict[str, Any] = {"g": gates(100, 6).float(), "beta": torch.rand(2, 100, 3)}
+    first = attend(q, k, v, **inputs)
+    assert torch.equal(first, pickle.loads(pickle.dumps(attend))(q, k, v, **inputs))
 
 
 def test_a_compiled_call() -> None:
@@ -367,8 +367,8 @@ def test_a_compiled_call() -> None:
 
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
     inputs = [*tensors, g, beta]
-    ours, theirs = (torch.autograd.grad(f(*inputs), inputs) for f in (compiled, call))
-    for a, b in zip(ours, theirs, strict=True):
+    ours, expected = (torch.autograd.grad(f(*inputs), inputs) for f in (compiled, call))
+    for a, b in zip(ours, expected, strict=True):
         torch.testing.assert_close(a, b)
     torch._dynamo.reset()
 
@@ -400,7 +400,7 @@ recurrence columns
 
 
 def test_a_decay_by_value_column_with_a_correction_runs_token_by_token(tmp_path: Path) -> None:
-    """It ended in a message of ours: "each column would need a triangle of its own"."""
+    """This recurrence was refused with "each column would need a triangle of its own"."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, 2, 20, 8) for _ in range(3))
     g = -torch.rand(1, 20, 2, 8)
@@ -414,5 +414,5 @@ def test_a_decay_by_value_column_with_a_correction_runs_token_by_token(tmp_path:
     assert torch.allclose(attend(q, k, v, g=g).double(), torch.stack(outs, 2), atol=1e-5)
     file = tmp_path / "columns.attn"
     file.write_text(COLUMN_DECAY, encoding="utf-8")
-    told = " ".join(run("explain", "--derivation", str(file)).out.split())
-    assert "a decay of `S` by value column together with a correction" in told
+    derivation = " ".join(run("explain", "--derivation", str(file)).out.split())
+    assert "a decay of `S` by value column together with a correction" in derivation

@@ -1,4 +1,4 @@
-"""`attnc simulate`: what it prints, its JSON, sweeps, comparisons, break-even, and what it refuses."""
+"""`attnc simulate`: printed text, JSON, sweeps, comparisons, break-even, errors."""
 
 from __future__ import annotations
 
@@ -21,77 +21,90 @@ PROMISED = {
 }
 
 
-def test_the_promised_keys(capsys: pytest.CaptureFixture[str]) -> None:
-    status, found = run_json(capsys, "simulate", "sliding_window", "-p", "window=512", "--len", "16384", "--heads", "4")
+def test_documented_json_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    status, values = run_json(
+        capsys, "simulate", "sliding_window", "-p", "window=512", "--len", "16384", "--heads", "4"
+    )
     assert status == 0
-    assert found.keys() >= PROMISED
-    assert found["pattern"] == "sliding_window" and found["params"] == {"window": 512, "sinks": 0}
-    assert found["device"] == "h100-sxm" and found["dtype"] == "bfloat16" and found["calibrated"] is False
+    assert values.keys() >= PROMISED
+    assert values["pattern"] == "sliding_window" and values["params"] == {"window": 512, "sinks": 0}
+    assert values["device"] == "h100-sxm" and values["dtype"] == "bfloat16" and values["calibrated"] is False
     visible = 16384 * 512 - 512 * 511 // 2
-    assert found["visible"] == 4 * visible
-    assert found["element_density"] == pytest.approx(visible / 16384**2)
-    assert found["tiles"].keys() == {"total", "live", "full", "partial"}
-    assert found["schedule"].keys() >= {"q_tile", "k_tile", "order"}
-    assert [rung["name"] for rung in found["rungs"]] == ["element", "tile", "balanced", "predicted"]
-    assert all(rung["lost_to"] for rung in found["rungs"])
-    assert found["growth"].startswith("O(n·w) with w = 512")
-    assert 512 < found["break_even_length"] < 2048
-    same = compile_attention("sliding_window", window=512).simulate(16384, heads=4)
-    assert found["predicted_ms"] == same.predicted_ms and found["dense_ms"] == same.dense_ms
+    assert values["visible"] == 4 * visible
+    assert values["element_density"] == pytest.approx(visible / 16384**2)
+    assert values["tiles"].keys() == {"total", "live", "full", "partial"}
+    assert values["schedule"].keys() >= {"q_tile", "k_tile", "order"}
+    assert [rung["name"] for rung in values["rungs"]] == ["element", "tile", "balanced", "predicted"]
+    assert all(rung["lost_to"] for rung in values["rungs"])
+    assert values["growth"].startswith("O(n·w) with w = 512")
+    assert 512 < values["break_even_length"] < 2048
+    simulation = compile_attention("sliding_window", window=512).simulate(16384, heads=4)
+    assert values["predicted_ms"] == simulation.predicted_ms and values["dense_ms"] == simulation.dense_ms
 
 
-def test_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+def test_printed_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", "causal", "--len", "4096"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    told = ["causal: forward on NVIDIA H100", "times not calibrated", "element", "1.00×", "schedule  forward: tiles"]
-    for said in (*told, "next best", "growth    O(n²); visible pairs n·(n + 1)/2", "shows the same pairs as its rival"):
-        assert said in out
+    expected_lines = [
+        "causal: forward on NVIDIA H100",
+        "times not calibrated",
+        "element",
+        "1.00×",
+        "schedule  forward: tiles",
+    ]
+    for line in (
+        *expected_lines,
+        "next best",
+        "growth    O(n²); visible pairs n·(n + 1)/2",
+        "shows the same pairs as its rival",
+    ):
+        assert line in out
 
 
 def test_patterns_machines_and_baselines_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["simulate", "causal", "--len", "2048", "--device", "h100,a100", "--compare", "sliding_window"]
-    status, found = run_json(capsys, *arguments, "-q", "window=256", "--baseline", "both")
+    status, values = run_json(capsys, *arguments, "-q", "window=256", "--baseline", "both")
     assert status == 0
-    told = [(one["pattern"], one["device"], one["baseline"]) for one in (found, *found["compared"])]
-    assert told == [
+    labels = [(full["pattern"], full["device"], full["baseline"]) for full in (values, *values["compared"])]
+    assert labels == [
         ("causal", "h100-sxm", "full"),
         ("causal", "h100-sxm", "causal"),
         ("causal", "a100-80", "full"),
         ("sliding_window", "h100-sxm", "full"),
         ("sliding_window", "a100-80", "full"),
     ]
-    assert found["compared"][2]["params"]["window"] == 256
+    assert values["compared"][2]["params"]["window"] == 256
     assert main(["simulate", "causal", "--len", "2048", "--device", "h100,a100"]) == 0
     assert "causal on a100-80" in capsys.readouterr().out
 
 
 def test_sweeps(capsys: pytest.CaptureFixture[str]) -> None:
-    status, found = run_json(capsys, "simulate", "sliding_window", "-p", "window=256", "--sweep", "len=1k..8k")
+    status, values = run_json(capsys, "simulate", "sliding_window", "-p", "window=256", "--sweep", "len=1k..8k")
     assert status == 0
-    assert [one["shape"]["queries"] for one in found["sweep"]] == [1024, 2048, 4096, 8192]
-    elements = [one["rungs"][0]["speedup"] for one in found["sweep"]]
+    assert [full["shape"]["queries"] for full in values["sweep"]] == [1024, 2048, 4096, 8192]
+    elements = [full["rungs"][0]["speedup"] for full in values["sweep"]]
     assert elements == sorted(elements)
-    _, found = run_json(capsys, "simulate", "sliding_window", "--len", "4096", "--sweep", "window=64..256")
-    assert [one["params"]["window"] for one in found["sweep"]] == [64, 128, 256]
+    _, values = run_json(capsys, "simulate", "sliding_window", "--len", "4096", "--sweep", "window=64..256")
+    assert [full["params"]["window"] for full in values["sweep"]] == [64, 128, 256]
     assert main(["simulate", "causal", "--sweep", "len=1k..2k"]) == 0
     assert "len=2,048" in capsys.readouterr().out
 
 
 def test_a_grid(capsys: pytest.CaptureFixture[str]) -> None:
-    _, found = run_json(
+    _, values = run_json(
         capsys, "simulate", "neighborhood_2d", "--grid", "64,48", "-p", "window=[8,8]", "--order", "bricks"
     )
-    assert (found["params"]["height"], found["params"]["width"]) == (64, 48)
-    assert found["shape"]["queries"] == 64 * 48
-    assert found["break_even_length"] is None and "grid" in found["break_even_note"]
-    assert len(found["schedule"]["q_brick"]) == 2
-    assert found["growth_law"]["fitted"] and found["growth"].startswith("about 64·n^1.0")
+    assert (values["params"]["height"], values["params"]["width"]) == (64, 48)
+    assert values["shape"]["queries"] == 64 * 48
+    assert values["break_even_length"] is None and "grid" in values["break_even_note"]
+    assert len(values["schedule"]["q_brick"]) == 2
+    assert values["growth_law"]["fitted"] and values["growth"].startswith("about 64·n^1.0")
     assert main(["show", "neighborhood_2d", "--grid", "8,8"]) == 0
     assert "64" in capsys.readouterr().out
 
 
-def test_decoding_reads_what_is_visible(capsys: pytest.CaptureFixture[str]) -> None:
+def test_decoding_reads_visible_keys(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--len", "65536", "--pass", "decode", "--heads", "8", "--kv-heads", "2"]
     _, dense = run_json(capsys, "simulate", "causal", *arguments)
     _, window = run_json(capsys, "simulate", "sliding_window", "-p", "window=1024", *arguments)
@@ -100,18 +113,18 @@ def test_decoding_reads_what_is_visible(capsys: pytest.CaptureFixture[str]) -> N
     assert window["bytes"]["moved"] < dense["bytes"]["moved"] / 50
 
 
-def test_examples_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_examples_of_inputs_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", "document", "--len", "999"]) == 0
     assert "input     doc: 3 documents of 333, 333 and 333 tokens" in capsys.readouterr().out
 
 
-def test_this_cpu(capsys: pytest.CaptureFixture[str]) -> None:
-    _, found = run_json(capsys, "simulate", "causal", "--device", "cpu", "--len", "2048", "--baseline", "full")
-    assert found["device"] == "cpu" and found["dtype"] == "float32"
-    assert 1 <= found["rungs"][3]["speedup"] <= found["rungs"][0]["speedup"] < 2
+def test_the_local_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    _, values = run_json(capsys, "simulate", "causal", "--device", "cpu", "--len", "2048", "--baseline", "full")
+    assert values["device"] == "cpu" and values["dtype"] == "float32"
+    assert 1 <= values["rungs"][3]["speedup"] <= values["rungs"][0]["speedup"] < 2
 
 
-def test_a_machine_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_machine_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = Path(__file__).parents[2] / "compiler" / "simulation" / "machines" / "h100-sxm.json"
     data = json.loads(path.read_text(encoding="utf-8"))
     data.update(name="double", title="Twice an H100")
@@ -119,14 +132,14 @@ def test_a_machine_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str
         data["figures"][figure]["value"] *= 2
     mine = tmp_path / "double.json"
     mine.write_text(json.dumps(data), encoding="utf-8")
-    _, one = run_json(capsys, "simulate", "full", "--len", "65536")
+    _, full = run_json(capsys, "simulate", "full", "--len", "65536")
     _, two = run_json(capsys, "simulate", "full", "--len", "65536", "--device", str(mine))
     assert two["device"] == "double"
-    assert two["predicted_ms"] == pytest.approx(one["predicted_ms"] / 2, rel=0.05)
+    assert two["predicted_ms"] == pytest.approx(full["predicted_ms"] / 2, rel=0.05)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["causal", "--len", "0"], "--len 0: give a whole number, at least 1"),
         (["causal", "--len", "-5"], "--len -5: give a whole number, at least 1"),
@@ -160,10 +173,10 @@ def test_a_machine_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["neighborhood_2d", "-p", "height=9", "-p", "width=9", "--sweep", "len=1k..2k"], "is fixed by its parameters"),
     ],
 )
-def test_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", *arguments]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and said in err and "Traceback" not in err
+    assert out == "" and message in err and "Traceback" not in err
     assert main(["simulate", *arguments, "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["diagnostics"]
 
@@ -176,22 +189,22 @@ class Fake:
 
 @pytest.mark.parametrize(("first", "even"), [(1, 64), (64, 64), (65, 72), (1000, 1024), (1025, 1152), (5000, None)])
 def test_break_even(first: int, even: int | None) -> None:
-    def at(n: int) -> Any:
+    def simulation_at(n: int) -> Any:
         return Fake(2.0 if n >= first else 0.5)
 
-    assert break_even(at, 4096) == even
+    assert break_even(simulation_at, 4096) == even
 
 
-def test_break_even_is_where_the_pattern_differs_from_its_rival() -> None:
-    """The model's own noise is no win: up to 512 tokens a window of 512 shows what causal attention shows."""
+def test_break_even_needs_a_difference_from_the_rival() -> None:
+    """Noise of the model is no win: up to 512 tokens a window of 512 shows the same pairs as causal attention."""
 
-    def at(n: int) -> Any:
+    def simulation_at(n: int) -> Any:
         return Fake(1.5, pairs=1.0 if n <= 512 else 2.0)
 
-    assert break_even(at, 4096) == 576
-    found = compile_attention("sliding_window", window=512)
-    even = break_even(lambda n: found.simulate(n, baseline="causal"), 16384)
-    assert even is not None and found.simulate(even).rung("element").speedup > 1
+    assert break_even(simulation_at, 4096) == 576
+    values = compile_attention("sliding_window", window=512)
+    even = break_even(lambda n: values.simulate(n, baseline="causal"), 16384)
+    assert even is not None and values.simulate(even).rung("element").speedup > 1
 
 
 @pytest.mark.parametrize(
@@ -213,23 +226,23 @@ def test_the_default_rival(spec: str, baseline: str) -> None:
 
 def test_both_rivals_are_in_the_json(capsys: pytest.CaptureFixture[str]) -> None:
     window = ["simulate", "sliding_window", "-p", "window=256", "--len", "4k"]
-    _, found = run_json(capsys, *window)
-    assert found["shape"]["queries"] == 4096 and found["baseline"] == "causal"
+    _, values = run_json(capsys, *window)
+    assert values["shape"]["queries"] == 4096 and values["baseline"] == "causal"
     for baseline in ("full", "causal"):
         _, alone = run_json(capsys, *window, "--baseline", baseline)
-        rival = found["rivals"][baseline]
+        rival = values["rivals"][baseline]
         assert rival["dense_ms"] == alone["dense_ms"] and rival["speedup"] == alone["speedup"]
         assert rival["ideal_dense_ms"] == alone["ideal_dense_ms"]
-    _, found = run_json(capsys, "simulate", "full", "--len", "1k")
-    assert found["rivals"]["causal"] is None and found["rivals"]["full"]["speedup"] == found["speedup"]
-    _, found = run_json(capsys, "simulate", "gla", "--len", "1k")
-    assert found["rivals"]["full"] is None and found["rivals"]["causal"]["speedup"] == found["speedup"]
+    _, values = run_json(capsys, "simulate", "full", "--len", "1k")
+    assert values["rivals"]["causal"] is None and values["rivals"]["full"]["speedup"] == values["speedup"]
+    _, values = run_json(capsys, "simulate", "gla", "--len", "1k")
+    assert values["rivals"]["full"] is None and values["rivals"]["causal"]["speedup"] == values["speedup"]
 
 
 def test_a_pattern_that_is_its_own_rival(capsys: pytest.CaptureFixture[str]) -> None:
-    _, found = run_json(capsys, "simulate", "causal", "--len", "1k")
-    assert found["break_even_length"] is None
-    assert found["break_even_note"] == "at this length it shows the same pairs as its rival, causal attention"
+    _, values = run_json(capsys, "simulate", "causal", "--len", "1k")
+    assert values["break_even_length"] is None
+    assert values["break_even_note"] == "at this length it shows the same pairs as its rival, causal attention"
 
 
 def test_machines_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -247,22 +260,26 @@ def test_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = path.read_text(encoding="utf-8")
     assert "sliding_window" in text and "O(n·w) with w = 128" in text and "causal" in text
     assert list(tmp_path.iterdir()) == [path]
-    found = json.loads(text.split('type="application/json"', 1)[1].split(">", 1)[1].split("</script>", 1)[0])
-    assert {point["length"] for point in found["points"]} == {1024, 2048, 4096}
-    assert {point["value"] for point in found["points"]} == {64, 128, 256}
+    values = json.loads(text.split('type="application/json"', 1)[1].split(">", 1)[1].split("</script>", 1)[0])
+    assert {point["length"] for point in values["points"]} == {1024, 2048, 4096}
+    assert {point["value"] for point in values["points"]} == {64, 128, 256}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["-o", "report.txt"], "-o report.txt: the report is a page; give a name that ends in .html"),
         (["-o", "x.html", "--slider", "windw"], "--slider windw: `sliding_window` has none of that name"),
     ],
 )
 def test_reports_refused(
-    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["simulate", "sliding_window", "-p", "window=64", "--len", "512", *arguments]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Simulations of patterns whose branches have states: what they are of is one branch after another."""
+"""Simulations of patterns whose branches have states: branches run one after another."""
 
 from __future__ import annotations
 
@@ -30,45 +30,45 @@ def simulated(spec: str, n: int, **more: Any) -> Simulation:
 
 
 @pytest.mark.parametrize("stage", ["forward", "backward"])
-def test_branches_take_their_times_one_after_another(stage: Any) -> None:
-    """A window beside a state is the window's time and the recurrence's."""
-    both = simulated("hybrid_window_linear", 8192, stage=stage)
+def test_times_of_branches_add_up(stage: Any) -> None:
+    """A window beside a state takes the time of the window plus that of the recurrence."""
+    combined = simulated("hybrid_window_linear", 8192, stage=stage)
     near = simulated(NEAR, 8192, stage=stage)
     far = simulated(FAR, 8192, stage=stage)
     assert isinstance(far, RecurrenceSimulation)
-    assert both.predicted_ms == pytest.approx(near.predicted_ms + far.predicted_ms)
-    assert both.visible == near.visible
-    assert both.flop == near.flop + far.flop
-    assert both.ideal_ms / both.rung("attended").speedup == pytest.approx(near.predicted_ms)
-    assert both.traffic.moved == near.traffic.moved + far.traffic.moved
+    assert combined.predicted_ms == pytest.approx(near.predicted_ms + far.predicted_ms)
+    assert combined.visible == near.visible
+    assert combined.flop == near.flop + far.flop
+    assert combined.ideal_ms / combined.rung("attended").speedup == pytest.approx(near.predicted_ms)
+    assert combined.traffic.moved == near.traffic.moved + far.traffic.moved
 
 
-def test_its_ladder() -> None:
-    found = simulated("hybrid_window_linear", 4096)
-    assert tuple(rung.name for rung in found.rungs) == WITH_STATES
-    speedups = [rung.speedup for rung in found.rungs]
+def test_ladder() -> None:
+    simulation = simulated("hybrid_window_linear", 4096)
+    assert tuple(rung.name for rung in simulation.rungs) == WITH_STATES
+    speedups = [rung.speedup for rung in simulation.rungs]
     assert speedups == sorted(speedups, reverse=True)
-    assert found.rung("predicted").speedup == pytest.approx(found.ideal_ms / found.predicted_ms)
-    text = str(found)
+    assert simulation.rung("predicted").speedup == pytest.approx(simulation.ideal_ms / simulation.predicted_ms)
+    text = str(simulation)
     assert "chunks of" in text
     assert "0×0" not in text
-    assert all(rung.lost_to in text for rung in found.rungs)
+    assert all(rung.lost_to in text for rung in simulation.rungs)
 
 
-def test_states_alone_are_a_recurrence() -> None:
-    """Both directions of a mixer are twice one of them."""
-    both = simulated("mamba_mixer", 4096)
-    assert isinstance(both, RecurrenceSimulation)
-    assert len(both.passes) == 2
-    assert tuple(rung.name for rung in both.rungs) == RUNGS
-    assert both.times[-1] == both.predicted_ms == pytest.approx(2 * both.passes[0].ms)
+def test_a_pattern_of_states_alone_is_a_recurrence() -> None:
+    """A mixer with two directions takes twice the time of one direction."""
+    combined = simulated("mamba_mixer", 4096)
+    assert isinstance(combined, RecurrenceSimulation)
+    assert len(combined.passes) == 2
+    assert tuple(rung.name for rung in combined.rungs) == RUNGS
+    assert combined.times[-1] == combined.predicted_ms == pytest.approx(2 * combined.passes[0].ms)
 
 
-def test_branches_alike_are_shown_once() -> None:
-    found = simulated("log_linear", 4096, params={"levels": 12})
-    of_states = [choice for choice in found.choices if not choice.q_tile]
+def test_equal_branches_are_shown_once() -> None:
+    simulation = simulated("log_linear", 4096, params={"levels": 12})
+    of_states = [choice for choice in simulation.choices if not choice.q_tile]
     assert len(of_states) == 1
-    assert "of 12 branches" in found.rung("predicted").lost_to
+    assert "of 12 branches" in simulation.rung("predicted").lost_to
 
 
 def test_refusals() -> None:

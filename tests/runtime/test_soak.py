@@ -1,4 +1,4 @@
-"""The small version of `make soak`: the same code, fewer processes, kills and calls."""
+"""The small version of `make soak`: the same code with fewer processes, kills and calls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SOAK = Path(__file__).resolve().parents[2] / "benchmarks" / "soak.py"
 
 
 @pytest.mark.parametrize("part", ["processes", "kills", "shapes"])
-def test_the_runtime_holds(part: str) -> None:
+def test_soak(part: str) -> None:
     done = subprocess.run([sys.executable, str(SOAK), "--small", part], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     row = json.loads(done.stdout)

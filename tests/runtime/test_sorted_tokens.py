@@ -1,4 +1,4 @@
-"""`order`, units that an input numbers, families of selections and choices among queries, against the definition."""
+"""`order`, units numbered by an input, families of selections, and selections among queries, against the definition."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def real(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64)
 
 
-def made(n_q: int, n_k: int | None = None, batch: int = 2) -> list[Tensor]:
+def draw_qkv(n_q: int, n_k: int | None = None, batch: int = 2) -> list[Tensor]:
     n_k = n_q if n_k is None else n_k
     return [real(batch, HEADS, n_q, WIDTH), *(real(batch, KV_HEADS, n_k, WIDTH) for _ in range(2))]
 
 
-def defined(attend: Attention, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs) -> Tensor:
-    """Return the output by the definition."""
+def output_by_definition(attend: Attention, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs) -> Tensor:
+    """Return the output that the evaluator computes from the definition."""
     call = Evaluator(
         attend.bound,
         queries=q.shape[2],
@@ -52,10 +52,10 @@ def defined(attend: Attention, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs) 
 
 
 def check(attend: Attention, qkv: list[Tensor], inputs: Inputs) -> None:
-    """Both executors give what is defined, and the same gradients."""
+    """Check that both executors agree with the definition and have the same gradients."""
     q, k, v = (x.requires_grad_() for x in qkv)
     outs = [attend(q, k, v, **inputs), attend.reference(q, k, v, **inputs)]
-    wanted = defined(attend, q.detach(), k.detach(), v.detach(), inputs)
+    wanted = output_by_definition(attend, q.detach(), k.detach(), v.detach(), inputs)
     weights = torch.randn_like(wanted)
     grads = [torch.autograd.grad((out * weights).sum(), (q, k, v)) for out in outs]
     for out in outs:
@@ -81,41 +81,41 @@ def test_blocks_in_the_order_of_an_input(dims: str, extra: str) -> None:
     sizes = {"batch": 2, "head": HEADS, "kv_head": KV_HEADS, "token": 14}
     shape = [sizes[dim] for dim in dims.split(", ")]
     attend = compile_attention(blocks(dims, extra=extra))
-    check(attend, made(14), {"h": torch.randint(0, 4, shape)})
+    check(attend, draw_qkv(14), {"h": torch.randint(0, 4, shape)})
 
 
 def test_the_order_of_real_numbers() -> None:
     h = real(2, 13)
     h[:, 5] = h[:, 2]
-    check(compile_attention(blocks("batch, token", "real")), made(13), {"h": h})
+    check(compile_attention(blocks("batch, token", "real")), draw_qkv(13), {"h": h})
 
 
-def test_ids_of_a_byte() -> None:
-    """Numbers that do not fit beside their bound, or its sums."""
+def test_ids_in_8_bits() -> None:
+    """Ids for which the bound, or sums with the id, overflow the id's dtype."""
     attend = compile_attention("svg2", query_clusters=300, key_clusters=200, p=0.7)
-    qkv = made(40)
+    qkv = draw_qkv(40)
     ids: Inputs = {"qc": torch.randint(-128, 127, (2, HEADS, 40)), "kc": torch.randint(0, 255, (2, KV_HEADS, 40))}
     small: Inputs = {"qc": ids["qc"].to(torch.int8), "kc": ids["kc"].to(torch.uint8)}
     torch.testing.assert_close(attend(*qkv, **small), attend.reference(*qkv, **ids))
 
 
 def test_fewer_queries_than_keys() -> None:
-    check(compile_attention(blocks("batch, token")), made(5, 12), {"h": torch.randint(0, 3, (2, 12))})
+    check(compile_attention(blocks("batch, token")), draw_qkv(5, 12), {"h": torch.randint(0, 3, (2, 12))})
 
 
-def test_the_earlier_of_equals_comes_first() -> None:
+def test_equal_keys_keep_their_order() -> None:
     attend = compile_attention(blocks("token"))
     h = torch.tensor([2, 1, 2, 1, 1, 0, 2, 2])
-    first = {5, 1, 3, 4}
-    seen = attend.mask(8, h=h).reshape(8, 8)
-    assert [set(row.nonzero()[:, 0].tolist()) for row in seen] == [
-        first if i in first else {0, 2, 6, 7} for i in range(8)
+    second_block = {5, 1, 3, 4}
+    visible = attend.mask(8, h=h).reshape(8, 8)
+    assert [set(row.nonzero()[:, 0].tolist()) for row in visible] == [
+        second_block if i in second_block else {0, 2, 6, 7} for i in range(8)
     ]
 
 
-def test_each_sequence_is_sorted_by_itself() -> None:
+def test_each_sequence_is_sorted_separately() -> None:
     attend = compile_attention(blocks("batch, token"))
-    q, k, v = made(30, batch=1)
+    q, k, v = draw_qkv(30, batch=1)
     h, cuts = torch.randint(0, 9, (1, 30)), [0, 11, 11, 29, 30]
     out = attend(q, k, v, h=h, cu_seqlens=torch.tensor(cuts))
     for a, b in pairwise(cuts):
@@ -137,20 +137,20 @@ def test_under_torch_compile() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(attend, fullgraph=True)
     for _ in range(3):
-        qkv, h = made(20), torch.randint(0, 9, (2, 20))
+        qkv, h = draw_qkv(20), torch.randint(0, 9, (2, 20))
         torch.testing.assert_close(compiled(*qkv, h=h), attend(*qkv, h=h))
     torch._dynamo.reset()
 
 
 def test_a_cache_of_sorted_keys() -> None:
-    """Keys may be sorted in a step of decoding; queries that are sorted need each other."""
+    """Keys may be sorted in a decode step; sorted queries need each other."""
     text = """pattern near_in_order(window: int = 6)
     align   end
     input   h: int[batch, key]
     visible order(h)[k] < window and k <= q
 """
     attend = compile_attention(text)
-    q, k, v = made(16)
+    q, k, v = draw_qkv(16)
     h = torch.randint(0, 9, (2, 16))
     out = attend.decode(q[:, :, -2:], k, v, kv_len=16, h=h)
     torch.testing.assert_close(out, attend(q, k, v, h=h)[:, :, -2:])
@@ -187,7 +187,7 @@ def test_clusters(dims: str, score: str, visible: str) -> None:
     attend = compile_attention(CLUSTERS.format(dims=dims, score=score, visible=visible))
     sizes = {"batch": 2, "head": HEADS, "kv_head": KV_HEADS, "key": 15}
     kc = torch.randint(-3, 9, [sizes[dim] for dim in dims.split(", ")])
-    check(attend, made(11, 15), {"qc": torch.randint(0, 6, (2, HEADS, 11)), "kc": kc})
+    check(attend, draw_qkv(11, 15), {"qc": torch.randint(0, 6, (2, HEADS, 11)), "kc": kc})
 
 
 BY_QUERY = """pattern by_query(groups: int = 4)
@@ -203,17 +203,17 @@ BY_QUERY = """pattern by_query(groups: int = 4)
 
 @pytest.mark.parametrize("score", ["dot(q, mean(b.k))", "0"])
 @pytest.mark.parametrize(("n_q", "n_k"), [(15, 15), (6, 15)])
-def test_each_query_chooses_clusters(n_q: int, n_k: int, score: str) -> None:
-    """Among equal scores the smaller cluster number comes first, whichever token does."""
+def test_each_query_selects_clusters(n_q: int, n_k: int, score: str) -> None:
+    """Between clusters with equal scores the smaller number wins, whatever the order of their tokens."""
     kc = torch.randint(0, 4, (2, KV_HEADS, n_k))
-    check(compile_attention(BY_QUERY.format(score=score)), made(n_q, n_k), {"kc": kc})
+    check(compile_attention(BY_QUERY.format(score=score)), draw_qkv(n_q, n_k), {"kc": kc})
 
 
 def test_a_cluster_of_most_tokens_is_summed_once() -> None:
     attend = compile_attention("svg2", query_clusters=3, key_clusters=40, p=0.5)
     kc = torch.zeros(2, KV_HEADS, 90, dtype=torch.long)
     kc[..., ::9] = torch.arange(10)
-    qkv, qc = made(90), torch.randint(0, 3, (2, HEADS, 90))
+    qkv, qc = draw_qkv(90), torch.randint(0, 3, (2, HEADS, 90))
     torch.testing.assert_close(attend(*qkv, qc=qc, kc=kc), attend.reference(*qkv, qc=qc, kc=kc))
 
 
@@ -224,7 +224,7 @@ def test_numbers_without_a_bound_are_refused(unit: str) -> None:
         compile_attention(text)
 
 
-# --- families of selections, choices among queries --------------------------------------------------------------------
+# --- families of selections, selections among queries -----------------------------------------------------------------
 
 FAMILIES = {
     "of queries": """pattern p(topk: int = 3)
@@ -315,10 +315,10 @@ FAMILIES = {
 def test_families(name: str, n_q: int, n_k: int) -> None:
     attend = compile_attention(FAMILIES[name])
     inputs = {"mu": real(HEADS, 3, WIDTH)} if name == "of heads" else {}
-    check(attend, made(n_q, n_k), inputs)
+    check(attend, draw_qkv(n_q, n_k), inputs)
 
 
-def test_a_family_in_a_circle() -> None:
+def test_a_cyclic_family() -> None:
     text = FAMILIES["in stages"].replace("stage[s - 1]", "stage[1 - s]").replace("s in 0 .. 3", "s in 0 .. 2")
     text = text.replace("stage[2]", "stage[1]").replace("s == 0 or ", "")
     with pytest.raises(SpecError, match=r"in a cycle: `stage\[1\]` → `stage\[0\]` → `stage\[1\]`"):
@@ -327,23 +327,23 @@ def test_a_family_in_a_circle() -> None:
         compile_attention(FAMILIES["in stages"].replace("stage[s - 1]", "stage[s]"))
 
 
-def test_the_definition_meets_the_circle_too() -> None:
+def test_the_evaluator_detects_the_cycle() -> None:
     text = FAMILIES["in stages"].replace("s == 0 or b in stage[s - 1]", "s == 0 or b in stage[s]")
     bound = bind(load_program(SourceFile("p.attn", text), lambda name, asker: None), {})
     call = Evaluator(bound, queries=6, keys=6, dk=1, dv=1)
-    one = [[[[1.0]] * 6]]
+    ones = [[[[1.0]] * 6]]
     with pytest.raises(EvaluationError, match="depends on itself"):
-        call.attend(one, one, one)
+        call.attend(ones, ones, ones)
 
 
 @pytest.mark.parametrize("member", ["3", "0 - 1"])
-def test_a_member_that_is_none(member: str) -> None:
+def test_a_member_out_of_range(member: str) -> None:
     text = FAMILIES["in stages"].replace("k in stage[2]", f"k in stage[{member}]")
     with pytest.raises(SpecError, match="other than 0 to 2"):
         compile_attention(text)
 
 
-def test_a_family_of_as_many_as_sizes_say_cannot_ask_itself() -> None:
+def test_a_family_sized_by_a_call_cannot_read_itself() -> None:
     text = FAMILIES["in stages"].replace("s in 0 .. 3", "s in 0 .. heads").replace("k in stage[2]", "k in stage[1]")
     with pytest.raises(SpecError, match="whose range depends on sizes"):
         compile_attention(text)
@@ -355,25 +355,25 @@ def test_members_share_their_range() -> None:
         compile_attention(text)
 
 
-def test_rows_of_a_family_are_those_of_its_members() -> None:
+def test_rows_of_a_family_are_stacked() -> None:
     attend = compile_attention(FAMILIES["of units"])
-    chosen = attend.chosen(*made(13))["near"]
-    assert chosen.shape == (2, HEADS, 2 * 4, 5)
+    selected = attend.chosen(*draw_qkv(13))["near"]
+    assert selected.shape == (2, HEADS, 2 * 4, 5)
 
 
-# --- fifty steps ------------------------------------------------------------------------------------------------------
+# --- training steps ---------------------------------------------------------------------------------------------------
 
 
-def of_hashes() -> Inputs:
+def inputs_of_hashes() -> Inputs:
     ids = torch.randint(0, 9, (2, 1, 1, 40))
     return {"hq": ids[0].expand(1, 2, 40), "hk": ids[1], "sample": torch.randint(0, 40, (1, 1, 6))}
 
 
-def of_clusters() -> Inputs:
+def inputs_of_clusters() -> Inputs:
     return {"qc": torch.randint(0, 4, (1, 2, 40)), "kc": torch.randint(0, 5, (1, 1, 40))}
 
 
-def of_centroids() -> Inputs:
+def inputs_of_centroids() -> Inputs:
     mu, keys, values = torch.randn(2, 3, 8), torch.randn(2, 3, 2, 8), torch.randn(2, 3, 2, 8)
     return {"mu": mu, "memory_k": keys, "memory_v": values}
 
@@ -381,15 +381,15 @@ def of_centroids() -> Inputs:
 STEPS: list[tuple[str, Inputs, Any]] = [
     ("xattention", {"block": 8, "stride": 4, "p": 0.5}, dict),
     ("biformer", {"height": 8, "width": 5, "regions": 3, "topk": 2}, dict),
-    ("svg2", {"query_clusters": 4, "key_clusters": 5, "p": 0.4}, of_clusters),
-    ("hyper_attention", {"block": 8}, of_hashes),
-    ("routing_transformer", {"size": 9}, of_centroids),
+    ("svg2", {"query_clusters": 4, "key_clusters": 5, "p": 0.4}, inputs_of_clusters),
+    ("hyper_attention", {"block": 8}, inputs_of_hashes),
+    ("routing_transformer", {"size": 9}, inputs_of_centroids),
 ]
 
 
 @pytest.mark.parametrize(("name", "params", "draw"), STEPS, ids=lambda x: x if isinstance(x, str) else "")
-def test_fifty_steps_plan_nothing(name: str, params: Inputs, draw: Any, tmp_path: Path) -> None:
-    """A training step plans once for its sizes; clusters, hashes and choices of the next ones are new."""
+def test_fifty_steps_reuse_one_plan(name: str, params: Inputs, draw: Any, tmp_path: Path) -> None:
+    """A training step plans once for its sizes; later steps have new clusters, hashes and selections."""
     attend = compile_attention(name, **params)
 
     def step() -> bytes:
@@ -399,21 +399,21 @@ def test_fifty_steps_plan_nothing(name: str, params: Inputs, draw: Any, tmp_path
         return bytes(out.detach().numpy().tobytes())
 
     step()
-    with profile(activities=[ProfilerActivity.CPU]) as rest:
+    with profile(activities=[ProfilerActivity.CPU]) as later_steps:
         outs = {step() for _ in range(50)}
-    rest.export_chrome_trace(str(tmp_path / "trace.json"))
+    later_steps.export_chrome_trace(str(tmp_path / "trace.json"))
     assert PLANNING not in (tmp_path / "trace.json").read_text(encoding="utf-8")
     assert len(outs) == 50
 
 
-def test_what_a_plan_says() -> None:
+def test_plans_name_schedules_of_branches() -> None:
     assert compile_attention("svg2").plan(64, heads=2).schedule == "gathered queries"
     assert compile_attention("biformer", height=8, width=8).plan(64, heads=2).schedule == "gathered queries"
     assert compile_attention("token_sparse").plan(128, heads=2).schedule == "gathered tokens"
     sample = torch.zeros(1, 2, 6, dtype=torch.long)
     plan = compile_attention("hyper_attention", block=8).plan(64, heads=2, sample=sample)
-    found = {name: branch.schedule for name, branch in plan.branches or ()}
-    assert found == {"sorted": "gathered queries", "rest": "chosen tiles"}
+    schedules = {name: branch.schedule for name, branch in plan.branches or ()}
+    assert schedules == {"sorted": "gathered queries", "rest": "chosen tiles"}
     assert "tokens are sorted by `hq` in every call" in str(plan)
 
 
@@ -445,16 +445,16 @@ COMBINED = [
 
 
 LAST = ["isqrt(keys) + 2", "isqrt(q + 1) + 1"]
-"""The end of the range, for all queries or for each."""
+"""The end of the range, as a value for all queries or for each query."""
 
 
 @pytest.mark.parametrize("last", LAST)
 @pytest.mark.parametrize("combine", COMBINED)
 @pytest.mark.parametrize(("n_q", "n_k"), [(17, 17), (6, 17)])
-def test_a_branch_for_each_chosen_place(combine: str, last: str, n_q: int, n_k: int) -> None:
+def test_a_branch_for_each_selected_span(combine: str, last: str, n_q: int, n_k: int) -> None:
     attend = compile_attention(SPANS.format(combine=combine, last=last))
     search = real(2, HEADS, n_q, WIDTH).requires_grad_()
-    qkv = made(n_q, n_k)
+    qkv = draw_qkv(n_q, n_k)
     check(attend, qkv, {"search": search.detach()})
     outs = [run(*qkv, search=search) for run in (attend, attend.reference)]
     ours, theirs = (
@@ -464,9 +464,9 @@ def test_a_branch_for_each_chosen_place(combine: str, last: str, n_q: int, n_k: 
 
 
 @pytest.mark.parametrize("last", LAST)
-def test_a_cache_of_chosen_places(last: str) -> None:
+def test_decode_with_selected_spans(last: str) -> None:
     attend = compile_attention(SPANS.format(combine=COMBINED[0], last=last))
-    q, k, v = made(18)
+    q, k, v = draw_qkv(18)
     search = real(2, HEADS, 18, WIDTH)
     out = attend(q, k, v, search=search)
     for n in (1, 3):
@@ -476,7 +476,7 @@ def test_a_cache_of_chosen_places(last: str) -> None:
         compile_attention(FAMILIES["of queries"]).decode(q[:, :, -1:], k, v, kv_len=18)
 
 
-def test_a_step_with_chosen_places_plans_nothing(tmp_path: Path) -> None:
+def test_a_step_with_selected_spans_plans_nothing(tmp_path: Path) -> None:
     attend = compile_attention(SPANS.format(combine=COMBINED[0], last=LAST[1]))
     assert {b.schedule for name, b in attend.plan(40, heads=2).branches or () if name != "alone"} == {"gathered tokens"}
 
@@ -485,10 +485,10 @@ def test_a_step_with_chosen_places_plans_nothing(tmp_path: Path) -> None:
         torch.autograd.grad(attend(q, k, v, search=torch.randn(1, 2, 40, 8)).sum(), (q, k, v))
 
     step()
-    with profile(activities=[ProfilerActivity.CPU]) as rest:
+    with profile(activities=[ProfilerActivity.CPU]) as later_steps:
         for _ in range(5):
             step()
-    rest.export_chrome_trace(str(tmp_path / "trace.json"))
+    later_steps.export_chrome_trace(str(tmp_path / "trace.json"))
     assert PLANNING not in (tmp_path / "trace.json").read_text(encoding="utf-8")
 
 
@@ -496,7 +496,7 @@ def test_a_step_with_chosen_places_plans_nothing(tmp_path: Path) -> None:
     "made", [Made("x", "ranks"), Made("x", "order"), Made("x", "starts", 5), Made("x", "ranks", 5)]
 )
 @pytest.mark.parametrize("real", [False, True])
-def test_arrays_are_sorted_as_tensors_are(made: Made, real: bool) -> None:
+def test_arrays_and_tensors_sort_alike(made: Made, real: bool) -> None:
     draw = torch.Generator().manual_seed(3)
     x = torch.randint(-9, 9, (2, 3, 40), generator=draw)
     x = x / 2 if real else x

@@ -1,4 +1,4 @@
-"""Selections that ask each other: families over several ranges, units of each member's own, few candidates."""
+"""Selections that read each other: families over several ranges, units of separate sizes, few candidates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from attnc.spec.meaning.evaluate import Evaluator
 pytestmark = pytest.mark.usefixtures("one_thread", "gathered")
 
 
-def made(n_q: int, n_k: int) -> list[Tensor]:
+def draw_qkv(n_q: int, n_k: int) -> list[Tensor]:
     return [torch.randn(1, heads, n, 4, dtype=torch.float64) for heads, n in ((2, n_q), (1, n_k), (1, n_k))]
 
 
@@ -89,20 +89,20 @@ TEXTS: dict[str, str] = {
 @pytest.mark.parametrize("lists", [True, False], ids=["few listed", "none listed"])
 @pytest.mark.parametrize(("n_q", "n_k"), [(19, 19), (7, 26)])
 @pytest.mark.parametrize("name", TEXTS)
-def test_it_means_what_the_evaluator_says(
+def test_selections_agree_with_the_evaluator(
     name: str, n_q: int, n_k: int, lists: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not lists:
         monkeypatch.setattr(choose, "few", lambda candidates: None)
     attend = compile_attention(f"pattern p\n    align end{TEXTS[name]}\n")
-    q, k, v = (x.requires_grad_() for x in made(n_q, n_k))
-    given: dict[str, Any] = {}
+    q, k, v = (x.requires_grad_() for x in draw_qkv(n_q, n_k))
+    inputs: dict[str, Any] = {}
     if "bias" in TEXTS[name]:
-        given["bias"] = torch.randn(1, n_q, 3, dtype=torch.float64)
+        inputs["bias"] = torch.randn(1, n_q, 3, dtype=torch.float64)
     counts = {"queries": n_q, "keys": n_k, "heads": 2, "kv_heads": 1, "dk": 4, "dv": 4}
-    oracle = Evaluator(attend.bound, inputs={key: x.tolist() for key, x in given.items()}, **counts)
+    oracle = Evaluator(attend.bound, inputs={key: x.tolist() for key, x in inputs.items()}, **counts)
     wanted = torch.tensor(oracle.attend(*(x.tolist() for x in (q, k, v)))[0], dtype=torch.float64)
-    outs = [run(q, k, v, **given) for run in (attend, attend.reference)]
+    outs = [run(q, k, v, **inputs) for run in (attend, attend.reference)]
     for out in outs:
         torch.testing.assert_close(out, wanted, rtol=1e-10, atol=1e-12)
     weights = torch.randn_like(wanted)
@@ -144,24 +144,24 @@ REFUSED: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("text", REFUSED)
-def test_what_is_refused_says_so(text: str) -> None:
+def test_errors(text: str) -> None:
     code, message = REFUSED[text]
     with pytest.raises(SpecError) as caught:
         compile_attention(f"pattern p\n    align end{text}\n")
-    (found,) = caught.value.diagnostics
-    assert (found.code, found.help != "") == (code, True)
-    assert message in found.message
+    (diagnostic,) = caught.value.diagnostics
+    assert (diagnostic.code, diagnostic.help != "") == (code, True)
+    assert message in diagnostic.message
 
 
-def test_members_are_called_by_their_numbers() -> None:
+def test_members_are_named_by_their_indices() -> None:
     attend = compile_attention("hip", stages=[4, 2], kept=[8, 4], strides=[1, 1], rows=4, sinks=0, window=4)
-    found = attend.chosen(*made(30, 30))
-    assert {"right[0, 0]", "right[0, 1]", "right[1, 0]", "stage[0]", "stage[1]"} <= found.keys()
-    assert found["right[1, 0]"].shape == (1, 2, 8, 15)
+    selections = attend.chosen(*draw_qkv(30, 30))
+    assert {"right[0, 0]", "right[0, 1]", "right[1, 0]", "stage[0]", "stage[1]"} <= selections.keys()
+    assert selections["right[1, 0]"].shape == (1, 2, 8, 15)
 
 
-def test_scores_of_candidates_alone_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row has 4 candidates of 64 blocks: no other score is computed, and the selection is unchanged."""
+def test_only_scores_of_candidates_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row has 4 of 64 blocks as candidates: no other score is computed, and the selection is unchanged."""
     text = """pattern p
     align end
     select first
@@ -174,13 +174,13 @@ def test_scores_of_candidates_alone_are_computed(monkeypatch: pytest.MonkeyPatch
     visible k in second
 """
     attend = compile_attention(text)
-    q, k, v = made(64, 64)
+    q, k, v = draw_qkv(64, 64)
     sizes = []
-    own = few.scored
+    real_scored = few.scored
 
-    def scored(*given: Any) -> Tensor:
-        sizes.append(own(*given).shape)
-        return own(*given)
+    def scored(*arguments: Any) -> Tensor:
+        sizes.append(real_scored(*arguments).shape)
+        return real_scored(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(choose, "scored", scored)
@@ -190,8 +190,8 @@ def test_scores_of_candidates_alone_are_computed(monkeypatch: pytest.MonkeyPatch
     assert torch.equal(attend.chosen(q, k, v)["second"], listed)
 
 
-def test_the_dimension_of_a_list_is_a_number() -> None:
-    """Inputs that name it have so many entries."""
+def test_the_length_of_a_list_is_a_dimension() -> None:
+    """Inputs that name the dimension have as many entries as the list."""
     text = """pattern p(offsets: int[n] = [0, 2, 5])
     align   end
     input   on: bool[batch, n]

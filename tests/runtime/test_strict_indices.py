@@ -1,4 +1,4 @@
-"""Indices that the caller gives, under `strict`: numbers out of range and duplicates are refused."""
+"""Indices that the caller passes, under `strict`: out-of-range and repeated indices are refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def vectors(n: int) -> list[Tensor]:
     return [torch.randn(2, heads, n, WIDTH, dtype=torch.float64) for heads in (HEADS, KV_HEADS, KV_HEADS)]
 
 
-def test_strict_refuses_numbers_beyond_the_bound() -> None:
+def test_strict_refuses_ids_above_the_bound() -> None:
     strict = compile_attention("svg2", strict=True, query_clusters=4, key_clusters=5)
     qkv = vectors(20)
     ids: Inputs = {"qc": torch.randint(0, 4, (2, HEADS, 20)), "kc": torch.randint(0, 5, (2, KV_HEADS, 20))}
@@ -34,7 +34,7 @@ def test_strict_refuses_numbers_beyond_the_bound() -> None:
             run(*qkv, **wrong)
 
 
-def test_strict_refuses_keys_beyond_the_last_and_twice() -> None:
+def test_strict_refuses_keys_out_of_range_and_repeated_keys() -> None:
     calls: dict[bool, Any] = {strict: compile_attention("recycled", strict=strict) for strict in (False, True)}
     q, k, v = vectors(20)
     cached, since = torch.arange(6).expand(2, KV_HEADS, 6).clone(), torch.tensor([18, 18])
@@ -65,21 +65,21 @@ def test_strict_refuses_keys_beyond_the_last_and_twice() -> None:
         ),
     ],
 )
-def test_strict_refuses_lists_of_each_query(visible: str, wrong: dict[tuple[int, int], str]) -> None:
-    """Fails where lists that are found by the query's block are not looked at."""
+def test_strict_refuses_wrong_lists_per_query(visible: str, wrong: dict[tuple[int, int], str]) -> None:
+    """Fails if lists that are indexed by the query's block are not checked."""
     text = f"pattern listed\n    input kept: int[rows, n]\n    align end\n    visible {visible}\n"
     run: Any = compile_attention(text, strict=True)
-    qkv, kept = vectors(20), torch.tensor([[0, 1], [1, 0], [0, 2]])
-    torch.testing.assert_close(run(*qkv, kept=kept), run.reference(*qkv, kept=kept))
+    qkv, valid = vectors(20), torch.tensor([[0, 1], [1, 0], [0, 2]])
+    torch.testing.assert_close(run(*qkv, kept=valid), run.reference(*qkv, kept=valid))
     for entries, message in wrong.items():
-        given = kept.clone()
-        given[1] = torch.tensor(entries)
+        indices = valid.clone()
+        indices[1] = torch.tensor(entries)
         with pytest.raises(ArgumentError, match=rf"`kept` of `listed` holds {message}"):
-            run(*qkv, kept=given)
-        compile_attention(text)(*qkv, kept=given)
+            run(*qkv, kept=indices)
+        compile_attention(text)(*qkv, kept=indices)
 
 
-def test_strict_reads_lists_along_their_own_axis() -> None:
+def test_strict_checks_lists_along_their_axis() -> None:
     run: Any = compile_attention(
         "pattern across\n    input kept: int[n, rows]\n    visible any(kept[i, q // 8] == k // 8 for i in n)\n",
         strict=True,

@@ -1,4 +1,4 @@
-"""`attnc fmt`, `explain` and `same`: what they print, write, promise in JSON, and return."""
+"""`attnc fmt`, `explain` and `same`: printed text, written files, JSON keys and exit codes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MESSY = "pattern near\n  visible  0<=q-k<4   # near\n"
 NEAT = "pattern near\n    visible 0 <= q - k < 4  # near\n"
 
 
-def test_fmt_writes_the_one_form(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fmt_writes_the_canonical_form(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     messy = files / "messy.attn"
     messy.write_text(MESSY)
     messy.chmod(0o640)
@@ -41,13 +41,13 @@ def test_fmt_check_writes_nothing(files: Path, capsys: pytest.CaptureFixture[str
     assert values == {"schema": 1, "changed": ["messy.attn"], "diagnostics": []}
 
 
-def test_fmt_of_the_lines_of_windows_writes_lines_of_unix(files: Path) -> None:
+def test_fmt_writes_unix_line_ends(files: Path) -> None:
     (files / "windows.attn").write_bytes(NEAT.replace("\n", "\r\n").encode())
     assert main(["fmt", "windows.attn"]) == 0
     assert (files / "windows.attn").read_bytes() == NEAT.encode()
 
 
-def test_fmt_leaves_what_is_wrong_as_it_is(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fmt_leaves_invalid_files_unchanged(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (files / "broken.attn").write_text("pattern near\n  visible 0<=\n")
     assert main(["fmt", "broken.attn"]) == 1
     assert "error[A102]" in capsys.readouterr().err
@@ -81,7 +81,7 @@ def test_explain_lists_the_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_json(capsys, "explain", "A905")[1]["title"] == CODES["A905"]
 
 
-def test_explain_of_no_code(capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_of_an_unknown_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "A210x"]) == 2
     assert "did you mean `A210`" in capsys.readouterr().err
     assert main(["explain", "../README"]) == 2
@@ -131,7 +131,7 @@ EQUAL = {
 
 
 @pytest.mark.parametrize("name", sorted(EQUAL))
-def test_patterns_that_are_the_same(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_equal_patterns(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, says = EQUAL[name]
     status = main(["same", *arguments])
     out = capsys.readouterr().out
@@ -139,21 +139,21 @@ def test_patterns_that_are_the_same(name: str, capsys: pytest.CaptureFixture[str
     assert f" are equal {says}" in out
 
 
-def test_what_is_tried_and_not_proved_is_not_decided(capsys: pytest.CaptureFixture[str]) -> None:
+def test_patterns_equal_only_in_trials_are_undecided(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["same", "causal", "pattern c\n    visible q * q >= k * k\n"]) == 2
     says = "for all lengths up to 2,048; longer ones are not proved (a product is beyond Presburger arithmetic)"
     assert f"they show the same visible pairs {says}" in capsys.readouterr().out
 
 
-def test_freeswim_is_the_rule_of_neighbourhoods(capsys: pytest.CaptureFixture[str]) -> None:
-    """FreeSwim is the neighbourhood of one frame, as wide as the reach on both sides."""
+def test_freeswim_equals_a_neighbourhood(capsys: pytest.CaptureFixture[str]) -> None:
+    """FreeSwim is a neighbourhood over one frame, with the reach as its width on both sides."""
     swim = ["-p", "frames=1", "-p", "height=6", "-p", "width=9", "-p", "reach=[1,2]"]
     near = ["-q", "height=6", "-q", "width=9", "-q", "window=[3,5]"]
     status = main(["same", "freeswim", "neighborhood_2d", *swim, *near])
     assert status == 0, capsys.readouterr().out
 
 
-def test_patterns_that_differ(capsys: pytest.CaptureFixture[str]) -> None:
+def test_different_patterns(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["sliding_window", "sliding_window", "-p", "window=64", "-q", "window=65"]
     assert main(["same", *arguments]) == 1
     out = capsys.readouterr().out
@@ -163,7 +163,7 @@ def test_patterns_that_differ(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_json(capsys, "same", "causal", "causal")[1]["equal"]
 
 
-def test_patterns_that_differ_far_from_the_start(capsys: pytest.CaptureFixture[str]) -> None:
+def test_patterns_that_differ_at_late_tokens(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["same", "causal", "pattern c\n    visible k <= q and (keys < 5000 or k != 17)\n"]) == 1
     assert "differ: among 5,000 tokens, in head 0, query 17 sees key 17 in causal" in capsys.readouterr().out
     lists = ["-p", "alpha=[0,64]", "-p", "beta=[0.5,0]", "-q", "alpha=[0,64]", "-q", "beta=[0.5,0.01]"]
@@ -171,7 +171,7 @@ def test_patterns_that_differ_far_from_the_start(capsys: pytest.CaptureFixture[s
     assert (status, values["length"], values["witness"]) == (1, 6400, {"q": 128, "k": 64, "head": 1})
 
 
-def test_what_is_proved_without_islpy(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proofs_without_islpy(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "islpy", None)
     blocks = BLOCKS.replace("b\n", "b\n    require keys % 8 == 0\n", 1)
     assert main(["same", "neighborhood_1d", blocks, "-p", "window=8", "-p", "stride=8"]) == 2
@@ -186,12 +186,12 @@ def test_what_is_proved_without_islpy(capsys: pytest.CaptureFixture[str], monkey
     assert "among 150 tokens" in capsys.readouterr().out
 
 
-def test_heads_that_share_a_kv_head_tell_kv_heads_from_heads(capsys: pytest.CaptureFixture[str]) -> None:
-    one, other = (f"pattern p\n    visible {name} == 0 or q == k\n" for name in ("kv_head", "head"))
-    assert main(["same", one, other]) == 1
+def test_kv_heads_differ_from_heads_under_grouping(capsys: pytest.CaptureFixture[str]) -> None:
+    by_kv_head, by_head = (f"pattern p\n    visible {name} == 0 or q == k\n" for name in ("kv_head", "head"))
+    assert main(["same", by_kv_head, by_head]) == 1
     assert "in head 1 with 2 heads to a kv head, query 0 sees key 1 in the first p" in capsys.readouterr().out
-    assert run_json(capsys, "same", one, other)[1]["group"] == 2
-    assert main(["same", one, one.replace("== 0", "< 1")]) == 0
+    assert run_json(capsys, "same", by_kv_head, by_head)[1]["group"] == 2
+    assert main(["same", by_kv_head, by_kv_head.replace("== 0", "< 1")]) == 0
     by_count = "pattern p\n    visible head < heads or q == k\n"
     assert main(["same", by_count, "full"]) == 0
     assert ", for 8 heads, 1 or 2 to a kv head" in capsys.readouterr().out
@@ -209,6 +209,6 @@ def test_heads_that_share_a_kv_head_tell_kv_heads_from_heads(capsys: pytest.Capt
         (["causal", "neighborhood_2d", "-q", "height=4", "-q", "width=4", "-q", "window=3", "-p", "x=3"], "x"),
     ],
 )
-def test_what_cannot_be_compared(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_of_same(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["same", *arguments]) == 2
     assert says in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The first exponentials of a process are as accurate as all others."""
+"""The first exponentials of a process are as accurate as later ones."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ assert torch.equal(first, second), (first - second).abs().max()
 """
 
 
-def test_first_calls() -> None:
-    """Where they are not settled, one process of ten or so fails on some machines."""
+def test_first_exponentials() -> None:
+    """Unless vector math is initialised first, about one process in ten fails on some machines."""
     processes = [subprocess.Popen([sys.executable, "-c", CODE], stderr=subprocess.PIPE, text=True) for _ in range(6)]
     errors = [process.communicate()[1] for process in processes]
     assert not [error for error, process in zip(errors, processes, strict=True) if process.returncode], errors

@@ -68,23 +68,25 @@ RETURN_WHAT_A_PASS_DID = {
 }
 
 
-def test_every_function_that_returns_a_pattern_is_verified() -> None:
-    """Every function of compiler and runtime, by what its signature says."""
-    found = {name: node for name, node in functions() if node.returns and ast.unparse(node.returns)[-7:] == "Pattern"}
-    bare = {name for name, node in found.items() if "verified" not in map(ast.unparse, node.decorator_list)}
+def test_every_function_that_returns_a_pattern_verifies_it() -> None:
+    """Check every function of compiler and runtime whose signature returns a pattern."""
+    returning = {
+        name: node for name, node in functions() if node.returns and ast.unparse(node.returns)[-7:] == "Pattern"
+    }
+    bare = {name for name, node in returning.items() if "verified" not in map(ast.unparse, node.decorator_list)}
     assert bare == RETURN_WHAT_A_PASS_DID
-    assert len(found) == len(bare) + 11
+    assert len(returning) == len(bare) + 11
 
 
 # --- passes that return patterns: `replace` of their module gives two tensors one name --------------------------------
 
 
 def broken_replace(item: Any, **changes: Any) -> Any:
-    made = replace(item, **changes)
-    if not isinstance(made, ir.Pattern):
-        return made
+    replaced = replace(item, **changes)
+    if not isinstance(replaced, ir.Pattern):
+        return replaced
     twice = ir.intern(ir.Tensor("twice", "int", ("key",)))
-    return replace(made, tensors=(*made.tensors, twice, twice))
+    return replace(replaced, tensors=(*replaced.tensors, twice, twice))
 
 
 def pattern(name: str, **parameters: Any) -> ir.Pattern:
@@ -137,13 +139,15 @@ def test_a_pattern_that_a_pass_breaks_is_caught(name: str, monkeypatch: pytest.M
         run()
 
 
-def test_a_grid_whose_extents_are_left_open_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_grid_with_open_extents_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     module = import_module("attnc.compiler.lowering.lower")
-    bound, own = compile_attention(GRID).bound, module._lower
+    bound, real_lower = compile_attention(GRID).bound, module._lower
 
     def broken(bound: Any, left_open: frozenset[str]) -> ir.Pattern:
-        made: ir.Pattern = broken_replace(own(bound, left_open)) if left_open else own(bound, left_open)
-        return made
+        pattern_of_pass: ir.Pattern = (
+            broken_replace(real_lower(bound, left_open)) if left_open else real_lower(bound, left_open)
+        )
+        return pattern_of_pass
 
     assert lower(bound).general is not None
     monkeypatch.setattr(module, "_lower", broken)
@@ -202,8 +206,8 @@ RELATIONS: dict[str, tuple[str, Callable[[], object]]] = {
 def test_a_relation_that_a_pass_breaks_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, run = RELATIONS[name]
     run()
-    own = import_module(f"attnc.{module}")
-    monkeypatch.setattr(own, "rewrite" if hasattr(own, "rewrite") else "substitute", broken)
+    pass_module = import_module(f"attnc.{module}")
+    monkeypatch.setattr(pass_module, "rewrite" if hasattr(pass_module, "rewrite") else "substitute", broken)
     with pytest.raises(IRInvalid, match=r"fewer than two|is not an operation"):
         run()
 
@@ -221,7 +225,7 @@ CAUGHT_ELSEWHERE = {"runtime.gpu.gpu_decoding"}  # tests/runtime/gpu/test_decode
 
 
 def test_every_module_that_verifies_has_a_case() -> None:
-    found = {
+    modules = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for folder in ("compiler", "runtime")
         for path in (ROOT / folder).rglob("*.py")
@@ -230,4 +234,4 @@ def test_every_module_that_verifies_has_a_case() -> None:
         )
     }
     cases = {module for module, _ in (*PATTERNS.values(), *RELATIONS.values())}
-    assert found == cases | CAUGHT_ELSEWHERE | {"compiler.kernels.attention_kernels"}
+    assert modules == cases | CAUGHT_ELSEWHERE | {"compiler.kernels.attention_kernels"}

@@ -1,4 +1,4 @@
-"""`attnc verify` finds what is broken, and says what it never compared."""
+"""`attnc verify` finds broken executors and relations, and reports what it never compared."""
 
 from __future__ import annotations
 
@@ -61,17 +61,17 @@ PARTS = """pattern parts
 """
 
 
-def verified(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
+def run_verify(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
     status = main(["verify", *arguments, "--json"])
     return status, json.loads(capsys.readouterr().out)
 
 
 def bound_of(text: str, **params: object) -> BoundProgram:
-    found = find(text)
-    return own(load_program(found.source, ModuleLoader(None), found.name), params, None).bound
+    entry = find(text)
+    return own(load_program(entry.source, ModuleLoader(None), entry.name), params, None).bound
 
 
-# --- what is broken ---------------------------------------------------------------------------------------------------
+# --- broken executors and relations -----------------------------------------------------------------------------------
 
 
 def broken_mask(monkeypatch: pytest.MonkeyPatch, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -83,43 +83,41 @@ def broken_mask(monkeypatch: pytest.MonkeyPatch, change: Callable[[torch.Tensor]
     monkeypatch.setattr(Attention, "mask", wrong)
 
 
-def test_a_window_that_is_one_too_long_is_found(
+def test_a_window_one_key_too_long_is_found(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken_mask(monkeypatch, lambda mask: mask | (mask.roll(-1, -1) & mask.roll(-1, -2)))
-    status, values = verified(capsys, "sliding_window")
+    status, values = run_verify(capsys, "sliding_window")
     assert (status, values["agreed"]) == (1, False)
     assert "the evaluator says hidden" in values["diagnostics"][0]["message"]
 
 
-def test_a_window_that_is_dropped_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A causal triangle in place of the window: at 137 tokens and the default window nothing would differ."""
+def test_a_missing_window_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A causal triangle replaces the window: at 137 tokens the pattern's default window would hide no pair."""
     broken_mask(monkeypatch, lambda mask: torch.ones_like(mask).tril(mask.shape[-1] - mask.shape[-2]))
-    status, values = verified(capsys, "sliding_window")
+    status, values = run_verify(capsys, "sliding_window")
     assert (status, values["agreed"]) == (1, False)
     assert values["hidden_pairs_compared"] > 0
 
 
-def test_a_choice_of_too_many_blocks_is_found(
+def test_a_selection_of_too_many_blocks_is_found(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken_mask(monkeypatch, lambda mask: torch.ones_like(mask).tril(mask.shape[-1] - mask.shape[-2]))
-    status, values = verified(capsys, "moba")
+    status, values = run_verify(capsys, "moba")
     assert status == 1
     assert any("the evaluator says hidden" in item["message"] for item in values["diagnostics"])
 
 
-def test_a_branch_that_is_computed_wrongly_is_found(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A pattern without a mask is held by its outputs."""
+def test_a_wrong_branch_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A pattern without a mask is compared by its outputs."""
     reference = Attention.reference
 
     def wrong(self: Attention, q: Any, k: Any, v: Any, **inputs: Any) -> Any:
         return reference(self, q, k, v.roll(1, -2), **inputs)
 
     monkeypatch.setattr(Attention, "reference", wrong)
-    status, values = verified(capsys, "hybrid_window_linear")
+    status, values = run_verify(capsys, "hybrid_window_linear")
     assert status == 1
     assert any("the evaluator's out differs" in item["message"] for item in values["diagnostics"])
 
@@ -129,48 +127,48 @@ def test_a_branch_that_is_computed_wrongly_is_found(
     ["k <= q and q - k < window + 1", "k <= q", "k <= q and q - k < window and k != 3"],
     ids=["one key too many", "a clause is dropped", "one key too few"],
 )
-def test_an_executor_of_another_relation_is_found(
+def test_an_executor_with_another_relation_is_found(
     mutant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The mask is right, and the cpu executor alone is not."""
+    """The mask is right; only the cpu executor computes another relation."""
     text = "pattern own(window: int = 4)\n    align   end\n    visible {}\n"
     file = tmp_path / "own.attn"
     file.write_text(text.format("k <= q and q - k < window"))
     wrong = compile_attention(text.format(mutant), window=4)
     call = Attention.__call__
     monkeypatch.setattr(Attention, "__call__", lambda _, *operands, **given: call(wrong, *operands, **given))
-    status, values = verified(capsys, str(file))
+    status, values = run_verify(capsys, str(file))
     assert (status, values["agreed"]) == (1, False)
     assert values["diagnostics"][0]["message"].startswith("cpu float32: out is off by")
 
 
-# --- what was not compared --------------------------------------------------------------------------------------------
+# --- parts that were not compared -------------------------------------------------------------------------------------
 
 
 def test_a_clause_that_no_pair_exercises_fails(capsys: pytest.CaptureFixture[str]) -> None:
-    status, values = verified(capsys, "sliding_window", "-p", "window=50", "--len", "20")
+    status, values = run_verify(capsys, "sliding_window", "-p", "window=50", "--len", "20")
     assert (status, values["agreed"]) == (1, False)
     assert values["lengths"] == ["20"]
     assert [c["text"] for c in values["clauses"] if not (c["exercised"] or c["reason"])] == ["q - k < window"]
     assert "`q - k < window` (visible) was never false" in values["diagnostics"][0]["message"]
 
 
-def test_a_relation_that_hides_no_pair_by_accident_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unproved_relation_without_hidden_pairs_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "wide.attn"
     file.write_text("pattern wide\n    align   end\n    visible q - k < 4 or q - k >= 4\n")
-    status, values = verified(capsys, str(file))
+    status, values = run_verify(capsys, str(file))
     assert (status, values["hidden_pairs_compared"], values["hides_nothing"]) == (1, 0, "")
     assert "no hidden pair was compared" in values["diagnostics"][-1]["message"]
 
 
-def test_a_state_that_never_begins_a_chunk_is_not_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """At token 0 there is nothing to keep: a chunk of 64 tokens shows in no call of 12."""
+def test_a_reset_that_never_happens_is_not_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At token 0 the state is empty, so chunks of 64 tokens change no call of 12 tokens."""
     file = tmp_path / "chunked.attn"
     file.write_text(CHUNKED)
-    status, values = verified(capsys, str(file), "--len", "12")
+    status, values = run_verify(capsys, str(file), "--len", "12")
     assert (status, values["agreed"]) == (1, False)
     assert "`t % chunk == 0` (step) was never true" in values["diagnostics"][0]["message"]
-    status, values = verified(capsys, str(file), "-p", "chunk=5", "--dtype", "float32")
+    status, values = run_verify(capsys, str(file), "-p", "chunk=5", "--dtype", "float32")
     assert (status, values["params"]) == (0, {"chunk": 5})
     assert [c["exercised"] for c in values["clauses"]] == [True]
 
@@ -198,15 +196,15 @@ STEP = """recurrence own
     ],
 )
 def test_a_call_is_found_for_constants_of_the_text(dims: str, condition: str, shape: str) -> None:
-    """Inputs hold the constants, and there are as many heads and tokens as they ask for."""
-    found = Search(lambda _: None, ShapeRequest()).run(ScaledChoice(bound_of(STEP.format(dims, condition))))
-    assert found is not None and found.is_complete
-    assert all(clause.is_exercised for clause in found.clauses)
-    assert str(found.case).startswith(shape)
+    """The search chooses inputs that contain the constants, and as many heads and tokens as conditions need."""
+    outcome = Search(lambda _: None, ShapeRequest()).run(ScaledChoice(bound_of(STEP.format(dims, condition))))
+    assert outcome is not None and outcome.is_complete
+    assert all(clause.is_exercised for clause in outcome.clauses)
+    assert str(outcome.case).startswith(shape)
 
 
 @pytest.mark.parametrize(
-    ("condition", "wishes", "says"),
+    ("condition", "requested", "says"),
     [
         ("head != 5", ShapeRequest(heads=4), "; give --heads 7"),
         ("t % 97 == 96", ShapeRequest(length=13), "; give --len 99 or more"),
@@ -218,31 +216,31 @@ def test_a_call_is_found_for_constants_of_the_text(dims: str, condition: str, sh
         ),
     ],
 )
-def test_the_remedy_fits_the_clause(condition: str, wishes: ShapeRequest, says: str) -> None:
-    found = Search(lambda _: None, wishes).run(ScaledChoice(bound_of(STEP.format("batch, token", condition))))
-    assert found is not None
-    (clause,) = [clause for clause in found.clauses if not clause.is_settled]
-    assert remedy(found, clause) == says
+def test_the_remedy_fits_the_clause(condition: str, requested: ShapeRequest, says: str) -> None:
+    outcome = Search(lambda _: None, requested).run(ScaledChoice(bound_of(STEP.format("batch, token", condition))))
+    assert outcome is not None
+    (clause,) = [clause for clause in outcome.clauses if not clause.is_settled]
+    assert remedy(outcome, clause) == says
 
 
 def test_a_step_of_an_input_is_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "own.attn"
     file.write_text(STEP.format("batch, token", "x == 3"))
-    status, values = verified(capsys, str(file), "--len", "9", "--dtype", "float32")
+    status, values = run_verify(capsys, str(file), "--len", "9", "--dtype", "float32")
     assert (status, values["agreed"], values["tokens_compared"]) == (0, True, 18)
 
 
-def test_the_reference_is_not_held_against_itself(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_reference_is_not_compared_with_itself(capsys: pytest.CaptureFixture[str]) -> None:
     """Dense torch of anything but plain attention is the reference executor itself, so it is no second opinion."""
     executors = []
     for name in ("causal", "alibi"):
-        status, values = verified(capsys, name, "--len", "9")
+        status, values = run_verify(capsys, name, "--len", "9")
         assert status == 0
         executors.append({e["executor"] for e in values["errors"]})
     assert executors == [{"reference", "cpu"}, {"cpu"}]
 
 
-def test_what_was_held_against_nothing_is_missing() -> None:
+def test_uncompared_parts_are_missing() -> None:
     bound = bound_of("causal")
     verdict = Verdict(look(ScaledChoice(bound), CallCase(4, 4, 1, 1, 1, 4, 4)), is_plain=False, pairs=16, hidden=6)
     case = verdict.look.case
@@ -254,7 +252,7 @@ def test_what_was_held_against_nothing_is_missing() -> None:
     ]
 
 
-def test_no_call_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_without_a_call_are_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "block_diffusion", "--len", "13"]) == 2
     assert "`block_diffusion` takes no call of this length" in capsys.readouterr().err
 
@@ -269,28 +267,28 @@ def test_the_text_names_what_was_not_verified(capsys: pytest.CaptureFixture[str]
 # --- sizes and options ------------------------------------------------------------------------------------------------
 
 
-def test_own_parameters_are_kept_where_they_can_be(capsys: pytest.CaptureFixture[str]) -> None:
-    status, values = verified(capsys, "sliding_window", "-p", "window=20", "-p", "sinks=2")
+def test_default_parameters_are_kept_if_possible(capsys: pytest.CaptureFixture[str]) -> None:
+    status, values = run_verify(capsys, "sliding_window", "-p", "window=20", "-p", "sinks=2")
     assert (status, values["scaled"], values["params"]) == (0, "", {"window": 20, "sinks": 2})
     assert values["lengths"][0] == "32"
     assert all(clause["exercised"] for clause in values["clauses"])
 
 
-def test_parameters_are_scaled_where_they_are_too_large(capsys: pytest.CaptureFixture[str]) -> None:
+def test_large_parameters_are_scaled(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "sliding_window", "-p", "window=40000"]) == 0
     out = capsys.readouterr().out
     assert "parameters scaled down (divided by 2048): window = 19 in place of window = 40000" in out
 
 
-def test_options_say_the_shape(capsys: pytest.CaptureFixture[str]) -> None:
-    status, values = verified(capsys, "causal", "--len", "9", "--heads", "4", "--kv-heads", "2", "--dtype", "float16")
+def test_options_set_the_shape(capsys: pytest.CaptureFixture[str]) -> None:
+    status, values = run_verify(capsys, "causal", "--len", "9", "--heads", "4", "--kv-heads", "2", "--dtype", "float16")
     assert status == 0
     assert values["shapes"] == ["length 9, batch 1, heads 4/2, dims 4/4"]
     assert {e["dtype"] for e in values["errors"] if e["executor"] == "cpu"} == {"float16"}
 
 
-def test_a_grid_is_the_users(capsys: pytest.CaptureFixture[str]) -> None:
-    status, values = verified(capsys, "neighborhood_2d", "--grid", "4,5", "-p", "window=3")
+def test_a_given_grid_is_used(capsys: pytest.CaptureFixture[str]) -> None:
+    status, values = run_verify(capsys, "neighborhood_2d", "--grid", "4,5", "-p", "window=3")
     assert status == 0
     assert (values["params"]["height"], values["params"]["width"], values["scaled"]) == (4, 5, "")
     assert set(values["lengths"]) == {"20"}
@@ -305,7 +303,7 @@ def test_options_are_checked(option: list[str], says: str, capsys: pytest.Captur
     assert says in capsys.readouterr().err
 
 
-# --- its parts --------------------------------------------------------------------------------------------------------
+# --- components of verify ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -346,8 +344,8 @@ def test_bounds_decide_clauses(line: str, truth: bool | None) -> None:
         ("", "q < keys or k > q", True),
     ],
 )
-def test_bounds_of_queries_are_those_of_align(align: str, line: str, truth: bool | None) -> None:
-    """Without `align`, a relation that reads both positions has as many queries as keys."""
+def test_bounds_of_queries_follow_align(align: str, line: str, truth: bool | None) -> None:
+    """Without `align`, a relation that reads both positions requires as many queries as keys."""
     bound = bound_of(f"pattern p\n    {align}\n    visible {line}\n")
     assert Bounds(bound).truth(bound.program.visible[0], BoundScope()) is truth
 
@@ -361,27 +359,27 @@ def test_more_queries_than_keys_show_a_clause(
 ) -> None:
     file = tmp_path / "own.attn"
     file.write_text(f"pattern own\n    align   {align}\n    visible {line}\n")
-    status, values = verified(capsys, str(file), "--dtype", "float32")
+    status, values = run_verify(capsys, str(file), "--dtype", "float32")
     assert (status, values["hides_nothing"]) == (0, "")
     assert "24→12" in values["lengths"][0] or "32→16" in values["lengths"][0]
     assert all(clause["exercised"] for clause in values["clauses"])
 
 
 @pytest.mark.parametrize("name", ["causal", "moba", "fox", "graphormer"])
-def test_awkward_shapes_have_more_queries_where_the_pattern_takes_them(name: str) -> None:
-    """`fox` reads a gate at the query, and there is none before key 0; `graphormer` has no `align`."""
+def test_awkward_shapes_have_more_queries_if_the_pattern_allows(name: str) -> None:
+    """`fox` reads a gate at the query, which does not exist before key 0; `graphormer` has no `align`."""
     cases = awkward_cases(bound_of(name), None, ShapeRequest())
     assert any(case.n_q > case.n_k for case in cases) == (name in ("causal", "moba"))
 
 
-def test_bounds_know_units_and_numbers() -> None:
-    """`a < first`, with `first = 0`; `i < 3` of the branches 0 and 1."""
+def test_bounds_cover_units_and_indices() -> None:
+    """`a < first` with `first = 0` is never true; `i < 3` for branches 0 and 1 always is."""
     bound = bound_of(UNITS)
-    found = {clause.text: clause.reason for clause in clauses_of(bound)}
+    reasons = {clause.text: clause.reason for clause in clauses_of(bound)}
     decided = "the ranges of indices and sizes decide"
-    assert found["a < first"] == f"always false: {decided}"
-    assert found["i < 3"] == f"always true: {decided}"
-    assert not found["a == b"]
+    assert reasons["a < first"] == f"always false: {decided}"
+    assert reasons["i < 3"] == f"always true: {decided}"
+    assert not reasons["a == b"]
 
 
 @pytest.mark.parametrize(
@@ -396,22 +394,22 @@ def test_bounds_know_units_and_numbers() -> None:
     ],
 )
 def test_branches_that_see_every_key_together(line: str, says: str) -> None:
-    """A condition that is written twice counts as two: what is not proved is not said."""
+    """A condition that is written twice counts as two conditions: a cover that is not proved is not claimed."""
     assert hides_nothing(bound_of(PARTS.format(line))) == says
 
 
-def test_grids_are_as_long_as_constants_of_the_relation() -> None:
-    asked = own(load_program(find("radial").source, ModuleLoader(None), "radial"), {}, None)
-    grids = [(c.bound.values["frames"], c.bound.values["per_frame"]) for c in islice(scaled(asked, frozenset()), 8)]
+def test_grids_cover_constants_of_the_relation() -> None:
+    choice = own(load_program(find("radial").source, ModuleLoader(None), "radial"), {}, None)
+    grids = [(c.bound.values["frames"], c.bound.values["per_frame"]) for c in islice(scaled(choice, frozenset()), 8)]
     assert (4, 128) in grids
 
 
-def test_scaled_parameters_fulfil_what_is_required() -> None:
-    asked = own(load_program(find("sliding_tile").source, ModuleLoader(None), "sliding_tile"), {}, None)
-    assert asked.how == "preset hunyuan"
-    first = next(scaled(asked, frozenset()))
-    assert first.bound.values != asked.bound.values
-    fixed = next(scaled(asked, frozenset({"frames"})))
+def test_scaled_parameters_meet_requirements() -> None:
+    choice = own(load_program(find("sliding_tile").source, ModuleLoader(None), "sliding_tile"), {}, None)
+    assert choice.how == "preset hunyuan"
+    first = next(scaled(choice, frozenset()))
+    assert first.bound.values != choice.bound.values
+    fixed = next(scaled(choice, frozenset({"frames"})))
     assert fixed.bound.values["frames"] == 30
 
 

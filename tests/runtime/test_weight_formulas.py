@@ -1,4 +1,4 @@
-"""Weights and values of formulas: small patterns whose results are written out by hand in torch."""
+"""Weight and value formulas: small patterns whose results are written out in torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_quotients_of_large_exponentials(size: float) -> None:
     score   scale * dot(q, k) + bias[q, k]
     weights exp(2 * score) / sum(exp(score) for k) * log(sum(exp(score) for k)) / sum(exp(score - 3) for k if k >= 0)
 """
-    given = operands(10) | {"bias": leaf(real(10, 10) * size, torch.float64)}
+    tensors = operands(10) | {"bias": leaf(real(10, 10) * size, torch.float64)}
 
     def dense(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         i, j = positions(q, k)
@@ -32,13 +32,13 @@ def test_quotients_of_large_exponentials(size: float) -> None:
         lse = score.logsumexp(-1, keepdim=True)
         return (2 * (score - lse) + 3).exp() * lse @ wide(v)
 
-    wanted = dense(**given)
+    wanted = dense(**tensors)
     attend: Any = compile_attention(text)
     grad = torch.ones_like(wanted)
     for run in (attend, attend.reference):
-        found, exact = results(lambda call=run, **x: call(**x), given, grad), results(dense, given, grad)
+        out, exact = results(lambda call=run, **x: call(**x), tensors, grad), results(dense, tensors, grad)
         for name, x in exact.items():
-            torch.testing.assert_close(found[name], x, rtol=1e-8, atol=1e-8, equal_nan=True, msg=name)
+            torch.testing.assert_close(out[name], x, rtol=1e-8, atol=1e-8, equal_nan=True, msg=name)
 
 
 def test_a_softmax_with_sinks_in_a_formula() -> None:
@@ -85,7 +85,7 @@ def test_second_derivatives_are_refused_and_the_reference_has_them() -> None:
 
 
 @pytest.mark.parametrize("size", [1.0, 1e3])
-def test_terms_that_a_gate_makes_nothing_do_not_hide_the_others(size: float) -> None:
+def test_large_terms_with_a_zero_gate_do_not_hide_others(size: float) -> None:
     text = """pattern p
     input bias: real[query, key]
     input open: int[batch, key]
@@ -100,13 +100,13 @@ def test_terms_that_a_gate_makes_nothing_do_not_hide_the_others(size: float) -> 
         i, j = positions(q, k)
         return softmax(scores(q, k) + bias, (j <= i) & (open[:, None, None] == 1)) @ wide(v)
 
-    bias = (1 - gate[0]) * size + real(10, 10)  # the closed ones have far the largest scores
+    bias = (1 - gate[0]) * size + real(10, 10)  # keys with a closed gate have by far the largest scores
     both(text, dense, operands(10) | {"bias": leaf(bias, torch.float64), "open": gate})
 
 
 @pytest.mark.parametrize("elements", [1 << 21, 1 << 9])
-def test_vectors_that_keys_choose_from_a_table(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one block, and row by row; of the queries, and of the keys."""
+def test_vectors_from_a_table(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vectors that meet queries, and vectors that meet keys; computed in one block, and row by row."""
     monkeypatch.setattr(row_blocks, "ELEMENTS", elements)
     text = """pattern p
     learned near: real[span, dk]
@@ -122,12 +122,12 @@ def test_vectors_that_keys_choose_from_a_table(elements: int, monkeypatch: pytes
         squares = torch.where(j <= i, score.relu() ** 2, 0)
         return squares / (1 + squares.sum(-1, keepdim=True))
 
-    given = operands(10) | {"near": leaf(real(41, operands(10)["q"].shape[-1]), torch.float64)}
+    tensors = operands(10) | {"near": leaf(real(41, operands(10)["q"].shape[-1]), torch.float64)}
     for more, term in ((0.0, ""), (2.0, "+ 2 * dot(near[q - k + 20], k)")):
-        both(text.format(term), lambda q, k, v, near, more=more: weights(q, k, near, more) @ wide(v), given)
+        both(text.format(term), lambda q, k, v, near, more=more: weights(q, k, near, more) @ wide(v), tensors)
 
 
-def test_a_number_of_keys_that_no_row_with_keys_is_divided_by() -> None:
+def test_key_counts_of_rows_without_keys() -> None:
     text = """pattern p
     visible k < q - 1
     weights (1 + score ** 2) / count(visible for k)
@@ -143,7 +143,7 @@ def test_a_number_of_keys_that_no_row_with_keys_is_divided_by() -> None:
 
 
 def test_relations_of_queries_that_begin_late() -> None:
-    """Shifted by the number of earlier keys, once."""
+    """Rows are shifted by the number of earlier keys exactly once."""
     text = """pattern p
     align   end
     visible q == keys - queries or k == 2 * (keys - queries)
@@ -178,7 +178,7 @@ def test_rows_that_see_only_scores_of_minus_infinity() -> None:
     both(text, dense, operands(6) | {"bias": bias.double(), "sink": leaf(real(4), torch.float64)})
 
 
-def test_conjugate_gradients_that_are_there_early_have_gradients() -> None:
+def test_conjugate_gradients_that_converge_early_have_gradients() -> None:
     text = """pattern p
     visible k <= q
     weights 1
@@ -193,14 +193,14 @@ def test_conjugate_gradients_that_are_there_early_have_gradients() -> None:
     both(text, lambda **x: dense(**x) + 0 * x["k"].sum(), operands(7))
 
 
-def test_a_singular_system_is_an_error_that_says_so() -> None:
+def test_a_singular_system_raises() -> None:
     text = "pattern p\n    visible k <= q\n    weights 1\n    value dot(q[q], solve(outer(k[k], k[k]), q[q])) * v[k]\n"
     attend: Any = compile_attention(text)
     ones = torch.ones(1, 1, 4, 2)
     for run in (attend, attend.reference):
-        with pytest.raises(EvaluationError, match="singular") as found:
+        with pytest.raises(EvaluationError, match="singular") as raised:
             run(ones, ones, ones)
-        assert "diagonal" in str(found.value)
+        assert "diagonal" in str(raised.value)
 
 
 def test_sums_of_no_vectors_are_vectors() -> None:
@@ -223,14 +223,14 @@ def test_a_width_that_the_value_does_not_read() -> None:
     both(text, dense, operands(5))
 
 
-def test_positions_outside_of_the_keys_are_an_error_and_no_zeros() -> None:
+def test_positions_outside_of_the_keys_raise() -> None:
     text = "pattern p\n    visible k <= q\n    value v[k - 1]\n"
     attend: Any = compile_attention(text)
     x = operands(5)
     for run in (attend, attend.reference):
-        with pytest.raises(EvaluationError, match="-1") as found:
+        with pytest.raises(EvaluationError, match="-1") as raised:
             run(**x)
-        assert "A902" in str(found.value)
+        assert "A902" in str(raised.value)
 
 
 NUMBERS = [
@@ -249,10 +249,10 @@ NUMBERS = [
 
 
 @pytest.mark.parametrize(("line", "params", "formula"), NUMBERS, ids=[line for line, _, _ in NUMBERS])
-def test_numbers_that_64_bits_do_not_hold(line: str, params: dict[str, Any], formula: Any) -> None:
-    """Exact constants of scores, which are floating point in the end."""
-    given = ", ".join(f"{name}: real{'[head]' if isinstance(x, list) else ''}" for name, x in params.items())
-    text = f"pattern p{f'({given})' if given else ''}\n    visible k <= q\n    {line}\n"
+def test_numbers_beyond_64_bits(line: str, params: dict[str, Any], formula: Any) -> None:
+    """Exact constants of a score are converted to floating point in the end."""
+    inputs = ", ".join(f"{name}: real{'[head]' if isinstance(x, list) else ''}" for name, x in params.items())
+    text = f"pattern p{f'({inputs})' if inputs else ''}\n    visible k <= q\n    {line}\n"
 
     def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         i, j = positions(q, k)
@@ -264,8 +264,8 @@ def test_numbers_that_64_bits_do_not_hold(line: str, params: dict[str, Any], for
 
     operand = {name: x.detach() for name, x in operands(300).items()}
     wanted, attend = dense(**operand), compile_attention(text, **params)
-    for found in (attend(*operand.values()), attend.reference(*operand.values())):
-        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+    for out in (attend(*operand.values()), attend.reference(*operand.values())):
+        torch.testing.assert_close(out, wanted, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
@@ -296,14 +296,14 @@ def test_steps_of_conjugate_gradients(steps: int) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "far"), [(torch.float64, -717.0), (torch.float32, -92.0)])
-def test_shares_of_a_subnormal_sum_have_gradients(dtype: torch.dtype, far: float) -> None:
-    """`make hunt`, part triton, case 60219: 1 / sum overflowed, so that gradients were NaN."""
+def test_division_by_a_subnormal_sum_has_gradients(dtype: torch.dtype, far: float) -> None:
+    """`make hunt`, part triton, case 60219: 1 / sum overflowed, so gradients were NaN."""
     text = (
         "pattern p\n    input b: real[batch, query]\n    visible k <= q\n    score scale * dot(q, k) + b[q]\n"
         "    weights softplus(score) / sum(softplus(score) for k)\n"
     )
-    given = {name: leaf(real(1, 2, 7, 4), dtype) for name in "qkv"}
-    given["b"] = leaf((torch.arange(7) % 2 * far)[None], dtype)
+    tensors = {name: leaf(real(1, 2, 7, 4), dtype) for name in "qkv"}
+    tensors["b"] = leaf((torch.arange(7) % 2 * far)[None], dtype)
 
     def dense(q: Tensor, k: Tensor, v: Tensor, b: Tensor) -> Tensor:
         score = q @ k.mT * 0.5 + b[:, None, :, None]
@@ -312,8 +312,8 @@ def test_shares_of_a_subnormal_sum_have_gradients(dtype: torch.dtype, far: float
         return torch.softmax(torch.where(hidden, -math.inf, logs), -1) @ v
 
     attend: Any = compile_attention(text)
-    found, exact = attend(**given), dense(**given)
-    torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5)
-    grads = [torch.autograd.grad(x.square().sum(), [*given.values()]) for x in (found, exact)]
-    for name, own, true in zip(given, *grads, strict=True):
-        torch.testing.assert_close(own, true, rtol=1e-4, atol=1e-5, msg=name)
+    out, exact = attend(**tensors), dense(**tensors)
+    torch.testing.assert_close(out, exact, rtol=1e-5, atol=1e-5)
+    grads = [torch.autograd.grad(x.square().sum(), [*tensors.values()]) for x in (out, exact)]
+    for name, grad, true in zip(tensors, *grads, strict=True):
+        torch.testing.assert_close(grad, true, rtol=1e-4, atol=1e-5, msg=name)

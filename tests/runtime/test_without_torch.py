@@ -1,4 +1,4 @@
-"""Where torch is not installed: commands that need none run, the others and the interface say what helps."""
+"""Without torch installed: commands that need no torch run, and every other command and function names the remedy."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ PLAIN = [
     ["emit", "neighborhood_2d", "-p", "height=8", "-p", "width=8", "--target", "sm_80", "-o", "kernels.py"],
     ["emit", "gla"],
 ]
-"""Commands for which torch does no work: of a mask, a grid, a hybrid, a recurrence, documents, a selection."""
+"""Commands for which torch does no work: masks, grids, hybrids, recurrences, documents, selections."""
 OBEY = f"""
 import contextlib, io, json, sys
 from pathlib import Path
@@ -72,7 +72,7 @@ def run(code: str, folder: Path, stdin: str = "", *, before: str = BLOCKED) -> s
 
 
 def test_commands_that_need_no_torch_run_without_it(tmp_path: Path) -> None:
-    """One process for all: starting Python is what takes time."""
+    """A single process runs all commands, because starting Python takes most of the time."""
     (tmp_path / "near.attn").write_text(GOOD, encoding="utf-8")
     commands = [
         ["explain", "W001"],
@@ -92,17 +92,17 @@ def test_commands_that_need_no_torch_run_without_it(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == str([0] * len(commands))
 
 
-def test_patterns_are_compared_drawn_followed_simulated_and_emitted_without_it(tmp_path: Path) -> None:
-    """The output is the same where torch is installed, which then is not imported."""
+def test_library_commands_run_without_torch(tmp_path: Path) -> None:
+    """The output is the same with torch installed, and torch is not imported then."""
     without, beside = (run(OBEY, tmp_path, before=before) for before in (BLOCKED, ""))
     assert without.stderr == beside.stderr == ""
-    found = json.loads(without.stdout)
-    assert found == json.loads(beside.stdout)
-    assert [one[0] for one in found[: len(PLAIN)]] == [1, 0, 1, 0, 2, *[0] * 17, 2]
-    assert "a file alone cannot do recurrences" in found[len(PLAIN) - 1][2]
+    outputs = json.loads(without.stdout)
+    assert outputs == json.loads(beside.stdout)
+    assert [command_output[0] for command_output in outputs[: len(PLAIN)]] == [1, 0, 1, 0, 2, *[0] * 17, 2]
+    assert "a file alone cannot do recurrences" in outputs[len(PLAIN) - 1][2]
 
 
-def test_the_part_that_needs_torch_is_named(tmp_path: Path) -> None:
+def test_errors_name_the_part_that_needs_torch(tmp_path: Path) -> None:
     needs = {
         "show gla": "a picture of `gla`, whose states are measured,",
         "show moba": "a picture of what `moba` selects by content",
@@ -119,7 +119,7 @@ def test_the_part_that_needs_torch_is_named(tmp_path: Path) -> None:
     assert done.stderr.splitlines() == [f"error: {what} {remedy}" for what in needs.values()]
 
 
-def test_what_needs_torch_says_what_helps(tmp_path: Path) -> None:
+def test_missing_torch_errors_name_the_remedy(tmp_path: Path) -> None:
     code = """
 import attnc
 from attnc.runtime.cli import main
@@ -139,7 +139,7 @@ for use in (lambda: attnc.compile_attention, lambda: attnc.merge):
         assert f"True `attnc.{name}` {remedy}" in done.stdout
 
 
-def test_another_module_that_is_missing_is_no_matter_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_missing_modules_are_not_blamed_on_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     from attnc.runtime import cli
 
     def missing(command: str) -> None:

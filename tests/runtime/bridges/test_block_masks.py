@@ -1,4 +1,4 @@
-"""A BlockMask as an attention: against flex_attention forward, and dense SDPA forward and backward."""
+"""An attention made from a BlockMask, checked against flex_attention (forward) and dense SDPA (both directions)."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ def documents(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
     return (DOC[q] == DOC[k]) & (q >= k)
 
 
-def by_lane(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+def masks_by_batch_and_head(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
     return (q - k).abs() <= 5 * (h + 1) + b
 
 
-def a_blind_row(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+def one_row_without_keys(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
     return (q >= k) & (q != 70)
 
 
-def nothing(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+def no_pairs(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
     return q < 0
 
 
 CASES: list[tuple[Callable[..., Tensor], int | None, int | None]] = [
     (documents, None, None),
-    (by_lane, 2, 3),
-    (a_blind_row, None, None),
-    (nothing, None, None),
+    (masks_by_batch_and_head, 2, 3),
+    (one_row_without_keys, None, None),
+    (no_pairs, None, None),
 ]
 
 
@@ -60,13 +60,13 @@ def test_results_and_gradients(mod: Any, batch: int | None, heads: int | None, b
     blind = ~create_mask(mod, 2, 3, N, N, device="cpu").any(-1)
     assert torch.equal(lse == -torch.inf, blind)
     grad = torch.randn_like(out)
-    found = torch.autograd.grad(out, (q, k, v), grad)
-    for own, other in zip(found, torch.autograd.grad(wanted, (q, k, v), grad), strict=True):
-        torch.testing.assert_close(own, other)
+    grads = torch.autograd.grad(out, (q, k, v), grad)
+    for grad_found, grad_wanted in zip(grads, torch.autograd.grad(wanted, (q, k, v), grad), strict=True):
+        torch.testing.assert_close(grad_found, grad_wanted)
 
 
-def test_the_way_there_and_back() -> None:
-    """A pattern, its BlockMask, and an attention of that see the same pairs."""
+def test_round_trip_from_pattern_to_block_mask_to_attention() -> None:
+    """A pattern, its BlockMask and an attention made from this BlockMask show the same pairs."""
     attend = compile_attention("neighborhood_2d", height=10, width=15, window=[5, 3])
     again = bridges.from_block_mask(attend.block_mask(N, block_size=32, device="cpu"))
     assert torch.equal(again.mask(N)[0], attend.mask(N))
@@ -74,8 +74,8 @@ def test_the_way_there_and_back() -> None:
     torch.testing.assert_close(again.reference(q, k, v), attend(q, k, v))
 
 
-def test_only_listed_blocks_are_seen() -> None:
-    """Lists made by hand, narrower than the matrix; without a mask_mod they are seen in full."""
+def test_only_listed_blocks_are_visible() -> None:
+    """Block lists written by hand show less than the full matrix; without a mask_mod, listed blocks are visible."""
     count = torch.tensor([[[2, 1, 0]]], dtype=torch.int32)
     listed = torch.tensor([[[[0, 4], [3, 1], [0, 0]]]], dtype=torch.int32)
     mask = BlockMask.from_kv_blocks(count, listed, BLOCK_SIZE=(16, 8), seq_lengths=(41, 37), compute_q_blocks=False)
@@ -84,8 +84,8 @@ def test_only_listed_blocks_are_seen() -> None:
     assert torch.equal(bridges.from_block_mask(mask).mask(41, 37)[0], wanted[:41, :37])
 
 
-def test_masks_of_partial_blocks_are_kept_once() -> None:
-    """A window over many blocks has three kinds of them, and a plan of tiles that takes its sparsity."""
+def test_equal_masks_of_partial_blocks_are_stored_once() -> None:
+    """A window over many blocks has three distinct partial masks, and its plan computes only live tiles."""
     n = 4096
     mask = create_block_mask(lambda b, h, q, k: (q >= k) & (q - k < 1000), None, None, n, n, device="cpu")
     attend = bridges.from_block_mask(mask)
@@ -95,31 +95,31 @@ def test_masks_of_partial_blocks_are_kept_once() -> None:
     assert plan.visible == sum(min(i + 1, 1000) for i in range(n))
 
 
-def test_mask_mod_is_asked_of_partial_blocks_alone() -> None:
-    asked: list[int] = []
+def test_mask_mod_is_evaluated_for_partial_blocks_only() -> None:
+    evaluated: list[int] = []
 
     def causal(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        asked.append(1)
+        evaluated.append(1)
         return q >= k
 
     mask = create_block_mask(causal, None, None, 1024, 1024, device="cpu")
     lists = mask.kv_num_blocks
     assert int(lists.sum()) == 8
-    asked.clear()
-    seen: list[int] = []
+    evaluated.clear()
+    sizes_seen: list[int] = []
     from attnc.runtime.bridges import block_masks
 
     original = block_masks._evaluated
 
     def counted(mod: Any, lanes: Tensor, *sizes: Any) -> Any:
-        seen.append(len(lanes))
+        sizes_seen.append(len(lanes))
         return original(mod, lanes, *sizes)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(block_masks, "_evaluated", counted)
         bridges.from_block_mask(mask)
-    assert sum(seen) == 8
-    assert asked == [1]
+    assert sum(sizes_seen) == 8
+    assert evaluated == [1]
 
 
 def test_errors() -> None:
@@ -136,32 +136,32 @@ def test_errors() -> None:
 
 @pytest.mark.parametrize("sizes", [{"height": 1, "width": 20}, {"height": 20, "width": 1}])
 @pytest.mark.parametrize(
-    "seen",
+    "relation",
     [
         "abs(q.y - k.y) <= 2 and abs(q.x - k.x) <= 2",
         "abs(q.y - k.y) <= 2",
         "abs(q.y - k.y) ** 2 + abs(q.x - k.x) <= 2 and (q.y + 3) % 2 == min(1, abs(k.y)) + 1 - k.y",
     ],
 )
-def test_an_axis_of_length_1(seen: str, sizes: Any) -> None:
-    """Coordinates along it are numbers: `abs(): argument must be Tensor, not int`."""
-    text = f"pattern flat(height: int, width: int)\n    tokens y: height, x: width\n    visible {seen}\n"
+def test_an_axis_of_size_1(relation: str, sizes: Any) -> None:
+    """A coordinate along an axis of size 1 is a number, not a tensor: `abs(): argument must be Tensor, not int`."""
+    text = f"pattern flat(height: int, width: int)\n    tokens y: height, x: width\n    visible {relation}\n"
     attend = compile_attention(text, **sizes)
     mask = attend.block_mask(20, block_size=16, device="cpu")
-    found = create_mask(mask.mask_mod, 1, 1, 20, 20, device="cpu")[0, 0]
-    assert torch.equal(found, torch.as_tensor(attend.mask(20)).reshape(20, 20))
+    mask_found = create_mask(mask.mask_mod, 1, 1, 20, 20, device="cpu")[0, 0]
+    assert torch.equal(mask_found, torch.as_tensor(attend.mask(20)).reshape(20, 20))
 
 
 def test_blocks_of_runs_of_equal_ids() -> None:
-    """Blocks across a border are not full, and blocks without a common id are not live."""
+    """A block across a border of documents is not full, and a block whose rows and keys share no id is not live."""
     text = "pattern p\n    input x: int[batch, token]\n    align end\n    visible k <= q\n    visible x[k] == x[q]\n"
     attend = compile_attention(text)
     ids = (torch.arange(512) // 200)[None]
-    found = attend.block_mask(512, 512, x=ids)
+    block_mask = attend.block_mask(512, 512, x=ids)
     live = attend.mask(512, x=ids)[0].view(4, 128, 4, 128)
-    assert torch.equal(found.to_dense()[0, 0].bool(), live.any(3).any(1))
+    assert torch.equal(block_mask.to_dense()[0, 0].bool(), live.any(3).any(1))
     full = torch.zeros(4, 4, dtype=torch.bool)
-    assert found.full_kv_indices is not None and found.full_kv_num_blocks is not None
+    assert block_mask.full_kv_indices is not None and block_mask.full_kv_num_blocks is not None
     for row in range(4):
-        full[row, found.full_kv_indices[0, 0, row, : found.full_kv_num_blocks[0, 0, row]].long()] = True
+        full[row, block_mask.full_kv_indices[0, 0, row, : block_mask.full_kv_num_blocks[0, 0, row]].long()] = True
     assert torch.equal(full, live.all(3).all(1))

@@ -1,4 +1,4 @@
-"""Video transformers of Diffusers with a pattern in their attention."""
+"""Video transformers of Diffusers whose attention is replaced by a pattern."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ PATTERNS: list[tuple[str, dict[str, Any]]] = [
 by_name = pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
 
 
-def near(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+def assert_near(output: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(output, expected, rtol=0, atol=2e-5)
 
 
 def result(model: Any, call: dict[str, Any]) -> Any:
@@ -37,11 +37,15 @@ def result(model: Any, call: dict[str, Any]) -> Any:
 
 
 def replaced(model: Any) -> list[str]:
-    return [name for name, own in model.attn_processors.items() if isinstance(own, bridges.DiffusersProcessor)]
+    return [
+        name
+        for name, transformer in model.attn_processors.items()
+        if isinstance(transformer, bridges.DiffusersProcessor)
+    ]
 
 
-def masked(mask: Tensor) -> Callable[..., Tensor]:
-    """Attention of torch where all of these tokens see each other as a mask says, besides what the call says."""
+def sdpa_with_mask(mask: Tensor) -> Callable[..., Tensor]:
+    """Return torch's SDPA with a mask between video tokens, combined with the mask that the call passes."""
     dense = torch.nn.functional.scaled_dot_product_attention
 
     def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
@@ -52,11 +56,11 @@ def masked(mask: Tensor) -> Callable[..., Tensor]:
     return attend
 
 
-def with_text(video: Tensor, text: int, *, first: bool) -> Tensor:
-    """A mask of a video, beside a text that sees all and that all see."""
+def mask_with_text(video: Tensor, text: int, *, first: bool) -> Tensor:
+    """Return the mask of a video, extended by text tokens that see every token and that every token sees."""
     mask = torch.ones(VIDEO + text, VIDEO + text, dtype=torch.bool)
-    at = slice(text, None) if first else slice(VIDEO)
-    mask[at, at] = video
+    positions = slice(text, None) if first else slice(VIDEO)
+    mask[positions, positions] = video
     return mask
 
 
@@ -67,20 +71,20 @@ def of_grid(name: str, params: dict[str, Any]) -> Any:
     return compile_attention(name, frames=frames, height=height, width=width, **params)
 
 
-# --- the same as other ways ------------------------------------------------------------------------------------------
+# --- agreement with other attention ----------------------------------------------------------------------------------
 
 
 @by_name
-def test_full_is_the_model_itself(model: Model) -> None:
-    own, call = model()
+def test_full_equals_the_unchanged_model(model: Model) -> None:
+    transformer, call = model()
     with torch.no_grad():
-        expected = result(own, call)
-        before = bridges.install_diffusers(own, "full")
-        assert len(replaced(own)) == 2
-        near(result(own, call), expected)
-        own.set_attn_processor(before)
-        assert not replaced(own)
-        assert torch.equal(result(own, call), expected)
+        expected = result(transformer, call)
+        before = bridges.install_diffusers(transformer, "full")
+        assert len(replaced(transformer)) == 2
+        assert_near(result(transformer, call), expected)
+        transformer.set_attn_processor(before)
+        assert not replaced(transformer)
+        assert torch.equal(result(transformer, call), expected)
 
 
 @by_name
@@ -88,52 +92,52 @@ def test_full_is_the_model_itself(model: Model) -> None:
 def test_patterns_are_dense_attention_with_their_mask(
     model: Model, name: str, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The grid comes from the call. A text is seen by all, as `sliding_tile` says itself."""
-    own, call = model()
+    """The call gives the grid. Every token sees the text; only `sliding_tile` states this in its own pattern."""
+    transformer, call = model()
     attend = of_grid(name, params)
-    mask = with_text(attend.mask(VIDEO), TEXT[model], first=model is cogvideox)
+    mask = mask_with_text(attend.mask(VIDEO), TEXT[model], first=model is cogvideox)
     assert not mask.all()
     with torch.no_grad():
         with monkeypatch.context() as patch:
-            patch.setattr(torch.nn.functional, "scaled_dot_product_attention", masked(mask))
-            expected = result(own, call)
-        bridges.install_diffusers(own, name, **params)
-        near(result(own, call), expected)
-        bridges.install_diffusers(own, attend)
-        assert len(own._forward_pre_hooks) == 1, "one hook follows the grid, however often a pattern is put in"
-        near(result(own, call), expected)
-        bridges.install_diffusers(own, name, grid=GRID, **params)
-        near(result(own, call), expected)
+            patch.setattr(torch.nn.functional, "scaled_dot_product_attention", sdpa_with_mask(mask))
+            expected = result(transformer, call)
+        bridges.install_diffusers(transformer, name, **params)
+        assert_near(result(transformer, call), expected)
+        bridges.install_diffusers(transformer, attend)
+        assert len(transformer._forward_pre_hooks) == 1, "one hook follows the grid, however often a pattern is put in"
+        assert_near(result(transformer, call), expected)
+        bridges.install_diffusers(transformer, name, grid=GRID, **params)
+        assert_near(result(transformer, call), expected)
 
 
-def test_neighbours_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The three nearest places of every axis, moved inward at the edges: no text of ours says which these are."""
-    at = torch.arange(VIDEO)
+def test_neighbours_against_a_mask_written_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mask is written by hand: the three nearest positions along each axis, shifted inward at the edges."""
+    positions = torch.arange(VIDEO)
     mask = torch.ones(VIDEO, VIDEO, dtype=torch.bool)
-    for place, extent in zip((at // 24, at // 6 % 4, at % 6), GRID, strict=True):
+    for place, extent in zip((positions // 24, positions // 6 % 4, positions % 6), GRID, strict=True):
         first = (place - 1).clamp(0, extent - 3)
         mask &= (place[None] >= first[:, None]) & (place[None] < first[:, None] + 3)
-    own, call = wan()
+    transformer, call = wan()
     with torch.no_grad():
         with monkeypatch.context() as patch:
-            patch.setattr(torch.nn.functional, "scaled_dot_product_attention", masked(mask))
-            expected = result(own, call)
-        bridges.install_diffusers(own, "neighborhood_3d", window=3)
-        near(result(own, call), expected)
+            patch.setattr(torch.nn.functional, "scaled_dot_product_attention", sdpa_with_mask(mask))
+            expected = result(transformer, call)
+        bridges.install_diffusers(transformer, "neighborhood_3d", window=3)
+        assert_near(result(transformer, call), expected)
 
 
 @by_name
 def test_gradients(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    own, call = model()
-    mask = with_text(of_grid("neighborhood_3d", {"window": 3}).mask(VIDEO), TEXT[model], first=model is cogvideox)
+    transformer, call = model()
+    mask = mask_with_text(of_grid("neighborhood_3d", {"window": 3}).mask(VIDEO), TEXT[model], first=model is cogvideox)
     with monkeypatch.context() as patch:
-        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", masked(mask))
-        result(own, call).square().sum().backward()
-    expected = {name: p.grad for name, p in own.named_parameters()}
-    own.zero_grad()
-    bridges.install_diffusers(own, "neighborhood_3d", window=3)
-    result(own, call).square().sum().backward()
-    for name, parameter in own.named_parameters():
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", sdpa_with_mask(mask))
+        result(transformer, call).square().sum().backward()
+    expected = {name: p.grad for name, p in transformer.named_parameters()}
+    transformer.zero_grad()
+    bridges.install_diffusers(transformer, "neighborhood_3d", window=3)
+    result(transformer, call).square().sum().backward()
+    for name, parameter in transformer.named_parameters():
         if expected[name] is None:
             assert parameter.grad is None
         else:
@@ -141,100 +145,100 @@ def test_gradients(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_training_learns() -> None:
-    own, call = wan()
-    bridges.install_diffusers(own, "neighborhood_3d", window=3)
-    own.train().enable_gradient_checkpointing()
-    optimiser = torch.optim.Adam(own.parameters(), lr=0.01)
+    transformer, call = wan()
+    bridges.install_diffusers(transformer, "neighborhood_3d", window=3)
+    transformer.train().enable_gradient_checkpointing()
+    optimiser = torch.optim.Adam(transformer.parameters(), lr=0.01)
     target, losses = torch.randn_like(call["hidden_states"]), []
     for _ in range(10):
         optimiser.zero_grad()
-        loss = (result(own, call) - target).square().mean()
+        loss = (result(transformer, call) - target).square().mean()
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < 0.9 * losses[0], losses
 
 
-def test_the_grid_follows_the_call() -> None:
-    own, call = wan()
-    bridges.install_diffusers(own, "neighborhood_3d", window=2)
+def test_the_grid_is_read_from_each_call() -> None:
+    transformer, call = wan()
+    bridges.install_diffusers(transformer, "neighborhood_3d", window=2)
     fixed, _ = wan()
-    other = {**call, "hidden_states": torch.randn(2, 4, 2, 12, 8)}
+    other_size = {**call, "hidden_states": torch.randn(2, 4, 2, 12, 8)}
     bridges.install_diffusers(fixed, "neighborhood_3d", window=2, grid=(2, 6, 4))
     with torch.no_grad():
-        result(own, call)
-        assert torch.equal(result(own, other), result(fixed, other))
-        again = copy.deepcopy(own)
+        result(transformer, call)
+        assert torch.equal(result(transformer, other_size), result(fixed, other_size))
+        again = copy.deepcopy(transformer)
         assert result(again, call).shape == call["hidden_states"].shape
-        assert torch.equal(result(again, other), result(own, other))
+        assert torch.equal(result(again, other_size), result(transformer, other_size))
 
 
-def test_some_layers() -> None:
-    """The first layer stays as it is, as papers leave it."""
-    own, call = wan()
+def test_replacing_some_layers() -> None:
+    """The first layer keeps its own attention, as papers leave it dense."""
+    transformer, call = wan()
     with torch.no_grad():
-        expected = result(own, call)
-        bridges.install_diffusers(own, "neighborhood_3d", window=2, attentions=["blocks.1."])
-        assert replaced(own) == ["blocks.1.attn1.processor"]
-        assert not torch.allclose(result(own, call), expected, atol=1e-3)
-        before = bridges.install_diffusers(own, "full", attentions=["blocks.1."])
-        near(result(own, call), expected)
+        expected = result(transformer, call)
+        bridges.install_diffusers(transformer, "neighborhood_3d", window=2, attentions=["blocks.1."])
+        assert replaced(transformer) == ["blocks.1.attn1.processor"]
+        assert not torch.allclose(result(transformer, call), expected, atol=1e-3)
+        before = bridges.install_diffusers(transformer, "full", attentions=["blocks.1."])
+        assert_near(result(transformer, call), expected)
         assert not any(isinstance(processor, bridges.DiffusersProcessor) for processor in before.values())
     with pytest.raises(ArgumentError, match=r"no self-attention whose name begins with 'block\.1\.'"):
-        bridges.install_diffusers(own, "full", attentions=["block.1."])
+        bridges.install_diffusers(transformer, "full", attentions=["block.1."])
     with pytest.raises(ArgumentTypeError, match="give a list"):
-        bridges.install_diffusers(own, "full", attentions="blocks.1.")
+        bridges.install_diffusers(transformer, "full", attentions="blocks.1.")
 
 
 @pytest.mark.parametrize("model", [wan, hunyuan], ids=lambda model: model.__name__)
 def test_torch_compile_runs_between_graphs(model: Model) -> None:
-    own, call = model()
-    bridges.install_diffusers(own, "neighborhood_3d", window=3)
-    fast = torch.compile(own, backend="eager")
+    transformer, call = model()
+    bridges.install_diffusers(transformer, "neighborhood_3d", window=3)
+    fast = torch.compile(transformer, backend="eager")
     with torch.no_grad():
-        near(result(fast, call), result(own, call))
+        assert_near(result(fast, call), result(transformer, call))
 
 
-# --- refused ---------------------------------------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------------------------------
 
 
-def test_installing_refuses() -> None:
-    own, _ = wan()
+def test_install_refuses_wrong_arguments() -> None:
+    transformer, _ = wan()
     install = bridges.install_diffusers
     with pytest.raises(PatternNotFoundError, match="did you mean `neighborhood_3d`"):
-        install(own, "neighbourhood_3d")
+        install(transformer, "neighbourhood_3d")
     with pytest.raises(ArgumentTypeError, match="`neighborhood_3d` has no parameter `windw`: did you mean `window`"):
-        install(own, "neighborhood_3d", windw=3)
+        install(transformer, "neighborhood_3d", windw=3)
     with pytest.raises(UnsupportedError, match="needs the input `temporal`"):
-        install(own, "svg", grid=GRID, block=8)
+        install(transformer, "svg", grid=GRID, block=8)
     with pytest.raises(UnsupportedError, match="`retention` has a state"):
-        install(own, "retention", grid=GRID)
+        install(transformer, "retention", grid=GRID)
     with pytest.raises(ArgumentError, match=r"grid is \(4, 6\): give frames, height and width"):
-        install(own, "full", grid=(4, 6))
+        install(transformer, "full", grid=(4, 6))
     with pytest.raises(ArgumentError, match="text is 'before'"):
-        install(own, "full", text="before")  # type: ignore[arg-type]
+        install(transformer, "full", text="before")  # type: ignore[arg-type]
     with pytest.raises(ArgumentTypeError, match="of a pipeline its transformer"):
         install(torch.nn.Linear(2, 2), "full", grid=GRID)
     with pytest.raises(ArgumentTypeError, match="`window` is given for `full`, which is compiled"):
-        install(own, compile_attention("full"), window=3)
-    assert not replaced(own)
+        install(transformer, compile_attention("full"), window=3)
+    assert not replaced(transformer)
 
 
-def test_a_grid_that_does_not_fit() -> None:
-    own, call = wan()
-    bridges.install_diffusers(own, of_grid("neighborhood_3d", {"window": 3}))
+def test_a_grid_that_does_not_match_the_tokens_is_refused() -> None:
+    transformer, call = wan()
+    bridges.install_diffusers(transformer, of_grid("neighborhood_3d", {"window": 3}))
     with pytest.raises(ArgumentError, match="is of 72 tokens, and the video has 2×4×6 = 48 after patching"):
-        result(own, {**call, "hidden_states": torch.randn(2, 4, 2, 8, 12)})
-    bridges.install_diffusers(own, "full", grid=(3, 8, 12))
+        result(transformer, {**call, "hidden_states": torch.randn(2, 4, 2, 8, 12)})
+    bridges.install_diffusers(transformer, "full", grid=(3, 8, 12))
     with pytest.raises(ArgumentError, match="over 72 tokens, and the grid has 288: give the grid after patching"):
-        result(own, call)
-    bridges.install_diffusers(own, "full", grid=(3, 4, 5))
+        result(transformer, call)
+    bridges.install_diffusers(transformer, "full", grid=(3, 4, 5))
     with pytest.raises(ArgumentError, match="12 more than the grid's 60: if they are a text"):
-        result(own, call)
+        result(transformer, call)
 
 
-def test_models_that_are_not_known_say_their_grid(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model of pictures: a grid of one frame, whose height and width a pattern of two axes takes."""
+def test_an_unknown_model_needs_a_grid_argument(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image model has a grid of one frame; a pattern with two axes takes its height and width."""
     from diffusers import FluxTransformer2DModel
 
     model = FluxTransformer2DModel(
@@ -260,49 +264,49 @@ def test_models_that_are_not_known_say_their_grid(monkeypatch: pytest.MonkeyPatc
     with torch.no_grad():
         expected = result(model, call)
         before = bridges.install_diffusers(model, "full", grid=(1, 4, 5), text="first")
-        near(result(model, call), expected)
+        assert_near(result(model, call), expected)
         bridges.install_diffusers(model, "neighborhood_2d", grid=(1, 4, 5), text="first", window=3)
-        found = result(model, call)
+        output = result(model, call)
         mask = torch.ones(25, 25, dtype=torch.bool)
         mask[5:, 5:] = compile_attention("neighborhood_2d", height=4, width=5, window=3).mask(20)
         model.set_attn_processor(before)
-        monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", masked(mask))
-        near(found, result(model, call))
+        monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", sdpa_with_mask(mask))
+        assert_near(output, result(model, call))
 
 
 @pytest.mark.parametrize("model", [wan, hunyuan, ltx], ids=lambda model: model.__name__)
-def test_backends_that_any_model_has_set(model: Model) -> None:
-    """Theirs are of the process, and resetting those of a model leaves them: a pattern does not ask them."""
+def test_attention_backends_set_for_the_process_are_ignored(model: Model) -> None:
+    """A backend set on a model holds for the whole process, also after the model is reset; a pattern ignores it."""
     from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
-    own, call = model()
+    transformer, call = model()
     with torch.no_grad():
-        before = bridges.install_diffusers(own, "neighborhood_3d", window=3)
-        expected = result(own, call)
-        own.set_attn_processor(before)
+        before = bridges.install_diffusers(transformer, "neighborhood_3d", window=3)
+        expected = result(transformer, call)
+        transformer.set_attn_processor(before)
         try:
-            own.set_attention_backend("flex")
-            bridges.install_diffusers(own, "neighborhood_3d", window=3)
-            near(result(own, call), expected)  # the attention to a text is flex_attention's
-            own.set_attention_backend("flex")
-            near(result(own, call), expected)  # the attention to a text is flex_attention's
+            transformer.set_attention_backend("flex")
+            bridges.install_diffusers(transformer, "neighborhood_3d", window=3)
+            assert_near(result(transformer, call), expected)  # the attention to the text tokens runs by flex_attention
+            transformer.set_attention_backend("flex")
+            assert_near(result(transformer, call), expected)  # the attention to the text tokens runs by flex_attention
         finally:
             _AttentionBackendRegistry.set_active_backend(AttentionBackendName.NATIVE)
-    backends = {x.own._attention_backend for x in own.attn_processors.values() if hasattr(x, "own")}
-    assert backends == {AttentionBackendName.FLEX}  # as they are given back
+    backends = {x.own._attention_backend for x in transformer.attn_processors.values() if hasattr(x, "own")}
+    assert backends == {AttentionBackendName.FLEX}  # unchanged after the pattern is removed
 
 
-def test_processors_that_do_not_ask_torch_are_refused() -> None:
-    own, call = wan()
-    bridges.install_diffusers(own, "full")
+def test_processors_that_do_not_call_sdpa_are_refused() -> None:
+    transformer, call = wan()
+    bridges.install_diffusers(transformer, "full")
 
     class Other:
         def __call__(self, attn: Any, hidden_states: Tensor, *rest: Any) -> Tensor:
             return hidden_states
 
-    for processor in own.attn_processors.values():
+    for processor in transformer.attn_processors.values():
         if isinstance(processor, bridges.DiffusersProcessor):
             processor.own = Other()
     says = r"Other asked .* 0 times, not once: call the model within diffusers\.attention_backend\(\"native\"\)"
     with torch.no_grad(), pytest.raises(UnsupportedError, match=says):
-        result(own, call)
+        result(transformer, call)

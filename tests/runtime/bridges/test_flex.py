@@ -1,4 +1,4 @@
-"""mask_mod and block_mask: against the masks of the references, and in flex_attention itself."""
+"""mask_mod and block_mask of patterns, checked against the reference masks and inside flex_attention."""
 
 from __future__ import annotations
 
@@ -29,51 +29,59 @@ BRANCHES = ("combiner", "differential", "hierarchical", "longformer", "monarch",
 CHOSEN = ("moba", "native_sparse", "deepseek_sparse", "xattention", "token_sparse")
 
 
-def small(name: str, n: int = 77) -> LibraryCall:
+def small_call(name: str, n: int = 77) -> LibraryCall:
     return library_call(name, n, {} if name == "bigbird" else SMALL.get(name))
 
 
-def dense(call: LibraryCall) -> torch.Tensor:
-    """The pairs of a call by `mask`: (batch or 1, heads, queries, keys)."""
+def dense_mask(call: LibraryCall) -> torch.Tensor:
+    """Return the visible pairs of a call by `mask`, shaped (batch or 1, heads, queries, keys)."""
     heads = [call.attention.mask(call.n, head=h, heads=call.heads, **call.inputs) for h in range(call.heads)]
     return torch.stack([mask if mask.dim() == 3 else mask[None] for mask in heads], 1)
 
 
 def states(mask: BlockMask, like: BlockMask) -> list[torch.Tensor]:
-    """Blocks, and how many are partial and full in each row and column, as wide as those of another."""
-    found = (mask.to_dense(), mask.kv_num_blocks, mask.full_kv_num_blocks, mask.q_num_blocks, mask.full_q_num_blocks)
-    other = (like.to_dense(), like.kv_num_blocks, like.full_kv_num_blocks, like.q_num_blocks, like.full_q_num_blocks)
-    return [a.expand_as(b) for a, b in zip(found, other, strict=True) if a is not None and b is not None]
+    """Return the dense blocks and the counts of partial and full blocks per row and column, as wide as `like`."""
+    masks = (mask.to_dense(), mask.kv_num_blocks, mask.full_kv_num_blocks, mask.q_num_blocks, mask.full_q_num_blocks)
+    like_masks = (
+        like.to_dense(),
+        like.kv_num_blocks,
+        like.full_kv_num_blocks,
+        like.q_num_blocks,
+        like.full_q_num_blocks,
+    )
+    return [a.expand_as(b) for a, b in zip(masks, like_masks, strict=True) if a is not None and b is not None]
 
 
 def same_blocks(mask: BlockMask, other: BlockMask) -> bool:
-    found, wanted = states(mask, other), states(other, other)
-    return len(found) == len(wanted) == 5 and all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    states_found, wanted = states(mask, other), states(other, other)
+    return len(states_found) == len(wanted) == 5 and all(
+        torch.equal(a, b) for a, b in zip(states_found, wanted, strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", MASKED)
 def test_library(name: str) -> None:
-    """mask_mod says what `mask` says, and block_mask is what create_block_mask makes of it."""
-    call = small(name)
-    wanted = dense(call)
+    """mask_mod agrees with `mask`, and block_mask equals what create_block_mask makes from mask_mod."""
+    call = small_call(name)
+    wanted = dense_mask(call)
     mod = call.attention.mask_mod(call.n, heads=call.heads, device="cpu", **call.inputs)
     assert torch.equal(create_mask(mod, len(wanted), call.heads, call.n, call.n, device="cpu"), wanted)
     for block in (16, (32, 8)):
         mask = call.attention.block_mask(call.n, heads=call.heads, block_size=block, device="cpu", **call.inputs)
-        theirs = create_block_mask(mod, len(wanted), call.heads, call.n, call.n, device="cpu", BLOCK_SIZE=block)
-        assert same_blocks(mask, theirs)
+        torch_mask = create_block_mask(mod, len(wanted), call.heads, call.n, call.n, device="cpu", BLOCK_SIZE=block)
+        assert same_blocks(mask, torch_mask)
 
 
 @pytest.mark.parametrize("name", SCORED)
-def test_scores_are_never_dropped_in_silence(name: str) -> None:
-    call = small(name)
+def test_scores_are_not_dropped_silently(name: str) -> None:
+    call = small_call(name)
     for ask in (call.attention.mask_mod, call.attention.block_mask):
         with pytest.raises(
             UnsupportedError, match="of its own, which a mask would drop; call it, or pass relation_only"
         ):
             ask(call.n, heads=call.heads, **call.inputs)
     mod = call.attention.mask_mod(call.n, heads=call.heads, device="cpu", relation_only=True, **call.inputs)
-    wanted = dense(call)
+    wanted = dense_mask(call)
     assert torch.equal(create_mask(mod, len(wanted), call.heads, call.n, call.n, device="cpu"), wanted)
 
 
@@ -94,8 +102,8 @@ def test_refusals(names: tuple[str, ...], message: str) -> None:
             compile_attention(name, **params).mask_mod(96, heads=4, relation_only=True)
 
 
-def test_against_masks_counted_out() -> None:
-    """Not by our own masks: by those that tests/stdlib_patterns/reference/masks.py counts out from the papers."""
+def test_against_the_papers_masks() -> None:
+    """The oracle is not our own mask: tests/stdlib_patterns/reference/masks.py builds masks from the papers."""
     cases: list[tuple[str, Mapping[str, Any], Any]] = [
         ("dilated_window", {"window": 5, "dilation": 3}, truth.dilated_window(61, 5, 3)),
         ("strided", {"stride": 7, "local": 4}, truth.strided(61, 7, 4)),
@@ -107,7 +115,7 @@ def test_against_masks_counted_out() -> None:
 
 
 def test_fewer_queries_than_keys() -> None:
-    """Under `align end` row 0 stands behind the keys that were there before."""
+    """Under `align end`, query row 0 has the position after the keys that were already in the cache."""
     cases: list[tuple[str, dict[str, Any]]] = [
         ("sliding_window", {"window": 9, "sinks": 2}),
         ("power", {"window": 2, "block": 4}),
@@ -116,8 +124,8 @@ def test_fewer_queries_than_keys() -> None:
         attend = compile_attention(name, **params)
         mod = attend.mask_mod(33, 77, device="cpu")
         assert torch.equal(create_mask(mod, 1, 1, 33, 77, device="cpu")[0, 0], attend.mask(33, 77))
-        theirs = create_block_mask(mod, 1, 1, 33, 77, device="cpu", BLOCK_SIZE=16)
-        assert same_blocks(attend.block_mask(33, 77, block_size=16, device="cpu"), theirs)
+        torch_mask = create_block_mask(mod, 1, 1, 33, 77, device="cpu", BLOCK_SIZE=16)
+        assert same_blocks(attend.block_mask(33, 77, block_size=16, device="cpu"), torch_mask)
 
 
 DOCUMENTED = """pattern in_documents
@@ -132,17 +140,17 @@ DOCUMENTED = """pattern in_documents
 
 @pytest.mark.parametrize("n_q", [1, 40, 61])
 def test_documents(n_q: int) -> None:
-    """Places, sizes and tokens of a document are those of its own."""
+    """Positions, sizes and tokens are counted within each document."""
     attend, random = compile_attention(DOCUMENTED), np.random.default_rng(5)
     doc = torch.from_numpy(np.sort(random.integers(0, 6, (2, 61)), axis=1))
     mark = torch.from_numpy(random.integers(0, 4, (2, 61)))
-    own = torch.from_numpy(random.random((2, n_q)) < 0.2)
-    given: dict[str, Any] = {"doc": doc, "mark": mark, "own": own}
-    mod = attend.mask_mod(n_q, 61, **given)
-    wanted = attend.mask(n_q, 61, **given)
+    own_mark = torch.from_numpy(random.random((2, n_q)) < 0.2)
+    inputs: dict[str, Any] = {"doc": doc, "mark": mark, "own": own_mark}
+    mod = attend.mask_mod(n_q, 61, **inputs)
+    wanted = attend.mask(n_q, 61, **inputs)
     assert torch.equal(create_mask(mod, 2, 1, n_q, 61, device="cpu")[:, 0], wanted)
-    theirs = create_block_mask(mod, 2, 1, n_q, 61, device="cpu", BLOCK_SIZE=8)
-    assert same_blocks(attend.block_mask(n_q, 61, block_size=8, **given), theirs)
+    torch_mask = create_block_mask(mod, 2, 1, n_q, 61, device="cpu", BLOCK_SIZE=8)
+    assert same_blocks(attend.block_mask(n_q, 61, block_size=8, **inputs), torch_mask)
 
 
 def test_packed_sequences() -> None:
@@ -176,16 +184,16 @@ EXACT = {
 
 @pytest.mark.parametrize("name", EXACT)
 def test_expressions(name: str) -> None:
-    """Every kind of exact expression, aggregates and rounded numbers among them, by the oracle's own mask."""
+    """Every kind of exact expression, including aggregates and rounded numbers, against the oracle's own mask."""
     attend = compile_attention(f"pattern p\n    align start\n    {EXACT[name]}\n")
     mod = attend.mask_mod(70, heads=4, kv_heads=2, device="cpu")
     wanted = torch.stack([attend.mask(70, head=h, heads=4, kv_heads=2) for h in range(4)])
     assert torch.equal(create_mask(mod, 1, 4, 70, 70, device="cpu")[0], wanted)
-    theirs = create_block_mask(mod, 1, 4, 70, 70, device="cpu", BLOCK_SIZE=16)
-    assert same_blocks(attend.block_mask(70, heads=4, kv_heads=2, block_size=16, device="cpu"), theirs)
+    torch_mask = create_block_mask(mod, 1, 4, 70, 70, device="cpu", BLOCK_SIZE=16)
+    assert same_blocks(attend.block_mask(70, heads=4, kv_heads=2, block_size=16, device="cpu"), torch_mask)
 
 
-def test_what_is_not_pointwise_is_refused() -> None:
+def test_relations_that_are_not_pointwise_are_refused() -> None:
     long = compile_attention(
         "pattern p\n    align start\n    visible any(q % (j + 1) == k % (j + 2) for j in 0 .. 90)\n"
     )
@@ -209,23 +217,23 @@ def test_block_sizes(size: Any, error: type[Exception]) -> None:
         compile_attention("causal").block_mask(64, block_size=size)
 
 
-def test_unlike_tiles_are_resolved_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_distinct_tiles_are_resolved_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
     from attnc.compiler.planning import runs
     from attnc.runtime.bridges import flex
 
     monkeypatch.setattr(runs, "MAX_CLASS_ELEMENTS", 4 * 256)
     monkeypatch.setattr(flex, "MAX_CLASS_ELEMENTS", 4 * 256)
-    call = small("document", 200)
+    call = small_call("document", 200)
     mod = call.attention.mask_mod(200, **call.inputs)
-    theirs = create_block_mask(mod, len(dense(call)), 1, 200, 200, device="cpu", BLOCK_SIZE=16)
-    assert same_blocks(call.attention.block_mask(200, block_size=16, **call.inputs), theirs)
+    torch_mask = create_block_mask(mod, len(dense_mask(call)), 1, 200, 200, device="cpu", BLOCK_SIZE=16)
+    assert same_blocks(call.attention.block_mask(200, block_size=16, **call.inputs), torch_mask)
 
 
 @pytest.mark.parametrize("name", ["sliding_window", "document", "radial", "neighborhood_2d", "power"])
-def test_compiled(name: str) -> None:
-    """flex_attention, compiled, with our BlockMask gives what the pattern gives."""
-    call = small(name, 141)
-    batch, draw = len(dense(call)), torch.Generator().manual_seed(3)
+def test_compiled_flex_attention(name: str) -> None:
+    """Compiled flex_attention with our BlockMask gives the pattern's output."""
+    call = small_call(name, 141)
+    batch, draw = len(dense_mask(call)), torch.Generator().manual_seed(3)
     q, k, v = (torch.randn(batch, call.heads, call.n, 16, generator=draw) for _ in range(3))
     mask = call.attention.block_mask(call.n, heads=call.heads, device="cpu", **call.inputs)
     torch.compiler.reset()
@@ -234,9 +242,10 @@ def test_compiled(name: str) -> None:
 
 
 def test_the_second_mask_of_a_process_has_no_symbols() -> None:
-    """Numbers of masks are constants of the graph: as symbols they break the code of FlexAttention for a CPU.
+    """Numbers in a mask are constants of the graph: as symbols they break FlexAttention's code for a CPU.
 
-    Compiled by Inductor, two windows and then documents ended in "index out of bounds: tmp7 < cur_kvSplitSize".
+    Compiled by Inductor, two windows followed by documents failed with "index out of bounds: tmp7 <
+    cur_kvSplitSize".
     """
     graphs: list[torch.fx.GraphModule] = []
 
@@ -247,10 +256,10 @@ def test_the_second_mask_of_a_process_has_no_symbols() -> None:
     torch.compiler.reset()
     function = torch.compile(flex_attention, backend=kept, fullgraph=True)
     q, k, v = (torch.randn(1, 2, 64, 16) for _ in range(3))
-    given = {"doc": torch.arange(64)[None] // 10}, {"doc": torch.arange(64)[None] // 21}
+    documents = {"doc": torch.arange(64)[None] // 10}, {"doc": torch.arange(64)[None] // 21}
     windows: list[tuple[Any, dict[str, Any]]]
     windows = [(compile_attention("sliding_window", window=w, sinks=s), {}) for w, s in ((9, 1), (20, 3))]
-    for attend, inputs in (*windows, *((compile_attention("document"), own) for own in given)):
+    for attend, inputs in (*windows, *((compile_attention("document"), own_mark) for own_mark in documents)):
         out = function(q, k, v, block_mask=attend.block_mask(64, device="cpu", **inputs))
         torch.testing.assert_close(out, attend(q, k, v, **inputs))
     torch.compiler.reset()
@@ -261,10 +270,10 @@ def test_the_second_mask_of_a_process_has_no_symbols() -> None:
 
 
 @pytest.mark.parametrize("name", ["long_lora", "prefix_lm", "tree_verify"])
-def test_as_it_is(name: str) -> None:
-    """flex_attention, not compiled: what it shows of our mask is what the pattern gives."""
-    call = small(name, 60)
-    batch, draw = len(dense(call)), torch.Generator().manual_seed(3)
+def test_eager_flex_attention(name: str) -> None:
+    """Eager flex_attention with our BlockMask gives the pattern's output."""
+    call = small_call(name, 60)
+    batch, draw = len(dense_mask(call)), torch.Generator().manual_seed(3)
     q, k, v = (torch.randn(batch, call.heads, call.n, 16, generator=draw) for _ in range(3))
     mask = call.attention.block_mask(call.n, heads=call.heads, block_size=16, device="cpu", **call.inputs)
     torch.testing.assert_close(flex_attention(q, k, v, block_mask=mask), call.attention(q, k, v, **call.inputs))
@@ -279,7 +288,7 @@ SCORES: list[tuple[str, dict[str, Any], float | None]] = [
 ]
 
 
-def scored_inputs(name: str, n: int) -> dict[str, Any]:
+def inputs_of_score(name: str, n: int) -> dict[str, Any]:
     draw = torch.Generator().manual_seed(6)
     table = {"table": torch.randn(4, 32, generator=draw)}
     distance = {"distance": torch.randint(32, (2, n, n), generator=draw)}
@@ -288,14 +297,14 @@ def scored_inputs(name: str, n: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("name", "params", "scale"), SCORES)
 def test_score_mod(name: str, params: dict[str, Any], scale: float | None) -> None:
-    """flex_attention with our score_mod and the relation alone gives what the pattern gives."""
+    """flex_attention with our score_mod and a BlockMask of the relation gives the pattern's output."""
     n, draw = 77, torch.Generator().manual_seed(3)
-    attend, given = compile_attention(name, **params), scored_inputs(name, n)
+    attend, inputs = compile_attention(name, **params), inputs_of_score(name, n)
     q, k, v = (torch.randn(2, 4, n, 16, generator=draw) for _ in range(3))
-    mod = attend.score_mod(n, heads=4, scale=scale, device="cpu", **given)
-    mask = attend.block_mask(n, heads=4, device="cpu", relation_only=True, **given)
+    mod = attend.score_mod(n, heads=4, scale=scale, device="cpu", **inputs)
+    mask = attend.block_mask(n, heads=4, device="cpu", relation_only=True, **inputs)
     out = flex_attention(q, k, v, score_mod=mod, block_mask=mask, scale=scale)
-    torch.testing.assert_close(out, attend(q, k, v, **given), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(out, attend(q, k, v, **inputs), rtol=1e-4, atol=1e-5)
 
 
 def test_score_mod_compiled() -> None:
@@ -308,7 +317,7 @@ def test_score_mod_compiled() -> None:
     torch.testing.assert_close(out, attend(q[:, :, :60], k, v))
 
 
-def test_scores_that_are_no_score_mod() -> None:
+def test_scores_without_a_score_mod_are_refused() -> None:
     real: dict[str, Any] = {"f": -torch.rand(1, 9, 4)}
     with pytest.raises(UnsupportedError, match="score_mod: `fox` has a score of vectors, or of sums over keys"):
         compile_attention("fox").score_mod(9, heads=4, **real)
@@ -321,8 +330,8 @@ def test_scores_that_are_no_score_mod() -> None:
         compile_attention("t5").score_mod(9, heads=4, scale=0, **table)
 
 
-def test_long_sequences_take_their_blocks_alone() -> None:
-    """Half a million tokens: no pairs are looked at, and hardly any blocks."""
+def test_long_sequences_resolve_only_border_blocks() -> None:
+    """For half a million tokens no pair is evaluated, and hardly any block."""
     mask = compile_attention("sliding_window", window=4096).block_mask(1 << 19, device="cpu")
     full, partial = mask.full_kv_num_blocks, mask.kv_num_blocks
     assert full is not None

@@ -1,4 +1,4 @@
-"""Masks of scaled_dot_product_attention, there and back."""
+"""Conversion between patterns and masks of scaled_dot_product_attention, in both directions."""
 
 from __future__ import annotations
 
@@ -27,45 +27,45 @@ def operands() -> list[Tensor]:
     return [torch.randn(2, 4, N, 8, generator=draw, requires_grad=True) for _ in range(3)]
 
 
-def drawn(shape: tuple[int, ...]) -> Tensor:
-    """A mask with a row that sees nothing, where it has rows of its own."""
+def random_mask(shape: tuple[int, ...]) -> Tensor:
+    """Draw a mask; if it has more than one query row, one row sees no key."""
     mask = torch.rand(2, 4, N, N, generator=torch.Generator().manual_seed(2)) < 0.4
     mask[0, 0, 5] = False
     return mask[tuple(map(slice, shape))]
 
 
 def check(attend: bridges.GivenAttention, mask: Tensor) -> None:
-    """Check results and gradients against SDPA, the mask's gradient too if it requires one."""
+    """Check results and gradients against SDPA, including the gradient of a mask that requires one."""
     wanted_of = [*operands(), *([mask] if mask.requires_grad else [])]
     q, k, v = wanted_of[:3]
     out, wanted = attend(q, k, v), F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     torch.testing.assert_close(out, wanted)
     grad = torch.randn_like(out)
-    found = torch.autograd.grad(out, wanted_of, grad)
-    for own, other in zip(found, torch.autograd.grad(wanted, wanted_of, grad), strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
+    grads = torch.autograd.grad(out, wanted_of, grad)
+    for grad_found, grad_wanted in zip(grads, torch.autograd.grad(wanted, wanted_of, grad), strict=True):
+        torch.testing.assert_close(grad_found, grad_wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_from_masks(shape: tuple[int, ...]) -> None:
-    seen = drawn(shape)
-    check(bridges.from_sdpa_mask(seen), seen)
-    hidden = torch.where(seen, 0.0, -torch.inf)
+    mask = random_mask(shape)
+    check(bridges.from_sdpa_mask(mask), mask)
+    hidden = torch.where(mask, 0.0, -torch.inf)
     attend = bridges.from_sdpa_mask(hidden)
     check(attend, hidden)
-    assert attend.attention.is_plain  # no bias of zeros
-    bias = torch.where(seen, torch.randn(shape), -torch.inf).requires_grad_()
+    assert attend.attention.is_plain  # a boolean mask makes no bias of zeros
+    bias = torch.where(mask, torch.randn(shape), -torch.inf).requires_grad_()
     check(bridges.from_sdpa_mask(bias), bias)
 
 
 def test_masks_of_fewer_dimensions() -> None:
-    for mask in (drawn((1, 1, N, N))[0, 0], drawn((1, 4, N, N))[0]):
+    for mask in (random_mask((1, 1, N, N))[0, 0], random_mask((1, 4, N, N))[0]):
         check(bridges.from_sdpa_mask(mask), mask)
 
 
-def test_least_numbers_that_hide() -> None:
-    """The least number of a dtype hides what is said to be hidden, and is a bias else: SDPA's own reading."""
-    seen = drawn((1, 1, N, N))
+def test_the_least_finite_number_hides_a_key() -> None:
+    """The least finite number of a dtype hides a key, any other number is a bias: SDPA's own reading."""
+    seen = random_mask((1, 1, N, N))
     least = torch.finfo(torch.float32).min
     mask = torch.where(seen, 0.0, least)
     mask[0, 0, 5, 5] = 0.0
@@ -77,7 +77,7 @@ def test_least_numbers_that_hide() -> None:
 
 @pytest.mark.parametrize("dtype", [None, torch.float32, torch.float64])
 def test_to_masks(dtype: torch.dtype | None) -> None:
-    """A pattern whose row 0 of one document sees nothing, as a mask: SDPA gives what the pattern gives."""
+    """A pattern in which row 0 of one document sees no key, exported as a mask: SDPA gives the pattern's output."""
     attend = compile_attention(
         "pattern p\n    documents doc\n    input doc: int[batch, token]\n    visible k < q and q - k < 6 + head\n"
     )
@@ -90,12 +90,12 @@ def test_to_masks(dtype: torch.dtype | None) -> None:
     torch.testing.assert_close(out, wanted)
     assert torch.equal(wanted[:, :, 0], torch.zeros(2, 4, 8, dtype=wanted.dtype))
     grad = torch.randn_like(out)
-    found = torch.autograd.grad(out, (q, k, v), grad)
-    for own, other in zip(found, torch.autograd.grad(wanted, (q, k, v), grad), strict=True):
-        torch.testing.assert_close(own, other)
+    grads = torch.autograd.grad(out, (q, k, v), grad)
+    for grad_found, grad_wanted in zip(grads, torch.autograd.grad(wanted, (q, k, v), grad), strict=True):
+        torch.testing.assert_close(grad_found, grad_wanted)
 
 
-def test_masks_have_the_lanes_that_differ() -> None:
+def test_masks_have_only_the_batch_entries_and_heads_that_differ() -> None:
     assert bridges.sdpa_mask(compile_attention("causal"), 5, heads=4).shape == (1, 1, 5, 5)
     assert bridges.sdpa_mask(compile_attention("long_lora"), 8, heads=4).shape == (1, 4, 8, 8)
     prefix = torch.tensor([1, 2, 3])
@@ -112,4 +112,4 @@ def test_errors() -> None:
     with pytest.raises(UnsupportedError, match="sdpa_mask: `alibi` has a score"):
         bridges.sdpa_mask(compile_attention("alibi"), 5, heads=4)
     with pytest.raises(ArgumentError, match="the input `seen` has size 33"):
-        bridges.from_sdpa_mask(drawn((1, 1, N, N)))(*(x[:, :, :9] for x in operands()))
+        bridges.from_sdpa_mask(random_mask((1, 1, N, N)))(*(x[:, :, :9] for x in operands()))

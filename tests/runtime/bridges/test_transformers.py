@@ -1,4 +1,4 @@
-"""Models of Transformers under attnc: the same as under their own attention, and as under an explicit mask."""
+"""Transformers models under attnc give the same result as under their own attention and under an explicit mask."""
 
 from __future__ import annotations
 
@@ -38,25 +38,25 @@ def tokens(batch: int = 3, length: int = LENGTH) -> Tensor:
 
 
 def padding(side: str) -> Tensor:
-    """Entries of 23, 17 and 12 tokens."""
+    """Return the padding mask of batch entries with 23, 17 and 12 tokens."""
     mask = torch.ones(3, LENGTH, dtype=torch.long)
     mask[1, :6], mask[2, :11] = 0, 0
     return mask if side == "left" else mask.flip(1)
 
 
-def near(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+def assert_near(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-5)
 
 
 def result(model: Any, ids: Tensor, **options: Any) -> Tensor:
     with torch.no_grad():
         out = model(ids, **options)
-    found: Tensor = out.logits if hasattr(out, "logits") else out.last_hidden_state
-    return found
+    output: Tensor = out.logits if hasattr(out, "logits") else out.last_hidden_state
+    return output
 
 
-def additive(visible: Tensor) -> Tensor:
-    """A mask (N, N) as the tensor that a model takes instead of its own."""
+def additive_mask(visible: Tensor) -> Tensor:
+    """Return a mask (N, N) as the additive tensor that a model accepts in place of its own mask."""
     return torch.where(visible, 0.0, torch.finfo(torch.float32).min)[None, None]
 
 
@@ -64,25 +64,25 @@ def positions(n: int) -> tuple[Tensor, Tensor]:
     return torch.arange(n)[:, None], torch.arange(n)[None]
 
 
-# --- the same as the model's own mask --------------------------------------------------------------------------------
+# --- agreement with the model's own mask -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", [*DECODERS, *ENCODERS], ids=lambda model: model.__name__)
-def test_own_masks(model: Model) -> None:
-    """Causal, sliding windows of either kind, chunks; scales, caps, sinks; padding on either side."""
-    eager, own = model("eager"), model(bridges.register_transformers())
+def test_the_models_own_masks(model: Model) -> None:
+    """Causal masks, both kinds of sliding windows and chunks; scales, caps and sinks; padding on either side."""
+    eager, attnc_model = model("eager"), model(bridges.register_transformers())
     ids = tokens()
-    near(result(own, ids), result(eager, ids))
+    assert_near(result(attnc_model, ids), result(eager, ids))
     for side in ("left", "right"):
         mask = padding(side)
-        found, expected = (result(m, ids, attention_mask=mask)[mask.bool()] for m in (own, eager))
-        near(found, expected)
+        output, expected = (result(m, ids, attention_mask=mask)[mask.bool()] for m in (attnc_model, eager))
+        assert_near(output, expected)
 
 
 @pytest.mark.parametrize("cache", [None, "static"])
 @pytest.mark.parametrize("model", DECODERS, ids=lambda model: model.__name__)
 def test_generation(model: Model, cache: str | None) -> None:
-    """A batch of unequal prompts, over the end of every window and chunk."""
+    """A batch of prompts of different lengths, generated past the end of every window and chunk."""
     options: dict[str, Any] = {"cache_implementation": cache} if cache else {}
     runs = [
         m.generate(
@@ -97,11 +97,11 @@ def test_generation(model: Model, cache: str | None) -> None:
         for m in (model("eager"), model(bridges.register_transformers()))
     ]
     assert torch.equal(runs[0].sequences, runs[1].sequences)
-    for expected, found in zip(runs[0].logits, runs[1].logits, strict=True):
-        near(found, expected)
+    for expected, output in zip(runs[0].logits, runs[1].logits, strict=True):
+        assert_near(output, expected)
 
 
-def test_beams() -> None:
+def test_beam_search() -> None:
     runs = [
         m.generate(tokens(), attention_mask=padding("left"), max_new_tokens=9, num_beams=3, do_sample=False)
         for m in (gemma2("eager"), gemma2(bridges.register_transformers()))
@@ -111,53 +111,53 @@ def test_beams() -> None:
 
 @pytest.mark.parametrize("model", DECODERS, ids=lambda model: model.__name__)
 def test_several_tokens_after_a_cache(model: Model) -> None:
-    own, ids = model(bridges.register_transformers()), tokens()
-    whole = result(own, ids)
+    attnc_model, ids = model(bridges.register_transformers()), tokens()
+    full_output = result(attnc_model, ids)
     with torch.no_grad():
-        first = own(ids[:, :15], use_cache=True)
-        rest = own(ids[:, 15:], past_key_values=first.past_key_values)
-    near(torch.cat([first.logits, rest.logits], 1), whole)
+        first = attnc_model(ids[:, :15], use_cache=True)
+        rest = attnc_model(ids[:, 15:], past_key_values=first.past_key_values)
+    assert_near(torch.cat([first.logits, rest.logits], 1), full_output)
 
 
 @pytest.mark.parametrize("model", [llama, gemma2], ids=lambda model: model.__name__)
 def test_packed_sequences(model: Model) -> None:
-    """Position ids that begin anew are sequences that do not see each other."""
+    """Position ids that restart at 0 mark packed sequences, which do not see each other."""
     ids = tokens()
     places = torch.cat([torch.arange(9), torch.arange(LENGTH - 9)])[None].expand(3, -1)
-    eager, own = model("eager"), model(bridges.register_transformers())
-    found = result(own, ids, position_ids=places, use_cache=False)
-    near(found, result(eager, ids, position_ids=places, use_cache=False))
-    near(found[:, 9:], result(own, ids[:, 9:]))
+    eager, attnc_model = model("eager"), model(bridges.register_transformers())
+    output = result(attnc_model, ids, position_ids=places, use_cache=False)
+    assert_near(output, result(eager, ids, position_ids=places, use_cache=False))
+    assert_near(output[:, 9:], result(attnc_model, ids[:, 9:]))
 
 
 @pytest.mark.parametrize("model", [llama, gemma2], ids=lambda model: model.__name__)
 def test_packed_sequences_beside_a_mask_of_ones_and_a_cache(model: Model) -> None:
-    """Transformers drops the packing where there is a mask or a cache, as there is by default; a bridge must not."""
+    """Transformers drops packing beside a mask or a cache, and passes both by default; the bridge must keep packing."""
     ids, ones = tokens(), torch.ones(3, LENGTH, dtype=torch.long)
     places = torch.cat([torch.arange(9), torch.arange(LENGTH - 9)])[None]
-    own = model(bridges.register_transformers())
+    attnc_model = model(bridges.register_transformers())
     expected = result(model("eager"), ids, position_ids=places, use_cache=False)
-    near(result(own, ids, position_ids=places, attention_mask=ones, use_cache=False), expected)
-    near(result(own, ids, position_ids=places), expected)
+    assert_near(result(attnc_model, ids, position_ids=places, attention_mask=ones, use_cache=False), expected)
+    assert_near(result(attnc_model, ids, position_ids=places), expected)
 
 
 def test_packed_sequences_and_padding_are_refused_together() -> None:
-    own, ids, mask = llama(bridges.register_transformers()), tokens(), padding("right")
+    attnc_model, ids, mask = llama(bridges.register_transformers()), tokens(), padding("right")
     places = torch.arange(LENGTH)[None].repeat(3, 1)
-    places[1, 17:] = 0  # padding may have any position
-    assert result(own, ids, position_ids=places, attention_mask=mask).isfinite().all()
+    places[1, 17:] = 0  # padding tokens may have any position
+    assert result(attnc_model, ids, position_ids=places, attention_mask=mask).isfinite().all()
     places[1, 5:17] = torch.arange(12)
     with pytest.raises(ArgumentError, match=r"batch entry 1 has padding .* and packs several sequences"):
-        result(own, ids, position_ids=places, attention_mask=mask)
+        result(attnc_model, ids, position_ids=places, attention_mask=mask)
 
 
 def test_packed_sequences_after_a_cache_are_refused() -> None:
-    own, ids = llama(bridges.register_transformers()), tokens()
+    attnc_model, ids = llama(bridges.register_transformers()), tokens()
     with torch.no_grad():
-        first = own(ids[:, :15], use_cache=True)
+        first = attnc_model(ids[:, :15], use_cache=True)
         places = torch.tensor([[15, 16, 17, 0, 1, 2, 3, 4]])
         with pytest.raises(UnsupportedError, match="begin anew beside a cache of 15 tokens"):
-            own(ids[:, 15:], past_key_values=first.past_key_values, position_ids=places)
+            attnc_model(ids[:, 15:], past_key_values=first.past_key_values, position_ids=places)
 
 
 def test_cumulative_lengths_of_a_flattening_collator() -> None:
@@ -165,29 +165,30 @@ def test_cumulative_lengths_of_a_flattening_collator() -> None:
 
     rows = [{"input_ids": row[:n].tolist()} for row, n in zip(tokens(), (9, 5, 9), strict=True)]
     batch = DataCollatorWithFlattening(return_flash_attn_kwargs=True)(rows)
-    own = llama(bridges.register_transformers())
-    found = result(own, **{"ids": batch.pop("input_ids")}, **batch)
-    alone = [result(own, torch.tensor([row["input_ids"]])) for row in rows]
-    near(found, torch.cat(alone, 1))
+    attnc_model = llama(bridges.register_transformers())
+    output = result(attnc_model, **{"ids": batch.pop("input_ids")}, **batch)
+    alone = [result(attnc_model, torch.tensor([row["input_ids"]])) for row in rows]
+    assert_near(output, torch.cat(alone, 1))
     flat = torch.cat([torch.tensor(row["input_ids"]) for row in rows])[None]
     lengths = torch.tensor([0, 9, 14, LENGTH])
-    whole = {"position_ids": torch.arange(LENGTH)[None], "cu_seq_lens_q": lengths}  # borders by the lengths alone
-    last = result(own, flat, **whole)[:, 14:]
-    near(last, result(own, flat[:, 14:], position_ids=torch.arange(14, LENGTH)[None]))
+    # only the lengths give the borders between sequences
+    borders = {"position_ids": torch.arange(LENGTH)[None], "cu_seq_lens_q": lengths}
+    last = result(attnc_model, flat, **borders)[:, 14:]
+    assert_near(last, result(attnc_model, flat[:, 14:], position_ids=torch.arange(14, LENGTH)[None]))
     with pytest.raises(ArgumentError, match="begin anew at token 14, where `cu_seq_lens_q` has no border"):
-        result(own, flat, position_ids=batch["position_ids"], cu_seq_lens_q=torch.tensor([0, 9, LENGTH]))
+        result(attnc_model, flat, position_ids=batch["position_ids"], cu_seq_lens_q=torch.tensor([0, 9, LENGTH]))
 
 
 @pytest.mark.parametrize("model", [llama, gemma2, gpt_oss], ids=lambda model: model.__name__)
 def test_gradients(model: Model) -> None:
-    eager, own = model("eager").train(), model(bridges.register_transformers()).train()
+    eager, attnc_model = model("eager").train(), model(bridges.register_transformers()).train()
     ids, mask = tokens(), padding("left")
     labels = ids.masked_fill(mask == 0, -100)
-    labels[1, 6], labels[2, 11] = -100, -100  # nor are first tokens to be told from padding
-    for m in (eager, own):
+    labels[1, 6], labels[2, 11] = -100, -100  # otherwise first tokens could not be told from padding
+    for m in (eager, attnc_model):
         m(ids, attention_mask=mask, labels=labels).loss.backward()
-    for (name, found), expected in zip(own.named_parameters(), eager.parameters(), strict=True):
-        torch.testing.assert_close(found.grad, expected.grad, rtol=1e-3, atol=1e-5, msg=f"{name} differs")
+    for (name, output), expected in zip(attnc_model.named_parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(output.grad, expected.grad, rtol=1e-3, atol=1e-5, msg=f"{name} differs")
 
 
 def test_checkpointed_training_learns() -> None:
@@ -204,7 +205,7 @@ def test_checkpointed_training_learns() -> None:
     assert losses[-1] < 0.7 * losses[0], losses
 
 
-# --- patterns of one's own -------------------------------------------------------------------------------------------
+# --- patterns in a model ---------------------------------------------------------------------------------------------
 
 
 def test_a_pattern_is_an_eager_run_with_its_mask() -> None:
@@ -217,35 +218,35 @@ def test_a_pattern_is_an_eager_run_with_its_mask() -> None:
     }
     ids, eager = tokens(), llama("eager")
     for name, visible in cases.items():
-        expected = result(eager, ids, attention_mask=additive(visible))
-        near(result(llama(name), ids), expected)
+        expected = result(eager, ids, attention_mask=additive_mask(visible))
+        assert_near(result(llama(name), ids), expected)
 
 
 def test_generation_by_a_pattern_is_without_padding_and_without_a_cache() -> None:
-    """Positions are those of each prompt alone: sinks are its own first tokens."""
+    """Positions count from each prompt's own start: the sinks are its own first tokens."""
     model = llama(bridges.register_transformers("sliding_window", window=4, sinks=2))
     mask = padding("left")
     for cache in ({}, {"cache_implementation": "static"}):
-        found = model.generate(tokens(), attention_mask=mask, max_new_tokens=6, do_sample=False, **cache)
+        output = model.generate(tokens(), attention_mask=mask, max_new_tokens=6, do_sample=False, **cache)
         for entry in range(3):
             alone = tokens()[entry][mask[entry].bool()][None]
             for _ in range(6):
                 alone = torch.cat([alone, result(model, alone)[:, -1:].argmax(-1)], 1)
-            assert torch.equal(found[entry, -6:], alone[0, -6:])
+            assert torch.equal(output[entry, -6:], alone[0, -6:])
 
 
 def test_sliding_window_as_transformers_counts_it() -> None:
-    """Their window of w has the query's own, as ours; one key more is not within it."""
+    """Transformers' window of w includes the query's own key, as ours does; a longer window is not contained in it."""
     ids = tokens()
     within = mistral(bridges.register_transformers("sliding_window", window=7))
-    near(result(within, ids), result(mistral("eager"), ids))
+    assert_near(result(within, ids), result(mistral("eager"), ids))
     over = mistral(bridges.register_transformers("sliding_window", window=8, name="attnc:over"))
     with pytest.raises(ArgumentError, match=r"layer 0 is causal, sliding_window 7 .*query 7 sees key 0"):
         over(ids)
 
 
-def test_layers() -> None:
-    """A pattern in some layers, the others by their own mask."""
+def test_a_pattern_in_some_layers() -> None:
+    """Some layers use a pattern, the other layers their own mask."""
     q, k = positions(LENGTH)
     ids = tokens()
     spec = compiled("sliding_window", window=9, sinks=1)
@@ -255,40 +256,40 @@ def test_layers() -> None:
         gemma2(bridges.register_transformers(spec, name="attnc:everywhere"))(ids)
     expected = gemma2("eager")
     masks = {
-        "sliding_attention": additive((k <= q) & (q - k < 7)),
-        "full_attention": additive((k <= q) & ((q - k < 9) | (k < 1))),
+        "sliding_attention": additive_mask((k <= q) & (q - k < 7)),
+        "full_attention": additive_mask((k <= q) & ((q - k < 9) | (k < 1))),
     }
     wanted = result(expected, ids, attention_mask=masks)
     for name in (by_kind, by_number):
-        near(result(gemma2(name), ids), wanted)
+        assert_near(result(gemma2(name), ids), wanted)
 
 
 def test_override() -> None:
     ids = tokens()
     name = bridges.register_transformers("full", override=True)
-    found = result(llama(name), ids)
-    near(found, result(llama("eager"), ids, attention_mask=torch.zeros(1, 1, 1, 1)))
+    output = result(llama(name), ids)
+    assert_near(output, result(llama("eager"), ids, attention_mask=torch.zeros(1, 1, 1, 1)))
 
 
 def test_inputs_of_the_pattern() -> None:
-    """Keyword arguments of the model's call, cut like its batch where there is padding."""
+    """The pattern's inputs are keyword arguments of the model's call, and are cut like its batch under padding."""
     name = bridges.register_transformers("document")
     ids, mask = tokens(), padding("left")
     doc = (torch.arange(LENGTH) // 8)[None].expand(3, -1)
     q, k = positions(LENGTH)
     seen = (k <= q) & (doc[0][:, None] == doc[0])
-    expected = result(llama("eager"), ids, attention_mask=additive(seen))
-    near(result(llama(name), ids, doc=doc), expected)
-    found = result(llama(name), ids, doc=doc, attention_mask=mask)
-    places = additive(seen & mask[1].bool())
+    expected = result(llama("eager"), ids, attention_mask=additive_mask(seen))
+    assert_near(result(llama(name), ids, doc=doc), expected)
+    output = result(llama(name), ids, doc=doc, attention_mask=mask)
+    places = additive_mask(seen & mask[1].bool())
     expected = result(llama("eager"), ids[1:2], attention_mask=places, position_ids=torch.arange(LENGTH)[None])
-    near(found[1, 6:], expected[0, 6:])
+    assert_near(output[1, 6:], expected[0, 6:])
     with pytest.raises(ArgumentTypeError, match=r"needs the input `doc`.*model\(…, doc=…\)"):
         llama(name)(ids)
 
 
-def test_selections_lie_within_what_they_are_joined_with() -> None:
-    """A selection counts as everything it may select: `k <= q` beside it is enough."""
+def test_selections_are_contained_in_their_conditions() -> None:
+    """A selection is taken to select every candidate: `k <= q` beside it is enough to prove containment."""
     name = bridges.register_transformers("moba", block=4, topk=2)
     assert result(llama(name), tokens()).isfinite().all()
 
@@ -296,23 +297,23 @@ def test_selections_lie_within_what_they_are_joined_with() -> None:
 def test_bidirectional_models_take_grids() -> None:
     name = bridges.register_transformers("neighborhood_2d", height=4, width=5, window=3)
     ids = tokens(2, 20)
-    at = torch.arange(20)
-    rows, columns = at // 5, at % 5
+    positions = torch.arange(20)
+    rows, columns = positions // 5, positions % 5
 
     def around(place: Tensor, extent: int) -> Tensor:
         first = (place - 1).clamp(0, extent - 3)
         return (place[None] >= first[:, None]) & (place[None] < first[:, None] + 3)
 
-    expected = result(bert("eager"), ids, attention_mask=additive(around(rows, 4) & around(columns, 5)))
-    near(result(bert(name), ids), expected)
+    expected = result(bert("eager"), ids, attention_mask=additive_mask(around(rows, 4) & around(columns, 5)))
+    assert_near(result(bert(name), ids), expected)
     with pytest.raises(ArgumentError, match="k has 23 tokens"):
         bert(name)(tokens())
 
 
-# --- refused ---------------------------------------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------------------------------
 
 
-def test_registration_refuses() -> None:
+def test_registration_refuses_wrong_arguments() -> None:
     register = bridges.register_transformers
     with pytest.raises(PatternNotFoundError, match="did you mean `sliding_window`"):
         register("sliding_windw")
@@ -334,7 +335,7 @@ def test_registration_refuses() -> None:
         register("causal", layers=["full_atention"])
 
 
-def test_a_name_is_one_pattern() -> None:
+def test_a_registered_name_stands_for_one_pattern() -> None:
     register = bridges.register_transformers
     assert register("sliding_window", window=5) == register("sliding_window", window=5) == "attnc:sliding_window"
     with pytest.raises(ArgumentError, match=r"is registered as Attention\('sliding_window', window=5, sinks=0\)"):
@@ -376,7 +377,7 @@ def test_dropout_is_refused_while_training() -> None:
         bert(bridges.register_transformers()).train()(tokens())
 
 
-def test_padding_amid_tokens_is_refused() -> None:
+def test_padding_between_tokens_is_refused() -> None:
     model = llama(bridges.register_transformers())
     mask = padding("left")
     mask[0, 7] = 0
@@ -386,15 +387,15 @@ def test_padding_amid_tokens_is_refused() -> None:
         model(tokens(), attention_mask=mask[:, :20])
 
 
-def test_scores_of_two_minds_are_refused() -> None:
+def test_conflicting_scores_are_refused() -> None:
     with pytest.raises(UnsupportedError, match=r"caps its scores at 1\.5, and `softcap` has scores"):
         gemma2(bridges.register_transformers("softcap", cap=2, window=5))(tokens())
     with pytest.raises(UnsupportedError, match=r"has sinks \(s_aux\), and `gpt_oss` has scores"):
         gpt_oss(bridges.register_transformers("gpt_oss", window=5))(tokens())
 
 
-def test_a_cache_that_has_dropped_what_is_needed() -> None:
-    """A model's sliding cache does not keep sinks, which an overriding pattern asks for."""
+def test_a_cache_that_has_dropped_needed_keys_is_refused() -> None:
+    """A model's sliding cache does not keep sinks, which an overriding pattern reads."""
     model = mistral(bridges.register_transformers("sliding_window", window=3, sinks=2, override=True))
     with pytest.raises(ArgumentError, match=r"may need the first 2 and the last 3 tokens of .* keeps the last 7"):
         model.generate(tokens(), max_new_tokens=2)
@@ -403,17 +404,17 @@ def test_a_cache_that_has_dropped_what_is_needed() -> None:
         model.generate(tokens(), max_new_tokens=2)
 
 
-def test_masks_that_are_made_otherwise_are_refused() -> None:
+def test_masks_made_by_other_functions_are_refused() -> None:
     from transformers.masking_utils import create_causal_mask
 
     model = llama(bridges.register_transformers())
-    asked = {"config": model.config, "inputs_embeds": torch.zeros(1, 4, 32), "attention_mask": None}
+    arguments = {"config": model.config, "inputs_embeds": torch.zeros(1, 4, 32), "attention_mask": None}
     with pytest.raises(UnsupportedError, match="the model's own mask is made by `or_masks`"):
-        create_causal_mask(**asked, past_key_values=None, or_mask_function=lambda b, h, q, k: q == k)
+        create_causal_mask(**arguments, past_key_values=None, or_mask_function=lambda b, h, q, k: q == k)
 
 
 def test_torch_compile_runs_between_graphs() -> None:
     model, ids = gemma2(bridges.register_transformers()), tokens()
     fast = torch.compile(model, backend="eager", dynamic=True)
     for length in (LENGTH, 12):
-        near(result(fast, ids[:, :length]), result(model, ids[:, :length]))
+        assert_near(result(fast, ids[:, :length]), result(model, ids[:, :length]))

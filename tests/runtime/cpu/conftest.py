@@ -1,4 +1,4 @@
-"""Unset memory is poisoned in every test of this folder."""
+"""Every test of this folder runs with unset memory filled with NaN."""
 
 from __future__ import annotations
 

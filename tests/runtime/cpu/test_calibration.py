@@ -1,4 +1,4 @@
-"""Rates of a machine: measured, kept, read back; what is damaged or foreign is as good as none."""
+"""Rates of a machine: measured, stored and read back; damaged or foreign rates are ignored."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def unjudged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is measured is taken: tests run beside others, and how busy the machine is decides nothing here."""
+def accept_every_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accept every measurement: tests run beside others, so how busy the machine is must not decide here."""
     monkeypatch.setattr(steady, "AGREE", math.inf)
     monkeypatch.setattr(calibration, "DRIFT", math.inf)
     monkeypatch.setattr(plausible, "LEAST", {"DEFAULT": 0.0})
 
 
-def test_a_guess_where_nothing_was_measured() -> None:
+def test_default_rates_without_a_measurement() -> None:
     assert calibration.rates() in (AMX, PLAIN)
     assert calibration.rates_file() is None
 
 
-@pytest.mark.usefixtures("unjudged")
-def test_what_was_measured_is_used(folder: Path) -> None:
-    found = calibration.measure()
-    for table in found.elements.values():
+@pytest.mark.usefixtures("accept_every_measurement")
+def test_measured_rates_are_used(folder: Path) -> None:
+    rates = calibration.measure()
+    for table in rates.elements.values():
         for row in table:
             assert len(row) == len(ROWS)
             assert all(0 < x < 1e4 for x in row)
-    assert calibration.save(found)
+    assert calibration.save(rates)
     file = calibration.rates_file()
     assert file is not None
     assert list(folder.iterdir()) == [file]
     assert folder.stat().st_mode & 0o777 == 0o700
-    assert asdict(calibration.rates()) == asdict(found)
+    assert asdict(calibration.rates()) == asdict(rates)
 
 
 def test_rates_belong_to_a_machine_and_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,17 +86,17 @@ def test_rates_belong_to_a_machine_and_its_threads(monkeypatch: pytest.MonkeyPat
         {"spread": "narrow"},
     ],
 )
-def test_numbers_that_are_no_rates_are_as_good_as_none(change: dict[str, object]) -> None:
-    whole = {"schema": calibration.SCHEMA, "machine": "", **asdict(AMX)}
-    store().write(calibration.KIND, calibration.entry_name(), whole)
+def test_invalid_rates_are_ignored(change: dict[str, object]) -> None:
+    record = {"schema": calibration.SCHEMA, "machine": "", **asdict(AMX)}
+    store().write(calibration.KIND, calibration.entry_name(), record)
     assert asdict(calibration.rates()) == asdict(AMX)
-    store().write(calibration.KIND, calibration.entry_name(), {**whole, **change})
+    store().write(calibration.KIND, calibration.entry_name(), {**record, **change})
     calibration.forget()
     assert calibration.measured() is None
     assert calibration.rates() in (AMX, PLAIN)
 
 
-@pytest.mark.usefixtures("unjudged")
+@pytest.mark.usefixtures("accept_every_measurement")
 def test_doctor(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
@@ -111,7 +111,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert len(facts["ns_per_score_element"]["float32"]["64"]) == len(ROWS)
 
 
-def test_doctor_says_that_nothing_was_kept(
+def test_doctor_reports_that_rates_were_not_stored(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -127,7 +127,7 @@ def test_doctor_says_that_nothing_was_kept(
 
 
 def clock(samples: Iterable[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let runs take these nanoseconds, one after another."""
+    """Let successive runs take these numbers of nanoseconds."""
     now, durations = [0], iter(samples)
 
     def tick() -> int:
@@ -139,7 +139,7 @@ def clock(samples: Iterable[int], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rounds_are_repeated_until_their_minima_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight samples of a quiet machine are enough; four slow ones first cost a round, and change nothing."""
+    """Eight samples of a quiet machine suffice; four slow samples at first cost a further round and change nothing."""
     clock([103, 100, 180, 170, 900, 105, 400, 300], monkeypatch)
     quiet = Steady()
     assert quiet(lambda: None) == 100
@@ -150,14 +150,14 @@ def test_rounds_are_repeated_until_their_minima_agree(monkeypatch: pytest.Monkey
     assert busy.spread == pytest.approx(1.05)
 
 
-def test_minima_that_never_agree_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_minima_that_never_agree_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     rounds = [[int(1000 * 1.2**number)] * REPEATS for number in range(MOST_ROUNDS)]
     clock(itertools.chain(*rounds), monkeypatch)
     with pytest.raises(MeasurementError, match=r"in 12 rounds .* within 10% .*\(1.0 and 1.2 µs\).*measure again"):
         Steady()(lambda: None)
 
 
-def test_doctor_keeps_nothing_of_a_busy_machine(
+def test_doctor_stores_nothing_on_a_busy_machine(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
     clock((int(1e6 * 1.2 ** (number // REPEATS % MOST_ROUNDS)) for number in itertools.count()), monkeypatch)
@@ -166,19 +166,19 @@ def test_doctor_keeps_nothing_of_a_busy_machine(
     assert not folder.exists()
 
 
-def at(speed: float) -> dict[str, tuple[float, float]]:
-    """Rates of long dense calls at so many GFLOP/s of a thread."""
+def rates_at(speed: float) -> dict[str, tuple[float, float]]:
+    """Return rates at which long dense calls reach `speed` GFLOP/s per thread."""
     element = 4 * 64 / (speed * min(torch.get_num_threads(), os.cpu_count() or 1))
     return {"float32": (element, 2 * element)}
 
 
 @pytest.mark.parametrize(("speed", "says"), [(0.4, "too slow"), (5000.0, "too fast")])
-def test_rates_that_the_processor_cannot_have_are_not_used(
+def test_impossible_rates_are_not_used(
     speed: float, says: str, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert calibration.save(replace(AMX, peak=at(20.0), source="measured, good"))
+    assert calibration.save(replace(AMX, peak=rates_at(20.0), source="measured, good"))
     assert calibration.rates().source == "measured, good"
-    assert calibration.save(replace(AMX, peak=at(speed), source="measured under load"))
+    assert calibration.save(replace(AMX, peak=rates_at(speed), source="measured under load"))
     with caplog.at_level(logging.WARNING):
         assert calibration.rates() in (AMX, PLAIN)
     (record,) = caplog.records
@@ -188,9 +188,9 @@ def test_rates_that_the_processor_cannot_have_are_not_used(
     assert "measured under load" not in capsys.readouterr().out
 
 
-def test_what_is_measured_must_be_plausible(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measured_rates_must_be_plausible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "_peak", lambda *_: 1.0)
-    monkeypatch.setattr(calibration, "_measured", lambda _: replace(AMX, peak=at(0.1)))
+    monkeypatch.setattr(calibration, "_measured", lambda _: replace(AMX, peak=rates_at(0.1)))
     with pytest.raises(MeasurementError, match=r"too busy .* GFLOP/s of a thread in fp32 is too slow"):
         calibration.measure()
     peaks = iter([1.0, 1.6])
@@ -199,8 +199,8 @@ def test_what_is_measured_must_be_plausible(monkeypatch: pytest.MonkeyPatch) -> 
         calibration.measure()
 
 
-def test_the_spread_is_kept() -> None:
-    assert calibration.save(replace(AMX, peak=at(20.0), spread=1.07))
+def test_the_spread_is_stored() -> None:
+    assert calibration.save(replace(AMX, peak=rates_at(20.0), spread=1.07))
     assert calibration.rates().spread == 1.07
 
 
@@ -208,7 +208,7 @@ def test_the_spread_is_kept() -> None:
 
 
 def test_costs() -> None:
-    """More heads, rows, masks, merges and copies cost more; a head dimension between the known ones lies between."""
+    """More heads, rows, masks, merges and copies cost more; other head dimensions cost between the measured ones."""
     work = PieceWork("float32", 64, 4, 8)
     plain = PlanPiece(strip(0, 64, 8, 64), strip(0, 64, 8, 256), "full")
     cost = AMX.piece(plain, work)
@@ -222,6 +222,6 @@ def test_costs() -> None:
     assert AMX.piece(PlanPiece(plain.queries, plain.keys, "full", fresh=False), work) > cost
     bricks = Strip(0, (StripAxis(512, 8, 8, 64), StripAxis(0, 1, 8)))
     assert AMX.piece(PlanPiece(bricks, plain.keys, "full"), work) > cost
-    for n, less in ((512, False), (1024, True)):  # up to 512 keys the kernel leaves none out
+    for n, less in ((512, False), (1024, True)):  # up to 512 keys the kernel skips no block
         causal, full = (AMX.piece(PlanPiece(stretch(0, n), stretch(0, n), mask), work) for mask in ("causal", "full"))
         assert (causal < full) == less

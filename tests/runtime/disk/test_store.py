@@ -1,4 +1,4 @@
-"""Entries: whole or not there, private, bounded; what is damaged or foreign is never served and never run."""
+"""Entries on disk are complete or absent, private and bounded; damaged or foreign entries are never served."""
 
 from __future__ import annotations
 
@@ -30,54 +30,54 @@ PAYLOAD = {"choice": "tiles 64", "ms": [1.5, 2.0], "of": {"a": None}}
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Store:
+def disk_store(tmp_path: Path) -> Store:
     return Store(tmp_path / "cache" / "v1")
 
 
-def file_of(own: Store, name: str = "a") -> Path:
-    path = own.path("tuned", name)
+def file_of(disk_store: Store, name: str = "a") -> Path:
+    path = disk_store.path("tuned", name)
     assert path is not None
     return path
 
 
-def test_what_is_written_is_read(own: Store) -> None:
-    assert own.read("tuned", "a") is None
-    assert own.write("tuned", "a", PAYLOAD)
-    assert own.read("tuned", "a") == PAYLOAD
-    assert own.write("tuned", "a", {"choice": "other"})
-    assert own.read("tuned", "a") == {"choice": "other"}
-    assert own.read("rates", "a") is None
-    assert [entry.name for entry in own.entries()] == ["a"]
+def test_written_entries_are_read_back(disk_store: Store) -> None:
+    assert disk_store.read("tuned", "a") is None
+    assert disk_store.write("tuned", "a", PAYLOAD)
+    assert disk_store.read("tuned", "a") == PAYLOAD
+    assert disk_store.write("tuned", "a", {"choice": "other"})
+    assert disk_store.read("tuned", "a") == {"choice": "other"}
+    assert disk_store.read("rates", "a") is None
+    assert [entry.name for entry in disk_store.entries()] == ["a"]
 
 
-def test_it_is_the_users_alone(own: Store) -> None:
+def test_files_are_private_to_the_user(disk_store: Store) -> None:
     before = os.umask(0)
     try:
-        own.write("tuned", "a", PAYLOAD)
+        disk_store.write("tuned", "a", PAYLOAD)
     finally:
         os.umask(before)
-    assert own.folder is not None
-    assert stat.S_IMODE(own.folder.stat().st_mode) == 0o700
-    assert stat.S_IMODE(file_of(own).stat().st_mode) == 0o600
+    assert disk_store.folder is not None
+    assert stat.S_IMODE(disk_store.folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(file_of(disk_store).stat().st_mode) == 0o600
 
 
-def test_a_folder_that_others_may_read_is_closed(own: Store) -> None:
-    assert own.folder is not None
-    own.folder.mkdir(parents=True)
-    own.folder.chmod(0o777)
-    assert own.write("tuned", "a", PAYLOAD)
-    assert stat.S_IMODE(own.folder.stat().st_mode) == 0o700
+def test_a_folder_readable_by_others_is_made_private(disk_store: Store) -> None:
+    assert disk_store.folder is not None
+    disk_store.folder.mkdir(parents=True)
+    disk_store.folder.chmod(0o777)
+    assert disk_store.write("tuned", "a", PAYLOAD)
+    assert stat.S_IMODE(disk_store.folder.stat().st_mode) == 0o700
 
 
-def test_a_folder_of_somebody_else_is_not_used(
-    own: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_folder_of_another_user_is_not_used(
+    disk_store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    own.write("tuned", "a", PAYLOAD)
+    disk_store.write("tuned", "a", PAYLOAD)
     owner = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: owner + 1)
-    assert own.read("tuned", "a") is None
-    assert not own.write("tuned", "a", PAYLOAD)
-    assert own.entries() == []
+    assert disk_store.read("tuned", "a") is None
+    assert not disk_store.write("tuned", "a", PAYLOAD)
+    assert disk_store.entries() == []
     warned = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(warned) == 1
     assert "set ATTNC_CACHE_DIR" in warned[0].getMessage()
@@ -89,7 +89,7 @@ MARKER = "attnc-was-here"
 
 
 class _Runs:
-    """Pickled, it makes a file when it is read."""
+    """An object whose unpickling creates a file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -98,7 +98,7 @@ class _Runs:
         return Path.touch, (self._path,)
 
 
-def _foreign(marker: Path) -> dict[str, bytes]:
+def _foreign_contents(marker: Path) -> dict[str, bytes]:
     code = f"import pathlib; pathlib.Path({str(marker)!r}).touch()"
     return {
         "nothing": b"",
@@ -117,123 +117,124 @@ def _foreign(marker: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("what", list(_foreign(Path(MARKER))))
-def test_what_is_foreign_is_derived_again(what: str, own: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", list(_foreign_contents(Path(MARKER))))
+def test_foreign_content_is_ignored_and_overwritten(content: str, disk_store: Store, tmp_path: Path) -> None:
     marker = tmp_path / MARKER
-    own.write("tuned", "a", PAYLOAD)
-    file_of(own).write_bytes(_foreign(marker)[what])
-    assert own.read("tuned", "a") is None
-    (entry,) = own.entries()
+    disk_store.write("tuned", "a", PAYLOAD)
+    file_of(disk_store).write_bytes(_foreign_contents(marker)[content])
+    assert disk_store.read("tuned", "a") is None
+    (entry,) = disk_store.entries()
     assert entry.payload is None
     assert entry.damage
-    assert own.write("tuned", "a", PAYLOAD)
-    assert own.read("tuned", "a") == PAYLOAD
+    assert disk_store.write("tuned", "a", PAYLOAD)
+    assert disk_store.read("tuned", "a") == PAYLOAD
     assert not marker.exists()
 
 
-def test_any_truncation_and_any_flipped_bit_is_seen(own: Store) -> None:
-    """Every cut; and flipped bits everywhere: what is served is what was written, or nothing."""
-    own.write("tuned", "a", PAYLOAD)
-    path, whole = file_of(own), file_of(own).read_bytes()
-    for length in range(len(whole)):
-        path.write_bytes(whole[:length])
-        assert own.read("tuned", "a") in ((None, PAYLOAD) if length == len(whole) - 1 else (None,)), length
+def test_truncation_and_flipped_bits_are_detected(disk_store: Store) -> None:
+    """For every truncation and a flipped bit in every byte, a read returns the written payload or None."""
+    disk_store.write("tuned", "a", PAYLOAD)
+    path, data = file_of(disk_store), file_of(disk_store).read_bytes()
+    for length in range(len(data)):
+        path.write_bytes(data[:length])
+        assert disk_store.read("tuned", "a") in ((None, PAYLOAD) if length == len(data) - 1 else (None,)), length
     draw = random.Random(0)
-    seen = 0
-    for at in range(len(whole)):
-        flipped = bytearray(whole)
-        flipped[at] ^= 1 << draw.randrange(8)
+    detected = 0
+    for position in range(len(data)):
+        flipped = bytearray(data)
+        flipped[position] ^= 1 << draw.randrange(8)
         path.write_bytes(bytes(flipped))
-        found = own.read("tuned", "a")
-        assert found in (None, PAYLOAD), at  # a space of the layout may become another one
-        seen += found is None
-    assert seen > 0.8 * len(whole)
+        payload = disk_store.read("tuned", "a")
+        # a flipped bit may turn one whitespace character of the layout into another: PAYLOAD
+        assert payload in (None, PAYLOAD), position
+        detected += payload is None
+    assert detected > 0.8 * len(data)
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link to nothing", "link to a device"])
-def test_what_is_no_file_is_no_entry(kind: str, own: Store) -> None:
-    own.write("tuned", "b", PAYLOAD)
-    path = file_of(own)
+def test_only_regular_files_are_entries(kind: str, disk_store: Store) -> None:
+    disk_store.write("tuned", "b", PAYLOAD)
+    path = file_of(disk_store)
     if kind == "folder":
         path.mkdir()
     elif kind == "pipe":
         os.mkfifo(path)
     else:
         path.symlink_to("/dev/zero" if "device" in kind else "nowhere")
-    assert own.read("tuned", "a") is None
-    own.entries()
-    assert own.write("tuned", "a", PAYLOAD) == (kind != "folder")
-    assert own.read("tuned", "a") == (None if kind == "folder" else PAYLOAD)
+    assert disk_store.read("tuned", "a") is None
+    disk_store.entries()
+    assert disk_store.write("tuned", "a", PAYLOAD) == (kind != "folder")
+    assert disk_store.read("tuned", "a") == (None if kind == "folder" else PAYLOAD)
 
 
 def test_a_folder_that_is_a_link(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
-    own = Store(tmp_path / "link")
-    assert own.write("tuned", "a", PAYLOAD)
+    disk_store = Store(tmp_path / "link")
+    assert disk_store.write("tuned", "a", PAYLOAD)
     assert Store(tmp_path / "real").read("tuned", "a") == PAYLOAD
 
 
 def test_a_file_where_the_folder_should_be(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "cache").write_text("mine")
-    own = Store(tmp_path / "cache" / "v1")
-    assert own.read("tuned", "a") is None
-    assert not own.write("tuned", "a", PAYLOAD)
+    disk_store = Store(tmp_path / "cache" / "v1")
+    assert disk_store.read("tuned", "a") is None
+    assert not disk_store.write("tuned", "a", PAYLOAD)
     assert (tmp_path / "cache").read_text() == "mine"
     assert len([r for r in caplog.records if r.levelno >= logging.WARNING]) == 1
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "a b", "ü", "", "A", "-a", "a.b", "x/../../../evil"])
-def test_names_that_lead_elsewhere_are_refused(name: str, own: Store) -> None:
+def test_names_that_leave_the_folder_are_refused(name: str, disk_store: Store) -> None:
     with pytest.raises(ValueError, match="not a valid entry name"):
-        own.write("tuned", name, PAYLOAD)
-    assert own.folder is not None
-    assert not own.folder.exists()
+        disk_store.write("tuned", name, PAYLOAD)
+    assert disk_store.folder is not None
+    assert not disk_store.folder.exists()
 
 
-def test_nothing_stays_open(own: Store) -> None:
-    own.write("tuned", "b", PAYLOAD)
-    file_of(own).mkdir()
+def test_file_handles_are_closed(disk_store: Store) -> None:
+    disk_store.write("tuned", "b", PAYLOAD)
+    file_of(disk_store).mkdir()
     before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
     for _ in range(20):
-        own.read("tuned", "a")
-        own.read("tuned", "b")
+        disk_store.read("tuned", "a")
+        disk_store.read("tuned", "b")
     after = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
     assert after == before
 
 
-def test_the_lock_follows_no_link(own: Store, tmp_path: Path) -> None:
-    own.write("tuned", "a", PAYLOAD)
-    assert own.folder is not None
-    (own.folder / ".lock").symlink_to(tmp_path / "elsewhere")
-    with own.alone(0.0) as alone:
+def test_the_lock_does_not_follow_links(disk_store: Store, tmp_path: Path) -> None:
+    disk_store.write("tuned", "a", PAYLOAD)
+    assert disk_store.folder is not None
+    (disk_store.folder / ".lock").symlink_to(tmp_path / "elsewhere")
+    with disk_store.alone(0.0) as alone:
         assert not alone
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_a_folder_opened_to_others_is_closed_when_it_is_read(own: Store) -> None:
-    own.write("tuned", "a", PAYLOAD)
-    assert own.folder is not None
-    own.folder.chmod(0o777)
-    assert own.read("tuned", "a") == PAYLOAD
-    assert stat.S_IMODE(own.folder.stat().st_mode) == 0o700
+def test_a_folder_opened_to_others_is_made_private_on_read(disk_store: Store) -> None:
+    disk_store.write("tuned", "a", PAYLOAD)
+    assert disk_store.folder is not None
+    disk_store.folder.chmod(0o777)
+    assert disk_store.read("tuned", "a") == PAYLOAD
+    assert stat.S_IMODE(disk_store.folder.stat().st_mode) == 0o700
 
 
-# --- a disk that refuses ---------------------------------------------------------------------------------------------
+# --- failing disks ---------------------------------------------------------------------------------------------------
 
 STEPS = ("mkdir", "stat", "open", "scandir", "replace", "unlink", "chmod", "fdopen", "close", "fstat")
 REFUSALS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE)
 
 
 def _refusing(step: str, number: int, code: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
-    """Let the `number`-th call of an os function fail; whether it was reached."""
+    """Make the `number`-th call of an os function fail; the returned function tells whether that call happened."""
     real, count = getattr(os, step), [0]
 
     def refuse(*args: Any, **kwargs: Any) -> Any:
         count[0] += 1
         if count[0] == number:
             if step == "close":
-                real(*args, **kwargs)  # the system has closed it all the same
+                real(*args, **kwargs)  # the system has closed the file all the same
             raise OSError(code, os.strerror(code), str(folder))
         return real(*args, **kwargs)
 
@@ -243,40 +244,42 @@ def _refusing(step: str, number: int, code: int, folder: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("code", REFUSALS, ids=[errno.errorcode[code] for code in REFUSALS])
 @pytest.mark.parametrize("step", STEPS)
-def test_a_disk_that_refuses_costs_the_entry_alone(
+def test_a_failing_disk_loses_the_entry_only(
     step: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each call of each function of the system fails in turn, on a cold folder and on a warm one."""
+    """Let each call of each system function fail in turn, with a new folder and with an existing one."""
     reached = 0
     for warm in (False, True):
         for number in range(1, 8):
-            own = Store(tmp_path / f"{step}-{warm}-{number}" / "v1")
-            assert own.folder is not None
+            disk_store = Store(tmp_path / f"{step}-{warm}-{number}" / "v1")
+            assert disk_store.folder is not None
             if warm:
-                own.write("tuned", "a", PAYLOAD)
+                disk_store.write("tuned", "a", PAYLOAD)
             caplog.clear()
             with monkeypatch.context() as patched:
-                was_reached = _refusing(step, number, code, own.folder, patched)
-                own.write("tuned", "a", {"new": True})
-                found = own.read("tuned", "a")
-                own.entries()
-                with own.alone(0.0):
+                was_reached = _refusing(step, number, code, disk_store.folder, patched)
+                disk_store.write("tuned", "a", {"new": True})
+                payload = disk_store.read("tuned", "a")
+                disk_store.entries()
+                with disk_store.alone(0.0):
                     pass
-                own.clear()
+                disk_store.clear()
                 reached += was_reached()
-            assert found in (None, PAYLOAD, {"new": True})
+            assert payload in (None, PAYLOAD, {"new": True})
             assert len([r for r in caplog.records if r.levelno >= logging.WARNING]) <= 1
-            assert own.write("tuned", "a", PAYLOAD)
-            assert own.read("tuned", "a") == PAYLOAD
-            assert not [item for item in own.folder.iterdir() if item.name.startswith(".part-")] or step == "unlink"
+            assert disk_store.write("tuned", "a", PAYLOAD)
+            assert disk_store.read("tuned", "a") == PAYLOAD
+            assert (
+                not [item for item in disk_store.folder.iterdir() if item.name.startswith(".part-")] or step == "unlink"
+            )
     assert reached or step in ("chmod",)
 
 
-def test_a_write_that_runs_out_of_space_leaves_what_was_there(own: Store) -> None:
+def test_a_write_that_runs_out_of_space_keeps_the_old_entry(disk_store: Store) -> None:
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("there is no /dev/full")
-    own.write("tuned", "a", PAYLOAD)
+    disk_store.write("tuned", "a", PAYLOAD)
     with pytest.MonkeyPatch.context() as patched:
         real = os.fdopen
 
@@ -285,65 +288,65 @@ def test_a_write_that_runs_out_of_space_leaves_what_was_there(own: Store) -> Non
             return real(os.open(full, os.O_WRONLY), mode)
 
         patched.setattr(os, "fdopen", filling)
-        assert not own.write("tuned", "a", {"new": True})
-    assert own.read("tuned", "a") == PAYLOAD
+        assert not disk_store.write("tuned", "a", {"new": True})
+    assert disk_store.read("tuned", "a") == PAYLOAD
 
 
-def test_a_folder_that_is_read_only(own: Store) -> None:
-    own.write("tuned", "a", PAYLOAD)
-    assert own.folder is not None
+def test_a_folder_that_is_read_only(disk_store: Store) -> None:
+    disk_store.write("tuned", "a", PAYLOAD)
+    assert disk_store.folder is not None
     if os.getuid() == 0:
-        pytest.skip("nothing is read-only for root; a disk that refuses is tried above")
-    own.folder.chmod(0o500)
+        pytest.skip("root may write everywhere; failing disks are tested above")
+    disk_store.folder.chmod(0o500)
     try:
-        assert own.read("tuned", "a") == PAYLOAD
-        assert not own.write("tuned", "b", PAYLOAD)
+        assert disk_store.read("tuned", "a") == PAYLOAD
+        assert not disk_store.write("tuned", "b", PAYLOAD)
     finally:
-        own.folder.chmod(0o700)
+        disk_store.folder.chmod(0o700)
 
 
 # --- bounds ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_oldest_go_first(own: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_entries_are_removed_first(disk_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATTNC_CACHE_LIMIT", "1")
     assert limit() == 1 << 20
     large = {"x": "y" * 90_000}
     for i in range(20):
-        assert own.write("tuned", f"n{i:02}", large)
-        os.utime(file_of(own, f"n{i:02}"), (i, i))
-    entries = own.entries()
+        assert disk_store.write("tuned", f"n{i:02}", large)
+        os.utime(file_of(disk_store, f"n{i:02}"), (i, i))
+    entries = disk_store.entries()
     assert sum(entry.bytes for entry in entries) <= 1 << 20
     assert [entry.name for entry in entries] == [f"n{i:02}" for i in range(20 - len(entries), 20)]
     assert len(entries) >= 7
 
 
-def test_what_dead_processes_left_goes(own: Store) -> None:
-    own.write("tuned", "a", PAYLOAD)
-    assert own.folder is not None
+def test_files_left_by_dead_processes_are_removed(disk_store: Store) -> None:
+    disk_store.write("tuned", "a", PAYLOAD)
+    assert disk_store.folder is not None
     for name, age in ((".part-old", 7200), (".part-new", 0)):
-        (own.folder / name).write_text("half an ent")
-        os.utime(own.folder / name, (time.time() - age,) * 2)
-    own.write("tuned", "b", PAYLOAD)
-    assert sorted(path.name for path in own.folder.glob(".part-*")) == [".part-new"]
-    (own.folder / "notes.txt").write_text("mine")
-    assert own.clear() == 2
-    assert sorted(path.name for path in own.folder.iterdir() if path.name != ".lock") == ["notes.txt"]
+        (disk_store.folder / name).write_text("half an ent")
+        os.utime(disk_store.folder / name, (time.time() - age,) * 2)
+    disk_store.write("tuned", "b", PAYLOAD)
+    assert sorted(path.name for path in disk_store.folder.glob(".part-*")) == [".part-new"]
+    (disk_store.folder / "notes.txt").write_text("mine")
+    assert disk_store.clear() == 2
+    assert sorted(path.name for path in disk_store.folder.iterdir() if path.name != ".lock") == ["notes.txt"]
 
 
-# --- several at once -------------------------------------------------------------------------------------------------
+# --- concurrency -----------------------------------------------------------------------------------------------------
 
 
-def test_one_is_alone(own: Store) -> None:
-    """Threads, each with a handle of its own, exclude one another as processes do."""
-    inside, most, lock = [0], [0], threading.Lock()
+def test_alone_excludes_other_threads(disk_store: Store) -> None:
+    """Threads that each open their own handle exclude one another as processes do."""
+    inside, most_inside, lock = [0], [0], threading.Lock()
 
     def work() -> None:
-        with own.alone(10.0) as alone:
+        with disk_store.alone(10.0) as alone:
             assert alone
             with lock:
                 inside[0] += 1
-                most[0] = max(most[0], inside[0])
+                most_inside[0] = max(most_inside[0], inside[0])
             time.sleep(0.02)
             with lock:
                 inside[0] -= 1
@@ -353,44 +356,44 @@ def test_one_is_alone(own: Store) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert most == [1]
-    with own.alone(1.0) as first, own.alone(0.05) as second:
+    assert most_inside == [1]
+    with disk_store.alone(1.0) as first, disk_store.alone(0.05) as second:
         assert (first, second) == (True, False)
 
 
-def test_the_lock_is_that_of_filelock(own: Store) -> None:
-    """So that it locks on every system that filelock knows, Windows among them, and other programs can join."""
-    with own.alone(0.0) as alone:
+def test_the_lock_is_a_filelock(disk_store: Store) -> None:
+    """The lock works on every system that filelock supports, Windows among them, and other programs can share it."""
+    with disk_store.alone(0.0) as alone:
         assert alone
-        assert own.folder is not None
-        with pytest.raises(Timeout), FileLock(own.folder / ".lock", timeout=0):
+        assert disk_store.folder is not None
+        with pytest.raises(Timeout), FileLock(disk_store.folder / ".lock", timeout=0):
             pass
-    with FileLock(own.folder / ".lock", timeout=0), own.alone(0.0) as alone:
+    with FileLock(disk_store.folder / ".lock", timeout=0), disk_store.alone(0.0) as alone:
         assert not alone
     assert "fcntl" not in Path(inspect.getfile(Store)).read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_child_of_a_fork_locks_nobody_out(own: Store) -> None:
-    with own.alone(0.0) as alone:
+def test_a_forked_child_does_not_hold_the_lock(disk_store: Store) -> None:
+    with disk_store.alone(0.0) as alone:
         assert alone
         child = os.fork()
         if not child:
             time.sleep(5)
             os._exit(0)
     try:
-        with own.alone(0.0) as again:
+        with disk_store.alone(0.0) as again:
             assert again
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
 
 
-# --- where it is -----------------------------------------------------------------------------------------------------
+# --- location --------------------------------------------------------------------------------------------------------
 
 
-def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_location_of_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ATTNC_CACHE_DIR", str(tmp_path / "own"))
     assert cache_folder() == tmp_path / "own" / "v1"
     monkeypatch.setenv("ATTNC_CACHE_DIR", "")
@@ -401,10 +404,10 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert cache_folder() == tmp_path / "home" / ".cache" / "attnc" / "v1"
     assert store().folder == cache_folder()
 
-    def homeless() -> Path:
+    def without_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setattr(Path, "home", without_home)
     folders._folder.cache_clear()
     assert cache_folder() is None
     nowhere = store()
@@ -418,12 +421,12 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("text", ["²", "9" * 5000, "-1", "1e3", "many", ""])
-def test_limits_that_are_none(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_limits_give_the_default(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATTNC_CACHE_LIMIT", text)
     assert limit() == 64 << 20
 
 
-def test_a_process_in_a_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deleted_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
@@ -435,7 +438,7 @@ def test_a_process_in_a_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.
     guard_triton()
 
 
-def test_the_same_payload_is_the_same_bytes() -> None:
+def test_equal_payloads_give_equal_bytes() -> None:
     a = wrapped("tuned", "a", {"x": 1, "y": {"p": 1, "q": 2}})
     assert a == wrapped("tuned", "a", {"y": {"q": 2, "p": 1}, "x": 1})
     assert unwrapped("tuned", "a", a) == {"x": 1, "y": {"p": 1, "q": 2}}

@@ -1,11 +1,12 @@
-"""Kernels in Triton's interpreter.
+"""Run kernels in Triton's interpreter.
 
-Triton decides when it is imported whether its own functions are interpreted, and when ours are decorated whether these
-are. So `tests/conftest.py` imports it with TRITON_INTERPRET=1, before anyone else does; here that is set while a test
-of this folder runs and at no other time: tests elsewhere, in the same worker or in a process of theirs, do not see it.
-A test that compiles for a GPU needs a process of its own whose environment has no TRITON_INTERPRET.
+Triton decides when it is imported whether its own functions are interpreted, and when a kernel is decorated whether
+that kernel is. So `tests/conftest.py` imports Triton with TRITON_INTERPRET=1 before any other module does, and this
+file sets the variable only while a test of this folder runs: tests elsewhere, in the same worker or in a process
+that they start, do not see it. A test that compiles for a GPU needs a process whose environment has no
+TRITON_INTERPRET.
 
-Unset memory is poisoned in the tests of this folder.
+Unset memory is filled with NaN in the tests of this folder.
 """
 
 from __future__ import annotations
@@ -23,12 +24,19 @@ collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["test_*.py"
 
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels of this test run in the interpreter."""
+    """Run the kernels of this test in the interpreter."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
 
 
-NOT_POISONED = ("recurrent_kernels", "split_recurrences", "token_by_token", "walk_recurrences", "weights", "table")
-"""Files that have not been run in poisoned memory yet."""
+NOT_POISONED = (
+    "recurrent_kernels",
+    "split_recurrences",
+    "token_by_token",
+    "single_pass_recurrences",
+    "weights",
+    "kernel_tables",
+)
+"""Stems of test files that have not been run in poisoned memory yet, without `test_`."""
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Few binaries: lengths make no new ones, and everything that is fixed when a kernel is compiled is in its digest."""
+"""The number of compiled binaries: lengths add none, and a kernel's digest covers everything fixed at compile time."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PATTERNS: list[tuple[str, Mapping[str, Any]]] = [
 
 
 class Specialised:
-    """A launch as Triton's launcher sees it: the types of arguments, and which are divisible by 16 or equal to 1."""
+    """Triton's launcher's view of a launch: argument types, and which integers are divisible by 16 or equal to 1."""
 
     def __init__(self) -> None:
         from triton.backends.compiler import GPUTarget
@@ -50,7 +50,7 @@ class Specialised:
         self._binders: dict[str, Any] = {}
 
     def key(self, launch: Launch) -> tuple[str, str]:
-        """Launches of equal keys share a binary."""
+        """Return the key of a launch; launches with equal keys share a binary."""
         from triton.runtime.jit import create_function_from_signature
 
         source = launch.source
@@ -64,31 +64,32 @@ class Specialised:
 
 @pytest.fixture
 def specialised(monkeypatch: pytest.MonkeyPatch) -> Specialised:
-    importlib.import_module("triton.experimental.gluon")  # the launcher would, and it must fit how Triton was imported
-    monkeypatch.delenv("TRITON_INTERPRET")  # these kernels are decorated for a GPU, and not run
+    # the launcher imports gluon, which must happen under the settings with which Triton was imported
+    importlib.import_module("triton.experimental.gluon")
+    monkeypatch.delenv("TRITON_INTERPRET")  # these kernels are decorated for a GPU and never run
     monkeypatch.setattr(device_targets, "_PRETENDED", ContextVar("target", default=TARGETS["sm_90"]))
     return Specialised()
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 @pytest.mark.parametrize(("name", "params"), PATTERNS, ids=[name for name, _ in PATTERNS])
-def test_lengths_make_no_binaries(
+def test_lengths_add_no_binaries(
     name: str, params: Mapping[str, Any], target: str, specialised: Specialised, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """50 lengths, batches and layouts: at most 2 binaries of a kernel."""
+    """50 lengths, batch sizes and layouts need at most 2 binaries per kernel."""
     monkeypatch.setattr(device_targets, "_PRETENDED", ContextVar("target", default=TARGETS[target]))
     attention = compile_attention(name, backend="triton", **params)
-    chosen = random.Random(5)
-    found: dict[str, set[tuple[str, str]]] = defaultdict(set)
-    lengths = [1, 16, 64, 128, *(chosen.randint(2, 700) for _ in range(46))]
+    random_sizes = random.Random(5)
+    digests_of_specs: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    lengths = [1, 16, 64, 128, *(random_sizes.randint(2, 700) for _ in range(46))]
     for n in lengths:
-        tensors = operands(n, heads=(4, 4), batch=chosen.choice([1, 1, 2]), dtype=torch.float16)
-        if chosen.random() < 0.5:
+        tensors = operands(n, heads=(4, 4), batch=random_sizes.choice([1, 1, 2]), dtype=torch.float16)
+        if random_sizes.random() < 0.5:
             tensors = {key: x.transpose(1, 2).contiguous().transpose(1, 2) for key, x in tensors.items()}
-        for one in launches_of(attention, tensors, n):
-            found[one.source.stage].add(specialised.key(one))
-    assert found.keys() >= {"forward", "delta", "dq", "dkdv"}
-    counts = {stage: len(keys) for stage, keys in found.items()}
+        for launch in launches_of(attention, tensors, n):
+            digests_of_specs[launch.source.stage].add(specialised.key(launch))
+    assert digests_of_specs.keys() >= {"forward", "delta", "dq", "dkdv"}
+    counts = {stage: len(keys) for stage, keys in digests_of_specs.items()}
     assert max(counts.values()) <= 2, counts
 
 
@@ -101,7 +102,7 @@ VIDEO = [
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 @pytest.mark.parametrize(("name", "axes", "extents", "params"), VIDEO, ids=["picture", "causal", "video"])
-def test_extents_make_no_binaries(
+def test_extents_add_no_binaries(
     name: str,
     axes: tuple[str, ...],
     extents: tuple[int, int],
@@ -110,18 +111,18 @@ def test_extents_make_no_binaries(
     specialised: Specialised,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """50 sizes of a picture or video: at most 2 binaries of a kernel."""
+    """50 sizes of an image or a video need at most 2 binaries per kernel."""
     monkeypatch.setattr(device_targets, "_PRETENDED", ContextVar("target", default=TARGETS[target]))
-    chosen = random.Random(7)
-    found: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    random_sizes = random.Random(7)
+    digests_of_specs: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for _ in range(50):
-        sizes: dict[str, Any] = {axis: chosen.randint(*extents) for axis in axes}
+        sizes: dict[str, Any] = {axis: random_sizes.randint(*extents) for axis in axes}
         attention = compile_attention(name, backend="triton", **params, **sizes)
         tensors = operands(math.prod(sizes.values()), heads=(2, 2), dtype=torch.float16)
-        for one in launches_of(attention, tensors, len(tensors["q"][0, 0])):
-            found[one.source.stage].add(specialised.key(one))
-    assert found.keys() >= {"forward", "delta", "dq", "dkdv"}
-    counts = {stage: len(keys) for stage, keys in found.items()}
+        for launch in launches_of(attention, tensors, len(tensors["q"][0, 0])):
+            digests_of_specs[launch.source.stage].add(specialised.key(launch))
+    assert digests_of_specs.keys() >= {"forward", "delta", "dq", "dkdv"}
+    counts = {stage: len(keys) for stage, keys in digests_of_specs.items()}
     assert max(counts.values()) <= 2, counts
 
 
@@ -144,7 +145,7 @@ def test_unaligned_memory_is_copied(specialised: Specialised) -> None:
     keys = []
     for start in (0, 1):
         tensors = {n: torch.zeros(x.numel() + 1)[start:][: x.numel()].view(x.shape) for n, x in operands(40).items()}
-        keys.append({specialised.key(one) for one in launches_of(attention, tensors, 40)})
+        keys.append({specialised.key(launch) for launch in launches_of(attention, tensors, 40)})
     assert keys[0] == keys[1]
 
 
@@ -156,7 +157,7 @@ def sources(kernels: AttentionKernels) -> list[KernelSource]:
 
 
 def digests(name: str, heads: HeadShape, target: str, **params: Any) -> list[str]:
-    return [one.digest for one in sources(find_kernels(from_library(name, **params), heads, TARGETS[target]))]
+    return [source.digest for source in sources(find_kernels(from_library(name, **params), heads, TARGETS[target]))]
 
 
 HEADS = HeadShape(64, 64, "bfloat16")
@@ -166,8 +167,8 @@ WIDTHS = st.sampled_from([16, 32, 40, 64, 72, 96, 128, 192, 256])
 
 
 @st.composite
-def kinds(draw: st.DrawFn) -> tuple[HeadShape, str, tuple[tuple[str, int], ...]]:
-    """All that is fixed when kernels are made."""
+def compile_settings(draw: st.DrawFn) -> tuple[HeadShape, str, tuple[tuple[str, int], ...]]:
+    """Draw everything that is fixed when kernels are compiled: head shape, target and parameters."""
     dtype = draw(st.sampled_from(["float32", "float16", "bfloat16"]))
     heads = HeadShape(draw(WIDTHS), draw(WIDTHS), dtype, dtype == "float32" and draw(st.booleans()))
     params = {"window": draw(st.integers(1, 600)), "sinks": draw(st.integers(0, 9))}
@@ -175,11 +176,11 @@ def kinds(draw: st.DrawFn) -> tuple[HeadShape, str, tuple[tuple[str, int], ...]]
 
 
 @settings(max_examples=20)
-@given(kinds(), kinds())
-def test_what_is_compiled_in_is_in_the_digest(
+@given(compile_settings(), compile_settings())
+def test_digests_cover_everything_compiled_in(
     a: tuple[HeadShape, str, tuple[tuple[str, int], ...]], b: tuple[HeadShape, str, tuple[tuple[str, int], ...]]
 ) -> None:
-    """One thing after another is changed from a to b; where texts stay as they are, so do tiles."""
+    """Change one setting after another from a to b; kernels with equal texts have equal tiles and digests."""
     (heads, target, params), (other, other_target, other_params) = a, b
     steps = [
         (heads, target, params),
@@ -188,28 +189,30 @@ def test_what_is_compiled_in_is_in_the_digest(
         (HeadShape(heads.dk, heads.dv, other.dtype, other.tf32), target, params),
         (heads, target, other_params),
     ]
-    found = [digests("sliding_window", one, where, **dict(values)) for one, where, values in steps]
-    for step, own in zip(steps[1:], found[1:], strict=True):
-        same = step == steps[0]
-        assert all((x == y) == same for x, y in zip(found[0], own, strict=True)), step
+    digests_of_steps = [
+        digests("sliding_window", head_shape, step_target, **dict(values)) for head_shape, step_target, values in steps
+    ]
+    for step, step_digests in zip(steps[1:], digests_of_steps[1:], strict=True):
+        is_unchanged = step == steps[0]
+        assert all((x == y) == is_unchanged for x, y in zip(digests_of_steps[0], step_digests, strict=True)), step
     elsewhere = find_kernels(from_library("sliding_window", **dict(params)), heads, TARGETS[other_target])
-    here = find_kernels(from_library("sliding_window", **dict(params)), heads, TARGETS[target])
-    for x, y in zip(sources(here), sources(elsewhere), strict=True):
+    kernels = find_kernels(from_library("sliding_window", **dict(params)), heads, TARGETS[target])
+    for x, y in zip(sources(kernels), sources(elsewhere), strict=True):
         assert (x.digest == y.digest) == ((x.text, x.options) == (y.text, y.options))
     forward, dq, dkdv = digests("sliding_window", replace(heads, grouped=not heads.grouped), target, **dict(params))
-    assert [forward, dq] == found[0][:2]
-    assert dkdv != found[0][2]
+    assert [forward, dq] == digests_of_steps[0][:2]
+    assert dkdv != digests_of_steps[0][2]
 
 
-def test_what_triton_is_told_is_in_the_digest() -> None:
+def test_digests_cover_options_passed_to_triton() -> None:
     source = find_kernels(from_library("causal"), HEADS, TARGETS["sm_90"]).forward
-    others = [replace(source, tiles=replace(source.tiles, **{name: 7})) for name in ("warps", "stages")]
-    others.append(replace(source, registers=200))
-    assert len({source.digest, *(one.digest for one in others)}) == 4
+    variants = [replace(source, tiles=replace(source.tiles, **{name: 7})) for name in ("warps", "stages")]
+    variants.append(replace(source, registers=200))
+    assert len({source.digest, *(variant.digest for variant in variants)}) == 4
 
 
 @pytest.mark.parametrize(
-    ("name", "base", "others"),
+    ("name", "base", "variants"),
     [
         ("sliding_window", {"window": 100, "sinks": 4}, [{"window": 101}, {"sinks": 3}]),
         ("blocked", {"block": 64}, [{"block": 65}]),
@@ -220,25 +223,25 @@ def test_what_triton_is_told_is_in_the_digest() -> None:
         ("neighborhood_2d", GRID, [{"window": 9}, {"stride": 2}, {"causal": True}, {"dilation": 2}]),
     ],
 )  # fmt: skip
-def test_specs_that_differ_share_no_kernel(name: str, base: dict[str, Any], others: list[dict[str, Any]]) -> None:
-    found = [digests(name, HEADS, "sm_90", **{**base, **other}) for other in [{}, *others]]
-    every = [digest for one in found for digest in one]
+def test_different_parameters_share_no_kernel(name: str, base: dict[str, Any], variants: list[dict[str, Any]]) -> None:
+    digests_of_specs = [digests(name, HEADS, "sm_90", **{**base, **other}) for other in [{}, *variants]]
+    every = [digest for spec_digests in digests_of_specs for digest in spec_digests]
     assert len(set(every)) == len(every)
 
 
 @pytest.mark.parametrize(
-    ("name", "base", "others"),
+    ("name", "base", "variants"),
     [
         ("power", {}, [{"window": 6}, {"sink": 2}, {"block": 128}]),
         ("radial", {"frames": 4, "per_frame": 300}, [{"frames": 9}, {"per_frame": 40}, {"block": 64}]),
     ],
 )
-def test_specs_that_differ_in_what_is_listed_share_kernels(
-    name: str, base: dict[str, Any], others: list[dict[str, Any]]
+def test_parameters_of_tile_lists_share_kernels(
+    name: str, base: dict[str, Any], variants: list[dict[str, Any]]
 ) -> None:
-    """Lists are data: nothing that they hold is in a text."""
-    found = [digests(name, HEADS, "sm_90", **{**base, **other}) for other in [{}, *others]]
-    assert found == found[:1] * len(found)
+    """Tile lists are data: no entry of a list appears in a kernel text."""
+    digests_of_specs = [digests(name, HEADS, "sm_90", **{**base, **other}) for other in [{}, *variants]]
+    assert digests_of_specs == digests_of_specs[:1] * len(digests_of_specs)
 
 
 TEXTS = """
@@ -253,9 +256,9 @@ for name in sys.argv[1:]:
 """
 
 
-def test_same_text_in_every_process() -> None:
+def test_every_process_emits_the_same_text() -> None:
     names = ["sliding_window", "neighborhood_1d", "alibi", "fox", "softcap", "t5", "graphormer", "power", "prefix_lm"]
-    told = []
+    outputs = []
     for seed in ("1", "77"):
         path = os.pathsep.join(path for path in sys.path if path)
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": path}
@@ -263,6 +266,6 @@ def test_same_text_in_every_process() -> None:
             [sys.executable, "-c", TEXTS, *names], env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
-        told.append(done.stdout)
-    assert told[0]
-    assert told[0] == told[1]
+        outputs.append(done.stdout)
+    assert outputs[0]
+    assert outputs[0] == outputs[1]

@@ -1,4 +1,4 @@
-"""Decode by kernels, in Triton's interpreter: the last rows of a call of all tokens, from what they see alone."""
+"""Decode kernels in Triton's interpreter: each result equals the last rows of a call of all tokens."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kernel_calls import poisoned, recorded
 pytest.importorskip("triton")
 
 LENGTHS = (1, 16, 17, 40, 41, 64, 65, 130)
-"""Around a page of 16, windows of 40, a tile of 64."""
+"""Cache lengths around a page of 16 slots, windows of 40 tokens and a tile of 64 keys."""
 
 CASES: list[tuple[str, Mapping[str, Any], tuple[int, int], bool]] = [
     ("causal", {}, (4, 1), False),
@@ -37,14 +37,14 @@ CASES: list[tuple[str, Mapping[str, Any], tuple[int, int], bool]] = [
     ("sparse_transformer", {"stride": 16}, (4, 2), True),
     ("document", {}, (4, 2), True),
 ]
-"""Patterns, heads of queries and of keys, and whether keys are listed."""
+"""Patterns, numbers of query and kv heads, and whether keys come from lists."""
 
 
 @pytest.fixture(autouse=True)
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.manual_seed(0)
     monkeypatch.setattr(planner, "target_of", lambda device: TARGETS["sm_90"])
-    monkeypatch.setattr(gpu_decoding, "LEAST_KEYS", 40)  # so that keys are shared out
+    monkeypatch.setattr(gpu_decoding, "LEAST_KEYS", 40)  # so that even 40 keys are split between programs
     with torch.no_grad():
         yield
 
@@ -56,15 +56,15 @@ def inputs_of(name: str, heads: int, n: int, batch: int) -> dict[str, Any]:
 
 
 RINGS = ("sliding_window", "blocked", "softcap", "gpt_oss")
-"""Patterns that need not all tokens."""
+"""Patterns whose last rows do not need all tokens."""
 
 CALLS: list[tuple[Kind, torch.dtype]] = [("slots", torch.float32), ("ring", torch.float32), ("pages", torch.float16)]
 
 
 @pytest.mark.parametrize(
     ("name", "params", "heads", "listed", "kind", "dtype"),
-    [(*case, *one) for one in CALLS for case in CASES if one[0] != "ring" or case[0] in RINGS],
-    ids=[f"{case[0]}-{one[0]}" for one in CALLS for case in CASES if one[0] != "ring" or case[0] in RINGS],
+    [(*case, *call) for call in CALLS for case in CASES if call[0] != "ring" or case[0] in RINGS],
+    ids=[f"{case[0]}-{call[0]}" for call in CALLS for case in CASES if call[0] != "ring" or case[0] in RINGS],
 )
 def test_last_rows(
     name: str, params: Mapping[str, Any], heads: tuple[int, int], listed: bool, kind: Kind, dtype: torch.dtype
@@ -77,34 +77,36 @@ def test_last_rows(
     inputs = inputs_of(name, heads[0], 130, len(LENGTHS))
     for n_q in (1, 5, 16):
         lengths = [max(n, n_q) for n in LENGTHS]
-        seen = torch.zeros(len(lengths), heads[1], 130, dtype=torch.bool)
+        visible = torch.zeros(len(lengths), heads[1], 130, dtype=torch.bool)
         for entry, n in enumerate(lengths):
-            own = {key: x[:1, :n] if key == "doc" else x for key, x in inputs.items()}
-            seen[entry, :, :n] = seen_by_last(attention, n, n_q, *heads, own)
+            entry_inputs = {key: x[:1, :n] if key == "doc" else x for key, x in inputs.items()}
+            visible[entry, :, :n] = seen_by_last(attention, n, n_q, *heads, entry_inputs)
         slots, first = (need.first + need.last + n_q - 1, need.first) if kind == "ring" and need else (None, 0)
-        cache = filled(k, v, lengths, seen, kind, slots=slots, first=first)
+        cache = filled(k, v, lengths, visible, kind, slots=slots, first=first)
         last = torch.stack([q[entry, :, n - n_q : n] for entry, n in enumerate(lengths)])
         with recorded() as launches, poisoned():
             out, lse = attention.decode(last, cache.k, cache.v, return_lse=True, scale=0.3, **inputs, **cache.given)
-        careful = ["decode"] if name == "document" and n_q > 1 else []  # rows of a step may be in two documents
+        careful = ["decode"] if name == "document" and n_q > 1 else []  # the rows of one step may lie in two documents
         assert [launch.source.stage for launch in launches] == ["decode", *careful, "merge"]
         assert ("listed_keys" in {a.name for a in launches[0].source.arguments}) == listed
         assert out.dtype == dtype
         for entry, n in enumerate(lengths):
-            own = {key: x[:1, :n] if key == "doc" else x.double() for key, x in inputs.items()}
+            entry_inputs = {key: x[:1, :n] if key == "doc" else x.double() for key, x in inputs.items()}
             tensors = [x[entry : entry + 1, :, :n] for x in (q, k, v)]
-            true, of_true = attention.reference(*tensors, dtype=torch.float64, return_lse=True, scale=0.3, **own)
+            true, of_true = attention.reference(
+                *tensors, dtype=torch.float64, return_lse=True, scale=0.3, **entry_inputs
+            )
             tolerance = 2e-3 if dtype == torch.float16 else 2e-6
             assert error(out[entry], true[0, :, n - n_q :]) <= tolerance, (n, n_q)
             assert error(lse[entry], of_true[0, :, n - n_q :]) <= tolerance, (n, n_q)
 
 
-def test_a_pattern_that_terms_break_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pattern by which terms of a score are computed is verified, as the result of every pass is."""
+def test_a_pass_that_breaks_the_terms_of_a_score_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pattern that computes a score's terms is verified, as the result of every pass is."""
 
     def broken(item: Any, **changes: Any) -> Any:
-        made = replace(item, **changes)
-        return replace(made, tensors=made.tensors * 2) if isinstance(made, Pattern) else made
+        replaced = replace(item, **changes)
+        return replace(replaced, tensors=replaced.tensors * 2) if isinstance(replaced, Pattern) else replaced
 
     attention = compile_attention("gpt_oss", window=20, backend="triton")
     q, k, v = (torch.randn(1, 2, n, 16) for n in (1, 40, 40))
@@ -121,8 +123,8 @@ def error(x: Tensor, true: Tensor) -> float:
 
 
 @pytest.mark.parametrize("splits", [1, 2, 7, 256])
-def test_any_number_of_shares(splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More shares than keys too: those of nothing count nothing."""
+def test_any_number_of_splits(splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be more splits than keys: empty splits contribute nothing."""
     monkeypatch.setattr(gpu_decoding, "_splits", lambda device, programs, capacity: splits)
     attention = compile_attention("sliding_window", window=40, sinks=4, backend="triton")
     q, k, v = (torch.randn(1, h, 300, 16) for h in (2, 1, 1))
@@ -130,14 +132,14 @@ def test_any_number_of_shares(splits: int, monkeypatch: pytest.MonkeyPatch) -> N
     torch.testing.assert_close(out, attention.reference(q, k, v)[:, :, -3:])
 
 
-def test_many_heads_share_keys_in_several_tiles_of_rows() -> None:
+def test_heads_of_a_group_fill_several_tiles_of_rows() -> None:
     attention = compile_attention("causal", backend="triton")
     q, k, v = (torch.randn(1, h, 90, 16) for h in (10, 1, 1))
     out = attention.decode(q[:, :, -9:], k, v, kv_len=90)  # 90 rows
     torch.testing.assert_close(out, attention.reference(q, k, v)[:, :, -9:])
 
 
-def test_lengths_that_change_make_no_kernels() -> None:
+def test_new_lengths_compile_no_kernels() -> None:
     attention = compile_attention("sliding_window", window=40, backend="triton")
     q, k, v = (torch.randn(1, h, 200, 16) for h in (2, 1, 1))
     digests = set()
@@ -148,7 +150,7 @@ def test_lengths_that_change_make_no_kernels() -> None:
     assert len(digests) == 2
 
 
-def test_what_has_no_kernels_says_what_to_do() -> None:
+def test_errors_of_unsupported_calls_name_a_remedy() -> None:
     q, k, v = (torch.randn(1, 2, 50, 16) for _ in range(3))
     attention = compile_attention("fox", backend="triton")
     with pytest.raises(UnsupportedError, match=r"decode of `fox` by kernels is not supported for .*; call `prefill`"):
@@ -163,13 +165,13 @@ def test_what_has_no_kernels_says_what_to_do() -> None:
         causal.decode(q[:, :, -1:], k, v, kv_len=51)
 
 
-# --- what was wrong once ---------------------------------------------------------------------------------------------
+# --- regressions -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["slots", "pages"])
 @pytest.mark.parametrize("widths", [(5, 5), (16, 7)], ids=str)
-def test_widths_that_a_call_pads(widths: tuple[int, int], kind: str) -> None:
-    """Fails where a cache whose rows begin at no multiple of 16 bytes is refused."""
+def test_head_dimensions_that_a_call_pads(widths: tuple[int, int], kind: str) -> None:
+    """Fails if a cache is refused because its rows do not start at a multiple of 16 bytes."""
     q, k, v = (torch.randn(2, 4, 48, width) for width in (widths[0], *widths))
     attention, reference = (compile_attention("causal", backend=backend) for backend in ("triton", "reference"))
     table = torch.arange(6).reshape(2, 3) if kind == "pages" else None
@@ -180,14 +182,16 @@ def test_widths_that_a_call_pads(widths: tuple[int, int], kind: str) -> None:
     torch.testing.assert_close(lse, of_wanted[:, :, -2:])
 
 
-def test_rows_that_lie_anywhere() -> None:
+def test_query_rows_of_any_stride() -> None:
     odd = torch.randn(1, 2, 50, 17)[..., :16]
-    whole = odd.contiguous()
+    contiguous = odd.contiguous()
     run = compile_attention("causal", backend="triton").decode
-    torch.testing.assert_close(run(odd[:, :, -1:], odd, odd, kv_len=50), run(whole[:, :, -1:], whole, whole, kv_len=50))
+    torch.testing.assert_close(
+        run(odd[:, :, -1:], odd, odd, kv_len=50), run(contiguous[:, :, -1:], contiguous, contiguous, kv_len=50)
+    )
 
 
-def test_calls_are_checked_where_nothing_is_planned() -> None:
+def test_calls_without_a_plan_are_checked() -> None:
     q, k, v = (torch.randn(1, 2, 41, 16) for _ in range(3))
 
     def decode(text: str, **inputs: Any) -> None:
@@ -213,13 +217,13 @@ def test_extra_logits_of_patterns_with_requirements_and_inputs() -> None:
     )
     attention = compile_attention(text, backend="triton")
     q, k, v = (torch.randn(1, 2, 40, 16) for _ in range(3))
-    given: dict[str, Any] = {"pre": torch.full((1, 40), 3), "sink": torch.randn(2)}
-    out = attention.decode(q[:, :, -2:], k, v, kv_len=40, **given)
-    torch.testing.assert_close(out, attention.reference(q, k, v, **given)[:, :, -2:])
+    inputs: dict[str, Any] = {"pre": torch.full((1, 40), 3), "sink": torch.randn(2)}
+    out = attention.decode(q[:, :, -2:], k, v, kv_len=40, **inputs)
+    torch.testing.assert_close(out, attention.reference(q, k, v, **inputs)[:, :, -2:])
 
 
 class OnDevice(Tensor):
-    """A tensor that says that it is on a GPU, and must not be looked at."""
+    """A tensor that claims to be on a GPU and raises when its values are read."""
 
     is_cuda = True
 
@@ -231,7 +235,7 @@ def device(x: Tensor) -> Tensor:
     return x.as_subclass(OnDevice)
 
 
-def test_shapes_are_checked_where_contents_are_on_the_device() -> None:
+def test_shapes_are_checked_without_reading_the_device() -> None:
     q, k, v = (torch.randn(2, 2, 16, 16) for _ in range(3))
     table = torch.arange(4, dtype=torch.int32).reshape(2, 2)
 

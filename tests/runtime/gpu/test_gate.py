@@ -1,4 +1,4 @@
-"""Kernels compiled for GPUs that are not here: their machine code passes the rules, and what is wrong is told."""
+"""Kernels compiled for GPUs that are not available here pass the rules for machine code; violations are reported."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def kernels_of(
     return find_kernels(from_library(name, **values), heads, TARGETS[target])
 
 
-def made() -> Iterator[GateCase]:
+def made_cases() -> Iterator[GateCase]:
     for name, values, head_dim, target, stages in CASES:
         for stage in stages:
             for source in sources(name, values, head_dim, target, stage):
@@ -112,14 +112,14 @@ def spilling() -> GateCase:
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[int, tuple[GateCase, Outcome]]:
-    """All kernels, and last the one that is too large, compiled once."""
-    cases = [*made(), spilling()]
-    return {i: (cases[i], found) for i, found in compile_all([(c.source, c.target) for c in cases], processes=2)}
+    """Compile all kernels once, and last the kernel that is too large."""
+    cases = [*made_cases(), spilling()]
+    return {i: (cases[i], outcome) for i, outcome in compile_all([(c.source, c.target) for c in cases], processes=2)}
 
 
 @pytest.mark.slow
 def test_kernels_pass(outcomes: dict[int, tuple[GateCase, Outcome]]) -> None:
-    judged = {i: judge(case, found) for i, (case, found) in sorted(outcomes.items())}
+    judged = {i: judge(case, outcome) for i, (case, outcome) in sorted(outcomes.items())}
     last = max(judged)
     wrong = {
         f"{outcomes[i][0].pattern} {outcomes[i][0].title} {outcomes[i][0].target}": reasons
@@ -129,37 +129,37 @@ def test_kernels_pass(outcomes: dict[int, tuple[GateCase, Outcome]]) -> None:
     assert not wrong
 
 
-def test_every_path_of_the_emitter_is_compiled() -> None:
-    """Forms of walks, loads for a score, kinds of weights, stages, ways through heads, and targets."""
-    forms, loads, kinds, ways = set(), set(), set(), set()
+def test_the_cases_cover_every_path_of_the_emitter() -> None:
+    """Loop forms, loads of a score, kinds of weights, stages, loops over heads, and targets."""
+    forms, loads, weight_kinds, ways = set(), set(), set(), set()
     for name, values, head_dim, target, stages in CASES:
         if stages == ("sum",):
-            kinds.add("sum")
+            weight_kinds.add("sum")
             continue
         if set(stages) <= set(SERVED):
             continue
         kernels = kernels_of(name, target, head_dim, grouped="grouped" in stages, **values)
         forms.add((kernels.form, kernels.problem.boxes))
         loads.add(load_of(kernels.problem.score))
-        kinds.add(kernels.problem.kind)
+        weight_kinds.add(kernels.problem.kind)
         if {"dkdv", "grouped"} & set(stages):
             ways.add((kernels.problem.grouped, kernels.problem.is_nested))
     assert forms == {(form, boxes) for form in ("ranges", "bricks", "lists", "asked") for boxes in (True, False)}
     assert loads == set(get_args(Load))
-    assert kinds == set(get_args(Kind))
+    assert weight_kinds == set(get_args(Kind))
     assert ways == {(False, False), (True, False), (True, True)}
     assert {target for *_, target, _ in CASES} == set(TARGETS)
     stages_seen = {stage for *_, stages in CASES for stage in stages}
     assert stages_seen >= {"forward", "delta", "dq", "dkdv", "pairs", *SERVED}
-    assert sum(1 for _ in made()) <= 60
+    assert sum(1 for _ in made_cases()) <= 60
 
 
 @pytest.mark.slow
 def test_values_one_tile_late_are_multiplied_under_the_softmax(outcomes: dict[int, tuple[GateCase, Outcome]]) -> None:
-    case, found = outcomes[0]
+    case, outcome = outcomes[0]
     assert (case.pattern, case.stage, case.target, case.head_dim) == ("causal", "forward", "sm_90", 128)
-    assert isinstance(found, CompiledBinary)
-    assert any(loop.overlapped for loop in found.code.loops)
+    assert isinstance(outcome, CompiledBinary)
+    assert any(loop.overlapped for loop in outcome.code.loops)
 
 
 @pytest.mark.slow
@@ -168,50 +168,50 @@ def test_a_kernel_that_is_too_large_fails(outcomes: dict[int, tuple[GateCase, Ou
     assert any(reason.startswith("stack of ") for reason in reasons)
 
 
-# --- children
+# --- child processes -------------------------------------------------------------------------------------------------
 
 
 def job() -> tuple[KernelSource, str]:
     return kernels_of("causal", "sm_90", 64).delta, "sm_90"
 
 
-def only(text: str, longest: float = 60.0, count: int = 1) -> list[Outcome]:
+def outcomes_of(text: str, longest: float = 60.0, count: int = 1) -> list[Outcome]:
     jobs = [job()] * count
-    return [found for _, found in compile_all(jobs, 1, text, longest)]
+    return [outcome for _, outcome in compile_all(jobs, 1, text, longest)]
 
 
-def test_a_child_that_aborts_is_told_with_its_last_line() -> None:
+def test_an_aborted_child_is_reported_with_its_last_line() -> None:
     text = (
         "import os, sys, pickle; pickle.load(sys.stdin.buffer); "
         "print('a note', file=sys.stderr); print('LLVM ERROR: no such thing', file=sys.stderr); "
         "print(' #0 0x00007f', file=sys.stderr, flush=True); os.abort()"
     )
     expected = Failure("the compiler died (SIGABRT): LLVM ERROR: no such thing")
-    assert only(text, count=2) == [expected, expected]  # the next kernel gets a child of its own
+    assert outcomes_of(text, count=2) == [expected, expected]  # the next kernel gets a new child process
 
 
-def test_a_child_that_leaves_is_told() -> None:
-    assert only("import sys; sys.exit('error: out of luck')") == [
+def test_a_child_that_exits_is_reported() -> None:
+    assert outcomes_of("import sys; sys.exit('error: out of luck')") == [
         Failure("the compiler died (status 1): error: out of luck")
     ]
 
 
-def test_a_child_that_hangs_is_ended() -> None:
-    assert only("import time; time.sleep(60)", longest=0.5) == [Failure("no result after 0.5 s")]
+def test_a_hanging_child_is_killed() -> None:
+    assert outcomes_of("import time; time.sleep(60)", longest=0.5) == [Failure("no result after 0.5 s")]
 
 
-def test_what_a_compiler_raises_is_told() -> None:
+def test_compiler_errors_are_reported() -> None:
     source, target = job()
     broken = replace(source, text=source.text.replace("tl.load", "tl.lod"))
-    ((_, found),) = compile_all([(broken, target)])
-    assert isinstance(found, Failure)
-    assert "lod" in found.reason
+    ((_, outcome),) = compile_all([(broken, target)])
+    assert isinstance(outcome, Failure)
+    assert "lod" in outcome.reason
 
 
-def test_the_interpreter_of_a_test_does_not_reach_children(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_children_do_not_inherit_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "TRITON_INTERPRET", "1")
-    ((_, found),) = compile_all([job()])
-    assert isinstance(found, CompiledBinary)
+    ((_, outcome),) = compile_all([job()])
+    assert isinstance(outcome, CompiledBinary)
 
 
 # --- rules
@@ -230,7 +230,7 @@ def compiled(loop: Loop = FINE, shared: int = 1000, columns: int = 0, **code: in
 
 
 @pytest.mark.parametrize(
-    ("found", "reasons"),
+    ("outcome", "reasons"),
     [
         (compiled(), []),
         (compiled(registers=255, stack=8), ["stack of 8 bytes"]),
@@ -256,8 +256,8 @@ def compiled(loop: Loop = FINE, shared: int = 1000, columns: int = 0, **code: in
         (Failure("the compiler died"), ["the compiler died"]),
     ],
 )
-def test_rules(found: Outcome, reasons: list[str]) -> None:
-    assert judge(case_of(), found) == reasons
+def test_rules(outcome: Outcome, reasons: list[str]) -> None:
+    assert judge(case_of(), outcome) == reasons
 
 
 def test_delta_needs_no_products() -> None:

@@ -1,4 +1,4 @@
-"""`attnc doctor --targets`, without a compiler."""
+"""`attnc doctor --targets` without a compiler."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOOP = Loop(instructions=500, products={"HGMMA": 8}, copies=2, waits=2, barriers
 
 
 def compile_none(jobs: Sequence[Job], processes: int) -> Iterator[tuple[int, Outcome]]:
-    """All kernels are fine but the gradient of q, whose compiler dies."""
+    """Report success for every kernel but the gradient of q, whose compiler aborts."""
     del processes
     for i, (source, _) in enumerate(jobs):
         fine = CompiledBinary(
@@ -51,7 +51,7 @@ def test_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--targets", "sm_91"], "--targets sm_91: did you mean `sm_90`?"),
         (["--targets", ""], "--targets : write names with commas between them"),
@@ -61,9 +61,9 @@ def test_as_json(capsys: pytest.CaptureFixture[str]) -> None:
         (["--targets", "sm_90", "--processes", "0"], "--processes 0: give a whole number, at least 1"),
     ],
 )
-def test_bad_usage(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_usage(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", *arguments]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""bf16 in Triton's interpreter, which cannot multiply it: computed through fp32, and said."""
+"""Triton's interpreter cannot multiply bf16: kernels compute in fp32 there, and the fallback is reported."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ pytest.importorskip("triton")
 
 @pytest.mark.parametrize("pattern", ["causal", "softcap", "linear_attention"])
 def test_bf16_is_computed_through_fp32(pattern: str) -> None:
-    """Fails where kernels run on bf16: 8e8 beside 1."""
+    """Fails if interpreted kernels run on bf16: an error of 8e8 at values near 1."""
     kernels, reference = (compile_attention(pattern, backend=backend) for backend in ("triton", "reference"))
-    given = [torch.randn(1, 2, 33, 16).bfloat16().requires_grad_() for _ in range(3)]
-    exact = [x.detach().float().requires_grad_() for x in given]
+    tensors = [torch.randn(1, 2, 33, 16).bfloat16().requires_grad_() for _ in range(3)]
+    exact = [x.detach().float().requires_grad_() for x in tensors]
     attnc.reset_fallbacks()
-    out, wanted = kernels(*given), reference(*exact)
+    out, wanted = kernels(*tensors), reference(*exact)
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out.float(), wanted, atol=1e-2, rtol=1e-2)
     grad = torch.randn_like(wanted).bfloat16()
-    found = torch.autograd.grad(out, given, grad)
-    for ours, theirs in zip(found, torch.autograd.grad(wanted, exact, grad.float()), strict=True):
+    grads = torch.autograd.grad(out, tensors, grad)
+    for ours, exact_grad in zip(grads, torch.autograd.grad(wanted, exact, grad.float()), strict=True):
         assert ours.dtype == torch.bfloat16
-        torch.testing.assert_close(ours.float(), theirs, atol=2e-2, rtol=2e-2)
-    assert any("cannot multiply bfloat16" in one.reason for one in attnc.fallbacks())
+        torch.testing.assert_close(ours.float(), exact_grad, atol=2e-2, rtol=2e-2)
+    assert any("cannot multiply bfloat16" in fallback.reason for fallback in attnc.fallbacks())
 
 
 @pytest.mark.parametrize("pattern", ["causal", "softcap"])

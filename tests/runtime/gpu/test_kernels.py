@@ -1,7 +1,7 @@
-"""Emitted kernels in Triton's interpreter against the reference in 64 bits: forward, LSE and every gradient.
+"""Emitted kernels in Triton's interpreter against the reference in fp64: output, LSE and every gradient.
 
-Measured with these seeds, and those of `test_weights.py`: at most 5e-6 in fp32 and 6e-4 in fp16, relative to the
-largest entry or to 1; `local_linear` apart.
+Errors measured with these seeds, and with those of `test_weights.py`: at most 5e-6 in fp32 and 6e-4 in fp16,
+relative to the largest entry or to 1; `local_linear` apart.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STAGES = {"forward", "delta", "dq", "dkdv"}
 
 @pytest.fixture(params=["sm_80", "sm_90"])
 def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Tiles through pointers, and through boxes."""
+    """Load tiles through pointers (sm_80) or through boxes (sm_90)."""
     name: str = request.param
     use(monkeypatch, name)
     return name
@@ -36,7 +36,7 @@ def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 @pytest.mark.parametrize("name", sorted({*pattern_names()} - {*TILES}))
 def test_library_in_half_precision(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the other kind of loads than `test_every_file.py`, which has fp32."""
+    """Tiles are loaded the other way than in `test_every_file.py`, which covers fp32."""
     use(monkeypatch, target_for(name, other=True))
     check_pattern(name, torch.float16)
 
@@ -59,7 +59,7 @@ WINDOW: Mapping[str, Any] = {"window": 40, "sinks": 4}
 @pytest.mark.parametrize(("n_q", "n_k"), [(97, 97), (50, 130), (1, 97), (1, 1)])
 def test_lengths(name: str, params: Mapping[str, Any], n_q: int, n_k: int, target: str) -> None:
     attention = compile_attention(name, backend="triton", **params)
-    if name == "neighborhood_1d":  # of as many queries as keys, and of no fewer than its window
+    if name == "neighborhood_1d":  # has as many queries as keys, and no fewer tokens than its window
         n_q = n_k = max(n_k, 9)
     heads = (2, 2) if name == "gpt_oss" else (2, 1)
     inputs = {"sink": torch.randn(2)} if name == "gpt_oss" else {}
@@ -68,7 +68,7 @@ def test_lengths(name: str, params: Mapping[str, Any], n_q: int, n_k: int, targe
 
 @pytest.mark.parametrize("extents", [(5, 7), (16, 8), (9, 23), (17, 33)])
 def test_pictures(extents: tuple[int, int], target: str) -> None:
-    """Kernels that are told the extents, which are multiples of nothing."""
+    """Kernels that take the grid's extents as arguments; the extents are multiples of no tile side."""
     height, width = extents
     params: dict[str, Any] = {"window": [3, 5], "stride": [1, 2], "causal": [True, False]}
     attention = compile_attention("neighborhood_2d", backend="triton", height=height, width=width, **params)
@@ -79,14 +79,14 @@ def test_pictures(extents: tuple[int, int], target: str) -> None:
 
 @pytest.mark.parametrize("name", ["sm_100", "gfx942"])
 def test_other_targets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Warps with tasks of their own, and AMD's tiles."""
+    """Persistent programs that take one tile after another, and tile shapes for AMD."""
     use(monkeypatch, name)
     attention = compile_attention("sliding_window", backend="triton", **WINDOW)
     check(attention, operands(160, heads=(2, 1), widths=(64, 64)))
     assert ("warp_specialize=True" in attention.source(name)["sliding_window_forward"]) == (name == "sm_100")
 
 
-def test_pairs_that_are_not_there_are_not_read(target: str) -> None:
+def test_partial_tiles_read_nothing_past_the_last_key(target: str) -> None:
     """In a partial tile neither a table nor the index into it is read past the last key."""
     text = compile_attention("graphormer", backend="triton").source("sm_90")["graphormer_forward"]
     reads = [line for line in text.splitlines() if "tl.load(input_table" in line and "visible" in line]
@@ -94,7 +94,7 @@ def test_pairs_that_are_not_there_are_not_read(target: str) -> None:
     assert all(line.count("tl.load(") == line.count("mask=visible") == 2 for line in reads)
 
 
-def test_one_query_of_a_score(target: str) -> None:
+def test_a_single_query_with_a_score(target: str) -> None:
     check(compile_attention("alibi", backend="triton"), operands(1, 97, heads=(4, 2)))
 
 
@@ -112,8 +112,8 @@ def test_widths(widths: tuple[int, int], target: str) -> None:
     check(compile_attention("sliding_window", backend="triton", **WINDOW), operands(49, widths=widths))
 
 
-def test_many_lanes(target: str) -> None:
-    """One small tile of each of many heads."""
+def test_many_small_heads(target: str) -> None:
+    """Each of many heads has one small tile."""
     check(compile_attention("causal", backend="triton"), operands(3, heads=(8, 4), batch=4))
 
 
@@ -154,8 +154,8 @@ def all_heads_alike(x: Tensor) -> Tensor:
 
 
 def unaligned(x: Tensor) -> Tensor:
-    found = x.new_full((x.numel() + 1,), torch.nan)[1:].view(x.shape)
-    return found.copy_(x)
+    shifted = x.new_full((x.numel() + 1,), torch.nan)[1:].view(x.shape)
+    return shifted.copy_(x)
 
 
 def width_major(x: Tensor) -> Tensor:
@@ -172,13 +172,13 @@ def test_layouts(layout: Any, target: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["q", "k", "v"])
-def test_one_tensor_is_laid_out_otherwise(name: str, target: str) -> None:
+def test_one_tensor_with_another_layout(name: str, target: str) -> None:
     tensors = operands(34, heads=(2, 2), batch=2)
     tensors[name] = width_major(tensors[name])
     check(compile_attention("causal", backend="triton"), tensors)
 
 
-def test_gradient_of_out_is_expanded(target: str) -> None:
+def test_an_expanded_gradient_of_out(target: str) -> None:
     attention = compile_attention("causal", backend="triton")
     ours, true = (
         {n: x.to(dtype).requires_grad_() for n, x in operands_of_seed().items()}
@@ -187,10 +187,10 @@ def test_gradient_of_out_is_expanded(target: str) -> None:
     for total in (attention(*ours.values()).sum(), attention.reference(*true.values()).sum()):
         torch.autograd.backward(total)
     for name in "qkv":
-        own, grad = ours[name].grad, true[name].grad
-        assert own is not None
+        actual, grad = ours[name].grad, true[name].grad
+        assert actual is not None
         assert grad is not None
-        assert (own - grad).abs().max() < 1e-5
+        assert (actual - grad).abs().max() < 1e-5
 
 
 def operands_of_seed() -> dict[str, Tensor]:
@@ -217,7 +217,7 @@ CUTS = [[0, 1, 1, 40, 66], [0, 0, 66, 66], [0, 33, 34, 35, 66]]
     ids=lambda x: x if isinstance(x, str) else "",
 )
 def test_packed_sequences(name: str, params: Mapping[str, Any], cuts: list[int], target: str) -> None:
-    """Empty sequences, and sequences of one token."""
+    """Some sequences are empty or have one token."""
     attention = compile_attention(name, backend="triton", **params)
     launches = check(attention, operands(66, heads=(1, 1)), cu_seqlens=torch.tensor(cuts))
     assert stages(launches) >= STAGES
@@ -230,16 +230,16 @@ def test_documents(n_q: int, target: str) -> None:
     check(attention, operands(n_q, 90, heads=(1, 1), batch=2), {"doc": doc})
 
 
-def test_documents_see_nothing_outside(target: str) -> None:
-    """Other documents leave no trace, not even in the last bit."""
+def test_documents_do_not_depend_on_each_other(target: str) -> None:
+    """Tokens of other documents change no bit of a document's result."""
     attention = compile_attention("document", backend="triton")
     tensors, doc = operands(90), torch.tensor([[0] * 45 + [1] * 45])
-    found = []
+    results_of_runs = []
     for factor in (1, 1e4):
         leaves = [torch.cat([x[:, :, :45], x[:, :, 45:] * factor], 2).requires_grad_() for x in tensors.values()]
         out = attention(*leaves, doc=doc)
-        found.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
-    assert all(torch.equal(a[:, :, :45], b[:, :, :45]) for a, b in zip(*found, strict=True))
+        results_of_runs.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    assert all(torch.equal(a[:, :, :45], b[:, :, :45]) for a, b in zip(*results_of_runs, strict=True))
 
 
 BLIND = """
@@ -249,24 +249,24 @@ pattern blind
 """
 
 
-def test_rows_that_see_nothing(target: str) -> None:
+def test_rows_without_keys(target: str) -> None:
     for n_q, n_k in ((66, 66), (20, 66), (19, 19)):
         check(compile_attention(BLIND, backend="triton"), operands(n_q, n_k, heads=(1, 1)))
 
 
 def test_same_bits(target: str) -> None:
-    """Twice the same call gives the same bits."""
+    """Two equal calls give the same bits."""
     attention = compile_attention("fox", backend="triton")
     tensors, decay = operands(40, heads=(2, 2)), -torch.rand(1, 40, 2)
-    found = []
+    results_of_runs = []
     for _ in range(2):
         leaves = [x.clone().requires_grad_() for x in (*tensors.values(), decay)]
         out = attention(*leaves[:3], f=leaves[3])
-        found.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+        results_of_runs.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    assert all(torch.equal(a, b) for a, b in zip(*results_of_runs, strict=True))
 
 
-def test_ends_of_64_bits(target: str) -> None:
+def test_64_bit_range_ends(target: str) -> None:
     attention = compile_attention("moa", backend="triton", alpha=[64, 16], beta=[0.25, 0.125], block=16)
     assert "to(tl.int64)" in attention.source("sm_90")["moa_dkdv"]
     assert stages(check(attention, operands(130, 130, heads=(2, 1)))) >= STAGES
@@ -276,7 +276,7 @@ def test_ends_of_64_bits(target: str) -> None:
     assert stages(check(far, operands(130, 130, heads=(2, 1)))) >= STAGES
 
 
-def test_numbers_of_64_bits_run_as_tiles_in_torch() -> None:
+def test_64_bit_numbers_run_as_tiles_in_torch() -> None:
     attention = compile_attention("sliding_window", window=20, backend="triton")
     q, k, v = (torch.randn(1, 2, 40, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
     with recorded() as launches:
@@ -300,7 +300,7 @@ pattern clashing
 """
 
 
-def test_inputs_may_have_the_names_of_what_a_kernel_computes(target: str) -> None:
+def test_inputs_may_share_names_with_kernel_variables(target: str) -> None:
     attention = compile_attention(CLASHING, backend="triton")
     torch.manual_seed(3)
     inputs = {
@@ -323,7 +323,7 @@ pattern listed
 """
 
 
-def test_inputs_read_pair_by_pair_of_listed_tiles(target: str) -> None:
+def test_inputs_by_pair_in_listed_tiles(target: str) -> None:
     attention = compile_attention(LISTED, backend="triton")
     torch.manual_seed(3)
     inputs: dict[str, Any] = {"words": torch.randn(2, 5), "lane": torch.randint(5, (1, 70, 70))}
@@ -333,7 +333,7 @@ def test_inputs_read_pair_by_pair_of_listed_tiles(target: str) -> None:
         out = attention(q, k, v, **inputs)
     assert stages(launches) == {"forward"}
     assert torch.allclose(out, attention.reference(q, k, v, **inputs), atol=1e-5)
-    assert not stages(check(attention, tensors, inputs))  # their gradients have no kernels: tiles in torch
+    assert not stages(check(attention, tensors, inputs))  # no kernels for their gradients: tiles in torch
 
 
 NEAR = """\
@@ -346,7 +346,7 @@ pattern near
 
 
 @pytest.mark.parametrize("cu_seqlens", [None, torch.tensor([0, 3, 3, 41, 70])])
-def test_tables_of_distances_that_occur(cu_seqlens: Tensor | None, target: str) -> None:
+def test_tables_cover_the_distances_that_occur(cu_seqlens: Tensor | None, target: str) -> None:
     attention = compile_attention(NEAR, backend="triton")
     torch.manual_seed(3)
     inputs: dict[str, Any] = {"table": torch.randn(2, 20)}
@@ -359,7 +359,7 @@ def test_tables_of_distances_that_occur(cu_seqlens: Tensor | None, target: str) 
 
 
 def test_gated_softmax_of_float64_runs_as_tiles_in_torch() -> None:
-    """`make hunt`, part triton, case 6: the real inputs of the pattern were missing."""
+    """`make hunt`, part triton, case 6: real inputs were missing when a pattern ran as tiles in torch."""
     text = (
         "pattern gated\n    input gate: unit[batch, head, query]\n    align end\n    visible k <= q\n"
         "    weights gate[q] * softmax(score)\n"

@@ -1,4 +1,4 @@
-"""Facts read from small machine codes that were written for it."""
+"""Facts read from short pieces of machine code that were written for each test."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ RESOURCES = " Function f:\n  REG:168 STACK:{stack} SHARED:0 LOCAL:0 CONSTANT[0]:
 
 
 def sass(text: str) -> str:
-    """Lines as nvdisasm prints them: labels in the first column, instructions with their address."""
+    """Format lines as nvdisasm prints them: labels in the first column, instructions with their address."""
     lines = []
     for n, line in enumerate(line.strip() for line in text.strip().splitlines()):
         lines.append(line if line.endswith(":") else f"        /*{n * 16:04x}*/                   {line} ;")
@@ -49,19 +49,19 @@ WGMMA = """
 """
 
 
-def test_a_loop_of_products() -> None:
+def test_a_loop_with_products() -> None:
     (loop,) = loops(WGMMA)
     assert loop.products == {"HGMMA": 4}
     assert (loop.copies, loop.waits, loop.barriers) == (1, 2, 1)
     assert (loop.local_loads, loop.copied) == (0, 0)
 
 
-def test_exponentials_under_products() -> None:
+def test_exponentials_overlap_products() -> None:
     (loop,) = loops(WGMMA)
     assert (loop.exponentials, loop.overlapped) == (3, 2)
 
 
-def test_products_in_flight_over_the_end_of_a_loop() -> None:
+def test_products_in_flight_across_iterations() -> None:
     text = """
         .L_x_0:
         MUFU.EX2 R3, R3
@@ -89,16 +89,16 @@ def test_a_wait_for_all_but_one_leaves_one_in_flight() -> None:
     assert loops(text)[0].overlapped == 1
 
 
-def test_what_spins_behind_the_end_is_not_of_the_loop() -> None:
-    """The block at .L_x_2 jumps back to .L_x_1, which closes no loop; its own spin is one, without products.
+def test_code_after_the_loop_is_not_part_of_it() -> None:
+    """A jump from .L_x_2 back to .L_x_1 closes no loop; the spin of .L_x_2 on itself is a loop without products.
 
-    Of the block only the jump back is of the loop.
+    Only the jump back belongs to the loop.
     """
     (loop,) = loops(WGMMA)
     assert loop.instructions == 15 + 1
 
 
-def test_the_innermost_loop_is_judged() -> None:
+def test_the_innermost_loop_is_analysed() -> None:
     text = """
         .L_x_0:
         LDL R3, [R1]
@@ -113,7 +113,7 @@ def test_the_innermost_loop_is_judged() -> None:
     assert (loop.instructions, loop.local_loads, loop.copies) == (3, 0, 1)
 
 
-def test_a_branch_whose_predicate_is_an_operand_goes_on() -> None:
+def test_a_branch_with_a_predicate_operand_falls_through() -> None:
     text = """
         .L_x_0:
         UTCHMMA gdesc[UR12], gdesc[UR16], tmem[UR15], tmem[UR34], idesc[UR35], !UPT
@@ -165,7 +165,7 @@ def test_copies_through_registers(between: str, copied: int) -> None:
     assert loops(lines)[0].copied == copied
 
 
-def test_numbers_gathered_one_by_one_are_no_tile() -> None:
+def test_elementwise_gathers_are_no_tile() -> None:
     text = """
         .L_x_0:
         LDG.E R8, desc[UR4][R2.64]
@@ -177,7 +177,7 @@ def test_numbers_gathered_one_by_one_are_no_tile() -> None:
     assert (loops(text)[0].copied, loops(text)[0].gathered) == (0, 4)
 
 
-def test_what_is_loaded_in_one_turn_may_be_stored_in_the_next() -> None:
+def test_a_tile_may_be_stored_one_iteration_later() -> None:
     text = """
         .L_x_0:
         STS.64 [R7], R8
@@ -189,7 +189,7 @@ def test_what_is_loaded_in_one_turn_may_be_stored_in_the_next() -> None:
     assert loops(text)[0].copied == 8
 
 
-def test_no_loop_no_products() -> None:
+def test_code_without_a_loop() -> None:
     code = read_nvidia(sass("FADD R8, R8, R9\nEXIT"), RESOURCES.format(stack=0))
     assert (code.loops, code.products) == ((), {})
 

@@ -1,4 +1,4 @@
-"""The linear recurrence by kernels, in Triton's interpreter, against the token loop; and their machine code."""
+"""Linear recurrence kernels in Triton's interpreter against the token loop, and their machine code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytest.importorskip("triton")
 SMALL = (1, 2, 20, 12)
 REGIME_CLASSES = ("scalar", "rows", "rows columns", "scalar delta", "rows delta before", "rows old")
 LIMIT = 1e-6
-"""Error limit of fp32, in units of the largest true entry."""
+"""Error limit of fp32, relative to the largest exact entry."""
 
 
 def by_kernels(name: str, tensors: Tensors, resets: Tensor | None = None, micro: int = 1, chunk: int = 16) -> Result:
@@ -44,27 +44,25 @@ def check(
     dtype: torch.dtype = torch.float32,
     limit: float = LIMIT,
 ) -> None:
-    """Results and gradients, each within `limit` of the token loop's in fp64.
+    """Check that results and gradients are within `limit` of the token loop in fp64.
 
-    A gradient that cancels may be off by twice what the token loop itself loses in that dtype beyond that.
+    A gradient that cancels may exceed the limit by twice the error that the token loop itself has in that dtype.
     """
     ours = leaves(case, dtype)
-    theirs = leaves({each: x.detach().double() for each, x in ours.items()})
-    mine, other = by_kernels(name, ours, resets, micro, chunk), truth(name, theirs, resets, micro)
-    found = {"out": error(mine[0], other[0]), "final": error(mine[1], other[1])}
-    d_mine, d_other = gradients(mine, ours), gradients(other, theirs)
-    found |= {f"d_{each}": error(d_mine[each], d_other[each]) for each in d_mine}
-    off = {each: size for each, size in found.items() if not size < limit}
-    if off and all(each.startswith("d_") for each in off):
-        same = leaves(case, dtype)
-        d_loop = gradients(truth(name, same, resets, micro), same)
+    exact = leaves({key: x.detach().double() for key, x in ours.items()})
+    actual, expected = by_kernels(name, ours, resets, micro, chunk), truth(name, exact, resets, micro)
+    errors = {"out": error(actual[0], expected[0]), "final": error(actual[1], expected[1])}
+    d_actual, d_expected = gradients(actual, ours), gradients(expected, exact)
+    errors |= {f"d_{key}": error(d_actual[key], d_expected[key]) for key in d_actual}
+    off = {key: size for key, size in errors.items() if not size < limit}
+    if off and all(key.startswith("d_") for key in off):
+        loop_leaves = leaves(case, dtype)
+        d_loop = gradients(truth(name, loop_leaves, resets, micro), loop_leaves)
         off = {
-            each: size
-            for each, size in off.items()
-            if not size < limit + 2 * error(d_loop[each[2:]], d_other[each[2:]])
+            key: size for key, size in off.items() if not size < limit + 2 * error(d_loop[key[2:]], d_expected[key[2:]])
         }
     assert off == {}
-    assert all(x.dtype == dtype for x in d_mine.values())
+    assert all(x.dtype == dtype for x in d_actual.values())
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -99,35 +97,44 @@ def test_lengths(name: str, tokens: int) -> None:
     check(name, draw_case(name, tokens=tokens, sizes=(1, 1, 6, 5)), chunk=64, limit=2e-6)
 
 
-def by_steps(name: str, case: Tensors, resets: Tensor | None, micro: int, patch: pytest.MonkeyPatch) -> list[str]:
-    """Check results where nothing is differentiated, and that one kernel gives them: the kernels that ran."""
+def check_without_gradients(
+    name: str, case: Tensors, resets: Tensor | None, micro: int, patch: pytest.MonkeyPatch
+) -> list[str]:
+    """Check results of a call without gradients, and return the kernels that ran."""
     ran = kernels_ran(patch)
-    ours = {each: x.float() for each, x in case.items()}
-    mine, other = (
+    ours = {key: x.float() for key, x in case.items()}
+    actual, expected = (
         by_kernels(name, ours, resets, micro),
         truth(name, {k: x.double() for k, x in ours.items()}, resets, micro),
     )
-    assert max(error(a, b) for a, b in zip(mine, other, strict=True)) < LIMIT
+    assert max(error(a, b) for a, b in zip(actual, expected, strict=True)) < LIMIT
     return ran
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_few_tokens(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert by_steps(name, draw_case(name, tokens=5, sizes=(2, 2, 20, 12)), None, 1, monkeypatch) == ["step"]
+    assert check_without_gradients(name, draw_case(name, tokens=5, sizes=(2, 2, 20, 12)), None, 1, monkeypatch) == [
+        "step"
+    ]
 
 
 @pytest.mark.parametrize("name", ["constant", "rows columns", "scalar before", "scalar delta", "rows old"])
 def test_few_micro_steps_and_resets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     resets = torch.zeros(2, 5, dtype=torch.bool)
     resets[0, [0, 3]], resets[1, 2] = True, True
-    assert by_steps(name, draw_case(name, tokens=5, micro=3, sizes=(2, 2, 8, 5)), resets, 3, monkeypatch) == ["step"]
+    assert check_without_gradients(
+        name, draw_case(name, tokens=5, micro=3, sizes=(2, 2, 8, 5)), resets, 3, monkeypatch
+    ) == ["step"]
 
 
-def test_closed_gates_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_gates_token_by_token(monkeypatch: pytest.MonkeyPatch) -> None:
     case = draw_case("rows", tokens=4, sizes=(1, 1, 8, 5))
     case["gate"][:, :, 2] = -float("inf")
-    assert by_steps("rows", case, None, 1, monkeypatch) == ["step"]
-    assert by_steps("rows", draw_case("rows", tokens=17, sizes=(1, 1, 8, 5)), None, 1, monkeypatch)[0] == "prepare"
+    assert check_without_gradients("rows", case, None, 1, monkeypatch) == ["step"]
+    assert (
+        check_without_gradients("rows", draw_case("rows", tokens=17, sizes=(1, 1, 8, 5)), None, 1, monkeypatch)[0]
+        == "prepare"
+    )
 
 
 def test_no_tokens() -> None:
@@ -147,22 +154,22 @@ def test_half_precision(name: str) -> None:
     check(name, draw_case(name, tokens=40, sizes=(1, 1, 32, 16)), chunk=32, dtype=torch.float16, limit=1e-2)
 
 
-def test_strides_do_not_matter() -> None:
+def test_any_strides() -> None:
     case = draw_case("rows decayed", tokens=20, sizes=(2, 3, 12, 5))
     plain, strided = leaves(case, torch.float32), {}
-    for each, x in plain.items():
+    for key, x in plain.items():
         base = torch.zeros(x.shape[0], x.shape[2], x.shape[1], x.shape[3] + 3) if x.ndim == 4 else x.detach().clone()
-        strided[each] = base.transpose(1, 2)[..., 1 : 1 + x.shape[3]].copy_(x.detach()) if x.ndim == 4 else base
-    expected, found = by_kernels("rows decayed", plain), by_kernels("rows decayed", strided)
-    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+        strided[key] = base.transpose(1, 2)[..., 1 : 1 + x.shape[3]].copy_(x.detach()) if x.ndim == 4 else base
+    expected, result = by_kernels("rows decayed", plain), by_kernels("rows decayed", strided)
+    assert all(torch.equal(a, b) for a, b in zip(expected, result, strict=True))
 
 
-def test_same_bits_and_no_memory_that_nobody_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_same_bits_and_no_read_of_unset_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     empty = torch.empty
 
-    def spoiled(*sizes: Any, **more: Any) -> Tensor:
-        made = empty(*sizes, **more)
-        return made.fill_(math.nan if made.is_floating_point() else 1)
+    def empty_as_nan(*sizes: Any, **more: Any) -> Tensor:
+        tensor = empty(*sizes, **more)
+        return tensor.fill_(math.nan if tensor.is_floating_point() else 1)
 
     case = draw_case("rows old", tokens=20, micro=3, sizes=(1, 1, 12, 5))
     resets = torch.zeros(1, 20, dtype=torch.bool)
@@ -171,14 +178,14 @@ def test_same_bits_and_no_memory_that_nobody_wrote(monkeypatch: pytest.MonkeyPat
         ours = leaves(case, torch.float32)
         mine = by_kernels("rows old", ours, resets, 3)
         results.append([*mine, *gradients(mine, ours).values()])
-        monkeypatch.setattr(torch, "empty", spoiled)
+        monkeypatch.setattr(torch, "empty", empty_as_nan)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_a_closed_gate_has_no_gradient() -> None:
     ours = leaves(draw_case("rows", "-inf", tokens=160, sizes=(1, 1, 16, 16)), torch.float32)
-    found = gradients(by_kernels("rows", ours, chunk=64), ours)["gate"]
-    assert (found[:, :, [77, 128, 150]] == 0).all()
+    gate_grad = gradients(by_kernels("rows", ours, chunk=64), ours)["gate"]
+    assert (gate_grad[:, :, [77, 128, 150]] == 0).all()
 
 
 def test_results_have_the_inputs_dtypes() -> None:
@@ -186,8 +193,8 @@ def test_results_have_the_inputs_dtypes() -> None:
     case["gate"] = case["gate"].detach().float().requires_grad_()
     out, final = by_kernels("scalar delta", case)
     assert (out.dtype, final.dtype) == (torch.float16, torch.float32)
-    assert {each: x.dtype for each, x in gradients((out, final), case).items()} == {
-        each: x.dtype for each, x in case.items()
+    assert {key: x.dtype for key, x in gradients((out, final), case).items()} == {
+        key: x.dtype for key, x in case.items()
     }
 
 
@@ -206,12 +213,12 @@ def drawn(*shape: int) -> Tensor:
     ],
 )
 def test_refusals(more: dict[str, Any], kind: type[Exception], message: str) -> None:
-    given: dict[str, Any] = {"q": drawn(1, 1, 4, 8), "k": drawn(1, 1, 4, 8), "v": drawn(1, 1, 4, 5)} | more
+    arguments: dict[str, Any] = {"q": drawn(1, 1, 4, 8), "k": drawn(1, 1, 4, 8), "v": drawn(1, 1, 4, 5)} | more
     with pytest.raises(kind, match=message):
-        linear_recurrence(given.pop("q"), given.pop("k"), given.pop("v"), **given)
+        linear_recurrence(arguments.pop("q"), arguments.pop("k"), arguments.pop("v"), **arguments)
 
 
-def test_a_gradient_is_not_differentiated() -> None:
+def test_second_derivatives_raise() -> None:
     ours = leaves(draw_case("scalar", tokens=5, sizes=(1, 1, 4, 4)), torch.float32)
     out, _ = by_kernels("scalar", ours)
     (first,) = torch.autograd.grad(out.sum(), ours["q"], create_graph=True)
@@ -219,7 +226,7 @@ def test_a_gradient_is_not_differentiated() -> None:
         torch.autograd.grad(first.sum(), ours["q"])
 
 
-def test_texts_hold_what_their_class_needs() -> None:
+def test_kernel_texts_contain_only_what_their_class_needs() -> None:
     def texts(**more: Any) -> str:
         q = torch.zeros(1, 1, 64, 64)
         form = recurrence_form(**more)
@@ -240,7 +247,7 @@ def recurrence_form(**more: Any) -> Any:
     return RecurrenceClass(**more)
 
 
-def test_corrections_are_told_apart() -> None:
+def test_corrections_are_recognised() -> None:
     q = torch.nn.functional.normalize(torch.randn(1, 1, 6, 8), dim=-1)
     beta = torch.rand(1, 1, 6)
     delta = linear_recurrence(q, q, q, correction=Delta(beta))[0]
@@ -257,15 +264,17 @@ COMPILED = ["scalar", "rows", "rows columns", "scalar delta", "rows comba", "row
 @pytest.mark.xdist_group("compiling")
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
 def test_machine_code(target: str) -> None:
-    """No stack, nothing spilled, products on tensor cores; `benchmarks/recurrent_kernels.py` does all classes."""
-    found = list(cases([target], [128], forms=[SELECTION[name] for name in COMPILED]))
-    outcomes = compile_all([(case.source, case.target) for case in found])
-    judged = {f"{found[i].pattern} {found[i].stage}": judge(found[i], outcome) for i, outcome in outcomes}
+    """No stack frame, no spills, products on tensor cores; `benchmarks/recurrent_kernels.py` covers all classes."""
+    gate_cases = list(cases([target], [128], forms=[SELECTION[name] for name in COMPILED]))
+    outcomes = compile_all([(case.source, case.target) for case in gate_cases])
+    judged = {
+        f"{gate_cases[i].pattern} {gate_cases[i].stage}": judge(gate_cases[i], outcome) for i, outcome in outcomes
+    }
     failed = {name: reasons for name, reasons in judged.items() if reasons}
     assert failed == {}
 
 
-def test_kernels_are_collected_whatever_unset_memory_holds() -> None:
-    """Collecting launches nothing: results stay unset, here NaN, which must not look like overflow before a reset."""
+def test_collecting_kernels_reads_no_unset_memory() -> None:
+    """Collecting launches no kernel: results stay unset, here NaN, which must not look like overflow before a reset."""
     collected = {case.source.function for case in library_gate.cases(["log_linear"], ["sm_90"], (64,))}
     assert collected >= {"scalar_resets_adjoints", "scalar_resets_values", "scalar_resets_keys"}

@@ -1,4 +1,4 @@
-"""Routing by kernels, in Triton's interpreter, against the reference; the library's are in `test_every_file.py`."""
+"""Routing kernels in Triton's interpreter against the reference; `test_every_file.py` covers the library's patterns."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ OTHERS: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
 
 @pytest.mark.parametrize("n_q", [15, 6])
 @pytest.mark.parametrize("name", OTHERS)
-def test_others_agree_with_the_reference(name: str, n_q: int) -> None:
+def test_patterns_beside_the_library_agree_with_the_reference(name: str, n_q: int) -> None:
     text, shapes = OTHERS[name]
     attend: Any = compile_attention(text, backend="triton")
     q = torch.randn(2, 4, n_q, 16, requires_grad=True)
     k, v = (torch.randn(2, 2, 15, 16, requires_grad=True) for _ in range(2))
-    given = {key: torch.randint(0, 4, shape) for key, shape in shapes.items()}
-    outs = [run(q, k, v, **given) for run in (attend, attend.reference)]
+    inputs = {key: torch.randint(0, 4, shape) for key, shape in shapes.items()}
+    outs = [run(q, k, v, **inputs) for run in (attend, attend.reference)]
     torch.testing.assert_close(*outs, rtol=1e-4, atol=2e-5)
     grads = [torch.autograd.grad(out.square().sum(), (q, k, v)) for out in outs]
     torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-4)

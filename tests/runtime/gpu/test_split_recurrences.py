@@ -1,4 +1,4 @@
-"""Linear recurrences whose lanes are split into segments, in Triton's interpreter, against the token loop."""
+"""Linear recurrences whose batch heads are split into segments, in Triton's interpreter, against the token loop."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from recurrence_cases import Tensors, chunked, draw_case, error, gradients, leav
 pytest.importorskip("triton")
 
 TOKENS = 75
-"""Five chunks of 16 rows, the last not full: in three segments of two, two and one, in two of three and two."""
+"""Five chunks of 16 rows, the last one partial: three segments of two, two and one chunks, or two of three and two."""
 SMALL = (1, 2, 12, 5)
 LIMIT = 1e-6
-"""Error limit of fp32, in units of the largest true entry."""
+"""Error limit of fp32, relative to the largest exact entry."""
 
 
 def results(name: str, tensors: Tensors, segments: int, resets: Tensor | None = None, micro: int = 1) -> Tensors:
-    """Results and gradients by name."""
+    """Return results and gradients by name."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recurrence_cases, "linear_recurrence", partial(linear_recurrence, segments=segments))
-        return named(chunked(name, tensors, resets, micro, chunk=16), tensors)
+        return results_by_name(chunked(name, tensors, resets, micro, chunk=16), tensors)
 
 
-def named(found: recurrence_cases.Result, tensors: Tensors) -> Tensors:
-    more = {f"d_{each}": x for each, x in gradients(found, tensors).items()}
-    return {"out": found[0], "final": found[1], **more}
+def results_by_name(result: recurrence_cases.Result, tensors: Tensors) -> Tensors:
+    more = {f"d_{key}": x for key, x in gradients(result, tensors).items()}
+    return {"out": result[0], "final": result[1], **more}
 
 
-def off(ours: Tensors, theirs: Tensors, limit: float = LIMIT) -> dict[str, float]:
+def errors_above(ours: Tensors, expected: Tensors, limit: float = LIMIT) -> dict[str, float]:
     """Return the tensors whose error is above the limit."""
-    found = {each: error(ours[each], theirs[each]) for each in theirs}
-    return {each: size for each, size in found.items() if not size < limit}
+    errors = {key: error(ours[key], expected[key]) for key in expected}
+    return {key: size for key, size in errors.items() if not size < limit}
 
 
 def check(
@@ -58,9 +58,9 @@ def check(
     limit: float = LIMIT,
 ) -> None:
     ours = leaves(case, dtype)
-    theirs = leaves({each: x.detach().double() for each, x in ours.items()})
-    expected = named(truth(name, theirs, resets, micro), theirs)
-    assert off(results(name, ours, segments, resets, micro), expected, limit) == {}
+    exact = leaves({key: x.detach().double() for key, x in ours.items()})
+    expected = results_by_name(truth(name, exact, resets, micro), exact)
+    assert errors_above(results(name, ours, segments, resets, micro), expected, limit) == {}
 
 
 @pytest.mark.parametrize("segments", [2, 3])
@@ -86,11 +86,11 @@ def test_micro_steps_and_resets(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["scalar", "rows", "columns", "rows delta"])
 def test_closed_gates(name: str) -> None:
-    """A segment that lets nothing through, one that lets some rows through, and one that is open."""
+    """One segment passes nothing on, one passes only some rows, and one is open."""
     case = draw_case(name, tokens=90, sizes=(1, 1, 8, 5))
-    for each in {"gate", "gate_columns"} & case.keys():
-        case[each][:, :, 70] = -math.inf
-        case[each][0, 0, 40, ...].view(-1)[:3] = -math.inf
+    for key in {"gate", "gate_columns"} & case.keys():
+        case[key][:, :, 70] = -math.inf
+        case[key][0, 0, 40, ...].view(-1)[:3] = -math.inf
     check(name, case, 3)
 
 
@@ -105,37 +105,37 @@ def test_half_precision(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["rows columns", "rows comba"])
-def test_same_bits_and_no_memory_that_nobody_wrote(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_same_bits_and_no_read_of_unset_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     empty = torch.empty
 
-    def spoiled(*sizes: Any, **more: Any) -> Tensor:
-        made = empty(*sizes, **more)
-        return made.fill_(math.nan if made.is_floating_point() else 1)
+    def empty_as_nan(*sizes: Any, **more: Any) -> Tensor:
+        tensor = empty(*sizes, **more)
+        return tensor.fill_(math.nan if tensor.is_floating_point() else 1)
 
     case = leaves(draw_case(name, tokens=50, sizes=(1, 1, 12, 5)), torch.float32)
     first = results(name, case, 4)
-    monkeypatch.setattr(torch, "empty", spoiled)
+    monkeypatch.setattr(torch, "empty", empty_as_nan)
     second = results(name, case, 4)
-    assert all(torch.equal(first[each], second[each]) for each in first)
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 @pytest.mark.parametrize(("name", "joining"), [("scalar", "joined"), ("scalar delta", "multiplied")])
 def test_which_kernels_run(name: str, joining: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = kernels_ran(monkeypatch)
     case = leaves(draw_case(name, tokens=40, sizes=(1, 1, 8, 5)), torch.float32)
-    whole = results(name, case, 1)
+    unsplit = results(name, case, 1)
     more = {"segments", joining, "adjoint_segments", f"adjoints_{joining}"}
     assert not more & set(ran)
     ran.clear()
     parts = results(name, case, 2)
     assert more < set(ran)
     assert ran.index("segments") < ran.index(joining) < ran.index("states")
-    assert off(parts, whole) == {}
+    assert errors_above(parts, unsplit) == {}
 
 
-def test_a_call_that_is_not_differentiated() -> None:
-    case = {each: x.float() for each, x in draw_case("delta", tokens=40, sizes=(1, 1, 8, 5)).items()}
-    q, k, v, state = (case[each] for each in ("q", "k", "v", "state"))
+def test_a_call_without_gradients() -> None:
+    case = {key: x.float() for key, x in draw_case("delta", tokens=40, sizes=(1, 1, 8, 5)).items()}
+    q, k, v, state = (case[key] for key in ("q", "k", "v", "state"))
     first, second = (
         linear_recurrence(q, k, v, correction=Delta(case["beta"]), state=state, chunk=16, segments=segments)
         for segments in (1, 100)
@@ -163,10 +163,10 @@ def test_how_many_segments_fit(programs: int, chunks: int, multiprocessors: int,
 
 def test_no_segment_is_empty() -> None:
     for chunks in range(1, 40):
-        for asked in range(1, 45):
-            segments = even_segments(asked, chunks)
+        for requested in range(1, 45):
+            segments = even_segments(requested, chunks)
             span = -(-chunks // segments)
-            assert segments <= asked
+            assert segments <= requested
             assert (segments - 1) * span < chunks <= segments * span
 
 
@@ -180,7 +180,7 @@ def test_no_segment_is_empty() -> None:
         (RecurrenceClass(correction="old"), None, 16),
     ],
 )
-def test_what_is_split(
+def test_when_recurrences_are_split(
     form: RecurrenceClass, segments: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(split, "multiprocessors", lambda _: 132)
@@ -190,17 +190,17 @@ def test_what_is_split(
     assert call.segments == expected
 
 
-def test_the_interpreter_has_nothing_to_fill() -> None:
+def test_the_interpreter_counts_one_multiprocessor() -> None:
     assert split.multiprocessors(torch.device("cpu")) == 1
 
 
-def test_no_segments_are_refused() -> None:
+def test_zero_segments_are_refused() -> None:
     x = torch.zeros(1, 1, 4, 8)
     with pytest.raises(ArgumentError, match="segments is 0"):
         linear_recurrence(x, x, x, segments=0)
 
 
-def growing(dtype: torch.dtype) -> Tensors:
+def inputs_with_growing_errors(dtype: torch.dtype) -> Tensors:
     """Return inputs whose first head has keys and β with which each step multiplies an error by -1.04."""
     case = leaves(draw_case("delta", tokens=TOKENS, sizes=SMALL), torch.float32)
     rows = {name: case[name].detach().clone() for name in ("q", "k", "v", "state", "beta")}
@@ -210,18 +210,18 @@ def growing(dtype: torch.dtype) -> Tensors:
 
 
 @pytest.mark.parametrize("recorded", [True, False])
-def test_a_head_whose_steps_let_states_grow_is_walked_whole(recorded: bool) -> None:
-    case = growing(torch.float32 if recorded else torch.float16)
-    found: dict[int, list[Tensor]] = {}
+def test_a_head_with_growing_states_is_not_split(recorded: bool) -> None:
+    case = inputs_with_growing_errors(torch.float32 if recorded else torch.float16)
+    results_by_segments: dict[int, list[Tensor]] = {}
     for segments in (1, 3):
         q, k, v, state, beta = (x.clone().requires_grad_(recorded) for x in case.values())
-        given: dict[str, Any] = {"correction": Delta(beta), "state": state, "chunk": 16, "segments": segments}
-        out, final = linear_recurrence(q, k, v, **given)
-        found[segments] = [out.detach(), final.detach()]
+        arguments: dict[str, Any] = {"correction": Delta(beta), "state": state, "chunk": 16, "segments": segments}
+        out, final = linear_recurrence(q, k, v, **arguments)
+        results_by_segments[segments] = [out.detach(), final.detach()]
         if recorded:
-            found[segments] += torch.autograd.grad(out.sum() + final.sum(), (q, k, v, state, beta))
-    for whole, parts in zip(found[1], found[3], strict=True):
-        assert whole.isfinite().all()
-        assert torch.equal(whole[:, 0], parts[:, 0])
-        assert error(parts[:, 1], whole[:, 1].double()) < (LIMIT if recorded else 1e-2)
-    assert not torch.equal(found[1][1][:, 1], found[3][1][:, 1])
+            results_by_segments[segments] += torch.autograd.grad(out.sum() + final.sum(), (q, k, v, state, beta))
+    for unsplit, split_result in zip(results_by_segments[1], results_by_segments[3], strict=True):
+        assert unsplit.isfinite().all()
+        assert torch.equal(unsplit[:, 0], split_result[:, 0])
+        assert error(split_result[:, 1], unsplit[:, 1].double()) < (LIMIT if recorded else 1e-2)
+    assert not torch.equal(results_by_segments[1][1][:, 1], results_by_segments[3][1][:, 1])

@@ -1,4 +1,4 @@
-"""Emitted files: run where there is nothing but torch and triton, they agree with their own reference."""
+"""Emitted files run with only torch and triton installed, and agree with the reference that they contain."""
 
 from __future__ import annotations
 
@@ -29,26 +29,30 @@ FILES: list[tuple[str, list[str], list[str]]] = [
 
 
 def emit(name: str, params: list[str], options: list[str], out: Path) -> int:
-    given = [part for param in params for part in ("-p", param)]
-    return main(["emit", name, *given, *options, "-o", str(out)])
+    parameters = [part for param in params for part in ("-p", param)]
+    return main(["emit", name, *parameters, *options, "-o", str(out)])
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with torch and triton, and what these need, and nothing else. Triton's interpreter needs numpy."""
+def isolated_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with torch, triton and their dependencies alone; Triton's interpreter also needs numpy."""
     folder = tmp_path_factory.mktemp("site")
-    wanted, seen = ["torch", "triton", "numpy"], set()
+    wanted, visited = ["torch", "triton", "numpy"], set()
     while wanted:
         name = wanted.pop()
-        if name in seen:
+        if name in visited:
             continue
-        seen.add(name)
-        found = distribution(name)
-        needed = map(Requirement, found.requires or ())
-        wanted += [one.name for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})]
-        for file in found.files or ():
+        visited.add(name)
+        package = distribution(name)
+        needed = map(Requirement, package.requires or ())
+        wanted += [
+            requirement.name
+            for requirement in needed
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        ]
+        for file in package.files or ():
             top = Path(file).parts[0]
-            source = Path(str(found.locate_file(top)))
+            source = Path(str(package.locate_file(top)))
             if top not in ("..", "__pycache__") and source.exists() and not (folder / top).exists():
                 (folder / top).symlink_to(source)
     assert not (folder / "attnc").exists()
@@ -56,9 +60,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(file: Path, site: Path) -> subprocess.CompletedProcess[str]:
-    """In a Python that finds its standard library and `site`."""
-    start = f"import sys; sys.path.append({str(site)!r}); import runpy; sys.argv = [{str(file)!r}]; "
+def run(file: Path, isolated_packages: Path) -> subprocess.CompletedProcess[str]:
+    """Run a file in a Python that sees its standard library and `isolated_packages` alone."""
+    start = f"import sys; sys.path.append({str(isolated_packages)!r}); import runpy; sys.argv = [{str(file)!r}]; "
     code = start + f"runpy.run_path({str(file)!r}, run_name='__main__')"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "TRITON"))}
     command = [sys.executable, "-I", "-S", "-c", code]
@@ -67,7 +71,12 @@ def run(file: Path, site: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(("name", "params", "options"), FILES, ids=[name for name, *_ in FILES])
 def test_a_file_checks_itself(
-    name: str, params: list[str], options: list[str], tmp_path: Path, site: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    params: list[str],
+    options: list[str],
+    tmp_path: Path,
+    isolated_packages: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = tmp_path / "kernel.py"
     assert emit(name, params, options, file) == 0
@@ -75,32 +84,32 @@ def test_a_file_checks_itself(
     text = file.read_text(encoding="utf-8")
     assert "import attnc" not in text
     assert "from attnc" not in text
-    done = run(file, site)
+    done = run(file, isolated_packages)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("the kernels agree with the reference\n")
     assert len(re.findall(r"(out|dq|dk|dv) +differs by", done.stdout)) == (8 if name == "neighborhood_2d" else 24)
 
 
-def test_attnc_is_not_there(site: Path, tmp_path: Path) -> None:
+def test_attnc_is_not_importable(isolated_packages: Path, tmp_path: Path) -> None:
     file = tmp_path / "other.py"
     file.write_text("import torch, triton\nimport attnc\n", encoding="utf-8")
-    done = run(file, site)
+    done = run(file, isolated_packages)
     assert "No module named 'attnc'" in done.stderr
 
 
-def test_a_file_that_is_wrong_says_so(tmp_path: Path, site: Path) -> None:
+def test_a_wrong_file_reports_its_error(tmp_path: Path, isolated_packages: Path) -> None:
     file = tmp_path / "kernel.py"
     assert emit("sliding_window", ["window=40"], ["--target", "sm_80", "--dtype", "float32"], file) == 0
     text = file.read_text(encoding="utf-8")
     assert text.count("query - 39") == 2
-    file.write_text(text.replace("query - 39", "query - 38", 1), encoding="utf-8")  # of the forward alone
-    done = run(file, site)
+    file.write_text(text.replace("query - 39", "query - 38", 1), encoding="utf-8")  # changes the forward kernel alone
+    done = run(file, isolated_packages)
     assert done.returncode == 1
     assert "WRONG" in done.stdout
     assert "results are wrong" in done.stdout
 
 
-def test_the_same_arguments_make_the_same_file(tmp_path: Path) -> None:
+def test_equal_arguments_write_equal_files(tmp_path: Path) -> None:
     files = [tmp_path / f"{i}.py" for i in range(2)]
     for i, file in enumerate(files):
         code = f"from attnc.runtime.cli import main; main(['emit', 'alibi', '-o', {str(file)!r}])"
@@ -125,7 +134,7 @@ def test_the_same_arguments_make_the_same_file(tmp_path: Path) -> None:
         (["causal", "-o", "kernel.txt"], "-o kernel.txt: the file is Python"),
     ],
 )
-def test_what_cannot_be_emitted(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_of_emit(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["emit", *arguments]) == 2
     assert says in capsys.readouterr().err
 
@@ -138,7 +147,7 @@ def test_to_stdout_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["text"] == text
 
 
-def test_nothing_is_left_where_a_file_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_write_leaves_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert emit("causal", [], [], tmp_path / "missing" / "kernel.py") == 2
     assert "missing" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

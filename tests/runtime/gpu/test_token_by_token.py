@@ -1,4 +1,4 @@
-"""Any step equation by one kernel, in Triton's interpreter, against the token loop in fp64."""
+"""The kernel for arbitrary step equations, in Triton's interpreter, against the token loop in fp64."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ EQUATIONS = {
 }
 
 FROM_NOTHING = frozenset({"an order", "places", "matrices of states", "states handed on"})
-"""Cases without a given state: one needs all tokens, others have more than `S`."""
+"""Cases without an initial state: one needs all tokens, the others have more states than `S`."""
 
 
 def source(lines: str) -> str:
@@ -75,8 +75,8 @@ def source(lines: str) -> str:
     return f"recurrence r{INPUTS}    state S: [dk, dv]\n{body}    read q @ S\n"
 
 
-def drawn(attend: Any, tokens: int, dk: int, dv: int, heads: int = 2) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """q, k, v; inputs: all in fp64."""
+def draw_inputs(attend: Any, tokens: int, dk: int, dv: int, heads: int = 2) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Draw q, k, v and inputs, all in fp64."""
     draw = torch.Generator().manual_seed(tokens + dk)
     sizes = {"batch": 2, "head": heads, "token": tokens, "dk": dk, "dv": dv, "n": 3}
     rows = [torch.randn(2, heads, tokens, width, generator=draw).double() for width in (dk, dk, dv)]
@@ -89,20 +89,20 @@ def drawn(attend: Any, tokens: int, dk: int, dv: int, heads: int = 2) -> tuple[l
         elif tensor.kind == "complex":
             inputs[tensor.name] = torch.complex(-torch.rand(shape, generator=draw), torch.rand(shape, generator=draw))
         else:
-            found = torch.randint(0, 4 if tensor.kind == "int" else 2, shape, generator=draw)
-            inputs[tensor.name] = found.bool() if tensor.kind == "bool" else found
+            tensor_input = torch.randint(0, 4 if tensor.kind == "int" else 2, shape, generator=draw)
+            inputs[tensor.name] = tensor_input.bool() if tensor.kind == "bool" else tensor_input
     return rows, inputs
 
 
 def run(
     attend: Any, rows: list[Tensor], inputs: dict[str, Tensor], dtype: torch.dtype, **more: Any
 ) -> dict[str, Tensor]:
-    """The output, the last states, and the gradients of their sum with fixed weights."""
+    """Return the output, the last states, and the gradients of their weighted sum."""
     real = {name: x.to(dtype).requires_grad_() for name, x in inputs.items() if x.is_floating_point()}
     leaves = {**{name: x.to(dtype).requires_grad_() for name, x in zip("qkv", rows, strict=True)}, **real}
     begun = {name: x.to(dtype).requires_grad_() for name, x in more.items()}
-    given = {**inputs, **real, **({"state": begun} if begun else {})}
-    out, state = attend(*(leaves[name] for name in "qkv"), return_state=True, **given)
+    arguments = {**inputs, **real, **({"state": begun} if begun else {})}
+    out, state = attend(*(leaves[name] for name in "qkv"), return_state=True, **arguments)
     results = {"out": out, **state}
     weights = torch.Generator().manual_seed(3)
     total = sum(
@@ -111,39 +111,39 @@ def run(
         if x.is_floating_point()
     )
     wanted = {**leaves, **begun}
-    found = torch.autograd.grad(total, list(wanted.values()), allow_unused=True, materialize_grads=True)
-    return {**results, **{f"d{name}": x for name, x in zip(wanted, found, strict=True)}}
+    grads = torch.autograd.grad(total, list(wanted.values()), allow_unused=True, materialize_grads=True)
+    return {**results, **{f"d{name}": x for name, x in zip(wanted, grads, strict=True)}}
 
 
-def check(ours: dict[str, Tensor], theirs: dict[str, Tensor], most: float = 3e-6) -> None:
-    """That nothing is further off than so much of the largest entry."""
-    assert ours.keys() == theirs.keys()
+def check(ours: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 3e-6) -> None:
+    """Check that no error exceeds `tolerance` times the tensor's largest entry."""
+    assert ours.keys() == expected.keys()
     off = {}
-    for name, exact in ((name, x.detach()) for name, x in theirs.items()):
+    for name, exact in ((name, x.detach()) for name, x in expected.items()):
         size = float(exact.abs().max().clamp(min=1e-3))
         distance = float((ours[name].detach().double() - exact).abs().max())
-        if not distance <= most * size:
+        if not distance <= tolerance * size:
             off[name] = distance / size
     assert off == {}
 
 
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The kernels that ran."""
-    found: list[str] = []
+    """Record the kernels that run."""
+    names: list[str] = []
     launch = launching.launch
 
-    def noted(kernel: Any, *more: Any) -> None:
-        found.append(f"{kernel.function.partition('_token_by_token_')[2]} in {kernel.parts}")
+    def recording_launch(kernel: Any, *more: Any) -> None:
+        names.append(f"{kernel.function.partition('_token_by_token_')[2]} in {kernel.parts}")
         launch(kernel, *more)
 
-    monkeypatch.setattr(token_loop_on_gpu, "launch", noted)
-    return found
+    monkeypatch.setattr(token_loop_on_gpu, "launch", recording_launch)
+    return names
 
 
 @pytest.fixture(params=["roomy", "tight"])
 def room(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Whether kernels have room for all matrices of a token; those of large heads have not."""
+    """Let kernels hold all matrices of a token ("roomy") or not ("tight"), as kernels of large heads cannot."""
     if request.param == "tight":
         monkeypatch.setattr(Stepping, "is_tight", True)
     emit_token_by_token.cache_clear()
@@ -152,25 +152,25 @@ def room(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 @pytest.mark.usefixtures("room")
-@pytest.mark.parametrize("what", EQUATIONS)
-def test_equations(what: str, kernels: list[str]) -> None:
-    text = source(EQUATIONS[what])
+@pytest.mark.parametrize("equation", EQUATIONS)
+def test_equations(equation: str, kernels: list[str]) -> None:
+    text = source(EQUATIONS[equation])
     attend: Any = compile_attention(text, backend="triton")
-    rows, inputs = drawn(attend, 21, 10, 6)
+    rows, inputs = draw_inputs(attend, 21, 10, 6)
     begun = torch.randn(2, 2, 10, 6, generator=torch.Generator().manual_seed(1)).double() * 0.3
-    more = {} if what in FROM_NOTHING else {"S": begun}
+    more = {} if equation in FROM_NOTHING else {"S": begun}
     ours = run(attend, rows, inputs, torch.float32, **more)
     assert kernels == ["forward_kept in 1", "backward in 1"]
-    theirs = run(compile_attention(text, backend="reference"), rows, inputs, torch.float64, **more)
-    check(ours, theirs)
+    expected = run(compile_attention(text, backend="reference"), rows, inputs, torch.float64, **more)
+    check(ours, expected)
 
 
 @pytest.mark.usefixtures("room")
-@pytest.mark.parametrize(("what", "parts"), [("entry by entry", 2), ("rows that meet", 2), ("a soft maximum", 1)])
-def test_columns_that_never_meet_are_done_apart(what: str, parts: int, kernels: list[str]) -> None:
-    text = source(EQUATIONS[what])
+@pytest.mark.parametrize(("equation", "parts"), [("entry by entry", 2), ("rows that meet", 2), ("a soft maximum", 1)])
+def test_independent_columns_are_split_between_programs(equation: str, parts: int, kernels: list[str]) -> None:
+    text = source(EQUATIONS[equation])
     attend: Any = compile_attention(text, backend="triton")
-    rows, inputs = drawn(attend, 35, 66, 21)
+    rows, inputs = draw_inputs(attend, 35, 66, 21)
     ours = run(attend, rows, inputs, torch.float32)
     assert kernels == [f"forward_kept in {parts}", f"backward in {parts}"]
     check(ours, run(compile_attention(text, backend="reference"), rows, inputs, torch.float64))
@@ -180,9 +180,9 @@ def test_columns_that_never_meet_are_done_apart(what: str, parts: int, kernels: 
 @pytest.mark.parametrize("tokens", [1, 16, 17, 64, 65])
 def test_lengths(tokens: int) -> None:
     attend: Any = compile_attention("yaad_linear", backend="triton")
-    rows, inputs = drawn(attend, tokens, 5, 3)
-    theirs = run(compile_attention("yaad_linear", backend="reference"), rows, inputs, torch.float64)
-    check(run(attend, rows, inputs, torch.float32), theirs)
+    rows, inputs = draw_inputs(attend, tokens, 5, 3)
+    expected = run(compile_attention("yaad_linear", backend="reference"), rows, inputs, torch.float64)
+    check(run(attend, rows, inputs, torch.float32), expected)
 
 
 NUMBERS_AND_VECTORS = """recurrence r
@@ -198,21 +198,21 @@ NUMBERS_AND_VECTORS = """recurrence r
 
 
 @pytest.mark.usefixtures("room")
-def test_states_that_are_numbers_and_vectors(kernels: list[str]) -> None:
+def test_scalar_and_vector_states(kernels: list[str]) -> None:
     text = NUMBERS_AND_VECTORS.replace("sqrt(1 + dot(z, k))", "sigmoid(dot(z, k))")
     attend: Any = compile_attention(text, backend="triton")
-    rows, inputs = drawn(attend, 19, 66, 35)
+    rows, inputs = draw_inputs(attend, 19, 66, 35)
     ours = run(attend, rows, inputs, torch.float32)
     assert kernels == ["forward_kept in 3", "backward in 3"]
     check(ours, run(compile_attention(text, backend="reference"), rows, inputs, torch.float64))
 
 
-def test_a_tight_kernel_makes_matrices_where_they_are_read(room: str) -> None:
+def test_a_tight_kernel_computes_matrices_where_they_are_read(room: str) -> None:
     attend = compile_attention("yaad_linear")
     recurrent = attend._general.recurrent
     assert recurrent is not None
-    found = recurrent_kernels(attend._bound, recurrent, TARGETS["sm_90"], 16, torch.float32, {})
-    backward = next(kernel.text for name, kernel in found.items() if name.endswith("backward"))
+    kernel_list = recurrent_kernels(attend._bound, recurrent, TARGETS["sm_90"], 16, torch.float32, {})
+    backward = next(kernel.text for name, kernel in kernel_list.items() if name.endswith("backward"))
     token = backward.partition("for back in")[2]
     assert token.count("tl.load(before0") == (4 if room == "tight" else 1)
     assert ("tl.load(dbegun0" in token) is (room == "tight")
@@ -232,11 +232,11 @@ LIBRARY = (
 
 @pytest.mark.usefixtures("room")
 @pytest.mark.parametrize("name", LIBRARY)
-def test_the_library_as_any_step_equation(name: str, kernels: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    _refuse_forms(monkeypatch)
-    q, k, v, given = example(name, B=2, H=2, T=19, dk=10, dv=6, dtype=torch.float64)
-    inputs = {key: x for key, x in given.items() if isinstance(x, Tensor)}
-    options = {key: x for key, x in given.items() if not isinstance(x, Tensor)}
+def test_library_patterns_token_by_token(name: str, kernels: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    _derive_no_passes(monkeypatch)
+    q, k, v, example_inputs = example(name, B=2, H=2, T=19, dk=10, dv=6, dtype=torch.float64)
+    inputs = {key: x for key, x in example_inputs.items() if isinstance(x, Tensor)}
+    options = {key: x for key, x in example_inputs.items() if not isinstance(x, Tensor)}
     attend: Any = compile_attention(name, backend="triton", **options)
     ours = run(attend, [q, k, v], inputs, torch.float32)
     assert [kernel.partition(" ")[0] for kernel in kernels] == ["forward_kept", "backward"]
@@ -246,9 +246,9 @@ def test_the_library_as_any_step_equation(name: str, kernels: list[str], monkeyp
 
 @pytest.mark.parametrize("name", ["test_time_regression", "yaad_linear"])
 def test_large_heads(name: str, kernels: list[str]) -> None:
-    """Heads so large that kernels spill their states, in two stretches."""
-    q, k, v, given = example(name, B=1, H=1, T=18, dk=100, dv=70, dtype=torch.float64)
-    inputs = {key: x for key, x in given.items() if isinstance(x, Tensor)}
+    """Heads so large that the kernels spill their states, in two stretches of tokens."""
+    q, k, v, example_inputs = example(name, B=1, H=1, T=18, dk=100, dv=70, dtype=torch.float64)
+    inputs = {key: x for key, x in example_inputs.items() if isinstance(x, Tensor)}
     attend: Any = compile_attention(name, backend="triton")
     ours = run(attend, [q, k, v], inputs, torch.float32)
     assert kernels == ["forward_kept in 1", "backward in 1"]
@@ -257,16 +257,16 @@ def test_large_heads(name: str, kernels: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", WITHOUT)
-def test_what_has_no_such_kernel_says_so(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    _refuse_forms(monkeypatch)
+def test_unsupported_step_equations_are_reported(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _derive_no_passes(monkeypatch)
     attend: Any = compile_attention(name, backend="triton")
-    rows, inputs = drawn(attend, 3, 4, 4)
+    rows, inputs = draw_inputs(attend, 3, 4, 4)
     with pytest.raises(UnsupportedError, match=f"token by token, but not by a kernel: {WITHOUT[name]}"):
         run(attend, rows, inputs, torch.float32)
 
 
-def _refuse_forms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Derive no passes, also for a pattern of which another test still holds the planner, with what it derived."""
+def _derive_no_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the planner derive no passes, and drop planners that other tests hold with passes already derived."""
     monkeypatch.setattr(planners, "_live_planners", WeakValueDictionary())
     monkeypatch.setattr(calls, "derive", _refusing)
     monkeypatch.setattr(derived_recurrence, "derive", _refusing)
@@ -276,63 +276,63 @@ def _refusing(*_: object, **__: object) -> None:
     raise NoFormError("a test")
 
 
-def test_factors_above_1_that_no_passes_can_take(kernels: list[str]) -> None:
+def test_factors_above_1_run_token_by_token(kernels: list[str]) -> None:
     lines = "state S: [dk, dv] = 1\n    step S = 1.5 * S\n    step S = S - 0.5 * outer(k, k @ S) + outer(k, v)"
     text = f"recurrence r\n    {lines}\n    read q @ S\n"
     attend: Any = compile_attention(text, backend="triton")
-    rows, inputs = drawn(attend, 9, 4, 4)
+    rows, inputs = draw_inputs(attend, 9, 4, 4)
     ours = run(attend, rows, inputs, torch.float32)
     assert kernels == ["forward_kept in 1", "backward in 1"]
     check(ours, run(compile_attention(text, backend="reference"), rows, inputs, torch.float64))
 
 
-def test_an_entry_that_is_not_there() -> None:
+def test_out_of_range_entries() -> None:
     attend: Any = compile_attention(source(EQUATIONS["an entry"]), backend="triton")
-    rows, inputs = drawn(attend, 5, 3, 3)
+    rows, inputs = draw_inputs(attend, 5, 3, 3)
     with pytest.raises(EvaluationError, match="the index 3 is out of range"):
         attend(*(x.float() for x in rows), **{**inputs, "at": torch.full((5,), 3)})
 
 
-def test_gradients_of_gradients_are_refused() -> None:
+def test_second_derivatives_are_refused() -> None:
     attend: Any = compile_attention("yaad_linear", backend="triton")
-    rows, inputs = drawn(attend, 5, 3, 3)
+    rows, inputs = draw_inputs(attend, 5, 3, 3)
     q, k, v = (x.float().requires_grad_() for x in rows)
     out = attend(q, k, v, **{name: x.float() for name, x in inputs.items()})
-    (found,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+    (grad,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
     with pytest.raises(UnsupportedError, match="second derivatives"):
-        torch.autograd.grad(found.sum(), v)
+        torch.autograd.grad(grad.sum(), v)
 
 
 def test_16_bit_queries_and_shared_keys() -> None:
     attend: Any = compile_attention("yaad_linear", backend="triton")
-    rows, inputs = drawn(attend, 18, 8, 8)
-    given = [x.bfloat16() for x in rows]
-    given = [given[0], given[1][:, :1], given[2][:, :1]]
-    few = {name: x.float() for name, x in inputs.items()}
-    found = attend(*given, **few)
+    rows, inputs = draw_inputs(attend, 18, 8, 8)
+    tensors = [x.bfloat16() for x in rows]
+    tensors = [tensors[0], tensors[1][:, :1], tensors[2][:, :1]]
+    fp32_inputs = {name: x.float() for name, x in inputs.items()}
+    result = attend(*tensors, **fp32_inputs)
     reference: Any = compile_attention("yaad_linear", backend="reference")
-    exact = reference(*(x.double() for x in given), **inputs)
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.double(), exact, atol=4e-3 * float(exact.abs().max()), rtol=0)
+    exact = reference(*(x.double() for x in tensors), **inputs)
+    assert result.dtype == torch.bfloat16
+    torch.testing.assert_close(result.double(), exact, atol=4e-3 * float(exact.abs().max()), rtol=0)
 
 
 LEAN = ("entry by entry", "several steps", "a soft maximum", "rows that meet")
-"""Without products of two matrices, and sines, which keep numbers on a stack."""
+"""Patterns without products of two matrices, and without sines, whose code keeps numbers on a stack."""
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("compiling")
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
 def test_machine_code(target: str) -> None:
-    """No stack and nothing spilled."""
+    """No stack frame and no spills."""
     spills = {}
-    for text in ("yaad_linear", *(source(EQUATIONS[what]) for what in LEAN)):
+    for text in ("yaad_linear", *(source(EQUATIONS[equation]) for equation in LEAN)):
         for width in (64, 128):
             attend = compile_attention(text)
             recurrent = attend._general.recurrent
             assert recurrent is not None
-            found = recurrent_kernels(attend._bound, recurrent, TARGETS[target], width, torch.float32, {})
-            kernels = list(found.values())
+            kernel_list = recurrent_kernels(attend._bound, recurrent, TARGETS[target], width, torch.float32, {})
+            kernels = list(kernel_list.values())
             for i, outcome in compile_all([(kernel, target) for kernel in kernels]):
                 assert isinstance(outcome, CompiledBinary), outcome
                 if outcome.code.stack or outcome.code.spilled:

@@ -1,4 +1,4 @@
-"""Weights other than a softmax of the score by kernels: formulas, shares of their sum, sums of several."""
+"""Kernels for weights other than a softmax of the score: formulas, formulas over their row sum, sums of formulas."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return name
 
 
-def pattern(weights: str, *, seen: str = "0 <= q - k < 40", inputs: str = "", score: str = "") -> str:
+def pattern(weights: str, *, relation: str = "0 <= q - k < 40", inputs: str = "", score: str = "") -> str:
     lines = ["pattern weighed", "    align end", *(f"    input {one}" for one in inputs.split("; ") if one)]
-    lines += [f"    visible {seen}", *([f"    score {score}"] if score else []), f"    weights {weights}"]
+    lines += [f"    visible {relation}", *([f"    score {score}"] if score else []), f"    weights {weights}"]
     return "\n".join(lines) + "\n"
 
 
@@ -53,14 +53,14 @@ def test_formulas(weights: str, target: str) -> None:
 
 
 @pytest.mark.parametrize("weights", SHARES)
-def test_shares(weights: str, target: str) -> None:
+def test_formulas_divided_by_their_sum(weights: str, target: str) -> None:
     attention = compile_attention(pattern(weights), backend="triton")
     launches = check(attention, operands(97, 120, heads=(2, 1)), with_lse=False)
     assert stages(launches) == {"forward", "delta", *BACKWARD}
 
 
-def test_a_share_of_exponentials_is_a_softmax(target: str) -> None:
-    """Also where scores are too large for their exponentials."""
+def test_exponentials_divided_by_their_sum_are_a_softmax(target: str) -> None:
+    """The result is exact even for scores so large that their exponentials overflow."""
     attention = compile_attention(pattern("exp(score) / sum(exp(score) for k)"), backend="triton")
     tensors = operands(60, heads=(2, 1))
     tensors["q"] = tensors["q"] * 40
@@ -68,15 +68,15 @@ def test_a_share_of_exponentials_is_a_softmax(target: str) -> None:
     assert "most" in attention.source("sm_90")["weighed_forward"]
 
 
-@pytest.mark.parametrize("seen", ["k <= q - 20 and q % 3 > 0", "k <= q and power_of_two(q - k + 1)", "true"])
+@pytest.mark.parametrize("relation", ["k <= q - 20 and q % 3 > 0", "k <= q and power_of_two(q - k + 1)", "true"])
 @pytest.mark.parametrize("weights", [FORMULAS[0], SHARES[0]])
-def test_relations(weights: str, seen: str, target: str) -> None:
-    """Rows that see nothing, listed tiles, everything."""
-    attention = compile_attention(pattern(weights, seen=seen), backend="triton")
+def test_relations(weights: str, relation: str, target: str) -> None:
+    """Relations with rows without keys, with tile lists, and with every pair visible."""
+    attention = compile_attention(pattern(weights, relation=relation), backend="triton")
     assert stages(check(attention, operands(70, heads=(2, 2)), with_lse=False)) >= BACKWARD
 
 
-def test_numbers_of_queries_and_keys_have_gradients(target: str) -> None:
+def test_inputs_by_query_and_by_key_have_gradients(target: str) -> None:
     text = pattern(
         "sigmoid(b[q] * score + c[k]) / sum(sigmoid(b[q] * score + c[k]) for k)",
         inputs="b: real[batch, head, query]; c: real[batch, head, key]",
@@ -87,11 +87,11 @@ def test_numbers_of_queries_and_keys_have_gradients(target: str) -> None:
 
 
 @pytest.mark.parametrize("cut", [None, [0, 1, 1, 40, 66]], ids=["whole", "packed"])
-def test_counts_of_keys(cut: list[int] | None, target: str) -> None:
-    """Keys are counted where ranges overlap, and in documents."""
+def test_key_counts(cut: list[int] | None, target: str) -> None:
+    """Keys are counted where ranges overlap, and within documents."""
     text = pattern(
         SHARES[0],
-        seen="k <= q and (q - k < 20 or k < 15)",
+        relation="k <= q and (q - k < 20 or k < 15)",
         score="log(dk) * log(count(visible for k)) * dot(normalised(q), normalised(k))",
     )
     more: dict[str, Any] = {} if cut is None else {"cu_seqlens": torch.tensor(cut)}
@@ -105,7 +105,7 @@ def test_half_precision(target: str) -> None:
         check(attention, operands(70, heads=(2, 1), widths=(40, 24), dtype=torch.float16), with_lse=False)
 
 
-def test_widths(target: str) -> None:
+def test_head_dimensions(target: str) -> None:
     check(compile_attention(pattern(SHARES[0]), backend="triton"), operands(40, widths=(16, 300)), with_lse=False)
 
 
@@ -122,7 +122,7 @@ ROW = "alpha: real[batch, head, query]; beta: real[batch, head, query]"
     ],
 )
 def test_sums(weights: str, target: str) -> None:
-    """Each summand by kernels of its own."""
+    """Each summand runs in kernels of its own."""
     torch.manual_seed(5)
     inputs: dict[str, Any] = {"alpha": torch.rand(2, 4, 60), "beta": torch.randn(2, 4, 60)}
     attention = compile_attention(pattern(weights, inputs=ROW), backend="triton", strict=True)
@@ -133,7 +133,7 @@ def test_sums(weights: str, target: str) -> None:
     assert plan.fallback is None
 
 
-def test_the_share_of_a_share_runs_as_tiles_in_torch() -> None:
+def test_a_nested_division_by_sums_runs_as_tiles_in_torch() -> None:
     text = pattern("softmax(score) ** 2 / sum(softmax(score) ** 2 for k)")
     attention = compile_attention(text, backend="triton")
     assert (
@@ -147,7 +147,7 @@ def test_the_share_of_a_share_runs_as_tiles_in_torch() -> None:
         compile_attention(text, backend="triton", strict=True)
 
 
-def test_counts_of_bricks_run_as_tiles_in_torch() -> None:
+def test_key_counts_in_bricks_run_as_tiles_in_torch() -> None:
     text = "pattern weighed\n    tokens y: 8, x: 8\n    visible abs(q.y - k.y) < 2 and abs(q.x - k.x) < 2\n"
     text += "    weights sigmoid(score) / count(visible for k)\n"
     plan = compile_attention(text, backend="triton").plan(64, heads=2, device="cuda")

@@ -1,4 +1,4 @@
-"""A recurrence with borders is under autograd as any other call: memory, second passes, checkpoints, waits."""
+"""Autograd through a recurrence with borders works as for any call: memory, second passes, checkpoints, host waits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BORDER = 20
 
 
 class Leaves(dict[str, Tensor]):
-    """Draw the tensors of a call from a fixed seed."""
+    """The tensors of a call, drawn from a fixed seed."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -39,43 +39,43 @@ class Leaves(dict[str, Tensor]):
 
     def called(self, q: Tensor | None = None) -> Tensor:
         attend: Any = compile_attention(TEXT)
-        given = dict(self) if q is None else {**self, "q": q}
-        out: Tensor = attend(**given, fresh=(torch.arange(TOKENS) == BORDER)[None])
+        tensors = dict(self) if q is None else {**self, "q": q}
+        out: Tensor = attend(**tensors, fresh=(torch.arange(TOKENS) == BORDER)[None])
         return out
 
     def grads(self) -> dict[str, Tensor]:
-        found = {name: x.grad for name, x in self.items()}
-        return {name: grad for name, grad in found.items() if grad is not None}
+        all_grads = {name: x.grad for name, x in self.items()}
+        return {name: grad for name, grad in all_grads.items() if grad is not None}
 
 
-def weights(value: float) -> Tensor:
-    found = torch.linspace(0.5, 1.5, TOKENS)[None, None, :, None].repeat(1, 2, 1, 8)
-    found[:, :, 3] = value
-    return found
+def grad_weights(value: float) -> Tensor:
+    values = torch.linspace(0.5, 1.5, TOKENS)[None, None, :, None].repeat(1, 2, 1, 8)
+    values[:, :, 3] = value
+    return values
 
 
-def once(value: float) -> dict[str, Tensor]:
+def grads_of_one_pass(value: float) -> dict[str, Tensor]:
     leaves = Leaves()
-    torch.autograd.backward(leaves.called(), weights(value))
+    torch.autograd.backward(leaves.called(), grad_weights(value))
     return leaves.grads()
 
 
-def assert_alike(found: dict[str, Tensor], wanted: dict[str, Tensor], times: float = 1) -> None:
-    assert found.keys() == wanted.keys() == set("qkvg")
-    for name, x in found.items():
+def assert_grads_agree(actual: dict[str, Tensor], wanted: dict[str, Tensor], times: float = 1) -> None:
+    assert actual.keys() == wanted.keys() == set("qkvg")
+    for name, x in actual.items():
         assert torch.allclose(x, times * wanted[name], atol=1e-6, equal_nan=True), name
 
 
 class Held:
-    """Collect the tensors that autograd keeps."""
+    """A saved tensor, wrapped so that a weak reference shows whether autograd still keeps it."""
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
 
 
 @pytest.mark.parametrize("value", [1.0, math.nan])
-def test_a_backward_pass_frees_what_was_kept(value: float) -> None:
-    """The recorded pass lived as long as the output."""
+def test_a_backward_pass_frees_saved_tensors(value: float) -> None:
+    """The recorded pass stayed in memory as long as the output."""
     kept: list[weakref.ref[Held]] = []
 
     def pack(x: Tensor) -> Held:
@@ -86,30 +86,30 @@ def test_a_backward_pass_frees_what_was_kept(value: float) -> None:
     leaves = Leaves()
     with saved_tensors_hooks(pack, lambda held: held.x):
         out = leaves.called()
-    assert any(one() is not None for one in kept)
-    torch.autograd.backward(out, weights(value))
+    assert any(reference() is not None for reference in kept)
+    torch.autograd.backward(out, grad_weights(value))
     assert out.isfinite().all()
-    assert not any(one() is not None for one in kept)
+    assert not any(reference() is not None for reference in kept)
 
 
 @pytest.mark.parametrize("value", [1.0, math.nan])
 def test_a_second_backward_pass_raises_unless_the_graph_is_retained(value: float) -> None:
-    """A second backward pass ran, silently."""
+    """A second backward pass used to run without an error."""
     leaves = Leaves()
     out = leaves.called()
-    torch.autograd.backward(out, weights(value), retain_graph=True)
-    torch.autograd.backward(out, weights(value))
-    assert_alike(leaves.grads(), once(value), times=2)
+    torch.autograd.backward(out, grad_weights(value), retain_graph=True)
+    torch.autograd.backward(out, grad_weights(value))
+    assert_grads_agree(leaves.grads(), grads_of_one_pass(value), times=2)
     with pytest.raises(RuntimeError, match="Trying to backward through the graph a second time"):
-        torch.autograd.backward(out, weights(value))
+        torch.autograd.backward(out, grad_weights(value))
 
 
-def test_a_pass_whose_gradient_is_nan_leaves_nothing_to_the_next() -> None:
+def test_a_pass_with_nan_gradients_does_not_affect_the_next() -> None:
     leaves = Leaves()
     out = leaves.called()
-    torch.autograd.grad(out, list(leaves.values()), weights(math.nan), retain_graph=True)
-    torch.autograd.backward(out, weights(1.0))
-    assert_alike(leaves.grads(), once(1.0))
+    torch.autograd.grad(out, list(leaves.values()), grad_weights(math.nan), retain_graph=True)
+    torch.autograd.backward(out, grad_weights(1.0))
+    assert_grads_agree(leaves.grads(), grads_of_one_pass(1.0))
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
@@ -117,29 +117,29 @@ def test_a_pass_whose_gradient_is_nan_leaves_nothing_to_the_next() -> None:
 def test_checkpoints(value: float, use_reentrant: bool) -> None:
     leaves = Leaves()
     out = checkpoint(leaves.called, leaves["q"], use_reentrant=use_reentrant)
-    torch.autograd.backward(out, weights(value))
-    assert_alike(leaves.grads(), once(value))
+    torch.autograd.backward(out, grad_weights(value))
+    assert_grads_agree(leaves.grads(), grads_of_one_pass(value))
 
 
 @pytest.mark.parametrize("value", [1.0, math.nan])
-def test_gradients_with_a_graph_of_their_own(value: float) -> None:
+def test_gradients_with_create_graph(value: float) -> None:
     leaves = Leaves()
-    incoming = weights(value).requires_grad_()
-    found = torch.autograd.grad(leaves.called(), list(leaves.values()), incoming, create_graph=True)
-    assert_alike(dict(zip(leaves, (x.detach() for x in found), strict=True)), once(value))
+    incoming = grad_weights(value).requires_grad_()
+    grads = torch.autograd.grad(leaves.called(), list(leaves.values()), incoming, create_graph=True)
+    assert_grads_agree(dict(zip(leaves, (x.detach() for x in grads), strict=True)), grads_of_one_pass(value))
     with pytest.raises(UnsupportedError, match="second derivatives"):
-        torch.autograd.backward(found[0].sum())
+        torch.autograd.backward(grads[0].sum())
 
 
 def test_tensors_that_depend_on_one_another() -> None:
-    """NaN marks of the first of two passes stop at the tensors that the call was given."""
+    """NaN markers of the first of two passes stop at the tensors that the call received."""
     leaf = torch.randn(1, 2, TOKENS, 8, requires_grad=True)
     leaves = Leaves()
     leaves["k"] = 2 * leaf
     leaves["v"] = leaves["k"] + 1
     passed: list[Tensor] = []
     leaves["k"].register_hook(passed.append)  # type: ignore[no-untyped-call]
-    torch.autograd.backward(leaves.called(leaf), weights(math.nan))
+    torch.autograd.backward(leaves.called(leaf), grad_weights(math.nan))
     assert leaf.grad is not None
     assert not leaf.grad[:, :, 3].isfinite().any()
     assert leaf.grad[:, :, BORDER:].isfinite().all()
@@ -147,7 +147,7 @@ def test_tensors_that_depend_on_one_another() -> None:
 
 
 class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts how often a number of a tensor is asked for."""
+    """Count how often the host reads a number of a tensor."""
 
     count = 0
 
@@ -156,8 +156,8 @@ class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def test_finiteness_is_asked_once() -> None:
-    """Finiteness was asked twice: of the gradient of the output, and of zeros made for that of the last state."""
+def test_finiteness_is_read_once() -> None:
+    """Finiteness was read twice: for the output's gradient, and for zeros made for the last state's gradient."""
     out = Leaves().called()
     with Reads() as reads:  # type: ignore[no-untyped-call]
         torch.autograd.backward(out.sum())
@@ -165,14 +165,12 @@ def test_finiteness_is_asked_once() -> None:
 
 
 @pytest.mark.parametrize("capturing", [False, True])
-def test_on_a_gpu_the_wait_is_counted_and_no_stream_captured_waits(
-    capturing: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Tensors without values stand for a device's."""
-    asked: list[Tensor] = []
+def test_host_waits_are_counted_and_skipped_during_capture(capturing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fake tensors stand for a device's tensors."""
+    tested: list[Tensor] = []
 
     def is_finite(*grads: Tensor) -> bool:
-        asked.extend(grads)
+        tested.extend(grads)
         return True
 
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
@@ -181,6 +179,6 @@ def test_on_a_gpu_the_wait_is_counted_and_no_stream_captured_waits(
     with FakeTensorMode():
         grads = [torch.empty(2, 3, device="cuda"), torch.empty(2, device="cuda")]
         assert border_gradients._may_be_finite("bordered", grads)
-    assert len(asked) == (0 if capturing else 2)
-    counted = [(one.pattern, one.kind, one.count) for one in fallbacks()]
+    assert len(tested) == (0 if capturing else 2)
+    counted = [(fallback.pattern, fallback.kind, fallback.count) for fallback in fallbacks()]
     assert counted == ([] if capturing else [("bordered", "host wait", 1)])

@@ -1,4 +1,4 @@
-"""Scans against token loops: states, reads by stretches, gradients, resets, fp32's errors, running maxima and sums."""
+"""Scans against token loops: states, reads by stretch, gradients, resets, errors of fp32, running maxima and sums."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 TIGHT = 1e-12
 LENGTHS = [0, 1, 63, 64, 65, 100, 257]
 DTYPES = {"real": torch.float64, "complex": torch.complex128}
-# Axes of a decay that is the same along some: batch, heads, tokens, two of the state.
+# Shapes of decays that are equal along some axes: batch, heads, tokens, two axes of the state.
 BROADCASTS = [(2, 3, 0, 4, 5), (2, 3, 1, 4, 5), (1, 1, 1, 4, 5), (2, 1, 0, 1, 1), (1, 3, 0, 4, 1), (2, 3, 0, 1, 5)]
 Pair = tuple[Tensor, Tensor]
 
@@ -34,26 +34,26 @@ def _both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 def truth(decay: Tensor, write: Tensor, state: Tensor, resets: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """(states before tokens, states after them, the last), token by token."""
+    """Return the states before each token, after each token, and the last state, computed token by token."""
     tokens = write.shape[2] if decay.shape[2] == 1 else decay.shape[2]
-    befores, afters, now = [], [], state
+    befores, afters, current = [], [], state
     for t in range(tokens):
         if resets is not None:
-            here = resets[:, None, t] if resets.ndim == 2 else resets[:, :, t]
-            now = torch.where(here.reshape(*here.shape, *(1,) * (state.ndim - 2)), 0, now)
-        befores.append(now)
-        now = decay[:, :, min(t, decay.shape[2] - 1)] * now + write[:, :, min(t, write.shape[2] - 1)]
-        afters.append(now)
+            reset_at = resets[:, None, t] if resets.ndim == 2 else resets[:, :, t]
+            current = torch.where(reset_at.reshape(*reset_at.shape, *(1,) * (state.ndim - 2)), 0, current)
+        befores.append(current)
+        current = decay[:, :, min(t, decay.shape[2] - 1)] * current + write[:, :, min(t, write.shape[2] - 1)]
+        afters.append(current)
     if not tokens:
-        none = state[:, :, None][:, :, :0]
-        return none, none, state
-    return torch.stack(befores, 2), torch.stack(afters, 2), now
+        empty = state[:, :, None][:, :, :0]
+        return empty, empty, state
+    return torch.stack(befores, 2), torch.stack(afters, 2), current
 
 
 def draw_case(
     tokens: int, kind: str = "real", decay_shape: Sequence[int] = (2, 3, 0, 4, 5), shape: Sequence[int] = (4, 5)
 ) -> list[Tensor]:
-    """(decay, write, state) for B 2, H 3; 0 in the decay's shape stands for all tokens. |decay| ≤ 1, some of it 0."""
+    """Draw (decay, write, state) with B 2, H 3; a 0 in the decay's shape means all tokens. |decay| ≤ 1, some 0."""
     draw = torch.Generator().manual_seed(tokens)
     sizes = [tokens if size == 0 else size for size in decay_shape]
 
@@ -79,20 +79,20 @@ def gradients(results: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tens
     """Return the gradients of all results under fixed weights."""
     draw = torch.Generator().manual_seed(7)
     weights = [torch.randn(x.shape, generator=draw, dtype=torch.complex128).to(x.device) for x in results]
-    given = [(w if x.is_complex() else w.real).to(x.dtype) for w, x in zip(weights, results, strict=True)]
-    pairs = [(x, w) for x, w in zip(results, given, strict=True) if x.requires_grad]
-    found = torch.autograd.grad(
+    weights_by_result = [(w if x.is_complex() else w.real).to(x.dtype) for w, x in zip(weights, results, strict=True)]
+    pairs = [(x, w) for x, w in zip(results, weights_by_result, strict=True) if x.requires_grad]
+    grads = torch.autograd.grad(
         [x for x, _ in pairs], list(tensors), [w for _, w in pairs], allow_unused=True, materialize_grads=True
     )
-    return list(found)
+    return list(grads)
 
 
-def assert_close(ours: Sequence[Tensor], theirs: Sequence[Tensor], tolerance: float = TIGHT) -> None:
-    """Check shape, dtype, and an error of at most `tolerance` of the largest entry."""
-    for mine, other in zip(ours, theirs, strict=True):
-        assert (mine.shape, mine.dtype) == (other.shape, other.dtype)
-        if mine.numel():
-            off, largest = ((mine - other).detach().abs().max(), other.detach().abs().max())
+def assert_close(ours: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float = TIGHT) -> None:
+    """Check shape, dtype, and an error of at most `tolerance` times the largest entry."""
+    for actual, reference in zip(ours, expected, strict=True):
+        assert (actual.shape, actual.dtype) == (reference.shape, reference.dtype)
+        if actual.numel():
+            off, largest = ((actual - reference).detach().abs().max(), reference.detach().abs().max())
             assert off <= tolerance * largest.clamp(min=1e-30)
 
 
@@ -117,7 +117,7 @@ def test_lengths(tokens: int, kind: str) -> None:
 @pytest.mark.usefixtures("_both_ways")
 @pytest.mark.parametrize("kind", DTYPES)
 @pytest.mark.parametrize("axes", BROADCASTS)
-def test_decays_that_broadcast(axes: tuple[int, ...], kind: str) -> None:
+def test_broadcast_decays(axes: tuple[int, ...], kind: str) -> None:
     assert_scans(draw_case(100, kind, axes))
     assert_scans(draw_case(100, kind, axes), draw_resets(100))
 
@@ -135,7 +135,7 @@ def test_any_state(shape: tuple[int, ...]) -> None:
     assert_scans(draw_case(130, "real", (2, 3, 0, *shape), shape), draw_resets(130))
 
 
-def test_writes_that_broadcast() -> None:
+def test_broadcast_writes() -> None:
     decay, write, state = draw_case(70)
     assert_scans([decay, write[:1, :, :1, :, :1], state])
     assert_scans([decay[:, :, :1], write[:, :1, :, :1], state])
@@ -149,7 +149,7 @@ def test_an_expanded_decay() -> None:
 
 @pytest.mark.parametrize("kind", DTYPES)
 def test_stretches(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stretches of 11 tokens, with a rest; cut where a reset is and where none is."""
+    """Stretches of 11 tokens, the last one shorter; some begin at a reset."""
     case, resets = draw_case(135, kind), draw_resets(135)
     resets[:, 22] = True
     monkeypatch.setattr(stretch_scan, "OF_VECTORS", 1)
@@ -168,8 +168,8 @@ def test_real_decays_and_writes_of_a_complex_state() -> None:
 
 
 @pytest.mark.parametrize("size", [1.0, 1.5, 30.0])
-def test_decays_that_grow(size: float) -> None:
-    """Not in chunks where they do: a product of decays would be too large, or of nothing but its own rounding."""
+def test_decays_above_1(size: float) -> None:
+    """Growing decays are not computed in chunks: a product of decays would overflow or be mere rounding error."""
     decay, write, state = draw_case(150)
     assert_scans([decay.sign() * size, write, state])
     fixed = linear_scan(torch.full_like(write, 2), torch.full_like(write, -1), state=torch.ones_like(state))[0]
@@ -178,8 +178,8 @@ def test_decays_that_grow(size: float) -> None:
 
 @pytest.mark.usefixtures("_both_ways")
 @pytest.mark.parametrize("bad", [torch.inf, torch.nan])
-def test_nothing_is_left_behind_a_reset(bad: float) -> None:
-    """A NaN or infinite state leaves nothing behind a reset, neither in states nor in gradients."""
+def test_a_reset_removes_nan_and_infinity(bad: float) -> None:
+    """After a reset no NaN or infinity of the state remains, neither in states nor in gradients."""
     decay, write, state = draw_case(150)
     resets = torch.zeros(2, 150, dtype=torch.bool)
     resets[:, 0], resets[:, 77] = True, True
@@ -196,16 +196,16 @@ def test_nothing_is_left_behind_a_reset(bad: float) -> None:
     assert not mine[2].any()
 
 
-def test_zeros_stay_zeros() -> None:
-    """No gradient passes a decay of 0."""
+def test_no_gradient_passes_a_decay_of_0() -> None:
+    """Gradients of tokens and states before a decay of 0 are exactly 0."""
     decay, write, state = draw_case(90)
     decay[:, :, 40] = 0
     ours = leaves([decay, write, state])
     after = linear_scan(*ours[:2], state=ours[2])[0]
-    found = torch.autograd.grad(after[:, :, 40:].sum(), ours)
-    assert not found[0][:, :, :40].any()
-    assert not found[1][:, :, :40].any()
-    assert not found[2].any()
+    grads = torch.autograd.grad(after[:, :, 40:].sum(), ours)
+    assert not grads[0][:, :, :40].any()
+    assert not grads[1][:, :, :40].any()
+    assert not grads[2].any()
 
 
 @pytest.mark.parametrize("kind", DTYPES)
@@ -232,7 +232,7 @@ def test_errors_of_fp32(axes: tuple[int, ...], kind: str) -> None:
 
 
 def test_a_slow_constant_decay_does_not_drift() -> None:
-    """A decay that all tokens have is wrong in the same way in every chunk: its power is rounded once."""
+    """A decay that all tokens share would err alike in every chunk, so its power is rounded once."""
     draw = torch.Generator().manual_seed(0)
     decay = torch.exp(-0.001 * torch.rand(1, 2, 1, 16, generator=draw))
     write = torch.randn(1, 2, 4000, 16, generator=draw)
@@ -245,7 +245,7 @@ def test_a_slow_constant_decay_does_not_drift() -> None:
 
 
 def test_16_bits() -> None:
-    """Inputs of 16 bits, states of the state's dtype, gradients of the inputs' dtypes."""
+    """Inputs have 16 bits, states the state's dtype, gradients the inputs' dtypes."""
     decay, write, state = draw_case(70, "real", (2, 3, 1, 4, 5))
     ours = [*leaves([decay, write], torch.bfloat16), *leaves([state], torch.float32)]
     theirs = leaves(ours, torch.float64)
@@ -277,7 +277,7 @@ def test_no_batch_and_no_heads() -> None:
 
 
 def selective(tokens: int) -> list[Tensor]:
-    """q, k, v, dt, A and the state of a Mamba: dk 3, dv 4."""
+    """Draw q, k, v, dt, A and the state of a Mamba with dk 3 and dv 4."""
     draw = torch.Generator().manual_seed(tokens)
 
     def normal(*sizes: int) -> Tensor:
@@ -327,8 +327,8 @@ def test_reads(tokens: int, length: int | None, name: str) -> None:
         assert_close(gradients([*out, final], ours), gradients(other, theirs))
 
 
-def test_gradients_of_some() -> None:
-    """Also where decays depend on nothing that wants one, and of reads alone."""
+def test_gradients_of_some_inputs() -> None:
+    """Decays may depend on nothing that requires a gradient; only some results may have a gradient."""
     for wanted in range(6):
         case, theirs = selective(30), selective(30)
         case[wanted].requires_grad_()
@@ -339,8 +339,8 @@ def test_gradients_of_some() -> None:
         assert_close(mine, gradients([*other[:2], other[3]], theirs[wanted : wanted + 1]))
 
 
-def test_tensors_that_are_no_numbers_of_the_reals() -> None:
-    """Integers pass through, cut as others are."""
+def test_integer_inputs() -> None:
+    """Integer inputs are cut into stretches like other inputs."""
     place = torch.arange(50)[None, None, :, None]
     write = draw_case(50, "real", shape=(4,))[1].requires_grad_()
     start = torch.zeros(2, 3, 4, dtype=torch.float64)
@@ -355,8 +355,8 @@ def test_tensors_that_are_no_numbers_of_the_reals() -> None:
     assert_close(gradients([out], [write]), gradients([expected], [again]))
 
 
-def test_nothing_read() -> None:
-    """No outputs, a final state."""
+def test_no_reads() -> None:
+    """A scan without reads has no outputs, but a final state."""
     case = leaves(selective(40))
     out, final = scan_stretches(make, lambda *_: [], case[:5], tokens=40, state=case[5], length=16)
     assert list(out) == []
@@ -366,7 +366,7 @@ def test_nothing_read() -> None:
     assert_close(gradients([final], case), gradients([expected], other))
 
 
-def test_memory_is_of_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_limited_to_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
     """No tensor is as large as the states of all tokens, and few states are kept."""
     case = leaves([x.float() for x in selective(4096)])
     largest = 0
@@ -374,10 +374,10 @@ def test_memory_is_of_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
     class Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             nonlocal largest
-            found = func(*args, **(kwargs or {}))
-            for x in found if isinstance(found, (tuple, list)) else [found]:
+            result = func(*args, **(kwargs or {}))
+            for x in result if isinstance(result, (tuple, list)) else [result]:
                 largest = max(largest, x.numel() if isinstance(x, Tensor) else 0)
-            return found
+            return result
 
     monkeypatch.setattr(stretch_scan, "STRETCH", 1)
     with Sizes():  # type: ignore[no-untyped-call]
@@ -386,7 +386,7 @@ def test_memory_is_of_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
     assert largest <= 2 * 2 * 3 * 4096 * 4
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 X = torch.zeros(2, 3, 8, 4)
 REFUSED: dict[str, dict[str, Any]] = {
@@ -407,8 +407,8 @@ def test_refused(message: str) -> None:
 
 
 def test_length_and_state_refused() -> None:
-    for given, message in (({"length": 0}, "length: at least 1"), ({"state": X[0, 0, 0]}, "state: ")):
-        arguments: dict[str, Any] = {"state": X[:, :, 0], **given}
+    for option, message in (({"length": 0}, "length: at least 1"), ({"state": X[0, 0, 0]}, "state: ")):
+        arguments: dict[str, Any] = {"state": X[:, :, 0], **option}
         with pytest.raises(ArgumentError, match=message):
             scan_stretches(lambda x: (x, x), None, [X], tokens=8, **arguments)
 
@@ -453,13 +453,13 @@ RUNNING: dict[str, Callable[..., Tensor]] = {"max": running_max, "log sum": runn
 
 
 def running_truth(name: str, x: Tensor, state: Tensor, resets: Tensor | None) -> Tensor:
-    found, now = [], state
+    states, current = [], state
     for t in range(x.shape[2]):
         if resets is not None:
-            now = torch.where(resets[:, None, t, None], -torch.inf, now)
-        now = JOINED[name](now, x[:, :, t])
-        found.append(now)
-    return torch.stack(found, 2) if found else x
+            current = torch.where(resets[:, None, t, None], -torch.inf, current)
+        current = JOINED[name](current, x[:, :, t])
+        states.append(current)
+    return torch.stack(states, 2) if states else x
 
 
 @pytest.mark.usefixtures("_both_ways")
@@ -479,24 +479,24 @@ def test_running(name: str, stretch: int, tokens: int, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("name", RUNNING)
-def test_running_from_nothing(name: str) -> None:
-    """A state of -inf, and tokens of -inf: the first, some behind a reset, one entry's. No gradient is nan."""
+def test_running_from_minus_infinity(name: str) -> None:
+    """The state is -inf, and so are the first tokens, tokens after a reset, and one entry; no gradient is NaN."""
     x = torch.randn(2, 3, 100, 5, generator=torch.Generator().manual_seed(0)).double()
     x[:, :, :3], x[:, :, 50:53], x[..., 2] = -torch.inf, -torch.inf, -torch.inf
     resets = torch.zeros(2, 100, dtype=torch.bool)
     resets[1, 50] = True
     state = torch.full((2, 3, 5), -torch.inf, dtype=torch.float64)
     ours = leaves([x, state])
-    found = RUNNING[name](ours[0], ours[1], resets)
+    result = RUNNING[name](ours[0], ours[1], resets)
     expected = running_truth(name, x, state, resets)
-    assert torch.equal(found.isinf(), expected.isinf())
-    assert error(found.nan_to_num(neginf=0), expected.nan_to_num(neginf=0)) < TIGHT
-    for each in torch.autograd.grad(found.sum(), ours):
-        assert each.isfinite().all()
+    assert torch.equal(result.isinf(), expected.isinf())
+    assert error(result.nan_to_num(neginf=0), expected.nan_to_num(neginf=0)) < TIGHT
+    for grad in torch.autograd.grad(result.sum(), ours):
+        assert grad.isfinite().all()
 
 
 def test_running_log_sum_of_large_numbers() -> None:
-    """Rises and falls of thousands, in fp32; inf and what a reset leaves of it."""
+    """In fp32 with rises and falls in the thousands, then with inf and a reset after it."""
     x = torch.randn(1, 1, 400, 8, generator=torch.Generator().manual_seed(0)) * 2000
     state = torch.full((1, 1, 8), -torch.inf)
     expected = running_truth("log sum", x.double(), state.double(), None)
@@ -504,9 +504,9 @@ def test_running_log_sum_of_large_numbers() -> None:
     x[:, :, 100] = torch.inf
     resets = torch.zeros(1, 400, dtype=torch.bool)
     resets[:, 200] = True
-    found = running_log_sum(x, state, resets)
-    assert (found[:, :, 100:200] == torch.inf).all()
-    assert error(found[:, :, 200:], running_truth("log sum", x[:, :, 200:].double(), state.double(), None)) < 2e-7
+    result = running_log_sum(x, state, resets)
+    assert (result[:, :, 100:200] == torch.inf).all()
+    assert error(result[:, :, 200:], running_truth("log sum", x[:, :, 200:].double(), state.double(), None)) < 2e-7
 
 
 @pytest.mark.parametrize("name", RUNNING)
@@ -518,7 +518,7 @@ def test_running_gradcheck(name: str) -> None:
     assert torch.autograd.gradcheck(lambda x, state: RUNNING[name](x, state, resets), case)
 
 
-def test_running_max_keeps_what_is_no_number() -> None:
+def test_running_max_keeps_nan() -> None:
     x, state = torch.zeros(1, 1, 80, 1), torch.zeros(1, 1, 1)
     x[:, :, 10] = torch.nan
     resets = torch.zeros(1, 80, dtype=torch.bool)
@@ -528,14 +528,14 @@ def test_running_max_keeps_what_is_no_number() -> None:
 
 def test_running_refused() -> None:
     x, state = torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 4)
-    for given, message in (
+    for option, message in (
         ((x, state[..., :2]), "state"),
         ((x, state.double()), "both fp32"),
         ((x, state, torch.zeros(1, 2, dtype=torch.bool)), "resets: "),
         ((x, state, torch.zeros(1, 3)), "resets: bool"),
     ):
         with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
-            running_log_sum(*given)
+            running_log_sum(*option)
 
 
 def test_running_second_derivatives_refused() -> None:

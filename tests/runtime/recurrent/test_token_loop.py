@@ -29,19 +29,19 @@ NEAR = """recurrence near
 """
 
 
-def largest(attend: Any, numbers: list[int], lengths: tuple[int, int]) -> list[int]:
+def largest_numbers(attend: Any, numbers: list[int], lengths: tuple[int, int]) -> list[int]:
     """Return the largest number that calls of each length append to `numbers`."""
-    found = []
+    maxima = []
     for tokens in lengths:
         numbers.clear()
         q, k, v = (torch.randn(1, 1, tokens, 2, dtype=torch.float64) for _ in range(3))
         attend(q, k, v)
-        found.append(max(numbers))
-    return found
+        maxima.append(max(numbers))
+    return maxima
 
 
 def test_indices_and_conditions_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each token asked for those of all tokens anew."""
+    """Indices and conditions of all tokens were computed anew at each token."""
     integers, calls = TokenIntegers.of, list[int]()
 
     def counted(self: TokenIntegers, *arguments: Any) -> NDArray[np.int64]:
@@ -49,19 +49,19 @@ def test_indices_and_conditions_are_computed_once(monkeypatch: pytest.MonkeyPatc
         return integers(self, *arguments)
 
     monkeypatch.setattr(TokenIntegers, "of", counted)
-    found = largest(compile_attention(ENTRIES, backend="reference"), calls, (3, 9))
-    assert found[0] == found[1] > 0
+    counts = largest_numbers(compile_attention(ENTRIES, backend="reference"), calls, (3, 9))
+    assert counts[0] == counts[1] > 0
 
 
-def test_values_of_variables_are_kept_for_few_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variable that runs over all tokens had an array of all tokens kept for each of its values."""
-    in_order, kept = TokenIntegers.in_order, list[int]()
+def test_cached_values_of_variables_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a variable that runs over all tokens, an array of all tokens was cached for each of its values."""
+    in_order, cache_sizes = TokenIntegers.in_order, list[int]()
 
     def counted(self: TokenIntegers, *arguments: Any) -> NDArray[np.int64]:
-        found = in_order(self, *arguments)
-        kept.append(len(self._kept))
-        return found
+        result = in_order(self, *arguments)
+        cache_sizes.append(len(self._kept))
+        return result
 
     monkeypatch.setattr(TokenIntegers, "in_order", counted)
-    found = largest(compile_attention(NEAR, backend="reference"), kept, (150, 300))
-    assert found[0] == found[1] <= 2 * MOST_KEPT
+    result = largest_numbers(compile_attention(NEAR, backend="reference"), cache_sizes, (150, 300))
+    assert result[0] == result[1] <= 2 * MOST_KEPT

@@ -1,4 +1,4 @@
-"""The check in a browser, as far as it goes without one."""
+"""The report's browser check, as far as it runs without a browser."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def nothing_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_where_no_browser_is_installed_it_says_so(nothing_installed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_browser_is_reported(nothing_installed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert find_browser() is None
     assert main() == 0
     assert "no Chromium is installed" in capsys.readouterr().out
@@ -34,14 +34,14 @@ def test_a_browser_is_found(nothing_installed: Path, place: str) -> None:
     assert find_browser() == Browser(str(path))
 
 
-def test_a_browser_that_fails_fails_the_check(tmp_path: Path) -> None:
+def test_a_failing_browser_fails_the_check(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     for path in (tmp_path / "absent", Path("/bin/false")):
         with pytest.raises(CheckError):
             Browser(str(path)).dom(page)
 
 
-def test_a_page_without_its_script_is_a_fault(
+def test_a_page_whose_script_does_not_run_fails_the_check(
     nothing_installed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refused(browser: Browser, folder: Path) -> str:
@@ -53,13 +53,13 @@ def test_a_page_without_its_script_is_a_fault(
     assert "did not run" in capsys.readouterr().err
 
 
-def test_what_it_reads_of_a_document() -> None:
+def test_attributes_and_moving_parts_are_read() -> None:
     dom = '<body class="x" data-ready="true" data-faults="a &amp; b"><section id="ladder" a="b">1</section></body>'
     assert (attribute(dom, "ready"), attribute(dom, "faults"), attribute(dom, "redraws")) == ("true", "a & b", None)
     assert moving_parts(dom) == {"ladder": "1"}
 
 
-def test_the_driver_is_allowed_beside_the_pages_own_script() -> None:
+def test_the_driver_script_is_allowed() -> None:
     page = "<meta content=\"script-src 'sha256-own'\"><body></body>"
     changed = driven(page, [1, 2])
     assert changed.count("sha256-") == 2 and "move([1, 2])" in changed

@@ -1,4 +1,4 @@
-"""A cache folder for each test, the runs that were measured, and a clock that is told the times."""
+"""A cache folder for each test, a record of measured runs, and a clock with times that the test sets."""
 
 from __future__ import annotations
 
@@ -22,38 +22,39 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of patterns that were measured, each as often as it was."""
-    found: list[str] = []
+    """Record the name of the measured pattern at each measurement."""
+    names: list[str] = []
     real = tuning._measured
 
-    def noted(call: Any, *args: Any) -> Any:
-        found.append(call.name)
+    def recording_measured(call: Any, *args: Any) -> Any:
+        names.append(call.name)
         return real(call, *args)
 
-    monkeypatch.setattr(tuning, "_measured", noted)
-    return found
+    monkeypatch.setattr(tuning, "_measured", recording_measured)
+    return names
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict[str, float]], None]]:
-    """Times that are told, not measured, by a piece of the text of an option; the model's choice takes 1 ms, and so do
-    others unless `other` says it.
+    """Set times instead of measuring them, for options whose text contains a key; every other option takes 1 ms.
+
+    The key `other` sets the time of all other options but the model's choice.
     """
     times: dict[str, float] = {}
 
-    def of_option(option: str) -> float:
-        told = (ms for part, ms in times.items() if part in option)
-        return next(told, 1.0 if option == MODEL else times.get("other", 1.0))
+    def time_of_option(option: str) -> float:
+        matching_times = (ms for part, ms in times.items() if part in option)
+        return next(matching_times, 1.0 if option == MODEL else times.get("other", 1.0))
 
     def milliseconds(self: Clock, run: Any) -> float:
         run()
         (choices,) = run.args
-        return max(sum(of_option(option) for _, option in choices), 1e-3)
+        return max(sum(time_of_option(option) for _, option in choices), 1e-3)
 
     monkeypatch.setattr(timer.Clock, "milliseconds", milliseconds)
 
-    def tell(told: dict[str, float]) -> None:
+    def set_times(new_times: dict[str, float]) -> None:
         times.clear()
-        times.update(told)
+        times.update(new_times)
 
-    yield tell
+    yield set_times

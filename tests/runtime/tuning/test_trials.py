@@ -1,4 +1,4 @@
-"""Other threads' view while a call is measured, and failures during it."""
+"""Trials while a call is measured: their effect on other threads, and failures of a trial."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tuned_calls import TIME, vectors
 
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_checkpoints(reentrant: bool) -> None:
-    """Hooks on what autograd keeps are not called by what is tried."""
+    """Saved-tensor hooks of the caller are not called during trials."""
     attend = compile_attention("sliding_window", window=40, tune=TIME)
     q, k, v = vectors(gradients=True)
     out = checkpoint(attend, q, k, v, use_reentrant=reentrant)
@@ -32,18 +32,18 @@ def test_checkpoints(reentrant: bool) -> None:
     (wanted,) = torch.autograd.grad(attend.reference(q, k, v).sum(), (q,))
     assert torch.allclose(q.grad, wanted, atol=1e-4)
     packed: list[Tensor] = []
-    other = compile_attention("sliding_window", window=41, tune=TIME)
+    untuned = compile_attention("sliding_window", window=41, tune=TIME)
 
     def pack(x: Tensor) -> Tensor:
         packed.append(x)
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        other(q, k, v)
+        untuned(q, k, v)
     assert len(packed) == 5
 
 
-def test_inputs_that_nothing_reads_may_want_gradients() -> None:
+def test_unread_inputs_may_require_gradients() -> None:
     text = "pattern p()\n    input w: real[head]\n    align end\n    visible k <= q and q - k < 9\n"
     attend = compile_attention(text, tune=TIME)
     w = torch.ones(2, requires_grad=True)
@@ -52,7 +52,7 @@ def test_inputs_that_nothing_reads_may_want_gradients() -> None:
     assert store().entries()
 
 
-def test_whatever_fails_while_measuring_the_call_works(
+def test_a_failed_measurement_does_not_fail_the_call(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def failing(*args: Any) -> Any:
@@ -63,12 +63,12 @@ def test_whatever_fails_while_measuring_the_call_works(
     q, k, v = vectors()
     assert torch.allclose(attend(q, k, v), attend.reference(q, k, v), atol=1e-5)
     assert "a trial failed: OutOfMemoryError: no memory" in caplog.text
-    with pytest.raises(ArgumentError, match="disagree"):  # but what is wrong with a call is said
+    with pytest.raises(ArgumentError, match="disagree"):  # an error in the call itself still raises
         attend(q, k[:, :, :9], v)
 
 
-def test_no_other_call_runs_by_what_is_tried() -> None:
-    """Calls of other threads, and plans, are those of the model until something is chosen."""
+def test_other_calls_do_not_use_options_under_trial() -> None:
+    """Until an option is chosen, calls of other threads and plans use the model's choice."""
     attend = compile_attention("sliding_window", window=40, tune=TIME)
     plain = compile_attention("sliding_window", window=40)
     q, k, v = vectors()
@@ -88,7 +88,7 @@ def test_no_other_call_runs_by_what_is_tried() -> None:
     assert set(plans) == {"not tuned for q512-k512-lanes2-square: the model's choice"}
 
 
-def test_what_is_no_number_is_nobodys_fault(caplog: pytest.LogCaptureFixture) -> None:
+def test_nonfinite_results_blame_no_option(caplog: pytest.LogCaptureFixture) -> None:
     attend = compile_attention("sliding_window", window=40, tune=TIME)
     q, k, v = vectors()
     q[0, 0, 5] = float("nan")
@@ -99,7 +99,7 @@ def test_what_is_no_number_is_nobodys_fault(caplog: pytest.LogCaptureFixture) ->
     assert store().entries() == []
 
 
-def test_what_is_known_waits_for_nobody() -> None:
+def test_a_tuned_call_waits_for_no_lock() -> None:
     compile_attention("sliding_window", window=40, tune=TIME)(*vectors())
     with store().alone(1.0) as alone:
         assert alone
@@ -108,26 +108,26 @@ def test_what_is_known_waits_for_nobody() -> None:
     assert time.perf_counter() - begun < 5
 
 
-def test_branches_go_by_number(clock: Callable[[dict[str, float]], None]) -> None:
-    """A program with the names of its branches swapped has the same key, and the choices stay where they are."""
+def test_choices_of_branches_are_stored_by_index(clock: Callable[[dict[str, float]], None]) -> None:
+    """A program whose branches have swapped names has the same key, and the choices stay with the branch index."""
     clock({"other": 0.5})
     text = (
         "pattern p()\n    align end\n    visible k <= q\n    branch near\n        visible q - k < 40\n"
         "    branch far\n        visible (q - k) % 16 == 0\n    combine near + 2 * far\n"
     )
     swapped = text.replace("near", "tmp").replace("far", "near").replace("tmp", "far")
-    one, other = (compile_attention(own, tune=TIME) for own in (text, swapped))
-    found = one.tune(*vectors())
-    assert isinstance(found, Record)
-    assert set(found.choices) <= {"0", "1"}
-    again = other.tune(*vectors())
-    assert isinstance(again, Record)
-    assert again.key == found.key
+    first, renamed = (compile_attention(spec, tune=TIME) for spec in (text, swapped))
+    record = first.tune(*vectors())
+    assert isinstance(record, Record)
+    assert set(record.choices) <= {"0", "1"}
+    second_record = renamed.tune(*vectors())
+    assert isinstance(second_record, Record)
+    assert second_record.key == record.key
     q, k, v = vectors()
-    assert torch.allclose(other(q, k, v), other.reference(q, k, v), atol=1e-5)
+    assert torch.allclose(renamed(q, k, v), renamed.reference(q, k, v), atol=1e-5)
 
 
-def test_a_plan_says_what_it_takes(clock: Callable[[dict[str, float]], None]) -> None:
+def test_a_plan_states_its_tuned_choice(clock: Callable[[dict[str, float]], None]) -> None:
     clock({})
     attend = compile_attention("sliding_window", window=40, tune=TIME)
     attend(*vectors())
@@ -153,7 +153,7 @@ def test_a_plan_says_what_it_takes(clock: Callable[[dict[str, float]], None]) ->
         {"option": 3},
     ],
 )
-def test_trials_that_are_none(change: dict[str, Any]) -> None:
+def test_invalid_trials(change: dict[str, Any]) -> None:
     compile_attention("sliding_window", window=40, tune=TIME)(*vectors())
     (entry,) = store().entries()
     assert entry.payload is not None

@@ -1,4 +1,4 @@
-"""Tuning: measured once, kept, taken by every process; what it takes is right whatever it is, and said in the plan."""
+"""Tuning measures once, stores the choice for every process, keeps results correct, and is stated in the plan."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_first_call_measures_and_the_next_does_not(runs: list[str]) -> None:
     out = attend(q, k, v)
     assert runs == ["sliding_window"]
     attend(q, k, v)
-    attend(*vectors(290))  # of the same bucket
+    attend(*vectors(290))  # falls into the same bucket
     assert runs == ["sliding_window"]
     record = record_of(attend)
     assert record.bucket == "q512-k512-lanes2-square"
@@ -46,7 +46,7 @@ def test_the_first_call_measures_and_the_next_does_not(runs: list[str]) -> None:
 
 
 def test_another_process_measures_nothing(folder: Path) -> None:
-    """A second process works from the cache: no measurement, and the option that was kept."""
+    """A second process reads the cache: it measures nothing and takes the stored option."""
     text = """
 import logging, sys, torch
 logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
@@ -56,17 +56,17 @@ torch.manual_seed(1)
 attend(*(torch.randn(1, 2, 300, 16) for _ in range(3)))
 print(attend.plan(300, heads=2, head_dim=16).reasons[0])
 """
-    said = [
+    outputs = [
         subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True).stdout
         for _ in range(2)
     ]
-    assert "tuned `sliding_window` in" in said[0]
-    assert "tuned `sliding_window` in" not in said[1]
-    assert said[0].splitlines()[-1] == said[1].splitlines()[-1]
+    assert "tuned `sliding_window` in" in outputs[0]
+    assert "tuned `sliding_window` in" not in outputs[1]
+    assert outputs[0].splitlines()[-1] == outputs[1].splitlines()[-1]
     assert len(list(folder.glob("tuned-*.json"))) == 1
 
 
-def test_the_fastest_is_taken_and_is_right(clock: Callable[[dict[str, float]], None]) -> None:
+def test_the_fastest_option_is_taken_and_correct(clock: Callable[[dict[str, float]], None]) -> None:
     q, k, v = vectors(gradients=True)
     for part in ("tiles 128", "whole", "tiles 256"):
         clock({part: 0.5})
@@ -81,14 +81,14 @@ def test_the_fastest_is_taken_and_is_right(clock: Callable[[dict[str, float]], N
         wanted = torch.autograd.grad(want.sum(), (q, k, v))
         assert torch.allclose(out, want, atol=1e-5)
         assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(grads, wanted, strict=True))
-        chosen = record.choices[""]
-        assert part in chosen
+        option = record.choices[""]
+        assert part in option
         plan = attend.plan(300, heads=2, head_dim=16)
-        assert chosen == MODEL or f"{chosen}, 0.500 ms; the model's choice takes 1.000 ms" in plan.reasons[0]
+        assert option == MODEL or f"{option}, 0.500 ms; the model's choice takes 1.000 ms" in plan.reasons[0]
         store().clear()
 
 
-def test_what_is_hardly_faster_is_not_taken(clock: Callable[[dict[str, float]], None]) -> None:
+def test_a_barely_faster_option_is_not_taken(clock: Callable[[dict[str, float]], None]) -> None:
     attend = compile_attention("sliding_window", window=40, tune=TIME)
     clock({"other": 0.98})
     attend(*vectors())
@@ -119,34 +119,34 @@ def test_training_is_measured_with_its_backward(runs: list[str]) -> None:
     ],
 )
 def test_scores_documents_and_branches(name: str, params: dict[str, Any], inputs: dict[str, Any] | None) -> None:
-    """Whatever is tried, results stay; branches have knobs of their own."""
+    """No option changes the results; branches have options of their own."""
     attend = compile_attention(name, tune=TIME, **params)
     if inputs is None:
         from attnc.runtime.example_inputs import example_inputs
 
-        made = example_inputs(attend.bound, 300, 300, {}, heads=2, sizes={"dk": 16, "dv": 16})
-        inputs = {n: one.tensor.float() for n, one in made.items()}
+        examples = example_inputs(attend.bound, 300, 300, {}, heads=2, sizes={"dk": 16, "dv": 16})
+        inputs = {n: example.tensor.float() for n, example in examples.items()}
     q, k, v = vectors()
     out = attend(q, k, v, **inputs)
     plain = compile_attention(name, **params)
     assert torch.allclose(out, plain(q, k, v, **inputs), atol=1e-5)
     (entry,) = store().entries()
     assert entry.payload is not None
-    found = read_record(entry.payload)
-    assert found is not None
-    assert found.trials
+    record = read_record(entry.payload)
+    assert record is not None
+    assert record.trials
 
 
-def test_sequences_in_one_have_records_of_their_own(clock: Callable[[dict[str, float]], None]) -> None:
-    """`cu_seqlens` makes another form of the pattern, which has a key of its own."""
+def test_packed_sequences_have_separate_records(clock: Callable[[dict[str, float]], None]) -> None:
+    """`cu_seqlens` gives another form of the pattern, which has a key of its own."""
     clock({"other": 0.5})
     attend = compile_attention("power", window=1, block=16, tune=TIME)
     q, k, v = vectors()
     cuts = torch.tensor([0, 100, 230, 300])
     attend.tune(q, k, v)
-    found = attend.tune(q, k, v, cu_seqlens=cuts)
-    assert isinstance(found, Record)
-    assert dict(found.key.parts)["form"] == "packed"
+    record = attend.tune(q, k, v, cu_seqlens=cuts)
+    assert isinstance(record, Record)
+    assert dict(record.key.parts)["form"] == "packed"
     out = attend(q, k, v, cu_seqlens=cuts)
     assert torch.allclose(out, attend.reference(q, k, v, cu_seqlens=cuts), atol=1e-5)
     forms = {entry.payload["key"]["form"] for entry in store().entries() if entry.payload is not None}
@@ -154,7 +154,7 @@ def test_sequences_in_one_have_records_of_their_own(clock: Callable[[dict[str, f
 
 
 @pytest.mark.parametrize("name", ["moba", "retention", "document"])
-def test_nothing_to_choose_is_said(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_patterns_without_options_are_reported(name: str, caplog: pytest.LogCaptureFixture) -> None:
     attend = compile_attention(name, tune=TIME)
     inputs: dict[str, Any] = {"doc": torch.arange(64)[None] // 20} if name == "document" else {}
     with caplog.at_level(logging.INFO, logger="attnc"):
@@ -166,16 +166,14 @@ def test_nothing_to_choose_is_said(name: str, caplog: pytest.LogCaptureFixture) 
 @pytest.mark.parametrize(
     "seconds, once, knobs, named", [(2, 3.1, 1, "120s"), (2, 0.01, 1, "4s"), (0.001, 0.01, 2, "720ms")]
 )
-def test_the_time_that_is_named_holds_every_round_of_two_schedules(
-    seconds: float, once: float, knobs: int, named: str
-) -> None:
+def test_the_suggested_time_suffices_for_two_schedules(seconds: float, once: float, knobs: int, named: str) -> None:
     assert _enough(seconds, once, knobs) == named
     enough = read_wanted(named).seconds
     assert enough >= 2 * knobs * (LEAST + 1) * once
 
 
 @pytest.mark.parametrize("tune", ["1ms", "30ms"])
-def test_too_short_a_time_is_said(tune: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_too_short_a_time_is_reported(tune: str, caplog: pytest.LogCaptureFixture) -> None:
     attend = compile_attention("sliding_window", window=40, tune=tune)
     q, k, v = vectors(1500, 16)
     out = attend(q, k, v)
@@ -187,10 +185,10 @@ def test_too_short_a_time_is_said(tune: str, caplog: pytest.LogCaptureFixture) -
     assert torch.equal(out, compile_attention("sliding_window", window=40)(q, k, v))
 
 
-def test_results_that_differ_are_not_taken(
+def test_options_with_other_results_are_rejected(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, clock: Callable[[dict[str, float]], None]
 ) -> None:
-    """A schedule that is wrong, were there one, is found by its results."""
+    """An option that computed a wrong result would be rejected by comparing results."""
     clock({"other": 0.1})
     attend = compile_attention("sliding_window", window=40, tune=TIME)
     real = Attention._called
@@ -206,7 +204,7 @@ def test_results_that_differ_are_not_taken(
     assert store().entries() == []
 
 
-def test_an_option_that_fails_is_left_out(
+def test_a_failing_option_is_skipped(
     monkeypatch: pytest.MonkeyPatch, clock: Callable[[dict[str, float]], None]
 ) -> None:
     clock({"other": 0.1})

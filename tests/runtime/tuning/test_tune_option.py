@@ -1,4 +1,4 @@
-"""The option `tune`: what it may be; compiled graphs, a disk that refuses, kernels."""
+"""The option `tune`: valid values, compiled graphs, failing disks, kernels."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from tuned_calls import TIME, record_of, vectors
 @pytest.mark.parametrize(
     "tune", ["fast", "2 hours", "-1s", "", "1e3s", -1.0, float("nan"), float("inf"), "9" * 400 + "s"]
 )
-def test_wishes_that_are_none(tune: Any) -> None:
+def test_invalid_values(tune: Any) -> None:
     with pytest.raises(ArgumentError, match="tune is"):
         compile_attention("causal", tune=tune)
 
 
 @pytest.mark.parametrize("tune", [None, True, ["2s"]])
-def test_wishes_of_no_such_type(tune: Any) -> None:
+def test_values_of_a_wrong_type(tune: Any) -> None:
     with pytest.raises(ArgumentTypeError, match="tune is"):
         compile_attention("causal", tune=tune)
 
 
-def test_a_table_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_table(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"nothing\.json cannot be read: No such file"):
         compile_attention("causal", tune=tmp_path / "nothing.json")
     with pytest.raises(ArgumentError, match="no schedule to tune"):
@@ -44,7 +44,7 @@ def test_a_table_that_is_not_there(tmp_path: Path) -> None:
         compile_attention("causal").tune(*vectors())
 
 
-def test_compiled_graphs_measure_nothing_but_take_what_is_known(
+def test_compiled_graphs_use_known_choices_without_measuring(
     clock: Callable[[dict[str, float]], None], runs: list[str]
 ) -> None:
     clock({"other": 0.5})
@@ -59,8 +59,8 @@ def test_compiled_graphs_measure_nothing_but_take_what_is_known(
     assert torch.allclose(first, out, atol=1e-5)
 
 
-def test_autocast_and_a_disk_that_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A choice that cannot be kept on disk is kept in the process."""
+def test_autocast_with_a_failing_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A choice that cannot be stored on disk is kept in the process."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ATTNC_CACHE_DIR", str(tmp_path / "file"))
     attend = compile_attention("sliding_window", window=40, tune=TIME)
@@ -76,10 +76,10 @@ STEPS = ("mkdir", "stat", "open", "scandir", "replace", "unlink", "chmod", "fdop
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES], ids=["full", "read-only", "forbidden"])
 @pytest.mark.parametrize("step", STEPS)
-def test_whatever_the_disk_refuses_the_call_works(
+def test_calls_work_with_any_failing_system_function(
     step: str, code: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    """Every call of a function of the system on the cache's folder fails, from the first one on."""
+    """Every call of one system function on the cache's folder fails, from the first call on."""
     real = getattr(os, step)
 
     def refuse(*args: Any, **options: Any) -> Any:
@@ -102,7 +102,7 @@ def test_whatever_the_disk_refuses_the_call_works(
 
 
 def test_tiles_of_kernels_are_tried(monkeypatch: pytest.MonkeyPatch, clock: Callable[[dict[str, float]], None]) -> None:
-    """In the interpreter: what a GPU would do, but for the time."""
+    """Runs in the interpreter and does what a GPU would do, except for the times."""
     pytest.importorskip("triton")
     monkeypatch.setattr("attnc.runtime.tuning.knobs.FIRST", 2)
     monkeypatch.setattr(timer, "MOST", 7)
@@ -125,8 +125,8 @@ def test_tiles_of_kernels_are_tried(monkeypatch: pytest.MonkeyPatch, clock: Call
         assert choice == MODEL or f"sliding_window_{stage}: tiles of {choice}" in plan
 
 
-def test_no_environment_is_needed() -> None:
-    """A process without a home folder tunes, and says once that nothing is kept."""
+def test_a_process_without_a_home_folder() -> None:
+    """A process without a home folder tunes, and reports once that nothing is stored."""
     text = "from attnc import compile_attention; import torch\n"
     text += "a = compile_attention('sliding_window', window=40, tune='60s')\n"
     text += "[a(*(torch.randn(1, 2, n, 16) for _ in range(3))) for n in (100, 300, 900)]"

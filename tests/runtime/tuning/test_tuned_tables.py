@@ -1,4 +1,4 @@
-"""Tables of tuned choices: shipped, loaded, of another machine, damaged."""
+"""Tables of tuned choices: written, loaded, made on another machine, damaged."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from attnc.runtime.tuning.tuned_tables import load_table, table_bytes
 from tuned_calls import TIME, record_of, vectors
 
 
-def test_a_table_is_shipped(tmp_path: Path, clock: Callable[[dict[str, float]], None], runs: list[str]) -> None:
-    """Every process that has the table takes its choices, whatever its own cache says, and measures nothing."""
+def test_another_process_takes_a_shipped_table(
+    tmp_path: Path, clock: Callable[[dict[str, float]], None], runs: list[str]
+) -> None:
+    """A process with the table takes its choices, whatever its own cache holds, and measures nothing."""
     clock({"other": 0.5})
     attend = compile_attention("sliding_window", window=40, tune=TIME)
     q, k, v = vectors()
@@ -32,14 +34,14 @@ def test_a_table_is_shipped(tmp_path: Path, clock: Callable[[dict[str, float]], 
     assert path.read_bytes() == table_bytes(load_table(path).records.values())
     store().clear()
     runs.clear()
-    other = compile_attention("sliding_window", window=40, tune=path)
-    assert torch.equal(other(q, k, v), out)
-    assert record.choices[""] in other.plan(300, heads=2, head_dim=16).reasons[0]
-    assert torch.equal(pickle.loads(pickle.dumps(other))(q, k, v), out)
-    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+    attend_with_table = compile_attention("sliding_window", window=40, tune=path)
+    assert torch.equal(attend_with_table(q, k, v), out)
+    assert record.choices[""] in attend_with_table.plan(300, heads=2, head_dim=16).reasons[0]
+    assert torch.equal(pickle.loads(pickle.dumps(attend_with_table))(q, k, v), out)
+    compiled = torch.compile(attend_with_table, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(q, k, v), out)
     assert (runs, store().entries()) == ([], [])
-    compile_attention("sliding_window", window=41, tune=str(path))(q, k, v)  # not in the table: the model's
+    compile_attention("sliding_window", window=41, tune=str(path))(q, k, v)  # not in the table: the model's choice
     assert (runs, store().entries()) == ([], [])
 
 
@@ -54,7 +56,7 @@ def test_a_table_is_shipped(tmp_path: Path, clock: Callable[[dict[str, float]], 
         lambda text: "[" * 100_000,
     ],
 )
-def test_a_table_that_is_none(
+def test_damaged_tables_are_refused(
     change: Callable[[str], str], tmp_path: Path, clock: Callable[[dict[str, float]], None]
 ) -> None:
     clock({"other": 0.5})
@@ -66,30 +68,30 @@ def test_a_table_that_is_none(
         compile_attention("causal", tune=path)
 
 
-def test_a_table_of_another_machine_is_told_of_once(
+def test_a_table_without_the_key_is_reported_once(
     tmp_path: Path, clock: Callable[[dict[str, float]], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     clock({"other": 0.5})
     attend = compile_attention("sliding_window", window=40, tune=TIME)
     attend(*vectors())
     save_tuned(tmp_path / "table.json", record_of(attend))
-    other = compile_attention("sliding_window", window=41, tune=tmp_path / "table.json")
+    attend_with_table = compile_attention("sliding_window", window=41, tune=tmp_path / "table.json")
     for n in (200, 300, 700):
-        other(*vectors(n))
-    told = [r.getMessage() for r in caplog.records if "table of tuned choices" in r.getMessage()]
-    assert len(told) == 1
-    assert "parameters: sinks=0, window=41, there sinks=0, window=40" in told[0]
+        attend_with_table(*vectors(n))
+    messages = [r.getMessage() for r in caplog.records if "table of tuned choices" in r.getMessage()]
+    assert len(messages) == 1
+    assert "parameters: sinks=0, window=41, there sinks=0, window=40" in messages[0]
 
 
 @pytest.mark.parametrize("bucket", ["x/../../../../evil", "A B", "ü", "", "q1-k1-lanes1-square-more"])
-def test_a_table_leads_nowhere_else(bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A table made by hand, whose digests fit."""
+def test_invalid_bucket_names_write_no_file(bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table is written by hand and its digests are valid."""
     compile_attention("sliding_window", window=40, tune=TIME)(*vectors())
     (entry,) = store().entries()
     assert entry.payload is not None
-    found = read_record(entry.payload)
-    assert found is not None
-    (tmp_path / "table.json").write_bytes(table_bytes([replace(found, bucket=bucket)]))
+    record = read_record(entry.payload)
+    assert record is not None
+    (tmp_path / "table.json").write_bytes(table_bytes([replace(record, bucket=bucket)]))
     before = sorted(tmp_path.rglob("*"))
     assert main(["cache", "load", str(tmp_path / "table.json")]) == 2
     assert "holds no tuned choices" in capsys.readouterr().err
@@ -99,8 +101,10 @@ def test_a_table_leads_nowhere_else(bucket: str, tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     "option", ["tiles 1", "tiles 4096", "grid", "residues", "whole, triangles in halves", "rm -rf /", ""]
 )
-def test_a_choice_that_is_none_leaves_it_to_the_model(option: str, clock: Callable[[dict[str, float]], None]) -> None:
-    """An entry that somebody has written by hand, with a digest that fits."""
+def test_an_invalid_stored_option_falls_back_to_the_model(
+    option: str, clock: Callable[[dict[str, float]], None]
+) -> None:
+    """The entry is written by hand and its digest is valid."""
     clock({})
     attend = compile_attention("sliding_window", window=40, tune=TIME)
     q, k, v = vectors()
@@ -108,7 +112,7 @@ def test_a_choice_that_is_none_leaves_it_to_the_model(option: str, clock: Callab
     (entry,) = store().entries()
     assert entry.payload is not None
     store().write(entry.kind, entry.name, {**entry.payload, "choices": {"": option, "other": "x"}})
-    again = compile_attention("sliding_window", window=40, tune="0s")
-    assert again.tuned is not None
-    again.tuned.look_again()
-    assert torch.allclose(again(q, k, v), again.reference(q, k, v), atol=1e-5)
+    second_attend = compile_attention("sliding_window", window=40, tune="0s")
+    assert second_attend.tuned is not None
+    second_attend.tuned.look_again()
+    assert torch.allclose(second_attend(q, k, v), second_attend.reference(q, k, v), atol=1e-5)
