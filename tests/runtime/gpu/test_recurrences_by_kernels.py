@@ -104,7 +104,7 @@ def test_what_has_no_kernels_runs_in_torch_or_is_refused() -> None:
     assert torch.equal(attend(*wide, **inputs), compiled("retention")(*wide, **inputs))
     with pytest.raises(UnsupportedError, match=r"strict: `retention` would run as operations of torch.*float64"):
         compiled("retention", backend="triton", strict=True)(*wide, **inputs)
-    with pytest.raises(UnsupportedError, match="strict: `yaad_linear` would run token by token, "):
+    with pytest.raises(UnsupportedError, match="strict: `yaad_linear` would run token by token: "):
         compiled("yaad_linear", backend="triton", strict=True)
 
 

@@ -201,8 +201,8 @@ def drawn(*shape: int) -> Tensor:
         ({"q": torch.zeros(1, 1, 4, 8, dtype=torch.float64)}, UnsupportedError, "float64; convert to float32"),
         ({"micro": 65, "chunk": 128, "k": drawn(1, 1, 260, 8), "v": drawn(1, 1, 260, 5)}, UnsupportedError, "up to 64"),
         ({"bonus": drawn(1, 8)}, ArgumentError, "before=True"),
-        ({"gate": drawn(1, 1, 5)}, ArgumentError, "gate: shape"),
-        ({"k": torch.zeros(1, 1, 4, 8, dtype=torch.int64)}, ArgumentTypeError, "k: real numbers"),
+        ({"gate": drawn(1, 1, 5)}, ArgumentError, "gate: expected shape"),
+        ({"k": torch.zeros(1, 1, 4, 8, dtype=torch.int64)}, ArgumentTypeError, "k: expected real numbers"),
     ],
 )
 def test_refusals(more: dict[str, Any], kind: type[Exception], message: str) -> None:
@@ -266,6 +266,6 @@ def test_machine_code(target: str) -> None:
 
 
 def test_kernels_are_collected_whatever_unset_memory_holds() -> None:
-    """Collecting launches nothing, so results stay unset: NaN here, which must not look like overflow before a reset."""
+    """Collecting launches nothing, so results stay unset: NaN must not look like an overflow before a reset."""
     collected = {case.source.function for case in library_gate.cases(["log_linear"], ["sm_90"], (64,))}
     assert collected >= {"scalar_resets_adjoints", "scalar_resets_values", "scalar_resets_keys"}
