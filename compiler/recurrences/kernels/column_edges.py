@@ -1,4 +1,4 @@
-"""Decay along columns of the state: values as the state after a chunk sees them, gradients as that before it does."""
+"""Kernels of column decay at a chunk's edges: values decayed to its end, output gradients decayed from its start."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from attnc.compiler.recurrences.kernels.recurrence_frame import RecurrenceFrame
 
 
 class ColumnEdges(RecurrenceFrame):
-    """A program does a chunk and a block of columns."""
+    """Values decayed to the ends of chunks: a program computes a chunk and a block of columns."""
 
     stage = "columns"
     makes = "Values at the ends of chunks, and what is left of columns after them"
 
     def write(self) -> None:
-        """All lines."""
+        """Emit all lines of the kernel."""
         p, form = self.problem, self.problem.form
         self.of_chunk()
         load_segments(self)
@@ -40,7 +40,7 @@ class ColumnEdges(RecurrenceFrame):
 
 
 class ColumnReads(ColumnEdges):
-    """Column edges for gradients of outputs."""
+    """Output gradients decayed from the starts of chunks."""
 
     stage = "column_reads"
     makes = "Gradients of outputs at the starts of chunks"

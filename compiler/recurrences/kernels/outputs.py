@@ -7,13 +7,13 @@ from attnc.compiler.recurrences.kernels.recurrence_frame import RecurrenceFrame
 
 
 class Outputs(RecurrenceFrame):
-    """A program does a chunk and a block of columns."""
+    """Outputs of stored states: a program computes a chunk and a block of columns."""
 
     stage = "outputs"
     makes = "Outputs"
 
     def write(self) -> None:
-        """All lines."""
+        """Emit all lines of the kernel."""
         p, form = self.problem, self.problem.form
         self.of_chunk()
         self.block_columns("column", p.wv, self.columns, "tl.program_id(1)")
@@ -49,7 +49,7 @@ class Outputs(RecurrenceFrame):
         )
 
     def _levels(self) -> None:
-        """Emit decaying columns: a pair's weight differs by column and is split between value and output."""
+        """Emit pairs under column decay: a pair's weight differs by column and is split between value and output."""
         p, form = self.problem, self.problem.form
         load_segments(self)
         self.given("gate_columns")

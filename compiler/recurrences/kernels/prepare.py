@@ -1,4 +1,4 @@
-"""The kernel that computes all decays: readers and writers as the chunk's edges see them, and their pairs."""
+"""The kernel that computes all decays: readers and writers decayed to the chunk's edges, and their pairs."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from attnc.compiler.recurrences.kernels.recurrence_frame import RecurrenceFrame
 
 
 class Prepare(RecurrenceFrame):
-    """A program does a chunk, block of channels by block."""
+    """Decayed readers, writers and pairs: a program computes a chunk, one block of channels after another."""
 
     stage = "prepare"
     makes = "Readers and writers at the edges of chunks, and their pairs within"
 
     def write(self) -> None:
-        """All lines."""
+        """Emit all lines of the kernel."""
         p, form = self.problem, self.problem.form
         self.of_chunk()
         load_segments(self)
@@ -53,8 +53,8 @@ class Prepare(RecurrenceFrame):
 
     def _diagonals(self) -> list[str]:
         form = self.problem.form
-        own = [f"own_{writer}" for writer in form.writers] if form.gate == "rows" and not form.before else []
-        return own + ["own_bonus"] * form.bonus
+        own_sums = [f"own_{writer}" for writer in form.writers] if form.gate == "rows" and not form.before else []
+        return own_sums + ["own_bonus"] * form.bonus
 
     def _block(self, edges: Edges | None) -> None:
         p, form = self.problem, self.problem.form

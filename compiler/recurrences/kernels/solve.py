@@ -1,4 +1,4 @@
-"""The kernel that solves a chunk's triangle: its inverse, and what the correction makes of the state and of v."""
+"""The kernel that solves a chunk's triangular system: its inverse, and the correction's W and U."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from attnc.compiler.recurrences.kernels.recurrence_problem import LEAST
 
 
 class SolveKernel(RecurrenceFrame):
-    """A program does a chunk. Blocks of 16 by substitution, then pairs of blocks are merged, all in fp32.
+    """Solved triangles: a program inverts a chunk's triangle in fp32, blocks of 16 by substitution, merged in pairs.
 
-    p = U + W S: W = -T (β r_in) and U = T (β v) of a delta rule, W = T r_in and U = T (A_r,k v) of any of rank one.
+    p = U + W S. Delta rule: W = -T (β r_in), U = T (β v). General rank one: W = T r_in, U = T (A_r,k v).
     """
 
     stage = "solve"
     makes = "Triangles solved"
 
     def write(self) -> None:
-        """All lines."""
+        """Emit all lines of the kernel."""
         p, form = self.problem, self.problem.form
         self.of_chunk()
         if form.is_delta:
@@ -29,17 +29,17 @@ class SolveKernel(RecurrenceFrame):
         else:
             self.add("solver = inverse_pairs", f"written = tl.load({self.matrix(form.pair_name(1, 0))})")
         self.given("v")
-        self._each("channel", p.wk, self.rows, self._read)
-        self._each("column", p.wv, self.columns, self._value)
+        self._over_blocks("channel", p.wk, self.rows, self._read)
+        self._over_blocks("column", p.wv, self.columns, self._value)
 
     def _below(self, block: int) -> str:
-        """An expression that loads the lower triangle's blocks on the diagonal, or below it between pairs of them."""
+        """Return the text that loads the triangle's diagonal blocks, or the blocks below pairs of diagonal blocks."""
         p, form = self.problem, self.problem.form
         count, down = (p.length // LEAST, 0) if block == 0 else (p.length // (2 * block), block)
         width = block or LEAST
-        apart = width + down
+        stride = width + down
         self.add(
-            f"corner = tl.arange(0, {count})[:, None, None] * {apart}",
+            f"corner = tl.arange(0, {count})[:, None, None] * {stride}",
             f"down = corner + {down} + tl.arange(0, {width})[None, :, None]",
             f"across = corner + tl.arange(0, {width})[None, None, :]",
         )
@@ -61,7 +61,8 @@ class SolveKernel(RecurrenceFrame):
             block *= 2
         self.add(f"found = tl.reshape(found, ({length}, {length}))")
 
-    def _each(self, name: str, width: int, block: int, body: object) -> None:
+    def _over_blocks(self, name: str, width: int, block: int, body: object) -> None:
+        """Emit a body for every block of columns."""
         assert callable(body)
         if block < width:
             with self.lines.block(self.blocks(name, width, block)):

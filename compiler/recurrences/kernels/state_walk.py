@@ -10,28 +10,28 @@ from attnc.compiler.recurrences.kernels.recurrence_frame import RecurrenceFrame
 
 
 class Walk(RecurrenceFrame):
-    """A program does the chunks of a segment of a lane, for a block of the state's columns.
+    """The base of serial kernels: a program walks the chunks of a segment of a head, for a block of state columns.
 
-    A segment has `span` chunks, the last one of a lane what is left; a lane that is not split is one segment.
+    A segment has `span` chunks, the last segment of a head the remainder; a head that is not split is one segment.
     """
 
     turns: ClassVar[str]
-    """The head of the loop, and in it which chunk it is at."""
+    """The head of the loop over chunks."""
     is_first: ClassVar[bool] = False
-    """Whether segments are walked before it is known what they begin with."""
+    """Whether segments are walked before the states that they start from are known."""
 
     @property
     def width(self) -> int:
-        """Columns that programs walk with."""
+        """The number of columns that programs walk with."""
         return self.problem.wv
 
     @property
     def where_there(self) -> str:
-        """The mask arguments of a scratch load along columns, where some columns do not exist."""
+        """The mask arguments of a scratch load along columns; empty if all columns exist."""
         return ""
 
     def write(self) -> None:
-        """All lines."""
+        """Emit all lines of the kernel."""
         p = self.problem
         self.number("segments", "span")
         self.stand()
@@ -57,25 +57,25 @@ class Walk(RecurrenceFrame):
 
     @abstractmethod
     def start(self) -> None:
-        """The state that the walk starts from."""
+        """Emit the state that the walk starts from."""
 
     @abstractmethod
     def turn(self) -> None:
-        """One chunk."""
+        """Emit the work on one chunk."""
 
     def keep(self, name: str, value: str, column: str) -> None:
-        """Store what was found for the chunk's rows."""
+        """Emit the store of a result for the chunk's rows."""
         self.add(f"tl.store({self.kept(name, column, self.problem.wv)}, {value})")
 
     @abstractmethod
     def keep_state(self) -> None:
-        """Store the state at the chunk's edge, but where another segment starts from it: that one is there already."""
+        """Emit the store of the state at the chunk's edge, except at segment borders, where it is stored already."""
 
     def end(self) -> None:
         """Emit the lines after the last chunk."""
 
     def decay(self) -> None:
-        """The state times what is left of it after the chunk."""
+        """Emit the decay of the state over the chunk."""
         total = self.load_total("channel")
         if total:
             self.add(f"state = state * {total}")
@@ -86,19 +86,19 @@ class Walk(RecurrenceFrame):
 
 
 class StateWalk(Walk):
-    """States before chunks, and what corrections solve for."""
+    """The forward walk: the states before chunks, and the values that corrections solve for."""
 
     stage = "states"
     makes = "States before chunks"
     turns = "for chunk in range(begin, stop):"
 
     def start(self) -> None:
-        """The state before the segment."""
+        """Emit the load of the state before the segment."""
         self.add("at = lane * tl.full((), 1, tl.int64) * chunks + begin")
         self.add(f"state = tl.load({self.states('states', 'channel', 'column')})")
 
     def turn(self) -> None:
-        """One chunk."""
+        """Emit the work on one chunk."""
         p, form = self.problem, self.problem.form
         self.place()
         if not form.is_corrected:
@@ -116,7 +116,7 @@ class StateWalk(Walk):
         self.keep_state()
 
     def keep_state(self) -> None:
-        """That after the chunk; where the next segment begins it is there already."""
+        """Emit the store of the state after the chunk; where the next segment starts it is stored already."""
         kept = "(chunk + 1 < stop) | (stop == chunks)"
         self.add(f"tl.store({self.states('states', 'channel', 'column', 1)}, state, mask={kept})")
 
@@ -124,7 +124,7 @@ class StateWalk(Walk):
         """Emit reads of the state before the chunk: none, as another kernel reads for all chunks at once."""
 
     def values(self) -> None:
-        """Load what the chunk's rows write."""
+        """Emit the load of the values that the chunk's rows write."""
         if self.problem.form.columns:
             self.add(f"v_values = tl.load({self.kept('v_out', 'column', self.problem.wv)})")
         else:
@@ -153,12 +153,12 @@ class AdjointWalk(Walk):
     turns = "for turn in range(begin, stop):"
 
     def start(self) -> None:
-        """The adjoint of the state after the segment."""
+        """Emit the load of the adjoint of the state after the segment."""
         self.add("at = lane * tl.full((), 1, tl.int64) * chunks + stop - 1")
         self.add(f"state = tl.load({self.states('ends', 'channel', 'column', 1)})")
 
     def turn(self) -> None:
-        """One chunk."""
+        """Emit the work on one chunk."""
         p, form = self.problem, self.problem.form
         self.add("chunk = begin + stop - 1 - turn")
         self.place()
@@ -177,7 +177,7 @@ class AdjointWalk(Walk):
         self.keep_state()
 
     def keep_state(self) -> None:
-        """That before the chunk; where the segment before ends it is there already."""
+        """Emit the store of the adjoint before the chunk; where the previous segment ends it is stored already."""
         kept = "(chunk > begin) | (begin == 0)"
         self.add(f"tl.store({self.states('ends', 'channel', 'column')}, state, mask={kept})")
 
