@@ -131,17 +131,17 @@ def tape_of(recur: Recur, ends: Ends) -> StepTape:
     current = {name: writer.add(Op("state", state_axes, of=name)) for name, state_axes in dims.items()}
     versions = max((line.version for line in recur.steps), default=0) + 2
     for name, state_axes in dims.items():
-        writer.known[state_at(name, 0, state_axes)] = current[name]
+        writer.op_by_value[state_at(name, 0, state_axes)] = current[name]
     for line in recur.steps:
         name, state_axes = line.state, dims[line.state]
         before = state_at(name, line.version, state_axes)
         for iteration, value in enumerate(_iterations(line, ends)):
             versions += 1
             inner_state = state_at(name, versions, state_axes)
-            writer.known[inner_state] = current[name]
+            writer.op_by_value[inner_state] = current[name]
             iterated = replace_values(value, {before: inner_state}) if iteration else value
             current[name] = writer.spread(writer.of(iterated), state_axes)
-        writer.known[state_at(name, line.version + 1, state_axes)] = current[name]
+        writer.op_by_value[state_at(name, line.version + 1, state_axes)] = current[name]
     read = writer.of(recur.read)
     return StepTape(tuple(writer.ops), tuple(current.items()), read)
 
@@ -166,11 +166,11 @@ def _loop_range(low: Index, high: Index, ends: Ends) -> range:
 
 @dataclass
 class _TapeWriter:
-    """Writes a tape. `known`: the operation of each value; `tests`: of each integer and condition."""
+    """Writes a tape. `op_by_value`: the index of each value's operation; `tests`: of each integer's and condition's."""
 
     ends: Ends
     ops: list[Op] = field(default_factory=list)
-    known: dict[Value, int] = field(default_factory=dict)
+    op_by_value: dict[Value, int] = field(default_factory=dict)
     tests: dict[Index, int] = field(default_factory=dict)
 
     def add(self, op: Op) -> int:
@@ -182,10 +182,10 @@ class _TapeWriter:
 
     def of(self, node: Value) -> int:
         """Return the index of a value's operation, appended if it is new."""
-        if node not in self.known:
+        if node not in self.op_by_value:
             leaf = _is_leaf(node) and not self._is_constant(node)
-            self.known[node] = self.add(Op("leaf", axes(node), of=node)) if leaf else self._compute(node)
-        return self.known[node]
+            self.op_by_value[node] = self.add(Op("leaf", axes(node), of=node)) if leaf else self._compute(node)
+        return self.op_by_value[node]
 
     def spread(self, i: int, wanted: Axes) -> int:
         """Return the index of operation `i` broadcast to the axes `wanted`."""
@@ -364,14 +364,16 @@ def _entries(node: Value, loops: Sequence[ir.ValueReduce]) -> Value | None:
     return node if ends == wanted[: len(loops)] else None
 
 
-def _places(own: Axes, wanted: Axes) -> tuple[int, ...]:
-    """Return the indices within `wanted` of the axes `own`, which must be a subsequence of it."""
+def _places(operand_axes: Axes, result_axes: Axes) -> tuple[int, ...]:
+    """Return the indices of an operand's axes within the result's, of which they must be a subsequence."""
     places: list[int] = []
-    for i, axis in enumerate(wanted):
-        if len(places) < len(own) and own[len(places)] == axis:
+    for i, axis in enumerate(result_axes):
+        if len(places) < len(operand_axes) and operand_axes[len(places)] == axis:
             places.append(i)
-    if len(places) < len(own):
-        raise NoTapeError(f"axes [{', '.join(map(str, own))}] do not broadcast to [{', '.join(map(str, wanted))}]")
+    if len(places) < len(operand_axes):
+        raise NoTapeError(
+            f"axes [{', '.join(map(str, operand_axes))}] do not broadcast to [{', '.join(map(str, result_axes))}]"
+        )
     return tuple(places)
 
 

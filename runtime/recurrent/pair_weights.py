@@ -91,9 +91,9 @@ def _views(pairs: Tensor, parts: int) -> Iterator[Tensor]:
         yield halves.diagonal(dim1=1, dim2=4).movedim(5, 1)
 
 
-def _exceeds(x: Tensor, most: float) -> bool:
-    """Check whether a weight is above `most`; NaN is not."""
-    return bool(x.numel()) and bool((x.detach().abs() > most).any())
+def _exceeds(x: Tensor, limit: float) -> bool:
+    """Check whether a weight's magnitude is above `limit`; NaN is not."""
+    return bool(x.numel()) and bool((x.detach().abs() > limit).any())
 
 
 __all__ = ["PairWeights", "weights"]

@@ -205,7 +205,7 @@ class _PassRunner:
             return self._linear(q, state=start, before=before, resets=resets, **arguments)
         resets = fresh.expand(batch, heads, count).reshape(batch * heads, count)
         gate, keys = arguments.get("gate"), cast("Tensor", arguments["k"])
-        if isinstance(gate, Tensor) and gate.ndim == 1:  # of each head
+        if isinstance(gate, Tensor) and gate.ndim == 1:  # one per head
             arguments = {**arguments, "gate": gate[None, :, None].expand(keys.shape[:3])}
         folded = {name: _folded(x, batch, heads) for name, x in arguments.items()}
         out, final = self._linear(

@@ -56,8 +56,8 @@ class TokenValues:
     def of(self, node: Value, states: States, token: int, bound: Bound = ()) -> Tensor:
         """Return the value for the token at index `token` in processing order, (B or 1, H or 1, 1, …)."""
         if not reads_state(node):
-            whole = self.whole(node, bound)
-            return whole if whole.shape[2] == 1 else whole[:, :, token : token + 1]
+            values = self.whole(node, bound)
+            return values if values.shape[2] == 1 else values[:, :, token : token + 1]
         return _CachedValues(self, states, token, bound).of(node)
 
     def whole(self, node: Value, bound: Bound = ()) -> Tensor:
@@ -129,8 +129,8 @@ class _CachedValues:
         if self._token is None:
             return self._values.by_place(node, self._bound)
         if not reads_state(node):
-            whole = self._values.whole(node, self._bound)
-            return whole if whole.shape[2] == 1 else whole[:, :, self._token : self._token + 1]
+            values = self._values.whole(node, self._bound)
+            return values if values.shape[2] == 1 else values[:, :, self._token : self._token + 1]
         if node not in self._cache:
             self._cache[node] = self.fresh(node)
         return self._cache[node]
@@ -381,10 +381,10 @@ def aligned(x: Tensor, own: tuple[str | int, ...], wanted: tuple[str | int, ...]
     """Return a value with axes `own`, reshaped to the axes `wanted`: size 1 for each axis that it lacks."""
     if own == wanted:
         return x
-    rest = list(own)
+    remaining = list(own)
     for i, axis in enumerate(wanted):
-        if rest and rest[0] == axis:
-            rest.pop(0)
+        if remaining and remaining[0] == axis:
+            remaining.pop(0)
         else:
             x = x.unsqueeze(LEAD + i)
     return x

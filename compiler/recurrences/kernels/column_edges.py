@@ -16,11 +16,11 @@ class ColumnEdges(RecurrenceFrame):
     def write(self) -> None:
         """Emit all lines of the kernel."""
         p, form = self.problem, self.problem.form
-        self.of_chunk()
+        self.emit_chunk()
         load_segments(self)
         self.block_columns("column", p.wv, self.columns, "tl.program_id(1)")
         for name in ("gate_columns", self.read):
-            self.given(name)
+            self.emit_address(name)
         self.load("gates", "gate_columns", "column")
         self.load("x", self.read, "column")
         sweep = DecaySweep(self, "gates", self.columns, not form.before, form.before)
@@ -35,7 +35,7 @@ class ColumnEdges(RecurrenceFrame):
         """Emit the stores of the results."""
         p = self.problem
         self.pointers["total_columns"] = KernelArgument("total_columns", "*fp32")
-        self.add(f"tl.store({self.kept('v_out', 'column', p.wv)}, {p.rounded(f'(x * {out_of})')})")
+        self.add(f"tl.store({self.scratch_tile('v_out', 'column', p.wv)}, {p.rounded(f'(x * {out_of})')})")
         self.add(f"tl.store(total_columns + at * {p.wv} + column, {total})")
 
 
@@ -49,4 +49,4 @@ class ColumnReads(ColumnEdges):
     def store(self, into: str, out_of: str, total: str) -> None:
         """Emit the stores of the results."""
         p = self.problem
-        self.add(f"tl.store({self.kept('dout_in', 'column', p.wv)}, {p.rounded(f'(x * {into})')})")
+        self.add(f"tl.store({self.scratch_tile('dout_in', 'column', p.wv)}, {p.rounded(f'(x * {into})')})")

@@ -31,13 +31,13 @@ class ColumnGradients(RecurrenceFrame):
     def write(self) -> None:
         """Emit all lines of the kernel."""
         p, form = self.problem, self.problem.form
-        self.of_chunk()
+        self.emit_chunk()
         load_segments(self)
         for name in ("v", "dout", "dv"):
-            self.given(name)
+            self.emit_address(name)
         if form.is_delta:
             self.load_steps("beta_rows", "beta")
-            self.given("dbeta")
+            self.emit_address("dbeta")
             self.add(f"dbeta_sum = tl.zeros(({p.length},), tl.float32)")
         if form.bonus:
             self.add(
@@ -113,11 +113,11 @@ class ColumnGradients(RecurrenceFrame):
 
     def _adjoint_of_reads(self, value: str) -> None:
         p = self.problem
-        self.add(f"dps = tl.load({self.kept('dp', 'column', p.wv)})")
+        self.add(f"dps = tl.load({self.scratch_tile('dp', 'column', p.wv)})")
         self.add(f"solved = {value}")
         self.add(f"dreads = {p.rounded('(-beta_rows[:, None] * solved)' if p.form.is_delta else 'solved')}")
         for scratch, name in (("p", "p_values"), ("read_adjoints", "dreads")):
-            self.add(f"tl.store({self.kept(scratch, 'column', p.wv)}, {name})")
+            self.add(f"tl.store({self.scratch_tile(scratch, 'column', p.wv)}, {name})")
 
     def _delta(self) -> None:
         p, form = self.problem, self.problem.form
@@ -147,7 +147,7 @@ class ColumnGradients(RecurrenceFrame):
             self.block_columns("channel", p.wk, self.rows)
             for total, rows, states, ahead in products:
                 self.add(
-                    f"edge = tl.load({self.kept(rows, 'channel', p.wk)})",
+                    f"edge = tl.load({self.scratch_tile(rows, 'channel', p.wk)})",
                     f"state = tl.load({self.states(states, 'channel', 'column', ahead)})",
                     f"{total} = {p.dot('edge', p.rounded('state'), total)}",
                 )
@@ -213,10 +213,10 @@ class PairGradients(ColumnGradients):
 
     def write(self) -> None:
         """Emit all lines of the kernel."""
-        self.of_chunk()
+        self.emit_chunk()
         load_segments(self)
         for name in ("v", "dout"):
-            self.given(name)
+            self.emit_address(name)
         self.begin_pairs()
         self.over_columns(self._load)
         self.store_pairs()
@@ -227,5 +227,5 @@ class PairGradients(ColumnGradients):
         self.load("douts", "dout", "column")
         self.load("v_values", "v", "column")
         for scratch, name in (("p", "p_values"), ("read_adjoints", "dreads")):
-            self.add(f"{name} = tl.load({self.kept(scratch, 'column', p.wv)})")
+            self.add(f"{name} = tl.load({self.scratch_tile(scratch, 'column', p.wv)})")
         self.add_pairs()

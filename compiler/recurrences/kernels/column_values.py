@@ -26,10 +26,10 @@ class ColumnPairs(ColumnGradients):
     def write(self) -> None:
         """Emit all lines of the kernel."""
         p, form = self.problem, self.problem.form
-        self.of_chunk()
+        self.emit_chunk()
         load_segments(self)
         for name in ("v", "dout", "gate_columns"):
-            self.given(name)
+            self.emit_address(name)
         self.begin_pairs()
         if form.bonus or not form.before:
             self.add(f"down_sum = tl.zeros(({p.length},), tl.float32)")
@@ -70,11 +70,11 @@ class ColumnValues(ColumnGradients):
     def write(self) -> None:
         """Emit all lines of the kernel."""
         p, form = self.problem, self.problem.form
-        self.of_chunk()
+        self.emit_chunk()
         load_segments(self)
         self.block_columns("column", p.wv, self.columns, "tl.program_id(1)")
         for name in ("v", "dout", "dv", "gate_columns", "dgate_columns"):
-            self.given(name)
+            self.emit_address(name)
         self.load("gates", "gate_columns", "column")
         sweep = DecaySweep(self, "gates", self.columns, not form.before, form.before)
         with sweep.levels():

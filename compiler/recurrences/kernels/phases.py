@@ -40,7 +40,7 @@ class Phases:
         """Return the vectors and numbers that a name was computed from, or the name itself."""
         return self.behind.get(name, frozenset((name,)))
 
-    def asked(self, reads: Iterable[str]) -> tuple[bool, list[int]]:
+    def request(self, reads: Iterable[str]) -> tuple[bool, list[int]]:
         """Return whether a line that reads these names (x3, d4) starts a phase, and the values to compute before it."""
         names = set(reads)
         required = self._with_operands(i for i in remade(self.tape) if f"x{i}" in names)

@@ -28,12 +28,12 @@ class Prepare(RecurrenceFrame):
     def write(self) -> None:
         """Emit all lines of the kernel."""
         p, form = self.problem, self.problem.form
-        self.of_chunk()
+        self.emit_chunk()
         load_segments(self)
         if form.gate != "rows":
             load_vector_gate(self)
         for name in (*form.inputs, *(["gate_rows"] if form.gate == "rows" else []), *(["bonus"] * form.bonus)):
-            self.given(name)
+            self.emit_address(name)
         edges = None
         if form.gate != "rows":
             edges = vector_edges(self)
@@ -76,10 +76,10 @@ class Prepare(RecurrenceFrame):
                 self.add(f"{form.pair_name(i, w)}_sum += {product}")
         for reader, exclusive in zip(form.readers, form.exclusive, strict=True):
             value = p.rounded(bracketed(scaled(f"{reader}_rows", edges.into[exclusive])))
-            self.add(f"tl.store({self.kept(f'{reader}_in', 'channel', p.wk)}, {value})")
+            self.add(f"tl.store({self.scratch_tile(f'{reader}_in', 'channel', p.wk)}, {value})")
         for writer in form.writers:
             value = p.rounded(bracketed(scaled(f"{writer}_rows", edges.out_of)))
-            self.add(f"tl.store({self.kept(f'{writer}_out', 'channel', p.wk)}, {value})")
+            self.add(f"tl.store({self.scratch_tile(f'{writer}_out', 'channel', p.wk)}, {value})")
 
     def _levels(self) -> Edges:
         p, form = self.problem, self.problem.form

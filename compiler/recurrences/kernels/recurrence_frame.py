@@ -86,17 +86,17 @@ class RecurrenceFrame(ABC):
 
     # --- the program's chunk
 
-    def of_chunk(self) -> None:
+    def emit_chunk(self) -> None:
         """Emit the program's chunk and lane (a head of a batch entry)."""
         self.add("lane = tl.program_id(0) // chunks", "chunk = tl.program_id(0) % chunks")
-        self.numbered()
-        self.place()
+        self.emit_rows()
+        self.emit_steps()
 
-    def numbered(self) -> None:
+    def emit_rows(self) -> None:
         """Emit the row indices of a chunk."""
         self.add(f"row = tl.arange(0, {self.problem.length})")
 
-    def place(self) -> None:
+    def emit_steps(self) -> None:
         """Emit the steps of the rows, and the chunk's index in scratch memory."""
         p = self.problem
         self.add(
@@ -119,7 +119,7 @@ class RecurrenceFrame(ABC):
 
     # --- tensors of the call
 
-    def given(self, name: str) -> str:
+    def emit_address(self, name: str) -> str:
         """Declare a tensor of the call and emit its address at the chunk; return the address's name."""
         unit = self._declared(name)
         token = self._token(name)
@@ -150,14 +150,14 @@ class RecurrenceFrame(ABC):
         micro = self.problem.form.micro
         return f"(row // {micro})" if micro > 1 and name in ONCE_A_TOKEN else "row"
 
-    def _there(self, name: str) -> str:
+    def _row_mask(self, name: str) -> str:
         return "asked" if self.problem.form.micro > 1 and name in ONCE_A_TOKEN else "there"
 
     def tile(self, name: str, column: str, real: int, width: int) -> tuple[str, str]:
         """Return the addresses of a tile of the call's tensor, and its mask; `real` of `width` columns exist."""
         unit = VECTOR // (4 if name in IN_FP32 else BYTES[self.problem.dtype])
         address = f"{name}_at + {self._token(name)}[:, None] * ({name}_token * {unit}) + {column}[None, :]"
-        mask = f"{self._there(name)}[:, None]"
+        mask = f"{self._row_mask(name)}[:, None]"
         return address, mask if real == width else f"{mask} & ({column} < {real})[None, :]"
 
     def load(self, variable: str, name: str, column: str, width: int = 0) -> None:
@@ -179,7 +179,7 @@ class RecurrenceFrame(ABC):
 
     def load_steps(self, variable: str, name: str) -> None:
         """Emit the load of a number for each step."""
-        self.given(name)
+        self.emit_address(name)
         self.add(f"{variable} = tl.load({name}_at + row * {name}_2, mask=there, other=0.0)")
 
     # --- scratch
@@ -189,13 +189,13 @@ class RecurrenceFrame(ABC):
         self.pointers[name] = KernelArgument(name, f"*{kind or self.problem.operand}")
         return f"{name} + at * {self.problem.length * width}"
 
-    def kept(self, name: str, column: str, width: int, kind: str = "") -> str:
+    def scratch_tile(self, name: str, column: str, width: int, kind: str = "") -> str:
         """Return the addresses of a tile of a chunk's scratch rows."""
         return f"{self.scratch(name, width, kind)} + (row[:, None] * {width} + {column}[None, :])"
 
     def matrix(self, name: str, kind: str = "") -> str:
         """Return the addresses of a chunk's scratch matrix over pairs of rows."""
-        return self.kept(name, "row", self.problem.length, kind)
+        return self.scratch_tile(name, "row", self.problem.length, kind)
 
     def vector(self, name: str) -> str:
         """Return the addresses of a chunk's scratch numbers, one per row, in fp32."""

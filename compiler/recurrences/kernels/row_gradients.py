@@ -55,7 +55,7 @@ class RowGradients(RecurrenceFrame):
     def write(self) -> None:
         """Emit all lines of the kernel."""
         p, form = self.problem, self.problem.form
-        self.of_chunk()
+        self.emit_chunk()
         load_segments(self)
         self.block_columns("channel", p.wk, self.rows, "tl.program_id(1)")
         size = f"({p.length}, {self.rows})"
@@ -64,14 +64,14 @@ class RowGradients(RecurrenceFrame):
         if self._has_total_gradient():
             self.add(f"kept_sum = tl.zeros(({self.rows},), tl.float32)")
         for name in self._column_inputs():
-            self.given(name)
+            self.emit_address(name)
         if self.columns < p.wv:
             with self.lines.block(self.blocks("column", p.wv, self.columns)):
                 self._block()
         else:
             self._block()
         for name in self._inputs():
-            self.given(name)
+            self.emit_address(name)
             self.load(f"{name}_rows", name, "channel")
         if form.gate == "rows":
             self._row_gates()
@@ -116,15 +116,15 @@ class RowGradients(RecurrenceFrame):
         p, form = self.problem, self.problem.form
         if form.columns:
             self.add(
-                f"douts = tl.load({self.kept('dout_in', 'column', p.wv)})",
-                f"v_values = tl.load({self.kept('v_out', 'column', p.wv)})",
+                f"douts = tl.load({self.scratch_tile('dout_in', 'column', p.wv)})",
+                f"v_values = tl.load({self.scratch_tile('v_out', 'column', p.wv)})",
             )
         for name in self._column_inputs():
             self.load({"dout": "douts", "v": "v_values"}[name], name, "column")
         if form.is_corrected and self.writers():
-            self.add(f"p_values = tl.load({self.kept('p', 'column', p.wv)})")
+            self.add(f"p_values = tl.load({self.scratch_tile('p', 'column', p.wv)})")
         if 1 in self.readers():
-            self.add(f"dreads = tl.load({self.kept('read_adjoints', 'column', p.wv)})")
+            self.add(f"dreads = tl.load({self.scratch_tile('read_adjoints', 'column', p.wv)})")
 
     def _kept_sum(self) -> None:
         p = self.problem
@@ -194,7 +194,7 @@ class RowGradients(RecurrenceFrame):
     def _row_gates(self) -> None:
         """Emit the edges first, then the levels for one reader after another, to keep few registers alive."""
         p, form = self.problem, self.problem.form
-        self.given("gate_rows")
+        self.emit_address("gate_rows")
         self.load("gates", "gate_rows", "channel")
         self.add(f"dgates = tl.zeros(({p.length}, {self.rows}), tl.float32)")
         kinds = [form.exclusive[i] for i in self.readers()]
@@ -217,7 +217,7 @@ class RowGradients(RecurrenceFrame):
                 self._store(reader)
         for writer in form.writers:
             self._store(writer)
-        self.given("dgate_rows")
+        self.emit_address("dgate_rows")
         if not self.writers():
             self.load("others", "dgate_rows", "channel")
         self.put("dgate_rows", "channel", "dgates" if self.writers() else "dgates + others")
@@ -272,23 +272,23 @@ class RowGradients(RecurrenceFrame):
         if form.bonus and 0 in self.readers() and name in ("q", "k"):
             self._add_bonus(name)
         if form.is_split and name in form.writers:
-            partial = self.kept(f"{name}_so_far", "channel", p.wk, "fp32")
+            partial = self.scratch_tile(f"{name}_so_far", "channel", p.wk, "fp32")
             if self.writers():
                 self.add(f"tl.store({partial}, d_{name})")
                 return
             self.add(f"d_{name} += tl.load({partial})")
-        self.given(f"d{name}")
+        self.emit_address(f"d{name}")
         self.put(f"d{name}", "channel", p.rounded(f"d_{name}"))
 
     def _add_bonus(self, name: str) -> None:
-        self.given("bonus")
+        self.emit_address("bonus")
         self.load("bonus_rows", "bonus", "channel")
         self.add(
             f"bonus_weight = tl.load({self.vector('bonus_adjoints')})[:, None]",
             f"d_{name} += bonus_weight * bonus_rows.to(tl.float32) * {'k' if name == 'q' else 'q'}_rows",
         )
         if name == "q":
-            self.given("dbonus")
+            self.emit_address("dbonus")
             self.put("dbonus", "channel", "bonus_weight * q_rows * k_rows")
 
 

@@ -157,15 +157,15 @@ class _ScanWriter:
         with self.lines.block("else:"):
             self._scanned()
 
-    def _factors(self, token: str, entry: str, mask: str, there: str, shape: str, prefix: str = "") -> None:
-        """Emit the factors of the steps at some tokens, 1 where there are none; `there`: a mask of tokens, or empty."""
+    def _factors(self, token: str, entry: str, mask: str, token_mask: str, shape: str, prefix: str = "") -> None:
+        """Emit the factors of the steps at some tokens, 1 where there are none; `token_mask`: of tokens, or empty."""
         kind, add = self.kind, self.lines.add
         names = [prefix + name for name in ("factor", "turn")[: len(kind.parts)]]
         if kind.op == "max":
             add(f"factor = tl.full({shape}, 1.0, tl.float32)")
         else:
             factor_entry = "0" if kind.shared else entry
-            load_mask = there if kind.shared else mask
+            load_mask = token_mask if kind.shared else mask
             for i, name in enumerate(names):
                 at = f"decay_at + {token} * decay_2 + {self._entry(factor_entry, i)}"
                 guard = f", mask={load_mask}, other={1.0 - i}" if load_mask else ""
@@ -173,7 +173,7 @@ class _ScanWriter:
                 if kind.shared:
                     add(f"{name} = tl.broadcast_to({name}, {shape})")
         if kind.emptied:
-            guard = f", mask={there}, other=0" if there else ""
+            guard = f", mask={token_mask}, other=0" if token_mask else ""
             add(f"{prefix}emptying = tl.load(emptied_at + {token} * emptied_2{guard}) != 0")
             for name in names:
                 add(f"{name} = tl.where({prefix}emptying, 0.0, {name})")

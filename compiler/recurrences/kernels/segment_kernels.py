@@ -41,7 +41,7 @@ class FirstWalk(Walk):
         return self.problem.segment_width
 
     @property
-    def where_there(self) -> str:
+    def column_mask(self) -> str:
         """The mask arguments that leave out the columns of M, which have no values."""
         return f", mask=(column < {self.problem.wv})[None, :], other=0.0" if self.problem.form.is_corrected else ""
 
@@ -94,7 +94,7 @@ class SegmentStates(FirstWalk, StateWalk):
     stage = "segments"
     makes = "What segments make of states"
 
-    def stand(self) -> None:
+    def emit_segment(self) -> None:
         """Emit the program's batch entry, head and segment."""
         self.add("lane = tl.program_id(0) // (segments - 1)", "segment = tl.program_id(0) % (segments - 1)")
 
@@ -105,7 +105,7 @@ class SegmentAdjoints(FirstWalk, AdjointWalk):
     stage = "adjoint_segments"
     makes = "What segments make of adjoints of states"
 
-    def stand(self) -> None:
+    def emit_segment(self) -> None:
         """Emit the program's batch entry, head and segment."""
         self.add("lane = tl.program_id(0) // (segments - 1)", "segment = tl.program_id(0) % (segments - 1) + 1")
 

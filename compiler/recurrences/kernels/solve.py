@@ -18,9 +18,9 @@ class SolveKernel(RecurrenceFrame):
     def write(self) -> None:
         """Emit all lines of the kernel."""
         p, form = self.problem, self.problem.form
-        self.of_chunk()
+        self.emit_chunk()
         if form.is_delta:
-            self.given("beta")
+            self.emit_address("beta")
         self._invert()
         self.add(f"inverse_pairs = {p.rounded('found')}", f"tl.store({self.matrix('inverse')}, inverse_pairs)")
         if form.is_delta:
@@ -28,7 +28,7 @@ class SolveKernel(RecurrenceFrame):
             self.add(f"solver = {p.rounded('(found * beta_across[None, :])')}")
         else:
             self.add("solver = inverse_pairs", f"written = tl.load({self.matrix(form.pair_name(1, 0))})")
-        self.given("v")
+        self.emit_address("v")
         self._over_blocks("channel", p.wk, self.rows, self._read)
         self._over_blocks("column", p.wv, self.columns, self._value)
 
@@ -75,9 +75,9 @@ class SolveKernel(RecurrenceFrame):
     def _read(self) -> None:
         p, form = self.problem, self.problem.form
         sign = "-" if form.is_delta else ""
-        self.add(f"reads = tl.load({self.kept(f'{form.readers[1]}_in', 'channel', p.wk)})")
+        self.add(f"reads = tl.load({self.scratch_tile(f'{form.readers[1]}_in', 'channel', p.wk)})")
         value = p.rounded(f"({sign}{p.dot('solver', 'reads')})")
-        self.add(f"tl.store({self.kept('solved_reads', 'channel', p.wk)}, {value})")
+        self.add(f"tl.store({self.scratch_tile('solved_reads', 'channel', p.wk)}, {value})")
 
     def _value(self) -> None:
         p = self.problem
@@ -85,4 +85,4 @@ class SolveKernel(RecurrenceFrame):
         if p.form.is_rank_one:
             self.add(f"values = {p.rounded(p.dot('written', 'values'))}")
         value = p.rounded(p.dot("solver", "values"))
-        self.add(f"tl.store({self.kept('solved_values', 'column', p.wv)}, {value})")
+        self.add(f"tl.store({self.scratch_tile('solved_values', 'column', p.wv)}, {value})")

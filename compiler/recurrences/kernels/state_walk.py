@@ -26,7 +26,7 @@ class Walk(RecurrenceFrame):
         return self.problem.wv
 
     @property
-    def where_there(self) -> str:
+    def column_mask(self) -> str:
         """The mask arguments of a scratch load along columns; empty if all columns exist."""
         return ""
 
@@ -34,7 +34,7 @@ class Walk(RecurrenceFrame):
         """Emit all lines of the kernel."""
         p = self.problem
         self.number("segments", "span")
-        self.stand()
+        self.emit_segment()
         self.add("begin = segment * span", "stop = tl.minimum(begin + span, chunks)")
         if p.form.is_corrected and not self.is_first:
             self.pointers["whole"] = KernelArgument("whole", "*i32")
@@ -43,7 +43,7 @@ class Walk(RecurrenceFrame):
                 "begin = tl.where(is_whole, 0, begin)",
                 "stop = tl.where(is_whole, tl.where(segment == 0, chunks, 0), stop)",
             )
-        self.numbered()
+        self.emit_rows()
         self.block_columns("channel", p.wk, p.wk)
         self.block_columns("column", self.width, self.columns, "tl.program_id(1)")
         self.start()
@@ -51,7 +51,7 @@ class Walk(RecurrenceFrame):
             self.turn()
         self.end()
 
-    def stand(self) -> None:
+    def emit_segment(self) -> None:
         """Emit the program's batch entry, head and segment."""
         self.add("lane = tl.program_id(0) // segments", "segment = tl.program_id(0) % segments")
 
@@ -65,7 +65,7 @@ class Walk(RecurrenceFrame):
 
     def keep(self, name: str, value: str, column: str) -> None:
         """Emit the store of a result for the chunk's rows."""
-        self.add(f"tl.store({self.kept(name, column, self.problem.wv)}, {value})")
+        self.add(f"tl.store({self.scratch_tile(name, column, self.problem.wv)}, {value})")
 
     @abstractmethod
     def keep_state(self) -> None:
@@ -100,13 +100,13 @@ class StateWalk(Walk):
     def turn(self) -> None:
         """Emit the work on one chunk."""
         p, form = self.problem, self.problem.form
-        self.place()
+        self.emit_steps()
         if not form.is_corrected:
             self.values()
         else:
             self._solve()
         for writer, value in zip(form.writers, form.values, strict=True):
-            self.add(f"{writer}_rows = tl.load({self.kept(f'{writer}_out', 'channel', p.wk)})")
+            self.add(f"{writer}_rows = tl.load({self.scratch_tile(f'{writer}_out', 'channel', p.wk)})")
             if form.is_rank_one and value == "v":
                 self.values()
         self.read()
@@ -117,8 +117,8 @@ class StateWalk(Walk):
 
     def keep_state(self) -> None:
         """Emit the store of the state after the chunk; where the next segment starts it is stored already."""
-        kept = "(chunk + 1 < stop) | (stop == chunks)"
-        self.add(f"tl.store({self.states('states', 'channel', 'column', 1)}, state, mask={kept})")
+        is_stored = "(chunk + 1 < stop) | (stop == chunks)"
+        self.add(f"tl.store({self.states('states', 'channel', 'column', 1)}, state, mask={is_stored})")
 
     def read(self) -> None:
         """Emit reads of the state before the chunk: none, as another kernel reads for all chunks at once."""
@@ -126,16 +126,16 @@ class StateWalk(Walk):
     def values(self) -> None:
         """Emit the load of the values that the chunk's rows write."""
         if self.problem.form.columns:
-            self.add(f"v_values = tl.load({self.kept('v_out', 'column', self.problem.wv)})")
+            self.add(f"v_values = tl.load({self.scratch_tile('v_out', 'column', self.problem.wv)})")
         else:
-            self.given("v")
+            self.emit_address("v")
             self.load("v_values", "v", "column", self.width)
 
     def _solve(self) -> None:
         p = self.problem
-        solved = f"{self.kept('solved_values', 'column', p.wv)}{self.where_there}"
+        solved = f"{self.scratch_tile('solved_values', 'column', p.wv)}{self.column_mask}"
         self.add(
-            f"reads = tl.load({self.kept('solved_reads', 'channel', p.wk)})",
+            f"reads = tl.load({self.scratch_tile('solved_reads', 'channel', p.wk)})",
             f"solved = tl.load({solved}).to(tl.float32)",
             f"p_values = {p.rounded('(' + p.dot('reads', p.rounded('state'), 'solved') + ')')}",
         )
@@ -161,15 +161,15 @@ class AdjointWalk(Walk):
         """Emit the work on one chunk."""
         p, form = self.problem, self.problem.form
         self.add("chunk = begin + stop - 1 - turn")
-        self.place()
+        self.emit_steps()
         if form.columns:
-            self.add(f"douts = tl.load({self.kept('dout_in', 'column', p.wv)})")
+            self.add(f"douts = tl.load({self.scratch_tile('dout_in', 'column', p.wv)})")
         else:
-            self.given("dout")
+            self.emit_address("dout")
             self.load("douts", "dout", "column", self.width)
         if form.is_corrected:
             self._solve()
-        self.add(f"q_rows = tl.load({self.kept('q_in', 'channel', p.wk)})")
+        self.add(f"q_rows = tl.load({self.scratch_tile('q_in', 'channel', p.wk)})")
         self.decay()
         self.add(f"state = {p.dot('tl.trans(q_rows)', 'douts', 'state')}")
         if form.is_corrected:
@@ -178,17 +178,17 @@ class AdjointWalk(Walk):
 
     def keep_state(self) -> None:
         """Emit the store of the adjoint before the chunk; where the previous segment ends it is stored already."""
-        kept = "(chunk > begin) | (begin == 0)"
-        self.add(f"tl.store({self.states('ends', 'channel', 'column')}, state, mask={kept})")
+        is_stored = "(chunk > begin) | (begin == 0)"
+        self.add(f"tl.store({self.states('ends', 'channel', 'column')}, state, mask={is_stored})")
 
     def _solve(self) -> None:
         p, form = self.problem, self.problem.form
         writer = form.writers[-1]
         self.add(
-            f"{writer}_rows = tl.load({self.kept(f'{writer}_out', 'channel', p.wk)})",
+            f"{writer}_rows = tl.load({self.scratch_tile(f'{writer}_out', 'channel', p.wk)})",
             f"pairs = tl.load({self.matrix(form.pair_name(0, len(form.writers) - 1))})",
             f"solved = {p.dot('tl.trans(pairs)', 'douts')}",
             f"dp_values = {p.rounded('(' + p.dot(f'{writer}_rows', p.rounded('state'), 'solved') + ')')}",
         )
         self.keep("dp", "dp_values", "column")
-        self.add(f"reads = tl.load({self.kept('solved_reads', 'channel', p.wk)})")
+        self.add(f"reads = tl.load({self.scratch_tile('solved_reads', 'channel', p.wk)})")

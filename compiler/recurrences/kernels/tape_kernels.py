@@ -58,7 +58,7 @@ class _TapeForward(TapeText):
         """Emit a loop over tokens."""
         with self.lines.block(f"for turn in range({begin}, {end}):"):
             self.add("token = turn + tl.full((), 0, tl.int64)")
-            self.begun_anew(
+            self.emit_restart(
                 *((f"x{i}", constant(start)) for (i, *_), start in zip(self.states(), self.of.starts, strict=True))
             )
             self.run([self.tape.read, *(after for _, after, _ in self.states())])
@@ -141,7 +141,7 @@ class _TapeBackward(AdjointText):
             for n, (i, after, axes) in enumerate(states):
                 self._ready([f"x{after}"])
                 self.add(f"after{i} = {self.name(after)}")
-                self.begun_anew((f"after{i}", constant(self.of.starts[n])), token="(token + 1)")
+                self.emit_restart((f"after{i}", constant(self.of.starts[n])), token="(token + 1)")
                 self.store(self.buffer(f"before{n}", axes, "turn + 1", "stretch"), axes, f"after{i}")
 
     def _load_kept(self, *which: int) -> None:
@@ -153,7 +153,7 @@ class _TapeBackward(AdjointText):
     def _store_before(self, *which: int) -> None:
         """Emit stores of the states before the token."""
         states = self.states()
-        self.begun_anew(*((f"x{states[n][0]}", constant(self.of.starts[n])) for n in which))
+        self.emit_restart(*((f"x{states[n][0]}", constant(self.of.starts[n])) for n in which))
         for n in which:
             i, _, axes = states[n]
             self.store(self.buffer(f"before{n}", axes, "turn", "stretch"), axes, f"x{i}")
@@ -188,7 +188,7 @@ class _TapeBackward(AdjointText):
         """Emit the matrices that the next line reads, unless the current phase has computed them."""
         if self.phases is None:
             return
-        ends, missing = self.phases.asked(reads)
+        ends, missing = self.phases.request(reads)
         if ends:
             self.add("tl.debug_barrier()")
         for i in missing:
@@ -219,7 +219,7 @@ class _TapeBackward(AdjointText):
                 self._store_adjoints(adjoints, i, done)
         if not self.of.is_tight:
             self.add(*(f"ds{i} = {adjoints.get(i, self.zeros(axes))}" for i, _, axes in states))
-            self.begun_anew(*((f"ds{i}", "0.0") for i, *_ in states))
+            self.emit_restart(*((f"ds{i}", "0.0") for i, *_ in states))
 
     def _load_adjoints(self, adjoints: dict[int, str], i: int) -> None:
         """Emit the adjoints of the states whose value after the token is operation `i`."""
@@ -236,7 +236,7 @@ class _TapeBackward(AdjointText):
             needed = whole_behind(self.tape, j)
             if i in needed and needed <= done:
                 self.add(f"ds{j} = {adjoints.get(j, self.zeros(axes))}")
-                self.begun_anew((f"ds{j}", "0.0"))
+                self.emit_restart((f"ds{j}", "0.0"))
                 self.store(self.buffer(f"dbegun{n}", axes), axes, f"ds{j}")
 
     def _leaf(self, adjoints: dict[int, str], i: int) -> None:

@@ -92,7 +92,7 @@ class TapeText(ABC):
             self.places[axis] = f"at{i}"
             self.add(f"at{i} = {own}tl.arange(0, {self.of.block(axis)})  # {axis}")
         for i in (*self.tape.leaves, *self.tape.tests):
-            name, kind = self.given(i)
+            name, kind = self.input_tensor(i)
             self.pointers[name] = KernelArgument(name, kind)
             for dim in range(3 if i in self.of.varying else 2):
                 self.numbers[f"{name}_{dim}"] = KernelArgument(f"{name}_{dim}", "i64")
@@ -105,17 +105,17 @@ class TapeText(ABC):
                 self.numbers[f"fresh_{dim}"] = KernelArgument(f"fresh_{dim}", "i64")
             self.add("fresh_at = fresh + batch * fresh_0 + head * fresh_1")
 
-    def given(self, i: int) -> tuple[str, str]:
+    def input_tensor(self, i: int) -> tuple[str, str]:
         """Return the name and the type of the tensor of a leaf or a test."""
         return (f"leaf{i}", "*fp32") if self.tape.ops[i].kind == "leaf" else (f"test{i}", "*i32")
 
     def load(self, i: int) -> None:
         """Emit the load of a leaf or a test."""
         axes = self.tape.ops[i].axes
-        token = f" + token * {self.given(i)[0]}_2" if i in self.of.varying else ""
-        self.add(f"x{i} = {self.loaded(TileAddress(f'{self.given(i)[0]}_at{token}'), axes)}")
+        token = f" + token * {self.input_tensor(i)[0]}_2" if i in self.of.varying else ""
+        self.add(f"x{i} = {self.loaded(TileAddress(f'{self.input_tensor(i)[0]}_at{token}'), axes)}")
 
-    def begun_anew(self, *names: tuple[str, str], token: str = "token") -> None:
+    def emit_restart(self, *names: tuple[str, str], token: str = "token") -> None:
         """Emit the replacement of variables by start values, (name, text), where states start anew before a token."""
         if self.of.resets:
             self.add(f"begins = tl.load(fresh_at + {token} * fresh_2) != 0")
@@ -273,10 +273,10 @@ class TapeText(ABC):
             return f"tl.where({parts[0]} != 0, {parts[1]}, {parts[2]})"
         return self.formula(op).of(self.applied(op)).text
 
-    def formula(self, op: Op, found: str = "") -> ValueText:
-        """Return the writer of formulas of an operation's operands, and of its result if it has the name `found`."""
+    def formula(self, op: Op, result_name: str = "") -> ValueText:
+        """Return the writer of formulas of an operation's operands, and of its result if `result_name` is given."""
         names = {holder: ExprText(self.spread(i, at, len(op.axes))) for holder, i, at in self._stand_ins(op)}
-        result = {self.applied(op): ExprText(found)} if found else {}
+        result = {self.applied(op): ExprText(result_name)} if result_name else {}
         return ValueText(result | names, _EXACT, _no_element, self.helpers)
 
     def _stand_ins(self, op: Op) -> list[tuple[Value, int, tuple[int, ...]]]:

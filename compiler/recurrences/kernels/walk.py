@@ -49,7 +49,7 @@ class OneWalk(StateWalk):
         """Emit the chunk's outputs, from the state before it and the values within it."""
         p, form = self.problem, self.problem.form
         self.add(
-            f"q_rows = tl.load({self.kept('q_in', 'channel', p.wk)})",
+            f"q_rows = tl.load({self.scratch_tile('q_in', 'channel', p.wk)})",
             f"found = {p.dot('q_rows', p.rounded('state'))}",
         )
         for w, value in enumerate(form.values):
@@ -63,7 +63,7 @@ class OneWalk(StateWalk):
 
     def put_out(self) -> None:
         """Emit the store of the chunk's outputs."""
-        self.given("out")
+        self.emit_address("out")
         self.put("out", "column", self.problem.rounded("found"))
 
 
@@ -93,10 +93,10 @@ class FusedWalk(OneWalk):
     def turn(self) -> None:
         """Emit the work on one chunk."""
         p, form = self.problem, self.problem.form
-        self.place()
+        self.emit_steps()
         edges, weights = self._loaded_weights() if form.has_weights else self._common_weights()
         for name in ("q", "k"):
-            self.given(name)
+            self.emit_address(name)
             self.load(f"{name}_rows", name, "channel")
         self.values()
         into, products = edges.into[form.exclusive[0]], p.dot("q_rows", "tl.trans(k_rows)")
@@ -141,7 +141,7 @@ class PairWeightWalk(RecurrenceFrame):
     def write(self) -> None:
         """Emit all lines of the kernel."""
         p = self.problem
-        self.of_chunk()
+        self.emit_chunk()
         load_segments(self)
         load_vector_gate(self)
         edges = vector_edges(self)
