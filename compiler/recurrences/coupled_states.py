@@ -201,7 +201,7 @@ def _unit(index: int, count: int) -> tuple[Value | None, ...]:
 
 
 def _sum(a: Mix, b: Mix) -> Mix:
-    states, impulses = (zip_longest(*both) for both in ((a.states, b.states), (a.impulses, b.impulses)))
+    states, impulses = (zip_longest(*pair) for pair in ((a.states, b.states), (a.impulses, b.impulses)))
     return Mix(tuple(plus(x, y) for x, y in states), tuple(plus(x, y) for x, y in impulses))
 
 

@@ -148,8 +148,8 @@ def product_of(values: list[Value]) -> Value:
     """Return the product of values, broadcast by the names of their axes; 1 for no values."""
     if not values:
         return number(1.0)
-    first, *rest = values
-    for value in rest:
+    first, *others = values
+    for value in others:
         first = apply("mul", first, value)
     return first
 

@@ -38,9 +38,9 @@ def print_derived(derived: RecurrenceForm) -> str:
         lines.append(f"{name}[{dims}]: {class_of(stage)}")
         for micro in stage.steps:
             lines += [f"    {line}" for line in _step(name, micro)]
-        for taken in stage.reads:
-            when = " before its steps" if taken.before else ""
-            lines.append(f"    {taken.name.removeprefix('#')} = {_factor(taken.query)} @ {name}{when}")
+        for read_out in stage.reads:
+            when = " before its steps" if read_out.before else ""
+            lines.append(f"    {read_out.name.removeprefix('#')} = {_factor(read_out.query)} @ {name}{when}")
         for solved in stage.solves:
             matrix = name if solved.factor is number(1.0) else f"{_factor(solved.factor)} * {name}"
             matrix += "" if solved.rest is None else f" + {_text(solved.rest)}"

@@ -360,8 +360,8 @@ def _entries(node: Value, loops: Sequence[ir.ValueReduce]) -> Value | None:
     if any(child in variables for child in node.below):
         return None
     ends = [(loop.low, loop.high) for loop in loops]
-    wanted = [(fold.const(0), fold.const(a) if isinstance(a, int) else fold.extent(a)) for a in axes(node)]
-    return node if ends == wanted[: len(loops)] else None
+    full_ranges = [(fold.const(0), fold.const(a) if isinstance(a, int) else fold.extent(a)) for a in axes(node)]
+    return node if ends == full_ranges[: len(loops)] else None
 
 
 def _places(operand_axes: Axes, result_axes: Axes) -> tuple[int, ...]:

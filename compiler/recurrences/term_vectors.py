@@ -20,8 +20,8 @@ def write_of(term: Monomial, labels: Labels) -> tuple[Value, Value]:
 
 def correction_of(term: Monomial, labels: Labels, state: ir.State) -> tuple[Value, Value]:
     """Return (u, r) of a term that contracts the state's first axis."""
-    first, *rest = term.labels
-    if first in labels or tuple(rest) != labels[1:]:
+    first, *other_labels = term.labels
+    if first in labels or tuple(other_labels) != labels[1:]:
         raise NoFormError(f"a correction of `{state.name}` that does not contract its first axis")
     read = [f.value for f in term.factors if f.labels == (first,)]
     others = tuple(f for f in term.factors if f.labels != (first,))

@@ -46,19 +46,19 @@ class CallTokens:
 
     def having(self, real: Sequence[Tensor]) -> CallTokens:
         """Return the call with its tensors replaced; `real` has the order of the property `real`."""
-        q, k, v, *rest = real
-        inputs = dict(zip(self.inputs, rest, strict=False))
-        constants = dict(zip(self.constants, rest[len(inputs) :], strict=True))
+        q, k, v, *others = real
+        inputs = dict(zip(self.inputs, others, strict=False))
+        constants = dict(zip(self.constants, others[len(inputs) :], strict=True))
         return replace(self, q=q, k=k, v=v, inputs=inputs, constants=constants)
 
     def computed(self) -> CallTokens:
         """Return the call in fp32, or in fp64 for fp64 queries, with keys and values repeated for grouped heads."""
         dtype = computed_in(self.q.dtype)
         dtypes = [dtype.to_complex() if x.is_complex() else dtype for x in self.real]
-        q, k, v, *rest = (x.to(wanted) for x, wanted in zip(self.real, dtypes, strict=True))
+        q, k, v, *others = (x.to(target) for x, target in zip(self.real, dtypes, strict=True))
         if self.group > 1:
             k, v = k.repeat_interleave(self.group, 1), v.repeat_interleave(self.group, 1)
-        return self.having([q, k, v, *rest])
+        return self.having([q, k, v, *others])
 
 
 def computed_in(dtype: torch.dtype) -> torch.dtype:

@@ -163,10 +163,12 @@ class _CheckpointedParts(FirstOrder):
             return (None, None, *once(_gradients, *arguments, *ctx.saved_tensors))
 
 
-def _gradients(parts: Parts, names: Sequence[str], needed: Sequence[bool], *rest: Tensor) -> tuple[Tensor, ...]:
+def _gradients(
+    parts: Parts, names: Sequence[str], needed: Sequence[bool], *grads_and_saved: Tensor
+) -> tuple[Tensor, ...]:
     """Return the gradients of all arguments of `_CheckpointedParts.forward`."""
-    (d_out, *d_last), rest = rest[: 1 + len(names)], rest[1 + len(names) :]
-    tensors, between = rest[: len(needed)], rest[len(needed) :]
+    (d_out, *d_last), grads_and_saved = grads_and_saved[: 1 + len(names)], grads_and_saved[1 + len(names) :]
+    tensors, between = grads_and_saved[: len(needed)], grads_and_saved[len(needed) :]
     tokens, states = _arguments(parts, names, tensors)
     starts = [between[i : i + len(names)] for i in range(0, len(between), max(len(names), 1))]
     kept = [parts.begun(states), *(dict(zip(names, part_states, strict=True)) for part_states in starts)]

@@ -133,10 +133,12 @@ class ChunkStretch:
         if x.shape[2] == chunks * layout.length:
             return x.reshape(-1, layout.length, x.shape[-1])
         padded = x.new_zeros(*self._counts, chunks, layout.length, x.shape[-1])
-        whole = x.shape[2] // used
-        padded[:, :, :whole, :used] = x[:, :, : whole * used].view(*x.shape[:2], whole, used, x.shape[-1])
-        if whole < chunks:
-            padded[:, :, whole, : x.shape[2] - whole * used] = x[:, :, whole * used :]
+        full_chunks = x.shape[2] // used
+        padded[:, :, :full_chunks, :used] = x[:, :, : full_chunks * used].view(
+            *x.shape[:2], full_chunks, used, x.shape[-1]
+        )
+        if full_chunks < chunks:
+            padded[:, :, full_chunks, : x.shape[2] - full_chunks * used] = x[:, :, full_chunks * used :]
         return padded.flatten(0, 2)
 
     def _by_chunk(self, rows: Tensor) -> Tensor:

@@ -78,14 +78,14 @@ class _CoupledCall:
             tokens = slice(*current[:2])
             parts = [x[:, :, tokens].detach() for x in tensors]
             start = before.detach().requires_grad_()
-            wanted = [start, *(x.requires_grad_() for x, need in zip(parts, needed, strict=True) if need)]
+            inputs = [start, *(x.requires_grad_() for x, need in zip(parts, needed, strict=True) if need)]
             with torch.enable_grad():
                 weights, _ = weights_of(self.form, parts[0], current[2])
                 outs, end = self._compute(current, weights, start, parts[1:])
             pairs = zip([*outs, end], [*(d[:, :, tokens] for d in d_outs), d_state], strict=True)
             roots = [(x, d) for x, d in pairs if x.requires_grad]
             d_state, *gradients = torch.autograd.grad(
-                [x for x, _ in roots], wanted, [d for _, d in roots], allow_unused=True, materialize_grads=True
+                [x for x, _ in roots], inputs, [d for _, d in roots], allow_unused=True, materialize_grads=True
             )
             for total, part in zip([x for x in totals if x is not None], gradients, strict=True):
                 total[:, :, tokens] = part
@@ -135,8 +135,10 @@ class _Coupled(FirstOrder):
             return (None, *once(_gradients, *arguments))
 
 
-def _gradients(call: _CoupledCall, needed: Sequence[bool], outs: int, *rest: Tensor) -> tuple[Tensor | None, ...]:
-    d_outs, (d_final, kept, *tensors) = rest[:outs], rest[outs:]
+def _gradients(
+    call: _CoupledCall, needed: Sequence[bool], outs: int, *grads_and_saved: Tensor
+) -> tuple[Tensor | None, ...]:
+    d_outs, (d_final, kept, *tensors) = grads_and_saved[:outs], grads_and_saved[outs:]
     return tuple(call.backward(kept, tensors, d_outs, d_final, needed))
 
 

@@ -221,8 +221,8 @@ class NoDecay(ChunkDecay):
     """No decay: the pair matrix is a plain product, and edges do not change readers and writers."""
 
     def __init__(self, like: Tensor, exclusive: Sequence[bool]) -> None:
-        one = like.new_ones(()).expand(like.shape[0], 1, 1)
-        super().__init__([one] * len(exclusive), one, one, None, exclusive)
+        unit = like.new_ones(()).expand(like.shape[0], 1, 1)
+        super().__init__([unit] * len(exclusive), unit, unit, None, exclusive)
 
     def enter(self, readers: Sequence[Tensor]) -> list[Tensor]:
         """Return the readers unchanged."""
@@ -329,8 +329,8 @@ class RowDecay(ChunkDecay):
 
 def summed(terms: Sequence[Tensor]) -> Tensor:
     """Return the sum of one tensor or more."""
-    first, *rest = terms
-    for term in rest:
+    first, *others = terms
+    for term in others:
         first = first + term
     return first
 

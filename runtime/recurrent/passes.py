@@ -171,13 +171,13 @@ class _PassRunner:
         values, remainder = self._values, solved.rest
         factor = values.whole(solved.factor)[..., None]
         diagonal = remainder.vector if isinstance(remainder, ir.Diagonal) else None
-        other = None if remainder is None else values.whole(remainder if diagonal is None else diagonal)
+        remainder_value = None if remainder is None else values.whole(remainder if diagonal is None else diagonal)
 
         def times(x: Tensor) -> Tensor:
             result = factor * self._run(x, arguments, start, before=False)[0]
-            if other is None:
+            if remainder_value is None:
                 return result
-            return result + (other * x if diagonal is not None else (other @ x[..., None])[..., 0])
+            return result + (remainder_value * x if diagonal is not None else (remainder_value @ x[..., None])[..., 0])
 
         return solve_by_reads(times, self._vector(solved.vector, start.shape[-2], ()).contiguous(), solved.steps)
 

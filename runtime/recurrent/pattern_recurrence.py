@@ -335,18 +335,18 @@ def _initial_states(recur: Recur, initial: States, state: object) -> States:
             f"`{recur.name}` has the states {', '.join(initial)}, but `state` has "
             f"{', '.join(map(str, state)) or 'none'}; pass exactly the states of `{recur.name}`"
         )
-    for name, wanted in initial.items():
+    for name, expected in initial.items():
         tensor = state[name]
         if not isinstance(tensor, Tensor):
             raise ArgumentTypeError(f"state[{name!r}] is {type(tensor).__name__}: it must be a tensor")
-        if tensor.shape != wanted.shape or tensor.device != wanted.device:
+        if tensor.shape != expected.shape or tensor.device != expected.device:
             raise ArgumentError(
-                f"state[{name!r}] is {tuple(tensor.shape)} on {tensor.device}: it must be {tuple(wanted.shape)} on "
-                f"{wanted.device}"
+                f"state[{name!r}] is {tuple(tensor.shape)} on {tensor.device}: it must be {tuple(expected.shape)} on "
+                f"{expected.device}"
             )
         if name == TOKEN_COUNT and (tensor.is_floating_point() or bool((tensor < 0).any())):
             raise ArgumentError(f"state[{name!r}] is the number of earlier tokens: it must hold whole numbers from 0")
-    return {name: state[name].to(wanted.dtype) for name, wanted in initial.items()}
+    return {name: state[name].to(expected.dtype) for name, expected in initial.items()}
 
 
 __all__ = ["TOKEN_COUNT", "PatternRecurrence", "Result", "States", "no_kernels"]

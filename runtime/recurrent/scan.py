@@ -106,11 +106,13 @@ class _Scan(FirstOrder):
             return (None, None, *once(_gradients, *arguments))
 
 
-def _gradients(scan: StretchScan, needed: Sequence[bool], outs: int, *rest: Any) -> tuple[Tensor | None, ...]:
+def _gradients(
+    scan: StretchScan, needed: Sequence[bool], outs: int, *grads_and_saved: Any
+) -> tuple[Tensor | None, ...]:
     """Return the gradients of the state and of the tensors."""
-    d_outs, (d_final, kept, resets, whole, *tensors) = rest[:outs], rest[outs:]
+    d_outs, (d_final, kept, resets, states, *tensors) = grads_and_saved[:outs], grads_and_saved[outs:]
     with by_kernels(scan.by_kernels):
-        gradients, d_state = scan.backward(tensors, kept, resets, whole, d_outs, d_final, needed)
+        gradients, d_state = scan.backward(tensors, kept, resets, states, d_outs, d_final, needed)
     return (d_state, *gradients)
 
 

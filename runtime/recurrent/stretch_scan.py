@@ -25,7 +25,7 @@ settle()
 STRETCH = 1 << 21
 # The factor of STRETCH for states that are vectors, whose arithmetic per token is small beside a call.
 OF_VECTORS = 4
-# Bytes of a stretch's states on a GPU, not measured: memory of some TB/s takes longer than a kernel's launch.
+# Bytes of a stretch's states on a GPU (not measured): at some TB/s, accessing them takes longer than a kernel launch.
 STRETCH_ON_GPU = 1 << 26
 
 Make = Callable[..., tuple[Tensor, Tensor]]

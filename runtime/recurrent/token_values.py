@@ -207,9 +207,9 @@ class _CachedValues:
         width = len(tensor.dims) - len(node.indices)
         order = [i for i in sources if i >= 0] + [i for i, _ in indexed] + list(range(x.ndim - width, x.ndim))
         x = x.permute(order)
-        for place, i in enumerate(sources):
+        for axis, i in enumerate(sources):
             if i < 0:
-                x = x.unsqueeze(place)
+                x = x.unsqueeze(axis)
         if "kv_head" in tensor.dims:
             x = x.repeat_interleave(tokens.group, 1)
         for _, index in indexed:
@@ -234,11 +234,11 @@ class _CachedValues:
     # --- functions ---------------------------------------------------------------------------------------------------
 
     def _apply(self, node: Value, op: str, operands: tuple[Value, ...]) -> Tensor:
-        wanted = axes(node)
-        fused = self._fused(op, operands, wanted)
+        result_axes = axes(node)
+        fused = self._fused(op, operands, result_axes)
         if fused is not None:
             return fused
-        arguments = self._aligned(operands, wanted)
+        arguments = self._aligned(operands, result_axes)
         if op == "mul":
             arguments = self._guarded(operands, arguments)
         if op == "softmax":
@@ -249,8 +249,8 @@ class _CachedValues:
             return torch.where(empty, 0, numerator / torch.where(empty, 1, divisor))
         return FUNCTIONS[op](*arguments)
 
-    def _aligned(self, operands: tuple[Value, ...], wanted: tuple[str | int, ...]) -> list[Tensor]:
-        return [aligned(self.of(operand), axes(operand), wanted) for operand in operands]
+    def _aligned(self, operands: tuple[Value, ...], result_axes: tuple[str | int, ...]) -> list[Tensor]:
+        return [aligned(self.of(operand), axes(operand), result_axes) for operand in operands]
 
     def _guarded(self, operands: tuple[Value, ...], factors: list[Tensor]) -> list[Tensor]:
         """Return the factors of a product, with the state replaced by 0 where the other factor is 0 (if guarded)."""
@@ -261,7 +261,7 @@ class _CachedValues:
         factors[state_place] = unhidden(factors[1 - state_place], factors[state_place])
         return factors
 
-    def _fused(self, op: str, operands: tuple[Value, ...], wanted: tuple[str | int, ...]) -> Tensor | None:
+    def _fused(self, op: str, operands: tuple[Value, ...], result_axes: tuple[str | int, ...]) -> Tensor | None:
         """Compute x + a b in one pass, or an exponential in place; None if operations run one by one."""
         if op == "exp" and _is_apply(operands[0], "mul") and not reads_state(operands[0]):
             inner = self.fresh(operands[0])
@@ -272,8 +272,8 @@ class _CachedValues:
             return None
         for x, product in (operands, operands[::-1]):
             if _is_apply(product, "mul") and len(product.operands) == 2:
-                factors = self._guarded(product.operands, self._aligned(product.operands, wanted))
-                parts = [aligned(self.of(x), axes(x), wanted), *factors]
+                factors = self._guarded(product.operands, self._aligned(product.operands, result_axes))
+                parts = [aligned(self.of(x), axes(x), result_axes), *factors]
                 return torch.addcmul(*parts) if len({part.dtype for part in parts}) == 1 else None
         return None
 
@@ -281,10 +281,10 @@ class _CachedValues:
         return self._tensor(self._integers(node) != 0)
 
     def _select(self, node: ir.FloatSelect) -> Tensor:
-        wanted = axes(node)
+        result_axes = axes(node)
         condition = self._condition(node.condition)
-        condition = condition.reshape(*condition.shape, *(1,) * len(wanted))
-        then, otherwise = (aligned(self.of(side), axes(side), wanted) for side in (node.then, node.otherwise))
+        condition = condition.reshape(*condition.shape, *(1,) * len(result_axes))
+        then, otherwise = (aligned(self.of(side), axes(side), result_axes) for side in (node.then, node.otherwise))
         return torch.where(condition, then, otherwise)
 
     def _reduce(self, node: ir.ValueReduce) -> Tensor:

@@ -314,7 +314,7 @@ def test_a_running_maximum() -> None:
     fresh = torch.zeros(150, dtype=torch.int64)
     fresh[[0, 7, 64, 65]] = 1
     ours, theirs = (call(q, k, v, w=w, fresh=fresh) for call in (attend, attend.reference))
-    assert "m: largest of" in attend.derivation()
+    assert "m: running maximum of" in attend.derivation()
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     grads = [torch.autograd.grad(x.sin().sum(), (k, v, w)) for x in (ours, theirs)]
     for a, b in zip(*grads, strict=True):

@@ -224,9 +224,9 @@ class RowGradients(RecurrenceFrame):
 
     def _add_own_pair(self, writer: str) -> None:
         """Emit a step's read of its own write, which does not decay."""
-        own = f"tl.sum(tl.where(row[:, None] == row[None, :], {writer}_pairs.to(tl.float32), 0.0), 1)"
+        diagonal = f"tl.sum(tl.where(row[:, None] == row[None, :], {writer}_pairs.to(tl.float32), 0.0), 1)"
         self.add(
-            f"own_weight = {own}[:, None]",
+            f"own_weight = {diagonal}[:, None]",
             f"d_q += own_weight * {writer}_rows",
             f"d_{writer} += own_weight * q_rows",
         )

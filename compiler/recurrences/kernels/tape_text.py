@@ -88,9 +88,9 @@ class TapeText(ABC):
         )
         axes = dict.fromkeys(axis for op in self.tape.ops for axis in op.axes)
         for i, axis in enumerate(axes):
-            own = f"part * {self.of.block(axis)} + " if axis == self.of.along and self.of.parts > 1 else ""
+            part_offset = f"part * {self.of.block(axis)} + " if axis == self.of.along and self.of.parts > 1 else ""
             self.places[axis] = f"at{i}"
-            self.add(f"at{i} = {own}tl.arange(0, {self.of.block(axis)})  # {axis}")
+            self.add(f"at{i} = {part_offset}tl.arange(0, {self.of.block(axis)})  # {axis}")
         for i in (*self.tape.leaves, *self.tape.tests):
             name, kind = self.input_tensor(i)
             self.pointers[name] = KernelArgument(name, kind)
@@ -256,8 +256,8 @@ class TapeText(ABC):
 
     def _picked(self, axes: Axes, index: str) -> str:
         """Return the mask of the entries at an index along the first axis."""
-        place = self.places[axes[0]]
-        return f"({place} == {index})" if len(axes) == 1 else f"({place}[:, None] == {index})"
+        indices = self.places[axes[0]]
+        return f"({indices} == {index})" if len(axes) == 1 else f"({indices}[:, None] == {index})"
 
     def _softmax(self, name: str, axes: Axes) -> str:
         last = len(axes) - 1
