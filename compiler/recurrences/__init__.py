@@ -1,1 +1,1 @@
-"""From the lines of a recurrence to forms that are computed chunk by chunk."""
+"""Derivation of forms that run chunk by chunk from the steps of a recurrence."""

@@ -1,4 +1,4 @@
-"""Values of a derived recurrence that are equal at all tokens, computed once however tokens are cut."""
+"""Values of a derived recurrence that are equal at all tokens and computed once per call, however tokens are cut."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from attnc.compiler.recurrences.term_vectors import factors_of, terms_of
 from attnc.compiler.value_nodes import apply, axes, rank
 
 BY_TOKEN = frozenset({"token", "query", "key"})
-"""Dimensions of an input that are tokens."""
+"""Dimensions of an input that count tokens."""
 
 
 def constants_of(derived: RecurrenceForm) -> tuple[Value, ...]:
-    """The largest values of its stages and of its result that no token and no state changes; inputs aside."""
-    found: dict[Value, None] = {}
+    """Return the largest expressions of a form that depend on no token and no state, except plain inputs."""
+    constants: dict[Value, None] = {}
     seen: set[Index] = set()
     stack = list(_values(derived))
     while stack:
@@ -29,21 +29,21 @@ def constants_of(derived: RecurrenceForm) -> tuple[Value, ...]:
             seen.add(node)
             if isinstance(node, ir.VALUES) and is_same_at_all(node):
                 if not isinstance(node, ir.Element):
-                    found[cast("Value", node)] = None
+                    constants[cast("Value", node)] = None
             else:
                 stack += node.children()
-    return tuple(found)
+    return tuple(constants)
 
 
 def is_same_at_all(node: Value) -> bool:
-    """Whether a value is the same at all tokens, whatever the states."""
-    return not any(map(_changes, node.below))
+    """Check whether a value is the same at all tokens and does not depend on states."""
+    return not any(map(_varies, node.below))
 
 
 def into_matrix(write: Value) -> Value:
-    """c ⊙ (M x) as (c ⊙ M) x, where neither c nor M changes from token to token: a product less for each of them."""
+    """Rewrite c ⊙ (M x) as (c ⊙ M) x if c and M are the same at all tokens: one product less per token."""
     factors = factors_of(write)
-    matrices = [x for x in factors if isinstance(x, ir.Contract) and _maps(x)]
+    matrices = [x for x in factors if isinstance(x, ir.Contract) and _is_constant_map(x)]
     if len(matrices) != 1:
         return write
     (mapped,) = matrices
@@ -56,47 +56,48 @@ def into_matrix(write: Value) -> Value:
 
 
 def into_reads(value: Value) -> Value:
-    """2 Re (M x) as Re ((2 M) x), in a sum of such, where M does not change from token to token."""
+    """Rewrite each term 2 Re (M x) of a sum as Re ((2 M) x) if M is the same at all tokens."""
     terms = terms_of(value)
-    found = list(map(_into_read, terms))
-    return value if found == terms else reduce(lambda a, b: apply("add", a, b), found)
+    rewritten = list(map(_into_read, terms))
+    return value if rewritten == terms else reduce(lambda a, b: apply("add", a, b), rewritten)
 
 
 def _into_read(term: Value) -> Value:
+    """Rewrite a term of `into_reads`; return other terms unchanged."""
     factors = factors_of(term)
     reads = [x for x in factors if isinstance(x, ir.Apply) and x.op == "real"]
     numbers = [x for x in factors if isinstance(x, ir.Number) or (isinstance(x, ir.Ratio) and not rank(x))]
     if len(reads) != 1 or not numbers or len(numbers) + 1 < len(factors):
         return term
     (mapped,) = reads[0].operands
-    if not isinstance(mapped, ir.Contract) or not _maps(mapped) or not all(map(is_same_at_all, numbers)):
+    if not isinstance(mapped, ir.Contract) or not _is_constant_map(mapped) or not all(map(is_same_at_all, numbers)):
         return term
     matrix = product_of([*numbers, mapped.left])
     return apply("real", ir.intern(ir.Contract(matrix, mapped.right, 1, mapped.right_axis)))
 
 
-def _maps(node: ir.Contract) -> bool:
-    """Whether it is a matrix that is the same at all tokens times a vector."""
+def _is_constant_map(node: ir.Contract) -> bool:
+    """Check whether a node is a matrix that is the same at all tokens times a vector."""
     return rank(node.left) == 2 and rank(node.right) == 1 and node.left_axis == 1 and is_same_at_all(node.left)
 
 
-def _changes(node: Index | Value) -> bool:
-    """Whether a node is another at another token, or in another turn of a loop."""
+def _varies(node: Index | Value) -> bool:
+    """Check whether a node itself differs between tokens, or between iterations of a loop."""
     if isinstance(node, ir.Element | ir.Lookup):
         return not BY_TOKEN.isdisjoint(node.tensor.dims)
     return isinstance(node, ir.Vec | ir.StateAt | ir.VisibleReduce | ir.Var | ir.DataRead) or node is fold.place("q")
 
 
 def _values(part: object) -> Iterator[Index]:
-    """The nodes that a derived recurrence is written with."""
+    """Yield the root nodes of a derived recurrence."""
     if isinstance(part, ir.Node):
         yield cast("Index", part)
     elif isinstance(part, tuple):
-        for one in part:
-            yield from _values(one)
+        for item in part:
+            yield from _values(item)
     elif is_dataclass(part) and not isinstance(part, ir.State):
-        for each in fields(part):
-            yield from _values(getattr(part, each.name))
+        for part_field in fields(part):
+            yield from _values(getattr(part, part_field.name))
 
 
 __all__ = ["BY_TOKEN", "constants_of", "into_matrix", "into_reads", "is_same_at_all"]

@@ -12,12 +12,12 @@ Side = Literal["scalar", "rows", "columns"]
 
 
 class NoFormError(Exception):
-    """A recurrence that is run token by token. The message says why."""
+    """Raised for a recurrence that must run token by token. The message is a noun phrase: what prevents a form."""
 
 
 @dataclass(frozen=True)
 class DecayForm:
-    """`D`: its logarithm, at most 0, of each row, of each column, or one for all."""
+    """The decay `D` of a state, as its logarithm (at most 0): a scalar, or one value per row or per column."""
 
     log: Value
     side: Side
@@ -25,7 +25,10 @@ class DecayForm:
 
 @dataclass(frozen=True)
 class Correction:
-    """`u (rᵀ S)`, of the decayed state or of the one before. `merged`: u is minus the write's key (delta rules)."""
+    """The correction `u (rᵀ S)` of a step, u = `left` and r = `read`, of the decayed state or of the state before.
+
+    `merged`: u is minus the write's key, as in delta rules.
+    """
 
     left: Value
     read: Value
@@ -35,7 +38,7 @@ class Correction:
 
 @dataclass(frozen=True)
 class Micro:
-    """One step of a state: decay, correction and write `k vᵀ`; so often as `repeat` says, the decay the first time."""
+    """One step of a state: decay, correction, write `k vᵀ`. `repeat`: a loop of steps; only the first one decays."""
 
     decay: DecayForm | None = None
     correction: Correction | None = None
@@ -45,7 +48,7 @@ class Micro:
 
 @dataclass(frozen=True)
 class Taken:
-    """`qᵀ S` of every token, before its steps or after them, as the tensor `name`."""
+    """The read `qᵀ S` of every token, before or after its steps, stored as the tensor `name`."""
 
     name: str
     query: Value
@@ -54,7 +57,10 @@ class Taken:
 
 @dataclass(frozen=True)
 class SolvedRead:
-    """`solve(factor * S + rest, vector)` of every token, after its steps, by `steps` of conjugate gradients; `name`."""
+    """The read `solve(factor * S + rest, vector)` of every token, after its steps, stored as the tensor `name`.
+
+    `steps`: the number of steps of conjugate gradients.
+    """
 
     name: str
     factor: Value
@@ -65,8 +71,10 @@ class SolvedRead:
 
 @dataclass(frozen=True)
 class Pass:
-    """A state with its steps, and what is read of it. A vector is a matrix of one column; where `flat` it, or
-    a number, is one of one row."""
+    """A state with its steps and its reads, computed chunk by chunk.
+
+    A vector is a matrix of one column; if `flat`, a vector or a number is a matrix of one row.
+    """
 
     state: ir.State
     steps: tuple[Micro, ...]
@@ -77,7 +85,10 @@ class Pass:
 
 @dataclass(frozen=True)
 class RunningReduction:
-    """A state that becomes the largest so far of x, or `logaddexp`: before and after each token, by these names."""
+    """A state that is the running maximum or log-sum-exp of `added`.
+
+    `before`, `after`: the names of the tensors of its values before and after each token.
+    """
 
     state: ir.State
     op: Literal["logaddexp", "max"]
@@ -88,7 +99,10 @@ class RunningReduction:
 
 @dataclass(frozen=True)
 class ElementwiseScan:
-    """A state whose entries go each for itself, `S ← D ⊙ S + W`; reads are nodes of it, as tensors of these names."""
+    """A state with the elementwise update `S ← D ⊙ S + W`, D = `decay` and W = `write`.
+
+    `versions`: the number of its steps per token. `reads`: (name of the tensor, value that reads the state).
+    """
 
     state: ir.State
     decay: Value
@@ -99,7 +113,7 @@ class ElementwiseScan:
 
 @dataclass(frozen=True)
 class Mix:
-    """`Σ f_j S_j + Σ w_p u_p e_pᵀ` of states before a token and of its impulses; f and w are numbers. None: 0."""
+    """A mix `Σ f_j S_j + Σ w_p u_p e_pᵀ` of the states before a token and its impulses; numbers f, w, None for 0."""
 
     states: tuple[Value | None, ...]
     impulses: tuple[Value | None, ...] = ()
@@ -107,7 +121,7 @@ class Mix:
 
 @dataclass(frozen=True)
 class Impulse:
-    """`u eᵀ`, e = v + Σ rᵀ S: of every read the vector r, and S as a mix of what there was before."""
+    """An impulse `u eᵀ` with e = v + Σ rᵀ S. `reads`: (vector r, the state S as a mix of what precedes the impulse)."""
 
     left: Value
     value: Value | None
@@ -116,7 +130,7 @@ class Impulse:
 
 @dataclass(frozen=True)
 class Mixed:
-    """`qᵀ S` of every token, as the tensor `name`; S: a version of a state, as a mix."""
+    """The read `qᵀ S` of every token, stored as the tensor `name`; `of`: the version S of a state, as a mix."""
 
     name: str
     query: Value
@@ -125,8 +139,10 @@ class Mixed:
 
 @dataclass(frozen=True)
 class Coupled:
-    """States of the same axes that read each other: the impulses of a token in the order of its lines, what the states
-    are `after` it, and what is read of them. A vector is a matrix of one column."""
+    """Coupled states, which have the same axes and read each other. A vector is a matrix of one column.
+
+    `impulses`: of a token, in the order of its steps. `after`: the states after the token. `reads`: its reads.
+    """
 
     states: tuple[ir.State, ...]
     impulses: tuple[Impulse, ...]
@@ -138,15 +154,15 @@ Stage = Pass | ElementwiseScan | RunningReduction | Coupled
 
 
 def states_of(stage: Stage) -> tuple[ir.State, ...]:
-    """The states that a stage computes."""
+    """Return the states that a stage computes."""
     return stage.states if isinstance(stage, Coupled) else (stage.state,)
 
 
 @dataclass(frozen=True)
 class RecurrenceForm:
-    """Passes in their order, and what a token gets of their reads.
+    """The derived form: stages in the order in which they run, and a token's `result` as a formula of their reads.
 
-    `reason`: why states are taken entry by entry instead of by products of matrices, where some are.
+    `reason`: why some states are computed entry by entry instead of by matrix products; empty if none are.
     """
 
     stages: tuple[Stage, ...]

@@ -1,7 +1,7 @@
-"""Values that are linear in a state as sums of monomials: factors that read no state, and the state once or not at all.
+"""Values that are linear in the states, as sums of monomials: factors that read no state, times at most one state.
 
-Axes are labels. A label that the result has not is summed over, so a product over an axis and an outer product are both
-plain lists of factors, and `dk` is never mistaken for `dv` where they are equally long.
+Axes have labels. A label that is not in the result is summed over, so that a contraction and an outer product are both
+plain lists of factors, and `dk` is never mistaken for `dv` where their sizes are equal.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Labels = tuple[int, ...]
 
 
 class NonlinearError(Exception):
-    """A value is not linear in the states. The message says where."""
+    """Raised for a value that is not linear in the states. The message is a noun phrase: the nonlinear operation."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Factor:
 
 @dataclass(frozen=True)
 class Monomial:
-    """A product with a sign; `state`: at most one, with a label for each of its axes."""
+    """A signed product of factors and at most one state; `labels`: a label for each axis of the state."""
 
     factors: tuple[Factor, ...]
     state: StateAt | None = None
@@ -40,31 +40,33 @@ class Monomial:
     negative: bool = False
 
     def times(self, other: Monomial) -> Monomial:
-        """The product. Raises NonlinearError where both have a state."""
+        """Return the product of two monomials. Raises NonlinearError if both have a state."""
         if self.state is not None and other.state is not None:
             raise NonlinearError(f"a product of the states `{self.state.name}` and `{other.state.name}`")
-        own = self if self.state is not None else other
-        return Monomial(self.factors + other.factors, own.state, own.labels, negative=self.negative != other.negative)
+        with_state = self if self.state is not None else other
+        return Monomial(
+            self.factors + other.factors, with_state.state, with_state.labels, negative=self.negative != other.negative
+        )
 
 
 def reads_state(node: Value) -> bool:
-    """Whether a value depends on a state."""
-    return any(isinstance(below, StateAt) for below in node.below)
+    """Check whether a value depends on a state."""
+    return any(isinstance(child, StateAt) for child in node.below)
 
 
 @dataclass
 class Expansion:
-    """Expands values, and gives labels out."""
+    """Expands values into monomials, and hands out new labels."""
 
     _fresh: Iterator[int] = field(default_factory=count)
 
     def labels(self, number: int) -> Labels:
-        """Labels that stand nowhere yet."""
+        """Return `number` new labels."""
         return tuple(next(self._fresh) for _ in range(number))
 
     def of(self, node: Value, labels: Labels) -> list[Monomial]:
-        """A value whose axes have these labels. Raises NonlinearError."""
-        if not reads_state(node) and (len(labels) < 2 or not _opens(node)):
+        """Expand a value whose axes have the given labels into monomials. Raises NonlinearError."""
+        if not reads_state(node) and (len(labels) < 2 or not _is_expanded(node)):
             return [Monomial((Factor(node, labels),))]
         match node:
             case StateAt():
@@ -80,13 +82,13 @@ class Expansion:
                 shared = self.labels(1)
                 return _product(self.of(left, shared), self.of(right, shared))
             case ir.FloatSelect(condition=condition, then=then, otherwise=otherwise):
-                one, none = number(1.0), number(0.0)
+                one, zero = number(1.0), number(0.0)
                 sides = []
-                for side, mask in ((then, select(condition, one, none)), (otherwise, select(condition, none, one))):
+                for side, mask in ((then, select(condition, one, zero)), (otherwise, select(condition, zero, one))):
                     factor = [Monomial((Factor(mask, ()),))]
                     sides += _product(factor, self.of(side, _matching(node, side, labels)))
                 return sides
-        raise NonlinearError(f"{_name(node)} of a state")
+        raise NonlinearError(f"{_in_words(node)} of a state")
 
     def _apply(self, node: Value, op: str, operands: tuple[Value, ...], labels: Labels) -> list[Monomial]:
         if op == "div" and not reads_state(operands[1]):
@@ -94,16 +96,16 @@ class Expansion:
             op = "mul"
         if op not in ("add", "sub", "neg", "mul"):
             raise NonlinearError(f"`{op}` of a state")
-        found = [self.of(operand, _matching(node, operand, labels)) for operand in operands]
+        expanded = [self.of(operand, _matching(node, operand, labels)) for operand in operands]
         match op:
             case "add":
-                return found[0] + found[1]
+                return expanded[0] + expanded[1]
             case "sub":
-                return found[0] + _negated(found[1])
+                return expanded[0] + _negated(expanded[1])
             case "neg":
-                return _negated(found[0])
+                return _negated(expanded[0])
             case _:
-                return _product(found[0], found[1])
+                return _product(expanded[0], expanded[1])
 
     def _contract(self, node: ir.Contract, labels: Labels) -> list[Monomial]:
         (shared,) = self.labels(1)
@@ -114,19 +116,19 @@ class Expansion:
         return _product(self.of(node.left, tuple(left)), self.of(node.right, tuple(right)))
 
 
-def _opens(node: Value) -> bool:
-    """Whether a matrix is made of others, which are looked at."""
+def _is_expanded(node: Value) -> bool:
+    """Check whether a matrix that reads no state is expanded further, because it is a sum or a product."""
     return isinstance(node, ir.Outer) or (isinstance(node, ir.Apply) and node.op in ("add", "sub", "neg", "mul", "div"))
 
 
 def _matching(node: Value, operand: Value, labels: Labels) -> Labels:
-    """The labels of an operand's axes, which are some of the node's in their order."""
-    found, rest = [], list(axes(operand))
+    """Return the labels of an operand's axes, which are a subsequence of the node's axes."""
+    matched, remaining = [], list(axes(operand))
     for label, axis in zip(labels, axes(node), strict=True):
-        if rest and rest[0] == axis:
-            rest.pop(0)
-            found.append(label)
-    return tuple(found)
+        if remaining and remaining[0] == axis:
+            remaining.pop(0)
+            matched.append(label)
+    return tuple(matched)
 
 
 def _product(a: list[Monomial], b: list[Monomial]) -> list[Monomial]:
@@ -137,17 +139,17 @@ def _negated(terms: list[Monomial]) -> list[Monomial]:
     return [Monomial(t.factors, t.state, t.labels, negative=not t.negative) for t in terms]
 
 
-def _name(node: Value) -> str:
+def _in_words(node: Value) -> str:
     words: dict[type, str] = {ir.ValueReduce: "a sum", ir.Pick: "an entry"}
     return words.get(type(node), plural(node))
 
 
 def product_of(values: list[Value]) -> Value:
-    """The product of values, axes by name; 1 for none."""
+    """Return the product of values, broadcast by the names of their axes; 1 for no values."""
     if not values:
         return number(1.0)
-    first, *rest = values
-    for value in rest:
+    first, *others = values
+    for value in others:
         first = apply("mul", first, value)
     return first
 

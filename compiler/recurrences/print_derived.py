@@ -1,4 +1,4 @@
-"""The derivation of a recurrence, as a person reads it."""
+"""The derivation of a recurrence as readable text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def print_derived(derived: RecurrenceForm) -> str:
-    """Every pass with its class, and what is read."""
+    """Return every stage with its class, its steps and its reads, line by line."""
     from attnc.compiler.recurrences.derived import Coupled, ElementwiseScan, RunningReduction
 
     lines: list[str] = []
@@ -25,22 +25,22 @@ def print_derived(derived: RecurrenceForm) -> str:
             continue
         name = stage.state.name
         if isinstance(stage, RunningReduction):
-            what = "largest" if stage.op == "max" else "log-sum-exp"
-            lines.append(f"{name}: {what} of {_text(stage.added)}, so far")
+            what = "maximum" if stage.op == "max" else "log-sum-exp"
+            lines.append(f"{name}: running {what} of {_text(stage.added)}")
             continue
         dims = ", ".join(map(str, stage.state.dims))
         if isinstance(stage, ElementwiseScan):
-            why = "its numbers are complex" if stage.state.is_complex else derived.reason
-            lines.append(f"{name}[{dims}]: entry by entry, for {why}")
+            reason = "complex numbers" if stage.state.is_complex else derived.reason
+            lines.append(f"{name}[{dims}]: entry by entry, because of {reason}")
             lines.append(f"    {name} = {_factor(stage.decay)} * {name} + {_text(stage.write)}")
-            lines += [f"    {each.removeprefix('#')} = {_state_text(node)}" for each, node in stage.reads]
+            lines += [f"    {read.removeprefix('#')} = {_text(node)}" for read, node in stage.reads]
             continue
         lines.append(f"{name}[{dims}]: {class_of(stage)}")
         for micro in stage.steps:
             lines += [f"    {line}" for line in _step(name, micro)]
-        for taken in stage.reads:
-            when = " before its steps" if taken.before else ""
-            lines.append(f"    {taken.name.removeprefix('#')} = {_factor(taken.query)} @ {name}{when}")
+        for read_out in stage.reads:
+            when = " before its steps" if read_out.before else ""
+            lines.append(f"    {read_out.name.removeprefix('#')} = {_factor(read_out.query)} @ {name}{when}")
         for solved in stage.solves:
             matrix = name if solved.factor is number(1.0) else f"{_factor(solved.factor)} * {name}"
             matrix += "" if solved.rest is None else f" + {_text(solved.rest)}"
@@ -84,13 +84,13 @@ def class_of_coupled(stage: Coupled) -> str:
 
 
 def _coupled(stage: Coupled) -> Iterator[str]:
-    """Impulses, and states after a token, of what these were before it."""
+    """Yield the lines of coupled states: impulses, states after a token, and reads, from the states before it."""
     names = [state.name for state in stage.states]
-    many = len(stage.impulses) > 1
-    errors = [f"e{i + 1}" if many else "e" for i in range(len(stage.impulses))]
+    numbered = len(stage.impulses) > 1
+    errors = [f"e{i + 1}" if numbered else "e" for i in range(len(stage.impulses))]
     dims = ", ".join(map(str, stage.states[0].dims))
-    before = "they were before" if names[1:] else "it was before"
-    yield f"{', '.join(names)}[{dims}]: {class_of_coupled(stage)}; by what {before}"
+    states = "states" if names[1:] else "state"
+    yield f"{', '.join(names)}[{dims}]: {class_of_coupled(stage)}; in terms of the {states} before the token"
     lefts = [impulse.left for impulse in stage.impulses]
 
     def text(mix: Mix) -> str:
@@ -105,38 +105,34 @@ def _coupled(stage: Coupled) -> Iterator[str]:
         yield f"    {error} = {' + '.join(parts)}"
     for name, mix in zip(names, stage.after, strict=True):
         yield f"    {name} = {text(mix)}"
-    for one in stage.reads:
-        known = names[stage.after.index(one.of)] if one.of in stage.after else f"({text(one.of)})"
-        yield f"    {one.name.removeprefix('#')} = {_factor(one.query)} @ {known}"
+    for mixed in stage.reads:
+        state = names[stage.after.index(mixed.of)] if mixed.of in stage.after else f"({text(mixed.of)})"
+        yield f"    {mixed.name.removeprefix('#')} = {_factor(mixed.query)} @ {state}"
 
 
 def _times(factor: Value, text: str) -> str:
     return text if factor is number(1.0) else f"{_factor(factor)} * {text}"
 
 
-_OWN = frozenset({"batch", "head", "kv_head", "q"})
-"""Indices that mean the token and head at hand."""
+_CURRENT = frozenset({"batch", "head", "kv_head", "q"})
+"""The names of indices that stand for the current token and head, and are not printed."""
 
 _SERIAL = re.compile(r"'-?\d+")
 _INDICES = re.compile(r"\[([^\[\]]*)\]")
 
 
 def _text(value: Value) -> str:
-    """As it is written in a recurrence: inputs and vectors are the token's own."""
-    return _INDICES.sub(_others, _SERIAL.sub("", print_value(value))).replace("#", "")
+    """Return a value as it is written in a recurrence: without the indices of the current token and head."""
+    return _INDICES.sub(_without_current, _SERIAL.sub("", print_value(value))).replace("#", "")
 
 
-def _state_text(value: Value) -> str:
-    """A read of a state, which is named as it is after the token, or with a stroke less before it."""
-    return _text(value)
-
-
-def _others(match: re.Match[str]) -> str:
-    left = [index for index in match[1].split(", ") if index not in _OWN]
-    return f"[{', '.join(left)}]" if left else ""
+def _without_current(match: re.Match[str]) -> str:
+    indices = [index for index in match[1].split(", ") if index not in _CURRENT]
+    return f"[{', '.join(indices)}]" if indices else ""
 
 
 def _factor(value: Value) -> str:
+    """Return a value as text that can stand in a product, in parentheses unless it is a name."""
     text = _text(value)
     return text if text.isidentifier() else f"({text})"
 

@@ -9,13 +9,13 @@ from attnc.compiler import ir
 from attnc.compiler.ir import Const, Value
 
 Sign = Literal["positive", "natural", "negative", "any"]
-"""Above 0 or 0 at least, at most 0, or not known."""
+"""Above 0, at least 0, at most 0, or unknown."""
 
 _NATURAL = ("positive", "natural")
 
 
 def sign_of(node: Value) -> Sign:
-    """The sign of a value, as far as the types of inputs tell."""
+    """Return the sign of a value, as far as the declared types of inputs determine it."""
     match node:
         case ir.Number(value=value):
             return "positive" if value > 0 else "natural" if value == 0 else "negative"
@@ -24,10 +24,10 @@ def sign_of(node: Value) -> Sign:
         case ir.Ratio(num=Const(value=num), den=Const(value=den)):
             return "natural" if num * den >= 0 else "negative"
         case ir.Element(tensor=tensor):
-            found: dict[str | None, Sign] = {"unit": "natural", "log_decay": "negative", "positive": "positive"}
-            return found.get(tensor.refinement, "any")
+            by_refinement: dict[str | None, Sign] = {"unit": "natural", "log_decay": "negative", "positive": "positive"}
+            return by_refinement.get(tensor.refinement, "any")
         case ir.Apply(op=op, operands=operands):
-            return _of_function(op, operands)
+            return _function_sign(op, operands)
         case ir.FloatSelect(then=then, otherwise=otherwise):
             a, b = sign_of(then), sign_of(otherwise)
             return a if a == b else "natural" if a in _NATURAL and b in _NATURAL else "any"
@@ -43,7 +43,7 @@ _OPPOSITE: Mapping[Sign, Sign] = {
 }
 
 
-def _of_function(op: str, operands: tuple[Value, ...]) -> Sign:
+def _function_sign(op: str, operands: tuple[Value, ...]) -> Sign:
     if op in ("exp", "sigmoid", "softplus"):
         return "positive"
     if op in ("relu", "abs", "sqrt", "share") and (op != "share" or all(sign_of(x) in _NATURAL for x in operands)):
@@ -51,23 +51,23 @@ def _of_function(op: str, operands: tuple[Value, ...]) -> Sign:
     if op == "neg":
         return _OPPOSITE[sign_of(operands[0])]
     if op in ("mul", "div"):
-        return _of_product(*map(sign_of, operands))
+        return _product_sign(*map(sign_of, operands))
     if op == "sub":
-        return _of_difference(*operands)
+        return _difference_sign(*operands)
     if op == "add" and len({sign_of(x) in _NATURAL for x in operands}) == 1:
         signs = [sign_of(x) for x in operands]
         return "natural" if signs[0] in _NATURAL else "negative" if signs == ["negative"] * 2 else "any"
     return "any"
 
 
-def _of_product(a: Sign, b: Sign) -> Sign:
+def _product_sign(a: Sign, b: Sign) -> Sign:
     if "any" in (a, b):
         return "any"
     return "natural" if (a in _NATURAL) == (b in _NATURAL) else "negative"
 
 
-def _of_difference(a: Value, b: Value) -> Sign:
-    """`1 - f` of a share is one; what is taken from a sum of exponentials is at most that."""
+def _difference_sign(a: Value, b: Value) -> Sign:
+    """Return the sign of a - b: natural for 1 - f with f in [0, 1], negative for a - logaddexp(a, …)."""
     if isinstance(b, ir.Element) and b.tensor.refinement == "unit" and is_one(a):
         return "natural"
     if isinstance(b, ir.Apply) and b.op == "logaddexp" and a in b.operands:
@@ -79,7 +79,7 @@ def _of_difference(a: Value, b: Value) -> Sign:
 
 
 def is_one(node: Value) -> bool:
-    """Whether a value is the number 1."""
+    """Check whether a value is the number 1."""
     if isinstance(node, ir.Ratio):
         return isinstance(node.num, Const) and isinstance(node.den, Const) and node.num.value == node.den.value
     return isinstance(node, ir.Number) and node.value == 1

@@ -1,8 +1,8 @@
-"""A token's step as a list of operations on numbers, vectors and matrices.
+"""A token's step as a tape: a list of operations on numbers, vectors and matrices, for any step equation.
 
-For step equations of any kind: whoever goes from token to token runs the list from its beginning, and for gradients
-from its end. What reads no state is a *leaf*: it is computed for all tokens beforehand, by whoever likes. Of what would
-be a matrix for every token the parts are leaves, and the list makes the matrix.
+A token-by-token kernel runs the list forward, and backward for gradients. A value that reads no state is a *leaf*,
+computed for all tokens before the kernel runs. If such a value would be a matrix for every token, its operands are
+leaves instead, and the list computes the matrix.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ Kind = Literal[
     "leaf", "test", "state", "number", "apply", "sum", "extreme", "product", "root", "softmax", "diagonal", "pick"
 ]
 MOST_TURNS = 64
-"""Turns of a loop that are written out."""
+"""Maximum number of iterations of a loop, which is unrolled."""
 
 
 class NoTapeError(Exception):
-    """Why a recurrence is no such list, as words that follow "for"."""
+    """Raised for a recurrence that cannot run as a tape. The message is a clause that says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """One operation; `operands` are numbers of earlier ones.
+    """One operation of a tape; `operands` are the indices of earlier operations. By `kind`:
 
-    leaf: the value `of` of the token; test: an integer, or a condition, of the token.
-    state: the state named `of` before the token. number: `of` itself.
-    apply: the function `of` entry by entry; `places` says for each operand at which axes of the result its own are.
-    sum: over axis `of`. extreme: the largest or the least (`of`: max, min) along the first axis.
-    product: of two matrices. root: 1 / sqrt of a number, 0 of 0. softmax: along the last axis.
-    diagonal: the matrix of a vector, or of a number all along. pick: the entry (operand 1) of the first axis.
+    leaf: the token's value `of`, which reads no state; test: the token's integer or condition `of`.
+    state: the state named `of` before the token. number: the constant `of`, or the size of the axis `of`.
+    apply: the elementwise function `of`; `places` maps each operand's axes to axes of the result.
+    sum: over axis `of`. extreme: the maximum or minimum (`of`: max, min) along the first axis.
+    product: of two matrices. root: 1 / sqrt(x), 0 for x = 0. softmax: along the last axis.
+    diagonal: the diagonal matrix of a vector or number. pick: the entry at index operand 1 along the first axis.
     """
 
     kind: Kind
@@ -51,7 +51,7 @@ class Op:
 
 @dataclass(frozen=True)
 class StepTape:
-    """`ops` in order; `after`: the number of each state after the token; `read`: of what the token reads."""
+    """The operations `ops` in order; `after`: index of each state after the token; `read`: index of the read."""
 
     ops: tuple[Op, ...]
     after: tuple[tuple[str, int], ...]
@@ -59,26 +59,27 @@ class StepTape:
 
     @property
     def leaves(self) -> tuple[int, ...]:
-        """The numbers of the values that are computed beforehand."""
+        """The indices of the values that are computed before the kernel runs."""
         return tuple(i for i, op in enumerate(self.ops) if op.kind == "leaf")
 
     @property
     def tests(self) -> tuple[int, ...]:
-        """The numbers of the integers and conditions that are."""
+        """The indices of the integers and conditions that are computed before the kernel runs."""
         return tuple(i for i, op in enumerate(self.ops) if op.kind == "test")
 
     def parts_along(self) -> str | int | None:
-        """The last axis of what is read, where no entry of a state reads another's along it; None where one does.
+        """Return the last axis of the read value if entries along it never meet; None if they do.
 
-        The entries of such an axis may be done apart: gradients of what has it not are sums over the parts.
+        Programs may then compute blocks of this axis independently. Gradients of values without the axis are summed
+        over the programs.
         """
-        own = self.ops[self.read].axes
-        if not own or any(op.axes.count(own[-1]) > 1 for op in self.ops):
+        read_axes = self.ops[self.read].axes
+        if not read_axes or any(op.axes.count(read_axes[-1]) > 1 for op in self.ops):
             return None
-        return None if any(own[-1] in self._joined(op) for op in self.ops) else own[-1]
+        return None if any(read_axes[-1] in self._mixed_axes(op) for op in self.ops) else read_axes[-1]
 
-    def _joined(self, op: Op) -> Sequence[str | int]:
-        """The axes along which entries of operands meet."""
+    def _mixed_axes(self, op: Op) -> Sequence[str | int]:
+        """Return the axes along which an operation combines different entries."""
         operands = [self.ops[i].axes for i in op.operands]
         match op.kind:
             case "sum":
@@ -96,12 +97,12 @@ class StepTape:
                 return ()
 
     def needed(self, wanted: Sequence[int]) -> frozenset[int]:
-        """Operations that some of them need, themselves too."""
-        found = set(wanted)
+        """Return the indices of the operations that `wanted` depend on, including `wanted`."""
+        needed_ops = set(wanted)
         for i in reversed(range(len(self.ops))):
-            if i in found:
-                found.update(self.ops[i].operands)
-        return frozenset(found)
+            if i in needed_ops:
+                needed_ops.update(self.ops[i].operands)
+        return frozenset(needed_ops)
 
     def __str__(self) -> str:
         lines = [
@@ -115,84 +116,86 @@ class StepTape:
 
 
 Ends = Callable[[Index], tuple[int, int]]
-"""The least and the largest of an integer over all tokens of a call."""
+"""A function that returns the minimum and maximum of an integer over all tokens of a call."""
 
 
 def tape_of(recur: Recur, ends: Ends) -> StepTape:
-    """The list of a recurrence; loops are written out, from the ends that they have in this call.
+    """Return the tape of a recurrence; loops are unrolled with their ends in this call.
 
     Raises NoTapeError.
     """
     if any(state.is_complex for state in recur.states):
         raise NoTapeError("a state is complex")
-    writing = _TapeWriter(ends)
+    writer = _TapeWriter(ends)
     dims = {state.name: state.dims for state in recur.states}
-    now = {name: writing.add(Op("state", own, of=name)) for name, own in dims.items()}
+    current = {name: writer.add(Op("state", state_axes, of=name)) for name, state_axes in dims.items()}
     versions = max((line.version for line in recur.steps), default=0) + 2
-    for name, own in dims.items():
-        writing.known[state_at(name, 0, own)] = now[name]
+    for name, state_axes in dims.items():
+        writer.op_by_value[state_at(name, 0, state_axes)] = current[name]
     for line in recur.steps:
-        name, own = line.state, dims[line.state]
-        before = state_at(name, line.version, own)
-        for turn, value in enumerate(_turns(line, ends)):
+        name, state_axes = line.state, dims[line.state]
+        before = state_at(name, line.version, state_axes)
+        for iteration, value in enumerate(_iterations(line, ends)):
             versions += 1
-            inner = state_at(name, versions, own)
-            writing.known[inner] = now[name]
-            later = replace_values(value, {before: inner}) if turn else value
-            now[name] = writing.spread(writing.of(later), own)
-        writing.known[state_at(name, line.version + 1, own)] = now[name]
-    read = writing.of(recur.read)
-    return StepTape(tuple(writing.ops), tuple(now.items()), read)
+            inner_state = state_at(name, versions, state_axes)
+            writer.op_by_value[inner_state] = current[name]
+            iterated = replace_values(value, {before: inner_state}) if iteration else value
+            current[name] = writer.spread(writer.of(iterated), state_axes)
+        writer.op_by_value[state_at(name, line.version + 1, state_axes)] = current[name]
+    read = writer.of(recur.read)
+    return StepTape(tuple(writer.ops), tuple(current.items()), read)
 
 
-def _turns(line: ir.Step, ends: Ends) -> list[Value]:
+def _iterations(line: ir.Step, ends: Ends) -> list[Value]:
+    """Return the values of the iterations of a repeated line; one value for other lines."""
     if line.repeat is None:
         return [line.value]
     variable, low, high = line.repeat
-    return [substitute_value(line.value, {variable: fold.const(j)}) for j in _span(low, high, ends)]
+    return [substitute_value(line.value, {variable: fold.const(j)}) for j in _loop_range(low, high, ends)]
 
 
-def _span(low: Index, high: Index, ends: Ends) -> range:
+def _loop_range(low: Index, high: Index, ends: Ends) -> range:
+    """Return the range of a loop. Raises NoTapeError if it is too long or differs between tokens."""
     (first, other), (least, last) = ends(low), ends(high)
     if first != other or least != last:
-        raise NoTapeError("a loop has not as many turns for every token")
+        raise NoTapeError("a loop has different numbers of iterations for different tokens")
     if last - first > MOST_TURNS:
-        raise NoTapeError(f"a loop has {last - first} turns, more than {MOST_TURNS}")
+        raise NoTapeError(f"a loop has {last - first} iterations, more than {MOST_TURNS}")
     return range(first, last)
 
 
 @dataclass
 class _TapeWriter:
-    """A list that is being written. `known`: the numbers of values."""
+    """Writes a tape. `op_by_value`: the index of each value's operation; `tests`: of each integer's and condition's."""
 
     ends: Ends
     ops: list[Op] = field(default_factory=list)
-    known: dict[Value, int] = field(default_factory=dict)
+    op_by_value: dict[Value, int] = field(default_factory=dict)
     tests: dict[Index, int] = field(default_factory=dict)
 
     def add(self, op: Op) -> int:
-        """The number of an operation."""
+        """Append an operation; return its index."""
         if len(op.axes) > 2:
-            raise NoTapeError(f"a value has {len(op.axes)} axes, and values on the chip have two at most")
+            raise NoTapeError(f"a value has {len(op.axes)} axes, and kernels support at most two")
         self.ops.append(op)
         return len(self.ops) - 1
 
     def of(self, node: Value) -> int:
-        """The number of a value."""
-        if node not in self.known:
+        """Return the index of a value's operation, appended if it is new."""
+        if node not in self.op_by_value:
             leaf = _is_leaf(node) and not self._is_constant(node)
-            self.known[node] = self.add(Op("leaf", axes(node), of=node)) if leaf else self._made(node)
-        return self.known[node]
+            self.op_by_value[node] = self.add(Op("leaf", axes(node), of=node)) if leaf else self._compute(node)
+        return self.op_by_value[node]
 
     def spread(self, i: int, wanted: Axes) -> int:
-        """A value over axes, some of which it may not have."""
-        own = self.ops[i].axes
-        if own == wanted:
+        """Return the index of operation `i` broadcast to the axes `wanted`."""
+        value_axes = self.ops[i].axes
+        if value_axes == wanted:
             return i
         zero = self.of(number(0.0))
-        return self.add(Op("apply", wanted, (i, zero), "add", (_places(own, wanted), ())))
+        return self.add(Op("apply", wanted, (i, zero), "add", (_places(value_axes, wanted), ())))
 
-    def _made(self, node: Value) -> int:  # noqa: C901  one case a node kind
+    def _compute(self, node: Value) -> int:  # noqa: C901  one case a node kind
         match node:
             case ir.Number(value=value):
                 return self.add(Op("number", (), of=value))
@@ -228,7 +231,7 @@ class _TapeWriter:
                 i = self.of(vector)
                 return self.add(Op("pick", self.ops[i].axes[1:], (i, self._test(index))))
             case ir.ValueReduce():
-                return self._total(node)
+                return self._reduce(node)
         raise NoTapeError(_WORDS.get(type(node), f"it has {plural(node)}"))
 
     def _test(self, node: Index) -> int:
@@ -237,7 +240,7 @@ class _TapeWriter:
         return self.tests[node]
 
     def _is_constant(self, node: Value) -> bool:
-        """Whether it is known without the tokens, and no tensor need hold it."""
+        """Check whether a value is a constant, or the size of an axis, and needs no tensor."""
         match node:
             case ir.Number() | ir.Eye():
                 return True
@@ -248,98 +251,101 @@ class _TapeWriter:
         return False
 
     def _applied(self, op: str, operands: list[int]) -> int:
+        """Append an elementwise function; return its index."""
         if op == "mul" and len(operands) == 2:
             for unit, other in (operands, operands[::-1]):
                 if self._is_unit(unit) and not self.ops[other].axes:
                     return self.add(Op("diagonal", self.ops[unit].axes, (other,)))
-        own = [self.ops[i].axes for i in operands]
-        wanted = max(own, key=len)
-        return self.add(Op("apply", wanted, tuple(operands), op, tuple(_places(each, wanted) for each in own)))
+        operand_axes = [self.ops[i].axes for i in operands]
+        result_axes = max(operand_axes, key=len)
+        places = tuple(_places(own_axes, result_axes) for own_axes in operand_axes)
+        return self.add(Op("apply", result_axes, tuple(operands), op, places))
 
     def _is_unit(self, i: int) -> bool:
-        """Whether it is the unit matrix."""
+        """Check whether operation `i` is the identity matrix."""
         op = self.ops[i]
         return op.kind == "diagonal" and self.ops[op.operands[0]].of == 1.0
 
     def _scaled(self, x: int, by_mean: bool) -> int:
-        """x / ‖x‖ along the last axis, or x / √mean(x²); 0 of 0."""
+        """Append x / ‖x‖ along the last axis, or x / √mean(x²) if `by_mean`; 0 for x = 0."""
         square = self._applied("mul", [x, x])
         last = len(self.ops[x].axes) - 1
-        whole = self.add(Op("sum", self.ops[x].axes[:-1], (square,), last))
+        total = self.add(Op("sum", self.ops[x].axes[:-1], (square,), last))
         if by_mean:
             width = self.add(Op("number", (), of=self.ops[x].axes[-1]))
-            whole = self._applied("div", [whole, width])
-        root = self.add(Op("root", self.ops[whole].axes, (whole,)))
+            total = self._applied("div", [total, width])
+        root = self.add(Op("root", self.ops[total].axes, (total,)))
         places = tuple(range(last + 1)), tuple(range(last))
         return self.add(Op("apply", self.ops[x].axes, (x, root), "mul", places))
 
     def _contracted(self, a: int, b: int, i: int, j: int) -> int:
-        own, other = self.ops[a].axes, self.ops[b].axes
-        if len(own) == len(other) == 2:
-            left = a if i == 1 else self._turned(a)
-            right = b if j == 0 else self._turned(b)
-            return self.add(Op("product", (own[1 - i], other[1 - j]), (left, right)))
-        whole = max(own, other, key=len)
-        at = i if len(own) >= len(other) else j
-        places = tuple(tuple(range(2))[: len(x)] if len(x) == len(whole) else (at,) for x in (own, other))
-        product = self.add(Op("apply", whole, (a, b), "mul", places))
-        return self.add(Op("sum", whole[:at] + whole[at + 1 :], (product,), at))
+        """Append the contraction of axis i of operation a with axis j of operation b."""
+        a_axes, b_axes = self.ops[a].axes, self.ops[b].axes
+        if len(a_axes) == len(b_axes) == 2:
+            left = a if i == 1 else self._transposed(a)
+            right = b if j == 0 else self._transposed(b)
+            return self.add(Op("product", (a_axes[1 - i], b_axes[1 - j]), (left, right)))
+        longer = max(a_axes, b_axes, key=len)
+        axis = i if len(a_axes) >= len(b_axes) else j
+        places = tuple(tuple(range(2))[: len(x)] if len(x) == len(longer) else (axis,) for x in (a_axes, b_axes))
+        product = self.add(Op("apply", longer, (a, b), "mul", places))
+        return self.add(Op("sum", longer[:axis] + longer[axis + 1 :], (product,), axis))
 
-    def _turned(self, i: int) -> int:
-        own = self.ops[i].axes
-        return self.add(Op("apply", own[::-1], (i, self.of(number(1.0))), "mul", ((1, 0), ())))
+    def _transposed(self, i: int) -> int:
+        matrix_axes = self.ops[i].axes
+        return self.add(Op("apply", matrix_axes[::-1], (i, self.of(number(1.0))), "mul", ((1, 0), ())))
 
-    def _total(self, node: ir.ValueReduce) -> int:
-        """A sum, or an extreme, of what a few turns of a variable give: all of them, where a condition holds."""
+    def _reduce(self, node: ir.ValueReduce) -> int:
+        """Append a sum, minimum or maximum over whole axes, or over an unrolled loop with its condition."""
         entries = whole_axes(node)
         if entries is not None:
-            return self._along(node.op, self.of(entries), rank(entries) - rank(node))
+            return self._reduce_axes(node.op, self.of(entries), rank(entries) - rank(node))
         empty = self.of(number({"sum": 0.0, "min": float("inf"), "max": -float("inf")}[node.op]))
-        found = []
-        for j in _span(node.low, node.high, self.ends):
-            turn: dict[Index, Index] = {node.var: fold.const(j)}
-            value = self.of(substitute_value(node.body, turn))
-            condition = self._test(substitute(node.condition, turn))
-            found.append(self._applied("where", [condition, value, empty]))
-        if not found:
+        terms = []
+        for j in _loop_range(node.low, node.high, self.ends):
+            iteration: dict[Index, Index] = {node.var: fold.const(j)}
+            value = self.of(substitute_value(node.body, iteration))
+            condition = self._test(substitute(node.condition, iteration))
+            terms.append(self._applied("where", [condition, value, empty]))
+        if not terms:
             return empty
-        return reduce(lambda a, b: self._applied("add" if node.op == "sum" else node.op, [a, b]), found)
+        return reduce(lambda a, b: self._applied("add" if node.op == "sum" else node.op, [a, b]), terms)
 
-    def _along(self, op: str, i: int, count: int) -> int:
-        """A sum, or an extreme, of the entries along so many of the first axes."""
+    def _reduce_axes(self, op: str, i: int, count: int) -> int:
+        """Append a sum, minimum or maximum along each of the first `count` axes."""
         for _ in range(count):
-            rest = self.ops[i].axes[1:]
-            i = self.add(Op("sum", rest, (i,), 0) if op == "sum" else Op("extreme", rest, (i,), op))
+            remaining = self.ops[i].axes[1:]
+            i = self.add(Op("sum", remaining, (i,), 0) if op == "sum" else Op("extreme", remaining, (i,), op))
         return i
 
 
 def whole_axes(node: ir.ValueReduce) -> Value | None:
-    """Return the operand of a sum or extreme over whole first axes, `f(S)` for entries `f(S[i])`; None for others.
+    """Return the operand of a reduction over whole first axes, `f(S)` for entries `f(S[i])`; None for others.
 
-    Its loops, one in another, are each of all places of an axis, and nothing else reads them.
+    Each of the nested loops must run over all indices of an axis, and its variable may only index that axis.
     """
     loops = [node]
     while isinstance(loops[-1].body, ir.ValueReduce):
         loops.append(loops[-1].body)
     if any(loop.op != node.op or loop.condition != fold.truth(True) for loop in loops):
         return None
-    found: dict[Value, Value] = {}
-    if not _is_entrywise(loops[-1].body, loops, found):
+    entries: dict[Value, Value] = {}
+    if not _is_entrywise(loops[-1].body, loops, entries):
         return None
-    return replace_values(loops[-1].body, found)
+    return replace_values(loops[-1].body, entries)
 
 
-def _is_entrywise(node: Value, loops: Sequence[ir.ValueReduce], found: dict[Value, Value]) -> bool:
-    """Whether a value is a function of numbers and of entries at the places of loops; `found`: what has these."""
-    whole = _entries(node, loops)
-    if whole is not None:
-        found[node] = whole
+def _is_entrywise(node: Value, loops: Sequence[ir.ValueReduce], entries: dict[Value, Value]) -> bool:
+    """Check that a value is elementwise in entries at the loops' indices; map them to whole values in `entries`."""
+    indexed = _entries(node, loops)
+    if indexed is not None:
+        entries[node] = indexed
         return True
     match node:
         case ir.Number() | ir.Ratio(num=ir.Const(), den=ir.Const()):
             return True
         case ir.Apply(operands=operands) if node.op not in ("softmax", "normalised", "rms"):
-            return all(_is_entrywise(each, loops, found) for each in operands)
+            return all(_is_entrywise(operand, loops, entries) for operand in operands)
         case _:
             return False
 
@@ -350,34 +356,36 @@ def _entries(node: Value, loops: Sequence[ir.ValueReduce]) -> Value | None:
         if not isinstance(node, ir.Pick) or node.index != loop.var:
             return None
         node = node.vector
-    places = {loop.var for loop in loops}
-    if any(below in places for below in node.below):
+    variables = {loop.var for loop in loops}
+    if any(child in variables for child in node.below):
         return None
     ends = [(loop.low, loop.high) for loop in loops]
-    wanted = [(fold.const(0), fold.const(a) if isinstance(a, int) else fold.extent(a)) for a in axes(node)]
-    return node if ends == wanted[: len(loops)] else None
+    full_ranges = [(fold.const(0), fold.const(a) if isinstance(a, int) else fold.extent(a)) for a in axes(node)]
+    return node if ends == full_ranges[: len(loops)] else None
 
 
-def _places(own: Axes, wanted: Axes) -> tuple[int, ...]:
-    """At which of the wanted axes a value has its own, in their order."""
-    found: list[int] = []
-    for at, axis in enumerate(wanted):
-        if len(found) < len(own) and own[len(found)] == axis:
-            found.append(at)
-    if len(found) < len(own):
-        raise NoTapeError(f"[{', '.join(map(str, own))}] does not lie along [{', '.join(map(str, wanted))}]")
-    return tuple(found)
+def _places(operand_axes: Axes, result_axes: Axes) -> tuple[int, ...]:
+    """Return the indices of an operand's axes within the result's, of which they must be a subsequence."""
+    places: list[int] = []
+    for i, axis in enumerate(result_axes):
+        if len(places) < len(operand_axes) and operand_axes[len(places)] == axis:
+            places.append(i)
+    if len(places) < len(operand_axes):
+        raise NoTapeError(
+            f"axes [{', '.join(map(str, operand_axes))}] do not broadcast to [{', '.join(map(str, result_axes))}]"
+        )
+    return tuple(places)
 
 
 def _is_leaf(node: Value) -> bool:
-    """Whether it is computed beforehand: it reads no state, and is no matrix that every token would need its own of."""
-    if any(isinstance(below, ir.StateAt) for below in node.below):
+    """Check whether a value is computed beforehand: it reads no state, and is not a computed matrix for each token."""
+    if any(isinstance(child, ir.StateAt) for child in node.below):
         return False
     return rank(node) <= 1 or isinstance(node, ir.Element) or is_same_at_all(node)
 
 
 _WORDS: Mapping[type, str] = {
-    ir.Solve: "a system of a state is solved",
-    ir.VectorPart: "a part of a state is taken",
+    ir.Solve: "it solves a system with a state",
+    ir.VectorPart: "it takes a part of a state",
     ir.VisibleReduce: "it sums over keys",
 }

@@ -1,4 +1,4 @@
-"""Terms of a step or a read, as the vectors that a pass takes."""
+"""The vectors of a pass, taken from the terms of a step or a read."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from attnc.compiler.value_nodes import apply, dot, number
 
 
 def write_of(term: Monomial, labels: Labels) -> tuple[Value, Value]:
-    """(k, v) of a term without a state."""
+    """Return (k, v) of a term without a state."""
     rows, columns, scalars = _sides(term.factors, labels)
     key = signed(product_of([*scalars, *rows]), term.negative)
     return key, product_of(columns)
 
 
 def correction_of(term: Monomial, labels: Labels, state: ir.State) -> tuple[Value, Value]:
-    """(u, r) of a term that reads the state's rows."""
-    first, *rest = term.labels
-    if first in labels or tuple(rest) != labels[1:]:
-        raise NoFormError(f"a correction of `{state.name}` that is not of its first axis")
+    """Return (u, r) of a term that contracts the state's first axis."""
+    first, *other_labels = term.labels
+    if first in labels or tuple(other_labels) != labels[1:]:
+        raise NoFormError(f"a correction of `{state.name}` that does not contract its first axis")
     read = [f.value for f in term.factors if f.labels == (first,)]
     others = tuple(f for f in term.factors if f.labels != (first,))
     if not read or any(first in f.labels for f in others):
         raise NoFormError(f"a correction of `{state.name}` by a matrix")
     rows, columns, scalars = _sides(others, labels)
     if columns:
-        raise NoFormError(f"a correction of `{state.name}` that differs from column to column")
+        raise NoFormError(f"a correction of `{state.name}` that differs between columns")
     return signed(product_of([*scalars, *rows]), term.negative), product_of(read)
 
 
 def _sides(factors: Sequence[Factor], labels: Labels) -> tuple[list[Value], list[Value], list[Value]]:
-    """Factors of rows, of columns, and of neither. Raises NoFormError for one of both, or of another axis."""
+    """Return the factors along rows, along columns, and the numbers. Raises NoFormError for a factor along both."""
     result: tuple[list[Value], list[Value], list[Value]] = ([], [], [])
     for factor in factors:
         if not factor.labels:
@@ -44,12 +44,12 @@ def _sides(factors: Sequence[Factor], labels: Labels) -> tuple[list[Value], list
         elif factor.labels == labels[1:]:
             result[1].append(factor.value)
         else:
-            raise NoFormError("a matrix that is no product of two vectors")
+            raise NoFormError("a matrix that is not a product of two vectors")
     return result
 
 
 def is_merged(correction: Monomial, write: Monomial, labels: Labels) -> bool:
-    """Whether a correction writes minus what the state holds, by the key and the factor of the write."""
+    """Check whether a correction's left side is minus the write's key and number, as in the delta rule."""
 
     def by_row(term: Monomial) -> list[bytes]:
         return sorted(f.value.digest for f in term.factors if f.labels in ((), labels[:1]))
@@ -58,20 +58,20 @@ def is_merged(correction: Monomial, write: Monomial, labels: Labels) -> bool:
 
 
 def summed(term: Monomial, labels: Labels) -> Value:
-    """A term without a state, summed over the axes that it has beside `labels`."""
+    """Return a term without a state, summed over its axes outside `labels`."""
     inner = {label for f in term.factors for label in f.labels} - set(labels)
     if len(inner) > 1 or any(len(f.labels) > 1 and inner & set(f.labels) for f in term.factors):
         raise NoFormError("a product over several axes")
     along = [f.value for f in term.factors if inner & set(f.labels)]
-    rest = [f.value for f in term.factors if not inner & set(f.labels)]
+    factors = [f.value for f in term.factors if not inner & set(f.labels)]
     if along:
         first, *others = along
-        rest.insert(0, dot(first, product_of(others) if others else number(1.0)))
-    return signed(product_of(rest), term.negative)
+        factors.insert(0, dot(first, product_of(others) if others else number(1.0)))
+    return signed(product_of(factors), term.negative)
 
 
 def signed(value: Value, negative: bool) -> Value:
-    """A value, or minus it."""
+    """Return a value, negated if `negative`."""
     return apply("neg", value) if negative else value
 
 

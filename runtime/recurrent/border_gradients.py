@@ -1,8 +1,9 @@
-"""Gradients of a recurrence whose tokens have borders between them: NaN of one side reaches nothing on the other.
+"""Gradients of a recurrence with borders between tokens: NaN on one side of a border does not reach the other side.
 
-A backward pass by chunks multiplies what a border hides by 0, and 0 · NaN is NaN. Where an incoming gradient is not
-finite, the pass runs twice: first with numbers there and zeros elsewhere, which gives 0 behind a border, and everywhere
-else tells which gradients are no numbers; then, as autograd's own, with zeros in place of what is not finite.
+A backward pass by chunks multiplies gradients behind a border by 0, and 0 · NaN is NaN. If an incoming gradient is not
+finite, the pass runs twice. The first pass has finite numbers in place of non-finite gradients and zeros elsewhere: its
+result is 0 behind borders, and nonzero where the gradient must be NaN. The second pass, autograd's own, has zeros in
+place of non-finite gradients.
 """
 
 from __future__ import annotations
@@ -25,25 +26,28 @@ Run = Callable[[CallTokens, States], tuple[Tensor, States]]
 
 
 def with_borders(name: str, run: Run, tokens: CallTokens, states: States) -> tuple[Tensor, States]:
-    """Call `run` and return its (out, last states) with gradients kept apart at borders; `name`: of the pattern."""
-    given = [*tokens.real, *states.values()]
-    recorded = torch.is_grad_enabled() and any(x.requires_grad for x in given)
+    """Call `run` and return its (out, last states), with NaN gradients kept from crossing borders.
+
+    `name`: the pattern's name, for fallbacks.
+    """
+    arguments = [*tokens.real, *states.values()]
+    recorded = torch.is_grad_enabled() and any(x.requires_grad for x in arguments)
     if not recorded or torch._C._are_functorch_transforms_active():
         return run(tokens, states)
-    own = [x.view_as(x) if x.requires_grad else x for x in given]
+    views = [x.view_as(x) if x.requires_grad else x for x in arguments]
     count = len(tokens.real)
-    out, last = run(tokens.having(own[:count]), dict(zip(states, own[count:], strict=True)))
-    ends = [out, *last.values()]
-    if not any(x.requires_grad for x in ends):
+    out, last = run(tokens.having(views[:count]), dict(zip(states, views[count:], strict=True)))
+    results = [out, *last.values()]
+    if not any(x.requires_grad for x in results):
         return out, last
-    out, *rest = _Checked.apply(name, len(ends), *ends, *own)  # type: ignore[no-untyped-call]
-    return out, dict(zip(last, rest, strict=True))
+    out, *last_results = _Checked.apply(name, len(results), *results, *views)  # type: ignore[no-untyped-call]
+    return out, dict(zip(last, last_results, strict=True))
 
 
 class _Checked(FirstOrder):
-    """The results of a call, unchanged; its other operands are what the call was given.
+    """The results of a call, unchanged; the further operands are the arguments of the call.
 
-    Those get a gradient from here only where an incoming one is not finite: NaN where theirs is no number, else 0.
+    The arguments get a gradient from here only if an incoming gradient is not finite: NaN where it reaches, else 0.
     """
 
     @staticmethod
@@ -57,56 +61,60 @@ class _Checked(FirstOrder):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         edges = [None if node is None else GradientEdge(node, at) for node, at in ctx.next_functions]
-        ends, given = edges[: ctx.count], edges[ctx.count :]
-        if _may_be_finite(ctx.name, [grad for grad in grads if grad is not None]):
-            return (None, None, *grads, *[None] * len(given))
+        result_edges, argument_edges = edges[: ctx.count], edges[ctx.count :]
+        if _finite_or_captured(ctx.name, [grad for grad in grads if grad is not None]):
+            return (None, None, *grads, *[None] * len(argument_edges))
         finite = [None if grad is None else grad.isfinite() for grad in grads]
-        marks = _marks(ends, given, finite, grads)
+        marks = _marks(result_edges, argument_edges, finite, grads)
         return (None, None, *map(_cleaned, finite, grads), *marks)
 
 
-def _may_be_finite(name: str, grads: Sequence[Tensor]) -> bool:
-    """Whether the gradients are finite, or the host must not ask the device."""
+def _finite_or_captured(name: str, grads: Sequence[Tensor]) -> bool:
+    """Check whether the gradients are finite; true without a check while a CUDA graph is captured."""
     if not grads:
         return True
     if grads[0].is_cuda:
         if torch.cuda.is_current_stream_capturing():
             return True
-        note(name, HOST_WAIT, "gradients behind a document's border or a `reset` are checked to be finite")
+        note(name, HOST_WAIT, "gradients at borders of documents and at a `reset` are checked to be finite")
     real = (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x for x in grads)
     return is_finite(*(x.detach() for x in real))
 
 
 def _marks(
     ends: Sequence[GradientEdge | None],
-    given: Sequence[GradientEdge | None],
+    arguments: Sequence[GradientEdge | None],
     finite: Sequence[Tensor | None],
     grads: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """NaN in the gradients of what was given where a gradient that is not finite has a part, else 0."""
+    """Return gradients of the arguments: NaN where a non-finite incoming gradient contributes, else 0."""
     pairs = [
-        (end, torch.where(here, 0, _drawn(here).to(grad.dtype)))
-        for end, here, grad in zip(ends, finite, grads, strict=True)
-        if end is not None and here is not None and grad is not None
+        (end, torch.where(is_finite_mask, 0, _nonzero_like(is_finite_mask).to(grad.dtype)))
+        for end, is_finite_mask, grad in zip(ends, finite, grads, strict=True)
+        if end is not None and is_finite_mask is not None and grad is not None
     ]
-    wanted = [edge for edge in given if edge is not None]
-    drawn = [grad for _, grad in pairs]
-    # The buffers stay for the pass that follows; that one frees them, or not, as its caller says.
-    found = torch.autograd.grad([end for end, _ in pairs], wanted, drawn, retain_graph=True, allow_unused=True)
-    rest = iter(found)
-    return [None if edge is None else _no_numbers(next(rest)) for edge in given]
+    reached = [edge for edge in arguments if edge is not None]
+    start_gradients = [grad for _, grad in pairs]
+    # Keep the graph's buffers for the pass that follows, which frees them or not as its caller asked.
+    contributions = torch.autograd.grad(
+        [end for end, _ in pairs], reached, start_gradients, retain_graph=True, allow_unused=True
+    )
+    remaining = iter(contributions)
+    return [None if edge is None else _nan_marks(next(remaining)) for edge in arguments]
 
 
-def _no_numbers(mark: Tensor | None) -> Tensor | None:
+def _nan_marks(mark: Tensor | None) -> Tensor | None:
+    """Return NaN where `mark` is nonzero, else 0."""
     return None if mark is None else torch.zeros_like(mark).masked_fill_(mark != 0, math.nan)
 
 
 def _cleaned(finite: Tensor | None, grad: Tensor | None) -> Tensor | None:
+    """Return a gradient with 0 in place of non-finite entries."""
     return None if finite is None or grad is None else torch.where(finite, grad, 0)
 
 
-def _drawn(like: Tensor) -> Tensor:
-    """Numbers of which no sum of a few is 0."""
+def _nonzero_like(like: Tensor) -> Tensor:
+    """Return irregular numbers between 0.5 and 2.5, so that sums of a few do not cancel."""
     return (torch.arange(like.numel(), device=like.device, dtype=torch.float64).cos() + 1.5).reshape(like.shape)
 
 

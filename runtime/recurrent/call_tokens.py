@@ -1,4 +1,4 @@
-"""The tensors of a recurrence call, token by token."""
+"""The tensors of a recurrence call."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from attnc.spec.source import Span
 
 @dataclass(frozen=True)
 class CallTokens:
-    """One call: q (B, H, T, dk), k and v as they are given, or, once `computed`, one for each head of q.
+    """The tensors of one call: q (B, H, T, dk); k and v with kv heads, or with one head per head of q once `computed`.
 
-    `inputs`: those that are not integers, by name. `before`: how many tokens came before these, of each batch entry or
-    of all. `constants`: values that are known already, each of all tokens alike.
+    `inputs`: the floating-point inputs by name. `before`: the number of tokens before the call, for each batch entry or
+    one number for all. `constants`: precomputed values that are the same for all tokens.
     """
 
     q: Tensor
@@ -35,34 +35,34 @@ class CallTokens:
 
     @property
     def counts(self) -> tuple[int, int, int]:
-        """Batch, heads, tokens."""
+        """The sizes (batch, heads, tokens)."""
         b, h, t, _ = self.q.shape
         return b, h, t
 
     @property
     def real(self) -> list[Tensor]:
-        """q, k, v, the inputs that are not integers, and the constants."""
+        """The differentiable tensors: q, k, v, the floating-point inputs and the constants."""
         return [self.q, self.k, self.v, *self.inputs.values(), *self.constants.values()]
 
     def having(self, real: Sequence[Tensor]) -> CallTokens:
-        """Return the call with other tensors, in the order of `real`."""
-        q, k, v, *rest = real
-        inputs = dict(zip(self.inputs, rest, strict=False))
-        constants = dict(zip(self.constants, rest[len(inputs) :], strict=True))
+        """Return the call with its tensors replaced; `real` has the order of the property `real`."""
+        q, k, v, *others = real
+        inputs = dict(zip(self.inputs, others, strict=False))
+        constants = dict(zip(self.constants, others[len(inputs) :], strict=True))
         return replace(self, q=q, k=k, v=v, inputs=inputs, constants=constants)
 
     def computed(self) -> CallTokens:
         """Return the call in fp32, or in fp64 for fp64 queries, with keys and values repeated for grouped heads."""
         dtype = computed_in(self.q.dtype)
-        kinds = [dtype.to_complex() if x.is_complex() else dtype for x in self.real]
-        q, k, v, *rest = (x.to(kind) for x, kind in zip(self.real, kinds, strict=True))
+        dtypes = [dtype.to_complex() if x.is_complex() else dtype for x in self.real]
+        q, k, v, *others = (x.to(target) for x, target in zip(self.real, dtypes, strict=True))
         if self.group > 1:
             k, v = k.repeat_interleave(self.group, 1), v.repeat_interleave(self.group, 1)
-        return self.having([q, k, v, *rest])
+        return self.having([q, k, v, *others])
 
 
 def computed_in(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of values, for queries of another."""
+    """Return the dtype in which values are computed for queries of `dtype`: fp64 for fp64, else fp32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

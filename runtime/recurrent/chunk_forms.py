@@ -1,10 +1,10 @@
-"""The chunk forms with decay along rows: without a correction, with the delta rule's, with any of rank one.
+"""The chunk forms with decay along rows: without a correction, with the delta rule, with any correction of rank one.
 
-Of a chunk that starts with the state S, with pair matrices A (`decays`), q, r the readers and k, u the writers:
+For a chunk that starts with the state S, with pair matrices A (`decays`), readers q and r, and writers k and u:
 
     o = (q ⊙ into) S + A_q values          S′ = total ⊙ S + (writers ⊙ out of)ᵀ values
 
-What differs is how the values are found: they are v, or the rows of a triangular system, or both.
+The forms differ in their values: v, the solution of a triangular system, or both.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ Gradients = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class ChunkRows:
-    """A stretch of chunks, (n, L, ·): q, k, gate (R, or 1 for gates that all rows share), v, and what there is of more.
+    """The tensors of a stretch of n chunks of L rows, (n, L, ·), None if absent; a gate has R channels, or 1 for all.
 
-    `read` None: the key itself. `before`: outputs see the state before their token; `old`: corrections see it before
-    its decay.
+    `read` None: corrections read by the key. `before`: outputs read the state before their token. `old`: corrections
+    read the state before its decay.
     """
 
     q: Tensor
@@ -77,42 +77,42 @@ class Uncorrected:
         return self.decay.total.mT
 
     def writes(self) -> Tensor | None:
-        """The part of the state that a chunk writes whatever the state was, (n, R, C)."""
+        """Return the part of the state that a chunk writes independently of the state before, (n, R, C)."""
         return self.leaving[0].mT @ self.rows.v
 
     def outputs(self, states: Tensor, solved: Tensor | None) -> Tensor:
-        """o (n, L, C), from the states before the chunks (n, R, C) and what the corrector solved."""
+        """Compute o (n, L, C) from the states before the chunks (n, R, C) and the corrector's solution."""
         out = self.entering[0] @ states
         for pairs, values in zip(self.pairs[0], self._values(solved), strict=True):
             out.baddbmm_(pairs, values)
         return out
 
     def reads(self, d_out: Tensor) -> tuple[Tensor, Corrector | None]:
-        """Return the outputs' adjoint of the state before each chunk, (n, R, C), and how it passes the chunk."""
+        """Return the outputs' adjoint of the state before each chunk, (n, R, C), and the corrector for the adjoint."""
         corrector = self.corrector
         if corrector:
             corrector = corrector._replace(right=self.pairs[0][-1].mT @ d_out)
         return self.entering[0].mT @ d_out, corrector
 
     def adjoint(self, d_out: Tensor, states: Tensor, ends: Tensor, d_right: Tensor | None) -> Gradients:
-        """Gradients by name, of all but the state.
+        """Compute the gradients by input name, except the state's.
 
-        `ends` (n, R, C) are the adjoints of the states after the chunks, `d_right` of the corrector's right sides.
+        `ends` (n, R, C): adjoints of the states after the chunks. `d_right`: adjoints of the corrector's right sides.
         """
         values, d_read, gradients = self._value_adjoint(d_out, states, ends, d_right)
         d_products = [d_out] if d_read is None else [d_out, d_read]
-        d_pairs: Pairs = [[d @ own.mT for own in values] for d in d_products]
+        d_pairs: Pairs = [[d @ value.mT for value in values] for d in d_products]
         if not self.rows.before:
-            for d_own, own in zip(d_pairs[0], values, strict=True):
-                d_own.diagonal(dim1=1, dim2=2).copy_(row_products(d_out, own))
+            for d_own, value in zip(d_pairs[0], values, strict=True):
+                d_own.diagonal(dim1=1, dim2=2).copy_(row_products(d_out, value))
         first: list[Tensor] = []
         if isinstance(self.decay, ScalarDecay):
             set_nearest(d_pairs, d_products, values, self.decay.exclusive)
-            wide = states.double()
-            first = [row_products(wide, d[:, :1].double())[:, None] for d in d_products]
+            wide_states = states.double()
+            first = [row_products(wide_states, d[:, :1].double())[:, None] for d in d_products]
         d_edges = EdgeAdjoints(
             [d @ states.mT for d in d_products],
-            [own @ ends.mT for own in values],
+            [value @ ends.mT for value in values],
             (states * ends).sum(-1)[:, None],
             first,
         )
@@ -133,13 +133,13 @@ class Uncorrected:
         return None
 
     def _values(self, solved: Tensor | None) -> list[Tensor]:
-        """One a writer."""
+        """Return the values, one tensor per writer."""
         return [self.rows.v]
 
     def _value_adjoint(
         self, d_out: Tensor, states: Tensor, ends: Tensor, d_right: Tensor | None
     ) -> tuple[list[Tensor], Tensor | None, Gradients]:
-        """(values, the adjoint of the correction's products with values and state (n, L, C), gradients so far)."""
+        """Return (values, adjoint of the correction's products with values and state (n, L, C), gradients so far)."""
         return [self.rows.v], None, {"v": self._direct_adjoint(d_out, ends)}
 
     def _direct_adjoint(self, d_out: Tensor, ends: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ class Uncorrected:
 
 
 class DeltaRule(Uncorrected):
-    """S′ = (I - β k rᵀ) D S + β k vᵀ: one system for the write and the correction, (I + β A_r) values = β (v - r S).
+    """S′ = (I - β k rᵀ) D S + β k vᵀ: write and correction share one system, (I + β A_r) values = β (v - r S).
 
     Yang et al. 2024, "Parallelizing Linear Transformers with the Delta Rule over Sequence Length", section 3.2; with
     gates Yang, Kautz and Hatamizadeh 2025, "Gated Delta Networks", section 3.3.
@@ -167,7 +167,7 @@ class DeltaRule(Uncorrected):
         return Corrector(solver, self.beta * self.rows.v, -self.beta * self.entering[1], self.leaving[0])
 
     def writes(self) -> None:
-        """None: all that is written is corrected."""
+        """Return None: every write passes through the corrector."""
 
     def _values(self, solved: Tensor | None) -> list[Tensor]:
         assert solved is not None
@@ -181,7 +181,7 @@ class DeltaRule(Uncorrected):
         missing = torch.baddbmm(self.rows.v, self.entering[1], states, alpha=-1)
         values = self.corrector.inverse @ (self.beta * missing)
         d_v = self.beta * d_right
-        # What β multiplies, and not values / β, which may be 0 / 0.
+        # Computed from what β multiplies instead of values / β, which may be 0 / 0.
         d_beta = (d_right * torch.baddbmm(missing, self.pairs[1][0], values, alpha=-1)).sum(-1, keepdim=True)
         return [values], -d_v, {"v": d_v, "beta": d_beta}
 
@@ -192,7 +192,7 @@ class DeltaRule(Uncorrected):
 
 
 class RankOneCorrection(Uncorrected):
-    """S′ = D S + u (rᵀ D S) + k vᵀ, or with rᵀ S: the rows that corrections read, p = (I - A_ru)⁻¹ (r S + A_rk v).
+    """S′ = D S + u (rᵀ D S) + k vᵀ, or with rᵀ S: solves for the corrections' reads, p = (I - A_ru)⁻¹ (r S + A_rk v).
 
     The values are v and p (the generalised delta rule of RWKV-7, Peng et al. 2025, section 4, with S transposed).
     """

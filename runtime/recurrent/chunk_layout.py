@@ -1,8 +1,8 @@
-"""Where the tokens of a call stand in chunks: laying a stretch of chunks out in rows, and taking rows back.
+"""The layout of a call's tokens in chunks: copy a stretch of chunks into rows, and rows back to tokens.
 
-A chunk is `length` rows, a power of two. Its tokens' micro-steps fill as many of the rows as whole tokens can, the rest
-are padding: zeros, which leave the state as it is, a log decay of 0 among them. What there is once a token (queries,
-outputs) stands at the first of its rows or at the last.
+A chunk has `length` rows, a power of two. The micro-steps of as many whole tokens as fit fill its rows; the rest is
+padding with zeros (log decays too), which leaves the state unchanged. Tensors with one row per token (queries, outputs)
+use the first or the last row of their token.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-# Rows that are computed at once: few enough for their intermediates to stay in the cache, many enough for the calls
-# that compute them to be worth their while. No result depends on it but by rounding.
+# Rows that are computed at once: few enough for their intermediates to stay in the cache, many enough to amortise the
+# overhead of torch calls. Results depend on it only by rounding.
 STRETCH = 8192
 
 
 @dataclass(frozen=True)
 class ChunkLayout:
-    """B · H sequences of `tokens` tokens of `micro` rows, in chunks of `length` rows; queries stand at `read_at`."""
+    """B · H sequences of `tokens` tokens, `micro` rows each, in chunks of `length` rows; queries use row `read_at`."""
 
     batch: int
     heads: int
@@ -29,7 +29,7 @@ class ChunkLayout:
 
     @property
     def per_chunk(self) -> int:
-        """Tokens of a chunk."""
+        """The number of tokens of a chunk."""
         return self.length // self.micro
 
     @property
@@ -39,34 +39,38 @@ class ChunkLayout:
 
     @property
     def is_plain(self) -> bool:
-        """Whether rows are tokens, all of them and in their order."""
+        """Whether the rows are exactly the tokens, in order and without padding."""
         return self.micro == 1 and self.tokens == self.chunks * self.length
 
     def stretches(self, *, by_sequence: bool) -> list[ChunkStretch]:
-        """All chunks, those of a sequence in order: of all sequences side by side, or `by_sequence`.
+        """Return the stretches of all chunks, in order within a sequence: for all sequences at once, or `by_sequence`.
 
-        By sequence, rows that stand side by side in memory are taken as they are; side by side, the serial part of all
-        sequences is one.
+        By sequence, rows that are contiguous in memory need no copy; with all sequences at once, the serial loop over
+        chunks runs once for all of them.
         """
         size = max(STRETCH // self.length, 1)
-        whole = slice(0, self.batch), slice(0, self.heads)
+        everything = slice(0, self.batch), slice(0, self.heads)
         if not by_sequence or self.chunks * self.heads * self.batch <= size:
-            each = max(size // (self.batch * self.heads), 1)
-            return [ChunkStretch(self, *whole, at, min(at + each, self.chunks)) for at in range(0, self.chunks, each)]
-        return [stretch for entry in range(self.batch) for stretch in self._of_entry(slice(entry, entry + 1), size)]
-
-    def _of_entry(self, entry: slice, size: int) -> list[ChunkStretch]:
-        heads, each = max(size // self.chunks, 1), min(size, self.chunks)
+            count = max(size // (self.batch * self.heads), 1)
+            return [
+                ChunkStretch(self, *everything, at, min(at + count, self.chunks)) for at in range(0, self.chunks, count)
+            ]
         return [
-            ChunkStretch(self, entry, slice(head, min(head + heads, self.heads)), at, min(at + each, self.chunks))
+            stretch for entry in range(self.batch) for stretch in self._entry_stretches(slice(entry, entry + 1), size)
+        ]
+
+    def _entry_stretches(self, entry: slice, size: int) -> list[ChunkStretch]:
+        heads, count = max(size // self.chunks, 1), min(size, self.chunks)
+        return [
+            ChunkStretch(self, entry, slice(head, min(head + heads, self.heads)), at, min(at + count, self.chunks))
             for head in range(0, self.heads, heads)
-            for at in range(0, self.chunks, each)
+            for at in range(0, self.chunks, count)
         ]
 
 
 @dataclass(frozen=True)
 class ChunkStretch:
-    """The chunks from `start` to before `stop` of some sequences; n = of these · (stop - start)."""
+    """The chunks from `start` to before `stop` of some sequences; n = sequences · (stop - start)."""
 
     layout: ChunkLayout
     entries: slice
@@ -76,7 +80,7 @@ class ChunkStretch:
 
     @property
     def sequences(self) -> slice:
-        """The sequences of the stretch among all B · H; a stretch of several batch entries has all of their heads."""
+        """The stretch's sequences among all B · H; a stretch of several batch entries holds all of their heads."""
         first = self.entries.start * self.layout.heads + self.heads.start
         return slice(first, (self.entries.stop - 1) * self.layout.heads + self.heads.stop)
 
@@ -86,54 +90,57 @@ class ChunkStretch:
 
     @property
     def tokens(self) -> slice:
-        """The tokens of these chunks."""
+        """The tokens of the stretch's chunks."""
         return slice(self.start * self.layout.per_chunk, min(self.stop * self.layout.per_chunk, self.layout.tokens))
 
     @property
     def steps(self) -> slice:
-        """The micro-steps of these chunks."""
+        """The micro-steps of the stretch's chunks."""
         return slice(self.tokens.start * self.layout.micro, self.tokens.stop * self.layout.micro)
 
     def rows(self, x: Tensor) -> Tensor:
-        """(B, H, N, F), a row a micro-step → (n, L, F)."""
-        return self._laid(x[self.entries, self.heads, self.steps])
+        """Return the stretch's rows of a tensor (B, H, N, F), one row per micro-step, as (n, L, F)."""
+        return self._padded(x[self.entries, self.heads, self.steps])
 
     def put(self, rows: Tensor, out: Tensor) -> None:
-        """(n, L, F) → its place in (B, H, N, F)."""
-        place = self.layout
-        rows = self._by_chunk(rows)[:, :, :, : place.per_chunk * place.micro]
+        """Copy rows (n, L, F) to the stretch's micro-steps in `out` (B, H, N, F)."""
+        layout = self.layout
+        rows = self._by_chunk(rows)[:, :, :, : layout.per_chunk * layout.micro]
         steps = self.steps
         out[self.entries, self.heads, steps] = rows.flatten(2, 3)[:, :, : steps.stop - steps.start]
 
     def token_rows(self, x: Tensor) -> Tensor:
-        """(B, H, T, F), a row a token → (n, L, F)."""
-        place = self.layout
-        if place.micro == 1:
+        """Return the stretch's rows of a tensor (B, H, T, F), one row per token, as (n, L, F)."""
+        layout = self.layout
+        if layout.micro == 1:
             return self.rows(x)
-        spread = x.new_zeros(*self._counts, self.tokens.stop - self.tokens.start, place.micro, x.shape[-1])
-        spread[:, :, :, place.read_at] = x[self.entries, self.heads, self.tokens]
-        return self._laid(spread.flatten(2, 3))
+        spread = x.new_zeros(*self._counts, self.tokens.stop - self.tokens.start, layout.micro, x.shape[-1])
+        spread[:, :, :, layout.read_at] = x[self.entries, self.heads, self.tokens]
+        return self._padded(spread.flatten(2, 3))
 
     def put_tokens(self, rows: Tensor, out: Tensor) -> None:
-        """The tokens' rows of (n, L, F) → their place in (B, H, T, F)."""
-        place = self.layout
-        used = slice(place.read_at, place.per_chunk * place.micro, place.micro)
+        """Copy the tokens' rows of (n, L, F) to the stretch's tokens in `out` (B, H, T, F)."""
+        layout = self.layout
+        used = slice(layout.read_at, layout.per_chunk * layout.micro, layout.micro)
         rows = self._by_chunk(rows)[:, :, :, used]
         tokens = self.tokens
         out[self.entries, self.heads, tokens] = rows.flatten(2, 3)[:, :, : tokens.stop - tokens.start]
 
-    def _laid(self, x: Tensor) -> Tensor:
-        place = self.layout
-        used, chunks = place.per_chunk * place.micro, self.stop - self.start
-        if x.shape[2] == chunks * place.length:
-            return x.reshape(-1, place.length, x.shape[-1])
-        padded = x.new_zeros(*self._counts, chunks, place.length, x.shape[-1])
-        whole = x.shape[2] // used
-        padded[:, :, :whole, :used] = x[:, :, : whole * used].view(*x.shape[:2], whole, used, x.shape[-1])
-        if whole < chunks:
-            padded[:, :, whole, : x.shape[2] - whole * used] = x[:, :, whole * used :]
+    def _padded(self, x: Tensor) -> Tensor:
+        """Return rows (B, H, rows, F) of whole tokens as chunks (n, L, F), padded with zeros."""
+        layout = self.layout
+        used, chunks = layout.per_chunk * layout.micro, self.stop - self.start
+        if x.shape[2] == chunks * layout.length:
+            return x.reshape(-1, layout.length, x.shape[-1])
+        padded = x.new_zeros(*self._counts, chunks, layout.length, x.shape[-1])
+        full_chunks = x.shape[2] // used
+        padded[:, :, :full_chunks, :used] = x[:, :, : full_chunks * used].view(
+            *x.shape[:2], full_chunks, used, x.shape[-1]
+        )
+        if full_chunks < chunks:
+            padded[:, :, full_chunks, : x.shape[2] - full_chunks * used] = x[:, :, full_chunks * used :]
         return padded.flatten(0, 2)
 
     def _by_chunk(self, rows: Tensor) -> Tensor:
-        """(n, L, F) → (B, H, chunks, L, F)."""
+        """View rows (n, L, F) as (B, H, chunks, L, F)."""
         return rows.view(*self._counts, self.stop - self.start, *rows.shape[1:])

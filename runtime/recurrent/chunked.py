@@ -1,4 +1,4 @@
-"""The recurrence of a whole call, stretch of chunks by stretch: forward, and backward from the states before chunks."""
+"""The recurrence of a whole call, in stretches of chunks: forward, and backward from the states before chunks."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from attnc.runtime.vector_math import settle
 settle()
 
 ONCE_A_TOKEN = frozenset({"q", "bonus"})
+"""Inputs with one row per token, not per micro-step."""
 
 
 class Inputs(NamedTuple):
-    """The tensors of a call, (B, H, N, F) each, q and bonus (B, H, T, R); `state` (B, H, R, C), `resets` int.
+    """The tensors of a call: q and bonus (B, H, T, R), `state` (B, H, R, C), all others (B, H, N, F); `resets` int.
 
-    β and resets have F = 1, and so has a gate that all rows share.
+    F is 1 for `beta` and `resets`, and for a gate that all rows share.
     """
 
     q: Tensor
@@ -41,9 +42,9 @@ class Inputs(NamedTuple):
 
 @dataclass(frozen=True)
 class ChunkedRecurrence:
-    """Where the tokens stand, and when the state is read: `before`, `old` as in `ChunkRows`. Computed in `dtype`.
+    """A call's layout in chunks, and when it reads the state: `before`, `old` as in `ChunkRows`. Computed in `dtype`.
 
-    `kept`: the forms of the forward pass for the backward pass; None: they are made again.
+    `kept`: the list in which the forward pass keeps its chunk forms for the backward pass; None: recompute the forms.
     """
 
     layout: ChunkLayout
@@ -53,9 +54,9 @@ class ChunkedRecurrence:
     kept: list[Uncorrected] | None = None
 
     def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-        """(out (B, H, T, C) in q's dtype, the final state, those before each chunk and after the last).
+        """Compute (out (B, H, T, C) in q's dtype, the final state (B, H, R, C), the states at chunk borders).
 
-        The last are (B · H, chunks + 1, R, C).
+        The states before each chunk and after the last one are (B · H, chunks + 1, R, C).
         """
         shape = torch.Size((*inputs.q.shape[:3], inputs.v.shape[-1]))
         out: Tensor | None = None
@@ -66,9 +67,11 @@ class ChunkedRecurrence:
             form = _form(self._rows(inputs, stretch))
             if self.kept is not None:
                 self.kept.append(form)
-            rows, own = form.rows, states[stretch.sequences]
-            solved = advance(own[:, stretch.start : stretch.stop + 1], form.keep, form.writes(), form.corrector)
-            result = form.outputs(own[:, stretch.start : stretch.stop].flatten(0, 1), solved)
+            rows, stretch_states = form.rows, states[stretch.sequences]
+            solved = advance(
+                stretch_states[:, stretch.start : stretch.stop + 1], form.keep, form.writes(), form.corrector
+            )
+            result = form.outputs(stretch_states[:, stretch.start : stretch.stop].flatten(0, 1), solved)
             if inputs.bonus is not None:
                 bonus = self._token_rows(inputs.bonus, stretch)
                 result.addcmul_((rows.q * bonus * rows.k).sum(-1, keepdim=True), rows.v)
@@ -81,7 +84,7 @@ class ChunkedRecurrence:
         return out, states[:, -1].reshape(inputs.state.shape).clone(), states
 
     def backward(self, inputs: Inputs, states: Tensor, d_out: Tensor, d_final: Tensor) -> Gradients:
-        """The gradients by name, in their inputs' dtypes."""
+        """Compute the gradients by input name, in the inputs' dtypes."""
         results = {
             name: torch.empty_like(x, memory_format=torch.contiguous_format)
             for name, x in inputs._asdict().items()
@@ -93,9 +96,11 @@ class ChunkedRecurrence:
             rows = form.rows
             d_rows = self._token_rows(d_out, stretch)
             reads, corrector = form.reads(d_rows)
-            own = stretch.sequences
-            ends, adjoints[own], d_right = retreat(adjoints[own], form.keep, reads, corrector)
-            gradients = form.adjoint(d_rows, states[own, stretch.start : stretch.stop].flatten(0, 1), ends, d_right)
+            sequences = stretch.sequences
+            ends, adjoints[sequences], d_right = retreat(adjoints[sequences], form.keep, reads, corrector)
+            gradients = form.adjoint(
+                d_rows, states[sequences, stretch.start : stretch.stop].flatten(0, 1), ends, d_right
+            )
             if inputs.bonus is not None:
                 _add_bonus_adjoint(gradients, rows, self._token_rows(inputs.bonus, stretch), d_rows)
             for name in gradients.keys() & results.keys():
@@ -109,11 +114,11 @@ class ChunkedRecurrence:
         return self.layout.stretches(by_sequence=not corrected)
 
     def _rows(self, inputs: Inputs, stretch: ChunkStretch) -> ChunkRows:
-        def laid(x: Tensor | None) -> Tensor | None:
+        def in_rows(x: Tensor | None) -> Tensor | None:
             return None if x is None else stretch.rows(x).to(self.dtype)
 
         def decays(x: Tensor | None) -> Tensor | None:
-            return stretch.rows(x) if x is not None and x.dtype == torch.float64 else laid(x)
+            return stretch.rows(x) if x is not None and x.dtype == torch.float64 else in_rows(x)
 
         k, v = stretch.rows(inputs.k).to(self.dtype), stretch.rows(inputs.v).to(self.dtype)
         gate, columns = decays(inputs.gate), decays(inputs.columns)
@@ -126,9 +131,9 @@ class ChunkedRecurrence:
             v=v,
             gate=gate,
             columns=columns,
-            beta=laid(inputs.beta),
-            read=laid(inputs.read),
-            left=laid(inputs.left),
+            beta=in_rows(inputs.beta),
+            read=in_rows(inputs.read),
+            left=in_rows(inputs.left),
             segments=segments,
             before=self.before,
             old=self.old,
@@ -139,7 +144,7 @@ class ChunkedRecurrence:
 
 
 def _form(rows: ChunkRows) -> Uncorrected:
-    """The form that computes these rows."""
+    """Return the chunk form that computes these rows."""
     if rows.columns is not None:
         return DecayedColumns(rows)
     if rows.left is not None:
@@ -148,7 +153,7 @@ def _form(rows: ChunkRows) -> Uncorrected:
 
 
 def _add_bonus_adjoint(gradients: Gradients, rows: ChunkRows, bonus: Tensor, d_out: Tensor) -> None:
-    """Add the adjoints of o += (q ⊙ bonus · k) v, a term without decay."""
+    """Add the adjoints of the bonus term o += (q ⊙ bonus · k) v, which has no decay."""
     d_weight = (d_out * rows.v).sum(-1, keepdim=True)
     gradients["bonus"] = d_weight * rows.q * rows.k
     gradients["q"].addcmul_(d_weight * bonus, rows.k)

@@ -1,4 +1,4 @@
-"""States that read each other: what their tokens are made of, as tensors."""
+"""Coupled states: gather the mixes and vectors of their tokens as tensors, and run the recurrence."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def run(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return each read of every token, in processing order, and the states after the last token.
 
-    `fresh`: the tokens before which the states are emptied, bool (B, H or 1, T).
+    `fresh`: the tokens before which the states are set to zero, bool (B, H or 1, T).
     """
     narrow = states[0].ndim == 3
     start = torch.stack([x[..., None] if narrow else x for x in states], 2)
     rows, columns = start.shape[3:]
-    corrections = [(i, read, mix) for i, own in enumerate(stage.impulses) for read, mix in own.reads]
+    corrections = [(i, read, mix) for i, impulse in enumerate(stage.impulses) for read, mix in impulse.reads]
     form = CoupledForm(len(states), len(stage.impulses), len(stage.reads), tuple(i for i, _, _ in corrections))
-    mixes = [*stage.after, *(one.of for one in stage.reads), *(mix for _, _, mix in corrections)]
+    mixes = [*stage.after, *(read.of for read in stage.reads), *(mix for _, _, mix in corrections)]
     gathered = _Gathered(values, form, start, fresh)
-    vectors = [gathered.vector(own.left, rows) for own in stage.impulses]
-    vectors += [gathered.vector(own.value, columns) for own in stage.impulses]
-    vectors += [gathered.vector(one.query, rows) for one in stage.reads]
+    vectors = [gathered.vector(impulse.left, rows) for impulse in stage.impulses]
+    vectors += [gathered.vector(impulse.value, columns) for impulse in stage.impulses]
+    vectors += [gathered.vector(read.query, rows) for read in stage.reads]
     vectors += [gathered.vector(read, rows) for _, read, _ in corrections]
     outs, final = coupled_recurrence(form, gathered.may(mixes), start, gathered.mixes(mixes), vectors)
     return [x[..., 0] if narrow else x for x in outs], [x[..., 0] if narrow else x for x in final.unbind(2)]
@@ -50,39 +50,40 @@ class _Gathered:
     fresh: Tensor | None
 
     def vector(self, node: Value | None, width: int) -> Tensor:
-        """(B, H, T, width)."""
+        """Return a vector for every token, (B, H, T, width); None gives zeros, a number is broadcast."""
         shape = (*self.values.tokens.counts, width)
         if node is None:
             return self.like.new_zeros(()).expand(shape)
-        span = self.values.whole(node).to(self.like.dtype)
-        return (span if rank(node) else span[..., None]).expand(shape)
+        value = self.values.whole(node).to(self.like.dtype)
+        return (value if rank(node) else value[..., None]).expand(shape)
 
     def mixes(self, mixes: Sequence[Mix]) -> Tensor:
-        """(B, H, T, mixes, m + P)."""
-        none = self.like.new_zeros((1, 1, 1))
-        parts = [none if node is None else self.values.whole(node).to(self.like.dtype) for node in self._nodes(mixes)]
-        whole = torch.stack([x.expand(self.values.tokens.counts) for x in parts], 3)
-        return self._emptied(whole.reshape(*whole.shape[:3], len(mixes), self.form.states + self.form.impulses))
+        """Return mixes for every token, (B, H, T, mixes, m + P)."""
+        zero = self.like.new_zeros((1, 1, 1))
+        parts = [zero if node is None else self.values.whole(node).to(self.like.dtype) for node in self._nodes(mixes)]
+        stacked = torch.stack([x.expand(self.values.tokens.counts) for x in parts], 3)
+        return self._emptied(stacked.reshape(*stacked.shape[:3], len(mixes), self.form.states + self.form.impulses))
 
     def may(self, mixes: Sequence[Mix]) -> Tensor:
-        """1 where a factor may be other than 0; of a batch entry and head where that is the same for all."""
-        known: dict[Value, Value] = {}
-        parts = [self.values.whole(may_be(node, known)) for node in self._nodes(mixes)]
+        """Return 1 where a factor may be nonzero, else 0, (B or 1, H or 1, T, mixes, m + P)."""
+        cache: dict[Value, Value] = {}
+        parts = [self.values.whole(may_be(node, cache)) for node in self._nodes(mixes)]
         lead = np.broadcast_shapes(*(x.shape for x in parts), (1, 1, self.values.tokens.counts[2]))
-        whole = torch.stack([x.expand(lead) for x in parts], 3)
-        return self._emptied(whole.reshape(*lead, len(mixes), self.form.states + self.form.impulses))
+        stacked = torch.stack([x.expand(lead) for x in parts], 3)
+        return self._emptied(stacked.reshape(*lead, len(mixes), self.form.states + self.form.impulses))
 
     def _nodes(self, mixes: Sequence[Mix]) -> Iterator[Value | None]:
+        """Yield the factors of each mix: of all states, then of all impulses; None for zero."""
         for mix in mixes:
             yield from mix.states
             yield from (mix.impulses + (None,) * self.form.impulses)[: self.form.impulses]
 
     def _emptied(self, mixes: Tensor) -> Tensor:
-        """Nothing is taken of states that are emptied."""
+        """Return the mixes with the weights of states set to 0 where `fresh` resets the states."""
         if self.fresh is None:
             return mixes
-        of_states = torch.arange(mixes.shape[-1], device=mixes.device) < self.form.states
-        return torch.where(self.fresh[..., None, None] & of_states, 0, mixes)
+        is_state = torch.arange(mixes.shape[-1], device=mixes.device) < self.form.states
+        return torch.where(self.fresh[..., None, None] & is_state, 0, mixes)
 
 
 __all__ = ["run"]

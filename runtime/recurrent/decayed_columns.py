@@ -1,8 +1,8 @@
-"""Decay along the state's columns, with or without one along its rows: the values are scaled inside each level.
+"""Decay along the state's columns, with or without decay along its rows: the values are scaled inside each level.
 
-o_t = Σ_{j ≤ t} A_tj exp(Σ_{(j, t]} columns) ⊙ v_j, A the rows' pair matrix: a pair's weight differs from column to
-column, so that no one matrix gives the outputs, but one does at each level: there the exponent is split between the
-values and the outputs. A correction would need a triangle for each column, and is not made here.
+o_t = Σ_{j ≤ t} A_tj exp(Σ_{(j, t]} columns) ⊙ v_j, where A is the rows' pair matrix. A pair's weight differs between
+columns, so no single matrix gives the outputs. Within a level one matrix does, because the exponent is split between
+the values and the outputs. Corrections are not supported: they would need a triangular solve for each column.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class DecayedColumns(Uncorrected):
         return self.decay.total.mT * self.columns.total
 
     def writes(self) -> Tensor:
-        """The part of the state that a chunk writes, (n, R, C)."""
+        """Return the part of the state that a chunk writes, (n, R, C)."""
         return self.leaving[0].mT @ self.values
 
     def outputs(self, states: Tensor, solved: Tensor | None) -> Tensor:
-        """o (n, L, C), from the states before the chunks (n, R, C)."""
+        """Compute o (n, L, C) from the states before the chunks (n, R, C)."""
         out = (self.entering[0] @ states).mul_(self.into)
         for level in self.columns.levels:
             products = weighted(below(self._weights, level.block), even(self.rows.v, level.block) * level.fall)
@@ -54,11 +54,11 @@ class DecayedColumns(Uncorrected):
         return out if self.rows.before else out.addcmul_(self._own_weight, self.rows.v)
 
     def reads(self, d_out: Tensor) -> tuple[Tensor, Corrector | None]:
-        """Return the outputs' adjoint for the state before each chunk, (n, R, C), and its corrector."""
+        """Return the outputs' adjoint of the state before each chunk, (n, R, C), and no corrector."""
         return self.entering[0].mT @ (d_out * self.into), None
 
     def adjoint(self, d_out: Tensor, states: Tensor, ends: Tensor, d_right: Tensor | None) -> Gradients:
-        """As `Uncorrected.adjoint`, and the gradient of the columns' log decays."""
+        """Compute the gradients of `Uncorrected.adjoint`, and the gradient of the columns' log decays."""
         d_read, d_values = d_out * self.into, self.leaving[0] @ ends
         d_weights, d_v = torch.zeros_like(self._weights), d_values * self.columns.out_of
         levels = [self._at_level(level, d_out, d_weights, d_v) for level in self.columns.levels]
@@ -76,8 +76,8 @@ class DecayedColumns(Uncorrected):
             (self.entering, self.leaving),
             EdgeAdjoints([d_read @ states.mT], [self.values @ ends.mT], (d_keep * self.columns.total).sum(-1)[:, None]),
         )
-        found = {"q": d_q, "k": d_k, "v": d_v, "columns": gate_gradient(d_columns)}
-        return found if d_gate is None else {**found, "gate": d_gate}
+        gradients = {"q": d_q, "k": d_k, "v": d_v, "columns": gate_gradient(d_columns)}
+        return gradients if d_gate is None else {**gradients, "gate": d_gate}
 
     @property
     def _weights(self) -> Tensor:
@@ -89,7 +89,7 @@ class DecayedColumns(Uncorrected):
         return self._weights.diagonal(dim1=1, dim2=2)[..., None]
 
     def _at_level(self, level: DecayLevel, d_out: Tensor, d_weights: Tensor, d_v: Tensor) -> tuple[Tensor, Tensor]:
-        """The adjoints of one level's exponents; those of weights and values go where they belong."""
+        """Return the adjoints of one level's exponents; add those of weights and values to `d_weights` and `d_v`."""
         weights, values = below(self._weights, level.block), even(self.rows.v, level.block) * level.fall
         read = odd(d_out, level.block) * level.rises(self.rows.before)
         below(d_weights, level.block).copy_(read @ values.mT)
@@ -98,4 +98,5 @@ class DecayedColumns(Uncorrected):
         return self._inclusive(weighted(weights, values).mul_(read)), values.mul_(d_values)
 
     def _inclusive(self, term: Tensor) -> Tensor:
+        """Move an exclusive reader's adjoint to the token before, the last whose decay it sees."""
         return advanced(term) if self.rows.before else term

@@ -1,10 +1,10 @@
-"""How a state decays along its rows: what reads and writes see of it at a chunk's edges, and within the chunk in pairs.
+"""The decay of a state along its rows: factors of readers and writers at a chunk's edges, pair matrices within it.
 
-Readers are rows that read the state (the query, the correction's read), writers rows that it is written by (the key,
-the correction's left side), each (n, L, R): n chunks of L tokens. The pair matrix of reader i, with rows x, and writer
-w, with rows y, is pairs[i][w][n, t, j] = Σ_c x[t, c] y[j, c] exp(Σ of the log decays in (j, t]), j < t; an exclusive
-reader stops at t - 1. The first reader sees its own token's write too, unless it is exclusive. A reset empties the
-state before all that its token does: pairs in different segments see nothing of each other, exclusive or not.
+Readers are the vectors that read the state (the query, the correction's read). Writers are the vectors that write to it
+(the key, the correction's left side). Both are (n, L, R): n chunks of L tokens. The pair matrix of reader i, with rows
+x, and writer w, with rows y, is pairs[i][w][n, t, j] = Σ_c x[t, c] y[j, c] exp(Σ of the log decays in (j, t]), j < t;
+an exclusive reader stops at t - 1. The first reader also sees its own token's write, unless it is exclusive. A reset
+sets the state to zero before its token's read and steps: pairs in different segments are 0, for exclusive readers too.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from attnc.runtime.recurrent.levels import (
 )
 
 Pairs = list[list[Tensor]]
-"""Matrices of each reader with each writer, (n, L, L)."""
+"""The pair matrices (n, L, L) of each reader with each writer."""
 
 Sides = tuple[Sequence[Tensor], Sequence[Tensor]]
 """Readers and writers, or their adjoints."""
 
 LEAST = -1000.0
-"""A log decay that is as good as -inf: its exponential is 0 in fp64 too, and it may be subtracted from itself."""
+"""A finite log decay in place of -inf: its exponential is 0 even in fp64, and its differences are not NaN."""
 
 
 class DocumentSegments:
-    """The documents of a chunk's tokens: `counts` (n, L) are the resets in the chunk up to each token."""
+    """The documents of a chunk's tokens. `counts` (n, L): the number of resets in the chunk up to each token."""
 
     def __init__(self, counts: Tensor, dtype: torch.dtype) -> None:
         self.same = (counts[:, :, None] == counts[:, None, :]).to(dtype)
@@ -49,14 +49,14 @@ class DocumentSegments:
 
     @property
     def whole(self) -> Tensor:
-        """Whether the state before the chunk is seen after it, (n, 1, 1)."""
+        """1 where the state before the chunk is part of the state after it, else 0; (n, 1, 1)."""
         return self.from_start[:, -1:]
 
 
 class EdgeAdjoints(NamedTuple):
-    """Adjoints of readers that entered, of writers that left, and of `total` (n, 1, R).
+    """Adjoints of the results of `enter` (`readers`) and `leave` (`writers`), and of `total` (`kept`, (n, 1, R)).
 
-    `first`: of readers' first rows (n, 1, R) again, in fp64; for a scalar gate.
+    `first`: the adjoints of the readers' first rows (n, 1, R) again, in fp64; for a scalar gate.
     """
 
     readers: Sequence[Tensor]
@@ -66,11 +66,11 @@ class EdgeAdjoints(NamedTuple):
 
 
 class ChunkDecay(ABC):
-    """The decay of one stretch of chunks, of which an heir tells `into` and `out_of` of no resets, and `total`.
+    """The decay of one stretch of chunks. Subclasses pass `into`, `out_of` and `total` without resets.
 
-    `into` (n, L, R or 1) one a reader, `out_of` (n, L, R or 1), `total` (n, 1, R or 1): what is left of the state
-    before the chunk at each token, of what a token writes at the chunk's end, of the one at the other. `exclusive` has
-    one entry a reader.
+    `into`: for each reader the decay (n, L, R or 1) from the chunk's start to a token. `out_of` (n, L, R or 1): the
+    decay from a token's write to the chunk's end. `total` (n, 1, R or 1): the decay over the whole chunk. `exclusive`:
+    one entry per reader.
     """
 
     def __init__(
@@ -90,57 +90,57 @@ class ChunkDecay(ABC):
             self.total = total * segments.whole
 
     def enter(self, readers: Sequence[Tensor]) -> list[Tensor]:
-        """Readers as they see the state before the chunk."""
+        """Return the readers times the decay from the chunk's start: they read the state before the chunk."""
         return [x * into for x, into in zip(readers, self.into, strict=True)]
 
     def leave(self, writers: Sequence[Tensor]) -> list[Tensor]:
-        """Writers as the state after the chunk has them."""
+        """Return the writers times the decay to the chunk's end: they write the state after the chunk."""
         return [y * self.out_of for y in writers]
 
     def folded(self, x: Tensor) -> Tensor:
-        """`x` (…, R), summed where all channels share a gate."""
+        """Return `x` (…, R), summed over channels if all channels share a gate."""
         return x if self.total.shape[-1] == x.shape[-1] else x.sum(-1, keepdim=True)
 
     def inclusive(self, terms: Sequence[Tensor]) -> Tensor:
-        """The sum of one adjoint a reader; an exclusive reader's stands at the token before, whose decay ends it."""
-        return summed([advanced(term) if each else term for term, each in zip(terms, self.exclusive, strict=True)])
+        """Sum the readers' adjoints; an exclusive reader's moves to the token before, the last whose decay it sees."""
+        return summed([advanced(x) if exclusive else x for x, exclusive in zip(terms, self.exclusive, strict=True)])
 
     @abstractmethod
     def pairs(self, readers: Sequence[Tensor], writers: Sequence[Tensor]) -> Pairs:
-        """The pair matrices."""
+        """Compute the pair matrices."""
 
     @abstractmethod
     def adjoint(
         self, d_pairs: Pairs, pairs: Pairs, sides: Sides, edges: Sides, d_edges: EdgeAdjoints
     ) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
-        """(gradients of the readers, of the writers, of the log decays); `edges` are what enters and what leaves.
+        """Compute (gradients of the readers, of the writers, of the log decays); overwrites `d_pairs`.
 
-        `d_pairs` is overwritten.
+        `edges`: the results of `enter` and of `leave`.
         """
 
     def _from_edges(self, d_edges: EdgeAdjoints) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the adjoints of readers and writers from those of the chunk's edges."""
+        """Return the adjoints of readers and writers through the chunk's edges."""
         d_readers = [d * into for d, into in zip(d_edges.readers, self.into, strict=True)]
         return d_readers, [d * self.out_of for d in d_edges.writers]
 
     def _edge_adjoints(self, edges: Sides, d_edges: EdgeAdjoints) -> tuple[Tensor, Tensor, Tensor]:
-        """The adjoints of the exponents of `into`, inclusive, `out_of` and `total`."""
+        """Return the adjoints of the exponents of `into` (inclusive), `out_of` and `total`."""
         into = [self.folded(x * d) for x, d in zip(edges[0], d_edges.readers, strict=True)]
         leaving = [self.folded(y * d) for y, d in zip(edges[1], d_edges.writers, strict=True)]
         return self.inclusive(into), summed(leaving), self.folded(self.total * d_edges.kept)
 
     def _set_diagonal(self, pairs: Pairs, readers: Sequence[Tensor], writers: Sequence[Tensor]) -> None:
-        """Where the first reader sees its own token's write."""
+        """Set the diagonals of the first reader's pairs, where it sees its own token's write."""
         if not self.exclusive[0]:
-            for own, y in zip(pairs[0], writers, strict=True):
-                own.diagonal(dim1=1, dim2=2).copy_(row_products(readers[0], y))
+            for matrix, y in zip(pairs[0], writers, strict=True):
+                matrix.diagonal(dim1=1, dim2=2).copy_(row_products(readers[0], y))
 
 
 class ScalarDecay(ChunkDecay):
-    """One gate (n, L, 1) for all rows: the pair matrix is a plain product, weighted.
+    """One gate (n, L, 1) for all rows: the pair matrix is a matrix product times weights.
 
-    All is sums of the gate in fp64, and differences of them, which lose nothing there; so are their exponentials where
-    the gate is fp64.
+    Exponents are differences of sums of the gate, in fp64, where cancellation does no harm. Their exponentials are in
+    fp64 too if the gate is.
     """
 
     def __init__(
@@ -150,26 +150,29 @@ class ScalarDecay(ChunkDecay):
         total = sums[:, -1:]
         into = sums.exp().to(dtype)
         super().__init__(
-            [delayed(into, 1) if each else into for each in exclusive],
+            [delayed(into, 1) if is_exclusive else into for is_exclusive in exclusive],
             (total - sums).exp().to(dtype),
             total.exp().to(dtype),
             segments,
             exclusive,
         )
         weights = torch.sub(sums, sums.mT, out=gate.new_empty(*gate.shape[:2], gate.shape[1])).exp_()
-        weights = weights.to(dtype).tril_()  # above, where exponents rise, whatever is there
+        weights = weights.to(dtype).tril_()  # above the diagonal exponents are positive and may overflow
         if segments:
             weights *= segments.same
-        later = None
+        exclusive_weights = None
         if any(exclusive):
-            later = delayed(weights, 0)
+            exclusive_weights = delayed(weights, 0)
             if segments:
-                later *= segments.same
-        self.weights = [weights if later is None or not each else later for each in exclusive]
-        """One a reader, (n, L, L)."""
+                exclusive_weights *= segments.same
+        self.weights = [
+            weights if exclusive_weights is None or not is_exclusive else exclusive_weights
+            for is_exclusive in exclusive
+        ]
+        """The decay weights (n, L, L) of each reader."""
 
     def pairs(self, readers: Sequence[Tensor], writers: Sequence[Tensor]) -> Pairs:
-        """The diagonal anew, by `row_products`."""
+        """Compute the pair matrices; their diagonals are computed by `row_products`."""
         result = products(readers, writers)
         self._weigh(result)
         self._set_diagonal(result, readers, writers)
@@ -178,12 +181,12 @@ class ScalarDecay(ChunkDecay):
     def adjoint(
         self, d_pairs: Pairs, pairs: Pairs, sides: Sides, edges: Sides, d_edges: EdgeAdjoints
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """A gate gets the sum over the pairs on both sides of it, and over what enters and leaves past it; in fp64."""
+        """Compute the gradients; a gate's sums the pairs across it and the edge terms past it, in fp64."""
         d_readers, d_writers = self._from_edges(d_edges)
         self._set_nearest(pairs, sides)
         crossing = self.inclusive(
             [
-                summed([d * own for d, own in zip(d_row, row, strict=True)])
+                summed([d * matrix for d, matrix in zip(d_row, row, strict=True)])
                 for d_row, row in zip(d_pairs, pairs, strict=True)
             ]
         )
@@ -197,39 +200,40 @@ class ScalarDecay(ChunkDecay):
         return d_readers, d_writers, gate.to(d_readers[0].dtype)
 
     def _set_nearest(self, pairs: Pairs, sides: Sides) -> None:
-        """As `set_nearest`, of readers and writers under their decay."""
+        """Recompute the nearest pairs as `set_nearest` does, times their decay."""
         if pairs[0][0].shape[1] <= 2:
             return
         set_nearest(pairs, *sides, self.exclusive)
-        for row, weights, each in zip(pairs, self.weights, self.exclusive, strict=True):
-            for own in row:
-                nearest(own, each).mul_(nearest(weights, each))
+        for row, weights, exclusive in zip(pairs, self.weights, self.exclusive, strict=True):
+            for matrix in row:
+                nearest(matrix, exclusive).mul_(nearest(weights, exclusive))
 
     def _weigh(self, pairs: Pairs) -> None:
-        for i, (row, each, weights) in enumerate(zip(pairs, self.exclusive, self.weights, strict=True)):
-            for own in row:
-                own.mul_(weights)
-                if i and not each:
-                    own.diagonal(dim1=1, dim2=2).zero_()
+        """Multiply pairs by their decay in place; readers after the first do not see their own token."""
+        for i, (row, exclusive, weights) in enumerate(zip(pairs, self.exclusive, self.weights, strict=True)):
+            for matrix in row:
+                matrix.mul_(weights)
+                if i and not exclusive:
+                    matrix.diagonal(dim1=1, dim2=2).zero_()
 
 
 class NoDecay(ChunkDecay):
-    """None at all: the pair matrix is a plain product, and what enters and leaves is as it was."""
+    """No decay: the pair matrix is a plain product, and edges do not change readers and writers."""
 
     def __init__(self, like: Tensor, exclusive: Sequence[bool]) -> None:
-        one = like.new_ones(()).expand(like.shape[0], 1, 1)
-        super().__init__([one] * len(exclusive), one, one, None, exclusive)
+        unit = like.new_ones(()).expand(like.shape[0], 1, 1)
+        super().__init__([unit] * len(exclusive), unit, unit, None, exclusive)
 
     def enter(self, readers: Sequence[Tensor]) -> list[Tensor]:
-        """The readers."""
+        """Return the readers unchanged."""
         return list(readers)
 
     def leave(self, writers: Sequence[Tensor]) -> list[Tensor]:
-        """The writers."""
+        """Return the writers unchanged."""
         return list(writers)
 
     def pairs(self, readers: Sequence[Tensor], writers: Sequence[Tensor]) -> Pairs:
-        """As of a scalar decay."""
+        """Compute the pair matrices; their diagonals are computed by `row_products`."""
         result = products(readers, writers)
         self._hide(result)
         self._set_diagonal(result, readers, writers)
@@ -238,38 +242,39 @@ class NoDecay(ChunkDecay):
     def adjoint(
         self, d_pairs: Pairs, pairs: Pairs, sides: Sides, edges: Sides, d_edges: EdgeAdjoints
     ) -> tuple[list[Tensor], list[Tensor], None]:
-        """None for the log decays."""
+        """Compute the gradients of readers and writers; the log decays have none."""
         d_readers, d_writers = list(d_edges.readers), list(d_edges.writers)
         self._hide(d_pairs)
         add_product_adjoints(d_pairs, sides, (d_readers, d_writers))
         return d_readers, d_writers, None
 
     def _hide(self, pairs: Pairs) -> None:
-        for i, (row, each) in enumerate(zip(pairs, self.exclusive, strict=True)):
-            for own in row:
-                own.tril_(-1 if i or each else 0)
+        """Set pairs that are not visible to 0, in place."""
+        for i, (row, exclusive) in enumerate(zip(pairs, self.exclusive, strict=True)):
+            for matrix in row:
+                matrix.tril_(-1 if i or exclusive else 0)
 
 
 class RowDecay(ChunkDecay):
-    """A gate of its own for each row (n, L, R): a product a level, the decay split between its operands."""
+    """A separate gate for each row (n, L, R): one matrix product per level, the decay split between its operands."""
 
     def __init__(
         self, gate: Tensor, dtype: torch.dtype, segments: DocumentSegments | None, exclusive: Sequence[bool]
     ) -> None:
         self.sums = block_sums(gate, dtype)
-        into = [self.sums.enter(each) for each in exclusive]
+        into = [self.sums.enter(is_exclusive) for is_exclusive in exclusive]
         super().__init__(into, self.sums.out_of, self.sums.total, segments, exclusive)
 
     def pairs(self, readers: Sequence[Tensor], writers: Sequence[Tensor]) -> Pairs:
-        """A product a level; the diagonal apart."""
+        """Compute the pair matrices by one product per level, and their diagonals separately."""
         n, length, _ = readers[0].shape
         result = [[x.new_zeros(n, length, length) for _ in writers] for x in readers]
         for level in self.sums.levels:
             rising, falling = self._at_level(level, readers, writers)
-            found = rising.flatten(2, 3) @ falling.flatten(2, 3).mT
-            for row, own_rows in zip(result, found.chunk(len(readers), 2), strict=True):
-                for pairs, own in zip(row, own_rows.chunk(len(writers), 3), strict=True):
-                    below(pairs, level.block).copy_(own)
+            blocks = rising.flatten(2, 3) @ falling.flatten(2, 3).mT
+            for row, reader_blocks in zip(result, blocks.chunk(len(readers), 2), strict=True):
+                for matrix, pair_blocks in zip(row, reader_blocks.chunk(len(writers), 3), strict=True):
+                    below(matrix, level.block).copy_(pair_blocks)
         self._set_diagonal(result, readers, writers)
         self._hide(result)
         return result
@@ -277,12 +282,12 @@ class RowDecay(ChunkDecay):
     def adjoint(
         self, d_pairs: Pairs, pairs: Pairs, sides: Sides, edges: Sides, d_edges: EdgeAdjoints
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Two products a level; a gate's share is a factor times its adjoint."""
+        """Compute the gradients by two products per level; a factor times its adjoint is added to its gates."""
         d_readers, d_writers = d_sides = self._from_edges(d_edges)
         self._hide(d_pairs)
         if not self.exclusive[0]:
-            for own, y, d_writer in zip(d_pairs[0], sides[1], d_writers, strict=True):
-                on_diagonal = own.diagonal(dim1=1, dim2=2)[..., None]
+            for matrix, y, d_writer in zip(d_pairs[0], sides[1], d_writers, strict=True):
+                on_diagonal = matrix.diagonal(dim1=1, dim2=2)[..., None]
                 d_readers[0].addcmul_(on_diagonal, y)
                 d_writer.addcmul_(on_diagonal, sides[0][0])
         levels = [self._level_adjoint(level, d_pairs, sides, d_sides) for level in self.sums.levels]
@@ -291,7 +296,7 @@ class RowDecay(ChunkDecay):
     def _at_level(
         self, level: DecayLevel, readers: Sequence[Tensor], writers: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Readers of odd blocks, (n, L / 2b, readers, b, R), and writers of even ones, each with its share of decay."""
+        """Return the decayed readers of odd blocks, (n, L / 2b, readers, b, R), and writers of even blocks."""
         like = odd(readers[0], level.block)
         rising, falling = (like.new_empty(*like.shape[:2], len(x), *like.shape[2:]) for x in (readers, writers))
         for i, (x, exclusive) in enumerate(zip(readers, self.exclusive, strict=True)):
@@ -301,9 +306,10 @@ class RowDecay(ChunkDecay):
         return rising, falling
 
     def _level_adjoint(self, level: DecayLevel, d_pairs: Pairs, sides: Sides, d_sides: Sides) -> tuple[Tensor, Tensor]:
+        """Add a level's adjoints to `d_sides`; return those of the exponents of `rise` and `fall`."""
         rising, falling = self._at_level(level, *sides)
         blocks = torch.cat(
-            [torch.cat([below(own, level.block) for own in row], 3) for row in d_pairs],
+            [torch.cat([below(matrix, level.block) for matrix in row], 3) for row in d_pairs],
             2,
         )
         d_rising = weighted(blocks, falling.flatten(2, 3)).view(rising.shape)
@@ -315,21 +321,22 @@ class RowDecay(ChunkDecay):
         return self.inclusive(rising.mul_(d_rising).unbind(2)), falling.mul_(d_falling).sum(2)
 
     def _hide(self, pairs: Pairs) -> None:
+        """Set pairs in different documents to 0, in place."""
         if self.segments:
-            for own in (own for row in pairs for own in row):
-                own.mul_(self.segments.same)
+            for matrix in (matrix for row in pairs for matrix in row):
+                matrix.mul_(self.segments.same)
 
 
 def summed(terms: Sequence[Tensor]) -> Tensor:
-    """The sum of one tensor or more."""
-    first, *rest = terms
-    for term in rest:
+    """Return the sum of one tensor or more."""
+    first, *others = terms
+    for term in others:
         first = first + term
     return first
 
 
 def row_products(x: Tensor, y: Tensor) -> Tensor:
-    """Σ x y of each row, (…, R) → (…), added up by halves: under strong decay a token's own pair is all there is."""
+    """Return Σ x y over the last axis, (…, R) → (…), by pairwise summation: strong decay leaves only this pair."""
     return (x * y).sum(-1)
 
 
@@ -339,20 +346,20 @@ def nearest(matrix: Tensor, exclusive: bool) -> Tensor:
 
 
 def set_nearest(pairs: Pairs, readers: Sequence[Tensor], writers: Sequence[Tensor], exclusive: Sequence[bool]) -> None:
-    """Products of rows with one gate between them anew, in fp64: a strong gate's gradient is theirs alone."""
-    for row, x, each in zip(pairs, readers, exclusive, strict=True):
-        ahead = 2 if each else 1
-        for own, y in zip(row, writers, strict=True):
-            nearest(own, each).copy_(row_products(x[:, ahead:].double(), y[:, :-ahead].double()))
+    """Recompute pairs with one gate between them, in fp64: a strong gate's gradient comes from them alone."""
+    for row, x, is_exclusive in zip(pairs, readers, exclusive, strict=True):
+        ahead = 2 if is_exclusive else 1
+        for matrix, y in zip(row, writers, strict=True):
+            nearest(matrix, is_exclusive).copy_(row_products(x[:, ahead:].double(), y[:, :-ahead].double()))
 
 
 def products(readers: Sequence[Tensor], writers: Sequence[Tensor]) -> Pairs:
-    """Return the products of every reader's rows and every writer's."""
+    """Return the products of every reader's rows with every writer's rows."""
     return [[x @ y.mT for y in writers] for x in readers]
 
 
 def add_product_adjoints(d_products: Pairs, sides: Sides, d_sides: Sides) -> None:
-    """Add the adjoints of readers and writers, from that of `products`, to `d_sides`."""
+    """Add the adjoints of readers and writers, computed from the adjoints of `products`, to `d_sides`."""
     for i, x in enumerate(sides[0]):
         for w, y in enumerate(sides[1]):
             d_sides[0][i].baddbmm_(d_products[i][w], y)

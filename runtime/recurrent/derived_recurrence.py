@@ -1,4 +1,4 @@
-"""A recurrence with what is derived from its steps; without torch."""
+"""A recurrence with the form derived from its steps; imports no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from attnc.compiler.recurrences.derived import NoFormError, RecurrenceForm
 class DerivedRecurrence:
     """The recurrence of a pattern, or of a branch with a state.
 
-    `derived`: what runs chunk by chunk; where that is None, `reason` says why it runs token by token.
+    `derived`: the form that runs chunk by chunk; None if the recurrence runs token by token, for the reason `reason`.
     """
 
     def __init__(self, pattern: Pattern, recur: Recur) -> None:
@@ -25,7 +25,7 @@ class DerivedRecurrence:
 
     @property
     def derivation(self) -> str:
-        """The derivation of the passes from the steps, line by line, or the reason why there is none."""
+        """The derivation of the passes from the steps, line by line, or the reason for running token by token."""
         return str(self.derived) if self.derived is not None else f"token by token: {self.reason}"
 
 

@@ -1,4 +1,4 @@
-"""States that are taken entry by entry: what their steps are made of, cut into stretches of tokens."""
+"""States with an elementwise update: evaluate their decays, writes and reads in stretches of tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from attnc.runtime.recurrent.stretch_scan import StretchStates
 from attnc.runtime.recurrent.token_values import StretchValues, TokenValues, aligned
 
 Leaf = Value | Index
-"""A value or condition that is known of all tokens before a stretch."""
+"""A value or condition that is computed for all tokens before the first stretch."""
 
 
 def scan(
@@ -24,7 +24,7 @@ def scan(
 ) -> tuple[list[Tensor], Tensor]:
     """Return each read of every token, in processing order, and the state after the last token.
 
-    `fresh`: bool (B, H or 1, T).
+    `fresh`: bool (B, H or 1, T), true where the state is set to 0 before the token.
     """
     leaves = _leaves([stage.decay, stage.write, *(node for _, node in stage.reads)])
     tensors = [
@@ -34,50 +34,55 @@ def scan(
     first, last = (state_at(stage.state.name, version, stage.state.dims) for version in (0, stage.versions))
     dims = stage.state.dims
 
-    def of_stretch(given: Sequence[Tensor], states: dict[Leaf, Tensor]) -> StretchValues:
-        known: dict[Leaf, Tensor] = dict(zip(leaves, given, strict=True))
-        known.update(states)
-        return StretchValues(values, known)
+    def stretch_values(leaf_tensors: Sequence[Tensor], states: dict[Leaf, Tensor]) -> StretchValues:
+        tensors_by_leaf: dict[Leaf, Tensor] = dict(zip(leaves, leaf_tensors, strict=True))
+        tensors_by_leaf.update(states)
+        return StretchValues(values, tensors_by_leaf)
 
-    def make(*given: Tensor) -> tuple[Tensor, Tensor]:
-        known = of_stretch(given, {})
-        decay, write = (aligned(known.of(node), axes(node), dims) for node in (stage.decay, stage.write))
+    def make(*leaf_tensors: Tensor) -> tuple[Tensor, Tensor]:
+        evaluated = stretch_values(leaf_tensors, {})
+        decay, write = (aligned(evaluated.of(node), axes(node), dims) for node in (stage.decay, stage.write))
         return decay, write
 
-    before_too = any(first in cast("tuple[Value, ...]", node.below) for _, node in stage.reads)
+    reads_before = any(first in cast("tuple[Value, ...]", node.below) for _, node in stage.reads)
 
-    def read(states: StretchStates, *given: Tensor) -> list[Tensor]:
-        known = of_stretch(given, {last: states.after, **({first: states.before} if before_too else {})})
-        return [known.of(node) for _, node in stage.reads]
+    def read(states: StretchStates, *leaf_tensors: Tensor) -> list[Tensor]:
+        states_by_leaf: dict[Leaf, Tensor] = {last: states.after}
+        if reads_before:
+            states_by_leaf[first] = states.before
+        evaluated = stretch_values(leaf_tensors, states_by_leaf)
+        return [evaluated.of(node) for _, node in stage.reads]
 
     if fresh is not None and fresh.shape[1] == 1:
         fresh = fresh[:, 0]
     tokens = values.tokens.counts[2]
-    whole = [node for _, node in stage.reads] == [last]
+    reads_after_only = [node for _, node in stage.reads] == [last]
     spare = None
-    if _is_made(stage.write) and stage.write not in _leaves([node for _, node in stage.reads]):
+    if _owns_memory(stage.write) and stage.write not in _leaves([node for _, node in stage.reads]):
         spare = values.taken_back(stage.write)
     outs, final = scan_stretches(
-        make, None if whole else read, tensors, tokens=tokens, state=state, resets=fresh, spare=spare
+        make, None if reads_after_only else read, tensors, tokens=tokens, state=state, resets=fresh, spare=spare
     )
     return [out.expand(*values.tokens.counts, *out.shape[3:]) for out in outs], final
 
 
-def _is_made(node: Value) -> bool:
-    """Whether its tensor is its own, and no view of another."""
+def _owns_memory(node: Value) -> bool:
+    """Check whether a node's tensor has its own memory and is not a view of another tensor."""
     return isinstance(node, ir.Contract) or (isinstance(node, ir.Apply) and node.op in ("add", "sub", "mul", "div"))
 
 
 def _leaves(roots: Sequence[Value]) -> dict[Leaf, bool]:
-    """Return the leaves of a stretch's values, conditions among them; True where a leaf can be a vector a token."""
+    """Return the leaves of a stretch's values; True for conditions, False for values."""
     result: dict[Leaf, bool] = {}
     stack = list(reversed(roots))
     while stack:
         node = stack.pop()
         if isinstance(node, ir.StateAt) or node in result:
             continue
-        reads = any(isinstance(below, ir.StateAt) for below in node.below)
-        if not reads and (rank(node) <= 1 or not isinstance(node, ir.Apply | ir.Outer | ir.FloatSelect | ir.Diagonal)):
+        depends_on_state = any(isinstance(child, ir.StateAt) for child in node.below)
+        if not depends_on_state and (
+            rank(node) <= 1 or not isinstance(node, ir.Apply | ir.Outer | ir.FloatSelect | ir.Diagonal)
+        ):
             result[node] = False
             continue
         if isinstance(node, ir.FloatSelect):

@@ -1,11 +1,12 @@
 """Sums of log decays over blocks of 1, 2, 4, … tokens, and the gradient of the decays through them.
 
-A pair of tokens j < t of a chunk belongs to the level of the highest bit in which t and j differ: there t is in an odd
-block and j in its even sibling, and the decay between them is the product of `rise` at t and `fall` at j. Every factor
-is the exponential of a sum of terms ≤ 0 inside one block: nothing is subtracted, so nothing overflows, a log decay of
--inf is legal, and no digit is lost beside a strong decay. The levels are those of a Fenwick tree (Guo et al. 2025,
-"Log-Linear Attention", section 3); the split of the exponent between the operands of a matrix product is secondary
-chunking (Yang et al. 2024, "Gated Linear Attention Transformers with Hardware-Efficient Training", section 4.3).
+A pair of tokens j < t of a chunk belongs to the level of the highest bit in which t and j differ: at this level t is in
+an odd block and j in its even sibling, and the decay between them is the product of `rise` at t and `fall` at j. Every
+factor is the exponential of a sum of terms ≤ 0 inside one block: nothing is subtracted, so nothing overflows, a log
+decay of -inf is legal, and no digit is lost beside a strong decay. The levels are those of a Fenwick tree (Guo et al.
+2025, "Log-Linear Attention", section 3); the split of the exponent between the operands of a matrix product is
+secondary chunking (Yang et al. 2024, "Gated Linear Attention Transformers with Hardware-Efficient Training", section
+4.3).
 
 Tensors are (n, L, F): n chunks, L tokens (a power of two), F channels or 1.
 """
@@ -32,13 +33,13 @@ class DecayLevel:
     fall: Tensor
 
     def rises(self, exclusive: bool) -> Tensor:
-        """`rise`; exclusive: without the token's own decay."""
+        """Return `rise`, for an exclusive reader without the token's own decay."""
         return delayed(self.rise, 1) if exclusive else self.rise
 
 
 @dataclass(frozen=True)
 class BlockSums:
-    """The levels, and what leads into a chunk and out of it.
+    """The levels of a chunk, and the decay from its start and to its end.
 
     `into` (n, L, F): exp of the sum from the chunk's start to the token; `out_of` (n, L, F): after the token to the
     end; `total` (n, 1, F).
@@ -50,13 +51,13 @@ class BlockSums:
     total: Tensor
 
     def enter(self, exclusive: bool) -> Tensor:
-        """`into`; exclusive: without the token's own decay."""
+        """Return `into`, for an exclusive reader without the token's own decay."""
         return delayed(self.into, 1) if exclusive else self.into
 
 
 @dataclass(frozen=True)
 class SumAdjoints:
-    """Adjoints of the exponents: of `rise` and `fall` per level, smallest block first, of `into`, `out_of`, `total`."""
+    """Adjoints of exponents: of `rise` and `fall` per level, smallest block first, and of `into`, `out_of`, `total`."""
 
     levels: Sequence[tuple[Tensor, Tensor]]
     into: Tensor
@@ -65,11 +66,11 @@ class SumAdjoints:
 
 
 def block_sums(gate: Tensor, dtype: torch.dtype) -> BlockSums:
-    """All factors of log decays `gate` (n, L, F), by one sweep from small blocks to large ones.
+    """Compute all factors of the log decays `gate` (n, L, F), in one sweep from small blocks to large ones.
 
-    A sum's rounding is its exponential's relative error, which grows with the decay: nothing that a token sees, for it
-    sees little through a strong decay, but all of what the gradient of a factor is divided by. The logs of factors come
-    in a wider dtype than `dtype`, and are multiplied as factors.
+    The rounding of a sum is the relative error of its exponential, which grows with the decay. Outputs do not suffer,
+    as little passes a strong decay, but the gradient of a factor is divided by the factor. Logs of factors therefore
+    come in a wider dtype than `dtype`, and are multiplied as factors.
     """
     if gate.dtype != dtype:
         return _block_products(gate.exp(), dtype)
@@ -82,7 +83,7 @@ def block_sums(gate: Tensor, dtype: torch.dtype) -> BlockSums:
         right.add_(left[..., -1:, :])
     if not levels:
         return BlockSums((), before.exp(), after.exp(), before.exp())
-    into, out_of = _whole(levels[-1], before, after)
+    into, out_of = _chunk_edges(levels[-1], before, after)
     return BlockSums(tuple(levels), into, out_of, into[:, -1:])
 
 
@@ -99,9 +100,9 @@ def _block_products(before: Tensor, dtype: torch.dtype) -> BlockSums:
 
 
 def gate_gradient(adjoints: SumAdjoints) -> Tensor:
-    """The gradient of the log decays (n, L, F): the sums' own, from large blocks to small ones.
+    """Compute the gradient of the log decays (n, L, F) through the sums, from large blocks to small ones.
 
-    A decay gets what crosses its token and nothing else: no difference of large terms is taken.
+    A decay's gradient adds up exactly the terms that cross its token; no difference of large terms is taken.
     """
     before, after, total = adjoints.into.clone(), adjoints.out_of.clone(), adjoints.total[:, None]
     for block, (rise, fall) in reversed(list(zip(_blocks(before.shape[-2]), adjoints.levels, strict=True))):
@@ -114,27 +115,27 @@ def gate_gradient(adjoints: SumAdjoints) -> Tensor:
 
 
 def odd(x: Tensor, block: int) -> Tensor:
-    """The odd blocks of (…, L, F): a view (…, L / (2 block), block, F)."""
+    """View the odd blocks of (…, L, F) as (…, L / (2 block), block, F)."""
     return _pairs(x, block).select(-3, 1)
 
 
 def even(x: Tensor, block: int) -> Tensor:
-    """The even blocks of (…, L, F): a view (…, L / (2 block), block, F)."""
+    """View the even blocks of (…, L, F) as (…, L / (2 block), block, F)."""
     return _pairs(x, block).select(-3, 0)
 
 
 def weighted(weights: Tensor, rows: Tensor) -> Tensor:
-    """weights (…, b, b) times rows (…, b, F): batches of products too small for a matrix library column by column."""
+    """Multiply weights (…, b, b) by rows (…, b, F); column by column where b is too small for a matrix library."""
     if rows.shape[-2] > 2:
         return weights @ rows
-    first, *rest = (weights[..., at : at + 1] * rows[..., at : at + 1, :] for at in range(rows.shape[-2]))
-    for each in rest:
-        first += each
+    first, *others = (weights[..., at : at + 1] * rows[..., at : at + 1, :] for at in range(rows.shape[-2]))
+    for term in others:
+        first += term
     return first
 
 
 def siblings(matrices: Tensor, block: int, row: int, column: int) -> Tensor:
-    """The blocks at (row, column) of each pair of siblings on the diagonal of (n, L, L): a view (n, pairs, b, b)."""
+    """View block (row, column) of each pair of siblings on the diagonal of (n, L, L) as (n, pairs, b, b)."""
     n, length, _ = matrices.shape
     chunk, down, right = matrices.stride()
     return matrices.as_strided(
@@ -145,22 +146,22 @@ def siblings(matrices: Tensor, block: int, row: int, column: int) -> Tensor:
 
 
 def below(matrices: Tensor, block: int) -> Tensor:
-    """The pairs (t, j) of one level: rows in an odd block, columns in its even sibling."""
+    """View the pairs (t, j) of one level: rows in an odd block, columns in its even sibling."""
     return siblings(matrices, block, 1, 0)
 
 
 def delayed(x: Tensor, first: float) -> Tensor:
-    """Each row of (…, L, F) one later, and `first` in the first."""
+    """Shift the rows of (…, L, F) to one token later; the first row becomes `first`."""
     return torch.cat((torch.full_like(x[..., :1, :], first), x[..., :-1, :]), -2)
 
 
 def advanced(x: Tensor) -> Tensor:
-    """Each row of (…, L, F) one earlier, and 0 in the last: the adjoint of `delayed`."""
+    """Shift the rows of (…, L, F) to one token earlier; the last row becomes 0. The adjoint of `delayed`."""
     return torch.cat((x[..., 1:, :], torch.zeros_like(x[..., :1, :])), -2)
 
 
-def _whole(last: DecayLevel, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
-    """`into` and `out_of` of two blocks that are a chunk: exponentials are dear, and half of them are known."""
+def _chunk_edges(last: DecayLevel, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute `into` and `out_of` of a chunk from its last level: exponentials are slow, and half are reused."""
     into, out_of = torch.empty_like(before), torch.empty_like(after)
     first, second = even(into, last.block), odd(into, last.block)
     torch.exp(even(before, last.block), out=first)

@@ -1,15 +1,16 @@
 """Linear recurrences with decays and corrections of rank one, computed chunk by chunk, differentiable once.
 
-Of each batch entry and head, with a state S (R, C):
+For each batch entry and head, with a state S (R, C):
 
     for each token t, for each of its micro-steps j:
-        S ← D_j S                      the decay: along rows, along columns, both, or one for all
-        S ← S + u_j (r_jᵀ S)           the correction; r_j sees the S after the decay, or the one before it
+        S ← D_j S                      the decay: along rows, along columns, along both, or one scalar
+        S ← S + u_j (r_jᵀ S)           the correction; r_j reads S after the decay, or before it
         S ← S + k_j v_jᵀ
     o_t = q_tᵀ S
 
-Linear attention, retention, Mamba-2, GLA, HGRN2, RWKV-6 and 7, DeltaNet and its gated kin, and Comba are settings of
-it. Within a chunk all is matrix products; only the state's way from chunk to chunk is serial. All exponents are ≤ 0.
+Linear attention, retention, Mamba-2, GLA, HGRN2, RWKV-6 and 7, DeltaNet and its gated variants, and Comba are special
+cases. Within a chunk everything is matrix products; only passing the state from chunk to chunk is serial. All exponents
+are ≤ 0.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from attnc.runtime.recurrent.recorded import is_keeping, recorded
 
 @dataclass(frozen=True)
 class Delta:
-    """The delta rule: the write is β k vᵀ, and the correction, which sees the decayed state, has u = -β k and r = read.
+    """The delta rule: the write is β k vᵀ; the correction reads the decayed state and has u = -β k and r = read.
 
-    `beta` (B, H, N); `read` (B, H, N, R), None: the key itself (Schlag et al. 2021; Yang et al. 2024). With a read of
-    its own it is the rule of Comba (Hu et al. 2025).
+    `beta` (B, H, N); `read` (B, H, N, R), None for the key (Schlag et al. 2021; Yang et al. 2024). A separate `read`
+    gives the rule of Comba (Hu et al. 2025).
     """
 
     beta: Tensor
@@ -41,9 +42,10 @@ class Delta:
 
 @dataclass(frozen=True)
 class RankOne:
-    """Any correction of rank one: S ← S + u (rᵀ S), u = `left` and r = `read`, both (B, H, N, R).
+    """A general correction of rank one: S ← S + u (rᵀ S) with u = `left` and r = `read`, both (B, H, N, R).
 
-    `sees`: r reads the state after its micro-step's decay, or the one before it, "old" (RWKV-7, Peng et al. 2025).
+    `sees`: whether r reads the state after its micro-step's decay, "decayed", or before it, "old" (RWKV-7, Peng et al.
+    2025).
     """
 
     left: Tensor
@@ -66,32 +68,32 @@ def linear_recurrence(
     micro: int = 1,
     chunk: int = 64,
 ) -> tuple[Tensor, Tensor]:
-    """(out (B, H, T, C) in q's dtype, the final state (B, H, R, C) in fp32, in fp64 for fp64 inputs).
+    """Compute (out (B, H, T, C) in q's dtype, the final state (B, H, R, C) in fp32, or in fp64 for fp64 inputs).
 
     Args:
         q: (B, H, T, R), any T ≥ 0.
-        k: (B, H, N, R), N = T · micro: the micro-steps of a token one after another.
+        k: (B, H, N, R), N = T · micro; the micro-steps of a token are consecutive.
         v: (B, H, N, C).
-        gate: log decay of each micro-step, ≤ 0, -inf is legal: (H,) the same at every micro-step, (B, H, N) for all
-            rows, (B, H, N, R) one a row; None: no decay.
-        gate_columns: log decay along the columns (B, H, N, C), as well or instead; not with a correction.
+        gate: log decay of each micro-step, ≤ 0 (-inf is legal): (H,) one per head, the same at every micro-step;
+            (B, H, N) one for all rows; (B, H, N, R) one per row; None: no decay.
+        gate_columns: log decay along the columns (B, H, N, C), with or without `gate`; not supported with a correction.
         correction: `Delta` or `RankOne`.
-        before: o_t reads the state before all that token t does (but resets).
+        before: o_t reads the state before the steps of token t, but after its reset.
         bonus: (H, R) or (B, H, T, R), with `before` and one micro-step: o_t = q_tᵀ (S + diag(bonus) k_t v_tᵀ)
-            (RWKV-6, Peng et al. 2024), k_t v_tᵀ without the β of `Delta`.
-        resets: bool (B, T): the state is emptied before all that the token does, reading included.
+            (RWKV-6, Peng et al. 2024); k_t v_tᵀ without the β of `Delta`.
+        resets: bool (B, T): the state is set to zero before the token's read and steps.
         state: the state before the first token (B, H, R, C); None: zeros.
-        micro: micro-steps of a token; o_t reads the state after the last of them.
-        chunk: rows of a chunk, a power of two.
+        micro: the number of micro-steps of a token; o_t reads the state after the last micro-step.
+        chunk: the number of rows of a chunk, a power of two.
 
     16-bit inputs are computed in fp32. Both results are differentiable once in every real tensor. The memory of a call
-    grows with T; kept for the gradient are the inputs and the states before chunks, from which it is computed anew.
+    grows with T. The backward pass keeps the inputs and the states before chunks, and recomputes everything else.
 
     Raises:
-        ArgumentError: on a shape that does not fit, on `gate_columns` with a correction, on a bonus without `before` or
-            with more than one micro-step, on a chunk that is no power of two or shorter than a token's micro-steps.
-        ArgumentTypeError: on a tensor of the wrong dtype.
-        UnsupportedError: on differentiating a gradient, forward-mode differentiation, or `vmap`.
+        ArgumentError: for shapes that do not match, `gate_columns` with a correction, a bonus without `before` or with
+            more than one micro-step, a chunk that is not a power of two or is shorter than a token's micro-steps.
+        ArgumentTypeError: for a tensor of the wrong dtype.
+        UnsupportedError: for second derivatives, forward-mode differentiation, and `vmap`.
     """
     check_options(gate_columns, correction, before, bonus, micro, chunk)
     check_shapes(q, k, v, micro, gate, gate_columns, correction, bonus, resets, state)
@@ -121,7 +123,7 @@ def linear_recurrence(
 
 
 def _gates(gate: Tensor | None, k: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """(B, H, N, R or 1) of a gate of any shape; what heads have in common is summed in `dtype` by the gradient."""
+    """Return a gate of any shape as (B, H, N, R or 1); the gradient of a per-head gate is summed in `dtype`."""
     if gate is None or gate.ndim == 4:
         return gate
     if gate.ndim == 3:
@@ -130,7 +132,7 @@ def _gates(gate: Tensor | None, k: Tensor, dtype: torch.dtype) -> Tensor | None:
 
 
 def _reset_steps(resets: Tensor, heads: int, micro: int) -> Tensor:
-    """(B, T) → (B, H, N, 1): at a token's first micro-step."""
+    """Return resets (B, T) as int32 (B, H, N, 1), 1 at the first micro-step of a token with a reset."""
     steps = resets.new_zeros(*resets.shape, micro, dtype=torch.int32)
     steps[..., 0] = resets
     return steps.flatten(1)[:, None, :, None].expand(-1, heads, -1, 1)
@@ -144,15 +146,18 @@ def check_options(
     micro: int,
     chunk: int,
 ) -> None:
-    """Raise ArgumentError for what does not go together."""
+    """Raise ArgumentError for options that cannot be combined or are out of range."""
     if gate_columns is not None and correction is not None:
-        raise ArgumentError("gate_columns with a correction: each column would need a triangle of its own")
+        raise ArgumentError(
+            "gate_columns with a correction is not supported, as each column would need its own triangular solve; "
+            "use gate, or no correction"
+        )
     if bonus is not None and (not before or micro != 1):
-        raise ArgumentError("bonus: it goes with before=True and micro=1")
+        raise ArgumentError(f"bonus requires before=True and micro=1, got before={before} and micro={micro}")
     if chunk < 1 or chunk & (chunk - 1):
-        raise ArgumentError(f"chunk: a power of two, not {chunk}")
+        raise ArgumentError(f"chunk must be a power of two, got {chunk}")
     if not 1 <= micro <= chunk:
-        raise ArgumentError(f"micro: from 1 to the chunk's {chunk} rows, not {micro}")
+        raise ArgumentError(f"micro must be from 1 to the {chunk} rows of a chunk, got {micro}")
 
 
 def check_shapes(
@@ -167,10 +172,10 @@ def check_shapes(
     resets: Tensor | None,
     state: Tensor | None,
 ) -> None:
-    """Raise ArgumentError, ArgumentTypeError for tensors that do not fit one another."""
+    """Raise ArgumentError for shapes that do not match, and ArgumentTypeError for wrong dtypes."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != 4:
-            raise ArgumentError(f"{name}: four dimensions, not shape {tuple(x.shape)}")
+            raise ArgumentError(f"{name} must have four dimensions, got shape {tuple(x.shape)}")
     batch, heads, tokens, rows = q.shape
     steps, columns = (batch, heads, tokens * micro), v.shape[-1]
     expected: dict[str, tuple[Tensor | None, list[tuple[int, ...]]]] = {
@@ -187,13 +192,13 @@ def check_shapes(
         if name != "sees":
             expected[f"correction.{name}"] = (x, [steps if name == "beta" else (*steps, rows)])
     for name, (tensor, shapes) in expected.items():
-        _check(name, tensor, shapes)
+        _check_tensor(name, tensor, shapes)
 
 
-def _check(name: str, x: Tensor | None, shapes: Sequence[tuple[int, ...]]) -> None:
+def _check_tensor(name: str, x: Tensor | None, shapes: Sequence[tuple[int, ...]]) -> None:
     if x is None:
         return
     if x.shape not in shapes:
-        raise ArgumentError(f"{name}: shape {' or '.join(map(str, shapes))}, not {tuple(x.shape)}")
+        raise ArgumentError(f"{name}: expected shape {' or '.join(map(str, shapes))}, got {tuple(x.shape)}")
     if x.dtype != torch.bool if name == "resets" else not x.is_floating_point():
-        raise ArgumentTypeError(f"{name}: {'bool' if name == 'resets' else 'real numbers'}, not {x.dtype}")
+        raise ArgumentTypeError(f"{name}: expected {'bool' if name == 'resets' else 'real numbers'}, got {x.dtype}")

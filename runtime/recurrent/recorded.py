@@ -1,4 +1,4 @@
-"""A linear recurrence under torch's autograd, differentiable once, whoever computes it."""
+"""A linear recurrence under torch's autograd, computed in torch or by kernels; differentiable once."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from attnc.runtime.recurrent.chunked import Inputs
 
 
 class RecurrenceWork(Protocol):
-    """The recurrence and its gradient, neither of them recorded by autograd."""
+    """The forward and backward pass of a recurrence, not recorded by autograd."""
 
     def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-        """(out (B, H, T, C), the final state, states that the backward wants)."""
+        """Compute (out (B, H, T, C), the final state, states that the backward pass needs)."""
 
     def backward(self, inputs: Inputs, states: Tensor, d_out: Tensor, d_final: Tensor) -> Gradients:
-        """The gradients by name."""
+        """Compute the gradients by input name."""
 
 
 _KEEPING: ContextVar[bool] = ContextVar("whether the backward pass follows at once", default=False)
@@ -30,7 +30,7 @@ _KEEPING: ContextVar[bool] = ContextVar("whether the backward pass follows at on
 
 @contextmanager
 def keeping() -> Iterator[None]:
-    """Inside, a forward pass keeps what its backward pass, which follows at once, would make again."""
+    """Within this context, a forward pass keeps intermediates for the backward pass that follows at once."""
     token = _KEEPING.set(True)
     try:
         yield
@@ -39,22 +39,22 @@ def keeping() -> Iterator[None]:
 
 
 def is_keeping() -> bool:
-    """Whether that is so."""
+    """Check whether forward passes keep intermediates for their backward pass."""
     return _KEEPING.get()
 
 
 def recorded(work: RecurrenceWork, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """(out, the final state)."""
+    """Compute (out, the final state) under autograd."""
     out, final, _ = _Recurrence.apply(work, *inputs)  # type: ignore[no-untyped-call]
     return out, final
 
 
 class _Recurrence(FirstOrder):
-    """The recurrence; its third result is what the backward pass needs."""
+    """The recurrence under autograd; its third result holds the states that the backward pass needs."""
 
     @staticmethod
-    def forward(work: RecurrenceWork, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return work.forward(Inputs(*given))
+    def forward(work: RecurrenceWork, *tensors: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return work.forward(Inputs(*tensors))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -70,9 +70,9 @@ class _Recurrence(FirstOrder):
 
 
 def _gradients(work: RecurrenceWork, d_out: Tensor, d_final: Tensor, *kept: Tensor | None) -> tuple[Tensor | None, ...]:
-    states, *given = kept
+    states, *tensors = kept
     assert states is not None
-    gradients = work.backward(Inputs(*cast("list[Any]", given)), states, d_out, d_final)
+    gradients = work.backward(Inputs(*cast("list[Any]", tensors)), states, d_out, d_final)
     return tuple(gradients.get(name) for name in Inputs._fields)
 
 

@@ -1,4 +1,4 @@
-"""A recurrence token by token, straight from its lines: the reference, and what any step equation can run as.
+"""A recurrence computed token by token, straight from its steps: the reference, which supports every step equation.
 
 Differentiable as often as torch can. The states of all tokens are kept for the gradient.
 """
@@ -24,9 +24,9 @@ States = dict[str, Tensor]
 def run(
     recur: Recur, tokens: CallTokens, states: States, fresh: NDArray[np.bool_] | None, *, guarded: bool = False
 ) -> tuple[Tensor, States]:
-    """(out (B, H, T, width), states after the last token), from states (B, H, …).
+    """Compute (out (B, H, T, width), states after the last token) from states (B, H, …).
 
-    `fresh`: the tokens before which the states begin anew, (B or 1, H or 1, T). `guarded`: see `TokenValues`.
+    `fresh`: a mask of the tokens before which the states start anew, (B or 1, H or 1, T). `guarded`: see `TokenValues`.
 
     Raises ArgumentError, EvaluationError, UnsupportedError.
     """
@@ -34,23 +34,23 @@ def run(
     batch, heads, count = tokens.counts
     order = order_of(recur, plain)
     values = plain if order is None else TokenValues(tokens, order, guarded)
-    now = {state.name: states[state.name][:, :, None] for state in recur.states}
-    start = {state.name: torch.full_like(now[state.name], state.start) for state in recur.states}
+    current = {state.name: states[state.name][:, :, None] for state in recur.states}
+    start = {state.name: torch.full_like(current[state.name], state.start) for state in recur.states}
     fresh = fresh_of(recur, values, fresh)
     outs: list[Tensor] = []
     for token in range(count):
         if fresh is not None:
-            now = _begun(now, start, fresh[:, :, min(token, fresh.shape[2] - 1)])
-        out, now = _lines(recur, values, now, token)
+            current = _restarted(current, start, fresh[:, :, min(token, fresh.shape[2] - 1)])
+        out, current = _run_token(recur, values, current, token)
         outs.append(out.expand(batch, heads, 1, out.shape[-1]))
-    last = {name: x[:, :, 0] for name, x in now.items()}
+    last = {name: x[:, :, 0] for name, x in current.items()}
     if not outs:
         return tokens.v.new_zeros((batch, heads, 0, tokens.v.shape[-1])), last
     return put_back(torch.cat(outs, 2), order), last
 
 
 def order_of(recur: Recur, values: TokenValues) -> NDArray[np.int64] | None:
-    """The places of the tokens as they come, (H or 1, T); None for their own order. Raises ArgumentError for ties."""
+    """Return the positions in processing order, (H or 1, T); None: in order. Raises ArgumentError for ties."""
     if recur.order is None:
         return None
     keys = values.integers.of(recur.order)[0]
@@ -58,19 +58,21 @@ def order_of(recur: Recur, values: TokenValues) -> NDArray[np.int64] | None:
     order = np.argsort(keys, axis=1, kind="stable")
     sorted_keys = np.take_along_axis(keys, order, 1)
     if (sorted_keys[:, 1:] == sorted_keys[:, :-1]).any():
-        raise ArgumentError(f"`{recur.name}`: `scan` gives two tokens the same place: add what tells them apart")
+        raise ArgumentError(
+            f"`{recur.name}`: `scan` gives two tokens the same place in the order: add a term that tells them apart"
+        )
     return order
 
 
 def fresh_of(recur: Recur, values: TokenValues, fresh: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
-    """The tokens before which the states begin anew, `fresh` and those that reset them, as tokens are taken."""
+    """Return the mask of tokens before which states start anew, by `fresh` or by `reset`, in processing order."""
     if recur.reset is not None:
-        given = values.integers.of(recur.reset) != 0
-        fresh = given if fresh is None else fresh | given
+        reset = values.integers.of(recur.reset) != 0
+        fresh = reset if fresh is None else fresh | reset
     if fresh is None or values.order is None:
         return fresh
-    fresh, places = np.broadcast_arrays(fresh, values.order[None])
-    return np.take_along_axis(fresh, places, 2)
+    fresh, order = np.broadcast_arrays(fresh, values.order[None])
+    return np.take_along_axis(fresh, order, 2)
 
 
 def put_back(x: Tensor, order: NDArray[np.int64] | None) -> Tensor:
@@ -81,42 +83,42 @@ def put_back(x: Tensor, order: NDArray[np.int64] | None) -> Tensor:
     return torch.take_along_dim(x, back[None, :, :, None], 2)
 
 
-def _begun(now: States, start: States, here: NDArray[np.bool_]) -> States:
-    """The states, as they are at the start where this token (B or 1, H or 1) begins anew."""
-    if not here.any():
-        return now
-    mask = torch.from_numpy(here.copy())
+def _restarted(states: States, start: States, mask: NDArray[np.bool_]) -> States:
+    """Return the states before a token: the start values where `mask` (B or 1, H or 1) is true."""
+    if not mask.any():
+        return states
+    mask_tensor = torch.from_numpy(mask.copy())
     return {
-        name: torch.where(mask.to(x.device).reshape(*mask.shape, *(1,) * (x.ndim - 2)), start[name], x)
-        for name, x in now.items()
+        name: torch.where(mask_tensor.to(x.device).reshape(*mask_tensor.shape, *(1,) * (x.ndim - 2)), start[name], x)
+        for name, x in states.items()
     }
 
 
-def _lines(recur: Recur, values: TokenValues, now: States, token: int) -> tuple[Tensor, States]:
-    """Return the output of a token, and the states after it."""
-    known: dict[Value, Tensor] = {}
+def _run_token(recur: Recur, values: TokenValues, current: States, token: int) -> tuple[Tensor, States]:
+    """Run the steps of a token; return its output and the states after it."""
+    states: dict[Value, Tensor] = {}
     dims = {state.name: state.dims for state in recur.states}
     for state in recur.states:
-        known[state_at(state.name, 0, state.dims)] = now[state.name]
-    latest = dict(now)
-    for line in recur.steps:
-        own = state_at(line.state, line.version, dims[line.state])
-        before = known[own]
-        if line.repeat is None:
-            after = values.of(line.value, known, token)
+        states[state_at(state.name, 0, state.dims)] = current[state.name]
+    latest = dict(current)
+    for step in recur.steps:
+        state_node = state_at(step.state, step.version, dims[step.state])
+        before = states[state_node]
+        if step.repeat is None:
+            after = values.of(step.value, states, token)
         else:
-            variable, low, high = line.repeat
+            variable, low, high = step.repeat
             for j in range(*(int(values.integers.of(end).flat[0]) for end in (low, high))):
-                known[own] = values.of(line.value, known, token, ((variable, j),))
-            after, known[own] = known[own], before
+                states[state_node] = values.of(step.value, states, token, ((variable, j),))
+            after, states[state_node] = states[state_node], before
         after = after.expand(before.shape)
-        known[state_at(line.state, line.version + 1, dims[line.state])] = after
-        latest[line.state] = after
-    return values.of(recur.read, known, token), latest
+        states[state_at(step.state, step.version + 1, dims[step.state])] = after
+        latest[step.state] = after
+    return values.of(recur.read, states, token), latest
 
 
 def beginning(recur: Recur, sizes: Mapping[str, int], batch: int, heads: int, like: Tensor) -> States:
-    """The states before the first token, (B, H, …), in the dtype of a tensor, or its complex one, and on its device."""
+    """Return the states before the first token, (B, H, …), in the (complex) dtype of `like` and on its device."""
     result = {}
     for state in recur.states:
         shape = [dim if isinstance(dim, int) else sizes[dim] for dim in state.dims]

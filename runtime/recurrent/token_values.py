@@ -1,6 +1,6 @@
-"""Floating-point values of the IR of a recurrence as torch tensors: of all tokens at once, or of one with its states.
+"""Floating-point values of a recurrence's IR as torch tensors: for all tokens at once, or for one token and its states.
 
-A value is a tensor (B or 1, H or 1, T or 1, …), the axes of the value last, in their order.
+A value is a tensor (B or 1, H or 1, T or 1, …), followed by the axes of the IR value in their order.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ from attnc.runtime.recurrent.token_products import contracted, dotted
 from attnc.spec.errors import EvaluationError
 
 LEAD = 3
-"""Batch, heads and tokens."""
-
+"""Number of leading axes: batch, heads and tokens."""
 
 States = Mapping[Value, Tensor]
 """The values of states, each (B, H, 1, …)."""
@@ -37,10 +36,10 @@ States = Mapping[Value, Tensor]
 
 @dataclass
 class TokenValues:
-    """Values of one call. Those that read no state are computed for all tokens, once.
+    """Values of one call. A value that reads no state is computed once, for all tokens.
 
-    `order`: the places of the tokens as they are taken, (H or 1, T); None: one after another. `guarded`: a factor of 0
-    leaves 0 of a state that is not finite.
+    `order`: the positions of the tokens in processing order, (H or 1, T); None: the order of positions. `guarded`: a
+    factor of 0 times a state is 0, even if the state is not finite.
     """
 
     tokens: CallTokens
@@ -51,23 +50,23 @@ class TokenValues:
 
     @cached_property
     def integers(self) -> TokenIntegers:
-        """The exact parts of the values."""
+        """The integers and conditions that values contain, computed exactly."""
         return TokenIntegers(self.tokens, self.order)
 
     def of(self, node: Value, states: States, token: int, bound: Bound = ()) -> Tensor:
-        """The value for the token at index `token` in processing order, (B or 1, H or 1, 1, …)."""
+        """Return the value for the token at index `token` in processing order, (B or 1, H or 1, 1, …)."""
         if not reads_state(node):
-            whole = self.whole(node, bound)
-            return whole if whole.shape[2] == 1 else whole[:, :, token : token + 1]
-        return _OnceValues(self, states, token, bound).of(node)
+            values = self.whole(node, bound)
+            return values if values.shape[2] == 1 else values[:, :, token : token + 1]
+        return _CachedValues(self, states, token, bound).of(node)
 
     def whole(self, node: Value, bound: Bound = ()) -> Tensor:
-        """A value that reads no state, of all tokens in the order in which they are taken."""
+        """Return a value that reads no state for all tokens, in processing order."""
         if self.order is None:
             return self.by_place(node, bound)
         key = node, variables_read(node, bound)
         if key not in self._whole:
-            self._whole[key] = self._taken(self.by_place(node, bound))
+            self._whole[key] = self._ordered(self.by_place(node, bound))
         return self._whole[key]
 
     def by_place(self, node: Value, bound: Bound = ()) -> Tensor:
@@ -76,28 +75,28 @@ class TokenValues:
             return self.tokens.constants[node]
         free = variables_read(node, bound)
         if (node, free) not in self._by_place:
-            self._by_place[node, free] = _OnceValues(self, {}, None, free).fresh(node)
+            self._by_place[node, free] = _CachedValues(self, {}, None, free).fresh(node)
         return self._by_place[node, free]
 
     def widened(self, node: Value) -> Tensor:
-        """A value of all tokens in fp64, here and for whoever reads it from now on: its gradient is summed in fp64."""
+        """Return the value for all tokens in fp64, and keep it so for later readers: its gradient is summed in fp64."""
         self._by_place[node, ()] = self.by_place(node).double()
         self._whole.pop((node, ()), None)
         return self.whole(node)
 
     def taken_back(self, node: Value) -> Tensor | None:
-        """A value that was computed, to do with it what one likes; None where another value, or autograd, has it too.
+        """Return a computed value that the caller may overwrite; None if another value or autograd shares its memory.
 
-        It is computed anew for whoever asks again.
+        The value is computed again when it is read again.
         """
         if torch.is_grad_enabled() or self.order is not None or node in self.tokens.constants:
             return None
-        found = self._by_place.pop((node, ()), None)
-        kept = {x.untyped_storage().data_ptr() for x in self._by_place.values()}
-        return None if found is None or found.untyped_storage().data_ptr() in kept else found
+        value = self._by_place.pop((node, ()), None)
+        shared = {x.untyped_storage().data_ptr() for x in self._by_place.values()}
+        return None if value is None or value.untyped_storage().data_ptr() in shared else value
 
-    def _taken(self, x: Tensor) -> Tensor:
-        """A value of all tokens in the order in which they are taken."""
+    def _ordered(self, x: Tensor) -> Tensor:
+        """Return a value by position in processing order."""
         if self.order is None or x.shape[2] == 1:
             return x
         order = torch.from_numpy(self.order).to(x.device)
@@ -105,17 +104,17 @@ class TokenValues:
         return torch.take_along_dim(x, order.reshape(1, *order.shape, *(1,) * (x.ndim - LEAD)), 2)
 
     def condition(self, node: Index) -> Tensor:
-        """A condition of all tokens in the order in which they are taken, bool (B or 1, H or 1, T or 1)."""
+        """Return a condition for all tokens in processing order, bool (B or 1, H or 1, T or 1)."""
         return torch.from_numpy(self.integers.in_order(node) != 0).to(self.tokens.q.device)
 
 
 def reads_state(node: Value) -> bool:
-    """Whether a value depends on a state."""
-    return any(isinstance(below, ir.StateAt) for below in node.below)
+    """Check whether a value depends on a state."""
+    return any(isinstance(child, ir.StateAt) for child in node.below)
 
 
-class _OnceValues:
-    """Values of one token, or of all of them (`token` None)."""
+class _CachedValues:
+    """Values of one token, or of all tokens (`token` None), each computed once."""
 
     def __init__(self, values: TokenValues, states: States, token: int | None, bound: Bound) -> None:
         self._values = values
@@ -123,24 +122,24 @@ class _OnceValues:
         self._states = states
         self._token = token
         self._bound = bound
-        self._known: dict[Value, Tensor] = {}
+        self._cache: dict[Value, Tensor] = {}
 
     def of(self, node: Value) -> Tensor:
-        """A value."""
+        """Return a value, computed when it is first read."""
         if self._token is None:
             return self._values.by_place(node, self._bound)
         if not reads_state(node):
-            whole = self._values.whole(node, self._bound)
-            return whole if whole.shape[2] == 1 else whole[:, :, self._token : self._token + 1]
-        if node not in self._known:
-            self._known[node] = self.fresh(node)
-        return self._known[node]
+            values = self._values.whole(node, self._bound)
+            return values if values.shape[2] == 1 else values[:, :, self._token : self._token + 1]
+        if node not in self._cache:
+            self._cache[node] = self.fresh(node)
+        return self._cache[node]
 
-    def _is_known(self, node: Value) -> bool:
-        return node in self._known
+    def _is_computed(self, node: Value) -> bool:
+        return node in self._cache
 
     def fresh(self, node: Value) -> Tensor:  # noqa: C901  one case a node kind
-        """A value that is not known yet."""
+        """Compute a value from its operands."""
         match node:
             case ir.Number(value=value):
                 return self._number(value)
@@ -159,11 +158,11 @@ class _OnceValues:
             case ir.FloatSelect():
                 return self._select(node)
             case ir.ValueReduce():
-                return self._total(node)
+                return self._reduce(node)
             case ir.VisibleReduce():
-                raise UnsupportedError("a sum over the keys of a row in a recurrence")
+                raise UnsupportedError("a sum over the keys of a row is not supported in a recurrence")
             case _:
-                return self._of_vectors(node)
+                return self._vector_operation(node)
 
     # --- numbers -----------------------------------------------------------------------------------------------------
 
@@ -181,8 +180,8 @@ class _OnceValues:
     def _integers(self, node: Index) -> NDArray[np.int64]:
         if self._token is None:
             return self._values.integers.of(node, self._bound)
-        found = self._values.integers.in_order(node, self._bound)
-        return found if found.shape[2] == 1 else found[:, :, self._token : self._token + 1]
+        integers = self._values.integers.in_order(node, self._bound)
+        return integers if integers.shape[2] == 1 else integers[:, :, self._token : self._token + 1]
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._tokens.q.device)
@@ -191,90 +190,90 @@ class _OnceValues:
 
     def _vector(self, node: ir.Vec) -> Tensor:
         if node.head is not fold.head_index("head") or node.at is not TOKEN:
-            raise UnsupportedError(f"`{node.tensor}` of another token or head in a recurrence")
+            raise UnsupportedError(f"`{node.tensor}` of another token or head is not supported in a recurrence")
         t = self._tokens
         return {"q": t.q, "k": t.k, "v": t.v}[node.tensor]
 
     def _element(self, node: ir.Element) -> Tensor:
-        """An input's element: its dimensions of batch, heads and tokens first, others by their indices."""
+        """Return an input's element: batch, heads and tokens become leading axes, other dimensions are indexed."""
         tokens, tensor = self._tokens, node.tensor
-        x, lead, rest = tokens.inputs[tensor.name], [-1] * LEAD, list[tuple[int, Index]]()
+        x, sources, indexed = tokens.inputs[tensor.name], [-1] * LEAD, list[tuple[int, Index]]()
         for i, (dim, index) in enumerate(zip(tensor.dims, node.indices, strict=False)):
-            where = _LEADING.get(str(dim))
-            if where is None:
-                rest.append((i, index))
+            leading = _LEADING.get(str(dim))
+            if leading is None:
+                indexed.append((i, index))
             else:
-                lead[where] = i
+                sources[leading] = i
         width = len(tensor.dims) - len(node.indices)
-        order = [i for i in lead if i >= 0] + [i for i, _ in rest] + list(range(x.ndim - width, x.ndim))
+        order = [i for i in sources if i >= 0] + [i for i, _ in indexed] + list(range(x.ndim - width, x.ndim))
         x = x.permute(order)
-        for place, i in enumerate(lead):
+        for axis, i in enumerate(sources):
             if i < 0:
-                x = x.unsqueeze(place)
+                x = x.unsqueeze(axis)
         if "kv_head" in tensor.dims:
             x = x.repeat_interleave(tokens.group, 1)
-        for _, index in rest:
+        for _, index in indexed:
             x = self._picked(x, index)
         return x
 
     def _picked(self, x: Tensor, index: Index) -> Tensor:
-        """The entries of the first axis behind those of the lead."""
-        at = self._integers(index)
+        """Return the entries of the first axis after the leading axes at an index."""
+        indices = self._integers(index)
         size = x.shape[LEAD]
-        if (at < 0).any() or (at >= size).any():
-            worst = int(at[(at < 0) | (at >= size)][0])
+        if (indices < 0).any() or (indices >= size).any():
+            worst = int(indices[(indices < 0) | (indices >= size)][0])
             raise EvaluationError("A902", f"the index {worst} is out of range", None, f"there are {size} entries")
-        if (at == at.flat[0]).all():
-            return x.select(LEAD, int(at.flat[0]))
-        places = self._tensor(at)
-        shape = tuple(map(max, x.shape[:LEAD], places.shape))
-        places = places.expand(shape).reshape(*shape, *(1,) * (x.ndim - LEAD))
+        if (indices == indices.flat[0]).all():
+            return x.select(LEAD, int(indices.flat[0]))
+        index_tensor = self._tensor(indices)
+        shape = tuple(map(max, x.shape[:LEAD], index_tensor.shape))
+        index_tensor = index_tensor.expand(shape).reshape(*shape, *(1,) * (x.ndim - LEAD))
         x = x.expand(*shape, *x.shape[LEAD:])
-        return torch.take_along_dim(x, places.expand(*shape, 1, *x.shape[LEAD + 1 :]), LEAD).squeeze(LEAD)
+        return torch.take_along_dim(x, index_tensor.expand(*shape, 1, *x.shape[LEAD + 1 :]), LEAD).squeeze(LEAD)
 
     # --- functions ---------------------------------------------------------------------------------------------------
 
     def _apply(self, node: Value, op: str, operands: tuple[Value, ...]) -> Tensor:
-        wanted = axes(node)
-        fused = self._fused(op, operands, wanted)
+        result_axes = axes(node)
+        fused = self._fused(op, operands, result_axes)
         if fused is not None:
             return fused
-        found = self._aligned(operands, wanted)
+        arguments = self._aligned(operands, result_axes)
         if op == "mul":
-            found = self._guarded(operands, found)
+            arguments = self._guarded(operands, arguments)
         if op == "softmax":
-            return torch.softmax(found[0], -1)
+            return torch.softmax(arguments[0], -1)
         if op == "share":
-            top, whole = found
-            empty = (whole == 0) & (top == 0)
-            return torch.where(empty, 0, top / torch.where(empty, 1, whole))
-        return FUNCTIONS[op](*found)
+            numerator, divisor = arguments
+            empty = (divisor == 0) & (numerator == 0)
+            return torch.where(empty, 0, numerator / torch.where(empty, 1, divisor))
+        return FUNCTIONS[op](*arguments)
 
-    def _aligned(self, operands: tuple[Value, ...], wanted: tuple[str | int, ...]) -> list[Tensor]:
-        return [aligned(self.of(operand), axes(operand), wanted) for operand in operands]
+    def _aligned(self, operands: tuple[Value, ...], result_axes: tuple[str | int, ...]) -> list[Tensor]:
+        return [aligned(self.of(operand), axes(operand), result_axes) for operand in operands]
 
-    def _guarded(self, operands: tuple[Value, ...], found: list[Tensor]) -> list[Tensor]:
-        """The operands of a product, of which a state that a factor of 0 hides is 0."""
-        of_states = list(map(reads_state, operands))
-        if not self._values.guarded or sum(of_states) != 1 or len(found) != 2:
-            return found
-        place = of_states.index(True)
-        found[place] = unhidden(found[1 - place], found[place])
-        return found
+    def _guarded(self, operands: tuple[Value, ...], factors: list[Tensor]) -> list[Tensor]:
+        """Return the factors of a product, with the state replaced by 0 where the other factor is 0 (if guarded)."""
+        read_states = list(map(reads_state, operands))
+        if not self._values.guarded or sum(read_states) != 1 or len(factors) != 2:
+            return factors
+        state_place = read_states.index(True)
+        factors[state_place] = unhidden(factors[1 - state_place], factors[state_place])
+        return factors
 
-    def _fused(self, op: str, operands: tuple[Value, ...], wanted: tuple[str | int, ...]) -> Tensor | None:
-        """x + a b in one pass, and the exponential of what nobody else reads in its place; None: one by one."""
+    def _fused(self, op: str, operands: tuple[Value, ...], result_axes: tuple[str | int, ...]) -> Tensor | None:
+        """Compute x + a b in one pass, or an exponential in place; None if operations run one by one."""
         if op == "exp" and _is_apply(operands[0], "mul") and not reads_state(operands[0]):
             inner = self.fresh(operands[0])
             return inner.exp() if inner.requires_grad else inner.exp_()
-        if op == "real" and isinstance(operands[0], ir.Contract) and not self._is_known(operands[0]):
+        if op == "real" and isinstance(operands[0], ir.Contract) and not self._is_computed(operands[0]):
             return self._contract(operands[0], real=True)
         if op != "add" or len(operands) != 2:
             return None
         for x, product in (operands, operands[::-1]):
             if _is_apply(product, "mul") and len(product.operands) == 2:
-                factors = self._guarded(product.operands, self._aligned(product.operands, wanted))
-                parts = [aligned(self.of(x), axes(x), wanted), *factors]
+                factors = self._guarded(product.operands, self._aligned(product.operands, result_axes))
+                parts = [aligned(self.of(x), axes(x), result_axes), *factors]
                 return torch.addcmul(*parts) if len({part.dtype for part in parts}) == 1 else None
         return None
 
@@ -282,24 +281,24 @@ class _OnceValues:
         return self._tensor(self._integers(node) != 0)
 
     def _select(self, node: ir.FloatSelect) -> Tensor:
-        wanted = axes(node)
+        result_axes = axes(node)
         condition = self._condition(node.condition)
-        condition = condition.reshape(*condition.shape, *(1,) * len(wanted))
-        then, otherwise = (aligned(self.of(side), axes(side), wanted) for side in (node.then, node.otherwise))
+        condition = condition.reshape(*condition.shape, *(1,) * len(result_axes))
+        then, otherwise = (aligned(self.of(side), axes(side), result_axes) for side in (node.then, node.otherwise))
         return torch.where(condition, then, otherwise)
 
-    def _total(self, node: ir.ValueReduce) -> Tensor:
+    def _reduce(self, node: ir.ValueReduce) -> Tensor:
         low, high = (self._integers(end) for end in (node.low, node.high))
         parts = []
         empty = {"sum": 0.0, "min": float("inf"), "max": -float("inf")}[node.op]
         for j in range(int(low.min()), int(high.max())):
-            inner = _OnceValues(self._values, self._states, self._token, (*self._bound, (node.var, j)))
-            there = (low <= j) & (j < high) & (inner._integers(node.condition) != 0)
+            inner = _CachedValues(self._values, self._states, self._token, (*self._bound, (node.var, j)))
+            included = (low <= j) & (j < high) & (inner._integers(node.condition) != 0)
             value = inner.of(node.body)
-            if there.all():
+            if included.all():
                 parts.append(value)
                 continue
-            mask = self._tensor(there).reshape(*there.shape, *(1,) * (value.ndim - LEAD))
+            mask = self._tensor(included).reshape(*included.shape, *(1,) * (value.ndim - LEAD))
             parts.append(torch.where(mask, value, empty))
         if not parts:
             return self._number(empty)
@@ -308,7 +307,7 @@ class _OnceValues:
 
     # --- vectors -----------------------------------------------------------------------------------------------------
 
-    def _of_vectors(self, node: Value) -> Tensor:
+    def _vector_operation(self, node: Value) -> Tensor:
         match node:
             case ir.Dot(left=left, right=right):
                 return dotted(self.of(left), self.of(right))
@@ -331,7 +330,7 @@ class _OnceValues:
         raise AssertionError(type(node).__name__)
 
     def _contract(self, node: ir.Contract, *, real: bool = False) -> Tensor:
-        """`real`: the real part alone."""
+        """Contract two values over an axis of each; `real`: compute only the real part."""
         shapes = (rank(node.left), node.left_axis), (rank(node.right), node.right_axis)
         return contracted(self.of(node.left), self.of(node.right), *shapes, real=real)
 
@@ -345,7 +344,7 @@ class _OnceValues:
         solved, singular = torch.linalg.solve_ex(matrix, vector[..., None])
         if singular.any():
             help_ = "add something to its diagonal: `… + 0.01 * eye(dk)`"
-            raise EvaluationError("A901", "`solve` of a matrix that is singular", None, help_)
+            raise EvaluationError("A901", "the matrix of `solve` is singular", None, help_)
         return solved[..., 0]
 
 
@@ -353,41 +352,41 @@ def _is_apply(node: Value, op: str) -> TypeGuard[ir.Apply]:
     return isinstance(node, ir.Apply) and node.op == op
 
 
-class StretchValues(_OnceValues):
-    """Values of some tokens, of values and conditions that are known of them."""
+class StretchValues(_CachedValues):
+    """Values of a stretch of tokens, computed from given values and conditions of these tokens."""
 
-    def __init__(self, values: TokenValues, known: Mapping[Value | Index, Tensor]) -> None:
+    def __init__(self, values: TokenValues, leaves: Mapping[Value | Index, Tensor]) -> None:
         super().__init__(values, {}, None, ())
-        self._given = known
+        self._leaves = leaves
 
     def of(self, node: Value) -> Tensor:
-        """A value."""
-        if node in self._given:
-            return self._given[node]
-        if node not in self._known:
-            self._known[node] = self.fresh(node)
-        return self._known[node]
+        """Return a value, computed when it is first read."""
+        if node in self._leaves:
+            return self._leaves[node]
+        if node not in self._cache:
+            self._cache[node] = self.fresh(node)
+        return self._cache[node]
 
-    def _is_known(self, node: Value) -> bool:
-        return node in self._given or node in self._known
+    def _is_computed(self, node: Value) -> bool:
+        return node in self._leaves or node in self._cache
 
     def _condition(self, node: Index) -> Tensor:
-        return self._given[node]
+        return self._leaves[node]
 
 
 _LEADING = {"batch": 0, "head": 1, "kv_head": 1, "token": 2, "query": 2, "key": 2}
 
 
 def aligned(x: Tensor, own: tuple[str | int, ...], wanted: tuple[str | int, ...]) -> Tensor:
-    """A value with axes of size 1 where it has none of the wanted ones."""
+    """Return a value with axes `own`, reshaped to the axes `wanted`: size 1 for each axis that it lacks."""
     if own == wanted:
         return x
-    rest = list(own)
-    for place, axis in enumerate(wanted):
-        if rest and rest[0] == axis:
-            rest.pop(0)
+    remaining = list(own)
+    for i, axis in enumerate(wanted):
+        if remaining and remaining[0] == axis:
+            remaining.pop(0)
         else:
-            x = x.unsqueeze(LEAD + place)
+            x = x.unsqueeze(LEAD + i)
     return x
 
 

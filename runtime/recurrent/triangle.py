@@ -1,4 +1,4 @@
-"""The inverse of a unit triangle."""
+"""The inverse of unit lower triangular matrices."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ BASE = 16
 
 
 def inverse(lower: Tensor) -> Tensor:
-    """(I + lower)⁻¹ of strictly lower triangles (n, L, L), L a power of two; what is not strictly lower is not read.
+    """Compute (I + lower)⁻¹ of strictly lower triangles (n, L, L), L a power of two; reads only the strict triangle.
 
-    Substitution on blocks of 16 rows, then pairs of blocks are merged: [[X, 0], [-Y A X, Y]]. The products
-    (I + A)(I + A²)(I + A⁴)… would be exact algebra too, but their intermediates grow like 3^16 where keys resemble one
-    another, and fp32 keeps nothing of the answer. (The UT transform of Joffrain et al. 2006, as used by Yang et al.
-    2024, "Parallelizing Linear Transformers with the Delta Rule over Sequence Length", section 3.2.)
+    Blocks of 16 rows are inverted by substitution, then pairs of blocks are merged: [[X, 0], [-Y A X, Y]]. The product
+    (I + A)(I + A²)(I + A⁴)… is equal in exact arithmetic, but its intermediates grow like 3^16 where keys resemble one
+    another, and fp32 then loses every digit of the result. (The UT transform of Joffrain et al. 2006, as used by Yang
+    et al. 2024, "Parallelizing Linear Transformers with the Delta Rule over Sequence Length", section 3.2.)
     """
     n, length, _ = lower.shape
     block = min(BASE, length)
@@ -35,7 +35,7 @@ def inverse(lower: Tensor) -> Tensor:
 
 
 def _diagonal(matrices: Tensor, block: int) -> Tensor:
-    """The blocks on the diagonal of (n, L, L): a view (n, L / block, block, block)."""
+    """View the blocks on the diagonal of (n, L, L) as (n, L / block, block, block)."""
     n, length, _ = matrices.shape
     chunk, down, right = matrices.stride()
     return matrices.as_strided(

@@ -101,7 +101,7 @@ def test_positions_count_within_each_document(line: str, step: str, backend: Any
             want, state = alone(*tensors, return_state=True, **only_it)
             torch.testing.assert_close(out[b : b + 1, :, s], want, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(last["S"][b : b + 1], state["S"], rtol=1e-12, atol=1e-12)
-    with pytest.raises(ArgumentError, match="each document begins anew"):
+    with pytest.raises(ArgumentError, match="each document starts from new states"):
         by_id(q, k, v, doc=ids, state=last, **inputs)
     with pytest.raises(ArgumentError, match="contiguous"):
         by_id(q, k, v, doc=torch.arange(40)[None] % 2, **inputs)
@@ -207,8 +207,8 @@ def test_errors_of_wrong_calls() -> None:
             {"g": g.exp()},
         ),
         (ArgumentError, "as log_decay it must be at most 0$", {"g": g + 3}),
-        (ArgumentError, "has the states S, and `state` has T", {"g": g, "state": {"T": g}}),
-        (ArgumentTypeError, "give a tensor for each state", {"g": g, "state": g}),
+        (ArgumentError, "has the states S, but `state` has T; pass exactly", {"g": g, "state": {"T": g}}),
+        (ArgumentTypeError, "pass a dictionary with a tensor for each state", {"g": g, "state": g}),
         (ArgumentError, r"state\['S'\] is \(2, 3\)", {"g": g, "state": {"S": torch.zeros(2, 3)}}),
         (ArgumentTypeError, "needs the input `g`", {}),
         (UnsupportedError, "has no LSE", {"g": g, "return_lse": True}),
@@ -216,7 +216,7 @@ def test_errors_of_wrong_calls() -> None:
     for error, says, arguments in wrong:
         with pytest.raises(error, match=says):
             attend(q, k, v, **arguments)
-    with pytest.raises(ArgumentError, match="takes as many of both; for later tokens give `state`"):
+    with pytest.raises(ArgumentError, match="needs equal numbers; to continue after earlier tokens, pass `state`"):
         attend(q[:, :, :1], k, v, g=g)
     with pytest.raises(ArgumentError, match=r"pass the factors instead of their logarithms: f\.exp\(\)"):
         compile_attention("hgrn2")(q, k, v, f=g)
@@ -247,7 +247,7 @@ def test_arguments_of_pairwise_attention_are_refused() -> None:
             call()
     assert attend.is_recurrence
     assert not attend.has_mask
-    with pytest.raises(UnsupportedError, match="recurrences have no kernels there"):
+    with pytest.raises(UnsupportedError, match="recurrences have no kernels for device"):
         attend(*(x.to("meta") for x in (q, k, v)), return_state=True)
 
 
@@ -314,7 +314,7 @@ def test_a_running_maximum() -> None:
     fresh = torch.zeros(150, dtype=torch.int64)
     fresh[[0, 7, 64, 65]] = 1
     ours, expected = (call(q, k, v, w=w, fresh=fresh) for call in (attend, attend.reference))
-    assert "m: largest of" in attend.derivation()
+    assert "m: running maximum of" in attend.derivation()
     torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
     grads = [torch.autograd.grad(x.sin().sum(), (k, v, w)) for x in (ours, expected)]
     for a, b in zip(*grads, strict=True):

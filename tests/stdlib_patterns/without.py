@@ -38,7 +38,9 @@ NO_TOKENS = Reason("keys that are not tokens", "has keys that are not tokens")
 OWN_KEYS = Reason("tiles in torch: computed keys", "there are no kernels for keys that the pattern computes")
 TWO_PASSES = Reason("tiles in torch: weights need all keys of a row", "weights that need all keys of a row")
 VECTORS_OF_PAIRS = Reason("tiles in torch: vectors of each pair", "products of vectors that differ from pair to pair")
-NO_KERNELS = Reason("operations of torch: a state without kernels", "are of a kind that has no kernels")
+NO_KERNELS = Reason(
+    "operations of torch: a state without kernels", "the coupled states of `titans_linear` have no kernels"
+)
 TILES: Mapping[str, Reason] = {
     **dict.fromkeys(("attention_residual", "autoformer_lags", "davit_channel", "davit_window", "halo"), OWN_KEYS),
     **dict.fromkeys(("landmark", "local_linear", "softplus_lssar"), TWO_PASSES),

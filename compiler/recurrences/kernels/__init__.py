@@ -1,1 +1,1 @@
-"""Kernels of linear recurrences, as text."""
+"""Triton texts of recurrence kernels."""

@@ -1,4 +1,4 @@
-"""Blocks and warps of kernels: those that machine code was read for."""
+"""Block shapes and warps of kernels, chosen by reading their machine code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from attnc.compiler.recurrences.kernels.recurrence_problem import RecurrenceClas
 
 
 class Blocks(NamedTuple):
-    """Widths of blocks of the state's rows and of its columns, warps, and buffers of what loops load."""
+    """Block widths along the state's rows and columns, warps, and pipeline stages of loops."""
 
     rows: int
     columns: int
@@ -19,46 +19,47 @@ class Blocks(NamedTuple):
 
 
 def blocks_of(problem: RecurrenceProblem, stage: str) -> Blocks:
-    """Return the block shape of a kernel. Passes from chunk to chunk hold the whole width of the state's rows."""
+    """Return the block shape of a kernel. Walks from chunk to chunk hold all rows of the state."""
     if stage in _FIRST_WALKS:
-        found = _chosen(problem, stage) or blocks_of(problem, _FIRST_WALKS[stage])
-        return found._replace(columns=gcd(found.columns, problem.segment_width))
+        blocks = _target_shape(problem, stage) or blocks_of(problem, _FIRST_WALKS[stage])
+        return blocks._replace(columns=gcd(blocks.columns, problem.segment_width))
     if stage in ("states", "adjoints") and (problem.is_exact or problem.wk > 128):
         return Blocks(min(256, problem.wk), min(32, problem.wv), 8, 1)
     if stage in ("walk", "fused"):
-        found = _one_walk(problem, stage)
+        blocks = _one_walk(problem, stage)
     else:
-        found = _chosen(problem, stage) or _wanted(problem, stage)
-    return Blocks(min(found.rows, problem.wk), min(found.columns, problem.wv), found.warps, found.stages)
+        blocks = _target_shape(problem, stage) or _general_shape(problem, stage)
+    return Blocks(min(blocks.rows, problem.wk), min(blocks.columns, problem.wv), blocks.warps, blocks.stages)
 
 
 def _one_walk(problem: RecurrenceProblem, stage: str) -> Blocks:
-    """Return the block shape of walks that also write outputs: the most columns without spills."""
-    form, target, many = problem.form, problem.target.name, problem.wk > 64
+    """Return the block shape of walks that also write outputs: the largest number of columns without spills."""
+    form, target, is_wide = problem.form, problem.target.name, problem.wk > 64
     if problem.is_exact or problem.wk > 128:
         return Blocks(256, 16 if target in ("sm_80", "gfx942") else 32, 8, 1)
     if target == "sm_100":
-        return Blocks(256, 32 if form.is_corrected and not many else 64, 8, 2)
+        return Blocks(256, 32 if form.is_corrected and not is_wide else 64, 8, 2)
     if stage == "fused":
-        wanted = {"sm_80": Blocks(256, 16 if many else 32, 8, 2), "gfx942": Blocks(256, 64, 4, 1)}
-        return wanted.get(target, Blocks(256, 64, 8 if many else 4, 2))
-    if target == "sm_80" and (form.is_rank_one or many):
+        by_target = {"sm_80": Blocks(256, 16 if is_wide else 32, 8, 2), "gfx942": Blocks(256, 64, 4, 1)}
+        return by_target.get(target, Blocks(256, 64, 8 if is_wide else 4, 2))
+    if target == "sm_80" and (form.is_rank_one or is_wide):
         return Blocks(256, 32, 8, 2)
-    return Blocks(256, 64, 4, 1 if target == "gfx942" and (form.is_corrected or many) else 2)
+    return Blocks(256, 64, 4, 1 if target == "gfx942" and (form.is_corrected or is_wide) else 2)
 
 
-def _chosen(problem: RecurrenceProblem, stage: str) -> Blocks | None:
-    """Return the block shape of a kernel on its target, None where it is the general one."""
-    of_target = _OF_TARGETS.get(problem.target.name)
-    return of_target(problem, stage) if of_target else None
+def _target_shape(problem: RecurrenceProblem, stage: str) -> Blocks | None:
+    """Return the block shape specific to the target; None if the general one applies."""
+    shape_of = _BY_TARGET.get(problem.target.name)
+    return shape_of(problem, stage) if shape_of else None
 
 
-def _wanted(problem: RecurrenceProblem, stage: str) -> Blocks:
+def _general_shape(problem: RecurrenceProblem, stage: str) -> Blocks:
+    """Return the block shape for targets without a specific one."""
     form = problem.form
     if stage == "step" and problem.wk <= 64 and not form.columns:
         return Blocks(256, 32, 4, 1)
-    if form.gate == "rows" and stage in _OF_LEVELS:
-        return _OF_LEVELS[stage] if not form.is_corrected or stage == "prepare" else Blocks(16, 64, 8, 2)
+    if form.gate == "rows" and stage in _WITH_ROW_GATES:
+        return _WITH_ROW_GATES[stage] if not form.is_corrected or stage == "prepare" else Blocks(16, 64, 8, 2)
     if stage in ("multiplied", "adjoints_multiplied") and problem.wk > 128:
         return Blocks(32, 16, 8, 1)
     if form.columns and stage == "outputs":
@@ -67,7 +68,7 @@ def _wanted(problem: RecurrenceProblem, stage: str) -> Blocks:
         return Blocks(64, 64, 8, 2)
     if form.is_corrected and stage == "values":
         return Blocks(64, 64 if form.is_rank_one else 32, 8, 2)
-    return _WANTED[stage]
+    return _GENERAL[stage]
 
 
 def _on_sm_80(problem: RecurrenceProblem, stage: str) -> Blocks | None:
@@ -125,18 +126,18 @@ def _on_gfx942(problem: RecurrenceProblem, stage: str) -> Blocks | None:
 
 
 def _is_serial(form: RecurrenceClass, stage: str) -> bool:
-    """Whether it is a pass from chunk to chunk that has a correction's rows beside the state."""
+    """Check whether a kernel walks from chunk to chunk with a correction's rows beside the state."""
     return (stage == "adjoints" and form.is_corrected) or (stage == "states" and form.is_rank_one)
 
 
-_OF_TARGETS: dict[str, Callable[[RecurrenceProblem, str], Blocks | None]] = {
+_BY_TARGET: dict[str, Callable[[RecurrenceProblem, str], Blocks | None]] = {
     "sm_80": _on_sm_80,
     "sm_100": _on_sm_100,
     "gfx942": _on_gfx942,
 }
 _FIRST_WALKS = {"segments": "states", "adjoint_segments": "adjoints"}
-"""The walks of segments, which have the shapes of walks from known states."""
-_WANTED = {
+"""The walks of segments, and the walks whose block shapes they use."""
+_GENERAL = {
     "prepare": Blocks(64, 64, 4, 2),
     "columns": Blocks(64, 64, 4, 1),
     "column_reads": Blocks(64, 64, 4, 1),
@@ -156,9 +157,9 @@ _WANTED = {
     "keys": Blocks(32, 64, 4, 2),
     "step": Blocks(256, 16, 4, 1),
 }
-_OF_LEVELS = {
+_WITH_ROW_GATES = {
     "prepare": Blocks(32, 64, 8, 2),
     "keys": Blocks(32, 32, 8, 2),
     "reads": Blocks(16, 64, 8, 2),
 }
-"""Block shapes for a gate per row: sums and factors of levels are tiles, and wider ones do not fit into registers."""
+"""Block shapes with a gate per row: sums and factors of levels are tiles; wider blocks do not fit into registers."""

@@ -5,7 +5,7 @@
     rank one:     y = Tᵀ ∂p,   ∂v = A_q,kᵀ ∂o + k_out ∂S′ + A_r,kᵀ y
     pairs:        ∂A_q,w = ∂o valuesᵀ,   ∂A_r,w = y valuesᵀ
 
-A step's gate, where all rows share it, gets the sum over the pairs on both sides of it, and no difference of sums.
+The gradient of a gate that all rows share sums the pairs across its step; no difference of sums is taken.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from attnc.compiler.recurrences.kernels.recurrence_frame import RecurrenceFrame
 
 
 class ColumnGradients(RecurrenceFrame):
-    """A program does a chunk, block of columns by block."""
+    """Gradients along columns: a program computes a chunk, one block of columns after another."""
 
     stage = "values"
     makes = "Gradients along the state's columns"
 
     def write(self) -> None:
-        """All lines."""
+        """Emit all lines of the kernel."""
         p, form = self.problem, self.problem.form
-        self.of_chunk()
+        self.emit_chunk()
         load_segments(self)
         for name in ("v", "dout", "dv"):
-            self.given(name)
+            self.emit_address(name)
         if form.is_delta:
             self.load_steps("beta_rows", "beta")
-            self.given("dbeta")
+            self.emit_address("dbeta")
             self.add(f"dbeta_sum = tl.zeros(({p.length},), tl.float32)")
         if form.bonus:
             self.add(
@@ -52,7 +52,7 @@ class ColumnGradients(RecurrenceFrame):
             self.store_pairs()
 
     def begin_pairs(self) -> None:
-        """The sums of pairs."""
+        """Emit zeros for the sums of pairs."""
         p, form = self.problem, self.problem.form
         for i, w in form.pairs:
             self.add(f"{form.pair_name(i, w)}_sum = tl.zeros(({p.length}, {p.length}), tl.float32)")
@@ -93,14 +93,14 @@ class ColumnGradients(RecurrenceFrame):
             self.add_pairs()
 
     def add_pairs(self) -> None:
-        """To the sums of pairs, what a block of columns gives them."""
+        """Emit the addition of a block of columns to the sums of pairs."""
         p, form = self.problem, self.problem.form
         for i, w in form.pairs:
             name, left = f"{form.pair_name(i, w)}_sum", "dreads" if i else "douts"
             self.add(f"{name} = {p.dot(left, f'tl.trans({form.values[w]}_values)', name)}")
 
     def _solved(self) -> None:
-        """The rows that a correction of rank one solves for, and the adjoint of what it reads."""
+        """Emit the rows that a correction of rank one solves for, and the adjoint of its reads."""
         p, form = self.problem, self.problem.form
         self.add(
             f"inverse_pairs = tl.load({self.matrix('inverse')})",
@@ -113,11 +113,11 @@ class ColumnGradients(RecurrenceFrame):
 
     def _adjoint_of_reads(self, value: str) -> None:
         p = self.problem
-        self.add(f"dps = tl.load({self.kept('dp', 'column', p.wv)})")
+        self.add(f"dps = tl.load({self.scratch_tile('dp', 'column', p.wv)})")
         self.add(f"solved = {value}")
         self.add(f"dreads = {p.rounded('(-beta_rows[:, None] * solved)' if p.form.is_delta else 'solved')}")
         for scratch, name in (("p", "p_values"), ("read_adjoints", "dreads")):
-            self.add(f"tl.store({self.kept(scratch, 'column', p.wv)}, {name})")
+            self.add(f"tl.store({self.scratch_tile(scratch, 'column', p.wv)}, {name})")
 
     def _delta(self) -> None:
         p, form = self.problem, self.problem.form
@@ -140,16 +140,16 @@ class ColumnGradients(RecurrenceFrame):
         self.add_pairs()
 
     def add_products(self, products: list[tuple[str, str, str, int]]) -> None:
-        """Add to each sum rows of scratch times a tile of states: (sum, rows, states, how many chunks on)."""
+        """Emit the addition, to each sum, of scratch rows times a tile of states: (sum, rows, states, chunks ahead)."""
         p = self.problem
 
         def body() -> None:
             self.block_columns("channel", p.wk, self.rows)
-            for found, rows, states, ahead in products:
+            for total, rows, states, ahead in products:
                 self.add(
-                    f"edge = tl.load({self.kept(rows, 'channel', p.wk)})",
+                    f"edge = tl.load({self.scratch_tile(rows, 'channel', p.wk)})",
                     f"state = tl.load({self.states(states, 'channel', 'column', ahead)})",
-                    f"{found} = {p.dot('edge', p.rounded('state'), found)}",
+                    f"{total} = {p.dot('edge', p.rounded('state'), total)}",
                 )
             self.over_channels()
 
@@ -162,7 +162,7 @@ class ColumnGradients(RecurrenceFrame):
     def over_channels(self) -> None:
         """Emit further work on a block of channels."""
 
-    # --- the end
+    # --- stores
 
     def _store_sums(self) -> None:
         if self.problem.form.is_delta:
@@ -171,7 +171,7 @@ class ColumnGradients(RecurrenceFrame):
             self.add(f"tl.store({self.vector('bonus_adjoints')}, down_sum)")
 
     def store_pairs(self) -> None:
-        """Store the gradients of pairs, and what a gate that all rows share gets of them."""
+        """Emit the stores of the gradients of pairs, and the gradient of a gate that all rows share."""
         p, form = self.problem, self.problem.form
         if form.gate == "rows":
             for i, w in form.pairs:
@@ -189,7 +189,7 @@ class ColumnGradients(RecurrenceFrame):
             self.add(f"tl.store({self.vector('dgate_pairs')}, dgates)")
 
     def _store_pairs_of(self, reader: int) -> None:
-        """The reader's pairs, and what they give the gate."""
+        """Emit the stores of a reader's pairs, and their contribution to the gate."""
         p, form = self.problem, self.problem.form
         weights = pair_weights(self, reader)
         for w in range(len(form.writers)):
@@ -206,17 +206,17 @@ class ColumnGradients(RecurrenceFrame):
 
 
 class PairGradients(ColumnGradients):
-    """The gradients of pairs behind a correction of rank one, for which `ColumnGradients` has no registers left."""
+    """Gradients of pairs with a correction of rank one, for which `ColumnGradients` has no registers left."""
 
     stage = "pairs"
     makes = "Gradients of pairs"
 
     def write(self) -> None:
-        """All lines."""
-        self.of_chunk()
+        """Emit all lines of the kernel."""
+        self.emit_chunk()
         load_segments(self)
         for name in ("v", "dout"):
-            self.given(name)
+            self.emit_address(name)
         self.begin_pairs()
         self.over_columns(self._load)
         self.store_pairs()
@@ -227,5 +227,5 @@ class PairGradients(ColumnGradients):
         self.load("douts", "dout", "column")
         self.load("v_values", "v", "column")
         for scratch, name in (("p", "p_values"), ("read_adjoints", "dreads")):
-            self.add(f"{name} = tl.load({self.kept(scratch, 'column', p.wv)})")
+            self.add(f"{name} = tl.load({self.scratch_tile(scratch, 'column', p.wv)})")
         self.add_pairs()

@@ -1,7 +1,7 @@
-"""The kernels of a chunk's gradients along columns that decay: of v and the columns' gates, and of pairs.
+"""The kernels of a chunk's gradients with column decay: of pairs, and of v and the columns' gates.
 
-A pair's weight differs from column to column: at each level it is split between the value and the output, so that
-∂A = Σ_level mask ⊙ (∂o ⊙ rise) (v ⊙ fall)ᵀ and ∂v = Σ_level fall ⊙ (mask ⊙ A)ᵀ (∂o ⊙ rise) + what leaves the chunk.
+A pair's weight differs between columns. At each level it is split between the value and the output, so that
+∂A = Σ_level mask ⊙ (∂o ⊙ rise) (v ⊙ fall)ᵀ and ∂v = Σ_level fall ⊙ (mask ⊙ A)ᵀ (∂o ⊙ rise) + ∂v through the state.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from attnc.compiler.recurrences.kernels.decay_text import (
 
 
 class ColumnPairs(ColumnGradients):
-    """A program does a chunk, block of columns by block."""
+    """Gradients of pairs: a program computes a chunk, one block of columns after another."""
 
     stage = "column_pairs"
     makes = "Gradients of pairs"
 
     def write(self) -> None:
-        """All lines."""
+        """Emit all lines of the kernel."""
         p, form = self.problem, self.problem.form
-        self.of_chunk()
+        self.emit_chunk()
         load_segments(self)
         for name in ("v", "dout", "gate_columns"):
-            self.given(name)
+            self.emit_address(name)
         self.begin_pairs()
         if form.bonus or not form.before:
             self.add(f"down_sum = tl.zeros(({p.length},), tl.float32)")
         self.over_columns(self._levels)
         if not form.before:
-            own = "tl.where(row[:, None] == row[None, :], down_sum[:, None], 0.0)"
-            self.add(f"{form.pair_name(0, 0)}_sum += {own}")
+            own_pairs = "tl.where(row[:, None] == row[None, :], down_sum[:, None], 0.0)"
+            self.add(f"{form.pair_name(0, 0)}_sum += {own_pairs}")
         self._store_sums()
         self.store_pairs()
 
@@ -59,19 +59,22 @@ class ColumnPairs(ColumnGradients):
 
 
 class ColumnValues(ColumnGradients):
-    """A program does a chunk and a block of columns: the edges first, then the levels, so least is kept at a time."""
+    """Gradients of v and the columns' gates: a program computes a chunk and a block of columns.
+
+    Edges come first, then levels, to keep few registers alive.
+    """
 
     stage = "column_values"
     makes = "Gradients of values and of columns' gates"
 
     def write(self) -> None:
-        """All lines."""
+        """Emit all lines of the kernel."""
         p, form = self.problem, self.problem.form
-        self.of_chunk()
+        self.emit_chunk()
         load_segments(self)
         self.block_columns("column", p.wv, self.columns, "tl.program_id(1)")
         for name in ("v", "dout", "dv", "gate_columns", "dgate_columns"):
-            self.given(name)
+            self.emit_address(name)
         self.load("gates", "gate_columns", "column")
         sweep = DecaySweep(self, "gates", self.columns, not form.before, form.before)
         with sweep.levels():
@@ -87,7 +90,7 @@ class ColumnValues(ColumnGradients):
         edges = sweep.edges([form.before])
         size = f"({p.length}, {self.columns})"
         self.add(
-            *(f"{each} = tl.zeros({size}, tl.float32)" for each in ("dvs", "reads")),
+            *(f"{name} = tl.zeros({size}, tl.float32)" for name in ("dvs", "reads")),
             f"kept_sum = tl.zeros(({self.columns},), tl.float32)",
         )
         self.add_products([("reads", "q_in", "states", 0), ("dvs", "k_out", "ends", 1)])
@@ -101,13 +104,13 @@ class ColumnValues(ColumnGradients):
             f"pairs = tl.load({self.matrix(form.pair_name(0, 0))})",
         )
         if not form.before:
-            own = "tl.sum(tl.where(row[:, None] == row[None, :], pairs.to(tl.float32), 0.0), 1)"
-            self.add(f"dvs += {own}[:, None] * douts")
+            own_weight = "tl.sum(tl.where(row[:, None] == row[None, :], pairs.to(tl.float32), 0.0), 1)"
+            self.add(f"dvs += {own_weight}[:, None] * douts")
         if form.bonus:
             self.add(f"dvs += tl.load({self.vector('bonus_weights')})[:, None] * douts")
 
     def over_channels(self) -> None:
-        """Emit the decayed columns; `state` is here the adjoint of the state after the chunk."""
+        """Emit the gradient of the columns' total decay; `state` holds the adjoint of the state after the chunk."""
         self.add(f"first_state = tl.load({self.states('states', 'channel', 'column')})")
         total = self.load_total("channel")
         product = f"first_state * state * {total}" if total else "first_state * state"

@@ -1,9 +1,9 @@
-"""The text of decays within a chunk. All exponents are ≤ 0 and sums: −inf is legal, and nothing is subtracted.
+"""The kernel text of decays within a chunk. All exponents are sums ≤ 0: −inf is legal, and nothing is subtracted.
 
-One gate for all rows: sums over ranges of steps, as vectors, and as one matrix for pairs. A gate for each row (or
-column): at each level the blocks of 1, 2, 4, … steps, see `attnc.runtime.recurrent.levels`; a pair's exponent is split
-between its reader, from the start of its odd block on, and its writer, to the end of its even block. A reset empties
-the state before all that its step does: pairs of different counts of resets see nothing of one another.
+With one gate for all rows, sums over ranges of steps are vectors, and one matrix for pairs. With a gate for each row
+(or column), each level has blocks of 1, 2, 4, … steps (`attnc.runtime.recurrent.levels`); a pair's exponent is split
+between its reader, from the start of its odd block, and its writer, to the end of its even block. A reset empties the
+state before its step: pairs of rows with different counts of resets have weight 0.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from attnc.compiler.recurrences.kernels.recurrence_frame import RecurrenceFrame
 
 @dataclass(frozen=True, slots=True)
 class Edges:
-    """Factors of readers that see the state before a chunk, of writers that the state after it sees, and of the
-    state itself: names of vectors, of tiles, or empty. `into` by whether a reader is exclusive.
+    """The decay factors at a chunk's edges, as names of vectors or tiles, or empty.
+
+    `into`: from the chunk's start to a reader, by whether the reader is exclusive; `out_of`: from a writer to the
+    chunk's end; `total`: over the whole chunk.
     """
 
     into: dict[bool, str]
@@ -28,12 +30,12 @@ class Edges:
 
 
 def scaled(x: str, factor: str) -> str:
-    """A tile times a factor for each row."""
+    """Return the text of a tile times a factor for each row, if there is one."""
     return f"{x} * {factor}" if factor else x
 
 
 def bracketed(x: str) -> str:
-    """A product in brackets, a name as it is."""
+    """Return a product in parentheses, and a name unchanged."""
     return f"({x})" if " " in x else x
 
 
@@ -57,7 +59,7 @@ def load_segments(frame: RecurrenceFrame) -> None:
 
 
 def load_vector_gate(frame: RecurrenceFrame) -> None:
-    """The gate of each step, or the one of the head, and how many steps the chunk has."""
+    """Emit the load of each step's gate, or of the head's gate and the number of steps of the chunk."""
     form, p = frame.problem.form, frame.problem
     if form.gate == "constant":
         frame.pointers["gate"] = KernelArgument("gate", "*fp32")
@@ -67,7 +69,7 @@ def load_vector_gate(frame: RecurrenceFrame) -> None:
 
 
 def vector_edges(frame: RecurrenceFrame) -> Edges:
-    """The factors of one gate for all rows, vectors over the chunk's rows, as (length, 1)."""
+    """Emit the edge factors of one gate for all rows; return them as vectors over the chunk's rows, (length, 1)."""
     form = frame.problem.form
     into = {exclusive: _vector_into(frame, exclusive) for exclusive in dict.fromkeys(form.exclusive)}
     out_of = total = ""
@@ -83,8 +85,8 @@ def vector_edges(frame: RecurrenceFrame) -> Edges:
         frame.add(f"leave = tl.where(to_end, {out_of or '1.0'}, 0.0)")
         frame.add(f"keep = tl.where(whole, {total or '1.0'}, 0.0)")
         out_of, total = "leave", "keep"
-    shown = {exclusive: f"{name}[:, None]" if name else "" for exclusive, name in into.items()}
-    return Edges(shown, f"{out_of}[:, None]" if out_of else "", total)
+    columns = {exclusive: f"{name}[:, None]" if name else "" for exclusive, name in into.items()}
+    return Edges(columns, f"{out_of}[:, None]" if out_of else "", total)
 
 
 def _vector_into(frame: RecurrenceFrame, exclusive: bool) -> str:
@@ -104,7 +106,7 @@ def _vector_into(frame: RecurrenceFrame, exclusive: bool) -> str:
 
 
 def pair_spans(frame: RecurrenceFrame) -> None:
-    """Emit sums of gates between pairs, for one gate of all rows: with the writer's, and with the reader's too."""
+    """Emit the sums of gates between pairs of rows, for one gate for all rows."""
     form = frame.problem.form
     frame.add("distance = row[:, None] - row[None, :]")
     for exclusive in dict.fromkeys(form.exclusive):
@@ -125,7 +127,7 @@ def pair_spans(frame: RecurrenceFrame) -> None:
 
 
 def pair_weights(frame: RecurrenceFrame, reader: int) -> str:
-    """Return the weights of a reader's pairs after `pair_spans`, for one gate of all rows or none."""
+    """Emit a reader's pair weights, for one gate for all rows or none, after `pair_spans`; return their name."""
     form = frame.problem.form
     seen = seen_pairs(frame, reader)
     value = f"tl.exp(span_{int(form.exclusive[reader])})" if form.gate != "none" else "1.0"
@@ -134,19 +136,19 @@ def pair_weights(frame: RecurrenceFrame, reader: int) -> str:
 
 
 def seen_pairs(frame: RecurrenceFrame, reader: int) -> str:
-    """The mask of the pairs that a reader sees: the first sees its own step's write, unless it is exclusive."""
+    """Return the mask of a reader's pairs; the first reader reads its own step's write, unless it is exclusive."""
     form = frame.problem.form
-    own = reader == 0 and not form.exclusive[0]
-    seen = f"(row[:, None] {'>=' if own else '>'} row[None, :])"
-    return f"{seen} & same" if form.resets else seen
+    sees_own = reader == 0 and not form.exclusive[0]
+    mask = f"(row[:, None] {'>=' if sees_own else '>'} row[None, :])"
+    return f"{mask} & same" if form.resets else mask
 
 
 @dataclass
 class DecaySweep:
-    """A sweep over the levels of gates for each of `width` columns of a tile, small blocks first.
+    """A sweep over the levels of a tile of gates with `width` columns, from small blocks to large ones.
 
-    `name`: of the tile of gates; `inclusive`, `exclusive`: whether sums up to a row are wanted with its own gate, and
-    without. The tiles are `before_NAME`, `earlier_NAME` (without) and `after_NAME`.
+    `name`: the tile of gates. `inclusive`, `exclusive`: whether to compute sums up to a row with and without its own
+    gate. The tiles of sums are `before_NAME` (with), `earlier_NAME` (without) and `after_NAME`.
     """
 
     frame: RecurrenceFrame
@@ -157,9 +159,9 @@ class DecaySweep:
 
     @contextmanager
     def levels(self) -> Iterator[None]:
-        """The loop over levels: inside, the sums are those over the level's blocks.
+        """Emit a loop over levels; within the context, the sums are those over the level's blocks.
 
-        It is no unrolled loop: then masks of all levels are kept, and registers spilled.
+        The loop is not unrolled, because the masks of all levels would be kept, and registers spilled.
         """
         name, p = self.name, self.frame.problem
         self.frame.add(f"sums_{name} = {name}")
@@ -190,51 +192,55 @@ class DecaySweep:
         return ["before"] * self.inclusive + ["earlier"] * self.exclusive
 
     def factors(self) -> tuple[dict[bool, str], str]:
-        """At a level: of readers, by whether they are exclusive, and of writers; right where their blocks are."""
+        """Emit a level's factors; return those of readers, by whether they are exclusive, and of writers.
+
+        A reader's factor is valid only in odd blocks, a writer's only in even blocks.
+        """
         name = self.name
         rising = [("before", False)] * self.inclusive + [("earlier", True)] * self.exclusive
         first, exclusive = rising[0]
         self.frame.add(f"factor_{name} = tl.exp(tl.where(odd, {first}_{name}, after_{name}))")
-        found = {exclusive: f"factor_{name}"}
-        for tile, other in rising[1:]:
+        reader_factors = {exclusive: f"factor_{name}"}
+        for tile, other_exclusive in rising[1:]:
             self.frame.add(f"{tile}_factor_{name} = tl.exp({tile}_{name})")
-            found[other] = f"{tile}_factor_{name}"
-        return found, f"factor_{name}"
+            reader_factors[other_exclusive] = f"{tile}_factor_{name}"
+        return reader_factors, f"factor_{name}"
 
     def edges(self, kinds: Sequence[bool]) -> Edges:
-        """After all levels; the total is a vector over columns."""
+        """Emit the edge factors after all levels; the total is a vector over columns."""
         name, resets = self.name, self.frame.problem.form.resets
         into = {}
         for exclusive in dict.fromkeys(kinds):
             tile = f"{'earlier' if exclusive else 'before'}_{name}"
             into[exclusive] = f"{'enter_before' if exclusive else 'enter'}_{name}"
-            self.frame.add(f"{into[exclusive]} = {_kept(f'tl.exp({tile})', 'from_start[:, None]', resets)}")
-        self.frame.add(f"leave_{name} = {_kept(f'tl.exp(after_{name})', 'to_end[:, None]', resets)}")
-        self.frame.add(f"keep_{name} = {_kept(f'tl.exp(tl.max(sums_{name}, 0))', 'whole', resets)}")
+            self.frame.add(f"{into[exclusive]} = {_where_seen(f'tl.exp({tile})', 'from_start[:, None]', resets)}")
+        self.frame.add(f"leave_{name} = {_where_seen(f'tl.exp(after_{name})', 'to_end[:, None]', resets)}")
+        self.frame.add(f"keep_{name} = {_where_seen(f'tl.exp(tl.max(sums_{name}, 0))', 'whole', resets)}")
         return Edges(into, f"leave_{name}", f"keep_{name}")
 
 
-def _kept(value: str, seen: str, resets: bool) -> str:
+def _where_seen(value: str, seen: str, resets: bool) -> str:
+    """Return a factor, set to 0 across resets."""
     return f"tl.where({seen}, {value}, 0.0)" if resets else value
 
 
 AT_LEVEL = "(sibling_before[:, None] == block[None, :])"
-"""In a loop over levels, the mask of the level's pairs."""
+"""The mask of a level's pairs, within the loop over levels."""
 
 
 def crossed(exclusive: bool) -> str:
-    """0 and 1 by (step, row): whether a reader's exponent from the chunk's start has the step's gate."""
+    """Return a matrix (step, row): 1 where a reader's exponent from the chunk's start has the step's gate, else 0."""
     return f"(row[None, :] {'>' if exclusive else '>='} row[:, None]).to(tl.float32)"
 
 
 CROSSED_AFTER = "(row[None, :] < row[:, None]).to(tl.float32)"
-"""The pairs whose gates count in a writer's exponent to the chunk's end."""
+"""A matrix (step, row): 1 where a writer's exponent to the chunk's end contains the step's gate, else 0."""
 
 
 def crossed_at_level(frame: RecurrenceFrame, exclusive: bool) -> str:
-    """Return a level's exponents: a reader's in an odd block, and a writer's in an even one.
+    """Return a matrix (step, row): 1 where a row's exponent at a level contains the step's gate, else 0.
 
-    The steps whose gates a row's exponent has are adjacent: from `low` to `high`.
+    A row in an odd block is a reader, in an even block a writer. Its exponent contains the steps from `low` to `high`.
     """
     frame.add(
         "low = tl.where(block & 1 == 1, block << level, row + 1)",

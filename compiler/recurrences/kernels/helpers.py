@@ -1,4 +1,4 @@
-"""Functions that kernels call, as text."""
+"""The texts of Triton functions that recurrence kernels call."""
 
 from __future__ import annotations
 

@@ -7,15 +7,15 @@ from attnc.compiler.recurrences.kernels.recurrence_frame import RecurrenceFrame
 
 
 class Outputs(RecurrenceFrame):
-    """A program does a chunk and a block of columns."""
+    """Outputs of stored states: a program computes a chunk and a block of columns."""
 
     stage = "outputs"
     makes = "Outputs"
 
     def write(self) -> None:
-        """All lines."""
+        """Emit all lines of the kernel."""
         p, form = self.problem, self.problem.form
-        self.of_chunk()
+        self.emit_chunk()
         self.block_columns("column", p.wv, self.columns, "tl.program_id(1)")
         self.add(f"found = tl.zeros(({p.length}, {self.columns}), tl.float32)")
         if self.rows < p.wk:
@@ -24,35 +24,35 @@ class Outputs(RecurrenceFrame):
         else:
             self._read()
         if "v" in form.values or form.bonus:
-            self.given("v")
+            self.emit_address("v")
             self.load("v_values", "v", "column")
         if form.columns:
             self._levels()
         else:
             for w, value in enumerate(form.values):
                 if value == "p":
-                    self.add(f"p_values = tl.load({self.kept('p', 'column', p.wv)})")
+                    self.add(f"p_values = tl.load({self.scratch_tile('p', 'column', p.wv)})")
                 self.add(f"{value}_pairs = tl.load({self.matrix(form.pair_name(0, w))})")
                 self.add(f"found = {p.dot(f'{value}_pairs', f'{value}_values', 'found')}")
         if form.bonus:
             self.add(f"found += tl.load({self.vector('bonus_weights')})[:, None] * v_values")
-        self.given("out")
+        self.emit_address("out")
         self.put("out", "column", p.rounded("found"))
 
     def _read(self) -> None:
         p = self.problem
         self.block_columns("channel", p.wk, self.rows)
         self.add(
-            f"reads = tl.load({self.kept('q_in', 'channel', p.wk)})",
+            f"reads = tl.load({self.scratch_tile('q_in', 'channel', p.wk)})",
             f"state = tl.load({self.states('states', 'channel', 'column')})",
             f"found = {p.dot('reads', p.rounded('state'), 'found')}",
         )
 
     def _levels(self) -> None:
-        """Emit decaying columns: a pair's weight differs by column and is split between value and output."""
+        """Emit pairs under column decay: a pair's weight differs by column and is split between value and output."""
         p, form = self.problem, self.problem.form
         load_segments(self)
-        self.given("gate_columns")
+        self.emit_address("gate_columns")
         self.load("gates", "gate_columns", "column")
         self.add(f"pairs = tl.load({self.matrix(form.pair_name(0, 0))})")
         self.add(f"within = tl.zeros(({p.length}, {self.columns}), tl.float32)")

@@ -1,9 +1,9 @@
-"""The order of a token's adjoints, and which matrices are on the chip where there is no room for all of them.
+"""The order of a token's adjoints, and the phases in which matrices are on the chip if not all of them fit.
 
-They are made where a line reads them, from states and leaves in memory, and made again in the next phase. A phase ends
-where a line reads, beside a matrix, what was made in the phase and is not made again, such as a sum over a matrix; and
-where it reads other matrices than those there are. Phases are parted by barriers: across one, no compiler takes what is
-loaded for what it has.
+A matrix is computed where a line reads it, from states and leaves in memory, and computed again in the next phase. A
+phase ends before a line that reads, beside a matrix, a value of this phase that is not recomputed, such as a sum over a
+matrix; and before a line that reads matrices other than the current ones. Barriers separate phases: across a barrier,
+the compiler does not reuse loaded values.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from attnc.compiler.recurrences.step_tape import StepTape
 
 @dataclass
 class Phases:
-    """The phases of one token. `made`: computed or loaded by the phase; `new`: names that are not computed again.
+    """The phases of one token. `made`: the values that the current phase has computed or loaded.
 
-    `behind`: the vectors and numbers in the adjoint of a matrix, by its name.
+    `new`: names that the phase computed and that are not computed again. `behind`: the vectors and numbers that the
+    adjoint of a matrix was computed from, by its name.
     """
 
     tape: StepTape
@@ -29,79 +30,79 @@ class Phases:
     behind: dict[str, frozenset[str]] = field(default_factory=dict)
 
     def note(self, name: str, reads: Iterable[str] = ()) -> None:
-        """Record what a line computed and will not compute again: a vector, number or adjoint, and its reads."""
+        """Record a result that is not computed again: a vector, number or adjoint, and the names that it reads."""
         if reads:
             self.behind[name] = self.behind.get(name, frozenset()).union(*map(self._sums, reads))
         else:
             self.new.add(name)
 
     def _sums(self, name: str) -> frozenset[str]:
-        """The vectors and numbers that a name stands for."""
+        """Return the vectors and numbers that a name was computed from, or the name itself."""
         return self.behind.get(name, frozenset((name,)))
 
-    def asked(self, reads: Iterable[str]) -> tuple[bool, list[int]]:
-        """Whether a phase begins with a line that reads these names (x3, d4), and the values to be made before it."""
-        found = set(reads)
-        wanted = self._behind(i for i in remade(self.tape) if f"x{i}" in found)
-        missing = [i for i in wanted if i not in self.made]
-        others = {f"x{j}" for i in missing for j in self.tape.ops[i].operands} | found
-        matrices = self._matrices(wanted)
-        sums = bool(matrices) and any(self._sums(name) & self.new for name in others)
-        ends = sums or bool(self._matrices(missing) and self._matrices(self.made) - matrices)
-        if ends:
-            self.made, self.new, missing = set(), set(), wanted
+    def request(self, reads: Iterable[str]) -> tuple[bool, list[int]]:
+        """Return whether a line that reads these names (x3, d4) starts a phase, and the values to compute before it."""
+        names = set(reads)
+        required = self._with_operands(i for i in remade(self.tape) if f"x{i}" in names)
+        missing = [i for i in required if i not in self.made]
+        others = {f"x{j}" for i in missing for j in self.tape.ops[i].operands} | names
+        matrices = self._matrices(required)
+        reads_new = bool(matrices) and any(self._sums(name) & self.new for name in others)
+        starts_phase = reads_new or bool(self._matrices(missing) and self._matrices(self.made) - matrices)
+        if starts_phase:
+            self.made, self.new, missing = set(), set(), required
         self.made.update(missing)
-        return ends, missing
+        return starts_phase, missing
 
     def _matrices(self, values: Iterable[int]) -> set[int]:
         return {i for i in values if len(self.tape.ops[i].axes) == 2}
 
-    def _behind(self, wanted: Iterable[int]) -> list[int]:
-        """Matrices, those that they are made of, and leaves, in the order in which they are made."""
-        found = set(wanted)
+    def _with_operands(self, wanted: Iterable[int]) -> list[int]:
+        """Return values and the recomputed values that they depend on, in the order of computation."""
+        required = set(wanted)
         for i in reversed(range(len(self.tape.ops))):
-            if i in found:
-                found.update(j for j in self.tape.ops[i].operands if j in remade(self.tape))
-        return sorted(found)
+            if i in required:
+                required.update(j for j in self.tape.ops[i].operands if j in remade(self.tape))
+        return sorted(required)
 
 
 @lru_cache(maxsize=64)
 def remade(tape: StepTape) -> frozenset[int]:
-    """The values that are made in each phase that reads them: matrices, and what is made without a sum.
+    """Return the values that are recomputed in each phase that reads them: matrices, and values without sums.
 
-    Products of two matrices cost too much, and are made once.
+    Products of two matrices are too expensive to repeat, and are computed once.
     """
-    found: set[int] = set()
+    values: set[int] = set()
     for i, op in enumerate(tape.ops):
         matrix = len(op.axes) == 2 and op.kind != "product"
         entrywise = op.kind in ("apply", "diagonal") and all(
-            j in found or tape.ops[j].kind == "number" for j in op.operands
+            j in values or tape.ops[j].kind == "number" for j in op.operands
         )
         if matrix or entrywise or op.kind in ("leaf", "test", "state"):
-            found.add(i)
-    return frozenset(found)
+            values.add(i)
+    return frozenset(values)
 
 
 def backwards(tape: StepTape) -> tuple[int, ...]:
-    """The operations as their adjoints are made: each behind all that read it, leaves and states as soon as can be."""
+    """Return the operations in the order of their adjoints: after all readers, leaves and states at once."""
     readers = Counter(j for op in tape.ops for j in set(op.operands))
     ready = {i for i in range(len(tape.ops)) if not readers[i]}
-    found = []
+    order = []
     while ready:
         i = max(ready, key=lambda j: (tape.ops[j].kind in ("leaf", "state"), j))
         ready.remove(i)
-        found.append(i)
+        order.append(i)
         for j in set(tape.ops[i].operands):
             readers[j] -= 1
             if not readers[j]:
                 ready.add(j)
-    return tuple(found)
+    return tuple(order)
 
 
 def whole_behind(tape: StepTape, state: int) -> frozenset[int]:
-    """The operations behind which the adjoint of a state is whole, and that after the token is no longer read.
+    """Return the operations after which a state's adjoint is complete, and its adjoint after the token not read again.
 
-    The one may then be written where the other lies.
+    The former may then overwrite the latter.
     """
     users = {j for j, op in enumerate(tape.ops) if state in op.operands}
     return frozenset(users | {j for name, j in tape.after if name == tape.ops[state].of} | {state})

@@ -1,4 +1,4 @@
-"""The kernel that computes all decays: readers and writers as the chunk's edges see them, and their pairs."""
+"""The kernel that computes all decays: readers and writers decayed to the chunk's edges, and their pairs."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from attnc.compiler.recurrences.kernels.recurrence_frame import RecurrenceFrame
 
 
 class Prepare(RecurrenceFrame):
-    """A program does a chunk, block of channels by block."""
+    """Decayed readers, writers and pairs: a program computes a chunk, one block of channels after another."""
 
     stage = "prepare"
     makes = "Readers and writers at the edges of chunks, and their pairs within"
 
     def write(self) -> None:
-        """All lines."""
+        """Emit all lines of the kernel."""
         p, form = self.problem, self.problem.form
-        self.of_chunk()
+        self.emit_chunk()
         load_segments(self)
         if form.gate != "rows":
             load_vector_gate(self)
         for name in (*form.inputs, *(["gate_rows"] if form.gate == "rows" else []), *(["bonus"] * form.bonus)):
-            self.given(name)
+            self.emit_address(name)
         edges = None
         if form.gate != "rows":
             edges = vector_edges(self)
@@ -53,8 +53,8 @@ class Prepare(RecurrenceFrame):
 
     def _diagonals(self) -> list[str]:
         form = self.problem.form
-        own = [f"own_{writer}" for writer in form.writers] if form.gate == "rows" and not form.before else []
-        return own + ["own_bonus"] * form.bonus
+        own_sums = [f"own_{writer}" for writer in form.writers] if form.gate == "rows" and not form.before else []
+        return own_sums + ["own_bonus"] * form.bonus
 
     def _block(self, edges: Edges | None) -> None:
         p, form = self.problem, self.problem.form
@@ -76,10 +76,10 @@ class Prepare(RecurrenceFrame):
                 self.add(f"{form.pair_name(i, w)}_sum += {product}")
         for reader, exclusive in zip(form.readers, form.exclusive, strict=True):
             value = p.rounded(bracketed(scaled(f"{reader}_rows", edges.into[exclusive])))
-            self.add(f"tl.store({self.kept(f'{reader}_in', 'channel', p.wk)}, {value})")
+            self.add(f"tl.store({self.scratch_tile(f'{reader}_in', 'channel', p.wk)}, {value})")
         for writer in form.writers:
             value = p.rounded(bracketed(scaled(f"{writer}_rows", edges.out_of)))
-            self.add(f"tl.store({self.kept(f'{writer}_out', 'channel', p.wk)}, {value})")
+            self.add(f"tl.store({self.scratch_tile(f'{writer}_out', 'channel', p.wk)}, {value})")
 
     def _levels(self) -> Edges:
         p, form = self.problem, self.problem.form

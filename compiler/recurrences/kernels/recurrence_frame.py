@@ -1,4 +1,4 @@
-"""The base of all recurrence kernels: headers, a program's place, loads and stores."""
+"""The base of all recurrence kernels: headers, a program's chunk, loads and stores."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from attnc.compiler.recurrences.kernels.recurrence_problem import RecurrenceProb
 from attnc.compiler.simulation.gpu_clocks import BYTES, TileShape
 
 ONCE_A_TOKEN = frozenset({"q", "dq", "out", "dout", "bonus", "dbonus"})
-"""Tensors with a row for a token; others have one for a step."""
+"""Tensors with one row per token; others have one row per step."""
 OF_STEPS = frozenset({"gate", "beta"})
-"""Tensors with one number for a step."""
+"""Tensors with one number per step."""
 _STRIDES = (("batch", "i64"), ("head", "i64"), ("token", "i32"))
 
 
 @dataclass
 class RecurrenceFrame(ABC):
-    """A kernel that is being written. Sub-classes say which it is, and write its lines.
+    """Writes a kernel. Subclasses name its stage and emit its lines.
 
-    `rows`: the width of a block of the state's rows; `columns`: of its columns.
+    `rows`, `columns`: the widths of blocks along the state's rows and columns.
     """
 
     problem: RecurrenceProblem
@@ -38,18 +38,18 @@ class RecurrenceFrame(ABC):
 
     stage: ClassVar[str]
     makes: ClassVar[str] = ""
-    """The results of the kernel, in words, where they are equal for all classes."""
+    """The results of the kernel in words, if they are equal for all classes."""
 
     @abstractmethod
     def write(self) -> None:
-        """All lines."""
+        """Emit all lines of the kernel."""
 
     def in_words(self) -> str:
-        """The results of the kernel, in words."""
+        """Return the results of the kernel in words, for the header of its text."""
         return self.makes
 
     def source(self) -> KernelSource:
-        """The kernel."""
+        """Write the kernel and return its source."""
         self.write()
         p = self.problem
         function = f"{p.form.slug}_{self.stage}"
@@ -70,34 +70,34 @@ class RecurrenceFrame(ABC):
         return KernelSource(self.stage, function, str(head) + str(self.lines), arguments, tiles)
 
     def _overwritten(self) -> set[str]:
-        """Triton refuses it in loops, and only there."""
-        found = (line.strip().partition(" ") for line in self.lines.lines)
-        assigned = {name for name, _, rest in found if rest.startswith(("= ", "+= ", "-= "))}
+        """Return the arguments that lines assign to; Triton rejects that, but only in loops."""
+        parts = (line.strip().partition(" ") for line in self.lines.lines)
+        assigned = {name for name, _, rest in parts if rest.startswith(("= ", "+= ", "-= "))}
         return assigned & {*self.pointers, *self.numbers}
 
     def add(self, *lines: str) -> None:
-        """Lines at the current depth."""
+        """Add lines at the current depth."""
         self.lines.add(*lines)
 
     def number(self, *names: str) -> None:
-        """Declare counts that the kernel is given."""
+        """Declare integer arguments of the kernel."""
         for name in names:
             self.numbers[name] = KernelArgument(name, "i32")
 
-    # --- where a program stands
+    # --- the program's chunk
 
-    def of_chunk(self) -> None:
-        """A program has a chunk of a lane, which is a head of a batch entry."""
+    def emit_chunk(self) -> None:
+        """Emit the program's chunk and lane (a head of a batch entry)."""
         self.add("lane = tl.program_id(0) // chunks", "chunk = tl.program_id(0) % chunks")
-        self.numbered()
-        self.place()
+        self.emit_rows()
+        self.emit_steps()
 
-    def numbered(self) -> None:
-        """The rows of a chunk."""
+    def emit_rows(self) -> None:
+        """Emit the row indices of a chunk."""
         self.add(f"row = tl.arange(0, {self.problem.length})")
 
-    def place(self) -> None:
-        """Emit the steps of the rows, and the chunk's place in scratch memory."""
+    def emit_steps(self) -> None:
+        """Emit the steps of the rows, and the chunk's index in scratch memory."""
         p = self.problem
         self.add(
             "at = lane * tl.full((), 1, tl.int64) * chunks + chunk",
@@ -109,18 +109,18 @@ class RecurrenceFrame(ABC):
             self.add(f"asked = there & (row % {p.form.micro} == {p.read_at})")
 
     def blocks(self, name: str, width: int, block: int) -> str:
-        """The head of a loop over blocks of a width; the block's columns are `name`, see `block_columns`."""
+        """Return the head of a loop over blocks of a width; `block_columns` emits a block's columns."""
         return f"for {name}_block in range(0, {width // block}):"
 
     def block_columns(self, name: str, width: int, block: int, number: str = "") -> None:
-        """The columns of a block."""
+        """Emit the column indices `name` of a block."""
         start = f"{number or f'{name}_block'} * {block} + " if block < width else ""
         self.add(f"{name} = {start}tl.arange(0, {block})")
 
     # --- tensors of the call
 
-    def given(self, name: str) -> str:
-        """A tensor (batch, head, token, width) or (batch, head, step); the name of its address at the chunk."""
+    def emit_address(self, name: str) -> str:
+        """Declare a tensor of the call and emit its address at the chunk; return the address's name."""
         unit = self._declared(name)
         token = self._token(name)
         first = "first" if token == "row" else f"chunk * tl.full((), {self.problem.per_chunk}, tl.int64)"
@@ -130,7 +130,10 @@ class RecurrenceFrame(ABC):
         return f"{name}_at"
 
     def _declared(self, name: str) -> int:
-        """Declare a tensor of the call; numbers in the unit of its strides, 0 where they are counted one by one."""
+        """Declare a tensor of the call; return how many numbers a unit of its strides has, 0 if strides count numbers.
+
+        Tensors are (batch, head, token, width) or (batch, head, step).
+        """
         of_steps = name in OF_STEPS or name in ("dgate_steps", "dbeta")
         kind = "float32" if of_steps or name in IN_FP32 else self.problem.dtype
         if of_steps:
@@ -147,25 +150,25 @@ class RecurrenceFrame(ABC):
         micro = self.problem.form.micro
         return f"(row // {micro})" if micro > 1 and name in ONCE_A_TOKEN else "row"
 
-    def _there(self, name: str) -> str:
+    def _row_mask(self, name: str) -> str:
         return "asked" if self.problem.form.micro > 1 and name in ONCE_A_TOKEN else "there"
 
     def tile(self, name: str, column: str, real: int, width: int) -> tuple[str, str]:
-        """The addresses of a tile of the call's tensor, and its mask; `real` columns of `width` are there."""
+        """Return the addresses of a tile of the call's tensor, and its mask; `real` of `width` columns exist."""
         unit = VECTOR // (4 if name in IN_FP32 else BYTES[self.problem.dtype])
         address = f"{name}_at + {self._token(name)}[:, None] * ({name}_token * {unit}) + {column}[None, :]"
-        mask = f"{self._there(name)}[:, None]"
+        mask = f"{self._row_mask(name)}[:, None]"
         return address, mask if real == width else f"{mask} & ({column} < {real})[None, :]"
 
     def load(self, variable: str, name: str, column: str, width: int = 0) -> None:
-        """Load a tile of a tensor of the call, of so many columns; 0: as many as the state has."""
-        real, own = self._widths(name)
-        width = width or own
+        """Emit the load of a tile of the call's tensor, with `width` columns; 0: as many as the state."""
+        real, state_width = self._widths(name)
+        width = width or state_width
         address, mask = self.tile(name, column, real, width)
         self.add(f"{variable} = tl.load({address}, mask={mask}, other=0.0)")
 
     def put(self, name: str, column: str, value: str) -> None:
-        """Store a tile of a tensor of the call."""
+        """Emit the store of a tile of the call's tensor."""
         real, width = self._widths(name)
         address, mask = self.tile(name, column, real, width)
         self.add(f"tl.store({address}, {value}, mask={mask})")
@@ -175,38 +178,38 @@ class RecurrenceFrame(ABC):
         return (p.dv, p.wv) if name in OF_COLUMNS else (p.dk, p.wk)
 
     def load_steps(self, variable: str, name: str) -> None:
-        """Load a number for each step."""
-        self.given(name)
+        """Emit the load of a number for each step."""
+        self.emit_address(name)
         self.add(f"{variable} = tl.load({name}_at + row * {name}_2, mask=there, other=0.0)")
 
     # --- scratch
 
     def scratch(self, name: str, width: int, kind: str = "") -> str:
-        """The address of a chunk's rows of scratch (chunks of all lanes, length, width), declared."""
+        """Declare scratch (chunks of all heads, length, width); return the address of the chunk's rows."""
         self.pointers[name] = KernelArgument(name, f"*{kind or self.problem.operand}")
         return f"{name} + at * {self.problem.length * width}"
 
-    def kept(self, name: str, column: str, width: int, kind: str = "") -> str:
-        """The addresses of a tile of a chunk's rows."""
+    def scratch_tile(self, name: str, column: str, width: int, kind: str = "") -> str:
+        """Return the addresses of a tile of a chunk's scratch rows."""
         return f"{self.scratch(name, width, kind)} + (row[:, None] * {width} + {column}[None, :])"
 
     def matrix(self, name: str, kind: str = "") -> str:
-        """The addresses of a chunk's matrix over pairs of rows."""
-        return self.kept(name, "row", self.problem.length, kind)
+        """Return the addresses of a chunk's scratch matrix over pairs of rows."""
+        return self.scratch_tile(name, "row", self.problem.length, kind)
 
     def vector(self, name: str) -> str:
-        """The addresses of a chunk's numbers, fp32."""
+        """Return the addresses of a chunk's scratch numbers, one per row, in fp32."""
         return f"{self.scratch(name, 1, 'fp32')} + row"
 
     def states(self, name: str, row: str, column: str, ahead: int = 0) -> str:
-        """The addresses of a tile of the state before a chunk, or before the next one."""
+        """Return the addresses of a tile of the state before a chunk, or `ahead` chunks later."""
         p = self.problem
         self.pointers[name] = KernelArgument(name, "*fp32")
         past = f" + {ahead}" if ahead else ""
         return f"{name} + (at + lane{past}) * {p.wk * p.wv} + ({row}[:, None] * {p.wv} + {column}[None, :])"
 
     def load_total(self, row: str) -> str:
-        """Load what is left of a state after a chunk; an expression to multiply a tile of the state by, or empty."""
+        """Emit the load of a chunk's total decay; return the factor for a tile of the state, or an empty text."""
         p = self.problem
         if p.form.gate == "rows":
             self.pointers["total"] = KernelArgument("total", "*fp32")
@@ -220,7 +223,7 @@ class RecurrenceFrame(ABC):
 
 
 OF_COLUMNS = frozenset({"v", "dv", "out", "dout", "gate_columns", "dgate_columns"})
-"""Tensors as wide as the state's columns; others are as wide as its rows."""
+"""Tensors as wide as the state has columns; others are as wide as it has rows."""
 IN_FP32 = frozenset({"gate_rows", "gate_columns", "dgate_rows", "dgate_columns", "dbonus"})
 
 

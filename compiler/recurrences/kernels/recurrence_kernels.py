@@ -1,4 +1,4 @@
-"""The kernels of a class, in the order in which they run."""
+"""The kernels of a recurrence class, and the order of their stages."""
 
 from __future__ import annotations
 
@@ -57,13 +57,14 @@ _KERNELS = {kernel.stage: kernel for kernel in _ALL}
 
 @lru_cache(maxsize=1024)
 def emit(problem: RecurrenceProblem, stage: str) -> KernelSource:
-    """The kernel of a stage."""
+    """Return the kernel of a stage."""
     return _KERNELS[stage](problem, *blocks_of(problem, stage)).source()
 
 
 def stages(form: RecurrenceClass) -> tuple[str, ...]:
-    """Return the stages of a class except `walk_stages`: of the forward pass, the backward pass, of few tokens, and
-    of few lanes.
+    """Return all stages of a class except `walk_stages`.
+
+    These are the stages of the forward pass, of the backward pass, for few tokens, and for few heads.
     """
     split = (*segment_stages(form), *adjoint_segment_stages(form))
     return (*prepared_stages(form), "states", "outputs", *backward_stages(form), "step", *split)
@@ -81,17 +82,17 @@ def fused_stages(form: RecurrenceClass) -> tuple[str, ...]:
 
 
 def segment_stages(form: RecurrenceClass) -> tuple[str, ...]:
-    """Return the stages before the states', where sequences are split into segments."""
+    """Return the stages that run before "states" where sequences are split into segments."""
     return ("segments", "multiplied" if form.is_corrected else "joined")
 
 
 def adjoint_segment_stages(form: RecurrenceClass) -> tuple[str, ...]:
-    """Return the stages before the adjoints', where sequences are split into segments."""
+    """Return the stages that run before "adjoints" where sequences are split into segments."""
     return ("adjoint_segments", "adjoints_multiplied" if form.is_corrected else "adjoints_joined")
 
 
 def prepared_stages(form: RecurrenceClass) -> tuple[str, ...]:
-    """Return the stages that both passes begin with."""
+    """Return the stages with which both the forward and the backward pass begin."""
     return ("prepare", *(["columns"] if form.columns else []), *(["solve"] if form.is_corrected else []))
 
 
@@ -99,5 +100,5 @@ def backward_stages(form: RecurrenceClass) -> tuple[str, ...]:
     """Return the stages of the backward pass after the prepared ones."""
     if form.columns:
         return ("column_reads", "adjoints", "column_pairs", "column_values", "keys")
-    middle = ("values", "pairs") if form.is_rank_one else ("values",)
-    return ("adjoints", *middle, "keys", *(["reads"] if form.is_split else []))
+    value_stages = ("values", "pairs") if form.is_rank_one else ("values",)
+    return ("adjoints", *value_stages, "keys", *(["reads"] if form.is_split else []))

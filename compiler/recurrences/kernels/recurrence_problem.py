@@ -1,11 +1,11 @@
-"""The problem that kernels of a linear recurrence are emitted for: its class, the head widths, the chunk.
+"""The problem that kernels of a linear recurrence are emitted for: its class, the head widths, the chunk length.
 
-Of a token with a state S (R, C):   S ← D S;   S ← S + u (rᵀ S);   S ← S + k vᵀ;   o = qᵀ S
+A token updates the state S (R, C) and reads it:   S ← D S;   S ← S + u (rᵀ S);   S ← S + k vᵀ;   o = qᵀ S
 
-Readers are rows that read the state: the query, and the correction's read. Writers are rows that it is written by: the
-key, and the correction's left side. Values are what writers write: v, and the rows p that the correction solves for. In
-a chunk that starts with the state S, A the pairs of readers and writers under the decays between them, T the inverse of
-a triangle:
+Readers are the vectors that read the state: the query, and the correction's read. Writers are the vectors that write to
+it: the key, and the correction's left side. Values are what writers write: v, and the rows p that the correction solves
+for. In a chunk that starts with the state S, with A the products of readers and writers times the decays between them,
+and T the inverse of a triangle:
 
     o = q_in S + Σ A_q,writer values        S′ = total ⊙ S + Σ writer_outᵀ values        p = U + W S
     delta rule:   p = T (β v - β r_in S),          T = (1 + β A_r,k)⁻¹
@@ -24,17 +24,17 @@ from attnc.compiler.simulation.gpu_clocks import BYTES
 Gate = Literal["none", "constant", "scalar", "rows"]
 Correction = Literal["none", "delta", "comba", "decayed", "old"]
 LEAST = 16
-"""The shortest side of a product."""
+"""Minimum side of a tile in a product."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecurrenceClass:
-    """The class of a recurrence: all that its kernels' texts depend on but sizes.
+    """The class of a recurrence: everything that its kernel texts depend on, except sizes.
 
-    `gate`: none, one for a head at all steps, one for a step, or one for each of the state's rows; `columns`: one for
-    each of its columns. `correction`: "delta" reads by the key and "comba" by a read of its own, both after the decay;
-    "decayed" and "old" are any of rank one, of the state after or before the decay. `before`, `bonus`, `resets`,
-    `micro` as in `linear_recurrence`.
+    `gate`: none, one per head at all steps, one per step, or one per row of the state; `columns`: whether there is a
+    gate per column. `correction`: "delta" reads by the key and "comba" by a separate read, both after the decay;
+    "decayed" and "old" are general corrections of rank one that read the state after or before the decay. `before`,
+    `bonus`, `resets`, `micro`: as in `linear_recurrence`.
     """
 
     gate: Gate = "none"
@@ -47,12 +47,12 @@ class RecurrenceClass:
 
     @property
     def is_delta(self) -> bool:
-        """Whether the correction is a delta rule's."""
+        """Whether the correction is a delta rule."""
         return self.correction in ("delta", "comba")
 
     @property
     def is_rank_one(self) -> bool:
-        """Whether the correction is any of rank one."""
+        """Whether the correction is a general one of rank one."""
         return self.correction in ("decayed", "old")
 
     @property
@@ -62,48 +62,50 @@ class RecurrenceClass:
 
     @property
     def is_split(self) -> bool:
-        """Whether gradients along rows take two kernels, one for each reader: both at once are too much."""
+        """Whether row gradients need two kernels, one per reader, because both do not fit into registers."""
         return self.is_rank_one and self.gate == "rows"
 
     @property
     def has_vector_gate(self) -> bool:
-        """Whether a step, or a head, has one gate for all rows."""
+        """Whether one gate per step or per head holds for all rows."""
         return self.gate in ("constant", "scalar")
 
     @property
     def has_total(self) -> bool:
-        """Whether a chunk leaves less of a state: a factor for each of its rows, or one for all."""
+        """Whether a chunk decays or resets the state: by a factor per row, or one for all rows."""
         return self.gate != "none" or self.resets
 
     @property
     def can_walk(self) -> bool:
-        """Whether one kernel walks and gives the outputs too. Where columns decay it would have a sweep over levels in
-        each of its turns, beside the state: there states before chunks are stored, and read by a kernel of their own.
+        """Whether a single kernel can walk the chunks and compute the outputs.
+
+        With column decay it would need a sweep over levels for each chunk, beside the state. There the states before
+        chunks are stored, and a separate kernel computes the outputs.
         """
         return not self.columns
 
     @property
     def can_fuse(self) -> bool:
-        """Whether that kernel could do without prepared rows: factors of decays are vectors, no triangle is solved.
+        """Whether the walking kernel needs no prepared rows: decay factors are vectors, and no triangle is solved.
 
-        A bonus is a sum over three tiles of rows, which no registers are left for beside the state.
+        A bonus is a sum over three tiles of rows, for which no registers are left beside the state.
         """
-        whole = self.can_walk and not self.is_corrected and not self.bonus
-        return whole and self.gate != "rows" and self.micro == 1
+        is_simple = self.can_walk and not self.is_corrected and not self.bonus
+        return is_simple and self.gate != "rows" and self.micro == 1
 
     @property
     def has_weights(self) -> bool:
-        """Whether one gate for all rows weighs the pairs of each chunk otherwise."""
+        """Whether the weights of pairs differ between chunks, with one gate for all rows."""
         return self.gate == "scalar" or self.resets
 
     @property
     def readers(self) -> tuple[str, ...]:
-        """Rows that read the state, the query first."""
+        """The names of the readers, the query first."""
         return ("q", *({"none": (), "delta": ("k",)}.get(self.correction, ("read",))))
 
     @property
     def writers(self) -> tuple[str, ...]:
-        """Rows that the state is written by; a correction's is the last."""
+        """The names of the writers, the correction's left side last."""
         return ("k", "left") if self.is_rank_one else ("k",)
 
     @property
@@ -113,17 +115,17 @@ class RecurrenceClass:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The rows of steps that are read, each once."""
+        """The names of the tensors of readers and writers, without repetition."""
         return tuple(dict.fromkeys((*self.readers, *self.writers)))
 
     @property
     def exclusive(self) -> tuple[bool, ...]:
-        """The readers' flags: True where a reader sees the state before its own step's decay."""
+        """For each reader, whether it reads the state before its own step's decay."""
         return (self.before, self.correction == "old")[: len(self.readers)]
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
-        """Readers and writers, by their numbers."""
+        """All pairs of a reader and a writer, by index."""
         return tuple((i, w) for i in range(len(self.readers)) for w in range(len(self.writers)))
 
     def pair_name(self, reader: int, writer: int) -> str:
@@ -132,12 +134,12 @@ class RecurrenceClass:
 
     @property
     def triangle(self) -> str:
-        """The name of the pair matrix that is solved."""
+        """The name of the pair matrix that the correction inverts."""
         return self.pair_name(1, len(self.writers) - 1)
 
     @property
     def slug(self) -> str:
-        """The class as part of a name."""
+        """The class as a part of kernel names."""
         words = {
             self.gate: self.gate != "none",
             "columns": self.columns,
@@ -147,7 +149,7 @@ class RecurrenceClass:
             "resets": self.resets,
             f"micro{self.micro}": self.micro > 1,
         }
-        return "_".join(word for word, said in words.items() if said) or "plain"
+        return "_".join(word for word, applies in words.items() if applies) or "plain"
 
     def __str__(self) -> str:
         return self.slug.replace("_", " ")
@@ -155,7 +157,10 @@ class RecurrenceClass:
 
 @dataclass(frozen=True, slots=True)
 class RecurrenceProblem:
-    """A class, heads of `dk` and `dv`, and chunks of `length` rows, a power of two from 16; products are of `dtype`."""
+    """A class with its sizes: head widths `dk` and `dv`, chunks of `length` rows (a power of two, at least 16).
+
+    `dtype`: of the operands of products.
+    """
 
     form: RecurrenceClass
     dk: int
@@ -166,51 +171,51 @@ class RecurrenceProblem:
 
     @property
     def wk(self) -> int:
-        """The width of rows of the state in scratch, a power of two; what is past `dk` is 0."""
+        """The number of state rows in scratch, a power of two; rows past `dk` are 0."""
         return padded(self.dk)
 
     @property
     def wv(self) -> int:
-        """The width of columns of the state in scratch, a power of two; what is past `dv` is 0."""
+        """The number of state columns in scratch, a power of two; columns past `dv` are 0."""
         return padded(self.dv)
 
     @property
     def can_walk(self) -> bool:
-        """Whether one kernel walks and gives the outputs too: of numbers of 16 bits, and of heads that registers hold.
+        """Whether a single kernel can walk the chunks and compute the outputs: with 16-bit inputs and heads up to 256.
 
-        Products of fp32 are three of TF32 each: with tiles of pairs and outputs beside the state their parts are
-        spilled on every target, whatever the blocks.
+        An fp32 product takes three TF32 products. With tiles of pairs and outputs beside the state, their operands are
+        spilled on every target, whatever the block shape.
         """
         return self.form.can_walk and not self.is_exact and self.wk <= 256
 
     @property
     def can_fuse(self) -> bool:
-        """Whether that kernel needs no prepared rows."""
+        """Whether the walking kernel needs no prepared rows."""
         return self.can_walk and self.form.can_fuse and self.wk <= 128
 
     @property
     def segment_width(self) -> int:
-        """Columns of what a segment of the sequence makes of states: with a correction its matrix stands beside."""
+        """The number of columns of a segment's result: N, and with a correction also the matrix M."""
         return self.wv + (self.wk if self.form.is_corrected else 0)
 
     @property
     def per_chunk(self) -> int:
-        """Tokens of a chunk."""
+        """The number of tokens of a chunk."""
         return self.length // self.form.micro
 
     @property
     def used(self) -> int:
-        """Rows of a chunk that steps stand at."""
+        """The number of rows of a chunk that hold steps; the rest is padding."""
         return self.per_chunk * self.form.micro
 
     @property
     def read_at(self) -> int:
-        """The step of a token at which its query stands."""
+        """The index of the step, within a token, whose row holds the query."""
         return 0 if self.form.before else self.form.micro - 1
 
     @property
     def operand(self) -> str:
-        """Triton's name of the dtype of products."""
+        """Triton's name of the operands' dtype."""
         return TYPES[self.dtype]
 
     @property
@@ -220,7 +225,7 @@ class RecurrenceProblem:
 
     @property
     def vector(self) -> int:
-        """Numbers of the inputs in 16 bytes."""
+        """The number of input elements in 16 bytes."""
         return VECTOR // BYTES[self.dtype]
 
     @property
@@ -230,23 +235,23 @@ class RecurrenceProblem:
 
     @property
     def exact_precision(self) -> str:
-        """How products of fp32 are asked for that must be right to fp32."""
+        """The `tl.dot` argument for products that are exact to fp32."""
         return f', input_precision="{self.exact}"'
 
     @property
     def sum_precision(self) -> str:
-        """How sums of fp32 are asked for that are products with a matrix of 0 and 1: as exact as the inputs are."""
+        """The `tl.dot` argument for fp32 sums as products with a matrix of 0 and 1: as exact as the inputs."""
         if self.target.maker == "nvidia" and not self.is_exact:
             return ', input_precision="tf32"'
         return self.exact_precision
 
     def dot(self, left: str, right: str, added: str = "") -> str:
-        """A product of operands, of the inputs' dtype; `added` to it."""
+        """Return the text of a product of operands, plus `added`."""
         more = f", {added}" if added else ""
         return f"tl.dot({left}, {right}{more}{self.exact_precision if self.is_exact else ''})"
 
     def rounded(self, x: str) -> str:
-        """fp32 as an operand."""
+        """Return the text of an fp32 value rounded to the operands' dtype."""
         return x if self.is_exact else f"{x}.to({TRITON_TYPES[self.dtype]})"
 
 
@@ -254,5 +259,5 @@ TRITON_TYPES = {"float32": "tl.float32", "float16": "tl.float16", "bfloat16": "t
 
 
 def padded(width: int) -> int:
-    """The next power of two, at least 16."""
+    """Return the next power of two, at least 16."""
     return max(LEAST, 1 << (width - 1).bit_length())

@@ -1,6 +1,6 @@
-"""The kernel of a chunk's gradients along the state's rows: of q, k, what corrections read and write, and gates.
+"""The kernel of a chunk's gradients along the state's rows: of q, k, corrections' reads and left sides, and gates.
 
-What is entered by the state before the chunk, and left in the state after it:
+The adjoints of readers that enter from the state before the chunk, and of writers that leave to the state after it:
 
     ∂q_in = ∂o Sᵀ       ∂r_in = y Sᵀ       ∂writer_out = values ∂S′ᵀ       ∂total = Σ_columns S ⊙ ∂S′
 
@@ -26,10 +26,10 @@ from attnc.compiler.recurrences.kernels.recurrence_frame import RecurrenceFrame
 
 
 class RowGradients(RecurrenceFrame):
-    """A program does a chunk and a block of channels. What a row of steps gets is summed under the row's name, `d_k`.
+    """Row gradients: a program computes a chunk and a block of channels, summing the gradient of `k` in `d_k`.
 
-    Where a gate for each row stands behind a correction of rank one, each reader has a kernel of its own, this one and
-    `ReadGradients`: both readers' sums at a time are more than there are registers.
+    With a gate for each row and a correction of rank one, each reader has a separate kernel, this one and
+    `ReadGradients`, because the sums of both readers do not fit into registers.
     """
 
     stage = "keys"
@@ -40,12 +40,12 @@ class RowGradients(RecurrenceFrame):
         return f"Gradients of {', '.join(self._inputs())}{gates}"
 
     def readers(self) -> tuple[int, ...]:
-        """The numbers of the readers whose gradients the kernel computes."""
+        """Return the indices of the readers whose gradients the kernel computes."""
         form = self.problem.form
         return (0,) if form.is_split else tuple(range(len(form.readers)))
 
     def writers(self) -> tuple[int, ...]:
-        """The numbers of the writers whose sums begin here, with the adjoint from the state after the chunk."""
+        """Return the indices of the writers whose sums start here, with the adjoint from the state after the chunk."""
         return tuple(range(len(self.problem.form.writers)))
 
     def _inputs(self) -> list[str]:
@@ -53,33 +53,33 @@ class RowGradients(RecurrenceFrame):
         return list(dict.fromkeys([*(form.readers[i] for i in self.readers()), *form.writers]))
 
     def write(self) -> None:
-        """All lines."""
+        """Emit all lines of the kernel."""
         p, form = self.problem, self.problem.form
-        self.of_chunk()
+        self.emit_chunk()
         load_segments(self)
         self.block_columns("channel", p.wk, self.rows, "tl.program_id(1)")
         size = f"({p.length}, {self.rows})"
         for name in self._sums():
             self.add(f"{name} = tl.zeros({size}, tl.float32)")
-        if self._keeps():
+        if self._has_total_gradient():
             self.add(f"kept_sum = tl.zeros(({self.rows},), tl.float32)")
-        for name in self._of_columns():
-            self.given(name)
+        for name in self._column_inputs():
+            self.emit_address(name)
         if self.columns < p.wv:
             with self.lines.block(self.blocks("column", p.wv, self.columns)):
                 self._block()
         else:
             self._block()
         for name in self._inputs():
-            self.given(name)
+            self.emit_address(name)
             self.load(f"{name}_rows", name, "channel")
         if form.gate == "rows":
-            self._of_rows()
+            self._row_gates()
         else:
-            self._of_vectors()
+            self._vector_gates()
 
-    def _keeps(self) -> bool:
-        """Whether what is left of the state is a gradient here."""
+    def _has_total_gradient(self) -> bool:
+        """Check whether this kernel computes the gradient of the decay over the whole chunk."""
         return self.problem.form.gate != "none" and bool(self.writers())
 
     def _sums(self) -> list[str]:
@@ -87,7 +87,7 @@ class RowGradients(RecurrenceFrame):
         entered = [f"enter_{form.readers[i]}" for i in self.readers()]
         return entered + [f"leave_{form.writers[w]}" for w in self.writers()]
 
-    def _of_columns(self) -> list[str]:
+    def _column_inputs(self) -> list[str]:
         form = self.problem.form
         if form.columns:
             return []
@@ -100,7 +100,7 @@ class RowGradients(RecurrenceFrame):
         self.add(f"state = tl.load({self.states('states', 'channel', 'column')})")
         if self.writers():
             self.add(f"end = tl.load({self.states('ends', 'channel', 'column', 1)})")
-        if self._keeps():
+        if self._has_total_gradient():
             self._kept_sum()
         self.add(f"state_across = tl.trans({p.rounded('state')})")
         for i in self.readers():
@@ -116,15 +116,15 @@ class RowGradients(RecurrenceFrame):
         p, form = self.problem, self.problem.form
         if form.columns:
             self.add(
-                f"douts = tl.load({self.kept('dout_in', 'column', p.wv)})",
-                f"v_values = tl.load({self.kept('v_out', 'column', p.wv)})",
+                f"douts = tl.load({self.scratch_tile('dout_in', 'column', p.wv)})",
+                f"v_values = tl.load({self.scratch_tile('v_out', 'column', p.wv)})",
             )
-        for name in self._of_columns():
+        for name in self._column_inputs():
             self.load({"dout": "douts", "v": "v_values"}[name], name, "column")
         if form.is_corrected and self.writers():
-            self.add(f"p_values = tl.load({self.kept('p', 'column', p.wv)})")
+            self.add(f"p_values = tl.load({self.scratch_tile('p', 'column', p.wv)})")
         if 1 in self.readers():
-            self.add(f"dreads = tl.load({self.kept('read_adjoints', 'column', p.wv)})")
+            self.add(f"dreads = tl.load({self.scratch_tile('read_adjoints', 'column', p.wv)})")
 
     def _kept_sum(self) -> None:
         p = self.problem
@@ -136,12 +136,12 @@ class RowGradients(RecurrenceFrame):
 
     # --- one gate for all rows
 
-    def _of_vectors(self) -> None:
+    def _vector_gates(self) -> None:
         p, form = self.problem, self.problem.form
         load_vector_gate(self)
         edges = vector_edges(self)
         if form.has_vector_gate:
-            self._gate_of_edges(edges)
+            self._edge_gate_gradients(edges)
         for reader, exclusive in zip(form.readers, form.exclusive, strict=True):
             self.add(f"enter_{reader} = {scaled(f'enter_{reader}', edges.into[exclusive])}")
         for writer in form.writers:
@@ -158,15 +158,15 @@ class RowGradients(RecurrenceFrame):
             self._store(name)
 
     def _join(self) -> None:
-        """From here on what a row of steps gets has one sum, whether it reads or writes or both."""
-        found = {name: [] for name in self._inputs()}  # type: dict[str, list[str]]
+        """Emit one gradient sum per input, from its sums as a reader and as a writer."""
+        sums_by_input = {name: [] for name in self._inputs()}  # type: dict[str, list[str]]
         for name in self._sums():
-            found[name.partition("_")[2]].append(name)
-        for name, sums in found.items():
+            sums_by_input[name.partition("_")[2]].append(name)
+        for name, sums in sums_by_input.items():
             zeros = f"tl.zeros(({self.problem.length}, {self.rows}), tl.float32)"
             self.add(f"d_{name} = {' + '.join(sums) or zeros}")
 
-    def _gate_of_edges(self, edges: Edges) -> None:
+    def _edge_gate_gradients(self, edges: Edges) -> None:
         form, p = self.problem.form, self.problem
         total = f"tl.sum(kept_sum, 0) * {edges.total}"
         self.add(f"dgates = tl.zeros(({p.length},), tl.float32) + {total}")
@@ -176,13 +176,13 @@ class RowGradients(RecurrenceFrame):
         for writer in form.writers:
             self.add(f"terms = tl.sum({writer}_rows * {edges.out_of} * leave_{writer}, 1)")
             self._add_vector("<")
-        # A sum of a program's channels: those of the others are added to it behind the kernel.
+        # The sum over this program's channels; the host adds the sums of the other programs.
         self.scratch("dgate_edges", 1, "fp32")
         past = f"tl.program_id(1) * tl.full((), {p.length}, tl.int64) * tl.num_programs(0)"
         self.add(f"tl.store({self.vector('dgate_edges')} + {past}, dgates)")
 
     def _add_vector(self, relation: str) -> None:
-        """Add the terms of the rows that stand so to each step; they are laid out along columns by a product."""
+        """Emit the addition, to each step's gate, of the terms of rows in a relation to it; transposes the terms."""
         length = self.problem.length
         self.add(
             f"terms = tl.broadcast_to(terms[:, None], ({length}, {length}))",
@@ -191,10 +191,10 @@ class RowGradients(RecurrenceFrame):
 
     # --- a gate for each row
 
-    def _of_rows(self) -> None:
-        """The edges first, then the levels reader by reader: so least is kept at a time."""
+    def _row_gates(self) -> None:
+        """Emit the edges first, then the levels for one reader after another, to keep few registers alive."""
         p, form = self.problem, self.problem.form
-        self.given("gate_rows")
+        self.emit_address("gate_rows")
         self.load("gates", "gate_rows", "channel")
         self.add(f"dgates = tl.zeros(({p.length}, {self.rows}), tl.float32)")
         kinds = [form.exclusive[i] for i in self.readers()]
@@ -209,7 +209,7 @@ class RowGradients(RecurrenceFrame):
             for w, writer in enumerate(form.writers):
                 self.add(f"{writer}_pairs = tl.load({self.matrix(f'd_{form.pair_name(i, w)}')})")
                 if i == 0 and not exclusive:
-                    self._own(writer)
+                    self._add_own_pair(writer)
             sweep = DecaySweep(self, "gates", self.rows, not exclusive, exclusive)
             with sweep.levels():
                 self._at_level(sweep, reader, exclusive)
@@ -217,16 +217,16 @@ class RowGradients(RecurrenceFrame):
                 self._store(reader)
         for writer in form.writers:
             self._store(writer)
-        self.given("dgate_rows")
+        self.emit_address("dgate_rows")
         if not self.writers():
             self.load("others", "dgate_rows", "channel")
         self.put("dgate_rows", "channel", "dgates" if self.writers() else "dgates + others")
 
-    def _own(self, writer: str) -> None:
+    def _add_own_pair(self, writer: str) -> None:
         """Emit a step's read of its own write, which does not decay."""
-        own = f"tl.sum(tl.where(row[:, None] == row[None, :], {writer}_pairs.to(tl.float32), 0.0), 1)"
+        diagonal = f"tl.sum(tl.where(row[:, None] == row[None, :], {writer}_pairs.to(tl.float32), 0.0), 1)"
         self.add(
-            f"own_weight = {own}[:, None]",
+            f"own_weight = {diagonal}[:, None]",
             f"d_q += own_weight * {writer}_rows",
             f"d_{writer} += own_weight * q_rows",
         )
@@ -264,31 +264,31 @@ class RowGradients(RecurrenceFrame):
         if self.writers():
             self.add(f"dgates += (kept_sum * {edges.total})[None, :]")
 
-    # --- the end
+    # --- stores
 
     def _store(self, name: str) -> None:
-        """Store what a row of steps gets, or what is known of it so far."""
+        """Emit the store of an input's gradient, or of its partial sum if another kernel adds to it."""
         p, form = self.problem, self.problem.form
         if form.bonus and 0 in self.readers() and name in ("q", "k"):
             self._add_bonus(name)
         if form.is_split and name in form.writers:
-            partial = self.kept(f"{name}_so_far", "channel", p.wk, "fp32")
+            partial = self.scratch_tile(f"{name}_so_far", "channel", p.wk, "fp32")
             if self.writers():
                 self.add(f"tl.store({partial}, d_{name})")
                 return
             self.add(f"d_{name} += tl.load({partial})")
-        self.given(f"d{name}")
+        self.emit_address(f"d{name}")
         self.put(f"d{name}", "channel", p.rounded(f"d_{name}"))
 
     def _add_bonus(self, name: str) -> None:
-        self.given("bonus")
+        self.emit_address("bonus")
         self.load("bonus_rows", "bonus", "channel")
         self.add(
             f"bonus_weight = tl.load({self.vector('bonus_adjoints')})[:, None]",
             f"d_{name} += bonus_weight * bonus_rows.to(tl.float32) * {'k' if name == 'q' else 'q'}_rows",
         )
         if name == "q":
-            self.given("dbonus")
+            self.emit_address("dbonus")
             self.put("dbonus", "channel", "bonus_weight * q_rows * k_rows")
 
 
@@ -298,9 +298,9 @@ class ReadGradients(RowGradients):
     stage = "reads"
 
     def readers(self) -> tuple[int, ...]:
-        """The correction's."""
+        """Return the index of the correction's read."""
         return (1,)
 
     def writers(self) -> tuple[int, ...]:
-        """None: their sums begin elsewhere."""
+        """Return no writer: their sums start in `RowGradients`."""
         return ()

@@ -1,8 +1,8 @@
-"""The kernel of states that are taken entry by entry: x_t = decay_t · x_{t-1} + write_t, or the largest so far.
+"""The kernel of elementwise states: x_t = decay_t · x_{t-1} + write_t, or the running maximum.
 
-A program does all tokens of a lane for a block of entries, chunk by chunk: within one by an associative scan, with the
-state before it as part of the first step. Chunks in which a factor is above 1 go token by token: what such a scan makes
-of an empty state may be larger than what the steps make of theirs.
+A program computes all tokens of a head for a block of entries, chunk by chunk: an associative scan within a chunk, with
+the state before the chunk as part of its first step. A chunk with a factor above 1 runs token by token, because the
+scan's intermediates from an empty state may be larger than the real states.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ Op = Literal["real", "complex", "max"]
 
 @dataclass(frozen=True, slots=True)
 class ScanKind:
-    """`op`: what a step is; `shared`: a token has one factor for all entries; `emptied`: tokens may empty the state
-    before their step; `backwards`: from the last token to the first; `entries`: of a block, a power of two.
+    """The kind of a scan, on which its kernel text depends.
+
+    `op`: the step; `shared`: a token has one factor for all entries; `emptied`: tokens may empty the state before their
+    step; `backwards`: from the last token to the first; `entries`: the number of entries of a block, a power of two.
     """
 
     op: Op
@@ -38,17 +40,17 @@ class ScanKind:
     @property
     def function(self) -> str:
         """The kernel's name."""
-        said = {"shared": self.shared, "emptied": self.emptied, "backwards": self.backwards}
-        return "_".join((f"scan_{self.op}", *(word for word, is_so in said.items() if is_so)))
+        flags = {"shared": self.shared, "emptied": self.emptied, "backwards": self.backwards}
+        return "_".join((f"scan_{self.op}", *(word for word, is_set in flags.items() if is_set)))
 
     @property
     def tensors(self) -> tuple[str, ...]:
-        """The tensors by token that are read, besides the output."""
+        """The names of the input tensors by token."""
         return ("write", *([] if self.op == "max" else ["decay"]), *(["emptied"] if self.emptied else []))
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The numbers of an entry."""
+        """The names of the real numbers of an entry: one, or two for a complex number."""
         return ("x", "y") if self.op == "complex" else ("x",)
 
 
@@ -81,7 +83,7 @@ def combined(factor_a, x_a, factor_b, x_b):
 
 @lru_cache(maxsize=256)
 def emit_scan(kind: ScanKind) -> KernelSource:
-    """The kernel of a kind."""
+    """Return the kernel of a kind."""
     pointers = [
         KernelArgument(name, "*i32" if name == "emptied" else "*fp32") for name in (*kind.tensors, "start", "out")
     ]
@@ -110,11 +112,13 @@ def _dims(name: str) -> range:
 
 @dataclass
 class _ScanWriter:
+    """Writes the body of a scan kernel."""
+
     kind: ScanKind
     lines: Lines
 
     def written(self) -> Lines:
-        """The body."""
+        """Emit and return the body's lines."""
         kind, add = self.kind, self.lines.add
         add(
             "lane = tl.program_id(0)",
@@ -153,28 +157,29 @@ class _ScanWriter:
         with self.lines.block("else:"):
             self._scanned()
 
-    def _factors(self, token: str, entry: str, mask: str, there: str, shape: str, prefix: str = "") -> None:
-        """The factors of the steps at some tokens, 1 where there are none; `there`: a mask of tokens, where needed."""
+    def _factors(self, token: str, entry: str, mask: str, token_mask: str, shape: str, prefix: str = "") -> None:
+        """Emit the factors of the steps at some tokens, 1 where there are none; `token_mask`: of tokens, or empty."""
         kind, add = self.kind, self.lines.add
         names = [prefix + name for name in ("factor", "turn")[: len(kind.parts)]]
         if kind.op == "max":
             add(f"factor = tl.full({shape}, 1.0, tl.float32)")
         else:
-            own = "0" if kind.shared else entry
-            shown = there if kind.shared else mask
+            factor_entry = "0" if kind.shared else entry
+            load_mask = token_mask if kind.shared else mask
             for i, name in enumerate(names):
-                at = f"decay_at + {token} * decay_2 + {self._entry(own, i)}"
-                guard = f", mask={shown}, other={1.0 - i}" if shown else ""
+                at = f"decay_at + {token} * decay_2 + {self._entry(factor_entry, i)}"
+                guard = f", mask={load_mask}, other={1.0 - i}" if load_mask else ""
                 add(f"{name} = tl.load({at}{guard})")
                 if kind.shared:
                     add(f"{name} = tl.broadcast_to({name}, {shape})")
         if kind.emptied:
-            guard = f", mask={there}, other=0" if there else ""
+            guard = f", mask={token_mask}, other=0" if token_mask else ""
             add(f"{prefix}emptying = tl.load(emptied_at + {token} * emptied_2{guard}) != 0")
             for name in names:
                 add(f"{name} = tl.where({prefix}emptying, 0.0, {name})")
 
     def _one_by_one(self) -> None:
+        """Emit a loop over the tokens of a chunk."""
         kind, add = self.kind, self.lines.add
         with self.lines.block(f"for turn_of in range(first, tl.minimum(first + {CHUNK}, tokens)):"):
             add(f"here = tl.full((), 0, tl.int64) + {'tokens - 1 - turn_of' if kind.backwards else 'turn_of'}")
@@ -199,17 +204,18 @@ class _ScanWriter:
         return "own_factor * x_state + x_written"
 
     def _scanned(self) -> None:
+        """Emit the associative scan of a chunk."""
         kind, add = self.kind, self.lines.add
         factors = ("factor", "turn")[: len(kind.parts)]
-        found = ", ".join(f"{name}_after" for name in (*factors, *kind.parts))
-        begun = ", ".join(f"{name}_begun" for name in (*factors, *kind.parts))
+        results = ", ".join(f"{name}_after" for name in (*factors, *kind.parts))
+        first_steps = ", ".join(f"{name}_begun" for name in (*factors, *kind.parts))
         steps = ", ".join((*factors, *kind.parts))
         add("# The state before the chunk is a part of its first step.")
-        whole = ", ".join(f"tl.broadcast_to({part}_state[None, :], ({CHUNK}, {kind.entries}))" for part in kind.parts)
-        add(f"{begun} = combined({', '.join(factors)}, {whole}, {steps})")
+        states = ", ".join(f"tl.broadcast_to({part}_state[None, :], ({CHUNK}, {kind.entries}))" for part in kind.parts)
+        add(f"{first_steps} = combined({', '.join(factors)}, {states}, {steps})")
         for part in kind.parts:
             add(f"{part} = tl.where(row[:, None] == 0, {part}_begun, {part})")
-        add(f"{found} = tl.associative_scan(({steps}), 0, combined)")
+        add(f"{results} = tl.associative_scan(({steps}), 0, combined)")
         for i, part in enumerate(kind.parts):
             at = f"out_at + token[:, None] * out_2 + {self._entry('entry[None, :]', i)}"
             add(f"tl.store({at}, {part}_after, mask=both)")

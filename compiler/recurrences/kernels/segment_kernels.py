@@ -1,21 +1,20 @@
-"""The kernels of a call whose lanes are split into segments: what a segment makes of any state, and the states between.
+"""The kernels of a call whose sequences are split into segments: each segment as an affine map, and states between.
 
-Over the chunks of a segment S′ = M S + N. A first walk finds N, from an empty state, and M, for all segments at once.
-The states between segments follow from these, S_s+1 = M_s S_s + N_s, and then the walk that stores states before chunks
-starts at all of them at once. With a decay alone M is the product of what is left of each row and column; with a
-correction it is a matrix, found by the same walk from the identity in place of a state, with nothing written. Backward
-the adjoint of the state before a segment is that of the one after it times Mᵀ, and so the walk from the identity gives
-Mᵀ.
+Over the chunks of a segment, S′ = M S + N. A first walk computes N, from an empty state, and M, for all segments at
+once. The states between segments follow, S_s+1 = M_s S_s + N_s. Then the walk that stores the states before chunks runs
+in all segments at once. With decay alone, M is the product of the decays of each row and column. With a correction, M
+is a matrix, computed by the same walk from the identity instead of a state, without writes. In the backward pass the
+adjoint of the state before a segment is Mᵀ times the adjoint after it, and the walk from the identity computes Mᵀ.
 
-A matrix M may be large where states are small: where steps of a correction let states grow, but those that are there
-are not in their way. What it is then multiplied with has lost its digits, or it is no number any more. A lane that has
-such an M (entries above `GROWN`; keys of length 1 with β from 0 to 2, which let no state grow, have none above 1) is
-walked whole by the program of its first segment, as if it were not split.
+M may be large although states are small: the steps of a correction may let states grow in directions that the actual
+states do not have. The product with M then loses its digits, or is not finite. A head with such an M (entries above
+`GROWN`; unit keys with β from 0 to 2 let no state grow and give no entry above 1) is walked as a whole by the program
+of its first segment, as if it were not split.
 
-The cost: a walk more, of all segments but one at once, with as many columns more as the state has rows where there is a
-correction; two segments are therefore no faster than one. With a decay alone the second walk could be spared by adding
-what is left of S_s to the states before chunks; but that reads and writes all of them once more: of heads of 128 in
-chunks of 64, 128 KiB a chunk, where a walk reads 32 KiB of keys and values in 16 bits.
+The cost is a second walk, over all segments but one at once, with a correction widened by as many columns as the state
+has rows; so two segments are no faster than one. With decay alone, the second walk could be avoided by adding the
+decayed S_s to the states before chunks. But that reads and writes all these states again: for heads of 128 in chunks of
+64, 128 KiB per chunk, where a walk reads 32 KiB of 16-bit keys and values.
 """
 
 from __future__ import annotations
@@ -29,25 +28,25 @@ GROWN = 2.0
 
 
 class FirstWalk(Walk):
-    """N of a segment, and M: beside N in columns of its own, or as factors for its rows and columns.
+    """The walk that computes N and M of a segment: M as further columns beside N, or as factors of rows and columns.
 
-    All programs of a segment store the same factors for its rows.
+    All programs of a segment store the same factors of rows.
     """
 
     is_first = True
 
     @property
     def width(self) -> int:
-        """The number of columns of N, and of M beside it."""
+        """The number of columns of N, plus those of M if it is a matrix."""
         return self.problem.segment_width
 
     @property
-    def where_there(self) -> str:
-        """Columns of M are of no value."""
+    def column_mask(self) -> str:
+        """The mask arguments that leave out the columns of M, which have no values."""
         return f", mask=(column < {self.problem.wv})[None, :], other=0.0" if self.problem.form.is_corrected else ""
 
     def start(self) -> None:
-        """Nothing, and the identity."""
+        """Emit the initial state: zeros for N, the identity for M."""
         p, form = self.problem, self.problem.form
         if form.is_corrected:
             self.add(f"state = tl.where(channel[:, None] + {p.wv} == column[None, :], 1.0, 0.0)")
@@ -60,7 +59,7 @@ class FirstWalk(Walk):
             self.add(f"left_columns = tl.full(({self.columns},), 1.0, tl.float32)")
 
     def decay(self) -> None:
-        """The state times what is left of it after the chunk, and the products of that."""
+        """Emit the decay of the state over the chunk, and the products of decays."""
         form = self.problem.form
         super().decay()
         if form.is_corrected:
@@ -71,13 +70,13 @@ class FirstWalk(Walk):
             self.add("left_columns = left_columns * column_left")
 
     def keep(self, name: str, value: str, column: str) -> None:
-        """Nothing: what is solved for depends on the state."""
+        """Store nothing, as solved values depend on the state."""
 
     def keep_state(self) -> None:
-        """Nothing."""
+        """Store no state."""
 
     def end(self) -> None:
-        """Store N and M."""
+        """Emit the stores of N and M."""
         form = self.problem.form
         at_segment(self)
         self.add(f"tl.store({segment_tile(self, 'channel', 'column')}, state)")
@@ -90,35 +89,35 @@ class FirstWalk(Walk):
 
 
 class SegmentStates(FirstWalk, StateWalk):
-    """The states of all segments but a sequence's last."""
+    """The first forward walk, of all segments except a sequence's last."""
 
     stage = "segments"
     makes = "What segments make of states"
 
-    def stand(self) -> None:
+    def emit_segment(self) -> None:
         """Emit the program's batch entry, head and segment."""
         self.add("lane = tl.program_id(0) // (segments - 1)", "segment = tl.program_id(0) % (segments - 1)")
 
 
 class SegmentAdjoints(FirstWalk, AdjointWalk):
-    """The adjoints of all segments but a sequence's first."""
+    """The first backward walk, of all segments except a sequence's first."""
 
     stage = "adjoint_segments"
     makes = "What segments make of adjoints of states"
 
-    def stand(self) -> None:
+    def emit_segment(self) -> None:
         """Emit the program's batch entry, head and segment."""
         self.add("lane = tl.program_id(0) // (segments - 1)", "segment = tl.program_id(0) % (segments - 1) + 1")
 
 
 class SegmentJoin(RecurrenceFrame):
-    """The states between segments, one after another, with a decay alone: a program does a lane, a block of columns."""
+    """The states between segments with decay alone: a program computes a head, for a block of columns."""
 
     stage = "joined"
     makes = "States between segments"
 
     def write(self) -> None:
-        """All lines."""
+        """Emit all lines of the kernel."""
         p = self.problem
         self.number("segments", "span")
         self.add("lane = tl.program_id(0)")
@@ -127,7 +126,7 @@ class SegmentJoin(RecurrenceFrame):
         self.walk()
 
     def walk(self) -> None:
-        """From the first segment to the one before the last."""
+        """Emit the loop from the first segment to the last but one."""
         self.add("at = lane * tl.full((), 1, tl.int64) * chunks")
         self.add(f"state = tl.load({self.states('states', 'channel', 'column')})")
         with self.lines.block("for segment in range(0, segments - 1):"):
@@ -137,7 +136,7 @@ class SegmentJoin(RecurrenceFrame):
             self.add(f"tl.store({self.states('states', 'channel', 'column')}, state)")
 
     def pass_segment(self) -> None:
-        """M S + N."""
+        """Emit S ← M S + N."""
         form = self.problem.form
         if form.has_total:
             self.add(f"left = tl.load({segment_factors(self, 'total')})")
@@ -148,19 +147,19 @@ class SegmentJoin(RecurrenceFrame):
 
 
 class SegmentProduct(SegmentJoin):
-    """States between segments with a correction, M a matrix; its products with the state are exact to fp32."""
+    """The states between segments with a correction: M is a matrix, and its products are exact to fp32."""
 
     stage = "multiplied"
 
     def walk(self) -> None:
-        """As without a correction; stored is whether the lane has an M that is too large."""
+        """Emit the loop over segments, and the store of whether the head has an M with too large entries."""
         self.add("grown = tl.full((), 0, tl.int32)")
         super().walk()
         self.pointers["whole"] = KernelArgument("whole", "*i32")
         self.add("tl.store(whole + lane, grown)")
 
     def pass_segment(self) -> None:
-        """M S + N, block of M's columns by block: there the state's rows are picked out of it."""
+        """Emit S ← M S + N for one block of M's columns after another, with the matching rows of the state."""
         p, block = self.problem, self.rows
         self.add(f"found = tl.load({segment_tile(self, 'channel', 'column')})")
         self.add(f"parts = tl.reshape(state, ({p.wk // block}, {block}, {self.columns}))")
@@ -177,13 +176,13 @@ class SegmentProduct(SegmentJoin):
 
 
 class AdjointJoin(SegmentJoin):
-    """Adjoints between segments, from the last segment to the second."""
+    """The adjoints between segments with decay alone, from the last segment to the second."""
 
     stage = "adjoints_joined"
     makes = "Adjoints of the states between segments"
 
     def walk(self) -> None:
-        """From the last segment to the second."""
+        """Emit the loop from the last segment to the second."""
         self.add("at = (lane * tl.full((), 1, tl.int64) + 1) * chunks - 1")
         self.add(f"state = tl.load({self.states('ends', 'channel', 'column', 1)})")
         with self.lines.block("for turn in range(1, segments):"):
@@ -195,18 +194,18 @@ class AdjointJoin(SegmentJoin):
 
 
 class AdjointProduct(SegmentProduct, AdjointJoin):
-    """Adjoints between segments with a correction."""
+    """The adjoints between segments with a correction."""
 
     stage = "adjoints_multiplied"
 
 
 def at_segment(frame: RecurrenceFrame) -> None:
-    """Where the segment stands in scratch."""
+    """Emit the index of the segment in scratch."""
     frame.add("at_segment = lane * tl.full((), 1, tl.int64) * segments + segment")
 
 
 def segment_tile(frame: RecurrenceFrame, row: str, column: str) -> str:
-    """The addresses of a tile of what a segment makes, N and M beside it."""
+    """Return the addresses of a tile of a segment's N and M."""
     p = frame.problem
     frame.pointers["segment_states"] = KernelArgument("segment_states", "*fp32")
     at = f"at_segment * {p.wk * p.segment_width}"
@@ -214,7 +213,7 @@ def segment_tile(frame: RecurrenceFrame, row: str, column: str) -> str:
 
 
 def segment_factors(frame: RecurrenceFrame, of: str) -> str:
-    """The addresses of what is left of the state after a segment: of its rows or all of it, of its columns."""
+    """Return the addresses of a segment's decay factors: of rows or the whole state, or of columns."""
     p, name = frame.problem, f"segment_{of}"
     frame.pointers[name] = KernelArgument(name, "*fp32")
     if of == "total_columns":

@@ -1,4 +1,4 @@
-"""The kernel that solves a chunk's triangle: its inverse, and what the correction makes of the state and of v."""
+"""The kernel that solves a chunk's triangular system: its inverse, and the correction's W and U."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from attnc.compiler.recurrences.kernels.recurrence_problem import LEAST
 
 
 class SolveKernel(RecurrenceFrame):
-    """A program does a chunk. Blocks of 16 by substitution, then pairs of blocks are merged, all in fp32.
+    """Solved triangles: a program inverts a chunk's triangle in fp32, blocks of 16 by substitution, merged in pairs.
 
-    p = U + W S: W = -T (β r_in) and U = T (β v) of a delta rule, W = T r_in and U = T (A_r,k v) of any of rank one.
+    p = U + W S. Delta rule: W = -T (β r_in), U = T (β v). General rank one: W = T r_in, U = T (A_r,k v).
     """
 
     stage = "solve"
     makes = "Triangles solved"
 
     def write(self) -> None:
-        """All lines."""
+        """Emit all lines of the kernel."""
         p, form = self.problem, self.problem.form
-        self.of_chunk()
+        self.emit_chunk()
         if form.is_delta:
-            self.given("beta")
+            self.emit_address("beta")
         self._invert()
         self.add(f"inverse_pairs = {p.rounded('found')}", f"tl.store({self.matrix('inverse')}, inverse_pairs)")
         if form.is_delta:
@@ -28,18 +28,18 @@ class SolveKernel(RecurrenceFrame):
             self.add(f"solver = {p.rounded('(found * beta_across[None, :])')}")
         else:
             self.add("solver = inverse_pairs", f"written = tl.load({self.matrix(form.pair_name(1, 0))})")
-        self.given("v")
-        self._each("channel", p.wk, self.rows, self._read)
-        self._each("column", p.wv, self.columns, self._value)
+        self.emit_address("v")
+        self._over_blocks("channel", p.wk, self.rows, self._read)
+        self._over_blocks("column", p.wv, self.columns, self._value)
 
     def _below(self, block: int) -> str:
-        """An expression that loads the lower triangle's blocks on the diagonal, or below it between pairs of them."""
+        """Return the text that loads the triangle's diagonal blocks, or the blocks below pairs of diagonal blocks."""
         p, form = self.problem, self.problem.form
         count, down = (p.length // LEAST, 0) if block == 0 else (p.length // (2 * block), block)
         width = block or LEAST
-        apart = width + down
+        stride = width + down
         self.add(
-            f"corner = tl.arange(0, {count})[:, None, None] * {apart}",
+            f"corner = tl.arange(0, {count})[:, None, None] * {stride}",
             f"down = corner + {down} + tl.arange(0, {width})[None, :, None]",
             f"across = corner + tl.arange(0, {width})[None, None, :]",
         )
@@ -61,7 +61,8 @@ class SolveKernel(RecurrenceFrame):
             block *= 2
         self.add(f"found = tl.reshape(found, ({length}, {length}))")
 
-    def _each(self, name: str, width: int, block: int, body: object) -> None:
+    def _over_blocks(self, name: str, width: int, block: int, body: object) -> None:
+        """Emit a body for every block of columns."""
         assert callable(body)
         if block < width:
             with self.lines.block(self.blocks(name, width, block)):
@@ -74,9 +75,9 @@ class SolveKernel(RecurrenceFrame):
     def _read(self) -> None:
         p, form = self.problem, self.problem.form
         sign = "-" if form.is_delta else ""
-        self.add(f"reads = tl.load({self.kept(f'{form.readers[1]}_in', 'channel', p.wk)})")
+        self.add(f"reads = tl.load({self.scratch_tile(f'{form.readers[1]}_in', 'channel', p.wk)})")
         value = p.rounded(f"({sign}{p.dot('solver', 'reads')})")
-        self.add(f"tl.store({self.kept('solved_reads', 'channel', p.wk)}, {value})")
+        self.add(f"tl.store({self.scratch_tile('solved_reads', 'channel', p.wk)}, {value})")
 
     def _value(self) -> None:
         p = self.problem
@@ -84,4 +85,4 @@ class SolveKernel(RecurrenceFrame):
         if p.form.is_rank_one:
             self.add(f"values = {p.rounded(p.dot('written', 'values'))}")
         value = p.rounded(p.dot("solver", "values"))
-        self.add(f"tl.store({self.kept('solved_values', 'column', p.wv)}, {value})")
+        self.add(f"tl.store({self.scratch_tile('solved_values', 'column', p.wv)}, {value})")

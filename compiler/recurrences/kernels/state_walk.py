@@ -10,31 +10,31 @@ from attnc.compiler.recurrences.kernels.recurrence_frame import RecurrenceFrame
 
 
 class Walk(RecurrenceFrame):
-    """A program does the chunks of a segment of a lane, for a block of the state's columns.
+    """The base of serial kernels: a program walks the chunks of a segment of a head, for a block of state columns.
 
-    A segment has `span` chunks, the last one of a lane what is left; a lane that is not split is one segment.
+    A segment has `span` chunks, the last segment of a head the remainder; a head that is not split is one segment.
     """
 
     turns: ClassVar[str]
-    """The head of the loop, and in it which chunk it is at."""
+    """The head of the loop over chunks."""
     is_first: ClassVar[bool] = False
-    """Whether segments are walked before it is known what they begin with."""
+    """Whether segments are walked before the states that they start from are known."""
 
     @property
     def width(self) -> int:
-        """Columns that programs walk with."""
+        """The number of columns that programs walk with."""
         return self.problem.wv
 
     @property
-    def where_there(self) -> str:
-        """The mask arguments of a scratch load along columns, where some columns do not exist."""
+    def column_mask(self) -> str:
+        """The mask arguments of a scratch load along columns; empty if all columns exist."""
         return ""
 
     def write(self) -> None:
-        """All lines."""
+        """Emit all lines of the kernel."""
         p = self.problem
         self.number("segments", "span")
-        self.stand()
+        self.emit_segment()
         self.add("begin = segment * span", "stop = tl.minimum(begin + span, chunks)")
         if p.form.is_corrected and not self.is_first:
             self.pointers["whole"] = KernelArgument("whole", "*i32")
@@ -43,7 +43,7 @@ class Walk(RecurrenceFrame):
                 "begin = tl.where(is_whole, 0, begin)",
                 "stop = tl.where(is_whole, tl.where(segment == 0, chunks, 0), stop)",
             )
-        self.numbered()
+        self.emit_rows()
         self.block_columns("channel", p.wk, p.wk)
         self.block_columns("column", self.width, self.columns, "tl.program_id(1)")
         self.start()
@@ -51,31 +51,31 @@ class Walk(RecurrenceFrame):
             self.turn()
         self.end()
 
-    def stand(self) -> None:
+    def emit_segment(self) -> None:
         """Emit the program's batch entry, head and segment."""
         self.add("lane = tl.program_id(0) // segments", "segment = tl.program_id(0) % segments")
 
     @abstractmethod
     def start(self) -> None:
-        """The state that the walk starts from."""
+        """Emit the state that the walk starts from."""
 
     @abstractmethod
     def turn(self) -> None:
-        """One chunk."""
+        """Emit the work on one chunk."""
 
     def keep(self, name: str, value: str, column: str) -> None:
-        """Store what was found for the chunk's rows."""
-        self.add(f"tl.store({self.kept(name, column, self.problem.wv)}, {value})")
+        """Emit the store of a result for the chunk's rows."""
+        self.add(f"tl.store({self.scratch_tile(name, column, self.problem.wv)}, {value})")
 
     @abstractmethod
     def keep_state(self) -> None:
-        """Store the state at the chunk's edge, but where another segment starts from it: that one is there already."""
+        """Emit the store of the state at the chunk's edge, except at segment borders, where it is stored already."""
 
     def end(self) -> None:
         """Emit the lines after the last chunk."""
 
     def decay(self) -> None:
-        """The state times what is left of it after the chunk."""
+        """Emit the decay of the state over the chunk."""
         total = self.load_total("channel")
         if total:
             self.add(f"state = state * {total}")
@@ -86,27 +86,27 @@ class Walk(RecurrenceFrame):
 
 
 class StateWalk(Walk):
-    """States before chunks, and what corrections solve for."""
+    """The forward walk: the states before chunks, and the values that corrections solve for."""
 
     stage = "states"
     makes = "States before chunks"
     turns = "for chunk in range(begin, stop):"
 
     def start(self) -> None:
-        """The state before the segment."""
+        """Emit the load of the state before the segment."""
         self.add("at = lane * tl.full((), 1, tl.int64) * chunks + begin")
         self.add(f"state = tl.load({self.states('states', 'channel', 'column')})")
 
     def turn(self) -> None:
-        """One chunk."""
+        """Emit the work on one chunk."""
         p, form = self.problem, self.problem.form
-        self.place()
+        self.emit_steps()
         if not form.is_corrected:
             self.values()
         else:
             self._solve()
         for writer, value in zip(form.writers, form.values, strict=True):
-            self.add(f"{writer}_rows = tl.load({self.kept(f'{writer}_out', 'channel', p.wk)})")
+            self.add(f"{writer}_rows = tl.load({self.scratch_tile(f'{writer}_out', 'channel', p.wk)})")
             if form.is_rank_one and value == "v":
                 self.values()
         self.read()
@@ -116,26 +116,26 @@ class StateWalk(Walk):
         self.keep_state()
 
     def keep_state(self) -> None:
-        """That after the chunk; where the next segment begins it is there already."""
-        kept = "(chunk + 1 < stop) | (stop == chunks)"
-        self.add(f"tl.store({self.states('states', 'channel', 'column', 1)}, state, mask={kept})")
+        """Emit the store of the state after the chunk; where the next segment starts it is stored already."""
+        is_stored = "(chunk + 1 < stop) | (stop == chunks)"
+        self.add(f"tl.store({self.states('states', 'channel', 'column', 1)}, state, mask={is_stored})")
 
     def read(self) -> None:
         """Emit reads of the state before the chunk: none, as another kernel reads for all chunks at once."""
 
     def values(self) -> None:
-        """Load what the chunk's rows write."""
+        """Emit the load of the values that the chunk's rows write."""
         if self.problem.form.columns:
-            self.add(f"v_values = tl.load({self.kept('v_out', 'column', self.problem.wv)})")
+            self.add(f"v_values = tl.load({self.scratch_tile('v_out', 'column', self.problem.wv)})")
         else:
-            self.given("v")
+            self.emit_address("v")
             self.load("v_values", "v", "column", self.width)
 
     def _solve(self) -> None:
         p = self.problem
-        solved = f"{self.kept('solved_values', 'column', p.wv)}{self.where_there}"
+        solved = f"{self.scratch_tile('solved_values', 'column', p.wv)}{self.column_mask}"
         self.add(
-            f"reads = tl.load({self.kept('solved_reads', 'channel', p.wk)})",
+            f"reads = tl.load({self.scratch_tile('solved_reads', 'channel', p.wk)})",
             f"solved = tl.load({solved}).to(tl.float32)",
             f"p_values = {p.rounded('(' + p.dot('reads', p.rounded('state'), 'solved') + ')')}",
         )
@@ -153,23 +153,23 @@ class AdjointWalk(Walk):
     turns = "for turn in range(begin, stop):"
 
     def start(self) -> None:
-        """The adjoint of the state after the segment."""
+        """Emit the load of the adjoint of the state after the segment."""
         self.add("at = lane * tl.full((), 1, tl.int64) * chunks + stop - 1")
         self.add(f"state = tl.load({self.states('ends', 'channel', 'column', 1)})")
 
     def turn(self) -> None:
-        """One chunk."""
+        """Emit the work on one chunk."""
         p, form = self.problem, self.problem.form
         self.add("chunk = begin + stop - 1 - turn")
-        self.place()
+        self.emit_steps()
         if form.columns:
-            self.add(f"douts = tl.load({self.kept('dout_in', 'column', p.wv)})")
+            self.add(f"douts = tl.load({self.scratch_tile('dout_in', 'column', p.wv)})")
         else:
-            self.given("dout")
+            self.emit_address("dout")
             self.load("douts", "dout", "column", self.width)
         if form.is_corrected:
             self._solve()
-        self.add(f"q_rows = tl.load({self.kept('q_in', 'channel', p.wk)})")
+        self.add(f"q_rows = tl.load({self.scratch_tile('q_in', 'channel', p.wk)})")
         self.decay()
         self.add(f"state = {p.dot('tl.trans(q_rows)', 'douts', 'state')}")
         if form.is_corrected:
@@ -177,18 +177,18 @@ class AdjointWalk(Walk):
         self.keep_state()
 
     def keep_state(self) -> None:
-        """That before the chunk; where the segment before ends it is there already."""
-        kept = "(chunk > begin) | (begin == 0)"
-        self.add(f"tl.store({self.states('ends', 'channel', 'column')}, state, mask={kept})")
+        """Emit the store of the adjoint before the chunk; where the previous segment ends it is stored already."""
+        is_stored = "(chunk > begin) | (begin == 0)"
+        self.add(f"tl.store({self.states('ends', 'channel', 'column')}, state, mask={is_stored})")
 
     def _solve(self) -> None:
         p, form = self.problem, self.problem.form
         writer = form.writers[-1]
         self.add(
-            f"{writer}_rows = tl.load({self.kept(f'{writer}_out', 'channel', p.wk)})",
+            f"{writer}_rows = tl.load({self.scratch_tile(f'{writer}_out', 'channel', p.wk)})",
             f"pairs = tl.load({self.matrix(form.pair_name(0, len(form.writers) - 1))})",
             f"solved = {p.dot('tl.trans(pairs)', 'douts')}",
             f"dp_values = {p.rounded('(' + p.dot(f'{writer}_rows', p.rounded('state'), 'solved') + ')')}",
         )
         self.keep("dp", "dp_values", "column")
-        self.add(f"reads = tl.load({self.kept('solved_reads', 'channel', p.wk)})")
+        self.add(f"reads = tl.load({self.scratch_tile('solved_reads', 'channel', p.wk)})")

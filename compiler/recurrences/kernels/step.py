@@ -1,4 +1,4 @@
-"""The kernel of few tokens: one after another, the state on the chip from the first to the last."""
+"""The kernel for few tokens: one after another, with the state on the chip from the first to the last."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from attnc.compiler.recurrences.kernels.recurrence_frame import OF_COLUMNS, Recu
 
 
 class StepKernel(RecurrenceFrame):
-    """A program does all tokens of a lane, for a block of the state's columns. All is fp32, no tile is multiplied."""
+    """A program computes all tokens of a head, for a block of state columns, in fp32 and without tile products."""
 
     stage = "step"
     makes = "Outputs and the state after them, token by token"
 
     def write(self) -> None:
-        """All lines."""
+        """Emit all lines of the kernel."""
         p, form = self.problem, self.problem.form
         self.add("lane = tl.program_id(0)", f"channel = tl.arange(0, {p.wk})")
         self.block_columns("column", p.wv, self.columns, "tl.program_id(1)")
@@ -42,6 +42,7 @@ class StepKernel(RecurrenceFrame):
         self.add(f"tl.store(last + {where}, state, mask=inside)")
 
     def _inside(self, column: str, real: int, width: int) -> str:
+        """Return the mask of the columns that exist."""
         return f"({column} < {real if real < width else width})"
 
     def _addresses(self) -> None:
@@ -58,7 +59,7 @@ class StepKernel(RecurrenceFrame):
             self.add(f"{name}_at = {name} + (lane // heads) * {name}_0 + (lane % heads) * {name}_1")
 
     def _row(self, name: str, step: str) -> str:
-        """A row of a token or a step, fp32."""
+        """Return the text that loads a row of a token or a step, in fp32."""
         column = "column" if name in OF_COLUMNS else "channel"
         unit = self._declared(name)
         mask = self._inside(column, *self._widths(name))
@@ -78,6 +79,7 @@ class StepKernel(RecurrenceFrame):
         self.add(f"tl.store({at}, {p.rounded('found')}, mask={self._inside('column', p.dv, p.wv)})")
 
     def _micro(self, number: int) -> None:
+        """Emit one micro-step of a token."""
         form = self.problem.form
         self.add(f"step = token * {form.micro} + {number}")
         self.add(f"k_row, v_row = {self._row('k', 'step')}, {self._row('v', 'step')}")

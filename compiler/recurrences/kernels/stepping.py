@@ -1,4 +1,4 @@
-"""The problem of token-by-token kernels: what a token does, and how its states lie on the chip."""
+"""The problem that token-by-token kernels solve: a token's operations, and the tiles of its states on the chip."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from attnc.compiler.recurrences.step_tape import StepTape
 from attnc.compiler.value_nodes import Axes
 
 LEAST = 16
-"""Entries along an axis that tiles have at least, as products of matrices ask."""
+"""Minimum number of entries of a tile along an axis, as products of matrices require."""
 MOST = 256 * 128
-"""Entries of a tile at most."""
+"""Maximum number of entries of a tile."""
 OF_A_PART = 2048
-"""Entries of a tile that is one of several parts."""
+"""Target number of entries of a tile where programs divide an axis into parts."""
 
 
 @dataclass(frozen=True)
 class Stepping:
     """The problem that token-by-token kernels are emitted for.
 
-    `precision`: of products of matrices, which are of fp32 numbers. `sizes`: of axes that have names. `varying`: the
-    leaves and tests that are not of all tokens alike. `starts`: what the states begin with. `resets`: tokens may begin
-    anew. `keeps`: the forward pass stores the states before stretches. `registers`: as the target has it.
+    `precision`: of fp32 products of matrices. `sizes`: the sizes of named axes. `varying`: the leaves and tests that
+    differ between tokens. `starts`: the start values of the states. `resets`: whether states may start anew before a
+    token. `keeps`: whether the forward pass stores the states before stretches. `registers`: the target's.
     """
 
     name: str
@@ -37,31 +37,31 @@ class Stepping:
     registers: int | None
 
     def size(self, axis: str | int) -> int:
-        """Entries along an axis."""
+        """Return the number of entries along an axis."""
         return axis if isinstance(axis, int) else dict(self.sizes)[axis]
 
     def shape(self, axes: Axes) -> tuple[int, ...]:
-        """Entries along axes."""
+        """Return the numbers of entries along axes."""
         return tuple(map(self.size, axes))
 
     @cached_property
     def along(self) -> str | int | None:
-        """The axis whose entries are done apart."""
+        """The axis that is divided among programs; None if there is none."""
         return self.tape.parts_along()
 
     def block(self, axis: str | int) -> int:
-        """Entries of a tile along an axis, a power of two."""
-        whole = max(LEAST, 1 << (self.size(axis) - 1).bit_length())
+        """Return the number of entries of a tile along an axis, a power of two."""
+        full = max(LEAST, 1 << (self.size(axis) - 1).bit_length())
         if axis != self.along:
-            return whole
+            return full
         matrices = [op.axes for op in self.tape.ops if len(op.axes) == 2]
-        rows = max((self.block(own[0]) for own in matrices if own[0] != axis), default=1)
-        undivided = max((self.entries(own) for own in matrices if axis not in own), default=0)
-        return min(whole, max(LEAST, max(OF_A_PART, undivided) // rows))
+        rows = max((self.block(axes[0]) for axes in matrices if axes[0] != axis), default=1)
+        undivided = max((self.entries(axes) for axes in matrices if axis not in axes), default=0)
+        return min(full, max(LEAST, max(OF_A_PART, undivided) // rows))
 
     @property
     def parts(self) -> int:
-        """Programs of a lane."""
+        """The number of programs of a head."""
         return 1 if self.along is None else -(-self.size(self.along) // self.block(self.along))
 
     @property
@@ -73,18 +73,18 @@ class Stepping:
 
     @property
     def is_tight(self) -> bool:
-        """Whether there are registers for two or three tiles only, so that matrices are made where they are read."""
+        """Whether only two or three tiles fit into registers, so that matrices are computed where they are read."""
         return self.largest > 4 * OF_A_PART
 
     @cached_property
     def largest(self) -> int:
-        """Entries of the largest tile."""
+        """The number of entries of the largest tile."""
         return max((self.entries(op.axes) for op in self.tape.ops), default=1)
 
     def entries(self, axes: Axes) -> int:
-        """Entries of a tile."""
+        """Return the number of entries of a tile."""
         return prod(map(self.block, axes))
 
     def is_part(self, axes: Axes) -> bool:
-        """Whether a value's entries are divided among the programs of a lane."""
+        """Check whether a value's entries are divided among the programs of a head."""
         return self.along is not None and self.along in axes

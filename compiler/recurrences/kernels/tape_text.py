@@ -1,4 +1,4 @@
-"""A tape as text: tiles, loads and stores, and the operations of one token."""
+"""The kernel text of a tape: tiles, loads and stores, and the operations of one token."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from attnc.compiler.value_nodes import Axes, apply, element, number
 
 @dataclass(frozen=True, slots=True)
 class TileAddress:
-    """Where a tile lies: at `base`, with what there is of a tile so many entries `further`.
+    """The address of a tile: the pointer `base`, and the text `further` of an offset to add to it.
 
-    Entries of a matrix are counted from the base first: as constants added to one address, they need no registers.
+    A matrix's entry offsets are added to the base first: as constants added to one address, they need no registers.
     """
 
     base: str
@@ -31,7 +31,7 @@ class TileAddress:
 
 @dataclass
 class TapeText(ABC):
-    """A kernel that is being written. The value of operation i is x{i}, its adjoint d{i}."""
+    """Writes a kernel. The value of operation i is named x{i}, its adjoint d{i}."""
 
     of: Stepping
     lines: Lines = field(default_factory=lambda: Lines(depth=1))
@@ -46,7 +46,7 @@ class TapeText(ABC):
         return self.of.tape
 
     def source(self, stage: str) -> KernelSource:
-        """The kernel, once it is written."""
+        """Return the kernel source; call `write` first."""
         for name in ("heads", "tokens", "parts", "stretch", "stretches"):
             self.numbers[name] = KernelArgument(name, "i32")
         arguments = (*self.pointers.values(), *self.numbers.values())
@@ -71,16 +71,16 @@ class TapeText(ABC):
 
     @abstractmethod
     def write(self) -> None:
-        """All lines."""
+        """Emit all lines of the kernel."""
 
     def add(self, *lines: str) -> None:
-        """Lines at the current depth."""
+        """Add lines at the current depth."""
         self.lines.add(*lines)
 
-    # --- where a program stands
+    # --- the program's head and entries
 
     def begin(self) -> None:
-        """The lane, the part, the entries along axes, and what all tokens have in common."""
+        """Emit the program's head and part, the indices along axes, and the loads of values shared by all tokens."""
         self.add(
             "lane, part = tl.program_id(0).to(tl.int64), tl.program_id(1)",
             "batch, head = lane // heads, lane % heads",
@@ -88,11 +88,11 @@ class TapeText(ABC):
         )
         axes = dict.fromkeys(axis for op in self.tape.ops for axis in op.axes)
         for i, axis in enumerate(axes):
-            own = f"part * {self.of.block(axis)} + " if axis == self.of.along and self.of.parts > 1 else ""
+            part_offset = f"part * {self.of.block(axis)} + " if axis == self.of.along and self.of.parts > 1 else ""
             self.places[axis] = f"at{i}"
-            self.add(f"at{i} = {own}tl.arange(0, {self.of.block(axis)})  # {axis}")
+            self.add(f"at{i} = {part_offset}tl.arange(0, {self.of.block(axis)})  # {axis}")
         for i in (*self.tape.leaves, *self.tape.tests):
-            name, kind = self.given(i)
+            name, kind = self.input_tensor(i)
             self.pointers[name] = KernelArgument(name, kind)
             for dim in range(3 if i in self.of.varying else 2):
                 self.numbers[f"{name}_{dim}"] = KernelArgument(f"{name}_{dim}", "i64")
@@ -105,18 +105,18 @@ class TapeText(ABC):
                 self.numbers[f"fresh_{dim}"] = KernelArgument(f"fresh_{dim}", "i64")
             self.add("fresh_at = fresh + batch * fresh_0 + head * fresh_1")
 
-    def given(self, i: int) -> tuple[str, str]:
-        """The name of the tensor of a leaf or a test, and its type."""
+    def input_tensor(self, i: int) -> tuple[str, str]:
+        """Return the name and the type of the tensor of a leaf or a test."""
         return (f"leaf{i}", "*fp32") if self.tape.ops[i].kind == "leaf" else (f"test{i}", "*i32")
 
     def load(self, i: int) -> None:
-        """Load a leaf or a test."""
-        own = self.tape.ops[i].axes
-        token = f" + token * {self.given(i)[0]}_2" if i in self.of.varying else ""
-        self.add(f"x{i} = {self.loaded(TileAddress(f'{self.given(i)[0]}_at{token}'), own)}")
+        """Emit the load of a leaf or a test."""
+        axes = self.tape.ops[i].axes
+        token = f" + token * {self.input_tensor(i)[0]}_2" if i in self.of.varying else ""
+        self.add(f"x{i} = {self.loaded(TileAddress(f'{self.input_tensor(i)[0]}_at{token}'), axes)}")
 
-    def begun_anew(self, *names: tuple[str, str], token: str = "token") -> None:
-        """Where a token begins anew: values by name, each as a text says."""
+    def emit_restart(self, *names: tuple[str, str], token: str = "token") -> None:
+        """Emit the replacement of variables by start values, (name, text), where states start anew before a token."""
         if self.of.resets:
             self.add(f"begins = tl.load(fresh_at + {token} * fresh_2) != 0")
             self.add(*(f"{name} = tl.where(begins, {text}, {name})" for name, text in names))
@@ -124,27 +124,27 @@ class TapeText(ABC):
     # --- tiles
 
     def inside(self, axes: Axes, only: tuple[int, ...] = (0, 1)) -> str:
-        """The mask of a tile's entries that are there, as far as some of its axes say; empty: all are."""
-        found = []
+        """Return the mask of a tile's entries that exist, by the axes in `only`; empty if all exist."""
+        conditions = []
         for i, axis in enumerate(axes):
             if i in only and self.of.block(axis) * (self.of.parts if axis == self.of.along else 1) != self.of.size(
                 axis
             ):
                 text = f"{self.places[axis]} < {self.of.size(axis)}"
-                found.append(text if len(axes) == 1 else f"({text})[{':, None' if i == 0 else 'None, :'}]")
-        return " & ".join(found)
+                conditions.append(text if len(axes) == 1 else f"({text})[{':, None' if i == 0 else 'None, :'}]")
+        return " & ".join(conditions)
 
     def masked(self, text: str, axes: Axes, *only: int) -> str:
-        """A tile with 0 where some of its axes have no entries."""
+        """Return a tile with 0 at entries that do not exist along the axes `only`."""
         mask = self.inside(axes, only)
         return f"tl.where({mask}, {text}, 0.0)" if mask else text
 
     def shape(self, axes: Axes) -> str:
-        """The shape of a tile."""
+        """Return the text of a tile's shape."""
         return f"({', '.join(str(self.of.block(axis)) for axis in axes)}{',' if len(axes) == 1 else ''})"
 
     def offset(self, axes: Axes) -> str:
-        """Where the entries of a tile lie, in what has them side by side."""
+        """Return the offsets of a tile's entries in contiguous memory."""
         if not axes:
             return ""
         last = self.places[axes[-1]]
@@ -153,12 +153,12 @@ class TapeText(ABC):
         return f" + {self.places[axes[0]]}[:, None] * {self.of.size(axes[1])} + {last}[None, :]"
 
     def loaded(self, place: TileAddress, axes: Axes) -> str:
-        """The text of a load."""
+        """Return the text of a load."""
         mask = self.inside(axes)
         return f"tl.load({self._address(place, axes)}{f', mask={mask}, other=0.0' if mask else ''})"
 
     def store(self, place: TileAddress, axes: Axes, value: str) -> None:
-        """A store."""
+        """Emit a store."""
         mask = self.inside(axes)
         self.add(f"tl.store({self._address(place, axes)}, {value}{f', mask={mask}' if mask else ''})")
 
@@ -168,31 +168,32 @@ class TapeText(ABC):
         return f"{place.base}{self.offset(axes)}{place.further}"
 
     def buffer(self, name: str, axes: Axes, number: str = "", count: str = "", *, alike: bool = False) -> TileAddress:
-        """A program's own in an fp32 tensor (lanes, or slots, of what is of no part; …), declared.
+        """Declare an fp32 buffer; return the address of the program's values in it, or of item `number` of `count`.
 
-        That `number` of so many, where there are several. `alike`: all parts of a lane have the same. A tight
-        kernel counts its own, but for tokens, in 32 bits: no memory holds 2³¹ matrices of such a size.
+        The buffer has values per head if its axes are divided among the parts of a head, or `alike` (equal in all
+        parts); else per slot. A tight kernel computes indices in 32 bits, except for tokens: no memory holds 2³¹
+        matrices of its size.
         """
         self.pointers[name] = KernelArgument(name, "*fp32")
-        place = "lane" if alike or self.of.parts == 1 or self.of.is_part(axes) else "slot"
+        index = "lane" if alike or self.of.parts == 1 or self.of.is_part(axes) else "slot"
         if number and self.of.is_tight and count != "tokens":
-            place = f"({place}.to(tl.int32) * {count} + {number}).to(tl.int64)"
+            index = f"({index}.to(tl.int32) * {count} + {number}).to(tl.int64)"
         elif number:
-            place = f"({place} * {count} + {number})"
-        return TileAddress(name, f" + {place} * {prod(self.of.shape(axes))}")
+            index = f"({index} * {count} + {number})"
+        return TileAddress(name, f" + {index} * {prod(self.of.shape(axes))}")
 
     def _state_axes(self, name: str) -> Axes:
         return next(op.axes for op in self.tape.ops if op.kind == "state" and op.of == name)
 
     def states(self) -> list[tuple[int, int, Axes]]:
-        """(the operation that is it, that of what it is after the token, axes), state by state."""
+        """Return (operation before the token, operation after the token, axes) for each state."""
         before = {op.of: i for i, op in enumerate(self.tape.ops) if op.kind == "state"}
         return [(before[name], after, self.tape.ops[before[name]].axes) for name, after in self.tape.after]
 
     # --- operations
 
     def run(self, wanted: list[int]) -> None:
-        """The operations of a token that some need."""
+        """Emit the operations of a token that `wanted` depend on."""
         needed = self.tape.needed(wanted)
         for i, op in enumerate(self.tape.ops):
             if i not in needed or op.kind in ("number", "state"):
@@ -204,44 +205,44 @@ class TapeText(ABC):
                 self.add(f"x{i} = {self.text(op)}")
 
     def name(self, i: int) -> str:
-        """The text of an operation's value."""
+        """Return the name of an operation's value, or the text of a constant."""
         op = self.tape.ops[i]
         if op.kind != "number":
             return f"x{i}"
         return constant(float(self.of.size(op.of)) if isinstance(op.of, str) else float(cast("float", op.of)))
 
     def spread(self, i: int, places: tuple[int, ...], width: int) -> str:
-        """An operand as it meets others in a tile with so many axes."""
+        """Return an operand's text, broadcast to a tile with `width` axes."""
         name = self.name(i)
         if places == (1, 0):
             return f"tl.trans({name})"
         return name if width < 2 or len(places) != 1 else f"{name}[{':, None' if places == (0,) else 'None, :'}]"
 
     def text(self, op: Op) -> str:
-        """The text of an operation."""
-        own = [self.tape.ops[i].axes for i in op.operands]
+        """Return the text of an operation."""
+        operand_axes = [self.tape.ops[i].axes for i in op.operands]
         names = [self.name(i) for i in op.operands]
         match op.kind:
             case "apply":
                 return self._applied(op)
             case "sum":
                 axis = cast("int", op.of)
-                return f"tl.sum({self.masked(names[0], own[0], axis)}, {axis})"
+                return f"tl.sum({self.masked(names[0], operand_axes[0], axis)}, {axis})"
             case "extreme":
-                return f"tl.{op.of}({self.bounded(names[0], own[0], cast('str', op.of))}, 0)"
+                return f"tl.{op.of}({self.bounded(names[0], operand_axes[0], cast('str', op.of))}, 0)"
             case "product":
-                left, right = self.masked(names[0], own[0], 1), self.masked(names[1], own[1], 0)
+                left, right = self.masked(names[0], operand_axes[0], 1), self.masked(names[1], operand_axes[1], 0)
                 return self.product(left, right)
             case "root":
                 return f"tl.where({names[0]} == 0.0, 0.0, tl.rsqrt(tl.where({names[0]} == 0.0, 1.0, {names[0]})))"
             case "softmax":
-                return self._softmax(names[0], own[0])
+                return self._softmax(names[0], operand_axes[0])
             case "diagonal":
                 place = self.places[op.axes[0]]
-                along = f"{names[0]}[:, None]" if own[0] else names[0]
+                along = f"{names[0]}[:, None]" if operand_axes[0] else names[0]
                 return f"tl.where({place}[:, None] == {place}[None, :], {along}, 0.0)"
             case "pick":
-                return f"tl.sum(tl.where({self._picked(own[0], names[1])}, {names[0]}, 0.0), 0)"
+                return f"tl.sum(tl.where({self._picked(operand_axes[0], names[1])}, {names[0]}, 0.0), 0)"
         raise AssertionError(op.kind)
 
     def product(self, left: str, right: str) -> str:
@@ -249,13 +250,14 @@ class TapeText(ABC):
         return f'tl.dot({left}, {right}, input_precision="{self.of.precision}")'
 
     def bounded(self, text: str, axes: Axes, op: str) -> str:
-        """A tile of which entries that are not there along the first axis are no extreme."""
+        """Return a tile whose missing entries along the first axis cannot be the extreme."""
         mask, far = self.inside(axes, (0,)), "-float('inf')" if op == "max" else "float('inf')"
         return f"tl.where({mask}, {text}, {far})" if mask else text
 
     def _picked(self, axes: Axes, index: str) -> str:
-        place = self.places[axes[0]]
-        return f"({place} == {index})" if len(axes) == 1 else f"({place}[:, None] == {index})"
+        """Return the mask of the entries at an index along the first axis."""
+        indices = self.places[axes[0]]
+        return f"({indices} == {index})" if len(axes) == 1 else f"({indices}[:, None] == {index})"
 
     def _softmax(self, name: str, axes: Axes) -> str:
         last = len(axes) - 1
@@ -271,15 +273,16 @@ class TapeText(ABC):
             return f"tl.where({parts[0]} != 0, {parts[1]}, {parts[2]})"
         return self.formula(op).of(self.applied(op)).text
 
-    def formula(self, op: Op, found: str = "") -> ValueText:
-        """Texts of formulas of an operation's operands, and of its result, where that is `found` already."""
-        names = {holder: ExprText(self.spread(i, at, len(op.axes))) for holder, i, at in self._held(op)}
-        own = {self.applied(op): ExprText(found)} if found else {}
-        return ValueText(own | names, _EXACT, _no_element, self.helpers)
+    def formula(self, op: Op, result_name: str = "") -> ValueText:
+        """Return the writer of formulas of an operation's operands, and of its result if `result_name` is given."""
+        names = {holder: ExprText(self.spread(i, at, len(op.axes))) for holder, i, at in self._stand_ins(op)}
+        result = {self.applied(op): ExprText(result_name)} if result_name else {}
+        return ValueText(result | names, _EXACT, _no_element, self.helpers)
 
-    def _held(self, op: Op) -> list[tuple[Value, int, tuple[int, ...]]]:
-        held = zip(self.holders(op), op.operands, op.places, strict=True)
-        return [(holder, i, at) for holder, i, at in held if not isinstance(holder, Number)]
+    def _stand_ins(self, op: Op) -> list[tuple[Value, int, tuple[int, ...]]]:
+        """Return (stand-in, operand, its axes in the result) for the operands that are not constants."""
+        triples = zip(self.holders(op), op.operands, op.places, strict=True)
+        return [(holder, i, at) for holder, i, at in triples if not isinstance(holder, Number)]
 
     def holders(self, op: Op) -> list[Value]:
         """Return the values that stand for operands in formulas; constants stand for themselves."""
@@ -291,13 +294,13 @@ class TapeText(ABC):
         ]
 
     def applied(self, op: Op) -> Value:
-        """The formula of an operation."""
+        """Return the formula of an elementwise operation."""
         holders = self.holders(op)
         return holders[0] if op.of == "real" else apply(cast("str", op.of), *holders)
 
 
 def constant(value: float) -> str:
-    """A number, infinite ones too."""
+    """Return the text of a number, finite or infinite."""
     return ValueText({}, _EXACT, _no_element).of(number(value)).at(9)
 
 

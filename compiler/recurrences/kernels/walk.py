@@ -1,8 +1,8 @@
-"""The serial kernels of calls that are not differentiated: outputs too, so that no state between chunks is stored.
+"""The serial kernels of calls without gradients: they compute outputs too and store no state between chunks.
 
-What is stored is the state at the edges of segments (lanes, segments + 1, wk, wv): the first is given, those between
-are the joining kernel's, and the walk stores the last. For a token of heads of 128 in 16 bits and chunks of 64 that
-spares the 2 KiB that states before chunks are written and read with.
+Only the states at the edges of segments are stored (heads, segments + 1, wk, wv): the first is the call's, the joining
+kernel stores those between, and the walk stores the last. For heads of 128 in 16 bits and chunks of 64 this saves
+2 KiB per token, which writing and reading the states before chunks would take.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from attnc.compiler.recurrences.kernels.state_walk import StateWalk
 
 
 class OneWalk(StateWalk):
-    """From prepared rows: the walk of `StateWalk`, and in it what `Outputs` does."""
+    """The walk of `StateWalk` from prepared rows, which also computes the outputs as `Outputs` does."""
 
     stage = "walk"
     makes = "Outputs and the last state"
 
     def start(self) -> None:
-        """The state before the segment."""
+        """Emit the load of the state before the segment."""
         self._edge()
         self.add(f"state = tl.load({self.states('states', 'channel', 'column')})")
 
     def keep(self, name: str, value: str, column: str) -> None:
-        """Nothing: what is solved for is read here."""
+        """Store nothing, as this kernel itself reads the solved values."""
 
     def keep_state(self) -> None:
-        """Nothing."""
+        """Store no state."""
 
     def end(self) -> None:
-        """Store the state after the last segment; after others it is there already."""
+        """Emit the store of the state after the last segment; the others are stored already."""
         self.add("at = (lane + 1) * tl.full((), 1, tl.int64) * segments - 1")
         self.add(f"tl.store({self.states('states', 'channel', 'column', 1)}, state, mask=stop == chunks)")
 
@@ -46,10 +46,10 @@ class OneWalk(StateWalk):
         self.add("at = lane * tl.full((), 1, tl.int64) * segments + segment")
 
     def read(self) -> None:
-        """The chunk's outputs, of the state before it and of values within it."""
+        """Emit the chunk's outputs, from the state before it and the values within it."""
         p, form = self.problem, self.problem.form
         self.add(
-            f"q_rows = tl.load({self.kept('q_in', 'channel', p.wk)})",
+            f"q_rows = tl.load({self.scratch_tile('q_in', 'channel', p.wk)})",
             f"found = {p.dot('q_rows', p.rounded('state'))}",
         )
         for w, value in enumerate(form.values):
@@ -62,23 +62,24 @@ class OneWalk(StateWalk):
         self.put_out()
 
     def put_out(self) -> None:
-        """Store the chunk's outputs."""
-        self.given("out")
+        """Emit the store of the chunk's outputs."""
+        self.emit_address("out")
         self.put("out", "column", self.problem.rounded("found"))
 
 
 class FusedWalk(OneWalk):
-    """From rows as the call has them, of one gate for all of a state's rows, or none.
+    """The walk from the call's own rows, for one gate for all rows of the state, or none.
 
-    Factors of decays are put to outputs and values, which are in registers or narrow, and not to readers and writers.
-    Weights of pairs that differ from chunk to chunk are loaded, see `PairWeightWalk`; others are made before the loop.
+    Decay factors are multiplied into outputs and values, which are in registers or narrow, and not into readers and
+    writers. Weights of pairs that differ between chunks are loaded (`PairWeightWalk`); others are computed before the
+    loop.
     """
 
     stage = "fused"
     makes = "Outputs and the last state, from rows as they are given"
 
     def start(self) -> None:
-        """The state before the segment, and the weights that all chunks have."""
+        """Emit the load of the state before the segment, and the weights if they are equal in all chunks."""
         super().start()
         form = self.problem.form
         if form.has_weights:
@@ -90,12 +91,12 @@ class FusedWalk(OneWalk):
         pair_weights(self, 0)
 
     def turn(self) -> None:
-        """One chunk."""
+        """Emit the work on one chunk."""
         p, form = self.problem, self.problem.form
-        self.place()
-        edges, weights = self._loaded() if form.has_weights else self._made()
+        self.emit_steps()
+        edges, weights = self._loaded_weights() if form.has_weights else self._common_weights()
         for name in ("q", "k"):
-            self.given(name)
+            self.emit_address(name)
             self.load(f"{name}_rows", name, "channel")
         self.values()
         into, products = edges.into[form.exclusive[0]], p.dot("q_rows", "tl.trans(k_rows)")
@@ -106,45 +107,47 @@ class FusedWalk(OneWalk):
             f"found = {p.dot('pairs', 'v_values', 'found')}",
         )
         self.put_out()
-        left = "v_values"
+        leaving_values = "v_values"
         if edges.out_of:
-            left = "v_left"
+            leaving_values = "v_left"
             self.add(f"v_left = {p.rounded(f'(v_values * {edges.out_of})')}", f"state = state * {edges.total}")
-        self.add(f"state = {p.dot('tl.trans(k_rows)', left, 'state')}")
+        self.add(f"state = {p.dot('tl.trans(k_rows)', leaving_values, 'state')}")
 
-    def _loaded(self) -> tuple[Edges, str]:
+    def _loaded_weights(self) -> tuple[Edges, str]:
+        """Emit loads of a chunk's edge factors and pair weights; return their names."""
         for name, kept in (("enter", "entering"), ("leave", "leaving")):
             self.add(f"{name} = tl.load({self.vector(kept)})")
         total = self.load_total("channel")
         self.add(f"weights = tl.load({self.matrix('pair_weights')})")
         return Edges({self.problem.form.exclusive[0]: "enter[:, None]"}, "leave[:, None]", total), "weights"
 
-    def _made(self) -> tuple[Edges, str]:
+    def _common_weights(self) -> tuple[Edges, str]:
+        """Emit the edge factors of a chunk; return their names and that of the common pair weights."""
         if self.problem.form.gate == "constant":
             self.add(f"count = tl.minimum(steps - first.to(tl.int32), {self.problem.used})")
         return vector_edges(self), "weights_0"
 
 
 class PairWeightWalk(RecurrenceFrame):
-    """The weights of a chunk's pairs, and its factors at the edges; a program does a chunk.
+    """The weights of a chunk's pairs, and its factors at the edges: a program computes a chunk.
 
-    To make them for all chunks at once takes 1/4 of what a token of heads of 128 in 16 bits and chunks of 64 moves
-    otherwise. In the walk they are half of all instructions, and what stands in the way of one chunk after another.
+    Computing them for all chunks at once moves 1/4 of the memory that a token of heads of 128 in 16 bits and chunks of
+    64 moves otherwise. Within the walk they would be half of all instructions, and delay the next chunk.
     """
 
     stage = "weights"
     makes = "Weights of pairs within chunks, and factors at their edges"
 
     def write(self) -> None:
-        """All lines."""
+        """Emit all lines of the kernel."""
         p = self.problem
-        self.of_chunk()
+        self.emit_chunk()
         load_segments(self)
         load_vector_gate(self)
         edges = vector_edges(self)
         self.pointers["total"] = KernelArgument("total", "*fp32")
         self.add(f"tl.store(total + at, {edges.total})")
-        for name, found in (("entering", edges.into[p.form.exclusive[0]]), ("leaving", edges.out_of)):
-            self.add(f"tl.store({self.vector(name)}, {found.removesuffix('[:, None]')})")
+        for name, factor in (("entering", edges.into[p.form.exclusive[0]]), ("leaving", edges.out_of)):
+            self.add(f"tl.store({self.vector(name)}, {factor.removesuffix('[:, None]')})")
         pair_spans(self)
         self.add(f"tl.store({self.matrix('pair_weights')}, {p.rounded(pair_weights(self, 0))})")

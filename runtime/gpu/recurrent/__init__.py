@@ -1,1 +1,1 @@
-"""Linear recurrences by kernels."""
+"""Recurrences by Triton kernels."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.recurrences.kernels.recurrence_kernels import adjoint_segment_stages, backward_stages
-from attnc.runtime.gpu.recurrent.forward_passes import started
+from attnc.runtime.gpu.recurrent.forward_passes import prepare_chunks
 from attnc.runtime.gpu.recurrent.recurrence_tensors import TORCH_TYPES, RecurrenceTensors, aligned, like
 from attnc.runtime.recurrent.chunked import Inputs
 
@@ -16,7 +16,7 @@ Gradients = dict[str, Tensor]
 def backward(call: RecurrenceTensors, inputs: Inputs, states: Tensor, d_out: Tensor, d_final: Tensor) -> Gradients:
     """Compute the gradients by name, in the dtypes of their inputs; `states` come from the forward pass."""
     p, form, tensors = call.problem, call.problem.form, call.tensors
-    started(call, inputs)
+    prepare_chunks(call, inputs)
     tensors["states"] = states
     tensors["dout"] = aligned(d_out, TORCH_TYPES[p.dtype])
     ends = call.states("ends", d_final, call.chunks)

@@ -10,10 +10,10 @@ from attnc.runtime.gpu.recurrent.recurrence_tensors import TORCH_TYPES, Recurren
 from attnc.runtime.recurrent.chunked import Inputs
 
 
-def started(call: RecurrenceTensors, inputs: Inputs) -> None:
-    """Give the call its inputs; compute the decays of its chunks and solve its corrections."""
+def prepare_chunks(call: RecurrenceTensors, inputs: Inputs) -> None:
+    """Add the inputs to the call's tensors, compute the decays of its chunks and solve its corrections."""
     p, form, tensors = call.problem, call.problem.form, call.tensors
-    _take(call, inputs)
+    _add_inputs(call, inputs)
     for reader in form.readers:
         call.scratch(f"{reader}_in", p.wk)
     for writer in form.writers:
@@ -38,7 +38,8 @@ def started(call: RecurrenceTensors, inputs: Inputs) -> None:
         call.run("solve")
 
 
-def _take(call: RecurrenceTensors, inputs: Inputs) -> None:
+def _add_inputs(call: RecurrenceTensors, inputs: Inputs) -> None:
+    """Add the inputs to the call's tensors, in the dtypes and layouts that kernels read."""
     form, tensors, dtype = call.problem.form, call.tensors, TORCH_TYPES[call.problem.dtype]
     for name in ("v", *form.inputs):
         tensors[name] = aligned(getattr(inputs, name), dtype)
@@ -49,6 +50,7 @@ def _take(call: RecurrenceTensors, inputs: Inputs) -> None:
 
 
 def _add_gates(call: RecurrenceTensors, inputs: Inputs) -> None:
+    """Add gates, β and resets to the call's tensors."""
     form, tensors = call.problem.form, call.tensors
     if inputs.gate is not None:
         if form.gate == "rows":
@@ -68,7 +70,7 @@ def _add_gates(call: RecurrenceTensors, inputs: Inputs) -> None:
 def forward(call: RecurrenceTensors, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Compute (out (B, H, T, C), states (lanes, chunks + 1, wk, wv))."""
     p, tensors = call.problem, call.tensors
-    started(call, inputs)
+    prepare_chunks(call, inputs)
     states = call.states("states", inputs.state, 0)
     if p.form.is_corrected:
         call.scratch("p", p.wv)
@@ -80,21 +82,21 @@ def forward(call: RecurrenceTensors, inputs: Inputs) -> tuple[Tensor, Tensor]:
     return tensors["out"], states
 
 
-def walked(call: RecurrenceTensors, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """Compute (out (B, H, T, C), the final state (B, H, R, C)) without gradients, of a problem that can walk.
+def walk_chunks(call: RecurrenceTensors, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Compute (out (B, H, T, C), the final state (B, H, R, C)) without gradients; `can_walk` must hold.
 
-    The state stays on the chip between chunks. Rows are prepared by separate kernels only if the class, or a split of
-    the sequence, requires it.
+    The state stays on the chip between chunks. Separate kernels prepare rows only if the class, or a split of the
+    sequence, requires that.
     """
     p, tensors = call.problem, call.tensors
     call.at_edges = True
     stages: tuple[str, ...] = ("walk",)
     if p.can_fuse and call.segments == 1:
-        _take(call, inputs)
+        _add_inputs(call, inputs)
         _add_weights(call)
         stages = fused_stages(p.form)
     else:
-        started(call, inputs)
+        prepare_chunks(call, inputs)
     states = call.states("states", inputs.state, 0)
     tensors["out"] = like(inputs.q, (*inputs.q.shape[:3], p.dv), TORCH_TYPES[p.dtype])
     for stage in (*(segment_stages(p.form) if call.segments > 1 else ()), *stages):
@@ -112,10 +114,10 @@ def _add_weights(call: RecurrenceTensors) -> None:
     call.tensors["total"] = torch.empty(call.lanes * call.chunks, dtype=torch.float32, device=call.device)
 
 
-def stepped(call: RecurrenceTensors, inputs: Inputs) -> tuple[Tensor, Tensor]:
+def step_tokens(call: RecurrenceTensors, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Compute (out (B, H, T, C), the final state (B, H, R, C)), token by token in one kernel."""
     p, tensors = call.problem, call.tensors
-    _take(call, inputs)
+    _add_inputs(call, inputs)
     tensors["begun"] = inputs.state.float().contiguous()
     tensors["last"] = torch.empty_like(tensors["begun"])
     tensors["out"] = like(inputs.q, (*inputs.q.shape[:3], p.dv), TORCH_TYPES[p.dtype])

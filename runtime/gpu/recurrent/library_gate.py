@@ -1,4 +1,4 @@
-"""The kernels that calls of the library's recurrences and of branches with a state launch, for the gate."""
+"""The gate cases of the library: kernels that its recurrences and its branches with a state launch."""
 
 from __future__ import annotations
 
@@ -39,16 +39,18 @@ def cases(
     seen = set()
     for name in names:
         attention = compile_attention(name, **PARAMETERS.get(name, {}))
-        for target, width in product(targets, head_dims):
-            for source in _sources(attention, target, width, dtype):
-                case = GateCase(name, source, target, width, dtype)
+        for target, head_dim in product(targets, head_dims):
+            for source in _sources(attention, target, head_dim, dtype):
+                case = GateCase(name, source, target, head_dim, dtype)
                 if same_text(case) not in seen:
                     seen.add(same_text(case))
                     yield case
 
 
-def _sources(attention: Attention, target: str, width: int, dtype: str) -> Iterator[KernelSource]:
+def _sources(attention: Attention, target: str, head_dim: int, dtype: str) -> Iterator[KernelSource]:
     for recurrent in attention._recurrents():
         with suppress(UnsupportedError):
-            kernels = recurrent_kernels(attention.bound, recurrent, TARGETS[target], width, getattr(torch, dtype), {})
+            kernels = recurrent_kernels(
+                attention.bound, recurrent, TARGETS[target], head_dim, getattr(torch, dtype), {}
+            )
             yield from kernels.values()

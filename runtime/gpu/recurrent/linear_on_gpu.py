@@ -18,7 +18,7 @@ from attnc.compiler.recurrences.kernels.recurrence_problem import (
 )
 from attnc.runtime.call_errors import UnsupportedError
 from attnc.runtime.gpu.recurrent.backward import backward
-from attnc.runtime.gpu.recurrent.forward_passes import forward, stepped, walked
+from attnc.runtime.gpu.recurrent.forward_passes import forward, step_tokens, walk_chunks
 from attnc.runtime.gpu.recurrent.recurrence_tensors import call_of, problem_of
 from attnc.runtime.gpu.recurrent.split import check_segments, is_filled, split
 from attnc.runtime.recurrent.chunk_forms import Gradients
@@ -70,7 +70,7 @@ def linear_recurrence(
     check_shapes(q, k, v, micro, gate, gate_columns, correction, bonus, resets, state)
     if micro > LONGEST:
         raise UnsupportedError(f"kernels support micro up to {LONGEST}, got {micro}; the CPU executor has no limit")
-    rows = [q, k, v, *_rows_of(correction), *([] if bonus is None else [bonus])]
+    rows = [q, k, v, *_correction_rows(correction), *([] if bonus is None else [bonus])]
     if any(x.dtype == torch.float64 for x in rows):
         raise UnsupportedError("kernels do not support float64; convert to float32, or compute on the CPU")
     if state is None:
@@ -78,9 +78,9 @@ def linear_recurrence(
     if not q[..., 0].numel():
         return q.new_zeros(*q.shape[:3], v.shape[-1]), state.to(torch.float32, copy=True)
     form = RecurrenceClass(
-        gate=_gate_of(gate),
+        gate=_gate_kind(gate),
         columns=gate_columns is not None,
-        correction=_correction_of(correction),
+        correction=_correction_kind(correction),
         before=before,
         bonus=bonus is not None,
         resets=resets is not None,
@@ -114,13 +114,13 @@ def _not_recorded(problem: RecurrenceProblem, segments: int | None, inputs: Inpu
     """
     call = call_of(problem, inputs)
     if inputs.k.shape[2] <= FEW:
-        return stepped(call, inputs)
+        return step_tokens(call, inputs)
     stage = "fused" if problem.can_fuse else "walk"
     split(call, stage, segments)
     if is_filled(call, stage):
-        return walked(call, inputs)
+        return walk_chunks(call, inputs)
     out, states = forward(call, inputs)
-    return out, _final(problem, inputs, states)
+    return out, _final_state(problem, inputs, states)
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class _ByKernels:
         call = call_of(p, inputs)
         split(call, "states", self.segments)
         out, states = forward(call, inputs)
-        return out.to(inputs.q.dtype), _final(p, inputs, states), states
+        return out.to(inputs.q.dtype), _final_state(p, inputs, states), states
 
     def backward(self, inputs: Inputs, states: Tensor, d_out: Tensor, d_final: Tensor) -> Gradients:
         call = call_of(self.problem, inputs)
@@ -143,11 +143,13 @@ class _ByKernels:
         return backward(call, inputs, states, d_out, d_final)
 
 
-def _final(problem: RecurrenceProblem, inputs: Inputs, states: Tensor) -> Tensor:
+def _final_state(problem: RecurrenceProblem, inputs: Inputs, states: Tensor) -> Tensor:
+    """Return the final state (B, H, R, C), without padding, from the states at chunk borders."""
     return states[:, -1, : problem.dk, : problem.dv].reshape(inputs.state.shape).clone()
 
 
 def _is_recorded(inputs: Inputs) -> bool:
+    """Check whether a call needs autograd: for gradients, or to raise the errors of functorch and forward mode."""
     if torch._C._are_functorch_transforms_active():
         return True
     tensors = [x for x in inputs if x is not None]
@@ -156,7 +158,8 @@ def _is_recorded(inputs: Inputs) -> bool:
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
-def _rows_of(correction: Delta | RankOne | None) -> list[Tensor]:
+def _correction_rows(correction: Delta | RankOne | None) -> list[Tensor]:
+    """Return the tensors of a correction that are operands of products."""
     if isinstance(correction, Delta):
         return [] if correction.read is None else [correction.read]
     return [] if correction is None else [correction.left, correction.read]
@@ -166,11 +169,11 @@ _GATES: Mapping[int, Gate] = {1: "constant", 3: "scalar", 4: "rows"}
 """The kind of a gate by its number of dimensions."""
 
 
-def _gate_of(gate: Tensor | None) -> Gate:
+def _gate_kind(gate: Tensor | None) -> Gate:
     return "none" if gate is None else _GATES[gate.ndim]
 
 
-def _correction_of(correction: Delta | RankOne | None) -> Correction:
+def _correction_kind(correction: Delta | RankOne | None) -> Correction:
     if isinstance(correction, Delta):
         return "delta" if correction.read is None else "comba"
     return "none" if correction is None else correction.sees

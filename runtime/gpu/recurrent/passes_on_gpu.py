@@ -22,7 +22,7 @@ def without_kernels(derived: RecurrenceForm, recur: Recur, dtype: torch.dtype) -
     if dtype == torch.float64:
         return "float64 has no kernels"
     if any(not isinstance(stage, Pass | ElementwiseScan | RunningReduction) for stage in derived.stages):
-        return f"states of `{recur.name}` are of a kind that has no kernels"
+        return f"the coupled states of `{recur.name}` have no kernels"
     return ""
 
 
@@ -40,7 +40,7 @@ def _linear(
     correction: Delta | RankOne | None = None,
     bonus: Tensor | None = None,
     chunk: int = LONGEST,
-    **more: Any,
+    **options: Any,
 ) -> tuple[Tensor, Tensor]:
     """Run a linear pass by kernels in `dtype`.
 
@@ -57,6 +57,6 @@ def _linear(
         correction=correction,
         bonus=None if bonus is None else bonus.to(dtype),
         chunk=max(chunk, LONGEST),
-        **more,
+        **options,
     )
     return out.to(q.dtype), final

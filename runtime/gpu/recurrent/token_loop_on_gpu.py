@@ -48,8 +48,8 @@ def run(recur: Recur, tokens: CallTokens, states: States, fresh: NDArray[np.bool
     order = order_of(recur, plain)
     values = plain if order is None else TokenValues(tokens, order)
     try:
-        call = _called(recur, values, states, fresh)
-        leaves = [call.given[i] for i in call.stepping.tape.leaves]
+        call = _token_call(recur, values, states, fresh)
+        leaves = [call.tensors_by_op[i] for i in call.stepping.tape.leaves]
         initial_states = [states[name] for name, _ in call.stepping.tape.after]
         keeps = torch.is_grad_enabled() and any(x.requires_grad for x in (*leaves, *initial_states))
         call = replace(call, stepping=replace(call.stepping, keeps=keeps))
@@ -74,7 +74,7 @@ class _TokenCall:
     batch: int
     heads: int
     tokens: int
-    given: Mapping[int, Tensor]
+    tensors_by_op: Mapping[int, Tensor]
     fresh: Tensor | None
 
     @property
@@ -108,11 +108,11 @@ class _TokenCall:
     def buffer(self, axes: Axes, *counts: int) -> Tensor:
         """Allocate an uninitialised buffer with `counts` values for each head and slot."""
         shape = (self.lanes * self.slots(axes), *counts, *self.stepping.shape(axes))
-        return torch.empty(shape, dtype=torch.float32, device=next(iter(self.given.values())).device)
+        return torch.empty(shape, dtype=torch.float32, device=next(iter(self.tensors_by_op.values())).device)
 
     def run(self, stage: Stage, leaves: Mapping[int, Tensor], tensors: dict[str, Tensor]) -> None:
         """Launch the kernel of a stage."""
-        for i, x in self.given.items():
+        for i, x in self.tensors_by_op.items():
             kind = self.stepping.tape.ops[i].kind
             tensor = leaves.get(i, x)
             tensors[f"{kind}{i}"] = tensor.expand(self.batch, self.heads, *tensor.shape[2:])
@@ -128,7 +128,8 @@ class _TokenCall:
         launch(emit_token_by_token(self.stepping, stage), self.lanes, tensors, numbers)
 
 
-def _called(recur: Recur, values: TokenValues, states: States, fresh: NDArray[np.bool_] | None) -> _TokenCall:
+def _token_call(recur: Recur, values: TokenValues, states: States, fresh: NDArray[np.bool_] | None) -> _TokenCall:
+    """Return the kernel call of a recurrence. Raises NoTapeError, EvaluationError, UnsupportedError."""
     batch, heads, count = values.tokens.counts
 
     def ends(node: Index) -> tuple[int, int]:
@@ -141,7 +142,7 @@ def _called(recur: Recur, values: TokenValues, states: States, fresh: NDArray[np
     for i in tape.leaves:
         x = values.whole(cast("Value", tape.ops[i].of))
         if x.is_complex():
-            raise NoTapeError("a complex number meets a state")
+            raise NoTapeError("its steps combine a complex number with a state")
         tensors[i] = _packed(x.float())
         _measure(sizes, tape.ops[i].axes, x.shape[3:])
     for name, _ in tape.after:
@@ -179,6 +180,7 @@ def _packed(x: Tensor) -> Tensor:
 
 
 def _measure(sizes: dict[str, int], axes: Axes, shape: Sequence[int]) -> None:
+    """Record the sizes of named axes."""
     sizes.update((axis, size) for axis, size in zip(axes, shape, strict=True) if isinstance(axis, str))
 
 
@@ -186,12 +188,12 @@ def _check_picks(tape: StepTape, tests: Mapping[int, NDArray[np.int64]], sizes: 
     """Check that every picked entry is within range; raises EvaluationError."""
     for op in tape.ops:
         if op.kind == "pick":
-            vector, at = op.operands
+            vector, test = op.operands
             axis = tape.ops[vector].axes[0]
             size = axis if isinstance(axis, int) else sizes[axis]
-            least, largest = int(tests[at].min()), int(tests[at].max())
-            if least < 0 or largest >= size:
-                worst = least if least < 0 else largest
+            smallest, largest = int(tests[test].min()), int(tests[test].max())
+            if smallest < 0 or largest >= size:
+                worst = smallest if smallest < 0 else largest
                 raise EvaluationError("A902", f"the index {worst} is out of range", None, f"there are {size} entries")
 
 
@@ -218,40 +220,45 @@ class _Stepped(FirstOrder):
 
 
 def _forward(call: _TokenCall, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Run the forward kernel: (out, states after the last token, states before stretches)."""
     tape, axes = call.stepping.tape, call.states()
     states = tensors[len(tape.leaves) :]
     device = states[0].device
     out = torch.empty(call.lanes, call.tokens, *call.stepping.shape(tape.ops[tape.read].axes), device=device)
     last = [torch.empty(x.shape, dtype=torch.float32, device=device) for x in states]
-    kept = [call.buffer(each, call.stretches) for each in axes] if call.stepping.keeps else []
-    named = {"out": out}
-    for n, (begun, end) in enumerate(zip(states, last, strict=True)):
-        named |= {f"begun{n}": begun.float().contiguous(), f"last{n}": end}
-    named |= {f"kept{n}": x for n, x in enumerate(kept)}
-    call.run("forward", dict(zip(tape.leaves, tensors, strict=False)), named)
+    kept = [call.buffer(state_axes, call.stretches) for state_axes in axes] if call.stepping.keeps else []
+    tensors_by_name = {"out": out}
+    for n, (initial, end) in enumerate(zip(states, last, strict=True)):
+        tensors_by_name |= {f"begun{n}": initial.float().contiguous(), f"last{n}": end}
+    tensors_by_name |= {f"kept{n}": x for n, x in enumerate(kept)}
+    call.run("forward", dict(zip(tape.leaves, tensors, strict=False)), tensors_by_name)
     return (out, *last, *kept)
 
 
 def _backward(call: _TokenCall, *saved: Tensor) -> tuple[Tensor, ...]:
+    """Run the backward kernel: the gradients of the leaves and of the initial states."""
     tape, axes = call.stepping.tape, call.states()
     count = len(axes)
     d_out, d_last, rest = saved[0], saved[1 : 1 + count], saved[1 + count :]
     leaves, states, kept = rest[: len(tape.leaves)], rest[len(tape.leaves) : -count], rest[-count:]
-    named = {"dout": d_out.float().contiguous()}
-    for n, each in enumerate(axes):
-        named |= {
+    tensors_by_name = {"dout": d_out.float().contiguous()}
+    for n, state_axes in enumerate(axes):
+        tensors_by_name |= {
             f"dlast{n}": d_last[n].float().contiguous(),
             f"kept{n}": kept[n],
-            f"before{n}": call.buffer(each, call.stretch),
-            f"dbegun{n}": call.buffer(each),
+            f"before{n}": call.buffer(state_axes, call.stretch),
+            f"dbegun{n}": call.buffer(state_axes),
         }
     for i in tape.leaves:
-        named[f"dleaf{i}"] = call.buffer(tape.ops[i].axes, call.tokens if i in call.stepping.varying else 1)
-    call.run("backward", dict(zip(tape.leaves, leaves, strict=True)), named)
+        tensors_by_name[f"dleaf{i}"] = call.buffer(tape.ops[i].axes, call.tokens if i in call.stepping.varying else 1)
+    call.run("backward", dict(zip(tape.leaves, leaves, strict=True)), tensors_by_name)
     gradients = [
-        _summed(call, named[f"dleaf{i}"], tape.ops[i].axes, x) for i, x in zip(tape.leaves, leaves, strict=True)
+        _summed(call, tensors_by_name[f"dleaf{i}"], tape.ops[i].axes, x)
+        for i, x in zip(tape.leaves, leaves, strict=True)
     ]
-    gradients += [_summed(call, named[f"dbegun{n}"], each, states[n]) for n, each in enumerate(axes)]
+    gradients += [
+        _summed(call, tensors_by_name[f"dbegun{n}"], state_axes, states[n]) for n, state_axes in enumerate(axes)
+    ]
     return tuple(gradients)
 
 

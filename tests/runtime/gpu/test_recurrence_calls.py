@@ -106,7 +106,7 @@ def test_unsupported_recurrences_run_in_torch_or_are_refused() -> None:
     assert torch.equal(attend(*wide, **inputs), compiled("retention")(*wide, **inputs))
     with pytest.raises(UnsupportedError, match=r"strict: `retention` would run as operations of torch.*float64"):
         compiled("retention", backend="triton", strict=True)(*wide, **inputs)
-    with pytest.raises(UnsupportedError, match="strict: `yaad_linear` would run token by token, "):
+    with pytest.raises(UnsupportedError, match="strict: `yaad_linear` would run token by token: "):
         compiled("yaad_linear", backend="triton", strict=True)
 
 

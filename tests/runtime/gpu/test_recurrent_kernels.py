@@ -208,8 +208,8 @@ def drawn(*shape: int) -> Tensor:
         ({"q": torch.zeros(1, 1, 4, 8, dtype=torch.float64)}, UnsupportedError, "float64; convert to float32"),
         ({"micro": 65, "chunk": 128, "k": drawn(1, 1, 260, 8), "v": drawn(1, 1, 260, 5)}, UnsupportedError, "up to 64"),
         ({"bonus": drawn(1, 8)}, ArgumentError, "before=True"),
-        ({"gate": drawn(1, 1, 5)}, ArgumentError, "gate: shape"),
-        ({"k": torch.zeros(1, 1, 4, 8, dtype=torch.int64)}, ArgumentTypeError, "k: real numbers"),
+        ({"gate": drawn(1, 1, 5)}, ArgumentError, "gate: expected shape"),
+        ({"k": torch.zeros(1, 1, 4, 8, dtype=torch.int64)}, ArgumentTypeError, "k: expected real numbers"),
     ],
 )
 def test_refusals(more: dict[str, Any], kind: type[Exception], message: str) -> None:

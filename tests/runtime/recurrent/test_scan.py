@@ -390,12 +390,12 @@ def test_memory_is_limited_to_stretches(monkeypatch: pytest.MonkeyPatch) -> None
 
 X = torch.zeros(2, 3, 8, 4)
 REFUSED: dict[str, dict[str, Any]] = {
-    "decay: a shape": {"decay": X[..., :3]},
-    "write: a shape": {"write": X[:, :, :7]},
-    "decay: complex": {"decay": X.to(torch.complex64)},
-    "state: fp32": {"state": X[:, :, 0].bfloat16()},
-    "resets: shape": {"resets": torch.zeros(2, 7, dtype=torch.bool)},
-    "resets: bool": {"resets": torch.zeros(2, 8)},
+    "decay: expected a shape": {"decay": X[..., :3]},
+    "write: expected a shape": {"write": X[:, :, :7]},
+    "decay is complex": {"decay": X.to(torch.complex64)},
+    "state: expected fp32": {"state": X[:, :, 0].bfloat16()},
+    "resets: expected shape": {"resets": torch.zeros(2, 7, dtype=torch.bool)},
+    "resets: expected bool": {"resets": torch.zeros(2, 8)},
 }
 
 
@@ -407,7 +407,7 @@ def test_refused(message: str) -> None:
 
 
 def test_length_and_state_refused() -> None:
-    for option, message in (({"length": 0}, "length: at least 1"), ({"state": X[0, 0, 0]}, "state: ")):
+    for option, message in (({"length": 0}, "length must be at least 1"), ({"state": X[0, 0, 0]}, "state: ")):
         arguments: dict[str, Any] = {"state": X[:, :, 0], **option}
         with pytest.raises(ArgumentError, match=message):
             scan_stretches(lambda x: (x, x), None, [X], tokens=8, **arguments)
@@ -532,7 +532,7 @@ def test_running_refused() -> None:
         ((x, state[..., :2]), "state"),
         ((x, state.double()), "both fp32"),
         ((x, state, torch.zeros(1, 2, dtype=torch.bool)), "resets: "),
-        ((x, state, torch.zeros(1, 3)), "resets: bool"),
+        ((x, state, torch.zeros(1, 3)), "resets: expected bool"),
     ):
         with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
             running_log_sum(*option)
