@@ -45,7 +45,7 @@ def test_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     assert err == ""
     told = ["causal: forward on NVIDIA H100", "times not calibrated", "element", "1.00×", "schedule  forward: tiles"]
-    for said in (*told, "next best", "growth    O(n²); visible pairs n·(n + 1)/2", "shows the same pairs as its rival"):
+    for said in (*told, "next best", "growth    O(n²); visible pairs n·(n + 1)/2", "has the same visible pairs as its rival"):
         assert said in out
 
 
@@ -130,30 +130,30 @@ def test_a_machine_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str
     [
         (["causal", "--len", "0"], "--len 0: give a whole number, at least 1"),
         (["causal", "--len", "-5"], "--len -5: give a whole number, at least 1"),
-        (["causal", "--len", "8q"], "argument --len: '8q' is no whole number: write it as in 8192, 8k or 1m"),
+        (["causal", "--len", "8q"], "argument --len: '8q' is not a whole number: write it as in 8192, 8k or 1m"),
         (["causal", "--heads", "0"], "--heads 0: give"),
         (["causal", "--batch", "0"], "--batch 0: give"),
         (["causal", "--head-dim", "-1"], "--head-dim -1: give"),
-        (["causal", "--heads", "6", "--kv-heads", "4"], "--heads 6 is no multiple of --kv-heads 4"),
+        (["causal", "--heads", "6", "--kv-heads", "4"], "--heads 6 must be a multiple of --kv-heads 4"),
         (["causal", "--device", "h1000"], "there is no machine `h1000`: did you mean `h100`?"),
         (["causal", "--device", "none.json"], "none.json: No such file"),
         (["causal", "--tile", "100x64"], "a q tile of 100: sides of tiles are powers of two"),
         (["causal", "--tile", "1024x1024"], "tiles of 1024×1024 do not fit h100-sxm"),
         (["causal", "--tile", "big"], "--tile big: write queries by keys, as in --tile 128x64"),
         (["causal", "--order", "bricks"], "the relation reads no grid of tokens"),
-        (["causal", "--order", "random"], "--order random: it is one of natural, bricks, residues"),
-        (["causal", "--pass", "training"], "--pass training: it is one of forward, backward, decode"),
-        (["causal", "--dtype", "int8"], "--dtype int8: it is one of"),
-        (["causal", "--baseline", "flash"], "--baseline flash: it is one of full, causal, both"),
+        (["causal", "--order", "random"], "--order random: use one of natural, bricks, residues"),
+        (["causal", "--pass", "training"], "--pass training: use one of forward, backward, decode"),
+        (["causal", "--dtype", "int8"], "--dtype int8: use one of"),
+        (["causal", "--baseline", "flash"], "--baseline flash: use one of full, causal, both"),
         (["full", "--baseline", "causal"], "`full` shows keys behind their queries"),
         (["causal", "--sweep", "len"], "--sweep len: write a name and a range"),
-        (["causal", "--sweep", "len=4k..1k"], "the range must begin at 1 or above"),
+        (["causal", "--sweep", "len=4k..1k"], "the range must start at 1 or above"),
         (["causal", "--sweep", "windw=1..2"], "has no parameter `windw`"),
         (["causal", "--grid", "3"], "`causal` has no grid"),
-        (["neighborhood_2d", "--grid", "30,48", "--len", "100"], "is of 1,440 tokens"),
+        (["neighborhood_2d", "--grid", "30,48", "--len", "100"], "has 1,440 tokens"),
         (["neighborhood_2d", "--grid", "30"], "has 2 axes: y, x"),
         (["neighborhood_2d", "--grid", "0,4"], "write whole numbers above 0"),
-        (["neighborhood_2d", "--grid", "30,48", "-p", "height=3"], "-p height=3: --grid 30,48 says `height` too"),
+        (["neighborhood_2d", "--grid", "30,48", "-p", "height=3"], "-p height=3: --grid 30,48 sets `height` too"),
         (["neighborhood_2d", "-p", "height=9", "-p", "width=9", "--sweep", "len=1k..2k"], "is fixed by its parameters"),
     ],
 )
@@ -226,7 +226,7 @@ def test_both_rivals_are_in_the_json(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_pattern_that_is_its_own_rival(capsys: pytest.CaptureFixture[str]) -> None:
     _, found = run_json(capsys, "simulate", "causal", "--len", "1k")
     assert found["break_even_length"] is None
-    assert found["break_even_note"] == "at this length it shows the same pairs as its rival, causal attention"
+    assert found["break_even_note"] == "at this length it has the same visible pairs as its rival, causal attention"
 
 
 def test_machines_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -252,8 +252,8 @@ def test_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["-o", "report.txt"], "-o report.txt: the report is a page; give a name that ends in .html"),
-        (["-o", "x.html", "--slider", "windw"], "--slider windw: `sliding_window` has none of that name"),
+        (["-o", "report.txt"], "-o report.txt: the report is an HTML page; its name must end in .html"),
+        (["-o", "x.html", "--slider", "windw"], "--slider windw: `sliding_window` has no whole-number parameter of that name"),
     ],
 )
 def test_reports_refused(

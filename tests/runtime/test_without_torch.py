@@ -99,7 +99,7 @@ def test_patterns_are_compared_drawn_followed_simulated_and_emitted_without_it(t
     found = json.loads(without.stdout)
     assert found == json.loads(beside.stdout)
     assert [one[0] for one in found[: len(PLAIN)]] == [1, 0, 1, 0, 2, *[0] * 17, 2]
-    assert "a file alone cannot do recurrences" in found[len(PLAIN) - 1][2]
+    assert "`attnc emit` does not support recurrences" in found[len(PLAIN) - 1][2]
 
 
 def test_the_part_that_needs_torch_is_named(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_what_is_not_decided() -> None:
         4,
     )
     assert found is not None
-    assert "no tokens" in found.why
+    assert "not tokens" in found.why
 
 
 def test_terms_of_a_model() -> None:

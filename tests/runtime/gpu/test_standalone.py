@@ -115,7 +115,7 @@ def test_the_same_arguments_make_the_same_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["power"], "a file alone cannot do tiles that are listed"),
+        (["power"], "`attnc emit` does not support tiles that are listed"),
         (["document"], "inputs beside q, k and v"),
         (["fox"], "terms with inputs"),
         (["differential"], "several attentions"),

@@ -101,7 +101,7 @@ def test_texts_of_any_length_are_no_part_of_a_chart(tmp_path: Path) -> None:
 def test_growth_in_sentences(three_devices: Element) -> None:
     (line,) = [one for one in three_devices.all("p") if one.text.startswith("Growth: ")]
     text = line.text.removeprefix("Growth: ")
-    assert text.startswith("The visible pairs grow as O(n·w) with w = 64. Of n tokens the visible pairs are 64·n")
+    assert text.startswith("The visible pairs grow as O(n·w) with w = 64. The visible pairs of n tokens number 64·n")
     assert text.endswith(".") and ". After n tokens one more adds 64 pairs." in text
 
 
