@@ -12,7 +12,7 @@ from attnc.runtime.commands.patterns import add_grid, add_pattern, given_params,
 from attnc.runtime.library import ModuleLoader, find
 from attnc.runtime.verifying.call_cases import ShapeRequest, awkward_cases
 from attnc.runtime.verifying.exercise import LOOKS, Look, Search, lengths
-from attnc.runtime.verifying.scaled_parameters import changed, own
+from attnc.runtime.verifying.scaled_parameters import changed, requested_choice
 from attnc.runtime.verifying.verification import DTYPES, ExecutorTrial, Verdict, verify
 from attnc.spec.load import load_program
 from attnc.spec.meaning.parameter_values import shown
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     source_file = find(args.spec)
     program = load_program(source_file.source, ModuleLoader(source_file.folder), source_file.name)
     params = given_params(args)
-    requested = own(program, params, args.preset)
+    requested = requested_choice(program, params, args.preset)
     with console.progress("verify", LOOKS) as step:
         selected = Search(step, request, frozenset(params) if args.grid else frozenset()).run(requested)
     if selected is None:

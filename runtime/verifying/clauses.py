@@ -1,4 +1,4 @@
-"""The clauses of a relation, and the values that each of them takes while the evaluator runs."""
+"""The clauses of a relation, and the values that each clause takes during an evaluation."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _SIGNS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
 
 @dataclass(slots=True, eq=False)
 class ExercisedClause:
-    """One comparison, lookup or aggregate of a relation, and whether it was true and false for some pair.
+    """A comparison, lookup or aggregate of a relation, and whether it was true and false for some pair.
 
-    `reason` says why the clause has one value for every pair; it is empty where the clause can have both.
+    `reason`: why the clause has one value for every pair; empty where it can have both values.
     """
 
     where: str
@@ -41,14 +41,14 @@ class ExercisedClause:
 
     @property
     def missing(self) -> str:
-        """Say which value the clause never had."""
+        """The value that the clause never had, in words."""
         if not (self.was_true or self.was_false):
             return "never evaluated"
         return "never false" if self.was_true else "never true"
 
 
 class WatchedMeanings(Meanings):
-    """The meanings of a program, which note the values of the clauses of its relation."""
+    """The meanings of a program, which record the values of the clauses of its relation."""
 
     def __init__(self, bound: BoundProgram, *, more_queries: bool = True) -> None:
         super().__init__(bound.program, bound.values)
@@ -62,7 +62,7 @@ class WatchedMeanings(Meanings):
         self._lets: dict[program.Definition, Meaning] = {}
 
     def of(self, node: Expr) -> Meaning:
-        """Return the meaning of an expression, watched where it is a line of the relation."""
+        """Return the meaning of an expression; a line of the relation is watched."""
         where = self._roots.get(id(node))
         if where is None:
             return super().of(node)
@@ -111,13 +111,13 @@ class WatchedMeanings(Meanings):
     def _choice(
         self, condition: Expr, then: Expr, otherwise: Expr, where: str, scope: BoundScope, prefix: str
     ) -> Meaning:
-        known = self._bounds.truth(condition, scope)
-        if known is not None:
+        truth = self._bounds.truth(condition, scope)
+        if truth is not None:
             if not self._bounds.is_constant(condition, scope):
                 self._note(condition, where, scope, prefix)
-            return self._clause(then if known else otherwise, where, scope, prefix)
-        asked, yes, no = (self._clause(part, where, scope, prefix) for part in (condition, then, otherwise))
-        return lambda frame: yes(frame) if asked(frame) else no(frame)
+            return self._clause(then if truth else otherwise, where, scope, prefix)
+        decides, yes, no = (self._clause(part, where, scope, prefix) for part in (condition, then, otherwise))
+        return lambda frame: yes(frame) if decides(frame) else no(frame)
 
     def _use_of(self, node: program.DefinitionUse, where: str, scope: BoundScope, prefix: str) -> Meaning:
         definition = node.definition
@@ -152,24 +152,24 @@ class WatchedMeanings(Meanings):
 
     @property
     def is_complete(self) -> bool:
-        """Whether every clause met so far is settled."""
+        """Whether every clause so far is settled."""
         return all(clause.is_settled for clause in self.clauses)
 
 
 class WatchedEvaluator(Evaluator):
-    """An evaluator that notes the values of clauses."""
+    """An evaluator that records the values of clauses."""
 
     clauses: list[ExercisedClause]
 
     def meanings_of(self, bound: BoundProgram) -> Meanings:
-        """Return meanings that are watched."""
+        """Return watched meanings of a program."""
         result = WatchedMeanings(bound)
         self.clauses = result.clauses
         return result
 
 
 def clauses_of(bound: BoundProgram, *, more_queries: bool = True) -> list[ExercisedClause]:
-    """Return the clauses of a relation, none of which has been evaluated; `more_queries` as of `Bounds`."""
+    """Return the clauses of a relation without evaluating any; `more_queries` as in `Bounds`."""
     meanings = WatchedMeanings(bound, more_queries=more_queries)
     for line in meanings.lines:
         meanings.of(line)
@@ -189,7 +189,7 @@ def _remembered(node: program.DefinitionUse, body: Meaning) -> Meaning:
 
 
 def _try(parts: list[Meaning], frame: EvaluationFrame) -> None:
-    """Evaluate conditions that the result does not depend on; they may have no value here."""
+    """Evaluate conditions on which the result does not depend; they may be undefined here."""
     for part in parts:
         try:
             part(frame)

@@ -340,7 +340,7 @@ def test_tables_of_several(capsys: pytest.CaptureFixture[str]) -> None:
         ("gla", ["--order", "bricks"], "--order bricks: only for patterns without states"),
         ("gla", ["--baseline", "both"], "--baseline both: `gla` is a recurrence"),
         ("gla", ["--input", "g=0"], "--input g=0: the inputs of a pattern with states are not simulated"),
-        ("gla", ["--size", "slots=4"], "--size slots: `gla` has no state with such a size; no state has sizes of its own"),
+        ("gla", ["--size", "slots=4"], "--size slots: `gla` has no state with such a size; no state has sizes of"),
         ("gsa", ["--size", "slot=4"], "--size slot: `gsa` has no state with such a size; its states have slots"),
         ("gsa", ["--size", "slots=many"], "--size slots=many: write a name and a whole number"),
         ("causal", ["--size", "slots=4"], "--size slots: `causal` has no state with such a size"),

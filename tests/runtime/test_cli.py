@@ -347,7 +347,7 @@ def test_show_of_a_relation_without_a_value_is_a_finding(files: Path, capsys: py
 @pytest.fixture
 def few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = [CallCase(31, 31, 2, 6, 2, 16, 24), CallCase(17, 45, 1, 3, 1, 16, 16)]
-    monkeypatch.setattr("attnc.runtime.commands.verify.awkward_cases", lambda bound, length, wishes: shapes)
+    monkeypatch.setattr("attnc.runtime.commands.verify.awkward_cases", lambda bound, length, request: shapes)
 
 
 @pytest.mark.parametrize("name", ["sliding_window", "document", "full", "affine_scaled", "differential"])
@@ -364,7 +364,7 @@ def test_verify_says_which_shapes_a_pattern_refuses(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shapes = [CallCase(9, 9, 1, 2, 1, 7, 7), CallCase(9, 9, 1, 2, 1, 6, 6)]
-    monkeypatch.setattr("attnc.runtime.commands.verify.awkward_cases", lambda bound, length, wishes: shapes)
+    monkeypatch.setattr("attnc.runtime.commands.verify.awkward_cases", lambda bound, length, request: shapes)
     assert main(["verify", "differential"]) == 0
     assert "dims 7/7  (left out: the pattern rejects it)" in capsys.readouterr().out
 

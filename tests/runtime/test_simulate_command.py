@@ -45,7 +45,7 @@ def test_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     assert err == ""
     told = ["causal: forward on NVIDIA H100", "times not calibrated", "element", "1.00×", "schedule  forward: tiles"]
-    for said in (*told, "next best", "growth    O(n²); visible pairs n·(n + 1)/2", "has the same visible pairs as its rival"):
+    for said in (*told, "next best", "growth    O(n²); visible pairs n·(n + 1)/2", "visible pairs as its rival"):
         assert said in out
 
 
@@ -253,7 +253,7 @@ def test_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "said"),
     [
         (["-o", "report.txt"], "-o report.txt: the report is an HTML page; its name must end in .html"),
-        (["-o", "x.html", "--slider", "windw"], "--slider windw: `sliding_window` has no whole-number parameter of that name"),
+        (["-o", "x.html", "--slider", "windw"], "--slider windw: `sliding_window` has no whole-number parameter"),
     ],
 )
 def test_reports_refused(

@@ -110,7 +110,7 @@ def test_several_attentions_are_drawn_only_as_far_as_pairs_go() -> None:
 
 
 def test_keys_that_are_no_tokens_have_no_map() -> None:
-    with pytest.raises(ArgumentError, match="no tokens"):
+    with pytest.raises(ArgumentError, match="not tokens"):
         make_tile_map(compile_attention("combiner", segment=8), 64, 64)
 
 

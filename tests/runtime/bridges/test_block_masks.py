@@ -126,7 +126,7 @@ def test_errors() -> None:
     with pytest.raises(ArgumentTypeError, match="block_mask is Tensor: it must be a BlockMask"):
         bridges.from_block_mask(torch.ones(3, 3))  # type: ignore[arg-type]
     attend = bridges.from_block_mask(create_block_mask(documents, None, None, N, N, device="cpu"))
-    with pytest.raises(ArgumentError, match="the call has 149 queries and 149 keys, and the mask is for 150 queries and 150"):
+    with pytest.raises(ArgumentError, match="149 queries and 149 keys, and the mask is for 150 queries and 150"):
         attend(*operands(N - 1))
     count, listed = torch.ones(1, 1, 1, dtype=torch.int32), torch.zeros(1, 1, 1, 1, dtype=torch.int32)
     short = BlockMask.from_kv_blocks(count, listed, BLOCK_SIZE=16, seq_lengths=(40, 16), compute_q_blocks=False)

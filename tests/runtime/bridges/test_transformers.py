@@ -328,16 +328,16 @@ def test_registration_refuses() -> None:
         register("causal", name="causal")
     with pytest.raises(ArgumentError, match="takes a name with `flash` for its own"):
         register("pattern flash_window\n    visible 0 <= q - k < 4\n")
-    with pytest.raises(ArgumentTypeError, match=r"give a list, layers=\['full_attention'\]"):
+    with pytest.raises(ArgumentTypeError, match=r"pass a list, layers=\['full_attention'\]"):
         register("causal", layers="full_attention")
-    with pytest.raises(ArgumentError, match="no `full_atention`: did you mean `full_attention`"):
+    with pytest.raises(ArgumentError, match="no kind `full_atention`: did you mean `full_attention`"):
         register("causal", layers=["full_atention"])
 
 
 def test_a_name_is_one_pattern() -> None:
     register = bridges.register_transformers
     assert register("sliding_window", window=5) == register("sliding_window", window=5) == "attnc:sliding_window"
-    with pytest.raises(ArgumentError, match=r"is registered already, as Attention\('sliding_window', window=5, sinks=0\)"):
+    with pytest.raises(ArgumentError, match=r"registered already, as Attention\('sliding_window', window=5, sinks=0\)"):
         register("sliding_window", window=6)
     assert register("sliding_window", window=6, replace=True) == "attnc:sliding_window"
 
