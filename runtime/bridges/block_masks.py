@@ -36,17 +36,17 @@ def from_block_mask(block_mask: BlockMask) -> GivenAttention:
     n_q, n_k = (int(length) for length in block_mask.seq_lengths)
     q_block, k_block = (min(int(size), max(n, 1)) for size, n in zip(block_mask.BLOCK_SIZE, (n_q, n_k), strict=True))
     columns = -(-n_k // k_block)
-    partial = _marked(block_mask.kv_num_blocks, block_mask.kv_indices, columns)
+    partial = _listed_columns(block_mask.kv_num_blocks, block_mask.kv_indices, columns)
     full = torch.zeros_like(partial)
     if block_mask.full_kv_num_blocks is not None and block_mask.full_kv_indices is not None:
-        full = _marked(block_mask.full_kv_num_blocks, block_mask.full_kv_indices, columns)
+        full = _listed_columns(block_mask.full_kv_num_blocks, block_mask.full_kv_indices, columns)
     if partial.shape[2] * q_block < n_q:
         raise ArgumentError(
             f"block_mask lists {partial.shape[2]} rows of {q_block} queries, too few for its {n_q} queries "
             f"(seq_lengths): give its lists a row for every block"
         )
     partial_blocks = partial.nonzero()
-    numbers, masks = _masks_of(block_mask.mask_mod, partial_blocks, (q_block, k_block), (n_q, n_k))
+    numbers, masks = _distinct_masks(block_mask.mask_mod, partial_blocks, (q_block, k_block), (n_q, n_k))
     states = full.cpu().numpy().astype(np.int64) * FULL
     states[tuple(partial_blocks.cpu().numpy().T)] = numbers
     device = block_mask.kv_indices.device
@@ -67,7 +67,7 @@ _TEXT = '''pattern block_mask(q_block: int, k_block: int)
 '''
 
 
-def _marked(count: Tensor, listed: Tensor, columns: int) -> Tensor:
+def _listed_columns(count: Tensor, listed: Tensor, columns: int) -> Tensor:
     """Return which columns each row lists: bool (batch, heads, rows, columns)."""
     while listed.dim() < 4:
         count, listed = count[None], listed[None]
@@ -77,7 +77,7 @@ def _marked(count: Tensor, listed: Tensor, columns: int) -> Tensor:
     return marked.scatter_add_(-1, listed.long() * is_listed, is_listed.int()) > 0
 
 
-def _masks_of(
+def _distinct_masks(
     mask_mod: MaskMod, partial_blocks: Tensor, block: tuple[int, int], lengths: tuple[int, int]
 ) -> tuple[Int64, NDArray[np.bool_]]:
     """Return the mask number of each partial block (batch entry, head, row, column), and the distinct masks."""
@@ -87,7 +87,7 @@ def _masks_of(
     numbers: list[int] = []
     mask_numbers: dict[bytes, int] = {}
     for blocks in torch.split(partial_blocks, max(AT_ONCE // size, 1)):
-        bits = np.packbits(_evaluated(mask_mod, blocks, block, lengths).reshape(len(blocks), -1), axis=1)
+        bits = np.packbits(_evaluate_blocks(mask_mod, blocks, block, lengths).reshape(len(blocks), -1), axis=1)
         numbers += [mask_numbers.setdefault(row.tobytes(), FIRST + len(mask_numbers)) for row in bits]
     rows = np.frombuffer(b"".join(mask_numbers), dtype=np.uint8).reshape(len(mask_numbers), -1)
     unpacked = np.unpackbits(rows, axis=1, count=size).astype(np.bool_)
@@ -98,7 +98,7 @@ def _masks_of(
     return block_numbers, unpacked.reshape(-1, *block)
 
 
-def _evaluated(
+def _evaluate_blocks(
     mask_mod: MaskMod, blocks: Tensor, block: tuple[int, int], lengths: tuple[int, int]
 ) -> NDArray[np.bool_]:
     """Return the visible pairs of some blocks: (blocks, queries, keys); pairs past the lengths are not visible."""

@@ -166,7 +166,7 @@ class DiffusersProcessor:
     def __call__(self, attn: Any, *args: Any, **kwargs: Any) -> Any:
         """Run the model's own processor. Raises ArgumentError, UnsupportedError."""
         with _Answered(self._attend) as replaced:
-            out = _by_torch(self.own)(attn, *args, **kwargs)
+            out = _with_torch_backend(self.own)(attn, *args, **kwargs)
         if replaced.calls != 1:
             raise UnsupportedError(
                 f"{type(self.own).__name__} called scaled_dot_product_attention {replaced.calls} times, expected "
@@ -226,7 +226,7 @@ def _class_like(processor_class: Any) -> type[DiffusersProcessor]:
     return type(DiffusersProcessor.__name__, (DiffusersProcessor,), {"__call__": disable(call, reason=NOT_TRACED)})
 
 
-def _by_torch(processor: Any) -> Any:
+def _with_torch_backend(processor: Any) -> Any:
     """Return the processor with torch's attention in `dispatch_attention_fn`, whichever backend is set.
 
     The result is a copy, because threads may share the processor and `install_diffusers` returns the original

@@ -101,7 +101,7 @@ def make_block_mask(
     condition = _pointwise("block_mask", pattern, shape)
     states = block_states(pattern, shape, block)
     kv, full_kv, q, full_q = (
-        _ordered(marked, device)
+        _marked_columns_first(marked, device)
         for oriented in (states, states.swapaxes(-1, -2))
         for marked in (oriented == PARTIAL, oriented == FULL)
     )
@@ -144,16 +144,16 @@ def block_states(pattern: Pattern, shape: CallShape, block: tuple[int, int]) -> 
     states_of_relation: dict[Index, States] = {}
     for batch_entries, group_heads, (local,) in relations.groups(cut=False):
         if local.relation not in states_of_relation:
-            states_of_relation[local.relation] = _states(local.relation, grid, pattern)
+            states_of_relation[local.relation] = _relation_states(local.relation, grid, pattern)
         index = np.ix_(batch_entries if batches > 1 else (0,), group_heads if heads > 1 else (0,))
         states[index] = states_of_relation[local.relation]
     return states
 
 
-def _states(relation: Index, grid: TileGrid, pattern: Pattern) -> States:
+def _relation_states(relation: Index, grid: TileGrid, pattern: Pattern) -> States:
     live_tiles = find_live_tiles(relation, grid, budget=max(1 << 21, 8 * grid.rows * grid.columns))
     states = np.zeros((grid.rows, grid.columns), dtype=np.int8)
-    for tiles in _resolved(relation, live_tiles, pattern):
+    for tiles in _resolved_tiles(relation, live_tiles, pattern):
         within = np.arange(tiles.count.sum()) - np.repeat(np.cumsum(tiles.count) - tiles.count, tiles.count)
         row, column = np.repeat(tiles.row, tiles.count), np.repeat(tiles.column, tiles.count) + within
         states[row, column] = np.where(np.repeat(tiles.kind == 0, tiles.count), FULL, PARTIAL)
@@ -164,7 +164,7 @@ def _states(relation: Index, grid: TileGrid, pattern: Pattern) -> States:
     return states
 
 
-def _resolved(relation: Index, tiles: LiveTiles, pattern: Pattern) -> Iterator[LiveTiles]:
+def _resolved_tiles(relation: Index, tiles: LiveTiles, pattern: Pattern) -> Iterator[LiveTiles]:
     """Yield the tiles after evaluating each partial tile or an equal one, in portions where most are unlike."""
     try:
         yield resolve(relation, tiles, pattern.origins).tiles
@@ -175,7 +175,7 @@ def _resolved(relation: Index, tiles: LiveTiles, pattern: Pattern) -> Iterator[L
             yield resolve(relation, part, pattern.origins).tiles
 
 
-def _ordered(marked: NDArray[np.bool_], device: torch.device | str) -> tuple[Tensor, Tensor]:
+def _marked_columns_first(marked: NDArray[np.bool_], device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Return each row's number of marked columns, (batch, heads, rows), and its columns, marked ones first; int32."""
     rank_in_row = np.cumsum(marked, axis=-1, dtype=np.int32)
     columns = np.zeros(marked.shape, dtype=np.int32)

@@ -111,7 +111,7 @@ def read_mask(
     Raises UnsupportedError for masks that cannot be compared with a pattern, ArgumentError for padding between tokens.
     """
     stop = int(q_offset) + queries
-    layer_mask, packed = _read(mask_function)
+    layer_mask, packed = _read_mask_function(mask_function)
     mask = ModelMask(layer_mask, queries, int(kv_offset), stop)
     if packed is not None:
         return replace(mask, sequences=tuple(map(cumulative, packed.expand(batch, -1))))
@@ -122,10 +122,10 @@ def read_mask(
             f"attention_mask has {attention_mask.shape[-1]} columns, expected {stop}: one for each token, including "
             f"the tokens in the cache"
         )
-    return replace(mask, shares=_shares(attention_mask[:, :stop].bool()))
+    return replace(mask, shares=_padding_groups(attention_mask[:, :stop].bool()))
 
 
-def _shares(real: Tensor) -> tuple[BatchShare, ...] | None:
+def _padding_groups(real: Tensor) -> tuple[BatchShare, ...] | None:
     """Return the batch entries grouped by their padding, None without padding."""
     if bool(real.all()):
         return None
@@ -153,7 +153,7 @@ def cumulative(ids: Tensor) -> Tensor:
 # --- reading how a mask function is composed ------------------------------------------------------------------------
 
 
-def _read(function: Callable[..., Any]) -> tuple[LayerMask, Tensor | None]:
+def _read_mask_function(function: Callable[..., Any]) -> tuple[LayerMask, Tensor | None]:
     """Return the mask of a mask function, and the number of each token's sequence if several are packed."""
     causal, window, chunk, packed = False, None, None, None
     for name, closed_over in _leaves(function):

@@ -21,27 +21,29 @@ def with_packing(mask: ModelMask, batch: int, options: Mapping[str, object]) -> 
     Raises ArgumentError where packing and padding, or the two kinds of packing, contradict each other, and
     UnsupportedError for packing with a cache that has keys, and for `cu_seq_lens_q` with several batch entries.
     """
-    positions = _positions(mask, options.get("position_ids"))
+    positions = _restarting_positions(mask, options.get("position_ids"))
     cumulative_lengths = options.get("cu_seq_lens_q")
     if cumulative_lengths is not None:
-        return _by_lengths(mask, batch, torch.as_tensor(cumulative_lengths), options.get("cu_seq_lens_k"), positions)
+        return _with_cumulative_lengths(
+            mask, batch, torch.as_tensor(cumulative_lengths), options.get("cu_seq_lens_k"), positions
+        )
     if positions is None or mask.sequences is not None or not mask.asked.causal:
         return mask
     key = id(positions)
     if key not in mask.by_positions:  # one mask serves many layers, with the same position_ids
-        mask.by_positions[key] = positions, _by_positions(mask, batch, positions)
+        mask.by_positions[key] = positions, _sequences_of_positions(mask, batch, positions)
     sequences = mask.by_positions[key][1]
     return mask if sequences is None else replace(mask, sequences=sequences)
 
 
-def _positions(mask: ModelMask, position_ids: object) -> Tensor | None:
+def _restarting_positions(mask: ModelMask, position_ids: object) -> Tensor | None:
     """Return position_ids (batch or 1, queries) if they may restart: several queries and one axis of positions."""
     if isinstance(position_ids, Tensor) and position_ids.ndim == 2 and position_ids.shape[1] == mask.queries > 1:
         return position_ids
     return None
 
 
-def _by_positions(mask: ModelMask, batch: int, positions: Tensor) -> tuple[Tensor, ...] | None:
+def _sequences_of_positions(mask: ModelMask, batch: int, positions: Tensor) -> tuple[Tensor, ...] | None:
     """Return the cumulative lengths of each batch entry, None where no position restarts."""
     restarts = torch.diff(positions, dim=1, prepend=positions[:, :1] - 1) != 1
     if not bool(restarts.any()):
@@ -76,7 +78,7 @@ def _refuse_cache(mask: ModelMask, what: str) -> None:
         )
 
 
-def _by_lengths(
+def _with_cumulative_lengths(
     mask: ModelMask, batch: int, lengths: Tensor, key_lengths: object, positions: Tensor | None
 ) -> ModelMask:
     """Return the mask with the sequences of `cu_seq_lens_q`, (sequences + 1,) from 0 to the number of tokens."""
@@ -96,7 +98,9 @@ def _by_lengths(
     _refuse_cache(mask, "`cu_seq_lens_q`")
     refuse_packed_chunks(mask.asked)
     position_sequences = (
-        mask.sequences if positions is None or mask.sequences is not None else _by_positions(mask, 1, positions)
+        mask.sequences
+        if positions is None or mask.sequences is not None
+        else _sequences_of_positions(mask, 1, positions)
     )
     borders = lengths[:0] if position_sequences is None else position_sequences[0].to(lengths)
     unmatched = borders[~torch.isin(borders, lengths)].tolist()

@@ -77,13 +77,13 @@ def from_sdpa_mask(mask: object, *, hidden: float = -torch.inf) -> GivenAttentio
         bias = torch.where(visible, squeezed, 0)
         if mask.requires_grad or bool(bias.any()):
             inputs["bias"] = bias
-    return GivenAttention(compile_attention(_text(dims, "bias" in inputs)), inputs)
+    return GivenAttention(compile_attention(_pattern_text(dims, "bias" in inputs)), inputs)
 
 
 _DIMS = ("batch", "head", "query", "key")
 
 
-def _text(dims: list[str], biased: bool) -> str:
+def _pattern_text(dims: list[str], biased: bool) -> str:
     dims_text = f"[{', '.join(dims)}]" if dims else ""
     index_text = f"[{', '.join({'query': 'q', 'key': 'k'}[dim] for dim in dims if dim in ('query', 'key'))}]"
     subscript = index_text if index_text != "[]" else ""

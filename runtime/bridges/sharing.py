@@ -33,9 +33,9 @@ def attend_to_batch(
         )
     k, v = k[:, :, :columns], v[:, :, :columns]
     if mask.sequences is not None:
-        return _packed(attend, q, k, v, mask.sequences, scale, inputs)
+        return _attend_packed(attend, q, k, v, mask.sequences, scale, inputs)
     if mask.shares is None:
-        return _together(attend, q, k, v, mask.start, scale, inputs)
+        return _attend_unpadded(attend, q, k, v, mask.start, scale, inputs)
     out = q.new_zeros((*q.shape[:3], v.shape[3]))
     for share in mask.shares:
         rows = slice(max(share.first - mask.stop + mask.queries, 0), share.stop - mask.stop + mask.queries)
@@ -43,25 +43,25 @@ def attend_to_batch(
             entries = list(share.entries)
             keys = slice(max(share.first - mask.start, 0), share.stop - mask.start)
             missing_keys = max(mask.start - share.first, 0)
-            share_inputs = _cut(attend, inputs, share, slice(share.first, share.stop), rows)
+            share_inputs = _inputs_of_share(attend, inputs, share, slice(share.first, share.stop), rows)
             tensors = (q[entries, :, rows], k[entries, :, keys], v[entries, :, keys])
-            out[entries, :, rows] = _together(attend, *tensors, missing_keys, scale, share_inputs).to(out.dtype)
+            out[entries, :, rows] = _attend_unpadded(attend, *tensors, missing_keys, scale, share_inputs).to(out.dtype)
     return out
 
 
-def _together(
+def _attend_unpadded(
     attend: Attention, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float | None, inputs: Inputs
 ) -> Tensor:
     """Attend sequences without padding, whose keys of tokens before `start` are no longer in the cache."""
     if start:
-        return _from_sliding_cache(attend, q, k, v, start, scale, inputs)
+        return _attend_sliding_cache(attend, q, k, v, start, scale, inputs)
     if q.shape[2] == k.shape[2]:
         out: Tensor = attend(q, k, v, scale=scale, **_as_any(inputs))
         return out
-    return _from_cache(attend, q, k, v, k.shape[2], scale, {**inputs})
+    return _attend_from_cache(attend, q, k, v, k.shape[2], scale, {**inputs})
 
 
-def _from_sliding_cache(
+def _attend_sliding_cache(
     attend: Attention, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float | None, inputs: Inputs
 ) -> Tensor:
     """Attend over the keys of a sliding cache, as the ring that `prefill` reads: token t in slot t % slots."""
@@ -75,12 +75,12 @@ def _from_sliding_cache(
             f"{kept}: use a cache of all tokens in the model, or a pattern that needs fewer"
         )
     shift = start % k.shape[2]
-    return _from_cache(
+    return _attend_from_cache(
         attend, q, k.roll(shift, 2), v.roll(shift, 2), start + k.shape[2], scale, {**inputs, "ring": True}
     )
 
 
-def _from_cache(
+def _attend_from_cache(
     attend: Attention, q: Tensor, k: Tensor, v: Tensor, tokens: int, scale: float | None, options: Inputs
 ) -> Tensor:
     """Attend the last queries of a cache that holds `tokens` tokens."""
@@ -90,7 +90,7 @@ def _from_cache(
     return out
 
 
-def _packed(
+def _attend_packed(
     attend: Attention,
     q: Tensor,
     k: Tensor,
@@ -113,7 +113,9 @@ def _packed(
     return torch.cat(parts)
 
 
-def _cut(attend: Attention, inputs: Inputs, share: BatchShare, tokens: slice, rows: slice) -> dict[str, object]:
+def _inputs_of_share(
+    attend: Attention, inputs: Inputs, share: BatchShare, tokens: slice, rows: slice
+) -> dict[str, object]:
     """Return the inputs restricted to some batch entries and their tokens."""
     dims = {tensor.name: tensor.dims for tensor in attend.pattern.tensors}
     cuts: dict[object, Any] = {"batch": list(share.entries), "token": tokens, "key": tokens, "query": rows}

@@ -121,10 +121,10 @@ class _Writer:
             self._slots[node] = self._write(node)
         result = self._slots[root]
         if result[0] == "constant" and not isinstance(self._constants[result[1]], Tensor):
-            result = self._step(_constant_like, self._argument("q"), result)
-        return self._numbered(result)
+            result = self._step(_constant_like, self._argument_slot("q"), result)
+        return self._with_positions(result)
 
-    def _numbered(self, result: _Slot) -> TorchTape:
+    def _with_positions(self, result: _Slot) -> TorchTape:
         starts = {"argument": 0, "constant": 5, "step": 5 + len(self._constants)}
 
         def position_of(slot: _Slot) -> int:
@@ -133,10 +133,10 @@ class _Writer:
         steps = tuple((operation, tuple(map(position_of, operands))) for operation, operands in self._steps)
         return TorchTape(tuple(self._constants), steps, position_of(result))
 
-    def _argument(self, name: str) -> _Slot:
+    def _argument_slot(self, name: str) -> _Slot:
         return "argument", _ARGUMENTS.index(name)
 
-    def _number(self, value: int | Tensor) -> _Slot:
+    def _constant_slot(self, value: int | Tensor) -> _Slot:
         self._constants.append(value)
         return "constant", len(self._constants) - 1
 
@@ -148,7 +148,7 @@ class _Writer:
         numbers = [self._constants[i] for kind, i in operands if kind == "constant"]
         if len(numbers) == len(operands) and all(isinstance(x, int) for x in numbers):
             result = operation(*map(torch.tensor, numbers))
-            return self._number(result.to(self._device) if result.is_floating_point() else result.item())
+            return self._constant_slot(result.to(self._device) if result.is_floating_point() else result.item())
         self._steps.append((operation, operands))
         return "step", len(self._steps) - 1
 
@@ -159,11 +159,11 @@ class _Writer:
         slots = self._slots
         match node:
             case Const(value=value):
-                return self._number(value)
+                return self._constant_slot(value)
             case Truth(value=truth):
-                return self._number(truth)
+                return self._constant_slot(truth)
             case Position(name=name) | HeadIndex(name=name):
-                return self._argument(name)
+                return self._argument_slot(name)
             case Linear():
                 return self._sum(node)
             case Compare(op=op, value=value):
@@ -182,7 +182,7 @@ class _Writer:
                 table = torch.tensor(values, dtype=torch.int64, device=self._device)
                 return self._read(table, (index,))
             case Lookup(tensor=tensor, indices=indices):
-                return self._looked_up(tensor.name, indices)
+                return self._lookup(tensor.name, indices)
         return self._write_float(node)
 
     def _write_float(self, node: Any) -> _Slot:
@@ -190,13 +190,13 @@ class _Writer:
         slots: Any = self._slots
         match node:
             case ir.Number(value=value):
-                return self._number(torch.tensor(value, dtype=torch.float32, device=self._device))
+                return self._constant_slot(torch.tensor(value, dtype=torch.float32, device=self._device))
             case ir.Ratio(num=Const(value=num), den=Const(value=den)):
-                return self._number(torch.tensor(num / den, dtype=torch.float32, device=self._device))
+                return self._constant_slot(torch.tensor(num / den, dtype=torch.float32, device=self._device))
             case ir.Ratio(num=num, den=den):
                 return self._step(_ratio, slots[num], slots[den])
             case ir.Element(tensor=tensor) if tensor is SCORE:
-                return self._argument("score")
+                return self._argument_slot("score")
             case ir.Element(tensor=tensor, indices=indices):
                 return self._read(self._inputs[tensor.name].to(self._device), indices)
             case ir.Apply(op=op, operands=operands):
@@ -209,9 +209,9 @@ class _Writer:
         parts = []
         for term, factor in node.terms:
             slot = self._slots[term]
-            parts.append(slot if factor == 1 else self._step(_times, slot, self._number(factor)))
+            parts.append(slot if factor == 1 else self._step(_times, slot, self._constant_slot(factor)))
         if node.constant:
-            parts.append(self._number(node.constant))
+            parts.append(self._constant_slot(node.constant))
         return self._chain(_plus, parts)
 
     def _coordinate(self, node: Coord) -> _Slot:
@@ -228,7 +228,7 @@ class _Writer:
             return self._chain(_OPERATIONS[node.op], operands)
         return self._step(_OPERATIONS[node.op], *operands)
 
-    def _looked_up(self, name: str, indices: tuple[Index, ...]) -> _Slot:
+    def _lookup(self, name: str, indices: tuple[Index, ...]) -> _Slot:
         if name not in self._tables:
             array = torch.from_numpy(self._source.tables[name].copy())
             self._tables[name] = (array if array.dtype == torch.bool else array.long()).to(self._device)
@@ -239,28 +239,28 @@ class _Writer:
         if not table.numel():  # no entry of an empty table is used
             table = table.new_zeros(tuple(max(size, 1) for size in table.shape))
         fixed = tuple(
-            _within(index.value, size) if isinstance(index, Const) else slice(None)
+            _clamped_constant(index.value, size) if isinstance(index, Const) else slice(None)
             for index, size in zip(indices, table.shape, strict=True)
         )
         open_indices = [index for index in indices if not isinstance(index, Const)]
         table = table[fixed].contiguous()
-        table_slot = self._number(table)
+        table_slot = self._constant_slot(table)
         if not open_indices:
             return table_slot
         return self._step(
             _entry,
             table_slot,
-            *(self._inside(index, size) for index, size in zip(open_indices, table.shape, strict=True)),
+            *(self._clamped_index(index, size) for index, size in zip(open_indices, table.shape, strict=True)),
         )
 
-    def _inside(self, index: Index, length: int) -> _Slot:
+    def _clamped_index(self, index: Index, length: int) -> _Slot:
         """Clamp an index to the entries of a table."""
         if isinstance(index, Position | HeadIndex):
             return self._slots[index]
-        return self._step(_clamped, self._slots[index], self._number(length - 1))
+        return self._step(_clamped, self._slots[index], self._constant_slot(length - 1))
 
 
-def _within(index: int, length: int) -> int:
+def _clamped_constant(index: int, length: int) -> int:
     return min(max(index, 0), length - 1)
 
 

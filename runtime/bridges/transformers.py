@@ -56,7 +56,7 @@ def register_transformers(
     the errors of `compile_attention`.
     """
     interfaces = _interfaces()
-    attend = _compiled(spec, params)
+    attend = _compiled_pattern(spec, params)
     if attend is not None and (attend.is_recurrence or attend.pattern.stateful):
         raise UnsupportedError(
             f"`{attend.name}` has a state, which a Transformers model does not keep for an attention layer: use a "
@@ -141,8 +141,8 @@ class Implementation:
 
         Raises ArgumentError, ArgumentTypeError, UnsupportedError.
         """
-        _refuse(module, dropout, options)
-        mask = _mask_of(module, query, key, attention_mask, is_causal, options.get("sliding_window"))
+        _refuse_options(module, dropout, options)
+        mask = _mask_of_layer(module, query, key, attention_mask, is_causal, options.get("sliding_window"))
         mask = with_packing(mask, query.shape[0], options)
         if not mask.asked.causal:
             _refuse_cross(module)
@@ -226,7 +226,7 @@ def _interfaces() -> tuple[Any, Any]:
     return AttentionInterface, AttentionMaskInterface
 
 
-def _compiled(spec: str | PathLike[str] | Attention | None, params: dict[str, object]) -> Attention | None:
+def _compiled_pattern(spec: str | PathLike[str] | Attention | None, params: dict[str, object]) -> Attention | None:
     if spec is None or isinstance(spec, Attention):
         if params:
             target = "each layer's own mask" if spec is None else f"`{spec.name}`, which is compiled"
@@ -267,7 +267,7 @@ def _checked_layers(layers: Collection[str | int] | None) -> frozenset[str | int
 # --- the arguments of a call -----------------------------------------------------------------------------------------
 
 
-def _refuse(module: Any, dropout: float, options: dict[str, Any]) -> None:
+def _refuse_options(module: Any, dropout: float, options: dict[str, Any]) -> None:
     """Raise UnsupportedError for options that would change attention and are not supported."""
     config = getattr(module, "config", None)
     if dropout > 0:
@@ -316,7 +316,7 @@ def _refuse_cross(module: Any) -> None:
         )
 
 
-def _mask_of(
+def _mask_of_layer(
     module: Any, query: Tensor, key: Tensor, attention_mask: object, is_causal: bool | None, sliding_window: object
 ) -> ModelMask:
     """Return the mask of a layer. Raises UnsupportedError for a mask tensor that the model made itself."""

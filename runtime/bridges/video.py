@@ -43,8 +43,8 @@ def pattern_of_grids(spec: str | PathLike[str] | Attention, params: dict[str, ob
                 f"`{next(iter(params))}` cannot be set for `{spec.name}`, which is compiled: only a spec takes "
                 f"parameters"
             )
-        _refuse(spec)
-        return lambda grid: _checked(spec, grid)
+        _refuse_unsupported(spec)
+        return lambda grid: _check_size(spec, grid)
     source_file = find(spec)
     program = load_program(source_file.source, ModuleLoader(source_file.folder), source_file.name)
     _check_names(program, params)
@@ -54,8 +54,8 @@ def pattern_of_grids(spec: str | PathLike[str] | Attention, params: dict[str, ob
     @cache
     def compile_for_grid(grid: Grid) -> Attention:
         attend: Attention = compiling(spec, **{**_sizes(extents, grid), **params})
-        _refuse(attend)
-        return _checked(attend, grid)
+        _refuse_unsupported(attend)
+        return _check_size(attend, grid)
 
     return compile_for_grid
 
@@ -85,7 +85,7 @@ def _check_names(program: Program, params: dict[str, object]) -> None:
             raise ArgumentTypeError(f"`{program.name}` has no parameter `{name}`: {hint}")
 
 
-def _refuse(attend: Attention) -> None:
+def _refuse_unsupported(attend: Attention) -> None:
     """Raise UnsupportedError for patterns that a processor cannot run."""
     if attend.is_recurrence or attend.pattern.stateful:
         raise UnsupportedError(
@@ -99,7 +99,7 @@ def _refuse(attend: Attention) -> None:
         )
 
 
-def _checked(attend: Attention, grid: Grid) -> Attention:
+def _check_size(attend: Attention, grid: Grid) -> Attention:
     """Return the pattern if its number of tokens is that of the grid. Raises ArgumentError."""
     tokens = video_tokens(attend.bound)
     if tokens is not None and tokens != prod(grid):
@@ -224,26 +224,28 @@ def attend_to_video(
     for entries, real in layout.shares(batch):
         parts = [layout.split(x if len(entries) == batch else x[entries]) for x in (q, k, v)]
         outputs = (
-            _beside_text(attend, parts, real, scale) if side is None else _with_text(attend, parts, real, side, scale)
+            _attend_merged_with_text(attend, parts, real, scale)
+            if side is None
+            else _attend_with_text(attend, parts, real, side, scale)
         )
         out[entries] = layout.join(*outputs).to(out.dtype)
     return out
 
 
-def _beside_text(
+def _attend_merged_with_text(
     attend: Attention, parts: list[tuple[Tensor, Tensor]], real: int, scale: float | None
 ) -> tuple[Tensor, Tensor]:
     """Attend the video by the pattern, merged with the text; attend the text over all keys."""
     (q, q_text), (k, k_text), (v, v_text) = parts
     k_text, v_text = k_text[:, :, :real], v_text[:, :, :real]
-    full = _full()
+    full = _full_attention()
     on_video_keys = attend(q, k, v, scale=scale, return_lse=True)
     on_text_keys = full(q, k_text, v_text, scale=scale, return_lse=True)
     on_text = full(q_text, torch.cat([k, k_text], 2), torch.cat([v, v_text], 2), scale=scale)
     return merge(on_video_keys, on_text_keys)[0], on_text
 
 
-def _with_text(
+def _attend_with_text(
     attend: Attention, parts: list[tuple[Tensor, Tensor]], real: int, side: Side, scale: float | None
 ) -> tuple[Tensor, Tensor]:
     """Attend video and text by the pattern, in its order; queries of text that are not real give 0."""
@@ -255,5 +257,5 @@ def _with_text(
 
 
 @cache
-def _full() -> Attention:
+def _full_attention() -> Attention:
     return compile_attention("full")

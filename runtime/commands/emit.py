@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 def emitted(attention: PatternAnalysis, target: str, dk: int, dv: int, dtype: str) -> str:
     """Return the text of the file of a pattern for heads of these widths. Raises ArgumentError, UnsupportedError."""
     heads, bound = HeadShape(dk, dv, dtype), attention.bound
-    params = "".join(f" -p {name}={_shown(value)}" for name, value in bound.values.items())
+    params = "".join(f" -p {name}={_parameter_text(value)}" for name, value in bound.values.items())
     widths = f"--head-dim {dk}" + ("" if dv == dk else f" --value-dim {dv}")
     command = f"attnc emit {attention.name}{params} --target {target} {widths} --dtype {dtype}"
     try:
@@ -131,7 +131,7 @@ def _heads(text: str) -> tuple[int, int]:
     return numbers[0], numbers[-1]
 
 
-def _shown(value: Value) -> str:
+def _parameter_text(value: Value) -> str:
     """Return a parameter value as `-p` takes it."""
     text = json.dumps(value_json(value), separators=(",", ":")).replace('"', "")
     return shlex.quote(text)

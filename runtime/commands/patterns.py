@@ -67,7 +67,7 @@ def given_params(args: argparse.Namespace) -> dict[str, object]:
     grid = getattr(args, "grid", None)
     grid_texts = [] if grid is None else grid_params(args.spec, grid)
     for text in (*grid_texts, *args.params):
-        name, value = _pair(text, "-p", "window=512")
+        name, value = _name_and_value(text, "-p", "window=512")
         if name in params:
             in_grid = any(other.partition("=")[0] == name for other in grid_texts)
             raise UsageError(
@@ -93,7 +93,7 @@ def whole_number(text: str) -> int:
     return int(match[1]) * {"": 1, "k": 1 << 10, "m": 1 << 20}[match[2].lower()]
 
 
-def _pair(text: str, option: str, example: str) -> tuple[str, str]:
+def _name_and_value(text: str, option: str, example: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not (equals and name.strip().isidentifier() and value.strip()):
         raise UsageError(f"{option} {text}: write it as {option} NAME=VALUE, as in {option} {example}")
@@ -162,15 +162,15 @@ def given_inputs(bound: BoundProgram, texts: Sequence[str], n_q: int, n_k: int) 
     inputs = {i.name: i for i in bound.program.inputs}
     result: dict[str, NDArray[Any]] = {}
     for text in texts:
-        name, value = _pair(text, "--input", "doc=[0,0,1]")
+        name, value = _name_and_value(text, "--input", "doc=[0,0,1]")
         if name not in inputs:
             listed = f"its inputs are {', '.join(inputs)}" if inputs else "it has none"
             raise UsageError(f"`{bound.program.name}` has no input `{name}`: {did_you_mean(name, inputs, listed)}")
-        result[name] = _array(inputs[name], parse_value(value, f"--input {name}"), n_q, n_k)
+        result[name] = _input_array(inputs[name], parse_value(value, f"--input {name}"), n_q, n_k)
     return result
 
 
-def _array(declared: Input, value: object, n_q: int, n_k: int) -> NDArray[Any]:
+def _input_array(declared: Input, value: object, n_q: int, n_k: int) -> NDArray[Any]:
     sizes = {"batch": 1, "query": n_q, "key": n_k, "token": n_k, "head": 1, "kv_head": 1}
     dims = declared.type.dims
     try:
@@ -203,17 +203,17 @@ def has_free_length(bound: BoundProgram) -> bool:
     return not segments or any(extent_of(bound, axis) is None for segment in segments for axis in segment.axes)
 
 
-def length_of(bound: BoundProgram, given: int | None, otherwise: int) -> int:
-    """Return the given length, else the length that the segments fix, else about `otherwise`.
+def length_of(bound: BoundProgram, requested: int | None, otherwise: int) -> int:
+    """Return the requested length, else the length that the segments fix, else about `otherwise`.
 
-    Raises UsageError where the given length and the segments disagree.
+    Raises UsageError where the requested length and the segments disagree.
     """
     natural = natural_length(bound, otherwise)
     if natural is None or has_free_length(bound):
-        return given or natural or otherwise
-    if given not in (None, natural):
+        return requested or natural or otherwise
+    if requested not in (None, natural):
         raise UsageError(
-            f"--len {given}: `{bound.program.name}` has {natural:,} tokens with these parameters; omit --len"
+            f"--len {requested}: `{bound.program.name}` has {natural:,} tokens with these parameters; omit --len"
         )
     return natural
 

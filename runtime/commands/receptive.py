@@ -268,7 +268,7 @@ def _state_notes(pattern: PatternAnalysis) -> Iterable[str]:
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
-def _laws(reach: ReceptiveField) -> dict[str, Law | None]:
+def _growth_laws(reach: ReceptiveField) -> dict[str, Law | None]:
     """Return the laws by which the receptive field grows from layer 1 to the last layer that adds tokens, exclusive."""
     layers = reach.after[1 : reach.final]
     return {
@@ -291,14 +291,14 @@ def _in_words(
     yield from _table(reach, layers)
     yield ""
     by_law: dict[Law, list[str]] = {}
-    for name, law in _laws(reach).items():
+    for name, law in _growth_laws(reach).items():
         if law is not None:
             by_law.setdefault(law, []).append(name)
     for law, names in by_law.items():
         yield f"growth    {' and '.join(names)}, {law} (layers 1 – {law.count:,})"
     yield f"result    {_result(reach, layers)}"
     for way in ways:
-        yield f"path      {_way(way, reach)}"
+        yield f"path      {_path_text(way, reach)}"
     for note in notes:
         yield f"note      {note}"
 
@@ -333,7 +333,7 @@ def _result(reach: ReceptiveField, layers: int) -> str:
     return f"not within {len(reach.after) - 1:,} layers"
 
 
-def _way(way: _Way, reach: ReceptiveField) -> str:
+def _path_text(way: _Way, reach: ReceptiveField) -> str:
     if way.tokens is None:
         return f"{way.token:,}: {'never reached' if reach.final is not None else _result(reach, 0)}"
     path = [f"{token:,}" for token in way.tokens]
@@ -371,18 +371,18 @@ def _as_json(
                 "furthest": item.furthest,
                 "all_within": item.within,
             }
-            for layer, item in enumerate(_padded(reach, layers))
+            for layer, item in enumerate(_padded_fields(reach, layers))
         ],
         "complete_from": reach.complete,
         "final_from": reach.final,
         "followed": len(reach.after) - 1,
-        "growth": {name.replace(" ", "_"): _law_json(law) for name, law in _laws(reach).items()},
+        "growth": {name.replace(" ", "_"): _law_json(law) for name, law in _growth_laws(reach).items()},
         "paths": [{"token": way.token, "tokens": None if way.tokens is None else list(way.tokens)} for way in ways],
         "notes": list(notes),
     }
 
 
-def _padded(reach: ReceptiveField, layers: int) -> list[After]:
+def _padded_fields(reach: ReceptiveField, layers: int) -> list[After]:
     """Return the receptive field after 0, 1, … layers; the last entry repeats once the field stops growing."""
     fields = list(reach.after[: layers + 1])
     return fields + fields[-1:] * (layers + 1 - len(fields))

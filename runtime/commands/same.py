@@ -68,9 +68,9 @@ def _in_words(patterns: list[PatternAnalysis], verdict: Sameness) -> str:
         names = [f"the {which} {names[0]}" for which in ("first", "second")]
     both = f"{names[0]} and {names[1]}"
     if verdict.witness is not None:
-        return f"{both} differ: {_pair(names, verdict)}"
+        return f"{both} differ: {_pair_difference(names, verdict)}"
     if verdict.row is not None:
-        return f"{both} {_same_pairs(verdict)}differ in {_listed(verdict.differs_in)}: {_row(verdict)}"
+        return f"{both} {_same_pairs(verdict)}differ in {_listed(verdict.differs_in)}: {_row_difference(verdict)}"
     if verdict.equal is None:
         return f"undecided whether {both} are the same: {_undecided(verdict)}"
     if verdict.compared == ("relation",):
@@ -78,24 +78,24 @@ def _in_words(patterns: list[PatternAnalysis], verdict: Sameness) -> str:
     return f"{both} are equal {verdict.how}"
 
 
-def _pair(names: list[str], verdict: Sameness) -> str:
+def _pair_difference(names: list[str], verdict: Sameness) -> str:
     assert verdict.witness is not None
     pair = verdict.witness.pair
     border = "" if verdict.border is None else f", with a border of documents before token {verdict.border}"
-    where = _where(verdict, pair.length, verdict.witness.head, verdict.witness.group)
+    where = _place_text(verdict, pair.length, verdict.witness.head, verdict.witness.group)
     sees, misses = names if pair.first else reversed(names)
     return f"{where}{border}, query {pair.q} sees key {pair.k} in {sees} and not in {misses}"
 
 
-def _row(verdict: Sameness) -> str:
+def _row_difference(verdict: Sameness) -> str:
     row = verdict.row
     assert row is not None
     key = "" if row.k is None else f", mostly because of key {row.k}"
-    where = _where(verdict, row.length, row.head, row.group)
+    where = _place_text(verdict, row.length, row.head, row.group)
     return f"{where}, query {row.q} gets different results for random vectors and inputs{key}"
 
 
-def _where(verdict: Sameness, length: int, head: int, group: int) -> str:
+def _place_text(verdict: Sameness, length: int, head: int, group: int) -> str:
     heads = "" if verdict.heads == 1 else f" and {verdict.heads} heads"
     shared = f" with {group} heads per kv head" if group > 1 else ""
     return f"among {length:,} tokens{heads}, in head {head}{shared}"

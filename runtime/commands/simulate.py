@@ -127,7 +127,7 @@ def _in_words(answer: SimulateAnswer) -> str:
     lines += [f"input     {name}: {words}" for name, words in answer.examples.items()]
     if answer.others:
         simulations = [answer.main, *answer.others]
-        lines += ["", _table([(_name(simulation), simulation) for simulation in simulations])]
+        lines += ["", _table([(_simulation_name(simulation), simulation) for simulation in simulations])]
     if answer.sweep:
         lines += ["", _table(answer.sweep)]
     return "\n".join(lines)
@@ -158,7 +158,7 @@ def _even_in_words(answer: SimulateAnswer) -> str:
     return "never, up to this length" if even is None else f"from {even:,} tokens on it beats {rival_text(answer.main)}"
 
 
-def _name(simulation: Simulation) -> str:
+def _simulation_name(simulation: Simulation) -> str:
     causal = simulation.baseline == "causal" and not isinstance(simulation, RecurrenceSimulation)
     return f"{simulation.pattern} on {simulation.device}" + (", against causal" if causal else "")
 
@@ -178,7 +178,7 @@ def _table(simulations: Sequence[tuple[str, Simulation]]) -> str:
                 ms(simulation.predicted_ms),
                 ms(simulation.dense_ms),
                 times(simulation.speedup),
-                _short(simulation),
+                _schedule_text(simulation),
             ]
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
@@ -189,7 +189,7 @@ def _table(simulations: Sequence[tuple[str, Simulation]]) -> str:
     return "\n".join(lines)
 
 
-def _short(simulation: Simulation) -> str:
+def _schedule_text(simulation: Simulation) -> str:
     if isinstance(simulation, RecurrenceSimulation):
         return "; ".join(dict.fromkeys(map(str, simulation.passes)))
     choice = simulation.choices[0]

@@ -46,9 +46,9 @@ def report(cases: SimulateCases, answer: SimulateAnswer, even: str, slider: str 
     device = find_device(cases.devices[0])
     return report_html(
         answer.main,
-        _drawn(cases, cases.attention, cases.n),
+        _drawing_of(cases, cases.attention, cases.n),
         [simulation for _, simulation in answer.sweep],
-        list(_points(cases, name)),
+        list(_slider_points(cases, name)),
         answer.others,
         _growth(answer.growth),
         break_even_text=even,
@@ -98,7 +98,7 @@ def _slider(attention: PatternAnalysis, requested: str | None) -> str | None:
     return requested
 
 
-def _points(cases: SimulateCases, name: str | None) -> Iterator[ReportPoint]:
+def _slider_points(cases: SimulateCases, name: str | None) -> Iterator[ReportPoint]:
     """Yield the simulations at half, once and twice the length and the parameter.
 
     Values that the pattern's `require` rejects are no stops of a slider.
@@ -115,12 +115,12 @@ def _points(cases: SimulateCases, name: str | None) -> Iterator[ReportPoint]:
                 changed = attention if value is None or value == default else cases.changed(str(name), value)
                 is_main = (length, value) == (n, default)
                 simulation = cases.main if is_main else cases.at(length, changed)
-                yield ReportPoint(length, value, simulation, _drawn(cases, changed, length))
+                yield ReportPoint(length, value, simulation, _drawing_of(cases, changed, length))
             except SpecError:
                 continue
 
 
-def _drawn(cases: SimulateCases, attention: PatternAnalysis, n: int) -> Drawing | None:
+def _drawing_of(cases: SimulateCases, attention: PatternAnalysis, n: int) -> Drawing | None:
     """Return the picture, of the first tokens where there are many; None where no picture can be drawn.
 
     Raises TorchMissingError for a pattern that selects keys, where torch is not installed.

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"-o {args.out}: the name of a table must end in .json; use {args.out.with_suffix('.json')}")
     stored = load_table(args.out).records if args.out is not None and args.out.exists() else {}
     attention = compiled(args, tune=args.time)
-    answers, words = _tuned(attention, request.seconds, args)
+    answers, words = _tune_calls(attention, request.seconds, args)
     records = [answer for answer in answers if isinstance(answer, Record)]
     if args.out is not None and records:
         merged = {**stored, **{record.name: record for record in records}}
@@ -75,7 +75,7 @@ def _status(answers: list[Record | Untuned]) -> int:
     return console.FOUND if failed else console.FINE
 
 
-def _tuned(
+def _tune_calls(
     attention: Attention, seconds: float, args: argparse.Namespace
 ) -> tuple[list[Record | Untuned], dict[str, str]]:
     """Return the record of every call, and descriptions of the example inputs."""

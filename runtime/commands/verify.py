@@ -101,7 +101,7 @@ def _print(requested: BoundProgram, verdict: Verdict) -> None:
     for trial in verdict.worst():
         e = trial.result
         numbers = f"{e.error:>9.2g} {e.dense:>9.2g} {e.allowed:>9.2g}"
-        print(f"{trial.executor:<10} {trial.dtype:<9} {e.tensor:<6} {numbers}  {_word(trial)}")
+        print(f"{trial.executor:<10} {trial.dtype:<9} {e.tensor:<6} {numbers}  {_trial_verdict(trial)}")
     for text, remedy in verdict.gaps:
         print(f"\nnot verified: {text}{remedy}")
     print(f"\n{requested.program.name}: {_result(verdict)}")
@@ -152,7 +152,7 @@ def _relation(verdict: Verdict) -> str:
     return "all equal" if not verdict.differing else f"NOT EQUAL, first {verdict.differing[0]}"
 
 
-def _word(trial: ExecutorTrial) -> str:
+def _trial_verdict(trial: ExecutorTrial) -> str:
     return "ok" if trial.result.agrees else f"TOO LARGE at {trial.case}"
 
 

@@ -139,7 +139,9 @@ def _shares_left(recurrent: PatternRecurrence, n: int, case: DrawnHead, width: i
     vector = 0.5 + torch.rand(width, generator=generator, dtype=torch.float64)
     repeated = (vector / vector.norm()).expand(shape)
     names = {tensor.name: tensor for tensor in recurrent.pattern.tensors}
-    inputs = {name: _repeated(case.inputs[name], names[name].dims, count) for name in names if name in case.inputs}
+    inputs = {
+        name: _repeated_input(case.inputs[name], names[name].dims, count) for name in names if name in case.inputs
+    }
     with torch.no_grad():
         tensors = input_tensors(recurrent.pattern, inputs)
         out, _ = recurrent.attend(repeated, repeated, v, inputs, tensors, None)
@@ -151,7 +153,7 @@ def _shares_left(recurrent: PatternRecurrence, n: int, case: DrawnHead, width: i
     return shares
 
 
-def _repeated(x: Tensor, dims: tuple[object, ...], count: int) -> Tensor:
+def _repeated_input(x: Tensor, dims: tuple[object, ...], count: int) -> Tensor:
     return x[:1].expand(count, *x.shape[1:]) if dims[:1] == ("batch",) else x
 
 

@@ -76,7 +76,7 @@ def make_drawing(
     blind = int((rows == 0).sum())
     notes = (
         *case.notes,
-        *_reaches(bound, max(n_q, n_k)),
+        *_length_notes(bound, max(n_q, n_k)),
         *((f"{blind:,} of {n_q:,} queries see no key: their output is 0",) if blind else ()),
     )
     return Drawing(
@@ -231,16 +231,16 @@ def _relation(bound: BoundProgram) -> str:
     text = " and ".join(f"({line})" if len(bound.program.visible) > 1 else line for line in lines)
     documents = f"documents {bound.program.documents.name}; " if bound.program.documents else ""
     visible = f"visible {' '.join(text.split())}" if text else "everything is visible"
-    return f"{documents}{visible}{_rounded(bound)}"
+    return f"{documents}{visible}{_rounding_text(bound)}"
 
 
-def _rounded(bound: BoundProgram) -> str:
+def _rounding_text(bound: BoundProgram) -> str:
     """Return the rounding condition, empty if there is none."""
     item = bound.program.round
     return f"; round, per {item.q.span.text}, {item.k.span.text}" if item else ""
 
 
-def _reaches(bound: BoundProgram, longest: int) -> list[str]:
+def _length_notes(bound: BoundProgram, longest: int) -> list[str]:
     """Return a note for each parameter that exceeds the length, so that it has no visible effect."""
     return [
         f"{name} = {value:,} is more than the {longest:,} tokens drawn"

@@ -36,7 +36,7 @@ def ladder_frame(simulation: Simulation) -> SliderFrame:
         width = BAR if rung.speedup == inf else max(BAR * rung.speedup / top, 1.0)
         shapes[f"ladder-{rung.name}"] = {"width": px(width)}
         shapes[f"ladder-{rung.name}-at"] = {"x": px(LEFT + width + 10)}
-        texts[f"ladder-{rung.name}"] = times(rung.speedup) + _kept(rung.speedup, above)
+        texts[f"ladder-{rung.name}"] = times(rung.speedup) + _share_of_above(rung.speedup, above)
         texts[f"ladder-{rung.name}-lost"] = _shortened(rung.lost_to)
         texts[f"ladder-{rung.name}-lost-in-full"] = rung.lost_to
         above = rung.speedup
@@ -48,7 +48,7 @@ def ladder_frame(simulation: Simulation) -> SliderFrame:
     return SliderFrame(texts, shapes)
 
 
-def _kept(speedup: float, above: float | None) -> str:
+def _share_of_above(speedup: float, above: float | None) -> str:
     if above is None or inf in (speedup, above) or not above:
         return ""
     return f"  {speedup / above:.0%} of the rung above"

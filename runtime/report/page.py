@@ -98,7 +98,7 @@ def _page(report: ReportContents, drawing: Drawing | None) -> Markup:
         element("div", _roofline(report, frame), _sweep(report, frame), class_="pair"),
         card("schedule", "Schedule", draw_schedule(frame), element("h3", "Notes"), draw_notes(frame)),
         *_compared(report),
-        *_still(report, drawing),
+        *_whole_picture(report, drawing),
         _footer(simulation),
     ]
     data = element("script", embedded_json(table_json(report)), type="application/json", id="attnc-data")
@@ -248,7 +248,7 @@ def _compared(report: ReportContents) -> list[Markup]:
     return [card("compared", "Side by side", draw_compared(simulations), caption, *draw_devices(simulations))]
 
 
-def _still(report: ReportContents, drawing: Drawing | None) -> list[Markup]:
+def _whole_picture(report: ReportContents, drawing: Drawing | None) -> list[Markup]:
     """Return the whole picture, collapsed if sliders move the small one."""
     if drawing is None:
         return []

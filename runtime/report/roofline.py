@@ -131,7 +131,7 @@ def draw_roofline(roofline: Roofline, frame: SliderFrame) -> Markup:
         label(x.end - 4, top - 7, f"{count(roofline.peak)}FLOP/s {roofline.dtype}", "small", anchor="end"),
         _slope_label(roofline, first),
         frame.shape("line", "roofline-gap", class_="dashed"),
-        *(_other(roofline, number, simulation) for number, simulation in roofline.others),
+        *(_diamond(roofline, number, simulation) for number, simulation in roofline.others),
         frame.shape("circle", "roofline-point", class_="dot", r=6),
         frame.text("text", "roofline-rate", class_="strong", x=0, y=HEIGHT - 4),
         label(RIGHT, BOTTOM + 34, "FLOP of visible pairs a byte moved", "quiet small", anchor="end"),
@@ -146,7 +146,7 @@ def _slope_label(roofline: Roofline, first: float) -> Markup:
     return label(left - 8, top - 4, f"{roofline.bandwidth / 1e12:.3g} TB/s", "small", anchor="end")
 
 
-def _other(roofline: Roofline, number: int, simulation: Simulation) -> Markup:
+def _diamond(roofline: Roofline, number: int, simulation: Simulation) -> Markup:
     """Return a diamond with the simulation's number in the table of compared simulations."""
     x, y = roofline.x.at(intensity(simulation)), roofline.y.at(rate(simulation))
     return element(

@@ -35,7 +35,7 @@ def timeline_frame(simulation: Simulation) -> SliderFrame:
     loads = simulation.loads
     if not loads or loads[0] <= 0:
         reason = "There is nothing to do." if loads else NO_LOADS
-        return _frame("", BOTTOM, "", "", (reason, ""), reason)
+        return _timeline_parts("", BOTTOM, "", "", (reason, ""), reason)
     mean, bars = sum(loads) / len(loads), busiest(loads)
     step = (RIGHT - LEFT) / len(bars)
     gap = min(1.0, 0.15 * step)
@@ -49,10 +49,14 @@ def timeline_frame(simulation: Simulation) -> SliderFrame:
     bars_text = f"{len(bars)} bars, each the busiest of about {slots_per_bar:.2g}" if slots_per_bar > 1 else ""
     busy = f"mean {ms(mean)}: {mean / loads[0]:.1%} of the busiest"
     spoken = f"Work of the {kernel} kernel on {slots_text}. Busiest {ms(loads[0])}, {busy}."
-    return _frame(path, BOTTOM - (BOTTOM - TOP) * mean / loads[0], ms(loads[0]), busy, (slots_text, bars_text), spoken)
+    return _timeline_parts(
+        path, BOTTOM - (BOTTOM - TOP) * mean / loads[0], ms(loads[0]), busy, (slots_text, bars_text), spoken
+    )
 
 
-def _frame(path: str, mean: float, largest: str, busy: str, captions: tuple[str, str], spoken: str) -> SliderFrame:
+def _timeline_parts(
+    path: str, mean: float, largest: str, busy: str, captions: tuple[str, str], spoken: str
+) -> SliderFrame:
     y = px(mean)
     visibility = {} if path else {"visibility": "hidden"}
     return SliderFrame(

@@ -93,7 +93,7 @@ class Bounds:
                 values = [self.truth(part, scope) for part in parts]
                 return stop if stop in values else None if None in values else not stop
             case program.Operation(op=op, operands=(a, b)) if op in COMPARISONS:
-                return self._compared(op, a, b, scope)
+                return self._comparison_truth(op, a, b, scope)
             case program.ConditionalValue(condition=condition, then=then, otherwise=otherwise):
                 truth_of_part = self.truth(condition, scope)
                 sides = {self.truth(part, scope) for part in ((then,) if truth_of_part else (otherwise,))}
@@ -147,7 +147,7 @@ class Bounds:
         value = self._constant(node, BoundScope())
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 
-    def _compared(self, op: str, a: Expr, b: Expr, scope: BoundScope) -> bool | None:
+    def _comparison_truth(self, op: str, a: Expr, b: Expr, scope: BoundScope) -> bool | None:
         low, high = self._range_of(self._linear(a, scope).plus(self._linear(b, scope), Fraction(-1)))
         match op:
             case "lt":
@@ -165,9 +165,9 @@ class Bounds:
     # --- ranges ------------------------------------------------------------------------------------------------------
 
     def _range_of(self, form: LinearBound) -> tuple[Number, Number]:
-        return -self._highest(LinearBound(Fraction(0)).plus(form, Fraction(-1))), self._highest(form)
+        return -self._upper_bound(LinearBound(Fraction(0)).plus(form, Fraction(-1))), self._upper_bound(form)
 
-    def _highest(self, form: LinearBound) -> Number:
+    def _upper_bound(self, form: LinearBound) -> Number:
         """Return an upper bound of a form, given that each index is less than its size."""
         terms, total = dict(form.terms), form.constant
         for index, size in self._below.items():
@@ -279,9 +279,9 @@ class Bounds:
         if isinstance(constant, int | Fraction) and not isinstance(constant, bool):
             return LinearBound(Fraction(constant))
         whole = node.op in _WHOLE or (node.op in _WHOLE_OF_WHOLE and all(map(self._is_whole, forms)))
-        return self._opaque(node, scope, *self._bounded(node.op, forms), whole=whole)
+        return self._opaque(node, scope, *self._result_range(node.op, forms), whole=whole)
 
-    def _bounded(self, op: str, forms: list[LinearBound]) -> tuple[Number, Number]:
+    def _result_range(self, op: str, forms: list[LinearBound]) -> tuple[Number, Number]:
         ranges = [self._range_of(form) for form in forms]
         low, high = ranges[0] if ranges else (-math.inf, math.inf)
         divisor = forms[1].constant if len(forms) == 2 and not forms[1].terms else None

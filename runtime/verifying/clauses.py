@@ -86,9 +86,9 @@ class WatchedMeanings(Meanings):
             case program.ConditionalValue(condition=condition, then=then, otherwise=otherwise):
                 return self._choice(condition, then, otherwise, where, scope, prefix)
             case program.DefinitionUse():
-                return self._use_of(node, where, scope, prefix)
+                return self._definition_use(node, where, scope, prefix)
             case _:
-                return self._leaf_of(node, where, scope, prefix)
+                return self._leaf_clause(node, where, scope, prefix)
 
     def _junction(self, op: str, parts: list[Meaning], clauses: list[ExercisedClause]) -> Meaning:
         if op == "not":
@@ -114,26 +114,26 @@ class WatchedMeanings(Meanings):
         truth = self._bounds.truth(condition, scope)
         if truth is not None:
             if not self._bounds.is_constant(condition, scope):
-                self._note(condition, where, scope, prefix)
+                self._add_clause(condition, where, scope, prefix)
             return self._clause(then if truth else otherwise, where, scope, prefix)
         decides, yes, no = (self._clause(part, where, scope, prefix) for part in (condition, then, otherwise))
         return lambda frame: yes(frame) if decides(frame) else no(frame)
 
-    def _use_of(self, node: program.DefinitionUse, where: str, scope: BoundScope, prefix: str) -> Meaning:
+    def _definition_use(self, node: program.DefinitionUse, where: str, scope: BoundScope, prefix: str) -> Meaning:
         definition = node.definition
         if not definition.parameters:
             if self._measures.of_definition(definition).free or prefix:
                 return self._clause(definition.body, where, scope, prefix)
             if definition not in self._lets:
                 self._lets[definition] = self._clause(definition.body, where, scope, prefix)
-            return _remembered(node, self._lets[definition])
+            return _memoised(node, self._lets[definition])
         inner = self._bounds.inside(node, scope)
         text = f"{prefix}{_text(node)}: "
         return self._call(node, self._clause(definition.body, where, inner, text))
 
-    def _leaf_of(self, node: Expr, where: str, scope: BoundScope, prefix: str) -> Meaning:
+    def _leaf_clause(self, node: Expr, where: str, scope: BoundScope, prefix: str) -> Meaning:
         meaning = super().of(node)
-        clause = self._note(node, where, scope, prefix)
+        clause = self._add_clause(node, where, scope, prefix)
 
         def value(frame: EvaluationFrame) -> Result:
             result = meaning(frame)
@@ -145,7 +145,7 @@ class WatchedMeanings(Meanings):
 
         return value
 
-    def _note(self, node: Expr, where: str, scope: BoundScope, prefix: str) -> ExercisedClause:
+    def _add_clause(self, node: Expr, where: str, scope: BoundScope, prefix: str) -> ExercisedClause:
         clause = ExercisedClause(where, prefix + _text(node), self._bounds.reason(node, scope), node=node)
         self.clauses.append(clause)
         return clause
@@ -176,7 +176,7 @@ def clauses_of(bound: BoundProgram, *, more_queries: bool = True) -> list[Exerci
     return meanings.clauses
 
 
-def _remembered(node: program.DefinitionUse, body: Meaning) -> Meaning:
+def _memoised(node: program.DefinitionUse, body: Meaning) -> Meaning:
     definition, span = node.definition, node.span
 
     def value(frame: EvaluationFrame) -> Result:

@@ -38,14 +38,14 @@ def compared_heads(bound: BoundProgram, name: str) -> frozenset[int]:
     return frozenset(constant for _, constant in _comparisons(bound, reads))
 
 
-def heads_wanted(bound: BoundProgram, most: int = MOST_HEADS) -> tuple[int, int]:
+def heads_needed(bound: BoundProgram, limit: int = MOST_HEADS) -> tuple[int, int]:
     """Return the numbers of heads and kv heads that make each comparison of a head index true and false.
 
-    Comparisons that need more than `most` heads are ignored; 0 where no comparison remains. A comparison needs two
+    Comparisons that need more than `limit` heads are ignored; 0 where no comparison remains. A comparison needs two
     heads more than its constant: `head > 5` is true for head 6.
     """
     q, kv = (
-        max((c + 2 for c in compared_heads(bound, name) if c + 2 <= most), default=0) for name in ("head", "kv_head")
+        max((c + 2 for c in compared_heads(bound, name) if c + 2 <= limit), default=0) for name in ("head", "kv_head")
     )
     return q, kv
 

@@ -50,15 +50,15 @@ def draw(bound: BoundProgram, case: CallCase) -> dict[str, Example]:
         elif _is_cluster(bound, item):
             examples[item.name] = _clusters(item, sizes)
         elif _is_table(item):
-            examples[item.name] = _random(bound, item, sizes)
+            examples[item.name] = _random_table(bound, item, sizes)
     rest = {item.name for item in inputs} - examples.keys()
     examples |= example_inputs(
         bound, case.n_q, case.n_k, {}, batch=case.batch, heads=case.heads, sizes=sizes, names=rest
     )
-    return {item.name: _stable(item, examples[item.name]) for item in inputs}
+    return {item.name: _stabilised(item, examples[item.name]) for item in inputs}
 
 
-def _stable(item: Input, example: Example) -> Example:
+def _stabilised(item: Input, example: Example) -> Example:
     """Give complex numbers a negative real part, so that a state that decays by `exp(dt * L)` stays bounded."""
     if item.type.kind != "complex":
         return example
@@ -82,7 +82,7 @@ def _own_sizes(bound: BoundProgram, case: CallCase, call_sizes: dict[str, int]) 
     lengths = {"queries": case.n_q, "keys": case.n_k, "heads": case.heads, "kv_heads": case.kv_heads}
     lengths |= {"group": case.heads // case.kv_heads} | call_sizes
     result = dict.fromkeys(input_dims, max(case.own_size or SMALL, 1))
-    result |= dict.fromkeys(input_dims & _computed(bound), max(case.n_k, 1))
+    result |= dict.fromkeys(input_dims & _computed_dims(bound), max(case.n_k, 1))
     for name in sorted(input_dims):
         conditions = [line for line in _conditions(bound) if name in _sizes_in(line)]
         if conditions:
@@ -91,7 +91,7 @@ def _own_sizes(bound: BoundProgram, case: CallCase, call_sizes: dict[str, int]) 
     return result
 
 
-def _computed(bound: BoundProgram) -> set[str]:
+def _computed_dims(bound: BoundProgram) -> set[str]:
     """Return the dimensions that computed indices read, such as a distance, whose range is unknown."""
     result: set[str] = set()
     for node in below(every_expression(bound.program)):
@@ -201,7 +201,7 @@ def _alternating(item: Input, sizes: Mapping[str, int]) -> Example:
     return _example(tensor, "false and true in turn")
 
 
-def _random(bound: BoundProgram, item: Input, sizes: Mapping[str, int]) -> Example:
+def _random_table(bound: BoundProgram, item: Input, sizes: Mapping[str, int]) -> Example:
     """Return random integers below the smallest extent that they may index, or truth values, half of them true."""
     shape = _shape(bound, item, sizes)
     generator = torch.Generator().manual_seed(len(item.name))

@@ -25,7 +25,7 @@ from attnc.runtime.verifying.call_cases import (
 from attnc.runtime.verifying.clauses import ExercisedClause, WatchedEvaluator, clauses_of
 from attnc.runtime.verifying.compared import (
     compared_heads,
-    heads_wanted,
+    heads_needed,
     input_values,
     lines_of,
     reads_heads,
@@ -227,7 +227,7 @@ def _reads_heads(bound: BoundProgram) -> bool:
 
 def _many_heads_case(bound: BoundProgram, case: CallCase) -> list[CallCase]:
     """Return a call with heads on both sides of the constants in clauses, if three heads are too few."""
-    heads, kv_heads = heads_wanted(bound)
+    heads, kv_heads = heads_needed(bound)
     if kv_heads > case.kv_heads:
         return [replace(case, heads=max(heads, kv_heads), kv_heads=max(heads, kv_heads))]
     return [replace(case, heads=heads)] if heads > 3 else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attnc.runtime.verifying.clauses import ExercisedClause
-from attnc.runtime.verifying.compared import MOST_HEADS, heads_wanted, reads_heads
+from attnc.runtime.verifying.compared import MOST_HEADS, heads_needed, reads_heads
 from attnc.runtime.verifying.condition_lines import constants
 from attnc.runtime.verifying.exercise import Look
 from attnc.spec.checks.measure import below, inputs_read
@@ -35,7 +35,7 @@ def _all_options(bound: BoundProgram) -> list[str]:
 
 def _heads_option(look: Look) -> str:
     """Return another number of heads: the number that constants need, if the call has fewer."""
-    needed = max(heads_wanted(look.choice.bound, MOST_HEADS**2))
+    needed = max(heads_needed(look.choice.bound, MOST_HEADS**2))
     return f"--heads {needed}" if needed > look.case.heads else "another --heads"
 
 

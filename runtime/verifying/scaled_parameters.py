@@ -88,10 +88,10 @@ def _candidates(bound: BoundProgram, fixed: frozenset[str]) -> Iterator[tuple[di
     if axes:
         yield from _as_long_as_constants(bound, axes, names)
         yield {**values, **_by_axis(bound, axes, names)}, "divided by what they share along each axis"
-        yield from _stretched(values, axes, names)
+        yield from _stretched_grids(values, axes, names)
     generator = random.Random(0)
     for _ in range(DRAWS):
-        yield {**values, **_drawn(values, names, axes, generator)}, "small values in the same order"
+        yield {**values, **_random_values(values, names, axes, generator)}, "small values in the same order"
 
 
 def counts(bound: BoundProgram) -> list[int]:
@@ -143,7 +143,9 @@ def _by_axis(bound: BoundProgram, axes: list[str], names: list[str]) -> dict[str
     return {name: value for name, value in values.items() if name in names}
 
 
-def _stretched(values: dict[str, Value], axes: list[str], names: list[str]) -> Iterator[tuple[dict[str, Value], str]]:
+def _stretched_grids(
+    values: dict[str, Value], axes: list[str], names: list[str]
+) -> Iterator[tuple[dict[str, Value], str]]:
     for long, short in STRETCHES:
         for long_axis in axes:
             extents: dict[str, Value] = {axis: long if axis == long_axis else short for axis in axes}
@@ -169,7 +171,7 @@ def _as_long_as_constants(
         yield {**values, **small, **extents}, "a small grid, as long along one axis as a constant of the text"
 
 
-def _drawn(
+def _random_values(
     values: Mapping[str, Value], names: list[str], axes: list[str], generator: random.Random
 ) -> dict[str, Value]:
     """Return random small values in the order of the original values."""

@@ -128,18 +128,18 @@ def _badness(result: Error) -> float:
 
 def verify(
     attention: Attention,
-    chosen: Look,
+    selected: Look,
     others: Sequence[CallCase],
     step: Callable[[str], None],
     dtypes: Sequence[torch.dtype] = DTYPES,
 ) -> Verdict:
     """Compare the selected call and others, which the pattern may reject; `step` is called before each."""
-    verdict = Verdict(chosen, attention.has_mask, attention.is_plain)
-    step(str(chosen.case))
-    _compare(attention, chosen, verdict, dtypes)
+    verdict = Verdict(selected, attention.has_mask, attention.is_plain)
+    step(str(selected.case))
+    _compare(attention, selected, verdict, dtypes)
     for case in others:
         step(str(case))
-        evaluated = _first_accepted(chosen, case)
+        evaluated = _first_accepted(selected, case)
         if evaluated is None:
             verdict.left_out.append(case)
         else:
@@ -147,12 +147,12 @@ def verify(
     return verdict
 
 
-def _first_accepted(chosen: Look, case: CallCase) -> Look | None:
+def _first_accepted(selected: Look, case: CallCase) -> Look | None:
     """Evaluate a shape, or one a little longer if a `require` line rejects it; None if the pattern rejects all."""
     longer = range(1, LONGER) if case.n_q == case.n_k else ()
     for shape in (case, *(replace(case, n_q=case.n_q + more, n_k=case.n_k + more) for more in longer)):
         try:
-            return _evaluated(chosen, shape)
+            return _evaluate(selected, shape)
         except (SpecError, EvaluationError) as error:
             codes = {d.code for d in error.diagnostics}
             if not codes <= (REFUSALS if shape.n_q == shape.n_k else REFUSALS | {"A902"}):
@@ -162,19 +162,19 @@ def _first_accepted(chosen: Look, case: CallCase) -> Look | None:
     return None
 
 
-def _evaluated(chosen: Look, case: CallCase) -> Look:
+def _evaluate(selected: Look, case: CallCase) -> Look:
     """Evaluate another call with the selected parameters."""
     try:
-        return look(chosen.choice, case, FEW_PAIRS)
+        return look(selected.choice, case, FEW_PAIRS)
     except EvaluationError as error:
         if {d.code for d in error.diagnostics} != {"A902"} or case.own_size is not None:
             raise
-        return look(chosen.choice, replace(case, own_size=case.n_k), FEW_PAIRS)
+        return look(selected.choice, replace(case, own_size=case.n_k), FEW_PAIRS)
 
 
 def _compare(attention: Attention, evaluated: Look, verdict: Verdict, dtypes: Sequence[torch.dtype]) -> None:
     verdict.cases.append(evaluated.case)
-    mask = _relation(attention, evaluated, verdict)
+    mask = _compare_relation(attention, evaluated, verdict)
     _check_outputs(attention, evaluated, verdict)
     _run(attention, evaluated, mask, verdict, dtypes)
 
@@ -195,16 +195,16 @@ def _run(attention: Attention, evaluated: Look, mask: Tensor, verdict: Verdict, 
         call = attention if executor == "cpu" else attention.reference
 
         def run(q: Tensor, k: Tensor, v: Tensor, call: Callable[..., Any] = call) -> tuple[Tensor, Tensor]:
-            return _called(call, attention, numbers.inputs, q, k, v)
+            return _call_with_lse(call, attention, numbers.inputs, q, k, v)
 
-        dense = None if attention.is_plain else partial(_called, attention.reference, attention, numbers.inputs)
+        dense = None if attention.is_plain else partial(_call_with_lse, attention.reference, attention, numbers.inputs)
         q, k, v = (x.to(dtype) for x in (numbers.q, numbers.k, numbers.v))
         probe = Probe(q, k, v, mask, grad, grad_lse if attention.has_lse else None, dense, has_parts)
         name = str(dtype).removeprefix("torch.")
         verdict.errors.extend(ExecutorTrial(executor, name, case, error) for error in compare(run, probe))
 
 
-def _called(
+def _call_with_lse(
     call: Callable[..., Any], attention: Attention, inputs: dict[str, object], q: Tensor, k: Tensor, v: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return (out, lse), with zeros for an LSE that the pattern does not have."""
@@ -217,7 +217,7 @@ def _called(
 # --- the relation -----------------------------------------------------------------------------------------------------
 
 
-def _relation(attention: Attention, evaluated: Look, verdict: Verdict) -> Tensor:
+def _compare_relation(attention: Attention, evaluated: Look, verdict: Verdict) -> Tensor:
     """Return the mask (batch, heads, Nq, Nk), compared with the evaluator's; all true for a pattern without a mask."""
     case, numbers = evaluated.case, evaluated.numbers
     mask = torch.ones((case.batch, case.heads, case.n_q, case.n_k), dtype=torch.bool)
@@ -260,7 +260,7 @@ def _check_outputs(attention: Attention, evaluated: Look, verdict: Verdict) -> N
         return
     q, k, v = (x.tolist() for x in (evaluated.numbers.q, evaluated.numbers.k, evaluated.numbers.v))
     expected = [torch.tensor(x, dtype=torch.float64) for x in oracle.attend(q, k, v, only=rows)]
-    outputs = _called(
+    outputs = _call_with_lse(
         attention.reference,
         attention,
         evaluated.numbers.inputs,
@@ -270,7 +270,7 @@ def _check_outputs(attention: Attention, evaluated: Look, verdict: Verdict) -> N
     )
     verdict.rows += len(rows) * case.batch * case.heads
     for name, a, b in list(zip(("out", "lse"), expected, outputs, strict=True))[: 2 if attention.has_lse else 1]:
-        _note(verdict, case, name, a, b[:, :, rows])
+        _note_difference(verdict, case, name, a, b[:, :, rows])
     if not attention.has_mask:
         for expected_mask in evaluated.wanted.values():
             verdict.pairs += len(rows) * case.n_k
@@ -298,10 +298,10 @@ def _check_tokens(attention: Attention, evaluated: Look, oracle: Evaluator, verd
     verdict.tokens += case.n_q * case.batch * case.heads
     for name, a, b in [("out", out, outputs), *((name, states[name], final_states[name]) for name in states)]:
         dtype = torch.complex128 if b.is_complex() else torch.float64
-        _note(verdict, case, name, torch.tensor(a, dtype=dtype).reshape(b.shape), b)
+        _note_difference(verdict, case, name, torch.tensor(a, dtype=dtype).reshape(b.shape), b)
 
 
-def _note(verdict: Verdict, case: CallCase, name: str, expected: Tensor, actual: Tensor) -> None:
+def _note_difference(verdict: Verdict, case: CallCase, name: str, expected: Tensor, actual: Tensor) -> None:
     error = float(torch.where(expected == actual, 0, (expected - actual).abs()).max()) if actual.numel() else 0.0
     if not error <= SCORE_TOLERANCE:
         verdict.differing.append(f"{case}: the evaluator's {name} differs by {error:.1e}")

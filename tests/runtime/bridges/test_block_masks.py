@@ -109,14 +109,14 @@ def test_mask_mod_is_asked_of_partial_blocks_alone() -> None:
     seen: list[int] = []
     from attnc.runtime.bridges import block_masks
 
-    original = block_masks._evaluated
+    original = block_masks._evaluate_blocks
 
     def counted(mod: Any, lanes: Tensor, *sizes: Any) -> Any:
         seen.append(len(lanes))
         return original(mod, lanes, *sizes)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(block_masks, "_evaluated", counted)
+        patch.setattr(block_masks, "_evaluate_blocks", counted)
         bridges.from_block_mask(mask)
     assert sum(seen) == 8
     assert asked == [1]
