@@ -1,6 +1,6 @@
-"""Bridges to other attention interfaces: what attnc says in their words, and what they say in ours.
+"""Bridges between attnc and other attention interfaces: their masks as patterns, and patterns as their masks.
 
-Names are imported when first used, as `attnc` does it.
+Names are imported on first use, as in `attnc` itself.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A plain pattern with terms that a model asks of its scores: a cap, and logits of sinks."""
+"""Add a model's own score terms to a plain pattern: a soft cap, and the logits of attention sinks."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from attnc.spec.source import SourceFile
 from attnc.spec.syntax import PatternDecl
 
 SINKS = "sinks_of_the_model"
-"""The input that sinks are given as."""
+"""The name of the pattern's input that holds the sinks."""
 
 
 def amended(attend: Attention, *, cap: float | None, sinks: bool) -> Attention:
-    """The pattern with scores kept within ±`cap`, and with `sinks` an input `SINKS`: a logit for each query head, whose
-    share of the weight goes to no key.
+    """Return the pattern with scores softly capped to ±`cap` and, with `sinks`, an input `SINKS`.
 
-    Raises UnsupportedError where the pattern has scores of its own.
+    The input holds a logit for each query head, whose share of the weight goes to no key.
+
+    Raises UnsupportedError where the pattern has scores or weights of its own.
     """
     clauses = []
     if cap is not None:
@@ -29,25 +30,25 @@ def amended(attend: Attention, *, cap: float | None, sinks: bool) -> Attention:
     if not clauses:
         return attend
     if not attend.is_plain:
-        asked = " and ".join(([] if cap is None else [f"caps its scores at {cap:g}"]) + ["has sinks (s_aux)"] * sinks)
+        terms = " and ".join(([] if cap is None else [f"caps its scores at {cap:g}"]) + ["has sinks (s_aux)"] * sinks)
         raise UnsupportedError(
-            f"the model {asked}, and `{attend.name}` has scores or weights of its own, so that it is not clear which "
-            f"are meant: take a pattern that only says who sees whom, as the model's own terms are added to it"
+            f"the model {terms}, and `{attend.name}` has scores or weights of its own, so that it is ambiguous "
+            f"which apply: use a pattern that only defines visibility, and the model's terms are added to it"
         )
     return _with_clauses(attend, clauses)
 
 
 def _with_clauses(attend: Attention, clauses: list[str]) -> Attention:
-    """The pattern whose text has clauses more. Raises SpecError where it has them already."""
+    """Return the pattern with clauses added to its text. Raises SpecError where the pattern has them already."""
     source, name, values, options, modules = attend.__reduce__()[1]
-    (written,) = (item for item in parse(source).items if isinstance(item, PatternDecl) and item.name.id == name)
-    body, old = written.body, source.text
+    (declaration,) = (item for item in parse(source).items if isinstance(item, PatternDecl) and item.name.id == name)
+    body, old_text = declaration.body, source.text
     if body.statements:
-        at, first = body.statements[0].span.start, body.statements[0].span
-        added = "".join(clause + "\n" + " " * (first.column - 1) for clause in clauses)
+        offset, span = body.statements[0].span.start, body.statements[0].span
+        added = "".join(clause + "\n" + " " * (span.column - 1) for clause in clauses)
     else:
         assert body.doc is not None, f"the body of `{name}` is empty"
-        at, first = body.doc.span.end, body.doc.span
-        added = "".join("\n" + " " * (first.column - 1) + clause for clause in clauses)
-    text = SourceFile(source.name, old[:at] + added + old[at:])
+        offset, span = body.doc.span.end, body.doc.span
+        added = "".join("\n" + " " * (span.column - 1) + clause for clause in clauses)
+    text = SourceFile(source.name, old_text[:offset] + added + old_text[offset:])
     return Attention(bound_program(text, name, values, modules), options, modules)

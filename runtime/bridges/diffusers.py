@@ -1,9 +1,9 @@
-"""attnc in the video transformers of Hugging Face Diffusers: processors whose attention is a pattern's.
+"""attnc in the video transformers of Hugging Face Diffusers: attention processors that compute a pattern.
 
-A processor of Diffusers projects, normalises and rotates as its model needs, and then attends. That of attnc runs the
-model's own with its call of `scaled_dot_product_attention` answered by the pattern. The registry of attention backends
-(`attention_dispatch`) is no place for it: its names are a closed list, a backend is not told of the grid or the text,
-and some models do not ask it.
+A processor of Diffusers projects, normalises and rotates as its model needs, and then attends. attnc's processor runs
+the model's own processor and answers its call of `scaled_dot_product_attention` with the pattern. The registry of
+attention backends (`attention_dispatch`) cannot hold patterns: its names are a closed list, a backend does not get the
+grid or the text, and some models do not use it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ from attnc.runtime.attention import Attention
 from attnc.runtime.bridges.video import Grid, Side, attend_to_video, layout_of, pattern_of_grids
 from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
 
-NOT_TRACED = "attnc in a processor of Diffusers runs between graphs: leave fullgraph=True out"
+NOT_TRACED = "an attnc processor of Diffusers breaks the graph of torch.compile: omit fullgraph=True"
 
 
 @dataclass(frozen=True)
 class Model:
-    """The facts about a Diffusers model: the prefixes of the names of its attentions to a video, where its text
-    stands, the axes of its latents (the argument `hidden_states`; none: they are tokens already), and their patches.
+    """The facts about a Diffusers model that a pattern needs.
+
+    `attentions`: prefixes of the names of its attentions over a video. `text`: where its text tokens are. `axes`: the
+    axes of its latents (the argument `hidden_states`), empty where they are tokens already. `patches`: the patch sizes.
     """
 
     attentions: tuple[str, ...]
@@ -40,18 +42,18 @@ class Model:
     patches: Callable[[Any], Sequence[int]]
 
     def attends(self, name: str, attention: Any) -> bool:
-        """Whether a pattern may be put there."""
+        """Whether a pattern may replace the attention of this name."""
         if getattr(attention, "is_cross_attention", False) or name.endswith("attn2"):
             return False
         return name.startswith(self.attentions)
 
-    def grid(self, config: Any, given: Mapping[str, Any]) -> Grid | None:
-        """The grid by the arguments of a call, None where they do not say it. Raises ArgumentError."""
+    def grid(self, config: Any, arguments: Mapping[str, Any]) -> Grid | None:
+        """Return the grid of a call, None where the arguments do not determine it. Raises ArgumentError."""
         if not self.axes:
-            sizes = [given.get(name) for name in ("num_frames", "height", "width")]
-            known = [n for n in sizes if n is not None]
-            return _checked_grid(known) if len(known) == 3 else None
-        extents = dict(zip(self.axes, given["hidden_states"].shape, strict=True))
+            sizes = [arguments.get(name) for name in ("num_frames", "height", "width")]
+            extents_given = [n for n in sizes if n is not None]
+            return _checked_grid(extents_given) if len(extents_given) == 3 else None
+        extents = dict(zip(self.axes, arguments["hidden_states"].shape, strict=True))
         return _checked_grid([extents[axis] // n for axis, n in zip("thw", self.patches(config), strict=True)])
 
 
@@ -67,7 +69,7 @@ MODELS = {
     "CogVideoXTransformer3DModel": Model(("transformer_blocks.",), "first", "btchw", _patch_sizes),
     "LTXVideoTransformer3DModel": Model(("transformer_blocks.",), None, "", _patch_sizes),
 }
-"""Models whose grid and text are known. Others are told of them."""
+"""Models whose grid and text are known; for other models the caller passes them."""
 
 
 def install_diffusers(
@@ -79,78 +81,81 @@ def install_diffusers(
     attentions: Sequence[str] | None = None,
     **params: object,
 ) -> dict[str, Any]:
-    """Put a pattern into the self-attentions of a video transformer of Diffusers. Returns the processors that were
-    there, by name, which `model.set_attn_processor` takes back.
+    """Put a pattern into the self-attentions of a video transformer of Diffusers.
 
-    `spec`: what `compile_attention` takes, with its options and `params`, or an `Attention`. The parameters that are
+    Returns the previous processors by name; `model.set_attn_processor` restores them.
+
+    `spec`: a spec for `compile_attention`, with its options and `params`, or an `Attention`. The parameters that set
     the extents of its `tokens`, such as `frames, height, width` or `frames, per_frame`, follow the grid.
 
-    `grid`: frames, height and width in tokens, after patching; left out, each call's own, for Wan, HunyuanVideo,
-    CogVideoX and LTX. `text`: where tokens of a text stand beside the video's, "first" or "last"; known of them.
-    With a pattern that has no text of its own, all tokens see the text, and the text sees all. `attentions`: the
-    beginnings of the names, in `model.attn_processors`, where the pattern is put; all that are over the video, unless
-    given. The others stay as they are.
+    `grid`: frames, height and width in tokens, after patching; by default the grid of each call, for Wan, HunyuanVideo,
+    CogVideoX and LTX. `text`: where the text tokens are, "first" or "last"; known for these four models. If the pattern
+    has no segment for the text, all tokens see the text, and the text sees all tokens. `attentions`: prefixes of the
+    names, in `model.attn_processors`, of the attentions to replace; by default all self-attentions over the video.
+    Other processors stay as they are.
 
-    Raises UnsupportedError, ArgumentError, ArgumentTypeError, and as `compile_attention`.
+    Raises UnsupportedError, ArgumentError, ArgumentTypeError, and the errors of `compile_attention`.
     """
-    there = _processors(model)
-    known = MODELS.get(type(model).__name__)
+    processors = _processors(model)
+    known_model = MODELS.get(type(model).__name__)
     if text not in (None, "first", "last"):
         raise ArgumentError(f"text is {text!r}: it must be 'first' or 'last'")
-    side = text if known is None or text is not None else known.text
-    own_grid = None if grid is None else _checked_grid(grid)
-    if known is None and own_grid is None:
+    side = text if known_model is None or text is not None else known_model.text
+    fixed_grid = None if grid is None else _checked_grid(grid)
+    if known_model is None and fixed_grid is None:
         raise ArgumentError(
-            f"{type(model).__name__} is not known here ({', '.join(MODELS)} are): give grid=(frames, height, width) in "
-            f"tokens, after patching, and text='first' or 'last' if there is one beside the video"
+            f"{type(model).__name__} is not a known model ({', '.join(MODELS)}): pass grid=(frames, height, width) in "
+            f"tokens, after patching, and text='first' or 'last' if the model has text tokens"
         )
-    wanted = known or Model(("",), None, "", _patch_sizes)
+    facts = known_model or Model(("",), None, "", _patch_sizes)
     if attentions is not None:
-        wanted = replace(wanted, attentions=_checked_names(attentions))
-    before = {name: own for name, own in there.items() if wanted.attends(*_attention(model, name))}
-    if not before:
-        named = "" if attentions is None else f" whose name begins with {' or '.join(map(repr, attentions))}"
-        raise ArgumentError(f"{type(model).__name__} has no self-attention{named}: see model.attn_processors")
+        facts = replace(facts, attentions=_checked_names(attentions))
+    replaced = {name: processor for name, processor in processors.items() if facts.attends(*_attention(model, name))}
+    if not replaced:
+        condition = "" if attentions is None else f" whose name starts with {' or '.join(map(repr, attentions))}"
+        raise ArgumentError(
+            f"{type(model).__name__} has no self-attention{condition}: see the names in model.attn_processors"
+        )
     patterns = pattern_of_grids(spec, params)
-    if own_grid is not None:
-        patterns(own_grid)  # what is wrong is said now
-    shared = SharedGrid(own_grid, None) if own_grid is not None else _following(model, known)
-    for name, own in before.items():
-        _attention(model, name)[1].set_processor(processor_of(patterns, _unwrapped(own), shared, side))
-    return {name: _unwrapped(own) for name, own in _processors(model).items()}
+    if fixed_grid is not None:
+        patterns(fixed_grid)  # raises now rather than in the first call
+    shared = SharedGrid(fixed_grid, None) if fixed_grid is not None else _following(model, known_model)
+    for name, processor in replaced.items():
+        _attention(model, name)[1].set_processor(processor_of(patterns, _unwrapped(processor), shared, side))
+    return {name: _unwrapped(processor) for name, processor in _processors(model).items()}
 
 
 class SharedGrid:
-    """The grid that all processors of a model see; called before the model, it takes it from the arguments."""
+    """The grid that all processors of a model share; as a forward hook it reads the grid from each call's arguments."""
 
     def __init__(self, extents: Grid | None, model: Model | None) -> None:
         self.extents = extents
-        self._known = model
+        self._model = model
 
     @property
     def follows(self) -> bool:
-        """Whether it is that of each call."""
-        return self._known is not None
+        """Whether the grid follows each call."""
+        return self._model is not None
 
     def __call__(self, model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """A hook of `register_forward_pre_hook`. Raises ArgumentError."""
-        assert self._known is not None, "a grid that is given is asked of no call"
-        given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
-        self.extents = self._known.grid(model.config, given)
+        """Read the grid of a call, as a hook of `register_forward_pre_hook`. Raises ArgumentError."""
+        assert self._model is not None, "a fixed grid has no hook"
+        arguments = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+        self.extents = self._model.grid(model.config, arguments)
 
 
-def _following(model: nn.Module, known: Model | None) -> SharedGrid:
-    """The grid that follows a model's calls; there is one hook, however often a pattern is put in."""
-    for own in _processors(model).values():
-        if isinstance(own, DiffusersProcessor) and own.grid.follows:
-            return own.grid
-    shared = SharedGrid(None, known)
+def _following(model: nn.Module, known_model: Model | None) -> SharedGrid:
+    """Return the grid that follows a model's calls; a model has one hook, however many patterns are installed."""
+    for processor in _processors(model).values():
+        if isinstance(processor, DiffusersProcessor) and processor.grid.follows:
+            return processor.grid
+    shared = SharedGrid(None, known_model)
     model.register_forward_pre_hook(shared, with_kwargs=True)
     return shared
 
 
 class DiffusersProcessor:
-    """An attention processor of Diffusers: the model's own, with its attention computed by a pattern."""
+    """An attention processor of Diffusers: the model's own processor, with its attention computed by a pattern."""
 
     def __init__(self, patterns: Callable[[Grid], Attention], own: Any, grid: SharedGrid, text: Side | None) -> None:
         self.own = own
@@ -159,14 +164,14 @@ class DiffusersProcessor:
         self._text: Side | None = text
 
     def __call__(self, attn: Any, *args: Any, **kwargs: Any) -> Any:
-        """As the model's own processor. Raises ArgumentError, UnsupportedError."""
-        with _Answered(self._attend) as answered:
-            out = _by_torch(self.own)(attn, *args, **kwargs)
-        if answered.calls != 1:
+        """Run the model's own processor. Raises ArgumentError, UnsupportedError."""
+        with _Answered(self._attend) as replaced:
+            out = _with_torch_backend(self.own)(attn, *args, **kwargs)
+        if replaced.calls != 1:
             raise UnsupportedError(
-                f"{type(self.own).__name__} asked scaled_dot_product_attention {answered.calls} times, not once: call "
-                f'the model within diffusers.attention_backend("native"), as the backend that any model sets is that '
-                f"of the whole process, and without context parallelism"
+                f"{type(self.own).__name__} called scaled_dot_product_attention {replaced.calls} times, expected "
+                f'one: call the model within diffusers.attention_backend("native"), because a backend that is set on '
+                f"any model applies to the whole process, and do not use context parallelism"
             )
         return out
 
@@ -181,20 +186,23 @@ class DiffusersProcessor:
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        """As `scaled_dot_product_attention`: query, key and value (B, H, N, d)."""
-        del enable_gqa  # grouped heads are told by the shapes
+        """Attend like `scaled_dot_product_attention`: query, key and value (B, H, N, d)."""
+        del enable_gqa  # the shapes show grouped heads
         if dropout_p or is_causal:
-            raise UnsupportedError(f"dropout_p={dropout_p}, is_causal={is_causal}: who sees whom says the pattern")
+            raise UnsupportedError(
+                f"dropout_p={dropout_p}, is_causal={is_causal}: not supported, as the pattern alone decides visibility"
+            )
         tokens = query.shape[2]
         if key.shape[2] != tokens:
             raise UnsupportedError(
-                f"{tokens} queries over {key.shape[2]} keys: this is cross-attention, not of one grid"
+                f"{tokens} queries over {key.shape[2]} keys: cross-attention is not supported, only self-attention "
+                f"over a grid"
             )
         grid = self.grid.extents
         if grid is None:
             raise ArgumentError(
-                "the grid is not known, as the model's call does not say it, or a part of the model was called: give "
-                "grid=(frames, height, width) in tokens, after patching"
+                "the grid is not known: the model's call does not contain it, or only a part of the model was called; "
+                "pass grid=(frames, height, width) in tokens, after patching, to install_diffusers"
             )
         layout = layout_of(tokens, prod(grid), self._text, attn_mask)
         return attend_to_video(self._patterns(grid), query, key, value, layout, scale)
@@ -203,14 +211,14 @@ class DiffusersProcessor:
 def processor_of(
     patterns: Callable[[Grid], Attention], own: Any, grid: SharedGrid, text: Side | None
 ) -> DiffusersProcessor:
-    """The processor with the signature of the model's own, by which Diffusers decides what to hand to it."""
-    kind: Any = type(own)
-    return _like(kind)(patterns, own, grid, text)
+    """Return a processor with the signature of the model's own, from which Diffusers selects its arguments."""
+    processor_class: Any = type(own)
+    return _class_like(processor_class)(patterns, own, grid, text)
 
 
 @cache
-def _like(kind: Any) -> type[DiffusersProcessor]:
-    @wraps(kind.__call__)
+def _class_like(processor_class: Any) -> type[DiffusersProcessor]:
+    @wraps(processor_class.__call__)
     def call(self: DiffusersProcessor, *args: Any, **kwargs: Any) -> Any:
         return DiffusersProcessor.__call__(self, *args, **kwargs)
 
@@ -218,10 +226,11 @@ def _like(kind: Any) -> type[DiffusersProcessor]:
     return type(DiffusersProcessor.__name__, (DiffusersProcessor,), {"__call__": disable(call, reason=NOT_TRACED)})
 
 
-def _by_torch(processor: Any) -> Any:
-    """The processor with torch's attention in `dispatch_attention_fn`, whichever backend it or another model has set.
+def _with_torch_backend(processor: Any) -> Any:
+    """Return the processor with torch's attention in `dispatch_attention_fn`, whichever backend is set.
 
-    A copy, as threads may share the processor, and as it is given back as it was.
+    The result is a copy, because threads may share the processor and `install_diffusers` returns the original
+    unchanged.
     """
     if not hasattr(processor, "_attention_backend"):
         return processor
@@ -233,7 +242,7 @@ def _by_torch(processor: Any) -> Any:
 
 
 class _Answered(TorchFunctionMode):
-    """While it is in force, `scaled_dot_product_attention` is another function."""
+    """A mode in which another function replaces `scaled_dot_product_attention`."""
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -251,28 +260,31 @@ class _Answered(TorchFunctionMode):
 
 def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
     if isinstance(names, str):
-        raise ArgumentTypeError(f"attentions is {names!r}: give a list, attentions=[{names!r}]")
+        raise ArgumentTypeError(f"attentions is {names!r}: pass a list, attentions=[{names!r}]")
     return tuple(names)
 
 
 def _checked_grid(grid: Sequence[int]) -> Grid:
     if len(grid) != 3 or not all(n > 0 and n == int(n) for n in grid):
-        raise ArgumentError(f"grid is {grid!r}: give frames, height and width in tokens, three whole numbers above 0")
+        raise ArgumentError(
+            f"grid is {grid!r}: it must be frames, height and width in tokens, three whole numbers above 0"
+        )
     return int(grid[0]), int(grid[1]), int(grid[2])
 
 
 def _processors(model: Any) -> dict[str, Any]:
-    """Raises ArgumentTypeError for what is no model of Diffusers."""
+    """Return a model's processors by name. Raises ArgumentTypeError if it is not a model of Diffusers."""
     result = getattr(model, "attn_processors", None)
     if not isinstance(result, dict):
         raise ArgumentTypeError(
-            f"{type(model).__name__} has no `attn_processors`: give a model of Diffusers, of a pipeline its transformer"
+            f"{type(model).__name__} has no `attn_processors`: pass a Diffusers model; of a pipeline, pass its "
+            f"transformer"
         )
     return result
 
 
 def _attention(model: nn.Module, name: str) -> tuple[str, Any]:
-    """The attention that a processor belongs to, and its name."""
+    """Return the name of the attention that a processor belongs to, and the attention."""
     path = name.removesuffix(".processor")
     return path, model.get_submodule(path)
 

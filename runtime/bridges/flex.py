@@ -1,4 +1,4 @@
-"""The arguments of FlexAttention, mask_mod and BlockMask, made from the relation of one call."""
+"""Make the arguments of FlexAttention, mask_mod, score_mod and BlockMask, from the relation and score of a call."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ States = NDArray[np.int8]
 
 
 def make_mask_mod(pattern: Pattern, shape: CallShape, device: torch.device | str) -> MaskMod:
-    """The relation of a call as FlexAttention's mask_mod; tables that it reads are on `device`.
+    """Return the relation of a call as a FlexAttention mask_mod; the tables that it reads are on `device`.
 
-    `pattern` has no `documents` any more. Raises UnsupportedError.
+    `documents` must have been removed from `pattern`. Raises UnsupportedError.
     """
     return write_tape(_pointwise("mask_mod", pattern, shape), device).mask_mod()
 
@@ -40,12 +40,12 @@ def make_mask_mod(pattern: Pattern, shape: CallShape, device: torch.device | str
 def make_score_mod(
     pattern: Pattern, shape: CallShape, scale: float | None, inputs: Mapping[str, Tensor], device: torch.device | str
 ) -> ScoreMod:
-    """The score of a call as FlexAttention's score_mod, which is given `scale * dot(q, k)`.
+    """Return the score of a call as a FlexAttention score_mod, whose argument is `scale * dot(q, k)`.
 
-    `scale`: what FlexAttention multiplies with, where the pattern reads the product or the scale by itself; `inputs`
-    are the real ones. Raises UnsupportedError, ArgumentError.
+    `scale`: the factor that FlexAttention applies, needed where the pattern reads the product or the scale by itself.
+    `inputs`: the real inputs. Raises UnsupportedError, ArgumentError.
     """
-    value = _of_score(pattern, scale)
+    value = _score_value(pattern, scale)
     try:
         lengths = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
         return write_tape(pointwise_value(pattern, shape, value, lengths), device, inputs).score_mod()
@@ -53,34 +53,36 @@ def make_score_mod(
         raise UnsupportedError(f"score_mod: `{pattern.name}` has {error}; call the pattern itself") from error
 
 
-def _of_score(pattern: Pattern, scale: float | None) -> Value:
-    """The score of a pattern as a value of `SCORE`. Raises UnsupportedError, ArgumentError."""
-    own, (q, k) = element(SCORE, ()), (vector("q"), vector("k"))
+def _score_value(pattern: Pattern, scale: float | None) -> Value:
+    """Return the score of a pattern as a value of `SCORE`. Raises UnsupportedError, ArgumentError."""
+    score, (q, k) = element(SCORE, ()), (vector("q"), vector("k"))
     products = [dot(q, k), dot(k, q)]
-    scaled = [apply("mul", *pair) for one in products for pair in ((factor(), one), (one, factor()))]
-    value = replace_values(pattern.attend.score, dict.fromkeys(scaled, own))
+    scaled = [apply("mul", *pair) for product in products for pair in ((factor(), product), (product, factor()))]
+    value = replace_values(pattern.attend.score, dict.fromkeys(scaled, score))
     if scale == 0:
-        raise ArgumentError("scale is 0: nothing of dot(q, k) is left in the scores of flex_attention")
-    given = 1.0 if scale is None else scale
-    alone = own if given == 1 else apply("div", own, number(given))
-    whole = replace_values(value, {**dict.fromkeys(products, alone), factor(): number(given)})
-    _check_pairwise(pattern, whole)
-    if whole is not value and scale is None:
-        raise UnsupportedError(
-            f"score_mod: the score of `{pattern.name}` reads more than `scale * dot(q, k)`; say scale=…, the one that "
-            f"flex_attention will be given, 1.0 where the pattern has none"
+        raise ArgumentError(
+            "scale is 0: the scores of flex_attention then contain nothing of dot(q, k); use another scale"
         )
-    return whole
+    factor_value = 1.0 if scale is None else scale
+    unscaled = score if factor_value == 1 else apply("div", score, number(factor_value))
+    replaced = replace_values(value, {**dict.fromkeys(products, unscaled), factor(): number(factor_value)})
+    _check_pairwise(pattern, replaced)
+    if replaced is not value and scale is None:
+        raise UnsupportedError(
+            f"score_mod: the score of `{pattern.name}` reads more than `scale * dot(q, k)`; pass the scale=… that "
+            f"flex_attention will get, or 1.0 if the pattern uses none"
+        )
+    return replaced
 
 
 def _check_pairwise(pattern: Pattern, score: Value) -> None:
-    """Raise UnsupportedError for what is more than numbers, functions of them, and entries of inputs."""
-    for below in score.below:
-        known = isinstance(below, _PAIRWISE) and not (isinstance(below, Apply) and below.op not in FUNCTIONS)
-        if isinstance(below, VALUES) and (not known or rank(below)):
+    """Raise UnsupportedError for a score with more than numbers, functions of numbers, and entries of inputs."""
+    for part in score.below:
+        is_pairwise = isinstance(part, _PAIRWISE) and not (isinstance(part, Apply) and part.op not in FUNCTIONS)
+        if isinstance(part, VALUES) and (not is_pairwise or rank(part)):
             raise UnsupportedError(
-                f"score_mod: `{pattern.name}` has a score of vectors, or of sums over keys, which the score of a pair "
-                f"does not tell; call the pattern itself"
+                f"score_mod: `{pattern.name}` has a score of vectors or of sums over keys, which a score_mod cannot "
+                f"compute from a pair's score; call the pattern itself"
             )
 
 
@@ -90,17 +92,18 @@ _PAIRWISE = (Number, Ratio, Element, Apply, FloatSelect)
 def make_block_mask(
     pattern: Pattern, shape: CallShape, block: tuple[int, int], device: torch.device | str
 ) -> BlockMask:
-    """The relation of a call as FlexAttention's BlockMask of blocks (queries, keys).
+    """Return the relation of a call as a FlexAttention BlockMask with blocks of (queries, keys).
 
-    It has the batch entries and heads that differ: 1 where all are alike. As in `create_block_mask` blocks past the
-    last token are partial. Raises UnsupportedError, and EvaluationError where the relation faults.
+    Its batch size and its number of heads are 1 where the relation does not depend on the batch entry or the head. As
+    in `create_block_mask`, blocks that reach past the last token are partial. Raises UnsupportedError, and
+    EvaluationError where the relation cannot be evaluated.
     """
-    found = _pointwise("block_mask", pattern, shape)
+    condition = _pointwise("block_mask", pattern, shape)
     states = block_states(pattern, shape, block)
     kv, full_kv, q, full_q = (
-        _ordered(marked, device)
-        for own in (states, states.swapaxes(-1, -2))
-        for marked in (own == PARTIAL, own == FULL)
+        _marked_columns_first(marked, device)
+        for oriented in (states, states.swapaxes(-1, -2))
+        for marked in (oriented == PARTIAL, oriented == FULL)
     )
     return BlockMask(
         seq_lengths=(shape.n_q, shape.n_k),
@@ -113,24 +116,24 @@ def make_block_mask(
         full_q_num_blocks=full_q[0],
         full_q_indices=full_q[1],
         BLOCK_SIZE=block,
-        mask_mod=write_tape(found, device).mask_mod(),
+        mask_mod=write_tape(condition, device).mask_mod(),
     )
 
 
-def _pointwise(what: str, pattern: Pattern, shape: CallShape) -> Pointwise:
+def _pointwise(result: str, pattern: Pattern, shape: CallShape) -> Pointwise:
     try:
         return pointwise(pattern, shape)
     except NotPointwiseError as error:
         raise UnsupportedError(
-            f"{what}: `{pattern.name}` has {error}, which FlexAttention would compute for every pair; call the "
-            f"pattern itself, or give SDPA its `mask`"
+            f"{result}: `{pattern.name}` has {error}, which FlexAttention would compute for every pair; call the "
+            f"pattern itself, or use `sdpa_mask` with SDPA"
         ) from error
 
 
 def block_states(pattern: Pattern, shape: CallShape, block: tuple[int, int]) -> States:
     """Return the state of each block, full, partial or empty: (batch or 1, heads or 1, rows, columns).
 
-    Found from the live tiles; masks are evaluated for one of each kind of partial tiles.
+    The states come from the live tiles; the mask is evaluated once for each translation class of partial tiles.
     """
     relations = Relations(pattern, shape)
     relation = pattern.attend.visible
@@ -138,19 +141,19 @@ def block_states(pattern: Pattern, shape: CallShape, block: tuple[int, int]) -> 
     heads = shape.heads if reads_head(relation) else 1
     grid = TileGrid(shape.n_q, shape.n_k, *block)
     states = np.zeros((batches, heads, grid.rows, grid.columns), dtype=np.int8)
-    known: dict[Index, States] = {}
-    for of_batches, of_heads, (local,) in relations.groups(cut=False):
-        if local.relation not in known:
-            known[local.relation] = _states(local.relation, grid, pattern)
-        at = np.ix_(of_batches if batches > 1 else (0,), of_heads if heads > 1 else (0,))
-        states[at] = known[local.relation]
+    states_of_relation: dict[Index, States] = {}
+    for batch_entries, group_heads, (local,) in relations.groups(cut=False):
+        if local.relation not in states_of_relation:
+            states_of_relation[local.relation] = _relation_states(local.relation, grid, pattern)
+        index = np.ix_(batch_entries if batches > 1 else (0,), group_heads if heads > 1 else (0,))
+        states[index] = states_of_relation[local.relation]
     return states
 
 
-def _states(relation: Index, grid: TileGrid, pattern: Pattern) -> States:
-    found = find_live_tiles(relation, grid, budget=max(1 << 21, 8 * grid.rows * grid.columns))
+def _relation_states(relation: Index, grid: TileGrid, pattern: Pattern) -> States:
+    live_tiles = find_live_tiles(relation, grid, budget=max(1 << 21, 8 * grid.rows * grid.columns))
     states = np.zeros((grid.rows, grid.columns), dtype=np.int8)
-    for tiles in _resolved(relation, found, pattern):
+    for tiles in _resolved_tiles(relation, live_tiles, pattern):
         within = np.arange(tiles.count.sum()) - np.repeat(np.cumsum(tiles.count) - tiles.count, tiles.count)
         row, column = np.repeat(tiles.row, tiles.count), np.repeat(tiles.column, tiles.count) + within
         states[row, column] = np.where(np.repeat(tiles.kind == 0, tiles.count), FULL, PARTIAL)
@@ -161,8 +164,8 @@ def _states(relation: Index, grid: TileGrid, pattern: Pattern) -> States:
     return states
 
 
-def _resolved(relation: Index, tiles: LiveTiles, pattern: Pattern) -> Iterator[LiveTiles]:
-    """The tiles with each partial one looked at, or one like it; a portion at a time where most are unlike."""
+def _resolved_tiles(relation: Index, tiles: LiveTiles, pattern: Pattern) -> Iterator[LiveTiles]:
+    """Yield the tiles after evaluating each partial tile or an equal one, in portions where most are unlike."""
     try:
         yield resolve(relation, tiles, pattern.origins).tiles
     except TooManyClassesError:
@@ -172,21 +175,21 @@ def _resolved(relation: Index, tiles: LiveTiles, pattern: Pattern) -> Iterator[L
             yield resolve(relation, part, pattern.origins).tiles
 
 
-def _ordered(marked: NDArray[np.bool_], device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """How many columns of each row are marked, (batch, heads, rows), and these first, (…, columns); int32."""
-    number = np.cumsum(marked, axis=-1, dtype=np.int32)
+def _marked_columns_first(marked: NDArray[np.bool_], device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Return each row's number of marked columns, (batch, heads, rows), and its columns, marked ones first; int32."""
+    rank_in_row = np.cumsum(marked, axis=-1, dtype=np.int32)
     columns = np.zeros(marked.shape, dtype=np.int32)
     batch, head, row, column = np.nonzero(marked)
-    columns[batch, head, row, number[marked] - 1] = column
+    columns[batch, head, row, rank_in_row[marked] - 1] = column
     count = marked.sum(-1, dtype=np.int32)
     return torch.from_numpy(count).to(device), torch.from_numpy(columns).to(device)
 
 
 def read_block_size(block_size: object) -> tuple[int, int]:
-    """Queries and keys of a block. Raises ArgumentTypeError, ArgumentError."""
+    """Return the queries and keys of a block. Raises ArgumentTypeError, ArgumentError."""
     sizes = tuple(block_size) if isinstance(block_size, Sequence) else (block_size, block_size)
     if len(sizes) != 2 or not all(isinstance(size, int) and not isinstance(size, bool) for size in sizes):
-        raise ArgumentTypeError(f"block_size is {block_size!r}: it must be a whole number, or two, (queries, keys)")
+        raise ArgumentTypeError(f"block_size is {block_size!r}: it must be a whole number or a pair (queries, keys)")
     q_block, k_block = (int(size) for size in sizes)
     if min(q_block, k_block) < 1:
         raise ArgumentError(f"block_size is {block_size!r}: it must be at least 1")

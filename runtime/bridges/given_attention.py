@@ -1,4 +1,4 @@
-"""An attention with the inputs that every call of it is given."""
+"""An attention bound to its inputs, so that calls pass only q, k and v."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from attnc.runtime.call_errors import ArgumentError
 
 @dataclass(frozen=True)
 class GivenAttention:
-    """A pattern and its inputs: called like an `Attention`, without them.
+    """A pattern with its inputs: called like an `Attention`, but without inputs.
 
-    `lengths`: queries and keys, where the inputs are of these alone; None: any that fit the inputs.
+    `lengths`: the numbers of queries and keys that the inputs are for; None where any lengths fit the inputs.
     """
 
     attention: Attention
@@ -38,10 +38,10 @@ class GivenAttention:
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, return_lse: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """`Attention.__call__` with the inputs. Raises as that, and ArgumentError for other lengths."""
+        """Compute attention with the inputs. Raises as `Attention.__call__`, and ArgumentError for other lengths."""
         self._check_lengths(q.shape[2], k.shape[2])
-        given: dict[str, Any] = {"scale": scale, "return_lse": return_lse, **self.inputs}
-        result: Tensor | tuple[Tensor, Tensor] = self.attention(q, k, v, **given)
+        options: dict[str, Any] = {"scale": scale, "return_lse": return_lse, **self.inputs}
+        result: Tensor | tuple[Tensor, Tensor] = self.attention(q, k, v, **options)
         return result
 
     def reference(
@@ -53,16 +53,18 @@ class GivenAttention:
         return result
 
     def mask(self, n_q: int, n_k: int | None = None, *, head: int = 0, heads: int | None = None) -> Tensor:
-        """`Attention.mask` with the inputs. Raises as that, and ArgumentError for other lengths."""
+        """Return the mask for the inputs. Raises as `Attention.mask`, and ArgumentError for other lengths."""
         self._check_lengths(n_q, n_q if n_k is None else n_k)
         return self.attention.mask(n_q, n_k, head=head, heads=heads, **self.inputs)
 
     def plan(self, n_q: int, n_k: int | None = None, *, heads: int = 1, head_dim: int = 64) -> Plan:
-        """`Attention.plan` with the inputs. Raises as that, and ArgumentError for other lengths."""
+        """Return the plan for the inputs. Raises as `Attention.plan`, and ArgumentError for other lengths."""
         self._check_lengths(n_q, n_q if n_k is None else n_k)
         return self.attention.plan(n_q, n_k, heads=heads, head_dim=head_dim, **self.inputs)
 
     def _check_lengths(self, n_q: int, n_k: int) -> None:
         if self.lengths is not None and (n_q, n_k) != self.lengths:
-            wanted = f"{self.lengths[0]} queries and {self.lengths[1]} keys"
-            raise ArgumentError(f"there are {n_q} queries and {n_k} keys: the mask is for {wanted}; make one for these")
+            expected = f"{self.lengths[0]} queries and {self.lengths[1]} keys"
+            raise ArgumentError(
+                f"the call has {n_q} queries and {n_k} keys, and the mask is for {expected}: make a new mask"
+            )

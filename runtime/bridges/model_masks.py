@@ -1,7 +1,7 @@
-"""The mask that a Transformers model asks of a layer: its own pattern, padding, packing, the begin of a cache.
+"""The mask that a Transformers model uses in a layer: its own pattern, padding, packing, and the start of a cache.
 
-The model hands a function of positions to its attention's mask maker (`transformers.masking_utils`), built by joining a
-few known ones. It is read for what it was made of, and never called: no N × N mask is made.
+The model passes a function of positions to its attention's mask maker (`transformers.masking_utils`), composed from a
+few known functions. attnc reads how it is composed and never calls it: no N × N mask is made.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ MODULE = "transformers.masking_utils"
 
 @dataclass(frozen=True)
 class LayerMask:
-    """The pairs that a layer's own mask shows, but for padding and packing. `window`: keys, the query's own included,
-    or, unless `causal`, the distance to either side. `chunk`: tokens of a block that sees nothing but itself.
+    """The pairs that a layer's own mask shows, apart from padding and packing.
+
+    `window`: the number of visible keys including the query's own if `causal`, else the distance to either side.
+    `chunk`: the number of tokens of a block that sees only itself.
     """
 
     causal: bool
@@ -31,7 +33,7 @@ class LayerMask:
 
     @property
     def kind(self) -> str:
-        """As Transformers calls such layers in `config.layer_types`."""
+        """The name that Transformers uses for such layers in `config.layer_types`."""
         if self.chunk is not None:
             return "chunked_attention"
         return "full_attention" if self.window is None else "sliding_attention"
@@ -62,7 +64,7 @@ class LayerMask:
 
 @dataclass(frozen=True)
 class BatchShare:
-    """Batch entries whose tokens are those of the columns `first .. stop`; the others are padding."""
+    """Batch entries whose tokens are in the columns `first .. stop`; their other columns are padding."""
 
     entries: tuple[int, ...]
     first: int
@@ -73,8 +75,8 @@ class BatchShare:
 class ModelMask:
     """A stand-in for a mask tensor: the last `queries` of the columns `start .. stop`, which have keys.
 
-    `shares`: None without padding. `sequences`: the cumulative lengths of the sequences that a batch entry packs, None
-    where it is one.
+    `shares`: None without padding. `sequences`: the cumulative lengths of the sequences packed in each batch entry,
+    None where each entry is one sequence.
     """
 
     asked: LayerMask
@@ -86,13 +88,13 @@ class ModelMask:
     by_positions: dict[int, tuple[Tensor, tuple[Tensor, ...] | None]] = field(
         default_factory=dict, compare=False, repr=False
     )
-    """Sequences by the id of the position_ids that they are read from, which are kept so that the id stays theirs."""
+    """Sequences by the id of the position_ids that they come from; keeping the tensor keeps its id valid."""
 
-    # What `generate` asks of a mask that it made in advance, for a cache of fixed size.
+    # `generate` reads this attribute of masks that it makes in advance for a cache of fixed size.
     ndim = 4
 
     def contiguous(self) -> ModelMask:
-        """Itself."""
+        """Return the mask unchanged."""
         return self
 
 
@@ -106,100 +108,100 @@ def read_mask(
 ) -> ModelMask:
     """Return a layer's mask from the arguments of a mask maker; `attention_mask` (B, columns so far) of 0 and 1.
 
-    Raises UnsupportedError for masks that no pattern stands beside, ArgumentError for padding amid tokens.
+    Raises UnsupportedError for masks that cannot be compared with a pattern, ArgumentError for padding between tokens.
     """
     stop = int(q_offset) + queries
-    asked, packed = _read(mask_function)
-    mask = ModelMask(asked, queries, int(kv_offset), stop)
+    layer_mask, packed = _read_mask_function(mask_function)
+    mask = ModelMask(layer_mask, queries, int(kv_offset), stop)
     if packed is not None:
         return replace(mask, sequences=tuple(map(cumulative, packed.expand(batch, -1))))
     if attention_mask is None:
         return mask
     if attention_mask.shape[-1] < stop:
         raise ArgumentError(
-            f"attention_mask has {attention_mask.shape[-1]} columns, and there are {stop} tokens with those in the "
-            f"cache: give it a column for each"
+            f"attention_mask has {attention_mask.shape[-1]} columns, expected {stop}: one for each token, including "
+            f"the tokens in the cache"
         )
-    return replace(mask, shares=_shares(attention_mask[:, :stop].bool()))
+    return replace(mask, shares=_padding_groups(attention_mask[:, :stop].bool()))
 
 
-def _shares(real: Tensor) -> tuple[BatchShare, ...] | None:
-    """The batch entries with the same padding, None without any."""
+def _padding_groups(real: Tensor) -> tuple[BatchShare, ...] | None:
+    """Return the batch entries grouped by their padding, None without padding."""
     if bool(real.all()):
         return None
     count = real.sum(-1)
     first = real.int().argmax(-1)
     last = real.shape[1] - 1 - real.flip(-1).int().argmax(-1)
-    torn = torch.nonzero((count > 0) & (last - first + 1 != count)).flatten().tolist()
-    if torn:
+    gapped = torch.nonzero((count > 0) & (last - first + 1 != count)).flatten().tolist()
+    if gapped:
         raise ArgumentError(
-            f"attention_mask has zeros between the ones of batch entry {torn[0]}: tokens must stand together, padding "
-            f"on one side of them; for `generate` pad on the left (tokenizer.padding_side = 'left')"
+            f"attention_mask has zeros between the ones of batch entry {gapped[0]}: tokens must be contiguous, with "
+            f"padding at the ends only; for `generate`, pad on the left (tokenizer.padding_side = 'left')"
         )
-    found: dict[tuple[int, int], list[int]] = {}
+    entries_by_span: dict[tuple[int, int], list[int]] = {}
     for entry, (begin, n) in enumerate(zip(first.tolist(), count.tolist(), strict=True)):
-        found.setdefault((begin, begin + n), []).append(entry)
-    return tuple(BatchShare(tuple(entries), *span) for span, entries in found.items())
+        entries_by_span.setdefault((begin, begin + n), []).append(entry)
+    return tuple(BatchShare(tuple(entries), *span) for span, entries in entries_by_span.items())
 
 
 def cumulative(ids: Tensor) -> Tensor:
-    """Numbers of sequences, (tokens,) in order, as cumulative lengths."""
+    """Return the cumulative lengths of sequences from each token's sequence number, (tokens,) in order."""
     lengths = torch.unique_consecutive(ids, return_counts=True)[1]
     return torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
 
 
-# --- reading what a mask function was made of ------------------------------------------------------------------------
+# --- reading how a mask function is composed ------------------------------------------------------------------------
 
 
-def _read(function: Callable[..., Any]) -> tuple[LayerMask, Tensor | None]:
-    """Return the mask of a mask function, and the number of each token's sequence where several are packed."""
+def _read_mask_function(function: Callable[..., Any]) -> tuple[LayerMask, Tensor | None]:
+    """Return the mask of a mask function, and the number of each token's sequence if several are packed."""
     causal, window, chunk, packed = False, None, None, None
-    for name, held in _leaves(function):
+    for name, closed_over in _leaves(function):
         match name:
             case "causal_mask_function":
                 causal = True
             case "bidirectional_mask_function":
                 pass
             case "sliding_window_overlay" | "sliding_window_bidirectional_overlay":
-                window = int(held["sliding_window"])
+                window = int(closed_over["sliding_window"])
             case "chunked_overlay":
-                chunk = int(held["chunk_size"])
+                chunk = int(closed_over["chunk_size"])
             case "packed_sequence_mask_function":
-                packed = held["packed_sequence_mask"]
+                packed = closed_over["packed_sequence_mask"]
             case _:
                 raise UnsupportedError(
-                    f"the model's own mask is made by `{name}`, which no pattern can be held against: use another "
-                    f"attn_implementation for it, such as 'sdpa'"
+                    f"the model's own mask is made by `{name}`, which attnc cannot compare with a pattern: use another "
+                    f"attn_implementation, such as 'sdpa'"
                 )
-    asked = LayerMask(causal, window, chunk)
+    layer_mask = LayerMask(causal, window, chunk)
     if packed is not None:
-        refuse_packed_chunks(asked)
-    return asked, packed
+        refuse_packed_chunks(layer_mask)
+    return layer_mask, packed
 
 
-def refuse_packed_chunks(asked: LayerMask) -> None:
+def refuse_packed_chunks(layer_mask: LayerMask) -> None:
     """Raise UnsupportedError for packed sequences in a layer of chunks."""
-    if asked.chunk is not None:
+    if layer_mask.chunk is not None:
         raise UnsupportedError(
-            "packed sequences (position_ids) in a layer of chunks are not supported: pad them instead"
+            "packed sequences (position_ids) in a layer with chunked attention are not supported: use padding instead"
         )
 
 
 def _leaves(function: Callable[..., Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The functions of Transformers that all must hold, by name, with what each closes over."""
+    """Yield the functions of Transformers that `and` joins, each with its name and the variables it closes over."""
     path = getattr(function, "__qualname__", repr(function))
-    maker, held = path.split(".")[0], _held(function)
-    known = getattr(function, "__module__", None) == MODULE
-    if known and maker == "and_masks":
-        for part in held["mask_functions"]:
+    maker, closed_over = path.split(".")[0], _closed_over(function)
+    in_transformers = getattr(function, "__module__", None) == MODULE
+    if in_transformers and maker == "and_masks":
+        for part in closed_over["mask_functions"]:
             yield from _leaves(part)
-    elif known and maker == "remap_positions_for_packed_sequence":
-        yield from _leaves(held["mask_function"])
+    elif in_transformers and maker == "remap_positions_for_packed_sequence":
+        yield from _leaves(closed_over["mask_function"])
     else:
-        yield (maker if known else path), held
+        yield (maker if in_transformers else path), closed_over
 
 
-def _held(function: Callable[..., Any]) -> dict[str, Any]:
+def _closed_over(function: Callable[..., Any]) -> dict[str, Any]:
     """Return the variables that a function closes over, by name."""
     names = function.__code__.co_freevars if hasattr(function, "__code__") else ()
     return {n: cell.cell_contents for n, cell in zip(names, getattr(function, "__closure__", None) or (), strict=True)}

@@ -1,4 +1,4 @@
-"""Masks of `scaled_dot_product_attention`: made of a pattern, and a pattern made of them."""
+"""Convert patterns to masks of `scaled_dot_product_attention`, and masks to patterns."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ def sdpa_mask(
     relation_only: bool = False,
     **inputs: object,
 ) -> Tensor:
-    """A pattern as the `attn_mask` of `scaled_dot_product_attention`: (batch or 1, heads or 1, Nq, Nk), all pairs.
+    """Return a pattern as an `attn_mask` of `scaled_dot_product_attention`: (batch or 1, heads or 1, Nq, Nk).
 
-    Without `dtype` bool, true where a query sees a key; with a floating one additive, 0 there and -inf elsewhere. It
-    has the batch entries and heads that differ. A row that sees nothing is all false, or all -inf; SDPA gives it
-    output 0 and gradients 0, as attnc does. The rest, and what is raised: as `Attention.mask_mod`, and EvaluationError
-    where the relation faults.
+    The mask holds all pairs. Without `dtype` it is bool, true where a query sees a key; with a floating dtype it is
+    additive, 0 for visible pairs and -inf elsewhere. Its batch size and number of heads are 1 where the relation does
+    not depend on them. A row that sees nothing is all false, or all -inf; SDPA gives it output 0 and gradients 0, as
+    attnc does. The other arguments and the errors are those of `Attention.mask_mod`, and EvaluationError where the
+    relation cannot be evaluated.
     """
     if dtype is not None and dtype not in FLOATS:
         raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype, or None for a bool mask")
@@ -49,49 +50,50 @@ def sdpa_mask(
 
 
 def from_sdpa_mask(mask: object, *, hidden: float = -torch.inf) -> GivenAttention:
-    """An attention that does what `scaled_dot_product_attention` does with an `attn_mask`, exactly.
+    """Return an attention with exactly the result of `scaled_dot_product_attention` with an `attn_mask`.
 
-    `mask` is bool, true where a query sees a key, or floating, added to the scores; of 2 to 4 dimensions, the last ones
-    of (batch, heads, Nq, Nk), each of which may be 1. Of a floating mask what is at most `hidden` is not seen: -inf, or
-    the least number of the dtype where a library writes that; the rest is a bias, with a gradient if `mask` requires
-    one: then make the attention anew in each step. A bias of zeros that needs no gradient is left out.
+    `mask` is bool, true where a query sees a key, or floating, added to the scores. It has 2 to 4 dimensions, the last
+    ones of (batch, heads, Nq, Nk), each of which may be 1. In a floating mask, pairs of at most `hidden` are not
+    visible: -inf, or the least number of the dtype where a library writes that. The other entries are a bias, with a
+    gradient if `mask` requires one; then make the attention anew in each step. A bias of zeros that needs no gradient
+    is omitted.
 
     Raises ArgumentTypeError, ArgumentError.
     """
     if not isinstance(mask, Tensor) or not (mask.dtype == torch.bool or mask.dtype in FLOATS):
-        what = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise ArgumentTypeError(f"mask is {what}: it must be a tensor of bool, or of a floating dtype")
+        actual = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise ArgumentTypeError(f"mask is {actual}: it must be a tensor of bool or of a floating dtype")
     if not 2 <= mask.dim() <= 4:
         raise ArgumentError(
-            f"mask has {mask.dim()} dimensions, shape {tuple(mask.shape)}: it must have 2 to 4, the last ones of "
+            f"mask has {mask.dim()} dimensions, shape {tuple(mask.shape)}: expected 2 to 4, the last ones of "
             f"(batch, heads, queries, keys)"
         )
-    whole = mask[(None,) * (4 - mask.dim())]
-    dims = [dim for dim, size in zip(_DIMS, whole.shape, strict=True) if size != 1]
-    squeezed = whole.reshape([size for size in whole.shape if size != 1])
-    seen = squeezed if mask.dtype == torch.bool else squeezed.detach() > hidden
-    given = {"seen": seen}
+    mask_4d = mask[(None,) * (4 - mask.dim())]
+    dims = [dim for dim, size in zip(_DIMS, mask_4d.shape, strict=True) if size != 1]
+    squeezed = mask_4d.reshape([size for size in mask_4d.shape if size != 1])
+    visible = squeezed if mask.dtype == torch.bool else squeezed.detach() > hidden
+    inputs = {"seen": visible}
     if mask.dtype != torch.bool:
-        bias = torch.where(seen, squeezed, 0)
+        bias = torch.where(visible, squeezed, 0)
         if mask.requires_grad or bool(bias.any()):
-            given["bias"] = bias
-    return GivenAttention(compile_attention(_text(dims, "bias" in given)), given)
+            inputs["bias"] = bias
+    return GivenAttention(compile_attention(_pattern_text(dims, "bias" in inputs)), inputs)
 
 
 _DIMS = ("batch", "head", "query", "key")
 
 
-def _text(dims: list[str], biased: bool) -> str:
-    named = f"[{', '.join(dims)}]" if dims else ""
-    at = f"[{', '.join({'query': 'q', 'key': 'k'}[dim] for dim in dims if dim in ('query', 'key'))}]"
-    read = at if at != "[]" else ""
+def _pattern_text(dims: list[str], biased: bool) -> str:
+    dims_text = f"[{', '.join(dims)}]" if dims else ""
+    index_text = f"[{', '.join({'query': 'q', 'key': 'k'}[dim] for dim in dims if dim in ('query', 'key'))}]"
+    subscript = index_text if index_text != "[]" else ""
     lines = [
         "pattern sdpa_mask",
         '    """A mask of scaled_dot_product_attention."""',
         "    align   start",
-        f"    input   seen: bool{named}",
-        *([f"    input   bias: real{named}"] if biased else []),
-        f"    visible seen{read}",
-        *([f"    score   scale * dot(q, k) + bias{read}"] if biased else []),
+        f"    input   seen: bool{dims_text}",
+        *([f"    input   bias: real{dims_text}"] if biased else []),
+        f"    visible seen{subscript}",
+        *([f"    score   scale * dot(q, k) + bias{subscript}"] if biased else []),
     ]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""A call of a pattern for a model's batch: each sequence as if it were alone, without its padding."""
+"""Call a pattern on a model's batch: each sequence as if it were alone, without its padding."""
 
 from __future__ import annotations
 
@@ -20,75 +20,77 @@ Inputs = Mapping[str, object]
 def attend_to_batch(
     attend: Attention, q: Tensor, k: Tensor, v: Tensor, mask: ModelMask, scale: float | None, inputs: Inputs
 ) -> Tensor:
-    """q (B, Hq, Nq, dk) over k (B, Hkv, columns, dk), v (B, Hkv, columns, dv): out (B, Hq, Nq, dv), 0 for padding.
+    """Attend with q (B, Hq, Nq, dk), k (B, Hkv, columns, dk), v (B, Hkv, columns, dv) to out (B, Hq, Nq, dv).
 
-    Column j of k stands for the column `mask.start + j` of the batch; those from `mask.stop` on are not read.
-    Raises ArgumentError, UnsupportedError.
+    Column j of k is column `mask.start + j` of the batch; columns from `mask.stop` on are not read. The output for
+    padding is 0. Raises ArgumentError, UnsupportedError.
     """
     columns = mask.stop - mask.start
     if q.shape[2] != mask.queries or k.shape[2] < columns:
         raise ArgumentError(
-            f"the mask was made for {mask.queries} queries and {columns} keys, and there are {q.shape[2]} and "
-            f"{k.shape[2]}: queries and keys of different sequences (cross-attention) have no pattern of tokens"
+            f"the mask was made for {mask.queries} queries and {columns} keys, but the call has {q.shape[2]} and "
+            f"{k.shape[2]}: cross-attention between different sequences is not supported"
         )
     k, v = k[:, :, :columns], v[:, :, :columns]
     if mask.sequences is not None:
-        return _packed(attend, q, k, v, mask.sequences, scale, inputs)
+        return _attend_packed(attend, q, k, v, mask.sequences, scale, inputs)
     if mask.shares is None:
-        return _together(attend, q, k, v, mask.start, scale, inputs)
+        return _attend_unpadded(attend, q, k, v, mask.start, scale, inputs)
     out = q.new_zeros((*q.shape[:3], v.shape[3]))
     for share in mask.shares:
         rows = slice(max(share.first - mask.stop + mask.queries, 0), share.stop - mask.stop + mask.queries)
         if share.stop > share.first and rows.stop > rows.start:
-            at = list(share.entries)
+            entries = list(share.entries)
             keys = slice(max(share.first - mask.start, 0), share.stop - mask.start)
-            begins = max(mask.start - share.first, 0)
-            own = _cut(attend, inputs, share, slice(share.first, share.stop), rows)
-            of_share = (q[at, :, rows], k[at, :, keys], v[at, :, keys])
-            out[at, :, rows] = _together(attend, *of_share, begins, scale, own).to(out.dtype)
+            missing_keys = max(mask.start - share.first, 0)
+            share_inputs = _inputs_of_share(attend, inputs, share, slice(share.first, share.stop), rows)
+            tensors = (q[entries, :, rows], k[entries, :, keys], v[entries, :, keys])
+            out[entries, :, rows] = _attend_unpadded(attend, *tensors, missing_keys, scale, share_inputs).to(out.dtype)
     return out
 
 
-def _together(
+def _attend_unpadded(
     attend: Attention, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float | None, inputs: Inputs
 ) -> Tensor:
-    """Sequences without padding, the keys of whose tokens before `start` are gone from the cache."""
+    """Attend sequences without padding, whose keys of tokens before `start` are no longer in the cache."""
     if start:
-        return _of_last_keys(attend, q, k, v, start, scale, inputs)
+        return _attend_sliding_cache(attend, q, k, v, start, scale, inputs)
     if q.shape[2] == k.shape[2]:
         out: Tensor = attend(q, k, v, scale=scale, **_as_any(inputs))
         return out
-    return _from_cache(attend, q, k, v, k.shape[2], scale, {**inputs})
+    return _attend_from_cache(attend, q, k, v, k.shape[2], scale, {**inputs})
 
 
-def _of_last_keys(
+def _attend_sliding_cache(
     attend: Attention, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float | None, inputs: Inputs
 ) -> Tensor:
-    """The keys of a sliding cache, as the ring that `prefill` reads: token t in slot t % slots."""
+    """Attend over the keys of a sliding cache, as the ring that `prefill` reads: token t in slot t % slots."""
     heads = q.shape[1]
     need = need_of(attend.pattern, heads, heads // k.shape[1])
-    most = k.shape[2] - q.shape[2] + 1
-    if need is None or need.first or need.last > most:
-        which = "all tokens" if need is None else str(need)
+    kept = k.shape[2] - q.shape[2] + 1
+    if need is None or need.first or need.last > kept:
+        needed = "all tokens" if need is None else str(need)
         raise ArgumentError(
-            f"`{attend.name}` may need {which} of {start + k.shape[2]}, and the cache of this layer keeps the last "
-            f"{most}: give the model a cache of all tokens, or take a pattern that does not ask for more"
+            f"`{attend.name}` may need {needed} of {start + k.shape[2]}, but the cache of this layer keeps the last "
+            f"{kept}: use a cache of all tokens in the model, or a pattern that needs fewer"
         )
-    turn = start % k.shape[2]
-    return _from_cache(attend, q, k.roll(turn, 2), v.roll(turn, 2), start + k.shape[2], scale, {**inputs, "ring": True})
+    shift = start % k.shape[2]
+    return _attend_from_cache(
+        attend, q, k.roll(shift, 2), v.roll(shift, 2), start + k.shape[2], scale, {**inputs, "ring": True}
+    )
 
 
-def _from_cache(
+def _attend_from_cache(
     attend: Attention, q: Tensor, k: Tensor, v: Tensor, tokens: int, scale: float | None, options: Inputs
 ) -> Tensor:
-    """The last queries of so many tokens."""
-    differs = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    serve: Any = attend.prefill if differs or q.shape[2] > MOST_QUERIES else attend.decode
+    """Attend the last queries of a cache that holds `tokens` tokens."""
+    needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    serve: Any = attend.prefill if needs_gradient or q.shape[2] > MOST_QUERIES else attend.decode
     out: Tensor = serve(q, k, v, kv_len=tokens, scale=scale, **options)
     return out
 
 
-def _packed(
+def _attend_packed(
     attend: Attention,
     q: Tensor,
     k: Tensor,
@@ -97,29 +99,34 @@ def _packed(
     scale: float | None,
     inputs: Inputs,
 ) -> Tensor:
-    """Each batch entry packs sequences of its own."""
+    """Attend batch entries that each pack several sequences."""
     if inputs:
         raise UnsupportedError(
-            f"packed sequences (position_ids) beside `{next(iter(inputs))}`, an input of `{attend.name}`, are not "
-            f"supported: pad them instead"
+            f"packed sequences (position_ids) with `{next(iter(inputs))}`, an input of `{attend.name}`, are not "
+            f"supported: use padding instead"
         )
-    one = (slice(i, i + 1) for i in range(q.shape[0]))
-    parts = [attend(q[i], k[i], v[i], scale=scale, cu_seqlens=own) for i, own in zip(one, sequences, strict=True)]
+    entries = (slice(entry, entry + 1) for entry in range(q.shape[0]))
+    parts = [
+        attend(q[entry], k[entry], v[entry], scale=scale, cu_seqlens=cumulative_lengths)
+        for entry, cumulative_lengths in zip(entries, sequences, strict=True)
+    ]
     return torch.cat(parts)
 
 
-def _cut(attend: Attention, inputs: Inputs, share: BatchShare, tokens: slice, rows: slice) -> dict[str, object]:
-    """The inputs of some batch entries and of their tokens."""
+def _inputs_of_share(
+    attend: Attention, inputs: Inputs, share: BatchShare, tokens: slice, rows: slice
+) -> dict[str, object]:
+    """Return the inputs restricted to some batch entries and their tokens."""
     dims = {tensor.name: tensor.dims for tensor in attend.pattern.tensors}
     cuts: dict[object, Any] = {"batch": list(share.entries), "token": tokens, "key": tokens, "query": rows}
     result: dict[str, object] = {}
-    for name, given in inputs.items():
-        x = torch.as_tensor(given)
+    for name, value in inputs.items():
+        x = torch.as_tensor(value)
         for axis, dim in enumerate(dims.get(name, ())):
             if dim in cuts and x.shape[axis] > 1:
-                at: list[Any] = [slice(None)] * axis
-                at.append(cuts[dim])
-                x = x[tuple(at)]
+                index: list[Any] = [slice(None)] * axis
+                index.append(cuts[dim])
+                x = x[tuple(index)]
         result[name] = x
     return result
 

@@ -1,4 +1,4 @@
-"""A pointwise condition as operations of torch: without branches, so that it can be mapped over and compiled."""
+"""Compile a pointwise condition or score to torch operations without branches, which vmap and torch.compile accept."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ from attnc.runtime.functions import FUNCTIONS
 
 Operation = Callable[..., Any]
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""FlexAttention's mask_mod: integer tensors of one shape (batch entry, head, row, key) to bool."""
+"""A FlexAttention mask_mod: integer tensors (batch entry, head, row, key) of one shape to a bool tensor."""
 
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-"""FlexAttention's score_mod: the score, and the same, to a score."""
+"""A FlexAttention score_mod: the score and the arguments of a mask_mod to a score."""
 
 SCORE = intern(ir.Tensor("the score of flex_attention", "real", ()))
-"""The tensor that stands for the score argument of a score_mod."""
+"""The tensor that represents the score argument of a score_mod."""
 
 _ARGUMENTS = ("batch", "head", "q", "k", "score")
 
 _Slot = tuple[str, int]
-"""An "argument", "constant" or "step" by its number: places on the tape follow when all are known."""
+"""An "argument", "constant" or "step" with its index; positions on the tape are assigned at the end."""
 
 
 @dataclass(frozen=True)
 class TorchTape:
-    """Operations one after another: each on numbers that are known by then, the five arguments and `constants` first.
+    """A list of operations; each takes results of earlier ones, the five arguments, or `constants`.
 
-    Arithmetic is on int64. Operands that a condition does not ask for are computed too, and what they are is nothing:
-    a division by 0 divides by 1, an index outside of a table reads its first or last entry.
+    Arithmetic is on int64. Operands that a condition does not need are computed too, with arbitrary but safe values: a
+    division by 0 divides by 1, and an index outside a table reads its first or last entry.
     """
 
     constants: tuple[int | Tensor, ...]
@@ -61,34 +61,34 @@ class TorchTape:
     result: int
 
     def mask_mod(self) -> MaskMod:
-        """The tape of a condition as a plain function."""
+        """Return the tape of a condition as a plain function."""
         return cast("MaskMod", self._function("mask_mod", "b, h, q_idx, kv_idx"))
 
     def score_mod(self) -> ScoreMod:
-        """The tape of a score as a plain function."""
+        """Return the tape of a score as a plain function."""
         return cast("ScoreMod", self._function("score_mod", "score, b, h, q_idx, kv_idx"))
 
     def _function(self, name: str, arguments: str) -> Operation:
         """Return a function with a code object of its own, in which numbers are literals.
 
-        Numbers that a closure holds are inputs to torch.compile. The second mask that one process compiles has others
-        in the same cells, so that they become symbols, and code of FlexAttention for a CPU does not compile with these.
+        Numbers in a closure are inputs to torch.compile. The second mask that a process compiles has different numbers
+        in the same cells, which then become symbols, and FlexAttention's CPU code does not compile with symbols.
         """
         operations = list(dict.fromkeys(operation for operation, _ in self.steps))
         tensors = [x for x in self.constants if isinstance(x, Tensor)]
-        for tensor in tensors:  # nor are sizes of tables symbols
+        for tensor in tensors:  # keeps the sizes of tables from becoming symbols
             torch._dynamo.mark_static(tensor)
-        held = iter(range(len(tensors)))
+        tensor_numbers = iter(range(len(tensors)))
         operands = [*(f"x{i}" for i in range(4)), "score" if "score" in arguments else ""]
-        operands += [f"t{next(held)}" if isinstance(x, Tensor) else repr(x) for x in self.constants]
+        operands += [f"t{next(tensor_numbers)}" if isinstance(x, Tensor) else repr(x) for x in self.constants]
         body = [f"x{i} = {x}.to(int64)" for i, x in enumerate(("b", "h", "q_idx", "kv_idx"))]
-        for operation, read in self.steps:
+        for operation, operand_slots in self.steps:
             operands.append(f"x{len(operands)}")
-            called = ", ".join(operands[i] for i in read)
-            body.append(f"{operands[-1]} = f{operations.index(operation)}({called})")
-        closed = [f"f{i}" for i in range(len(operations))] + [f"t{i}" for i in range(len(tensors))]
+            call_arguments = ", ".join(operands[i] for i in operand_slots)
+            body.append(f"{operands[-1]} = f{operations.index(operation)}({call_arguments})")
+        closed_names = [f"f{i}" for i in range(len(operations))] + [f"t{i}" for i in range(len(tensors))]
         lines = [
-            f"def make({', '.join(['int64', *closed])}):",
+            f"def make({', '.join(['int64', *closed_names])}):",
             f"    def {name}({arguments}):",
             *(f"        {line}" for line in body),
             f"        return {operands[self.result]}",
@@ -101,8 +101,8 @@ class TorchTape:
 
 
 def write_tape(source: Pointwise, device: torch.device | str, inputs: Mapping[str, Tensor] | None = None) -> TorchTape:
-    """The tape of a condition, or of a score that reads `inputs`, with its tables on a device."""
-    return _Writer(source, torch.device(device), inputs or {}).written()
+    """Return the tape of a condition, or of a score that reads `inputs`, with its tables on a device."""
+    return _Writer(source, torch.device(device), inputs or {}).tape()
 
 
 class _Writer:
@@ -115,62 +115,65 @@ class _Writer:
         self._slots: dict[Index, _Slot] = {}
         self._tables: dict[str, Tensor] = {}
 
-    def written(self) -> TorchTape:
+    def tape(self) -> TorchTape:
         root = self._source.condition
         for node in walk(root):
-            self._slots[node] = self._made(node)
-        found = self._slots[root]
-        if found[0] == "constant" and not isinstance(self._constants[found[1]], Tensor):
-            found = self._step(_constantly, self._argument("q"), found)
-        return self._numbered(found)
+            self._slots[node] = self._write(node)
+        result = self._slots[root]
+        if result[0] == "constant" and not isinstance(self._constants[result[1]], Tensor):
+            result = self._step(_constant_like, self._argument_slot("q"), result)
+        return self._with_positions(result)
 
-    def _numbered(self, result: _Slot) -> TorchTape:
+    def _with_positions(self, result: _Slot) -> TorchTape:
         starts = {"argument": 0, "constant": 5, "step": 5 + len(self._constants)}
 
-        def at(slot: _Slot) -> int:
+        def position_of(slot: _Slot) -> int:
             return starts[slot[0]] + slot[1]
 
-        steps = tuple((operation, tuple(map(at, operands))) for operation, operands in self._steps)
-        return TorchTape(tuple(self._constants), steps, at(result))
+        steps = tuple((operation, tuple(map(position_of, operands))) for operation, operands in self._steps)
+        return TorchTape(tuple(self._constants), steps, position_of(result))
 
-    def _argument(self, name: str) -> _Slot:
+    def _argument_slot(self, name: str) -> _Slot:
         return "argument", _ARGUMENTS.index(name)
 
-    def _number(self, value: int | Tensor) -> _Slot:
+    def _constant_slot(self, value: int | Tensor) -> _Slot:
         self._constants.append(value)
         return "constant", len(self._constants) - 1
 
     def _step(self, operation: Operation, *operands: _Slot) -> _Slot:
-        """A step; numbers alone, such as coordinates along an axis of length 1, are computed at once."""
+        """Append an operation and return its slot.
+
+        Operations on numbers only, such as coordinates along an axis of length 1, are computed at once.
+        """
         numbers = [self._constants[i] for kind, i in operands if kind == "constant"]
         if len(numbers) == len(operands) and all(isinstance(x, int) for x in numbers):
             result = operation(*map(torch.tensor, numbers))
-            return self._number(result.to(self._device) if result.is_floating_point() else result.item())
+            return self._constant_slot(result.to(self._device) if result.is_floating_point() else result.item())
         self._steps.append((operation, operands))
         return "step", len(self._steps) - 1
 
     def _chain(self, operation: Operation, operands: Sequence[_Slot]) -> _Slot:
         return reduce(lambda a, b: self._step(operation, a, b), operands)
 
-    def _made(self, node: Index) -> _Slot:  # noqa: C901  one case a node kind
-        of = self._slots
+    def _write(self, node: Index) -> _Slot:  # noqa: C901  one case a node kind
+        slots = self._slots
         match node:
             case Const(value=value):
-                return self._number(value)
+                return self._constant_slot(value)
             case Truth(value=truth):
-                return self._number(truth)
+                return self._constant_slot(truth)
             case Position(name=name) | HeadIndex(name=name):
-                return self._argument(name)
+                return self._argument_slot(name)
             case Linear():
                 return self._sum(node)
             case Compare(op=op, value=value):
-                return self._step(_at_least_0 if op == "ge" else _is_0, of[value])
+                return self._step(_at_least_0 if op == "ge" else _is_0, slots[value])
             case Bool(op=op, operands=operands):
-                return self._chain(_and if op == "and" else _or, [of[o] for o in operands])
+                return self._chain(_and if op == "and" else _or, [slots[o] for o in operands])
             case Not(operand=operand):
-                return self._step(_not, of[operand])
+                return self._step(_not, slots[operand])
             case ExactSelect():
-                return self._step(_where, *(of[child] for child in node.children()))
+                return self._step(_where, *(slots[child] for child in node.children()))
             case Coord():
                 return self._coordinate(node)
             case Arith():
@@ -179,44 +182,44 @@ class _Writer:
                 table = torch.tensor(values, dtype=torch.int64, device=self._device)
                 return self._read(table, (index,))
             case Lookup(tensor=tensor, indices=indices):
-                return self._looked_up(tensor.name, indices)
-        return self._made_float(node)
+                return self._lookup(tensor.name, indices)
+        return self._write_float(node)
 
-    def _made_float(self, node: Any) -> _Slot:
-        """Emit a node of a score; numbers are tensors of fp32, the only ones that functions take."""
-        of: Any = self._slots
+    def _write_float(self, node: Any) -> _Slot:
+        """Write a node of a score; numbers become fp32 tensors, the only numbers that functions accept."""
+        slots: Any = self._slots
         match node:
             case ir.Number(value=value):
-                return self._number(torch.tensor(value, dtype=torch.float32, device=self._device))
+                return self._constant_slot(torch.tensor(value, dtype=torch.float32, device=self._device))
             case ir.Ratio(num=Const(value=num), den=Const(value=den)):
-                return self._number(torch.tensor(num / den, dtype=torch.float32, device=self._device))
+                return self._constant_slot(torch.tensor(num / den, dtype=torch.float32, device=self._device))
             case ir.Ratio(num=num, den=den):
-                return self._step(_ratio, of[num], of[den])
+                return self._step(_ratio, slots[num], slots[den])
             case ir.Element(tensor=tensor) if tensor is SCORE:
-                return self._argument("score")
+                return self._argument_slot("score")
             case ir.Element(tensor=tensor, indices=indices):
                 return self._read(self._inputs[tensor.name].to(self._device), indices)
             case ir.Apply(op=op, operands=operands):
-                return self._step(FUNCTIONS[op], *(of[operand] for operand in operands))
+                return self._step(FUNCTIONS[op], *(slots[operand] for operand in operands))
             case ir.FloatSelect():
-                return self._step(_where, *(of[child] for child in node.children()))
+                return self._step(_where, *(slots[child] for child in node.children()))
         raise AssertionError(f"not pointwise: {node}")
 
     def _sum(self, node: Linear) -> _Slot:
         parts = []
         for term, factor in node.terms:
-            own = self._slots[term]
-            parts.append(own if factor == 1 else self._step(_times, own, self._number(factor)))
+            slot = self._slots[term]
+            parts.append(slot if factor == 1 else self._step(_times, slot, self._constant_slot(factor)))
         if node.constant:
-            parts.append(self._number(node.constant))
+            parts.append(self._constant_slot(node.constant))
         return self._chain(_plus, parts)
 
     def _coordinate(self, node: Coord) -> _Slot:
         quotient = fold.floordiv(fold.sub(node.position, node.offset), node.stride)
         value = quotient if node.extent is None else fold.mod(quotient, node.extent)
-        for below in walk(value):
-            if below not in self._slots:
-                self._slots[below] = self._made(below)
+        for node_part in walk(value):
+            if node_part not in self._slots:
+                self._slots[node_part] = self._write(node_part)
         return self._slots[value]
 
     def _arithmetic(self, node: Arith) -> _Slot:
@@ -225,44 +228,46 @@ class _Writer:
             return self._chain(_OPERATIONS[node.op], operands)
         return self._step(_OPERATIONS[node.op], *operands)
 
-    def _looked_up(self, name: str, indices: tuple[Index, ...]) -> _Slot:
+    def _lookup(self, name: str, indices: tuple[Index, ...]) -> _Slot:
         if name not in self._tables:
             array = torch.from_numpy(self._source.tables[name].copy())
             self._tables[name] = (array if array.dtype == torch.bool else array.long()).to(self._device)
         return self._read(self._tables[name], indices)
 
     def _read(self, table: Tensor, indices: tuple[Index, ...]) -> _Slot:
-        """An entry: constant indices are taken beforehand, as `flex_attention` reads a place by tensors alone."""
-        if not table.numel():  # nothing asks for an entry of it
+        """Read an entry of a table; constant indices are applied now, as `flex_attention` indexes by tensors only."""
+        if not table.numel():  # no entry of an empty table is used
             table = table.new_zeros(tuple(max(size, 1) for size in table.shape))
-        at = tuple(
-            _within(index.value, size) if isinstance(index, Const) else slice(None)
+        fixed = tuple(
+            _clamped_constant(index.value, size) if isinstance(index, Const) else slice(None)
             for index, size in zip(indices, table.shape, strict=True)
         )
-        rest = [index for index in indices if not isinstance(index, Const)]
-        table = table[at].contiguous()
-        held = self._number(table)
-        if not rest:
-            return held
+        open_indices = [index for index in indices if not isinstance(index, Const)]
+        table = table[fixed].contiguous()
+        table_slot = self._constant_slot(table)
+        if not open_indices:
+            return table_slot
         return self._step(
-            _entry, held, *(self._inside(index, size) for index, size in zip(rest, table.shape, strict=True))
+            _entry,
+            table_slot,
+            *(self._clamped_index(index, size) for index, size in zip(open_indices, table.shape, strict=True)),
         )
 
-    def _inside(self, index: Index, length: int) -> _Slot:
-        """An index that is an entry's, whatever it was."""
+    def _clamped_index(self, index: Index, length: int) -> _Slot:
+        """Clamp an index to the entries of a table."""
         if isinstance(index, Position | HeadIndex):
             return self._slots[index]
-        return self._step(_clamped, self._slots[index], self._number(length - 1))
+        return self._step(_clamped, self._slots[index], self._constant_slot(length - 1))
 
 
-def _within(index: int, length: int) -> int:
+def _clamped_constant(index: int, length: int) -> int:
     return min(max(index, 0), length - 1)
 
 
 # --- operations: on tensors; some operands may be numbers -------------------------------------------------------------
 
 
-def _constantly(like: Tensor, truth: bool) -> Tensor:
+def _constant_like(like: Tensor, truth: bool) -> Tensor:
     return torch.full_like(like, truth, dtype=torch.bool)
 
 
@@ -296,24 +301,24 @@ def _not(x: Any) -> Any:
 
 def _ratio(num: Any, den: Any) -> Tensor:
     num, den = _pair(num, den)
-    found: Tensor = num.to(torch.float64) / torch.where(den == 0, 1, den).to(torch.float64)
-    return found.to(torch.float32)
+    quotient: Tensor = num.to(torch.float64) / torch.where(den == 0, 1, den).to(torch.float64)
+    return quotient.to(torch.float32)
 
 
 def _where(condition: Any, then: Any, otherwise: Any) -> Any:
     return torch.where(condition, then, otherwise)
 
 
-def _entry(table: Tensor, *at: Any) -> Tensor:
-    return table[at]
+def _entry(table: Tensor, *indices: Any) -> Tensor:
+    return table[indices]
 
 
-def _clamped(x: Tensor, most: int) -> Tensor:
-    return torch.clamp(x, 0, most)
+def _clamped(x: Tensor, last: int) -> Tensor:
+    return torch.clamp(x, 0, last)
 
 
 def _pair(a: Any, b: Any) -> tuple[Tensor, Tensor]:
-    """Both as tensors; one of them is."""
+    """Return both operands as tensors; at least one is a tensor."""
     a = a if isinstance(a, Tensor) else torch.full_like(b, a)
     return a, b if isinstance(b, Tensor) else torch.full_like(a, b)
 
@@ -332,11 +337,11 @@ def _remainder(a: Any, b: Any) -> Tensor:
     return torch.remainder(a, torch.where(b == 0, 1, b))
 
 
-def _least(a: Any, b: Any) -> Tensor:
+def _minimum(a: Any, b: Any) -> Tensor:
     return torch.minimum(*_pair(a, b))
 
 
-def _most(a: Any, b: Any) -> Tensor:
+def _maximum(a: Any, b: Any) -> Tensor:
     return torch.maximum(*_pair(a, b))
 
 
@@ -344,11 +349,11 @@ def _magnitude(x: Tensor) -> Tensor:
     return torch.abs(x)
 
 
-# Compilers of FlexAttention write an operand out at each of its uses: what uses one often takes them long.
+# Compilers of FlexAttention repeat an operand's text at each use, so operations that use one often compile slowly.
 
 
 def _power(base: Any, exponent: Any) -> Tensor:
-    """Compute an integer power. Past exponent 63 only the bases 0, 1 and -1 have a value that fits, by the parity."""
+    """Return an integer power. Past exponent 63 only bases 0, 1 and -1 have a value that fits; parity decides it."""
     if isinstance(base, int) and base == 2:
         return 1 << torch.clamp(exponent, 0, 62)
     base, exponent = _pair(base, exponent)
@@ -370,7 +375,7 @@ def _short_length(n: Tensor) -> Tensor:
 
 
 def _root(n: Tensor) -> Tensor:
-    """The square root of a number of up to 62 bits, rounded down."""
+    """Return the square root of a number of up to 62 bits, rounded down."""
     root = torch.sqrt(torch.clamp(n, min=0).to(torch.float64)).to(torch.int64)
     root = torch.where(root * root > n, root - 1, root)
     return torch.where((root + 1) * (root + 1) <= n, root + 1, root)
@@ -385,8 +390,8 @@ _OPERATIONS: dict[str, Operation] = {
     "floordiv": _floor_divided,
     "mod": _remainder,
     "pow": _power,
-    "min": _least,
-    "max": _most,
+    "min": _minimum,
+    "max": _maximum,
     "abs": _magnitude,
     "isqrt": _root,
     "bitlen": _bit_length,

@@ -1,7 +1,8 @@
-"""Windows as other libraries count them.
+"""Convert the window sizes of other libraries to patterns.
 
-Of the keys up to its own position, its own included, a query sees `window` in attnc's `sliding_window(window=…)` and
-under Transformers' `sliding_window`, and left + 1 under FlashAttention's `window_size = (left, right)`.
+Among the keys up to its own position, including its own, a query sees `window` keys in attnc's
+`sliding_window(window=…)` and under Transformers' `sliding_window`, and left + 1 keys under FlashAttention's
+`window_size = (left, right)`.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ UNLIMITED = -1
 
 
 def from_flash_window(window_size: Sequence[int], *, causal: bool = False) -> Attention:
-    """FlashAttention's `window_size = (left, right)`: a query sees its own key, `left` before and `right` after it.
+    """Return FlashAttention's `window_size = (left, right)` as a pattern.
 
-    -1 is without limit. `causal` leaves out all keys after the query, whatever `right` is. The last query stands at the
-    last key (bottom right), as in FlashAttention since 2.1; of more queries than keys the first ones stand
-    before key 0, and give 0 where they see nothing.
+    A query sees its own key, `left` keys before and `right` keys after it; -1 means no limit. `causal` hides all keys
+    after the query, whatever `right` is. The last query is aligned with the last key (bottom right), as in
+    FlashAttention since 2.1; with more queries than keys, the first queries stand before key 0, and give 0 where they
+    see nothing.
 
     Source: Dao-AILab/flash-attention, flash_attn_interface.py: keys between i + Nk - Nq - left and i + Nk - Nq + right,
     both included. Raises ArgumentTypeError, ArgumentError.
@@ -51,15 +53,16 @@ def _ends(window_size: object) -> tuple[int, int]:
         if isinstance(number, bool) or not isinstance(number, int):
             raise ArgumentTypeError(f"window_size is {window_size!r}: it must be two whole numbers, (left, right)")
         if number < UNLIMITED:
-            raise ArgumentError(f"window_size is {window_size!r}: a number of keys is at least 0, or -1 for no limit")
+            raise ArgumentError(f"window_size is {window_size!r}: each number must be at least 0, or -1 for no limit")
     return window_size[0], window_size[1]
 
 
 def from_transformers_window(sliding_window: int | None, *, bidirectional: bool = False) -> Attention:
-    """Transformers' `sliding_window`: causal, so many keys, the query's own included; None: causal without a window.
+    """Return Transformers' `sliding_window` as a pattern.
 
-    That is `sliding_window(window=sliding_window)`: both ask for k > q - window. `bidirectional`, of encoders: the keys
-    at a distance of at most `sliding_window` on either side, 2 · sliding_window + 1 of them.
+    It is causal, with `sliding_window` keys including the query's own (None: no window), as
+    `sliding_window(window=sliding_window)`: both require k > q - window. `bidirectional`, as in encoders, shows the
+    keys at a distance of at most `sliding_window` on either side, 2 · sliding_window + 1 keys.
 
     Source: huggingface/transformers, masking_utils.py, `sliding_window_overlay` and
     `sliding_window_bidirectional_overlay`, 5.23.0. Raises ArgumentTypeError, ArgumentError.
@@ -68,9 +71,9 @@ def from_transformers_window(sliding_window: int | None, *, bidirectional: bool 
         return compile_attention("full" if bidirectional else "causal")
     if isinstance(sliding_window, bool) or not isinstance(sliding_window, int):
         raise ArgumentTypeError(f"sliding_window is {sliding_window!r}: it must be a whole number, or None")
-    least = 0 if bidirectional else 1
-    if sliding_window < least:
-        raise ArgumentError(f"sliding_window is {sliding_window}: it must be at least {least}")
+    minimum = 0 if bidirectional else 1
+    if sliding_window < minimum:
+        raise ArgumentError(f"sliding_window is {sliding_window}: it must be at least {minimum}")
     if bidirectional:
         return compile_attention(_FLASH, left=sliding_window, right=sliding_window)
     return compile_attention("sliding_window", window=sliding_window)

@@ -1,4 +1,4 @@
-"""Whether a pattern shows only pairs of a relation, such as a model's own mask: proved or tried as in `same`."""
+"""Decide whether a pattern shows only pairs of a relation, such as a model's own mask: by proof or trial, as `same`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from attnc.runtime.lengths import natural_length
 
 @dataclass(frozen=True)
 class Outside:
-    """A pair that a pattern may show and the relation does not; `witness` is None where nothing could be decided.
+    """A pair that a pattern may show outside a relation; `witness` is None where this could not be decided.
 
-    `is_sure`: the pattern shows it whatever its inputs are.
+    `why`: the reason why it could not be decided. `is_sure`: the pattern shows the pair whatever its inputs are.
     """
 
     witness: Witness | None
@@ -29,31 +29,34 @@ class Outside:
 def outside(attend: Attention, relation: Index, heads: int, kv_heads: int) -> Outside | None:
     """Return a pair that the pattern may show outside a relation; None: no head shows one, at any length and input.
 
-    What inputs and selections decide is taken to hold, so that a pattern that asks them besides is inside as well.
+    Conditions on inputs and selections are assumed true, so that a pattern with such conditions in addition is inside
+    as well.
     """
     pattern = attend.pattern
     if attend.is_recurrence or pattern.stateful:
         return Outside(None, "a state has no pairs of queries and keys")
     conditions = tuple(root for root, _ in pattern.requirements if not (other_sizes(root) or _is_open(root)))
     for node in pattern.nodes:
-        own = of_tokens(node)
-        if own is None:
-            return Outside(None, f"keys of `{node.name}` are no tokens")
-        wide = _widened(own)
-        if other_sizes(wide):
-            return Outside(None, f"its pairs depend on the size `{other_sizes(wide)[0]}`")
-        question = ComparisonQuestion((fold.conjunction(wide, relation), wide), conditions, heads, (heads // kv_heads,))
+        token_relation = of_tokens(node)
+        if token_relation is None:
+            return Outside(None, f"the keys of `{node.name}` are not tokens")
+        widened = _widened(token_relation)
+        if other_sizes(widened):
+            return Outside(None, f"its pairs depend on the size `{other_sizes(widened)[0]}`")
+        question = ComparisonQuestion(
+            (fold.conjunction(widened, relation), widened), conditions, heads, (heads // kv_heads,)
+        )
         try:
             answer = compare(question, natural_length(attend.bound))
         except UndecidedError as error:
             return Outside(None, str(error))
         if answer.witness is not None:
-            return Outside(answer.witness, "", is_sure=wide is own)
+            return Outside(answer.witness, "", is_sure=widened is token_relation)
     return None
 
 
 def _widened(relation: Index) -> Index:
-    """A relation that holds wherever this one does, whatever the inputs are."""
+    """Return a relation that holds wherever the given one does, whatever the inputs are."""
     if isinstance(relation, Bool):
         join = fold.conjunction if relation.op == "and" else fold.disjunction
         return join(*map(_widened, relation.operands))
@@ -61,5 +64,5 @@ def _widened(relation: Index) -> Index:
 
 
 def _is_open(relation: Index) -> bool:
-    """Whether it depends on more than positions, heads and sizes."""
+    """Whether a relation depends on more than positions, heads and sizes."""
     return bool(variables(relation)) or any(isinstance(node, Lookup | DataRead) for node in walk(relation))

@@ -1,1 +1,1 @@
-"""The commands of `attnc`, a module each: `add` describes the arguments, `run` does the work and returns the status."""
+"""The commands of `attnc`, one module each: `add` adds the arguments to a parser, `run` returns the exit status."""

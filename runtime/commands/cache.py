@@ -1,4 +1,4 @@
-"""`attnc cache`: what is kept on disk, where, and why it is used or not."""
+"""`attnc cache`: list, explain, clear and load the files that attnc keeps on disk."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The commands of `cache`."""
+    """Add the subcommands of `cache`."""
     commands = parser.add_subparsers(dest="what", metavar="COMMAND", title="commands", required=True)
     for name, text in _SUMMARIES.items():
         command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
@@ -28,29 +28,31 @@ def add(parser: argparse.ArgumentParser) -> None:
         if name == "why":
             add_call(command)
         if name == "load":
-            command.add_argument("file", metavar="FILE", type=Path, help="a .zip of binaries, or a table.json")
+            command.add_argument(
+                "file", metavar="FILE", type=Path, help="a .zip of compiled kernels, or a .json table of tuned choices"
+            )
 
 
 _SUMMARIES = {
-    "path": "where entries lie, and where Triton keeps the kernels that it compiled",
-    "show": "every entry: tuned choices and measured rates",
-    "why": "what a call's choice belongs to, whether the cache has it, and what differs from the nearest entry",
-    "clear": "remove every entry of attnc; Triton's kernels stay",
-    "load": "put compiled kernels where Triton looks for them, or tuned choices where attnc does",
+    "path": "print the folder of the entries, and the folder of the kernels that Triton compiled",
+    "show": "list every entry: tuned choices and measured rates",
+    "why": "explain whether the cache has the choice of a call: its key, and what differs in the nearest entry",
+    "clear": "remove every entry of attnc, but not Triton's kernels",
+    "load": "load compiled kernels into Triton's cache, or tuned choices into attnc's",
 }
 
 
 def run(args: argparse.Namespace) -> int:
-    """2 for a file that cannot be loaded here."""
+    """Run a subcommand and return its exit status; a file that cannot be loaded here raises, which exits with 2."""
     commands = {"path": _path, "show": _show, "why": _why, "clear": _clear, "load": _load}
     return commands[args.what](args)
 
 
 def _path(args: argparse.Namespace) -> int:
-    own, triton = store(), triton_folder()
-    entries = own.entries()
+    cache, triton = store(), triton_folder()
+    entries = cache.entries()
     facts: dict[str, object] = {
-        "folder": None if own.folder is None else str(own.folder),
+        "folder": None if cache.folder is None else str(cache.folder),
         "entries": len(entries),
         "bytes": sum(entry.bytes for entry in entries),
         "limit_bytes": limit(),
@@ -61,7 +63,7 @@ def _path(args: argparse.Namespace) -> int:
         console.print_json(facts)
         return console.FINE
     size = f"{console.counted(len(entries), 'entry')}, {_kib(entries)} of {limit() >> 20} MiB"
-    print(f"attnc   {own.folder or 'none: there is no home folder; set ATTNC_CACHE_DIR'}  ({size})")
+    print(f"attnc   {cache.folder or 'none: there is no home folder; set ATTNC_CACHE_DIR'}  ({size})")
     print(f"triton  {triton}  ({facts['triton_state']})")
     return console.FINE
 
@@ -87,23 +89,23 @@ def _described(entry: CacheEntry) -> list[str]:
         return [f"{head}  {entry.payload.get('machine', '')}, {entry.payload.get('source', '')}"]
     record = read_record(entry.payload)
     if record is None:
-        return [f"{head}  of another version, ignored"]
+        return [f"{head}  written by another version of attnc, ignored"]
     parts = dict(record.key.parts)
-    what = (
+    call = (
         f"{parts.get('pattern')}({parts.get('parameters')}), {parts.get('dtype')} {parts.get('dk')}/{parts.get('dv')}"
     )
-    return [head, f"  {what} on {parts.get('target')}", *(f"  {line}" for line in str(record).splitlines())]
+    return [head, f"  {call} on {parts.get('target')}", *(f"  {line}" for line in str(record).splitlines())]
 
 
 def _why(args: argparse.Namespace) -> int:
-    """0 where every call is in the cache, 1 where one is not."""
+    """Return 0 if the cache has the choice of every call, else 1."""
     from attnc.runtime.tuning.choice_keys import bucket_of
     from attnc.runtime.tuning.tuner import NOTHING
 
     attention = compiled(args, tune="0s")
     tuned = attention.tuned
     assert tuned is not None
-    known = [record for entry in store().entries() if (record := _record(entry)) is not None]
+    records = [record for entry in store().entries() if (record := _record(entry)) is not None]
     answers: list[dict[str, object]] = []
     if attention.is_recurrence or attention.pattern.chooses:
         raise UsageError(f"`{attention.name}`: {NOTHING}")
@@ -111,7 +113,7 @@ def _why(args: argparse.Namespace) -> int:
         executor: Executor = "triton" if call.q.is_cuda else "cpu"
         key, bucket = tuned.key(call.sizes, executor, call.q.device), bucket_of(call.sizes)
         record = tuned.record(call.sizes, executor, call.q.device)
-        answers.append(_answer(key, bucket, record, known))
+        answers.append(_answer(key, bucket, record, records))
     if args.json:
         console.print_json({"calls": answers})
     else:
@@ -126,21 +128,21 @@ def _record(entry: CacheEntry) -> Record | None:
     return read_record(entry.payload) if entry.kind == KIND and entry.payload is not None else None
 
 
-def _answer(key: Key, bucket: str, record: Record | None, known: list[Record]) -> dict[str, object]:
+def _answer(key: Key, bucket: str, record: Record | None, records: list[Record]) -> dict[str, object]:
     from attnc.runtime.tuning.records import KIND, name_of
 
-    own = name_of(key, bucket)
-    nearest = min(known, key=lambda other: _apart(key, bucket, other), default=None) if record is None else None
-    missing = [] if nearest is None else _differing(key, bucket, nearest)
+    name = name_of(key, bucket)
+    nearest = min(records, key=lambda other: _distance(key, bucket, other), default=None) if record is None else None
+    differences = [] if nearest is None else _differing(key, bucket, nearest)
     return {
         "key": dict(key.parts),
         "bucket": bucket,
-        "entry": f"{KIND}-{own}",
+        "entry": f"{KIND}-{name}",
         "found": record is not None,
         "choices": None if record is None else dict(record.choices),
         "text": None if record is None else str(record),
         "nearest": None if nearest is None else f"{KIND}-{nearest.name}",
-        "differs_in": missing,
+        "differs_in": differences,
     }
 
 
@@ -149,8 +151,8 @@ def _differing(key: Key, bucket: str, other: Record) -> list[str]:
     return [*key.differing(other.key), *shapes]
 
 
-def _apart(key: Key, bucket: str, other: Record) -> tuple[bool, int]:
-    """Another pattern is farther than anything else."""
+def _distance(key: Key, bucket: str, other: Record) -> tuple[bool, int]:
+    """Return how far an entry is from a key, as a sort key; a different pattern always ranks last."""
     return dict(key.parts)["pattern"] != dict(other.key.parts).get("pattern"), len(_differing(key, bucket, other))
 
 
@@ -165,7 +167,7 @@ def _print_answer(answer: dict[str, object]) -> None:
     if answer["found"]:
         print(f"in the cache: {answer['text']}")
         return
-    print("not in the cache: `attnc tune` with the same arguments measures it")
+    print("not in the cache: run `attnc tune` with the same arguments to measure it")
     differs = answer["differs_in"]
     assert isinstance(differs, list)
     if answer["nearest"] is not None:
@@ -175,12 +177,12 @@ def _print_answer(answer: dict[str, object]) -> None:
 
 
 def _clear(args: argparse.Namespace) -> int:
-    own = store()
-    count = own.clear()
+    cache = store()
+    count = cache.clear()
     if args.json:
-        console.print_json({"folder": None if own.folder is None else str(own.folder), "removed": count})
+        console.print_json({"folder": None if cache.folder is None else str(cache.folder), "removed": count})
     else:
-        print(f"{own.folder}: {console.counted(count, 'entry')} removed")
+        print(f"{cache.folder}: {console.counted(count, 'entry')} removed")
     return console.FINE
 
 
@@ -194,7 +196,7 @@ def _load(args: argparse.Namespace) -> int:
         if args.json:
             console.print_json({"file": str(args.file), "loaded": kept, "of": len(records)})
         else:
-            print(f"{args.file}: {kept} of {console.counted(len(records), 'entry')} put into {store().folder}")
+            print(f"{args.file}: {kept} of {console.counted(len(records), 'entry')} stored in {store().folder}")
         return console.FINE if kept == len(records) else console.FOUND
     from attnc.runtime.gpu.binaries import load_binaries
 

@@ -1,4 +1,4 @@
-"""`attnc check`: what is wrong in `.attn` files."""
+"""`attnc check`: report errors and warnings in `.attn` files."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from attnc.spec.reading.source_text import decode
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `check`."""
-    parser.add_argument("files", metavar="FILE", nargs="+", help="an .attn file; - is standard input")
+    """Add the arguments of `check`."""
+    parser.add_argument("files", metavar="FILE", nargs="+", help="an .attn file; - reads standard input")
 
 
 def run(args: argparse.Namespace) -> int:
-    """1 where a file has an error, 2 where one cannot be read."""
+    """Print what is wrong and return the exit status: 1 if a file has an error, 2 if a file cannot be read."""
     diagnostics: list[Diagnostic] = []
     unread: list[dict[str, object]] = []
     for name in args.files:
@@ -40,17 +40,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(name: str) -> tuple[Diagnostic, ...]:
-    """All that is wrong or doubtful in one file. Raises OSError, UsageError."""
+    """Return all errors and warnings of a file. Raises OSError, UsageError."""
     path = Path(name)
     if name == "-":
         return _diagnosed(sys.stdin.buffer.read(), "<stdin>", Path())
     if not path.exists() and name in library_names():
-        raise console.UsageError(f"no such file; to see the library's pattern: attnc show {name}")
+        raise console.UsageError(f"no such file; `attnc show {name}` draws the library's pattern of that name")
     return _diagnosed(console.read_file(name), name, path.parent)
 
 
 def _diagnosed(data: bytes, name: str, folder: Path) -> tuple[Diagnostic, ...]:
-    """All that is wrong or doubtful in a text, which may use the modules of a folder."""
+    """Return all errors and warnings of a text, which may use the modules of a folder."""
     try:
         return diagnosed(decode(data, name), ModuleLoader(folder))
     except SpecError as error:

@@ -1,4 +1,4 @@
-"""`attnc doctor`: what this machine has, what plans are costed with, measuring it, and kernels for other machines."""
+"""`attnc doctor`: show versions, the machine and its rates; measure the rates; compile kernels for other machines."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ from attnc.runtime.disk.machine_key import installed
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `doctor`."""
+    """Add the arguments of `doctor`."""
     parser.add_argument(
         "--measure",
         action="store_true",
-        help="measure this machine's rates (about three seconds) and keep them; refused where it is too busy",
+        help="measure this machine's rates (about three seconds) and store them; refused while the machine is too busy",
     )
     doctor_targets.add(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print versions, the machine and its rates; or with `--targets` what became of kernels. 1 where rates are lost."""
+    """Print versions, the machine and its rates, or check kernels.
+
+    Return 1 if new rates could not be stored or if a kernel is rejected.
+    """
     if args.targets is not None:
         return doctor_targets.run(args)
     measured = calibration.measure() if args.measure else None
@@ -45,13 +48,15 @@ def run(args: argparse.Namespace) -> int:
         console.print_json({**facts, "ns_per_score_element": _elements(rates)})
         return console.FINE if kept else console.FOUND
     for name, value in facts.items():
-        print(f"{name:<12}{'none: attnc doctor --measure makes it' if value is None else value}")
+        print(f"{name:<12}{'none; `attnc doctor --measure` writes it' if value is None else value}")
     print(f"\nns for a score element, by head dimension and rows ({', '.join(map(str, ROWS))}):")
     for dtype, by_width in _elements(rates).items():
         for width, row in by_width.items():
             print(f"  {dtype:<10}{width:>4}  {'  '.join(f'{x:5.2f}' for x in row)}")
     if not kept:
-        print("\nwhat was measured is not kept: no folder takes it (ATTNC_CACHE_DIR says another one)")
+        print(
+            "\nthe measured rates are not stored: no cache folder can be written; set ATTNC_CACHE_DIR to one that can"
+        )
     return console.FINE if kept else console.FOUND
 
 

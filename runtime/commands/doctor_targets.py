@@ -1,4 +1,4 @@
-"""`attnc doctor --targets`: kernels compiled for GPUs that need not be there, and what their machine code says."""
+"""`attnc doctor --targets`: compile kernels for GPUs, present or not, and check their machine code."""
 
 from __future__ import annotations
 
@@ -20,78 +20,82 @@ from attnc.spec.suggest import did_you_mean
 
 Row = dict[str, object]
 
-WHOLE = "library"
-"""The name of all patterns of the library."""
+ALL_PATTERNS = "library"
+"""The value of `--patterns` that stands for all patterns of the library."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `doctor` that are about kernels."""
+    """Add the arguments of `doctor` about kernels."""
     kernels = parser.add_argument_group("kernels")
     kernels.add_argument(
         "--targets",
         metavar="NAMES",
-        help=f"compile kernels for these ({','.join(TARGETS)}), read their machine code",
+        help=f"compile kernels for these GPU architectures and check their machine code ({','.join(TARGETS)})",
     )
     kernels.add_argument(
-        "--patterns", metavar="NAMES", help=f"library patterns, or `{WHOLE}` (one of each kind that kernels have)"
+        "--patterns",
+        metavar="NAMES",
+        help=f"library patterns, or `{ALL_PATTERNS}` for all (default: one pattern for each kind of kernel)",
     )
-    kernels.add_argument("--head-dims", metavar="NUMBERS", default="64,128", help="widths of heads (64,128)")
-    kernels.add_argument("--dtypes", metavar="NAMES", default="bfloat16", help=f"{','.join(BYTES)} (bfloat16)")
-    kernels.add_argument("--processes", metavar="N", type=int, default=2, help="compilers at once (2)")
+    kernels.add_argument("--head-dims", metavar="NUMBERS", default="64,128", help="head dimensions (default 64,128)")
+    kernels.add_argument("--dtypes", metavar="NAMES", default="bfloat16", help=f"{','.join(BYTES)} (default bfloat16)")
+    kernels.add_argument("--processes", metavar="N", type=int, default=2, help="compilers that run at once (default 2)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """1 where a kernel may not go out."""
-    found = chosen(args)
-    total = sum(isinstance(case, GateCase) for case in found)
-    done: list[Row] = []
+    """Compile and check the kernels; return 1 if a kernel is rejected."""
+    kernel_cases = selected_cases(args)
+    total = sum(isinstance(case, GateCase) for case in kernel_cases)
+    reported: list[Row] = []
     with console.progress("kernels", total) as step:
-        for row in rows(found, args.processes):
-            done.append(row)
+        for row in rows(kernel_cases, args.processes):
+            reported.append(row)
             if row["verdict"] != "none":
                 step(f"{row['pattern']} {row['kernel']} {row['target']}")
             if not args.json:
                 print(line(row), flush=True)
-    failed = sum(row["verdict"] == "fail" for row in done)
+    failed = sum(row["verdict"] == "fail" for row in reported)
     if args.json:
-        console.print_json({"agrees": not failed, "kernels": done})
+        console.print_json({"agrees": not failed, "kernels": reported})
     else:
-        print(f"\n{console.counted(total, 'kernel')}, {failed or 'none'} of them may not go out")
+        print(f"\n{console.counted(total, 'kernel')}, {failed or 'none'} rejected")
     return console.FOUND if failed else console.FINE
 
 
-def chosen(args: argparse.Namespace) -> list[GateCase | NoKernels]:
-    """The kernels that the arguments name. Raises UsageError, PatternNotFoundError."""
+def selected_cases(args: argparse.Namespace) -> list[GateCase | NoKernels]:
+    """Return the kernels that the arguments select. Raises UsageError, PatternNotFoundError."""
     if find_spec("triton") is None:
         raise UsageError("--targets: triton is not installed; `pip install 'attnc[gpu]'` installs it")
     if args.processes < 1:
         raise UsageError(f"--processes {args.processes}: give a whole number, at least 1")
-    targets = _known(args.targets, "--targets", tuple(TARGETS))
-    dtypes = _known(args.dtypes, "--dtypes", tuple(BYTES))
-    widths, asked = _widths(args.head_dims), wanted(args.patterns)
-    by_calls = [one.name for one in asked if one.name in routing_names()]
-    found = list(cases([one for one in asked if one.name not in by_calls], targets, widths, dtypes))
-    return found + [case for dtype in dtypes for case in routing_gate.cases(by_calls, targets, widths, dtype)]
+    targets = _names_among(args.targets, "--targets", tuple(TARGETS))
+    dtypes = _names_among(args.dtypes, "--dtypes", tuple(BYTES))
+    widths, requests = _widths(args.head_dims), pattern_requests(args.patterns)
+    routing = [request.name for request in requests if request.name in routing_names()]
+    kernel_cases = list(
+        cases([request for request in requests if request.name not in routing], targets, widths, dtypes)
+    )
+    return kernel_cases + [case for dtype in dtypes for case in routing_gate.cases(routing, targets, widths, dtype)]
 
 
-def wanted(patterns: str | None) -> Sequence[PatternRequest]:
-    """The patterns that `--patterns` names."""
+def pattern_requests(patterns: str | None) -> Sequence[PatternRequest]:
+    """Return the patterns that `--patterns` names."""
     if patterns is None:
         return SELECTION
-    return whole_library() if patterns == WHOLE else named(_words(patterns, "--patterns"))
+    return whole_library() if patterns == ALL_PATTERNS else named(_words(patterns, "--patterns"))
 
 
-def rows(found: Sequence[GateCase | NoKernels], processes: int) -> Iterator[Row]:
+def rows(kernel_cases: Sequence[GateCase | NoKernels], processes: int) -> Iterator[Row]:
     """Yield a row for every kernel as its compilation ends; patterns without kernels come first."""
-    yield from (_none(one) for one in found if isinstance(one, NoKernels))
-    kernels = [one for one in found if isinstance(one, GateCase)]
+    yield from (_row_without_kernels(case) for case in kernel_cases if isinstance(case, NoKernels))
+    kernels = [case for case in kernel_cases if isinstance(case, GateCase)]
     jobs = [(case.source, case.target) for case in kernels]
     for i, outcome in compile_all(jobs, processes):
         yield row_of(kernels[i], outcome)
 
 
 def row_of(case: GateCase, outcome: Outcome) -> Row:
-    """A kernel as it is reported."""
+    """Return the report row of a compiled kernel."""
     reasons = routing_gate.judge(case, outcome)
     tiles = case.source.tiles
     row: Row = {
@@ -138,20 +142,20 @@ def _loop(loop: Loop) -> dict[str, object]:
     }
 
 
-def _none(one: NoKernels) -> Row:
+def _row_without_kernels(missing: NoKernels) -> Row:
     return {
-        "pattern": one.pattern,
+        "pattern": missing.pattern,
         "kernel": None,
-        "target": one.target,
-        "head_dim": one.head_dim,
-        "dtype": one.dtype,
+        "target": missing.target,
+        "head_dim": missing.head_dim,
+        "dtype": missing.dtype,
         "verdict": "none",
-        "reasons": [one.reason],
+        "reasons": [missing.reason],
     }
 
 
 def line(row: Row) -> str:
-    """A row for people."""
+    """Return the text line of a row."""
     start = f"{row['verdict']!s:<5} {row['target']!s:<7} {row['dtype']!s:<9} {row['head_dim']!s:>4} "
     if row["verdict"] == "none":
         return f"{start}{row['pattern']}: {_reasons(row)}"
@@ -162,7 +166,7 @@ def line(row: Row) -> str:
 
 
 def _loops(row: Row) -> str:
-    """Instructions, exponentials and those under products of every loop."""
+    """Return the instructions of every loop, its exponentials, and how many of these run under products."""
     loops: list[dict[str, object]] = row["loops"]  # type: ignore[assignment]  # made by row_of
     return " ".join(f"[{x['instructions']}, ex2 {x['ex2']}, {x['ex2_under_products']} under]" for x in loops)
 
@@ -174,20 +178,20 @@ def _reasons(row: Row) -> str:
 def _words(text: str, option: str) -> list[str]:
     words = [word.strip() for word in text.split(",")]
     if not all(words):
-        raise UsageError(f"{option} {text}: write names with commas between them")
+        raise UsageError(f"{option} {text}: write names separated by commas")
     return list(dict.fromkeys(words))
 
 
-def _known(text: str, option: str, known: tuple[str, ...]) -> list[str]:
-    words, listed = _words(text, option), f"there are {', '.join(known)}"
+def _names_among(text: str, option: str, allowed: tuple[str, ...]) -> list[str]:
+    words, listed = _words(text, option), f"use {', '.join(allowed)}"
     for word in words:
-        if word not in known:
-            raise UsageError(f"{option} {word}: {did_you_mean(word, known, listed)}")
+        if word not in allowed:
+            raise UsageError(f"{option} {word}: {did_you_mean(word, allowed, listed)}")
     return words
 
 
 def _widths(text: str) -> list[int]:
     words = _words(text, "--head-dims")
     if not all(word.isdecimal() and int(word) for word in words):
-        raise UsageError(f"--head-dims {text}: write whole numbers with commas between them, as in 64,128")
+        raise UsageError(f"--head-dims {text}: write whole numbers separated by commas, as in 64,128")
     return [int(word) for word in words]

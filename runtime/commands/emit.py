@@ -1,4 +1,4 @@
-"""`attnc emit`: a pattern's kernels as one file that needs torch and triton alone."""
+"""`attnc emit`: write a pattern's kernels as one file that needs only torch and triton."""
 
 from __future__ import annotations
 
@@ -31,24 +31,32 @@ if TYPE_CHECKING:
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `emit`."""
+    """Add the arguments of `emit`."""
     add_pattern(parser)
-    parser.add_argument("--target", metavar="NAME", default="sm_90", help=f"{', '.join(TARGETS)} (sm_90)")
-    parser.add_argument("--head-dim", metavar="N", type=int, default=64, help="the width of a head (64)")
-    parser.add_argument("--value-dim", metavar="N", type=int, help="the width of its values (that of the head)")
-    parser.add_argument("--dtype", metavar="NAME", default="bfloat16", help=f"{', '.join(BYTES)} (bfloat16)")
-    parser.add_argument("-o", dest="out", metavar="FILE.py", type=Path, help="write it there instead of to stdout")
+    parser.add_argument(
+        "--target", metavar="NAME", default="sm_90", help=f"GPU architecture: {', '.join(TARGETS)} (default sm_90)"
+    )
+    parser.add_argument(
+        "--head-dim", metavar="N", type=int, default=64, help="head dimension of queries and keys (default 64)"
+    )
+    parser.add_argument(
+        "--value-dim", metavar="N", type=int, help="head dimension of values (default: the same as --head-dim)"
+    )
+    parser.add_argument("--dtype", metavar="NAME", default="bfloat16", help=f"{', '.join(BYTES)} (default bfloat16)")
+    parser.add_argument("-o", dest="out", metavar="FILE.py", type=Path, help="write to this file instead of stdout")
     parser.add_argument(
         "--binaries",
         metavar="FILE.zip",
         type=Path,
-        help="compile what compile_attention runs ahead of time, for `attnc cache load`",
+        help="compile the kernels that compile_attention would run, ahead of time, into a file for `attnc cache load`",
     )
-    parser.add_argument("--heads", metavar="Q[,KV]", default="8", help="of queries and keys, for --binaries (8)")
+    parser.add_argument(
+        "--heads", metavar="Q[,KV]", default="8", help="query heads and kv heads, for --binaries (default 8)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the file."""
+    """Write the file and return the exit status."""
     _check(args)
     attention = analysed(args)
     if args.binaries is not None:
@@ -72,9 +80,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def emitted(attention: PatternAnalysis, target: str, dk: int, dv: int, dtype: str) -> str:
-    """The file of a pattern for heads of these widths. Raises ArgumentError, UnsupportedError."""
+    """Return the text of the file of a pattern for heads of these widths. Raises ArgumentError, UnsupportedError."""
     heads, bound = HeadShape(dk, dv, dtype), attention.bound
-    params = "".join(f" -p {name}={_shown(value)}" for name, value in bound.values.items())
+    params = "".join(f" -p {name}={_parameter_text(value)}" for name, value in bound.values.items())
     widths = f"--head-dim {dk}" + ("" if dv == dk else f" --value-dim {dv}")
     command = f"attnc emit {attention.name}{params} --target {target} {widths} --dtype {dtype}"
     try:
@@ -87,13 +95,13 @@ def emitted(attention: PatternAnalysis, target: str, dk: int, dv: int, dtype: st
         return emit_standalone(attention.pattern, kernels, provenance)
     except NotInKernelsError as error:
         raise UnsupportedError(
-            f"emit `{attention.name}`: a file alone cannot do {error}; `attend.source()` shows the kernels that attnc "
-            f"runs"
+            f"emit `{attention.name}`: `attnc emit` does not support {error}; `attend.source()` shows the kernels that "
+            f"attnc runs"
         ) from error
 
 
 def _compile_ahead(attention: PatternAnalysis, args: argparse.Namespace) -> Manifest:
-    """Write the file of binaries."""
+    """Compile the kernels ahead of time, write them to the file of binaries, and return its manifest."""
     with needing_torch("`attnc emit --binaries`, which compiles what calls of torch run,"):
         from attnc.runtime.gpu.ahead import AheadCalls, compile_ahead
         from attnc.runtime.gpu.binaries import pack
@@ -116,25 +124,27 @@ def _compile_ahead(attention: PatternAnalysis, args: argparse.Namespace) -> Mani
 def _heads(text: str) -> tuple[int, int]:
     numbers = [int(part) for part in text.split(",")] if re.fullmatch(r"[0-9]{1,6}(,[0-9]{1,6})?", text) else []
     if not numbers or min(numbers) < 1 or numbers[0] % numbers[-1]:
-        raise console.UsageError(f"--heads {text}: give a number, or two, of which the first is a multiple: 32,8")
+        raise console.UsageError(
+            f"--heads {text}: write the number of query heads, or query heads and kv heads as in 32,8; query heads "
+            f"must be a multiple of kv heads"
+        )
     return numbers[0], numbers[-1]
 
 
-def _shown(value: Value) -> str:
-    """A parameter as `-p` takes it."""
-    found = value_json(value)
-    text = json.dumps(found, separators=(",", ":")).replace('"', "")
+def _parameter_text(value: Value) -> str:
+    """Return a parameter value as `-p` takes it."""
+    text = json.dumps(value_json(value), separators=(",", ":")).replace('"', "")
     return shlex.quote(text)
 
 
 def _check(args: argparse.Namespace) -> None:
     if args.dtype not in BYTES:
-        known = f"it must be one of {', '.join(BYTES)}"
-        raise console.UsageError(f"--dtype {args.dtype}: {did_you_mean(args.dtype, list(BYTES), known)}")
+        allowed = f"use one of {', '.join(BYTES)}"
+        raise console.UsageError(f"--dtype {args.dtype}: {did_you_mean(args.dtype, list(BYTES), allowed)}")
     for option, value in (("--head-dim", args.head_dim), ("--value-dim", args.value_dim)):
         if value is not None and value < 1:
             raise console.UsageError(f"{option} {value}: give a whole number, at least 1")
     if args.binaries is not None and args.binaries.suffix != ".zip":
-        raise console.UsageError(f"--binaries {args.binaries}: give it a name that ends in .zip")
+        raise console.UsageError(f"--binaries {args.binaries}: the name of the file must end in .zip")
     if args.out is not None and args.out.suffix != ".py":
-        raise console.UsageError(f"-o {args.out}: the file is Python; give it a name that ends in .py")
+        raise console.UsageError(f"-o {args.out}: the file is Python; its name must end in .py")

@@ -1,4 +1,4 @@
-"""`attnc explain`: what the code of a diagnostic means, with an example."""
+"""`attnc explain`: explain the code of a diagnostic with an example, or how a recurrence is compiled."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from attnc.spec.suggest import did_you_mean
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `explain`."""
-    parser.add_argument("code", metavar="CODE", nargs="?", help="such as A201; left out, all codes are listed")
-    parser.add_argument("--derivation", dest="spec", metavar="SPEC", help="what is derived from a recurrence instead")
+    """Add the arguments of `explain`."""
+    parser.add_argument(
+        "code", metavar="CODE", nargs="?", help="the code of a message, such as A201; without it, all codes are listed"
+    )
+    parser.add_argument(
+        "--derivation", dest="spec", metavar="SPEC", help="explain instead how this recurrence is compiled"
+    )
     add_parameters(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """2 for a code that there is none of."""
+    """Print the explanation and return the exit status. Raises UsageError for an unknown code."""
     if args.spec is not None:
         return _derivation(args)
     if args.code is None:
@@ -31,7 +35,9 @@ def run(args: argparse.Namespace) -> int:
         if args.code in library_names():
             raise console.UsageError(f"`{args.code}` is a pattern, not a code: `attnc show {args.code}` draws it")
         near = did_you_mean(code, CODES)
-        raise console.UsageError(f"there is no code `{code}`{': ' + near if near else ''}; `attnc explain` lists them")
+        raise console.UsageError(
+            f"there is no code `{code}`{': ' + near if near else ''}; `attnc explain` lists all codes"
+        )
     if args.json:
         console.print_json({"code": code, "title": CODES[code], "page": text})
     else:
@@ -40,9 +46,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _derivation(args: argparse.Namespace) -> int:
-    """The passes of a recurrence, or why it runs token by token."""
+    """Print the passes of a recurrence, or why it runs token by token."""
     if args.code is not None:
-        raise console.UsageError(f"{args.code} and --derivation: one of them")
+        raise console.UsageError(f"{args.code} and --derivation cannot be combined; use one or the other")
     attention = compiled(args)
     text = attention.derivation()
     if args.json:

@@ -1,4 +1,4 @@
-"""`attnc fmt`: `.attn` files in their one form."""
+"""`attnc fmt`: format `.attn` files."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ from attnc.spec.reading.source_text import decode
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `fmt`."""
+    """Add the arguments of `fmt`."""
     parser.add_argument("files", metavar="FILE", nargs="+", help="an .attn file; - reads stdin and writes stdout")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if a file has another form")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with status 1 if a file is not formatted"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """1 where a file is no text of the language or, with `--check`, has another form; 2 where one cannot be read."""
+    """Format the files and return the exit status.
+
+    1 if a file has an error or, with `--check`, is not formatted; 2 if a file cannot be read.
+    """
     changed: list[str] = []
     diagnostics: list[Diagnostic] = []
     unread: list[dict[str, object]] = []
@@ -51,15 +56,15 @@ def _report(
     if "-" in args.files and not args.check:
         return  # stdout is the text
     for name in changed:
-        print(f"{name}: {'has another form' if args.check else 'written'}")
-    done = len(args.files) - len(unread)
-    if done:
+        print(f"{name}: {'is not formatted' if args.check else 'formatted'}")
+    read_count = len(args.files) - len(unread)
+    if read_count:
         verb = "would change" if args.check else "changed"
-        print(f"{console.counted(done, 'file')} read, {len(changed)} {verb}")
+        print(f"{console.counted(read_count, 'file')} read, {len(changed)} {verb}")
 
 
 def _format(name: str, *, check: bool) -> bool:
-    """Whether the text had another form; it is written unless only checked. Raises OSError, SpecError, UsageError."""
+    """Format a file unless only checked; return whether it was not formatted. Raises OSError, SpecError, UsageError."""
     if name == "-":
         data = sys.stdin.buffer.read()
         text = formatted(decode(data, "<stdin>"))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def add_pattern(parser: argparse.ArgumentParser) -> None:
-    """The spec, `-p` and `--preset`."""
+    """Add SPEC, `-p` and `--preset`."""
     parser.add_argument(
         "spec", metavar="SPEC", help="a library pattern, a path to an .attn file, file.attn:name, or source text"
     )
@@ -35,43 +35,45 @@ def add_pattern(parser: argparse.ArgumentParser) -> None:
 
 
 def add_parameters(parser: argparse.ArgumentParser) -> None:
-    """`-p` and `--preset`."""
+    """Add `-p` and `--preset`."""
     parser.add_argument(
         "-p",
         dest="params",
         metavar="NAME=VALUE",
         action="append",
         default=[],
-        help="a parameter: a number, a fraction 1/3, true, false, or a list [7,7]; may be repeated",
+        help="a parameter: a number, a fraction as in 1/3, true, false, or a list as in [7,7]; may be repeated",
     )
     parser.add_argument("--preset", metavar="NAME", help="one of the pattern's named sets of parameters")
 
 
 def compiled(args: argparse.Namespace, tune: str = "model") -> Attention:
-    """The pattern that the arguments name; `tune` as `compile_attention` has it."""
+    """Compile the pattern that the arguments name; `tune` is passed to `compile_attention`."""
     from attnc.runtime.attention import compile_attention
 
     return compile_attention(args.spec, preset=args.preset, tune=tune, **given_params(args))  # type: ignore[arg-type]
 
 
 def analysed(args: argparse.Namespace) -> PatternAnalysis:
-    """The pattern that the arguments name, for what needs no torch."""
+    """Return the pattern that the arguments name, for commands that do not need torch."""
     from attnc.runtime.pattern_analysis import analyse
 
     return analyse(args.spec, given_params(args), args.preset)
 
 
 def given_params(args: argparse.Namespace) -> dict[str, object]:
-    """Return the parameters that `-p` and `--grid` give."""
+    """Return the parameters that `-p` and `--grid` set."""
     params: dict[str, object] = {}
     grid = getattr(args, "grid", None)
-    of_grid = [] if grid is None else grid_params(args.spec, grid)
-    for text in (*of_grid, *args.params):
-        name, value = _pair(text, "-p", "window=512")
+    grid_texts = [] if grid is None else grid_params(args.spec, grid)
+    for text in (*grid_texts, *args.params):
+        name, value = _name_and_value(text, "-p", "window=512")
         if name in params:
-            by_grid = any(other.partition("=")[0] == name for other in of_grid)
+            in_grid = any(other.partition("=")[0] == name for other in grid_texts)
             raise UsageError(
-                f"-p {name} is given twice" if not by_grid else f"-p {text}: --grid {grid} says `{name}` too"
+                f"-p {text}: --grid {grid} sets `{name}` too; use one or the other"
+                if in_grid
+                else f"-p {name} is given twice"
             )
         params[name] = parse_value(value, f"-p {name}")
     reserved = {"spec", "preset", "backend", "strict", "deterministic", "tune"} & params.keys()
@@ -81,17 +83,17 @@ def given_params(args: argparse.Namespace) -> dict[str, object]:
 
 
 def whole_number(text: str) -> int:
-    """Return the number of tokens that a length option says: `8192`, `8k` (8,192) or `1m` (1,048,576).
+    """Return the number of tokens that a length option names: `8192`, `8k` (8,192) or `1m` (1,048,576).
 
     Raises argparse.ArgumentTypeError, which argparse puts behind the name of the option.
     """
-    found = re.fullmatch(r"\s*([+-]?\d+)([kKmM]?)\s*", text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number: write it as in 8192, 8k or 1m")
-    return int(found[1]) * {"": 1, "k": 1 << 10, "m": 1 << 20}[found[2].lower()]
+    match = re.fullmatch(r"\s*([+-]?\d+)([kKmM]?)\s*", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number: write it as in 8192, 8k or 1m")
+    return int(match[1]) * {"": 1, "k": 1 << 10, "m": 1 << 20}[match[2].lower()]
 
 
-def _pair(text: str, option: str, example: str) -> tuple[str, str]:
+def _name_and_value(text: str, option: str, example: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not (equals and name.strip().isidentifier() and value.strip()):
         raise UsageError(f"{option} {text}: write it as {option} NAME=VALUE, as in {option} {example}")
@@ -99,7 +101,7 @@ def _pair(text: str, option: str, example: str) -> tuple[str, str]:
 
 
 def parse_value(text: str, what: str) -> object:
-    """A number, exactly as it is written, a truth value, or a (nested) list of them."""
+    """Return the value of a text: an exact number, a truth value, or a (nested) list of these."""
     try:
         numerator, slash, denominator = text.partition("/")
         if slash:
@@ -115,7 +117,7 @@ def parse_value(text: str, what: str) -> object:
 def _no_value(text: str, what: str) -> UsageError:
     short = text if len(text) <= 40 else f"{text[:37]}..."
     near = {"True": "true", "False": "false"}.get(text)
-    remedy = f"write {near}" if near else "write a number, a fraction 1/3, true, false, or a list [7,7]"
+    remedy = f"write {near}" if near else "write a number, a fraction as in 1/3, true, false, or a list as in [7,7]"
     return UsageError(f"{what}={short}: not a value; {remedy}")
 
 
@@ -130,7 +132,7 @@ def _is_value(value: object) -> bool:
 
 
 def value_json(value: Value) -> object:
-    """A parameter for JSON: a fraction that is no short decimal stays text."""
+    """Return a parameter value for JSON; a fraction without a short decimal form becomes text."""
     if isinstance(value, tuple):
         return [value_json(item) for item in value]
     if isinstance(value, Fraction):
@@ -143,40 +145,41 @@ def value_json(value: Value) -> object:
 
 
 def add_inputs(parser: argparse.ArgumentParser) -> None:
-    """`--input`."""
+    """Add `--input`."""
     parser.add_argument(
         "--input",
         dest="inputs",
         metavar="NAME=VALUE",
         action="append",
         default=[],
-        help="an input of the pattern as a JSON list, or one number for every entry; without it an example is made",
+        help="an input of the pattern as a JSON list, or one number for every entry; inputs not given get example "
+        "values",
     )
 
 
 def given_inputs(bound: BoundProgram, texts: Sequence[str], n_q: int, n_k: int) -> dict[str, NDArray[Any]]:
-    """The inputs of the command line, as arrays of batch 1 unless they say otherwise."""
+    """Return the inputs of the command line as arrays; an array without a batch dimension gets batch size 1."""
     inputs = {i.name: i for i in bound.program.inputs}
     result: dict[str, NDArray[Any]] = {}
     for text in texts:
-        name, value = _pair(text, "--input", "doc=[0,0,1]")
+        name, value = _name_and_value(text, "--input", "doc=[0,0,1]")
         if name not in inputs:
             listed = f"its inputs are {', '.join(inputs)}" if inputs else "it has none"
             raise UsageError(f"`{bound.program.name}` has no input `{name}`: {did_you_mean(name, inputs, listed)}")
-        result[name] = _array(inputs[name], parse_value(value, f"--input {name}"), n_q, n_k)
+        result[name] = _input_array(inputs[name], parse_value(value, f"--input {name}"), n_q, n_k)
     return result
 
 
-def _array(wanted: Input, value: object, n_q: int, n_k: int) -> NDArray[Any]:
+def _input_array(declared: Input, value: object, n_q: int, n_k: int) -> NDArray[Any]:
     sizes = {"batch": 1, "query": n_q, "key": n_k, "token": n_k, "head": 1, "kv_head": 1}
-    dims = wanted.type.dims
+    dims = declared.type.dims
     try:
-        if not _is_whole(value):
+        if not _is_integral(value):
             raise TypeError
-        array: NDArray[Any] = np.array(value, dtype=np.bool_ if wanted.type.kind == "bool" else np.int64)
+        array: NDArray[Any] = np.array(value, dtype=np.bool_ if declared.type.kind == "bool" else np.int64)
     except (ValueError, TypeError, OverflowError):
         raise UsageError(
-            f"--input {wanted.name}: write a JSON list of {wanted.type.kind} values, rows equally long"
+            f"--input {declared.name}: write a JSON list of {declared.type.kind} values with rows of equal length"
         ) from None
     if not array.ndim:
         shape = [dim if isinstance(dim, int) else sizes.get(str(dim), 1) for dim in dims]
@@ -186,55 +189,64 @@ def _array(wanted: Input, value: object, n_q: int, n_k: int) -> NDArray[Any]:
     return array
 
 
-def _is_whole(value: object) -> bool:
-    """Whether a value is whole numbers and truth values alone."""
-    return all(map(_is_whole, value)) if isinstance(value, list) else isinstance(value, int)
+def _is_integral(value: object) -> bool:
+    """Whether a value consists of whole numbers and truth values only."""
+    return all(map(_is_integral, value)) if isinstance(value, list) else isinstance(value, int)
 
 
 # --- lengths ---------------------------------------------------------------------------------------------------------
 
 
 def has_free_length(bound: BoundProgram) -> bool:
-    """Whether the parameters leave the length open."""
+    """Whether the parameters leave the number of tokens open."""
     segments = bound.program.segments
     return not segments or any(extent_of(bound, axis) is None for segment in segments for axis in segment.axes)
 
 
-def length_of(bound: BoundProgram, given: int | None, otherwise: int) -> int:
-    """The length given, what the segments say, or else about `otherwise`. Raises UsageError where the two disagree."""
+def length_of(bound: BoundProgram, requested: int | None, otherwise: int) -> int:
+    """Return the requested length, else the length that the segments fix, else about `otherwise`.
+
+    Raises UsageError where the requested length and the segments disagree.
+    """
     natural = natural_length(bound, otherwise)
     if natural is None or has_free_length(bound):
-        return given or natural or otherwise
-    if given not in (None, natural):
-        raise UsageError(f"--len {given}: `{bound.program.name}` with these parameters is of {natural:,} tokens")
+        return requested or natural or otherwise
+    if requested not in (None, natural):
+        raise UsageError(
+            f"--len {requested}: `{bound.program.name}` has {natural:,} tokens with these parameters; omit --len"
+        )
     return natural
 
 
 def add_grid(parser: argparse.ArgumentParser) -> None:
-    """`--grid`."""
+    """Add `--grid`."""
     parser.add_argument(
         "--grid",
         metavar="T,Y,X",
-        help="the extents of the token grid, in the order of its axes: they become the parameters that say them",
+        help="the extents of the token grid, in the order of its axes; they set the parameters that define the grid",
     )
 
 
 def grid_params(spec: str, text: str) -> list[str]:
-    """`--grid` as parameters. Raises UsageError where the pattern's grid is another one."""
+    """Return `--grid` as parameter texts. Raises UsageError where the pattern's grid has another form."""
     extents = [part.strip() for part in text.replace("×", ",").replace("x", ",").split(",")]
     if not all(part.isdigit() and int(part) > 0 for part in extents):
         raise UsageError(f"--grid {text}: write whole numbers above 0, as in --grid 30,48,80")
-    found = find(spec)
-    program = load_program(found.source, ModuleLoader(found.folder), found.name)
+    source_file = find(spec)
+    program = load_program(source_file.source, ModuleLoader(source_file.folder), source_file.name)
     if not program.segments:
-        raise UsageError(f"--grid {text}: `{program.name}` has no grid, its tokens are a sequence; give --len")
+        raise UsageError(f"--grid {text}: `{program.name}` has no grid, its tokens are a sequence; use --len")
     axes = program.segments[0].axes
-    named = ", ".join(axis.name for axis in axes)
+    axis_names = ", ".join(axis.name for axis in axes)
     if len(axes) != len(extents):
-        raise UsageError(f"--grid {text}: the grid of `{program.name}` has {len(axes)} axes: {named}")
+        raise UsageError(
+            f"--grid {text}: the grid of `{program.name}` has {len(axes)} axes: {axis_names}; write an extent for each"
+        )
     params = []
     for axis, extent in zip(axes, extents, strict=True):
         if not isinstance(axis.extent, ParameterRead):
-            raise UsageError(f"--grid {text}: the extent of `{axis.name}` is no parameter of `{program.name}`; use -p")
+            raise UsageError(
+                f"--grid {text}: the extent of `{axis.name}` is not a parameter of `{program.name}`; use -p"
+            )
         params.append(f"{axis.extent.name}={extent}")
     return params

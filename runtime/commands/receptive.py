@@ -1,4 +1,4 @@
-"""`attnc receptive`: what a token knows of after each layer."""
+"""`attnc receptive`: show which tokens a token depends on after each layer."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from attnc.spec.meaning.parameter_values import shown
 LENGTH = 16384
 LAYERS = 8
 HEADS = 8
-"""Where a relation differs by head and nothing says how many there are."""
+"""The number of heads where a relation differs by head and nothing else fixes it."""
 
 MOST_LINES = 40
-"""A longer table is shown by its ends."""
+"""A longer table shows only its first and last lines."""
 
 OFTEN = 0.2
-"""Seconds between two words about how far it is."""
+"""Seconds between two progress reports."""
 
 EXAMPLES = """\
 examples:
@@ -45,7 +45,7 @@ examples:
 
 
 class _OfPattern(argparse.Action):
-    """An argument of the pattern before it; SPEC and `--then` begin one."""
+    """An argument of the preceding pattern; SPEC and `--then` start a new pattern."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
@@ -66,7 +66,7 @@ def _entry() -> argparse.Namespace:
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `receptive`."""
+    """Add the arguments of `receptive`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
     of_pattern: dict[str, Any] = {"action": _OfPattern, "default": argparse.SUPPRESS}
@@ -75,45 +75,47 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--then",
         metavar="SPEC",
-        help="the pattern of the next layer; after the last one the first is next",
+        help="the pattern of the next layer; may be repeated; after the last pattern the first follows again",
         **of_pattern,
     )
     parser.add_argument(
-        "--times", metavar="N", type=int, help="as many layers of the pattern before it (default 1)", **of_pattern
+        "--times",
+        metavar="N",
+        type=int,
+        help="the number of consecutive layers with the preceding pattern (default 1)",
+        **of_pattern,
     )
     parser.add_argument(
         "-p",
         dest="params",
         metavar="NAME=VALUE",
-        help="a parameter of the pattern before it; may be repeated",
+        help="a parameter of the preceding pattern; may be repeated",
         **of_pattern,
     )
+    parser.add_argument("--preset", metavar="NAME", help="a preset of the preceding pattern", **of_pattern)
     parser.add_argument(
-        "--preset", metavar="NAME", help="a named set of parameters of the pattern before it", **of_pattern
-    )
-    parser.add_argument(
-        "--grid", metavar="T,Y,X", help="the extents of the token grid of the pattern before it", **of_pattern
+        "--grid", metavar="T,Y,X", help="the extents of the token grid of the preceding pattern", **of_pattern
     )
     parser.add_argument(
         "--input",
         dest="inputs",
         metavar="NAME=VALUE",
-        help="an input of the pattern before it as a JSON list, or one number for every entry; without it an example "
-        "is made",
+        help="an input of the preceding pattern as a JSON list, or one number for every entry; inputs not given get "
+        "example values",
         **of_pattern,
     )
     parser.add_argument("--layers", metavar="L", type=int, default=LAYERS, help=f"layers to list (default {LAYERS})")
     parser.add_argument(
-        "--len", dest="n", metavar="N", type=whole_number, help=f"tokens (default {LENGTH}, or what the patterns say)"
+        "--len", dest="n", metavar="N", type=whole_number, help=f"tokens (default {LENGTH}, or the patterns' length)"
     )
     parser.add_argument(
-        "--query", metavar="Q", type=whole_number, help="the token whose field it is (default: the last)"
+        "--query", metavar="Q", type=whole_number, help="the token whose receptive field is shown (default: the last)"
     )
     parser.add_argument(
         "--heads",
         metavar="H",
         type=int,
-        help=f"heads (default: what the parameters say; else {HEADS} if the heads differ)",
+        help=f"heads (default: what the parameters say, else {HEADS} if the heads differ)",
     )
     parser.add_argument(
         "--path",
@@ -122,7 +124,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         type=int,
         action="append",
         default=[],
-        help="also a way from token K to the query, token by token; may be repeated",
+        help="also show a path from token K to the query, token by token; may be repeated",
     )
 
 
@@ -142,7 +144,7 @@ def _check(args: argparse.Namespace) -> None:
 
 @dataclass(frozen=True)
 class _Stack:
-    """Patterns of layers, taken in turn."""
+    """The layers of a model: their patterns, each repeated `times`, in turn."""
 
     patterns: list[PatternAnalysis]
     times: list[int]
@@ -151,20 +153,23 @@ class _Stack:
 
     @property
     def order(self) -> list[int]:
-        """The number of the pattern of each layer of a turn."""
+        """The index of the pattern of each layer in one turn."""
         return [number for number, times in enumerate(self.times) for _ in range(times)]
 
 
 @dataclass(frozen=True)
 class _Way:
-    """The tokens that hold what is known of one, in the input and after each layer; None where it is not reached."""
+    """A path of a token to the query: the token that carries it in the input and after each layer.
+
+    `tokens` is None where the query does not depend on `token`.
+    """
 
     token: int
     tokens: tuple[int, ...] | None
 
 
 def run(args: argparse.Namespace) -> int:
-    """Follow what the query knows of."""
+    """Compute the receptive field of the query, print it, and return the exit status."""
     _check(args)
     patterns = [analysed(entry) for entry in args.entries]
     stack = _Stack(patterns, [e.times for e in args.entries], _length(patterns, args.n), _heads(patterns, args.heads))
@@ -172,11 +177,11 @@ def run(args: argparse.Namespace) -> int:
     for option, token in (("--query", query), *(("--path", path) for path in args.paths)):
         if not 0 <= token < stack.n:
             raise console.UsageError(f"{option} {token}: the tokens are 0 to {stack.n - 1}")
-    kinds, notes = _layers(stack, [entry.inputs for entry in args.entries])
+    layers, notes = _layers(stack, [entry.inputs for entry in args.entries])
     with console.progress("receptive", stack.n) as step:
-        reach = find_reach(kinds, stack.order, query, args.layers, args.paths, _seldom(step))
+        reach = find_reach(layers, stack.order, query, args.layers, args.paths, _progress_reports(step))
     ways = [
-        _Way(token, None if layer is None else find_path(kinds, stack.order, query, token, layer))
+        _Way(token, None if layer is None else find_path(layers, stack.order, query, token, layer))
         for token, layer in zip(args.paths, reach.known, strict=True)
     ]
     if args.json:
@@ -186,7 +191,7 @@ def run(args: argparse.Namespace) -> int:
     return console.FINE
 
 
-def _seldom(step: console.ProgressStep) -> Callable[[int, int], None]:
+def _progress_reports(step: console.ProgressStep) -> Callable[[int, int], None]:
     last = time.monotonic()
 
     def tell(layers: int, tokens: int) -> None:
@@ -198,19 +203,23 @@ def _seldom(step: console.ProgressStep) -> Callable[[int, int], None]:
     return tell
 
 
-def _length(patterns: Sequence[PatternAnalysis], given: int | None) -> int:
-    said = {length_of(pattern.bound, given, LENGTH) for pattern in patterns if pattern.bound.program.segments}
-    if len(said) > 1:
-        raise console.UsageError(f"the patterns are of {' and '.join(map(str, sorted(said)))} tokens")
-    return said.pop() if said else given or LENGTH
+def _length(patterns: Sequence[PatternAnalysis], requested: int | None) -> int:
+    lengths = {length_of(pattern.bound, requested, LENGTH) for pattern in patterns if pattern.bound.program.segments}
+    if len(lengths) > 1:
+        raise console.UsageError(
+            f"the patterns have different lengths: {' and '.join(map(str, sorted(lengths)))} tokens"
+        )
+    return lengths.pop() if lengths else requested or LENGTH
 
 
-def _heads(patterns: Sequence[PatternAnalysis], given: int | None) -> int:
+def _heads(patterns: Sequence[PatternAnalysis], requested: int | None) -> int:
     counts = {n for n in (head_count(pattern.bound) for pattern in patterns) if n is not None}
-    if given is not None:
-        return given
+    if requested is not None:
+        return requested
     if len(counts) > 1:
-        raise console.UsageError(f"the patterns have lists for {' and '.join(map(str, sorted(counts)))} heads")
+        raise console.UsageError(
+            f"the patterns' parameters are lists for {' and '.join(map(str, sorted(counts)))} heads; use one number"
+        )
     return counts.pop() if counts else HEADS if any(map(_differs_by_head, patterns)) else 1
 
 
@@ -226,40 +235,41 @@ def _differs_by_head(pattern: PatternAnalysis) -> bool:
 
 def _layers(stack: _Stack, texts: Sequence[Sequence[str]]) -> tuple[list[Layer], list[str]]:
     layers, notes = [], []
-    for pattern, given in zip(stack.patterns, texts, strict=True):
+    for pattern, input_texts in zip(stack.patterns, texts, strict=True):
         bound = pattern.bound
-        inputs = given_inputs(bound, given, stack.n, stack.n)
+        inputs = given_inputs(bound, input_texts, stack.n, stack.n)
         examples = example_inputs(bound, stack.n, stack.n, inputs, heads=stack.heads, names=inputs_of_layer(pattern))
         inputs |= pattern._arrays_of(examples)
         layers.append(layer_of(pattern, stack.n, stack.heads, inputs))
         notes += [f"{name}, an example: {example.words}" for name, example in examples.items()]
     notes += [
-        f"{pattern.name} chooses by content: a token sees all that may be chosen"
+        f"{pattern.name} selects by content: a token counts as seeing every key that may be selected"
         for pattern in stack.patterns
         if pattern.pattern.selections
     ]
     notes += [note for pattern in stack.patterns for note in _state_notes(pattern)]
     if stack.heads > 1:
-        notes.append(f"{stack.heads} heads: a token sees what one of them sees")
+        notes.append(f"{stack.heads} heads: a token counts as seeing what any head sees")
     return layers, list(dict.fromkeys(notes))
 
 
 def _state_notes(pattern: PatternAnalysis) -> Iterable[str]:
-    """Return the note about states: how far back a state is assumed to reach."""
+    """Yield a note for each state about how far back it is assumed to reach."""
     lowered = lower(pattern.bound)
     documents = "" if lowered.documents is None else " of its document"
     for recur in states_of(lowered):
         since = "" if recur.reset is None else " since the last reset"
         order = "" if recur.order is None else ", in the order of its scan"
         name = pattern.name if recur.name == pattern.name else f"{pattern.name}: {recur.name}"
-        yield f"{name} is a state: a token knows of all before it{documents}{since}{order}, as much as the state holds"
+        reach = f"all tokens before it{documents}{since}{order}"
+        yield f"{name} is a state: a token depends on {reach}, as far as the state holds them"
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
-def _laws(reach: ReceptiveField) -> dict[str, Law | None]:
-    """By what laws it grows, from layer 1 on; the layer that comes to an end is left out."""
+def _growth_laws(reach: ReceptiveField) -> dict[str, Law | None]:
+    """Return the laws by which the receptive field grows from layer 1 to the last layer that adds tokens, exclusive."""
     layers = reach.after[1 : reach.final]
     return {
         "tokens": find_law([item.tokens for item in layers]),
@@ -281,14 +291,14 @@ def _in_words(
     yield from _table(reach, layers)
     yield ""
     by_law: dict[Law, list[str]] = {}
-    for name, law in _laws(reach).items():
+    for name, law in _growth_laws(reach).items():
         if law is not None:
             by_law.setdefault(law, []).append(name)
     for law, names in by_law.items():
         yield f"growth    {' and '.join(names)}, {law} (layers 1 – {law.count:,})"
     yield f"result    {_result(reach, layers)}"
     for way in ways:
-        yield f"path      {_way(way, reach)}"
+        yield f"path      {_path_text(way, reach)}"
     for note in notes:
         yield f"note      {note}"
 
@@ -323,14 +333,14 @@ def _result(reach: ReceptiveField, layers: int) -> str:
     return f"not within {len(reach.after) - 1:,} layers"
 
 
-def _way(way: _Way, reach: ReceptiveField) -> str:
+def _path_text(way: _Way, reach: ReceptiveField) -> str:
     if way.tokens is None:
         return f"{way.token:,}: {'never reached' if reach.final is not None else _result(reach, 0)}"
-    named = [f"{token:,}" for token in way.tokens]
-    if len(named) > 12:
-        named = [*named[:6], "…", *named[-5:]]
+    path = [f"{token:,}" for token in way.tokens]
+    if len(path) > 12:
+        path = [*path[:6], "…", *path[-5:]]
     layers = console.counted(len(way.tokens) - 1, "layer")
-    return f"{way.token:,}: known after {layers}, for example by {' → '.join(named)}"
+    return f"{way.token:,}: reaches the query after {layers}, for example by {' → '.join(path)}"
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------------
@@ -361,21 +371,21 @@ def _as_json(
                 "furthest": item.furthest,
                 "all_within": item.within,
             }
-            for layer, item in enumerate(_all(reach, layers))
+            for layer, item in enumerate(_padded_fields(reach, layers))
         ],
         "complete_from": reach.complete,
         "final_from": reach.final,
         "followed": len(reach.after) - 1,
-        "growth": {name.replace(" ", "_"): _law_json(law) for name, law in _laws(reach).items()},
+        "growth": {name.replace(" ", "_"): _law_json(law) for name, law in _growth_laws(reach).items()},
         "paths": [{"token": way.token, "tokens": None if way.tokens is None else list(way.tokens)} for way in ways],
         "notes": list(notes),
     }
 
 
-def _all(reach: ReceptiveField, layers: int) -> list[After]:
-    """Return the receptive field after 0, 1, … layers; the last entry repeats where nothing more is reached."""
-    known = list(reach.after[: layers + 1])
-    return known + known[-1:] * (layers + 1 - len(known))
+def _padded_fields(reach: ReceptiveField, layers: int) -> list[After]:
+    """Return the receptive field after 0, 1, … layers; the last entry repeats once the field stops growing."""
+    fields = list(reach.after[: layers + 1])
+    return fields + fields[-1:] * (layers + 1 - len(fields))
 
 
 def _law_json(law: Law | None) -> dict[str, object] | None:

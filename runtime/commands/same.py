@@ -1,4 +1,4 @@
-"""`attnc same`: whether two patterns are the same, or show the same pairs."""
+"""`attnc same`: decide whether two patterns are equal, or have the same visible pairs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from attnc.runtime.pattern_analysis import PatternAnalysis
 from attnc.runtime.verdicts import Sameness, decide
 
 EPILOG = """\
-exit status: 0 the same, which is proved; 1 different; 2 not decided, or bad usage
+exit status: 0 if the patterns are proved equal, 1 if they differ, 2 if this is undecided or the usage is bad
 """
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `same`."""
+    """Add the arguments of `same`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     names = "a library pattern, a path to an .attn file, file.attn:name, or source text"
@@ -31,18 +31,18 @@ def add(parser: argparse.ArgumentParser) -> None:
             help=f"a parameter of the {which} pattern; may be repeated",
         )
     parser.add_argument(
-        "--relation", action="store_true", help="compare the visible pairs alone, not what is computed from them"
+        "--relation", action="store_true", help="compare only the visible pairs, not the scores, weights and values"
     )
     parser.add_argument(
         "--heads",
         metavar="N",
         type=int,
-        help="heads of both patterns (default: what the parameters say; else 8 where it matters)",
+        help="heads of both patterns (default: what the parameters say, else 8 where it matters)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 equal, 1 different, 2 where it cannot be decided."""
+    """Print the verdict; return 0 if the patterns are equal, 1 if they differ, 2 if this is undecided."""
     if args.heads is not None and args.heads < 1:
         raise console.UsageError(f"--heads {args.heads}: give a whole number, at least 1")
     patterns = [
@@ -68,50 +68,50 @@ def _in_words(patterns: list[PatternAnalysis], verdict: Sameness) -> str:
         names = [f"the {which} {names[0]}" for which in ("first", "second")]
     both = f"{names[0]} and {names[1]}"
     if verdict.witness is not None:
-        return f"{both} differ: {_pair(names, verdict)}"
+        return f"{both} differ: {_pair_difference(names, verdict)}"
     if verdict.row is not None:
-        return f"{both} {_shown(verdict)}differ in {_listed(verdict.differs_in)}: {_row(verdict)}"
+        return f"{both} {_same_pairs(verdict)}differ in {_listed(verdict.differs_in)}: {_row_difference(verdict)}"
     if verdict.equal is None:
-        return f"it is not decided whether {both} are the same: {_undecided(verdict)}"
+        return f"undecided whether {both} are the same: {_undecided(verdict)}"
     if verdict.compared == ("relation",):
-        return f"{both} show the same visible pairs {verdict.how}"
+        return f"{both} have the same visible pairs {verdict.how}"
     return f"{both} are equal {verdict.how}"
 
 
-def _pair(names: list[str], verdict: Sameness) -> str:
+def _pair_difference(names: list[str], verdict: Sameness) -> str:
     assert verdict.witness is not None
-    found = verdict.witness.pair
+    pair = verdict.witness.pair
     border = "" if verdict.border is None else f", with a border of documents before token {verdict.border}"
-    where = _where(verdict, found.length, verdict.witness.head, verdict.witness.group)
-    sees, misses = names if found.first else reversed(names)
-    return f"{where}{border}, query {found.q} sees key {found.k} in {sees} and not in {misses}"
+    where = _place_text(verdict, pair.length, verdict.witness.head, verdict.witness.group)
+    sees, misses = names if pair.first else reversed(names)
+    return f"{where}{border}, query {pair.q} sees key {pair.k} in {sees} and not in {misses}"
 
 
-def _row(verdict: Sameness) -> str:
+def _row_difference(verdict: Sameness) -> str:
     row = verdict.row
     assert row is not None
-    key = "" if row.k is None else f", most of all by key {row.k}"
-    where = _where(verdict, row.length, row.head, row.group)
-    return f"{where}, query {row.q} gets another result from drawn vectors and inputs{key}"
+    key = "" if row.k is None else f", mostly because of key {row.k}"
+    where = _place_text(verdict, row.length, row.head, row.group)
+    return f"{where}, query {row.q} gets different results for random vectors and inputs{key}"
 
 
-def _where(verdict: Sameness, length: int, head: int, group: int) -> str:
+def _place_text(verdict: Sameness, length: int, head: int, group: int) -> str:
     heads = "" if verdict.heads == 1 else f" and {verdict.heads} heads"
-    shared = f" with {group} heads to a kv head" if group > 1 else ""
+    shared = f" with {group} heads per kv head" if group > 1 else ""
     return f"among {length:,} tokens{heads}, in head {head}{shared}"
 
 
-def _shown(verdict: Sameness) -> str:
-    """Return the words about the visible pairs, which precede the difference."""
-    return f"show the same visible pairs {verdict.how}; they " if verdict.how else ""
+def _same_pairs(verdict: Sameness) -> str:
+    """Return the words about the visible pairs that precede the difference."""
+    return f"have the same visible pairs {verdict.how}; they " if verdict.how else ""
 
 
 def _undecided(verdict: Sameness) -> str:
-    shown = f"they show the same visible pairs {verdict.how}" if verdict.how else ""
+    same_pairs = f"they have the same visible pairs {verdict.how}" if verdict.how else ""
     if not verdict.undecided:
-        return shown
-    written = f"the normal forms of their {_listed(verdict.differs_in)} differ" if verdict.differs_in else ""
-    return "; ".join(part for part in (shown, written, verdict.undecided) if part)
+        return same_pairs
+    normal_forms = f"the normal forms of their {_listed(verdict.differs_in)} differ" if verdict.differs_in else ""
+    return "; ".join(part for part in (same_pairs, normal_forms, verdict.undecided) if part)
 
 
 def _listed(parts: tuple[str, ...]) -> str:
@@ -122,21 +122,21 @@ def _listed(parts: tuple[str, ...]) -> str:
 
 
 def _as_json(verdict: Sameness) -> dict[str, object]:
-    found: dict[str, object] = {
+    result: dict[str, object] = {
         "equal": verdict.equal,
         "relation_equal": verdict.relation_equal,
         "compared": list(verdict.compared),
         "heads": verdict.heads,
     }
     if verdict.how:
-        found["how"] = verdict.how
+        result["how"] = verdict.how
     if verdict.equal is None:
         if verdict.undecided:
-            found["undecided"] = verdict.undecided
-        found["equal_up_to"] = verdict.up_to
+            result["undecided"] = verdict.undecided
+        result["equal_up_to"] = verdict.up_to
     if verdict.differs_in:
-        found["differs_in"] = list(verdict.differs_in)
-    return found | _witness_json(verdict)
+        result["differs_in"] = list(verdict.differs_in)
+    return result | _witness_json(verdict)
 
 
 def _witness_json(verdict: Sameness) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""`attnc show`: the picture of a pattern, its row counts and exact density, or the map of its tiles."""
+"""`attnc show`: draw a pattern with its row counts and exact density, or the map of its tiles."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from attnc.runtime.pictures.tile_text import tile_map_text
 
 FIRST_ROWS = 8
 LONG = 16384
-"""The length of a map of tiles where nothing else says one."""
+"""The length of a tile map where neither the arguments nor the pattern give one."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `show`."""
+    """Add the arguments of `show`."""
     add_pattern(parser)
     add_grid(parser)
     parser.add_argument(
@@ -43,22 +43,26 @@ def add(parser: argparse.ArgumentParser) -> None:
         dest="n_q",
         metavar="N",
         type=whole_number,
-        help=f"queries, as in 16384 or 16k (default {SHORT}, with --tiles {LONG}, or what the tokens say)",
+        help=f"queries, as in 16384 or 16k (default {SHORT}, with --tiles {LONG}, or the pattern's length)",
     )
-    parser.add_argument("--keys", dest="n_k", metavar="N", type=whole_number, help="keys (default: as many as queries)")
+    parser.add_argument(
+        "--keys", dest="n_k", metavar="N", type=whole_number, help="keys (default: the number of queries)"
+    )
     parser.add_argument("--head", metavar="H", type=int, default=0, help="the head to draw (default 0)")
-    parser.add_argument("--tile", metavar="N", type=int, help="side of a tile (default: by the length, at most 128)")
+    parser.add_argument(
+        "--tile", metavar="N", type=int, help="side of a tile (default: depends on the length, at most 128)"
+    )
     parser.add_argument(
         "--tiles",
         action="store_true",
-        help="only the tiles, at the length of a real call: as tokens stand and, of a grid, in bricks",
+        help="draw only the tiles, at the length of a real call: in token order and, for a grid, also in bricks",
     )
     add_inputs(parser)
-    parser.add_argument("-o", dest="out", metavar="FILE.svg", type=Path, help="write the picture to a file instead")
+    parser.add_argument("-o", dest="out", metavar="FILE.svg", type=Path, help="write the picture to this file instead")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw."""
+    """Draw the pattern and return the exit status."""
     _check(args)
     attention = analysed(args)
     otherwise = LONG if args.tiles else SHORT
@@ -72,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     if args.tiles:
         return _run_tiles(args, attention, make_tile_map(attention, n_q, n_k, inputs, head=args.head, tile=args.tile))
     drawing = make_drawing(attention, n_q, n_k, inputs, head=args.head, tile=args.tile)
-    return _give(
+    return _output(
         args,
         svg=lambda: to_svg(drawing),
         as_json=lambda: _as_json(attention, drawing, args),
@@ -81,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     )
 
 
-def _give(
+def _output(
     args: argparse.Namespace,
     *,
     svg: Callable[[], str],
@@ -89,7 +93,7 @@ def _give(
     in_short: Callable[[], str],
     text: Callable[[bool], str],
 ) -> int:
-    """Write the picture where a file is asked for, and print JSON, a line about the file, or the text."""
+    """Write the picture if a file is named; print JSON, a line about the file, or the picture as text."""
     if args.out is not None:
         args.out.write_text(svg(), encoding="utf-8")
     if args.json:
@@ -101,19 +105,19 @@ def _give(
     return console.FINE
 
 
-def _run_branches(args: argparse.Namespace, attention: PatternAnalysis, found: BranchesDrawing) -> int:
+def _run_branches(args: argparse.Namespace, attention: PatternAnalysis, drawing: BranchesDrawing) -> int:
     """Draw the branches of a pattern that has states."""
-    return _give(
+    return _output(
         args,
-        svg=lambda: branches_svg(found),
-        as_json=lambda: _branches_json(attention, found, args),
-        in_short=lambda: "; ".join(f"{view.name}: {view.words[0]}" for view in found.views),
-        text=lambda unicode: branches_text(found, console.columns(), unicode=unicode),
+        svg=lambda: branches_svg(drawing),
+        as_json=lambda: _branches_json(attention, drawing, args),
+        in_short=lambda: "; ".join(f"{view.name}: {view.words[0]}" for view in drawing.views),
+        text=lambda unicode: branches_text(drawing, console.columns(), unicode=unicode),
     )
 
 
 def _call_json(attention: PatternAnalysis, n_q: int, n_k: int, args: argparse.Namespace) -> dict[str, object]:
-    """Return the keys that say which call is drawn."""
+    """Return the JSON keys that describe the drawn call."""
     return {
         "pattern": attention.name,
         "params": {name: value_json(value) for name, value in attention.bound.values.items()},
@@ -123,9 +127,9 @@ def _call_json(attention: PatternAnalysis, n_q: int, n_k: int, args: argparse.Na
     }
 
 
-def _branches_json(attention: PatternAnalysis, found: BranchesDrawing, args: argparse.Namespace) -> dict[str, object]:
+def _branches_json(attention: PatternAnalysis, drawing: BranchesDrawing, args: argparse.Namespace) -> dict[str, object]:
     return {
-        **_call_json(attention, found.n_q, found.n_k, args),
+        **_call_json(attention, drawing.n_q, drawing.n_k, args),
         "branches": [
             {
                 "name": view.name,
@@ -135,16 +139,16 @@ def _branches_json(attention: PatternAnalysis, found: BranchesDrawing, args: arg
                 "left": list(view.left),
                 "words": list(view.words),
             }
-            for view in found.views
+            for view in drawing.views
         ],
-        "notes": list(found.notes),
+        "notes": list(drawing.notes),
         "file": None if args.out is None else str(args.out),
     }
 
 
 def _run_tiles(args: argparse.Namespace, attention: PatternAnalysis, tile_map: TileMap) -> int:
-    """Draw the tiles alone."""
-    return _give(
+    """Draw only the tiles."""
+    return _output(
         args,
         svg=lambda: tile_map_svg(tile_map),
         as_json=lambda: _tiles_json(attention, tile_map, args),
@@ -182,12 +186,12 @@ def _check(args: argparse.Namespace) -> None:
         if value is not None and value < least:
             raise console.UsageError(f"{option} {value}: give a whole number, at least {least}")
     if args.out is not None and args.out.suffix != ".svg":
-        raise console.UsageError(f"-o {args.out}: the picture is an SVG; give a name that ends in .svg")
+        raise console.UsageError(f"-o {args.out}: the picture is an SVG; its name must end in .svg")
 
 
 def _in_short(drawing: Drawing) -> str:
-    said = f"{percent(drawing.density)} visible, {drawing.pairs_text}; {drawing.rows_text} keys per row"
-    return "; ".join([said, *drawing.notes])
+    counts = f"{percent(drawing.density)} visible, {drawing.pairs_text}; {drawing.rows_text} keys per row"
+    return "; ".join([counts, *drawing.notes])
 
 
 def _as_json(attention: PatternAnalysis, drawing: Drawing, args: argparse.Namespace) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""`attnc simulate`: how fast a pattern can be on a machine, before anything runs."""
+"""`attnc simulate`: predict how fast a pattern can be on a machine, without running it."""
 
 from __future__ import annotations
 
@@ -21,23 +21,27 @@ from attnc.runtime.report.page import write_report
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `simulate`."""
+    """Add the arguments of `simulate`."""
     add_pattern(parser)
     parser.add_argument(
         "--len",
         dest="n_q",
         metavar="N",
         type=whole_number,
-        help=f"queries, as in 16384 or 16k (default {LENGTH}, or the grid's)",
+        help=f"queries, as in 16384 or 16k (default {LENGTH}, or the pattern's length)",
     )
-    parser.add_argument("--keys", dest="n_k", metavar="N", type=whole_number, help="keys (default: as many as queries)")
-    add_grid(parser)
-    parser.add_argument("--heads", metavar="H", type=int, help=f"query heads (default {HEADS})")
-    parser.add_argument("--kv-heads", metavar="H", type=int, help="key and value heads (default: as many)")
-    parser.add_argument("--batch", metavar="B", type=int, default=1, help="sequences (default 1)")
-    parser.add_argument("--head-dim", metavar="D", type=int, default=128, help="numbers of a head (default 128)")
     parser.add_argument(
-        "--dtype", metavar="NAME", help="bfloat16, float16, float32 (default bfloat16; fp32 on the CPU)"
+        "--keys", dest="n_k", metavar="N", type=whole_number, help="keys (default: the number of queries)"
+    )
+    add_grid(parser)
+    parser.add_argument(
+        "--heads", metavar="H", type=int, help=f"query heads (default: what the parameters say, else {HEADS})"
+    )
+    parser.add_argument("--kv-heads", metavar="H", type=int, help="kv heads (default: the number of query heads)")
+    parser.add_argument("--batch", metavar="B", type=int, default=1, help="batch size (default 1)")
+    parser.add_argument("--head-dim", metavar="D", type=int, default=128, help="head dimension (default 128)")
+    parser.add_argument(
+        "--dtype", metavar="NAME", help="bfloat16, float16 or float32 (default: float32 on the CPU, else bfloat16)"
     )
     parser.add_argument(
         "--device",
@@ -45,19 +49,22 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         action="append",
         default=[],
-        help="a100, h100, h200, b200, cpu (this one), or a file NAME.json that describes a machine; may be repeated "
-        "(default h100)",
+        help="a100, h100, h200, b200, cpu (this machine's), or a file NAME.json that describes a machine; may be "
+        "repeated (default h100)",
     )
-    parser.add_argument("--pass", dest="stage", metavar="NAME", default="forward", help=f"{', '.join(PASSES)}")
+    parser.add_argument(
+        "--pass", dest="stage", metavar="NAME", default="forward", help=f"{', '.join(PASSES)} (default forward)"
+    )
     parser.add_argument(
         "--baseline",
         metavar="NAME",
-        help="the dense rival: full, causal, or both (default: causal where the pattern shows no key behind its query)",
+        help="the dense attention to compare with: full, causal or both (default: causal if the relation is "
+        "causal, else full)",
     )
-    parser.add_argument("--tile", metavar="QxK", help="only these tiles, as in 128x64")
+    parser.add_argument("--tile", metavar="QxK", help="only this tile size, as in 128x64")
     parser.add_argument("--order", metavar="NAME", help="only this order of tokens: natural, bricks, residues")
     parser.add_argument(
-        "--compare", metavar="SPEC", action="append", default=[], help="another pattern; may be repeated"
+        "--compare", metavar="SPEC", action="append", default=[], help="also simulate this pattern; may be repeated"
     )
     parser.add_argument(
         "-q",
@@ -65,22 +72,24 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         action="append",
         default=[],
-        help="a parameter of the patterns compared",
+        help="a parameter of the patterns of --compare; may be repeated",
     )
     parser.add_argument(
-        "--sweep", metavar="NAME=LOW..HIGH", help="doubling: len=1k..1m, or a parameter as in window=64..8k"
+        "--sweep",
+        metavar="NAME=LOW..HIGH",
+        help="simulate doubling values: len=1k..1m, or a parameter, as in window=64..8k",
     )
     parser.add_argument(
         "-o",
         dest="out",
         metavar="FILE.html",
         type=Path,
-        help="write a report: one page that needs nothing else, with sliders over lengths and a parameter",
+        help="write a report: one self-contained page with sliders for the length and a parameter",
     )
     parser.add_argument(
         "--slider",
         metavar="NAME",
-        help="the parameter of the report's second slider (default: the first integer one, such as a window)",
+        help="the parameter of the report's second slider (default: the first integer parameter, such as a window)",
     )
     add_inputs(parser)
     parser.add_argument(
@@ -89,14 +98,14 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=N",
         action="append",
         default=[],
-        help="a size of a recurrence's own, as in --size slots=64; may be repeated",
+        help="a size of a recurrence's states, as in --size slots=64; may be repeated",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Simulate."""
+    """Simulate, write the report if a file is named, print the answer, and return the exit status."""
     if args.out is not None and args.out.suffix != ".html":
-        raise UsageError(f"-o {args.out}: the report is a page; give a name that ends in .html")
+        raise UsageError(f"-o {args.out}: the report is an HTML page; its name must end in .html")
     cases = cases_of(args)
     answer = cases.answer()
     if args.out is not None:
@@ -117,8 +126,8 @@ def _in_words(answer: SimulateAnswer) -> str:
     lines.append(f"break-even {_even_in_words(answer)}")
     lines += [f"input     {name}: {words}" for name, words in answer.examples.items()]
     if answer.others:
-        beside = [answer.main, *answer.others]
-        lines += ["", _table([(_name(one), one) for one in beside])]
+        simulations = [answer.main, *answer.others]
+        lines += ["", _table([(_simulation_name(simulation), simulation) for simulation in simulations])]
     if answer.sweep:
         lines += ["", _table(answer.sweep)]
     return "\n".join(lines)
@@ -145,24 +154,33 @@ def _growth(answer: SimulateAnswer) -> str:
 def _even_in_words(answer: SimulateAnswer) -> str:
     even = answer.even
     if isinstance(even, str):
-        return f"not asked: {even}"
+        return f"not computed: {even}"
     return "never, up to this length" if even is None else f"from {even:,} tokens on it beats {rival_text(answer.main)}"
 
 
-def _name(one: Simulation) -> str:
-    causal = one.baseline == "causal" and not isinstance(one, RecurrenceSimulation)
-    return f"{one.pattern} on {one.device}" + (", against causal" if causal else "")
+def _simulation_name(simulation: Simulation) -> str:
+    causal = simulation.baseline == "causal" and not isinstance(simulation, RecurrenceSimulation)
+    return f"{simulation.pattern} on {simulation.device}" + (", against causal" if causal else "")
 
 
-def _table(found: Sequence[tuple[str, Simulation]]) -> str:
-    """A line a simulation; without its rungs, where those of others have other names."""
-    ladders = {tuple(rung.name for rung in one.rungs) for _, one in found}
+def _table(simulations: Sequence[tuple[str, Simulation]]) -> str:
+    """Return a line for each simulation; columns for rungs are omitted where simulations have different rungs."""
+    ladders = {tuple(rung.name for rung in simulation.rungs) for _, simulation in simulations}
     names = next(iter(ladders)) if len(ladders) == 1 else ()
     head = ["", *names, "time", "dense", "as fast", "schedule"]
     rows = [head]
-    for name, one in found:
-        rungs = [times(rung.speedup) for rung in one.rungs] if names else []
-        rows.append([name, *rungs, ms(one.predicted_ms), ms(one.dense_ms), times(one.speedup), _short(one)])
+    for name, simulation in simulations:
+        rungs = [times(rung.speedup) for rung in simulation.rungs] if names else []
+        rows.append(
+            [
+                name,
+                *rungs,
+                ms(simulation.predicted_ms),
+                ms(simulation.dense_ms),
+                times(simulation.speedup),
+                _schedule_text(simulation),
+            ]
+        )
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = []
     for row in rows:
@@ -171,8 +189,8 @@ def _table(found: Sequence[tuple[str, Simulation]]) -> str:
     return "\n".join(lines)
 
 
-def _short(one: Simulation) -> str:
-    if isinstance(one, RecurrenceSimulation):
-        return "; ".join(dict.fromkeys(map(str, one.passes)))
-    choice = one.choices[0]
+def _schedule_text(simulation: Simulation) -> str:
+    if isinstance(simulation, RecurrenceSimulation):
+        return "; ".join(dict.fromkeys(map(str, simulation.passes)))
+    choice = simulation.choices[0]
     return f"{choice.q_tile}×{choice.k_tile}, {choice.order}"

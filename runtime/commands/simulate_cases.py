@@ -1,4 +1,4 @@
-"""The cases that a command line of `attnc simulate` asks for, and their simulations."""
+"""The simulations that a command line of `attnc simulate` requests."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ from attnc.runtime.simulating import break_even, differs
 from attnc.spec.errors import AttncError
 
 LENGTH = 16384
-"""Where nothing says another one."""
+"""The number of queries where neither the arguments nor the pattern give one."""
 
 HEADS = 8
 
 LARGEST_SWEEP = 64
-"""Simulations of one sweep."""
+"""The maximum number of simulations in a sweep."""
 
 Orders = Literal["natural", "bricks", "residues"]
 
 Even = int | str | None
-"""The length from which on a pattern is worth it; a text says why it was not asked."""
+"""The length from which the pattern beats its rival; None if there is none; a text says why it was not computed."""
 
 Swept = list[tuple[str, Simulation]]
-"""A name and value, and what they give."""
+"""Pairs of a swept value, as in `window=64`, and its simulation."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,11 @@ class SimulateRequest:
 
 @dataclass(frozen=True)
 class SimulateAnswer:
-    """Everything that a command line asks for. `rivals`: the simulation against each dense rival, None where
-    there is none. `examples`: words about the inputs that were made. A recurrence has a `growth` of its own."""
+    """All results that a command line requests.
+
+    `rivals`: the simulation against each dense rival, or None where it is not simulated. `examples`: descriptions of
+    the inputs that got example values. `growth`: None for patterns with states; a recurrence's simulation has its own.
+    """
 
     main: Simulation
     rivals: Mapping[Baseline, Simulation | None]
@@ -83,7 +86,7 @@ class SimulateAnswer:
 
 @dataclass(frozen=True)
 class SimulateCases:
-    """A pattern at a length, on devices and against baselines, and others beside it."""
+    """A pattern at a length, on devices and against baselines, and the patterns that it is compared with."""
 
     args: argparse.Namespace
     asked: SimulateRequest
@@ -95,11 +98,11 @@ class SimulateCases:
 
     @cached_property
     def main(self) -> Simulation:
-        """On the first device against the first baseline."""
+        """The simulation on the first device against the first baseline."""
         return self.at()
 
     def answer(self) -> SimulateAnswer:
-        """Return the answer with all simulations."""
+        """Run all requested simulations and return their results."""
         growth = None if has_states(self.attention.pattern) else self.attention.growth(heads=self.main.shape.heads)
         return SimulateAnswer(
             self.main,
@@ -119,56 +122,56 @@ class SimulateCases:
         device: str | None = None,
         baseline: Baseline | None = None,
     ) -> Simulation:
-        """A simulation of this case, or with something else in its place."""
-        asked = self.asked
+        """Simulate this case, with the arguments given here in place of its own."""
+        request = self.asked
         n = self.n if n is None else n
         attention = attention or self.attention
-        n_q, n_k = (min(n, 1), asked.n_k or n) if asked.stage == "decode" else (n, asked.n_k or n)
-        heads = asked.heads or head_count(attention.bound) or HEADS
-        check_heads(heads, asked.kv_heads)
+        n_q, n_k = (min(n, 1), request.n_k or n) if request.stage == "decode" else (n, request.n_k or n)
+        heads = request.heads or head_count(attention.bound) or HEADS
+        check_heads(heads, request.kv_heads)
         return attention._simulated(
             n_q,
             n_k,
             self._inputs(attention, n_q, n_k, heads),
             heads=heads,
-            kv_heads=asked.kv_heads,
-            batch=asked.batch,
-            head_dim=asked.head_dim,
-            dtype=asked.dtype,
+            kv_heads=request.kv_heads,
+            batch=request.batch,
+            head_dim=request.head_dim,
+            dtype=request.dtype,
             device=device or self.devices[0],
-            stage=asked.stage,
+            stage=request.stage,
             baseline=baseline or self.baselines[0],
-            tile=asked.tile,
-            order=asked.order,
+            tile=request.tile,
+            order=request.order,
         )
 
     def changed(self, name: str, value: int) -> PatternAnalysis:
-        """The pattern with another value of a parameter."""
+        """Return the pattern with another value of a parameter."""
         grid = [] if self.args.grid is None else grid_params(self.args.spec, self.args.grid)
-        given = [text for text in (*grid, *self.args.params) if text.partition("=")[0].strip() != name]
-        named = argparse.Namespace(spec=self.args.spec, params=[*given, f"{name}={value}"], preset=self.args.preset)
-        return analysed(named)
+        unchanged = [text for text in (*grid, *self.args.params) if text.partition("=")[0].strip() != name]
+        params = [*unchanged, f"{name}={value}"]
+        return analysed(argparse.Namespace(spec=self.args.spec, params=params, preset=self.args.preset))
 
     def _inputs(self, attention: PatternAnalysis, n_q: int, n_k: int, heads: int) -> dict[str, Any]:
-        """Return the inputs, with examples of those not given that the relation reads; for a recurrence its sizes."""
-        known = _sizes_of(attention.pattern)
-        sizes = {name: value for name, value in self.asked.sizes.items() if name in known}
+        """Return the inputs given, examples of the others that the relation reads, and the sizes of the states."""
+        state_sizes = _sizes_of(attention.pattern)
+        sizes = {name: value for name, value in self.asked.sizes.items() if name in state_sizes}
         if attention.is_recurrence:
             return sizes
-        given = given_inputs(attention.bound, self.asked.inputs, n_q, n_k)
-        made = example_inputs(
+        inputs = given_inputs(attention.bound, self.asked.inputs, n_q, n_k)
+        examples = example_inputs(
             attention.bound,
             n_q,
             n_k,
-            given,
+            inputs,
             batch=self.asked.batch,
             heads=heads,
             sizes={"heads": heads, "dk": self.asked.head_dim, "dv": self.asked.head_dim},
             names=attention.relation_inputs,
         )
-        for name, example in made.items():
+        for name, example in examples.items():
             self.examples.setdefault(name, example.words)
-        return {**sizes, **given, **attention._arrays_of(made)}
+        return {**sizes, **inputs, **attention._arrays_of(examples)}
 
     def _floors(self) -> tuple[Floor, ...]:
         if self.asked.stage == "decode" or has_states(self.attention.pattern):
@@ -178,9 +181,9 @@ class SimulateCases:
         return self.attention.floors(self.n, n_k, **inputs)
 
     def _rivals(self) -> dict[Baseline, Simulation | None]:
-        """The simulation against full and against causal attention; None where that rival is not simulated.
+        """Return the simulation against full and against causal attention, or None where one is not simulated.
 
-        Causal attention is no rival of a pattern that shows keys behind their queries, full attention none of a
+        Causal attention is no rival of a pattern that shows keys after their queries; full attention is none of a
         recurrence.
         """
         main = self.main
@@ -193,7 +196,7 @@ class SimulateCases:
         return result
 
     def _others(self) -> list[Simulation]:
-        """Other baselines, other devices, and other patterns on all of them."""
+        """Simulate the other baselines, the other devices, and the compared patterns on all devices."""
         result = [self.at(baseline=baseline) for baseline in self.baselines[1:]]
         result += [self.at(device=device) for device in self.devices[1:]]
         for spec in self.args.compare:
@@ -213,21 +216,21 @@ class SimulateCases:
         with console.progress("simulate", len(values)) as step:
             for value in values:
                 step(f"{name}={value}")
-                one = self.at(value) if name == "len" else self.at(attention=self.changed(name, value))
-                result.append((f"{name}={value:,}", one))
+                simulation = self.at(value) if name == "len" else self.at(attention=self.changed(name, value))
+                result.append((f"{name}={value:,}", simulation))
         return result
 
     def _even(self) -> Even:
         if self.attention.bound.program.segments:
-            return "its tokens are a grid, whose extents would have to grow"
+            return "its tokens are a grid, whose extents fix the length"
         if self.asked.n_k is not None:
-            return "the number of keys is given"
+            return "--keys fixes the number of keys"
         if any(text.partition("=")[2].strip().startswith("[") for text in self.asked.inputs):
             return "its inputs are given for one length"
         try:
             even = break_even(self.at, self.n)
             if even is None and not differs(self.main):
-                return f"at this length it shows the same pairs as its rival, {rival_text(self.main)}"
+                return f"at this length it has the same visible pairs as its rival, {rival_text(self.main)}"
             return even
         except (AttncError, MachineError) as error:
             return str(error).splitlines()[0]
@@ -237,16 +240,16 @@ class SimulateCases:
 
 
 def cases_of(args: argparse.Namespace) -> SimulateCases:
-    """Return the cases of a command line. Raises UsageError, and the errors of `compile_attention`."""
-    asked = _asked(args)
+    """Return the cases that a command line requests. Raises UsageError, and the errors of `compile_attention`."""
+    request = _request(args)
     attention = analysed(args)
     n = length_of(attention.bound, args.n_q, LENGTH)
-    _check_kind(args, asked, attention)
+    _check_kind(args, request, attention)
     devices = [name for text in args.devices for name in text.split(",") if name] or ["h100"]
-    return SimulateCases(args, asked, attention, n, devices, _baselines(args.baseline))
+    return SimulateCases(args, request, attention, n, devices, _baselines(args.baseline))
 
 
-def _asked(args: argparse.Namespace) -> SimulateRequest:
+def _request(args: argparse.Namespace) -> SimulateRequest:
     for option, value in (
         ("--len", args.n_q),
         ("--keys", args.n_k),
@@ -258,46 +261,49 @@ def _asked(args: argparse.Namespace) -> SimulateRequest:
         if value is not None and value < 1:
             raise UsageError(f"{option} {value}: give a whole number, at least 1")
     if args.stage not in PASSES:
-        raise UsageError(f"--pass {args.stage}: it is one of {', '.join(PASSES)}")
+        raise UsageError(f"--pass {args.stage}: use one of {', '.join(PASSES)}")
     if args.order not in (None, "natural", "bricks", "residues"):
-        raise UsageError(f"--order {args.order}: it is one of natural, bricks, residues")
+        raise UsageError(f"--order {args.order}: use one of natural, bricks, residues")
     dtype, tile = None if args.dtype is None else dtype_named(args.dtype), _tile(args.tile)
     counts = (args.n_k, args.heads, args.kv_heads, args.batch, args.head_dim)
     return SimulateRequest(*counts, dtype, args.stage, tile, args.order, args.inputs, _sizes(args.sizes))
 
 
 def rival_text(simulation: Simulation) -> str:
-    """The dense attention that a simulation is compared with."""
+    """Return the name of the dense attention that a simulation is compared with."""
     return "causal attention" if simulation.baseline == "causal" else "dense attention"
 
 
 def has_states(pattern: Pattern) -> bool:
-    """Whether tokens update a state, in a branch or altogether."""
+    """Whether the pattern or one of its branches is a recurrence."""
     return pattern.recur is not None or bool(pattern.stateful)
 
 
 def _sizes_of(pattern: Pattern) -> frozenset[str]:
-    """The sizes that only states have."""
+    """Return the names of the sizes that only the pattern's states have."""
     recurs = [*pattern.stateful, *([] if pattern.recur is None else [pattern.recur])]
     return frozenset[str]().union(*map(own_sizes, recurs))
 
 
-def _check_kind(args: argparse.Namespace, asked: SimulateRequest, attention: PatternAnalysis) -> None:
-    """Raise UsageError for what only recurrences have, or only patterns."""
-    known = _sizes_of(attention.pattern)
-    for name in asked.sizes.keys() - known:
-        listed = f"it has {', '.join(sorted(known))}" if known else "it has none"
-        raise UsageError(f"--size {name}: `{attention.name}` has no such size of its own; {listed}")
+def _check_kind(args: argparse.Namespace, request: SimulateRequest, attention: PatternAnalysis) -> None:
+    """Raise UsageError for options that do not apply to this pattern: some need states, others exclude them."""
+    state_sizes = _sizes_of(attention.pattern)
+    for name in request.sizes.keys() - state_sizes:
+        listed = f"its states have {', '.join(sorted(state_sizes))}" if state_sizes else "no state has sizes of its own"
+        raise UsageError(f"--size {name}: `{attention.name}` has no state with such a size; {listed}")
     if not has_states(attention.pattern):
         return
     kind = "is a recurrence" if attention.pattern.recur is not None else "has branches with a state"
-    for option, given in (("--tile", args.tile), ("--order", args.order), ("--slider", args.slider)):
-        if given is not None:
-            raise UsageError(f"{option} {given}: of patterns without states; `{attention.name}` {kind}")
+    for option, value in (("--tile", args.tile), ("--order", args.order), ("--slider", args.slider)):
+        if value is not None:
+            raise UsageError(f"{option} {value}: only for patterns without states; `{attention.name}` {kind}")
     if args.inputs:
-        raise UsageError(f"--input {args.inputs[0]}: of a recurrence sizes are all that matters, as in --size slots=64")
+        raise UsageError(
+            f"--input {args.inputs[0]}: the inputs of a pattern with states are not simulated, only their sizes; "
+            f"use --size, as in --size slots=64"
+        )
     if args.baseline == "both":
-        raise UsageError(f"--baseline both: the rival of `{attention.name}`, a recurrence, is dense causal attention")
+        raise UsageError(f"--baseline both: `{attention.name}` {kind}; it is compared with dense causal attention only")
 
 
 def _sizes(texts: Sequence[str]) -> dict[str, int]:
@@ -313,10 +319,10 @@ def _sizes(texts: Sequence[str]) -> dict[str, int]:
 def _tile(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+)[x×,](\d+)", text)
-    if found is None:
+    match = re.fullmatch(r"(\d+)[x×,](\d+)", text)
+    if match is None:
         raise UsageError(f"--tile {text}: write queries by keys, as in --tile 128x64")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def _baselines(text: str | None) -> list[Baseline | None]:
@@ -325,20 +331,20 @@ def _baselines(text: str | None) -> list[Baseline | None]:
     if text == "both":
         return ["full", "causal"]
     if text not in ("full", "causal"):
-        raise UsageError(f"--baseline {text}: it is one of full, causal, both")
+        raise UsageError(f"--baseline {text}: use one of full, causal, both")
     return [cast("Baseline", text)]
 
 
 def sweep_of(text: str) -> tuple[str, list[int]]:
-    """The name and the values of `--sweep`."""
-    found = re.fullmatch(r"\s*(\w+)\s*=\s*(\d+[kKmM]?)\s*\.\.\s*(\d+[kKmM]?)\s*", text)
-    if found is None:
+    """Return the name and the values of `--sweep`."""
+    match = re.fullmatch(r"\s*(\w+)\s*=\s*(\d+[kKmM]?)\s*\.\.\s*(\d+[kKmM]?)\s*", text)
+    if match is None:
         raise UsageError(f"--sweep {text}: write a name and a range, as in --sweep len=1k..1m")
-    low, high = (whole_number(found[i]) for i in (2, 3))
+    low, high = (whole_number(match[i]) for i in (2, 3))
     if not 1 <= low <= high:
-        raise UsageError(f"--sweep {text}: the range must begin at 1 or above and not end before it begins")
+        raise UsageError(f"--sweep {text}: the range must start at 1 or above and must not end below its start")
     values: list[int] = []
     while low <= high and len(values) < LARGEST_SWEEP:
         values.append(low)
         low *= 2
-    return found[1], values
+    return match[1], values

@@ -14,23 +14,23 @@ from attnc.runtime.floors import Floor
 
 
 def answer_json(answer: SimulateAnswer) -> dict[str, object]:
-    """Everything that was asked for: the keys of the first simulation, and what stands beside it."""
+    """Return all results as JSON: the keys of the main simulation, and the other results under keys of their own."""
     even = answer.even
     return {
         **simulation_json(answer.main),
-        "rivals": {name: None if one is None else _rival_json(one) for name, one in answer.rivals.items()},
+        "rivals": {name: None if rival is None else _rival_json(rival) for name, rival in answer.rivals.items()},
         "break_even_length": even if isinstance(even, int) else None,
         "break_even_note": even if isinstance(even, str) else None,
         **_law_json(answer),
         "floors": [_floor_json(floor) for floor in answer.floors],
         "examples": answer.examples,
-        "compared": [simulation_json(one) for one in answer.others],
-        "sweep": [{"at": name, **simulation_json(one)} for name, one in answer.sweep],
+        "compared": [simulation_json(other) for other in answer.others],
+        "sweep": [{"at": name, **simulation_json(simulation)} for name, simulation in answer.sweep],
     }
 
 
 def _rival_json(simulation: Simulation) -> dict[str, object]:
-    """The times of a dense rival, and how much faster the pattern is."""
+    """Return the times of a dense rival and the pattern's speedup over it."""
     return {
         "dense_ms": _finite(simulation.dense_ms),
         "ideal_dense_ms": _finite(simulation.ideal_ms),
@@ -39,10 +39,10 @@ def _rival_json(simulation: Simulation) -> dict[str, object]:
 
 
 def simulation_json(simulation: Simulation) -> dict[str, object]:
-    """A simulation with the keys that the command line promises. An infinite speedup is null."""
+    """Return a simulation with the JSON keys that the command line promises. An infinite speedup is null."""
     shape, choice = simulation.shape, simulation.choices[0]
-    own = recurrence_json(simulation) if isinstance(simulation, RecurrenceSimulation) else {}
-    return own | {
+    recurrence_fields = recurrence_json(simulation) if isinstance(simulation, RecurrenceSimulation) else {}
+    return recurrence_fields | {
         "pattern": simulation.pattern,
         "params": {name: value_json(value) for name, value in simulation.params.items()},
         "device": simulation.device,
@@ -69,8 +69,8 @@ def simulation_json(simulation: Simulation) -> dict[str, object]:
             "partial": simulation.tiles.partial,
         },
         "schedule": _choice_json(choice),
-        "kernels": [_choice_json(one) for one in simulation.choices],
-        "runners_up": [_choice_json(one) for one in simulation.others],
+        "kernels": [_choice_json(schedule) for schedule in simulation.choices],
+        "runners_up": [_choice_json(schedule) for schedule in simulation.others],
         "rungs": [
             {"name": rung.name, "speedup": _finite(rung.speedup), "lost_to": rung.lost_to} for rung in simulation.rungs
         ],
@@ -92,7 +92,7 @@ def simulation_json(simulation: Simulation) -> dict[str, object]:
 def recurrence_json(simulation: RecurrenceSimulation) -> dict[str, object]:
     """Return the JSON fields that only a recurrence has. The cost of a chunk that does not fit has no `ms`."""
     return {
-        "passes": [_pass_json(one) for one in simulation.passes],
+        "passes": [_pass_json(simulated) for simulated in simulation.passes],
         "rung_ms": {rung.name: simulation.rung_ms(rung.name) for rung in simulation.rungs},
         "token_by_token_ms": simulation.loop_ms,
         "token_by_token_reason": simulation.reason or None,
@@ -100,11 +100,11 @@ def recurrence_json(simulation: RecurrenceSimulation) -> dict[str, object]:
     }
 
 
-def _pass_json(one: SimulatedPass) -> dict[str, object]:
-    kernels = [dataclasses.asdict(kernel) for kernel in one.kernels]
-    costs = [dataclasses.asdict(cost) for cost in one.costs]
-    fields = {field.name: getattr(one, field.name) for field in dataclasses.fields(one)}
-    return fields | {"kernels": kernels, "costs": costs, "ms": one.ms}
+def _pass_json(simulated: SimulatedPass) -> dict[str, object]:
+    kernels = [dataclasses.asdict(kernel) for kernel in simulated.kernels]
+    costs = [dataclasses.asdict(cost) for cost in simulated.costs]
+    fields = {field.name: getattr(simulated, field.name) for field in dataclasses.fields(simulated)}
+    return fields | {"kernels": kernels, "costs": costs, "ms": simulated.ms}
 
 
 def _law_json(answer: SimulateAnswer) -> dict[str, object]:

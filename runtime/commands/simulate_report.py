@@ -1,4 +1,4 @@
-"""The report of `attnc simulate`: what its page shows, and the simulations that its sliders reach."""
+"""The HTML report of `attnc simulate`, and the simulations at the stops of its sliders."""
 
 from __future__ import annotations
 
@@ -24,30 +24,31 @@ from attnc.spec.errors import AttncError, SpecError
 from attnc.spec.program import ParameterRead
 
 DRAWN, MOST_DRAWN = 2048, 8192
-"""Tokens of a sequence that are drawn, and of a grid, which cannot be cut."""
+"""The number of tokens drawn of a sequence; the largest grid that is drawn (a grid cannot be cut)."""
 
 DRAWN_WITH_STATES = 64
-"""Tokens of a picture of branches with a state."""
+"""The number of tokens drawn of a pattern with states."""
 
 FACTORS = (Fraction(1, 2), Fraction(1), Fraction(2))
-"""Factors of the length and of the parameter at the stops of the sliders."""
+"""The stops of the sliders, as factors of the length and of the parameter."""
 
 
 def report(cases: SimulateCases, answer: SimulateAnswer, even: str, slider: str | None) -> str:
-    """The page. `even` says the break-even length, `slider` which parameter the second slider moves.
+    """Return the report as HTML.
 
-    Raises UsageError for a slider that the pattern has no parameter for.
+    `even` describes the break-even length; `slider` names the parameter of the second slider. Raises UsageError for a
+    slider that is not a whole-number parameter of the pattern.
     """
     if has_states(cases.attention.pattern):
-        return _of_states(cases, answer, even)
+        return _states_report(cases, answer, even)
     name = _slider(cases.attention, slider)
     swept = None if cases.args.sweep is None else sweep_of(cases.args.sweep)[0]
     device = find_device(cases.devices[0])
     return report_html(
         answer.main,
-        _drawn(cases, cases.attention, cases.n),
-        [one for _, one in answer.sweep],
-        list(_points(cases, name)),
+        _drawing_of(cases, cases.attention, cases.n),
+        [simulation for _, simulation in answer.sweep],
+        list(_slider_points(cases, name)),
         answer.others,
         _growth(answer.growth),
         break_even_text=even,
@@ -57,8 +58,8 @@ def report(cases: SimulateCases, answer: SimulateAnswer, even: str, slider: str 
     )
 
 
-def _of_states(cases: SimulateCases, answer: SimulateAnswer, even: str) -> str:
-    """The page of a pattern with states. Its picture is of few tokens, where its length is free."""
+def _states_report(cases: SimulateCases, answer: SimulateAnswer, even: str) -> str:
+    """Return the report of a pattern with states; its picture shows few tokens where the length is free."""
     with needing_torch(f"a report of `{cases.attention.name}`, whose states are measured,"):
         from attnc.runtime.pictures.branches import make_branches
     main = answer.main
@@ -71,51 +72,56 @@ def _of_states(cases: SimulateCases, answer: SimulateAnswer, even: str) -> str:
 def _growth(growth: Growth | None) -> str:
     assert growth is not None  # a pattern with states has a page of its own
     reason = growth.law.removeprefix("no law: ")
-    known = f"The visible pairs grow as {growth.law}"
-    sentences = [known if reason == growth.law else f"No law of growth is known: {reason}"]
+    law = f"The visible pairs grow as {growth.law}"
+    sentences = [law if reason == growth.law else f"No law of growth is known: {reason}"]
     if growth.pairs is not None:
-        sentences.append(f"Of n tokens the visible pairs are {growth.pairs}")
+        sentences.append(f"The visible pairs of n tokens number {growth.pairs}")
     if growth.tiles is not None:
-        sentences.append(f"The live tiles of {growth.tile} × {growth.tile} pairs are {growth.tiles}")
-    # A word begins a sentence with a capital, a variable such as n stays what it is.
+        sentences.append(f"The live tiles of {growth.tile} × {growth.tile} pairs number {growth.tiles}")
+    # A sentence starts with a capital, unless it starts with a variable such as n.
     sentences += [f"{line[:1].upper()}{line[1:]}" if line[1:2].isalpha() else line for line in growth.derivation]
     return " ".join(sentence if sentence.endswith(".") else f"{sentence}." for sentence in sentences)
 
 
-def _slider(attention: PatternAnalysis, wanted: str | None) -> str | None:
-    """The parameter of the second slider: the first whole number that is no extent of a grid."""
-    known = [name for name, value in attention.parameters.items() if type(value) is int and value > 1]
-    if wanted is None:
+def _slider(attention: PatternAnalysis, requested: str | None) -> str | None:
+    """Return the parameter of the second slider: by default the first whole number that is no extent of a grid."""
+    candidates = [name for name, value in attention.parameters.items() if type(value) is int and value > 1]
+    if requested is None:
         axes = [axis.extent for segment in attention.bound.program.segments for axis in segment.axes]
         extents = {extent.name for extent in axes if isinstance(extent, ParameterRead)}
-        return next((name for name in known if name not in extents), None)
-    if wanted not in known:
-        listed = f"its whole numbers are {', '.join(known)}" if known else "it has no whole number"
-        raise UsageError(f"--slider {wanted}: `{attention.name}` has none of that name; {listed}")
-    return wanted
+        return next((name for name in candidates if name not in extents), None)
+    if requested not in candidates:
+        listed = f"use {', '.join(candidates)}" if candidates else "it has no whole-number parameter above 1"
+        raise UsageError(
+            f"--slider {requested}: `{attention.name}` has no whole-number parameter of that name; {listed}"
+        )
+    return requested
 
 
-def _points(cases: SimulateCases, name: str | None) -> Iterator[ReportPoint]:
-    """Half, once and twice the length and the parameter; what `require` refuses is no stop of a slider."""
+def _slider_points(cases: SimulateCases, name: str | None) -> Iterator[ReportPoint]:
+    """Yield the simulations at half, once and twice the length and the parameter.
+
+    Values that the pattern's `require` rejects are no stops of a slider.
+    """
     attention, n = cases.attention, cases.n
     lengths = [n] if attention.bound.program.segments else sorted({int(n * factor) or 1 for factor in FACTORS})
-    own = None if name is None else attention.parameters[name]
-    values = sorted({int(own * factor) or 1 for factor in FACTORS}) if isinstance(own, int) else [None]
+    default = None if name is None else attention.parameters[name]
+    values = sorted({int(default * factor) or 1 for factor in FACTORS}) if isinstance(default, int) else [None]
     jobs = [(length, value) for length in lengths for value in values]
     with console.progress("report", len(jobs)) as step:
         for length, value in jobs:
             step(f"{length} tokens" + ("" if value is None else f", {name}={value}"))
             try:
-                changed = attention if value is None or value == own else cases.changed(str(name), value)
-                here = (length, value) == (n, own)
-                one = cases.main if here else cases.at(length, changed)
-                yield ReportPoint(length, value, one, _drawn(cases, changed, length))
+                changed = attention if value is None or value == default else cases.changed(str(name), value)
+                is_main = (length, value) == (n, default)
+                simulation = cases.main if is_main else cases.at(length, changed)
+                yield ReportPoint(length, value, simulation, _drawing_of(cases, changed, length))
             except SpecError:
                 continue
 
 
-def _drawn(cases: SimulateCases, attention: PatternAnalysis, n: int) -> Drawing | None:
-    """The picture, of the first tokens where there are many; None where there is none to draw.
+def _drawing_of(cases: SimulateCases, attention: PatternAnalysis, n: int) -> Drawing | None:
+    """Return the picture, of the first tokens where there are many; None where no picture can be drawn.
 
     Raises TorchMissingError for a pattern that selects keys, where torch is not installed.
     """

@@ -1,4 +1,4 @@
-"""`attnc tune`: the first few schedules of calls measured, and the fastest kept for their bucket of shapes."""
+"""`attnc tune`: measure the best predicted schedules of calls, and store the fastest for each bucket of shapes."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ SECONDS = "2s"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `tune`."""
+    """Add the arguments of `tune`."""
     add_call(parser)
     parser.add_argument(
         "--time",
         metavar="T",
         default=SECONDS,
-        help=f"to measure in, for each length: 500ms, 2s, 1m (default {SECONDS})",
+        help=f"the time to measure for, per length: 500ms, 2s, 1m (default {SECONDS})",
     )
-    parser.add_argument("--again", action="store_true", help="measure although the cache knows")
+    parser.add_argument("--again", action="store_true", help="measure even if the cache has an entry")
     parser.add_argument(
         "-o",
         dest="out",
         metavar="TABLE.json",
         type=Path,
-        help="add what is found to a table, for compile_attention(…, tune=TABLE.json)",
+        help="add the choices to this table, for compile_attention(…, tune=TABLE.json)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure; print what was predicted beside what was measured."""
-    wanted = read_wanted(args.time)
-    if not wanted.seconds:
-        raise UsageError(f"--time {args.time}: write a time above 0, such as 2s")
+    """Measure the schedules, and print the measured times beside the predicted ones."""
+    request = read_wanted(args.time)
+    if not request.seconds:
+        raise UsageError(f"--time {args.time}: write a time above 0, as in 2s")
     if args.out is not None and args.out.suffix.lower() != ".json":
-        raise UsageError(f"-o {args.out}: name it {args.out.with_suffix('.json')}, as tune=… knows tables by that")
-    known = load_table(args.out).records if args.out is not None and args.out.exists() else {}
+        raise UsageError(f"-o {args.out}: the name of a table must end in .json; use {args.out.with_suffix('.json')}")
+    stored = load_table(args.out).records if args.out is not None and args.out.exists() else {}
     attention = compiled(args, tune=args.time)
-    answers, words = _tuned(attention, wanted.seconds, args)
+    answers, words = _tune_calls(attention, request.seconds, args)
     records = [answer for answer in answers if isinstance(answer, Record)]
     if args.out is not None and records:
-        found = {**known, **{record.name: record for record in records}}
-        save_tuned(args.out, *found.values())
+        merged = {**stored, **{record.name: record for record in records}}
+        save_tuned(args.out, *merged.values())
     if args.json:
         console.print_json(_as_json(attention, answers, words, args.out))
         return _status(answers)
@@ -63,37 +63,37 @@ def run(args: argparse.Namespace) -> int:
     if not records:
         return _status(answers)
     if args.out is not None:
-        print(f"{args.out}: {console.counted(len(found), 'bucket')}")
+        print(f"{args.out}: {console.counted(len(merged), 'bucket')}")
     else:
-        print(f'kept in {store().folder}; compile_attention(…, tune="0s") takes it from there')
+        print(f'stored in {store().folder}; compile_attention(…, tune="0s") uses it')
     return _status(answers)
 
 
 def _status(answers: list[Record | Untuned]) -> int:
-    """1 where something was to be measured and was not."""
-    failed = [one for one in answers if isinstance(one, Untuned) and not one.expected]
+    """Return 1 if a call that should have been measured was not, else 0."""
+    failed = [answer for answer in answers if isinstance(answer, Untuned) and not answer.expected]
     return console.FOUND if failed else console.FINE
 
 
-def _tuned(
+def _tune_calls(
     attention: Attention, seconds: float, args: argparse.Namespace
 ) -> tuple[list[Record | Untuned], dict[str, str]]:
-    """The record of every call, and words about inputs."""
-    asked, tuned = calls(attention, args), attention.tuned
+    """Return the record of every call, and descriptions of the example inputs."""
+    call_list, tuned = calls(attention, args), attention.tuned
     assert tuned is not None
-    found: list[Record | Untuned] = []
+    records: list[Record | Untuned] = []
     words: dict[str, str] = {}
-    with console.progress("tune", len(asked)) as step:
-        for i, call in enumerate(asked):
+    with console.progress("tune", len(call_list)) as step:
+        for i, call in enumerate(call_list):
             words |= call.words
 
-            def told(text: str, at: int = i, n: int = call.sizes.n_q) -> None:
-                step(f"{n} tokens, {text}", at)
+            def report(text: str, index: int = i, n: int = call.sizes.n_q) -> None:
+                step(f"{n} tokens, {text}", index)
 
-            asked_call = attention._tuning_call(call.q, call.k, call.v, None, call.inputs)
-            record = tune(asked_call, tuned, seconds, told, again=args.again)
-            found.append(record)
-    return found, words
+            tuning_call = attention._tuning_call(call.q, call.k, call.v, None, call.inputs)
+            record = tune(tuning_call, tuned, seconds, report, again=args.again)
+            records.append(record)
+    return records, words
 
 
 def _as_json(

@@ -1,4 +1,4 @@
-"""`attnc verify`: every executor against the oracle."""
+"""`attnc verify`: compare every executor with the oracle."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attnc.runtime.commands.patterns import add_grid, add_pattern, given_params,
 from attnc.runtime.library import ModuleLoader, find
 from attnc.runtime.verifying.call_cases import ShapeRequest, awkward_cases
 from attnc.runtime.verifying.exercise import LOOKS, Look, Search, lengths
-from attnc.runtime.verifying.scaled_parameters import changed, own
+from attnc.runtime.verifying.scaled_parameters import changed, requested_choice
 from attnc.runtime.verifying.verification import DTYPES, ExecutorTrial, Verdict, verify
 from attnc.spec.load import load_program
 from attnc.spec.meaning.parameter_values import shown
@@ -26,42 +26,42 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_pattern(parser)
     add_grid(parser)
     parser.add_argument("--len", dest="length", type=whole_number, metavar="N", help="compare calls of N tokens only")
-    parser.add_argument("--heads", type=int, metavar="H", help="the number of query heads")
-    parser.add_argument("--kv-heads", type=int, metavar="H", help="the number of key and value heads")
+    parser.add_argument("--heads", type=int, metavar="H", help="query heads")
+    parser.add_argument("--kv-heads", type=int, metavar="H", help="kv heads")
     parser.add_argument(
-        "--dtype", choices=sorted(NAMED_DTYPES), help="what the cpu executor runs in (default: float32 and bfloat16)"
+        "--dtype", choices=sorted(NAMED_DTYPES), help="the dtype of the cpu executor (default: float32 and bfloat16)"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Return 1 where an executor disagrees, or where the comparison left something out."""
-    wishes = _wishes(args)
-    found = find(args.spec)
-    program = load_program(found.source, ModuleLoader(found.folder), found.name)
-    given = given_params(args)
-    asked = own(program, given, args.preset)
+    """Return 1 if an executor disagrees or if something was not compared, else 0."""
+    request = _request(args)
+    source_file = find(args.spec)
+    program = load_program(source_file.source, ModuleLoader(source_file.folder), source_file.name)
+    params = given_params(args)
+    requested = requested_choice(program, params, args.preset)
     with console.progress("verify", LOOKS) as step:
-        chosen = Search(step, wishes, frozenset(given) if args.grid else frozenset()).run(asked)
-    if chosen is None:
-        raise console.UsageError(_no_call(asked.bound, wishes))
-    bound = chosen.choice.bound
+        selected = Search(step, request, frozenset(params) if args.grid else frozenset()).run(requested)
+    if selected is None:
+        raise console.UsageError(_no_call(requested.bound, request))
+    bound = selected.choice.bound
     attention = compile_attention(args.spec, **bound.values)  # type: ignore[arg-type]  # parameters of the pattern
-    others = [] if wishes.length is not None else awkward_cases(bound, _only_length(bound), wishes)
-    others = [case for case in others if case != chosen.case]
+    others = [] if request.length is not None else awkward_cases(bound, _only_length(bound), request)
+    others = [case for case in others if case != selected.case]
     dtypes = DTYPES if args.dtype is None else (NAMED_DTYPES[args.dtype],)
     with console.progress("verify", 1 + len(others)) as step:
-        verdict = verify(attention, chosen, others, step, dtypes)
+        verdict = verify(attention, selected, others, step, dtypes)
     if args.json:
-        console.print_json(_as_json(asked.bound, verdict))
+        console.print_json(_as_json(requested.bound, verdict))
     else:
-        _print(asked.bound, verdict)
+        _print(requested.bound, verdict)
     return console.FINE if verdict.agrees else console.FOUND
 
 
-def _wishes(args: argparse.Namespace) -> ShapeRequest:
+def _request(args: argparse.Namespace) -> ShapeRequest:
     for option, value in (("--len", args.length), ("--heads", args.heads), ("--kv-heads", args.kv_heads)):
         if value is not None and value < 1:
-            raise console.UsageError(f"{option} {value}: write a whole number above 0")
+            raise console.UsageError(f"{option} {value}: give a whole number, at least 1")
     heads, kv_heads = args.heads, args.kv_heads
     if heads is not None and kv_heads is not None and heads % kv_heads:
         raise console.UsageError(f"--heads {heads} must be a multiple of --kv-heads {kv_heads}")
@@ -69,27 +69,27 @@ def _wishes(args: argparse.Namespace) -> ShapeRequest:
 
 
 def _only_length(bound: BoundProgram) -> int | None:
-    """The length of a call of a pattern whose tokens stand in a grid."""
+    """Return the only length of a pattern whose tokens are a grid, else None."""
     return lengths(bound, ShapeRequest(), is_own=True)[-1] if bound.program.segments else None
 
 
-def _no_call(bound: BoundProgram, wishes: ShapeRequest) -> str:
+def _no_call(bound: BoundProgram, request: ShapeRequest) -> str:
     name = bound.program.name
-    if wishes.length is not None:
-        return f"--len {wishes.length}: `{name}` takes no call of this length with these parameters"
-    return f"`{name}` takes none of the calls that were tried; give its parameters with -p, and --len"
+    if request.length is not None:
+        return f"--len {request.length}: `{name}` rejects calls of this length with these parameters"
+    return f"`{name}` rejects every call that was tried; set its parameters with -p and the length with --len"
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
-def _print(asked: BoundProgram, verdict: Verdict) -> None:
+def _print(requested: BoundProgram, verdict: Verdict) -> None:
     look = verdict.look
-    print(f"{asked.program.name} on {console.counted(len(verdict.cases), 'shape')}:")
-    for line in _scaling(asked, look):
+    print(f"{requested.program.name} on {console.counted(len(verdict.cases), 'shape')}:")
+    for line in _scaling(requested, look):
         print(f"  {line}")
     for case in verdict.cases + verdict.left_out:
-        print(f"  {case}{'  (left out: the pattern refuses it)' if case in verdict.left_out else ''}")
+        print(f"  {case}{'  (left out: the pattern rejects it)' if case in verdict.left_out else ''}")
     if look.numbers.inputs:
         print(f"  inputs with example values: {', '.join(look.numbers.inputs)}")
     print()
@@ -101,10 +101,10 @@ def _print(asked: BoundProgram, verdict: Verdict) -> None:
     for trial in verdict.worst():
         e = trial.result
         numbers = f"{e.error:>9.2g} {e.dense:>9.2g} {e.allowed:>9.2g}"
-        print(f"{trial.executor:<10} {trial.dtype:<9} {e.tensor:<6} {numbers}  {_word(trial)}")
+        print(f"{trial.executor:<10} {trial.dtype:<9} {e.tensor:<6} {numbers}  {_trial_verdict(trial)}")
     for text, remedy in verdict.gaps:
         print(f"\nnot verified: {text}{remedy}")
-    print(f"\n{asked.program.name}: {_result(verdict)}")
+    print(f"\n{requested.program.name}: {_result(verdict)}")
 
 
 def _result(verdict: Verdict) -> str:
@@ -114,12 +114,12 @@ def _result(verdict: Verdict) -> str:
     return "DISAGREEMENT" if wrong else "NOT VERIFIED: something was never compared"
 
 
-def _scaling(asked: BoundProgram, look: Look) -> list[str]:
-    different = changed(look.choice, asked)
+def _scaling(requested: BoundProgram, look: Look) -> list[str]:
+    different = changed(look.choice, requested)
     if not different:
         return [f"parameters of the {look.choice.how}"] if look.choice.how else []
     new = ", ".join(f"{p.name} = {shown(look.choice.bound.values[p.name])}" for p in different)
-    old = ", ".join(f"{p.name} = {shown(asked.values[p.name])}" for p in different)
+    old = ", ".join(f"{p.name} = {shown(requested.values[p.name])}" for p in different)
     return [f"parameters scaled down ({look.choice.how}): {new} in place of {old}"]
 
 
@@ -152,14 +152,14 @@ def _relation(verdict: Verdict) -> str:
     return "all equal" if not verdict.differing else f"NOT EQUAL, first {verdict.differing[0]}"
 
 
-def _word(trial: ExecutorTrial) -> str:
+def _trial_verdict(trial: ExecutorTrial) -> str:
     return "ok" if trial.result.agrees else f"TOO LARGE at {trial.case}"
 
 
 # --- JSON -------------------------------------------------------------------------------------------------------------
 
 
-def _as_json(asked: BoundProgram, verdict: Verdict) -> dict[str, object]:
+def _as_json(requested: BoundProgram, verdict: Verdict) -> dict[str, object]:
     look = verdict.look
     wrong = [
         f"{t.executor} {t.dtype}: {t.result.tensor} is off by {t.result.error:.3g}, allowed {t.result.allowed:.3g}, "
@@ -170,10 +170,10 @@ def _as_json(asked: BoundProgram, verdict: Verdict) -> dict[str, object]:
     relation = [f"the relation differs: {text}" for text in verdict.differing]
     missing = [f"not verified: {text}{remedy}" for text, remedy in verdict.gaps]
     return {
-        "pattern": asked.program.name,
+        "pattern": requested.program.name,
         "params": {name: value_json(value) for name, value in look.choice.bound.values.items()},
-        "asked": {name: value_json(value) for name, value in asked.values.items()},
-        "scaled": look.choice.how if changed(look.choice, asked) else "",
+        "asked": {name: value_json(value) for name, value in requested.values.items()},
+        "scaled": look.choice.how if changed(look.choice, requested) else "",
         "agreed": verdict.agrees,
         "diagnostics": [console.message_json(text) for text in (*relation, *wrong, *missing)],
         "lengths": [case.lengths for case in verdict.cases],

@@ -1,1 +1,1 @@
-"""Pictures of patterns: what one shows is gathered, then printed as SVG or as text."""
+"""Pictures of patterns: the data of a picture is collected first, then printed as SVG or as text."""

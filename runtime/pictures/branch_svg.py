@@ -1,4 +1,4 @@
-"""Branches side by side as one stand-alone SVG, in the style of the other pictures."""
+"""Branches side by side as a self-contained SVG, in the style of the other pictures."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from attnc.runtime.pictures.branch_views import BranchesDrawing, BranchView
 from attnc.runtime.pictures.svg_parts import MARGIN, SIDE, boxes_path, label, opening, px
 
 ACROSS = 3
-"""Views in a row."""
+"""The number of views in a row."""
 _GAP, _TOP, _LINE = 40, 134, 17
 _LEVELS = 10
 _WORDS = 11
-"""Font size of the lines under a view."""
+"""The font size of the lines under a view."""
 _CODE, _PROSE = 0.61, 0.55
-"""Width of a character of the widest fonts that the pictures name, as a share of the font size; lines wrap by it."""
+"""The character width of the widest fonts that the pictures name, as a share of the font size; used to wrap lines."""
 _FAINTEST = 0.15
-"""Opacity of what is visible at all, or left."""
+"""The minimum opacity of a cell with a share above 0."""
 
 
 def branches_svg(drawing: BranchesDrawing) -> str:
-    """The SVG text; equal drawings give equal texts."""
+    """Return the SVG text; equal drawings give equal texts."""
     rows = [drawing.views[i : i + ACROSS] for i in range(0, len(drawing.views), ACROSS)]
     across = max(map(len, rows), default=1)
     inner = across * SIDE + (across - 1) * _GAP
@@ -33,32 +33,36 @@ def branches_svg(drawing: BranchesDrawing) -> str:
     below = top - 16 + sum(heights)
     notes = [line for note in drawing.notes for line in _lines(note, inner, 12)]
     height = below + 24 + 18 * len(notes)
-    said = "; ".join([drawing.size_text, *(f"{view.name}: {view.words[0]}" for view in drawing.views if view.words)])
+    description = "; ".join(
+        [drawing.size_text, *(f"{view.name}: {view.words[0]}" for view in drawing.views if view.words)]
+    )
     parts = [
-        *opening(drawing.title, said, width, height),
+        *opening(drawing.title, description, width, height),
         label(MARGIN, 42, drawing.title, "ink", 20, weight=650),
         *(label(MARGIN, 64 + 18 * i, line, "soft", 13) for i, line in enumerate(sizes)),
     ]
-    for i, (row, high) in enumerate(zip(rows, heights, strict=True)):
+    for i, (row, row_height) in enumerate(zip(rows, heights, strict=True)):
         for j, view in enumerate(row):
             parts += _view(view, f"attnc-branch-{i}-{j}", MARGIN + j * (SIDE + _GAP), top)
-        top += high
+        top += row_height
     parts += [label(MARGIN, below + 18 * i, line, "soft", 12) for i, line in enumerate(notes)]
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 def _lines(text: str, width: float, size: int, em: float = _PROSE) -> list[str]:
-    """The text in lines that fit `width` pixels; the lines after the first are indented as a continuation."""
+    """Wrap a text into lines of `width` pixels; the lines after the first are indented as a continuation."""
     indent = " " * (len(text) - len(text.lstrip()))
     longest = int(width / (size * em))
     return wrap(text, longest, subsequent_indent=f"{indent}  ", break_on_hyphens=False) or [""]
 
 
 def _view(view: BranchView, name: str, left: float, top: float) -> list[str]:
-    kind = "visible pairs" if view.visible is not None else "what is left of a token (column) at each query (row)"
+    caption = (
+        "visible pairs" if view.visible is not None else "share of a token (column) that is left at each query (row)"
+    )
     parts = [
         label(left, top - 27, view.name, "ink", 14, weight=600),
-        label(left, top - 10, kind, "soft", 12),
+        label(left, top - 10, caption, "soft", 12),
         f'<rect class="field" x="{px(left)}" y="{px(top)}" width="{SIDE}" height="{SIDE}"/>',
     ]
     if view.shares is None:
@@ -72,22 +76,22 @@ def _view(view: BranchView, name: str, left: float, top: float) -> list[str]:
 def _matrix(shares: np.ndarray[tuple[int, ...], np.dtype[np.float64]], name: str, left: float, top: float) -> list[str]:
     rows, columns = shares.shape
     levels = np.ceil(shares * _LEVELS).astype(np.int64)
-    at = f"translate({px(left)} {px(top)}) scale({SIDE / columns:.6g} {SIDE / rows:.6g})"
+    transform = f"translate({px(left)} {px(top)}) scale({SIDE / columns:.6g} {SIDE / rows:.6g})"
     parts = [f'<clipPath id="{name}"><rect x="{px(left)}" y="{px(top)}" width="{SIDE}" height="{SIDE}"/></clipPath>']
     parts.append(f'<g clip-path="url(#{name})">')
     for level in np.unique(levels[levels > 0]).tolist():
         opacity = "" if level >= _LEVELS else f' opacity="{px(max(level / _LEVELS, _FAINTEST))}"'
         path = boxes_path(levels == level)
-        parts.append(f'<path class="seen"{opacity} shape-rendering="crispEdges" transform="{at}" d="{path}"/>')
+        parts.append(f'<path class="seen"{opacity} shape-rendering="crispEdges" transform="{transform}" d="{path}"/>')
     return [*parts, "</g>"]
 
 
 def _words(view: BranchView) -> list[str]:
-    """The lines under a view."""
+    """Return the lines under a view."""
     return [part for line in view.words for part in _lines(line, SIDE, _WORDS, _CODE)]
 
 
 def _word(line: str, left: float, y: float, style: str) -> str:
-    """One line under a view; viewers collapse leading spaces, so the indent is part of the position."""
+    """Return a line under a view; viewers collapse leading spaces, so the indent is part of the position."""
     indent = len(line) - len(line.lstrip())
     return label(left + indent * _CODE * _WORDS, y, line.lstrip(), style, _WORDS)

@@ -11,18 +11,18 @@ from attnc.runtime.pictures.terminal_text import Block, shaded
 
 BETWEEN = 3
 NARROWEST = 8
-"""Characters of a view at least."""
+"""The minimum number of characters in a line of a view."""
 
 
 def branches_text(drawing: BranchesDrawing, width: int = 80, *, unicode: bool = True) -> str:
-    """The views in rows as long as `width` columns hold, then the words of each; no line end at the end."""
+    """Return the views in rows that fit `width` columns, then the words of each; no newline at the end."""
     lines = [drawing.title, " · ".join(part for part in (drawing.size_text, drawing.subtitle) if part)]
     shown = [view for view in drawing.views if view.shares is not None]
     room = max((width - BETWEEN * (len(shown) - 1)) // max(len(shown), 1), min(width, 24), NARROWEST)
     blocks = [_view(view, room, unicode) for view in shown]
     while blocks:
         row = [blocks.pop(0)]
-        while blocks and sum(map(_wide, [*row, blocks[0]])) + BETWEEN * len(row) <= width:
+        while blocks and sum(map(_block_width, [*row, blocks[0]])) + BETWEEN * len(row) <= width:
             row.append(blocks.pop(0))
         lines += ["", *_beside(row)]
     for view in drawing.views:
@@ -40,12 +40,12 @@ def _view(view: BranchView, room: int, unicode: bool) -> Block:
     steps = [np.arange(0, side, factor) for side in view.shares.shape]
     area = np.outer(*(extents(side, factor) for side in view.shares.shape))
     shares = np.add.reduceat(np.add.reduceat(view.shares, steps[0], 0), steps[1], 1) / area
-    kind = "what is visible" if view.visible is not None else "what is left"
-    head = [f"{view.name}: {kind}", f"{view.cell * factor:,} key{'' if view.cell * factor == 1 else 's'} a column"]
+    caption = "visible share" if view.visible is not None else "share left"
+    head = [f"{view.name}: {caption}", f"{view.cell * factor:,} key{'' if view.cell * factor == 1 else 's'} a column"]
     return [(len(line), line) for line in [*(line[:room] for line in head), *shaded(shares, 2, unicode)]]
 
 
-def _wide(block: Block) -> int:
+def _block_width(block: Block) -> int:
     return max(n for n, _ in block)
 
 
@@ -53,6 +53,6 @@ def _beside(blocks: list[Block]) -> list[str]:
     height = max(map(len, blocks))
     columns = []
     for block in blocks:
-        wide = _wide(block)
-        columns.append([line.ljust(wide) for _, line in block] + [" " * wide] * (height - len(block)))
+        block_width = _block_width(block)
+        columns.append([line.ljust(block_width) for _, line in block] + [" " * block_width] * (height - len(block)))
     return [(" " * BETWEEN).join(parts) for parts in zip(*columns, strict=True)]

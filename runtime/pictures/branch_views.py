@@ -1,4 +1,4 @@
-"""Data of a picture of branches side by side; imports no torch, which `branches` needs to measure states."""
+"""The data of a picture with branches side by side, without torch, which only `branches` needs, to measure states."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ Shares = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BranchView:
-    """One branch. `shares` (rows, columns) has a square for `cell` queries by `cell` keys: the visible share of its
-    pairs; of a state, how much is left of a token's value, as a share of the most that is left of any.
+    """A branch of a picture.
 
-    `words` are lines of text: counts, or the derivation of a state. `visible`: pairs, None for a state.
+    `shares` (rows, columns) has a square for `cell` queries by `cell` keys: the visible share of its pairs or, for a
+    state, how much is left of a token's value, as a share of the largest. `words` are lines of text: counts, or the
+    derivation of a state. `visible`: the number of visible pairs, None for a state.
     """
 
     name: str
@@ -31,7 +32,7 @@ class BranchView:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BranchesDrawing:
-    """All branches of one head at one length; the states come last."""
+    """All branches of a head at a length; the states come last."""
 
     title: str
     subtitle: str
@@ -42,12 +43,12 @@ class BranchesDrawing:
 
     @property
     def size_text(self) -> str:
-        """Lengths."""
+        """The numbers of queries and keys as text."""
         return f"{self.n_q:,} queries × {self.n_k:,} keys"
 
 
 def has_states(attention: PatternDescription) -> bool:
-    """Whether a pattern is drawn branch by branch, as it has a state."""
+    """Whether a pattern has a state, so that it is drawn branch by branch."""
     return attention.pattern.recur is not None or bool(attention.pattern.stateful)
 
 

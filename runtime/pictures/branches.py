@@ -1,4 +1,4 @@
-"""The branches of a pattern that has states, side by side: who sees whom, and for how long a state keeps a token."""
+"""Draw the branches of a pattern with states side by side: visible pairs, and how long a state keeps a token."""
 
 from __future__ import annotations
 
@@ -24,55 +24,61 @@ from attnc.runtime.tensor_checks import TensorSizes, input_tensors
 from attnc.spec.errors import AttncError
 
 TRIED = 64
-"""Tokens whose way through a state is followed; between them as many are left out as it takes."""
+"""The maximum number of tokens whose value is followed through a state, at an even distance."""
 LARGEST_TRIAL = 1 << 28
-"""Bytes of the values of all trials together at most."""
+"""The maximum size in bytes of the values of all trials together."""
 CHANGE = 1e-4
-"""Change of a value that measures what is left of it; in fp64 the measurement has about four digits."""
+"""The change of a value by which the measurement finds what is left of it; in fp64 it has about four digits."""
 HALF = 0.5
 WIDTH, FEWEST = 8, 4
-"""Numbers of a head's vectors: of states with a derivation, and of others, whose tokens are computed one by one."""
+"""Head dimensions: for states with a derivation, and for other states, which are computed token by token."""
 
 
 def make_branches(
     attention: PatternAnalysis, n_q: int, n_k: int, inputs: Mapping[str, object], *, head: int = 0
 ) -> BranchesDrawing:
-    """The branches of one head, and of the first batch entry.
+    """Return the branches of a head, of the first batch entry.
 
-    Inputs that are not given get an example, which the notes name. Raises ArgumentError for sizes that are too large
-    to draw, and for other numbers of queries than of keys; and what a call of these sizes would raise.
+    Inputs that are not given get example values, which the notes name. Raises ArgumentError for sizes that are too
+    large to draw, and for different numbers of queries and keys, and the errors of a call with these sizes.
     """
     check_drawn_length(max(n_q, n_k))
     if n_q != n_k:
-        raise ArgumentError(f"{n_q:,} queries and {n_k:,} keys: a state is drawn with as many queries as keys")
+        raise ArgumentError(f"{n_q:,} queries and {n_k:,} keys: a picture of a state needs as many queries as keys")
     steps = PatternExecutor(f"{attention.name}#picture", attention.pattern, False) if attention.pattern.nodes else None
     recurrents = _recurrents(attention.pattern)
-    width = FEWEST if any(one.derived is None for one in recurrents) else WIDTH
+    width = FEWEST if any(recurrent.derived is None for recurrent in recurrents) else WIDTH
     case = drawn_case(attention, n_q, n_k, inputs, head, all_inputs=True, width=width)
     if attention.pattern.nodes and n_q * n_k > MOST_CHOSEN:
         raise ArgumentError(
-            f"{n_q:,} × {n_k:,} pairs: branches beside a state are drawn pair by pair, {MOST_CHOSEN:,} pairs at most"
+            f"{n_q:,} × {n_k:,} pairs: branches next to a state are drawn pair by pair, up to {MOST_CHOSEN:,} pairs; "
+            f"use fewer tokens"
         )
     trial = (TRIED + 1) * n_q * case.heads * width * 8
     if trial > LARGEST_TRIAL:
         raise ArgumentError(
             f"a picture of a state over {n_q:,} tokens of {case.heads} heads would need {size(trial)} for the values "
-            f"alone, and {size(LARGEST_TRIAL)} is the most: draw fewer tokens"
+            f"alone, and the limit is {size(LARGEST_TRIAL)}: draw fewer tokens"
         )
-    views = [] if steps is None else [_seen(name, mask) for name, mask in _masks(attention, steps, n_q, case, width)]
-    notes = [*case.notes, "a state: what is left of a token's value, with the same query and key at every token"]
+    views = (
+        [] if steps is None else [_branch_view(name, mask) for name, mask in _masks(attention, steps, n_q, case, width)]
+    )
+    notes = [
+        *case.notes,
+        "a state: the share of a token's value that is left, with the same query and key at every token",
+    ]
     for recurrent in recurrents:
         try:
-            shares = _left(recurrent, n_q, case, width)
+            shares = _shares_left(recurrent, n_q, case, width)
         except AttncError as error:
             shares = None
             notes.append(f"`{recurrent.recur.name}` is not drawn: {str(error).splitlines()[0]}")
-        views.append(_state(recurrent, shares, n_q))
+        views.append(_state_view(recurrent, shares, n_q))
     return BranchesDrawing(attention.name, subtitle_of(attention.bound, case), n_q, n_k, tuple(views), tuple(notes))
 
 
 def _recurrents(pattern: Pattern) -> list[PatternRecurrence]:
-    """The recurrence, or the branches with a state."""
+    """Return the recurrence, or the branches with a state."""
     if pattern.recur is not None:
         return [PatternRecurrence(pattern, pattern.recur, strict=False)]
     return [PatternRecurrence(stateful_alone(pattern, recur), recur, strict=False) for recur in pattern.stateful]
@@ -81,7 +87,7 @@ def _recurrents(pattern: Pattern) -> list[PatternRecurrence]:
 def _masks(
     attention: PatternAnalysis, steps: PatternExecutor, n: int, case: DrawnHead, width: int
 ) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    """Each branch that has tokens for keys, with its relation (queries, keys), of the first batch entry."""
+    """Yield each branch whose keys are tokens, with its relation (queries, keys), of the first batch entry."""
     inputs = dict(case.inputs)
     if attention.pattern.selections:
         q, k = inputs.pop("q"), inputs.pop("k")
@@ -92,23 +98,23 @@ def _masks(
             yield node.name, relations.mask(0, case.head, 0, n, 0, n)
 
 
-def _seen(name: str, seen: NDArray[np.bool_]) -> BranchView:
-    """The view of a branch with keys."""
+def _branch_view(name: str, mask: NDArray[np.bool_]) -> BranchView:
+    """Return the view of a branch with keys."""
     cell = 1
-    while -(-max(seen.shape) // cell) > SQUARES:
+    while -(-max(mask.shape) // cell) > SQUARES:
         cell *= 2
-    area = np.outer(*(extents(n, cell) for n in seen.shape))
-    shares = _summed(seen.astype(np.int64), cell) / area
-    rows = seen.sum(1)
-    visible, total = int(seen.sum()), seen.size
-    fewest, most = int(rows.min(initial=seen.shape[1])), int(rows.max(initial=0))
-    counts = f"{fewest:,}" if fewest == most else f"{fewest:,} – {most:,}"
+    area = np.outer(*(extents(n, cell) for n in mask.shape))
+    shares = _summed(mask.astype(np.int64), cell) / area
+    rows = mask.sum(1)
+    visible, total = int(mask.sum()), mask.size
+    smallest, largest = int(rows.min(initial=mask.shape[1])), int(rows.max(initial=0))
+    counts = f"{smallest:,}" if smallest == largest else f"{smallest:,} – {largest:,}"
     words = (f"{percent(visible / max(total, 1))} visible: {visible:,} of {total:,} pairs", f"{counts} keys per row")
     return BranchView(name, shares, cell, words, visible)
 
 
-def _state(recurrent: PatternRecurrence, shares: Shares | None, n: int) -> BranchView:
-    """The view of a state: what is left of tokens, how soon half of it is gone, and the derivation."""
+def _state_view(recurrent: PatternRecurrence, shares: Shares | None, n: int) -> BranchView:
+    """Return the view of a state: the share left of tokens, when half of it is gone, and the derivation."""
     member = "" if recurrent.recur.member is None else f"[{recurrent.recur.member}]"
     cell = -(-n // TRIED)
     left = () if shares is None else _by_distance(shares)
@@ -117,50 +123,52 @@ def _state(recurrent: PatternRecurrence, shares: Shares | None, n: int) -> Branc
     return BranchView(f"{recurrent.recur.name}{member}", shares, cell, tuple(words), None, left)
 
 
-def _left(recurrent: PatternRecurrence, n: int, case: DrawnHead, width: int) -> Shares:
+def _shares_left(recurrent: PatternRecurrence, n: int, case: DrawnHead, width: int) -> Shares:
     """Measure how much of the value of every `cell`-th token reaches each query, as a share of the largest.
 
-    One batch entry has the values as they are; in each of the others the value of one token is changed.
+    One batch entry has the original values; in each of the others the value of a single token is changed.
     """
     cell = -(-n // TRIED)
     tokens = torch.arange(0, n, cell)
     count = len(tokens) + 1
     shape = (count, case.heads, n, width)
-    draw = torch.Generator().manual_seed(0)
-    v = torch.randn((1, *shape[1:]), generator=draw, dtype=torch.float64).repeat(count, 1, 1, 1)
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn((1, *shape[1:]), generator=generator, dtype=torch.float64).repeat(count, 1, 1, 1)
     v[torch.arange(1, count), :, tokens] += CHANGE
-    # Not all entries are equal: a state that is normalised along its rows would keep nothing of such a key.
-    line = 0.5 + torch.rand(width, generator=draw, dtype=torch.float64)
-    same = (line / line.norm()).expand(shape)
+    # The entries differ, because a state that is normalised along its rows keeps nothing of a key with equal entries.
+    vector = 0.5 + torch.rand(width, generator=generator, dtype=torch.float64)
+    repeated = (vector / vector.norm()).expand(shape)
     names = {tensor.name: tensor for tensor in recurrent.pattern.tensors}
-    inputs = {name: _repeated(case.inputs[name], names[name].dims, count) for name in names if name in case.inputs}
+    inputs = {
+        name: _repeated_input(case.inputs[name], names[name].dims, count) for name in names if name in case.inputs
+    }
     with torch.no_grad():
-        given = input_tensors(recurrent.pattern, inputs)
-        out, _ = recurrent.attend(same, same, v, inputs, given, None)
+        tensors = input_tensors(recurrent.pattern, inputs)
+        out, _ = recurrent.attend(repeated, repeated, v, inputs, tensors, None)
     change = (out[1:, case.head] - out[:1, case.head]).norm(dim=-1).T.numpy() / CHANGE
     rows = np.add.reduceat(change, np.arange(0, n, cell), axis=0) / extents(n, cell)[:, None]
-    most = float(rows.max(initial=0.0))
-    # What rounding leaves of a token that a query does not see is no share of it.
-    shares: Shares = np.where(rows > most * 1e-6, rows / most if most else rows, 0.0)
+    largest = float(rows.max(initial=0.0))
+    # Rounding leaves tiny values of tokens that a query does not see; they count as 0.
+    shares: Shares = np.where(rows > largest * 1e-6, rows / largest if largest else rows, 0.0)
     return shares
 
 
-def _repeated(x: Tensor, dims: tuple[object, ...], count: int) -> Tensor:
+def _repeated_input(x: Tensor, dims: tuple[object, ...], count: int) -> Tensor:
     return x[:1].expand(count, *x.shape[1:]) if dims[:1] == ("batch",) else x
 
 
 def _by_distance(shares: Shares) -> tuple[float, ...]:
-    """The mean of what is left at each distance, as a share of the largest mean; whichever way the state runs."""
+    """Return the mean share left at each distance, relative to the largest mean, in the state's direction."""
     square = len(shares)
-    means = [max(float(np.diagonal(shares, way * d).mean()) for way in (1, -1)) for d in range(square)]
-    most = max(means, default=0.0)
-    return tuple(mean / most if most else 0.0 for mean in means)
+    means = [max(float(np.diagonal(shares, direction * d).mean()) for direction in (1, -1)) for d in range(square)]
+    largest = max(means, default=0.0)
+    return tuple(mean / largest if largest else 0.0 for mean in means)
 
 
 def _half_text(left: tuple[float, ...], cell: int) -> str:
     peak = max(range(len(left)), key=left.__getitem__, default=0)
     if not left or not left[peak]:
-        return "no query gets anything of another token's value"
+        return "no query gets any part of another token's value"
     gone = next((d for d in range(peak, len(left)) if left[d] < HALF), None)
     if gone is None:
         return f"more than half of a token's value is left after {(len(left) - 1) * cell:,} tokens"

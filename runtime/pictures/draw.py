@@ -1,4 +1,4 @@
-"""Pictures of patterns: `draw` gathers what one shows, `to_svg` and `to_text` print it."""
+"""Draw pictures of patterns: `draw` collects the data, `to_svg` and `to_text` print it."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 __all__ = ["Drawing", "draw", "make_drawing", "to_svg", "to_text"]
 
 SQUARES = 256
-"""Squares along a side of the element view."""
+"""The maximum number of squares along a side of the element view."""
 TILES = 1024
-"""Tiles along a side that are told apart."""
+"""The maximum number of tiles along a side."""
 MOST_CHOSEN = 1 << 24
-"""Pairs of a picture of what content chooses, and of several attentions together."""
+"""The maximum number of pairs in a picture of a selection by content, or of several attentions."""
 WIDTH = 16
-"""The width of the random vectors of a selection."""
+"""The head dimension of the random vectors of a selection."""
 _SMALL = 1 << 20
-"""Up to this many pairs, the relation itself is counted; past it, the plan."""
+"""The maximum number of pairs at which the relation itself is counted; for more, the plan is counted."""
 
 
 _NONE: Mapping[str, object] = {}
@@ -49,7 +49,7 @@ def draw(
     head: int = 0,
     **inputs: object,
 ) -> Drawing:
-    """`make_drawing` with the pattern's inputs as keywords."""
+    """Return the picture of `make_drawing`, with the pattern's inputs as keywords."""
     return make_drawing(attention, n_q, n_q if n_k is None else n_k, inputs, head=head)
 
 
@@ -62,11 +62,11 @@ def make_drawing(
     head: int = 0,
     tile: int | None = None,
 ) -> Drawing:
-    """The picture of one head, and of the first batch entry; counted exactly, at any length.
+    """Return the picture of a head, of the first batch entry; counts are exact at any length.
 
-    Inputs that are not given get an example, which the drawing's notes name. `tile` is the side of a tile; by default
-    about an eighth of the length, at most 128. Raises what a call of these sizes would raise, and ArgumentError for a
-    picture of more than 1 GiB.
+    Inputs that are not given get example values, which the notes name. `tile` is the side of a tile; by default about
+    an eighth of the length, at most 128. Raises the errors of a call with these sizes, and ArgumentError for a picture
+    of more than 1 GiB.
     """
     tile = tile_side(n_q, n_k, tile)
     bound = attention.bound
@@ -76,7 +76,7 @@ def make_drawing(
     blind = int((rows == 0).sum())
     notes = (
         *case.notes,
-        *_reaches(bound, max(n_q, n_k)),
+        *_length_notes(bound, max(n_q, n_k)),
         *((f"{blind:,} of {n_q:,} queries see no key: their output is 0",) if blind else ()),
     )
     return Drawing(
@@ -98,7 +98,7 @@ def make_drawing(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DrawnHead:
-    """One head of a pattern with its inputs: those given, and examples of the others, which the notes name."""
+    """A head of a pattern with its inputs: those given, and example values of the others, which the notes name."""
 
     head: int
     heads: int
@@ -116,9 +116,9 @@ def drawn_case(
     all_inputs: bool = False,
     width: int = WIDTH,
 ) -> DrawnHead:
-    """The inputs of a picture: those that the relation reads, or all; random vectors where content chooses.
+    """Return the inputs of a picture: those that the relation reads, or all; with a selection, random vectors too.
 
-    `width`: of the vectors of a head.
+    `width`: the head dimension of the vectors.
 
     Raises ArgumentError.
     """
@@ -130,25 +130,25 @@ def drawn_case(
     examples = example_inputs(bound, n_q, n_k, inputs, heads=heads, sizes=sizes, names=names)
     if chooses:
         with needing_torch(f"a picture of what `{bound.program.name}` selects by content"):
-            made = _as_tensors(inputs, examples)
-            given = {**made, **_vectors(heads, n_q, n_k, width)}
+            tensors = _as_tensors(inputs, examples)
+            values = {**tensors, **_vectors(heads, n_q, n_k, width)}
     elif all_inputs:
-        given = _as_tensors(inputs, examples)
+        values = _as_tensors(inputs, examples)
     else:
-        given = {**inputs, **attention._arrays_of(examples)}
+        values = {**inputs, **attention._arrays_of(examples)}
     notes = (
         *(f"{name}, an example: {example.words}" for name, example in examples.items()),
-        *(("chosen by the content of random vectors",) if chooses else ()),
+        *(("selected by the content of random vectors",) if chooses else ()),
     )
-    return DrawnHead(head, heads, given, notes)
+    return DrawnHead(head, heads, values, notes)
 
 
 def _as_tensors(inputs: Mapping[str, object], examples: Mapping[str, Example]) -> dict[str, object]:
-    """The inputs given, and the examples of the others."""
+    """Return the given inputs and the examples of the others, as tensors."""
     from attnc.runtime.tensor_checks import as_tensor
 
-    given = {name: as_tensor(x) for name, x in inputs.items()}
-    return {**given, **{name: example.tensor for name, example in examples.items()}}
+    tensors = {name: as_tensor(x) for name, x in inputs.items()}
+    return {**tensors, **{name: example.tensor for name, example in examples.items()}}
 
 
 def states_of(pairs: Counts, area: Counts) -> NDArray[np.int8]:
@@ -157,18 +157,22 @@ def states_of(pairs: Counts, area: Counts) -> NDArray[np.int8]:
 
 
 def _vectors(heads: int, n_q: int, n_k: int, width: int) -> dict[str, object]:
-    """Random queries and keys, the same each time, by which something can be chosen."""
+    """Return random queries and keys, the same in every run, for selections by content."""
     import torch
 
     if n_q * n_k > MOST_CHOSEN:
-        raise ArgumentError(f"{n_q} × {n_k} pairs: what content chooses is drawn pair by pair, {MOST_CHOSEN} at most")
-    draw = torch.Generator().manual_seed(0)
+        raise ArgumentError(
+            f"{n_q} × {n_k} pairs: selections are drawn pair by pair, up to {MOST_CHOSEN}; use fewer tokens"
+        )
+    generator = torch.Generator().manual_seed(0)
     sizes = {"q": n_q, "k": n_k}
-    return {name: torch.randn((1, heads, n, width), generator=draw, dtype=torch.float64) for name, n in sizes.items()}
+    return {
+        name: torch.randn((1, heads, n, width), generator=generator, dtype=torch.float64) for name, n in sizes.items()
+    }
 
 
 def tile_side(n_q: int, n_k: int, tile: int | None) -> int:
-    """The side of the tiles: the one asked for, or one that suits the length. Raises ArgumentError."""
+    """Return the side of the tiles: the requested one, or one that suits the length. Raises ArgumentError."""
     for name, value in (("n_q", n_q), ("n_k", n_k), ("tile", 1 if tile is None else tile)):
         if value < 1:
             raise ArgumentError(f"{name} is {value!r}: a picture needs a whole number, at least 1")
@@ -185,22 +189,22 @@ def tile_side(n_q: int, n_k: int, tile: int | None) -> int:
 
 
 def _power_of_two(n: int) -> int:
-    """The smallest power of two that is at least n."""
+    """Return the smallest power of two that is at least n."""
     return 1 << max(n - 1, 0).bit_length()
 
 
 def count_pairs(attention: PatternAnalysis, n_q: int, n_k: int, case: DrawnHead, steps: Steps) -> list[Counts]:
-    """For each grid, the visible pairs in every cell; of the first batch entry.
+    """Return, for each grid, the visible pairs in every cell, of the first batch entry.
 
-    Of several attentions they are those that one of them sees, and counted pair by pair. Raises ArgumentError where
-    these are too many.
+    Of several attentions, a pair counts if any attention sees it, and they are counted pair by pair. Raises
+    ArgumentError if there are too many pairs for that.
     """
     pattern = attention.pattern
     several = len(pattern.nodes) > 1 or any(node.family is not None for node in pattern.nodes)
     if several and n_q * n_k > MOST_CHOSEN:
         raise ArgumentError(
-            f"{n_q} × {n_k} pairs: `{attention.name}` is several attentions, which are drawn pair by pair, "
-            f"{MOST_CHOSEN} at most"
+            f"{n_q} × {n_k} pairs: `{attention.name}` has several attentions, which are drawn pair by pair, "
+            f"up to {MOST_CHOSEN}; use fewer tokens"
         )
     if n_q * n_k <= _SMALL or several or pattern.selections:
         return count_mask(attention._drawn_mask(n_q, n_k, case.head, case.inputs), steps)
@@ -212,7 +216,7 @@ def count_pairs(attention: PatternAnalysis, n_q: int, n_k: int, case: DrawnHead,
 
 
 def subtitle_of(bound: BoundProgram, case: DrawnHead) -> str:
-    """The parameters, and the head and batch entry where there are several."""
+    """Return the parameters, and the head and the batch entry where there are several."""
     parts = [f"{name} = {shown(value)}" for name, value in bound.values.items()]
     if case.heads > 1:
         parts.append(f"head {case.head}")
@@ -222,22 +226,22 @@ def subtitle_of(bound: BoundProgram, case: DrawnHead) -> str:
 
 
 def _relation(bound: BoundProgram) -> str:
-    """The `visible` lines as they are written, on one line."""
+    """Return the `visible` lines as in the source, on one line."""
     lines = (re.sub(r"#[^\n]*", "", node.span.text) for node in bound.program.visible)
     text = " and ".join(f"({line})" if len(bound.program.visible) > 1 else line for line in lines)
     documents = f"documents {bound.program.documents.name}; " if bound.program.documents else ""
     visible = f"visible {' '.join(text.split())}" if text else "everything is visible"
-    return f"{documents}{visible}{_rounded(bound)}"
+    return f"{documents}{visible}{_rounding_text(bound)}"
 
 
-def _rounded(bound: BoundProgram) -> str:
-    """The condition on blocks, where there is one."""
+def _rounding_text(bound: BoundProgram) -> str:
+    """Return the rounding condition, empty if there is none."""
     item = bound.program.round
     return f"; round, per {item.q.span.text}, {item.k.span.text}" if item else ""
 
 
-def _reaches(bound: BoundProgram, longest: int) -> list[str]:
-    """Parameters that cannot show at this length."""
+def _length_notes(bound: BoundProgram, longest: int) -> list[str]:
+    """Return a note for each parameter that exceeds the length, so that it has no visible effect."""
     return [
         f"{name} = {value:,} is more than the {longest:,} tokens drawn"
         for name, value in bound.values.items()

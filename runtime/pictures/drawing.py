@@ -15,11 +15,11 @@ EMPTY, PARTIAL, FULL = 0, 1, 2
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drawing:
-    """One head of a pattern at one length.
+    """A head of a pattern at a length.
 
     `pairs` counts the visible pairs in each square of `cell` queries by `cell` keys; `tiles` holds the state of each
-    tile of `q_tile` queries by `k_tile` keys; `row_counts` the visible keys of each query. Squares and tiles at the
-    lower and right edge may be smaller.
+    tile of `q_tile` queries by `k_tile` keys; `row_counts` holds the number of visible keys of each query. Squares and
+    tiles at the lower and right edges may be smaller.
     """
 
     title: str
@@ -38,17 +38,17 @@ class Drawing:
 
     @property
     def visible(self) -> int:
-        """Visible pairs."""
+        """The number of visible pairs."""
         return int(self.row_counts.sum())
 
     @property
     def total(self) -> int:
-        """All pairs."""
+        """The number of all pairs."""
         return self.n_q * self.n_k
 
     @property
     def density(self) -> float:
-        """The share of the pairs that is visible; 0 where there are none."""
+        """The visible share of all pairs; 0 without pairs."""
         return self.visible / self.total if self.total else 0.0
 
     @property
@@ -62,17 +62,17 @@ class Drawing:
         return int(self.row_counts.max(initial=0))
 
     def count_tiles(self, state: int) -> int:
-        """How many tiles are in a state."""
+        """Return the number of tiles in a state."""
         return int((self.tiles == state).sum())
 
     @property
     def live(self) -> int:
-        """Tiles that are not empty."""
+        """The number of tiles that are not empty."""
         return int((self.tiles != EMPTY).sum())
 
     @property
     def areas(self) -> Counts:
-        """All pairs in each square of `pairs`."""
+        """The number of pairs in each square of `pairs`."""
         return np.outer(extents(self.n_q, self.cell), extents(self.n_k, self.cell))
 
     @property
@@ -81,19 +81,19 @@ class Drawing:
         return self.pairs / self.areas
 
     def coarser(self, factor: int) -> NDArray[np.float64]:
-        """The visible share of squares `factor` times as large."""
+        """Return the visible share of squares that are `factor` times as large."""
         return _summed(self.pairs, factor) / _summed(self.areas, factor)
 
     # --- words ---
 
     @property
     def pairs_text(self) -> str:
-        """The exact density: visible of total."""
+        """The numbers of visible pairs and of all pairs as text."""
         return f"{self.visible:,} of {self.total:,} pairs"
 
     @property
     def rows_text(self) -> str:
-        """The range of keys per row."""
+        """The range of keys per row as text."""
         return f"{self.fewest:,}" if self.fewest == self.most else f"{self.fewest:,} – {self.most:,}"
 
     @property
@@ -105,7 +105,7 @@ class Drawing:
 
     @property
     def align_text(self) -> str:
-        """How queries meet keys, where lengths differ or may differ."""
+        """The alignment of queries and keys, if the pattern states one."""
         match self.align:
             case "end":
                 return "align end: the last query stands at the last key"
@@ -115,17 +115,17 @@ class Drawing:
 
     @property
     def size_text(self) -> str:
-        """Lengths."""
+        """The numbers of queries and keys as text."""
         return f"{self.n_q:,} queries × {self.n_k:,} keys"
 
 
 def extents(n: int, step: int) -> Counts:
-    """The lengths of the stretches of `step` that cover `n`; the last may be shorter."""
+    """Return the lengths of the stretches of `step` that cover `n`; the last may be shorter."""
     return np.minimum(np.arange(0, n, step) + step, n) - np.arange(0, n, step)
 
 
 def percent(share: float) -> str:
-    """A share to four digits; 0 % and 100 % only where they are exact."""
+    """Return a share as a percentage with four digits; 0 % and 100 % only for exactly 0 and 1."""
     if share in (0, 1):
         return f"{100 * share:.0f} %"
     digits = next((d for d in range(2, 12) if 0 < round(share, d + 2) < 1 and share * 10 ** (d + 2) >= 100), 12)
@@ -133,7 +133,7 @@ def percent(share: float) -> str:
 
 
 def merge_tiles(tiles: NDArray[np.int8], factor: int) -> NDArray[np.int8]:
-    """States of groups of tiles: full or empty where all are, else partial."""
+    """Return the states of groups of tiles: full or empty if all tiles are, else partial."""
     if factor == 1:
         return tiles
     live = _summed((tiles != EMPTY).astype(np.int64), factor)
@@ -148,6 +148,6 @@ def _summed(counts: Counts, factor: int) -> Counts:
 
 
 def runs(line: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """The stretches of true in a line, as (start, length)."""
+    """Return the runs of true in a line, as (start, length)."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], line, [False]])))
     return [(int(a), int(b - a)) for a, b in zip(edges[::2], edges[1::2], strict=True)]

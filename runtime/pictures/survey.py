@@ -1,6 +1,6 @@
-"""Counting the visible pairs of a relation, exactly, on grids of any step, without an N×N object.
+"""Count the visible pairs of a relation exactly, on grids of any step, without an N×N object.
 
-A mask is counted as it is. A plan is counted from its pieces: stretches without a mask cost their outline only.
+A mask is counted directly. A plan is counted from its pieces: pieces without a mask cost only their outline.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from attnc.compiler.planning.cpu_plan import Mask, Plan, PlanPiece
 
 Counts = NDArray[np.int64]
 Steps = Sequence[tuple[int, int]]
-"""Grids: (queries, keys) a cell."""
+"""Grids, each as the (queries, keys) of a cell."""
 
 _BLOCK = 1 << 22
-"""Elements held at once."""
+"""The maximum number of elements in memory at once."""
 
 
 def count_mask(mask: Mask, steps: Steps) -> list[Counts]:
-    """For each grid, the visible pairs in every cell of a mask (queries, keys)."""
+    """Return, for each grid, the visible pairs in every cell of a mask (queries, keys)."""
     n_q, n_k = mask.shape
     tally = _Tally(n_q, n_k, steps)
     tally.add_mask(0, 0, mask)
@@ -29,7 +29,7 @@ def count_mask(mask: Mask, steps: Steps) -> list[Counts]:
 
 
 def count_plan(plan: Plan, batch: int, head: int, steps: Steps) -> list[Counts]:
-    """For each grid, the visible pairs in every cell of one head's matrix."""
+    """Return, for each grid, the visible pairs in every cell of a head's matrix."""
     tally = _Tally(plan.n_q, plan.n_k, steps)
     for group in plan.groups:
         if batch in group.batches and head in group.heads:
@@ -75,14 +75,14 @@ def _add_scattered(tally: _Tally, plan: Plan, piece: PlanPiece, q: int, k: int) 
 
 
 class _Tally:
-    """Cell counts that grow, one array a grid."""
+    """Cell counts that accumulate, one array per grid."""
 
     def __init__(self, n_q: int, n_k: int, steps: Steps) -> None:
         self.steps = steps
         self.grids = [np.zeros((-(-n_q // a), -(-n_k // b)), dtype=np.int64) for a, b in steps]
 
     def add_mask(self, q: int, k: int, mask: Mask) -> None:
-        """A rectangle of pairs whose corner is (q, k)."""
+        """Add a rectangle of pairs with its corner at (q, k)."""
         if mask.size == 0:
             return
         for grid, (q_step, k_step) in zip(self.grids, self.steps, strict=True):
@@ -90,7 +90,7 @@ class _Tally:
             _add(grid, q // q_step, k // k_step, _by_row(by_column, q, q_step))
 
     def add_scattered(self, rows: Counts, columns: Counts, mask: Mask) -> None:
-        """Pairs of tokens that are not consecutive, in ascending order."""
+        """Add pairs of tokens that are in ascending order but not consecutive."""
         for grid, (q_step, k_step) in zip(self.grids, self.steps, strict=True):
             q_cells, q_cuts = _cells(rows, q_step)
             k_cells, k_cuts = _cells(columns, k_step)
@@ -98,7 +98,7 @@ class _Tally:
             grid[np.ix_(q_cells, k_cells)] += np.add.reduceat(counts, q_cuts, axis=0, dtype=np.int64)
 
     def add_full(self, q: int, k: int, rows: int, columns: int) -> None:
-        """A rectangle in which everything is visible."""
+        """Add a rectangle in which all pairs are visible."""
         if rows * columns == 0:
             return
         for grid, (q_step, k_step) in zip(self.grids, self.steps, strict=True):
@@ -106,15 +106,15 @@ class _Tally:
             _add(grid, q // q_step, k // k_step, np.outer(heights, widths))
 
     def add_causal(self, q: int, k: int, n: int) -> None:
-        """A square whose row r sees columns up to r."""
+        """Add a square in which row r sees the columns up to r."""
         for grid, (q_step, k_step) in zip(self.grids, self.steps, strict=True):
             widths = _overlaps(k, n, k_step)
             before = np.cumsum(widths) - widths
             height = max(1, _BLOCK // len(widths))
             for low in range(0, n, height):
                 row = np.arange(low, min(low + height, n))
-                seen = np.clip(row[:, None] + 1 - before, 0, widths)
-                _add(grid, (q + low) // q_step, k // k_step, _by_row(seen, q + low, q_step))
+                visible = np.clip(row[:, None] + 1 - before, 0, widths)
+                _add(grid, (q + low) // q_step, k // k_step, _by_row(visible, q + low, q_step))
 
 
 def _add(grid: Counts, row: int, column: int, counts: Counts) -> None:
@@ -126,18 +126,18 @@ def _by_row(counts: Counts, q: int, step: int) -> Counts:
 
 
 def _cells(tokens: Counts, step: int) -> tuple[Counts, Counts]:
-    """The cells that tokens lie in, and where each begins among them."""
+    """Return the cells that contain tokens, and the index of the first token in each."""
     cells = tokens // step
     cuts = np.flatnonzero(np.append(True, cells[1:] != cells[:-1]))
     return cells[cuts], cuts
 
 
 def _cuts(start: int, length: int, step: int) -> NDArray[np.int64]:
-    """Where cells begin in a stretch, counted from its start."""
+    """Return the starts of the cells in a stretch, relative to the start of the stretch."""
     first = (start // step + 1) * step
     return np.append(0, np.arange(first, start + length, step, dtype=np.int64) - start)
 
 
 def _overlaps(start: int, length: int, step: int) -> Counts:
-    """How much of a stretch lies in each cell that it meets."""
+    """Return the length of the overlap of a stretch with each cell that it meets."""
     return np.diff(np.append(_cuts(start, length, step), length))

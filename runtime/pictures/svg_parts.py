@@ -1,4 +1,4 @@
-"""Parts of the SVG pictures: colours, the first lines, text, and cells as paths."""
+"""Parts of the SVG pictures: colours, the opening lines, text, and cells as paths."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from attnc.runtime.pictures.drawing import runs
 
 MARGIN = 36
-"""Pixels around a picture."""
+"""The pixels around a picture."""
 SIDE = 320
-"""Pixels of the longer side of a view."""
+"""The pixels of the longer side of a view."""
 
 _STYLE = """
 text { font-family: system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', Arial, sans-serif; }
@@ -46,13 +46,13 @@ text { font-family: system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neu
 }"""
 
 
-def opening(title: str, said: str, width: float, height: float) -> list[str]:
-    """The first lines of a picture: its size, title and description, colours, and the page."""
+def opening(title: str, description: str, width: float, height: float) -> list[str]:
+    """Return the first lines of a picture: its size, title and description, colours, and the page."""
     w, h = px(width), px(height)
     return [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{w}" height="{h}" viewBox="0 0 {w} {h}" role="img">',
         f"<title>{_clean(title)}</title>",
-        f"<desc>{_clean(said)}</desc>",
+        f"<desc>{_clean(description)}</desc>",
         f"<style>{_STYLE}\n</style>",
         '<defs><pattern id="attnc-hatch" width="5" height="5" patternUnits="userSpaceOnUse" '
         'patternTransform="rotate(45)"><rect class="partial" width="5" height="5"/>'
@@ -62,37 +62,37 @@ def opening(title: str, said: str, width: float, height: float) -> list[str]:
 
 
 def boxes_path(cells: NDArray[np.bool_]) -> str:
-    """The cells as rectangles: runs in a row, joined with equal runs in the rows below."""
+    """Return the cells as rectangles: runs in a row, joined with equal runs in the rows below."""
     open_: dict[tuple[int, int], int] = {}
     boxes: list[tuple[int, int, int, int]] = []
     for y in range(len(cells) + 1):
-        here = set(runs(cells[y])) if y < len(cells) else set()
-        for run in sorted(set(open_) - here):
+        row_runs = set(runs(cells[y])) if y < len(cells) else set()
+        for run in sorted(set(open_) - row_runs):
             start = open_.pop(run)
             boxes.append((start, run[0], run[1], y - start))
-        for run in here - set(open_):
+        for run in row_runs - set(open_):
             open_[run] = y
     return "".join(_boxes(sorted(boxes)))
 
 
 def strokes_path(cells: NDArray[np.bool_]) -> str:
-    """The cells as strokes one row wide, begun where the last one ended: shortest where few rows are alike."""
+    """Return the cells as strokes of one row's width, relative to the last end: shortest where few rows are alike."""
     parts: list[str] = []
     for y, line in enumerate(cells):
-        at = 0
+        end = 0
         for i, (start, length) in enumerate(runs(line)):
-            parts.append(f"m{start - at} 0h{length}" if i else f"M{start} {y}.5h{length}")
-            at = start + length
+            parts.append(f"m{start - end} 0h{length}" if i else f"M{start} {y}.5h{length}")
+            end = start + length
     return "".join(parts)
 
 
 def _boxes(boxes: list[tuple[int, int, int, int]]) -> list[str]:
-    """Boxes as (y, x, width, height), each begun where the last one began, in as few characters as that takes."""
+    """Return boxes (y, x, width, height) as relative path commands, in as few characters as possible."""
     parts: list[str] = []
-    at_x, at_y = 0, 0
+    last_x, last_y = 0, 0
     for y, x, width, height in boxes:
-        parts.append(f"m{x - at_x} {y - at_y}h{width}v{height}h-{width}z")
-        at_x, at_y = x, y
+        parts.append(f"m{x - last_x} {y - last_y}h{width}v{height}h-{width}z")
+        last_x, last_y = x, y
     return parts
 
 
@@ -110,7 +110,7 @@ def label(
     weight: int = 400,
     beside: tuple[str, int] | None = None,
 ) -> str:
-    """A line of text; `beside`: words after it, softer, with their size."""
+    """Return a line of text; `beside`: softer words after it, with their font size."""
     extra = "" if anchor == "start" else f' text-anchor="{anchor}"'
     extra += "" if weight == 400 else f' font-weight="{weight}"'
     after = ""
@@ -120,7 +120,7 @@ def label(
 
 
 def shortened(text: str, limit: int) -> str:
-    """The text, cut where it is longer."""
+    """Return the text, cut off after `limit` characters."""
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
@@ -129,10 +129,10 @@ def _clean(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The text without characters that XML and UTF-8 have no room for."""
+    """Return the text with characters that XML or UTF-8 cannot represent replaced."""
     return _FORBIDDEN.sub("\ufffd", text)
 
 
 def px(value: float) -> str:
-    """A coordinate, to a thousandth of a pixel."""
+    """Return a coordinate to a thousandth of a pixel."""
     return f"{value:.3f}".rstrip("0").rstrip(".")

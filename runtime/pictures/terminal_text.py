@@ -18,7 +18,7 @@ TILES = {True: {EMPTY: "··", PARTIAL: "▒▒", FULL: "██"}, False: {EMPTY
 _BAR = 8
 _BETWEEN = 3
 _TALLEST = 48
-"""Lines of the element view at most; what is larger is drawn coarser."""
+"""The maximum number of lines of the element view; larger drawings are made coarser."""
 TILES_ACROSS = 32
 _COLORS = {
     "seen": "\x1b[34m",
@@ -34,7 +34,7 @@ Paint = Callable[[object, str], str]
 
 
 def to_text(drawing: Drawing, width: int = 80, color: bool = False, *, unicode: bool = True) -> str:
-    """Both views side by side, or one above the other where `width` columns hold no more; no line end at the end."""
+    """Return both views, side by side if `width` columns allow it, else one above the other; no newline at the end."""
     paint = _in_color if color else _in_plain
     element = _element_view(drawing, width, unicode, paint)
     tiles = _tile_view(drawing, width, unicode, paint)
@@ -80,8 +80,11 @@ def _beside(left: Block, right: Block, width: int) -> list[str]:
         return [*(line for _, line in left), "", *(line for _, line in right)]
     height = max(len(left), len(right))
     padded = [*left, *[(0, "")] * (height - len(left))]
-    others = [*(line for _, line in right), *[""] * (height - len(right))]
-    return [f"{line}{' ' * (room + _BETWEEN - n)}{other}" for (n, line), other in zip(padded, others, strict=True)]
+    right_lines = [*(line for _, line in right), *[""] * (height - len(right))]
+    return [
+        f"{line}{' ' * (room + _BETWEEN - n)}{right_line}"
+        for (n, line), right_line in zip(padded, right_lines, strict=True)
+    ]
 
 
 def _element_view(drawing: Drawing, width: int, unicode: bool, paint: Paint) -> Block:
@@ -95,15 +98,15 @@ def _element_view(drawing: Drawing, width: int, unicode: bool, paint: Paint) -> 
     share = drawing.coarser(factor)
     exact = cell == 1
     tall = 1 if exact and not unicode else 2
-    said = "each square: one query–key pair"
+    caption = "each square: one query–key pair"
     if not exact:
-        said = (
+        caption = (
             f"each character: {cell * tall:,} queries × {cell:,} keys, {_SHADES[unicode].strip()} by the share visible"
         )
     body = _half_blocks(share > 0) if exact and unicode else shaded(share, tall, unicode)
     bars = _bars(drawing, cell * tall, len(body), unicode)
     labels = _row_labels(drawing.n_q, cell * tall, margin)
-    lines = _head(drawing, "Element view", said, cell, 1, share.shape[1], paint)
+    lines = _head(drawing, "Element view", caption, cell, 1, share.shape[1], paint)
     lines[1] = _join(lines[1], max(share.shape[1] - lines[1][0] + margin + 1, 1), "keys per row", paint)
     for label, row, bar in zip(labels, body, bars, strict=True):
         text = f"{paint('soft', label)} {paint('seen', row)} {paint('soft', bar)}"
@@ -119,25 +122,25 @@ def _margin(drawing: Drawing) -> int:
     return max(len(f"{drawing.n_q:,}"), len("queries ↓"))
 
 
-def _head(drawing: Drawing, name: str, said: str, cell: int, wide: int, columns: int, paint: Paint) -> Block:
-    """Two lines: what the view is, and the key axis."""
+def _head(drawing: Drawing, name: str, caption: str, cell: int, cell_width: int, columns: int, paint: Paint) -> Block:
+    """Return two lines: the caption of the view, and the key axis."""
     margin = _margin(drawing)
-    axis = _key_axis(drawing.n_k, cell, wide, columns)
+    axis = _key_axis(drawing.n_k, cell, cell_width, columns)
     corner = "queries ↓".rjust(margin)
     return [
-        (margin + 1 + len(name) + 2 + len(said), f"{' ' * (margin + 1)}{paint('strong', name)}  {said}"),
+        (margin + 1 + len(name) + 2 + len(caption), f"{' ' * (margin + 1)}{paint('strong', name)}  {caption}"),
         (margin + 1 + len(axis), paint("soft", f"{corner} {axis}")),
     ]
 
 
-def _key_axis(n: int, cell: int, wide: int, columns: int) -> str:
-    """Labels over their columns, then what the axis is."""
+def _key_axis(n: int, cell: int, cell_width: int, columns: int) -> str:
+    """Return labels over their columns, then the name of the axis."""
     line = ""
     for tick in ticks(n):
-        at = tick // cell * wide
-        if not line or at > len(line):
-            line = f"{line.ljust(at)}{tick:,}"
-    return f"{line} keys →" if len(line) + 7 <= max(columns * wide, len(line) + 7) else line
+        column = tick // cell * cell_width
+        if not line or column > len(line):
+            line = f"{line.ljust(column)}{tick:,}"
+    return f"{line} keys →" if len(line) + 7 <= max(columns * cell_width, len(line) + 7) else line
 
 
 def _row_labels(n: int, step: int, margin: int) -> list[str]:
@@ -149,7 +152,7 @@ def _row_labels(n: int, step: int, margin: int) -> list[str]:
 
 
 def _half_blocks(cells: NDArray[np.bool_]) -> list[str]:
-    """Two rows a line."""
+    """Return the cells with two rows per line."""
     if len(cells) % 2:
         cells = np.vstack([cells, np.zeros((1, cells.shape[1]), dtype=np.bool_)])
     codes = cells[::2] + 2 * cells[1::2]
@@ -157,7 +160,7 @@ def _half_blocks(cells: NDArray[np.bool_]) -> list[str]:
 
 
 def shaded(share: NDArray[np.float64], tall: int, unicode: bool) -> list[str]:
-    """`tall` rows a line, each character darker the more is visible; what is visible at all never looks empty."""
+    """Return lines of `tall` rows each, darker for larger shares; a share above 0 never looks empty."""
     starts = np.arange(0, len(share), tall)
     mean = np.add.reduceat(share, starts, axis=0) / extents(len(share), tall)[:, None]
     shades = _SHADES[unicode]
@@ -165,7 +168,7 @@ def shaded(share: NDArray[np.float64], tall: int, unicode: bool) -> list[str]:
 
 
 def _bars(drawing: Drawing, step: int, lines: int, unicode: bool) -> list[str]:
-    """The mean of the keys per row, for each line."""
+    """Return a bar for each line: the mean number of keys per row."""
     starts = np.arange(0, drawing.n_q, step)
     means = np.add.reduceat(drawing.row_counts, starts) / extents(drawing.n_q, step)
     assert len(means) == lines
@@ -183,14 +186,14 @@ def _bar(share: float, unicode: bool) -> str:
 def _tile_view(drawing: Drawing, width: int, unicode: bool, paint: Paint) -> Block:
     margin = _margin(drawing)
     factor = 1
-    most = max(min((width - margin - 1) // 2, TILES_ACROSS), 4)
-    while -(-max(drawing.tiles.shape) // factor) > most:
+    max_tiles = max(min((width - margin - 1) // 2, TILES_ACROSS), 4)
+    while -(-max(drawing.tiles.shape) // factor) > max_tiles:
         factor *= 2
     states = merge_tiles(drawing.tiles, factor)
     glyphs = TILES[unicode]
-    each = f"{drawing.q_tile:,} × {drawing.k_tile:,} pairs"
-    said = f"each tile: {each}" if factor == 1 else f"each square: {factor} × {factor} tiles of {each}"
-    lines = _head(drawing, "Tile view", said, drawing.k_tile * factor, 2, states.shape[1], paint)
+    tile_text = f"{drawing.q_tile:,} × {drawing.k_tile:,} pairs"
+    caption = f"each tile: {tile_text}" if factor == 1 else f"each square: {factor} × {factor} tiles of {tile_text}"
+    lines = _head(drawing, "Tile view", caption, drawing.k_tile * factor, 2, states.shape[1], paint)
     labels = _row_labels(drawing.n_q, drawing.q_tile * factor, margin)
     for label, row in zip(labels, states.tolist(), strict=True):
         lines.append((len(label) + 1 + 2 * len(row), f"{paint('soft', label)} {_states(row, glyphs, paint)}"))
@@ -201,7 +204,7 @@ def _tile_view(drawing: Drawing, width: int, unicode: bool, paint: Paint) -> Blo
 
 
 def _states(row: Sequence[int], glyphs: dict[int, str], paint: Paint) -> str:
-    """Glyphs, painted a stretch of one state at a time."""
+    """Return glyphs, painted run by run."""
     parts, start = [], 0
     for i in range(1, len(row) + 1):
         if i == len(row) or row[i] != row[start]:

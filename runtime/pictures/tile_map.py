@@ -1,4 +1,4 @@
-"""The tiles of a pattern at the length of a real call: those that are computed, as tokens stand and in bricks."""
+"""The tiles of a pattern at the length of a real call, in token order and in bricks."""
 
 from __future__ import annotations
 
@@ -22,42 +22,42 @@ if TYPE_CHECKING:
     from attnc.runtime.pattern_analysis import PatternAnalysis
 
 ACROSS = 128
-"""Squares along a side of a view; more tiles than that are merged."""
+"""The maximum number of squares along a side of a view; more tiles are merged."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TileView:
-    """The state of every tile of `tile` queries by `tile` keys, in one order of the tokens."""
+    """The state of every tile of `tile` queries by `tile` keys, in an order of the tokens."""
 
     order: Order
     tile: int
     states: NDArray[np.int8]
 
     def count(self, state: int) -> int:
-        """How many tiles are in a state."""
+        """Return the number of tiles in a state."""
         return int((self.states == state).sum())
 
     @property
     def live(self) -> int:
-        """Tiles that are not empty."""
+        """The number of tiles that are not empty."""
         return int((self.states != EMPTY).sum())
 
     @property
     def factor(self) -> int:
-        """Tiles along a side of a square that is drawn: a power of two."""
+        """The number of tiles along a side of a drawn square, a power of two."""
         return 1 << int(-(-max(self.states.shape) // ACROSS) - 1).bit_length()
 
     @property
     def tiles_text(self) -> str:
-        """How many tiles are computed, and how many of them without a mask."""
+        """The numbers of live, full and partial tiles as text."""
         share = self.live / max(self.states.size, 1)
         live = f"{self.live:,} of {self.states.size:,} tiles live ({100 * share:.3g} %)"
         return f"{live}: {self.count(FULL):,} full, {self.count(PARTIAL):,} partial"
 
     def shares(self, factor: int | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The shares of live tiles and of full tiles in each square of `factor` by `factor` tiles.
+        """Return the shares of live tiles and of full tiles in each square of `factor` by `factor` tiles.
 
-        None: those of the SVG, `self.factor`.
+        None: `self.factor`, as in the SVG.
         """
         factor = self.factor if factor is None else factor
         steps = [np.arange(0, side, factor) for side in self.states.shape]
@@ -69,7 +69,7 @@ class TileView:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TileMap:
-    """The tiles of one head of a pattern, in each order of its tokens that is drawn; the best order comes last."""
+    """The tiles of a head of a pattern, in each drawn order of its tokens; the best order comes last."""
 
     title: str
     subtitle: str
@@ -80,7 +80,7 @@ class TileMap:
 
     @property
     def size_text(self) -> str:
-        """Lengths."""
+        """The numbers of queries and keys as text."""
         return f"{self.n_q:,} queries × {self.n_k:,} keys"
 
 
@@ -96,14 +96,17 @@ def make_tile_map(
     head: int = 0,
     tile: int | None = None,
 ) -> TileMap:
-    """The tiles of one head, and of the first batch entry; exact, from the plan's tiles and never from all pairs.
+    """Return the tiles of a head, of the first batch entry; exact, from the plan's tiles and never from all pairs.
 
-    Inputs that are not given get an example, which the notes name. `tile` is the side of a tile, by default 128 or less
-    at short lengths. A relation on a grid of tokens has a view in bricks besides, if fewer of them are live.
-    Raises what a call of these sizes would raise, and ArgumentError for keys that are no tokens.
+    Inputs that are not given get example values, which the notes name. `tile` is the side of a tile, by default 128 or
+    less at short lengths. A relation on a grid of tokens also has a view in bricks, if fewer bricks are live. Raises
+    the errors of a call with these sizes, and ArgumentError for keys that are not tokens.
     """
     if any(node.keys is not None for node in attention.pattern.nodes):
-        raise ArgumentError(f"keys of `{attention.name}` are no tokens: its tiles have no map")
+        raise ArgumentError(
+            f"the keys of `{attention.name}` are not tokens, so it has no map of tiles; use `attnc show` without "
+            f"--tiles"
+        )
     tile = tile_side(n_q, n_k, tile)
     case = drawn_case(attention, n_q, n_k, inputs, head)
     (pairs,) = count_pairs(attention, n_q, n_k, case, ((tile, tile),))
@@ -115,13 +118,13 @@ def make_tile_map(
 
 
 def _in_bricks(attention: PatternAnalysis, n_q: int, n_k: int, case: DrawnHead, tile: int) -> TileView | None:
-    """The view in bricks, where the relation is of one grid."""
+    """Return the view in bricks, None if the relation is not on a single grid."""
     finder = _bricks_of(attention, n_q, n_k, case) if n_q == n_k and tile & (tile - 1) == 0 else None
     if finder is None:
         return None
     q_brick, k_brick = finder.best(tile, tile)[0]
-    found = finder.pairs(q_brick, k_brick)
-    return None if found is None else TileView(Order("bricks", q_brick, k_brick), tile, states_of(*found))
+    pairs = finder.pairs(q_brick, k_brick)
+    return None if pairs is None else TileView(Order("bricks", q_brick, k_brick), tile, states_of(*pairs))
 
 
 def _bricks_of(attention: PatternAnalysis, n_q: int, n_k: int, case: DrawnHead) -> BrickFinder | None:
@@ -130,7 +133,7 @@ def _bricks_of(attention: PatternAnalysis, n_q: int, n_k: int, case: DrawnHead) 
         return None
     sizes = TensorSizes(n_q, n_k, 1, case.heads, case.heads, 64, 64, "float32")
     relations = relations_of(pattern, shape_of_call(pattern, sizes, case.inputs))
-    local, *others = relations.locals(0, case.head, cut=False)
-    if others or len(local.windows) > 1:
+    local, *more = relations.locals(0, case.head, cut=False)
+    if more or len(local.windows) > 1:
         return None
     return TileFinder(local.relation, n_q, n_k, pattern.origins).bricks

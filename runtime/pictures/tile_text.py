@@ -10,11 +10,11 @@ from attnc.runtime.pictures.terminal_text import TILES, TILES_ACROSS
 from attnc.runtime.pictures.tile_map import TileMap, TileView
 
 SHADES = {True: ("░░", "▒▒", "▓▓"), False: ("--", "++", "**")}
-"""Squares of which up to a third, two thirds and all of the tiles are live."""
+"""Squares with up to a third, up to two thirds, and up to all of their tiles live."""
 
 
 def tile_map_text(tile_map: TileMap, *, unicode: bool = True) -> str:
-    """Each order of the tokens, one above the other, with its numbers; no line end at the end."""
+    """Return each order of the tokens, one above the other, with its numbers; no newline at the end."""
     lines = [tile_map.title, " · ".join(part for part in (tile_map.size_text, tile_map.subtitle) if part)]
     for view in tile_map.views:
         lines += ["", *_view(view, unicode)]
@@ -26,14 +26,14 @@ def tile_map_text(tile_map: TileMap, *, unicode: bool = True) -> str:
 
 def _view(view: TileView, unicode: bool) -> list[str]:
     factor = _factor(view)
-    each = f"tiles of {view.tile:,} × {view.tile:,} pairs"
-    said = each if factor == 1 else f"each square {factor} × {factor} {each}"
+    tile_text = f"tiles of {view.tile:,} × {view.tile:,} pairs"
+    caption = tile_text if factor == 1 else f"each square {factor} × {factor} {tile_text}"
     order = "tokens as they stand" if view.order.kind == "natural" else str(view.order)
-    return [f"{order}: {said}", *_rows(view, factor, unicode), view.tiles_text]
+    return [f"{order}: {caption}", *_rows(view, factor, unicode), view.tiles_text]
 
 
 def _factor(view: TileView) -> int:
-    """Tiles along a side of a character pair: a power of two."""
+    """Return the number of tiles along a side of a character pair, a power of two."""
     factor = 1
     while -(-max(view.states.shape) // factor) > TILES_ACROSS:
         factor *= 2
@@ -41,7 +41,7 @@ def _factor(view: TileView) -> int:
 
 
 def _rows(view: TileView, factor: int, unicode: bool) -> list[str]:
-    """The squares; where a square stands for several tiles, darker the more of them are live, as in the SVG."""
+    """Return the squares; a square of several tiles is darker if more of them are live, as in the SVG."""
     glyphs = TILES[unicode]
     if factor == 1:
         return ["".join(glyphs[state] for state in row) for row in view.states.tolist()]

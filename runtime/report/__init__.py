@@ -1,5 +1,5 @@
-"""A simulation as one HTML page that stands alone: charts, tables, and sliders over what was simulated beforehand.
+"""A simulation as a self-contained HTML page: charts, tables, and sliders over simulations that were made in advance.
 
-point → frame (what moves: texts, shapes, rows) → charts and tables drawn with it → page. Every chart computes its
-geometry once, here; the page's script only puts the frame of another point in place.
+point → frame (the parts that sliders move: texts, shapes, rows) → charts and tables drawn with it → page. Every chart
+computes its geometry once, in Python; the page's script only replaces the frame by that of another point.
 """

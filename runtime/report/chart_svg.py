@@ -1,4 +1,4 @@
-"""Parts of all charts: a labelled SVG, a line of text, axes."""
+"""Parts shared by all charts: a labelled SVG, a line of text, axes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from attnc.runtime.report.scales import LogScale
 
 
 def figure(name: str, title: str, description: str, width: float, height: float, /, *parts: str) -> Markup:
-    """An SVG that says what it shows: by its title, and by `description`, a `desc` element that may move."""
+    """Return an SVG with its title and `description`, a `desc` element that sliders may move."""
     return element(
         "svg",
         element("title", title, id=f"{name}-title"),
@@ -24,20 +24,20 @@ def figure(name: str, title: str, description: str, width: float, height: float,
 
 
 def label(x: float, y: float, text: str, style: str = "", *, anchor: str | None = None) -> Markup:
-    """A line of text. `anchor`: middle or end, of what stands at x."""
+    """Return a line of text at (x, y). `anchor`: middle or end, the part of the text that is at x."""
     return element("text", text, class_=style or None, x=x, y=y, text_anchor=anchor)
 
 
 def axes(x: LogScale, y: LogScale, x_text: Callable[[float], str], y_text: Callable[[float], str]) -> list[Markup]:
-    """Grid lines with their values, left of and below the plot."""
+    """Return grid lines with their values, left of and below the plot."""
     parts = []
     for tick in y.ticks():
-        at = y.at(tick)
-        parts.append(element("line", class_="grid", x1=x.start, x2=x.end, y1=at, y2=at))
-        parts.append(label(x.start - 7, at + 4, y_text(tick), "quiet small", anchor="end"))
+        pixel = y.at(tick)
+        parts.append(element("line", class_="grid", x1=x.start, x2=x.end, y1=pixel, y2=pixel))
+        parts.append(label(x.start - 7, pixel + 4, y_text(tick), "quiet small", anchor="end"))
     for tick in x.ticks():
-        at = x.at(tick)
-        parts.append(element("line", class_="grid", x1=at, x2=at, y1=y.end, y2=y.start))
-        parts.append(label(at, y.start + 16, x_text(tick), "quiet small", anchor="middle"))
+        pixel = x.at(tick)
+        parts.append(element("line", class_="grid", x1=pixel, x2=pixel, y1=y.end, y2=y.start))
+        parts.append(label(pixel, y.start + 16, x_text(tick), "quiet small", anchor="middle"))
     parts.append(element("path", class_="axis", d=f"M{x.start:g} {y.end:g}V{y.start:g}H{x.end:g}"))
     return parts

@@ -1,4 +1,4 @@
-"""All that a page shows, put together before any of it is drawn."""
+"""The contents of a report page, collected before anything is drawn."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from attnc.runtime.report.timeline import timeline_frame
 
 @dataclass(frozen=True)
 class ReportContents:
-    """The contents of a report, from the arguments of `report_html`. `start` is among `points`.
+    """The contents of a report, from the arguments of `report_html`. `start` is one of `points`.
 
-    `roofline`: a sentence where there is none.
+    `roofline`: the chart, or a sentence that says why there is none.
     """
 
     start: ReportPoint
@@ -36,7 +36,7 @@ class ReportContents:
     growth: str | None
 
     def frame(self, point: ReportPoint) -> SliderFrame:
-        """All that moves, at a point."""
+        """Return everything that sliders move, at a point."""
         simulation = point.simulation
         frame = facts_frame(simulation) | ladder_frame(simulation) | tile_frame(simulation, point.drawing)
         frame |= timeline_frame(simulation) | schedule_frame(simulation)
@@ -48,12 +48,12 @@ class ReportContents:
 
     @cached_property
     def lengths(self) -> list[int]:
-        """Places of the slider of lengths."""
+        """The stops of the length slider."""
         return sorted({point.place[0] for point in self.points})
 
     @cached_property
     def values(self) -> list[int]:
-        """Places of the slider of the parameter."""
+        """The stops of the parameter slider."""
         return sorted({point.place[1] for point in self.points})
 
 
@@ -70,13 +70,13 @@ def report_of(
     swept: str | None = None,
     machine: Machine | None = None,
 ) -> ReportContents:
-    """As `report_html`."""
+    """Return the contents of a report; the arguments are those of `report_html`."""
     start = point_of(simulation, drawing, parameter)
-    found = {point.place: point for point in points}
-    if drawing is None and start.place in found:
-        start = ReportPoint(start.length, start.value, simulation, found[start.place].drawing)
-    found[start.place] = start
-    table = tuple(found[place] for place in sorted(found))
+    points_by_place = {point.place: point for point in points}
+    if drawing is None and start.place in points_by_place:
+        start = ReportPoint(start.length, start.value, simulation, points_by_place[start.place].drawing)
+    points_by_place[start.place] = start
+    table = tuple(points_by_place[place] for place in sorted(points_by_place))
     return ReportContents(
         start,
         table,

@@ -1,4 +1,4 @@
-"""The ladder as bars: each bound, what it keeps of the one above, and what was lost on the way."""
+"""The ladder as bars: each bound, its share of the bound above, and the cause of the loss."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attnc.runtime.report.slider_frame import SliderFrame
 WIDTH, ROW, LEFT, BAR = 1040, 54, 128, 620
 TOP = 18
 LONGEST = 130
-"""Characters of a loss that are shown; the description has all of them."""
+"""The maximum number of characters shown of a loss; the description contains the whole text."""
 
 MEANING: dict[RungName, str] = {
     "element": "visible pairs",
@@ -26,7 +26,7 @@ MEANING: dict[RungName, str] = {
 
 
 def ladder_frame(simulation: Simulation) -> SliderFrame:
-    """Widths are shares of the longest finite bar; a bound without limit takes the whole width."""
+    """Return the bars of the ladder; widths are shares of the longest finite bar, an infinite bound has full width."""
     rungs = simulation.rungs
     top = max([rung.speedup for rung in rungs if rung.speedup < inf] + [1.0])
     texts: dict[str, str] = {}
@@ -36,19 +36,19 @@ def ladder_frame(simulation: Simulation) -> SliderFrame:
         width = BAR if rung.speedup == inf else max(BAR * rung.speedup / top, 1.0)
         shapes[f"ladder-{rung.name}"] = {"width": px(width)}
         shapes[f"ladder-{rung.name}-at"] = {"x": px(LEFT + width + 10)}
-        texts[f"ladder-{rung.name}"] = times(rung.speedup) + _kept(rung.speedup, above)
+        texts[f"ladder-{rung.name}"] = times(rung.speedup) + _share_of_above(rung.speedup, above)
         texts[f"ladder-{rung.name}-lost"] = _shortened(rung.lost_to)
         texts[f"ladder-{rung.name}-lost-in-full"] = rung.lost_to
         above = rung.speedup
-    one = LEFT + BAR / top
-    shapes["ladder-one"] = {"x1": px(one), "x2": px(one)}
-    shapes["ladder-one-at"] = {"x": px(max(one, LEFT + 1))}
-    said = "; ".join(f"{rung.name} {times(rung.speedup)}: {rung.lost_to}" for rung in rungs)
-    texts["ladder-said"] = f"Speedups over dense attention at its ideal. {said}."
+    unit_x = LEFT + BAR / top
+    shapes["ladder-one"] = {"x1": px(unit_x), "x2": px(unit_x)}
+    shapes["ladder-one-at"] = {"x": px(max(unit_x, LEFT + 1))}
+    spoken = "; ".join(f"{rung.name} {times(rung.speedup)}: {rung.lost_to}" for rung in rungs)
+    texts["ladder-said"] = f"Speedups over dense attention at its ideal. {spoken}."
     return SliderFrame(texts, shapes)
 
 
-def _kept(speedup: float, above: float | None) -> str:
+def _share_of_above(speedup: float, above: float | None) -> str:
     if above is None or inf in (speedup, above) or not above:
         return ""
     return f"  {speedup / above:.0%} of the rung above"
@@ -59,7 +59,7 @@ def _shortened(text: str) -> str:
 
 
 def draw_ladder(frame: SliderFrame) -> Markup:
-    """The chart."""
+    """Draw the chart."""
     names = [name for name in CHOSEN_RUNGS if f"ladder-{name}" in frame.texts]
     height = TOP + ROW * len(names) + 22
     parts = [
@@ -69,11 +69,11 @@ def draw_ladder(frame: SliderFrame) -> Markup:
     ]
     for i, name in enumerate(names):
         y = TOP + ROW * i
-        kind = "measure" if name == "predicted" else "measure bound"
+        style = "measure" if name == "predicted" else "measure bound"
         parts += [
             label(0, y + 12, name, "strong"),
             label(0, y + 28, MEANING[name], "quiet small"),
-            frame.shape("rect", f"ladder-{name}", class_=kind, x=LEFT, y=y, height=16, rx=2),
+            frame.shape("rect", f"ladder-{name}", class_=style, x=LEFT, y=y, height=16, rx=2),
             frame.shape(
                 "text", f"ladder-{name}-at", frame.text("tspan", f"ladder-{name}"), class_="strong number", y=y + 13
             ),
@@ -84,7 +84,7 @@ def draw_ladder(frame: SliderFrame) -> Markup:
 
 
 def _in_words(frame: SliderFrame, names: list[RungName]) -> Markup:
-    """The ladder as a list, which narrow screens show in place of the chart: nothing of it is shortened."""
+    """Return the ladder as a list, which narrow screens show instead of the chart, with all texts in full."""
     parts = []
     for name in names:
         parts += [

@@ -1,4 +1,4 @@
-"""The page: what stands where, and the table that the sliders move over."""
+"""The layout of the page, and the data that the sliders select from."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def report_html(
     swept: str | None = None,
     machine: Machine | None = None,
 ) -> str:
-    """A page that stands alone: equal arguments give equal texts.
+    """Return a self-contained page; equal arguments give equal texts.
 
-    `points`: what the sliders reach, over lengths and the values of `parameter`; `simulation` is one of them, and is
-    added if it is missing. `sweep`: simulations over the parameter `swept`, or over lengths if that is None.
-    `compared`: other patterns, baselines or devices. `machine`: of the roofline; found by its name if it is not given.
-    The texts on break-even and growth are the caller's.
+    `points`: the stops of the sliders, over lengths and values of `parameter`; `simulation` is added if it is missing.
+    `sweep`: simulations over the parameter `swept`, or over lengths if that is None. `compared`: simulations of other
+    patterns, baselines or devices. `machine`: the machine of the roofline; by default found by its name. The texts on
+    break-even and growth come from the caller.
     """
     report = report_of(
         simulation,
@@ -63,10 +63,10 @@ def report_html(
 
 
 def write_report(path: str | Path, html: str) -> None:
-    """Write a page, whole or not at all: what stood at `path` stays until the new page is complete. Raises OSError."""
+    """Write a page atomically: the file at `path` stays until the new page is complete. Raises OSError."""
     path = Path(path)
     if path.exists() and not path.is_file():
-        path.write_text(html, encoding="utf-8", newline="\n")  # a terminal or a pipe: there is nothing to keep
+        path.write_text(html, encoding="utf-8", newline="\n")  # a terminal or a pipe has no content to keep
         return
     path = path.resolve()
     part = path.with_name(f".attnc-{uuid4().hex}.part")
@@ -83,7 +83,7 @@ def write_report(path: str | Path, html: str) -> None:
 
 @cache
 def asset(name: str) -> str:
-    """Return the text of a file of the page."""
+    """Return the text of an asset file of the page."""
     return (files("attnc.runtime") / "report" / name).read_text(encoding="utf-8").replace("\r\n", "\n")
 
 
@@ -98,7 +98,7 @@ def _page(report: ReportContents, drawing: Drawing | None) -> Markup:
         element("div", _roofline(report, frame), _sweep(report, frame), class_="pair"),
         card("schedule", "Schedule", draw_schedule(frame), element("h3", "Notes"), draw_notes(frame)),
         *_compared(report),
-        *_still(report, drawing),
+        *_whole_picture(report, drawing),
         _footer(simulation),
     ]
     data = element("script", embedded_json(table_json(report)), type="application/json", id="attnc-data")
@@ -111,7 +111,7 @@ def _page(report: ReportContents, drawing: Drawing | None) -> Markup:
 
 
 def _head(simulation: Simulation, script: str) -> Markup:
-    """Nothing is fetched, and no script runs but the page's own: the policy names it by its hash."""
+    """Return a head whose policy forbids fetching and allows only the page's own script, by its hash."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return head(simulation, f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'")
 
@@ -155,50 +155,50 @@ def _fact(frame: SliderFrame, name: str, words: str) -> Markup:
 
 
 def _controls(report: ReportContents) -> Markup:
-    """A slider for each of the two that has more than one place."""
+    """Return a slider for the length and for the parameter, where more than one stop exists."""
     sliders = []
     if len(report.lengths) > 1:
-        places = [f"{n:,}" for n in report.lengths]
-        sliders.append(_slider("length", "length", places, report.lengths.index(report.start.place[0])))
+        stops = [f"{n:,}" for n in report.lengths]
+        sliders.append(_slider("length", "length", stops, report.lengths.index(report.start.place[0])))
     if len(report.values) > 1 and report.parameter is not None:
-        places = [f"{n:,}" for n in report.values]
-        sliders.append(_slider("value", report.parameter, places, report.values.index(report.start.place[1])))
+        stops = [f"{n:,}" for n in report.values]
+        sliders.append(_slider("value", report.parameter, stops, report.values.index(report.start.place[1])))
     if not sliders:
         return Markup()
     return element(
         "form",
         *sliders,
         element("p", "", id="missing", class_="quiet", role="status"),
-        element("noscript", "The sliders need JavaScript; without it the page shows where it started."),
+        element("noscript", "The sliders need JavaScript; without it the page shows the starting point."),
         class_="controls",
         aria_label="What is shown",
         autocomplete="off",
     )
 
 
-def _slider(name: str, words: str, places: Sequence[str], at: int) -> Markup:
+def _slider(name: str, words: str, stops: Sequence[str], start: int) -> Markup:
     slider = element(
         "input",
         type="range",
         id=f"slide-{name}",
         min="0",
-        max=str(len(places) - 1),
+        max=str(len(stops) - 1),
         step="1",
-        value=str(at),
-        aria_valuetext=places[at],
+        value=str(start),
+        aria_valuetext=stops[start],
         autocomplete="off",
     )
     return element(
         "div",
         element("label", words, for_=f"slide-{name}"),
         slider,
-        element("output", places[at], id=f"slide-{name}-said", for_=f"slide-{name}"),
+        element("output", stops[start], id=f"slide-{name}-said", for_=f"slide-{name}"),
         class_="slider",
     )
 
 
 def card(name: str, title: str, *parts: str, scrolls: bool = False) -> Markup:
-    """A section with its heading; `scrolls`: sideways, where it is wider than the page."""
+    """Return a section with its heading; `scrolls`: the content scrolls sideways where it is wider than the page."""
     inside = (element("div", *parts, class_="wide"),) if scrolls else parts
     return element("section", element("h2", title, id=f"{name}-head"), *inside, id=name, aria_labelledby=f"{name}-head")
 
@@ -212,8 +212,8 @@ def _timeline(report: ReportContents, frame: SliderFrame) -> Markup:
     workers = report.start.simulation.workers
     name = "SM slot" if workers == "SMs" else workers.removesuffix("s")
     has_loads = any(point.simulation.loads for point in report.points)
-    drawn = draw_timeline(frame) if has_loads else element("p", NO_LOADS)
-    return card("timeline", f"Timeline: work of every {name}", drawn)
+    content = draw_timeline(frame) if has_loads else element("p", NO_LOADS)
+    return card("timeline", f"Timeline: work of every {name}", content)
 
 
 def _roofline(report: ReportContents, frame: SliderFrame) -> Markup:
@@ -221,15 +221,15 @@ def _roofline(report: ReportContents, frame: SliderFrame) -> Markup:
     if isinstance(roofline, str):
         return card("roofline", "Roofline", element("p", roofline))
     words = "The circle is the call; diamonds with numbers are rows of the table side by side, on the same device."
-    key = [element("p", words, class_="quiet")] if roofline.others else []
-    return card("roofline", "Roofline", draw_roofline(roofline, frame), *key)
+    legend = [element("p", words, class_="quiet")] if roofline.others else []
+    return card("roofline", "Roofline", draw_roofline(roofline, frame), *legend)
 
 
 def _sweep(report: ReportContents, frame: SliderFrame) -> Markup:
     sweep = report.sweep
     title = "Sweep" if sweep is None else f"Sweep: speedup against {sweep.axis}"
-    drawn = element("p", "No sweep: one size was simulated.") if sweep is None else draw_sweep(sweep, frame)
-    return card("sweep", title, drawn, *_texts(report))
+    content = element("p", "No sweep: one size was simulated.") if sweep is None else draw_sweep(sweep, frame)
+    return card("sweep", title, content, *_texts(report))
 
 
 def _texts(report: ReportContents) -> list[Markup]:
@@ -241,30 +241,30 @@ def _compared(report: ReportContents) -> list[Markup]:
     if not report.compared:
         return []
     simulations = [report.start.simulation, *report.compared]
-    words = "As simulated at the start; the sliders do not move this table."
+    words = "Simulated at the starting point; the sliders do not change this table."
     if sizes_differ(simulations):
-        words += " Not all are of one size."
-    beside = element("p", words, class_="quiet")
-    return [card("compared", "Side by side", draw_compared(simulations), beside, *draw_devices(simulations))]
+        words += " The sizes differ."
+    caption = element("p", words, class_="quiet")
+    return [card("compared", "Side by side", draw_compared(simulations), caption, *draw_devices(simulations))]
 
 
-def _still(report: ReportContents, drawing: Drawing | None) -> list[Markup]:
-    """The whole picture, closed where the sliders move the small one."""
+def _whole_picture(report: ReportContents, drawing: Drawing | None) -> list[Markup]:
+    """Return the whole picture, collapsed if sliders move the small one."""
     if drawing is None:
         return []
-    said = f"Every pair, in squares, and the keys of each query, at {drawing.size_text} (the sliders do not move it)"
+    caption = f"All pairs as squares, and the keys of each query, at {drawing.size_text} (the sliders do not change it)"
     relation = [element("p", drawing.relation, class_="code")] if drawing.relation else []
     picture = element("div", *relation, element("div", Markup(to_svg(drawing)), class_="wide"))
     opened = {} if len(report.points) > 1 else {"open": ""}
-    return [card("picture", "Picture", element("details", element("summary", said), picture, **opened))]
+    return [card("picture", "Picture", element("details", element("summary", caption), picture, **opened))]
 
 
 def _footer(simulation: Simulation) -> Markup:
     dense = rival(simulation)
     figures = "This CPU's rates" if simulation.device == "cpu" else "The machine's figures"
     words = [
-        f"Speedups of the ladder are over {dense} attention at its ideal: every unit busy, no tail, no launch. "
-        f"Times are predicted, of {dense} attention too.",
-        "" if simulation.calibrated else f" {figures} are published or estimated, none was measured here.",
+        f"Speedups of the ladder are relative to ideal {dense} attention: every unit busy, no tail, no launch. "
+        f"All times are predicted, including those of {dense} attention.",
+        "" if simulation.calibrated else f" {figures} are published or estimated; none was measured here.",
     ]
     return element("footer", *words)

@@ -1,4 +1,4 @@
-"""A place that the sliders can reach, with what was simulated there."""
+"""A stop of the sliders, with its simulation."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from attnc.spec.program import Value
 
 @dataclass(frozen=True)
 class ReportPoint:
-    """A simulation at a length, with a value of the parameter that the report varies (None where it varies none).
+    """A simulation at a length and a value of the parameter that the report varies (None: no parameter varies).
 
-    `drawing`: the picture whose tiles are shown there, at that length or a shorter one.
+    `drawing`: the picture whose tiles are shown at this point, at its length or a shorter one.
     """
 
     length: int
@@ -26,35 +26,35 @@ class ReportPoint:
 
     @property
     def place(self) -> tuple[int, int]:
-        """Where it stands in the table; without a parameter, as if its value were 0."""
+        """The key of the point in the table; without a parameter, its value counts as 0."""
         return self.length, self.value or 0
 
 
 def point_of(simulation: Simulation, drawing: Drawing | None, parameter: str | None) -> ReportPoint:
-    """The point of a simulation that says itself where it stands."""
+    """Return the point of a simulation, whose length and value come from the simulation itself."""
     value = simulation.params.get(parameter) if parameter is not None else None
     number = value if isinstance(value, int) and not isinstance(value, bool) else None
     return ReportPoint(length_of(simulation), number, simulation, drawing)
 
 
 def length_of(simulation: Simulation) -> int:
-    """The tokens of a call; of one that decodes, those in the cache."""
+    """Return the number of tokens of a call; in decoding, the number of tokens in the cache."""
     shape = simulation.shape
     return shape.n_k if simulation.stage == "decode" else shape.n_q
 
 
 def parameters_text(simulation: Simulation) -> str:
-    """Parameters as they are written."""
+    """Return the parameters as text, such as `window = 64`."""
     return ", ".join(f"{name} = {_value_text(value)}" for name, value in simulation.params.items())
 
 
 def _value_text(value: Value) -> str:
-    # Simulations are made of values of the language; others, of whoever makes one by hand, are written as they are.
+    # Simulations hold values of the language; any other value, in a simulation made by hand, is written as it is.
     return shown(value) or str(value)
 
 
 def size_text(simulation: Simulation) -> str:
-    """Tokens, batch, heads and dtype."""
+    """Return the tokens, batch size, heads and dtype as text."""
     shape = simulation.shape
     tokens = f"{shape.n_q:,} tokens" if shape.n_q == shape.n_k else f"{shape.n_q:,} queries, {shape.n_k:,} keys"
     heads = f"{shape.heads} heads" if shape.heads == shape.kv_heads else f"{shape.heads}/{shape.kv_heads} heads"
@@ -68,12 +68,12 @@ def rival(simulation: Simulation) -> str:
 
 
 def density_text(simulation: Simulation) -> str:
-    """The visible share of all pairs."""
+    """Return the visible share of all pairs as text."""
     return "not counted" if simulation.density is None else percent(simulation.density)
 
 
 def facts_frame(simulation: Simulation) -> SliderFrame:
-    """The numbers at the head of the page."""
+    """Return the numbers at the head of the page."""
     dense, moved = rival(simulation), simulation.traffic
     params = parameters_text(simulation)
     visible = "of all pairs" if simulation.visible is None else f"{simulation.visible:,} pairs"

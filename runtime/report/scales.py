@@ -1,4 +1,4 @@
-"""Axes: where a value stands, and which values are written beside them."""
+"""Axes: the position of a value, and the values that are labelled."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class LogScale:
     base: int = 10
 
     def at(self, value: float) -> float:
-        """Where a value stands; those beyond an end, at that end."""
+        """Return the position of a value in pixels; values beyond an end are at that end."""
         inside = min(max(value, self.low), self.high)
         return self.start + (self.end - self.start) * log(inside / self.low) / log(self.high / self.low)
 
     def ticks(self) -> list[float]:
-        """The powers of the base, or of a power of it; of a short decimal axis, 2 and 5 times them too.
+        """Return powers of the base, or of a power of it; on a short decimal axis also 2 and 5 times them.
 
         At most `MOST_TICKS`.
         """
@@ -41,9 +41,9 @@ class LogScale:
 
 
 def log_scale(values: Iterable[float], start: float, end: float, *, base: int = 10, room: float = 1.0) -> LogScale:
-    """The axis of positive values, with a factor of `room` beyond them on both sides; of one value, a decade around."""
-    known = [value for value in values if value > 0]
-    low, high = min(known, default=1.0) / room, max(known, default=1.0) * room
+    """Return the axis of positive values, with a factor of `room` on both sides; of one value, a decade around it."""
+    positive = [value for value in values if value > 0]
+    low, high = min(positive, default=1.0) / room, max(positive, default=1.0) * room
     if high / low < base:
         middle = (low * high) ** 0.5
         low, high = middle / base, middle * base
@@ -51,7 +51,7 @@ def log_scale(values: Iterable[float], start: float, end: float, *, base: int = 
 
 
 def short(number: float) -> str:
-    """A length in a few characters: powers of 1024 where it is a multiple of one, as in 16k, otherwise as it is."""
+    """Return a length in a few characters: in powers of 1024 where it is a multiple, as in 16k, else in full."""
     whole = round(number)
     for factor, letter in ((1 << 30, "G"), (1 << 20, "M"), (1 << 10, "k")):
         if whole >= factor and whole % factor == 0:

@@ -1,4 +1,4 @@
-"""The schedules that were looked at, and what is compared, as tables."""
+"""Tables of the considered schedules and of the compared simulations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NUMBERS = frozenset({"visible", *RUNGS, "time", "dense", "as fast", "moved"})
 
 
 def schedule_frame(simulation: Simulation) -> SliderFrame:
-    """The schedule chosen, the runners-up, and the notes."""
+    """Return the chosen schedule, the runners-up, and the notes."""
     chosen = [_choice_row("chosen", choice) for choice in simulation.choices]
     others = [_choice_row("next best", choice) for choice in simulation.others]
     return SliderFrame(rows={"schedule-rows": [*chosen, *others], "notes-rows": [[note] for note in simulation.notes]})
@@ -28,64 +28,64 @@ def _choice_row(role: str, choice: SimulatedSchedule) -> list[str]:
 
 
 def draw_schedule(frame: SliderFrame) -> Markup:
-    """The table; its first column heads the rows."""
+    """Draw the table of schedules; its first column holds the row headings."""
     return table("Schedules", SCHEDULE, frame.rows["schedule-rows"], "schedule-rows")
 
 
 def draw_notes(frame: SliderFrame) -> Markup:
-    """The notes as a list, which may be empty."""
+    """Draw the notes as a list, which may be empty."""
     return element("ul", *(element("li", *row) for row in frame.rows["notes-rows"]), id="notes-rows")
 
 
 def draw_compared(simulations: Sequence[Simulation]) -> Markup:
-    """A row each; their numbers are those of the roofline."""
-    rows = [_compared_row(number, one) for number, one in enumerate(simulations, 1)]
+    """Draw a row for each simulation; the roofline uses the same numbers."""
+    rows = [_compared_row(number, simulation) for number, simulation in enumerate(simulations, 1)]
     return table("Side by side", COMPARED, rows, "compared-rows")
 
 
-def _compared_row(number: int, one: Simulation) -> list[str]:
-    params = parameters_text(one)
-    choice = one.choices[0]
+def _compared_row(number: int, simulation: Simulation) -> list[str]:
+    params = parameters_text(simulation)
+    choice = simulation.choices[0]
     return [
         str(number),
-        f"{one.pattern}({params})" if params else one.pattern,
-        one.title if one.baseline == "full" else f"{one.title}, against {rival(one)}",
-        density_text(one),
-        *(times(one.rung(name).speedup) for name in RUNGS),
-        ms(one.predicted_ms),
-        ms(one.dense_ms),
-        times(one.speedup),
-        size(one.traffic.moved),
+        f"{simulation.pattern}({params})" if params else simulation.pattern,
+        simulation.title if simulation.baseline == "full" else f"{simulation.title}, against {rival(simulation)}",
+        density_text(simulation),
+        *(times(simulation.rung(name).speedup) for name in RUNGS),
+        ms(simulation.predicted_ms),
+        ms(simulation.dense_ms),
+        times(simulation.speedup),
+        size(simulation.traffic.moved),
         f"{choice.q_tile}×{choice.k_tile}, {choice.order}",
     ]
 
 
 def draw_devices(simulations: Sequence[Simulation]) -> list[Markup]:
-    """Each simulation in full, one after another: what the table has in a row, and what every rung loses to."""
+    """Return each simulation in full: the values of its table row, and the loss at every rung."""
     parts = []
-    for number, one in enumerate(simulations, 1):
-        params = parameters_text(one)
-        name = f"{one.pattern}({params})" if params else one.pattern
+    for number, simulation in enumerate(simulations, 1):
+        params = parameters_text(simulation)
+        name = f"{simulation.pattern}({params})" if params else simulation.pattern
         facts = [
-            f"{size_text(one)}; {density_text(one)} visible.",
-            f"Predicted time {ms(one.predicted_ms)}, {rival(one)} attention {ms(one.dense_ms)}: "
-            f"{times(one.speedup)} as fast. Memory moved {size(one.traffic.moved)}.",
-            *(f"{rung.name} {times(rung.speedup)}: {rung.lost_to}." for rung in one.rungs),
-            *(f"{choice}; limited by {choice.limit}." for choice in one.choices),
-            *(f"{note}." for note in one.notes),
+            f"{size_text(simulation)}; {density_text(simulation)} visible.",
+            f"Predicted time {ms(simulation.predicted_ms)}, {rival(simulation)} attention {ms(simulation.dense_ms)}: "
+            f"{times(simulation.speedup)} as fast. Memory moved {size(simulation.traffic.moved)}.",
+            *(f"{rung.name} {times(rung.speedup)}: {rung.lost_to}." for rung in simulation.rungs),
+            *(f"{choice}; limited by {choice.limit}." for choice in simulation.choices),
+            *(f"{note}." for note in simulation.notes),
         ]
-        heading = element("h3", f"{number}: {name} on {one.title}")
+        heading = element("h3", f"{number}: {name} on {simulation.title}")
         parts += [heading, element("ul", *(element("li", fact) for fact in facts))]
     return parts
 
 
 def sizes_differ(simulations: Sequence[Simulation]) -> bool:
-    """Whether what is compared is not all of one size."""
-    return len({size_text(one) for one in simulations}) > 1
+    """Whether the compared simulations have different sizes."""
+    return len({size_text(simulation) for simulation in simulations}) > 1
 
 
 def table(caption: str, head: Sequence[str], rows: Rows, name: str) -> Markup:
-    """A table whose first column heads the rows."""
+    """Draw a table whose first column holds the row headings."""
     columns = [_style(title) for title in head]
     body = [element("tr", element("th", row[0], scope="row"), *map(_cell, row[1:], columns[1:])) for row in rows]
     titles = [element("th", title, scope="col", class_=style) for title, style in zip(head, columns, strict=True)]

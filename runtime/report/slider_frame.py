@@ -1,4 +1,4 @@
-"""The parts of the page that a slider moves: one point's texts, shapes and rows, by their element ids."""
+"""The parts of the page that a slider changes: the texts, shapes and rows of a point, by element id."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ Attributes = Mapping[str, str]
 
 @dataclass(frozen=True)
 class SliderFrame:
-    """`texts` by name, `shapes`: attributes of SVG elements by their id, `rows` of tables and lists by their id.
+    """The changeable parts of the page at a point.
 
-    `tiles`: the states of the tiles of the picture, a digit each (0 empty, 1 partial, 2 full), a string a row.
+    `texts` by name; `shapes`: attributes of SVG elements by id; `rows` of tables and lists by id. `tiles`: the states
+    of the picture's tiles, a digit each (0 empty, 1 partial, 2 full), one string per row.
     """
 
     texts: Mapping[str, str] = field(default_factory=dict)
@@ -32,9 +33,9 @@ class SliderFrame:
         )
 
     def text(self, tag: str, name: str, /, **attributes: str | float | None) -> Markup:
-        """An element that holds a text which moves."""
+        """Return an element with a text that sliders change."""
         return element(tag, self.texts[name], data_text=name, **attributes)
 
     def shape(self, tag: str, name: str, /, *children: str, **attributes: str | float | None) -> Markup:
-        """An SVG element whose attributes move."""
+        """Return an SVG element with attributes that sliders change."""
         return element(tag, *children, id=name, **attributes, **self.shapes[name])

@@ -1,4 +1,4 @@
-"""The page of a pattern with states: its branches side by side, its ladder and its schedules. Nothing on it moves."""
+"""The page of a pattern with states: its branches side by side, its ladder and its schedules, without sliders."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from attnc.runtime.report.schedule_tables import table
 
 LADDER = ("", "speedup", "lost to")
 NO_SCRIPTS = "default-src 'none'; style-src 'unsafe-inline'"
-"""The Content-Security-Policy of a page that fetches nothing and runs nothing."""
+"""The Content-Security-Policy of a page that fetches nothing and runs no script."""
 
 SCHEDULE = ("", "runs as", "limited by", "time")
 
 
 def states_html(simulation: Simulation, drawing: BranchesDrawing, growth_text: str, break_even_text: str) -> str:
-    """A page that stands alone and runs no script: equal arguments give equal texts."""
+    """Return a self-contained page without scripts; equal arguments give equal texts."""
     dense = rival(simulation)
     texts = [("Growth", growth_text), ("Break-even", break_even_text)]
     derivations = [part for view in drawing.views for part in (element("h3", view.name), _words(view.words))]
     rungs = [[rung.name, times(rung.speedup), rung.lost_to] for rung in simulation.rungs]
-    choices = [[one.kernel, one.how, one.limit, ms(one.ms)] for one in (*simulation.choices, *simulation.others)]
+    choices = [
+        [schedule.kernel, schedule.how, schedule.limit, ms(schedule.ms)]
+        for schedule in (*simulation.choices, *simulation.others)
+    ]
     body = [
         _header(simulation),
         card("branches", "Branches", Markup(branches_svg(drawing)), scrolls=True),

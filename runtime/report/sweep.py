@@ -1,4 +1,4 @@
-"""Speedups over the length, or over a parameter: where a pattern begins to pay, and what its bounds do."""
+"""Speedups over the length or over a parameter: where a pattern starts to pay off, and how its bounds behave."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Curve = Mapping[int, Simulation]
 
 @dataclass(frozen=True)
 class SweepCurves:
-    """Curves along `axis`, one for each place of the slider that does not move along it.
+    """Curves along `axis`, one for each stop of the slider that does not move along it.
 
-    `moves`: whether a slider moves along the axis, and so a marker on it.
+    `moves`: whether a slider moves along the axis, and with it a marker.
     """
 
     axis: str
@@ -36,11 +36,11 @@ class SweepCurves:
     y: LogScale
 
     def place(self, point: ReportPoint) -> int | None:
-        """Where a point stands on the axis."""
+        """Return the position of a point on the axis."""
         return point.length if self.along_length else point.value
 
     def curve(self, point: ReportPoint) -> Curve:
-        """The curve that it stands on."""
+        """Return the curve of a point."""
         if not self.moves:
             return next(iter(self.curves.values()))
         return self.curves.get(point.value if self.along_length else point.length, {})
@@ -53,49 +53,58 @@ def sweep_of(
     name: str | None,
     parameter: str | None,
 ) -> SweepCurves | None:
-    """The curves of all points and of a sweep from `start`; None where none has two places.
+    """Return the curves of all points and of a sweep from `start`; None where no curve has two points.
 
     `name`: the parameter that the sweep changes, None for the length; `parameter`: the one that the points change.
     """
     along_length, moves = name is None, name is None or name == parameter
     curves: dict[int | None, dict[int, Simulation]] = {}
     for point in points if moves else ():
-        at, of = (point.length, point.value) if along_length else (point.value, point.length)
-        if at is not None and at >= 1:
-            curves.setdefault(of, {})[at] = point.simulation
-    mine = (start.value if along_length else start.length) if moves else None
-    for one in swept:
-        place = length_of(one) if name is None else one.params.get(name)
-        if isinstance(place, int) and not isinstance(place, bool) and place >= 1:
-            curves.setdefault(mine, {})[place] = one
+        keys = (point.length, point.value) if along_length else (point.value, point.length)
+        axis_value, curve_key = keys
+        if axis_value is not None and axis_value >= 1:
+            curves.setdefault(curve_key, {})[axis_value] = point.simulation
+    start_key = (start.value if along_length else start.length) if moves else None
+    for simulation in swept:
+        axis_place = length_of(simulation) if name is None else simulation.params.get(name)
+        if isinstance(axis_place, int) and not isinstance(axis_place, bool) and axis_place >= 1:
+            curves.setdefault(start_key, {})[axis_place] = simulation
     ordered = {key: dict(sorted(curve.items())) for key, curve in curves.items()}
     if max(map(len, ordered.values()), default=0) < 2:
         return None
-    places = [at for curve in ordered.values() for at in curve]
-    speedups = [s for curve in ordered.values() for one in curve.values() for s in _finite(one)]
+    places = [axis_value for curve in ordered.values() for axis_value in curve]
+    speedups = [s for curve in ordered.values() for simulation in curve.values() for s in _finite(simulation)]
     x = log_scale(places, LEFT + 6, RIGHT - 6, base=2)
     y = log_scale([1.0, *speedups], BOTTOM, TOP, room=1.3)
     return SweepCurves(name or "tokens", along_length, moves, ordered, x, y)
 
 
-def _finite(one: Simulation) -> Iterable[float]:
-    return (s for s in (one.rung(name).speedup for name in SERIES) if 0 < s < inf)
+def _finite(simulation: Simulation) -> Iterable[float]:
+    return (s for s in (simulation.rung(name).speedup for name in SERIES) if 0 < s < inf)
 
 
 def sweep_frame(sweep: SweepCurves, point: ReportPoint) -> SliderFrame:
-    """The curves on which the point stands, and its marker."""
+    """Return the curves of the point, and its marker."""
     curve = sweep.curve(point)
     shapes = {f"sweep-{name}": {"d": _path(sweep, curve, name)} for name in SERIES}
-    at = sweep.place(point) if sweep.moves else None
-    x = px(sweep.x.at(at)) if at is not None and at >= 1 else None
+    axis_value = sweep.place(point) if sweep.moves else None
+    x = px(sweep.x.at(axis_value)) if axis_value is not None and axis_value >= 1 else None
     shapes["sweep-marker"] = {"x1": x or "0", "x2": x or "0", "visibility": "visible" if x else "hidden"}
-    mark = f"at {short(at)} {_unit(sweep)}: {times(point.simulation.rung('predicted').speedup)} predicted" if at else ""
-    said = "; ".join(
-        f"{short(place)}: element {times(one.rung('element').speedup)}, tile {times(one.rung('tile').speedup)}, "
-        f"predicted {times(one.rung('predicted').speedup)}"
-        for place, one in curve.items()
+    mark = (
+        f"at {short(axis_value)} {_unit(sweep)}: {times(point.simulation.rung('predicted').speedup)} predicted"
+        if axis_value
+        else ""
     )
-    texts = {"sweep-mark": mark, "sweep-said": f"Speedups over dense attention at its ideal, by {sweep.axis}. {said}."}
+    spoken = "; ".join(
+        f"{short(place)}: element {times(simulation.rung('element').speedup)}, "
+        f"tile {times(simulation.rung('tile').speedup)}, "
+        f"predicted {times(simulation.rung('predicted').speedup)}"
+        for place, simulation in curve.items()
+    )
+    texts = {
+        "sweep-mark": mark,
+        "sweep-said": f"Speedups over dense attention at its ideal, by {sweep.axis}. {spoken}.",
+    }
     return SliderFrame(texts, shapes)
 
 
@@ -104,10 +113,10 @@ def _unit(sweep: SweepCurves) -> str:
 
 
 def _path(sweep: SweepCurves, curve: Curve, name: RungName) -> str:
-    """A line through the finite speedups; it stops where there is nothing to do."""
+    """Return a line through the finite speedups, interrupted where there is no work."""
     path, pen = "", "M"
-    for place, one in curve.items():
-        speedup = one.rung(name).speedup
+    for place, simulation in curve.items():
+        speedup = simulation.rung(name).speedup
         if not 0 < speedup < inf:
             pen = "M"
             continue
@@ -117,7 +126,7 @@ def _path(sweep: SweepCurves, curve: Curve, name: RungName) -> str:
 
 
 def draw_sweep(sweep: SweepCurves, frame: SliderFrame) -> Markup:
-    """The chart."""
+    """Draw the chart."""
     even = sweep.y.at(1.0)
     return figure(
         "sweep-chart",
@@ -156,7 +165,7 @@ SYMBOLS: Mapping[RungName, str] = {
     "tile": "M2.8 2.8h4.4v4.4h-4.4z",
     "predicted": "M5 1L9 8.5h-8z",
 }
-"""A ring, a square that fits into it, and a triangle, in ten by ten: curves often lie on each other."""
+"""A ring, a square that fits into it, and a triangle, on a 10 × 10 grid: distinct even where curves coincide."""
 
 
 def _symbol(name: RungName) -> Markup:

@@ -1,4 +1,4 @@
-"""The table that the page carries: every point's numbers, and its frame."""
+"""The JSON table in the page: the numbers and the frame of every point."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SCHEMA = 1
 
 
 def table_json(report: ReportContents) -> dict[str, object]:
-    """`points` in order of length, then value; `at` are their places on the sliders."""
+    """Return the table; `points` are sorted by length, then value, and `at` holds their stops on the sliders."""
     return {
         "schema": SCHEMA,
         "parameter": report.parameter,
@@ -42,7 +42,7 @@ def _frame_json(frame: SliderFrame) -> dict[str, object]:
 
 
 def simulation_json(simulation: Simulation) -> dict[str, object]:
-    """The numbers of a simulation; what is infinite is null."""
+    """Return the numbers of a simulation; infinite numbers are null."""
     tiles, loads = simulation.tiles, simulation.loads
     return {
         "pattern": simulation.pattern,

@@ -1,4 +1,4 @@
-"""The pattern as tiles: which are full, which partial, which never visited."""
+"""The pattern as tiles: full, partial, and empty tiles, which are never visited."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from attnc.runtime.report.slider_frame import SliderFrame
 WIDTH, HEIGHT = 520, 372
 LEFT, TOP, SIDE = 24, 24, 280
 KEY = 330
-"""Where the key of the map begins."""
+"""The x coordinate of the map's legend."""
 BAR_TOP = 350
 THIN = 24
-"""Pixels of the shorter side of the map at least."""
+"""The minimum number of pixels of the map's shorter side."""
 MOST_TILES = 64
 _HATCH = element(
     "pattern",
@@ -32,7 +32,7 @@ KINDS = (("full", FULL), ("partial", PARTIAL), ("empty", EMPTY))
 
 
 def tile_rows(drawing: Drawing) -> tuple[str, ...]:
-    """The states of the tiles, a digit each, merged until no side has more than `MOST_TILES`."""
+    """Return the states of the tiles, a digit each, merged until no side has more than `MOST_TILES`."""
     return tuple("".join(map(str, row)) for row in merge_tiles(drawing.tiles, _factor(drawing)).tolist())
 
 
@@ -44,9 +44,9 @@ def _factor(drawing: Drawing) -> int:
 
 
 def tile_paths(rows: Sequence[str]) -> dict[str, str]:
-    """Paths of a unit a tile: the runs of full and of partial tiles, and a stroke across each partial one.
+    """Return paths with one unit per tile: the runs of full and partial tiles, and a stroke across each partial one.
 
-    The script draws them from the rows of another point by the same rule.
+    The script draws the paths of other points by the same rule.
     """
     paths = {"full": "", "partial": "", "strokes": ""}
     for y, row in enumerate(rows):
@@ -69,7 +69,7 @@ def _mesh(rows: Sequence[str]) -> str:
 
 
 def tile_frame(simulation: Simulation, drawing: Drawing | None) -> SliderFrame:
-    """The map of a drawing, and the tiles of the schedule."""
+    """Return the map of a drawing, and the tile counts of the schedule."""
     return _bar_frame(simulation) | _map_frame(drawing)
 
 
@@ -84,18 +84,18 @@ def _map_frame(drawing: Drawing | None) -> SliderFrame:
     width, height = (max(SIDE * n / longest, THIN) for n in (drawing.n_k, drawing.n_q))
     counts = {name: f"{drawing.count_tiles(state):,}" for name, state in KINDS}
     factor = _factor(drawing)
-    each = f"tiles of {drawing.q_tile:,} × {drawing.k_tile:,}"
-    merged = "" if factor == 1 else f"{factor} × {factor} of them a square"
+    tile_text = f"tiles of {drawing.q_tile:,} × {drawing.k_tile:,}"
+    merged = "" if factor == 1 else f"{factor} × {factor} tiles per square"
     queries, keys = f"{drawing.n_q:,} queries ×", f"{drawing.n_k:,} keys, one head"
-    said = f"{queries} {keys}, in {each}: " + ", ".join(f"{n} {name}" for name, n in counts.items())
+    spoken = f"{queries} {keys}, in {tile_text}: " + ", ".join(f"{n} {name}" for name, n in counts.items())
     return SliderFrame(
         {
             **{f"map-{name}": f"{name} {number}" for name, number in counts.items()},
-            "map-each": each,
+            "map-each": tile_text,
             "map-merged": merged,
             "map-queries": queries,
             "map-keys": keys,
-            "map-said": f"{said}.",
+            "map-said": f"{spoken}.",
         },
         {
             "map": {"viewBox": f"0 0 {len(rows[0])} {len(rows)}", "width": px(width), "height": px(height)},
@@ -120,7 +120,7 @@ def _bar_frame(simulation: Simulation) -> SliderFrame:
 
 
 def draw_tiles(frame: SliderFrame, *, has_map: bool = True) -> Markup:
-    """The map, its key, and the bar of the schedule's tiles; the bar alone where no point has a drawing."""
+    """Draw the map, its legend, and the bar of the schedule's tiles; only the bar if no point has a drawing."""
     cut = 0 if has_map else BAR_TOP - 8
     chart = figure(
         "tiles-chart",
@@ -132,7 +132,7 @@ def draw_tiles(frame: SliderFrame, *, has_map: bool = True) -> Markup:
         *(_map(frame) if has_map else []),
         element("g", *_bar(frame), transform=f"translate(0 {-cut})"),
     )
-    # Texts of any length: lines of HTML wrap, those of an SVG are cut at its edge.
+    # These texts may be long: HTML wraps lines, an SVG cuts them off at its edge.
     return joined([chart, frame.text("p", "tiles-title", class_="strong"), frame.text("p", "tiles-counts")])
 
 

@@ -1,4 +1,4 @@
-"""The work of every slot of the machine, the busiest first: what is above the bars is waited for."""
+"""The work of every slot of the machine, the busiest first; the area above the bars is idle time."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _HATCH = element(
 
 
 def busiest(loads: tuple[float, ...]) -> tuple[float, ...]:
-    """At most `MOST_BARS` numbers, each the busiest of the slots that it stands for, by falling load."""
+    """Return at most `MOST_BARS` loads in descending order, each the largest load of a group of slots."""
     bars = min(len(loads), MOST_BARS)
     return tuple(loads[i * len(loads) // bars] for i in range(bars))
 
 
 def timeline_frame(simulation: Simulation) -> SliderFrame:
-    """Heights are shares of the busiest slot."""
+    """Return the bars of the timeline; heights are shares of the busiest slot."""
     loads = simulation.loads
     if not loads or loads[0] <= 0:
-        why = "There is nothing to do." if loads else NO_LOADS
-        return _frame("", BOTTOM, "", "", (why, ""), why)
+        reason = "There is nothing to do." if loads else NO_LOADS
+        return _timeline_parts("", BOTTOM, "", "", (reason, ""), reason)
     mean, bars = sum(loads) / len(loads), busiest(loads)
     step = (RIGHT - LEFT) / len(bars)
     gap = min(1.0, 0.15 * step)
@@ -44,42 +44,46 @@ def timeline_frame(simulation: Simulation) -> SliderFrame:
         top = BOTTOM - (BOTTOM - TOP) * load / loads[0]
         path += f"M{px(LEFT + i * step)} {BOTTOM}V{px(top)}h{px(step - gap)}V{BOTTOM}z"
     kernel = simulation.choices[0].kernel
-    who = f"{len(loads):,} {_slots(simulation)}, the busiest first"
-    many = len(loads) / len(bars)
-    each = f"{len(bars)} bars, each the busiest of about {many:.2g}" if many > 1 else ""
+    slots_text = f"{len(loads):,} {_slots(simulation)}, the busiest first"
+    slots_per_bar = len(loads) / len(bars)
+    bars_text = f"{len(bars)} bars, each the busiest of about {slots_per_bar:.2g}" if slots_per_bar > 1 else ""
     busy = f"mean {ms(mean)}: {mean / loads[0]:.1%} of the busiest"
-    said = f"Work of the {kernel} kernel on {who}. Busiest {ms(loads[0])}, {busy}."
-    return _frame(path, BOTTOM - (BOTTOM - TOP) * mean / loads[0], ms(loads[0]), busy, (who, each), said)
+    spoken = f"Work of the {kernel} kernel on {slots_text}. Busiest {ms(loads[0])}, {busy}."
+    return _timeline_parts(
+        path, BOTTOM - (BOTTOM - TOP) * mean / loads[0], ms(loads[0]), busy, (slots_text, bars_text), spoken
+    )
 
 
-def _frame(path: str, mean: float, most: str, busy: str, who: tuple[str, str], said: str) -> SliderFrame:
-    at = px(mean)
-    seen = {} if path else {"visibility": "hidden"}
+def _timeline_parts(
+    path: str, mean: float, largest: str, busy: str, captions: tuple[str, str], spoken: str
+) -> SliderFrame:
+    y = px(mean)
+    visibility = {} if path else {"visibility": "hidden"}
     return SliderFrame(
         {
-            "timeline-most": most,
+            "timeline-most": largest,
             "timeline-mean": busy,
-            "timeline-who": who[0],
-            "timeline-each": who[1],
-            "timeline-said": said,
+            "timeline-who": captions[0],
+            "timeline-each": captions[1],
+            "timeline-said": spoken,
         },
         {
             "timeline-bars": {"d": path},
-            "timeline-idle": {"visibility": "visible", **seen},
-            "timeline-line": {"y1": at, "y2": at, "visibility": "visible", **seen},
+            "timeline-idle": {"visibility": "visible", **visibility},
+            "timeline-line": {"y1": y, "y2": y, "visibility": "visible", **visibility},
         },
     )
 
 
 def _slots(simulation: Simulation) -> str:
-    """Return the name of what is loaded: programs that run side by side on SMs, or threads."""
+    """Return the name of the slots: programs that run side by side on SMs, or threads."""
     if simulation.workers == "SMs":
         return "slots for programs on the SMs"
     return simulation.workers if len(simulation.loads) != 1 else simulation.workers.removesuffix("s")
 
 
 def draw_timeline(frame: SliderFrame) -> Markup:
-    """The chart."""
+    """Draw the chart."""
     return figure(
         "timeline-chart",
         "Work of every slot",

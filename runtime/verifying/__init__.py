@@ -1,1 +1,1 @@
-"""`attnc verify`: which call to compare, what the evaluator says of it, and how far the executors are from that."""
+"""The parts of `attnc verify`: select a call, evaluate it with the oracle, and compare the executors with it."""

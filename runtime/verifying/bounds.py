@@ -1,4 +1,4 @@
-"""Bounds of the numbers in a relation: which clauses have one value for every pair, whatever the lengths."""
+"""Bound the numbers in a relation, to find clauses with one value for every pair, whatever the lengths."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from attnc.spec.meaning.evaluate import ParametersAlone
 from attnc.spec.program import BoundProgram, Expr, Value
 
 Number = Fraction | float
-"""Exact, or an infinity."""
+"""An exact number, or an infinity."""
 
 JUNCTIONS = ("and", "or", "not")
 COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
@@ -28,7 +28,7 @@ _PLAIN = (
     *(program.Local, program.ListValue, program.Item, program.DefinitionUse),
 )
 _BELOW = {"k": "keys", "head": "heads", "kv_head": "kv_heads"}
-"""Each index on the left is less than the size on the right."""
+"""For each index, the size that the index is less than."""
 
 
 _NUMBERS = count()
@@ -36,25 +36,25 @@ _NUMBERS = count()
 
 @dataclass(frozen=True, slots=True)
 class BoundScope:
-    """The arguments of the definitions that an expression stands in."""
+    """The arguments of the definitions around an expression."""
 
     arguments: Mapping[program.Binder, tuple[Expr, BoundScope]] = field(default_factory=dict)
     number: int = field(default_factory=lambda: next(_NUMBERS))
 
     def calling(self, arguments: Mapping[program.Binder, Expr]) -> BoundScope:
-        """Return the scope of the body of a definition that is called with some arguments."""
+        """Return the scope of the body of a definition that is called with these arguments."""
         return BoundScope({**self.arguments, **{binder: (node, self) for binder, node in arguments.items()}})
 
 
 @dataclass(frozen=True, slots=True)
 class LinearBound:
-    """A constant plus multiples of atoms: indices, sizes, and expressions with bounds of their own."""
+    """A constant plus multiples of atoms: indices, sizes, and opaque expressions with bounds."""
 
     constant: Fraction
     terms: Mapping[object, Fraction] = field(default_factory=dict)
 
     def plus(self, other: LinearBound, times: Fraction) -> LinearBound:
-        """Return the sum with a multiple of another form."""
+        """Return the sum with `times` the other form."""
         terms = dict(self.terms)
         for atom, factor in other.terms.items():
             terms[atom] = terms.get(atom, Fraction(0)) + factor * times
@@ -62,14 +62,14 @@ class LinearBound:
 
 
 class Bounds:
-    """Bounds of the expressions of one bound program."""
+    """Bounds of the expressions of a bound program."""
 
     def __init__(self, bound: BoundProgram, *, more_queries: bool = True) -> None:
-        """`more_queries`: calls may have more queries than keys, where the pattern takes them."""
+        """`more_queries`: calls may have more queries than keys, if the pattern accepts such calls."""
         self._bound = bound
         uneven = more_queries and takes_more_queries(bound)
         self._below = {"q": "queries" if uneven else "keys", **_BELOW}
-        """The size that each index is below; `q` counts rows where there may be more queries than keys."""
+        """The size that each index is less than; `q` counts rows where a call may have more queries than keys."""
         self._from_end = uneven and bound.program.align == "end"
         self._ranges: dict[object, tuple[Number, Number]] = {}
         self._whole: set[object] = set()
@@ -81,23 +81,23 @@ class Bounds:
         self._per_head = {p.name for p in bound.program.parameters if p.per_head and _differs(bound.values[p.name])}
 
     def truth(self, node: Expr, scope: BoundScope) -> bool | None:
-        """Return the value that a condition has for every pair, None where it may have both."""
+        """Return the value of a condition if it is the same for every pair, else None."""
         match node:
             case program.Literal(value=bool() as value):
                 return value
             case program.Operation(op="not", operands=(part,)):
-                known = self.truth(part, scope)
-                return None if known is None else not known
+                truth_of_part = self.truth(part, scope)
+                return None if truth_of_part is None else not truth_of_part
             case program.Operation(op="and" | "or" as op, operands=parts):
                 stop = op == "or"
                 values = [self.truth(part, scope) for part in parts]
                 return stop if stop in values else None if None in values else not stop
             case program.Operation(op=op, operands=(a, b)) if op in COMPARISONS:
-                return self._compared(op, a, b, scope)
+                return self._comparison_truth(op, a, b, scope)
             case program.ConditionalValue(condition=condition, then=then, otherwise=otherwise):
-                known = self.truth(condition, scope)
-                sides = {self.truth(part, scope) for part in ((then,) if known else (otherwise,))}
-                if known is None:
+                truth_of_part = self.truth(condition, scope)
+                sides = {self.truth(part, scope) for part in ((then,) if truth_of_part else (otherwise,))}
+                if truth_of_part is None:
                     sides = {self.truth(then, scope), self.truth(otherwise, scope)}
                 return sides.pop() if len(sides) == 1 else None
             case program.DefinitionUse(definition=definition):
@@ -109,17 +109,17 @@ class Bounds:
                 return constant if isinstance(constant, bool) else None
 
     def reason(self, node: Expr, scope: BoundScope) -> str:
-        """Say why a condition has one value for every pair; empty where it may have both."""
-        known = self.truth(node, scope)
-        if known is None:
+        """Return why a condition has one value for every pair; empty where it may have both values."""
+        value = self.truth(node, scope)
+        if value is None:
             return ""
-        word = "true" if known else "false"
+        word = "true" if value else "false"
         if self.is_constant(node, scope):
             return f"always {word}: the parameters alone decide"
         return f"always {word}: the ranges of indices and sizes decide"
 
     def is_constant(self, node: Expr, scope: BoundScope) -> bool:
-        """Whether the parameters alone decide a condition."""
+        """Whether the parameters alone determine a condition."""
         match node:
             case program.Operation(op=op, operands=(a, b)) if op in COMPARISONS:
                 return not (self._linear(a, scope).terms or self._linear(b, scope).terms)
@@ -134,7 +134,7 @@ class Bounds:
                 return isinstance(node, program.Literal) or self._constant(node, scope) is not None
 
     def inside(self, node: program.DefinitionUse, scope: BoundScope) -> BoundScope:
-        """Return the scope of the body of a definition, one for each use, so that equal numbers have one name."""
+        """Return the scope of a definition's body; each use has one scope, so that equal numbers share a name."""
         parameters = node.definition.parameters
         if not parameters:
             return scope
@@ -143,11 +143,11 @@ class Bounds:
         return self._scopes[node, scope.number]
 
     def integer(self, node: Expr) -> int | None:
-        """Return the value of an integer of parameters alone, None for any other expression."""
-        found = self._constant(node, BoundScope())
-        return found if isinstance(found, int) and not isinstance(found, bool) else None
+        """Return the value of an integer expression of parameters, None for any other expression."""
+        value = self._constant(node, BoundScope())
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
 
-    def _compared(self, op: str, a: Expr, b: Expr, scope: BoundScope) -> bool | None:
+    def _comparison_truth(self, op: str, a: Expr, b: Expr, scope: BoundScope) -> bool | None:
         low, high = self._range_of(self._linear(a, scope).plus(self._linear(b, scope), Fraction(-1)))
         match op:
             case "lt":
@@ -165,10 +165,10 @@ class Bounds:
     # --- ranges ------------------------------------------------------------------------------------------------------
 
     def _range_of(self, form: LinearBound) -> tuple[Number, Number]:
-        return -self._highest(LinearBound(Fraction(0)).plus(form, Fraction(-1))), self._highest(form)
+        return -self._upper_bound(LinearBound(Fraction(0)).plus(form, Fraction(-1))), self._upper_bound(form)
 
-    def _highest(self, form: LinearBound) -> Number:
-        """Return an upper bound, which knows that an index is less than its size."""
+    def _upper_bound(self, form: LinearBound) -> Number:
+        """Return an upper bound of a form, given that each index is less than its size."""
         terms, total = dict(form.terms), form.constant
         for index, size in self._below.items():
             amount = min(terms.get(index, Fraction(0)), -terms.get(size, Fraction(0)))
@@ -198,7 +198,7 @@ class Bounds:
         return self._atom((node, scope.number), low, high, whole=whole)
 
     def _is_whole(self, form: LinearBound) -> bool:
-        """Whether a form has whole numbers alone."""
+        """Whether a form takes only whole values."""
         factors = (form.constant, *form.terms.values())
         return all(f.denominator == 1 for f in factors) and form.terms.keys() <= self._whole
 
@@ -232,9 +232,9 @@ class Bounds:
             case program.DefinitionUse(definition=definition):
                 return self._linear(definition.body, self.inside(node, scope))
             case program.ConditionalValue(condition=condition, then=then, otherwise=otherwise):
-                known = self.truth(condition, scope)
-                if known is not None:
-                    return self._linear(then if known else otherwise, scope)
+                truth = self.truth(condition, scope)
+                if truth is not None:
+                    return self._linear(then if truth else otherwise, scope)
                 (a, b), (c, d) = self._range(then, scope), self._range(otherwise, scope)
                 return self._opaque(node, scope, min(a, c), max(b, d))
             case program.Operation():
@@ -279,9 +279,9 @@ class Bounds:
         if isinstance(constant, int | Fraction) and not isinstance(constant, bool):
             return LinearBound(Fraction(constant))
         whole = node.op in _WHOLE or (node.op in _WHOLE_OF_WHOLE and all(map(self._is_whole, forms)))
-        return self._opaque(node, scope, *self._bounded(node.op, forms), whole=whole)
+        return self._opaque(node, scope, *self._result_range(node.op, forms), whole=whole)
 
-    def _bounded(self, op: str, forms: list[LinearBound]) -> tuple[Number, Number]:
+    def _result_range(self, op: str, forms: list[LinearBound]) -> tuple[Number, Number]:
         ranges = [self._range_of(form) for form in forms]
         low, high = ranges[0] if ranges else (-math.inf, math.inf)
         divisor = forms[1].constant if len(forms) == 2 and not forms[1].terms else None
@@ -295,8 +295,8 @@ class Bounds:
             case "max":
                 return max(a for a, _ in ranges), max(b for _, b in ranges)
             case "mod" if divisor is not None and divisor > 0:
-                most = divisor - 1 if divisor.denominator == 1 and self._is_whole(forms[0]) else divisor
-                return Fraction(0), most
+                upper = divisor - 1 if divisor.denominator == 1 and self._is_whole(forms[0]) else divisor
+                return Fraction(0), upper
             case "floordiv" if divisor is not None and divisor > 0:
                 return _floored(low, divisor), _floored(high, divisor)
             case "floordiv" if ranges[1][0] >= 1 and low >= 0:
@@ -308,7 +308,7 @@ class Bounds:
         return -math.inf, math.inf
 
     def _constant(self, node: Expr, scope: BoundScope) -> Value | None:
-        """Return the value of an expression of parameters alone, None for any other."""
+        """Return the value of an expression of parameters only, None for any other expression."""
         arguments: dict[program.Binder, Value] = {}
         for part in below([node]):
             if not self._is_plain(part):
@@ -322,13 +322,13 @@ class Bounds:
         for binder, value in arguments.items():
             frame = frame.binding(binder, constantly(value))
         try:
-            found = self._meanings.of(node)(frame)
-        except (EvaluationError, KeyError):  # KeyError: a name that something outside binds
+            result = self._meanings.of(node)(frame)
+        except (EvaluationError, KeyError):  # KeyError: a name that is bound outside the expression
             return None
-        return found if isinstance(found, int | Fraction | bool | tuple) else None
+        return result if isinstance(result, int | Fraction | bool | tuple) else None
 
     def _is_plain(self, node: Expr) -> bool:
-        """Whether a node reads parameters alone, the children of the node aside."""
+        """Whether a node, its children aside, reads parameters only."""
         match node:
             case program.Size(name=name):
                 return name in self._bound.lengths
@@ -343,7 +343,7 @@ class Bounds:
 
 
 def _units(pattern: program.Program) -> Iterator[program.Unit]:
-    """Yield the units of tokens that expressions name."""
+    """Yield the units of tokens that expressions can name."""
     for attend in (*pattern.attends, *(item.row for item in pattern.selections)):
         yield from attend.units
     if pattern.round is not None:
@@ -351,7 +351,7 @@ def _units(pattern: program.Program) -> Iterator[program.Unit]:
 
 
 def _ranges(pattern: program.Program) -> Iterator[program.KeyRange]:
-    """Yield the ranges whose numbers expressions name: those of keys that are no tokens, and of branches."""
+    """Yield the ranges whose numbers expressions can name: of keys that are not tokens, and of branches."""
     for attend in (*pattern.attends, *(item.row for item in pattern.selections)):
         for item in (attend.over, attend.stack, attend.family):
             if isinstance(item, program.KeyRange) and not item.parts:
@@ -359,14 +359,14 @@ def _ranges(pattern: program.Program) -> Iterator[program.KeyRange]:
 
 
 def is_condition(node: Expr) -> bool:
-    """Whether an expression is written as a condition."""
+    """Whether an expression is a condition by its form."""
     if isinstance(node, program.SelectedTest | program.InUnit | program.InSegment):
         return True
     return isinstance(node, program.Operation) and node.op in (*JUNCTIONS, *COMPARISONS)
 
 
 def _differs(value: Value) -> bool:
-    """Whether a list has different entries, one for each head."""
+    """Whether a parameter is a list with different entries for different heads."""
     return isinstance(value, tuple) and len(set(value)) > 1
 
 

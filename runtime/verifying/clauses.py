@@ -1,4 +1,4 @@
-"""The clauses of a relation, and the values that each of them takes while the evaluator runs."""
+"""The clauses of a relation, and the values that each clause takes during an evaluation."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _SIGNS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
 
 @dataclass(slots=True, eq=False)
 class ExercisedClause:
-    """One comparison, lookup or aggregate of a relation, and whether it was true and false for some pair.
+    """A comparison, lookup or aggregate of a relation, and whether it was true and false for some pair.
 
-    `reason` says why the clause has one value for every pair; it is empty where the clause can have both.
+    `reason`: why the clause has one value for every pair; empty where it can have both values.
     """
 
     where: str
@@ -41,14 +41,14 @@ class ExercisedClause:
 
     @property
     def missing(self) -> str:
-        """Say which value the clause never had."""
+        """The value that the clause never had, in words."""
         if not (self.was_true or self.was_false):
             return "never evaluated"
         return "never false" if self.was_true else "never true"
 
 
 class WatchedMeanings(Meanings):
-    """The meanings of a program, which note the values of the clauses of its relation."""
+    """The meanings of a program, which record the values of the clauses of its relation."""
 
     def __init__(self, bound: BoundProgram, *, more_queries: bool = True) -> None:
         super().__init__(bound.program, bound.values)
@@ -62,7 +62,7 @@ class WatchedMeanings(Meanings):
         self._lets: dict[program.Definition, Meaning] = {}
 
     def of(self, node: Expr) -> Meaning:
-        """Return the meaning of an expression, watched where it is a line of the relation."""
+        """Return the meaning of an expression; a line of the relation is watched."""
         where = self._roots.get(id(node))
         if where is None:
             return super().of(node)
@@ -86,9 +86,9 @@ class WatchedMeanings(Meanings):
             case program.ConditionalValue(condition=condition, then=then, otherwise=otherwise):
                 return self._choice(condition, then, otherwise, where, scope, prefix)
             case program.DefinitionUse():
-                return self._use_of(node, where, scope, prefix)
+                return self._definition_use(node, where, scope, prefix)
             case _:
-                return self._leaf_of(node, where, scope, prefix)
+                return self._leaf_clause(node, where, scope, prefix)
 
     def _junction(self, op: str, parts: list[Meaning], clauses: list[ExercisedClause]) -> Meaning:
         if op == "not":
@@ -111,29 +111,29 @@ class WatchedMeanings(Meanings):
     def _choice(
         self, condition: Expr, then: Expr, otherwise: Expr, where: str, scope: BoundScope, prefix: str
     ) -> Meaning:
-        known = self._bounds.truth(condition, scope)
-        if known is not None:
+        truth = self._bounds.truth(condition, scope)
+        if truth is not None:
             if not self._bounds.is_constant(condition, scope):
-                self._note(condition, where, scope, prefix)
-            return self._clause(then if known else otherwise, where, scope, prefix)
-        asked, yes, no = (self._clause(part, where, scope, prefix) for part in (condition, then, otherwise))
-        return lambda frame: yes(frame) if asked(frame) else no(frame)
+                self._add_clause(condition, where, scope, prefix)
+            return self._clause(then if truth else otherwise, where, scope, prefix)
+        decides, yes, no = (self._clause(part, where, scope, prefix) for part in (condition, then, otherwise))
+        return lambda frame: yes(frame) if decides(frame) else no(frame)
 
-    def _use_of(self, node: program.DefinitionUse, where: str, scope: BoundScope, prefix: str) -> Meaning:
+    def _definition_use(self, node: program.DefinitionUse, where: str, scope: BoundScope, prefix: str) -> Meaning:
         definition = node.definition
         if not definition.parameters:
             if self._measures.of_definition(definition).free or prefix:
                 return self._clause(definition.body, where, scope, prefix)
             if definition not in self._lets:
                 self._lets[definition] = self._clause(definition.body, where, scope, prefix)
-            return _remembered(node, self._lets[definition])
+            return _memoised(node, self._lets[definition])
         inner = self._bounds.inside(node, scope)
         text = f"{prefix}{_text(node)}: "
         return self._call(node, self._clause(definition.body, where, inner, text))
 
-    def _leaf_of(self, node: Expr, where: str, scope: BoundScope, prefix: str) -> Meaning:
+    def _leaf_clause(self, node: Expr, where: str, scope: BoundScope, prefix: str) -> Meaning:
         meaning = super().of(node)
-        clause = self._note(node, where, scope, prefix)
+        clause = self._add_clause(node, where, scope, prefix)
 
         def value(frame: EvaluationFrame) -> Result:
             result = meaning(frame)
@@ -145,38 +145,38 @@ class WatchedMeanings(Meanings):
 
         return value
 
-    def _note(self, node: Expr, where: str, scope: BoundScope, prefix: str) -> ExercisedClause:
+    def _add_clause(self, node: Expr, where: str, scope: BoundScope, prefix: str) -> ExercisedClause:
         clause = ExercisedClause(where, prefix + _text(node), self._bounds.reason(node, scope), node=node)
         self.clauses.append(clause)
         return clause
 
     @property
     def is_complete(self) -> bool:
-        """Whether every clause met so far is settled."""
+        """Whether every clause so far is settled."""
         return all(clause.is_settled for clause in self.clauses)
 
 
 class WatchedEvaluator(Evaluator):
-    """An evaluator that notes the values of clauses."""
+    """An evaluator that records the values of clauses."""
 
     clauses: list[ExercisedClause]
 
     def meanings_of(self, bound: BoundProgram) -> Meanings:
-        """Return meanings that are watched."""
+        """Return watched meanings of a program."""
         result = WatchedMeanings(bound)
         self.clauses = result.clauses
         return result
 
 
 def clauses_of(bound: BoundProgram, *, more_queries: bool = True) -> list[ExercisedClause]:
-    """Return the clauses of a relation, none of which has been evaluated; `more_queries` as of `Bounds`."""
+    """Return the clauses of a relation without evaluating any; `more_queries` as in `Bounds`."""
     meanings = WatchedMeanings(bound, more_queries=more_queries)
     for line in meanings.lines:
         meanings.of(line)
     return meanings.clauses
 
 
-def _remembered(node: program.DefinitionUse, body: Meaning) -> Meaning:
+def _memoised(node: program.DefinitionUse, body: Meaning) -> Meaning:
     definition, span = node.definition, node.span
 
     def value(frame: EvaluationFrame) -> Result:
@@ -189,7 +189,7 @@ def _remembered(node: program.DefinitionUse, body: Meaning) -> Meaning:
 
 
 def _try(parts: list[Meaning], frame: EvaluationFrame) -> None:
-    """Evaluate conditions that the result does not depend on; they may have no value here."""
+    """Evaluate conditions on which the result does not depend; they may be undefined here."""
     for part in parts:
         try:
             part(frame)

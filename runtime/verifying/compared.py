@@ -1,4 +1,4 @@
-"""The constants that conditions compare the numbers of inputs and heads with."""
+"""The constants with which conditions compare inputs and head indices."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from attnc.runtime.verifying.condition_lines import relation_lines, step_lines
 from attnc.spec.checks.measure import below
 from attnc.spec.program import BoundProgram, Expr, HeadIndexRead, Input, InputRead, Operation, Size
 
-_TURNED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne"}
+_SWAPPED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne"}
 
 MOST_HEADS = 16
-"""Calls have up to this many heads for a clause that tells heads apart."""
+"""The maximum number of heads of calls for clauses that compare the head index."""
 
 
 def input_values(bound: BoundProgram, item: Input) -> list[int]:
-    """Return numbers for an integer input that make comparisons of it with constants true and false, two for each."""
-    found: list[int] = []
+    """Return two numbers for each comparison of an integer input with a constant: one makes it true, one false."""
+    values: list[int] = []
 
     def reads(node: Expr) -> bool:
         return isinstance(node, InputRead) and node.input is item
 
     for op, constant in _comparisons(bound, reads):
-        found += [constant, constant - 1 if op in ("lt", "ge") else constant + 1]
-    return list(dict.fromkeys(found))
+        values += [constant, constant - 1 if op in ("lt", "ge") else constant + 1]
+    return list(dict.fromkeys(values))
 
 
 @lru_cache(maxsize=64)
@@ -38,13 +38,14 @@ def compared_heads(bound: BoundProgram, name: str) -> frozenset[int]:
     return frozenset(constant for _, constant in _comparisons(bound, reads))
 
 
-def heads_wanted(bound: BoundProgram, most: int = MOST_HEADS) -> tuple[int, int]:
-    """Return how many heads, and key heads, show each such comparison true and false; 0 where that is more than most.
+def heads_needed(bound: BoundProgram, limit: int = MOST_HEADS) -> tuple[int, int]:
+    """Return the numbers of heads and kv heads that make each comparison of a head index true and false.
 
-    One more than the constant and the heads below it: `head > 5` is true of head 6.
+    Comparisons that need more than `limit` heads are ignored; 0 where no comparison remains. A comparison needs two
+    heads more than its constant: `head > 5` is true for head 6.
     """
     q, kv = (
-        max((c + 2 for c in compared_heads(bound, name) if c + 2 <= most), default=0) for name in ("head", "kv_head")
+        max((c + 2 for c in compared_heads(bound, name) if c + 2 <= limit), default=0) for name in ("head", "kv_head")
     )
     return q, kv
 
@@ -56,18 +57,18 @@ def lines_of(bound: BoundProgram) -> list[Expr]:
 
 
 def reads_heads(node: Expr) -> bool:
-    """Whether a node is the head at hand, or how many there are."""
+    """Whether a node is the head index or the number of heads."""
     return isinstance(node, HeadIndexRead) or (isinstance(node, Size) and node.name == "heads")
 
 
 def _comparisons(bound: BoundProgram, reads: Callable[[Expr], bool]) -> Iterator[tuple[str, int]]:
-    """Yield the operator and the constant of each comparison of something with an integer, which stands right."""
+    """Yield the operator and the constant of each comparison with an integer, with the constant on the right."""
     bounds = Bounds(bound)
     for node in below(lines_of(bound)):
         if not (isinstance(node, Operation) and node.op in COMPARISONS):
             continue
         left, right = node.operands
-        for side, other, op in ((left, right, node.op), (right, left, _TURNED[node.op])):
+        for side, other, op in ((left, right, node.op), (right, left, _SWAPPED[node.op])):
             if any(reads(part) for part in below([side])):
                 constant = bounds.integer(other)
                 if constant is not None:

@@ -1,4 +1,4 @@
-"""The conditions of a pattern that decide who sees whom, and when states step."""
+"""The conditions of a pattern: those of its relation, and those of its states' steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from attnc.spec.program import Expr
 
 
 def relation_lines(pattern: program.Program) -> Iterator[tuple[str, Expr]]:
-    """Yield every condition that decides who sees whom, with the clause of the text that holds it."""
+    """Yield every condition of the relation, with the clause of the text that holds it."""
     yield from (("visible", line) for line in pattern.visible)
     if pattern.round is not None:
         yield "round keep", pattern.round.keep
@@ -27,23 +27,26 @@ def relation_lines(pattern: program.Program) -> Iterator[tuple[str, Expr]]:
 
 
 def constants(pattern: program.Program) -> set[int]:
-    """Return the integers that the text of a relation holds, and of the conditions of states."""
+    """Return the integer literals in the conditions of the relation and of states."""
     nodes = below([*(line for _, line in relation_lines(pattern)), *(line for _, _, line in step_lines(pattern))])
     return {n.value for n in nodes if isinstance(n, program.Literal) and type(n.value) is int}
 
 
 def step_lines(pattern: program.Program) -> Iterator[tuple[str, program.RecurrenceClauses, Expr]]:
-    """Yield the conditions by which states step and begin anew, of those that read neither states nor vectors."""
+    """Yield the conditions of steps and resets that read neither states nor vectors.
+
+    Each comes with its clause of the text and its recurrence.
+    """
     single = (pattern.recurrence,) if pattern.recurrence is not None else ()
     measures = Measures()
     for recurrence in (*single, *pattern.stateful):
         name = "" if recurrence is pattern.recurrence else f"{recurrence.name}: "
-        own = {recurrence.family.binder} if recurrence.family is not None else set()
+        family_binders = {recurrence.family.binder} if recurrence.family is not None else set()
         lines = [line.value for line in recurrence.lines]
-        found = [("step", node.condition) for node in below(lines) if isinstance(node, program.ConditionalValue)]
+        conditions = [("step", node.condition) for node in below(lines) if isinstance(node, program.ConditionalValue)]
         if recurrence.reset is not None:
-            found.append(("reset", recurrence.reset))
-        for where, condition in found:
+            conditions.append(("reset", recurrence.reset))
+        for where, condition in conditions:
             reads_more = any(isinstance(node, program.StateRead | program.Vector) for node in below([condition]))
-            if not reads_more and measures.of(condition).free <= own:
+            if not reads_more and measures.of(condition).free <= family_binders:
                 yield name + where, recurrence, condition

@@ -1,4 +1,4 @@
-"""Values for the inputs of a pattern in a call that `verify` compares."""
+"""Values for the inputs of a pattern in the calls of `verify`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from attnc.spec.meaning.evaluate import ParametersAlone, constant_value
 from attnc.spec.program import BoundProgram, Expr, Input, InputRead, Local, Size
 
 SMALL = 3
-"""The extent of a dimension that only inputs show, where nothing demands more."""
+"""The extent of a dimension that only inputs have, where nothing requires more."""
 
 _TOKENS = ("query", "key", "token")
 _UNBOUNDED = 1 << 30
@@ -28,36 +28,38 @@ _UNBOUNDED = 1 << 30
 def draw(bound: BoundProgram, case: CallCase) -> dict[str, Example]:
     """Return a value for each input of a call.
 
-    Dimensions that only inputs show are as small as a `require` line lets them be, or 3; integers by token are those
-    of `example_inputs`; integers and truth values by any other dimension are random. Where the case is `at_constants`,
-    integers that the text compares with constants are among these and near them.
+    Dimensions that only inputs have are as small as the `require` lines allow, or 3. Integers by token come from
+    `example_inputs`; integers and truth values by any other dimension are random. If the case is `at_constants`,
+    integers that the text compares with constants are equal to or near these constants.
     """
-    known = {"batch": case.batch, "head": case.heads, "kv_head": case.kv_heads, "dk": case.dk, "dv": case.dv}
-    known |= {"query": case.n_q, "key": case.n_k, "token": case.n_k} | bound.lengths
-    sizes = known | _own_sizes(bound, case, known)
+    call_sizes = {"batch": case.batch, "head": case.heads, "kv_head": case.kv_heads, "dk": case.dk, "dv": case.dv}
+    call_sizes |= {"query": case.n_q, "key": case.n_k, "token": case.n_k} | bound.lengths
+    sizes = call_sizes | _own_sizes(bound, case, call_sizes)
     inputs = [item for item in bound.program.inputs if item.ranks_of is None]
-    found: dict[str, Example] = {}
+    examples: dict[str, Example] = {}
     constants = [item for item in inputs if is_constant(item)]
     for item in inputs:
         values = input_values(bound, item) if case.at_constants and takes_constants(bound, item) else []
         if values:
-            found[item.name] = _at_constants(bound, item, sizes, values)
+            examples[item.name] = _at_constants(bound, item, sizes, values)
         elif item in constants and item.type.kind == "int":
-            place = case.n_k * (constants.index(item) + 1) // (len(constants) + 3)
-            found[item.name] = _filled(item, sizes, place)
+            boundary = case.n_k * (constants.index(item) + 1) // (len(constants) + 3)
+            examples[item.name] = _filled(item, sizes, boundary)
         elif item in constants:
-            found[item.name] = _alternating(item, sizes)
+            examples[item.name] = _alternating(item, sizes)
         elif _is_cluster(bound, item):
-            found[item.name] = _clusters(item, sizes)
+            examples[item.name] = _clusters(item, sizes)
         elif _is_table(item):
-            found[item.name] = _random(bound, item, sizes)
-    rest = {item.name for item in inputs} - found.keys()
-    found |= example_inputs(bound, case.n_q, case.n_k, {}, batch=case.batch, heads=case.heads, sizes=sizes, names=rest)
-    return {item.name: _stable(item, found[item.name]) for item in inputs}
+            examples[item.name] = _random_table(bound, item, sizes)
+    rest = {item.name for item in inputs} - examples.keys()
+    examples |= example_inputs(
+        bound, case.n_q, case.n_k, {}, batch=case.batch, heads=case.heads, sizes=sizes, names=rest
+    )
+    return {item.name: _stabilised(item, examples[item.name]) for item in inputs}
 
 
-def _stable(item: Input, example: Example) -> Example:
-    """Give complex numbers a negative real part: a state that decays by `exp(dt * L)` stays bounded."""
+def _stabilised(item: Input, example: Example) -> Example:
+    """Give complex numbers a negative real part, so that a state that decays by `exp(dt * L)` stays bounded."""
     if item.type.kind != "complex":
         return example
     x = example.tensor
@@ -69,28 +71,28 @@ def _example(tensor: Tensor, words: str) -> Example:
 
 
 def dense_sizes(bound: BoundProgram) -> set[str]:
-    """Return the dimensions that only inputs show."""
+    """Return the dimensions that only inputs have."""
     fixed = {"batch", "head", "kv_head", "dk", "dv", *_TOKENS, *bound.lengths}
     return {dim for item in bound.program.inputs for dim in item.type.dims if isinstance(dim, str)} - fixed
 
 
-def _own_sizes(bound: BoundProgram, case: CallCase, known: dict[str, int]) -> dict[str, int]:
-    """Sizes that only inputs show: the least that every `require` line allows."""
-    own = dense_sizes(bound)
+def _own_sizes(bound: BoundProgram, case: CallCase, call_sizes: dict[str, int]) -> dict[str, int]:
+    """Return the sizes that only inputs have: the smallest that every `require` line allows."""
+    input_dims = dense_sizes(bound)
     lengths = {"queries": case.n_q, "keys": case.n_k, "heads": case.heads, "kv_heads": case.kv_heads}
-    lengths |= {"group": case.heads // case.kv_heads} | known
-    result = dict.fromkeys(own, max(case.own_size or SMALL, 1))
-    result |= dict.fromkeys(own & _computed(bound), max(case.n_k, 1))
-    for name in sorted(own):
+    lengths |= {"group": case.heads // case.kv_heads} | call_sizes
+    result = dict.fromkeys(input_dims, max(case.own_size or SMALL, 1))
+    result |= dict.fromkeys(input_dims & _computed_dims(bound), max(case.n_k, 1))
+    for name in sorted(input_dims):
         conditions = [line for line in _conditions(bound) if name in _sizes_in(line)]
         if conditions:
-            others = dict.fromkeys(own - {name}, _UNBOUNDED)
-            result[name] = _least(bound, name, conditions, {**lengths, **others}, case)
+            others = dict.fromkeys(input_dims - {name}, _UNBOUNDED)
+            result[name] = _smallest_allowed(bound, name, conditions, {**lengths, **others}, case)
     return result
 
 
-def _computed(bound: BoundProgram) -> set[str]:
-    """Dimensions that are indexed by computed numbers, of which nothing is known: by a distance, for instance."""
+def _computed_dims(bound: BoundProgram) -> set[str]:
+    """Return the dimensions that computed indices read, such as a distance, whose range is unknown."""
     result: set[str] = set()
     for node in below(every_expression(bound.program)):
         if isinstance(node, InputRead):
@@ -111,62 +113,64 @@ def _sizes_in(line: Expr) -> set[str]:
     return {node.name for node in below([line]) if isinstance(node, Size)}
 
 
-def _least(bound: BoundProgram, name: str, conditions: list[Expr], sizes: dict[str, int], case: CallCase) -> int:
+def _smallest_allowed(
+    bound: BoundProgram, name: str, conditions: list[Expr], sizes: dict[str, int], case: CallCase
+) -> int:
     meanings = [Meanings(bound.program, bound.values).of(line) for line in conditions]
-    most = max(case.n_q, case.n_k) + 1
-    for size in range(1, most):
+    largest = max(case.n_q, case.n_k) + 1
+    for size in range(1, largest):
         frame = EvaluationFrame(ParametersAlone({**sizes, name: size}), {}, 0, 0)
         try:
             if all(meaning(frame) for meaning in meanings):
                 return size
-        except (EvaluationError, KeyError):  # KeyError: a size of a segment, which is not decided here
-            return most
-    return most
+        except (EvaluationError, KeyError):  # KeyError: the size of a segment, which is unknown here
+            return largest
+    return largest
 
 
 def is_constant(item: Input) -> bool:
-    """Whether an integer or a truth value is the same for all tokens."""
+    """Whether an integer or truth value is the same for all tokens."""
     return item.type.kind in ("int", "bool") and set(item.type.dims) <= {"batch", "head", "kv_head"}
 
 
 def takes_constants(bound: BoundProgram, item: Input) -> bool:
-    """Whether an input may hold the constants that the text compares it with: ids of documents are what they are."""
+    """Whether an input may hold the constants that the text compares it with; document ids may not."""
     return item.type.kind == "int" and item.ranks_of is None and item is not bound.program.documents
 
 
 def _at_constants(bound: BoundProgram, item: Input, sizes: Mapping[str, int], values: list[int]) -> Example:
-    """Return an input that holds the given values: in turn, or by token at random with other numbers between."""
+    """Return an input that holds the given values: in turn, or at random tokens with other numbers in between."""
     shape = _shape(bound, item, sizes)
-    wanted = torch.tensor(values)
-    places = torch.arange(math.prod(shape))
+    constants = torch.tensor(values)
+    positions = torch.arange(math.prod(shape))
     if not is_constant(item):
         generator = torch.Generator().manual_seed(len(item.name))
-        drawn = wanted[torch.randint(len(values), places.shape, generator=generator)]
-        between = torch.randint(max(*values, 0) + 1, places.shape, generator=generator)
-        return _example(torch.where(places % 2 == 1, drawn, between).reshape(shape), "constants of the text")
-    return _example(wanted[places % len(values)].reshape(shape), "constants of the text")
+        drawn = constants[torch.randint(len(values), positions.shape, generator=generator)]
+        between = torch.randint(max(*values, 0) + 1, positions.shape, generator=generator)
+        return _example(torch.where(positions % 2 == 1, drawn, between).reshape(shape), "constants of the text")
+    return _example(constants[positions % len(values)].reshape(shape), "constants of the text")
 
 
 def _is_cluster(bound: BoundProgram, item: Input) -> bool:
-    """Whether an integer is an id by token and head, of which a selection reads several."""
+    """Whether an integer input is a cluster id by token and head, in a pattern with selections."""
     has_head = any(dim in ("head", "kv_head") for dim in item.type.dims)
     last = item.type.dims[-1] if item.type.dims else None
     return bool(bound.program.selections) and item.type.kind == "int" and has_head and last in _TOKENS
 
 
 def _clusters(item: Input, sizes: Mapping[str, int]) -> Example:
-    """Ids of stretches of about two tokens: enough of them that some have little weight."""
+    """Return cluster ids in stretches of two tokens: enough clusters that some get little weight."""
     shape = _shape(None, item, sizes)
     return _example((torch.arange(shape[-1]) // 2).expand(shape).contiguous(), "stretches of two tokens")
 
 
 def _is_table(item: Input) -> bool:
-    """Whether an integer or a truth value has dimensions that only inputs show."""
+    """Whether an integer or truth value has dimensions that only inputs have, or is a map of token pairs."""
     if item.type.kind not in ("int", "bool"):
         return False
-    along = [dim for dim in item.type.dims if dim in _TOKENS]
+    token_dims = [dim for dim in item.type.dims if dim in _TOKENS]
     return any(dim not in ("batch", "head", "kv_head", *_TOKENS) for dim in item.type.dims) or (
-        len(along) > 1 and item.type.kind == "bool"
+        len(token_dims) > 1 and item.type.kind == "bool"
     )
 
 
@@ -190,20 +194,20 @@ def _filled(item: Input, sizes: Mapping[str, int], value: int) -> Example:
 
 
 def _alternating(item: Input, sizes: Mapping[str, int]) -> Example:
-    """False and true in turn, over batch entries and heads."""
+    """Return false and true in turn, over batch entries and heads."""
     shape = _shape(None, item, sizes)
     indices = torch.stack(torch.meshgrid(*(torch.arange(n) for n in shape), indexing="ij")).sum(0) if shape else None
     tensor = torch.tensor(True) if indices is None else indices % 2 == 1
     return _example(tensor, "false and true in turn")
 
 
-def _random(bound: BoundProgram, item: Input, sizes: Mapping[str, int]) -> Example:
-    """Random integers below the least extent that they may index, or truth values of which half are true."""
+def _random_table(bound: BoundProgram, item: Input, sizes: Mapping[str, int]) -> Example:
+    """Return random integers below the smallest extent that they may index, or truth values, half of them true."""
     shape = _shape(bound, item, sizes)
     generator = torch.Generator().manual_seed(len(item.name))
     if item.type.kind == "bool":
         tensor: Tensor = torch.rand(shape, generator=generator) < 0.5
         return _example(tensor, "random truth values")
-    named = [n for dim, n in zip(item.type.dims[:-1], shape, strict=False) if dim not in ("batch", "head", "kv_head")]
-    limit = min(named) if named else max(sizes["key"], 1)
+    extents = [n for dim, n in zip(item.type.dims[:-1], shape, strict=False) if dim not in ("batch", "head", "kv_head")]
+    limit = min(extents) if extents else max(sizes["key"], 1)
     return _example(torch.randint(limit, shape, generator=generator), "random integers")

@@ -1,4 +1,4 @@
-"""The smallest call that makes every clause of a relation true for some pair and false for another."""
+"""Find the smallest call that makes every clause of a relation true for some pair and false for another."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from attnc.runtime.verifying.call_cases import (
 from attnc.runtime.verifying.clauses import ExercisedClause, WatchedEvaluator, clauses_of
 from attnc.runtime.verifying.compared import (
     compared_heads,
-    heads_wanted,
+    heads_needed,
     input_values,
     lines_of,
     reads_heads,
@@ -43,32 +43,32 @@ from attnc.spec.program import BoundProgram, HeadIndexRead, InputRead, KeyRange,
 LONGEST = 640
 LENGTHS = (16, 32, 64, 128, 256, 512, LONGEST)
 LENGTHS_OF_ROWS = (12, 24, 48)
-"""The lengths tried where each row costs as many evaluations as there are keys, or more."""
+"""The lengths tried where a row costs as many evaluations as there are keys, or more."""
 LENGTHS_OF_LOOPS = (12, 16)
 """The lengths tried where a row costs three nested loops or more."""
 
 PAIRS = 1 << 12
-"""Up to this many pairs a head are evaluated; of longer calls some rows are, drawn at random."""
+"""The maximum number of pairs evaluated per head; of longer calls, random rows are evaluated."""
 
 FEW_PAIRS = 1 << 10
-"""The number of evaluated pairs for further calls with the chosen parameters."""
+"""The maximum number of pairs evaluated per head in further calls with the selected parameters."""
 
 LOOKS, SHORT_LOOKS = 48, 24
-"""The largest number of calls to evaluate, and that for patterns whose rows are expensive."""
+"""The maximum number of calls to evaluate, in general and for patterns whose rows are expensive."""
 
 MOST_ENTRIES = 4
-"""Calls have up to this many batch entries for the values of integers that are the same for all tokens."""
+"""The maximum batch size of calls for the values of integers that are the same for all tokens."""
 
 LONGEST_STATE = 256
-"""States are looked at up to this length for the constants of their conditions."""
+"""The maximum length at which states are evaluated for the constants in their conditions."""
 
 LONG, LONG_LOOKS = 64, 4
-"""The length of a last few calls of patterns of which rows cost much, and how many there are."""
+"""The length and the number of the last calls that are tried for patterns whose rows are expensive."""
 
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """The operands of a call, in fp64."""
+    """The inputs and vectors of a call, in fp64."""
 
     inputs: dict[str, object]
     q: Tensor
@@ -78,9 +78,9 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One evaluated call: the relation of some rows, and the values of the clauses.
+    """An evaluated call: the relation of some rows, and the values of the clauses.
 
-    `wanted` is bool (rows, keys) by batch entry and head.
+    `wanted` holds the expected relation by batch entry and head: bool (rows, keys).
     """
 
     choice: ScaledChoice
@@ -91,7 +91,7 @@ class Look:
     clauses: list[ExercisedClause]
     hides_nothing: str = ""
     degenerate: bool = False
-    """Whether scaled parameters decide a clause that those asked for leave open."""
+    """Whether scaled parameters fix the value of a clause that the requested parameters leave open."""
 
     @property
     def pairs(self) -> int:
@@ -100,12 +100,12 @@ class Look:
 
     @property
     def hidden(self) -> int:
-        """The number of hidden pairs among those evaluated."""
+        """The number of hidden pairs among the evaluated pairs."""
         return sum(int((~x).sum()) for x in self.wanted.values())
 
     @property
     def is_complete(self) -> bool:
-        """Whether every clause is settled, and a pair is hidden where one can be."""
+        """Whether every clause is settled, and a pair is hidden if the pattern can hide one."""
         hides = bool(self.hidden) or bool(self.hides_nothing)
         return hides and not self.degenerate and all(clause.is_settled for clause in self.clauses)
 
@@ -118,7 +118,7 @@ class Look:
 
 @dataclass(slots=True)
 class Search:
-    """The calls looked at so far, of which the best is kept."""
+    """A search over calls; it keeps the best call evaluated so far."""
 
     tell: Callable[[str], None]
     wishes: ShapeRequest
@@ -129,7 +129,7 @@ class Search:
     refused: list[CallCase] = field(default_factory=list)
 
     def run(self, choice: ScaledChoice) -> Look | None:
-        """Return the first call that exercises every clause, else the one that exercises most; None for no call."""
+        """Return the first call that exercises every clause, else the best call; None if the pattern accepts none."""
         self.decided = decided(choice.bound)
         may_be_longer = self.wishes.length is None and not choice.bound.program.segments and loops(choice.bound) > 0
         if may_be_longer and any(LENGTHS_OF_ROWS[-1] <= n < LONG for n in constants(choice.bound.program)):
@@ -149,14 +149,14 @@ class Search:
         return self.best
 
     def _is_enough(self, choice: ScaledChoice, case: CallCase) -> bool:
-        """Look at a call, and keep it where it is the best; whether it exercises every clause."""
-        found = self._look(choice, case)
-        if found is not None and (self.best is None or found.rank > self.best.rank or found.is_complete):
-            self.best = found
-        return found is not None and found.is_complete
+        """Evaluate a call, keep it if it is the best, and return whether it exercises every clause."""
+        evaluated = self._look(choice, case)
+        if evaluated is not None and (self.best is None or evaluated.rank > self.best.rank or evaluated.is_complete):
+            self.best = evaluated
+        return evaluated is not None and evaluated.is_complete
 
     def _look_longer(self, choice: ScaledChoice) -> None:
-        """Look at a few calls of a pattern that costs much, longer than constants of its text may be."""
+        """Evaluate a few calls of an expensive pattern that are longer than most constants of its text."""
         for candidate in islice(scaled(choice, self.fixed), LONG_LOOKS):
             case = with_heads(candidate.bound, CallCase(LONG, LONG, 1, 2, 1, 4, 4), self.wishes)
             if self._is_enough(candidate, case):
@@ -171,11 +171,11 @@ class Search:
         self.tell(f"choosing a call: length {case.lengths}")
         self.looks += 1
         try:
-            found = look(choice, case)
-            return replace(found, degenerate=not decided(choice.bound) <= self.decided)
+            evaluated = look(choice, case)
+            return replace(evaluated, degenerate=not decided(choice.bound) <= self.decided)
         except EvaluationError as error:
             codes = {d.code for d in error.diagnostics}
-            if case.at_constants:  # the text may take no such number
+            if case.at_constants:  # the pattern may reject these numbers
                 self.refused.append(case)
                 return None
             if codes == {"A902"} and case.own_size is None:
@@ -192,16 +192,16 @@ def decided(bound: BoundProgram) -> frozenset[tuple[str, str]]:
     return frozenset((clause.where, clause.text) for clause in clauses_of(bound) if clause.reason)
 
 
-def cases(choice: ScaledChoice, wishes: ShapeRequest, *, is_own: bool) -> Iterator[CallCase]:
-    """Yield the calls to try, short ones first; `is_own`: with the parameters that were asked for."""
+def cases(choice: ScaledChoice, request: ShapeRequest, *, is_own: bool) -> Iterator[CallCase]:
+    """Yield the calls to try, short calls first; `is_own`: the parameters are the requested ones."""
     bound = choice.bound
     batch = 2 if _has_flags(bound) else 1
     needs_more = _needs_more_queries(bound)
-    for n in lengths(bound, wishes, is_own=is_own):
-        case = with_heads(bound, CallCase(n, n, batch, 2, 1, 4, 4), wishes)
+    for n in lengths(bound, request, is_own=is_own):
+        case = with_heads(bound, CallCase(n, n, batch, 2, 1, 4, 4), request)
         shapes = [case]
-        if wishes.heads is None and wishes.kv_heads is None and _reads_heads(bound) and head_count(bound) is None:
-            shapes += [replace(case, heads=3), *_of_many_heads(bound, case)]
+        if request.heads is None and request.kv_heads is None and _reads_heads(bound) and head_count(bound) is None:
+            shapes += [replace(case, heads=3), *_many_heads_case(bound, case)]
         yield from shapes
         values = [input_values(bound, i) for i in bound.program.inputs if takes_constants(bound, i)]
         if any(values):
@@ -213,7 +213,7 @@ def cases(choice: ScaledChoice, wishes: ShapeRequest, *, is_own: bool) -> Iterat
 
 
 def _needs_more_queries(bound: BoundProgram) -> bool:
-    """Whether calls with more queries than keys alone show a clause true and false, or hide a pair."""
+    """Whether only calls with more queries than keys exercise some clause, or hide a pair."""
     if not takes_more_queries(bound) or hides_nothing(bound, more_queries=False) != hides_nothing(bound):
         return takes_more_queries(bound)
     few, more = (clauses_of(bound, more_queries=more) for more in (False, True))
@@ -221,34 +221,36 @@ def _needs_more_queries(bound: BoundProgram) -> bool:
 
 
 def _reads_heads(bound: BoundProgram) -> bool:
-    """Whether a clause reads the head or how many there are: some tell apart heads beyond a power of two alone."""
+    """Whether a clause reads the head index or the number of heads; some compare heads beyond a power of two only."""
     return any(reads_heads(node) for node in below(lines_of(bound)))
 
 
-def _of_many_heads(bound: BoundProgram, case: CallCase) -> list[CallCase]:
-    """A call with heads on both sides of the constants that clauses compare them with, where three are too few."""
-    heads, kv_heads = heads_wanted(bound)
+def _many_heads_case(bound: BoundProgram, case: CallCase) -> list[CallCase]:
+    """Return a call with heads on both sides of the constants in clauses, if three heads are too few."""
+    heads, kv_heads = heads_needed(bound)
     if kv_heads > case.kv_heads:
         return [replace(case, heads=max(heads, kv_heads), kv_heads=max(heads, kv_heads))]
     return [replace(case, heads=heads)] if heads > 3 else []
 
 
 def _batch_of(bound: BoundProgram, least: int) -> int:
-    """The batch entries that show every value of integers that are the same for all tokens."""
-    lone = [i for i in bound.program.inputs if is_constant(i) and "batch" in i.type.dims and takes_constants(bound, i)]
-    return min(max((len(input_values(bound, item)) for item in lone), default=least) or least, MOST_ENTRIES)
+    """Return the batch size that holds every value of integers that are the same for all tokens."""
+    constant_inputs = [
+        i for i in bound.program.inputs if is_constant(i) and "batch" in i.type.dims and takes_constants(bound, i)
+    ]
+    return min(max((len(input_values(bound, item)) for item in constant_inputs), default=least) or least, MOST_ENTRIES)
 
 
 def _has_flags(bound: BoundProgram) -> bool:
-    """Whether an input gives one truth value to each batch entry."""
+    """Whether an input gives a truth value to each batch entry."""
     inputs = bound.program.inputs
     return any(i.type.kind == "bool" and set(i.type.dims) <= {"batch", "head", "kv_head"} for i in inputs)
 
 
-def lengths(bound: BoundProgram, wishes: ShapeRequest, *, is_own: bool) -> list[int]:
-    """Return the lengths to try."""
-    if wishes.length is not None:
-        return [wishes.length]
+def lengths(bound: BoundProgram, request: ShapeRequest, *, is_own: bool) -> list[int]:
+    """Return the lengths to try, in ascending order."""
+    if request.length is not None:
+        return [request.length]
     pattern = bound.program
     cost = loops(bound)
     choices = LENGTHS if not (pattern.selections or cost) else LENGTHS_OF_ROWS if cost < 3 else LENGTHS_OF_LOOPS
@@ -256,8 +258,8 @@ def lengths(bound: BoundProgram, wishes: ShapeRequest, *, is_own: bool) -> list[
         choices = LENGTHS_OF_ROWS
     if pattern.segments:
         fixed = natural_length(bound, 1) or 0
-        found = sorted({natural_length(bound, about) or 0 for about in (fixed, fixed + 5, 16, 48)})
-        return [n for n in found if n <= (choices[-1] if cost < 3 else 64)]
+        grid_lengths = sorted({natural_length(bound, target) or 0 for target in (fixed, fixed + 5, 16, 48)})
+        return [n for n in grid_lengths if n <= (choices[-1] if cost < 3 else 64)]
     if not pattern.attends:
         largest = max(counts(bound), default=0) if is_own else 0
         longer = [n for n in LENGTHS_OF_ROWS[1:] if n > largest]
@@ -271,15 +273,15 @@ def lengths(bound: BoundProgram, wishes: ShapeRequest, *, is_own: bool) -> list[
 
 
 def _as_long_as_constants(bound: BoundProgram) -> list[int]:
-    """The lengths at which states have passed the largest constant of their conditions, once and twice."""
+    """Return the lengths that exceed once and twice the largest constant in the conditions of states."""
     steps = below(line for _, _, line in step_lines(bound.program))
-    found = {n.value for n in steps if isinstance(n, Literal) and type(n.value) is int}
-    largest = max((n for n in found if n + 2 <= LONGEST_STATE), default=0)
+    literals = {n.value for n in steps if isinstance(n, Literal) and type(n.value) is int}
+    largest = max((n for n in literals if n + 2 <= LONGEST_STATE), default=0)
     return [n for n in (largest + 2, 2 * largest + 2) if LENGTHS_OF_ROWS[1] < n <= LONGEST_STATE]
 
 
 def look(choice: ScaledChoice, case: CallCase, pairs: int = PAIRS) -> Look:
-    """Evaluate the relation of a call. Raises EvaluationError where the pattern refuses the call."""
+    """Evaluate the relation of a call. Raises EvaluationError if the pattern rejects the call."""
     bound = choice.bound
     numbers = numbers_of(bound, case)
     oracle = WatchedEvaluator(bound, queries=case.n_q, keys=case.n_k, inputs=numbers.inputs, **case.counts)
@@ -287,19 +289,19 @@ def look(choice: ScaledChoice, case: CallCase, pairs: int = PAIRS) -> Look:
     rows = _rows(case, pairs)
     wanted: dict[tuple[int, int], Tensor] = {}
     if bound.program.attends:
-        depends = _depends_on(bound)
-        for batch in range(case.batch if depends else 1):
-            for head in _heads(bound, case) if depends else [0]:
-                found = [[any(oracle.seen_by(q, k, head=head, batch=batch)) for k in range(case.n_k)] for q in rows]
-                wanted[batch, head] = torch.tensor(found, dtype=torch.bool).reshape(len(rows), case.n_k)
-        _ask_ranges(oracle, rows)
-        _ask_families(oracle, case)
-    _ask_steps(oracle, case)
+        varies = _varies(bound)
+        for batch in range(case.batch if varies else 1):
+            for head in _heads(bound, case) if varies else [0]:
+                visible = [[any(oracle.seen_by(q, k, head=head, batch=batch)) for k in range(case.n_k)] for q in rows]
+                wanted[batch, head] = torch.tensor(visible, dtype=torch.bool).reshape(len(rows), case.n_k)
+        _evaluate_ranges(oracle, rows)
+        _evaluate_families(oracle, case)
+    _evaluate_steps(oracle, case)
     return Look(choice, case, numbers, rows, wanted, oracle.clauses, hides_nothing(bound))
 
 
-def _depends_on(bound: BoundProgram) -> bool:
-    """Whether a relation may differ from head to head, or from batch entry to batch entry."""
+def _varies(bound: BoundProgram) -> bool:
+    """Whether the relation may differ between heads or between batch entries."""
     per_head = {p.name for p in bound.program.parameters if p.per_head}
     if bound.program.selections or bound.program.documents is not None:
         return True
@@ -311,10 +313,10 @@ def _depends_on(bound: BoundProgram) -> bool:
     )
 
 
-def _ask_ranges(oracle: Evaluator, rows: tuple[int, ...]) -> None:
+def _evaluate_ranges(oracle: Evaluator, rows: tuple[int, ...]) -> None:
     """Evaluate the rows of attentions over a range, whose relation is between a query and a number.
 
-    Those of a family of branches are asked of each branch: the pattern may read those alone whose relation holds.
+    In a family of branches, every branch is evaluated: the pattern may read only the branches whose relation holds.
     """
     ranges = [attend for attend in oracle.program.attends if isinstance(attend.over, KeyRange) and attend.visible]
     for row in rows if ranges else ():
@@ -325,41 +327,45 @@ def _ask_ranges(oracle: Evaluator, rows: tuple[int, ...]) -> None:
                     _try(partial(oracle.rows.of, attend.name, member, 0, 0, row))
 
 
-def _try(ask: Callable[[], object]) -> None:
-    """Evaluate what the pattern itself may never ask; it may have no value."""
+def _try(evaluate: Callable[[], object]) -> None:
+    """Evaluate something that the pattern itself may never evaluate; it may be undefined."""
     try:
-        ask()
+        evaluate()
     except EvaluationError as error:
         if any(d.code == "A908" for d in error.diagnostics):
             raise
 
 
-def _ask_steps(oracle: Evaluator, case: CallCase) -> None:
-    """Evaluate the conditions of states at every token but the first, before which there is nothing to keep."""
-    places = [(head, batch) for batch in range(case.batch) for head in _heads(oracle.bound, case)]
+def _evaluate_steps(oracle: Evaluator, case: CallCase) -> None:
+    """Evaluate the conditions of states at every token except the first, which has no state before it."""
+    head_entries = [(head, batch) for batch in range(case.batch) for head in _heads(oracle.bound, case)]
     for _, recurrence, condition in step_lines(oracle.program):
-        asked = oracle.meanings.of(condition)
-        for view, head, batch in ((view, *place) for place in places for view in oracle.views(place[1])):
+        meaning = oracle.meanings.of(condition)
+        for view, head, batch in (
+            (view, *head_entry) for head_entry in head_entries for view in oracle.views(head_entry[1])
+        ):
             for token in range(1, view.keys):
-                for frame in _of_family(oracle, recurrence.family, view.frame(token, token, head, batch)):
+                for frame in _member_frames(oracle, recurrence.family, view.frame(token, token, head, batch)):
                     oracle.steps = 0
-                    _try(partial(asked, frame))
+                    _try(partial(meaning, frame))
 
 
 def _heads(bound: BoundProgram, case: CallCase) -> list[int]:
-    """The heads to ask: the first, the last, and those that clauses name."""
-    named = compared_heads(bound, "head") | {c * case.heads // case.kv_heads for c in compared_heads(bound, "kv_head")}
-    return sorted({0, case.heads - 1} | {head for head in named if 0 <= head < case.heads})
+    """Return the heads to evaluate: the first, the last, and those that clauses compare with."""
+    compared = compared_heads(bound, "head") | {
+        c * case.heads // case.kv_heads for c in compared_heads(bound, "kv_head")
+    }
+    return sorted({0, case.heads - 1} | {head for head in compared if 0 <= head < case.heads})
 
 
-def _of_family(oracle: Evaluator, family: KeyRange | None, frame: EvaluationFrame) -> Iterator[EvaluationFrame]:
-    """Yield a frame for each place of a family; the frame itself where there is none."""
+def _member_frames(oracle: Evaluator, family: KeyRange | None, frame: EvaluationFrame) -> Iterator[EvaluationFrame]:
+    """Yield a frame for each member of a family; the frame itself without a family."""
     for member in _members(oracle, family, frame):
         yield frame if family is None or member is None else frame.binding(family.binder, constantly(member))
 
 
 def _members(oracle: Evaluator, family: KeyRange | None, frame: EvaluationFrame) -> Sequence[int | None]:
-    """The places of a family; None alone where there is none."""
+    """Return the members of a family; [None] without a family."""
     if family is None:
         return [None]
     low, high = (oracle.meanings.of(end)(frame) for end in (family.low, family.high))
@@ -367,8 +373,8 @@ def _members(oracle: Evaluator, family: KeyRange | None, frame: EvaluationFrame)
     return range(low, high)
 
 
-def _ask_families(oracle: Evaluator, case: CallCase) -> None:
-    """Evaluate every selection of a family for the last query; the pattern may ask some of them only."""
+def _evaluate_families(oracle: Evaluator, case: CallCase) -> None:
+    """Evaluate every selection of a family for the last query; the pattern may evaluate only some of them."""
     view = oracle.view(case.n_q - 1, case.n_k - 1, 0)
     if view is None:
         return
@@ -380,23 +386,23 @@ def _ask_families(oracle: Evaluator, case: CallCase) -> None:
 
 
 def _rows(case: CallCase, pairs: int) -> tuple[int, ...]:
-    """All rows of a short call; of a long one the first, the last, and some between them."""
-    most = max(8, pairs // max(case.n_k, 1))
-    if case.n_q <= most:
+    """Return all rows of a short call; of a long call the first, the last, and random rows between."""
+    row_count = max(8, pairs // max(case.n_k, 1))
+    if case.n_q <= row_count:
         return tuple(range(case.n_q))
-    drawn = random.Random(0).sample(range(1, case.n_q - 1), most - 2)
+    drawn = random.Random(0).sample(range(1, case.n_q - 1), row_count - 2)
     return (0, *sorted(drawn), case.n_q - 1)
 
 
 def numbers_of(bound: BoundProgram, case: CallCase) -> Numbers:
-    """Return operands for a call. Raises ArgumentError for an input of which no values are made."""
-    made = torch.Generator().manual_seed(0)
+    """Return inputs and vectors for a call. Raises ArgumentError for an input that gets no example values."""
+    generator = torch.Generator().manual_seed(0)
     shapes = (
         (case.batch, case.heads, case.n_q, case.dk),
         (case.batch, case.kv_heads, case.n_k, case.dk),
         (case.batch, case.kv_heads, case.n_k, case.dv),
     )
-    q, k, v = (torch.randn(shape, generator=made, dtype=torch.float64) for shape in shapes)
-    if has_state(bound):  # as delta rules need it for bounded states
+    q, k, v = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    if has_state(bound):  # keeps the states of delta rules bounded
         q, k = (torch.nn.functional.normalize(x, dim=-1) for x in (q, k))
     return Numbers({name: example.tensor for name, example in draw(bound, case).items()}, q, k, v)

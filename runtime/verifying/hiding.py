@@ -1,4 +1,4 @@
-"""Why a pattern hides no pair, whatever the length."""
+"""Decide why a pattern hides no pair, whatever the length."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from attnc.spec.checks.measure import Measures
 from attnc.spec.program import BoundProgram, Expr, KeyRange
 
 MOST_QUESTIONS = 8
-"""The largest number of conditions of which every combination of truth values is tried."""
+"""The maximum number of open conditions for which every combination of truth values is tried."""
 
 MOST_BRANCHES = 16
 
 Question = tuple[Expr, int | None]
-"""A condition, and the scope of its names where it reads some."""
+"""A condition, and the number of the scope of its names if it reads any."""
 
 
 class _OpenError(Exception):
-    """A condition of which no truth is assumed yet."""
+    """A condition whose truth is not assumed yet."""
 
     def __init__(self, question: Question) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class _OpenError(Exception):
 
 
 def hides_nothing(bound: BoundProgram, *, more_queries: bool = True) -> str:
-    """Say why no pair is hidden, whatever the lengths; empty where one may be. `more_queries` as of `Bounds`."""
+    """Return why no pair is hidden, whatever the lengths; empty where one may be. `more_queries` as in `Bounds`."""
     pattern = bound.program
     if not pattern.attends:
         return "a recurrence updates a state token by token: there are no pairs to hide"
@@ -48,7 +48,7 @@ def hides_nothing(bound: BoundProgram, *, more_queries: bool = True) -> str:
 
 
 def _see_together(bounds: Bounds, family: KeyRange, lines: Sequence[Expr]) -> bool:
-    """Whether each key is seen by one branch of a family, whatever the conditions are that they share."""
+    """Whether a branch of a family sees each key, whatever the truth of the conditions that the branches share."""
     ends = [bounds.integer(end) for end in (family.low, family.high)]
     if ends[0] is None or ends[1] is None or ends[1] - ends[0] > MOST_BRANCHES:
         return False
@@ -57,38 +57,38 @@ def _see_together(bounds: Bounds, family: KeyRange, lines: Sequence[Expr]) -> bo
 
 
 def _covers(
-    bounds: Bounds, scopes: Sequence[BoundScope], lines: Sequence[Expr], given: Mapping[Question, bool]
+    bounds: Bounds, scopes: Sequence[BoundScope], lines: Sequence[Expr], assumed: Mapping[Question, bool]
 ) -> bool:
-    """Whether the lines hold in one of some scopes, for every truth of what is not given."""
+    """Whether the lines hold in some scope, for every combination of truth values of the open conditions."""
     try:
-        return any(all(_truth(bounds, line, scope, given) for line in lines) for scope in scopes)
+        return any(all(_truth(bounds, line, scope, assumed) for line in lines) for scope in scopes)
     except _OpenError as error:
         question = error.question
-    if len(given) == MOST_QUESTIONS:
+    if len(assumed) == MOST_QUESTIONS:
         return False
-    return all(_covers(bounds, scopes, lines, {**given, question: truth}) for truth in (True, False))
+    return all(_covers(bounds, scopes, lines, {**assumed, question: truth}) for truth in (True, False))
 
 
-def _truth(bounds: Bounds, node: Expr, scope: BoundScope, given: Mapping[Question, bool]) -> bool:
-    """The truth of a condition, where that of others is given. Raises _OpenError for one that is not."""
-    known = bounds.truth(node, scope)
-    if known is not None:
-        return known
+def _truth(bounds: Bounds, node: Expr, scope: BoundScope, assumed: Mapping[Question, bool]) -> bool:
+    """Return the truth of a condition under assumed truths of others. Raises _OpenError for an open condition."""
+    proved = bounds.truth(node, scope)
+    if proved is not None:
+        return proved
     match node:
         case program.Operation(op="not", operands=(part,)):
-            return not _truth(bounds, part, scope, given)
+            return not _truth(bounds, part, scope, assumed)
         case program.Operation(op="and", operands=parts):
-            return all(_truth(bounds, part, scope, given) for part in parts)
+            return all(_truth(bounds, part, scope, assumed) for part in parts)
         case program.Operation(op="or", operands=parts):
-            return any(_truth(bounds, part, scope, given) for part in parts)
+            return any(_truth(bounds, part, scope, assumed) for part in parts)
         case program.Operation(op="eq" | "ne" as op, operands=(a, b)) if is_condition(a) and is_condition(b):
-            return (_truth(bounds, a, scope, given) == _truth(bounds, b, scope, given)) is (op == "eq")
+            return (_truth(bounds, a, scope, assumed) == _truth(bounds, b, scope, assumed)) is (op == "eq")
         case program.ConditionalValue(condition=condition, then=then, otherwise=otherwise):
-            return _truth(bounds, then if _truth(bounds, condition, scope, given) else otherwise, scope, given)
+            return _truth(bounds, then if _truth(bounds, condition, scope, assumed) else otherwise, scope, assumed)
         case program.DefinitionUse(definition=definition):
-            return _truth(bounds, definition.body, bounds.inside(node, scope), given)
-    own = Measures().of(node).free & scope.arguments.keys()
-    question = node, scope.number if own else None
-    if question not in given:
+            return _truth(bounds, definition.body, bounds.inside(node, scope), assumed)
+    arguments_read = Measures().of(node).free & scope.arguments.keys()
+    question = node, scope.number if arguments_read else None
+    if question not in assumed:
         raise _OpenError(question)
-    return given[question]
+    return assumed[question]

@@ -24,22 +24,24 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 SCORE_TOLERANCE = 1e-9
 ORACLE_TERMS = 1 << 13
-"""Outputs are evaluated of as many rows as have this many terms over all heads, a row having keys times keys, or
-    with sums over keys inside of sums a quarter of the cube."""
+"""The maximum number of terms in the evaluated outputs over all heads, which limits the number of rows.
+
+A row has keys times keys terms, or a quarter of the keys cubed where sums over keys are nested.
+"""
 
 ORACLE_TOKENS = 40
-"""Recurrences are evaluated in the call that was chosen, and where there are up to this many tokens over all heads."""
+"""The maximum number of tokens over all heads for which recurrences are evaluated besides the selected call."""
 
 LONGER = 4
-"""A shape that a `require` line refuses is tried with up to three tokens more."""
+"""A shape that a `require` line rejects is tried with up to three tokens more."""
 
 REFUSALS = {"A805", "A904", "A905", "A906"}
-"""Codes of errors of a pattern that does not take a shape."""
+"""Error codes of a pattern that rejects a shape."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExecutorTrial:
-    """The error of one tensor of one executor in one dtype and shape."""
+    """The error of one tensor computed by one executor, in one dtype and shape."""
 
     executor: str
     dtype: str
@@ -49,11 +51,11 @@ class ExecutorTrial:
 
 @dataclass(slots=True)
 class Verdict:
-    """All that was compared, and what differs.
+    """The results of all comparisons.
 
-    `pairs` and `hidden` count pairs of a query and a key that were compared with the evaluator, by the mask where
-    `by_mask`, else by the outputs; `rows` counts outputs that were compared with it, `tokens` those of recurrences.
-    `left_out` holds the shapes that the pattern refuses. Where it `is_plain`, outputs follow from the mask.
+    `pairs` and `hidden` count the pairs compared with the evaluator, by the mask if `by_mask`, else by the outputs.
+    `rows` counts the compared outputs, `tokens` those of recurrences. `left_out` holds the shapes that the pattern
+    rejects. If the pattern `is_plain`, its outputs follow from the mask.
     """
 
     look: Look
@@ -70,87 +72,87 @@ class Verdict:
 
     @property
     def missing(self) -> list[str]:
-        """Say what was not compared; empty where everything was."""
+        """The comparisons that were not made, in words; empty if all were made."""
         return [text for text, _ in self.gaps]
 
     @property
     def gaps(self) -> list[tuple[str, str]]:
-        """Say what was not compared, each with a remedy."""
-        found = [
+        """The comparisons that were not made, each with a remedy."""
+        open_clauses = [
             (f"`{clause.text}` ({clause.where}) was {clause.missing}", remedy(self.look, clause))
             for clause in self.look.clauses
             if not clause.is_settled
         ]
-        rest = self._rest()
-        return [*found, *((text, remedy(self.look)) for text in rest)]
+        other_gaps = self._other_gaps()
+        return [*open_clauses, *((text, remedy(self.look)) for text in other_gaps)]
 
-    def _rest(self) -> list[str]:
-        found = []
+    def _other_gaps(self) -> list[str]:
+        gaps = []
         if self.look.degenerate:
-            found.append("the scaled parameters decide a clause that the pattern's own leave open")
+            gaps.append("the scaled parameters fix a clause that the requested ones leave open")
         if not self.errors:
-            found.append("no call was compared")
-        boundless = {(e.dtype, e.result.tensor) for e in self.errors if not isfinite(e.result.allowed)}
-        for dtype, name in sorted(boundless):
-            found.append(f"{name} in {dtype} was held against nothing: torch's own is not finite")
+            gaps.append("no call was compared")
+        unlimited = {(e.dtype, e.result.tensor) for e in self.errors if not isfinite(e.result.allowed)}
+        for dtype, name in sorted(unlimited):
+            gaps.append(f"{name} in {dtype} was compared with nothing, because torch's result is not finite")
         if has_state(self.look.choice.bound) and not (self.tokens or self.rows):
-            found.append("no token was compared with the evaluator")
+            gaps.append("no token was compared with the evaluator")
         elif not (self.is_plain or self.tokens or self.rows):
-            found.append("no output was compared with the evaluator")
+            gaps.append("no output was compared with the evaluator")
         if self.look.wanted and not self.pairs:
-            found.append("no pair was compared with the evaluator")
+            gaps.append("no pair was compared with the evaluator")
         if not (self.hidden or self.look.hides_nothing):
-            found.append("no hidden pair was compared with the evaluator")
-        return found
+            gaps.append("no hidden pair was compared with the evaluator")
+        return gaps
 
     @property
     def agrees(self) -> bool:
-        """Whether all that has to be compared was, and nothing differs."""
+        """Whether all required comparisons were made and nothing differs."""
         return not self.missing and not self.differing and all(e.result.agrees for e in self.errors)
 
     def worst(self) -> list[ExecutorTrial]:
-        """Return for each executor, dtype and tensor the case nearest to, or furthest beyond, what is allowed."""
-        found: dict[tuple[str, str, str], ExecutorTrial] = {}
-        for e in self.errors:
-            key = (e.executor, e.dtype, e.result.tensor)
-            if key not in found or _badness(e.result) > _badness(found[key].result):
-                found[key] = e
-        return list(found.values())
+        """Return the trial with the largest error relative to its limit, for each executor, dtype and tensor."""
+        trials: dict[tuple[str, str, str], ExecutorTrial] = {}
+        for trial in self.errors:
+            key = (trial.executor, trial.dtype, trial.result.tensor)
+            if key not in trials or _badness(trial.result) > _badness(trials[key].result):
+                trials[key] = trial
+        return list(trials.values())
 
 
-def _badness(e: Error) -> float:
-    if not e.agrees:
-        return float("inf") if e.error != e.error else 1e9 + e.error
-    return e.error / e.allowed if e.allowed else 0.0
+def _badness(result: Error) -> float:
+    if not result.agrees:
+        return float("inf") if result.error != result.error else 1e9 + result.error
+    return result.error / result.allowed if result.allowed else 0.0
 
 
 def verify(
     attention: Attention,
-    chosen: Look,
+    selected: Look,
     others: Sequence[CallCase],
     step: Callable[[str], None],
     dtypes: Sequence[torch.dtype] = DTYPES,
 ) -> Verdict:
-    """Compare the call that was chosen, and others, which a pattern may refuse; `step` is told of each."""
-    verdict = Verdict(chosen, attention.has_mask, attention.is_plain)
-    step(str(chosen.case))
-    _compare(attention, chosen, verdict, dtypes)
+    """Compare the selected call and others, which the pattern may reject; `step` is called before each."""
+    verdict = Verdict(selected, attention.has_mask, attention.is_plain)
+    step(str(selected.case))
+    _compare(attention, selected, verdict, dtypes)
     for case in others:
         step(str(case))
-        found = _first_taken(chosen, case)
-        if found is None:
+        evaluated = _first_accepted(selected, case)
+        if evaluated is None:
             verdict.left_out.append(case)
         else:
-            _compare(attention, found, verdict, dtypes)
+            _compare(attention, evaluated, verdict, dtypes)
     return verdict
 
 
-def _first_taken(chosen: Look, case: CallCase) -> Look | None:
-    """Return what the evaluator says of a shape, or of one a little longer; None where the pattern takes neither."""
+def _first_accepted(selected: Look, case: CallCase) -> Look | None:
+    """Evaluate a shape, or one a little longer if a `require` line rejects it; None if the pattern rejects all."""
     longer = range(1, LONGER) if case.n_q == case.n_k else ()
     for shape in (case, *(replace(case, n_q=case.n_q + more, n_k=case.n_k + more) for more in longer)):
         try:
-            return _looked(chosen, shape)
+            return _evaluate(selected, shape)
         except (SpecError, EvaluationError) as error:
             codes = {d.code for d in error.diagnostics}
             if not codes <= (REFUSALS if shape.n_q == shape.n_k else REFUSALS | {"A902"}):
@@ -160,52 +162,52 @@ def _first_taken(chosen: Look, case: CallCase) -> Look | None:
     return None
 
 
-def _looked(chosen: Look, case: CallCase) -> Look:
-    """Return what the evaluator says of another call with the parameters that were chosen."""
+def _evaluate(selected: Look, case: CallCase) -> Look:
+    """Evaluate another call with the selected parameters."""
     try:
-        return look(chosen.choice, case, FEW_PAIRS)
+        return look(selected.choice, case, FEW_PAIRS)
     except EvaluationError as error:
         if {d.code for d in error.diagnostics} != {"A902"} or case.own_size is not None:
             raise
-        return look(chosen.choice, replace(case, own_size=case.n_k), FEW_PAIRS)
+        return look(selected.choice, replace(case, own_size=case.n_k), FEW_PAIRS)
 
 
-def _compare(attention: Attention, found: Look, verdict: Verdict, dtypes: Sequence[torch.dtype]) -> None:
-    verdict.cases.append(found.case)
-    mask = _relation(attention, found, verdict)
-    _check_outputs(attention, found, verdict)
-    _run(attention, found, mask, verdict, dtypes)
+def _compare(attention: Attention, evaluated: Look, verdict: Verdict, dtypes: Sequence[torch.dtype]) -> None:
+    verdict.cases.append(evaluated.case)
+    mask = _compare_relation(attention, evaluated, verdict)
+    _check_outputs(attention, evaluated, verdict)
+    _run(attention, evaluated, mask, verdict, dtypes)
 
 
-def _run(attention: Attention, found: Look, mask: Tensor, verdict: Verdict, dtypes: Sequence[torch.dtype]) -> None:
+def _run(attention: Attention, evaluated: Look, mask: Tensor, verdict: Verdict, dtypes: Sequence[torch.dtype]) -> None:
     """Run every executor, forward and backward.
 
-    What torch would write of a pattern that is not plain is the reference executor: that one is held by the evaluator
-    alone, as beside itself it would always agree.
+    For a pattern that is not plain, the dense result in torch is the reference executor itself. Only the evaluator
+    checks that executor, because compared with itself it would always agree.
     """
-    numbers, case = found.numbers, found.case
-    made = torch.Generator().manual_seed(1)
-    grad = torch.randn((case.batch, case.heads, case.n_q, case.dv), generator=made, dtype=torch.float64)
-    grad_lse = torch.randn((case.batch, case.heads, case.n_q), generator=made, dtype=torch.float64)
+    numbers, case = evaluated.numbers, evaluated.case
+    generator = torch.Generator().manual_seed(1)
+    grad = torch.randn((case.batch, case.heads, case.n_q, case.dv), generator=generator, dtype=torch.float64)
+    grad_lse = torch.randn((case.batch, case.heads, case.n_q), generator=generator, dtype=torch.float64)
     has_parts = bool(attention.pattern.selections) or len(attention.pattern.nodes) > 1
     references = [("reference", torch.float64)] if attention.is_plain else []
     for executor, dtype in (*references, *(("cpu", dtype) for dtype in dtypes)):
         call = attention if executor == "cpu" else attention.reference
 
         def run(q: Tensor, k: Tensor, v: Tensor, call: Callable[..., Any] = call) -> tuple[Tensor, Tensor]:
-            return _called(call, attention, numbers.inputs, q, k, v)
+            return _call_with_lse(call, attention, numbers.inputs, q, k, v)
 
-        dense = None if attention.is_plain else partial(_called, attention.reference, attention, numbers.inputs)
+        dense = None if attention.is_plain else partial(_call_with_lse, attention.reference, attention, numbers.inputs)
         q, k, v = (x.to(dtype) for x in (numbers.q, numbers.k, numbers.v))
         probe = Probe(q, k, v, mask, grad, grad_lse if attention.has_lse else None, dense, has_parts)
         name = str(dtype).removeprefix("torch.")
         verdict.errors.extend(ExecutorTrial(executor, name, case, error) for error in compare(run, probe))
 
 
-def _called(
+def _call_with_lse(
     call: Callable[..., Any], attention: Attention, inputs: dict[str, object], q: Tensor, k: Tensor, v: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return (out, lse); zeros for an LSE that the pattern does not have."""
+    """Return (out, lse), with zeros for an LSE that the pattern does not have."""
     if not attention.has_lse:
         return call(q, k, v, **inputs), torch.zeros(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
     out, lse = call(q, k, v, return_lse=True, **inputs)
@@ -215,26 +217,26 @@ def _called(
 # --- the relation -----------------------------------------------------------------------------------------------------
 
 
-def _relation(attention: Attention, found: Look, verdict: Verdict) -> Tensor:
-    """Return the mask (batch, heads, Nq, Nk), compared with the evaluator's; all true where there is none."""
-    case, numbers = found.case, found.numbers
+def _compare_relation(attention: Attention, evaluated: Look, verdict: Verdict) -> Tensor:
+    """Return the mask (batch, heads, Nq, Nk), compared with the evaluator's; all true for a pattern without a mask."""
+    case, numbers = evaluated.case, evaluated.numbers
     mask = torch.ones((case.batch, case.heads, case.n_q, case.n_k), dtype=torch.bool)
     if not attention.has_mask:
         return mask
-    read: dict[str, Any] = {name: x for name, x in numbers.inputs.items() if name in attention.relation_inputs}
+    inputs: dict[str, Any] = {name: x for name, x in numbers.inputs.items() if name in attention.relation_inputs}
     counts: dict[str, Any] = {"heads": case.heads, "kv_heads": case.kv_heads}
     if attention.pattern.selections:
-        read, counts = {**numbers.inputs, "q": numbers.q, "k": numbers.k}, {}
+        inputs, counts = {**numbers.inputs, "q": numbers.q, "k": numbers.k}, {}
     for head in range(case.heads):
-        mask[:, head] = attention.mask(case.n_q, case.n_k, head=head, **counts, **read)
-    rows = list(found.rows)
-    for (batch, head), wanted in found.wanted.items():
-        verdict.pairs += wanted.numel()
-        verdict.hidden += int((~wanted).sum())
-        for row, key in (wanted != mask[batch, head, rows]).nonzero().tolist()[:1]:
+        mask[:, head] = attention.mask(case.n_q, case.n_k, head=head, **counts, **inputs)
+    rows = list(evaluated.rows)
+    for (batch, head), expected in evaluated.wanted.items():
+        verdict.pairs += expected.numel()
+        verdict.hidden += int((~expected).sum())
+        for row, key in (expected != mask[batch, head, rows]).nonzero().tolist()[:1]:
             verdict.differing.append(
                 f"{case}: batch {batch}, head {head}, query {rows[row]}, key {key}: the evaluator says "
-                f"{'visible' if wanted[row, key] else 'hidden'}"
+                f"{'visible' if expected[row, key] else 'hidden'}"
             )
     return mask
 
@@ -242,59 +244,64 @@ def _relation(attention: Attention, found: Look, verdict: Verdict) -> Tensor:
 # --- outputs ----------------------------------------------------------------------------------------------------------
 
 
-def _check_outputs(attention: Attention, found: Look, verdict: Verdict) -> None:
-    """Compare the reference executor's output and LSE with the evaluator's, of some rows where they cost much."""
-    bound, case = found.choice.bound, found.case
+def _check_outputs(attention: Attention, evaluated: Look, verdict: Verdict) -> None:
+    """Compare the reference executor's output and LSE with the evaluator's, for some rows if rows are expensive."""
+    bound, case = evaluated.choice.bound, evaluated.case
     if attention.is_plain:
         return
-    oracle = Evaluator(bound, queries=case.n_q, keys=case.n_k, inputs=found.numbers.inputs, **case.counts)
+    oracle = Evaluator(bound, queries=case.n_q, keys=case.n_k, inputs=evaluated.numbers.inputs, **case.counts)
     is_short = case.n_q * case.batch * case.heads <= ORACLE_TOKENS
     if bound.program.recurrence is not None:
         if is_short or not verdict.tokens:
-            _check_tokens(attention, found, oracle, verdict)
+            _check_tokens(attention, evaluated, oracle, verdict)
         return
-    rows = _some_rows(found, needs_one=not verdict.rows)
+    rows = _some_rows(evaluated, needs_one=not verdict.rows)
     if not rows or (has_state(bound) and verdict.rows and not is_short):
         return
-    q, k, v = (x.tolist() for x in (found.numbers.q, found.numbers.k, found.numbers.v))
-    wanted = [torch.tensor(x, dtype=torch.float64) for x in oracle.attend(q, k, v, only=rows)]
-    got = _called(
-        attention.reference, attention, found.numbers.inputs, found.numbers.q, found.numbers.k, found.numbers.v
+    q, k, v = (x.tolist() for x in (evaluated.numbers.q, evaluated.numbers.k, evaluated.numbers.v))
+    expected = [torch.tensor(x, dtype=torch.float64) for x in oracle.attend(q, k, v, only=rows)]
+    outputs = _call_with_lse(
+        attention.reference,
+        attention,
+        evaluated.numbers.inputs,
+        evaluated.numbers.q,
+        evaluated.numbers.k,
+        evaluated.numbers.v,
     )
     verdict.rows += len(rows) * case.batch * case.heads
-    for name, a, b in list(zip(("out", "lse"), wanted, got, strict=True))[: 2 if attention.has_lse else 1]:
-        _note(verdict, case, name, a, b[:, :, rows])
+    for name, a, b in list(zip(("out", "lse"), expected, outputs, strict=True))[: 2 if attention.has_lse else 1]:
+        _note_difference(verdict, case, name, a, b[:, :, rows])
     if not attention.has_mask:
-        for wanted_rows in found.wanted.values():
+        for expected_mask in evaluated.wanted.values():
             verdict.pairs += len(rows) * case.n_k
-            own = [i for i, row in enumerate(found.rows) if row in set(rows)]
-            verdict.hidden += int((~wanted_rows[own]).sum())
+            indices = [i for i, row in enumerate(evaluated.rows) if row in set(rows)]
+            verdict.hidden += int((~expected_mask[indices]).sum())
 
 
-def _some_rows(found: Look, *, needs_one: bool) -> list[int]:
-    """Return the rows of which outputs are evaluated: the last ones see most."""
-    case = found.case
+def _some_rows(evaluated: Look, *, needs_one: bool) -> list[int]:
+    """Return the rows whose outputs are evaluated: the last rows, which see most keys."""
+    case = evaluated.case
     terms = case.n_k**2 * case.batch * case.heads
-    if loops(found.choice.bound):
+    if loops(evaluated.choice.bound):
         terms *= max(case.n_k // 4, 1)
-    most = ORACLE_TERMS // max(terms, 1) or int(needs_one)
-    return list(found.rows[-most:]) if most else []
+    row_count = ORACLE_TERMS // max(terms, 1) or int(needs_one)
+    return list(evaluated.rows[-row_count:]) if row_count else []
 
 
-def _check_tokens(attention: Attention, found: Look, oracle: Evaluator, verdict: Verdict) -> None:
-    """Compare what tokens of a recurrence get, and the states after them, with the evaluator's."""
-    case, numbers = found.case, found.numbers
+def _check_tokens(attention: Attention, evaluated: Look, oracle: Evaluator, verdict: Verdict) -> None:
+    """Compare a recurrence's outputs and final states with the evaluator's."""
+    case, numbers = evaluated.case, evaluated.numbers
     out, states = oracle.recur(*(x.tolist() for x in (numbers.q, numbers.k, numbers.v)))
-    given: dict[str, Any] = dict(numbers.inputs)
-    got = attention.reference(numbers.q, numbers.k, numbers.v, **given)
-    _, last = attention(numbers.q, numbers.k, numbers.v, return_state=True, **given)
+    options: dict[str, Any] = dict(numbers.inputs)
+    outputs = attention.reference(numbers.q, numbers.k, numbers.v, **options)
+    _, final_states = attention(numbers.q, numbers.k, numbers.v, return_state=True, **options)
     verdict.tokens += case.n_q * case.batch * case.heads
-    for name, a, b in [("out", out, got), *((name, states[name], last[name]) for name in states)]:
-        kind = torch.complex128 if b.is_complex() else torch.float64
-        _note(verdict, case, name, torch.tensor(a, dtype=kind).reshape(b.shape), b)
+    for name, a, b in [("out", out, outputs), *((name, states[name], final_states[name]) for name in states)]:
+        dtype = torch.complex128 if b.is_complex() else torch.float64
+        _note_difference(verdict, case, name, torch.tensor(a, dtype=dtype).reshape(b.shape), b)
 
 
-def _note(verdict: Verdict, case: CallCase, name: str, wanted: Tensor, got: Tensor) -> None:
-    error = float(torch.where(wanted == got, 0, (wanted - got).abs()).max()) if got.numel() else 0.0
+def _note_difference(verdict: Verdict, case: CallCase, name: str, expected: Tensor, actual: Tensor) -> None:
+    error = float(torch.where(expected == actual, 0, (expected - actual).abs()).max()) if actual.numel() else 0.0
     if not error <= SCORE_TOLERANCE:
         verdict.differing.append(f"{case}: the evaluator's {name} differs by {error:.1e}")

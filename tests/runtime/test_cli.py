@@ -55,10 +55,10 @@ def test_every_command_has_help_and_json(command: str, capsys: pytest.CaptureFix
         (["chekc"], "there is no command `chekc`: did you mean `check`?"),
         (["show"], "the following arguments are required: SPEC; `attnc show --help`"),
         (["show", "causal", "--lne", "5"], "unrecognized arguments: --lne 5"),
-        (["show", "causal", "--len", "many"], "argument --len: 'many' is no whole number"),
+        (["show", "causal", "--len", "many"], "argument --len: 'many' is not a whole number"),
         (["show", "causal", "--len", "0"], "--len 0: give a whole number, at least 1"),
         (["show", "causal", "--head", "-1"], "--head -1: give a whole number, at least 0"),
-        (["show", "causal", "-o", "a.png"], "-o a.png: the picture is an SVG; give a name that ends in .svg"),
+        (["show", "causal", "-o", "a.png"], "-o a.png: the picture is an SVG; its name must end in .svg"),
         (["show", "causal", "-o", "none/a.svg"], "none/a.svg: No such file or directory"),
         (["show", "sliding_windw"], "the library has no pattern `sliding_windw`: did you mean `sliding_window`?"),
         (["show", "missing.attn"], "cannot read missing.attn: No such file or directory"),
@@ -161,9 +161,9 @@ def test_check_as_json(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (".", "is a directory; give the files in it"),
+        (".", "is a directory; name the files in it"),
         ("none.attn", "none.attn: No such file or directory"),
-        ("causal", "to see the library's pattern: attnc show causal"),
+        ("causal", "`attnc show causal` draws the library's pattern of that name"),
     ],
 )
 def test_check_of_a_path_that_is_no_file(
@@ -254,7 +254,7 @@ def test_list_of_a_family_or_of_words(words: list[str], expected: set[str], caps
         (["scorse"], "did you mean `scores`?"),
         (["retentoin"], "did you mean `retention`?"),
         (["zzzz"], "the families are masks, grids, scores"),
-        (["video", "ALiBi"], "fewer words find more"),
+        (["video", "ALiBi"], "use fewer words"),
     ],
 )
 def test_list_of_words_without_a_match(
@@ -351,7 +351,7 @@ def test_show_of_an_undefined_relation_fails(files: Path, capsys: pytest.Capture
 @pytest.fixture
 def few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = [CallCase(31, 31, 2, 6, 2, 16, 24), CallCase(17, 45, 1, 3, 1, 16, 16)]
-    monkeypatch.setattr("attnc.runtime.commands.verify.awkward_cases", lambda bound, length, wishes: shapes)
+    monkeypatch.setattr("attnc.runtime.commands.verify.awkward_cases", lambda bound, length, request: shapes)
 
 
 @pytest.mark.parametrize("name", ["sliding_window", "document", "full", "affine_scaled", "differential"])
@@ -368,9 +368,9 @@ def test_verify_says_which_shapes_a_pattern_refuses(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shapes = [CallCase(9, 9, 1, 2, 1, 7, 7), CallCase(9, 9, 1, 2, 1, 6, 6)]
-    monkeypatch.setattr("attnc.runtime.commands.verify.awkward_cases", lambda bound, length, wishes: shapes)
+    monkeypatch.setattr("attnc.runtime.commands.verify.awkward_cases", lambda bound, length, request: shapes)
     assert main(["verify", "differential"]) == 0
-    assert "dims 7/7  (left out: the pattern refuses it)" in capsys.readouterr().out
+    assert "dims 7/7  (left out: the pattern rejects it)" in capsys.readouterr().out
 
 
 def test_verify_finds_a_wrong_executor(
@@ -413,7 +413,7 @@ def test_a_nan_error_never_agrees() -> None:
 @pytest.mark.parametrize("command", ["cache why", "receptive", "show", "simulate", "tune", "verify"])
 def test_all_commands_read_lengths_alike(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command.split(), "causal", "--len", "8q"]) == 2
-    assert "argument --len: '8q' is no whole number: write it as in 8192, 8k or 1m" in capsys.readouterr().err
+    assert "argument --len: '8q' is not a whole number: write it as in 8192, 8k or 1m" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

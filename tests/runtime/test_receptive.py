@@ -121,7 +121,7 @@ def test_a_window(capsys: pytest.CaptureFixture[str]) -> None:
         "\n"
         "growth    tokens and all within, linear: 511 more with every layer (layers 1 – 32)\n"
         "result    not within 3 layers; it sees everything that it should from layer 33 on\n"
-        "path      15,000: known after 3 layers, for example by 15,000 → 15,361 → 15,872 → 16,383\n"
+        "path      15,000: reaches the query after 3 layers, for example by 15,000 → 15,361 → 15,872 → 16,383\n"
     )
 
 
@@ -183,7 +183,7 @@ def test_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert [layer["layer"] for layer in values["layers"]] == [0, 1, 2, 3, 4]
     assert values["layers"][1] == {"layer": 1, "tokens": 15, "share": 15 / 64, "furthest": 56, "all_within": 8}
     assert values["growth"] == {"tokens": None, "all_within": None}
-    assert values["notes"] == ["8 heads: a token sees what one of them sees"]
+    assert values["notes"] == ["8 heads: a token counts as seeing what any head sees"]
 
 
 def test_growth_of_a_picture(capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,7 +222,7 @@ def test_one_token(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["receptive", "causal", "--len", "1", "--path", "0"]) == 0
     out = capsys.readouterr().out
     assert "1 – 8: the same" in out
-    assert "path      0: known after no layers, for example by 0\n" in out
+    assert "path      0: reaches the query after no layers, for example by 0\n" in out
 
 
 def test_progress_is_reported(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,15 +259,15 @@ def test_progress_is_reported(capsys: pytest.CaptureFixture[str], monkeypatch: p
         (["long_lora", "--len", "6"], "does not meet `require keys % groups == 0`"),
         (
             ["halo", "-p", "height=8", "-p", "width=8", "--then", "halo", "-p", "height=16", "-p", "width=8"],
-            "the patterns are of 64 and 128 tokens",
+            "the patterns have different lengths: 64 and 128 tokens",
         ),
         (
             ["neighborhood_2d", "-p", "height=8", "-p", "width=8", "--len", "60"],
-            "--len 60: `neighborhood_2d` with these parameters is of 64 tokens",
+            "--len 60: `neighborhood_2d` has 64 tokens with these parameters",
         ),
         (
             ["moa", "-p", "alpha=[0,64]", "-p", "beta=[0,0]", "--then", "moa", "-p", "alpha=[0]", "-p", "beta=[0]"],
-            "the patterns have lists for 1 and 2 heads",
+            "the patterns' parameters are lists for 1 and 2 heads",
         ),
     ],
 )

@@ -85,17 +85,17 @@ def test_a_state_sees_the_whole_past_from_layer_1_on(capsys: pytest.CaptureFixtu
     assert main(["receptive", "hybrid_window_linear", "--len", "64", "--path", "0"]) == 0
     out = capsys.readouterr().out
     assert "result    it sees everything that it should from layer 1 on\n" in out
-    assert "path      0: known after 1 layer, for example by 0 → 63\n" in out
-    assert "note      hybrid_window_linear: far is a state: a token knows of all before it, as much as the state" in out
+    assert "path      0: reaches the query after 1 layer, for example by 0 → 63\n" in out
+    assert "note      hybrid_window_linear: far is a state: a token depends on all tokens before it, as far" in out
 
 
 def test_the_reach_of_a_state_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["receptive", BACKWARD_RESETS, "--len", "12"]) == 0
     out = capsys.readouterr().out
-    assert "all before it since the last reset, in the order of its scan, as much as the state holds\n" in out
+    assert "before it since the last reset, in the order of its scan, as far as the state holds them\n" in out
     assert main(["receptive", PACKED, "--len", "12"]) == 0
     out = capsys.readouterr().out
-    assert "all before it of its document, as much as the state holds\n" in out
+    assert "all tokens before it of its document, as far as the state holds them\n" in out
     assert "result    it never sees everything that it should: 4 of 12 tokens from layer 1 on\n" in out
 
 

@@ -84,13 +84,13 @@ def test_equal_pairs_with_other_scores_differ(capsys: pytest.CaptureFixture[str]
     assert main(["same", *arguments]) == 1
     out = capsys.readouterr().out
     assert "equal" not in out
-    assert "e and sliding_window show the same visible pairs for every length" in out
+    assert "e and sliding_window have the same visible pairs for every length" in out
     assert "they differ in scores: among 24 tokens and 8 heads, in head" in out
     status, values = run_json(capsys, "same", *arguments)
     assert (status, values["equal"], values["relation_equal"], values["differs_in"]) == (1, False, True, ["scores"])
     assert set(values["witness"]) == {"q", "k", "head"}
     assert main(["same", *arguments, "--relation"]) == 0
-    assert "show the same visible pairs for every length" in capsys.readouterr().out
+    assert "have the same visible pairs for every length" in capsys.readouterr().out
     status, values = run_json(capsys, "same", *arguments, "--relation")
     assert (status, values["equal"], values["relation_equal"], values["compared"]) == (0, True, True, ["relation"])
 
@@ -129,7 +129,7 @@ def test_equality_in_random_calls_alone_is_undecided(capsys: pytest.CaptureFixtu
     far = "pattern c\n    visible k <= q\n    score scale * dot(q, k) - max(q - k - 1000, 0)\n"
     assert main(["same", far, "causal"]) == 2
     out = capsys.readouterr().out
-    assert out.startswith("it is not decided whether c and causal are the same: they show the same visible pairs for ")
+    assert out.startswith("undecided whether c and causal are the same: they have the same visible pairs for ")
     assert "the normal forms of their scores differ; results are equal in drawn calls of 24 tokens" in out
     status, values = run_json(capsys, "same", far, "causal")
     assert (status, values["equal"], values["relation_equal"], values["equal_up_to"]) == (2, None, True, 24)
@@ -155,7 +155,7 @@ def test_equality_up_to_a_length_is_undecided(capsys: pytest.CaptureFixture[str]
     assert main(["same", "causal", SQUARES]) == 2
     out = capsys.readouterr().out
     assert "are equal" not in out
-    assert "they show the same visible pairs for all lengths up to 2,048; longer ones are not proved" in out
+    assert "they have the same visible pairs for all lengths up to 2,048; longer ones are not proved" in out
     for options in ([], ["--relation"]):
         status, values = run_json(capsys, "same", "causal", SQUARES, *options)
         assert (status, values["equal"], values["relation_equal"], values["equal_up_to"]) == (2, None, None, 2048)

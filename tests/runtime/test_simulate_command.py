@@ -57,7 +57,7 @@ def test_printed_text(capsys: pytest.CaptureFixture[str]) -> None:
         *expected_lines,
         "next best",
         "growth    O(n²); visible pairs n·(n + 1)/2",
-        "shows the same pairs as its rival",
+        "visible pairs as its rival",
     ):
         assert line in out
 
@@ -143,11 +143,11 @@ def test_a_machine_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     [
         (["causal", "--len", "0"], "--len 0: give a whole number, at least 1"),
         (["causal", "--len", "-5"], "--len -5: give a whole number, at least 1"),
-        (["causal", "--len", "8q"], "argument --len: '8q' is no whole number: write it as in 8192, 8k or 1m"),
+        (["causal", "--len", "8q"], "argument --len: '8q' is not a whole number: write it as in 8192, 8k or 1m"),
         (["causal", "--heads", "0"], "--heads 0: give"),
         (["causal", "--batch", "0"], "--batch 0: give"),
         (["causal", "--head-dim", "-1"], "--head-dim -1: give"),
-        (["causal", "--heads", "6", "--kv-heads", "4"], "--heads 6 is no multiple of --kv-heads 4"),
+        (["causal", "--heads", "6", "--kv-heads", "4"], "--heads 6 must be a multiple of --kv-heads 4"),
         (["causal", "--device", "h1000"], "unknown machine `h1000`: did you mean `h100`?"),
         (["causal", "--device", "none.json"], "none.json: No such file"),
         (["causal", "--tile", "100x64"], "a q tile of 100 is not supported: use a power of two"),
@@ -157,19 +157,19 @@ def test_a_machine_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         ),
         (["causal", "--tile", "big"], "--tile big: write queries by keys, as in --tile 128x64"),
         (["causal", "--order", "bricks"], "the relation reads no grid of tokens"),
-        (["causal", "--order", "random"], "--order random: it is one of natural, bricks, residues"),
-        (["causal", "--pass", "training"], "--pass training: it is one of forward, backward, decode"),
-        (["causal", "--dtype", "int8"], "--dtype int8: it is one of"),
-        (["causal", "--baseline", "flash"], "--baseline flash: it is one of full, causal, both"),
+        (["causal", "--order", "random"], "--order random: use one of natural, bricks, residues"),
+        (["causal", "--pass", "training"], "--pass training: use one of forward, backward, decode"),
+        (["causal", "--dtype", "int8"], "--dtype int8: use one of"),
+        (["causal", "--baseline", "flash"], "--baseline flash: use one of full, causal, both"),
         (["full", "--baseline", "causal"], "`full` shows keys behind their queries"),
         (["causal", "--sweep", "len"], "--sweep len: write a name and a range"),
-        (["causal", "--sweep", "len=4k..1k"], "the range must begin at 1 or above"),
+        (["causal", "--sweep", "len=4k..1k"], "the range must start at 1 or above"),
         (["causal", "--sweep", "windw=1..2"], "has no parameter `windw`"),
         (["causal", "--grid", "3"], "`causal` has no grid"),
-        (["neighborhood_2d", "--grid", "30,48", "--len", "100"], "is of 1,440 tokens"),
+        (["neighborhood_2d", "--grid", "30,48", "--len", "100"], "has 1,440 tokens"),
         (["neighborhood_2d", "--grid", "30"], "has 2 axes: y, x"),
         (["neighborhood_2d", "--grid", "0,4"], "write whole numbers above 0"),
-        (["neighborhood_2d", "--grid", "30,48", "-p", "height=3"], "-p height=3: --grid 30,48 says `height` too"),
+        (["neighborhood_2d", "--grid", "30,48", "-p", "height=3"], "-p height=3: --grid 30,48 sets `height` too"),
         (["neighborhood_2d", "-p", "height=9", "-p", "width=9", "--sweep", "len=1k..2k"], "is fixed by its parameters"),
     ],
 )
@@ -242,7 +242,7 @@ def test_both_rivals_are_in_the_json(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_pattern_that_is_its_own_rival(capsys: pytest.CaptureFixture[str]) -> None:
     _, values = run_json(capsys, "simulate", "causal", "--len", "1k")
     assert values["break_even_length"] is None
-    assert values["break_even_note"] == "at this length it shows the same pairs as its rival, causal attention"
+    assert values["break_even_note"] == "at this length it has the same visible pairs as its rival, causal attention"
 
 
 def test_machines_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -268,8 +268,8 @@ def test_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-o", "report.txt"], "-o report.txt: the report is a page; give a name that ends in .html"),
-        (["-o", "x.html", "--slider", "windw"], "--slider windw: `sliding_window` has none of that name"),
+        (["-o", "report.txt"], "-o report.txt: the report is an HTML page; its name must end in .html"),
+        (["-o", "x.html", "--slider", "windw"], "--slider windw: `sliding_window` has no whole-number parameter"),
     ],
 )
 def test_reports_refused(

@@ -328,4 +328,4 @@ def test_commands(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert all(f'id="ladder-{name}"' in page.read_text(encoding="utf-8") for name in CHOSEN_RUNGS)
     capsys.readouterr()
     assert main(["receptive", "moba", "-p", "block=64", "--len", "512"]) == 0
-    assert "a token sees all that may be chosen" in capsys.readouterr().out
+    assert "a token counts as seeing every key that may be selected" in capsys.readouterr().out

@@ -23,7 +23,7 @@ def test_fmt_writes_the_canonical_form(files: Path, capsys: pytest.CaptureFixtur
     messy.write_text(MESSY)
     messy.chmod(0o640)
     assert main(["fmt", "good.attn", "messy.attn"]) == 0
-    assert capsys.readouterr().out == "messy.attn: written\n2 files read, 1 changed\n"
+    assert capsys.readouterr().out == "messy.attn: formatted\n2 files read, 1 changed\n"
     assert messy.read_text() == NEAT
     assert messy.stat().st_mode & 0o777 == 0o640
     assert main(["fmt", "messy.attn"]) == 0
@@ -34,7 +34,7 @@ def test_fmt_check_writes_nothing(files: Path, capsys: pytest.CaptureFixture[str
     (files / "messy.attn").write_text(MESSY)
     assert main(["fmt", "--check", "good.attn"]) == 0
     assert main(["fmt", "--check", "good.attn", "messy.attn"]) == 1
-    assert capsys.readouterr().out.endswith("messy.attn: has another form\n2 files read, 1 would change\n")
+    assert capsys.readouterr().out.endswith("messy.attn: is not formatted\n2 files read, 1 would change\n")
     assert (files / "messy.attn").read_text() == MESSY
     status, values = run_json(capsys, "fmt", "--check", "messy.attn")
     assert status == 1
@@ -142,7 +142,7 @@ def test_equal_patterns(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_patterns_equal_only_in_trials_are_undecided(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["same", "causal", "pattern c\n    visible q * q >= k * k\n"]) == 2
     says = "for all lengths up to 2,048; longer ones are not proved (a product is beyond Presburger arithmetic)"
-    assert f"they show the same visible pairs {says}" in capsys.readouterr().out
+    assert f"they have the same visible pairs {says}" in capsys.readouterr().out
 
 
 def test_freeswim_equals_a_neighbourhood(capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,7 +177,7 @@ def test_proofs_without_islpy(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert main(["same", "neighborhood_1d", blocks, "-p", "window=8", "-p", "stride=8"]) == 2
     out = capsys.readouterr().out
     says = "for the 20 lengths that `require` allows up to 160; longer ones are not proved"
-    assert f"they show the same visible pairs {says}" in out
+    assert f"they have the same visible pairs {says}" in out
     assert "(`pip install 'attnc[proofs]'` may prove it for every length)" in out
     dilated = ["-p", "window=64", "-q", "window=64", "-q", "dilation=1"]
     assert main(["same", "sliding_window", "dilated_window", *dilated]) == 0
@@ -189,7 +189,7 @@ def test_proofs_without_islpy(capsys: pytest.CaptureFixture[str], monkeypatch: p
 def test_kv_heads_differ_from_heads_under_grouping(capsys: pytest.CaptureFixture[str]) -> None:
     by_kv_head, by_head = (f"pattern p\n    visible {name} == 0 or q == k\n" for name in ("kv_head", "head"))
     assert main(["same", by_kv_head, by_head]) == 1
-    assert "in head 1 with 2 heads to a kv head, query 0 sees key 1 in the first p" in capsys.readouterr().out
+    assert "in head 1 with 2 heads per kv head, query 0 sees key 1 in the first p" in capsys.readouterr().out
     assert run_json(capsys, "same", by_kv_head, by_head)[1]["group"] == 2
     assert main(["same", by_kv_head, by_kv_head.replace("== 0", "< 1")]) == 0
     by_count = "pattern p\n    visible head < heads or q == k\n"

@@ -112,7 +112,7 @@ def test_maps_of_several_attentions_are_limited_to_counted_pairs() -> None:
 
 
 def test_keys_other_than_tokens_have_no_map() -> None:
-    with pytest.raises(ArgumentError, match="no tokens"):
+    with pytest.raises(ArgumentError, match="not tokens"):
         make_tile_map(compile_attention("combiner", segment=8), 64, 64)
 
 

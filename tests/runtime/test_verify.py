@@ -22,7 +22,7 @@ from attnc.runtime.verifying.drawn_inputs import draw
 from attnc.runtime.verifying.exercise import Search, look
 from attnc.runtime.verifying.hiding import hides_nothing
 from attnc.runtime.verifying.remedies import remedy
-from attnc.runtime.verifying.scaled_parameters import ScaledChoice, own, scaled
+from attnc.runtime.verifying.scaled_parameters import ScaledChoice, requested_choice, scaled
 from attnc.runtime.verifying.verification import ExecutorTrial, Verdict
 from attnc.spec.load import load_program
 from attnc.spec.program import BoundProgram
@@ -68,7 +68,7 @@ def run_verify(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int
 
 def bound_of(text: str, **params: object) -> BoundProgram:
     entry = find(text)
-    return own(load_program(entry.source, ModuleLoader(None), entry.name), params, None).bound
+    return requested_choice(load_program(entry.source, ModuleLoader(None), entry.name), params, None).bound
 
 
 # --- broken executors and relations -----------------------------------------------------------------------------------
@@ -206,13 +206,13 @@ def test_a_call_is_found_for_constants_of_the_text(dims: str, condition: str, sh
 @pytest.mark.parametrize(
     ("condition", "requested", "says"),
     [
-        ("head != 5", ShapeRequest(heads=4), "; give --heads 7"),
-        ("t % 97 == 96", ShapeRequest(length=13), "; give --len 99 or more"),
-        ("t != 0", ShapeRequest(length=13), "; give another --len"),
+        ("head != 5", ShapeRequest(heads=4), "; use --heads 7"),
+        ("t % 97 == 96", ShapeRequest(length=13), "; use --len 99 or more"),
+        ("t != 0", ShapeRequest(length=13), "; use another --len"),
         (
             "x == 3",
             ShapeRequest(length=1),
-            "; no example of `x` shows it: compare a call of your own with `.reference`",
+            "; no example of `x` exercises it: compare a call of your own with `.reference`",
         ),
     ],
 )
@@ -247,14 +247,14 @@ def test_uncompared_parts_are_missing() -> None:
     verdict.errors.append(ExecutorTrial("cpu", "float16", case, Error("dq", 5.0, float("inf"), float("inf"))))
     assert not verdict.agrees
     assert verdict.missing == [
-        "dq in float16 was held against nothing: torch's own is not finite",
+        "dq in float16 was compared with nothing, because torch's result is not finite",
         "no output was compared with the evaluator",
     ]
 
 
 def test_options_without_a_call_are_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "block_diffusion", "--len", "13"]) == 2
-    assert "`block_diffusion` takes no call of this length" in capsys.readouterr().err
+    assert "`block_diffusion` rejects calls of this length" in capsys.readouterr().err
 
 
 def test_the_text_names_what_was_not_verified(capsys: pytest.CaptureFixture[str]) -> None:
@@ -296,7 +296,7 @@ def test_a_given_grid_is_used(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("option", "says"),
-    [(["--len", "0"], "--len 0: write a whole number"), (["--heads", "3", "--kv-heads", "2"], "must be a multiple")],
+    [(["--len", "0"], "--len 0: give a whole number"), (["--heads", "3", "--kv-heads", "2"], "must be a multiple")],
 )
 def test_options_are_checked(option: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "causal", *option]) == 2
@@ -399,13 +399,13 @@ def test_branches_that_see_every_key_together(line: str, says: str) -> None:
 
 
 def test_grids_cover_constants_of_the_relation() -> None:
-    choice = own(load_program(find("radial").source, ModuleLoader(None), "radial"), {}, None)
+    choice = requested_choice(load_program(find("radial").source, ModuleLoader(None), "radial"), {}, None)
     grids = [(c.bound.values["frames"], c.bound.values["per_frame"]) for c in islice(scaled(choice, frozenset()), 8)]
     assert (4, 128) in grids
 
 
 def test_scaled_parameters_meet_requirements() -> None:
-    choice = own(load_program(find("sliding_tile").source, ModuleLoader(None), "sliding_tile"), {}, None)
+    choice = requested_choice(load_program(find("sliding_tile").source, ModuleLoader(None), "sliding_tile"), {}, None)
     assert choice.how == "preset hunyuan"
     first = next(scaled(choice, frozenset()))
     assert first.bound.values != choice.bound.values

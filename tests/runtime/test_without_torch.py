@@ -99,7 +99,7 @@ def test_library_commands_run_without_torch(tmp_path: Path) -> None:
     outputs = json.loads(without.stdout)
     assert outputs == json.loads(beside.stdout)
     assert [command_output[0] for command_output in outputs[: len(PLAIN)]] == [1, 0, 1, 0, 2, *[0] * 17, 2]
-    assert "a file alone cannot do recurrences" in outputs[len(PLAIN) - 1][2]
+    assert "`attnc emit` does not support recurrences" in outputs[len(PLAIN) - 1][2]
 
 
 def test_errors_name_the_part_that_needs_torch(tmp_path: Path) -> None:

@@ -109,14 +109,14 @@ def test_mask_mod_is_evaluated_for_partial_blocks_only() -> None:
     sizes_seen: list[int] = []
     from attnc.runtime.bridges import block_masks
 
-    original = block_masks._evaluated
+    original = block_masks._evaluate_blocks
 
     def counted(mod: Any, lanes: Tensor, *sizes: Any) -> Any:
         sizes_seen.append(len(lanes))
         return original(mod, lanes, *sizes)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(block_masks, "_evaluated", counted)
+        patch.setattr(block_masks, "_evaluate_blocks", counted)
         bridges.from_block_mask(mask)
     assert sum(sizes_seen) == 8
     assert evaluated == [1]
@@ -126,11 +126,11 @@ def test_errors() -> None:
     with pytest.raises(ArgumentTypeError, match="block_mask is Tensor: it must be a BlockMask"):
         bridges.from_block_mask(torch.ones(3, 3))  # type: ignore[arg-type]
     attend = bridges.from_block_mask(create_block_mask(documents, None, None, N, N, device="cpu"))
-    with pytest.raises(ArgumentError, match="there are 149 queries and 149 keys: the mask is for 150 queries and 150"):
+    with pytest.raises(ArgumentError, match="149 queries and 149 keys, and the mask is for 150 queries and 150"):
         attend(*operands(N - 1))
     count, listed = torch.ones(1, 1, 1, dtype=torch.int32), torch.zeros(1, 1, 1, 1, dtype=torch.int32)
     short = BlockMask.from_kv_blocks(count, listed, BLOCK_SIZE=16, seq_lengths=(40, 16), compute_q_blocks=False)
-    with pytest.raises(ArgumentError, match="block_mask lists 1 rows of 16 queries and has 40 queries"):
+    with pytest.raises(ArgumentError, match="block_mask lists 1 rows of 16 queries, too few for its 40 queries"):
         bridges.from_block_mask(short)
 
 

@@ -184,9 +184,9 @@ def test_replacing_some_layers() -> None:
         before = bridges.install_diffusers(transformer, "full", attentions=["blocks.1."])
         assert_near(result(transformer, call), expected)
         assert not any(isinstance(processor, bridges.DiffusersProcessor) for processor in before.values())
-    with pytest.raises(ArgumentError, match=r"no self-attention whose name begins with 'block\.1\.'"):
+    with pytest.raises(ArgumentError, match=r"no self-attention whose name starts with 'block\.1\.'"):
         bridges.install_diffusers(transformer, "full", attentions=["block.1."])
-    with pytest.raises(ArgumentTypeError, match="give a list"):
+    with pytest.raises(ArgumentTypeError, match="pass a list"):
         bridges.install_diffusers(transformer, "full", attentions="blocks.1.")
 
 
@@ -213,13 +213,13 @@ def test_install_refuses_wrong_arguments() -> None:
         install(transformer, "svg", grid=GRID, block=8)
     with pytest.raises(UnsupportedError, match="`retention` has a state"):
         install(transformer, "retention", grid=GRID)
-    with pytest.raises(ArgumentError, match=r"grid is \(4, 6\): give frames, height and width"):
+    with pytest.raises(ArgumentError, match=r"grid is \(4, 6\): it must be frames, height and width"):
         install(transformer, "full", grid=(4, 6))
     with pytest.raises(ArgumentError, match="text is 'before'"):
         install(transformer, "full", text="before")  # type: ignore[arg-type]
-    with pytest.raises(ArgumentTypeError, match="of a pipeline its transformer"):
+    with pytest.raises(ArgumentTypeError, match="of a pipeline, pass its transformer"):
         install(torch.nn.Linear(2, 2), "full", grid=GRID)
-    with pytest.raises(ArgumentTypeError, match="`window` is given for `full`, which is compiled"):
+    with pytest.raises(ArgumentTypeError, match="`window` cannot be set for `full`, which is compiled"):
         install(transformer, compile_attention("full"), window=3)
     assert not replaced(transformer)
 
@@ -227,13 +227,13 @@ def test_install_refuses_wrong_arguments() -> None:
 def test_a_grid_that_does_not_match_the_tokens_is_refused() -> None:
     transformer, call = wan()
     bridges.install_diffusers(transformer, of_grid("neighborhood_3d", {"window": 3}))
-    with pytest.raises(ArgumentError, match="is of 72 tokens, and the video has 2×4×6 = 48 after patching"):
+    with pytest.raises(ArgumentError, match="has 72 tokens, but the video has 2×4×6 = 48 after patching"):
         result(transformer, {**call, "hidden_states": torch.randn(2, 4, 2, 8, 12)})
     bridges.install_diffusers(transformer, "full", grid=(3, 8, 12))
-    with pytest.raises(ArgumentError, match="over 72 tokens, and the grid has 288: give the grid after patching"):
+    with pytest.raises(ArgumentError, match="over 72 tokens, but the grid has 288: pass the grid in tokens"):
         result(transformer, call)
     bridges.install_diffusers(transformer, "full", grid=(3, 4, 5))
-    with pytest.raises(ArgumentError, match="12 more than the grid's 60: if they are a text"):
+    with pytest.raises(ArgumentError, match="12 more than the grid's 60: if these are a text"):
         result(transformer, call)
 
 
@@ -259,7 +259,7 @@ def test_an_unknown_model_needs_a_grid_argument(monkeypatch: pytest.MonkeyPatch)
         "img_ids": torch.zeros(20, 3),
         "txt_ids": torch.zeros(5, 3),
     }
-    with pytest.raises(ArgumentError, match=r"FluxTransformer2DModel is not known here .*give grid="):
+    with pytest.raises(ArgumentError, match=r"FluxTransformer2DModel is not a known model .*pass grid="):
         bridges.install_diffusers(model, "full")
     with torch.no_grad():
         expected = result(model, call)
@@ -307,6 +307,6 @@ def test_processors_that_do_not_call_sdpa_are_refused() -> None:
     for processor in transformer.attn_processors.values():
         if isinstance(processor, bridges.DiffusersProcessor):
             processor.own = Other()
-    says = r"Other asked .* 0 times, not once: call the model within diffusers\.attention_backend\(\"native\"\)"
+    says = r"Other called .* 0 times, expected one: call the model within diffusers\.attention_backend\(\"native\"\)"
     with torch.no_grad(), pytest.raises(UnsupportedError, match=says):
         result(transformer, call)

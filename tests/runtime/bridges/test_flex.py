@@ -319,7 +319,7 @@ def test_score_mod_compiled() -> None:
 
 def test_scores_without_a_score_mod_are_refused() -> None:
     real: dict[str, Any] = {"f": -torch.rand(1, 9, 4)}
-    with pytest.raises(UnsupportedError, match="score_mod: `fox` has a score of vectors, or of sums over keys"):
+    with pytest.raises(UnsupportedError, match="score_mod: `fox` has a score of vectors or of sums over keys"):
         compile_attention("fox").score_mod(9, heads=4, **real)
     with pytest.raises(UnsupportedError, match="score_mod: `gpt_oss` has weights"):
         compile_attention("gpt_oss").score_mod(9, heads=4)

@@ -82,7 +82,7 @@ def test_undecided_containment() -> None:
         4,
     )
     assert outcome is not None
-    assert "no tokens" in outcome.why
+    assert "not tokens" in outcome.why
 
 
 def test_a_models_cap_and_sinks() -> None:

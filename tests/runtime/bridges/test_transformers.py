@@ -147,7 +147,7 @@ def test_packed_sequences_and_padding_are_refused_together() -> None:
     places[1, 17:] = 0  # padding tokens may have any position
     assert result(attnc_model, ids, position_ids=places, attention_mask=mask).isfinite().all()
     places[1, 5:17] = torch.arange(12)
-    with pytest.raises(ArgumentError, match=r"batch entry 1 has padding .* and packs several sequences"):
+    with pytest.raises(ArgumentError, match=r"batch entry 1 has both padding .* and packed sequences"):
         result(attnc_model, ids, position_ids=places, attention_mask=mask)
 
 
@@ -156,7 +156,7 @@ def test_packed_sequences_after_a_cache_are_refused() -> None:
     with torch.no_grad():
         first = attnc_model(ids[:, :15], use_cache=True)
         places = torch.tensor([[15, 16, 17, 0, 1, 2, 3, 4]])
-        with pytest.raises(UnsupportedError, match="begin anew beside a cache of 15 tokens"):
+        with pytest.raises(UnsupportedError, match="restart with a cache of 15 tokens"):
             attnc_model(ids[:, 15:], past_key_values=first.past_key_values, position_ids=places)
 
 
@@ -175,7 +175,7 @@ def test_cumulative_lengths_of_a_flattening_collator() -> None:
     borders = {"position_ids": torch.arange(LENGTH)[None], "cu_seq_lens_q": lengths}
     last = result(attnc_model, flat, **borders)[:, 14:]
     assert_near(last, result(attnc_model, flat[:, 14:], position_ids=torch.arange(14, LENGTH)[None]))
-    with pytest.raises(ArgumentError, match="begin anew at token 14, where `cu_seq_lens_q` has no border"):
+    with pytest.raises(ArgumentError, match="restart at token 14, where `cu_seq_lens_q` has no border"):
         result(attnc_model, flat, position_ids=batch["position_ids"], cu_seq_lens_q=torch.tensor([0, 9, LENGTH]))
 
 
@@ -241,7 +241,7 @@ def test_sliding_window_as_transformers_counts_it() -> None:
     within = mistral(bridges.register_transformers("sliding_window", window=7))
     assert_near(result(within, ids), result(mistral("eager"), ids))
     over = mistral(bridges.register_transformers("sliding_window", window=8, name="attnc:over"))
-    with pytest.raises(ArgumentError, match=r"layer 0 is causal, sliding_window 7 .*query 7 sees key 0"):
+    with pytest.raises(ArgumentError, match=r"layer 0 is causal, sliding_window 7, .*query 7 sees key 0"):
         over(ids)
 
 
@@ -319,26 +319,26 @@ def test_registration_refuses_wrong_arguments() -> None:
         register("sliding_windw")
     with pytest.raises(SpecError, match="did you mean `window`"):
         register("sliding_window", windw=3)
-    with pytest.raises(ArgumentTypeError, match="`window` is given for `causal`, which is compiled"):
+    with pytest.raises(ArgumentTypeError, match="`window` cannot be set for `causal`, which is compiled"):
         register(compiled("causal"), window=3)
-    with pytest.raises(ArgumentTypeError, match="`window` is given for each layer's own mask"):
+    with pytest.raises(ArgumentTypeError, match="`window` cannot be set for each layer's own mask"):
         register(window=3)
     with pytest.raises(UnsupportedError, match="`gla` has a state"):
         register("gla")
-    with pytest.raises(ArgumentError, match='must begin with "attnc:"'):
+    with pytest.raises(ArgumentError, match='must start with "attnc:"'):
         register("causal", name="causal")
-    with pytest.raises(ArgumentError, match="takes `flash` in a name for its own"):
+    with pytest.raises(ArgumentError, match="takes a name with `flash` for its own"):
         register("pattern flash_window\n    visible 0 <= q - k < 4\n")
-    with pytest.raises(ArgumentTypeError, match=r"give a list, layers=\['full_attention'\]"):
+    with pytest.raises(ArgumentTypeError, match=r"pass a list, layers=\['full_attention'\]"):
         register("causal", layers="full_attention")
-    with pytest.raises(ArgumentError, match="no `full_atention`: did you mean `full_attention`"):
+    with pytest.raises(ArgumentError, match="no kind `full_atention`: did you mean `full_attention`"):
         register("causal", layers=["full_atention"])
 
 
 def test_a_registered_name_stands_for_one_pattern() -> None:
     register = bridges.register_transformers
     assert register("sliding_window", window=5) == register("sliding_window", window=5) == "attnc:sliding_window"
-    with pytest.raises(ArgumentError, match=r"is registered as Attention\('sliding_window', window=5, sinks=0\)"):
+    with pytest.raises(ArgumentError, match=r"registered already, as Attention\('sliding_window', window=5, sinks=0\)"):
         register("sliding_window", window=6)
     assert register("sliding_window", window=6, replace=True) == "attnc:sliding_window"
 
@@ -346,7 +346,7 @@ def test_a_registered_name_stands_for_one_pattern() -> None:
 def test_patterns_that_contradict_the_model() -> None:
     ids = tokens()
     future = llama(bridges.register_transformers("full"))
-    with pytest.raises(ArgumentError, match=r"in layer 0 is causal and `full` shows more: .*query 0 sees key 1\."):
+    with pytest.raises(ArgumentError, match=r"in layer 0 is causal, and `full` shows more: .*query 0 sees key 1\."):
         future(ids)
     prefix = llama(bridges.register_transformers("prefix_lm"))
     with pytest.raises(ArgumentError, match="`prefix_lm` may show more"):
@@ -356,7 +356,7 @@ def test_patterns_that_contradict_the_model() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"attention_mask": torch.zeros(3, 1, LENGTH, LENGTH)}, "says pair by pair who sees whom"),
+        ({"attention_mask": torch.zeros(3, 1, LENGTH, LENGTH)}, "defines visibility pair by pair"),
         ({"output_attentions": True}, "output_attentions"),
         ({"cu_seq_lens_q": torch.tensor([0, 9, LENGTH])}, "`cu_seq_lens_q` with 3 batch entries"),
         ({"position_bias": torch.zeros(1)}, "position_bias"),
@@ -383,7 +383,7 @@ def test_padding_between_tokens_is_refused() -> None:
     mask[0, 7] = 0
     with pytest.raises(ArgumentError, match="zeros between the ones of batch entry 0"):
         model(tokens(), attention_mask=mask)
-    with pytest.raises(ArgumentError, match="has 20 columns, and there are 23 tokens"):
+    with pytest.raises(ArgumentError, match="has 20 columns, expected 23"):
         model(tokens(), attention_mask=mask[:, :20])
 
 

@@ -100,7 +100,7 @@ def test_invalid_rates_are_ignored(change: dict[str, object]) -> None:
 def test_doctor(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
-    assert "attnc doctor --measure makes it" in out
+    assert "`attnc doctor --measure` writes it" in out
     assert re.search(r"^islpy +\d", out, re.MULTILINE)
     assert not folder.exists()
     assert main(["doctor", "--measure", "--json"]) == 0
@@ -119,7 +119,7 @@ def test_doctor_reports_that_rates_were_not_stored(
     monkeypatch.setattr(calibration, "measure", lambda: replace(AMX, source="measured with two threads"))
     assert main(["doctor", "--measure"]) == 1
     out = capsys.readouterr().out
-    assert "what was measured is not kept" in out
+    assert "the measured rates are not stored" in out
     assert "measured with" in out
 
 

@@ -58,7 +58,7 @@ def test_a_window_beside_a_state() -> None:
     assert near.visible == int(window_mask.sum())
     assert "    S[dk, dv]: a scalar decay" in branches_text(drawing)
     drawn_text = branches_text(drawing, 100)
-    assert "near: what is visible" in drawn_text.splitlines()[3] and "far: what is left" in drawn_text.splitlines()[3]
+    assert "near: visible share" in drawn_text.splitlines()[3] and "far: share left" in drawn_text.splitlines()[3]
     assert max(map(len, branches_text(drawing, 40).splitlines()[3:20])) <= 40
     branches_text(drawing, unicode=False).encode("ascii")
 
@@ -100,7 +100,7 @@ def test_texts_stay_inside_the_picture(spec: str) -> None:
 
 def test_the_show_command(tmp_path: Path) -> None:
     done = run("show", "hybrid_window_linear", "-p", "window=8", "--len", "16")
-    assert done.status == 0 and "far: what is left" in done.out and "a scalar decay" in done.out
+    assert done.status == 0 and "far: share left" in done.out and "a scalar decay" in done.out
     path = tmp_path / "far.svg"
     done = run("show", "hybrid_window_linear", "-p", "window=8", "--len", "16", "-o", str(path))
     assert done.status == 0 and done.out.startswith(f"{path}: near: ")
@@ -114,9 +114,9 @@ def test_the_show_command(tmp_path: Path) -> None:
 
 
 def test_refused_drawings() -> None:
-    with pytest.raises(ArgumentError, match="12 queries and 9 keys: a state is drawn with as many queries as keys"):
+    with pytest.raises(ArgumentError, match="12 queries and 9 keys: a picture of a state needs as many"):
         make_branches(compile_attention("gla"), 12, 9, {})
-    with pytest.raises(ArgumentError, match=r"would need 1\.94 GiB for the values alone, and 256 MiB is the most"):
+    with pytest.raises(ArgumentError, match=r"would need 1\.94 GiB for the values alone, and the limit is 256 MiB"):
         drawing_of("gla", 500_000)
-    with pytest.raises(ArgumentError, match="drawn pair by pair, 16,777,216 pairs at most"):
+    with pytest.raises(ArgumentError, match="drawn pair by pair, up to 16,777,216 pairs"):
         drawing_of("hybrid_window_linear", 5000)

@@ -279,8 +279,8 @@ def test_a_report_of_the_cpu_has_no_roofline_and_says_so() -> None:
 
 def test_an_unknown_machine_has_no_roofline_unless_it_is_given() -> None:
     other = replace(simulation_of(), device="mine", title="A machine of mine")
-    assert "are not at hand" in read(other).id("roofline").text
-    assert "are not at hand" in read(replace(simulation_of(), title="Another H100")).id("roofline").text
+    assert "are not available" in read(other).id("roofline").text
+    assert "are not available" in read(replace(simulation_of(), title="Another H100")).id("roofline").text
     html = report_html(other, None, machine=find_machine("h100"))
     assert "roofline-chart" in charts(read_page(html))
 

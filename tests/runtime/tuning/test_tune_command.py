@@ -50,7 +50,7 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cache", "clear"]) == 0
     assert "1 entry removed" in capsys.readouterr().out
     assert main(["cache", "load", str(table)]) == 0
-    assert "1 of 1 entry put into" in capsys.readouterr().out
+    assert "1 of 1 entry stored in" in capsys.readouterr().out
     assert main(["cache", "why", *call]) == 0
     capsys.readouterr()
     assert main(["cache", "path"]) == 0
@@ -64,11 +64,11 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["tune", "causal", "--time", "soon"], "tune is 'soon'"),
         (["tune", "causal", "--time", "0s"], "write a time above 0"),
-        (["tune", "causal", "--len", "0"], "--len 0: it must be at least 1"),
-        (["tune", "causal", "--device", "cuda"], "torch sees no GPU here"),
-        (["tune", "causal", "--heads", "3", "--kv-heads", "2"], "no multiple"),
+        (["tune", "causal", "--len", "0"], "--len 0: must be at least 1"),
+        (["tune", "causal", "--device", "cuda"], "torch finds no GPU"),
+        (["tune", "causal", "--heads", "3", "--kv-heads", "2"], "must be a multiple"),
         (["tune", "causal", "--head-dim", "0"], "--head-dim 0"),
-        (["tune", "causal", "-o", "plain.tbl"], "name it plain.json"),
+        (["tune", "causal", "-o", "plain.tbl"], "use plain.json"),
         (["cache", "why", "moba"], "there is nothing to tune"),
         (["cache", "why", "retention"], "there is nothing to tune"),
         (["cache"], "the following arguments are required"),
@@ -87,6 +87,6 @@ def test_damaged_entries_are_shown(capsys: pytest.CaptureFixture[str], folder: P
     (folder / "tuned-c.json").write_bytes(b"import os")
     assert main(["cache", "show"]) == 0
     output = capsys.readouterr().out
-    assert "of another version, ignored" in output
+    assert "written by another version of attnc, ignored" in output
     assert "damaged, ignored: it is not an entry of attnc" in output
     assert "measured" in output
