@@ -49,11 +49,11 @@ def samples(count: int) -> list[Rates]:
 
 def middle(samples: Sequence[Rates]) -> Rates:
     """Return the median of every rate."""
-    rates = [asdict(one) for one in samples]
+    rates = [asdict(sample) for sample in samples]
     first = rates[0]
     middle: dict[str, Any] = {}
     for key, value in first.items():
-        values = [one[key] for one in rates]
+        values = [sample[key] for sample in rates]
         if isinstance(value, float):
             middle[key] = statistics.median(values)
         elif key == "elements":
@@ -77,8 +77,8 @@ def main() -> int:
     """Measure and keep the rates; return 1 if no folder can hold them."""
     rates = middle(samples(COUNT))
     kept = calibration.save(rates)
-    for one in MICROBENCHMARKS:
-        print(f"{one.rates:9} {one.times:3} timings  {one.name}")
+    for benchmark in MICROBENCHMARKS:
+        print(f"{benchmark.rates:9} {benchmark.times:3} timings  {benchmark.name}")
     print(
         f"kept in {calibration.rates_file()}" if kept else "not kept: no cache folder is writable; set ATTNC_CACHE_DIR"
     )

@@ -31,13 +31,13 @@ def charts(results: Mapping[str, Result], where: str) -> Iterator[tuple[str, Plo
 
 def _chosen(results: Sequence[Result], suite: Sequence[str], test: Callable[[Row], bool]) -> dict[str, list[Row]]:
     """Return timed rows of these suites that pass a test, by part; parts without such rows are left out."""
-    suite_rows = {one.part: one.rows for one in results if suites.find(one.part)[1].suite in suite}
+    suite_rows = {result.part: result.rows for result in results if suites.find(result.part)[1].suite in suite}
     timed_rows = {name: [row for row in rows if "ms" in row and test(row)] for name, rows in suite_rows.items()}
     return {name: rows for name, rows in timed_rows.items() if rows}
 
 
 def _from(results: Sequence[Result], rows: Mapping[str, object]) -> list[Result]:
-    return [one for one in results if one.part in rows]
+    return [result for result in results if result.part in rows]
 
 
 def _gain(row: Row) -> float | None:

@@ -148,7 +148,7 @@ def _row(case: MaskCase, size: MaskSize, rounds: int, *, backward: bool) -> Row:
     with torch.set_grad_enabled(backward):
         times = _timed(runs, rounds)
     plan = attention.plan(size.n, heads=HEADS, head_dim=size.d, dtype=size.dtype, **inputs)
-    return facts | {"ms": {name: as_json(one) for name, one in times.items()}} | _plan(case, attention, plan)
+    return facts | {"ms": {name: as_json(timing) for name, timing in times.items()}} | _plan(case, attention, plan)
 
 
 def _timed(runs: dict[str, Run], rounds: int) -> dict[str, Timing]:

@@ -106,9 +106,13 @@ def verdict(goal: Goal, rows: Rows, why: Why) -> Verdict:
     )
     right = {part: [row for row in part_results if not is_wrong(row)] for part, part_results in part_rows.items()}
     values = goal.read(right)
-    behind = [Behind(one.label, one.value, why(goal, one)) for one in values if _misses(goal, one)]
-    behind.sort(key=lambda one: one.value, reverse=not goal.least)
-    value = combined(goal.how, [one.value for one in values]) if values else None
+    behind = [
+        Behind(measurement.label, measurement.value, why(goal, measurement))
+        for measurement in values
+        if _misses(goal, measurement)
+    ]
+    behind.sort(key=lambda measurement: measurement.value, reverse=not goal.least)
+    value = combined(goal.how, [measurement.value for measurement in values]) if values else None
     return Verdict(goal, value, len(values), tuple(behind), wrong)
 
 

@@ -226,7 +226,7 @@ def chosen_over_best(row: Row) -> float | None:
     if not tried:
         return None
     chosen = min(row["ms"]["attnc"]["low"], tried[0]["least_ms"])
-    return float(chosen / min(chosen, *(one["least_ms"] for one in tried)))
+    return float(chosen / min(chosen, *(trial["least_ms"] for trial in tried)))
 
 
 def _chosen(row: Row) -> float | None:

@@ -48,9 +48,9 @@ def stood_in(measured: str, published: str, *, n: int | None = None) -> Callable
 
 
 def _over_published(row: Row, rival: str) -> float | None:
-    for one in row.get("published", ()):
-        if one["published"] == rival and one["machine"].lower() == row.get("machine"):
-            return float(one["value"]) / float(row["ms"]["attnc"]["median"])
+    for figure in row.get("published", ()):
+        if figure["published"] == rival and figure["machine"].lower() == row.get("machine"):
+            return float(figure["value"]) / float(row["ms"]["attnc"]["median"])
     return None
 
 

@@ -194,8 +194,8 @@ def _tuned(rows: Rows) -> list[tuple[Row, str, list[Row]]]:
     for part_rows in rows.values():
         for row in part_rows:
             trials = row.get("trials", ())
-            for knob in dict.fromkeys(one["knob"] for one in trials):
-                tuned_rows.append((row, knob, [one for one in trials if one["knob"] == knob]))
+            for knob in dict.fromkeys(trial["knob"] for trial in trials):
+                tuned_rows.append((row, knob, [trial for trial in trials if trial["knob"] == knob]))
     return tuned_rows
 
 
@@ -207,8 +207,8 @@ def _near_best(rows: Rows) -> list[Measurement]:
     """Return 1 if the model's own choice is within 5 % of the best candidate, else 0."""
     measurements = []
     for row, knob, trials in _tuned(rows):
-        fastest = min(one["median"] for one in trials)
-        model_median = next(one["median"] for one in trials if one["option"] == "model")
+        fastest = min(trial["median"] for trial in trials)
+        model_median = next(trial["median"] for trial in trials if trial["option"] == "model")
         measurements.append(Measurement(f"{row['key']}, {knob}", float(model_median <= 1.05 * fastest), row))
     return measurements
 
@@ -310,7 +310,7 @@ def _orders(rows: Rows) -> list[Measurement]:
     """Return Kendall's tau of predicted and measured times over the schedules of each kernel."""
     measurements = []
     for row, knob, trials in _tuned(rows):
-        tau = kendall([(one["predicted"], one["median"]) for one in trials])
+        tau = kendall([(trial["predicted"], trial["median"]) for trial in trials])
         if tau is not None:
             measurements.append(Measurement(f"{row['key']}, {knob}", tau, row))
     return measurements

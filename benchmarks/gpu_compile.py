@@ -46,7 +46,9 @@ N, SHAPES = 4096, ((1, 4224), (1, 5120), (1, 8192), (2, 4096))
 def first_calls(setting: Setting) -> Iterator[Row]:
     """Yield forward, then forward with backward; on cold and on warm caches."""
     directions = ("forward", "forward+backward")
-    return rows(setting, [(f"first call {one}", partial(_first_call, setting, one)) for one in directions])
+    return rows(
+        setting, [(f"first call {direction}", partial(_first_call, setting, direction)) for direction in directions]
+    )
 
 
 def _first_call(setting: Setting, direction: str) -> Row:
@@ -69,9 +71,9 @@ def new_shapes(setting: Setting) -> Iterator[Row]:
 def _new_shapes(setting: Setting) -> Row:
     told = {name: _cold_and_warm(setting, name, "forward")[0] for name in RIVALS}
     row: Row = {"case": "new shapes", "shapes": SHAPES, "direction": "forward"}
-    row["recompiled"] = {name: sum(one["compiled"]) for name, one in told.items()}
-    row["ms_of_shapes"] = {name: one["shapes_ms"] for name, one in told.items()}
-    return row | {"ok": all(one["ok"] for one in told.values())}
+    row["recompiled"] = {name: sum(timings["compiled"]) for name, timings in told.items()}
+    row["ms_of_shapes"] = {name: timings["shapes_ms"] for name, timings in told.items()}
+    return row | {"ok": all(timings["ok"] for timings in told.values())}
 
 
 def _times(setting: Setting) -> int:

@@ -130,7 +130,7 @@ def _speed(setting: Setting, batch: int, n: int) -> Row:
     row |= {"cache_bytes": 2 * k.numel() * k.element_size()}
     runs = {name: step.run for name, step in steps.items()}
     row |= timed(setting, {**runs, **rivals, "copy": k.clone}, graphs=True)
-    row["published"] = [one.row() for one in published.figures(row["case"], "forward", n)]
+    row["published"] = [figure.row() for figure in published.figures(row["case"], "forward", n)]
     return row | {"of_copy_speed": median(row, "copy") / median(row)}
 
 
@@ -190,7 +190,10 @@ def _rivals(
         "flex": lambda: flex.attend(None, setting.device, tuned=True, compiled=setting.cuda),
         "flash_attention": lambda: flash_attention.decode(lengths),
         "flashinfer": lambda: flashinfer.decode(q, k, lengths),
-        **{f"sdpa_{one}": partial(sdpa.attend, one, setting.device, causal=False) for one in ("cudnn", "flash")},
+        **{
+            f"sdpa_{kernel}": partial(sdpa.attend, kernel, setting.device, causal=False)
+            for kernel in ("cudnn", "flash")
+        },
     }
     true = _true(q, k, v, torch.ones(k.shape[2], dtype=torch.bool, device=k.device))
     here: dict[str, Callable[[], Tensor]] = {}

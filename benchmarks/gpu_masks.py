@@ -138,7 +138,10 @@ def _row(setting: Setting, case: GpuCase, direction: Direction) -> Row:
     race, absent = _right(race, mask, (q, k, v), direction)
     row |= _facts(setting, case, attention, inputs, direction)
     row |= timed(setting, _runs(race, (q, k, v), direction), graphs=direction == "forward")
-    row |= {"absent": absent, "published": [one.row() for one in published.figures(case.name, direction, shape.n)]}
+    row |= {
+        "absent": absent,
+        "published": [figure.row() for figure in published.figures(case.name, direction, shape.n)],
+    }
     return row | _shares(row)
 
 

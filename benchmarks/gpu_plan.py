@@ -81,12 +81,12 @@ def _made(setting: Setting, listed: Sequence[Listed]) -> Iterator[Row]:
     return rows(setting, todo.items())
 
 
-def _row(setting: Setting, one: Listed, shape: Shape) -> Row:
+def _row(setting: Setting, figure: Listed, shape: Shape) -> Row:
     torch.manual_seed(0)
     dtype = torch.float32 if setting.toy else torch.bfloat16
-    case = replace(one.case, toy=shape) if setting.toy else replace(one.case, real=shape)
+    case = replace(figure.case, toy=shape) if setting.toy else replace(figure.case, real=shape)
     attention, inputs = case.attention(setting), case.given(setting)
-    row: Row = {"case": case.name, "n": shape.n, "d": shape.d, "dtype": word(dtype), "affine": one.affine}
+    row: Row = {"case": case.name, "n": shape.n, "d": shape.d, "dtype": word(dtype), "affine": figure.affine}
     call: dict[str, Any] = {"heads": shape.heads[0], "head_dim": shape.d, "dtype": dtype, "device": "cuda"}
     call |= {name: x.cpu() for name, x in inputs.items()}
     row |= {"live_tiles": attention.plan(shape.n, **call).tiles.live / shape.heads[0]}
@@ -97,8 +97,8 @@ def _row(setting: Setting, one: Listed, shape: Shape) -> Row:
     timings = timed(setting, {**runs, **makers})
     timings["ms"]["attnc"] = {"median": row["list_ms"], "low": row["list_ms"], "high": row["list_ms"], "rounds": 1}
     row |= {**timings, "absent": absent, "published": []}
-    if shape.n in {one.n for one in published.PUBLISHED if one.case == "block mask"}:
-        row["published"] = [one.row() for one in published.figures("block mask", "list", shape.n)]
+    if shape.n in {figure.n for figure in published.PUBLISHED if figure.case == "block mask"}:
+        row["published"] = [figure.row() for figure in published.figures("block mask", "list", shape.n)]
     return row
 
 
@@ -173,7 +173,7 @@ class watched:  # noqa: N801  a context manager, named as such
             torch.cuda.synchronize()
             self._profile.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # nor for this
             events: Any = self._profile.events()  # type: ignore[no-untyped-call]  # nor for this
-            self.others = sum(str(one.device_type).endswith("CUDA") for one in events) - len(self.launches)
+            self.others = sum(str(event.device_type).endswith("CUDA") for event in events) - len(self.launches)
 
     def list_bytes(self, call_inputs: Mapping[str, Tensor]) -> int:
         """Return the bytes that kernels were given besides operands and the call's inputs, each counted once."""

@@ -256,7 +256,7 @@ def _timing(setting: Setting, system: System, shape: Shape, *, training: bool) -
     steps = _steps({**runs, **rivals}, tensors, training=training)
     half = torch.empty(moved // 2, dtype=torch.int8, device=setting.device)
     row |= {"absent": absent, "moved_bytes": moved, **timed(setting, {**steps, "copy": half.clone})}
-    row["published"] = [one.row() for one in published.figures(name, direction, shape[1])]
+    row["published"] = [figure.row() for figure in published.figures(name, direction, shape[1])]
     return row | _rates(setting, row)
 
 

@@ -113,7 +113,7 @@ class Chosen:
 def _cases(setting: Setting) -> list[Chosen]:
     small = {"block": 16, "topk": 3}
     blocks = [Chosen("moba", small), Chosen("grouped_blocks", small)]
-    placed = [Chosen(*one) for one in (*_placed(setting), *_asking(setting))]
+    placed = [Chosen(*case) for case in (*_placed(setting), *_asking(setting))]
     return [*blocks, Chosen("native_sparse", {**small, "window": 40}, _gates), *placed]
 
 
@@ -256,7 +256,7 @@ def _timing(setting: Setting, race: RoutingRace, n: int, direction: str) -> Row:
     if direction == "forward":
         steps_["attnc_choice"] = partial(attend.chosen, *(x.detach() for x in leaves))
     row |= {"absent": absent, **timed(setting, steps_)}
-    row["published"] = [one.row() for one in _published(race, direction, n)]
+    row["published"] = [figure.row() for figure in _published(race, direction, n)]
     return row | _derived(setting, row, attend)
 
 

@@ -98,7 +98,7 @@ def _made(setting: Setting, stage: str) -> Iterator[Row]:
 def _figures(measured: gpu_calibrate.Measured, device: str) -> Row:
     figures = json.loads(Path(device).read_text(encoding="utf-8"))["figures"]
     kept = {name: figures[name]["value"] for name in ("hbm_share", "launch_us", "prologue_clocks")}
-    shares = {width: one["value"] for width, one in figures["kernel_share"].items()}
+    shares = {width: share["value"] for width, share in figures["kernel_share"].items()}
     return {
         "case": "figures",
         "microbenchmarks": measured.count,

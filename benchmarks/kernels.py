@@ -47,8 +47,8 @@ def main() -> int:
     kernels = _chosen(options)
     table.begin(options.targets, kernels, keep=options.changed)
     if options.changed:
-        kernels = [one for one in kernels if isinstance(one, GateCase) and not table.has(one)]
-    total = sum(isinstance(one, GateCase) for one in kernels)
+        kernels = [case for case in kernels if isinstance(case, GateCase) and not table.has(case)]
+    total = sum(isinstance(case, GateCase) for case in kernels)
     with console.progress("kernels", total) as step:
         for i, row in enumerate(rows(kernels, options.processes)):
             table.add(row)
@@ -114,7 +114,7 @@ def _key_of(one: GateCase | NoKernels) -> Key:
 
 def _write_facts(processes: int) -> int:
     """Compile causal attention; write its figures for the simulator (`compiler/simulation/compiled_figures.json`)."""
-    jobs = [one for one in causal_kernels(TARGETS, (64, 128)) if one.stage not in ("decode", "merge")]
+    jobs = [case for case in causal_kernels(TARGETS, (64, 128)) if case.stage not in ("decode", "merge")]
     compiled = sorted(rows(jobs, processes), key=lambda row: [*map(str, _key(row))])
     path = Path(compiled_figures.__file__).with_suffix(".json")
     lines = ",\n".join(f"  {json.dumps(figures_of(row))}" for row in compiled if row.get("loops"))
@@ -125,7 +125,7 @@ def _write_facts(processes: int) -> int:
 def causal_kernels(targets: Iterable[str], head_dims: Sequence[int]) -> list[GateCase]:
     """Return the kernels of causal attention in bf16."""
     gate_cases = cases(named(["causal"]), list(targets), list(head_dims), ["bfloat16"])
-    return [one for one in gate_cases if isinstance(one, GateCase)]
+    return [case for case in gate_cases if isinstance(case, GateCase)]
 
 
 def figures_of(row: Row) -> dict[str, object]:

@@ -45,13 +45,13 @@ def read_library(
     name = f"kernels-{kind}-triton-{version('triton')}"
     path = timing.RESULTS / f"{name}.json"
     old = kernel_verdicts.read(path)
-    wanted = {(one.target, one.source.digest): one for one in cases}
+    wanted = {(case.target, case.source.digest): case for case in cases}
     kept = [row for row in old if (row["target"], row["digest"]) in wanted or not scope.has(row)]
     rows = {(row["target"], row["digest"]): row for row in kept}
-    todo = [one for key, one in wanted.items() if key not in rows]
+    todo = [case for key, case in wanted.items() if key not in rows]
     provenance.refuse_uncommitted()  # before anything is compiled
     facts = provenance.header()
-    for done, (i, outcome) in enumerate(compile_all([(one.source, one.target) for one in todo], processes)):
+    for done, (i, outcome) in enumerate(compile_all([(case.source, case.target) for case in todo], processes)):
         reasons = judge(todo[i], outcome)
         rows[todo[i].target, todo[i].source.digest] = _row(todo[i], reasons)
         print(line(todo[i], outcome, reasons), flush=True)

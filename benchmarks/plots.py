@@ -49,12 +49,12 @@ class Plot:
         parts += _axes(x, y) + self._names()
         for name, (first, last) in self.lines.items():
             parts += _dashed(name, (x.at(first[0]), y.at(first[1])), (x.at(last[0]), y.at(last[1])))
-        for number, one in enumerate(self.series):
-            parts += _drawn(one, number, x, y) + _legend(one.name, number)
+        for number, series in enumerate(self.series):
+            parts += _drawn(series, number, x, y) + _legend(series.name, number)
         return "\n".join([*parts, "</svg>"]) + "\n"
 
     def _scales(self) -> tuple[LogScale, LogScale]:
-        points = [point for one in self.series for point in one.points]
+        points = [point for series in self.series for point in series.points]
         points += [point for line in self.lines.values() for point in line]
         xs, ys = [x for x, _ in points], [y for _, y in points]
         if self.square:

@@ -86,7 +86,7 @@ def contents(results: Mapping[str, Result]) -> Iterator[Block]:
     yield from map(Paragraph, INTRODUCTION)
     verdicts = [goals.verdict(goal, reading.rows(results), causes.why) for goal in all_goals.GOALS]
     for where, title in PLACES.items():
-        place_verdicts = [one for one in verdicts if one.goal.where == where]
+        place_verdicts = [verdict for verdict in verdicts if verdict.goal.where == where]
         if place_verdicts:
             yield Heading(2, f"{title}: goals")
             yield from _goals(place_verdicts)
@@ -104,10 +104,12 @@ def contents(results: Mapping[str, Result]) -> Iterator[Block]:
 
 
 def _goals(verdicts: Sequence[Verdict]) -> Iterator[Block]:
-    counts = {word: sum(one.word == word for one in verdicts) for word in ("ahead", "behind", "not measured here")}
+    counts = {
+        word: sum(verdict.word == word for verdict in verdicts) for word in ("ahead", "behind", "not measured here")
+    }
     yield Paragraph(", ".join(f"{count} {word}" for word, count in counts.items()) + ".")
     head = ("goal", "criterion", "from", "verdict", "target", "measured", "of rows", "measured / target")
-    yield DocumentTable(head, [_goal(one) for one in verdicts], words=4)
+    yield DocumentTable(head, [_goal(verdict) for verdict in verdicts], words=4)
 
 
 def _goal(verdict: Verdict) -> list[str]:
@@ -145,7 +147,7 @@ def _pictures(results: Mapping[str, Result]) -> Iterator[Block]:
         yield Heading(2, "Pictures")
     for where, name, plot, sources in drawn:
         yield Picture(f"{name}-{where}.svg", plot.svg(), f"{plot.title}: {plot.note}")
-        yield Paragraph(" ".join(_facts(one) for one in sources))
+        yield Paragraph(" ".join(_facts(result) for result in sources))
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
@@ -183,8 +185,8 @@ def _part(told: str, result: Result) -> Iterator[Block]:
     for row in (row for row in result.rows if "calls" in row):
         yield Paragraph(f"{row['key']}: {row['recompiles']} graphs compiled anew after the first call.")
         calls = [
-            [f"{one['batch']} × {one['n']}", f"{one['first_ms']:.1f}", f"{one['second_ms']:.1f}"]
-            for one in row["calls"]
+            [f"{call['batch']} × {call['n']}", f"{call['first_ms']:.1f}", f"{call['second_ms']:.1f}"]
+            for call in row["calls"]
         ]
         yield DocumentTable(("batch × tokens", "first call, ms", "second call, ms"), calls)
 
@@ -198,10 +200,10 @@ def beside(rows: Sequence[Row]) -> Iterator[Block]:
     if reasons:
         told = [text if len(keys) == len(rows) else f"{text} ({len(keys)} rows)" for text, keys in reasons.items()]
         yield Paragraph(f"Not run. {'; '.join(told)}.")
-    figures = [(row["key"], one) for row in rows for one in row.get("published", ())]
+    figures = [(row["key"], figure) for row in rows for figure in row.get("published", ())]
     head = ("row", "published, not measured here", "machine", "configuration", "source", "value")
     if figures:
-        yield DocumentTable(head, [_published(key, one) for key, one in figures], words=5)
+        yield DocumentTable(head, [_published(key, figure) for key, figure in figures], words=5)
 
 
 def _published(key: str, one: Row) -> list[str]:

@@ -102,7 +102,7 @@ def rows(setting: Setting) -> Iterator[Row]:
     for n, d, dtype, point in itertools.product(lengths, widths, dtypes, POINTS[:3] if setting.toy else POINTS):
         name = str(dtype).removeprefix("torch.")
         if (key := f"{point.name} n={n} d={d} {name} forward") not in setting.done:
-            best = min(one.best(name, d) for one in samples)
+            best = min(sample.best(name, d) for sample in samples)
             yield {"key": key} | _row(point, n, d, dtype, 1 if setting.toy else ROUNDS, best, others=d == widths[0])
 
 

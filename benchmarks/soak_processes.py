@@ -48,8 +48,8 @@ def processes(size: CallSize) -> Row:
     failures += [f"the entry {name} is damaged" for name in state["damaged"]]
     return {
         "processes": size.processes,
-        "calls": sum(int(one["calls"]) for one in told),
-        "tuned": sum(int(one["tuned"]) for one in told),
+        "calls": sum(int(report["calls"]) for report in told),
+        "tuned": sum(int(report["tuned"]) for report in told),
         "tuned_by_a_process_on_the_warm_cache": warm["tuned"],
         "entries": state["entries"],
         "left_over": state["parts"],

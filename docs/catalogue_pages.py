@@ -249,8 +249,8 @@ class Catalogue:
             about=FAMILIES.get(family, ""),
             family=family,
             words=WORDS.get(family, OTHERWISE),
-            contents=_contents([one.name for one in shown]),
-            sections="\n\n".join("\n".join(self._section(one)) for one in shown),
+            contents=_contents([pattern.name for pattern in shown]),
+            sections="\n\n".join("\n".join(self._section(pattern)) for pattern in shown),
         )
 
     def _section(self, shown: Shown) -> Iterator[str]:

@@ -38,7 +38,7 @@ class Published:
 
 def figures(case: str, direction: str, n: int) -> list[Published]:
     """Return the published figures for a row."""
-    return [one for one in PUBLISHED if (one.case, one.direction, one.n) == (case, direction, n)]
+    return [figure for figure in PUBLISHED if (figure.case, figure.direction, figure.n) == (case, direction, n)]
 
 
 NATTEN = "SHI-Labs/NATTEN, docs/sample-outputs, snapshot 2026-07-23"

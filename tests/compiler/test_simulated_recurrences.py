@@ -156,9 +156,9 @@ def test_every_recurrence_of_the_library(name: str) -> None:
             for rung in simulation.rungs
         )
         assert simulation.predicted_ms == pytest.approx(
-            max(simulation.times[3], sum(one.ms for one in simulation.passes))
+            max(simulation.times[3], sum(pass_ladder.ms for pass_ladder in simulation.passes))
         )
-        for kernel in (kernel for one in simulation.passes for kernel in one.kernels):
+        for kernel in (kernel for pass_ladder in simulation.passes for kernel in pass_ladder.kernels):
             assert kernel.memory_ms <= kernel.units_ms <= kernel.chain_ms <= kernel.ms
         assert all(rung.lost_to in str(simulation) for rung in simulation.rungs)
         assert "token by token" in str(simulation) or not simulation.reason

@@ -38,7 +38,7 @@ def check(relation: Index, rows: tuple[int, int], n_k: int) -> SeenKeys:
     assert (visible.first[1:] > visible.stop[:-1]).all()
     if visible.slices is not None:
         assert len(visible.slices) <= MOST_SLICES
-        assert [k for one in visible.slices for k in range(n_k)[one]] == np.flatnonzero(whole).tolist()
+        assert [k for key_slice in visible.slices for k in range(n_k)[key_slice]] == np.flatnonzero(whole).tolist()
     return visible
 
 

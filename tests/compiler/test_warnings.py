@@ -106,7 +106,7 @@ def test_patterns_with_inputs_or_branches_are_not_sampled() -> None:
 def test_even_windows_are_warned_of_when_compiled(name: str, params: dict[str, Any], says: str) -> None:
     with pytest.warns(PatternWarning, match=rf"`{name}`, .*{name}\.attn:\d+: .*{says}.*\(W009\)") as told:
         compile_attention(name, **params)
-    assert [one.filename for one in told] == [__file__]
+    assert [warning.filename for warning in told] == [__file__]
 
 
 @pytest.mark.parametrize(

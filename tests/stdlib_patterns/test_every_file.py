@@ -85,7 +85,7 @@ def check_warnings(name: str) -> None:
     choices: list[str | None] = [preset.name for preset in program.presets]
     if all(parameter.default is not None for parameter in program.parameters):
         choices.append(None)
-    codes = {one.code for preset in choices for one in warnings_of(bind(program, {}, preset))}
+    codes = {warning.code for preset in choices for warning in warnings_of(bind(program, {}, preset))}
     assert codes == WARNED.get(name, {}).keys()
 
 
@@ -184,7 +184,7 @@ def emitted(name: str | None) -> Iterator[Kernel]:
 @cache
 def first_written() -> Mapping[tuple[str, str], str]:
     """Return the digest of the first kernel with each text."""
-    return {same_text(one): one.source.digest for one in emitted(None)}
+    return {same_text(kernel): kernel.source.digest for kernel in emitted(None)}
 
 
 def check_gate(name: str) -> None:
@@ -201,13 +201,13 @@ def check_gate(name: str) -> None:
         return
     kernels = list(emitted(name))
     of_both = name in pattern_names() or name in routing_names()
-    assert kernels and (not of_both or {one.head_dim for one in kernels} == {*WIDTHS})
+    assert kernels and (not of_both or {kernel.head_dim for kernel in kernels} == {*WIDTHS})
     failed = {}
-    for one in kernels:
-        row = table().get(one.source.digest) or table().get(first_written()[same_text(one)])
-        assert row is not None, (one.title, one.head_dim)
+    for kernel in kernels:
+        row = table().get(kernel.source.digest) or table().get(first_written()[same_text(kernel)])
+        assert row is not None, (kernel.title, kernel.head_dim)
         if row["verdict"] != "pass":
-            failed[one.title, one.head_dim] = ", ".join(row["reasons"])
+            failed[kernel.title, kernel.head_dim] = ", ".join(row["reasons"])
     assert failed == {}
 
 

@@ -277,7 +277,10 @@ def test_resets(name: str) -> None:
             in_pieces(case, part(tensors, slice(None), slice(entry, entry + 1)), (0, *resets, 160))
             for entry, resets in enumerate(places)
         ]
-        return {each: torch.cat([one[each] for one in results_by_entry]) for each in results_by_entry[0]}
+        return {
+            result: torch.cat([entry_results[result] for entry_results in results_by_entry])
+            for result in results_by_entry[0]
+        }
 
     truth = everything(case, by_entries, torch.float64)
     ours = everything(case, lambda case, resets: by_us(case, resets, attend, fresh=fresh), torch.float64)
@@ -322,9 +325,9 @@ def test_a_split_sequence_equals_a_whole_one(name: str, how: str) -> None:
         whole, truth = by_us(case, tensors), by_reference(case, tensors)
         for cuts in CUTS[how]:
             ours = in_calls(case, tensors, cuts)
-            for each, x in ours.items():
-                assert error(x, whole[each]) <= tight(name), (cuts, each)
-                assert error(x, truth[each]) <= tight(name), (cuts, each)
+            for result, x in ours.items():
+                assert error(x, whole[result]) <= tight(name), (cuts, result)
+                assert error(x, truth[result]) <= tight(name), (cuts, result)
 
 
 @pytest.mark.parametrize("name", CONTINUED)

@@ -49,7 +49,7 @@ def drawn(attend: Attention, dtype: torch.dtype = torch.float32) -> tuple[list[T
     """Draw q of two heads, k and v of one kv head, and the inputs."""
     draw = torch.Generator().manual_seed(7)
     made = example_inputs(attend.bound, N_Q, N_K, {}, batch=2, heads=2, sizes={"kv_head": 1, "dk": 8, "dv": 8})
-    inputs = {name: one.tensor.to(dtype) for name, one in made.items()}
+    inputs = {name: example.tensor.to(dtype) for name, example in made.items()}
     return [torch.randn(2, h, n, 8, generator=draw).to(dtype) for h, n in ((2, N_Q), (1, N_K), (1, N_K))], inputs
 
 

@@ -44,7 +44,7 @@ def recorded(*, run: bool = True) -> Iterator[list[Launch]]:
 
 def stages(launches: Sequence[Launch]) -> set[str]:
     """Return the stages that kernels computed."""
-    return {one.source.stage for one in launches}
+    return {launch.source.stage for launch in launches}
 
 
 @contextmanager

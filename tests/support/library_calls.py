@@ -112,4 +112,6 @@ def library_call(name: str, n: int, params: Mapping[str, Any] | None = None) -> 
     drawn_inputs = made_inputs(name, length, heads)
     names, sizes = attention.relation_inputs, {"dk": WIDTH, "dv": WIDTH}
     made = example_inputs(attention.bound, length, length, drawn_inputs, heads=heads, sizes=sizes, names=names)
-    return LibraryCall(attention, length, heads, {**drawn_inputs, **{key: one.tensor for key, one in made.items()}})
+    return LibraryCall(
+        attention, length, heads, {**drawn_inputs, **{key: example.tensor for key, example in made.items()}}
+    )

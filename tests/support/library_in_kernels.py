@@ -38,7 +38,7 @@ def check_pattern(name: str, dtype: torch.dtype, tolerance: float | None = None)
     if name == "bigbird":
         drawn_inputs["random"] = torch.randint(n // 16, (heads, n // 16, 2))
     made = example_inputs(attention.bound, n, n, drawn_inputs, heads=heads, sizes={"dk": d, "dv": d})
-    inputs = drawn_inputs | {key: one.tensor for key, one in made.items()}
+    inputs = drawn_inputs | {key: example.tensor for key, example in made.items()}
     by_head = any("head" in tensor.dims for tensor in attention._pattern.tensors)
     tensors = operands(n, heads=(heads, heads if by_head else heads // 2 or 1), widths=(d, d), dtype=dtype)
     return check(attention, tensors, inputs, with_lse=attention.has_lse, tolerance=tolerance)

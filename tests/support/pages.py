@@ -26,10 +26,10 @@ class Element:
             yield from child.walk()
 
     def all(self, tag: str) -> list[Element]:
-        return [one for one in self.walk() if one.tag == tag]
+        return [element for element in self.walk() if element.tag == tag]
 
     def id(self, name: str) -> Element:
-        (element,) = (one for one in self.walk() if one.attributes.get("id") == name)
+        (element,) = (candidate for candidate in self.walk() if candidate.attributes.get("id") == name)
         return element
 
 

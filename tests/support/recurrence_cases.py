@@ -117,7 +117,7 @@ def draw_case(
 
 def chunked(name: str, tensors: Tensors, resets: Tensor | None = None, micro: int = 1, chunk: int = 64) -> Result:
     rest = dict(tensors)
-    beta, read, left = (rest.pop(each, None) for each in ("beta", "read", "left"))
+    beta, read, left = (rest.pop(name_of_part, None) for name_of_part in ("beta", "read", "left"))
     correction: Delta | RankOne | None = None
     if left is not None:
         assert read is not None

@@ -259,9 +259,14 @@ Results = dict[str, Tensor]
 def by_reference(case: Case, tensors: Mapping[str, Tensor]) -> Results:
     """Return `out`, and the states after the last token by name."""
     arguments = symmetric(case, tensors)
-    q, k, v = (arguments.pop(each) for each in "qkv")
+    q, k, v = (arguments.pop(state_name) for state_name in "qkv")
     state = (
-        tuple(arguments.pop(f"state {each}") for each, _ in case.system.states if f"state {each}" in arguments) or None
+        tuple(
+            arguments.pop(f"state {state_name}")
+            for state_name, _ in case.system.states
+            if f"state {state_name}" in arguments
+        )
+        or None
     )
     if case.name == "aaren" and state:
         m, mean = state
@@ -270,7 +275,7 @@ def by_reference(case: Case, tensors: Mapping[str, Tensor]) -> Results:
     if case.name == "aaren":
         top, total, acc = last
         last = ((top + total.log())[..., None], acc / total[..., None])
-    return {"out": out, **{each: x for (each, _), x in zip(case.system.states, last, strict=False)}}
+    return {"out": out, **{state_name: x for (state_name, _), x in zip(case.system.states, last, strict=False)}}
 
 
 def by_us(case: Case, tensors: Mapping[str, Tensor], attend: Attention | None = None, **more: Any) -> Results:
@@ -285,7 +290,7 @@ def by_us(case: Case, tensors: Mapping[str, Tensor], attend: Attention | None = 
 
 def found(case: Case, out: Tensor, last: Mapping[str, Tensor]) -> Results:
     """Return the results of a call in the reference's form."""
-    states = {each: last[each] for each, _ in case.system.states}
+    states = {state_name: last[state_name] for state_name, _ in case.system.states}
     if case.name == "aaren":
         states["m"] = states["m"][..., None]
     return {"out": out, **states}
@@ -294,7 +299,11 @@ def found(case: Case, out: Tensor, last: Mapping[str, Tensor]) -> Results:
 def arguments(case: Case, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], Tensors | None]:
     """Return the arguments of a call, and its states."""
     operands: dict[str, Any] = symmetric(case, tensors)
-    state = {each: operands.pop(f"state {each}") for each, _ in case.system.states if f"state {each}" in operands}
+    state = {
+        state_name: operands.pop(f"state {state_name}")
+        for state_name, _ in case.system.states
+        if f"state {state_name}" in operands
+    }
     if case.name == "spatial_mamba":  # one state per channel: B and C are numbers
         operands |= {name: operands[x][..., 0].transpose(1, 2) for name, x in (("b", "k"), ("c", "q"))}
         operands["A"] = operands["A"][:, 0]

@@ -30,9 +30,9 @@ def painted(ranges: tuple[TokenRange, ...], solved: Side, n_q: int, n_k: int) ->
     q, k = np.arange(n_q), np.arange(n_k)
     columns = k[None, :] if solved == "k" else q[:, None]
     mask = np.zeros((n_q, n_k), dtype=np.bool_)
-    for one in ranges:
-        low = 0 if one.low is None else evaluated(one.low, q, k)
-        high = n_q + n_k if one.high is None else evaluated(one.high, q, k)
+    for token_range in ranges:
+        low = 0 if token_range.low is None else evaluated(token_range.low, q, k)
+        high = n_q + n_k if token_range.high is None else evaluated(token_range.high, q, k)
         mask |= (low <= columns) & (columns <= high)
     return mask
 
@@ -151,7 +151,7 @@ LIBRARY: list[tuple[str, dict[str, Any], tuple[int, int]]] = [
 def test_library(name: str, values: dict[str, Any], counts: tuple[int, int]) -> None:
     relation = from_library(name, **values).attend.visible
     found = tuple(find_ranges(relation, solved) for solved in SIDES)
-    assert tuple(len(one or ()) for one in found) == counts
+    assert tuple(len(ranges or ()) for ranges in found) == counts
 
 
 @pytest.mark.parametrize(("name", "values"), [("power", {}), ("strided", {}), ("dilated_window", {})])

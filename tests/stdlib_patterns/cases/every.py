@@ -15,7 +15,7 @@ from cases.case import Case
 def every_case() -> Mapping[str, tuple[Case, ...]]:
     """Return the cases by the name of their pattern."""
     cases_by_name: dict[str, list[Case]] = {}
-    for module in sorted(one.name for one in pkgutil.iter_modules(cases.__path__, "cases.")):
+    for module in sorted(module_info.name for module_info in pkgutil.iter_modules(cases.__path__, "cases.")):
         for case in getattr(importlib.import_module(module), "CASES", ()):
             cases_by_name.setdefault(case.name, []).append(case)
     return {name: tuple(pattern_cases) for name, pattern_cases in sorted(cases_by_name.items())}

@@ -59,14 +59,14 @@ def attention(rng: random.Random) -> Drawn:
 
 
 def _text(draft: Draft, head: list[str], body: list[str]) -> str:
-    lines = [head[0], *(one.declaration for one in draft.inputs), *head[1:], *body]
+    lines = [head[0], *(item.declaration for item in draft.inputs), *head[1:], *body]
     return "\n    ".join(lines) + "\n"
 
 
 def _single(draft: Draft) -> tuple[list[str], Dense]:
     visible = [condition(draft, 3) for _ in range(draft.number(1, 2))]
     score, weights, value = formulas.score(draft), formulas.weights(draft), formulas.value(draft)
-    body = [f"visible {one.text}" for one in visible]
+    body = [f"visible {term.text}" for term in visible]
     if score is not None:
         body.append(f"score {score.text}")
     if weights.line is not None:
@@ -76,8 +76,8 @@ def _single(draft: Draft) -> tuple[list[str], Dense]:
 
     def dense(s: Scene) -> tuple[Tensor, Tensor | None, Tensor]:
         mask = s.pairs
-        for one in visible:
-            mask = mask & one.value(s)
+        for term in visible:
+            mask = mask & term.value(s)
         return attend(s, mask, score, weights, value)
 
     return body, dense

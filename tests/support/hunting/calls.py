@@ -107,19 +107,19 @@ def draw_call(drawn: Drawn, rng: random.Random, longest: int) -> Call:
         leaves["k"] = torch.nn.functional.normalize(leaves["k"], dim=-1)
     sizes = {"batch": batch, "head": heads[0], "kv_head": kv_heads, "query": n_q, "key": n_k, "token": n_k}
     sizes |= {"dk": dk, "dv": dv}
-    inputs = {one.name: one.drawn(sizes, generator) for one in drawn.inputs}
+    inputs = {item.name: item.drawn(sizes, generator) for item in drawn.inputs}
     inputs = {name: x.to(dtype) if x.is_floating_point() else x for name, x in inputs.items()}
-    for one in drawn.inputs:
-        inputs[one.name], view = _viewed(inputs[one.name], one.dims, rng)
+    for item in drawn.inputs:
+        inputs[item.name], view = _viewed(inputs[item.name], item.dims, rng)
         if view:
-            views[one.name] = view
+            views[item.name] = view
     leaves |= {name: x for name, x in inputs.items() if x.is_floating_point()}
     grads = (
         torch.randn(batch, heads[0], n_q, dv, generator=generator, dtype=torch.float64),
         torch.randn(batch, heads[0], n_q, generator=generator, dtype=torch.float64),
     )
     packed = n_q == n_k > 0 and drawn.documents is None and drawn.grid is None and rng.random() < 0.15
-    packed = packed and not any("query" in one.dims and "key" in one.dims for one in drawn.inputs)
+    packed = packed and not any("query" in item.dims and "key" in item.dims for item in drawn.inputs)
     cuts = sorted(rng.randint(0, n_k) for _ in range(rng.randint(1, 3))) if packed else []
     scale = rng.choice([0.3, -0.7, 1.0]) if rng.random() < 0.15 else None
     words = f"q {shapes['q']}, k {shapes['k']}, v {shapes['v']}, {dtype}, views {views or 'none'}"
@@ -161,7 +161,7 @@ def _lengths(drawn: Drawn, rng: random.Random, longest: int) -> tuple[int, int]:
     n_k = rng.choice([1, 2, rng.randint(1, longest), rng.randint(1, longest), longest])
     if drawn.ties is not None:
         n_k = -(-n_k // drawn.ties) * drawn.ties
-    if drawn.recurrent or drawn.documents is not None or any("token" in one.dims for one in drawn.inputs):
+    if drawn.recurrent or drawn.documents is not None or any("token" in item.dims for item in drawn.inputs):
         return n_k, n_k
     if drawn.align is not None and rng.random() < 0.3:
         return rng.randint(1, n_k), n_k
@@ -176,12 +176,12 @@ def _lengths(drawn: Drawn, rng: random.Random, longest: int) -> tuple[int, int]:
 def _scenes(drawn: Drawn, call: Call, tensors: Mapping[str, Tensor]) -> list[Scene]:
     group = call.heads[0] // call.heads[1]
     q, k, v = tensors["q"], *(tensors[name].repeat_interleave(group, 1) for name in "kv")
-    inputs = {one.name: tensors[one.name] for one in drawn.inputs}
+    inputs = {item.name: tensors[item.name] for item in drawn.inputs}
     cuts = call.cu_seqlens or [0, call.lengths[1]]
     scenes = []
     for start, end in pairwise(cuts):
         rows = slice(start, end) if call.cu_seqlens else slice(None)
-        part = {one.name: _slice(inputs[one.name], one.dims, rows) for one in drawn.inputs}
+        part = {item.name: _slice(inputs[item.name], item.dims, rows) for item in drawn.inputs}
         scenes.append(_scene(drawn, q[:, :, rows], k[:, :, rows], v[:, :, rows], part, call.heads[1]))
     return [replace(scene, scale=call.scale) for scene in scenes]
 
@@ -284,9 +284,9 @@ def _check_decode(
     rows = slice(n_q - last, n_q)
     q, k, v = tensors.pop("q")[:, :, rows], tensors.pop("k"), tensors.pop("v")
     decode: Any = attend.decode
-    for one in drawn.inputs:
-        by_row = tuple(rows if dim == "query" else slice(None) for dim in one.dims)
-        tensors[one.name] = tensors[one.name][by_row]
+    for item in drawn.inputs:
+        by_row = tuple(rows if dim == "query" else slice(None) for dim in item.dims)
+        tensors[item.name] = tensors[item.name][by_row]
     try:
         out = decode(q, k, v, kv_len=n_k, scale=call.scale, **tensors)
     except AttncError as error:

@@ -34,7 +34,7 @@ def recurrence(rng: random.Random) -> Drawn:
     write = "outer(k, v - k @ S)" if correction else "outer(k, v)"
     steps.append(f"step S = S + {rate + ' * ' if rate else ''}{write}")
     lines += [read, *steps] if first else [*steps, read]
-    text = "\n    ".join(["recurrence drawn", *(one.declaration for one in draft.inputs), *lines]) + "\n"
+    text = "\n    ".join(["recurrence drawn", *(item.declaration for item in draft.inputs), *lines]) + "\n"
 
     def dense(s: Scene) -> tuple[Tensor, Tensor | None, Tensor]:
         return (
