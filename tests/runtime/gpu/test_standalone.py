@@ -125,8 +125,8 @@ def test_equal_arguments_write_equal_files(tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (["power"], "`attnc emit` does not support tiles that are listed"),
-        (["document"], "inputs beside q, k and v"),
-        (["fox"], "terms with inputs"),
+        (["document"], "inputs besides q, k and v"),
+        (["fox"], "score terms that read inputs"),
         (["differential"], "several attentions"),
         (["causal", "--target", "sm_91"], "did you mean `sm_90`"),
         (["causal", "--dtype", "bf16"], "--dtype bf16"),

@@ -104,7 +104,7 @@ def test_growth_is_written_in_sentences(three_devices: Element) -> None:
     (line,) = [element for element in three_devices.all("p") if element.text.startswith("Growth: ")]
     text = line.text.removeprefix("Growth: ")
     assert text.startswith("The visible pairs grow as O(n·w) with w = 64. The visible pairs of n tokens number 64·n")
-    assert text.endswith(".") and ". After n tokens one more adds 64 pairs." in text
+    assert text.endswith(".") and ". After n tokens, the next token adds 64 pairs." in text
 
 
 @pytest.mark.parametrize("spec", ["hybrid_window_linear", "gla"])
