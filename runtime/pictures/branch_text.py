@@ -41,7 +41,7 @@ def _view(view: BranchView, room: int, unicode: bool) -> Block:
     area = np.outer(*(extents(side, factor) for side in view.shares.shape))
     shares = np.add.reduceat(np.add.reduceat(view.shares, steps[0], 0), steps[1], 1) / area
     caption = "visible share" if view.visible is not None else "share left"
-    head = [f"{view.name}: {caption}", f"{view.cell * factor:,} key{'' if view.cell * factor == 1 else 's'} a column"]
+    head = [f"{view.name}: {caption}", f"{view.cell * factor:,} key{'' if view.cell * factor == 1 else 's'} per column"]
     return [(len(line), line) for line in [*(line[:room] for line in head), *shaded(shares, 2, unicode)]]
 
 

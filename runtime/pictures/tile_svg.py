@@ -47,7 +47,7 @@ def _view(
     tile_map: TileMap, view: TileView, name: str, left: float, view_width: float, view_height: float
 ) -> list[str]:
     live, full = view.shares()
-    order = "tokens as they stand" if view.order.kind == "natural" else str(view.order)
+    order = "tokens in natural order" if view.order.kind == "natural" else str(view.order)
     parts = [
         label(left, _TOP - 46, order[0].upper() + order[1:], "ink", 14, weight=600),
         label(left, _TOP - 28, _square(view), "soft", 12),

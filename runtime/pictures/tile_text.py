@@ -28,7 +28,7 @@ def _view(view: TileView, unicode: bool) -> list[str]:
     factor = _factor(view)
     tile_text = f"tiles of {view.tile:,} × {view.tile:,} pairs"
     caption = tile_text if factor == 1 else f"each square {factor} × {factor} {tile_text}"
-    order = "tokens as they stand" if view.order.kind == "natural" else str(view.order)
+    order = "tokens in natural order" if view.order.kind == "natural" else str(view.order)
     return [f"{order}: {caption}", *_rows(view, factor, unicode), view.tiles_text]
 
 

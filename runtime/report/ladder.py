@@ -19,7 +19,7 @@ MEANING: dict[RungName, str] = {
     "element": "visible pairs",
     "tile": "whole tiles",
     "balanced": "longest worker",
-    "attended": "what is chosen",
+    "attended": "selected pairs",
     "listed": "with its lists",
     "predicted": "with all costs",
 }

@@ -136,7 +136,7 @@ def test_text() -> None:
         "sliding_window\n"
         "64 queries x 64 keys - window = 24 - sinks = 2\n"
         "\n"
-        "tokens as they stand: tiles of 16 x 16 pairs\n"
+        "tokens in natural order: tiles of 16 x 16 pairs\n"
         "++......\n"
         "++++....\n"
         "++++++..\n"
