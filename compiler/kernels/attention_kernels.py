@@ -9,13 +9,25 @@ from functools import cached_property
 from attnc.compiler import fold
 from attnc.compiler.attentions import asked
 from attnc.compiler.before_keys import needs_rows_from_0
-from attnc.compiler.ir import VALUES, Attend, Extent, HeadIndex, Index, Lookup, Pattern, Position, Softmax, Tensor
+from attnc.compiler.ir import (
+    VALUES,
+    Arith,
+    Attend,
+    Extent,
+    HeadIndex,
+    Index,
+    Lookup,
+    Pattern,
+    Position,
+    Softmax,
+    Tensor,
+)
 from attnc.compiler.kernels.attention_problem import AttentionProblem
 from attnc.compiler.kernels.brick_ranges import Bricked, find_bricked
 from attnc.compiler.kernels.content_masks import MaskTiles, find_mask_relation, gathers_pairs
 from attnc.compiler.kernels.delta import emit_delta
 from attnc.compiler.kernels.forward import emit_forward
-from attnc.compiler.kernels.index_text import NotInKernelsError
+from attnc.compiler.kernels.index_text import NotInKernelsError, is_written
 from attnc.compiler.kernels.kernel_source import KernelSource, Stage
 from attnc.compiler.kernels.key_gradients import emit_dkdv
 from attnc.compiler.kernels.pair_gradients import emit_distance_gradient, emit_table_gradient
@@ -318,11 +330,13 @@ def _mask_walks(pattern: Pattern, on_host: str | None) -> tuple[Form, Walk, Walk
 
 
 def can_compute_ends(*ranges: object) -> bool:
-    """Whether a kernel can compute the ends of ranges: they read inputs at the row's own position only."""
+    """Whether a kernel can compute the ends of ranges: by its operations, from inputs at the row's own position."""
     for token_ranges in ranges:
         for end in ends(token_ranges):  # type: ignore[arg-type]
             for node in walk(end):
                 if isinstance(node, Lookup) and not all(map(_is_row_position, node.tensor.dims, node.indices)):
+                    return False
+                if isinstance(node, Arith) and not is_written(node):
                     return False
     return True
 

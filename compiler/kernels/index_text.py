@@ -40,6 +40,15 @@ LONGEST = 1 << 28
 """Maximum number of tokens of a sequence for which numbers are shown to fit into 32 bits."""
 
 
+WRITTEN = {"floordiv", "mod", "mul", "min", "max", "abs", "bitlen", "bitand", "bitor", "xor"}
+"""Operations of integers that kernels compute; of powers, those of two."""
+
+
+def is_written(node: Arith) -> bool:
+    """Whether kernels compute an operation of integers."""
+    return node.op in WRITTEN or (node.op == "pow" and node.operands[0] is fold.const(2))
+
+
 class NotInKernelsError(Exception):
     """Raised if no kernel computes an expression; the message names it, to complete `there are no kernels for …`."""
 

@@ -97,7 +97,7 @@ def decode(
     tensors["out_parts"] = q.new_empty((splits, *out.shape), dtype=torch.float32)
     tensors["lse_parts"] = q.new_empty((splits, *lse.shape), dtype=torch.float32)
     tensors |= {input_name(t): as_read(name, t.name, as_tensor(inputs[t.name]), q.device) for t in problem.tensors}
-    terms = {} if score is None else _terms(planner, score, q, cache, scale, real)
+    terms = {} if score is None else _terms(planner, score, q, cache, scale, inputs, real)
     numbers: dict[str, int | float] = {
         "lanes": kv_groups,
         "heads": heads,
@@ -197,8 +197,18 @@ def _cache_numbers(cache: DeviceCache, tensors: dict[str, Tensor]) -> dict[str, 
     return {} if cache.ring is None else {"ring_first": cache.ring, "ring_slots": cache.slots}
 
 
+_BY_TOKEN = {"query", "key", "token"}
+"""Dimensions whose length is that of a call; terms by head read no input with such a dimension."""
+
+
 def _terms(
-    planner: Planner, score: ScoreFormula, q: Tensor, cache: DeviceCache, scale: float, real: Mapping[str, Tensor]
+    planner: Planner,
+    score: ScoreFormula,
+    q: Tensor,
+    cache: DeviceCache,
+    scale: float,
+    inputs: Mapping[str, object],
+    real: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """Compute the terms of a score by head; they do not depend on lengths."""
     if not score.terms and score.extra is None:
@@ -209,10 +219,11 @@ def _terms(
     sizes = TensorSizes(
         queries, queries, q.shape[0], q.shape[1], cache.kv_heads, q.shape[3], cache.v.shape[3], "float32"
     )
-    relations = relations_of(pattern, call_shape(pattern, sizes, {}))
-    inputs = [real[tensor.name] for tensor in pattern.tensors if tensor.is_floating]
+    indices = {x.name: inputs[x.name] for x in pattern.tensors if not x.is_floating and not _BY_TOKEN & {*x.dims}}
+    relations = relations_of(pattern, call_shape(pattern, sizes, indices))
     k, v = cache.placeholders(queries)
-    terms = ScoreOperands(relations, scale, q, k, v, inputs).terms(score)
+    values = [real[tensor.name] for tensor in pattern.tensors if tensor.is_floating]
+    terms = ScoreOperands(relations, scale, q, k, v, values).terms(score)
     return {name: x.expand(*x.shape[:2], queries).contiguous() for name, x in terms.items()}
 
 

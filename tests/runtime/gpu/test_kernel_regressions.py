@@ -159,3 +159,26 @@ def test_inputs_by_token_in_the_score_of_packed_sequences(ends: list[int]) -> No
     x = torch.arange(tokens)[None] % 3
     doc = torch.repeat_interleave(torch.arange(len(ends) - 1), torch.tensor(ends).diff())[None]
     check(compile_attention(text, backend="triton"), operands(tokens), {"x": x, "doc": doc})
+
+
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_ranges_whose_ends_kernels_cannot_compute_are_listed(tokens: int) -> None:
+    """`make hunt`, part triton, case 91144: the call failed with the compiler's own NotInKernelsError."""
+    text = "pattern p\n    align start\n    visible 0 <= q - k <= isqrt(keys) and q - k <= isqrt(q + 1)\n"
+    attend: Any = compile_attention(text, backend="triton")
+    check(attend, operands(tokens))
+    assert attend.plan(tokens, heads=2, device="cuda").fallback is None
+
+
+def test_decode_reads_the_inputs_that_index_a_table() -> None:
+    """`make hunt`, part triton, case 91546: decode by kernels failed with a KeyError."""
+    text = (
+        "pattern p\n    input x: int[batch]\n    input table: real[head, 2]\n    align end\n    visible 0 <= q - k < 7\n"
+        "    score scale * dot(q, k) + table[isqrt(abs(x)) % 2]\n"
+    )
+    q, k, v = operands(33, batch=2).values()
+    inputs: dict[str, Any] = {"x": torch.tensor([5, -1]), "table": torch.randn(q.shape[1], 2)}
+    attend: Any = compile_attention(text, backend="triton")
+    with torch.no_grad():
+        last = attend.decode(q[:, :, -1:], k, v, kv_len=33, **inputs)
+    torch.testing.assert_close(last, attend.reference(q, k, v, **inputs)[:, :, -1:], rtol=0, atol=1e-5)
