@@ -173,8 +173,8 @@ def test_ranges_whose_ends_kernels_cannot_compute_are_listed(tokens: int) -> Non
 def test_decode_reads_the_inputs_that_index_a_table() -> None:
     """`make hunt`, part triton, case 91546: decode by kernels failed with a KeyError."""
     text = (
-        "pattern p\n    input x: int[batch]\n    input table: real[head, 2]\n    align end\n    visible 0 <= q - k < 7\n"
-        "    score scale * dot(q, k) + table[isqrt(abs(x)) % 2]\n"
+        "pattern p\n    input x: int[batch]\n    input table: real[head, 2]\n    align end\n"
+        "    visible 0 <= q - k < 7\n    score scale * dot(q, k) + table[isqrt(abs(x)) % 2]\n"
     )
     q, k, v = operands(33, batch=2).values()
     inputs: dict[str, Any] = {"x": torch.tensor([5, -1]), "table": torch.randn(q.shape[1], 2)}
