@@ -106,7 +106,7 @@ def test_rows_before_key_0_without_a_selection_have_no_lse() -> None:
     [
         (
             "per a = q // 4\n        over b = k // 4\n        score dot(mean(a.q), mean(b.k))",
-            "chooses `s` for units of",
+            "selects `s` for units of",
         ),
         ("score dot(q, k) + dot(k[q], k)", "reads `k` there"),
         ("over b = k // 4\n        score sum(dot(k[j], mean(b.k)) for j in q .. q + 2)", "reads `k` there"),
