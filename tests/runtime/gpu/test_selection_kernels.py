@@ -169,7 +169,7 @@ def compare(case: Case, seed: int = 0) -> None:
     ours = run(by_kernels(case, selected, places), tensors)
     check(ours, run(masked(case, selected), tensors, torch.float64))
     if case.scale > 0:
-        cpu = SelectedBlocks(places, case.scale, **case.given)
+        cpu = SelectedBlocks(places, case.scale, **case.selecting_axes)
         check(ours, run(lambda q, k, v: differentiable(q, k, v, cpu, [selected]), tensors))
 
 
