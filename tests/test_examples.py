@@ -137,7 +137,7 @@ def test_hugging_face(tmp_path: Path) -> None:
     done = run("hugging_face.py", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "in one batch: as each alone" in done.stdout
-    assert "is causal and `full` shows more" in done.stdout
+    assert "is causal, and `full` shows more" in done.stdout
 
 
 ONE_EACH = sorted(path for path in EXAMPLES.glob("*.attn") if path.stem != "papers")

@@ -55,7 +55,7 @@ def test_plans(program: Program) -> None:
     check_plan(plan, truth)
     assert plan.tiles.live == plan.tiles.full + plan.tiles.partial
     in_classes = any(
-        "residues" in reason for reason in plan.reasons
+        "residue classes" in reason for reason in plan.reasons
     )  # small classes may make more tiles than dense attention has
     assert in_classes or plan.tiles.live <= plan.tiles.total
     assert str(plan)

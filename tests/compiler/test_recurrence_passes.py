@@ -128,7 +128,7 @@ ENTRYWISE = {
     "a free gate": ("step S = exp(free) * S + outer(k, v)", "declare its gate `log_decay`"),
     "a free factor": ("step S = free * S + outer(k, v)", "declare its gate `unit`"),
     "a choice": ("step S = (exp(g) if t % 2 == 0 else 1) * S + outer(k, v)", "may be above 1"),
-    "forgotten": ("step S = outer(k, v)", "forgets `S` whole"),
+    "forgotten": ("step S = outer(k, v)", "discards all of `S`"),
     "two steps": ("step S = S + outer(k, v)\nstep S = exp(g) * S", "a decay of `S` after"),
 }
 

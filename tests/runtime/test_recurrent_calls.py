@@ -381,7 +381,7 @@ def test_commands() -> None:
     assert "token by token" in run("explain", "--derivation", "yaad_linear").out
     assert run("explain", "--derivation", "causal").status == 2
     assert run("explain", "A201", "--derivation", "gla").status == 2
-    assert "what is left" in run("show", "gla").out
+    assert "share left" in run("show", "gla").out
     assert run("emit", "gla").status == 2
     assert run("same", "gla", "retention").status == 1
     assert run("receptive", "gla", "--len", "64").status == 0

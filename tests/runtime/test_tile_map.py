@@ -164,7 +164,7 @@ def test_the_text_distinguishes_bricks_from_natural_order() -> None:
     attend = compile_attention("neighborhood_2d", height=64, width=64, window=[16, 16])
     tile_map = make_tile_map(attend, 4096, 4096, tile=64)
     text = tile_map_text(tile_map)
-    natural, bricks = (text.split(f"{order}: each square 2 × 2 tiles")[1] for order in ("stand", "8×8 keys"))
+    natural, bricks = (text.split(f"{order}: each square 2 × 2 tiles")[1] for order in ("natural order", "8×8 keys"))
     dark = [part.split(" tiles live")[0].count("▓") for part in (natural, bricks)]
     live = [part.split(" tiles live")[0].count("░") for part in (natural, bricks)]
     assert dark[0] > 500 > dark[1] > 0 and live[1] > 0

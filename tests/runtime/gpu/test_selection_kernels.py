@@ -360,7 +360,7 @@ def test_unsupported_calls() -> None:
     with pytest.raises(NotInKernelsError, match="float64"):
         case.work().forward(q.double(), k.double(), v.double(), [selected])
     wide = torch.zeros(1, 2, 4, 257)
-    with pytest.raises(NotInKernelsError, match="heads of 257"):
+    with pytest.raises(NotInKernelsError, match="heads of width 257"):
         case.work().forward(wide, wide, wide, [selected])
     with pytest.raises(NotInKernelsError, match="isqrt"):
         rest_text(fold.less(fold.function("isqrt", K), Q))
