@@ -11,7 +11,7 @@ from typing import Literal
 from benchmark_part import Row, is_wrong
 
 How = Literal["geometric mean", "median", "least", "most", "share", "95th percentile", "one value"]
-"""How the values of rows combine to a goal's value: `share` is the percentage of ones among zeros and ones."""
+"""The reduction from the values of rows to a goal's value; `share` is the percentage of ones among zeros and ones."""
 
 Word = Literal["ahead", "behind", "not measured here"]
 

@@ -36,7 +36,7 @@ ENDING = 15.0
 
 @dataclass(frozen=True)
 class Ended:
-    """How a part ended, and its last output."""
+    """The end of a part's process: its outcome, rows, minutes and last output."""
 
     part: Part
     how: How

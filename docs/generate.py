@@ -37,7 +37,7 @@ LENGTH = 64
 
 @dataclass(frozen=True)
 class Picture:
-    """How a pattern is drawn: by default 64 queries and keys, its own defaults, example inputs, head 0."""
+    """The options of a pattern's picture: by default 64 queries and keys, its own defaults, example inputs, head 0."""
 
     params: Mapping[str, Any] = field(default_factory=dict)
     queries: int = LENGTH

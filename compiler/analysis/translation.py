@@ -33,7 +33,7 @@ MOST_STEPS = 16
 
 @dataclass(frozen=True, slots=True)
 class Dependence:
-    """How a condition differs between boxes. `step`: the distance between equal boxes on a diagonal."""
+    """The sides of a box on which a condition depends. `step`: the distance between equal boxes on a diagonal."""
 
     along: Along
     step: int = 1

@@ -1,4 +1,4 @@
-"""How the work of a pattern grows with its length: visible pairs, live tiles and cost as formulas, and why.
+"""Growth of a pattern's work with its length: formulas for visible pairs, live tiles and cost, and their derivation.
 
 A law is found in one of four ways, always from the relation and never from the name of a pattern.
 

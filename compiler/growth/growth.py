@@ -38,7 +38,7 @@ MOST_SEEN = 8
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """How the work of a pattern grows with its length n, for n queries and n keys.
+    """The growth of a pattern's work with its length n, for n queries and n keys.
 
     `law`: O(n·w), O(n log n), … `pairs`: the visible pairs, and `tiles`: the live tiles of `tile` × `tile` tokens, both
     of one head, or of `heads` heads together where heads differ; None without a formula. `derivation` derives them line

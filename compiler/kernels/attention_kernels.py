@@ -27,7 +27,7 @@ from attnc.compiler.kernels.brick_ranges import Bricked, find_bricked
 from attnc.compiler.kernels.content_masks import MaskTiles, find_mask_relation, gathers_pairs
 from attnc.compiler.kernels.delta import emit_delta
 from attnc.compiler.kernels.forward import emit_forward
-from attnc.compiler.kernels.index_text import NotInKernelsError, is_written
+from attnc.compiler.kernels.index_text import NotInKernelsError, is_kernel_operation
 from attnc.compiler.kernels.kernel_source import KernelSource, Stage
 from attnc.compiler.kernels.key_gradients import emit_dkdv
 from attnc.compiler.kernels.pair_gradients import emit_distance_gradient, emit_table_gradient
@@ -336,7 +336,7 @@ def can_compute_ends(*ranges: object) -> bool:
             for node in walk(end):
                 if isinstance(node, Lookup) and not all(map(_is_row_position, node.tensor.dims, node.indices)):
                     return False
-                if isinstance(node, Arith) and not is_written(node):
+                if isinstance(node, Arith) and not is_kernel_operation(node):
                     return False
     return True
 

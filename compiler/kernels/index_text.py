@@ -40,13 +40,13 @@ LONGEST = 1 << 28
 """Maximum number of tokens of a sequence for which numbers are shown to fit into 32 bits."""
 
 
-WRITTEN = {"floordiv", "mod", "mul", "min", "max", "abs", "bitlen", "bitand", "bitor", "xor"}
-"""Operations of integers that kernels compute; of powers, those of two."""
+KERNEL_OPERATIONS = {"floordiv", "mod", "mul", "min", "max", "abs", "bitlen", "bitand", "bitor", "xor"}
+"""Operations of integers that kernels compute, besides powers of two."""
 
 
-def is_written(node: Arith) -> bool:
+def is_kernel_operation(node: Arith) -> bool:
     """Whether kernels compute an operation of integers."""
-    return node.op in WRITTEN or (node.op == "pow" and node.operands[0] is fold.const(2))
+    return node.op in KERNEL_OPERATIONS or (node.op == "pow" and node.operands[0] is fold.const(2))
 
 
 class NotInKernelsError(Exception):
@@ -204,6 +204,8 @@ class IndexText:
         return self.of(quotient if node.extent is None else fold.mod(quotient, node.extent))
 
     def _arithmetic(self, node: Arith) -> ExprText:
+        if not is_kernel_operation(node):
+            raise NotInKernelsError(node.op)
         axes, parts = aligned(*self._same_width(node.operands))
         match node.op, parts:
             case "floordiv" | "mod", (a, b):
@@ -223,9 +225,9 @@ class IndexText:
             case "bitand" | "bitor" | "xor" as op, (a, b):
                 sign = {"bitand": "&", "bitor": "|", "xor": "^"}[op]
                 return ExprText(f"{a.at(9)} {sign} {b.at(9)}", axes, 3)
-            case "pow", (a, b) if node.operands[0] is fold.const(2):
+            case "pow", (_, b):
                 return ExprText(f"(1 << {b.at(9)})", axes)
-        raise NotInKernelsError(node.op)
+        raise AssertionError(node.op)
 
     def _quotient(self, node: Arith, a: ExprText, b: ExprText, axes: Axes) -> ExprText:
         dividend, divisor = node.operands

@@ -1,4 +1,4 @@
-"""How a program finds its live tiles: by loop bounds that it computes, or from lists that a plan has written.
+"""Loops of a program over its live tiles: by loop bounds that it computes, or from lists that a plan has written.
 
 A program owns a tile of rows (queries, or keys in kernels of key gradients) and walks tiles of columns. Full tiles are
 computed without a mask, partial tiles with a mask, and all other tiles are skipped.

@@ -60,7 +60,7 @@ class PatternRecurrence(DerivedRecurrence):
 
     @property
     def how(self) -> str:
-        """How the recurrence runs on a CPU, as a phrase for messages."""
+        """The way the recurrence runs on a CPU, as a phrase for messages."""
         if self.derived is None:
             return f"the state of `{self.recur.name}`, token by token: {self.reason}"
         return f"the state of `{self.recur.name}`, chunk by chunk"

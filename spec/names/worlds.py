@@ -10,7 +10,7 @@ from attnc.spec.names.builtins import VECTOR_FUNCTIONS
 from attnc.spec.names.scope import DefinitionSource, DefinitionSymbol, Symbol, children
 
 World = Literal["exact", "float", "vector"]
-"""How an expression is resolved.
+"""The way of resolving an expression.
 
 exact: relations. float: scores and values, where `q` and `k` are positions. vector: scores and values, where `q` and
 `k` are vectors.

@@ -102,7 +102,7 @@ def as_scores(tensors: Tensors, draw: Draw) -> None:
 
 @dataclass(frozen=True)
 class System:
-    """How a pattern is called under a regime.
+    """The arguments of a pattern's calls under a regime.
 
     `put`: puts decays into its inputs, None if it takes none. `gates`: the inputs that hold them. `states`: their names
     in the pattern, with axes, in the order of the reference. `continued`: whether calls take and return states.
