@@ -77,7 +77,7 @@ class Part:
 
     name: str
     suite: str
-    told: str
+    description: str
     source: str
     minutes: float
 
@@ -173,8 +173,8 @@ def sources() -> str:
     digest = hashlib.sha256()
     for folder in SOURCES:
         for path in sorted((ROOT / folder).rglob("*")):
-            told = folder == "benchmarks" and (path.suffix == ".json" or path.stem.startswith(TELLING))
-            if path.suffix in (".py", ".attn", ".lark", ".json") and not told:
+            reporting = folder == "benchmarks" and (path.suffix == ".json" or path.stem.startswith(TELLING))
+            if path.suffix in (".py", ".attn", ".lark", ".json") and not reporting:
                 digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 

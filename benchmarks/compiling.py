@@ -136,10 +136,10 @@ def _first(name: str, direction: str, rounds: int) -> Row:
         return row | {"absent": {"flex": "FlexAttention has no gradient on a CPU"}}
     imports, first = FIRSTS[name]
     text = TIMED.format(imports=imports, first=first, trains=trains)
-    told = [_cold_and_warm(text) for _ in range(max(rounds // 2, 1))]
-    times = {"cold": [cold[0] for cold, _ in told], "warm": [warm[0] for _, warm in told]}
-    times |= {"next": [warm[1] for _, warm in told]}
-    tuning = {"cold": int(told[0][0][2]), "warm": int(max(warm[2] for _, warm in told))}
+    timed = [_cold_and_warm(text) for _ in range(max(rounds // 2, 1))]
+    times = {"cold": [cold[0] for cold, _ in timed], "warm": [warm[0] for _, warm in timed]}
+    times |= {"next": [warm[1] for _, warm in timed]}
+    tuning = {"cold": int(timed[0][0][2]), "warm": int(max(warm[2] for _, warm in timed))}
     return row | {"first_ms": {what: as_json(Timing.of(x)) for what, x in times.items()}, "tuning_runs": tuning}
 
 
@@ -153,7 +153,7 @@ import time, torch
 from torch._dynamo.utils import counters
 {imports}
 {first}
-told = []
+timed = []
 for batch, n in {shapes}:
     q, k, v = (torch.randn(batch, 4, n, 64) for _ in range(3))
     {given}
@@ -161,8 +161,8 @@ for batch, n in {shapes}:
     attend(q, k, v, **given)
     took, begun = time.perf_counter() - begun, time.perf_counter()
     attend(q, k, v, **given)
-    told.append((took * 1e3, (time.perf_counter() - begun) * 1e3, counters["stats"]["unique_graphs"]))
-print(*(x for one in told for x in one))
+    timed.append((took * 1e3, (time.perf_counter() - begun) * 1e3, counters["stats"]["unique_graphs"]))
+print(*(x for one in timed for x in one))
 """
 """A process that times the first and second call of each shape, and counts the graphs compiled so far."""
 

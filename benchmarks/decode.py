@@ -44,8 +44,8 @@ def rows(setting: Setting) -> Iterator[Row]:
     """Yield a row for each pattern and length of the cache."""
     for name, params in CASES:
         for n in (1 << 13,) if setting.toy else LENGTHS:
-            told = ", ".join(f"{key}={value}" for key, value in params.items())
-            key = f"{name}({told}) n={n}"
+            arguments = ", ".join(f"{key}={value}" for key, value in params.items())
+            key = f"{name}({arguments}) n={n}"
             if key not in setting.done:
                 yield {"key": key} | _row(name, params, n, 1 if setting.toy else ROUNDS)
 

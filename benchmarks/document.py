@@ -38,7 +38,7 @@ class Picture:
 
     name: str
     svg: str
-    told: str
+    alt: str
 
 
 Block = Heading | Paragraph | DocumentTable | Picture
@@ -60,8 +60,8 @@ def _markdown(block: Block) -> str:
             return f"{'#' * level} {text}"
         case Paragraph(text):
             return text
-        case Picture(name, _, told):
-            return f"![{told}](performance/{name})"
+        case Picture(name, _, alt):
+            return f"![{alt}](performance/{name})"
         case DocumentTable(head, rows, words):
             rule = [" --- " if i < words else " ---: " for i in range(len(head))]
             lines = [[_cell(cell) for cell in row] for row in (head, *rows)]

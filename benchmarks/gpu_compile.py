@@ -52,14 +52,16 @@ def first_calls(setting: Setting) -> Iterator[Row]:
 
 
 def _first_call(setting: Setting, direction: str) -> Row:
-    told = {name: [_cold_and_warm(setting, name, direction) for _ in range(_times(setting))] for name in RIVALS}
+    runs_by_rival = {
+        name: [_cold_and_warm(setting, name, direction) for _ in range(_times(setting))] for name in RIVALS
+    }
     ms = {}
-    for name, runs in told.items():
+    for name, runs in runs_by_rival.items():
         for which, kind in enumerate(("cold", "warm")):
             ms[f"{name}_{kind}"] = timing.as_json(Timing.of([run[which]["first_ms"] for run in runs]))
         ms[f"{name}_next"] = timing.as_json(Timing.of([run[1]["next_ms"] for run in runs]))
     shown = [one.row() for one in published.figures("first call", "forward", N)]
-    ok = all(one["ok"] for runs in told.values() for run in runs for one in run)
+    ok = all(one["ok"] for runs in runs_by_rival.values() for run in runs for one in run)
     return {"case": "first call", "direction": direction, "n": N, "ms": ms, "published": shown, "ok": ok}
 
 
@@ -69,11 +71,11 @@ def new_shapes(setting: Setting) -> Iterator[Row]:
 
 
 def _new_shapes(setting: Setting) -> Row:
-    told = {name: _cold_and_warm(setting, name, "forward")[0] for name in RIVALS}
+    runs_by_rival = {name: _cold_and_warm(setting, name, "forward")[0] for name in RIVALS}
     row: Row = {"case": "new shapes", "shapes": SHAPES, "direction": "forward"}
-    row["recompiled"] = {name: sum(timings["compiled"]) for name, timings in told.items()}
-    row["ms_of_shapes"] = {name: timings["shapes_ms"] for name, timings in told.items()}
-    return row | {"ok": all(timings["ok"] for timings in told.values())}
+    row["recompiled"] = {name: sum(timings["compiled"]) for name, timings in runs_by_rival.items()}
+    row["ms_of_shapes"] = {name: timings["shapes_ms"] for name, timings in runs_by_rival.items()}
+    return row | {"ok": all(timings["ok"] for timings in runs_by_rival.values())}
 
 
 def _times(setting: Setting) -> int:

@@ -100,9 +100,9 @@ def _memory(setting: Setting, name: str, params: dict[str, Any], d: int) -> Row:
     attention = compile_attention(name, backend="triton", **params)
     q, k, v = operands(setting, n, dtype, heads=(heads, heads), d=d)
     plan = attention.plan(n, heads=heads, head_dim=d, dtype=dtype, device="cuda")
-    told = plan.memory
-    assert told is not None
-    row: Row = {"pattern": name, "n": n, "d": d, "told": asdict(told)}
+    planned = plan.memory
+    assert planned is not None
+    row: Row = {"pattern": name, "n": n, "d": d, "planned": asdict(planned)}
     grad = torch.autograd.grad(attention(q, k, v).sum(), (q, k, v))  # allocations of the first use
     del grad
     if not setting.cuda:
@@ -114,7 +114,7 @@ def _memory(setting: Setting, name: str, params: dict[str, Any], d: int) -> Row:
     gradient_bytes = sum(x.numel() * x.element_size() for x in grads)
     peaks = {"forward": forward - output_bytes, "backward": backward - gradient_bytes}
     slack = 8 << 20  # the granularity of the allocator
-    ok = peaks["forward"] <= told.forward + slack and peaks["backward"] <= told.backward + slack
+    ok = peaks["forward"] <= planned.forward + slack and peaks["backward"] <= planned.backward + slack
     return {**row, "measured": peaks, "ok": ok}
 
 

@@ -97,7 +97,7 @@ def contents(results: Mapping[str, Result]) -> Iterator[Block]:
     for parts in suites.PARTS.values():
         for part in parts:
             if part.name in results:
-                yield from _part(part.told, results[part.name])
+                yield from _part(part.description, results[part.name])
 
 
 # --- goals -----------------------------------------------------------------------------------------------------------
@@ -167,8 +167,8 @@ def _facts(result: Result) -> str:
     )
 
 
-def _part(told: str, result: Result) -> Iterator[Block]:
-    yield Heading(2, f"{result.part}: {told}")
+def _part(description: str, result: Result) -> Iterator[Block]:
+    yield Heading(2, f"{result.part}: {description}")
     yield Paragraph(_facts(result))
     wrong = [row["key"] for row in result.rows if is_wrong(row)]
     if wrong:
@@ -198,8 +198,8 @@ def beside(rows: Sequence[Row]) -> Iterator[Block]:
         for name, reason in row.get("absent", {}).items():
             reasons.setdefault(f"{name}: {reason}", []).append(row["key"])
     if reasons:
-        told = [text if len(keys) == len(rows) else f"{text} ({len(keys)} rows)" for text, keys in reasons.items()]
-        yield Paragraph(f"Not run. {'; '.join(told)}.")
+        lines = [text if len(keys) == len(rows) else f"{text} ({len(keys)} rows)" for text, keys in reasons.items()]
+        yield Paragraph(f"Not run. {'; '.join(lines)}.")
     figures = [(row["key"], figure) for row in rows for figure in row.get("published", ())]
     head = ("row", "published, not measured here", "machine", "configuration", "source", "value")
     if figures:

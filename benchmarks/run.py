@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parts = suites.chosen(options.where, options.suite)
     if options.list:
         for part in parts:
-            print(f"{part.name:24} {part.suite:13} {part.minutes:4.1f} min  {part.told}")
+            print(f"{part.name:24} {part.suite:13} {part.minutes:4.1f} min  {part.description}")
         return 0
     try:
         setting = setting_of(options.where, options.toy)
@@ -164,8 +164,8 @@ def _tell(where: str, suite: str, ended: Sequence[Ended], *, as_json: bool, fold
     wanted = [goal for goal in all_goals.GOALS if goal.where == where and suite in ("all", goal.suite)]
     verdicts = [goals.verdict(goal, reading.rows(results), causes.why) for goal in wanted]
     if as_json:
-        told = [{"part": one.part.name, "ended": one.how, "rows": one.rows, "minutes": one.minutes} for one in ended]
-        print_json({"where": where, "parts": told, "goals": [_as_json(one) for one in verdicts]})
+        parts = [{"part": one.part.name, "ended": one.how, "rows": one.rows, "minutes": one.minutes} for one in ended]
+        print_json({"where": where, "parts": parts, "goals": [_as_json(one) for one in verdicts]})
         return
     for one in verdicts:
         print(one.line())

@@ -37,7 +37,7 @@ def processes(size: CallSize) -> Row:
             for i, (p, (_, err)) in enumerate(zip(begun, said, strict=True))
             if p.returncode
         ]
-        told = [json.loads(out.splitlines()[-1]) for out, _ in said if out.strip()]
+        reports = [json.loads(out.splitlines()[-1]) for out, _ in said if out.strip()]
         again = subprocess.run(
             [*command, "--worker", "0"], env=environment, capture_output=True, text=True, check=False
         )
@@ -48,8 +48,8 @@ def processes(size: CallSize) -> Row:
     failures += [f"the entry {name} is damaged" for name in state["damaged"]]
     return {
         "processes": size.processes,
-        "calls": sum(int(report["calls"]) for report in told),
-        "tuned": sum(int(report["tuned"]) for report in told),
+        "calls": sum(int(report["calls"]) for report in reports),
+        "tuned": sum(int(report["tuned"]) for report in reports),
         "tuned_by_a_process_on_the_warm_cache": warm["tuned"],
         "entries": state["entries"],
         "left_over": state["parts"],

@@ -115,8 +115,8 @@ def _launched(size: CallSize) -> tuple[int, int]:
 
     def keep(source: Any, grid: object, arguments: Sequence[Any]) -> None:
         texts.add(source.digest)
-        told = [_variant(argument, value) for argument, value in zip(source.arguments, arguments, strict=True)]
-        variants.add((source.digest, *told))
+        variant = [_variant(argument, value) for argument, value in zip(source.arguments, arguments, strict=True)]
+        variants.add((source.digest, *variant))
 
     draw = random.Random(1)
     names = ("causal", "sliding_window", "blocked", "power", "document", "alibi", "strided")

@@ -37,7 +37,7 @@ def alone(pattern: Pattern, node: Attend, member: int | None = None) -> Pattern:
     results = states + tuple(tensor for other in earlier for tensor in (output(other), output_lse(other)))
     earlier_inputs = tuple(tensor for tensor in results if tensor in _read(attention))
     selections = tuple(
-        item for item in pattern.selections if item.given in asked([attention.visible, *values_of(attention)])
+        item for item in pattern.selections if item.given in content_masks([attention.visible, *values_of(attention)])
     )
     tensors = pattern.tensors + tuple(item.given for item in selections) + earlier_inputs
     return replace(
@@ -45,14 +45,14 @@ def alone(pattern: Pattern, node: Attend, member: int | None = None) -> Pattern:
     )
 
 
-def asked(roots: Iterable[Value | Index]) -> set[Tensor]:
+def content_masks(roots: Iterable[Value | Index]) -> set[Tensor]:
     """Return the inputs that exact expressions read, including the truth tensors of selections."""
     return {below.tensor for root in roots for below in root.below if isinstance(below, Lookup)}
 
 
-def asked_by_selection(item: Selection) -> set[Tensor]:
+def content_masks_of_selection(item: Selection) -> set[Tensor]:
     """Return the truth tensors that a selection reads."""
-    return asked([item.score, item.candidates, item.keep, item.always])
+    return content_masks([item.score, item.candidates, item.keep, item.always])
 
 
 @verified
@@ -75,7 +75,7 @@ def open_choices(pattern: Pattern) -> Pattern:
 
 def might_hold(condition: Index, open_: set[Tensor], hopes: bool = True) -> Index:
     """Return a condition that holds wherever `condition` may hold; with `hopes` false, only where it must."""
-    if not asked([condition]) & open_:
+    if not content_masks([condition]) & open_:
         return condition
     match condition:
         case Not(operand=operand):
@@ -83,7 +83,7 @@ def might_hold(condition: Index, open_: set[Tensor], hopes: bool = True) -> Inde
         case Bool(op=op, operands=operands):
             parts = [might_hold(operand, open_, hopes) for operand in operands]
             return fold.conjunction(*parts) if op == "and" else fold.disjunction(*parts)
-        case ExactSelect(condition=test, then=then, otherwise=otherwise) if not asked([test]) & open_:
+        case ExactSelect(condition=test, then=then, otherwise=otherwise) if not content_masks([test]) & open_:
             return fold.choice(test, might_hold(then, open_, hopes), might_hold(otherwise, open_, hopes))
         case _:
             return fold.truth(hopes)
@@ -92,7 +92,7 @@ def might_hold(condition: Index, open_: set[Tensor], hopes: bool = True) -> Inde
 @verified
 def choosing(pattern: Pattern, item: Selection) -> Pattern:
     """Return a pattern of one attention whose rows are those of `pattern` and whose inputs are those of a selection."""
-    masks_read = tuple(other.given for other in pattern.selections if other.given in asked_by_selection(item))
+    masks_read = tuple(other.given for other in pattern.selections if other.given in content_masks_of_selection(item))
     return replace(rows_of(replace(pattern, nodes=())), tensors=pattern.tensors + masks_read, requirements=())
 
 

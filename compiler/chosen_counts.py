@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from attnc.compiler import fold
-from attnc.compiler.attentions import asked
+from attnc.compiler.attentions import content_masks
 from attnc.compiler.ir import ExactSelect, Index, Lookup, Ratio, Reduce, Selection, Tensor, Value, intern
 from attnc.compiler.rewrite import replace_values
 from attnc.compiler.value_nodes import apply, element, ratio
@@ -23,7 +23,9 @@ def with_counts(item: Selection, selections: Sequence[Selection]) -> tuple[Selec
         )
 
     counted_item = (
-        replace(item, score=counted(item.score), keep=counted(item.keep)) if asked([item.score, item.keep]) else item
+        replace(item, score=counted(item.score), keep=counted(item.keep))
+        if content_masks([item.score, item.keep])
+        else item
     )
     return counted_item, counts
 

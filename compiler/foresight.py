@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from attnc.compiler import fold, ir
 from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.analysis.array_evaluator import PointBatch
-from attnc.compiler.attentions import asked, asked_by_selection, might_hold
+from attnc.compiler.attentions import content_masks, content_masks_of_selection, might_hold
 from attnc.compiler.ir import Index, Value
 from attnc.compiler.lowering.lower_attention import TOKENS
 from attnc.compiler.lowering.specialise import CallSizes, Slices, Window, specialise
@@ -53,20 +53,20 @@ def looks_ahead(pattern: ir.Pattern) -> Ahead | None:
 
 def _decisive(pattern: ir.Pattern, node: ir.Attend) -> list[ir.Selection]:
     """The selections that a relation reads, directly or through other selections."""
-    masks_read, result = asked([node.visible]), list[ir.Selection]()
+    masks_read, result = content_masks([node.visible]), list[ir.Selection]()
     while True:
         new = [item for item in pattern.selections if item.given in masks_read and item not in result]
         if not new:
             return result
         result += new
-        masks_read = masks_read.union(*(asked_by_selection(item) for item in new))
+        masks_read = masks_read.union(*(content_masks_of_selection(item) for item in new))
 
 
 def _is_causal(node: ir.Attend, n: int) -> bool:
     """Whether no query sees a later key, whatever selections select."""
     if node.keys is not None:
         return False
-    relation = might_hold(node.visible, asked([node.visible]))
+    relation = might_hold(node.visible, content_masks([node.visible]))
     relations = [relation]
     if node.family is not None:
         variable, low, high = node.family
@@ -91,7 +91,7 @@ class _SelectionSample:
     lanes: PointBatch
     limit: Int64
     """The first query of the row of each lane."""
-    alive: Bools
+    active: Bools
     _variables: dict[ir.Var, Int64] = field(default_factory=dict)
 
     @classmethod
@@ -107,8 +107,8 @@ class _SelectionSample:
             first = np.array([int(np.argmax(row_of == row)) if (row_of == row).any() else n for row in sampled_rows])
             q, k = np.repeat(sampled_rows, places), np.tile(np.arange(places), len(sampled_rows))
             sample = cls(item, n, PointBatch({}, q, k), np.repeat(first, places), np.ones(len(q), dtype=np.bool_))
-            candidates = might_hold(item.candidates, asked([item.candidates]))
-            sample.alive = sample._holds(candidates) & (sample.limit < n)
+            candidates = might_hold(item.candidates, content_masks([item.candidates]))
+            sample.active = sample._holds(candidates) & (sample.limit < n)
         except (AssertionError, KeyError, EvaluationError):
             return None  # the selection reads unknown sizes, or has a fault, which a call reports
         return sample
@@ -116,10 +116,10 @@ class _SelectionSample:
     def witness(self) -> Ahead | None:
         """Return the first lane whose score reads a token after its query; None where no lane does."""
         try:
-            token = self._last(self.item.score, self.alive)
+            token = self._last(self.item.score, self.active)
         except (AssertionError, KeyError, EvaluationError):
             return None
-        (ahead,) = np.nonzero(self.alive & (token > self.limit))
+        (ahead,) = np.nonzero(self.active & (token > self.limit))
         if not len(ahead):
             return None
         lane = int(ahead[0])
@@ -132,35 +132,35 @@ class _SelectionSample:
     def _holds(self, condition: Index) -> Bools:
         return np.asarray(self._numbers(condition) != 0)
 
-    def _last(self, node: Value, alive: Bools) -> Int64:
+    def _last(self, node: Value, active: Bools) -> Int64:
         """The last token that a value reads in each lane; -1 for no token."""
-        nothing = np.full(len(alive), -1, dtype=np.int64)
-        if not alive.any():
+        nothing = np.full(len(active), -1, dtype=np.int64)
+        if not active.any():
             return nothing
         match node:
             case ir.Vec(at=at):
-                return np.where(alive, self._numbers(at), -1)
+                return np.where(active, self._numbers(at), -1)
             case ir.Element(tensor=tensor, indices=indices):
                 pairs = zip(tensor.dims, indices, strict=False)
                 last = [self._numbers(i) for dim, i in pairs if dim in ("key", "token", "query")]
-                return np.where(alive, np.maximum.reduce([nothing, *last]), -1)
+                return np.where(active, np.maximum.reduce([nothing, *last]), -1)
             case ir.FloatSelect(condition=condition, then=then, otherwise=otherwise):
                 holds = self._holds(condition)
-                return np.maximum(self._last(then, alive & holds), self._last(otherwise, alive & ~holds))
+                return np.maximum(self._last(then, active & holds), self._last(otherwise, active & ~holds))
             case ir.ValueReduce():
-                return self._last_in_range(node, alive)
+                return self._last_in_range(node, active)
             case ir.VisibleReduce(body=body):
-                last = self._last(body, self.alive).reshape(-1, len(np.unique(self.lanes.k))).max(1)
-                return np.asarray(np.where(alive, np.repeat(last, len(alive) // max(len(last), 1)), -1))
+                last = self._last(body, self.active).reshape(-1, len(np.unique(self.lanes.k))).max(1)
+                return np.asarray(np.where(active, np.repeat(last, len(active) // max(len(last), 1)), -1))
             case _:
-                inner = [self._last(child, alive) for child in node.children() if isinstance(child, ir.VALUES)]
+                inner = [self._last(child, active) for child in node.children() if isinstance(child, ir.VALUES)]
                 return np.asarray(np.maximum.reduce([nothing, *inner]))
 
-    def _last_in_range(self, node: ir.ValueReduce, alive: Bools) -> Int64:
+    def _last_in_range(self, node: ir.ValueReduce, active: Bools) -> Int64:
         """The last token that an aggregate reads, at the ends of its range; all other reads lie in between."""
         low, high = self._numbers(node.low), self._numbers(node.high)
-        nonempty = alive & (low < high)
-        result = np.full(len(alive), -1, dtype=np.int64)
+        nonempty = active & (low < high)
+        result = np.full(len(active), -1, dtype=np.int64)
         outer_variables = dict(self._variables)
         for end in (low, high - 1):
             self._variables = {**outer_variables, node.var: np.where(nonempty, end, low)}

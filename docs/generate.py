@@ -231,7 +231,7 @@ Each error is an `attnc.AttncError` and also the matching builtin exception. Bad
 
 ## Fallbacks
 
-A call that runs in another way than its caller would expect is counted: `attnc.fallbacks()` returns a record with
+A call that runs on a slower path than its caller would expect is counted: `attnc.fallbacks()` returns a record with
 pattern, kind, reason and count for each such way, and `attnc.reset_fallbacks()` resets the counts. The first occurrence
 of a slow way is logged as a warning, of another way as an info, later ones for debugging, under
 `attnc.runtime.fallbacks`; without a handler Python writes warnings to stderr. Before a call, `attend.plan(…)` says

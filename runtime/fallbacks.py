@@ -1,6 +1,6 @@
-"""Fallbacks: where a call takes another way than its caller would expect; named, counted, and logged.
+"""Fallbacks: calls that run on a slower path than a caller would expect; named, counted, and logged.
 
-Expected ways note nothing and pay nothing; nothing is noted while `torch.compile` traces.
+The fast paths record nothing and cost nothing; nothing is recorded while `torch.compile` traces.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ MOST = 256
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of fallback. `slow`: another way of computing; otherwise an extra copy, cast or wait.
+    """A kind of fallback. `slow`: a slower algorithm; otherwise an extra copy, cast or wait.
 
-    `when`: what happens, and instead of what. `strict`: whether `strict=True` refuses it.
+    `when`: when the fallback happens and what runs instead. `strict`: whether `strict=True` refuses it.
     """
 
     name: str
@@ -32,57 +32,61 @@ class Kind:
 DENSE = Kind(
     "dense by row blocks",
     True,
-    "no tile plan describes the relation: on a CPU, row blocks against all keys from the first to the last live tile",
+    "no tile plan describes the relation: on a CPU, row blocks attend to all keys from the first to the last live tile",
     strict=True,
 )
 IN_TORCH = Kind(
     "tiles in torch",
     True,
-    "a GPU has no kernels for the pattern, its score, its weights or the dtype: tiles as operations of torch",
+    "the pattern, its score, its weights or the dtype have no GPU kernels: the tiles run as torch operations",
     strict=True,
 )
 LISTED_PLACES = Kind(
     "no gathered queries",
     True,
-    "selected places run tile by tile under a mask, because the selection does not say where they lie, "
-    "or no kernels gather their queries",
+    "selected blocks run tile by tile under a mask, because the selection does not give their positions, "
+    "or no kernel gathers their queries",
 )
 HOST_LISTS = Kind(
     "tiles listed by the host",
     True,
-    "on a GPU the host lists the tiles of selected keys in every call, and waits for the device",
+    "on a GPU, the host lists the tiles of selected keys in every call and waits for the device",
     strict=True,
 )
 PASSES = Kind(
-    "several passes", True, "weights need the result of one sum over a row's keys before another sum", strict=True
+    "several passes", True, "the weights need one sum over a row's keys before the next can start", strict=True
 )
 SEQUENCES = Kind(
     "one sequence after another",
     True,
-    "selections within documents, or a recurrence that reads places within documents, run once per document",
+    "selections within documents, or a recurrence that reads positions within documents, run once per document",
 )
 TOKENS = Kind(
     "token by token",
     True,
-    "a recurrence has no form by chunks, or none for factors outside of 0 to 1; on a GPU one kernel does it",
+    "a recurrence has no chunkwise form, or none for factors outside 0 to 1; on a GPU, one kernel runs all tokens",
     strict=True,
 )
 FACTORS = Kind(
     "factors of any size",
     True,
-    "a factor of a recurrence's state was assumed to be a decay and is not: its passes are derived again in every call",
+    "a factor of a recurrence's state is not the decay that was assumed: its passes are derived again in every call",
 )
 RECURRENT_IN_TORCH = Kind(
     "recurrence in torch",
     True,
-    "a GPU has no kernels for the recurrence's states or dtype: its passes as operations of torch",
+    "the recurrence's states or dtype have no GPU kernels: its passes run as torch operations",
     strict=True,
 )
-HOST_WAIT = Kind("host wait", False, "the host reads data on the device, and waits for it")
-MOVED = Kind("moved", False, "an integer or bool input is on another device than q, and is copied there in every call")
+HOST_WAIT = Kind("host wait", False, "the host reads data from the device and waits for it")
+MOVED = Kind(
+    "moved", False, "an integer or bool input is on another device than q and is copied to q's device in every call"
+)
 COPY = Kind("copy", False, "an operand or a result is copied, because a kernel cannot address its layout or width")
-CAST = Kind("cast", False, "a dtype is changed: autocast, as for SDPA; an input to the 32 bits that is computed with")
-OTHERS = Kind("others", True, f"all fallbacks past the first {MOST} distinct ones")
+CAST = Kind(
+    "cast", False, "a tensor is cast: by autocast, as for SDPA, or an input to the 32 bits in which it is computed"
+)
+OTHERS = Kind("others", True, f"all fallbacks after the first {MOST} distinct ones")
 
 KINDS = (
     DENSE,
@@ -124,7 +128,7 @@ def fallbacks() -> tuple[Fallback, ...]:
     """Return the fallbacks of this process since its start or the last `reset_fallbacks`, in order of names.
 
     `print(*attnc.fallbacks(), sep="\\n")` shows them. Each fallback is logged when it first occurs, under
-    `attnc.runtime.fallbacks`: other ways of computing as warnings, copies, casts and waits as infos.
+    `attnc.runtime.fallbacks`: slower algorithms as warnings; copies, casts and waits as infos.
     """
     with _lock:
         counts = list(_counts.items())

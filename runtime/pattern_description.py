@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from attnc.compiler.attentions import asked_by_selection, stateful_alone
+from attnc.compiler.attentions import content_masks_of_selection, stateful_alone
 from attnc.compiler.ir import Pattern
 from attnc.compiler.planning.build_plan import CallShape, Relations
 from attnc.runtime.branch_relations import BranchRelations, is_single
@@ -77,7 +77,7 @@ class PatternDescription:
     def relation_inputs(self) -> frozenset[str]:
         """The inputs that `mask` and `plan` need: those that the relation reads, or whose sizes it reads."""
         pattern = self._pattern
-        names = names_read(pattern) | {t.name for item in pattern.selections for t in asked_by_selection(item)}
+        names = names_read(pattern) | {t.name for item in pattern.selections for t in content_masks_of_selection(item)}
         read = [t for t in pattern.tensors if names & {t.name, *map(str, t.dims)}]
         return frozenset(t.name if t.made is None else t.made.of for t in read)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attnc.compiler import ir
-from attnc.compiler.attentions import alone, asked, open_choices, rows_of, stateful_alone
+from attnc.compiler.attentions import alone, content_masks, open_choices, rows_of, stateful_alone
 from attnc.compiler.kernels.parts import in_parts
 from attnc.compiler.kernels.targets import Target
 from attnc.compiler.planning.build_plan import CallShape
@@ -178,7 +178,7 @@ class PatternExecutor(BranchRelations):
         known |= self._run_states(q, k, v, call, run) if call.states is None else call.states
         choices = CallSelections(self._pattern, call, (q, k, v), known, strict=self._strict)
         for node in self._pattern.nodes if nodes is None else nodes:
-            asking = choices.asking(asked([node.visible, *values_of(node)]))
+            asking = choices.asking(content_masks([node.visible, *values_of(node)]))
             known[output(node).name], known[output_lse(node).name] = self._node(node, q, k, v, asking, run, known)
         return choices
 
@@ -191,7 +191,7 @@ class PatternExecutor(BranchRelations):
         if pattern.combine is None:
             name = pattern.nodes[0].name
             return known[name].to(q.dtype), known[f"{name}.lse"] if self.has_lse else None
-        call = choices.asking(asked([root for root in (pattern.combine, pattern.lse) if root is not None]))
+        call = choices.asking(content_masks([root for root in (pattern.combine, pattern.lse) if root is not None]))
         out = self._combined(pattern.combine, q, k, v, call, known)
         lse = None if pattern.lse is None else self._combined(pattern.lse, q, k, v, call, known)
         return out.to(q.dtype), lse

@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from attnc.compiler import ir
-from attnc.compiler.attentions import alone, asked, asked_by_selection, choosing, might_hold
+from attnc.compiler.attentions import alone, choosing, content_masks, content_masks_of_selection, might_hold
 from attnc.compiler.keeping import most_kept
 from attnc.compiler.kernels.selected.selected_kernels import tiles_of
 from attnc.compiler.kernels.selected.selected_problem import SelectedProblem, columns_for
@@ -75,7 +75,7 @@ def simulated_choices(
     for node in pattern.nodes:
         if isinstance(device, CpuMachine):
             _check_rows(pattern, node)
-        if asked([node.visible]) & {item.given for item in pattern.selections}:
+        if content_masks([node.visible]) & {item.given for item in pattern.selections}:
             works[node.name] = _attention(pattern, node, open_relations, stands_for, sizes, inputs, worked_out, at_once)
     if isinstance(device, Machine):
         simulation = _on_gpu(problem, works, open_relations, stands_for, params, sizes, device, stage, baseline)
@@ -210,7 +210,7 @@ def _attention(
     """
     named = {name: size for _, relations in open_relations for name, size in relations.sizes.values.items()}
     of_rows = _selects_by_row(pattern, node)
-    items = [item for item in pattern.selections if item.given in asked([node.visible])]
+    items = [item for item in pattern.selections if item.given in content_masks([node.visible])]
     decided = Deciding()
     for item in items:
         for earlier in _asked_before(pattern, item):
@@ -310,7 +310,7 @@ def _check_given(
 
 def _asked_before(pattern: ir.Pattern, item: ir.Selection) -> list[ir.Selection]:
     """Return a selection, preceded by the selections that it reads."""
-    read = asked_by_selection(item)
+    read = content_masks_of_selection(item)
     before = [selection for selection in pattern.selections if selection.given in read]
     return [*(earlier for selection in before for earlier in _asked_before(pattern, selection)), item]
 

@@ -18,6 +18,7 @@ from attnc.runtime.attention import Attention
 from attnc.spec.errors import EvaluationError
 from attnc.spec.meaning.evaluate import Evaluator
 from programs import Program, Shape, programs
+from tiers import examples
 
 Triple = tuple[Tensor, Tensor, Tensor]
 
@@ -68,7 +69,7 @@ def weights_of(attention: Attention, program: Program, backend: str) -> Tensor:
     return cast("Tensor", call(q, k, v, **inputs_of(program)))
 
 
-@settings(max_examples=70)
+@settings(max_examples=examples(70))
 @given(programs(longest=14, elements=1500))
 def test_visible_pairs(program: Program) -> None:
     """Evaluator = mask = reference = cpu executor."""
@@ -159,7 +160,7 @@ def check_nothing_seen(got: list[Tensor], mask: Tensor, shape: Shape) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@settings(max_examples=16)
+@settings(max_examples=examples(16))
 @given(st.data())
 def test_numbers(dtype: torch.dtype, data: st.DataObject) -> None:
     program = data.draw(programs(longest=160, elements=1 << 17))
@@ -167,7 +168,7 @@ def test_numbers(dtype: torch.dtype, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@settings(max_examples=5)
+@settings(max_examples=examples(5))
 @given(st.data())
 def test_numbers_of_long_sequences(dtype: torch.dtype, data: st.DataObject) -> None:
     program = data.draw(programs(longest=1025, elements=1 << 20))

@@ -160,6 +160,7 @@ def test_the_catalogue_index_and_pages_have_every_pattern() -> None:
     assert pictures == kept
 
 
+@pytest.mark.slow
 def test_generated_files_are_current() -> None:
     generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
     wrong = generate["stale"]()

@@ -117,6 +117,7 @@ def test_serving(tmp_path: Path) -> None:
     assert "from a ring of 1028 slots (the first 4 and the last 1024 tokens)" in done.stdout
 
 
+@pytest.mark.slow
 def test_recurrence(tmp_path: Path) -> None:
     done = run("recurrence.py", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

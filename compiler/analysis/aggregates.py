@@ -95,8 +95,8 @@ def lanes_read(
     return (1,) * (rank - len(shape)) + shape
 
 
-def narrowed(alive: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+def narrowed(active: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
     """Reduce the active lanes to a shape: an axis where the shape is 1 becomes one lane, active if any lane is."""
-    padded = (1,) * (alive.ndim - len(shape)) + shape
-    axes = tuple(i for i, length in enumerate(padded[-alive.ndim :]) if length == 1 and alive.shape[i] > 1)
-    return np.asarray(alive.any(axis=axes, keepdims=True)) if axes else alive
+    padded = (1,) * (active.ndim - len(shape)) + shape
+    axes = tuple(i for i, length in enumerate(padded[-active.ndim :]) if length == 1 and active.shape[i] > 1)
+    return np.asarray(active.any(axis=axes, keepdims=True)) if axes else active

@@ -35,7 +35,7 @@ from attnc.spec.source import Span
 
 Array = NDArray[Any]
 Int64 = NDArray[np.int64]
-Alive = NDArray[np.bool_]
+Active = NDArray[np.bool_]
 
 WORD = 1 << 63
 
@@ -61,7 +61,7 @@ class PointBatch:
 
 
 class ArrayEvaluator:
-    """One evaluation; `alive` marks the lanes whose value is needed. `known`: nodes whose values are given."""
+    """One evaluation; `active` marks the lanes whose value is needed. `known`: nodes whose values are given."""
 
     def __init__(
         self, q: Array, k: Array, wide: bool, origins: Mapping[Index, Span], known: Mapping[Index, Array] | None = None
@@ -75,39 +75,39 @@ class ArrayEvaluator:
 
     # --- truth values ---
 
-    def truth(self, node: Index, alive: Alive) -> Alive:
+    def truth(self, node: Index, active: Active) -> Active:
         """Return the truth value of a node in each lane."""
         match node:
             case Truth():
                 return np.full((1, 1), node.value)
             case Compare():
-                return self._compare(node, alive)
+                return self._compare(node, active)
             case Bool():
-                return self._junction(node, alive)
+                return self._junction(node, active)
             case Not():
-                return ~self.truth(node.operand, alive)
+                return ~self.truth(node.operand, active)
             case ExactSelect():
-                condition = self.truth(node.condition, alive)
-                then = self.truth(node.then, alive & condition)
-                return np.where(condition, then, self.truth(node.otherwise, alive & ~condition))
+                condition = self.truth(node.condition, active)
+                then = self.truth(node.then, active & condition)
+                return np.where(condition, then, self.truth(node.otherwise, active & ~condition))
             case DataRead():
-                return np.asarray(self._read(node, alive), dtype=np.bool_)
+                return np.asarray(self._read(node, active), dtype=np.bool_)
             case Reduce():
-                return np.asarray(self._reduce(node, alive), dtype=np.bool_)
+                return np.asarray(self._reduce(node, active), dtype=np.bool_)
             case UnitCondition():
-                return self._rounded(node, alive)
+                return self._rounded(node, active)
             case _:
                 raise AssertionError(f"not a truth value: {node}")
 
-    def _compare(self, node: Compare, alive: Alive) -> Alive:
+    def _compare(self, node: Compare, active: Active) -> Active:
         """Compare with 0; where terms depend on rows or keys alone, compare the row part with the key part."""
         if self._wide or not isinstance(node.value, Linear):
-            value = self.integer(node.value, alive)
+            value = self.integer(node.value, active)
             return np.asarray(value >= 0 if node.op == "ge" else value == 0, dtype=np.bool_)
         rows: Array = np.array([[node.value.constant]], dtype=np.int64)
         keys: Array = np.zeros((1, 1), dtype=np.int64)
         for term, coefficient in node.value.terms:
-            term_value = self.integer(term, alive)
+            term_value = self.integer(term, active)
             if term_value.shape[-1] == 1:
                 rows = rows + term_value * coefficient
             else:
@@ -118,7 +118,7 @@ class ArrayEvaluator:
         """Set the value of a variable in each lane."""
         self._variables[variable] = value.astype(self._dtype)
 
-    def _rounded(self, node: UnitCondition, alive: Alive) -> Alive:
+    def _rounded(self, node: UnitCondition, active: Active) -> Active:
         """Evaluate each pair of units once: all rows of a unit are alike, and all keys of a unit."""
         from attnc.compiler.analysis.block_conditions import decide
 
@@ -126,7 +126,7 @@ class ArrayEvaluator:
         q_units, k_units = self._unit_values(node.q_units, len(q)), self._unit_values(node.k_units, len(k))
         (q_first, rows), (k_first, keys) = _distinct(q_units), _distinct(k_units)
         kept = np.zeros((len(q_first), len(k_first)), dtype=np.bool_)
-        row, key = np.nonzero(np.broadcast_to(alive, (len(q), len(k))))
+        row, key = np.nonzero(np.broadcast_to(active, (len(q), len(k))))
         kept[rows[row], keys[key]] = True
         a, b = np.nonzero(kept)
         q_index, k_index = q_first[a], k_first[b]
@@ -141,11 +141,11 @@ class ArrayEvaluator:
         values = [self.integer(unit, everywhere).astype(np.int64).ravel() for unit in units]
         return np.stack([np.broadcast_to(value, length) for value in values])
 
-    def _junction(self, node: Bool, alive: Alive) -> Alive:
+    def _junction(self, node: Bool, active: Active) -> Active:
         conjunction = node.op == "and"
         result = np.full((1, 1), conjunction)
         for i, operand in enumerate(node.operands):
-            open_lanes = alive & (result if conjunction else ~result) if i else alive
+            open_lanes = active & (result if conjunction else ~result) if i else active
             if not open_lanes.any():
                 break
             value = self.truth(operand, open_lanes)
@@ -154,7 +154,7 @@ class ArrayEvaluator:
 
     # --- integers ---
 
-    def integer(self, node: Index, alive: Alive) -> Array:
+    def integer(self, node: Index, active: Active) -> Array:
         """Return the integer of a node in each lane."""
         match node:
             case Const():
@@ -162,57 +162,57 @@ class ArrayEvaluator:
             case Position() | Var():
                 return self._places[node.name] if isinstance(node, Position) else self._variables[node]
             case Linear():
-                return self._linear(node, alive)
+                return self._linear(node, active)
             case Coord():
-                return self._coordinate(node, alive)
+                return self._coordinate(node, active)
             case Arith():
                 value = self._known.get(node)
-                return self._remember(node, self._arith(node, alive), alive) if value is None else value
+                return self._remember(node, self._arith(node, active), active) if value is None else value
             case TableRead():
-                index = self._checked_index(node, self.integer(node.index, alive), len(node.values), alive)
+                index = self._checked_index(node, self.integer(node.index, active), len(node.values), active)
                 return np.array(node.values, dtype=self._dtype)[index]
             case DataRead():
-                return self._read(node, alive).astype(self._dtype)
+                return self._read(node, active).astype(self._dtype)
             case ExactSelect():
-                condition = self.truth(node.condition, alive)
-                then = self.integer(node.then, alive & condition)
-                return np.where(condition, then, self.integer(node.otherwise, alive & ~condition))
+                condition = self.truth(node.condition, active)
+                then = self.integer(node.then, active & condition)
+                return np.where(condition, then, self.integer(node.otherwise, active & ~condition))
             case Reduce():
-                return self._reduce(node, alive)
+                return self._reduce(node, active)
             case _:
                 raise AssertionError(f"not specialised: {node}")
 
-    def _linear(self, node: Linear, alive: Alive) -> Array:
+    def _linear(self, node: Linear, active: Active) -> Array:
         total = np.array([[node.constant]], dtype=self._dtype)
         for term, coefficient in node.terms:
-            value = self.integer(term, alive)
+            value = self.integer(term, active)
             total = total + (value if coefficient == 1 else value * coefficient)
-        return self._in_word(node, total, alive)
+        return self._in_word(node, total, active)
 
-    def _coordinate(self, node: Coord, alive: Alive) -> Array:
+    def _coordinate(self, node: Coord, active: Active) -> Array:
         if node in self._known:
             return self._known[node]
-        position = self.integer(node.position, alive) - self.integer(node.offset, alive)
-        value = position // self.integer(node.stride, alive)
-        return value if node.extent is None else value % self.integer(node.extent, alive)
+        position = self.integer(node.position, active) - self.integer(node.offset, active)
+        value = position // self.integer(node.stride, active)
+        return value if node.extent is None else value % self.integer(node.extent, active)
 
-    def _remember(self, node: Index, value: Array, alive: Alive) -> Array:
+    def _remember(self, node: Index, value: Array, active: Active) -> Array:
         """Return `value`; remember it if all lanes are active and it depends on one of q and k, without variables."""
-        if alive.size == 1 and alive.item() and not self._variables and 1 in value.shape:
+        if active.size == 1 and active.item() and not self._variables and 1 in value.shape:
             self._known[node] = value
         return value
 
-    def _arith(self, node: Arith, alive: Alive) -> Array:
-        operands = [self.integer(operand, alive) for operand in node.operands]
+    def _arith(self, node: Arith, active: Active) -> Array:
+        operands = [self.integer(operand, active) for operand in node.operands]
         match node.op:
             case "mul":
-                return self._in_word(node, operands[0] * operands[1], alive)
+                return self._in_word(node, operands[0] * operands[1], active)
             case "floordiv":
-                return operands[0] // self._divisor(node, operands[1], alive)
+                return operands[0] // self._divisor(node, operands[1], active)
             case "mod":
-                return operands[0] % self._divisor(node, operands[1], alive)
+                return operands[0] % self._divisor(node, operands[1], active)
             case "pow":
-                return self._power(node, operands[0], operands[1], alive)
+                return self._power(node, operands[0], operands[1], active)
             case "min" | "max":
                 extreme = np.minimum if node.op == "min" else np.maximum
                 result = operands[0]
@@ -220,11 +220,11 @@ class ArrayEvaluator:
                     result = extreme(result, operand)
                 return result
             case "abs":
-                return self._in_word(node, np.abs(operands[0]), alive)
+                return self._in_word(node, np.abs(operands[0]), active)
             case _:
-                return self._function(node, operands, alive)
+                return self._function(node, operands, active)
 
-    def _function(self, node: Arith, operands: list[Array], alive: Alive) -> Array:
+    def _function(self, node: Arith, operands: list[Array], active: Active) -> Array:
         match node.op:
             case "bitand":
                 return operands[0] & operands[1]
@@ -234,62 +234,62 @@ class ArrayEvaluator:
                 return operands[0] ^ operands[1]
             case _:
                 negative = operands[0] < 0
-                self._fault(node, negative, alive, f"{node.op} of a negative number")
+                self._fault(node, negative, active, f"{node.op} of a negative number")
                 n = np.where(negative, 0, operands[0])
                 return _bitlen(n) if node.op == "bitlen" else _isqrt(n)
 
-    def _power(self, node: Arith, base: Array, exponent: Array, alive: Alive) -> Array:
-        self._fault(node, exponent < 0, alive, "a negative exponent")
+    def _power(self, node: Arith, base: Array, exponent: Array, active: Active) -> Array:
+        self._fault(node, exponent < 0, active, "a negative exponent")
         if not self._wide:  # analysis has shown that no power exceeds 64 bits in any lane
             return np.asarray(np.power(base, np.maximum(exponent, 0)), dtype=np.int64)
         huge = (exponent > 63) & (np.abs(base) > 1)
-        self._fault(node, huge, alive, "a number past 64 bits")
+        self._fault(node, huge, active, "a number past 64 bits")
         safe = np.where((exponent < 0) | huge, 0, exponent)
         safe = np.where(exponent > 64, 64 + exponent % 2, safe)  # for bases 0, 1 and -1 only the parity matters
         value = np.power(base.astype(object), np.where(huge, 0, safe).astype(object))
-        return self._in_word(node, value, alive).astype(self._dtype)
+        return self._in_word(node, value, active).astype(self._dtype)
 
     # --- aggregates and reads ---
 
-    def _reduce(self, node: Reduce, alive: Alive) -> Array:
+    def _reduce(self, node: Reduce, active: Active) -> Array:
         """Evaluate an aggregate, once for all lanes that share its value."""
         shape = lanes_read(node, self._places, self._variables)
-        active, variables = narrowed(alive, shape), dict(self._variables)
+        narrow, variables = narrowed(active, shape), dict(self._variables)
         try:
-            return self._reduced(node, active, shape)
+            return self._reduced(node, narrow, shape)
         except TooManyStepsError as error:
             raise error.at(self._origins.get(node)) from None
         except EvaluationError:
-            if active is alive:
+            if narrow is active:
                 raise
             self._variables = variables  # evaluate again in all lanes, to report the first pair with a fault
-            return self._reduced(node, alive, shape)
+            return self._reduced(node, active, shape)
 
-    def _reduced(self, node: Reduce, alive: Alive, shape: tuple[int, ...]) -> Array:
-        low, high = self.integer(node.low, alive), self.integer(node.high, alive)
+    def _reduced(self, node: Reduce, active: Active, shape: tuple[int, ...]) -> Array:
+        low, high = self.integer(node.low, active), self.integer(node.high, active)
         result, nonempty = self._start(node), np.zeros((1, 1), dtype=np.bool_)
-        running = np.broadcast_to(alive & (low < high), np.broadcast_shapes(alive.shape, low.shape, high.shape))
+        running = np.broadcast_to(active & (low < high), np.broadcast_shapes(active.shape, low.shape, high.shape))
         if running.any():
             first = int(np.where(running, low, WORD - 1).min())
             last = int(np.where(running, high, -WORD).max())
             shape = np.broadcast_shapes(shape, running.shape)
-            at_once = self._reduce_at_once(node, alive, low, high, range(first, last), shape)
+            at_once = self._reduce_at_once(node, active, low, high, range(first, last), shape)
             if at_once is not None:
                 return at_once
             spend(node, last - first, prod(shape), self._origins, wide=self._wide)
             for i in range(first, last):
                 self._variables[node.var] = np.full((1, 1), i, dtype=self._dtype)
-                inside = alive & (low <= i) & (i < high)
+                inside = active & (low <= i) & (i < high)
                 inside = inside & self.truth(node.condition, inside)
                 if inside.any():
                     result = self._step(node, result, nonempty, inside)
                     nonempty = nonempty | inside
         if node.op in ("min", "max"):
-            self._fault(node, ~nonempty, alive, f"`{node.op}` of nothing")
+            self._fault(node, ~nonempty, active, f"`{node.op}` of nothing")
         return result
 
     def _reduce_at_once(
-        self, node: Reduce, alive: Alive, low: Array, high: Array, span: range, shape: tuple[int, ...]
+        self, node: Reduce, active: Active, low: Array, high: Array, span: range, shape: tuple[int, ...]
     ) -> Array | None:
         """Evaluate an aggregate with an axis for its variable; None where that is too much, or a value is a fault.
 
@@ -302,9 +302,9 @@ class ArrayEvaluator:
         variables = dict(self._variables)
         self._variables[node.var] = i
         try:
-            inside = alive & (low <= i) & (i < high)
+            inside = active & (low <= i) & (i < high)
             inside = inside & self.truth(node.condition, inside)
-            return self._collected(node, inside, alive)
+            return self._collected(node, inside, active)
         except TooManyStepsError:
             raise
         except EvaluationError:
@@ -312,7 +312,7 @@ class ArrayEvaluator:
         finally:
             self._variables = variables
 
-    def _collected(self, node: Reduce, inside: Alive, alive: Alive) -> Array:
+    def _collected(self, node: Reduce, inside: Active, active: Active) -> Array:
         """Reduce the first axis, which holds the values of an aggregate's variable."""
         if is_truth(node):
             body = self.truth(node.body, inside)
@@ -320,7 +320,7 @@ class ArrayEvaluator:
         body = self.integer(node.body, inside)
         if node.op == "sum":
             return np.asarray(np.where(inside, body, 0).sum(0))
-        self._fault(node, ~inside.any(0), alive, f"`{node.op}` of nothing")
+        self._fault(node, ~inside.any(0), active, f"`{node.op}` of nothing")
         if node.op == "min":
             return np.asarray(np.where(inside, body, WORD - 1).min(0))
         return np.asarray(np.where(inside, body, -WORD).max(0))
@@ -330,7 +330,7 @@ class ArrayEvaluator:
             return np.full((1, 1), node.op == "all")
         return np.zeros((1, 1), dtype=self._dtype)
 
-    def _step(self, node: Reduce, result: Array, nonempty: Alive, inside: Alive) -> Array:
+    def _step(self, node: Reduce, result: Array, nonempty: Active, inside: Active) -> Array:
         match node.op:
             case "any":
                 return result | (inside & self.truth(node.body, inside & ~result))
@@ -344,9 +344,9 @@ class ArrayEvaluator:
                 extreme = np.minimum if node.op == "min" else np.maximum
                 return np.where(inside, np.where(nonempty, extreme(result, value), value), result)
 
-    def _read(self, node: DataRead, alive: Alive) -> Array:
+    def _read(self, node: DataRead, active: Active) -> Array:
         indices = [
-            self._checked_index(node, self.integer(index, alive), size, alive)
+            self._checked_index(node, self.integer(index, active), size, active)
             for index, size in zip(node.indices, node.data.array.shape, strict=True)
         ]
         if not indices:
@@ -357,27 +357,27 @@ class ArrayEvaluator:
 
     # --- faults ---
 
-    def _checked_index(self, node: Index, index: Array, size: int, alive: Alive) -> NDArray[np.int64]:
+    def _checked_index(self, node: Index, index: Array, size: int, active: Active) -> NDArray[np.int64]:
         outside = (index < 0) | (index >= size)
         name = f"`{node.data.name}`" if isinstance(node, DataRead) else "a list"
-        self._fault(node, outside, alive, f"an index outside {name}, which has {size} entries there")
+        self._fault(node, outside, active, f"an index outside {name}, which has {size} entries there")
         return np.where(outside, 0, index).astype(np.int64)
 
-    def _divisor(self, node: Index, divisor: Array, alive: Alive) -> Array:
+    def _divisor(self, node: Index, divisor: Array, active: Active) -> Array:
         zero = divisor == 0
-        self._fault(node, zero, alive, "division by zero")
+        self._fault(node, zero, active, "division by zero")
         return np.where(zero, 1, divisor)
 
-    def _in_word(self, node: Index, value: Array, alive: Alive) -> Array:
+    def _in_word(self, node: Index, value: Array, active: Active) -> Array:
         if self._wide:
-            self._fault(node, (value >= WORD) | (value < -WORD), alive, "a number past 64 bits")
+            self._fault(node, (value >= WORD) | (value < -WORD), active, "a number past 64 bits")
         return value
 
-    def _fault(self, node: Index, fault: Any, alive: Alive, what: str) -> None:
+    def _fault(self, node: Index, fault: Any, active: Active, what: str) -> None:
         faulty = np.asarray(fault, dtype=np.bool_)
         if not faulty.any():
             return
-        lanes = faulty & alive
+        lanes = faulty & active
         if not lanes.any():
             return
         shapes = (lanes.shape, self._places["q"].shape, self._places["k"].shape)

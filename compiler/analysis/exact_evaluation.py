@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler.analysis.array_evaluator import Alive, Array, ArrayEvaluator, PointBatch
+from attnc.compiler.analysis.array_evaluator import Active, Array, ArrayEvaluator, PointBatch
 from attnc.compiler.analysis.intervals import fits_word
 from attnc.compiler.ir import (
     Arith,
@@ -70,8 +70,8 @@ def values(
     evaluator = ArrayEvaluator(lanes.q[None], lanes.k[None], wide, origins or {})
     for variable, value in lanes.variables.items():
         evaluator.bind(variable, value[None])
-    alive = np.ones((1, 1), dtype=np.bool_)
-    result = evaluator.truth(node, alive) if is_truth(node) else evaluator.integer(node, alive)
+    active = np.ones((1, 1), dtype=np.bool_)
+    result = evaluator.truth(node, active) if is_truth(node) else evaluator.integer(node, active)
     return np.asarray(np.broadcast_to(result, (1, len(lanes)))[0])
 
 
@@ -79,38 +79,38 @@ def mask_at(
     relation: Index,
     q: NDArray[np.int64],
     k: NDArray[np.int64],
-    alive: Alive,
+    active: Active,
     origins: Mapping[Index, Span] | None = None,
     *,
     wide: bool,
-) -> Alive:
-    """Evaluate the relation on rows `q` and keys `k` where `alive` (rows, keys) is true; the result is false elsewhere.
+) -> Active:
+    """Evaluate the relation on rows `q` and keys `k` where `active` (rows, keys) is true; false elsewhere.
 
-    Raises EvaluationError on a fault where `alive` is true.
+    Raises EvaluationError on a fault where `active` is true.
     """
-    if not alive.any():
-        return np.zeros_like(alive)
+    if not active.any():
+        return np.zeros_like(active)
     evaluator = _evaluator(q, k, {}, origins, wide=wide)
-    return np.asarray(evaluator.truth(relation, alive) & alive)
+    return np.asarray(evaluator.truth(relation, active) & active)
 
 
 def integers_at(
     node: Index,
     q: NDArray[np.int64],
     k: NDArray[np.int64],
-    alive: Alive,
+    active: Active,
     origins: Mapping[Index, Span] | None = None,
     *,
     wide: bool,
 ) -> NDArray[np.int64]:
-    """Evaluate an integer, or a condition as 0 and 1, on rows `q` and keys `k`: (rows, keys), arbitrary off `alive`.
+    """Evaluate an integer, or a condition as 0 and 1, on rows `q` and keys `k`: (rows, keys), arbitrary off `active`.
 
-    Raises EvaluationError on a fault where `alive`, and where a value does not fit in 64 bits.
+    Raises EvaluationError on a fault where `active`, and where a value does not fit in 64 bits.
     """
     evaluator = _evaluator(q, k, {}, origins, wide=wide)
-    value = evaluator.truth(node, alive) if is_truth(node) else evaluator.integer(node, alive)
-    integers = np.broadcast_to(value, alive.shape)
-    return np.where(alive, integers, 0).astype(np.int64) if wide else integers.astype(np.int64)
+    value = evaluator.truth(node, active) if is_truth(node) else evaluator.integer(node, active)
+    integers = np.broadcast_to(value, active.shape)
+    return np.where(active, integers, 0).astype(np.int64) if wide else integers.astype(np.int64)
 
 
 def _evaluator(
@@ -134,16 +134,16 @@ def integers_in(
     q: NDArray[np.int64],
     k: NDArray[np.int64],
     variables: Mapping[Var, NDArray[np.int64]],
-    alive: Alive,
+    active: Active,
     origins: Mapping[Index, Span] | None = None,
     *,
     wide: bool,
 ) -> NDArray[np.int64]:
     """Evaluate as `integers_at` does a node that reads variables, whose values are (…, rows or 1, keys or 1)."""
     evaluator = _evaluator(q, k, variables, origins, wide=wide)
-    value = evaluator.truth(node, alive) if is_truth(node) else evaluator.integer(node, alive)
-    value = np.broadcast_to(value, np.broadcast_shapes(np.shape(value), alive.shape))
-    return np.where(alive, value, 0).astype(np.int64) if wide else value.astype(np.int64)
+    value = evaluator.truth(node, active) if is_truth(node) else evaluator.integer(node, active)
+    value = np.broadcast_to(value, np.broadcast_shapes(np.shape(value), active.shape))
+    return np.where(active, value, 0).astype(np.int64) if wide else value.astype(np.int64)
 
 
 def truths_in(
@@ -151,15 +151,15 @@ def truths_in(
     q: NDArray[np.int64],
     k: NDArray[np.int64],
     variables: Mapping[Var, NDArray[np.int64]],
-    alive: Alive,
+    active: Active,
     origins: Mapping[Index, Span] | None = None,
     *,
     wide: bool,
-) -> Alive:
+) -> Active:
     """Return the truth values of a condition, with lanes as in `integers_in`."""
     evaluator = _evaluator(q, k, variables, origins, wide=wide)
-    truths = np.asarray(evaluator.truth(node, alive), dtype=np.bool_)
-    shape = np.broadcast_shapes(truths.shape, alive.shape)
+    truths = np.asarray(evaluator.truth(node, active), dtype=np.bool_)
+    shape = np.broadcast_shapes(truths.shape, active.shape)
     return truths if truths.shape == shape else np.array(np.broadcast_to(truths, shape))
 
 
@@ -168,7 +168,7 @@ def floats_in(
     q: NDArray[np.int64],
     k: NDArray[np.int64],
     variables: Mapping[Var, NDArray[np.int64]],
-    alive: Alive,
+    active: Active,
     fits: Callable[[Index], bool],
     origins: Mapping[Index, Span] | None = None,
 ) -> NDArray[np.float64]:
@@ -178,9 +178,9 @@ def floats_in(
     are rounded, and all other operations fault where they exceed 64 bits.
     """
     if fits(node):
-        return integers_in(node, q, k, variables, alive, origins, wide=False).astype(np.float64)
+        return integers_in(node, q, k, variables, active, origins, wide=False).astype(np.float64)
 
-    def evaluate(part: Index, active: Alive = alive) -> NDArray[np.float64]:
+    def evaluate(part: Index, active: Active = active) -> NDArray[np.float64]:
         return floats_in(part, q, k, variables, active, fits, origins)
 
     match node:
@@ -198,16 +198,18 @@ def floats_in(
         case Arith(op="abs"):
             return np.abs(evaluate(node.operands[0]))
         case TableRead():
-            index = integers_in(node.index, q, k, variables, alive, origins, wide=not fits(node.index))
+            index = integers_in(node.index, q, k, variables, active, origins, wide=not fits(node.index))
             inside = np.clip(index, 0, len(node.values) - 1)
-            return np.where(alive & (index != inside), np.nan, np.array([float(v) for v in node.values])[inside])
+            return np.where(active & (index != inside), np.nan, np.array([float(v) for v in node.values])[inside])
         case ExactSelect():
-            condition = integers_in(node.condition, q, k, variables, alive, origins, wide=not fits(node.condition)) != 0
+            condition = (
+                integers_in(node.condition, q, k, variables, active, origins, wide=not fits(node.condition)) != 0
+            )
             return np.where(
-                condition, evaluate(node.then, alive & condition), evaluate(node.otherwise, alive & ~condition)
+                condition, evaluate(node.then, active & condition), evaluate(node.otherwise, active & ~condition)
             )
         case _:
-            return integers_in(node, q, k, variables, alive, origins, wide=True).astype(np.float64)
+            return integers_in(node, q, k, variables, active, origins, wide=True).astype(np.float64)
 
 
 def _rounded_constant(node: Const | Arith) -> float:

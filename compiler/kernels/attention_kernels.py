@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from attnc.compiler import fold
-from attnc.compiler.attentions import asked
+from attnc.compiler.attentions import content_masks
 from attnc.compiler.before_keys import needs_rows_from_0
 from attnc.compiler.ir import (
     VALUES,
@@ -161,7 +161,7 @@ class AttentionKernels:
         walk = problem.by_key if stage == "dkdv" else problem.by_query
         conditions = {"nested": p.is_nested, "inner": walk.has_inner_loops}
         if isinstance(walk, MaskTiles):
-            conditions |= {"asked": True, "gathered": gathers_pairs(walk.asked)}
+            conditions |= {"content": True, "gathered": gathers_pairs(walk.mask_relation)}
         return tile_shape(self.target, stage, p.dk, p.dv, p.dtype, load_of(p.score), **conditions)
 
     @property
@@ -211,7 +211,7 @@ def find_kernels(
     if bricked is not None:
         roots += _brick_sizes(bricked["forward"])
     if isinstance(by_query, MaskTiles):
-        roots.append(by_query.asked.relation)
+        roots.append(by_query.mask_relation.relation)
     if score is not None:
         if score.counts_keys and (form != "ranges" or _reads_selections(pattern)):
             raise NotInKernelsError("counts of keys, unless each row sees a few ranges of keys")
@@ -220,7 +220,7 @@ def find_kernels(
             raise NotInKernelsError("scores that divide the query's position, if queries stand before key 0")
     problem = AttentionProblem(
         name=pattern.name,
-        told=header_lines(pattern, node, form),
+        header=header_lines(pattern, node, form),
         by_query=by_query,
         by_key=by_key,
         dk=heads.dk,
@@ -309,7 +309,7 @@ def _walks(pattern: Pattern, node: Attend, on_host: str | None, before: bool) ->
 
 def _reads_selections(pattern: Pattern) -> bool:
     """Whether selections decide which pairs are visible."""
-    return bool({item.given for item in pattern.selections} & asked([pattern.attend.visible]))
+    return bool({item.given for item in pattern.selections} & content_masks([pattern.attend.visible]))
 
 
 def _mask_walks(pattern: Pattern, on_host: str | None) -> tuple[Form, Walk, Walk, str]:
@@ -318,7 +318,7 @@ def _mask_walks(pattern: Pattern, on_host: str | None) -> tuple[Form, Walk, Walk
         if on_host is None:
             mask_tiles = MaskTiles(find_mask_relation(pattern))
             return (
-                "asked",
+                "content",
                 mask_tiles,
                 mask_tiles,
                 "tile lists made on the device in every call; kernels read what was selected",

@@ -21,7 +21,7 @@ PRODUCT = dot(vector("q"), vector("k"))
 class AttentionProblem:
     """The description of one attention: its walks by rows of queries and by rows of keys, and the shape of its heads.
 
-    `told`: header lines about the pattern. `tensors`, `sizes`: inputs and named sizes that the walks or scores read.
+    `header`: header lines about the pattern. `tensors`, `sizes`: inputs and named sizes that the walks or scores read.
     `documents`: each row has a window. `grid`: the grid whose bricks are the tiles, if any. `score`: None for the plain
     score. `widths`: dk and dv as the score reads them. `tf32`: fp32 products may use TF32. `delayed`: values are
     multiplied one tile late. `boxes`: the hardware copies tiles of q, k and v (TMA). `guarded`: see `Lines`. `grouped`:
@@ -29,7 +29,7 @@ class AttentionProblem:
     """
 
     name: str
-    told: tuple[str, ...]
+    header: tuple[str, ...]
     by_query: Walk
     by_key: Walk
     dk: int

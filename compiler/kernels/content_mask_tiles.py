@@ -84,16 +84,16 @@ class MaskCall:
     def _group(self) -> int:
         return max(self.shape.heads // max(self.shape.kv_heads, 1), 1)
 
-    def refusal(self, asked: MaskRelation, tiles: Iterable[tuple[int, int]]) -> str | None:
+    def refusal(self, mask_relation: MaskRelation, tiles: Iterable[tuple[int, int]]) -> str | None:
         """Return why lists of tiles of these sizes cannot be made on a device; None if they can."""
         count = max(-(-self.shape.n_q // q_tile) * -(-self.shape.n_k // k_tile) for q_tile, k_tile in tiles)
         if count > MOST_TILES or count * self.shape.batch * self.shape.heads >= 1 << 31:
             return f"{count} tiles for each head are too many for lists on the device"
         lengths = {name: x.shape for name, x in self.shape.inputs.items()}
-        for mask in asked.derived:
+        for mask in mask_relation.derived:
             *leading, length = lengths[mask.of.name]
             lengths[mask.tensor.name] = (*leading, length + (mask.length or 0) + 1)
-        for node in walk(asked.relation):
+        for node in walk(mask_relation.relation):
             if isinstance(node, Lookup) and not self._is_inside(node, lengths[node.tensor.name]):
                 return f"`{node.tensor.name}` is read at positions that may be out of range"
         return None

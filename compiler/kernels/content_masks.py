@@ -180,15 +180,15 @@ def is_along_keys(node: Lookup) -> bool:
     return reads_at_key and fold.place("k") not in leading_parts
 
 
-def read_along_keys(asked: MaskRelation) -> frozenset[Tensor]:
+def read_along_keys(mask_relation: MaskRelation) -> frozenset[Tensor]:
     """Return the tensors whose entries the keys of a tile read side by side (`is_along_keys`)."""
-    lookups = (node for node in walk(asked.relation) if isinstance(node, Lookup))
+    lookups = (node for node in walk(mask_relation.relation) if isinstance(node, Lookup))
     return frozenset(node.tensor for node in lookups if is_along_keys(node))
 
 
-def gathers_pairs(asked: MaskRelation) -> bool:
+def gathers_pairs(mask_relation: MaskRelation) -> bool:
     """Whether each pair reads an entry at a separate address: in the row of its query, at the position of its key."""
-    lookups = [node for node in walk(asked.relation) if isinstance(node, Lookup) and not is_along_keys(node)]
+    lookups = [node for node in walk(mask_relation.relation) if isinstance(node, Lookup) and not is_along_keys(node)]
     return any(_reads_only(node, "q", "k") and _reads_only(node, "k", "q") for node in lookups)
 
 
@@ -217,7 +217,7 @@ class MaskTiles(ListedWalk):
     """Tile lists that each call makes on the device; the masks of partial tiles are computed from the relation."""
 
     runs: bool = field(default=False, init=False)
-    asked: MaskRelation
+    mask_relation: MaskRelation
 
     @override
     def arguments(self, sides: Sides) -> tuple[KernelArgument, ...]:
@@ -236,4 +236,4 @@ class MaskTiles(ListedWalk):
     @override
     def visible(self, lines: Lines, sides: Sides, texts: IndexText) -> None:
         lines.add(f"visible = there[:, None] & ({sides.column} < {sides.columns})[None, :]")
-        lines.add(f"visible = visible & {texts.of(self.asked.relation).over(ROWS | COLUMNS).at(6)}")
+        lines.add(f"visible = visible & {texts.of(self.mask_relation.relation).over(ROWS | COLUMNS).at(6)}")

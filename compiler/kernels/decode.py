@@ -249,7 +249,7 @@ _KINDS = {"int": "i32", "bool": "i1", "real": "fp32"}
 _COUNTS = ("lanes", "heads", "kv_heads", "group", "queries", "splits")
 
 
-def emit_merge(name: str, told: Sequence[str], dv: int, dtype: str, *, extra: bool, least: bool) -> KernelSource:
+def emit_merge(name: str, header: Sequence[str], dv: int, dtype: str, *, extra: bool, least: bool) -> KernelSource:
     """Emit the kernel that merges partial results into `out` (B, Hq, Nq, dv) and `lse`, one row per program.
 
     `extra`: every row has an extra logit, `of_extra` (B or 1, Hq or 1, Nq). `least`: scores may be -inf, so that
@@ -268,7 +268,7 @@ def emit_merge(name: str, told: Sequence[str], dv: int, dtype: str, *, extra: bo
     numbers += [KernelArgument(n, "i32") for n in ("rows", "heads", "queries", "splits")]
     function = f"{name}_merge"
     lines = Lines()
-    lines.add(*(f"# {line}".rstrip() for line in told))
+    lines.add(*(f"# {line}".rstrip() for line in header))
     lines.add(f"# Shares of output and LSE merged. Heads of {dv} in {dtype}, a row each program.", "")
     lines.add("import triton", "import triton.language as tl", "", "")
     lines.add(*declaration(function, (*pointers, *numbers)))

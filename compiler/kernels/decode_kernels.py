@@ -57,7 +57,7 @@ class DecodeKernels:
         """The kernel that merges partial results."""
         p = self.problem
         extra, least = p.score is not None and p.score.extra is not None, p.score is not None and p.score.counts_least
-        return _merge(p.name, p.told, p.dv, p.dtype, extra, least)
+        return _merge(p.name, p.header, p.dv, p.dtype, extra, least)
 
 
 def row_tile(rows: int) -> int:
@@ -71,8 +71,8 @@ def _decode(problem: AttentionProblem, kind: CacheKind, target: Target, rows: in
 
 
 @lru_cache(maxsize=256)
-def _merge(name: str, told: tuple[str, ...], dv: int, dtype: str, extra: bool, least: bool) -> KernelSource:
-    return emit_merge(name, told, dv, dtype, extra=extra, least=least)
+def _merge(name: str, header: tuple[str, ...], dv: int, dtype: str, extra: bool, least: bool) -> KernelSource:
+    return emit_merge(name, header, dv, dtype, extra=extra, least=least)
 
 
 def _tiles(problem: AttentionProblem, target: Target, rows: int) -> TileShape:
@@ -104,7 +104,7 @@ def find_decode(pattern: Pattern, heads: HeadShape, target: Target, kind: CacheK
     key_walk = ListedWalk(runs=False) if listed or ranges is None else RangedWalk(ranges)
     problem = AttentionProblem(
         name=pattern.name,
-        told=header_lines(pattern, node, "lists" if listed else "ranges"),
+        header=header_lines(pattern, node, "lists" if listed else "ranges"),
         by_query=key_walk,
         by_key=key_walk,
         dk=heads.dk,

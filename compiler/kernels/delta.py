@@ -37,7 +37,7 @@ def emit_delta(problem: AttentionProblem, lse_gradient: bool) -> KernelSource:
     arguments += [KernelArgument(name, "i32") for name in ("lanes", "heads", "queries")]
     function = f"{problem.name}_delta"
     lines = Lines()
-    lines.add(*(f"# {line}".rstrip() for line in problem.told))
+    lines.add(*(f"# {line}".rstrip() for line in problem.header))
     lines.add(f"# Before the backward. Heads of {problem.dv} in {problem.dtype}.", "")
     lines.add("import triton", "import triton.language as tl", "", "")
     lines.add(*declaration(function, arguments))

@@ -93,7 +93,7 @@ def _head(pattern: Pattern, kernels: AttentionKernels, provenance: Provenance) -
     problem = kernels.problem
     dk, dv = problem.dk, problem.dv
     spec = textwrap.indent(provenance.spec.strip().replace("\\", "\\\\").replace('"""', "'''"), "    ")
-    title = pattern.name if not pattern.parameters else problem.told[0].partition(": made by")[0]
+    title = pattern.name if not pattern.parameters else problem.header[0].partition(": made by")[0]
     return f'''"""{title}: attention as one file, which needs torch and triton and nothing else.
 
 `attend(q, k, v, scale=None)` runs the kernels, forward and backward; `reference` computes the same densely in float64.

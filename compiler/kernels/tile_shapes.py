@@ -24,8 +24,8 @@ class _Tiles:
     """The tile shapes of a target; `plain` are the shapes for plain scores, which the others replace.
 
     `terms`, `pairs`: the score loads numbers of queries and keys, or also of pairs. `nested`: tiles are walked head by
-    head. `inner`: loops over tiles are nested in others (bricks, several ranges). `asked`: a plain kernel reads content
-    masks; `gathered`: at a separate address for each pair.
+    head. `inner`: loops over tiles are nested in others (bricks, several ranges). `content`: a plain kernel reads
+    content masks; `gathered`: at a separate address for each pair.
     """
 
     plain: _Shapes
@@ -33,7 +33,7 @@ class _Tiles:
     pairs: _Shapes = field(default_factory=dict)
     nested: _Shapes = field(default_factory=dict)
     inner: _Shapes = field(default_factory=dict)
-    asked: _Shapes = field(default_factory=dict)
+    content: _Shapes = field(default_factory=dict)
     gathered: _Shapes = field(default_factory=dict)
 
 
@@ -58,7 +58,7 @@ _TILES = {
             "dq": ((64, T(128, 64, 8, 2)), (96, T(64, 32, 4, 2)), (128, T(64, 64, 8, 2)), (256, T(64, 32, 8, 2))),
             "dkdv": ((64, T(32, 128, 8, 2)), (128, T(32, 64, 8, 2)), (256, T(32, 64, 8, 1))),
         },
-        asked={"dq": ((64, T(128, 64, 8, 2)), (96, T(64, 32, 4, 2)), (128, T(64, 64, 8, 2)), (256, T(64, 32, 8, 2)))},
+        content={"dq": ((64, T(128, 64, 8, 2)), (96, T(64, 32, 4, 2)), (128, T(64, 64, 8, 2)), (256, T(64, 32, 8, 2)))},
         gathered={
             "forward": ((64, T(128, 32, 8, 2)), (256, T(64, 32, 8, 2))),
             "dq": ((64, T(128, 32, 8, 2)), (256, T(64, 32, 8, 2))),
@@ -82,7 +82,7 @@ _TILES = {
             "forward": ((64, T(128, 64, 8, 3)), (256, T(128, 64, 8, 2))),
             "dkdv": ((64, T(64, 64, 8, 2)), (128, T(32, 64, 8, 2)), (256, T(16, 64, 8, 2))),
         },
-        asked={"forward": ((256, T(128, 64, 8, 2)),)},
+        content={"forward": ((256, T(128, 64, 8, 2)),)},
         gathered={
             "forward": ((128, T(128, 32, 8, 2)), (256, T(64, 32, 8, 2))),
             "dq": ((128, T(128, 32, 8, 2)), (256, T(64, 32, 8, 2))),
@@ -106,7 +106,7 @@ _TILES = {
         },
         nested={"dkdv": ((128, T(16, 64, 8, 2)), (256, T(32, 64, 8, 2)))},
         inner={"forward": ((64, T(128, 64, 4, 3)), (128, T(128, 32, 4, 2)), (256, T(128, 64, 8, 2)))},
-        asked={"forward": ((64, T(128, 64, 8, 2)), (128, T(128, 32, 8, 2)), (256, T(128, 64, 8, 2)))},
+        content={"forward": ((64, T(128, 64, 8, 2)), (128, T(128, 32, 8, 2)), (256, T(128, 64, 8, 2)))},
         gathered={
             "forward": ((128, T(128, 32, 8, 2)), (256, T(64, 32, 8, 2))),
             "dq": ((128, T(128, 32, 8, 2)), (256, T(64, 32, 8, 2))),
@@ -154,13 +154,13 @@ def tile_shape(
     *,
     nested: bool = False,
     inner: bool = False,
-    asked: bool = False,
+    content: bool = False,
     gathered: bool = False,
 ) -> T:
     """Return the tiles and warps of a kernel.
 
     `load`: the numbers that its score loads. `nested`: tiles are walked head by head. `inner`: the loop over tiles is
-    nested in others. `asked`: the masks of tiles are computed from content masks; `gathered`: these are read at a
+    nested in others. `content`: the masks of tiles are computed from content masks; `gathered`: these are read at a
     separate address for each pair.
     """
     tiles = _IN_FP32 if dtype == "float32" else _TILES[target.name]
@@ -171,8 +171,8 @@ def tile_shape(
         table = table | tiles.pairs
     if inner:
         table = table | tiles.inner
-    if asked and load == "plain":
-        table = table | tiles.asked | (tiles.gathered if gathered else {})
+    if content and load == "plain":
+        table = table | tiles.content | (tiles.gathered if gathered else {})
     if nested:
         table = table | tiles.nested
     return next((shape for width, shape in table[stage] if max(dk, dv) <= width), _WIDEST[stage])

@@ -96,7 +96,7 @@ class TiledKernel(Scored):
         self.finish()
 
     def _head(self, head: Lines) -> None:
-        head.add(*(f"# {line}".rstrip() for line in (*self.problem.told, *self._about())))
+        head.add(*(f"# {line}".rstrip() for line in (*self.problem.header, *self._about())))
         head.add("", "import triton", "import triton.language as tl", "", "")
         walk = self.walk
         if any("FAR" in line for line in self.lines.lines):

@@ -317,6 +317,6 @@ class ListedWalk:
 
 
 Walk = RangedWalk | ListedWalk | BrickRanges
-Form = Literal["ranges", "bricks", "runs", "lists", "asked"]
+Form = Literal["ranges", "bricks", "runs", "lists", "content"]
 
 __all__ = ["ROWS", "Body", "Form", "ListedWalk", "RangedWalk", "Sides", "Walk"]

@@ -79,7 +79,7 @@ class ModelMask:
     None where each entry is one sequence.
     """
 
-    asked: LayerMask
+    layer_mask: LayerMask
     queries: int
     start: int
     stop: int

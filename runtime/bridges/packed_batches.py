@@ -27,7 +27,7 @@ def with_packing(mask: ModelMask, batch: int, options: Mapping[str, object]) -> 
         return _with_cumulative_lengths(
             mask, batch, torch.as_tensor(cumulative_lengths), options.get("cu_seq_lens_k"), positions
         )
-    if positions is None or mask.sequences is not None or not mask.asked.causal:
+    if positions is None or mask.sequences is not None or not mask.layer_mask.causal:
         return mask
     key = id(positions)
     if key not in mask.by_positions:  # one mask serves many layers, with the same position_ids
@@ -53,7 +53,7 @@ def _sequences_of_positions(mask: ModelMask, batch: int, positions: Tensor) -> t
         _refuse_padding(mask, restarts)
         return None
     _refuse_cache(mask, "position_ids that restart")
-    refuse_packed_chunks(mask.asked)
+    refuse_packed_chunks(mask.layer_mask)
     return tuple(map(cumulative, restarts.cumsum(1)))
 
 
@@ -96,7 +96,7 @@ def _with_cumulative_lengths(
             "`cu_seq_lens_q` and an attention_mask with padding contradict each other: use one or the other"
         )
     _refuse_cache(mask, "`cu_seq_lens_q`")
-    refuse_packed_chunks(mask.asked)
+    refuse_packed_chunks(mask.layer_mask)
     position_sequences = (
         mask.sequences
         if positions is None or mask.sequences is not None

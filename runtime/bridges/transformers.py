@@ -114,7 +114,7 @@ class Implementation:
         if isinstance(attention_mask, ModelMask):
             return attention_mask
         mask = read_mask(mask_function, attention_mask, batch_size, q_length, q_offset, kv_offset)
-        if not mask.asked.causal and kv_length != q_length:
+        if not mask.layer_mask.causal and kv_length != q_length:
             raise UnsupportedError(
                 f"{self._name}: {q_length} queries over {kv_length} keys without a causal mask (cross-attention) are "
                 f"not supported; use attn_implementation='sdpa'"
@@ -144,9 +144,9 @@ class Implementation:
         _refuse_options(module, dropout, options)
         mask = _mask_of_layer(module, query, key, attention_mask, is_causal, options.get("sliding_window"))
         mask = with_packing(mask, query.shape[0], options)
-        if not mask.asked.causal:
+        if not mask.layer_mask.causal:
             _refuse_cross(module)
-        attend = self._for_layer(module, mask.asked, query.shape[1], key.shape[1], softcap, s_aux is not None)
+        attend = self._for_layer(module, mask.layer_mask, query.shape[1], key.shape[1], softcap, s_aux is not None)
         inputs = self._inputs(attend, options)
         if s_aux is not None:
             inputs[SINKS] = s_aux

@@ -89,7 +89,7 @@ class SimulateCases:
     """A pattern at a length, on devices and against baselines, and the patterns that it is compared with."""
 
     args: argparse.Namespace
-    asked: SimulateRequest
+    request: SimulateRequest
     attention: PatternAnalysis
     n: int
     devices: Sequence[str]
@@ -123,7 +123,7 @@ class SimulateCases:
         baseline: Baseline | None = None,
     ) -> Simulation:
         """Simulate this case, with the arguments given here in place of its own."""
-        request = self.asked
+        request = self.request
         n = self.n if n is None else n
         attention = attention or self.attention
         n_q, n_k = (min(n, 1), request.n_k or n) if request.stage == "decode" else (n, request.n_k or n)
@@ -155,18 +155,18 @@ class SimulateCases:
     def _inputs(self, attention: PatternAnalysis, n_q: int, n_k: int, heads: int) -> dict[str, Any]:
         """Return the inputs given, examples of the others that the relation reads, and the sizes of the states."""
         state_sizes = _sizes_of(attention.pattern)
-        sizes = {name: value for name, value in self.asked.sizes.items() if name in state_sizes}
+        sizes = {name: value for name, value in self.request.sizes.items() if name in state_sizes}
         if attention.is_recurrence:
             return sizes
-        inputs = given_inputs(attention.bound, self.asked.inputs, n_q, n_k)
+        inputs = given_inputs(attention.bound, self.request.inputs, n_q, n_k)
         examples = example_inputs(
             attention.bound,
             n_q,
             n_k,
             inputs,
-            batch=self.asked.batch,
+            batch=self.request.batch,
             heads=heads,
-            sizes={"heads": heads, "dk": self.asked.head_dim, "dv": self.asked.head_dim},
+            sizes={"heads": heads, "dk": self.request.head_dim, "dv": self.request.head_dim},
             names=attention.relation_inputs,
         )
         for name, example in examples.items():
@@ -174,9 +174,9 @@ class SimulateCases:
         return {**sizes, **inputs, **attention._arrays_of(examples)}
 
     def _floors(self) -> tuple[Floor, ...]:
-        if self.asked.stage == "decode" or has_states(self.attention.pattern):
+        if self.request.stage == "decode" or has_states(self.attention.pattern):
             return ()
-        n_k = self.asked.n_k or self.n
+        n_k = self.request.n_k or self.n
         inputs: dict[str, Any] = {**self._inputs(self.attention, self.n, n_k, 1)}
         return self.attention.floors(self.n, n_k, **inputs)
 
@@ -223,9 +223,9 @@ class SimulateCases:
     def _even(self) -> Even:
         if self.attention.bound.program.segments:
             return "its tokens are a grid, whose extents fix the length"
-        if self.asked.n_k is not None:
+        if self.request.n_k is not None:
             return "--keys fixes the number of keys"
-        if any(text.partition("=")[2].strip().startswith("[") for text in self.asked.inputs):
+        if any(text.partition("=")[2].strip().startswith("[") for text in self.request.inputs):
             return "its inputs are given for one length"
         try:
             even = break_even(self.at, self.n)

@@ -128,8 +128,8 @@ def _test(time: Time) -> float:
     condition = fold.conjunction(fold.less_equal(fold.const(0), apart), fold.less_equal(apart, fold.const(1)))
     placeholder = [torch.zeros(1, ROWS, 1)]
     operands = Operands(placeholder, placeholder, placeholder, {}, Named({}), Slices({}), 1.0, torch.float32, {})
-    alive = np.ones((1, ROWS, MANY), dtype=np.bool_)
-    block = PairBlock(0, (0,), Window(0, 0, ROWS, MANY, 0), np.arange(ROWS), np.arange(MANY), alive)
+    active = np.ones((1, ROWS, MANY), dtype=np.bool_)
+    block = PairBlock(0, (0,), Window(0, 0, ROWS, MANY, 0), np.arange(ROWS), np.arange(MANY), active)
     pairs = sum({"q", "k"} <= {getattr(operand, "name", "") for operand in node.below} for node in condition.below)
     return time(lambda: BlockValues(operands, block).holds(condition)) / (pairs * ROWS * MANY)
 

@@ -45,8 +45,8 @@ def seen_pairs(relations: Relations) -> Tensor:
     for entries in entries_at_once(shape.batch, math.prod(pairs), AT_ONCE):
         (window,) = relations.windows(entries.start)
         heads = folded_heads(range(shape.heads), entries, shape.heads)
-        alive = np.ones((1, *pairs[1:]), dtype=np.bool_)
-        block = PairBlock(entries.start, heads, window, np.arange(shape.n_q), np.arange(shape.n_k), alive)
+        active = np.ones((1, *pairs[1:]), dtype=np.bool_)
+        block = PairBlock(entries.start, heads, window, np.arange(shape.n_q), np.arange(shape.n_k), active)
         holds = torch.from_numpy(BlockValues(folded(operands, entries), block).holds(visible))
         pairs_by_entry[entries.start : entries.stop] = holds.expand(len(heads), *pairs[1:]).reshape(
             len(entries), *pairs

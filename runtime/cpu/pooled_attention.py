@@ -70,8 +70,8 @@ def _values(
     operands: Operands, batch: int, heads: tuple[int, ...], window: Window, keys: NDArray[np.int64]
 ) -> BlockValues:
     """Return the evaluator for vectors of the keys `keys`."""
-    alive = np.ones((1, 1, len(keys)), dtype=np.bool_)
-    return BlockValues(operands, PairBlock(batch, heads, window, np.zeros(1, np.int64), keys, alive))
+    active = np.ones((1, 1, len(keys)), dtype=np.bool_)
+    return BlockValues(operands, PairBlock(batch, heads, window, np.zeros(1, np.int64), keys, active))
 
 
 def _apart(

@@ -299,9 +299,9 @@ class _Masks:
     def _seen(self, rows: NDArray[np.int64], start: int, stop: int) -> Tensor:
         blocks = self._places
         keys = np.arange(start, stop) if blocks.order is None else blocks.order[start:stop]
-        alive = np.ones((len(rows), len(keys)), dtype=np.bool_)
+        active = np.ones((len(rows), len(keys)), dtype=np.bool_)
         wide = not fits_word(blocks.rest, (0, int(rows[-1]) + 1), (0, int(keys.max()) + 1))
-        return torch.from_numpy(exact_evaluation.mask_at(blocks.rest, rows, keys, alive, {}, wide=wide))
+        return torch.from_numpy(exact_evaluation.mask_at(blocks.rest, rows, keys, active, {}, wide=wide))
 
 
 def _by_rows(x: Tensor) -> Tensor:

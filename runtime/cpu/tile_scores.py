@@ -169,12 +169,12 @@ class Scores:
         for window in self._windows[tile.batch]:
             rows = np.flatnonzero((tile.rows >= window.row) & (tile.rows < window.row + window.n_q))
             keys = np.flatnonzero((tile.keys >= window.key) & (tile.keys < window.key + window.n_k))
-            alive = tile.mask[np.ix_(rows, keys)]
-            if not alive.any():
+            active = tile.mask[np.ix_(rows, keys)]
+            if not active.any():
                 continue
             window_rows, window_keys = tile.rows[rows] - window.row, tile.keys[keys] - window.key
             yield _TileWindow(
-                PairBlock(tile.batch, tile.heads, window, window_rows, window_keys, alive[None]), rows, keys
+                PairBlock(tile.batch, tile.heads, window, window_rows, window_keys, active[None]), rows, keys
             )
 
     def extra(self, batch: int, q: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -186,8 +186,8 @@ class Scores:
         assert extra is not None
         for window in self._windows[batch]:
             rows = np.arange(window.n_q)
-            alive = np.ones((1, len(rows), 1), dtype=np.bool_)
-            block = PairBlock(batch, tuple(range(len(q))), window, rows, np.zeros(1, dtype=np.int64), alive)
+            active = np.ones((1, len(rows), 1), dtype=np.bool_)
+            block = PairBlock(batch, tuple(range(len(q))), window, rows, np.zeros(1, dtype=np.int64), active)
             row_slice = slice(window.row, window.row + window.n_q)
             logit = BlockValues(self._operands, block, {"q": q[:, row_slice, None]}).logit(extra)
             yield row_slice, logit.expand(len(q), len(rows))

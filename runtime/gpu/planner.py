@@ -123,10 +123,10 @@ class GpuPlanner:
         walk = kernels.problem.by_query
         if not isinstance(walk, MaskTiles):
             return kernels
-        refusal = self._asked_call(sizes, inputs).refusal(walk.asked, _tiles(kernels).values())
+        refusal = self._mask_call(sizes, inputs).refusal(walk.mask_relation, _tiles(kernels).values())
         return kernels if refusal is None else self.kernels(heads, target, square, refusal, tiles)
 
-    def _asked_call(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> MaskCall:
+    def _mask_call(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> MaskCall:
         return MaskCall(self._pattern, call_shape(self._pattern, sizes, {n: blank(x) for n, x in inputs.items()}))
 
     def prepared(
@@ -236,7 +236,7 @@ class GpuPlanner:
             **{size_name(name): sizes_of[name] for name in kernels.problem.sizes},
         }
         if isinstance(walk, MaskTiles):
-            lists = MaskLists(MaskCall(self._pattern, shape), walk.asked, _tiles(kernels), q.device)
+            lists = MaskLists(MaskCall(self._pattern, shape), walk.mask_relation, _tiles(kernels), q.device)
             return Prepared(kernels, {}, numbers, lists=lists)
         if ranged:
             return Prepared(kernels, {}, numbers)

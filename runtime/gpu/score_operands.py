@@ -236,13 +236,13 @@ class ScoreOperands:
         rows: Int64,
         keys: Int64,
         value: Value,
-        alive: NDArray[np.bool_] | None = None,
+        active: NDArray[np.bool_] | None = None,
         heads: tuple[int, ...] | None = None,
     ) -> Tensor:
         """Compute (heads or 1, rows or 1, keys or 1[, width]); `heads`: query heads, None: all."""
-        if alive is None:
-            alive = np.ones((1, len(rows), len(keys)), dtype=np.bool_)
-        block = PairBlock(batch, self._heads if heads is None else heads, window, rows, keys, alive)
+        if active is None:
+            active = np.ones((1, len(rows), len(keys)), dtype=np.bool_)
+        block = PairBlock(batch, self._heads if heads is None else heads, window, rows, keys, active)
         return BlockValues(operands, block).of(value)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attnc.compiler import ir
-from attnc.compiler.attentions import asked_by_selection, choosing
+from attnc.compiler.attentions import choosing, content_masks_of_selection
 from attnc.compiler.chosen_counts import with_counts
 from attnc.compiler.keeping import most_kept
 from attnc.runtime.call_errors import ArgumentError
@@ -45,11 +45,11 @@ class CallSelections:
         return replace(self.given, inputs={**self.given.inputs, **{name: self.found[name] for name in names}})
 
     def _chosen(self, item: ir.Selection) -> Tensor:
-        call = self.asking(asked_by_selection(item))
+        call = self.asking(content_masks_of_selection(item))
         pattern = choosing(self.pattern, item)
         item, counts = with_counts(item, self.pattern.selections)
         count_tensors = {count.name: self.found[source.name].sum(-1) for count, source in counts.items()}
-        inputs = call.inputs if asked_by_selection(item) else blank_choices(self.pattern, call.inputs)
+        inputs = call.inputs if content_masks_of_selection(item) else blank_choices(self.pattern, call.inputs)
         shape = replace(call_shape(pattern, call.sizes, inputs), n_k=call.sizes.n_k, shift=None)
         relations = relations_of(pattern, shape)
         q, k, v = (x.detach() for x in self.vectors)

@@ -132,8 +132,8 @@ class Choosing:
     def _block(self, batch: int, window: Window, heads: tuple[int, ...], start: int, stop: int) -> PairBlock:
         """Return the pair block of rows `start` to `stop` with every selectable block."""
         numbers, blocks = np.arange(start, stop), np.arange(self.places)
-        alive = np.ones((1, len(numbers), len(blocks)), dtype=np.bool_)
-        return PairBlock(batch, heads, window, numbers, blocks, alive, running=self.selection.rows is not None)
+        active = np.ones((1, len(numbers), len(blocks)), dtype=np.bool_)
+        return PairBlock(batch, heads, window, numbers, blocks, active, running=self.selection.rows is not None)
 
     def _of_rows(self, block: PairBlock, known: Mapping[ir.Value, Tensor]) -> Tensor:
         """Return the selection of the rows of a pair block, bool (heads, rows, blocks)."""

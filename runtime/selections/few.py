@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from attnc.compiler import fold, ir
-from attnc.compiler.attentions import asked
+from attnc.compiler.attentions import content_masks
 from attnc.compiler.rewrite import substitute_value
 from attnc.compiler.value_nodes import reads
 from attnc.runtime.block_values import BlockValues
@@ -28,7 +28,7 @@ def scores_candidates(item: ir.Selection) -> bool:
     """Check whether an earlier selection limits the candidates and each score depends on its own candidate alone."""
     reductions = [node for node in item.score.below if isinstance(node, ir.VisibleReduce)]
     keeps = [node for node in item.keep.below if isinstance(node, ir.VisibleReduce) or "k" in reads(node)]
-    reads_selection = any(tensor.kind == "bool" for tensor in asked([item.candidates]))
+    reads_selection = any(tensor.kind == "bool" for tensor in content_masks([item.candidates]))
     return (
         reads_selection
         and not item.pairs
@@ -57,9 +57,9 @@ def few(candidates: PairMask) -> Few | None:
 def scored(operands: Operands, block: PairBlock, score: ir.Value, candidates: Few) -> Tensor:
     """Compute the scores of listed candidates, (heads, rows, candidates); scores of padding are arbitrary."""
     front = np.moveaxis(np.where(candidates.there, candidates.places, 0), -1, 0)[..., None]
-    alive = np.moveaxis(candidates.there, -1, 0)[..., None]
+    active = np.moveaxis(candidates.there, -1, 0)[..., None]
     listed_block = PairBlock(
-        block.batch, block.heads, block.window, block.rows, np.zeros(1, np.int64), alive, block.running
+        block.batch, block.heads, block.window, block.rows, np.zeros(1, np.int64), active, block.running
     )
     values = BlockValues(operands, listed_block, loops=NO_LOOPS.inside(_PLACE, front))
     scores = values.of(substitute_value(score, {fold.place("k"): _PLACE}))

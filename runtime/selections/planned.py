@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler import ir
-from attnc.compiler.attentions import alone, asked
+from attnc.compiler.attentions import alone, content_masks
 from attnc.compiler.keeping import most_kept
 from attnc.compiler.planning.cpu_plan import Plan, Schedule
 from attnc.runtime.selections.gather_choices import choice_of, tokens_of
@@ -47,7 +47,7 @@ def plan_of_choices(whole: Plan, pattern: ir.Pattern, lists: Mapping[str, str] |
     planned_branches = []
     for name, plan in branches:
         node = nodes[name.partition("[")[0]]
-        read = asked([node.visible])
+        read = content_masks([node.visible])
         items = [item for item in pattern.selections if item.given in read]
         sorted_by = sorted({tensor.made.of for tensor in read if tensor.made is not None})
         reasons = [*map(_in_words, items), *(f"tokens are sorted by `{name}` in every call" for name in sorted_by)]

@@ -82,7 +82,7 @@ class TunedCall:
         return stage_of((*self.tensors, *self.inputs.values()))
 
     @property
-    def asked(self) -> TuneRequest:
+    def request(self) -> TuneRequest:
         """The properties of the call that its schedule depends on."""
         q, k, v = self.tensors
         return TuneRequest(check_tensors(q, k, v), self.inputs, self.stage, q.device, self.by_kernels)
@@ -145,7 +145,7 @@ def tune(
 
 
 def _known(call: TunedCall, tuned: Tuned) -> Record | None:
-    request = call.asked
+    request = call.request
     record = tuned.record(request.sizes, _executor(call), request.device)
     return record if record is not None and (record.stage == "training" or request.stage == "forward") else None
 
@@ -166,7 +166,7 @@ def _tuned(
     """Measure and store the record of a call. `once`: the seconds that one run takes."""
     from attnc.runtime.tuning.knobs import knobs_of
 
-    begun, request = time.perf_counter(), call.asked
+    begun, request = time.perf_counter(), call.request
     knobs = knobs_of(call.planners(request), request, begun + seconds / 3)
     if not knobs and time.perf_counter() <= begun + seconds / 3:
         return Untuned(NOTHING, expected=True)

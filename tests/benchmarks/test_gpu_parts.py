@@ -151,7 +151,7 @@ def test_the_report_shows_these_rows(folder: Path, result: Result) -> None:
     for one in gpu_suites.PARTS:
         result(one)
     page = report.page(folder)
-    assert all(escape(f"{one.name}: {one.told}") in page for one in gpu_suites.PARTS)
+    assert all(escape(f"{one.name}: {one.description}") in page for one in gpu_suites.PARTS)
     assert all(title in page for title in ("GPU: speed over", "GPU: predicted", "GPU: selected keys"))
     assert "natten: NATTEN is not installed" in page and "flash_attention: FlashAttention is not installed" in page
 

@@ -18,6 +18,7 @@ from attnc.compiler.planning.pieces import cover
 from attnc.compiler.planning.runs import TooManyClassesError, resolve
 from plan_calls import call, lowered
 from plan_checks import check_pieces, check_plan
+from tiers import examples
 
 Q, K = fold.place("q"), fold.place("k")
 CAUSAL = fold.less_equal(K, Q)
@@ -54,7 +55,7 @@ KINDS = ["segments", "reach", "sorted", "shifted", "flags"]
 grids = st.tuples(st.sampled_from([8, 16]), st.sampled_from([0, 0, 3]))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(st.sampled_from(KINDS), st.integers(1, 400), st.integers(0, 10_000), grids)
 def test_equal_names_mean_equal_masks(kind: str, n: int, seed: int, tiles: tuple[int, int]) -> None:
     relation, grid = relation_of(kind, np.random.default_rng(seed), n), TileGrid(n, n, tiles[0], tiles[0], -tiles[1])
@@ -71,7 +72,7 @@ def test_equal_names_mean_equal_masks(kind: str, n: int, seed: int, tiles: tuple
             assert np.array_equal(mask[boxes[0]], mask[boxes[1]])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(
     st.sampled_from(KINDS), st.integers(1, 400), st.integers(0, 10_000), grids, st.sampled_from([0, 1 << 9, 1 << 12])
 )

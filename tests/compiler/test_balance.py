@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnc.compiler.simulation.balance import Items, items, least_time, scheduled
+from tiers import examples
 
 
 def work_of(sizes: list[int]) -> Items:
@@ -33,7 +34,7 @@ def longest_first(sizes: list[int], workers: int) -> list[int]:
     return sorted(loads, reverse=True)
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=7), st.integers(1, 3))
 def test_between_the_best_and_four_thirds_of_it(sizes: list[int], workers: int) -> None:
     exact = best(sizes, workers)

@@ -19,6 +19,7 @@ from attnc.spec.errors import EvaluationError
 from plan_calls import call, lowered
 from plan_checks import check_plan
 from programs import Program, programs
+from tiers import examples
 
 Sizes = dict[str, int]
 
@@ -39,7 +40,7 @@ def words(pattern: Pattern, n_k: int) -> Sizes:
     return {"words": n_k // int(np.prod(lengths))} if lengths else {}
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(programs(longest=300, elements=1 << 17))
 def test_plans(program: Program) -> None:
     pattern, s = lowered(program.source, **program.parameters), program.shape

@@ -14,6 +14,7 @@ from attnc.compiler.ir import Index
 from attnc.compiler.planning.formulas import closed_cover, diagonal_shift
 from attnc.compiler.planning.pieces import cover
 from plan_checks import check_pieces
+from tiers import examples
 
 Q, K = fold.place("q"), fold.place("k")
 
@@ -22,7 +23,7 @@ def half_plane(shift: int) -> Index:
     return fold.less_equal(K, fold.add(Q, fold.const(shift)))
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(
     st.integers(-320, 320),
     st.integers(1, 300),

@@ -15,6 +15,7 @@ from attnc.compiler.analysis.translation import Dependence, Dependences, Transla
 from attnc.compiler.ir import Index
 from attnc.compiler.planning.pieces import cover
 from plan_checks import check_pieces
+from tiers import examples
 
 Q, K = fold.place("q"), fold.place("k")
 GAP = fold.sub(Q, K)
@@ -51,7 +52,7 @@ RELATIONS = {
 }
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(
     st.sampled_from(sorted(RELATIONS)),
     st.integers(500, 900),

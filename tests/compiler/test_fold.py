@@ -17,6 +17,7 @@ from attnc.compiler.ir import Arith, Const, Index, Linear, Reduce, Truth
 from attnc.compiler.rewrite import rebuild, walk
 from attnc.spec.errors import EvaluationError
 from expression_trees import Kit, Tree
+from tiers import examples
 
 N_Q, N_K = 7, 9
 Q, K = fold.place("q"), fold.place("k")
@@ -46,13 +47,13 @@ def same_values(tree: Tree, node: Index) -> None:
             assert exact_evaluation.mask(node, (q, q + 1), (k, k + 1)).item() == truth[q, k]
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(trees.truths(3, Kit()))
 def test_values(tree: Tree) -> None:
     same_values(tree, trees.build(tree))
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(trees.integers(3, Kit()))
 def test_integer_values(tree: Tree) -> None:
     """Compare the bits of the value, so that no comparison folds with the expression."""
@@ -63,14 +64,14 @@ def test_integer_values(tree: Tree) -> None:
         same_values(Tree("eq", (low, trees.number(1))), fold.negation(fold.zero(divided)))
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(trees.truths(3, Kit()))
 def test_folding_is_idempotent(tree: Tree) -> None:
     node = trees.build(tree)
     assert rebuilt(node) is node
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(trees.truths(3, Kit()))
 def test_equal_structure_is_one_object(tree: Tree) -> None:
     node = trees.build(tree)
@@ -78,7 +79,7 @@ def test_equal_structure_is_one_object(tree: Tree) -> None:
     assert rebuild(node, node.children()) is node
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(trees.integers(2, Kit()), trees.integers(2, Kit()), trees.integers(2, Kit()))
 def test_sums_are_associative_and_commutative(x: Tree, y: Tree, z: Tree) -> None:
     a, b, c = trees.build(x), trees.build(y), trees.build(z)
@@ -88,7 +89,7 @@ def test_sums_are_associative_and_commutative(x: Tree, y: Tree, z: Tree) -> None
     assert fold.times(fold.sub(a, b), -1) is fold.sub(b, a)
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(trees.integers(2, Kit()), trees.integers(2, Kit()))
 def test_comparisons_have_one_form(x: Tree, y: Tree) -> None:
     a, b = trees.build(x), trees.build(y)
@@ -184,7 +185,7 @@ def test_truths_fold_away(a: bool, b: bool) -> None:
     assert fold.negation(fold.negation(seen)) is seen
 
 
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 @given(
     st.sampled_from(["any", "all", "sum", "count"]),
     st.integers(1, 5),

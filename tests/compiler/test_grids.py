@@ -18,9 +18,10 @@ from attnc.compiler.planning.residues import split
 from attnc.compiler.planning.schedule import CoverProblem, choose
 from grid_relations import Extents, K, Q, coordinate, grids, near, truth
 from plan_checks import check_pieces
+from tiers import examples
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(grids())
 def test_products_are_the_relation_once(drawn: tuple[Extents, Index]) -> None:
     extents, relation = drawn
@@ -40,7 +41,7 @@ def test_products_are_the_relation_once(drawn: tuple[Extents, Index]) -> None:
     assert (times == truth(relation, n)).all()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(grids(), st.sampled_from(["float32", "bfloat16"]))
 def test_bricks_cover_the_relation_once(drawn: tuple[Extents, Index], dtype: str) -> None:
     extents, relation = drawn
@@ -52,7 +53,7 @@ def test_bricks_cover_the_relation_once(drawn: tuple[Extents, Index], dtype: str
         assert choice.cover.visible == seen.sum()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(grids())
 def test_partial_bricks_have_a_hidden_pair(drawn: tuple[Extents, Index]) -> None:
     """The count is taken from the matrix, brick by brick."""

@@ -30,6 +30,7 @@ from attnc.spec.meaning.bind import bind
 from expression_trees import Tree
 from plan_calls import lowered
 from relations import relations
+from tiers import examples
 
 AWKWARD = (1, 2, 3, 17, 63, 64, 65, 127, 128, 129, 255, 300, 511, 640, 777, 1000, 1023, 1025, 1280, 1344, 1537)
 
@@ -285,7 +286,7 @@ def test_shares_of_the_length(visible: str) -> None:
 grids = st.sampled_from([8, 13, 32])
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(relations(), grids, st.integers(0, 300))
 def test_drawn_relations(tree: Tree, tile: int, beyond: int) -> None:
     """A formula holds from its first length on, beyond the counted lengths."""
@@ -323,7 +324,7 @@ lengthy = st.recursive(
 )
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(lengthy, st.integers(0, 60))
 def test_drawn_relations_that_read_the_length(relation: Index, beyond: int) -> None:
     pattern = of(relation)

@@ -22,6 +22,7 @@ from attnc.compiler.ir import Data, Index, Truth, Var
 from attnc.compiler.rewrite import substitute
 from attnc.spec.errors import EvaluationError
 from expression_trees import LONG, Fault, Kit, Tree
+from tiers import examples
 
 Q, K = fold.place("q"), fold.place("k")
 N = 48
@@ -94,20 +95,20 @@ def scattered(draw: st.DrawFn) -> list[Box]:
 WITH_DATA = st.lists(trees.arrays(LONG), min_size=1, max_size=2).map(lambda data: Kit(data=tuple(data)))
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(trees.truths(3, Kit()), st.one_of(tilings(), scattered()))
 def test_states_and_keys(tree: Tree, many: list[Box]) -> None:
     check(trees.build(tree), many)
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(trees.truths(3, Kit(aggregates=False, faults=False)), st.one_of(tilings(), scattered()))
 def test_states_and_keys_without_aggregates(tree: Tree, many: list[Box]) -> None:
     """Aggregates share no class key, so that they would hide errors of the other nodes."""
     check(trees.build(tree), many)
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(st.data(), st.one_of(tilings(), scattered()))
 def test_states_and_keys_of_data(data: st.DataObject, many: list[Box]) -> None:
     kit = data.draw(WITH_DATA)
@@ -140,7 +141,7 @@ def coordinates(draw: st.DrawFn) -> Tree:
     )
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(coordinates(), coordinates(), st.sampled_from(["le", "eq", "lt"]), st.one_of(tilings(), scattered()))
 def test_keys_of_coordinates(x: Tree, y: Tree, op: str, many: list[Box]) -> None:
     relation = Tree(op, (x, y))
@@ -150,7 +151,7 @@ def test_keys_of_coordinates(x: Tree, y: Tree, op: str, many: list[Box]) -> None
     check(trees.build(Tree("eq", (picked, trees.number(1)))), many)
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(
     st.one_of(trees.integers(3, Kit()), coordinates()),
     st.lists(st.tuples(*[st.integers(0, 20)] * 2, *[st.integers(1, 4)] * 2), max_size=8),
@@ -287,7 +288,7 @@ def blockwise(mask: NDArray[np.bool_], sizes: list[int], shifts: list[int], keep
     return kept
 
 
-@settings(max_examples=120)
+@settings(max_examples=examples(120))
 @given(rounded(), st.one_of(tilings(), scattered()))
 def test_blocks(case: tuple[Index, NDArray[np.bool_], tuple[int, int]], many: list[Box]) -> None:
     """A rounded relation is the count of its blocks; states and keys hold, and boxes inside few blocks are decided."""
@@ -330,7 +331,7 @@ def unbounded(tree: Tree, q: int, k: int) -> Any:
     return result if -(1 << 63) <= result < 1 << 63 else None
 
 
-@settings(max_examples=120)
+@settings(max_examples=examples(120))
 @given(large(), large(), st.sampled_from(["le", "eq"]))
 @example(trees.number(-(1 << 50)), minus(Tree("bitor", (trees.number(1 << 62), trees.Q)), trees.number(1 << 62)), "le")
 @example(minus(mod(trees.DELTA, 1 << 62), trees.number(0)), trees.number((1 << 61) + 1), "le")
@@ -366,7 +367,7 @@ def test_expressions_that_fit_64_bits() -> None:
 # --- data ------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.integers(1, 300), st.integers(0, 1 << 16), st.booleans())
 def test_range_tables(length: int, seed: int, matrix: bool) -> None:
     from attnc.compiler.analysis.range_table import RangeTable

@@ -13,6 +13,7 @@ from attnc.compiler.analysis.live_tiles import TileGrid, TooManyTilesError, find
 from attnc.compiler.planning.runs import resolve
 from expression_trees import Tree
 from relations import relations
+from tiers import examples
 from tile_grids import grids, mask_of, tile_classes
 
 
@@ -20,7 +21,7 @@ def listed(row: NDArray[np.int64], column: NDArray[np.int64], count: NDArray[np.
     return [(r, c + i) for r, c, n in zip(row.tolist(), column.tolist(), count.tolist(), strict=True) for i in range(n)]
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(relations(), grids())
 def test_tiles(tree: Tree, grid: TileGrid) -> None:
     relation = trees.build(tree)

@@ -15,6 +15,7 @@ from attnc.compiler.planning.packing import Costs, pack
 from attnc.compiler.planning.rates import AMX, PieceWork
 from plan_calls import call, lowered
 from plan_checks import check_plan
+from tiers import examples
 
 RELATIONS = {
     "causal": "k <= q",
@@ -38,7 +39,7 @@ def truth_of(relations: Relations, doc: NDArray[np.int64], n_q: int) -> NDArray[
     return result
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     st.sampled_from(sorted(RELATIONS)),
     st.lists(st.one_of(st.integers(1, 9), st.integers(1, 150)), min_size=1, max_size=30),

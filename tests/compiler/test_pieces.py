@@ -17,6 +17,7 @@ from attnc.spec.errors import EvaluationError
 from expression_trees import Tree
 from plan_checks import check_pieces
 from relations import relations
+from tiers import examples
 
 Q, K = fold.place("q"), fold.place("k")
 
@@ -43,7 +44,7 @@ def check(relation: Index, grid: TileGrid) -> None:
     check_pieces(dense.pieces, (), mask)
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(relations(), grids())
 def test_pieces(tree: Tree, grid: TileGrid) -> None:
     check(trees.build(tree), grid)

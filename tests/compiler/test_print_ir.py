@@ -17,6 +17,7 @@ from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind
 from attnc.spec.source import SourceFile
 from expression_trees import Fault, Kit, Tree
+from tiers import examples
 
 Q, K = fold.place("q"), fold.place("k")
 
@@ -56,7 +57,7 @@ def test_expressions(text: str) -> None:
     assert sorted(re.findall(r"\w+|\S", printed)) == sorted(re.findall(r"\w+|\S", text))
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(trees.truths(3, Kit(faults=False)))
 def test_printed_text_compiles_to_the_relation(tree: Tree) -> None:
     """Printed text compiles to a relation of the same values."""

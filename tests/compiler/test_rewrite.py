@@ -15,11 +15,12 @@ from attnc.compiler.lowering import rational
 from attnc.compiler.lowering.rational import Number
 from attnc.compiler.rewrite import rewrite, substitute, variables, walk
 from expression_trees import Kit, Tree
+from tiers import examples
 
 Q, K = fold.place("q"), fold.place("k")
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(trees.truths(3, Kit()))
 def test_an_unchanged_expression_is_the_same_object(tree: Tree) -> None:
     node = trees.build(tree)
@@ -28,7 +29,7 @@ def test_an_unchanged_expression_is_the_same_object(tree: Tree) -> None:
     assert substitute(node, {fold.extent("keys"): Q}) is node
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(trees.truths(3, Kit()))
 def test_operands_come_before_users(tree: Tree) -> None:
     seen: set[Index] = set()
@@ -38,7 +39,7 @@ def test_operands_come_before_users(tree: Tree) -> None:
         seen.add(node)
 
 
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 @given(trees.truths(2, Kit(faults=False)), st.integers(-5, 5), st.integers(-5, 5))
 def test_substitution_equals_building_with_other_leaves(tree: Tree, a: int, b: int) -> None:
     """Substituting numbers for positions gives the constant that plain Python gives."""
@@ -86,7 +87,7 @@ def integer(node: Index) -> int:
     return constant.value
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(FRACTIONS, FRACTIONS, st.integers(0, 2), st.integers(0, 2))
 def test_rational_arithmetic(x: Fraction, y: Fraction, hide_x: int, hide_y: int) -> None:
     a, b = number(x, hide_x), number(y, hide_y)
@@ -106,7 +107,7 @@ def test_rational_arithmetic(x: Fraction, y: Fraction, hide_x: int, hide_y: int)
         assert value(rational.mod(a, b)) == x % y
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(FRACTIONS, FRACTIONS, st.integers(0, 2))
 def test_rational_comparisons(x: Fraction, y: Fraction, hide: int) -> None:
     a, b = number(x, hide), number(y, 0)
@@ -121,7 +122,7 @@ def test_rational_comparisons(x: Fraction, y: Fraction, hide: int) -> None:
     assert value(chosen) == x
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(FRACTIONS, st.integers(-4, 4), st.booleans(), st.integers(0, 1))
 def test_rational_powers(x: Fraction, exponent: int, constant: bool, hide: int) -> None:
     if x == 0 and exponent < 0:

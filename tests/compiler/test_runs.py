@@ -25,9 +25,10 @@ from attnc.compiler.planning.runs import (
 from attnc.spec.errors import EvaluationError
 from expression_trees import Tree
 from relations import relations
+from tiers import examples
 
 
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 @given(relations(), st.integers(1, 200), st.integers(1, 200), st.sampled_from([8, 13, 32]), st.integers(0, 7))
 def test_runs(tree: Tree, n_q: int, n_k: int, tile: int, shift: int) -> None:
     relation, grid = trees.build(tree), TileGrid(n_q, n_k, tile, tile, -shift)

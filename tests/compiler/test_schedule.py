@@ -17,6 +17,7 @@ from attnc.spec.errors import EvaluationError
 from expression_trees import Tree
 from plan_checks import check_pieces
 from relations import relations
+from tiers import examples
 
 Q, K = fold.place("q"), fold.place("k")
 GAP = fold.sub(Q, K)
@@ -26,7 +27,7 @@ def problem(relation: Index, n_q: int, n_k: int, dtype: str = "float32") -> Cove
     return CoverProblem(relation, n_q, n_k, dtype, 64, 4, {}, AMX)
 
 
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 @given(relations(), st.integers(1, 700), st.integers(1, 700), st.sampled_from(["float32", "bfloat16"]))
 def test_choices(tree: Tree, n_q: int, n_k: int, dtype: str) -> None:
     relation = trees.build(tree)

@@ -26,6 +26,7 @@ from attnc.spec.errors import EvaluationError
 from expression_trees import Tree, build
 from library_calls import library_call
 from relations import relations
+from tiers import examples
 
 VIDEO: dict[str, Any] = {"frames": 30, "height": 48, "width": 80, "window": [18, 24, 24]}
 PICTURE: dict[str, Any] = {"height": 256, "width": 256, "window": [80, 80]}
@@ -139,7 +140,7 @@ def problem_of_relation(relation: Any, n: int, heads: int = 3) -> SimulatedCall:
     return SimulatedCall("drawn", {}, shape, 0, (SimulatedRelation(relation, n, n, 0, heads, {}),), Extra(2.0), 1, ())
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(relations(), relations(), st.integers(1, 700))
 def test_a_bound_never_falls_when_the_relation_shrinks(one: Tree, other: Tree, n: int) -> None:
     """The property holds for fixed tiles and order."""

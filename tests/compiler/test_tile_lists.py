@@ -14,6 +14,7 @@ from attnc.compiler.tile_forms.tile_lists import TileLists, list_tiles
 from attnc.compiler.tile_forms.tile_runs import find_tile_runs
 from expression_trees import Tree
 from relations import relations
+from tiers import examples
 from tile_grids import grids, mask_of
 from tile_painting import Matrix, brute, painted, patterns
 
@@ -29,7 +30,7 @@ def check(lists: TileLists, mask: Matrix) -> None:
     assert all(not m.all() and m.any() for m in lists.masks)
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(patterns())
 def test_lists_equal_the_relation(drawn: tuple[ResolvedRuns, Matrix]) -> None:
     resolved, mask = drawn
@@ -39,7 +40,7 @@ def test_lists_equal_the_relation(drawn: tuple[ResolvedRuns, Matrix]) -> None:
     assert (lists.classes == runs.classes).all()
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(relations(), grids())
 def test_lists_of_transposed_runs_are_the_transposed_relation(tree: Tree, grid: TileGrid) -> None:
     """Queries and keys are exchanged in the relation itself, which is then evaluated."""

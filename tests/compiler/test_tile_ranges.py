@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnc.compiler.tile_forms.tile_ranges import stretches
+from tiers import examples
 from tile_painting import Matrix, alike, as_matrix, as_stretches
 
 
@@ -29,7 +30,7 @@ def pairs(draw: st.DrawFn) -> tuple[Matrix, Matrix]:
     return draw(st.sampled_from(kinds)), draw(st.sampled_from(kinds))
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(pairs())
 def test_union_difference_and_transposition(drawn: tuple[Matrix, Matrix]) -> None:
     a, b = drawn

@@ -15,6 +15,7 @@ from attnc.compiler.ir import Index
 from attnc.compiler.planning.runs import ResolvedRuns, resolve
 from attnc.compiler.tile_forms.tile_lists import list_tiles
 from attnc.compiler.tile_forms.tile_runs import TileRuns, find_tile_runs, mask_edges
+from tiers import examples
 from tile_painting import Matrix, alike, as_matrix, brute, grid_frame, painted, patterns
 
 Q, K = fold.place("q"), fold.place("k")
@@ -30,7 +31,7 @@ def check(runs: TileRuns, mask: Matrix) -> None:
     assert (painted(list_tiles(runs)) == mask).all()
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(patterns())
 def test_runs_equal_the_relation(drawn: tuple[ResolvedRuns, Matrix]) -> None:
     resolved, mask = drawn
@@ -44,7 +45,7 @@ def test_runs_equal_the_relation(drawn: tuple[ResolvedRuns, Matrix]) -> None:
     assert runs.partial.tiles == len(runs.classes)
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(patterns())
 def test_transposed_runs_are_the_transposed_relation(drawn: tuple[ResolvedRuns, Matrix]) -> None:
     resolved, mask = drawn
@@ -53,7 +54,7 @@ def test_transposed_runs_are_the_transposed_relation(drawn: tuple[ResolvedRuns, 
     assert alike(runs.transposed().transposed(), runs)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(patterns())
 def test_the_names_of_classes_do_not_matter(drawn: tuple[ResolvedRuns, Matrix]) -> None:
     resolved, _ = drawn
@@ -66,7 +67,7 @@ def test_the_names_of_classes_do_not_matter(drawn: tuple[ResolvedRuns, Matrix]) 
     assert alike(find_tile_runs(renamed), find_tile_runs(resolved))
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(patterns())
 def test_masked_edges_leave_only_whole_tiles_full(drawn: tuple[ResolvedRuns, Matrix]) -> None:
     resolved, mask = drawn

@@ -23,6 +23,7 @@ from attnc.spec.errors import EvaluationError
 from expression_trees import Tree, build
 from grid_relations import K, Q, coordinate, grids, near, truth
 from relations import relations
+from tiers import examples
 
 Matrix = NDArray[np.bool_]
 Counts = list[tuple[int, int]]
@@ -56,7 +57,7 @@ def stretches_of(n: int, tile: int) -> list[NDArray[np.int64]]:
     return [np.arange(i, min(i + tile, n)) for i in range(0, n, tile)]
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(
     relations(), st.integers(1, 150), st.integers(1, 150), st.sampled_from([8, 16, 32]), st.sampled_from([8, 16, 64])
 )
@@ -76,7 +77,7 @@ def classes_of(n: int, divisor: int, tile: int) -> list[NDArray[np.int64]]:
     return [part * divisor + r for r in range(min(divisor, n)) for part in stretches_of(-(-(n - r) // divisor), tile)]
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(st.integers(2, 9), st.integers(0, 8), st.integers(1, 90), st.integers(1, 130), st.sampled_from([8, 16]))
 def test_one_congruence_by_classes(divisor: int, offset: int, window: int, n: int, tile: int) -> None:
     gap = fold.sub(Q, K)
@@ -94,7 +95,7 @@ def test_one_congruence_by_classes(divisor: int, offset: int, window: int, n: in
     assert work.merged == 0
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.integers(2, 9), st.integers(1, 12), st.integers(1, 130))
 def test_a_congruence_beside_a_window(divisor: int, local: int, n: int) -> None:
     """Two walks: the window in natural order, the rest by residue classes; every visible pair is in exactly one."""
@@ -126,7 +127,7 @@ def bricks_of(extents: tuple[int, ...], sides: tuple[int, ...]) -> list[NDArray[
     ]
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(grids(), st.data())
 def test_bricks(drawn: tuple[tuple[int, ...], Index], data: st.DataObject) -> None:
     extents, relation = drawn
@@ -207,7 +208,7 @@ def shifted(draw: st.DrawFn) -> tuple[Index, TileGrid]:
     return join(*parts), TileGrid(tile * draw(st.integers(1, 14)), tile * draw(st.integers(1, 14)), tile, tile)
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(shifted())
 def test_repeating_rows_are_derived_from_a_few(drawn: tuple[Index, TileGrid]) -> None:
     relation, grid = drawn

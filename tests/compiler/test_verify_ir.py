@@ -24,6 +24,7 @@ from attnc.compiler.verify_ir import (
     violations_of,
 )
 from expression_trees import Kit, Tree
+from tiers import examples
 
 Q, K = fold.place("q"), fold.place("k")
 
@@ -33,7 +34,7 @@ def pattern(visible: ir.Index, *tensors: ir.Tensor) -> ir.Pattern:
     return ir.Pattern("p", {}, (), tensors, (), None, True, None, (), (attend,), {})
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(trees.truths(3, Kit()))
 def test_folded_expressions_are_well_formed(tree: Tree) -> None:
     verify(pattern(trees.build(tree)))

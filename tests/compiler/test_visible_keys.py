@@ -17,6 +17,7 @@ from attnc.compiler.ir import Index
 from attnc.compiler.planning.seen_keys import LEAF, MOST_SLICES, Int64, Mask, SeenKeys, find_seen_keys
 from expression_trees import Tree
 from relations import relations
+from tiers import examples
 from tile_grids import mask_of
 
 Q, K = fold.place("q"), fold.place("k")
@@ -42,7 +43,7 @@ def check(relation: Index, rows: tuple[int, int], n_k: int) -> SeenKeys:
     return visible
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(relations(), st.integers(1, 700), st.integers(1, 16), st.integers(0, 100))
 def test_visible_keys_equal_the_relation(tree: Tree, n_k: int, rows: int, first: int) -> None:
     check(trees.build(tree), (first, first + rows), n_k)
@@ -88,9 +89,9 @@ def test_distant_keys_are_not_evaluated(monkeypatch: pytest.MonkeyPatch) -> None
     looked: list[int] = []
     mask_at = exact_evaluation.mask_at
 
-    def counted(relation: Index, q: Int64, k: Int64, alive: Mask, *rest: Any, wide: bool) -> Mask:
+    def counted(relation: Index, q: Int64, k: Int64, active: Mask, *rest: Any, wide: bool) -> Mask:
         looked.append(len(k))
-        return mask_at(relation, q, k, alive, *rest, wide=wide)
+        return mask_at(relation, q, k, active, *rest, wide=wide)
 
     monkeypatch.setattr(exact_evaluation, "mask_at", counted)
     gap = fold.sub(Q, K)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attnc.runtime.selections.ranking import _packed_best, best, ranked
+from tiers import examples
 
 SCORES = st.sampled_from([-math.inf, -2.0, -0.0, 0.0, 1.0, 1.0 + 2**-23, 3.0, math.inf, math.nan])
 
@@ -21,7 +22,7 @@ def sorted_candidates(score: list[float], candidates: list[bool]) -> list[int]:
     return sorted(places, key=lambda i: (math.isnan(score[i]), -score[i] if not math.isnan(score[i]) else 0.0, i))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.lists(st.tuples(SCORES, st.booleans()), min_size=1, max_size=9), st.integers(0, 10))
 def test_the_best_agree_with_a_sort(row: list[tuple[float, bool]], count: int) -> None:
     score, candidates = [x for x, _ in row], [may for _, may in row]
@@ -34,7 +35,7 @@ def test_the_best_agree_with_a_sort(row: list[tuple[float, bool]], count: int) -
             assert torch.equal(_packed_best(given_, among, count)[0], wanted)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.lists(st.tuples(SCORES, st.booleans()), min_size=1, max_size=9))
 def test_ranks_count_the_candidates_before(row: list[tuple[float, bool]]) -> None:
     score, candidates = [x for x, _ in row], [may for _, may in row]

@@ -44,12 +44,12 @@ def to_rank_of(array: Any, lanes: tuple[int, ...]) -> Any:
     return array.reshape((1,) * (len(lanes) - array.ndim) + array.shape)
 
 
-def operands(name: str, alive: Any) -> tuple[Tensor, TableReads, Tensor]:
+def operands(name: str, active: Any) -> tuple[Tensor, TableReads, Tensor]:
     generator = torch.Generator().manual_seed(0)
     lanes, index_arrays, sizes = CASES[name]
     indices = [np.clip(to_rank_of(x, lanes), 0, n - 1) for x, n in zip(index_arrays, sizes, strict=True)]
     table, vectors = (torch.randn(*size, WIDTH, generator=generator, dtype=torch.float64) for size in (sizes, lanes))
-    return table.requires_grad_(), TableReads(indices, to_rank_of(alive, lanes)), vectors.requires_grad_()
+    return table.requires_grad_(), TableReads(indices, to_rank_of(active, lanes)), vectors.requires_grad_()
 
 
 def gathered_products(table: Tensor, places: TableReads, vectors: Tensor) -> Tensor:
@@ -69,10 +69,10 @@ def gradients(products: Tensor, *leaves: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad(products, leaves, by))
 
 
-@pytest.mark.parametrize("alive", [np.ones((1, 1, 1), np.bool_), BAND], ids=["all", "some"])
+@pytest.mark.parametrize("active", [np.ones((1, 1, 1), np.bool_), BAND], ids=["all", "some"])
 @pytest.mark.parametrize("name", CASES)
-def test_table_products_equal_gathered_products(name: str, alive: Any) -> None:
-    table, places, vectors = operands(name, alive)
+def test_table_products_equal_gathered_products(name: str, active: Any) -> None:
+    table, places, vectors = operands(name, active)
     products, wanted = table_products(table, places, vectors), gathered_products(table, places, vectors)
     torch.testing.assert_close(products, wanted, rtol=1e-12, atol=1e-12)
     for a, b in zip(gradients(products, table, vectors), gradients(wanted, table, vectors), strict=True):

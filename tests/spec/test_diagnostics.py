@@ -23,6 +23,7 @@ from attnc.spec.reading.parse import parse
 from attnc.spec.reading.source_text import decode
 from attnc.spec.render import render
 from attnc.spec.source import SourceFile
+from tiers import examples
 
 CASES = sorted((Path(__file__).parent / "diagnostics").glob("*.txt"))
 DRAFTS = sorted((Path(__file__).parent / "drafts").glob("*.attn"))
@@ -224,13 +225,13 @@ SPACES = ["\n", "\n    ", "\n        ", "\n  ", "pattern p\n    ", "\t"]
 PIECES = st.sampled_from(WORDS.split() + SPACES)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.lists(PIECES, max_size=30).map(" ".join))
 def test_random_words_parse_or_have_a_message(text: str) -> None:
     assert_parses_or_complains(text)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.sampled_from(DRAFTS), st.data())
 def test_a_draft_cut_anywhere_parses_or_has_a_message(path: Path, data: st.DataObject) -> None:
     text = path.read_text("utf-8")
@@ -241,7 +242,7 @@ def test_a_draft_cut_anywhere_parses_or_has_a_message(path: Path, data: st.DataO
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.text(max_size=80) | st.binary(max_size=80))
 def test_random_bytes_parse_or_have_a_message(data: str | bytes) -> None:
     assert_parses_or_complains(data)

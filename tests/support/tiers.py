@@ -21,13 +21,14 @@ from typing import Any
 from zlib import crc32
 
 import pytest
+from hypothesis import settings
 
 TESTS = Path(__file__).parents[1]
 DURATIONS = TESTS / "durations.json"
 KINDS = TESTS / "short_tier.json"
 ONE_IN = 6
-SHORT_EXAMPLES = 10
-"""Examples of hypothesis in the short tier, a fifth of all."""
+ALL_EXAMPLES, SHORT_EXAMPLES = 50, 10
+"""Examples of a property drawn by hypothesis, in all tests and in the short tier."""
 MOST_SECONDS = 20
 """Maximum seconds of a test of the short tier on a quiet machine."""
 LISTED = 50
@@ -78,6 +79,11 @@ def announcement(tier: str) -> str:
     minutes = measured["seconds"] / 60
     took = f"{measured['tests']:,} tests in {minutes:.0f} minutes on {measured['cores']} cores"
     return f"tier {tier}: {what}; {took}, measured {measured['date'][:10]}"
+
+
+def examples(count: int) -> int:
+    """Return how many examples the tier draws of a property that has `count` in all tests."""
+    return max(1, count * settings().max_examples // ALL_EXAMPLES)
 
 
 class Durations:

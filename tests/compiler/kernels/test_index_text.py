@@ -25,6 +25,7 @@ from attnc.compiler.rewrite import walk
 from attnc.spec.errors import EvaluationError
 from expression_trees import Kit, Tree, build
 from fake_triton import Array, evaluate
+from tiers import examples
 
 Q, K = np.arange(43, dtype=np.int64), np.arange(39, dtype=np.int64)
 NAMES = {fold.place("q"): ExprText("query", ROWS), fold.place("k"): ExprText("key", COLUMNS)}
@@ -64,13 +65,13 @@ def check(tree: Tree) -> None:
             assert (true_value(inner) >= 0).all(), inner
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(trees.integers(3, Kit(faults=False, aggregates=False)))
 def test_integers(tree: Tree) -> None:
     check(tree)
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(trees.truths(3, Kit(faults=False, aggregates=False)))
 def test_truths(tree: Tree) -> None:
     check(tree)

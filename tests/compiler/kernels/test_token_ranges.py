@@ -18,6 +18,7 @@ from attnc.compiler.kernels.ranges import MOST_RANGES, TokenRange, find_ranges
 from expression_trees import DELTA, Tree, build
 from plan_calls import from_library
 from relations import CAUSAL, both, either, n, relations
+from tiers import examples
 
 Q, K = trees.Q, trees.K
 Mask = NDArray[np.bool_]
@@ -38,8 +39,8 @@ def painted(ranges: tuple[TokenRange, ...], solved: Side, n_q: int, n_k: int) ->
 
 
 def evaluated(node: Index, q: NDArray[Any], k: NDArray[Any]) -> NDArray[np.int64]:
-    alive = np.ones((len(q), len(k)), dtype=np.bool_)
-    return integers_at(node, q.astype(np.int64), k.astype(np.int64), alive, wide=False)
+    active = np.ones((len(q), len(k)), dtype=np.bool_)
+    return integers_at(node, q.astype(np.int64), k.astype(np.int64), active, wide=False)
 
 
 @st.composite
@@ -108,7 +109,7 @@ def ranged(draw: st.DrawFn) -> Tree:
             return both(draw(bounded()), draw(bounded()))
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(ranged(), st.integers(1, 40), st.integers(1, 40))
 def test_ranges_are_the_relation(tree: Tree, n_q: int, n_k: int) -> None:
     relation = build(tree)
@@ -124,7 +125,7 @@ def test_most_drawn_relations_have_ranges() -> None:
     """Otherwise the property above would hold vacuously."""
     found: list[bool] = []
 
-    @settings(max_examples=200, database=None)
+    @settings(max_examples=examples(200), database=None)
     @given(ranged())
     def count(tree: Tree) -> None:
         found.append(find_ranges(build(tree), "k") is not None)

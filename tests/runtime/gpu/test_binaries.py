@@ -27,6 +27,7 @@ from attnc.compiler.kernels.targets import TARGETS
 from attnc.runtime.gpu import device_targets, kernel_modules
 from kernel_calls import Launch, operands, recorded
 from plan_calls import from_library
+from tiers import examples
 
 PATTERNS: list[tuple[str, Mapping[str, Any]]] = [
     ("causal", {}),
@@ -175,7 +176,7 @@ def compile_settings(draw: st.DrawFn) -> tuple[HeadShape, str, tuple[tuple[str, 
     return heads, draw(st.sampled_from(sorted(TARGETS))), tuple(params.items())
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(compile_settings(), compile_settings())
 def test_digests_cover_everything_compiled_in(
     a: tuple[HeadShape, str, tuple[tuple[str, int], ...]], b: tuple[HeadShape, str, tuple[tuple[str, int], ...]]

@@ -77,7 +77,7 @@ def test_outputs_and_gradients_agree_with_the_reference(case: Asking, monkeypatc
     ]
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
-    assert {*form_names} == {"asked"}
+    assert {*form_names} == {"content"}
 
 
 def mask_call(case: Asking, inputs: Mapping[str, Tensor], choices: Mapping[str, Any]) -> MaskCall:

@@ -144,7 +144,7 @@ def test_the_cases_cover_every_path_of_the_emitter() -> None:
         weight_kinds.add(kernels.problem.kind)
         if {"dkdv", "grouped"} & set(stages):
             ways.add((kernels.problem.grouped, kernels.problem.is_nested))
-    assert forms == {(form, boxes) for form in ("ranges", "bricks", "lists", "asked") for boxes in (True, False)}
+    assert forms == {(form, boxes) for form in ("ranges", "bricks", "lists", "content") for boxes in (True, False)}
     assert loads == set(get_args(Load))
     assert weight_kinds == set(get_args(Kind))
     assert ways == {(False, False), (True, False), (True, True)}

@@ -15,6 +15,7 @@ from attnc.runtime.gpu import planner
 from attnc.spec.errors import EvaluationError
 from kernel_calls import check, operands
 from programs import Program, programs
+from tiers import examples
 
 RANGED = """
 pattern drawn(window: int, block: int, sinks: int, shift: int)
@@ -63,13 +64,13 @@ def _inputs(program: Program) -> dict[str, Any]:
     return dict(program.parameters)
 
 
-@settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@settings(max_examples=examples(10), suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(programs(longest=36, elements=2600), st.integers(0, 999), st.sampled_from(["sm_80", "sm_90"]))
 def test_programs(program: Program, seed: int, target: str) -> None:
     check_program(program, seed, target)
 
 
-@settings(max_examples=10)
+@settings(max_examples=examples(10))
 @given(st.data())
 def test_programs_of_ranges(data: st.DataObject) -> None:
     """Relations that are ranges of keys, over more tokens than a tile, with various scores."""

@@ -32,7 +32,7 @@ def test_each_target_has_its_own_kernels() -> None:
         case.target: case.source for case in cases(["hip"], ["sm_90", "gfx942"], [64]) if case.stage == "forward"
     }
     for target, source in sources.items():
-        assert source.tiles == tile_shape(TARGETS[target], "forward", 64, 64, "bfloat16", asked=True, gathered=True)
+        assert source.tiles == tile_shape(TARGETS[target], "forward", 64, 64, "bfloat16", content=True, gathered=True)
     assert sources["sm_90"].text != sources["gfx942"].text
 
 
