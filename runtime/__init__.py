@@ -3,6 +3,6 @@
 from attnc.runtime.environment import verifies_ir
 
 if verifies_ir():
-    from attnc.compiler.verify_ir import verify_passes
+    from attnc.compiler.ir.verify_ir import verify_passes
 
     verify_passes()

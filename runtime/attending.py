@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from attnc.compiler import ir
-from attnc.compiler.value_nodes import rank
+from attnc.compiler.ir.value_nodes import rank
 from attnc.runtime.block_values import BlockValues
 from attnc.runtime.scaled import plain
 from attnc.runtime.vector_math import settle

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 from torch.compiler import is_dynamo_compiling
 
-from attnc.compiler.call_warnings import call_warnings
+from attnc.compiler.analysis.rank_only import rank_only
 from attnc.compiler.ir import Pattern
-from attnc.compiler.rank_only import rank_only
+from attnc.compiler.warnings.call_warnings import call_warnings
 from attnc.runtime import identity, reference
 from attnc.runtime.bridged import Bridged
 from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError

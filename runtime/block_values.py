@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from attnc.compiler import ir
-from attnc.compiler.value_nodes import rank
+from attnc.compiler.ir.value_nodes import rank
 from attnc.runtime import scaled
 from attnc.runtime.functions import FUNCTIONS
 from attnc.runtime.leaf_values import LeafValues

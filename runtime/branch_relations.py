@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from attnc.compiler import ir
 from attnc.compiler.analysis import exact_evaluation
-from attnc.compiler.attentions import alone, open_choices, rows_of
+from attnc.compiler.ir.value_nodes import is_scored
+from attnc.compiler.ir.verify_ir import checked
 from attnc.compiler.lowering.specialise import Window, specialise
+from attnc.compiler.passes.attentions import alone, open_choices, rows_of
 from attnc.compiler.planning.build_plan import CallShape, Relations
-from attnc.compiler.value_nodes import is_scored
-from attnc.compiler.verify_ir import checked
 from attnc.runtime.call_errors import UnsupportedError
 from attnc.runtime.call_relations import relations_of
 from attnc.runtime.call_shapes import TensorSizes, number, shape_of_call

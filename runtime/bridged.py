@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from attnc.compiler import ir
-from attnc.compiler.joined_documents import RoundedDocumentsError, join_documents
+from attnc.compiler.ir.rewrite import walk
+from attnc.compiler.ir.value_nodes import is_plain, is_scored
+from attnc.compiler.passes.joined_documents import RoundedDocumentsError, join_documents
 from attnc.compiler.planning.build_plan import CallShape
-from attnc.compiler.rewrite import walk
-from attnc.compiler.value_nodes import is_plain, is_scored
 from attnc.runtime.call_errors import ArgumentError, UnsupportedError
 from attnc.runtime.compiled import CompiledAttention
 from attnc.runtime.plans import relations_of

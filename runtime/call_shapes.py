@@ -15,15 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import TypeIs
 
-from attnc.compiler import fold, ir
+from attnc.compiler import ir
 from attnc.compiler.analysis import exact_evaluation
-from attnc.compiler.before_keys import needs_tokens
+from attnc.compiler.ir import fold
+from attnc.compiler.ir.rewrite import walk
 from attnc.compiler.lowering.lower_attention import TOKENS
 from attnc.compiler.lowering.specialise import CallSizes as SizesByName
 from attnc.compiler.lowering.specialise import Slices, Window, specialise
+from attnc.compiler.passes.before_keys import needs_tokens
 from attnc.compiler.planning.build_plan import CallShape, is_ids_alone
 from attnc.compiler.planning.rates import AMX, Rates
-from attnc.compiler.rewrite import walk
 from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.fallbacks import HOST_WAIT, note
 from attnc.spec.suggest import did_you_mean

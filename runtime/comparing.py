@@ -7,12 +7,19 @@ from dataclasses import dataclass
 from itertools import product
 from time import monotonic
 
-from attnc.compiler import fold, presburger
-from attnc.compiler.counted_isl import SECONDS, UndecidedError, is_available
-from attnc.compiler.equality import MOST, Difference, deciding_length, difference_at, first_difference, reads_length
-from attnc.compiler.ir import Attend, Extent, HeadIndex, Index, RoundToInt
+from attnc.compiler.analysis.counted_isl import SECONDS, UndecidedError, is_available
+from attnc.compiler.comparison import presburger
+from attnc.compiler.comparison.equality import (
+    MOST,
+    Difference,
+    deciding_length,
+    difference_at,
+    first_difference,
+    reads_length,
+)
+from attnc.compiler.ir import Attend, Extent, HeadIndex, Index, RoundToInt, fold
+from attnc.compiler.ir.rewrite import substitute, walk
 from attnc.compiler.lowering.specialise import alone, of_any_length
-from attnc.compiler.rewrite import substitute, walk
 from attnc.spec.errors import EvaluationError
 
 LENGTHS = 160

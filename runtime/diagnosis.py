@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnc.compiler.pattern_warnings import warnings_of
+from attnc.compiler.warnings.pattern_warnings import warnings_of
 from attnc.spec.diagnostics import Diagnostic, Severity
 from attnc.spec.errors import SpecError
 from attnc.spec.load import Loader, check_source, load_programs

@@ -10,7 +10,7 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from attnc.compiler.equality import Difference
+from attnc.compiler.comparison.equality import Difference
 from attnc.runtime.attention import Attention
 from attnc.runtime.comparing import Witness
 from attnc.runtime.example_inputs import example_inputs

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from attnc.compiler import ir
 from attnc.compiler.analysis import exact_evaluation
-from attnc.compiler.analysis.array_evaluator import WORD
 from attnc.compiler.analysis.intervals import fits_word
+from attnc.compiler.ir.array_evaluator import WORD
+from attnc.compiler.ir.value_nodes import reads
 from attnc.compiler.lowering.specialise import specialise
-from attnc.compiler.value_nodes import reads
 from attnc.runtime.device_constants import on_device
 from attnc.runtime.pair_blocks import Int64, Loops, Operands, PairBlock, PairMask
 from attnc.runtime.scaled import Quantity, ScaledTensor

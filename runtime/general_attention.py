@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from attnc.compiler import ir
+from attnc.compiler.ir.value_nodes import is_plain
 from attnc.compiler.planning.cpu_plan import Plan
-from attnc.compiler.value_nodes import is_plain
 from attnc.runtime.branch_relations import is_single
 from attnc.runtime.call_inputs import CallInputs
 from attnc.runtime.cpu import scored_attention

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attnc.compiler import fold, ir
+from attnc.compiler import ir
 from attnc.compiler.analysis import exact_evaluation
-from attnc.compiler.rewrite import walk
-from attnc.compiler.value_nodes import reads
+from attnc.compiler.ir import fold
+from attnc.compiler.ir.rewrite import walk
+from attnc.compiler.ir.value_nodes import reads
 from attnc.runtime.call_errors import ArgumentError
 from attnc.runtime.tensor_checks import as_tensor
 

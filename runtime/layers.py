@@ -9,19 +9,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler import fold, ir
+from attnc.compiler import ir
 from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.analysis.intervals import fits_word
-from attnc.compiler.attentions import open_choices, rows_of
-from attnc.compiler.ir import Extent, HeadIndex, Index, Lookup, Recur
+from attnc.compiler.ir import Extent, HeadIndex, Index, Lookup, Recur, fold
+from attnc.compiler.ir.rewrite import walk
+from attnc.compiler.ir.value_nodes import (
+    output,
+    output_lse,
+    output_of_state,
+    values_of,
+)
+from attnc.compiler.ir.verify_ir import checked
 from attnc.compiler.lowering.lower import lower
 from attnc.compiler.lowering.specialise import Window, specialise
+from attnc.compiler.passes.attentions import open_choices, rows_of
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.receptive.fields import Layer
 from attnc.compiler.receptive.held import Held
-from attnc.compiler.rewrite import walk
-from attnc.compiler.value_nodes import output, output_lse, output_of_state, values_of
-from attnc.compiler.verify_ir import checked
 from attnc.runtime.branch_relations import BranchRelations, places
 from attnc.runtime.call_errors import ArgumentError, UnsupportedError
 from attnc.runtime.call_relations import relations_of

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attnc.compiler import ir
-from attnc.compiler.value_nodes import is_own
+from attnc.compiler.ir.value_nodes import is_own
 from attnc.runtime.device_constants import on_device
 from attnc.runtime.exact_block_values import ExactBlockValues
 from attnc.runtime.pair_blocks import Int64, Loops, Operands, PairBlock

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attnc.compiler import ir
-from attnc.compiler.value_nodes import rank
+from attnc.compiler.ir.value_nodes import rank
 from attnc.runtime import scaled
 from attnc.runtime.asking import surely_all
 from attnc.runtime.functions import FUNCTIONS

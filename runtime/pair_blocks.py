@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attnc.compiler import ir
+from attnc.compiler.ir.rewrite import variables
 from attnc.compiler.lowering.specialise import CallSizes, Slices, Window
-from attnc.compiler.rewrite import variables
 from attnc.spec.source import Span
 
 Int64 = NDArray[np.int64]

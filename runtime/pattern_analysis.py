@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler.call_warnings import call_warnings
 from attnc.compiler.lowering.lower import lower
 from attnc.compiler.planning.build_plan import build_plan
 from attnc.compiler.planning.cpu_plan import Plan
+from attnc.compiler.warnings.call_warnings import call_warnings
 from attnc.runtime.call_errors import ArgumentError, UnsupportedError, needing_torch
 from attnc.runtime.call_shapes import TensorSizes
 from attnc.runtime.pattern_description import PatternDescription, read_spec

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from attnc.compiler.attentions import content_masks_of_selection, stateful_alone
 from attnc.compiler.ir import Pattern
+from attnc.compiler.passes.attentions import content_masks_of_selection, stateful_alone
 from attnc.compiler.planning.build_plan import CallShape, Relations
 from attnc.runtime.branch_relations import BranchRelations, is_single
 from attnc.runtime.call_errors import ArgumentError, UnsupportedError, needing_torch

@@ -12,13 +12,8 @@ import torch
 from torch import Tensor
 
 from attnc.compiler import ir
-from attnc.compiler.attentions import alone, content_masks, open_choices, rows_of, stateful_alone
-from attnc.compiler.kernels.parts import in_parts
-from attnc.compiler.kernels.targets import Target
-from attnc.compiler.planning.build_plan import CallShape
-from attnc.compiler.planning.cpu_plan import Plan, joined
-from attnc.compiler.pooled import PooledKeys, pooled_keys
-from attnc.compiler.value_nodes import (
+from attnc.compiler.analysis.pooled import PooledKeys, pooled_keys
+from attnc.compiler.ir.value_nodes import (
     is_plain,
     is_scored,
     output,
@@ -27,7 +22,18 @@ from attnc.compiler.value_nodes import (
     rank,
     values_of,
 )
-from attnc.compiler.verify_ir import checked
+from attnc.compiler.ir.verify_ir import checked
+from attnc.compiler.kernels.parts import in_parts
+from attnc.compiler.kernels.targets import Target
+from attnc.compiler.passes.attentions import (
+    alone,
+    content_masks,
+    open_choices,
+    rows_of,
+    stateful_alone,
+)
+from attnc.compiler.planning.build_plan import CallShape
+from attnc.compiler.planning.cpu_plan import Plan, joined
 from attnc.runtime import reference
 from attnc.runtime.block_values import BlockValues
 from attnc.runtime.branch_relations import BranchRelations

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from weakref import WeakValueDictionary
 
-from attnc.compiler.attentions import packed
 from attnc.compiler.ir import Pattern
-from attnc.compiler.last_rows import last_rows
 from attnc.compiler.locks import fork_safe_lock
 from attnc.compiler.lowering.lower import lower
+from attnc.compiler.passes.attentions import packed
+from attnc.compiler.passes.last_rows import last_rows
 from attnc.runtime import identity
 from attnc.runtime.identity import Form, How
 from attnc.runtime.plans import Planner

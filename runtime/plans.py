@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.profiler import record_function
 
-from attnc.compiler.cache_need import CacheNeed, cache_need
 from attnc.compiler.ir import Pattern
+from attnc.compiler.ir.value_nodes import is_plain, values_of
 from attnc.compiler.kernels.targets import Target
 from attnc.compiler.planning.build_plan import CallShape, build_plan
+from attnc.compiler.planning.cache_need import CacheNeed, cache_need
 from attnc.compiler.planning.cpu_plan import Plan
 from attnc.compiler.planning.recipes import covered, read_recipe
 from attnc.compiler.planning.schedule import CoverChoice, CoverProblem, choose
-from attnc.compiler.value_nodes import is_plain, values_of
 from attnc.runtime.call_errors import ArgumentError, UnsupportedError
 from attnc.runtime.call_relations import documents_of_call, relations_of
 from attnc.runtime.cpu.cpu_memory import memory_of

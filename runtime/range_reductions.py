@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnc.compiler import fold, ir
-from attnc.compiler.rewrite import substitute_value, variables
-from attnc.compiler.value_nodes import rank, reads
+from attnc.compiler import ir
+from attnc.compiler.ir import fold
+from attnc.compiler.ir.rewrite import substitute_value, variables
+from attnc.compiler.ir.value_nodes import rank, reads
 from attnc.runtime.masked_reductions import NEUTRAL, combine_parts, factor_nodes, reduce_where
 from attnc.runtime.pair_blocks import Int64
 from attnc.runtime.quantity_shapes import append_tensor_dims, columns, drop_leading_dim, select_positions

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attnc.compiler.ir.value_nodes import is_plain
 from attnc.compiler.planning.build_plan import Relations
-from attnc.compiler.value_nodes import is_plain
 from attnc.runtime.attending import attend as attend_block
 from attnc.runtime.attending import widened
 from attnc.runtime.block_values import BlockValues

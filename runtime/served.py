@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from attnc.compiler.last_rows import OtherRowsError
+from attnc.compiler.passes.last_rows import OtherRowsError
 from attnc.runtime import serving, serving_states
 from attnc.runtime.caches import Cache, check_cache, read_cache
 from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError

@@ -1,7 +1,7 @@
 """Attention of queries over a cache of keys and values: a few at a time (decode), or a chunk of a prompt (prefill).
 
-Batch entries of one length form one call of the pattern's last rows (`compiler.last_rows`), so results equal those of a
-call with all tokens.
+Batch entries of one length form one call of the pattern's last rows (`compiler.passes.last_rows`), so results equal
+those of a call with all tokens.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from attnc.compiler.attentions import inputs_of_attentions
 from attnc.compiler.ir import Pattern
 from attnc.compiler.kernels.index_text import NotInKernelsError
-from attnc.compiler.last_rows import OtherRowsError
+from attnc.compiler.passes.attentions import inputs_of_attentions
+from attnc.compiler.passes.last_rows import OtherRowsError
 from attnc.runtime.caches import Cache
 from attnc.runtime.call_errors import ArgumentError, UnsupportedError
 from attnc.runtime.call_inputs import CallInputs

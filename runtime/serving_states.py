@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnc.compiler.attentions import inputs_of_attentions
 from attnc.compiler.ir import Pattern
+from attnc.compiler.passes.attentions import inputs_of_attentions
 from attnc.runtime.caches import Cache
 from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError
 from attnc.runtime.call_inputs import CallInputs

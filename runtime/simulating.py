@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from attnc.compiler.growth.growth import Growth, find_growth, fit_growth
 from attnc.compiler.ir import Const, Index, Pattern
+from attnc.compiler.ir.rewrite import walk
 from attnc.compiler.lowering.lower import lower
 from attnc.compiler.lowering.specialise import alone
-from attnc.compiler.rewrite import walk
 from attnc.compiler.simulation.candidates import ScheduleRequest
 from attnc.compiler.simulation.cpu_ladder import CpuMachine, simulate_cpu
 from attnc.compiler.simulation.gpu_ladder import simulate_gpu

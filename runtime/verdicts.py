@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler import fold
 from attnc.compiler.analysis import exact_evaluation
-from attnc.compiler.counted_isl import UndecidedError
-from attnc.compiler.equality import Difference, reads_length
-from attnc.compiler.ir import DataRead, Index, Lookup
+from attnc.compiler.analysis.counted_isl import UndecidedError
+from attnc.compiler.comparison.equality import Difference, reads_length
+from attnc.compiler.comparison.sameness import PARTS, normal_forms
+from attnc.compiler.ir import DataRead, Index, Lookup, fold
+from attnc.compiler.ir.rewrite import variables, walk
 from attnc.compiler.lowering.specialise import alone, other_sizes, reads_head
-from attnc.compiler.rewrite import variables, walk
-from attnc.compiler.sameness import PARTS, normal_forms
 from attnc.runtime.call_errors import ArgumentError, UnsupportedError, needing_torch
 from attnc.runtime.comparing import (
     LENGTHS,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from attnc.compiler import ir
 from attnc.compiler.analysis import exact_evaluation
+from attnc.compiler.ir.value_nodes import rank
 from attnc.compiler.lowering.specialise import Slices, Window, specialise
 from attnc.compiler.planning.build_plan import Relations
-from attnc.compiler.value_nodes import rank
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import tiers
-from attnc.compiler.verify_ir import verify_passes
+from attnc.compiler.ir.verify_ir import verify_passes
 
 # `ci`, the default, draws the same examples every time; `explore` draws new and many:
 #   HYPOTHESIS_PROFILE=explore pytest tests/compiler

@@ -10,10 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler.analysis import exact_evaluation
-from attnc.compiler.analysis.aggregates import counted
 from attnc.compiler.analysis.intervals import fits_word
 from attnc.compiler.analysis.live_tiles import TileGrid
+from attnc.compiler.analysis.pooled import pooled_keys
 from attnc.compiler.ir import BOUNDARIES, Extent, Index, Lookup, Pattern, Truth
+from attnc.compiler.ir.aggregates import counted
+from attnc.compiler.ir.rewrite import walk
+from attnc.compiler.ir.value_nodes import (
+    additive,
+    is_plain,
+    is_scored,
+    passes,
+)
 from attnc.compiler.lowering.specialise import CallSizes, Slices, Window, reads_batch, reads_head, specialise
 from attnc.compiler.planning.counting import visible_pairs
 from attnc.compiler.planning.cpu_plan import ExactMask, GridMask, Group, Mask, Plan, PlanPiece, TileCounts, stretch
@@ -24,9 +32,6 @@ from attnc.compiler.planning.packing import Costs, Packs, pack
 from attnc.compiler.planning.placing import ClosedWindows, closed_windows, cover_closed, place
 from attnc.compiler.planning.rates import AMX, PieceWork, Rates
 from attnc.compiler.planning.schedule import CoverChoice, CoverProblem, choose, tile_sizes
-from attnc.compiler.pooled import pooled_keys
-from attnc.compiler.rewrite import walk
-from attnc.compiler.value_nodes import additive, is_plain, is_scored, passes
 
 Int64 = NDArray[np.int64]
 

@@ -12,13 +12,25 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from attnc.compiler.analysis.live_tiles import LiveTiles, TileGrid, find_live_tiles
 from attnc.compiler.ir import VALUES, Apply, Element, FloatSelect, Index, Number, Pattern, Ratio, Value
+from attnc.compiler.ir.rewrite import replace_values
+from attnc.compiler.ir.value_nodes import (
+    apply,
+    dot,
+    element,
+    number,
+    rank,
+    vector,
+)
+from attnc.compiler.ir.value_nodes import scale as factor
 from attnc.compiler.lowering.specialise import reads_batch, reads_head
+from attnc.compiler.passes.pointwise import (
+    NotPointwiseError,
+    Pointwise,
+    pointwise,
+    pointwise_value,
+)
 from attnc.compiler.planning.build_plan import CallShape, Relations
 from attnc.compiler.planning.runs import MAX_CLASS_ELEMENTS, TooManyClassesError, resolve
-from attnc.compiler.pointwise import NotPointwiseError, Pointwise, pointwise, pointwise_value
-from attnc.compiler.rewrite import replace_values
-from attnc.compiler.value_nodes import apply, dot, element, number, rank, vector
-from attnc.compiler.value_nodes import scale as factor
 from attnc.runtime.bridges.torch_tape import SCORE, MaskMod, ScoreMod, write_tape
 from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.functions import FUNCTIONS

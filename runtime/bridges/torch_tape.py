@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from attnc.compiler import fold, ir
+from attnc.compiler import ir
 from attnc.compiler.ir import (
     Arith,
     Bool,
@@ -26,10 +26,11 @@ from attnc.compiler.ir import (
     Position,
     TableRead,
     Truth,
+    fold,
     intern,
 )
-from attnc.compiler.pointwise import Pointwise
-from attnc.compiler.rewrite import walk
+from attnc.compiler.ir.rewrite import walk
+from attnc.compiler.passes.pointwise import Pointwise
 from attnc.runtime.functions import FUNCTIONS
 
 Operation = Callable[..., Any]

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 
+from attnc.compiler.kernels.kernel_source import BYTES
 from attnc.compiler.kernels.targets import TARGETS
-from attnc.compiler.simulation.gpu_clocks import BYTES
 from attnc.runtime.commands import console
 from attnc.runtime.commands.console import UsageError
 from attnc.runtime.gpu import routing_gate

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from attnc import __version__
 from attnc.compiler.kernels.attention_kernels import HeadShape, find_kernels
 from attnc.compiler.kernels.index_text import NotInKernelsError
+from attnc.compiler.kernels.kernel_source import BYTES
 from attnc.compiler.kernels.standalone_file import Provenance, emit_standalone
 from attnc.compiler.kernels.targets import TARGETS
-from attnc.compiler.simulation.gpu_clocks import BYTES
 from attnc.runtime.call_errors import UnsupportedError, needing_torch
 from attnc.runtime.commands import console
 from attnc.runtime.commands.patterns import add_pattern, analysed, value_json

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnc.compiler import fold
-from attnc.compiler.fold import truth
+from attnc.compiler.ir import fold
+from attnc.compiler.ir.fold import truth
 from attnc.compiler.lowering.specialise import CallSizes as Named
 from attnc.compiler.lowering.specialise import Slices, Window
 from attnc.compiler.planning.choice_rates import ChoiceRates

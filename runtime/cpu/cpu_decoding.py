@@ -15,10 +15,16 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.ir import Attend, Vec
+from attnc.compiler.ir.value_nodes import (
+    extra_of,
+    is_own,
+    is_plain,
+    is_scored,
+    values_of,
+)
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.seen_keys import Int64, Mask, SeenKeys, find_seen_keys
-from attnc.compiler.value_nodes import extra_of, is_own, is_plain, is_scored, values_of
 from attnc.runtime.caches import Cache
 from attnc.runtime.cpu import flash_kernel, hidden_values
 from attnc.runtime.cpu.plan_tiles import PlanTile

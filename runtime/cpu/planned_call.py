@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attnc.compiler.ir.value_nodes import tensors_of
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.cpu_plan import Plan
-from attnc.compiler.value_nodes import tensors_of
 from attnc.runtime.pair_blocks import Operands
 
 

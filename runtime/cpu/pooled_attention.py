@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attnc.compiler import ir
+from attnc.compiler.analysis.pooled import PooledKeys
+from attnc.compiler.ir.value_nodes import scale
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations
-from attnc.compiler.pooled import PooledKeys
-from attnc.compiler.value_nodes import scale
 from attnc.runtime.block_values import BlockValues
 from attnc.runtime.cpu.hidden_values import is_finite
 from attnc.runtime.folded import AT_ONCE, entries_at_once, folded, folded_heads

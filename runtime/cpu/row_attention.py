@@ -17,8 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attnc.compiler import ir
+from attnc.compiler.ir.value_nodes import (
+    is_own,
+    passes,
+    rank,
+    reads,
+    tensors_of,
+    values_of,
+)
 from attnc.compiler.planning.build_plan import Relations
-from attnc.compiler.value_nodes import is_own, passes, rank, reads, tensors_of, values_of
 from attnc.runtime import widths
 from attnc.runtime.attending import attend as attend_block
 from attnc.runtime.attending import widened

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from attnc.compiler.ir.value_nodes import extra_of
 from attnc.compiler.planning.cpu_plan import Plan
-from attnc.compiler.value_nodes import extra_of
 from attnc.runtime.cpu import flash_kernel, plan_tiles
 from attnc.runtime.cpu.hidden_values import beyond, is_finite
 from attnc.runtime.cpu.operands import operand, operands

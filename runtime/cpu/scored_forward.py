@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attnc.compiler.ir.value_nodes import extra_of
 from attnc.compiler.planning.cpu_plan import Plan
-from attnc.compiler.value_nodes import extra_of
 from attnc.runtime.cpu import flash_kernel, plan_tiles
 from attnc.runtime.cpu.cpu_executor import merge
 from attnc.runtime.cpu.flash_kernel import lse_dtype

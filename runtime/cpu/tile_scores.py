@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attnc.compiler.analysis.translation import is_difference
-from attnc.compiler.derivatives import derivatives
 from attnc.compiler.ir import Value
+from attnc.compiler.ir.derivatives import derivatives
+from attnc.compiler.ir.value_nodes import additive, extra_of, reads
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations
-from attnc.compiler.value_nodes import additive, extra_of, reads
 from attnc.runtime.block_values import BlockValues
 from attnc.runtime.cpu.plan_tiles import PlanTile
 from attnc.runtime.pair_blocks import Operands, PairBlock

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attnc.compiler import fold
-from attnc.compiler.ir import Pattern
+from attnc.compiler.ir import Pattern, fold
+from attnc.compiler.ir.verify_ir import checked
 from attnc.compiler.kernels.attention_kernels import HeadShape
 from attnc.compiler.kernels.decode import MOST_SPLITS, CacheKind
 from attnc.compiler.kernels.decode_kernels import DecodeKernels, find_decode, row_tile
@@ -25,7 +25,6 @@ from attnc.compiler.kernels.score_formula import ScoreFormula
 from attnc.compiler.kernels.value_text import LOG2_E
 from attnc.compiler.kernels.visible_products import RESULT_SUM
 from attnc.compiler.kernels.walks import RangedWalk
-from attnc.compiler.verify_ir import checked
 from attnc.runtime.call_errors import ArgumentError
 from attnc.runtime.cpu.cpu_decoding import SharedKeys, look
 from attnc.runtime.device_constants import on_device

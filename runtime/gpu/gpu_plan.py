@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from attnc.compiler.analysis.live_tiles import TooManyTilesError
+from attnc.compiler.ir.value_nodes import is_plain
 from attnc.compiler.kernels.attention_kernels import AttentionKernels, HeadShape
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.kernels.targets import Target
 from attnc.compiler.planning.cpu_plan import Plan, TileCounts
 from attnc.compiler.planning.runs import TooManyClassesError
 from attnc.compiler.simulation.simulated_call import SimulatedRelation, problem_of
-from attnc.compiler.value_nodes import is_plain
 from attnc.runtime.call_errors import UnsupportedError
 from attnc.runtime.gpu.device_targets import device_at_hand
 from attnc.runtime.gpu.gpu_memory import memory_on_gpu

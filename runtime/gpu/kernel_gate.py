@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from attnc.compiler.kernels.kernel_source import KernelSource
+from attnc.compiler.kernels.kernel_source import BYTES, KernelSource
 from attnc.compiler.kernels.targets import TARGETS
-from attnc.compiler.simulation.gpu_clocks import BYTES
 from attnc.runtime.gpu.compiling import CompiledBinary, Failure, Outcome
 from attnc.runtime.gpu.machine_code import Loop
 

@@ -11,7 +11,7 @@ from attnc.compiler.kernels.attention_kernels import HeadShape
 from attnc.compiler.kernels.decode_kernels import ROW_TILES, find_decode
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.kernels.targets import Target
-from attnc.compiler.last_rows import OtherRowsError, last_rows
+from attnc.compiler.passes.last_rows import OtherRowsError, last_rows
 from attnc.runtime.call_errors import UnsupportedError
 from attnc.runtime.plans import Planner
 

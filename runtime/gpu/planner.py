@@ -18,13 +18,12 @@ from attnc.compiler.kernels.content_mask_tiles import MaskCall
 from attnc.compiler.kernels.content_masks import MaskTiles
 from attnc.compiler.kernels.index_text import LONGEST, NotInKernelsError
 from attnc.compiler.kernels.inputs import input_name, size_name
-from attnc.compiler.kernels.kernel_source import Stage
+from attnc.compiler.kernels.kernel_source import Stage, TileShape
 from attnc.compiler.kernels.key_gradients import turns_fit
 from attnc.compiler.kernels.targets import Target
 from attnc.compiler.kernels.tile_tables import tile_tables
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.runs import TooManyClassesError
-from attnc.compiler.simulation.gpu_clocks import TileShape
 from attnc.runtime.call_errors import ArgumentError, UnsupportedError
 from attnc.runtime.fallbacks import CAST, HOST_LISTS, HOST_WAIT, MOVED, note
 from attnc.runtime.gpu.device_targets import pretended, target_of

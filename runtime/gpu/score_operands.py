@@ -11,17 +11,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attnc.compiler import fold, ir
+from attnc.compiler import ir
 from attnc.compiler.analysis import exact_evaluation
-from attnc.compiler.heads import heads_read
-from attnc.compiler.ir import Index, Value
+from attnc.compiler.analysis.heads import heads_read
+from attnc.compiler.ir import Index, Value, fold
+from attnc.compiler.ir.rewrite import replace_values
+from attnc.compiler.ir.value_nodes import (
+    apply,
+    element,
+    rank,
+    reads,
+    reads_kv_heads,
+)
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.kernels.ranges import TokenRange, find_ranges
 from attnc.compiler.kernels.score_formula import MOST_SUM, ScoreFormula, Term, is_count
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations
-from attnc.compiler.rewrite import replace_values
-from attnc.compiler.value_nodes import apply, element, rank, reads, reads_kv_heads
 from attnc.runtime.block_values import BlockValues
 from attnc.runtime.cpu.planned_call import operands_of
 from attnc.runtime.device_constants import on_device

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from attnc.compiler import fold
+from attnc.compiler.ir import fold
 from attnc.compiler.kernels.selected.selected_kernels import STAGES, emit_chosen, emit_delta_of
 from attnc.compiler.kernels.selected.selected_problem import SelectedProblem, rest_text
 from attnc.compiler.kernels.targets import TARGETS

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from attnc.compiler.attentions import alone
 from attnc.compiler.ir import Pattern
 from attnc.compiler.kernels.attention_kernels import HeadShape, find_kernels
 from attnc.compiler.kernels.decode_kernels import ROW_TILES, find_decode
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.kernels.parts import in_parts
 from attnc.compiler.kernels.targets import TARGETS
-from attnc.compiler.last_rows import OtherRowsError, last_rows
 from attnc.compiler.lowering.lower import lower
+from attnc.compiler.passes.attentions import alone
+from attnc.compiler.passes.last_rows import OtherRowsError, last_rows
 from attnc.runtime.gpu.kernel_gate import GateCase
 from attnc.runtime.library import ModuleLoader, find, pattern_names
 from attnc.spec.load import load_program

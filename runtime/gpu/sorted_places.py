@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attnc.compiler import ir
-from attnc.compiler.heads import at_own_head
+from attnc.compiler.analysis.heads import at_own_head
 from attnc.compiler.ir import Index
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.kernels.selected.selected_problem import PairCondition

@@ -10,7 +10,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from attnc.compiler.last_rows import OtherRowsError
+from attnc.compiler.passes.last_rows import OtherRowsError
 from attnc.runtime import identity, serving
 from attnc.runtime.caches import Cache, check_cache, read_cache
 from attnc.runtime.call_errors import UnsupportedError

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attnc.compiler.attentions import stateful_alone
 from attnc.compiler.ir import Pattern
+from attnc.compiler.passes.attentions import stateful_alone
 from attnc.compiler.simulation.print_simulation import size
 from attnc.runtime.call_errors import ArgumentError
 from attnc.runtime.pattern_analysis import PatternAnalysis

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from attnc.compiler.planning.tile_work import NATURAL, Order
 from attnc.compiler.simulation.orders import TileFinder
-from attnc.compiler.simulation.tile_work import NATURAL, Order
 from attnc.runtime.call_errors import ArgumentError
 from attnc.runtime.call_relations import relations_of
 from attnc.runtime.call_shapes import TensorSizes, shape_of_call
@@ -18,7 +18,7 @@ from attnc.runtime.pictures.draw import DrawnHead, count_pairs, drawn_case, stat
 from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, extents
 
 if TYPE_CHECKING:
-    from attnc.compiler.simulation.brick_work import BrickFinder
+    from attnc.compiler.planning.brick_work import BrickFinder
     from attnc.runtime.pattern_analysis import PatternAnalysis
 
 ACROSS = 128

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.ir import Value
+from attnc.compiler.ir.value_nodes import rank
 from attnc.compiler.recurrences.coupled_states import may_be
 from attnc.compiler.recurrences.derived import Coupled, Mix
-from attnc.compiler.value_nodes import rank
 from attnc.runtime.recurrent.coupled_chunks import CoupledForm
 from attnc.runtime.recurrent.coupled_stretches import coupled_recurrence
 from attnc.runtime.recurrent.token_values import TokenValues

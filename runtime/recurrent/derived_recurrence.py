@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from attnc.compiler.ir import Pattern, Recur
 from attnc.compiler.recurrences.derive import derive
-from attnc.compiler.recurrences.derived import NoFormError, RecurrenceForm
+from attnc.compiler.recurrences.derived import (
+    NoFormError,
+)
+from attnc.compiler.recurrences.recurrence_form import RecurrenceForm
 
 
 class DerivedRecurrence:

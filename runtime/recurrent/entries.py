@@ -9,8 +9,8 @@ from torch import Tensor
 
 from attnc.compiler import ir
 from attnc.compiler.ir import Index, Value
+from attnc.compiler.ir.value_nodes import axes, rank, state_at
 from attnc.compiler.recurrences.derived import ElementwiseScan
-from attnc.compiler.value_nodes import axes, rank, state_at
 from attnc.runtime.recurrent.scan import scan_stretches
 from attnc.runtime.recurrent.stretch_scan import StretchStates
 from attnc.runtime.recurrent.token_values import StretchValues, TokenValues, aligned

@@ -13,20 +13,20 @@ from torch import Tensor
 
 from attnc.compiler import ir
 from attnc.compiler.ir import Recur, Value
+from attnc.compiler.ir.value_nodes import axes, rank
 from attnc.compiler.recurrences.derive import is_constant
 from attnc.compiler.recurrences.derived import (
     Coupled,
     ElementwiseScan,
     Micro,
     Pass,
-    RecurrenceForm,
     RunningReduction,
     SolvedRead,
     Stage,
 )
+from attnc.compiler.recurrences.recurrence_form import RecurrenceForm
 from attnc.compiler.simulation.recurrent.cpu_chunks import chunk_on_cpu
 from attnc.compiler.simulation.recurrent.recurrence_call import form_of
-from attnc.compiler.value_nodes import axes, rank
 from attnc.runtime.recurrent import coupled_tokens
 from attnc.runtime.recurrent.call_tokens import CallTokens
 from attnc.runtime.recurrent.entries import scan

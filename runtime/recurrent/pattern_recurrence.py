@@ -14,7 +14,13 @@ from attnc.compiler.lowering.specialise import CallSizes, Slices
 from attnc.compiler.planning.documents import Windows
 from attnc.compiler.recurrences.call_constants import constants_of
 from attnc.compiler.recurrences.derive import derive
-from attnc.compiler.recurrences.derived import ElementwiseScan, NoFormError, Pass, RecurrenceForm, RunningReduction
+from attnc.compiler.recurrences.derived import (
+    ElementwiseScan,
+    NoFormError,
+    Pass,
+    RunningReduction,
+)
+from attnc.compiler.recurrences.recurrence_form import RecurrenceForm
 from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.fallbacks import FACTORS, RECURRENT_IN_TORCH, SEQUENCES, TOKENS, note
 from attnc.runtime.profiling import NamedCall

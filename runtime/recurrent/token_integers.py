@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler import fold, ir
+from attnc.compiler import ir
 from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.analysis.intervals import fits_word
-from attnc.compiler.ir import Index, Value, Var
+from attnc.compiler.ir import Index, Value, Var, fold
+from attnc.compiler.ir.rewrite import rebuild, rewrite, substitute
+from attnc.compiler.ir.verify_ir import verified
 from attnc.compiler.lowering.specialise import Window, specialise
-from attnc.compiler.rewrite import rebuild, rewrite, substitute
-from attnc.compiler.verify_ir import verified
 from attnc.runtime.recurrent.call_tokens import CallTokens
 
 MOST_KEPT = 64

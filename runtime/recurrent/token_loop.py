@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attnc.compiler.ir import Recur, Value
-from attnc.compiler.value_nodes import state_at
+from attnc.compiler.ir.value_nodes import state_at
 from attnc.runtime.call_errors import ArgumentError
 from attnc.runtime.recurrent.call_tokens import CallTokens
 from attnc.runtime.recurrent.token_values import TokenValues

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attnc.compiler import fold, ir
-from attnc.compiler.ir import Index, Value
-from attnc.compiler.value_nodes import axes, rank
+from attnc.compiler import ir
+from attnc.compiler.ir import Index, Value, fold
+from attnc.compiler.ir.value_nodes import axes, rank
 from attnc.runtime.call_errors import UnsupportedError
 from attnc.runtime.functions import FUNCTIONS
 from attnc.runtime.recurrent.borders import unhidden

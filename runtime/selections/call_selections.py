@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from attnc.compiler import ir
-from attnc.compiler.attentions import choosing, content_masks_of_selection
-from attnc.compiler.chosen_counts import with_counts
-from attnc.compiler.keeping import most_kept
+from attnc.compiler.analysis.keeping import most_kept
+from attnc.compiler.passes.attentions import choosing, content_masks_of_selection
+from attnc.compiler.passes.chosen_counts import with_counts
 from attnc.runtime.call_errors import ArgumentError
 from attnc.runtime.call_inputs import CallInputs
 from attnc.runtime.call_shapes import blank_choices

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from attnc.compiler import ir
+from attnc.compiler.ir.value_nodes import rank, ranking, reads
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations
-from attnc.compiler.value_nodes import rank, ranking, reads
 from attnc.runtime.asking import surely_all
 from attnc.runtime.block_values import BlockValues
 from attnc.runtime.device_constants import on_device

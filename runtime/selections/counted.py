@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from attnc.compiler import ir
-from attnc.compiler.keeping import most_kept
+from attnc.compiler.analysis.keeping import most_kept
+from attnc.compiler.ir.value_nodes import reads
 from attnc.compiler.simulation.cpu_choices import Deciding
-from attnc.compiler.value_nodes import reads
 from attnc.runtime.call_shapes import TensorSizes
 from attnc.runtime.selections.head_sums import bind_current_head, head_sums
 from attnc.runtime.selections.score_limits import AT_ONCE

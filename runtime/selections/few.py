@@ -7,10 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from attnc.compiler import fold, ir
-from attnc.compiler.attentions import content_masks
-from attnc.compiler.rewrite import substitute_value
-from attnc.compiler.value_nodes import reads
+from attnc.compiler import ir
+from attnc.compiler.ir import fold
+from attnc.compiler.ir.rewrite import substitute_value
+from attnc.compiler.ir.value_nodes import reads
+from attnc.compiler.passes.attentions import content_masks
 from attnc.runtime.block_values import BlockValues
 from attnc.runtime.pair_blocks import NO_LOOPS, Int64, Operands, PairBlock, PairMask
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from attnc.compiler import ir
+from attnc.compiler.analysis.pooled import is_plain_or_pooled
 from attnc.compiler.planning.selected_keys import SelectedKeys, chosen_keys
 from attnc.compiler.planning.selected_tokens import SelectedTokens, chosen_tokens
-from attnc.compiler.pooled import is_plain_or_pooled
 
 
 def choice_of(node: ir.Attend) -> SelectedKeys | None:

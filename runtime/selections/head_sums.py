@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal
 
-from attnc.compiler import fold, ir
-from attnc.compiler.rewrite import substitute, substitute_value
+from attnc.compiler import ir
+from attnc.compiler.ir import fold
+from attnc.compiler.ir.rewrite import substitute, substitute_value
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from attnc.compiler import ir
-from attnc.compiler.attentions import open_inputs
+from attnc.compiler.analysis.pooled import pooled_keys
+from attnc.compiler.ir.value_nodes import is_scored
+from attnc.compiler.passes.attentions import open_inputs
 from attnc.compiler.planning.build_plan import Relations, build_plan
 from attnc.compiler.planning.cpu_plan import Group, Plan, PlanPiece, stretch
 from attnc.compiler.planning.seen_keys import find_seen_keys
-from attnc.compiler.pooled import pooled_keys
-from attnc.compiler.value_nodes import is_scored
 from attnc.runtime.call_inputs import CallInputs
 from attnc.runtime.plans import Planner, planning, relations_of
 from attnc.runtime.tensor_checks import TensorSizes, call_shape

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attnc.compiler import ir
 from attnc.compiler.analysis import exact_evaluation
-from attnc.compiler.keeping import most_kept
+from attnc.compiler.analysis.keeping import most_kept
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.lowering.specialise import specialise
 from attnc.compiler.planning.selected_keys import BlockKeys, SelectedKeys, find_places

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler import ir
-from attnc.compiler.attentions import alone, content_masks
-from attnc.compiler.keeping import most_kept
+from attnc.compiler.analysis.keeping import most_kept
+from attnc.compiler.passes.attentions import alone, content_masks
 from attnc.compiler.planning.cpu_plan import Plan, Schedule
 from attnc.runtime.selections.gather_choices import choice_of, tokens_of
 from attnc.runtime.tensor_checks import TensorSizes, call_shape, number

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attnc.compiler import ir
-from attnc.compiler.keeping import most_kept
+from attnc.compiler.analysis.keeping import most_kept
 
 Keep = Callable[[Mapping[str, Tensor]], Tensor]
 """A function from the `rank`, `mass` and `score` of every candidate, in fp64, to a mask of kept candidates."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from attnc.compiler import ir
+from attnc.compiler.ir.verify_ir import verified
 from attnc.compiler.lowering.specialise import Window
-from attnc.compiler.verify_ir import verified
 from attnc.runtime.call_inputs import CallInputs
 from attnc.runtime.fallbacks import HOST_WAIT, SEQUENCES, note
 from attnc.runtime.plans import documents_of_call

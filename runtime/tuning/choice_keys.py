@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 import attnc.compiler
-from attnc.compiler.canonical import canonical
 from attnc.compiler.ir import Pattern
+from attnc.compiler.ir.canonical import canonical
 from attnc.runtime.disk.machine_key import installed
 from attnc.runtime.tensor_checks import TensorSizes
 

@@ -10,18 +10,21 @@ from math import inf
 import torch
 
 from attnc.compiler.analysis.live_tiles import TooManyTilesError
+from attnc.compiler.ir.rewrite import walk
 from attnc.compiler.kernels.attention_kernels import HeadShape
 from attnc.compiler.kernels.index_text import NotInKernelsError
+from attnc.compiler.kernels.kernel_source import TileShape
 from attnc.compiler.planning.build_plan import Relations, build_plan
 from attnc.compiler.planning.cpu_plan import Plan
 from attnc.compiler.planning.recipes import Recipe, recipes
 from attnc.compiler.planning.runs import TooManyClassesError
 from attnc.compiler.planning.schedule import CoverChoice, choose
 from attnc.compiler.planning.schedule import CoverProblem as Covering
-from attnc.compiler.rewrite import walk
 from attnc.compiler.simulation.candidates import ScheduleCandidates, ScheduleRequest
 from attnc.compiler.simulation.cpu_ladder import CpuMachine, simulate_cpu
-from attnc.compiler.simulation.gpu_clocks import Kernel, TileShape
+from attnc.compiler.simulation.gpu_clocks import (
+    Kernel,
+)
 from attnc.compiler.simulation.machine import Machine, MachineError
 from attnc.compiler.simulation.simulated_call import SimulatedCall, problem_of
 from attnc.compiler.simulation.simulation import Pass

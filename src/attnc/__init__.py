@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from attnc.after_torch import declare_operators
 
 if TYPE_CHECKING:
-    from attnc.compiler.analysis.aggregates import TooManyStepsError
+    from attnc.compiler.ir.aggregates import TooManyStepsError
     from attnc.compiler.simulation.machine import MachineError
     from attnc.runtime import bridges
     from attnc.runtime.attention import Attention, compile_attention
@@ -46,7 +46,7 @@ _HOMES = {
     "ArgumentTypeError": "attnc.runtime.call_errors",
     "MeasurementError": "attnc.runtime.call_errors",
     "PatternNotFoundError": "attnc.runtime.call_errors",
-    "TooManyStepsError": "attnc.compiler.analysis.aggregates",
+    "TooManyStepsError": "attnc.compiler.ir.aggregates",
     "TorchMissingError": "attnc.runtime.call_errors",
     "UnsupportedError": "attnc.runtime.call_errors",
     "LayoutWarning": "attnc.runtime.warned",

@@ -17,7 +17,7 @@ from torch import Tensor, multiprocessing
 from torch.utils.data import DataLoader, Dataset
 
 from attnc import Attention, compile_attention
-from attnc.compiler import ir
+from attnc.compiler.ir import nodes
 from attnc.runtime import planners, recent
 from attnc.runtime.plans import Planner
 from attnc.runtime.recent import Recent
@@ -170,7 +170,7 @@ def status_of_child(work: Callable[[], bool]) -> int:
 
 
 @forks
-@pytest.mark.parametrize("lock", [recent._LOCK, ir._lock, planners._LOCK], ids=["values", "nodes", "planners"])
+@pytest.mark.parametrize("lock", [recent._LOCK, nodes._lock, planners._LOCK], ids=["values", "nodes", "planners"])
 def test_a_fork_waits_for_locks_of_other_threads(lock: Any) -> None:
     locked, attend = threading.Event(), compile_attention("sliding_window", **WINDOW)
 
@@ -214,7 +214,7 @@ def test_a_child_makes_the_value_that_another_thread_was_making() -> None:
 @forks
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="cached properties have no lock")
 def test_a_child_computes_properties_that_another_thread_was_computing() -> None:
-    lock = vars(vars(ir.Node)["below"])["lock"]
+    lock = vars(vars(nodes.Node)["below"])["lock"]
     inside, leave = threading.Event(), threading.Event()
 
     def hold() -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from attnc import UnsupportedError, compile_attention
+from attnc.compiler.comparison.sameness import normal_forms
 from attnc.compiler.lowering.lower import lower
-from attnc.compiler.sameness import normal_forms
 from attnc.runtime.cli import main
 from attnc.runtime.verdicts import Sameness, decide
 from command_calls import run_json

@@ -14,17 +14,19 @@ import pytest
 import torch
 
 from attnc import compile_attention
-from attnc.compiler import attentions, fold, ir, value_nodes
+from attnc.compiler import ir
 from attnc.compiler.analysis import intervals
 from attnc.compiler.growth import open_relation, powers
+from attnc.compiler.ir import fold, value_nodes
+from attnc.compiler.ir.verify_ir import IRInvalid
 from attnc.compiler.kernels import attention_kernels, content_mask_tiles, content_masks, parts
-from attnc.compiler.last_rows import last_rows
 from attnc.compiler.lowering import specialise
 from attnc.compiler.lowering.lower import lower
+from attnc.compiler.passes import attentions
+from attnc.compiler.passes.last_rows import last_rows
 from attnc.compiler.planning import equal_ids, residues
 from attnc.compiler.planning.build_plan import CallShape
 from attnc.compiler.simulation import shifted_rows
-from attnc.compiler.verify_ir import IRInvalid
 from attnc.runtime.call_shapes import TensorSizes, shape_of_call
 from attnc.runtime.recurrent import token_integers
 from attnc.runtime.selections import sequences
@@ -98,24 +100,27 @@ def operands(n: int = 64, heads: int = 2) -> list[torch.Tensor]:
 
 
 PATTERNS: dict[str, tuple[str, Callable[[], object]]] = {
-    "alone": ("compiler.attentions", lambda: attentions.alone(pattern(TWO), pattern(TWO).nodes[0])),
-    "open_inputs": ("compiler.attentions", lambda: attentions.open_inputs(pattern("causal"))),
-    "open_choices": ("compiler.attentions", lambda: attentions.open_choices(pattern("moba"))),
-    "choosing": ("compiler.attentions", lambda: attentions.choosing(pattern("moba"), pattern("moba").selections[0])),
+    "alone": ("compiler.passes.attentions", lambda: attentions.alone(pattern(TWO), pattern(TWO).nodes[0])),
+    "open_inputs": ("compiler.passes.attentions", lambda: attentions.open_inputs(pattern("causal"))),
+    "open_choices": ("compiler.passes.attentions", lambda: attentions.open_choices(pattern("moba"))),
+    "choosing": (
+        "compiler.passes.attentions",
+        lambda: attentions.choosing(pattern("moba"), pattern("moba").selections[0]),
+    ),
     "stateful_alone": (
-        "compiler.attentions",
+        "compiler.passes.attentions",
         lambda: attentions.stateful_alone(pattern("retention"), pattern("retention").recur),  # type: ignore[arg-type]
     ),
-    "packed": ("compiler.attentions", lambda: attentions.packed(pattern("causal"))),
-    "rows_of": ("compiler.attentions", lambda: attentions.rows_of(replace(pattern("causal"), nodes=()))),
-    "last_rows": ("compiler.last_rows", lambda: last_rows(pattern("causal"))),
+    "packed": ("compiler.passes.attentions", lambda: attentions.packed(pattern("causal"))),
+    "rows_of": ("compiler.passes.attentions", lambda: attentions.rows_of(replace(pattern("causal"), nodes=()))),
+    "last_rows": ("compiler.passes.last_rows", lambda: last_rows(pattern("causal"))),
     "in_parts": ("compiler.kernels.parts", lambda: parts.in_parts(pattern(SUMMANDS))),
     "lower": ("compiler.lowering.lower", lambda: lower(compile_attention("causal").bound)),
     "join_documents": (
-        "compiler.joined_documents",
+        "compiler.passes.joined_documents",
         lambda: compile_attention("document").mask_mod(8, doc=torch.tensor([[0] * 5 + [1] * 3])),
     ),
-    "_pointwise": ("compiler.pointwise", lambda: compile_attention("causal").mask_mod(8)),
+    "_pointwise": ("compiler.passes.pointwise", lambda: compile_attention("causal").mask_mod(8)),
     "alone of sequences": ("runtime.selections.sequences", lambda: sequences.alone(pattern("document"))),
     "_held": ("runtime.layers", lambda: layer("retention")),
     "_members": ("runtime.branch_relations", lambda: compile_attention(FAMILY)(*operands())),
@@ -185,7 +190,7 @@ RELATIONS: dict[str, tuple[str, Callable[[], object]]] = {
     "equal_ids._moved": ("compiler.planning.equal_ids", lambda: equal_ids._moved(CAUSAL, 3)),
     "_in_class": ("compiler.planning.residues", lambda: residues._in_class(CAUSAL, 2, 0, 1)),
     "shifted_rows._moved": ("compiler.simulation.shifted_rows", lambda: shifted_rows._moved(CAUSAL, 1, 2)),
-    "_by_row": ("compiler.pointwise", lambda: compile_attention("causal").mask_mod(8)),
+    "_by_row": ("compiler.passes.pointwise", lambda: compile_attention("causal").mask_mod(8)),
     "find_mask_relation": (
         "compiler.kernels.content_masks",
         lambda: content_masks.find_mask_relation(pattern("causal")),
@@ -230,7 +235,7 @@ def test_every_module_that_verifies_has_a_case() -> None:
         for folder in ("compiler", "runtime")
         for path in (ROOT / folder).rglob("*.py")
         if re.search(
-            "^from attnc.compiler.verify_ir import .*(checked|verified)", path.read_text("utf-8"), re.MULTILINE
+            "^from attnc.compiler.ir.verify_ir import .*(checked|verified)", path.read_text("utf-8"), re.MULTILINE
         )
     }
     cases = {module for module, _ in (*PATTERNS.values(), *RELATIONS.values())}

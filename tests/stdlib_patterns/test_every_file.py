@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from attnc import UnsupportedError, compile_attention
-from attnc.compiler.pattern_warnings import warnings_of
+from attnc.compiler.warnings.pattern_warnings import warnings_of
 from attnc.runtime.gpu import routing_gate
 from attnc.runtime.gpu.kernel_gate import GateCase as Kernel
 from attnc.runtime.gpu.recurrent import library_gate

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.ir import Recur
-from attnc.compiler.recurrences.derived import ElementwiseScan, Pass, RecurrenceForm, RunningReduction
+from attnc.compiler.recurrences.derived import (
+    ElementwiseScan,
+    Pass,
+    RunningReduction,
+)
+from attnc.compiler.recurrences.recurrence_form import RecurrenceForm
 from attnc.runtime.gpu.recurrent.linear_on_gpu import LONGEST, linear_recurrence
 from attnc.runtime.recurrent import linear as in_torch
 from attnc.runtime.recurrent.linear import Delta, RankOne

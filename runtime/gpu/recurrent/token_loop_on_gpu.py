@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attnc.compiler.ir import Index, Recur, Value
+from attnc.compiler.ir.value_nodes import Axes
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.recurrences.kernels.stepping import Stepping
 from attnc.compiler.recurrences.kernels.tape_kernels import Stage, emit_token_by_token
 from attnc.compiler.recurrences.step_tape import NoTapeError, StepTape, tape_of
-from attnc.compiler.value_nodes import Axes
 from attnc.runtime.call_errors import UnsupportedError
 from attnc.runtime.cpu.autograd import FirstOrder, once
 from attnc.runtime.gpu.device_targets import target_of

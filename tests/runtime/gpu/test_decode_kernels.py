@@ -12,8 +12,8 @@ from torch import Tensor
 
 from attnc import ArgumentError, ArgumentTypeError, SpecError, UnsupportedError, compile_attention
 from attnc.compiler.ir import Pattern
+from attnc.compiler.ir.verify_ir import IRInvalid
 from attnc.compiler.kernels.targets import TARGETS
-from attnc.compiler.verify_ir import IRInvalid
 from attnc.runtime.gpu import gpu_decoding, planner
 from attnc.runtime.gpu.device_cache import DeviceCache, read_device_cache
 from cache_calls import Kind, filled, seen_by_last

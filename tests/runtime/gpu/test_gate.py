@@ -13,13 +13,12 @@ from attnc.compiler.kernels.attention_kernels import AttentionKernels, HeadShape
 from attnc.compiler.kernels.decode import CacheKind
 from attnc.compiler.kernels.decode_kernels import find_decode
 from attnc.compiler.kernels.forward import emit_forward
-from attnc.compiler.kernels.kernel_source import KernelSource
+from attnc.compiler.kernels.kernel_source import KernelSource, TileShape
 from attnc.compiler.kernels.parts import in_parts
 from attnc.compiler.kernels.score_formula import Kind
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.kernels.tile_shapes import Load
-from attnc.compiler.last_rows import last_rows
-from attnc.compiler.simulation.gpu_clocks import TileShape
+from attnc.compiler.passes.last_rows import last_rows
 from attnc.runtime.gpu.compiling import CompiledBinary, Failure, Outcome, compile_all, products_of_loops
 from attnc.runtime.gpu.kernel_gate import GateCase, judge
 from attnc.runtime.gpu.machine_code import Loop, MachineCode

@@ -11,9 +11,9 @@ import kernel_verdicts
 import kernels
 import pytest
 
-from attnc.compiler.attentions import alone
 from attnc.compiler.kernels.attention_kernels import HeadShape, find_kernels
 from attnc.compiler.kernels.targets import TARGETS
+from attnc.compiler.passes.attentions import alone
 from attnc.compiler.simulation.compiled_figures import find_figures
 from attnc.runtime.commands.doctor_targets import rows
 from attnc.runtime.gpu.kernel_gate import GateCase

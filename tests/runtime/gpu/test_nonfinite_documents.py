@@ -15,7 +15,7 @@ from attnc.compiler.kernels.attention_kernels import HeadShape, find_kernels
 from attnc.compiler.kernels.decode_kernels import find_decode
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.kernels.visible_products import RESULT_SUM
-from attnc.compiler.last_rows import last_rows
+from attnc.compiler.passes.last_rows import last_rows
 from attnc.runtime.attention import Attention
 from attnc.runtime.gpu import gpu_executor
 from attnc.runtime.gpu.compiling import CompiledBinary, compile_all

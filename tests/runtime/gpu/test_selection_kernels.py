@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attnc.compiler import fold
 from attnc.compiler.analysis import exact_evaluation
-from attnc.compiler.ir import Index
+from attnc.compiler.ir import Index, fold
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.kernels.kernel_source import KernelSource
 from attnc.compiler.kernels.selected.selected_problem import rest_text
