@@ -24,7 +24,6 @@ from attnc.compiler.lowering.specialise import CallSizes as SizesByName
 from attnc.compiler.lowering.specialise import Slices, Window, specialise
 from attnc.compiler.passes.before_keys import needs_tokens
 from attnc.compiler.planning.build_plan import CallShape, is_ids_alone
-from attnc.compiler.planning.rates import AMX, Rates
 from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.fallbacks import HOST_WAIT, note
 from attnc.spec.suggest import did_you_mean
@@ -98,12 +97,8 @@ def _is_off(value: object) -> bool:
     return value is None or (isinstance(value, bool | int | float) and not value)
 
 
-def shape_of_call(
-    pattern: ir.Pattern, sizes: TensorSizes, arguments: Mapping[str, object], rates: Rates = AMX
-) -> CallShape:
+def shape_of_call(pattern: ir.Pattern, sizes: TensorSizes, arguments: Mapping[str, object]) -> CallShape:
     """Return everything that a plan depends on; inputs that the relation does not read may be missing.
-
-    `rates`: the rates for the costs of CPU plans; they do not change the relation.
 
     Raises ArgumentError, ArgumentTypeError, UnsupportedError.
     """
@@ -134,7 +129,6 @@ def shape_of_call(
         dtype=sizes.dtype,
         sizes=named,
         inputs={t.name: inputs[t.name] for t in pattern.tensors if not t.is_floating and t.name in inputs},
-        rates=rates,
         shift=shift,
     )
 

@@ -5,21 +5,18 @@ The command line starts from this module, so that it runs where torch is not ins
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
-from os import PathLike
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler.lowering.lower import lower
 from attnc.compiler.planning.build_plan import build_plan
 from attnc.compiler.planning.cpu_plan import Plan
-from attnc.compiler.warnings.call_warnings import call_warnings
 from attnc.runtime.call_errors import ArgumentError, UnsupportedError, needing_torch
 from attnc.runtime.call_shapes import TensorSizes
-from attnc.runtime.pattern_description import PatternDescription, read_spec
-from attnc.runtime.warned import warn_of_pattern
+from attnc.runtime.pattern_description import PatternDescription
 
 if TYPE_CHECKING:
     from attnc.compiler.growth.growth import Growth
@@ -30,28 +27,13 @@ if TYPE_CHECKING:
     from attnc.runtime.simulating import Device
 
 
-def analyse(spec: str | PathLike[str], params: Mapping[str, object], preset: str | None) -> PatternAnalysis:
-    """Return the pattern that a spec names, uncompiled; errors and warnings are those of `compile_attention`."""
-    bound, modules = read_spec(spec, params, preset)
-    analysis = PatternAnalysis(bound, modules, lower(bound))
-    warn_of_pattern(bound.program.name, call_warnings(bound))
-    return analysis
-
-
 class PatternAnalysis(PatternDescription):
     """A pattern with everything known without tensors: masks, plans, growth, simulations, kernel texts."""
 
-    _attention: Attention | None = None
-
     @property
+    @abstractmethod
     def _compiled(self) -> Attention:
-        """The pattern, compiled at the first access. Raises TorchMissingError."""
-        if self._attention is None:
-            with needing_torch(f"a call of `{self.name}`"):
-                from attnc.runtime.attention import Attention
-                from attnc.runtime.compiled import Options
-            self._attention = Attention(self._bound, Options(), self._modules)
-        return self._attention
+        """The compiled pattern. Raises TorchMissingError."""
 
     # --- pairs ---
 
@@ -225,6 +207,3 @@ class PatternAnalysis(PatternDescription):
     def _plan_on_cpu(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> Plan:
         """Return the plan of the CPU executor, with costs at this machine's rates."""
         return self._compiled._plan_on_cpu(sizes, inputs)
-
-
-__all__ = ["PatternAnalysis", "analyse"]

@@ -263,7 +263,7 @@ class PatternExecutor(BranchRelations):
             return self._plan_of_choices(sizes, inputs, target)
         executor = self if target is None else self.by_kernels
         planners = executor.planners(sizes, inputs)
-        plans = [(name, planner.plan_on(target, sizes, inputs)) for name, planner in planners]
+        plans = [(name, _plan_on(target, planner, sizes, inputs)) for name, planner in planners]
         if len(plans) == 1 and executor._pattern.combine is None:
             return plans[0][1]
         whole, dtype = joined(plans), getattr(torch, sizes.dtype)
@@ -340,6 +340,15 @@ class PatternExecutor(BranchRelations):
         zeros = q.new_zeros((*q.shape[:3], *([v.shape[-1]] if rank(value) else [])), dtype=dtype)
         # The sum makes the gradients zeros instead of None.
         return zeros + sum(x.sum() for x in (q, k, v, *known.values()) if x.requires_grad)
+
+
+def _plan_on(target: Target | None, planner: Planner, sizes: TensorSizes, inputs: Mapping[str, object]) -> Plan:
+    """Return the plan of an attention on a GPU, or on the CPU for None."""
+    if target is None:
+        return planner.plan(sizes, inputs)
+    from attnc.runtime.gpu.gpu_plan import plan_on_gpu
+
+    return plan_on_gpu(planner, sizes, inputs, target)
 
 
 def _stateful(pattern: ir.Pattern, strict: bool) -> list[PatternRecurrence]:

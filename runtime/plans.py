@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -19,7 +19,6 @@ from torch.profiler import record_function
 
 from attnc.compiler.ir import Pattern
 from attnc.compiler.ir.value_nodes import is_plain, values_of
-from attnc.compiler.kernels.targets import Target
 from attnc.compiler.planning.build_plan import CallShape, build_plan
 from attnc.compiler.planning.cache_need import CacheNeed, cache_need
 from attnc.compiler.planning.cpu_plan import Plan
@@ -27,6 +26,7 @@ from attnc.compiler.planning.recipes import covered, read_recipe
 from attnc.compiler.planning.schedule import CoverChoice, CoverProblem, choose
 from attnc.runtime.call_errors import ArgumentError, UnsupportedError
 from attnc.runtime.call_relations import documents_of_call, relations_of
+from attnc.runtime.cpu import stored_rates
 from attnc.runtime.cpu.cpu_memory import memory_of
 from attnc.runtime.cpu.direct import Direct
 from attnc.runtime.recent import Recent, held_bytes
@@ -34,7 +34,6 @@ from attnc.runtime.settings import SETTINGS
 from attnc.runtime.tensor_checks import TensorSizes, call_shape, check_tensors, ids_of_documents, names_read
 
 if TYPE_CHECKING:
-    from attnc.runtime.gpu.planner import GpuPlanner
     from attnc.runtime.tuning.tuned import Tuned
 
 __all__ = ["PLANNING", "Planner", "by_option", "cache_of", "documents_of_call", "name_of", "need_of", "planning"]
@@ -75,6 +74,7 @@ class Planner:
         self._by_shape: Recent[Plan] = Recent(SETTINGS.plans, SETTINGS.plan_bytes, _bytes_of_plan)
         self._last: tuple[Hashable, Plan] | None = None
         self.direct: Direct | None = None
+        self._parts: dict[object, object] = {}
         self._by_tensors: Recent[Plan] = Recent(SETTINGS.plans, SETTINGS.plan_bytes, _bytes_of_plan)
         self._kept: Recent[Any] = Recent(SETTINGS.plans, SETTINGS.plan_bytes, held_bytes)
         read = names_read(pattern)
@@ -83,20 +83,10 @@ class Planner:
             runs_in if tensor.name == ids else _contents if tensor.name in read else None for tensor in pattern.tensors
         ]
 
-    @cached_property
-    def gpu(self) -> GpuPlanner:
-        """The kernels and tables of the pattern."""
-        from attnc.runtime.gpu.planner import GpuPlanner
-
-        return GpuPlanner(self.pattern, self.strict, self.tuned, self.knob)
-
-    def plan_on(self, target: Target | None, sizes: TensorSizes, inputs: Mapping[str, object]) -> Plan:
-        """Return the plan of a call on a GPU, or on the CPU for None. Raises the errors of `plan`."""
-        if target is None:
-            return self.plan(sizes, inputs)
-        from attnc.runtime.gpu.gpu_plan import plan_on_gpu
-
-        return plan_on_gpu(self, sizes, inputs, target)
+    def part(self, make: Callable[[Planner], T]) -> T:
+        """Return what an executor keeps for this pattern: the result of `make(self)`, made once."""
+        part = self._parts.get(make)
+        return cast("T", self._parts.setdefault(make, make(self)) if part is None else part)
 
     def plan(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> Plan:
         """Return the plan of a call of these sizes with these inputs.
@@ -158,7 +148,7 @@ class Planner:
     def _build(self, shape: CallShape, choice: Callable[[CoverProblem], CoverChoice] = choose) -> Plan:
         with planning():
             began = perf_counter()
-            bare_plan = build_plan(relations_of(self.pattern, shape), choice)
+            bare_plan = build_plan(relations_of(self.pattern, shape), choice, stored_rates.rates())
         ms, sizes = 1e3 * (perf_counter() - began), f"{shape.n_q} × {shape.n_k}"
         _log.debug("`%s` at %s: planned in %.1f ms, %s", self.pattern.name, sizes, ms, bare_plan.schedule)
         plan = replace(bare_plan, cache_of=cache_of(self.pattern, shape.heads, shape.kv_heads))

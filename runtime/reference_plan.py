@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from attnc.compiler.planning.build_plan import Relations, build_plan
 from attnc.compiler.planning.cpu_plan import Plan, TileCounts, joined
+from attnc.runtime.cpu import stored_rates
 
 REASON = 'backend="reference": every score, then the mask, in torch, on the device of q'
 
@@ -22,7 +23,7 @@ def reference_plan(attentions: Sequence[tuple[str, Relations]], states: Sequence
 
 
 def _dense(relations: Relations) -> Plan:
-    plan = build_plan(relations)
+    plan = build_plan(relations, rates=stored_rates.rates())
     total = plan.tiles.total
     return replace(
         plan,

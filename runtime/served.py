@@ -18,6 +18,7 @@ from attnc.runtime.caches import Cache, check_cache, read_cache
 from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.compiled import CompiledAttention
 from attnc.runtime.fallbacks import HOST_WAIT, note
+from attnc.runtime.length_groups import Result
 from attnc.runtime.operators import cached
 from attnc.runtime.profiling import profiled
 from attnc.runtime.serving_states import How, States
@@ -261,10 +262,10 @@ class Served(CompiledAttention):
         if return_lse and self._pattern.stateful:
             raise UnsupportedError(f"return_lse: the combined output of `{self.name}` is not a softmax and has no LSE")
 
-    def _prefilled(self, q: Tensor, cache: Cache, scale: float | None, inputs: Mapping[str, object]) -> serving.Result:
+    def _prefilled(self, q: Tensor, cache: Cache, scale: float | None, inputs: Mapping[str, object]) -> Result:
         rows = self._last_rows
 
-        def call(q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]) -> serving.Result:
+        def call(q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]) -> Result:
             result = rows._call(q, k, v, scale, rows.has_lse, inputs)
             return result if isinstance(result, tuple) else (result, None)
 
@@ -280,7 +281,7 @@ class Served(CompiledAttention):
         ring: bool,
         scale: float | None,
         inputs: Mapping[str, object],
-    ) -> serving.Result:
+    ) -> Result:
         """Run a decoding step as one node of a graph."""
         if self._is_reference or (self._options.backend == "triton" and not q.is_cuda):
             raise UnsupportedError(NOT_TRACED)

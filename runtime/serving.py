@@ -6,9 +6,8 @@ those of a call with all tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from attnc.runtime.call_errors import ArgumentError, UnsupportedError
 from attnc.runtime.call_inputs import CallInputs
 from attnc.runtime.general_attention import steps_of
 from attnc.runtime.given_devices import check_devices
+from attnc.runtime.length_groups import LengthGroup, Result, length_groups, together
 from attnc.runtime.plans import Planner, need_of
 from attnc.runtime.tensor_checks import check_tensors, completed, input_tensors
 
@@ -31,23 +31,8 @@ if TYPE_CHECKING:
 MOST_QUERIES = 16
 """Maximum number of queries of `decode`."""
 
-Result = tuple[Tensor, "Tensor | None"]
 Call = Callable[[Tensor, Tensor, Tensor, "float | None", Mapping[str, object]], Result]
 """A function (q, k, v, scale, inputs) → (out, lse) of the last rows."""
-
-
-@dataclass(frozen=True)
-class LengthGroup:
-    """The batch entries of one length."""
-
-    entries: tuple[int, ...]
-    cache: Cache
-    inputs: Mapping[str, object]
-
-    @property
-    def length(self) -> int:
-        """The number of tokens of each entry."""
-        return self.cache.lengths[0]
 
 
 def decode(rows: Planner, q: Tensor, cache: Cache, scale: float | None, inputs: Mapping[str, object]) -> Result:
@@ -155,44 +140,7 @@ def check_ring(pattern: Pattern, q: Tensor, k: Tensor, longest: int | None) -> i
     return need.first
 
 
-def length_groups(pattern: Pattern, cache: Cache, inputs: Mapping[str, object]) -> Iterator[LengthGroup]:
-    """Yield the batch entries of each length."""
-    for length in sorted(set(cache.lengths)):
-        entries = tuple(i for i, entry_length in enumerate(cache.lengths) if entry_length == length)
-        yield LengthGroup(entries, cache.of(entries), dict(cut(pattern, inputs, cache, entries, length)))
-
-
-def cut(
-    pattern: Pattern, inputs: Mapping[str, object], cache: Cache, entries: Sequence[int], length: int
-) -> Iterator[tuple[str, object]]:
-    """Yield the inputs of some batch entries; inputs by token are cut to the first `length` entries."""
-    dims = {tensor.name: tensor.dims for tensor in pattern.tensors}
-    for name, value in inputs.items():
-        tensor: Any = value
-        if name in dims and not hasattr(tensor, "shape") and tensor is not None:
-            tensor = torch.as_tensor(tensor)
-        tensor_dims = dims.get(name, ())
-        for axis, dim in enumerate(tensor_dims if len(getattr(tensor, "shape", ())) == len(tensor_dims) else ()):
-            at: list[Any] = [slice(None)] * len(tensor_dims)
-            if dim in ("token", "key") and tensor.shape[axis] >= length:
-                at[axis] = slice(length)
-            elif dim == "batch" and tensor.shape[axis] == len(cache.lengths) and len(entries) < len(cache.lengths):
-                at[axis] = list(entries)
-            tensor = tensor[tuple(at)]
-        yield name, tensor
-
-
 def _empty_result(q: Tensor, cache: Cache) -> Result:
     """Return (out, lse) of a call without batch entries or heads."""
     lse = q.new_empty(q.shape[:3], dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
     return q.new_empty((*q.shape[:3], cache.v.shape[3])), lse
-
-
-def together(q: Tensor, results: Sequence[Result], groups: Sequence[LengthGroup]) -> Result:
-    """Return the results of all batch entries in their order."""
-    if len(results) == 1:
-        return results[0]
-    order = torch.tensor([entry for group in groups for entry in group.entries], device=q.device).argsort()
-    outs, lses = zip(*results, strict=True)
-    lse = None if any(x is None for x in lses) else torch.cat(lses)[order]
-    return torch.cat(outs)[order], lse

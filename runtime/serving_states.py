@@ -16,9 +16,9 @@ from attnc.runtime.caches import Cache
 from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError
 from attnc.runtime.call_inputs import CallInputs
 from attnc.runtime.general_attention import steps_of
+from attnc.runtime.length_groups import LengthGroup, length_groups, together
 from attnc.runtime.pattern_executor import PatternExecutor
 from attnc.runtime.plans import Planner
-from attnc.runtime.serving import LengthGroup, length_groups, together
 from attnc.runtime.tensor_checks import check_tensors, input_tensors
 
 if TYPE_CHECKING:

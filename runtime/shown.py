@@ -181,7 +181,11 @@ class Shown(CompiledAttention):
             states = () if self._steps is None else [recurrence.recur.name for recurrence in self._steps.stateful]
             return reference_plan(self._all_relations(sizes, inputs), states)
         if self._steps is None:
-            return self._planner.plan_on(target, sizes, inputs)
+            if target is None:
+                return self._planner.plan(sizes, inputs)
+            from attnc.runtime.gpu.gpu_plan import plan_on_gpu
+
+            return plan_on_gpu(self._planner, sizes, inputs, target)
         return self._steps.plan(sizes, inputs, target)
 
     def _all_relations(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> list[tuple[str, Relations]]:

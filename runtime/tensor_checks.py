@@ -27,7 +27,6 @@ from attnc.runtime.call_shapes import (
     refuse_options,
     shape_of_call,
 )
-from attnc.runtime.cpu import calibration
 from attnc.runtime.fallbacks import HOST_WAIT, note
 from attnc.runtime.layouts import check_layout, layout_remedy
 
@@ -136,7 +135,7 @@ def _equal(what: str, a: str, size_a: int, dim_a: int, b: str, size_b: int, dim_
 
 def call_shape(pattern: ir.Pattern, sizes: TensorSizes, inputs: Mapping[str, object]) -> CallShape:
     """Return everything that a plan depends on, as `shape_of_call` does, with the rates of this machine."""
-    return shape_of_call(pattern, sizes, completed(pattern, inputs), calibration.rates())
+    return shape_of_call(pattern, sizes, completed(pattern, inputs))
 
 
 def input_tensors(pattern: ir.Pattern, inputs: Mapping[str, object]) -> list[Tensor]:

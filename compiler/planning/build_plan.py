@@ -53,7 +53,6 @@ class CallShape:
     dtype: str
     sizes: Mapping[str, int]
     inputs: Mapping[str, NDArray[Any]]
-    rates: Rates = AMX
     shift: int | None = None
 
 
@@ -275,20 +274,21 @@ Choose = Callable[[CoverProblem], CoverChoice]
 
 
 @counted()
-def build_plan(relations: Relations, choose: Choose = choose) -> Plan:
-    """Build the plan for the cpu executor; `choose` picks the cover of each relation.
+def build_plan(relations: Relations, choose: Choose = choose, rates: Rates = AMX) -> Plan:
+    """Build the plan for the cpu executor; `choose` picks the cover of each relation, by costs at these rates.
 
     Raises EvaluationError if a relation faults, and DocumentsNotContiguousError.
     """
-    return _Planner(relations, choose).plan()
+    return _Planner(relations, choose, rates).plan()
 
 
 class _Planner:
     """Collects the groups, masks and counts of a plan over the distinct relations of a call."""
 
-    def __init__(self, relations: Relations, choose: Choose) -> None:
+    def __init__(self, relations: Relations, choose: Choose, rates: Rates) -> None:
         self._relations = relations
         self._choose_cover = choose
+        self._rates = rates
         self._shape = relations.shape
         self._choices: dict[tuple[object, ...], CoverChoice] = {}
         self._masks: list[GridMask] = []
@@ -367,7 +367,7 @@ class _Planner:
             max(shape.dk, shape.dv),
             lanes,
             self._relations.pattern.origins,
-            shape.rates,
+            self._rates,
         )
 
     def _choose(self, relation: Index, windows: Windows, lanes: int) -> CoverChoice:
@@ -395,7 +395,7 @@ class _Planner:
         nodes = sum(1 for _ in walk(relation)) + 1  # one more node compares the documents
         return pack(
             local.windows,
-            Costs(shape.rates, PieceWork(shape.dtype, max(shape.dk, shape.dv), lanes, nodes), document_mask),
+            Costs(self._rates, PieceWork(shape.dtype, max(shape.dk, shape.dv), lanes, nodes), document_mask),
         )
 
     def _packed_pieces(

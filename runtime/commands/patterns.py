@@ -56,7 +56,7 @@ def compiled(args: argparse.Namespace, tune: str = "model") -> Attention:
 
 def analysed(args: argparse.Namespace) -> PatternAnalysis:
     """Return the pattern that the arguments name, for commands that do not need torch."""
-    from attnc.runtime.pattern_analysis import analyse
+    from attnc.runtime.analysed import analyse
 
     return analyse(args.spec, given_params(args), args.preset)
 

@@ -35,8 +35,8 @@ from attnc.runtime.gpu.gpu_executor import fitting, on, result_sum, scaled_queri
 from attnc.runtime.gpu.launch import launch
 from attnc.runtime.gpu.planner import DTYPES, as_read
 from attnc.runtime.gpu.score_operands import ScoreOperands
+from attnc.runtime.length_groups import cut
 from attnc.runtime.plans import Planner, relations_of
-from attnc.runtime.serving import cut
 from attnc.runtime.tensor_checks import TensorSizes, as_tensor, call_shape
 
 Pair = tuple[Tensor, Tensor]

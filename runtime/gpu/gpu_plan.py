@@ -18,6 +18,7 @@ from attnc.runtime.call_errors import UnsupportedError
 from attnc.runtime.gpu.device_targets import device_at_hand
 from attnc.runtime.gpu.gpu_memory import memory_on_gpu
 from attnc.runtime.gpu.gpu_work import without_kernels
+from attnc.runtime.gpu.planner import gpu_planner
 from attnc.runtime.plans import Planner, cache_of, relations_of
 from attnc.runtime.tensor_checks import TensorSizes, call_shape
 from attnc.runtime.tuning.tile_candidates import STAGES, knob_of
@@ -35,8 +36,8 @@ def plan_on_gpu(planner: Planner, sizes: TensorSizes, inputs: Mapping[str, objec
         if sizes.dtype == "float64":
             raise NotInKernelsError("numbers of float64")
         device = device_at_hand()
-        tiles = {} if device is None else planner.gpu.tiles_of(heads, target, sizes, device)
-        kernels = planner.gpu.kernels(heads, target, sizes.n_q == sizes.n_k, None, tiles)
+        tiles = {} if device is None else gpu_planner(planner).tiles_of(heads, target, sizes, device)
+        kernels = gpu_planner(planner).kernels(heads, target, sizes.n_q == sizes.n_k, None, tiles)
         return _by_kernels(planner, kernels, sizes, inputs)
     except NotInKernelsError as error:
         if planner.strict:
@@ -66,12 +67,12 @@ def how_listed(planner: Planner, sizes: TensorSizes, inputs: Mapping[str, object
     try:
         if sizes.dtype == "float64":
             raise NotInKernelsError("numbers of float64")
-        kernels = planner.gpu.kernels_of(heads, target, sizes, inputs)
+        kernels = gpu_planner(planner).kernels_of(heads, target, sizes, inputs)
     except NotInKernelsError as error:
         if planner.strict:
             raise UnsupportedError(without_kernels(planner.pattern.name, error)) from error
         return f"tiles in torch on the device: there are no kernels for {error}"
-    planner.gpu.refuse_host(kernels)
+    gpu_planner(planner).refuse_host(kernels)
     return kernels.reason
 
 

@@ -14,6 +14,7 @@ from attnc.runtime.cpu.autograd import Pair, Triple
 from attnc.runtime.cpu.planned_call import PlannedCall
 from attnc.runtime.fallbacks import IN_TORCH, note
 from attnc.runtime.gpu.gpu_executor import Executor
+from attnc.runtime.gpu.planner import gpu_planner
 from attnc.runtime.plans import Planner, relations_of
 from attnc.runtime.tensor_checks import call_shape, check_tensors
 
@@ -27,7 +28,7 @@ class OnGpu(NamedTuple):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Pair:
         """Run `Executor.forward`."""
         try:
-            prepared = self.planner.gpu.prepared(q, k, v, inputs)
+            prepared = gpu_planner(self.planner).prepared(q, k, v, inputs)
         except NotInKernelsError as error:
             call = in_tiles(self.planner, q, k, v, inputs, self.scale, error)
             note_tiles(self.planner, error)
@@ -39,7 +40,7 @@ class OnGpu(NamedTuple):
         """Run `Executor.backward`."""
         q, k, v, _, _, *inputs = kept
         try:
-            prepared = self.planner.gpu.prepared(q, k, v, inputs)
+            prepared = gpu_planner(self.planner).prepared(q, k, v, inputs)
         except NotInKernelsError as error:
             call = in_tiles(self.planner, q, k, v, inputs, self.scale, error)
             sums, _ = row_attention.backward(grad_out, grad_lse, (q, k, v), call, self._real(inputs))

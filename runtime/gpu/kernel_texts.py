@@ -13,6 +13,7 @@ from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.kernels.targets import Target
 from attnc.compiler.passes.last_rows import OtherRowsError, last_rows
 from attnc.runtime.call_errors import UnsupportedError
+from attnc.runtime.gpu.planner import gpu_planner
 from attnc.runtime.plans import Planner
 
 
@@ -35,7 +36,7 @@ def sources(
     for name, planner in planners:
         prefix = f"{name}." if len(planners) > 1 else ""
         try:
-            texts = planner.gpu.kernels(heads, target, square=True).sources
+            texts = gpu_planner(planner).kernels(heads, target, square=True).sources
         except NotInKernelsError as error:
             without.append(f"`{name}`: there are no kernels for {error}")
             continue

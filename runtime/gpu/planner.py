@@ -30,7 +30,7 @@ from attnc.runtime.gpu.device_targets import pretended, target_of
 from attnc.runtime.gpu.document_windows import windows_of_boundaries, windows_of_documents
 from attnc.runtime.gpu.gpu_executor import Prepared
 from attnc.runtime.gpu.mask_lists import MaskLists, StageTensors
-from attnc.runtime.plans import documents_of_call, name_of, planning, relations_of
+from attnc.runtime.plans import Planner, documents_of_call, name_of, planning, relations_of
 from attnc.runtime.recent import Recent, held_bytes
 from attnc.runtime.settings import SETTINGS
 from attnc.runtime.tensor_checks import TensorSizes, blank, call_shape, check_tensors, names_read
@@ -289,6 +289,15 @@ class GpuPlanner:
             for stage, tables in tensors_by_stage.items():
                 tables["windows"] = windows[stage == "dkdv"]
         return tensors_by_stage
+
+
+def gpu_planner(planner: Planner) -> GpuPlanner:
+    """Return the kernels and tables of a planner's pattern."""
+    return planner.part(_gpu_planner)
+
+
+def _gpu_planner(planner: Planner) -> GpuPlanner:
+    return GpuPlanner(planner.pattern, planner.strict, planner.tuned, planner.knob)
 
 
 class _CheckedDocuments:

@@ -17,7 +17,7 @@ from attnc.runtime.cpu import row_attention
 from attnc.runtime.cpu.autograd import FirstOrder, Pair, once
 from attnc.runtime.gpu.gpu_executor import Executor
 from attnc.runtime.gpu.gpu_work import in_tiles, note_tiles
-from attnc.runtime.gpu.planner import GpuPlanner
+from attnc.runtime.gpu.planner import GpuPlanner, gpu_planner
 from attnc.runtime.gpu.score_operands import ScoreOperands
 from attnc.runtime.plans import Planner
 from attnc.runtime.profiling import backward_row, keep_name
@@ -38,7 +38,7 @@ def attend(
     Without kernels the call runs as tiles in torch; under strict it raises UnsupportedError.
     """
     try:
-        return _by_kernels(q, k, v, relations, scale, planner.gpu, inputs, all_inputs)
+        return _by_kernels(q, k, v, relations, scale, gpu_planner(planner), inputs, all_inputs)
     except NotInKernelsError as error:
         call = in_tiles(planner, q, k, v, all_inputs, scale, error)
         note_tiles(planner, error)

@@ -16,13 +16,13 @@ from attnc.runtime.caches import Cache, check_cache, read_cache
 from attnc.runtime.call_errors import UnsupportedError
 from attnc.runtime.cpu.flash_kernel import lse_dtype
 from attnc.runtime.general_attention import general_of
+from attnc.runtime.length_groups import Result
 from attnc.runtime.operators import FAKE
 from attnc.runtime.operators.attend import Inputs, refuse_device
 from attnc.runtime.operators.attend_general import contiguous
 from attnc.runtime.planners import planner_of
 from attnc.runtime.plans import Planner
 from attnc.runtime.profiling import profiled
-from attnc.runtime.serving import Result
 from attnc.runtime.sharded import refuse_shards
 from attnc.runtime.tensor_checks import input_tensors
 

@@ -17,6 +17,7 @@ from attnc.compiler.planning.build_plan import Relations, build_plan
 from attnc.compiler.planning.cpu_plan import Group, Plan, PlanPiece, stretch
 from attnc.compiler.planning.seen_keys import find_seen_keys
 from attnc.runtime.call_inputs import CallInputs
+from attnc.runtime.cpu import stored_rates
 from attnc.runtime.plans import Planner, planning, relations_of
 from attnc.runtime.tensor_checks import TensorSizes, call_shape
 
@@ -71,7 +72,7 @@ def _made(closed_pattern: ir.Pattern, sizes: TensorSizes, inputs: Mapping[str, o
     plan_pieces = tuple(
         PlanPiece(stretch(*rows), stretch(min(keys), max(keys) + 1), "exact") for rows, keys in pieces.items() if keys
     )
-    plan = build_plan(relations)
+    plan = build_plan(relations, rates=stored_rates.rates())
     one_group = Group(tuple(range(shape.batch)), tuple(range(shape.heads)), plan_pieces)
     return replace(plan, groups=(one_group,), masks=(), schedule="chosen tiles", reasons=(), fallback=None)
 

@@ -28,7 +28,9 @@ from attnc.compiler.simulation.gpu_clocks import (
 from attnc.compiler.simulation.machine import Machine, MachineError
 from attnc.compiler.simulation.simulated_call import SimulatedCall, problem_of
 from attnc.compiler.simulation.simulation import Pass
+from attnc.runtime.cpu import stored_rates
 from attnc.runtime.gpu.device_targets import target_of
+from attnc.runtime.gpu.planner import gpu_planner
 from attnc.runtime.plans import Planner, by_option, relations_of
 from attnc.runtime.simulating import find_device
 from attnc.runtime.tensor_checks import call_shape
@@ -75,13 +77,14 @@ def _piece_knob(planner: Planner, request: TuneRequest, until: float) -> Knob:
         coverings.append(problem)
         return choose(problem)
 
-    model_plan = build_plan(relations, first)
+    rates = stored_rates.rates()
+    model_plan = build_plan(relations, first, rates)
     predict = _Prediction(relations, request)
     plans = {MODEL: model_plan}
     for recipe in _ranked(coverings, until):
         if len(plans) > 2 * FIRST or time.perf_counter() >= until:
             break
-        plan = build_plan(relations, by_option(str(recipe)))
+        plan = build_plan(relations, by_option(str(recipe)), rates)
         if not any(_are_equal(plan, other) for other in plans.values()):
             plans[str(recipe)] = plan
     times = {name: predict.ms(plan) for name, plan in plans.items()}
@@ -139,7 +142,7 @@ def _kernel_knobs(planner: Planner, request: TuneRequest) -> Iterator[Knob]:
     tf32 = sizes.dtype == "float32" and torch.backends.cuda.matmul.allow_tf32
     heads = HeadShape(sizes.dk, sizes.dv, sizes.dtype, tf32, None, sizes.heads != sizes.kv_heads)
     try:
-        kernels = planner.gpu.kernels_of(heads, target, sizes, request.inputs)
+        kernels = gpu_planner(planner).kernels_of(heads, target, sizes, request.inputs)
     except NotInKernelsError:
         return
     relations = relations_of(planner.pattern, call_shape(planner.pattern, sizes, request.inputs))

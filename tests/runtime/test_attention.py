@@ -15,7 +15,7 @@ from torch.func import jvp, vmap
 import attnc
 from attnc import ArgumentError, ArgumentTypeError, PatternNotFoundError, SpecError, UnsupportedError, compile_attention
 from attnc.compiler.planning.rates import AMX
-from attnc.runtime.cpu import calibration
+from attnc.runtime.cpu import stored_rates
 
 WINDOW = "pattern near(window: int = 3)\n    align end\n    visible 0 <= q - k < window\n"
 NO_ALIGN = "pattern p\n    visible k <= q\n"
@@ -292,7 +292,7 @@ def test_strict_refuses_patterns_without_a_tile_plan() -> None:
 
 
 def test_plans_print_and_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "rates", lambda: AMX)
+    monkeypatch.setattr(stored_rates, "rates", lambda: AMX)
     attend = compile_attention("sliding_window", window=512)
     plan = attend.plan(4096, heads=4)
     assert attend.plan(4096, heads=4) is plan

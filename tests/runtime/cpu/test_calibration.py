@@ -20,7 +20,7 @@ from attnc import MeasurementError
 from attnc.compiler.planning.cpu_plan import PlanPiece, Strip, StripAxis, stretch, strip
 from attnc.compiler.planning.rates import AMX, PLAIN, ROWS, PieceWork
 from attnc.runtime.cli import main
-from attnc.runtime.cpu import calibration, plausible, steady
+from attnc.runtime.cpu import calibration, plausible, steady, stored_rates
 from attnc.runtime.cpu.steady import MOST_ROUNDS, REPEATS, Steady
 from attnc.runtime.disk.store import store
 
@@ -40,8 +40,8 @@ def accept_every_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_default_rates_without_a_measurement() -> None:
-    assert calibration.rates() in (AMX, PLAIN)
-    assert calibration.rates_file() is None
+    assert stored_rates.rates() in (AMX, PLAIN)
+    assert stored_rates.rates_file() is None
 
 
 @pytest.mark.usefixtures("accept_every_measurement")
@@ -51,26 +51,26 @@ def test_measured_rates_are_used(folder: Path) -> None:
         for row in table:
             assert len(row) == len(ROWS)
             assert all(0 < x < 1e4 for x in row)
-    assert calibration.save(rates)
-    file = calibration.rates_file()
+    assert stored_rates.save(rates)
+    file = stored_rates.rates_file()
     assert file is not None
     assert list(folder.iterdir()) == [file]
     assert folder.stat().st_mode & 0o777 == 0o700
-    assert asdict(calibration.rates()) == asdict(rates)
+    assert asdict(stored_rates.rates()) == asdict(rates)
 
 
 def test_rates_belong_to_a_machine_and_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert calibration.save(AMX)
-    assert calibration.rates_file() is not None
+    assert stored_rates.save(AMX)
+    assert stored_rates.rates_file() is not None
     before = torch.get_num_threads()
     torch.set_num_threads(before + 1)
     try:
-        assert calibration.rates_file() is None
-        assert calibration.measured() is None
+        assert stored_rates.rates_file() is None
+        assert stored_rates.measured() is None
     finally:
         torch.set_num_threads(before)
-    monkeypatch.setattr(calibration, "this_cpu", lambda: "another one")
-    assert calibration.measured() is None
+    monkeypatch.setattr(stored_rates, "this_cpu", lambda: "another one")
+    assert stored_rates.measured() is None
 
 
 @pytest.mark.parametrize(
@@ -87,13 +87,13 @@ def test_rates_belong_to_a_machine_and_its_threads(monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_invalid_rates_are_ignored(change: dict[str, object]) -> None:
-    record = {"schema": calibration.SCHEMA, "machine": "", **asdict(AMX)}
-    store().write(calibration.KIND, calibration.entry_name(), record)
-    assert asdict(calibration.rates()) == asdict(AMX)
-    store().write(calibration.KIND, calibration.entry_name(), {**record, **change})
-    calibration.forget()
-    assert calibration.measured() is None
-    assert calibration.rates() in (AMX, PLAIN)
+    record = {"schema": stored_rates.SCHEMA, "machine": "", **asdict(AMX)}
+    store().write(stored_rates.KIND, stored_rates.entry_name(), record)
+    assert asdict(stored_rates.rates()) == asdict(AMX)
+    store().write(stored_rates.KIND, stored_rates.entry_name(), {**record, **change})
+    stored_rates.forget()
+    assert stored_rates.measured() is None
+    assert stored_rates.rates() in (AMX, PLAIN)
 
 
 @pytest.mark.usefixtures("accept_every_measurement")
@@ -106,7 +106,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert main(["doctor", "--measure", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["rates"].startswith("measured with")
-    assert facts["rates_file"] == str(calibration.rates_file())
+    assert facts["rates_file"] == str(stored_rates.rates_file())
     assert str(folder) in facts["rates_file"]
     assert len(facts["ns_per_score_element"]["float32"]["64"]) == len(ROWS)
 
@@ -176,11 +176,11 @@ def rates_at(speed: float) -> dict[str, tuple[float, float]]:
 def test_impossible_rates_are_not_used(
     speed: float, says: str, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert calibration.save(replace(AMX, peak=rates_at(20.0), source="measured, good"))
-    assert calibration.rates().source == "measured, good"
-    assert calibration.save(replace(AMX, peak=rates_at(speed), source="measured under load"))
+    assert stored_rates.save(replace(AMX, peak=rates_at(20.0), source="measured, good"))
+    assert stored_rates.rates().source == "measured, good"
+    assert stored_rates.save(replace(AMX, peak=rates_at(speed), source="measured under load"))
     with caplog.at_level(logging.WARNING):
-        assert calibration.rates() in (AMX, PLAIN)
+        assert stored_rates.rates() in (AMX, PLAIN)
     (record,) = caplog.records
     assert says in record.getMessage()
     assert "attnc doctor --measure" in record.getMessage()
@@ -200,8 +200,8 @@ def test_measured_rates_must_be_plausible(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_spread_is_stored() -> None:
-    assert calibration.save(replace(AMX, peak=rates_at(20.0), spread=1.07))
-    assert calibration.rates().spread == 1.07
+    assert stored_rates.save(replace(AMX, peak=rates_at(20.0), spread=1.07))
+    assert stored_rates.rates().spread == 1.07
 
 
 # --- costs ------------------------------------------------------------------------------------------------------------

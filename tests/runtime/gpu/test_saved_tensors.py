@@ -18,6 +18,7 @@ from attnc.compiler.kernels.targets import TARGETS
 from attnc.runtime.gpu import kernel_modules
 from attnc.runtime.gpu.device_targets import pretending
 from attnc.runtime.gpu.launch import started_by
+from attnc.runtime.gpu.planner import gpu_planner
 from attnc.runtime.recent import Recent
 from tensor_memory import bytes_of, measured
 
@@ -96,7 +97,9 @@ def test_dropped_kernels_leave_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
     memory: Recent[Any] = Recent(1)
     monkeypatch.setattr(kernel_modules, "_FUNCTIONS", memory)
     heads = HeadShape(16, 16, "float32")
-    kernels = compile_attention("sliding_window", window=19)._planner.gpu.kernels(heads, TARGETS["sm_90"], True)
+    kernels = gpu_planner(compile_attention("sliding_window", window=19)._planner).kernels(
+        heads, TARGETS["sm_90"], True
+    )
     sources = [kernels.forward, kernels.dq, kernels.dkdv]
     before = _texts()
     for source in (*sources, *sources):
