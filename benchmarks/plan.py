@@ -14,8 +14,8 @@ from timing import as_json, interleaved
 
 from attnc import compile_attention
 from attnc.compiler.lowering.lower import lower
-from attnc.runtime.attention import Attention
-from attnc.runtime.plans import Planner
+from attnc.runtime.api.attention import Attention
+from attnc.runtime.planning.plans import Planner
 
 Inputs = Callable[[int], dict[str, Any]]
 

@@ -27,12 +27,12 @@ from attnc.compiler.planning.build_plan import CallShape, build_plan
 from attnc.compiler.planning.cpu_plan import Plan
 from attnc.compiler.planning.recipes import alternatives
 from attnc.compiler.planning.schedule import CoverChoice, CoverProblem, choose
-from attnc.runtime.attention import Attention
-from attnc.runtime.call_shapes import dtype_name
-from attnc.runtime.cpu import stored_rates
+from attnc.runtime.api.attention import Attention
+from attnc.runtime.call.call_shapes import dtype_name
+from attnc.runtime.call.tensor_checks import input_tensors
+from attnc.runtime.executors.cpu import stored_rates
 from attnc.runtime.operators import attend
-from attnc.runtime.plans import Planner, relations_of
-from attnc.runtime.tensor_checks import input_tensors
+from attnc.runtime.planning.plans import Planner, relations_of
 from attnc.runtime.tuning.timer import Timing
 
 HEADS = 4

@@ -1,6 +1,6 @@
 """Executors, the `Attention` callable and the command line: the only package that touches torch, disk and terminal."""
 
-from attnc.runtime.environment import verifies_ir
+from attnc.runtime.process.environment import verifies_ir
 
 if verifies_ir():
     from attnc.compiler.ir.verify_ir import verify_passes

@@ -11,9 +11,8 @@ from types import ModuleType
 from typing import NoReturn
 
 from attnc import __version__
-from attnc.runtime import ascii_text
-from attnc.runtime.call_errors import TorchMissingError
-from attnc.runtime.commands import console
+from attnc.runtime.call.call_errors import TorchMissingError
+from attnc.runtime.commands import ascii_text, console
 from attnc.runtime.commands.console import UsageError
 from attnc.spec.diagnostics import Diagnostic
 from attnc.spec.errors import AttncError, SpecError

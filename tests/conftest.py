@@ -88,7 +88,7 @@ def _all_threads(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture
 def gathered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run small calls as large ones: selected blocks are gathered instead of masked."""
-    from attnc.runtime.cpu import masked
+    from attnc.runtime.executors.cpu import masked
 
     monkeypatch.setattr(masked, "WORK", 0)
 
@@ -105,7 +105,7 @@ def one_thread() -> Iterator[None]:
 
 
 def import_interpreted() -> None:
-    """Import Triton in interpreter mode, its own functions included, as `tests/runtime/gpu` requires."""
+    """Import Triton in interpreter mode, its own functions included, as `tests/runtime/executors/triton` requires."""
     before = os.environ.get("TRITON_INTERPRET")
     os.environ["TRITON_INTERPRET"] = "1"
     try:

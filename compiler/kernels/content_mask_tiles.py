@@ -1,6 +1,6 @@
 """The tiles of a call that some content of its masks makes live, and the questions to the masks that decide.
 
-Both follow from the sizes of a call alone. The content masks answer the questions on the device (`runtime.gpu`).
+Both follow from the sizes of a call alone. The content masks answer the questions on the device.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from attnc.compiler.ir import (
 )
 from attnc.compiler.ir.rewrite import walk
 from attnc.compiler.passes.pointwise import Pointwise
-from attnc.runtime.functions import FUNCTIONS
+from attnc.runtime.values.functions import FUNCTIONS
 
 Operation = Callable[..., Any]
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]

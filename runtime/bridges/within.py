@@ -8,9 +8,14 @@ from attnc.compiler.analysis.counted_isl import UndecidedError
 from attnc.compiler.ir import Bool, DataRead, Index, Lookup, fold
 from attnc.compiler.ir.rewrite import variables, walk
 from attnc.compiler.lowering.specialise import other_sizes
-from attnc.runtime.attention import Attention
-from attnc.runtime.comparing import ComparisonQuestion, Witness, compare, of_tokens
-from attnc.runtime.lengths import natural_length
+from attnc.runtime.api.attention import Attention
+from attnc.runtime.call.lengths import natural_length
+from attnc.runtime.verifying.comparing import (
+    ComparisonQuestion,
+    Witness,
+    compare,
+    of_tokens,
+)
 
 
 @dataclass(frozen=True)

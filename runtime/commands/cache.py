@@ -198,7 +198,7 @@ def _load(args: argparse.Namespace) -> int:
         else:
             print(f"{args.file}: {kept} of {console.counted(len(records), 'entry')} stored in {store().folder}")
         return console.FINE if kept == len(records) else console.FOUND
-    from attnc.runtime.gpu.binaries import load_binaries
+    from attnc.runtime.executors.triton.binaries import load_binaries
 
     manifest = load_binaries(args.file)
     if args.json:

@@ -8,14 +8,21 @@ from importlib.util import find_spec
 
 from attnc.compiler.kernels.kernel_source import BYTES
 from attnc.compiler.kernels.targets import TARGETS
+from attnc.runtime.api.library import routing_names
 from attnc.runtime.commands import console
 from attnc.runtime.commands.console import UsageError
-from attnc.runtime.gpu import routing_gate
-from attnc.runtime.gpu.compiling import CompiledBinary, Outcome, compile_all
-from attnc.runtime.gpu.kernel_gate import GateCase
-from attnc.runtime.gpu.machine_code import Loop
-from attnc.runtime.gpu.selection import SELECTION, NoKernels, PatternRequest, cases, named, whole_library
-from attnc.runtime.library import routing_names
+from attnc.runtime.executors.triton import routing_gate
+from attnc.runtime.executors.triton.compiling import CompiledBinary, Outcome, compile_all
+from attnc.runtime.executors.triton.kernel_gate import GateCase
+from attnc.runtime.executors.triton.machine_code import Loop
+from attnc.runtime.executors.triton.selection import (
+    SELECTION,
+    NoKernels,
+    PatternRequest,
+    cases,
+    named,
+    whole_library,
+)
 from attnc.spec.suggest import did_you_mean
 
 Row = dict[str, object]

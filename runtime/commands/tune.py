@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from attnc.runtime.attention import Attention
+from attnc.runtime.api.attention import Attention
 from attnc.runtime.commands import console
 from attnc.runtime.commands.call_arguments import add_call, calls
 from attnc.runtime.commands.console import UsageError

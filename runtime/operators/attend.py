@@ -18,19 +18,25 @@ from torch.utils.flop_counter import register_flop_formula
 from typing_extensions import Unpack
 
 from attnc.compiler.planning.cpu_plan import Plan
-from attnc.runtime.call_errors import UnsupportedError
-from attnc.runtime.cpu import flash_kernel
-from attnc.runtime.cpu.autograd import Pair, Planned, Triple, differentiable, gradient
-from attnc.runtime.cpu.cpu_executor import Need, empty_like
-from attnc.runtime.cpu.direct import direct_of
+from attnc.runtime.call.call_errors import UnsupportedError
+from attnc.runtime.call.sharded import refuse_shards
+from attnc.runtime.call.tensor_checks import check_tensors
+from attnc.runtime.call.transforms import cast_for_autocast, is_forward_mode, wide_in_interpreter
+from attnc.runtime.executors.cpu import flash_kernel
+from attnc.runtime.executors.cpu.autograd import (
+    Pair,
+    Planned,
+    Triple,
+    differentiable,
+    gradient,
+)
+from attnc.runtime.executors.cpu.cpu_executor import Need, empty_like
+from attnc.runtime.executors.cpu.direct import direct_of
 from attnc.runtime.operators import FAKE
-from attnc.runtime.planners import planner_of
-from attnc.runtime.plans import Planner
-from attnc.runtime.profiling import NamedCall, profiled
+from attnc.runtime.planning.planners import planner_of
+from attnc.runtime.planning.plans import Planner
+from attnc.runtime.process.profiling import NamedCall, profiled
 from attnc.runtime.settings import SETTINGS
-from attnc.runtime.sharded import refuse_shards
-from attnc.runtime.tensor_checks import check_tensors
-from attnc.runtime.transforms import cast_for_autocast, is_forward_mode, wide_in_interpreter
 
 Inputs: TypeAlias = "Sequence[Tensor] | None"
 """A list of tensors of an operator: None for an empty list, because AOTInductor drops empty lists."""
@@ -84,7 +90,7 @@ def by_kernels(
 
     Raises what a call of an `Attention` raises.
     """
-    from attnc.runtime.gpu.gpu_work import OnGpu
+    from attnc.runtime.executors.triton.gpu_work import OnGpu
 
     q, k, v = cast_for_autocast(planner.pattern.name, q, k, v)
     check_tensors(q, k, v)
@@ -123,7 +129,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, *call: Unpack[Call]) -> Pair:
 
 
 def _forward_on_gpu(q: Tensor, k: Tensor, v: Tensor, *call: Unpack[Call]) -> Pair:
-    from attnc.runtime.gpu.gpu_work import OnGpu
+    from attnc.runtime.executors.triton.gpu_work import OnGpu
 
     refuse_shards()
     inputs, pattern, scale = call
@@ -141,7 +147,7 @@ def _backward_on_gpu(
     lse: Tensor,
     *call: Unpack[Call],
 ) -> Triple:
-    from attnc.runtime.gpu.gpu_work import OnGpu
+    from attnc.runtime.executors.triton.gpu_work import OnGpu
 
     inputs, pattern, scale = call
     work = OnGpu(planner_of(pattern), _scale(q, scale))

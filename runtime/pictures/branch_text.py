@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from attnc.runtime.ascii_text import plain
+from attnc.runtime.commands.ascii_text import plain
 from attnc.runtime.pictures.branch_views import BranchesDrawing, BranchView
 from attnc.runtime.pictures.drawing import extents
 from attnc.runtime.pictures.terminal_text import Block, shaded

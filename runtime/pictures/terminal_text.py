@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.runtime.ascii_text import plain
+from attnc.runtime.commands.ascii_text import plain
 from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, Drawing, extents, merge_tiles, percent
 from attnc.runtime.pictures.svg import ticks
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from attnc.runtime.ascii_text import plain
+from attnc.runtime.commands.ascii_text import plain
 from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL
 from attnc.runtime.pictures.terminal_text import TILES, TILES_ACROSS
 from attnc.runtime.pictures.tile_map import TileMap, TileView

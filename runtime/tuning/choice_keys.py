@@ -17,8 +17,8 @@ from typing import Literal
 import attnc.compiler
 from attnc.compiler.ir import Pattern
 from attnc.compiler.ir.canonical import canonical
+from attnc.runtime.call.tensor_checks import TensorSizes
 from attnc.runtime.disk.machine_key import installed
-from attnc.runtime.tensor_checks import TensorSizes
 
 Executor = Literal["cpu", "triton"]
 

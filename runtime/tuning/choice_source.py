@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError
+from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError
 from attnc.runtime.tuning.tuned_tables import TunedTable, load_table, loaded
 
 _log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from attnc.runtime.tensor_checks import TensorSizes
+from attnc.runtime.call.tensor_checks import TensorSizes
 from attnc.runtime.tuning.records import Stage
 
 

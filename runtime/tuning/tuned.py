@@ -8,11 +8,11 @@ from collections.abc import Hashable, Iterable
 import torch
 
 from attnc.compiler.locks import LongLock
+from attnc.runtime.call.tensor_checks import TensorSizes
 from attnc.runtime.disk.machine_key import this_cpu
 from attnc.runtime.disk.store import store
-from attnc.runtime.recent import Recent
+from attnc.runtime.process.recent import Recent
 from attnc.runtime.settings import SETTINGS
-from attnc.runtime.tensor_checks import TensorSizes
 from attnc.runtime.tuning.choice_keys import CompiledPattern, Executor, Key, bucket_of
 from attnc.runtime.tuning.choice_source import ChoiceSource
 from attnc.runtime.tuning.records import KIND, MODEL, Record, name_of, read_record
@@ -124,7 +124,7 @@ def target_name(executor: Executor, device: torch.device | None) -> str:
     """Return the name, in keys, of the machine that is measured."""
     if executor == "cpu":
         return this_cpu()
-    from attnc.runtime.gpu.device_targets import target_of
+    from attnc.runtime.executors.triton.device_targets import target_of
 
     place = torch.device("cpu") if device is None else device
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else f"interpreter on {this_cpu()}"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from attnc.runtime.call_errors import ArgumentError
+from attnc.runtime.call.call_errors import ArgumentError
 from attnc.runtime.disk.envelope import MOST, DamagedError, unwrapped, wrapped
 from attnc.runtime.disk.whole import write_for_user
 from attnc.runtime.tuning.records import KIND, SCHEMA, Record, read_record

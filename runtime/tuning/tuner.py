@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from attnc.runtime.call.tensor_checks import check_tensors
 from attnc.runtime.disk.store import store
-from attnc.runtime.plans import Planner
-from attnc.runtime.tensor_checks import check_tensors
+from attnc.runtime.planning.plans import Planner
 from attnc.runtime.tuning.choice_keys import Executor, bucket_of
 from attnc.runtime.tuning.choice_source import Choices
 from attnc.runtime.tuning.records import MODEL, KnobTrial, Record, Stage

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from attnc.compiler.lowering.lower import lower
 from attnc.compiler.passes.before_keys import needs_tokens
-from attnc.runtime.example_inputs import head_count
+from attnc.runtime.call.example_inputs import head_count
 from attnc.spec.checks.measure import Measures, expressions, expressions_of_selection
 from attnc.spec.errors import SpecError
 from attnc.spec.program import BoundProgram, Expr, KeyRange, Program

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from attnc.runtime.example_inputs import Example, example_inputs
+from attnc.runtime.call.example_inputs import Example, example_inputs
 from attnc.runtime.verifying.call_cases import CallCase, every_expression
 from attnc.runtime.verifying.compared import input_values
 from attnc.spec.checks.measure import below

@@ -11,7 +11,7 @@ import suites
 import torch
 from benchmark_part import Part, Setting, is_wrong
 
-from attnc.runtime.cpu import calibration, plausible, steady
+from attnc.runtime.executors.cpu import calibration, plausible, steady
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnc.runtime.attention import Attention
+from attnc.runtime.api.attention import Attention
 from attnc.runtime.disk.store import store
 from attnc.runtime.tuning.records import KIND, Record, read_record
 

@@ -27,8 +27,8 @@ from attnc.compiler.ir.value_nodes import (
     vector,
 )
 from attnc.compiler.lowering.specialise import CallSizes, Slices, Window
-from attnc.runtime.block_values import BlockValues
-from attnc.runtime.pair_blocks import Operands, PairBlock
+from attnc.runtime.values.block_values import BlockValues
+from attnc.runtime.values.pair_blocks import Operands, PairBlock
 
 Q = fold.place("q")
 X, Y = (element(ir.intern(ir.Tensor(name, "real", ("query",))), (Q,)) for name in ("x", "y"))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import attnc.compiler
 from attnc import compile_attention
-from attnc.runtime.tensor_checks import TensorSizes
+from attnc.runtime.call.tensor_checks import TensorSizes
 from attnc.runtime.tuning import choice_keys
 from attnc.runtime.tuning.choice_keys import CompiledPattern, Key, bucket_of, emitter
 from attnc.runtime.tuning.tuned import Tuned, target_name
