@@ -13,7 +13,8 @@ from typing import Any
 
 from attnc.compiler.planning.choice_rates import ChoiceRates
 from attnc.compiler.planning.rates import ROWS, WIDTHS, Rates
-from attnc.runtime.executors.cpu import calibration, stored_rates
+from attnc.runtime.measuring import calibration
+from attnc.runtime.planning import stored_rates
 
 DTYPES = 2
 """Number of dtypes: fp32 and bf16, whose rates fp16 and fp64 are assumed to share."""

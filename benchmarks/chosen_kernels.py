@@ -11,10 +11,10 @@ import argparse
 from library_table import Asked, line, read_library
 
 from attnc.compiler.kernels.targets import TARGETS
-from attnc.runtime.api.library import routing_names
-from attnc.runtime.executors.triton import routing_gate
-from attnc.runtime.executors.triton.compiling import compile_all
-from attnc.runtime.executors.triton.selected_gate import SELECTION, cases, judge
+from attnc.runtime.texts.library import routing_names
+from attnc.runtime.toolchain import routing_gate
+from attnc.runtime.toolchain.compiling import compile_all
+from attnc.runtime.toolchain.selected_gate import SELECTION, cases, judge
 
 
 def main() -> int:

@@ -24,8 +24,8 @@ from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.simulation import compiled_figures
 from attnc.runtime.commands import console
 from attnc.runtime.commands.doctor_targets import Row, line, rows
-from attnc.runtime.executors.triton.kernel_gate import GateCase
-from attnc.runtime.executors.triton.selection import (
+from attnc.runtime.toolchain.kernel_gate import GateCase
+from attnc.runtime.toolchain.selection import (
     SELECTION,
     NoKernels,
     cases,

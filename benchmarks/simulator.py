@@ -30,8 +30,8 @@ from attnc.compiler.planning.schedule import CoverChoice, CoverProblem, choose
 from attnc.runtime.api.attention import Attention
 from attnc.runtime.call.call_shapes import dtype_name
 from attnc.runtime.call.tensor_checks import input_tensors
-from attnc.runtime.executors.cpu import stored_rates
 from attnc.runtime.operators import attend
+from attnc.runtime.planning import stored_rates
 from attnc.runtime.planning.plans import Planner, relations_of
 from attnc.runtime.tuning.timer import Timing
 

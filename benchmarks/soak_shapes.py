@@ -107,7 +107,7 @@ def _launched(size: CallSize) -> tuple[int, int]:
 
     from attnc import compile_attention
     from attnc.compiler.kernels.targets import TARGETS
-    from attnc.runtime.executors.triton.device_targets import pretending
+    from attnc.runtime.call.device_targets import pretending
     from attnc.runtime.executors.triton.launch import started_by
 
     texts: set[str] = set()

@@ -12,8 +12,9 @@ from typing import NoReturn
 
 from attnc import __version__
 from attnc.runtime.call.call_errors import TorchMissingError
-from attnc.runtime.commands import ascii_text, console
+from attnc.runtime.commands import console
 from attnc.runtime.commands.console import UsageError
+from attnc.runtime.process import ascii_text
 from attnc.spec.diagnostics import Diagnostic
 from attnc.spec.errors import AttncError, SpecError
 from attnc.spec.suggest import did_you_mean

@@ -27,12 +27,12 @@ import torch
 
 from attnc import AttncError, SpecError, compile_attention
 from attnc.runtime import fallbacks
-from attnc.runtime.api.library import ModuleLoader, library_files, library_names
 from attnc.runtime.call import call_errors as runtime_errors
 from attnc.runtime.call.tensor_checks import REFUSED
 from attnc.runtime.fallbacks import KINDS
 from attnc.runtime.process.environment import VARIABLES
 from attnc.runtime.settings import Settings
+from attnc.runtime.texts.library import ModuleLoader, library_files, library_names
 from attnc.spec.load import check_source
 from attnc.spec.reading.source_text import decode
 

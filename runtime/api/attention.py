@@ -14,18 +14,15 @@ from torch.compiler import is_dynamo_compiling
 from attnc.compiler.analysis.rank_only import rank_only
 from attnc.compiler.ir import Pattern
 from attnc.compiler.warnings.call_warnings import call_warnings
-from attnc.runtime.api import identity
 from attnc.runtime.api.bridged import Bridged
 from attnc.runtime.api.compiled import Backend, Options
-from attnc.runtime.api.identity import Form
-from attnc.runtime.api.pattern_description import read_spec
 from attnc.runtime.api.served import Served
 from attnc.runtime.api.shown import Shown
 from attnc.runtime.api.stateful import Stateful, States
 from attnc.runtime.api.tunable import Tunable
-from attnc.runtime.api.warned import warn_of_gradient, warn_of_pattern
 from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.call.call_inputs import CallInputs
+from attnc.runtime.call.device_targets import check_triton
 from attnc.runtime.call.given_devices import check_devices
 from attnc.runtime.call.given_indices import check_indices
 from attnc.runtime.call.no_entries import has_no_entries, inputs_with_one_entry, with_one_entry
@@ -47,11 +44,14 @@ from attnc.runtime.call.transforms import (
     wide_in_interpreter,
     without_autocast,
 )
+from attnc.runtime.choices.choice_source import read_wanted
 from attnc.runtime.executors.reference import reference
-from attnc.runtime.executors.triton.device_targets import check_triton
 from attnc.runtime.operators import attend, attend_general
+from attnc.runtime.patterns.pattern_description import read_spec
 from attnc.runtime.process.profiling import is_profiling, profiled
-from attnc.runtime.tuning.choice_source import read_wanted
+from attnc.runtime.process.warned import warn_of_gradient, warn_of_pattern
+from attnc.runtime.texts import identity
+from attnc.runtime.texts.identity import Form
 from attnc.spec.program import BoundProgram
 from attnc.spec.source import SourceFile
 

@@ -13,18 +13,18 @@ from typing_extensions import Self
 from attnc.compiler.ir import Pattern
 from attnc.compiler.planning.build_plan import CallShape
 from attnc.compiler.planning.cpu_plan import Plan
-from attnc.runtime.api import identity
-from attnc.runtime.api.identity import Form, How
-from attnc.runtime.api.pattern_analysis import PatternAnalysis
 from attnc.runtime.call.call_errors import UnsupportedError
+from attnc.runtime.call.device_targets import target_of
 from attnc.runtime.call.tensor_checks import TensorSizes, call_shape
+from attnc.runtime.choices.choice_source import ChoiceSource
+from attnc.runtime.choices.tuned_tables import remember
 from attnc.runtime.executors.general_attention import general_of
 from attnc.runtime.executors.pattern_executor import PatternExecutor
-from attnc.runtime.executors.triton.device_targets import target_of
+from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
 from attnc.runtime.planning.planners import planner_in, shared_planner
 from attnc.runtime.planning.plans import Planner
-from attnc.runtime.tuning.choice_source import ChoiceSource
-from attnc.runtime.tuning.tuned_tables import remember
+from attnc.runtime.texts import identity
+from attnc.runtime.texts.identity import Form, How
 from attnc.spec.program import BoundProgram
 from attnc.spec.source import SourceFile
 

@@ -14,7 +14,9 @@ from typing_extensions import Self
 
 from attnc.compiler.passes.last_rows import OtherRowsError
 from attnc.runtime.api.compiled import CompiledAttention
+from attnc.runtime.call.caches import Cache, check_cache, read_cache
 from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.runtime.call.length_groups import Result
 from attnc.runtime.call.sharded import refuse_shards
 from attnc.runtime.call.tensor_checks import finite, input_tensors
 from attnc.runtime.call.transforms import cast_for_autocast, wide_in_interpreter, without_autocast
@@ -22,8 +24,6 @@ from attnc.runtime.fallbacks import HOST_WAIT, note
 from attnc.runtime.operators import cached
 from attnc.runtime.process.profiling import profiled
 from attnc.runtime.serving import serving, serving_states
-from attnc.runtime.serving.caches import Cache, check_cache, read_cache
-from attnc.runtime.serving.length_groups import Result
 from attnc.runtime.serving.serving_states import How, States
 
 if TYPE_CHECKING:

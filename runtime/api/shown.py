@@ -17,6 +17,7 @@ from attnc.runtime.api.compiled import CompiledAttention
 from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.call.call_inputs import CallInputs
 from attnc.runtime.call.call_shapes import dtype_name
+from attnc.runtime.call.device_targets import named_target, planned_target
 from attnc.runtime.call.lengths import natural_length
 from attnc.runtime.call.tensor_checks import (
     FLOATS,
@@ -29,7 +30,6 @@ from attnc.runtime.call.tensor_checks import (
     input_tensors,
 )
 from attnc.runtime.executors.reference.reference_plan import reference_plan
-from attnc.runtime.executors.triton.device_targets import named_target, planned_target
 from attnc.runtime.pictures.picture_limits import check_mask_size
 
 if TYPE_CHECKING:

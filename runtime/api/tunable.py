@@ -15,11 +15,11 @@ from attnc.runtime.api.compiled import CompiledAttention
 from attnc.runtime.call.call_errors import ArgumentError
 from attnc.runtime.call.tensor_checks import check_are_tensors, completed
 from attnc.runtime.call.transforms import cast_for_autocast, is_watched
+from attnc.runtime.choices.choice_source import Choices, ChoiceSource
+from attnc.runtime.choices.records import Record
+from attnc.runtime.choices.tuned import Tuned
 from attnc.runtime.process.recent import Recent
 from attnc.runtime.settings import SETTINGS
-from attnc.runtime.tuning.choice_source import Choices, ChoiceSource
-from attnc.runtime.tuning.records import Record
-from attnc.runtime.tuning.tuned import Tuned
 from attnc.runtime.tuning.tuner import TunedCall, Untuned, stage_of, tune
 
 _log = logging.getLogger(__name__)

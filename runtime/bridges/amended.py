@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from attnc.runtime.api.attention import Attention
-from attnc.runtime.api.identity import bound_program
 from attnc.runtime.call.call_errors import UnsupportedError
+from attnc.runtime.texts.identity import bound_program
 from attnc.spec.reading.parse import parse
 from attnc.spec.source import SourceFile
 from attnc.spec.syntax import PatternDecl

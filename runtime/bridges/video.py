@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from attnc.runtime.api.attention import Attention, compile_attention
-from attnc.runtime.api.library import ModuleLoader, find
 from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.runtime.texts.library import ModuleLoader, find
 from attnc.runtime.values.merging import merge
 from attnc.spec.load import load_program
 from attnc.spec.meaning.constant_values import constant_value

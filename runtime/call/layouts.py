@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attnc.runtime.api.warned import LayoutWarning, warn
+from attnc.runtime.process.warned import LayoutWarning, warn
 
 MANY_HEADS = 256
 """More heads than models have: a larger dimension before fewer tokens holds tokens."""

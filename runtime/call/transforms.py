@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import is_fake
 from torch.autograd import forward_ad
 from typing_extensions import ParamSpec
 
-from attnc.runtime.executors.triton.device_targets import pretended
+from attnc.runtime.call.device_targets import pretended
 from attnc.runtime.fallbacks import CAST, note
 
 P = ParamSpec("P")

@@ -10,7 +10,8 @@ import torch
 from attnc.compiler.planning.rates import ROWS, WIDTHS, Rates
 from attnc.runtime.commands import console, doctor_targets
 from attnc.runtime.disk.machine_key import installed
-from attnc.runtime.executors.cpu import calibration, stored_rates
+from attnc.runtime.measuring import calibration
+from attnc.runtime.planning import stored_rates
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -8,14 +8,14 @@ from importlib.util import find_spec
 
 from attnc.compiler.kernels.kernel_source import BYTES
 from attnc.compiler.kernels.targets import TARGETS
-from attnc.runtime.api.library import routing_names
 from attnc.runtime.commands import console
 from attnc.runtime.commands.console import UsageError
-from attnc.runtime.executors.triton import routing_gate
-from attnc.runtime.executors.triton.compiling import CompiledBinary, Outcome, compile_all
-from attnc.runtime.executors.triton.kernel_gate import GateCase
-from attnc.runtime.executors.triton.machine_code import Loop
-from attnc.runtime.executors.triton.selection import (
+from attnc.runtime.texts.library import routing_names
+from attnc.runtime.toolchain import routing_gate
+from attnc.runtime.toolchain.compiling import CompiledBinary, Outcome, compile_all
+from attnc.runtime.toolchain.kernel_gate import GateCase
+from attnc.runtime.toolchain.machine_code import Loop
+from attnc.runtime.toolchain.selection import (
     SELECTION,
     NoKernels,
     PatternRequest,

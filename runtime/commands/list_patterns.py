@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from attnc.runtime.api.library import (
+from attnc.runtime.commands import console
+from attnc.runtime.texts.library import (
     ModuleLoader,
     find,
     library_files,
     library_names,
 )
-from attnc.runtime.commands import console
 from attnc.spec.load import load_program
 from attnc.spec.meaning.parameter_values import shown
 from attnc.spec.program import Program

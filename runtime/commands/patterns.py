@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.runtime.api.library import ModuleLoader, find
 from attnc.runtime.call.lengths import extent_of, natural_length
 from attnc.runtime.commands.console import UsageError
+from attnc.runtime.texts.library import ModuleLoader, find
 from attnc.spec.load import load_program
 from attnc.spec.meaning.parameter_values import shown
 from attnc.spec.program import BoundProgram, Input, ParameterRead, Value
@@ -23,7 +23,7 @@ from attnc.spec.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from attnc.runtime.api.attention import Attention
-    from attnc.runtime.api.pattern_analysis import PatternAnalysis
+    from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
 
 
 def add_pattern(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +56,7 @@ def compiled(args: argparse.Namespace, tune: str = "model") -> Attention:
 
 def analysed(args: argparse.Namespace) -> PatternAnalysis:
     """Return the pattern that the arguments name, for commands that do not need torch."""
-    from attnc.runtime.api.analysed import analyse
+    from attnc.runtime.commands.analysed import analyse
 
     return analyse(args.spec, given_params(args), args.preset)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from attnc.runtime.api.pattern_analysis import PatternAnalysis
 from attnc.runtime.commands import console
 from attnc.runtime.commands.patterns import analysed
+from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
 from attnc.runtime.verifying.verdicts import Sameness, decide
 
 EPILOG = """\

@@ -15,7 +15,6 @@ from attnc.compiler.simulation.machine import MachineError
 from attnc.compiler.simulation.recurrent.recurrence_call import own_sizes
 from attnc.compiler.simulation.recurrent.recurrence_simulation import RecurrenceSimulation
 from attnc.compiler.simulation.simulation import PASSES, Baseline, Pass, Simulation
-from attnc.runtime.api.pattern_analysis import PatternAnalysis
 from attnc.runtime.call.example_inputs import example_inputs, head_count
 from attnc.runtime.commands import console
 from attnc.runtime.commands.call_arguments import check_heads, dtype_named
@@ -28,6 +27,7 @@ from attnc.runtime.commands.patterns import (
     length_of,
     whole_number,
 )
+from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
 from attnc.runtime.simulate.floors import Floor
 from attnc.runtime.simulate.simulating import break_even, differs
 from attnc.spec.errors import AttncError

@@ -8,12 +8,12 @@ from fractions import Fraction
 from attnc.compiler.growth.growth import Growth
 from attnc.compiler.simulation.machine import Machine
 from attnc.compiler.simulation.recurrent.recurrence_simulation import RecurrenceSimulation
-from attnc.runtime.api.pattern_analysis import PatternAnalysis
 from attnc.runtime.call.call_errors import TorchMissingError, needing_torch
 from attnc.runtime.commands import console
 from attnc.runtime.commands.console import UsageError
 from attnc.runtime.commands.patterns import given_inputs, has_free_length
 from attnc.runtime.commands.simulate_cases import SimulateAnswer, SimulateCases, has_states, sweep_of
+from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
 from attnc.runtime.pictures.draw import make_drawing
 from attnc.runtime.pictures.drawing import Drawing
 from attnc.runtime.report.page import report_html

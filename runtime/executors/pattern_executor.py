@@ -34,6 +34,7 @@ from attnc.compiler.passes.attentions import (
 )
 from attnc.compiler.planning.build_plan import CallShape
 from attnc.compiler.planning.cpu_plan import Plan, joined
+from attnc.runtime.call.caches import Cache
 from attnc.runtime.call.call_errors import UnsupportedError
 from attnc.runtime.call.call_inputs import CallInputs
 from attnc.runtime.call.call_shapes import check_alignment
@@ -43,6 +44,7 @@ from attnc.runtime.call.tensor_checks import (
     blank_choices,
     call_shape,
 )
+from attnc.runtime.choices.tuned import Tuned
 from attnc.runtime.executors.cpu import cpu_decoding, row_attention, scored_attention
 from attnc.runtime.executors.cpu.autograd import attend as attend_plain
 from attnc.runtime.executors.cpu.autograd import differentiable
@@ -54,18 +56,16 @@ from attnc.runtime.executors.reference import reference
 from attnc.runtime.executors.selections import listed
 from attnc.runtime.executors.selections.call_selections import CallSelections
 from attnc.runtime.executors.selections.few_tokens import attend as attend_few_tokens
-from attnc.runtime.executors.selections.gather_choices import choice_of
 from attnc.runtime.executors.selections.placed import attend as attend_placed
 from attnc.runtime.executors.selections.planned import blank_choices_of, plan_of_choices
 from attnc.runtime.executors.selections.selected_executor import attend as attend_tokens
 from attnc.runtime.executors.selections.sequences import alone as alone_in_call
 from attnc.runtime.executors.selections.sequences import by_sequence
 from attnc.runtime.planning.branch_relations import BranchRelations
+from attnc.runtime.planning.gather_choices import choice_of
 from attnc.runtime.planning.plans import Planner, relations_of
 from attnc.runtime.process.recent import Recent
-from attnc.runtime.serving.caches import Cache
 from attnc.runtime.settings import SETTINGS
-from attnc.runtime.tuning.tuned import Tuned
 from attnc.runtime.values.block_values import BlockValues
 from attnc.runtime.values.folded import AT_ONCE, entries_at_once, folded
 from attnc.runtime.values.pair_blocks import Operands, PairBlock

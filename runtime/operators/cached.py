@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.passes.last_rows import OtherRowsError
-from attnc.runtime.api import identity
+from attnc.runtime.call.caches import Cache, check_cache, read_cache
 from attnc.runtime.call.call_errors import UnsupportedError
+from attnc.runtime.call.length_groups import Result
 from attnc.runtime.call.sharded import refuse_shards
 from attnc.runtime.call.tensor_checks import input_tensors
 from attnc.runtime.executors.cpu.flash_kernel import lse_dtype
@@ -24,8 +25,7 @@ from attnc.runtime.planning.planners import planner_of
 from attnc.runtime.planning.plans import Planner
 from attnc.runtime.process.profiling import profiled
 from attnc.runtime.serving import serving
-from attnc.runtime.serving.caches import Cache, check_cache, read_cache
-from attnc.runtime.serving.length_groups import Result
+from attnc.runtime.texts import identity
 
 Pair = tuple[Tensor, Tensor]
 

@@ -21,7 +21,7 @@ from attnc.spec.meaning.parameter_values import shown
 from attnc.spec.program import BoundProgram
 
 if TYPE_CHECKING:
-    from attnc.runtime.api.pattern_analysis import PatternAnalysis
+    from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
 
 __all__ = ["Drawing", "draw", "make_drawing", "to_svg", "to_text"]
 

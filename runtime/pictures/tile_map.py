@@ -19,7 +19,7 @@ from attnc.runtime.planning.call_relations import relations_of
 
 if TYPE_CHECKING:
     from attnc.compiler.planning.brick_work import BrickFinder
-    from attnc.runtime.api.pattern_analysis import PatternAnalysis
+    from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
 
 ACROSS = 128
 """The maximum number of squares along a side of a view; more tiles are merged."""

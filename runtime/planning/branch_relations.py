@@ -18,8 +18,8 @@ from attnc.compiler.passes.attentions import alone, open_choices, rows_of
 from attnc.compiler.planning.build_plan import CallShape, Relations
 from attnc.runtime.call.call_errors import UnsupportedError
 from attnc.runtime.call.call_shapes import TensorSizes, number, shape_of_call
-from attnc.runtime.executors.selections.gather_choices import choice_of
 from attnc.runtime.planning.call_relations import relations_of
+from attnc.runtime.planning.gather_choices import choice_of
 from attnc.spec.errors import EvaluationError
 
 Int64 = NDArray[np.int64]

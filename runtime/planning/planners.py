@@ -9,14 +9,14 @@ from attnc.compiler.locks import fork_safe_lock
 from attnc.compiler.lowering.lower import lower
 from attnc.compiler.passes.attentions import packed
 from attnc.compiler.passes.last_rows import last_rows
-from attnc.runtime.api import identity
-from attnc.runtime.api.identity import Form, How
+from attnc.runtime.choices.choice_keys import CompiledPattern
+from attnc.runtime.choices.choice_source import wanted_of
+from attnc.runtime.choices.tuned import Tuned
 from attnc.runtime.planning.plans import Planner
 from attnc.runtime.process.recent import Recent
 from attnc.runtime.settings import SETTINGS
-from attnc.runtime.tuning.choice_keys import CompiledPattern
-from attnc.runtime.tuning.choice_source import wanted_of
-from attnc.runtime.tuning.tuned import Tuned
+from attnc.runtime.texts import identity
+from attnc.runtime.texts.identity import Form, How
 from attnc.spec.program import BoundProgram
 
 _LOCK = fork_safe_lock()

@@ -32,15 +32,15 @@ from attnc.runtime.call.tensor_checks import (
     ids_of_documents,
     names_read,
 )
-from attnc.runtime.executors.cpu import stored_rates
 from attnc.runtime.executors.cpu.cpu_memory import memory_of
 from attnc.runtime.executors.cpu.direct import Direct
+from attnc.runtime.planning import stored_rates
 from attnc.runtime.planning.call_relations import documents_of_call, relations_of
 from attnc.runtime.process.recent import Recent, held_bytes
 from attnc.runtime.settings import SETTINGS
 
 if TYPE_CHECKING:
-    from attnc.runtime.tuning.tuned import Tuned
+    from attnc.runtime.choices.tuned import Tuned
 
 __all__ = ["PLANNING", "Planner", "by_option", "cache_of", "documents_of_call", "name_of", "need_of", "planning"]
 __all__ += ["relations_of", "runs_in"]

@@ -16,19 +16,19 @@ from attnc.compiler.ir import Pattern
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.passes.attentions import inputs_of_attentions
 from attnc.compiler.passes.last_rows import OtherRowsError
+from attnc.runtime.call.caches import Cache
 from attnc.runtime.call.call_errors import ArgumentError, UnsupportedError
 from attnc.runtime.call.call_inputs import CallInputs
 from attnc.runtime.call.given_devices import check_devices
-from attnc.runtime.call.tensor_checks import check_tensors, completed, input_tensors
-from attnc.runtime.executors.general_attention import steps_of
-from attnc.runtime.planning.plans import Planner, need_of
-from attnc.runtime.serving.caches import Cache
-from attnc.runtime.serving.length_groups import (
+from attnc.runtime.call.length_groups import (
     LengthGroup,
     Result,
     length_groups,
     together,
 )
+from attnc.runtime.call.tensor_checks import check_tensors, completed, input_tensors
+from attnc.runtime.executors.general_attention import steps_of
+from attnc.runtime.planning.plans import Planner, need_of
 
 if TYPE_CHECKING:
     from attnc.runtime.executors.triton.device_cache import DeviceCache

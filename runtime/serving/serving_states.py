@@ -12,14 +12,14 @@ from torch import Tensor
 
 from attnc.compiler.ir import Pattern
 from attnc.compiler.passes.attentions import inputs_of_attentions
+from attnc.runtime.call.caches import Cache
 from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError
 from attnc.runtime.call.call_inputs import CallInputs
+from attnc.runtime.call.length_groups import LengthGroup, length_groups, together
 from attnc.runtime.call.tensor_checks import check_tensors, input_tensors
 from attnc.runtime.executors.general_attention import steps_of
 from attnc.runtime.executors.pattern_executor import PatternExecutor
 from attnc.runtime.planning.plans import Planner
-from attnc.runtime.serving.caches import Cache
-from attnc.runtime.serving.length_groups import LengthGroup, length_groups, together
 
 if TYPE_CHECKING:
     from attnc.runtime.executors.recurrent.pattern_recurrence import PatternRecurrence

@@ -43,7 +43,7 @@ def find_device(name: str) -> Device:
         with needing_torch("a simulation on this CPU, whose rates are those of torch's kernels,"):
             import torch
 
-            from attnc.runtime.executors.cpu import stored_rates
+            from attnc.runtime.planning import stored_rates
         rates = stored_rates.rates()
         title = f"this CPU ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
         return CpuMachine(title, torch.get_num_threads(), rates, stored_rates.measured() is not None)

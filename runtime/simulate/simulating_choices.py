@@ -49,9 +49,9 @@ from attnc.runtime.call.call_shapes import (
     shape_of_call,
 )
 from attnc.runtime.executors.selections.counted import besides, deciding
-from attnc.runtime.executors.selections.gather_choices import choice_of, tokens_of
 from attnc.runtime.executors.selections.score_limits import AT_ONCE, ON_DEVICE
 from attnc.runtime.planning.call_relations import relations_of
+from attnc.runtime.planning.gather_choices import choice_of, tokens_of
 from attnc.runtime.simulate.simulating import Device, baseline_of
 from attnc.spec.program import Value
 

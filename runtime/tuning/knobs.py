@@ -28,14 +28,19 @@ from attnc.compiler.simulation.gpu_clocks import (
 from attnc.compiler.simulation.machine import Machine, MachineError
 from attnc.compiler.simulation.simulated_call import SimulatedCall, problem_of
 from attnc.compiler.simulation.simulation import Pass
+from attnc.runtime.call.device_targets import target_of
 from attnc.runtime.call.tensor_checks import call_shape
-from attnc.runtime.executors.cpu import stored_rates
-from attnc.runtime.executors.triton.device_targets import target_of
+from attnc.runtime.choices.records import MODEL
+from attnc.runtime.choices.tile_candidates import (
+    STAGES,
+    allowed_shapes,
+    knob_of,
+    machine_of,
+)
 from attnc.runtime.executors.triton.planner import gpu_planner
+from attnc.runtime.planning import stored_rates
 from attnc.runtime.planning.plans import Planner, by_option, relations_of
 from attnc.runtime.simulate.simulating import find_device
-from attnc.runtime.tuning.records import MODEL
-from attnc.runtime.tuning.tile_candidates import STAGES, allowed_shapes, knob_of, machine_of
 from attnc.runtime.tuning.tune_request import TuneRequest
 
 FIRST = 5

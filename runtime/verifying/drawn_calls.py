@@ -10,10 +10,10 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
+from attnc.compiler.comparison.comparing import Witness
 from attnc.compiler.comparison.equality import Difference
 from attnc.runtime.api.attention import Attention
 from attnc.runtime.call.example_inputs import example_inputs
-from attnc.runtime.verifying.comparing import Witness
 from attnc.spec.errors import EvaluationError, SpecError
 
 WIDTH = 8

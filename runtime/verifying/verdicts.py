@@ -18,16 +18,7 @@ from numpy.typing import NDArray
 
 from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.analysis.counted_isl import UndecidedError
-from attnc.compiler.comparison.equality import Difference, reads_length
-from attnc.compiler.comparison.sameness import PARTS, normal_forms
-from attnc.compiler.ir import DataRead, Index, Lookup, fold
-from attnc.compiler.ir.rewrite import variables, walk
-from attnc.compiler.lowering.specialise import alone, other_sizes, reads_head
-from attnc.runtime.api.pattern_analysis import PatternAnalysis
-from attnc.runtime.call.call_errors import ArgumentError, UnsupportedError, needing_torch
-from attnc.runtime.call.example_inputs import head_count
-from attnc.runtime.call.lengths import fixed_and_row
-from attnc.runtime.verifying.comparing import (
+from attnc.compiler.comparison.comparing import (
     LENGTHS,
     ComparisonAnswer,
     ComparisonQuestion,
@@ -37,6 +28,15 @@ from attnc.runtime.verifying.comparing import (
     reads_counts,
     reads_groups,
 )
+from attnc.compiler.comparison.equality import Difference, reads_length
+from attnc.compiler.comparison.sameness import PARTS, normal_forms
+from attnc.compiler.ir import DataRead, Index, Lookup, fold
+from attnc.compiler.ir.rewrite import variables, walk
+from attnc.compiler.lowering.specialise import alone, other_sizes, reads_head
+from attnc.runtime.call.call_errors import ArgumentError, UnsupportedError, needing_torch
+from attnc.runtime.call.example_inputs import head_count
+from attnc.runtime.call.lengths import fixed_and_row
+from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
 
 if TYPE_CHECKING:
     from attnc.runtime.verifying.drawn_calls import CallDifference, Compared

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from attnc.compiler.simulation.machine import MachineError
     from attnc.runtime import bridges
     from attnc.runtime.api.attention import Attention, compile_attention
-    from attnc.runtime.api.warned import LayoutWarning, NoGradientWarning, PatternWarning
     from attnc.runtime.call.call_errors import (
         ArgumentError,
         ArgumentTypeError,
@@ -25,9 +24,10 @@ if TYPE_CHECKING:
         TorchMissingError,
         UnsupportedError,
     )
-    from attnc.runtime.executors.triton.binaries import load_binaries
+    from attnc.runtime.choices.tuned_tables import save_tuned
     from attnc.runtime.fallbacks import Fallback, fallbacks, reset_fallbacks
-    from attnc.runtime.tuning.tuned_tables import save_tuned
+    from attnc.runtime.process.warned import LayoutWarning, NoGradientWarning, PatternWarning
+    from attnc.runtime.toolchain.binaries import load_binaries
     from attnc.runtime.values.merging import merge
     from attnc.spec.errors import AttncError, EvaluationError, SpecError
 
@@ -36,9 +36,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "Attention": "attnc.runtime.api.attention",
     "compile_attention": "attnc.runtime.api.attention",
-    "load_binaries": "attnc.runtime.executors.triton.binaries",
+    "load_binaries": "attnc.runtime.toolchain.binaries",
     "merge": "attnc.runtime.values.merging",
-    "save_tuned": "attnc.runtime.tuning.tuned_tables",
+    "save_tuned": "attnc.runtime.choices.tuned_tables",
     "AttncError": "attnc.spec.errors",
     "SpecError": "attnc.spec.errors",
     "EvaluationError": "attnc.spec.errors",
@@ -49,9 +49,9 @@ _HOMES = {
     "TooManyStepsError": "attnc.compiler.ir.aggregates",
     "TorchMissingError": "attnc.runtime.call.call_errors",
     "UnsupportedError": "attnc.runtime.call.call_errors",
-    "LayoutWarning": "attnc.runtime.api.warned",
-    "NoGradientWarning": "attnc.runtime.api.warned",
-    "PatternWarning": "attnc.runtime.api.warned",
+    "LayoutWarning": "attnc.runtime.process.warned",
+    "NoGradientWarning": "attnc.runtime.process.warned",
+    "PatternWarning": "attnc.runtime.process.warned",
     "MachineError": "attnc.compiler.simulation.machine",
     "Fallback": "attnc.runtime.fallbacks",
     "fallbacks": "attnc.runtime.fallbacks",

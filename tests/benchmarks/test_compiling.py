@@ -5,7 +5,7 @@ from __future__ import annotations
 import compiling
 import pytest
 
-from attnc.runtime.api.library import (
+from attnc.runtime.texts.library import (
     ModuleLoader,
     find,
     library_files,

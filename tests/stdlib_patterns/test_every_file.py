@@ -21,7 +21,8 @@ import torch
 
 from attnc import UnsupportedError, compile_attention
 from attnc.compiler.warnings.pattern_warnings import warnings_of
-from attnc.runtime.api.library import (
+from attnc.runtime.executors.triton.recurrent import library_gate
+from attnc.runtime.texts.library import (
     ModuleLoader,
     library_files,
     library_names,
@@ -29,10 +30,9 @@ from attnc.runtime.api.library import (
     recurrence_names,
     routing_names,
 )
-from attnc.runtime.executors.triton import routing_gate
-from attnc.runtime.executors.triton.kernel_gate import GateCase as Kernel
-from attnc.runtime.executors.triton.recurrent import library_gate
-from attnc.runtime.executors.triton.selection import (
+from attnc.runtime.toolchain import routing_gate
+from attnc.runtime.toolchain.kernel_gate import GateCase as Kernel
+from attnc.runtime.toolchain.selection import (
     cases,
     named,
     same_text,

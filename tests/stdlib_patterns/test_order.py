@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from attnc import compile_attention
-from attnc.runtime.api.library import library_files, library_names
 from attnc.runtime.commands.list_patterns import FAMILIES, LibraryEntry, entries
+from attnc.runtime.texts.library import library_files, library_names
 
 ENTRIES = entries()
 LINES, COLUMNS = 30, 120

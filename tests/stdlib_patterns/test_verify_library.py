@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from attnc.runtime.api.library import library_names
 from attnc.runtime.cli import main
+from attnc.runtime.texts.library import library_names
 
 REASONS = {
     "a recurrence updates a state token by token: there are no pairs to hide",

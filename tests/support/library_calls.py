@@ -12,7 +12,7 @@ from attnc import compile_attention
 from attnc.runtime.api.attention import Attention
 from attnc.runtime.call.example_inputs import example_inputs, head_count
 from attnc.runtime.call.lengths import natural_length
-from attnc.runtime.executors.triton.selection import PARAMETERS
+from attnc.runtime.toolchain.selection import PARAMETERS
 
 PARAMS: Mapping[str, Mapping[str, Any]] = PARAMETERS
 """Parameters of patterns without defaults."""

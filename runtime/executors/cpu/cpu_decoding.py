@@ -25,6 +25,7 @@ from attnc.compiler.ir.value_nodes import (
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.seen_keys import Int64, Mask, SeenKeys, find_seen_keys
+from attnc.runtime.call.caches import Cache
 from attnc.runtime.call.tensor_checks import TensorSizes, call_shape
 from attnc.runtime.executors.cpu import flash_kernel, hidden_values
 from attnc.runtime.executors.cpu.plan_tiles import PlanTile
@@ -34,7 +35,6 @@ from attnc.runtime.executors.cpu.row_blocks import RowBlock
 from attnc.runtime.executors.cpu.scored_forward import LARGE
 from attnc.runtime.executors.cpu.tile_scores import Scores
 from attnc.runtime.planning.plans import Planner, relations_of
-from attnc.runtime.serving.caches import Cache
 from attnc.runtime.values.merging import merge
 
 Pair = tuple[Tensor, Tensor]

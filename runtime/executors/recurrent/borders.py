@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.ir import Pattern
-from attnc.runtime.executors.triton.device_targets import pretended
+from attnc.runtime.call.device_targets import pretended
 
 CROSSED = "NaN or overflow before a border (a document, a reset, a decay of 0), which chunks would carry across it"
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from attnc.compiler.planning.build_plan import Relations, build_plan
 from attnc.compiler.planning.cpu_plan import Plan, TileCounts, joined
-from attnc.runtime.executors.cpu import stored_rates
+from attnc.runtime.planning import stored_rates
 
 REASON = 'backend="reference": every score, then the mask, in torch, on the device of q'
 

@@ -18,7 +18,7 @@ from attnc.compiler.planning.cpu_plan import Group, Plan, PlanPiece, stretch
 from attnc.compiler.planning.seen_keys import find_seen_keys
 from attnc.runtime.call.call_inputs import CallInputs
 from attnc.runtime.call.tensor_checks import TensorSizes, call_shape
-from attnc.runtime.executors.cpu import stored_rates
+from attnc.runtime.planning import stored_rates
 from attnc.runtime.planning.plans import Planner, planning, relations_of
 
 ROWS = 512

@@ -19,8 +19,8 @@ from attnc.runtime.call.tensor_checks import call_shape
 from attnc.runtime.executors.cpu.autograd import Guarded, Pair, differentiable
 from attnc.runtime.executors.cpu.selected_blocks import SelectedBlocks
 from attnc.runtime.executors.selections import by_data
-from attnc.runtime.executors.selections.gather_choices import choice_of
 from attnc.runtime.fallbacks import LISTED_PLACES, note
+from attnc.runtime.planning.gather_choices import choice_of
 from attnc.runtime.planning.plans import Planner, planning, relations_of
 
 NOWHERE = "some token is in no block"

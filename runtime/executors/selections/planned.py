@@ -13,7 +13,7 @@ from attnc.compiler.analysis.keeping import most_kept
 from attnc.compiler.passes.attentions import alone, content_masks
 from attnc.compiler.planning.cpu_plan import Plan, Schedule
 from attnc.runtime.call.tensor_checks import TensorSizes, call_shape, number
-from attnc.runtime.executors.selections.gather_choices import choice_of, tokens_of
+from attnc.runtime.planning.gather_choices import choice_of, tokens_of
 
 
 def blank_choices_of(

@@ -14,8 +14,8 @@ from attnc.runtime.call.call_inputs import CallInputs
 from attnc.runtime.call.tensor_checks import as_tensor, call_shape
 from attnc.runtime.executors.cpu.autograd import Guarded, Pair, differentiable
 from attnc.runtime.executors.cpu.gathered_tokens import AmongSelected, GatheredHeads
-from attnc.runtime.executors.selections.gather_choices import tokens_of
 from attnc.runtime.executors.selections.selection_groups import SelectionGroup, head_groups_of
+from attnc.runtime.planning.gather_choices import tokens_of
 from attnc.runtime.planning.plans import Planner, planning, relations_of
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnc.runtime.call.call_errors import ArgumentError, UnsupportedError
-from attnc.runtime.serving.caches import (
+from attnc.runtime.call.caches import (
     INTEGERS,
     Cache,
     check_cache,
@@ -18,6 +17,7 @@ from attnc.runtime.serving.caches import (
     read_lengths,
     read_table,
 )
+from attnc.runtime.call.call_errors import ArgumentError, UnsupportedError
 
 
 @dataclass(frozen=True, eq=False)

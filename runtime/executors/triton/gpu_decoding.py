@@ -26,10 +26,11 @@ from attnc.compiler.kernels.value_text import LOG2_E
 from attnc.compiler.kernels.visible_products import RESULT_SUM
 from attnc.compiler.kernels.walks import RangedWalk
 from attnc.runtime.call.call_errors import ArgumentError
+from attnc.runtime.call.device_targets import target_of
+from attnc.runtime.call.length_groups import cut
 from attnc.runtime.call.tensor_checks import TensorSizes, as_tensor, call_shape
 from attnc.runtime.executors.cpu.cpu_decoding import SharedKeys, look
 from attnc.runtime.executors.triton.device_cache import DeviceCache
-from attnc.runtime.executors.triton.device_targets import target_of
 from attnc.runtime.executors.triton.gpu_executor import (
     fitting,
     on,
@@ -43,7 +44,6 @@ from attnc.runtime.executors.triton.score_operands import ScoreOperands
 from attnc.runtime.fallbacks import HOST_WAIT, note
 from attnc.runtime.planning.plans import Planner, relations_of
 from attnc.runtime.process.device_constants import on_device
-from attnc.runtime.serving.length_groups import cut
 
 Pair = tuple[Tensor, Tensor]
 Int32 = NDArray[np.int32]

@@ -15,13 +15,13 @@ from attnc.compiler.planning.cpu_plan import Plan, TileCounts
 from attnc.compiler.planning.runs import TooManyClassesError
 from attnc.compiler.simulation.simulated_call import SimulatedRelation, problem_of
 from attnc.runtime.call.call_errors import UnsupportedError
+from attnc.runtime.call.device_targets import device_at_hand
 from attnc.runtime.call.tensor_checks import TensorSizes, call_shape
-from attnc.runtime.executors.triton.device_targets import device_at_hand
+from attnc.runtime.choices.tile_candidates import STAGES, knob_of
 from attnc.runtime.executors.triton.gpu_memory import memory_on_gpu
 from attnc.runtime.executors.triton.gpu_work import without_kernels
 from attnc.runtime.executors.triton.planner import gpu_planner
 from attnc.runtime.planning.plans import Planner, cache_of, relations_of
-from attnc.runtime.tuning.tile_candidates import STAGES, knob_of
 
 SCHEDULES = {"ranges": "loop bounds", "bricks": "bricks", "lists": "tile lists", "runs": "tile lists"}
 

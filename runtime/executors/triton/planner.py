@@ -25,6 +25,7 @@ from attnc.compiler.kernels.tile_tables import tile_tables
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.runs import TooManyClassesError
 from attnc.runtime.call.call_errors import ArgumentError, UnsupportedError
+from attnc.runtime.call.device_targets import pretended, target_of
 from attnc.runtime.call.tensor_checks import (
     TensorSizes,
     blank,
@@ -32,7 +33,8 @@ from attnc.runtime.call.tensor_checks import (
     check_tensors,
     names_read,
 )
-from attnc.runtime.executors.triton.device_targets import pretended, target_of
+from attnc.runtime.choices.tile_candidates import STAGES, allowed_shapes, knob_of
+from attnc.runtime.choices.tuned import Tuned
 from attnc.runtime.executors.triton.document_windows import windows_of_boundaries, windows_of_documents
 from attnc.runtime.executors.triton.gpu_executor import Prepared
 from attnc.runtime.executors.triton.mask_lists import MaskLists, StageTensors
@@ -46,8 +48,6 @@ from attnc.runtime.planning.plans import (
 )
 from attnc.runtime.process.recent import Recent, held_bytes
 from attnc.runtime.settings import SETTINGS
-from attnc.runtime.tuning.tile_candidates import STAGES, allowed_shapes, knob_of
-from attnc.runtime.tuning.tuned import Tuned
 
 _log = logging.getLogger(__name__)
 

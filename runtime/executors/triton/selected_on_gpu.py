@@ -22,9 +22,9 @@ from attnc.compiler.kernels.selected.selected_kernels import ChosenStage, emit_c
 from attnc.compiler.kernels.selected.selected_problem import SelectedProblem, columns_for, part_width
 from attnc.compiler.kernels.value_text import LOG2_E
 from attnc.compiler.planning.selected_keys import BlockKeys
+from attnc.runtime.call.device_targets import target_of
 from attnc.runtime.executors.cpu.autograd import Pair, Triple
 from attnc.runtime.executors.cpu.cpu_executor import empty_like
-from attnc.runtime.executors.triton.device_targets import target_of
 from attnc.runtime.executors.triton.gpu_executor import fitting, on, scaled_queries
 from attnc.runtime.executors.triton.launch import launch
 from attnc.runtime.executors.triton.selected_lists import (

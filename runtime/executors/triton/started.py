@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attnc.compiler.kernels.kernel_source import KernelSource
 from attnc.compiler.kernels.targets import Target
-from attnc.runtime.executors.triton.device_targets import pretending
+from attnc.runtime.call.device_targets import pretending
 from attnc.runtime.executors.triton.launch import started_by
 
 

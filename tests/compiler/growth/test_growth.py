@@ -22,7 +22,7 @@ from attnc.compiler.growth.periods import find_period
 from attnc.compiler.ir import Index, Pattern, fold
 from attnc.compiler.lowering.lower import lower
 from attnc.compiler.lowering.specialise import alone, other_sizes
-from attnc.runtime.api.library import ModuleLoader, library_source, pattern_names
+from attnc.runtime.texts.library import ModuleLoader, library_source, pattern_names
 from attnc.spec.errors import EvaluationError
 from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind

@@ -8,8 +8,8 @@ import pytest
 
 from attnc.compiler.ir.canonical import canonical
 from attnc.compiler.lowering.lower import lower
-from attnc.runtime.api.library import ModuleLoader, library_files
 from attnc.runtime.call.call_errors import PatternNotFoundError
+from attnc.runtime.texts.library import ModuleLoader, library_files
 from attnc.spec.errors import SpecError
 from attnc.spec.formatting import formatted
 from attnc.spec.load import load_program

@@ -15,7 +15,7 @@ from attnc import compile_attention
 from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.planning import pieces
 from attnc.compiler.planning.runs import run_mask
-from attnc.runtime.api.library import pattern_names
+from attnc.runtime.texts.library import pattern_names
 
 LENGTH = 1 << 16
 TEXT = 256

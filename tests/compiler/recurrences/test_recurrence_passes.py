@@ -13,7 +13,7 @@ from attnc.compiler.lowering.lower import lower
 from attnc.compiler.recurrences.derive import derive
 from attnc.compiler.recurrences.derived import Coupled, ElementwiseScan, NoFormError, Pass, RunningReduction
 from attnc.compiler.recurrences.print_derived import class_of, class_of_coupled
-from attnc.runtime.api.library import ModuleLoader, library_source, recurrence_names
+from attnc.runtime.texts.library import ModuleLoader, library_source, recurrence_names
 from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind
 from attnc.spec.source import SourceFile

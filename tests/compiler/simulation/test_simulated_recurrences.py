@@ -28,12 +28,12 @@ from attnc.compiler.simulation.recurrent.pass_plans import KERNELS, backward_pla
 from attnc.compiler.simulation.recurrent.recurrence_call import PassPart, call_of, own_sizes
 from attnc.compiler.simulation.recurrent.recurrence_simulation import RUNGS, RecurrenceSimulation
 from attnc.compiler.simulation.simulation import PASSES, Pass, Shape
-from attnc.runtime.api.library import recurrence_names
 from attnc.runtime.call.call_errors import ArgumentError, UnsupportedError
 from attnc.runtime.cli import main
 from attnc.runtime.executors.recurrent import decayed_columns, decays
 from attnc.runtime.executors.recurrent import pattern_recurrence as calls
 from attnc.runtime.executors.recurrent.linear import Delta, RankOne, linear_recurrence
+from attnc.runtime.texts.library import recurrence_names
 from recurrence_draws import example
 
 PARAMETERS: dict[str, dict[str, Any]] = {

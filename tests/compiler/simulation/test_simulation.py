@@ -20,8 +20,8 @@ from attnc.compiler.simulation.gpu_ladder import simulate_gpu
 from attnc.compiler.simulation.machine import MachineError, find_machine
 from attnc.compiler.simulation.simulated_call import SimulatedCall, SimulatedRelation
 from attnc.compiler.simulation.simulation import PASSES, Pass, Shape, Simulation
-from attnc.runtime.api.library import pattern_names
 from attnc.runtime.call.call_errors import ArgumentError
+from attnc.runtime.texts.library import pattern_names
 from attnc.spec.errors import EvaluationError
 from expression_trees import Tree, build
 from library_calls import library_call

@@ -15,7 +15,7 @@ from torch.func import jvp, vmap
 import attnc
 from attnc import ArgumentError, ArgumentTypeError, PatternNotFoundError, SpecError, UnsupportedError, compile_attention
 from attnc.compiler.planning.rates import AMX
-from attnc.runtime.executors.cpu import stored_rates
+from attnc.runtime.planning import stored_rates
 
 WINDOW = "pattern near(window: int = 3)\n    align end\n    visible 0 <= q - k < window\n"
 NO_ALIGN = "pattern p\n    visible k <= q\n"

@@ -15,8 +15,8 @@ from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 from attnc import UnsupportedError, compile_attention
-from attnc.runtime.api.library import pattern_names
 from attnc.runtime.call.example_inputs import example_inputs, head_count
+from attnc.runtime.texts.library import pattern_names
 from library_calls import SMALL, made_inputs
 from operator_calls import draw, leaves, text_of
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from attnc.runtime.api import library
 from attnc.runtime.call.call_errors import PatternNotFoundError
+from attnc.runtime.texts import library
 
 
 def test_each_pattern_has_one_kind() -> None:

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from attnc import ArgumentError, SpecError, compile_attention
-from attnc.runtime.api import identity
-from attnc.runtime.api.identity import How
 from attnc.runtime.call.tensor_checks import TensorSizes
 from attnc.runtime.planning import planners
 from attnc.runtime.planning.planners import planner_of
 from attnc.runtime.process.recent import Recent
+from attnc.runtime.texts import identity
+from attnc.runtime.texts.identity import How
 from operator_calls import (
     ATTEND,
     DOC,

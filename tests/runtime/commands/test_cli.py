@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from attnc import __version__
-from attnc.runtime.api.library import library_names
 from attnc.runtime.cli import COMMANDS, main
 from attnc.runtime.commands.list_patterns import FAMILIES, entries
+from attnc.runtime.texts.library import library_names
 from attnc.runtime.verifying import accuracy
 from attnc.runtime.verifying.call_cases import CallCase
 from command_calls import run_json

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from attnc.runtime.cli import main
-from attnc.runtime.commands import ascii_text
+from attnc.runtime.process import ascii_text
 
 COMMANDS = [
     ["show", "causal", "--len", "64"],

@@ -12,7 +12,7 @@ from attnc.runtime.call.example_inputs import example_inputs, head_count
 from attnc.runtime.call.lengths import natural_length
 from attnc.runtime.cli import main
 from attnc.runtime.commands import console
-from attnc.runtime.planning.layers import layer_of
+from attnc.runtime.patterns.layers import layer_of
 from command_calls import run_json
 from receptive_fields import Mask, check_reach
 

@@ -12,7 +12,7 @@ from attnc import Attention, UnsupportedError, compile_attention
 from attnc.compiler.receptive.held import Held
 from attnc.runtime.call.example_inputs import example_inputs
 from attnc.runtime.cli import main
-from attnc.runtime.planning.layers import inputs_of_layer, layer_of
+from attnc.runtime.patterns.layers import inputs_of_layer, layer_of
 from command_calls import run_json
 from receptive_fields import Mask, check_reach
 

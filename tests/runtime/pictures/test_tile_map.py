@@ -13,9 +13,9 @@ import pytest
 from numpy.typing import NDArray
 
 from attnc import ArgumentError, UnsupportedError, compile_attention
-from attnc.runtime.api.analysed import analyse
 from attnc.runtime.api.attention import Attention
 from attnc.runtime.cli import main
+from attnc.runtime.commands.analysed import analyse
 from attnc.runtime.pictures.draw import make_drawing
 from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL
 from attnc.runtime.pictures.tile_map import ACROSS, make_tile_map

@@ -64,8 +64,8 @@ RETURN_WHAT_A_PASS_DID = {
     "compiler/lowering/lower.py:_lower",  # verified by `lower`, and by `_general`
     "runtime/planning/branch_relations.py:_pattern_of",
     "runtime/executors/general_attention.py:pattern",
-    "runtime/executors/triton/selection.py:pattern",
-    "runtime/api/pattern_description.py:pattern",
+    "runtime/toolchain/selection.py:pattern",
+    "runtime/patterns/pattern_description.py:pattern",
     "runtime/executors/pattern_executor.py:_pattern_of",
 }
 
@@ -122,7 +122,7 @@ PATTERNS: dict[str, tuple[str, Callable[[], object]]] = {
     ),
     "_pointwise": ("compiler.passes.pointwise", lambda: compile_attention("causal").mask_mod(8)),
     "alone of sequences": ("runtime.executors.selections.sequences", lambda: sequences.alone(pattern("document"))),
-    "_held": ("runtime.planning.layers", lambda: layer("retention")),
+    "_held": ("runtime.patterns.layers", lambda: layer("retention")),
     "_members": ("runtime.planning.branch_relations", lambda: compile_attention(FAMILY)(*operands())),
     "_combined": ("runtime.executors.pattern_executor", lambda: compile_attention(TWO)(*operands())),
     "_taken": ("runtime.simulate.simulating_choices", lambda: compile_attention("moba").simulate(8192)),
@@ -130,7 +130,7 @@ PATTERNS: dict[str, tuple[str, Callable[[], object]]] = {
 
 
 def layer(name: str) -> object:
-    from attnc.runtime.planning.layers import layer_of
+    from attnc.runtime.patterns.layers import layer_of
 
     return layer_of(compile_attention(name), 16, 2, {})
 

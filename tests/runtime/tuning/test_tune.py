@@ -16,9 +16,9 @@ from torch import Tensor
 
 from attnc import compile_attention
 from attnc.runtime.api.attention import Attention
+from attnc.runtime.choices.choice_source import read_wanted
+from attnc.runtime.choices.records import MODEL, Record, read_record
 from attnc.runtime.disk.store import store
-from attnc.runtime.tuning.choice_source import read_wanted
-from attnc.runtime.tuning.records import MODEL, Record, read_record
 from attnc.runtime.tuning.timer import LEAST
 from attnc.runtime.tuning.tuner import _enough
 from tuned_calls import TIME, record_of, vectors

@@ -14,9 +14,14 @@ from hypothesis import strategies as st
 import attnc.compiler
 from attnc import compile_attention
 from attnc.runtime.call.tensor_checks import TensorSizes
-from attnc.runtime.tuning import choice_keys
-from attnc.runtime.tuning.choice_keys import CompiledPattern, Key, bucket_of, emitter
-from attnc.runtime.tuning.tuned import Tuned, target_name
+from attnc.runtime.choices import choice_keys
+from attnc.runtime.choices.choice_keys import (
+    CompiledPattern,
+    Key,
+    bucket_of,
+    emitter,
+)
+from attnc.runtime.choices.tuned import Tuned, target_name
 
 SIZES = TensorSizes(4096, 4096, 2, 8, 8, 64, 64, "float32")
 

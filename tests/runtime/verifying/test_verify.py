@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from attnc.runtime.api.attention import Attention, compile_attention
-from attnc.runtime.api.library import ModuleLoader, find
 from attnc.runtime.cli import main
+from attnc.runtime.texts.library import ModuleLoader, find
 from attnc.runtime.verifying.accuracy import Error
 from attnc.runtime.verifying.bounds import Bounds, BoundScope
 from attnc.runtime.verifying.call_cases import CallCase, ShapeRequest, awkward_cases

@@ -12,11 +12,11 @@ import torch
 from attnc.compiler.kernels.kernel_source import KernelSource
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.runtime.api.attention import Attention, compile_attention
-from attnc.runtime.api.library import hybrid_names, recurrence_names
 from attnc.runtime.call.call_errors import UnsupportedError
-from attnc.runtime.executors.triton.kernel_gate import GateCase
 from attnc.runtime.executors.triton.recurrent.recurrence_texts import recurrent_kernels
-from attnc.runtime.executors.triton.selection import same_text
+from attnc.runtime.texts.library import hybrid_names, recurrence_names
+from attnc.runtime.toolchain.kernel_gate import GateCase
+from attnc.runtime.toolchain.selection import same_text
 
 PARAMETERS: Mapping[str, Mapping[str, Any]] = {
     "lingen_ma": {"frames": 4, "height": 4, "width": 4},

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.recurrences.kernels.recurrence_kernels import emit, stages, walk_stages
 from attnc.compiler.recurrences.kernels.recurrence_problem import RecurrenceClass, RecurrenceProblem
-from attnc.runtime.executors.triton import kernel_gate
-from attnc.runtime.executors.triton.compiling import CompiledBinary, Outcome
-from attnc.runtime.executors.triton.kernel_gate import GateCase
+from attnc.runtime.toolchain import kernel_gate
+from attnc.runtime.toolchain.compiling import CompiledBinary, Outcome
+from attnc.runtime.toolchain.kernel_gate import GateCase
 
 SELECTION: Mapping[str, RecurrenceClass] = {
     str(form): form

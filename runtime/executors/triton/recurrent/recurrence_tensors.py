@@ -12,8 +12,8 @@ from attnc.compiler.recurrences.kernels.block_shapes import blocks_of
 from attnc.compiler.recurrences.kernels.recurrence_kernels import emit
 from attnc.compiler.recurrences.kernels.recurrence_problem import LEAST, RecurrenceClass, RecurrenceProblem
 from attnc.compiler.recurrences.segment_count import even_segments
+from attnc.runtime.call.device_targets import target_of
 from attnc.runtime.executors.recurrent.chunked import Inputs
-from attnc.runtime.executors.triton.device_targets import target_of
 from attnc.runtime.executors.triton.launch import launch
 
 WALKS = frozenset({"states", "adjoints", "walk", "fused"})

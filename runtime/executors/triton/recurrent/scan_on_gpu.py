@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.recurrences.kernels.scan_kernel import MOST_ENTRIES, Op, ScanKind, emit_scan
-from attnc.runtime.executors.triton.device_targets import target_of
+from attnc.runtime.call.device_targets import target_of
 from attnc.runtime.executors.triton.launch import launch
 
 LEAST = 16

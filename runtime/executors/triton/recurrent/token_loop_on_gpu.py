@@ -22,11 +22,11 @@ from attnc.compiler.recurrences.kernels.stepping import Stepping
 from attnc.compiler.recurrences.kernels.tape_kernels import Stage, emit_token_by_token
 from attnc.compiler.recurrences.step_tape import NoTapeError, StepTape, tape_of
 from attnc.runtime.call.call_errors import UnsupportedError
+from attnc.runtime.call.device_targets import target_of
 from attnc.runtime.executors.cpu.autograd import FirstOrder, once
 from attnc.runtime.executors.recurrent.call_tokens import CallTokens
 from attnc.runtime.executors.recurrent.token_loop import fresh_of, order_of, put_back
 from attnc.runtime.executors.recurrent.token_values import TokenValues
-from attnc.runtime.executors.triton.device_targets import target_of
 from attnc.runtime.executors.triton.launch import launch
 from attnc.runtime.process.profiling import backward_row, keep_name
 from attnc.spec.errors import EvaluationError

@@ -21,13 +21,9 @@ from attnc.compiler.planning.cpu_plan import PlanPiece, Strip, StripAxis, stretc
 from attnc.compiler.planning.rates import AMX, PLAIN, ROWS, PieceWork
 from attnc.runtime.cli import main
 from attnc.runtime.disk.store import store
-from attnc.runtime.executors.cpu import (
-    calibration,
-    plausible,
-    steady,
-    stored_rates,
-)
-from attnc.runtime.executors.cpu.steady import MOST_ROUNDS, REPEATS, Steady
+from attnc.runtime.measuring import calibration, steady
+from attnc.runtime.measuring.steady import MOST_ROUNDS, REPEATS, Steady
+from attnc.runtime.planning import plausible, stored_rates
 
 
 @pytest.fixture(autouse=True)

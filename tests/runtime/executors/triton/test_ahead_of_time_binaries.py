@@ -36,10 +36,10 @@ from triton.backends.nvidia.compiler import CUDABackend
 from attnc import compile_attention, load_binaries
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.runtime.api.attention import Attention
-from attnc.runtime.executors.triton.ahead import absent
+from attnc.runtime.toolchain.ahead import absent
 from attnc.runtime.executors.triton.launch import started_by
 from attnc.runtime.executors.triton.kernel_modules import function_of
-from attnc.runtime.executors.triton.device_targets import pretending
+from attnc.runtime.call.device_targets import pretending
 
 if sys.argv[1] != "-":
     load_binaries(sys.argv[1])

@@ -24,7 +24,8 @@ from attnc import compile_attention
 from attnc.compiler.kernels.attention_kernels import AttentionKernels, HeadShape, find_kernels
 from attnc.compiler.kernels.kernel_source import KernelSource
 from attnc.compiler.kernels.targets import TARGETS
-from attnc.runtime.executors.triton import device_targets, kernel_modules
+from attnc.runtime.call import device_targets
+from attnc.runtime.executors.triton import kernel_modules
 from kernel_calls import Launch, operands, recorded
 from plan_calls import from_library
 from tiers import examples

@@ -19,16 +19,16 @@ from attnc.compiler.kernels.score_formula import Kind
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.kernels.tile_shapes import Load
 from attnc.compiler.passes.last_rows import last_rows
-from attnc.runtime.executors.triton.compiling import (
+from attnc.runtime.toolchain.compiling import (
     CompiledBinary,
     Failure,
     Outcome,
     compile_all,
     products_of_loops,
 )
-from attnc.runtime.executors.triton.kernel_gate import GateCase, judge
-from attnc.runtime.executors.triton.machine_code import Loop, MachineCode
-from attnc.runtime.executors.triton.selection import PARAMETERS
+from attnc.runtime.toolchain.kernel_gate import GateCase, judge
+from attnc.runtime.toolchain.machine_code import Loop, MachineCode
+from attnc.runtime.toolchain.selection import PARAMETERS
 from plan_calls import from_library
 
 pytest.importorskip("triton")

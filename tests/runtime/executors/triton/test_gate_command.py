@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from attnc.runtime.cli import main
-from attnc.runtime.executors.triton.compiling import (
+from attnc.runtime.toolchain.compiling import (
     CompiledBinary,
     Failure,
     Job,
     Outcome,
 )
-from attnc.runtime.executors.triton.machine_code import Loop, MachineCode
+from attnc.runtime.toolchain.machine_code import Loop, MachineCode
 from command_calls import run_json
 
 pytest.importorskip("triton")

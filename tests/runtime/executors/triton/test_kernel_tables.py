@@ -16,8 +16,8 @@ from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.passes.attentions import alone
 from attnc.compiler.simulation.compiled_figures import find_figures
 from attnc.runtime.commands.doctor_targets import rows
-from attnc.runtime.executors.triton.kernel_gate import GateCase
-from attnc.runtime.executors.triton.selection import PARAMETERS, SELECTION, cases
+from attnc.runtime.toolchain.kernel_gate import GateCase
+from attnc.runtime.toolchain.selection import PARAMETERS, SELECTION, cases
 from plan_calls import from_library
 
 RESULTS = Path(__file__).resolve().parents[4] / "benchmarks" / "results"

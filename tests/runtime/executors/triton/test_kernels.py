@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from attnc import UnsupportedError, compile_attention
-from attnc.runtime.api.library import pattern_names
+from attnc.runtime.texts.library import pattern_names
 from attnc.spec.errors import EvaluationError
 from kernel_calls import check, operands, recorded, stages
 from library_in_kernels import check_pattern, target_for, use

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from attnc.runtime.executors.triton.machine_code import Loop, read_amd, read_nvidia
+from attnc.runtime.toolchain.machine_code import Loop, read_amd, read_nvidia
 
 RESOURCES = " Function f:\n  REG:168 STACK:{stack} SHARED:0 LOCAL:0 CONSTANT[0]:600 TEXTURE:0 SURFACE:0 SAMPLER:0"
 

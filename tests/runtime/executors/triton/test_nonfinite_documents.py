@@ -18,7 +18,7 @@ from attnc.compiler.kernels.visible_products import RESULT_SUM
 from attnc.compiler.passes.last_rows import last_rows
 from attnc.runtime.api.attention import Attention
 from attnc.runtime.executors.triton import gpu_executor
-from attnc.runtime.executors.triton.compiling import CompiledBinary, compile_all
+from attnc.runtime.toolchain.compiling import CompiledBinary, compile_all
 from kernel_calls import Launch, recorded
 from plan_calls import from_library
 

@@ -6,9 +6,9 @@ import pytest
 
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.kernels.tile_shapes import tile_shape
-from attnc.runtime.api.library import ModuleLoader, find, routing_names
-from attnc.runtime.executors.triton.compiling import Failure
-from attnc.runtime.executors.triton.routing_gate import PARAMETERS, cases, judge
+from attnc.runtime.texts.library import ModuleLoader, find, routing_names
+from attnc.runtime.toolchain.compiling import Failure
+from attnc.runtime.toolchain.routing_gate import PARAMETERS, cases, judge
 from attnc.spec.load import load_program
 
 pytest.importorskip("triton")

@@ -15,8 +15,8 @@ from attnc import compile_attention
 from attnc.compiler.kernels.attention_kernels import HeadShape
 from attnc.compiler.kernels.kernel_source import KernelSource
 from attnc.compiler.kernels.targets import TARGETS
+from attnc.runtime.call.device_targets import pretending
 from attnc.runtime.executors.triton import kernel_modules
-from attnc.runtime.executors.triton.device_targets import pretending
 from attnc.runtime.executors.triton.launch import started_by
 from attnc.runtime.executors.triton.planner import gpu_planner
 from attnc.runtime.process.recent import Recent

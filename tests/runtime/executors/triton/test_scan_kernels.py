@@ -12,8 +12,8 @@ from torch import Tensor
 from attnc import compile_attention
 from attnc.compiler.recurrences.kernels.scan_kernel import ScanKind, emit_scan
 from attnc.runtime.executors.recurrent.prefixes import PrefixSteps, by_kernels, fill
-from attnc.runtime.executors.triton.compiling import CompiledBinary, compile_all
 from attnc.runtime.executors.triton.recurrent import scan_on_gpu as on_gpu
+from attnc.runtime.toolchain.compiling import CompiledBinary, compile_all
 from linear_scans import linear_scan
 from recurrence_draws import example
 

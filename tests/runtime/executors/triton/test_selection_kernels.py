@@ -22,11 +22,11 @@ from attnc.compiler.planning.selected_keys import BlockKeys, find_places
 from attnc.runtime.executors.cpu.autograd import differentiable
 from attnc.runtime.executors.cpu.selected_blocks import SelectedBlocks
 from attnc.runtime.executors.triton import launch as launching
-from attnc.runtime.executors.triton import selected_gate
 from attnc.runtime.executors.triton import selected_on_gpu as on_gpu
-from attnc.runtime.executors.triton.compiling import compile_all
 from attnc.runtime.executors.triton.selected_lists import listed, tables_of
 from attnc.runtime.executors.triton.selected_on_gpu import SelectedOnGpu
+from attnc.runtime.toolchain import selected_gate
+from attnc.runtime.toolchain.compiling import compile_all
 
 pytest.importorskip("triton")
 

@@ -18,10 +18,10 @@ from attnc.compiler.recurrences.kernels.tape_kernels import emit_token_by_token
 from attnc.runtime.executors.recurrent import derived_recurrence
 from attnc.runtime.executors.recurrent import pattern_recurrence as calls
 from attnc.runtime.executors.triton import launch as launching
-from attnc.runtime.executors.triton.compiling import CompiledBinary, compile_all
 from attnc.runtime.executors.triton.recurrent import token_loop_on_gpu
 from attnc.runtime.executors.triton.recurrent.recurrence_texts import recurrent_kernels
 from attnc.runtime.planning import planners
+from attnc.runtime.toolchain.compiling import CompiledBinary, compile_all
 from recurrence_draws import example
 
 pytest.importorskip("triton")

@@ -9,13 +9,24 @@ import torch
 
 from attnc.compiler.locks import LongLock
 from attnc.runtime.call.tensor_checks import TensorSizes
+from attnc.runtime.choices.choice_keys import (
+    CompiledPattern,
+    Executor,
+    Key,
+    bucket_of,
+)
+from attnc.runtime.choices.choice_source import ChoiceSource
+from attnc.runtime.choices.records import (
+    KIND,
+    MODEL,
+    Record,
+    name_of,
+    read_record,
+)
 from attnc.runtime.disk.machine_key import this_cpu
 from attnc.runtime.disk.store import store
 from attnc.runtime.process.recent import Recent
 from attnc.runtime.settings import SETTINGS
-from attnc.runtime.tuning.choice_keys import CompiledPattern, Executor, Key, bucket_of
-from attnc.runtime.tuning.choice_source import ChoiceSource
-from attnc.runtime.tuning.records import KIND, MODEL, Record, name_of, read_record
 
 _log = logging.getLogger(__name__)
 
@@ -124,7 +135,7 @@ def target_name(executor: Executor, device: torch.device | None) -> str:
     """Return the name, in keys, of the machine that is measured."""
     if executor == "cpu":
         return this_cpu()
-    from attnc.runtime.executors.triton.device_targets import target_of
+    from attnc.runtime.call.device_targets import target_of
 
     place = torch.device("cpu") if device is None else device
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else f"interpreter on {this_cpu()}"

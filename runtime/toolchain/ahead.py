@@ -1,6 +1,6 @@
 """Kernels compiled ahead of time, without a GPU: the kernels that calls of a pattern launch, as Triton caches them.
 
-A child process (`python -m attnc.runtime.executors.triton.ahead`) makes the calls on tensors of zeros. Every kernel
+A child process (`python -m attnc.runtime.toolchain.ahead`) makes the calls on tensors of zeros. Every kernel
 that a call would launch is passed to Triton's JIT instead, for a GPU that need not be present. Triton's cache then
 holds what the same call looks up on that GPU.
 """
@@ -55,7 +55,7 @@ def compile_ahead(calls: AheadCalls, folder: Path) -> Iterator[AheadKernel]:
         environment.pop(name, None)
     environment |= {"TRITON_CACHE_DIR": str(folder), "TRITON_STORE_BINARY_ONLY": "1"}
     child = subprocess.Popen(
-        [sys.executable, "-m", "attnc.runtime.executors.triton.ahead"],
+        [sys.executable, "-m", "attnc.runtime.toolchain.ahead"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
     assert child.stdin and child.stdout and child.stderr
@@ -123,7 +123,7 @@ def _compiled(calls: AheadCalls) -> Iterator[AheadKernel]:
     import triton
 
     from attnc.compiler.kernels.targets import TARGETS
-    from attnc.runtime.executors.triton.device_targets import pretending
+    from attnc.runtime.call.device_targets import pretending
     from attnc.runtime.executors.triton.launch import started_by
 
     triton.runtime.driver.set_active(absent(calls.target))
@@ -160,9 +160,9 @@ def _make(calls: AheadCalls) -> None:
 
     from attnc.runtime.api.attention import Attention
     from attnc.runtime.api.compiled import Options
-    from attnc.runtime.api.identity import read
     from attnc.runtime.call.example_inputs import example_inputs
     from attnc.runtime.call.lengths import natural_length
+    from attnc.runtime.texts.identity import read
 
     bound, _, _ = read(calls.pattern)
     attention = Attention(bound, Options("triton", strict=True), {})

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Literal, get_args
 
-from attnc.runtime.api.library import ModuleLoader
 from attnc.runtime.call.call_errors import ArgumentError
+from attnc.runtime.texts.library import ModuleLoader
 from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind
 from attnc.spec.program import BoundProgram, Value

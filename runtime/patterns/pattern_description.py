@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from attnc.compiler.ir import Pattern
 from attnc.compiler.passes.attentions import content_masks_of_selection, stateful_alone
 from attnc.compiler.planning.build_plan import CallShape, Relations
-from attnc.runtime.api.library import ModuleLoader, find
 from attnc.runtime.call.call_errors import ArgumentError, UnsupportedError, needing_torch
 from attnc.runtime.call.call_shapes import (
     TensorSizes,
@@ -22,6 +21,7 @@ from attnc.runtime.call.call_shapes import (
 )
 from attnc.runtime.planning.branch_relations import BranchRelations, is_single
 from attnc.runtime.planning.call_relations import relations_of
+from attnc.runtime.texts.library import ModuleLoader, find
 from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind
 from attnc.spec.program import BoundProgram

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from attnc.compiler.planning.build_plan import build_plan
 from attnc.compiler.planning.cpu_plan import Plan
-from attnc.runtime.api.pattern_description import PatternDescription
 from attnc.runtime.call.call_errors import ArgumentError, UnsupportedError, needing_torch
 from attnc.runtime.call.call_shapes import TensorSizes
+from attnc.runtime.patterns.pattern_description import PatternDescription
 
 if TYPE_CHECKING:
     from attnc.compiler.growth.growth import Growth

@@ -12,9 +12,9 @@ import torch
 from attnc.compiler.planning.cpu_plan import Group, Plan, PlanPiece, TileCounts, stretch
 from attnc.compiler.planning.rates import PLAIN, ROWS, WIDTHS, Rates, Table, doubled
 from attnc.runtime.executors.cpu import cpu_executor, flash_kernel
-from attnc.runtime.executors.cpu.choice_calibration import measured_choices
-from attnc.runtime.executors.cpu.plausible import implausible
-from attnc.runtime.executors.cpu.steady import Steady, too_busy
+from attnc.runtime.measuring.choice_calibration import measured_choices
+from attnc.runtime.measuring.steady import Steady, too_busy
+from attnc.runtime.planning.plausible import implausible
 
 _log = logging.getLogger(__name__)
 

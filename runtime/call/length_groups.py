@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.ir import Pattern
-from attnc.runtime.serving.caches import Cache
+from attnc.runtime.call.caches import Cache
 
 Result = tuple[Tensor, "Tensor | None"]
 

@@ -12,7 +12,7 @@ import torch
 
 from attnc.compiler.kernels.targets import TARGETS, Target
 from attnc.runtime.call.call_errors import UnsupportedError
-from attnc.runtime.executors.triton.target_names import find_target
+from attnc.runtime.call.target_names import find_target
 from attnc.runtime.process.environment import is_interpreted
 
 _PRETENDED: ContextVar[Target | None] = ContextVar("target that is pretended", default=None)

@@ -31,8 +31,13 @@ from attnc.compiler.passes.pointwise import (
 )
 from attnc.compiler.planning.build_plan import CallShape, Relations
 from attnc.compiler.planning.runs import MAX_CLASS_ELEMENTS, TooManyClassesError, resolve
-from attnc.runtime.bridges.torch_tape import SCORE, MaskMod, ScoreMod, write_tape
 from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.runtime.executors.flex.torch_tape import (
+    SCORE,
+    MaskMod,
+    ScoreMod,
+    write_tape,
+)
 from attnc.runtime.values.functions import FUNCTIONS
 
 HIDDEN, PARTIAL, FULL = 0, 1, 2

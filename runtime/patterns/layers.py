@@ -27,9 +27,9 @@ from attnc.compiler.passes.attentions import open_choices, rows_of
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.receptive.fields import Layer
 from attnc.compiler.receptive.held import Held
-from attnc.runtime.api.pattern_description import PatternDescription
 from attnc.runtime.call.call_errors import ArgumentError, UnsupportedError
 from attnc.runtime.call.call_shapes import TensorSizes, shape_of_call
+from attnc.runtime.patterns.pattern_description import PatternDescription
 from attnc.runtime.planning.branch_relations import BranchRelations, places
 from attnc.runtime.planning.call_relations import relations_of
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError
-from attnc.runtime.tuning.tuned_tables import TunedTable, load_table, loaded
+from attnc.runtime.choices.tuned_tables import TunedTable, load_table, loaded
 
 _log = logging.getLogger(__name__)
 

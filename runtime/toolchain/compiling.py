@@ -25,11 +25,11 @@ from typing import IO, Any
 
 from attnc.compiler.kernels.kernel_source import KernelSource
 from attnc.runtime.executors.triton.kernel_modules import function_of
-from attnc.runtime.executors.triton.machine_code import MachineCode, read_amd, read_nvidia
+from attnc.runtime.toolchain.machine_code import MachineCode, read_amd, read_nvidia
 
 LONGEST = 300.0
 """Timeout of one compilation, in seconds."""
-_SERVE = "from attnc.runtime.executors.triton.compiling import serve; serve()"
+_SERVE = "from attnc.runtime.toolchain.compiling import serve; serve()"
 _TELLING = re.compile(r"LLVM ERROR|Assertion|error:|Error\b|fatal")
 
 

@@ -17,7 +17,7 @@ from attnc.runtime.disk.envelope import Payload
 from attnc.runtime.disk.folder import cache_folder
 from attnc.runtime.disk.machine_key import has_matrix_tiles, installed, this_cpu
 from attnc.runtime.disk.store import store
-from attnc.runtime.executors.cpu.plausible import implausible
+from attnc.runtime.planning.plausible import implausible
 
 _log = logging.getLogger(__name__)
 

@@ -10,9 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from attnc.runtime.call.call_errors import ArgumentError
+from attnc.runtime.choices.records import (
+    KIND,
+    SCHEMA,
+    Record,
+    read_record,
+)
 from attnc.runtime.disk.envelope import MOST, DamagedError, unwrapped, wrapped
 from attnc.runtime.disk.whole import write_for_user
-from attnc.runtime.tuning.records import KIND, SCHEMA, Record, read_record
 
 LARGEST = 256 * MOST
 """Maximum size of a table in bytes; no more is read."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from attnc.runtime.tuning.choice_keys import BUCKET, Key
+from attnc.runtime.choices.choice_keys import BUCKET, Key
 
 KIND = "tuned"
 SCHEMA = 1

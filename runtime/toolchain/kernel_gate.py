@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from attnc.compiler.kernels.kernel_source import BYTES, KernelSource
 from attnc.compiler.kernels.targets import TARGETS
-from attnc.runtime.executors.triton.compiling import CompiledBinary, Failure, Outcome
-from attnc.runtime.executors.triton.machine_code import Loop
+from attnc.runtime.toolchain.compiling import CompiledBinary, Failure, Outcome
+from attnc.runtime.toolchain.machine_code import Loop
 
 PRODUCTS = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC", "gfx942": "MFMA"}
 """Prefix of the names of a target's tensor-core instructions."""

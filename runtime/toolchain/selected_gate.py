@@ -9,9 +9,9 @@ from attnc.compiler.ir import fold
 from attnc.compiler.kernels.selected.selected_kernels import STAGES, emit_chosen, emit_delta_of
 from attnc.compiler.kernels.selected.selected_problem import SelectedProblem, rest_text
 from attnc.compiler.kernels.targets import TARGETS
-from attnc.runtime.executors.triton import kernel_gate
-from attnc.runtime.executors.triton.compiling import CompiledBinary, Outcome
-from attnc.runtime.executors.triton.kernel_gate import GateCase
+from attnc.runtime.toolchain import kernel_gate
+from attnc.runtime.toolchain.compiling import CompiledBinary, Outcome
+from attnc.runtime.toolchain.kernel_gate import GateCase
 
 
 @dataclass(frozen=True)

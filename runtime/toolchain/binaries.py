@@ -22,7 +22,7 @@ import torch
 from attnc.runtime.call.call_errors import ArgumentError
 from attnc.runtime.disk.triton import guard_triton
 from attnc.runtime.disk.whole import write_whole
-from attnc.runtime.executors.triton.ahead import AheadCalls, AheadKernel
+from attnc.runtime.toolchain.ahead import AheadCalls, AheadKernel
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from attnc.compiler.lowering.lower import lower
 from attnc.compiler.warnings.call_warnings import call_warnings
-from attnc.runtime.api.pattern_analysis import PatternAnalysis
-from attnc.runtime.api.pattern_description import read_spec
-from attnc.runtime.api.warned import warn_of_pattern
 from attnc.runtime.call.call_errors import needing_torch
+from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
+from attnc.runtime.patterns.pattern_description import read_spec
+from attnc.runtime.process.warned import warn_of_pattern
 
 if TYPE_CHECKING:
     from attnc.runtime.api.attention import Attention

@@ -14,8 +14,8 @@ from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.lowering.lower import lower
 from attnc.compiler.passes.attentions import alone
 from attnc.compiler.passes.last_rows import OtherRowsError, last_rows
-from attnc.runtime.api.library import ModuleLoader, find, pattern_names
-from attnc.runtime.executors.triton.kernel_gate import GateCase
+from attnc.runtime.texts.library import ModuleLoader, find, pattern_names
+from attnc.runtime.toolchain.kernel_gate import GateCase
 from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind
 
