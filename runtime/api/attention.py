@@ -243,7 +243,7 @@ class Attention(Shown, Bridged, Served, Stateful, Tunable):
         else:
             attention = self
             if not (inputs or return_lse or self._skips_direct or is_dynamo_compiling()):
-                direct = self._planner.direct
+                direct = self._cpu_plans.direct
                 out = None if direct is None else direct.attend(q, k, v, scale)
                 if out is not None:
                     return out

@@ -18,6 +18,7 @@ from attnc.runtime.call.device_targets import target_of
 from attnc.runtime.call.tensor_checks import TensorSizes, call_shape
 from attnc.runtime.choices.choice_source import ChoiceSource
 from attnc.runtime.choices.tuned_tables import remember
+from attnc.runtime.executors.cpu.cpu_plans import cpu_plans
 from attnc.runtime.executors.general_attention import general_of
 from attnc.runtime.executors.pattern_executor import PatternExecutor
 from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
@@ -75,6 +76,7 @@ class CompiledAttention(PatternAnalysis):
         )
         super().__init__(bound, modules, self._planner.pattern)
         self._rows_text = identity.write(bound, modules, compile_options, "last rows")  # for traced calls
+        self._cpu_plans = cpu_plans(self._planner)
         self._general = general_of(self._planner)
         self._steps = self._general.steps
         self._plain = self._general.is_plain
@@ -162,7 +164,7 @@ class CompiledAttention(PatternAnalysis):
         return self._steps
 
     def _plan_on_cpu(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> Plan:
-        return self._planner.plan(sizes, inputs) if self._steps is None else self._steps.plan(sizes, inputs)
+        return self._cpu_plans.plan(sizes, inputs) if self._steps is None else self._steps.plan(sizes, inputs)
 
     def _shape_of(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> CallShape:
         return call_shape(self._pattern, sizes, inputs)

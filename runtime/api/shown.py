@@ -182,7 +182,7 @@ class Shown(CompiledAttention):
             return reference_plan(self._all_relations(sizes, inputs), states)
         if self._steps is None:
             if target is None:
-                return self._planner.plan(sizes, inputs)
+                return self._cpu_plans.plan(sizes, inputs)
             from attnc.runtime.executors.triton.gpu_plan import plan_on_gpu
 
             return plan_on_gpu(self._planner, sizes, inputs, target)

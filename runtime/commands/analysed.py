@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from attnc.runtime.api.attention import Attention
 
 
-class AnalysedPattern(PatternAnalysis):
+class UncompiledAnalysis(PatternAnalysis):
     """A pattern with everything known without tensors, compiled when something needs a call of it."""
 
     @cached_property
@@ -29,9 +29,9 @@ class AnalysedPattern(PatternAnalysis):
         return Attention(self._bound, Options(), self._modules)
 
 
-def analyse(spec: str | PathLike[str], params: Mapping[str, object], preset: str | None) -> AnalysedPattern:
+def analyse(spec: str | PathLike[str], params: Mapping[str, object], preset: str | None) -> UncompiledAnalysis:
     """Return the pattern that a spec names, uncompiled; errors and warnings are those of `compile_attention`."""
     bound, modules = read_spec(spec, params, preset)
-    analysis = AnalysedPattern(bound, modules, lower(bound))
+    analysis = UncompiledAnalysis(bound, modules, lower(bound))
     warn_of_pattern(bound.program.name, call_warnings(bound))
     return analysis

@@ -14,6 +14,7 @@ from attnc.compiler.planning.cpu_plan import Plan
 from attnc.runtime.call.call_inputs import CallInputs
 from attnc.runtime.call.tensor_checks import call_shape, check_tensors
 from attnc.runtime.executors.cpu import scored_attention
+from attnc.runtime.executors.cpu.cpu_plans import cpu_plans
 from attnc.runtime.executors.cpu.planned_call import PlannedCall
 from attnc.runtime.executors.pattern_executor import PatternExecutor
 from attnc.runtime.planning.branch_relations import is_single
@@ -83,13 +84,13 @@ class GeneralAttention:
                 from attnc.runtime.executors.triton import scored_on_gpu
 
                 return scored_on_gpu.attend(q, k, v, relations, factor, self.planner, real, list(tensors))
-            planned = PlannedCall(self.planner.plan_of(q, k, v, tensors), relations, factor)
+            planned = PlannedCall(cpu_plans(self.planner).plan_of(q, k, v, tensors), relations, factor)
             return scored_attention.attend(q, k, v, planned, real)
 
     def plan(self, q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor]) -> Plan:
         """Return the plan of a call on the CPU."""
         sizes, inputs = check_tensors(q, k, v), self.named(tensors)
-        return self.planner.plan(sizes, inputs) if self.steps is None else self.steps.plan(sizes, inputs)
+        return cpu_plans(self.planner).plan(sizes, inputs) if self.steps is None else self.steps.plan(sizes, inputs)
 
     def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return the inputs by name."""

@@ -48,6 +48,7 @@ from attnc.runtime.choices.tuned import Tuned
 from attnc.runtime.executors.cpu import cpu_decoding, row_attention, scored_attention
 from attnc.runtime.executors.cpu.autograd import attend as attend_plain
 from attnc.runtime.executors.cpu.autograd import differentiable
+from attnc.runtime.executors.cpu.cpu_plans import cpu_plans
 from attnc.runtime.executors.cpu.flash_kernel import lse_dtype
 from attnc.runtime.executors.cpu.planned_call import PlannedCall, operands_of
 from attnc.runtime.executors.cpu.pooled_attention import PooledTensors
@@ -350,7 +351,7 @@ class PatternExecutor(BranchRelations):
 def _plan_on(target: Target | None, planner: Planner, sizes: TensorSizes, inputs: Mapping[str, object]) -> Plan:
     """Return the plan of an attention on a GPU, or on the CPU for None."""
     if target is None:
-        return planner.plan(sizes, inputs)
+        return cpu_plans(planner).plan(sizes, inputs)
     from attnc.runtime.executors.triton.gpu_plan import plan_on_gpu
 
     return plan_on_gpu(planner, sizes, inputs, target)
@@ -376,7 +377,7 @@ def _on_cpu(planner: Planner, call: CallInputs, q: Tensor, k: Tensor, v: Tensor,
         return keys.of_scores(_plainly(planner, replace(call, scale=keys.scale), q, keys.k, keys.v))
     if is_plain(node):
         return _plainly(planner, call, q, k, v)
-    plan = listed.plan_of(planner, call) or planner.plan(call.sizes, call.inputs)
+    plan = listed.plan_of(planner, call) or cpu_plans(planner).plan(call.sizes, call.inputs)
     relations = relations_of(planner.pattern, call_shape(planner.pattern, call.sizes, call.inputs))
     planned = PlannedCall(plan, relations, call.scale)
     real = _real(planner.pattern, known)
@@ -393,7 +394,7 @@ def _plainly(planner: Planner, call: CallInputs, q: Tensor, k: Tensor, v: Tensor
     pair = pair or attend_tokens(planner, q, k, v, call)
     if pair is not None:
         return pair
-    plan = listed.plan_of(planner, call) or planner.plan(call.sizes, call.inputs)
+    plan = listed.plan_of(planner, call) or cpu_plans(planner).plan(call.sizes, call.inputs)
     if k.shape[1] != plan.kv_heads:  # heads of one kv head have different keys
         original, heads = plan, k.shape[1]
         _, plan = planner.remembered(

@@ -31,6 +31,7 @@ from attnc.runtime.executors.cpu.autograd import (
     gradient,
 )
 from attnc.runtime.executors.cpu.cpu_executor import Need, empty_like
+from attnc.runtime.executors.cpu.cpu_plans import cpu_plans
 from attnc.runtime.executors.cpu.direct import direct_of
 from attnc.runtime.operators import FAKE
 from attnc.runtime.planning.planners import planner_of
@@ -74,11 +75,12 @@ def attend(
         return cast("Pair", _ATTEND(q, k, v, inputs or None, planner.text, scale))
     recorded = _needs_record(q, k, v)
     need: Need = "lse" if return_lse else "backward" if recorded else "out"
-    planned = Planned(planner.plan_of(q, k, v, inputs), _scale(q, scale), need)
+    plans = cpu_plans(planner)
+    planned = Planned(plans.plan_of(q, k, v, inputs), _scale(q, scale), need)
     if not recorded:
         pair = planned.forward(q, k, v, inputs)
         if not (inputs or return_lse):
-            planner.direct = direct_of(q, k, v, planned.plan, scale, planned.scale, pair[0]) or planner.direct
+            plans.direct = direct_of(q, k, v, planned.plan, scale, planned.scale, pair[0]) or plans.direct
         return pair
     return differentiable(q, k, v, _Unseen(planned, planner.text, scale), inputs)
 
@@ -115,7 +117,7 @@ def refuse_device(q: Tensor) -> None:
 
 def _planned(q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, pattern: str, scale: float | None) -> Planned:
     refuse_shards()
-    return Planned(planner_of(pattern).plan_of(q, k, v, inputs or ()), _scale(q, scale))
+    return Planned(cpu_plans(planner_of(pattern)).plan_of(q, k, v, inputs or ()), _scale(q, scale))
 
 
 def _scale(q: Tensor, scale: float | None) -> float:

@@ -37,9 +37,10 @@ from attnc.runtime.choices.tile_candidates import (
     knob_of,
     machine_of,
 )
+from attnc.runtime.executors.cpu.cpu_plans import by_option
 from attnc.runtime.executors.triton.planner import gpu_planner
 from attnc.runtime.planning import stored_rates
-from attnc.runtime.planning.plans import Planner, by_option, relations_of
+from attnc.runtime.planning.plans import Planner, relations_of
 from attnc.runtime.simulate.simulating import find_device
 from attnc.runtime.tuning.tune_request import TuneRequest
 

@@ -21,7 +21,6 @@ import torch
 
 from attnc import UnsupportedError, compile_attention
 from attnc.compiler.warnings.pattern_warnings import warnings_of
-from attnc.runtime.executors.triton.recurrent import library_gate
 from attnc.runtime.texts.library import (
     ModuleLoader,
     library_files,
@@ -30,7 +29,7 @@ from attnc.runtime.texts.library import (
     recurrence_names,
     routing_names,
 )
-from attnc.runtime.toolchain import routing_gate
+from attnc.runtime.toolchain import library_gate, routing_gate
 from attnc.runtime.toolchain.kernel_gate import GateCase as Kernel
 from attnc.runtime.toolchain.selection import (
     cases,

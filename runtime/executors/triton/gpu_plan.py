@@ -18,6 +18,7 @@ from attnc.runtime.call.call_errors import UnsupportedError
 from attnc.runtime.call.device_targets import device_at_hand
 from attnc.runtime.call.tensor_checks import TensorSizes, call_shape
 from attnc.runtime.choices.tile_candidates import STAGES, knob_of
+from attnc.runtime.executors.cpu.cpu_plans import cpu_plans
 from attnc.runtime.executors.triton.gpu_memory import memory_on_gpu
 from attnc.runtime.executors.triton.gpu_work import without_kernels
 from attnc.runtime.executors.triton.planner import gpu_planner
@@ -43,7 +44,7 @@ def plan_on_gpu(planner: Planner, sizes: TensorSizes, inputs: Mapping[str, objec
         if planner.strict:
             raise UnsupportedError(without_kernels(planner.pattern.name, error)) from error
         why = f"there are no kernels for {error}"
-        torch_plan = planner.plan(sizes, inputs)
+        torch_plan = cpu_plans(planner).plan(sizes, inputs)
         reasons = ("tiles as operations of torch on the device", *torch_plan.reasons)
         return replace(torch_plan, executor="torch", fallback=why, reasons=reasons, memory_of=_untold)
 

@@ -12,6 +12,7 @@ from attnc.runtime.call.call_errors import UnsupportedError
 from attnc.runtime.call.tensor_checks import call_shape, check_tensors
 from attnc.runtime.executors.cpu import row_attention
 from attnc.runtime.executors.cpu.autograd import Pair, Triple
+from attnc.runtime.executors.cpu.cpu_plans import cpu_plans
 from attnc.runtime.executors.cpu.planned_call import PlannedCall
 from attnc.runtime.executors.triton.gpu_executor import Executor
 from attnc.runtime.executors.triton.planner import gpu_planner
@@ -66,7 +67,7 @@ def in_tiles(
     if planner.strict:
         raise UnsupportedError(without_kernels(planner.pattern.name, reason)) from reason
     pattern = planner.pattern
-    plan = planner.plan_of(q, k, v, inputs)
+    plan = cpu_plans(planner).plan_of(q, k, v, inputs)
     named_inputs = {tensor.name: x for tensor, x in zip(pattern.tensors, inputs, strict=True)}
     return PlannedCall(plan, relations_of(pattern, call_shape(pattern, check_tensors(q, k, v), named_inputs)), scale)
 

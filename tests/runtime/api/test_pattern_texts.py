@@ -12,6 +12,7 @@ import torch
 
 from attnc import ArgumentError, SpecError, compile_attention
 from attnc.runtime.call.tensor_checks import TensorSizes
+from attnc.runtime.executors.cpu.cpu_plans import cpu_plans
 from attnc.runtime.planning import planners
 from attnc.runtime.planning.planners import planner_of
 from attnc.runtime.process.recent import Recent
@@ -89,13 +90,13 @@ def test_equal_patterns_share_their_plans() -> None:
 def test_plans_are_found_by_shape_dtype_and_data() -> None:
     attend = compile_attention("document")
     planner, (q, k, v) = attend._planner, draw()
-    plan = planner.plan_of(q, k, v, [DOC])
-    assert planner.plan_of(q * 2, k, v, [DOC.clone()]) is plan
-    assert planner.plan(TensorSizes(17, 17, 2, 4, 4, 8, 8, "float32"), {"doc": DOC}) is plan
+    plan = cpu_plans(planner).plan_of(q, k, v, [DOC])
+    assert cpu_plans(planner).plan_of(q * 2, k, v, [DOC.clone()]) is plan
+    assert cpu_plans(planner).plan(TensorSizes(17, 17, 2, 4, 4, 8, 8, "float32"), {"doc": DOC}) is plan
     for call in ((q.bfloat16(), k.bfloat16(), v.bfloat16(), DOC), (q[:1], k[:1], v[:1], DOC[:1]), (q, k, v, DOC // 2)):
-        assert planner.plan_of(*call[:3], [call[3]]) is not plan
+        assert cpu_plans(planner).plan_of(*call[:3], [call[3]]) is not plan
     with pytest.raises(ArgumentError, match="1 inputs, got 0"):
-        planner.plan_of(q, k, v, [])
+        cpu_plans(planner).plan_of(q, k, v, [])
 
 
 def test_inputs_may_be_tensors_lists_or_arrays() -> None:

@@ -60,7 +60,7 @@ def no_gradients() -> Iterator[None]:
 def attention_after_call(spec: str = "causal", *tensors: Tensor, **params: Any) -> Attention:
     """Return an Attention whose last call was on these tensors, or on `draw()` if none are given."""
     attend = compile_attention(spec, **params)
-    attend._planner.direct = None
+    attend._cpu_plans.direct = None
     attend(*(tensors or draw()))
     return attend
 
@@ -318,12 +318,12 @@ def test_calls_that_do_more_than_run_the_kernel_are_not_remembered(
     spec: str, tensors: list[Tensor], inputs: dict[str, Any], runs: list[None]
 ) -> None:
     attend = compile_attention(spec)
-    attend._planner.direct = None
+    attend._cpu_plans.direct = None
     assert_equal_bits(attend(*tensors, **inputs), attend(*tensors, **inputs))
-    assert len(runs) == 2 and attend._planner.direct is None
+    assert len(runs) == 2 and attend._cpu_plans.direct is None
 
 
 def test_a_call_whose_mask_is_not_stored_is_not_remembered(monkeypatch: pytest.MonkeyPatch, runs: list[None]) -> None:
     monkeypatch.setattr(bound_plan, "SETTINGS", Settings(mask_elements=24 * 24 - 1))
     attend = attention_after_call("sliding_window", window=6, sinks=1)
-    assert attend._planner.direct is None
+    assert attend._cpu_plans.direct is None

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from attnc import Attention, compile_attention
 from attnc.compiler.ir import nodes
+from attnc.runtime.executors.cpu.cpu_plans import CpuPlans
 from attnc.runtime.planning import planners
-from attnc.runtime.planning.plans import Planner
 from attnc.runtime.process import recent
 from attnc.runtime.process.recent import Recent
 from process_calls import answer, operands, results
@@ -97,14 +97,14 @@ def test_a_value_requested_by_several_threads_is_made_once() -> None:
 def test_plans_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     attend = compile_attention("sliding_window", window=77)
     built: list[int] = []
-    build = Planner._build
+    build = CpuPlans._build
 
-    def counted(self: Planner, shape: Any) -> Any:
+    def counted(self: CpuPlans, shape: Any) -> Any:
         built.append(shape.n_q)
         time.sleep(0.05)
         return build(self, shape)
 
-    monkeypatch.setattr(Planner, "_build", counted)
+    monkeypatch.setattr(CpuPlans, "_build", counted)
     plans = run_in_threads(lambda number: attend.plan(100, heads=2))
     assert built == [100]
     assert all(plan is plans[0] for plan in plans)

@@ -86,7 +86,10 @@ def test_plans_and_kernels_are_logged_when_made(caplog: pytest.LogCaptureFixture
             attend.plan(96, heads=2)
             attend.plan(96, heads=2, device="cuda", dtype=torch.bfloat16)
     messages = [(record.name, record.getMessage()) for record in caplog.records if "told_once" in record.getMessage()]
-    assert [name for name, _ in messages] == ["attnc.runtime.planning.plans", "attnc.runtime.executors.triton.planner"]
+    assert [name for name, _ in messages] == [
+        "attnc.runtime.executors.cpu.cpu_plans",
+        "attnc.runtime.executors.triton.planner",
+    ]
     assert messages[0][1].startswith("`told_once` at 96 × 96: planned in ")
     assert "kernels in" in messages[1][1]
 
@@ -132,7 +135,7 @@ def test_every_variable_that_is_read_is_in_the_table() -> None:
 def test_the_table_lists_every_environment_variable() -> None:
     declared = [x for x in vars(environment).values() if isinstance(x, environment.EnvironmentVariable)]
     assert declared == list(VARIABLES)
-    tree = ast.parse((ROOT / "runtime" / "environment.py").read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / "runtime" / "process" / "environment.py").read_text(encoding="utf-8"))
     assert [ast.unparse(node) for node in environment_reads(tree)] == ["variable.name"]
 
 

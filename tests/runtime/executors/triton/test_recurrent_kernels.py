@@ -13,11 +13,11 @@ import recurrence_cases
 from attnc.compiler.recurrences.kernels.recurrence_kernels import emit, stages
 from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.executors.recurrent.linear import Delta, RankOne
-from attnc.runtime.executors.triton.recurrent import library_gate
 from attnc.runtime.executors.triton.recurrent.linear_on_gpu import linear_recurrence
-from attnc.runtime.executors.triton.recurrent.recurrence_gate import SELECTION, cases, judge
 from attnc.runtime.executors.triton.recurrent.recurrence_tensors import problem_of
+from attnc.runtime.toolchain import library_gate
 from attnc.runtime.toolchain.compiling import compile_all
+from attnc.runtime.toolchain.recurrence_gate import SELECTION, cases, judge
 from kernels_ran import kernels_ran
 from recurrence_cases import CLASSES, REGIMES, Result, Tensors, chunked, draw_case, error, gradients, leaves, truth
 

@@ -15,7 +15,7 @@ from attnc.compiler.recurrences.kernels.recurrence_kernels import emit, walk_sta
 from attnc.compiler.recurrences.kernels.recurrence_problem import RecurrenceClass, RecurrenceProblem
 from attnc.runtime.call.call_errors import UnsupportedError
 from attnc.runtime.executors.triton.recurrent.linear_on_gpu import linear_recurrence
-from attnc.runtime.executors.triton.recurrent.recurrence_gate import SELECTION
+from attnc.runtime.toolchain.recurrence_gate import SELECTION
 from kernels_ran import kernels_ran
 from recurrence_cases import Result, Tensors, chunked, draw_case, error, leaves, truth
 
