@@ -83,3 +83,13 @@ def test_a_diagonal_off_the_corner() -> None:
     tiled = cover(relation, TileGrid(100, 137, 16, 16, -(-37 % 16)), {})
     assert {p.mask for p in tiled.pieces} == {"causal", "full"}
     check_pieces(tiled.pieces, tiled.masks, np.tri(100, 137, 37, dtype=np.bool_))
+
+
+def test_equal_row_blocks_at_even_steps_are_one_piece() -> None:
+    pieces = dense_cover(TileGrid(1000, 700, 16, 16), None).pieces
+    assert [(p.queries.count, p.queries.length, p.keys.length) for p in pieces] == [(1, 8, 700), (62, 16, 700)]
+    band = fold.less(fold.absolute(fold.sub(Q, K)), fold.const(5))
+    grid = TileGrid(4096, 4096, 16, 16)
+    tiles = find_live_tiles(band, grid)
+    pieces = dense_cover(grid, tiles).pieces
+    assert sorted((p.queries.count, p.keys.length) for p in pieces) == [(1, 32), (1, 32), (254, 48)]
