@@ -164,7 +164,7 @@ def test_the_emitter_is_identified_by_its_source_texts(monkeypatch: pytest.Monke
     assert len(texts) > 100
     assert any(name.endswith(".json") for name, _ in texts)
     emitter.cache_clear()
-    changed = [(name, data + b"#" * (name == "fold.py")) for name, data in texts]
+    changed = [(name, data + b"#" * (name == "ir/fold.py")) for name, data in texts]
     monkeypatch.setattr(choice_keys, "_texts", lambda folder: changed)
     try:
         assert emitter() != first
