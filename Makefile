@@ -40,7 +40,7 @@ durations: $(VENV)/installed-dev  ## every test and the short tier, best alone o
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_FLAGS) --tier short --write-durations
 
 test-older-triton: $(OLDER)/installed  ## the kernels in the interpreter of Triton 3.6, which needs an older numpy
-	PYTHONPATH=src:tests/support $(OLDER)/bin/python -m pytest $(PYTEST_FLAGS) -m "not slow" tests/runtime/gpu/test_kernels.py tests/runtime/gpu/test_weights.py tests/runtime/gpu/test_random_kernels.py tests/runtime/gpu/test_binaries.py tests/runtime/gpu/test_decode_kernels.py
+	PYTHONPATH=src:tests/support $(OLDER)/bin/python -m pytest $(PYTEST_FLAGS) -m "not slow" tests/runtime/executors/triton/test_kernels.py tests/runtime/executors/triton/test_weights.py tests/runtime/executors/triton/test_random_kernels.py tests/runtime/executors/triton/test_binaries.py tests/runtime/executors/triton/test_decode_kernels.py
 	PYTHONPATH=src:tests/support $(OLDER)/bin/python -m pytest $(PYTEST_FLAGS) tests/stdlib_patterns/test_every_file.py -k interpreter
 
 lint: $(VENV)/installed-dev  ## ruff, its formatter, mypy --strict and the import rules

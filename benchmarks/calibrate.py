@@ -13,7 +13,8 @@ from typing import Any
 
 from attnc.compiler.planning.choice_rates import ChoiceRates
 from attnc.compiler.planning.rates import ROWS, WIDTHS, Rates
-from attnc.runtime.cpu import calibration
+from attnc.runtime.measuring import calibration
+from attnc.runtime.planning import stored_rates
 
 DTYPES = 2
 """Number of dtypes: fp32 and bf16, whose rates fp16 and fp64 are assumed to share."""
@@ -76,11 +77,11 @@ def middle(samples: Sequence[Rates]) -> Rates:
 def main() -> int:
     """Measure and keep the rates; return 1 if no folder can hold them."""
     rates = middle(samples(COUNT))
-    kept = calibration.save(rates)
+    kept = stored_rates.save(rates)
     for benchmark in MICROBENCHMARKS:
         print(f"{benchmark.rates:9} {benchmark.times:3} timings  {benchmark.name}")
     print(
-        f"kept in {calibration.rates_file()}" if kept else "not kept: no cache folder is writable; set ATTNC_CACHE_DIR"
+        f"kept in {stored_rates.rates_file()}" if kept else "not kept: no cache folder is writable; set ATTNC_CACHE_DIR"
     )
     return 0 if kept else 1
 

@@ -11,10 +11,10 @@ import argparse
 from library_table import Asked, line, read_library
 
 from attnc.compiler.kernels.targets import TARGETS
-from attnc.runtime.gpu import routing_gate
-from attnc.runtime.gpu.compiling import compile_all
-from attnc.runtime.gpu.selected_gate import SELECTION, cases, judge
-from attnc.runtime.library import routing_names
+from attnc.runtime.texts.library import routing_names
+from attnc.runtime.toolchain import routing_gate
+from attnc.runtime.toolchain.compiling import compile_all
+from attnc.runtime.toolchain.selected_gate import SELECTION, cases, judge
 
 
 def main() -> int:

@@ -15,9 +15,8 @@ from benchmark_part import Row, Setting
 from timing import as_json, interleaved, once
 
 from attnc.compiler.lowering.lower import lower
-from attnc.runtime.gpu import routing_gate, selection
-from attnc.runtime.gpu.recurrent import library_gate
-from attnc.runtime.library import ModuleLoader, library_files, library_names
+from attnc.runtime.texts.library import ModuleLoader, library_files, library_names
+from attnc.runtime.toolchain import library_gate, routing_gate, selection
 from attnc.runtime.tuning.timer import Timing
 from attnc.spec.load import check_source, load_program
 from attnc.spec.meaning.bind import bind

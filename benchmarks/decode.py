@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attnc import Attention, compile_attention
-from attnc.runtime.cpu.cpu_decoding import look
-from attnc.runtime.general_attention import steps_of
-from attnc.runtime.tensor_checks import TensorSizes
+from attnc.runtime.call.tensor_checks import TensorSizes
+from attnc.runtime.executors.cpu.cpu_decoding import look
+from attnc.runtime.executors.general_attention import steps_of
 
 HEADS, KV_HEADS, DIM = 8, 2, 64
 LENGTHS = (1 << 14, 1 << 16, 1 << 18, 1 << 20)

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from attnc import compile_attention
 from attnc.compiler import simulation
-from attnc.runtime.gpu.recurrent.linear_on_gpu import linear_recurrence
-from attnc.runtime.recurrent.linear import Delta
+from attnc.runtime.executors.recurrent.linear import Delta
+from attnc.runtime.executors.triton.recurrent.linear_on_gpu import linear_recurrence
 
 SHAPES = (
     (1, 8192, 96, 128),

@@ -19,7 +19,7 @@ from gpu_check import CHECKED, Checked
 from gpu_parts import fits, gap, operands, rows, word
 
 from attnc import compile_attention
-from attnc.runtime.tuning.records import MODEL, Record
+from attnc.runtime.choices.records import MODEL, Record
 
 TUNED = {False: ("causal", "sliding_window", "document", "power", "neighborhood_2d"), True: ("causal",)}
 SECONDS = {False: 45.0, True: 8.0}

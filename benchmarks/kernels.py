@@ -24,8 +24,14 @@ from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.simulation import compiled_figures
 from attnc.runtime.commands import console
 from attnc.runtime.commands.doctor_targets import Row, line, rows
-from attnc.runtime.gpu.kernel_gate import GateCase
-from attnc.runtime.gpu.selection import SELECTION, NoKernels, cases, named, whole_library
+from attnc.runtime.toolchain.kernel_gate import GateCase
+from attnc.runtime.toolchain.selection import (
+    SELECTION,
+    NoKernels,
+    cases,
+    named,
+    whole_library,
+)
 
 EVERY = 5
 """Number of rows after which finished rows are written."""

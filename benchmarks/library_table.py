@@ -11,8 +11,8 @@ import kernel_verdicts
 import provenance
 import timing
 
-from attnc.runtime.gpu.compiling import CompiledBinary, Outcome, compile_all
-from attnc.runtime.gpu.kernel_gate import GateCase
+from attnc.runtime.toolchain.compiling import CompiledBinary, Outcome, compile_all
+from attnc.runtime.toolchain.kernel_gate import GateCase
 
 Row = dict[str, Any]
 

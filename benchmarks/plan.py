@@ -14,8 +14,9 @@ from timing import as_json, interleaved
 
 from attnc import compile_attention
 from attnc.compiler.lowering.lower import lower
-from attnc.runtime.attention import Attention
-from attnc.runtime.plans import Planner
+from attnc.runtime.api.attention import Attention
+from attnc.runtime.executors.cpu.cpu_plans import CpuPlans
+from attnc.runtime.planning.plans import Planner
 
 Inputs = Callable[[int], dict[str, Any]]
 
@@ -141,7 +142,7 @@ class _Fresh:
 
     def __init__(self, case: PlanCase, times: int) -> None:
         self._attention = _compiled(case)
-        self._ready = [Planner("", lower(self._attention.bound), strict=False) for _ in range(times)]
+        self._ready = [CpuPlans(Planner("", lower(self._attention.bound), strict=False)) for _ in range(times)]
 
     def plan(self, n: int, inputs: dict[str, Any]) -> None:
         self._ready.pop().plan(self._attention._sizes(n, None, 1, None, inputs), inputs)

@@ -11,9 +11,9 @@ import argparse
 from library_table import Asked, line, read_library
 
 from attnc.compiler.kernels.targets import TARGETS
-from attnc.runtime.gpu.compiling import compile_all
-from attnc.runtime.gpu.recurrent import library_gate
-from attnc.runtime.gpu.recurrent.recurrence_gate import SELECTION, cases, judge
+from attnc.runtime.toolchain import library_gate
+from attnc.runtime.toolchain.compiling import compile_all
+from attnc.runtime.toolchain.recurrence_gate import SELECTION, cases, judge
 
 
 def main() -> int:

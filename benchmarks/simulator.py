@@ -27,12 +27,12 @@ from attnc.compiler.planning.build_plan import CallShape, build_plan
 from attnc.compiler.planning.cpu_plan import Plan
 from attnc.compiler.planning.recipes import alternatives
 from attnc.compiler.planning.schedule import CoverChoice, CoverProblem, choose
-from attnc.runtime.attention import Attention
-from attnc.runtime.call_shapes import dtype_name
-from attnc.runtime.cpu import calibration
+from attnc.runtime.api.attention import Attention
+from attnc.runtime.call.call_shapes import dtype_name
+from attnc.runtime.call.tensor_checks import input_tensors
 from attnc.runtime.operators import attend
-from attnc.runtime.plans import Planner, relations_of
-from attnc.runtime.tensor_checks import input_tensors
+from attnc.runtime.planning import stored_rates
+from attnc.runtime.planning.plans import Planner, relations_of
 from attnc.runtime.tuning.timer import Timing
 
 HEADS = 4
@@ -97,7 +97,7 @@ def rows(setting: Setting) -> Iterator[Row]:
     """Yield a row for each point; alternative schedules are run for heads of the first width."""
     os.environ["ATTNC_CACHE_DIR"] = tempfile.mkdtemp()
     samples = calibrate.samples(1 if setting.toy else CALIBRATIONS)
-    calibration.save(calibrate.middle(samples))
+    stored_rates.save(calibrate.middle(samples))
     lengths, widths, dtypes = ((768,), (64,), (torch.float32,)) if setting.toy else (LENGTHS, WIDTHS, DTYPES)
     for n, d, dtype, point in itertools.product(lengths, widths, dtypes, POINTS[:3] if setting.toy else POINTS):
         name = str(dtype).removeprefix("torch.")

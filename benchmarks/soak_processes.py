@@ -128,8 +128,9 @@ def _compile_kernels(number: int) -> None:
     from attnc import compile_attention
     from attnc.compiler.kernels.attention_kernels import HeadShape
     from attnc.compiler.kernels.targets import TARGETS
-    from attnc.runtime.gpu.compiling import compile_here
+    from attnc.runtime.executors.triton.planner import gpu_planner
+    from attnc.runtime.toolchain.compiling import compile_here
 
     for attention in (compile_attention("causal"), compile_attention("sliding_window", window=40 + number % 2)):
-        kernels = attention._planner.gpu.kernels(HeadShape(64, 64, "float16"), TARGETS["sm_90"], square=True)
+        kernels = gpu_planner(attention._planner).kernels(HeadShape(64, 64, "float16"), TARGETS["sm_90"], square=True)
         compile_here(kernels.forward, "sm_90")

@@ -107,8 +107,8 @@ def _launched(size: CallSize) -> tuple[int, int]:
 
     from attnc import compile_attention
     from attnc.compiler.kernels.targets import TARGETS
-    from attnc.runtime.gpu.device_targets import pretending
-    from attnc.runtime.gpu.launch import started_by
+    from attnc.runtime.call.device_targets import pretending
+    from attnc.runtime.executors.triton.launch import started_by
 
     texts: set[str] = set()
     variants: set[tuple[object, ...]] = set()
@@ -142,8 +142,8 @@ def _variant(argument: Any, value: Any) -> object:
 
 def _kept(attends: dict[str, Any]) -> dict[str, tuple[int, int]]:
     """Return the sizes of this process's caches, and their limits."""
-    from attnc.runtime.cpu import bound_plan
-    from attnc.runtime.gpu import kernel_modules
+    from attnc.runtime.executors.cpu import bound_plan
+    from attnc.runtime.executors.triton import kernel_modules
     from attnc.runtime.settings import SETTINGS
 
     plans = max(len(attend._planner._by_shape) for attend in attends.values())

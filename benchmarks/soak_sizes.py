@@ -54,7 +54,7 @@ TIME = "10s"
 
 def inputs_of(attend: Any, n: int, heads: int, batch: int, dk: int, dtype: Any) -> dict[str, Any]:
     """Return example inputs of a pattern, with floating-point inputs in a dtype."""
-    from attnc.runtime.example_inputs import example_inputs
+    from attnc.runtime.call.example_inputs import example_inputs
 
     made = example_inputs(attend.bound, n, n, {}, batch=batch, heads=heads, sizes={"dk": dk, "dv": dk})
     return {name: x.tensor.to(dtype) if x.tensor.is_floating_point() else x.tensor for name, x in made.items()}

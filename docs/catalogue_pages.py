@@ -16,15 +16,15 @@ from attnc.compiler.simulation.machine import MachineError
 from attnc.compiler.simulation.print_simulation import times
 from attnc.compiler.simulation.recurrent.recurrence_simulation import RecurrenceSimulation
 from attnc.compiler.simulation.simulation import RungName, Simulation
-from attnc.runtime.attention import Attention
+from attnc.runtime.api.attention import Attention
+from attnc.runtime.call.example_inputs import example_inputs, head_count
+from attnc.runtime.call.lengths import natural_length
 from attnc.runtime.commands.list_patterns import FAMILIES, LibraryEntry, entries
 from attnc.runtime.commands.simulate_cases import LENGTH
-from attnc.runtime.example_inputs import example_inputs, head_count
-from attnc.runtime.lengths import natural_length
-from attnc.runtime.library import library_files, library_names
 from attnc.runtime.pictures.draw import MOST_CHOSEN
 from attnc.runtime.pictures.tile_map import make_tile_map
 from attnc.runtime.pictures.tile_svg import tile_map_svg
+from attnc.runtime.texts.library import library_files, library_names
 
 DEVICE = "h100"
 """The machine of all ladders: a described one, so that the pages do not depend on the machine that makes them."""

@@ -20,10 +20,15 @@ from torch import Tensor
 
 import attnc
 from attnc import AttncError, compile_attention
-from attnc.runtime.environment import VARIABLES
 from attnc.runtime.fallbacks import KINDS
-from attnc.runtime.library import library_files, library_names, pattern_names, routing_names
 from attnc.runtime.pictures.draw import make_drawing, to_svg
+from attnc.runtime.process.environment import VARIABLES
+from attnc.runtime.texts.library import (
+    library_files,
+    library_names,
+    pattern_names,
+    routing_names,
+)
 
 DOCS = Path(__file__).parent
 for folder in (DOCS, DOCS.parent / "tests" / "stdlib_patterns"):

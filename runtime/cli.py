@@ -11,10 +11,10 @@ from types import ModuleType
 from typing import NoReturn
 
 from attnc import __version__
-from attnc.runtime import ascii_text
-from attnc.runtime.call_errors import TorchMissingError
+from attnc.runtime.call.call_errors import TorchMissingError
 from attnc.runtime.commands import console
 from attnc.runtime.commands.console import UsageError
+from attnc.runtime.process import ascii_text
 from attnc.spec.diagnostics import Diagnostic
 from attnc.spec.errors import AttncError, SpecError
 from attnc.spec.suggest import did_you_mean

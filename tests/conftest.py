@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import tiers
-from attnc.compiler.verify_ir import verify_passes
+from attnc.compiler.ir.verify_ir import verify_passes
 
 # `ci`, the default, draws the same examples every time; `explore` draws new and many:
 #   HYPOTHESIS_PROFILE=explore pytest tests/compiler
@@ -88,7 +88,7 @@ def _all_threads(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture
 def gathered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run small calls as large ones: selected blocks are gathered instead of masked."""
-    from attnc.runtime.cpu import masked
+    from attnc.runtime.executors.cpu import masked
 
     monkeypatch.setattr(masked, "WORK", 0)
 
@@ -105,7 +105,7 @@ def one_thread() -> Iterator[None]:
 
 
 def import_interpreted() -> None:
-    """Import Triton in interpreter mode, its own functions included, as `tests/runtime/gpu` requires."""
+    """Import Triton in interpreter mode, its own functions included, as `tests/runtime/executors/triton` requires."""
     before = os.environ.get("TRITON_INTERPRET")
     os.environ["TRITON_INTERPRET"] = "1"
     try:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attnc import compile_attention
-from attnc.runtime.accuracy import Probe, Run, compare
-from attnc.runtime.attention import Attention
+from attnc.runtime.api.attention import Attention
+from attnc.runtime.verifying.accuracy import Probe, Run, compare
 from attnc.spec.errors import EvaluationError
 from attnc.spec.meaning.evaluate import Evaluator
 from programs import Program, Shape, programs

@@ -26,13 +26,13 @@ import pytest
 import torch
 
 from attnc import AttncError, SpecError, compile_attention
-from attnc.runtime import call_errors as runtime_errors
 from attnc.runtime import fallbacks
-from attnc.runtime.environment import VARIABLES
+from attnc.runtime.call import call_errors as runtime_errors
+from attnc.runtime.call.tensor_checks import REFUSED
 from attnc.runtime.fallbacks import KINDS
-from attnc.runtime.library import ModuleLoader, library_files, library_names
+from attnc.runtime.process.environment import VARIABLES
 from attnc.runtime.settings import Settings
-from attnc.runtime.tensor_checks import REFUSED
+from attnc.runtime.texts.library import ModuleLoader, library_files, library_names
 from attnc.spec.load import check_source
 from attnc.spec.reading.source_text import decode
 

@@ -15,7 +15,7 @@ PRODUCT = ("spec", "compiler", "runtime", "src/attnc")
 READ_BY_PEOPLE = (*PRODUCT, "benchmarks", "docs", "examples", "tests")
 """Folders whose docstrings must open with what they describe."""
 LONG = {
-    "compiler/ir.py": "every node of the IR in one file, so that it can be read whole",
+    "compiler/ir/nodes.py": "every node of the IR in one file, so that it can be read whole",
     "spec/program.py": "every node of the checked program in one file, so that it can be read whole",
 }
 """Files above `MOST_LINES`, and why they are long."""
@@ -74,6 +74,41 @@ def test_modules_of_the_benchmarks_have_no_import_cycles() -> None:
     paths = {path.stem: path for path in (ROOT / "benchmarks").glob("*.py")}
     imports = {name: imported(path) & paths.keys() for name, path in paths.items()}
     assert len(imports) > 40
+    TopologicalSorter(imports).prepare()
+
+
+def product_imports(*folders: str) -> dict[str, set[str]]:
+    """Return the modules that each module of the product imports when it runs, in functions too."""
+    modules = {"attnc." + ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sources(*folders)}
+    modules = {name.removesuffix(".__init__"): path for name, path in modules.items()}
+    return {name: set(running_imports(path)) & modules.keys() - {name} for name, path in modules.items()}
+
+
+def running_imports(path: Path) -> Iterator[str]:
+    """Yield the modules that a file imports, and every imported name as if it were a module; not those for types."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and id(node) not in for_types:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from names
+            if not all(
+                (ROOT / name.removeprefix("attnc.").replace(".", "/")).with_suffix(".py").exists() for name in names
+            ):
+                yield node.module
+
+
+def test_modules_of_the_product_have_no_import_cycles() -> None:
+    """Imports inside functions count too; imports for type checking do not run."""
+    imports = product_imports("spec", "compiler", "runtime")
+    assert len(imports) > 500
+    assert "attnc.compiler.ir.fold" in imports["attnc.compiler.ir.rewrite"]
+    assert "attnc.runtime.api.attention" in imports["attnc.runtime.commands.analysed"], "an import inside a function"
     TopologicalSorter(imports).prepare()
 
 

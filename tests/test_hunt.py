@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from attnc.runtime.attention import Attention
+from attnc.runtime.api.attention import Attention
 from hunting import hunt
 from hunting.attentions import attention
 from hunting.calls import Mismatch, check_case

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from attnc.runtime.diagnosis import diagnosed
-from attnc.runtime.library import ModuleLoader
+from attnc.runtime.texts.diagnosis import diagnosed
+from attnc.runtime.texts.library import ModuleLoader
 from attnc.spec.errors import SpecError
 from attnc.spec.reading.source_text import decode
 from attnc.spec.render import render

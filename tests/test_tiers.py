@@ -8,7 +8,7 @@ from collections import defaultdict
 import pytest
 
 import tiers
-from attnc.runtime.library import library_names
+from attnc.runtime.texts.library import library_names
 from text_kinds import Kind, kind_of, smallest_cover
 
 

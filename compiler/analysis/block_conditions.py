@@ -7,19 +7,18 @@ member of each class is decided: `and`, `or`, `not`, `if` and short `any` and `a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler.analysis import exact_evaluation
-from attnc.compiler.analysis.aggregates import TooManyStepsError, spend
-from attnc.compiler.analysis.array_evaluator import PointBatch
 from attnc.compiler.analysis.box_values import FALSE, TRUE, UNKNOWN
 from attnc.compiler.analysis.hashing import Hash, combine, mix
 from attnc.compiler.analysis.intervals import Ranges, analyse_variables
 from attnc.compiler.ir import Bool, Compare, Const, ExactSelect, Index, Linear, Not, Reduce, is_truth
-from attnc.compiler.rewrite import walk
+from attnc.compiler.ir.aggregates import TooManyStepsError, spend
+from attnc.compiler.ir.array_evaluator import ONE_LANE, ArrayEvaluator, PointBatch
 from attnc.spec.errors import EvaluationError
 from attnc.spec.source import Span
 
@@ -50,7 +49,7 @@ def refine(keep: Index, ranges: Ranges, found: NDArray[np.int8]) -> tuple[NDArra
     if few.any():
         _decide_boxes(keep, ranges, sizes, np.flatnonzero(few), state, key)
     if (key[state == UNKNOWN] == 0).any():
-        key = np.where(key == 0, analyse_variables(ranges).truth(keep).key, key)
+        key = np.where(key == 0, analyse_variables(ranges, refine=refine).truth(keep).key, key)
     return state, key
 
 
@@ -100,7 +99,9 @@ def decide(node: Index, lanes: PointBatch, origins: Origins, known: dict[int, bo
     """
     if not len(lanes):
         return np.zeros(0, dtype=np.bool_)
-    analysis = analyse_variables({variable: (value, value) for variable, value in lanes.variables.items()})
+    analysis = analyse_variables(
+        {variable: (value, value) for variable, value in lanes.variables.items()}, refine=refine
+    )
     truths = analysis.truth(node)
     state = np.broadcast_to(truths.state, len(lanes))
     result = np.asarray(state == TRUE)
@@ -142,7 +143,7 @@ def _resolved(node: Index, lanes: PointBatch, origins: Origins, wide: bool) -> B
         case Reduce():
             return _spread(node, lanes, origins, wide) > 0
         case _:
-            return np.asarray(exact_evaluation.values(node, lanes, origins, wide=wide), dtype=np.bool_)
+            return np.asarray(values_at(node, lanes, origins, wide=wide), dtype=np.bool_)
 
 
 def _junction(node: Bool, lanes: PointBatch, origins: Origins) -> Bools:
@@ -165,7 +166,7 @@ def _number(node: Index, lanes: PointBatch, origins: Origins) -> Int64:
         case Reduce(op="sum"):
             return _spread(node, lanes, origins, wide=False)
         case _:
-            return np.asarray(exact_evaluation.values(node, lanes, origins, wide=False))
+            return values_at(node, lanes, origins, wide=False)
 
 
 def _spread(node: Reduce, lanes: PointBatch, origins: Origins, wide: bool) -> Int64:
@@ -175,7 +176,7 @@ def _spread(node: Reduce, lanes: PointBatch, origins: Origins, wide: bool) -> In
     once the result is known, reaches it.
     """
     if wide or not _spreads(node):
-        return np.asarray(exact_evaluation.values(node, lanes, origins, wide=wide))
+        return values_at(node, lanes, origins, wide=wide)
     low, high = (_number(end, lanes, origins) for end in (node.low, node.high))
     count = np.maximum(high - low, 0)
     if count.sum() > MOST_LANES and len(lanes) > 1:
@@ -187,12 +188,12 @@ def _spread(node: Reduce, lanes: PointBatch, origins: Origins, wide: bool) -> In
     except TooManyStepsError:
         raise
     except EvaluationError:
-        return np.asarray(exact_evaluation.values(node, lanes, origins, wide=wide))
+        return values_at(node, lanes, origins, wide=wide)
 
 
 def _spreads(node: Reduce) -> bool:
     """Whether an aggregate's body is a condition, or a choice of constants by one, that contains another aggregate."""
-    return (is_truth(node) or _counts(node) is not None) and any(isinstance(n, Reduce) for n in walk(node.body))
+    return (is_truth(node) or _counts(node) is not None) and any(isinstance(n, Reduce) for n in node.body.below)
 
 
 def _counts(node: Reduce) -> tuple[Index, int, int] | None:
@@ -219,3 +220,23 @@ def _collected(node: Reduce, lanes: PointBatch, low: Int64, count: Int64, origin
     condition, yes, no = counts
     holding = np.bincount(lane[decide(condition, inner, origins)], minlength=len(lanes))
     return holding * yes + (np.bincount(lane, minlength=len(lanes)) - holding) * no
+
+
+def values_at(
+    node: Index,
+    lanes: PointBatch,
+    origins: Mapping[Index, Span] | None = None,
+    *,
+    wide: bool,
+) -> NDArray[Any]:
+    """Evaluate an integer or a condition that reads variables, in every lane.
+
+    Raises EvaluationError on a fault.
+    """
+    if not len(lanes):
+        return np.zeros(0, dtype=np.int64)
+    evaluator = ArrayEvaluator(lanes.q[None], lanes.k[None], wide, origins or {}, decide=decide)
+    for variable, value in lanes.variables.items():
+        evaluator.bind(variable, value[None])
+    result = evaluator.truth(node, ONE_LANE) if is_truth(node) else evaluator.integer(node, ONE_LANE)
+    return np.asarray(np.broadcast_to(result, (1, len(lanes)))[0])

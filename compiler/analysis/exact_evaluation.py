@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler.analysis.array_evaluator import Active, Array, ArrayEvaluator, PointBatch
+from attnc.compiler.analysis.block_conditions import decide
 from attnc.compiler.analysis.intervals import fits_word
 from attnc.compiler.ir import (
     Arith,
@@ -26,6 +26,7 @@ from attnc.compiler.ir import (
     Var,
     is_truth,
 )
+from attnc.compiler.ir.array_evaluator import ONE_LANE, Active, ArrayEvaluator
 from attnc.spec.source import Span
 
 
@@ -46,33 +47,12 @@ def mask(
     kind: Any = object if wide else np.int64
     q = np.arange(*rows, dtype=np.int64).astype(kind)[:, None]
     k = np.arange(*keys, dtype=np.int64).astype(kind)[None, :]
-    evaluator = ArrayEvaluator(q, k, wide, origins or {})
+    evaluator = ArrayEvaluator(q, k, wide, origins or {}, decide=decide)
     shape = (rows[1] - rows[0], keys[1] - keys[0])
     if 0 in shape:
         return np.zeros(shape, dtype=np.bool_)
-    value = evaluator.truth(relation, np.ones((1, 1), dtype=np.bool_))
+    value = evaluator.truth(relation, ONE_LANE)
     return np.ascontiguousarray(np.broadcast_to(value, shape))
-
-
-def values(
-    node: Index,
-    lanes: PointBatch,
-    origins: Mapping[Index, Span] | None = None,
-    *,
-    wide: bool,
-) -> Array:
-    """Evaluate an integer or a condition that reads variables, in every lane.
-
-    Raises EvaluationError on a fault.
-    """
-    if not len(lanes):
-        return np.zeros(0, dtype=np.int64)
-    evaluator = ArrayEvaluator(lanes.q[None], lanes.k[None], wide, origins or {})
-    for variable, value in lanes.variables.items():
-        evaluator.bind(variable, value[None])
-    active = np.ones((1, 1), dtype=np.bool_)
-    result = evaluator.truth(node, active) if is_truth(node) else evaluator.integer(node, active)
-    return np.asarray(np.broadcast_to(result, (1, len(lanes)))[0])
 
 
 def mask_at(
@@ -123,7 +103,7 @@ def _evaluator(
 ) -> ArrayEvaluator:
     """Return an evaluator for rows and keys by number, and for variables with these values."""
     kind: Any = object if wide else np.int64
-    evaluator = ArrayEvaluator(q.astype(kind)[:, None], k.astype(kind)[None, :], wide, origins or {})
+    evaluator = ArrayEvaluator(q.astype(kind)[:, None], k.astype(kind)[None, :], wide, origins or {}, decide=decide)
     for variable, value in variables.items():
         evaluator.bind(variable, value)
     return evaluator
@@ -228,9 +208,9 @@ def mask_of_coordinates(relation: Index, coordinates: Mapping[Index, str], exten
     axis = np.arange(extent, dtype=np.int64)
     places = {"q": axis[:, None], "k": axis[None, :]}
     evaluator = ArrayEvaluator(
-        places["q"], places["k"], False, {}, {node: places[p] for node, p in coordinates.items()}
+        places["q"], places["k"], False, {}, {node: places[p] for node, p in coordinates.items()}, decide=decide
     )
-    value = evaluator.truth(relation, np.ones((1, 1), dtype=np.bool_))
+    value = evaluator.truth(relation, ONE_LANE)
     return np.ascontiguousarray(np.broadcast_to(value, (extent, extent)))
 
 
@@ -243,5 +223,5 @@ def integers(node: Index, rows: tuple[int, int], keys: tuple[int, int]) -> NDArr
     kind: Any = object if wide else np.int64
     q = np.arange(*rows, dtype=np.int64).astype(kind)[:, None]
     k = np.arange(*keys, dtype=np.int64).astype(kind)[None, :]
-    value = ArrayEvaluator(q, k, wide, {}).integer(node, np.ones((1, 1), dtype=np.bool_))
+    value = ArrayEvaluator(q, k, wide, {}, decide=decide).integer(node, ONE_LANE)
     return np.broadcast_to(value, (rows[1] - rows[0], keys[1] - keys[0])).astype(np.int64)

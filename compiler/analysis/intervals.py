@@ -8,7 +8,7 @@ class. Comparisons that a box decides (`true`, `false`) do not enter the key. Bo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce as accumulate
 from typing import Any
@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler import fold
 from attnc.compiler.analysis.box_values import (
     FALSE,
     FAR,
@@ -47,7 +46,6 @@ from attnc.compiler.analysis.box_values import (
     wrapped_product,
 )
 from attnc.compiler.analysis.hashing import Hash, combine, constant_hash
-from attnc.compiler.analysis.magnitude import is_small
 from attnc.compiler.analysis.range_table import RangeTable
 from attnc.compiler.ir import (
     Arith,
@@ -66,10 +64,12 @@ from attnc.compiler.ir import (
     Truth,
     UnitCondition,
     Var,
+    fold,
     is_truth,
 )
-from attnc.compiler.rewrite import rewrite, variables
-from attnc.compiler.verify_ir import verified
+from attnc.compiler.ir.magnitude import is_small
+from attnc.compiler.ir.rewrite import rewrite, variables
+from attnc.compiler.ir.verify_ir import verified
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +82,9 @@ class Boxes:
     k_high: Int64
 
 
-def classify(relation: Index, boxes: Boxes, *, keyed: bool = True) -> Truths:
-    """Return the state and class key of a specialised relation on each box; no keys unless `keyed`."""
-    return Analysis(boxes, keyed=keyed).truth(relation)
+def classify(relation: Index, boxes: Boxes) -> NDArray[np.int8]:
+    """Return the state of a specialised relation on each box."""
+    return Analysis(boxes, keyed=False).truth(relation).state
 
 
 def fits_word(
@@ -135,21 +135,25 @@ Ranges = Mapping[Var, tuple[Int64, Int64]]
 _NOWHERE = Boxes(*(np.zeros(1, dtype=np.int64) for _ in range(4)))
 
 
-def analyse_variables(ranges: Ranges, *, keyed: bool = True) -> Analysis:
+Refine = Callable[[Index, Ranges, NDArray[np.int8]], tuple[NDArray[np.int8], Hash]]
+"""A function that decides conditions on units exactly on boxes of few units; see `block_conditions.refine`."""
+
+
+def analyse_variables(ranges: Ranges, *, keyed: bool = True, refine: Refine | None = None) -> Analysis:
     """Return an analysis of conditions that read variables instead of positions."""
-    return Analysis(_NOWHERE, keyed=keyed, variables=ranges)
+    return Analysis(_NOWHERE, keyed=keyed, refine=refine, variables=ranges)
 
 
 class Analysis:
     """An analysis of relations on one set of boxes; every node is visited once.
 
-    `refined`: decide block conditions exactly on boxes that touch few blocks; implied by `keyed`.
+    `refine`: decides conditions on units where boxes touch few of them.
     """
 
     def __init__(
-        self, boxes: Boxes, *, keyed: bool = True, refined: bool = False, variables: Ranges | None = None
+        self, boxes: Boxes, *, keyed: bool = True, refine: Refine | None = None, variables: Ranges | None = None
     ) -> None:
-        self._refined = keyed or refined
+        self._refine = refine
         self.saturated = False
         self.size = max([len(boxes.q_low), *(len(low) for low, _ in (variables or {}).values())])
         self._keyed = keyed
@@ -261,13 +265,12 @@ class Analysis:
         """Analyse a condition on the units that a box touches; few units are decided exactly."""
         units = [self.integer(unit) for _, unit in node.units]
         ranges = {var: (u.low, u.high) for (var, _), u in zip(node.units, units, strict=True)}
-        analysis = analyse_variables(ranges, keyed=False)
-        state, key = analysis.truth(node.keep).state, NO_SHAPE
+        analysis = analyse_variables(ranges, keyed=self._keyed and self._refine is None)
+        truths = analysis.truth(node.keep)
+        state, key = truths.state, truths.key
         self.saturated |= analysis.saturated
-        if self._refined:
-            from attnc.compiler.analysis.block_conditions import refine
-
-            state, key = refine(node.keep, ranges, state)
+        if self._refine is not None:
+            state, key = self._refine(node.keep, ranges, state)
         places = [part for u in units for part in (u.shape, u.offset - u.low)]
         return self._decided(state, self._name("round", key, *places))
 

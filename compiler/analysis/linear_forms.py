@@ -3,7 +3,7 @@
 Let M be a common multiple of all divisors, F another number, and q = M·a + r, k = M·b + s, n = M·F·m + t. For given
 remainders r, s, t every term of a relation is, case by case, `A·a + B·b + N·m + constant`. Forms are supported if
 conditions compare only a, b, a - b or m with a constant and an integer multiple of m. The size of the constants tells
-from where on a relation continues unchanged: `compiler.equality` and `compiler.growth.periods` prove it.
+from where on a relation continues unchanged: `compiler.comparison.equality` and `compiler.growth.periods` prove it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from attnc.compiler.ir import (
     Truth,
     is_truth,
 )
-from attnc.compiler.rewrite import walk
+from attnc.compiler.ir.rewrite import walk
 
 MOST_FORMS = 64
 """Maximum number of cases of a term."""

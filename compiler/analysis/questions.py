@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from attnc.compiler.analysis.box_values import FALSE, TRUE, UNKNOWN, Ints, junction_state
 from attnc.compiler.analysis.intervals import Analysis, Boxes
 from attnc.compiler.ir import Bool, ExactSelect, HeadIndex, Index, Lookup, Not, Tensor, is_truth
-from attnc.compiler.rewrite import walk
+from attnc.compiler.ir.rewrite import walk
 
 Int64 = NDArray[np.int64]
 States = NDArray[np.int8]

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler import fold
 from attnc.compiler.analysis.box_values import FALSE, TRUE
 from attnc.compiler.analysis.grid import TileGrid
 from attnc.compiler.analysis.hashing import combine
 from attnc.compiler.analysis.live_tiles import LiveTiles
 from attnc.compiler.analysis.tilewise import Squares, Tilewise
 from attnc.compiler.analysis.translation import Along, Dependence
-from attnc.compiler.ir import Index
-from attnc.compiler.rewrite import substitute
+from attnc.compiler.ir import Index, fold
+from attnc.compiler.ir.rewrite import substitute
 
 Int64 = NDArray[np.int64]
 

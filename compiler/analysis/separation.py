@@ -13,10 +13,27 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler import fold
 from attnc.compiler.analysis import exact_evaluation
-from attnc.compiler.ir import Bool, Compare, Const, Coord, ExactSelect, Index, Linear, Not, Position, Var, is_truth
-from attnc.compiler.rewrite import rebuild, rewrite, substitute, walk
+from attnc.compiler.ir import (
+    Bool,
+    Compare,
+    Const,
+    Coord,
+    ExactSelect,
+    Index,
+    Linear,
+    Not,
+    Position,
+    Var,
+    fold,
+    is_truth,
+)
+from attnc.compiler.ir.rewrite import (
+    rebuild,
+    rewrite,
+    substitute,
+    walk,
+)
 
 MOST_PRODUCTS = 512
 MOST_PAIRS = 1 << 16

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from attnc.compiler.analysis.block_conditions import refine
 from attnc.compiler.analysis.box_values import FALSE, TRUE, Truths, decided, junction, junction_state, negated
 from attnc.compiler.analysis.grid import TileGrid
 from attnc.compiler.analysis.hashing import Hash, combine, constant_hash, mix
@@ -171,7 +172,7 @@ class _Pass:
         return self._parts[along]
 
     def _analysis(self, squares: Squares) -> Analysis:
-        return Analysis(squares.boxes, keyed=self._keyed, refined=squares.size == 1)
+        return Analysis(squares.boxes, keyed=self._keyed, refine=refine if self._keyed or squares.size == 1 else None)
 
     def _kinds(self, along: Dependence) -> _Alike:
         squares = self._squares

@@ -9,7 +9,6 @@ from functools import partial
 from math import gcd
 from typing import TypeGuard
 
-from attnc.compiler import fold
 from attnc.compiler.analysis.live_tiles import TooManyTilesError
 from attnc.compiler.growth.closed import Closed, find_closed
 from attnc.compiler.growth.counts import UncountableError, count
@@ -19,10 +18,10 @@ from attnc.compiler.growth.open_relation import open_relation
 from attnc.compiler.growth.periodic import Lengths, RelationVariant
 from attnc.compiler.growth.periods import find_reach
 from attnc.compiler.growth.seen import seen
-from attnc.compiler.ir import DataRead, HeadIndex, Index, Lookup, Pattern
+from attnc.compiler.ir import DataRead, HeadIndex, Index, Lookup, Pattern, fold
+from attnc.compiler.ir.rewrite import walk
 from attnc.compiler.lowering.specialise import alone, other_sizes
 from attnc.compiler.planning.runs import TooManyClassesError
-from attnc.compiler.rewrite import walk
 from attnc.compiler.simulation.orders import TileFinder
 from attnc.spec.errors import EvaluationError
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import gcd
 
-from attnc.compiler import fold
-from attnc.compiler.ir import Arith, Compare, Const, Extent, HeadIndex, Index, Linear, Position, RoundToInt
+from attnc.compiler.ir import Arith, Compare, Const, Extent, HeadIndex, Index, Linear, Position, RoundToInt, fold
+from attnc.compiler.ir.rewrite import rewrite, walk
+from attnc.compiler.ir.verify_ir import checked, verified
 from attnc.compiler.lowering.float_tables import tabulated
-from attnc.compiler.rewrite import rewrite, walk
-from attnc.compiler.verify_ir import checked, verified
 
 MOST_QUOTIENTS = 16
 """Maximum value of a quotient by a fraction of the length."""

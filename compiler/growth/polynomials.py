@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from attnc.compiler import fold
 from attnc.compiler.growth.formula import FormulaCase, FormulaName, symbol, tidy
-from attnc.compiler.ir import Index
+from attnc.compiler.ir import Index, fold
 
 Polynomial = tuple[Fraction, Fraction, Fraction]
 """The coefficients of n², n and 1."""

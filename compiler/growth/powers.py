@@ -13,16 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from attnc.compiler import fold
 from attnc.compiler.analysis import exact_evaluation
-from attnc.compiler.equality import deciding_length
+from attnc.compiler.comparison.equality import deciding_length
 from attnc.compiler.growth.counts import UncountableError, count
 from attnc.compiler.growth.formula import FormulaName, symbol
 from attnc.compiler.growth.open_relation import OpenRelation
 from attnc.compiler.growth.polynomials import PolynomialVariable
-from attnc.compiler.ir import Arith, Compare, Const, Index, Linear
-from attnc.compiler.rewrite import rewrite, walk
-from attnc.compiler.verify_ir import verified
+from attnc.compiler.ir import Arith, Compare, Const, Index, Linear, fold
+from attnc.compiler.ir.rewrite import rewrite, walk
+from attnc.compiler.ir.verify_ir import verified
 from attnc.spec.errors import EvaluationError
 
 LONGEST_PROOF = 1 << 14

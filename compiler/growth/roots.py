@@ -12,11 +12,10 @@ from itertools import combinations, product
 from math import isqrt
 from typing import Any
 
-from attnc.compiler import fold
 from attnc.compiler.growth.formula import Formula, FormulaCase, FormulaName, symbol, tidy, written
 from attnc.compiler.growth.open_relation import OpenRelation
-from attnc.compiler.ir import Arith, Bool, Compare, ExactSelect, Extent, Index, Not, Position, Truth
-from attnc.compiler.rewrite import walk
+from attnc.compiler.ir import Arith, Bool, Compare, ExactSelect, Extent, Index, Not, Position, Truth, fold
+from attnc.compiler.ir.rewrite import walk
 
 MOST_SETS = 5
 

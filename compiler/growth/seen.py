@@ -7,15 +7,14 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler import fold
 from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.analysis.translation import Dependences
 from attnc.compiler.growth.formula import symbol, tidy, written
 from attnc.compiler.growth.open_relation import OpenRelation
 from attnc.compiler.growth.periods import find_reach
-from attnc.compiler.ir import Bool, Index
-from attnc.compiler.print_ir import print_index
-from attnc.compiler.rewrite import substitute
+from attnc.compiler.ir import Bool, Index, fold
+from attnc.compiler.ir.print_ir import print_index
+from attnc.compiler.ir.rewrite import substitute
 from attnc.spec.errors import EvaluationError
 
 FAR = 1 << 14

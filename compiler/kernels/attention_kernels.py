@@ -6,9 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from attnc.compiler import fold
-from attnc.compiler.attentions import content_masks
-from attnc.compiler.before_keys import needs_rows_from_0
 from attnc.compiler.ir import (
     VALUES,
     Arith,
@@ -21,14 +18,19 @@ from attnc.compiler.ir import (
     Position,
     Softmax,
     Tensor,
+    fold,
 )
+from attnc.compiler.ir.print_ir import print_index
+from attnc.compiler.ir.rewrite import substitute_value, walk
+from attnc.compiler.ir.value_nodes import is_plain
+from attnc.compiler.ir.verify_ir import verified
 from attnc.compiler.kernels.attention_problem import AttentionProblem
 from attnc.compiler.kernels.brick_ranges import Bricked, find_bricked
 from attnc.compiler.kernels.content_masks import MaskTiles, find_mask_relation, gathers_pairs
 from attnc.compiler.kernels.delta import emit_delta
 from attnc.compiler.kernels.forward import emit_forward
 from attnc.compiler.kernels.index_text import NotInKernelsError, is_kernel_operation
-from attnc.compiler.kernels.kernel_source import KernelSource, Stage
+from attnc.compiler.kernels.kernel_source import KernelSource, Stage, TileShape
 from attnc.compiler.kernels.key_gradients import emit_dkdv
 from attnc.compiler.kernels.pair_gradients import emit_distance_gradient, emit_table_gradient
 from attnc.compiler.kernels.query_gradient import emit_dq
@@ -38,11 +40,8 @@ from attnc.compiler.kernels.targets import Target
 from attnc.compiler.kernels.tile_shapes import Load, tile_shape
 from attnc.compiler.kernels.visible_products import hides_by_inputs
 from attnc.compiler.kernels.walks import Form, ListedWalk, RangedWalk, Walk
-from attnc.compiler.print_ir import print_index
-from attnc.compiler.rewrite import substitute_value, walk
-from attnc.compiler.simulation.gpu_clocks import TileShape
-from attnc.compiler.value_nodes import is_plain
-from attnc.compiler.verify_ir import verified
+from attnc.compiler.passes.attentions import content_masks
+from attnc.compiler.passes.before_keys import needs_rows_from_0
 
 Tiles = Mapping[Stage, TileShape]
 

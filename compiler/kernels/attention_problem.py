@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from attnc.compiler.ir import Tensor
+from attnc.compiler.ir.value_nodes import dot, vector
 from attnc.compiler.kernels.brick_ranges import BrickGrid
 from attnc.compiler.kernels.index_text import COLUMNS, ROWS
-from attnc.compiler.kernels.kernel_source import VECTOR
+from attnc.compiler.kernels.kernel_source import BYTES, VECTOR
 from attnc.compiler.kernels.score_formula import Kind, ScoreFormula
 from attnc.compiler.kernels.walks import Walk
-from attnc.compiler.simulation.gpu_clocks import BYTES
-from attnc.compiler.value_nodes import dot, vector
 
 PAIRS = ROWS | COLUMNS
 PRODUCT = dot(vector("q"), vector("k"))

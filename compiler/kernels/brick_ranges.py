@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from math import prod
 from typing import ClassVar
 
-from attnc.compiler import fold
 from attnc.compiler.analysis.separation import NotSeparableError, SeparatedAxis, grid_of, separate_axes
-from attnc.compiler.ir import Const, Coord, Extent, HeadIndex, Index, Lookup, Pattern, RoundToInt
+from attnc.compiler.ir import Const, Coord, Extent, HeadIndex, Index, Lookup, Pattern, RoundToInt, fold
+from attnc.compiler.ir.rewrite import rewrite, substitute, walk
+from attnc.compiler.ir.verify_ir import checked
 from attnc.compiler.kernels.index_text import ROWS, ExprText, IndexText, NotInKernelsError, fits_32_bits
 from attnc.compiler.kernels.kernel_source import KernelArgument
 from attnc.compiler.kernels.ranges import Side, TokenRange, find_ranges
 from attnc.compiler.kernels.text_lines import Lines
-from attnc.compiler.rewrite import rewrite, substitute, walk
-from attnc.compiler.simulation.brick_work import BrickFinder, find_bricks
-from attnc.compiler.verify_ir import checked
+from attnc.compiler.planning.brick_work import BrickFinder, find_bricks
 from attnc.spec.errors import EvaluationError
 
 MOST_AXES = 3

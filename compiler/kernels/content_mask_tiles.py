@@ -1,6 +1,6 @@
 """The tiles of a call that some content of its masks makes live, and the questions to the masks that decide.
 
-Both follow from the sizes of a call alone. The content masks answer the questions on the device (`runtime.gpu`).
+Both follow from the sizes of a call alone. The content masks answer the questions on the device.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler import fold
 from attnc.compiler.analysis.box_values import FALSE, TRUE, UNKNOWN
 from attnc.compiler.analysis.intervals import Boxes, bounds
 from attnc.compiler.analysis.questions import (
@@ -37,15 +36,16 @@ from attnc.compiler.ir import (
     Position,
     RoundToInt,
     Tensor,
+    fold,
     intern,
 )
+from attnc.compiler.ir.rewrite import rewrite, walk
+from attnc.compiler.ir.verify_ir import checked
 from attnc.compiler.kernels.content_masks import MaskRelation, find_mask_range
 from attnc.compiler.kernels.inputs import LANES
 from attnc.compiler.lowering.float_tables import tabulated
 from attnc.compiler.planning.build_plan import CallShape
 from attnc.compiler.planning.documents import whole
-from attnc.compiler.rewrite import rewrite, walk
-from attnc.compiler.verify_ir import checked
 
 Int64 = NDArray[np.int64]
 

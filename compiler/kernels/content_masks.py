@@ -12,7 +12,6 @@ from typing import Literal
 
 from typing_extensions import override
 
-from attnc.compiler import fold
 from attnc.compiler.ir import (
     Bool,
     Compare,
@@ -26,14 +25,15 @@ from attnc.compiler.ir import (
     Reduce,
     Tensor,
     Var,
+    fold,
     intern,
 )
+from attnc.compiler.ir.rewrite import mentions, rewrite, walk
+from attnc.compiler.ir.verify_ir import checked
 from attnc.compiler.kernels.index_text import COLUMNS, ROWS, ExprText, IndexText, NotInKernelsError, fits_32_bits
 from attnc.compiler.kernels.kernel_source import KernelArgument
 from attnc.compiler.kernels.text_lines import Lines
 from attnc.compiler.kernels.walks import ListedWalk, Sides
-from attnc.compiler.rewrite import rewrite, walk
-from attnc.compiler.verify_ir import checked
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def find_mask_range(node: Index) -> MaskRange | None:
         (lows if bound[0] > 0 else highs).append(bound[1])
     if len(lookups) != 1 or lookups[0].indices[-1] is not node.var:
         return None
-    if any(fold.mentions(index, node.var) for index in (*lookups[0].indices[:-1], *lows, *highs)):
+    if any(mentions(index, node.var) for index in (*lookups[0].indices[:-1], *lows, *highs)):
         return None
     gap = fold.sub(highs[0], lows[0]) if len(lows) == len(highs) == 1 else None
     length = gap.value if isinstance(gap, Const) and gap.value > 0 else None

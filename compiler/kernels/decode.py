@@ -12,22 +12,28 @@ from typing import ClassVar, Literal
 
 from typing_extensions import override
 
-from attnc.compiler import fold
-from attnc.compiler.ir import Extent, Index, Position
+from attnc.compiler.ir import Extent, Index, Position, fold
+from attnc.compiler.ir.value_nodes import reads
 from attnc.compiler.kernels.attention_problem import AttentionProblem
 from attnc.compiler.kernels.depth import DepthSlice, pieces
 from attnc.compiler.kernels.forward import Forward
 from attnc.compiler.kernels.index_text import ROWS, ExprText, NotInKernelsError
 from attnc.compiler.kernels.inputs import input_name, size_name, strides
-from attnc.compiler.kernels.kernel_source import TYPES, VECTOR, KernelArgument, KernelSource, declaration
+from attnc.compiler.kernels.kernel_source import (
+    BYTES,
+    TYPES,
+    VECTOR,
+    KernelArgument,
+    KernelSource,
+    TileShape,
+    declaration,
+)
 from attnc.compiler.kernels.loads import conjunction, entry_numbers, validity
 from attnc.compiler.kernels.score_formula import LEAST, ScoreFormula, Term
 from attnc.compiler.kernels.text_lines import Lines
 from attnc.compiler.kernels.value_text import LN_2, LOG2_E
 from attnc.compiler.kernels.visible_products import RESULT_SUM
 from attnc.compiler.kernels.walks import RangedWalk
-from attnc.compiler.simulation.gpu_clocks import BYTES, TileShape
-from attnc.compiler.value_nodes import reads
 
 CacheKind = Literal["slots", "pages", "ring"]
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from attnc.compiler.ir import Extent, Pattern
+from attnc.compiler.ir.rewrite import walk
+from attnc.compiler.ir.value_nodes import is_plain
 from attnc.compiler.kernels.attention_kernels import (
     HeadShape,
     can_compute_ends,
@@ -17,15 +19,12 @@ from attnc.compiler.kernels.attention_kernels import (
 from attnc.compiler.kernels.attention_problem import AttentionProblem
 from attnc.compiler.kernels.decode import CacheKind, emit_decode, emit_merge
 from attnc.compiler.kernels.index_text import NotInKernelsError
-from attnc.compiler.kernels.kernel_source import KernelSource
+from attnc.compiler.kernels.kernel_source import KernelSource, TileShape
 from attnc.compiler.kernels.ranges import ends, find_ranges
 from attnc.compiler.kernels.score_formula import find_score
 from attnc.compiler.kernels.targets import Target
 from attnc.compiler.kernels.visible_products import hides_by_inputs
 from attnc.compiler.kernels.walks import ListedWalk, RangedWalk
-from attnc.compiler.rewrite import walk
-from attnc.compiler.simulation.gpu_clocks import TileShape
-from attnc.compiler.value_nodes import is_plain
 
 ROW_TILES = (16, 32, 64)
 """Rows of a program's tile: queries of the heads that share a kv head."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from attnc.compiler.kernels.attention_problem import AttentionProblem
 from attnc.compiler.kernels.depth import pieces
-from attnc.compiler.kernels.kernel_source import TYPES, KernelArgument, KernelSource, declaration
+from attnc.compiler.kernels.kernel_source import TYPES, KernelArgument, KernelSource, TileShape, declaration
 from attnc.compiler.kernels.text_lines import Lines
 from attnc.compiler.kernels.value_text import LOG2_E
-from attnc.compiler.simulation.gpu_clocks import TileShape
 
 ROWS = 64
 """Number of rows of a program."""

@@ -10,12 +10,11 @@ from typing_extensions import override
 
 from attnc.compiler.kernels.attention_problem import AttentionProblem
 from attnc.compiler.kernels.depth import Accumulated, accumulated
-from attnc.compiler.kernels.kernel_source import KernelSource
+from attnc.compiler.kernels.kernel_source import KernelSource, TileShape
 from attnc.compiler.kernels.score_formula import LEAST, Term
 from attnc.compiler.kernels.tiled_kernel import TiledKernel
 from attnc.compiler.kernels.value_text import LN_2, LOG2_E
 from attnc.compiler.kernels.walks import RangedWalk
-from attnc.compiler.simulation.gpu_clocks import TileShape
 
 
 def emit_forward(problem: AttentionProblem, tiles: TileShape) -> KernelSource:

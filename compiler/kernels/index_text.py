@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from attnc.compiler import fold
 from attnc.compiler.ir import (
     Arith,
     Bool,
@@ -25,11 +24,12 @@ from attnc.compiler.ir import (
     Position,
     TableRead,
     Truth,
+    fold,
     is_truth,
 )
+from attnc.compiler.ir.node_words import plural
+from attnc.compiler.ir.rewrite import walk
 from attnc.compiler.kernels.ranges import FAR
-from attnc.compiler.node_words import plural
-from attnc.compiler.rewrite import walk
 
 Axes = frozenset[str]
 NO_AXES: Axes = frozenset()

@@ -8,10 +8,10 @@ from typing import ClassVar
 from attnc.compiler.kernels.attention_problem import AttentionProblem
 from attnc.compiler.kernels.depth import Accumulated
 from attnc.compiler.kernels.index_text import IndexText
+from attnc.compiler.kernels.kernel_source import TileShape
 from attnc.compiler.kernels.text_lines import Lines
 from attnc.compiler.kernels.value_text import ValueText
 from attnc.compiler.kernels.walks import Sides, Walk
-from attnc.compiler.simulation.gpu_clocks import TileShape
 
 
 @dataclass

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
-
-from attnc.compiler.simulation.gpu_clocks import TileShape
 
 Stage = Literal["forward", "delta", "dq", "dkdv", "pairs", "decode", "merge"]
 
@@ -17,6 +15,23 @@ TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32
 
 VECTOR = 16
 """Unit of strides in bytes. Strides are passed as multiples of it, so that Triton knows that loads are aligned."""
+
+
+BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of an element, by the dtypes that kernels support."""
+
+
+@dataclass(frozen=True, slots=True)
+class TileShape:
+    """The tiles of a kernel, the warps of a program, and the stages (buffers) of keys and values."""
+
+    q_tile: int
+    k_tile: int
+    warps: int
+    stages: int
+
+    def __str__(self) -> str:
+        return f"{self.q_tile}×{self.k_tile}, {self.warps} warps, {self.stages} stages"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,16 +9,14 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from attnc.compiler import fold
-from attnc.compiler.ir import Index
+from attnc.compiler.ir import Index, fold
 from attnc.compiler.kernels.attention_problem import PAIRS, AttentionProblem
 from attnc.compiler.kernels.depth import LEAST, Accumulated, accumulated
 from attnc.compiler.kernels.index_text import COLUMNS, ROWS, ExprText, IndexText
-from attnc.compiler.kernels.kernel_source import KernelSource
+from attnc.compiler.kernels.kernel_source import KernelSource, TileShape
 from attnc.compiler.kernels.text_lines import SHIFT
 from attnc.compiler.kernels.tiled_kernel import TiledKernel
 from attnc.compiler.kernels.walks import ListedWalk, Sides, Walk
-from attnc.compiler.simulation.gpu_clocks import TileShape
 
 
 def emit_dkdv(problem: AttentionProblem, tiles: TileShape) -> KernelSource:

@@ -15,11 +15,10 @@ from typing_extensions import override
 from attnc.compiler.ir import Element, Tensor
 from attnc.compiler.kernels.attention_problem import PAIRS, AttentionProblem
 from attnc.compiler.kernels.index_text import ExprText, IndexText, NotInKernelsError
-from attnc.compiler.kernels.kernel_source import KernelArgument, KernelSource
+from attnc.compiler.kernels.kernel_source import KernelArgument, KernelSource, TileShape
 from attnc.compiler.kernels.query_gradient import QueryGradient
 from attnc.compiler.kernels.score_formula import Term
 from attnc.compiler.kernels.walks import RangedWalk
-from attnc.compiler.simulation.gpu_clocks import TileShape
 
 ENTRIES = 32
 """Number of table entries that a program owns."""

@@ -9,11 +9,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial, reduce
 
-from attnc.compiler import fold
-from attnc.compiler.ir import Apply, Attend, Pattern, Softmax, Value, VisibleReduce
+from attnc.compiler.ir import Apply, Attend, Pattern, Softmax, Value, VisibleReduce, fold
+from attnc.compiler.ir.value_nodes import (
+    apply,
+    element,
+    number,
+    output,
+    reads,
+)
+from attnc.compiler.ir.verify_ir import verified
 from attnc.compiler.kernels.score_formula import needs_keys, weights_of
-from attnc.compiler.value_nodes import apply, element, number, output, reads
-from attnc.compiler.verify_ir import verified
 
 
 @verified

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from attnc.compiler import fold
-from attnc.compiler.ir import Index, Lookup
+from attnc.compiler.ir import Index, Lookup, fold
 from attnc.compiler.kernels.attention_problem import PAIRS
 from attnc.compiler.kernels.brick_ranges import BrickGrid
 from attnc.compiler.kernels.content_masks import UNIT, MaskTiles, is_along_keys

@@ -9,9 +9,8 @@ from typing_extensions import override
 
 from attnc.compiler.kernels.attention_problem import AttentionProblem
 from attnc.compiler.kernels.depth import Accumulated, accumulated
-from attnc.compiler.kernels.kernel_source import KernelSource
+from attnc.compiler.kernels.kernel_source import KernelSource, TileShape
 from attnc.compiler.kernels.tiled_kernel import TiledKernel
-from attnc.compiler.simulation.gpu_clocks import TileShape
 
 
 def emit_dq(problem: AttentionProblem, tiles: TileShape) -> KernelSource:

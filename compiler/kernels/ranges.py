@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from itertools import chain, product
 from typing import Literal
 
-from attnc.compiler import fold
-from attnc.compiler.ir import Arith, Bool, Compare, Const, Coord, ExactSelect, Index, Linear, Not, Position, Truth
-from attnc.compiler.rewrite import walk
+from attnc.compiler.ir import Arith, Bool, Compare, Const, Coord, ExactSelect, Index, Linear, Not, Position, Truth, fold
+from attnc.compiler.ir.rewrite import walk
 
 Side = Literal["q", "k"]
 

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from attnc.compiler import fold
 from attnc.compiler.analysis.translation import is_difference
-from attnc.compiler.derivatives import Derivative, derivatives
 from attnc.compiler.ir import (
     Apply,
     Attend,
@@ -36,12 +34,22 @@ from attnc.compiler.ir import (
     ValueReduce,
     Vec,
     VisibleReduce,
+    fold,
     intern,
 )
+from attnc.compiler.ir.derivatives import Derivative, derivatives
+from attnc.compiler.ir.node_words import plural
+from attnc.compiler.ir.rewrite import replace_values
+from attnc.compiler.ir.value_nodes import (
+    apply,
+    dot,
+    element,
+    number,
+    rank,
+    reads,
+    vector,
+)
 from attnc.compiler.kernels.index_text import NotInKernelsError
-from attnc.compiler.node_words import plural
-from attnc.compiler.rewrite import replace_values
-from attnc.compiler.value_nodes import apply, dot, element, number, rank, reads, vector
 from attnc.spec.errors import EvaluationError
 from attnc.spec.meaning import float_arithmetic
 from attnc.spec.meaning.exact_arithmetic import ArithmeticFault

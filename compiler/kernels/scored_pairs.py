@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from attnc.compiler import fold
-from attnc.compiler.derivatives import Derivative
-from attnc.compiler.ir import Element, Truth, Value
+from attnc.compiler.ir import Element, Truth, Value, fold
+from attnc.compiler.ir.derivatives import Derivative
+from attnc.compiler.ir.value_nodes import scale
 from attnc.compiler.kernels.attention_problem import PAIRS, PRODUCT
 from attnc.compiler.kernels.index_text import COLUMNS, ROWS, ExprText
 from attnc.compiler.kernels.inputs import address
 from attnc.compiler.kernels.loads import Loads
 from attnc.compiler.kernels.score_formula import Term
 from attnc.compiler.kernels.value_text import LN_2, LOG2_E
-from attnc.compiler.value_nodes import scale
 
 
 @dataclass

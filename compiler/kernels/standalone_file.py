@@ -8,17 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from attnc.compiler import fold
 from attnc.compiler.analysis import exact_evaluation
-from attnc.compiler.ir import Extent, Index, Lookup, Pattern, Value
+from attnc.compiler.ir import Extent, Index, Lookup, Pattern, Value, fold
+from attnc.compiler.ir.rewrite import substitute, walk
+from attnc.compiler.ir.value_nodes import reads, scale
 from attnc.compiler.kernels.attention_kernels import AttentionKernels
 from attnc.compiler.kernels.attention_problem import PAIRS, PRODUCT
 from attnc.compiler.kernels.index_text import ExprText, IndexText, NotInKernelsError
 from attnc.compiler.kernels.kernel_source import KernelSource
 from attnc.compiler.kernels.score_formula import ScoreFormula, Term
 from attnc.compiler.kernels.value_text import ValueText
-from attnc.compiler.rewrite import substitute, walk
-from attnc.compiler.value_nodes import reads, scale
 
 _HELPERS = ("bit_length", "floor_div", "floor_mod", "tanh", "softplus", "whole_power", "power")
 _FAR = 1 << 40

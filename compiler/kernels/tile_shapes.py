@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from attnc.compiler.kernels.kernel_source import Stage
+from attnc.compiler.kernels.kernel_source import TileShape as T
 from attnc.compiler.kernels.targets import Target
-from attnc.compiler.simulation.gpu_clocks import TileShape as T
 
 Load = Literal["plain", "terms", "pairs"]
 """The numbers that a score loads: none, numbers of queries and keys, or also numbers of pairs."""

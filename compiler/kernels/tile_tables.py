@@ -8,13 +8,13 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from attnc.compiler.analysis.arrays import Int32, frozen
 from attnc.compiler.analysis.live_tiles import TileGrid, find_live_tiles
 from attnc.compiler.ir import Index
 from attnc.compiler.kernels.walks import WORD
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.cpu_plan import TileCounts
 from attnc.compiler.planning.runs import resolve
-from attnc.compiler.tile_forms.arrays import Int32, frozen
 from attnc.compiler.tile_forms.tile_lists import TileLists, list_tiles
 from attnc.compiler.tile_forms.tile_runs import TileRuns, find_tile_runs, mask_edges
 

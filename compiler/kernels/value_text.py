@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from math import isinf, isnan
 
 from attnc.compiler.ir import Apply, Const, Element, FloatSelect, Index, Number, Ratio, Value, is_truth
+from attnc.compiler.ir.node_words import plural
 from attnc.compiler.kernels.index_text import ExprText, IndexText, NotInKernelsError, aligned, fits_32_bits
-from attnc.compiler.node_words import plural
 
 LOG2_E = 1.4426950408889634
 LN_2 = 0.6931471805599453

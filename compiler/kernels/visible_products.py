@@ -10,8 +10,8 @@ which no later operation of the kernel removes, so the sum of the results misses
 from __future__ import annotations
 
 from attnc.compiler.ir import HeadIndex, Index, Lookup, Pattern, Position
+from attnc.compiler.ir.rewrite import walk
 from attnc.compiler.kernels.kernel_source import KernelArgument
-from attnc.compiler.rewrite import walk
 
 RESULT_SUM = KernelArgument("result_sum", "*fp32")
 """The argument for the sum of all entries that the preceding kernel wrote."""

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler import fold
 from attnc.compiler.analysis.intervals import bounds
-from attnc.compiler.ir import Apply, Const, Data, Index, Node, Number, Ratio, RoundToInt, Value
+from attnc.compiler.ir import Apply, Const, Data, Index, Node, Number, Ratio, RoundToInt, Value, fold
 from attnc.compiler.lowering.estimates import estimated
 from attnc.spec.errors import EvaluationError
 from attnc.spec.meaning import float_arithmetic

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import cast
 
-from attnc.compiler import fold, ir, verify_ir
+from attnc.compiler import ir
+from attnc.compiler.ir import fold, verify_ir
+from attnc.compiler.ir.rewrite import substitute
+from attnc.compiler.ir.verify_ir import verified
 from attnc.compiler.lowering.lower_expressions import Lowering, LoweringScope
 from attnc.compiler.lowering.lower_recurrence import lower_branch, lower_recurrence
 from attnc.compiler.lowering.lower_round import lower_round
 from attnc.compiler.lowering.lower_selections import SelectingLowering
 from attnc.compiler.lowering.lowered_operations import OpenSizeError, number_of
-from attnc.compiler.rewrite import substitute
-from attnc.compiler.verify_ir import verified
 from attnc.spec import program as checked
 from attnc.spec.checks.measure import below
 from attnc.spec.errors import SpecError

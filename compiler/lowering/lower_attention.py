@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal, NoReturn
 
-from attnc.compiler import fold, ir, value_nodes
-from attnc.compiler.ir import Index
+from attnc.compiler import ir
+from attnc.compiler.ir import Index, fold, value_nodes
+from attnc.compiler.ir.rewrite import aggregate, substitute, substitute_attend, substitute_value
 from attnc.compiler.lowering.lower_expressions import Lowering, LoweringScope
 from attnc.compiler.lowering.lower_round import is_list, members_of
 from attnc.compiler.lowering.lower_units import LinearUnit
 from attnc.compiler.lowering.lowered_operations import Lowered, as_value
 from attnc.compiler.lowering.rational import Rational
-from attnc.compiler.rewrite import substitute, substitute_attend, substitute_value
 from attnc.spec import program as checked
 from attnc.spec.checks.measure import Measures
 from attnc.spec.diagnostics import Diagnostic, Label
@@ -133,7 +133,7 @@ class AttentionLowering(Lowering):
         query = self.variable("q")
         end_of_query = self.integer(end, replace(scope, q=fold.add(query, self.first_query())))
         count = fold.maximum(fold.extent("queries"), fold.const(1))
-        return fold.reduce(op, query, fold.const(0), count, fold.truth(True), end_of_query)
+        return aggregate(op, query, fold.const(0), count, fold.truth(True), end_of_query)
 
     def _unit_keys(self, unit: checked.Unit, scope: LoweringScope) -> KeyNaming:
         """Keys that are units, in row-major order of their numbers: the first number of a list changes slowest."""

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import cast
 
-from attnc.compiler import fold, ir, value_nodes
-from attnc.compiler.ir import Index
+from attnc.compiler import ir
+from attnc.compiler.ir import Index, fold, value_nodes
+from attnc.compiler.ir.rewrite import substitute, variables
 from attnc.compiler.lowering import rational as exact
 from attnc.compiler.lowering.lower_units import Loop, Token, UnitMembers
 from attnc.compiler.lowering.lowered_operations import (
@@ -33,7 +34,6 @@ from attnc.compiler.lowering.lowered_operations import (
     unsupported,
 )
 from attnc.compiler.lowering.rational import Number, Rational
-from attnc.compiler.rewrite import substitute, variables
 from attnc.spec import program as checked
 from attnc.spec.source import Span
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
-from attnc.compiler import fold, ir, value_nodes
-from attnc.compiler.ir import Index
+from attnc.compiler import ir
+from attnc.compiler.ir import Index, fold, value_nodes
 from attnc.compiler.lowering.lower_expressions import Lowering, LoweringScope
 from attnc.compiler.lowering.lowered_operations import as_value, number_of
 from attnc.spec import program as checked

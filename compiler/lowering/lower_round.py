@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, NoReturn
 
-from attnc.compiler import fold, ir, value_nodes
-from attnc.compiler.ir import Index
+from attnc.compiler import ir
+from attnc.compiler.ir import Index, fold, value_nodes
 from attnc.compiler.lowering.lower_expressions import Lowering, LoweringScope
 from attnc.compiler.lowering.lower_units import Numbered, PositionRange, UnitMembers, form_of, numbers_of
 from attnc.spec import program as checked

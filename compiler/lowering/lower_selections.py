@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
-from attnc.compiler import fold, ir, value_nodes
-from attnc.compiler.heads import heads_read
-from attnc.compiler.ir import Index
+from attnc.compiler import ir
+from attnc.compiler.analysis.heads import heads_read
+from attnc.compiler.ir import Index, fold, value_nodes
+from attnc.compiler.ir.rewrite import aggregate, substitute
 from attnc.compiler.lowering.lower_attention import AttentionContext, AttentionLowering, KeyNaming, refuse
 from attnc.compiler.lowering.lower_expressions import LoweringScope
 from attnc.compiler.lowering.lower_round import is_list, members_of
 from attnc.compiler.lowering.lower_units import Numbered, UnitMembers
 from attnc.compiler.lowering.lowered_operations import Lowered, as_index, as_value, number_of
 from attnc.compiler.lowering.members import Term, divides, joined, member_name, selections_read_through, size_of
-from attnc.compiler.rewrite import substitute
 from attnc.spec import program as checked
 from attnc.spec.checks.attention_clauses import same_keys
 from attnc.spec.checks.measure import below
@@ -426,7 +426,7 @@ class SelectingLowering(AttentionLowering):
         inner = LoweringScope(q=scope.q, k=place, head=scope.head).bind(item.row.over.binder, fold.add(variable, low))
         assert selection.items is not None
         covered = fold.conjunction(_selected(selection, scope.head, row, variable), self.truth(item.covers, inner))
-        return fold.reduce("any", variable, fold.const(0), selection.items, fold.truth(True), covered)
+        return aggregate("any", variable, fold.const(0), selection.items, fold.truth(True), covered)
 
     def _whole_unit(
         self,
@@ -452,7 +452,7 @@ class SelectingLowering(AttentionLowering):
         token = members.token(numbers, lambda: self.variable("token"))
         selected = self._holds(item, selection, row, token.position, scope)
         for variable, low, high in reversed(token.loops):
-            selected = fold.reduce("all", variable, low, high, token.condition, selected)
+            selected = aggregate("all", variable, low, high, token.condition, selected)
         return selected
 
     def _name_of(self, item: checked.SelectionClauses, selection: ir.Selection) -> Name:
@@ -471,7 +471,7 @@ class SelectingLowering(AttentionLowering):
         variable = self.variable("place")
         selected = fold.choice(_selected(selection, scope.head, row, variable), fold.const(1), fold.const(0))
         count = selection.items if selection.items is not None else fold.extent("keys")
-        return fold.reduce("sum", variable, fold.const(0), count, fold.truth(True), selected)
+        return aggregate("sum", variable, fold.const(0), count, fold.truth(True), selected)
 
 
 def _selected(selection: ir.Selection, head: Index, row: Index, item: Index) -> Index:

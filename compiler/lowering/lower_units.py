@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from attnc.compiler import fold, ir
-from attnc.compiler.ir import Index
+from attnc.compiler import ir
+from attnc.compiler.ir import Index, fold
 
 Loop = tuple[ir.Var, Index, Index]
 

@@ -7,14 +7,14 @@ from functools import reduce as accumulate
 from math import lcm
 from typing import NoReturn, cast
 
-from attnc.compiler import fold, ir, value_nodes
-from attnc.compiler.ir import Index
+from attnc.compiler import ir
+from attnc.compiler.ir import Index, fold, value_nodes
+from attnc.compiler.ir.print_ir import print_index
+from attnc.compiler.ir.rewrite import aggregate, substitute, substitute_value, variables
 from attnc.compiler.lowering import rational as exact
 from attnc.compiler.lowering.float_tables import arguments
 from attnc.compiler.lowering.lower_units import Loop
 from attnc.compiler.lowering.rational import Number, Rational
-from attnc.compiler.print_ir import print_index
-from attnc.compiler.rewrite import substitute, substitute_value, variables
 from attnc.spec import program as checked
 from attnc.spec.diagnostics import Diagnostic, Label
 from attnc.spec.errors import SpecError
@@ -60,11 +60,9 @@ def nest(op: str, body: Index, condition: Index, loops: list[Loop]) -> Index:
     for loop, low, high in reversed(loops):
         assert op in ("sum", "min", "max", "any", "all")
         variable, condition, body = _numbered(loop, condition, body)
-        body = fold.reduce(op, variable, low, high, condition, body)  # type: ignore[arg-type]  # narrowed above
+        body = aggregate(op, variable, low, high, condition, body)  # type: ignore[arg-type]  # narrowed above
         extreme = op in ("min", "max")
-        condition = (
-            fold.reduce("any", variable, low, high, fold.truth(True), condition) if extreme else fold.truth(True)
-        )
+        condition = aggregate("any", variable, low, high, fold.truth(True), condition) if extreme else fold.truth(True)
     return body
 
 

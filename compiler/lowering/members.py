@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attnc.compiler import fold, ir, value_nodes
-from attnc.compiler.ir import Index
+from attnc.compiler import ir
+from attnc.compiler.ir import Index, fold, value_nodes
 from attnc.compiler.lowering import rational as exact
 from attnc.compiler.lowering.lower_units import LinearUnit, UnitMembers
 from attnc.compiler.lowering.lowered_operations import Lowered, as_index, as_number, as_value, counted

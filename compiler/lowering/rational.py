@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-from attnc.compiler import fold
-from attnc.compiler.ir import Arith, Const, Extent, Index, Linear, Position
+from attnc.compiler.ir import Arith, Const, Extent, Index, Linear, Position, fold
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler import fold
-from attnc.compiler.ir import Data, Extent, HeadIndex, Index, Lookup, Pattern, Position, RoundToInt, Tensor, Var
+from attnc.compiler.ir import Data, Extent, HeadIndex, Index, Lookup, Pattern, Position, RoundToInt, Tensor, Var, fold
+from attnc.compiler.ir.rewrite import rewrite, walk
+from attnc.compiler.ir.verify_ir import verified
 from attnc.compiler.lowering.float_tables import tabulated
-from attnc.compiler.rewrite import rewrite, walk
-from attnc.compiler.verify_ir import verified
 
 
 @dataclass(frozen=True, slots=True)

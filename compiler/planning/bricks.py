@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.analysis.separation import CoordinateLeaves, NotSeparableError, SeparatedAxis
 from attnc.compiler.ir import Arith, Const, Index, Truth
+from attnc.compiler.ir.rewrite import walk
 from attnc.compiler.planning.cpu_plan import GridMask, Mask, PlanPiece, Strip, StripAxis, stretch, strip
 from attnc.compiler.planning.pieces import Cover
 from attnc.compiler.planning.rates import ROWS, PieceWork, Rates
 from attnc.compiler.planning.residues import split
-from attnc.compiler.rewrite import walk
 
 Int64 = NDArray[np.int64]
 

@@ -10,10 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler.analysis import exact_evaluation
-from attnc.compiler.analysis.aggregates import counted
 from attnc.compiler.analysis.intervals import fits_word
 from attnc.compiler.analysis.live_tiles import TileGrid
+from attnc.compiler.analysis.pooled import pooled_keys
 from attnc.compiler.ir import BOUNDARIES, Extent, Index, Lookup, Pattern, Truth
+from attnc.compiler.ir.aggregates import counted
+from attnc.compiler.ir.rewrite import walk
+from attnc.compiler.ir.value_nodes import (
+    additive,
+    is_plain,
+    is_scored,
+    passes,
+)
 from attnc.compiler.lowering.specialise import CallSizes, Slices, Window, reads_batch, reads_head, specialise
 from attnc.compiler.planning.counting import visible_pairs
 from attnc.compiler.planning.cpu_plan import ExactMask, GridMask, Group, Mask, Plan, PlanPiece, TileCounts, stretch
@@ -24,9 +32,6 @@ from attnc.compiler.planning.packing import Costs, Packs, pack
 from attnc.compiler.planning.placing import ClosedWindows, closed_windows, cover_closed, place
 from attnc.compiler.planning.rates import AMX, PieceWork, Rates
 from attnc.compiler.planning.schedule import CoverChoice, CoverProblem, choose, tile_sizes
-from attnc.compiler.pooled import pooled_keys
-from attnc.compiler.rewrite import walk
-from attnc.compiler.value_nodes import additive, is_plain, is_scored, passes
 
 Int64 = NDArray[np.int64]
 
@@ -48,7 +53,6 @@ class CallShape:
     dtype: str
     sizes: Mapping[str, int]
     inputs: Mapping[str, NDArray[Any]]
-    rates: Rates = AMX
     shift: int | None = None
 
 
@@ -270,20 +274,21 @@ Choose = Callable[[CoverProblem], CoverChoice]
 
 
 @counted()
-def build_plan(relations: Relations, choose: Choose = choose) -> Plan:
-    """Build the plan for the cpu executor; `choose` picks the cover of each relation.
+def build_plan(relations: Relations, choose: Choose = choose, rates: Rates = AMX) -> Plan:
+    """Build the plan for the cpu executor; `choose` picks the cover of each relation, by costs at these rates.
 
     Raises EvaluationError if a relation faults, and DocumentsNotContiguousError.
     """
-    return _Planner(relations, choose).plan()
+    return _Planner(relations, choose, rates).plan()
 
 
 class _Planner:
     """Collects the groups, masks and counts of a plan over the distinct relations of a call."""
 
-    def __init__(self, relations: Relations, choose: Choose) -> None:
+    def __init__(self, relations: Relations, choose: Choose, rates: Rates) -> None:
         self._relations = relations
         self._choose_cover = choose
+        self._rates = rates
         self._shape = relations.shape
         self._choices: dict[tuple[object, ...], CoverChoice] = {}
         self._masks: list[GridMask] = []
@@ -362,7 +367,7 @@ class _Planner:
             max(shape.dk, shape.dv),
             lanes,
             self._relations.pattern.origins,
-            shape.rates,
+            self._rates,
         )
 
     def _choose(self, relation: Index, windows: Windows, lanes: int) -> CoverChoice:
@@ -390,7 +395,7 @@ class _Planner:
         nodes = sum(1 for _ in walk(relation)) + 1  # one more node compares the documents
         return pack(
             local.windows,
-            Costs(shape.rates, PieceWork(shape.dtype, max(shape.dk, shape.dv), lanes, nodes), document_mask),
+            Costs(self._rates, PieceWork(shape.dtype, max(shape.dk, shape.dv), lanes, nodes), document_mask),
         )
 
     def _packed_pieces(

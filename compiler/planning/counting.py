@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import gcd
 
-from attnc.compiler.analysis.aggregates import TooManyStepsError
 from attnc.compiler.analysis.grid import TileGrid
 from attnc.compiler.analysis.live_tiles import TooManyTilesError, find_live_tiles
 from attnc.compiler.ir import Index
+from attnc.compiler.ir.aggregates import TooManyStepsError
 from attnc.compiler.planning.runs import TooManyClassesError, resolve
 from attnc.compiler.planning.schedule import blocks
 from attnc.spec.source import Span

@@ -13,8 +13,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler.cache_need import CacheNeed, needed_by_all
+from attnc.compiler.planning.cache_need import CacheNeed, needed_by_all
 from attnc.compiler.planning.call_memory import Memory
+from attnc.compiler.planning.print_plan import print_plan
 
 Mask = NDArray[np.bool_]
 """A relation on some rows and keys: bool (rows, keys)."""
@@ -286,8 +287,6 @@ class Plan:
         return self.cache_of()
 
     def __str__(self) -> str:
-        from attnc.compiler.planning.print_plan import print_plan
-
         return print_plan(self)
 
 

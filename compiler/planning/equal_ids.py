@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler import fold
 from attnc.compiler.analysis.translation import Dependences
-from attnc.compiler.ir import Arith, Bool, Compare, Const, Data, DataRead, Index, Linear, Position
+from attnc.compiler.ir import Arith, Bool, Compare, Const, Data, DataRead, Index, Linear, Position, fold
+from attnc.compiler.ir.rewrite import rewrite, walk
+from attnc.compiler.ir.verify_ir import verified
 from attnc.compiler.planning.documents import Windows, alike
-from attnc.compiler.rewrite import rewrite, walk
-from attnc.compiler.verify_ir import verified
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,15 +7,14 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 
-from attnc.compiler import fold
 from attnc.compiler.analysis.intervals import fits_word, simplified
 from attnc.compiler.analysis.separation import CoordinateLeaves, NotSeparableError, grid_of, separate
-from attnc.compiler.ir import Compare, Const, Coord, Index, Linear, Position, Truth
+from attnc.compiler.ir import Compare, Const, Coord, Index, Linear, Position, Truth, fold
+from attnc.compiler.ir.rewrite import substitute, walk
 from attnc.compiler.planning.bricks import AxisTable, choose_bricks
 from attnc.compiler.planning.cpu_plan import PlanPiece
 from attnc.compiler.planning.pieces import Cover, CoverSum
 from attnc.compiler.planning.rates import PieceWork, Rates
-from attnc.compiler.rewrite import substitute, walk
 from attnc.spec.errors import EvaluationError
 
 MOST_CUTS = 8

@@ -87,8 +87,8 @@ def _cover(resolved: ResolvedRuns) -> Cover:
 
 def _check_worthwhile(tiles: LiveTiles) -> None:
     """Raise TooManyClassesError if most tiles from the first to the last live tile of the rows are partial."""
-    hulls = _hulls(tiles)
-    if 2 * tiles.partial * tiles.grid.k_tile > sum(high - low for low, high in hulls.values()):
+    _, low, high = _hulls(tiles)
+    if 2 * tiles.partial * tiles.grid.k_tile > int((high - low).sum()):
         raise TooManyClassesError
 
 
@@ -336,30 +336,41 @@ def even_steps(bucket: Int64, row: Int64, key: Int64) -> Iterator[slice]:
 
 
 def dense_cover(grid: TileGrid, tiles: LiveTiles | None) -> Cover:
-    """Return blocks of rows against the keys from the first to the last live tile, with masks evaluated at run time."""
+    """Return blocks of rows against the keys from the first to the last live tile, with masks evaluated at run time.
+
+    Equal blocks at even steps are one piece.
+    """
+    row = np.arange(grid.rows, dtype=np.int64)
+    low, high = np.zeros_like(row), np.full_like(row, grid.n_k)
+    if tiles is not None:
+        row, low, high = _hulls(tiles)
+    start = row * grid.q_tile
+    height, width = np.minimum(start + grid.q_tile, grid.n_q) - start, high - low
+    order = np.lexsort((start, width, height))
+    order = order[width[order] > 0]
+    start, low, height, width = start[order], low[order], height[order], width[order]
     pieces = []
-    hulls = None if tiles is None else _hulls(tiles)
-    for row in range(grid.rows):
-        start, stop = grid.row_range(row)
-        low, high = (0, grid.n_k) if hulls is None else hulls.get(row, (0, 0))
-        if high > low:
-            pieces.append(PlanPiece(stretch(start, stop), stretch(low, high), "exact"))
+    for group in even_steps(width * (grid.n_q + 1) + height, start, low):
+        first, count = group.start, group.stop - group.start
+        steps = (int(x[first + 1] - x[first]) if count > 1 else 0 for x in (start, low))
+        rows, keys = (
+            strip(int(begin[first]), step, count, int(length[first]))
+            for begin, step, length in zip((start, low), steps, (height, width), strict=True)
+        )
+        pieces.append(PlanPiece(rows, keys, "exact"))
     if tiles is None:
         return Cover(tuple(pieces), (), 0, grid.rows * grid.columns, None)
     return Cover(tuple(pieces), (), tiles.full, tiles.partial, None)
 
 
-def _hulls(tiles: LiveTiles) -> dict[int, tuple[int, int]]:
-    """Return, by tile row, the range of keys from its first to its last live tile."""
-    if not len(tiles.row):
-        return {}
-    first = np.flatnonzero(np.append(True, tiles.row[1:] != tiles.row[:-1]))
-    last = np.append(first[1:], len(tiles.row)) - 1
-    ends = (tiles.column + tiles.count)[last] - 1
-    return {
-        int(tiles.row[a]): (tiles.grid.key_range(int(tiles.column[a]))[0], tiles.grid.key_range(int(end))[1])
-        for a, end in zip(first, ends, strict=True)
-    }
+def _hulls(tiles: LiveTiles) -> tuple[Int64, Int64, Int64]:
+    """Return the tile rows with live tiles, and the range of keys from the first live tile to the last of each."""
+    first = np.flatnonzero(np.append(len(tiles.row) > 0, tiles.row[1:] != tiles.row[:-1]))
+    last = np.append(first[1:], len(tiles.row)) - 1 if len(first) else first
+    grid, column = tiles.grid, tiles.column.astype(np.int64)
+    low = np.maximum(grid.k_origin + column[first] * grid.k_tile, 0)
+    high = np.minimum(grid.k_origin + (column + tiles.count)[last] * grid.k_tile, grid.n_k)
+    return tiles.row[first].astype(np.int64), low, high
 
 
 def join_pieces(pieces: Iterable[PlanPiece]) -> tuple[PlanPiece, ...]:

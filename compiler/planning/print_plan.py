@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from attnc.compiler.planning.cpu_plan import Group, Plan, PlanPiece
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from attnc.compiler.planning.cpu_plan import Group, Plan, PlanPiece
+
 
 SHOWN = 12
 """Maximum number of pieces that are printed for a group; further pieces are only counted."""

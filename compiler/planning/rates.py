@@ -1,6 +1,6 @@
 """The cost of a piece on a CPU in nanoseconds, from the rates of torch's flash kernel and of the work around it.
 
-Only ratios matter: they rank schedules. `runtime.cpu.calibration` measures the rates of a machine.
+Only ratios matter: they rank schedules. `runtime.measuring.calibration` measures the rates of a machine.
 """
 
 from __future__ import annotations

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from attnc.compiler import fold
-from attnc.compiler.ir import Arith, Bool, Compare, Const, Index, Linear, Position
+from attnc.compiler.ir import Arith, Bool, Compare, Const, Index, Linear, Position, fold
+from attnc.compiler.ir.rewrite import substitute, walk
+from attnc.compiler.ir.verify_ir import verified
 from attnc.compiler.planning.cpu_plan import PlanPiece, Strip, StripAxis
-from attnc.compiler.rewrite import substitute, walk
-from attnc.compiler.verify_ir import verified
 
 MOST_CLASSES = 1024
 """Maximum number of residue classes; a congruence with a larger divisor is ignored."""

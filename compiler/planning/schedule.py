@@ -10,6 +10,7 @@ from typing import Literal
 
 from attnc.compiler.analysis.live_tiles import TileGrid, TooManyTilesError, find_live_tiles
 from attnc.compiler.ir import Arith, Compare, Const, Index, Linear, Position
+from attnc.compiler.ir.rewrite import walk
 from attnc.compiler.planning.cpu_plan import PlanPiece, Strip
 from attnc.compiler.planning.formulas import closed_cover
 from attnc.compiler.planning.grids import SolvedCover, cover_by_grid, reads_coordinates
@@ -18,7 +19,6 @@ from attnc.compiler.planning.rates import PieceWork, Rates
 from attnc.compiler.planning.residues import Residue, residues, split
 from attnc.compiler.planning.runs import TooManyClassesError
 from attnc.compiler.planning.splitting import split_full_parts, split_triangles
-from attnc.compiler.rewrite import walk
 from attnc.spec.source import Span
 
 MAX_PIECES = 4096

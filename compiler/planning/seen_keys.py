@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler.analysis import exact_evaluation
+from attnc.compiler.analysis.arrays import spread
 from attnc.compiler.analysis.box_values import FALSE, TRUE
 from attnc.compiler.analysis.intervals import Boxes, classify, fits_word
 from attnc.compiler.ir import Index
-from attnc.compiler.tile_forms.arrays import spread
 from attnc.spec.source import Span
 
 Int64 = NDArray[np.int64]
@@ -116,7 +116,7 @@ def find_seen_keys(
 def _states(relation: Index, rows: tuple[int, int], first: Int64, stop: Int64) -> NDArray[np.int8]:
     """Return, for each stretch of keys, TRUE or FALSE if the relation is so for all rows and its keys, else neither."""
     low, high = (np.full(len(first), row, dtype=np.int64) for row in (rows[0], rows[1] - 1))
-    return np.broadcast_to(classify(relation, Boxes(low, high, first, stop - 1), keyed=False).state, len(first))
+    return np.broadcast_to(classify(relation, Boxes(low, high, first, stop - 1)), len(first))
 
 
 def _joined(first: Int64, stop: Int64) -> tuple[Int64, Int64]:

@@ -8,13 +8,12 @@ from math import gcd
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler import fold
 from attnc.compiler.analysis import exact_evaluation
+from attnc.compiler.analysis.heads import at_own_head
 from attnc.compiler.analysis.intervals import Boxes, classify
-from attnc.compiler.heads import at_own_head
-from attnc.compiler.ir import Bool, Compare, HeadIndex, Index, Lookup, Tensor, Truth
+from attnc.compiler.ir import Bool, Compare, HeadIndex, Index, Lookup, Tensor, Truth, fold
+from attnc.compiler.ir.value_nodes import reads
 from attnc.compiler.planning.formulas import diagonal_shift
-from attnc.compiler.value_nodes import reads
 
 Int64 = NDArray[np.int64]
 
@@ -207,5 +206,5 @@ def _states(rest: Index, n_q: int, starts: Int64, order: Int64 | None) -> NDArra
         ends[1, filled] = np.maximum.reduceat(order, low[filled])
         low, high = ends
     boxes = Boxes(first[:, None], last[:, None], low[None, :], high[None, :])
-    state = classify(rest, boxes, keyed=False).state
+    state = classify(rest, boxes)
     return np.array(np.broadcast_to(state, (len(first), len(low))), dtype=np.int8)

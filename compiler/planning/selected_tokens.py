@@ -9,13 +9,12 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler import fold
 from attnc.compiler.analysis.exact_evaluation import mask_at
+from attnc.compiler.analysis.heads import at_own_head
 from attnc.compiler.analysis.intervals import Boxes, classify, fits_word
-from attnc.compiler.heads import at_own_head
-from attnc.compiler.ir import Bool, HeadIndex, Index, Lookup, Tensor
+from attnc.compiler.ir import Bool, HeadIndex, Index, Lookup, Tensor, fold
+from attnc.compiler.ir.value_nodes import reads
 from attnc.compiler.planning.formulas import diagonal_shift
-from attnc.compiler.value_nodes import reads
 
 Int64 = NDArray[np.int64]
 
@@ -114,7 +113,7 @@ class GatheredRelation:
         rows, keys = np.arange(0, n_q, TILE), np.arange(0, n_k, TILE)
         last = np.minimum(rows + TILE, n_q) - 1, np.minimum(keys + TILE, n_k) - 1
         boxes = Boxes(rows[:, None], last[0][:, None], keys[None, :], last[1][None, :])
-        state = classify(relation, boxes, keyed=False).state
+        state = classify(relation, boxes)
         return cls(relation, None, np.array(np.broadcast_to(state, (len(rows), len(keys))), dtype=np.int8))
 
     def seen(self, queries: Int64, keys: Int64) -> NDArray[np.bool_] | None:

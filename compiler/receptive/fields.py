@@ -18,11 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler import fold
 from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.analysis.intervals import fits_word, simplified
 from attnc.compiler.analysis.live_tiles import TileGrid, TooManyTilesError, find_live_tiles
-from attnc.compiler.ir import Index
+from attnc.compiler.ir import Index, fold
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.documents import Windows
 from attnc.compiler.receptive.held import Held

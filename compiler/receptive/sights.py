@@ -21,18 +21,17 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler import fold
 from attnc.compiler.analysis import exact_evaluation
+from attnc.compiler.analysis.arrays import spread
 from attnc.compiler.analysis.intervals import fits_word
 from attnc.compiler.analysis.translation import Dependences
-from attnc.compiler.ir import Bool, Compare, ExactSelect, Index, Not, Position, is_truth
+from attnc.compiler.ir import Bool, Compare, ExactSelect, Index, Not, Position, fold, is_truth
+from attnc.compiler.ir.rewrite import walk
 from attnc.compiler.planning.cpu_plan import PlanPiece
 from attnc.compiler.planning.rates import AMX
 from attnc.compiler.planning.schedule import CoverProblem, choose
 from attnc.compiler.receptive.piece_ranges import AT_ONCE, Look, look_by_piece
 from attnc.compiler.receptive.token_sets import MarkedKeys, merged_runs, runs
-from attnc.compiler.rewrite import walk
-from attnc.compiler.tile_forms.arrays import spread
 from attnc.spec.errors import EvaluationError
 from attnc.spec.source import Span
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler.tile_forms.arrays import spread
+from attnc.compiler.analysis.arrays import spread
 
 Int64 = NDArray[np.int64]
 Mask = NDArray[np.bool_]

@@ -7,8 +7,13 @@ from typing import cast
 
 from attnc.compiler import ir
 from attnc.compiler.ir import Step, Value
+from attnc.compiler.ir.value_nodes import (
+    apply,
+    number,
+    select,
+    state_at,
+)
 from attnc.compiler.recurrences.monomials import NonlinearError
-from attnc.compiler.value_nodes import apply, number, select, state_at
 
 Affine = tuple[Value | None, Value | None]
 """The factor D and the addend W of a step; None for zero."""

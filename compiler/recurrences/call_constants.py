@@ -7,12 +7,12 @@ from dataclasses import fields, is_dataclass
 from functools import reduce
 from typing import cast
 
-from attnc.compiler import fold, ir
-from attnc.compiler.ir import Index, Value
-from attnc.compiler.recurrences.derived import RecurrenceForm
+from attnc.compiler import ir
+from attnc.compiler.ir import Index, Value, fold
+from attnc.compiler.ir.value_nodes import apply, axes, rank
 from attnc.compiler.recurrences.monomials import product_of
+from attnc.compiler.recurrences.recurrence_form import RecurrenceForm
 from attnc.compiler.recurrences.term_vectors import factors_of, terms_of
-from attnc.compiler.value_nodes import apply, axes, rank
 
 BY_TOKEN = frozenset({"token", "query", "key"})
 """Dimensions of an input that count tokens."""

@@ -15,12 +15,17 @@ from typing import cast
 
 from attnc.compiler import ir
 from attnc.compiler.ir import StateAt, Step, Value
+from attnc.compiler.ir.value_nodes import (
+    apply,
+    dot,
+    number,
+    select,
+)
 from attnc.compiler.recurrences.affine import plus, times
 from attnc.compiler.recurrences.derived import Coupled, Impulse, Mix, Mixed, NoFormError
 from attnc.compiler.recurrences.monomials import Expansion, Factor, Labels, Monomial, NonlinearError, product_of
 from attnc.compiler.recurrences.signs import is_one
 from attnc.compiler.recurrences.term_vectors import signed
-from attnc.compiler.value_nodes import apply, dot, number, select
 
 
 class ReadEachOtherError(NoFormError):

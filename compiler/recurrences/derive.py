@@ -13,8 +13,17 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Literal, cast
 
-from attnc.compiler import fold, ir
-from attnc.compiler.ir import Recur, StateAt, Step, Value
+from attnc.compiler import ir
+from attnc.compiler.ir import Recur, StateAt, Step, Value, fold
+from attnc.compiler.ir.rewrite import replace_values
+from attnc.compiler.ir.value_nodes import (
+    apply,
+    axes,
+    element,
+    number,
+    rank,
+    state_at,
+)
 from attnc.compiler.recurrences.affine import affine_of
 from attnc.compiler.recurrences.call_constants import into_matrix, into_reads
 from attnc.compiler.recurrences.coupled_states import CoupledTrace, ReadEachOtherError, follow
@@ -25,7 +34,6 @@ from attnc.compiler.recurrences.derived import (
     Micro,
     NoFormError,
     Pass,
-    RecurrenceForm,
     RunningReduction,
     Side,
     SolvedRead,
@@ -34,6 +42,7 @@ from attnc.compiler.recurrences.derived import (
     states_of,
 )
 from attnc.compiler.recurrences.monomials import Expansion, Labels, Monomial, NonlinearError, product_of, reads_state
+from attnc.compiler.recurrences.recurrence_form import RecurrenceForm
 from attnc.compiler.recurrences.signs import is_one, sign_of
 from attnc.compiler.recurrences.stage_order import in_order, without_unread
 from attnc.compiler.recurrences.term_vectors import (
@@ -45,8 +54,6 @@ from attnc.compiler.recurrences.term_vectors import (
     terms_of,
     write_of,
 )
-from attnc.compiler.rewrite import replace_values
-from attnc.compiler.value_nodes import apply, axes, element, number, rank, state_at
 
 CLOSED = 2.0**-100
 """The replacement of a factor of 0: too small to change a result, large enough to compute the factor's gradient."""

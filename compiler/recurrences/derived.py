@@ -158,23 +158,6 @@ def states_of(stage: Stage) -> tuple[ir.State, ...]:
     return stage.states if isinstance(stage, Coupled) else (stage.state,)
 
 
-@dataclass(frozen=True)
-class RecurrenceForm:
-    """The derived form: stages in the order in which they run, and a token's `result` as a formula of their reads.
-
-    `reason`: why some states are computed entry by entry instead of by matrix products; empty if none are.
-    """
-
-    stages: tuple[Stage, ...]
-    result: Value
-    reason: str = ""
-
-    def __str__(self) -> str:
-        from attnc.compiler.recurrences.print_derived import print_derived
-
-        return print_derived(self)
-
-
 __all__ = [
     "Correction",
     "Coupled",
@@ -186,7 +169,6 @@ __all__ = [
     "Mixed",
     "NoFormError",
     "Pass",
-    "RecurrenceForm",
     "RunningReduction",
     "Side",
     "SolvedRead",

@@ -12,8 +12,13 @@ from itertools import count
 
 from attnc.compiler import ir
 from attnc.compiler.ir import StateAt, Value
-from attnc.compiler.node_words import plural
-from attnc.compiler.value_nodes import apply, axes, number, select
+from attnc.compiler.ir.node_words import plural
+from attnc.compiler.ir.value_nodes import (
+    apply,
+    axes,
+    number,
+    select,
+)
 
 Labels = tuple[int, ...]
 

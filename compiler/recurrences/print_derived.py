@@ -7,17 +7,16 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from attnc.compiler.ir import Value
-from attnc.compiler.print_ir import print_value
-from attnc.compiler.value_nodes import number
+from attnc.compiler.ir.print_ir import print_value
+from attnc.compiler.ir.value_nodes import number
+from attnc.compiler.recurrences.derived import Coupled, ElementwiseScan, Micro, Mix, Pass, RunningReduction
 
 if TYPE_CHECKING:
-    from attnc.compiler.recurrences.derived import Coupled, Micro, Mix, Pass, RecurrenceForm
+    from attnc.compiler.recurrences.recurrence_form import RecurrenceForm
 
 
 def print_derived(derived: RecurrenceForm) -> str:
     """Return every stage with its class, its steps and its reads, line by line."""
-    from attnc.compiler.recurrences.derived import Coupled, ElementwiseScan, RunningReduction
-
     lines: list[str] = []
     for stage in derived.stages:
         if isinstance(stage, Coupled):

@@ -12,12 +12,18 @@ from dataclasses import dataclass, field
 from functools import reduce
 from typing import Literal
 
-from attnc.compiler import fold, ir
-from attnc.compiler.ir import Index, Recur, Value
-from attnc.compiler.node_words import plural
+from attnc.compiler import ir
+from attnc.compiler.ir import Index, Recur, Value, fold
+from attnc.compiler.ir.node_words import plural
+from attnc.compiler.ir.rewrite import replace_values, substitute, substitute_value
+from attnc.compiler.ir.value_nodes import (
+    Axes,
+    axes,
+    number,
+    rank,
+    state_at,
+)
 from attnc.compiler.recurrences.call_constants import is_same_at_all
-from attnc.compiler.rewrite import replace_values, substitute, substitute_value
-from attnc.compiler.value_nodes import Axes, axes, number, rank, state_at
 
 Kind = Literal[
     "leaf", "test", "state", "number", "apply", "sum", "extreme", "product", "root", "softmax", "diagonal", "pick"

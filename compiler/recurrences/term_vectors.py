@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from attnc.compiler import ir
 from attnc.compiler.ir import Value
+from attnc.compiler.ir.value_nodes import apply, dot, number
 from attnc.compiler.recurrences.derived import NoFormError
 from attnc.compiler.recurrences.monomials import Factor, Labels, Monomial, product_of
-from attnc.compiler.value_nodes import apply, dot, number
 
 
 def write_of(term: Monomial, labels: Labels) -> tuple[Value, Value]:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from attnc.compiler.analysis.live_tiles import TooManyTilesError
+from attnc.compiler.kernels.kernel_source import TileShape
 from attnc.compiler.planning.runs import TooManyClassesError
+from attnc.compiler.planning.tile_work import NATURAL, TileWork, joined
 from attnc.compiler.simulation.gpu_clocks import (
     Extra,
     Kernel,
     TileModel,
-    TileShape,
     given_shape,
     resources,
     tile_shapes,
@@ -21,7 +22,6 @@ from attnc.compiler.simulation.machine import Machine, MachineError
 from attnc.compiler.simulation.orders import TileFinder
 from attnc.compiler.simulation.simulated_call import SimulatedCall, SimulatedRelation
 from attnc.compiler.simulation.simulation import Baseline
-from attnc.compiler.simulation.tile_work import NATURAL, TileWork, joined
 from attnc.compiler.simulation.traffic import memory_ms, moved_bytes
 
 FIRST_BRICKS = 3

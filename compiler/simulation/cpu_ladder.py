@@ -14,6 +14,7 @@ import numpy as np
 
 from attnc.compiler.planning.cpu_plan import Plan, PlanPiece, stretch
 from attnc.compiler.planning.rates import KEY_BLOCK, PieceWork, Rates, computed
+from attnc.compiler.planning.tile_work import NATURAL, Order
 from attnc.compiler.simulation.balance import Float64
 from attnc.compiler.simulation.cpu_choices import Deciding, SelectionWork
 from attnc.compiler.simulation.simulated_call import SimulatedCall
@@ -28,7 +29,6 @@ from attnc.compiler.simulation.simulation import (
     Traffic,
     ladder,
 )
-from attnc.compiler.simulation.tile_work import NATURAL, Order
 
 GRADIENTS = 2
 """The number of operations in the gradient of an operation with two operands."""

@@ -14,9 +14,16 @@ from math import inf
 
 import numpy as np
 
+from attnc.compiler.kernels.kernel_source import BYTES, TileShape
+from attnc.compiler.planning.strips import Strips, strips, together
+from attnc.compiler.planning.tile_work import NATURAL, TileWork
 from attnc.compiler.simulation.cpu_choices import SelectionWork
 from attnc.compiler.simulation.expected_choices import ExpectedChoice, Float64
-from attnc.compiler.simulation.gpu_clocks import BYTES, Kernel, TileModel, TileShape, resources
+from attnc.compiler.simulation.gpu_clocks import (
+    Kernel,
+    TileModel,
+    resources,
+)
 from attnc.compiler.simulation.gpu_ladder import KERNELS, dense_ms
 from attnc.compiler.simulation.kernel_run import KernelRun
 from attnc.compiler.simulation.machine import Machine, MachineError
@@ -32,8 +39,6 @@ from attnc.compiler.simulation.simulation import (
     Tiles,
     Traffic,
 )
-from attnc.compiler.simulation.strips import Strips, strips, together
-from attnc.compiler.simulation.tile_work import NATURAL, TileWork
 from attnc.compiler.simulation.traffic import key_bytes, memory_ms, tensor_bytes
 
 FP32 = 4

@@ -13,6 +13,7 @@ from functools import cached_property
 from itertools import product
 from typing import Literal
 
+from attnc.compiler.kernels.kernel_source import BYTES, TileShape
 from attnc.compiler.simulation.compiled_figures import CompiledFigures, find_figures
 from attnc.compiler.simulation.machine import Machine, MachineError
 
@@ -40,21 +41,6 @@ WARPS, STAGES = (4, 8), (2, 3)
 """Numbers of warps of a program, and of stages (buffers of keys and values), that are tried."""
 MOST_REGISTERS = 255
 """Maximum number of registers of a thread."""
-BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Bytes of an element, by the dtypes that kernels support."""
-
-
-@dataclass(frozen=True, slots=True)
-class TileShape:
-    """The tiles of a kernel, the warps of a program, and the stages (buffers) of keys and values."""
-
-    q_tile: int
-    k_tile: int
-    warps: int
-    stages: int
-
-    def __str__(self) -> str:
-        return f"{self.q_tile}×{self.k_tile}, {self.warps} warps, {self.stages} stages"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import ceil, inf
 
+from attnc.compiler.kernels.kernel_source import BYTES
+from attnc.compiler.planning.strips import Strips
+from attnc.compiler.planning.tile_work import NATURAL, TileWork
 from attnc.compiler.simulation.candidates import SCHEDULED, ScheduleCandidates, ScheduleRequest, dense_runs
-from attnc.compiler.simulation.gpu_clocks import BYTES, Kernel
+from attnc.compiler.simulation.gpu_clocks import (
+    Kernel,
+)
 from attnc.compiler.simulation.kernel_run import KernelRun, lost_to_balance, lost_to_tiles, lost_to_time
 from attnc.compiler.simulation.machine import Machine, MachineError
 from attnc.compiler.simulation.simulated_call import SimulatedCall
@@ -21,8 +26,6 @@ from attnc.compiler.simulation.simulation import (
     Traffic,
     ladder,
 )
-from attnc.compiler.simulation.strips import Strips
-from attnc.compiler.simulation.tile_work import NATURAL, TileWork
 from attnc.compiler.simulation.traffic import least_bytes, memory_ms, tensor_bytes
 
 KERNELS: Mapping[Pass, tuple[Kernel, ...]] = {"forward": ("forward",), "backward": ("dq", "dkdv")}

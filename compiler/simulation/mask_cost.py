@@ -24,9 +24,9 @@ from attnc.compiler.ir import (
     Truth,
     Value,
 )
-from attnc.compiler.rewrite import walk
+from attnc.compiler.ir.rewrite import walk
+from attnc.compiler.ir.value_nodes import is_default
 from attnc.compiler.simulation.gpu_clocks import BITMASK, Extra
-from attnc.compiler.value_nodes import is_default
 
 DIVISION, LOOKUP = 4.0, 4.0
 """Operations of an integer division, and of a lookup in a table."""

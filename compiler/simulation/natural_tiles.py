@@ -7,14 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from attnc.compiler import fold
 from attnc.compiler.analysis.live_tiles import TileGrid, TooManyTilesError, find_live_tiles
-from attnc.compiler.ir import Index
+from attnc.compiler.ir import Index, fold
+from attnc.compiler.ir.rewrite import substitute
 from attnc.compiler.planning.runs import resolve
-from attnc.compiler.rewrite import substitute
+from attnc.compiler.planning.strips import Int64, strips
+from attnc.compiler.planning.tile_work import NATURAL, TileWork
 from attnc.compiler.simulation.shifted_rows import RowCounts, count_shifted, find_repetition
-from attnc.compiler.simulation.strips import Int64, strips
-from attnc.compiler.simulation.tile_work import NATURAL, TileWork
 from attnc.spec.source import Span
 
 Origins = Mapping[Index, Span]

@@ -7,10 +7,10 @@ from functools import cached_property
 
 from attnc.compiler.analysis.live_tiles import TileGrid
 from attnc.compiler.ir import Index
+from attnc.compiler.planning.brick_work import BrickFinder, find_bricks
 from attnc.compiler.planning.residues import residues, split
-from attnc.compiler.simulation.brick_work import BrickFinder, find_bricks
+from attnc.compiler.planning.tile_work import Order, TileWork, joined
 from attnc.compiler.simulation.natural_tiles import Origins, count_natural
-from attnc.compiler.simulation.tile_work import Order, TileWork, joined
 
 
 class TileFinder:

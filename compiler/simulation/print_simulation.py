@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from math import inf
+from typing import TYPE_CHECKING
 
-from attnc.compiler.simulation.simulation import Shape, Simulation
 from attnc.spec.meaning.parameter_values import shown
+
+if TYPE_CHECKING:
+    from attnc.compiler.simulation.simulation import Shape, Simulation
 
 BAR = 30
 """Characters of the longest bar."""

@@ -14,15 +14,14 @@ from math import lcm
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler import fold
+from attnc.compiler.analysis.arrays import spread
 from attnc.compiler.analysis.intervals import simplified
 from attnc.compiler.analysis.live_tiles import TileGrid, find_live_tiles
 from attnc.compiler.analysis.translation import Dependences
-from attnc.compiler.ir import Index
+from attnc.compiler.ir import Index, fold
+from attnc.compiler.ir.rewrite import substitute
+from attnc.compiler.ir.verify_ir import verified
 from attnc.compiler.planning.runs import resolve
-from attnc.compiler.rewrite import substitute
-from attnc.compiler.tile_forms.arrays import spread
-from attnc.compiler.verify_ir import verified
 from attnc.spec.source import Span
 
 Int64 = NDArray[np.int64]

@@ -8,18 +8,17 @@ from functools import cached_property
 
 import numpy as np
 
-from attnc.compiler import fold
 from attnc.compiler.analysis.live_tiles import TileGrid, TooManyTilesError, find_live_tiles
-from attnc.compiler.ir import Index, Pattern
+from attnc.compiler.ir import Index, Pattern, fold
+from attnc.compiler.ir.value_nodes import is_scored, passes
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.runs import TooManyClassesError, resolve
+from attnc.compiler.planning.strips import Int64, Strips, strips
 from attnc.compiler.simulation.gpu_clocks import Extra, HeadSizes
 from attnc.compiler.simulation.mask_cost import extra_operations
 from attnc.compiler.simulation.natural_tiles import Origins
 from attnc.compiler.simulation.orders import TileFinder
 from attnc.compiler.simulation.simulation import Baseline, Shape
-from attnc.compiler.simulation.strips import Int64, Strips, strips
-from attnc.compiler.value_nodes import is_scored, passes
 from attnc.spec.program import Value
 
 TILE = 128

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
-from attnc.compiler.simulation.tile_work import Order
+from attnc.compiler.planning.tile_work import Order
+from attnc.compiler.simulation.print_simulation import print_simulation
 from attnc.spec.program import Value
 
 Pass = Literal["forward", "backward", "decode"]
@@ -143,8 +144,6 @@ class Simulation:
         return next(rung for rung in self.rungs if rung.name == name)
 
     def __str__(self) -> str:
-        from attnc.compiler.simulation.print_simulation import print_simulation
-
         return print_simulation(self)
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from math import ceil
 
-from attnc.compiler.simulation.gpu_clocks import BYTES, Kernel, TileShape
+from attnc.compiler.kernels.kernel_source import BYTES, TileShape
+from attnc.compiler.planning.strips import Strips
+from attnc.compiler.simulation.gpu_clocks import (
+    Kernel,
+)
 from attnc.compiler.simulation.machine import Machine
 from attnc.compiler.simulation.simulation import Shape
-from attnc.compiler.simulation.strips import Strips
 
 
 def memory_ms(machine: Machine, bytes_: float) -> float:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attnc.compiler.tile_forms.arrays import Int32, Mask, frozen, pointers_of
+from attnc.compiler.analysis.arrays import (
+    Int32,
+    Mask,
+    frozen,
+    pointers_of,
+)
 from attnc.compiler.tile_forms.tile_runs import TileFrame, TileRuns
 
 

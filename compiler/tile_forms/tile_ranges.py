@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler.tile_forms.arrays import Int32, Int64, frozen, pointers_of, spread
+from attnc.compiler.analysis.arrays import (
+    Int32,
+    Int64,
+    frozen,
+    pointers_of,
+    spread,
+)
 
 Ends = tuple[Int64, Int64]
 """Ranges [low, high) on a line that holds the rows one after another, with a gap of one between rows."""

@@ -9,9 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from attnc.compiler.analysis.arrays import (
+    Int32,
+    Int64,
+    Mask,
+    frozen,
+)
 from attnc.compiler.analysis.live_tiles import TileGrid
 from attnc.compiler.planning.runs import ResolvedRuns
-from attnc.compiler.tile_forms.arrays import Int32, Int64, Mask, frozen
 from attnc.compiler.tile_forms.tile_ranges import Stretches, stretches
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from attnc.runtime.attention import Attention
-from attnc.runtime.call_errors import UnsupportedError
-from attnc.runtime.identity import bound_program
+from attnc.runtime.api.attention import Attention
+from attnc.runtime.call.call_errors import UnsupportedError
+from attnc.runtime.texts.identity import bound_program
 from attnc.spec.reading.parse import parse
 from attnc.spec.source import SourceFile
 from attnc.spec.syntax import PatternDecl

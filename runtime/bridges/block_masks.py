@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from attnc.runtime.attention import compile_attention
+from attnc.runtime.api.attention import compile_attention
 from attnc.runtime.bridges.given_attention import GivenAttention
-from attnc.runtime.bridges.torch_tape import MaskMod
-from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError
+from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError
+from attnc.runtime.executors.flex.torch_tape import MaskMod
 
 AT_ONCE = 1 << 22
 """The maximum number of pairs in one evaluation of a mask_mod."""

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from attnc.runtime.attention import Attention
+from attnc.runtime.api.attention import Attention
 from attnc.runtime.bridges.video import Grid, Side, attend_to_video, layout_of, pattern_of_grids
-from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
 
 NOT_TRACED = "an attnc processor of Diffusers breaks the graph of torch.compile: omit fullgraph=True"
 

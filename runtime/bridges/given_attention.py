@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.planning.cpu_plan import Plan
-from attnc.runtime.attention import Attention
-from attnc.runtime.call_errors import ArgumentError
+from attnc.runtime.api.attention import Attention
+from attnc.runtime.call.call_errors import ArgumentError
 
 
 @dataclass(frozen=True)

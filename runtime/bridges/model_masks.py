@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnc.runtime.attention import Attention, compile_attention
-from attnc.runtime.call_errors import ArgumentError, UnsupportedError
+from attnc.runtime.api.attention import Attention, compile_attention
+from attnc.runtime.call.call_errors import ArgumentError, UnsupportedError
 
 MODULE = "transformers.masking_utils"
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attnc.runtime.bridges.model_masks import ModelMask, cumulative, refuse_packed_chunks
-from attnc.runtime.call_errors import ArgumentError, UnsupportedError
+from attnc.runtime.call.call_errors import ArgumentError, UnsupportedError
 
 
 def with_packing(mask: ModelMask, batch: int, options: Mapping[str, object]) -> ModelMask:

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from attnc.compiler.lowering.specialise import reads_batch, reads_head
 from attnc.compiler.planning.build_plan import Relations
-from attnc.runtime.attention import Attention, compile_attention
-from attnc.runtime.bridged import device_of
+from attnc.runtime.api.attention import Attention, compile_attention
+from attnc.runtime.api.bridged import device_of
 from attnc.runtime.bridges.given_attention import GivenAttention
-from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError
-from attnc.runtime.reference import dense_mask
-from attnc.runtime.tensor_checks import FLOATS
+from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError
+from attnc.runtime.call.tensor_checks import FLOATS
+from attnc.runtime.executors.reference.reference import dense_mask
 
 
 def sdpa_mask(

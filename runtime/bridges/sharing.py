@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnc.runtime.attention import Attention
+from attnc.runtime.api.attention import Attention
 from attnc.runtime.bridges.model_masks import BatchShare, ModelMask
-from attnc.runtime.call_errors import ArgumentError, UnsupportedError
-from attnc.runtime.plans import need_of
-from attnc.runtime.serving import MOST_QUERIES
+from attnc.runtime.call.call_errors import ArgumentError, UnsupportedError
+from attnc.runtime.planning.plans import need_of
+from attnc.runtime.serving.serving import MOST_QUERIES
 
 Inputs = Mapping[str, object]
 

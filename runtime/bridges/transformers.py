@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnc.runtime.attention import Attention, compile_attention
+from attnc.runtime.api.attention import Attention, compile_attention
 from attnc.runtime.bridges.amended import SINKS, amended
 from attnc.runtime.bridges.model_masks import LayerMask, ModelMask, read_mask
 from attnc.runtime.bridges.packed_batches import with_packing
 from attnc.runtime.bridges.sharing import attend_to_batch
 from attnc.runtime.bridges.within import Outside, outside
-from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.spec.suggest import did_you_mean
 
 KINDS = ("full_attention", "sliding_attention", "chunked_attention")

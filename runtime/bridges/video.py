@@ -13,12 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from attnc.runtime.attention import Attention, compile_attention
-from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
-from attnc.runtime.library import ModuleLoader, find
-from attnc.runtime.merging import merge
+from attnc.runtime.api.attention import Attention, compile_attention
+from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.runtime.texts.library import ModuleLoader, find
+from attnc.runtime.values.merging import merge
 from attnc.spec.load import load_program
-from attnc.spec.meaning.evaluate import constant_value
+from attnc.spec.meaning.constant_values import constant_value
 from attnc.spec.program import BoundProgram, ParameterRead, Program, SegmentAxis, Size
 from attnc.spec.suggest import did_you_mean
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attnc.runtime.attention import Attention, compile_attention
-from attnc.runtime.call_errors import ArgumentError, ArgumentTypeError
+from attnc.runtime.api.attention import Attention, compile_attention
+from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError
 
 UNLIMITED = -1
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attnc.compiler import fold
-from attnc.compiler.counted_isl import UndecidedError
-from attnc.compiler.ir import Bool, DataRead, Index, Lookup
+from attnc.compiler.analysis.counted_isl import UndecidedError
+from attnc.compiler.comparison.comparing import (
+    ComparisonQuestion,
+    Witness,
+    compare,
+    of_tokens,
+)
+from attnc.compiler.ir import Bool, DataRead, Index, Lookup, fold
+from attnc.compiler.ir.rewrite import variables, walk
 from attnc.compiler.lowering.specialise import other_sizes
-from attnc.compiler.rewrite import variables, walk
-from attnc.runtime.attention import Attention
-from attnc.runtime.comparing import ComparisonQuestion, Witness, compare, of_tokens
-from attnc.runtime.lengths import natural_length
+from attnc.runtime.api.attention import Attention
+from attnc.runtime.call.lengths import natural_length
 
 
 @dataclass(frozen=True)

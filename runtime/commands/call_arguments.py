@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from attnc.runtime.attention import Attention
-    from attnc.runtime.tensor_checks import TensorSizes
+    from attnc.runtime.api.attention import Attention
+    from attnc.runtime.call.tensor_checks import TensorSizes
 
 LENGTH, HEADS, HEAD_DIM = 4096, 8, 64
 """Sizes of a call where neither the arguments nor the pattern give them."""
@@ -92,7 +92,7 @@ class CallTensors:
     @property
     def sizes(self) -> TensorSizes:
         """The sizes of the call's tensors."""
-        from attnc.runtime.tensor_checks import check_tensors
+        from attnc.runtime.call.tensor_checks import check_tensors
 
         return check_tensors(self.q, self.k, self.v)
 
@@ -117,7 +117,7 @@ def _call(
 ) -> CallTensors:
     import torch
 
-    from attnc.runtime.example_inputs import example_inputs, head_count
+    from attnc.runtime.call.example_inputs import example_inputs, head_count
 
     if length is not None and length < 1:
         raise UsageError(f"--len {length}: must be at least 1")

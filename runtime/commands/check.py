@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from attnc.runtime.commands import console
-from attnc.runtime.diagnosis import diagnosed
-from attnc.runtime.library import ModuleLoader, library_names
+from attnc.runtime.texts.diagnosis import diagnosed
+from attnc.runtime.texts.library import ModuleLoader, library_names
 from attnc.spec.diagnostics import Diagnostic, Severity
 from attnc.spec.errors import SpecError
 from attnc.spec.reading.source_text import decode

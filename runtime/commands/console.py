@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from attnc.runtime.environment import wants_plain_text
+from attnc.runtime.process.environment import wants_plain_text
 from attnc.spec.diagnostics import Diagnostic, Severity
 from attnc.spec.render import render, to_json
 

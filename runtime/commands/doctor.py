@@ -9,8 +9,9 @@ import torch
 
 from attnc.compiler.planning.rates import ROWS, WIDTHS, Rates
 from attnc.runtime.commands import console, doctor_targets
-from attnc.runtime.cpu import calibration
 from attnc.runtime.disk.machine_key import installed
+from attnc.runtime.measuring import calibration
+from attnc.runtime.planning import stored_rates
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -31,8 +32,8 @@ def run(args: argparse.Namespace) -> int:
     if args.targets is not None:
         return doctor_targets.run(args)
     measured = calibration.measure() if args.measure else None
-    kept = measured is None or calibration.save(measured)
-    rates, file = measured or calibration.rates(), calibration.rates_file()
+    kept = measured is None or stored_rates.save(measured)
+    rates, file = measured or stored_rates.rates(), stored_rates.rates_file()
     facts = {
         "attnc": installed("attnc"),
         "torch": installed("torch"),

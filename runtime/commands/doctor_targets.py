@@ -6,16 +6,23 @@ import argparse
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 
+from attnc.compiler.kernels.kernel_source import BYTES
 from attnc.compiler.kernels.targets import TARGETS
-from attnc.compiler.simulation.gpu_clocks import BYTES
 from attnc.runtime.commands import console
 from attnc.runtime.commands.console import UsageError
-from attnc.runtime.gpu import routing_gate
-from attnc.runtime.gpu.compiling import CompiledBinary, Outcome, compile_all
-from attnc.runtime.gpu.kernel_gate import GateCase
-from attnc.runtime.gpu.machine_code import Loop
-from attnc.runtime.gpu.selection import SELECTION, NoKernels, PatternRequest, cases, named, whole_library
-from attnc.runtime.library import routing_names
+from attnc.runtime.texts.library import routing_names
+from attnc.runtime.toolchain import routing_gate
+from attnc.runtime.toolchain.compiling import CompiledBinary, Outcome, compile_all
+from attnc.runtime.toolchain.kernel_gate import GateCase
+from attnc.runtime.toolchain.machine_code import Loop
+from attnc.runtime.toolchain.selection import (
+    SELECTION,
+    NoKernels,
+    PatternRequest,
+    cases,
+    named,
+    whole_library,
+)
 from attnc.spec.suggest import did_you_mean
 
 Row = dict[str, object]

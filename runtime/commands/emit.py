@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING
 from attnc import __version__
 from attnc.compiler.kernels.attention_kernels import HeadShape, find_kernels
 from attnc.compiler.kernels.index_text import NotInKernelsError
+from attnc.compiler.kernels.kernel_source import BYTES
 from attnc.compiler.kernels.standalone_file import Provenance, emit_standalone
 from attnc.compiler.kernels.targets import TARGETS
-from attnc.compiler.simulation.gpu_clocks import BYTES
-from attnc.runtime.call_errors import UnsupportedError, needing_torch
+from attnc.runtime.call.call_errors import UnsupportedError, needing_torch
+from attnc.runtime.call.target_names import find_target
 from attnc.runtime.commands import console
 from attnc.runtime.commands.patterns import add_pattern, analysed, value_json
 from attnc.runtime.disk.whole import write_for_user
-from attnc.runtime.gpu.target_names import find_target
-from attnc.runtime.pattern_analysis import PatternAnalysis
+from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
 from attnc.spec.program import Value
 from attnc.spec.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from attnc.runtime.gpu.binaries import Manifest
+    from attnc.runtime.toolchain.binaries import Manifest
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -103,9 +103,9 @@ def emitted(attention: PatternAnalysis, target: str, dk: int, dv: int, dtype: st
 def _compile_ahead(attention: PatternAnalysis, args: argparse.Namespace) -> Manifest:
     """Compile the kernels ahead of time, write them to the file of binaries, and return its manifest."""
     with needing_torch("`attnc emit --binaries`, which compiles what calls of torch run,"):
-        from attnc.runtime.gpu.ahead import AheadCalls, compile_ahead
-        from attnc.runtime.gpu.binaries import pack
-        from attnc.runtime.gpu.device_targets import check_triton
+        from attnc.runtime.call.device_targets import check_triton
+        from attnc.runtime.toolchain.ahead import AheadCalls, compile_ahead
+        from attnc.runtime.toolchain.binaries import pack
 
     check_triton()
     heads, kv_heads = _heads(args.heads)

@@ -9,7 +9,12 @@ from itertools import groupby
 from pathlib import Path
 
 from attnc.runtime.commands import console
-from attnc.runtime.library import ModuleLoader, find, library_files, library_names
+from attnc.runtime.texts.library import (
+    ModuleLoader,
+    find,
+    library_files,
+    library_names,
+)
 from attnc.spec.load import load_program
 from attnc.spec.meaning.parameter_values import shown
 from attnc.spec.program import Program

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from attnc.runtime.call.lengths import extent_of, natural_length
 from attnc.runtime.commands.console import UsageError
-from attnc.runtime.lengths import extent_of, natural_length
-from attnc.runtime.library import ModuleLoader, find
+from attnc.runtime.texts.library import ModuleLoader, find
 from attnc.spec.load import load_program
 from attnc.spec.meaning.parameter_values import shown
 from attnc.spec.program import BoundProgram, Input, ParameterRead, Value
 from attnc.spec.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from attnc.runtime.attention import Attention
-    from attnc.runtime.pattern_analysis import PatternAnalysis
+    from attnc.runtime.api.attention import Attention
+    from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
 
 
 def add_pattern(parser: argparse.ArgumentParser) -> None:
@@ -49,14 +49,14 @@ def add_parameters(parser: argparse.ArgumentParser) -> None:
 
 def compiled(args: argparse.Namespace, tune: str = "model") -> Attention:
     """Compile the pattern that the arguments name; `tune` is passed to `compile_attention`."""
-    from attnc.runtime.attention import compile_attention
+    from attnc.runtime.api.attention import compile_attention
 
     return compile_attention(args.spec, preset=args.preset, tune=tune, **given_params(args))  # type: ignore[arg-type]
 
 
 def analysed(args: argparse.Namespace) -> PatternAnalysis:
     """Return the pattern that the arguments name, for commands that do not need torch."""
-    from attnc.runtime.pattern_analysis import analyse
+    from attnc.runtime.commands.analysed import analyse
 
     return analyse(args.spec, given_params(args), args.preset)
 

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from attnc.compiler.ir import Extent
+from attnc.compiler.ir.rewrite import walk
 from attnc.compiler.lowering.lower import lower
 from attnc.compiler.lowering.specialise import reads_head
 from attnc.compiler.receptive.fields import After, Layer, ReceptiveField, find_path, find_reach
 from attnc.compiler.receptive.laws import Law, find_law
-from attnc.compiler.rewrite import walk
+from attnc.runtime.call.example_inputs import example_inputs, head_count
 from attnc.runtime.commands import console
 from attnc.runtime.commands.patterns import analysed, given_inputs, length_of, value_json, whole_number
-from attnc.runtime.example_inputs import example_inputs, head_count
-from attnc.runtime.layers import inputs_of_layer, layer_of, states_of
-from attnc.runtime.pattern_analysis import PatternAnalysis
+from attnc.runtime.patterns.layers import inputs_of_layer, layer_of, states_of
+from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
 from attnc.runtime.pictures.drawing import percent
 from attnc.spec.meaning.parameter_values import shown
 

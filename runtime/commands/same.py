@@ -6,8 +6,8 @@ import argparse
 
 from attnc.runtime.commands import console
 from attnc.runtime.commands.patterns import analysed
-from attnc.runtime.pattern_analysis import PatternAnalysis
-from attnc.runtime.verdicts import Sameness, decide
+from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
+from attnc.runtime.verifying.verdicts import Sameness, decide
 
 EPILOG = """\
 exit status: 0 if the patterns are proved equal, 1 if they differ, 2 if this is undecided or the usage is bad

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from attnc.runtime.call_errors import needing_torch
+from attnc.runtime.call.call_errors import needing_torch
+from attnc.runtime.call.lengths import SHORT, natural_length
 from attnc.runtime.commands import console
 from attnc.runtime.commands.patterns import (
     add_grid,
@@ -18,8 +19,7 @@ from attnc.runtime.commands.patterns import (
     value_json,
     whole_number,
 )
-from attnc.runtime.lengths import SHORT, natural_length
-from attnc.runtime.pattern_analysis import PatternAnalysis
+from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
 from attnc.runtime.pictures.branch_svg import branches_svg
 from attnc.runtime.pictures.branch_text import branches_text
 from attnc.runtime.pictures.branch_views import BranchesDrawing, has_states

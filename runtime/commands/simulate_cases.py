@@ -15,6 +15,7 @@ from attnc.compiler.simulation.machine import MachineError
 from attnc.compiler.simulation.recurrent.recurrence_call import own_sizes
 from attnc.compiler.simulation.recurrent.recurrence_simulation import RecurrenceSimulation
 from attnc.compiler.simulation.simulation import PASSES, Baseline, Pass, Simulation
+from attnc.runtime.call.example_inputs import example_inputs, head_count
 from attnc.runtime.commands import console
 from attnc.runtime.commands.call_arguments import check_heads, dtype_named
 from attnc.runtime.commands.console import UsageError
@@ -26,10 +27,9 @@ from attnc.runtime.commands.patterns import (
     length_of,
     whole_number,
 )
-from attnc.runtime.example_inputs import example_inputs, head_count
-from attnc.runtime.floors import Floor
-from attnc.runtime.pattern_analysis import PatternAnalysis
-from attnc.runtime.simulating import break_even, differs
+from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
+from attnc.runtime.simulate.floors import Floor
+from attnc.runtime.simulate.simulating import break_even, differs
 from attnc.spec.errors import AttncError
 
 LENGTH = 16384

@@ -8,18 +8,18 @@ from fractions import Fraction
 from attnc.compiler.growth.growth import Growth
 from attnc.compiler.simulation.machine import Machine
 from attnc.compiler.simulation.recurrent.recurrence_simulation import RecurrenceSimulation
-from attnc.runtime.call_errors import TorchMissingError, needing_torch
+from attnc.runtime.call.call_errors import TorchMissingError, needing_torch
 from attnc.runtime.commands import console
 from attnc.runtime.commands.console import UsageError
 from attnc.runtime.commands.patterns import given_inputs, has_free_length
 from attnc.runtime.commands.simulate_cases import SimulateAnswer, SimulateCases, has_states, sweep_of
-from attnc.runtime.pattern_analysis import PatternAnalysis
+from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
 from attnc.runtime.pictures.draw import make_drawing
 from attnc.runtime.pictures.drawing import Drawing
 from attnc.runtime.report.page import report_html
 from attnc.runtime.report.point import ReportPoint
 from attnc.runtime.report.states_page import states_html
-from attnc.runtime.simulating import find_device
+from attnc.runtime.simulate.simulating import find_device
 from attnc.spec.errors import AttncError, SpecError
 from attnc.spec.program import ParameterRead
 

@@ -6,15 +6,15 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from attnc.runtime.attention import Attention
+from attnc.runtime.api.attention import Attention
+from attnc.runtime.choices.choice_source import read_wanted
+from attnc.runtime.choices.records import KIND, Record
+from attnc.runtime.choices.tuned_tables import load_table, save_tuned
 from attnc.runtime.commands import console
 from attnc.runtime.commands.call_arguments import add_call, calls
 from attnc.runtime.commands.console import UsageError
 from attnc.runtime.commands.patterns import compiled, value_json
 from attnc.runtime.disk.store import store
-from attnc.runtime.tuning.choice_source import read_wanted
-from attnc.runtime.tuning.records import KIND, Record
-from attnc.runtime.tuning.tuned_tables import load_table, save_tuned
 from attnc.runtime.tuning.tuner import Untuned, tune
 
 SECONDS = "2s"

@@ -6,10 +6,10 @@ import argparse
 
 import torch
 
-from attnc.runtime.attention import compile_attention
+from attnc.runtime.api.attention import compile_attention
 from attnc.runtime.commands import console
 from attnc.runtime.commands.patterns import add_grid, add_pattern, given_params, value_json, whole_number
-from attnc.runtime.library import ModuleLoader, find
+from attnc.runtime.texts.library import ModuleLoader, find
 from attnc.runtime.verifying.call_cases import ShapeRequest, awkward_cases
 from attnc.runtime.verifying.exercise import LOOKS, Look, Search, lengths
 from attnc.runtime.verifying.scaled_parameters import changed, requested_choice

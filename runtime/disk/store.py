@@ -24,7 +24,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from attnc.runtime.disk.envelope import MOST, DamagedError, Payload, unwrapped, wrapped
 from attnc.runtime.disk.folder import UnusableError, cache_folder, check_private, make_private
 from attnc.runtime.disk.whole import write_whole
-from attnc.runtime.environment import CACHE_LIMIT, text_of
+from attnc.runtime.process.environment import CACHE_LIMIT, text_of
 
 _log = logging.getLogger(__name__)
 

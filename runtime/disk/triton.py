@@ -11,7 +11,7 @@ import stat
 from functools import lru_cache
 from pathlib import Path
 
-from attnc.runtime.environment import TRITON_CACHE_DIR, TRITON_HOME, text_of
+from attnc.runtime.process.environment import TRITON_CACHE_DIR, TRITON_HOME, text_of
 
 _log = logging.getLogger(__name__)
 

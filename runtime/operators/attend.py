@@ -18,19 +18,26 @@ from torch.utils.flop_counter import register_flop_formula
 from typing_extensions import Unpack
 
 from attnc.compiler.planning.cpu_plan import Plan
-from attnc.runtime.call_errors import UnsupportedError
-from attnc.runtime.cpu import flash_kernel
-from attnc.runtime.cpu.autograd import Pair, Planned, Triple, differentiable, gradient
-from attnc.runtime.cpu.cpu_executor import Need, empty_like
-from attnc.runtime.cpu.direct import direct_of
+from attnc.runtime.call.call_errors import UnsupportedError
+from attnc.runtime.call.sharded import refuse_shards
+from attnc.runtime.call.tensor_checks import check_tensors
+from attnc.runtime.call.transforms import cast_for_autocast, is_forward_mode, wide_in_interpreter
+from attnc.runtime.executors.cpu import flash_kernel
+from attnc.runtime.executors.cpu.autograd import (
+    Pair,
+    Planned,
+    Triple,
+    differentiable,
+    gradient,
+)
+from attnc.runtime.executors.cpu.cpu_executor import Need, empty_like
+from attnc.runtime.executors.cpu.cpu_plans import cpu_plans
+from attnc.runtime.executors.cpu.direct import direct_of
 from attnc.runtime.operators import FAKE
-from attnc.runtime.planners import planner_of
-from attnc.runtime.plans import Planner
-from attnc.runtime.profiling import NamedCall, profiled
+from attnc.runtime.planning.planners import planner_of
+from attnc.runtime.planning.plans import Planner
+from attnc.runtime.process.profiling import NamedCall, profiled
 from attnc.runtime.settings import SETTINGS
-from attnc.runtime.sharded import refuse_shards
-from attnc.runtime.tensor_checks import check_tensors
-from attnc.runtime.transforms import cast_for_autocast, is_forward_mode, wide_in_interpreter
 
 Inputs: TypeAlias = "Sequence[Tensor] | None"
 """A list of tensors of an operator: None for an empty list, because AOTInductor drops empty lists."""
@@ -68,11 +75,12 @@ def attend(
         return cast("Pair", _ATTEND(q, k, v, inputs or None, planner.text, scale))
     recorded = _needs_record(q, k, v)
     need: Need = "lse" if return_lse else "backward" if recorded else "out"
-    planned = Planned(planner.plan_of(q, k, v, inputs), _scale(q, scale), need)
+    plans = cpu_plans(planner)
+    planned = Planned(plans.plan_of(q, k, v, inputs), _scale(q, scale), need)
     if not recorded:
         pair = planned.forward(q, k, v, inputs)
         if not (inputs or return_lse):
-            planner.direct = direct_of(q, k, v, planned.plan, scale, planned.scale, pair[0]) or planner.direct
+            plans.direct = direct_of(q, k, v, planned.plan, scale, planned.scale, pair[0]) or plans.direct
         return pair
     return differentiable(q, k, v, _Unseen(planned, planner.text, scale), inputs)
 
@@ -84,7 +92,7 @@ def by_kernels(
 
     Raises what a call of an `Attention` raises.
     """
-    from attnc.runtime.gpu.gpu_work import OnGpu
+    from attnc.runtime.executors.triton.gpu_work import OnGpu
 
     q, k, v = cast_for_autocast(planner.pattern.name, q, k, v)
     check_tensors(q, k, v)
@@ -109,7 +117,7 @@ def refuse_device(q: Tensor) -> None:
 
 def _planned(q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, pattern: str, scale: float | None) -> Planned:
     refuse_shards()
-    return Planned(planner_of(pattern).plan_of(q, k, v, inputs or ()), _scale(q, scale))
+    return Planned(cpu_plans(planner_of(pattern)).plan_of(q, k, v, inputs or ()), _scale(q, scale))
 
 
 def _scale(q: Tensor, scale: float | None) -> float:
@@ -123,7 +131,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, *call: Unpack[Call]) -> Pair:
 
 
 def _forward_on_gpu(q: Tensor, k: Tensor, v: Tensor, *call: Unpack[Call]) -> Pair:
-    from attnc.runtime.gpu.gpu_work import OnGpu
+    from attnc.runtime.executors.triton.gpu_work import OnGpu
 
     refuse_shards()
     inputs, pattern, scale = call
@@ -141,7 +149,7 @@ def _backward_on_gpu(
     lse: Tensor,
     *call: Unpack[Call],
 ) -> Triple:
-    from attnc.runtime.gpu.gpu_work import OnGpu
+    from attnc.runtime.executors.triton.gpu_work import OnGpu
 
     inputs, pattern, scale = call
     work = OnGpu(planner_of(pattern), _scale(q, scale))

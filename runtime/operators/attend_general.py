@@ -17,18 +17,18 @@ from torch._C import DispatchKey, DispatchKeySet
 from torch._subclasses.fake_tensor import is_fake
 from torch.utils.flop_counter import register_flop_formula
 
-from attnc.runtime.call_errors import UnsupportedError
-from attnc.runtime.cpu.autograd import FirstOrder, refuse_second
-from attnc.runtime.cpu.flash_kernel import lse_dtype
+from attnc.runtime.call.call_errors import UnsupportedError
+from attnc.runtime.call.sharded import refuse_shards
+from attnc.runtime.call.tensor_checks import check_tensors
+from attnc.runtime.call.transforms import cast_for_autocast
+from attnc.runtime.executors.cpu.autograd import FirstOrder, refuse_second
+from attnc.runtime.executors.cpu.flash_kernel import lse_dtype
+from attnc.runtime.executors.general_attention import GeneralAttention, Result, general_of
 from attnc.runtime.fallbacks import COPY, note
-from attnc.runtime.general_attention import GeneralAttention, Result, general_of
 from attnc.runtime.operators import FAKE
 from attnc.runtime.operators.attend import Inputs, refuse_device, visible_pairs
-from attnc.runtime.planners import planner_of
-from attnc.runtime.profiling import profiled
-from attnc.runtime.sharded import refuse_shards
-from attnc.runtime.tensor_checks import check_tensors
-from attnc.runtime.transforms import cast_for_autocast
+from attnc.runtime.planning.planners import planner_of
+from attnc.runtime.process.profiling import profiled
 
 _ATTEND = torch.ops.attnc.attend_general.default
 _ATTEND_BACKWARD = torch.ops.attnc.attend_general_backward.default

@@ -10,21 +10,22 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from attnc.compiler.last_rows import OtherRowsError
-from attnc.runtime import identity, serving
-from attnc.runtime.caches import Cache, check_cache, read_cache
-from attnc.runtime.call_errors import UnsupportedError
-from attnc.runtime.cpu.flash_kernel import lse_dtype
-from attnc.runtime.general_attention import general_of
+from attnc.compiler.passes.last_rows import OtherRowsError
+from attnc.runtime.call.caches import Cache, check_cache, read_cache
+from attnc.runtime.call.call_errors import UnsupportedError
+from attnc.runtime.call.length_groups import Result
+from attnc.runtime.call.sharded import refuse_shards
+from attnc.runtime.call.tensor_checks import input_tensors
+from attnc.runtime.executors.cpu.flash_kernel import lse_dtype
+from attnc.runtime.executors.general_attention import general_of
 from attnc.runtime.operators import FAKE
 from attnc.runtime.operators.attend import Inputs, refuse_device
 from attnc.runtime.operators.attend_general import contiguous
-from attnc.runtime.planners import planner_of
-from attnc.runtime.plans import Planner
-from attnc.runtime.profiling import profiled
-from attnc.runtime.serving import Result
-from attnc.runtime.sharded import refuse_shards
-from attnc.runtime.tensor_checks import input_tensors
+from attnc.runtime.planning.planners import planner_of
+from attnc.runtime.planning.plans import Planner
+from attnc.runtime.process.profiling import profiled
+from attnc.runtime.serving import serving
+from attnc.runtime.texts import identity
 
 Pair = tuple[Tensor, Tensor]
 
@@ -101,7 +102,7 @@ def _forward(
     named = {tensor.name: x for tensor, x in zip(rows.pattern.tensors, inputs or (), strict=True)}
     with torch.no_grad(), profiled(rows.pattern.name, "decode"):
         if q.is_cuda:
-            from attnc.runtime.gpu.device_cache import read_device_cache
+            from attnc.runtime.executors.triton.device_cache import read_device_cache
 
             first = serving.check_ring(rows.pattern, q, k, None) if ring else None
             device_cache = read_device_cache(q, k, v, kv_len, block_table, ring=first)

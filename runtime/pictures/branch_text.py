@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from attnc.runtime.ascii_text import plain
 from attnc.runtime.pictures.branch_views import BranchesDrawing, BranchView
 from attnc.runtime.pictures.drawing import extents
 from attnc.runtime.pictures.terminal_text import Block, shaded
+from attnc.runtime.process.ascii_text import plain
 
 BETWEEN = 3
 NARROWEST = 8

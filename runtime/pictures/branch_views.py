@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.runtime.pattern_description import PatternDescription
+from attnc.runtime.patterns.pattern_description import PatternDescription
 
 Shares = NDArray[np.float64]
 

@@ -9,18 +9,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attnc.compiler.attentions import stateful_alone
 from attnc.compiler.ir import Pattern
+from attnc.compiler.passes.attentions import stateful_alone
 from attnc.compiler.simulation.print_simulation import size
-from attnc.runtime.call_errors import ArgumentError
-from attnc.runtime.pattern_analysis import PatternAnalysis
-from attnc.runtime.pattern_executor import PatternExecutor
-from attnc.runtime.picture_limits import check_drawn_length
+from attnc.runtime.call.call_errors import ArgumentError
+from attnc.runtime.call.tensor_checks import TensorSizes, input_tensors
+from attnc.runtime.executors.pattern_executor import PatternExecutor
+from attnc.runtime.executors.recurrent.pattern_recurrence import PatternRecurrence
+from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
 from attnc.runtime.pictures.branch_views import BranchesDrawing, BranchView, Shares
 from attnc.runtime.pictures.draw import MOST_CHOSEN, SQUARES, DrawnHead, drawn_case, subtitle_of
 from attnc.runtime.pictures.drawing import extents, percent
-from attnc.runtime.recurrent.pattern_recurrence import PatternRecurrence
-from attnc.runtime.tensor_checks import TensorSizes, input_tensors
+from attnc.runtime.pictures.picture_limits import check_drawn_length
 from attnc.spec.errors import AttncError
 
 TRIED = 64

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.runtime.call_errors import ArgumentError, needing_torch
-from attnc.runtime.example_inputs import Example, example_inputs, head_count
-from attnc.runtime.picture_limits import check_drawn_length
+from attnc.runtime.call.call_errors import ArgumentError, needing_torch
+from attnc.runtime.call.example_inputs import Example, example_inputs, head_count
 from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, Drawing, extents
+from attnc.runtime.pictures.picture_limits import check_drawn_length
 from attnc.runtime.pictures.survey import Counts, Steps, count_mask, count_plan
 from attnc.runtime.pictures.svg import to_svg
 from attnc.runtime.pictures.terminal_text import to_text
@@ -21,7 +21,7 @@ from attnc.spec.meaning.parameter_values import shown
 from attnc.spec.program import BoundProgram
 
 if TYPE_CHECKING:
-    from attnc.runtime.pattern_analysis import PatternAnalysis
+    from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
 
 __all__ = ["Drawing", "draw", "make_drawing", "to_svg", "to_text"]
 
@@ -145,7 +145,7 @@ def drawn_case(
 
 def _as_tensors(inputs: Mapping[str, object], examples: Mapping[str, Example]) -> dict[str, object]:
     """Return the given inputs and the examples of the others, as tensors."""
-    from attnc.runtime.tensor_checks import as_tensor
+    from attnc.runtime.call.tensor_checks import as_tensor
 
     tensors = {name: as_tensor(x) for name, x in inputs.items()}
     return {**tensors, **{name: example.tensor for name, example in examples.items()}}

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.runtime.ascii_text import plain
 from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, Drawing, extents, merge_tiles, percent
 from attnc.runtime.pictures.svg import ticks
+from attnc.runtime.process.ascii_text import plain
 
 _SHADES = {True: " ░▒▓█", False: " .:+#"}
 _HALVES = " ▀▄█"

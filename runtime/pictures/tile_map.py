@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from attnc.compiler.planning.tile_work import NATURAL, Order
 from attnc.compiler.simulation.orders import TileFinder
-from attnc.compiler.simulation.tile_work import NATURAL, Order
-from attnc.runtime.call_errors import ArgumentError
-from attnc.runtime.call_relations import relations_of
-from attnc.runtime.call_shapes import TensorSizes, shape_of_call
+from attnc.runtime.call.call_errors import ArgumentError
+from attnc.runtime.call.call_shapes import TensorSizes, shape_of_call
 from attnc.runtime.pictures.draw import DrawnHead, count_pairs, drawn_case, states_of, subtitle_of, tile_side
 from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, extents
+from attnc.runtime.planning.call_relations import relations_of
 
 if TYPE_CHECKING:
-    from attnc.compiler.simulation.brick_work import BrickFinder
-    from attnc.runtime.pattern_analysis import PatternAnalysis
+    from attnc.compiler.planning.brick_work import BrickFinder
+    from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
 
 ACROSS = 128
 """The maximum number of squares along a side of a view; more tiles are merged."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from attnc.runtime.ascii_text import plain
 from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL
 from attnc.runtime.pictures.terminal_text import TILES, TILES_ACROSS
 from attnc.runtime.pictures.tile_map import TileMap, TileView
+from attnc.runtime.process.ascii_text import plain
 
 SHADES = {True: ("░░", "▒▒", "▓▓"), False: ("--", "++", "**")}
 """Squares with up to a third, up to two thirds, and up to all of their tiles live."""

@@ -10,27 +10,38 @@ from math import inf
 import torch
 
 from attnc.compiler.analysis.live_tiles import TooManyTilesError
+from attnc.compiler.ir.rewrite import walk
 from attnc.compiler.kernels.attention_kernels import HeadShape
 from attnc.compiler.kernels.index_text import NotInKernelsError
+from attnc.compiler.kernels.kernel_source import TileShape
 from attnc.compiler.planning.build_plan import Relations, build_plan
 from attnc.compiler.planning.cpu_plan import Plan
 from attnc.compiler.planning.recipes import Recipe, recipes
 from attnc.compiler.planning.runs import TooManyClassesError
 from attnc.compiler.planning.schedule import CoverChoice, choose
 from attnc.compiler.planning.schedule import CoverProblem as Covering
-from attnc.compiler.rewrite import walk
 from attnc.compiler.simulation.candidates import ScheduleCandidates, ScheduleRequest
 from attnc.compiler.simulation.cpu_ladder import CpuMachine, simulate_cpu
-from attnc.compiler.simulation.gpu_clocks import Kernel, TileShape
+from attnc.compiler.simulation.gpu_clocks import (
+    Kernel,
+)
 from attnc.compiler.simulation.machine import Machine, MachineError
 from attnc.compiler.simulation.simulated_call import SimulatedCall, problem_of
 from attnc.compiler.simulation.simulation import Pass
-from attnc.runtime.gpu.device_targets import target_of
-from attnc.runtime.plans import Planner, by_option, relations_of
-from attnc.runtime.simulating import find_device
-from attnc.runtime.tensor_checks import call_shape
-from attnc.runtime.tuning.records import MODEL
-from attnc.runtime.tuning.tile_candidates import STAGES, allowed_shapes, knob_of, machine_of
+from attnc.runtime.call.device_targets import target_of
+from attnc.runtime.call.tensor_checks import call_shape
+from attnc.runtime.choices.records import MODEL
+from attnc.runtime.choices.tile_candidates import (
+    STAGES,
+    allowed_shapes,
+    knob_of,
+    machine_of,
+)
+from attnc.runtime.executors.cpu.cpu_plans import by_option
+from attnc.runtime.executors.triton.planner import gpu_planner
+from attnc.runtime.planning import stored_rates
+from attnc.runtime.planning.plans import Planner, relations_of
+from attnc.runtime.simulate.simulating import find_device
 from attnc.runtime.tuning.tune_request import TuneRequest
 
 FIRST = 5
@@ -72,13 +83,14 @@ def _piece_knob(planner: Planner, request: TuneRequest, until: float) -> Knob:
         coverings.append(problem)
         return choose(problem)
 
-    model_plan = build_plan(relations, first)
+    rates = stored_rates.rates()
+    model_plan = build_plan(relations, first, rates)
     predict = _Prediction(relations, request)
     plans = {MODEL: model_plan}
     for recipe in _ranked(coverings, until):
         if len(plans) > 2 * FIRST or time.perf_counter() >= until:
             break
-        plan = build_plan(relations, by_option(str(recipe)))
+        plan = build_plan(relations, by_option(str(recipe)), rates)
         if not any(_are_equal(plan, other) for other in plans.values()):
             plans[str(recipe)] = plan
     times = {name: predict.ms(plan) for name, plan in plans.items()}
@@ -136,7 +148,7 @@ def _kernel_knobs(planner: Planner, request: TuneRequest) -> Iterator[Knob]:
     tf32 = sizes.dtype == "float32" and torch.backends.cuda.matmul.allow_tf32
     heads = HeadShape(sizes.dk, sizes.dv, sizes.dtype, tf32, None, sizes.heads != sizes.kv_heads)
     try:
-        kernels = planner.gpu.kernels_of(heads, target, sizes, request.inputs)
+        kernels = gpu_planner(planner).kernels_of(heads, target, sizes, request.inputs)
     except NotInKernelsError:
         return
     relations = relations_of(planner.pattern, call_shape(planner.pattern, sizes, request.inputs))

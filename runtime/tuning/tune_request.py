@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from attnc.runtime.tensor_checks import TensorSizes
-from attnc.runtime.tuning.records import Stage
+from attnc.runtime.call.tensor_checks import TensorSizes
+from attnc.runtime.choices.records import Stage
 
 
 @dataclass(frozen=True)

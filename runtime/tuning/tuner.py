@@ -20,15 +20,20 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from attnc.runtime.call.tensor_checks import check_tensors
+from attnc.runtime.choices.choice_keys import Executor, bucket_of
+from attnc.runtime.choices.choice_source import Choices
+from attnc.runtime.choices.records import (
+    MODEL,
+    KnobTrial,
+    Record,
+    Stage,
+)
+from attnc.runtime.choices.tuned import MEASURING, Tuned
 from attnc.runtime.disk.store import store
-from attnc.runtime.plans import Planner
-from attnc.runtime.tensor_checks import check_tensors
-from attnc.runtime.tuning.choice_keys import Executor, bucket_of
-from attnc.runtime.tuning.choice_source import Choices
-from attnc.runtime.tuning.records import MODEL, KnobTrial, Record, Stage
+from attnc.runtime.planning.plans import Planner
 from attnc.runtime.tuning.timer import LEAST, LOOKED_AT, Clock, Timing, compared, is_faster
 from attnc.runtime.tuning.tune_request import TuneRequest
-from attnc.runtime.tuning.tuned import MEASURING, Tuned
 
 if TYPE_CHECKING:
     from attnc.runtime.tuning.knobs import Knob

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from attnc.compiler.before_keys import needs_tokens
 from attnc.compiler.lowering.lower import lower
-from attnc.runtime.example_inputs import head_count
+from attnc.compiler.passes.before_keys import needs_tokens
+from attnc.runtime.call.example_inputs import head_count
 from attnc.spec.checks.measure import Measures, expressions, expressions_of_selection
 from attnc.spec.errors import SpecError
 from attnc.spec.program import BoundProgram, Expr, KeyRange, Program

@@ -11,8 +11,8 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from attnc.runtime.example_inputs import head_count
-from attnc.runtime.lengths import natural_length
+from attnc.runtime.call.example_inputs import head_count
+from attnc.runtime.call.lengths import natural_length
 from attnc.runtime.verifying.call_cases import (
     CallCase,
     ShapeRequest,

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnc.runtime.accuracy import Error, Probe, compare
-from attnc.runtime.attention import Attention
+from attnc.runtime.api.attention import Attention
+from attnc.runtime.verifying.accuracy import Error, Probe, compare
 from attnc.runtime.verifying.call_cases import CallCase, has_state, loops
 from attnc.runtime.verifying.exercise import FEW_PAIRS, Look, look
 from attnc.runtime.verifying.remedies import remedy

@@ -8,7 +8,7 @@ from attnc.spec import program
 from attnc.spec.checks.measure import children
 from attnc.spec.diagnostics import Diagnostic, Label
 from attnc.spec.errors import EvaluationError, SpecError
-from attnc.spec.meaning.evaluate import constant_value
+from attnc.spec.meaning.constant_values import constant_value
 from attnc.spec.meaning.parameter_values import Mismatch, convert, shown
 from attnc.spec.program import BoundProgram, Parameter, Program, Value
 from attnc.spec.report import DiagnosticList

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from attnc.spec import program
 from attnc.spec.errors import EvaluationError
+from attnc.spec.meaning.constant_values import constant_value
 from attnc.spec.meaning.exact_arithmetic import INT_MAX, INT_MIN
 from attnc.spec.suggest import did_you_mean
 from attnc.spec.types import Kind
@@ -125,8 +126,6 @@ class Tensors:
                 return self._computed_length(dim)
 
     def _computed_length(self, dim: object) -> int:
-        from attnc.spec.meaning.evaluate import constant_value
-
         value = constant_value(self._call.bound, dim)  # type: ignore[arg-type]
         assert isinstance(value, int)
         return value

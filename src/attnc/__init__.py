@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from attnc.after_torch import declare_operators
 
 if TYPE_CHECKING:
-    from attnc.compiler.analysis.aggregates import TooManyStepsError
+    from attnc.compiler.ir.aggregates import TooManyStepsError
     from attnc.compiler.simulation.machine import MachineError
     from attnc.runtime import bridges
-    from attnc.runtime.attention import Attention, compile_attention
-    from attnc.runtime.call_errors import (
+    from attnc.runtime.api.attention import Attention, compile_attention
+    from attnc.runtime.call.call_errors import (
         ArgumentError,
         ArgumentTypeError,
         MeasurementError,
@@ -24,34 +24,34 @@ if TYPE_CHECKING:
         TorchMissingError,
         UnsupportedError,
     )
+    from attnc.runtime.choices.tuned_tables import save_tuned
     from attnc.runtime.fallbacks import Fallback, fallbacks, reset_fallbacks
-    from attnc.runtime.gpu.binaries import load_binaries
-    from attnc.runtime.merging import merge
-    from attnc.runtime.tuning.tuned_tables import save_tuned
-    from attnc.runtime.warned import LayoutWarning, NoGradientWarning, PatternWarning
+    from attnc.runtime.process.warned import LayoutWarning, NoGradientWarning, PatternWarning
+    from attnc.runtime.toolchain.binaries import load_binaries
+    from attnc.runtime.values.merging import merge
     from attnc.spec.errors import AttncError, EvaluationError, SpecError
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Attention": "attnc.runtime.attention",
-    "compile_attention": "attnc.runtime.attention",
-    "load_binaries": "attnc.runtime.gpu.binaries",
-    "merge": "attnc.runtime.merging",
-    "save_tuned": "attnc.runtime.tuning.tuned_tables",
+    "Attention": "attnc.runtime.api.attention",
+    "compile_attention": "attnc.runtime.api.attention",
+    "load_binaries": "attnc.runtime.toolchain.binaries",
+    "merge": "attnc.runtime.values.merging",
+    "save_tuned": "attnc.runtime.choices.tuned_tables",
     "AttncError": "attnc.spec.errors",
     "SpecError": "attnc.spec.errors",
     "EvaluationError": "attnc.spec.errors",
-    "ArgumentError": "attnc.runtime.call_errors",
-    "ArgumentTypeError": "attnc.runtime.call_errors",
-    "MeasurementError": "attnc.runtime.call_errors",
-    "PatternNotFoundError": "attnc.runtime.call_errors",
-    "TooManyStepsError": "attnc.compiler.analysis.aggregates",
-    "TorchMissingError": "attnc.runtime.call_errors",
-    "UnsupportedError": "attnc.runtime.call_errors",
-    "LayoutWarning": "attnc.runtime.warned",
-    "NoGradientWarning": "attnc.runtime.warned",
-    "PatternWarning": "attnc.runtime.warned",
+    "ArgumentError": "attnc.runtime.call.call_errors",
+    "ArgumentTypeError": "attnc.runtime.call.call_errors",
+    "MeasurementError": "attnc.runtime.call.call_errors",
+    "PatternNotFoundError": "attnc.runtime.call.call_errors",
+    "TooManyStepsError": "attnc.compiler.ir.aggregates",
+    "TorchMissingError": "attnc.runtime.call.call_errors",
+    "UnsupportedError": "attnc.runtime.call.call_errors",
+    "LayoutWarning": "attnc.runtime.process.warned",
+    "NoGradientWarning": "attnc.runtime.process.warned",
+    "PatternWarning": "attnc.runtime.process.warned",
     "MachineError": "attnc.compiler.simulation.machine",
     "Fallback": "attnc.runtime.fallbacks",
     "fallbacks": "attnc.runtime.fallbacks",
@@ -97,6 +97,6 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        from attnc.runtime.call_errors import TorchMissingError
+        from attnc.runtime.call.call_errors import TorchMissingError
 
         raise TorchMissingError(f"`attnc.{name}`") from error

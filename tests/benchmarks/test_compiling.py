@@ -5,7 +5,12 @@ from __future__ import annotations
 import compiling
 import pytest
 
-from attnc.runtime.library import ModuleLoader, find, library_files, library_names
+from attnc.runtime.texts.library import (
+    ModuleLoader,
+    find,
+    library_files,
+    library_names,
+)
 from attnc.spec.load import load_program
 
 

@@ -11,7 +11,8 @@ import suites
 import torch
 from benchmark_part import Part, Setting, is_wrong
 
-from attnc.runtime.cpu import calibration, plausible, steady
+from attnc.runtime.measuring import calibration, steady
+from attnc.runtime.planning import plausible
 
 
 @pytest.fixture(autouse=True)

@@ -361,7 +361,7 @@ def test_paths_without_kernels_are_counted(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_inputs_that_kernels_read_are_moved_and_narrowed() -> None:
-    from attnc.runtime.gpu.planner import as_read
+    from attnc.runtime.executors.triton.planner import as_read
 
     x = torch.zeros(4, dtype=torch.int32)
     as_read("p", "x", x, x.device)
@@ -374,7 +374,7 @@ def test_inputs_that_kernels_read_are_moved_and_narrowed() -> None:
 
 
 def test_host_reads_of_device_tensors_are_counted() -> None:
-    from attnc.runtime.tensor_checks import call_shape, check_promises, check_tensors
+    from attnc.runtime.call.tensor_checks import call_shape, check_promises, check_tensors
 
     attend, document = compile_attention("fox"), compile_attention("document")
     with FakeTensorMode():

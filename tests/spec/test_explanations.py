@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from attnc.compiler.pattern_warnings import warnings_of
+from attnc.compiler.warnings.pattern_warnings import warnings_of
 from attnc.spec.codes import CODES
 from attnc.spec.errors import EvaluationError, SpecError
 from attnc.spec.explanation_pages import page

@@ -20,18 +20,22 @@ import pytest
 import torch
 
 from attnc import UnsupportedError, compile_attention
-from attnc.compiler.pattern_warnings import warnings_of
-from attnc.runtime.gpu import routing_gate
-from attnc.runtime.gpu.kernel_gate import GateCase as Kernel
-from attnc.runtime.gpu.recurrent import library_gate
-from attnc.runtime.gpu.selection import cases, named, same_text, whole_library
-from attnc.runtime.library import (
+from attnc.compiler.warnings.pattern_warnings import warnings_of
+from attnc.runtime.texts.library import (
     ModuleLoader,
     library_files,
     library_names,
     pattern_names,
     recurrence_names,
     routing_names,
+)
+from attnc.runtime.toolchain import library_gate, routing_gate
+from attnc.runtime.toolchain.kernel_gate import GateCase as Kernel
+from attnc.runtime.toolchain.selection import (
+    cases,
+    named,
+    same_text,
+    whole_library,
 )
 from attnc.spec.formatting import formatted
 from attnc.spec.load import check_source, load_program

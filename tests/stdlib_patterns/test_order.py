@@ -6,7 +6,7 @@ import pytest
 
 from attnc import compile_attention
 from attnc.runtime.commands.list_patterns import FAMILIES, LibraryEntry, entries
-from attnc.runtime.library import library_files, library_names
+from attnc.runtime.texts.library import library_files, library_names
 
 ENTRIES = entries()
 LINES, COLUMNS = 30, 120

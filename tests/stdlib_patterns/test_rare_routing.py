@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attnc import UnsupportedError, compile_attention
-from attnc.runtime.library import ModuleLoader, library_files
+from attnc.runtime.texts.library import ModuleLoader, library_files
 from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind
 from attnc.spec.meaning.evaluate import Evaluator

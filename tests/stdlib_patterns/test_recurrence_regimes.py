@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from attnc import UnsupportedError
-from attnc.runtime.library import hybrid_names, library_files, recurrence_names
+from attnc.runtime.texts.library import hybrid_names, library_files, recurrence_names
 from recurrence_cases import REGIMES, error
 from recurrence_regimes import (
     GRIDS,

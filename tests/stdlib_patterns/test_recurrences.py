@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attnc import UnsupportedError
-from attnc.runtime.library import recurrence_names
+from attnc.runtime.texts.library import recurrence_names
 from attnc.spec.meaning.evaluate import Evaluator
 from cases.recurrences import GRIDS, Recurrent, joined
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from attnc import UnsupportedError, compile_attention
-from attnc.runtime.call_errors import ArgumentTypeError
-from attnc.runtime.library import hybrid_names
+from attnc.runtime.call.call_errors import ArgumentTypeError
+from attnc.runtime.texts.library import hybrid_names
 from attnc.spec.errors import EvaluationError, SpecError
 from attnc.spec.meaning.evaluate import Evaluator
 from cases.hybrids import draw, ours

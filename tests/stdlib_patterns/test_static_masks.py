@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attnc import Attention, SpecError, compile_attention
-from attnc.runtime.accuracy import Probe, compare
+from attnc.runtime.verifying.accuracy import Probe, compare
 from cases import grids
 from cases.masks import MASKED, Masked
 from reference import masks

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from attnc.runtime.cli import main
-from attnc.runtime.library import library_names
+from attnc.runtime.texts.library import library_names
 
 REASONS = {
     "a recurrence updates a state token by token: there are no pairs to hide",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from attnc.runtime.library import hybrid_names, recurrence_names
+from attnc.runtime.texts.library import hybrid_names, recurrence_names
 
 CHECKS: Mapping[str, str] = {
     "form": "`attnc fmt` does not change the file, which states its name and source",

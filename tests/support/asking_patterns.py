@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from attnc import Attention, compile_attention
-from attnc.compiler.attentions import alone
 from attnc.compiler.ir import Pattern
+from attnc.compiler.passes.attentions import alone
 from attnc.compiler.planning.build_plan import CallShape, Relations
-from attnc.runtime.plans import relations_of
-from attnc.runtime.tensor_checks import TensorSizes, blank, call_shape
+from attnc.runtime.call.tensor_checks import TensorSizes, blank, call_shape
+from attnc.runtime.planning.plans import relations_of
 
 NOT_IN_KERNELS = """pattern counted
     align   end

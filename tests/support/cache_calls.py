@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from attnc.runtime.attention import Attention
+from attnc.runtime.api.attention import Attention
 
 Kind = Literal["slots", "pages", "ring"]
 NAN = float("nan")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attnc import Attention, compile_attention
-from attnc.runtime.example_inputs import example_inputs
+from attnc.runtime.call.example_inputs import example_inputs
 from attnc.spec.meaning.evaluate import Evaluator
 
 N_Q, N_K = 14, 8

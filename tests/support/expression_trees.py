@@ -11,8 +11,8 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from attnc.compiler import fold
-from attnc.compiler.ir import Data, Index, Var
+from attnc.compiler.ir import Data, Index, Var, fold
+from attnc.compiler.ir.rewrite import aggregate
 
 Number = int | bool
 Places = Mapping[str, int]
@@ -270,7 +270,7 @@ def _build_aggregate(tree: Tree, variables: Mapping[str, Var]) -> Index:
     if tree.op == "count":
         what = fold.choice(what, fold.const(1), fold.const(0))
     op: Any = {"least": "min", "most": "max", "count": "sum"}.get(tree.op, tree.op)
-    return fold.reduce(op, variable, *ends, build(condition, inner), what)
+    return aggregate(op, variable, *ends, build(condition, inner), what)
 
 
 # --- drawing ---------------------------------------------------------------------------------------------------------

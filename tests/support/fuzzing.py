@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from attnc.runtime.diagnosis import diagnosed
-from attnc.runtime.library import ModuleLoader
+from attnc.runtime.texts.diagnosis import diagnosed
+from attnc.runtime.texts.library import ModuleLoader
 from attnc.spec.codes import CODES
 from attnc.spec.diagnostics import Diagnostic, Severity
 from attnc.spec.errors import AttncError, SpecError

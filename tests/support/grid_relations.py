@@ -6,9 +6,8 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from attnc.compiler import fold
 from attnc.compiler.analysis import exact_evaluation
-from attnc.compiler.ir import Index
+from attnc.compiler.ir import Index, fold
 
 Q, K = fold.place("q"), fold.place("k")
 Extents = tuple[int, ...]

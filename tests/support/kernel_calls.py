@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.kernels.kernel_source import KernelSource
-from attnc.runtime.attention import Attention
-from attnc.runtime.gpu import kernel_modules, launch
+from attnc.runtime.api.attention import Attention
+from attnc.runtime.executors.triton import kernel_modules, launch
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3}
 """Allowed errors, relative to the largest true entry of a result or to 1, whichever is larger."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from attnc.runtime.gpu.recurrent.recurrence_tensors import RecurrenceTensors
+from attnc.runtime.executors.triton.recurrent.recurrence_tensors import RecurrenceTensors
 
 
 def kernels_ran(patch: pytest.MonkeyPatch) -> list[str]:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from attnc import compile_attention
-from attnc.runtime.attention import Attention
-from attnc.runtime.example_inputs import example_inputs, head_count
-from attnc.runtime.gpu.selection import PARAMETERS
-from attnc.runtime.lengths import natural_length
+from attnc.runtime.api.attention import Attention
+from attnc.runtime.call.example_inputs import example_inputs, head_count
+from attnc.runtime.call.lengths import natural_length
+from attnc.runtime.toolchain.selection import PARAMETERS
 
 PARAMS: Mapping[str, Mapping[str, Any]] = PARAMETERS
 """Parameters of patterns without defaults."""

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from attnc import compile_attention
 from attnc.compiler.kernels.targets import TARGETS
-from attnc.runtime.example_inputs import example_inputs, head_count
-from attnc.runtime.gpu import planner, selected_on_gpu
-from attnc.runtime.library import pattern_names, routing_names
+from attnc.runtime.call.example_inputs import example_inputs, head_count
+from attnc.runtime.executors.triton import planner, selected_on_gpu
+from attnc.runtime.texts.library import pattern_names, routing_names
 from cases.case import Case, Tensors, distance, leaf, results
 from kernel_calls import Launch, check, operands, poisoned, recorded
 from library_calls import SMALL, made_inputs

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attnc.runtime.recurrent.linear import Delta, RankOne, linear_recurrence
+from attnc.runtime.executors.recurrent.linear import Delta, RankOne, linear_recurrence
 from token_loops import token_loop
 
 Tensors = dict[str, Tensor]

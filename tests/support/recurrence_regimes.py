@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from attnc import Attention, compile_attention
-from attnc.runtime.library import hybrid_names, library_files
+from attnc.runtime.texts.library import hybrid_names, library_files
 from recurrence_cases import REGIMES
 from recurrence_draws import example
 from reference.scans import REFERENCES

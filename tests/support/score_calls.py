@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attnc import Attention
-from attnc.runtime.accuracy import TIMES, UNITS
+from attnc.runtime.verifying.accuracy import TIMES, UNITS
 from cases.case import distance, leaf, real
 from reference.attention import Result
 
@@ -65,7 +65,7 @@ def check(run: Run, dense: Run, operands: Inputs) -> dict[str, Tensor]:
 
 
 def check_twice(run: Run, dense: Run, operands: Inputs) -> None:
-    """Check the rule of `runtime/accuracy.py` for every real operand: twice the dense error, plus a few units."""
+    """Check the rule of `runtime.verifying.accuracy` for every operand: twice the dense error, plus a few units."""
     grads = grads_for(operands)
     wanted = results(dense, {name: leaf(x, torch.float64) for name, x in operands.items()}, grads)
     plain, actual = results(dense, operands, grads), results(run, operands, grads)

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnc.runtime.attention import Attention
+from attnc.runtime.api.attention import Attention
+from attnc.runtime.choices.records import KIND, Record, read_record
 from attnc.runtime.disk.store import store
-from attnc.runtime.tuning.records import KIND, Record, read_record
 
 TIME = "60s"
 """A time limit far above what the maximum of twenty-five rounds takes."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnc.runtime.accuracy import TIMES, UNITS
+from attnc.runtime.verifying.accuracy import TIMES, UNITS
 from cases.case import distance, leaf, real
 from cases.system import System
 from score_calls import assert_equals
@@ -42,7 +42,7 @@ def check(run: Dense, dense: Dense, operands: Inputs) -> dict[str, Tensor]:
 
 
 def check_twice(run: Dense, system: System, operands: Inputs) -> None:
-    """Check the rule of `runtime/accuracy.py`: twice the error of the formula in the same dtype, plus a few units."""
+    """Check the rule of `runtime.verifying.accuracy`: twice the formula's error in the same dtype, plus a few units."""
     grad, dense = grad_for(operands), system.dense
     exact = {name: leaf(x, torch.float64) for name, x in operands.items()}
     wanted, actual = results(dense, exact, grad), results(run, operands, grad)

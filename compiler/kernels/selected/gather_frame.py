@@ -8,11 +8,10 @@ from typing import ClassVar
 
 from attnc.compiler.kernels.depth import pieces
 from attnc.compiler.kernels.index_text import HELPERS
-from attnc.compiler.kernels.kernel_source import TYPES, KernelArgument, KernelSource, declaration
+from attnc.compiler.kernels.kernel_source import TYPES, KernelArgument, KernelSource, TileShape, declaration
 from attnc.compiler.kernels.loads import conjunction, entry_numbers, validity
 from attnc.compiler.kernels.selected.selected_problem import SelectedProblem
 from attnc.compiler.kernels.text_lines import Lines
-from attnc.compiler.simulation.gpu_clocks import TileShape
 
 PREFIX = "chosen_"
 """The prefix of the names of gather kernels."""

@@ -10,13 +10,13 @@ from typing import Literal
 from attnc.compiler.kernels.attention_problem import AttentionProblem
 from attnc.compiler.kernels.delta import emit_delta
 from attnc.compiler.kernels.kernel_source import KernelSource
+from attnc.compiler.kernels.kernel_source import TileShape as T
 from attnc.compiler.kernels.selected.gather_frame import GatherFrame
 from attnc.compiler.kernels.selected.gather_key_gradients import GatherKeyGradients
 from attnc.compiler.kernels.selected.gather_queries import GatherForward, GatherQueryGradient
 from attnc.compiler.kernels.selected.merge_partials import MergeForward, MergeQueryGradient
 from attnc.compiler.kernels.selected.selected_problem import WIDEST, SelectedProblem
 from attnc.compiler.kernels.walks import ListedWalk
-from attnc.compiler.simulation.gpu_clocks import TileShape as T
 
 ChosenStage = Literal["forward", "merge", "dq", "sum", "dkdv"]
 STAGES: tuple[ChosenStage, ...] = ("forward", "merge", "dq", "sum", "dkdv")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from attnc.compiler import fold
-from attnc.compiler.ir import Compare, Index, Linear, Truth
+from attnc.compiler.ir import Compare, Index, Linear, Truth, fold
 from attnc.compiler.kernels.attention_problem import PAIRS
 from attnc.compiler.kernels.index_text import (
     COLUMNS,
@@ -17,9 +16,8 @@ from attnc.compiler.kernels.index_text import (
     aligned,
     fits_32_bits,
 )
-from attnc.compiler.kernels.kernel_source import VECTOR
+from attnc.compiler.kernels.kernel_source import BYTES, VECTOR
 from attnc.compiler.kernels.targets import Target
-from attnc.compiler.simulation.gpu_clocks import BYTES
 
 WIDEST = 256
 """Maximum width of a head."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import cast
 
-from attnc.compiler.derivatives import derivatives
 from attnc.compiler.ir import Number
+from attnc.compiler.ir.derivatives import derivatives
+from attnc.compiler.ir.value_nodes import Axes
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.recurrences.kernels.tape_text import TapeText
 from attnc.compiler.recurrences.step_tape import Op
-from attnc.compiler.value_nodes import Axes
 
 STEEP = frozenset({"div", "sqrt", "log", "log2", "pow"})
 """Functions whose derivative may be infinite; an adjoint of 0, for instance behind a clamp, must stay 0."""

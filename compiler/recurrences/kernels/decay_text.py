@@ -1,7 +1,7 @@
 """The kernel text of decays within a chunk. All exponents are sums ≤ 0: −inf is legal, and nothing is subtracted.
 
 With one gate for all rows, sums over ranges of steps are vectors, and one matrix for pairs. With a gate for each row
-(or column), each level has blocks of 1, 2, 4, … steps (`attnc.runtime.recurrent.levels`); a pair's exponent is split
+(or column), each level has blocks of 1, 2, 4, … steps (`executors.recurrent.levels`); a pair's exponent is split
 between its reader, from the start of its odd block, and its writer, to the end of its even block. A reset empties the
 state before its step: pairs of rows with different counts of resets have weight 0.
 """

@@ -6,11 +6,18 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from attnc.compiler.kernels.kernel_source import TYPES, VECTOR, KernelArgument, KernelSource, declaration
+from attnc.compiler.kernels.kernel_source import (
+    BYTES,
+    TYPES,
+    VECTOR,
+    KernelArgument,
+    KernelSource,
+    TileShape,
+    declaration,
+)
 from attnc.compiler.kernels.text_lines import Lines
 from attnc.compiler.recurrences.kernels.helpers import HELPERS
 from attnc.compiler.recurrences.kernels.recurrence_problem import RecurrenceProblem
-from attnc.compiler.simulation.gpu_clocks import BYTES, TileShape
 
 ONCE_A_TOKEN = frozenset({"q", "dq", "out", "dout", "bonus", "dbonus"})
 """Tensors with one row per token; others have one row per step."""

@@ -17,9 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from attnc.compiler.kernels.kernel_source import TYPES, VECTOR
+from attnc.compiler.kernels.kernel_source import BYTES, TYPES, VECTOR
 from attnc.compiler.kernels.targets import Target
-from attnc.compiler.simulation.gpu_clocks import BYTES
 
 Gate = Literal["none", "constant", "scalar", "rows"]
 Correction = Literal["none", "delta", "comba", "decayed", "old"]

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from attnc.compiler.kernels.kernel_source import KernelArgument, KernelSource, declaration
+from attnc.compiler.kernels.kernel_source import KernelArgument, KernelSource, TileShape, declaration
 from attnc.compiler.kernels.text_lines import Lines
-from attnc.compiler.simulation.gpu_clocks import TileShape
 
 CHUNK = 32
 WARPS = 4

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
+from attnc.compiler.ir.value_nodes import Axes
 from attnc.compiler.recurrences.step_tape import StepTape
-from attnc.compiler.value_nodes import Axes
 
 LEAST = 16
 """Minimum number of entries of a tile along an axis, as products of matrices require."""

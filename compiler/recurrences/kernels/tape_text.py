@@ -8,14 +8,18 @@ from math import prod
 from typing import cast
 
 from attnc.compiler.ir import Element, Lookup, Number, Tensor, Value, intern
+from attnc.compiler.ir.value_nodes import (
+    Axes,
+    apply,
+    element,
+    number,
+)
 from attnc.compiler.kernels.index_text import ExprText, IndexText
-from attnc.compiler.kernels.kernel_source import KernelArgument, KernelSource, declaration
+from attnc.compiler.kernels.kernel_source import KernelArgument, KernelSource, TileShape, declaration
 from attnc.compiler.kernels.text_lines import Lines
 from attnc.compiler.kernels.value_text import VALUE_HELPERS, ValueText
 from attnc.compiler.recurrences.kernels.stepping import LEAST, Stepping
 from attnc.compiler.recurrences.step_tape import Op, StepTape
-from attnc.compiler.simulation.gpu_clocks import TileShape
-from attnc.compiler.value_nodes import Axes, apply, element, number
 
 
 @dataclass(frozen=True, slots=True)

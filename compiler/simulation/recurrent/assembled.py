@@ -6,16 +6,19 @@ from collections.abc import Sequence
 from itertools import accumulate
 from math import ceil
 
+from attnc.compiler.kernels.kernel_source import BYTES
+from attnc.compiler.planning.tile_work import NATURAL
 from attnc.compiler.simulation.cpu_ladder import CpuMachine
 from attnc.compiler.simulation.cpu_ladder import dense_ms as dense_on_cpu
-from attnc.compiler.simulation.gpu_clocks import BYTES, Extra
+from attnc.compiler.simulation.gpu_clocks import (
+    Extra,
+)
 from attnc.compiler.simulation.gpu_ladder import dense_ms as dense_on_gpu
 from attnc.compiler.simulation.machine import Machine, MachineError
 from attnc.compiler.simulation.recurrent.recurrence_call import RecurrenceCall
 from attnc.compiler.simulation.recurrent.recurrence_simulation import RUNGS, RecurrenceSimulation, SimulatedPass
 from attnc.compiler.simulation.simulated_call import SimulatedCall
 from attnc.compiler.simulation.simulation import Pass, Rung, SimulatedSchedule, Tiles, Traffic
-from attnc.compiler.simulation.tile_work import NATURAL
 from attnc.compiler.simulation.traffic import memory_ms
 
 

@@ -1,4 +1,4 @@
-"""The work of one chunk of a pass, counted product by product: the chunk forms of `runtime.recurrent`, row by row.
+"""The work of one chunk of a pass, product by product: the chunk forms of `runtime.executors.recurrent`, row by row.
 
 A chunk has `length` rows, one for each micro-step: L rows, with R rows and V columns of the state. Readers are the
 vectors that read the state (the query, a correction's read); writers are the vectors that write it (the key, a

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from attnc.compiler.simulation.print_simulation import BAR, count, ms, shape_text, size, times
-from attnc.compiler.simulation.recurrent.recurrence_simulation import RecurrenceSimulation, SimulatedPass
 from attnc.spec.meaning.parameter_values import shown
+
+if TYPE_CHECKING:
+    from attnc.compiler.simulation.recurrent.recurrence_simulation import RecurrenceSimulation, SimulatedPass
 
 
 def print_found(simulation: RecurrenceSimulation, *, unicode: bool = True) -> str:

@@ -6,22 +6,21 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 
-from attnc.compiler import fold
-from attnc.compiler.ir import Apply, Const, Element, Extent, Index, Lookup, Recur, Solve, Value, Vec
+from attnc.compiler.ir import Apply, Const, Element, Extent, Index, Lookup, Recur, Solve, Value, Vec, fold
+from attnc.compiler.ir.rewrite import substitute
+from attnc.compiler.ir.value_nodes import axes
 from attnc.compiler.recurrences.derived import (
     Coupled,
     ElementwiseScan,
     Micro,
     Pass,
-    RecurrenceForm,
     RunningReduction,
     Stage,
 )
 from attnc.compiler.recurrences.print_derived import class_of, class_of_coupled
-from attnc.compiler.rewrite import substitute
+from attnc.compiler.recurrences.recurrence_form import RecurrenceForm
 from attnc.compiler.simulation.recurrent.chunk_work import Correction, Gate, PassForm
 from attnc.compiler.simulation.simulation import Shape
-from attnc.compiler.value_nodes import axes
 from attnc.spec.program import Value as Parameter
 
 GATE_BYTES = 4

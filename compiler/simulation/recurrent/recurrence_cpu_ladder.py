@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from math import ceil
 
+from attnc.compiler.planning.tile_work import NATURAL
 from attnc.compiler.simulation.cpu_ladder import CpuMachine
 from attnc.compiler.simulation.print_simulation import count, size
 from attnc.compiler.simulation.recurrent.assembled import assembled, rival
@@ -35,7 +36,6 @@ from attnc.compiler.simulation.recurrent.recurrence_simulation import (
     SimulatedPass,
 )
 from attnc.compiler.simulation.simulation import Pass, SimulatedSchedule
-from attnc.compiler.simulation.tile_work import NATURAL
 
 
 def simulate_recurrence_cpu(

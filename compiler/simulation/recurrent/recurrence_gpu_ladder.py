@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import ceil
 
-from attnc.compiler.simulation.gpu_clocks import BYTES
+from attnc.compiler.kernels.kernel_source import BYTES
+from attnc.compiler.planning.tile_work import NATURAL
 from attnc.compiler.simulation.machine import Machine, MachineError
 from attnc.compiler.simulation.print_simulation import count, size
 from attnc.compiler.simulation.recurrent.assembled import assembled, rival
@@ -21,7 +22,6 @@ from attnc.compiler.simulation.recurrent.recurrence_simulation import (
 )
 from attnc.compiler.simulation.recurrent.token_loop_cost import COLUMNS, decode_run, entries_run, loop_run
 from attnc.compiler.simulation.simulation import Pass, SimulatedSchedule
-from attnc.compiler.simulation.tile_work import NATURAL
 from attnc.compiler.simulation.traffic import memory_ms
 
 SHOWN = 3

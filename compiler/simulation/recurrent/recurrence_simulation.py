@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from attnc.compiler.simulation.recurrent.print_found import print_found
 from attnc.compiler.simulation.simulation import RungName, Simulation
 
 RUNGS: tuple[RungName, ...] = ("memory", "states", "units", "chain", "predicted")
@@ -107,8 +108,6 @@ class RecurrenceSimulation(Simulation):
         return self.times[RUNGS.index(name)]
 
     def __str__(self) -> str:
-        from attnc.compiler.simulation.recurrent.print_found import print_found
-
         return print_found(self)
 
 

@@ -14,7 +14,7 @@ import pytest
 from attnc.compiler.kernels.attention_kernels import HeadShape, find_kernels
 from attnc.compiler.kernels.decode_kernels import find_decode
 from attnc.compiler.kernels.targets import TARGETS
-from attnc.compiler.last_rows import last_rows
+from attnc.compiler.passes.last_rows import last_rows
 from plan_calls import from_library
 
 HEADS = HeadShape(64, 64, "bfloat16")

@@ -8,9 +8,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import expression_trees as trees
-from attnc.compiler import fold
 from attnc.compiler.analysis.exact_evaluation import integers_at
-from attnc.compiler.ir import Index
+from attnc.compiler.ir import Index, fold
+from attnc.compiler.ir.rewrite import walk
 from attnc.compiler.kernels.index_text import (
     COLUMNS,
     HELPERS,
@@ -21,7 +21,6 @@ from attnc.compiler.kernels.index_text import (
     fits_32_bits,
     is_nonnegative,
 )
-from attnc.compiler.rewrite import walk
 from attnc.spec.errors import EvaluationError
 from expression_trees import Kit, Tree, build
 from fake_triton import Array, evaluate

@@ -8,11 +8,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from attnc.compiler import fold
-from attnc.compiler.ir import Index, Tensor, Value, intern
+from attnc.compiler.ir import Index, Tensor, Value, fold, intern
+from attnc.compiler.ir.value_nodes import (
+    apply,
+    dot,
+    element,
+    number,
+    ratio,
+    scale,
+    vector,
+)
 from attnc.compiler.kernels.index_text import COLUMNS, HELPERS, ROWS, ExprText, IndexText, NotInKernelsError
 from attnc.compiler.kernels.value_text import VALUE_HELPERS, ValueText
-from attnc.compiler.value_nodes import apply, dot, element, number, ratio, scale, vector
 from fake_triton import evaluate
 
 Double = NDArray[np.float64]

@@ -219,7 +219,7 @@ def test_block_sizes(size: Any, error: type[Exception]) -> None:
 
 def test_many_distinct_tiles_are_resolved_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
     from attnc.compiler.planning import runs
-    from attnc.runtime.bridges import flex
+    from attnc.runtime.executors.flex import flex
 
     monkeypatch.setattr(runs, "MAX_CLASS_ELEMENTS", 4 * 256)
     monkeypatch.setattr(flex, "MAX_CLASS_ELEMENTS", 4 * 256)

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from attnc.runtime.bridges import torch_tape
+from attnc.runtime.executors.flex import torch_tape
 
 
 def numbers() -> torch.Tensor:

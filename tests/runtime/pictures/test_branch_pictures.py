@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from attnc import compile_attention
-from attnc.runtime.call_errors import ArgumentError
+from attnc.runtime.call.call_errors import ArgumentError
 from attnc.runtime.pictures.branch_svg import branches_svg
 from attnc.runtime.pictures.branch_text import branches_text
 from attnc.runtime.pictures.branches import BranchesDrawing, make_branches

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from attnc.runtime.choices.records import MODEL
 from attnc.runtime.tuning import timer
 from attnc.runtime.tuning import tuner as tuning
-from attnc.runtime.tuning.records import MODEL
 from attnc.runtime.tuning.timer import Clock
 
 

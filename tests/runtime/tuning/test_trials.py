@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from attnc import ArgumentError, compile_attention
+from attnc.runtime.choices.records import Record
 from attnc.runtime.cli import main
 from attnc.runtime.disk.store import store
 from attnc.runtime.tuning import timer
 from attnc.runtime.tuning import tuner as tuning
-from attnc.runtime.tuning.records import Record
 from attnc.runtime.tuning.timer import Clock
 from tuned_calls import TIME, vectors
 

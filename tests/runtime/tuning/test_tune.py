@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from attnc import compile_attention
-from attnc.runtime.attention import Attention
+from attnc.runtime.api.attention import Attention
+from attnc.runtime.choices.choice_source import read_wanted
+from attnc.runtime.choices.records import MODEL, Record, read_record
 from attnc.runtime.disk.store import store
-from attnc.runtime.tuning.choice_source import read_wanted
-from attnc.runtime.tuning.records import MODEL, Record, read_record
 from attnc.runtime.tuning.timer import LEAST
 from attnc.runtime.tuning.tuner import _enough
 from tuned_calls import TIME, record_of, vectors
@@ -122,7 +122,7 @@ def test_scores_documents_and_branches(name: str, params: dict[str, Any], inputs
     """No option changes the results; branches have options of their own."""
     attend = compile_attention(name, tune=TIME, **params)
     if inputs is None:
-        from attnc.runtime.example_inputs import example_inputs
+        from attnc.runtime.call.example_inputs import example_inputs
 
         examples = example_inputs(attend.bound, 300, 300, {}, heads=2, sizes={"dk": 16, "dv": 16})
         inputs = {n: example.tensor.float() for n, example in examples.items()}

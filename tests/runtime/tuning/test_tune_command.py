@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from attnc.runtime.choices.records import KIND
 from attnc.runtime.cli import main
 from attnc.runtime.disk.store import store
-from attnc.runtime.tuning.records import KIND
 from tuned_calls import TIME
 
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from attnc import ArgumentError, ArgumentTypeError, compile_attention
+from attnc.runtime.choices.records import MODEL
 from attnc.runtime.disk.store import store
 from attnc.runtime.tuning import timer
-from attnc.runtime.tuning.records import MODEL
 from tuned_calls import TIME, record_of, vectors
 
 

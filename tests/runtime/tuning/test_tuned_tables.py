@@ -12,10 +12,10 @@ import torch
 
 from attnc import ArgumentError, compile_attention, save_tuned
 from attnc.compiler.planning.recipes import read_recipe
+from attnc.runtime.choices.records import read_record
+from attnc.runtime.choices.tuned_tables import load_table, table_bytes
 from attnc.runtime.cli import main
 from attnc.runtime.disk.store import store
-from attnc.runtime.tuning.records import read_record
-from attnc.runtime.tuning.tuned_tables import load_table, table_bytes
 from tuned_calls import TIME, record_of, vectors
 
 

@@ -13,10 +13,15 @@ from hypothesis import strategies as st
 
 import attnc.compiler
 from attnc import compile_attention
-from attnc.runtime.tensor_checks import TensorSizes
-from attnc.runtime.tuning import choice_keys
-from attnc.runtime.tuning.choice_keys import CompiledPattern, Key, bucket_of, emitter
-from attnc.runtime.tuning.tuned import Tuned, target_name
+from attnc.runtime.call.tensor_checks import TensorSizes
+from attnc.runtime.choices import choice_keys
+from attnc.runtime.choices.choice_keys import (
+    CompiledPattern,
+    Key,
+    bucket_of,
+    emitter,
+)
+from attnc.runtime.choices.tuned import Tuned, target_name
 
 SIZES = TensorSizes(4096, 4096, 2, 8, 8, 64, 64, "float32")
 
@@ -159,7 +164,7 @@ def test_the_emitter_is_identified_by_its_source_texts(monkeypatch: pytest.Monke
     assert len(texts) > 100
     assert any(name.endswith(".json") for name, _ in texts)
     emitter.cache_clear()
-    changed = [(name, data + b"#" * (name == "fold.py")) for name, data in texts]
+    changed = [(name, data + b"#" * (name == "ir/fold.py")) for name, data in texts]
     monkeypatch.setattr(choice_keys, "_texts", lambda folder: changed)
     try:
         assert emitter() != first

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from attnc import Attention, compile_attention
-from attnc.runtime.library import hybrid_names
+from attnc.runtime.texts.library import hybrid_names
 from cases.case import Case, Parts, Shape, Tensors, inputs_of
 from recurrence_draws import example
 from reference.scans import REFERENCES

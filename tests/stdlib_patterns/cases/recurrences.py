@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attnc import Attention, compile_attention
-from attnc.runtime.library import library_files, recurrence_names
+from attnc.runtime.texts.library import library_files, recurrence_names
 from cases.case import Case, Parts, Shape, Tensors, inputs_of
 from recurrence_draws import example
 from reference.scans import REFERENCES

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from attnc import AttncError, compile_attention
-from attnc.runtime.attention import Attention
-from attnc.runtime.cpu import masked
+from attnc.runtime.api.attention import Attention
+from attnc.runtime.executors.cpu import masked
 from hunting.attentions import Drawn
 from hunting.scene import Scene
 

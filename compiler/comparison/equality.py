@@ -1,0 +1,79 @@
+"""Equality of two relations, decided on all pairs up to a length; that length may prove equality at every length.
+
+The proof. Let M be a common multiple of all divisors, q = M·a + r and k = M·b + s. For given remainders every term is a
+multiple of a, of b or of a - b, plus a constant; a condition compares such a term with a constant of at most C. A gap
+between 0, a and b of more than C + 1 can be reduced to C + 1 without changing any condition. So if two relations differ
+on some pair, they also differ on a pair with a and b at most 2·(C + 1), and all of these pairs are evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import lcm
+
+import numpy as np
+
+from attnc.compiler.analysis import exact_evaluation
+from attnc.compiler.analysis.linear_forms import UnknownFormError, common_divisor, largest_constant
+from attnc.compiler.ir import Extent, Index
+from attnc.compiler.ir.rewrite import walk
+
+MOST = 8192
+"""Maximum number of tokens for which all pairs are evaluated for a proof."""
+
+ROWS_AT_ONCE = 1 << 22
+"""Maximum number of pairs to evaluate together."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A pair, at `length` tokens, that is visible in only one of two relations; `first`: it is visible in the first."""
+
+    q: int
+    k: int
+    length: int
+    first: bool
+
+
+def deciding_length(relations: Iterable[Index]) -> int | None:
+    """Return a number of tokens whose pairs decide equality at every length; None where no such number is known.
+
+    The relations are specialised and must not depend on the number of tokens.
+    """
+    roots = list(relations)
+    divisor = 1
+    for root in roots:
+        divisor_of_root = common_divisor(root, MOST)
+        if divisor_of_root is None:
+            return None
+        divisor = lcm(divisor, divisor_of_root)
+    try:
+        largest = max(largest_constant(root, divisor) for root in roots)
+    except UnknownFormError:
+        return None
+    return divisor * (2 * (largest + 1) + 1)
+
+
+def first_difference(one: Index, other: Index, n: int) -> Difference | None:
+    """Return the first pair of n tokens, by query and then key, on which two relations differ; None for no pair."""
+    rows = max(1, ROWS_AT_ONCE // max(n, 1))
+    for start in range(0, n, rows):
+        stop = min(start + rows, n)
+        a, b = (exact_evaluation.mask(relation, (start, stop), (0, n)) for relation in (one, other))
+        pairs = np.argwhere(a != b)
+        if len(pairs):
+            q, k = (int(x) for x in pairs[0])
+            return Difference(start + q, k, n, bool(a[q, k]))
+    return None
+
+
+def difference_at(one: Index, other: Index, n: int, q: int, k: int) -> Difference | None:
+    """Return the given pair of n tokens if two relations differ on it, else None."""
+    in_first, in_other = (exact_evaluation.mask(relation, (q, q + 1), (k, k + 1))[0, 0] for relation in (one, other))
+    return None if in_first == in_other else Difference(q, k, n, bool(in_first))
+
+
+def reads_length(relation: Index) -> bool:
+    """Whether a relation depends on the number of tokens."""
+    return any(isinstance(node, Extent) and node.name in ("queries", "keys") for node in walk(relation))

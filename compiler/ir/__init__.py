@@ -1,0 +1,7 @@
+"""The pattern IR: nodes (`nodes`), the graph of a pattern (`pattern`), constructors, rewriting, printing, verification.
+
+`from attnc.compiler import ir` gives all nodes. Modules that `pattern` itself needs import `nodes` instead.
+"""
+
+from attnc.compiler.ir.nodes import *  # noqa: F403
+from attnc.compiler.ir.pattern import *  # noqa: F403

@@ -1,0 +1,1 @@
+"""Executors: the dense reference, torch on the CPU, Triton kernels, recurrences, selections."""

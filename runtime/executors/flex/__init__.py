@@ -1,0 +1,1 @@
+"""FlexAttention's mask_mod, score_mod and BlockMask, made from a relation and its score."""

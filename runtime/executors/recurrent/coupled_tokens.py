@@ -1,0 +1,89 @@
+"""Coupled states: gather the mixes and vectors of their tokens as tensors, and run the recurrence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attnc.compiler.ir import Value
+from attnc.compiler.ir.value_nodes import rank
+from attnc.compiler.recurrences.coupled_states import may_be
+from attnc.compiler.recurrences.derived import Coupled, Mix
+from attnc.runtime.executors.recurrent.coupled_chunks import CoupledForm
+from attnc.runtime.executors.recurrent.coupled_stretches import coupled_recurrence
+from attnc.runtime.executors.recurrent.token_values import TokenValues
+
+
+def run(
+    stage: Coupled, values: TokenValues, states: Sequence[Tensor], fresh: Tensor | None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return each read of every token, in processing order, and the states after the last token.
+
+    `fresh`: the tokens before which the states are set to zero, bool (B, H or 1, T).
+    """
+    narrow = states[0].ndim == 3
+    start = torch.stack([x[..., None] if narrow else x for x in states], 2)
+    rows, columns = start.shape[3:]
+    corrections = [(i, read, mix) for i, impulse in enumerate(stage.impulses) for read, mix in impulse.reads]
+    form = CoupledForm(len(states), len(stage.impulses), len(stage.reads), tuple(i for i, _, _ in corrections))
+    mixes = [*stage.after, *(read.of for read in stage.reads), *(mix for _, _, mix in corrections)]
+    gathered = _Gathered(values, form, start, fresh)
+    vectors = [gathered.vector(impulse.left, rows) for impulse in stage.impulses]
+    vectors += [gathered.vector(impulse.value, columns) for impulse in stage.impulses]
+    vectors += [gathered.vector(read.query, rows) for read in stage.reads]
+    vectors += [gathered.vector(read, rows) for _, read, _ in corrections]
+    outs, final = coupled_recurrence(form, gathered.may(mixes), start, gathered.mixes(mixes), vectors)
+    return [x[..., 0] if narrow else x for x in outs], [x[..., 0] if narrow else x for x in final.unbind(2)]
+
+
+@dataclass(frozen=True)
+class _Gathered:
+    """Values of all tokens as tensors in the dtype of the states."""
+
+    values: TokenValues
+    form: CoupledForm
+    like: Tensor
+    fresh: Tensor | None
+
+    def vector(self, node: Value | None, width: int) -> Tensor:
+        """Return a vector for every token, (B, H, T, width); None gives zeros, a number is broadcast."""
+        shape = (*self.values.tokens.counts, width)
+        if node is None:
+            return self.like.new_zeros(()).expand(shape)
+        value = self.values.whole(node).to(self.like.dtype)
+        return (value if rank(node) else value[..., None]).expand(shape)
+
+    def mixes(self, mixes: Sequence[Mix]) -> Tensor:
+        """Return mixes for every token, (B, H, T, mixes, m + P)."""
+        zero = self.like.new_zeros((1, 1, 1))
+        parts = [zero if node is None else self.values.whole(node).to(self.like.dtype) for node in self._nodes(mixes)]
+        stacked = torch.stack([x.expand(self.values.tokens.counts) for x in parts], 3)
+        return self._emptied(stacked.reshape(*stacked.shape[:3], len(mixes), self.form.states + self.form.impulses))
+
+    def may(self, mixes: Sequence[Mix]) -> Tensor:
+        """Return 1 where a factor may be nonzero, else 0, (B or 1, H or 1, T, mixes, m + P)."""
+        cache: dict[Value, Value] = {}
+        parts = [self.values.whole(may_be(node, cache)) for node in self._nodes(mixes)]
+        lead = np.broadcast_shapes(*(x.shape for x in parts), (1, 1, self.values.tokens.counts[2]))
+        stacked = torch.stack([x.expand(lead) for x in parts], 3)
+        return self._emptied(stacked.reshape(*lead, len(mixes), self.form.states + self.form.impulses))
+
+    def _nodes(self, mixes: Sequence[Mix]) -> Iterator[Value | None]:
+        """Yield the factors of each mix: of all states, then of all impulses; None for zero."""
+        for mix in mixes:
+            yield from mix.states
+            yield from (mix.impulses + (None,) * self.form.impulses)[: self.form.impulses]
+
+    def _emptied(self, mixes: Tensor) -> Tensor:
+        """Return the mixes with the weights of states set to 0 where `fresh` resets the states."""
+        if self.fresh is None:
+            return mixes
+        is_state = torch.arange(mixes.shape[-1], device=mixes.device) < self.form.states
+        return torch.where(self.fresh[..., None, None] & is_state, 0, mixes)
+
+
+__all__ = ["run"]

@@ -1,0 +1,1 @@
+"""The reference executor: dense attention straight from the IR."""

@@ -1,0 +1,1 @@
+"""Patterns with everything that is known without tensors: relations, growth, simulations, layers."""

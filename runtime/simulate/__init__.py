@@ -1,0 +1,1 @@
+"""Simulations of calls by their shapes: at one size, over many, and break-even lengths."""

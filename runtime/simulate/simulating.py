@@ -1,0 +1,170 @@
+"""Simulations of an `Attention`: at one size, over many, and the length from which a pattern beats dense attention."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from typing import TYPE_CHECKING
+
+from attnc.compiler.growth.growth import Growth, find_growth, fit_growth
+from attnc.compiler.ir import Const, Index, Pattern
+from attnc.compiler.ir.rewrite import walk
+from attnc.compiler.lowering.lower import lower
+from attnc.compiler.lowering.specialise import alone
+from attnc.compiler.simulation.candidates import ScheduleRequest
+from attnc.compiler.simulation.cpu_ladder import CpuMachine, simulate_cpu
+from attnc.compiler.simulation.gpu_ladder import simulate_gpu
+from attnc.compiler.simulation.machine import Machine, find_machine
+from attnc.compiler.simulation.recurrent.recurrence_simulation import RecurrenceSimulation
+from attnc.compiler.simulation.simulated_call import SimulatedCall, problem_of
+from attnc.compiler.simulation.simulation import PASSES, Baseline, Pass, Simulation
+from attnc.runtime.call.call_errors import ArgumentError, needing_torch
+from attnc.runtime.call.call_shapes import TensorSizes, shape_of_call
+from attnc.runtime.planning.call_relations import relations_of
+from attnc.runtime.simulate.floors import Floor, find_floors
+from attnc.spec.errors import SpecError
+from attnc.spec.meaning.bind import bind
+from attnc.spec.program import BoundProgram, ParameterRead, Value
+
+if TYPE_CHECKING:
+    from attnc.compiler.planning.build_plan import Relations
+    from attnc.compiler.planning.cpu_plan import Plan
+
+SHORTEST = 64
+"""The shortest length at which `break_even` compares a pattern with dense attention."""
+
+Device = Machine | CpuMachine
+
+
+def find_device(name: str) -> Device:
+    """Return a machine by its name or file; "cpu" is this machine. Raises MachineError, OSError, TorchMissingError."""
+    if name.lower() == "cpu":
+        with needing_torch("a simulation on this CPU, whose rates are those of torch's kernels,"):
+            import torch
+
+            from attnc.runtime.planning import stored_rates
+        rates = stored_rates.rates()
+        title = f"this CPU ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
+        return CpuMachine(title, torch.get_num_threads(), rates, stored_rates.measured() is not None)
+    return find_machine(name)
+
+
+def default_dtype(device: Device) -> str:
+    """Return the name of the default dtype of a call on a device."""
+    return "float32" if isinstance(device, CpuMachine) else "bfloat16"
+
+
+def simulated(
+    name: str,
+    params: Mapping[str, Value],
+    attends: Sequence[Relations],
+    sizes: TensorSizes,
+    device: Device,
+    plan: Callable[[], Plan],
+    stage: Pass,
+    baseline: Baseline | None,
+    request: ScheduleRequest,
+) -> Simulation:
+    """Simulate a call of these relations; `plan` makes the CPU executor's plan.
+
+    Raises MachineError, ArgumentError, EvaluationError.
+    """
+    check_request(stage, baseline, request, on_cpu=isinstance(device, CpuMachine))
+    problem = problem_of(attends, name, params, sizes.n_k)
+    baseline = baseline_of(problem, baseline)
+    if isinstance(device, Machine):
+        return simulate_gpu(problem, device, stage, baseline, request)
+    nodes = max(sum(1 for _ in walk(relations.pattern.attend.visible)) for relations in attends)
+    return simulate_cpu(problem, plan(), device, nodes, stage, baseline)
+
+
+def check_request(stage: Pass, baseline: Baseline | None, request: ScheduleRequest, *, on_cpu: bool) -> None:
+    """Raise ArgumentError for an invalid stage, baseline, tile or order."""
+    if stage not in PASSES:
+        raise ArgumentError(f"stage is {stage!r}: it must be {', '.join(map(repr, PASSES))}")
+    if baseline not in (None, "full", "causal"):
+        raise ArgumentError(f'baseline is {baseline!r}: it must be "full", "causal" or None')
+    if request.order not in (None, "natural", "bricks", "residues"):
+        raise ArgumentError(f'order is {request.order!r}: it must be "natural", "bricks" or "residues"')
+    if on_cpu and request != ScheduleRequest():
+        raise ArgumentError("tile and order are options for GPUs; on the CPU the plan chooses them")
+
+
+def baseline_of(problem: SimulatedCall, baseline: Baseline | None) -> Baseline:
+    """Return the dense rival: the requested one, or causal attention if it covers the pattern's pairs, else full.
+
+    Raises ArgumentError where causal attention is requested and shows fewer pairs than the pattern.
+    """
+    if baseline is None:
+        return "causal" if problem.is_causal else "full"
+    if baseline == "causal" and not problem.is_causal:
+        raise ArgumentError(
+            f'baseline="causal": `{problem.pattern}` shows keys behind their queries, so causal attention is not a '
+            f'valid baseline; use "full"'
+        )
+    return baseline
+
+
+def growth(bound: BoundProgram, pattern: Pattern, heads: int | None) -> Growth:
+    """Return the growth law of a pattern; for a grid of tokens, fitted over its first axis, if that is a parameter."""
+    segments = bound.program.segments
+    extent = segments[0].axes[0].extent if len(segments) == 1 else None
+    several = len(pattern.nodes) > 1 or pattern.nodes[0].keys is not None
+    if not isinstance(extent, ParameterRead) or several or pattern.selections:
+        return find_growth(pattern, heads=heads)
+    name, default_extent = extent.name, bound.values[extent.name]
+    assert isinstance(default_extent, int)
+
+    def grown(extent: int) -> tuple[Index, int]:
+        larger = lower(bind(bound.program, {**bound.values, name: extent}))
+        tokens = prod(axis.value for _, axis in larger.segments[0].axes if isinstance(axis, Const))
+        return alone(larger.attend.visible, tokens, 0, heads or 1), tokens
+
+    return fit_growth(grown, [default_extent * factor for factor in (1, 2, 3, 4, 6, 8)])
+
+
+def floors(bound: BoundProgram, sizes: TensorSizes, inputs: Mapping[str, object]) -> tuple[Floor, ...]:
+    """Return how sparse a pattern of one attention can become by its real parameters."""
+
+    def count(program: BoundProgram) -> int:
+        pattern = lower(program)
+        relations = relations_of(pattern, shape_of_call(pattern, sizes, inputs))
+        visible = problem_of([relations], program.program.name, {}, sizes.n_k).visible
+        return sizes.batch * sizes.heads * sizes.n_q * sizes.n_k if visible is None else visible
+
+    if len(bound.program.attends) > 1 or any(attend.visible for attend in bound.program.attends):
+        return ()
+    return find_floors(bound, sizes.batch * sizes.heads * sizes.n_q * sizes.n_k, count)
+
+
+def differs(simulation: Simulation) -> bool:
+    """Check that the pattern shows fewer pairs than its dense rival; a recurrence without pairs always differs."""
+    return isinstance(simulation, RecurrenceSimulation) or simulation.rungs[0].speedup > 1.0
+
+
+def break_even(at: Callable[[int], Simulation], longest: int) -> int | None:
+    """Return the least length, to an eighth, at which the prediction beats dense attention, as it does at twice that.
+
+    None where no length up to `longest` does. Powers of two are tried, then lengths between the last that loses and the
+    first that wins. A length that `require` refuses, or at which the pattern shows the same pairs as its rival, counts
+    as lost.
+    """
+    results: dict[int, bool] = {}
+
+    def wins(n: int) -> bool:
+        if n not in results:
+            try:
+                simulation = at(n)
+                results[n] = simulation.speedup > 1.0 and differs(simulation)
+            except SpecError:
+                results[n] = False
+        return results[n]
+
+    n = SHORTEST
+    while not (wins(n) and wins(2 * n)):
+        if n >= longest:
+            return None
+        n *= 2
+    step = max(n // 16, 1)
+    return n if n == SHORTEST else next(m for m in range(n // 2 + step, n + 1, step) if wins(m))

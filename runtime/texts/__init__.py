@@ -1,0 +1,1 @@
+"""Texts of patterns: the library, files, identities that travel in graphs, and all errors of a text."""

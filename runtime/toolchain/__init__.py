@@ -1,0 +1,1 @@
+"""Kernels compiled without a GPU, their machine code, and the rules that it must pass."""
