@@ -36,7 +36,7 @@ from attnc.compiler.ir.value_nodes import (
     rank,
     select,
 )
-from attnc.spec.functions import NUMBER_FUNCTIONS
+from attnc.spec.number_functions import NUMBER_FUNCTIONS
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,9 +51,9 @@ from attnc.compiler.ir.value_nodes import (
 )
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.spec.errors import EvaluationError
-from attnc.spec.functions import NUMBER_FUNCTIONS
 from attnc.spec.meaning import float_arithmetic
 from attnc.spec.meaning.exact_arithmetic import ArithmeticFault
+from attnc.spec.number_functions import NUMBER_FUNCTIONS
 
 Side = Literal["query", "key", "distance"]
 

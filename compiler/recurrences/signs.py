@@ -7,7 +7,7 @@ from typing import Literal
 
 from attnc.compiler import ir
 from attnc.compiler.ir import Const, Value
-from attnc.spec.functions import NUMBER_FUNCTIONS
+from attnc.spec.number_functions import NUMBER_FUNCTIONS
 
 Sign = Literal["positive", "natural", "negative", "any"]
 """Above 0, at least 0, at most 0, or unknown."""

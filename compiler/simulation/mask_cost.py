@@ -27,7 +27,7 @@ from attnc.compiler.ir import (
 from attnc.compiler.ir.rewrite import walk
 from attnc.compiler.ir.value_nodes import is_default
 from attnc.compiler.simulation.gpu_clocks import BITMASK, Extra
-from attnc.spec.functions import NUMBER_FUNCTIONS
+from attnc.spec.number_functions import NUMBER_FUNCTIONS
 
 DIVISION, LOOKUP = 4.0, 4.0
 """Operations of an integer division, and of a lookup in a table."""

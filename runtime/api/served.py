@@ -133,16 +133,10 @@ class Served(CompiledAttention):
         Not differentiable. Raises ArgumentError, ArgumentTypeError, UnsupportedError, EvaluationError.
         """
         self._check_state(state, return_lse)
-        if type(ring) is bool and not (
-            inputs or block_table is not None or self._skips_direct or is_dynamo_compiling()
-        ):
-            step = None if is_profiling() else self._direct_decoding
-            pair = (
-                None
-                if step is None
-                else step.attend(q, k_cache, v_cache, kv_len, scale, ring=ring, with_lse=return_lse)
-            )
-            if pair is not None:
+        if not (inputs or block_table is not None or self._skips_direct or is_dynamo_compiling() or is_profiling()):
+            step = self._direct_decoding
+            pair = step and step.attend(q, k_cache, v_cache, kv_len, scale, ring=ring, with_lse=return_lse)
+            if pair:
                 return self._lse_of(pair, return_lse)
         factor = None if scale is None else finite(scale)
         check_cache(q, k_cache, v_cache, paged=block_table is not None)

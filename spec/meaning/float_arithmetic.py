@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from attnc.spec.functions import NUMBER_FUNCTIONS
 from attnc.spec.meaning.exact_arithmetic import FUNCTIONS, ArithmeticFault, checked
 from attnc.spec.names.builtins import FLOAT_BUILTINS, TRANSCENDENTAL
+from attnc.spec.number_functions import NUMBER_FUNCTIONS
 from attnc.spec.program import Value
 
 

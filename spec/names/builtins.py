@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attnc.spec.functions import FLOAT_ALONE
+from attnc.spec.number_functions import FLOAT_ALONE
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,10 +34,10 @@ class DirectDecoding:
         self._keys: dict[tuple[int, int], RowKeys | None] = {}
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, kv_len: object, scale: float | None, *, ring: bool, with_lse: bool
+        self, q: Tensor, k: Tensor, v: Tensor, kv_len: object, scale: float | None, *, ring: object, with_lse: bool
     ) -> tuple[Tensor, Tensor | None] | None:
         """Return (out, lse) of a step; None for a call that the general path must handle."""
-        if self._pattern is None or not _fits(q, k, v):
+        if self._pattern is None or type(ring) is not bool or not _fits(q, k, v):
             return None
         length = _length_of(kv_len, q.shape[0])
         if not 1 <= length <= (math.inf if ring else k.shape[2]):

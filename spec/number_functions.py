@@ -15,7 +15,7 @@ Sign = Literal["any", "natural", "positive"]
 """The sign of a result: `natural` means that it is at least 0."""
 
 
-class Formula(Protocol):
+class FormulaBuilder(Protocol):
     """A builder of formulas: `f(op, *operands)`, whose operands are formulas or constants."""
 
     def __call__(self, op: str, *operands: Any) -> Any:
