@@ -109,7 +109,7 @@ print((first - begun) * 1e3, (time.perf_counter() - first) * 1e3, sum(tuned))
 """
 """A process that imports first, then times the full cost of a new pattern up to its result, and the next call."""
 
-OURS = "from attnc import compile_attention; from attnc.runtime import attention; given = {}"
+OURS = "from attnc import compile_attention; from attnc.runtime.api import attention; given = {}"
 FLEX = (
     "from torch.nn.attention.flex_attention import create_block_mask, flex_attention; import torch._inductor.compile_fx"
 )

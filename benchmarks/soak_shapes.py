@@ -146,7 +146,7 @@ def _kept(attends: dict[str, Any]) -> dict[str, tuple[int, int]]:
     from attnc.runtime.executors.triton import kernel_modules
     from attnc.runtime.settings import SETTINGS
 
-    plans = max(len(attend._planner._by_shape) for attend in attends.values())
+    plans = max(len(attend._cpu_plans._by_shape) for attend in attends.values())
     held: dict[str, Sized] = {
         "programs": bound_plan._PROGRAMS,
         "masks": bound_plan._MASKS,

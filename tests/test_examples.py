@@ -130,6 +130,7 @@ def test_papers(tmp_path: Path) -> None:
     assert done.stdout.count("differs from the dense reference by") == 7
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (find_spec("transformers") and find_spec("diffusers")),
     reason="Transformers and Diffusers are not installed: pip install 'attnc[interop]'",

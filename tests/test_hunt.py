@@ -10,20 +10,21 @@ from attnc.runtime.api.attention import Attention
 from hunting import hunt
 from hunting.attentions import attention
 from hunting.calls import Mismatch, check_case
+from tiers import examples
 
 CASES = {"cpu": 60, "triton": 6, "hostile": 20, "plans": 6}
 
 
 @pytest.mark.parametrize("part", [part for part in CASES if part != "triton"])
 def test_drawn_cases_agree(part: str) -> None:
-    outcomes = [outcome for seed in range(CASES[part]) for outcome in hunt.PARTS[part](seed)]
+    outcomes = [outcome for seed in range(examples(CASES[part])) for outcome in hunt.PARTS[part](seed)]
     assert outcomes.count("agreed") > len(outcomes) // 2
 
 
 def test_drawn_cases_agree_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton", reason="kernels need Triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    outcomes = [outcome for seed in range(CASES["triton"]) for outcome in hunt.PARTS["triton"](seed)]
+    outcomes = [outcome for seed in range(examples(CASES["triton"])) for outcome in hunt.PARTS["triton"](seed)]
     assert outcomes.count("agreed") > len(outcomes) // 2
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache, reduce
-from math import isfinite, log
+from math import isfinite
 
 from attnc.compiler.ir import fold
 from attnc.compiler.ir.nodes import (
@@ -36,6 +36,7 @@ from attnc.compiler.ir.value_nodes import (
     rank,
     select,
 )
+from attnc.spec.number_functions import NUMBER_FUNCTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,11 +207,8 @@ def _binary_changes(
             return [(a, change.over(b)), (b, change.times(node).over(b).negative())]
         case "pow":
             return _power_changes(node, a, b, change)
-        case "logaddexp":
-            gap = apply("sub", a, b)
-            return [(a, change.times(_sigmoid(gap))), (b, change.times(_sigmoid(apply("neg", gap))))]
         case _:
-            return None
+            return _function_changes(op, node, operands, change)
 
 
 def _unary_changes(op: str, node: Value, x: Value, change: _Change) -> Iterable[tuple[Value, _Change]] | None:
@@ -220,43 +218,32 @@ def _unary_changes(op: str, node: Value, x: Value, change: _Change) -> Iterable[
             return [(x, change.negative())]
         case "relu":
             return [(x, change.on_side((number(0.0), x), False))]
-        case "sqrt":
-            return [(x, change.times(number(0.5)).over(node))]
-        case "log":
-            return [(x, change.over(x))]
-        case "log2":
-            return [(x, change.times(number(1 / log(2))).over(x))]
-    slope = _slope(op, node, x)
-    return None if slope is None else [(x, change.times(slope))]
-
-
-def _slope(op: str, node: Value, x: Value) -> Value | None:
-    unit = number(1.0)
-    match op:
-        case "exp":
-            return node
-        case "tanh":
-            return apply("sub", unit, apply("mul", node, node))
-        case "sigmoid":
-            return apply("mul", node, _sigmoid(apply("neg", x)))
-        case "softplus":
-            return _sigmoid(x)
-        case "elu":
-            return apply("exp", apply("min", x, number(0.0)))
-        case "silu":
-            return apply("mul", _sigmoid(x), apply("add", unit, apply("mul", x, _sigmoid(apply("neg", x)))))
-        case "abs":
-            return apply("sign", x)
-        case "sin":
-            return apply("cos", x)
-        case "cos":
-            return apply("neg", apply("sin", x))
         case _:
-            return None
+            return _function_changes(op, node, (x,), change)
 
 
-def _sigmoid(x: Value) -> Value:
-    return apply("sigmoid", x)
+def _function_changes(
+    op: str, node: Value, operands: tuple[Value, ...], change: _Change
+) -> Iterable[tuple[Value, _Change]] | None:
+    """Return the operands of a function with their changes by its slopes; None for other operations."""
+    function = NUMBER_FUNCTIONS.get(op)
+    if function is None or not function.slopes:
+        return None
+    changes = []
+    for operand, slope in zip(operands, function.slopes, strict=True):
+        operand_change = change.times(_lifted(slope(_formula, *operands, node)))
+        if function.divisor is not None:
+            operand_change = operand_change.over(_lifted(function.divisor(_formula, *operands, node)))
+        changes.append((operand, operand_change))
+    return changes
+
+
+def _formula(op: str, *operands: Value | float) -> Value:
+    return apply(op, *map(_lifted, operands))
+
+
+def _lifted(x: Value | float) -> Value:
+    return number(x) if isinstance(x, float) else x
 
 
 def _power_changes(node: Value, base: Value, exponent: Value, change: _Change) -> Iterable[tuple[Value, _Change]]:

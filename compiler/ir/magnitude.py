@@ -7,6 +7,7 @@ from attnc.compiler.ir.nodes import (
     Const,
     Coord,
     ExactSelect,
+    Extent,
     Index,
     Linear,
     Position,
@@ -19,7 +20,7 @@ LIMIT = 1 << 60
 
 
 def is_small(root: Index, places: int) -> bool:
-    """Whether every number in an expression provably has magnitude below 2^60, for positions below `places`.
+    """Whether every number in an expression provably has magnitude below 2^60, for at most `places` queries and keys.
 
     False means only that this quick check cannot prove it.
     """
@@ -51,7 +52,7 @@ def _size(node: Index, sizes: dict[Index, int], places: int) -> int | None:
     match node:
         case Const():
             return abs(node.value)
-        case Position():
+        case Position() | Extent(name="queries" | "keys"):
             return places
         case TableRead():
             return max(map(abs, node.values), default=0)

@@ -447,10 +447,10 @@ class Apply(Node):
     """A function of numbers or of vectors, applied elementwise; numbers broadcast over vectors.
 
     `op`: add, sub, mul, div, neg, pow, abs, min, max, clamp, sqrt, exp, log, log2, tanh, sigmoid, softplus, relu, elu,
-    silu, sin, cos, logaddexp; share, a division in which 0 / 0 is 0; normalised and rms, which take a whole vector. In
-    derivatives also sign, if_at_least (a, b, then, otherwise: `then` where a >= b) and chain, a product that is 0 where
-    its first factor is 0, whatever the second. In recurrences also softmax, which takes a whole vector, and vectors
-    broadcast over matrices along their axis.
+    silu, sin, cos, erf, logaddexp; share, a division in which 0 / 0 is 0; normalised and rms, which take a whole
+    vector. In derivatives also sign, if_at_least (a, b, then, otherwise: `then` where a >= b) and chain, a product that
+    is 0 where its first factor is 0, whatever the second. In recurrences also softmax, which takes a whole vector, and
+    vectors broadcast over matrices along their axis.
     """
 
     operand_fields = ("operands",)

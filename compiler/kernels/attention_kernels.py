@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from attnc.compiler.analysis.token_ranges import ends, find_ranges
 from attnc.compiler.ir import (
     VALUES,
     Arith,
@@ -34,7 +35,6 @@ from attnc.compiler.kernels.kernel_source import KernelSource, Stage, TileShape
 from attnc.compiler.kernels.key_gradients import emit_dkdv
 from attnc.compiler.kernels.pair_gradients import emit_distance_gradient, emit_table_gradient
 from attnc.compiler.kernels.query_gradient import emit_dq
-from attnc.compiler.kernels.ranges import ends, find_ranges
 from attnc.compiler.kernels.score_formula import ScoreFormula, find_score
 from attnc.compiler.kernels.targets import Target
 from attnc.compiler.kernels.tile_shapes import Load, tile_shape

@@ -8,12 +8,12 @@ from math import prod
 from typing import ClassVar
 
 from attnc.compiler.analysis.separation import NotSeparableError, SeparatedAxis, grid_of, separate_axes
+from attnc.compiler.analysis.token_ranges import Side, TokenRange, find_ranges
 from attnc.compiler.ir import Const, Coord, Extent, HeadIndex, Index, Lookup, Pattern, RoundToInt, fold
 from attnc.compiler.ir.rewrite import rewrite, substitute, walk
 from attnc.compiler.ir.verify_ir import checked
 from attnc.compiler.kernels.index_text import ROWS, ExprText, IndexText, NotInKernelsError, fits_32_bits
 from attnc.compiler.kernels.kernel_source import KernelArgument
-from attnc.compiler.kernels.ranges import Side, TokenRange, find_ranges
 from attnc.compiler.kernels.text_lines import Lines
 from attnc.compiler.planning.brick_work import BrickFinder, find_bricks
 from attnc.spec.errors import EvaluationError

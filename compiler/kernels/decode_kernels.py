@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from attnc.compiler.analysis.token_ranges import ends, find_ranges
 from attnc.compiler.ir import Extent, Pattern
 from attnc.compiler.ir.rewrite import walk
 from attnc.compiler.ir.value_nodes import is_plain
@@ -20,7 +21,6 @@ from attnc.compiler.kernels.attention_problem import AttentionProblem
 from attnc.compiler.kernels.decode import CacheKind, emit_decode, emit_merge
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.kernels.kernel_source import KernelSource, TileShape
-from attnc.compiler.kernels.ranges import ends, find_ranges
 from attnc.compiler.kernels.score_formula import find_score
 from attnc.compiler.kernels.targets import Target
 from attnc.compiler.kernels.visible_products import hides_by_inputs

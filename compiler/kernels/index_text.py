@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from attnc.compiler.analysis.token_ranges import FAR
 from attnc.compiler.ir import (
     Arith,
     Bool,
@@ -29,7 +30,6 @@ from attnc.compiler.ir import (
 )
 from attnc.compiler.ir.node_words import plural
 from attnc.compiler.ir.rewrite import walk
-from attnc.compiler.kernels.ranges import FAR
 
 Axes = frozenset[str]
 NO_AXES: Axes = frozenset()

@@ -53,6 +53,7 @@ from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.spec.errors import EvaluationError
 from attnc.spec.meaning import float_arithmetic
 from attnc.spec.meaning.exact_arithmetic import ArithmeticFault
+from attnc.spec.number_functions import NUMBER_FUNCTIONS
 
 Side = Literal["query", "key", "distance"]
 
@@ -411,26 +412,8 @@ def _constant(node: Value) -> float | None:
     return float(values[node])
 
 
-_FINITE = frozenset(
-    (
-        "add",
-        "sub",
-        "neg",
-        "mul",
-        "abs",
-        "min",
-        "max",
-        "clamp",
-        "tanh",
-        "sigmoid",
-        "softplus",
-        "relu",
-        "elu",
-        "silu",
-        "sin",
-        "cos",
-    )
-)
+_FINITE = {"add", "sub", "neg", "mul", "min", "max", "clamp"}
+_FINITE |= {name for name, function in NUMBER_FUNCTIONS.items() if function.is_finite}
 """Functions that are finite where their operands are."""
 
 

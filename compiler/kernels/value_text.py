@@ -47,31 +47,52 @@ def power(base, exponent):
 }
 """Texts of the functions that a kernel may call, by name."""
 
-_CALLS = {
-    "sqrt": "tl.sqrt({0})",
-    "exp": "tl.exp({0})",
-    "log": "tl.log({0})",
-    "log2": "tl.log2({0})",
-    "sin": "tl.sin({0})",
-    "cos": "tl.cos({0})",
-    "sigmoid": "tl.sigmoid({0})",
-    "abs": "tl.abs({0})",
-    "tanh": "tanh({0})",
-    "softplus": "softplus({0})",
-    "relu": "tl.maximum({0}, 0.0)",
-    "silu": "({0}) * tl.sigmoid({0})",
-    "elu": "tl.where({0} > 0.0, {0}, tl.exp({0}) - 1.0)",
-    "sign": "tl.where({0} > 0.0, 1.0, tl.where({0} < 0.0, -1.0, 0.0))",
-    "clamp": "tl.minimum(tl.maximum({0}, {1}), {2})",
-    "logaddexp": "tl.maximum({0}, {1}) + softplus(-tl.abs({0} - {1}))",
-    "share": "tl.where({1} == 0.0, 0.0, {0} / tl.where({1} == 0.0, 1.0, {1}))",
-    "if_at_least": "tl.where({0} >= {1}, {2}, {3})",
-    "chain": "tl.where({0} == 0.0, 0.0, {0} * {1})",
+
+@dataclass(frozen=True, slots=True)
+class TritonCall:
+    """The text of an operation in Triton, with `{0}`, `{1}`, … for its operands.
+
+    `helper`: the function of `VALUE_HELPERS` that it calls. `is_nested`: operands need parentheses where they are more
+    than a name or a call.
+    """
+
+    text: str
+    helper: str | None = None
+    is_nested: bool = False
+
+    @property
+    def binds(self) -> int:
+        """The precedence of the text: a choice and a helper's call bind as names do."""
+        return 9 if self.text.startswith(("tl.where", f"{self.helper}(")) else 5
+
+
+TRITON_CALLS = {
+    "sqrt": TritonCall("tl.sqrt({0})"),
+    "exp": TritonCall("tl.exp({0})"),
+    "log": TritonCall("tl.log({0})"),
+    "log2": TritonCall("tl.log2({0})"),
+    "sin": TritonCall("tl.sin({0})"),
+    "cos": TritonCall("tl.cos({0})"),
+    "erf": TritonCall("tl.erf({0})"),
+    "sigmoid": TritonCall("tl.sigmoid({0})"),
+    "abs": TritonCall("tl.abs({0})"),
+    "tanh": TritonCall("tanh({0})", "tanh"),
+    "softplus": TritonCall("softplus({0})", "softplus"),
+    "relu": TritonCall("tl.maximum({0}, 0.0)"),
+    "silu": TritonCall("({0}) * tl.sigmoid({0})", is_nested=True),
+    "elu": TritonCall("tl.where({0} > 0.0, {0}, tl.exp({0}) - 1.0)", is_nested=True),
+    "sign": TritonCall("tl.where({0} > 0.0, 1.0, tl.where({0} < 0.0, -1.0, 0.0))", is_nested=True),
+    "clamp": TritonCall("tl.minimum(tl.maximum({0}, {1}), {2})"),
+    "logaddexp": TritonCall("tl.maximum({0}, {1}) + softplus(-tl.abs({0} - {1}))", "softplus", is_nested=True),
+    "share": TritonCall("tl.where({1} == 0.0, 0.0, {0} / tl.where({1} == 0.0, 1.0, {1}))", is_nested=True),
+    "if_at_least": TritonCall("tl.where({0} >= {1}, {2}, {3})"),
+    "chain": TritonCall("tl.where({0} == 0.0, 0.0, {0} * {1})", is_nested=True),
 }
+"""The calls of operations that have no sign, by name."""
+
 MOST_WHOLE = 64
 """Powers with whole exponents up to this are computed as products."""
 
-_USES = {"tanh": "tanh", "softplus": "softplus", "logaddexp": "softplus", "pow": "power"}
 _SIGNS = {"add": ("+", 5), "sub": ("-", 5), "mul": ("*", 7), "div": ("/", 7)}
 
 
@@ -149,15 +170,13 @@ class ValueText:
             sign, binds = _SIGNS[op]
             # `score + (x - y)` is not `(score + x) - y`: a score that is added to a large x loses its digits.
             return ExprText(f"{parts[0].at(binds)} {sign} {parts[1].at(binds + 1)}", axes, binds)
-        if op not in _CALLS:
+        call = TRITON_CALLS.get(op)
+        if call is None:
             raise NotInKernelsError(op)
-        if op in _USES:
-            self.helpers[_USES[op]] = None
-        operand_texts = [
-            part.at(9) if op in ("silu", "sign", "share", "elu", "chain", "logaddexp") else part.text for part in parts
-        ]
-        text = _CALLS[op].format(*operand_texts)
-        return ExprText(text, axes, 9 if text.startswith("tl.where") or op in ("tanh", "softplus") else 5)
+        if call.helper is not None:
+            self.helpers[call.helper] = None
+        text = call.text.format(*(part.at(9) if call.is_nested else part.text for part in parts))
+        return ExprText(text, axes, call.binds)
 
     def _ratio(self, num: Index, den: Index) -> ExprText:
         if isinstance(num, Const) and isinstance(den, Const):

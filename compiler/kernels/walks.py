@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from attnc.compiler.analysis.token_ranges import TokenRange, ends
 from attnc.compiler.ir import Arith, Const, HeadIndex, Index, Truth
 from attnc.compiler.ir.rewrite import walk
 from attnc.compiler.kernels.brick_ranges import BrickRanges
 from attnc.compiler.kernels.index_text import ROWS, ExprText, IndexText, fits_32_bits
 from attnc.compiler.kernels.kernel_source import KernelArgument
-from attnc.compiler.kernels.ranges import TokenRange, ends
 from attnc.compiler.kernels.text_lines import Lines
 
 SHORT = 256

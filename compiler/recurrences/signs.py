@@ -7,6 +7,7 @@ from typing import Literal
 
 from attnc.compiler import ir
 from attnc.compiler.ir import Const, Value
+from attnc.spec.number_functions import NUMBER_FUNCTIONS
 
 Sign = Literal["positive", "natural", "negative", "any"]
 """Above 0, at least 0, at most 0, or unknown."""
@@ -44,9 +45,9 @@ _OPPOSITE: Mapping[Sign, Sign] = {
 
 
 def _function_sign(op: str, operands: tuple[Value, ...]) -> Sign:
-    if op in ("exp", "sigmoid", "softplus"):
-        return "positive"
-    if op in ("relu", "abs", "sqrt", "share") and (op != "share" or all(sign_of(x) in _NATURAL for x in operands)):
+    if op in NUMBER_FUNCTIONS:
+        return NUMBER_FUNCTIONS[op].sign
+    if op == "share" and all(sign_of(x) in _NATURAL for x in operands):
         return "natural"
     if op == "neg":
         return _OPPOSITE[sign_of(operands[0])]

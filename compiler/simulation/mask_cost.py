@@ -27,10 +27,10 @@ from attnc.compiler.ir import (
 from attnc.compiler.ir.rewrite import walk
 from attnc.compiler.ir.value_nodes import is_default
 from attnc.compiler.simulation.gpu_clocks import BITMASK, Extra
+from attnc.spec.number_functions import NUMBER_FUNCTIONS
 
 DIVISION, LOOKUP = 4.0, 4.0
 """Operations of an integer division, and of a lookup in a table."""
-TRANSCENDENTAL = frozenset({"exp", "log", "log2", "tanh", "sigmoid", "softplus", "sqrt", "sin", "cos", "silu", "elu"})
 
 
 def mask_operations(relation: Index) -> float:
@@ -82,9 +82,14 @@ def extra_operations(node: Attend, relations: list[Index]) -> Extra:
     if is_default(node.score):
         return Extra(mask)
     operations = [below for below in _values(node.score) if isinstance(below, Apply)]
-    exps = sum(below.op in TRANSCENDENTAL for below in operations)
+    exps = sum(_is_transcendental(below.op) for below in operations)
     return Extra(mask, float(len(operations)), float(exps))
 
 
 def _values(value: Value) -> list[Node]:
     return [node for node in value.below if isinstance(node, VALUES)]
+
+
+def _is_transcendental(op: str) -> bool:
+    function = NUMBER_FUNCTIONS.get(op)
+    return function is not None and function.is_transcendental

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from typing_extensions import Self
 
 from attnc.compiler.passes.last_rows import OtherRowsError
@@ -20,9 +21,10 @@ from attnc.runtime.call.length_groups import Result
 from attnc.runtime.call.sharded import refuse_shards
 from attnc.runtime.call.tensor_checks import finite, input_tensors
 from attnc.runtime.call.transforms import cast_for_autocast, wide_in_interpreter, without_autocast
+from attnc.runtime.executors.cpu.direct_decoding import DirectDecoding, direct_decoding
 from attnc.runtime.fallbacks import HOST_WAIT, note
 from attnc.runtime.operators import cached
-from attnc.runtime.process.profiling import profiled
+from attnc.runtime.process.profiling import is_profiling, profiled
 from attnc.runtime.serving import serving, serving_states
 from attnc.runtime.serving.serving_states import How, States
 
@@ -131,6 +133,11 @@ class Served(CompiledAttention):
         Not differentiable. Raises ArgumentError, ArgumentTypeError, UnsupportedError, EvaluationError.
         """
         self._check_state(state, return_lse)
+        if not (inputs or block_table is not None or self._skips_direct or is_dynamo_compiling() or is_profiling()):
+            step = self._direct_decoding
+            pair = step and step.attend(q, k_cache, v_cache, kv_len, scale, ring=ring, with_lse=return_lse)
+            if pair:
+                return self._lse_of(pair, return_lse)
         factor = None if scale is None else finite(scale)
         check_cache(q, k_cache, v_cache, paged=block_table is not None)
         q, k_cache, v_cache = cast_for_autocast(self.name, q, k_cache, v_cache)
@@ -326,6 +333,14 @@ class Served(CompiledAttention):
             return self._in("last rows")
         except OtherRowsError as error:
             raise serving.not_served(self.name, error) from error
+
+    @cached_property
+    def _direct_decoding(self) -> DirectDecoding | None:
+        """The decoding of steps of one query; None for patterns that no cache serves."""
+        try:
+            return direct_decoding(self._last_rows._planner)
+        except UnsupportedError:
+            return None
 
     @abstractmethod
     def _call(

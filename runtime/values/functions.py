@@ -74,6 +74,7 @@ FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
     "silu": F.silu,
     "sin": torch.sin,
     "cos": torch.cos,
+    "erf": torch.erf,
     "logaddexp": torch.logaddexp,
     "sign": torch.sign,
     "if_at_least": lambda a, b, then, otherwise: torch.where(a >= b, then, otherwise),

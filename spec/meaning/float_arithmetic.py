@@ -12,6 +12,7 @@ from typing import Any
 
 from attnc.spec.meaning.exact_arithmetic import FUNCTIONS, ArithmeticFault, checked
 from attnc.spec.names.builtins import FLOAT_BUILTINS, TRANSCENDENTAL
+from attnc.spec.number_functions import NUMBER_FUNCTIONS
 from attnc.spec.program import Value
 
 
@@ -185,20 +186,6 @@ def _pow(a: float, b: float) -> float:
     return math.nan if isinstance(result, complex) else result
 
 
-def _log(x: float, logarithm: Callable[[float], float] = math.log) -> float:
-    return -math.inf if x == 0 else logarithm(x)
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
-
-
-def logaddexp(a: float, b: float) -> float:
-    """Return log(exp(a) + exp(b))."""
-    larger, smaller = max(a, b), min(a, b)
-    return larger if math.isinf(larger) else larger + math.log1p(math.exp(smaller - larger))
-
-
 def logsumexp(values: Sequence[float]) -> float:
     """Return log(Σ exp(x)); -inf for no values."""
     largest = max(values, default=-math.inf)
@@ -216,23 +203,10 @@ _PLAIN: dict[str, Callable[..., float]] = {
     "real": lambda x: x,
     "imag": lambda x: 0.0,
     "conj": lambda x: x,
-    "abs": abs,
     "min": lambda *a: min(a),
     "max": lambda *a: max(a),
     "clamp": lambda x, low, high: min(max(x, low), high),
-    "sqrt": math.sqrt,
-    "exp": math.exp,
-    "log": _log,
-    "log2": lambda x: _log(x, math.log2),
-    "tanh": math.tanh,
-    "sigmoid": _sigmoid,
-    "softplus": lambda x: max(x, 0.0) + math.log1p(math.exp(-abs(x))),
-    "relu": lambda x: max(x, 0.0),
-    "elu": lambda x: x if x > 0 else math.expm1(x),
-    "silu": lambda x: x * _sigmoid(x) if x > -math.inf else -0.0,
-    "sin": math.sin,
-    "cos": math.cos,
-    "logaddexp": logaddexp,
+    **{name: function.evaluate for name, function in NUMBER_FUNCTIONS.items()},
 }
 _FUNCTIONS = {name: _guarded(function) for name, function in _PLAIN.items()}
 

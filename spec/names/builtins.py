@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from attnc.spec.number_functions import FLOAT_ALONE
+
 
 @dataclass(frozen=True, slots=True)
 class Builtin:
@@ -43,8 +45,7 @@ INTEGER_FUNCTIONS = frozenset({"isqrt", "bitlen", "bitand", "bitor", "xor", "pow
 FLOAT_BUILTINS: dict[str, Builtin] = {
     f.name: f
     for f in (
-        *(Builtin(name, ("x",)) for name in ("tanh", "sigmoid", "softplus", "relu", "elu", "silu", "sin", "cos")),
-        Builtin("logaddexp", ("a", "b")),
+        *(Builtin(function.name, function.parameters) for function in FLOAT_ALONE.values()),
         *(Builtin(name, ("z",)) for name in ("real", "imag", "conj")),
         Builtin("dot", ("a", "b")),
         Builtin("normalised", ("x",)),

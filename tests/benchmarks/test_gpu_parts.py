@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.xdist_group("gpu_parts")]
 Result = Callable[[Part], Row]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("toy")
 

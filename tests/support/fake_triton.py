@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -123,6 +124,7 @@ LANGUAGE = SimpleNamespace(
     sqrt=_one(np.sqrt),
     sin=_one(np.sin),
     cos=_one(np.cos),
+    erf=_one(np.vectorize(math.erf, otypes=[np.float32])),
     sigmoid=_one(_sigmoid),
     static_range=range,
     constexpr=lambda x: x,

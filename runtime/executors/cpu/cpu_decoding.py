@@ -196,8 +196,7 @@ def _attend_piece(q: Tensor, piece: _Piece, bias: Tensor | None, rows: int, fact
     width, dv = max(piece.k.shape[3], piece.v.shape[3]), piece.v.shape[3]
     q, k, v = (flash_kernel.padded(x, width) for x in (q, piece.k, piece.v))
     if bias is None and piece.mask is None:
-        split = _split(q, k)
-        out, lse = flash_kernel.attend(q, k, v, None, False, factor) if split == 1 else _shared(q, k, v, split, factor)
+        out, lse = attend_in_splits(q, k, v, factor)
         return out[..., :dv], lse
     if bias is None:
         seen = torch.from_numpy(piece.mask)
@@ -224,8 +223,11 @@ def _split(q: Tensor, k: Tensor) -> int:
     return max(1, min(-(-torch.get_num_threads() // max(q.shape[0], 1)), k.shape[2] // (SPLIT // 2)))
 
 
-def _shared(q: Tensor, k: Tensor, v: Tensor, split: int, factor: float) -> Pair:
-    """Compute (out, lse) with the keys of one head split, each split as a head of its own."""
+def attend_in_splits(q: Tensor, k: Tensor, v: Tensor, factor: float) -> Pair:
+    """Compute (out, lse) without a mask; keys of one head are split among idle threads, each split as a head."""
+    split = _split(q, k)
+    if split == 1:
+        return flash_kernel.attend(q, k, v, None, False, factor)
     length = k.shape[2] // split
     even_length = length * split
     k_splits, v_splits = (x[:, 0, :even_length].view(-1, split, length, x.shape[3]) for x in (k, v))

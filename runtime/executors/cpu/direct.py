@@ -48,7 +48,7 @@ class Direct:
             and q.layout is k.layout is v.layout is _STRIDED
         ):
             return None
-        if _is_watched(q, k, v) or _layout_of(q, k, v) != self.layout:
+        if is_watched(q, k, v) or _layout_of(q, k, v) != self.layout:
             return None
         if type(scale) is not type(self.scale) or scale != self.scale:
             return None
@@ -80,7 +80,7 @@ def _layout_of(q: Tensor, k: Tensor, v: Tensor) -> tuple[Any, ...]:
     return q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride(), q.dtype, k.dtype, v.dtype
 
 
-def _is_watched(q: Tensor, k: Tensor, v: Tensor) -> bool:
+def is_watched(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Check whether a transform, a dispatch mode, autocast or autograd acts on the call."""
     return (
         _are_transforms_active()

@@ -14,6 +14,7 @@ from torch import Tensor
 from attnc.compiler import ir
 from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.analysis.heads import heads_read
+from attnc.compiler.analysis.token_ranges import TokenRange, find_ranges
 from attnc.compiler.ir import Index, Value, fold
 from attnc.compiler.ir.rewrite import replace_values
 from attnc.compiler.ir.value_nodes import (
@@ -24,7 +25,6 @@ from attnc.compiler.ir.value_nodes import (
     reads_kv_heads,
 )
 from attnc.compiler.kernels.index_text import NotInKernelsError
-from attnc.compiler.kernels.ranges import TokenRange, find_ranges
 from attnc.compiler.kernels.score_formula import MOST_SUM, ScoreFormula, Term, is_count
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations

@@ -60,6 +60,7 @@ MEANINGS: dict[str, Formula] = {
     "silu": lambda a: a / (1 + sympy.exp(-a)),
     "sin": sympy.sin,
     "cos": sympy.cos,
+    "erf": sympy.erf,
     "logaddexp": lambda a, b: sympy.log(sympy.exp(a) + sympy.exp(b)),
     "if_at_least": lambda a, b, then, otherwise: sympy.Piecewise((then, a >= b), (otherwise, True)),
 }
@@ -107,8 +108,8 @@ def test_a_function_has_the_derivative_that_sympy_finds(op: str) -> None:
         for point in POINTS:
             substitution = dict(zip(sympy.symbols("x y", positive=True), point, strict=True))
             gap = sympy.N((truth.subs(substitution) - ours.subs(substitution)).doit(), 40)
-            # log2 contains a constant in binary64
-            assert abs(gap) < (1e-15 if op == "log2" else 1e-35), (op, point, gap)
+            # log2 and erf contain a constant in binary64
+            assert abs(gap) < (1e-15 if op in ("log2", "erf") else 1e-35), (op, point, gap)
 
 
 def test_every_function_of_numbers_has_a_derivative() -> None:
@@ -155,7 +156,7 @@ def taken(derivative: Derivative, **inputs: Tensor) -> Tensor:
     return torch.where(here, result.of(derivative.by), 0).expand(1, len(inputs["x"]), 1)[0, :, 0].detach()
 
 
-UNARY = ["neg", "abs", "tanh", "sigmoid", "softplus", "relu", "elu", "silu", "sin", "cos", "exp"]
+UNARY = ["neg", "abs", "tanh", "sigmoid", "softplus", "relu", "elu", "silu", "sin", "cos", "exp", "erf"]
 BINARY = ["add", "sub", "mul", "min", "max", "logaddexp"]
 EVEN = fold.equal(fold.mod(Q, fold.const(2)), fold.const(0))
 
@@ -243,6 +244,7 @@ def test_large_arguments_do_not_overflow() -> None:
         "softplus": [0, 0, 1, 1],
         "silu": [0, 0, 1, 1],
         "elu": [0, 0, 1, 1],
+        "erf": [0.0] * 4,
     }.items():
         (derivative,) = derivatives(apply(op, X))
         assert evaluated(derivative.by, x=x).tolist() == slope, op

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -78,6 +79,7 @@ FORMULAS: list[tuple[str, tuple[Value, ...], Of, Double]] = [
     ("exp", (X,), lambda x, y: np.exp(x), NEAR * 20),
     ("sin", (X,), lambda x, y: np.sin(x), NEAR),
     ("cos", (X,), lambda x, y: np.cos(x), NEAR),
+    ("erf", (X,), lambda x, y: np.vectorize(math.erf)(x), FAR),
     ("neg", (X,), lambda x, y: -x, FAR),
     ("add", (X, Y), lambda x, y: x + y, POSITIVE),
     ("sub", (X, apply("sub", X, Y)), lambda x, y: y, NEAR),

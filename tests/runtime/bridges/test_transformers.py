@@ -413,6 +413,7 @@ def test_masks_made_by_other_functions_are_refused() -> None:
         create_causal_mask(**arguments, past_key_values=None, or_mask_function=lambda b, h, q, k: q == k)
 
 
+@pytest.mark.slow
 def test_torch_compile_runs_between_graphs() -> None:
     model, ids = gemma2(bridges.register_transformers()), tokens()
     fast = torch.compile(model, backend="eager", dynamic=True)

@@ -365,7 +365,7 @@ def test_memory_of_plans_is_bounded() -> None:
     attention = compile_attention("sliding_window", **WINDOW)
     q, k, v = draw(2, 2, 300)
     for n in range(100, 300):
-        attention.decode(q[:, :, :1], k, v, kv_len=n)
+        attention.decode(q[:, :, :2], k, v, kv_len=n)
     (planner,) = steps_of(attention._last_rows._planner)._planners._values.values()
     assert len(planner._kept._values) <= SETTINGS.plans
 

@@ -80,6 +80,7 @@ def call_in_process(file: Path | None, cache: Path, window: int = 40) -> subproc
     return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
+@pytest.mark.slow
 def test_a_call_uses_compiled_binaries(emitted: Path, tmp_path: Path) -> None:
     done = call_in_process(emitted, tmp_path / "cache")
     assert done.returncode == 0, done.stderr
@@ -89,6 +90,7 @@ def test_a_call_uses_compiled_binaries(emitted: Path, tmp_path: Path) -> None:
     assert second_call.returncode == 0, second_call.stderr
 
 
+@pytest.mark.slow
 def test_a_pattern_without_binaries_is_compiled(emitted: Path, tmp_path: Path) -> None:
     assert call_in_process(emitted, tmp_path / "cache", window=41).returncode == 3
     assert call_in_process(None, tmp_path / "empty").returncode == 3

@@ -115,7 +115,7 @@ def spilling() -> GateCase:
     return GateCase("causal, too large", emit_forward(problem, TileShape(256, 128, 4, 3)), "sm_90", 128, BF16)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def outcomes() -> dict[int, tuple[GateCase, Outcome]]:
     """Compile all kernels once, and last the kernel that is too large."""
     cases = [*made_cases(), spilling()]

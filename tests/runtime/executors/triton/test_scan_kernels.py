@@ -74,6 +74,7 @@ def test_growing_states_run_token_by_token(op: Op) -> None:
     assert (states == 0).all()
 
 
+@pytest.mark.slow
 def test_more_entries_than_a_block_with_resets() -> None:
     decay, write, start = draw_case("real", 70)
     assert largest_error(decay, write, None, start, backwards=False) < 5e-7

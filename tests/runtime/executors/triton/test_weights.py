@@ -35,6 +35,7 @@ FORMULAS = [
     "relu(score) ** 2",
     "score",
     "silu(score) / count(visible for k)",
+    "erf(score) / count(visible for k)",
     "1",
     "dot(normalised(q), normalised(k))",
 ]

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 import expression_trees as trees
 from attnc.compiler.analysis.exact_evaluation import integers_at, mask
+from attnc.compiler.analysis.token_ranges import MOST_RANGES, TokenRange, find_ranges
 from attnc.compiler.ir import Index, fold
-from attnc.compiler.kernels.ranges import MOST_RANGES, TokenRange, find_ranges
 from expression_trees import DELTA, Tree, build
 from plan_calls import from_library
 from relations import CAUSAL, both, either, n, relations
