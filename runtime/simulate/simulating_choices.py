@@ -109,7 +109,7 @@ def _on_cpu(
     stage: Pass,
     baseline: Baseline,
 ) -> Simulation:
-    from attnc.runtime.executors.selections.listed import blocks_of
+    from attnc.runtime.executors.selections.listed import blocks_of  # only for simulations
 
     branches = plan.branches or ((pattern.nodes[0].name, plan),)
     plans = []
