@@ -109,10 +109,10 @@ class Shown(CompiledAttention):
     def chosen(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, **inputs: object
     ) -> dict[str, Tensor]:
-        """Return the result of each selection in a call, by its name: bool (B[, Hq or Hkv], rows, places).
+        """Return the result of each selection in a call, by its name: bool (B[, Hq or Hkv], rows, items).
 
         The result has heads where it differs between heads. A row is a query, a unit of queries, or all of them (1
-        row); a place is a key, a unit of keys, or a number, counted from 0. A family has the rows of its members one
+        row); an item is a key, a unit of keys, or a number, counted from 0. A family has the rows of its members one
         after another. Raises ArgumentError, ArgumentTypeError.
         """
         return self._chosen(q, k, v, scale, inputs)[2]

@@ -167,7 +167,7 @@ class PatternExecutor(BranchRelations):
         return self._run(q, k, v, call, _densely)
 
     def chosen(self, q: Tensor, k: Tensor, v: Tensor, call: CallInputs) -> dict[str, Tensor]:
-        """Return the result of each selection by name: bool (batch[, heads or kv heads], rows, places)."""
+        """Return the result of each selection by name: bool (batch[, heads or kv heads], rows, items)."""
         pattern = self._pattern
         roots = [root for item in pattern.selections for root in (item.score, item.candidates)]
         read = {below.tensor.name for root in roots for below in root.below if isinstance(below, ir.Element)}
