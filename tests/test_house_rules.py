@@ -112,6 +112,23 @@ def test_modules_of_the_product_have_no_import_cycles() -> None:
     TopologicalSorter(imports).prepare()
 
 
+def test_imports_inside_functions_say_why() -> None:
+    """The reason stands on the import's line, or above it: optional, slow to import, needed for one use alone."""
+    without, count = [], 0
+    for path in sources("spec", "compiler", "runtime"):
+        text = path.read_text(encoding="utf-8")
+        lines = text.splitlines()
+        functions = (n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+        for node in (inner for function in functions for inner in ast.walk(function)):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                count += 1
+                around = lines[node.lineno - 2 : node.end_lineno]
+                if not any("# " in line for line in around):
+                    without.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert count > 100
+    assert not without
+
+
 def test_file_stems_are_unique() -> None:
     places = defaultdict(list)
     for path in sources("spec", "compiler", "runtime"):

@@ -45,7 +45,7 @@ class CountedIsl:
     """An isl context for one question, until the time `until` of `time.monotonic`."""
 
     def __init__(self, until: float) -> None:
-        import islpy
+        import islpy  # optional
 
         self.isl = islpy
         self._until = until

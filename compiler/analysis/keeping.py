@@ -1,4 +1,4 @@
-"""The number of places that a selection keeps."""
+"""The number of items that a selection keeps."""
 
 from __future__ import annotations
 

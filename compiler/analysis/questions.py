@@ -35,7 +35,7 @@ class KnownAnswer:
 
 @dataclass(frozen=True, eq=False)
 class ReadQuestion:
-    """A question about a rectangle of rows and places of a tensor: TRUE if all entries hold, FALSE if none does.
+    """A question about a rectangle of rows and columns of a tensor: TRUE if all entries hold, FALSE if none does.
 
     `sure`: if given, the answer is TRUE where the only row holds at one of these places, instead.
     """

@@ -174,7 +174,7 @@ def _plus(
 
 def _with_roots(variants: Sequence[RelationVariant], lengths: Lengths, tile: int) -> Closed | None:
     """The closed form where relations read the root of the length, or have a formula that is one expression in n."""
-    import sympy
+    import sympy  # slow to import
 
     names: dict[str, FormulaName] = {}
     laws: list[str] = []

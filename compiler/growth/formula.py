@@ -46,7 +46,7 @@ class Formula:
 
     def at(self, n: int) -> int:
         """Return the exact number for n tokens."""
-        import sympy
+        import sympy  # slow to import
 
         assert self.holds(n)
         values = {name.letter: integer_at(name.value, n) for name in self.names}
@@ -90,14 +90,14 @@ class Formula:
 
 def symbol(letter: str) -> Any:
     """Return the sympy symbol of an integer ≥ 0."""
-    import sympy
+    import sympy  # slow to import
 
     return sympy.Symbol(letter, integer=True, nonnegative=True)
 
 
 def tidy(expression: Any) -> Any:
     """Return the shorter of an expression's expanded and factored forms."""
-    import sympy
+    import sympy  # slow to import
 
     expanded, factored = sympy.expand(expression), sympy.factor(expression)
     shorter = len(str(factored)) < len(str(expanded)) and not str(factored).startswith("-(")

@@ -126,7 +126,7 @@ def expression_of(polynomial: Polynomial, variable: PolynomialVariable) -> Any:
 
 
 def _number(x: Fraction) -> Any:
-    import sympy
+    import sympy  # slow to import
 
     return sympy.Rational(x.numerator, x.denominator)
 

@@ -47,7 +47,7 @@ class Powers:
 
         At a distance of d blocks, n - d·block - first·block queries see a block of keys each.
         """
-        import sympy
+        import sympy  # slow to import
 
         j = symbol("j")
         queries = n - (2**j + self.first) * self.block

@@ -211,7 +211,7 @@ _Names = dict[tuple[_Size, _Size], FormulaName]
 
 
 def _summed(sets: Sequence[_Progression], reader: _Reader, start: int) -> Roots:
-    import sympy
+    import sympy  # slow to import
 
     names: _Names = {}
     total, lines = sympy.Integer(0), []
@@ -262,7 +262,7 @@ def _words(progression: _Progression) -> str:
 
 def _law(total: Any, names: _Names) -> str:
     """The law of the sum for large n, with n = x² and floors ignored."""
-    import sympy
+    import sympy  # slow to import
 
     x = sympy.Symbol("x", positive=True)
     real = {symbol("n"): x**2, symbol("s"): x}

@@ -93,7 +93,7 @@ def _listed(distances: Int64) -> str:
 
 def _sum(low: int, high: int, step: int) -> str:
     """The sum of n - δ over the distances δ, as text."""
-    import sympy
+    import sympy  # slow to import
 
     n, j = symbol("n"), symbol("j")
     return written(tidy(sympy.summation(n - low - step * j, (j, 0, (high - low) // step))))

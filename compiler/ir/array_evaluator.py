@@ -265,7 +265,7 @@ class ArrayEvaluator:
         if not self._wide:  # analysis has shown that no power exceeds 64 bits in any lane
             return np.asarray(np.power(base, np.maximum(exponent, 0)), dtype=np.int64)
         huge = (exponent > 63) & (np.abs(base) > 1)
-        self._fault(node, huge, active, "a number past 64 bits")
+        self._fault(node, huge, active, "a number beyond 64 bits")
         safe = np.where((exponent < 0) | huge, 0, exponent)
         safe = np.where(exponent > 64, 64 + exponent % 2, safe)  # for bases 0, 1 and -1 only the parity matters
         value = np.power(base.astype(object), np.where(huge, 0, safe).astype(object))
@@ -392,7 +392,7 @@ class ArrayEvaluator:
 
     def _in_word(self, node: Index, value: Array, active: Active) -> Array:
         if self._wide:
-            self._fault(node, (value >= WORD) | (value < -WORD), active, "a number past 64 bits")
+            self._fault(node, (value >= WORD) | (value < -WORD), active, "a number beyond 64 bits")
         return value
 
     def _fault(self, node: Index, fault: Any, active: Active, what: str) -> None:

@@ -79,7 +79,7 @@ class SelectingLowering(AttentionLowering):
         """Lower a selection. Raises SpecError for an unsupported part, or members that read each other in a cycle."""
         name = item.name, member
         if name in self._open:
-            self._refuse_circle(item, name)
+            self._refuse_cycle(item, name)
         if name not in self._selections:
             kept = self._attention, self._selecting, self._row_in_member
             units = {unit: self.units[unit] for unit in item.row.units if unit in self.units}
@@ -121,7 +121,7 @@ class SelectingLowering(AttentionLowering):
             range(*(number_of(self.integer(end, LoweringScope())) for end in (part.low, part.high))) for part in parts
         ]
 
-    def _refuse_circle(self, item: checked.SelectionClauses, name: Name) -> NoReturn:
+    def _refuse_cycle(self, item: checked.SelectionClauses, name: Name) -> NoReturn:
         cycle = [*self._open[self._open.index(name) :], name]
         ranges = {selection.name: self._ranges(selection) for selection in self.program.selections}
         names = " → ".join(

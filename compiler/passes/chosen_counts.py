@@ -1,4 +1,4 @@
-"""Counts of selected places, taken on the device that holds the truth tensors, so that the host need not read them."""
+"""Counts of selected items, taken on the device that holds the truth tensors, so that the host need not read them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _separate_counts(node: Ratio, places: Mapping[Tensor, Index], counts: dict[T
 
 
 def _count(node: Index, places: Mapping[Tensor, Index], counts: dict[Tensor, Tensor]) -> Value | None:
-    """Return the read that stands for the number of places that a selection selected; None for other nodes."""
+    """Return the read that stands for the number of items that a selection selected; None for other nodes."""
     match node:
         case Reduce(op="sum", body=ExactSelect(condition=Lookup() as read)) if read.tensor in places:
             count_of_all = aggregate(

@@ -24,7 +24,7 @@ Bools = NDArray[np.bool_]
 SHORTEST, LONGEST = 192, 2048
 """The shortest and longest sample, in tokens."""
 PLACES = 4
-"""Minimum number of places in a sample."""
+"""Minimum number of items in a sample."""
 ROWS = 48
 """Number of rows of a sample to evaluate."""
 
@@ -85,7 +85,7 @@ def _specialised(node: Index, n: int) -> Index:
 
 @dataclass
 class _SelectionSample:
-    """A sample of a selection's rows and places over a number of tokens: one lane for each pair."""
+    """A sample of a selection's rows and items over a number of tokens: one lane for each pair."""
 
     item: ir.Selection
     tokens: int
@@ -97,7 +97,7 @@ class _SelectionSample:
 
     @classmethod
     def of(cls, item: ir.Selection) -> _SelectionSample | None:
-        """Return a sample with at least `PLACES` places; None where the selection cannot be sampled."""
+        """Return a sample with at least `PLACES` items; None where the selection cannot be sampled."""
         n = SHORTEST
         try:
             while _count(item.items, n) < PLACES and n < LONGEST:

@@ -420,7 +420,7 @@ class Attention(Shown, Bridged, Served, Stateful, Tunable):
 
         Raises ArgumentError, ArgumentTypeError.
         """
-        from attnc.runtime.api.module import AttentionModule, initial
+        from attnc.runtime.api.module import AttentionModule, initial  # only for modules
 
         sizes = {"heads": heads, "dk": dk, "dv": dv}
         named_sizes = {name: size for name, size in sizes.items() if size is not None}

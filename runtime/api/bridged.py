@@ -60,7 +60,7 @@ class Bridged(CompiledAttention):
         Raises UnsupportedError (selected by content, recurrent, several branches, keys that are not tokens, its own
         scores), ArgumentError, ArgumentTypeError.
         """
-        from attnc.runtime.executors.flex.flex import make_mask_mod
+        from attnc.runtime.executors.flex.flex import make_mask_mod  # only for FlexAttention
 
         def made() -> MaskMod:
             counts = heads, kv_heads, batch
@@ -89,7 +89,7 @@ class Bridged(CompiledAttention):
         number. Other arguments and errors are those of `mask_mod`; also raises EvaluationError where the relation
         faults.
         """
-        from attnc.runtime.executors.flex.flex import make_block_mask, read_block_size
+        from attnc.runtime.executors.flex.flex import make_block_mask, read_block_size  # only for FlexAttention
 
         def made() -> BlockMask:
             block, counts = read_block_size(block_size), (heads, kv_heads, batch)
@@ -120,7 +120,7 @@ class Bridged(CompiledAttention):
         Also raises UnsupportedError for its own weights or value, documents, and scores of vectors or sums over keys;
         ArgumentError, ArgumentTypeError.
         """
-        from attnc.runtime.executors.flex.flex import make_score_mod
+        from attnc.runtime.executors.flex.flex import make_score_mod  # only for FlexAttention
 
         def made() -> ScoreMod:
             pattern, shape = self._relation_of_call("score_mod", n_q, n_k, (heads, kv_heads, batch), inputs, True)

@@ -317,7 +317,7 @@ class Served(CompiledAttention):
     def _device_cache(
         self, q: Tensor, k: Tensor, v: Tensor, kv_len: object, block_table: object, ring: bool
     ) -> DeviceCache:
-        from attnc.runtime.executors.triton.device_cache import read_device_cache
+        from attnc.runtime.executors.triton.device_cache import read_device_cache  # only where kernels run
 
         _check_ring(ring, block_table)
         cache = read_device_cache(q, k, v, kv_len, block_table, ring=0 if ring else None)

@@ -109,10 +109,10 @@ class Shown(CompiledAttention):
     def chosen(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, **inputs: object
     ) -> dict[str, Tensor]:
-        """Return the result of each selection in a call, by its name: bool (B[, Hq or Hkv], rows, places).
+        """Return the result of each selection in a call, by its name: bool (B[, Hq or Hkv], rows, items).
 
         The result has heads where it differs between heads. A row is a query, a unit of queries, or all of them (1
-        row); a place is a key, a unit of keys, or a number, counted from 0. A family has the rows of its members one
+        row); an item is a key, a unit of keys, or a number, counted from 0. A family has the rows of its members one
         after another. Raises ArgumentError, ArgumentTypeError.
         """
         return self._chosen(q, k, v, scale, inputs)[2]
@@ -183,7 +183,7 @@ class Shown(CompiledAttention):
         if self._steps is None:
             if target is None:
                 return self._cpu_plans.plan(sizes, inputs)
-            from attnc.runtime.executors.triton.gpu_plan import plan_on_gpu
+            from attnc.runtime.executors.triton.gpu_plan import plan_on_gpu  # only where kernels run
 
             return plan_on_gpu(self._planner, sizes, inputs, target)
         return self._steps.plan(sizes, inputs, target)
@@ -211,7 +211,9 @@ class Shown(CompiledAttention):
 
         Raises ArgumentError, ArgumentTypeError, UnsupportedError.
         """
-        from attnc.runtime.executors.triton.kernel_texts import sources
+        from attnc.runtime.executors.triton.kernel_texts import sources  # only where kernels run
+
+        # only where kernels run
         from attnc.runtime.executors.triton.recurrent.recurrence_texts import recurrent_sources
 
         check_counts(1, head_dim=head_dim)
@@ -282,10 +284,10 @@ class Shown(CompiledAttention):
 
     def picture(self, n: int, *, head: int = 0, **inputs: object) -> str:
         """Return an SVG of the pattern at length n: element view, tile view, keys per row; or one view per branch."""
-        from attnc.runtime.pictures.branch_svg import branches_svg
-        from attnc.runtime.pictures.branch_views import has_states
-        from attnc.runtime.pictures.branches import make_branches
-        from attnc.runtime.pictures.draw import draw, to_svg
+        from attnc.runtime.pictures.branch_svg import branches_svg  # only for pictures
+        from attnc.runtime.pictures.branch_views import has_states  # only for pictures
+        from attnc.runtime.pictures.branches import make_branches  # only for pictures
+        from attnc.runtime.pictures.draw import draw, to_svg  # only for pictures
 
         check_counts(0, n=n, head=head)
         if has_states(self):

@@ -234,7 +234,7 @@ def _with_torch_backend(processor: Any) -> Any:
     """
     if not hasattr(processor, "_attention_backend"):
         return processor
-    from diffusers.models.attention_dispatch import AttentionBackendName
+    from diffusers.models.attention_dispatch import AttentionBackendName  # optional
 
     processor = copy(processor)
     processor._attention_backend = AttentionBackendName.NATIVE

@@ -212,8 +212,8 @@ _MASK_ARGUMENTS = {"batch_size", "q_length", "kv_length", "q_offset", "kv_offset
 def _interfaces() -> tuple[Any, Any]:
     """Return the interfaces of attention and of masks. Raises UnsupportedError."""
     try:
-        from transformers import AttentionInterface
-        from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+        from transformers import AttentionInterface  # optional
+        from transformers.masking_utils import AttentionMaskInterface, sdpa_mask  # optional
     except ImportError as error:
         raise UnsupportedError(
             f"Transformers with its attention interfaces is missing ({error}): pip install 'attnc[interop]'"

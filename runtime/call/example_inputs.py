@@ -36,7 +36,7 @@ class Example:
         """The example as a tensor."""
         if self.draw is not None:
             return self.draw()
-        import torch
+        import torch  # may be missing
 
         return torch.from_numpy(self.array)
 
@@ -131,7 +131,7 @@ def _real(wanted: Input, shape: list[int], *, of_length_1: bool) -> Example:
     long = of_length_1 and refinement is None and wanted.type.dims[-1:] in (("dk",), ("dv",))
 
     def draw() -> Tensor:
-        import torch
+        import torch  # may be missing
 
         normal = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         match refinement:
@@ -153,7 +153,7 @@ def _complex(shape: list[int]) -> Example:
     """Return random numbers within the unit circle, so that states stay bounded."""
 
     def draw() -> Tensor:
-        import torch
+        import torch  # may be missing
 
         generator = torch.Generator().manual_seed(0)
         length, angle = (torch.rand(shape, generator=generator, dtype=torch.float64) for _ in range(2))

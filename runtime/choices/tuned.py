@@ -135,7 +135,7 @@ def target_name(executor: Executor, device: torch.device | None) -> str:
     """Return the name, in keys, of the machine that is measured."""
     if executor == "cpu":
         return this_cpu()
-    from attnc.runtime.call.device_targets import target_of
+    from attnc.runtime.call.device_targets import target_of  # only where kernels run
 
     place = torch.device("cpu") if device is None else device
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else f"interpreter on {this_cpu()}"

@@ -24,8 +24,8 @@ class UncompiledAnalysis(PatternAnalysis):
     @cached_property
     def _compiled(self) -> Attention:
         with needing_torch(f"a call of `{self.name}`"):  # imported here, so that torch may be missing
-            from attnc.runtime.api.attention import Attention
-            from attnc.runtime.api.compiled import Options
+            from attnc.runtime.api.attention import Attention  # needs torch, which may be missing
+            from attnc.runtime.api.compiled import Options  # needs torch, which may be missing
         return Attention(self._bound, Options(), self._modules)
 
 

@@ -80,7 +80,7 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _described(entry: CacheEntry) -> list[str]:
-    from attnc.runtime.choices.records import KIND, read_record
+    from attnc.runtime.choices.records import KIND, read_record  # needs torch, which may be missing
 
     head = f"{entry.kind}-{entry.name}  {entry.bytes:,} bytes"
     if entry.payload is None:
@@ -99,8 +99,8 @@ def _described(entry: CacheEntry) -> list[str]:
 
 def _why(args: argparse.Namespace) -> int:
     """Return 0 if the cache has the choice of every call, else 1."""
-    from attnc.runtime.choices.choice_keys import bucket_of
-    from attnc.runtime.tuning.tuner import NOTHING
+    from attnc.runtime.choices.choice_keys import bucket_of  # needs torch, which may be missing
+    from attnc.runtime.tuning.tuner import NOTHING  # needs torch, which may be missing
 
     attention = compiled(args, tune="0s")
     tuned = attention.tuned
@@ -123,13 +123,13 @@ def _why(args: argparse.Namespace) -> int:
 
 
 def _record(entry: CacheEntry) -> Record | None:
-    from attnc.runtime.choices.records import KIND, read_record
+    from attnc.runtime.choices.records import KIND, read_record  # needs torch, which may be missing
 
     return read_record(entry.payload) if entry.kind == KIND and entry.payload is not None else None
 
 
 def _answer(key: Key, bucket: str, record: Record | None, records: list[Record]) -> dict[str, object]:
-    from attnc.runtime.choices.records import KIND, name_of
+    from attnc.runtime.choices.records import KIND, name_of  # needs torch, which may be missing
 
     name = name_of(key, bucket)
     nearest = min(records, key=lambda other: _distance(key, bucket, other), default=None) if record is None else None
@@ -157,7 +157,7 @@ def _distance(key: Key, bucket: str, other: Record) -> tuple[bool, int]:
 
 
 def _print_answer(answer: dict[str, object]) -> None:
-    from attnc.runtime.choices.choice_keys import Key
+    from attnc.runtime.choices.choice_keys import Key  # needs torch, which may be missing
 
     parts = answer["key"]
     assert isinstance(parts, dict)
@@ -188,8 +188,8 @@ def _clear(args: argparse.Namespace) -> int:
 
 def _load(args: argparse.Namespace) -> int:
     if args.file.suffix == ".json":
-        from attnc.runtime.choices.records import KIND
-        from attnc.runtime.choices.tuned_tables import load_table
+        from attnc.runtime.choices.records import KIND  # needs torch, which may be missing
+        from attnc.runtime.choices.tuned_tables import load_table  # needs torch, which may be missing
 
         records = load_table(args.file).records
         kept = sum(store().write(KIND, record.name, record.payload()) for record in records.values())
@@ -198,7 +198,7 @@ def _load(args: argparse.Namespace) -> int:
         else:
             print(f"{args.file}: {kept} of {console.counted(len(records), 'entry')} stored in {store().folder}")
         return console.FINE if kept == len(records) else console.FOUND
-    from attnc.runtime.toolchain.binaries import load_binaries
+    from attnc.runtime.toolchain.binaries import load_binaries  # needs torch, which may be missing
 
     manifest = load_binaries(args.file)
     if args.json:

@@ -35,7 +35,7 @@ def dtype_named(text: str) -> str:
 
 def dtype_of(text: str) -> torch.dtype:
     """Return the torch dtype of a full or short name. Raises UsageError."""
-    import torch
+    import torch  # may be missing
 
     return cast("torch.dtype", getattr(torch, dtype_named(text)))
 
@@ -92,14 +92,14 @@ class CallTensors:
     @property
     def sizes(self) -> TensorSizes:
         """The sizes of the call's tensors."""
-        from attnc.runtime.call.tensor_checks import check_tensors
+        from attnc.runtime.call.tensor_checks import check_tensors  # needs torch, which may be missing
 
         return check_tensors(self.q, self.k, self.v)
 
 
 def calls(attention: Attention, args: argparse.Namespace) -> list[CallTensors]:
     """Return the calls that the arguments describe, one per length; their random vectors are the same in every run."""
-    import torch
+    import torch  # may be missing
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
@@ -115,9 +115,9 @@ def calls(attention: Attention, args: argparse.Namespace) -> list[CallTensors]:
 def _call(
     attention: Attention, args: argparse.Namespace, length: int | None, device: torch.device, dtype: torch.dtype
 ) -> CallTensors:
-    import torch
+    import torch  # may be missing
 
-    from attnc.runtime.call.example_inputs import example_inputs, head_count
+    from attnc.runtime.call.example_inputs import example_inputs, head_count  # needs torch, which may be missing
 
     if length is not None and length < 1:
         raise UsageError(f"--len {length}: must be at least 1")

@@ -116,8 +116,8 @@ def progress(name: str, total: int) -> Iterator[ProgressStep]:
 def _rich() -> tuple[Any, Any] | None:
     """Return rich's console and progress bar classes, or None where rich is not installed."""
     try:
-        from rich.console import Console
-        from rich.progress import Progress
+        from rich.console import Console  # optional
+        from rich.progress import Progress  # optional
     except ImportError:
         return None
     return Console, Progress

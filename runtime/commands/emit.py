@@ -103,9 +103,9 @@ def emitted(attention: PatternAnalysis, target: str, dk: int, dv: int, dtype: st
 def _compile_ahead(attention: PatternAnalysis, args: argparse.Namespace) -> Manifest:
     """Compile the kernels ahead of time, write them to the file of binaries, and return its manifest."""
     with needing_torch("`attnc emit --binaries`, which compiles what calls of torch run,"):
-        from attnc.runtime.call.device_targets import check_triton
-        from attnc.runtime.toolchain.ahead import AheadCalls, compile_ahead
-        from attnc.runtime.toolchain.binaries import pack
+        from attnc.runtime.call.device_targets import check_triton  # needs torch, which may be missing
+        from attnc.runtime.toolchain.ahead import AheadCalls, compile_ahead  # needs torch, which may be missing
+        from attnc.runtime.toolchain.binaries import pack  # needs torch, which may be missing
 
     check_triton()
     heads, kv_heads = _heads(args.heads)

@@ -49,14 +49,14 @@ def add_parameters(parser: argparse.ArgumentParser) -> None:
 
 def compiled(args: argparse.Namespace, tune: str = "model") -> Attention:
     """Compile the pattern that the arguments name; `tune` is passed to `compile_attention`."""
-    from attnc.runtime.api.attention import compile_attention
+    from attnc.runtime.api.attention import compile_attention  # needs torch, which may be missing
 
     return compile_attention(args.spec, preset=args.preset, tune=tune, **given_params(args))  # type: ignore[arg-type]
 
 
 def analysed(args: argparse.Namespace) -> PatternAnalysis:
     """Return the pattern that the arguments name, for commands that do not need torch."""
-    from attnc.runtime.commands.analysed import analyse
+    from attnc.runtime.commands.analysed import analyse  # needs torch, which may be missing
 
     return analyse(args.spec, given_params(args), args.preset)
 

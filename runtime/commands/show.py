@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     inputs = given_inputs(attention.bound, args.inputs, n_q, n_k)
     if has_states(attention) and not args.tiles:
         with needing_torch(f"a picture of `{attention.name}`, whose states are measured,"):
-            from attnc.runtime.pictures.branches import make_branches
+            from attnc.runtime.pictures.branches import make_branches  # only for pictures
         return _run_branches(args, attention, make_branches(attention, n_q, n_k, inputs, head=args.head))
     if args.tiles:
         return _run_tiles(args, attention, make_tile_map(attention, n_q, n_k, inputs, head=args.head, tile=args.tile))

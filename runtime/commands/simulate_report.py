@@ -61,7 +61,7 @@ def report(cases: SimulateCases, answer: SimulateAnswer, even: str, slider: str 
 def _states_report(cases: SimulateCases, answer: SimulateAnswer, even: str) -> str:
     """Return the report of a pattern with states; its picture shows few tokens where the length is free."""
     with needing_torch(f"a report of `{cases.attention.name}`, whose states are measured,"):
-        from attnc.runtime.pictures.branches import make_branches
+        from attnc.runtime.pictures.branches import make_branches  # only for pictures
     main = answer.main
     n = min(cases.n, DRAWN_WITH_STATES) if has_free_length(cases.attention.bound) else cases.n
     inputs = given_inputs(cases.attention.bound, cases.request.inputs, n, n)

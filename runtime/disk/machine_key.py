@@ -22,7 +22,7 @@ def cpu_name() -> str:
 
 def has_matrix_tiles() -> bool:
     """Check whether the processor multiplies bfloat16 tiles (AMX), for which torch packs keys and values."""
-    import torch
+    import torch  # may be missing
 
     return bool(
         getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
@@ -31,7 +31,7 @@ def has_matrix_tiles() -> bool:
 
 def this_cpu() -> str:
     """Return the processor, the instruction set that torch uses, and the current number of threads."""
-    import torch
+    import torch  # may be missing
 
     return f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
 

@@ -81,7 +81,7 @@ class GeneralAttention:
             real = [x for x, tensor in zip(tensors, self.pattern.tensors, strict=True) if tensor.is_floating]
             relations = relations_of(self.pattern, call_shape(self.pattern, sizes, inputs))
             if by_kernels:
-                from attnc.runtime.executors.triton import scored_on_gpu
+                from attnc.runtime.executors.triton import scored_on_gpu  # only where kernels run
 
                 return scored_on_gpu.attend(q, k, v, relations, factor, self.planner, real, list(tensors))
             planned = PlannedCall(cpu_plans(self.planner).plan_of(q, k, v, tensors), relations, factor)
@@ -101,7 +101,7 @@ def general_of(planner: Planner) -> GeneralAttention:
     """Return the attention of a planner."""
     pattern = planner.pattern
     if pattern.recur is not None:
-        from attnc.runtime.executors.recurrent.pattern_recurrence import PatternRecurrence
+        from attnc.runtime.executors.recurrent.pattern_recurrence import PatternRecurrence  # only for recurrences
 
         recur = pattern.recur
         recurrent = planner.remembered("recurrence", lambda: PatternRecurrence(pattern, recur, strict=planner.strict))

@@ -167,7 +167,7 @@ class PatternExecutor(BranchRelations):
         return self._run(q, k, v, call, _densely)
 
     def chosen(self, q: Tensor, k: Tensor, v: Tensor, call: CallInputs) -> dict[str, Tensor]:
-        """Return the result of each selection by name: bool (batch[, heads or kv heads], rows, places)."""
+        """Return the result of each selection by name: bool (batch[, heads or kv heads], rows, items)."""
         pattern = self._pattern
         roots = [root for item in pattern.selections for root in (item.score, item.candidates)]
         read = {below.tensor.name for root in roots for below in root.below if isinstance(below, ir.Element)}
@@ -283,7 +283,7 @@ class PatternExecutor(BranchRelations):
 
     def _listed(self, sizes: TensorSizes, inputs: Mapping[str, object], target: Target) -> Iterator[tuple[str, str]]:
         """Yield (attention name, source of its tile list) for attentions that read selections other than by place."""
-        from attnc.runtime.executors.triton.gpu_plan import how_listed
+        from attnc.runtime.executors.triton.gpu_plan import how_listed  # only where kernels run
 
         for node in self._pattern.nodes:
             planner = self._planner(node, None if node.family is None else 0)
@@ -352,13 +352,13 @@ def _plan_on(target: Target | None, planner: Planner, sizes: TensorSizes, inputs
     """Return the plan of an attention on a GPU, or on the CPU for None."""
     if target is None:
         return cpu_plans(planner).plan(sizes, inputs)
-    from attnc.runtime.executors.triton.gpu_plan import plan_on_gpu
+    from attnc.runtime.executors.triton.gpu_plan import plan_on_gpu  # only where kernels run
 
     return plan_on_gpu(planner, sizes, inputs, target)
 
 
 def _stateful(pattern: ir.Pattern, strict: bool) -> list[PatternRecurrence]:
-    from attnc.runtime.executors.recurrent.pattern_recurrence import PatternRecurrence
+    from attnc.runtime.executors.recurrent.pattern_recurrence import PatternRecurrence  # only for recurrences
 
     return [PatternRecurrence(stateful_alone(pattern, recur), recur, strict=strict) for recur in pattern.stateful]
 
@@ -420,8 +420,8 @@ def _pooled_tensors(
 
 def _on_gpu(planner: Planner, call: CallInputs, q: Tensor, k: Tensor, v: Tensor, known: Mapping[str, Tensor]) -> Pair:
     """Run one attention by the kernels made for it."""
-    from attnc.runtime.executors.triton import scored_on_gpu
-    from attnc.runtime.executors.triton.gpu_work import OnGpu
+    from attnc.runtime.executors.triton import scored_on_gpu  # only where kernels run
+    from attnc.runtime.executors.triton.gpu_work import OnGpu  # only where kernels run
 
     pattern = planner.pattern
     pooled = pooled_keys(pattern.attend) if q.numel() and k.numel() and choice_of(pattern.attend) else None

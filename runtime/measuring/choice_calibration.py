@@ -70,9 +70,9 @@ def measured_choices(time: Time) -> ChoiceRates:
 
 def _node(time: Time) -> float:
     """Measure nanoseconds per node of a nearly empty selection."""
-    from attnc.runtime.api.attention import compile_attention
-    from attnc.runtime.call.tensor_checks import check_tensors
-    from attnc.runtime.executors.selections.counted import deciding
+    from attnc.runtime.api.attention import compile_attention  # only to measure
+    from attnc.runtime.call.tensor_checks import check_tensors  # only to measure
+    from attnc.runtime.executors.selections.counted import deciding  # only to measure
 
     attend = compile_attention(SMALL)
     q, k, v = (torch.randn(1, 1, 32, 16) for _ in range(3))

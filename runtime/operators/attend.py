@@ -92,7 +92,7 @@ def by_kernels(
 
     Raises what a call of an `Attention` raises.
     """
-    from attnc.runtime.executors.triton.gpu_work import OnGpu
+    from attnc.runtime.executors.triton.gpu_work import OnGpu  # only where kernels run
 
     q, k, v = cast_for_autocast(planner.pattern.name, q, k, v)
     check_tensors(q, k, v)
@@ -131,7 +131,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, *call: Unpack[Call]) -> Pair:
 
 
 def _forward_on_gpu(q: Tensor, k: Tensor, v: Tensor, *call: Unpack[Call]) -> Pair:
-    from attnc.runtime.executors.triton.gpu_work import OnGpu
+    from attnc.runtime.executors.triton.gpu_work import OnGpu  # only where kernels run
 
     refuse_shards()
     inputs, pattern, scale = call
@@ -149,7 +149,7 @@ def _backward_on_gpu(
     lse: Tensor,
     *call: Unpack[Call],
 ) -> Triple:
-    from attnc.runtime.executors.triton.gpu_work import OnGpu
+    from attnc.runtime.executors.triton.gpu_work import OnGpu  # only where kernels run
 
     inputs, pattern, scale = call
     work = OnGpu(planner_of(pattern), _scale(q, scale))

@@ -102,7 +102,7 @@ def _forward(
     named = {tensor.name: x for tensor, x in zip(rows.pattern.tensors, inputs or (), strict=True)}
     with torch.no_grad(), profiled(rows.pattern.name, "decode"):
         if q.is_cuda:
-            from attnc.runtime.executors.triton.device_cache import read_device_cache
+            from attnc.runtime.executors.triton.device_cache import read_device_cache  # only where kernels run
 
             first = serving.check_ring(rows.pattern, q, k, None) if ring else None
             device_cache = read_device_cache(q, k, v, kv_len, block_table, ring=first)

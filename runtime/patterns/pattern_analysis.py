@@ -69,7 +69,7 @@ class PatternAnalysis(PatternDescription):
         first axis.
         """
         self._refuse_states("growth")
-        from attnc.runtime.simulate.simulating import growth
+        from attnc.runtime.simulate.simulating import growth  # only for simulations
 
         return growth(self._bound, self._pattern, heads)
 
@@ -81,7 +81,7 @@ class PatternAnalysis(PatternDescription):
         The result is empty for a pattern that selects by content.
         """
         self._refuse_states("floors")
-        from attnc.runtime.simulate.simulating import floors
+        from attnc.runtime.simulate.simulating import floors  # only for simulations
 
         if self._pattern.selections:
             return ()
@@ -113,15 +113,15 @@ class PatternAnalysis(PatternDescription):
         """
         if self._pattern.recur is not None and (tile is not None or order is not None):
             raise ArgumentError("tile and order apply to pairs; the chunks of a recurrence are chosen by their time")
-        from attnc.compiler.simulation.candidates import ScheduleRequest
-        from attnc.runtime.simulate.simulating import default_dtype, find_device, simulated
+        from attnc.compiler.simulation.candidates import ScheduleRequest  # only for simulations
+        from attnc.runtime.simulate.simulating import default_dtype, find_device, simulated  # only for simulations
 
         machine = find_device(device)
         dtype = default_dtype(machine) if dtype is None else dtype
         sizes = self._sizes(n_q, n_k, heads, kv_heads, inputs, batch=batch, head_dim=head_dim, dtype=dtype)
         values, request = self._bound.values, ScheduleRequest(tile, order)
         if self._pattern.recur is not None:
-            from attnc.runtime.simulate.simulating_recurrences import simulated_recurrence
+            from attnc.runtime.simulate.simulating_recurrences import simulated_recurrence  # only for simulations
 
             (recurrent,) = self._recurrents()
             return simulated_recurrence(recurrent, values, sizes, machine, stage, inputs)
@@ -155,10 +155,10 @@ class PatternAnalysis(PatternDescription):
         baseline: Baseline | None,
         request: ScheduleRequest,
     ) -> Simulation:
-        from attnc.compiler.simulation.candidates import ScheduleRequest
-        from attnc.compiler.simulation.machine import Machine
-        from attnc.runtime.simulate.simulating import check_request
-        from attnc.runtime.simulate.simulating_states import simulated_states
+        from attnc.compiler.simulation.candidates import ScheduleRequest  # only for simulations
+        from attnc.compiler.simulation.machine import Machine  # only for simulations
+        from attnc.runtime.simulate.simulating import check_request  # only for simulations
+        from attnc.runtime.simulate.simulating_states import simulated_states  # only for simulations
 
         if not isinstance(machine, Machine) or self._pattern.selections or stage == "decode":
             self._refuse_states("simulation on a CPU, of decode, or beside selections: simulate a whole call on a GPU")
@@ -183,10 +183,10 @@ class PatternAnalysis(PatternDescription):
         baseline: Baseline | None,
         request: ScheduleRequest,
     ) -> Simulation:
-        from attnc.compiler.simulation.candidates import ScheduleRequest
-        from attnc.compiler.simulation.cpu_ladder import CpuMachine
-        from attnc.runtime.simulate.simulating import check_request
-        from attnc.runtime.simulate.simulating_choices import simulated_choices
+        from attnc.compiler.simulation.candidates import ScheduleRequest  # only for simulations
+        from attnc.compiler.simulation.cpu_ladder import CpuMachine  # only for simulations
+        from attnc.runtime.simulate.simulating import check_request  # only for simulations
+        from attnc.runtime.simulate.simulating_choices import simulated_choices  # only for simulations
 
         if stage == "decode":
             raise UnsupportedError(

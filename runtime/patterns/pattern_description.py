@@ -128,7 +128,7 @@ class PatternDescription:
 
     def _recurrents(self) -> Sequence[DerivedRecurrence]:
         """Return the recurrence itself, or each branch with a state."""
-        from attnc.runtime.executors.recurrent.derived_recurrence import DerivedRecurrence
+        from attnc.runtime.executors.recurrent.derived_recurrence import DerivedRecurrence  # only for recurrences
 
         pattern = self._pattern
         if pattern.recur is not None:

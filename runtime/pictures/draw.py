@@ -145,7 +145,7 @@ def drawn_case(
 
 def _as_tensors(inputs: Mapping[str, object], examples: Mapping[str, Example]) -> dict[str, object]:
     """Return the given inputs and the examples of the others, as tensors."""
-    from attnc.runtime.call.tensor_checks import as_tensor
+    from attnc.runtime.call.tensor_checks import as_tensor  # needs torch, which may be missing
 
     tensors = {name: as_tensor(x) for name, x in inputs.items()}
     return {**tensors, **{name: example.tensor for name, example in examples.items()}}
@@ -158,7 +158,7 @@ def states_of(pairs: Counts, area: Counts) -> NDArray[np.int8]:
 
 def _vectors(heads: int, n_q: int, n_k: int, width: int) -> dict[str, object]:
     """Return random queries and keys, the same in every run, for selections by content."""
-    import torch
+    import torch  # may be missing
 
     if n_q * n_k > MOST_CHOSEN:
         raise ArgumentError(

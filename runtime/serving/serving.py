@@ -70,7 +70,7 @@ def decode_by_kernels(
     rows: Planner, q: Tensor, cache: DeviceCache, scale: float | None, inputs: Mapping[str, object]
 ) -> Result:
     """Return (out, lse) of the last queries by kernels. Raises ArgumentError, UnsupportedError."""
-    from attnc.runtime.executors.triton.gpu_decoding import decode as by_kernels
+    from attnc.runtime.executors.triton.gpu_decoding import decode as by_kernels  # only where kernels run
 
     pattern = rows.pattern
     check_tensors(q, *cache.placeholders(q.shape[2]))

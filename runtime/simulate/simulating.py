@@ -41,9 +41,9 @@ def find_device(name: str) -> Device:
     """Return a machine by its name or file; "cpu" is this machine. Raises MachineError, OSError, TorchMissingError."""
     if name.lower() == "cpu":
         with needing_torch("a simulation on this CPU, whose rates are those of torch's kernels,"):
-            import torch
+            import torch  # may be missing
 
-            from attnc.runtime.planning import stored_rates
+            from attnc.runtime.planning import stored_rates  # only for simulations
         rates = stored_rates.rates()
         title = f"this CPU ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
         return CpuMachine(title, torch.get_num_threads(), rates, stored_rates.measured() is not None)

@@ -109,7 +109,7 @@ def _on_cpu(
     stage: Pass,
     baseline: Baseline,
 ) -> Simulation:
-    from attnc.runtime.executors.selections.listed import blocks_of
+    from attnc.runtime.executors.selections.listed import blocks_of  # only for simulations
 
     branches = plan.branches or ((pattern.nodes[0].name, plan),)
     plans = []
@@ -287,7 +287,7 @@ def _taken(
     inputs: Mapping[str, object],
     named: Mapping[str, int],
 ) -> tuple[BlockKeys, Taking]:
-    """Return where the selected places lie, and which of them a row may select."""
+    """Return the positions of the selected blocks, and which of them a row may select."""
     pattern_of_choice = checked(replace(choosing(pattern, item), tensors=pattern.tensors))
     relations = relations_of(
         pattern_of_choice, replace(shape_of_call(pattern_of_choice, sizes, inputs), n_k=sizes.n_k, shift=None)
@@ -314,7 +314,7 @@ def _taken(
 def _check_given(
     pattern: ir.Pattern, choice: SelectedKeys, item: ir.Selection, inputs: Mapping[str, NDArray[Any]]
 ) -> None:
-    """Raise ArgumentTypeError for a missing input that decides where places lie."""
+    """Raise ArgumentTypeError for a missing input that decides the positions of blocks."""
     roots = [choice.row_of, choice.item_of, choice.rest, item.candidates, item.always]
     chosen = {selection.given for selection in pattern.selections}
     for node in (node for root in roots for node in walk(root)):

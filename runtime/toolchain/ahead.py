@@ -100,7 +100,7 @@ class _Absent:
 
 def absent(target: str) -> _Absent:
     """Return the driver of a GPU of a target."""
-    from triton.backends.compiler import GPUTarget
+    from triton.backends.compiler import GPUTarget  # optional
 
     if target.startswith("gfx"):
         return _Absent(GPUTarget("hip", target, 64))
@@ -120,11 +120,11 @@ def _serve() -> None:
 
 
 def _compiled(calls: AheadCalls) -> Iterator[AheadKernel]:
-    import triton
+    import triton  # optional
 
-    from attnc.compiler.kernels.targets import TARGETS
-    from attnc.runtime.call.device_targets import pretending
-    from attnc.runtime.executors.triton.launch import started_by
+    from attnc.compiler.kernels.targets import TARGETS  # only in the process that compiles
+    from attnc.runtime.call.device_targets import pretending  # only in the process that compiles
+    from attnc.runtime.executors.triton.launch import started_by  # only in the process that compiles
 
     triton.runtime.driver.set_active(absent(calls.target))
     launches: dict[str, tuple[Any, Sequence[object]]] = {}
@@ -138,9 +138,9 @@ def _compiled(calls: AheadCalls) -> Iterator[AheadKernel]:
 
 
 def _compile(source: Any, arguments: Sequence[object]) -> AheadKernel:
-    from triton.runtime.cache import _base32
+    from triton.runtime.cache import _base32  # optional
 
-    from attnc.runtime.executors.triton.kernel_modules import function_of
+    from attnc.runtime.executors.triton.kernel_modules import function_of  # only in the process that compiles
 
     kernel = function_of(source).warmup(*arguments, grid=(1, 1), **source.options)
     shared, key = int(kernel.metadata.shared), _base32(kernel.hash)
@@ -156,13 +156,13 @@ QUERIES = (1, 2, 4, 8, 16)
 
 def _make(calls: AheadCalls) -> None:
     """Call forward, gradients and, if they have kernels, decoding steps, on zeros."""
-    import torch
+    import torch  # may be missing
 
-    from attnc.runtime.api.attention import Attention
-    from attnc.runtime.api.compiled import Options
-    from attnc.runtime.call.example_inputs import example_inputs
-    from attnc.runtime.call.lengths import natural_length
-    from attnc.runtime.texts.identity import read
+    from attnc.runtime.api.attention import Attention  # only in the process that compiles
+    from attnc.runtime.api.compiled import Options  # only in the process that compiles
+    from attnc.runtime.call.example_inputs import example_inputs  # only in the process that compiles
+    from attnc.runtime.call.lengths import natural_length  # only in the process that compiles
+    from attnc.runtime.texts.identity import read  # only in the process that compiles
 
     bound, _, _ = read(calls.pattern)
     attention = Attention(bound, Options("triton", strict=True), {})
@@ -194,7 +194,7 @@ def _last(x: Any, dims: Sequence[str | int], rows: int) -> Any:
 
 def _caches(attention: Any, q: Any, k: Any, v: Any) -> Iterator[dict[str, Any]]:
     """Yield a cache by slot, a cache by page, and a ring if the pattern can use one."""
-    from attnc.runtime.serving import serving
+    from attnc.runtime.serving import serving  # only in the process that compiles
 
     n = k.shape[2]
     yield {"k_cache": k, "v_cache": v, "kv_len": n}

@@ -52,9 +52,9 @@ class Manifest:
 
 def pack(calls: AheadCalls, kernels: Sequence[AheadKernel], folder: Path) -> tuple[Manifest, bytes]:
     """Pack a folder of compiled kernels into the bytes of a file; equal kernels give equal bytes."""
-    import triton
+    import triton  # optional
 
-    from attnc import __version__
+    from attnc import __version__  # only in the process that compiles
 
     contents = {}
     for kernel in kernels:
@@ -79,7 +79,7 @@ def load_binaries(path: str | os.PathLike[str]) -> Manifest:
 
     Raises ArgumentError if the file is not a file of binaries, is damaged, or does not suit this Triton or this GPU.
     """
-    import triton
+    import triton  # optional
 
     try:
         with zipfile.ZipFile(path) as file:
@@ -102,7 +102,7 @@ def load_binaries(path: str | os.PathLike[str]) -> Manifest:
 
 
 def _cache() -> str:
-    import triton
+    import triton  # optional
 
     return str(triton.knobs.cache.dir)
 

@@ -194,8 +194,8 @@ def _attempt(compiler: Callable[[KernelSource, str], CompiledBinary], source: Ke
 
 def compile_here(source: KernelSource, target: str) -> CompiledBinary:
     """Compile a kernel in this process and read its machine code. Raises what Triton raises."""
-    import triton
-    from triton.backends.compiler import GPUTarget
+    import triton  # optional
+    from triton.backends.compiler import GPUTarget  # optional
 
     begun = perf_counter()
     amd = target.startswith("gfx")
@@ -226,7 +226,7 @@ def products_of_loops(text: str) -> int:
 
 
 def _triton_source(source: KernelSource) -> Any:
-    from triton.compiler import ASTSource
+    from triton.compiler import ASTSource  # optional
 
     return ASTSource(
         fn=function_of(source),
@@ -238,7 +238,7 @@ def _triton_source(source: KernelSource) -> Any:
 
 def _read_cubin(cubin: bytes) -> MachineCode:
     """Disassemble with the tools that ship with Triton."""
-    import triton
+    import triton  # optional
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

@@ -175,7 +175,7 @@ def _edges(
 
 def _natural_loops(edges: Iterable[tuple[int, int]]) -> list[frozenset[int]]:
     """Return the natural loops of a graph entered at 0; loops with one header are merged."""
-    import networkx as nx
+    import networkx as nx  # slow to import
 
     graph = nx.DiGraph(edges)
     graph.add_node(0)

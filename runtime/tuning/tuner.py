@@ -169,7 +169,7 @@ def _tuned(
     report: Report,
 ) -> Record | Untuned:
     """Measure and store the record of a call. `once`: the seconds that one run takes."""
-    from attnc.runtime.tuning.knobs import knobs_of
+    from attnc.runtime.tuning.knobs import knobs_of  # only to tune
 
     begun, request = time.perf_counter(), call.request
     knobs = knobs_of(call.planners(request), request, begun + seconds / 3)

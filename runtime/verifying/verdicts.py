@@ -210,7 +210,7 @@ class _Judge:
         if any(p.pattern.selections or not p.has_mask for p in self.patterns):
             return None
         with needing_torch(f"comparing {self._names} by the masks of drawn inputs"):
-            from attnc.runtime.verifying.drawn_calls import compare_masks
+            from attnc.runtime.verifying.drawn_calls import compare_masks  # needs torch, which may be missing
         one, other = (p._compiled for p in self.patterns)
         with _drawing():
             comparison = compare_masks(one, other, self._drawn_lengths, self.heads, _groups(self.heads))
@@ -302,7 +302,7 @@ class _Judge:
 
     def _drawn_calls(self, lengths: Sequence[int]) -> Compared | None:
         with needing_torch(f"comparing {self._names} by the results of drawn calls"):
-            from attnc.runtime.verifying.drawn_calls import compare_calls
+            from attnc.runtime.verifying.drawn_calls import compare_calls  # needs torch, which may be missing
         one, other = (p._compiled for p in self.patterns)
         with _drawing():
             return compare_calls(one, other, lengths, self.heads, _groups(self.heads))

@@ -111,7 +111,7 @@ def first_use(node: program.Expr, place: str, measures: Measures) -> Span | None
 
 
 def binds(variable: program.Domain) -> set[str]:
-    """Return the places that a variable of an aggregate binds."""
+    """Return the positions that a variable of an aggregate binds."""
     places: set[str] = {variable.target} if isinstance(variable.target, str) else set()
     return places | {"key"} if isinstance(variable, program.VisibleVariable) else places
 
@@ -173,7 +173,7 @@ def lines_of(item: program.RecurrenceClauses) -> list[program.Expr]:
 def _implied(
     node: program.Vector | program.ScoreRead | program.SoftmaxShare | program.BranchRead | program.MergeCall,
 ) -> set[str]:
-    """Return the places that a node reads implicitly."""
+    """Return the positions that a node reads implicitly."""
     match node:
         case program.Vector():
             return set() if node.place is None else {node.place}
@@ -264,7 +264,7 @@ class Measures:
         return min(operations, _COUNTED), {binder: min(n, _COUNTED) for binder, n in uses.items()}
 
     def _free_places(self, node: program.Aggregate) -> frozenset[str]:
-        """Return the places that an aggregate leaves free; the ends of a range see only the variables before it."""
+        """Return the positions that an aggregate leaves free; the ends of a range see only the variables before it."""
         free, bound = frozenset[str](), set[str]()
         for variable in node.runnings:
             for end in range_ends(variable):

@@ -1,4 +1,4 @@
-"""Resolve names to program nodes: places, sizes, inputs, definitions, branches and states."""
+"""Resolve names to program nodes: positions, sizes, inputs, definitions, branches and states."""
 
 from __future__ import annotations
 

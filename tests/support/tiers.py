@@ -98,9 +98,15 @@ class Durations:
         self.seconds[report.nodeid] += report.duration
 
     def pytest_sessionfinish(self) -> None:
-        """Write the tier's totals and the slowest of its tests; pytest calls this."""
+        """Write the tier's totals, the seconds of each folder and the slowest tests; pytest calls this."""
         measured: dict[str, Any] = json.loads(DURATIONS.read_text(encoding="utf-8")) if DURATIONS.exists() else {}
         measured[self.tier] = self._totals(time.monotonic())
+        folders: dict[str, float] = defaultdict(float)
+        for name, seconds in self.seconds.items():
+            folders[name.partition("::")[0].rpartition("/")[0]] += seconds
+        measured[f"folders_{self.tier}"] = {
+            name: round(folders[name]) for name in sorted(folders, key=folders.__getitem__)
+        }
         slowest = sorted(self.seconds.items(), key=lambda pair: -pair[1])[:LISTED]
         measured[f"slowest_{self.tier}"] = {name: round(seconds, 1) for name, seconds in slowest}
         DURATIONS.write_text(json.dumps(dict(sorted(measured.items())), indent=2) + "\n", encoding="utf-8")

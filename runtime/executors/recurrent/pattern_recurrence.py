@@ -86,7 +86,7 @@ class PatternRecurrence(DerivedRecurrence):
         """Return how the recurrence runs on a GPU in calls of a dtype, as a phrase for messages."""
         if self.derived is None:
             return f"{self.how}, {'as operations of torch' if dtype == torch.float64 else 'by one kernel'}"
-        from attnc.runtime.executors.triton.recurrent.passes_on_gpu import without_kernels
+        from attnc.runtime.executors.triton.recurrent.passes_on_gpu import without_kernels  # only where kernels run
 
         missing = without_kernels(self.derived, self.recur, dtype)
         return f"{self.how}, {f'as operations of torch: {missing}' if missing else 'by kernels'}"
@@ -152,7 +152,10 @@ class PatternRecurrence(DerivedRecurrence):
             return linear_recurrence
         if q.device.type not in ("cpu", "cuda"):
             raise no_kernels(self.pattern, q.device.type)
-        from attnc.runtime.executors.triton.recurrent.passes_on_gpu import linear_of, without_kernels
+        from attnc.runtime.executors.triton.recurrent.passes_on_gpu import (
+            linear_of,
+            without_kernels,
+        )  # only where kernels run
 
         if self.derived is None:
             return linear_of(q.dtype)
@@ -280,7 +283,7 @@ class PatternRecurrence(DerivedRecurrence):
 
     def _run_one_kernel(self, tokens: CallTokens, states: States, fresh: Fresh) -> Result:
         """Run token by token in one GPU kernel."""
-        from attnc.runtime.executors.triton.recurrent import token_loop_on_gpu
+        from attnc.runtime.executors.triton.recurrent import token_loop_on_gpu  # only where kernels run
 
         out, last = token_loop_on_gpu.run(self.recur, tokens.computed(), states, fresh)
         return out.to(tokens.q.dtype), last

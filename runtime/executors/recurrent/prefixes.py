@@ -73,7 +73,7 @@ def are_by_kernels() -> bool:
 def fill(steps: PrefixSteps, start: Tensor, *, backwards: bool = False) -> None:
     """Compute out_t = decay_t · out_{t-1} + write_t from `start` (B, H, …); `backwards`: from out_{t+1}."""
     if (steps.out.is_cuda or are_by_kernels()) and steps.out.dtype in (torch.float32, torch.complex64):
-        from attnc.runtime.executors.triton.recurrent import scan_on_gpu
+        from attnc.runtime.executors.triton.recurrent import scan_on_gpu  # only where kernels run
 
         return scan_on_gpu.fill(*steps, start, backwards=backwards)
     return _fill_in_torch(steps, start, backwards=backwards)

@@ -62,14 +62,14 @@ def _by_data_by_kernels(
     planner: Planner, choice: SelectedKeys, q: Tensor, k: Tensor, v: Tensor, call: CallInputs
 ) -> Pair | None:
     """Run kernels where inputs say which tokens the blocks of each head hold."""
-    from attnc.runtime.executors.triton.sorted_lanes import attend as run_kernels
+    from attnc.runtime.executors.triton.sorted_lanes import attend as run_kernels  # only where kernels run
 
     return _unless_missing(planner, lambda: run_kernels(planner, choice, q, k, v, call))
 
 
 def _unless_missing(planner: Planner, run: Callable[[], Pair]) -> Pair | None:
     """Return the result of `run`; None, or UnsupportedError under `strict`, if kernels do not support the call."""
-    from attnc.runtime.executors.triton.gpu_work import without_kernels
+    from attnc.runtime.executors.triton.gpu_work import without_kernels  # only where kernels run
 
     try:
         return run()
@@ -90,7 +90,7 @@ def _by_kernels(
     v: Tensor,
     call: CallInputs,
 ) -> Pair | None:
-    from attnc.runtime.executors.triton.selected_on_gpu import SelectedOnGpu
+    from attnc.runtime.executors.triton.selected_on_gpu import SelectedOnGpu  # only where kernels run
 
     max_blocks = _most(planner, choice, call)
     work = SelectedOnGpu(blocks, call.scale, choice.by_batch, choice.by_heads, max_blocks, planner.pattern.name)

@@ -68,7 +68,7 @@ def _stride(name: str, tensors: Mapping[str, Tensor]) -> int:
 
 def _described(tensor: Tensor, argument: KernelArgument) -> object:
     """Return a tensor's descriptor; if the argument requires it, tokens form a grid, and batch and heads one side."""
-    from triton.tools.tensor_descriptor import TensorDescriptor
+    from triton.tools.tensor_descriptor import TensorDescriptor  # optional
 
     batch, head, token = zip(tensor.shape[:3], tensor.stride()[:3], strict=True)
     sides = [batch, head]

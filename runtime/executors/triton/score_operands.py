@@ -140,7 +140,7 @@ class ScoreOperands:
             for local in locals_:
                 ranges = find_ranges(local.relation, "k")
                 if ranges is None:
-                    raise NotInKernelsError(f"{asker}, where rows see no ranges of keys")
+                    raise NotInKernelsError(f"{asker}, where the visible keys of a row are not a few ranges")
                 yield from ((batches, heads, window, ranges) for window in local.windows)
 
     @property

@@ -22,7 +22,7 @@ HOSTILE = {
     "sums of sums": "0 <= q - k < sum(sum(i * j for j in 0 .. 10000) for i in 0 .. 10000)",
     "a set of distances": "k <= q and any(q - k == j * j for j in 0 .. 100000)",
     "a set of two loops": "k <= q and any(q - k == i * j for i in 0 .. 30000, j in 0 .. 30000)",
-    "numbers past 64 bits": "0 <= q - k < sum(j ** 9 for j in 0 .. 1000000)",
+    "numbers beyond 64 bits": "0 <= q - k < sum(j ** 9 for j in 0 .. 1000000)",
     "a range by the query": "0 <= q - k < sum(sum(i for i in 0 .. j) for j in 0 .. q * q * q)",
 }
 

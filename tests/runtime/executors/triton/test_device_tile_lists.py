@@ -190,9 +190,12 @@ def test_a_whole_call_reads_nothing_from_the_device(case: Asking, monkeypatch: p
     assert started == ["forward", "delta", "dq", "dkdv"]
 
 
+STEPS = 20
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [*LIBRARY, OWN[2]], ids=ids)
-def test_fifty_steps_reuse_one_plan(case: Asking, tmp_path: Any) -> None:
+def test_later_steps_reuse_one_plan(case: Asking, tmp_path: Any) -> None:
     """The first step plans for its sizes; later steps select anew, and neither plan nor emit anything."""
     attend, n = case.compiled(backend="triton"), 60 if case.n_q > 100 else 30
 
@@ -207,14 +210,14 @@ def test_fifty_steps_reuse_one_plan(case: Asking, tmp_path: Any) -> None:
     with profile(activities=[ProfilerActivity.CPU]) as first:
         selections = [step()]
     with profile(activities=[ProfilerActivity.CPU]) as later_steps:
-        selections += [step() for _ in range(50)]
+        selections += [step() for _ in range(STEPS)]
     texts = []
     for trace in (first, later_steps):
         trace.export_chrome_trace(str(tmp_path / "trace.json"))
         texts.append((tmp_path / "trace.json").read_text(encoding="utf-8"))
     assert PLANNING in texts[0]
     assert PLANNING not in texts[1]
-    assert len({*selections}) > 40, "the steps chose alike"
+    assert len({*selections}) > 0.8 * STEPS, "the steps chose alike"
 
 
 def _cut_input(x: Tensor, case: Asking, n: int) -> Tensor:
