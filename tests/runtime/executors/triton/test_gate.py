@@ -302,6 +302,6 @@ def test_products_of_a_loop() -> None:
 
 
 def test_xdist_keeps_this_file_in_one_worker(request: pytest.FixtureRequest) -> None:
-    """Otherwise every worker compiles all kernels; pytest 9.2 ignores the names that xdist 3.8 gives to grouped tests."""
+    """Otherwise every worker compiles all kernels; pytest 9.2 ignores the names that xdist 3.8 gives to groups."""
     if getattr(request.config.option, "loadgroup", False):
         assert request.node.nodeid.endswith("@compiling")
