@@ -95,9 +95,12 @@ def _is_simple(pattern: Pattern) -> bool:
     """Check whether a pattern is one plain softmax over tokens, without inputs, documents, branches or selections."""
     if pattern.tensors or pattern.requirements or pattern.stateful or pattern.combine is not None:
         return False
-    if pattern.documents is not None or pattern.recur is not None or len(pattern.nodes) != 1 or pattern.head_lists:
+    if pattern.documents is not None or pattern.recur is not None or len(pattern.nodes) != 1:
         return False
-    return pattern.attend.keys is None and pattern.attend.family is None and is_plain(pattern.attend)
+    if pattern.segments or pattern.head_lists:  # the general path compares their sizes with the call's
+        return False
+    node = pattern.attend
+    return node.keys is None and node.family is None and node.stack is None and is_plain(node)
 
 
 def _length_of(kv_len: object, batch: int) -> int:

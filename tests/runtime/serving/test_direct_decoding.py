@@ -187,3 +187,13 @@ def test_steps_that_need_a_gradient_are_refused() -> None:
         attend.decode(q, k, v, kv_len=9)
     with torch.no_grad():
         attend.decode(q, k, v, kv_len=9)
+
+
+def test_a_grid_of_tokens_is_checked_by_the_general_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    attend: Any = attention("tokens y: 4, x: 5\n    visible k.y <= q.y and k <= q")
+    steps = direct_steps(monkeypatch, attend)
+    q, (k, v) = torch.randn(1, 2, 1, 16), (torch.randn(1, 2, 40, 16) for _ in range(2))
+    attend.decode(q, k, v, kv_len=20)
+    with pytest.raises(AttncError, match="`tokens` of `p` must be 20"):
+        attend.decode(q, k, v, kv_len=19)
+    assert steps == [False, False]
