@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from attnc import Attention, compile_attention
 from attnc.runtime.call.tensor_checks import TensorSizes
 from attnc.runtime.executors.cpu.cpu_decoding import look
-from attnc.runtime.executors.general_attention import steps_of
+from attnc.runtime.executors.pattern_parts import attentions_of
 
 HEADS, KV_HEADS, DIM = 8, 2, 64
 LENGTHS = (1 << 14, 1 << 16, 1 << 18, 1 << 20)
@@ -91,7 +91,7 @@ def _true(attend: Attention, q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> T
 def _seen(attend: Attention, n: int) -> Tensor:
     """Return the keys that the last row sees, in order."""
     sizes = TensorSizes(1, n, 1, HEADS, KV_HEADS, DIM, DIM, "float32")
-    ((_, planner),) = steps_of(attend._last_rows._planner).planners(sizes, {})
+    ((_, planner),) = attentions_of(attend.last_rows.planner).planners(sizes, {})
     return torch.from_numpy(look(planner, sizes, {}).parts[0].seen.every[0])
 
 

@@ -28,9 +28,10 @@ from attnc.compiler.planning.cpu_plan import Plan
 from attnc.compiler.planning.recipes import alternatives
 from attnc.compiler.planning.schedule import CoverChoice, CoverProblem, choose
 from attnc.runtime.api.attention import Attention
+from attnc.runtime.call.arguments import CallArguments
 from attnc.runtime.call.call_shapes import dtype_name
 from attnc.runtime.call.tensor_checks import input_tensors
-from attnc.runtime.operators import attend
+from attnc.runtime.executors.registry import executor_named
 from attnc.runtime.planning import stored_rates
 from attnc.runtime.planning.plans import Planner, relations_of
 from attnc.runtime.tuning.timer import Timing
@@ -170,8 +171,8 @@ def _alternatives(
     """Yield every other schedule of a pattern with a single relation, and its predicted cost."""
     q, k, v = operands
     n, d = q.shape[2:]
-    relations = attention._relations(
-        attention._sizes(n, n, HEADS, HEADS, inputs, head_dim=d, dtype=dtype_name(q.dtype)), inputs
+    relations = attention.relations(
+        attention.sizes_of(n, n, HEADS, HEADS, inputs, head_dim=d, dtype=dtype_name(q.dtype)), inputs
     )
     problems: list[CoverProblem] = []
 
@@ -184,10 +185,12 @@ def _alternatives(
         return
     costs = [choice.cost for choice in alternatives(problems[0])]
     for number, cost in enumerate(costs[:MOST]):
-        planner = _Other(attention._planner, number)
+        planner = _Other(attention.planner, number)
         tensors = input_tensors(planner.pattern, inputs)
         yield cost, partial(_run, q, k, v, tensors, planner)
 
 
 def _run(q: Tensor, k: Tensor, v: Tensor, tensors: list[Tensor], planner: Planner) -> Tensor:
-    return attend.attend(q, k, v, tensors, planner, None, return_lse=False)[0]
+    named = {tensor.name: x for tensor, x in zip(planner.pattern.tensors, tensors, strict=True)}
+    call = CallArguments(q, k, v, named, named, float(q.shape[3] ** -0.5), wants_lse=False)
+    return executor_named("cpu").forward(planner, call).out

@@ -143,10 +143,11 @@ def _variant(argument: Any, value: Any) -> object:
 def _kept(attends: dict[str, Any]) -> dict[str, tuple[int, int]]:
     """Return the sizes of this process's caches, and their limits."""
     from attnc.runtime.executors.cpu import bound_plan
+    from attnc.runtime.executors.cpu.cpu_plans import cpu_plans
     from attnc.runtime.executors.triton import kernel_modules
     from attnc.runtime.settings import SETTINGS
 
-    plans = max(len(attend._cpu_plans._by_shape) for attend in attends.values())
+    plans = max(len(cpu_plans(attend.planner)._by_shape) for attend in attends.values())
     held: dict[str, Sized] = {
         "programs": bound_plan._PROGRAMS,
         "masks": bound_plan._MASKS,

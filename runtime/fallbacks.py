@@ -86,6 +86,9 @@ COPY = Kind("copy", False, "an operand or a result is copied, because a kernel c
 CAST = Kind(
     "cast", False, "a tensor is cast: by autocast, as for SDPA, or an input to the 32 bits in which it is computed"
 )
+OTHER_EXECUTOR = Kind(
+    "another executor", True, 'an executor that `backend="auto"` prefers does not run the call, so the next one does'
+)
 OTHERS = Kind("others", True, f"all fallbacks after the first {MOST} distinct ones")
 
 KINDS = (
@@ -102,6 +105,7 @@ KINDS = (
     MOVED,
     COPY,
     CAST,
+    OTHER_EXECUTOR,
     OTHERS,
 )
 

@@ -6,67 +6,42 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch._subclasses.fake_tensor import is_fake
 from torch.compiler import is_dynamo_compiling
 
-from attnc.compiler.analysis.rank_only import rank_only
-from attnc.compiler.ir import Pattern
+from attnc.compiler.planning.cpu_plan import Plan
 from attnc.compiler.warnings.call_warnings import call_warnings
-from attnc.runtime.api.bridged import Bridged
-from attnc.runtime.api.compiled import Backend, Options
-from attnc.runtime.api.served import Served
-from attnc.runtime.api.shown import Shown
-from attnc.runtime.api.stateful import Stateful, States
-from attnc.runtime.api.tunable import Tunable
-from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
-from attnc.runtime.call.call_inputs import CallInputs
+from attnc.runtime.api import state_calls, tuned_calls
+from attnc.runtime.api.cached_calls import CachedCall
+from attnc.runtime.api.compiled import Backend, CompiledAttention, Options
+from attnc.runtime.api.flex_masks import FlexMasks
+from attnc.runtime.api.inspection import Inspection, check_dtype
+from attnc.runtime.api.tuned_calls import TunedCalls
+from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError
+from attnc.runtime.call.call_shapes import dtype_name
 from attnc.runtime.call.device_targets import check_triton
-from attnc.runtime.call.given_devices import check_devices
-from attnc.runtime.call.given_indices import check_indices
-from attnc.runtime.call.no_entries import has_no_entries, inputs_with_one_entry, with_one_entry
 from attnc.runtime.call.sharded import refuse_shards
-from attnc.runtime.call.tensor_checks import (
-    FLOATS,
-    check_are_tensors,
-    check_counts,
-    check_promises,
-    check_tensors,
-    completed,
-    finite,
-    input_tensors,
-    refuse_options,
-)
-from attnc.runtime.call.transforms import (
-    cast_for_autocast,
-    untraced,
-    wide_in_interpreter,
-    without_autocast,
-)
+from attnc.runtime.call.tensor_checks import FLOATS, check_are_tensors, check_counts
 from attnc.runtime.choices.choice_source import read_wanted
-from attnc.runtime.executors.reference import reference
-from attnc.runtime.operators import attend, attend_general
+from attnc.runtime.choices.records import Record
+from attnc.runtime.choices.tuned import Tuned
+from attnc.runtime.executors.executor_protocol import States
 from attnc.runtime.patterns.pattern_description import read_spec
 from attnc.runtime.process.profiling import is_profiling, profiled
-from attnc.runtime.process.warned import warn_of_gradient, warn_of_pattern
+from attnc.runtime.process.warned import warn_of_pattern
 from attnc.runtime.texts import identity
-from attnc.runtime.texts.identity import Form
-from attnc.spec.program import BoundProgram
+from attnc.runtime.tuning.tuner import Untuned
 from attnc.spec.source import SourceFile
 
 if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+    from attnc.compiler.simulation.simulation import Simulation
     from attnc.runtime.api.module import AttentionModule
-
-NOT_COMPILED = (
-    'backend="reference" in torch.compile: the dense reference builds its mask outside of torch; use the default '
-    "backend, or leave fullgraph=True out"
-)
-
-NOT_TRANSFORMED = (
-    "torch.func transforms of a pattern with its own scores, weights or branches are not supported: use "
-    'torch.autograd, or the reference executor, backend="reference"'
-)
+    from attnc.runtime.executors.flex.torch_tape import MaskMod, ScoreMod
 
 
 def compile_attention(
@@ -115,27 +90,16 @@ def _check_options(options: Options) -> None:
         raise ArgumentError('backend="reference" has no schedule to tune: leave tune at "model"')
 
 
-class Attention(Shown, Bridged, Served, Stateful, Tunable):
+class Attention(CompiledAttention):
     """A compiled pattern: immutable, stateless, safe to call from several threads, pickled as its spec.
 
-    `name`, `parameters` and `program` describe the pattern; calling the object runs it.
+    `name`, `parameters` and `bound` describe the pattern; calling the object runs it.
     """
 
-    def __init__(
-        self,
-        bound: BoundProgram,
-        options: Options,
-        modules: Mapping[str, SourceFile],
-        form: Form = "whole",
-        pattern: Pattern | None = None,
-    ) -> None:
-        """`pattern`: the lowered pattern, if another form of it has lowered it already. Raises OtherRowsError."""
-        super().__init__(bound, options, modules, form, pattern)
-        # Created here, because a traced call must not create it.
-        pattern = self._pattern
-        self._rank_only = rank_only(pattern)
-        tokens = pattern.chooses or all(node.keys is None for node in pattern.nodes)
-        self._packed = self._in("packed") if form == "whole" and tokens and pattern.documents is None else None
+    def __init__(self, *compiled: Any) -> None:
+        super().__init__(*compiled)
+        self._measures = self.options.tune.seconds > 0  # a bool, because torch.compile turns numbers into symbols
+        self._tuned_calls = TunedCalls()
 
     @property
     def _compiled(self) -> Attention:
@@ -144,7 +108,7 @@ class Attention(Shown, Bridged, Served, Stateful, Tunable):
 
     def __reduce__(self) -> tuple[Any, ...]:
         program = self._bound.program
-        state = (program.source, program.name, self.parameters, self._options, dict(self._modules))
+        state = (program.source, program.name, self.parameters, self.options, dict(self._modules))
         return _restored, state
 
     # --- running it ---
@@ -239,111 +203,19 @@ class Attention(Shown, Bridged, Served, Stateful, Tunable):
         inputs: dict[str, object],
     ) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, States]:
         if cu_seqlens is not None:
-            attention, inputs = self._on_sequences(), {**inputs, "cu_seqlens": cu_seqlens}
+            attention, inputs = self.on_sequences(), {**inputs, "cu_seqlens": cu_seqlens}
         else:
             attention = self
-            if not (inputs or return_lse or self._skips_direct or is_dynamo_compiling()):
-                direct = self._cpu_plans.direct
-                out = None if direct is None else direct.attend(q, k, v, scale)
+            if self.takes_shortcuts and not (inputs or return_lse or is_dynamo_compiling()):
+                out = self.shortcut(q, k, v, scale)
                 if out is not None:
                     return out
         if state is not None or return_state:
-            result = attention._with_state(q, k, v, scale, state, inputs)
+            result = attention.run_with_state(q, k, v, scale, inputs, state)
             return result if return_state else result[0]
-        return attention._call(q, k, v, scale, return_lse, inputs)
-
-    def _on_sequences(self) -> Attention:
-        """Return the pattern's form for calls with `cu_seqlens`."""
-        if self._packed is not None:
-            return self._packed
-        documents = self._pattern.documents
-        if documents is not None:
-            raise ArgumentError(f"cu_seqlens: `{self.name}` defines its own documents; pass `{documents.name}` instead")
-        raise UnsupportedError(
-            f"cu_seqlens with keys that are not tokens, as in `{self.name}`, is not supported yet; call it per sequence"
-        )
-
-    def _call(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool, inputs: Mapping[str, object]
-    ) -> Tensor | tuple[Tensor, Tensor]:
         if self._measures:
-            self._measure_first(q, k, v, scale, inputs)
-        return self._called(q, k, v, scale, return_lse, inputs)
-
-    def _called(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool, inputs: Mapping[str, object]
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        check_are_tensors(q, k, v)
-        inputs = completed(self._pattern, inputs) if inputs else inputs
-        if self._is_reference:
-            if torch.compiler.is_compiling():
-                raise UnsupportedError(NOT_COMPILED)
-            q, k, v = cast_for_autocast(self.name, q, k, v)
-            with without_autocast(q):
-                return self._lse_of(untraced(self._dense)(q, k, v, scale, inputs), return_lse)
-        if self._is_for_cpu:
-            self._refuse_backend(q)
-        tensors = self._tensors(inputs, q) if inputs or self._pattern.tensors else []
-        factor = None if scale is None else finite(scale)
-        if self._options.strict and inputs and not torch.compiler.is_compiling():
-            check_indices(self._pattern, inputs, k.shape[2])
-        if not self._plain:
-            if has_no_entries(q, k, v):
-                return self._call_without_entries(q, k, v, scale, return_lse, inputs)
-            return self._lse_of(self._call_general(q, k, v, factor, inputs, tensors), return_lse)
-        if self._is_interpreted(q):
-            return _result(attend.by_kernels(q, k, v, tensors, self._planner, factor), return_lse)
-        pair = attend.attend(q, k, v, tensors, self._planner, factor, return_lse=return_lse)
-        return _result(pair, return_lse)
-
-    def _call_without_entries(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool, inputs: Mapping[str, object]
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Return the empty result of a call without batch entries, shaped like a call with one entry."""
-        one_entry = inputs_with_one_entry(self._pattern, inputs)
-        q, k, v = (with_one_entry(x) for x in (q, k, v))
-        result = self._called(q, k, v, scale, return_lse, one_entry)
-        return (result[0][:0], result[1][:0]) if isinstance(result, tuple) else result[:0]
-
-    def _with_state(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, state: object, inputs: Mapping[str, object]
-    ) -> tuple[Tensor, States]:
-        recurrent = self._general.recurrent
-        if recurrent is None:
-            raise self._has_no_state()
-        if torch.compiler.is_compiling():
-            raise UnsupportedError("`state` in torch.compile is not supported yet: leave fullgraph=True out")
-        check_are_tensors(q, k, v)
-        q, k, v = cast_for_autocast(self.name, q, k, v)
-        factor = None if scale is None else finite(scale)
-        self._refuse_backend(q)
-        tensors = self._tensors(inputs, q)
-        executor = {"dense": self._is_reference, "by_kernels": self._is_interpreted(q)}
-        dtype = q.dtype
-        if executor["by_kernels"]:
-            q, k, v = wide_in_interpreter(self.name, q, k, v)
-        with without_autocast(q):
-            out, states = recurrent.attend(q, k, v, inputs, tensors, factor, state, **executor)
-        return out.to(dtype), states
-
-    def _call_general(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object], tensors: list[Tensor]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Run a pattern with scores, weights, values or branches of its own."""
-        if torch._C._are_functorch_transforms_active():
-            raise UnsupportedError(NOT_TRANSFORMED)
-        q, k, v = cast_for_autocast(self.name, q, k, v)
-        check_tensors(q, k, v)
-        attend.refuse_device(q)
-        by_kernels = q.is_cuda or self._is_interpreted(q)
-        if torch.compiler.is_compiling() or is_fake(q) or q.is_meta:
-            return attend_general.attend(self._general, q, k, v, tensors, scale)
-        dtype = q.dtype
-        if by_kernels:
-            q, k, v = wide_in_interpreter(self.name, q, k, v)
-        with without_autocast(q):
-            out, lse = self._general.attend(q, k, v, inputs, tensors, scale, by_kernels=by_kernels)
-        return out.to(dtype), lse
+            self._tuned_calls.measure_first(attention, q, k, v, scale, inputs)
+        return self.lse_of(attention.run(q, k, v, scale, inputs, wants_lse=return_lse), return_lse)
 
     @overload
     def reference(
@@ -386,29 +258,16 @@ class Attention(Shown, Bridged, Served, Stateful, Tunable):
         **inputs: object,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Compute the same attention densely, straight from the relation, in `dtype` (None: the tensors' dtype)."""
-        with profiled(self.name):
-            if cu_seqlens is not None:
-                packed: Any = {**inputs, "cu_seqlens": cu_seqlens}
-                return self._on_sequences()._referenced(q, k, v, scale, return_lse, dtype, packed)
-            return self._referenced(q, k, v, scale, return_lse, dtype, inputs)
-
-    def _referenced(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        scale: float | None,
-        return_lse: bool,
-        dtype: torch.dtype | None,
-        inputs: Mapping[str, object],
-    ) -> Tensor | tuple[Tensor, Tensor]:
         refuse_shards()
         if dtype is not None and dtype not in FLOATS:
             raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype such as torch.float64")
         check_are_tensors(q, k, v)
         if dtype is not None:
             q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-        return self._lse_of(self._dense(q, k, v, scale, inputs), return_lse)
+        packed = {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}
+        attention = self if cu_seqlens is None else self.on_sequences()
+        with profiled(self.name):
+            return self.lse_of(attention.run_densely(q, k, v, scale, {**inputs, **packed}), return_lse)
 
     def module(
         self, *, heads: int | None = None, dk: int | None = None, dv: int | None = None, **init: object
@@ -428,41 +287,321 @@ class Attention(Shown, Bridged, Served, Stateful, Tunable):
         dims = {"head" if name == "heads" else name: size for name, size in named_sizes.items()}
         return AttentionModule(self, initial(self._pattern, dims, init))
 
-    # --- inside ---
+    # --- against a cache ---------------------------------------------------------------------------------------------
 
-    def _tensors(self, inputs: Mapping[str, object], q: Tensor) -> list[Tensor]:
-        """Return the inputs in the order of the pattern.
+    @property
+    def decode(self) -> CachedCall:
+        """Attention of the last 1 to 16 tokens of each batch entry over a cache, as `CachedCall` takes them.
 
-        Raises ArgumentTypeError, ArgumentError, UnsupportedError.
+        Only slots of keys that are visible to these rows are read. Not differentiable.
         """
-        tensors = input_tensors(self._pattern, inputs)
-        check_devices(self._pattern, inputs, tensors, q)
-        if self._rank_only and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            self._warn_of_gradients(tensors)
-        return tensors
+        return CachedCall(self, "decode")
 
-    def _warn_of_gradients(self, tensors: list[Tensor]) -> None:
-        for declared, tensor in zip(self._pattern.tensors, tensors, strict=True):
-            if declared.name in self._rank_only and tensor.requires_grad:
-                warn_of_gradient(self.name, declared.name)
+    @property
+    def prefill(self) -> CachedCall:
+        """Attention of a chunk of any number of tokens over a cache, computed as a call computes it; differentiable.
 
-    def _dense(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]
-    ) -> tuple[Tensor, Tensor | None]:
-        refuse_options(self._pattern, inputs)
-        sizes = check_tensors(q, k, v)
-        inputs = completed(self._pattern, inputs)
-        factor = float(sizes.dk**-0.5) if scale is None else finite(scale)
-        tensors = self._tensors(inputs, q)
-        check_promises(self._pattern, tensors)
-        recurrent = self._general.recurrent
-        if recurrent is not None:
-            return recurrent.attend(q, k, v, inputs, tensors, factor, dense=True)[0], None
-        real = {t.name: x for t, x in zip(self._pattern.tensors, tensors, strict=True)}
-        if self._steps is not None:
-            return self._steps.densely(q, k, v, CallInputs(sizes, inputs, real, factor))
-        out, lse = reference.attend(q, k, v, self._relations(sizes, inputs), factor, real)
-        return out.to(q.dtype), lse
+        It takes the arguments of `decode`. No slot past `kv_len` is read; any other slot may be, visible or not.
+        """
+        return CachedCall(self, "prefill")
+
+    # --- states ------------------------------------------------------------------------------------------------------
+
+    def derivation(self) -> str:
+        """Return the derivation from a recurrence's steps: the passes that run chunk by chunk, or why there are none.
+
+        A pattern with stateful branches has one section per branch. Raises UnsupportedError for a pattern without
+        states.
+        """
+        return state_calls.derivation(self)
+
+    def init_state(
+        self,
+        batch: int,
+        heads: int,
+        dk: int,
+        dv: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        **sizes: int,
+    ) -> States:
+        """Return the states before the first token: a tensor (batch, heads, …) for each, by name.
+
+        A recurrence that reads token positions counts them in one more state, `t`, int64 (batch,). For a pattern that
+        has branches with a state the names are `branch.state`, for `decode` and `prefill`.
+
+        `sizes`: other sizes of states, named as in the inputs (`slots=64`).
+
+        Raises UnsupportedError for a pattern, ArgumentError.
+        """
+        return state_calls.first_states(self, batch, heads, {"dk": dk, "dv": dv, **sizes}, dtype, device)
+
+    def step(
+        self, q: Tensor, k: Tensor, v: Tensor, state: States, *, scale: float | None = None, **inputs: object
+    ) -> tuple[Tensor, States]:
+        """Return (out, state) of the next tokens: q (B, Hq, T, dk), k (B, Hkv, T, dk), v (B, Hkv, T, dv).
+
+        The same as a call with `state` and `return_state=True`. Raises the errors of a call.
+        """
+        return self.run_with_state(q, k, v, scale, inputs, state)
+
+    # --- schedules by measurement ------------------------------------------------------------------------------------
+
+    @property
+    def tuned(self) -> Tuned | None:
+        """The tuned choices for calls; None where the cost model decides everything."""
+        return self.planner.tuned
+
+    def tune(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, **inputs: object
+    ) -> Record | Untuned:
+        """Measure the first few schedules of a call on these tensors, as its first call would.
+
+        The call includes its gradient where a tensor requires one. Returns `Untuned`, with the reason, where there is
+        nothing to choose or the time of `tune=` is too short.
+
+        Raises ArgumentError where the pattern was compiled without a time to measure in, and the errors of the call.
+        """
+        attention = self if inputs.get("cu_seqlens") is None else self.on_sequences()
+        return tuned_calls.tuned_call(attention, q, k, v, scale, inputs)
+
+    # --- before a call -----------------------------------------------------------------------------------------------
+
+    def mask(
+        self,
+        n_q: int,
+        n_k: int | None = None,
+        *,
+        head: int = 0,
+        heads: int | None = None,
+        kv_heads: int | None = None,
+        q: Tensor | None = None,
+        k: Tensor | None = None,
+        v: Tensor | None = None,
+        **inputs: object,
+    ) -> Tensor:
+        """Return the relation as a mask, bool (Nq, Nk); with a leading batch dimension where an input has one.
+
+        For several branches the mask holds the pairs visible in at least one branch; a unit of keys stands for its
+        tokens. A pattern with selections needs `q` and `k` of a call, and `v` if a selection reads values (`k` is used
+        in place of a missing `v`); its mask has a leading batch dimension.
+
+        `heads` matters only to a relation that reads the number of heads; the default comes from the parameters and
+        inputs. `cu_seqlens`, as in a call: several packed sequences. Raises ArgumentError for a mask of more than 4
+        GiB.
+        """
+        return self._inspection(inputs).mask((n_q, n_k), (head, heads, kv_heads), (q, k, v), inputs)
+
+    def chosen(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, **inputs: object
+    ) -> dict[str, Tensor]:
+        """Return the result of each selection in a call, by its name: bool (B[, Hq or Hkv], rows, items).
+
+        The result has heads where it differs between heads. A row is a query, a unit of queries, or all of them (1
+        row); an item is a key, a unit of keys, or a number, counted from 0. A family has the rows of its members one
+        after another. Raises ArgumentError, ArgumentTypeError.
+        """
+        return Inspection(self).chosen(q, k, v, scale, inputs)
+
+    def plan(
+        self,
+        n_q: int,
+        n_k: int | None = None,
+        *,
+        heads: int = 1,
+        kv_heads: int | None = None,
+        batch: int | None = None,
+        head_dim: int = 64,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        **inputs: object,
+    ) -> Plan:
+        """Return the plan of a call of this shape. `cu_seqlens`, as in a call: several packed sequences.
+
+        `device`: "cpu", or "cuda" for the kernels of the GPU of this machine, or of sm_90 where there is none. Raises
+        ArgumentError, ArgumentTypeError, UnsupportedError, SpecError, EvaluationError.
+        """
+        attention = self._for_inputs(inputs)
+        attention.refuse_recurrence(
+            "plan", "`attend.derivation()` says how it runs, `attend.simulate(…)` in which chunks"
+        )
+        check_dtype(dtype)
+        sizes = attention.sizes_of(
+            n_q, n_k, heads, kv_heads, inputs, batch=batch, head_dim=head_dim, dtype=dtype_name(dtype)
+        )
+        return Inspection(attention).plan(sizes, device, inputs)
+
+    def source(
+        self,
+        target: str | None = None,
+        *,
+        head_dim: int = 64,
+        dtype: torch.dtype = torch.bfloat16,
+        **inputs: object,
+    ) -> dict[str, str]:
+        """Return the Triton text of every kernel of calls with this head dimension, by name, paged decode included.
+
+        `target`: "sm_80", "sm_90", "sm_100" or "gfx942"; None: the GPU of this machine, or sm_90 where there is none.
+        Only patterns whose number of attentions depends on `inputs` need them. For a recurrence, the texts of all
+        kernels that a call starts, alone and with its gradient.
+
+        Raises ArgumentError, ArgumentTypeError, UnsupportedError.
+        """
+        return Inspection(self).source(target, head_dim, dtype, inputs)
+
+    def simulate(
+        self,
+        n_q: int,
+        n_k: int | None = None,
+        *,
+        heads: int = 8,
+        kv_heads: int | None = None,
+        batch: int | None = None,
+        head_dim: int = 128,
+        dtype: torch.dtype | None = None,
+        device: str = "h100",
+        stage: Literal["forward", "backward", "decode"] = "forward",
+        baseline: Literal["full", "causal"] | None = None,
+        tile: tuple[int, int] | None = None,
+        order: Literal["natural", "bricks", "residues"] | None = None,
+        **inputs: object,
+    ) -> Simulation:
+        """Simulate a call of this shape on a machine, without running it: a ladder of bounds, the time, the schedule.
+
+        `device`: a machine's name ("a100", "h100", "h200", "b200"), a file that describes one, or "cpu", this machine.
+        `dtype`: bf16 by default, fp32 on the CPU. `tile` (queries, keys) and `order` restrict the search. `baseline`:
+        the dense rival; None: causal attention if no query sees a key behind its own position, else full. For a
+        recurrence the result is a `RecurrenceSimulation`, always against dense causal attention; sizes that the pattern
+        names are keywords, `slots=64`.
+
+        Raises MachineError, ArgumentError, ArgumentTypeError, UnsupportedError, SpecError, EvaluationError.
+        """
+        if dtype is not None:
+            check_dtype(dtype)
+        return self._simulated(
+            n_q,
+            n_q if n_k is None else n_k,
+            inputs,
+            heads=heads,
+            kv_heads=kv_heads,
+            batch=batch,
+            head_dim=head_dim,
+            dtype=None if dtype is None else dtype_name(dtype),
+            device=device,
+            stage=stage,
+            baseline=baseline,
+            tile=tile,
+            order=order,
+        )
+
+    def picture(self, n: int, *, head: int = 0, **inputs: object) -> str:
+        """Return an SVG of the pattern at length n: element view, tile view, keys per row; or one view per branch."""
+        from attnc.runtime.pictures.branch_svg import branches_svg  # only for pictures
+        from attnc.runtime.pictures.branch_views import has_states  # only for pictures
+        from attnc.runtime.pictures.branches import make_branches  # only for pictures
+        from attnc.runtime.pictures.draw import draw, to_svg  # only for pictures
+
+        check_counts(0, n=n, head=head)
+        if has_states(self):
+            return branches_svg(make_branches(self, n, n, inputs, head=head))
+        return to_svg(draw(self, n, None, head=head, **inputs))
+
+    # --- for FlexAttention -------------------------------------------------------------------------------------------
+
+    def mask_mod(
+        self,
+        n_q: int,
+        n_k: int | None = None,
+        *,
+        heads: int | None = None,
+        kv_heads: int | None = None,
+        batch: int | None = None,
+        device: torch.device | str | None = None,
+        relation_only: bool = False,
+        **inputs: object,
+    ) -> MaskMod:
+        """Return FlexAttention's mask_mod of a call: a function of (batch entry, query head, row, key) to bool.
+
+        The function keeps the lengths, the heads and the inputs as they are now; the tables that it reads are on
+        `device`, by default the device of the inputs. `heads` is required for a relation that differs between heads or
+        reads their number. `relation_only`: accept a pattern with its own score or weights, which the caller then
+        computes. `cu_seqlens=` packs several sequences, as in a call.
+
+        Raises UnsupportedError (selected by content, recurrent, several branches, keys that are not tokens, its own
+        scores), ArgumentError, ArgumentTypeError.
+        """
+        return FlexMasks(self, (n_q, n_k), (heads, kv_heads, batch), inputs, device).mask_mod(relation_only)
+
+    def block_mask(
+        self,
+        n_q: int,
+        n_k: int | None = None,
+        *,
+        heads: int | None = None,
+        kv_heads: int | None = None,
+        batch: int | None = None,
+        block_size: int | tuple[int, int] = 128,
+        device: torch.device | str | None = None,
+        relation_only: bool = False,
+        **inputs: object,
+    ) -> BlockMask:
+        """Return FlexAttention's BlockMask of a call, with `mask_mod` for its partial blocks.
+
+        The result equals `create_block_mask` of `mask_mod`, but is found from the live tiles instead of all pairs; its
+        batch and head dimensions are 1 where all entries or heads are equal. `block_size`: (queries, keys), or one
+        number. Other arguments and errors are those of `mask_mod`; also raises EvaluationError where the relation
+        faults.
+        """
+        masks = FlexMasks(self, (n_q, n_k), (heads, kv_heads, batch), inputs, device)
+        return masks.block_mask(block_size, relation_only)
+
+    def score_mod(
+        self,
+        n_q: int,
+        n_k: int | None = None,
+        *,
+        heads: int | None = None,
+        kv_heads: int | None = None,
+        batch: int | None = None,
+        scale: float | None = None,
+        device: torch.device | str | None = None,
+        **inputs: object,
+    ) -> ScoreMod:
+        """Return FlexAttention's score_mod: a function of (score, batch entry, query head, row, key) to the score.
+
+        The function computes the pattern's `score` in fp32 from FlexAttention's score, which is `scale * dot(q, k)`;
+        `block_mask(…, relation_only=True)` gives the visible pairs. `scale`: the scale passed to `flex_attention`, for
+        a pattern that reads `dot(q, k)` or `scale` separately. Inputs are read when the function runs; real inputs have
+        gradients where FlexAttention gives them. Other arguments are those of `mask_mod`.
+
+        Also raises UnsupportedError for its own weights or value, documents, and scores of vectors or sums over keys;
+        ArgumentError, ArgumentTypeError.
+        """
+        return FlexMasks(self, (n_q, n_k), (heads, kv_heads, batch), inputs, device).score_mod(scale)
+
+    # --- what pictures ask of it -------------------------------------------------------------------------------------
+
+    def _for_inputs(self, inputs: Mapping[str, object]) -> Attention:
+        """Return this pattern, or its form for sequences where `inputs` have `cu_seqlens`."""
+        return self.on_sequences() if "cu_seqlens" in inputs and self.form != "packed" else self
+
+    def _inspection(self, inputs: Mapping[str, object]) -> Inspection:
+        return Inspection(self._for_inputs(inputs))
+
+    def _drawn_mask(self, n_q: int, n_k: int, head: int, inputs: Mapping[str, object]) -> NDArray[np.bool_]:
+        """Return the pairs that a picture of one head shows, for the first batch entry."""
+        arguments: dict[str, Any] = {**inputs}
+        mask = self.mask(n_q, n_k, head=head, **arguments)
+        pairs: NDArray[np.bool_] = (mask[0] if mask.dim() == 3 else mask).numpy()
+        return pairs
+
+    def _drawn_plan(self, n_q: int, n_k: int, heads: int, inputs: Mapping[str, object]) -> Plan:
+        """Return the plan of a call, which covers the pairs of one attention."""
+        if not self.is_recurrence:
+            self.refuse_states("mask")
+        arguments: dict[str, Any] = {**inputs}
+        return self.plan(n_q, n_k, heads=heads, **arguments)
 
 
 def _restored(
@@ -470,10 +609,6 @@ def _restored(
 ) -> Attention:
     """Return an `Attention` from its pickled spec."""
     return Attention(identity.bound_program(source, name, values, modules), options, modules)
-
-
-def _result(pair: tuple[Tensor, Tensor], return_lse: bool) -> Tensor | tuple[Tensor, Tensor]:
-    return pair if return_lse else pair[0]
 
 
 __all__ = ["Attention", "compile_attention"]

@@ -1,29 +1,50 @@
-"""A compiled pattern with its options, the base of every use of it."""
+"""A compiled pattern: its planner, its other forms, and the path of a call from its arguments to an executor."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 from typing_extensions import Self
 
+from attnc.compiler.analysis.rank_only import rank_only
 from attnc.compiler.ir import Pattern
+from attnc.compiler.passes.last_rows import OtherRowsError
 from attnc.compiler.planning.build_plan import CallShape
 from attnc.compiler.planning.cpu_plan import Plan
-from attnc.runtime.call.call_errors import UnsupportedError
-from attnc.runtime.call.device_targets import target_of
-from attnc.runtime.call.tensor_checks import TensorSizes, call_shape
+from attnc.runtime.call.arguments import CallArguments, read_call
+from attnc.runtime.call.call_errors import ArgumentError, UnsupportedError
+from attnc.runtime.call.given_devices import check_devices
+from attnc.runtime.call.given_indices import check_indices
+from attnc.runtime.call.no_entries import has_no_entries, inputs_with_one_entry, with_one_entry
+from attnc.runtime.call.tensor_checks import (
+    TensorSizes,
+    call_shape,
+    check_are_tensors,
+    check_tensors,
+    completed,
+    finite,
+    input_tensors,
+)
+from attnc.runtime.call.transforms import cast_for_autocast, is_observed, without_autocast
 from attnc.runtime.choices.choice_source import ChoiceSource
 from attnc.runtime.choices.tuned_tables import remember
 from attnc.runtime.executors.cpu.cpu_plans import cpu_plans
-from attnc.runtime.executors.general_attention import general_of
-from attnc.runtime.executors.pattern_executor import PatternExecutor
+from attnc.runtime.executors.cpu.direct_decoding import DirectDecoding, direct_decoding
+from attnc.runtime.executors.executor_protocol import CallSite, Executor, Results, States
+from attnc.runtime.executors.pattern_attentions import PatternAttentions
+from attnc.runtime.executors.pattern_parts import parts_of
+from attnc.runtime.executors.registry import choose_executor, executor_named, executor_of_operators, refuse_in_graphs
+from attnc.runtime.operators import attend, attend_general
 from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
+from attnc.runtime.planning.cache_arguments import not_served
 from attnc.runtime.planning.planners import planner_in, shared_planner
-from attnc.runtime.planning.plans import Planner
+from attnc.runtime.process.warned import warn_of_gradient
 from attnc.runtime.texts import identity
 from attnc.runtime.texts.identity import Form, How
 from attnc.spec.program import BoundProgram
@@ -31,12 +52,6 @@ from attnc.spec.source import SourceFile
 
 if TYPE_CHECKING:
     from attnc.runtime.executors.recurrent.pattern_recurrence import PatternRecurrence
-    from attnc.runtime.tuning.tune_request import TuneRequest
-
-NOT_COMPILED_HERE = (
-    'backend="triton" on the CPU in torch.compile: torch cannot trace Triton\'s interpreter; use the default backend, '
-    "or leave fullgraph=True out"
-)
 
 Backend = Literal["auto", "cpu", "reference", "triton"]
 
@@ -52,7 +67,12 @@ class Options:
 
 
 class CompiledAttention(PatternAnalysis):
-    """A pattern with its options, immutable and stateless."""
+    """A pattern with its options, immutable and stateless.
+
+    `form`: the whole pattern, or a form of it for packed sequences or for the last rows of a cache. `planner`: what
+    executors keep for its calls; `parts`: the attentions or the recurrence that it consists of. `requested`: the
+    executor of `backend=`, None for "auto".
+    """
 
     def __init__(
         self,
@@ -63,51 +83,41 @@ class CompiledAttention(PatternAnalysis):
         pattern: Pattern | None = None,
     ) -> None:
         """`pattern`: the lowered pattern, if another form of it has lowered it already. Raises OtherRowsError."""
-        self._options = options
-        self._form = form
+        self.options = options
+        self.form = form
         if options.tune.table is not None:
             remember(options.tune.table)  # a pickle may have brought the table
         compile_options = How(options.strict, options.deterministic, options.tune.text)
         text = identity.write(bound, modules, compile_options, form)
-        self._planner = (
+        self.planner = (
             shared_planner(text, bound, compile_options, form)
             if pattern is None
             else planner_in(form, text, pattern, compile_options)
         )
-        super().__init__(bound, modules, self._planner.pattern)
-        self._rows_text = identity.write(bound, modules, compile_options, "last rows")  # for traced calls
-        self._cpu_plans = cpu_plans(self._planner)
-        self._general = general_of(self._planner)
-        self._steps = self._general.steps
-        self._plain = self._general.is_plain
-        self._is_reference = options.backend == "reference"
-        self._is_for_cpu = options.backend == "cpu"
+        super().__init__(bound, modules, self.planner.pattern)
+        self.parts = parts_of(self.planner)
+        self.requested = None if options.backend == "auto" else executor_named(options.backend)
+        # Created here, because a traced call must not create them.
+        self.rows_text = identity.write(bound, modules, compile_options, "last rows")
+        self._cpu_plans = cpu_plans(self.planner)
+        self._rank_only = rank_only(self._pattern)
+        tokens = self._pattern.chooses or all(node.keys is None for node in self._pattern.nodes)
+        packs = form == "whole" and tokens and self._pattern.documents is None
+        self._packed = self._in("packed") if packs else None
         # Tuned choices may change between calls, and `direct` would not notice.
-        self._skips_direct = options.backend in ("reference", "triton") or options.tune.source != "model"
+        self.takes_shortcuts = options.backend in ("auto", "cpu") and options.tune.source == "model"
 
-    def _refuse_backend(self, q: Tensor) -> None:
-        """Raise UnsupportedError where the requested backend does not run on q's device."""
-        if self._is_for_cpu and q.device.type not in ("cpu", "meta"):
-            raise UnsupportedError(
-                f'backend="cpu", but q is on {q.device}: the CPU executor takes tensors on the CPU; move them, or '
-                f"leave `backend` out"
-            )
-
-    def _in(self, form: Form) -> Self:
-        """Return another form of the pattern. Raises OtherRowsError."""
-        return type(self)(self._bound, self._options, self._modules, form, self._pattern)
-
-    # --- what it is ---
+    # --- what it is --------------------------------------------------------------------------------------------------
 
     @property
     def is_plain(self) -> bool:
         """Whether the pattern is the softmax of `scale * dot(q, k)`."""
-        return self._plain
+        return self.parts.is_plain
 
     @property
     def has_lse(self) -> bool:
         """Whether the result is one softmax, so that `return_lse` is available."""
-        return self._general.has_lse
+        return self.parts.has_lse
 
     def __eq__(self, other: object) -> bool:
         """Check whether both have the same text, parameters and options."""
@@ -118,53 +128,211 @@ class CompiledAttention(PatternAnalysis):
 
     @property
     def _identity(self) -> tuple[type, str, str]:
-        return type(self), self._planner.text, self._options.backend
+        return type(self), self.planner.text, self.options.backend
 
     def __repr__(self) -> str:
         values = "".join(f", {name}={value}" for name, value in self.parameters.items())
         return f"Attention({self.name!r}{values})"
 
-    # --- inside ---
+    # --- its forms ---------------------------------------------------------------------------------------------------
 
-    def _is_interpreted(self, q: Tensor) -> bool:
-        """Check whether Triton's interpreter runs kernels. Raises UnsupportedError where it cannot, or is traced."""
-        if self._options.backend != "triton" or q.is_cuda:
+    def _in(self, form: Form) -> Self:
+        """Return another form of the pattern. Raises OtherRowsError."""
+        return type(self)(self._bound, self.options, self._modules, form, self._pattern)
+
+    def with_options(self, options: Options) -> Self:
+        """Return the same form compiled with other options, with planners of its own."""
+        return type(self)(self._bound, options, self._modules, self.form)
+
+    def on_sequences(self) -> Self:
+        """Return the pattern's form for calls with `cu_seqlens`. Raises ArgumentError, UnsupportedError."""
+        if self._packed is not None:
+            return self._packed
+        documents = self._pattern.documents
+        if documents is not None:
+            raise ArgumentError(f"cu_seqlens: `{self.name}` defines its own documents; pass `{documents.name}` instead")
+        raise UnsupportedError(
+            f"cu_seqlens with keys that are not tokens, as in `{self.name}`, is not supported yet; call it per sequence"
+        )
+
+    @cached_property
+    def last_rows(self) -> Self:
+        """The pattern's form for its last rows. Raises UnsupportedError where a row needs data that no cache holds."""
+        try:
+            return self._in("last rows")
+        except OtherRowsError as error:
+            raise not_served(self.name, error) from error
+
+    @cached_property
+    def direct_decoding(self) -> DirectDecoding | None:
+        """The decoding of steps of one query by formulas; None for patterns that no cache serves."""
+        try:
+            return direct_decoding(self.last_rows.planner)
+        except UnsupportedError:
+            return None
+
+    # --- calls -------------------------------------------------------------------------------------------------------
+
+    def shortcut(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor | None:
+        """Return the output of a call equal to the last one that was a single kernel call; None for other calls."""
+        direct = self._cpu_plans.direct
+        return None if direct is None else direct.attend(q, k, v, scale)
+
+    def executor_of(self, q: Tensor) -> Executor:
+        """Return the executor of calls with this q that torch.compile does not trace. Raises UnsupportedError."""
+        site = CallSite(q.device, transformed=torch._C._are_functorch_transforms_active())
+        return choose_executor(self.requested, self._pattern, site)
+
+    def refuse_in_graphs(self, q: Tensor) -> None:
+        """Raise UnsupportedError for calls with this q that torch.compile traces and no operator of torch can run."""
+        refuse_in_graphs(self.requested, self._pattern, q.device)
+
+    def has_operators(self, q: Tensor) -> bool:
+        """Check whether torch's operators can run calls with this q."""
+        try:
+            self.refuse_in_graphs(q)
+        except UnsupportedError:
             return False
-        if torch.compiler.is_compiling():
-            raise UnsupportedError(NOT_COMPILED_HERE)
-        target_of(q.device)
-        return True
+        return not self._pattern.stateful
 
-    def _tuned_planners(self, request: TuneRequest) -> list[Planner]:
-        """Return the planner of every attention that tuning covers; recurrences and selections are not tuned."""
-        if self.is_recurrence or self._pattern.chooses:
-            return []
-        if self._steps is None:
-            return [self._planner]
-        steps = self._steps.by_kernels if request.by_kernels else self._steps
-        return [planner for _, planner in steps.planners(request.sizes, request.inputs)]
+    def run(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float | None,
+        inputs: Mapping[str, object],
+        *,
+        wants_lse: bool = True,
+    ) -> Results:
+        """Compute a call by the executor for q's device, or as an operator of torch.
+
+        Raises ArgumentError, ArgumentTypeError, UnsupportedError, EvaluationError.
+        """
+        check_are_tensors(q, k, v)
+        inputs = completed(self._pattern, inputs) if inputs else inputs
+        traced = torch.compiler.is_compiling()
+        if traced:
+            self.refuse_in_graphs(q)
+        executor = None if traced else self.executor_of(q)
+        tensors = self._tensors(inputs, q) if inputs or self._pattern.tensors else []
+        factor = None if scale is None else finite(scale)
+        if self.options.strict and inputs and not traced:
+            check_indices(self._pattern, inputs, k.shape[2])
+        if has_no_entries(q, k, v) and not self.is_plain:
+            one_entry = inputs_with_one_entry(self._pattern, inputs)
+            out, lse, _ = self.run(with_one_entry(q), with_one_entry(k), with_one_entry(v), scale, one_entry)
+            return Results(out[:0], None if lse is None else lse[:0])
+        if executor is None or (executor is executor_of_operators(q) and self._is_node(q, k, v)):
+            operator = attend.attend if self.is_plain else attend_general.attend
+            out, lse = operator(q, k, v, tensors, self.planner, factor)
+            return Results(out, lse if self.has_lse else None)
+        return self._run_eagerly(executor, (q, k, v), factor, inputs, tensors, wants_lse=wants_lse)
+
+    def _is_node(self, q: Tensor, k: Tensor, v: Tensor) -> bool:
+        """Check whether torch must see a call as one of its operators."""
+        if self.is_plain:
+            return is_observed(q, k, v) or torch._C._are_functorch_transforms_active()
+        return is_fake(q) or q.is_meta
+
+    def run_with_state(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object], state: object
+    ) -> tuple[Tensor, States]:
+        """Compute a call of a recurrence from the states before its first token; None: the start values."""
+        if self.parts.recurrence is None:
+            raise self.has_no_state()
+        if torch.compiler.is_compiling():
+            raise UnsupportedError("`state` in torch.compile is not supported yet: leave fullgraph=True out")
+        check_are_tensors(q, k, v)
+        factor = None if scale is None else finite(scale)
+        executor, tensors = self.executor_of(q), self._tensors(inputs, q)
+        out, _, states = self._run_eagerly(executor, (q, k, v), factor, inputs, tensors, state=state)
+        assert states is not None
+        return out, states
+
+    def run_densely(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]
+    ) -> Results:
+        """Compute a call by the reference executor, in the dtype of q."""
+        check_are_tensors(q, k, v)
+        call = read_call(self._pattern, q, k, v, None if scale is None else finite(scale), inputs)
+        self._warn_of_gradients(call.tensors_of(self._pattern))
+        return executor_named("reference").forward(self.planner, call)
+
+    def _run_eagerly(
+        self,
+        executor: Executor,
+        vectors: tuple[Tensor, Tensor, Tensor],
+        scale: float | None,
+        inputs: Mapping[str, object],
+        tensors: Sequence[Tensor],
+        *,
+        wants_lse: bool = True,
+        state: object = None,
+    ) -> Results:
+        q, k, v = cast_for_autocast(self.name, *vectors)
+        is_checked_by_plan = self.is_plain and q.dim() == 4 and q.shape[3] > 0
+        call = CallArguments(
+            q,
+            k,
+            v,
+            inputs,
+            {tensor.name: x for tensor, x in zip(self._pattern.tensors, tensors, strict=True)},
+            float(q.shape[-1] ** -0.5) if scale is None else scale,
+            wants_lse or not self.is_plain,
+            state,
+            passed_scale=scale,
+            known_sizes=None if is_checked_by_plan else check_tensors(q, k, v),
+        )
+        with without_autocast(q):
+            return executor.forward(self.planner, call)
+
+    def _tensors(self, inputs: Mapping[str, object], q: Tensor) -> list[Tensor]:
+        """Return the inputs in the order of the pattern.
+
+        Raises ArgumentTypeError, ArgumentError, UnsupportedError.
+        """
+        tensors = input_tensors(self._pattern, inputs)
+        check_devices(self._pattern, inputs, tensors, q)
+        self._warn_of_gradients(tensors)
+        return tensors
+
+    def _warn_of_gradients(self, tensors: Sequence[Tensor]) -> None:
+        """Warn of inputs that require a gradient and get none, because they only rank what is selected."""
+        if not self._rank_only or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return
+        for declared, tensor in zip(self._pattern.tensors, tensors, strict=True):
+            if declared.name in self._rank_only and tensor.requires_grad:
+                warn_of_gradient(self.name, declared.name)
+
+    def lse_of(self, results: Results, return_lse: bool) -> Tensor | tuple[Tensor, Tensor]:
+        """Return the result of a call: out, or (out, lse)."""
+        if not return_lse:
+            return results.out
+        if results.lse is None:
+            raise UnsupportedError(f"return_lse: `{self.name}` has no LSE, because its result is not one softmax")
+        return results.out, results.lse
+
+    def has_no_state(self) -> UnsupportedError:
+        """Return the error of a method that only recurrences have."""
+        if self._pattern.stateful:
+            return UnsupportedError(
+                f"`{self.name}` has states in branches beside keys: `decode` and `prefill` pass them on, with `state`"
+            )
+        return UnsupportedError(f"`{self.name}` is a pattern, which has no state: only a `recurrence` has one")
+
+    # --- what analysis asks of it ------------------------------------------------------------------------------------
 
     def _recurrents(self) -> Sequence[PatternRecurrence]:
         """Return the recurrences with states: the pattern itself, or its branches with a state."""
-        if self._steps is not None:
-            return self._steps.stateful
-        return () if self._general.recurrent is None else (self._general.recurrent,)
-
-    def _lse_of(self, pair: tuple[Tensor, Tensor | None], return_lse: bool) -> Tensor | tuple[Tensor, Tensor]:
-        """Return the result of a call: out, or (out, lse)."""
-        out, lse = pair
-        if not return_lse:
-            return out
-        if lse is None:
-            raise UnsupportedError(f"return_lse: `{self.name}` has no LSE, because its result is not one softmax")
-        return out, lse
+        return self.parts.recurrences
 
     @property
-    def _branches(self) -> PatternExecutor | None:
-        return self._steps
+    def _branches(self) -> PatternAttentions | None:
+        return self.parts.attentions
 
     def _plan_on_cpu(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> Plan:
-        return self._cpu_plans.plan(sizes, inputs) if self._steps is None else self._steps.plan(sizes, inputs)
+        return executor_named("cpu").plan(self.planner, sizes, inputs)
 
     def _shape_of(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> CallShape:
         return call_shape(self._pattern, sizes, inputs)

@@ -8,7 +8,7 @@ from torch import Tensor
 from attnc.compiler.lowering.specialise import reads_batch, reads_head
 from attnc.compiler.planning.build_plan import Relations
 from attnc.runtime.api.attention import Attention, compile_attention
-from attnc.runtime.api.bridged import device_of
+from attnc.runtime.api.flex_masks import FlexMasks, device_of
 from attnc.runtime.bridges.given_attention import GivenAttention
 from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError
 from attnc.runtime.call.tensor_checks import FLOATS
@@ -38,8 +38,8 @@ def sdpa_mask(
     """
     if dtype is not None and dtype not in FLOATS:
         raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype, or None for a bool mask")
-    counts = heads, kv_heads, batch
-    pattern, shape = attention._relation_of_call("sdpa_mask", n_q, n_k, counts, inputs, relation_only)
+    masks = FlexMasks(attention, (n_q, n_k), (heads, kv_heads, batch), inputs, device)
+    pattern, shape = masks.relation("sdpa_mask", relation_only)
     relation = pattern.attend.visible
     mask = dense_mask(Relations(pattern, shape)).to(device_of(device, inputs))
     mask = mask if reads_batch(pattern, relation) else mask[:1]

@@ -11,8 +11,8 @@ from torch import Tensor
 from attnc.runtime.api.attention import Attention
 from attnc.runtime.bridges.model_masks import BatchShare, ModelMask
 from attnc.runtime.call.call_errors import ArgumentError, UnsupportedError
+from attnc.runtime.planning.cache_arguments import MOST_QUERIES
 from attnc.runtime.planning.plans import need_of
-from attnc.runtime.serving.serving import MOST_QUERIES
 
 Inputs = Mapping[str, object]
 

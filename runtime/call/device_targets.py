@@ -69,18 +69,6 @@ def device_at_hand() -> torch.device | None:
     return torch.device("cpu") if is_interpreted() else None
 
 
-def planned_target(device: torch.device | str | None, backend: str) -> Target | None:
-    """Return the target that a plan for a device uses; None for the CPU, unless kernels are to run there."""
-    kind = "cpu" if device is None else torch.device(device).type
-    if kind == "cpu":
-        return named_target(None) if backend == "triton" else None
-    if kind != "cuda":
-        raise UnsupportedError(f'device={device}: plans are for "cpu" and "cuda"')
-    if backend == "cpu":
-        raise UnsupportedError(f'device={device} and backend="cpu": the CPU executor runs on "cpu" alone')
-    return named_target(None)
-
-
 @cache
 def _cuda_target(index: int) -> Target:
     if _is_rocm():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,11 +56,25 @@ def cut(
         yield name, tensor
 
 
-def together(q: Tensor, results: Sequence[Result], groups: Sequence[LengthGroup]) -> Result:
-    """Return the results of all batch entries in their order."""
-    if len(results) == 1:
-        return results[0]
-    order = torch.tensor([entry for group in groups for entry in group.entries], device=q.device).argsort()
-    outs, lses = zip(*results, strict=True)
-    lse = None if any(x is None for x in lses) else torch.cat(lses)[order]
-    return torch.cat(outs)[order], lse
+def by_length(
+    pattern: Pattern,
+    q: Tensor,
+    cache: Cache,
+    inputs: Mapping[str, object],
+    run: Callable[[Tensor, LengthGroup], Result],
+) -> Result:
+    """Return (out, lse) of all batch entries in their order, those of each length by `run`, from their queries."""
+    if not (q.shape[0] and q.shape[1]):
+        lse = q.new_empty(q.shape[:3], dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
+        return q.new_empty((*q.shape[:3], cache.v.shape[3])), lse
+    groups = list(length_groups(pattern, cache, inputs))
+    if len(groups) == 1:
+        return run(q, groups[0])
+    outs, lses = zip(*(run(q[list(group.entries)], group) for group in groups), strict=True)
+    order = order_of(groups).to(q.device)
+    return torch.cat(outs)[order], None if any(x is None for x in lses) else torch.cat(lses)[order]
+
+
+def order_of(groups: Sequence[LengthGroup]) -> Tensor:
+    """Return the indices that put results of groups, one after another, into the order of batch entries."""
+    return torch.tensor([entry for group in groups for entry in group.entries], dtype=torch.int64).argsort()

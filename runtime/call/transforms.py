@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 from typing_extensions import ParamSpec
 
 from attnc.runtime.call.device_targets import pretended
@@ -57,6 +58,20 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
 def is_forward_mode() -> bool:
     """Check whether forward-mode derivatives are being computed."""
     return forward_ad._current_level >= 0
+
+
+def needs_record(*tensors: Tensor) -> bool:
+    """Check whether autograd must record a call of these tensors."""
+    return (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)) or is_forward_mode()
+
+
+def is_observed(*tensors: Tensor) -> bool:
+    """Check whether autocast, a dispatch mode, a tensor subclass or a device must see torch's operators of a call."""
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch.is_autocast_enabled("cpu")
+        or not all((type(x) is Tensor or type(x) is Parameter) and x.is_cpu for x in tensors)
+    )
 
 
 def is_watched(*tensors: Tensor) -> bool:

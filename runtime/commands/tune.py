@@ -6,6 +6,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
+from attnc.runtime.api import tuned_calls
 from attnc.runtime.api.attention import Attention
 from attnc.runtime.choices.choice_source import read_wanted
 from attnc.runtime.choices.records import KIND, Record
@@ -90,7 +91,7 @@ def _tune_calls(
             def report(text: str, index: int = i, n: int = call.sizes.n_q) -> None:
                 step(f"{n} tokens, {text}", index)
 
-            tuning_call = attention._tuning_call(call.q, call.k, call.v, None, call.inputs)
+            tuning_call = tuned_calls.tuning_call(attention, call.q, call.k, call.v, None, call.inputs)
             record = tune(tuning_call, tuned, seconds, report, again=args.again)
             records.append(record)
     return records, words

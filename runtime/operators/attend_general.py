@@ -1,8 +1,8 @@
 """`attnc::attend_general`: attention with its own scores, weights, values or branches as an operator of torch.
 
-A traced call (`torch.compile`, `torch.export`) uses the operator; elsewhere `GeneralAttention` runs as plain torch
-code. The gradient is the operator `attnc::attend_general_backward`, which recomputes the forward: only q, k, v and the
-inputs are saved.
+A traced call (`torch.compile`, `torch.export`) uses the operator; elsewhere executors run it as plain torch code. The
+gradient is the operator `attnc::attend_general_backward`, which recomputes the forward: only q, k, v and the inputs are
+saved.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from torch._subclasses.fake_tensor import is_fake
 from torch.utils.flop_counter import register_flop_formula
 
 from attnc.runtime.call.call_errors import UnsupportedError
-from attnc.runtime.call.sharded import refuse_shards
 from attnc.runtime.call.tensor_checks import check_tensors
 from attnc.runtime.call.transforms import cast_for_autocast
 from attnc.runtime.executors.cpu.autograd import FirstOrder, refuse_second
 from attnc.runtime.executors.cpu.flash_kernel import lse_dtype
-from attnc.runtime.executors.general_attention import GeneralAttention, Result, general_of
+from attnc.runtime.executors.pattern_parts import parts_of
+from attnc.runtime.executors.registry import executor_named
 from attnc.runtime.fallbacks import COPY, note
 from attnc.runtime.operators import FAKE
-from attnc.runtime.operators.attend import Inputs, refuse_device, visible_pairs
+from attnc.runtime.operators.attend import Inputs, running, visible_pairs
 from attnc.runtime.planning.planners import planner_of
+from attnc.runtime.planning.plans import Planner
 from attnc.runtime.process.profiling import profiled
 
 _ATTEND = torch.ops.attnc.attend_general.default
@@ -42,29 +43,23 @@ class _What(NamedTuple):
     pattern: str
     scale: float | None
 
-    @property
-    def general(self) -> GeneralAttention:
-        return general_of(planner_of(self.pattern))
-
 
 def attend(
-    general: GeneralAttention, q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], scale: float | None
-) -> Result:
-    """Compute `GeneralAttention.attend` as one node of a graph."""
-    out, lse = _ATTEND(q, k, v, tensors or None, general.planner.text, scale)
-    return out, lse if general.has_lse else None
+    q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], planner: Planner, scale: float | None
+) -> tuple[Tensor, Tensor | None]:
+    """Compute (out, lse) as one node of a graph; lse is None where there is none."""
+    out, lse = _ATTEND(q, k, v, tensors or None, planner.text, scale)
+    return out, lse if parts_of(planner).has_lse else None
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, pattern: str, scale: float | None) -> Pair:
-    refuse_shards()
-    what = _What(pattern, scale)
-    with torch.no_grad(), profiled(what.general.pattern.name):
-        out, lse = _computed(what, q, k, v, inputs or ())
-    name = what.general.pattern.name
-    return contiguous(name, "out", out), _no_lse(q) if lse is None else contiguous(name, "lse", lse)
+    executor, planner, call = run = running(q, k, v, inputs, pattern, scale)
+    with torch.no_grad(), profiled(run.name):
+        out, lse, _ = executor.forward(planner, call)
+    return contiguous(run.name, "out", out), _no_lse(q) if lse is None else contiguous(run.name, "lse", lse)
 
 
 def contiguous(pattern: str, name: str, x: Tensor) -> Tensor:
@@ -73,11 +68,6 @@ def contiguous(pattern: str, name: str, x: Tensor) -> Tensor:
         return x
     note(pattern, COPY, f"{name}: a node of a graph gives it heads before tokens, and q has tokens before heads")
     return x.contiguous()
-
-
-def _computed(what: _What, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Result:
-    general = what.general
-    return general.attend(q, k, v, general.named(inputs), inputs, what.scale, by_kernels=q.is_cuda)
 
 
 def _no_lse(q: Tensor) -> Tensor:
@@ -95,15 +85,9 @@ def _backward(
     scale: float | None,
 ) -> list[Tensor]:
     """Return the gradients of q, k, v and of the real inputs in their order."""
+    executor, planner, call = running(q, k, v, inputs, pattern, scale)
     with _recording():
-        leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in (q, k, v, *(inputs or ()))]
-        q, k, v, *rest = leaves
-        out, lse = _computed(_What(pattern, scale), q, k, v, rest)
-        outputs, grads = ([out], [grad_out]) if grad_out is not None else ([], [])
-        if lse is not None and grad_lse is not None:
-            outputs, grads = [*outputs, lse], [*grads, grad_lse]
-        wanted = [x for x in leaves if x.requires_grad]
-        gradients = torch.autograd.grad(outputs, wanted, grads, materialize_grads=True)
+        gradients = executor.backward(planner, call, None, (grad_out, grad_lse))
     return [grad.contiguous() for grad in gradients]
 
 
@@ -122,9 +106,8 @@ def _recording() -> Iterator[None]:
 
 def _fake_forward(q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, pattern: str, scale: float | None) -> Pair:
     check_tensors(q, k, v)
-    refuse_device(q)
     out = q.new_empty((*q.shape[:3], v.shape[3]))
-    if not _What(pattern, scale).general.has_lse:
+    if not parts_of(planner_of(pattern)).has_lse:
         return out, _no_lse(q)
     return out, q.new_empty(q.shape[:3], dtype=lse_dtype(q.dtype))
 
@@ -188,7 +171,7 @@ def _forward_recorded(q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, pattern: 
 
 
 def _forward_under_autocast(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Pair:
-    q, k, v = cast_for_autocast(_What(*rest[1:]).general.pattern.name, q, k, v)
+    q, k, v = cast_for_autocast(planner_of(rest[1]).pattern.name, q, k, v)
     keys = DispatchKeySet(DispatchKey.AutocastCPU) | DispatchKeySet(DispatchKey.AutocastCUDA)
     with torch._C._ExcludeDispatchKeyGuard(keys):
         return cast("Pair", _ATTEND(q, k, v, *rest))
@@ -230,7 +213,8 @@ def _pairs(q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, pattern: str) -> int
         raise UnsupportedError(
             "the FLOPs of a pattern with inputs depend on their data, which fake tensors do not have"
         )
-    plan = general_of(planner_of(pattern)).plan(q, k, v, inputs or ())
+    _, planner, call = running(q, k, v, inputs, pattern, None)
+    plan = executor_named("cpu").plan(planner, call.sizes, call.inputs)
     return sum(
         visible_pairs(branch_plan) for branch_plan in ([plan] if not plan.branches else [p for _, p in plan.branches])
     )

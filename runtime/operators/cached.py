@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
-from typing import NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from attnc.compiler.passes.last_rows import OtherRowsError
-from attnc.runtime.call.caches import Cache, check_cache, read_cache
+from attnc.runtime.call.caches import check_cache
 from attnc.runtime.call.call_errors import UnsupportedError
-from attnc.runtime.call.length_groups import Result
+from attnc.runtime.call.length_groups import LengthGroup, Result, by_length
 from attnc.runtime.call.sharded import refuse_shards
 from attnc.runtime.call.tensor_checks import input_tensors
 from attnc.runtime.executors.cpu.flash_kernel import lse_dtype
-from attnc.runtime.executors.general_attention import general_of
+from attnc.runtime.executors.pattern_parts import parts_of
+from attnc.runtime.executors.registry import executor_named
 from attnc.runtime.operators import FAKE
-from attnc.runtime.operators.attend import Inputs, refuse_device
+from attnc.runtime.operators.attend import Inputs
 from attnc.runtime.operators.attend_general import contiguous
+from attnc.runtime.planning.cache_arguments import CacheArguments, check_queries, not_served
 from attnc.runtime.planning.planners import planner_of
 from attnc.runtime.planning.plans import Planner
 from attnc.runtime.process.profiling import profiled
-from attnc.runtime.serving import serving
 from attnc.runtime.texts import identity
 
 Pair = tuple[Tensor, Tensor]
+
+Arguments: TypeAlias = "tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Inputs, str, float | None, bool]"
+"""q, k_cache, v_cache, kv_len, block_table, the inputs, the pattern's text, the scale, whether the cache is a ring."""
 
 _DECODE = torch.ops.attnc.decode.default
 _PREFILL = torch.ops.attnc.prefill.default
@@ -83,10 +86,10 @@ def _rows(pattern: str) -> Planner:
         return planner_of(pattern)
     except OtherRowsError as error:
         bound, _, _ = identity.read(pattern)
-        raise serving.not_served(bound.program.name, error) from error
+        raise not_served(bound.program.name, error) from error
 
 
-def _forward(
+def _described(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -96,51 +99,34 @@ def _forward(
     pattern: str,
     scale: float | None,
     ring: bool,
-) -> Pair:
+) -> tuple[Planner, CacheArguments]:
+    """Return the planner of the last rows and the call that an operator's arguments describe."""
     refuse_shards()
     rows = _rows(pattern)
     named = {tensor.name: x for tensor, x in zip(rows.pattern.tensors, inputs or (), strict=True)}
+    return rows, CacheArguments(q, k, v, kv_len, block_table, ring, scale, named)
+
+
+def _forward(*arguments: Unpack[Arguments]) -> Pair:
+    rows, call = _described(*arguments)
     with torch.no_grad(), profiled(rows.pattern.name, "decode"):
-        if q.is_cuda:
-            from attnc.runtime.executors.triton.device_cache import read_device_cache  # only where kernels run
-
-            first = serving.check_ring(rows.pattern, q, k, None) if ring else None
-            device_cache = read_device_cache(q, k, v, kv_len, block_table, ring=first)
-            out, lse = serving.decode_by_kernels(rows, q, device_cache, scale, named)
-        else:
-            cache = _read(rows, q, k, v, kv_len, block_table, ring)
-            out, lse = serving.decode(rows, q, cache, scale, named)
-    return _written(rows.pattern.name, q, out, lse)
+        out, lse, _ = executor_named("triton" if call.q.is_cuda else "cpu").decode(rows, call)
+    return _written(rows.pattern.name, call.q, out, lse)
 
 
-def _forward_of_chunk(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    kv_len: Tensor,
-    block_table: Tensor | None,
-    inputs: Inputs,
-    pattern: str,
-    scale: float | None,
-    ring: bool,
-) -> Pair:
-    refuse_shards()
-    rows = _rows(pattern)
-    named = {tensor.name: x for tensor, x in zip(rows.pattern.tensors, inputs or (), strict=True)}
+def _forward_of_chunk(*arguments: Unpack[Arguments]) -> Pair:
+    rows, call = _described(*arguments)
+
+    def run(q: Tensor, group: LengthGroup) -> Result:
+        k, v = group.cache.whole(range(len(group.entries)), group.length)
+        tensors = input_tensors(rows.pattern, group.inputs)
+        operator = torch.ops.attnc.attend if parts_of(rows).is_plain else torch.ops.attnc.attend_general
+        out, lse = operator.default(q, k, v, tensors or None, rows.text, call.scale)
+        return out, lse if parts_of(rows).has_lse else None
+
     with torch.no_grad(), profiled(rows.pattern.name, "prefill"):
-        cache = _read(rows, q, k, v, kv_len, block_table, ring)
-        out, lse = serving.prefill(rows.pattern, partial(_rows_of, rows), q, cache, scale, named)
-    return _written(rows.pattern.name, q, out, lse)
-
-
-def _read(
-    rows: Planner, q: Tensor, k: Tensor, v: Tensor, kv_len: Tensor, block_table: Tensor | None, ring: bool
-) -> Cache:
-    """Return the cache of a call on a CPU, as a ring where requested, with the ring's first token."""
-    cache = read_cache(q, k, v, kv_len, block_table, ring=ring)
-    if not ring:
-        return cache
-    return replace(cache, ring=serving.check_ring(rows.pattern, q, k, max(cache.lengths, default=0)))
+        out, lse = by_length(rows.pattern, call.q, call.cache(rows.pattern), call.inputs, run)
+    return _written(rows.pattern.name, call.q, out, lse)
 
 
 def _written(name: str, q: Tensor, out: Tensor, lse: Tensor | None) -> Pair:
@@ -149,35 +135,15 @@ def _written(name: str, q: Tensor, out: Tensor, lse: Tensor | None) -> Pair:
     return contiguous(name, "out", out), no_lse if lse is None else contiguous(name, "lse", lse)
 
 
-def _rows_of(
-    rows: Planner, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]
-) -> Result:
-    """Return (out, lse) of the last rows, by the operator of such calls."""
-    general, tensors = general_of(rows), input_tensors(rows.pattern, inputs)
-    operator = torch.ops.attnc.attend.default if general.is_plain else torch.ops.attnc.attend_general.default
-    out, lse = operator(q, k, v, tensors or None, rows.text, scale)
-    return out, lse if general.has_lse else None
-
-
-def _fake(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    kv_len: Tensor,
-    block_table: Tensor | None,
-    inputs: Inputs,
-    pattern: str,
-    scale: float | None,
-    ring: bool,
-) -> Pair:
+def _fake(*arguments: Unpack[Arguments]) -> Pair:
+    q, k, v, _, block_table, _, pattern, _, _ = arguments
     check_cache(q, k, v, paged=block_table is not None)
-    refuse_device(q)
-    shape = q.shape[:3] if general_of(_rows(pattern)).has_lse else (0,)
+    shape = q.shape[:3] if parts_of(_rows(pattern)).has_lse else (0,)
     return q.new_empty((*q.shape[:3], v.shape[3])), q.new_empty(shape, dtype=lse_dtype(q.dtype))
 
 
 def _unrecorded(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> Pair:
-    serving.check_queries(q, k, v)
+    check_queries(q, k, v)
     with torch._C._AutoDispatchBelowAutograd():
         return cast("Pair", _DECODE(q, k, v, *rest))
 

@@ -45,20 +45,21 @@ class PatternAnalysis(PatternDescription):
         if self._pattern.selections:
             with needing_torch(f"what `{self.name}` selects, which depends on vectors,"):
                 return self._compiled._drawn_mask(n_q, n_k, head, inputs)
-        self._refuse_states("mask")
-        return self._visible(self._sizes(n_q, n_k, None, None, inputs, at_least=head + 1), inputs, 0, head)
+        self.refuse_states("mask")
+        return self.visible(self.sizes_of(n_q, n_k, None, None, inputs, at_least=head + 1), inputs, 0, head)
 
     def _drawn_plan(self, n_q: int, n_k: int, heads: int, inputs: Mapping[str, object]) -> Plan:
         """Return a plan whose pieces cover the pairs of one attention."""
-        self._refuse_recurrence("plan", "`attend.derivation()` says how it runs, `attend.simulate(…)` in which chunks")
-        self._refuse_states("mask")
-        return build_plan(self._relations(self._sizes(n_q, n_k, heads, None, inputs), inputs))
+        self.refuse_recurrence("plan", "`attend.derivation()` says how it runs, `attend.simulate(…)` in which chunks")
+        self.refuse_states("mask")
+        return build_plan(self.relations(self.sizes_of(n_q, n_k, heads, None, inputs), inputs))
 
-    def _visible(self, sizes: TensorSizes, inputs: Mapping[str, object], batch: int, head: int) -> NDArray[np.bool_]:
+    def visible(self, sizes: TensorSizes, inputs: Mapping[str, object], batch: int, head: int) -> NDArray[np.bool_]:
+        """Return the pairs visible in one head of a batch entry, (queries, keys)."""
         branches = self._branches
         if branches is not None:
             return branches.visible(sizes, inputs, batch, head)
-        return self._relations(sizes, inputs).mask(batch, head, 0, sizes.n_q, 0, sizes.n_k)
+        return self.relations(sizes, inputs).mask(batch, head, 0, sizes.n_q, 0, sizes.n_k)
 
     # --- laws ---
 
@@ -68,7 +69,7 @@ class PatternAnalysis(PatternDescription):
         The pairs of `heads` heads are added up, where heads differ. For a grid of tokens the law is fitted along the
         first axis.
         """
-        self._refuse_states("growth")
+        self.refuse_states("growth")
         from attnc.runtime.simulate.simulating import growth  # only for simulations
 
         return growth(self._bound, self._pattern, heads)
@@ -80,12 +81,12 @@ class PatternAnalysis(PatternDescription):
 
         The result is empty for a pattern that selects by content.
         """
-        self._refuse_states("floors")
+        self.refuse_states("floors")
         from attnc.runtime.simulate.simulating import floors  # only for simulations
 
         if self._pattern.selections:
             return ()
-        return floors(self._bound, self._sizes(n_q, n_k, heads, heads, inputs), inputs)
+        return floors(self._bound, self.sizes_of(n_q, n_k, heads, heads, inputs), inputs)
 
     # --- simulations ---
 
@@ -118,7 +119,7 @@ class PatternAnalysis(PatternDescription):
 
         machine = find_device(device)
         dtype = default_dtype(machine) if dtype is None else dtype
-        sizes = self._sizes(n_q, n_k, heads, kv_heads, inputs, batch=batch, head_dim=head_dim, dtype=dtype)
+        sizes = self.sizes_of(n_q, n_k, heads, kv_heads, inputs, batch=batch, head_dim=head_dim, dtype=dtype)
         values, request = self._bound.values, ScheduleRequest(tile, order)
         if self._pattern.recur is not None:
             from attnc.runtime.simulate.simulating_recurrences import simulated_recurrence  # only for simulations
@@ -131,7 +132,7 @@ class PatternAnalysis(PatternDescription):
             return self._simulated_choices(sizes, inputs, machine, stage, baseline, request)
         branches = self._branches
         if branches is None:
-            attends = [self._relations(sizes, inputs)]
+            attends = [self.relations(sizes, inputs)]
         else:
             attends = [relations for _, relations in branches.relations(sizes, inputs)]
         return simulated(
@@ -161,7 +162,7 @@ class PatternAnalysis(PatternDescription):
         from attnc.runtime.simulate.simulating_states import simulated_states  # only for simulations
 
         if not isinstance(machine, Machine) or self._pattern.selections or stage == "decode":
-            self._refuse_states("simulation on a CPU, of decode, or beside selections: simulate a whole call on a GPU")
+            self.refuse_states("simulation on a CPU, of decode, or beside selections: simulate a whole call on a GPU")
         assert isinstance(machine, Machine)
         check_request(stage, baseline, request, on_cpu=False)
         if request != ScheduleRequest():

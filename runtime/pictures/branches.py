@@ -14,7 +14,7 @@ from attnc.compiler.passes.attentions import stateful_alone
 from attnc.compiler.simulation.print_simulation import size
 from attnc.runtime.call.call_errors import ArgumentError
 from attnc.runtime.call.tensor_checks import TensorSizes, input_tensors
-from attnc.runtime.executors.pattern_executor import PatternExecutor
+from attnc.runtime.executors.pattern_attentions import PatternAttentions
 from attnc.runtime.executors.recurrent.pattern_recurrence import PatternRecurrence
 from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
 from attnc.runtime.pictures.branch_views import BranchesDrawing, BranchView, Shares
@@ -45,7 +45,9 @@ def make_branches(
     check_drawn_length(max(n_q, n_k))
     if n_q != n_k:
         raise ArgumentError(f"{n_q:,} queries and {n_k:,} keys: a picture of a state needs as many queries as keys")
-    steps = PatternExecutor(f"{attention.name}#picture", attention.pattern, False) if attention.pattern.nodes else None
+    attentions = (
+        PatternAttentions(f"{attention.name}#picture", attention.pattern, False) if attention.pattern.nodes else None
+    )
     recurrents = _recurrents(attention.pattern)
     width = FEWEST if any(recurrent.derived is None for recurrent in recurrents) else WIDTH
     case = drawn_case(attention, n_q, n_k, inputs, head, all_inputs=True, width=width)
@@ -61,7 +63,9 @@ def make_branches(
             f"alone, and the limit is {size(LARGEST_TRIAL)}: draw fewer tokens"
         )
     views = (
-        [] if steps is None else [_branch_view(name, mask) for name, mask in _masks(attention, steps, n_q, case, width)]
+        []
+        if attentions is None
+        else [_branch_view(name, mask) for name, mask in _masks(attention, attentions, n_q, case, width)]
     )
     notes = [
         *case.notes,
@@ -85,7 +89,7 @@ def _recurrents(pattern: Pattern) -> list[PatternRecurrence]:
 
 
 def _masks(
-    attention: PatternAnalysis, steps: PatternExecutor, n: int, case: DrawnHead, width: int
+    attention: PatternAnalysis, attentions: PatternAttentions, n: int, case: DrawnHead, width: int
 ) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     """Yield each branch whose keys are tokens, with its relation (queries, keys), of the first batch entry."""
     inputs = dict(case.inputs)
@@ -93,7 +97,7 @@ def _masks(
         q, k = inputs.pop("q"), inputs.pop("k")
         inputs |= attention._compiled.chosen(q, k, k, **inputs)
     sizes = TensorSizes(n, n, 1, case.heads, case.heads, width, width, "float32")
-    for node, relations in steps.relations(sizes, inputs):
+    for node, relations in attentions.relations(sizes, inputs):
         if node.keys is None:
             yield node.name, relations.mask(0, case.head, 0, n, 0, n)
 

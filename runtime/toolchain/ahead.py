@@ -194,7 +194,7 @@ def _last(x: Any, dims: Sequence[str | int], rows: int) -> Any:
 
 def _caches(attention: Any, q: Any, k: Any, v: Any) -> Iterator[dict[str, Any]]:
     """Yield a cache by slot, a cache by page, and a ring if the pattern can use one."""
-    from attnc.runtime.serving import serving  # only in the process that compiles
+    from attnc.runtime.planning.cache_arguments import CacheArguments  # only in the process that compiles
 
     n = k.shape[2]
     yield {"k_cache": k, "v_cache": v, "kv_len": n}
@@ -202,7 +202,7 @@ def _caches(attention: Any, q: Any, k: Any, v: Any) -> Iterator[dict[str, Any]]:
     pools = (x.new_zeros(pages, x.shape[1], PAGE, x.shape[3]) for x in (k, v))
     yield dict(zip(("k_cache", "v_cache"), pools, strict=True)) | {"kv_len": n, "block_table": [list(range(pages))]}
     with suppress(ArgumentError, UnsupportedError):
-        serving.check_ring(attention.pattern, q, k, n)
+        CacheArguments(q, k, v, n, None, True, None, {}).first_ring_token(attention.pattern, n)
         yield {"k_cache": k, "v_cache": v, "kv_len": n, "ring": True}
 
 

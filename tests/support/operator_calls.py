@@ -22,7 +22,7 @@ def window() -> Attention:
 
 
 def text_of(attend: Attention) -> str:
-    return attend._planner.text
+    return attend.planner.text
 
 
 def draw(

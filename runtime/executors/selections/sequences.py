@@ -12,13 +12,13 @@ from torch import Tensor
 from attnc.compiler import ir
 from attnc.compiler.ir.verify_ir import verified
 from attnc.compiler.lowering.specialise import Window
-from attnc.runtime.call.call_inputs import CallInputs
+from attnc.runtime.call.arguments import CallArguments
 from attnc.runtime.call.tensor_checks import as_tensor, completed
 from attnc.runtime.fallbacks import HOST_WAIT, SEQUENCES, note
 from attnc.runtime.planning.plans import documents_of_call
 
 Result = tuple[Tensor, "Tensor | None"]
-Run = Callable[[Tensor, Tensor, Tensor, CallInputs], Result]
+Run = Callable[[CallArguments], Result]
 
 
 @verified
@@ -32,47 +32,47 @@ def _is_boundaries(tensor: ir.Tensor) -> bool:
     return ir.BOUNDARIES in tensor.dims
 
 
-def by_sequence(pattern: ir.Pattern, run: Run, q: Tensor, k: Tensor, v: Tensor, call: CallInputs) -> Result:
+def by_sequence(pattern: ir.Pattern, run: Run, call: CallArguments) -> Result:
     """Compute (out, lse) of the sequences that boundaries or documents delimit, one sequence after another."""
     assert pattern.documents is not None
     boundaries = call.inputs[pattern.documents.name]
     ends = boundaries.cpu().numpy() if isinstance(boundaries, Tensor) else np.asarray(boundaries)
     if isinstance(boundaries, Tensor) and boundaries.is_cuda:
         note(pattern.name, HOST_WAIT, f"`{pattern.documents.name}` defines where sequences end, and the host reads it")
-    sequences_by_entry = documents_of_call(pattern, ends, q.shape[2], k.shape[2])
+    sequences_by_entry = documents_of_call(pattern, ends, call.sizes.n_q, call.sizes.n_k)
     note(pattern.name, SEQUENCES, "each sequence selects separately")
     if len(sequences_by_entry) == 1:
-        return _one_after_another(pattern, sequences_by_entry[0], run, q, k, v, call)
+        return _one_after_another(pattern, sequences_by_entry[0], run, call)
     pairs = []
     for i, windows in enumerate(sequences_by_entry):
-        entry_call = replace(call, sizes=replace(call.sizes, batch=1), inputs=_entry_inputs(pattern, call.inputs, i))
-        pairs.append(_one_after_another(pattern, windows, run, q[i : i + 1], k[i : i + 1], v[i : i + 1], entry_call))
+        q, k, v = (x[i : i + 1] for x in (call.q, call.k, call.v))
+        inputs, sizes = _entry_inputs(pattern, call.inputs, i), replace(call.sizes, batch=1)
+        entry_call = replace(call, q=q, k=k, v=v, inputs=inputs, known_sizes=sizes)
+        pairs.append(_one_after_another(pattern, windows, run, entry_call))
     if not pairs:
-        return _nothing(q, k, v)
+        return _nothing(call)
     lses = [lse for _, lse in pairs if lse is not None]
     return torch.cat([out for out, _ in pairs]), torch.cat(lses) if lses else None
 
 
-def _one_after_another(
-    pattern: ir.Pattern, windows: Iterable[Window], run: Run, q: Tensor, k: Tensor, v: Tensor, call: CallInputs
-) -> Result:
+def _one_after_another(pattern: ir.Pattern, windows: Iterable[Window], run: Run, call: CallArguments) -> Result:
     outs, lses = [], []
     for window in windows:
         rows, keys = slice(window.row, window.row + window.n_q), slice(window.key, window.key + window.n_k)
+        inputs = _cut(pattern, call.inputs, window)
+        real = {**call.real, **{name: x for name, x in inputs.items() if isinstance(x, Tensor)}}
+        q, k, v = call.q[:, :, rows], call.k[:, :, keys], call.v[:, :, keys]
         sizes = replace(call.sizes, n_q=window.n_q, n_k=window.n_k)
-        sequence_call = replace(call, sizes=sizes, inputs=_cut(pattern, call.inputs, window))
-        sequence_tensors = {name: x for name, x in sequence_call.inputs.items() if isinstance(x, Tensor)}
-        out, lse = run(
-            q[:, :, rows], k[:, :, keys], v[:, :, keys], replace(sequence_call, real={**call.real, **sequence_tensors})
-        )
+        out, lse = run(replace(call, q=q, k=k, v=v, inputs=inputs, real=real, known_sizes=sizes))
         outs.append(out)
         lses.append(lse)
     if not outs:
-        return _nothing(q, k, v)
+        return _nothing(call)
     return torch.cat(outs, 2), None if lses[0] is None else torch.cat([x for x in lses if x is not None], 2)
 
 
-def _nothing(q: Tensor, k: Tensor, v: Tensor) -> Result:
+def _nothing(call: CallArguments) -> Result:
+    q, k, v = call.q, call.k, call.v
     return q.new_zeros((*q.shape[:3], v.shape[-1])) + 0 * (q.sum() + k.sum() + v.sum()), None
 
 

@@ -81,7 +81,7 @@ def _scaled(q: Tensor, scale: float) -> _Scaled:
 
 
 @dataclass(frozen=True)
-class Executor:
+class ScaledKernels:
     """The kernels and the scale of one call shape."""
 
     prepared: Prepared

@@ -14,7 +14,7 @@ from attnc.runtime.executors.cpu import row_attention
 from attnc.runtime.executors.cpu.autograd import Pair, Triple
 from attnc.runtime.executors.cpu.cpu_plans import cpu_plans
 from attnc.runtime.executors.cpu.planned_call import PlannedCall
-from attnc.runtime.executors.triton.gpu_executor import Executor
+from attnc.runtime.executors.triton.gpu_executor import ScaledKernels
 from attnc.runtime.executors.triton.planner import gpu_planner
 from attnc.runtime.fallbacks import IN_TORCH, note
 from attnc.runtime.planning.plans import Planner, relations_of
@@ -27,7 +27,7 @@ class OnGpu(NamedTuple):
     scale: float
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Pair:
-        """Run `Executor.forward`."""
+        """Run `ScaledKernels.forward`."""
         try:
             prepared = gpu_planner(self.planner).prepared(q, k, v, inputs)
         except NotInKernelsError as error:
@@ -35,10 +35,10 @@ class OnGpu(NamedTuple):
             note_tiles(self.planner, error)
             out, lse = row_attention.forward(q, k, v, call, self._real(inputs))
             return out.to(q.dtype), lse
-        return Executor(prepared, self.scale).forward(q, k, v)
+        return ScaledKernels(prepared, self.scale).forward(q, k, v)
 
     def backward(self, grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor]) -> Triple:
-        """Run `Executor.backward`."""
+        """Run `ScaledKernels.backward`."""
         q, k, v, _, _, *inputs = kept
         try:
             prepared = gpu_planner(self.planner).prepared(q, k, v, inputs)
@@ -46,7 +46,7 @@ class OnGpu(NamedTuple):
             call = in_tiles(self.planner, q, k, v, inputs, self.scale, error)
             sums, _ = row_attention.backward(grad_out, grad_lse, (q, k, v), call, self._real(inputs))
             return sums["q"].to(q.dtype), sums["k"].to(k.dtype), sums["v"].to(v.dtype)
-        return Executor(prepared, self.scale).backward(grad_out, grad_lse, kept)[0]
+        return ScaledKernels(prepared, self.scale).backward(grad_out, grad_lse, kept)[0]
 
     def _real(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Return the floating-point inputs, which tiles in torch expect even if no score reads them."""

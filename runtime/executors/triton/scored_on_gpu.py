@@ -15,7 +15,7 @@ from attnc.compiler.kernels.score_formula import ScoreFormula, find_score
 from attnc.compiler.planning.build_plan import Relations
 from attnc.runtime.executors.cpu import row_attention
 from attnc.runtime.executors.cpu.autograd import FirstOrder, Pair, once
-from attnc.runtime.executors.triton.gpu_executor import Executor
+from attnc.runtime.executors.triton.gpu_executor import ScaledKernels
 from attnc.runtime.executors.triton.gpu_work import in_tiles, note_tiles
 from attnc.runtime.executors.triton.planner import GpuPlanner, gpu_planner
 from attnc.runtime.executors.triton.score_operands import ScoreOperands
@@ -63,7 +63,7 @@ def _by_kernels(
         prepared.kernels.check_gradients([t.name for t, x in _tables(relations, score, all_inputs) if x.requires_grad])
     terms = operands.terms(score)
     tables = {tensor.name: x for tensor, x in _tables(relations, score, all_inputs)}
-    executor = Executor(prepared, scale)
+    executor = ScaledKernels(prepared, scale)
     more = {**terms, **tables}
     result = _Scored.apply(q_vectors, k_vectors, v_vectors, executor, tuple(terms), tuple(tables), *more.values())  # type: ignore[no-untyped-call]
     return cast("Pair", result)
@@ -83,7 +83,7 @@ class _Scored(FirstOrder):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        executor: Executor,
+        executor: ScaledKernels,
         names: tuple[str, ...],
         tables: tuple[str, ...],
         *more: Tensor,
@@ -113,7 +113,7 @@ class _Scored(FirstOrder):
 class _BackwardNames:
     """The non-tensor state of a backward: the names of terms and tables, and the tables that need gradients."""
 
-    executor: Executor
+    executor: ScaledKernels
     names: tuple[str, ...]
     tables: tuple[str, ...]
     wanted: Sequence[bool]

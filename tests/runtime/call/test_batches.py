@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnc import Attention, compile_attention
 from attnc.runtime.call.example_inputs import example_inputs
-from attnc.runtime.executors import pattern_executor
+from attnc.runtime.executors import pattern_attentions
 from attnc.runtime.executors.cpu import masked, pooled_attention
 from attnc.runtime.executors.selections import choose
 from attnc.runtime.values import folded
@@ -111,7 +111,7 @@ def test_a_large_batch_is_split(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     together = _results(attend, vectors, inputs)
     monkeypatch.setattr(choose, "AT_ONCE", 2 * HEADS * N * N)
     monkeypatch.setattr(folded, "AT_ONCE", 2 * HEADS * N * N)
-    for module in (masked, pooled_attention, pattern_executor):
+    for module in (masked, pooled_attention, pattern_attentions):
         monkeypatch.setattr(module, "AT_ONCE", 2 * HEADS * N * N)
     for ours, wanted in zip(_results(attend, vectors, inputs), together, strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-6)

@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from attnc import ArgumentError, Attention, UnsupportedError, compile_attention
-from attnc.runtime.call.call_inputs import CallInputs
-from attnc.runtime.call.tensor_checks import check_tensors
+from attnc.runtime.call.arguments import CallArguments
 from attnc.runtime.executors.selections.call_selections import CallSelections
 from attnc.runtime.planning.plans import PLANNING
 from attnc.spec.meaning.evaluate import Evaluator
@@ -92,7 +91,7 @@ def test_selecting_reads_nothing_from_the_device(
         nodes = {node.name: torch.empty(1, 4, 96, 8) for node in pattern.nodes}
         sums = {f"{node.name}.lse": torch.empty(1, 4, 96) for node in pattern.nodes}
     tensors = {**inputs, **nodes, **sums}
-    choices = CallSelections(pattern, CallInputs(check_tensors(q, k, v), inputs, tensors, 1.0), (q, k, v), tensors)
+    choices = CallSelections(pattern, CallArguments(q, k, v, inputs, tensors, 1.0), (q, k, v), tensors)
     choices.asking({selection.given for selection in pattern.selections})
     assert {result.device.type for result in choices.found.values()} == {"meta"}
     with pytest.raises(RuntimeError, match="meta"):

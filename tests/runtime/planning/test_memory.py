@@ -17,6 +17,7 @@ from attnc.compiler.planning.cpu_plan import Plan
 from attnc.runtime.api.attention import Attention
 from attnc.runtime.executors.cpu import bound_plan
 from attnc.runtime.executors.cpu.bound_plan import program_of
+from attnc.runtime.executors.cpu.cpu_plans import cpu_plans
 from attnc.runtime.process.recent import Recent, held_bytes
 from attnc.runtime.settings import SETTINGS
 from library_calls import library_call
@@ -271,7 +272,7 @@ def test_plans_programs_and_layouts_stay_within_their_bounds() -> None:
     attend = compile_attention(SCATTERED)
     for n in range(1600, 2600, 50):
         attend.plan(n, seen=torch.rand(n, n) < 0.2)
-    planner = attend._cpu_plans
+    planner = cpu_plans(attend.planner)
     assert planner._by_shape.weight <= SETTINGS.plan_bytes
     assert planner._by_shape.weight == sum(plan.nbytes for plan in planner._by_shape._values.values())
     assert len(planner._by_shape._values) < 32
@@ -325,7 +326,7 @@ def test_a_plan_predicts_the_memory_of_a_call(kind: str, dtype: torch.dtype) -> 
 
 
 def _plan_of(attend: Attention, operands: Operands, inputs: Mapping[str, Tensor]) -> Plan:
-    return attend._cpu_plans.plan_of(*operands, list(inputs.values()))
+    return cpu_plans(attend.planner).plan_of(*operands, list(inputs.values()))
 
 
 def _check_prediction(measured_bytes: int, predicted_bytes: int) -> None:

@@ -63,10 +63,9 @@ def functions() -> Iterator[tuple[str, ast.FunctionDef]]:
 RETURN_WHAT_A_PASS_DID = {
     "compiler/lowering/lower.py:_lower",  # verified by `lower`, and by `_general`
     "runtime/planning/branch_relations.py:_pattern_of",
-    "runtime/executors/general_attention.py:pattern",
     "runtime/toolchain/selection.py:pattern",
     "runtime/patterns/pattern_description.py:pattern",
-    "runtime/executors/pattern_executor.py:_pattern_of",
+    "runtime/executors/pattern_attentions.py:_pattern_of",
 }
 
 
@@ -124,7 +123,7 @@ PATTERNS: dict[str, tuple[str, Callable[[], object]]] = {
     "alone of sequences": ("runtime.executors.selections.sequences", lambda: sequences.alone(pattern("document"))),
     "_held": ("runtime.patterns.layers", lambda: layer("retention")),
     "_members": ("runtime.planning.branch_relations", lambda: compile_attention(FAMILY)(*operands())),
-    "_combined": ("runtime.executors.pattern_executor", lambda: compile_attention(TWO)(*operands())),
+    "_combined": ("runtime.executors.pattern_attentions", lambda: compile_attention(TWO)(*operands())),
     "_taken": ("runtime.simulate.simulating_choices", lambda: compile_attention("moba").simulate(8192)),
 }
 

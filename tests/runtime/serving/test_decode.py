@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from attnc import ArgumentError, ArgumentTypeError, Attention, UnsupportedError, compile_attention
 from attnc.runtime.call.example_inputs import example_inputs, head_count
 from attnc.runtime.call.lengths import natural_length
-from attnc.runtime.executors.general_attention import steps_of
+from attnc.runtime.executors.pattern_parts import attentions_of
 from cache_calls import Kind, filled, of_last, seen_by_last
 from library_calls import MULTIPLES, SMALL, made_inputs
 from plan_calls import LIBRARY
@@ -366,7 +366,7 @@ def test_memory_of_plans_is_bounded() -> None:
     q, k, v = draw(2, 2, 300)
     for n in range(100, 300):
         attention.decode(q[:, :, :2], k, v, kv_len=n)
-    (planner,) = steps_of(attention._last_rows._planner)._planners._values.values()
+    (planner,) = attentions_of(attention.last_rows.planner)._planners._values.values()
     assert len(planner._kept._values) <= SETTINGS.plans
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from attnc import compile_attention
 from attnc.runtime.api.attention import Attention
@@ -191,14 +190,14 @@ def test_options_with_other_results_are_rejected(
     """An option that computed a wrong result would be rejected by comparing results."""
     clock({"other": 0.1})
     attend = compile_attention("sliding_window", window=40, tune=TIME)
-    real = Attention._called
+    real = Attention.run
 
     def wrong(self: Attention, *args: Any, **options: Any) -> Any:
-        out = real(self, *args, **options)
-        tried = any(option != MODEL for _, option in self._options.tune.choices)
-        return out * 1.01 if tried and isinstance(out, Tensor) else out
+        results = real(self, *args, **options)
+        tried = any(option != MODEL for _, option in self.options.tune.choices)
+        return results._replace(out=results.out * 1.01) if tried else results
 
-    monkeypatch.setattr(Attention, "_called", wrong)
+    monkeypatch.setattr(Attention, "run", wrong)
     attend(*vectors())
     assert "gives other results than the model's choice" in caplog.text
     assert store().entries() == []
@@ -209,13 +208,13 @@ def test_a_failing_option_is_skipped(
 ) -> None:
     clock({"other": 0.1})
     attend = compile_attention("sliding_window", window=40, tune=TIME)
-    real = Attention._called
+    real = Attention.run
 
     def failing(self: Attention, *args: Any, **options: Any) -> Any:
-        if any("128" in option for _, option in self._options.tune.choices):
+        if any("128" in option for _, option in self.options.tune.choices):
             raise RuntimeError("out of resources")
         return real(self, *args, **options)
 
-    monkeypatch.setattr(Attention, "_called", failing)
+    monkeypatch.setattr(Attention, "run", failing)
     attend(*vectors())
     assert not any("128" in trial.option for trial in record_of(attend).trials)

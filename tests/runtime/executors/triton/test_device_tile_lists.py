@@ -27,9 +27,10 @@ from attnc.compiler.kernels.content_masks import find_mask_relation
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.kernels.tile_tables import tile_tables
 from attnc.compiler.planning.cpu_plan import TileCounts
-from attnc.runtime.call.call_inputs import CallInputs
-from attnc.runtime.call.tensor_checks import check_tensors, completed
-from attnc.runtime.executors.pattern_executor import PatternExecutor
+from attnc.runtime.call.arguments import CallArguments
+from attnc.runtime.call.tensor_checks import completed
+from attnc.runtime.executors.pattern_attentions import PatternAttentions
+from attnc.runtime.executors.registry import executor_named
 from attnc.runtime.executors.selections.call_selections import CallSelections
 from attnc.runtime.executors.triton import planner, rectangles, selected_on_gpu
 from attnc.runtime.executors.triton.launch import started_by
@@ -183,9 +184,9 @@ def test_a_whole_call_reads_nothing_from_the_device(case: Asking, monkeypatch: p
     q, k, v = (x.to("meta").requires_grad_() for x in vectors)
     meta_inputs = {name: x.to("meta").requires_grad_() for name, x in inputs.items()}
     started: list[str] = []
-    steps = PatternExecutor("a call on a device", case.compiled(backend="triton").pattern, strict=False)
+    attentions = PatternAttentions("a call on a device", case.compiled(backend="triton").pattern, strict=False)
     with started_by(lambda source, *_: started.append(source.stage)):
-        out, _ = steps.on_gpu(q, k, v, CallInputs(check_tensors(q, k, v), meta_inputs, meta_inputs, 0.25))
+        out, _ = attentions.run(CallArguments(q, k, v, meta_inputs, meta_inputs, 0.25), executor_named("triton"))
         torch.autograd.grad(out, (q, k, v), torch.empty_like(out))
     assert started == ["forward", "delta", "dq", "dkdv"]
 
@@ -293,11 +294,10 @@ def test_sorting_reads_nothing_from_the_device(
     inputs = completed(pattern, meta_inputs)
     real = {name: x for name, x in inputs.items() if isinstance(x, Tensor)}
     started: list[str] = []
-    steps = PatternExecutor("a call on a device", pattern, strict=True)
-    sizes = check_tensors(q, k, v)
+    attentions = PatternAttentions("a call on a device", pattern, strict=True)
     choices = {item.name: torch.empty(1, 4, 5, 7, dtype=torch.bool, device="meta") for item in pattern.selections}
     monkeypatch.setattr(CallSelections, "_chosen", lambda self, item: choices[item.name])
     with started_by(lambda source, *_: started.append(source.stage)):
-        out, _ = steps.on_gpu(q, k, v, CallInputs(sizes, inputs, real, 0.25))
+        out, _ = attentions.run(CallArguments(q, k, v, inputs, real, 0.25), executor_named("triton"))
         torch.autograd.grad(out, (q, k, v), torch.empty_like(out))
     assert set(started) == {"forward", "merge", "delta", "dq", "sum", "dkdv"}

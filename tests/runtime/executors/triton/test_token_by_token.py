@@ -209,7 +209,7 @@ def test_scalar_and_vector_states(kernels: list[str]) -> None:
 
 def test_a_tight_kernel_computes_matrices_where_they_are_read(room: str) -> None:
     attend = compile_attention("yaad_linear")
-    recurrent = attend._general.recurrent
+    recurrent = attend.parts.recurrence
     assert recurrent is not None
     kernel_list = recurrent_kernels(attend._bound, recurrent, TARGETS["sm_90"], 16, torch.float32, {})
     backward = next(kernel.text for name, kernel in kernel_list.items() if name.endswith("backward"))
@@ -334,7 +334,7 @@ def test_machine_code(target: str) -> None:
         text = source(EQUATIONS[name]) if name in EQUATIONS else name
         for width in (64, 128):
             attend = compile_attention(text)
-            recurrent = attend._general.recurrent
+            recurrent = attend.parts.recurrence
             assert recurrent is not None
             kernel_list = recurrent_kernels(attend._bound, recurrent, TARGETS[target], width, torch.float32, {})
             kernels = list(kernel_list.values())

@@ -1,1 +1,0 @@
-"""Attention over a cache of keys and values: decoding, prefill, states."""
