@@ -20,9 +20,8 @@ from attnc.runtime.api.compiled import Backend, CompiledAttention, Options
 from attnc.runtime.api.flex_masks import FlexMasks
 from attnc.runtime.api.inspection import Inspection, check_dtype
 from attnc.runtime.api.tuned_calls import TunedCalls
-from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError
+from attnc.runtime.call.call_errors import ArgumentTypeError
 from attnc.runtime.call.call_shapes import dtype_name
-from attnc.runtime.call.device_targets import check_triton
 from attnc.runtime.call.sharded import refuse_shards
 from attnc.runtime.call.tensor_checks import FLOATS, check_are_tensors, check_counts
 from attnc.runtime.choices.choice_source import read_wanted
@@ -69,25 +68,11 @@ def compile_attention(
 
     Raises SpecError (the text or its parameters), PatternNotFoundError, ArgumentError, ArgumentTypeError.
     """
-    options = Options(backend, strict, deterministic, read_wanted(tune))
-    _check_options(options)
+    options = Options(backend, strict, deterministic, read_wanted(tune)).checked()
     bound, modules = read_spec(spec, params, preset)
     attention = Attention(bound, options, modules)
     warn_of_pattern(bound.program.name, call_warnings(bound))
     return attention
-
-
-def _check_options(options: Options) -> None:
-    """Check the options. Raises ArgumentError, ArgumentTypeError, UnsupportedError."""
-    if options.backend not in ("auto", "cpu", "reference", "triton"):
-        raise ArgumentError(f'backend is {options.backend!r}: it must be "auto", "cpu", "reference" or "triton"')
-    if options.backend == "triton":
-        check_triton()
-    for name in ("strict", "deterministic"):
-        if not isinstance(getattr(options, name), bool):
-            raise ArgumentTypeError(f"{name} is {getattr(options, name)!r}: it must be True or False")
-    if options.tune.source != "model" and options.backend == "reference":
-        raise ArgumentError('backend="reference" has no schedule to tune: leave tune at "model"')
 
 
 class Attention(CompiledAttention):

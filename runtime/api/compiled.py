@@ -18,7 +18,8 @@ from attnc.compiler.passes.last_rows import OtherRowsError
 from attnc.compiler.planning.build_plan import CallShape
 from attnc.compiler.planning.cpu_plan import Plan
 from attnc.runtime.call.arguments import CallArguments, read_call
-from attnc.runtime.call.call_errors import ArgumentError, UnsupportedError
+from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.runtime.call.device_targets import check_triton
 from attnc.runtime.call.given_devices import check_devices
 from attnc.runtime.call.given_indices import check_indices
 from attnc.runtime.call.no_entries import has_no_entries, inputs_with_one_entry, with_one_entry
@@ -39,7 +40,13 @@ from attnc.runtime.executors.cpu.direct_decoding import DirectDecoding, direct_d
 from attnc.runtime.executors.executor_protocol import CallSite, Executor, Results, States
 from attnc.runtime.executors.pattern_attentions import PatternAttentions
 from attnc.runtime.executors.pattern_parts import parts_of
-from attnc.runtime.executors.registry import choose_executor, executor_named, executor_of_operators, refuse_in_graphs
+from attnc.runtime.executors.registry import (
+    TABLE,
+    choose_executor,
+    executor_named,
+    executor_of_operators,
+    refuse_in_graphs,
+)
 from attnc.runtime.operators import attend, attend_general
 from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
 from attnc.runtime.planning.cache_arguments import not_served
@@ -64,6 +71,21 @@ class Options:
     strict: bool = False
     deterministic: bool = True
     tune: ChoiceSource = field(default_factory=ChoiceSource)
+
+    def checked(self) -> Options:
+        """Return these options. Raises ArgumentError, ArgumentTypeError, UnsupportedError."""
+        names = [registered.name for registered in TABLE]
+        if self.backend not in ("auto", *names):
+            listed = ", ".join(f'"{name}"' for name in ("auto", *sorted(names)[:-1]))
+            raise ArgumentError(f'backend is {self.backend!r}: it must be {listed} or "{max(names)}"')
+        if self.backend == "triton":
+            check_triton()
+        for name in ("strict", "deterministic"):
+            if not isinstance(getattr(self, name), bool):
+                raise ArgumentTypeError(f"{name} is {getattr(self, name)!r}: it must be True or False")
+        if self.tune.source != "model" and self.backend == "reference":
+            raise ArgumentError('backend="reference" has no schedule to tune: leave tune at "model"')
+        return self
 
 
 class CompiledAttention(PatternAnalysis):
@@ -103,7 +125,7 @@ class CompiledAttention(PatternAnalysis):
         self._rank_only = rank_only(self._pattern)
         tokens = self._pattern.chooses or all(node.keys is None for node in self._pattern.nodes)
         packs = form == "whole" and tokens and self._pattern.documents is None
-        self._packed = self._in("packed") if packs else None
+        self._packed: Self | None = self._in("packed") if packs else None
         # Tuned choices may change between calls, and `direct` would not notice.
         self.takes_shortcuts = options.backend in ("auto", "cpu") and options.tune.source == "model"
 
