@@ -20,6 +20,7 @@ from torch import Tensor
 
 import attnc
 from attnc import AttncError, compile_attention
+from attnc.runtime.executors.registry import TABLE
 from attnc.runtime.fallbacks import KINDS
 from attnc.runtime.pictures.draw import make_drawing, to_svg
 from attnc.runtime.process.environment import VARIABLES
@@ -261,8 +262,11 @@ attnc reads no other variables; variables that another program reads are listed 
 def reference_page() -> str:
     """Return `reference.md`: errors, fallbacks and environment variables."""
     errors = [["error", "builtin", "when", "raised in"], *_errors()]
-    kinds = [["kind", "what it is", "logged as", "`strict=True`"]]
-    kinds += [[f"`{x.name}`", x.when, "warning" if x.slow else "info", "refused" if x.strict else "–"] for x in KINDS]
+    kinds = [["kind", "what it is", "executors", "logged as", "`strict=True`"]]
+    for kind in KINDS:
+        executors = ", ".join(f"`{entry.name}`" for entry in TABLE if kind in entry.executor.fallbacks) or "all"
+        level, strict = "warning" if kind.slow else "info", "refused" if kind.strict else "–"
+        kinds.append([f"`{kind.name}`", kind.when, executors, level, strict])
     variables = [["variable", "default", "meaning", "read by"]]
     variables += [[f"`{x.name}`", x.default or "not set", x.meaning, x.by] for x in VARIABLES]
     return REFERENCE.format(errors=_table(errors), fallbacks=_table(kinds), variables=_table(variables))

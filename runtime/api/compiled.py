@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor
@@ -45,6 +45,7 @@ from attnc.runtime.executors.registry import (
     choose_executor,
     executor_named,
     executor_of_operators,
+    executor_of_plans,
     refuse_in_graphs,
 )
 from attnc.runtime.operators import attend, attend_general
@@ -126,8 +127,9 @@ class CompiledAttention(PatternAnalysis):
         tokens = self._pattern.chooses or all(node.keys is None for node in self._pattern.nodes)
         packs = form == "whole" and tokens and self._pattern.documents is None
         self._packed: Self | None = self._in("packed") if packs else None
-        # Tuned choices may change between calls, and `direct` would not notice.
-        self.takes_shortcuts = options.backend in ("auto", "cpu") and options.tune.source == "model"
+        # The cpu executor's shortcuts; tuned choices may change between calls, which they would not notice.
+        on_cpu = executor_of_plans(None, "cpu") if self.requested is None else self.requested
+        self.takes_shortcuts = on_cpu.name == "cpu" and options.tune.source == "model"
 
     # --- what it is --------------------------------------------------------------------------------------------------
 
@@ -165,6 +167,10 @@ class CompiledAttention(PatternAnalysis):
     def with_options(self, options: Options) -> Self:
         """Return the same form compiled with other options, with planners of its own."""
         return type(self)(self._bound, options, self._modules, self.form)
+
+    def by_executor(self, name: str) -> Self:
+        """Return the same form compiled for an executor of the table."""
+        return self.with_options(replace(self.options, backend=cast("Backend", name)))
 
     def on_sequences(self) -> Self:
         """Return the pattern's form for calls with `cu_seqlens`. Raises ArgumentError, UnsupportedError."""

@@ -1,1 +1,1 @@
-"""Executors: the dense reference, torch on the CPU, Triton kernels, recurrences, selections."""
+"""Executors: their protocol and table, one folder for each, and what they share."""

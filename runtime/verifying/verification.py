@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from attnc.runtime.api.attention import Attention
+from attnc.runtime.executors.registry import TABLE
 from attnc.runtime.verifying.accuracy import Error, Probe, compare
 from attnc.runtime.verifying.call_cases import CallCase, has_state, loops
 from attnc.runtime.verifying.exercise import FEW_PAIRS, Look, look
@@ -190,9 +191,8 @@ def _run(attention: Attention, evaluated: Look, mask: Tensor, verdict: Verdict, 
     grad = torch.randn((case.batch, case.heads, case.n_q, case.dv), generator=generator, dtype=torch.float64)
     grad_lse = torch.randn((case.batch, case.heads, case.n_q), generator=generator, dtype=torch.float64)
     has_parts = bool(attention.pattern.selections) or len(attention.pattern.nodes) > 1
-    references = [("reference", torch.float64)] if attention.is_plain else []
-    for executor, dtype in (*references, *(("cpu", dtype) for dtype in dtypes)):
-        call = attention if executor == "cpu" else attention.reference
+    for executor, dtype in _trials(attention, numbers.q.device, dtypes):
+        call = attention.reference if executor == "reference" else attention.by_executor(executor)
 
         def run(q: Tensor, k: Tensor, v: Tensor, call: Callable[..., Any] = call) -> tuple[Tensor, Tensor]:
             return _call_with_lse(call, attention, numbers.inputs, q, k, v)
@@ -202,6 +202,13 @@ def _run(attention: Attention, evaluated: Look, mask: Tensor, verdict: Verdict, 
         probe = Probe(q, k, v, mask, grad, grad_lse if attention.has_lse else None, dense, has_parts)
         name = str(dtype).removeprefix("torch.")
         verdict.errors.extend(ExecutorTrial(executor, name, case, error) for error in compare(run, probe))
+
+
+def _trials(attention: Attention, device: torch.device, dtypes: Sequence[torch.dtype]) -> list[tuple[str, torch.dtype]]:
+    """Return the executors for a device, by name, each with the dtypes of its calls; the reference in fp64."""
+    names = [registered.name for registered in TABLE if device.type in registered.devices]
+    references = [("reference", torch.float64)] if attention.is_plain else []
+    return [*references, *((name, dtype) for name in names for dtype in dtypes)]
 
 
 def _call_with_lse(

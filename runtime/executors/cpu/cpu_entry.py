@@ -44,7 +44,7 @@ from attnc.runtime.executors.selections.few_tokens import attend as attend_few_t
 from attnc.runtime.executors.selections.placed import attend as attend_placed
 from attnc.runtime.executors.selections.selected_executor import attend as attend_tokens
 from attnc.runtime.executors.stateful_cache import run_with_states
-from attnc.runtime.fallbacks import CAST, COPY, DENSE, FACTORS, LISTED_PLACES, PASSES, SEQUENCES, TOKENS, Kind
+from attnc.runtime.fallbacks import CAST, COPY, DENSE, FACTORS, LISTED_PLACES, MOVED, PASSES, SEQUENCES, TOKENS, Kind
 from attnc.runtime.planning.cache_arguments import CacheArguments
 from attnc.runtime.planning.plans import Planner, relations_of
 from attnc.runtime.process.profiling import profiled
@@ -57,7 +57,7 @@ class CpuExecutor:
     """Tiles of a plan by torch's operations, forward and backward."""
 
     name = "cpu"
-    fallbacks: tuple[Kind, ...] = (DENSE, LISTED_PLACES, PASSES, SEQUENCES, TOKENS, FACTORS, COPY, CAST)
+    fallbacks: tuple[Kind, ...] = (DENSE, LISTED_PLACES, PASSES, SEQUENCES, TOKENS, FACTORS, MOVED, COPY, CAST)
     lists_tiles = False
     splits_sums = False
 

@@ -21,7 +21,7 @@ from attnc.runtime.executors.pattern_parts import parts_of, recomputed_gradients
 from attnc.runtime.executors.reference import reference
 from attnc.runtime.executors.reference.reference_plan import reference_plan
 from attnc.runtime.executors.stateful_cache import run_with_states
-from attnc.runtime.fallbacks import SEQUENCES, Kind
+from attnc.runtime.fallbacks import CAST, HOST_WAIT, MOVED, SEQUENCES, Kind
 from attnc.runtime.planning.cache_arguments import CacheArguments
 from attnc.runtime.planning.plans import Planner, relations_of
 
@@ -38,7 +38,7 @@ class ReferenceExecutor:
     """Dense attention over all pairs, differentiable as often as torch allows."""
 
     name = "reference"
-    fallbacks: tuple[Kind, ...] = (SEQUENCES,)
+    fallbacks: tuple[Kind, ...] = (SEQUENCES, HOST_WAIT, MOVED, CAST)
     lists_tiles = False
     splits_sums = False
 

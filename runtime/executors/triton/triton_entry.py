@@ -49,6 +49,8 @@ from attnc.runtime.executors.triton.recurrent.recurrence_texts import recurrent_
 from attnc.runtime.fallbacks import (
     CAST,
     COPY,
+    DENSE,
+    FACTORS,
     HOST_LISTS,
     HOST_WAIT,
     IN_TORCH,
@@ -79,11 +81,13 @@ class TritonExecutor:
     name = "triton"
     fallbacks: tuple[Kind, ...] = (
         IN_TORCH,
+        DENSE,
         LISTED_PLACES,
         HOST_LISTS,
         PASSES,
         SEQUENCES,
         TOKENS,
+        FACTORS,
         RECURRENT_IN_TORCH,
         HOST_WAIT,
         MOVED,
