@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+import quick_interpreter
 import tiers
 from attnc.compiler.ir.verify_ir import verify_passes
 
@@ -113,6 +114,7 @@ def import_interpreted() -> None:
 
         if type(tl.sum).__name__ != "InterpretedFunction":
             raise pytest.UsageError("triton was imported before tests/conftest.py: its functions are not interpreted")
+        quick_interpreter.speed_up()
     finally:
         if before is None:
             del os.environ["TRITON_INTERPRET"]
