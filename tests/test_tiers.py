@@ -53,6 +53,20 @@ def test_every_kind_of_kernel_text_is_in_the_short_tier() -> None:
     assert not missing, smallest_cover(patterns)
 
 
+def test_files_are_units_and_functions_of_long_files() -> None:
+    scopes = pytest.importorskip("scopes")
+    names = [f"a.py::one[{i}]" for i in range(scopes.MOST_TESTS)] + ["a.py::two", "b.py::one[x::y]", "b.py::two"]
+    large = scopes.large_files(names)
+    assert large == {"a.py"}
+    assert {scopes.unit_of(name, large) for name in names} == {"a.py::one", "a.py::two", "b.py"}
+
+
+def test_units_with_slow_tests_come_first() -> None:
+    scopes = pytest.importorskip("scopes")
+    slowest = next(iter(scopes.slow_seconds()))
+    assert scopes.estimated_seconds([slowest]) > scopes.estimated_seconds(["a.py::two"] * 2) > 0
+
+
 def test_durations() -> None:
     """`make durations` writes the file, one tier after the other."""
     measured = json.loads(tiers.DURATIONS.read_text(encoding="utf-8")) if tiers.DURATIONS.exists() else {}
