@@ -225,7 +225,7 @@ def headlines() -> Mapping[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", path)
         pages = importlib.import_module("catalogue_pages")
-    return {shown.name: shown for shown in pages.Catalogue(frozenset()).shown}
+    return {shown.name: shown for shown in pages.every_shown()}
 
 
 def check_simulation(name: str) -> None:
@@ -252,10 +252,18 @@ DONE: Mapping[str, Callable[[str], None]] = {
     "simulate": check_simulation,
 }
 WALK = [(name, check) for name in library_names() for check in CHECKS if check != "interpreter"]
+CATALOGUE = pytest.mark.xdist_group("catalogue")
+"""Tests that simulate the library at the calls of the catalogue, which one worker does once."""
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize(("name", "check"), WALK, ids=[f"{name}-{check}" for name, check in WALK])
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [
+        pytest.param(name, check, id=f"{name}-{check}", marks=CATALOGUE if check == "simulate" else ())
+        for name, check in WALK
+    ],
+)
 def test_every_file(name: str, check: str) -> None:
     DONE[check](name)
 

@@ -23,7 +23,7 @@ def known_version() -> None:
         pytest.skip(f"the interpreter of Triton {triton.__version__} runs as it is")
 
 
-def of_pattern(name: str, dtype: torch.dtype, **values: object) -> list[Tensor]:
+def of_pattern(name: str, dtype: torch.dtype, **values: Any) -> list[Tensor]:
     """Return the output and the gradients of a call by kernels."""
     torch.manual_seed(1)
     leaves = [x.requires_grad_() for x in operands(70, dtype=dtype).values()]
