@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadGroupScheduling
 
-from tiers import DURATIONS, function_of
+from tiers import DURATIONS, function_of, plain_name
 
 MOST_TESTS = 60
 """Number of tests of a file above which each of its functions is a unit."""
@@ -46,7 +46,7 @@ def slow_seconds() -> dict[str, float]:
 
 def estimated_seconds(names: Iterable[str]) -> float:
     """Return an estimate of the time of some tests."""
-    return sum(slow_seconds().get(name, SECONDS) for name in names)
+    return sum(slow_seconds().get(plain_name(name), SECONDS) for name in names)
 
 
 def scheduler(config: pytest.Config, log: Any) -> Any:
