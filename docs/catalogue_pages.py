@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from math import prod
 from typing import Any
 
@@ -79,7 +79,6 @@ class Shown:
     """A pattern of the library at its headline."""
 
     entry: LibraryEntry
-    drawn: bool
     headline: Headline
 
     @property
@@ -172,7 +171,7 @@ class Shown:
         """Return the SVG of the tiles at the headline, or at the longest length that is drawn; None without tiles."""
         pattern = self.attention.pattern
         stateful = self.attention.is_recurrence or self.entry.program.stateful
-        if not self.drawn or stateful or pattern.selections or any(node.keys is not None for node in pattern.nodes):
+        if stateful or pattern.selections or any(node.keys is not None for node in pattern.nodes):
             return None
         several = len(pattern.nodes) > 1 or pattern.nodes[0].family is not None
         n_q, n_k = self.n_q, self.n_k
@@ -197,24 +196,29 @@ def _first_head(tensor: Tensor, dims: Sequence[object]) -> Tensor:
     return tensor
 
 
+@cache
+def every_shown() -> tuple[Shown, ...]:
+    """Return the patterns by family and name; a process simulates each of them once."""
+    return tuple(Shown(entry, HEADLINES.get(entry.program.name, Headline())) for entry in entries())
+
+
 @dataclass(frozen=True)
 class Catalogue:
     """All patterns; `drawn`: those with a picture in `pictures/`."""
 
     drawn: frozenset[str]
 
-    @cached_property
-    def shown(self) -> list[Shown]:
+    @property
+    def shown(self) -> tuple[Shown, ...]:
         """The patterns by family and name."""
-        return [
-            Shown(entry, entry.program.name in self.drawn, HEADLINES.get(entry.program.name, Headline()))
-            for entry in entries()
-        ]
+        return every_shown()
 
     @cached_property
     def tile_maps(self) -> dict[str, str]:
         """The tile maps by path below docs/."""
-        maps = {f"pictures/tiles/{shown.name}.svg": shown.tile_map() for shown in self.shown}
+        maps = {
+            f"pictures/tiles/{shown.name}.svg": shown.tile_map() for shown in self.shown if shown.name in self.drawn
+        }
         return {path: svg for path, svg in maps.items() if svg is not None}
 
     def pages(self) -> dict[str, str]:
@@ -256,7 +260,7 @@ class Catalogue:
     def _section(self, shown: Shown) -> Iterator[str]:
         name = shown.name
         yield f"## {name}\n\n```attn\n{shown.entry.file.read_text(encoding='utf-8')}```\n"
-        if shown.drawn:
+        if name in self.drawn:
             yield f"![{name}: visible pairs, in elements and in tiles](../pictures/{name}.svg)\n"
         if shown.entry.program.recurrence or shown.entry.program.stateful:
             yield f"{_states(shown)}\n\n```text\n{_shortened(shown.attention.derivation())}\n```\n"

@@ -161,6 +161,7 @@ def test_the_catalogue_index_and_pages_have_every_pattern() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("catalogue")
 def test_generated_files_are_current() -> None:
     generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
     wrong = generate["stale"]()

@@ -9,7 +9,8 @@ import pytest
 
 import tiers
 from attnc.runtime.texts.library import library_names
-from text_kinds import Kind, kind_of, smallest_cover
+from emitted_kernels import EMITTED, kinds_of
+from text_kinds import Kind, smallest_cover
 
 
 def case_of(name: str) -> str:
@@ -32,6 +33,12 @@ def test_the_cases_of_a_matrix_spread_over_both_of_its_sides() -> None:
     assert {name[-2] for name in short} == set("012345")
 
 
+@pytest.mark.parametrize("name", ["a.py::one", "a.py::one[x@y]", "a.py::one[x]"])
+def test_groups_are_no_part_of_a_name(name: str) -> None:
+    assert tiers.plain_name(name) == name
+    assert tiers.plain_name(f"{name}@compiling") == name
+
+
 def test_kept_cases_are_in_the_short_tier() -> None:
     names = [case_of(name) for name in library_names()]
     assert tiers.kept_cases() <= set(names)
@@ -39,18 +46,30 @@ def test_kept_cases_are_in_the_short_tier() -> None:
 
 
 @pytest.mark.slow
+@EMITTED
 def test_every_kind_of_kernel_text_is_in_the_short_tier() -> None:
     """If a kind is missing, write `smallest_cover(patterns)` to tests/short_tier.json."""
-    from test_every_file import emitted
-
     patterns: defaultdict[Kind, set[str]] = defaultdict(set)
     for name in library_names():
-        for kernel in emitted(name):
-            if kernel.head_dim == 64:
-                patterns[kind_of(kernel.source.stage, kernel.source.text)].add(case_of(name))
+        for kind in kinds_of(name):
+            patterns[kind].add(case_of(name))
     assert len(patterns) > 40
     missing = {kind[0]: sorted(names) for kind, names in patterns.items() if not names & tiers.kept_cases()}
     assert not missing, smallest_cover(patterns)
+
+
+def test_files_are_units_and_functions_of_long_files() -> None:
+    scopes = pytest.importorskip("scopes")
+    names = [f"a.py::one[{i}]" for i in range(scopes.MOST_TESTS)] + ["a.py::two", "b.py::one[x::y]", "b.py::two"]
+    large = scopes.large_files(names)
+    assert large == {"a.py"}
+    assert {scopes.unit_of(name, large) for name in names} == {"a.py::one", "a.py::two", "b.py"}
+
+
+def test_units_with_slow_tests_come_first() -> None:
+    scopes = pytest.importorskip("scopes")
+    slowest = next(iter(scopes.slow_seconds()))
+    assert scopes.estimated_seconds([slowest]) > scopes.estimated_seconds(["a.py::two"] * 2) > 0
 
 
 def test_durations() -> None:

@@ -9,7 +9,7 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,14 +29,7 @@ from attnc.runtime.texts.library import (
     recurrence_names,
     routing_names,
 )
-from attnc.runtime.toolchain import library_gate, routing_gate
-from attnc.runtime.toolchain.kernel_gate import GateCase as Kernel
-from attnc.runtime.toolchain.selection import (
-    cases,
-    named,
-    same_text,
-    whole_library,
-)
+from attnc.runtime.toolchain.selection import same_text
 from attnc.spec.formatting import formatted
 from attnc.spec.load import check_source, load_program
 from attnc.spec.meaning.bind import bind
@@ -44,6 +37,7 @@ from attnc.spec.reading.source_text import decode
 from attnc.spec.source import SourceFile
 from cases.case import Case, check_mask, check_output, seen_by
 from cases.every import every_case
+from emitted_kernels import EMITTED, TARGET, WIDTHS, emitted, kernels_of
 from kernel_calls import stages
 from library_in_kernels import (
     LINEAR,
@@ -159,7 +153,6 @@ def check_kernels(name: str, patch: pytest.MonkeyPatch) -> None:
 
 
 Row = dict[str, Any]
-TARGET, WIDTHS = "sm_90", (64, 128)
 
 
 @cache
@@ -170,19 +163,6 @@ def table() -> Mapping[str, Row]:
     paths.sort(key=lambda path: str(json.loads(path.read_text(encoding="utf-8"))["date"]))
     rows = [row for path in paths for row in kernel_verdicts.read(path)]
     return {row["digest"]: row for row in rows if row["target"] == TARGET and "digest" in row}
-
-
-def emitted(name: str | None) -> Iterator[Kernel]:
-    """Yield the kernels as emitted now; for None, those of the whole library except routing, with duplicates once."""
-    patterns = whole_library() if name is None else named([name] if name in pattern_names() else [])
-    states = library_gate.whole_library() if name is None else [name]
-    if name in routing_names():
-        yield from routing_gate.cases([name], [TARGET], WIDTHS)
-        return
-    for one in cases(patterns, [TARGET], WIDTHS, ["bfloat16"]):
-        if isinstance(one, Kernel):
-            yield one
-    yield from library_gate.cases([one for one in states if one not in pattern_names()], [TARGET], WIDTHS)
 
 
 @cache
@@ -199,11 +179,11 @@ def check_gate(name: str) -> None:
     """
     refused = reason("gate", name)
     if refused:
-        assert name in routing_names() or not list(emitted(name))
+        assert name in routing_names() or not kernels_of(name)
         with pytest.raises(UnsupportedError, match=re.escape(refused.says)):
             middling(name).compiled().source(TARGET)
         return
-    kernels = list(emitted(name))
+    kernels = kernels_of(name)
     of_both = name in pattern_names() or name in routing_names()
     assert kernels and (not of_both or {kernel.head_dim for kernel in kernels} == {*WIDTHS})
     failed = {}
@@ -225,7 +205,7 @@ def headlines() -> Mapping[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", path)
         pages = importlib.import_module("catalogue_pages")
-    return {shown.name: shown for shown in pages.Catalogue(frozenset()).shown}
+    return {shown.name: shown for shown in pages.every_shown()}
 
 
 def check_simulation(name: str) -> None:
@@ -252,10 +232,16 @@ DONE: Mapping[str, Callable[[str], None]] = {
     "simulate": check_simulation,
 }
 WALK = [(name, check) for name in library_names() for check in CHECKS if check != "interpreter"]
+CATALOGUE = pytest.mark.xdist_group("catalogue")
+"""Tests that simulate the library at the calls of the catalogue, which one worker does once."""
+GROUPS = {"simulate": CATALOGUE, "gate": EMITTED}
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize(("name", "check"), WALK, ids=[f"{name}-{check}" for name, check in WALK])
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [pytest.param(name, check, id=f"{name}-{check}", marks=GROUPS.get(check, ())) for name, check in WALK],
+)
 def test_every_file(name: str, check: str) -> None:
     DONE[check](name)
 

@@ -45,6 +45,11 @@ def function_of(name: str) -> str:
     return name.partition("[")[0]
 
 
+def plain_name(name: str) -> str:
+    """Return the name of a test without the group that xdist appends, so that every way to run it gives one name."""
+    return name.rpartition("@")[0] if name.rfind("@") > name.rfind("]") else name
+
+
 def short_names(names: Iterable[str]) -> set[str]:
     """Return the names of the tests in the short tier, except slow ones."""
     cases = defaultdict(list)
@@ -61,8 +66,8 @@ def short_names(names: Iterable[str]) -> set[str]:
 def split(items: Sequence[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
     """Return the tests of the short tier and the others, both in their original order."""
     quick = [item for item in items if item.get_closest_marker("slow") is None]
-    short = short_names(item.nodeid for item in quick)
-    kept = [item for item in quick if item.nodeid in short]
+    short = short_names(plain_name(item.nodeid) for item in quick)
+    kept = [item for item in quick if plain_name(item.nodeid) in short]
     chosen = {id(item) for item in kept}
     return kept, [item for item in items if id(item) not in chosen]
 
@@ -95,7 +100,7 @@ class Durations:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Add the time of a phase of a test; pytest calls this."""
-        self.seconds[report.nodeid] += report.duration
+        self.seconds[plain_name(report.nodeid)] += report.duration
 
     def pytest_sessionfinish(self) -> None:
         """Write the tier's totals, the seconds of each folder and the slowest tests; pytest calls this."""

@@ -17,6 +17,7 @@ from contextlib import nullcontext
 
 import pytest
 
+from compiled_kernels import Compiler
 from poison import poisoned
 
 collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["test_*.py"]
@@ -44,3 +45,11 @@ def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fill unset memory with NaN."""
     with nullcontext() if request.path.stem.removeprefix("test_") in NOT_POISONED else poisoned():
         yield
+
+
+@pytest.fixture(scope="session")
+def compiler() -> Iterator[Compiler]:
+    """Compile kernels for GPUs; for tests in the group `compiling`."""
+    compiler = Compiler()
+    yield compiler
+    compiler.end()

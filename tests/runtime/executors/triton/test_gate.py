@@ -29,6 +29,7 @@ from attnc.runtime.toolchain.compiling import (
 from attnc.runtime.toolchain.kernel_gate import GateCase, judge
 from attnc.runtime.toolchain.machine_code import Loop, MachineCode
 from attnc.runtime.toolchain.selection import PARAMETERS
+from compiled_kernels import Compiler
 from plan_calls import from_library
 
 pytest.importorskip("triton")
@@ -116,10 +117,11 @@ def spilling() -> GateCase:
 
 
 @pytest.fixture(scope="session")
-def outcomes() -> dict[int, tuple[GateCase, Outcome]]:
+def outcomes(compiler: Compiler) -> dict[int, tuple[GateCase, Outcome]]:
     """Compile all kernels once, and last the kernel that is too large."""
     cases = [*made_cases(), spilling()]
-    return {i: (cases[i], outcome) for i, outcome in compile_all([(c.source, c.target) for c in cases], processes=2)}
+    compiled = compiler([(case.source, case.target) for case in cases])
+    return dict(enumerate(zip(cases, compiled, strict=True)))
 
 
 @pytest.mark.slow

@@ -18,7 +18,8 @@ from attnc.compiler.kernels.visible_products import RESULT_SUM
 from attnc.compiler.passes.last_rows import last_rows
 from attnc.runtime.api.attention import Attention
 from attnc.runtime.executors.triton import gpu_executor
-from attnc.runtime.toolchain.compiling import CompiledBinary, compile_all
+from attnc.runtime.toolchain.compiling import CompiledBinary
+from compiled_kernels import Compiler
 from kernel_calls import Launch, recorded
 from plan_calls import from_library
 
@@ -193,14 +194,14 @@ def test_steps_against_a_cache() -> None:
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("compiling")
-def test_careful_kernels_compile_for_a_gpu() -> None:
+def test_careful_kernels_compile_for_a_gpu(compiler: Compiler) -> None:
     """On sm_90, through boxes and through pointers, careful kernels fit in the target's shared memory."""
     pattern, heads, target = from_library("document"), HeadShape(64, 64, "bfloat16", grouped=False), TARGETS["sm_90"]
     kernels = find_kernels(pattern, heads, target).careful
     step = find_decode(last_rows(pattern), heads, target, "pages").careful(16)
     assert kernels is not None
     assert step is not None
-    for _, results in compile_all([(launch, "sm_90") for launch in (kernels.dq, step)], 2):
+    for results in compiler([(launch, "sm_90") for launch in (kernels.dq, step)]):
         assert isinstance(results, CompiledBinary)
         assert results.shared <= target.shared_kib * 1024
         assert results.code.products

@@ -16,8 +16,8 @@ from attnc.runtime.executors.recurrent.linear import Delta, RankOne
 from attnc.runtime.executors.triton.recurrent.linear_on_gpu import linear_recurrence
 from attnc.runtime.executors.triton.recurrent.recurrence_tensors import problem_of
 from attnc.runtime.toolchain import library_gate
-from attnc.runtime.toolchain.compiling import compile_all
 from attnc.runtime.toolchain.recurrence_gate import SELECTION, cases, judge
+from compiled_kernels import Compiler
 from kernels_ran import kernels_ran
 from recurrence_cases import CLASSES, REGIMES, Result, Tensors, chunked, draw_case, error, gradients, leaves, truth
 
@@ -269,12 +269,12 @@ COMPILED = {
 @pytest.mark.slow
 @pytest.mark.xdist_group("compiling")
 @pytest.mark.parametrize("target", COMPILED)
-def test_machine_code(target: str) -> None:
+def test_machine_code(target: str, compiler: Compiler) -> None:
     """No stack frame, no spills, products on tensor cores."""
     gate_cases = list(cases([target], [128], forms=[SELECTION[name] for name in COMPILED[target]]))
-    outcomes = compile_all([(case.source, case.target) for case in gate_cases])
+    outcomes = compiler([(case.source, case.target) for case in gate_cases])
     judged = {
-        f"{gate_cases[i].pattern} {gate_cases[i].stage}": judge(gate_cases[i], outcome) for i, outcome in outcomes
+        f"{case.pattern} {case.stage}": judge(case, outcome) for case, outcome in zip(gate_cases, outcomes, strict=True)
     }
     failed = {name: reasons for name, reasons in judged.items() if reasons}
     assert failed == {}

@@ -13,7 +13,8 @@ from attnc import compile_attention
 from attnc.compiler.recurrences.kernels.scan_kernel import ScanKind, emit_scan
 from attnc.runtime.executors.recurrent.prefixes import PrefixSteps, by_kernels, fill
 from attnc.runtime.executors.triton.recurrent import scan_on_gpu as on_gpu
-from attnc.runtime.toolchain.compiling import CompiledBinary, compile_all
+from attnc.runtime.toolchain.compiling import CompiledBinary
+from compiled_kernels import Compiler
 from linear_scans import linear_scan
 from recurrence_draws import example
 
@@ -122,13 +123,14 @@ def test_the_library_runs_scan_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.xdist_group("compiling")
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
-def test_machine_code(target: str) -> None:
+def test_machine_code(target: str, compiler: Compiler) -> None:
     ops: tuple[Op, ...] = ("real", "complex", "max")
     scan_kinds = [
         ScanKind(op, shared, emptied, shared, 64) for op in ops for shared in (False, True) for emptied in (False, True)
     ]
     code_facts = {}
-    for i, outcome in compile_all([(emit_scan(kind), target) for kind in scan_kinds]):
+    outcomes = compiler([(emit_scan(kind), target) for kind in scan_kinds])
+    for kind, outcome in zip(scan_kinds, outcomes, strict=True):
         assert isinstance(outcome, CompiledBinary), outcome.reason
-        code_facts[scan_kinds[i].function] = (outcome.code.stack, outcome.code.spilled)
+        code_facts[kind.function] = (outcome.code.stack, outcome.code.spilled)
     assert {name: facts for name, facts in code_facts.items() if facts != (0, 0)} == {}

@@ -26,7 +26,7 @@ from attnc.runtime.executors.triton import selected_on_gpu as on_gpu
 from attnc.runtime.executors.triton.selected_lists import listed, tables_of
 from attnc.runtime.executors.triton.selected_on_gpu import SelectedOnGpu
 from attnc.runtime.toolchain import selected_gate
-from attnc.runtime.toolchain.compiling import compile_all
+from compiled_kernels import Compiler
 
 pytest.importorskip("triton")
 
@@ -392,12 +392,12 @@ COMPILED = {
 @pytest.mark.slow
 @pytest.mark.xdist_group("compiling")
 @pytest.mark.parametrize("target", COMPILED)
-def test_machine_code(target: str) -> None:
+def test_machine_code(target: str, compiler: Compiler) -> None:
     likes = {name: selected_gate.SELECTION[name] for name in COMPILED[target]}
     cases = list(selected_gate.cases([target], likes=likes))
     failures = {}
-    for i, outcome in compile_all([(case.source, case.target) for case in cases]):
-        reasons = selected_gate.judge(cases[i], outcome)
+    for case, outcome in zip(cases, compiler([(case.source, case.target) for case in cases]), strict=True):
+        reasons = selected_gate.judge(case, outcome)
         if reasons:
-            failures[cases[i].pattern, cases[i].stage, cases[i].head_dim] = reasons
+            failures[case.pattern, case.stage, case.head_dim] = reasons
     assert failures == {}

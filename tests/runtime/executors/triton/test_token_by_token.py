@@ -21,7 +21,8 @@ from attnc.runtime.executors.triton import launch as launching
 from attnc.runtime.executors.triton.recurrent import token_loop_on_gpu
 from attnc.runtime.executors.triton.recurrent.recurrence_texts import recurrent_kernels
 from attnc.runtime.planning import planners
-from attnc.runtime.toolchain.compiling import CompiledBinary, compile_all
+from attnc.runtime.toolchain.compiling import CompiledBinary
+from compiled_kernels import Compiler
 from recurrence_draws import example
 
 pytest.importorskip("triton")
@@ -327,7 +328,7 @@ COMPILED = {"sm_90": ("yaad_linear", *LEAN), "sm_80": LEAN[:1], "sm_100": LEAN[2
 @pytest.mark.slow
 @pytest.mark.xdist_group("compiling")
 @pytest.mark.parametrize("target", COMPILED)
-def test_machine_code(target: str) -> None:
+def test_machine_code(target: str, compiler: Compiler) -> None:
     """No stack frame and no spills."""
     spills = {}
     for name in COMPILED[target]:
@@ -338,8 +339,8 @@ def test_machine_code(target: str) -> None:
             assert recurrent is not None
             kernel_list = recurrent_kernels(attend._bound, recurrent, TARGETS[target], width, torch.float32, {})
             kernels = list(kernel_list.values())
-            for i, outcome in compile_all([(kernel, target) for kernel in kernels]):
+            for kernel, outcome in zip(kernels, compiler([(kernel, target) for kernel in kernels]), strict=True):
                 assert isinstance(outcome, CompiledBinary), outcome
                 if outcome.code.stack or outcome.code.spilled:
-                    spills[kernels[i].function, width] = outcome.code.stack, outcome.code.spilled
+                    spills[kernel.function, width] = outcome.code.stack, outcome.code.spilled
     assert spills == {}
