@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from attnc.compiler.ir.integer_operations import INTEGER_OPERATIONS
 from attnc.compiler.ir.nodes import (
     Arith,
     Const,
@@ -66,17 +67,7 @@ def _size(node: Index, sizes: dict[Index, int], places: int) -> int | None:
             return sizes[node.body]
         case ExactSelect():
             return max(sizes[node.then], sizes[node.otherwise])
-        case Arith():
-            return _of_operands(node.op, [sizes[operand] for operand in node.operands])
-        case _:
-            return None
-
-
-def _of_operands(op: str, operands: list[int]) -> int | None:
-    match op:
-        case "min" | "max" | "abs" | "floordiv" | "mod" | "bitlen":
-            return max(operands) + 1
-        case "mul":
-            return operands[0] * operands[1]
+        case Arith(op=op) if op != "pow":  # boxes bound powers, whose exponents are seldom constants
+            return INTEGER_OPERATIONS[op].size(*(sizes[operand] for operand in node.operands))
         case _:
             return None

@@ -164,7 +164,7 @@ class Linear(Node):
 
 @dataclass(frozen=True, eq=False)
 class Arith(Node):
-    """An integer operation: mul, floordiv, mod, pow, min, max, abs, isqrt, bitlen, bitand, bitor or xor.
+    """An operation of `INTEGER_OPERATIONS`: mul, floordiv, mod, pow, min, max, abs, or a function of integers.
 
     floordiv and mod round down; the exponent of pow is ≥ 0.
     """

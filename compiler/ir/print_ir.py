@@ -7,6 +7,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from attnc.compiler.ir.derivatives import Derivative, derivatives
+from attnc.compiler.ir.integer_operations import INTEGER_OPERATIONS
 from attnc.compiler.ir.nodes import (
     Apply,
     Arith,
@@ -275,18 +276,13 @@ def _term(term: Index, factor: int) -> str:
 
 
 def _arith(node: Arith) -> tuple[str, Precedence]:
-    match node.op, node.operands:
-        case "mul", (a, b):
-            return f"{_text(a, Precedence.PRODUCT)} * {_text(b, Precedence.UNARY)}", Precedence.PRODUCT
-        case (("floordiv" | "mod"), (a, b)):
-            return (
-                f"{_text(a, Precedence.PRODUCT)} {'//' if node.op == 'floordiv' else '%'} {_text(b, Precedence.UNARY)}",
-                Precedence.PRODUCT,
-            )
-        case "pow", (a, b):
-            return f"{_text(a, Precedence.ATOM)} ** {_text(b, Precedence.UNARY)}", Precedence.POWER
-        case _:
-            return f"{node.op}({_list(node.operands)})", Precedence.ATOM
+    operation = INTEGER_OPERATIONS.get(node.op)
+    if operation is None or not operation.word:
+        return f"{node.op}({_list(node.operands)})", Precedence.ATOM
+    a, b = node.operands
+    if node.op == "pow":
+        return f"{_text(a, Precedence.ATOM)} {operation.word} {_text(b, Precedence.UNARY)}", Precedence.POWER
+    return f"{_text(a, Precedence.PRODUCT)} {operation.word} {_text(b, Precedence.UNARY)}", Precedence.PRODUCT
 
 
 def _comparison(node: Compare) -> str:

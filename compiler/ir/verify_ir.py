@@ -11,6 +11,7 @@ from functools import wraps
 from math import gcd
 from typing import ParamSpec, TypeVar, cast
 
+from attnc.compiler.ir.integer_operations import INTEGER_OPERATIONS
 from attnc.compiler.ir.nodes import (
     VALUES,
     Arith,
@@ -56,21 +57,6 @@ from attnc.compiler.ir.value_nodes import (
     output_of_state,
     values_of,
 )
-
-ARITY = {
-    "mul": 2,
-    "floordiv": 2,
-    "mod": 2,
-    "pow": 2,
-    "abs": 1,
-    "isqrt": 1,
-    "bitlen": 1,
-    "bitand": 2,
-    "bitor": 2,
-    "xor": 2,
-}
-"""The number of operands of each operation; `min` and `max` have two or more."""
-
 
 P = ParamSpec("P")
 IR = TypeVar("IR", bound="Pattern | Attend | Index | Value")
@@ -323,13 +309,14 @@ def _linear(node: Linear) -> Iterator[str]:
 
 def _arith(node: Arith) -> Iterator[str]:
     yield from _numbers(*node.operands)
-    if node.op in ("min", "max"):
+    operation = INTEGER_OPERATIONS.get(node.op)
+    if operation is None:
+        yield f"`{node.op}` is not an operation"
+    elif operation.variadic:
         if len(node.operands) < 2:
             yield f"`{node.op}` of fewer than two operands"
-    elif node.op not in ARITY:
-        yield f"`{node.op}` is not an operation"
-    elif len(node.operands) != ARITY[node.op]:
-        yield f"`{node.op}` takes {ARITY[node.op]} operands"
+    elif len(node.operands) != len(operation.parameters):
+        yield f"`{node.op}` takes {len(operation.parameters)} operands"
     if node.op in ("mul", "min", "max") and [n.digest for n in node.operands] != sorted(
         n.digest for n in node.operands
     ):

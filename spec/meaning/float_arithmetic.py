@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from attnc.spec.meaning.exact_arithmetic import FUNCTIONS, ArithmeticFault, checked
-from attnc.spec.names.builtins import FLOAT_BUILTINS, TRANSCENDENTAL
+from attnc.spec.exact_operations import EXACT_OPERATIONS, TRANSCENDENTAL
+from attnc.spec.meaning.exact_arithmetic import ArithmeticFault, checked
+from attnc.spec.names.builtins import FLOAT_BUILTINS
 from attnc.spec.number_functions import NUMBER_FUNCTIONS
 from attnc.spec.program import Value
 
@@ -69,7 +70,7 @@ def apply(op: str, values: Sequence[Value | float | Vector], *, floating: bool) 
     With `floating`, sums and products of exact numbers that are out of range are rounded.
     """
     if not (floating and is_floating(op, values)):
-        result = FUNCTIONS[op](*map(_finite, values))
+        result = EXACT_OPERATIONS[op].evaluate(*map(_finite, values))
         try:
             return checked(result)
         except ArithmeticFault:
@@ -77,7 +78,7 @@ def apply(op: str, values: Sequence[Value | float | Vector], *, floating: bool) 
                 return float(result)
             raise
     if op in _COMPARED:
-        return FUNCTIONS[op](*map(_float, values))
+        return EXACT_OPERATIONS[op].evaluate(*map(_float, values))
     if op in _VECTOR_FUNCTIONS:
         return _VECTOR_FUNCTIONS[op](*values)
     if op in _SCALED:
