@@ -29,6 +29,7 @@ from attnc.compiler.ir import (
     is_truth,
 )
 from attnc.compiler.ir.integer_operations import INTEGER_OPERATIONS
+from attnc.compiler.ir.magnitude import Magnitudes
 from attnc.compiler.ir.node_words import plural
 from attnc.compiler.ir.rewrite import walk
 
@@ -323,38 +324,23 @@ def fits_32_bits(root: Index) -> bool:
 
     The constant FAR, which becomes 2^30, must not be added to anything.
     """
-    sizes: dict[Index, int] = {}
-    for node in walk(root):
-        if is_truth(node):
-            continue
-        size = _size(node, sizes)
-        if size is None or size >= 1 << 31:
-            return False
-        sizes[node] = size
-    return True
+    return _KernelMagnitudes(LONGEST, {}, 1 << 31).of(root) is not None
 
 
-def _size(node: Index, sizes: Mapping[Index, int]) -> int | None:
-    """Return the largest absolute value that an integer may have; None if it is unknown."""
-    match node:
-        case Const(value=value):
-            return 1 << 30 if abs(value) == FAR else abs(value)
-        case Position() | Extent() | Lookup():
-            return LONGEST
-        case HeadIndex():
-            return 1 << 16
-        case Linear():
-            return sum(abs(factor) * sizes[term] for term, factor in node.terms) + abs(node.constant)
-        case Coord():
-            return sizes[node.position] + sizes[node.offset] + 1
-        case ExactSelect():
-            return max(sizes[node.then], sizes[node.otherwise])
-        case TableRead(values=values):
-            return max(map(abs, values))
-        case Arith(op="floordiv", operands=(a, Const(value=divisor))) if divisor > 0:
-            return sizes[a] // divisor + 1
-        case Arith():
-            operation = TRITON_OPERATIONS[node.op]
-            return None if operation is None else operation.size(*(sizes[operand] for operand in node.operands))
-        case _:
-            return None
+class _KernelMagnitudes(Magnitudes):
+    """Bounds on the numbers that a kernel computes."""
+
+    def leaf(self, node: Index) -> int | None:
+        match node:
+            case Const(value=value) if abs(value) == FAR:
+                return 1 << 30
+            case Extent() | Lookup():
+                return LONGEST
+            case HeadIndex():
+                return 1 << 16
+            case _:
+                return super().leaf(node)
+
+    def operation(self, node: Arith, operands: list[int]) -> int | None:
+        operation = TRITON_OPERATIONS[node.op]
+        return None if operation is None else operation.size(*operands)
