@@ -45,10 +45,7 @@ def mask(
     position in the source if `origins` has it.
     """
     wide = not fits_word(relation, rows, keys) if wide is None else wide
-    kind: Any = object if wide else np.int64
-    q = np.arange(*rows, dtype=np.int64).astype(kind)[:, None]
-    k = np.arange(*keys, dtype=np.int64).astype(kind)[None, :]
-    evaluator = ArrayEvaluator(q, k, wide, origins or {}, decide=decide)
+    evaluator = _evaluator(np.arange(*rows), np.arange(*keys), {}, origins, wide=wide)
     shape = (rows[1] - rows[0], keys[1] - keys[0])
     if 0 in shape:
         return np.zeros(shape, dtype=np.bool_)
@@ -226,8 +223,5 @@ def integers(node: Index, rows: tuple[int, int], keys: tuple[int, int]) -> NDArr
     Raises EvaluationError on a fault.
     """
     wide = not fits_word(node, rows, keys)
-    kind: Any = object if wide else np.int64
-    q = np.arange(*rows, dtype=np.int64).astype(kind)[:, None]
-    k = np.arange(*keys, dtype=np.int64).astype(kind)[None, :]
-    value = ArrayEvaluator(q, k, wide, {}, decide=decide).integer(node, ONE_LANE)
+    value = _evaluator(np.arange(*rows), np.arange(*keys), {}, {}, wide=wide).integer(node, ONE_LANE)
     return np.broadcast_to(value, (rows[1] - rows[0], keys[1] - keys[0])).astype(np.int64)

@@ -53,8 +53,8 @@ class Node:
 
 
 @cache
-def _structure_fields(kind: Any) -> tuple[str, ...]:
-    """The names of the fields that make up a node's structure."""
+def structure_fields(kind: Any) -> tuple[str, ...]:
+    """Return the names of the fields that make up a node's structure."""
     return tuple(f.name for f in fields(kind) if f.init)
 
 
@@ -74,7 +74,7 @@ def intern(node: N) -> N:
     """Return the unique node with this structure."""
     hasher = hashlib.blake2b(type(node).__name__.encode(), digest_size=16)
     kind: Any = type(node)
-    for name in _structure_fields(kind):
+    for name in structure_fields(kind):
         _feed(hasher, getattr(node, name))
     digest = hasher.digest()
     with _lock:

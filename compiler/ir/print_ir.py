@@ -249,10 +249,13 @@ def _coordinate(node: Coord) -> str:
 
 
 def _reduce(node: Reduce) -> str:
-    ends = f"{_text(node.low, Precedence.SUM)} .. {_text(node.high, Precedence.SUM)}"
-    always = isinstance(node.condition, Truth) and node.condition.value
-    condition = "" if always else f" if {_text(node.condition, Precedence.OR)}"
-    return f"{node.op}({print_index(node.body)} for {_atom(node.var)} in {ends}{condition})"
+    return f"{node.op}({print_index(node.body)} for {_loop((node.var, node.low, node.high))}{_where(node.condition)})"
+
+
+def _where(condition: Index) -> str:
+    """The text of the condition of an aggregate."""
+    always = isinstance(condition, Truth) and condition.value
+    return "" if always else f" if {_text(condition, Precedence.OR)}"
 
 
 def _list(nodes: tuple[Index, ...]) -> str:
@@ -379,10 +382,8 @@ def _value_atom(node: Value) -> str:
         case StateAt():
             return node.name + "'" * node.version
         case ValueReduce():
-            ends = f"{_text(node.low, Precedence.SUM)} .. {_text(node.high, Precedence.SUM)}"
-            always = isinstance(node.condition, Truth) and node.condition.value
-            condition = "" if always else f" if {_text(node.condition, Precedence.OR)}"
-            return f"{node.op}({print_value(node.body)} for {_atom(node.var)} in {ends}{condition})"
+            loop = _loop((node.var, node.low, node.high))
+            return f"{node.op}({print_value(node.body)} for {loop}{_where(node.condition)})"
         case _:
             return _matrix_atom(node)
 
@@ -392,9 +393,7 @@ def _matrix_atom(node: Value) -> str:
         case Ranking():
             return node.name
         case VisibleReduce():
-            always = isinstance(node.condition, Truth) and node.condition.value
-            condition = "" if always else f" if {_text(node.condition, Precedence.OR)}"
-            return f"{node.op}({print_value(node.body)} for k{condition})"
+            return f"{node.op}({print_value(node.body)} for k{_where(node.condition)})"
         case Pick():
             return f"{_value_text(node.vector, Precedence.ATOM)}[{print_index(node.index)}]"
         case VectorPart():
