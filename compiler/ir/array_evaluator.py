@@ -35,6 +35,8 @@ from attnc.compiler.ir.nodes import (
     UnitCondition,
     Var,
     is_truth,
+    not_a_truth,
+    not_an_integer,
 )
 from attnc.spec.errors import EvaluationError
 from attnc.spec.source import Span
@@ -121,7 +123,7 @@ class ArrayEvaluator:
             case UnitCondition():
                 return self._rounded(node, active)
             case _:
-                raise AssertionError(f"not a truth value: {node}")
+                not_a_truth(node)
 
     def _compare(self, node: Compare, active: Active) -> Active:
         """Compare with 0; where terms depend on rows or keys alone, compare the row part with the key part."""
@@ -203,7 +205,7 @@ class ArrayEvaluator:
             case Reduce():
                 return self._reduce(node, active)
             case _:
-                raise AssertionError(f"not specialised: {node}")
+                not_an_integer(node)
 
     def _linear(self, node: Linear, active: Active) -> Array:
         total = np.array([[node.constant]], dtype=self._dtype)

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
-from typing import Any, ClassVar, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, NoReturn, TypeVar, cast
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -326,6 +326,22 @@ Index = (
     | ExactSelect
     | UnitCondition
 )
+
+
+Unspecialised = HeadIndex | Extent | RoundToInt | Lookup
+"""Kinds of node that `specialise` replaces."""
+
+
+def not_an_integer(node: Unspecialised | Truth | Compare | Bool | Not | UnitCondition) -> NoReturn:
+    """Refuse the kinds of node that are left after those of specialised integers, as a type checker holds."""
+    raise AssertionError(f"not a specialised integer: {node}")
+
+
+def not_a_truth(
+    node: Unspecialised | Const | Position | Var | Coord | Linear | Arith | TableRead,
+) -> NoReturn:
+    """Refuse the kinds of node that are left after those of specialised conditions, as a type checker holds."""
+    raise AssertionError(f"not a specialised condition: {node}")
 
 
 def is_truth(node: Index) -> bool:

@@ -217,7 +217,20 @@ def _expression(node: Index) -> tuple[str, Precedence]:
             return _atom(node), Precedence.ATOM
 
 
-def _atom(node: Index) -> str:
+def _atom(
+    node: Truth
+    | Position
+    | HeadIndex
+    | Extent
+    | Var
+    | Coord
+    | TableRead
+    | Lookup
+    | DataRead
+    | Reduce
+    | RoundToInt
+    | UnitCondition,
+) -> str:
     match node:
         case Truth():
             return "true" if node.value else "false"
@@ -239,8 +252,6 @@ def _atom(node: Index) -> str:
         case UnitCondition():
             units = ", ".join(f"{_atom(var)} = {print_index(unit)}" for var, unit in node.units)
             return f"round({print_index(node.keep)} per {units})"
-        case _:
-            raise AssertionError(node)
 
 
 def _coordinate(node: Coord) -> str:

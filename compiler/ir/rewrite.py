@@ -144,19 +144,19 @@ def _build(node: Index, children: tuple[Index, ...]) -> Index:
         case _ if isinstance(node, (RoundToInt, *VALUES)):
             if isinstance(node, FloatSelect) and isinstance(children[0], Truth):
                 return children[1] if children[0].value else children[2]
-            return intern(_with_operands(node, children))
+            return cast("Index", intern(_with_operands(node, children)))
         case _:
             return _truth(node, children)
 
 
 def _with_operands(node: Any, children: tuple[Index, ...]) -> Any:
     """Return a node with the same structure and other operands."""
-    operands = iter(children)
-    parts = {name: getattr(node, name) for name in structure_fields(type(node))}
+    operands, kind = iter(children), cast("Any", type(node))
+    parts = {name: getattr(node, name) for name in structure_fields(kind)}
     for name in node.operand_fields:
         many = isinstance(parts[name], tuple)
         parts[name] = tuple(next(operands) for _ in parts[name]) if many else next(operands)
-    return type(node)(**parts)
+    return kind(**parts)
 
 
 def _truth(node: Index, children: tuple[Index, ...]) -> Index:

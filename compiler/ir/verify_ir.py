@@ -6,7 +6,7 @@ as in the test suite and under `ATTNC_VERIFY_IR=1`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import wraps
 from math import gcd
 from typing import ParamSpec, TypeVar, cast
@@ -270,7 +270,9 @@ def violations_of(node: Index) -> Iterator[str]:
     """Yield the violated invariants of a node, but not those of its operands."""
     if intern(node) is not node:
         yield "it is not interned"
-    yield from _RULES.get(type(node), lambda _: ())(node)
+    rule = _RULES.get(type(node))
+    if rule is not None:
+        yield from rule(node)
 
 
 def _numbers(*operands: Index) -> Iterator[str]:
@@ -393,7 +395,7 @@ def _choice(node: ExactSelect) -> Iterator[str]:
         yield "its condition should have been folded"
 
 
-_RULES: dict[type, Callable[..., Iterable[str]]] = {
+_RULES: dict[type, Callable[..., Iterator[str]]] = {
     Linear: _linear,
     Arith: _arith,
     Coord: _coord,
