@@ -221,6 +221,10 @@ EXACT_FUNCTIONS: dict[str, ExactOperation] = {function.name: function for functi
 EXACT_OPERATIONS: dict[str, ExactOperation] = {item.name: item for item in _OPERATORS} | EXACT_FUNCTIONS
 """All operators and functions of exact numbers by `program.Operation.op`. All but `and` and `or` are strict."""
 
+COMPARISONS = frozenset(
+    name for name, item in EXACT_OPERATIONS.items() if item.takes == "exact" and item.gives == "bool"
+)
+
 TRANSCENDENTAL = frozenset(name for name, item in EXACT_FUNCTIONS.items() if item.gives == "approximate")
 """Functions whose results are numbers in binary64."""
 

@@ -12,7 +12,7 @@ from attnc.runtime.verifying.call_cases import takes_more_queries
 from attnc.spec import program
 from attnc.spec.checks.measure import below
 from attnc.spec.errors import EvaluationError
-from attnc.spec.exact_operations import EXACT_OPERATIONS
+from attnc.spec.exact_operations import COMPARISONS, EXACT_OPERATIONS
 from attnc.spec.meaning.constant_values import ParametersAlone
 from attnc.spec.meaning.denotation import EvaluationFrame, Meanings, constantly
 from attnc.spec.program import BoundProgram, Expr, Value
@@ -21,7 +21,6 @@ Number = Fraction | float
 """An exact number, or an infinity."""
 
 JUNCTIONS = ("and", "or", "not")
-COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 _WHOLE = frozenset(name for name, item in EXACT_OPERATIONS.items() if item.gives == "int")
 _WHOLE_OF_WHOLE = ("mod", "abs", "min", "max", "mul", "clamp")
 _PLAIN = (
