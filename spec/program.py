@@ -244,9 +244,9 @@ class Operation:
     """An operator or a built-in function.
 
     Operators: neg add sub mul div floordiv mod pow, lt le gt ge eq ne, not, and or (n-ary, short-circuit, left to
-    right). Functions have their own names: abs min max clamp floor ceil isqrt bitlen bitand bitor xor power_of_two, and
-    the floating-point functions. `floating`: the operation stands in a floating-point expression, so that it may
-    overflow to inf; on exact operands it is exact nevertheless.
+    right). Functions have their own names: those of `exact_operations`, and the floating-point functions. `floating`:
+    the operation stands in a floating-point expression, so that it may overflow to inf; on exact operands it is exact
+    nevertheless.
     """
 
     span: Span

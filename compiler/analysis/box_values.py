@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce as accumulate
 from typing import Any, TypeVar
@@ -11,10 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler.analysis.hashing import Hash, combine, constant_hash, mix
-from attnc.compiler.ir import (
-    Index,
-    Var,
-)
+from attnc.compiler.ir import Index, Var
+from attnc.compiler.ir.integer_operations import INTEGER_FUNCTIONS, bit_length, on_arrays
 
 LIMIT = 1 << 61
 """Bounds of ±LIMIT mean that the value is unbounded."""
@@ -155,32 +153,20 @@ def counted(n: Int64) -> Ints:
 
 def function_bounds(op: str, operands: list[Ints]) -> tuple[Int64, Int64]:
     """Return the bounds of an exact function of operands."""
-    low, high = operands[0].low, operands[0].high
-    match op:
-        case "bitlen":
-            low = np.maximum(low, 0)
-            return _bit_length(low) - (low >= 1 << 53), _bit_length(_word(high))
-        case "isqrt":
-            return _root(np.maximum(low, 0)), _root(_word(high)) + 1 + (high >= 1 << 52)
-        case "pow":
-            return _power_bounds(operands[0], operands[1])
-        case _:
-            return _bitwise_bounds(op, operands[0], operands[1])
-
-
-def _bit_length(n: Int64) -> Int64:
-    """Bit lengths, exact below 2^53; above it an upper bound, because frexp rounds up to the next power of two."""
-    return np.asarray(np.frexp(n.astype(np.float64))[1], dtype=np.int64)
+    special = _BOUNDS.get(op)
+    if special is not None:
+        return special(*operands)
+    function = INTEGER_FUNCTIONS[op]
+    if function.is_increasing and function.of_naturals:
+        low = on_arrays(op, *(np.maximum(operand.low, 0) for operand in operands))
+        return low, on_arrays(op, *(_word(operand.high) for operand in operands))
+    unbounded = np.full(1, LIMIT, dtype=np.int64)
+    return np.zeros(1, dtype=np.int64) if function.is_natural else -unbounded, unbounded
 
 
 def _word(high: Int64) -> Int64:
     """Return an upper bound of at least 0; a saturated bound becomes the largest 64-bit integer."""
     return np.where(high >= LIMIT, np.iinfo(np.int64).max, np.maximum(high, 0))
-
-
-def _root(n: Int64) -> Int64:
-    """A lower bound of the integer square root, at most 2 below it."""
-    return np.maximum(np.sqrt(n.astype(np.float64)).astype(np.int64) - 1, 0)
 
 
 def _power_bounds(base: Ints, exponent: Ints) -> tuple[Int64, Int64]:
@@ -208,19 +194,31 @@ def _power_exact(base: Int64, exponent: Int64, fallback: NDArray[np.float64]) ->
     return np.where(small, exact, np.minimum(fallback, float(LIMIT))).astype(np.int64)
 
 
-def _bitwise_bounds(op: str, a: Ints, b: Ints) -> tuple[Int64, Int64]:
-    both_nonnegative = (a.low >= 0) & (b.low >= 0)
-    if op == "bitand":
-        # x & y is at most either operand that is nonnegative
-        high = np.where(a.low >= 0, a.high, np.where(b.low >= 0, b.high, np.maximum(a.high, b.high)))
-        high = np.where(both_nonnegative, np.minimum(a.high, b.high), np.maximum(high, 0))
-        one_nonnegative = (a.low >= 0) | (b.low >= 0)
-        return np.where(one_nonnegative, 0, -_next_power(a, b)), high
+def _and_bounds(a: Ints, b: Ints) -> tuple[Int64, Int64]:
+    """Return bounds of `a & b`, which is at most either operand that is nonnegative."""
+    both_nonnegative, one_nonnegative = (a.low >= 0) & (b.low >= 0), (a.low >= 0) | (b.low >= 0)
+    high = np.where(a.low >= 0, a.high, np.where(b.low >= 0, b.high, np.maximum(a.high, b.high)))
+    high = np.where(both_nonnegative, np.minimum(a.high, b.high), np.maximum(high, 0))
+    return np.where(one_nonnegative, 0, -_next_power(a, b)), high
+
+
+def _digit_bounds(a: Ints, b: Ints) -> tuple[Int64, Int64]:
+    """Return bounds of a number whose binary digits are those of the operands, combined one by one."""
     power = _next_power(a, b)
-    return np.where(both_nonnegative, 0, -power), np.where(power >= LIMIT, LIMIT, power - 1)
+    low = np.where((a.low >= 0) & (b.low >= 0), 0, -power)
+    return low, np.where(power >= LIMIT, LIMIT, power - 1)
 
 
 def _next_power(a: Ints, b: Ints) -> Int64:
     size = np.maximum(np.maximum(np.abs(a.low), np.abs(a.high)), np.maximum(np.abs(b.low), np.abs(b.high)))
-    bits = np.minimum(_bit_length(size) + 1, 61)
+    bits = np.minimum(bit_length(size) + 1, 61)
     return np.asarray(np.left_shift(np.int64(1), bits), dtype=np.int64)
+
+
+_BOUNDS: Mapping[str, Callable[[Ints, Ints], tuple[Int64, Int64]]] = {
+    "pow": _power_bounds,
+    "bitand": _and_bounds,
+    "bitor": _digit_bounds,
+    "xor": _digit_bounds,
+}
+"""Bounds of operations that are not increasing."""

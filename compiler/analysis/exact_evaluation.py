@@ -7,7 +7,8 @@ lanes that `and`, `or` and `if` leave active; in all other lanes the operand is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import reduce as accumulate
 from typing import Any
 
@@ -26,7 +27,7 @@ from attnc.compiler.ir import (
     Var,
     is_truth,
 )
-from attnc.compiler.ir.array_evaluator import ONE_LANE, Active, ArrayEvaluator
+from attnc.compiler.ir.array_evaluator import ONE_LANE, WORD, Active, ArrayEvaluator
 from attnc.spec.source import Span
 
 
@@ -44,10 +45,7 @@ def mask(
     position in the source if `origins` has it.
     """
     wide = not fits_word(relation, rows, keys) if wide is None else wide
-    kind: Any = object if wide else np.int64
-    q = np.arange(*rows, dtype=np.int64).astype(kind)[:, None]
-    k = np.arange(*keys, dtype=np.int64).astype(kind)[None, :]
-    evaluator = ArrayEvaluator(q, k, wide, origins or {}, decide=decide)
+    evaluator = _evaluator(np.arange(*rows), np.arange(*keys), {}, origins, wide=wide)
     shape = (rows[1] - rows[0], keys[1] - keys[0])
     if 0 in shape:
         return np.zeros(shape, dtype=np.bool_)
@@ -87,10 +85,13 @@ def integers_at(
 
     Raises EvaluationError on a fault where `active`, and where a value does not fit in 64 bits.
     """
-    evaluator = _evaluator(q, k, {}, origins, wide=wide)
+    return _integers(_evaluator(q, k, {}, origins, wide=wide), node, active, wide=wide)
+
+
+def _integers(evaluator: ArrayEvaluator, node: Index, active: Active, *, wide: bool) -> NDArray[np.int64]:
     value = evaluator.truth(node, active) if is_truth(node) else evaluator.integer(node, active)
-    integers = np.broadcast_to(value, active.shape)
-    return np.where(active, integers, 0).astype(np.int64) if wide else integers.astype(np.int64)
+    value = np.broadcast_to(value, np.broadcast_shapes(np.shape(value), active.shape))
+    return np.where(active, value, 0).astype(np.int64) if wide else value.astype(np.int64)
 
 
 def _evaluator(
@@ -109,87 +110,89 @@ def _evaluator(
     return evaluator
 
 
-def integers_in(
-    node: Index,
-    q: NDArray[np.int64],
-    k: NDArray[np.int64],
-    variables: Mapping[Var, NDArray[np.int64]],
-    active: Active,
-    origins: Mapping[Index, Span] | None = None,
-    *,
-    wide: bool,
-) -> NDArray[np.int64]:
-    """Evaluate as `integers_at` does a node that reads variables, whose values are (…, rows or 1, keys or 1)."""
-    evaluator = _evaluator(q, k, variables, origins, wide=wide)
-    value = evaluator.truth(node, active) if is_truth(node) else evaluator.integer(node, active)
-    value = np.broadcast_to(value, np.broadcast_shapes(np.shape(value), active.shape))
-    return np.where(active, value, 0).astype(np.int64) if wide else value.astype(np.int64)
+@dataclass(frozen=True)
+class PairLanes:
+    """Pairs on which nodes that read variables are evaluated: rows `q`, keys `k`, and where pairs are `active`.
 
-
-def truths_in(
-    node: Index,
-    q: NDArray[np.int64],
-    k: NDArray[np.int64],
-    variables: Mapping[Var, NDArray[np.int64]],
-    active: Active,
-    origins: Mapping[Index, Span] | None = None,
-    *,
-    wide: bool,
-) -> Active:
-    """Return the truth values of a condition, with lanes as in `integers_in`."""
-    evaluator = _evaluator(q, k, variables, origins, wide=wide)
-    truths = np.asarray(evaluator.truth(node, active), dtype=np.bool_)
-    shape = np.broadcast_shapes(truths.shape, active.shape)
-    return truths if truths.shape == shape else np.array(np.broadcast_to(truths, shape))
-
-
-def floats_in(
-    node: Index,
-    q: NDArray[np.int64],
-    k: NDArray[np.int64],
-    variables: Mapping[Var, NDArray[np.int64]],
-    active: Active,
-    fits: Callable[[Index], bool],
-    origins: Mapping[Index, Span] | None = None,
-) -> NDArray[np.float64]:
-    """Evaluate an integer as binary64, with lanes as in `integers_in`.
-
-    Subexpressions for which `fits` holds are exact before the conversion; sums, products and tables of larger numbers
-    are rounded, and all other operations fault where they exceed 64 bits.
+    The values of `variables` are (…, rows or 1, keys or 1). `counts`: the numbers of queries and keys of the window.
+    Results are arbitrary where pairs are not active; a fault in an active pair raises EvaluationError.
     """
-    if fits(node):
-        return integers_in(node, q, k, variables, active, origins, wide=False).astype(np.float64)
 
-    def evaluate(part: Index, active: Active = active) -> NDArray[np.float64]:
-        return floats_in(part, q, k, variables, active, fits, origins)
+    q: NDArray[np.int64]
+    k: NDArray[np.int64]
+    variables: Mapping[Var, NDArray[np.int64]]
+    active: Active
+    counts: tuple[int, int]
+    origins: Mapping[Index, Span]
 
+    def fits(self, node: Index) -> bool:
+        """Check that 64 bits hold every intermediate of an exact expression, its constants included."""
+        if not all(map(_is_word, node.below)):
+            return False
+        limits = {v: (int(x.min(initial=0)), int(x.max(initial=0))) for v, x in self.variables.items()}
+        return fits_word(node, (0, self.counts[0]), (0, self.counts[1]), limits)
+
+    def integers(self, node: Index) -> NDArray[np.int64]:
+        """Evaluate an integer, or a condition as 0 and 1."""
+        return self._integers(node, wide=not self.fits(node))
+
+    def _integers(self, node: Index, *, wide: bool) -> NDArray[np.int64]:
+        return _integers(self._evaluator(wide), node, self.active, wide=wide)
+
+    def _evaluator(self, wide: bool) -> ArrayEvaluator:
+        return _evaluator(self.q, self.k, self.variables, self.origins, wide=wide)
+
+    def truths(self, node: Index) -> Active:
+        """Evaluate a condition."""
+        truths = np.asarray(self._evaluator(not self.fits(node)).truth(node, self.active), dtype=np.bool_)
+        shape = np.broadcast_shapes(truths.shape, self.active.shape)
+        return truths if truths.shape == shape else np.array(np.broadcast_to(truths, shape))
+
+    def floats(self, node: Index) -> NDArray[np.float64]:
+        """Evaluate an integer as binary64, even where it exceeds 64 bits.
+
+        Subexpressions that fit in 64 bits are exact before the conversion; sums, products and tables of larger numbers
+        are rounded, and all other operations fault where they exceed 64 bits.
+        """
+        if self.fits(node):
+            return self._integers(node, wide=False).astype(np.float64)
+        match node:
+            case Const() | Arith(op="pow", operands=(Const(), Const())):
+                return np.full((1, 1), _rounded_constant(node))
+            case Linear():
+                terms = (self.floats(term) * float(factor) for term, factor in node.terms)
+                return sum(terms, np.full((1, 1), float(node.constant)))
+            case Arith(op="mul"):
+                return self.floats(node.operands[0]) * self.floats(node.operands[1])
+            case Arith(op="min" | "max"):
+                extreme = np.minimum if node.op == "min" else np.maximum
+                return accumulate(extreme, map(self.floats, node.operands))
+            case Arith(op="abs"):
+                return np.abs(self.floats(node.operands[0]))
+            case TableRead():
+                index = self.integers(node.index)
+                inside = np.clip(index, 0, len(node.values) - 1)
+                entries = np.array([float(v) for v in node.values])[inside]
+                return np.where(self.active & (index != inside), np.nan, entries)
+            case ExactSelect():
+                condition = self.integers(node.condition) != 0
+                then, otherwise = (replace(self, active=self.active & side) for side in (condition, ~condition))
+                return np.where(condition, then.floats(node.then), otherwise.floats(node.otherwise))
+            case _:
+                return self._integers(node, wide=True).astype(np.float64)
+
+
+def _is_word(node: Index) -> bool:
+    """Check that the constants of a node, without those of its operands, fit in 64 bits."""
     match node:
-        case Const() | Arith(op="pow", operands=(Const(), Const())):
-            return np.full((1, 1), _rounded_constant(node))
+        case Const():
+            return abs(node.value) < WORD
         case Linear():
-            return sum(
-                (evaluate(term) * float(factor) for term, factor in node.terms), np.full((1, 1), float(node.constant))
-            )
-        case Arith(op="mul"):
-            return evaluate(node.operands[0]) * evaluate(node.operands[1])
-        case Arith(op="min" | "max"):
-            extreme = np.minimum if node.op == "min" else np.maximum
-            return accumulate(extreme, map(evaluate, node.operands))
-        case Arith(op="abs"):
-            return np.abs(evaluate(node.operands[0]))
+            return all(abs(n) < WORD for n in (node.constant, *(factor for _, factor in node.terms)))
         case TableRead():
-            index = integers_in(node.index, q, k, variables, active, origins, wide=not fits(node.index))
-            inside = np.clip(index, 0, len(node.values) - 1)
-            return np.where(active & (index != inside), np.nan, np.array([float(v) for v in node.values])[inside])
-        case ExactSelect():
-            condition = (
-                integers_in(node.condition, q, k, variables, active, origins, wide=not fits(node.condition)) != 0
-            )
-            return np.where(
-                condition, evaluate(node.then, active & condition), evaluate(node.otherwise, active & ~condition)
-            )
+            return all(abs(n) < WORD for n in node.values)
         case _:
-            return integers_in(node, q, k, variables, active, origins, wide=True).astype(np.float64)
+            return True
 
 
 def _rounded_constant(node: Const | Arith) -> float:
@@ -220,8 +223,5 @@ def integers(node: Index, rows: tuple[int, int], keys: tuple[int, int]) -> NDArr
     Raises EvaluationError on a fault.
     """
     wide = not fits_word(node, rows, keys)
-    kind: Any = object if wide else np.int64
-    q = np.arange(*rows, dtype=np.int64).astype(kind)[:, None]
-    k = np.arange(*keys, dtype=np.int64).astype(kind)[None, :]
-    value = ArrayEvaluator(q, k, wide, {}, decide=decide).integer(node, ONE_LANE)
+    value = _evaluator(np.arange(*rows), np.arange(*keys), {}, {}, wide=wide).integer(node, ONE_LANE)
     return np.broadcast_to(value, (rows[1] - rows[0], keys[1] - keys[0])).astype(np.int64)

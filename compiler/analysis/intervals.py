@@ -66,6 +66,8 @@ from attnc.compiler.ir import (
     Var,
     fold,
     is_truth,
+    not_a_truth,
+    not_an_integer,
 )
 from attnc.compiler.ir.magnitude import is_small
 from attnc.compiler.ir.rewrite import rewrite, variables
@@ -211,7 +213,7 @@ class Analysis:
             case UnitCondition():
                 return self._rounded(node)
             case _:
-                raise AssertionError(f"not a truth value: {node}")
+                not_a_truth(node)
 
     def _compare(self, node: Compare) -> Truths:
         value = self.integer(node.value)
@@ -311,7 +313,7 @@ class Analysis:
             case Reduce():
                 return self._aggregate(node)
             case _:
-                raise AssertionError(f"not specialised: {node}")
+                not_an_integer(node)
 
     def _constant(self, value: int) -> Ints:
         bound = self._clipped(np.array([max(-LIMIT, min(LIMIT, value))], dtype=np.int64))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from itertools import combinations, product
-from math import gcd, isqrt, lcm, prod
+from math import gcd, lcm
 
 from attnc.compiler.ir import (
     Arith,
@@ -29,6 +29,7 @@ from attnc.compiler.ir import (
     Truth,
     is_truth,
 )
+from attnc.compiler.ir.integer_operations import INTEGER_OPERATIONS
 from attnc.compiler.ir.rewrite import walk
 
 MOST_FORMS = 64
@@ -192,27 +193,10 @@ class _TermForms:
                     for form, other in product(forms, others):
                         self._compare(form.plus(other, -1))
                 return frozenset().union(*operands)
-            case op if all(f.is_constant for forms in operands for f in forms):
-                return [_LinearForm(0, 0, 0, _bound(op, [max(form.bound for form in forms) for forms in operands]))]
-            case _:
-                raise UnknownFormError
-
-
-def _bound(op: str, bounds: list[int]) -> int:
-    """Return a bound on the magnitude of a function of constants."""
-    match op:
-        case "mul":
-            return prod(bounds)
-        case "bitlen":
-            return bounds[0].bit_length()
-        case "isqrt":
-            return isqrt(bounds[0])
-        case "bitand" | "bitor" | "xor":
-            return 2 * max(bounds) + 1
-        case "pow" if bounds[1] <= 64:
-            return int(max(bounds[0], 1) ** bounds[1])
-        case _:
+        bound = INTEGER_OPERATIONS[node.op].size(*(max(form.bound for form in forms) for forms in operands))
+        if bound is None or not all(form.is_constant for forms in operands for form in forms):
             raise UnknownFormError
+        return [_LinearForm(0, 0, 0, bound)]
 
 
 def _size(node: Index) -> int:

@@ -44,6 +44,7 @@ from attnc.compiler.ir import (
     fold,
     is_truth,
 )
+from attnc.compiler.ir.integer_operations import INTEGER_OPERATIONS
 from attnc.compiler.ir.rewrite import rebuild, walk
 
 CASES = 256
@@ -283,19 +284,16 @@ class _Translation:
         return range(self._calls.number(ends[0]), self._calls.number(ends[1]) + 1)
 
 
-_KINDS: Mapping[str | type, str] = {
-    "mul": "a product",
-    "pow": "a power",
-    "bitlen": "a logarithm",
-    "isqrt": "a square root",
+_KINDS: Mapping[type, str] = {
     TableRead: "a long table",
     Reduce: "an aggregate",
     UnitCondition: "a rounding",
     RoundToInt: "a rounded function",
 }
-"""The words for expressions, by operation or class."""
+"""The words for expressions that are not operations."""
 
 
 def _beyond(node: Index) -> UndecidedError:
-    kind = _KINDS.get(node.op if isinstance(node, Arith) else type(node), "a function of many numbers")
-    return UndecidedError(f"{kind} is beyond Presburger arithmetic")
+    noun = "a function of many numbers"
+    noun = INTEGER_OPERATIONS[node.op].noun if isinstance(node, Arith) else _KINDS.get(type(node), noun)
+    return UndecidedError(f"{noun} is beyond Presburger arithmetic")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import isqrt, prod
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from attnc.compiler.ir.aggregates import (
     narrowed,
     spend,
 )
+from attnc.compiler.ir.integer_operations import INTEGER_FUNCTIONS, on_arrays
 from attnc.compiler.ir.nodes import (
     Arith,
     Bool,
@@ -34,6 +35,8 @@ from attnc.compiler.ir.nodes import (
     UnitCondition,
     Var,
     is_truth,
+    not_a_truth,
+    not_an_integer,
 )
 from attnc.spec.errors import EvaluationError
 from attnc.spec.source import Span
@@ -120,7 +123,7 @@ class ArrayEvaluator:
             case UnitCondition():
                 return self._rounded(node, active)
             case _:
-                raise AssertionError(f"not a truth value: {node}")
+                not_a_truth(node)
 
     def _compare(self, node: Compare, active: Active) -> Active:
         """Compare with 0; where terms depend on rows or keys alone, compare the row part with the key part."""
@@ -202,7 +205,7 @@ class ArrayEvaluator:
             case Reduce():
                 return self._reduce(node, active)
             case _:
-                raise AssertionError(f"not specialised: {node}")
+                not_an_integer(node)
 
     def _linear(self, node: Linear, active: Active) -> Array:
         total = np.array([[node.constant]], dtype=self._dtype)
@@ -247,18 +250,11 @@ class ArrayEvaluator:
                 return self._function(node, operands, active)
 
     def _function(self, node: Arith, operands: list[Array], active: Active) -> Array:
-        match node.op:
-            case "bitand":
-                return operands[0] & operands[1]
-            case "bitor":
-                return operands[0] | operands[1]
-            case "xor":
-                return operands[0] ^ operands[1]
-            case _:
-                negative = operands[0] < 0
-                self._fault(node, negative, active, f"{node.op} of a negative number")
-                n = np.where(negative, 0, operands[0])
-                return _bitlen(n) if node.op == "bitlen" else _isqrt(n)
+        if not INTEGER_FUNCTIONS[node.op].of_naturals:
+            return on_arrays(node.op, *operands)
+        for operand in operands:
+            self._fault(node, operand < 0, active, f"{node.op} of a negative number")
+        return on_arrays(node.op, *(np.where(operand < 0, 0, operand) for operand in operands))
 
     def _power(self, node: Arith, base: Array, exponent: Array, active: Active) -> Array:
         self._fault(node, exponent < 0, active, "a negative exponent")
@@ -413,22 +409,3 @@ def _distinct(values: Int64) -> tuple[Int64, Int64]:
     """The index of one column of each kind, and the number of the kind of every column."""
     _, first, number = np.unique(values, axis=1, return_index=True, return_inverse=True)
     return first, number.reshape(-1)
-
-
-def _bitlen(n: Array) -> Array:
-    """The bit length of n ≥ 0. frexp is exact up to 2^53; larger integers are computed one by one."""
-    if n.dtype == object or int(n.max(initial=0)) >= 1 << 53:
-        return _one_by_one(lambda x: x.bit_length(), n)
-    return np.asarray(np.frexp(n.astype(np.float64))[1], dtype=np.int64)
-
-
-def _isqrt(n: Array) -> Array:
-    if n.dtype == object or int(n.max(initial=0)) >= 1 << 52:
-        return _one_by_one(isqrt, n)
-    root = np.sqrt(n.astype(np.float64)).astype(np.int64)
-    return np.asarray(root - (root * root > n))
-
-
-def _one_by_one(function: Callable[[int], int], n: Array) -> Array:
-    values = [function(int(x)) for x in n.ravel()]
-    return np.array(values, dtype=n.dtype).reshape(n.shape)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from attnc.compiler.ir.integer_operations import INTEGER_OPERATIONS
 from attnc.compiler.ir.nodes import (
     Arith,
     Compare,
@@ -41,7 +42,6 @@ from attnc.spec.source import Span
 _SILENT: Mapping[type, set[str]] = {Coord: {"name"}, Pattern: {"origins", "general", "parameters"}}
 """Fields that are left out: they are only displayed, are derived from other fields, or are written separately."""
 
-_SYMMETRIC = ("mul", "min", "max", "bitand", "bitor", "xor")
 _WORD = re.compile(r"\w+")
 
 
@@ -111,7 +111,7 @@ class Writer:
             case Arith(op="abs", operands=(Linear() as sum_,)) | Compare(op="eq", value=Linear() as sum_):
                 kind_name = "abs" if isinstance(value, Arith) else "eq"
                 return digest_of(kind_name, min(self._linear(sum_, sign) for sign in (1, -1)))
-            case Arith(op=op) if op in _SYMMETRIC:
+            case Arith(op=op) if INTEGER_OPERATIONS[op].is_symmetric:
                 return digest_of(op, *sorted(map(self.value, value.operands)))
             case Segment():  # the names of axes are local
                 return digest_of("Segment", *map(self.value, ([e for _, e in value.axes], value.offset, value.length)))

@@ -8,9 +8,10 @@ terms that the constant divides; conjunctions and disjunctions are flat. All rul
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import gcd, isqrt
+from math import gcd
 from typing import Literal
 
+from attnc.compiler.ir.integer_operations import INTEGER_FUNCTIONS
 from attnc.compiler.ir.nodes import (
     Arith,
     Bool,
@@ -35,6 +36,7 @@ from attnc.compiler.ir.nodes import (
     intern,
     is_truth,
 )
+from attnc.spec.meaning.exact_arithmetic import ArithmeticFault
 
 WORD = 1 << 63
 
@@ -284,20 +286,13 @@ def absolute(node: Index) -> Index:
 
 
 def function(op: str, *operands: Index) -> Index:
-    """Return isqrt, bitlen, bitand, bitor or xor of operands. Constants outside the domain fault when evaluated."""
+    """Return a function of `INTEGER_FUNCTIONS` of operands. Constants outside the domain fault when evaluated."""
     values = [n.value for n in operands if isinstance(n, Const)]
     if len(values) == len(operands):
-        match op, values:
-            case "isqrt", [n] if n >= 0:
-                return const(isqrt(n))
-            case "bitlen", [n] if n >= 0:
-                return const(n.bit_length())
-            case "bitand", [a, b]:
-                return const(a & b)
-            case "bitor", [a, b]:
-                return const(a | b)
-            case "xor", [a, b]:
-                return const(a ^ b)
+        try:
+            return const(int(INTEGER_FUNCTIONS[op].evaluate(*values)))
+        except ArithmeticFault:
+            pass
     return intern(Arith(op, operands))
 
 

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
-from typing import Any, ClassVar, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, NoReturn, TypeVar, cast
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -53,8 +53,8 @@ class Node:
 
 
 @cache
-def _structure_fields(kind: Any) -> tuple[str, ...]:
-    """The names of the fields that make up a node's structure."""
+def structure_fields(kind: Any) -> tuple[str, ...]:
+    """Return the names of the fields that make up a node's structure."""
     return tuple(f.name for f in fields(kind) if f.init)
 
 
@@ -74,7 +74,7 @@ def intern(node: N) -> N:
     """Return the unique node with this structure."""
     hasher = hashlib.blake2b(type(node).__name__.encode(), digest_size=16)
     kind: Any = type(node)
-    for name in _structure_fields(kind):
+    for name in structure_fields(kind):
         _feed(hasher, getattr(node, name))
     digest = hasher.digest()
     with _lock:
@@ -164,7 +164,7 @@ class Linear(Node):
 
 @dataclass(frozen=True, eq=False)
 class Arith(Node):
-    """An integer operation: mul, floordiv, mod, pow, min, max, abs, isqrt, bitlen, bitand, bitor or xor.
+    """An operation of `INTEGER_OPERATIONS`: mul, floordiv, mod, pow, min, max, abs, or a function of integers.
 
     floordiv and mod round down; the exponent of pow is ≥ 0.
     """
@@ -326,6 +326,22 @@ Index = (
     | ExactSelect
     | UnitCondition
 )
+
+
+Unspecialised = HeadIndex | Extent | RoundToInt | Lookup
+"""Kinds of node that `specialise` replaces."""
+
+
+def not_an_integer(node: Unspecialised | Truth | Compare | Bool | Not | UnitCondition) -> NoReturn:
+    """Refuse the kinds of node that are left after those of specialised integers, as a type checker holds."""
+    raise AssertionError(f"not a specialised integer: {node}")
+
+
+def not_a_truth(
+    node: Unspecialised | Const | Position | Var | Coord | Linear | Arith | TableRead,
+) -> NoReturn:
+    """Refuse the kinds of node that are left after those of specialised conditions, as a type checker holds."""
+    raise AssertionError(f"not a specialised condition: {node}")
 
 
 def is_truth(node: Index) -> bool:

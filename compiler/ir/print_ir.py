@@ -7,6 +7,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from attnc.compiler.ir.derivatives import Derivative, derivatives
+from attnc.compiler.ir.integer_operations import INTEGER_OPERATIONS
 from attnc.compiler.ir.nodes import (
     Apply,
     Arith,
@@ -216,7 +217,20 @@ def _expression(node: Index) -> tuple[str, Precedence]:
             return _atom(node), Precedence.ATOM
 
 
-def _atom(node: Index) -> str:
+def _atom(
+    node: Truth
+    | Position
+    | HeadIndex
+    | Extent
+    | Var
+    | Coord
+    | TableRead
+    | Lookup
+    | DataRead
+    | Reduce
+    | RoundToInt
+    | UnitCondition,
+) -> str:
     match node:
         case Truth():
             return "true" if node.value else "false"
@@ -238,8 +252,6 @@ def _atom(node: Index) -> str:
         case UnitCondition():
             units = ", ".join(f"{_atom(var)} = {print_index(unit)}" for var, unit in node.units)
             return f"round({print_index(node.keep)} per {units})"
-        case _:
-            raise AssertionError(node)
 
 
 def _coordinate(node: Coord) -> str:
@@ -248,10 +260,13 @@ def _coordinate(node: Coord) -> str:
 
 
 def _reduce(node: Reduce) -> str:
-    ends = f"{_text(node.low, Precedence.SUM)} .. {_text(node.high, Precedence.SUM)}"
-    always = isinstance(node.condition, Truth) and node.condition.value
-    condition = "" if always else f" if {_text(node.condition, Precedence.OR)}"
-    return f"{node.op}({print_index(node.body)} for {_atom(node.var)} in {ends}{condition})"
+    return f"{node.op}({print_index(node.body)} for {_loop((node.var, node.low, node.high))}{_where(node.condition)})"
+
+
+def _where(condition: Index) -> str:
+    """The text of the condition of an aggregate."""
+    always = isinstance(condition, Truth) and condition.value
+    return "" if always else f" if {_text(condition, Precedence.OR)}"
 
 
 def _list(nodes: tuple[Index, ...]) -> str:
@@ -275,18 +290,13 @@ def _term(term: Index, factor: int) -> str:
 
 
 def _arith(node: Arith) -> tuple[str, Precedence]:
-    match node.op, node.operands:
-        case "mul", (a, b):
-            return f"{_text(a, Precedence.PRODUCT)} * {_text(b, Precedence.UNARY)}", Precedence.PRODUCT
-        case (("floordiv" | "mod"), (a, b)):
-            return (
-                f"{_text(a, Precedence.PRODUCT)} {'//' if node.op == 'floordiv' else '%'} {_text(b, Precedence.UNARY)}",
-                Precedence.PRODUCT,
-            )
-        case "pow", (a, b):
-            return f"{_text(a, Precedence.ATOM)} ** {_text(b, Precedence.UNARY)}", Precedence.POWER
-        case _:
-            return f"{node.op}({_list(node.operands)})", Precedence.ATOM
+    operation = INTEGER_OPERATIONS.get(node.op)
+    if operation is None or not operation.word:
+        return f"{node.op}({_list(node.operands)})", Precedence.ATOM
+    a, b = node.operands
+    if node.op == "pow":
+        return f"{_text(a, Precedence.ATOM)} {operation.word} {_text(b, Precedence.UNARY)}", Precedence.POWER
+    return f"{_text(a, Precedence.PRODUCT)} {operation.word} {_text(b, Precedence.UNARY)}", Precedence.PRODUCT
 
 
 def _comparison(node: Compare) -> str:
@@ -383,10 +393,8 @@ def _value_atom(node: Value) -> str:
         case StateAt():
             return node.name + "'" * node.version
         case ValueReduce():
-            ends = f"{_text(node.low, Precedence.SUM)} .. {_text(node.high, Precedence.SUM)}"
-            always = isinstance(node.condition, Truth) and node.condition.value
-            condition = "" if always else f" if {_text(node.condition, Precedence.OR)}"
-            return f"{node.op}({print_value(node.body)} for {_atom(node.var)} in {ends}{condition})"
+            loop = _loop((node.var, node.low, node.high))
+            return f"{node.op}({print_value(node.body)} for {loop}{_where(node.condition)})"
         case _:
             return _matrix_atom(node)
 
@@ -396,9 +404,7 @@ def _matrix_atom(node: Value) -> str:
         case Ranking():
             return node.name
         case VisibleReduce():
-            always = isinstance(node.condition, Truth) and node.condition.value
-            condition = "" if always else f" if {_text(node.condition, Precedence.OR)}"
-            return f"{node.op}({print_value(node.body)} for k{condition})"
+            return f"{node.op}({print_value(node.body)} for k{_where(node.condition)})"
         case Pick():
             return f"{_value_text(node.vector, Precedence.ATOM)}[{print_index(node.index)}]"
         case VectorPart():

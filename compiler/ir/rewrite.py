@@ -17,39 +17,29 @@ from attnc.compiler.ir.array_evaluator import ONE_LANE, ArrayEvaluator
 from attnc.compiler.ir.magnitude import is_small
 from attnc.compiler.ir.nodes import (
     VALUES,
-    Apply,
     Arith,
     Bool,
     Compare,
     Const,
-    Contract,
     Coord,
     DataRead,
-    Dot,
-    Element,
     ExactSelect,
     FloatSelect,
     Index,
     Linear,
     Lookup,
     Not,
-    Ratio,
     Reduce,
     RoundToInt,
     Softmax,
-    Solve,
-    StateAt,
     TableRead,
     Truth,
     UnitCondition,
     Value,
-    ValueReduce,
     Var,
-    Vec,
-    VectorPart,
-    VisibleReduce,
     intern,
     is_truth,
+    structure_fields,
 )
 from attnc.spec.errors import EvaluationError
 
@@ -152,50 +142,21 @@ def _build(node: Index, children: tuple[Index, ...]) -> Index:
         case Reduce():
             return aggregate(node.op, node.var, *children)
         case _ if isinstance(node, (RoundToInt, *VALUES)):
-            return cast("Index", _value(node, children))
+            if isinstance(node, FloatSelect) and isinstance(children[0], Truth):
+                return children[1] if children[0].value else children[2]
+            return cast("Index", intern(_with_operands(node, children)))
         case _:
             return _truth(node, children)
 
 
-def _value(node: Any, children: tuple[Any, ...]) -> Any:
-    match node:
-        case Ratio():
-            return intern(Ratio(*children))
-        case RoundToInt():
-            return intern(RoundToInt(node.op, *children))
-        case Element():
-            return intern(Element(node.tensor, children))
-        case Apply():
-            return intern(Apply(node.op, children))
-        case Dot():
-            return intern(Dot(*children))
-        case FloatSelect():
-            condition, then, otherwise = children
-            if isinstance(condition, Truth):
-                return then if condition.value else otherwise
-            return intern(FloatSelect(condition, then, otherwise))
-        case ValueReduce():
-            return intern(ValueReduce(node.op, node.var, *children))
-        case VisibleReduce():
-            return intern(VisibleReduce(node.op, *children))
-        case _:
-            return _vector(node, children)
-
-
-def _vector(node: Any, children: tuple[Any, ...]) -> Any:
-    match node:
-        case Vec():
-            return intern(Vec(node.tensor, *children))
-        case VectorPart():
-            return intern(VectorPart(children[0], node.number, node.of))
-        case Solve():
-            return intern(Solve(children[0], children[1], node.steps))
-        case Contract():
-            return intern(Contract(children[0], children[1], node.left_axis, node.right_axis))
-        case StateAt():
-            return node
-        case _:
-            return intern(type(node)(*children))
+def _with_operands(node: Any, children: tuple[Index, ...]) -> Any:
+    """Return a node with the same structure and other operands."""
+    operands, kind = iter(children), cast("Any", type(node))
+    parts = {name: getattr(node, name) for name in structure_fields(kind)}
+    for name in node.operand_fields:
+        many = isinstance(parts[name], tuple)
+        parts[name] = tuple(next(operands) for _ in parts[name]) if many else next(operands)
+    return kind(**parts)
 
 
 def _truth(node: Index, children: tuple[Index, ...]) -> Index:

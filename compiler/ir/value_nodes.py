@@ -223,25 +223,7 @@ def axes(node: Value) -> Axes:  # noqa: C901  one case a node kind
 
 def rank(node: Value) -> int:
     """Return the number of axes of a value: 0 for a number, 1 for a vector, 2 for a matrix."""
-    match node:
-        case Vec() | VectorPart() | Solve():
-            return 1
-        case Element(tensor=tensor, indices=indices):
-            return len(tensor.dims) - len(indices)
-        case Apply(operands=operands):
-            return max(map(rank, operands))
-        case Pick(vector=inner):
-            return rank(inner) - 1
-        case Outer() | Eye():
-            return 2
-        case Contract() | Diagonal() | StateAt():
-            return len(axes(node))
-        case FloatSelect(then=then, otherwise=otherwise):
-            return max(rank(then), rank(otherwise))
-        case ValueReduce(body=body) | VisibleReduce(body=body):
-            return rank(body)
-        case _:
-            return 0
+    return len(axes(node))
 
 
 def total(op: Literal["sum", "min", "max"], var: Var, low: Index, high: Index, condition: Index, body: Value) -> Value:

@@ -11,6 +11,7 @@ from functools import wraps
 from math import gcd
 from typing import ParamSpec, TypeVar, cast
 
+from attnc.compiler.ir.integer_operations import INTEGER_OPERATIONS
 from attnc.compiler.ir.nodes import (
     VALUES,
     Arith,
@@ -21,15 +22,12 @@ from attnc.compiler.ir.nodes import (
     DataRead,
     Element,
     ExactSelect,
-    Extent,
-    HeadIndex,
     Index,
     Linear,
     Lookup,
     Not,
     Position,
     Reduce,
-    RoundToInt,
     Softmax,
     StateAt,
     TableRead,
@@ -56,21 +54,6 @@ from attnc.compiler.ir.value_nodes import (
     output_of_state,
     values_of,
 )
-
-ARITY = {
-    "mul": 2,
-    "floordiv": 2,
-    "mod": 2,
-    "pow": 2,
-    "abs": 1,
-    "isqrt": 1,
-    "bitlen": 1,
-    "bitand": 2,
-    "bitor": 2,
-    "xor": 2,
-}
-"""The number of operands of each operation; `min` and `max` have two or more."""
-
 
 P = ParamSpec("P")
 IR = TypeVar("IR", bound="Pattern | Attend | Index | Value")
@@ -287,7 +270,9 @@ def violations_of(node: Index) -> Iterator[str]:
     """Yield the violated invariants of a node, but not those of its operands."""
     if intern(node) is not node:
         yield "it is not interned"
-    yield from _RULES[type(node)](node)
+    rule = _RULES.get(type(node))
+    if rule is not None:
+        yield from rule(node)
 
 
 def _numbers(*operands: Index) -> Iterator[str]:
@@ -300,11 +285,6 @@ def _truths(*operands: Index) -> Iterator[str]:
     for operand in operands:
         if not is_truth(operand):
             yield f"`{print_index(operand)}` is not a truth value"
-
-
-def _no_rule(node: Index) -> Iterator[str]:
-    del node
-    return iter(())
 
 
 def _linear(node: Linear) -> Iterator[str]:
@@ -323,13 +303,14 @@ def _linear(node: Linear) -> Iterator[str]:
 
 def _arith(node: Arith) -> Iterator[str]:
     yield from _numbers(*node.operands)
-    if node.op in ("min", "max"):
+    operation = INTEGER_OPERATIONS.get(node.op)
+    if operation is None:
+        yield f"`{node.op}` is not an operation"
+    elif operation.variadic:
         if len(node.operands) < 2:
             yield f"`{node.op}` of fewer than two operands"
-    elif node.op not in ARITY:
-        yield f"`{node.op}` is not an operation"
-    elif len(node.operands) != ARITY[node.op]:
-        yield f"`{node.op}` takes {ARITY[node.op]} operands"
+    elif len(node.operands) != len(operation.parameters):
+        yield f"`{node.op}` takes {len(operation.parameters)} operands"
     if node.op in ("mul", "min", "max") and [n.digest for n in node.operands] != sorted(
         n.digest for n in node.operands
     ):
@@ -415,13 +396,6 @@ def _choice(node: ExactSelect) -> Iterator[str]:
 
 
 _RULES: dict[type, Callable[..., Iterator[str]]] = {
-    Const: _no_rule,
-    Position: _no_rule,
-    HeadIndex: _no_rule,
-    Extent: _no_rule,
-    Var: _no_rule,
-    RoundToInt: _no_rule,
-    Truth: _no_rule,
     Linear: _linear,
     Arith: _arith,
     Coord: _coord,
@@ -435,3 +409,4 @@ _RULES: dict[type, Callable[..., Iterator[str]]] = {
     ExactSelect: _choice,
     UnitCondition: _round,
 }
+"""The rules of each class; nodes of other classes are always well formed."""

@@ -28,6 +28,8 @@ from attnc.compiler.ir import (
     fold,
     is_truth,
 )
+from attnc.compiler.ir.integer_operations import INTEGER_OPERATIONS
+from attnc.compiler.ir.magnitude import Magnitudes
 from attnc.compiler.ir.node_words import plural
 from attnc.compiler.ir.rewrite import walk
 
@@ -38,15 +40,6 @@ COLUMNS: Axes = frozenset("c")
 
 LONGEST = 1 << 28
 """Maximum number of tokens of a sequence for which numbers are shown to fit into 32 bits."""
-
-
-KERNEL_OPERATIONS = {"floordiv", "mod", "mul", "min", "max", "abs", "bitlen", "bitand", "bitor", "xor"}
-"""Operations of integers that kernels compute, besides powers of two."""
-
-
-def is_kernel_operation(node: Arith) -> bool:
-    """Whether kernels compute an operation of integers."""
-    return node.op in KERNEL_OPERATIONS or (node.op == "pow" and node.operands[0] is fold.const(2))
 
 
 class NotInKernelsError(Exception):
@@ -106,6 +99,47 @@ def bit_length(n):
 ''',
 }
 """Texts of the functions that a kernel may call, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class TritonOperation:
+    """The text of an operation of integers in Triton, with `{0}` and `{1}` for its operands.
+
+    `binds`: how tightly the text binds; `levels`: how tightly operands must bind. `helper`: the function of `HELPERS`
+    that it calls. `size`: a bound on the magnitude of the result by bounds on those of the operands; None for no bound.
+    """
+
+    text: str
+    binds: int = 9
+    levels: tuple[int, int] = (0, 0)
+    helper: str | None = None
+    size: Callable[..., int | None] = lambda *sizes: max(sizes) + 1
+
+
+def _on_bits(sign: str) -> TritonOperation:
+    return TritonOperation(f"{{0}} {sign} {{1}}", 3, (9, 9), size=lambda a, b: 2 * max(a, b))
+
+
+TRITON_OPERATIONS: Mapping[str, TritonOperation | None] = {
+    "mul": TritonOperation("{0} * {1}", 7, (7, 8), size=lambda a, b: a * b),
+    "floordiv": TritonOperation("floor_div({0}, {1})", helper="floor_div"),
+    "mod": TritonOperation("floor_mod({0}, {1})", helper="floor_mod"),
+    "pow": TritonOperation("(1 << {1})", levels=(0, 9), size=lambda *_: None),
+    "min": TritonOperation("tl.minimum({0}, {1})"),
+    "max": TritonOperation("tl.maximum({0}, {1})"),
+    "abs": TritonOperation("tl.abs({0})"),
+    "bitlen": TritonOperation("bit_length({0})", helper="bit_length"),
+    "bitand": _on_bits("&"),
+    "bitor": _on_bits("|"),
+    "xor": _on_bits("^"),
+    "isqrt": None,
+}
+"""The texts of operations of integers; None for operations that kernels do not compute. The base of `pow` is 2."""
+
+
+def is_kernel_operation(node: Arith) -> bool:
+    """Whether kernels compute an operation of integers."""
+    return TRITON_OPERATIONS[node.op] is not None and (node.op != "pow" or node.operands[0] is fold.const(2))
 
 
 @dataclass
@@ -206,43 +240,20 @@ class IndexText:
     def _arithmetic(self, node: Arith) -> ExprText:
         if not is_kernel_operation(node):
             raise NotInKernelsError(node.op)
+        operation = TRITON_OPERATIONS[node.op]
+        assert operation is not None
         axes, parts = aligned(*self._same_width(node.operands))
-        match node.op, parts:
-            case "floordiv" | "mod", (a, b):
-                return self._quotient(node, a, b, axes)
-            case "mul", (a, b):
-                return ExprText(f"{a.at(7)} * {b.at(8)}", axes, 7)
-            case "min" | "max" as op, (first, *rest):
-                text = first.text
-                for part in rest:
-                    text = f"tl.{op}imum({text}, {part.text})"
-                return ExprText(text, axes)
-            case "abs", (a,):
-                return ExprText(f"tl.abs({a.text})", axes)
-            case "bitlen", (a,):
-                self.helpers["bit_length"] = None
-                return ExprText(f"bit_length({a.text})", axes)
-            case "bitand" | "bitor" | "xor" as op, (a, b):
-                sign = {"bitand": "&", "bitor": "|", "xor": "^"}[op]
-                return ExprText(f"{a.at(9)} {sign} {b.at(9)}", axes, 3)
-            case "pow", (_, b):
-                return ExprText(f"(1 << {b.at(9)})", axes)
-        raise AssertionError(node.op)
-
-    def _quotient(self, node: Arith, a: ExprText, b: ExprText, axes: Axes) -> ExprText:
-        dividend, divisor = node.operands
-        is_mod = node.op == "mod"
-        if isinstance(divisor, Const) and divisor.value > 0:
-            if is_nonnegative(dividend):
-                return ExprText(f"{a.at(7)} {'%' if is_mod else '//'} {b.at(8)}", axes, 7)
-            if not divisor.value & (divisor.value - 1):
-                bits = divisor.value.bit_length() - 1
-                return ExprText(f"({a.at(9)} & {divisor.value - 1})" if is_mod else f"({a.at(9)} >> {bits})", axes)
-        elif is_nonnegative(dividend) and is_nonnegative(divisor):
-            return ExprText(f"{a.at(7)} {'%' if is_mod else '//'} {b.at(8)}", axes, 7)
-        name = "floor_mod" if is_mod else "floor_div"
-        self.helpers[name] = None
-        return ExprText(f"{name}({a.text}, {b.text})", axes)
+        if node.op in ("floordiv", "mod") and (text := _unsigned_quotient(node, parts, axes)) is not None:
+            return text
+        if operation.helper is not None:
+            self.helpers[operation.helper] = None
+        levels = operation.levels
+        if len(parts) == 1:
+            return ExprText(operation.text.format(parts[0].at(levels[0])), axes, operation.binds)
+        written, *rest = (part.at(levels[i > 0]) for i, part in enumerate(parts))
+        for part in rest:
+            written = operation.text.format(written, part)
+        return ExprText(written, axes, operation.binds)
 
     def _table(self, values: tuple[int, ...], index: Index) -> ExprText:
         position = self.of(index)
@@ -250,6 +261,18 @@ class IndexText:
         for i, value in reversed(list(enumerate(values[:-1]))):
             text = f"tl.where({position.at(5)} == {i}, {value}, {text})"
         return ExprText(text, position.axes)
+
+
+def _unsigned_quotient(node: Arith, parts: Sequence[ExprText], axes: Axes) -> ExprText | None:
+    """Return the text of a quotient or rest by signs of operands that are known; None if they are not."""
+    (dividend, divisor), (a, b), is_mod = node.operands, parts, node.op == "mod"
+    is_positive = isinstance(divisor, Const) and divisor.value > 0
+    if is_nonnegative(dividend) and (is_positive or is_nonnegative(divisor)):
+        return ExprText(f"{a.at(7)} {'%' if is_mod else '//'} {b.at(8)}", axes, 7)
+    if isinstance(divisor, Const) and is_positive and not divisor.value & (divisor.value - 1):
+        bits = divisor.value.bit_length() - 1
+        return ExprText(f"({a.at(9)} & {divisor.value - 1})" if is_mod else f"({a.at(9)} >> {bits})", axes)
+    return None
 
 
 def _constant(value: int) -> ExprText:
@@ -286,7 +309,7 @@ def is_nonnegative(node: Index) -> bool:
             return all(map(is_nonnegative, operands))
         case Arith(op="mod", operands=(_, divisor)):
             return isinstance(divisor, Const) and divisor.value > 0
-        case Arith(op="abs" | "bitlen" | "isqrt"):
+        case Arith(op=op) if INTEGER_OPERATIONS[op].is_natural:
             return True
         case TableRead(values=values):
             return min(values) >= 0
@@ -301,41 +324,23 @@ def fits_32_bits(root: Index) -> bool:
 
     The constant FAR, which becomes 2^30, must not be added to anything.
     """
-    sizes: dict[Index, int] = {}
-    for node in walk(root):
-        if is_truth(node):
-            continue
-        size = _size(node, sizes)
-        if size is None or size >= 1 << 31:
-            return False
-        sizes[node] = size
-    return True
+    return _KernelMagnitudes(LONGEST, {}, 1 << 31).of(root) is not None
 
 
-def _size(node: Index, sizes: Mapping[Index, int]) -> int | None:  # noqa: C901  one case a node kind
-    """Return the largest absolute value that an integer may have; None if it is unknown."""
-    match node:
-        case Const(value=value):
-            return 1 << 30 if abs(value) == FAR else abs(value)
-        case Position() | Extent() | Lookup():
-            return LONGEST
-        case HeadIndex():
-            return 1 << 16
-        case Linear():
-            return sum(abs(factor) * sizes[term] for term, factor in node.terms) + abs(node.constant)
-        case Coord():
-            return sizes[node.position] + sizes[node.offset] + 1
-        case ExactSelect():
-            return max(sizes[node.then], sizes[node.otherwise])
-        case TableRead(values=values):
-            return max(map(abs, values))
-        case Arith(op="floordiv", operands=(a, Const(value=divisor))) if divisor > 0:
-            return sizes[a] // divisor + 1
-        case Arith(op="min" | "max" | "abs" | "floordiv" | "mod" | "bitlen"):
-            return max(sizes[operand] for operand in node.operands) + 1
-        case Arith(op="mul", operands=(a, b)):
-            return sizes[a] * sizes[b]
-        case Arith(op="bitand" | "bitor" | "xor", operands=(a, b)):
-            return 2 * max(sizes[a], sizes[b])
-        case _:
-            return None
+class _KernelMagnitudes(Magnitudes):
+    """Bounds on the numbers that a kernel computes."""
+
+    def leaf(self, node: Index) -> int | None:
+        match node:
+            case Const(value=value) if abs(value) == FAR:
+                return 1 << 30
+            case Extent() | Lookup():
+                return LONGEST
+            case HeadIndex():
+                return 1 << 16
+            case _:
+                return super().leaf(node)
+
+    def operation(self, node: Arith, operands: list[int]) -> int | None:
+        operation = TRITON_OPERATIONS[node.op]
+        return None if operation is None else operation.size(*operands)

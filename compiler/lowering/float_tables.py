@@ -13,8 +13,9 @@ from attnc.compiler.analysis.intervals import bounds
 from attnc.compiler.ir import Apply, Const, Data, Index, Node, Number, Ratio, RoundToInt, Value, fold
 from attnc.compiler.lowering.estimates import estimated
 from attnc.spec.errors import EvaluationError
+from attnc.spec.exact_operations import EXACT_FUNCTIONS
 from attnc.spec.meaning import float_arithmetic
-from attnc.spec.meaning.exact_arithmetic import FUNCTIONS, ArithmeticFault, checked
+from attnc.spec.meaning.exact_arithmetic import ArithmeticFault, checked
 
 MOST_ENTRIES = 1 << 22
 """Maximum number of entries of a table."""
@@ -92,4 +93,4 @@ def _entry(node: RoundToInt, argument: int) -> int:
         value = float(value)
     if isinstance(value, float) and not np.isfinite(value):
         raise ArithmeticFault("the result is not a finite number")
-    return int(checked(FUNCTIONS[node.op](value)))
+    return int(checked(EXACT_FUNCTIONS[node.op].evaluate(value)))

@@ -18,7 +18,8 @@ from attnc.compiler.lowering.rational import Number, Rational
 from attnc.spec import program as checked
 from attnc.spec.diagnostics import Diagnostic, Label
 from attnc.spec.errors import SpecError
-from attnc.spec.meaning.exact_arithmetic import ArithmeticFault, apply
+from attnc.spec.exact_operations import EXACT_FUNCTIONS, TRANSCENDENTAL, apply
+from attnc.spec.meaning.exact_arithmetic import ArithmeticFault
 from attnc.spec.names.builtins import FLOAT_BUILTINS
 from attnc.spec.source import Span
 
@@ -218,13 +219,10 @@ def as_index(value: Lowered) -> Index:
     return value
 
 
-_BINARY64 = ("sqrt", "exp", "log", "log2")
-
-
 def is_binary64(op: str, operands: tuple[Lowered, ...]) -> bool:
     """Whether an operation leaves the exact numbers: a root, exponential, logarithm, fractional power, or any float."""
     fractional = op == "pow" and isinstance(operands[1], Rational)
-    return op in _BINARY64 or fractional or any(isinstance(operand, float) for operand in operands)
+    return op in TRANSCENDENTAL or fractional or any(isinstance(operand, float) for operand in operands)
 
 
 def in_binary64(op: str, operands: tuple[Lowered, ...], span: Span) -> Lowered:
@@ -298,7 +296,7 @@ def _function(op: str, operands: tuple[Number, ...], span: Span) -> Number:
             n = exact.floor(a)
             highest_bit = fold.power(fold.const(2), fold.add(fold.function("bitlen", n), fold.const(-1)))
             return fold.conjunction(fold.less(fold.const(0), n), fold.equal(n, highest_bit))
-        case (("isqrt" | "bitlen" | "bitand" | "bitor" | "xor"), _):
+        case _ if EXACT_FUNCTIONS[op].takes == "integers":
             return fold.function(op, *(exact.floor(a) for a in operands))
         case _:
             unsupported(span, f"`{op}` in a relation")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from attnc.compiler.ir import Arith, Const, Extent, Index, Linear, Position, fold
+from attnc.spec.exact_operations import EXACT_OPERATIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def _never_negative(node: Index) -> bool:
             return True
         case Linear():
             return node.constant >= 0 and all(c >= 0 and _never_negative(t) for t, c in node.terms)
-        case Arith(op="abs" | "isqrt" | "bitlen"):
+        case Arith(op=op) if EXACT_OPERATIONS[op].is_natural:
             return True
         case Arith(op="max"):
             return any(map(_never_negative, node.operands))

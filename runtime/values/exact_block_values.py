@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
@@ -12,9 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attnc.compiler import ir
-from attnc.compiler.analysis import exact_evaluation
-from attnc.compiler.analysis.intervals import fits_word
-from attnc.compiler.ir.array_evaluator import WORD
+from attnc.compiler.analysis.exact_evaluation import PairLanes
 from attnc.compiler.ir.value_nodes import reads
 from attnc.compiler.lowering.specialise import specialise
 from attnc.runtime.process.device_constants import on_device
@@ -33,36 +30,6 @@ _HEAD = ir.intern(ir.Var("a head", 0))
 _ENTRY = ir.intern(ir.Var("a batch entry", 0))
 
 
-@dataclass(frozen=True)
-class _BlockLanes:
-    """Rows, keys, values of variables and active pairs for one evaluation; `counts`: the window's queries and keys."""
-
-    places: tuple[Int64, Int64]
-    bound: Mapping[ir.Var, Int64]
-    active: PairMask
-    counts: tuple[int, int]
-
-    def fits(self, node: ir.Index) -> bool:
-        """Check that 64 bits hold every intermediate of an exact expression, its constants included."""
-        if not all(map(_is_word, node.below)):
-            return False
-        limits = {v: (int(x.min(initial=0)), int(x.max(initial=0))) for v, x in self.bound.items()}
-        return fits_word(node, (0, self.counts[0]), (0, self.counts[1]), limits)
-
-
-def _is_word(node: ir.Index) -> bool:
-    """Check that the constants of a node, without those of its operands, fit in 64 bits."""
-    match node:
-        case ir.Const():
-            return abs(node.value) < WORD
-        case ir.Linear():
-            return all(abs(n) < WORD for n in (node.constant, *(factor for _, factor in node.terms)))
-        case ir.TableRead():
-            return all(abs(n) < WORD for n in node.values)
-        case _:
-            return True
-
-
 class ExactBlockValues:
     """Exact values over one block: arrays (…, heads or 1, rows or 1, keys or 1), with a leading dimension per loop.
 
@@ -78,14 +45,7 @@ class ExactBlockValues:
         """Return where a condition holds: (heads or 1, rows or 1, keys or 1)."""
         if not ir.is_truth(condition):
             return np.asarray(self.integers(condition) != 0)
-
-        def evaluate(specialised: ir.Index, pairs: _BlockLanes) -> PairMask:
-            origins = self.operands.origins
-            return exact_evaluation.truths_in(
-                specialised, *pairs.places, pairs.bound, pairs.active, origins, wide=not pairs.fits(specialised)
-            )
-
-        return self._by_head(condition, evaluate)
+        return self._by_head(condition, PairLanes.truths)
 
     def integer(self, node: ir.Index) -> int:
         """Return an integer that is equal for all pairs."""
@@ -96,24 +56,11 @@ class ExactBlockValues:
 
         Entries of inactive pairs are arbitrary.
         """
-
-        def evaluate(specialised: ir.Index, pairs: _BlockLanes) -> Int64:
-            origins = self.operands.origins
-            return exact_evaluation.integers_in(
-                specialised, *pairs.places, pairs.bound, pairs.active, origins, wide=not pairs.fits(specialised)
-            )
-
-        return self._by_head(node, evaluate)
+        return self._by_head(node, PairLanes.integers)
 
     def floats(self, node: ir.Index) -> NDArray[np.float64]:
         """Return an integer in binary64, even where it exceeds 64 bits."""
-
-        def evaluate(specialised: ir.Index, pairs: _BlockLanes) -> NDArray[np.float64]:
-            return exact_evaluation.floats_in(
-                specialised, *pairs.places, pairs.bound, pairs.active, pairs.fits, self.operands.origins
-            )
-
-        return self._by_head(node, evaluate)
+        return self._by_head(node, PairLanes.floats)
 
     # --- pair dimensions ---
 
@@ -161,12 +108,12 @@ class ExactBlockValues:
 
     # --- evaluation ---
 
-    def _by_head(self, node: ir.Index, evaluate: Callable[[ir.Index, _BlockLanes], NDArray[S]]) -> NDArray[S]:
+    def _by_head(self, node: ir.Index, evaluate: Callable[[PairLanes, ir.Index], NDArray[S]]) -> NDArray[S]:
         """Evaluate an exact expression for all heads at once, or head by head where it is tabulated for each."""
         block, axes = self.block, self.axes(node)
         active, bound = self.active(node), self.loops.of(node)
         places = block.rows if axes[-2] else block.rows[:1], block.keys if axes[-1] else block.keys[:1]
-        counts = block.window.n_q, block.window.n_k
+        counts, origins = (block.window.n_q, block.window.n_k), self.operands.origins
         heads = np.array(block.heads if axes[-3] else block.heads[:1])
         parts = []
         for at in self._evaluated_at_once(node, heads):
@@ -174,13 +121,13 @@ class ExactBlockValues:
             entry, head = self._entries_and_heads(heads[at])
             if at.stop - at.start == 1:
                 variables = {v: x[..., 0, :, :] for v, x in variables.items()}
-                pairs = _BlockLanes(places, variables, head_active[..., 0, :, :], counts)
-                parts.append(evaluate(self._specialised(node, int(entry[0]), int(head[0])), pairs)[..., None, :, :])
+                pairs = PairLanes(*places, variables, head_active[..., 0, :, :], counts, origins)
+                parts.append(evaluate(pairs, self._specialised(node, int(entry[0]), int(head[0])))[..., None, :, :])
                 continue
             variables |= {_HEAD: head[:, None, None], _ENTRY: entry[:, None, None]}
             one_entry = int(entry[0]) if entry[0] == entry[-1] else _ENTRY
-            pairs = _BlockLanes(places, variables, head_active, counts)
-            part = evaluate(self._specialised(node, one_entry, _HEAD), pairs)
+            pairs = PairLanes(*places, variables, head_active, counts, origins)
+            part = evaluate(pairs, self._specialised(node, one_entry, _HEAD))
             shape = np.broadcast_shapes(part.shape, (len(head), 1, 1))
             parts.append(part if part.shape == shape else np.array(np.broadcast_to(part, shape)))
         return np.concatenate(parts, -3) if len(parts) > 1 else parts[0]

@@ -12,6 +12,7 @@ from attnc.runtime.verifying.call_cases import takes_more_queries
 from attnc.spec import program
 from attnc.spec.checks.measure import below
 from attnc.spec.errors import EvaluationError
+from attnc.spec.exact_operations import COMPARISONS, EXACT_OPERATIONS
 from attnc.spec.meaning.constant_values import ParametersAlone
 from attnc.spec.meaning.denotation import EvaluationFrame, Meanings, constantly
 from attnc.spec.program import BoundProgram, Expr, Value
@@ -20,8 +21,7 @@ Number = Fraction | float
 """An exact number, or an infinity."""
 
 JUNCTIONS = ("and", "or", "not")
-COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
-_WHOLE = ("floordiv", "floor", "ceil", "bitlen", "isqrt")
+_WHOLE = frozenset(name for name, item in EXACT_OPERATIONS.items() if item.gives == "int")
 _WHOLE_OF_WHOLE = ("mod", "abs", "min", "max", "mul", "clamp")
 _PLAIN = (
     *(program.Literal, program.ParameterRead, program.Operation, program.ConditionalValue, program.Aggregate),
@@ -303,9 +303,8 @@ class Bounds:
                 return Fraction(0), high
             case "clamp":
                 return ranges[1][0], ranges[2][1]
-            case "bitlen" | "isqrt":
-                return Fraction(0), math.inf
-        return -math.inf, math.inf
+        operation = EXACT_OPERATIONS.get(op)
+        return (-math.inf if operation is None or not operation.is_natural else Fraction(0)), math.inf
 
     def _constant(self, node: Expr, scope: BoundScope) -> Value | None:
         """Return the value of an expression of parameters only, None for any other expression."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 
-from attnc.runtime.verifying.bounds import COMPARISONS, Bounds
+from attnc.runtime.verifying.bounds import Bounds
 from attnc.runtime.verifying.condition_lines import relation_lines, step_lines
 from attnc.spec.checks.measure import below
+from attnc.spec.exact_operations import COMPARISONS
 from attnc.spec.program import BoundProgram, Expr, HeadIndexRead, Input, InputRead, Operation, Size
 
 _SWAPPED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne"}

@@ -8,32 +8,16 @@ from dataclasses import replace
 from attnc.spec import program
 from attnc.spec.checks.expression_forms import BOOL, FLOAT, UNKNOWN, ExprForm, Finding, as_number, floating
 from attnc.spec.diagnostics import Label
+from attnc.spec.exact_operations import COMPARISONS, EXACT_OPERATIONS
 from attnc.spec.names.builtins import FLOAT_BUILTINS, VECTOR_FUNCTIONS, WORD_OF
 from attnc.spec.types import Dim
 
 Complain = Callable[..., None]
 
-_COMPARISONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
-
 _ELEMENTWISE = frozenset(
     {
-        *(
-            "add",
-            "sub",
-            "mul",
-            "div",
-            "share",
-            "neg",
-            "pow",
-            "abs",
-            "min",
-            "max",
-            "clamp",
-            "sqrt",
-            "exp",
-            "log",
-            "log2",
-        ),
+        "share",
+        *(name for name, item in EXACT_OPERATIONS.items() if item.takes == "numbers" and item.gives != "int"),
         *(name for name in FLOAT_BUILTINS if name not in VECTOR_FUNCTIONS | {"eye"}),
     }
 )
@@ -87,7 +71,7 @@ class FloatRules:
             return self._vector_form(node, findings)
         if node.op in _ELEMENTWISE:
             return self._elementwise(node, findings)
-        if node.op in _COMPARISONS and node.floating:
+        if node.op in COMPARISONS and node.floating:
             return self._compared(node, findings)
         floating_operand = next(o for o, f in zip(node.operands, findings, strict=True) if f.form.kind == "float")
         name = WORD_OF.get(node.op, node.op)

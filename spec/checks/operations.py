@@ -19,15 +19,14 @@ from attnc.spec.checks.expression_forms import (
     join,
 )
 from attnc.spec.checks.float_rules import FloatRules
-from attnc.spec.meaning.exact_arithmetic import ArithmeticFault, apply
-from attnc.spec.names.builtins import EXACT_FUNCTIONS, FLOAT_BUILTINS, INTEGER_FUNCTIONS, TRANSCENDENTAL, WORD_OF
+from attnc.spec.exact_operations import EXACT_FUNCTIONS, EXACT_OPERATIONS, Result, apply
+from attnc.spec.meaning.exact_arithmetic import ArithmeticFault
+from attnc.spec.names.builtins import FLOAT_BUILTINS, WORD_OF
 from attnc.spec.source import Span
 
 Complain = Callable[..., None]
 
-_ORDER = frozenset({"lt", "le", "gt", "ge"})
 _EQUALITY = frozenset({"eq", "ne"})
-_LOGIC = frozenset({"and", "or", "not"})
 _DIVISIONS = frozenset({"div", "floordiv", "mod"})
 
 
@@ -45,7 +44,8 @@ class OperationRules:
         """Return the finding of an operation, given the findings of its operands."""
         needs = frozenset[str]().union(*(f.needs for f in findings))
         if any(f.form.kind == "unknown" for f in findings):
-            return Finding(self._unknown_form(node.op), needs)
+            operation = EXACT_OPERATIONS.get(node.op)
+            return Finding(UNKNOWN if operation is None or operation.gives != "bool" else BOOL, needs)
         if node.op in FLOAT_BUILTINS or node.op == "share" or any(f.form.kind == "float" for f in findings):
             return Finding(self.floating.of(node, findings), needs)
         form = self._form(node, findings)
@@ -54,31 +54,21 @@ class OperationRules:
         value = self._constant(node, findings)
         if value is not None:
             return Finding(value.form, needs, value.constant, value.natural)
-        return Finding(form, needs, None, _natural(node.op, findings))
-
-    def _unknown_form(self, op: str) -> ExprForm:
-        return BOOL if op in _LOGIC | _ORDER | _EQUALITY | {"power_of_two"} else UNKNOWN
+        return Finding(form, needs, None, EXACT_OPERATIONS[node.op].natural([f.natural for f in findings]))
 
     def _form(self, node: program.Operation, findings: Sequence[Finding]) -> ExprForm | None:
-        op = node.op
-        if op in _LOGIC:
+        operation, word = EXACT_OPERATIONS[node.op], f"`{WORD_OF.get(node.op, node.op)}`"
+        if operation.takes == "truths":
             return BOOL if _all_fulfil(node, findings, self.boolean) else None
-        if op in _EQUALITY and all(f.form == BOOL for f in findings):
+        if node.op in _EQUALITY and all(f.form == BOOL for f in findings):
             return BOOL
         if not _all_fulfil(node, findings, lambda o, f: self._number(node, o, f)):
             return None
-        if op in _ORDER | _EQUALITY | {"floordiv", "mod"}:
-            exact = _all_fulfil(node, findings, lambda o, f: self.exact(o, f, f"`{WORD_OF[op]}`"))
-            return self._exact_form(op, findings) if exact else None
-        if op in INTEGER_FUNCTIONS:
-            integral = _all_fulfil(node, findings, lambda o, f: self.integer(o, f, f"`{op}`"))
-            return (BOOL if op == "power_of_two" else INT) if integral else None
-        return _number_form(op, findings)
-
-    def _exact_form(self, op: str, findings: Sequence[Finding]) -> ExprForm:
-        if op in _ORDER | _EQUALITY:
-            return BOOL
-        return INT if op == "floordiv" else _join_all(findings)
+        if operation.takes == "exact" and not _all_fulfil(node, findings, lambda o, f: self.exact(o, f, word)):
+            return None
+        if operation.takes == "integers" and not _all_fulfil(node, findings, lambda o, f: self.integer(o, f, word)):
+            return None
+        return _result_form(operation.gives, findings)
 
     # --- demands on operands -----------------------------------------------------------------------------------------
 
@@ -176,38 +166,22 @@ def _join_all(findings: Sequence[Finding]) -> ExprForm:
     return form
 
 
-def _number_form(op: str, findings: Sequence[Finding]) -> ExprForm:
-    joined = _join_all(findings)
-    if op in ("floor", "ceil"):
-        return INT
-    if op in TRANSCENDENTAL:
-        return APPROXIMATE
-    if op == "div":
-        return REAL if joined == INT else joined
-    if op == "pow":
-        return _power_form(findings[0].form, findings[1])
-    return joined
+def _result_form(gives: Result, findings: Sequence[Finding]) -> ExprForm:
+    match gives:
+        case "bool":
+            return BOOL
+        case "int":
+            return INT
+        case "approximate":
+            return APPROXIMATE
+        case "power":
+            return _power_form(findings[0].form, findings[1])
+        case "joined" | "quotient":
+            joined = _join_all(findings)
+            return REAL if gives == "quotient" and joined == INT else joined
 
 
 def _power_form(base: ExprForm, exponent: Finding) -> ExprForm:
     if base == APPROXIMATE or exponent.form != INT:
         return APPROXIMATE
     return INT if base == INT and exponent.natural else REAL
-
-
-def _natural(op: str, findings: Sequence[Finding]) -> bool:
-    """Whether the result is surely never negative, given which operands are never negative."""
-    signs = [f.natural for f in findings]
-    match op:
-        case "abs" | "isqrt" | "bitlen" | "sqrt" | "exp":
-            return True
-        case "add" | "mul" | "div" | "floordiv" | "min" | "floor" | "ceil" | "bitand" | "bitor" | "xor":
-            return all(signs)
-        case "max":
-            return any(signs)
-        case "mod" | "clamp":
-            return signs[1]
-        case "pow":
-            return signs[0]
-        case _:
-            return False

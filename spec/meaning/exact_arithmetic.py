@@ -6,7 +6,6 @@ Every function returns the exact value or raises `ArithmeticFault`; no function 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from fractions import Fraction
 
 Number = int | Fraction | float
@@ -69,92 +68,3 @@ def _float_power(base: Number, exponent: Number) -> float:
     if isinstance(result, complex):
         raise ArithmeticFault("a fractional power of a negative number")
     return result
-
-
-def _div(a: Number, b: Number) -> Number:
-    if b == 0:
-        raise ArithmeticFault("division by zero")
-    return a / b if isinstance(a, float) or isinstance(b, float) else Fraction(a) / Fraction(b)
-
-
-def _floordiv(a: Number, b: Number) -> Number:
-    if b == 0:
-        raise ArithmeticFault("division by zero")
-    return math.floor(a // b)
-
-
-def _mod(a: Number, b: Number) -> Number:
-    if b == 0:
-        raise ArithmeticFault("division by zero: a remainder by 0")
-    return a % b
-
-
-def _clamp(x: Number, low: Number, high: Number) -> Number:
-    if low > high:
-        raise ArithmeticFault(f"clamp needs low <= high, got {low} > {high}")
-    return min(max(x, low), high)
-
-
-def _isqrt(n: Number) -> int:
-    if n < 0:
-        raise ArithmeticFault(f"isqrt of a negative number, {n}")
-    return math.isqrt(int(n))
-
-
-def _bitlen(n: Number) -> int:
-    if n < 0:
-        raise ArithmeticFault(f"bitlen of a negative number, {n}")
-    return int(n).bit_length()
-
-
-def _real(name: str, function: Callable[[float], float]) -> Callable[[Number], float]:
-    def apply(x: Number) -> float:
-        try:
-            return function(float(x))
-        except ValueError:
-            raise ArithmeticFault(f"{name} is not defined at {x}") from None
-        except OverflowError:
-            raise ArithmeticFault(f"{name} of {x} is too large for binary64") from None
-
-    return apply
-
-
-FUNCTIONS: dict[str, Callable[..., Number]] = {
-    "neg": lambda a: -a,
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
-    "div": _div,
-    "floordiv": _floordiv,
-    "mod": _mod,
-    "pow": power,
-    "lt": lambda a, b: a < b,
-    "le": lambda a, b: a <= b,
-    "gt": lambda a, b: a > b,
-    "ge": lambda a, b: a >= b,
-    "eq": lambda a, b: a == b,
-    "ne": lambda a, b: a != b,
-    "not": lambda a: not a,
-    "abs": abs,
-    "min": lambda *a: min(a),
-    "max": lambda *a: max(a),
-    "clamp": _clamp,
-    "floor": math.floor,
-    "ceil": math.ceil,
-    "isqrt": _isqrt,
-    "bitlen": _bitlen,
-    "bitand": lambda a, b: a & b,
-    "bitor": lambda a, b: a | b,
-    "xor": lambda a, b: a ^ b,
-    "power_of_two": lambda n: n > 0 and n & (n - 1) == 0,
-    "sqrt": _real("sqrt", math.sqrt),
-    "exp": _real("exp", math.exp),
-    "log": _real("log", math.log),
-    "log2": _real("log2", math.log2),
-}
-"""The strict operations by `program.Operation.op`; `and` and `or` are not strict."""
-
-
-def apply(op: str, operands: tuple[Number, ...]) -> Number:
-    """Return the value of a strict operation. Raises `ArithmeticFault` if it is undefined or out of range."""
-    return checked(FUNCTIONS[op](*operands))

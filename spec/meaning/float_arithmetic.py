@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from attnc.spec.meaning.exact_arithmetic import FUNCTIONS, ArithmeticFault, checked
-from attnc.spec.names.builtins import FLOAT_BUILTINS, TRANSCENDENTAL
+from attnc.spec.exact_operations import COMPARISONS, EXACT_OPERATIONS, TRANSCENDENTAL
+from attnc.spec.meaning.exact_arithmetic import ArithmeticFault, checked
+from attnc.spec.names.builtins import FLOAT_BUILTINS
 from attnc.spec.number_functions import NUMBER_FUNCTIONS
 from attnc.spec.program import Value
 
@@ -69,23 +70,21 @@ def apply(op: str, values: Sequence[Value | float | Vector], *, floating: bool) 
     With `floating`, sums and products of exact numbers that are out of range are rounded.
     """
     if not (floating and is_floating(op, values)):
-        result = FUNCTIONS[op](*map(_finite, values))
+        result = EXACT_OPERATIONS[op].evaluate(*map(_finite, values))
         try:
             return checked(result)
         except ArithmeticFault:
             if floating and op in _ROUNDED:
                 return float(result)
             raise
-    if op in _COMPARED:
-        return FUNCTIONS[op](*map(_float, values))
+    if op in COMPARISONS:
+        return EXACT_OPERATIONS[op].evaluate(*map(_float, values))
     if op in _VECTOR_FUNCTIONS:
         return _VECTOR_FUNCTIONS[op](*values)
     if op in _SCALED:
         return _entrywise(lambda *entries: _scaled(op, entries), values)
     return _entrywise(lambda *entries: _FUNCTIONS[op](*map(_float, entries)), values)
 
-
-_COMPARED = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
 
 _ROUNDED = frozenset({"add", "sub", "mul", "div", "neg"})
 
@@ -192,19 +191,14 @@ def logsumexp(values: Sequence[float]) -> float:
     return largest if math.isinf(largest) else largest + math.log(math.fsum(math.exp(x - largest) for x in values))
 
 
-_PLAIN: dict[str, Callable[..., float]] = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
+_PLAIN: dict[str, Callable[..., Any]] = {
+    **{name: EXACT_OPERATIONS[name].evaluate for name in ("neg", "add", "sub", "mul", "min", "max")},
     "div": _div,
     "share": lambda a, b: 0.0 if a == 0 and b == 0 else _div(a, b),
-    "neg": lambda a: -a,
     "pow": _pow,
     "real": lambda x: x,
     "imag": lambda x: 0.0,
     "conj": lambda x: x,
-    "min": lambda *a: min(a),
-    "max": lambda *a: max(a),
     "clamp": lambda x, low, high: min(max(x, low), high),
     **{name: function.evaluate for name, function in NUMBER_FUNCTIONS.items()},
 }

@@ -4,43 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from attnc.spec.exact_operations import EXACT_FUNCTIONS, EXACT_OPERATIONS
 from attnc.spec.number_functions import FLOAT_ALONE
 
 
 @dataclass(frozen=True, slots=True)
 class Builtin:
-    """A built-in function. `variadic`: the last parameter may be repeated."""
+    """A built-in function of scores. `variadic`: the last parameter may be repeated."""
 
     name: str
     parameters: tuple[str, ...]
     variadic: bool = False
 
-
-EXACT_FUNCTIONS: dict[str, Builtin] = {
-    f.name: f
-    for f in (
-        Builtin("abs", ("x",)),
-        Builtin("min", ("a", "b"), variadic=True),
-        Builtin("max", ("a", "b"), variadic=True),
-        Builtin("clamp", ("x", "low", "high")),
-        Builtin("floor", ("x",)),
-        Builtin("ceil", ("x",)),
-        Builtin("isqrt", ("n",)),
-        Builtin("bitlen", ("n",)),
-        Builtin("bitand", ("a", "b")),
-        Builtin("bitor", ("a", "b")),
-        Builtin("xor", ("a", "b")),
-        Builtin("power_of_two", ("n",)),
-        Builtin("sqrt", ("x",)),
-        Builtin("exp", ("x",)),
-        Builtin("log", ("x",)),
-        Builtin("log2", ("x",)),
-    )
-}
-"""Functions that a relation may call; transcendental functions only inside `floor` and `ceil`."""
-
-TRANSCENDENTAL = frozenset({"sqrt", "exp", "log", "log2"})
-INTEGER_FUNCTIONS = frozenset({"isqrt", "bitlen", "bitand", "bitor", "xor", "power_of_two"})
 
 FLOAT_BUILTINS: dict[str, Builtin] = {
     f.name: f
@@ -129,11 +104,7 @@ CALL_NAMES = frozenset(
 KINDS = frozenset({"int", "real", "bool", "complex"})
 REFINEMENTS = frozenset({"unit", "log_decay", "positive"})
 
-WORD_OF = {
-    "neg": "-", "add": "+", "sub": "-", "mul": "*", "div": "/", "share": "/", "floordiv": "//", "mod": "%", "pow": "**",
-    "matmul": "@",
-    "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=", "not": "not", "and": "and", "or": "or",
-}  # fmt: skip
+WORD_OF = {name: item.word for name, item in EXACT_OPERATIONS.items() if item.word} | {"share": "/", "matmul": "@"}
 """The source text of each operator."""
 
 _LENGTHS = "the lengths are `queries` and `keys`; the number of visible keys is `count(visible for k)`"

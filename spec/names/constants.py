@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from attnc.spec import syntax
-from attnc.spec.meaning.exact_arithmetic import ArithmeticFault, apply
+from attnc.spec.exact_operations import apply
+from attnc.spec.meaning.exact_arithmetic import ArithmeticFault
 from attnc.spec.names.builtins import HINTS
 from attnc.spec.program import Scalar, Value
 from attnc.spec.source import Span

@@ -11,12 +11,12 @@ from typing_extensions import assert_never
 from attnc.spec import program, syntax
 from attnc.spec.checks.measure import Measures
 from attnc.spec.diagnostics import Label
+from attnc.spec.exact_operations import EXACT_FUNCTIONS
 from attnc.spec.meaning.exact_arithmetic import ArithmeticFault, checked
 from attnc.spec.names.argument_binding import bind_arguments
 from attnc.spec.names.builtins import (
     AGGREGATES,
     COMPLEX_FUNCTIONS,
-    EXACT_FUNCTIONS,
     FLOAT_BUILTINS,
     FLOAT_FUNCTIONS,
     FUNCTIONS,

@@ -226,8 +226,8 @@ class _Writer:
     def _arithmetic(self, node: Arith) -> _Slot:
         operands = [self._slots[operand] for operand in node.operands]
         if node.op in ("mul", "min", "max"):
-            return self._chain(_OPERATIONS[node.op], operands)
-        return self._step(_OPERATIONS[node.op], *operands)
+            return self._chain(OPERATIONS[node.op], operands)
+        return self._step(OPERATIONS[node.op], *operands)
 
     def _lookup(self, name: str, indices: tuple[Index, ...]) -> _Slot:
         if name not in self._tables:
@@ -386,7 +386,7 @@ def _xor(a: Any, b: Any) -> Any:
     return a ^ b
 
 
-_OPERATIONS: dict[str, Operation] = {
+OPERATIONS: dict[str, Operation] = {
     "mul": _times,
     "floordiv": _floor_divided,
     "mod": _remainder,
@@ -400,3 +400,4 @@ _OPERATIONS: dict[str, Operation] = {
     "bitor": _or,
     "xor": _xor,
 }
+"""The call in torch of each operation of integers."""
