@@ -31,22 +31,20 @@ class ColumnPairs(ColumnGradients):
         for name in ("v", "dout", "gate_columns"):
             self.emit_address(name)
         self.begin_pairs()
-        if form.bonus or not form.before:
+        if not form.before:
             self.add(f"down_sum = tl.zeros(({p.length},), tl.float32)")
         self.over_columns(self._levels)
         if not form.before:
             own_pairs = "tl.where(row[:, None] == row[None, :], down_sum[:, None], 0.0)"
             self.add(f"{form.pair_name(0, 0)}_sum += {own_pairs}")
-        self._store_sums()
         self.store_pairs()
 
     def _levels(self) -> None:
         p, form = self.problem, self.problem.form
-        self.block_columns("column", p.wv, self.columns)
         self.load("douts", "dout", "column")
         self.load("v_values", "v", "column")
         self.load("gates", "gate_columns", "column")
-        if form.bonus or not form.before:
+        if not form.before:
             self.add("down_sum += tl.sum(douts.to(tl.float32) * v_values.to(tl.float32), 1)")
         sweep = DecaySweep(self, "gates", self.columns, not form.before, form.before)
         with sweep.levels():
@@ -106,10 +104,8 @@ class ColumnValues(ColumnGradients):
         if not form.before:
             own_weight = "tl.sum(tl.where(row[:, None] == row[None, :], pairs.to(tl.float32), 0.0), 1)"
             self.add(f"dvs += {own_weight}[:, None] * douts")
-        if form.bonus:
-            self.add(f"dvs += tl.load({self.vector('bonus_weights')})[:, None] * douts")
 
-    def over_channels(self) -> None:
+    def add_of_channels(self) -> None:
         """Emit the gradient of the columns' total decay; `state` holds the adjoint of the state after the chunk."""
         self.add(f"first_state = tl.load({self.states('states', 'channel', 'column')})")
         total = self.load_total("channel")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -30,7 +30,8 @@ from attnc.compiler.simulation.recurrent.recurrence_call import form_of
 from attnc.runtime.executors.recurrent import coupled_tokens
 from attnc.runtime.executors.recurrent.call_tokens import CallTokens
 from attnc.runtime.executors.recurrent.entries import scan
-from attnc.runtime.executors.recurrent.linear import Delta, RankOne, linear_recurrence
+from attnc.runtime.executors.recurrent.linear import linear_recurrence
+from attnc.runtime.executors.recurrent.linear_inputs import Delta, RankOne
 from attnc.runtime.executors.recurrent.monoids import running_log_sum, running_max
 from attnc.runtime.executors.recurrent.solves import solve_by_reads
 from attnc.runtime.executors.recurrent.token_integers import Bound
@@ -228,35 +229,35 @@ class _PassRunner:
     def _arguments(self, stage: Pass, steps: list[tuple[Micro, Bound, bool]], start: Tensor) -> dict[str, object]:
         """Return the arguments of `linear_recurrence` besides q and the state."""
         rows, columns = start.shape[-2:]
+        form = stage.form(len(steps))
         keys, values, lefts, reads = [], [], [], []
         for micro, bound, _ in steps:
             key, value = micro.write if micro.write is not None else (None, None)
             keys.append(self._vector(key, rows, bound))
             values.append(self._vector(value, columns, bound))
-            if micro.correction is not None:
-                lefts.append(self._vector(micro.correction.left, rows, bound))
-                reads.append(self._vector(micro.correction.read, rows, bound))
+            left, read = (micro.correction.left, micro.correction.read) if micro.correction else (None, None)
+            lefts += [self._vector(left, rows, bound)] * form.is_rank_one
+            reads += [self._vector(read, rows, bound)] * form.is_corrected
         arguments: dict[str, object] = {"k": _joined(keys), "v": _joined(values), "micro": len(steps)}
         batch, heads, _ = self._tokens.counts
         dtype = str(self._tokens.q.dtype).removeprefix("torch.")
         arguments["chunk"] = chunk_on_cpu(form_of(stage, rows, columns, len(steps)), batch * heads, dtype)
-        correction = stage.steps[0].correction
-        if correction is not None and correction.merged:
-            read = _joined(reads)
-            arguments["correction"] = Delta(read.new_ones(read.shape[:-1]), read)
-        elif correction is not None:
-            arguments["correction"] = RankOne(_joined(lefts), _joined(reads), correction.sees)
+        if form.is_delta:
+            joined_reads = _joined(reads)
+            arguments["correction"] = Delta(joined_reads.new_ones(joined_reads.shape[:-1]), joined_reads)
+        elif form.is_rank_one:
+            sees: Literal["decayed", "old"] = "old" if form.correction == "old" else "decayed"
+            arguments["correction"] = RankOne(_joined(lefts), _joined(reads), sees)
         arguments |= self._gates(stage, steps, rows, columns)
         return arguments
 
     def _gates(self, stage: Pass, steps: list[tuple[Micro, Bound, bool]], rows: int, columns: int) -> dict[str, object]:
-        decays = [micro.decay for micro in stage.steps if micro.decay is not None]
-        if not decays:
+        if stage.decay is None:
             return {}
-        side = decays[0].side
+        side = stage.decay.side
         if len(steps) == 1 and side == "scalar":
-            gate = self._whole(decays[0].log)
-            if is_constant(decays[0].log) and not bool((gate <= 0).all()):
+            gate = self._values.whole(stage.decay.log)
+            if is_constant(stage.decay.log) and not bool((gate <= 0).all()):
                 raise GrowingError
             if gate.shape[0] == gate.shape[2] == 1:
                 return {"gate": gate[0, :, 0].expand(self._tokens.counts[1])}
@@ -277,9 +278,6 @@ class _PassRunner:
         return self._values.whole(node, bound).to(self._tokens.q.dtype)
 
     # --- values ------------------------------------------------------------------------------------------------------
-
-    def _whole(self, node: Value) -> Tensor:
-        return self._values.whole(node)
 
     def _vector(self, node: Value | None, width: int, bound: Bound) -> Tensor:
         """Return a vector for every token, (B, H, T, width); None gives zeros, a number is broadcast."""
@@ -321,12 +319,9 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 def _folded(argument: object, batch: int, heads: int) -> object:
     """Return an argument with heads as batch entries, (B · H, 1, …); leave other values unchanged."""
-    if isinstance(argument, Delta):
-        read = None if argument.read is None else cast("Tensor", _folded(argument.read, batch, heads))
-        return Delta(cast("Tensor", _folded(argument.beta, batch, heads)), read)
-    if isinstance(argument, RankOne):
-        left, read = (cast("Tensor", _folded(tensor, batch, heads)) for tensor in (argument.left, argument.read))
-        return RankOne(left, read, argument.sees)
+    if isinstance(argument, Delta | RankOne):
+        parts: dict[str, Any] = {name: _folded(x, batch, heads) for name, x in vars(argument).items()}
+        return replace(argument, **parts)
     if not isinstance(argument, Tensor):
         return argument
     return argument.reshape(batch * heads, 1, *argument.shape[2:])

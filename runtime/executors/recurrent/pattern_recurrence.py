@@ -86,7 +86,7 @@ class PatternRecurrence(DerivedRecurrence):
         """Return how the recurrence runs on a GPU in calls of a dtype, as a phrase for messages."""
         if self.derived is None:
             return f"{self.how}, {'as operations of torch' if dtype == torch.float64 else 'by one kernel'}"
-        from attnc.runtime.executors.triton.recurrent.passes_on_gpu import without_kernels  # only where kernels run
+        from attnc.runtime.executors.triton.recurrent.linear_on_gpu import without_kernels  # only where kernels run
 
         missing = without_kernels(self.derived, self.recur, dtype)
         return f"{self.how}, {f'as operations of torch: {missing}' if missing else 'by kernels'}"
@@ -152,7 +152,7 @@ class PatternRecurrence(DerivedRecurrence):
             return linear_recurrence
         if q.device.type not in ("cpu", "cuda"):
             raise no_kernels(self.pattern, q.device.type)
-        from attnc.runtime.executors.triton.recurrent.passes_on_gpu import (
+        from attnc.runtime.executors.triton.recurrent.linear_on_gpu import (
             linear_of,
             without_kernels,
         )  # only where kernels run
@@ -321,8 +321,7 @@ def _part_length_factor(derived: RecurrenceForm) -> float:
     """Return the factor of part lengths: above 1 for elementwise scans, below 1 for two readers and two writers."""
     if all(isinstance(stage, ElementwiseScan) for stage in derived.stages):
         return 2
-    corrections = [step.correction for stage in derived.stages if isinstance(stage, Pass) for step in stage.steps]
-    return 0.5 if any(correction is not None and not correction.merged for correction in corrections) else 1
+    return 0.5 if any(isinstance(stage, Pass) and stage.form().is_rank_one for stage in derived.stages) else 1
 
 
 def _initial_token_count(recur: Recur, batch: int) -> States:

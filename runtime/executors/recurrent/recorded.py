@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attnc.runtime.executors.cpu.autograd import FirstOrder, once
 from attnc.runtime.executors.recurrent.chunk_forms import Gradients
-from attnc.runtime.executors.recurrent.chunked import Inputs
+from attnc.runtime.executors.recurrent.linear_inputs import Inputs
 from attnc.runtime.process.profiling import backward_row, keep_name
 
 
