@@ -20,8 +20,8 @@ BY_TOKEN = frozenset({"token", "query", "key"})
 def constants_of(derived: RecurrenceForm) -> tuple[Value, ...]:
     """Return the largest expressions of a form that depend on no token and no state, except plain inputs."""
     constants: dict[Value, None] = {}
-    seen: set[Index] = set()
-    stack: list[Index] = list(values_of(derived))
+    seen: set[Index | Value] = set()
+    stack: list[Index | Value] = list(values_of(derived))
     while stack:
         node = stack.pop()
         if node not in seen:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from attnc.compiler.recurrences.recurrence_class import ONCE_A_TOKEN
-from attnc.runtime.executors.recurrent.chunk_forms import Gradients, Uncorrected, chunk_form
+from attnc.runtime.executors.recurrent.chunk_forms import Uncorrected, chunk_form
 from attnc.runtime.executors.recurrent.chunk_layout import ChunkLayout, ChunkStretch
 from attnc.runtime.executors.recurrent.chunk_states import advance, retreat
 from attnc.runtime.executors.recurrent.decays import DocumentSegments
@@ -29,11 +31,14 @@ class ChunkedRecurrence:
     dtype: torch.dtype
     kept: list[Uncorrected] | None = None
 
-    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    keeps: ClassVar[int] = 1
+
+    def forward(self, tensors: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
         """Compute (out (B, H, T, C) in q's dtype, the final state (B, H, R, C), the states at chunk borders).
 
         The states before each chunk and after the last one are (B · H, chunks + 1, R, C).
         """
+        inputs = Inputs(*tensors)
         shape = torch.Size((*inputs.q.shape[:3], inputs.v.shape[-1]))
         out: Tensor | None = None
         first = inputs.state.flatten(0, 1).to(self.dtype)
@@ -56,8 +61,11 @@ class ChunkedRecurrence:
         assert out is not None
         return out, states[:, -1].reshape(inputs.state.shape).clone(), states
 
-    def backward(self, inputs: Inputs, states: Tensor, d_out: Tensor, d_final: Tensor) -> Gradients:
-        """Compute the gradients by input name, in the inputs' dtypes."""
+    def backward(
+        self, tensors: Sequence[Any], kept: Sequence[Tensor], grads: Sequence[Tensor], needed: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """Compute the gradients of the inputs, in their dtypes."""
+        inputs, (states,), (d_out, d_final) = Inputs(*tensors), kept, grads
         results = {
             name: torch.empty_like(x, memory_format=torch.contiguous_format)
             for name, x in inputs._asdict().items()
@@ -77,7 +85,7 @@ class ChunkedRecurrence:
                 put = stretch.put_tokens if name in ONCE_A_TOKEN else stretch.put
                 put(gradients[name], results[name])
         results["state"].copy_(adjoints.view_as(results["state"]))
-        return results
+        return [results.get(name) for name in Inputs._fields]
 
     def _stretches(self) -> list[ChunkStretch]:
         return self.layout.stretches(by_sequence=not self.layout.form.is_corrected)

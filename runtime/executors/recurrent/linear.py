@@ -61,7 +61,8 @@ def linear_recurrence(q: Tensor, k: Tensor, v: Tensor, *, chunk: int = 64, **opt
     resets = None if inputs.resets is None else _reset_steps(inputs.resets, heads, form.micro)
     beta = None if inputs.beta is None else inputs.beta[..., None]
     inputs = inputs._replace(gate=_gates(inputs.gate, k, dtype), beta=beta, resets=resets)
-    return recorded(ChunkedRecurrence(layout, dtype, [] if is_keeping() else None), inputs)
+    out, final = recorded(ChunkedRecurrence(layout, dtype, [] if is_keeping() else None), inputs)
+    return out, final
 
 
 def _gates(gate: Tensor | None, k: Tensor, dtype: torch.dtype) -> Tensor | None:

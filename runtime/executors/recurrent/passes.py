@@ -36,7 +36,8 @@ from attnc.runtime.executors.recurrent.monoids import running_log_sum, running_m
 from attnc.runtime.executors.recurrent.solves import solve_by_reads
 from attnc.runtime.executors.recurrent.token_integers import Bound
 from attnc.runtime.executors.recurrent.token_loop import States, fresh_of, order_of
-from attnc.runtime.executors.recurrent.token_values import TokenValues, aligned
+from attnc.runtime.executors.recurrent.token_values import LEAD, TokenValues
+from attnc.runtime.values.value_walk import aligned
 
 Linear = Callable[..., tuple[Tensor, Tensor]]
 """`linear_recurrence`, or a function with the same interface and results."""
@@ -122,7 +123,7 @@ class _PassRunner:
         """Compute a running reduction: store its states by token in `inputs`, return the final state."""
         # In fp64: decays are exponentials of differences of running values, which may be small beside the values.
         operand, initial = self._values.widened(stage.added), state.double()
-        operand = aligned(operand, axes(stage.added), stage.state.dims)
+        operand = aligned(operand, axes(stage.added), stage.state.dims, LEAD)
         operand = operand.expand(*self._tokens.counts, *state.shape[2:])
         fresh = self._fresh_tensor()
         run = running_max if stage.op == "max" else running_log_sum

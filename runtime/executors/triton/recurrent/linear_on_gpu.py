@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +18,6 @@ from attnc.compiler.recurrences.recurrence_class import RecurrenceClass
 from attnc.compiler.recurrences.recurrence_form import RecurrenceForm
 from attnc.runtime.call.call_errors import UnsupportedError
 from attnc.runtime.executors.recurrent import linear as in_torch
-from attnc.runtime.executors.recurrent.chunk_forms import Gradients
 from attnc.runtime.executors.recurrent.linear_inputs import Inputs, checked
 from attnc.runtime.executors.recurrent.passes import Linear
 from attnc.runtime.executors.recurrent.recorded import recorded
@@ -101,7 +101,8 @@ def _run(form: RecurrenceClass, inputs: Inputs, chunk: int, segments: int | None
     if not _is_recorded(inputs) and (inputs.k.shape[2] <= FEW or problem.can_walk):
         out, final = _not_recorded(problem, segments, inputs)
         return out.to(q.dtype), final
-    return recorded(_ByKernels(problem, segments), inputs)
+    out, final = recorded(_ByKernels(problem, segments), inputs)
+    return out, final
 
 
 def _not_recorded(problem: RecurrenceProblem, segments: int | None, inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -127,17 +128,23 @@ class _ByKernels:
     problem: RecurrenceProblem
     segments: int | None
 
-    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-        p = self.problem
+    keeps: ClassVar[int] = 1
+
+    def forward(self, tensors: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
+        p, inputs = self.problem, Inputs(*tensors)
         call = call_of(p, inputs)
         split(call, "states", self.segments)
         out, states = forward(call, inputs)
         return out.to(inputs.q.dtype), _final_state(p, inputs, states), states
 
-    def backward(self, inputs: Inputs, states: Tensor, d_out: Tensor, d_final: Tensor) -> Gradients:
+    def backward(
+        self, tensors: Sequence[Any], kept: Sequence[Tensor], grads: Sequence[Tensor], needed: Sequence[bool]
+    ) -> list[Tensor | None]:
+        inputs = Inputs(*tensors)
         call = call_of(self.problem, inputs)
         split(call, "adjoints", self.segments)
-        return backward(call, inputs, states, d_out, d_final)
+        gradients = backward(call, inputs, *kept, *grads)
+        return [gradients.get(name) for name in Inputs._fields]
 
 
 def _final_state(problem: RecurrenceProblem, inputs: Inputs, states: Tensor) -> Tensor:
