@@ -85,6 +85,3 @@ def _varies(node: Index | Value) -> bool:
     if isinstance(node, ir.Element | ir.Lookup):
         return not BY_TOKEN.isdisjoint(node.tensor.dims)
     return isinstance(node, ir.Vec | ir.StateAt | ir.VisibleReduce | ir.Var | ir.DataRead) or node is fold.place("q")
-
-
-__all__ = ["BY_TOKEN", "constants_of", "into_matrix", "into_reads", "is_same_at_all"]

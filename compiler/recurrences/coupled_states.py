@@ -241,6 +241,3 @@ def _may_be(node: Value, known: dict[Value, Value]) -> Value:
         case ir.Apply(op="add" | "sub", operands=(a, b)):
             return apply("max", may_be(a, known), may_be(b, known))
     return number(1.0)
-
-
-__all__ = ["CoupledTrace", "ReadEachOtherError", "follow", "may_be"]

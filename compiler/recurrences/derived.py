@@ -228,24 +228,3 @@ def values_of(part: object) -> Iterator[Value]:
     elif is_dataclass(part) and not isinstance(part, ir.State):
         for part_field in fields(part):
             yield from values_of(getattr(part, part_field.name))
-
-
-__all__ = [
-    "Correction",
-    "Coupled",
-    "DecayForm",
-    "ElementwiseScan",
-    "Impulse",
-    "Micro",
-    "Mix",
-    "Mixed",
-    "NoFormError",
-    "Pass",
-    "RunningReduction",
-    "Side",
-    "SolvedRead",
-    "Stage",
-    "Taken",
-    "states_of",
-    "values_of",
-]

@@ -131,6 +131,3 @@ def _factor(value: Value) -> str:
     """Return a value as text that can stand in a product, in parentheses unless it is a name."""
     text = _text(value)
     return text if text.isidentifier() else f"({text})"
-
-
-__all__ = ["class_of", "class_of_coupled", "print_derived"]

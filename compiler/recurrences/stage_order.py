@@ -41,6 +41,3 @@ def _with_reads(stage: Stage, used: set[str]) -> Stage:
 def _used(part: Stage | Value) -> set[str]:
     """Return the names of the tensors that a stage or a value reads."""
     return {node.tensor.name for value in values_of(part) for node in value.below if isinstance(node, ir.Element)}
-
-
-__all__ = ["in_order", "without_unread"]

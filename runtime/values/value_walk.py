@@ -204,6 +204,3 @@ def aligned(x: Tensor, own: Axes, wanted: Axes, lead: int) -> Tensor:
         else:
             x = x.unsqueeze(lead + i)
     return x
-
-
-__all__ = ["ValueWalk", "aligned"]

@@ -6,9 +6,8 @@ from functools import lru_cache
 
 from attnc.compiler.kernels.kernel_source import KernelSource
 from attnc.compiler.recurrences.kernels.block_shapes import blocks_of
-from attnc.compiler.recurrences.kernels.column_edges import ColumnEdges, ColumnReads
 from attnc.compiler.recurrences.kernels.column_gradients import ColumnGradients, PairGradients
-from attnc.compiler.recurrences.kernels.column_values import ColumnPairs, ColumnValues
+from attnc.compiler.recurrences.kernels.column_values import ColumnEdges, ColumnPairs, ColumnReads, ColumnValues
 from attnc.compiler.recurrences.kernels.outputs import Outputs
 from attnc.compiler.recurrences.kernels.prepare import Prepare
 from attnc.compiler.recurrences.kernels.recurrence_frame import RecurrenceFrame

@@ -130,6 +130,3 @@ def _choice(simulated: SimulatedPass) -> SimulatedSchedule:
     return SimulatedSchedule(
         simulated.state, simulated.chunk, simulated.chunk, NATURAL, str(simulated), slowest.limit, simulated.ms
     )
-
-
-__all__ = ["assembled", "chunk_cost", "rival", "token_pass"]

@@ -215,18 +215,3 @@ def _wide(form: PassForm, length: int) -> float:
 def _columns(form: PassForm, length: int, least: int) -> float:
     """Return the operations of products of pairs with values that are scaled inside each level."""
     return 2.0 * levels(length, least) * form.columns
-
-
-__all__ = [
-    "BASE",
-    "Amount",
-    "Chunk",
-    "PassForm",
-    "backward",
-    "decays",
-    "edges",
-    "forward",
-    "levels",
-    "squares",
-    "triangle",
-]

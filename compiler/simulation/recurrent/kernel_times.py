@@ -112,15 +112,3 @@ def fitting(machine: Machine, numbers: float, shared: float) -> int:
     by_registers = machine["registers"] / (2 * numbers)
     by_shared = machine["shared_kib"] * 1024 / max(shared, 1)
     return min(4, int(by_registers), int(by_shared))
-
-
-__all__ = [
-    "ACCUMULATED",
-    "LINK_CLOCKS",
-    "MEMORY_SHARE",
-    "PRODUCT_SHARE",
-    "STEP_CLOCKS",
-    "Task",
-    "fitting",
-    "run",
-]

@@ -302,6 +302,3 @@ class _BackwardPlanner(_PassPlanner):
 def _slices(form: PassForm) -> list[int]:
     """Return the numbers of columns of a program to try, without those that leave columns idle."""
     return [width for width in SLICES if width <= max(form.columns, SLICES[0])]
-
-
-__all__ = ["CHUNKS", "Kind", "PassPlan", "backward_plans", "plans"]

@@ -316,6 +316,3 @@ def repeats(recur: Recur) -> Names:
     """Return the names of the dimensions over which steps are repeated."""
     ends = [end for step in recur.steps if step.repeat for end in step.repeat[1:]]
     return frozenset(node.name for end in ends for node in end.below if isinstance(node, Extent))
-
-
-__all__ = ["Entries", "PassPart", "RecurrenceCall", "RunningLogSum", "call_of", "form_of", "own_sizes", "repeats"]

@@ -164,6 +164,3 @@ def _others(passes: list[SimulatedPass]) -> list[SimulatedSchedule]:
         if cost.chunk != slowest.chunk and cost.ms is not None
     ]
     return sorted(schedules, key=lambda choice: choice.ms)[:3]
-
-
-__all__ = ["simulate_recurrence_cpu"]

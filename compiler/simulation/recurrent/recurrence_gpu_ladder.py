@@ -211,6 +211,3 @@ def _notes(call: RecurrenceCall, stage: Pass, passes: Sequence[SimulatedPass]) -
             f"states grow is walked without segments"
         )
     return tuple(notes)
-
-
-__all__ = ["simulate_recurrence_gpu"]

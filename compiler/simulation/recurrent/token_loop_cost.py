@@ -108,6 +108,3 @@ def _blocks(call: RecurrenceCall) -> int:
     columns = [part.form.columns for part in call.parts if isinstance(part, PassPart)]
     columns += [part.columns for part in call.parts if isinstance(part, Entries)]
     return ceil(max(columns, default=1) / COLUMNS)
-
-
-__all__ = ["TOKEN_CLOCKS", "decode_run", "entries_run", "loop_run"]

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from attnc.compiler import ir
 from attnc.compiler.ir import Value
-from attnc.runtime.executors.recurrent.call_tokens import CallTokens
-from attnc.runtime.executors.recurrent.document_runs import cut
+from attnc.runtime.executors.recurrent.call_tokens import CallTokens, cut
 from attnc.runtime.executors.recurrent.recorded import SpanWork, Tensors, recorded
 from attnc.runtime.executors.recurrent.token_values import TokenValues
 
@@ -94,6 +93,3 @@ class _PartsWork(SpanWork):
     def begun(self, states: Tensors) -> Tensors:
         wide = self._parts.wide
         return [x.double() if name in wide else x for name, x in zip(self._names, states, strict=True)]
-
-
-__all__ = ["Parts"]

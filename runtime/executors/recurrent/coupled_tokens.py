@@ -10,19 +10,18 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.ir import Value
-from attnc.compiler.ir.value_nodes import rank
 from attnc.compiler.recurrences.coupled_states import may_be
 from attnc.compiler.recurrences.derived import Coupled, Mix
 from attnc.runtime.executors.recurrent import chunk_layout
 from attnc.runtime.executors.recurrent.coupled_chunks import (
     CoupledForm,
+    PairWeights,
     Vectors,
     chunk_length,
     reach_of,
     stretch,
     weights_of,
 )
-from attnc.runtime.executors.recurrent.pair_weights import PairWeights
 from attnc.runtime.executors.recurrent.recorded import SpanWork, Tensors, recorded
 from attnc.runtime.executors.recurrent.token_values import TokenValues
 
@@ -108,12 +107,8 @@ class _Gathered:
     fresh: Tensor | None
 
     def vector(self, node: Value | None, width: int) -> Tensor:
-        """Return a vector for every token, (B, H, T, width); None gives zeros, a number is broadcast."""
-        shape = (*self.values.tokens.counts, width)
-        if node is None:
-            return self.like.new_zeros(()).expand(shape)
-        value = self.values.whole(node).to(self.like.dtype)
-        return (value if rank(node) else value[..., None]).expand(shape)
+        """Return a vector for every token, (B, H, T, width)."""
+        return self.values.vectors(node, width, self.like.dtype)
 
     def mixes(self, mixes: Sequence[Mix]) -> Tensor:
         """Return mixes for every token, (B, H, T, mixes, m + P)."""
@@ -142,6 +137,3 @@ class _Gathered:
             return mixes
         is_state = torch.arange(mixes.shape[-1], device=mixes.device) < self.form.states
         return torch.where(self.fresh[..., None, None] & is_state, 0, mixes)
-
-
-__all__ = ["run"]

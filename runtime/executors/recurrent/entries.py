@@ -92,6 +92,3 @@ def _leaves(roots: Sequence[Value]) -> dict[Leaf, bool]:
             stack += [getattr(node, name) for name in ("left", "right", "vector", "matrix") if hasattr(node, name)]
             stack += list(getattr(node, "operands", ()))
     return result
-
-
-__all__ = ["scan"]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from attnc.compiler import ir
 from attnc.compiler.ir import Recur, Value
-from attnc.compiler.ir.value_nodes import axes, rank
+from attnc.compiler.ir.value_nodes import axes
 from attnc.compiler.recurrences.derive import is_constant
 from attnc.compiler.recurrences.derived import (
     Coupled,
@@ -35,8 +35,8 @@ from attnc.runtime.executors.recurrent.linear_inputs import Delta, RankOne
 from attnc.runtime.executors.recurrent.monoids import running_log_sum, running_max
 from attnc.runtime.executors.recurrent.solves import solve_by_reads
 from attnc.runtime.executors.recurrent.token_integers import Bound
-from attnc.runtime.executors.recurrent.token_loop import States, fresh_of, order_of
-from attnc.runtime.executors.recurrent.token_values import LEAD, TokenValues
+from attnc.runtime.executors.recurrent.token_loop import States, back_order_of, fresh_of, order_of
+from attnc.runtime.executors.recurrent.token_values import LEAD, TokenValues, reordered
 from attnc.runtime.values.value_walk import aligned
 
 Linear = Callable[..., tuple[Tensor, Tensor]]
@@ -55,10 +55,8 @@ def run(
     inputs = dict(tokens.inputs)
     tokens = replace(tokens, inputs=inputs)
     order = order_of(recur, TokenValues(tokens))
-    back_order = None if order is None else np.argsort(order, 1)
     values = TokenValues(tokens, order)
-    runner = _PassRunner(tokens, values, back_order, linear)
-    runner.fresh = fresh_of(recur, values, fresh)
+    runner = _PassRunner(tokens, values, linear, fresh_of(recur, values, fresh))
     last: States = {}
     for stages in _grouped(derived.stages):
         stage, *_ = stages
@@ -111,13 +109,17 @@ class _PassRunner:
     """Runs the passes of one call. `fresh`: see `token_loop.run`, here in processing order."""
 
     def __init__(
-        self, tokens: CallTokens, values: TokenValues, back_order: NDArray[np.int64] | None, linear: Linear
+        self, tokens: CallTokens, values: TokenValues, linear: Linear, fresh: NDArray[np.bool_] | None
     ) -> None:
         self._linear = linear
         self._tokens = tokens
         self._values = values
-        self._back_order = back_order
-        self.fresh: NDArray[np.bool_] | None = None
+        self._back_order = back_order_of(values.order)
+        self._fresh: Tensor | None = None
+        if fresh is not None and fresh.any():
+            batch, _, count = tokens.counts
+            mask = np.broadcast_to(fresh, (batch, fresh.shape[1], count))
+            self._fresh = torch.from_numpy(mask.copy()).to(tokens.q.device)
 
     def running(self, stage: RunningReduction, state: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """Compute a running reduction: store its states by token in `inputs`, return the final state."""
@@ -125,7 +127,7 @@ class _PassRunner:
         operand, initial = self._values.widened(stage.added), state.double()
         operand = aligned(operand, axes(stage.added), stage.state.dims, LEAD)
         operand = operand.expand(*self._tokens.counts, *state.shape[2:])
-        fresh = self._fresh_tensor()
+        fresh = self._fresh
         run = running_max if stage.op == "max" else running_log_sum
         after = run(operand, initial, fresh if fresh is None or fresh.shape[1] > 1 else fresh[:, 0])
         before = torch.cat([initial[:, :, None], after[:, :, :-1]], 2)
@@ -185,20 +187,20 @@ class _PassRunner:
 
     def scanned(self, stage: ElementwiseScan, state: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """Run an elementwise scan: store the reads in `inputs`, return the final state."""
-        outs, final = scan(stage, self._values, state, self._fresh_tensor())
+        outs, final = scan(stage, self._values, state, self._fresh)
         inputs.update({name: self._by_position(out) for (name, _), out in zip(stage.reads, outs, strict=True)})
         return final
 
     def coupled(self, stage: Coupled, states: States, inputs: dict[str, Tensor]) -> States:
         """Run coupled states: store the reads in `inputs`, return the final states."""
         initial = [states[state.name] for state in stage.states]
-        outs, last = coupled_tokens.run(stage, self._values, initial, self._fresh_tensor())
+        outs, last = coupled_tokens.run(stage, self._values, initial, self._fresh)
         inputs.update({read.name: self._by_position(out) for read, out in zip(stage.reads, outs, strict=True)})
         return {state.name: x for state, x in zip(stage.states, last, strict=True)}
 
     def _run(self, q: Tensor, arguments: dict[str, object], start: Tensor, *, before: bool) -> tuple[Tensor, Tensor]:
         """Run the linear pass; heads that start anew at different tokens become batch entries."""
-        fresh = self._fresh_tensor()
+        fresh = self._fresh
         if fresh is None:
             return self._linear(q, state=start, before=before, **arguments)
         batch, heads, count, _ = q.shape
@@ -281,26 +283,11 @@ class _PassRunner:
     # --- values ------------------------------------------------------------------------------------------------------
 
     def _vector(self, node: Value | None, width: int, bound: Bound) -> Tensor:
-        """Return a vector for every token, (B, H, T, width); None gives zeros, a number is broadcast."""
-        shape = (*self._tokens.counts, width)
-        if node is None:
-            return self._tokens.q.new_zeros(()).expand(shape)
-        value = self._values.whole(node, bound).to(self._tokens.q.dtype)
-        return (value if rank(node) else value[..., None]).expand(shape)
-
-    def _fresh_tensor(self) -> Tensor | None:
-        if self.fresh is None or not self.fresh.any():
-            return None
-        batch, _, count = self._tokens.counts
-        mask = np.broadcast_to(self.fresh, (batch, self.fresh.shape[1], count))
-        return torch.from_numpy(mask.copy()).to(self._tokens.q.device)
+        return self._values.vectors(node, width, self._tokens.q.dtype, bound)
 
     def _by_position(self, x: Tensor) -> Tensor:
         """Return a tensor in processing order reordered by position."""
-        if self._back_order is None:
-            return x
-        back = torch.from_numpy(self._back_order).to(x.device)
-        return torch.take_along_dim(x, back.reshape(1, *back.shape, *(1,) * (x.ndim - 3)), 2)
+        return reordered(x, self._back_order)
 
 
 def _as_matrix(stage: Pass, state: Tensor) -> Tensor:
@@ -326,6 +313,3 @@ def _folded(argument: object, batch: int, heads: int) -> object:
     if not isinstance(argument, Tensor):
         return argument
     return argument.reshape(batch * heads, 1, *argument.shape[2:])
-
-
-__all__ = ["GrowingError", "Linear", "run"]

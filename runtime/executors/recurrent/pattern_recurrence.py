@@ -25,23 +25,24 @@ from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError, Uns
 from attnc.runtime.call.requirements import check_requirements
 from attnc.runtime.call.tensor_checks import call_shape, check_promises, check_tensors
 from attnc.runtime.executors.recurrent import passes, token_loop
-from attnc.runtime.executors.recurrent.border_gradients import with_borders
 from attnc.runtime.executors.recurrent.borders import (
     CROSSED,
     has_closed,
     may_be_crossed,
     may_have_borders,
+    with_borders,
 )
-from attnc.runtime.executors.recurrent.call_tokens import CallTokens, computed_in
-from attnc.runtime.executors.recurrent.checkpointed import Fresh, Parts, Run
-from attnc.runtime.executors.recurrent.derived_recurrence import DerivedRecurrence
-from attnc.runtime.executors.recurrent.document_runs import (
+from attnc.runtime.executors.recurrent.call_tokens import (
+    CallTokens,
+    computed_in,
     cut,
     documents_of,
     first_tokens,
     reads_later_tokens,
     reads_positions,
 )
+from attnc.runtime.executors.recurrent.checkpointed import Fresh, Parts, Run
+from attnc.runtime.executors.recurrent.derived_recurrence import DerivedRecurrence
 from attnc.runtime.executors.recurrent.linear import linear_recurrence
 from attnc.runtime.executors.recurrent.passes import Linear
 from attnc.runtime.executors.recurrent.prefixes import by_kernels
@@ -366,6 +367,3 @@ def _initial_states(recur: Recur, initial: States, state: object) -> States:
         if name == TOKEN_COUNT and (tensor.is_floating_point() or bool((tensor < 0).any())):
             raise ArgumentError(f"state[{name!r}] is the number of earlier tokens: it must hold whole numbers from 0")
     return {name: state[name].to(expected.dtype) for name, expected in initial.items()}
-
-
-__all__ = ["TOKEN_COUNT", "PatternRecurrence", "Result", "States", "no_kernels"]

@@ -194,6 +194,3 @@ def _differentiated(
     )
     d_starts = zip(starts, gradients, strict=False)
     return [torch.zeros_like(x) if d is None else d for x, d in d_starts], gradients[len(starts) :]
-
-
-__all__ = ["RecordedWork", "SpanWork", "Tensors", "is_keeping", "keeping", "recorded"]

@@ -280,6 +280,3 @@ def _check(tokens: int, state: Tensor, resets: Tensor | None, length: int | None
         )
     if resets.dtype != torch.bool:
         raise ArgumentTypeError(f"resets: expected bool, got {resets.dtype}")
-
-
-__all__ = ["StretchStates", "scan_stretches", "stretch_length"]

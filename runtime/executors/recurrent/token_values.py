@@ -20,10 +20,9 @@ from attnc.compiler.ir import Index, Value, fold
 from attnc.compiler.ir.value_nodes import Axes, axes, rank
 from attnc.runtime.call.call_errors import UnsupportedError
 from attnc.runtime.executors.recurrent.borders import unhidden
-from attnc.runtime.executors.recurrent.call_tokens import CallTokens
+from attnc.runtime.executors.recurrent.call_tokens import TOKEN, CallTokens
 from attnc.runtime.executors.recurrent.solves import solve_by_steps
 from attnc.runtime.executors.recurrent.token_integers import (
-    TOKEN,
     Bound,
     TokenIntegers,
     variables_read,
@@ -75,7 +74,7 @@ class TokenValues:
             return self.by_place(node, bound)
         key = node, variables_read(node, bound)
         if key not in self._whole:
-            self._whole[key] = self._ordered(self.by_place(node, bound))
+            self._whole[key] = reordered(self.by_place(node, bound), self.order)
         return self._whole[key]
 
     def by_place(self, node: Value, bound: Bound = ()) -> Tensor:
@@ -104,17 +103,26 @@ class TokenValues:
         shared = {x.untyped_storage().data_ptr() for x in self._by_place.values()}
         return None if value is None or value.untyped_storage().data_ptr() in shared else value
 
-    def _ordered(self, x: Tensor) -> Tensor:
-        """Return a value by position in processing order."""
-        if self.order is None or x.shape[2] == 1:
-            return x
-        order = torch.from_numpy(self.order).to(x.device)
-        x = x.expand(x.shape[0], max(x.shape[1], len(order)), *x.shape[2:])
-        return torch.take_along_dim(x, order.reshape(1, *order.shape, *(1,) * (x.ndim - LEAD)), 2)
+    def vectors(self, node: Value | None, width: int, dtype: torch.dtype, bound: Bound = ()) -> Tensor:
+        """Return a vector for every token, (B, H, T, width); None gives zeros, a number is broadcast."""
+        shape = (*self.tokens.counts, width)
+        if node is None:
+            return self.tokens.q.new_zeros((), dtype=dtype).expand(shape)
+        value = self.whole(node, bound).to(dtype)
+        return (value if rank(node) else value[..., None]).expand(shape)
 
     def condition(self, node: Index) -> Tensor:
         """Return a condition for all tokens in processing order, bool (B or 1, H or 1, T or 1)."""
         return torch.from_numpy(self.integers.in_order(node) != 0).to(self.tokens.q.device)
+
+
+def reordered(x: Tensor, order: NDArray[np.int64] | None) -> Tensor:
+    """Return values whose tokens are those at the indices `order`, (H or 1, T); None: unchanged."""
+    if order is None or x.shape[2] == 1:
+        return x
+    indices = torch.from_numpy(order).to(x.device)
+    x = x.expand(x.shape[0], max(x.shape[1], len(indices)), *x.shape[2:])
+    return torch.take_along_dim(x, append_tensor_dims(indices[None], x.ndim - LEAD), 2)
 
 
 def reads_state(node: Value) -> bool:
@@ -339,6 +347,3 @@ class StretchValues(_CachedValues):
 
 
 _LEADING = {"batch": 0, "head": 1, "kv_head": 1, "token": 2, "query": 2, "key": 2}
-
-
-__all__ = ["LEAD", "StretchValues", "TokenValues", "reads_state"]

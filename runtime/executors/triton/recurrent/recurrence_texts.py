@@ -67,6 +67,3 @@ def recurrent_kernels(
         reason = reason or "float64 has no kernels"
         raise UnsupportedError(f"`{name}`: {reason}; on a GPU it runs as operations of torch")
     return kernels
-
-
-__all__ = ["recurrent_kernels", "recurrent_sources"]

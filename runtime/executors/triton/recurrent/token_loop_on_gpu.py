@@ -25,8 +25,8 @@ from attnc.runtime.call.call_errors import UnsupportedError
 from attnc.runtime.call.device_targets import target_of
 from attnc.runtime.executors.recurrent.call_tokens import CallTokens
 from attnc.runtime.executors.recurrent.recorded import recorded
-from attnc.runtime.executors.recurrent.token_loop import fresh_of, order_of, put_back
-from attnc.runtime.executors.recurrent.token_values import TokenValues
+from attnc.runtime.executors.recurrent.token_loop import back_order_of, fresh_of, order_of
+from attnc.runtime.executors.recurrent.token_values import TokenValues, reordered
 from attnc.runtime.executors.triton.launch import launch
 from attnc.spec.errors import EvaluationError
 
@@ -60,8 +60,8 @@ def run(recur: Recur, tokens: CallTokens, states: States, fresh: NDArray[np.bool
             f'executor, backend="reference", or move the tensors to the CPU'
         ) from error
     out, *last = recorded(call, [*leaves, *initial_states])
-    out = out.view(batch, heads, count, -1)
-    return put_back(out, order), dict(zip((name for name, _ in call.stepping.tape.after), last, strict=True))
+    out = reordered(out.view(batch, heads, count, -1), back_order_of(order))
+    return out, dict(zip((name for name, _ in call.stepping.tape.after), last, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,6 +242,3 @@ def _check_picks(tape: StepTape, tests: Mapping[int, NDArray[np.int64]], sizes: 
             if smallest < 0 or largest >= size:
                 worst = smallest if smallest < 0 else largest
                 raise EvaluationError("A902", f"the index {worst} is out of range", None, f"there are {size} entries")
-
-
-__all__ = ["run"]

@@ -12,7 +12,7 @@ from torch import Tensor
 from attnc import Attention, UnsupportedError, compile_attention
 from attnc.compiler.recurrences.derived import Coupled
 from attnc.runtime.executors.recurrent import chunk_layout, coupled_chunks
-from attnc.runtime.executors.recurrent.pair_weights import weights
+from attnc.runtime.executors.recurrent.coupled_chunks import weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from attnc import compile_attention
 from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.executors.recurrent import chunk_layout
+from attnc.runtime.executors.recurrent.chunk_forms import inverse
 from attnc.runtime.executors.recurrent.linear import linear_recurrence
 from attnc.runtime.executors.recurrent.linear_inputs import Delta, RankOne
-from attnc.runtime.executors.recurrent.triangle import inverse
 from recurrence_cases import CLASSES, GATED, REGIMES, Tensors, chunked, draw_case, error, truth
 
 TIGHT = 1e-12
