@@ -26,7 +26,7 @@ from torch import Tensor
 
 from attnc import compile_attention
 from attnc.compiler import simulation
-from attnc.runtime.executors.recurrent.linear import Delta
+from attnc.runtime.executors.recurrent.linear_inputs import Delta
 from attnc.runtime.executors.triton.recurrent.linear_on_gpu import linear_recurrence
 
 SHAPES = (

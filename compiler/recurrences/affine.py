@@ -105,6 +105,3 @@ def _select(node: ir.FloatSelect, a: Value | None, b: Value | None) -> Value | N
     if a is None and b is None:
         return None
     return select(node.condition, _or_zero(a), _or_zero(b))
-
-
-__all__ = ["affine_of", "plus", "times"]

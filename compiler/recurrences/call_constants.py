@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
 from functools import reduce
 from typing import cast
 
 from attnc.compiler import ir
 from attnc.compiler.ir import Index, Value, fold
 from attnc.compiler.ir.value_nodes import apply, axes, rank
+from attnc.compiler.recurrences.derived import values_of
 from attnc.compiler.recurrences.monomials import product_of
 from attnc.compiler.recurrences.recurrence_form import RecurrenceForm
 from attnc.compiler.recurrences.term_vectors import factors_of, terms_of
@@ -21,8 +20,8 @@ BY_TOKEN = frozenset({"token", "query", "key"})
 def constants_of(derived: RecurrenceForm) -> tuple[Value, ...]:
     """Return the largest expressions of a form that depend on no token and no state, except plain inputs."""
     constants: dict[Value, None] = {}
-    seen: set[Index] = set()
-    stack = list(_values(derived))
+    seen: set[Index | Value] = set()
+    stack: list[Index | Value] = list(values_of(derived))
     while stack:
         node = stack.pop()
         if node not in seen:
@@ -86,18 +85,3 @@ def _varies(node: Index | Value) -> bool:
     if isinstance(node, ir.Element | ir.Lookup):
         return not BY_TOKEN.isdisjoint(node.tensor.dims)
     return isinstance(node, ir.Vec | ir.StateAt | ir.VisibleReduce | ir.Var | ir.DataRead) or node is fold.place("q")
-
-
-def _values(part: object) -> Iterator[Index]:
-    """Yield the root nodes of a derived recurrence."""
-    if isinstance(part, ir.Node):
-        yield cast("Index", part)
-    elif isinstance(part, tuple):
-        for item in part:
-            yield from _values(item)
-    elif is_dataclass(part) and not isinstance(part, ir.State):
-        for part_field in fields(part):
-            yield from _values(getattr(part, part_field.name))
-
-
-__all__ = ["BY_TOKEN", "constants_of", "into_matrix", "into_reads", "is_same_at_all"]

@@ -219,17 +219,6 @@ def _product(values: Sequence[Value]) -> Value:
     return product_of([value for value in values if not is_one(value)])
 
 
-def values_of(stage: Coupled) -> list[Value]:
-    """Return the values that a stage computes."""
-    mixes = [*stage.after, *(read.of for read in stage.reads), *(mix for i in stage.impulses for _, mix in i.reads)]
-    result = [value for mix in mixes for value in (*mix.states, *mix.impulses) if value is not None]
-    result += [read.query for read in stage.reads]
-    for impulse in stage.impulses:
-        result += [impulse.left, *(read for read, _ in impulse.reads)]
-        result += [] if impulse.value is None else [impulse.value]
-    return result
-
-
 def may_be(node: Value | None, known: dict[Value, Value]) -> Value:
     """Return 1 where a factor may be nonzero, 0 where exact conditions select 0 for all real inputs; `known`: cache."""
     if node is None:
@@ -252,6 +241,3 @@ def _may_be(node: Value, known: dict[Value, Value]) -> Value:
         case ir.Apply(op="add" | "sub", operands=(a, b)):
             return apply("max", may_be(a, known), may_be(b, known))
     return number(1.0)
-
-
-__all__ = ["CoupledTrace", "ReadEachOtherError", "follow", "may_be", "values_of"]

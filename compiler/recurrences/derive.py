@@ -452,6 +452,3 @@ def _tensor(name: str, dims: Sequence[str | int], kind: Literal["real", "complex
 def _is_version_of(node: Value, state: ir.State) -> bool:
     """Check whether a node is a version of a state."""
     return isinstance(node, StateAt) and node.name == state.name
-
-
-__all__ = ["derive", "is_constant"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from typing import ClassVar, Literal, cast
 
 from attnc.compiler import ir
 from attnc.compiler.ir import Loop, Value
+from attnc.compiler.recurrences.recurrence_class import Corrected, Gate, RecurrenceClass
 
 Side = Literal["scalar", "rows", "columns"]
 
@@ -82,6 +84,36 @@ class Pass:
     flat: bool = False
     solves: tuple[SolvedRead, ...] = ()
 
+    @property
+    def decay(self) -> DecayForm | None:
+        """The decay of a token's first step; None without one."""
+        return next((micro.decay for micro in self.steps if micro.decay is not None), None)
+
+    @property
+    def gates(self) -> tuple[Value, ...]:
+        """The values that decays are computed from."""
+        return tuple(micro.decay.log for micro in self.steps if micro.decay is not None)
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """The names of the tensors that the stage computes."""
+        return (*(read.name for read in self.reads), *(solved.name for solved in self.solves))
+
+    def form(self, micro: int = 1) -> RecurrenceClass:
+        """Return the class of the pass, with `micro` steps for each token; a scalar gate may differ between tokens.
+
+        Only a token's first step decays, so that the other corrections read the old state as well as the decayed one.
+        """
+        gate: Gate = "none"
+        if self.decay is not None and self.decay.side != "columns":
+            gate = self.decay.side
+        corrections = [micro.correction for micro in self.steps if micro.correction is not None]
+        corrected: Corrected = "old" if any(correction.sees == "old" for correction in corrections) else "decayed"
+        if all(correction.merged for correction in corrections):
+            corrected = "comba" if corrections else "none"
+        columns = self.decay is not None and self.decay.side == "columns"
+        return RecurrenceClass(gate=gate, columns=columns, correction=corrected, micro=micro)
+
 
 @dataclass(frozen=True)
 class RunningReduction:
@@ -95,6 +127,13 @@ class RunningReduction:
     added: Value
     before: str
     after: str
+    gates: ClassVar[tuple[Value, ...]] = ()
+    """The values that decays are computed from: none."""
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """The names of the tensors that the stage computes."""
+        return self.before, self.after
 
 
 @dataclass(frozen=True)
@@ -109,6 +148,16 @@ class ElementwiseScan:
     write: Value
     versions: int
     reads: tuple[tuple[str, Value], ...]
+
+    @property
+    def gates(self) -> tuple[Value, ...]:
+        """The values that decays are computed from."""
+        return (self.decay,)
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """The names of the tensors that the stage computes."""
+        return tuple(name for name, _ in self.reads)
 
 
 @dataclass(frozen=True)
@@ -149,6 +198,17 @@ class Coupled:
     after: tuple[Mix, ...]
     reads: tuple[Mixed, ...]
 
+    @property
+    def gates(self) -> tuple[Value, ...]:
+        """The factors of the states before a token and of its impulses in the states after it."""
+        factors = (factor for mix in self.after for factor in (*mix.states, *mix.impulses))
+        return tuple(factor for factor in factors if factor is not None)
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """The names of the tensors that the stage computes."""
+        return tuple(read.name for read in self.reads)
+
 
 Stage = Pass | ElementwiseScan | RunningReduction | Coupled
 
@@ -158,21 +218,13 @@ def states_of(stage: Stage) -> tuple[ir.State, ...]:
     return stage.states if isinstance(stage, Coupled) else (stage.state,)
 
 
-__all__ = [
-    "Correction",
-    "Coupled",
-    "DecayForm",
-    "ElementwiseScan",
-    "Impulse",
-    "Micro",
-    "Mix",
-    "Mixed",
-    "NoFormError",
-    "Pass",
-    "RunningReduction",
-    "Side",
-    "SolvedRead",
-    "Stage",
-    "Taken",
-    "states_of",
-]
+def values_of(part: object) -> Iterator[Value]:
+    """Yield the values that a stage computes or reads, or those of a part of a stage."""
+    if isinstance(part, ir.Node):
+        yield cast("Value", part)
+    elif isinstance(part, tuple):
+        for item in part:
+            yield from values_of(item)
+    elif is_dataclass(part) and not isinstance(part, ir.State):
+        for part_field in fields(part):
+            yield from values_of(getattr(part, part_field.name))

@@ -157,6 +157,3 @@ def product_of(values: list[Value]) -> Value:
     for value in others:
         first = apply("mul", first, value)
     return first
-
-
-__all__ = ["Expansion", "Factor", "Monomial", "NonlinearError", "product_of", "reads_state"]

@@ -50,14 +50,11 @@ def print_derived(derived: RecurrenceForm) -> str:
 
 def class_of(stage: Pass) -> str:
     """Return the class of a pass in words: its decay and its correction."""
-    decays = [micro.decay for micro in stage.steps if micro.decay is not None]
-    corrections = [micro.correction for micro in stage.steps if micro.correction is not None]
     sides = {"scalar": "a scalar decay", "rows": "a decay of each row", "columns": "a decay of each column"}
-    words = [sides[decays[0].side] if decays else "no decay"]
-    if corrections:
-        words.append(
-            "delta rule" if corrections[0].merged else f"a correction of rank one of the {corrections[0].sees} state"
-        )
+    words = [sides[stage.decay.side] if stage.decay else "no decay"]
+    form = stage.form()
+    if form.is_corrected:
+        words.append("delta rule" if form.is_delta else f"a correction of rank one of the {form.correction} state")
     if any(micro.repeat for micro in stage.steps) or len(stage.steps) > 1:
         words.append("several steps a token")
     return ", ".join(words)
@@ -134,6 +131,3 @@ def _factor(value: Value) -> str:
     """Return a value as text that can stand in a product, in parentheses unless it is a name."""
     text = _text(value)
     return text if text.isidentifier() else f"({text})"
-
-
-__all__ = ["class_of", "class_of_coupled", "print_derived"]

@@ -23,6 +23,3 @@ def even_segments(segments: int, chunks: int) -> int:
     """Return at most `segments` segments, so that all but the last have equally many chunks and none is empty."""
     span = -(-chunks // segments)
     return -(-chunks // span)
-
-
-__all__ = ["SEGMENTS", "SHORTEST", "even_segments", "fitting_segments"]

@@ -84,6 +84,3 @@ def is_one(node: Value) -> bool:
     if isinstance(node, ir.Ratio):
         return isinstance(node.num, Const) and isinstance(node.den, Const) and node.num.value == node.den.value
     return isinstance(node, ir.Number) and node.value == 1
-
-
-__all__ = ["Sign", "is_one", "sign_of"]

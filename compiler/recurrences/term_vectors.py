@@ -87,6 +87,3 @@ def factors_of(node: Value) -> list[Value]:
     if isinstance(node, ir.Apply) and node.op == "mul":
         return [factor for operand in node.operands for factor in factors_of(operand)]
     return [node]
-
-
-__all__ = ["correction_of", "factors_of", "is_merged", "signed", "summed", "terms_of", "write_of"]

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.recurrences.kernels.recurrence_kernels import emit, stages, walk_stages
-from attnc.compiler.recurrences.kernels.recurrence_problem import RecurrenceClass, RecurrenceProblem
+from attnc.compiler.recurrences.kernels.recurrence_problem import RecurrenceProblem
+from attnc.compiler.recurrences.recurrence_class import RecurrenceClass
 from attnc.runtime.toolchain import kernel_gate
 from attnc.runtime.toolchain.compiling import CompiledBinary, Outcome
 from attnc.runtime.toolchain.kernel_gate import GateCase
@@ -21,7 +22,7 @@ SELECTION: Mapping[str, RecurrenceClass] = {
         RecurrenceClass(gate="rows"),
         RecurrenceClass(columns=True),
         RecurrenceClass(gate="rows", columns=True),
-        RecurrenceClass(gate="rows", before=True, bonus=True),
+        RecurrenceClass(gate="rows", before=True),
         RecurrenceClass(correction="delta"),
         RecurrenceClass(gate="scalar", correction="delta"),
         RecurrenceClass(gate="scalar", correction="delta", micro=2),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from attnc.compiler import ir
-from attnc.compiler.ir.value_nodes import rank
+from attnc.compiler.ir.value_nodes import axes, rank
 from attnc.runtime.values import scaled
 from attnc.runtime.values.functions import FUNCTIONS
 from attnc.runtime.values.leaf_values import LeafValues
@@ -36,13 +36,14 @@ from attnc.runtime.values.range_reductions import reduce_range
 from attnc.runtime.values.scaled import Quantity, ScaledTensor, plain
 from attnc.runtime.values.sums import conjugate_gradients
 from attnc.runtime.values.table_products import looked_up, product
+from attnc.runtime.values.value_walk import ValueWalk
 from attnc.spec.errors import EvaluationError
 
 UNBOUNDED = {"div": 1, "share": 1, "log": 0, "log2": 0, "sqrt": 0, "pow": 0, "normalised": 0, "rms": 0}
 """Functions whose derivative is not finite everywhere, and the index of the operand that decides where."""
 
 
-class BlockValues(LeafValues):
+class BlockValues(LeafValues, ValueWalk):
     """Values over one block: tensors (…, heads or 1, rows or 1, keys or 1), with trailing dimensions for vectors.
 
     Each loop around a value adds one leading dimension.
@@ -80,19 +81,22 @@ class BlockValues(LeafValues):
         """Return values over another block, without loops and without results to reuse."""
         return BlockValues(operands or self.operands, block, vectors)
 
-    def of(self, node: ir.Value) -> Tensor:
-        """Return a value as a tensor.
+    @property
+    def lead(self) -> int:
+        """The number of leading dimensions: the pair dimensions."""
+        return self.pair_dims
 
-        Raises EvaluationError where an index or an exact subexpression faults for an active pair.
-        """
-        return plain(self.quantity(node))
+    @property
+    def scale(self) -> float:
+        """The call's scale."""
+        return self.operands.scale
 
     def quantity(self, node: ir.Value) -> Quantity:
         """Return a value as a tensor, or as mantissa and shift."""
         value = self._computed.get(node)
         if value is None:
             value = self._computed_outside(node)
-            value = self._computed[node] = self._compute(node) if value is None else self._narrowed(node, value)
+            value = self._computed[node] = self.compute(node) if value is None else self._narrowed(node, value)
         return value
 
     def _computed_outside(self, node: ir.Value) -> Quantity | None:
@@ -146,107 +150,10 @@ class BlockValues(LeafValues):
         assert self.block.visible is not None
         return self.block.visible
 
-    # --- nodes ---
+    # --- node kinds that depend on pairs ---
 
-    def _compute(self, node: ir.Value) -> Quantity:  # noqa: C901  one case a node kind
-        match node:
-            case ir.Number():
-                return self.constant(node.value)
-            case ir.Scale():
-                return self.constant(self.operands.scale)
-            case ir.Ratio():
-                return self.ratio(node)
-            case ir.Vec():
-                return self.vector(node)
-            case ir.Element():
-                return self.element(node)
-            case ir.Apply():
-                return self._apply(node)
-            case ir.Dot():
-                return self._dot(node)
-            case ir.FloatSelect():
-                return self._select(node)
-            case ir.ValueReduce():
-                return self._reduce_range(node)
-            case ir.VisibleReduce():
-                return self._reduce_visible(node)
-            case _:
-                return self._compute_vector(node)
-
-    def _compute_vector(
-        self,
-        node: ir.Pick
-        | ir.VectorPart
-        | ir.Outer
-        | ir.Eye
-        | ir.Solve
-        | ir.Contract
-        | ir.Diagonal
-        | ir.StateAt
-        | ir.Ranking,
-    ) -> Tensor:
-        match node:
-            case ir.Pick():
-                return self._pick(node)
-            case ir.VectorPart():
-                return self._part(node)
-            case ir.Outer():
-                return self.of(node.left)[..., :, None] * self.of(node.right)[..., None, :]
-            case ir.Eye():
-                size = self.integer(node.size)
-                eye = torch.eye(size, dtype=self.operands.dtype, device=self.operands.device)
-                return eye.reshape((1,) * self.pair_dims + (size, size))
-            case ir.Solve():
-                return self._solve(node)
-            case _:
-                raise AssertionError(f"{type(node).__name__} in a pattern")
-
-    # --- vectors and matrices ---
-
-    def _solve(self, node: ir.Solve) -> Tensor:
-        matrix, vector = self.of(node.matrix), self.of(node.vector)
-        active = self.active(node)
-        if not active.all():
-            eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-            matrix = torch.where(append_tensor_dims(self.tensor(active), 2), matrix, eye)
-        pairs = np.broadcast_shapes(matrix.shape[:-2], vector.shape[:-1])
-        vector = vector.expand(*pairs, vector.shape[-1])
-        if node.steps is not None:
-            return conjugate_gradients(matrix, vector, node.steps)
-        solved: Tensor
-        solved, singular = torch.linalg.solve_ex(matrix.expand(*pairs, *matrix.shape[-2:]), vector[..., None])
-        if singular.any():
-            help_ = "add a positive number to its diagonal: `… + 0.01 * eye(dk)`"
-            raise EvaluationError("A901", "the matrix of `solve` is singular", None, help_)
-        return solved[..., 0]
-
-    def _pick(self, node: ir.Pick) -> Tensor:
-        """Return entries of vectors at computed indices."""
-        vector, index = self.of(node.vector), self.integers(node.index)
-        vector_rank, size = rank(node.vector), vector.shape[-rank(node.vector)]
-        outside = self.active(node.index) & ((index < 0) | (index >= size))
-        if outside.any():
-            number = int(np.broadcast_to(index, outside.shape)[outside][0])
-            message = f"index {number} is out of range for a vector of {size} entries"
-            raise EvaluationError("A902", message, None, "test the index first: `… if i < n else …`")
-        at = self.tensor(np.clip(index, 0, size - 1))
-        entries_last = vector.movedim(-vector_rank, -1)
-        pairs = entries_last.shape[: self.pair_dims]
-        moved = [i for i in range(self.pair_dims) if at.shape[i] > 1]
-        if len(moved) == 1 and pairs[moved[0]] == 1:  # one pair dimension runs over the entries
-            return entries_last.index_select(-1, at.reshape(-1)).transpose(-1, moved[0]).squeeze(-1)
-        shape = np.broadcast_shapes(pairs, at.shape)
-        at = at.reshape(at.shape + (1,) * vector_rank)
-        at = at.expand(*shape, *entries_last.shape[self.pair_dims : -1], 1)
-        return entries_last.expand(*shape, *entries_last.shape[self.pair_dims :]).gather(-1, at).squeeze(-1)
-
-    def _part(self, node: ir.VectorPart) -> Tensor:
-        vector = self.of(node.vector)
-        if vector.shape[-1] % node.of:
-            message = f"a vector of {vector.shape[-1]} entries cannot be split into {node.of} equal parts"
-            raise EvaluationError("A904", message, None, f"use a size that is a multiple of {node.of}")
-        size = vector.shape[-1] // node.of
-        return vector[..., node.number * size : (node.number + 1) * size]
+    def _solve_by_steps(self, matrix: Tensor, vector: Tensor, steps: int) -> Tensor:
+        return conjugate_gradients(matrix, vector, steps)
 
     def _dot(self, node: ir.Dot) -> Tensor:
         for table, vector in ((node.left, node.right), (node.right, node.left)):
@@ -264,14 +171,13 @@ class BlockValues(LeafValues):
     # --- functions ---
 
     def _apply(self, node: ir.Apply) -> Quantity:
-        operands = [self.quantity(operand) for operand in node.operands]
-        extra = max(map(self.rank_of, operands))
-        aligned = [append_dims(operand, extra - self.rank_of(operand)) for operand in operands]
+        result_axes = axes(node)
+        operands = [self.aligned(operand, result_axes) for operand in node.operands]
         if node.op in UNBOUNDED:
-            aligned = self._with_finite_derivative(node, aligned, extra)
+            operands = self._with_finite_derivative(node, operands, len(result_axes))
         unscaled = node.op in _EXPONENTIAL and not self.operands.exponents
-        result = None if unscaled else _apply_scaled(node, aligned)
-        return FUNCTIONS[node.op](*map(plain, aligned)) if result is None else result
+        result = None if unscaled else _apply_scaled(node, operands)
+        return FUNCTIONS[node.op](*map(plain, operands)) if result is None else result
 
     def _with_finite_derivative(self, node: ir.Apply, operands: list[Quantity], extra: int) -> list[Quantity]:
         """Return the operands with 1 for inactive pairs, where the derivative might not be finite."""
@@ -288,13 +194,12 @@ class BlockValues(LeafValues):
         """Return a selection whose sides are each computed over the pairs that take them."""
         condition = self.holds(node.condition)
         active = self.over_loops(self.block.active)
-        sides = [
-            self.over(active & taken).quantity(side)
+        result_axes = axes(node)
+        then, otherwise = (
+            self.over(active & taken).aligned(side, result_axes)
             for taken, side in ((condition, node.then), (~condition, node.otherwise))
-        ]
-        extra = max(map(self.rank_of, sides))
-        then, otherwise = (append_dims(side, extra - self.rank_of(side)) for side in sides)
-        return scaled.chosen(append_tensor_dims(self.tensor(condition), extra), then, otherwise)
+        )
+        return scaled.chosen(append_tensor_dims(self.tensor(condition), len(result_axes)), then, otherwise)
 
     # --- reductions ---
 

@@ -39,6 +39,3 @@ def entries_at_once(batch: int, numbers: int, most: int) -> Iterator[range]:
     step = max(most // max(numbers, 1), 1)
     for start in range(0, batch, step):
         yield range(start, min(start + step, batch))
-
-
-__all__ = ["AT_ONCE", "entries_at_once", "folded", "folded_heads"]

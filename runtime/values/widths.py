@@ -56,6 +56,3 @@ def of_out(relations: Relations, inputs: Mapping[str, Sequence[int]]) -> tuple[i
     if node.stack is not None:
         return (integer(node.stack[2]) - integer(node.stack[1]),)
     return Widths({"q": shape.dk, "k": shape.dk, "v": shape.dv}, inputs, integer).of(node.value)
-
-
-__all__ = ["Widths", "of_out"]

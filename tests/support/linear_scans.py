@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from attnc.runtime.executors.recurrent.scan import scan_stretches
+from attnc.runtime.executors.recurrent.stretch_scan import scan_stretches
 
 
 def linear_scan(decay: Tensor, write: Tensor, *, state: Tensor, resets: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Inputs of the linear recurrence by class and gate regime, computed in chunks and token by token.
 
 A class is named by words: a gate's ("constant", "scalar", "rows", none), "columns", a correction's ("delta", "comba",
-"decayed", "old", none), "before", "bonus". A case is a dictionary of tensors, drawn in fp64; `truth` uses fp64.
+"decayed", "old", none), "before". A case is a dictionary of tensors, drawn in fp64; `truth` uses fp64.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attnc.runtime.executors.recurrent.linear import Delta, RankOne, linear_recurrence
+from attnc.runtime.executors.recurrent.linear import linear_recurrence
+from attnc.runtime.executors.recurrent.linear_inputs import Delta, RankOne
 from token_loops import token_loop
 
 Tensors = dict[str, Tensor]
@@ -28,8 +29,8 @@ CLASSES = (
     "scalar columns",
     "rows columns",
     "scalar before",
-    "rows before bonus",
-    "rows columns before bonus",
+    "rows before",
+    "rows columns before",
     "delta",
     "constant delta",
     "scalar delta",
@@ -43,7 +44,7 @@ CLASSES = (
     "old",
     "scalar old",
     "rows old",
-    "rows old before bonus",
+    "rows old before",
 )
 GATED = tuple(name for name in CLASSES if {"scalar", "rows", "columns"} & set(name.split()))
 
@@ -104,8 +105,6 @@ def draw_case(
         tensors["gate"] = REGIMES[regime](steps if "scalar" in words else (*steps, rows), draw)
     if "columns" in words:
         tensors["gate_columns"] = REGIMES[regime]((*steps, columns), draw)
-    if "bonus" in words:
-        tensors["bonus"] = normal(heads, rows) if "columns" in words else normal(batch, heads, tokens, rows)
     if words & {"delta", "comba"}:
         tensors["beta"] = beta
     if words & {"comba", "decayed", "old"}:

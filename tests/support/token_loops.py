@@ -44,7 +44,6 @@ def token_loop(
     gate_columns: Tensor | None = None,
     correction: Correction | None = None,
     before: bool = False,
-    bonus: Tensor | None = None,
     resets: Tensor | None = None,
     state: Tensor | None = None,
     micro: int = 1,
@@ -53,9 +52,6 @@ def token_loop(
     columns = torch.zeros_like(v) if gate_columns is None else gate_columns
     if state is None:
         state = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1])
-    if bonus is not None and bonus.ndim == 2:
-        bonus = bonus[None, :, None]
-    extra = None if bonus is None else (q * bonus.expand_as(q) * k).sum(-1)[..., None] * v
     outs = []
     for t in range(q.shape[2]):
         if resets is not None:
@@ -64,6 +60,5 @@ def token_loop(
         for n in range(t * micro, (t + 1) * micro):
             term = (correction[0][:, :, n], correction[1][:, :, n], correction[2]) if correction else None
             state = step(state, k[:, :, n], v[:, :, n], rows[:, :, n], columns[:, :, n], term)
-        out = (q[:, :, t, :, None] * (read if before else state)).sum(-2)
-        outs.append(out if extra is None else out + extra[:, :, t])
+        outs.append((q[:, :, t, :, None] * (read if before else state)).sum(-2))
     return (torch.stack(outs, 2) if outs else q.new_zeros(*q.shape[:3], v.shape[-1])), state

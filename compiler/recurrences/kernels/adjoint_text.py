@@ -116,6 +116,3 @@ class AdjointText(TapeText):
                 text = f"tl.sum({self.masked(text, remaining, axis)}, {axis})"
                 remaining = remaining[:axis] + remaining[axis + 1 :]
         return text
-
-
-__all__ = ["AdjointText"]

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from math import gcd
 from typing import NamedTuple
 
-from attnc.compiler.recurrences.kernels.recurrence_problem import RecurrenceClass, RecurrenceProblem
+from attnc.compiler.recurrences.kernels.recurrence_problem import RecurrenceProblem
+from attnc.compiler.recurrences.recurrence_class import RecurrenceClass
 
 
 class Blocks(NamedTuple):

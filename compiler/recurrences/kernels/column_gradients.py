@@ -10,8 +10,6 @@ The gradient of a gate that all rows share sums the pairs across its step; no di
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from attnc.compiler.recurrences.kernels.decay_text import (
     crossed,
     load_segments,
@@ -39,15 +37,11 @@ class ColumnGradients(RecurrenceFrame):
             self.load_steps("beta_rows", "beta")
             self.emit_address("dbeta")
             self.add(f"dbeta_sum = tl.zeros(({p.length},), tl.float32)")
-        if form.bonus:
-            self.add(
-                f"own_weight = tl.load({self.vector('bonus_weights')})",
-                f"down_sum = tl.zeros(({p.length},), tl.float32)",
-            )
         if not form.is_rank_one:
             self.begin_pairs()
         self.over_columns(self._block)
-        self._store_sums()
+        if form.is_delta:
+            self.add("tl.store(dbeta_at + row * dbeta_2, dbeta_sum, mask=there)")
         if not form.is_rank_one:
             self.store_pairs()
 
@@ -57,29 +51,14 @@ class ColumnGradients(RecurrenceFrame):
         for i, w in form.pairs:
             self.add(f"{form.pair_name(i, w)}_sum = tl.zeros(({p.length}, {p.length}), tl.float32)")
 
-    def over_columns(self, body: Callable[[], None]) -> None:
-        """Emit a body for every block of columns."""
-        if self.columns < self.problem.wv:
-            with self.lines.block(self.blocks("column", self.problem.wv, self.columns)):
-                body()
-        else:
-            body()
-
     def _block(self) -> None:
-        p, form = self.problem, self.problem.form
-        self.block_columns("column", p.wv, self.columns)
         self.load("douts", "dout", "column")
         self.load("v_values", "v", "column")
-        if form.is_delta:
+        if self.problem.form.is_delta:
             self._delta()
         else:
             self._plain()
-        if form.bonus:
-            self.add(
-                "dvs += own_weight[:, None] * douts",
-                "down_sum += tl.sum(douts.to(tl.float32) * v_values.to(tl.float32), 1)",
-            )
-        self.put("dv", "column", p.rounded("dvs"))
+        self.put("dv", "column", self.problem.rounded("dvs"))
 
     def _plain(self) -> None:
         p, form = self.problem, self.problem.form
@@ -144,31 +123,20 @@ class ColumnGradients(RecurrenceFrame):
         p = self.problem
 
         def body() -> None:
-            self.block_columns("channel", p.wk, self.rows)
             for total, rows, states, ahead in products:
                 self.add(
                     f"edge = tl.load({self.scratch_tile(rows, 'channel', p.wk)})",
                     f"state = tl.load({self.states(states, 'channel', 'column', ahead)})",
                     f"{total} = {p.dot('edge', p.rounded('state'), total)}",
                 )
-            self.over_channels()
+            self.add_of_channels()
 
-        if self.rows < p.wk:
-            with self.lines.block(self.blocks("channel", p.wk, self.rows)):
-                body()
-        else:
-            body()
+        self.over_channels(body)
 
-    def over_channels(self) -> None:
+    def add_of_channels(self) -> None:
         """Emit further work on a block of channels."""
 
     # --- stores
-
-    def _store_sums(self) -> None:
-        if self.problem.form.is_delta:
-            self.add("tl.store(dbeta_at + row * dbeta_2, dbeta_sum, mask=there)")
-        if self.problem.form.bonus:
-            self.add(f"tl.store({self.vector('bonus_adjoints')}, down_sum)")
 
     def store_pairs(self) -> None:
         """Emit the stores of the gradients of pairs, and the gradient of a gate that all rows share."""
@@ -223,7 +191,6 @@ class PairGradients(ColumnGradients):
 
     def _load(self) -> None:
         p = self.problem
-        self.block_columns("column", p.wv, self.columns)
         self.load("douts", "dout", "column")
         self.load("v_values", "v", "column")
         for scratch, name in (("p", "p_values"), ("read_adjoints", "dreads")):

@@ -1,4 +1,4 @@
-"""The kernels of a chunk's gradients with column decay: of pairs, and of v and the columns' gates.
+"""The kernels that only column decay needs: rows decayed to a chunk's edges, gradients of pairs, of v and of gates.
 
 A pair's weight differs between columns. At each level it is split between the value and the output, so that
 ∂A = Σ_level mask ⊙ (∂o ⊙ rise) (v ⊙ fall)ᵀ and ∂v = Σ_level fall ⊙ (mask ⊙ A)ᵀ (∂o ⊙ rise) + ∂v through the state.
@@ -6,6 +6,7 @@ A pair's weight differs between columns. At each level it is split between the v
 
 from __future__ import annotations
 
+from attnc.compiler.kernels.kernel_source import KernelArgument
 from attnc.compiler.recurrences.kernels.column_gradients import ColumnGradients
 from attnc.compiler.recurrences.kernels.decay_text import (
     AT_LEVEL,
@@ -15,6 +16,52 @@ from attnc.compiler.recurrences.kernels.decay_text import (
     crossed_at_level,
     load_segments,
 )
+from attnc.compiler.recurrences.kernels.recurrence_frame import RecurrenceFrame
+
+
+class ColumnEdges(RecurrenceFrame):
+    """Values decayed to the ends of chunks: a program computes a chunk and a block of columns."""
+
+    stage = "columns"
+    makes = "Values at the ends of chunks, and what is left of columns after them"
+
+    def write(self) -> None:
+        """Emit all lines of the kernel."""
+        p, form = self.problem, self.problem.form
+        self.emit_chunk()
+        load_segments(self)
+        self.block_columns("column", p.wv, self.columns, "tl.program_id(1)")
+        for name in ("gate_columns", self.read):
+            self.emit_address(name)
+        self.load("gates", "gate_columns", "column")
+        self.load("x", self.read, "column")
+        sweep = DecaySweep(self, "gates", self.columns, not form.before, form.before)
+        with sweep.levels():
+            pass
+        edges = sweep.edges([form.before])
+        self.store(edges.into[form.before], edges.out_of, edges.total)
+
+    read = "v"
+
+    def store(self, into: str, out_of: str, total: str) -> None:
+        """Emit the stores of the results."""
+        p = self.problem
+        self.pointers["total_columns"] = KernelArgument("total_columns", "*fp32")
+        self.add(f"tl.store({self.scratch_tile('v_out', 'column', p.wv)}, {p.rounded(f'(x * {out_of})')})")
+        self.add(f"tl.store(total_columns + at * {p.wv} + column, {total})")
+
+
+class ColumnReads(ColumnEdges):
+    """Output gradients decayed from the starts of chunks."""
+
+    stage = "column_reads"
+    makes = "Gradients of outputs at the starts of chunks"
+    read = "dout"
+
+    def store(self, into: str, out_of: str, total: str) -> None:
+        """Emit the stores of the results."""
+        p = self.problem
+        self.add(f"tl.store({self.scratch_tile('dout_in', 'column', p.wv)}, {p.rounded(f'(x * {into})')})")
 
 
 class ColumnPairs(ColumnGradients):
@@ -31,22 +78,20 @@ class ColumnPairs(ColumnGradients):
         for name in ("v", "dout", "gate_columns"):
             self.emit_address(name)
         self.begin_pairs()
-        if form.bonus or not form.before:
+        if not form.before:
             self.add(f"down_sum = tl.zeros(({p.length},), tl.float32)")
         self.over_columns(self._levels)
         if not form.before:
             own_pairs = "tl.where(row[:, None] == row[None, :], down_sum[:, None], 0.0)"
             self.add(f"{form.pair_name(0, 0)}_sum += {own_pairs}")
-        self._store_sums()
         self.store_pairs()
 
     def _levels(self) -> None:
         p, form = self.problem, self.problem.form
-        self.block_columns("column", p.wv, self.columns)
         self.load("douts", "dout", "column")
         self.load("v_values", "v", "column")
         self.load("gates", "gate_columns", "column")
-        if form.bonus or not form.before:
+        if not form.before:
             self.add("down_sum += tl.sum(douts.to(tl.float32) * v_values.to(tl.float32), 1)")
         sweep = DecaySweep(self, "gates", self.columns, not form.before, form.before)
         with sweep.levels():
@@ -106,10 +151,8 @@ class ColumnValues(ColumnGradients):
         if not form.before:
             own_weight = "tl.sum(tl.where(row[:, None] == row[None, :], pairs.to(tl.float32), 0.0), 1)"
             self.add(f"dvs += {own_weight}[:, None] * douts")
-        if form.bonus:
-            self.add(f"dvs += tl.load({self.vector('bonus_weights')})[:, None] * douts")
 
-    def over_channels(self) -> None:
+    def add_of_channels(self) -> None:
         """Emit the gradient of the columns' total decay; `state` holds the adjoint of the state after the chunk."""
         self.add(f"first_state = tl.load({self.states('states', 'channel', 'column')})")
         total = self.load_total("channel")

@@ -18,12 +18,8 @@ class Outputs(RecurrenceFrame):
         self.emit_chunk()
         self.block_columns("column", p.wv, self.columns, "tl.program_id(1)")
         self.add(f"found = tl.zeros(({p.length}, {self.columns}), tl.float32)")
-        if self.rows < p.wk:
-            with self.lines.block(self.blocks("channel", p.wk, self.rows)):
-                self._read()
-        else:
-            self._read()
-        if "v" in form.values or form.bonus:
+        self.over_channels(self._read)
+        if "v" in form.values:
             self.emit_address("v")
             self.load("v_values", "v", "column")
         if form.columns:
@@ -34,14 +30,11 @@ class Outputs(RecurrenceFrame):
                     self.add(f"p_values = tl.load({self.scratch_tile('p', 'column', p.wv)})")
                 self.add(f"{value}_pairs = tl.load({self.matrix(form.pair_name(0, w))})")
                 self.add(f"found = {p.dot(f'{value}_pairs', f'{value}_values', 'found')}")
-        if form.bonus:
-            self.add(f"found += tl.load({self.vector('bonus_weights')})[:, None] * v_values")
         self.emit_address("out")
         self.put("out", "column", p.rounded("found"))
 
     def _read(self) -> None:
         p = self.problem
-        self.block_columns("channel", p.wk, self.rows)
         self.add(
             f"reads = tl.load({self.scratch_tile('q_in', 'channel', p.wk)})",
             f"state = tl.load({self.states('states', 'channel', 'column')})",

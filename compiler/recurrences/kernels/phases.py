@@ -106,6 +106,3 @@ def whole_behind(tape: StepTape, state: int) -> frozenset[int]:
     """
     users = {j for j, op in enumerate(tape.ops) if state in op.operands}
     return frozenset(users | {j for name, j in tape.after if name == tape.ops[state].of} | {state})
-
-
-__all__ = ["Phases", "backwards", "remade", "whole_behind"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from attnc.compiler.kernels.kernel_source import KernelArgument
 from attnc.compiler.recurrences.kernels.decay_text import (
     AT_LEVEL,
@@ -32,40 +34,23 @@ class Prepare(RecurrenceFrame):
         load_segments(self)
         if form.gate != "rows":
             load_vector_gate(self)
-        for name in (*form.inputs, *(["gate_rows"] if form.gate == "rows" else []), *(["bonus"] * form.bonus)):
+        for name in (*form.inputs, *(["gate_rows"] if form.gate == "rows" else [])):
             self.emit_address(name)
-        edges = None
-        if form.gate != "rows":
-            edges = vector_edges(self)
+        edges = vector_edges(self) if form.gate != "rows" else None
         for i, w in form.pairs:
             self.add(f"{form.pair_name(i, w)}_sum = tl.zeros(({p.length}, {p.length}), tl.float32)")
-        for name in self._diagonals():
-            self.add(f"{name} = tl.zeros(({p.length},), tl.float32)")
+        for writer in form.writers if form.gate == "rows" and not form.before else ():
+            self.add(f"own_{writer} = tl.zeros(({p.length},), tl.float32)")
         if edges is not None and edges.total:
             self.pointers["total"] = KernelArgument("total", "*fp32")
             self.add(f"tl.store(total + at, {edges.total})")
-        if self.rows < p.wk:
-            with self.lines.block(self.blocks("channel", p.wk, self.rows)):
-                self._block(edges)
-        else:
-            self._block(edges)
+        self.over_channels(partial(self._block, edges))
         self._store_pairs()
-
-    def _diagonals(self) -> list[str]:
-        form = self.problem.form
-        own_sums = [f"own_{writer}" for writer in form.writers] if form.gate == "rows" and not form.before else []
-        return own_sums + ["own_bonus"] * form.bonus
 
     def _block(self, edges: Edges | None) -> None:
         p, form = self.problem, self.problem.form
-        self.block_columns("channel", p.wk, self.rows)
         for name in form.inputs:
             self.load(f"{name}_rows", name, "channel")
-        if form.bonus:
-            self.load("bonus_rows", "bonus", "channel")
-            self.add(
-                "own_bonus += tl.sum(q_rows.to(tl.float32) * bonus_rows.to(tl.float32) * k_rows.to(tl.float32), 1)"
-            )
         if edges is None:
             edges = self._levels()
             self.pointers["total"] = KernelArgument("total", "*fp32")
@@ -117,5 +102,3 @@ class Prepare(RecurrenceFrame):
             exact = form.is_corrected and name == form.triangle
             address = self.matrix(name, "fp32" if exact else "")
             self.add(f"tl.store({address}, {value if exact else p.rounded(f'({value})')})")
-        if form.bonus:
-            self.add(f"tl.store({self.vector('bonus_weights')}, own_bonus)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -18,9 +19,8 @@ from attnc.compiler.kernels.kernel_source import (
 from attnc.compiler.kernels.text_lines import Lines
 from attnc.compiler.recurrences.kernels.helpers import HELPERS
 from attnc.compiler.recurrences.kernels.recurrence_problem import RecurrenceProblem
+from attnc.compiler.recurrences.recurrence_class import ONCE_A_TOKEN
 
-ONCE_A_TOKEN = frozenset({"q", "dq", "out", "dout", "bonus", "dbonus"})
-"""Tensors with one row per token; others have one row per step."""
 OF_STEPS = frozenset({"gate", "beta"})
 """Tensors with one number per step."""
 _STRIDES = (("batch", "i64"), ("head", "i64"), ("token", "i32"))
@@ -113,11 +113,28 @@ class RecurrenceFrame(ABC):
             "there = step < steps" if p.used == p.length else f"there = (row < {p.used}) & (step < steps)",
         )
         if p.form.micro > 1:
-            self.add(f"asked = there & (row % {p.form.micro} == {p.read_at})")
+            self.add(f"asked = there & (row % {p.form.micro} == {p.form.read_at})")
 
-    def blocks(self, name: str, width: int, block: int) -> str:
-        """Return the head of a loop over blocks of a width; `block_columns` emits a block's columns."""
-        return f"for {name}_block in range(0, {width // block}):"
+    def over_blocks(self, name: str, width: int, block: int, body: Callable[[], None]) -> None:
+        """Emit a body for every block of a width: in a loop, unless there is one block."""
+
+        def emit() -> None:
+            self.block_columns(name, width, block)
+            body()
+
+        if block < width:
+            with self.lines.block(f"for {name}_block in range(0, {width // block}):"):
+                emit()
+        else:
+            emit()
+
+    def over_channels(self, body: Callable[[], None]) -> None:
+        """Emit a body for every block of the state's rows."""
+        self.over_blocks("channel", self.problem.wk, self.rows, body)
+
+    def over_columns(self, body: Callable[[], None]) -> None:
+        """Emit a body for every block of the state's columns."""
+        self.over_blocks("column", self.problem.wv, self.columns, body)
 
     def block_columns(self, name: str, width: int, block: int, number: str = "") -> None:
         """Emit the column indices `name` of a block."""
@@ -155,10 +172,10 @@ class RecurrenceFrame(ABC):
 
     def _token(self, name: str) -> str:
         micro = self.problem.form.micro
-        return f"(row // {micro})" if micro > 1 and name in ONCE_A_TOKEN else "row"
+        return f"(row // {micro})" if micro > 1 and name.removeprefix("d") in ONCE_A_TOKEN else "row"
 
     def _row_mask(self, name: str) -> str:
-        return "asked" if self.problem.form.micro > 1 and name in ONCE_A_TOKEN else "there"
+        return "asked" if self.problem.form.micro > 1 and name.removeprefix("d") in ONCE_A_TOKEN else "there"
 
     def tile(self, name: str, column: str, real: int, width: int) -> tuple[str, str]:
         """Return the addresses of a tile of the call's tensor, and its mask; `real` of `width` columns exist."""
@@ -231,7 +248,7 @@ class RecurrenceFrame(ABC):
 
 OF_COLUMNS = frozenset({"v", "dv", "out", "dout", "gate_columns", "dgate_columns"})
 """Tensors as wide as the state has columns; others are as wide as it has rows."""
-IN_FP32 = frozenset({"gate_rows", "gate_columns", "dgate_rows", "dgate_columns", "dbonus"})
+IN_FP32 = frozenset({"gate_rows", "gate_columns", "dgate_rows", "dgate_columns"})
 
 
 def _parts(name: str) -> tuple[str, str, str]:

@@ -6,13 +6,12 @@ from functools import lru_cache
 
 from attnc.compiler.kernels.kernel_source import KernelSource
 from attnc.compiler.recurrences.kernels.block_shapes import blocks_of
-from attnc.compiler.recurrences.kernels.column_edges import ColumnEdges, ColumnReads
 from attnc.compiler.recurrences.kernels.column_gradients import ColumnGradients, PairGradients
-from attnc.compiler.recurrences.kernels.column_values import ColumnPairs, ColumnValues
+from attnc.compiler.recurrences.kernels.column_values import ColumnEdges, ColumnPairs, ColumnReads, ColumnValues
 from attnc.compiler.recurrences.kernels.outputs import Outputs
 from attnc.compiler.recurrences.kernels.prepare import Prepare
 from attnc.compiler.recurrences.kernels.recurrence_frame import RecurrenceFrame
-from attnc.compiler.recurrences.kernels.recurrence_problem import RecurrenceClass, RecurrenceProblem
+from attnc.compiler.recurrences.kernels.recurrence_problem import RecurrenceProblem
 from attnc.compiler.recurrences.kernels.row_gradients import ReadGradients, RowGradients
 from attnc.compiler.recurrences.kernels.segment_kernels import (
     AdjointJoin,
@@ -26,6 +25,7 @@ from attnc.compiler.recurrences.kernels.solve import SolveKernel
 from attnc.compiler.recurrences.kernels.state_walk import AdjointWalk, StateWalk
 from attnc.compiler.recurrences.kernels.step import StepKernel
 from attnc.compiler.recurrences.kernels.walk import FusedWalk, OneWalk, PairWeightWalk
+from attnc.compiler.recurrences.recurrence_class import RecurrenceClass
 
 _ALL: tuple[type[RecurrenceFrame], ...] = (
     Prepare,

@@ -65,11 +65,7 @@ class RowGradients(RecurrenceFrame):
             self.add(f"kept_sum = tl.zeros(({self.rows},), tl.float32)")
         for name in self._column_inputs():
             self.emit_address(name)
-        if self.columns < p.wv:
-            with self.lines.block(self.blocks("column", p.wv, self.columns)):
-                self._block()
-        else:
-            self._block()
+        self.over_columns(self._block)
         for name in self._inputs():
             self.emit_address(name)
             self.load(f"{name}_rows", name, "channel")
@@ -95,7 +91,6 @@ class RowGradients(RecurrenceFrame):
 
     def _block(self) -> None:
         p, form = self.problem, self.problem.form
-        self.block_columns("column", p.wv, self.columns)
         self._load_columns()
         self.add(f"state = tl.load({self.states('states', 'channel', 'column')})")
         if self.writers():
@@ -269,8 +264,6 @@ class RowGradients(RecurrenceFrame):
     def _store(self, name: str) -> None:
         """Emit the store of an input's gradient, or of its partial sum if another kernel adds to it."""
         p, form = self.problem, self.problem.form
-        if form.bonus and 0 in self.readers() and name in ("q", "k"):
-            self._add_bonus(name)
         if form.is_split and name in form.writers:
             partial = self.scratch_tile(f"{name}_so_far", "channel", p.wk, "fp32")
             if self.writers():
@@ -279,17 +272,6 @@ class RowGradients(RecurrenceFrame):
             self.add(f"d_{name} += tl.load({partial})")
         self.emit_address(f"d{name}")
         self.put(f"d{name}", "channel", p.rounded(f"d_{name}"))
-
-    def _add_bonus(self, name: str) -> None:
-        self.emit_address("bonus")
-        self.load("bonus_rows", "bonus", "channel")
-        self.add(
-            f"bonus_weight = tl.load({self.vector('bonus_adjoints')})[:, None]",
-            f"d_{name} += bonus_weight * bonus_rows.to(tl.float32) * {'k' if name == 'q' else 'q'}_rows",
-        )
-        if name == "q":
-            self.emit_address("dbonus")
-            self.put("dbonus", "channel", "bonus_weight * q_rows * k_rows")
 
 
 class ReadGradients(RowGradients):

@@ -163,7 +163,7 @@ class SegmentProduct(SegmentJoin):
         p, block = self.problem, self.rows
         self.add(f"found = tl.load({segment_tile(self, 'channel', 'column')})")
         self.add(f"parts = tl.reshape(state, ({p.wk // block}, {block}, {self.columns}))")
-        with self.lines.block(self.blocks("inner", p.wk, block)):
+        with self.lines.block(f"for inner_block in range(0, {p.wk // block}):"):
             self.block_columns("inner", p.wk, block, "inner_block")
             self.add(
                 f"own = tl.arange(0, {p.wk // block})[:, None, None] == inner_block",

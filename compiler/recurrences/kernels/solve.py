@@ -29,8 +29,8 @@ class SolveKernel(RecurrenceFrame):
         else:
             self.add("solver = inverse_pairs", f"written = tl.load({self.matrix(form.pair_name(1, 0))})")
         self.emit_address("v")
-        self._over_blocks("channel", p.wk, self.rows, self._read)
-        self._over_blocks("column", p.wv, self.columns, self._value)
+        self.over_channels(self._read)
+        self.over_columns(self._value)
 
     def _below(self, block: int) -> str:
         """Return the text that loads the triangle's diagonal blocks, or the blocks below pairs of diagonal blocks."""
@@ -60,17 +60,6 @@ class SolveKernel(RecurrenceFrame):
             self.add(f'found = merged(found, blocks, {length // (2 * block)}, {block}, "{self.problem.exact}")')
             block *= 2
         self.add(f"found = tl.reshape(found, ({length}, {length}))")
-
-    def _over_blocks(self, name: str, width: int, block: int, body: object) -> None:
-        """Emit a body for every block of columns."""
-        assert callable(body)
-        if block < width:
-            with self.lines.block(self.blocks(name, width, block)):
-                self.block_columns(name, width, block)
-                body()
-        else:
-            self.block_columns(name, width, block)
-            body()
 
     def _read(self) -> None:
         p, form = self.problem, self.problem.form

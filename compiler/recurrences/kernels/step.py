@@ -47,7 +47,7 @@ class StepKernel(RecurrenceFrame):
 
     def _addresses(self) -> None:
         form = self.problem.form
-        rows = ["v", *form.inputs, "out", *(["bonus"] if form.bonus else [])]
+        rows = ["v", *form.inputs, "out"]
         rows += ["gate_rows"] * (form.gate == "rows") + ["gate_columns"] * form.columns
         steps = ["gate"] * (form.gate == "scalar") + ["beta"] * form.is_delta
         for name in rows:
@@ -67,14 +67,9 @@ class StepKernel(RecurrenceFrame):
         return f"tl.load({name}_at + {stride} + {column}, mask={mask}, other=0.0).to(tl.float32)"
 
     def _read(self) -> None:
-        p, form = self.problem, self.problem.form
+        p = self.problem
         self.add("asked = token + 0")
         self.add(f"q_row = {self._row('q', 'asked')}", "found = tl.sum(q_row[:, None] * state, 0)")
-        if form.bonus:
-            self.add(
-                f"own = tl.sum(q_row * {self._row('bonus', 'asked')} * {self._row('k', 'asked')}, 0)",
-                f"found += own * {self._row('v', 'asked')}",
-            )
         at = f"out_at + (out_token * {self._declared('out')}) * asked.to(tl.int64) + column"
         self.add(f"tl.store({at}, {p.rounded('found')}, mask={self._inside('column', p.dv, p.wv)})")
 

@@ -257,6 +257,3 @@ class _TapeBackward(AdjointText):
         adjoints[i] = f"d{i}"
         if self.phases is not None:
             self.phases.note(f"d{i}", reads if len(self.tape.ops[i].axes) == 2 else ())
-
-
-__all__ = ["Stage", "emit_token_by_token"]

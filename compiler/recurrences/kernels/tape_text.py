@@ -317,6 +317,3 @@ def _no_lookup(node: Lookup, indices: tuple[ExprText, ...]) -> ExprText:
 
 
 _EXACT = IndexText({}, _no_lookup)
-
-
-__all__ = ["TapeText", "constant"]

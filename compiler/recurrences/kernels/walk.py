@@ -55,10 +55,6 @@ class OneWalk(StateWalk):
         for w, value in enumerate(form.values):
             self.add(f"{value}_pairs = tl.load({self.matrix(form.pair_name(0, w))})")
             self.add(f"found = {p.dot(f'{value}_pairs', f'{value}_values', 'found')}")
-        if form.bonus:
-            if "v" not in form.values:
-                self.values()
-            self.add(f"found += tl.load({self.vector('bonus_weights')})[:, None] * v_values")
         self.put_out()
 
     def put_out(self) -> None:

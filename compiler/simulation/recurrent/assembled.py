@@ -15,8 +15,15 @@ from attnc.compiler.simulation.gpu_clocks import (
 )
 from attnc.compiler.simulation.gpu_ladder import dense_ms as dense_on_gpu
 from attnc.compiler.simulation.machine import Machine, MachineError
-from attnc.compiler.simulation.recurrent.recurrence_call import RecurrenceCall
-from attnc.compiler.simulation.recurrent.recurrence_simulation import RUNGS, RecurrenceSimulation, SimulatedPass
+from attnc.compiler.simulation.recurrent.chunk_work import Amount
+from attnc.compiler.simulation.recurrent.recurrence_call import PassPart, RecurrenceCall
+from attnc.compiler.simulation.recurrent.recurrence_simulation import (
+    RUNGS,
+    ChunkCost,
+    PassKernel,
+    RecurrenceSimulation,
+    SimulatedPass,
+)
 from attnc.compiler.simulation.simulated_call import SimulatedCall
 from attnc.compiler.simulation.simulation import Pass, Rung, SimulatedSchedule, Tiles, Traffic
 from attnc.compiler.simulation.traffic import memory_ms
@@ -96,6 +103,19 @@ def assembled(
     )
 
 
+def chunk_cost(call: RecurrenceCall, part: PassPart, chunk: int, work: Sequence[Amount], ms: float | None) -> ChunkCost:
+    """Return the cost of chunks of `chunk` rows, for each token and head; `work`: of a chunk, forward and backward."""
+    form, (ahead, back) = part.form, work
+    tokens = form.kind.per_chunk(chunk)
+    states = call.shape.lanes * form.kind.chunks(call.shape.n_q, chunk) * form.entries * 4
+    return ChunkCost(chunk, ahead.flop / tokens, back.flop / tokens, ahead.exps / tokens, states, ms)
+
+
+def token_pass(call: RecurrenceCall, kernel: PassKernel) -> SimulatedPass:
+    """Return the pass of a recurrence that runs token by token."""
+    return SimulatedPass(", ".join(call.states), "token by token", 1, "token by token", 0, 1, 0, (kernel,), ())
+
+
 def _tiles(call: RecurrenceCall, passes: Sequence[SimulatedPass]) -> Tiles:
     """Return the tiles of dense attention and the chunks on the diagonal as live tiles."""
     slowest = max(passes, key=lambda simulated: simulated.ms)
@@ -110,6 +130,3 @@ def _choice(simulated: SimulatedPass) -> SimulatedSchedule:
     return SimulatedSchedule(
         simulated.state, simulated.chunk, simulated.chunk, NATURAL, str(simulated), slowest.limit, simulated.ms
     )
-
-
-__all__ = ["assembled", "rival"]

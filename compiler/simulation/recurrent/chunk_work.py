@@ -12,10 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import log2
-from typing import Literal
 
-Gate = Literal["none", "scalar", "rows", "columns"]
-Correction = Literal["none", "delta", "rank one"]
+from attnc.compiler.recurrences.recurrence_class import RecurrenceClass
 
 BASE = 16
 """Rows of the diagonal blocks of a triangle that are solved by substitution; products merge them to larger blocks."""
@@ -23,7 +21,7 @@ BASE = 16
 
 @dataclass(frozen=True, slots=True)
 class PassForm:
-    """A pass at its sizes: a state of `rows` × `columns`, and `micro` rows of a chunk for each token.
+    """A pass of the class `kind` at its sizes: a state of `rows` × `columns`.
 
     `words`: the name of its class in reports. `reads`: reads of the state for each token.
     """
@@ -32,20 +30,23 @@ class PassForm:
     words: str
     rows: int
     columns: int
-    micro: int
-    gate: Gate
-    correction: Correction
+    kind: RecurrenceClass
     reads: int
+
+    @property
+    def micro(self) -> int:
+        """The number of rows of a chunk for each token."""
+        return self.kind.micro
 
     @property
     def readers(self) -> int:
         """The number of vectors of a micro-step that read the state."""
-        return 1 if self.correction == "none" else 2
+        return len(self.kind.readers)
 
     @property
     def writers(self) -> int:
         """The number of vectors of a micro-step that write the state."""
-        return 2 if self.correction == "rank one" else 1
+        return len(self.kind.writers)
 
     @property
     def entries(self) -> int:
@@ -106,7 +107,7 @@ def levels(length: int, least: int = 1) -> float:
 
 def squares(form: PassForm, length: int, least: int = 1) -> float:
     """Return the entries of a pair matrix that are computed: all, or those of its levels with a decay per row."""
-    return levels(length, least) if form.gate == "rows" else float(length * length)
+    return levels(length, least) if form.kind.gate == "rows" else float(length * length)
 
 
 def triangle(length: int) -> Amount:
@@ -122,23 +123,22 @@ def triangle(length: int) -> Amount:
 def decays(form: PassForm, length: int) -> Amount:
     """Return the exponentials of a chunk's decays and their multiplications with pairs, or with sides at each level."""
     sides, depth = form.readers + form.writers, log2(length) if length > 1 else 0.0
-    match form.gate:
-        case "none":
-            return Amount()
-        case "scalar":
-            square = float(length * length)
-            return Amount(fma=square * form.readers * form.writers, exps=square + 2 * length)
-        case "rows":
-            entries = length * form.rows
-            return Amount(fma=entries * depth * (sides / 2 + 2), exps=entries * (depth + 2))
-        case "columns":
-            entries = length * form.columns
-            return Amount(fma=entries * depth * 3, exps=entries * (depth + 2))
+    if form.kind.columns:
+        entries = length * form.columns
+        return Amount(fma=entries * depth * 3, exps=entries * (depth + 2))
+    if form.kind.gate == "rows":
+        entries = length * form.rows
+        return Amount(fma=entries * depth * (sides / 2 + 2), exps=entries * (depth + 2))
+    if form.kind.gate == "none":
+        return Amount()
+    square = float(length * length)
+    return Amount(fma=square * form.readers * form.writers, exps=square + 2 * length)
 
 
 def edges(form: PassForm, length: int) -> Amount:
     """Return the exponentials of the decays from each row to the end of its chunk, which update the state."""
-    width = {"none": 0, "scalar": 1, "rows": form.rows, "columns": form.columns}[form.gate]
+    widths = {"none": 0, "constant": 1, "scalar": 1, "rows": form.rows}
+    width = form.columns if form.kind.columns else widths[form.kind.gate]
     return Amount(fma=2.0 * length * width, exps=float(length * width))
 
 
@@ -151,11 +151,11 @@ def forward(form: PassForm, length: int, *, least: int = 1, apart: bool = True) 
     """
     step, pair = _step(form, length), _pair(form, length)
     sides = 2 * squares(form, length, least) * form.rows * form.writers
-    output = Amount(form.reads * (step + (_columns(form, length, least) if form.gate == "columns" else pair)))
+    output = Amount(form.reads * (step + (_columns(form, length, least) if form.kind.columns else pair)))
     reading = Amount(form.reads * sides) + decays(form, length)
-    if form.correction == "none":
+    if not form.kind.is_corrected:
         return Chunk(reading, Amount(step) + edges(form, length), output)
-    rank_one = form.correction == "rank one"
+    rank_one = form.kind.is_rank_one
     local = sides + (pair / form.writers if rank_one else 0.0)
     serial = step * (3 if rank_one else 2)
     applied = pair / form.writers
@@ -177,13 +177,13 @@ def backward(form: PassForm, length: int, *, least: int = 1, apart: bool = True)
     sides = 2 * squares(form, length, least) * form.rows * form.readers * form.writers
     adjoint = decays(form, length) * 3
     with_state = (form.readers + form.writers) * step
-    if form.gate == "columns":
+    if form.kind.columns:
         output = 3 * sides + 3 * _columns(form, length, least) + 2 * step + with_state
         return Chunk(Amount(), Amount(step) + edges(form, length), Amount(form.reads * output) + adjoint)
-    if form.correction == "none":
+    if not form.kind.is_corrected:
         output = 3 * sides + step + pair_values + pair_values + with_state
         return Chunk(Amount(), Amount(step) + edges(form, length), Amount(form.reads * output) + adjoint)
-    rank_one = form.correction == "rank one"
+    rank_one = form.kind.is_rank_one
     corrected_sides = sides / form.readers
     local = corrected_sides + step + pair_values + pair_values + (pair_values if rank_one else 0.0)
     serial = 3 * step
@@ -215,20 +215,3 @@ def _wide(form: PassForm, length: int) -> float:
 def _columns(form: PassForm, length: int, least: int) -> float:
     """Return the operations of products of pairs with values that are scaled inside each level."""
     return 2.0 * levels(length, least) * form.columns
-
-
-__all__ = [
-    "BASE",
-    "Amount",
-    "Chunk",
-    "Correction",
-    "Gate",
-    "PassForm",
-    "backward",
-    "decays",
-    "edges",
-    "forward",
-    "levels",
-    "squares",
-    "triangle",
-]

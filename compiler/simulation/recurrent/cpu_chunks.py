@@ -71,12 +71,13 @@ def chunk_on_cpu(form: PassForm, lanes: int, dtype: str) -> int:
 def chunk_times(form: PassForm, lanes: int, tokens: int, dtype: str, rates: Rates, stage: Pass, chunk: int) -> Times:
     """Return the times of a pass in chunks of `chunk` rows, without the time of its inputs."""
     copy, small_call = rates.copy / 1e6, rates.call * CALL_SHARE / 1e6
-    chunks = chunk_count(form, tokens, chunk)
+    chunks = form.kind.chunks(tokens, chunk)
     work = work_per_chunk(form, stage, chunk).total * (chunks * lanes)
     products = work.flop * flop_ns(dtype, rates) / 1e6
     states = (2 if stage == "backward" else 1) * 2 * lanes * chunks * form.entries
-    serial = chunks * small_call * (4 if form.correction != "none" else 1)
-    calls = CALLS * (3 if stage == "backward" else 1) * (2 if form.gate in ("rows", "columns") else 1)
+    serial = chunks * small_call * (4 if form.kind.is_corrected else 1)
+    by_level = form.kind.gate == "rows" or form.kind.columns
+    calls = CALLS * (3 if stage == "backward" else 1) * (2 if by_level else 1)
     stretches = ceil(chunks * chunk * lanes / STRETCH)
     other_ms = stretches * calls * small_call + products * (_slower(chunk) - 1)
     return Times(0.0, states * copy, products + (EXP * work.exps + work.fma) * copy, serial, other_ms)
@@ -90,11 +91,6 @@ def _slower(chunk: int) -> float:
 def work_per_chunk(form: PassForm, stage: Pass, chunk: int) -> Chunk:
     """Return the work of a chunk of `chunk` rows in a stage."""
     return (backward if stage == "backward" else forward)(form, chunk, apart=False)
-
-
-def chunk_count(form: PassForm, tokens: int, chunk: int) -> int:
-    """Return the number of chunks of a sequence of `tokens` tokens."""
-    return ceil(tokens / max(chunk // form.micro, 1))
 
 
 def flop_ns(dtype: str, rates: Rates) -> float:

@@ -11,6 +11,7 @@ from math import ceil
 
 from attnc.compiler.simulation.machine import Machine
 from attnc.compiler.simulation.recurrent.chunk_work import Amount
+from attnc.compiler.simulation.recurrent.recurrence_simulation import PassKernel
 from attnc.compiler.simulation.traffic import memory_ms
 
 PRODUCT_SHARE = 0.45
@@ -49,24 +50,13 @@ class Task:
     links: int = 0
     beside: int = 2
 
-
-@dataclass(frozen=True, slots=True)
-class KernelTimes:
-    """The times of a kernel in milliseconds, each at least as long as the one before it.
-
-    `memory`: moving its bytes. `full`: with every unit busy. `chain`: with whole programs and steps one after another.
-    `ms`: the prediction. `limit`: the unit, or the chain of steps, that decides the time.
-    """
-
-    task: Task
-    memory: float
-    full: float
-    chain: float
-    ms: float
-    limit: str
+    def kernel(self, memory: float, full: float, chain: float, ms: float, limit: str) -> PassKernel:
+        """Return the kernel with its milliseconds: of its bytes, with busy units, with steps in a chain, predicted."""
+        flop = self.work.flop
+        return PassKernel(self.name, self.programs, self.steps, self.moved, flop, memory, full, chain, ms, limit)
 
 
-def run(machine: Machine, dtype: str, task: Task) -> KernelTimes:
+def run(machine: Machine, dtype: str, task: Task) -> PassKernel:
     """Return the times of a kernel."""
     memory = memory_ms(machine, task.moved)
     units = _units(machine, dtype, task.work)
@@ -82,7 +72,7 @@ def run(machine: Machine, dtype: str, task: Task) -> KernelTimes:
     times = {"memory": memory / MEMORY_SHARE, "steps one after another": chain_ms}
     busiest = max(units, key=lambda name: units[name])
     times[busiest] = computed
-    return KernelTimes(task, memory, full, chain, predicted, max(times, key=lambda name: times[name]))
+    return task.kernel(memory, full, chain, predicted, max(times, key=lambda name: times[name]))
 
 
 def _units(machine: Machine, dtype: str, work: Amount) -> dict[str, float]:
@@ -122,16 +112,3 @@ def fitting(machine: Machine, numbers: float, shared: float) -> int:
     by_registers = machine["registers"] / (2 * numbers)
     by_shared = machine["shared_kib"] * 1024 / max(shared, 1)
     return min(4, int(by_registers), int(by_shared))
-
-
-__all__ = [
-    "ACCUMULATED",
-    "LINK_CLOCKS",
-    "MEMORY_SHARE",
-    "PRODUCT_SHARE",
-    "STEP_CLOCKS",
-    "KernelTimes",
-    "Task",
-    "fitting",
-    "run",
-]

@@ -22,8 +22,9 @@ from typing import Literal
 from attnc.compiler.recurrences.segment_count import fitting_segments
 from attnc.compiler.simulation.machine import Machine, MachineError
 from attnc.compiler.simulation.recurrent.chunk_work import Amount, Chunk, PassForm, backward, decays, forward
-from attnc.compiler.simulation.recurrent.kernel_times import ACCUMULATED, KernelTimes, Task, fitting, run
+from attnc.compiler.simulation.recurrent.kernel_times import ACCUMULATED, Task, fitting, run
 from attnc.compiler.simulation.recurrent.recurrence_call import PassPart, RecurrenceCall
+from attnc.compiler.simulation.recurrent.recurrence_simulation import PassKernel
 
 Kind = Literal["apart", "walk"]
 
@@ -54,24 +55,14 @@ class PassPlan:
     chunk: int
     segments: int
     columns: int
-    runs: tuple[KernelTimes, ...]
+    kernels: tuple[PassKernel, ...]
     work: Chunk
     states: int
 
     @cached_property
     def ms(self) -> float:
         """The predicted milliseconds of all kernels."""
-        return sum(run.ms for run in self.runs)
-
-    @property
-    def moved(self) -> int:
-        """The bytes that all kernels move."""
-        return sum(run.task.moved for run in self.runs)
-
-    @property
-    def flop(self) -> float:
-        """The floating-point operations of all kernels in products."""
-        return sum(run.task.work.flop for run in self.runs)
+        return sum(kernel.ms for kernel in self.kernels)
 
     def __str__(self) -> str:
         how = "states apart" if self.kind == "apart" else "one walk"
@@ -81,7 +72,7 @@ class PassPlan:
 
 def plans(call: RecurrenceCall, part: PassPart, machine: Machine) -> list[PassPlan]:
     """Return the plans of the forward, `KERNELS` rows first, then by time. Raises MachineError if none fits."""
-    walks = call.shape.dtype != "float32" and part.form.gate != "columns"  # for others the kernel would spill registers
+    walks = call.shape.dtype != "float32" and part.form.kind.can_walk  # for others the kernel would spill registers
     kinds: tuple[Kind, ...] = ("apart", "walk") if walks else ("apart",)
     return _ranked(call, part, machine, [_ForwardPlanner(call, part, machine, kind) for kind in kinds])
 
@@ -120,8 +111,8 @@ class _PassPlanner(ABC):
                 continue
             segments = self._segments(chunk, columns)
             tasks = self._tasks(chunk, columns, segments)
-            runs = tuple(run(self.machine, self.call.shape.dtype, task) for task in tasks)
-            yield PassPlan(self.kind, chunk, segments, columns, runs, self._work(chunk), self._states(chunk))
+            kernels = tuple(run(self.machine, self.call.shape.dtype, task) for task in tasks)
+            yield PassPlan(self.kind, chunk, segments, columns, kernels, self._work(chunk), self._states(chunk))
 
     def _segments(self, chunk: int, columns: int) -> int:
         """Return the number of segments that the executor uses: as many as the machine can run at once."""
@@ -131,7 +122,7 @@ class _PassPlanner(ABC):
 
     def chunks(self, chunk: int) -> int:
         """Return the number of chunks of a sequence."""
-        return ceil(self.call.shape.n_q / max(chunk // self.part.form.micro, 1))
+        return self.part.form.kind.chunks(self.call.shape.n_q, chunk)
 
     @abstractmethod
     def _tasks(self, chunk: int, columns: int, segments: int) -> list[Task]: ...
@@ -142,14 +133,14 @@ class _PassPlanner(ABC):
     def _fits(self, chunk: int, columns: int) -> bool:
         """Whether the largest program fits on an SM."""
         form, machine = self.part.form, self.machine
-        if form.correction != "none" and 8 * chunk * chunk > machine["shared_kib"] * 1024:
+        if form.kind.is_corrected and 8 * chunk * chunk > machine["shared_kib"] * 1024:
             return False  # a triangle and its inverse, in fp32
         return self._programs_on_sm(chunk, columns) >= 1
 
     def _programs_on_sm(self, chunk: int, columns: int) -> int:
         """Return the number of walking programs that fit on an SM."""
         form = self.part.form
-        sides = 2 if form.correction == "none" else 3
+        sides = 3 if form.kind.is_corrected else 2
         rows = min(chunk, 64) if self.kind == "apart" else chunk
         held = self._rows(columns) * columns
         shared = rows * (sides * form.rows + columns) * self.number
@@ -161,7 +152,7 @@ class _PassPlanner(ABC):
     def _rows(self, columns: int) -> int:
         """Return the rows of a state that a program holds: all rows if it walks or a correction reads them."""
         form = self.part.form
-        may_split = form.correction == "none" and self.kind == "apart"
+        may_split = not form.kind.is_corrected and self.kind == "apart"
         return min(form.rows, max(ACCUMULATED // columns // 2, 16)) if may_split else form.rows
 
     @property
@@ -188,12 +179,12 @@ class _PassPlanner(ABC):
     def written(self) -> int:
         """The bytes of corrected keys and values, which are computed before the states are known."""
         form = self.part.form
-        return 0 if form.correction == "none" else self._vector_bytes(form.rows + form.columns)
+        return self._vector_bytes(form.rows + form.columns) if form.kind.is_corrected else 0
 
     def _sides(self, chunk: int) -> int:
         """Return the bytes of readers and writers, decayed to the edges of their chunks, and of their pairs."""
         form = self.part.form
-        readers = form.reads + (form.correction != "none")
+        readers = form.reads + form.kind.is_corrected
         return self._vector_bytes(form.rows * (readers + form.writers) + chunk * readers * form.writers)
 
     # --- kernels -----------------------------------------------------------------------------------------------------
@@ -220,7 +211,7 @@ class _PassPlanner(ABC):
 
     def _preparing_task(self, chunk: int, work: Amount) -> Task:
         """Return the task of all chunks before states are known: decays, pairs, and the triangles of corrections."""
-        name = "decays and pairs" if self.part.form.correction == "none" else "triangles"
+        name = "triangles" if self.part.form.kind.is_corrected else "decays and pairs"
         moved = self.call.size(self.part.sources) + self._sides(chunk) + self.written
         return self._parallel_task(name, chunk, work, moved)
 
@@ -232,9 +223,9 @@ class _PassPlanner(ABC):
         if segments == 1:
             return []
         ends = lanes * segments * form.entries * 4
-        widening = 1.0 if form.correction == "none" else 1 + form.rows / form.columns
+        widening = 1 + form.rows / form.columns if form.kind.is_corrected else 1.0
         walk = self._walking_task("segments", chunk, columns, segments, serial * widening, keys, links)
-        matrix_entries = 0 if form.correction == "none" else form.rows * form.rows
+        matrix_entries = form.rows * form.rows if form.kind.is_corrected else 0
         ends += lanes * segments * matrix_entries * 4
         joining = Amount(exact=2.0 * matrix_entries * form.columns * segments * lanes)
         programs = lanes * ceil(form.columns / columns)
@@ -251,12 +242,12 @@ class _ForwardPlanner(_PassPlanner):
     def _tasks(self, chunk: int, columns: int, segments: int) -> list[Task]:
         part, call, form = self.part, self.call, self.part.form
         work = self._work(chunk)
-        if self.kind == "walk" and segments == 1 and form.correction == "none" and form.gate in ("none", "scalar"):
+        if self.kind == "walk" and segments == 1 and form.kind.can_fuse:
             return self._fused_tasks(chunk, columns, work)
-        corrected_bytes = self._vector_bytes(form.columns) if form.correction != "none" else 0
-        values = call.size(part.values) if form.correction != "delta" else 0
+        corrected_bytes = self._vector_bytes(form.columns) if form.kind.is_corrected else 0
+        values = 0 if form.kind.is_delta else call.size(part.values)
         tasks = [self._preparing_task(chunk, work.local)]
-        links = 1 if form.correction == "none" else 2
+        links = 2 if form.kind.is_corrected else 1
         keys = self._vector_bytes(form.rows * form.writers) + values + self.written
         tasks += self._joining_tasks(chunk, columns, segments, keys, work.serial, links)
         query_bytes = self._vector_bytes(form.reads * (form.rows + chunk * form.writers))
@@ -276,9 +267,9 @@ class _ForwardPlanner(_PassPlanner):
         decay_work = decays(form, chunk)
         pairs = Amount(work.local.products) * ceil(form.columns / columns)
         moved = call.size(part.queries | part.keys | part.values) + self.results
-        weights = self._vector_bytes(chunk) if form.gate == "scalar" else 0
+        weights = self._vector_bytes(chunk) if form.kind.has_weights else 0
         walk = self._walking_task("outputs", chunk, columns, 1, work.serial + work.output + pairs, moved + weights, 3)
-        if form.gate == "none":
+        if not form.kind.has_weights:
             return [walk]
         return [self._parallel_task("weights", chunk, decay_work, call.size(part.gates) + weights), walk]
 
@@ -294,10 +285,8 @@ class _BackwardPlanner(_PassPlanner):
         part, call, form = self.part, self.call, self.part.form
         work = self._work(chunk)
         states, source_bytes = self._states(chunk), call.size(part.sources)
-        has_correction = form.correction != "none"
-        corrected_bytes, links = (self._vector_bytes(form.columns), 2) if has_correction else (0, 1)
-        prepared = self._preparing_task(chunk, work.local)
-        tasks = [prepared]
+        corrected_bytes, links = (self._vector_bytes(form.columns), 2) if form.kind.is_corrected else (0, 1)
+        tasks = [self._preparing_task(chunk, work.local)]
         keys = self._vector_bytes(form.rows * form.reads) + self.results + self.written
         tasks += self._joining_tasks(chunk, columns, segments, keys, work.serial, links)
         tasks.append(
@@ -313,6 +302,3 @@ class _BackwardPlanner(_PassPlanner):
 def _slices(form: PassForm) -> list[int]:
     """Return the numbers of columns of a program to try, without those that leave columns idle."""
     return [width for width in SLICES if width <= max(form.columns, SLICES[0])]
-
-
-__all__ = ["CHUNKS", "Kind", "PassPlan", "backward_plans", "plans"]

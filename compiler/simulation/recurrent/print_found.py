@@ -99,6 +99,3 @@ def _loop(simulation: RecurrenceSimulation) -> list[str]:
         f"loop      token by token {ms(simulation.loop_ms)}: "
         f"{times(simulation.loop_ms / simulation.predicted_ms)} as long"
     ]
-
-
-__all__ = ["print_found"]

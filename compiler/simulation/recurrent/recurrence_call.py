@@ -16,10 +16,12 @@ from attnc.compiler.recurrences.derived import (
     Pass,
     RunningReduction,
     Stage,
+    states_of,
 )
 from attnc.compiler.recurrences.print_derived import class_of, class_of_coupled
+from attnc.compiler.recurrences.recurrence_class import RecurrenceClass
 from attnc.compiler.recurrences.recurrence_form import RecurrenceForm
-from attnc.compiler.simulation.recurrent.chunk_work import Correction, Gate, PassForm
+from attnc.compiler.simulation.recurrent.chunk_work import PassForm
 from attnc.compiler.simulation.simulation import Shape
 from attnc.spec.program import Value as Parameter
 
@@ -199,14 +201,11 @@ def _gates(derived: RecurrenceForm | None, recur: Recur) -> Names:
     if derived is None:
         tensors = [n.tensor for step in recur.steps for n in step.value.below if isinstance(n, Element)]
         return frozenset(t.name for t in tensors if t.refinement == "log_decay")
-    sums = [stage for stage in derived.stages if isinstance(stage, RunningReduction)]
-    logs = [m.decay.log for stage in derived.stages if isinstance(stage, Pass) for m in stage.steps if m.decay]
-    logs += [stage.decay for stage in derived.stages if isinstance(stage, ElementwiseScan)]
-    mixes = [mix for stage in derived.stages if isinstance(stage, Coupled) for mix in stage.after]
-    logs += [factor for mix in mixes for factor in (*mix.states, *mix.impulses) if factor is not None]
-    tensors = [node.tensor for log in logs for node in log.below if isinstance(node, Element)]
+    gates = [gate for stage in derived.stages for gate in stage.gates]
+    tensors = [node.tensor for gate in gates for node in gate.below if isinstance(node, Element)]
     gate_names = [t.name for t in tensors if t.refinement in ("log_decay", "unit")]
-    return frozenset([*gate_names, *(name for stage in sums for name in (stage.before, stage.after))])
+    sums = [stage for stage in derived.stages if isinstance(stage, RunningReduction)]
+    return frozenset([*gate_names, *(name for stage in sums for name in stage.results)])
 
 
 def _result_bytes(stage: Stage, dim_sizes: _Sizes) -> dict[str, int]:
@@ -216,17 +215,14 @@ def _result_bytes(stage: Stage, dim_sizes: _Sizes) -> dict[str, int]:
         return {stage.before: rows * dim_sizes.count_of(stage.state.dims) * GATE_BYTES, stage.after: 0}
     if isinstance(stage, ElementwiseScan):
         return {name: rows * dim_sizes.count_of(axes(node)) * dim_sizes.number for name, node in stage.reads}
-    if isinstance(stage, Coupled):
-        return {
-            read.name: rows * dim_sizes.count_of(stage.states[0].dims[1:]) * dim_sizes.number for read in stage.reads
-        }
-    return {name: rows * dim_sizes.count_of(stage.state.dims[1:]) * dim_sizes.number for name in _read_names(stage)}
+    columns = dim_sizes.count_of(states_of(stage)[0].dims[1:])
+    return dict.fromkeys(stage.results, rows * columns * dim_sizes.number)
 
 
 def _part(stage: Stage, dim_sizes: _Sizes) -> PassPart | RunningLogSum | Entries:
     """Return a derived stage as a part of the call."""
     if isinstance(stage, RunningReduction):
-        return RunningLogSum(stage.state.name, dim_sizes.names(stage.added), frozenset((stage.before, stage.after)))
+        return RunningLogSum(stage.state.name, dim_sizes.names(stage.added), frozenset(stage.results))
     if isinstance(stage, ElementwiseScan):
         return _entries(stage, dim_sizes)
     if isinstance(stage, Coupled):
@@ -238,14 +234,10 @@ def _part(stage: Stage, dim_sizes: _Sizes) -> PassPart | RunningLogSum | Entries
         keys=dim_sizes.names(*(write[0] for write in writes)),
         values=dim_sizes.names(*(write[1] for write in writes)),
         corrections=dim_sizes.names(*corrections),
-        gates=dim_sizes.names(*(m.decay.log for m in stage.steps if m.decay)),
+        gates=dim_sizes.names(*stage.gates),
         queries=dim_sizes.names(*(read.query for read in stage.reads), *(solve.vector for solve in stage.solves)),
-        reads=frozenset(_read_names(stage)),
+        reads=frozenset(stage.results),
     )
-
-
-def _read_names(stage: Pass) -> list[str]:
-    return [read.name for read in stage.reads] + [solve.name for solve in stage.solves]
 
 
 def _entries(stage: ElementwiseScan, dim_sizes: _Sizes) -> Entries:
@@ -258,7 +250,7 @@ def _entries(stage: ElementwiseScan, dim_sizes: _Sizes) -> Entries:
         columns,
         dim_sizes.count_of(axes(stage.decay)) if has_exp else 0,
         dim_sizes.names(stage.decay, stage.write, *(node for _, node in stage.reads)),
-        frozenset(name for name, _ in stage.reads),
+        frozenset(stage.results),
     )
 
 
@@ -266,15 +258,12 @@ def _coupled(stage: Coupled, dim_sizes: _Sizes) -> PassPart:
     """Return coupled states as a pass over one state with all rows, a scalar decay and a row for each impulse."""
     rows, *columns = (dim_sizes.size(dim) for dim in stage.states[0].dims)
     reads = [read for impulse in stage.impulses for read, _ in impulse.reads]
-    factors = [x for mix in stage.after for x in (*mix.states, *mix.impulses) if x is not None]
     form = PassForm(
         f"{', '.join(state.name for state in stage.states)}[{', '.join(map(str, (rows, *columns)))}]",
         class_of_coupled(stage),
         rows * len(stage.states),
         prod(columns),
-        len(stage.impulses),
-        "scalar",
-        "delta" if reads else "none",
+        RecurrenceClass(gate="scalar", correction="comba" if reads else "none", micro=len(stage.impulses)),
         max(len(stage.reads), 1),
     )
     return PassPart(
@@ -282,9 +271,9 @@ def _coupled(stage: Coupled, dim_sizes: _Sizes) -> PassPart:
         keys=dim_sizes.names(*(impulse.left for impulse in stage.impulses)),
         values=dim_sizes.names(*(impulse.value for impulse in stage.impulses if impulse.value is not None)),
         corrections=dim_sizes.names(*reads),
-        gates=dim_sizes.names(*factors),
+        gates=dim_sizes.names(*stage.gates),
         queries=dim_sizes.names(*(read.query for read in stage.reads)),
-        reads=frozenset(read.name for read in stage.reads),
+        reads=frozenset(stage.results),
     )
 
 
@@ -304,13 +293,9 @@ def _form(stage: Pass, dim_sizes: _Sizes) -> PassForm:
 
 def form_of(stage: Pass, rows: int, columns: int, micro: int, dims: tuple[int, ...] = ()) -> PassForm:
     """Return the form of a pass over a state of `rows` × `columns` with `micro` steps for each token."""
-    decays = [micro.decay for micro in stage.steps if micro.decay]
-    corrected = next((micro.correction for micro in stage.steps if micro.correction), None)
-    gate: Gate = decays[0].side if decays else "none"
-    correction: Correction = "none" if corrected is None else "delta" if corrected.merged else "rank one"
     name = f"{stage.state.name}[{', '.join(map(str, dims or (rows, columns)))}]"
     reads = len(stage.reads) + sum(solved.steps for solved in stage.solves)
-    return PassForm(name, class_of(stage), rows, columns, micro, gate, correction, max(reads, 1))
+    return PassForm(name, class_of(stage), rows, columns, stage.form(micro), max(reads, 1))
 
 
 def _times(step: Micro, dim_sizes: _Sizes) -> int:
@@ -331,6 +316,3 @@ def repeats(recur: Recur) -> Names:
     """Return the names of the dimensions over which steps are repeated."""
     ends = [end for step in recur.steps if step.repeat for end in step.repeat[1:]]
     return frozenset(node.name for end in ends for node in end.below if isinstance(node, Extent))
-
-
-__all__ = ["Entries", "PassPart", "RecurrenceCall", "RunningLogSum", "call_of", "form_of", "own_sizes", "repeats"]

@@ -12,7 +12,7 @@ from math import ceil
 from attnc.compiler.planning.tile_work import NATURAL
 from attnc.compiler.simulation.cpu_ladder import CpuMachine
 from attnc.compiler.simulation.print_simulation import count, size
-from attnc.compiler.simulation.recurrent.assembled import assembled, rival
+from attnc.compiler.simulation.recurrent.assembled import assembled, chunk_cost, rival, token_pass
 from attnc.compiler.simulation.recurrent.chunk_work import Amount, backward, forward
 from attnc.compiler.simulation.recurrent.cpu_chunks import (
     CALL_SHARE,
@@ -20,7 +20,6 @@ from attnc.compiler.simulation.recurrent.cpu_chunks import (
     EXP,
     STRETCH,
     Times,
-    chunk_count,
     chunk_on_cpu,
     chunk_times,
     flop_ns,
@@ -96,7 +95,7 @@ def _part(
         chunk = chunk_on_cpu(part.form, call.shape.lanes, call.shape.dtype)
         times = _chunked_times(call, part, cpu, stage, chunk)
         costs = tuple(_cost(call, part, cpu, stage, n) for n in CHUNKS if n >= part.form.micro)
-        work, chunks = work_per_chunk(part.form, stage, chunk).total, chunk_count(part.form, call.shape.n_q, chunk)
+        work, chunks = work_per_chunk(part.form, stage, chunk).total, part.form.kind.chunks(call.shape.n_q, chunk)
         kernel = _kernel("chunks", times, work.flop * chunks * call.shape.lanes, chunks)
         form = part.form
         simulated_pass = SimulatedPass(
@@ -123,13 +122,8 @@ def _chunked_times(call: RecurrenceCall, part: PassPart, cpu: CpuMachine, stage:
 
 
 def _cost(call: RecurrenceCall, part: PassPart, cpu: CpuMachine, stage: Pass, chunk: int) -> ChunkCost:
-    form, tokens = part.form, chunk // part.form.micro
-    forward_work, backward_work = (count_work(form, chunk, apart=False).total for count_work in (forward, backward))
-    states = call.shape.lanes * chunk_count(form, call.shape.n_q, chunk) * form.entries * 4
-    ms = _chunked_times(call, part, cpu, stage, chunk).total
-    return ChunkCost(
-        chunk, forward_work.flop / tokens, backward_work.flop / tokens, forward_work.exps / tokens, states, ms
-    )
+    work = [count_work(part.form, chunk, apart=False).total for count_work in (forward, backward)]
+    return chunk_cost(call, part, chunk, work, _chunked_times(call, part, cpu, stage, chunk).total)
 
 
 def _loop_times(call: RecurrenceCall, cpu: CpuMachine, nodes: int, stage: Pass) -> Times:
@@ -147,8 +141,7 @@ def _loop_times(call: RecurrenceCall, cpu: CpuMachine, nodes: int, stage: Pass) 
 def _token_pass(call: RecurrenceCall, times: Times) -> SimulatedPass:
     """Return the pass of a recurrence that runs token by token."""
     flop = 4.0 * call.shape.lanes * call.shape.n_q * sum(call.states.values())
-    kernel = _kernel("token by token", times, flop, call.shape.n_q)
-    return SimulatedPass(", ".join(call.states), "token by token", 1, "token by token", 0, 1, 0, (kernel,), ())
+    return token_pass(call, _kernel("token by token", times, flop, call.shape.n_q))
 
 
 def _kernel(name: str, times: Times, flop: float, steps: int) -> PassKernel:
@@ -171,6 +164,3 @@ def _others(passes: list[SimulatedPass]) -> list[SimulatedSchedule]:
         if cost.chunk != slowest.chunk and cost.ms is not None
     ]
     return sorted(schedules, key=lambda choice: choice.ms)[:3]
-
-
-__all__ = ["simulate_recurrence_cpu"]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil
 
 from attnc.compiler.kernels.kernel_source import BYTES
 from attnc.compiler.planning.tile_work import NATURAL
 from attnc.compiler.simulation.machine import Machine, MachineError
 from attnc.compiler.simulation.print_simulation import count, size
-from attnc.compiler.simulation.recurrent.assembled import assembled, rival
+from attnc.compiler.simulation.recurrent.assembled import assembled, chunk_cost, rival, token_pass
 from attnc.compiler.simulation.recurrent.chunk_work import Amount, backward, forward
-from attnc.compiler.simulation.recurrent.kernel_times import KernelTimes, Task, run
+from attnc.compiler.simulation.recurrent.kernel_times import Task, run
 from attnc.compiler.simulation.recurrent.pass_plans import CHUNKS, LEAST, PassPlan, backward_plans, plans
 from attnc.compiler.simulation.recurrent.recurrence_call import Entries, PassPart, RecurrenceCall, RunningLogSum
 from attnc.compiler.simulation.recurrent.recurrence_simulation import (
@@ -36,9 +35,9 @@ def simulate_recurrence_gpu(call: RecurrenceCall, machine: Machine, stage: Pass 
         raise MachineError(f"{machine.name} runs recurrences in {', '.join(BYTES)}, not in {call.shape.dtype}")
     loop = loop_run(call, machine, stage)
     if stage == "decode":
-        passes, others = [_token_pass(call, decode_run(call, machine))], list[SimulatedSchedule]()
+        passes, others = [token_pass(call, decode_run(call, machine))], list[SimulatedSchedule]()
     elif call.parts is None:
-        passes, others = [_token_pass(call, loop)], []
+        passes, others = [token_pass(call, loop)], []
     else:
         passes, others = _planned(call, call.parts, machine, stage)
     kernels = [kernel for simulated in passes for kernel in simulated.kernels]
@@ -111,36 +110,23 @@ def _plan_class(plan: PassPlan) -> tuple[str, int, bool]:
 
 
 def _choice(plan: PassPlan, ms: float) -> SimulatedSchedule:
-    slowest = max(plan.runs, key=lambda run: run.ms)
+    slowest = max(plan.kernels, key=lambda kernel: kernel.ms)
     return SimulatedSchedule("plan", plan.chunk, plan.chunk, NATURAL, str(plan), slowest.limit, ms)
 
 
 def _chunked_pass(call: RecurrenceCall, part: PassPart, ranked: list[PassPlan]) -> SimulatedPass:
     """Return a pass with its best plan and the cost of every length of chunks."""
     best, form = ranked[0], part.form
-    kernels = tuple(map(_kernel, best.runs))
     costs = tuple(_cost(call, part, chunk, ranked) for chunk in CHUNKS if chunk >= form.micro)
     return SimulatedPass(
-        form.state, form.words, form.micro, best.kind, best.chunk, best.segments, best.columns, kernels, costs
+        form.state, form.words, form.micro, best.kind, best.chunk, best.segments, best.columns, best.kernels, costs
     )
 
 
 def _cost(call: RecurrenceCall, part: PassPart, chunk: int, ranked: list[PassPlan]) -> ChunkCost:
-    """Return the cost of chunks of `chunk` rows, for each token and head."""
-    form, tokens = part.form, chunk // part.form.micro
-    forward_work, backward_work = forward(form, chunk, least=LEAST).total, backward(form, chunk, least=LEAST).total
-    states = call.shape.lanes * ceil(call.shape.n_q / tokens) * form.entries * 4
-    ms = min((plan.ms for plan in ranked if plan.chunk == chunk), default=None)
-    return ChunkCost(
-        chunk, forward_work.flop / tokens, backward_work.flop / tokens, forward_work.exps / tokens, states, ms
-    )
-
-
-def _kernel(run: KernelTimes) -> PassKernel:
-    task = run.task
-    work = task.work.flop
-    times = (run.memory, run.full, run.chain, run.ms)
-    return PassKernel(task.name, task.programs, task.steps, task.moved, work, *times, run.limit)
+    """Return the cost of chunks of `chunk` rows."""
+    work = [count_work(part.form, chunk, least=LEAST).total for count_work in (forward, backward)]
+    return chunk_cost(call, part, chunk, work, min((plan.ms for plan in ranked if plan.chunk == chunk), default=None))
 
 
 def _log_sum_pass(call: RecurrenceCall, part: RunningLogSum, machine: Machine) -> SimulatedPass:
@@ -148,21 +134,15 @@ def _log_sum_pass(call: RecurrenceCall, part: RunningLogSum, machine: Machine) -
     moved = call.size(part.sources | part.reads)
     numbers = call.shape.lanes * call.shape.n_q * call.states[part.state]
     task = Task("log-sum-exp", moved, Amount(fma=4.0 * numbers, exps=2.0 * numbers), max(numbers // 4096, 1))
-    kernel = _kernel(run(machine, call.shape.dtype, task))
+    kernel = run(machine, call.shape.dtype, task)
     return SimulatedPass(part.state, "log-sum-exp", 1, "sum", 0, 1, 1, (kernel,), ())
 
 
 def _elementwise_pass(call: RecurrenceCall, part: Entries, machine: Machine, stage: Pass) -> SimulatedPass:
     """Return the pass of a state with an elementwise update."""
-    run, segments = entries_run(call, part, machine, stage)
+    kernel, segments = entries_run(call, part, machine, stage)
     name = f"{part.state}[{part.rows}, {part.columns}]" if part.rows > 1 else f"{part.state}[{part.columns}]"
-    return SimulatedPass(name, "entry by entry", 1, "entries", 0, segments, COLUMNS, (_kernel(run),), ())
-
-
-def _token_pass(call: RecurrenceCall, run: KernelTimes) -> SimulatedPass:
-    """Return the pass of a recurrence that runs token by token in one kernel."""
-    names = ", ".join(call.states)
-    return SimulatedPass(names, "token by token", 1, "token by token", 0, 1, 0, (_kernel(run),), ())
+    return SimulatedPass(name, "entry by entry", 1, "entries", 0, segments, COLUMNS, (kernel,), ())
 
 
 # --- in words --------------------------------------------------------------------------------------------------------
@@ -222,7 +202,7 @@ def _notes(call: RecurrenceCall, stage: Pass, passes: Sequence[SimulatedPass]) -
     if stage == "backward" and call.parts is not None:
         notes.append("the backward reads the states before chunks that the forward kept")
     corrected = [
-        part.form.state for part in call.parts or () if isinstance(part, PassPart) and part.form.correction != "none"
+        part.form.state for part in call.parts or () if isinstance(part, PassPart) and part.form.kind.is_corrected
     ]
     split = [x.state for x in passes if x.segments > 1 and x.state in corrected]
     if split:
@@ -231,6 +211,3 @@ def _notes(call: RecurrenceCall, stage: Pass, passes: Sequence[SimulatedPass]) -
             f"states grow is walked without segments"
         )
     return tuple(notes)
-
-
-__all__ = ["simulate_recurrence_gpu"]

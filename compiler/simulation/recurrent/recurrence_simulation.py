@@ -109,6 +109,3 @@ class RecurrenceSimulation(Simulation):
 
     def __str__(self) -> str:
         return print_found(self)
-
-
-__all__ = ["RUNGS", "ChunkCost", "Kind", "PassKernel", "RecurrenceSimulation", "SimulatedPass"]

@@ -9,8 +9,9 @@ from math import ceil
 
 from attnc.compiler.simulation.machine import Machine
 from attnc.compiler.simulation.recurrent.chunk_work import Amount
-from attnc.compiler.simulation.recurrent.kernel_times import MEMORY_SHARE, KernelTimes, Task
+from attnc.compiler.simulation.recurrent.kernel_times import MEMORY_SHARE, Task
 from attnc.compiler.simulation.recurrent.recurrence_call import Entries, PassPart, RecurrenceCall
+from attnc.compiler.simulation.recurrent.recurrence_simulation import PassKernel
 from attnc.compiler.simulation.simulation import Pass
 from attnc.compiler.simulation.traffic import memory_ms
 
@@ -32,7 +33,7 @@ COLUMNS = 32
 """Number of columns of a state per program, if a derivation shows that columns do not read each other."""
 
 
-def loop_run(call: RecurrenceCall, machine: Machine, stage: Pass) -> KernelTimes:
+def loop_run(call: RecurrenceCall, machine: Machine, stage: Pass) -> PassKernel:
     """Return the times of a loop in which every token reads and writes the whole state of its head.
 
     Without a derivation of the steps, one program holds the whole state of a head.
@@ -55,10 +56,10 @@ def loop_run(call: RecurrenceCall, machine: Machine, stage: Pass) -> KernelTimes
     ms = max(chain, memory / MEMORY_SHARE) + start
     work = Amount(products=2.0 * shape.lanes * shape.n_q * (2 * entries + call.solves) * factor)
     task = Task("token by token", call.least, work, programs, shape.n_q)
-    return KernelTimes(task, memory, full, chain, ms, STEPS if chain > memory else "memory")
+    return task.kernel(memory, full, chain, ms, STEPS if chain > memory else "memory")
 
 
-def entries_run(call: RecurrenceCall, part: Entries, machine: Machine, stage: Pass) -> tuple[KernelTimes, int]:
+def entries_run(call: RecurrenceCall, part: Entries, machine: Machine, stage: Pass) -> tuple[PassKernel, int]:
     """Return the times of an elementwise state and the number of its segments.
 
     Several segments are walked at once from an empty state, and again from the state before them. Each entry takes two
@@ -66,7 +67,7 @@ def entries_run(call: RecurrenceCall, part: Entries, machine: Machine, stage: Pa
     """
     shape, factor = call.shape, BACKWARD if stage == "backward" else 1.0
     moved = call.size(part.sources | part.reads) * (2 if stage == "backward" else 1)
-    memory, runs = memory_ms(machine, moved), list[tuple[float, KernelTimes, int]]()
+    memory, runs = memory_ms(machine, moved), list[tuple[PassKernel, int]]()
     lanes = max(shape.lanes * ceil(part.columns / COLUMNS), 1)
     for segments in (2**i for i in range(8) if i == 0 or shape.n_q >= SEGMENT << i):
         walks = factor * (1 if segments == 1 else 2)
@@ -80,13 +81,12 @@ def entries_run(call: RecurrenceCall, part: Entries, machine: Machine, stage: Pa
         start = (1 if segments == 1 else 2) * machine["launch_us"] / 1e3
         task = Task("entries", moved, work, programs, steps)
         limit = "memory" if chain == memory else "exponentials and fp32 units" if units * uneven == chain else STEPS
-        run = KernelTimes(task, memory, max(memory, units), chain, max(chain, memory / MEMORY_SHARE) + start, limit)
-        runs.append((run.ms, run, segments))
-    _, best, segments = min(runs, key=lambda entry: entry[::2])
-    return best, segments
+        ms = max(chain, memory / MEMORY_SHARE) + start
+        runs.append((task.kernel(memory, max(memory, units), chain, ms, limit), segments))
+    return min(runs, key=lambda entry: (entry[0].ms, entry[1]))
 
 
-def decode_run(call: RecurrenceCall, machine: Machine) -> KernelTimes:
+def decode_run(call: RecurrenceCall, machine: Machine) -> PassKernel:
     """Return the times of a decoding step: the state is read and written once, however many tokens came before."""
     shape = call.shape
     moved = 2 * call.state_bytes + call.least
@@ -98,7 +98,7 @@ def decode_run(call: RecurrenceCall, machine: Machine) -> KernelTimes:
     ms = max(chain, memory / MEMORY_SHARE) + start
     work = Amount(products=4.0 * shape.lanes * shape.n_q * sum(call.states.values()))
     task = Task("decode", moved, work, programs, shape.n_q)
-    return KernelTimes(task, memory, memory, chain, ms, "memory" if memory / MEMORY_SHARE > start else "launch")
+    return task.kernel(memory, memory, chain, ms, "memory" if memory / MEMORY_SHARE > start else "launch")
 
 
 def _blocks(call: RecurrenceCall) -> int:
@@ -108,6 +108,3 @@ def _blocks(call: RecurrenceCall) -> int:
     columns = [part.form.columns for part in call.parts if isinstance(part, PassPart)]
     columns += [part.columns for part in call.parts if isinstance(part, Entries)]
     return ceil(max(columns, default=1) / COLUMNS)
-
-
-__all__ = ["TOKEN_CLOCKS", "decode_run", "entries_run", "loop_run"]

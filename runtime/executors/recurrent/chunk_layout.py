@@ -11,36 +11,42 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-# Rows that are computed at once: few enough for their intermediates to stay in the cache, many enough to amortise the
-# overhead of torch calls. Results depend on it only by rounding.
-STRETCH = 8192
+from attnc.compiler.recurrences.recurrence_class import RecurrenceClass
+from attnc.compiler.simulation.recurrent import cpu_chunks
+
+STRETCH = cpu_chunks.STRETCH
+"""Number of rows, over all heads, that are computed at once. Results depend on it only by rounding."""
 
 
 @dataclass(frozen=True)
 class ChunkLayout:
-    """B · H sequences of `tokens` tokens, `micro` rows each, in chunks of `length` rows; queries use row `read_at`."""
+    """B · H sequences of `tokens` tokens, `form.micro` rows each, in chunks of `length` rows."""
 
     batch: int
     heads: int
     tokens: int
-    micro: int
+    form: RecurrenceClass
     length: int
-    read_at: int
 
     @property
     def per_chunk(self) -> int:
         """The number of tokens of a chunk."""
-        return self.length // self.micro
+        return self.form.per_chunk(self.length)
 
     @property
     def chunks(self) -> int:
         """The number of chunks of a sequence."""
-        return -(-self.tokens // self.per_chunk)
+        return self.form.chunks(self.tokens, self.length)
+
+    @property
+    def used(self) -> int:
+        """The number of rows of a chunk that hold steps; the rest is padding."""
+        return self.per_chunk * self.form.micro
 
     @property
     def is_plain(self) -> bool:
         """Whether the rows are exactly the tokens, in order and without padding."""
-        return self.micro == 1 and self.tokens == self.chunks * self.length
+        return self.form.micro == 1 and self.tokens == self.chunks * self.length
 
     def stretches(self, *, by_sequence: bool) -> list[ChunkStretch]:
         """Return the stretches of all chunks, in order within a sequence: for all sequences at once, or `by_sequence`.
@@ -96,7 +102,8 @@ class ChunkStretch:
     @property
     def steps(self) -> slice:
         """The micro-steps of the stretch's chunks."""
-        return slice(self.tokens.start * self.layout.micro, self.tokens.stop * self.layout.micro)
+        micro = self.layout.form.micro
+        return slice(self.tokens.start * micro, self.tokens.stop * micro)
 
     def rows(self, x: Tensor) -> Tensor:
         """Return the stretch's rows of a tensor (B, H, N, F), one row per micro-step, as (n, L, F)."""
@@ -104,24 +111,22 @@ class ChunkStretch:
 
     def put(self, rows: Tensor, out: Tensor) -> None:
         """Copy rows (n, L, F) to the stretch's micro-steps in `out` (B, H, N, F)."""
-        layout = self.layout
-        rows = self._by_chunk(rows)[:, :, :, : layout.per_chunk * layout.micro]
+        rows = self._by_chunk(rows)[:, :, :, : self.layout.used]
         steps = self.steps
         out[self.entries, self.heads, steps] = rows.flatten(2, 3)[:, :, : steps.stop - steps.start]
 
     def token_rows(self, x: Tensor) -> Tensor:
         """Return the stretch's rows of a tensor (B, H, T, F), one row per token, as (n, L, F)."""
-        layout = self.layout
-        if layout.micro == 1:
+        form = self.layout.form
+        if form.micro == 1:
             return self.rows(x)
-        spread = x.new_zeros(*self._counts, self.tokens.stop - self.tokens.start, layout.micro, x.shape[-1])
-        spread[:, :, :, layout.read_at] = x[self.entries, self.heads, self.tokens]
+        spread = x.new_zeros(*self._counts, self.tokens.stop - self.tokens.start, form.micro, x.shape[-1])
+        spread[:, :, :, form.read_at] = x[self.entries, self.heads, self.tokens]
         return self._padded(spread.flatten(2, 3))
 
     def put_tokens(self, rows: Tensor, out: Tensor) -> None:
         """Copy the tokens' rows of (n, L, F) to the stretch's tokens in `out` (B, H, T, F)."""
-        layout = self.layout
-        used = slice(layout.read_at, layout.per_chunk * layout.micro, layout.micro)
+        used = slice(self.layout.form.read_at, self.layout.used, self.layout.form.micro)
         rows = self._by_chunk(rows)[:, :, :, used]
         tokens = self.tokens
         out[self.entries, self.heads, tokens] = rows.flatten(2, 3)[:, :, : tokens.stop - tokens.start]
@@ -129,7 +134,7 @@ class ChunkStretch:
     def _padded(self, x: Tensor) -> Tensor:
         """Return rows (B, H, rows, F) of whole tokens as chunks (n, L, F), padded with zeros."""
         layout = self.layout
-        used, chunks = layout.per_chunk * layout.micro, self.stop - self.start
+        used, chunks = layout.used, self.stop - self.start
         if x.shape[2] == chunks * layout.length:
             return x.reshape(-1, layout.length, x.shape[-1])
         padded = x.new_zeros(*self._counts, chunks, layout.length, x.shape[-1])

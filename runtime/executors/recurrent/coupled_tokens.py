@@ -10,11 +10,19 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.ir import Value
-from attnc.compiler.ir.value_nodes import rank
 from attnc.compiler.recurrences.coupled_states import may_be
 from attnc.compiler.recurrences.derived import Coupled, Mix
-from attnc.runtime.executors.recurrent.coupled_chunks import CoupledForm
-from attnc.runtime.executors.recurrent.coupled_stretches import coupled_recurrence
+from attnc.runtime.executors.recurrent import chunk_layout
+from attnc.runtime.executors.recurrent.coupled_chunks import (
+    CoupledForm,
+    PairWeights,
+    Vectors,
+    chunk_length,
+    reach_of,
+    stretch,
+    weights_of,
+)
+from attnc.runtime.executors.recurrent.recorded import SpanWork, Tensors, recorded
 from attnc.runtime.executors.recurrent.token_values import TokenValues
 
 
@@ -36,8 +44,57 @@ def run(
     vectors += [gathered.vector(impulse.value, columns) for impulse in stage.impulses]
     vectors += [gathered.vector(read.query, rows) for read in stage.reads]
     vectors += [gathered.vector(read, rows) for _, read, _ in corrections]
-    outs, final = coupled_recurrence(form, gathered.may(mixes), start, gathered.mixes(mixes), vectors)
+    tokens = values.tokens.counts[2]
+    if tokens:
+        tensors = [gathered.mixes(mixes), *vectors, start]
+        *outs, final = recorded(_CoupledWork(form, gathered.may(mixes), tokens), tensors)
+    else:
+        outs, final = [x.new_zeros(*x.shape[:3], columns) for x in vectors[: form.outs]], start
     return [x[..., 0] if narrow else x for x in outs], [x[..., 0] if narrow else x for x in final.unbind(2)]
+
+
+class _CoupledWork(SpanWork):
+    """The tokens of coupled states, in spans of chunks; the arguments are mixes and vectors, then the states.
+
+    `may`: 1 where mixes may be nonzero, else 0, (B or 1, H or 1, T, m + Q, m + P). A span ends early where weights
+    require shorter chunks.
+    """
+
+    def __init__(self, form: CoupledForm, may: Tensor, tokens: int) -> None:
+        super().__init__(1, tokens)
+        self._form, self._may = form, may
+        self._lengths: dict[int, int] = {}
+        self._weights: PairWeights | None = None
+
+    def spans(self, arguments: Tensors) -> Iterator[slice]:
+        """Yield the spans, whose chunks are as long as their weights allow."""
+        mixes, start = arguments[0], 0
+        full_length = chunk_length(self._tokens)
+        count = max(chunk_layout.STRETCH // (full_length * mixes.shape[0] * mixes.shape[1]), 1) * full_length
+        while start < self._tokens:
+            end = min(start + count, self._tokens)
+            self._weights, length = weights_of(self._form, mixes[:, :, start:end])
+            if length != chunk_length(end - start):
+                end = min(start + count // full_length * length, end)
+                length = min(length, chunk_length(end - start))
+                self._weights, _ = weights_of(self._form, mixes[:, :, start:end], length)
+            self._lengths[start] = length
+            yield slice(start, end)
+            start = end
+
+    def cut(self, arguments: Tensors, span: slice) -> list[Tensor]:
+        """Return the mixes and vectors of a span."""
+        return [x[:, :, span] for x in arguments]
+
+    def run(self, parts: list[Tensor], states: Tensors, span: slice, *, again: bool) -> tuple[Tensors, Tensors]:
+        """Compute (the results, (B, H, T, C) each; the states after the span)."""
+        (mixes, *vectors), count, length = parts, self._form.impulses, self._lengths[span.start]
+        if again or self._weights is None:
+            self._weights, _ = weights_of(self._form, mixes, length)
+        reach = reach_of(self._form, self._may[:, :, span], length)
+        stretch_vectors = Vectors(vectors[:count], vectors[count : 2 * count], vectors[2 * count :])
+        outs, last = stretch(self._form, reach, self._weights, states[0], stretch_vectors)
+        return outs, [last]
 
 
 @dataclass(frozen=True)
@@ -50,12 +107,8 @@ class _Gathered:
     fresh: Tensor | None
 
     def vector(self, node: Value | None, width: int) -> Tensor:
-        """Return a vector for every token, (B, H, T, width); None gives zeros, a number is broadcast."""
-        shape = (*self.values.tokens.counts, width)
-        if node is None:
-            return self.like.new_zeros(()).expand(shape)
-        value = self.values.whole(node).to(self.like.dtype)
-        return (value if rank(node) else value[..., None]).expand(shape)
+        """Return a vector for every token, (B, H, T, width)."""
+        return self.values.vectors(node, width, self.like.dtype)
 
     def mixes(self, mixes: Sequence[Mix]) -> Tensor:
         """Return mixes for every token, (B, H, T, mixes, m + P)."""
@@ -84,6 +137,3 @@ class _Gathered:
             return mixes
         is_state = torch.arange(mixes.shape[-1], device=mixes.device) < self.form.states
         return torch.where(self.fresh[..., None, None] & is_state, 0, mixes)
-
-
-__all__ = ["run"]

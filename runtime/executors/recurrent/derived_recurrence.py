@@ -30,6 +30,3 @@ class DerivedRecurrence:
     def derivation(self) -> str:
         """The derivation of the passes from the steps, line by line, or the reason for running token by token."""
         return str(self.derived) if self.derived is not None else f"token by token: {self.reason}"
-
-
-__all__ = ["DerivedRecurrence"]

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from attnc.compiler import ir
 from attnc.compiler.ir import Index, Value
-from attnc.compiler.ir.value_nodes import axes, rank, state_at
+from attnc.compiler.ir.value_nodes import rank, state_at
 from attnc.compiler.recurrences.derived import ElementwiseScan
-from attnc.runtime.executors.recurrent.scan import scan_stretches
-from attnc.runtime.executors.recurrent.stretch_scan import StretchStates
-from attnc.runtime.executors.recurrent.token_values import StretchValues, TokenValues, aligned
+from attnc.runtime.executors.recurrent.stretch_scan import StretchStates, scan_stretches
+from attnc.runtime.executors.recurrent.token_values import StretchValues, TokenValues
+from attnc.runtime.values.scaled import plain
 
 Leaf = Value | Index
 """A value or condition that is computed for all tokens before the first stretch."""
@@ -41,7 +41,7 @@ def scan(
 
     def make(*leaf_tensors: Tensor) -> tuple[Tensor, Tensor]:
         evaluated = stretch_values(leaf_tensors, {})
-        decay, write = (aligned(evaluated.of(node), axes(node), dims) for node in (stage.decay, stage.write))
+        decay, write = (plain(evaluated.aligned(node, dims)) for node in (stage.decay, stage.write))
         return decay, write
 
     reads_before = any(first in cast("tuple[Value, ...]", node.below) for _, node in stage.reads)
@@ -92,6 +92,3 @@ def _leaves(roots: Sequence[Value]) -> dict[Leaf, bool]:
             stack += [getattr(node, name) for name in ("left", "right", "vector", "matrix") if hasattr(node, name)]
             stack += list(getattr(node, "operands", ()))
     return result
-
-
-__all__ = ["scan"]

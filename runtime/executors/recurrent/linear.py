@@ -17,57 +17,107 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError
-from attnc.runtime.executors.recurrent.chunk_layout import ChunkLayout
-from attnc.runtime.executors.recurrent.chunked import ChunkedRecurrence, Inputs
+from attnc.compiler.recurrences.recurrence_class import ONCE_A_TOKEN
+from attnc.runtime.executors.recurrent.chunk_forms import Uncorrected, chunk_form
+from attnc.runtime.executors.recurrent.chunk_layout import ChunkLayout, ChunkStretch
+from attnc.runtime.executors.recurrent.chunk_states import advance, retreat
+from attnc.runtime.executors.recurrent.decays import DocumentSegments
+from attnc.runtime.executors.recurrent.linear_inputs import Inputs, checked
 from attnc.runtime.executors.recurrent.recorded import is_keeping, recorded
+from attnc.runtime.process.vector_math import settle
+
+settle()
 
 
 @dataclass(frozen=True)
-class Delta:
-    """The delta rule: the write is β k vᵀ; the correction reads the decayed state and has u = -β k and r = read.
+class ChunkedRecurrence:
+    """A call with its layout in chunks, computed in `dtype`; gates, β and resets are (B, H, N, ·), `resets` as int.
 
-    `beta` (B, H, N); `read` (B, H, N, R), None for the key (Schlag et al. 2021; Yang et al. 2024). A separate `read`
-    gives the rule of Comba (Hu et al. 2025).
+    `kept`: the list in which the forward pass keeps its chunk forms for the backward pass; None: recompute the forms.
     """
 
-    beta: Tensor
-    read: Tensor | None = None
+    layout: ChunkLayout
+    dtype: torch.dtype
+    kept: list[Uncorrected] | None = None
+
+    keeps: ClassVar[int] = 1
+
+    def forward(self, tensors: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute (out (B, H, T, C) in q's dtype, the final state (B, H, R, C), the states at chunk borders).
+
+        The states before each chunk and after the last one are (B · H, chunks + 1, R, C).
+        """
+        inputs = Inputs(*tensors)
+        shape = torch.Size((*inputs.q.shape[:3], inputs.v.shape[-1]))
+        out: Tensor | None = None
+        first = inputs.state.flatten(0, 1).to(self.dtype)
+        states = first.new_empty(first.shape[0], self.layout.chunks + 1, *first.shape[1:])
+        states[:, 0] = first
+        for stretch in self._stretches():
+            form = self._form(inputs, stretch)
+            if self.kept is not None:
+                self.kept.append(form)
+            stretch_states = states[stretch.sequences]
+            solved = advance(
+                stretch_states[:, stretch.start : stretch.stop + 1], form.keep, form.writes(), form.corrector
+            )
+            result = form.outputs(stretch_states[:, stretch.start : stretch.stop].flatten(0, 1), solved)
+            if self.layout.is_plain and result.shape[:2].numel() == shape[:3].numel():
+                out = result.view(shape).to(inputs.q.dtype)
+            else:
+                out = inputs.q.new_empty(shape) if out is None else out
+                stretch.put_tokens(result, out)
+        assert out is not None
+        return out, states[:, -1].reshape(inputs.state.shape).clone(), states
+
+    def backward(
+        self, tensors: Sequence[Any], kept: Sequence[Tensor], grads: Sequence[Tensor], needed: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """Compute the gradients of the inputs, in their dtypes."""
+        inputs, (states,), (d_out, d_final) = Inputs(*tensors), kept, grads
+        results = {
+            name: torch.empty_like(x, memory_format=torch.contiguous_format)
+            for name, x in inputs._asdict().items()
+            if x is not None and x.is_floating_point()
+        }
+        adjoints = d_final.flatten(0, 1).clone()
+        for stretch in reversed(self._stretches()):
+            form = self.kept.pop() if self.kept else self._form(inputs, stretch)
+            d_rows = stretch.token_rows(d_out).to(self.dtype)
+            reads, corrector = form.reads(d_rows)
+            sequences = stretch.sequences
+            ends, adjoints[sequences], d_right = retreat(adjoints[sequences], form.keep, reads, corrector)
+            gradients = form.adjoint(
+                d_rows, states[sequences, stretch.start : stretch.stop].flatten(0, 1), ends, d_right
+            )
+            for name in gradients.keys() & results.keys():
+                put = stretch.put_tokens if name in ONCE_A_TOKEN else stretch.put
+                put(gradients[name], results[name])
+        results["state"].copy_(adjoints.view_as(results["state"]))
+        return [results.get(name) for name in Inputs._fields]
+
+    def _stretches(self) -> list[ChunkStretch]:
+        return self.layout.stretches(by_sequence=not self.layout.form.is_corrected)
+
+    def _form(self, inputs: Inputs, stretch: ChunkStretch) -> Uncorrected:
+        """Return the chunk form of a stretch; gates in fp64 keep their dtype."""
+        rows = {"q": stretch.token_rows(inputs.q).to(self.dtype)}
+        for name, x in inputs._asdict().items():
+            if x is not None and name not in ("q", "state", "resets"):
+                keeps = name in ("gate", "columns") and x.dtype == torch.float64
+                rows[name] = stretch.rows(x) if keeps else stretch.rows(x).to(self.dtype)
+        segments = None
+        if inputs.resets is not None:
+            segments = DocumentSegments(stretch.rows(inputs.resets)[..., 0].cumsum(-1), self.dtype)
+        return chunk_form(self.layout.form, inputs._replace(**rows), segments)
 
 
-@dataclass(frozen=True)
-class RankOne:
-    """A general correction of rank one: S ← S + u (rᵀ S) with u = `left` and r = `read`, both (B, H, N, R).
-
-    `sees`: whether r reads the state after its micro-step's decay, "decayed", or before it, "old" (RWKV-7, Peng et al.
-    2025).
-    """
-
-    left: Tensor
-    read: Tensor
-    sees: Literal["decayed", "old"]
-
-
-def linear_recurrence(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    gate: Tensor | None = None,
-    gate_columns: Tensor | None = None,
-    correction: Delta | RankOne | None = None,
-    before: bool = False,
-    bonus: Tensor | None = None,
-    resets: Tensor | None = None,
-    state: Tensor | None = None,
-    micro: int = 1,
-    chunk: int = 64,
-) -> tuple[Tensor, Tensor]:
+def linear_recurrence(q: Tensor, k: Tensor, v: Tensor, *, chunk: int = 64, **options: Any) -> tuple[Tensor, Tensor]:
     """Compute (out (B, H, T, C) in q's dtype, the final state (B, H, R, C) in fp32, or in fp64 for fp64 inputs).
 
     Args:
@@ -79,8 +129,6 @@ def linear_recurrence(
         gate_columns: log decay along the columns (B, H, N, C), with or without `gate`; not supported with a correction.
         correction: `Delta` or `RankOne`.
         before: o_t reads the state before the steps of token t, but after its reset.
-        bonus: (H, R) or (B, H, T, R), with `before` and one micro-step: o_t = q_tᵀ (S + diag(bonus) k_t v_tᵀ)
-            (RWKV-6, Peng et al. 2024); k_t v_tᵀ without the β of `Delta`.
         resets: bool (B, T): the state is set to zero before the token's read and steps.
         state: the state before the first token (B, H, R, C); None: zeros.
         micro: the number of micro-steps of a token; o_t reads the state after the last micro-step.
@@ -90,36 +138,22 @@ def linear_recurrence(
     grows with T. The backward pass keeps the inputs and the states before chunks, and recomputes everything else.
 
     Raises:
-        ArgumentError: for shapes that do not match, `gate_columns` with a correction, a bonus without `before` or with
-            more than one micro-step, a chunk that is not a power of two or is shorter than a token's micro-steps.
+        ArgumentError: for shapes that do not match, `gate_columns` with a correction, a chunk that is not a
+            power of two or is shorter than a token's micro-steps.
         ArgumentTypeError: for a tensor of the wrong dtype.
         UnsupportedError: for second derivatives, forward-mode differentiation, and `vmap`.
     """
-    check_options(gate_columns, correction, before, bonus, micro, chunk)
-    check_shapes(q, k, v, micro, gate, gate_columns, correction, bonus, resets, state)
+    form, inputs = checked(q, k, v, chunk=chunk, **options)
     dtype = torch.float64 if torch.float64 in (q.dtype, k.dtype, v.dtype) else torch.float32
-    batch, heads, tokens, rows = q.shape
-    if state is None:
-        state = torch.zeros(batch, heads, rows, v.shape[-1], dtype=dtype, device=q.device)
+    batch, heads, tokens, _ = q.shape
     if not batch * heads * tokens:
-        return q.new_zeros(*q.shape[:3], v.shape[-1]), state.to(dtype, copy=True)
-    length = min(chunk, 1 << (tokens * micro - 1).bit_length())
-    layout = ChunkLayout(batch, heads, tokens, micro, length, read_at=0 if before else micro - 1)
-    old = isinstance(correction, RankOne) and correction.sees == "old"
-    inputs = Inputs(
-        q,
-        k,
-        v,
-        state,
-        gate=_gates(gate, k, dtype),
-        columns=gate_columns,
-        beta=correction.beta[..., None] if isinstance(correction, Delta) else None,
-        read=correction.read if correction else None,
-        left=correction.left if isinstance(correction, RankOne) else None,
-        bonus=bonus.to(dtype)[None, :, None].expand_as(q) if bonus is not None and bonus.ndim == 2 else bonus,
-        resets=None if resets is None else _reset_steps(resets, heads, micro),
-    )
-    return recorded(ChunkedRecurrence(layout, before, old, dtype, [] if is_keeping() else None), inputs)
+        return q.new_zeros(*q.shape[:3], v.shape[-1]), inputs.state.to(dtype, copy=True)
+    layout = ChunkLayout(batch, heads, tokens, form, min(chunk, 1 << (tokens * form.micro - 1).bit_length()))
+    resets = None if inputs.resets is None else _reset_steps(inputs.resets, heads, form.micro)
+    beta = None if inputs.beta is None else inputs.beta[..., None]
+    inputs = inputs._replace(gate=_gates(inputs.gate, k, dtype), beta=beta, resets=resets)
+    out, final = recorded(ChunkedRecurrence(layout, dtype, [] if is_keeping() else None), inputs)
+    return out, final
 
 
 def _gates(gate: Tensor | None, k: Tensor, dtype: torch.dtype) -> Tensor | None:
@@ -136,69 +170,3 @@ def _reset_steps(resets: Tensor, heads: int, micro: int) -> Tensor:
     steps = resets.new_zeros(*resets.shape, micro, dtype=torch.int32)
     steps[..., 0] = resets
     return steps.flatten(1)[:, None, :, None].expand(-1, heads, -1, 1)
-
-
-def check_options(
-    gate_columns: Tensor | None,
-    correction: Delta | RankOne | None,
-    before: bool,
-    bonus: Tensor | None,
-    micro: int,
-    chunk: int,
-) -> None:
-    """Raise ArgumentError for options that cannot be combined or are out of range."""
-    if gate_columns is not None and correction is not None:
-        raise ArgumentError(
-            "gate_columns with a correction is not supported, as each column would need its own triangular solve; "
-            "use gate, or no correction"
-        )
-    if bonus is not None and (not before or micro != 1):
-        raise ArgumentError(f"bonus requires before=True and micro=1, got before={before} and micro={micro}")
-    if chunk < 1 or chunk & (chunk - 1):
-        raise ArgumentError(f"chunk must be a power of two, got {chunk}")
-    if not 1 <= micro <= chunk:
-        raise ArgumentError(f"micro must be from 1 to the {chunk} rows of a chunk, got {micro}")
-
-
-def check_shapes(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    micro: int,
-    gate: Tensor | None,
-    gate_columns: Tensor | None,
-    correction: Delta | RankOne | None,
-    bonus: Tensor | None,
-    resets: Tensor | None,
-    state: Tensor | None,
-) -> None:
-    """Raise ArgumentError for shapes that do not match, and ArgumentTypeError for wrong dtypes."""
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.ndim != 4:
-            raise ArgumentError(f"{name} must have four dimensions, got shape {tuple(x.shape)}")
-    batch, heads, tokens, rows = q.shape
-    steps, columns = (batch, heads, tokens * micro), v.shape[-1]
-    expected: dict[str, tuple[Tensor | None, list[tuple[int, ...]]]] = {
-        "q": (q, [tuple(q.shape)]),
-        "k": (k, [(*steps, rows)]),
-        "v": (v, [(*steps, columns)]),
-        "gate": (gate, [(heads,), steps, (*steps, rows)]),
-        "gate_columns": (gate_columns, [(*steps, columns)]),
-        "bonus": (bonus, [(heads, rows), tuple(q.shape)]),
-        "resets": (resets, [(batch, tokens)]),
-        "state": (state, [(batch, heads, rows, columns)]),
-    }
-    for name, x in vars(correction).items() if correction else ():
-        if name != "sees":
-            expected[f"correction.{name}"] = (x, [steps if name == "beta" else (*steps, rows)])
-    for name, (tensor, shapes) in expected.items():
-        _check_tensor(name, tensor, shapes)
-
-
-def _check_tensor(name: str, x: Tensor | None, shapes: Sequence[tuple[int, ...]]) -> None:
-    if x is None:
-        return
-    if x.shape not in shapes:
-        raise ArgumentError(f"{name}: expected shape {' or '.join(map(str, shapes))}, got {tuple(x.shape)}")
-    if x.dtype != torch.bool if name == "resets" else not x.is_floating_point():
-        raise ArgumentTypeError(f"{name}: expected {'bool' if name == 'resets' else 'real numbers'}, got {x.dtype}")

@@ -169,6 +169,3 @@ def _emptied(x: Tensor, state: Tensor, resets: Tensor | None) -> Tensor | None:
     if not resets.any():
         return None
     return resets[:, None] if resets.ndim == 2 else resets
-
-
-__all__ = ["running_log_sum", "running_max"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from attnc.compiler import ir
 from attnc.compiler.ir import Recur, Value
-from attnc.compiler.ir.value_nodes import axes, rank
+from attnc.compiler.ir.value_nodes import axes
 from attnc.compiler.recurrences.derive import is_constant
 from attnc.compiler.recurrences.derived import (
     Coupled,
@@ -30,12 +30,14 @@ from attnc.compiler.simulation.recurrent.recurrence_call import form_of
 from attnc.runtime.executors.recurrent import coupled_tokens
 from attnc.runtime.executors.recurrent.call_tokens import CallTokens
 from attnc.runtime.executors.recurrent.entries import scan
-from attnc.runtime.executors.recurrent.linear import Delta, RankOne, linear_recurrence
+from attnc.runtime.executors.recurrent.linear import linear_recurrence
+from attnc.runtime.executors.recurrent.linear_inputs import Delta, RankOne
 from attnc.runtime.executors.recurrent.monoids import running_log_sum, running_max
 from attnc.runtime.executors.recurrent.solves import solve_by_reads
 from attnc.runtime.executors.recurrent.token_integers import Bound
-from attnc.runtime.executors.recurrent.token_loop import States, fresh_of, order_of
-from attnc.runtime.executors.recurrent.token_values import TokenValues, aligned
+from attnc.runtime.executors.recurrent.token_loop import States, back_order_of, fresh_of, order_of
+from attnc.runtime.executors.recurrent.token_values import LEAD, TokenValues, reordered
+from attnc.runtime.values.value_walk import aligned
 
 Linear = Callable[..., tuple[Tensor, Tensor]]
 """`linear_recurrence`, or a function with the same interface and results."""
@@ -53,10 +55,8 @@ def run(
     inputs = dict(tokens.inputs)
     tokens = replace(tokens, inputs=inputs)
     order = order_of(recur, TokenValues(tokens))
-    back_order = None if order is None else np.argsort(order, 1)
     values = TokenValues(tokens, order)
-    runner = _PassRunner(tokens, values, back_order, linear)
-    runner.fresh = fresh_of(recur, values, fresh)
+    runner = _PassRunner(tokens, values, linear, fresh_of(recur, values, fresh))
     last: States = {}
     for stages in _grouped(derived.stages):
         stage, *_ = stages
@@ -109,21 +109,25 @@ class _PassRunner:
     """Runs the passes of one call. `fresh`: see `token_loop.run`, here in processing order."""
 
     def __init__(
-        self, tokens: CallTokens, values: TokenValues, back_order: NDArray[np.int64] | None, linear: Linear
+        self, tokens: CallTokens, values: TokenValues, linear: Linear, fresh: NDArray[np.bool_] | None
     ) -> None:
         self._linear = linear
         self._tokens = tokens
         self._values = values
-        self._back_order = back_order
-        self.fresh: NDArray[np.bool_] | None = None
+        self._back_order = back_order_of(values.order)
+        self._fresh: Tensor | None = None
+        if fresh is not None and fresh.any():
+            batch, _, count = tokens.counts
+            mask = np.broadcast_to(fresh, (batch, fresh.shape[1], count))
+            self._fresh = torch.from_numpy(mask.copy()).to(tokens.q.device)
 
     def running(self, stage: RunningReduction, state: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """Compute a running reduction: store its states by token in `inputs`, return the final state."""
         # In fp64: decays are exponentials of differences of running values, which may be small beside the values.
         operand, initial = self._values.widened(stage.added), state.double()
-        operand = aligned(operand, axes(stage.added), stage.state.dims)
+        operand = aligned(operand, axes(stage.added), stage.state.dims, LEAD)
         operand = operand.expand(*self._tokens.counts, *state.shape[2:])
-        fresh = self._fresh_tensor()
+        fresh = self._fresh
         run = running_max if stage.op == "max" else running_log_sum
         after = run(operand, initial, fresh if fresh is None or fresh.shape[1] > 1 else fresh[:, 0])
         before = torch.cat([initial[:, :, None], after[:, :, :-1]], 2)
@@ -183,20 +187,20 @@ class _PassRunner:
 
     def scanned(self, stage: ElementwiseScan, state: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """Run an elementwise scan: store the reads in `inputs`, return the final state."""
-        outs, final = scan(stage, self._values, state, self._fresh_tensor())
+        outs, final = scan(stage, self._values, state, self._fresh)
         inputs.update({name: self._by_position(out) for (name, _), out in zip(stage.reads, outs, strict=True)})
         return final
 
     def coupled(self, stage: Coupled, states: States, inputs: dict[str, Tensor]) -> States:
         """Run coupled states: store the reads in `inputs`, return the final states."""
         initial = [states[state.name] for state in stage.states]
-        outs, last = coupled_tokens.run(stage, self._values, initial, self._fresh_tensor())
+        outs, last = coupled_tokens.run(stage, self._values, initial, self._fresh)
         inputs.update({read.name: self._by_position(out) for read, out in zip(stage.reads, outs, strict=True)})
         return {state.name: x for state, x in zip(stage.states, last, strict=True)}
 
     def _run(self, q: Tensor, arguments: dict[str, object], start: Tensor, *, before: bool) -> tuple[Tensor, Tensor]:
         """Run the linear pass; heads that start anew at different tokens become batch entries."""
-        fresh = self._fresh_tensor()
+        fresh = self._fresh
         if fresh is None:
             return self._linear(q, state=start, before=before, **arguments)
         batch, heads, count, _ = q.shape
@@ -228,35 +232,35 @@ class _PassRunner:
     def _arguments(self, stage: Pass, steps: list[tuple[Micro, Bound, bool]], start: Tensor) -> dict[str, object]:
         """Return the arguments of `linear_recurrence` besides q and the state."""
         rows, columns = start.shape[-2:]
+        form = stage.form(len(steps))
         keys, values, lefts, reads = [], [], [], []
         for micro, bound, _ in steps:
             key, value = micro.write if micro.write is not None else (None, None)
             keys.append(self._vector(key, rows, bound))
             values.append(self._vector(value, columns, bound))
-            if micro.correction is not None:
-                lefts.append(self._vector(micro.correction.left, rows, bound))
-                reads.append(self._vector(micro.correction.read, rows, bound))
+            left, read = (micro.correction.left, micro.correction.read) if micro.correction else (None, None)
+            lefts += [self._vector(left, rows, bound)] * form.is_rank_one
+            reads += [self._vector(read, rows, bound)] * form.is_corrected
         arguments: dict[str, object] = {"k": _joined(keys), "v": _joined(values), "micro": len(steps)}
         batch, heads, _ = self._tokens.counts
         dtype = str(self._tokens.q.dtype).removeprefix("torch.")
         arguments["chunk"] = chunk_on_cpu(form_of(stage, rows, columns, len(steps)), batch * heads, dtype)
-        correction = stage.steps[0].correction
-        if correction is not None and correction.merged:
-            read = _joined(reads)
-            arguments["correction"] = Delta(read.new_ones(read.shape[:-1]), read)
-        elif correction is not None:
-            arguments["correction"] = RankOne(_joined(lefts), _joined(reads), correction.sees)
+        if form.is_delta:
+            joined_reads = _joined(reads)
+            arguments["correction"] = Delta(joined_reads.new_ones(joined_reads.shape[:-1]), joined_reads)
+        elif form.is_rank_one:
+            sees: Literal["decayed", "old"] = "old" if form.correction == "old" else "decayed"
+            arguments["correction"] = RankOne(_joined(lefts), _joined(reads), sees)
         arguments |= self._gates(stage, steps, rows, columns)
         return arguments
 
     def _gates(self, stage: Pass, steps: list[tuple[Micro, Bound, bool]], rows: int, columns: int) -> dict[str, object]:
-        decays = [micro.decay for micro in stage.steps if micro.decay is not None]
-        if not decays:
+        if stage.decay is None:
             return {}
-        side = decays[0].side
+        side = stage.decay.side
         if len(steps) == 1 and side == "scalar":
-            gate = self._whole(decays[0].log)
-            if is_constant(decays[0].log) and not bool((gate <= 0).all()):
+            gate = self._values.whole(stage.decay.log)
+            if is_constant(stage.decay.log) and not bool((gate <= 0).all()):
                 raise GrowingError
             if gate.shape[0] == gate.shape[2] == 1:
                 return {"gate": gate[0, :, 0].expand(self._tokens.counts[1])}
@@ -278,30 +282,12 @@ class _PassRunner:
 
     # --- values ------------------------------------------------------------------------------------------------------
 
-    def _whole(self, node: Value) -> Tensor:
-        return self._values.whole(node)
-
     def _vector(self, node: Value | None, width: int, bound: Bound) -> Tensor:
-        """Return a vector for every token, (B, H, T, width); None gives zeros, a number is broadcast."""
-        shape = (*self._tokens.counts, width)
-        if node is None:
-            return self._tokens.q.new_zeros(()).expand(shape)
-        value = self._values.whole(node, bound).to(self._tokens.q.dtype)
-        return (value if rank(node) else value[..., None]).expand(shape)
-
-    def _fresh_tensor(self) -> Tensor | None:
-        if self.fresh is None or not self.fresh.any():
-            return None
-        batch, _, count = self._tokens.counts
-        mask = np.broadcast_to(self.fresh, (batch, self.fresh.shape[1], count))
-        return torch.from_numpy(mask.copy()).to(self._tokens.q.device)
+        return self._values.vectors(node, width, self._tokens.q.dtype, bound)
 
     def _by_position(self, x: Tensor) -> Tensor:
         """Return a tensor in processing order reordered by position."""
-        if self._back_order is None:
-            return x
-        back = torch.from_numpy(self._back_order).to(x.device)
-        return torch.take_along_dim(x, back.reshape(1, *back.shape, *(1,) * (x.ndim - 3)), 2)
+        return reordered(x, self._back_order)
 
 
 def _as_matrix(stage: Pass, state: Tensor) -> Tensor:
@@ -321,15 +307,9 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 def _folded(argument: object, batch: int, heads: int) -> object:
     """Return an argument with heads as batch entries, (B · H, 1, …); leave other values unchanged."""
-    if isinstance(argument, Delta):
-        read = None if argument.read is None else cast("Tensor", _folded(argument.read, batch, heads))
-        return Delta(cast("Tensor", _folded(argument.beta, batch, heads)), read)
-    if isinstance(argument, RankOne):
-        left, read = (cast("Tensor", _folded(tensor, batch, heads)) for tensor in (argument.left, argument.read))
-        return RankOne(left, read, argument.sees)
+    if isinstance(argument, Delta | RankOne):
+        parts: dict[str, Any] = {name: _folded(x, batch, heads) for name, x in vars(argument).items()}
+        return replace(argument, **parts)
     if not isinstance(argument, Tensor):
         return argument
     return argument.reshape(batch * heads, 1, *argument.shape[2:])
-
-
-__all__ = ["GrowingError", "Linear", "run"]

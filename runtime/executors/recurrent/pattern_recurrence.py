@@ -25,23 +25,24 @@ from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError, Uns
 from attnc.runtime.call.requirements import check_requirements
 from attnc.runtime.call.tensor_checks import call_shape, check_promises, check_tensors
 from attnc.runtime.executors.recurrent import passes, token_loop
-from attnc.runtime.executors.recurrent.border_gradients import with_borders
 from attnc.runtime.executors.recurrent.borders import (
     CROSSED,
     has_closed,
     may_be_crossed,
     may_have_borders,
+    with_borders,
 )
-from attnc.runtime.executors.recurrent.call_tokens import CallTokens, computed_in
-from attnc.runtime.executors.recurrent.checkpointed import Fresh, Parts, Run
-from attnc.runtime.executors.recurrent.derived_recurrence import DerivedRecurrence
-from attnc.runtime.executors.recurrent.document_runs import (
+from attnc.runtime.executors.recurrent.call_tokens import (
+    CallTokens,
+    computed_in,
     cut,
     documents_of,
     first_tokens,
     reads_later_tokens,
     reads_positions,
 )
+from attnc.runtime.executors.recurrent.checkpointed import Fresh, Parts, Run
+from attnc.runtime.executors.recurrent.derived_recurrence import DerivedRecurrence
 from attnc.runtime.executors.recurrent.linear import linear_recurrence
 from attnc.runtime.executors.recurrent.passes import Linear
 from attnc.runtime.executors.recurrent.prefixes import by_kernels
@@ -86,7 +87,7 @@ class PatternRecurrence(DerivedRecurrence):
         """Return how the recurrence runs on a GPU in calls of a dtype, as a phrase for messages."""
         if self.derived is None:
             return f"{self.how}, {'as operations of torch' if dtype == torch.float64 else 'by one kernel'}"
-        from attnc.runtime.executors.triton.recurrent.passes_on_gpu import without_kernels  # only where kernels run
+        from attnc.runtime.executors.triton.recurrent.linear_on_gpu import without_kernels  # only where kernels run
 
         missing = without_kernels(self.derived, self.recur, dtype)
         return f"{self.how}, {f'as operations of torch: {missing}' if missing else 'by kernels'}"
@@ -152,7 +153,7 @@ class PatternRecurrence(DerivedRecurrence):
             return linear_recurrence
         if q.device.type not in ("cpu", "cuda"):
             raise no_kernels(self.pattern, q.device.type)
-        from attnc.runtime.executors.triton.recurrent.passes_on_gpu import (
+        from attnc.runtime.executors.triton.recurrent.linear_on_gpu import (
             linear_of,
             without_kernels,
         )  # only where kernels run
@@ -321,8 +322,7 @@ def _part_length_factor(derived: RecurrenceForm) -> float:
     """Return the factor of part lengths: above 1 for elementwise scans, below 1 for two readers and two writers."""
     if all(isinstance(stage, ElementwiseScan) for stage in derived.stages):
         return 2
-    corrections = [step.correction for stage in derived.stages if isinstance(stage, Pass) for step in stage.steps]
-    return 0.5 if any(correction is not None and not correction.merged for correction in corrections) else 1
+    return 0.5 if any(isinstance(stage, Pass) and stage.form().is_rank_one for stage in derived.stages) else 1
 
 
 def _initial_token_count(recur: Recur, batch: int) -> States:
@@ -367,6 +367,3 @@ def _initial_states(recur: Recur, initial: States, state: object) -> States:
         if name == TOKEN_COUNT and (tensor.is_floating_point() or bool((tensor < 0).any())):
             raise ArgumentError(f"state[{name!r}] is the number of earlier tokens: it must hold whole numbers from 0")
     return {name: state[name].to(expected.dtype) for name, expected in initial.items()}
-
-
-__all__ = ["TOKEN_COUNT", "PatternRecurrence", "Result", "States", "no_kernels"]

@@ -249,6 +249,3 @@ def _largest(x: Tensor) -> float:
         return math.sqrt(torch.stack(squares).amax().item())
     low, high = (end.item() for end in x.aminmax())
     return max(-low, high)
-
-
-__all__ = ["PrefixSteps", "are_by_kernels", "by_kernels", "fill"]

@@ -1,28 +1,69 @@
-"""A linear recurrence under torch's autograd, computed in torch or by kernels; differentiable once."""
+"""Work with a gradient of its own under torch's autograd; differentiable once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from attnc.runtime.executors.cpu.autograd import FirstOrder, once
-from attnc.runtime.executors.recurrent.chunk_forms import Gradients
-from attnc.runtime.executors.recurrent.chunked import Inputs
 from attnc.runtime.process.profiling import backward_row, keep_name
 
+Tensors = Sequence[Tensor]
 
-class RecurrenceWork(Protocol):
-    """The forward and backward pass of a recurrence, not recorded by autograd."""
 
-    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute (out (B, H, T, C), the final state, states that the backward pass needs)."""
+class RecordedWork(Protocol):
+    """The forward and backward pass of some work, not recorded by autograd."""
 
-    def backward(self, inputs: Inputs, states: Tensor, d_out: Tensor, d_final: Tensor) -> Gradients:
-        """Compute the gradients by input name."""
+    @property
+    def keeps(self) -> int:
+        """The number of the last results of `forward` that only the backward pass needs."""
+
+    def forward(self, tensors: Sequence[Any]) -> Tensors:
+        """Compute the results, none of which shares memory with an argument."""
+
+    def backward(
+        self, tensors: Sequence[Any], kept: Tensors, grads: Tensors, needed: Sequence[bool]
+    ) -> Sequence[Tensor | None]:
+        """Compute the gradients of the arguments, from those of the results and what `forward` kept."""
+
+
+def recorded(work: RecordedWork, tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    """Return the results of `work` under autograd, without those that only its backward pass needs."""
+    results = _Recorded.apply(work, *tensors)  # type: ignore[no-untyped-call]
+    return list(results[: len(results) - work.keeps])
+
+
+class _Recorded(FirstOrder):
+    """The work under autograd."""
+
+    @staticmethod
+    def forward(work: RecordedWork, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        return tuple(work.forward(tensors))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.work = inputs[0]
+        ctx.count = len(output) - ctx.work.keeps
+        keep_name(ctx)
+        ctx.save_for_backward(*inputs[1:], *output[ctx.count :])
+        ctx.mark_non_differentiable(*output[ctx.count :])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        arguments = (ctx.work, tuple(ctx.needs_input_grad[1:]), ctx.count, *grads[: ctx.count], *ctx.saved_tensors)
+        with backward_row(ctx):
+            return (None, *once(_gradients, *arguments))
+
+
+def _gradients(work: RecordedWork, needed: Sequence[bool], count: int, *tensors: Any) -> tuple[Tensor | None, ...]:
+    grads, arguments, kept = tensors[:count], tensors[count : count + len(needed)], tensors[count + len(needed) :]
+    return tuple(work.backward(arguments, kept, grads, needed))
 
 
 _KEEPING: ContextVar[bool] = ContextVar("whether the backward pass follows at once", default=False)
@@ -43,37 +84,113 @@ def is_keeping() -> bool:
     return _KEEPING.get()
 
 
-def recorded(work: RecurrenceWork, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """Compute (out, the final state) under autograd."""
-    out, final, _ = _Recurrence.apply(work, *inputs)  # type: ignore[no-untyped-call]
-    return out, final
+class SpanWork(ABC):
+    """Work on the tokens of a call in spans, one after another, from the states that the span before has left.
+
+    The arguments are any tensors, then `count` states. The intermediates of a span are dropped after it. The backward
+    pass keeps the arguments and the states between spans; it recomputes each span, and differentiates it by autograd
+    (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174).
+    """
+
+    def __init__(self, count: int, tokens: int, spare: Tensor | None = None) -> None:
+        """`spare`: an argument whose memory results may take."""
+        self._count, self._tokens, self.spare = count, tokens, spare
+        self._ran: list[slice] = []
+
+    @abstractmethod
+    def spans(self, arguments: Tensors) -> Iterable[slice]:
+        """Return the tokens of each span, in order; each is requested after the span before has run."""
+
+    @abstractmethod
+    def cut(self, arguments: Tensors, span: slice) -> list[Tensor]:
+        """Return views of the arguments for the tokens of a span."""
+
+    @abstractmethod
+    def run(self, parts: list[Tensor], states: Tensors, span: slice, *, again: bool) -> tuple[Tensors, Tensors]:
+        """Compute (results (B, H, tokens, …), the states after the span); `again`: recorded by autograd."""
+
+    def begun(self, states: Tensors) -> Tensors:
+        """Return the states in the dtypes that they have between spans."""
+        return states
+
+    @property
+    def keeps(self) -> int:
+        """The number of states between spans."""
+        return self._count * (len(self._ran) - 1)
+
+    def forward(self, tensors: Tensors) -> list[Tensor]:
+        """Compute the results of all tokens, the states after them, and the states between spans."""
+        arguments, states = tensors[: len(tensors) - self._count], tensors[len(tensors) - self._count :]
+        current, kept, outs = self.begun(states), list[Tensor](), list[Tensor]()
+        self._ran = []
+        for span in self.spans(arguments):
+            kept += current if self._ran else []
+            self._ran.append(span)
+            results, current = self.run(self.cut(arguments, span), current, span, again=False)
+            if span == slice(0, self._tokens):
+                outs = [self._own(x, arguments) for x in results]
+                break
+            outs = outs or [x.new_empty(*x.shape[:2], self._tokens, *x.shape[3:]) for x in results]
+            for out, x in zip(outs, results, strict=True):
+                out[:, :, span] = x
+        ends = [self._own(x.to(before.dtype), states) for x, before in zip(current, states, strict=True)]
+        return [*outs, *ends, *kept]
+
+    def backward(
+        self, tensors: Tensors, kept: Tensors, grads: Tensors, needed: Sequence[bool]
+    ) -> Sequence[Tensor | None]:
+        """Compute the gradients, from the last span to the first."""
+        arguments, states = tensors[: len(tensors) - self._count], tensors[len(tensors) - self._count :]
+        d_outs, d_states = grads[: len(grads) - self._count], grads[len(grads) - self._count :]
+        befores = [self.begun(states), *(kept[i : i + self._count] for i in range(0, len(kept), max(self._count, 1)))]
+        totals, is_cut = self._totals(arguments, needed)
+        for span, before in reversed(list(zip(self._ran, befores, strict=True))):
+            pairs = zip(self.cut(arguments, span), needed, strict=False)
+            parts, starts = [x.detach().requires_grad_(need) for x, need in pairs], [x.detach() for x in before]
+            for x in starts:
+                x.requires_grad_()
+            with torch.enable_grad(), keeping():
+                outs, ends = self.run(parts, starts, span, again=True)
+            roots = [*zip(outs, (d[:, :, span] for d in d_outs), strict=True), *zip(ends, d_states, strict=True)]
+            wanted = [x for x in parts if x.requires_grad]
+            d_states, gradients = _differentiated([(x, d) for x, d in roots if x.requires_grad], starts, wanted)
+            targets = zip(self.cut(totals, span), parts, is_cut, strict=True)
+            for (total, cut), d in zip([(x, cut) for x, y, cut in targets if y.requires_grad], gradients, strict=True):
+                if cut:
+                    total.copy_(torch.zeros_like(total) if d is None else d)
+                elif d is not None:
+                    total.add_(d)
+        gradients = [
+            total.to(x.dtype) if need else None for total, x, need in zip(totals, arguments, needed, strict=False)
+        ]
+        return [*gradients, *(d.to(x.dtype) for d, x in zip(d_states, states, strict=True))]
+
+    def _own(self, x: Tensor, arguments: Tensors) -> Tensor:
+        """Return a result with memory of its own."""
+        memory = {y.untyped_storage().data_ptr() for y in arguments}
+        if self.spare is not None:
+            memory.discard(self.spare.untyped_storage().data_ptr())
+        is_own = x.is_contiguous() and x.untyped_storage().data_ptr() not in memory
+        return x if is_own else x.clone(memory_format=torch.contiguous_format)
+
+    def _totals(self, arguments: Tensors, needed: Sequence[bool]) -> tuple[list[Tensor], list[bool]]:
+        """Return tensors for the gradients, in fp32 or wider, and whether spans cut each; sums start at 0."""
+        first = self.cut(arguments, self._ran[0]) if self._ran else list(arguments)
+        totals, is_cut = list[Tensor](), [x.shape != part.shape for x, part in zip(arguments, first, strict=True)]
+        for x, cut, need in zip(arguments, is_cut, needed, strict=False):
+            make = torch.empty_like if cut else torch.zeros_like
+            totals.append(make(x, dtype=torch.promote_types(x.dtype, torch.float32)) if need else x)
+        return totals, is_cut
 
 
-class _Recurrence(FirstOrder):
-    """The recurrence under autograd; its third result holds the states that the backward pass needs."""
-
-    @staticmethod
-    def forward(work: RecurrenceWork, *tensors: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return work.forward(Inputs(*tensors))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        ctx.work = inputs[0]
-        keep_name(ctx)
-        ctx.save_for_backward(output[2], *inputs[1:])
-        ctx.mark_non_differentiable(output[2])
-
-    @staticmethod
-    def backward(ctx: Any, d_out: Tensor, d_final: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        with backward_row(ctx):
-            return (None, *once(_gradients, ctx.work, d_out, d_final, *ctx.saved_tensors))
-
-
-def _gradients(work: RecurrenceWork, d_out: Tensor, d_final: Tensor, *kept: Tensor | None) -> tuple[Tensor | None, ...]:
-    states, *tensors = kept
-    assert states is not None
-    gradients = work.backward(Inputs(*cast("list[Any]", tensors)), states, d_out, d_final)
-    return tuple(gradients.get(name) for name in Inputs._fields)
-
-
-__all__ = ["is_keeping", "keeping", "recorded"]
+def _differentiated(
+    roots: Sequence[tuple[Tensor, Tensor]], starts: Tensors, wanted: Tensors
+) -> tuple[list[Tensor], Sequence[Tensor | None]]:
+    """Return the gradients of the states before a span, and of its tensors, None where results do not depend on one."""
+    if not roots:
+        return [torch.zeros_like(x) for x in starts], [None] * len(wanted)
+    gradients: Sequence[Tensor | None] = torch.autograd.grad(
+        [x for x, _ in roots], [*starts, *wanted], [d.to(x.dtype) for x, d in roots], allow_unused=True
+    )
+    d_starts = zip(starts, gradients, strict=False)
+    return [torch.zeros_like(x) if d is None else d for x, d in d_starts], gradients[len(starts) :]

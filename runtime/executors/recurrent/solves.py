@@ -100,6 +100,3 @@ class _Converged(torch.autograd.Function):
         matrix, solution = ctx.saved_tensors
         d_vector = solve_by_steps(matrix, d_solution, ctx.steps)
         return -d_vector[..., :, None] * solution[..., None, :], d_vector, None
-
-
-__all__ = ["solve_by_reads", "solve_by_steps"]

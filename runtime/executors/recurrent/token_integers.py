@@ -14,12 +14,10 @@ from attnc.compiler.ir import Index, Value, Var, fold
 from attnc.compiler.ir.rewrite import rebuild, rewrite, substitute
 from attnc.compiler.ir.verify_ir import verified
 from attnc.compiler.lowering.specialise import Window, specialise
-from attnc.runtime.executors.recurrent.call_tokens import CallTokens
+from attnc.runtime.executors.recurrent.call_tokens import TOKEN, CallTokens
 
 MOST_KEPT = 64
 """Maximum number of cached arrays when some depend on bound variables; each array has a number per token."""
-
-TOKEN = fold.place("q")
 
 Bound = tuple[tuple[Var, int], ...]
 """Values of the variables bound by the reductions and repetitions around a value."""

@@ -16,7 +16,7 @@ from attnc.compiler.ir import Recur, Value
 from attnc.compiler.ir.value_nodes import state_at
 from attnc.runtime.call.call_errors import ArgumentError
 from attnc.runtime.executors.recurrent.call_tokens import CallTokens
-from attnc.runtime.executors.recurrent.token_values import TokenValues
+from attnc.runtime.executors.recurrent.token_values import TokenValues, reordered
 
 States = dict[str, Tensor]
 
@@ -46,7 +46,7 @@ def run(
     last = {name: x[:, :, 0] for name, x in current.items()}
     if not outs:
         return tokens.v.new_zeros((batch, heads, 0, tokens.v.shape[-1])), last
-    return put_back(torch.cat(outs, 2), order), last
+    return reordered(torch.cat(outs, 2), back_order_of(order)), last
 
 
 def order_of(recur: Recur, values: TokenValues) -> NDArray[np.int64] | None:
@@ -75,12 +75,9 @@ def fresh_of(recur: Recur, values: TokenValues, fresh: NDArray[np.bool_] | None)
     return np.take_along_axis(fresh, order, 2)
 
 
-def put_back(x: Tensor, order: NDArray[np.int64] | None) -> Tensor:
-    """Return a result in processing order, (B, H, T, width), by position."""
-    if order is None:
-        return x
-    back = torch.from_numpy(np.argsort(order, 1)).to(x.device)
-    return torch.take_along_dim(x, back[None, :, :, None], 2)
+def back_order_of(order: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
+    """Return the index of each position in processing order."""
+    return None if order is None else np.argsort(order, 1)
 
 
 def _restarted(states: States, start: States, mask: NDArray[np.bool_]) -> States:
@@ -125,6 +122,3 @@ def beginning(recur: Recur, sizes: Mapping[str, int], batch: int, heads: int, li
         dtype = like.dtype.to_complex() if state.is_complex else like.dtype
         result[state.name] = like.new_full((batch, heads, *shape), state.start, dtype=dtype)
     return result
-
-
-__all__ = ["States", "beginning", "fresh_of", "order_of", "put_back", "run"]

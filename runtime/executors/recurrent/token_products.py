@@ -43,6 +43,3 @@ def dotted(a: Tensor, b: Tensor) -> Tensor:
         if shared.shape[2] == 1 and shared.shape[0] == 1 and varying.shape[2] > 1 and shared.dtype == varying.dtype:
             return (varying @ shared.transpose(2, 3))[..., 0]
     return (a * b).sum(-1)
-
-
-__all__ = ["contracted", "dotted"]

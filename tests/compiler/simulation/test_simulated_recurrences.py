@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import FrozenInstanceError
 from itertools import pairwise, product
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -13,10 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode, bmm_flop
 
 from attnc import compile_attention
 from attnc.compiler.planning.rates import AMX
+from attnc.compiler.recurrences.recurrence_class import Corrected, RecurrenceClass
 from attnc.compiler.simulation.machine import MachineError, find_machine, machine_names
 from attnc.compiler.simulation.recurrent.chunk_work import (
-    Correction,
-    Gate,
     PassForm,
     backward,
     forward,
@@ -30,9 +29,10 @@ from attnc.compiler.simulation.recurrent.recurrence_simulation import RUNGS, Rec
 from attnc.compiler.simulation.simulation import PASSES, Pass, Shape
 from attnc.runtime.call.call_errors import ArgumentError, UnsupportedError
 from attnc.runtime.cli import main
-from attnc.runtime.executors.recurrent import decayed_columns, decays
+from attnc.runtime.executors.recurrent import chunk_forms, decays
 from attnc.runtime.executors.recurrent import pattern_recurrence as calls
-from attnc.runtime.executors.recurrent.linear import Delta, RankOne, linear_recurrence
+from attnc.runtime.executors.recurrent.linear import linear_recurrence
+from attnc.runtime.executors.recurrent.linear_inputs import Delta, RankOne
 from attnc.runtime.texts.library import recurrence_names
 from recurrence_draws import example
 
@@ -46,11 +46,24 @@ TOKENS = 2048
 CLASSES_IN_CHUNKS = ("retention", "mamba2_ssd", "delta_net", "gated_delta_net", "comba")
 MOST_SLOWER = {"forward": 1.09, "backward": 1.24}
 
+Gate = Literal["none", "scalar", "rows", "columns"]
+Correction = Literal["none", "delta", "rank one"]
 GATES: tuple[Gate, ...] = ("none", "scalar", "rows", "columns")
 CORRECTIONS: tuple[Correction, ...] = ("none", "delta", "rank one")
+CORRECTED: dict[Correction, Corrected] = {"none": "none", "delta": "comba", "rank one": "old"}
 CLASSES: list[tuple[Gate, Correction]] = [
     (gate, correction) for gate, correction in product(GATES, CORRECTIONS) if gate != "columns" or correction == "none"
 ]
+
+
+def form_of(rows: int, columns: int, gate: Gate, correction: Correction, micro: int = 1) -> PassForm:
+    """Return a pass over a state of `rows` × `columns` with one read a token."""
+    corrected = CORRECTED[correction]
+    if gate == "columns":
+        kind = RecurrenceClass(columns=True, correction=corrected, micro=micro)
+    else:
+        kind = RecurrenceClass(gate=gate, correction=corrected, micro=micro)
+    return PassForm("S", "", rows, columns, kind, 1)
 
 
 def simulated(name: str, tokens: int = TOKENS, **options: Any) -> RecurrenceSimulation:
@@ -90,9 +103,9 @@ def test_counted_products_equal_the_executors(
     gate: Gate, correction: Correction, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The executor computes its smallest blocks without products; here they are products, as in the formulas."""
-    for module in (decays, decayed_columns):
+    for module in (decays, chunk_forms):
         monkeypatch.setattr(module, "weighted", torch.matmul)
-    form = PassForm("S", "", 5, 7, 1, gate, correction, 1)
+    form = form_of(5, 7, gate, correction)
     counted = tuple(count(form, length, apart=False).total.flop for count in (forward, backward))
     assert counted == executed(gate, correction, length, 5, 7)
 
@@ -103,13 +116,13 @@ def test_matrix_entries_of_each_level(length: int, least: int) -> None:
     pairs = [(t, j) for t in range(length) for j in range(t)]
     blocks = {(block := 1 << ((t ^ j).bit_length() - 1), t // max(block, least)) for t, j in pairs}
     assert levels(length, least) == sum(max(block, least) ** 2 for block, _ in blocks)
-    form = PassForm("S", "", 4, 4, 1, "rows", "none", 1)
+    form = form_of(4, 4, "rows", "none")
     assert squares(form, length, least) == levels(length, least)
 
 
 def test_triangles_before_the_states_take_one_more_product() -> None:
     """The product is W = T r, which the executor does not compute."""
-    form = PassForm("S", "", 5, 7, 1, "scalar", "delta", 1)
+    form = form_of(5, 7, "scalar", "delta")
     for count in (forward, backward):
         more = count(form, 32).total.flop - count(form, 32, apart=False).total.flop
         assert more == 2 * 32 * 32 * 5
@@ -118,19 +131,17 @@ def test_triangles_before_the_states_take_one_more_product() -> None:
 
 def test_operation_counts_per_token() -> None:
     """Heads of 128, chunks of 64: a masked matrix takes 2 C (dk + dv) + 4 dk dv; a delta rule adds its triangle."""
-    plain, delta = (PassForm("S", "", 128, 128, 1, "scalar", c, 1) for c in ("none", "delta"))
+    plain, delta = (form_of(128, 128, "scalar", c) for c in ("none", "delta"))
     assert forward(plain, 64).total.flop / 64 == 2 * 64 * 256 + 4 * 128 * 128
     products = 2 * 64 * (2 * 128 + 128) + 2 * 64 * 256 + 6 * 128 * 128
     assert forward(delta, 64).total.flop / 64 == products + 2 * (64**2 - 16**2) / 3
 
 
 def test_exponentials() -> None:
-    counted = {
-        gate: forward(PassForm("S", "", 32, 16, 1, gate, "none", 1), 8).local.exps for gate in ("none", "scalar")
-    }
+    counted = {gate: forward(form_of(32, 16, gate, "none"), 8).local.exps for gate in ("none", "scalar")}
     assert counted == {"none": 0, "scalar": 8 * 8 + 2 * 8}
-    assert forward(PassForm("S", "", 32, 16, 1, "rows", "none", 1), 8).local.exps == 8 * 32 * (3 + 2)
-    assert forward(PassForm("S", "", 32, 16, 1, "columns", "none", 1), 8).local.exps == 8 * 16 * (3 + 2)
+    assert forward(form_of(32, 16, "rows", "none"), 8).local.exps == 8 * 32 * (3 + 2)
+    assert forward(form_of(32, 16, "columns", "none"), 8).local.exps == 8 * 16 * (3 + 2)
 
 
 def test_steps_of_a_token_are_rows() -> None:
@@ -220,11 +231,11 @@ def test_chunks_of_kernels_are_nearly_as_fast_as_any(name: str, heads: int, stag
 @pytest.mark.parametrize(
     ("form", "rows"),
     [
-        (PassForm("S", "", 64, 64, 1, "none", "none", 1), 64),
-        (PassForm("S", "", 64, 64, 1, "rows", "rank one", 1), 32),
-        (PassForm("S", "", 16, 16, 1, "rows", "none", 1), 32),
-        (PassForm("S", "", 64, 64, 33, "none", "delta", 1), 64),
-        (PassForm("S", "", 64, 64, 65, "none", "delta", 1), 128),
+        (form_of(64, 64, "none", "none"), 64),
+        (form_of(64, 64, "rows", "rank one"), 32),
+        (form_of(16, 16, "rows", "none"), 32),
+        (form_of(64, 64, "none", "delta", 33), 64),
+        (form_of(64, 64, "none", "delta", 65), 128),
     ],
 )
 def test_chunks_on_a_cpu(form: PassForm, rows: int) -> None:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.recurrences.kernels.recurrence_kernels import adjoint_segment_stages, backward_stages
-from attnc.runtime.executors.recurrent.chunked import Inputs
+from attnc.runtime.executors.recurrent.chunk_forms import Gradients
+from attnc.runtime.executors.recurrent.linear_inputs import Inputs
 from attnc.runtime.executors.triton.recurrent.forward_passes import prepare_chunks
 from attnc.runtime.executors.triton.recurrent.recurrence_tensors import (
     TORCH_TYPES,
@@ -14,8 +15,6 @@ from attnc.runtime.executors.triton.recurrent.recurrence_tensors import (
     aligned,
     like,
 )
-
-Gradients = dict[str, Tensor]
 
 
 def backward(call: RecurrenceTensors, inputs: Inputs, states: Tensor, d_out: Tensor, d_final: Tensor) -> Gradients:
@@ -39,11 +38,6 @@ def backward(call: RecurrenceTensors, inputs: Inputs, states: Tensor, d_out: Ten
     gradients = {name: tensors[f"d{name}"] for name in ("v", *form.inputs)}
     gradients["state"] = ends[:, 0, : p.dk, : p.dv].reshape(inputs.state.shape)
     _add_gates(call, gradients)
-    if form.bonus:
-        bonus = inputs.bonus
-        gradients["bonus"] = (
-            tensors["dbonus"].sum((0, 2)) if bonus is not None and bonus.ndim == 2 else tensors["dbonus"]
-        )
     return {name: x.to(getattr(inputs, name).dtype) for name, x in gradients.items()}
 
 
@@ -55,16 +49,13 @@ def _prepare_gradients(call: RecurrenceTensors) -> None:
         tensors[f"d{name}"] = like(tensors[name], tuple(tensors[name].shape), dtype)
     for i, w in form.pairs:
         call.scratch(f"d_{form.pair_name(i, w)}", p.length)
-    for name, width in (("gate_rows", p.dk), ("gate_columns", p.dv), ("bonus", p.dk)):
+    for name, width in (("gate_rows", p.dk), ("gate_columns", p.dv)):
         if name in tensors:
-            tokens = call.tokens if name == "bonus" else call.steps
-            tensors[f"d{name}"] = like(tensors["v"], (call.batch, call.heads, tokens, width), torch.float32)
+            tensors[f"d{name}"] = like(tensors["v"], (call.batch, call.heads, call.steps, width), torch.float32)
     for name in form.writers if form.is_split else ():
         call.scratch(f"{name}_so_far", p.wk, torch.float32)
     if form.is_delta:
         tensors["dbeta"] = torch.empty(call.batch, call.heads, call.steps, device=call.device)
-    if form.bonus:
-        call.scratch("bonus_adjoints", 1, torch.float32)
     if form.has_vector_gate:
         call.scratch("dgate_pairs", 1, torch.float32)
         tensors["dgate_edges"] = torch.empty(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.recurrences.kernels.recurrence_kernels import fused_stages, segment_stages
-from attnc.runtime.executors.recurrent.chunked import Inputs
+from attnc.runtime.executors.recurrent.linear_inputs import Inputs
 from attnc.runtime.executors.triton.recurrent.recurrence_tensors import (
     TORCH_TYPES,
     RecurrenceTensors,
@@ -27,8 +27,6 @@ def prepare_chunks(call: RecurrenceTensors, inputs: Inputs) -> None:
         name = form.pair_name(i, w)
         exact = form.is_corrected and name == form.triangle
         call.scratch(name, p.length, torch.float32 if exact else None)
-    if form.bonus:
-        call.scratch("bonus_weights", 1, torch.float32)
     count = call.lanes * call.chunks
     width = p.wk if form.gate == "rows" else 1
     tensors["total"] = torch.empty(count, width, dtype=torch.float32, device=call.device)
@@ -48,9 +46,6 @@ def _add_inputs(call: RecurrenceTensors, inputs: Inputs) -> None:
     form, tensors, dtype = call.problem.form, call.tensors, TORCH_TYPES[call.problem.dtype]
     for name in ("v", *form.inputs):
         tensors[name] = aligned(getattr(inputs, name), dtype)
-    if inputs.bonus is not None:
-        bonus = aligned(inputs.bonus, dtype)
-        tensors["bonus"] = bonus[None, :, None].expand_as(inputs.q) if bonus.ndim == 2 else bonus
     _add_gates(call, inputs)
 
 

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from attnc.compiler.recurrences.kernels.recurrence_problem import (
-    LEAST,
-    Correction,
-    Gate,
-    RecurrenceClass,
-    RecurrenceProblem,
-)
+from attnc.compiler.ir import Recur
+from attnc.compiler.recurrences.derived import Coupled
+from attnc.compiler.recurrences.kernels.recurrence_problem import LEAST, RecurrenceProblem
+from attnc.compiler.recurrences.recurrence_class import RecurrenceClass
+from attnc.compiler.recurrences.recurrence_form import RecurrenceForm
 from attnc.runtime.call.call_errors import UnsupportedError
-from attnc.runtime.executors.recurrent.chunk_forms import Gradients
-from attnc.runtime.executors.recurrent.chunked import Inputs
-from attnc.runtime.executors.recurrent.linear import (
-    Delta,
-    RankOne,
-    check_options,
-    check_shapes,
-)
+from attnc.runtime.executors.recurrent import linear as in_torch
+from attnc.runtime.executors.recurrent.linear_inputs import Inputs, checked
+from attnc.runtime.executors.recurrent.passes import Linear
 from attnc.runtime.executors.recurrent.recorded import recorded
 from attnc.runtime.executors.triton.recurrent.backward import backward
 from attnc.runtime.executors.triton.recurrent.forward_passes import forward, step_tokens, walk_chunks
@@ -34,25 +29,42 @@ from attnc.runtime.executors.triton.recurrent.split import check_segments, is_fi
 LONGEST = 64
 """Maximum number of rows in a chunk."""
 
+_ROWS = ("q", "k", "v", "read", "left")
+"""The inputs that are operands of products."""
+
 FEW = LEAST
 """Maximum number of steps that run one after another without gradients; a chunk has at least as many rows."""
 
 
+def without_kernels(derived: RecurrenceForm, recur: Recur, dtype: torch.dtype) -> str:
+    """Return why a recurrence runs as operations of torch in calls of a dtype; empty if all its states have kernels."""
+    if dtype == torch.float64:
+        return "float64 has no kernels"
+    if any(isinstance(stage, Coupled) for stage in derived.stages):
+        return f"the coupled states of `{recur.name}` have no kernels"
+    return ""
+
+
+def linear_of(dtype: torch.dtype) -> Linear:
+    """Return the function for linear passes in a dtype; it casts rows to the dtype, as tile products require."""
+    return in_torch.linear_recurrence if dtype == torch.float64 else partial(_linear_in, dtype)
+
+
+def _linear_in(
+    dtype: torch.dtype, q: Tensor, k: Tensor, v: Tensor, *, chunk: int = LONGEST, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """Run a linear pass by kernels whose operands have a dtype.
+
+    `chunk`: the chunk length chosen for a CPU; kernels use it only where the steps of a token need more than their own.
+    """
+    form, inputs = checked(q, k, v, chunk=max(chunk, LONGEST), **options)
+    rows = {name: x.to(dtype) for name in _ROWS if (x := getattr(inputs, name)) is not None}
+    out, final = _run(form, inputs._replace(**rows), max(chunk, LONGEST), None)
+    return out.to(q.dtype), final
+
+
 def linear_recurrence(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    gate: Tensor | None = None,
-    gate_columns: Tensor | None = None,
-    correction: Delta | RankOne | None = None,
-    before: bool = False,
-    bonus: Tensor | None = None,
-    resets: Tensor | None = None,
-    state: Tensor | None = None,
-    micro: int = 1,
-    chunk: int = 64,
-    segments: int | None = None,
+    q: Tensor, k: Tensor, v: Tensor, *, segments: int | None = None, chunk: int = 64, **options: Any
 ) -> tuple[Tensor, Tensor]:
     """Compute `attnc.runtime.executors.recurrent.linear.linear_recurrence` by Triton kernels.
 
@@ -71,45 +83,26 @@ def linear_recurrence(
         UnsupportedError: as `linear.linear_recurrence`; for fp64, more than 64 micro-steps, a device without kernels.
     """
     check_segments(segments)
-    check_options(gate_columns, correction, before, bonus, micro, chunk)
-    check_shapes(q, k, v, micro, gate, gate_columns, correction, bonus, resets, state)
-    if micro > LONGEST:
-        raise UnsupportedError(f"kernels support micro up to {LONGEST}, got {micro}; the CPU executor has no limit")
-    rows = [q, k, v, *_correction_rows(correction), *([] if bonus is None else [bonus])]
-    if any(x.dtype == torch.float64 for x in rows):
+    return _run(*checked(q, k, v, chunk=chunk, **options), chunk, segments)
+
+
+def _run(form: RecurrenceClass, inputs: Inputs, chunk: int, segments: int | None) -> tuple[Tensor, Tensor]:
+    if form.micro > LONGEST:
+        raise UnsupportedError(
+            f"kernels support micro up to {LONGEST}, got {form.micro}; the CPU executor has no limit"
+        )
+    dtypes = {x.dtype for name in _ROWS if (x := getattr(inputs, name)) is not None}
+    if torch.float64 in dtypes:
         raise UnsupportedError("kernels do not support float64; convert to float32, or compute on the CPU")
-    if state is None:
-        state = torch.zeros(*q.shape[:2], q.shape[-1], v.shape[-1], dtype=torch.float32, device=q.device)
+    q, v = inputs.q, inputs.v
     if not q[..., 0].numel():
-        return q.new_zeros(*q.shape[:3], v.shape[-1]), state.to(torch.float32, copy=True)
-    form = RecurrenceClass(
-        gate=_gate_kind(gate),
-        columns=gate_columns is not None,
-        correction=_correction_kind(correction),
-        before=before,
-        bonus=bonus is not None,
-        resets=resets is not None,
-        micro=micro,
-    )
-    dtypes = {x.dtype for x in rows}
+        return q.new_zeros(*q.shape[:3], v.shape[-1]), inputs.state.to(torch.float32, copy=True)
     problem = problem_of(form, q, v, dtypes.pop() if len(dtypes) == 1 else torch.float32, chunk)
-    inputs = Inputs(
-        q,
-        k,
-        v,
-        state,
-        gate=gate,
-        columns=gate_columns,
-        beta=correction.beta if isinstance(correction, Delta) else None,
-        read=correction.read if correction else None,
-        left=correction.left if isinstance(correction, RankOne) else None,
-        bonus=bonus,
-        resets=resets,
-    )
-    if not _is_recorded(inputs) and (k.shape[2] <= FEW or problem.can_walk):
+    if not _is_recorded(inputs) and (inputs.k.shape[2] <= FEW or problem.can_walk):
         out, final = _not_recorded(problem, segments, inputs)
         return out.to(q.dtype), final
-    return recorded(_ByKernels(problem, segments), inputs)
+    out, final = recorded(_ByKernels(problem, segments), inputs)
+    return out, final
 
 
 def _not_recorded(problem: RecurrenceProblem, segments: int | None, inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -135,17 +128,23 @@ class _ByKernels:
     problem: RecurrenceProblem
     segments: int | None
 
-    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-        p = self.problem
+    keeps: ClassVar[int] = 1
+
+    def forward(self, tensors: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
+        p, inputs = self.problem, Inputs(*tensors)
         call = call_of(p, inputs)
         split(call, "states", self.segments)
         out, states = forward(call, inputs)
         return out.to(inputs.q.dtype), _final_state(p, inputs, states), states
 
-    def backward(self, inputs: Inputs, states: Tensor, d_out: Tensor, d_final: Tensor) -> Gradients:
+    def backward(
+        self, tensors: Sequence[Any], kept: Sequence[Tensor], grads: Sequence[Tensor], needed: Sequence[bool]
+    ) -> list[Tensor | None]:
+        inputs = Inputs(*tensors)
         call = call_of(self.problem, inputs)
         split(call, "adjoints", self.segments)
-        return backward(call, inputs, states, d_out, d_final)
+        gradients = backward(call, inputs, *kept, *grads)
+        return [gradients.get(name) for name in Inputs._fields]
 
 
 def _final_state(problem: RecurrenceProblem, inputs: Inputs, states: Tensor) -> Tensor:
@@ -161,24 +160,3 @@ def _is_recorded(inputs: Inputs) -> bool:
     if any(unpack_dual(x).tangent is not None for x in tensors):  # type: ignore[no-untyped-call]
         return True
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-
-
-def _correction_rows(correction: Delta | RankOne | None) -> list[Tensor]:
-    """Return the tensors of a correction that are operands of products."""
-    if isinstance(correction, Delta):
-        return [] if correction.read is None else [correction.read]
-    return [] if correction is None else [correction.left, correction.read]
-
-
-_GATES: Mapping[int, Gate] = {1: "constant", 3: "scalar", 4: "rows"}
-"""The kind of a gate by its number of dimensions."""
-
-
-def _gate_kind(gate: Tensor | None) -> Gate:
-    return "none" if gate is None else _GATES[gate.ndim]
-
-
-def _correction_kind(correction: Delta | RankOne | None) -> Correction:
-    if isinstance(correction, Delta):
-        return "delta" if correction.read is None else "comba"
-    return "none" if correction is None else correction.sees

@@ -10,10 +10,11 @@ from torch import Tensor
 from attnc.compiler.kernels.kernel_source import TYPES, VECTOR
 from attnc.compiler.recurrences.kernels.block_shapes import blocks_of
 from attnc.compiler.recurrences.kernels.recurrence_kernels import emit
-from attnc.compiler.recurrences.kernels.recurrence_problem import LEAST, RecurrenceClass, RecurrenceProblem
+from attnc.compiler.recurrences.kernels.recurrence_problem import LEAST, RecurrenceProblem
+from attnc.compiler.recurrences.recurrence_class import RecurrenceClass
 from attnc.compiler.recurrences.segment_count import even_segments
 from attnc.runtime.call.device_targets import target_of
-from attnc.runtime.executors.recurrent.chunked import Inputs
+from attnc.runtime.executors.recurrent.linear_inputs import Inputs
 from attnc.runtime.executors.triton.launch import launch
 
 WALKS = frozenset({"states", "adjoints", "walk", "fused"})

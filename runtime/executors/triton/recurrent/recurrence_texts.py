@@ -14,7 +14,7 @@ from attnc.runtime.call.example_inputs import example_inputs, head_count
 from attnc.runtime.call.lengths import natural_length
 from attnc.runtime.call.tensor_checks import input_tensors
 from attnc.runtime.executors.recurrent.pattern_recurrence import PatternRecurrence
-from attnc.runtime.executors.triton.recurrent.passes_on_gpu import without_kernels
+from attnc.runtime.executors.triton.recurrent.linear_on_gpu import without_kernels
 from attnc.runtime.executors.triton.started import started
 from attnc.spec.program import BoundProgram
 
@@ -67,6 +67,3 @@ def recurrent_kernels(
         reason = reason or "float64 has no kernels"
         raise UnsupportedError(f"`{name}`: {reason}; on a GPU it runs as operations of torch")
     return kernels
-
-
-__all__ = ["recurrent_kernels", "recurrent_sources"]

@@ -66,6 +66,3 @@ def _flat(x: Tensor, lead: tuple[int, ...]) -> Tensor:
 def _pairs(x: Tensor) -> Tensor:
     """View complex numbers as twice as many real numbers."""
     return torch.view_as_real(x.contiguous() if x.stride(-1) != 1 else x).flatten(-2)
-
-
-__all__ = ["fill"]

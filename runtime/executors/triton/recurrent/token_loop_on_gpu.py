@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isqrt
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -23,12 +23,11 @@ from attnc.compiler.recurrences.kernels.tape_kernels import Stage, emit_token_by
 from attnc.compiler.recurrences.step_tape import NoTapeError, StepTape, tape_of
 from attnc.runtime.call.call_errors import UnsupportedError
 from attnc.runtime.call.device_targets import target_of
-from attnc.runtime.executors.cpu.autograd import FirstOrder, once
 from attnc.runtime.executors.recurrent.call_tokens import CallTokens
-from attnc.runtime.executors.recurrent.token_loop import fresh_of, order_of, put_back
-from attnc.runtime.executors.recurrent.token_values import TokenValues
+from attnc.runtime.executors.recurrent.recorded import recorded
+from attnc.runtime.executors.recurrent.token_loop import back_order_of, fresh_of, order_of
+from attnc.runtime.executors.recurrent.token_values import TokenValues, reordered
 from attnc.runtime.executors.triton.launch import launch
-from attnc.runtime.process.profiling import backward_row, keep_name
 from attnc.spec.errors import EvaluationError
 
 States = dict[str, Tensor]
@@ -60,10 +59,9 @@ def run(recur: Recur, tokens: CallTokens, states: States, fresh: NDArray[np.bool
             f"`{recur.name}` runs token by token, but not by a kernel: {error}; use the reference "
             f'executor, backend="reference", or move the tensors to the CPU'
         ) from error
-    results = _Stepped.apply(call, *leaves, *initial_states)  # type: ignore[no-untyped-call]
-    out, last = results[0], results[1 : 1 + len(initial_states)]
-    out = out.view(batch, heads, count, -1)
-    return put_back(out, order), dict(zip((name for name, _ in call.stepping.tape.after), last, strict=True))
+    out, *last = recorded(call, [*leaves, *initial_states])
+    out = reordered(out.view(batch, heads, count, -1), back_order_of(order))
+    return out, dict(zip((name for name, _ in call.stepping.tape.after), last, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +124,55 @@ class _TokenCall:
             "stretches": self.stretches,
         }
         launch(emit_token_by_token(self.stepping, stage), self.lanes, tensors, numbers)
+
+    @property
+    def keeps(self) -> int:
+        """Number of tensors of states before stretches."""
+        return len(self.stepping.tape.after) if self.stepping.keeps else 0
+
+    def forward(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Run the forward kernel: out (lanes, T, width), states after the last token, states before stretches."""
+        tape, axes = self.stepping.tape, self.states()
+        states = tensors[len(tape.leaves) :]
+        device = states[0].device
+        out = torch.empty(self.lanes, self.tokens, *self.stepping.shape(tape.ops[tape.read].axes), device=device)
+        last = [torch.empty(x.shape, dtype=torch.float32, device=device) for x in states]
+        kept = [self.buffer(state_axes, self.stretches) for state_axes in axes] if self.stepping.keeps else []
+        tensors_by_name = {"out": out}
+        for n, (initial, end) in enumerate(zip(states, last, strict=True)):
+            tensors_by_name |= {f"begun{n}": initial.float().contiguous(), f"last{n}": end}
+        tensors_by_name |= {f"kept{n}": x for n, x in enumerate(kept)}
+        self.run("forward", dict(zip(tape.leaves, tensors, strict=False)), tensors_by_name)
+        return [out, *last, *kept]
+
+    def backward(
+        self, tensors: Sequence[Tensor], kept: Sequence[Tensor], grads: Sequence[Tensor], needed: Sequence[bool]
+    ) -> list[Tensor]:
+        """Run the backward kernel: the gradients of the leaves and of the initial states."""
+        tape, axes = self.stepping.tape, self.states()
+        (d_out, *d_last), states = grads, tensors[len(tape.leaves) :]
+        leaves = dict(zip(tape.leaves, tensors, strict=False))
+        tensors_by_name = {"dout": d_out.float().contiguous()}
+        for n, state_axes in enumerate(axes):
+            tensors_by_name |= {
+                f"dlast{n}": d_last[n].float().contiguous(),
+                f"kept{n}": kept[n],
+                f"before{n}": self.buffer(state_axes, self.stretch),
+                f"dbegun{n}": self.buffer(state_axes),
+            }
+        for i in tape.leaves:
+            count = self.tokens if i in self.stepping.varying else 1
+            tensors_by_name[f"dleaf{i}"] = self.buffer(tape.ops[i].axes, count)
+        self.run("backward", leaves, tensors_by_name)
+        gradients = [self._summed(tensors_by_name[f"dleaf{i}"], tape.ops[i].axes, x) for i, x in leaves.items()]
+        starts = zip(axes, states, strict=True)
+        return gradients + [self._summed(tensors_by_name[f"dbegun{n}"], *start) for n, start in enumerate(starts)]
+
+    def _summed(self, partial_sums: Tensor, axes: Axes, like: Tensor) -> Tensor:
+        """Reduce a gradient to its tensor's shape: sum over programs and over broadcast dimensions."""
+        lead = (self.batch, self.heads, self.slots(axes))
+        total = partial_sums.view(*lead, *partial_sums.shape[1:]).sum(2)
+        return total.sum_to_size(like.shape).to(like.dtype)
 
 
 def _token_call(recur: Recur, values: TokenValues, states: States, fresh: NDArray[np.bool_] | None) -> _TokenCall:
@@ -195,78 +242,3 @@ def _check_picks(tape: StepTape, tests: Mapping[int, NDArray[np.int64]], sizes: 
             if smallest < 0 or largest >= size:
                 worst = smallest if smallest < 0 else largest
                 raise EvaluationError("A902", f"the index {worst} is out of range", None, f"there are {size} entries")
-
-
-class _Stepped(FirstOrder):
-    """The differentiable kernel: (out (lanes, T, width), states after the last token, states before stretches)."""
-
-    @staticmethod
-    def forward(call: _TokenCall, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return _forward(call, tensors)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.call = inputs[0]
-        keep_name(ctx)
-        kept = output[1 + len(ctx.call.stepping.tape.after) :]
-        ctx.save_for_backward(*inputs[1:], *kept)
-        ctx.mark_non_differentiable(*kept)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        count = 1 + len(ctx.call.stepping.tape.after)
-        with backward_row(ctx):
-            return (None, *once(_backward, ctx.call, *grads[:count], *ctx.saved_tensors))
-
-
-def _forward(call: _TokenCall, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Run the forward kernel: (out, states after the last token, states before stretches)."""
-    tape, axes = call.stepping.tape, call.states()
-    states = tensors[len(tape.leaves) :]
-    device = states[0].device
-    out = torch.empty(call.lanes, call.tokens, *call.stepping.shape(tape.ops[tape.read].axes), device=device)
-    last = [torch.empty(x.shape, dtype=torch.float32, device=device) for x in states]
-    kept = [call.buffer(state_axes, call.stretches) for state_axes in axes] if call.stepping.keeps else []
-    tensors_by_name = {"out": out}
-    for n, (initial, end) in enumerate(zip(states, last, strict=True)):
-        tensors_by_name |= {f"begun{n}": initial.float().contiguous(), f"last{n}": end}
-    tensors_by_name |= {f"kept{n}": x for n, x in enumerate(kept)}
-    call.run("forward", dict(zip(tape.leaves, tensors, strict=False)), tensors_by_name)
-    return (out, *last, *kept)
-
-
-def _backward(call: _TokenCall, *saved: Tensor) -> tuple[Tensor, ...]:
-    """Run the backward kernel: the gradients of the leaves and of the initial states."""
-    tape, axes = call.stepping.tape, call.states()
-    count = len(axes)
-    d_out, d_last, rest = saved[0], saved[1 : 1 + count], saved[1 + count :]
-    leaves, states, kept = rest[: len(tape.leaves)], rest[len(tape.leaves) : -count], rest[-count:]
-    tensors_by_name = {"dout": d_out.float().contiguous()}
-    for n, state_axes in enumerate(axes):
-        tensors_by_name |= {
-            f"dlast{n}": d_last[n].float().contiguous(),
-            f"kept{n}": kept[n],
-            f"before{n}": call.buffer(state_axes, call.stretch),
-            f"dbegun{n}": call.buffer(state_axes),
-        }
-    for i in tape.leaves:
-        tensors_by_name[f"dleaf{i}"] = call.buffer(tape.ops[i].axes, call.tokens if i in call.stepping.varying else 1)
-    call.run("backward", dict(zip(tape.leaves, leaves, strict=True)), tensors_by_name)
-    gradients = [
-        _summed(call, tensors_by_name[f"dleaf{i}"], tape.ops[i].axes, x)
-        for i, x in zip(tape.leaves, leaves, strict=True)
-    ]
-    gradients += [
-        _summed(call, tensors_by_name[f"dbegun{n}"], state_axes, states[n]) for n, state_axes in enumerate(axes)
-    ]
-    return tuple(gradients)
-
-
-def _summed(call: _TokenCall, partial_sums: Tensor, axes: Axes, like: Tensor) -> Tensor:
-    """Reduce a gradient to its tensor's shape: sum over programs and over broadcast dimensions."""
-    lead = (call.batch, call.heads, call.slots(axes))
-    total = partial_sums.view(*lead, *partial_sums.shape[1:]).sum(2)
-    return total.sum_to_size(like.shape).to(like.dtype)
-
-
-__all__ = ["run"]

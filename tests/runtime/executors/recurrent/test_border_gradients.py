@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from attnc import UnsupportedError, compile_attention, fallbacks, reset_fallbacks
-from attnc.runtime.executors.recurrent import border_gradients
+from attnc.runtime.executors.recurrent import borders
 
 TEXT = """recurrence bordered
     input g: log_decay[batch, token, head]
@@ -174,11 +174,11 @@ def test_host_waits_are_counted_and_skipped_during_capture(capturing: bool, monk
         return True
 
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-    monkeypatch.setattr(border_gradients, "is_finite", is_finite)
+    monkeypatch.setattr(borders, "is_finite", is_finite)
     reset_fallbacks()
     with FakeTensorMode():
         grads = [torch.empty(2, 3, device="cuda"), torch.empty(2, device="cuda")]
-        assert border_gradients._finite_or_captured("bordered", grads)
+        assert borders._finite_or_captured("bordered", grads)
     assert len(tested) == (0 if capturing else 2)
     counted = [(fallback.pattern, fallback.kind, fallback.count) for fallback in fallbacks()]
     assert counted == ([] if capturing else [("bordered", "host wait", 1)])

@@ -12,7 +12,7 @@ from torch import Tensor
 from attnc import Attention, UnsupportedError, compile_attention
 from attnc.compiler.recurrences.derived import Coupled
 from attnc.runtime.executors.recurrent import chunk_layout, coupled_chunks
-from attnc.runtime.executors.recurrent.pair_weights import weights
+from attnc.runtime.executors.recurrent.coupled_chunks import weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -273,7 +273,7 @@ def test_reads_at_the_start_of_a_chunk_solve_no_triangle(monkeypatch: pytest.Mon
         solved.append(real_reach_of(*arguments).solved)
         return real_reach_of(*arguments)
 
-    monkeypatch.setattr("attnc.runtime.executors.recurrent.coupled_stretches.reach_of", reach_of)
+    monkeypatch.setattr("attnc.runtime.executors.recurrent.coupled_tokens.reach_of", reach_of)
     attend = compile_attention("titans_linear")
     call = Call(140)
     gates = {"rate": call.inputs["a"], "hold": call.inputs["h"], "forget": call.inputs["a"]}

@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from attnc import compile_attention
 from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.executors.recurrent import chunk_layout
-from attnc.runtime.executors.recurrent.linear import Delta, RankOne, linear_recurrence
-from attnc.runtime.executors.recurrent.triangle import inverse
+from attnc.runtime.executors.recurrent.chunk_forms import inverse
+from attnc.runtime.executors.recurrent.linear import linear_recurrence
+from attnc.runtime.executors.recurrent.linear_inputs import Delta, RankOne
 from recurrence_cases import CLASSES, GATED, REGIMES, Tensors, chunked, draw_case, error, truth
 
 TIGHT = 1e-12
@@ -26,8 +28,6 @@ def assert_close(ours: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], t
 def stretch_of(name: str, tensors: Tensors, tokens: slice, state: Tensor) -> tuple[Tensor, Tensor]:
     """Run a stretch of tokens (micro = 1) from the given state."""
     unsliced = {"gate"} if "constant" in name.split() else set()
-    if "bonus" in tensors and tensors["bonus"].ndim == 2:
-        unsliced |= {"bonus"}
     rest = {key: x if key in unsliced else x[:, :, tokens] for key, x in tensors.items() if key != "state"}
     return chunked(name, rest | {"state": state})
 
@@ -47,7 +47,7 @@ def test_regimes(name: str, regime: str) -> None:
 
 
 @pytest.mark.parametrize("micro", [2, 3])
-@pytest.mark.parametrize("name", [name for name in CLASSES if "bonus" not in name])
+@pytest.mark.parametrize("name", CLASSES)
 def test_micro_steps(name: str, micro: int) -> None:
     case = draw_case(name, tokens=50, micro=micro)
     resets = torch.zeros(2, 50, dtype=torch.bool)
@@ -73,7 +73,7 @@ def test_several_stretches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("micro", [2, 4])
-@pytest.mark.parametrize("name", [name for name in CLASSES if "bonus" not in name])
+@pytest.mark.parametrize("name", CLASSES)
 def test_a_stretch_with_as_many_rows_as_tokens(name: str, micro: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stretch holds as many rows as the call has tokens, fewer than the call's rows with micro-steps."""
     case = draw_case(name, tokens=64, micro=micro)
@@ -153,13 +153,32 @@ def test_no_batch_and_no_heads() -> None:
         assert (out.shape, state.shape) == ((batch, heads, 5, 4), (batch, heads, 4, 4))
 
 
-def test_bonus_with_the_delta_rule() -> None:
-    """The bonus weighs k vᵀ itself, without β."""
-    case = draw_case("scalar delta before", tokens=70)
-    bonus = torch.randn(3, 8, dtype=torch.float64)
-    out, final = chunked("scalar delta before", case)
-    extra = (case["q"] * bonus[:, None] * case["k"]).sum(-1, keepdim=True) * case["v"]
-    assert_close(chunked("scalar delta before", case | {"bonus": bonus}), (out + extra, final), TIGHT)
+SEVERAL = {
+    "a write and a correction": "step S = S + outer(k, v)\nstep S = S + beta * outer(k, v - k @ S)",
+    "a correction and a write": "step S = S + beta * outer(k, v - k @ S)\nstep S = S + outer(w, v)",
+    "a decay and a correction": "step S = beta * S + outer(w, v)\nstep S = S + beta * outer(k, v - k @ S)",
+    "two kinds of corrections": "step S = S + beta * outer(k, v - k @ S)\nstep S = S - beta / 2 * outer(w, k @ S)",
+    "the old state first": "step S = beta * S + outer(k, w @ S) / 2\nstep S = S + beta * outer(k, v - k @ S)",
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_steps_of_which_some_correct(name: str) -> None:
+    """Only some steps of a token correct the state, or they correct it in different ways."""
+    inputs = ["input beta: unit[batch, token, head]", "input w: real[batch, token, head, dk]", "state S: [dk, dv]"]
+    text = "\n    ".join(["recurrence r", *inputs, *SEVERAL[name].splitlines(), "read q @ S"]) + "\n"
+    case = draw_case("delta", tokens=70)
+    tensors = [case["q"], case["k"], case["v"], case["beta"].mT, case["k"].flip(2).transpose(1, 2)]
+    results = []
+    for backend in ("auto", "reference"):
+        attend = compile_attention(text, backend=backend)
+        ours = [x.clone().requires_grad_() for x in tensors]
+        out = attend(*ours[:3], beta=ours[3], w=ours[4])
+        grads = torch.autograd.grad(out.square().sum(), ours, allow_unused=True, materialize_grads=True)
+        results.append([out, *grads])
+    assert "token by token" not in compile_attention(text).derivation()
+    for actual, reference in zip(*results, strict=True):
+        assert error(actual, reference) < TIGHT
 
 
 @pytest.mark.parametrize("beta", [1.0, 1.9])
@@ -186,8 +205,6 @@ REFUSED: dict[str, dict[str, Any]] = {
     "correction.beta: expected shape": {"correction": Delta(X)},
     "correction.read: expected shape": {"correction": Delta(X[..., 0], Y)},
     "correction.left: expected shape": {"correction": RankOne(Y, X, "old")},
-    "bonus requires before=True": {"bonus": X},
-    "bonus: expected shape": {"bonus": X[0, 0], "before": True},
     "resets: expected bool": {"resets": torch.zeros(2, 8)},
     "resets: expected shape": {"resets": torch.zeros(2, 3, 8, dtype=torch.bool)},
     "state: expected shape": {"state": torch.zeros(2, 3, 5, 4)},

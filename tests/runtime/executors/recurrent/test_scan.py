@@ -13,8 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.executors.recurrent import prefixes, stretch_scan
 from attnc.runtime.executors.recurrent.monoids import running_log_sum, running_max
-from attnc.runtime.executors.recurrent.scan import scan_stretches
-from attnc.runtime.executors.recurrent.stretch_scan import StretchStates
+from attnc.runtime.executors.recurrent.stretch_scan import StretchStates, scan_stretches
 from linear_scans import linear_scan
 from recurrence_cases import error
 

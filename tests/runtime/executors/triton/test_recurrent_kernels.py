@@ -12,7 +12,7 @@ from torch import Tensor
 import recurrence_cases
 from attnc.compiler.recurrences.kernels.recurrence_kernels import emit, stages
 from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
-from attnc.runtime.executors.recurrent.linear import Delta, RankOne
+from attnc.runtime.executors.recurrent.linear_inputs import Delta, RankOne
 from attnc.runtime.executors.triton.recurrent.linear_on_gpu import linear_recurrence
 from attnc.runtime.executors.triton.recurrent.recurrence_tensors import problem_of
 from attnc.runtime.toolchain import library_gate
@@ -84,7 +84,7 @@ def test_micro_steps_and_resets(name: str, micro: int) -> None:
     check(name, draw_case(name, tokens=20, micro=micro, sizes=(2, 1, 8, 5)), resets, micro)
 
 
-@pytest.mark.parametrize("name", ["", "columns", "scalar before", "rows before bonus", "delta", "rows decayed"])
+@pytest.mark.parametrize("name", ["", "columns", "scalar before", "rows before", "delta", "rows decayed"])
 def test_resets(name: str) -> None:
     resets = torch.zeros(2, 40, dtype=torch.bool)
     resets[0, [3, 16, 31]], resets[1, 20] = True, True
@@ -149,7 +149,7 @@ def test_wide_heads(name: str, sizes: tuple[int, int, int, int]) -> None:
     check(name, draw_case(name, tokens=20, sizes=sizes))
 
 
-@pytest.mark.parametrize("name", ["scalar", "rows delta", "rows columns before bonus", "rows old"])
+@pytest.mark.parametrize("name", ["scalar", "rows delta", "rows columns before", "rows old"])
 def test_half_precision(name: str) -> None:
     check(name, draw_case(name, tokens=40, sizes=(1, 1, 32, 16)), chunk=32, dtype=torch.float16, limit=1e-2)
 
@@ -207,7 +207,6 @@ def drawn(*shape: int) -> Tensor:
     [
         ({"q": torch.zeros(1, 1, 4, 8, dtype=torch.float64)}, UnsupportedError, "float64; convert to float32"),
         ({"micro": 65, "chunk": 128, "k": drawn(1, 1, 260, 8), "v": drawn(1, 1, 260, 5)}, UnsupportedError, "up to 64"),
-        ({"bonus": drawn(1, 8)}, ArgumentError, "before=True"),
         ({"gate": drawn(1, 1, 5)}, ArgumentError, "gate: expected shape"),
         ({"k": torch.zeros(1, 1, 4, 8, dtype=torch.int64)}, ArgumentTypeError, "k: expected real numbers"),
     ],
@@ -242,7 +241,7 @@ def test_kernel_texts_contain_only_what_their_class_needs() -> None:
 
 
 def recurrence_form(**more: Any) -> Any:
-    from attnc.compiler.recurrences.kernels.recurrence_problem import RecurrenceClass
+    from attnc.compiler.recurrences.recurrence_class import RecurrenceClass
 
     return RecurrenceClass(**more)
 

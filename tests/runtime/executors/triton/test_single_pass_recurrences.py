@@ -12,7 +12,8 @@ from torch import Tensor
 import recurrence_cases
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.recurrences.kernels.recurrence_kernels import emit, walk_stages
-from attnc.compiler.recurrences.kernels.recurrence_problem import RecurrenceClass, RecurrenceProblem
+from attnc.compiler.recurrences.kernels.recurrence_problem import RecurrenceProblem
+from attnc.compiler.recurrences.recurrence_class import RecurrenceClass
 from attnc.runtime.call.call_errors import UnsupportedError
 from attnc.runtime.executors.triton.recurrent.linear_on_gpu import linear_recurrence
 from attnc.runtime.toolchain.recurrence_gate import SELECTION
@@ -70,20 +71,11 @@ def check(
 
 
 @pytest.mark.usefixtures("in_fp32")
-@pytest.mark.parametrize("name", [*PREPARED, "rows before bonus", "constant delta", "rows old before bonus"])
+@pytest.mark.parametrize("name", [*PREPARED, "rows before", "constant delta", "rows old before"])
 def test_prepared_rows(name: str) -> None:
     corrected = {"delta", "comba", "decayed", "old"} & set(name.split())
     expected = ("prepare", "solve", "walk") if corrected else ("prepare", "walk")
     check(name, draw_case(name, tokens=TOKENS, sizes=SMALL), expected)
-
-
-@pytest.mark.usefixtures("in_fp32")
-def test_a_bonus_beside_a_delta_rule() -> None:
-    """The call passes no β, because the token loop's keys already contain it."""
-    case = draw_case("scalar delta before bonus", tokens=TOKENS, sizes=SMALL)
-    expected = chunked("scalar delta before bonus", case)
-    result = by_kernels("scalar delta before bonus", {key: x.float() for key, x in case.items()})
-    assert all(error(a, b) < LIMIT for a, b in zip(result, expected, strict=True))
 
 
 @pytest.mark.usefixtures("in_fp32")
@@ -228,7 +220,6 @@ def test_which_problems_run_in_a_single_pass() -> None:
     assert walk_stages(problem(RecurrenceClass(gate="scalar"))) == ("walk", "weights", "fused")
     assert walk_stages(problem(RecurrenceClass(resets=True), 128)) == ("walk", "weights", "fused")
     assert walk_stages(problem(RecurrenceClass(gate="scalar"), 256)) == ("walk",)
-    assert walk_stages(problem(RecurrenceClass(gate="scalar", before=True, bonus=True))) == ("walk",)
     assert walk_stages(problem(RecurrenceClass(gate="scalar", micro=2))) == ("walk",)
     assert walk_stages(problem(RecurrenceClass(gate="rows", columns=True))) == ()
     assert walk_stages(problem(RecurrenceClass(), dtype="float32")) == ()

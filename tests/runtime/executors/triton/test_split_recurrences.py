@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 import recurrence_cases
-from attnc.compiler.recurrences.kernels.recurrence_problem import RecurrenceClass
+from attnc.compiler.recurrences.recurrence_class import RecurrenceClass
 from attnc.compiler.recurrences.segment_count import even_segments, fitting_segments
 from attnc.runtime.call.call_errors import ArgumentError
-from attnc.runtime.executors.recurrent.linear import Delta
+from attnc.runtime.executors.recurrent.linear_inputs import Delta
 from attnc.runtime.executors.triton.recurrent import split
 from attnc.runtime.executors.triton.recurrent.linear_on_gpu import linear_recurrence
 from attnc.runtime.executors.triton.recurrent.recurrence_tensors import RecurrenceTensors, problem_of
@@ -71,7 +71,7 @@ def test_two_and_three_segments(name: str, segments: int) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "constant", "columns", "scalar before", "rows before bonus", "constant delta", "scalar comba", "rows old"],
+    ["", "constant", "columns", "scalar before", "rows before", "constant delta", "scalar comba", "rows old"],
 )
 def test_classes(name: str) -> None:
     check(name, draw_case(name, tokens=TOKENS, sizes=SMALL), 3)
